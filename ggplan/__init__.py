@@ -1,0 +1,67 @@
+"""ggplan plans and writes mixed-precision GGUF files.
+
+The library is what the command line uses; these names are its public face:
+
+    >>> import ggplan
+    >>> model = ggplan.open_model("GLM-4.5-Air")
+    >>> plan = ggplan.make_plan(model, ggplan.load_recipe("glm4moe/hq4_k"))
+    >>> ggplan.convert(plan, "GLM-4.5-Air-HQ4_K.gguf")
+
+    >>> blocks = ggplan.quantize(weights, "q4_K")  # (rows, n) float32 -> (rows, row bytes) uint8
+
+Names are imported at first use, so `import ggplan` loads neither numba nor NumPy.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from ggplan.convert import convert as convert
+    from ggplan.errors import Error as Error
+    from ggplan.ggml_types import GgmlType as GgmlType
+    from ggplan.ggml_types import parse_type as parse_type
+    from ggplan.imatrix import load_imatrix as load_imatrix
+    from ggplan.model import Model as Model
+    from ggplan.model import TensorInfo as TensorInfo
+    from ggplan.opening import open_model as open_model
+    from ggplan.planning import Plan as Plan
+    from ggplan.planning import make_plan as make_plan
+    from ggplan.quants import dequantize as dequantize
+    from ggplan.quants import quantize as quantize
+    from ggplan.rules import Recipe as Recipe
+    from ggplan.rules import load_recipe as load_recipe
+    from ggplan.rules import parse_recipe as parse_recipe
+
+_HOME = {
+    "convert": "ggplan.convert",
+    "Error": "ggplan.errors",
+    "GgmlType": "ggplan.ggml_types",
+    "parse_type": "ggplan.ggml_types",
+    "load_imatrix": "ggplan.imatrix",
+    "Model": "ggplan.model",
+    "TensorInfo": "ggplan.model",
+    "open_model": "ggplan.opening",
+    "Plan": "ggplan.planning",
+    "make_plan": "ggplan.planning",
+    "dequantize": "ggplan.quants",
+    "quantize": "ggplan.quants",
+    "Recipe": "ggplan.rules",
+    "load_recipe": "ggplan.rules",
+    "parse_recipe": "ggplan.rules",
+}
+
+__all__ = ["__version__", *_HOME]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'ggplan' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,48 @@
+"""The errors ggplan raises for what a user can mend.
+
+Each carries what a message needs: what is wrong, where (file, line, tensor) and a hint what to do.
+The library raises them, the command line prints them as one line and exits 1, nothing else does.
+"""
+
+from __future__ import annotations
+
+
+class Error(Exception):
+    """The base of every error that is the input's fault, not ggplan's.
+
+    Parameters
+    ----------
+    message
+        One sentence that stands alone and names the culprit (file, tensor, line).
+    hint
+        What to do instead, or "".
+    """
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class CheckpointError(Error):
+    """A checkpoint (safetensors, GGUF, config, tokenizer) is damaged, incomplete or of an unknown kind."""
+
+
+class TypeNameError(Error):
+    """A text is not the name of a ggml type."""
+
+
+class RecipeError(Error):
+    """A recipe cannot be read; the message is a rendered diagnostic with file, line and caret."""
+
+
+class PlanError(Error):
+    """A recipe cannot be applied to a model: a shape forbids a type, an imatrix does not fit, ..."""
+
+
+class ImatrixError(Error):
+    """An importance matrix file is damaged or does not belong to the model."""
+
+
+class ConversionError(Error):
+    """Writing the output failed: no space, a bad weight, a file that changed under the reader."""
