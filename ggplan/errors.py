@@ -46,3 +46,7 @@ class ImatrixError(Error):
 
 class ConversionError(Error):
     """Writing the output failed: no space, a bad weight, a file that changed under the reader."""
+
+
+class QuantizationError(Error, ValueError):
+    """An array cannot be encoded or decoded: not whole blocks, a weight that is not finite, a wrong type."""

@@ -1,0 +1,189 @@
+"""Encode float32 weights to ggml's types and decode them again: arrays in, bytes out.
+
+    blocks = quantize(rows, "q4_K", imatrix=importance)     (..., n) float32 -> (..., row bytes) uint8
+    rows = dequantize(blocks, "q4_K")                       (..., row bytes) uint8 -> (..., n) float32
+
+The bytes are those of ggml's `ggml_quantize_chunk`, built for x86-64 as llama.cpp builds it by default, and
+the weights those of its `dequantize_row_*`, bit for bit, on every machine.
+
+`quantize` and `dequantize` check what they are given. `encode_into` and `decode_into` check nothing, allocate
+nothing that grows with the input, and run most of their time without the GIL: they are for code that streams
+rows through its own buffers from several threads, after `first_nonfinite` has passed the rows.
+
+Nothing here knows of files, models or rules. Numba is imported, and a kernel compiled, when the first rows of
+a type that needs it arrive; `warm_up` does so ahead of time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ggplan.errors import QuantizationError
+from ggplan.ggml_types import GgmlType, parse_type
+from ggplan.quants.codecs import decoder, encoder
+from ggplan.quants.finite import count_nonfinite, first_nonfinite
+
+if TYPE_CHECKING:
+    F32Array = NDArray[np.float32]
+    Bytes = NDArray[np.uint8]
+
+__all__ = ["decode_into", "dequantize", "encode_into", "first_nonfinite", "quantize", "warm_up"]
+
+# Decoders make temporary arrays as large as their input: pieces of this many weights keep them in the cache.
+_DECODE_PIECE = 64 * 1024
+
+
+def quantize(rows: ArrayLike, type: str | GgmlType, imatrix: ArrayLike | None = None) -> Bytes:
+    """Encode rows of weights.
+
+    Parameters
+    ----------
+    rows
+        Weights (..., n), of a type that float32 can take; n must be whole blocks of `type`.
+    type
+        A ggml type that ggplan can write, or its name in any case.
+    imatrix
+        The importance of each column (n,), non-negative; None for the types' plain encoders. Types without
+        such a choice (f32, f16, bf16, q8_0) ignore it, as ggml does.
+
+    Returns
+    -------
+    The blocks (..., row bytes), uint8.
+
+    Raises
+    ------
+    QuantizationError
+        If n is not whole blocks, a weight is NaN or infinite, the imatrix does not fit, or the type
+        cannot be written. It is a ValueError too.
+    TypeNameError
+        If `type` names no ggml type.
+    """
+    target = _as_type(type)
+    if not target.encodable:
+        raise QuantizationError(f"ggplan cannot write {target}", hint="`ggplan types` lists the types it can")
+    weights = _as_float32(rows, "the weights")
+    if weights.ndim == 0:
+        raise QuantizationError("a single number is no row of weights", hint="pass an array of shape (..., n)")
+    n = weights.shape[-1]
+    if not target.fits(n):
+        raise QuantizationError(
+            f"a row of {n} weights is not whole blocks of {target}: {n} % {target.block_size} ="
+            f" {n % target.block_size}"
+        )
+    _require_finite(weights, "the weights")
+    importance = None if imatrix is None else _as_importance(imatrix, n)
+    blocks = np.empty((*weights.shape[:-1], target.row_bytes(n)), np.uint8)
+    if weights.size:
+        encode_into(weights.reshape(-1, n), target, importance, blocks.reshape(-1, blocks.shape[-1]))
+    return blocks
+
+
+def dequantize(blocks: ArrayLike, type: str | GgmlType) -> F32Array:
+    """Decode rows of blocks.
+
+    Parameters
+    ----------
+    blocks
+        Bytes (..., row bytes), uint8; a row must be whole blocks of `type`.
+    type
+        A ggml type that ggplan can read, or its name in any case.
+
+    Returns
+    -------
+    The weights (..., n), float32.
+
+    Raises
+    ------
+    QuantizationError
+        If the rows are not whole blocks, not bytes, or of a type that cannot be read. It is a ValueError too.
+    TypeNameError
+        If `type` names no ggml type.
+    """
+    source = _as_type(type)
+    if not source.decodable:
+        raise QuantizationError(f"ggplan cannot read {source}", hint="`ggplan types` lists the types it can")
+    data = np.asarray(blocks)
+    if data.dtype != np.uint8:
+        raise QuantizationError(f"blocks are bytes (uint8), not {data.dtype}")
+    if data.ndim == 0:
+        raise QuantizationError("a single byte is no row of blocks", hint="pass an array of shape (..., row bytes)")
+    row_bytes = data.shape[-1]
+    n_blocks, rest = divmod(row_bytes, source.block_bytes)
+    if rest:
+        raise QuantizationError(
+            f"a row of {row_bytes} bytes is not whole blocks of {source}: {row_bytes} % {source.block_bytes} ="
+            f" {rest}"
+        )
+    weights = np.empty((*data.shape[:-1], n_blocks * source.block_size), np.float32)
+    if weights.size:
+        data = np.ascontiguousarray(data).reshape(-1, row_bytes)
+        decode_into(data, source, weights.reshape(-1, weights.shape[-1]))
+    return weights
+
+
+def encode_into(rows: F32Array, type: GgmlType, imatrix: F32Array | None, out: Bytes) -> None:
+    """Encode contiguous finite `rows` (m, n) into contiguous `out` (m, row bytes), unchecked."""
+    encoder(type.name)(rows, imatrix, out)
+
+
+def decode_into(blocks: Bytes, type: GgmlType, out: F32Array) -> None:
+    """Decode contiguous `blocks` (m, row bytes) into contiguous `out` (m, n), unchecked."""
+    decode = decoder(type.name)
+    data = blocks.reshape(-1, type.block_bytes)
+    weights = out.reshape(-1, type.block_size)
+    step = max(1, _DECODE_PIECE // type.block_size)
+    with np.errstate(all="ignore"):  # an infinite scale in a damaged block gives the infinity and NaN of ggml
+        for start in range(0, len(data), step):
+            decode(data[start : start + step], weights[start : start + step])
+
+
+def warm_up(types: Iterable[GgmlType], *, with_imatrix: bool) -> None:
+    """Compile the encoders of `types`, or load them from Numba's cache, by encoding one row of zeros.
+
+    Safe to call from any thread. An encoder with an imatrix and without are two kernels; only the one
+    asked for is compiled.
+    """
+    for type in types:
+        n = type.block_size
+        importance = np.ones(n, np.float32) if with_imatrix else None
+        encode_into(np.zeros((1, n), np.float32), type, importance, np.empty((1, type.row_bytes(n)), np.uint8))
+
+
+def _as_type(type: str | GgmlType) -> GgmlType:
+    return parse_type(type) if isinstance(type, str) else type
+
+
+def _as_float32(values: ArrayLike, what: str) -> F32Array:
+    given = np.asarray(values)
+    if not np.can_cast(given.dtype, np.float32, "same_kind"):
+        raise QuantizationError(f"{what} are {given.dtype}, which is no kind of real number")
+    with np.errstate(over="ignore"):  # what overflows becomes infinite and is refused as such
+        return np.ascontiguousarray(given, np.float32) if given.ndim else given.astype(np.float32)
+
+
+def _as_importance(imatrix: ArrayLike, n: int) -> F32Array:
+    importance = _as_float32(imatrix, "the imatrix values")
+    if importance.shape != (n,):
+        raise QuantizationError(
+            f"the imatrix has shape {importance.shape}, but rows of {n} weights need {(n,)}",
+            hint="pass one importance per column",
+        )
+    _require_finite(importance, "the imatrix values")
+    if (importance < 0).any():
+        at = int((importance < 0).argmax())
+        raise QuantizationError(f"the importance of column {at} is negative ({importance[at]})")
+    return importance
+
+
+def _require_finite(values: F32Array, what: str) -> None:
+    first = first_nonfinite(values)
+    if first >= 0:
+        at = tuple(int(i) for i in np.unravel_index(first, values.shape))
+        raise QuantizationError(
+            f"{count_nonfinite(values)} of {what} ({values.size}) are NaN or infinite; the first is"
+            f" {values.flat[first]} at index {at if len(at) > 1 else at[0]}"
+        )

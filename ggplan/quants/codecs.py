@@ -1,0 +1,77 @@
+"""Which function writes and which reads each ggml type.
+
+Functions are named, not imported: the encoders that need Numba cost a second to import and seconds to
+compile, so each is brought in when a tensor first needs it.
+
+    encoder    encode(rows, importance, out)    rows (n, columns) float32, out (n, row bytes) uint8
+    decoder    decode(blocks, out)              blocks (n, block bytes) uint8, out (n, block size) float32
+
+All arrays are C-contiguous, shapes fit, weights are finite: the callers in `ggplan.quants` see to it.
+`importance` is (columns,) float32 or None, and ignored by the types that have no use for it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from functools import cache
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+F32Array = NDArray[np.float32]
+Bytes = NDArray[np.uint8]
+Encode = Callable[[F32Array, F32Array | None, Bytes], None]
+Decode = Callable[[Bytes, F32Array], None]
+
+ENCODERS = {
+    "f32": "floats:encode_f32",
+    "f16": "floats:encode_f16",
+    "bf16": "floats:encode_bf16",
+    "q4_0": "blocks32:encode_q4_0",
+    "q4_1": "blocks32:encode_q4_1",
+    "q5_0": "blocks32:encode_q5_0",
+    "q5_1": "blocks32:encode_q5_1",
+    "q8_0": "blocks32:encode_q8_0",
+    "q2_K": "q2_k:encode",
+    "q3_K": "q3_k:encode",
+    "q4_K": "q45_k:encode_q4_k",
+    "q5_K": "q45_k:encode_q5_k",
+    "q6_K": "q6_k:encode",
+    "iq4_nl": "iq4_nl:encode",
+}
+
+DECODERS = {
+    "f32": "floats:decode_f32",
+    "f16": "floats:decode_f16",
+    "bf16": "floats:decode_bf16",
+    "q4_0": "decode:decode_q4_0",
+    "q4_1": "decode:decode_q4_1",
+    "q5_0": "decode:decode_q5_0",
+    "q5_1": "decode:decode_q5_1",
+    "q8_0": "decode:decode_q8_0",
+    "q2_K": "decode:decode_q2_k",
+    "q3_K": "decode:decode_q3_k",
+    "q4_K": "decode:decode_q4_k",
+    "q5_K": "decode:decode_q5_k",
+    "q6_K": "decode:decode_q6_k",
+    "iq4_nl": "decode:decode_iq4_nl",
+}
+
+
+@cache
+def encoder(type_name: str) -> Encode:
+    """The encoder of an encodable type, by ggml's spelling of its name."""
+    return cast(Encode, _find(ENCODERS[type_name]))
+
+
+@cache
+def decoder(type_name: str) -> Decode:
+    """The decoder of a decodable type, by ggml's spelling of its name."""
+    return cast(Decode, _find(DECODERS[type_name]))
+
+
+def _find(place: str) -> Any:
+    module, _, function = place.partition(":")
+    return getattr(importlib.import_module(f"ggplan.quants.{module}"), function)

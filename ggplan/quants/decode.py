@@ -1,0 +1,163 @@
+"""Decoders of the block types: bytes to float32, in plain NumPy, equal to ggml's `dequantize_row_*`.
+
+A block holds small integers q and a scale or two; a weight is `scale * q`, `scale * q + minimum` or
+`scale * table[q]`. In a superblock of 256 the sub-blocks' scales are themselves small integers under a
+half-precision scale of the superblock:
+
+    type     block            weights           weight =
+    q4_0     d qs             32                d (q - 8)
+    q4_1     d m qs           32                d q + m
+    q5_0     d qh qs          32                d (q - 16)
+    q5_1     d m qh qs        32                d q + m
+    q8_0     d qs             32                d q
+    iq4_nl   d qs             32                d IQ4_NL_LEVELS[q]
+    q2_K     sc qs d dmin     16 x 16           (d sc) q - (dmin m)
+    q3_K     hm qs sc d       16 x 16           (d (sc - 32)) (q - 4)
+    q4_K     d dmin sc qs     8 x 32            (d sc) q - (dmin m)
+    q5_K     d dmin sc qh qs  8 x 32            (d sc) q - (dmin m)
+    q6_K     ql qh sc d       16 x 16           (d sc) (q - 32)
+
+The brackets are ggml's order of operations; each rounds to float32, and the order is part of the value.
+Layouts: llama.cpp b11434, `ggml/src/ggml-common.h`; arithmetic: `ggml/src/ggml-quants.c`.
+
+Every function takes `blocks` (n, block bytes) and fills `out` (n, block size).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+F32Array = NDArray[np.float32]
+Bytes = NDArray[np.uint8]
+
+# The levels of iq4_nl, denser near zero: about as likely as each other for weights of a bell-shaped density.
+IQ4_NL_LEVELS: Final = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+_IQ4_NL = np.array(IQ4_NL_LEVELS, np.float32)
+
+
+def decode_q4_0(blocks: Bytes, out: F32Array) -> None:
+    """`d:f16 qs:u8[16]`: byte j holds weight j below and weight j + 16 above."""
+    q = _fields(blocks[:, 2:18], 16, 4).view(np.int8)
+    q -= 8
+    np.multiply(q, _half(blocks, 0), out=out)
+
+
+def decode_q4_1(blocks: Bytes, out: F32Array) -> None:
+    """`d:f16 m:f16 qs:u8[16]`, packed as in q4_0."""
+    np.multiply(_fields(blocks[:, 4:20], 16, 4), _half(blocks, 0), out=out)
+    out += _half(blocks, 2)
+
+
+def decode_q5_0(blocks: Bytes, out: F32Array) -> None:
+    """`d:f16 qh:u8[4] qs:u8[16]`: q4_0's four bits, and bit j of qh is the fifth of weight j."""
+    q = _fields(blocks[:, 6:22], 16, 4)
+    q |= _bits(blocks[:, 2:6]) << 4
+    signed = q.view(np.int8)
+    signed -= 16
+    np.multiply(signed, _half(blocks, 0), out=out)
+
+
+def decode_q5_1(blocks: Bytes, out: F32Array) -> None:
+    """`d:f16 m:f16 qh:u8[4] qs:u8[16]`, packed as in q5_0."""
+    q = _fields(blocks[:, 8:24], 16, 4)
+    q |= _bits(blocks[:, 4:8]) << 4
+    np.multiply(q, _half(blocks, 0), out=out)
+    out += _half(blocks, 2)
+
+
+def decode_q8_0(blocks: Bytes, out: F32Array) -> None:
+    """`d:f16 qs:i8[32]`."""
+    np.multiply(blocks[:, 2:].view(np.int8), _half(blocks, 0), out=out)
+
+
+def decode_iq4_nl(blocks: Bytes, out: F32Array) -> None:
+    """`d:f16 qs:u8[16]`, packed as in q4_0; q is an index into the sixteen levels."""
+    np.take(_IQ4_NL, _fields(blocks[:, 2:18], 16, 4), out=out, mode="clip")
+    out *= _half(blocks, 0)
+
+
+def decode_q2_k(blocks: Bytes, out: F32Array) -> None:
+    """`scales:u8[16] qs:u8[64] d:f16 dmin:f16`: a scale's low four bits are sc, the high four m."""
+    scales = blocks[:, :16]
+    scale = _half(blocks, 80) * (scales & 15)
+    minimum = _half(blocks, 82) * (scales >> 4)
+    _scale_and_shift(_fields(blocks[:, 16:80], 32, 2), scale, minimum, out)
+
+
+def decode_q3_k(blocks: Bytes, out: F32Array) -> None:
+    """`hmask:u8[32] qs:u8[64] scales:u8[12] d:f16`: two low bits in qs, the third in hmask.
+
+    Of the six-bit scales, eight bytes hold the low four bits of sixteen, four bytes the two high bits.
+    """
+    q = _fields(blocks[:, 32:96], 32, 2)
+    q |= _fields(blocks[:, :32], 32, 1) << 2
+    sc = _fields(blocks[:, 96:104], 8, 4)
+    sc |= _fields(blocks[:, 104:108], 4, 2) << 4
+    scale = _half(blocks, 108) * (sc.view(np.int8) - np.int8(32))
+    _scale_and_shift(q.view(np.int8) - np.int8(4), scale, None, out)
+
+
+def decode_q4_k(blocks: Bytes, out: F32Array) -> None:
+    """`d:f16 dmin:f16 scales:u8[12] qs:u8[128]`: 32 bytes hold a sub-block below and the next above."""
+    _scale_and_shift(_fields(blocks[:, 16:144], 32, 4), *_scales_and_minima(blocks), out)
+
+
+def decode_q5_k(blocks: Bytes, out: F32Array) -> None:
+    """`d:f16 dmin:f16 scales:u8[12] qh:u8[32] qs:u8[128]`: bit i of qh[j] is the fifth of weight 32 i + j."""
+    q = _fields(blocks[:, 48:176], 32, 4)
+    q |= _fields(blocks[:, 16:48], 32, 1) << 4
+    _scale_and_shift(q, *_scales_and_minima(blocks), out)
+
+
+def decode_q6_k(blocks: Bytes, out: F32Array) -> None:
+    """`ql:u8[128] qh:u8[64] scales:i8[16] d:f16`: four low bits in ql, two high ones in qh."""
+    q = _fields(blocks[:, :128], 64, 4)
+    q |= _fields(blocks[:, 128:192], 32, 2) << 4
+    scale = _half(blocks, 208) * blocks[:, 192:208].view(np.int8)
+    _scale_and_shift(q.view(np.int8) - np.int8(32), scale, None, out)
+
+
+def _half(blocks: Bytes, at: int) -> F32Array:
+    """The half-precision number at byte `at` of each block, as (n, 1) float32."""
+    return np.ascontiguousarray(blocks[:, at : at + 2]).view(np.float16).astype(np.float32)
+
+
+def _fields(packed: Bytes, stride: int, bits: int) -> Bytes:
+    """Unpack small integers: of every `stride` bytes first all lowest fields, then all next ones, and so on."""
+    n, size = packed.shape
+    per_byte = 8 // bits
+    unpacked = np.empty((n, size // stride, per_byte, stride), np.uint8)
+    groups = packed.reshape(n, size // stride, stride)
+    for i in range(per_byte):
+        np.right_shift(groups, i * bits, out=unpacked[:, :, i])
+    unpacked &= (1 << bits) - 1
+    return unpacked.reshape(n, size * per_byte)
+
+
+def _bits(packed: Bytes) -> Bytes:
+    """Unpack single bits in order, the lowest of each byte first."""
+    return np.unpackbits(packed, axis=1, bitorder="little")
+
+
+def _scales_and_minima(blocks: Bytes) -> tuple[F32Array, F32Array]:
+    """The eight scales and minima of q4_K and q5_K, (n, 8) each.
+
+    Twelve bytes hold sixteen six-bit numbers: bytes 0-3 the first four sc, bytes 4-7 the first four m, each
+    lending its two high bits to one of the last four, whose low four bits are in bytes 8-11 (sc below, m above).
+    """
+    first_sc, first_m, last = blocks[:, 4:8], blocks[:, 8:12], blocks[:, 12:16]
+    sc = np.concatenate((first_sc & 63, (last & 15) | (first_sc >> 6 << 4)), axis=1)
+    m = np.concatenate((first_m & 63, (last >> 4) | (first_m >> 6 << 4)), axis=1)
+    return _half(blocks, 0) * sc, _half(blocks, 2) * m
+
+
+def _scale_and_shift(q: NDArray[np.integer], scale: F32Array, minimum: F32Array | None, out: F32Array) -> None:
+    """`out = scale * q - minimum`, with one scale (n, k) for each of k equal parts of a superblock."""
+    parts = (*scale.shape, -1)
+    weights = out.reshape(parts)
+    np.multiply(q.reshape(parts), scale[:, :, np.newaxis], out=weights)
+    if minimum is not None:
+        weights -= minimum[:, :, np.newaxis]
