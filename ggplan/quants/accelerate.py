@@ -1,0 +1,88 @@
+"""Numba's flags, and where its compiled code is kept.
+
+Every encoder and decoder is compiled by one of these decorators:
+
+`kernel`
+    What Python calls: runs without the GIL, allocates its own scratch memory, and is kept on disk, so that
+    only the first run on a machine pays for compiling (seconds; loading takes milliseconds).
+`inline`
+    A step of a kernel: LLVM pastes it into its caller, so it costs no call and is not kept by itself.
+`intrinsic`
+    A step of a kernel that is written as LLVM instructions.
+
+Bytes are a contract, hence no fast-math flag, ever: LLVM may neither reorder sums nor fuse a multiplication
+and an addition, and each IEEE operation rounds once, in the order in which it is written.
+`error_model="numpy"` makes x/0 an inf or a nan, as in C, instead of an exception.
+
+Numba keys a kept kernel by the source of the function's own file, not of the helpers it has inlined from
+others. So the folder's name carries a digest of all sources here: a kernel can never outlive its helpers.
+The folder lies under `NUMBA_CACHE_DIR` where that is set, else under `XDG_CACHE_HOME/ggplan` or
+`~/.cache/ggplan`; where none of these can be written, Numba chooses a place of its own or compiles anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import numba
+import numba.extending
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+_FLAGS: dict[str, Any] = {
+    "nogil": True,
+    "error_model": "numpy",
+    "fastmath": False,
+    "boundscheck": False,
+}
+
+_cache_lock = threading.Lock()
+
+
+def kernel(function: Function) -> Function:
+    """Compile `function` on its first call and keep the result on disk.
+
+    The function must stand at the top level of a module: a closure is never found again on disk.
+    """
+    with _cache_lock:
+        # Numba settles a function's folder when it is decorated, and reads it from this one setting.
+        users_own = numba.config.CACHE_DIR
+        numba.config.CACHE_DIR = str(_CACHE_FOLDER)
+        try:
+            return cast(Function, numba.njit(cache=True, **_FLAGS)(function))
+        except RuntimeError:  # no folder can be written
+            return cast(Function, numba.njit(**_FLAGS)(function))
+        finally:
+            numba.config.CACHE_DIR = users_own
+
+
+def inline(function: Function) -> Function:
+    """Compile `function` as a part of each kernel that calls it."""
+    return cast(Function, numba.njit(forceinline=True, **_FLAGS)(function))
+
+
+def intrinsic(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Let kernels call the step that `function(typing_context, *argument_types)` returns as LLVM code.
+
+    The types of constant integers are given as literals.
+    """
+    return cast(Callable[..., Any], numba.extending.intrinsic(prefer_literal=True)(function))
+
+
+def _cache_folder() -> Path:
+    digest = hashlib.sha256(numba.__version__.encode())
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(source.read_bytes())
+    name = f"numba-{digest.hexdigest()[:16]}"
+    if numba.config.CACHE_DIR:
+        return Path(numba.config.CACHE_DIR) / f"ggplan-{name}"
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(home) / "ggplan" / name
+
+
+_CACHE_FOLDER = _cache_folder()

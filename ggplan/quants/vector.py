@@ -1,0 +1,366 @@
+"""N lanes as one value inside a kernel: `Lanes("f32", 16)` is one LLVM `<16 x float>`.
+
+Why not leave it to the compiler: ggml's searches are long chains of sums whose order is part of the result,
+so LLVM may not vectorise them along a block. They must run across blocks, one block per lane, and a loop
+over lanes inside such code gets a third of the speed at best (measured on q4_K). Written with lanes, each
+scalar of the C code becomes one value here and each branch a `select`, in the order of the source.
+
+LLVM lowers the same code to AVX-512, AVX2, SSE or NEON registers, however many it takes, and gets no
+fast-math flag: each lane is rounded exactly as a scalar would be. `minimum`, `maximum` and the comparisons
+are C's: `a < b` is false where either is a nan, and `minimum(a, b)` is `a < b ? a : b`.
+
+There are three kinds: float32, int32, and masks, which comparisons give. Operators work between lanes of one
+kind, and between lanes and one scalar of theirs (a float32, any integer), which is repeated in every lane.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import llvmlite.binding as llvm
+import numba
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import lower_builtin, models, register_model, type_callable
+
+from ggplan.quants.accelerate import intrinsic
+
+_I32 = ir.IntType(32)
+_INTP = ir.IntType(64)
+_ELEMENTS = {"f32": ir.FloatType(), "i32": _I32, "mask": ir.IntType(1)}
+
+
+class Lanes(types.Type):  # type: ignore[misc]
+    """The Numba type of `count` lanes of one kind: "f32", "i32" or "mask"."""
+
+    def __init__(self, kind: str, count: int) -> None:
+        self.kind = kind
+        self.count = count
+        super().__init__(name=f"Lanes({kind} x {count})")
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """What Numba compares types by."""
+        return self.kind, self.count
+
+    @property
+    def llvm_type(self) -> ir.VectorType:
+        """The LLVM vector type."""
+        return ir.VectorType(_ELEMENTS[self.kind], self.count)
+
+    def accepts(self, scalar: types.Type) -> bool:
+        """Whether a scalar of this type may stand for lanes."""
+        if self.kind == "f32":
+            return bool(scalar == types.float32)
+        return self.kind == "i32" and isinstance(scalar, types.Integer)
+
+
+@register_model(Lanes)
+class _LanesModel(models.PrimitiveModel):  # type: ignore[misc]
+    def __init__(self, manager: Any, lanes: Lanes) -> None:
+        super().__init__(manager, lanes, lanes.llvm_type)
+
+
+def _machine_width() -> int:
+    """Lanes that a kernel works on at once: two AVX-512 registers hide each other's latency; else 16.
+
+    Nothing but speed depends on it.
+    """
+    native = numba.config.CPU_NAME in (None, "host") and not numba.config.CPU_FEATURES
+    return 32 if native and llvm.get_host_cpu_features().get("avx512f") else 16
+
+
+WIDTH = _machine_width()
+
+
+# --- Operators ---------------------------------------------------------------------------------------
+
+
+def _common(left: types.Type, right: types.Type) -> Lanes | None:
+    """The lanes that an operation on these two works on."""
+    if isinstance(left, Lanes):
+        return left if left == right or left.accepts(right) else None
+    return right if isinstance(right, Lanes) and right.accepts(left) else None
+
+
+def _spread(builder: Any, lanes: Lanes, value: Any, value_type: types.Type) -> Any:
+    """`value` itself where it has lanes, else the scalar repeated in each lane."""
+    if isinstance(value_type, Lanes):
+        return value
+    if lanes.kind == "i32" and value.type.width != 32:
+        resize = builder.trunc if value.type.width > 32 else builder.sext
+        value = resize(value, _I32)
+    undefined = ir.Constant(lanes.llvm_type, ir.Undefined)
+    first = builder.insert_element(undefined, value, ir.Constant(_I32, 0))
+    return builder.shuffle_vector(first, undefined, _indices([0] * lanes.count))
+
+
+def _indices(values: list[int]) -> ir.Constant:
+    return ir.Constant(ir.VectorType(_I32, len(values)), values)
+
+
+def _register(
+    operation: Callable[..., Any],
+    result_kind: str | None,
+    emitters: dict[str, Callable[[Any, Any, Any], Any]],
+) -> None:
+    """Teach Numba a binary operator; `emitters` maps a kind of lanes to (builder, left, right) -> value."""
+
+    def typer(left: Any, right: Any) -> Any:
+        lanes = _common(left, right)
+        if lanes is None or lanes.kind not in emitters:
+            return None
+        return Lanes(result_kind, lanes.count) if result_kind else lanes
+
+    def lower(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        lanes = _common(*signature.args)
+        assert lanes is not None
+        left, right = (
+            _spread(builder, lanes, value, value_type)
+            for value, value_type in zip(arguments, signature.args, strict=True)
+        )
+        return emitters[lanes.kind](builder, left, right)
+
+    type_callable(operation)(lambda context: typer)
+    for left, right in ((Lanes, Lanes), (Lanes, types.Number), (types.Number, Lanes)):
+        lower_builtin(operation, left, right)(lower)
+
+
+def _register_comparison(operation: Callable[..., Any], symbol: str) -> None:
+    def floats(builder: Any, left: Any, right: Any) -> Any:
+        compare = builder.fcmp_unordered if symbol == "!=" else builder.fcmp_ordered
+        return compare(symbol, left, right)
+
+    def integers(builder: Any, left: Any, right: Any) -> Any:
+        return builder.icmp_signed(symbol, left, right)
+
+    _register(operation, "mask", {"f32": floats, "i32": integers})
+
+
+_add, _sub, _mul = ir.IRBuilder.add, ir.IRBuilder.sub, ir.IRBuilder.mul
+_and, _or, _xor = ir.IRBuilder.and_, ir.IRBuilder.or_, ir.IRBuilder.xor
+_register(operator.add, None, {"f32": ir.IRBuilder.fadd, "i32": _add})
+_register(operator.sub, None, {"f32": ir.IRBuilder.fsub, "i32": _sub})
+_register(operator.mul, None, {"f32": ir.IRBuilder.fmul, "i32": _mul})
+_register(operator.truediv, None, {"f32": ir.IRBuilder.fdiv})
+_register(operator.and_, None, {"i32": _and, "mask": _and})
+_register(operator.or_, None, {"i32": _or, "mask": _or})
+_register(operator.xor, None, {"i32": _xor, "mask": _xor})
+_register(operator.lshift, None, {"i32": ir.IRBuilder.shl})
+_register(operator.rshift, None, {"i32": ir.IRBuilder.ashr})
+_register_comparison(operator.lt, "<")
+_register_comparison(operator.le, "<=")
+_register_comparison(operator.gt, ">")
+_register_comparison(operator.ge, ">=")
+_register_comparison(operator.eq, "==")
+_register_comparison(operator.ne, "!=")
+
+
+def _register_unary(operation: Callable[..., Any], kinds: set[str], emit: Callable[[Any, Any], Any]) -> None:
+    def typer(value: Any) -> Any:
+        return value if isinstance(value, Lanes) and value.kind in kinds else None
+
+    type_callable(operation)(lambda context: typer)
+    lower_builtin(operation, Lanes)(
+        lambda context, builder, signature, arguments: emit(builder, arguments[0])
+    )
+
+
+_register_unary(operator.neg, {"f32"}, ir.IRBuilder.fneg)
+_register_unary(operator.invert, {"i32", "mask"}, ir.IRBuilder.not_)
+
+
+# --- Memory ------------------------------------------------------------------------------------------
+# Indices count elements of a flat array and are not checked.
+
+
+def _address(context: Any, builder: Any, array_type: Any, array: Any, index: Any, count: int) -> Any:
+    data = context.make_array(array_type)(context, builder, array).data
+    vector = ir.VectorType(context.get_data_type(array_type.dtype), count)
+    return builder.bitcast(builder.gep(data, [index]), vector.as_pointer())
+
+
+def _read(context: Any, builder: Any, array_type: Any, array: Any, index: Any, count: int) -> Any:
+    value = builder.load(_address(context, builder, array_type, array, index, count))
+    value.align = array_type.dtype.bitwidth // 8
+    return value
+
+
+def _write(context: Any, builder: Any, array_type: Any, array: Any, index: Any, value: Any) -> None:
+    address = _address(context, builder, array_type, array, index, value.type.count)
+    builder.store(value, address).align = array_type.dtype.bitwidth // 8
+
+
+@intrinsic
+def load(typing_context: Any, array: Any, index: Any, count: Any) -> Any:
+    """Read `count` (a constant) neighbours: float32 and int32 as they are, uint8 widened to int32."""
+    lanes = Lanes("f32" if array.dtype == types.float32 else "i32", count.literal_value)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        value = _read(context, builder, array, arguments[0], arguments[1], lanes.count)
+        return builder.zext(value, lanes.llvm_type) if array.dtype == types.uint8 else value
+
+    return lanes(array, types.intp, count), generate
+
+
+@intrinsic
+def store(typing_context: Any, array: Any, index: Any, value: Any) -> Any:
+    """Write lanes to neighbours; to a uint8 array go the low 8 bits of each int32."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        lanes = arguments[2]
+        if array.dtype == types.uint8:
+            lanes = builder.trunc(lanes, ir.VectorType(ir.IntType(8), value.count))
+        _write(context, builder, array, arguments[0], arguments[1], lanes)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, value), generate
+
+
+@intrinsic
+def transpose(
+    typing_context: Any,
+    source: Any,
+    index: Any,
+    stride: Any,
+    target: Any,
+    target_index: Any,
+    target_stride: Any,
+) -> Any:
+    """Turn 16 runs of 16 float32, `stride` apart, into the 16 columns of 16 runs, `to_stride` apart.
+
+    In registers: four rounds, each of which swaps the off-diagonal squares of half the size of the last.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        def nth(start: Any, step: Any, n: int) -> Any:
+            return builder.add(start, builder.mul(step, ir.Constant(_INTP, n)))
+
+        from_array, start, step, to_array, to_start, to_step = arguments
+        rows = [_read(context, builder, source, from_array, nth(start, step, n), 16) for n in range(16)]
+        for half in (8, 4, 2, 1):
+            upper = _indices([lane if not lane & half else 16 + lane - half for lane in range(16)])
+            lower = _indices([lane + half if not lane & half else 16 + lane for lane in range(16)])
+            for n in range(16):
+                if not n & half:
+                    pair = rows[n], rows[n + half]
+                    rows[n] = builder.shuffle_vector(*pair, upper)
+                    rows[n + half] = builder.shuffle_vector(*pair, lower)
+        for n, row in enumerate(rows):
+            _write(context, builder, target, to_array, nth(to_start, to_step, n), row)
+        return context.get_dummy_value()
+
+    intp = types.intp
+    return types.void(source, intp, intp, target, intp, intp), generate
+
+
+# --- Making, choosing, testing -----------------------------------------------------------------------
+
+
+@intrinsic
+def splat(typing_context: Any, scalar: Any, count: Any) -> Any:
+    """Repeat a float32 or an integer in `count` (a constant) lanes."""
+    lanes = Lanes("f32" if scalar == types.float32 else "i32", count.literal_value)
+    scalar = types.unliteral(scalar)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return _spread(builder, lanes, arguments[0], scalar)
+
+    return lanes(scalar, count), generate
+
+
+@intrinsic
+def select(typing_context: Any, mask: Any, chosen: Any, other: Any) -> Any:
+    """Lane by lane: `chosen` where the mask is set, else `other`; one of them may be a scalar."""
+    lanes = Lanes("mask", mask.count) if chosen == other == mask else _common(chosen, other)
+    assert lanes is not None
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.select(
+            arguments[0],
+            _spread(builder, lanes, arguments[1], chosen),
+            _spread(builder, lanes, arguments[2], other),
+        )
+
+    return lanes(mask, chosen, other), generate
+
+
+def _extremum(symbol: str) -> Callable[..., Any]:
+    def extremum(typing_context: Any, left: Any, right: Any) -> Any:
+        lanes = _common(left, right)
+        assert lanes is not None
+
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            a = _spread(builder, lanes, arguments[0], left)
+            b = _spread(builder, lanes, arguments[1], right)
+            compare = builder.fcmp_ordered if lanes.kind == "f32" else builder.icmp_signed
+            return builder.select(compare(symbol, a, b), a, b)
+
+        return lanes(left, right), generate
+
+    return extremum
+
+
+minimum = intrinsic(_extremum("<"))  # a < b ? a : b
+maximum = intrinsic(_extremum(">"))  # a > b ? a : b
+
+
+def _function(name: str) -> Callable[..., Any]:
+    def function(typing_context: Any, value: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            kind = value.llvm_type
+            callee = cgutils.get_or_insert_function(
+                builder.module, ir.FunctionType(kind, [kind]), f"llvm.{name}.v{value.count}f32"
+            )
+            return builder.call(callee, arguments)
+
+        return value(value), generate
+
+    return function
+
+
+square_root = intrinsic(_function("sqrt"))
+absolute = intrinsic(_function("fabs"))
+
+
+def _conversion(kind: str, emit: Callable[..., Any]) -> Callable[..., Any]:
+    def conversion(typing_context: Any, value: Any) -> Any:
+        lanes = Lanes(kind, value.count)
+
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            return emit(builder, arguments[0], lanes.llvm_type)
+
+        return lanes(value), generate
+
+    return conversion
+
+
+bits_of = intrinsic(_conversion("i32", ir.IRBuilder.bitcast))  # the bits of float32 lanes
+float_of_bits = intrinsic(_conversion("f32", ir.IRBuilder.bitcast))
+float_of = intrinsic(_conversion("f32", ir.IRBuilder.sitofp))  # the value of int32 lanes
+integer_of = intrinsic(_conversion("i32", ir.IRBuilder.fptosi))  # whole float32 lanes within int32 only
+
+
+@intrinsic
+def any_lane(typing_context: Any, mask: Any) -> Any:
+    """Whether the mask is set in any lane."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        bits = builder.bitcast(arguments[0], ir.IntType(mask.count))
+        return builder.icmp_unsigned("!=", bits, ir.Constant(bits.type, 0))
+
+    return types.boolean(mask), generate
+
+
+@intrinsic
+def all_lanes(typing_context: Any, mask: Any) -> Any:
+    """Whether the mask is set in every lane."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        bits = builder.bitcast(arguments[0], ir.IntType(mask.count))
+        return builder.icmp_unsigned("==", bits, ir.Constant(bits.type, (1 << mask.count) - 1))
+
+    return types.boolean(mask), generate
