@@ -1,0 +1,20 @@
+.PHONY: check test oracle bench docs
+
+check:  ## linters and types
+	ruff check .
+	ruff format --check .
+	mypy
+
+test:  ## the default suite, under three minutes
+	python -m pytest
+
+oracle:  ## against transformers, llama.cpp and its converter
+	tools/install-oracles
+	python -m pytest -m oracle
+
+bench:  ## encoders and whole conversions beside llama.cpp, in one run
+	python tools/bench_encoders.py
+	python tools/bench_convert.py
+
+docs:  ## the pictures and tables of the README and docs/
+	python tools/make_pictures.py

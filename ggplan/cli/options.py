@@ -1,0 +1,36 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def planning_options(command: _Command) -> _Command:
+    """The options that make a plan out of a model: recipe, imatrix, fallback."""
+    options = (
+        click.option(
+            "-r", "--recipe", "recipe_name", metavar="RECIPE",
+            help="A recipe file, or the name of a shipped one (glm4moe/hq4_k). Without it tensors keep their types.",
+        ),
+        click.option(
+            "--imatrix", "imatrix_path", type=click.Path(), metavar="FILE",
+            help="Importance matrix (GGUF or .dat) for the encoders that use it.",
+        ),
+        click.option(
+            "--fallback", type=click.Choice(["llama.cpp", "ik"]), default="llama.cpp", show_default=True,
+            help="Whose table replaces a type that a tensor's shape forbids.",
+        ),
+        click.option("--strict", is_flag=True, help="Refuse any fallback the recipe does not write itself."),
+        click.option(
+            "--pre", metavar="NAME",
+            help="The pre-tokenizer's name in llama.cpp, where the tokenizer is not recognised.",
+        ),
+    )  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command

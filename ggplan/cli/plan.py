@@ -1,0 +1,81 @@
+"""`ggplan plan`: what a recipe makes of a model, and what it costs, without reading a weight."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from ggplan.cli.options import planning_options
+
+if TYPE_CHECKING:
+    from ggplan.planning import FallbackTable
+
+_EPILOG = """\b
+Examples:
+  ggplan plan GLM-4.5-Air -r glm4moe/hq4_k              size and bpw by class and by type
+  ggplan plan air.gguf -r my.recipe --tensors           every tensor, and the rule that chose its type
+  ggplan plan air.map -r my.recipe --json | jq .totals  from an inventory, for a program
+  ggplan plan GLM-4.5-Air -r my.recipe --strict         fail if any shape needs a fallback
+"""
+
+
+@click.command("plan", epilog=_EPILOG)
+@click.argument("model")
+@planning_options
+@click.option("--tensors", "show_tensors", is_flag=True, help="List every tensor.")
+@click.option("--json", "as_json", is_flag=True, help="Print the whole plan as JSON.")
+@click.option("-o", "--output", type=click.Path(), help="Write the whole plan as JSON to this file.")
+def plan_command(
+    model: str,
+    recipe_name: str | None,
+    imatrix_path: str | None,
+    fallback: FallbackTable,
+    strict: bool,
+    pre: str | None,
+    show_tensors: bool,
+    as_json: bool,
+    output: str | None,
+) -> None:
+    """Show what a recipe makes of MODEL, to the byte.
+
+    MODEL is a Hugging Face folder, a GGUF file, or an inventory (a tensor map, or the JSON of
+    `ggplan inspect --json`). No weight is read.
+    """
+    from ggplan.cli.output import print_diagnostics, print_json, print_plan, print_table
+    from ggplan.cli.planned import plan_from
+
+    plan = plan_from(model, recipe_name, imatrix_path, fallback, strict, pre)
+    if output:
+        import json
+        from pathlib import Path
+
+        from ggplan.planning.export import plan_json
+
+        Path(output).write_text(json.dumps(plan_json(plan), indent=2) + "\n", encoding="utf-8")
+    if as_json:
+        from ggplan.planning.export import plan_json
+
+        print_json(plan_json(plan))
+    else:
+        if show_tensors:
+            from ggplan.text import format_bytes
+
+            print_table(
+                [("tensor", "left"), ("shape", "left"), ("from", "left"), ("to", "left"),
+                 ("size", "right"), ("chosen by", "left"), ("", "left")],
+                (
+                    [
+                        t.name,
+                        " × ".join(str(n) for n in t.tensor.shape),
+                        t.tensor.stored_as,
+                        t.type.name,
+                        format_bytes(t.n_bytes),
+                        t.chosen_by,
+                        f"fallback from {t.asked.name}" if t.asked else "",
+                    ]
+                    for t in plan.tensors
+                ),
+            )  # fmt: skip
+        print_plan(plan)
+    print_diagnostics(plan.diagnostics)

@@ -1,0 +1,56 @@
+"""`ggplan types`: the ggml types a recipe can name."""
+
+from __future__ import annotations
+
+import click
+
+_EPILOG = """\b
+Examples:
+  ggplan types
+  ggplan types --json | jq '.types[] | select(.encodable) | .name'
+"""
+
+
+@click.command("types", epilog=_EPILOG)
+@click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
+def types_command(as_json: bool) -> None:
+    """List the ggml types: size, block, who knows them, what ggplan can do with them."""
+    from ggplan.cli.output import print_json, print_table
+    from ggplan.ggml_types import TYPES
+
+    types = [t for t in TYPES if not t.internal]
+    if as_json:
+        fields = ("name", "id", "block_size", "block_bytes", "row_extra_bytes", "row_group")
+        print_json(
+            {
+                "schema": "ggplan/types@1",
+                "types": [
+                    {name: getattr(t, name) for name in fields}
+                    | {
+                        "bits_per_weight": t.bits_per_weight,
+                        "kind": t.kind,
+                        "engine": t.engine,
+                        "encodable": t.encodable,
+                        "decodable": t.decodable,
+                    }
+                    for t in types
+                ],
+            }
+        )
+        return
+    print_table(
+        [("type", "left"), ("bpw", "right"), ("block", "right"), ("bytes", "right"), ("id", "right"),
+         ("engine", "left"), ("ggplan", "left")],
+        (
+            [
+                t.name,
+                f"{t.bits_per_weight:g}",
+                str(t.block_size),
+                f"{t.block_bytes}" + (f" + {t.row_extra_bytes}/row" if t.row_extra_bytes else ""),
+                str(t.id),
+                t.engine,
+                " ".join(["reads"] * t.decodable + ["writes"] * t.encodable) or "sizes, copies",
+            ]
+            for t in types
+        ),
+    )  # fmt: skip

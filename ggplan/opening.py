@@ -1,0 +1,74 @@
+"""open_model: what kind of checkpoint is at this path, and the model in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ggplan.errors import CheckpointError
+from ggplan.model import Model
+from ggplan.text import printable
+
+
+def open_model(path: str | Path, *, pre: str | None = None) -> Model:
+    """Open a checkpoint without reading its weights.
+
+    Parameters
+    ----------
+    path
+        A Hugging Face folder (safetensors), a GGUF file (any shard of a split set will do), or an
+        inventory: a text tensor map or the JSON that `ggplan inspect --json` writes.
+    pre
+        The pre-tokenizer's name in llama.cpp, for a Hugging Face tokenizer that is not recognised.
+
+    Raises
+    ------
+    CheckpointError
+        If the path does not exist, is of no known kind, or its files are damaged or incomplete.
+    """
+    path = Path(path)
+    shown = printable(str(path))
+    try:
+        is_folder, is_file = path.is_dir(), path.is_file()
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot open {shown}: {printable(str(error))}") from error
+    if is_folder:
+        return _open_folder(path, pre)
+    if not is_file:
+        what = "is not a file or a folder" if path.exists() else "does not exist"
+        raise CheckpointError(f"{shown} {what}")
+    if path.suffix == ".safetensors":
+        raise CheckpointError(
+            f"{shown} is one file of a Hugging Face checkpoint",
+            hint="give the folder that also holds config.json and the tokenizer",
+        )
+    if path.suffix == ".gguf" or _magic(path) == b"GGUF":
+        from ggplan.sources.gguf import open_gguf
+
+        return open_gguf(path)
+    from ggplan.sources.inventory import open_inventory
+
+    return open_inventory(path)
+
+
+def _open_folder(path: Path, pre: str | None) -> Model:
+    if not (path / "config.json").exists():
+        shards = sorted(path.glob("*.gguf"))
+        first = [s for s in shards if "-00001-of-" in s.name] or shards
+        if len(first) == 1:
+            from ggplan.sources.gguf import open_gguf
+
+            return open_gguf(first[0])
+        found = f"it holds {len(first)} GGUF models; name one" if first else "it holds no config.json"
+        raise CheckpointError(f"{printable(str(path))} is no checkpoint: {found}")
+    from ggplan.arch import to_gguf
+    from ggplan.sources.huggingface import open_checkpoint
+
+    return to_gguf(open_checkpoint(path), pre=pre)
+
+
+def _magic(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(4)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {printable(str(path))}: {error.strerror}") from error

@@ -1,0 +1,162 @@
+"""What a user should know about a plan before running it, each finding one diagnostic.
+
+Tensors that share a fate share a diagnostic: "46 tensors with rows of 1408 …" instead of 46 lines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ggplan.model import Model
+from ggplan.planning.fallback import remainder
+from ggplan.planning.importance import importance_of, uses_imatrix
+from ggplan.rules import Choice, Diagnostic, Recipe, dead_rules, shadowed_rules
+from ggplan.text import printable
+
+if TYPE_CHECKING:
+    from ggplan.imatrix import Imatrix
+    from ggplan.planning.planner import Decision
+
+_SHOWN_NAMES = 3
+
+
+def about_rules(model: Model, recipe: Recipe, decisions: Sequence[Decision]) -> tuple[Diagnostic, ...]:
+    """Dead and shadowed rules, tensors passed over or forced, fallbacks, uncovered tensors."""
+    return (
+        *_about_architecture(model, recipe),
+        *dead_rules(recipe, [d.matching for d in decisions]),
+        *shadowed_rules(recipe, [d.matching for d in decisions], [d.rule for d in decisions]),
+        *_about_protected(recipe, decisions),
+        *about_fallbacks(recipe, decisions),
+        *_about_uncovered(recipe, decisions),
+    )
+
+
+def about_fallbacks(recipe: Recipe, decisions: Sequence[Decision]) -> tuple[Diagnostic, ...]:
+    """One warning for each rule, type and row length that the fallback table replaced."""
+    groups: dict[tuple[int | None, str, int, str], list[Decision]] = {}
+    for d in decisions:
+        if d.asked is not None:
+            groups.setdefault((d.rule, d.asked.name, d.tensor.n_columns, d.type.name), []).append(d)
+    found = []
+    for (rule, _, n_columns, got), members in groups.items():
+        asked = members[0].asked
+        assert asked is not None
+        found.append(
+            _at(
+                _choice_of(recipe, rule),
+                "GP201",
+                "warning",
+                f"{_some(members)}: rows of {n_columns} do not fit {asked.name} ({remainder(asked, n_columns)}); "
+                f"{got} takes its place",
+                f"say which type you want there: `{asked.name} | {got}`",
+            )
+        )
+    return tuple(found)
+
+
+def about_imatrix(decisions: Sequence[Decision], imatrix: Imatrix | None) -> tuple[Diagnostic, ...]:
+    """Tensors the imatrix does not know, and experts it has no data for."""
+    if imatrix is None:
+        return ()
+    wanted = [d for d in decisions if uses_imatrix(d.type) and d.type != d.tensor.type]
+    missing = [d for d in wanted if importance_of(d.tensor, d.type, imatrix) is None]
+    found = []
+    if missing:
+        message = f"{_some(missing)}: no entry in {printable(imatrix.path.name)}; encoded without importance"
+        found.append(_plain("GP206", "warning", message))
+    for d in wanted:
+        entry = imatrix.entries.get(d.tensor.name)
+        empty = entry.matrices_without_data if entry is not None else ()
+        if entry is not None and empty:
+            message = (
+                f"{printable(d.tensor.name)}: {len(empty)} of {len(entry.values)} experts were never routed to "
+                f"in {printable(imatrix.path.name)}; their columns count alike"
+            )
+            found.append(_plain("GP207", "note", message))
+    return tuple(found)
+
+
+def about_types(decisions: Sequence[Decision]) -> tuple[Diagnostic, ...]:
+    """Types ggplan cannot write or read yet, and tensors that would be quantized twice."""
+    changed = [d for d in decisions if d.type != d.tensor.type]
+    groups: dict[tuple[str, str], list[Decision]] = {}
+    for d in changed:
+        if not d.type.encodable:
+            groups.setdefault(("GP208", f"ggplan cannot write {d.type.name} yet"), []).append(d)
+        elif d.tensor.type.is_quantized:
+            what = f"{d.tensor.type.name} in the source, encoded again as {d.type.name}"
+            groups.setdefault(("GP205", what), []).append(d)
+    return tuple(_plain(code, "warning", f"{_some(ds)}: {what}") for (code, what), ds in groups.items())
+
+
+def _about_architecture(model: Model, recipe: Recipe) -> tuple[Diagnostic, ...]:
+    if recipe.architecture and model.architecture and recipe.architecture != model.architecture:
+        message = (
+            f"{recipe.name} is for {printable(recipe.architecture)}, "
+            f"the model is {printable(model.architecture)}"
+        )
+        return (_plain("GP209", "warning", message),)
+    return ()
+
+
+def _about_protected(recipe: Recipe, decisions: Sequence[Decision]) -> tuple[Diagnostic, ...]:
+    passed: dict[int, list[Decision]] = {}
+    forced: dict[int | None, list[Decision]] = {}
+    for d in decisions:
+        for i in d.passed_over:
+            passed.setdefault(i, []).append(d)
+        if d.forced and d.protected is not None and d.type.is_quantized:
+            forced.setdefault(d.rule, []).append(d)
+    deciding = {d.rule for d in decisions}
+    found = []
+    for i, members in sorted(passed.items()):
+        choice = recipe.rules[i].choice
+        kind = choice.types[0].name
+        what = f"{_some(members)}: {members[0].protected}; {kind} is passed over"
+        if i in deciding:
+            found.append(_at(choice, "GP202", "note", what))
+        else:
+            found.append(_at(choice, "GP202", "warning", what, f"force it with `{kind}!`"))
+    for rule, members in forced.items():
+        what = f"{_some(members)}: forced to {members[0].type.name}; llama-quantize would keep {members[0].tensor.type}"
+        found.append(_at(_choice_of(recipe, rule), "GP203", "warning", what))
+    return tuple(found)
+
+
+def _about_uncovered(recipe: Recipe, decisions: Sequence[Decision]) -> tuple[Diagnostic, ...]:
+    missing = [d for d in decisions if d.rule is None and not d.by_default and d.protected is None]
+    if not missing:
+        return ()
+    types = ", ".join(sorted({d.type.name for d in missing}))
+    return (
+        _plain(
+            "GP108",
+            "warning",
+            f"{_some(missing)}: no rule of {printable(recipe.name)} matches; kept as {types}",
+            "add a rule, or `@default q8_0` for all the rest",
+        ),
+    )
+
+
+def _some(decisions: Sequence[Decision]) -> str:
+    names = [printable(d.tensor.name) for d in decisions]
+    if len(names) == 1:
+        return names[0]
+    shown = ", ".join(names[:_SHOWN_NAMES])
+    return f"{len(names)} tensors ({shown}{', …' if len(names) > _SHOWN_NAMES else ''})"
+
+
+def _choice_of(recipe: Recipe, rule: int | None) -> Choice | None:
+    return recipe.default if rule is None else recipe.rules[rule].choice
+
+
+def _plain(code: str, severity: str, message: str, help: str = "") -> Diagnostic:
+    return Diagnostic(code, severity, message, "", 0, 0, 0, help)
+
+
+def _at(choice: Choice | None, code: str, severity: str, message: str, help: str = "") -> Diagnostic:
+    if choice is None:
+        return _plain(code, severity, message, help)
+    return Diagnostic(code, severity, message, choice.file, choice.line, choice.column, len(choice.text), help)

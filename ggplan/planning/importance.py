@@ -1,0 +1,50 @@
+"""Which importance values an encoder gets for a tensor, by llama-quantize's rules.
+
+llama.cpp b11434, `src/llama-quant.cpp`: a tensor without an entry is encoded without weights; an entry
+of the wrong size is an error, but for `token_embd.weight`, where it is ignored; `q8_0` and the ternary
+and fp4 types have no use for weights.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ggplan.errors import ImatrixError
+from ggplan.ggml_types import GgmlType
+from ggplan.model import TensorInfo
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from ggplan.imatrix import Imatrix
+
+_UNWEIGHTED = frozenset({"q8_0", "tq1_0", "tq2_0", "mxfp4", "nvfp4", "q1_0", "q2_0"})
+
+
+def uses_imatrix(type_: GgmlType) -> bool:
+    """Whether the encoder of this type weighs its errors by an imatrix."""
+    return type_.is_quantized and type_.name not in _UNWEIGHTED
+
+
+def importance_of(tensor: TensorInfo, type_: GgmlType, imatrix: Imatrix | None) -> NDArray[np.float32] | None:
+    """Importance of each column, one row for each slice (expert) of the tensor: (n_slices, n_columns).
+
+    None where the tensor is encoded without weights.
+
+    Raises
+    ------
+    ImatrixError
+        If the entry does not have the tensor's size.
+    """
+    if imatrix is None or not uses_imatrix(type_):
+        return None
+    entry = imatrix.entries.get(tensor.name)
+    if entry is None:
+        return None
+    try:
+        return entry.for_tensor(tensor.shape)
+    except ImatrixError:
+        if tensor.name == "token_embd.weight":
+            return None
+        raise

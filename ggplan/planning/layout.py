@@ -1,0 +1,66 @@
+"""Where every byte of the GGUF goes, known before a weight is read.
+
+A GGUF file (version 3; ggml, `docs/gguf.md`) is
+
+    magic "GGUF" | version:u32 | n_tensors:u64 | n_pairs:u64
+    n_pairs   x  key:string value                    (see ggplan.metadata)
+    n_tensors x  name:string n_dims:u32 dims:u64*n_dims (ggml's ne0 first) type:u32 offset:u64
+    padding to 32
+    tensor data, each tensor padded to 32; `offset` counts from the start of this part
+
+so types and shapes alone fix the whole file.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Sequence
+
+from ggplan.metadata import Metadata
+from ggplan.planning.roles import layer_of
+
+ALIGNMENT = 32
+VERSION = 3
+
+TensorRecord = tuple[str, tuple[int, ...], int, int]
+"""Name, shape (rows first), type id, offset in the data part."""
+
+
+def padded(n_bytes: int) -> int:
+    """`n_bytes` rounded up to the alignment."""
+    return -(-n_bytes // ALIGNMENT) * ALIGNMENT
+
+
+def file_order(name: str) -> tuple[int, bytes]:
+    """The sort key of llama-quantize's tensor order: first what is in no block, then by block and name.
+
+    The order depends on the names alone, so the same model gives the same file whatever its shards.
+    """
+    layer = layer_of(name)
+    return (-1 if layer is None else layer, name.encode("utf-8"))
+
+
+def place(sizes: Iterable[int]) -> tuple[list[int], int]:
+    """Offsets of tensors of these sizes, one after the other, and the size of the data part."""
+    offsets, at = [], 0
+    for size in sizes:
+        offsets.append(at)
+        at = padded(at + size)
+    return offsets, at
+
+
+def encode_header(metadata: Metadata, tensors: Sequence[TensorRecord]) -> bytes:
+    """The file up to its data part, padding included."""
+    parts = [b"GGUF", struct.pack("<IQQ", VERSION, len(tensors), len(metadata))]
+    for key, value in metadata.items():
+        parts += [_string(key), value.encode()]
+    for name, shape, type_id, offset in tensors:
+        dims = tuple(reversed(shape))
+        parts += [_string(name), struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, type_id, offset)]
+    header = b"".join(parts)
+    return header.ljust(padded(len(header)), b"\0")
+
+
+def _string(text: str) -> bytes:
+    raw = text.encode("utf-8")
+    return struct.pack("<Q", len(raw)) + raw

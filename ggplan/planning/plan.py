@@ -1,0 +1,129 @@
+"""Plan: what will be written, to the byte."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from ggplan.ggml_types import GgmlType
+from ggplan.metadata import Metadata
+from ggplan.model import Model, TensorInfo
+from ggplan.planning.fallback import FallbackTable
+from ggplan.planning.layout import encode_header
+from ggplan.planning.roles import Role
+from ggplan.rules import Diagnostic, Recipe, Rule
+
+if TYPE_CHECKING:
+    from ggplan.imatrix import Imatrix
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedTensor:
+    """One tensor of the output.
+
+    Attributes
+    ----------
+    tensor
+        The tensor of the model.
+    type
+        The type it is written in.
+    role
+        Its class in tables.
+    rule
+        The rule that chose the type; None where `@default` did, or nobody.
+    asked
+        What the rule or `@default` asked for, where its shape forbids that and the fallback table
+        put `type` in its place; else None.
+    chosen_by_default
+        Whether the recipe's `@default` chose the type.
+    n_bytes, offset
+        Its size, and its place in the file's data part.
+    """
+
+    tensor: TensorInfo
+    type: GgmlType
+    role: Role
+    rule: Rule | None
+    asked: GgmlType | None
+    chosen_by_default: bool
+    n_bytes: int
+    offset: int
+
+    @property
+    def name(self) -> str:
+        """The tensor's GGUF name."""
+        return self.tensor.name
+
+    @property
+    def chosen_by(self) -> str:
+        """Who chose the type, for tables: `hq4_k.recipe:14`, `@default`, `kept`."""
+        if self.rule is not None:
+            return self.rule.where
+        return "@default" if self.chosen_by_default else "kept"
+
+    @property
+    def is_copied(self) -> bool:
+        """Whether the stored bytes go to the output as they are."""
+        return self.type == self.tensor.type and self.tensor.read_bytes is not None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A model under a recipe.
+
+    Attributes
+    ----------
+    tensors
+        In the order of the output file.
+    metadata
+        The key-value pairs of the output file.
+    diagnostics
+        What the user should know: dead rules, uncovered tensors, fallbacks, tensors passed over, ...
+    imatrix
+        The importance matrix the encoders will use, or None.
+    fallback
+        The table that was applied.
+    data_bytes
+        Size of the data part, padding included.
+    """
+
+    model: Model
+    recipe: Recipe | None
+    tensors: tuple[PlannedTensor, ...]
+    metadata: Metadata
+    diagnostics: tuple[Diagnostic, ...]
+    imatrix: Imatrix | None
+    fallback: FallbackTable
+    data_bytes: int
+
+    @cached_property
+    def header(self) -> bytes:
+        """The output file up to its data part."""
+        records = [(t.name, t.tensor.shape, t.type.id, t.offset) for t in self.tensors]
+        return encode_header(self.metadata, records)
+
+    @property
+    def file_bytes(self) -> int:
+        """Size of the output file. For an inventory, whose tokenizer is unknown, a lower bound."""
+        return len(self.header) + self.data_bytes
+
+    @cached_property
+    def n_weights(self) -> int:
+        """Weights of all tensors."""
+        return sum(t.tensor.n_weights for t in self.tensors)
+
+    @cached_property
+    def tensor_bytes(self) -> int:
+        """Bytes of all tensors, without header and padding."""
+        return sum(t.n_bytes for t in self.tensors)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits per weight over all tensors (bpw), as llama-quantize counts it."""
+        return 8 * self.tensor_bytes / self.n_weights if self.n_weights else 0.0
+
+    @property
+    def requantized(self) -> tuple[PlannedTensor, ...]:
+        """Tensors that are quantized in the source and would be quantized again, to another type."""
+        return tuple(t for t in self.tensors if t.tensor.type.is_quantized and t.type != t.tensor.type)

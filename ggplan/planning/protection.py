@@ -1,0 +1,49 @@
+"""The tensors llama-quantize never quantizes, and why: small, sensitive, or not used in a matrix product.
+
+Facts from llama.cpp b11434, `src/llama-quant.cpp`, `tensor_allows_quantization`: everything with fewer
+than two dimensions, everything whose name does not end in `weight`, and the names below. A quantized
+type there costs quality or makes the file unloadable, and gains next to nothing in bytes.
+"""
+
+from __future__ import annotations
+
+import re
+
+_NAMES = re.compile(
+    r"_norm\.weight"
+    # routers and their tables
+    r"|ffn_gate_inp\.weight|ffn_gate_tid2eid\.weight"
+    # Gemma 3n's small matrices
+    r"|altup|laurel|per_layer_model_proj"
+    # convolutions of state-space and Kimi layers
+    r"|ssm_conv1d|shortconv\.conv\.weight"
+    # MiniMax's indexer
+    r"|indexer\.[kq]_proj\.weight"
+    # RWKV's small matrices
+    r"|time_mix_(first|w[012]|v[012]|a[12]|g[12]|decay_w[12]|lerp_fused)\.weight"
+    # relative position bias, vision and audio
+    r"|attn_rel_b\.weight"
+    r"|\.position_embd|sam\.pos_embd|sam\.neck\.|sam\.net_|\.rel_pos|\.patch_embd|\.patch_merger"
+    r"|a\.rvq\.codebook|mm\.a\.code_embd"
+)
+_WHOLE_NAMES = frozenset({"position_embd.weight", "token_types.weight"})
+
+
+def is_vector_or_norm(name: str, n_dimensions: int) -> bool:
+    """Whether the tensor is one of those every llama.cpp graph wants in float32."""
+    return n_dimensions < 2 or "_norm.weight" in name
+
+
+def protected_reason(name: str, n_dimensions: int) -> str | None:
+    """Why llama-quantize would not quantize the tensor; None if it would."""
+    if n_dimensions < 2:
+        return "it has one dimension"
+    if not name.endswith("weight"):
+        return "its name does not end in `weight`"
+    if "_norm.weight" in name:
+        return "it is a norm"
+    if "ffn_gate_inp" in name:
+        return "it is the router"
+    if name in _WHOLE_NAMES or _NAMES.search(name):
+        return "llama.cpp reads it as float"
+    return None

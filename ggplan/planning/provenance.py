@@ -1,0 +1,68 @@
+"""The key-value pairs of the output: the model's own, and those that say how the file was made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from ggplan import __version__
+from ggplan.ggml_types import GgmlType
+from ggplan.metadata import Metadata, string, uint32
+from ggplan.rules import Recipe
+
+if TYPE_CHECKING:
+    from ggplan.imatrix import Imatrix
+
+QUANTIZATION_VERSION = 2
+"""GGML_QNT_VERSION of llama.cpp b11434: the layout of the quantized types."""
+
+# llama.cpp names a file after one type (enum llama_ftype, include/llama.h); a mixed file takes the name
+# of the type that holds most of its weights. The k-quants have no pure name; llama-quantize takes `Q4_K`
+# to mean Q4_K_M.
+_FILE_TYPES = {
+    "f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q5_1": 9, "q2_K": 10, "q3_K": 12,
+    "q4_K": 15, "q5_K": 17, "q6_K": 18, "iq2_xxs": 19, "iq2_xs": 20, "iq3_xxs": 23, "iq1_s": 24,
+    "iq4_nl": 25, "iq3_s": 26, "iq2_s": 28, "iq4_xs": 30, "iq1_m": 31, "bf16": 32, "tq1_0": 36,
+    "tq2_0": 37, "mxfp4": 38,
+}  # fmt: skip
+_SOURCE_ONLY = ("general.alignment", "split.no", "split.count", "split.tensors.count")
+
+
+def output_metadata(
+    source: Metadata,
+    recipe: Recipe | None,
+    imatrix: Imatrix | None,
+    weights_by_type: Iterable[tuple[GgmlType, int]],
+) -> Metadata:
+    """The output's metadata, in the source's order with new keys at the end.
+
+    Parameters
+    ----------
+    weights_by_type
+        A type and a number of weights for each tensor, to name the file's type.
+    """
+    metadata = {
+        key: value
+        for key, value in source.items()
+        if key not in _SOURCE_ONLY and not key.startswith("ggplan.")
+    }
+    metadata["general.quantization_version"] = uint32(QUANTIZATION_VERSION)
+    totals: dict[str, int] = {}
+    for type_, n_weights in weights_by_type:
+        totals[type_.name] = totals.get(type_.name, 0) + n_weights
+    largest = max(totals, key=lambda name: totals[name], default="f32")
+    if largest in _FILE_TYPES:
+        metadata["general.file_type"] = uint32(_FILE_TYPES[largest])
+    if imatrix is not None:
+        metadata["quantize.imatrix.file"] = string(imatrix.path.name)
+        if imatrix.datasets:
+            metadata["quantize.imatrix.dataset"] = string(imatrix.datasets[0])
+        metadata["quantize.imatrix.entries_count"] = uint32(len(imatrix.entries))
+        if imatrix.chunk_count:
+            metadata["quantize.imatrix.chunks_count"] = uint32(imatrix.chunk_count)
+    metadata["ggplan.version"] = string(__version__)
+    if recipe is not None:
+        metadata["ggplan.recipe.name"] = string(recipe.name)
+        metadata["ggplan.recipe.text"] = string(recipe.text)
+        metadata["ggplan.recipe.sha256"] = string(recipe.sha256)
+    return metadata

@@ -1,0 +1,23 @@
+"""Text that is safe and pleasant to print: untrusted names, byte counts."""
+
+from __future__ import annotations
+
+
+def printable(text: str) -> str:
+    """`text` with every control character escaped, so that a name from a file cannot drive a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def format_bytes(n_bytes: int) -> str:
+    """A byte count with three significant digits and a binary unit: `69.2 GiB`, `16.0 KiB`, `90 B`."""
+    if n_bytes < 1024:
+        return f"{n_bytes} B"
+    size = float(n_bytes)
+    for unit in ("KiB", "MiB", "GiB"):
+        size /= 1024
+        if size < 999.5:
+            break
+    else:
+        size, unit = size / 1024, "TiB"
+    digits = 2 if size < 9.995 else 1 if size < 99.95 else 0
+    return f"{size:.{digits}f} {unit}"
