@@ -67,7 +67,9 @@ def quantize(rows: ArrayLike, type: str | GgmlType, imatrix: ArrayLike | None = 
         raise QuantizationError(f"ggplan cannot write {target}", hint="`ggplan types` lists the types it can")
     weights = _as_float32(rows, "the weights")
     if weights.ndim == 0:
-        raise QuantizationError("a single number is no row of weights", hint="pass an array of shape (..., n)")
+        raise QuantizationError(
+            "a single number is no row of weights", hint="pass an array of shape (..., n)"
+        )
     n = weights.shape[-1]
     if not target.fits(n):
         raise QuantizationError(
@@ -110,7 +112,9 @@ def dequantize(blocks: ArrayLike, type: str | GgmlType) -> F32Array:
     if data.dtype != np.uint8:
         raise QuantizationError(f"blocks are bytes (uint8), not {data.dtype}")
     if data.ndim == 0:
-        raise QuantizationError("a single byte is no row of blocks", hint="pass an array of shape (..., row bytes)")
+        raise QuantizationError(
+            "a single byte is no row of blocks", hint="pass an array of shape (..., row bytes)"
+        )
     row_bytes = data.shape[-1]
     n_blocks, rest = divmod(row_bytes, source.block_bytes)
     if rest:
@@ -150,7 +154,9 @@ def warm_up(types: Iterable[GgmlType], *, with_imatrix: bool) -> None:
     for type in types:
         n = type.block_size
         importance = np.ones(n, np.float32) if with_imatrix else None
-        encode_into(np.zeros((1, n), np.float32), type, importance, np.empty((1, type.row_bytes(n)), np.uint8))
+        encode_into(
+            np.zeros((1, n), np.float32), type, importance, np.empty((1, type.row_bytes(n)), np.uint8)
+        )
 
 
 def _as_type(type: str | GgmlType) -> GgmlType:

@@ -154,7 +154,9 @@ def _scales_and_minima(blocks: Bytes) -> tuple[F32Array, F32Array]:
     return _half(blocks, 0) * sc, _half(blocks, 2) * m
 
 
-def _scale_and_shift(q: NDArray[np.integer], scale: F32Array, minimum: F32Array | None, out: F32Array) -> None:
+def _scale_and_shift(
+    q: NDArray[np.integer], scale: F32Array, minimum: F32Array | None, out: F32Array
+) -> None:
     """`out = scale * q - minimum`, with one scale (n, k) for each of k equal parts of a superblock."""
     parts = (*scale.shape, -1)
     weights = out.reshape(parts)

@@ -190,7 +190,10 @@ def _read(context: Any, builder: Any, array_type: Any, array: Any, index: Any, c
 
 
 def _write(context: Any, builder: Any, array_type: Any, array: Any, index: Any, value: Any) -> None:
-    address = _address(context, builder, array_type, array, index, value.type.count)
+    count = value.type.count
+    if array_type.dtype == types.uint8:
+        value = builder.trunc(value, ir.VectorType(ir.IntType(8), count))
+    address = _address(context, builder, array_type, array, index, count)
     builder.store(value, address).align = array_type.dtype.bitwidth // 8
 
 
@@ -211,10 +214,7 @@ def store(typing_context: Any, array: Any, index: Any, value: Any) -> Any:
     """Write lanes to neighbours; to a uint8 array go the low 8 bits of each int32."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        lanes = arguments[2]
-        if array.dtype == types.uint8:
-            lanes = builder.trunc(lanes, ir.VectorType(ir.IntType(8), value.count))
-        _write(context, builder, array, arguments[0], arguments[1], lanes)
+        _write(context, builder, array, *arguments)
         return context.get_dummy_value()
 
     return types.void(array, types.intp, value), generate
@@ -230,8 +230,9 @@ def transpose(
     target_index: Any,
     target_stride: Any,
 ) -> Any:
-    """Turn 16 runs of 16 float32, `stride` apart, into the 16 columns of 16 runs, `to_stride` apart.
+    """Turn 16 runs of 16 numbers, `stride` apart, into the 16 columns of 16 runs, `to_stride` apart.
 
+    Takes float32 to float32, int32 to int32, and the low 8 bits of int32 to uint8.
     In registers: four rounds, each of which swaps the off-diagonal squares of half the size of the last.
     """
 
@@ -270,6 +271,17 @@ def splat(typing_context: Any, scalar: Any, count: Any) -> Any:
         return _spread(builder, lanes, arguments[0], scalar)
 
     return lanes(scalar, count), generate
+
+
+@intrinsic
+def lane(typing_context: Any, value: Any, index: Any) -> Any:
+    """The scalar in one lane."""
+    scalar = {"f32": types.float32, "i32": types.int32, "mask": types.boolean}[value.kind]
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.extract_element(*arguments)
+
+    return scalar(value, types.int32), generate
 
 
 @intrinsic
@@ -364,3 +376,51 @@ def all_lanes(typing_context: Any, mask: Any) -> Any:
         return builder.icmp_unsigned("==", bits, ir.Constant(bits.type, (1 << mask.count) - 1))
 
     return types.boolean(mask), generate
+
+
+# --- Across the lanes --------------------------------------------------------------------------------
+
+
+def _fold(symbol: str) -> Callable[..., Any]:
+    """Reduce a power-of-two number of float32 lanes to one of them, half by half."""
+
+    def fold(typing_context: Any, value: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            lanes = arguments[0]
+            while (count := lanes.type.count) > 1:
+                undefined = ir.Constant(lanes.type, ir.Undefined)
+                first = builder.shuffle_vector(lanes, undefined, _indices(list(range(count // 2))))
+                second = builder.shuffle_vector(lanes, undefined, _indices(list(range(count // 2, count))))
+                lanes = builder.select(builder.fcmp_ordered(symbol, first, second), first, second)
+            return builder.extract_element(lanes, ir.Constant(_I32, 0))
+
+        return types.float32(value), generate
+
+    return fold
+
+
+# Which of two equal lanes is taken (-0.0 or +0.0) is left open.
+lowest = intrinsic(_fold("<"))
+highest = intrinsic(_fold(">"))
+
+
+@intrinsic
+def lane_bits(typing_context: Any, mask: Any) -> Any:
+    """A mask of up to 32 lanes as the bits of a uint32, lane 0 the lowest."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        bits = builder.bitcast(arguments[0], ir.IntType(mask.count))
+        return bits if mask.count == 32 else builder.zext(bits, _I32)
+
+    return types.uint32(mask), generate
+
+
+@intrinsic
+def first_lane(typing_context: Any, mask: Any) -> Any:
+    """The index of the first lane that is set; the number of lanes where none is."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        bits = builder.bitcast(arguments[0], ir.IntType(mask.count))
+        return builder.zext(builder.cttz(bits, ir.Constant(ir.IntType(1), 0)), _INTP)
+
+    return types.intp(mask), generate
