@@ -65,7 +65,7 @@ def quantize(rows: ArrayLike, type: str | GgmlType, imatrix: ArrayLike | None = 
     target = _as_type(type)
     if not target.encodable:
         raise QuantizationError(f"ggplan cannot write {target}", hint="`ggplan types` lists the types it can")
-    weights = _as_float32(rows, "the weights")
+    weights = _as_float32(rows, "weights")
     if weights.ndim == 0:
         raise QuantizationError(
             "a single number is no row of weights", hint="pass an array of shape (..., n)"
@@ -73,10 +73,10 @@ def quantize(rows: ArrayLike, type: str | GgmlType, imatrix: ArrayLike | None = 
     n = weights.shape[-1]
     if not target.fits(n):
         raise QuantizationError(
-            f"a row of {n} weights is not whole blocks of {target}: {n} % {target.block_size} ="
-            f" {n % target.block_size}"
+            f"a row of {n} weights is not whole blocks of {target}:"
+            f" {n} % {target.block_size} = {n % target.block_size}"
         )
-    _require_finite(weights, "the weights")
+    _require_finite(weights, "weights")
     importance = None if imatrix is None else _as_importance(imatrix, n)
     blocks = np.empty((*weights.shape[:-1], target.row_bytes(n)), np.uint8)
     if weights.size:
@@ -119,8 +119,8 @@ def dequantize(blocks: ArrayLike, type: str | GgmlType) -> F32Array:
     n_blocks, rest = divmod(row_bytes, source.block_bytes)
     if rest:
         raise QuantizationError(
-            f"a row of {row_bytes} bytes is not whole blocks of {source}: {row_bytes} % {source.block_bytes} ="
-            f" {rest}"
+            f"a row of {row_bytes} bytes is not whole blocks of {source}:"
+            f" {row_bytes} % {source.block_bytes} = {rest}"
         )
     weights = np.empty((*data.shape[:-1], n_blocks * source.block_size), np.float32)
     if weights.size:
@@ -166,19 +166,19 @@ def _as_type(type: str | GgmlType) -> GgmlType:
 def _as_float32(values: ArrayLike, what: str) -> F32Array:
     given = np.asarray(values)
     if not np.can_cast(given.dtype, np.float32, "same_kind"):
-        raise QuantizationError(f"{what} are {given.dtype}, which is no kind of real number")
+        raise QuantizationError(f"the {what} are of type {given.dtype}, which float32 cannot take")
     with np.errstate(over="ignore"):  # what overflows becomes infinite and is refused as such
-        return np.ascontiguousarray(given, np.float32) if given.ndim else given.astype(np.float32)
+        return np.require(given, np.float32, ("C", "A"))
 
 
 def _as_importance(imatrix: ArrayLike, n: int) -> F32Array:
-    importance = _as_float32(imatrix, "the imatrix values")
+    importance = _as_float32(imatrix, "imatrix values")
     if importance.shape != (n,):
         raise QuantizationError(
             f"the imatrix has shape {importance.shape}, but rows of {n} weights need {(n,)}",
             hint="pass one importance per column",
         )
-    _require_finite(importance, "the imatrix values")
+    _require_finite(importance, "imatrix values")
     if (importance < 0).any():
         at = int((importance < 0).argmax())
         raise QuantizationError(f"the importance of column {at} is negative ({importance[at]})")
@@ -190,6 +190,6 @@ def _require_finite(values: F32Array, what: str) -> None:
     if first >= 0:
         at = tuple(int(i) for i in np.unravel_index(first, values.shape))
         raise QuantizationError(
-            f"{count_nonfinite(values)} of {what} ({values.size}) are NaN or infinite; the first is"
-            f" {values.flat[first]} at index {at if len(at) > 1 else at[0]}"
+            f"{count_nonfinite(values)} of {values.size} {what} are NaN or infinite; the first is"
+            f" {values.flat[first]} at {list(at)}"
         )
