@@ -1,0 +1,86 @@
+"""Matching: all rules against all tensor names at once.
+
+`re2.Set` joins the patterns into one automaton and reads each name once: 40 rules on the 803 tensors of
+GLM-4.5-Air take 3 ms. The planner wants every rule that matches, not only the first, because it passes
+over a rule that would quantize a protected tensor and goes on with the next.
+
+RE2 never backtracks, but patterns written to be slow (`a(a|b){60}b` a thousand times over) still cost up to
+one step for each instruction and character. Real recipes need milliseconds; a limit of CPU time stops the
+others.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import re2
+
+from ggplan.errors import RecipeError
+from ggplan.rules.diagnostics import Diagnostic, invalid_recipe
+from ggplan.rules.patterns import PATTERN_MEMORY, re2_options
+from ggplan.rules.recipe import Recipe
+
+_SET_MEMORY = 128 << 20  # holds the largest set of programs that the parser lets through
+_MAX_SECONDS = 20.0
+
+
+def match(recipe: Recipe, names: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+    """For each name the indices of all rules whose pattern is found in it, ascending.
+
+    Raises
+    ------
+    RecipeError
+        If the patterns take seconds of CPU time, or were put into the recipe by hand and RE2 refuses them.
+    """
+    try:
+        return match_patterns([rule.pattern for rule in recipe.rules], names)
+    except TimeoutError:
+        message = f"matching the rules takes more than {_MAX_SECONDS:.0f} seconds"
+        help = "write fewer counted repetitions such as `{60}`"
+        raise invalid_recipe([Diagnostic("GP009", "error", message, recipe.file, help=help)]) from None
+    except (re2.error, UnicodeEncodeError) as error:
+        raise RecipeError(f"{recipe.file}: RE2 refuses a pattern: {error}") from error
+
+
+def match_patterns(
+    patterns: Sequence[str],
+    names: Sequence[str],
+    *,
+    memory: int = _SET_MEMORY,
+    seconds: float = _MAX_SECONDS,
+) -> tuple[tuple[int, ...], ...]:
+    """For each name the indices of all patterns found in it, ascending.
+
+    The automaton grows as names need it, within `memory` bytes. Where that is not enough, RE2 answers "no
+    match"; an empty pattern at the end of the set, which is found in everything, tells the two apart, and
+    such a name is searched pattern by pattern.
+
+    Raises
+    ------
+    TimeoutError
+        After `seconds` of CPU time; one name more may pass until it is noticed.
+    """
+    deadline = time.thread_time() + seconds
+    automaton = re2.Set.SearchSet(re2_options(memory))
+    for pattern in (*patterns, ""):
+        automaton.Add(pattern)
+    automaton.Compile()
+    sentinel = len(patterns)
+    answers = []
+    shared: dict[tuple[int, ...], tuple[int, ...]] = {}  # the tensors of a role have one answer
+    for name in names:
+        if time.thread_time() > deadline:
+            raise TimeoutError
+        raw = name.encode("utf-8", "surrogatepass")
+        found = automaton.Match(raw)
+        if found and sentinel in found:
+            hits = tuple(sorted(found)[:-1])
+        else:
+            hits = tuple(i for i, pattern in enumerate(patterns) if _search(pattern, raw))
+        answers.append(shared.setdefault(hits, hits))
+    return tuple(answers)
+
+
+def _search(pattern: str, name: bytes) -> bool:
+    return re2.compile(pattern, re2_options(PATTERN_MEMORY)).search(name) is not None
