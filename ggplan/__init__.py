@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from ggplan.convert import convert as convert
+    from ggplan.conversion import convert as convert
     from ggplan.errors import Error as Error
     from ggplan.ggml_types import GgmlType as GgmlType
     from ggplan.ggml_types import parse_type as parse_type
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from ggplan.rules import parse_recipe as parse_recipe
 
 _HOME = {
-    "convert": "ggplan.convert",
+    "convert": "ggplan.conversion",
     "Error": "ggplan.errors",
     "GgmlType": "ggplan.ggml_types",
     "parse_type": "ggplan.ggml_types",

@@ -113,8 +113,3 @@ class Model:
     architecture: str
     metadata: Metadata
     tensors: tuple[TensorInfo, ...]
-
-    @property
-    def has_weights(self) -> bool:
-        """Whether every tensor can be read."""
-        return all(t.read_rows is not None or t.read_bytes is not None for t in self.tensors)

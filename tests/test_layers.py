@@ -23,7 +23,7 @@ ALLOWED = {
     "opening": {"errors", "text", "model", "sources", "arch"},
     "rules": {"errors", "text", "ggml_types"},
     "planning": {"", "errors", "text", "ggml_types", "metadata", "model", "rules", "imatrix"},
-    "convert": {"errors", "text", "ggml_types", "model", "planning", "quants"},
+    "conversion": {"errors", "text", "ggml_types", "model", "planning", "quants"},
 }
 FREE = {"cli", "__init__", "__main__"}
 

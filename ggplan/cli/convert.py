@@ -10,7 +10,7 @@ import click
 from ggplan.cli.options import planning_options
 
 if TYPE_CHECKING:
-    from ggplan.convert import ConversionResult
+    from ggplan.conversion import ConversionResult
     from ggplan.planning import FallbackTable, Plan
 
 _EPILOG = """\b
@@ -78,7 +78,7 @@ def run_conversion(
     from rich.progress import TransferSpeedColumn
 
     from ggplan.cli.output import console
-    from ggplan.convert import convert
+    from ggplan.conversion import convert
     from ggplan.text import printable
 
     bar = Progress(

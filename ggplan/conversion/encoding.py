@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ggplan.convert.chunks import Chunk
+from ggplan.conversion.chunks import Chunk
 from ggplan.errors import ConversionError
 from ggplan.ggml_types import GgmlType
 from ggplan.model import TensorInfo

@@ -20,7 +20,7 @@ def check_convertible(plan: Plan, *, allow_requantize: bool) -> None:
     PlanError
         Naming the first tensor that is in the way, and how many others.
     """
-    if not plan.model.has_weights and plan.model.kind == "inventory":
+    if plan.model.kind == "inventory":
         raise PlanError(
             f"{printable(str(plan.model.path))} is an inventory: names and shapes without weights",
             hint="give the checkpoint's folder or a GGUF file",

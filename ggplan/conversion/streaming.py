@@ -18,9 +18,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ggplan.convert.chunks import Chunk, chunks_of
-from ggplan.convert.encoding import Importance, encode_chunk
-from ggplan.convert.preflight import check_convertible, check_target
+from ggplan.conversion.chunks import Chunk, chunks_of
+from ggplan.conversion.encoding import Importance, encode_chunk
+from ggplan.conversion.preflight import check_convertible, check_target
 from ggplan.errors import ConversionError
 from ggplan.planning import Plan
 from ggplan.planning.importance import importance_of

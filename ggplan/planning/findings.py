@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ggplan.model import Model
 from ggplan.planning.fallback import remainder
 from ggplan.planning.importance import importance_of, uses_imatrix
-from ggplan.rules import Choice, Diagnostic, Recipe, dead_rules, shadowed_rules
+from ggplan.rules import Choice, Diagnostic, Recipe, Severity, dead_rules, shadowed_rules
 from ggplan.text import printable
 
 if TYPE_CHECKING:
@@ -152,11 +152,11 @@ def _choice_of(recipe: Recipe, rule: int | None) -> Choice | None:
     return recipe.default if rule is None else recipe.rules[rule].choice
 
 
-def _plain(code: str, severity: str, message: str, help: str = "") -> Diagnostic:
-    return Diagnostic(code, severity, message, "", 0, 0, 0, help)
+def _plain(code: str, severity: Severity, message: str, help: str = "") -> Diagnostic:
+    return Diagnostic(code, severity, message, "", help=help)
 
 
-def _at(choice: Choice | None, code: str, severity: str, message: str, help: str = "") -> Diagnostic:
+def _at(choice: Choice | None, code: str, severity: Severity, message: str, help: str = "") -> Diagnostic:
     if choice is None:
         return _plain(code, severity, message, help)
     return Diagnostic(code, severity, message, choice.file, choice.line, choice.column, len(choice.text), help)
