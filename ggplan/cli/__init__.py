@@ -60,7 +60,7 @@ def main() -> None:
     """Run the command line; exit 0 done, 1 the work failed, 2 wrong usage, 130 interrupted."""
     signal.signal(signal.SIGTERM, _terminated)
     try:
-        cli.main(standalone_mode=False)
+        cli.main(prog_name="ggplan", standalone_mode=False)
     except click.exceptions.Abort:
         sys.exit(130)
     except click.ClickException as error:

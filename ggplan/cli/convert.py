@@ -22,7 +22,7 @@ Examples:
 """
 
 
-@click.command("convert", epilog=_EPILOG)
+@click.command("convert", epilog=_EPILOG, short_help="Write the GGUF file, in one pass.")
 @click.argument("model")
 @click.argument("output", type=click.Path())
 @planning_options

@@ -21,7 +21,7 @@ _MIXES = (
 )
 
 
-@click.command("demo", epilog=_EPILOG)
+@click.command("demo", epilog=_EPILOG, short_help="Try it on a small built-in model, offline.")
 @click.option(
     "-o", "--output", "folder", type=click.Path(), default="ggplan-demo", show_default=True,
     help="Folder for the GGUF files.",

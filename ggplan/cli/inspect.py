@@ -15,7 +15,7 @@ _SHOWN_ITEMS = 6
 _SHOWN_CHARACTERS = 100
 
 
-@click.command("inspect", epilog=_EPILOG)
+@click.command("inspect", epilog=_EPILOG, short_help="Show what is in a checkpoint.")
 @click.argument("model")
 @click.option("--tensors", "show_tensors", is_flag=True, help="List every tensor.")
 @click.option("--metadata", "show_metadata", is_flag=True, help="List the key-value pairs.")

@@ -20,7 +20,7 @@ Examples:
 """
 
 
-@click.command("plan", epilog=_EPILOG)
+@click.command("plan", epilog=_EPILOG, short_help="Show what a recipe makes of a model, to the byte.")
 @click.argument("model")
 @planning_options
 @click.option("--tensors", "show_tensors", is_flag=True, help="List every tensor.")

@@ -11,7 +11,7 @@ Examples:
 """
 
 
-@click.command("types", epilog=_EPILOG)
+@click.command("types", epilog=_EPILOG, short_help="List the ggml types.")
 @click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
 def types_command(as_json: bool) -> None:
     """List the ggml types: size, block, who knows them, what ggplan can do with them."""
