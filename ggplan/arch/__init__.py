@@ -1,0 +1,91 @@
+"""Hugging Face checkpoints as GGUF models: names, layouts, metadata and tokenizer of each architecture.
+
+The measure is llama.cpp's `convert_hf_to_gguf.py`: the same tensors in the same order, equal byte for byte in
+bf16 and f32, and the same keys. The tests compare both on random models of each architecture.
+
+An architecture is a small module (`llama`, `qwen3`, `glm4moe`, `deepseek2`) that states a table of tensors
+and a function for its keys; what they share stands in `architecture`, `tensors`, `transforms` and `metadata`.
+To add one, write such a module and name it here.
+"""
+
+from __future__ import annotations
+
+import re
+
+from ggplan.arch.architecture import Architecture
+from ggplan.arch.config import Config
+from ggplan.arch.deepseek2 import DEEPSEEK_V2, DEEPSEEK_V3
+from ggplan.arch.glm4moe import GLM4_MOE
+from ggplan.arch.llama import LLAMA, MISTRAL, MIXTRAL
+from ggplan.arch.metadata import Keys
+from ggplan.arch.provenance import provenance, quantization_version
+from ggplan.arch.qwen3 import QWEN3, QWEN3_MOE
+from ggplan.arch.tensors import convert_tensors
+from ggplan.arch.tokenizer import tokenizer_metadata
+from ggplan.errors import CheckpointError
+from ggplan.model import Model
+from ggplan.sources.files import shown
+from ggplan.sources.huggingface import HfCheckpoint
+
+# By the first of `architectures` in config.json.
+ARCHITECTURES: dict[str, Architecture] = {
+    "DeepseekV2ForCausalLM": DEEPSEEK_V2,
+    "DeepseekV3ForCausalLM": DEEPSEEK_V3,
+    "Glm4MoeForCausalLM": GLM4_MOE,
+    "LlamaForCausalLM": LLAMA,
+    "MistralForCausalLM": MISTRAL,
+    "MixtralForCausalLM": MIXTRAL,
+    "Qwen3ForCausalLM": QWEN3,
+    "Qwen3MoeForCausalLM": QWEN3_MOE,
+}
+_PRE = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+def to_gguf(checkpoint: HfCheckpoint, *, pre: str | None = None) -> Model:
+    """The model of a Hugging Face checkpoint; no weight is read.
+
+    Parameters
+    ----------
+    checkpoint
+        The opened folder.
+    pre
+        llama.cpp's name of the pre-tokenizer, for a tokenizer that it does not know.
+
+    Raises
+    ------
+    CheckpointError
+        If the architecture is not supported, or config, tensors and tokenizer do not fit together.
+    """
+    if pre is not None and not _PRE.fullmatch(pre):
+        raise CheckpointError(
+            f"'{shown(pre)}' is no name of a pre-tokenizer",
+            hint="such names are glm4, qwen2, llama-bpe, deepseek-v3",
+        )
+    where = shown(checkpoint.path)
+    architecture = _architecture(checkpoint)
+    config = Config(shown(checkpoint.path / "config.json"), checkpoint.config, len(checkpoint.tensors))
+    config = config.with_defaults(**architecture.defaults)
+    tensors = convert_tensors(
+        checkpoint.tensors, architecture.table(config, checkpoint.tensors.keys()), where
+    )
+    keys = Keys(architecture.name)
+    architecture.write_keys(keys, config)
+    metadata = {
+        **provenance(checkpoint, architecture.name, tensors),
+        **keys.values,
+        **quantization_version(),
+        **tokenizer_metadata(checkpoint, config.count("vocab_size"), architecture.tokenizer, pre),
+    }
+    return Model(checkpoint.path, "hf", architecture.name, metadata, tensors)
+
+
+def _architecture(checkpoint: HfCheckpoint) -> Architecture:
+    stated = checkpoint.config.get("architectures")
+    name = stated[0] if isinstance(stated, list) and stated else None
+    if not isinstance(name, str) or name not in ARCHITECTURES:
+        what = f"the architecture '{shown(name)}'" if isinstance(name, str) else "no architecture"
+        raise CheckpointError(
+            f"{shown(checkpoint.path)} has {what}; supported are {', '.join(ARCHITECTURES)}",
+            hint="make a GGUF of it with llama.cpp's convert_hf_to_gguf.py and give ggplan that",
+        )
+    return ARCHITECTURES[name]

@@ -1,0 +1,123 @@
+"""What an architecture states, and the parts of tables that most of them share.
+
+An architecture is a table of tensors, a function that writes its keys, the defaults of its transformers
+class that reach the GGUF, and what is special about its tokenizer. Each stands in a module of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+
+from ggplan.arch.config import Config
+from ggplan.arch.metadata import Keys
+from ggplan.arch.tensors import Entry, Table
+from ggplan.arch.transforms import permuted, plain
+
+LAYER, BLOCK = "model.layers.{}.", "blk.{}."
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerRules:
+    """What is special about a family's tokenizers.
+
+    Attributes
+    ----------
+    sentencepiece
+        Whether the converter takes `tokenizer.model` where there is one.
+    llama_style
+        Whether the converter writes `add_space_prefix`, and no BOS for a vocabulary of 49152 tokens.
+    special_tokens
+        Kinds of special tokens and their texts, for kinds that neither config names.
+    """
+
+    sentencepiece: bool = False
+    llama_style: bool = False
+    special_tokens: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """One value of `architectures` in config.json.
+
+    Attributes
+    ----------
+    name
+        The GGUF's `general.architecture`.
+    table
+        The tensors, for a config and the names that the checkpoint holds.
+    write_keys
+        Writes the keys of the architecture.
+    defaults
+        What transformers assumes where config.json is silent.
+    tokenizer
+        What is special about the tokenizer.
+    """
+
+    name: str
+    table: Callable[[Config, Collection[str]], Table]
+    write_keys: Callable[[Keys, Config], None]
+    defaults: Mapping[str, object]
+    tokenizer: TokenizerRules = TokenizerRules()
+
+
+def head_width(config: Config) -> int:
+    """Columns of one head of attention."""
+    stated = config.optional_count("head_dim")
+    return stated or max(1, config.count("hidden_size") // config.count("num_attention_heads"))
+
+
+def heads_kv(config: Config) -> int:
+    """Heads of K and V: as many as of Q where config.json says null."""
+    return config.optional_count("num_key_value_heads") or config.count("num_attention_heads")
+
+
+def embeddings(config: Config) -> list[Entry]:
+    """The embedding, the last norm and the output, which is absent where it is the embedding itself."""
+    width, vocab = config.count("hidden_size"), config.count("vocab_size")
+    tied = config.flag("tie_word_embeddings")
+    return [
+        Entry("model.embed_tokens.weight", "token_embd.weight", (vocab, width)),
+        Entry("model.norm.weight", "output_norm.weight", (width,)),
+        Entry("lm_head.weight", "output.weight", (vocab, width), optional=tied),
+    ]
+
+
+def attention(config: Config, *, permute: bool = False) -> list[Entry]:
+    """Grouped-query attention, its norm before it, and biases where the checkpoint has them."""
+    width, head = config.count("hidden_size"), head_width(config)
+    n_heads, n_kv = config.count("num_attention_heads"), heads_kv(config)
+    entries = [Entry(LAYER + "input_layernorm.weight", BLOCK + "attn_norm.weight", (width,))]
+    for part, heads in (("q", n_heads), ("k", n_kv), ("v", n_kv)):
+        source, target = f"{LAYER}self_attn.{part}_proj.", f"{BLOCK}attn_{part}."
+        read = partial(permuted, n_heads=heads) if permute and part != "v" else plain
+        entries += [
+            Entry(source + "weight", target + "weight", (heads * head, width), read=read),
+            Entry(source + "bias", target + "bias", (heads * head,), optional=True, read=read),
+        ]
+    source, target = LAYER + "self_attn.o_proj.", BLOCK + "attn_output."
+    entries.append(Entry(source + "weight", target + "weight", (width, n_heads * head)))
+    entries.append(Entry(source + "bias", target + "bias", (width,), optional=True))
+    return entries
+
+
+def qk_norms(config: Config, *, optional: bool = False) -> list[Entry]:
+    """The norms of each head's Q and K."""
+    shape = (head_width(config),)
+    return [
+        Entry(f"{LAYER}self_attn.{x}_norm.weight", f"{BLOCK}attn_{x}_norm.weight", shape, optional=optional)
+        for x in "qk"
+    ]
+
+
+def ffn(prefix: str, suffix: str, n_columns: int, width: int, kind: str = "") -> list[Entry]:
+    """The three matrices of a gated feed-forward part, in the order in which the converter writes experts.
+
+    `prefix` comes before `down_proj` in the checkpoint's names, `suffix` ends the GGUF's: `_exps`, `_shexp`.
+    """
+    shapes = {"down": (width, n_columns), "gate": (n_columns, width), "up": (n_columns, width)}
+    return [
+        Entry(f"{LAYER}{prefix}{part}_proj.weight", f"{BLOCK}ffn_{part}{suffix}.weight", shape, kind)
+        for part, shape in shapes.items()
+    ]

@@ -1,0 +1,115 @@
+"""A model's config.json, read with suspicion.
+
+Hugging Face writes a flat JSON object whose keys depend on the model class. transformers fills in what a
+file leaves out, so old checkpoints rely on its defaults; an architecture states those that end up in a GGUF.
+Every value comes from a stranger: a count is an integer of 32 bits, a count of layers or experts is never
+more than the checkpoint has tensors, and whatever else it is becomes an error that names the key.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from ggplan.errors import CheckpointError
+from ggplan.sources.files import shown
+
+_UINT32_MAX = (1 << 32) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The keys of config.json, or of one object in it.
+
+    Attributes
+    ----------
+    where
+        The file (and the object in it), for messages.
+    values
+        The JSON object.
+    n_tensors
+        How many tensors the checkpoint has, which bounds how many parts a model can have.
+    """
+
+    where: str
+    values: Mapping[str, object]
+    n_tensors: int
+
+    def with_defaults(self, **defaults: object) -> Config:
+        """The same, where an absent key has a default."""
+        return replace(self, values={**defaults, **self.values})
+
+    def section(self, key: str) -> Config:
+        """The object under `key`; empty where it is absent or null."""
+        value = self.values.get(key)
+        if value is None:
+            value = {}
+        if not isinstance(value, dict):
+            raise self.wrong(key, "is no object")
+        return Config(f"{key} in {self.where}", value, self.n_tensors)
+
+    def count(self, key: str, *, least: int = 1) -> int:
+        """A whole number from `least` up."""
+        value = self.optional_count(key, least=least)
+        if value is None:
+            raise CheckpointError(f"{self.where} lacks {key}")
+        return value
+
+    def optional_count(self, key: str, *, least: int = 1) -> int | None:
+        """A whole number from `least` up; None where it is absent or null."""
+        value = self.values.get(key)
+        if value is None:
+            return None
+        if type(value) is not int or not least <= value <= _UINT32_MAX:
+            raise self.wrong(key, f"is {_brief(value)}, not a whole number from {least} to {_UINT32_MAX}")
+        return value
+
+    def parts(self, key: str, *, least: int = 1) -> int:
+        """A count of layers or experts, each of which has tensors of its own."""
+        value = self.count(key, least=least)
+        if value > self.n_tensors:
+            raise self.wrong(key, f"is {value}, but the checkpoint has only {self.n_tensors} tensors")
+        return value
+
+    def optional_number(self, key: str) -> float | None:
+        """A finite number; None where it is absent or null."""
+        value = self.values.get(key)
+        if value is None:
+            return None
+        if type(value) not in (int, float) or not _fits_float32(value):
+            raise self.wrong(key, f"is {_brief(value)}, not a finite 32-bit number")
+        return float(value)  # type: ignore[arg-type]
+
+    def flag(self, key: str) -> bool:
+        """True or false; false where it is absent or null."""
+        return bool(self.optional_flag(key))
+
+    def optional_flag(self, key: str) -> bool | None:
+        """True or false; None where it is absent or null."""
+        value = self.values.get(key)
+        if value is not None and not isinstance(value, bool):
+            raise self.wrong(key, f"is {_brief(value)}, not true or false")
+        return value
+
+    def optional_text(self, key: str) -> str | None:
+        """A text; None where it is absent or null."""
+        value = self.values.get(key)
+        if value is not None and not isinstance(value, str):
+            raise self.wrong(key, f"is {_brief(value)}, not a text")
+        return value
+
+    def wrong(self, key: str, what: str) -> CheckpointError:
+        """The error for a key with an impossible value."""
+        return CheckpointError(f"{self.where}: {key} {what}")
+
+
+def _fits_float32(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value) and abs(value) < 3.4e38
+
+
+def _brief(value: object) -> str:
+    """A JSON value for a message; a number of a million digits must not be spelt out."""
+    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 128:
+        return "a number of more than 128 bits"
+    return f"'{shown(value)}'" if isinstance(value, str) else shown(value)

@@ -1,0 +1,167 @@
+"""DeepSeek V2, V3 and R1, and Kimi K2: the GGUF architecture `deepseek2`.
+
+Multi-head latent attention: K and V of all heads are made from one narrow vector by `kv_b_proj`. llama.cpp
+multiplies K's part into the query and V's part into the output instead, so the matrix is cut in two and K's
+part transposed, and the cache holds a single head of `kv_lora_rank` + `qk_rope_head_dim` columns. That is why
+`head_count_kv` is 1 here. The layers that predict further tokens are left out, as llama.cpp's converter does.
+
+`DeepseekV2Model` in `conversion/deepseek.py` of llama.cpp b11434.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+from ggplan.arch.architecture import BLOCK, LAYER, Architecture, embeddings, ffn, heads_kv
+from ggplan.arch.config import Config
+from ggplan.arch.metadata import Keys, base_keys, rope_parameters
+from ggplan.arch.tensors import DENSE, MOE, Entry, Table, split_numbers
+from ggplan.arch.transforms import sliced, transposed_slices
+from ggplan.model import RowReader
+from ggplan.sources.tensors import CheckpointTensor
+
+
+def _table(config: Config, names: Collection[str]) -> Table:
+    n_layers = config.parts("num_hidden_layers")
+    has_experts = config.values.get("n_routed_experts") is not None
+    n_dense = _n_dense(config)
+    layers = [DENSE if k < n_dense or not has_experts else MOE for k in range(n_layers)]
+    tied = config.flag("tie_word_embeddings")
+    width = config.count("hidden_size")
+
+    def ignore(name: str) -> bool:
+        source, layer, _ = split_numbers(name)
+        further = source.startswith(LAYER) and layer >= n_layers
+        return further or (tied and name == "lm_head.weight")
+
+    return Table(
+        [
+            *embeddings(config),
+            *_attention(config),
+            Entry(LAYER + "post_attention_layernorm.weight", BLOCK + "ffn_norm.weight", (width,)),
+            *ffn("mlp.", "", config.count("intermediate_size"), width, "dense"),
+            *(_experts(config, width) if has_experts else ()),
+        ],
+        layers,
+        config.parts("n_routed_experts") if has_experts else 0,
+        ignore=ignore,
+    )
+
+
+def _attention(config: Config) -> list[Entry]:
+    width, n_heads, n_heads_kv = (
+        config.count("hidden_size"),
+        config.count("num_attention_heads"),
+        heads_kv(config),
+    )
+    rank, rope, nope, v = (
+        config.count(key) for key in ("kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim")
+    )
+    q_rank = config.optional_count("q_lora_rank")
+    source, target = LAYER + "self_attn.", BLOCK + "attn_"
+    q_rows = n_heads * (nope + rope)
+    if q_rank is None:
+        q = [Entry(source + "q_proj.weight", target + "q.weight", (q_rows, width))]
+    else:
+        q = [
+            Entry(source + "q_a_proj.weight", target + "q_a.weight", (q_rank, width)),
+            Entry(source + "q_a_layernorm.weight", target + "q_a_norm.weight", (q_rank,)),
+            Entry(source + "q_b_proj.weight", target + "q_b.weight", (q_rows, q_rank)),
+        ]
+
+    def k_part(tensor: CheckpointTensor) -> RowReader:
+        return transposed_slices(tensor, nope + v, nope)
+
+    def v_part(tensor: CheckpointTensor) -> RowReader:
+        return sliced(tensor, nope + v, nope, v)
+
+    def half(name: str, shape: tuple[int, ...], read: Callable[[CheckpointTensor], RowReader]) -> Entry:
+        whole = (n_heads_kv * (nope + v), rank)
+        return Entry(source + "kv_b_proj.weight", target + name, whole, target_shape=shape, read=read)
+
+    return [
+        Entry(LAYER + "input_layernorm.weight", target + "norm.weight", (width,)),
+        *q,
+        Entry(source + "kv_a_proj_with_mqa.weight", target + "kv_a_mqa.weight", (rank + rope, width)),
+        Entry(source + "kv_a_layernorm.weight", target + "kv_a_norm.weight", (rank,)),
+        half("k_b.weight", (n_heads_kv, rank, nope), k_part),
+        half("v_b.weight", (n_heads_kv, v, rank), v_part),
+        Entry(source + "o_proj.weight", target + "output.weight", (width, n_heads * v)),
+    ]
+
+
+def _experts(config: Config, width: int) -> list[Entry]:
+    n_experts, n_columns = config.parts("n_routed_experts"), config.count("moe_intermediate_size")
+    n_shared = config.optional_count("n_shared_experts", least=0) or 0
+    return [
+        Entry(LAYER + "mlp.gate.weight", BLOCK + "ffn_gate_inp.weight", (n_experts, width), "moe"),
+        Entry(
+            LAYER + "mlp.gate.e_score_correction_bias",
+            BLOCK + "exp_probs_b.bias",
+            (n_experts,),
+            "moe",
+            optional=True,
+        ),
+        *ffn("mlp.experts.{}.", "_exps", n_columns, width, "moe"),
+        *(ffn("mlp.shared_experts.", "_shexp", n_shared * n_columns, width, "moe") if n_shared else ()),
+    ]
+
+
+def _n_dense(config: Config) -> int:
+    stated = config.optional_count("first_k_dense_replace", least=0)
+    if stated is not None:
+        return stated
+    return config.count("num_hidden_layers") if config.values.get("n_routed_experts") is None else 0
+
+
+def _write_keys(keys: Keys, config: Config) -> None:
+    rank, rope = config.count("kv_lora_rank"), config.count("qk_rope_head_dim")
+    base_keys(keys, config, n_blocks=config.count("num_hidden_layers"), head_dim=rope, n_heads_kv=1)
+    keys.count("leading_dense_block_count", _n_dense(config))
+    keys.count("vocab_size", config.count("vocab_size"))
+    keys.count("attention.q_lora_rank", config.optional_count("q_lora_rank"))
+    keys.count("attention.kv_lora_rank", rank)
+    keys.count("attention.key_length", rank + rope)
+    keys.count("attention.value_length", rank)
+    keys.count("attention.key_length_mla", config.count("qk_nope_head_dim") + rope)
+    keys.count("attention.value_length_mla", config.count("v_head_dim"))
+    columns = config.optional_count("moe_intermediate_size") or config.count("intermediate_size")
+    keys.count("expert_feed_forward_length", columns)
+    keys.count("expert_shared_count", config.optional_count("n_shared_experts", least=0) or 0)
+    keys.number("expert_weights_scale", config.optional_number("routed_scaling_factor"))
+    keys.flag("expert_weights_norm", config.flag("norm_topk_prob") or None)
+    keys.count("rope.dimension_count", rope)
+    mscale = rope_parameters(config).optional_number("mscale_all_dim")
+    keys.number("rope.scaling.yarn_log_multiplier", None if mscale is None else 0.1 * mscale)
+
+
+_DEFAULTS = {"rms_norm_eps": 1e-6, "rope_theta": 10000.0}
+
+DEEPSEEK_V2 = Architecture(
+    "deepseek2",
+    _table,
+    _write_keys,
+    {
+        **_DEFAULTS,
+        "max_position_embeddings": 2048,
+        "first_k_dense_replace": 0,
+        "n_shared_experts": 2,
+        "routed_scaling_factor": 1.0,
+    },
+)
+DEEPSEEK_V3 = Architecture(
+    "deepseek2",
+    _table,
+    _write_keys,
+    {
+        **_DEFAULTS,
+        "max_position_embeddings": 4096,
+        "n_group": 8,
+        "topk_group": 4,
+        "num_experts_per_tok": 8,
+        "first_k_dense_replace": 3,
+        "n_shared_experts": 1,
+        "routed_scaling_factor": 2.5,
+        "norm_topk_prob": True,
+    },
+)

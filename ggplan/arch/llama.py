@@ -1,0 +1,180 @@
+"""Llama, Mistral and Mixtral: the GGUF architecture `llama`.
+
+Q and K are permuted (see `transforms`). Llama 3's rope scaling becomes a tensor of one divisor per frequency,
+`rope_freqs.weight`. Mixtral calls its experts `block_sparse_moe.experts.N.w1` (gate), `w2` (down), `w3` (up).
+
+`LlamaModel` in `conversion/llama.py` of llama.cpp b11434.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+
+from ggplan.arch.architecture import (
+    BLOCK,
+    LAYER,
+    Architecture,
+    TokenizerRules,
+    attention,
+    embeddings,
+    ffn,
+    head_width,
+    heads_kv,
+)
+from ggplan.arch.config import Config
+from ggplan.arch.metadata import Keys, base_keys, rope_parameters
+from ggplan.arch.tensors import DENSE, MOE, Entry, Table
+from ggplan.arch.transforms import constant
+from ggplan.errors import CheckpointError
+from ggplan.ggml_types import F32
+from ggplan.model import TensorInfo
+
+# A head of attention has some hundred columns; the divisors are computed from this number alone.
+_WIDEST_HEAD = 65536
+
+
+def _dense(config: Config, names: Collection[str]) -> Table:
+    width, n_columns = config.count("hidden_size"), config.count("intermediate_size")
+    matrices = ffn("mlp.", "", n_columns, width)
+    biases = [
+        Entry(
+            m.source.replace(".weight", ".bias"),
+            m.target.replace(".weight", ".bias"),
+            m.shape[:1],
+            optional=True,
+        )
+        for m in matrices
+    ]
+    return Table(
+        [*_common(config), *matrices, *biases],
+        [DENSE] * config.parts("num_hidden_layers"),
+        computed=_rope_factors(config),
+    )
+
+
+def _mixtral(config: Config, names: Collection[str]) -> Table:
+    width, n_columns = config.count("hidden_size"), config.count("intermediate_size")
+    n_experts = config.parts("num_local_experts")
+    moe = LAYER + "block_sparse_moe."
+    return Table(
+        [
+            *_common(config),
+            Entry(moe + "gate.weight", BLOCK + "ffn_gate_inp.weight", (n_experts, width)),
+            Entry(moe + "experts.{}.w1.weight", BLOCK + "ffn_gate_exps.weight", (n_columns, width)),
+            Entry(moe + "experts.{}.w2.weight", BLOCK + "ffn_down_exps.weight", (width, n_columns)),
+            Entry(moe + "experts.{}.w3.weight", BLOCK + "ffn_up_exps.weight", (n_columns, width)),
+        ],
+        [MOE] * config.parts("num_hidden_layers"),
+        n_experts,
+        _rope_factors(config),
+    )
+
+
+def _common(config: Config) -> list[Entry]:
+    if head_width(config) % 2:
+        raise CheckpointError(
+            f"{config.where}: heads of {head_width(config)} columns cannot be rotated in pairs"
+        )
+    norm = Entry(
+        LAYER + "post_attention_layernorm.weight", BLOCK + "ffn_norm.weight", (config.count("hidden_size"),)
+    )
+    return [*embeddings(config), *attention(config, permute=True), norm]
+
+
+def _write_keys(keys: Keys, config: Config) -> None:
+    _keys(keys, config, head_width(config))
+
+
+def _write_mixtral_keys(keys: Keys, config: Config) -> None:
+    _keys(keys, config, config.optional_count("head_dim"))
+
+
+def _keys(keys: Keys, config: Config, head_dim: int | None) -> None:
+    n_blocks = config.count("num_hidden_layers")
+    base_keys(keys, config, n_blocks=n_blocks, head_dim=head_dim, n_heads_kv=heads_kv(config))
+    keys.count("vocab_size", config.count("vocab_size"))
+    keys.count("rope.dimension_count", head_width(config))
+
+
+def _rope_factors(config: Config) -> list[TensorInfo]:
+    """What Llama 3.1 divides the frequencies of its rotations by.
+
+    A wave longer than the old context / low_freq_factor is stretched by `factor`, one shorter than the old
+    context / high_freq_factor is kept, and those between go smoothly from the one to the other. Computed in
+    float32 as the converter does, but for the power, which torch gives with an error of up to one unit in
+    the last place, and other ones on other processors: here it is rounded correctly.
+    """
+    rope = rope_parameters(config)
+    if (rope.optional_text("rope_type") or "").lower() != "llama3":
+        return []
+    n_columns = head_width(config)
+    if n_columns > _WIDEST_HEAD:
+        raise CheckpointError(f"{config.where}: heads of {n_columns} columns are too wide to be real")
+    base, factor = _positive(rope, "rope_theta", 10000), _positive(rope, "factor", 8)
+    low, high = _positive(rope, "low_freq_factor", 1), _positive(rope, "high_freq_factor", 4)
+    if low >= high:
+        raise rope.wrong("low_freq_factor", "is not below high_freq_factor")
+    context = _positive(rope, "original_max_position_embeddings", 8192)
+    factors = _smooth_factors(n_columns, base, factor, low, high, context)
+    return [TensorInfo("rope_freqs.weight", (len(factors),), F32, "config.json", "F32", constant(factors))]
+
+
+def _smooth_factors(
+    n_columns: int, base: float, factor: float, low: float, high: float, context: float
+) -> list[float]:
+    import numpy as np
+
+    exponents = np.arange(0, n_columns, 2, dtype=np.float32) / np.float32(n_columns)
+    powers = np.array([base ** float(e) for e in exponents], np.float32)
+    one, stretch, old = np.float32(1), np.float32(factor), np.float32(context)
+    with np.errstate(all="ignore"):
+        waves = np.float32(2 * math.pi) / (one / powers)
+        smooth = (old / waves - np.float32(low)) / np.float32(high - low)
+        between = one / ((one - smooth) / stretch + smooth)
+    kept, stretched = waves < np.float32(context / high), waves > np.float32(context / low)
+    return [float(f) for f in np.where(kept, one, np.where(stretched, stretch, between))]
+
+
+def _positive(rope: Config, key: str, default: float) -> float:
+    value = rope.optional_number(key)
+    if value is not None and not 1e-6 < value < 1e12:
+        raise rope.wrong(key, f"is {value:g}, which is out of all reason")
+    return default if value is None else value
+
+
+_TOKENIZER = TokenizerRules(sentencepiece=True, llama_style=True)
+
+LLAMA = Architecture(
+    "llama",
+    _dense,
+    _write_keys,
+    {"max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "rope_theta": 10000.0},
+    _TOKENIZER,
+)
+MISTRAL = Architecture(
+    "llama",
+    _dense,
+    _write_keys,
+    {
+        "max_position_embeddings": 131072,
+        "num_key_value_heads": 8,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+    },
+    _TOKENIZER,
+)
+MIXTRAL = Architecture(
+    "llama",
+    _mixtral,
+    _write_mixtral_keys,
+    {
+        "max_position_embeddings": 131072,
+        "num_key_value_heads": 8,
+        "num_local_experts": 8,
+        "num_experts_per_tok": 2,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 1000000.0,
+    },
+    _TOKENIZER,
+)

@@ -1,0 +1,232 @@
+"""Special tokens: which token begins and ends a text, and which of them the engine adds by itself.
+
+Three files of a Hugging Face folder say it, in different ways and not always the same. llama.cpp's converter
+reads them in this order, and so it is done here, its oddities included, since chats depend on the result:
+
+    tokenizer.json          its post-processor shows which tokens are put around a text; it wins over the
+                            `add_bos_token` of tokenizer_config.json
+    tokenizer_config.json   `bos_token`, `eos_token`, ... by text; the ids come from tokenizer.json's added
+                            tokens; the chat template, unless `chat_template.jinja` or `.json` has it
+    config.json             `bos_token_id`, ... for kinds that no text named; a list of ids is passed over
+
+`SpecialVocab` in `gguf-py/gguf/vocab.py` of llama.cpp b11434.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from ggplan.errors import CheckpointError
+from ggplan.metadata import Metadata, MetadataType, array, boolean, string, uint32
+from ggplan.sources.huggingface import HfCheckpoint
+
+_KINDS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+_ID_KEYS = {
+    "bos": "bos_token_id",
+    "eos": "eos_token_id",
+    "unk": "unknown_token_id",
+    "sep": "seperator_token_id",
+    "pad": "padding_token_id",
+    "mask": "mask_token_id",
+    "eot": "eot_token_id",
+    "eom": "eom_token_id",
+}
+_ADD_KEYS = {"bos": "add_bos_token", "eos": "add_eos_token", "sep": "add_sep_token"}
+Json = Mapping[str, object]
+
+
+@dataclass(slots=True)
+class SpecialTokens:
+    """What is known so far: ids and "add it" by kind, and the settings, which the post-processor amends."""
+
+    settings: dict[str, object]
+    kinds: list[str] = field(default_factory=lambda: list(_KINDS))
+    ids: dict[str, int] = field(default_factory=dict)
+    add: dict[str, bool] = field(default_factory=dict)
+
+    def set_id(self, kind: str, number: object) -> None:
+        """Note the id of a kind; the first one stays. What is no number is passed over."""
+        if type(number) is int:
+            if number < 0:
+                raise CheckpointError(f"the id of the {kind} token is {number}")
+            self.ids.setdefault(kind, number)
+
+    def metadata(self) -> Metadata:
+        """The keys of the ids, then those of the flags."""
+        keys: Metadata = {}
+        for kind, number in self.ids.items():
+            if kind in _ID_KEYS:
+                keys[f"tokenizer.ggml.{_ID_KEYS[kind]}"] = uint32(number)
+        for kind, value in self.add.items():
+            if kind in _ADD_KEYS:
+                keys[f"tokenizer.ggml.{_ADD_KEYS[kind]}"] = boolean(value)
+        return keys
+
+
+def read_special_tokens(tokenizer: Json, settings: Json | None, config: Json) -> SpecialTokens:
+    """The special tokens of a folder: its tokenizer.json, tokenizer_config.json (if any) and config.json."""
+    found = SpecialTokens(dict(settings or {}))
+    _read_post_processor(found, tokenizer, has_settings=bool(settings))
+    if settings:
+        contents = [token for token in _list(tokenizer.get("added_tokens")) if isinstance(token, dict)]
+        for kind in found.kinds:
+            stated = found.settings.get(f"add_{kind}_token")
+            if isinstance(stated, bool):
+                found.add.setdefault(kind, stated)
+            text = _content(found.settings.get(f"{kind}_token"))
+            if text is not None:
+                found.set_id(kind, next((t.get("id") for t in contents if t.get("content") == text), None))
+    for kind in found.kinds:
+        found.set_id(kind, config.get(f"{kind}_token_id"))
+    return found
+
+
+def _read_post_processor(found: SpecialTokens, tokenizer: Json, *, has_settings: bool) -> None:
+    settings = found.settings
+    for kind, other in (("bos", "cls"), ("eos", "sep")):
+        if not settings.get(f"{kind}_token") and settings.get(f"{other}_token") and has_settings:
+            settings[f"{kind}_token"] = settings[f"{other}_token"]
+    post = _object(tokenizer.get("post_processor"))
+    if not post:
+        return
+    for processor in _list(post.get("processors")) or [post]:
+        processor = _object(processor)
+        match processor.get("type"):
+            case "ByteLevel":
+                found.add.setdefault("bos", False)
+                found.add.setdefault("eos", False)
+            case "RobertaProcessing":
+                found.add.update(bos=True, eos=True, sep=True)
+                for kind in ("cls", "sep"):
+                    token = _list(processor.get(kind))
+                    if not settings.get(f"{kind}_token") and has_settings and token:
+                        settings[f"{kind}_token"] = token[0]
+            case "TemplateProcessing":
+                _read_template(found, processor, has_settings=has_settings)
+
+
+def _read_template(found: SpecialTokens, processor: Json, *, has_settings: bool) -> None:
+    """The tokens a template puts before, after and between texts; only plain templates are understood."""
+    settings, first, last = found.settings, None, None
+    single, pair = _list(processor.get("single")), _list(processor.get("pair"))
+    if len(single) > 1:
+        first, last = _special(single[0]), _special(single[-1])
+        if first:
+            if not has_settings:
+                settings["bos_token"] = first
+            elif first not in (settings.get("bos_token"), settings.get("cls_token")):
+                for kind in ("bos", "cls"):
+                    settings[f"{kind}_token"] = settings.get(f"{kind}_token") or first
+            found.add["bos"] = first in (settings.get("bos_token"), settings.get("cls_token"))
+        if last:
+            if has_settings and last != settings.get("eos_token"):
+                # The template's token is what ends a text; what the settings call EOS then ends a turn.
+                spare = next((kind for kind in ("eot", "eom") if kind not in found.kinds), None)
+                if spare:
+                    found.kinds.append(spare)
+                    settings[f"{spare}_token"] = settings.get("eos_token")
+            settings["eos_token"] = last
+            found.add["eos"] = True
+    _read_pair(found, pair, first, last, has_settings=has_settings)
+
+
+def _read_pair(
+    found: SpecialTokens, pair: Sequence[object], first: str | None, last: str | None, *, has_settings: bool
+) -> None:
+    """Whether a separator stands between the two texts of a pair."""
+    if not pair:
+        return
+    start = 1 if first and _special(pair[0]) == first else 0
+    stop = len(pair) - 1 if last and _special(pair[-1]) == last else len(pair)
+    middle = pair[start:stop]
+    if len(middle) < 3 or (_sequence(middle[0]), _sequence(middle[-1])) != ("A", "B"):
+        return
+    between, settings = [_special(item) for item in middle[1:-1]], found.settings
+    separators = (settings.get("sep_token"), settings.get("eos_token"))
+    add = bool(between[0]) and between[0] in separators and not last
+    if len(between) == 2 and between[1] and between[1] in separators:
+        add = True
+    found.add["sep"] = add
+    if add and not settings.get("sep_token") and has_settings:
+        settings["sep_token"] = settings.get("eos_token")
+
+
+def chat_templates(checkpoint: HfCheckpoint, settings: Json | None) -> Metadata:
+    """The keys of the chat template, and of further ones by name."""
+    if not settings:
+        return {}
+    template = settings["chat_template"] if "chat_template" in settings else _template_file(checkpoint)
+    if isinstance(template, str):
+        return {"tokenizer.chat_template": string(template)} if template else {}
+    keys: Metadata = {}
+    names: list[str] = []
+    default = None
+    for choice in map(_object, _list(template)):
+        name = "".join(c if c.isascii() and c.isalnum() else "_" for c in _text(choice.get("name")) or "")
+        text = _text(choice.get("template"))
+        if not name or text is None:
+            continue
+        if name == "default":
+            default = text
+            continue
+        names.append(name)
+        if text:
+            keys[f"tokenizer.chat_template.{name}"] = string(text)
+    if names:
+        keys["tokenizer.chat_templates"] = array(MetadataType.STRING, list(dict.fromkeys(names)))
+    if default:
+        keys["tokenizer.chat_template"] = string(default)
+    return keys
+
+
+def _template_file(checkpoint: HfCheckpoint) -> object:
+    main = checkpoint.read_text("chat_template.jinja")
+    if main is None:
+        return (checkpoint.read_json("chat_template.json") or {}).get("chat_template")
+    folder = checkpoint.path / "additional_chat_templates"
+    others = sorted(folder.glob("*.jinja")) if folder.is_dir() else []
+    if not others:
+        return main
+    named = [
+        {"name": path.stem, "template": checkpoint.read_text(f"{folder.name}/{path.name}")} for path in others
+    ]
+    return [{"name": "default", "template": main}, *named]
+
+
+def normalizer_flags(tokenizer: Json) -> Metadata:
+    """Whether text is lowercased and stripped of accents before it is cut."""
+    keys: Metadata = {}
+    normalizer = _object(tokenizer.get("normalizer"))
+    parts = _list(normalizer.get("normalizers")) if normalizer.get("type") == "Sequence" else [normalizer]
+    for kind in (_object(part).get("type") for part in parts):
+        if kind == "Lowercase":
+            keys["tokenizer.ggml.normalizer.lowercase"] = boolean(True)
+        elif kind == "StripAccents":
+            keys["tokenizer.ggml.normalizer.strip_accents"] = boolean(True)
+    return keys
+
+
+def _special(item: object) -> str | None:
+    return _text(_object(_object(item).get("SpecialToken")).get("id"))
+
+
+def _sequence(item: object) -> str | None:
+    return _text(_object(_object(item).get("Sequence")).get("id"))
+
+
+def _content(token: object) -> str | None:
+    """The text of a token, which is written plainly or as an object."""
+    return _text(token.get("content") if isinstance(token, dict) else token)
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _object(value: object) -> Json:
+    return value if isinstance(value, dict) else {}
+
+
+def _list(value: object) -> Sequence[object]:
+    return value if isinstance(value, list) else []
