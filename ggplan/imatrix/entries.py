@@ -1,0 +1,127 @@
+"""What an imatrix holds for one weight, and for a model.
+
+A large model's imatrix has a gigabyte, of which one weight's share is in use at a time. So a file's entries
+are read when they are looked up, and not kept.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ggplan.errors import ImatrixError
+from ggplan.sources.files import read_into, shown
+
+
+@dataclass(frozen=True, slots=True)
+class ImatrixEntry:
+    """The importance of one weight's columns.
+
+    Attributes
+    ----------
+    name
+        The weight's GGUF name.
+    values
+        (n_matrices, n_columns) float32, the mean square of each column's input as llama-quantize computes
+        it; all ones for a matrix that saw no token. A file does not always tell the matrices of a stacked
+        weight apart: they then stand in one long row, and `for_tensor` cuts it.
+    counts
+        (n_matrices,) int64: the tokens each matrix saw; of a legacy file, one number of batches for all.
+    """
+
+    name: str
+    values: NDArray[np.float32]
+    counts: NDArray[np.int64]
+
+    @property
+    def matrices_without_data(self) -> tuple[int, ...]:
+        """The matrices (experts) that saw no token, by number."""
+        return tuple(int(number) for number in np.flatnonzero(self.counts <= 0))
+
+    def for_tensor(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        """The values for a tensor of `shape`, rows first: one row of columns for each of its slices.
+
+        Returns
+        -------
+        (n_slices, n_columns) float32
+
+        Raises
+        ------
+        ImatrixError
+            If the entry does not hold exactly one value for each column of each slice (ggml's
+            ne0 * ne2, llama.cpp b11434 `src/llama-quant.cpp`).
+        """
+        n_slices, n_columns = math.prod(shape[:-2]), shape[-1]
+        if self.values.size != n_slices * n_columns:
+            raise ImatrixError(
+                f"the imatrix has {self.values.size:,} values for '{shown(self.name)}', "
+                f"which needs {n_slices} x {n_columns:,}",
+                hint="use an imatrix made from this very model",
+            )
+        return self.values.reshape(n_slices, n_columns)
+
+
+@dataclass(frozen=True, slots=True)
+class Imatrix:
+    """An importance matrix file.
+
+    Attributes
+    ----------
+    path
+        The file.
+    datasets
+        The texts it was measured on, as the file names them.
+    chunk_count
+        How many chunks of text were run; 0 where the file does not say.
+    entries
+        By the weight's name. A look-up reads the file: look up once for each tensor.
+    """
+
+    path: Path
+    datasets: tuple[str, ...]
+    chunk_count: int
+    entries: Mapping[str, ImatrixEntry]
+
+
+class EntriesOnDisk(Mapping[str, ImatrixEntry]):
+    """The entries of a file: names in memory, values read at each look-up."""
+
+    def __init__(self, readers: Mapping[str, Callable[[], ImatrixEntry]]) -> None:
+        self._readers = readers
+
+    def __getitem__(self, name: str) -> ImatrixEntry:
+        return self._readers[name]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._readers)
+
+    def __len__(self) -> int:
+        return len(self._readers)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._readers
+
+
+def read_floats(path: Path, offset: int, count: int) -> NDArray[np.float32]:
+    """`count` float32 values of a file, from byte `offset` on."""
+    raw = np.empty(4 * count, np.uint8)
+    if count:
+        read_into(path, offset, raw.data)
+    return raw.view("<f4")
+
+
+def checked_entry(
+    path: Path, name: str, values: NDArray[np.float32], counts: NDArray[np.int64]
+) -> ImatrixEntry:
+    """An entry, once all its values are finite."""
+    if not np.isfinite(values).all():
+        raise ImatrixError(
+            f"{shown(path)}: the values of '{shown(name)}' are not all finite",
+            hint="make the imatrix anew, with a model that does not overflow (bf16 instead of f16)",
+        )
+    return ImatrixEntry(name, values, counts)

@@ -1,0 +1,126 @@
+"""Reading bytes from files that strangers made.
+
+A read opens the file, reads at a position, and closes it. That costs a few microseconds beside reads of
+many kilobytes, and buys much: a checkpoint of a thousand shards never meets the limit of open files,
+readers carry no state, so any thread may use them, and nothing needs closing.
+
+Only regular files are opened. A FIFO would block for ever and a device might act; both are refused
+before the open, and again after it by its descriptor, so that a swap in between gains nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ggplan.errors import CheckpointError
+from ggplan.text import printable
+
+_SHOWN_LENGTH = 160
+_LISTED = 5
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def shown(text: object) -> str:
+    """A path or an untrusted name as it may stand in a message: escaped, and cut where it is endless."""
+    whole = str(text)
+    return printable(whole if len(whole) <= _SHOWN_LENGTH else whole[: _SHOWN_LENGTH - 3] + "...")
+
+
+def listed(names: list[str]) -> str:
+    """The first few of some untrusted names, and how many there are besides."""
+    some = ", ".join(shown(name) for name in names[:_LISTED])
+    return f"{some} and {len(names) - _LISTED} more" if len(names) > _LISTED else some
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    """The file's descriptor; whatever the system refuses inside the block becomes a `CheckpointError`."""
+    descriptor = -1
+    try:
+        _require_regular(path, os.stat(path).st_mode)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        _require_regular(path, os.fstat(descriptor).st_mode)
+        yield descriptor
+    except OSError as error:
+        raise CheckpointError(f"cannot read {shown(path)}: {error.strerror or error}") from error
+    except ValueError as error:  # a path with a NUL in it
+        raise CheckpointError(f"cannot read {shown(path)}: {error}") from error
+    finally:
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+def _require_regular(path: Path, mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        kind = _KINDS.get(stat.S_IFMT(mode), "something else")
+        raise CheckpointError(f"{shown(path)} is not a file but {kind}")
+
+
+def file_size(path: Path) -> int:
+    """Bytes in a regular file."""
+    with _opened(path) as descriptor:
+        return os.fstat(descriptor).st_size
+
+
+def read_at(path: Path, offset: int, n_bytes: int) -> bytes:
+    """Exactly `n_bytes` from `offset` on.
+
+    Raises
+    ------
+    CheckpointError
+        If the file ends before, or cannot be read.
+    """
+    parts: list[bytes] = []
+    done = 0
+    with _opened(path) as descriptor:
+        while done < n_bytes:
+            part = os.pread(descriptor, n_bytes - done, offset + done)
+            if not part:
+                raise _truncated(path, offset, n_bytes, done)
+            parts.append(part)
+            done += len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def read_into(path: Path, offset: int, target: memoryview) -> None:
+    """Fill `target`, a contiguous buffer of bytes, with the file's bytes from `offset` on.
+
+    Raises
+    ------
+    CheckpointError
+        If the file ends before the buffer is full, or cannot be read.
+    """
+    done = 0
+    with _opened(path) as descriptor:
+        while done < len(target):
+            n_read = os.preadv(descriptor, [target[done:]], offset + done)
+            if n_read == 0:
+                raise _truncated(path, offset, len(target), done)
+            done += n_read
+
+
+def read_whole(path: Path, limit: int) -> bytes:
+    """A whole small file, refused where it is larger than `limit` bytes."""
+    with _opened(path) as descriptor:
+        size = os.fstat(descriptor).st_size
+        if size > limit:
+            raise CheckpointError(f"{shown(path)} has {size:,} bytes; such a file may have {limit:,}")
+    return read_at(path, 0, size)
+
+
+def _truncated(path: Path, offset: int, n_bytes: int, done: int) -> CheckpointError:
+    return CheckpointError(
+        f"{shown(path)} shrank or is truncated: {n_bytes:,} bytes at offset {offset:,} were expected, "
+        f"{done:,} are there",
+        hint="download the file again and compare its size with the original",
+    )

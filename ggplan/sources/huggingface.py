@@ -1,0 +1,214 @@
+"""A Hugging Face checkpoint: a folder with config.json, a tokenizer and weights in safetensors files.
+
+The weights are `model.safetensors`, or shards named by `model.safetensors.index.json` (`weight_map`: tensor
+name to file name), or shards without an index. The folder is untrusted: a shard's name must be a bare file
+name, so that no index reaches out of the folder. Links are followed, since in the Hugging Face cache every
+file is a link to a blob elsewhere; a link is made by who fills the folder, not by who wrote the index.
+
+Nothing of a folder is ever run: no pickle, no `auto_map` code, no chat template.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ggplan.errors import CheckpointError
+from ggplan.sources.files import listed, read_whole, shown
+from ggplan.sources.fp8 import apply_scales
+from ggplan.sources.json_files import SIZE_LIMIT, load_object
+from ggplan.sources.safetensors import read_tensors
+from ggplan.sources.tensors import CheckpointTensor, StoredTensor
+
+_SINGLE = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+_SHARD_NAME = re.compile(r"[\w.+=@-]+\.safetensors", re.ASCII)
+_NUMBERED = re.compile(r"(.*-)(\d{5})-of-(\d{5})(\.safetensors)", re.ASCII)
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_DEFAULT_BLOCK = (128, 128)
+_FLOAT_FORMATS = ("float-quantized", "naive-quantized")  # of compressed-tensors
+
+
+@dataclass(frozen=True, slots=True)
+class HfCheckpoint:
+    """An opened checkpoint.
+
+    Attributes
+    ----------
+    path
+        The folder.
+    config
+        config.json, parsed.
+    tensors
+        By name; shards in the order of their names, and within a shard the tensors too, which is the
+        order in which llama.cpp's converter meets them. fp8 tensors come scaled, without their scales.
+    """
+
+    path: Path
+    config: dict[str, object]
+    tensors: Mapping[str, CheckpointTensor]
+
+    def read_json(self, name: str) -> dict[str, object] | None:
+        """A JSON file of the folder, parsed; None where there is none."""
+        path = self.path / name
+        return load_object(path) if os.path.exists(path) else None
+
+    def read_text(self, name: str) -> str | None:
+        """A UTF-8 text file of the folder; None where there is none."""
+        path = self.path / name
+        if not os.path.exists(path):
+            return None
+        try:
+            return read_whole(path, SIZE_LIMIT).decode("utf-8")
+        except UnicodeError as error:
+            raise CheckpointError(f"{shown(path)} is not UTF-8 text") from error
+
+
+def open_checkpoint(folder: Path) -> HfCheckpoint:
+    """Open a Hugging Face folder: its config, and where each tensor lies. No weights are read.
+
+    Raises
+    ------
+    CheckpointError
+        If a file is missing, damaged or of a kind that ggplan does not read.
+    """
+    where = shown(folder)
+    if not os.path.isdir(folder):
+        raise CheckpointError(f"{where} is not a folder", hint="give the folder that holds config.json")
+    if not os.path.exists(folder / "config.json"):
+        raise CheckpointError(
+            f"{where} holds no config.json", hint="give the folder of one model, with config and tokenizer"
+        )
+    config = load_object(folder / "config.json")
+    block = _fp8_block(config, where)
+    stored = _read_shards(folder)
+    if not stored:
+        raise CheckpointError(f"{where}: its safetensors files hold no tensors")
+    return HfCheckpoint(folder, config, apply_scales(stored, block))
+
+
+def _read_shards(folder: Path) -> dict[str, StoredTensor]:
+    if os.path.exists(folder / _SINGLE):
+        return read_tensors(folder / _SINGLE)
+    weight_map = _weight_map(folder)
+    names = sorted(set(weight_map.values())) if weight_map else _unlisted_shards(folder)
+    if missing := [name for name in names if not os.path.exists(folder / name)]:
+        raise CheckpointError(
+            f"{shown(folder)}: {len(missing)} of {len(names)} shards are missing: {listed(missing)}",
+            hint="download them into the folder",
+        )
+    tensors: dict[str, StoredTensor] = {}
+    for name in names:
+        for tensor in read_tensors(folder / name).values():
+            if (earlier := tensors.get(tensor.name)) is not None:
+                raise CheckpointError(
+                    f"{shown(folder)}: tensor '{shown(tensor.name)}' is in two shards, "
+                    f"{shown(earlier.file.name)} and {shown(name)}"
+                )
+            tensors[tensor.name] = tensor
+    if weight_map:
+        _check_index(folder, weight_map, tensors)
+    return tensors
+
+
+def _weight_map(folder: Path) -> dict[str, str]:
+    """The index's map of tensor names to shard names; empty where there is no index."""
+    path = folder / _INDEX
+    if not os.path.exists(path):
+        return {}
+    weight_map = load_object(path).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{shown(path)} has no weight_map")
+    for name, shard in weight_map.items():
+        if not isinstance(shard, str) or not _SHARD_NAME.fullmatch(shard):
+            raise CheckpointError(
+                f"{shown(path)} places tensor '{shown(name)}' in '{shown(shard)}', "
+                "which is no plain name of a safetensors file",
+                hint="do not trust this checkpoint: an index must not lead out of its folder",
+            )
+    return weight_map
+
+
+def _check_index(folder: Path, weight_map: dict[str, str], tensors: dict[str, StoredTensor]) -> None:
+    where = shown(folder / _INDEX)
+    found = {name: tensor.file.name for name, tensor in tensors.items()}
+    if astray := [name for name, shard in weight_map.items() if found.get(name) != shard]:
+        raise CheckpointError(
+            f"{where}: {len(astray)} tensors are not in the shard it names, the first '{shown(astray[0])}' "
+            f"in {shown(weight_map[astray[0]])}"
+        )
+    if extra := [name for name in found if name not in weight_map]:
+        raise CheckpointError(
+            f"{where} does not list {len(extra)} tensors of the shards, the first '{shown(extra[0])}' "
+            f"in {shown(found[extra[0]])}"
+        )
+
+
+def _unlisted_shards(folder: Path) -> list[str]:
+    """The safetensors files of a folder without an index, and those its numbering says are missing."""
+    try:
+        files = sorted(entry.name for entry in folder.iterdir())
+    except OSError as error:
+        raise CheckpointError(f"cannot read {shown(folder)}: {error.strerror or error}") from error
+    names = [name for name in files if name.endswith(".safetensors")]
+    if not names:
+        raise _no_weights(folder, files)
+    if numbered := _NUMBERED.fullmatch(names[0]):
+        stem, _, count, suffix = numbered.groups()
+        names += [f"{stem}{number:05d}-of-{count}{suffix}" for number in range(1, int(count) + 1)]
+    return sorted(set(names))
+
+
+def _no_weights(folder: Path, files: list[str]) -> CheckpointError:
+    pickles = [name for name in files if name.endswith(_PICKLES)]
+    if not pickles:
+        return CheckpointError(f"{shown(folder)} holds no safetensors files")
+    return CheckpointError(
+        f"{shown(folder)} holds its weights only as pickles ({listed(pickles)}), which ggplan does not open: "
+        "a pickle is a program",
+        hint="use the model's safetensors, or make them: load it with transformers and save_pretrained() it",
+    )
+
+
+def _fp8_block(config: dict[str, object], where: str) -> tuple[int, int] | None:
+    """The block of weights that shares a scale; an error for a quantization that ggplan does not read."""
+    quantization = config.get("quantization_config")
+    text_config = config.get("text_config")
+    if quantization is None and isinstance(text_config, dict):
+        quantization = text_config.get("quantization_config")
+    if quantization is None:
+        return _DEFAULT_BLOCK
+    if not isinstance(quantization, dict):
+        raise CheckpointError(f"{where}: quantization_config in config.json is no object")
+    method = quantization.get("quant_method")
+    if method in (None, "fp8"):
+        block = quantization.get("weight_block_size", list(_DEFAULT_BLOCK))
+    elif method == "compressed-tensors" and quantization.get("format") in _FLOAT_FORMATS:
+        block = _compressed_block(quantization, where)
+    else:
+        kind = f"{method} ({quantization['format']})" if "format" in quantization else str(method)
+        raise CheckpointError(
+            f"{where} is quantized by {shown(kind)}, which ggplan does not read",
+            hint="use the original checkpoint in bf16, or fp8 with weight_scale_inv",
+        )
+    if block is None:
+        return None
+    if not isinstance(block, list) or len(block) != 2 or not all(type(n) is int and n > 0 for n in block):
+        raise CheckpointError(f"{where}: config.json gives the impossible weight_block_size {shown(block)}")
+    return block[0], block[1]
+
+
+def _compressed_block(quantization: dict[str, object], where: str) -> object:
+    """The block of a compressed-tensors checkpoint with one group of fp8 weights; None for scales by row."""
+    groups = quantization.get("config_groups")
+    group = next(iter(groups.values())) if isinstance(groups, dict) and len(groups) == 1 else None
+    weights = group.get("weights") if isinstance(group, dict) else None
+    if not isinstance(weights, dict) or (weights.get("type"), weights.get("num_bits")) != ("float", 8):
+        raise CheckpointError(
+            f"{where} is quantized by compressed-tensors, but not as one group of 8-bit floats",
+            hint="use the original checkpoint in bf16",
+        )
+    return weights.get("block_structure")

@@ -1,0 +1,226 @@
+"""Models without weights: the names, shapes and types of tensors, from which sizes and plans follow.
+
+Two forms are read. A tensor map, as the GGUF Tool Suite publishes them, is text with one tensor a line,
+shapes in ggml's order (ne0 first):
+
+    FILE:SHA256:NAME:shape=(4096, 151552):dtype=bf16:elements=620756992:bytes=1241513984
+
+and ggplan's own JSON, which `ggplan inspect --json` prints, with shapes rows first:
+
+    {"schema": "ggplan/inventory@1", "architecture": "glm4moe",
+     "metadata": {"glm4moe.block_count": {"type": "uint32", "value": 47}, ...},
+     "tensors": [{"name": "output.weight", "shape": [151552, 4096], "type": "q6_K", "stored_as": "BF16"}]}
+
+An array of more than `_ARRAY_LIMIT` items (a tokenizer's) is named with its length but without its value,
+and is not in the model that is read back.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+
+from ggplan.errors import CheckpointError
+from ggplan.ggml_types import TYPES
+from ggplan.metadata import Metadata, MetadataType, MetadataValue, Scalar, array, scalar
+from ggplan.model import Model, TensorInfo
+from ggplan.sources.files import read_whole, shown
+from ggplan.sources.gguf_header import MAX_NAME_BYTES, shape_fault
+from ggplan.sources.json_files import SIZE_LIMIT, parse_object
+
+SCHEMA = "ggplan/inventory@1"
+_ARRAY_LIMIT = 1024
+_TYPES = {type_.name.lower(): type_ for type_ in TYPES}
+_LINE = re.compile(
+    r"(?P<file>[^:]+):[0-9a-f]{64}:(?P<name>[^:]+):shape=\((?P<shape>\d{1,19}(?:, \d{1,19}){0,3}),?\)"
+    r":dtype=(?P<type>\w{1,32}):elements=(?P<weights>\d{1,20}):bytes=(?P<bytes>\d{1,20})",
+    re.ASCII,
+)
+
+
+def open_inventory(path: Path) -> Model:
+    """Open a list of tensors: a tensor map (text) or ggplan's inventory (JSON).
+
+    Raises
+    ------
+    CheckpointError
+        If the file is neither, or states something impossible; the message names the line or tensor.
+    """
+    data = read_whole(path, SIZE_LIMIT)
+    if data.lstrip()[:1] == b"{":
+        return _from_json(path, parse_object(data, shown(path)))
+    try:
+        text = data.decode("utf-8")
+    except UnicodeError as error:
+        raise _no_inventory(path) from error
+    return _from_map(path, text)
+
+
+def inventory_json(model: Model) -> dict[str, object]:
+    """The model's names, shapes, types and small metadata, as values that `json.dumps` writes."""
+    return {
+        "schema": SCHEMA,
+        "architecture": model.architecture,
+        "metadata": {key: _value_json(value) for key, value in model.metadata.items()},
+        "tensors": [
+            {"name": t.name, "shape": list(t.shape), "type": t.type.name, "stored_as": t.stored_as}
+            for t in model.tensors
+        ],
+    }
+
+
+def _no_inventory(path: Path) -> CheckpointError:
+    return CheckpointError(
+        f"{shown(path)} is neither a GGUF file, a tensor map nor an inventory",
+        hint="`ggplan inspect --json MODEL` writes an inventory",
+    )
+
+
+def _from_map(path: Path, text: str) -> Model:
+    tensors: dict[str, TensorInfo] = {}
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"{shown(path)}:{number}"
+        found = _LINE.fullmatch(line.strip())
+        if found is None:
+            if not tensors:
+                raise _no_inventory(path)
+            raise CheckpointError(
+                f"{where}: this is no line of a tensor map",
+                hint="a line is FILE:SHA256:NAME:shape=(NE0, NE1):dtype=TYPE:elements=N:bytes=N",
+            )
+        shape = tuple(int(extent) for extent in reversed(found["shape"].split(", ")))
+        tensor = _tensor(found["name"], shape, found["type"], found["file"], where)
+        if tensor.n_weights != int(found["weights"]):
+            raise CheckpointError(
+                f"{where}: the shape has {tensor.n_weights} elements, not {found['weights']}"
+            )
+        if tensor.n_bytes != int(found["bytes"]):
+            raise CheckpointError(
+                f"{where}: {tensor.type} takes {tensor.n_bytes} bytes, not {found['bytes']}"
+            )
+        _add(tensors, tensor, where)
+    if not tensors:
+        raise _no_inventory(path)
+    return Model(path, "inventory", "", {}, tuple(tensors.values()))
+
+
+def _from_json(path: Path, root: dict[str, object]) -> Model:
+    where = shown(path)
+    if root.get("schema") != SCHEMA:
+        raise CheckpointError(f"{where} is no inventory: its schema is not {SCHEMA!r}")
+    architecture, metadata = root.get("architecture", ""), root.get("metadata", {})
+    entries = root.get("tensors")
+    if not isinstance(architecture, str) or not isinstance(metadata, dict) or not isinstance(entries, list):
+        raise CheckpointError(
+            f"{where} needs `tensors` (list), `architecture` (text) and `metadata` (object)"
+        )
+    tensors: dict[str, TensorInfo] = {}
+    for number, entry in enumerate(entries):
+        name, shape, type_name, stored_as = _fields(entry, f"{where}: tensor {number}")
+        tensor = _tensor(name, shape, type_name, path.name, where, stored_as)
+        _add(tensors, tensor, where)
+    return Model(path, "inventory", architecture, _read_metadata(metadata, where), tuple(tensors.values()))
+
+
+def _fields(entry: object, where: str) -> tuple[str, tuple[int, ...], str, str]:
+    """Name, shape, type and stored_as of a tensor's JSON."""
+    if not isinstance(entry, dict):
+        raise CheckpointError(f"{where} is no object")
+    name, shape, type_name = entry.get("name"), entry.get("shape"), entry.get("type")
+    stored_as = entry.get("stored_as", type_name)
+    if not (isinstance(name, str) and isinstance(type_name, str) and isinstance(stored_as, str)):
+        raise CheckpointError(f"{where} needs `name`, `type` and `stored_as` as texts")
+    if (
+        not isinstance(shape, list)
+        or not shape
+        or not all(type(extent) is int and extent >= 0 for extent in shape)
+    ):
+        raise CheckpointError(f"{where} needs a `shape`: a list of whole numbers, rows first")
+    return name, tuple(shape), type_name, stored_as
+
+
+def _tensor(
+    name: str, shape: tuple[int, ...], type_name: str, origin: str, where: str, stored_as: str = ""
+) -> TensorInfo:
+    """A tensor without weights, once its name, shape and type are what a GGUF file can hold."""
+    type_ = _TYPES.get(type_name.lower())
+    if type_ is None:
+        raise CheckpointError(
+            f"{where}: tensor '{shown(name)}' has the unknown type '{shown(type_name)}'",
+            hint="`ggplan types` lists all types",
+        )
+    if len(name.encode()) > MAX_NAME_BYTES:
+        raise CheckpointError(
+            f"{where}: tensor '{shown(name)}' has a name longer than {MAX_NAME_BYTES} bytes"
+        )
+    if fault := shape_fault(shape, type_):
+        raise CheckpointError(f"{where}: tensor '{shown(name)}' {fault}")
+    return TensorInfo(name, shape, type_, origin, stored_as or type_.name)
+
+
+def _add(tensors: dict[str, TensorInfo], tensor: TensorInfo, where: str) -> None:
+    if tensor.name in tensors:
+        raise CheckpointError(f"{where}: tensor '{shown(tensor.name)}' is there twice")
+    tensors[tensor.name] = tensor
+
+
+def _value_json(value: MetadataValue) -> dict[str, object]:
+    if value.item_type is None:
+        return {"type": value.type.name.lower(), "value": _scalar_json(value.decode())}
+    described: dict[str, object] = {
+        "type": "array",
+        "item_type": value.item_type.name.lower(),
+        "length": value.length,
+    }
+    if value.length <= _ARRAY_LIMIT:
+        described["value"] = [_scalar_json(item) for item in value.decode_items(value.length)]
+    return described
+
+
+def _scalar_json(item: object) -> object:
+    """JSON has no infinities and no NaN: they become the texts "inf", "-inf" and "nan"."""
+    return str(item) if isinstance(item, float) and not math.isfinite(item) else item
+
+
+def _read_metadata(entries: dict[str, object], where: str) -> Metadata:
+    metadata: Metadata = {}
+    for key, entry in entries.items():
+        here = f"{where}: the metadata '{shown(key)}'"
+        if not isinstance(entry, dict):
+            raise CheckpointError(f"{here} is no object")
+        kind, value = entry.get("type"), entry.get("value")
+        if kind != "array":
+            type_ = _value_type(kind, here)
+            metadata[key] = scalar(type_, _read_scalar(type_, value, here))
+        elif "value" in entry:
+            type_ = _value_type(entry.get("item_type"), here)
+            if not isinstance(value, list):
+                raise CheckpointError(f"{here} is no list")
+            metadata[key] = array(type_, [_read_scalar(type_, item, here) for item in value])
+    return metadata
+
+
+def _value_type(name: object, where: str) -> MetadataType:
+    for type_ in MetadataType:
+        if type_ is not MetadataType.ARRAY and type_.name.lower() == name:
+            return type_
+    raise CheckpointError(f"{where} has the unknown type '{shown(name)}'")
+
+
+def _read_scalar(type_: MetadataType, value: object, where: str) -> Scalar:
+    if type_ is MetadataType.STRING:
+        fits = isinstance(value, str)
+    elif type_ is MetadataType.BOOL:
+        fits = isinstance(value, bool)
+    elif type_ in (MetadataType.FLOAT32, MetadataType.FLOAT64):
+        if isinstance(value, str) and value in ("inf", "-inf", "nan"):
+            return float(value)
+        fits = type(value) in (int, float)
+    else:
+        fits = type(value) is int
+    if not fits:
+        raise CheckpointError(f"{where} is no {type_.name.lower()}: {shown(value)}")
+    return value  # type: ignore[return-value]

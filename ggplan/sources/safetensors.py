@@ -1,0 +1,111 @@
+"""The header of a safetensors file, read with the Rust library's own rules.
+
+    length:u64 header:JSON[length] data
+
+The header maps names to `{"dtype": "BF16", "shape": [rows, columns], "data_offsets": [begin, end]}`, with
+offsets that count from the first byte of the data, and may hold one object of strings, `__metadata__`. The
+tensors must cover the data exactly, without a hole, an overlap or a byte to spare; that alone makes it
+impossible to hide something in the file or to let one tensor read another's bytes.
+
+Rules: safetensors 0.8.0, `safetensors/src/tensor.rs` (`SafeTensors::read_metadata`, `Metadata::validate`).
+Stricter here: a name may not stand twice, not even with the same contents.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from ggplan.errors import CheckpointError
+from ggplan.sources.files import file_size, read_at, shown
+from ggplan.sources.json_files import parse_object
+from ggplan.sources.tensors import DTYPE_BITS, StoredTensor
+
+__all__ = ["HEADER_LIMIT", "StoredTensor", "read_tensors"]
+
+HEADER_LIMIT = 100_000_000
+# NumPy's own limit; and it keeps the product of a shape from becoming a number of a million digits.
+_MAX_DIMENSIONS = 64
+# A tensor with no weights can claim any other dimension; no reader should have to count such rows.
+_EMPTY_LIMIT = 1 << 31
+
+
+def read_tensors(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of a safetensors file, by name, in the order of their names.
+
+    Raises
+    ------
+    CheckpointError
+        If the header breaks a rule of the format or the file does not have the size it says.
+    """
+    where = shown(path)
+    size = file_size(path)
+    if size < 8:
+        raise CheckpointError(f"{where} is no safetensors file: it has {size} bytes")
+    length = int.from_bytes(read_at(path, 0, 8), "little")
+    if length > HEADER_LIMIT:
+        raise CheckpointError(f"{where} is no safetensors file: its header would have {length:,} bytes")
+    if 8 + length > size:
+        raise CheckpointError(
+            f"{where} is truncated: its header has {length:,} bytes, the file {size:,}",
+            hint="download the file again",
+        )
+    header = parse_object(read_at(path, 8, length), f"the header of {where}")
+    _check_metadata(header.pop("__metadata__", None), where)
+    data_at = 8 + length
+    tensors = [_tensor(path, name, entry, data_at, size) for name, entry in sorted(header.items())]
+    _check_coverage(tensors, where, data_at, size)
+    return {tensor.name: tensor for tensor in tensors}
+
+
+def _check_metadata(metadata: object, where: str) -> None:
+    if metadata is None:
+        return
+    if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
+        raise CheckpointError(f"{where}: __metadata__ is no object of strings")
+
+
+def _tensor(path: Path, name: str, entry: object, data_at: int, size: int) -> StoredTensor:
+    where = f"{shown(path)}: tensor '{shown(name)}'"
+    if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
+        raise CheckpointError(f"{where} lacks its dtype, shape or data_offsets")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
+        raise CheckpointError(f"{where} has the unknown dtype {shown(repr(dtype))}")
+    if not _are_sizes(shape) or len(shape) > _MAX_DIMENSIONS:
+        raise CheckpointError(f"{where} has the impossible shape {shown(shape)}")
+    if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise CheckpointError(f"{where} has the impossible data_offsets {shown(offsets)}")
+    begin, end = offsets
+    if data_at + end > size:
+        raise CheckpointError(
+            f"{where} ends at byte {data_at + end:,} of a file of {size:,} bytes; the file is truncated",
+            hint="download the file again",
+        )
+    n_bits = math.prod(shape) * DTYPE_BITS[dtype]
+    if n_bits != 8 * (end - begin):
+        raise CheckpointError(
+            f"{where} has {8 * (end - begin):,} bits, but {dtype} of shape {shown(shape)} "
+            f"takes {shown(f'{n_bits:,}')}"
+        )
+    if n_bits == 0 and math.prod(max(extent, 1) for extent in shape) > _EMPTY_LIMIT:
+        raise CheckpointError(f"{where} has no weights and the impossible shape {shown(shape)}")
+    return StoredTensor(name, dtype, tuple(shape), path, data_at + begin, end - begin)
+
+
+def _are_sizes(value: object) -> bool:
+    """Whether a JSON value is a list of integers from 0 to 2^64 - 1 (`True` is no integer here)."""
+    return isinstance(value, list) and all(type(item) is int and 0 <= item < 1 << 64 for item in value)
+
+
+def _check_coverage(tensors: list[StoredTensor], where: str, data_at: int, size: int) -> None:
+    at = data_at
+    for tensor in sorted(tensors, key=lambda t: (t.offset, t.n_bytes)):
+        if tensor.offset != at:
+            what = "overlaps the tensor before it" if tensor.offset < at else "leaves a hole before it"
+            raise CheckpointError(
+                f"{where}: tensor '{shown(tensor.name)}' {what}: it begins at {tensor.offset:,}, not {at:,}"
+            )
+        at += tensor.n_bytes
+    if at != size:
+        raise CheckpointError(f"{where} has {size - at:,} bytes that belong to no tensor")
