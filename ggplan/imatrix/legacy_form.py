@@ -75,10 +75,9 @@ class _Cursor:
 
     def skip(self, n_bytes: int, what: str) -> int:
         """Pass over `n_bytes` and return where they begin."""
-        if not 0 <= n_bytes <= self.size - self.position:
-            raise self.error(
-                f"{what} would have {n_bytes:,} bytes of {self.size - self.position:,} that are left"
-            )
+        left = self.size - self.position
+        if not 0 <= n_bytes <= left:
+            raise self.error(f"{what} would have {n_bytes:,} bytes, and {left:,} are left")
         start = self.position
         self.position += n_bytes
         return start
