@@ -24,7 +24,7 @@ from ggplan.sources.files import shown
 from ggplan.sources.gguf_header import GgufHeader, TensorRecord, read_header
 
 _SUMS, _COUNTS = ".in_sum2", ".counts"
-_COUNT_LIMIT = 2.0**53
+_COUNT_LIMIT = 2.0**48
 _DATASET_LIMIT = 1024
 
 
@@ -62,11 +62,11 @@ def _check_pair(path: Path, name: str, sums: TensorRecord, counts: TensorRecord)
 
 
 def _read_gguf_entry(path: Path, name: str, sums: TensorRecord, counts: TensorRecord) -> ImatrixEntry:
-    stated = read_floats(path, counts.offset, counts.n_bytes // 4).astype(np.float64)
-    if not (np.abs(stated) < _COUNT_LIMIT).all():
-        raise ImatrixError(f"{shown(path)}: the counts of '{shown(name)}' are not all finite numbers")
-    # C's lround: to the nearest whole number, halves away from zero.
-    tokens = np.trunc(stated + np.copysign(0.5, stated)).astype(np.int64)
+    stated = read_floats(path, counts.offset, counts.n_bytes // 4)
+    if not np.isfinite(stated).all() or (np.abs(stated) > _COUNT_LIMIT).any():
+        raise ImatrixError(f"{shown(path)}: the counts of '{shown(name)}' are no numbers of tokens")
+    # C's lround: to the nearest whole number, halves away from zero (which float64 adds without rounding).
+    tokens = np.trunc(stated + np.copysign(0.5, stated.astype(np.float64))).astype(np.int64)
     values = read_floats(path, sums.offset, sums.n_bytes // 4).reshape(len(tokens), -1)
     measured = tokens > 0
     with np.errstate(invalid="ignore"):

@@ -33,7 +33,9 @@ _KINDS = {
 def shown(text: object) -> str:
     """A path or an untrusted name as it may stand in a message: escaped, and cut where it is endless."""
     whole = str(text)
-    return printable(whole if len(whole) <= _SHOWN_LENGTH else whole[: _SHOWN_LENGTH - 3] + "...")
+    if len(whole) > _SHOWN_LENGTH:
+        whole = whole[: _SHOWN_LENGTH - 3] + "..."
+    return whole if whole.isprintable() else printable(whole)
 
 
 def listed(names: list[str]) -> str:
