@@ -157,6 +157,26 @@ def test_any_file_opens_its_set(tmp_path: Path, opened: int) -> None:
     assert all(t.read_bytes is not None and t.read_bytes(0, 1) == t.name.encode() * 4 for t in model.tensors)
 
 
+def test_a_set_that_the_gguf_package_writes(tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama", split_max_tensors=2, small_first_shard=True)
+    writer.add_block_count(5)
+    weights = {f"blk.{k}.attn_norm.weight": RNG.standard_normal(33, np.float32) for k in range(5)}
+    for name, values in weights.items():
+        writer.add_tensor(name, values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    paths = sorted(tmp_path.iterdir())
+    assert len(paths) == 4
+    model = open_gguf(paths[2])
+    assert model.metadata["llama.block_count"].decode() == 5
+    assert {t.name for t in model.tensors} == set(weights)
+    for tensor in model.tensors:
+        assert tensor.read_rows is not None
+        assert np.array_equal(tensor.read_rows(0, 1)[0], weights[tensor.name])
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
