@@ -2,7 +2,7 @@
 
 ggml's portable routines (ggml-impl.h, after Marat Dukhan's FP16) round to nearest even, keep denormals and
 send what is too large to infinity, as NumPy and the F16C instructions do; they differ only in a nan's
-payload. They are here because a kernel has no `float16` on every machine that Numba supports.
+payload. They are here because not every machine that Numba supports gives a kernel a `float16`.
 """
 
 from __future__ import annotations
@@ -10,10 +10,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
-from numba import types
 
-from ggplan.quants.accelerate import inline, intrinsic
+from ggplan.quants.accelerate import inline
+from ggplan.quants.vector import absolute, bits_of, float_of_bits, lane, maximum, select, splat
 
 _2_POW_112 = np.float32(2.0**112)
 _2_POW_MINUS_110 = np.float32(2.0**-110)
@@ -21,58 +20,42 @@ _2_POW_MINUS_112 = np.float32(2.0**-112)
 _HALF = np.float32(0.5)
 
 
-@intrinsic
-def float_bits(typing_context: Any, value: Any) -> Any:
-    """The bits of a float32 as a uint32."""
+@inline
+def halves_of(values: Any) -> Any:
+    """Round float32 lanes to half precision; the halves' bits in int32 lanes.
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.bitcast(arguments[0], ir.IntType(32))
+    Adding the power of two whose last place is that of the rounded value makes the float adder itself drop
+    the surplus bits, to nearest even. Below 2^-14, where halves are denormal, that power is fixed.
+    """
+    bits = bits_of(values)
+    magnitude = bits & 0x7FFFFFFF
+    exponent = maximum(magnitude & 0x7F800000, 0x38800000)
+    in_range = absolute(values) * _2_POW_112 * _2_POW_MINUS_110  # four times the value; too large: inf
+    rounded = bits_of(float_of_bits(exponent + 0x07800000) + in_range)
+    half = ((rounded >> 13) & 0x7C00) + (rounded & 0x0FFF)
+    half = select(magnitude > 0x7F800000, 0x7E00, half)  # nan
+    return ((bits >> 16) & 0x8000) | half
 
-    return types.uint32(types.float32), generate
 
-
-@intrinsic
-def float_from_bits(typing_context: Any, bits: Any) -> Any:
-    """The float32 that has these bits (a uint32)."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.bitcast(arguments[0], ir.FloatType())
-
-    return types.float32(types.uint32), generate
+@inline
+def floats_of(halves: Any) -> Any:
+    """The float32 lanes that equal halves, given the halves' bits in int32 lanes."""
+    magnitude = (halves & 0x7FFF) << 13
+    # A denormal is the fraction of a float that begins at 0.5; else the exponent is rebiased in two steps,
+    # 0xE0 up in the field and 2^-112 down, so that inf and nan stay what they are.
+    denormal = float_of_bits((magnitude >> 13) | (126 << 23)) - _HALF
+    normal = float_of_bits(magnitude + (0xE0 << 23)) * _2_POW_MINUS_112
+    value = select(magnitude < 1 << 23, denormal, normal)
+    return float_of_bits(bits_of(value) | ((halves & 0x8000) << 16))
 
 
 @inline
 def half_from_float(value: Any) -> Any:
-    """Round a float32 to half precision; the half's bits as a uint16.
-
-    Adding a power of two that is 2^13 steps above the value's own exponent makes the float adder itself drop
-    the 13 surplus bits, rounding to nearest even.
-    """
-    bits = float_bits(value)
-    twice = np.uint32(bits << np.uint32(1))  # the sign shifted out
-    exponent = max(np.uint32(twice & np.uint32(0xFF000000)), np.uint32(0x71000000))
-    scaled = np.float32(np.float32(abs(value) * _2_POW_112) * _2_POW_MINUS_110)  # too large: inf
-    rounded = np.float32(
-        float_from_bits(np.uint32((exponent >> np.uint32(1)) + np.uint32(0x07800000))) + scaled
-    )
-    rounded_bits = float_bits(rounded)
-    magnitude = np.uint32(
-        ((rounded_bits >> np.uint32(13)) & np.uint32(0x7C00)) + (rounded_bits & np.uint32(0x0FFF))
-    )
-    if twice > np.uint32(0xFF000000):
-        magnitude = np.uint32(0x7E00)
-    return np.uint16(((bits & np.uint32(0x80000000)) >> np.uint32(16)) | magnitude)
+    """Round a float32 to half precision; the half's bits as a uint16."""
+    return np.uint16(lane(halves_of(splat(value, 1)), 0))
 
 
 @inline
 def float_from_half(half: Any) -> Any:
     """The float32 that equals a half, given the half's bits as a uint16."""
-    bits = np.uint32(np.uint32(half) << np.uint32(16))
-    twice = np.uint32(bits << np.uint32(1))
-    if twice < np.uint32(1 << 27):  # zero or denormal: read it as 0.5 + value, take the 0.5 away
-        denormal = float_from_bits(np.uint32((twice >> np.uint32(17)) | np.uint32(126 << 23)))
-        magnitude = float_bits(np.float32(denormal - _HALF))
-    else:  # rebias the exponent: 0xE0 in the field, then 2^-112, so that inf and nan stay what they are
-        normal = float_from_bits(np.uint32((twice >> np.uint32(4)) + np.uint32(0xE0 << 23)))
-        magnitude = float_bits(np.float32(normal * _2_POW_MINUS_112))
-    return float_from_bits(np.uint32((bits & np.uint32(0x80000000)) | magnitude))
+    return lane(floats_of(splat(np.int32(half), 1)), 0)

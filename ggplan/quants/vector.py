@@ -274,6 +274,18 @@ def splat(typing_context: Any, scalar: Any, count: Any) -> Any:
 
 
 @intrinsic
+def repeat(typing_context: Any, value: Any, count: Any) -> Any:
+    """Repeat all lanes of `value` until there are `count` (a constant)."""
+    lanes = Lanes(value.kind, count.literal_value)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        order = _indices([n % value.count for n in range(lanes.count)])
+        return builder.shuffle_vector(arguments[0], arguments[0], order)
+
+    return lanes(value, count), generate
+
+
+@intrinsic
 def lane(typing_context: Any, value: Any, index: Any) -> Any:
     """The scalar in one lane."""
     scalar = {"f32": types.float32, "i32": types.int32, "mask": types.boolean}[value.kind]
@@ -400,8 +412,8 @@ def _fold(symbol: str) -> Callable[..., Any]:
 
 
 # Which of two equal lanes is taken (-0.0 or +0.0) is left open.
-lowest = intrinsic(_fold("<"))
-highest = intrinsic(_fold(">"))
+smallest_lane = intrinsic(_fold("<"))
+largest_lane = intrinsic(_fold(">"))
 
 
 @intrinsic

@@ -1,0 +1,134 @@
+"""q6_K: superblocks of sixteen sub-blocks of 16 weights, weight = d * scale * level.
+
+Bytes of a block (210)
+
+      0   ql      the lower four bits of level + 32
+    128   qh      the upper two bits
+    192   scales  sixteen int8
+    208   d       half
+
+Levels run from -32 to 31. Each half of the superblock, 128 weights, has 64 bytes of ql and 32 of qh. Byte i
+of the 64 has weight i in its lower half and weight 64 + i in its upper half; byte i of the 32 has the upper
+bits of weights i, 32 + i, 64 + i and 96 + i, from the lowest up.
+
+The error of a weight x counts x^2, or the importance of its column where there is an importance matrix.
+
+From llama.cpp's `ggml/src/ggml-quants.c`: quantize_row_q6_K_ref and quantize_row_q6_K_impl.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ggplan.quants.accelerate import inline, kernel
+from ggplan.quants.half import floats_of, halves_of
+from ggplan.quants.search import NOTHING, find_extreme, symmetric_search
+from ggplan.quants.superblock import (
+    SUPERBLOCK,
+    TILE,
+    encode_superblocks,
+    first_superblock,
+    load_tile,
+    nearest,
+    new_fit,
+    new_floats,
+    new_integers,
+    requantize,
+    store_blocks,
+)
+from ggplan.quants.vector import (
+    WIDTH,
+    any_lane,
+    float_of,
+    load,
+    minimum,
+    select,
+    splat,
+    store,
+)
+
+_SIZE = 16
+_COUNT = SUPERBLOCK // _SIZE
+_BYTES = 210
+_HIGHEST = 32
+
+_ZERO = np.float32(0)
+_ONE = np.float32(1)
+_LARGEST_SCALE = np.float32(-128)
+
+
+def encode(rows: NDArray[np.float32], importance: NDArray[np.float32] | None, out: NDArray[np.uint8]) -> None:
+    """Write 210 bytes for 256 weights; the arguments are those of `encode_superblocks`."""
+    encode_superblocks(_encode, rows, importance, out)
+
+
+@kernel
+def _encode(source: Any, importance: Any, out: Any) -> None:
+    tile = new_floats(SUPERBLOCK * TILE)
+    weight = new_floats(SUPERBLOCK * TILE)
+    scratch = new_floats(_SIZE * WIDTH)
+    levels = new_integers(SUPERBLOCK * TILE)
+    block = new_integers(_BYTES * TILE)
+    fit = new_fit()
+    count = source.size // SUPERBLOCK
+    per_row = importance.size // SUPERBLOCK - (TILE - 1)
+    for tile_number in range((count + TILE - 1) // TILE):
+        first = first_superblock(tile_number, count)
+        load_tile(source, first, _SIZE, tile)
+        if importance.size > 0:
+            load_tile(importance, first % per_row, _SIZE, weight)
+        else:
+            for at in range(0, SUPERBLOCK * TILE, TILE):
+                x = load(tile, at, TILE)
+                store(weight, at, x * x)
+        for at in range(0, _COUNT * TILE, WIDTH):
+            scale, kept_scale, kept_offset = symmetric_search(
+                tile, _SIZE * at, _SIZE, WIDTH, weight, _SIZE * at, scratch, np.float32(_HIGHEST)
+            )
+            store(fit.scale, at, scale)
+            store(fit.offset, at, splat(_ZERO, WIDTH))
+            store(fit.kept_scale, at, kept_scale)
+            store(fit.kept_offset, at, kept_offset)
+        nothing = _pack_scales(fit, block)
+        for j in range(_COUNT):
+            requantize(tile, tile, fit, j, _SIZE, -_HIGHEST, _HIGHEST - 1, levels)
+        _pack_levels(levels, block)
+        if any_lane(nothing):
+            for byte in range(_BYTES):
+                store(block, byte * TILE, select(nothing, 0, load(block, byte * TILE, TILE)))
+        store_blocks(block, _BYTES, out, first)
+
+
+@inline
+def _pack_scales(fit: Any, block: Any) -> Any:
+    """Write scales and d, let `fit` have the scales they stand for; return which superblocks are nothing."""
+    extreme, magnitude = find_extreme(fit.scale, 0, _COUNT, TILE)
+    inverse = _LARGEST_SCALE / extreme
+    d = halves_of(_ONE / inverse)
+    store(block, 208 * TILE, d)
+    store(block, 209 * TILE, d >> 8)
+    d = floats_of(d)
+    for j in range(_COUNT):
+        integer = minimum(nearest(inverse * load(fit.scale, j * TILE, TILE)), 127)
+        integer = (integer << 24) >> 24
+        store(block, (192 + j) * TILE, integer)
+        store(fit.scale, j * TILE, d * float_of(integer))
+    return magnitude < NOTHING
+
+
+@inline
+def _pack_levels(levels: Any, block: Any) -> None:
+    for half in range(2):
+        for i in range(32):
+            at = (128 * half + i) * TILE
+            a = load(levels, at, TILE)
+            b = load(levels, at + 32 * TILE, TILE)
+            c = load(levels, at + 64 * TILE, TILE)
+            d = load(levels, at + 96 * TILE, TILE)
+            store(block, (64 * half + i) * TILE, (a & 15) | ((c & 15) << 4))
+            store(block, (64 * half + 32 + i) * TILE, (b & 15) | ((d & 15) << 4))
+            high = (a >> 4) | ((b >> 4) << 2) | ((c >> 4) << 4) | ((d >> 4) << 6)
+            store(block, (128 + 32 * half + i) * TILE, high)
