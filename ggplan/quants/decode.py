@@ -126,7 +126,7 @@ def _half(blocks: Bytes, at: int) -> F32Array:
 
 
 def _fields(packed: Bytes, stride: int, bits: int) -> Bytes:
-    """Unpack small integers: of each `stride` bytes first all lowest fields, then all next ones, and so on."""
+    """Unpack small integers: of each `stride` bytes first all lowest fields, then all next ones, ..."""
     n, size = packed.shape
     per_byte = 8 // bits
     unpacked = np.empty((n, size // stride, per_byte, stride), np.uint8)
@@ -145,8 +145,8 @@ def _bits(packed: Bytes) -> Bytes:
 def _scales_and_minima(blocks: Bytes) -> tuple[F32Array, F32Array]:
     """The eight scales and minima of q4_K and q5_K, (n, 8) each.
 
-    Twelve bytes hold sixteen six-bit numbers: bytes 0-3 the first four sc, bytes 4-7 the first four m, each of
-    which lends two bits to the top of one of the last four; their low four bits share bytes 8-11, m above sc.
+    Twelve bytes hold sixteen six-bit numbers: bytes 0-3 the first four sc, bytes 4-7 the first four m; the
+    two bits left over in each are high ones of the last four, whose low ones share bytes 8-11, m above sc.
     """
     first_sc, first_m, last = blocks[:, 4:8], blocks[:, 8:12], blocks[:, 12:16]
     sc = np.concatenate((first_sc & 63, (last & 15) | (first_sc >> 6 << 4)), axis=1)

@@ -23,9 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggplan.quants.accelerate import inline, kernel
-from ggplan.quants.blocks32 import store_half
 from ggplan.quants.decode import IQ4_NL_LEVELS
-from ggplan.quants.tile32 import LANES, TILE_SIZE, fill_tile
+from ggplan.quants.layout32 import LANES, TILE_SIZE, fill_tile, flat, store_half
+from ggplan.quants.search import NOTHING
 from ggplan.quants.vector import (
     absolute,
     any_lane,
@@ -44,48 +44,48 @@ Bytes = NDArray[np.uint8]
 _ZERO = np.float32(0)
 _ONE = np.float32(1)
 _HALF = np.float32(0.5)
-_ALL_ZERO_BELOW = np.float32(1e-15)  # ggml's GROUP_MAX_EPS
 
 _LEVELS = np.array(IQ4_NL_LEVELS, np.float32)
 _THRESHOLDS = (_LEVELS[1:] + _LEVELS[:-1]) / np.float32(2)
 
 
 def encode(rows: F32Array, importance: F32Array | None, out: Bytes) -> None:
-    """Encode `rows` (n, columns) to `out` (n, columns / 32 x 18)."""
-    weighted = importance is not None
-    _encode(rows.reshape(-1), importance if weighted else _NO_IMPORTANCE, weighted, out.reshape(-1))
-
-
-_NO_IMPORTANCE = np.zeros(32, np.float32)
+    """Encode `rows` (n, columns) to `out` (n, columns / 32 * 18)."""
+    columns = np.empty(0, np.float32) if importance is None else importance
+    _encode(flat(rows), flat(columns), out.reshape(-1))
 
 
 @kernel
-def _encode(x: Any, importance: Any, weighted: Any, out: Any) -> None:
-    scratch = np.empty(TILE_SIZE, np.float32)
+def _encode(weights: Any, importance: Any, out: Any) -> None:
     tile = np.empty(TILE_SIZE, np.float32)
-    weight_tile = np.empty(TILE_SIZE, np.float32)
+    errors = np.empty(TILE_SIZE, np.float32)
+    scratch = np.empty(TILE_SIZE, np.float32)
     terms = np.empty(5 * TILE_SIZE, np.float32)
     scales = np.empty(LANES, np.float32)
-    blocks = x.size // 32
+    blocks = weights.size // 32
     for first in range(0, blocks, LANES):
         count = min(LANES, blocks - first)
-        fill_tile(x, first, count, blocks, scratch, tile)
-        if weighted:
-            fill_tile(importance, first, count, importance.size // 32, scratch, weight_tile)
-        _weigh(tile, weighted, weight_tile)
-        store(scales, 0, _best_scales(tile, weight_tile, terms))
+        fill_tile(weights, first, count, blocks, scratch, tile)
+        if importance.size > 0:
+            fill_tile(importance, first, count, importance.size // 32, scratch, errors)
+            _weigh_by_importance(tile, errors)
+        else:
+            _weigh_by_square(tile, errors)
+        store(scales, 0, _best_scales(tile, errors, terms))
         for lane in range(count):
-            _write_block(x, (first + lane) * 32, scales[lane], out, (first + lane) * 18)
+            _write_block(weights, (first + lane) * 32, scales[lane], out, (first + lane) * 18)
 
 
 @inline
-def _weigh(tile: Any, weighted: Any, weight_tile: Any) -> None:
-    """Set the importance of each weight, in place of that of its column."""
-    if not weighted:
-        for at in range(0, TILE_SIZE, LANES):
-            x = load(tile, at, LANES)
-            store(weight_tile, at, x * x)
-        return
+def _weigh_by_square(tile: Any, errors: Any) -> None:
+    for at in range(0, TILE_SIZE, LANES):
+        x = load(tile, at, LANES)
+        store(errors, at, x * x)
+
+
+@inline
+def _weigh_by_importance(tile: Any, errors: Any) -> None:
+    """Turn the importance of columns in `errors` into that of weights."""
     energy = splat(_ZERO, LANES)
     for at in range(0, TILE_SIZE, LANES):
         x = load(tile, at, LANES)
@@ -93,11 +93,11 @@ def _weigh(tile: Any, weighted: Any, weight_tile: Any) -> None:
     energy = energy * np.float32(2 / 32)
     for at in range(0, TILE_SIZE, LANES):
         x = load(tile, at, LANES)
-        store(weight_tile, at, load(weight_tile, at, LANES) * square_root(energy + x * x))
+        store(errors, at, load(errors, at, LANES) * square_root(energy + x * x))
 
 
 @inline
-def _best_scales(tile: Any, weight_tile: Any, terms: Any) -> Any:
+def _best_scales(tile: Any, errors: Any, terms: Any) -> Any:
     """The scale of each block."""
     extreme = splat(_ZERO, LANES)
     largest = splat(_ZERO, LANES)
@@ -115,7 +115,7 @@ def _best_scales(tile: Any, weight_tile: Any, terms: Any) -> Any:
     sum_qq = splat(_ZERO, LANES)
     for at in range(0, TILE_SIZE, LANES):
         x = load(tile, at, LANES)
-        w = load(weight_tile, at, LANES)
+        w = load(errors, at, LANES)
         q = _nearest_level(inverse * x)
         sum_qx = sum_qx + w * q * x
         sum_qq = sum_qq + w * q * q
@@ -151,7 +151,7 @@ def _best_scales(tile: Any, weight_tile: Any, terms: Any) -> Any:
         scale, best = _improve(scale, best, qx_2, qq_2)
         scale, best = _improve(scale, best, qx_3, qq_3)
         scale, best = _improve(scale, best, qx_4, qq_4)
-    return select(largest < _ALL_ZERO_BELOW, _ZERO, scale)
+    return select(largest < NOTHING, _ZERO, scale)
 
 
 @inline
@@ -183,11 +183,11 @@ def _nearest_level(scaled: Any) -> Any:
 
 
 @inline
-def _write_block(x: Any, start: Any, scale: Any, out: Any, at: Any) -> None:
+def _write_block(weights: Any, start: Any, scale: Any, out: Any, at: Any) -> None:
     store_half(out, at, scale)
     inverse = np.float32(_ONE / scale) if scale != _ZERO else _ZERO
-    low = _nearest_index(load(x, start, 16) * inverse)
-    high = _nearest_index(load(x, start + 16, 16) * inverse)
+    low = _nearest_index(load(weights, start, 16) * inverse)
+    high = _nearest_index(load(weights, start + 16, 16) * inverse)
     store(out, at + 2, low | (high << 4))
 
 

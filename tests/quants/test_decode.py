@@ -5,6 +5,7 @@ import re
 import ggml_reference
 import numpy as np
 import pytest
+
 from ggplan.ggml_types import TYPES, GgmlType
 from ggplan.quants import decode_into, dequantize, quantize
 
