@@ -38,6 +38,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "Qwen3ForCausalLM": QWEN3,
     "Qwen3MoeForCausalLM": QWEN3_MOE,
 }
+_BY_LLAMA_CPP = "make a GGUF of it with llama.cpp's convert_hf_to_gguf.py and give ggplan that"
 _PRE = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -63,6 +64,7 @@ def to_gguf(checkpoint: HfCheckpoint, *, pre: str | None = None) -> Model:
         )
     where = shown(checkpoint.path)
     architecture = _architecture(checkpoint)
+    _refuse_embedders(checkpoint)
     config = Config(shown(checkpoint.path / "config.json"), checkpoint.config, len(checkpoint.tensors))
     config = config.with_defaults(**architecture.defaults)
     tensors = convert_tensors(
@@ -79,6 +81,16 @@ def to_gguf(checkpoint: HfCheckpoint, *, pre: str | None = None) -> Model:
     return Model(checkpoint.path, "hf", architecture.name, metadata, tensors)
 
 
+def _refuse_embedders(checkpoint: HfCheckpoint) -> None:
+    """Models that give vectors or ranks have the architectures of those that give text, and other keys."""
+    names = f"{checkpoint.path.name} {checkpoint.config.get('_name_or_path')}".lower()
+    if (checkpoint.path / "modules.json").exists() or "qwen3-reranker" in names:
+        raise CheckpointError(
+            f"{shown(checkpoint.path)} is a model of embeddings or ranks, which ggplan does not support",
+            hint=_BY_LLAMA_CPP,
+        )
+
+
 def _architecture(checkpoint: HfCheckpoint) -> Architecture:
     stated = checkpoint.config.get("architectures")
     name = stated[0] if isinstance(stated, list) and stated else None
@@ -86,6 +98,6 @@ def _architecture(checkpoint: HfCheckpoint) -> Architecture:
         what = f"the architecture '{shown(name)}'" if isinstance(name, str) else "no architecture"
         raise CheckpointError(
             f"{shown(checkpoint.path)} has {what}; supported are {', '.join(ARCHITECTURES)}",
-            hint="make a GGUF of it with llama.cpp's convert_hf_to_gguf.py and give ggplan that",
+            hint=_BY_LLAMA_CPP,
         )
     return ARCHITECTURES[name]

@@ -2,8 +2,8 @@
 
 Hugging Face writes a flat JSON object whose keys depend on the model class. transformers fills in what a
 file leaves out, so old checkpoints rely on its defaults; an architecture states those that end up in a GGUF.
-Every value comes from a stranger: a count is an integer of 32 bits, a count of layers or experts is never
-more than the checkpoint has tensors, and whatever else it is becomes an error that names the key.
+Every value comes from a stranger: a count is an integer of 32 bits, a count of layers is never more than the
+checkpoint has tensors, and whatever is not becomes an error that names the key.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Config:
     values
         The JSON object.
     n_tensors
-        How many tensors the checkpoint has, which bounds how many parts a model can have.
+        How many tensors the checkpoint has, which bounds how many layers it can have.
     """
 
     where: str
@@ -65,8 +65,8 @@ class Config:
             raise self.wrong(key, f"is {_brief(value)}, not a whole number from {least} to {_UINT32_MAX}")
         return value
 
-    def parts(self, key: str, *, least: int = 1) -> int:
-        """A count of layers or experts, each of which has tensors of its own."""
+    def layers(self, key: str, *, least: int = 1) -> int:
+        """A count of layers, each of which has tensors of its own."""
         value = self.count(key, least=least)
         if value > self.n_tensors:
             raise self.wrong(key, f"is {value}, but the checkpoint has only {self.n_tensors} tensors")

@@ -22,7 +22,7 @@ from ggplan.sources.tensors import CheckpointTensor
 
 
 def _table(config: Config, names: Collection[str]) -> Table:
-    n_layers = config.parts("num_hidden_layers")
+    n_layers = config.layers("num_hidden_layers")
     has_experts = config.values.get("n_routed_experts") is not None
     n_dense = _n_dense(config)
     layers = [DENSE if k < n_dense or not has_experts else MOE for k in range(n_layers)]
@@ -43,7 +43,7 @@ def _table(config: Config, names: Collection[str]) -> Table:
             *(_experts(config, width) if has_experts else ()),
         ],
         layers,
-        config.parts("n_routed_experts") if has_experts else 0,
+        config.count("n_routed_experts") if has_experts else 0,
         ignore=ignore,
     )
 
@@ -91,7 +91,7 @@ def _attention(config: Config) -> list[Entry]:
 
 
 def _experts(config: Config, width: int) -> list[Entry]:
-    n_experts, n_columns = config.parts("n_routed_experts"), config.count("moe_intermediate_size")
+    n_experts, n_columns = config.count("n_routed_experts"), config.count("moe_intermediate_size")
     n_shared = config.optional_count("n_shared_experts", least=0) or 0
     return [
         Entry(LAYER + "mlp.gate.weight", BLOCK + "ffn_gate_inp.weight", (n_experts, width), "moe"),
@@ -116,7 +116,9 @@ def _n_dense(config: Config) -> int:
 
 def _write_keys(keys: Keys, config: Config) -> None:
     rank, rope = config.count("kv_lora_rank"), config.count("qk_rope_head_dim")
-    base_keys(keys, config, n_blocks=config.count("num_hidden_layers"), head_dim=rope, n_heads_kv=1)
+    # Overwritten below; transformers' own classes have it, and so their keys have their place here.
+    head_dim = rope if config.optional_text("model_type") in ("deepseek_v2", "deepseek_v3") else None
+    base_keys(keys, config, n_blocks=config.count("num_hidden_layers"), head_dim=head_dim, n_heads_kv=1)
     keys.count("leading_dense_block_count", _n_dense(config))
     keys.count("vocab_size", config.count("vocab_size"))
     keys.count("attention.q_lora_rank", config.optional_count("q_lora_rank"))

@@ -30,8 +30,8 @@ from ggplan.arch.tensors import DENSE, MOE, MTP, Entry, Table
 
 def _table(config: Config, names: Collection[str]) -> Table:
     width, n_columns = config.count("hidden_size"), config.count("moe_intermediate_size")
-    n_experts, n_shared = config.parts("n_routed_experts"), config.count("n_shared_experts", least=0)
-    n_layers, n_dense = config.parts("num_hidden_layers"), config.count("first_k_dense_replace", least=0)
+    n_experts, n_shared = config.count("n_routed_experts"), config.count("n_shared_experts", least=0)
+    n_layers, n_dense = config.layers("num_hidden_layers"), config.count("first_k_dense_replace", least=0)
     layers = [DENSE if k < n_dense else MOE for k in range(n_layers)]
     return Table(
         [
@@ -85,7 +85,7 @@ def _next_token(width: int, vocab: int) -> list[Entry]:
 
 def _n_next(config: Config) -> int:
     key = "num_nextn_predict_layers"
-    return 0 if config.values.get(key) is None else config.parts(key, least=0)
+    return 0 if config.values.get(key) is None else config.layers(key, least=0)
 
 
 def _write_keys(keys: Keys, config: Config) -> None:

@@ -48,14 +48,14 @@ def _dense(config: Config, names: Collection[str]) -> Table:
     ]
     return Table(
         [*_common(config), *matrices, *biases],
-        [DENSE] * config.parts("num_hidden_layers"),
+        [DENSE] * config.layers("num_hidden_layers"),
         computed=_rope_factors(config),
     )
 
 
 def _mixtral(config: Config, names: Collection[str]) -> Table:
     width, n_columns = config.count("hidden_size"), config.count("intermediate_size")
-    n_experts = config.parts("num_local_experts")
+    n_experts = config.count("num_local_experts")
     moe = LAYER + "block_sparse_moe."
     return Table(
         [
@@ -65,7 +65,7 @@ def _mixtral(config: Config, names: Collection[str]) -> Table:
             Entry(moe + "experts.{}.w2.weight", BLOCK + "ffn_down_exps.weight", (width, n_columns)),
             Entry(moe + "experts.{}.w3.weight", BLOCK + "ffn_up_exps.weight", (n_columns, width)),
         ],
-        [MOE] * config.parts("num_hidden_layers"),
+        [MOE] * config.layers("num_hidden_layers"),
         n_experts,
         _rope_factors(config),
     )

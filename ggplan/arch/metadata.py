@@ -103,7 +103,7 @@ def n_experts(config: Config) -> int | None:
     """Routed experts of a layer, under whichever of its names the config has."""
     for key in ("num_local_experts", "num_experts", "n_routed_experts"):
         if config.values.get(key) is not None:
-            return config.parts(key)
+            return config.count(key)
     return None
 
 

@@ -32,7 +32,7 @@ from ggplan.sources.tensors import CheckpointTensor
 
 def _dense(config: Config, names: Collection[str]) -> Table:
     matrices = ffn("mlp.", "", config.count("intermediate_size"), config.count("hidden_size"))
-    return Table([*_common(config), *matrices], [DENSE] * config.parts("num_hidden_layers"))
+    return Table([*_common(config), *matrices], [DENSE] * config.layers("num_hidden_layers"))
 
 
 def _moe(config: Config, names: Collection[str]) -> Table:
@@ -56,7 +56,7 @@ def _moe(config: Config, names: Collection[str]) -> Table:
                 else ffn("mlp.experts.{}.", "_exps", n_columns, width)
             ),
         ],
-        [MOE] * config.parts("num_hidden_layers"),
+        [MOE] * config.layers("num_hidden_layers"),
         count,
     )
 

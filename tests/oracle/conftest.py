@@ -1,0 +1,67 @@
+"""The heavy judges: llama.cpp's source tree with its converter, and models as transformers saves them.
+
+The tree is the one GGPLAN_LLAMA_CPP names, or the one `tools/install-oracles` keeps. Where neither is, it is
+taken from llama-cpp-python's source package, which carries it.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent / "arch"))
+
+LLAMA_CPP_PYTHON = "0.3.36"  # its llama.cpp is b11434
+QUIET = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+
+
+def run(*command: str | Path) -> None:
+    """Run a program; its output is the message where it fails."""
+    done = subprocess.run(command, env=os.environ | QUIET, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{command} failed:\n{done.stdout[-2000:]}\n{done.stderr[-6000:]}"
+
+
+@pytest.fixture(scope="session")
+def llama_cpp() -> Path:
+    """llama.cpp's source tree."""
+    if named := os.environ.get("GGPLAN_LLAMA_CPP"):
+        return Path(named)
+    cache = Path(os.environ.get("GGPLAN_ORACLES") or Path.home() / ".cache" / "ggplan-oracles")
+    tree = cache / f"llama.cpp-{LLAMA_CPP_PYTHON}"
+    if not tree.is_dir():
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache) as folder:
+            package = f"llama_cpp_python-{LLAMA_CPP_PYTHON}"
+            download = ("-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", "llama-cpp-python")
+            run(sys.executable, *download, "--dest", folder, f"llama-cpp-python=={LLAMA_CPP_PYTHON}")
+            with tarfile.open(Path(folder) / f"{package}.tar.gz") as archive:
+                archive.extractall(folder, filter="data")
+            (Path(folder) / package / "vendor" / "llama.cpp").rename(tree)
+    return tree
+
+
+@pytest.fixture(scope="session")
+def convert(llama_cpp: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Sequence[dict]], None]:
+    """llama.cpp's converter, for a list of jobs (see run_converter.py)."""
+
+    def convert_all(jobs: Sequence[dict]) -> None:
+        path = tmp_path_factory.mktemp("jobs") / "jobs.json"
+        path.write_text(json.dumps(list(jobs), default=str))
+        run(sys.executable, HERE / "run_converter.py", llama_cpp, path)
+
+    return convert_all
+
+
+@pytest.fixture(scope="session")
+def reference_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of random tiny models, one folder each (see reference_models.py)."""
+    folder = tmp_path_factory.mktemp("models")
+    run(sys.executable, HERE / "reference_models.py", folder)
+    return folder

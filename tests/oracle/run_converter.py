@@ -1,0 +1,57 @@
+"""Run llama.cpp's convert_hf_to_gguf.py on many folders, importing torch and transformers only once.
+
+    python run_converter.py LLAMA_CPP JOBS.json
+
+A job is {"folder", "output", "outtype", "pre"}. The converter recognises pre-tokenizers by a hash that depends
+on the vocabulary, which no tokenizer trained anew can meet. "pre" then says the name; null leaves it to the
+converter. Each job runs in a process of its own, forked after the imports, since the converter keeps state in
+its classes.
+"""
+
+import json
+import os
+import runpy
+import sys
+import traceback
+from pathlib import Path
+
+tree, jobs = Path(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text())
+sys.path[:0] = [str(tree), str(tree / "gguf-py")]
+
+import conversion  # noqa: E402, F401
+import torch  # noqa: E402
+import transformers  # noqa: E402, F401
+from conversion.base import TextModel  # noqa: E402
+
+
+def convert(job: dict) -> None:
+    torch.set_num_threads(1)
+    if job["pre"] is not None:
+        TextModel.get_vocab_base_pre = lambda self, tokenizer: job["pre"]
+    script = str(tree / "convert_hf_to_gguf.py")
+    sys.argv = [script, job["folder"], "--outfile", job["output"], "--outtype", job["outtype"]]
+    runpy.run_path(script, run_name="__main__")
+
+
+failed = []
+for job in jobs:
+    log = Path(job["output"] + ".log")
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            with log.open("w") as file:
+                os.dup2(file.fileno(), 1)
+                os.dup2(file.fileno(), 2)
+            convert(job)
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+    if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0:
+        failed.append(job["folder"])
+        print(f"{job['folder']}:\n{log.read_text()[-1500:]}", file=sys.stderr)
+sys.exit(f"the converter failed on {failed}" if failed else 0)

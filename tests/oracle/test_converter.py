@@ -1,0 +1,95 @@
+"""ggplan's models against llama.cpp's converter: every key, every tensor, every byte, in the same order."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tiny_checkpoints import OUTTYPES, tensor_bytes
+from tokenizer_variants import BASE, VARIANTS
+
+from ggplan.arch import to_gguf
+from ggplan.model import Model
+from ggplan.sources.gguf import open_gguf
+from ggplan.sources.huggingface import open_checkpoint
+
+pytestmark = pytest.mark.oracle
+
+MODELS = (
+    "deepseek_v2",
+    "deepseek_v2_lite",
+    "deepseek_v3",
+    "deepseek_v3_fp8",
+    "deepseek_v3_silent",
+    "glm4moe",
+    "glm4moe_mtp",
+    "glm4moe_mtp_dropped",
+    "glm4moe_silent",
+    "kimi_k2",
+    "llama",
+    "llama_bias",
+    "llama_silent",
+    "llama_tied",
+    "mistral",
+    "mixtral",
+    "mixtral_silent",
+    "qwen3",
+    "qwen3moe",
+    "qwen3moe_fused",
+    "qwen3moe_silent",
+)
+TOKENIZERS = {f"tokenizer_{variant.__name__}": variant for variant in VARIANTS}
+
+
+@pytest.fixture(scope="session")
+def converted(
+    reference_models: Path, convert: Callable, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], tuple[Model, Model]]:
+    """A case as ggplan opens it, and as llama.cpp converted it."""
+    output = tmp_path_factory.mktemp("converted")
+    for name, variant in TOKENIZERS.items():
+        variant(Path(shutil.copytree(reference_models / BASE, reference_models / name)))
+    convert(
+        [
+            {
+                "folder": reference_models / case,
+                "output": output / f"{case}.gguf",
+                "outtype": OUTTYPES.get(case, "bf16"),
+                "pre": "glm4",
+            }
+            for case in (*MODELS, *TOKENIZERS)
+        ]
+    )
+    return lambda case: (
+        to_gguf(open_checkpoint(reference_models / case), pre="glm4"),
+        open_gguf(output / f"{case}.gguf"),
+    )
+
+
+def assert_same_keys(ours: Model, theirs: Model) -> None:
+    """The same keys in the same order, types included; the planner adds the file type."""
+    keys = {key: value for key, value in theirs.metadata.items() if key != "general.file_type"}
+    assert {k: v.decode() for k, v in ours.metadata.items()} == {k: v.decode() for k, v in keys.items()}
+    assert ours.metadata == keys, "the types of the values differ"
+    assert list(ours.metadata) == list(keys)
+    assert ours.architecture == theirs.architecture
+
+
+def assert_same_tensors(ours: Model, theirs: Model) -> None:
+    assert [(t.name, t.shape, t.type) for t in ours.tensors] == [
+        (t.name, t.shape, t.type) for t in theirs.tensors
+    ]
+    for our, their in zip(ours.tensors, theirs.tensors, strict=True):
+        assert tensor_bytes(our) == tensor_bytes(their), our.name
+
+
+@pytest.mark.parametrize("case", MODELS)
+def test_models_equal_the_converters(converted: Callable, case: str) -> None:
+    ours, theirs = converted(case)
+    assert_same_keys(ours, theirs)
+    assert_same_tensors(ours, theirs)
+
+
+@pytest.mark.parametrize("case", TOKENIZERS)
+def test_tokenizers_equal_the_converters(converted: Callable, case: str) -> None:
+    assert_same_keys(*converted(case))

@@ -1,0 +1,118 @@
+"""Write the goldens of tests/arch: what llama.cpp's converter makes of tiny checkpoints.
+
+    python tools/make_goldens.py [LLAMA_CPP]
+
+For each case, transformers makes a random tiny model (`tests/oracle/reference_models.py`). Kept of it are its
+config and the names, types and shapes of its tensors: `tests/data/hf/CASE.json`. The checkpoint is then
+written with weights that any machine can make (`tests/arch/tiny_checkpoints.py`) and converted by llama.cpp.
+Kept of that are the keys and the hash of each tensor's bytes: `tests/data/goldens/CASE.json`. Run it when the
+pinned llama.cpp changes, read the differences, and commit them.
+
+Needs `pip install -e '.[test,oracle]'` and llama.cpp's source tree: the argument, GGPLAN_LLAMA_CPP, or what
+`tools/install-oracles` keeps. Without the latter, llama-cpp-python's source package carries the tree:
+
+    pip download --no-deps --no-binary llama-cpp-python llama-cpp-python==0.3.36
+    tar -xf llama_cpp_python-0.3.36.tar.gz      # llama_cpp_python-0.3.36/vendor/llama.cpp
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+ORACLE = ROOT / "tests" / "oracle"
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "arch")]
+
+from tiny_checkpoints import DATA, OUTTYPES, golden_keys, golden_tensors, read_case, write_case  # noqa: E402
+from tokenizer_variants import BASE, VARIANTS  # noqa: E402
+
+from ggplan.sources.gguf import open_gguf  # noqa: E402
+from ggplan.sources.safetensors import read_tensors  # noqa: E402
+
+CASES = (
+    "deepseek_v2_lite",
+    "deepseek_v3",
+    "deepseek_v3_fp8",
+    "glm4moe",
+    "glm4moe_mtp",
+    "llama",
+    "llama_bias",
+    "llama_tied",
+    "mistral",
+    "mixtral",
+    "qwen3",
+    "qwen3moe",
+    "qwen3moe_fused",
+)
+KEPT_FILES = ("README.md", "generation_config.json")
+
+
+def find_llama_cpp() -> Path:
+    if len(sys.argv) > 1:
+        return Path(sys.argv[1])
+    if named := os.environ.get("GGPLAN_LLAMA_CPP"):
+        return Path(named)
+    cache = Path(os.environ.get("GGPLAN_ORACLES") or Path.home() / ".cache" / "ggplan-oracles")
+    return next(cache.glob("llama.cpp-*"))
+
+
+def describe(folder: Path) -> dict:
+    """A checkpoint without its weights."""
+    shards = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        tensors = read_tensors(path)
+        shards[path.name] = {name: [t.dtype, list(t.shape)] for name, t in sorted(tensors.items())}
+    config = json.loads((folder / "config.json").read_text())
+    files = {name: (folder / name).read_text() for name in KEPT_FILES if (folder / name).exists()}
+    return {"config": config, "files": files, "shards": shards}
+
+
+def pretty(value: object, indent: int = 0) -> str:
+    """JSON in which whatever fits into a line stands in a line."""
+    flat, pad = json.dumps(value), " " * (indent + 1)
+    if len(flat) + indent <= 100 or not isinstance(value, dict | list):
+        return flat
+    if isinstance(value, list):
+        return "[\n" + ",\n".join(pad + pretty(v, indent + 1) for v in value) + "\n" + pad[1:] + "]"
+    items = [f"{pad}{json.dumps(k)}: {pretty(v, indent + 1)}" for k, v in value.items()]
+    return "{\n" + ",\n".join(items) + "\n" + pad[1:] + "}"
+
+
+def main() -> None:
+    llama_cpp = find_llama_cpp()
+    with tempfile.TemporaryDirectory() as scratch:
+        work = Path(scratch)
+        subprocess.run([sys.executable, ORACLE / "reference_models.py", work / "models"], check=True)
+        jobs = []
+
+        def job(folder: Path) -> None:
+            outtype = OUTTYPES.get(folder.name, "bf16")
+            output = f"{folder}.gguf"
+            jobs.append({"folder": str(folder), "output": output, "outtype": outtype, "pre": "glm4"})
+
+        for case in CASES:
+            (DATA / "hf" / f"{case}.json").write_text(pretty(describe(work / "models" / case)) + "\n")
+            job(write_case(work / "tiny" / case, read_case(case)))
+        for variant in VARIANTS:
+            folder = write_case(work / "tokenizers" / variant.__name__, read_case(BASE))
+            variant(folder)
+            job(folder)
+        (work / "jobs.json").write_text(json.dumps(jobs))
+        subprocess.run(
+            [sys.executable, ORACLE / "run_converter.py", llama_cpp, work / "jobs.json"], check=True
+        )
+        for case in CASES:
+            model = open_gguf(work / "tiny" / f"{case}.gguf")
+            golden = {"keys": golden_keys(model), "tensors": golden_tensors(model)}
+            (DATA / "goldens" / f"{case}.json").write_text(pretty(golden) + "\n")
+        tokenizers = {
+            v.__name__: golden_keys(open_gguf(work / "tokenizers" / f"{v.__name__}.gguf")) for v in VARIANTS
+        }
+        (DATA / "goldens" / "tokenizers.json").write_text(pretty(tokenizers) + "\n")
+
+
+if __name__ == "__main__":
+    main()
