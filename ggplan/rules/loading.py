@@ -80,15 +80,17 @@ def _read(path: str, *, look_up: bool) -> bytes:
             raise _missing(path, look_up) from None
         raise _unreadable(path, _reason(error)) from None
     try:
-        with open(descriptor, "rb") as file:
-            mode = os.fstat(descriptor).st_mode
-            if stat.S_ISDIR(mode):
-                raise _unreadable(path, "it is a folder", "name one recipe in it")
-            if not stat.S_ISREG(mode):
-                raise _unreadable(path, "it is not a regular file", "save the recipe as a file")
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISDIR(mode):
+            raise _unreadable(path, "it is a folder", "name one recipe in it")
+        if not stat.S_ISREG(mode):
+            raise _unreadable(path, "it is not a regular file", "save the recipe as a file")
+        with open(descriptor, "rb", closefd=False) as file:
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise _unreadable(path, _reason(error)) from None
+    finally:
+        os.close(descriptor)
     if len(data) > MAX_BYTES:
         raise invalid_recipe([too_large(path)])
     return data
@@ -138,9 +140,10 @@ def _missing(path: str, look_up: bool) -> InvalidRecipeError:
 
 
 def _near(name: str, names: tuple[str, ...]) -> list[str]:
-    """Shipped recipes with a similar name, or with the same name in any family."""
+    """Shipped recipes with a similar name, or with a similar last part in any family."""
     wanted = name.lower().removesuffix(_ENDING)
     if len(wanted) > 100:
         return []
-    same = [known for known in names if known.rpartition("/")[2] == wanted.rpartition("/")[2]]
-    return difflib.get_close_matches(wanted, names, n=3) or same
+    tails = {known.rpartition("/")[2]: known for known in reversed(names)}
+    similar = difflib.get_close_matches(wanted.rpartition("/")[2], tails, n=1)
+    return difflib.get_close_matches(wanted, names, n=1) or [tails[tail] for tail in similar]

@@ -28,6 +28,7 @@ from ggplan.ggml_types import GgmlType, parse_type
 from ggplan.rules.diagnostics import Diagnostic, invalid_recipe
 from ggplan.rules.patterns import MAX_PROGRAM, PatternError, check_pattern
 from ggplan.rules.recipe import Choice, Location, Recipe, Rule, split_lines
+from ggplan.text import printable
 
 MAX_BYTES = 1 << 20
 MAX_RULES = 10_000
@@ -63,7 +64,7 @@ def parse_recipe(text: str, name: str = "<recipe>") -> Recipe:
     if draft.errors:
         raise invalid_recipe(draft.errors, lines)
     return Recipe(
-        name=draft.name or PurePath(name).name.removesuffix(".recipe"),
+        name=draft.name or printable(PurePath(name).name.removesuffix(".recipe")),
         file=name,
         text=text,
         sha256=hashlib.sha256(text.encode("utf-8")).hexdigest(),

@@ -10,7 +10,7 @@ The portable subset
 Those two use C++ `std::regex` (ECMAScript), Python tools use `re`. A pattern may hold only what they and
 RE2 read the same way, so that a recipe means one thing everywhere:
 
-    characters, `.`, `[a-z]`, `[^a-z]`, `(...)`, `(?:...)`, `|`, `^`, `$`,
+    ASCII characters, `.`, `[a-z]`, `[^a-z]`, `(...)`, `(?:...)`, `|`, `^`, `$`,
     `*`, `+`, `?`, `{2}`, `{2,}`, `{2,5}` and their lazy forms (`*?`),
     `\d \D \w \W \s \S \b \B \t \n \r \f \v`, and `\` before any character that is not a letter or digit
 
@@ -104,6 +104,10 @@ def check_pattern(pattern: str) -> int:
             len(pattern),
             "split the rule into several with the same type",
         )
+    if found := re.search(r"[^\x00-\x7f]+", pattern):
+        message = "the pattern holds characters that are not ASCII; std::regex takes each for several"
+        help = "tensor names are ASCII; `.` stands for any character"
+        raise PatternError("GP004", message, found.start(), len(found[0]), help)
     _check_portable(pattern)
     try:
         return int(re2.compile(pattern, re2_options(PATTERN_MEMORY)).programsize)
