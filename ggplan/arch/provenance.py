@@ -27,7 +27,7 @@ _SIZE = re.compile(r"(A|\d+x)?\d+([._]\d+)?[KMBT]\d?|small|mini|medium|large|x?x
 _FINETUNE = re.compile(r"chat|instruct|vision|lora", re.I)
 _KEEPS_CASE = re.compile(r"v\d+(\.\d+)*$|\d")
 _HUB_URL = re.compile(r"https?://huggingface\.co/([^/]+/[^/]+)$")
-_UNITS = {"T": 1e12, "B": 1e9, "M": 1e6, "K": 1e3}
+_UNITS = {"T": 1e-12, "B": 1e-9, "M": 1e-6, "K": 1e-3}
 _NAME_KEYS = (
     "name",
     "author",
@@ -102,8 +102,8 @@ def size_label(tensors: Sequence[TensorInfo]) -> str:
 
 def _short_count(n: int) -> str:
     """`n` in thousands, millions, ... with at least two digits."""
-    unit, size = next(((u, s) for u, s in _UNITS.items() if n > s), ("K", 1e3))
-    scaled = n / size
+    unit = next((u for u, scale in _UNITS.items() if n * scale > 1), "K")
+    scaled = n * _UNITS[unit]
     digits = len(str(round(scaled)).lstrip("0"))
     return f"{scaled:.{max(2 - digits, 0)}f}{unit}"
 
@@ -122,8 +122,7 @@ def _names(checkpoint: HfCheckpoint, card: Mapping[str, object], n_weights: int)
     hub_names = [hub_name] if isinstance(hub_name, str) and hub_name and hub_name.count("/") <= 1 else []
     for name in (*hub_names, checkpoint.path.name or checkpoint.path.resolve().name):
         parts = _parts_of_name(name, n_weights)
-        if "name" in parts:
-            parts["name"] = _title(parts["name"])
+        parts |= {key: _title(parts[key]) for key in ("name", "organization") if key in parts}
         names = {**parts, **names}
     return names
 
@@ -154,20 +153,21 @@ def _parts_of_name(hub_name: str, n_weights: int) -> dict[str, str]:
                 marks.discard("size_label")
     _find_base_name(words, kinds)
 
-    def joined(wanted: str, *, unless: str = "") -> str:
-        return "-".join(
-            dict.fromkeys(
-                w for w, kind in zip(words, kinds, strict=True) if wanted in kind and unless not in kind
-            )
-        )
+    def those(wanted: str) -> list[str]:
+        return [word for word, kind in zip(words, kinds, strict=True) if wanted in kind]
 
+    versions = [
+        w for w, kind in zip(words, kinds, strict=True) if "version" in kind and "basename" not in kind
+    ]
     rest = {
-        "finetune": joined("finetune"),
-        "size_label": joined("size_label"),
-        "version": joined("version", unless="basename"),
+        "finetune": "-".join(those("finetune")),
+        "size_label": "-".join(dict.fromkeys(those("size_label"))),
+        "version": "-".join(versions),
     }
     if any(rest.values()):
-        found |= {key: text for key, text in {**rest, "basename": joined("basename")}.items() if text}
+        found |= {
+            key: text for key, text in {**rest, "basename": "-".join(those("basename"))}.items() if text
+        }
     return found
 
 
@@ -189,7 +189,7 @@ def _size_word(word: str, n_weights: int) -> tuple[str, str]:
     if word[-2:-1].isdecimal():
         word = word[:-1] + word[-1].upper()
     try:
-        stated = float(word[:-1]) * _UNITS[word[-1]]
+        stated = float(word[:-1]) / _UNITS[word[-1]]
     except (ValueError, KeyError):
         return word, "size_label"
     if n_weights and abs(stated - n_weights) > 7 * n_weights // 8:

