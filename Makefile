@@ -16,5 +16,5 @@ bench:  ## encoders and whole conversions beside llama.cpp, in one run
 	python tools/bench_encoders.py
 	python tools/bench_convert.py
 
-docs:  ## the pictures and tables of the README and docs/
-	python tools/make_pictures.py
+docs:  ## the picture of the README and the page of commands
+	python tools/make_docs.py

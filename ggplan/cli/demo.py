@@ -48,7 +48,9 @@ def demo_command(folder: str) -> None:
         model = open_model(model_folder, pre=_PRE_TOKENIZER)
         seed = load_recipe(_SEED_RECIPE)
         click.echo("1. The plan: what the recipe makes of the model, before a weight is read\n")
-        click.echo(seed.text)
+        for rule in seed.rules:
+            click.echo(f"  {rule.pattern:<60} = {rule.choice.text}")
+        click.echo()
         plan = make_plan(model, seed)
         print_plan(plan)
         print_diagnostics(plan.diagnostics)

@@ -56,9 +56,9 @@ def print_plan(plan: Plan) -> None:
     from ggplan.text import format_bytes, printable
 
     model = plan.model
-    recipe = plan.recipe.name if plan.recipe else "no recipe, every tensor keeps its type"
-    click.echo(f"{printable(str(model.path))} · {printable(model.architecture or 'unknown architecture')}")
-    click.echo(f"{printable(recipe)}")
+    recipe = f"the recipe {plan.recipe.name}" if plan.recipe else "no recipe: every tensor keeps its type"
+    architecture = model.architecture or "unknown architecture"
+    click.echo(f"{printable(str(model.path))} ({printable(architecture)}) with {printable(recipe)}")
     columns = [("", "left"), ("tensors", "right"), ("weights", "right"), ("size", "right")]
     columns += [("share", "right"), ("bpw", "right")]
 

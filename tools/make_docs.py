@@ -1,0 +1,74 @@
+"""Make the parts of the documentation that ggplan itself prints.
+
+    python tools/make_docs.py
+
+- docs/plan.svg: `ggplan plan` on GLM-4.5-Air's names and shapes with the README's own recipe.
+- docs/commands.md: every command's --help.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "tests" / "planning"))
+
+import glm_4_5_air  # noqa: E402
+from ggplan.sources.inventory import inventory_json  # noqa: E402
+
+WIDTH = 100
+
+
+def main() -> None:
+    draw_plan()
+    (ROOT / "docs" / "commands.md").write_text(commands_page(), encoding="utf-8")
+
+
+def commands_page() -> str:
+    """The page of all commands, as their --help prints it."""
+    from ggplan.cli import cli
+
+    parts = ["# Commands\n\nMade from `--help` by `tools/make_docs.py`.\n"]
+    for name in ("", *sorted(cli.commands)):
+        command = ["ggplan", name] if name else ["ggplan"]
+        printed = run([*command[1:], "--help"], str(ROOT), FORCE_COLOR="")
+        parts.append(f"## {' '.join(command)}\n\n```text\n{printed.rstrip()}\n```\n")
+    return "\n".join(parts)
+
+
+def draw_plan() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        inventory, recipe = Path(folder) / "GLM-4.5-Air", Path(folder) / "air.recipe"
+        inventory.write_text(json.dumps(inventory_json(glm_4_5_air.model())), encoding="utf-8")
+        recipe.write_text(readme_recipe(), encoding="utf-8")
+        printed = run(["plan", inventory.name, "-r", recipe.name], folder)
+    picture = Console(record=True, file=io.StringIO(), width=WIDTH)
+    picture.print(Text.from_ansi("$ ggplan plan GLM-4.5-Air -r air.recipe\n" + printed))
+    picture.save_svg(str(ROOT / "docs" / "plan.svg"), title="ggplan", unique_id="plan")
+
+
+def readme_recipe() -> str:
+    """The recipe shown in the README, so that picture and text cannot part."""
+    (found,) = re.findall(r"```\n(# GLM-4\.5-Air.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+    return str(found)
+
+
+def run(arguments: list[str], folder: str, **extra: str) -> str:
+    environment = os.environ | {"FORCE_COLOR": "1", "COLUMNS": str(WIDTH), "PYTHONPATH": str(ROOT)} | extra
+    command = [sys.executable, "-m", "ggplan", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=folder, env=environment)
+    return done.stdout + done.stderr
+
+
+if __name__ == "__main__":
+    main()
