@@ -166,8 +166,8 @@ class _Assembly:
     def _has_place(self, entry: Entry, layer: int, expert: int) -> bool:
         if not entry.per_layer:
             return True
-        in_layer = layer < len(self.table.layers) and self._stands_in(entry, layer)
-        return in_layer and (not entry.per_expert or expert < self.table.n_experts)
+        in_layer = 0 <= layer < len(self.table.layers) and self._stands_in(entry, layer)
+        return in_layer and (not entry.per_expert or 0 <= expert < self.table.n_experts)
 
     def _stands_in(self, entry: Entry, layer: int) -> bool:
         return not entry.kind or entry.kind in self.table.layers[layer]
