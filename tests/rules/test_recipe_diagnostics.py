@@ -118,6 +118,14 @@ def test_carets_under_wide_characters_are_as_wide() -> None:
     assert render(finding, "a層層b").splitlines()[4] == "  |  ^^^^"
 
 
+def test_columns_do_not_count_the_byte_order_mark() -> None:
+    for text in ("\ufeffab\x07", "\ufeffab = q9_0\n", "\ufeff\nab\x07"):
+        with pytest.raises(InvalidRecipeError) as caught:
+            parse_recipe(text)
+        (found,) = caught.value.diagnostics
+        assert found.column == text.strip("\ufeff\n").index("q" if "q" in text else "\x07") + 1
+
+
 def test_control_characters_never_reach_the_terminal() -> None:
     finding = Diagnostic("GP101", "warning", "m\x1b[2J", "a\nb\x07", 1, 2, 1, "h\u202e")
     shown = render(finding, "\x1b]0;title\x07")
