@@ -108,22 +108,23 @@ class _Draft:
 
 def _check_text(text: str, file: str) -> None:
     """Refuse what is too large or not plain text, with one error."""
-    found = _UNPRINTABLE.search(text)
-    if found:
-        char, before = found[0], text[: found.start()]
-        line = before.count("\n")
-        column = len(before.removeprefix("\ufeff").rpartition("\n")[2])
-        what = (
-            "a NUL byte; this is no text file" if char == "\0" else f"the control character U+{ord(char):04X}"
-        )
-        if "\ud800" <= char <= "\udfff":
-            what = f"the surrogate U+{ord(char):04X}, which is no character"
-        help = "end lines with LF or CRLF" if char == "\r" else "" if char == "\0" else "remove it"
-        error = Diagnostic("GP010", "error", f"the recipe holds {what}", file, line + 1, column + 1, 1, help)
-        raise invalid_recipe([error], split_lines(text))
-    n_bytes = len(text.encode("utf-8"))
-    if n_bytes > MAX_BYTES:
+    if len(text.encode("utf-8", "surrogatepass")) > MAX_BYTES:
         raise invalid_recipe([too_large(file)])
+    found = _UNPRINTABLE.search(text)
+    if not found:
+        return
+    char, before = found[0], text[: found.start()]
+    message, help = f"the recipe holds the control character U+{ord(char):04X}", "remove it"
+    if char == "\0":
+        message, help = "the recipe holds a NUL byte; this is no text file", ""
+    elif char == "\r":
+        help = "end lines with LF or CRLF"
+    elif char >= "\ud800":
+        message = f"the recipe holds the surrogate U+{ord(char):04X}, which is no character"
+    line = before.count("\n") + 1
+    column = len(before.removeprefix("\ufeff").rpartition("\n")[2]) + 1
+    error = Diagnostic("GP010", "error", message, file, line, column, 1, help)
+    raise invalid_recipe([error], split_lines(text))
 
 
 def too_large(file: str) -> Diagnostic:
