@@ -27,13 +27,15 @@ class RowReader(Protocol):
     Safe to call from several threads at once. Raises `CheckpointError` where the file fails.
     """
 
-    def __call__(self, start: int, stop: int) -> NDArray[np.float32]: ...
+    def __call__(self, start: int, stop: int) -> NDArray[np.float32]:
+        """Read these rows."""
 
 
 class ByteReader(Protocol):
     """Reads rows `start` up to `stop` of one tensor as the bytes they have in `TensorInfo.type`."""
 
-    def __call__(self, start: int, stop: int) -> bytes: ...
+    def __call__(self, start: int, stop: int) -> bytes:
+        """Read these rows."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+_UNITS = ("KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
+
 
 def printable(text: str) -> str:
     """`text` with every control character escaped, so that a name from a file cannot drive a terminal."""
@@ -12,12 +14,9 @@ def format_bytes(n_bytes: int) -> str:
     """A byte count with three significant digits and a binary unit: `69.2 GiB`, `16.0 KiB`, `90 B`."""
     if n_bytes < 1024:
         return f"{n_bytes} B"
-    size = float(n_bytes)
-    for unit in ("KiB", "MiB", "GiB"):
-        size /= 1024
-        if size < 999.5:
-            break
-    else:
-        size, unit = size / 1024, "TiB"
+    power = 1
+    while n_bytes / 1024**power >= 999.5 and power < len(_UNITS):
+        power += 1
+    size = n_bytes / 1024**power
     digits = 2 if size < 9.995 else 1 if size < 99.95 else 0
-    return f"{size:.{digits}f} {unit}"
+    return f"{size:.{digits}f} {_UNITS[power - 1]}"

@@ -37,7 +37,9 @@ def imported_parts(module: Path) -> set[str]:
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
             names = [node.module or ""]
-        parts |= {name.partition("ggplan.")[2].split(".")[0] for name in names if name.split(".")[0] == "ggplan"}
+        parts |= {
+            name.partition("ggplan.")[2].split(".")[0] for name in names if name.split(".")[0] == "ggplan"
+        }
     return parts
 
 
@@ -84,7 +86,9 @@ def test_commands_import_late(arguments: list[str], absent: set[str]) -> None:
 
 
 def test_importing_the_library_loads_nothing_heavy() -> None:
-    program = "import sys, ggplan; print(sorted({'numpy', 'numba', 'torch', 'matplotlib'} & set(sys.modules)))"
+    program = (
+        "import sys, ggplan; print(sorted({'numpy', 'numba', 'torch', 'matplotlib'} & set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

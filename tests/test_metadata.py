@@ -1,9 +1,10 @@
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from ggplan import metadata
 from ggplan.errors import CheckpointError
 from ggplan.metadata import MetadataType
-from hypothesis import given
-from hypothesis import strategies as st
 
 
 @given(st.lists(st.text(alphabet=st.characters(blacklist_categories=["Cs"]))))

@@ -103,8 +103,8 @@ def bench(source: Path, type_: str, arguments: argparse.Namespace, folder: Path)
     theirs, ours = folder / "peer.gguf", folder / "ggplan.gguf"
     threads = str(arguments.threads)
     peer = [arguments.llama_quantize, "--pure", str(source), str(theirs), type_.upper(), threads]
-    mine = [sys.executable, "-m", "ggplan", "convert", str(source), str(ours), "-r", str(recipe), "-t", threads,
-            "--force", "-q"]  # fmt: skip
+    mine = [sys.executable, "-m", "ggplan", "convert", str(source), str(ours), "-r", str(recipe)]
+    mine += ["-t", threads, "--force", "-q"]
     with tempfile.TemporaryDirectory() as empty:
         cold = timed(mine, NUMBA_CACHE_DIR=empty)
     peer_times, times = [], []
@@ -135,7 +135,8 @@ def timed(command: list[str], **environment: str) -> float:
 def peak_rss(command: list[str]) -> float:
     """Peak resident memory of a command in MiB, measured by a process of its own."""
     program = (
-        "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL); "
+        "import resource, subprocess, sys; "
+        "subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL); "
         "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
     )
     done = subprocess.run([sys.executable, "-c", program, *command], capture_output=True, text=True, cwd=ROOT)
@@ -148,7 +149,8 @@ def same_tensors(first: Path, second: Path) -> bool:
     models = [ggplan.open_model(path) for path in (first, second)]
     tensors = [{t.name: t for t in model.tensors} for model in models]
     return tensors[0].keys() == tensors[1].keys() and all(
-        a.type == tensors[1][name].type and a.read_bytes(0, a.n_rows) == tensors[1][name].read_bytes(0, a.n_rows)
+        a.type == tensors[1][name].type
+        and a.read_bytes(0, a.n_rows) == tensors[1][name].read_bytes(0, a.n_rows)
         for name, a in tensors[0].items()
     )
 

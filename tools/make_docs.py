@@ -24,6 +24,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "planning"))
 
 import glm_4_5_air  # noqa: E402
+
 from ggplan.sources.inventory import inventory_json  # noqa: E402
 
 WIDTH = 100

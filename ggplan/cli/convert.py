@@ -74,8 +74,14 @@ def run_conversion(
     plan: Plan, output: str, threads: int | None, allow_requantize: bool, force: bool, quiet: bool
 ) -> ConversionResult:
     """Convert, with a progress bar on stderr where that is a terminal."""
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-    from rich.progress import TransferSpeedColumn
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
 
     from ggplan.cli.output import console
     from ggplan.conversion import convert
@@ -109,6 +115,6 @@ def describe(plan: Plan, result: ConversionResult) -> str:
     from ggplan.text import format_bytes, printable
 
     return (
-        f"wrote {printable(str(result.path))}: {format_bytes(result.n_bytes)}, {plan.bits_per_weight:.3f} bpw, "
-        f"{format_count(result.n_weights)} weights in {result.seconds:.1f} s"
+        f"wrote {printable(str(result.path))}: {format_bytes(result.n_bytes)}, "
+        f"{plan.bits_per_weight:.3f} bpw, {format_count(result.n_weights)} weights in {result.seconds:.1f} s"
     )

@@ -54,13 +54,20 @@ def demo_command(folder: str) -> None:
         plan = make_plan(model, seed)
         print_plan(plan)
         print_diagnostics(plan.diagnostics)
-        click.echo("\n2. The conversion: from the checkpoint to each mix in one pass (first runs compile kernels)\n")
+        click.echo(
+            "\n2. The conversion: from the checkpoint to each mix in one pass (first runs compile kernels)\n"
+        )
         rows = []
         for name, text in _MIXES:
             mix = make_plan(model, seed if text is None else parse_recipe(text, name))
             result = run_conversion(mix, str(out / f"demo-{name}.gguf"), None, False, True, False)
             rows.append(
-                [str(result.path), format_bytes(result.n_bytes), f"{mix.bits_per_weight:.3f}", f"{result.seconds:.1f} s"]
+                [
+                    str(result.path),
+                    format_bytes(result.n_bytes),
+                    f"{mix.bits_per_weight:.3f}",
+                    f"{result.seconds:.1f} s",
+                ]
             )
             click.echo(f"  wrote {printable(rows[-1][0])}")
     print_table([("file", "left"), ("size", "right"), ("bpw", "right"), ("took", "right")], rows)

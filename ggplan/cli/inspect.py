@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import click
 
 _EPILOG = """\b
@@ -20,7 +22,9 @@ _SHOWN_CHARACTERS = 100
 @click.option("--tensors", "show_tensors", is_flag=True, help="List every tensor.")
 @click.option("--metadata", "show_metadata", is_flag=True, help="List the key-value pairs.")
 @click.option("--json", "as_json", is_flag=True, help="Print an inventory as JSON.")
-@click.option("--pre", metavar="NAME", help="The pre-tokenizer's name in llama.cpp, where it is not recognised.")
+@click.option(
+    "--pre", metavar="NAME", help="The pre-tokenizer's name in llama.cpp, where it is not recognised."
+)
 def inspect_command(
     model: str, show_tensors: bool, show_metadata: bool, as_json: bool, pre: str | None
 ) -> None:
@@ -68,7 +72,13 @@ def inspect_command(
         )
     if show_tensors:
         print_table(
-            [("tensor", "left"), ("shape", "left"), ("stored as", "left"), ("type", "left"), ("size", "right")],
+            [
+                ("tensor", "left"),
+                ("shape", "left"),
+                ("stored as", "left"),
+                ("type", "left"),
+                ("size", "right"),
+            ],
             (
                 [
                     t.name,
@@ -82,7 +92,9 @@ def inspect_command(
         )
 
 
-def _shown(items: list[object], length: int) -> str:
+def _shown(items: Sequence[object], length: int) -> str:
     parts = [repr(item) if isinstance(item, str) else str(item) for item in items]
-    text = ", ".join(part if len(part) <= _SHOWN_CHARACTERS else part[:_SHOWN_CHARACTERS] + "…" for part in parts)
+    text = ", ".join(
+        part if len(part) <= _SHOWN_CHARACTERS else part[:_SHOWN_CHARACTERS] + "…" for part in parts
+    )
     return f"{length:,} items: {text}, …" if length > len(items) else text

@@ -15,7 +15,7 @@ def planning_options(command: _Command) -> _Command:
     options = (
         click.option(
             "-r", "--recipe", "recipe_name", metavar="RECIPE",
-            help="A recipe file, or the name of a shipped one (glm4moe/hq4_k). Without it tensors keep their types.",
+            help="A recipe file, or the name of a shipped one (glm4moe/hq4_k). Default: keep all types.",
         ),
         click.option(
             "--imatrix", "imatrix_path", type=click.Path(), metavar="FILE",

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Importance = dict[str, "NDArray[np.float32] | None"]
 
 
-def encode_chunk(chunk: Chunk, importance: Importance) -> bytes | NDArray[np.uint8]:
+def encode_chunk(chunk: Chunk, importance: Importance) -> bytes | memoryview:
     """The bytes of a chunk as they stand in the output.
 
     Parameters
@@ -54,7 +54,7 @@ def encode_chunk(chunk: Chunk, importance: Importance) -> bytes | NDArray[np.uin
             encode_into(rows[start:stop], planned.type, weights[slice_], out[start:stop])
     if planned.type.name == "f16":
         _refuse_overflow(tensor, planned.type, rows, out)
-    return out
+    return out.data.cast("B")
 
 
 def _slices(chunk: Chunk, rows_per_slice: int) -> list[tuple[int, int, int]]:

@@ -123,7 +123,7 @@ def _run(
                 _pwrite(file, data, chunk.file_offset)
                 if progress is not None:
                     with lock:
-                        progress(memoryview(data).nbytes)
+                        progress(len(data))
         except BaseException as error:
             failures.append(error)
             stop.set()
@@ -154,9 +154,9 @@ def _created(path: Path) -> Iterator[int]:
         os.close(file)
 
 
-def _pwrite(file: int, data: bytes | object, offset: int) -> None:
+def _pwrite(file: int, data: bytes | memoryview, offset: int) -> None:
     """Write all of `data` at `offset`; the system may take it in pieces."""
-    view = memoryview(data).cast("B")  # type: ignore[arg-type]
+    view = memoryview(data)
     while view.nbytes:
         written = os.pwrite(file, view, offset)
         view, offset = view[written:], offset + written
@@ -169,5 +169,3 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(file)
     finally:
         os.close(file)
-
-

@@ -48,8 +48,8 @@ def about_fallbacks(recipe: Recipe, decisions: Sequence[Decision]) -> tuple[Diag
                 _choice_of(recipe, rule),
                 "GP201",
                 "warning",
-                f"{_some(members)}: rows of {n_columns} do not fit {asked.name} ({remainder(asked, n_columns)}); "
-                f"{got} takes its place",
+                f"{_some(members)}: rows of {n_columns} do not fit {asked.name} "
+                f"({remainder(asked, n_columns)}); {got} takes its place",
                 f"say which type you want there: `{asked.name} | {got}`",
             )
         )
@@ -71,8 +71,8 @@ def about_imatrix(decisions: Sequence[Decision], imatrix: Imatrix | None) -> tup
         empty = entry.matrices_without_data if entry is not None else ()
         if entry is not None and empty:
             message = (
-                f"{printable(d.tensor.name)}: {len(empty)} of {len(entry.values)} experts were never routed to "
-                f"in {printable(imatrix.path.name)}; their columns count alike"
+                f"{printable(d.tensor.name)}: {len(empty)} of {len(entry.values)} experts were never "
+                f"routed to in {printable(imatrix.path.name)}; their columns count alike"
             )
             found.append(_plain("GP207", "note", message))
     return tuple(found)
@@ -120,7 +120,8 @@ def _about_protected(recipe: Recipe, decisions: Sequence[Decision]) -> tuple[Dia
         else:
             found.append(_at(choice, "GP202", "warning", what, f"force it with `{kind}!`"))
     for rule, members in forced.items():
-        what = f"{_some(members)}: forced to {members[0].type.name}; llama-quantize would keep {members[0].tensor.type}"
+        first = members[0]
+        what = f"{_some(members)}: forced to {first.type}; llama-quantize would keep {first.tensor.type}"
         found.append(_at(_choice_of(recipe, rule), "GP203", "warning", what))
     return tuple(found)
 
@@ -159,4 +160,6 @@ def _plain(code: str, severity: Severity, message: str, help: str = "") -> Diagn
 def _at(choice: Choice | None, code: str, severity: Severity, message: str, help: str = "") -> Diagnostic:
     if choice is None:
         return _plain(code, severity, message, help)
-    return Diagnostic(code, severity, message, choice.file, choice.line, choice.column, len(choice.text), help)
+    return Diagnostic(
+        code, severity, message, choice.file, choice.line, choice.column, len(choice.text), help
+    )

@@ -1,11 +1,11 @@
-"""make_plan: every tensor meets the rules, then its own shape.
+r"""make_plan: every tensor meets the rules, then its own shape.
 
 For each tensor the rules are tried from the top; the first that matches decides. Three things can come
 between a rule and a tensor, and each is told to the user:
 
 - The tensor is *protected* (see `ggplan.planning.protection`): a quantized type passes it over, and so
   does a float type from a rule that also matches other tensors (`.* = bf16` is not meant for norms). A
-  rule that matches protected tensors only (`_norm\\.weight = f16`), or that is forced (`q8_0!`), is meant.
+  rule that matches protected tensors only (`_norm\.weight = f16`), or that is forced (`q8_0!`), is meant.
 - The tensor's rows do not hold whole blocks of the type: the next type of the rule's chain is taken, and
   after the last one the engine's fallback table decides.
 - No rule matches: `@default` decides; without one the tensor keeps its own type. Norms and vectors that
@@ -154,7 +154,11 @@ def _decide(tensors: Sequence[TensorInfo], recipe: Recipe | None, table: Fallbac
 
 
 def _own_type(tensor: TensorInfo) -> GgmlType:
-    if tensor.type.decodable and tensor.type.is_float and is_vector_or_norm(tensor.name, n_dimensions(tensor.shape)):
+    if (
+        tensor.type.decodable
+        and tensor.type.is_float
+        and is_vector_or_norm(tensor.name, n_dimensions(tensor.shape))
+    ):
         return F32
     return tensor.type
 
@@ -197,7 +201,9 @@ def _nextn_layers(model: Model) -> range:
     count, nextn = (value if isinstance(value, int) else 0 for value in values)
     if not nextn:
         # An inventory has no metadata; the tensors of such a block give it away.
-        layers = {t.name.split(".")[1] for t in model.tensors if ".nextn." in t.name and t.name.startswith("blk.")}
+        layers = {
+            t.name.split(".")[1] for t in model.tensors if ".nextn." in t.name and t.name.startswith("blk.")
+        }
         numbers = [int(layer) for layer in layers if layer.isdecimal() and len(layer) < 9]
         return range(min(numbers), max(numbers) + 1) if numbers else range(0)
     return range(max(0, count - nextn), count)

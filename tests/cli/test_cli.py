@@ -113,7 +113,9 @@ def test_plan_as_json_and_as_a_file_are_the_same(tensor_map: Path, recipe: Path,
 def test_an_inventory_plans_like_its_model(source: Path, tmp_path: Path) -> None:
     inventory = tmp_path / "source.json"
     inventory.write_text(run("inspect", source, "--json").stdout)
-    plans = [json.loads(run("plan", path, "-r", "moe-offload", "--json").stdout) for path in (source, inventory)]
+    plans = [
+        json.loads(run("plan", path, "-r", "moe-offload", "--json").stdout) for path in (source, inventory)
+    ]
     assert plans[0]["tensors"] == plans[1]["tensors"]
 
 
@@ -206,7 +208,10 @@ def test_names_from_files_cannot_drive_the_terminal(tmp_path: Path) -> None:
         )
     )
     (tmp_path / "r.recipe").write_text("attn = q4_K\n")
-    for arguments in (["plan", hostile, "--tensors", "-r", tmp_path / "r.recipe"], ["inspect", hostile, "--tensors"]):
+    for arguments in (
+        ["plan", hostile, "--tensors", "-r", tmp_path / "r.recipe"],
+        ["inspect", hostile, "--tensors"],
+    ):
         done = run(*arguments, FORCE_COLOR="")
         assert "\x1b" not in done.stdout + done.stderr
         assert "\x07" not in done.stdout + done.stderr
@@ -231,7 +236,16 @@ def test_a_stopped_conversion_leaves_nothing(tmp_path: Path, number: int, code: 
     writer.write_tensors_to_file()
     writer.close()
     (tmp_path / "r.recipe").write_text("@default q2_K\n")
-    command = [sys.executable, "-m", "ggplan", "convert", str(source), str(target), "-r", str(tmp_path / "r.recipe")]
+    command = [
+        sys.executable,
+        "-m",
+        "ggplan",
+        "convert",
+        str(source),
+        str(target),
+        "-r",
+        str(tmp_path / "r.recipe"),
+    ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while not (tmp_path / "out.gguf.part").exists() and time.monotonic() < deadline:
@@ -248,8 +262,12 @@ def test_demo_runs_offline_and_its_files_are_sound(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     files = {p.name: p.stat().st_size for p in (tmp_path / "demo").iterdir()}
     assert len(files) >= 3
-    assert files["demo-q2_K.gguf"] < files["demo-q4_K.gguf"] < files["demo-hq4_k.gguf"] < files["demo-bf16.gguf"]
-    types = {t.name: t.tensor_type.name for t in gguf.GGUFReader(tmp_path / "demo" / "demo-hq4_k.gguf").tensors}
+    assert (
+        files["demo-q2_K.gguf"] < files["demo-q4_K.gguf"] < files["demo-hq4_k.gguf"] < files["demo-bf16.gguf"]
+    )
+    types = {
+        t.name: t.tensor_type.name for t in gguf.GGUFReader(tmp_path / "demo" / "demo-hq4_k.gguf").tensors
+    }
     assert types["blk.1.ffn_up_exps.weight"] == "Q4_K"
     assert types["blk.1.ffn_down_exps.weight"] == "Q8_0"  # rows of 64 do not divide by 256
     assert types["blk.1.attn_q.weight"] == "Q8_0"

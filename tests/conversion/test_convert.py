@@ -2,10 +2,11 @@ import os
 import threading
 from pathlib import Path
 
-import ggplan
 import gguf
 import numpy as np
 import pytest
+
+import ggplan
 from ggplan import Model, make_plan, open_model, parse_recipe
 from ggplan.conversion import chunks
 from ggplan.conversion.encoding import encode_chunk

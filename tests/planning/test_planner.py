@@ -1,7 +1,8 @@
+from pathlib import Path
+
 import pytest
 from glm_4_5_air import REAL_FILES
 from glm_4_5_air import model as glm_4_5_air
-from pathlib import Path
 
 from ggplan import Model, TensorInfo, load_recipe, make_plan, parse_recipe, parse_type
 from ggplan.errors import PlanError
@@ -192,7 +193,9 @@ def test_the_file_order_is_llama_quantizes() -> None:
 
 
 def test_offsets_follow_sizes_and_alignment() -> None:
-    plan = make_plan(model_of(("a", (3, 5), "f32"), ("b.weight", (2, 32), "bf16")), parse_recipe("@default q8_0"))
+    plan = make_plan(
+        model_of(("a", (3, 5), "f32"), ("b.weight", (2, 32), "bf16")), parse_recipe("@default q8_0")
+    )
     assert [(t.offset, t.n_bytes) for t in plan.tensors] == [(0, 60), (64, 68)]
     assert plan.data_bytes == 160
     assert len(plan.header) % 32 == 0
