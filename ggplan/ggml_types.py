@@ -216,7 +216,9 @@ _BY_NAME = {entry.name.lower(): entry for entry in TYPES}
 _BY_ID = {entry.id: entry for entry in TYPES}
 
 # llama-quantize's names of whole-model mixes that are not also the name of a tensor type.
-_MIXES = re.compile(r"^(q[2-6]_k_(xs|s|m|l|xl)|iq[1-4]_(xs|s|m|l|xxs)|mxfp4_moe|(ud-)?i?q\d_\w+_(s|m|l|xl))$", re.I)
+_MIXES = re.compile(
+    r"^(q[2-6]_k_(xs|s|m|l|xl)|iq[1-4]_(xs|s|m|l|xxs)|mxfp4_moe|(ud-)?i?q\d_\w+_(s|m|l|xl))$", re.I
+)
 
 F32 = _BY_NAME["f32"]
 F16 = _BY_NAME["f16"]
@@ -243,7 +245,9 @@ def parse_type(text: str) -> GgmlType:
         near = difflib.get_close_matches(name.lower(), _BY_NAME, n=1, cutoff=0.5)
         raise TypeNameError(
             f"unknown tensor type `{name}`",
-            hint=f"the nearest name is `{_BY_NAME[near[0]].name}`" if near else "`ggplan types` lists all types",
+            hint=f"the nearest name is `{_BY_NAME[near[0]].name}`"
+            if near
+            else "`ggplan types` lists all types",
         )
     if found.internal:
         raise TypeNameError(
