@@ -53,7 +53,7 @@ def convert_command(
     from ggplan.cli.planned import plan_from
 
     plan = plan_from(model, recipe_name, imatrix_path, fallback, strict, pre)
-    print_diagnostics(plan.diagnostics, quiet=quiet)
+    print_diagnostics(plan, quiet=quiet)
     result = run_conversion(plan, output, threads, allow_requantize, force, quiet)
     if as_json:
         print_json(

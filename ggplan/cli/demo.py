@@ -53,7 +53,7 @@ def demo_command(folder: str) -> None:
         click.echo()
         plan = make_plan(model, seed)
         print_plan(plan)
-        print_diagnostics(plan.diagnostics)
+        print_diagnostics(plan)
         click.echo(
             "\n2. The conversion: from the checkpoint to each mix in one pass (first runs compile kernels)\n"
         )

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ggplan.planning import Plan, Share
-    from ggplan.rules import Diagnostic
 
 # A pipe has no width; this one keeps the longest tensor names of today on one line.
 _PIPE_WIDTH = 140
@@ -83,20 +82,22 @@ def print_plan(plan: Plan) -> None:
     )
 
 
-def print_diagnostics(diagnostics: Sequence[Diagnostic], *, quiet: bool = False) -> None:
-    """One line for each finding on stderr: severity, code, place, what, and what to do."""
+def print_diagnostics(plan: Plan, *, quiet: bool = False) -> None:
+    """The findings about a plan on stderr: those that point into the recipe as a compiler shows them."""
     from rich.text import Text
 
+    from ggplan.rules import render
+
     err = console(sys.stderr)
-    for finding in diagnostics:
-        if quiet and finding.severity == "note":
+    for finding in plan.diagnostics:
+        if finding.severity == "note":
+            if not quiet:
+                place = f"{finding.file}:{finding.line}: " if finding.line else ""
+                note = Text.assemble((f"note[{finding.code}]", "cyan"), f": {place}{finding.message}")
+                err.print(note, soft_wrap=True)
             continue
-        style = {"error": "bold red", "warning": "yellow"}.get(finding.severity, "cyan")
-        place = f"{finding.file}:{finding.line}: " if finding.line else ""
-        line = Text.assemble((f"{finding.severity}[{finding.code}]", style), f" {place}{finding.message}")
-        err.print(line, soft_wrap=True)
-        if finding.help:
-            err.print(Text(f"  help: {finding.help}"), soft_wrap=True)
+        line = plan.recipe.source_line(finding.line) if plan.recipe else ""
+        click.echo(render(finding, line, color=err.is_terminal and not err.no_color) + "\n", err=True)
 
 
 def format_count(number: int) -> str:

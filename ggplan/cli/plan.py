@@ -78,4 +78,4 @@ def plan_command(
                 ),
             )  # fmt: skip
         print_plan(plan)
-    print_diagnostics(plan.diagnostics)
+    print_diagnostics(plan)

@@ -137,6 +137,7 @@ def _about_uncovered(recipe: Recipe, decisions: Sequence[Decision]) -> tuple[Dia
             "warning",
             f"{_some(missing)}: no rule of {printable(recipe.name)} matches; kept as {types}",
             "add a rule, or `@default q8_0` for all the rest",
+            recipe.file,
         ),
     )
 
@@ -153,8 +154,8 @@ def _choice_of(recipe: Recipe, rule: int | None) -> Choice | None:
     return recipe.default if rule is None else recipe.rules[rule].choice
 
 
-def _plain(code: str, severity: Severity, message: str, help: str = "") -> Diagnostic:
-    return Diagnostic(code, severity, message, "", help=help)
+def _plain(code: str, severity: Severity, message: str, help: str = "", file: str = "") -> Diagnostic:
+    return Diagnostic(code, severity, message, file, help=help)
 
 
 def _at(choice: Choice | None, code: str, severity: Severity, message: str, help: str = "") -> Diagnostic:

@@ -122,7 +122,7 @@ def render(diagnostic: Diagnostic, source_line: str, color: bool = False) -> str
         lines.append(bar)
         lines.append(f"{paint(f'{number} |', 'blue')} {shown}".rstrip())
         lines.append(f"{bar} {' ' * margin}{paint('^' * carets, strong)}")
-    else:
+    elif place:
         lines.append(f"{gutter}{paint('-->', 'blue')} {place}")
     if diagnostic.help:
         lines.append(f"{gutter} {paint('=', 'blue')} {paint('help', 'bold')}: {_escape(diagnostic.help)}")
