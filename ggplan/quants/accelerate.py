@@ -17,13 +17,14 @@ and an addition, and each IEEE operation rounds once, in the order in which it i
 Numba keys a kept kernel by the source of the function's own file, not of the helpers it has inlined from
 others. So the folder's name carries a digest of all sources here: a kernel can never outlive its helpers.
 The folder lies under `NUMBA_CACHE_DIR` where that is set, else under `XDG_CACHE_HOME/ggplan` or
-`~/.cache/ggplan`; where none of these can be written, Numba chooses a place of its own or compiles anew.
+`~/.cache/ggplan`; where it cannot be written, every process compiles anew.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -39,6 +40,7 @@ _FLAGS: dict[str, Any] = {
     "error_model": "numpy",
     "fastmath": False,
     "boundscheck": False,
+    "no_cfunc_wrapper": True,
 }
 
 _cache_lock = threading.Lock()
@@ -52,18 +54,19 @@ def kernel(function: Function) -> Function:
     with _cache_lock:
         # Numba settles a function's folder when it is decorated, and reads it from this one setting.
         users_own = numba.config.CACHE_DIR
-        numba.config.CACHE_DIR = str(_CACHE_FOLDER)
+        numba.config.CACHE_DIR = _CACHE_FOLDER
         try:
-            return cast(Function, numba.njit(cache=True, **_FLAGS)(function))
-        except RuntimeError:  # no folder can be written
-            return cast(Function, numba.njit(**_FLAGS)(function))
+            return cast(Function, numba.njit(cache=bool(_CACHE_FOLDER), **_FLAGS)(function))
         finally:
             numba.config.CACHE_DIR = users_own
 
 
 def inline(function: Function) -> Function:
-    """Compile `function` as a part of each kernel that calls it."""
-    return cast(Function, numba.njit(forceinline=True, **_FLAGS)(function))
+    """Let kernels call `function`, compiled as a part of them; for Python it stays a plain function."""
+    options = {"forceinline": True, "no_cpython_wrapper": True, **_FLAGS}
+    register = numba.extending.overload(function, jit_options=options, strict=False, prefer_literal=True)
+    register(lambda *arguments, **named: function)
+    return function
 
 
 def intrinsic(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -74,15 +77,23 @@ def intrinsic(function: Callable[..., Any]) -> Callable[..., Any]:
     return cast(Callable[..., Any], numba.extending.intrinsic(prefer_literal=True)(function))
 
 
-def _cache_folder() -> Path:
+def _cache_folder() -> str:
+    """The folder of kept kernels, or "" where it cannot be written."""
     digest = hashlib.sha256(numba.__version__.encode())
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())
     name = f"numba-{digest.hexdigest()[:16]}"
     if numba.config.CACHE_DIR:
-        return Path(numba.config.CACHE_DIR) / f"ggplan-{name}"
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(home) / "ggplan" / name
+        folder = Path(numba.config.CACHE_DIR) / f"ggplan-{name}"
+    else:
+        home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        folder = Path(home) / "ggplan" / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError:
+        return ""
+    return str(folder)
 
 
 _CACHE_FOLDER = _cache_folder()

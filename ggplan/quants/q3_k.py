@@ -65,9 +65,8 @@ _BYTES = 110
 _ZERO = np.float32(0)
 _ONE = np.float32(1)
 _TWO = np.float32(2)
-_HIGHEST = np.float32(4)
-_LARGEST_SCALE = np.float32(32)
-_LOWEST = -_HIGHEST
+_LOWEST = np.float32(-4)
+_LOWEST_SCALE = np.float32(-32)
 _PASSES = 5
 
 
@@ -117,7 +116,7 @@ def _encode_with_importance(source: Any, importance: Any, out: Any) -> None:
         for at in range(0, _COUNT * TILE, WIDTH):
             weigh_by_importance(tile, columns, _SIZE * at, _SIZE, energy, weight)
             scale, kept_scale, kept_offset = symmetric_search(
-                tile, _SIZE * at, _SIZE, WIDTH, weight, 0, scratch, _HIGHEST
+                tile, _SIZE * at, _SIZE, WIDTH, weight, 0, scratch, -_LOWEST
             )
             sum_w = splat(_ZERO, WIDTH)
             for i in range(0, _SIZE * WIDTH, WIDTH):
@@ -127,7 +126,7 @@ def _encode_with_importance(source: Any, importance: Any, out: Any) -> None:
             store(fit.kept_offset, at, kept_offset)
             store(fit.weight, at, sum_w)
         d, kept_scale, kept_offset = symmetric_search(
-            fit.scale, 0, _COUNT, TILE, fit.weight, 0, scratch, _LARGEST_SCALE
+            fit.scale, 0, _COUNT, TILE, fit.weight, 0, scratch, -_LOWEST_SCALE
         )
         for j in range(_COUNT):
             level = nearest((load(fit.scale, j * TILE, TILE) + kept_offset) * kept_scale)
@@ -195,7 +194,7 @@ def _descend(tile: Any, start: Any, kept_levels: Any) -> Any:
 def _divide_by_largest(values: Any, levels: Any) -> Any:
     """Give the scale of largest magnitude the level -32, the others their share; return the levels' scale."""
     extreme, _ = find_extreme(values, 0, _COUNT, TILE)
-    inverse = -_LARGEST_SCALE / extreme
+    inverse = _LOWEST_SCALE / extreme
     nothing = extreme == _ZERO
     for j in range(_COUNT):
         level = (nearest(inverse * load(values, j * TILE, TILE)) << 24) >> 24  # ggml has it in an int8

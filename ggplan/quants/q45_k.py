@@ -112,17 +112,9 @@ def _encode(
                 weigh_by_importance(tile, columns, _SIZE * at, _SIZE, energy, weight)
             else:
                 _weigh_by_size(tile, _SIZE * at, weight)
+            top = np.float32(highest)
             found = affine_search(
-                tile,
-                _SIZE * at,
-                _SIZE,
-                weight,
-                scratch,
-                np.float32(highest),
-                first_trial,
-                step,
-                trials,
-                False,
+                tile, _SIZE * at, _SIZE, weight, scratch, top, first_trial, step, trials, False
             )
             store_fit(fit, at, found)
         if importance.size > 0:
@@ -167,34 +159,25 @@ def _pack_scales(d: Any, dmin: Any, scales: Any, mins: Any, ceiling: Any, block:
     d = floats_of(d)
     dmin = floats_of(dmin)
     for j in range(4):
-        _pack_pair(scales, j, ceiling, block, 4 + j, 12 + j, 0, d, fit.scale)
-        _pack_pair(mins, j, ceiling, block, 8 + j, 12 + j, 4, dmin, fit.offset)
+        far_scale = _pack_pair(scales, j, ceiling, block, 4 + j, d, fit.scale)
+        far_min = _pack_pair(mins, j, ceiling, block, 8 + j, dmin, fit.offset)
+        store(block, (12 + j) * TILE, far_scale | (far_min << 4))
 
 
 @inline
-def _pack_pair(
-    integers: Any,
-    j: Any,
-    ceiling: Any,
-    block: Any,
-    byte: Any,
-    shared: Any,
-    shift: Any,
-    unit: Any,
-    values: Any,
-) -> None:
-    """Write integer j and integer j + 4, then set `values` to what a reader makes of them."""
+def _pack_pair(integers: Any, j: Any, ceiling: Any, block: Any, byte: Any, unit: Any, values: Any) -> Any:
+    """Write integer j and the upper bits of integer j + 4 to `byte`; return the latter's lower four bits.
+
+    `values` gets what a reader makes of the two, in units of `unit`.
+    """
     near = minimum(load(integers, j * TILE, TILE), ceiling)
     far = minimum(load(integers, (j + 4) * TILE, TILE), ceiling)
     near = (near | ((far >> 4) << 6)) & 255
-    far_low = far & 15
+    far = far & 15
     store(block, byte * TILE, near)
-    if shift == 0:
-        store(block, shared * TILE, far_low)
-    else:
-        store(block, shared * TILE, load(block, shared * TILE, TILE) | (far_low << 4))
     store(values, j * TILE, unit * float_of(near & 63))
-    store(values, (j + 4) * TILE, unit * float_of(far_low | ((near >> 6) << 4)))
+    store(values, (j + 4) * TILE, unit * float_of(far | ((near >> 6) << 4)))
+    return far
 
 
 @inline

@@ -53,11 +53,12 @@ from ggplan.quants.vector import (
 _SIZE = 16
 _COUNT = SUPERBLOCK // _SIZE
 _BYTES = 210
-_HIGHEST = 32
+_LOWEST = -32
+_HIGHEST = 31
 
 _ZERO = np.float32(0)
 _ONE = np.float32(1)
-_LARGEST_SCALE = np.float32(-128)
+_LOWEST_SCALE = np.float32(-128)
 
 
 def encode(rows: NDArray[np.float32], importance: NDArray[np.float32] | None, out: NDArray[np.uint8]) -> None:
@@ -86,7 +87,7 @@ def _encode(source: Any, importance: Any, out: Any) -> None:
                 store(weight, at, x * x)
         for at in range(0, _COUNT * TILE, WIDTH):
             scale, kept_scale, kept_offset = symmetric_search(
-                tile, _SIZE * at, _SIZE, WIDTH, weight, _SIZE * at, scratch, np.float32(_HIGHEST)
+                tile, _SIZE * at, _SIZE, WIDTH, weight, _SIZE * at, scratch, np.float32(-_LOWEST)
             )
             store(fit.scale, at, scale)
             store(fit.offset, at, splat(_ZERO, WIDTH))
@@ -94,7 +95,7 @@ def _encode(source: Any, importance: Any, out: Any) -> None:
             store(fit.kept_offset, at, kept_offset)
         nothing = _pack_scales(fit, block)
         for j in range(_COUNT):
-            requantize(tile, tile, fit, j, _SIZE, -_HIGHEST, _HIGHEST - 1, levels)
+            requantize(tile, tile, fit, j, _SIZE, _LOWEST, _HIGHEST, levels)
         _pack_levels(levels, block)
         if any_lane(nothing):
             for byte in range(_BYTES):
@@ -106,7 +107,7 @@ def _encode(source: Any, importance: Any, out: Any) -> None:
 def _pack_scales(fit: Any, block: Any) -> Any:
     """Write scales and d, let `fit` have the scales they stand for; return which superblocks are nothing."""
     extreme, magnitude = find_extreme(fit.scale, 0, _COUNT, TILE)
-    inverse = _LARGEST_SCALE / extreme
+    inverse = _LOWEST_SCALE / extreme
     d = halves_of(_ONE / inverse)
     store(block, 208 * TILE, d)
     store(block, 209 * TILE, d >> 8)

@@ -1,0 +1,139 @@
+"""Lanes behave as C's scalars do, signs of zero and nans included."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ggplan.quants.accelerate import kernel
+from ggplan.quants.vector import (
+    absolute,
+    all_lanes,
+    any_lane,
+    bits_of,
+    float_of,
+    float_of_bits,
+    integer_of,
+    lane,
+    load,
+    maximum,
+    minimum,
+    repeat,
+    select,
+    splat,
+    square_root,
+    store,
+    transpose,
+)
+
+TINY = np.float32(1e-45)
+SPECIAL = np.array(
+    [0.0, -0.0, 1, -1, 1.5, -2.5, np.inf, -np.inf, np.nan, TINY, -TINY, 3e38, 1e-38, 7, 8388607.5, 0.1],
+    np.float32,
+)
+
+
+@kernel
+def arithmetic(a: Any, b: Any, out: Any) -> None:
+    x = load(a, 0, 16)
+    y = load(b, 0, 16)
+    three = np.float32(3)
+    store(out, 0, x + y)
+    store(out, 16, x - y)
+    store(out, 32, x * y)
+    store(out, 48, x / y)
+    store(out, 64, minimum(x, y))
+    store(out, 80, maximum(x, y))
+    store(out, 96, -x)
+    store(out, 112, absolute(x))
+    store(out, 128, square_root(absolute(x)))
+    store(out, 144, three / x)
+    store(out, 160, select(x < y, x, three))
+    store(out, 176, select(x != y, x, three))
+    store(out, 192, select((x >= y) | (x == y), x, y))
+    store(out, 208, select((x <= y) & ~(x > three), x, y))
+    store(out, 224, float_of_bits(bits_of(x) & 0x7FFFFFFF))
+    store(out, 240, x * y + x)  # not fused
+
+
+def test_floats_are_cs() -> None:
+    rng = np.random.default_rng(0)
+    three = np.float32(3)
+    for shift in range(16):
+        x = rng.permutation(SPECIAL)
+        y = np.roll(SPECIAL, shift)
+        out = np.empty((16, 16), np.float32)
+        arithmetic(x, y, out.reshape(-1))
+        with np.errstate(all="ignore"):
+            expected = [
+                x + y,
+                x - y,
+                x * y,
+                x / y,
+                np.where(x < y, x, y),
+                np.where(x > y, x, y),
+                -x,
+                abs(x),
+                np.sqrt(abs(x)),
+                three / x,
+                np.where(x < y, x, three),
+                np.where(x != y, x, three),
+                np.where(x >= y, x, y),
+                np.where((x <= y) & ~(x > three), x, y),
+                abs(x),
+                x * y + x,
+            ]
+        for ours, theirs in zip(out, expected, strict=True):
+            same = (ours.view(np.int32) == theirs.view(np.int32)) | (np.isnan(ours) & np.isnan(theirs))
+            assert same.all()
+
+
+@kernel
+def integers(a: Any, floats: Any, out: Any, as_bytes: Any) -> Any:
+    x = load(a, 0, 16)
+    store(out, 0, (x << 3) | 5)
+    store(out, 16, (x >> 2) ^ ~x)
+    store(out, 32, minimum(maximum(x, -7), 100) * 3 - x)
+    store(out, 48, integer_of(load(floats, 0, 16)) + integer_of(float_of(x & 0xFFFF)))
+    store(out, 64, load(as_bytes, 0, 16))
+    store(as_bytes, 16, x)
+    doubled = repeat(x, 32)
+    store(out, 80, doubled)
+    return any_lane(x == 4), all_lanes(x == 4), all_lanes(splat(4, 16) == 4), lane(x, 3)
+
+
+def test_integers_are_cs() -> None:
+    x = np.random.default_rng(1).integers(-(2**31), 2**31, 16).astype(np.int32)
+    x[5] = 4
+    floats = np.arange(-8, 8, dtype=np.float32) * 1.7
+    out = np.empty((7, 16), np.int32)
+    as_bytes = np.arange(200, 232).astype(np.uint8)
+    assert integers(x, floats, out.reshape(-1), as_bytes) == (True, False, True, x[3])
+    with np.errstate(over="ignore"):
+        expected = [
+            (x << 3) | 5,
+            (x >> 2) ^ ~x,
+            x.clip(-7, 100) * 3 - x,
+            np.trunc(floats).astype(np.int32) + (x & 0xFFFF),
+            np.arange(200, 216),
+            x,
+            x,
+        ]
+    assert np.array_equal(out, expected)
+    assert np.array_equal(as_bytes[16:], (x & 255).astype(np.uint8))
+
+
+@kernel
+def turn(source: Any, target: Any) -> None:
+    transpose(source, 1, 40, target, 2, 20)
+
+
+def test_transpose() -> None:
+    source = np.arange(640, dtype=np.int32)
+    expected = source.reshape(16, 40)[:, 1:17].T
+    for given, dtype in ((np.int32, np.int32), (np.float32, np.float32), (np.int32, np.uint8)):
+        target: NDArray[Any] = np.zeros(2 + 16 * 20, dtype)
+        turn(source.astype(given), target)
+        assert np.array_equal(target[2:].reshape(16, 20)[:, :16], expected.astype(dtype))
