@@ -1,4 +1,4 @@
-"""N lanes as one value inside a kernel: `Lanes("f32", 16)` is one LLVM `<16 x float>`.
+"""The steps that kernels are written in: loads, stores, choices and conversions of N lanes (`lanes.Lanes`).
 
 Why not leave it to the compiler: ggml's searches are long chains of sums whose order is part of the result,
 so LLVM may not vectorise them along a block. They must run across blocks, one block per lane, and a loop
@@ -6,16 +6,12 @@ over lanes inside such code gets a third of the speed at best (measured on q4_K)
 scalar of the C code becomes one value here and each branch a `select`, in the order of the source.
 
 LLVM lowers the same code to AVX-512, AVX2, SSE or NEON registers, however many it takes, and gets no
-fast-math flag: each lane is rounded exactly as a scalar would be. `minimum`, `maximum` and the comparisons
-are C's: `a < b` is false where either is a nan, and `minimum(a, b)` is `a < b ? a : b`.
-
-There are three kinds: float32, int32, and masks, which comparisons give. Operators work between lanes of one
-kind, and between lanes and one scalar of theirs (a float32, any integer), which is repeated in every lane.
+fast-math flag: each lane is rounded exactly as a scalar would be. `minimum` and `maximum` are C's too:
+`minimum(a, b)` is `a < b ? a : b`, also where one of them is a nan.
 """
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -24,44 +20,12 @@ import numba
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import lower_builtin, models, register_model, type_callable
 
 from ggplan.quants.accelerate import intrinsic
+from ggplan.quants.lanes import Lanes, common_lanes, lane_indices, spread
 
 _I32 = ir.IntType(32)
 _INTP = ir.IntType(64)
-_ELEMENTS = {"f32": ir.FloatType(), "i32": _I32, "mask": ir.IntType(1)}
-
-
-class Lanes(types.Type):  # type: ignore[misc]
-    """The Numba type of `count` lanes of one kind: "f32", "i32" or "mask"."""
-
-    def __init__(self, kind: str, count: int) -> None:
-        self.kind = kind
-        self.count = count
-        super().__init__(name=f"Lanes({kind} x {count})")
-
-    @property
-    def key(self) -> tuple[str, int]:
-        """What Numba compares types by."""
-        return self.kind, self.count
-
-    @property
-    def llvm_type(self) -> ir.VectorType:
-        """The LLVM vector type."""
-        return ir.VectorType(_ELEMENTS[self.kind], self.count)
-
-    def accepts(self, scalar: types.Type) -> bool:
-        """Whether a scalar of this type may stand for lanes."""
-        if self.kind == "f32":
-            return bool(scalar == types.float32)
-        return self.kind == "i32" and isinstance(scalar, types.Integer)
-
-
-@register_model(Lanes)
-class _LanesModel(models.PrimitiveModel):  # type: ignore[misc]
-    def __init__(self, manager: Any, lanes: Lanes) -> None:
-        super().__init__(manager, lanes, lanes.llvm_type)
 
 
 def _machine_width() -> int:
@@ -74,103 +38,6 @@ def _machine_width() -> int:
 
 
 WIDTH = _machine_width()
-
-
-# --- Operators ---------------------------------------------------------------------------------------
-
-
-def _common(left: types.Type, right: types.Type) -> Lanes | None:
-    """The lanes that an operation on these two works on."""
-    if isinstance(left, Lanes):
-        return left if left == right or left.accepts(right) else None
-    return right if isinstance(right, Lanes) and right.accepts(left) else None
-
-
-def _spread(builder: Any, lanes: Lanes, value: Any, value_type: types.Type) -> Any:
-    """`value` itself where it has lanes, else the scalar repeated in each lane."""
-    if isinstance(value_type, Lanes):
-        return value
-    if lanes.kind == "i32" and value.type.width != 32:
-        resize = builder.trunc if value.type.width > 32 else builder.sext
-        value = resize(value, _I32)
-    undefined = ir.Constant(lanes.llvm_type, ir.Undefined)
-    first = builder.insert_element(undefined, value, ir.Constant(_I32, 0))
-    return builder.shuffle_vector(first, undefined, _indices([0] * lanes.count))
-
-
-def _indices(values: list[int]) -> ir.Constant:
-    return ir.Constant(ir.VectorType(_I32, len(values)), values)
-
-
-def _register(
-    operation: Callable[..., Any],
-    result_kind: str | None,
-    emitters: dict[str, Callable[[Any, Any, Any], Any]],
-) -> None:
-    """Teach Numba a binary operator; `emitters` maps a kind of lanes to (builder, left, right) -> value."""
-
-    def typer(left: Any, right: Any) -> Any:
-        lanes = _common(left, right)
-        if lanes is None or lanes.kind not in emitters:
-            return None
-        return Lanes(result_kind, lanes.count) if result_kind else lanes
-
-    def lower(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        lanes = _common(*signature.args)
-        assert lanes is not None
-        left, right = (
-            _spread(builder, lanes, value, value_type)
-            for value, value_type in zip(arguments, signature.args, strict=True)
-        )
-        return emitters[lanes.kind](builder, left, right)
-
-    type_callable(operation)(lambda context: typer)
-    for left, right in ((Lanes, Lanes), (Lanes, types.Number), (types.Number, Lanes)):
-        lower_builtin(operation, left, right)(lower)
-
-
-def _register_comparison(operation: Callable[..., Any], symbol: str) -> None:
-    def floats(builder: Any, left: Any, right: Any) -> Any:
-        compare = builder.fcmp_unordered if symbol == "!=" else builder.fcmp_ordered
-        return compare(symbol, left, right)
-
-    def integers(builder: Any, left: Any, right: Any) -> Any:
-        return builder.icmp_signed(symbol, left, right)
-
-    _register(operation, "mask", {"f32": floats, "i32": integers})
-
-
-_add, _sub, _mul = ir.IRBuilder.add, ir.IRBuilder.sub, ir.IRBuilder.mul
-_and, _or, _xor = ir.IRBuilder.and_, ir.IRBuilder.or_, ir.IRBuilder.xor
-_register(operator.add, None, {"f32": ir.IRBuilder.fadd, "i32": _add})
-_register(operator.sub, None, {"f32": ir.IRBuilder.fsub, "i32": _sub})
-_register(operator.mul, None, {"f32": ir.IRBuilder.fmul, "i32": _mul})
-_register(operator.truediv, None, {"f32": ir.IRBuilder.fdiv})
-_register(operator.and_, None, {"i32": _and, "mask": _and})
-_register(operator.or_, None, {"i32": _or, "mask": _or})
-_register(operator.xor, None, {"i32": _xor, "mask": _xor})
-_register(operator.lshift, None, {"i32": ir.IRBuilder.shl})
-_register(operator.rshift, None, {"i32": ir.IRBuilder.ashr})
-_register_comparison(operator.lt, "<")
-_register_comparison(operator.le, "<=")
-_register_comparison(operator.gt, ">")
-_register_comparison(operator.ge, ">=")
-_register_comparison(operator.eq, "==")
-_register_comparison(operator.ne, "!=")
-
-
-def _register_unary(operation: Callable[..., Any], kinds: set[str], emit: Callable[[Any, Any], Any]) -> None:
-    def typer(value: Any) -> Any:
-        return value if isinstance(value, Lanes) and value.kind in kinds else None
-
-    type_callable(operation)(lambda context: typer)
-    lower_builtin(operation, Lanes)(
-        lambda context, builder, signature, arguments: emit(builder, arguments[0])
-    )
-
-
-_register_unary(operator.neg, {"f32"}, ir.IRBuilder.fneg)
-_register_unary(operator.invert, {"i32", "mask"}, ir.IRBuilder.not_)
 
 
 # --- Memory ------------------------------------------------------------------------------------------
@@ -230,7 +97,7 @@ def transpose(
     target_index: Any,
     target_stride: Any,
 ) -> Any:
-    """Turn 16 runs of 16 numbers, `stride` apart, into the 16 columns of 16 runs, `to_stride` apart.
+    """Turn 16 runs of 16 numbers, `stride` apart, into the 16 columns of 16 runs, `target_stride` apart.
 
     Takes float32 to float32, int32 to int32, and the low 8 bits of int32 to uint8.
     In registers: four rounds, each of which swaps the off-diagonal squares of half the size of the last.
@@ -243,8 +110,8 @@ def transpose(
         from_array, start, step, to_array, to_start, to_step = arguments
         rows = [_read(context, builder, source, from_array, nth(start, step, n), 16) for n in range(16)]
         for half in (8, 4, 2, 1):
-            upper = _indices([lane if not lane & half else 16 + lane - half for lane in range(16)])
-            lower = _indices([lane + half if not lane & half else 16 + lane for lane in range(16)])
+            upper = lane_indices([lane if not lane & half else 16 + lane - half for lane in range(16)])
+            lower = lane_indices([lane + half if not lane & half else 16 + lane for lane in range(16)])
             for n in range(16):
                 if not n & half:
                     pair = rows[n], rows[n + half]
@@ -268,7 +135,7 @@ def splat(typing_context: Any, scalar: Any, count: Any) -> Any:
     scalar = types.unliteral(scalar)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return _spread(builder, lanes, arguments[0], scalar)
+        return spread(builder, lanes, arguments[0], scalar)
 
     return lanes(scalar, count), generate
 
@@ -279,7 +146,7 @@ def repeat(typing_context: Any, value: Any, count: Any) -> Any:
     lanes = Lanes(value.kind, count.literal_value)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        order = _indices([n % value.count for n in range(lanes.count)])
+        order = lane_indices([n % value.count for n in range(lanes.count)])
         return builder.shuffle_vector(arguments[0], arguments[0], order)
 
     return lanes(value, count), generate
@@ -299,14 +166,14 @@ def lane(typing_context: Any, value: Any, index: Any) -> Any:
 @intrinsic
 def select(typing_context: Any, mask: Any, chosen: Any, other: Any) -> Any:
     """Lane by lane: `chosen` where the mask is set, else `other`; one of them may be a scalar."""
-    lanes = Lanes("mask", mask.count) if chosen == other == mask else _common(chosen, other)
+    lanes = common_lanes(chosen, other)
     assert lanes is not None
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.select(
             arguments[0],
-            _spread(builder, lanes, arguments[1], chosen),
-            _spread(builder, lanes, arguments[2], other),
+            spread(builder, lanes, arguments[1], chosen),
+            spread(builder, lanes, arguments[2], other),
         )
 
     return lanes(mask, chosen, other), generate
@@ -314,12 +181,12 @@ def select(typing_context: Any, mask: Any, chosen: Any, other: Any) -> Any:
 
 def _extremum(symbol: str) -> Callable[..., Any]:
     def extremum(typing_context: Any, left: Any, right: Any) -> Any:
-        lanes = _common(left, right)
+        lanes = common_lanes(left, right)
         assert lanes is not None
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            a = _spread(builder, lanes, arguments[0], left)
-            b = _spread(builder, lanes, arguments[1], right)
+            a = spread(builder, lanes, arguments[0], left)
+            b = spread(builder, lanes, arguments[1], right)
             compare = builder.fcmp_ordered if lanes.kind == "f32" else builder.icmp_signed
             return builder.select(compare(symbol, a, b), a, b)
 
@@ -401,8 +268,10 @@ def _fold(symbol: str) -> Callable[..., Any]:
             lanes = arguments[0]
             while (count := lanes.type.count) > 1:
                 undefined = ir.Constant(lanes.type, ir.Undefined)
-                first = builder.shuffle_vector(lanes, undefined, _indices(list(range(count // 2))))
-                second = builder.shuffle_vector(lanes, undefined, _indices(list(range(count // 2, count))))
+                first = builder.shuffle_vector(lanes, undefined, lane_indices(list(range(count // 2))))
+                second = builder.shuffle_vector(
+                    lanes, undefined, lane_indices(list(range(count // 2, count)))
+                )
                 lanes = builder.select(builder.fcmp_ordered(symbol, first, second), first, second)
             return builder.extract_element(lanes, ir.Constant(_I32, 0))
 
