@@ -28,6 +28,21 @@ ffn_down_exps=q8_0
 """
 
 
+ARCHITECTURES = (
+    "deepseek_v2",
+    "deepseek_v3",
+    "deepseek_v3_fp8",
+    "glm4moe",
+    "glm4moe_mtp",
+    "kimi_k2",
+    "llama",
+    "llama_tied",
+    "mixtral",
+    "qwen3",
+    "qwen3moe",
+)
+
+
 @pytest.fixture(scope="session")
 def programs(llama_cpp: Path) -> Path:
     folder = llama_cpp / "build" / "bin"
@@ -54,7 +69,7 @@ def converted(model: Path, recipe: ggplan.Recipe, target: Path, **options: objec
     return target
 
 
-def perplexity(programs: Path, model: Path) -> tuple[float, float]:
+def perplexity(programs: Path, model: Path, context: int = 512) -> tuple[float, float]:
     """The perplexity llama-perplexity prints, and its error.
 
     Its last line is sometimes lost at exit (the logger is not flushed); then it is asked again.
@@ -100,6 +115,38 @@ def test_bf16_measures_as_the_converters(
     ours = converted(demo_model, ggplan.parse_recipe("@default bf16"), tmp_path / "bf16.gguf")
     assert tensors_of(ours) == tensors_of(theirs)
     assert perplexity(programs, ours) == perplexity(programs, theirs)
+
+
+@pytest.fixture(scope="module")
+def reference_ggufs(
+    reference_models: Path, convert: Callable, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A folder with one bf16 GGUF of each architecture, by llama.cpp's converter."""
+    folder = tmp_path_factory.mktemp("reference")
+    convert(
+        [
+            {
+                "folder": reference_models / case,
+                "output": folder / f"{case}.gguf",
+                "outtype": "bf16",
+                "pre": PRE,
+            }
+            for case in ARCHITECTURES
+        ]
+    )
+    return folder
+
+
+@pytest.mark.parametrize("case", ARCHITECTURES)
+def test_every_architecture_measures_as_the_converters(
+    programs: Path, reference_models: Path, reference_ggufs: Path, tmp_path: Path, case: str
+) -> None:
+    theirs = reference_ggufs / f"{case}.gguf"
+    ours = converted(reference_models / case, ggplan.parse_recipe("@default bf16"), tmp_path / "ours.gguf")
+    assert tensors_of(ours) == tensors_of(theirs)
+    keys = [ggplan.open_model(path).metadata for path in (ours, theirs)]
+    assert {k: v for k, v in keys[0].items() if not k.startswith("ggplan.")} == keys[1]
+    assert perplexity(programs, ours, 64) == perplexity(programs, theirs, 64)
 
 
 def test_the_seed_recipe_is_llama_quantizes_bytes_and_within_the_error(
