@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ggplan.model import Model
+from ggplan.planning.decisions import Decision
 from ggplan.planning.fallback import remainder
 from ggplan.planning.importance import importance_of, uses_imatrix
 from ggplan.rules import Choice, Diagnostic, Recipe, Severity, dead_rules, shadowed_rules
@@ -16,7 +17,6 @@ from ggplan.text import printable
 
 if TYPE_CHECKING:
     from ggplan.imatrix import Imatrix
-    from ggplan.planning.planner import Decision
 
 _SHOWN_NAMES = 3
 

@@ -1,54 +1,24 @@
-r"""make_plan: every tensor meets the rules, then its own shape.
-
-For each tensor the rules are tried from the top; the first that matches decides. Three things can come
-between a rule and a tensor, and each is told to the user:
-
-- The tensor is *protected* (see `ggplan.planning.protection`): a quantized type passes it over, and so
-  does a float type from a rule that also matches other tensors (`.* = bf16` is not meant for norms). A
-  rule that matches protected tensors only (`_norm\.weight = f16`), or that is forced (`q8_0!`), is meant.
-- The tensor's rows do not hold whole blocks of the type: the next type of the rule's chain is taken, and
-  after the last one the engine's fallback table decides.
-- No rule matches: `@default` decides; without one the tensor keeps its own type. Norms and vectors that
-  no rule claims are written as f32, which every llama.cpp graph expects.
-"""
+"""make_plan: a model under a recipe, every byte in its place."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ggplan.errors import PlanError
-from ggplan.ggml_types import F32, GgmlType
-from ggplan.model import Model, TensorInfo
+from ggplan.model import Model
 from ggplan.planning import findings
-from ggplan.planning.fallback import FallbackTable, fallback_type
+from ggplan.planning.decisions import Decision, decide, n_dimensions
+from ggplan.planning.fallback import FallbackTable
 from ggplan.planning.importance import importance_of
 from ggplan.planning.layout import file_order, place
 from ggplan.planning.plan import Plan, PlannedTensor
-from ggplan.planning.protection import is_vector_or_norm, protected_reason
 from ggplan.planning.provenance import output_metadata
 from ggplan.planning.roles import role_of
-from ggplan.rules import Choice, Diagnostic, Recipe, match
-from ggplan.text import printable
+from ggplan.rules import Diagnostic, Recipe
 
 if TYPE_CHECKING:
     from ggplan.imatrix import Imatrix
-
-
-@dataclass(slots=True)
-class Decision:
-    """What was decided for one tensor, and what was passed over on the way there."""
-
-    tensor: TensorInfo
-    type: GgmlType
-    protected: str | None
-    rule: int | None = None
-    by_default: bool = False
-    asked: GgmlType | None = None
-    forced: bool = False
-    matching: tuple[int, ...] = ()
-    passed_over: list[int] = field(default_factory=list)
 
 
 def make_plan(
@@ -80,7 +50,7 @@ def make_plan(
         If an entry of the imatrix does not have its tensor's size.
     """
     tensors = sorted(model.tensors, key=lambda t: file_order(t.name))
-    decisions = _decide(tensors, recipe, fallback)
+    decisions = decide(tensors, recipe, fallback)
     if strict:
         _refuse_fallbacks(decisions, recipe)
     for decision in decisions:
@@ -115,72 +85,6 @@ def make_plan(
         fallback=fallback,
         data_bytes=data_bytes,
     )
-
-
-def n_dimensions(shape: tuple[int, ...]) -> int:
-    """Dimensions as ggml counts them: leading ones (rows first) do not count."""
-    for i, size in enumerate(shape):
-        if size > 1:
-            return len(shape) - i
-    return 1
-
-
-def _decide(tensors: Sequence[TensorInfo], recipe: Recipe | None, table: FallbackTable) -> list[Decision]:
-    protected = [protected_reason(t.name, n_dimensions(t.shape)) for t in tensors]
-    kept = [_own_type(t) for t in tensors]
-    decisions = [Decision(t, k, p) for t, k, p in zip(tensors, kept, protected, strict=True)]
-    if recipe is None:
-        return decisions
-    matches = match(recipe, [t.name for t in tensors])
-    broad = {i for hits, reason in zip(matches, protected, strict=True) if reason is None for i in hits}
-    for decision, hits in zip(decisions, matches, strict=True):
-        decision.matching = hits
-        if decision.tensor.type.kind == "integer":
-            continue
-        for i in hits:
-            choice = recipe.rules[i].choice
-            meant = choice.types[0].is_float and i not in broad
-            if decision.protected is None or choice.forced or meant:
-                decision.rule = i
-                _choose(decision, choice, table)
-                break
-            decision.passed_over.append(i)
-        else:
-            default = recipe.default
-            if default is not None and (decision.protected is None or default.forced):
-                decision.by_default = True
-                _choose(decision, default, table)
-    return decisions
-
-
-def _own_type(tensor: TensorInfo) -> GgmlType:
-    if (
-        tensor.type.decodable
-        and tensor.type.is_float
-        and is_vector_or_norm(tensor.name, n_dimensions(tensor.shape))
-    ):
-        return F32
-    return tensor.type
-
-
-def _choose(decision: Decision, choice: Choice, table: FallbackTable) -> None:
-    tensor = decision.tensor
-    decision.forced = choice.forced
-    for type_ in choice.types:
-        if type_.fits(tensor.n_columns) and tensor.n_rows % type_.row_group == 0:
-            decision.type = type_
-            return
-    asked = choice.types[-1]
-    if asked.fits(tensor.n_columns):
-        raise PlanError(
-            f"{printable(tensor.name)}: {asked.name} interleaves {asked.row_group} rows "
-            f"and {tensor.n_rows} rows do not divide"
-        )
-    decision.asked = asked
-    try:
-        decision.type = fallback_type(asked, tensor.n_columns, table)
-    except PlanError as error:
-        raise PlanError(f"{printable(tensor.name)}: {error.message}", hint=error.hint) from None
 
 
 def _refuse_fallbacks(decisions: Sequence[Decision], recipe: Recipe | None) -> None:

@@ -84,6 +84,11 @@ def test_a_rule_meant_for_protected_tensors_may_give_a_float_type() -> None:
     assert types["blk.0.attn_q.bias"] == "f32"
 
 
+def test_f32_is_never_refused() -> None:
+    model = model_of(("blk.0.ffn_gate_inp.weight", (8, 256), "bf16"), ("output.weight", (8, 256), "bf16"))
+    assert set(types_of(make_plan(model, parse_recipe(".* = f32"))).values()) == {"f32"}
+
+
 def test_a_rule_meant_for_protected_tensors_may_not_quantize_them_unless_forced() -> None:
     plan = make_plan(SMALL, parse_recipe("ffn_gate_inp = q8_0\n@default q8_0", "r"))
     assert types_of(plan)["blk.0.ffn_gate_inp.weight"] == "f32"

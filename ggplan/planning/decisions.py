@@ -1,0 +1,115 @@
+r"""How a tensor gets its type: the rules in order, then the tensor's own shape.
+
+The rules are tried from the top; the first that matches decides. Three things can come between a rule and a
+tensor, and each is told to the user (see `ggplan.planning.findings`):
+
+- The tensor is *protected* (see `ggplan.planning.protection`): a quantized type passes it over, and so
+  does a 16-bit float from a rule that also matches other tensors (`.* = bf16` is not meant for norms). A
+  rule that matches protected tensors only (`_norm\.weight = f16`), gives f32, or is forced (`q8_0!`), is.
+- The tensor's rows do not hold whole blocks of the type: the next type of the rule's chain is taken, and
+  after the last one the engine's fallback table decides.
+- No rule matches: `@default` decides; without one the tensor keeps its own type. Norms and vectors that
+  no rule claims are written as f32, which every llama.cpp graph expects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from ggplan.errors import PlanError
+from ggplan.ggml_types import F32, GgmlType
+from ggplan.model import TensorInfo
+from ggplan.planning.fallback import FallbackTable, fallback_type
+from ggplan.planning.protection import is_vector_or_norm, protected_reason
+from ggplan.rules import Choice, Recipe, match
+from ggplan.text import printable
+
+
+@dataclass(slots=True)
+class Decision:
+    """What was decided for one tensor, and what was passed over on the way there."""
+
+    tensor: TensorInfo
+    type: GgmlType
+    protected: str | None
+    rule: int | None = None
+    by_default: bool = False
+    asked: GgmlType | None = None
+    forced: bool = False
+    matching: tuple[int, ...] = ()
+    passed_over: list[int] = field(default_factory=list)
+
+
+def decide(tensors: Sequence[TensorInfo], recipe: Recipe | None, table: FallbackTable) -> list[Decision]:
+    """Decide the type of each tensor, in the order given.
+
+    Raises
+    ------
+    PlanError
+        If a shape forbids a type and the table has nothing to put in its place.
+    """
+    protected = [protected_reason(t.name, n_dimensions(t.shape)) for t in tensors]
+    kept = [_own_type(t) for t in tensors]
+    decisions = [Decision(t, k, p) for t, k, p in zip(tensors, kept, protected, strict=True)]
+    if recipe is None:
+        return decisions
+    matches = match(recipe, [t.name for t in tensors])
+    broad = {i for hits, reason in zip(matches, protected, strict=True) if reason is None for i in hits}
+    for decision, hits in zip(decisions, matches, strict=True):
+        decision.matching = hits
+        if decision.tensor.type.kind == "integer":
+            continue
+        for i in hits:
+            choice = recipe.rules[i].choice
+            first = choice.types[0]
+            meant = first == F32 or (first.is_float and i not in broad)
+            if decision.protected is None or choice.forced or meant:
+                decision.rule = i
+                _choose(decision, choice, table)
+                break
+            decision.passed_over.append(i)
+        else:
+            default = recipe.default
+            if default is not None and (decision.protected is None or default.forced):
+                decision.by_default = True
+                _choose(decision, default, table)
+    return decisions
+
+
+def _own_type(tensor: TensorInfo) -> GgmlType:
+    if (
+        tensor.type.decodable
+        and tensor.type.is_float
+        and is_vector_or_norm(tensor.name, n_dimensions(tensor.shape))
+    ):
+        return F32
+    return tensor.type
+
+
+def _choose(decision: Decision, choice: Choice, table: FallbackTable) -> None:
+    tensor = decision.tensor
+    decision.forced = choice.forced
+    for type_ in choice.types:
+        if type_.fits(tensor.n_columns) and tensor.n_rows % type_.row_group == 0:
+            decision.type = type_
+            return
+    asked = choice.types[-1]
+    if asked.fits(tensor.n_columns):
+        raise PlanError(
+            f"{printable(tensor.name)}: {asked.name} interleaves {asked.row_group} rows "
+            f"and {tensor.n_rows} rows do not divide"
+        )
+    decision.asked = asked
+    try:
+        decision.type = fallback_type(asked, tensor.n_columns, table)
+    except PlanError as error:
+        raise PlanError(f"{printable(tensor.name)}: {error.message}", hint=error.hint) from None
+
+
+def n_dimensions(shape: tuple[int, ...]) -> int:
+    """Dimensions as ggml counts them: leading ones (rows first) do not count."""
+    for i, size in enumerate(shape):
+        if size > 1:
+            return len(shape) - i
+    return 1
