@@ -14,8 +14,8 @@ Bytes are a contract, hence no fast-math flag, ever: LLVM may neither reorder su
 and an addition, and each IEEE operation rounds once, in the order in which it is written.
 `error_model="numpy"` makes x/0 an inf or a nan, as in C, instead of an exception.
 
-Numba keys a kept kernel by the source of the function's own file, not of the helpers it has inlined from
-others. So the folder's name carries a digest of all sources here: a kernel can never outlive its helpers.
+Numba keys a kept kernel by the source of its own file, not of the steps it takes from others. So the folder's
+name carries a digest of all sources here: no kernel can outlive a change to its steps.
 The folder lies under `NUMBA_CACHE_DIR` where that is set, else under `XDG_CACHE_HOME/ggplan` or
 `~/.cache/ggplan`; where it cannot be written, every process compiles anew.
 """
