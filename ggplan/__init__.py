@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ggplan.planning import make_plan as make_plan
     from ggplan.quants import dequantize as dequantize
     from ggplan.quants import quantize as quantize
+    from ggplan.quants import quantize_error as quantize_error
     from ggplan.rules import Recipe as Recipe
     from ggplan.rules import load_recipe as load_recipe
     from ggplan.rules import parse_recipe as parse_recipe
@@ -49,6 +50,7 @@ _HOME = {
     "make_plan": "ggplan.planning",
     "dequantize": "ggplan.quants",
     "quantize": "ggplan.quants",
+    "quantize_error": "ggplan.quants",
     "Recipe": "ggplan.rules",
     "load_recipe": "ggplan.rules",
     "parse_recipe": "ggplan.rules",

@@ -2,6 +2,7 @@
 
     blocks = quantize(rows, "q4_K", imatrix=importance)     (..., n) float32 -> (..., row bytes) uint8
     rows = dequantize(blocks, "q4_K")                       (..., row bytes) uint8 -> (..., n) float32
+    quantize_error(rows, "q4_K").relative                   0.071
 
 The bytes are those of ggml's `ggml_quantize_chunk`, built for x86-64 as llama.cpp builds it by default, and
 the weights those of its `dequantize_row_*`, bit for bit, on every machine.
@@ -17,7 +18,7 @@ a type that needs it arrive; `warm_up` does so ahead of time.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -25,13 +26,23 @@ from numpy.typing import ArrayLike, NDArray
 from ggplan.errors import QuantizationError
 from ggplan.ggml_types import GgmlType, parse_type
 from ggplan.quants.codecs import decoder, encoder
+from ggplan.quants.deviation import Deviation, deviation
 from ggplan.quants.finite import count_nonfinite, first_nonfinite
 
 if TYPE_CHECKING:
     F32Array = NDArray[np.float32]
     Bytes = NDArray[np.uint8]
 
-__all__ = ["decode_into", "dequantize", "encode_into", "first_nonfinite", "quantize", "warm_up"]
+__all__ = [
+    "Deviation",
+    "decode_into",
+    "dequantize",
+    "encode_into",
+    "first_nonfinite",
+    "quantize",
+    "quantize_error",
+    "warm_up",
+]
 
 # Decoders make temporary arrays as large as their input: pieces of this many weights keep them in the cache.
 _DECODE_PIECE = 64 * 1024
@@ -43,7 +54,8 @@ def quantize(rows: ArrayLike, type: str | GgmlType, imatrix: ArrayLike | None = 
     Parameters
     ----------
     rows
-        Weights (..., n), of a type that float32 can take; n must be whole blocks of `type`.
+        Weights (..., n), of a type that float32 can take; n must be whole blocks of `type`. A torch tensor
+        on the CPU will do, bf16 too.
     type
         A ggml type that ggplan can write, or its name in any case.
     imatrix
@@ -65,7 +77,7 @@ def quantize(rows: ArrayLike, type: str | GgmlType, imatrix: ArrayLike | None = 
     target = _as_type(type)
     if not target.encodable:
         raise QuantizationError(f"ggplan cannot write {target}", hint="`ggplan types` lists the types it can")
-    weights = _as_float32(rows, "weights")
+    weights = _as_float32(_as_array(rows), "weights")
     if weights.ndim == 0:
         raise QuantizationError(
             "a single number is no row of weights", hint="pass an array of shape (..., n)"
@@ -129,6 +141,32 @@ def dequantize(blocks: ArrayLike, type: str | GgmlType) -> F32Array:
     return weights
 
 
+def quantize_error(rows: ArrayLike, type: str | GgmlType, imatrix: ArrayLike | None = None) -> Deviation:
+    """How far weights move when they are encoded and decoded again.
+
+    Parameters
+    ----------
+    rows, type, imatrix
+        As of `quantize`; at least one weight, and a type that ggplan can read too.
+
+    Returns
+    -------
+    The error over all rows and of the worst one; with an imatrix also the weighted error.
+
+    Raises
+    ------
+    QuantizationError, TypeNameError
+        As `quantize` and `dequantize`, and for no weights at all.
+    """
+    weights = _as_float32(_as_array(rows), "weights")
+    if not weights.size:
+        raise QuantizationError("there are no weights to compare")
+    decoded = dequantize(quantize(weights, type, imatrix), type)
+    n = weights.shape[-1]
+    importance = None if imatrix is None else _as_importance(imatrix, n)
+    return deviation(weights.reshape(-1, n), decoded.reshape(-1, n), importance)
+
+
 def encode_into(rows: F32Array, type: GgmlType, imatrix: F32Array | None, out: Bytes) -> None:
     """Encode contiguous finite `rows` (m, n) into contiguous `out` (m, row bytes), unchecked."""
     encoder(type.name)(rows, imatrix, out)
@@ -161,6 +199,18 @@ def warm_up(types: Iterable[GgmlType], *, with_imatrix: bool) -> None:
 
 def _as_type(type: str | GgmlType) -> GgmlType:
     return parse_type(type) if isinstance(type, str) else type
+
+
+def _as_array(rows: object) -> ArrayLike:
+    """NumPy's view of a torch tensor on the CPU, bf16 widened; anything else as it is."""
+    if type(rows).__module__ != "torch":
+        return rows  # type: ignore[return-value]
+    tensor: Any = rows
+    if tensor.device.type != "cpu":
+        raise QuantizationError(f"the weights are on {tensor.device}", hint="pass weights.cpu()")
+    tensor = tensor.detach()
+    array: ArrayLike = tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor
+    return array
 
 
 def _as_float32(values: ArrayLike, what: str) -> F32Array:

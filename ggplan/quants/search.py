@@ -8,10 +8,10 @@ error wins. All sums run in the order of the weights, as in llama.cpp's `ggml/sr
     symmetric_search    make_qx_quants                        value = scale * level, -n <= level < n
     quantize_scales     make_qp_quants                        value = scale * level, 0 <= level
 
-The two `qkx` differ in how they treat quotients beyond 2^22. ggml 0.26 clamps them before it rounds in
-`make_qkx3_quants`, ggml 0.25 wraps them as `nearest_int` does everywhere else, and so do the lanes here. Such a
-quotient comes of a minimum that has risen to the largest weight, and its fit has never been found to win:
-the bytes of both ggml are the same on 12.8 million weights of 49 kinds, made to provoke it among them.
+The two `qkx` differ in how they treat quotients beyond 2^22. In `make_qkx3_quants`, ggml 0.26 clamps them
+before it rounds; ggml 0.25 wraps them as `nearest_int` does everywhere else, and so do the lanes here. Such a
+quotient comes of a minimum that has risen to the largest weight, and its fit was never found to win: both
+give the same bytes on 12.8 million weights of 49 kinds, some made to provoke it.
 """
 
 from __future__ import annotations
