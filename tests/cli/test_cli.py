@@ -257,6 +257,16 @@ def test_a_stopped_conversion_leaves_nothing(tmp_path: Path, number: int, code: 
     assert sorted(p.name for p in tmp_path.iterdir()) == ["large.gguf", "r.recipe"]
 
 
+def test_a_disk_that_refuses_leaves_nothing(source: Path, tmp_path: Path) -> None:
+    target = tmp_path / "out.gguf"
+    # The largest file the shell allows stands in for a full disk: 4 blocks of 1024 bytes.
+    program = f"ulimit -f 4; exec {sys.executable} -m ggplan convert {source} {target}"
+    done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == f"error: cannot write {target}: File too large\n"
+    assert [p.name for p in tmp_path.iterdir()] == ["source.gguf"]
+
+
 def test_demo_runs_offline_and_its_files_are_sound(tmp_path: Path) -> None:
     done = run("demo", "-o", tmp_path / "demo")
     assert done.returncode == 0, done.stderr
