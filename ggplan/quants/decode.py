@@ -16,6 +16,12 @@ half-precision scale of the superblock:
     q4_K     d dmin sc qs     8 x 32            (d sc) q - (dmin m)
     q5_K     d dmin sc qh qs  8 x 32            (d sc) q - (dmin m)
     q6_K     ql qh sc d       16 x 16           (d sc) (q - 32)
+    mxfp4    e qs             32                E8M0_HALVES[e] FP4_LEVELS[q]
+    nvfp4    d qs             4 x 16            UE4M3_HALVES[d] FP4_LEVELS[q]
+    tq1_0    qs qh d          256               d (q - 1)
+    tq2_0    qs d             256               d (q - 1)
+    q1_0     d qs             128               d (2 q - 1)
+    q2_0     d qs             64                d (q - 1)
 
 The brackets are ggml's order of operations; each rounds to float32, and the order is part of the value.
 Layouts: llama.cpp b11434, `ggml/src/ggml-common.h`; arithmetic: `ggml/src/ggml-quants.c`.
@@ -36,6 +42,23 @@ Bytes = NDArray[np.uint8]
 # The levels of iq4_nl, denser near zero: about as likely as each other for weights of a bell-shaped density.
 IQ4_NL_LEVELS: Final = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 _IQ4_NL = np.array(IQ4_NL_LEVELS, np.float32)
+
+# Twice the numbers of the four-bit float E2M1; the scales of mxfp4 and nvfp4 are halved in return.
+FP4_LEVELS: Final = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
+_FP4 = np.array(FP4_LEVELS, np.float32)
+
+
+def _ue4m3(byte: int) -> float:
+    """The number of a UE4M3 byte, whose highest bit means nothing; ggml has 0 for the nan 0x7F."""
+    exponent, fraction = byte >> 3 & 15, byte & 7
+    if byte == 0x7F:
+        return 0
+    return (8 + fraction) * 2.0 ** (exponent - 10) if exponent else fraction * 2.0**-9
+
+
+# Half the number that each byte is as a scale, of mxfp4 (255 is no nan in ggml) and of nvfp4.
+E8M0_HALVES: Final = (2.0 ** (np.arange(256) - 128)).astype(np.float32)
+UE4M3_HALVES: Final = np.array([_ue4m3(byte) / 2 for byte in range(256)], np.float32)
 
 
 def decode_q4_0(blocks: Bytes, out: F32Array) -> None:
@@ -118,6 +141,55 @@ def decode_q6_k(blocks: Bytes, out: F32Array) -> None:
     q |= _fields(blocks[:, 128:192], 32, 2) << 4
     scale = _half(blocks, 208) * blocks[:, 192:208].view(np.int8)
     _scale_and_shift(q.view(np.int8) - np.int8(32), scale, None, out)
+
+
+def decode_mxfp4(blocks: Bytes, out: F32Array) -> None:
+    """`e:u8 qs:u8[16]`, packed as in q4_0."""
+    np.take(_FP4, _fields(blocks[:, 1:17], 16, 4), out=out, mode="clip")
+    out *= E8M0_HALVES[blocks[:, :1]]
+
+
+def decode_nvfp4(blocks: Bytes, out: F32Array) -> None:
+    """`d:u8[4] qs:u8[32]`: each scale's 8 bytes hold weight j below and weight j + 8 above."""
+    levels = _FP4[_fields(blocks[:, 4:36], 8, 4)].reshape(-1, 4, 16)
+    np.multiply(levels, UE4M3_HALVES[blocks[:, :4, np.newaxis]], out=out.reshape(-1, 4, 16))
+
+
+def decode_tq1_0(blocks: Bytes, out: F32Array) -> None:
+    """`qs:u8[48] qh:u8[4] d:f16`: a byte is a fraction of 256, whose digits to base three are q."""
+    q = np.empty((len(blocks), 256), np.int8)
+    for start, end, weight, digits in ((0, 32, 0, 5), (32, 48, 160, 5), (48, 52, 240, 4)):
+        fraction = blocks[:, start:end].copy()
+        for _ in range(digits):
+            digit = q[:, weight : weight + end - start]
+            # What 3 x fraction carries over 256, less 1.
+            np.add(fraction > 85, fraction > 170, out=digit, dtype=np.int8)
+            digit -= 1
+            fraction *= 3
+            weight += end - start
+    np.multiply(q, _half(blocks, 52), out=out)
+
+
+def decode_tq2_0(blocks: Bytes, out: F32Array) -> None:
+    """`qs:u8[64] d:f16`: of each 32 bytes first all lowest pairs of bits, then all next ones."""
+    q = _fields(blocks[:, :64], 32, 2).view(np.int8)
+    q -= 1
+    np.multiply(q, _half(blocks, 64), out=out)
+
+
+def decode_q1_0(blocks: Bytes, out: F32Array) -> None:
+    """`d:f16 qs:u8[16]`: bit j of all is weight j."""
+    q = _bits(blocks[:, 2:18]).view(np.int8)
+    q <<= 1
+    q -= 1
+    np.multiply(q, _half(blocks, 0), out=out)
+
+
+def decode_q2_0(blocks: Bytes, out: F32Array) -> None:
+    """`d:f16 qs:u8[16]`: byte j holds weights 4 j to 4 j + 3, the first in the lowest bits."""
+    q = _fields(blocks[:, 2:18], 1, 2).view(np.int8)
+    q -= 1
+    np.multiply(q, _half(blocks, 0), out=out)
 
 
 def _half(blocks: Bytes, at: int) -> F32Array:
