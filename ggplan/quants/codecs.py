@@ -40,6 +40,12 @@ ENCODERS = {
     "q5_K": "q45_k:encode_q5_k",
     "q6_K": "q6_k:encode",
     "iq4_nl": "iq4_nl:encode",
+    "mxfp4": "fp4:encode_mxfp4",
+    "nvfp4": "fp4:encode_nvfp4",
+    "tq1_0": "ternary:encode_tq1_0",
+    "tq2_0": "ternary:encode_tq2_0",
+    "q1_0": "bits:encode_q1_0",
+    "q2_0": "bits:encode_q2_0",
 }
 
 DECODERS = {
@@ -57,6 +63,12 @@ DECODERS = {
     "q5_K": "decode:decode_q5_k",
     "q6_K": "decode:decode_q6_k",
     "iq4_nl": "decode:decode_iq4_nl",
+    "mxfp4": "decode:decode_mxfp4",
+    "nvfp4": "decode:decode_nvfp4",
+    "tq1_0": "decode:decode_tq1_0",
+    "tq2_0": "decode:decode_tq2_0",
+    "q1_0": "decode:decode_q1_0",
+    "q2_0": "decode:decode_q2_0",
 }
 
 

@@ -11,6 +11,9 @@ from ggplan.quants import decode_into, dequantize, quantize
 
 DECODABLE = [t for t in TYPES if t.decodable and t.name != "f32"]  # f32 is a copy
 
+# What ggml's choice of scale makes of normal weights, where it is worse than even steps.
+COARSE = {"mxfp4": 0.12, "nvfp4": 0.1, "tq1_0": 0.83, "tq2_0": 0.83, "q2_0": 0.74}
+
 
 def assert_same_floats(ours: np.ndarray, ggmls: np.ndarray) -> None:
     """Equal bits, but for the sign and payload of a NaN."""
@@ -40,7 +43,7 @@ def test_ggmls_own_blocks_decode_to_about_the_weights(type: GgmlType) -> None:
     assert_same_floats(decoded, ggml_reference.dequantize(blocks, type.name))
     # Even steps over the range of 32 normal weights: a root mean square error of about 1.3 x 2^-bits.
     bits = int(re.sub(r"\D", "", type.name)[:1]) if type.is_quantized else 8
-    assert np.sqrt(np.mean((decoded - weights) ** 2)) < 1.5 * 2**-bits
+    assert np.sqrt(np.mean((decoded - weights) ** 2)) < COARSE.get(type.name, 1.5 * 2**-bits)
 
 
 def test_f32_is_a_copy() -> None:
