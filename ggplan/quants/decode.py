@@ -11,6 +11,7 @@ half-precision scale of the superblock:
     q5_1     d m qh qs        32                d q + m
     q8_0     d qs             32                d q
     iq4_nl   d qs             32                d IQ4_NL_LEVELS[q]
+    iq4_xs   d sh sl qs       8 x 32            (d (sc - 32)) IQ4_NL_LEVELS[q]
     q2_K     sc qs d dmin     16 x 16           (d sc) q - (dmin m)
     q3_K     hm qs sc d       16 x 16           (d (sc - 32)) (q - 4)
     q4_K     d dmin sc qs     8 x 32            (d sc) q - (dmin m)
@@ -63,51 +64,64 @@ UE4M3_HALVES: Final = np.array([_ue4m3(byte) / 2 for byte in range(256)], np.flo
 
 def decode_q4_0(blocks: Bytes, out: F32Array) -> None:
     """`d:f16 qs:u8[16]`: byte j holds weight j below and weight j + 16 above."""
-    q = _fields(blocks[:, 2:18], 16, 4).view(np.int8)
+    q = fields(blocks[:, 2:18], 16, 4).view(np.int8)
     q -= 8
-    np.multiply(q, _half(blocks, 0), out=out)
+    np.multiply(q, half_at(blocks, 0), out=out)
 
 
 def decode_q4_1(blocks: Bytes, out: F32Array) -> None:
     """`d:f16 m:f16 qs:u8[16]`, packed as in q4_0."""
-    np.multiply(_fields(blocks[:, 4:20], 16, 4), _half(blocks, 0), out=out)
-    out += _half(blocks, 2)
+    np.multiply(fields(blocks[:, 4:20], 16, 4), half_at(blocks, 0), out=out)
+    out += half_at(blocks, 2)
 
 
 def decode_q5_0(blocks: Bytes, out: F32Array) -> None:
     """`d:f16 qh:u8[4] qs:u8[16]`: q4_0's four bits, and bit j of qh is the fifth of weight j."""
-    q = _fields(blocks[:, 6:22], 16, 4)
-    q |= _bits(blocks[:, 2:6]) << 4
+    q = fields(blocks[:, 6:22], 16, 4)
+    q |= single_bits(blocks[:, 2:6]) << 4
     signed = q.view(np.int8)
     signed -= 16
-    np.multiply(signed, _half(blocks, 0), out=out)
+    np.multiply(signed, half_at(blocks, 0), out=out)
 
 
 def decode_q5_1(blocks: Bytes, out: F32Array) -> None:
     """`d:f16 m:f16 qh:u8[4] qs:u8[16]`, packed as in q5_0."""
-    q = _fields(blocks[:, 8:24], 16, 4)
-    q |= _bits(blocks[:, 4:8]) << 4
-    np.multiply(q, _half(blocks, 0), out=out)
-    out += _half(blocks, 2)
+    q = fields(blocks[:, 8:24], 16, 4)
+    q |= single_bits(blocks[:, 4:8]) << 4
+    np.multiply(q, half_at(blocks, 0), out=out)
+    out += half_at(blocks, 2)
 
 
 def decode_q8_0(blocks: Bytes, out: F32Array) -> None:
     """`d:f16 qs:i8[32]`."""
-    np.multiply(blocks[:, 2:].view(np.int8), _half(blocks, 0), out=out)
+    np.multiply(blocks[:, 2:].view(np.int8), half_at(blocks, 0), out=out)
 
 
 def decode_iq4_nl(blocks: Bytes, out: F32Array) -> None:
     """`d:f16 qs:u8[16]`, packed as in q4_0; q is an index into the sixteen levels."""
-    np.take(_IQ4_NL, _fields(blocks[:, 2:18], 16, 4), out=out, mode="clip")
-    out *= _half(blocks, 0)
+    np.take(_IQ4_NL, fields(blocks[:, 2:18], 16, 4), out=out, mode="clip")
+    out *= half_at(blocks, 0)
+
+
+def decode_iq4_xs(blocks: Bytes, out: F32Array) -> None:
+    """`d:f16 scales_h:u16 scales_l:u8[4] qs:u8[128]`: sixteen bytes of each sub-block, packed as in q4_0.
+
+    Sub-block i has four bits of its six-bit scale in scales_l and the two high ones at bit 2 i of scales_h.
+    """
+    sc = fields(blocks[:, 4:8], 1, 4)
+    sc |= fields(blocks[:, 2:4], 1, 2) << 4
+    scale = half_at(blocks, 0) * (sc.view(np.int8) - np.int8(32))
+    np.take(_IQ4_NL, fields(blocks[:, 8:136], 16, 4), out=out, mode="clip")
+    weights = out.reshape(-1, 8, 32)
+    weights *= scale[:, :, np.newaxis]
 
 
 def decode_q2_k(blocks: Bytes, out: F32Array) -> None:
     """`scales:u8[16] qs:u8[64] d:f16 dmin:f16`: a scale's low four bits are sc, the high four m."""
     scales = blocks[:, :16]
-    scale = _half(blocks, 80) * (scales & 15)
-    minimum = _half(blocks, 82) * (scales >> 4)
-    _scale_and_shift(_fields(blocks[:, 16:80], 32, 2), scale, minimum, out)
+    scale = half_at(blocks, 80) * (scales & 15)
+    minimum = half_at(blocks, 82) * (scales >> 4)
+    _scale_and_shift(fields(blocks[:, 16:80], 32, 2), scale, minimum, out)
 
 
 def decode_q3_k(blocks: Bytes, out: F32Array) -> None:
@@ -115,43 +129,43 @@ def decode_q3_k(blocks: Bytes, out: F32Array) -> None:
 
     Of the six-bit scales, eight bytes hold the low four bits of sixteen, four bytes the two high bits.
     """
-    q = _fields(blocks[:, 32:96], 32, 2)
-    q |= _fields(blocks[:, :32], 32, 1) << 2
-    sc = _fields(blocks[:, 96:104], 8, 4)
-    sc |= _fields(blocks[:, 104:108], 4, 2) << 4
-    scale = _half(blocks, 108) * (sc.view(np.int8) - np.int8(32))
+    q = fields(blocks[:, 32:96], 32, 2)
+    q |= fields(blocks[:, :32], 32, 1) << 2
+    sc = fields(blocks[:, 96:104], 8, 4)
+    sc |= fields(blocks[:, 104:108], 4, 2) << 4
+    scale = half_at(blocks, 108) * (sc.view(np.int8) - np.int8(32))
     _scale_and_shift(q.view(np.int8) - np.int8(4), scale, None, out)
 
 
 def decode_q4_k(blocks: Bytes, out: F32Array) -> None:
     """`d:f16 dmin:f16 scales:u8[12] qs:u8[128]`: 32 bytes hold a sub-block below and the next above."""
-    _scale_and_shift(_fields(blocks[:, 16:144], 32, 4), *_scales_and_minima(blocks), out)
+    _scale_and_shift(fields(blocks[:, 16:144], 32, 4), *_scales_and_minima(blocks), out)
 
 
 def decode_q5_k(blocks: Bytes, out: F32Array) -> None:
     """`d:f16 dmin:f16 scales:u8[12] qh:u8[32] qs:u8[128]`: bit i of qh[j] is the fifth of weight 32 i + j."""
-    q = _fields(blocks[:, 48:176], 32, 4)
-    q |= _fields(blocks[:, 16:48], 32, 1) << 4
+    q = fields(blocks[:, 48:176], 32, 4)
+    q |= fields(blocks[:, 16:48], 32, 1) << 4
     _scale_and_shift(q, *_scales_and_minima(blocks), out)
 
 
 def decode_q6_k(blocks: Bytes, out: F32Array) -> None:
     """`ql:u8[128] qh:u8[64] scales:i8[16] d:f16`: four low bits in ql, two high ones in qh."""
-    q = _fields(blocks[:, :128], 64, 4)
-    q |= _fields(blocks[:, 128:192], 32, 2) << 4
-    scale = _half(blocks, 208) * blocks[:, 192:208].view(np.int8)
+    q = fields(blocks[:, :128], 64, 4)
+    q |= fields(blocks[:, 128:192], 32, 2) << 4
+    scale = half_at(blocks, 208) * blocks[:, 192:208].view(np.int8)
     _scale_and_shift(q.view(np.int8) - np.int8(32), scale, None, out)
 
 
 def decode_mxfp4(blocks: Bytes, out: F32Array) -> None:
     """`e:u8 qs:u8[16]`, packed as in q4_0."""
-    np.take(_FP4, _fields(blocks[:, 1:17], 16, 4), out=out, mode="clip")
+    np.take(_FP4, fields(blocks[:, 1:17], 16, 4), out=out, mode="clip")
     out *= E8M0_HALVES[blocks[:, :1]]
 
 
 def decode_nvfp4(blocks: Bytes, out: F32Array) -> None:
     """`d:u8[4] qs:u8[32]`: each scale's 8 bytes hold weight j below and weight j + 8 above."""
-    levels = _FP4[_fields(blocks[:, 4:36], 8, 4)].reshape(-1, 4, 16)
+    levels = _FP4[fields(blocks[:, 4:36], 8, 4)].reshape(-1, 4, 16)
     np.multiply(levels, UE4M3_HALVES[blocks[:, :4, np.newaxis]], out=out.reshape(-1, 4, 16))
 
 
@@ -167,37 +181,37 @@ def decode_tq1_0(blocks: Bytes, out: F32Array) -> None:
             digit -= 1
             fraction *= 3
             weight += end - start
-    np.multiply(q, _half(blocks, 52), out=out)
+    np.multiply(q, half_at(blocks, 52), out=out)
 
 
 def decode_tq2_0(blocks: Bytes, out: F32Array) -> None:
     """`qs:u8[64] d:f16`: of each 32 bytes first all lowest pairs of bits, then all next ones."""
-    q = _fields(blocks[:, :64], 32, 2).view(np.int8)
+    q = fields(blocks[:, :64], 32, 2).view(np.int8)
     q -= 1
-    np.multiply(q, _half(blocks, 64), out=out)
+    np.multiply(q, half_at(blocks, 64), out=out)
 
 
 def decode_q1_0(blocks: Bytes, out: F32Array) -> None:
     """`d:f16 qs:u8[16]`: bit j of all is weight j."""
-    q = _bits(blocks[:, 2:18]).view(np.int8)
+    q = single_bits(blocks[:, 2:18]).view(np.int8)
     q <<= 1
     q -= 1
-    np.multiply(q, _half(blocks, 0), out=out)
+    np.multiply(q, half_at(blocks, 0), out=out)
 
 
 def decode_q2_0(blocks: Bytes, out: F32Array) -> None:
     """`d:f16 qs:u8[16]`: byte j holds weights 4 j to 4 j + 3, the first in the lowest bits."""
-    q = _fields(blocks[:, 2:18], 1, 2).view(np.int8)
+    q = fields(blocks[:, 2:18], 1, 2).view(np.int8)
     q -= 1
-    np.multiply(q, _half(blocks, 0), out=out)
+    np.multiply(q, half_at(blocks, 0), out=out)
 
 
-def _half(blocks: Bytes, at: int) -> F32Array:
+def half_at(blocks: Bytes, at: int) -> F32Array:
     """The half-precision number at byte `at` of each block, as (n, 1) float32."""
     return np.ascontiguousarray(blocks[:, at : at + 2]).view(np.float16).astype(np.float32)
 
 
-def _fields(packed: Bytes, stride: int, bits: int) -> Bytes:
+def fields(packed: Bytes, stride: int, bits: int) -> Bytes:
     """Unpack small integers: of each `stride` bytes first all lowest fields, then all next ones, ..."""
     n, size = packed.shape
     per_byte = 8 // bits
@@ -209,7 +223,7 @@ def _fields(packed: Bytes, stride: int, bits: int) -> Bytes:
     return unpacked.reshape(n, size * per_byte)
 
 
-def _bits(packed: Bytes) -> Bytes:
+def single_bits(packed: Bytes) -> Bytes:
     """Unpack single bits in order, the lowest of each byte first."""
     return np.unpackbits(packed, axis=1, bitorder="little")
 
@@ -223,7 +237,7 @@ def _scales_and_minima(blocks: Bytes) -> tuple[F32Array, F32Array]:
     first_sc, first_m, last = blocks[:, 4:8], blocks[:, 8:12], blocks[:, 12:16]
     sc = np.concatenate((first_sc & 63, (last & 15) | (first_sc >> 6 << 4)), axis=1)
     m = np.concatenate((first_m & 63, (last >> 4) | (first_m >> 6 << 4)), axis=1)
-    return _half(blocks, 0) * sc, _half(blocks, 2) * m
+    return half_at(blocks, 0) * sc, half_at(blocks, 2) * m
 
 
 def _scale_and_shift(

@@ -70,14 +70,15 @@ def _encode(weights: Any, importance: Any, out: Any) -> None:
             fill_tile(importance, first, count, importance.size // 32, scratch, errors)
             _weigh_by_importance(tile, errors)
         else:
-            _weigh_by_square(tile, errors)
-        store(scales, 0, _best_scales(tile, errors, terms))
+            weigh_by_square(tile, errors)
+        store(scales, 0, best_scales(tile, errors, terms))
         for lane in range(count):
             _write_block(weights, (first + lane) * 32, scales[lane], out, (first + lane) * 18)
 
 
 @inline
-def _weigh_by_square(tile: Any, errors: Any) -> None:
+def weigh_by_square(tile: Any, errors: Any) -> None:
+    """Let the error of a weight count its square."""
     for at in range(0, TILE_SIZE, LANES):
         x = load(tile, at, LANES)
         store(errors, at, x * x)
@@ -97,8 +98,11 @@ def _weigh_by_importance(tile: Any, errors: Any) -> None:
 
 
 @inline
-def _best_scales(tile: Any, errors: Any, terms: Any) -> Any:
-    """The scale of each block."""
+def best_scales(tile: Any, errors: Any, terms: Any) -> Any:
+    """The scale of each block of a tile, given how much an error of each weight counts.
+
+    `terms` is scratch memory for `5 * TILE_SIZE` float32.
+    """
     extreme = splat(_ZERO, LANES)
     largest = splat(_ZERO, LANES)
     for at in range(0, TILE_SIZE, LANES):
@@ -186,13 +190,13 @@ def _nearest_level(scaled: Any) -> Any:
 def _write_block(weights: Any, start: Any, scale: Any, out: Any, at: Any) -> None:
     store_half(out, at, scale)
     inverse = np.float32(_ONE / scale) if scale != _ZERO else _ZERO
-    low = _nearest_index(load(weights, start, 16) * inverse)
-    high = _nearest_index(load(weights, start + 16, 16) * inverse)
+    low = nearest_index(load(weights, start, 16) * inverse)
+    high = nearest_index(load(weights, start + 16, 16) * inverse)
     store(out, at + 2, low | (high << 4))
 
 
 @inline
-def _nearest_index(scaled: Any) -> Any:
+def nearest_index(scaled: Any) -> Any:
     """The index of the level nearest to each of 16 lanes, as int32."""
     index = splat(0, 16)
     for i in range(15):
