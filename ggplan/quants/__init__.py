@@ -60,7 +60,7 @@ def quantize(rows: ArrayLike, type: str | GgmlType, imatrix: ArrayLike | None = 
         A ggml type that ggplan can write, or its name in any case.
     imatrix
         The importance of each column (n,), non-negative; None for the types' plain encoders. Types without
-        such a choice (f32, f16, bf16, q8_0) ignore it, as ggml does.
+        such a choice (floats, q8_0, the ternary and the smallest types) ignore it, as ggml does.
 
     Returns
     -------
