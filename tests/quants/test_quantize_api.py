@@ -104,7 +104,7 @@ def test_lists_and_read_only_arrays_are_taken() -> None:
         (np.float32(1), "f32", "single number"),
         (np.zeros((2, 32), complex), "f32", "complex128"),
         (np.array([["a"]]), "f32", "<U1"),
-        (np.zeros(256), "iq3_s", "cannot write iq3_s"),
+        (np.zeros(256), "iq3_k", "cannot write iq3_k"),
         (np.full((3, 32), 1e39), "f16", "96 of 96 weights"),
     ],
 )
@@ -123,7 +123,7 @@ def test_what_cannot_be_encoded_is_refused_in_one_line(weights: np.ndarray, name
         (np.zeros((2, 100), np.uint8), "q4_K", "100 % 144 = 100"),
         (np.zeros((2, 144), np.int8), "q4_K", "int8"),
         (np.uint8(1), "f32", "single byte"),
-        (np.zeros(110, np.uint8), "iq3_s", "cannot read iq3_s"),
+        (np.zeros(110, np.uint8), "iq3_k", "cannot read iq3_k"),
     ],
 )
 def test_what_cannot_be_decoded_is_refused(blocks: np.ndarray, name: str, words: str) -> None:
