@@ -34,7 +34,7 @@ import ggml_reference  # noqa: E402
 from ggplan.ggml_types import parse_type  # noqa: E402
 from ggplan.quants import encode_into  # noqa: E402
 
-TYPES = ["q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl", "q2_K", "q3_K", "q4_K", "q5_K", "q6_K"]
+TYPES = ["q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl", "iq4_xs", "q2_K", "q3_K", "q4_K", "q5_K", "q6_K"]
 IGNORE_IMPORTANCE = {"q8_0"}
 COLUMNS = 4096
 
