@@ -165,9 +165,10 @@ def test_the_seed_recipe_is_llama_quantizes_bytes_and_within_the_error(
     assert abs(value - reference) < error
 
 
-@pytest.mark.parametrize(
-    "type_", ["q2_K", "q3_K", "q4_K", "q5_K", "q6_K", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl"]
-)
+ENCODED = "q2_K q3_K q4_K q5_K q6_K q4_0 q4_1 q5_0 q5_1 iq4_nl iq4_xs tq1_0 tq2_0"
+
+
+@pytest.mark.parametrize("type_", ENCODED.split())
 def test_one_type_for_all_is_llama_quantizes_bytes(
     programs: Path, demo_model: Path, theirs: Path, tmp_path: Path, type_: str
 ) -> None:
@@ -178,7 +179,7 @@ def test_one_type_for_all_is_llama_quantizes_bytes(
     assert tensors_of(ours) == tensors_of(peer)
 
 
-@pytest.mark.parametrize("type_", ["q2_K", "q4_K", "q5_1", "iq4_nl"])
+@pytest.mark.parametrize("type_", ["q2_K", "q4_K", "q5_1", "iq4_nl", "iq4_xs"])
 def test_with_an_imatrix_it_is_llama_quantizes_bytes(
     programs: Path, demo_model: Path, theirs: Path, tmp_path: Path, type_: str
 ) -> None:
