@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ggplan.errors import CheckpointError
 from ggplan.model import Model
+from ggplan.sources.files import begins_with
 from ggplan.text import printable
 
 
@@ -41,7 +42,7 @@ def open_model(path: str | Path, *, pre: str | None = None) -> Model:
             f"{shown} is one file of a Hugging Face checkpoint",
             hint="give the folder that also holds config.json and the tokenizer",
         )
-    if path.suffix == ".gguf" or _magic(path) == b"GGUF":
+    if path.suffix == ".gguf" or begins_with(path, b"GGUF"):
         from ggplan.sources.gguf import open_gguf
 
         return open_gguf(path)
@@ -64,11 +65,3 @@ def _open_folder(path: Path, pre: str | None) -> Model:
     from ggplan.sources.huggingface import open_checkpoint
 
     return to_gguf(open_checkpoint(path), pre=pre)
-
-
-def _magic(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return file.read(4)
-    except OSError as error:
-        raise CheckpointError(f"cannot read {printable(str(path))}: {error.strerror}") from error

@@ -42,22 +42,22 @@ def plan_command(
     MODEL is a Hugging Face folder, a GGUF file, or an inventory (a tensor map, or the JSON of
     `ggplan inspect --json`). No weight is read.
     """
-    from ggplan.cli.output import print_diagnostics, print_json, print_plan, print_table
+    from ggplan.cli.output import print_diagnostics, print_plan, print_table
     from ggplan.cli.planned import plan_from
 
     plan = plan_from(model, recipe_name, imatrix_path, fallback, strict, pre)
-    if output:
+    if output or as_json:
         import json
         from pathlib import Path
 
         from ggplan.planning.export import plan_json
 
-        Path(output).write_text(json.dumps(plan_json(plan), indent=2) + "\n", encoding="utf-8")
-    if as_json:
-        from ggplan.planning.export import plan_json
-
-        print_json(plan_json(plan))
-    else:
+        document = json.dumps(plan_json(plan), indent=2)
+        if output:
+            Path(output).write_text(document + "\n", encoding="utf-8")
+        if as_json:
+            click.echo(document)
+    if not as_json:
         if show_tensors:
             from ggplan.text import format_bytes
 

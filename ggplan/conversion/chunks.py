@@ -9,31 +9,45 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ggplan.planning import Plan, PlannedTensor
+from ggplan.planning.importance import importance_of
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 CHUNK_WEIGHTS = 1 << 18
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Rows `start` up to `stop` of a tensor, and where their bytes go in the file."""
+    """Rows `start` up to `stop` of a tensor, and where their bytes go in the file.
+
+    `importance` is the whole tensor's, (n_slices, n_columns), or None.
+    """
 
     planned: PlannedTensor
     start: int
     stop: int
     file_offset: int
+    importance: NDArray[np.float32] | None
 
 
 def chunks_of(plan: Plan, chunk_weights: int = CHUNK_WEIGHTS) -> Iterator[Chunk]:
-    """All chunks of a plan, in the order of the file."""
+    """All chunks of a plan, in the order of the file.
+
+    A tensor's importance is read when its first chunk is asked for, and lives as long as its chunks.
+    """
     data_start = len(plan.header)
     for planned in plan.tensors:
         tensor = planned.tensor
+        importance = importance_of(tensor, planned.type, plan.imatrix)
         row_bytes = planned.type.row_bytes(tensor.n_columns)
         step = max(1, chunk_weights // max(1, tensor.n_columns))
         # Interleaved rows are copied in whole groups.
         step = -(-step // planned.type.row_group) * planned.type.row_group
         for start in range(0, tensor.n_rows, step):
             offset = data_start + planned.offset + start * row_bytes
-            yield Chunk(planned, start, min(start + step, tensor.n_rows), offset)
+            yield Chunk(planned, start, min(start + step, tensor.n_rows), offset, importance)

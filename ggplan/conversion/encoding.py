@@ -10,21 +10,15 @@ from ggplan.conversion.chunks import Chunk
 from ggplan.errors import ConversionError
 from ggplan.ggml_types import GgmlType
 from ggplan.model import TensorInfo
+from ggplan.quants import encode_into, first_nonfinite
 from ggplan.text import printable
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-Importance = dict[str, "NDArray[np.float32] | None"]
 
-
-def encode_chunk(chunk: Chunk, importance: Importance) -> bytes | memoryview:
+def encode_chunk(chunk: Chunk) -> bytes | memoryview:
     """The bytes of a chunk as they stand in the output.
-
-    Parameters
-    ----------
-    importance
-        For each tensor's name its importance, (n_slices, n_columns), or None.
 
     Raises
     ------
@@ -38,20 +32,18 @@ def encode_chunk(chunk: Chunk, importance: Importance) -> bytes | memoryview:
         return tensor.read_bytes(chunk.start, chunk.stop)
     if tensor.read_rows is None:
         raise ConversionError(f"{printable(tensor.name)} has no weights to read")
-    from ggplan.quants import encode_into, first_nonfinite
-
     rows = tensor.read_rows(chunk.start, chunk.stop)
     at = first_nonfinite(rows)
     if at >= 0:
         raise _not_finite(tensor, chunk.start * tensor.n_columns + at, float(rows.flat[at]))
     out = np.empty((len(rows), planned.type.row_bytes(tensor.n_columns)), np.uint8)
-    weights = importance[tensor.name]
-    if weights is None:
+    importance = chunk.importance
+    if importance is None:
         encode_into(rows, planned.type, None, out)
     else:
-        rows_per_slice = tensor.n_rows // len(weights)
+        rows_per_slice = tensor.n_rows // len(importance)
         for slice_, start, stop in _slices(chunk, rows_per_slice):
-            encode_into(rows[start:stop], planned.type, weights[slice_], out[start:stop])
+            encode_into(rows[start:stop], planned.type, importance[slice_], out[start:stop])
     if planned.type.name == "f16":
         _refuse_overflow(tensor, planned.type, rows, out)
     return out.data.cast("B")

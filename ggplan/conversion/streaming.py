@@ -19,11 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ggplan.conversion.chunks import Chunk, chunks_of
-from ggplan.conversion.encoding import Importance, encode_chunk
+from ggplan.conversion.encoding import encode_chunk
 from ggplan.conversion.preflight import check_convertible, check_target
 from ggplan.errors import ConversionError
 from ggplan.planning import Plan
-from ggplan.planning.importance import importance_of
 from ggplan.text import printable
 
 Progress = Callable[[int], None]
@@ -79,13 +78,10 @@ def convert(
     check_convertible(plan, allow_requantize=allow_requantize)
     check_target(plan, path, force=force)
     part = path.with_name(path.name + ".part")
-    importance: Importance = {
-        planned.name: importance_of(planned.tensor, planned.type, plan.imatrix) for planned in plan.tensors
-    }
     try:
         with _created(part) as file:
             _pwrite(file, plan.header, 0)
-            _run(chunks_of(plan), file, importance, threads or available_cpus(), progress)
+            _run(chunks_of(plan), file, threads or available_cpus(), progress)
             os.ftruncate(file, plan.file_bytes)
             os.fsync(file)
         os.replace(part, path)
@@ -104,9 +100,7 @@ def available_cpus() -> int:
     return os.cpu_count() or 1
 
 
-def _run(
-    chunks: Iterator[Chunk], file: int, importance: Importance, n_threads: int, progress: Progress | None
-) -> None:
+def _run(chunks: Iterator[Chunk], file: int, n_threads: int, progress: Progress | None) -> None:
     """Work through all chunks; the first error of any thread stops all and is raised here."""
     lock = threading.Lock()
     stop = threading.Event()
@@ -119,7 +113,7 @@ def _run(
                     chunk = next(chunks, None)
                 if chunk is None:
                     return
-                data = encode_chunk(chunk, importance)
+                data = encode_chunk(chunk)
                 _pwrite(file, data, chunk.file_offset)
                 if progress is not None:
                     with lock:

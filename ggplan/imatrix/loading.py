@@ -8,7 +8,7 @@ from ggplan.errors import CheckpointError, ImatrixError
 from ggplan.imatrix.entries import Imatrix
 from ggplan.imatrix.gguf_form import open_gguf_form
 from ggplan.imatrix.legacy_form import open_legacy_form
-from ggplan.sources.files import file_size, read_at
+from ggplan.sources.files import begins_with
 
 
 def load_imatrix(path: str | Path) -> Imatrix:
@@ -21,7 +21,7 @@ def load_imatrix(path: str | Path) -> Imatrix:
     """
     path = Path(path)
     try:
-        is_gguf = read_at(path, 0, min(4, file_size(path))) == b"GGUF"
+        is_gguf = begins_with(path, b"GGUF")
         imatrix = open_gguf_form(path) if is_gguf else open_legacy_form(path)
         for name in imatrix.entries:
             imatrix.entries[name]  # reading an entry checks it

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ggplan.model import Model
 from ggplan.planning.decisions import Decision
 from ggplan.planning.fallback import remainder
-from ggplan.planning.importance import importance_of, uses_imatrix
+from ggplan.planning.importance import entry_of, uses_imatrix
 from ggplan.rules import Choice, Diagnostic, Recipe, Severity, dead_rules, shadowed_rules
 from ggplan.text import printable
 
@@ -57,24 +57,34 @@ def about_fallbacks(recipe: Recipe, decisions: Sequence[Decision]) -> tuple[Diag
 
 
 def about_imatrix(decisions: Sequence[Decision], imatrix: Imatrix | None) -> tuple[Diagnostic, ...]:
-    """Tensors the imatrix does not know, and experts it has no data for."""
+    """Tensors the imatrix does not know, and experts it has no data for.
+
+    Raises
+    ------
+    ImatrixError
+        If an entry does not have its tensor's size; better now than hours into the work.
+    """
     if imatrix is None:
         return ()
-    wanted = [d for d in decisions if uses_imatrix(d.type) and d.type != d.tensor.type]
-    missing = [d for d in wanted if importance_of(d.tensor, d.type, imatrix) is None]
-    found = []
-    if missing:
-        message = f"{_some(missing)}: no entry in {printable(imatrix.path.name)}; encoded without importance"
-        found.append(_plain("GP206", "warning", message))
-    for d in wanted:
-        entry = imatrix.entries.get(d.tensor.name)
-        empty = entry.matrices_without_data if entry is not None else ()
-        if entry is not None and empty:
+    file = printable(imatrix.path.name)
+    missing, found = [], []
+    for d in decisions:
+        if not uses_imatrix(d.type):
+            continue
+        entry = entry_of(d.tensor, imatrix)
+        if d.type == d.tensor.type:
+            continue
+        if entry is None:
+            missing.append(d)
+        elif empty := entry.matrices_without_data:
             message = (
                 f"{printable(d.tensor.name)}: {len(empty)} of {len(entry.values)} experts were never "
-                f"routed to in {printable(imatrix.path.name)}; their columns count alike"
+                f"routed to in {file}; their columns count alike"
             )
             found.append(_plain("GP207", "note", message))
+    if missing:
+        message = f"{_some(missing)}: no entry in {file}; encoded without importance"
+        found.insert(0, _plain("GP206", "warning", message))
     return tuple(found)
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from ggplan.imatrix import Imatrix
+    from ggplan.imatrix import Imatrix, ImatrixEntry
 
 _UNWEIGHTED = frozenset({"q8_0", "tq1_0", "tq2_0", "mxfp4", "nvfp4", "q1_0", "q2_0"})
 
@@ -27,24 +27,34 @@ def uses_imatrix(type_: GgmlType) -> bool:
     return type_.is_quantized and type_.name not in _UNWEIGHTED
 
 
-def importance_of(tensor: TensorInfo, type_: GgmlType, imatrix: Imatrix | None) -> NDArray[np.float32] | None:
-    """Importance of each column, one row for each slice (expert) of the tensor: (n_slices, n_columns).
+def entry_of(tensor: TensorInfo, imatrix: Imatrix) -> ImatrixEntry | None:
+    """The imatrix's entry for a tensor, or None where llama-quantize would do without one.
 
-    None where the tensor is encoded without weights.
+    A look-up reads the imatrix file.
 
     Raises
     ------
     ImatrixError
         If the entry does not have the tensor's size.
     """
-    if imatrix is None or not uses_imatrix(type_):
-        return None
     entry = imatrix.entries.get(tensor.name)
     if entry is None:
         return None
     try:
-        return entry.for_tensor(tensor.shape)
+        entry.for_tensor(tensor.shape)
     except ImatrixError:
         if tensor.name == "token_embd.weight":
             return None
         raise
+    return entry
+
+
+def importance_of(tensor: TensorInfo, type_: GgmlType, imatrix: Imatrix | None) -> NDArray[np.float32] | None:
+    """Importance of each column, one row for each slice (expert) of the tensor: (n_slices, n_columns).
+
+    None where the tensor is encoded without weights. Raises as `entry_of`.
+    """
+    if imatrix is None or not uses_imatrix(type_):
+        return None
+    entry = entry_of(tensor, imatrix)
+    return None if entry is None else entry.for_tensor(tensor.shape)

@@ -10,7 +10,6 @@ from ggplan.model import Model
 from ggplan.planning import findings
 from ggplan.planning.decisions import Decision, decide, n_dimensions
 from ggplan.planning.fallback import FallbackTable
-from ggplan.planning.importance import importance_of
 from ggplan.planning.layout import file_order, place
 from ggplan.planning.plan import Plan, PlannedTensor
 from ggplan.planning.provenance import output_metadata
@@ -53,8 +52,6 @@ def make_plan(
     decisions = decide(tensors, recipe, fallback)
     if strict:
         _refuse_fallbacks(decisions, recipe)
-    for decision in decisions:
-        importance_of(decision.tensor, decision.type, imatrix)  # sizes are checked before work starts
     sizes = [d.type.tensor_bytes(d.tensor.shape) for d in decisions]
     offsets, data_bytes = place(sizes)
     nextn = _nextn_layers(model)

@@ -111,6 +111,11 @@ def read_into(path: Path, offset: int, target: memoryview) -> None:
             done += n_read
 
 
+def begins_with(path: Path, magic: bytes) -> bool:
+    """Whether the file's first bytes are `magic`."""
+    return read_at(path, 0, min(len(magic), file_size(path))) == magic
+
+
 def read_whole(path: Path, limit: int) -> bytes:
     """A whole small file, refused where it is larger than `limit` bytes."""
     with _opened(path) as descriptor:
