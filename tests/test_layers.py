@@ -24,7 +24,13 @@ ALLOWED = {
     "rules": {"errors", "text", "ggml_types"},
     "planning": {"", "errors", "text", "ggml_types", "metadata", "model", "rules", "imatrix"},
     "conversion": {"errors", "text", "ggml_types", "model", "planning", "quants"},
-}
+    "verification": {
+        "", "errors", "text", "ggml_types", "metadata", "model", "sources", "opening", "rules", "imatrix",
+        "planning", "conversion", "quants",
+    },
+    "measure": {"", "errors", "text", "ggml_types", "metadata", "model", "sources", "opening"},
+    "charts": {"errors", "text", "ggml_types", "planning", "measure"},
+}  # fmt: skip
 FREE = {"cli", "__init__", "__main__"}
 
 
