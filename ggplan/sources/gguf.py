@@ -78,7 +78,7 @@ def open_gguf(path: Path) -> Model:
     CheckpointError
         If a file is damaged, of another version, or missing from its set.
     """
-    headers = _read_set(path)
+    headers = read_set(path)
     metadata = {key: value for key, value in headers[0].metadata.items() if not key.startswith("split.")}
     tensors: dict[str, TensorInfo] = {}
     for header in headers:
@@ -102,8 +102,14 @@ def open_gguf(path: Path) -> Model:
     return Model(path, "gguf", _architecture(headers[0]), metadata, tuple(tensors.values()))
 
 
-def _read_set(path: Path) -> list[GgufHeader]:
-    """The headers of all files of the set that `path` belongs to, in order."""
+def read_set(path: Path) -> list[GgufHeader]:
+    """The headers of all files of the set that `path` belongs to, in order.
+
+    Raises
+    ------
+    CheckpointError
+        As `open_gguf`.
+    """
     header = read_header(path)
     count = _integer(header, "split.count", 1)
     if count <= 1:

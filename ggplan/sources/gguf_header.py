@@ -56,12 +56,18 @@ class TensorRecord:
 
 @dataclass(frozen=True, slots=True)
 class GgufHeader:
-    """A checked header: every tensor lies whole inside the file, one after another."""
+    """A checked header: every tensor lies whole inside the file, one after another.
+
+    `end` is where the last tensor's record ends, `data_at` where the data begins; between them is padding.
+    """
 
     path: Path
     version: int
     metadata: Metadata
     tensors: tuple[TensorRecord, ...]
+    alignment: int
+    end: int
+    data_at: int
 
 
 def read_header(path: Path) -> GgufHeader:
@@ -77,7 +83,8 @@ def read_header(path: Path) -> GgufHeader:
     metadata = _read_metadata(cursor, n_pairs)
     alignment = _alignment(metadata, cursor)
     stated = _read_tensors(cursor, n_tensors)
-    data_at = _padded(cursor.position, alignment)
+    end = cursor.position
+    data_at = padded(end, alignment)
     if stated and data_at > cursor.size:
         raise cursor.error("the file ends before its data begins; it is truncated")
     tensors = []
@@ -95,8 +102,8 @@ def read_header(path: Path) -> GgufHeader:
                 f"{cursor.size:,} bytes; it is truncated"
             )
         tensors.append(TensorRecord(name, shape, type_, data_at + offset, n_bytes))
-        expected = _padded(expected + n_bytes, alignment)
-    return GgufHeader(path, version, metadata, tuple(tensors))
+        expected = padded(expected + n_bytes, alignment)
+    return GgufHeader(path, version, metadata, tuple(tensors), alignment, end, data_at)
 
 
 class _Cursor:
@@ -251,7 +258,8 @@ def _alignment(metadata: Metadata, cursor: _Cursor) -> int:
     return alignment
 
 
-def _padded(n_bytes: int, alignment: int) -> int:
+def padded(n_bytes: int, alignment: int) -> int:
+    """`n_bytes` rounded up to the alignment."""
     return -(-n_bytes // alignment) * alignment
 
 
