@@ -54,9 +54,9 @@ def kernel(function: Function) -> Function:
     with _cache_lock:
         # Numba settles a function's folder when it is decorated, and reads it from this one setting.
         users_own = numba.config.CACHE_DIR
-        numba.config.CACHE_DIR = _CACHE_FOLDER
+        numba.config.CACHE_DIR = CACHE_FOLDER
         try:
-            return cast(Function, numba.njit(cache=bool(_CACHE_FOLDER), **_FLAGS)(function))
+            return cast(Function, numba.njit(cache=bool(CACHE_FOLDER), **_FLAGS)(function))
         finally:
             numba.config.CACHE_DIR = users_own
 
@@ -96,4 +96,4 @@ def _cache_folder() -> str:
     return str(folder)
 
 
-_CACHE_FOLDER = _cache_folder()
+CACHE_FOLDER = _cache_folder()
