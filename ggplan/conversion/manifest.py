@@ -1,0 +1,107 @@
+"""The manifest of an output, `OUT.gguf.sha256`: one SHA-256 for each tensor.
+
+The format is that of llama.cpp's `llama-gguf-hash`, so that its `--check` reads the file too:
+
+    sha256    HEX  FILE:TENSOR
+
+(b11434, `examples/gguf-hash/gguf-hash.cpp`: the hash's name padded to eight characters, then the hash of the
+tensor's bytes without padding.) One more line for each file, of a kind that program passes over, covers what
+stands before the data: the metadata and the table of tensors, padding included.
+
+    header-sha256  HEX  FILE
+
+A split set has one manifest, named after the set: `OUT-00001-of-00003.gguf` is listed in `OUT.gguf.sha256`.
+Control characters in names are escaped, so that a name is always one line.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ggplan.errors import CheckpointError
+from ggplan.text import printable
+
+_TENSOR, _HEADER = "sha256", "header-sha256"
+_LINE = re.compile(r"(sha256|header-sha256)[ \t]+([0-9a-fA-F]{64})[ \t]+(.+)")
+_SPLIT_NAME = re.compile(r"(.+)-\d{5}-of-\d{5}(\.gguf)", re.DOTALL | re.ASCII)
+_SIZE_LIMIT = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class FileHashes:
+    """What a manifest says of one file: the hash of its header, and of each tensor by name (hex digits)."""
+
+    file: str
+    header: str
+    tensors: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """A manifest that was read; ask it by the names a GGUF file gives."""
+
+    path: Path
+    tensor_lines: Mapping[str, str]
+    header_lines: Mapping[str, str]
+
+    def tensor_sha256(self, file: str, tensor: str) -> str | None:
+        """The hash of a tensor's bytes; None where the manifest does not list it."""
+        return self.tensor_lines.get(_label(file, tensor))
+
+    def header_sha256(self, file: str) -> str | None:
+        """The hash of all bytes before the data; None where no line gives it (llama-gguf-hash has none)."""
+        return self.header_lines.get(printable(file))
+
+    def tensors_of(self, file: str) -> tuple[str, ...]:
+        """The names (escaped) of all tensors that are listed for a file."""
+        start = printable(file) + ":"
+        return tuple(label.removeprefix(start) for label in self.tensor_lines if label.startswith(start))
+
+
+def manifest_path(output: Path) -> Path:
+    """Where the manifest of a GGUF file lies; all files of a split set share one."""
+    named = _SPLIT_NAME.fullmatch(output.name)
+    return output.with_name((named[1] + named[2] if named else output.name) + ".sha256")
+
+
+def format_manifest(files: Iterable[FileHashes]) -> str:
+    """The text of a manifest."""
+    lines = []
+    for hashes in files:
+        for name, digest in hashes.tensors.items():
+            lines.append(f"{_TENSOR:<8}  {digest}  {_label(hashes.file, name)}")
+        lines.append(f"{_HEADER}  {hashes.header}  {printable(hashes.file)}")
+    return "".join(line + "\n" for line in lines)
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read a manifest; kinds of lines that are not known here are passed over, as llama-gguf-hash does.
+
+    Raises
+    ------
+    CheckpointError
+        If the file cannot be read, or has no SHA-256 in it.
+    """
+    shown = printable(str(path))
+    try:
+        if not path.is_file():
+            raise CheckpointError(f"there is no manifest {shown}")
+        if (size := path.stat().st_size) > _SIZE_LIMIT:
+            raise CheckpointError(f"{shown} is no manifest: it has {size:,} bytes")
+        text = path.read_bytes().decode("utf-8", "replace")
+    except OSError as error:
+        raise CheckpointError(f"cannot read {shown}: {error.strerror or error}") from error
+    lines: dict[str, dict[str, str]] = {_TENSOR: {}, _HEADER: {}}
+    for line in text.split("\n"):
+        if found := _LINE.fullmatch(line.rstrip("\r")):
+            lines[found[1]][found[3]] = found[2].lower()
+    if not lines[_TENSOR]:
+        raise CheckpointError(f"{shown} is no manifest: no line gives a SHA-256 of a tensor")
+    return Manifest(path, lines[_TENSOR], lines[_HEADER])
+
+
+def _label(file: str, tensor: str) -> str:
+    return f"{printable(file)}:{printable(tensor)}"
