@@ -108,6 +108,8 @@ class Model:
         The key-value pairs the GGUF will carry, in order.
     tensors
         In the checkpoint's order; names are unique.
+    files
+        The files the weights are in, in order; empty for an inventory.
     """
 
     path: Path
@@ -115,3 +117,4 @@ class Model:
     architecture: str
     metadata: Metadata
     tensors: tuple[TensorInfo, ...]
+    files: tuple[Path, ...] = ()

@@ -78,7 +78,7 @@ def to_gguf(checkpoint: HfCheckpoint, *, pre: str | None = None) -> Model:
         **quantization_version(),
         **tokenizer_metadata(checkpoint, config.count("vocab_size"), architecture.tokenizer, pre),
     }
-    return Model(checkpoint.path, "hf", architecture.name, metadata, tensors)
+    return Model(checkpoint.path, "hf", architecture.name, metadata, tensors, checkpoint.files)
 
 
 def _refuse_embedders(checkpoint: HfCheckpoint) -> None:

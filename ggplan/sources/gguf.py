@@ -99,7 +99,8 @@ def open_gguf(path: Path) -> Model:
                 read_bytes=rows.read_bytes,
             )
     _check_total(headers[0], len(headers), len(tensors))
-    return Model(path, "gguf", _architecture(headers[0]), metadata, tuple(tensors.values()))
+    files = tuple(header.path for header in headers)
+    return Model(path, "gguf", _architecture(headers[0]), metadata, tuple(tensors.values()), files)
 
 
 def read_set(path: Path) -> list[GgufHeader]:

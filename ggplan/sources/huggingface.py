@@ -45,11 +45,14 @@ class HfCheckpoint:
     tensors
         By name; shards in the order of their names, and within a shard the tensors too, which is the
         order in which llama.cpp's converter meets them. fp8 tensors come scaled, without their scales.
+    files
+        The files of weights, in the order of their names.
     """
 
     path: Path
     config: dict[str, object]
     tensors: Mapping[str, CheckpointTensor]
+    files: tuple[Path, ...] = ()
 
     def read_json(self, name: str) -> dict[str, object] | None:
         """A JSON file of the folder, parsed; None where there is none."""
@@ -87,7 +90,8 @@ def open_checkpoint(folder: Path) -> HfCheckpoint:
     stored = _read_shards(folder)
     if not stored:
         raise CheckpointError(f"{where}: its safetensors files hold no tensors")
-    return HfCheckpoint(folder, config, apply_scales(stored, block))
+    files = tuple(sorted({tensor.file for tensor in stored.values()}))
+    return HfCheckpoint(folder, config, apply_scales(stored, block), files)
 
 
 def _read_shards(folder: Path) -> dict[str, StoredTensor]:
