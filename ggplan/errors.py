@@ -48,5 +48,13 @@ class ConversionError(Error):
     """Writing the output failed: no space, a bad weight, a file that changed under the reader."""
 
 
+class MeasureError(Error):
+    """An engine, a text, a log or a record of measurements is missing, damaged or does not fit."""
+
+
+class ChartError(Error):
+    """A chart cannot be drawn from what it was given."""
+
+
 class QuantizationError(Error, ValueError):
     """An array cannot be encoded or decoded: not whole blocks, a weight that is not finite, a wrong type."""

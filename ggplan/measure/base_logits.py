@@ -1,0 +1,219 @@
+"""The base model's log-probabilities of every token of the vocabulary, kept as llama-perplexity keeps them.
+
+`llama-perplexity --kl-divergence-base FILE` (llama.cpp b11434, tools/perplexity/perplexity.cpp) writes,
+little endian and without padding between the parts,
+
+    "_logits_"  n_ctx:u32  n_vocab:i32  n_chunks:i32  tokens:i32[n_chunks * n_ctx]
+    per chunk, for each of its n_ctx - 1 - n_ctx/2 scored positions:
+        scale:f32  min_log_prob:f32  codes:u16[n_vocab]  (one u16 more where n_vocab is odd)
+
+with log p(token) = scale * code + min_log_prob. What is more than 16 nats below the most likely token is cut
+off there. The same file serves both engines, and anyone's own llama-perplexity.
+
+Only the second half of each context is scored, so that every token has at least n_ctx/2 tokens before it.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ggplan.errors import MeasureError
+from ggplan.text import printable
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_MAGIC = b"_logits_"
+_HEAD = struct.Struct("<8sIii")
+_CUT_OFF = np.float32(16)
+_MAX_CODE = np.float32(65535)
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """Which tokens are scored: the text cut into chunks of n_ctx tokens.
+
+    Attributes
+    ----------
+    tokens
+        (n_chunks, n_ctx) int32.
+    """
+
+    n_ctx: int
+    n_vocab: int
+    tokens: NDArray[np.int32]
+
+    @property
+    def n_chunks(self) -> int:
+        """Number of chunks."""
+        return len(self.tokens)
+
+    @property
+    def n_scored(self) -> int:
+        """Scored positions of a chunk."""
+        return self.n_ctx - 1 - self.n_ctx // 2
+
+    @property
+    def targets(self) -> NDArray[np.int32]:
+        """The tokens that are to be predicted, (n_chunks, n_scored)."""
+        return self.tokens[:, self.n_ctx // 2 + 1 :]
+
+    @property
+    def row_codes(self) -> int:
+        """u16 codes of one position, scale and minimum included."""
+        return 2 * ((self.n_vocab + 1) // 2) + 4
+
+
+def read_frame(read: Callable[[int], bytes | None]) -> Frame | None:
+    """The frame a file begins with; `read(n)` gives the next n bytes, or None if there are fewer.
+
+    Raises
+    ------
+    MeasureError
+        If it is no such file, or damaged.
+    """
+    head = read(_HEAD.size)
+    if head is None:
+        return None
+    magic, n_ctx, n_vocab, n_chunks = _HEAD.unpack(head)
+    if magic != _MAGIC:
+        raise MeasureError("this is no file of log-probabilities (llama-perplexity writes them)")
+    if not (4 <= n_ctx <= 1 << 24 and 0 < n_vocab <= 1 << 24 and 0 < n_chunks <= 1 << 24):
+        raise MeasureError(f"this is damaged: {n_chunks} chunks of {n_ctx} tokens out of {n_vocab}")
+    raw = read(4 * n_ctx * n_chunks)
+    if raw is None:
+        return None
+    tokens = np.frombuffer(raw, "<i4").reshape(n_chunks, n_ctx).astype(np.int32)
+    if tokens.min() < 0 or tokens.max() >= n_vocab:
+        raise MeasureError(f"this is damaged: a token is not in the vocabulary of {n_vocab}")
+    return Frame(n_ctx, n_vocab, tokens)
+
+
+def compress(logits: NDArray[np.float32], row_codes: int) -> NDArray[np.uint16]:
+    """Log-probabilities of logits (n, n_vocab) as rows of the file, (n, row_codes)."""
+    n_vocab = logits.shape[1]
+    rows = np.zeros((len(logits), row_codes), np.uint16)
+    top = logits.max(axis=1, keepdims=True)
+    low = np.maximum(logits.min(axis=1, keepdims=True), top - _CUT_OFF)
+    log_sum = np.log(np.exp(logits - top).sum(axis=1, keepdims=True, dtype=np.float64)).astype(np.float32)
+    scale = (top - low) / _MAX_CODE
+    rows[:, :4].view(np.float32)[:] = np.concatenate([scale, low - top - log_sum], axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        inverse = np.where(scale > 0, 1 / scale, np.float32(0))
+    codes = np.rint(inverse * (logits - low))
+    rows[:, 4 : 4 + n_vocab] = np.where(logits > low, codes, 0)
+    return rows
+
+
+def log_probs(rows: NDArray[np.uint16], n_vocab: int) -> NDArray[np.float32]:
+    """Log-probabilities (n, n_vocab) of rows of the file."""
+    head = np.ascontiguousarray(rows[:, :4]).view(np.float32)
+    codes = rows[:, 4 : 4 + n_vocab].astype(np.float32)
+    return codes * head[:, :1] + head[:, 1:2]
+
+
+class BaseLogits:
+    """A file of log-probabilities, open for reading; read piece by piece, never mapped.
+
+    Raises
+    ------
+    MeasureError
+        If the file is not one, or is not whole.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        shown = printable(str(path))
+        try:
+            self._file = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK)
+        except OSError as error:
+            raise MeasureError(f"cannot read {shown}: {error.strerror}") from error
+        try:
+            self.frame, self._start = self._read_frame(shown)
+        except BaseException:
+            os.close(self._file)
+            raise
+
+    def _read_frame(self, shown: str) -> tuple[Frame, int]:
+        size = os.fstat(self._file).st_size
+        at = 0
+
+        def read(n: int) -> bytes | None:
+            nonlocal at
+            at += n
+            return self._read(at - n, n) if at <= size else None
+
+        try:
+            frame = read_frame(read)
+        except MeasureError as error:
+            raise MeasureError(f"{shown}: {error.message}") from None
+        start = at
+        if frame is not None and size == start + frame.n_chunks * frame.n_scored * frame.row_codes * 2:
+            return frame, start
+        raise MeasureError(f"{shown} is not whole", hint="measure the base model again")
+
+    def _read(self, offset: int, n_bytes: int) -> bytes:
+        parts = []
+        while n_bytes:
+            part = os.pread(self._file, n_bytes, offset)
+            if not part:
+                raise MeasureError(f"{printable(str(self.path))} became shorter while it was read")
+            parts.append(part)
+            offset, n_bytes = offset + len(part), n_bytes - len(part)
+        return b"".join(parts)
+
+    def rows(self, chunk: int, start: int, stop: int) -> NDArray[np.uint16]:
+        """Positions `start` up to `stop` of a chunk, (n, row_codes)."""
+        row_bytes = 2 * self.frame.row_codes
+        first = chunk * self.frame.n_scored + start
+        raw = self._read(self._start + first * row_bytes, (stop - start) * row_bytes)
+        return np.frombuffer(raw, "<u2").reshape(stop - start, self.frame.row_codes)
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._file)
+
+    def __enter__(self) -> BaseLogits:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def write_base_logits(
+    path: str | Path, frame: Frame, chunks: Iterator[NDArray[np.float32]]
+) -> Iterator[NDArray[np.float32]]:
+    """Write the file of these logits, (n_scored, n_vocab) a chunk, handing each chunk on when it is written.
+
+    The file appears under its name when the last chunk is written.
+
+    Raises
+    ------
+    MeasureError
+        If the file cannot be written.
+    """
+    path = Path(path)
+    part = path.with_name(path.name + ".part")
+    try:
+        with part.open("wb") as file:
+            file.write(_HEAD.pack(_MAGIC, frame.n_ctx, frame.n_vocab, frame.n_chunks))
+            file.write(frame.tokens.astype("<i4").tobytes())
+            for logits in chunks:
+                for rows in np.array_split(logits, max(1, logits.size >> 22)):
+                    file.write(compress(rows, frame.row_codes).astype("<u2").tobytes())
+                yield logits
+        os.replace(part, path)
+    except OSError as error:
+        raise MeasureError(f"cannot write {printable(str(path))}: {error.strerror}") from error
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,201 @@
+"""llama.cpp inside Python: logits of every scored token through llama-cpp-python's low-level API.
+
+It feeds the model exactly what llama-perplexity does (b11434): the text is cut into chunks of n_ctx tokens,
+the first token of each is replaced by BOS where the model wants one, as many chunks as fit into a batch of
+2048 tokens go through together, and the second half of each gives logits. So the figures are its figures.
+
+This runs in a process of its own (see `ggplan.measure.worker`): a damaged GGUF can make llama.cpp abort.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ggplan.errors import MeasureError
+from ggplan.measure.base_logits import Frame
+from ggplan.text import printable
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_BATCH = 2048
+_ERROR = 4  # GGML_LOG_LEVEL_ERROR
+
+
+class EmbeddedModel:
+    """A GGUF loaded by llama-cpp-python.
+
+    Parameters
+    ----------
+    path
+        The GGUF, the first of its parts if it is split.
+    n_ctx
+        Tokens of a chunk.
+    threads
+        Threads of llama.cpp, or None for its own choice.
+    n_gpu_layers
+        Layers on the GPU, where llama-cpp-python was built for one.
+
+    Raises
+    ------
+    MeasureError
+        If llama-cpp-python is missing, or llama.cpp refuses the file.
+    """
+
+    def __init__(
+        self, path: str | Path, n_ctx: int, *, threads: int | None = None, n_gpu_layers: int = 0
+    ) -> None:
+        self._api = api = _llama_cpp()
+        self._said: list[str] = []
+        self._log = api.llama_log_callback(self._on_log)
+        api.llama_log_set(self._log, ctypes.c_void_p())
+        api.llama_backend_init()
+        shown = printable(Path(path).name)
+        options = api.llama_model_default_params()
+        options.n_gpu_layers = n_gpu_layers
+        # Repacked weights run through AMX, which crashes on some virtual machines; results are the same.
+        options.use_extra_bufts = False
+        self._model = api.llama_model_load_from_file(str(path).encode(), options)
+        if not self._model:
+            raise MeasureError(f"llama.cpp cannot load {shown}: {self._last_words()}")
+        self._vocab = api.llama_model_get_vocab(self._model)
+        self.n_ctx = n_ctx
+        self.n_vocab: int = api.llama_vocab_n_tokens(self._vocab)
+        self._n_sequences = max(1, _BATCH // n_ctx)
+        context = api.llama_context_default_params()
+        context.n_ctx = self._n_sequences * n_ctx
+        context.n_batch = min(_BATCH, context.n_ctx)
+        context.n_seq_max = self._n_sequences
+        if threads:
+            context.n_threads = context.n_threads_batch = threads
+        self._context = api.llama_init_from_model(self._model, context)
+        if not self._context:
+            raise MeasureError(f"llama.cpp cannot run {shown}: {self._last_words()}")
+
+    def _on_log(self, level: int, text: bytes, user_data: object) -> None:
+        if level == _ERROR and text:
+            self._said.append(text.decode("utf-8", "replace").strip())
+
+    def _last_words(self) -> str:
+        return printable("; ".join(self._said[-2:])) or "it does not say why"
+
+    def frame(self, text: bytes, n_chunks: int | None) -> Frame:
+        """Cut a text into chunks.
+
+        Raises
+        ------
+        MeasureError
+            If it is shorter than two chunks.
+        """
+        text = text.removesuffix(b"\n")
+        room = len(text) + 16
+        tokens = (ctypes.c_int32 * room)()
+        found = self._api.llama_tokenize(self._vocab, text, len(text), tokens, room, True, False)
+        if found < 0:
+            raise MeasureError("the text cannot be cut into tokens")
+        n_whole = found // self.n_ctx
+        if n_whole < 2:
+            raise MeasureError(
+                f"the text has {found} tokens, which is less than two chunks of {self.n_ctx}",
+                hint="give a longer text or a smaller --ctx",
+            )
+        n = min(n_whole, n_chunks or n_whole)
+        whole = np.ctypeslib.as_array(tokens)[: n * self.n_ctx].reshape(n, self.n_ctx).copy()
+        return Frame(self.n_ctx, self.n_vocab, whole)
+
+    def logits(self, frame: Frame) -> Iterator[NDArray[np.float32]]:
+        """Logits of each chunk's scored positions, (n_scored, n_vocab); good until the next is asked for.
+
+        Raises
+        ------
+        MeasureError
+            If llama.cpp fails.
+        """
+        for start in range(0, frame.n_chunks, self._n_sequences):
+            yield from self._run(frame, range(start, min(start + self._n_sequences, frame.n_chunks)))
+
+    def _run(self, frame: Frame, chunks: range) -> Iterator[NDArray[np.float32]]:
+        api, n_ctx, first = self._api, self.n_ctx, self.n_ctx // 2
+        api.llama_memory_clear(api.llama_get_memory(self._context), True)
+        parts: list[NDArray[np.float32]] = []
+        batch = api.llama_batch_init(min(_BATCH, len(chunks) * n_ctx), 0, 1)
+        try:
+            for begin in range(0, n_ctx, _BATCH):
+                end = min(begin + _BATCH, n_ctx)
+                n_outputs = self._fill(batch, frame, chunks, begin, end)
+                if api.llama_decode(self._context, batch):
+                    raise MeasureError(f"llama.cpp failed: {self._last_words()}")
+                if n_ctx > _BATCH and n_outputs:
+                    parts.append(self._outputs(0, n_outputs).copy())
+        finally:
+            api.llama_batch_free(batch)
+        if parts:
+            yield np.concatenate(parts)[: frame.n_scored]
+            return
+        for i in range(len(chunks)):
+            yield self._outputs(i * (n_ctx - first), frame.n_scored)
+
+    def _fill(self, batch: Any, frame: Frame, chunks: range, begin: int, end: int) -> int:
+        """Put positions `begin` up to `end` of the chunks into the batch; the number of outputs."""
+        add_bos = self._api.llama_vocab_get_add_bos(self._vocab)
+        bos = self._api.llama_vocab_bos(self._vocab)
+        n = n_outputs = 0
+        for sequence, chunk in enumerate(chunks):
+            for position in range(begin, end):
+                token = bos if add_bos and position == 0 else int(frame.tokens[chunk, position])
+                batch.token[n] = token
+                batch.pos[n] = position
+                batch.n_seq_id[n] = 1
+                batch.seq_id[n][0] = sequence
+                batch.logits[n] = position >= self.n_ctx // 2
+                n_outputs += position >= self.n_ctx // 2
+                n += 1
+        batch.n_tokens = n
+        return n_outputs
+
+    def _outputs(self, first: int, n: int) -> NDArray[np.float32]:
+        """Rows `first` up to `first + n` of the batch's outputs, as a view of llama.cpp's own memory."""
+        pointer = self._api.llama_get_logits(self._context)
+        whole = np.ctypeslib.as_array(pointer, shape=(first + n, self.n_vocab))
+        return whole[first:]
+
+    def close(self) -> None:
+        """Free the model."""
+        self._api.llama_free(self._context)
+        self._api.llama_model_free(self._model)
+
+
+def build() -> str:
+    """Which llama.cpp it is, for the record.
+
+    Raises
+    ------
+    MeasureError
+        If llama-cpp-python is missing.
+    """
+    return f"llama-cpp-python {_llama_cpp().__version__}"
+
+
+def is_installed() -> bool:
+    """Whether llama-cpp-python can be imported."""
+    try:
+        _llama_cpp()
+    except MeasureError:
+        return False
+    return True
+
+
+def _llama_cpp() -> Any:
+    try:
+        import llama_cpp
+    except (ImportError, OSError, RuntimeError, FileNotFoundError) as error:
+        raise MeasureError(
+            f"the embedded engine needs llama-cpp-python ({error})",
+            hint="pip install 'ggplan[measure]', or name a llama-perplexity with --engine PATH",
+        ) from error
+    return llama_cpp

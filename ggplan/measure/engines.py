@@ -1,0 +1,144 @@
+"""The two engines under one shape: one function that runs the base, one that runs a model beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ggplan.errors import MeasureError
+from ggplan.measure import llama_perplexity
+from ggplan.measure.base_logits import BaseLogits
+from ggplan.measure.llama_perplexity import Progress, Run
+from ggplan.measure.scores import TokenScores
+from ggplan.text import printable
+
+EMBEDDED = "llama-cpp-python"
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """What runs models.
+
+    Attributes
+    ----------
+    name, build
+        As records keep them.
+    run_base
+        `(model, text, keep, n_ctx, n_chunks, progress)`: run the base model on a text and keep its
+        log-probabilities in the file `keep`.
+    run_model
+        `(model, text, base, progress)`: run a model on the chunks of `base` and compare every token.
+    """
+
+    name: str
+    build: str
+    run_base: Callable[[Path, Path, Path, int, int | None, Progress | None], Run]
+    run_model: Callable[[Path, Path, BaseLogits, Progress | None], Run]
+
+
+def external_engine(path: str, options: Sequence[str] = ()) -> Engine:
+    """The user's llama-perplexity, with options passed through to it.
+
+    Raises
+    ------
+    MeasureError
+        If `path` is not a program.
+    """
+    found = llama_perplexity.find_engine(path)
+    if found is None:
+        raise MeasureError(f"{printable(path)} is not on the PATH")
+
+    def run_base(
+        model: Path, text: Path, keep: Path, n_ctx: int, n_chunks: int | None, progress: Progress | None
+    ) -> Run:
+        return llama_perplexity.run_base(
+            found, model, text, keep, n_ctx=n_ctx, n_chunks=n_chunks, options=options, progress=progress
+        )
+
+    def run_model(model: Path, text: Path, base: BaseLogits, progress: Progress | None) -> Run:
+        return llama_perplexity.run_model(found, model, text, base, options=options, progress=progress)
+
+    return Engine(Path(found).name, llama_perplexity.engine_build(found), run_base, run_model)
+
+
+def embedded_engine(*, threads: int | None = None, n_gpu_layers: int = 0) -> Engine:
+    """llama.cpp through llama-cpp-python, in a process of its own.
+
+    Raises
+    ------
+    MeasureError
+        If llama-cpp-python is not installed.
+    """
+    from ggplan.measure import embedded
+
+    build = embedded.build()
+
+    def run(model: Path, text: Path, progress: Progress | None, **more: Any) -> Run:
+        request = {"model": str(model), "text": str(text), "threads": threads, "n_gpu_layers": n_gpu_layers}
+        return _run_worker(request | more, progress)
+
+    def run_base(
+        model: Path, text: Path, keep: Path, n_ctx: int, n_chunks: int | None, progress: Progress | None
+    ) -> Run:
+        return run(model, text, progress, n_ctx=n_ctx, n_chunks=n_chunks, base=None, keep_logits=str(keep))
+
+    def run_model(model: Path, text: Path, base: BaseLogits, progress: Progress | None) -> Run:
+        frame = base.frame
+        return run(
+            model, text, progress, n_ctx=frame.n_ctx, n_chunks=frame.n_chunks, base=str(base.path),
+            keep_logits=None,
+        )  # fmt: skip
+
+    return Engine(EMBEDDED, build, run_base, run_model)
+
+
+def _run_worker(request: dict[str, Any], progress: Progress | None) -> Run:
+    """Carry out a request in a process that may die of a damaged model without taking us along."""
+    with tempfile.TemporaryDirectory(prefix="ggplan-") as folder:
+        scores, order = Path(folder) / "scores.npz", Path(folder) / "request.json"
+        order.write_text(json.dumps(request | {"scores": str(scores)}), "utf-8")
+        command = [sys.executable, "-P", "-m", "ggplan.measure.worker", str(order)]
+        package = str(Path(__file__).resolve().parents[2])
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join([package, *_python_path()])}
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            stdin=subprocess.DEVNULL,
+            env=environment,
+        )
+        assert process.stdout is not None
+        failed: MeasureError | None = None
+        try:
+            for line in process.stdout:
+                said = json.loads(line)
+                if "chunks" in said and progress is not None:
+                    progress(*said["chunks"])
+                if "failed" in said:
+                    failed = MeasureError(said["failed"], hint=said["hint"])
+            process.wait()
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+        finally:
+            process.stdout.close()
+        if failed is not None:
+            raise failed
+        if process.returncode:
+            raise MeasureError(
+                f"llama.cpp died of {printable(Path(request['model']).name)} (exit {process.returncode})",
+                hint="`ggplan verify` checks the file",
+            )
+        return Run(TokenScores.load(scores))
+
+
+def _python_path() -> list[str]:
+    return [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part]

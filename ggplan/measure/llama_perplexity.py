@@ -1,0 +1,348 @@
+"""The user's own llama-perplexity (llama.cpp's or ik_llama.cpp's): run, watched, and asked for every token.
+
+llama-perplexity prints sums only, and writes all log-probabilities of a model to a file when it is told
+`--kl-divergence-base FILE` without `--kl-divergence`. For the base model that file is what we keep. For the
+others the file is a pipe: each chunk is compared with the base's while the engine computes the next, and
+nothing of the tens of gigabytes is stored. The file keeps log-probabilities in steps of 16/65535 nats, which
+moves a mean divergence by about 0.000002; the perplexity is the one that is printed.
+
+Two failures of llama-perplexity are known and mended here (b11434): it can end well without printing its last
+lines, and on some virtual machines its AMX path dies (SIGILL or SIGSEGV) on quantized files; it is run again,
+then with LLAMA_ARG_REPACK=0, which leaves that path out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import select
+import shutil
+import subprocess
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from ggplan.errors import MeasureError
+from ggplan.measure.base_logits import BaseLogits, Frame, log_probs, read_frame
+from ggplan.measure.scores import TokenScores, join, score_chunk
+from ggplan.text import printable
+
+NAME = "llama-perplexity"
+Progress = Callable[[int, int], None]
+"""Called with the number of chunks done and the number of all."""
+
+_FINAL = re.compile(rb"Final estimate: PPL = ([0-9.]+) \+/- ([0-9.]+)")
+_BUILD = re.compile(rb"version: ([^\r\n]{1,80})")
+_CRASHES = (-4, -11, 132, 139)
+_ATTEMPTS = 3
+_TAIL = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One finished run.
+
+    Attributes
+    ----------
+    ppl, ppl_error
+        As the engine prints them behind `Final estimate`; None where it prints nothing.
+    notes
+        What had to be done to get there, for the user.
+    """
+
+    scores: TokenScores
+    ppl: float | None = None
+    ppl_error: float | None = None
+    notes: tuple[str, ...] = ()
+
+
+def find_engine(path: str | None) -> str | None:
+    """The llama-perplexity to use: the one named, else the one on the PATH, else None.
+
+    Raises
+    ------
+    MeasureError
+        If the one named is not a program.
+    """
+    found = shutil.which(path or NAME)
+    if path and found is None:
+        raise MeasureError(f"{printable(path)} is no program", hint="give the path of a llama-perplexity")
+    return found
+
+
+def engine_build(engine: str) -> str:
+    """What `--version` says, or ""."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        done = subprocess.run([engine, "--version"], capture_output=True, timeout=30, check=False)
+        found = _BUILD.search(done.stdout + done.stderr)
+        if found:
+            return printable(found[1].decode("utf-8", "replace").strip())
+    return ""
+
+
+def run_base(
+    engine: str,
+    model: str | Path,
+    text: str | Path,
+    keep: str | Path,
+    *,
+    n_ctx: int,
+    n_chunks: int | None,
+    options: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> Run:
+    """Run the base model and keep its log-probabilities in `keep`.
+
+    Raises
+    ------
+    MeasureError
+        If the engine fails, with its last words.
+    """
+    keep = Path(keep)
+    part = keep.with_name(keep.name + ".part")
+    command = _command(engine, model, text, part, n_ctx, n_chunks, options)
+    try:
+        run = _persistently(lambda environment: _watch(command, environment, progress, n_chunks))
+        with BaseLogits(part) as logits:
+            scores = TokenScores(_nll_of(logits))
+        os.replace(part, keep)
+    except OSError as error:
+        raise MeasureError(f"cannot write {printable(str(keep))}: {error.strerror}") from error
+    finally:
+        part.unlink(missing_ok=True)
+    return replace(run, scores=scores)
+
+
+def run_model(
+    engine: str,
+    model: str | Path,
+    text: str | Path,
+    base: BaseLogits,
+    *,
+    options: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> Run:
+    """Run a model on the chunks of `base` and compare every token.
+
+    Raises
+    ------
+    MeasureError
+        If the engine fails, with its last words, or cuts the text into other tokens than the base.
+    """
+    frame = base.frame
+    with tempfile.TemporaryDirectory(prefix="ggplan-") as folder:
+        pipe = Path(folder) / "logits"
+        os.mkfifo(pipe)
+        command = _command(engine, model, text, pipe, frame.n_ctx, frame.n_chunks, options)
+        return _persistently(
+            lambda environment: _watch(command, environment, progress, frame.n_chunks, (pipe, base))
+        )
+
+
+def _command(
+    engine: str, model: str | Path, text: str | Path, logits: Path, n_ctx: int, n_chunks: int | None,
+    options: Sequence[str],
+) -> list[str]:  # fmt: skip
+    chunks = ["--chunks", str(n_chunks)] if n_chunks else []
+    return [
+        engine, "-m", str(model), "-f", str(text), "-c", str(n_ctx), *chunks,
+        "--kl-divergence-base", str(logits), *options,
+    ]  # fmt: skip
+
+
+class _PassingError(Exception):
+    """The engine failed in a way that another run may mend."""
+
+    def __init__(self, why: str, *, without_repack: bool) -> None:
+        super().__init__(why)
+        self.without_repack = without_repack
+
+
+def _persistently(run: Callable[[dict[str, str]], Run]) -> Run:
+    """Run, and run again after the failures that are known to pass."""
+    environment = dict(os.environ)
+    notes: list[str] = []
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            return replace(run(environment), notes=tuple(notes))
+        except _PassingError as failure:
+            if attempt == _ATTEMPTS or (
+                failure.without_repack and environment.get("LLAMA_ARG_REPACK") == "0"
+            ):
+                raise MeasureError(f"{NAME} {failure}, {attempt} times") from failure
+            note = f"{NAME} {failure}; run again"
+            if failure.without_repack:
+                environment["LLAMA_ARG_REPACK"] = "0"
+                note += " with LLAMA_ARG_REPACK=0"
+            notes.append(note)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _watch(
+    command: list[str],
+    environment: dict[str, str],
+    progress: Progress | None,
+    n_chunks: int | None,
+    comparing: tuple[Path, BaseLogits] | None = None,
+) -> Run:
+    """Start the engine, read what it prints and, where it writes to a pipe, what it computes."""
+    try:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=environment,
+        )
+    except OSError as error:
+        raise MeasureError(f"cannot start {printable(command[0])}: {error.strerror}") from error
+    said = bytearray()
+    listener = threading.Thread(
+        target=_listen, args=(process, said, progress, n_chunks, comparing is not None), daemon=True
+    )
+    listener.start()
+    scores = None
+    try:
+        if comparing is not None:
+            scores = _compare(*comparing, process, progress)
+        process.wait()
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
+    finally:
+        listener.join()
+    if process.returncode in _CRASHES:
+        raise _PassingError(f"crashed (exit {process.returncode})", without_repack=True)
+    if process.returncode:
+        words = _last_words(said)
+        if not words:
+            raise _PassingError(f"failed without a word (exit {process.returncode})", without_repack=False)
+        raise MeasureError(f"{NAME} failed (exit {process.returncode}): {words}")
+    final = _FINAL.search(said)
+    if final is None or (comparing is not None and scores is None):
+        if b"you need at least" in said:
+            raise MeasureError(f"the text is too short: {_last_words(said)}")
+        if comparing is None and b"[1]" not in said:
+            raise MeasureError(f"{NAME} measured nothing: {_last_words(said)}")
+        raise _PassingError("ended without its last line", without_repack=False)
+    return Run(scores or TokenScores(np.empty((0, 0), np.float32)), float(final[1]), float(final[2]))
+
+
+def _listen(
+    process: subprocess.Popen[bytes],
+    said: bytearray,
+    progress: Progress | None,
+    n_chunks: int | None,
+    compared: bool,
+) -> None:
+    """Keep the end of what is printed; `[12]4.5678,` says that chunk 12 is done."""
+    assert process.stdout is not None
+    total = re.compile(rb"over (\d+) chunks")
+    last = re.compile(rb"\[(\d+)\][0-9.]+,")
+    of = n_chunks or 0
+    while data := os.read(process.stdout.fileno(), 1 << 16):
+        said += data
+        found = total.search(said)
+        of = int(found[1]) if found else of
+        if progress is not None and not compared and of:
+            done = last.findall(said[-4096:])
+            if done:
+                progress(min(int(done[-1]), of), of)
+        del said[: -4 * _TAIL]
+    process.stdout.close()
+
+
+def _last_words(said: bytearray) -> str:
+    lines = [line.strip() for line in bytes(said[-_TAIL:]).decode("utf-8", "replace").splitlines()]
+    telling = [line for line in lines if re.search(r"\berror\b|\bE \b|failed|need at least|unable", line)]
+    words = (telling or [line for line in lines if line])[-2:]
+    return printable("; ".join(words))
+
+
+def _compare(
+    pipe: Path, base: BaseLogits, process: subprocess.Popen[bytes], progress: Progress | None
+) -> TokenScores | None:
+    """Score what comes through the pipe; None when the engine ends before all of it came."""
+    frame, scores = base.frame, []
+    with _open_pipe(pipe, process) as read:
+        own = read_frame(read)
+        if own is None:
+            return None
+        if own.n_vocab != frame.n_vocab or not np.array_equal(own.tokens, frame.tokens):
+            process.kill()
+            raise MeasureError(
+                f"the log-probabilities in {printable(str(base.path))} are of another text,"
+                " or of a model with another tokenizer",
+                hint="measure the base model again",
+            )
+        step = max(1, (1 << 22) // frame.n_vocab)
+        for chunk in range(frame.n_chunks):
+            parts = []
+            for start in range(0, frame.n_scored, step):
+                stop = min(start + step, frame.n_scored)
+                raw = read((stop - start) * frame.row_codes * 2)
+                if raw is None:
+                    return None
+                rows = np.frombuffer(raw, "<u2").reshape(stop - start, frame.row_codes)
+                targets = frame.targets[chunk, start:stop]
+                mine = log_probs(rows, frame.n_vocab)
+                parts.append(score_chunk(mine, targets, base.rows(chunk, start, stop), normalized=True))
+            scores.append(join(parts, axis=1))
+            if progress is not None:
+                progress(chunk + 1, frame.n_chunks)
+        while read(1) is not None:  # let the engine end in its own time
+            pass
+    return join(scores)
+
+
+@contextlib.contextmanager
+def _open_pipe(pipe: Path, process: subprocess.Popen[bytes]) -> Iterator[Callable[[int], bytes | None]]:
+    """A function that reads exactly n bytes from the pipe, or None if the engine ends before them."""
+    file = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    poll = select.poll()
+    poll.register(file, select.POLLIN)
+    opened = False
+
+    def read(n: int) -> bytes | None:
+        nonlocal opened
+        data = bytearray()
+        while len(data) < n:
+            ended = process.poll() is not None
+            if poll.poll(0 if ended else 200):
+                try:
+                    part = os.read(file, n - len(data))
+                except BlockingIOError:
+                    continue
+                if part:
+                    opened = True
+                    data += part
+                    continue
+                if opened or ended:  # the writer is gone
+                    return None
+                poll.poll(50)
+            elif ended:
+                return None
+        return bytes(data)
+
+    try:
+        yield read
+    finally:
+        os.close(file)
+
+
+def _nll_of(base: BaseLogits) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+    """-ln p of every token that came, from a kept file."""
+    frame: Frame = base.frame
+    nll = np.empty((frame.n_chunks, frame.n_scored), np.float32)
+    for chunk in range(frame.n_chunks):
+        rows = base.rows(chunk, 0, frame.n_scored)
+        head = np.ascontiguousarray(rows[:, :4]).view(np.float32)
+        codes = rows[np.arange(frame.n_scored), 4 + frame.targets[chunk]]
+        nll[chunk] = -(codes.astype(np.float32) * head[:, 0] + head[:, 1])
+    return nll
