@@ -9,6 +9,7 @@ the unit in which weights are read, encoded and written, so no tensor is ever in
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -61,6 +62,8 @@ class TensorInfo:
         cannot decode.
     read_bytes
         Reads rows as they are stored; only where the file stores them as GGUF does.
+    scale_fault
+        Where weights are stored with scales beside them: reads these and says what is wrong, or "".
     """
 
     name: str
@@ -70,6 +73,7 @@ class TensorInfo:
     stored_as: str
     read_rows: RowReader | None = None
     read_bytes: ByteReader | None = None
+    scale_fault: Callable[[], str] | None = None
 
     @property
     def n_columns(self) -> int:

@@ -20,12 +20,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from ggplan.arch.transforms import plain, stacked
 from ggplan.errors import CheckpointError
 from ggplan.ggml_types import BF16, F16, F32, GgmlType
 from ggplan.model import RowReader, TensorInfo
 from ggplan.sources.files import shown
+from ggplan.sources.fp8 import ScaledTensor
 from ggplan.sources.tensors import CheckpointTensor
 
 # The kinds of layers: dense or with experts ("moe"), and maybe one that predicts further tokens ("mtp").
@@ -235,7 +237,14 @@ def _info(entry: Entry, layer: int, parts: Sequence[CheckpointTensor], read_rows
         files[0] if len(files) == 1 else f"{files[0]} and {len(files) - 1} more",
         ", ".join(dtypes),
         read_rows,
+        scale_fault=partial(_scale_fault, parts) if any(isinstance(p, ScaledTensor) for p in parts) else None,
     )
+
+
+def _scale_fault(parts: Sequence[CheckpointTensor]) -> str:
+    """What is wrong with the scales of the first tensor that has wrong ones, or ""."""
+    faults = (part.scale_fault() for part in parts if isinstance(part, ScaledTensor))
+    return next((fault for fault in faults if fault), "")
 
 
 def gguf_type(name: str, n_dims: int, dtypes: Collection[str]) -> GgmlType:

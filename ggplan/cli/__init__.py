@@ -20,6 +20,7 @@ from ggplan.cli.demo import demo_command
 from ggplan.cli.inspect import inspect_command
 from ggplan.cli.plan import plan_command
 from ggplan.cli.types import types_command
+from ggplan.cli.verify import verify_command
 from ggplan.errors import Error
 from ggplan.text import printable
 
@@ -51,6 +52,7 @@ def cli() -> None:
 
 cli.add_command(plan_command)
 cli.add_command(convert_command)
+cli.add_command(verify_command)
 cli.add_command(inspect_command)
 cli.add_command(types_command)
 cli.add_command(demo_command)

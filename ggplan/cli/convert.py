@@ -11,7 +11,7 @@ from ggplan.cli.options import planning_options
 
 if TYPE_CHECKING:
     from ggplan.conversion import ConversionResult
-    from ggplan.planning import FallbackTable, Plan
+    from ggplan.planning import FallbackTable, Nonfinite, Plan
 
 _EPILOG = """\b
 Examples:
@@ -37,6 +37,7 @@ def convert_command(
     recipe_name: str | None,
     imatrix_path: str | None,
     fallback: FallbackTable,
+    nonfinite: Nonfinite,
     strict: bool,
     pre: str | None,
     threads: int | None,
@@ -52,7 +53,7 @@ def convert_command(
     from ggplan.cli.output import print_diagnostics, print_json
     from ggplan.cli.planned import plan_from
 
-    plan = plan_from(model, recipe_name, imatrix_path, fallback, strict, pre)
+    plan = plan_from(model, recipe_name, imatrix_path, fallback, strict, pre, nonfinite)
     print_diagnostics(plan, quiet=quiet)
     result = run_conversion(plan, output, threads, allow_requantize, force, quiet)
     if as_json:

@@ -25,6 +25,10 @@ def planning_options(command: _Command) -> _Command:
             "--fallback", type=click.Choice(["llama.cpp", "ik"]), default="llama.cpp", show_default=True,
             help="Whose table replaces a type that a tensor's shape forbids.",
         ),
+        click.option(
+            "--nonfinite", type=click.Choice(["refuse", "zero", "keep"]), default="refuse", show_default=True,
+            help="Weights that are NaN or infinite: an error, zeros, or kept in f32, f16 and bf16.",
+        ),
         click.option("--strict", is_flag=True, help="Refuse any fallback the recipe does not write itself."),
         click.option(
             "--pre", metavar="NAME",

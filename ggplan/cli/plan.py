@@ -9,7 +9,7 @@ import click
 from ggplan.cli.options import planning_options
 
 if TYPE_CHECKING:
-    from ggplan.planning import FallbackTable
+    from ggplan.planning import FallbackTable, Nonfinite
 
 _EPILOG = """\b
 Examples:
@@ -31,6 +31,7 @@ def plan_command(
     recipe_name: str | None,
     imatrix_path: str | None,
     fallback: FallbackTable,
+    nonfinite: Nonfinite,
     strict: bool,
     pre: str | None,
     show_tensors: bool,
@@ -45,7 +46,7 @@ def plan_command(
     from ggplan.cli.output import print_diagnostics, print_plan, print_table
     from ggplan.cli.planned import plan_from
 
-    plan = plan_from(model, recipe_name, imatrix_path, fallback, strict, pre)
+    plan = plan_from(model, recipe_name, imatrix_path, fallback, strict, pre, nonfinite)
     if output or as_json:
         import json
         from pathlib import Path

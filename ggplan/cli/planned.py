@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ggplan.planning import FallbackTable, Plan
+    from ggplan.planning import FallbackTable, Nonfinite, Plan
 
 
 def plan_from(
@@ -15,6 +15,7 @@ def plan_from(
     fallback: FallbackTable,
     strict: bool,
     pre: str | None,
+    nonfinite: Nonfinite = "refuse",
 ) -> Plan:
     """Open the model, load recipe and imatrix, and plan."""
     from ggplan.opening import open_model
@@ -28,4 +29,4 @@ def plan_from(
         from ggplan.imatrix import load_imatrix
 
         imatrix = load_imatrix(imatrix_path)
-    return make_plan(model, recipe, imatrix=imatrix, fallback=fallback, strict=strict)
+    return make_plan(model, recipe, imatrix=imatrix, fallback=fallback, strict=strict, nonfinite=nonfinite)

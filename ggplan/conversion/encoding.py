@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from ggplan.conversion.chunks import Chunk
+from ggplan.conversion.finiteness import keep_into, settle_overflow, settled_bytes, settled_rows
 from ggplan.errors import ConversionError
-from ggplan.ggml_types import GgmlType
-from ggplan.model import TensorInfo
 from ggplan.quants import encode_into, first_nonfinite
 from ggplan.text import printable
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 
 def encode_chunk(chunk: Chunk) -> bytes | memoryview:
@@ -25,17 +19,18 @@ def encode_chunk(chunk: Chunk) -> bytes | memoryview:
     CheckpointError
         If the source cannot be read.
     ConversionError
-        If a weight is not finite, or too large for the type.
+        If a weight is not finite or too large for the type, and the plan refuses such weights.
     """
     planned, tensor = chunk.planned, chunk.planned.tensor
     if planned.is_copied and tensor.read_bytes is not None:
-        return tensor.read_bytes(chunk.start, chunk.stop)
+        data = tensor.read_bytes(chunk.start, chunk.stop)
+        return settled_bytes(data, tensor, chunk.start, chunk.nonfinite)
     if tensor.read_rows is None:
         raise ConversionError(f"{printable(tensor.name)} has no weights to read")
     rows = tensor.read_rows(chunk.start, chunk.stop)
-    at = first_nonfinite(rows)
-    if at >= 0:
-        raise _not_finite(tensor, chunk.start * tensor.n_columns + at, float(rows.flat[at]))
+    finite = first_nonfinite(rows) < 0
+    if not finite:
+        rows = settled_rows(rows, tensor, planned.type, chunk.nonfinite)
     out = np.empty((len(rows), planned.type.row_bytes(tensor.n_columns)), np.uint8)
     importance = chunk.importance
     if importance is None:
@@ -44,8 +39,9 @@ def encode_chunk(chunk: Chunk) -> bytes | memoryview:
         rows_per_slice = tensor.n_rows // len(importance)
         for slice_, start, stop in _slices(chunk, rows_per_slice):
             encode_into(rows[start:stop], planned.type, importance[slice_], out[start:stop])
-    if planned.type.name == "f16":
-        _refuse_overflow(tensor, planned.type, rows, out)
+    settle_overflow(rows, tensor, chunk.start, planned.type, chunk.nonfinite, out)
+    if not finite and chunk.nonfinite == "keep":
+        keep_into(rows, planned.type, out)
     return out.data.cast("B")
 
 
@@ -57,23 +53,3 @@ def _slices(chunk: Chunk, rows_per_slice: int) -> list[tuple[int, int, int]]:
         stop = min(chunk.stop, (slice_ + 1) * rows_per_slice) - chunk.start
         parts.append((slice_, start, stop))
     return parts
-
-
-def _not_finite(tensor: TensorInfo, index: int, value: float) -> ConversionError:
-    row, column = divmod(index, tensor.n_columns)
-    return ConversionError(
-        f"{printable(tensor.name)} holds {value} at row {row}, column {column} ({printable(tensor.origin)})",
-        hint="the checkpoint is damaged or was trained to overflow; download the file again",
-    )
-
-
-def _refuse_overflow(
-    tensor: TensorInfo, type_: GgmlType, rows: NDArray[np.float32], out: NDArray[np.uint8]
-) -> None:
-    infinite = np.flatnonzero((out.view(np.uint16) & 0x7FFF) == 0x7C00)
-    if infinite.size:
-        value = float(rows.flat[infinite[0]])
-        raise ConversionError(
-            f"{printable(tensor.name)} holds {value:g}, too large for {type_.name} (65504)",
-            hint="give this tensor bf16 or f32",
-        )

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from ggplan.conversion.chunks import Chunk, chunks_of
 from ggplan.conversion.encoding import encode_chunk
+from ggplan.conversion.finiteness import check_early
 from ggplan.conversion.preflight import check_convertible, check_target
 from ggplan.errors import ConversionError
 from ggplan.planning import Plan
@@ -77,6 +78,7 @@ def convert(
     path = Path(path)
     check_convertible(plan, allow_requantize=allow_requantize)
     check_target(plan, path, force=force)
+    check_early(plan)
     part = path.with_name(path.name + ".part")
     try:
         with _created(part) as file:

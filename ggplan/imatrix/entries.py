@@ -118,10 +118,14 @@ def read_floats(path: Path, offset: int, count: int) -> NDArray[np.float32]:
 def checked_entry(
     path: Path, name: str, values: NDArray[np.float32], counts: NDArray[np.int64]
 ) -> ImatrixEntry:
-    """An entry, once all its values are finite."""
-    if not np.isfinite(values).all():
+    """An entry, once all its values are finite and none is negative, which no mean of squares can be."""
+    with np.errstate(invalid="ignore"):
+        wrong = ~((values >= 0) & (values < np.inf))
+    if wrong.any():
+        first = int(wrong.argmax())
         raise ImatrixError(
-            f"{shown(path)}: the values of '{shown(name)}' are not all finite",
+            f"{shown(path)}: {np.count_nonzero(wrong):,} of {values.size:,} values of '{shown(name)}' are "
+            f"negative or not finite, the first {values.flat[first]} at index {first:,}",
             hint="make the imatrix anew, with a model that does not overflow (bf16 instead of f16)",
         )
     return ImatrixEntry(name, values, counts)

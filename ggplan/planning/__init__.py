@@ -1,13 +1,14 @@
 """From a model and a recipe to a plan: every tensor's type, bytes and place, before a weight is read."""
 
 from ggplan.planning.fallback import FallbackTable
-from ggplan.planning.plan import Plan, PlannedTensor
+from ggplan.planning.plan import Nonfinite, Plan, PlannedTensor
 from ggplan.planning.planner import make_plan
 from ggplan.planning.roles import Role, role_of
 from ggplan.planning.summary import Share, by_role, by_type
 
 __all__ = [
     "FallbackTable",
+    "Nonfinite",
     "Plan",
     "PlannedTensor",
     "Role",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ggplan.ggml_types import GgmlType
 from ggplan.metadata import Metadata
@@ -68,6 +68,10 @@ class PlannedTensor:
         return self.type == self.tensor.type and self.tensor.read_bytes is not None
 
 
+Nonfinite = Literal["refuse", "zero", "keep"]
+"""What becomes of weights that are NaN or infinite; `ggplan.conversion.finiteness` tells it in full."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """A model under a recipe.
@@ -86,6 +90,8 @@ class Plan:
         The table that was applied.
     data_bytes
         Size of the data part, padding included.
+    nonfinite
+        What becomes of weights that are not finite.
     """
 
     model: Model
@@ -96,6 +102,7 @@ class Plan:
     imatrix: Imatrix | None
     fallback: FallbackTable
     data_bytes: int
+    nonfinite: Nonfinite = "refuse"
 
     @cached_property
     def header(self) -> bytes:

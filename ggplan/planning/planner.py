@@ -11,7 +11,7 @@ from ggplan.planning import findings
 from ggplan.planning.decisions import Decision, decide, n_dimensions
 from ggplan.planning.fallback import FallbackTable
 from ggplan.planning.layout import file_order, place
-from ggplan.planning.plan import Plan, PlannedTensor
+from ggplan.planning.plan import Nonfinite, Plan, PlannedTensor
 from ggplan.planning.provenance import output_metadata
 from ggplan.planning.roles import role_of
 from ggplan.rules import Diagnostic, Recipe
@@ -27,6 +27,7 @@ def make_plan(
     imatrix: Imatrix | None = None,
     fallback: FallbackTable = "llama.cpp",
     strict: bool = False,
+    nonfinite: Nonfinite = "refuse",
 ) -> Plan:
     """Apply a recipe to a model.
 
@@ -40,6 +41,9 @@ def make_plan(
         Whose table replaces a type that a shape forbids: llama.cpp's or ik_llama.cpp's.
     strict
         Refuse any fallback that the recipe does not write itself as a chain.
+    nonfinite
+        What becomes of weights that are NaN or infinite: an error, zeros, or themselves where the type can
+        hold them (f32, f16, bf16).
 
     Raises
     ------
@@ -76,11 +80,12 @@ def make_plan(
         model=model,
         recipe=recipe,
         tensors=planned,
-        metadata=output_metadata(model.metadata, recipe, imatrix, weights_by_type),
+        metadata=output_metadata(model.metadata, recipe, imatrix, weights_by_type, nonfinite, fallback),
         diagnostics=diagnostics + findings.about_types(decisions),
         imatrix=imatrix,
         fallback=fallback,
         data_bytes=data_bytes,
+        nonfinite=nonfinite,
     )
 
 

@@ -33,6 +33,8 @@ def output_metadata(
     recipe: Recipe | None,
     imatrix: Imatrix | None,
     weights_by_type: Iterable[tuple[GgmlType, int]],
+    nonfinite: str = "refuse",
+    fallback: str = "llama.cpp",
 ) -> Metadata:
     """The output's metadata, in the source's order with new keys at the end.
 
@@ -40,6 +42,8 @@ def output_metadata(
     ----------
     weights_by_type
         A type and a number of weights for each tensor, to name the file's type.
+    nonfinite, fallback
+        The plan's; recorded where they are not the default.
     """
     metadata = {
         key: value
@@ -65,4 +69,8 @@ def output_metadata(
         metadata["ggplan.recipe.name"] = string(recipe.name)
         metadata["ggplan.recipe.text"] = string(recipe.text)
         metadata["ggplan.recipe.sha256"] = string(recipe.sha256)
+    if fallback != "llama.cpp":
+        metadata["ggplan.fallback"] = string(fallback)
+    if nonfinite != "refuse":
+        metadata["ggplan.nonfinite"] = string(nonfinite)
     return metadata

@@ -31,7 +31,7 @@ _HALVES = {
     "tq1_0": (52,), "tq2_0": (64,), "q1_0": (0,), "q2_0": (0,),
 }  # fmt: skip
 # The bits of a float's exponent, and the bytes of a float.
-_EXPONENTS = {
+_EXPONENTS: dict[str, tuple[np.dtype[np.unsignedinteger], int]] = {
     "f64": (np.dtype("<u8"), 0x7FF0000000000000),
     "f32": (np.dtype("<u4"), 0x7F800000),
     "bf16": (np.dtype("<u2"), 0x7F80),
@@ -54,20 +54,22 @@ def unsound_blocks(blocks: Bytes, type: GgmlType) -> Flags:
     -------
     (n,) bool.
     """
+    found: Flags = np.zeros(len(blocks), np.bool_)
     if type.name in _EXPONENTS:
         dtype, exponent = _EXPONENTS[type.name]
         bits = np.ascontiguousarray(blocks).view(dtype).reshape(-1)
-        return (bits & bits.dtype.type(exponent)) == exponent
+        found |= (bits & bits.dtype.type(exponent)) == exponent
+        return found
     if type.name == "mxfp4":
-        return blocks[:, 0] == 0xFF
-    if type.name == "nvfp4":
-        return ((blocks[:, :4] & 0x7F) == 0x7F).any(axis=1)
-    if type.name == "iq1_m":
+        np.equal(blocks[:, 0], 0xFF, out=found)
+    elif type.name == "nvfp4":
+        np.any((blocks[:, :4] & 0x7F) == 0x7F, axis=1, out=found)
+    elif type.name == "iq1_m":
         words = np.ascontiguousarray(blocks[:, 48:56]).view("<u2") >> 12
         # The exponent lies in the fourth word's four bits, but for the sign, and the third's upper two.
-        return ((words[:, 3] & 7) == 7) & (words[:, 2] >> 2 == 3)
-    found = np.zeros(len(blocks), np.bool_)
-    for at in _HALVES[type.name]:
-        # The upper byte holds the sign and the whole exponent.
-        found |= (blocks[:, at + 1] & 0x7C) == 0x7C
+        np.logical_and((words[:, 3] & 7) == 7, words[:, 2] >> 2 == 3, out=found)
+    else:
+        for at in _HALVES[type.name]:
+            # The upper byte holds the sign and the whole exponent.
+            found |= (blocks[:, at + 1] & 0x7C) == 0x7C
     return found

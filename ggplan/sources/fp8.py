@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 DTYPE = "F8_E4M3"
+_RUN = 1 << 18
 _SCALE_DTYPES = ("F32", "BF16", "F16")
 _SCALE_SUFFIXES = ("_scale_inv", "_scale")
 # Scales of activations and caches, which weights have no use for.
@@ -79,7 +80,8 @@ class ScaledTensor:
         Raises
         ------
         CheckpointError
-            If a file fails, or a weight or a scale is not finite.
+            If a file fails. A code or a scale that is NaN or infinite makes weights that are; who encodes
+            them will refuse them.
         """
         import numpy as np
 
@@ -90,13 +92,7 @@ class ScaledTensor:
         first = self._scale_row(start)
         count = self._scale_row(stop - 1) + 1 - first
         scales = self.scale.read_flat(first * per_row, (first + count) * per_row).reshape(count, per_row)
-        if not np.isfinite(scales).all():
-            raise CheckpointError(
-                f"{shown(self.scale.file)}: '{shown(self.scale.name)}' holds a scale that is not finite"
-            )
-        with np.errstate(
-            over="ignore"
-        ):  # a product beyond float32 is infinite; who encodes it will refuse it
+        with np.errstate(over="ignore", invalid="ignore"):
             if per_row == 1:
                 owners = [self._scale_row(row) - first for row in range(start, stop)]
                 rows *= scales[owners]
@@ -110,6 +106,28 @@ class ScaledTensor:
                 rows[at - start : end - start] *= factors[: self.n_columns]
                 at = end
         return rows
+
+    def scale_fault(self) -> str:
+        """What is wrong with the scales: how many are not finite, zero or negative, and the first; or ""."""
+        import numpy as np
+
+        n_scales = self.scale.n_rows * self.scale.n_columns
+        count, first, value = 0, -1, 0.0
+        for start in range(0, n_scales, _RUN):
+            scales = self.scale.read_flat(start, min(start + _RUN, n_scales))
+            with np.errstate(invalid="ignore"):
+                wrong = ~((scales > 0) & (scales < np.inf))
+            if first < 0 and wrong.any():
+                first = start + int(wrong.argmax())
+                value = float(scales[first - start])
+            count += int(np.count_nonzero(wrong))
+        if not count:
+            return ""
+        many = "1 scale that is" if count == 1 else f"{count:,} scales that are"
+        return (
+            f"'{shown(self.scale.name)}' has {many} not finite and positive, the first {value} at index "
+            f"{first:,} ({shown(self.scale.file.name)})"
+        )
 
     def _scale_row(self, row: int) -> int:
         """Which row of scales belongs to a row of weights."""

@@ -114,7 +114,7 @@ class StoredTensor:
         Raises
         ------
         CheckpointError
-            If the type is none that ggplan reads, the file fails, or an fp8 weight is NaN.
+            If the type is none that ggplan reads, or the file fails.
         """
         n_columns = self.n_columns
         if not 0 <= start <= stop <= self.n_rows:
@@ -138,9 +138,6 @@ class StoredTensor:
             return raw.view("<f2").astype(np.float32)
         if self.dtype == "BF16":
             return widen_bf16(raw)
-        not_a_number = (raw & 0x7F) == 0x7F
-        if not_a_number.any():
-            raise CheckpointError(f"{where} is NaN at weight {start + int(not_a_number.argmax()):,}")
         values = np.empty(raw.size, np.float32)
         for at in range(0, raw.size, _PIECE):
             piece = slice(at, at + _PIECE)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ggplan.errors import CheckpointError
-from ggplan.sources.fp8 import apply_scales
+from ggplan.sources.fp8 import ScaledTensor, apply_scales
 from ggplan.sources.safetensors import read_tensors
 from ggplan.sources.tensors import CheckpointTensor
 
@@ -151,13 +151,17 @@ def test_scales_that_do_not_fit(tmp_path: Path, tensors: dict[str, object], said
         opened(tmp_path / "t.safetensors", (2, 2), **tensors)
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_a_scale_that_is_not_finite(tmp_path: Path, bad: float) -> None:
+@pytest.mark.parametrize(("bad", "shown"), [(np.nan, "nan"), (np.inf, "inf"), (0, "0.0"), (-2, "-2.0")])
+def test_a_scale_that_is_none(tmp_path: Path, bad: float, shown: str) -> None:
     scales = np.array([[1, 1], [1, bad]], np.float32)
     tensor = opened(tmp_path / "t.safetensors", (2, 2), w=fp8(ONES), w_scale_inv=scales)["w"]
-    assert tensor.read_rows(0, 2).tolist() == [[1] * 4] * 2
-    with pytest.raises(CheckpointError, match="'w_scale_inv' holds a scale that is not finite"):
-        tensor.read_rows(1, 3)
+    assert isinstance(tensor, ScaledTensor)
+    said = f"'w_scale_inv' has 1 scale that is not finite and positive, the first {shown} at index 3"
+    assert said in tensor.scale_fault()
+    assert np.array_equal(tensor.read_rows(2, 3)[0], np.array([1, 1, bad, bad], "f4"), equal_nan=True)
+    sound = opened(tmp_path / "s.safetensors", (2, 2), w=fp8(ONES), w_scale_inv=np.ones((2, 2), "f4"))["w"]
+    assert isinstance(sound, ScaledTensor)
+    assert sound.scale_fault() == ""
 
 
 def test_a_product_beyond_float32_is_infinite(tmp_path: Path) -> None:

@@ -62,13 +62,11 @@ def test_fp8_is_torchs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("code", [0x7F, 0xFF])
-def test_an_fp8_nan_is_named(tmp_path: Path, code: int) -> None:
+def test_an_fp8_nan_is_nan(tmp_path: Path, code: int) -> None:
     codes = np.zeros((8, 16), np.uint8)
     codes[5, 3] = code
-    tensor = stored(tmp_path, "F8_E4M3", codes, (8, 16))
-    assert not tensor.read_rows(0, 5).any()
-    with pytest.raises(CheckpointError, match=r"t\.safetensors: tensor 't' is NaN at weight 83"):
-        tensor.read_rows(4, 7)
+    rows = stored(tmp_path, "F8_E4M3", codes, (8, 16)).read_rows(0, 8)
+    assert np.argwhere(np.isnan(rows)).tolist() == [[5, 3]]
 
 
 @settings(max_examples=50, deadline=None)

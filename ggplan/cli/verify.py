@@ -1,0 +1,173 @@
+"""`ggplan verify`: is a file whole and sound, and how far is it from its source?"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from ggplan.planning import FallbackTable
+    from ggplan.verification import Verification
+    from ggplan.verification.comparison import TensorError
+
+_EPILOG = """\b
+Examples:
+  ggplan verify air-hq4_k.gguf                              structure, scales, checksums
+  ggplan verify air-hq4_k.gguf --against GLM-4.5-Air        and each tensor's error, worst first
+  ggplan verify air-hq4_k.gguf --against GLM-4.5-Air --exact   and every byte as the recipe makes it
+"""
+_SHOWN_FAULTS = 20
+_SHOWN_ERRORS = 40
+
+
+@click.command("verify", epilog=_EPILOG, short_help="Check a GGUF file, alone or against its source.")
+@click.argument("file")
+@click.option("--against", metavar="CHECKPOINT", help="Measure each tensor's error against this checkpoint.")
+@click.option("--exact", is_flag=True, help="Plan and encode anew, from --against, and compare every byte.")
+@click.option(
+    "--manifest", metavar="FILE", help="Checksums of the tensors.  [default: FILE.sha256, if it exists]"
+)
+@click.option("-r", "--recipe", "recipe_name", metavar="RECIPE", help="For --exact: not the recorded recipe.")
+@click.option(
+    "--imatrix", "imatrix_path", metavar="FILE", help="For --exact: the importance matrix that was used."
+)
+@click.option(
+    "--fallback",
+    type=click.Choice(["llama.cpp", "ik"]),
+    help="For --exact: the fallback table that was used.",
+)
+@click.option("--pre", metavar="NAME", help="For --against: the pre-tokenizer's name in llama.cpp.")
+@click.option("-t", "--threads", type=click.IntRange(min=1), help="Threads [default: one per CPU].")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress bar; of a sound file, say nothing.")
+def verify_command(
+    file: str,
+    against: str | None,
+    exact: bool,
+    manifest: str | None,
+    recipe_name: str | None,
+    imatrix_path: str | None,
+    fallback: FallbackTable | None,
+    pre: str | None,
+    threads: int | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Verify FILE, a GGUF file or any file of a split set.
+
+    Checked are the header, the padding, every block's scale and every float, and the checksums of the
+    manifest that `ggplan convert` writes. Exits 0 for a sound file, 1 for a fault.
+    """
+    if exact and against is None:
+        raise click.UsageError("--exact needs --against: the checkpoint that the file was made from")
+    if (recipe_name or imatrix_path or fallback) and not exact:
+        raise click.UsageError("--recipe, --imatrix and --fallback are for --exact")
+    if pre and against is None:
+        raise click.UsageError("--pre is for --against")
+    from ggplan.cli.output import print_json
+    from ggplan.opening import open_model
+    from ggplan.verification import plan_again
+
+    source = open_model(against, pre=pre) if against else None
+    plan = None
+    if exact and source is not None:
+        from ggplan.imatrix import load_imatrix
+        from ggplan.rules import load_recipe
+
+        plan = plan_again(
+            open_model(file),
+            source,
+            recipe=load_recipe(recipe_name) if recipe_name else None,
+            imatrix=load_imatrix(imatrix_path) if imatrix_path else None,
+            fallback=fallback,
+        )
+    from ggplan.cli.progress import progress_bar
+    from ggplan.verification import verify
+
+    with progress_bar(file, None, quiet=quiet) as advance:
+        found = verify(file, against=source, plan=plan, manifest=manifest, threads=threads, progress=advance)
+    if as_json:
+        print_json(_as_json(found))
+    else:
+        _print(found, quiet)
+    if not found.is_sound:
+        sys.exit(1)
+
+
+def _print(found: Verification, quiet: bool) -> None:
+    from ggplan.cli.output import print_table
+    from ggplan.text import format_bytes, printable
+
+    if found.errors:
+        print_table(
+            [("tensor", "left"), ("from", "left"), ("to", "left"), ("rmse", "right"), ("relative", "right"),
+             ("cosine", "right"), ("worst row", "right"), ("its relative", "right")],
+            (_row(error) for error in found.errors[:_SHOWN_ERRORS]),
+        )  # fmt: skip
+        if len(found.errors) > _SHOWN_ERRORS:
+            click.echo(f"and {len(found.errors) - _SHOWN_ERRORS:,} more with smaller errors (--json has all)")
+    if found.not_compared:
+        names = ", ".join(printable(name) for name in found.not_compared[:3])
+        click.echo(
+            f"not compared, since ggplan cannot read their types: {len(found.not_compared):,} ({names})"
+        )
+    for fault in found.faults[:_SHOWN_FAULTS]:
+        click.echo(
+            f"error: {printable(fault.file)}: {printable(fault.where)}: {printable(fault.message)}", err=True
+        )
+    if len(found.faults) > _SHOWN_FAULTS:
+        click.echo(f"error: and {len(found.faults) - _SHOWN_FAULTS:,} more faults", err=True)
+    if found.faults or quiet:
+        return
+    files = f"{len(found.files)} files, " if len(found.files) > 1 else ""
+    checks = ["structure, padding and scales are sound"]
+    if found.manifest:
+        checks.append("checksums agree")
+    if found.proven:
+        checks.append("every byte is what the plan encodes")
+    click.echo(
+        f"{printable(str(found.files[0]))}: {files}{found.n_tensors:,} tensors, "
+        f"{format_bytes(found.n_bytes)}: {'; '.join(checks)}"
+    )
+    if not found.manifest:
+        click.echo("note: there is no manifest (.sha256), so flipped bits in weights go unseen", err=True)
+
+
+def _row(error: TensorError) -> list[str]:
+    return [
+        error.name,
+        error.source_type,
+        error.type,
+        f"{error.rmse:.3g}",
+        f"{error.relative:.3%}",
+        f"{error.cosine:.6f}",
+        f"{error.worst_row:,}",
+        f"{error.worst_row_relative:.3%}",
+    ]
+
+
+def _as_json(found: Verification) -> dict[str, object]:
+    from dataclasses import asdict
+    from math import isfinite
+
+    def plain(error: TensorError) -> dict[str, object]:
+        # JSON has no infinity: the relative error of what should be zeros is null.
+        return {
+            key: None if isinstance(value, float) and not isfinite(value) else value
+            for key, value in asdict(error).items()
+        }
+
+    return {
+        "schema": "ggplan/verification@1",
+        "files": [str(path) for path in found.files],
+        "sound": found.is_sound,
+        "tensors": found.n_tensors,
+        "bytes": found.n_bytes,
+        "manifest": None if found.manifest is None else str(found.manifest),
+        "faults": [asdict(fault) for fault in found.faults],
+        "errors": [plain(error) for error in found.errors],
+        "not_compared": list(found.not_compared),
+        "proven": found.proven,
+    }

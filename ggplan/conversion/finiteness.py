@@ -1,0 +1,198 @@
+"""What becomes of weights that are not finite, or too large for their type.
+
+NaN and infinity in a checkpoint mean damage or a training that overflowed; one of them spoils its block, and
+in a norm the whole model. So they are refused, by name, unless the plan says otherwise (`Plan.nonfinite`):
+
+    refuse    an error that names the tensor, counts them and gives the first place
+    zero      each becomes 0; a finite weight too large for f16 becomes its largest number, 65504, and one
+              too large for bf16 the largest of that
+    keep      f32, f16 and bf16 take them as they are, and infinity for what is too large for f16; no type
+              with blocks can hold them, so there they are still refused
+
+In bytes that are copied the floats are treated alike. A copied block whose scale is not finite has no weights
+left that mean anything: it is refused, or with `zero` becomes a block of zero bytes, weights of 0.
+A finite weight so large that its block's scale overflows is refused always: the type is wrong for it.
+
+Scales of fp8 weights must be positive and finite. With `zero` and `keep` they are multiplied as they are, and
+the products judged like any weight; so a scale of zero makes zeros.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ggplan.errors import ConversionError
+from ggplan.ggml_types import GgmlType
+from ggplan.model import TensorInfo
+from ggplan.planning import Nonfinite, Plan
+from ggplan.quants import first_nonfinite
+from ggplan.quants.soundness import CHECKED, unsound_blocks
+from ggplan.text import printable
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_HOLDS = frozenset({"f32", "f16", "bf16"})
+_RUN_WEIGHTS = 1 << 18
+_LARGEST = {"f16": 0x7BFF, "bf16": 0x7F7F}
+# Norms, biases and routers; what is larger is read when its turn comes.
+_SMALL_WEIGHTS = 1 << 21
+
+
+def settled_rows(
+    rows: NDArray[np.float32], tensor: TensorInfo, type_: GgmlType, policy: Nonfinite
+) -> NDArray[np.float32]:
+    """`rows`, known to hold NaN or infinity, as the policy has them; encode `keep` with `keep_into`.
+
+    Raises
+    ------
+    ConversionError
+        If the policy, or the type, refuses them.
+    """
+    if policy == "zero":
+        return np.where(np.isfinite(rows), rows, np.float32(0))
+    if policy == "keep" and type_.name in _HOLDS:
+        return rows
+    raise _not_finite(tensor, type_, policy)
+
+
+def keep_into(rows: NDArray[np.float32], type_: GgmlType, out: NDArray[np.uint8]) -> None:
+    """Put the NaNs of `rows` into their encoding, as ggml's conversions have them: quiet, the sign kept.
+
+    The encoders know only numbers; infinities they get right.
+    """
+    if type_.name == "f32":
+        return
+    bits = rows.view(np.uint32).reshape(-1)
+    at = np.flatnonzero((bits & 0x7FFFFFFF) > 0x7F800000)
+    upper = bits[at] >> 16
+    out.view(np.uint16).reshape(-1)[at] = upper & 0x8000 | 0x7E00 if type_.name == "f16" else upper | 0x40
+
+
+def settle_overflow(
+    rows: NDArray[np.float32],
+    tensor: TensorInfo,
+    start: int,
+    type_: GgmlType,
+    policy: Nonfinite,
+    out: NDArray[np.uint8],
+) -> None:
+    """See to finite weights that became infinite in `out`: in f16, or as a block's scale.
+
+    `rows` are those of `tensor` from row `start` on, as they were encoded.
+    """
+    if type_.name == "f32" or type_ == tensor.type or type_.name not in CHECKED:
+        return
+    found = unsound_blocks(out.reshape(-1, type_.block_bytes), type_)
+    if not found.any():
+        return
+    if type_.is_float and policy != "refuse":
+        if policy == "zero":
+            halves = out.view(np.uint16).reshape(-1)
+            halves[found] = halves[found] & 0x8000 | _LARGEST[type_.name]
+        return
+    block = int(found.argmax())
+    magnitudes = np.abs(rows.reshape(-1, type_.block_size)[block])
+    at = start * tensor.n_columns + block * type_.block_size + int(magnitudes.argmax())
+    row, column = divmod(at, tensor.n_columns)
+    largest = float(magnitudes.max())
+    hint = "give this tensor bf16 or f32"
+    why = "no number of this type is so large" if type_.is_float else "the scale of its block is not finite"
+    raise ConversionError(
+        f"{printable(tensor.name)} holds {largest:g} at row {row:,}, column {column:,}, too "
+        f"{'large' if largest > 1 else 'small'} for {type_.name}: {why}",
+        hint=f"{hint}, or cut such weights down with --nonfinite zero" if type_.is_float else hint,
+    )
+
+
+def settled_bytes(data: bytes, tensor: TensorInfo, start: int, policy: Nonfinite) -> bytes:
+    """Bytes that are copied, rows of `tensor` from row `start` on, as the policy has them.
+
+    Raises
+    ------
+    ConversionError
+        If they hold a float or a scale that is not finite, and the policy or the type refuses it.
+    """
+    type_ = tensor.type
+    if type_.name not in CHECKED:
+        return data
+    blocks = np.frombuffer(data, np.uint8).reshape(-1, type_.block_bytes)
+    found = unsound_blocks(blocks, type_)
+    if not found.any() or (policy == "keep" and type_.is_float):
+        return data
+    if policy == "zero":
+        cleared = blocks.copy()
+        cleared[found] = 0
+        return cleared.tobytes()
+    if type_.is_float:
+        raise _not_finite(tensor, type_, policy)
+    first = start * (tensor.n_columns // type_.block_size) + int(found.argmax())
+    row, block = divmod(first, tensor.n_columns // type_.block_size)
+    raise ConversionError(
+        f"{printable(tensor.name)} has a block of {type_.name} whose scale is not finite, at row {row:,}, "
+        f"block {block:,} ({printable(tensor.origin)})",
+        hint="the file is damaged; download it again, or make such blocks zeros with --nonfinite zero",
+    )
+
+
+def check_early(plan: Plan) -> None:
+    """Refuse before hours of work what can be known in seconds: scales of fp8 weights, small tensors.
+
+    Raises
+    ------
+    CheckpointError
+        If the source cannot be read.
+    ConversionError
+        If the plan refuses a weight of a tensor with up to 2 Mi weights, or a scale of any tensor.
+    """
+    if plan.nonfinite == "zero":
+        return
+    for planned in plan.tensors:
+        tensor = planned.tensor
+        fault = tensor.scale_fault() if tensor.scale_fault and plan.nonfinite == "refuse" else ""
+        if fault:
+            raise ConversionError(
+                f"{printable(tensor.name)}: {fault}",
+                hint="the checkpoint is damaged; download it again, or take the scales as they are with "
+                "--nonfinite zero",
+            )
+        if tensor.n_weights > _SMALL_WEIGHTS:
+            continue
+        if planned.is_copied and tensor.read_bytes is not None:
+            settled_bytes(tensor.read_bytes(0, tensor.n_rows), tensor, 0, plan.nonfinite)
+            continue
+        kept = plan.nonfinite == "keep" and planned.type.name in _HOLDS
+        if tensor.read_rows is None or kept:
+            continue
+        if first_nonfinite(tensor.read_rows(0, tensor.n_rows)) >= 0:
+            raise _not_finite(tensor, planned.type, plan.nonfinite)
+
+
+def _not_finite(tensor: TensorInfo, type_: GgmlType, policy: Nonfinite) -> ConversionError:
+    """The error that counts all of a tensor's weights that are not finite, wherever one was met."""
+    assert tensor.read_rows is not None
+    count, first, value = 0, -1, 0.0
+    for start, stop in _runs(tensor):
+        rows = tensor.read_rows(start, stop).reshape(-1)
+        bad = ~np.isfinite(rows)
+        if first < 0 and bad.any():
+            at = int(bad.argmax())
+            first, value = start * tensor.n_columns + at, float(rows[at])
+        count += int(np.count_nonzero(bad))
+    row, column = divmod(first, max(1, tensor.n_columns))
+    many = "1 weight that is" if count == 1 else f"{count:,} weights that are"
+    hint = "the checkpoint is damaged or was trained to overflow; download it again, or give --nonfinite zero"
+    if policy == "keep":
+        hint = f"{type_.name} cannot hold them: give this tensor f32, f16 or bf16, or give --nonfinite zero"
+    return ConversionError(
+        f"{printable(tensor.name)} has {many} not finite, the first {value} at row {row:,}, "
+        f"column {column:,} ({printable(tensor.origin)})",
+        hint=hint,
+    )
+
+
+def _runs(tensor: TensorInfo) -> list[tuple[int, int]]:
+    step = max(1, _RUN_WEIGHTS // max(1, tensor.n_columns))
+    return [(start, min(start + step, tensor.n_rows)) for start in range(0, tensor.n_rows, step)]

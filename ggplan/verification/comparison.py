@@ -1,0 +1,149 @@
+"""How far a file's weights are from those of the checkpoint it was made from.
+
+Both are read as rows of float32, w of the checkpoint and v of the file, and compared run by run of rows:
+
+    root mean square error   rmse = sqrt(mean((v - w)^2))
+    relative                 rmse / sqrt(mean(w^2))
+    cosine                   sum(v w) / sqrt(sum(v^2) sum(w^2)); 1 where both are 0
+    worst row                the row whose own relative error is the largest
+
+Sums are float64. A row of zeros that did not stay zeros has an infinite relative error.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from ggplan.errors import CheckpointError
+from ggplan.model import Model, RowReader, TensorInfo
+from ggplan.text import printable
+from ggplan.verification.faults import Fault
+from ggplan.verification.workers import Progress, each
+
+_RUN_WEIGHTS = 1 << 17
+
+
+@dataclass(frozen=True, slots=True)
+class TensorError:
+    """How far a tensor is from its source.
+
+    Attributes
+    ----------
+    name, type, source_type
+        The tensor, its type in the file, and how the checkpoint stores it.
+    n_weights
+        Its size.
+    rmse, relative, cosine
+        Over all weights.
+    largest
+        The largest absolute error of one weight.
+    worst_row, worst_row_relative
+        The row with the largest relative error, and that error.
+    """
+
+    name: str
+    type: str
+    source_type: str
+    n_weights: int
+    rmse: float
+    relative: float
+    cosine: float
+    largest: float
+    worst_row: int
+    worst_row_relative: float
+
+
+def compare(
+    written: Model, source: Model, threads: int | None = None, progress: Progress | None = None
+) -> tuple[list[TensorError], list[Fault], list[str]]:
+    """Compare every tensor of a file with its source.
+
+    Returns
+    -------
+    The errors, worst first; tensors that are missing, misshapen or unreadable; and the names of those that
+    cannot be compared, because ggplan does not decode their type.
+    """
+    sources = {tensor.name: tensor for tensor in source.tensors}
+    faults: list[Fault] = []
+    skipped: list[str] = []
+    pairs: list[tuple[TensorInfo, TensorInfo]] = []
+    for tensor in written.tensors:
+        twin = sources.pop(tensor.name, None)
+        if twin is None:
+            faults.append(Fault(tensor.name, "missing", "the checkpoint has no such tensor", tensor.origin))
+        elif not same_shape(twin.shape, tensor.shape):
+            shapes = f"{list(tensor.shape)} here and {list(twin.shape)} in the checkpoint"
+            faults.append(Fault(tensor.name, "shape", f"its shape is {shapes}", tensor.origin))
+        elif tensor.read_rows is None or twin.read_rows is None:
+            skipped.append(tensor.name)
+        else:
+            pairs.append((tensor, twin))
+    faults += [
+        Fault(name, "missing", "it is in the checkpoint, not in the file", written.path.name)
+        for name in sources
+    ]
+    results = list(each(pairs, lambda pair: _compared(*pair, progress), threads))
+    errors = [result for result in results if isinstance(result, TensorError)]
+    faults += [result for result in results if isinstance(result, Fault)]
+    errors.sort(key=lambda error: (-error.relative, error.name))
+    return errors, faults, skipped
+
+
+def same_shape(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    """Whether two shapes (rows first) are the same but for leading ones, which files may drop."""
+    longest = max(len(one), len(other))
+    return (1,) * (longest - len(one)) + one == (1,) * (longest - len(other)) + other
+
+
+def _compared(tensor: TensorInfo, source: TensorInfo, progress: Progress | None) -> TensorError | Fault:
+    assert tensor.read_rows is not None
+    assert source.read_rows is not None
+    try:
+        return _error(tensor, tensor.read_rows, source, source.read_rows, progress)
+    except CheckpointError as error:
+        return Fault(tensor.name, "unreadable", error.message, tensor.origin)
+
+
+def _error(
+    tensor: TensorInfo, read: RowReader, source: TensorInfo, read_source: RowReader, progress: Progress | None
+) -> TensorError | Fault:
+    squares = energy = decoded_energy = product = largest = 0.0
+    worst_row, worst = 0, 0.0
+    step = max(1, _RUN_WEIGHTS // max(1, tensor.n_columns))
+    for start in range(0, tensor.n_rows, step):
+        stop = min(start + step, tensor.n_rows)
+        v, w = read(start, stop).astype(np.float64), read_source(start, stop).astype(np.float64)
+        if not (np.isfinite(v).all() and np.isfinite(w).all()):
+            whose = "the file" if np.isfinite(w).all() else "the checkpoint"
+            message = f"{whose} has weights that are not finite in rows {start:,} to {stop:,}"
+            return Fault(tensor.name, "value", message, printable(tensor.origin))
+        product += float(np.einsum("ij,ij->", v, w))
+        decoded_energy += float(np.einsum("ij,ij->", v, v))
+        row_energy = np.einsum("ij,ij->i", w, w)
+        v -= w
+        row_squares = np.einsum("ij,ij->i", v, v)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            relative = np.sqrt(np.where(row_squares > 0, row_squares / row_energy, 0))
+        if relative.size and float(relative.max()) > worst:
+            worst, worst_row = float(relative.max()), start + int(relative.argmax())
+        squares += float(row_squares.sum())
+        energy += float(row_energy.sum())
+        largest = max(largest, float(np.abs(v).max(initial=0)))
+        if progress is not None:
+            progress(tensor.type.row_bytes(tensor.n_columns) * (stop - start))
+    norms = math.sqrt(energy) * math.sqrt(decoded_energy)
+    return TensorError(
+        name=tensor.name,
+        type=tensor.type.name,
+        source_type=source.stored_as,
+        n_weights=tensor.n_weights,
+        rmse=math.sqrt(squares / tensor.n_weights) if tensor.n_weights else 0.0,
+        relative=math.sqrt(squares / energy) if energy else math.inf if squares else 0.0,
+        cosine=min(1.0, product / norms) if norms else float(energy == decoded_energy),
+        largest=largest,
+        worst_row=worst_row,
+        worst_row_relative=worst,
+    )

@@ -1,0 +1,108 @@
+"""One pass over a file's bytes: padding, scales, floats and checksums, in memory that does not grow.
+
+A tensor is read in pieces of whole blocks; each piece is hashed and its scales are looked at, so the disk is
+read once. Padding must be zero: nothing can be hidden in it, and a flipped bit there is a flipped bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ggplan.errors import CheckpointError
+from ggplan.quants.soundness import CHECKED, unsound_blocks
+from ggplan.sources.files import file_size, read_at
+from ggplan.sources.gguf_header import GgufHeader, TensorRecord, padded
+from ggplan.verification.faults import HEADER, Fault
+from ggplan.verification.workers import Progress
+
+_PIECE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class TensorContents:
+    """What one tensor holds: its sha256, and what is wrong with it."""
+
+    header: GgufHeader
+    record: TensorRecord
+    sha256: str
+    faults: tuple[Fault, ...]
+
+
+def check_tensor(header: GgufHeader, record: TensorRecord, progress: Progress | None) -> TensorContents:
+    """Read a tensor, and the padding behind it."""
+    name = header.path.name
+    digest = hashlib.sha256()
+    n_unsound = 0
+    first = -1
+    type_ = record.type
+    step = max(1, _PIECE_BYTES // type_.block_bytes) * type_.block_bytes
+    checked = type_.name in CHECKED and type_.row_extra_bytes == 0
+    try:
+        for at in range(0, record.n_bytes, step):
+            piece = read_at(header.path, record.offset + at, min(step, record.n_bytes - at))
+            digest.update(piece)
+            if checked:
+                blocks = np.frombuffer(piece, np.uint8).reshape(-1, type_.block_bytes)
+                unsound = unsound_blocks(blocks, type_)
+                count = int(np.count_nonzero(unsound))
+                if count and first < 0:
+                    first = at // type_.block_bytes + int(unsound.argmax())
+                n_unsound += count
+            if progress is not None:
+                progress(len(piece))
+        padding = _padding_fault(header.path, record.offset + record.n_bytes, _end(header, record))
+    except CheckpointError as error:
+        return TensorContents(header, record, "", (Fault(record.name, "unreadable", error.message, name),))
+    faults = []
+    if n_unsound:
+        what, kind = ("blocks have a scale", "scale") if type_.is_quantized else ("weights are", "value")
+        per_row = max(1, record.shape[-1] // type_.block_size)
+        row, within = divmod(first, per_row)
+        place = f"row {row:,}, {'block' if type_.is_quantized else 'column'} {within:,}"
+        not_finite = "that is not finite" if type_.is_quantized else "not finite"
+        message = f"{n_unsound:,} {what} {not_finite}, the first at {place}"
+        faults.append(Fault(record.name, kind, message, name))  # type: ignore[arg-type]
+    if padding:
+        faults.append(Fault(record.name, "padding", f"the padding behind it is not zero: {padding}", name))
+    return TensorContents(header, record, digest.hexdigest(), tuple(faults))
+
+
+def check_frame(header: GgufHeader) -> list[Fault]:
+    """What lies around the tensors: padding of the header, bytes behind the last tensor."""
+    name, size = header.path.name, file_size(header.path)
+    faults = []
+    if padding := _padding_fault(header.path, header.end, min(header.data_at, size)):
+        faults.append(Fault(HEADER, "padding", f"the padding behind the header is not zero: {padding}", name))
+    last = header.tensors[-1] if header.tensors else None
+    end = padded(last.offset + last.n_bytes, header.alignment) if last else header.data_at
+    if size > end:
+        faults.append(Fault(HEADER, "header", f"{size - end:,} bytes behind the last tensor", name))
+    return faults
+
+
+def header_sha256(header: GgufHeader) -> str:
+    """The hash of all bytes before the data, padding included."""
+    digest = hashlib.sha256()
+    end = min(header.data_at, file_size(header.path))
+    for at in range(0, end, _PIECE_BYTES):
+        digest.update(read_at(header.path, at, min(_PIECE_BYTES, end - at)))
+    return digest.hexdigest()
+
+
+def _end(header: GgufHeader, record: TensorRecord) -> int:
+    """Where the padding behind a tensor ends; a file may do without the last one."""
+    return min(padded(record.offset + record.n_bytes, header.alignment), file_size(header.path))
+
+
+def _padding_fault(path: Path, start: int, stop: int) -> str:
+    """Where padding is not zero, or ""."""
+    for at in range(start, stop, _PIECE_BYTES):
+        data = read_at(path, at, min(_PIECE_BYTES, stop - at))
+        rest = data.lstrip(b"\0")
+        if rest:
+            return f"byte {at + len(data) - len(rest):,} of the file is 0x{rest[0]:02x}"
+    return ""

@@ -1,0 +1,159 @@
+"""Prove that a file holds just what its plan encodes: plan again, encode again, compare every byte.
+
+A file written by ggplan carries its recipe, so the checkpoint (and the imatrix, where one was used) is all
+that is needed to make its plan anew. Equal types, metadata and bytes then mean that nothing but this
+checkpoint and this recipe went into the file: no weight was changed on the way, by accident or on purpose.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, get_args
+
+import numpy as np
+
+from ggplan.conversion.chunks import Chunk, chunks_of
+from ggplan.conversion.encoding import encode_chunk
+from ggplan.errors import CheckpointError, PlanError
+from ggplan.metadata import Metadata
+from ggplan.model import Model, TensorInfo
+from ggplan.planning import FallbackTable, Plan, make_plan
+from ggplan.rules import Recipe, parse_recipe
+from ggplan.text import printable
+from ggplan.verification.faults import HEADER, Fault
+from ggplan.verification.workers import Progress, each
+
+if TYPE_CHECKING:
+    from ggplan.imatrix import Imatrix
+
+_TEXT, _HASH, _NAME = "ggplan.recipe.text", "ggplan.recipe.sha256", "ggplan.recipe.name"
+_IMATRIX = "quantize.imatrix.file"
+
+
+def plan_again(
+    written: Model,
+    source: Model,
+    *,
+    recipe: Recipe | None = None,
+    imatrix: Imatrix | None = None,
+    fallback: FallbackTable | None = None,
+) -> Plan:
+    """The plan of a file that ggplan wrote, by the recipe and choices that its metadata records.
+
+    Parameters
+    ----------
+    written, source
+        The file and the checkpoint it was made from.
+    recipe, imatrix, fallback
+        Given, they go before what is recorded. An imatrix is never recorded, only its name.
+
+    Raises
+    ------
+    PlanError
+        If the file does not say how it was made, or was made with an imatrix and none is given.
+    RecipeError
+        If the recorded recipe is damaged.
+    """
+    shown = printable(str(written.path))
+    if "ggplan.version" not in written.metadata and recipe is None:
+        raise PlanError(
+            f"{shown} does not say how it was made: ggplan did not write it",
+            hint="give the recipe with --recipe",
+        )
+    if imatrix is None and (name := text_of(written.metadata, _IMATRIX)):
+        raise PlanError(
+            f"{shown} was made with the imatrix {printable(name)}",
+            hint="give it with --imatrix",
+        )
+    return make_plan(
+        source,
+        recipe or _recorded_recipe(written, shown),
+        imatrix=imatrix,
+        fallback=fallback or _recorded_fallback(written.metadata),
+    )
+
+
+def prove(
+    written: Model, plan: Plan, threads: int | None = None, progress: Progress | None = None
+) -> list[Fault]:
+    """Where a file differs from its plan: metadata, types, bytes. Nothing where it is equal throughout."""
+    file = written.path.name
+    found = {tensor.name: tensor for tensor in written.tensors}
+    faults = _metadata_faults(written.metadata, plan.metadata, file)
+    equal: set[str] = set()
+    for planned in plan.tensors:
+        tensor = found.pop(planned.name, None)
+        if tensor is None:
+            faults.append(Fault(planned.name, "missing", "the plan has it, the file does not", file))
+        elif tensor.type != planned.type:
+            types = f"it is {tensor.type} here and {planned.type} by the plan"
+            faults.append(Fault(planned.name, "bytes", types, tensor.origin))
+        elif tensor.shape != planned.tensor.shape:
+            shapes = f"its shape is {list(tensor.shape)} here and {list(planned.tensor.shape)} by the plan"
+            faults.append(Fault(planned.name, "shape", shapes, tensor.origin))
+        else:
+            equal.add(planned.name)
+    faults += [Fault(name, "missing", "the file has it, the plan does not", file) for name in found]
+    tensors = {tensor.name: tensor for tensor in written.tensors}
+    chunks = (chunk for chunk in chunks_of(plan) if chunk.planned.name in equal)
+    seen: set[str] = set()
+    for fault in each(chunks, lambda chunk: _differs(chunk, tensors[chunk.planned.name], progress), threads):
+        if fault is not None and fault.where not in seen:
+            seen.add(fault.where)
+            faults.append(fault)
+    return faults
+
+
+def _differs(chunk: Chunk, tensor: TensorInfo, progress: Progress | None) -> Fault | None:
+    assert tensor.read_bytes is not None
+    try:
+        there = tensor.read_bytes(chunk.start, chunk.stop)
+    except CheckpointError as error:
+        return Fault(tensor.name, "unreadable", error.message, tensor.origin)
+    due = memoryview(encode_chunk(chunk)).cast("B")
+    if progress is not None:
+        progress(len(there))
+    if due == there:
+        return None
+    at = int((np.frombuffer(there, np.uint8) != np.frombuffer(due, np.uint8)).argmax())
+    row = chunk.start + at // tensor.type.row_bytes(tensor.n_columns)
+    return Fault(tensor.name, "bytes", f"row {row:,} is not what the plan encodes", tensor.origin)
+
+
+def _metadata_faults(written: Metadata, planned: Metadata, file: str) -> list[Fault]:
+    """Keys that differ; those of the file's layout are not the plan's."""
+    layout = ("split.", "general.alignment")
+    faults = []
+    for key in sorted(written.keys() | planned.keys()):
+        if not key.startswith(layout) and written.get(key) != planned.get(key):
+            what = "differs from" if key in written and key in planned else "is only in"
+            whose = "the plan's" if what == "differs from" else "the file" if key in written else "the plan"
+            faults.append(Fault(HEADER, "bytes", f"the key {printable(key)} {what} {whose}", file))
+    return faults
+
+
+def _recorded_recipe(written: Model, shown: str) -> Recipe | None:
+    text = text_of(written.metadata, _TEXT)
+    if text is None:
+        return None
+    if hashlib.sha256(text.encode()).hexdigest() != text_of(written.metadata, _HASH):
+        raise PlanError(
+            f"{shown}: the recorded recipe does not have its recorded hash",
+            hint="give the recipe with --recipe",
+        )
+    return parse_recipe(text, text_of(written.metadata, _NAME) or "recipe")
+
+
+def _recorded_fallback(metadata: Metadata) -> FallbackTable:
+    recorded = text_of(metadata, "ggplan.fallback")
+    for name in get_args(FallbackTable):
+        if name == recorded:
+            return name  # type: ignore[no-any-return]
+    return "llama.cpp"
+
+
+def text_of(metadata: Metadata, key: str) -> str | None:
+    """The string under a key, or None where there is none."""
+    value = metadata.get(key)
+    decoded = value.decode() if value is not None and value.item_type is None else None
+    return decoded if isinstance(decoded, str) else None

@@ -1,0 +1,35 @@
+"""What verifying finds: faults, each with the place it is in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["header", "padding", "scale", "value", "checksum", "missing", "shape", "bytes", "unreadable"]
+
+HEADER = "header"
+"""The place of what belongs to no tensor: the metadata and the tensors' records."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Something that is wrong with a file.
+
+    Attributes
+    ----------
+    where
+        The tensor, or `HEADER`.
+    kind
+        What was checked: the header's structure, padding that is not zero, a block's scale or a float that
+        is not finite, a checksum, a tensor that is missing, its shape, its bytes against the plan's, or that
+        the data cannot be read.
+    message
+        What is wrong, with the number of it; names no tensor, is safe to print.
+    file
+        The name of the file.
+    """
+
+    where: str
+    kind: Kind
+    message: str
+    file: str

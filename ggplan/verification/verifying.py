@@ -1,0 +1,135 @@
+"""verify: is this file whole, sound, and what its manifest says?
+
+Four questions, each answered for every tensor in one pass over the file:
+
+    structure    the header by the strict reader's rules, padding zero, nothing behind the last tensor
+    soundness    every block scale finite, every float finite
+    checksums    sha256 as in the manifest that `ggplan convert` writes beside the file
+    source       with a checkpoint: how far the weights are from it; on request, whether the bytes are just
+                 what the plan encodes
+
+A split set is verified as one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ggplan.errors import CheckpointError
+from ggplan.model import Model
+from ggplan.sources.files import file_size
+from ggplan.sources.gguf import open_gguf, read_set
+from ggplan.verification.checksums import checksum_faults, find_manifest
+from ggplan.verification.comparison import TensorError, compare
+from ggplan.verification.contents import TensorContents, check_frame, check_tensor
+from ggplan.verification.exactness import prove
+from ggplan.verification.faults import HEADER, Fault
+from ggplan.verification.workers import Progress, each
+
+if TYPE_CHECKING:
+    from ggplan.planning import Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What was found.
+
+    Attributes
+    ----------
+    files
+        The file, or those of its split set.
+    n_tensors, n_bytes
+        What was read.
+    manifest
+        The manifest that the checksums were compared with; None where there is none.
+    faults
+        All that is wrong, in the order of the file; empty for a sound file.
+    errors
+        Against a checkpoint: each tensor's error, worst first; else empty.
+    not_compared
+        Against a checkpoint: tensors of types that ggplan does not decode.
+    proven
+        Whether the bytes were compared with those the plan encodes (and are equal if there is no fault).
+    """
+
+    files: tuple[Path, ...]
+    n_tensors: int
+    n_bytes: int
+    manifest: Path | None
+    faults: tuple[Fault, ...]
+    errors: tuple[TensorError, ...] = ()
+    not_compared: tuple[str, ...] = ()
+    proven: bool = False
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.faults
+
+
+def verify(
+    path: str | Path,
+    *,
+    against: Model | None = None,
+    plan: Plan | None = None,
+    manifest: str | Path | None = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Verification:
+    """Verify a GGUF file, or the split set it belongs to.
+
+    Parameters
+    ----------
+    against
+        The checkpoint it was made from: each tensor's error is measured.
+    plan
+        The plan it was made by (`plan_again` makes it anew): every byte is compared with what it encodes.
+    manifest
+        Checksums of the tensors; by default those that `convert` wrote beside the file, where they exist.
+    threads
+        Threads that read; by default one for each CPU this process may use.
+    progress
+        Told of every piece of data checked.
+
+    Raises
+    ------
+    CheckpointError
+        If the file or the manifest cannot be opened; what is wrong inside the file is a fault, not an error.
+    """
+    path = Path(path)
+    file_size(path)
+    try:
+        headers = read_set(path)
+        written = open_gguf(path)
+    except CheckpointError as error:
+        fault = Fault(HEADER, "header", error.message, path.name)
+        return Verification((path,), 0, 0, None, (fault,))
+    sums = find_manifest(headers, None if manifest is None else Path(manifest))
+    faults = [fault for header in headers for fault in check_frame(header)]
+    work = ((header, record) for header in headers for record in header.tensors)
+    contents: list[TensorContents] = []
+    for found in each(work, lambda pair: check_tensor(*pair, progress), threads):
+        faults += found.faults
+        contents.append(found)
+    if sums is not None:
+        faults += checksum_faults(sums, headers, contents)
+    errors: tuple[TensorError, ...] = ()
+    skipped: tuple[str, ...] = ()
+    if against is not None:
+        measured, more, unread = compare(written, against, threads, progress)
+        errors, skipped = tuple(measured), tuple(unread)
+        faults += more
+    if plan is not None:
+        faults += prove(written, plan, threads, progress)
+    return Verification(
+        files=tuple(header.path for header in headers),
+        n_tensors=len(contents),
+        n_bytes=sum(found.record.n_bytes for found in contents),
+        manifest=None if sums is None else sums.path,
+        faults=tuple(faults),
+        errors=errors,
+        not_compared=skipped,
+        proven=plan is not None,
+    )
