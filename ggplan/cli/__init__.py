@@ -18,6 +18,7 @@ from ggplan import __version__
 from ggplan.cli.convert import convert_command
 from ggplan.cli.demo import demo_command
 from ggplan.cli.inspect import inspect_command
+from ggplan.cli.measure import measure_command
 from ggplan.cli.plan import plan_command
 from ggplan.cli.types import types_command
 from ggplan.cli.verify import verify_command
@@ -54,6 +55,7 @@ cli.add_command(plan_command)
 cli.add_command(convert_command)
 cli.add_command(verify_command)
 cli.add_command(inspect_command)
+cli.add_command(measure_command)
 cli.add_command(types_command)
 cli.add_command(demo_command)
 

@@ -178,7 +178,7 @@ def build() -> str:
     MeasureError
         If llama-cpp-python is missing.
     """
-    return f"llama-cpp-python {_llama_cpp().__version__}"
+    return str(_llama_cpp().__version__)
 
 
 def is_installed() -> bool:

@@ -69,6 +69,6 @@ def _pairs_of_texts(quantization: Quantization) -> list[tuple[Measurement, Measu
 
 
 def _lead(a: Measurement, b: Measurement, metric: str) -> tuple[float, float]:
-    """The difference a - b and its error, taking the two as independent: an upper bound for paired measurements."""
+    """The difference a - b, and its error as if the two were independent: an upper bound for paired ones."""
     x, y = a.metrics[metric], b.metrics[metric]
     return x.value - y.value, ((x.error or 0.0) ** 2 + (y.error or 0.0) ** 2) ** 0.5
