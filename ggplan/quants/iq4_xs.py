@@ -72,6 +72,7 @@ def _encode(source: Any, importance: Any, out: Any) -> None:
     errors = new_floats(TILE_SIZE)
     terms = new_floats(5 * TILE_SIZE)
     scales = new_floats(_COUNT * TILE)
+    integers = new_integers(_COUNT * TILE)
     block = new_integers(_BYTES * TILE)
     energy = splat(_ZERO, TILE)
     count = source.size // SUPERBLOCK
@@ -90,13 +91,14 @@ def _encode(source: Any, importance: Any, out: Any) -> None:
             else:
                 weigh_by_square(sub_blocks, errors)
             store(scales, at, best_scales(sub_blocks, errors, terms))
-        _pack(tile, scales, block)
+        d = _round_scales(scales, integers)
+        pack(tile, d, integers, block)
         store_blocks(block, _BYTES, out, first)
 
 
 @inline
-def _pack(tile: Any, scales: Any, block: Any) -> None:
-    """Round the scales, then the weights by the rounded scales, and write all to `block`."""
+def _round_scales(scales: Any, integers: Any) -> Any:
+    """Give the scale of largest magnitude the integer -32, the others their share; return their scale."""
     extreme = splat(_ZERO, TILE)
     largest = splat(_ZERO, TILE)
     for j in range(_COUNT):
@@ -105,15 +107,24 @@ def _pack(tile: Any, scales: Any, block: Any) -> None:
         largest = select(larger, absolute(scale), largest)
         extreme = select(larger, scale, extreme)
     d = -extreme / np.float32(32)
+    inverse = _inverse_or_zero(d)
+    for j in range(_COUNT):
+        integer = nearest(inverse * load(scales, j * TILE, TILE))
+        store(integers, j * TILE, maximum(minimum(integer, 31), -32))
+    return d
+
+
+@inline
+def pack(tile: Any, d: Any, integers: Any, block: Any) -> None:
+    """Write the blocks of scales from -32 to 31 and their scale `d`, by which weights are rounded."""
     half = halves_of(d)
     store(block, 0 * TILE, half)
     store(block, 1 * TILE, half >> 8)
 
-    inverse = _inverse_or_zero(d)
     high_bits = splat(0, TILE)
     low_bits = splat(0, TILE)
     for j in range(_COUNT):
-        integer = maximum(minimum(nearest(inverse * load(scales, j * TILE, TILE)), 31), -32)
+        integer = load(integers, j * TILE, TILE)
         stored = integer + 32
         high_bits = high_bits | ((stored >> 4) << (2 * j))
         low_bits = low_bits | ((stored & 15) << (4 * j))

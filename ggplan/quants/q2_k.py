@@ -99,15 +99,15 @@ def _encode(
         else:
             d = scales_by_largest(fit.scale, _COUNT, _LARGEST_SCALE, scales)
             dmin = scales_by_largest(fit.offset, _COUNT, _LARGEST_SCALE, mins)
-        _pack_scales(d, dmin, scales, mins, block, fit)
+        pack_scales(d, dmin, scales, mins, block, fit)
         for j in range(_COUNT):
             requantize(tile, tile, fit, j, _SIZE, 0, 3, levels)
-        _pack_levels(levels, block)
+        pack_levels(levels, block)
         store_blocks(block, _BYTES, out, first)
 
 
 @inline
-def _pack_scales(d: Any, dmin: Any, scales: Any, mins: Any, block: Any, fit: Any) -> None:
+def pack_scales(d: Any, dmin: Any, scales: Any, mins: Any, block: Any, fit: Any) -> None:
     """Write scales, d and dmin, and let `fit` have the scales and offsets that a reader will find in them."""
     d = halves_of(d)
     dmin = halves_of(dmin)
@@ -126,7 +126,8 @@ def _pack_scales(d: Any, dmin: Any, scales: Any, mins: Any, block: Any, fit: Any
 
 
 @inline
-def _pack_levels(levels: Any, block: Any) -> None:
+def pack_levels(levels: Any, block: Any) -> None:
+    """Write all levels."""
     for half in range(2):
         for i in range(32):
             at = (128 * half + i) * TILE

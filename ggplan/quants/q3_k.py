@@ -92,7 +92,7 @@ def _encode(source: Any, importance: Any, out: Any) -> None:
             store(fit.kept_scale, at, splat(_ONE, WIDTH))
             store(fit.kept_offset, at, splat(_ZERO, WIDTH))
         d = _divide_by_largest(fit.scale, scales)
-        _pack(tile, kept_levels, d, scales, fit, levels, block)
+        pack(tile, kept_levels, d, scales, fit, levels, block)
         store_blocks(block, _BYTES, out, first)
 
 
@@ -132,7 +132,7 @@ def _encode_with_importance(source: Any, importance: Any, out: Any) -> None:
             level = nearest((load(fit.scale, j * TILE, TILE) + kept_offset) * kept_scale)
             level = maximum(minimum(level, 31), -32)
             store(scales, j * TILE, select(kept_offset == _ZERO, level, -32))  # scales may be nan
-        _pack(tile, tile, d, scales, fit, levels, block)
+        pack(tile, tile, d, scales, fit, levels, block)
         store_blocks(block, _BYTES, out, first)
 
 
@@ -204,7 +204,7 @@ def _divide_by_largest(values: Any, levels: Any) -> Any:
 
 
 @inline
-def _pack(tile: Any, kept_tile: Any, d: Any, scales: Any, fit: Any, levels: Any, block: Any) -> None:
+def pack(tile: Any, kept_tile: Any, d: Any, scales: Any, fit: Any, levels: Any, block: Any) -> None:
     """Write the block of scales from -32 to 31, their scale `d`, and the levels that follow from them."""
     d = halves_of(d)
     store(block, 108 * TILE, d)

@@ -123,15 +123,15 @@ def _encode(
         else:
             d = scales_by_largest(fit.scale, _COUNT, _LARGEST_SCALE, scales)
             dmin = scales_by_largest(fit.offset, _COUNT, _LARGEST_SCALE, mins)
-        _pack_scales(d, dmin, scales, mins, ceiling, block, fit)
+        pack_scales(d, dmin, scales, mins, ceiling, block, fit)
         for j in range(_COUNT):
             requantize(tile, tile, fit, j, _SIZE, 0, highest, levels)
         if highest == 15:
-            _pack_levels(levels, block, 16)
+            pack_levels(levels, block, 16)
             store_blocks(block, _Q4_BYTES, out, first)
         else:
-            _pack_fifth_bits(levels, block)
-            _pack_levels(levels, block, 48)
+            pack_fifth_bits(levels, block)
+            pack_levels(levels, block, 48)
             store_blocks(block, _Q5_BYTES, out, first)
 
 
@@ -148,7 +148,7 @@ def _weigh_by_size(tile: Any, start: Any, weight: Any) -> None:
 
 
 @inline
-def _pack_scales(d: Any, dmin: Any, scales: Any, mins: Any, ceiling: Any, block: Any, fit: Any) -> None:
+def pack_scales(d: Any, dmin: Any, scales: Any, mins: Any, ceiling: Any, block: Any, fit: Any) -> None:
     """Write the first 16 bytes, and let `fit` have the scales and offsets that a reader will find in them."""
     d = halves_of(d)
     dmin = halves_of(dmin)
@@ -181,7 +181,8 @@ def _pack_pair(integers: Any, j: Any, ceiling: Any, block: Any, byte: Any, unit:
 
 
 @inline
-def _pack_fifth_bits(levels: Any, block: Any) -> None:
+def pack_fifth_bits(levels: Any, block: Any) -> None:
+    """Write q5_K's qh."""
     for i in range(_SIZE):
         bits = splat(0, TILE)
         for j in range(_COUNT):
@@ -190,7 +191,7 @@ def _pack_fifth_bits(levels: Any, block: Any) -> None:
 
 
 @inline
-def _pack_levels(levels: Any, block: Any, byte: Any) -> None:
+def pack_levels(levels: Any, block: Any, byte: Any) -> None:
     """Write the lower four bits of all levels from `byte` on."""
     for j in range(0, _COUNT, 2):
         for i in range(_SIZE):

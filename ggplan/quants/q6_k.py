@@ -71,6 +71,7 @@ def _encode(source: Any, importance: Any, out: Any) -> None:
     tile = new_floats(SUPERBLOCK * TILE)
     weight = new_floats(SUPERBLOCK * TILE)
     scratch = new_floats(_SIZE * WIDTH)
+    scales = new_integers(_COUNT * TILE)
     levels = new_integers(SUPERBLOCK * TILE)
     block = new_integers(_BYTES * TILE)
     fit = new_fit()
@@ -93,10 +94,11 @@ def _encode(source: Any, importance: Any, out: Any) -> None:
             store(fit.offset, at, splat(_ZERO, WIDTH))
             store(fit.kept_scale, at, kept_scale)
             store(fit.kept_offset, at, kept_offset)
-        nothing = _pack_scales(fit, block)
+        d, nothing = _round_scales(fit.scale, scales)
+        pack_scales(d, scales, block, fit)
         for j in range(_COUNT):
             requantize(tile, tile, fit, j, _SIZE, _LOWEST, _HIGHEST, levels)
-        _pack_levels(levels, block)
+        pack_levels(levels, block)
         if any_lane(nothing):
             for byte in range(_BYTES):
                 store(block, byte * TILE, select(nothing, 0, load(block, byte * TILE, TILE)))
@@ -104,24 +106,35 @@ def _encode(source: Any, importance: Any, out: Any) -> None:
 
 
 @inline
-def _pack_scales(fit: Any, block: Any) -> Any:
-    """Write scales and d, let `fit` have the scales they stand for; return which superblocks are nothing."""
-    extreme, magnitude = find_extreme(fit.scale, 0, _COUNT, TILE)
+def _round_scales(values: Any, scales: Any) -> Any:
+    """Give the scale of largest magnitude the integer -128, the others their share.
+
+    Returns the scale of the integers, and which superblocks are nothing.
+    """
+    extreme, magnitude = find_extreme(values, 0, _COUNT, TILE)
     inverse = _LOWEST_SCALE / extreme
-    d = halves_of(_ONE / inverse)
+    for j in range(_COUNT):
+        integer = minimum(nearest(inverse * load(values, j * TILE, TILE)), 127)
+        store(scales, j * TILE, (integer << 24) >> 24)
+    return _ONE / inverse, magnitude < NOTHING
+
+
+@inline
+def pack_scales(d: Any, scales: Any, block: Any, fit: Any) -> None:
+    """Write scales and d, and let `fit` have the scales that a reader will find in them."""
+    d = halves_of(d)
     store(block, 208 * TILE, d)
     store(block, 209 * TILE, d >> 8)
     d = floats_of(d)
     for j in range(_COUNT):
-        integer = minimum(nearest(inverse * load(fit.scale, j * TILE, TILE)), 127)
-        integer = (integer << 24) >> 24
+        integer = load(scales, j * TILE, TILE)
         store(block, (192 + j) * TILE, integer)
         store(fit.scale, j * TILE, d * float_of(integer))
-    return magnitude < NOTHING
 
 
 @inline
-def _pack_levels(levels: Any, block: Any) -> None:
+def pack_levels(levels: Any, block: Any) -> None:
+    """Write all levels, from 0 to 63."""
     for half in range(2):
         for i in range(32):
             at = (128 * half + i) * TILE
