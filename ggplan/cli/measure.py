@@ -46,7 +46,7 @@ Examples:
 @click.option(
     "--engine",
     metavar="PATH",
-    help="A llama-perplexity, or `embedded` (llama-cpp-python) [default: the one on the PATH, else embedded].",
+    help="A llama-perplexity, or `embedded` (llama-cpp-python) [default: one on the PATH, else embedded].",
 )
 @click.option("--engine-args", default="", metavar="ARGS", help="Passed on to llama-perplexity.")
 @click.option("-t", "--threads", type=click.IntRange(min=1), help="Threads of the engine.")
@@ -78,8 +78,10 @@ def measure_command(
     if parse:
         from ggplan.measure.parsing import parse_files
 
-        found = parse_files([Path(f) for f in files], model_name=model_name)
-        _finish(found, record, as_json)
+        for found in _one_model(
+            parse_files([Path(f) for f in files], model_name=model_name), record, as_json
+        ):
+            _finish(found, record, as_json)
         return
     if text is None:
         raise click.UsageError("--text is missing: the text to measure on")
@@ -108,6 +110,17 @@ def _usage_errors() -> Iterator[None]:
         yield
     except ValueError as error:
         raise click.UsageError(f"--engine-args: {error}") from error
+
+
+def _one_model(records: list[Record], record: str | None, as_json: bool) -> list[Record]:
+    """The records, which must be one where they are to become one file or one JSON object."""
+    from ggplan.errors import MeasureError
+    from ggplan.text import printable
+
+    if len(records) > 1 and (record or as_json):
+        names = ", ".join(printable(r.model.name) for r in records[:6])
+        raise MeasureError(f"these are of several models ({names})", hint="choose one with --model-name")
+    return records
 
 
 def _largest(files: tuple[str, ...]) -> str:
@@ -288,5 +301,6 @@ def _print_guards(result: Result, texts: list[TextFile]) -> None:
         how = "" if found.certain else ", though not by two standard errors"
         click.echo(
             f"warning: {printable(found.better_chosen)} wins on the text of choice, but"
-            f" {printable(found.better_held_out)} on the held-out one{how}: the choice may be tuned to the text"
+            f" {printable(found.better_held_out)} on the held-out one{how}:"
+            " the choice may be tuned to the text"
         )

@@ -36,7 +36,7 @@ NAME = "llama-perplexity"
 Progress = Callable[[int, int], None]
 """Called with the number of chunks done and the number of all."""
 
-_FINAL = re.compile(rb"Final estimate: PPL = ([0-9.]+) \+/- ([0-9.]+)")
+_FINAL = re.compile(rb"Final estimate: PPL[^=\r\n]{0,60}= ([0-9.]+) \+/- ([0-9.]+)")
 _BUILD = re.compile(rb"version: ([^\r\n]{1,80})")
 _CRASHES = (-4, -11, 132, 139)
 _ATTEMPTS = 3
