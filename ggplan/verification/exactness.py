@@ -8,7 +8,7 @@ checkpoint and this recipe went into the file: no weight was changed on the way,
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from ggplan.conversion.encoding import encode_chunk
 from ggplan.errors import CheckpointError, PlanError
 from ggplan.metadata import Metadata
 from ggplan.model import Model, TensorInfo
-from ggplan.planning import FallbackTable, Plan, make_plan
+from ggplan.planning import FallbackTable, Nonfinite, Plan, make_plan
 from ggplan.rules import Recipe, parse_recipe
 from ggplan.text import printable
 from ggplan.verification.faults import HEADER, Fault
@@ -69,7 +69,8 @@ def plan_again(
         source,
         recipe or _recorded_recipe(written, shown),
         imatrix=imatrix,
-        fallback=fallback or _recorded_fallback(written.metadata),
+        fallback=fallback or _recorded(written.metadata, "ggplan.fallback", FallbackTable, "llama.cpp"),
+        nonfinite=_recorded(written.metadata, "ggplan.nonfinite", Nonfinite, "refuse"),
     )
 
 
@@ -144,12 +145,10 @@ def _recorded_recipe(written: Model, shown: str) -> Recipe | None:
     return parse_recipe(text, text_of(written.metadata, _NAME) or "recipe")
 
 
-def _recorded_fallback(metadata: Metadata) -> FallbackTable:
-    recorded = text_of(metadata, "ggplan.fallback")
-    for name in get_args(FallbackTable):
-        if name == recorded:
-            return name  # type: ignore[no-any-return]
-    return "llama.cpp"
+def _recorded(metadata: Metadata, key: str, choices: Any, default: str) -> Any:
+    """What is recorded under a key, if it is one of the choices of a `Literal`."""
+    found = text_of(metadata, key)
+    return found if found in get_args(choices) else default
 
 
 def text_of(metadata: Metadata, key: str) -> str | None:
