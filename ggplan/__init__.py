@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from ggplan.rules import Recipe as Recipe
     from ggplan.rules import load_recipe as load_recipe
     from ggplan.rules import parse_recipe as parse_recipe
+    from ggplan.stock import find_mix as find_mix
 
 _HOME = {
     "convert": "ggplan.conversion",
@@ -54,6 +55,7 @@ _HOME = {
     "Recipe": "ggplan.rules",
     "load_recipe": "ggplan.rules",
     "parse_recipe": "ggplan.rules",
+    "find_mix": "ggplan.stock",
 }
 
 __all__ = ["__version__", *_HOME]

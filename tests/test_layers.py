@@ -22,8 +22,12 @@ ALLOWED = {
     "arch": {"errors", "text", "ggml_types", "metadata", "model", "sources"},
     "opening": {"errors", "text", "model", "sources", "arch"},
     "rules": {"errors", "text", "ggml_types"},
-    "planning": {"", "errors", "text", "ggml_types", "metadata", "model", "rules", "imatrix"},
-    "conversion": {"errors", "text", "ggml_types", "model", "planning", "quants"},
+    "stock": {"errors", "text", "ggml_types", "metadata", "model"},
+    "recovering": {"text", "ggml_types"},
+    "planning": {
+        "", "errors", "text", "ggml_types", "metadata", "model", "rules", "imatrix", "stock", "recovering",
+    },
+    "conversion": {"", "errors", "text", "ggml_types", "model", "sources", "planning", "quants"},
     "verification": {
         "", "errors", "text", "ggml_types", "metadata", "model", "sources", "opening", "rules", "imatrix",
         "planning", "conversion", "quants",

@@ -17,6 +17,7 @@ _EPILOG = """\b
 Examples:
   ggplan convert GLM-4.5-Air air-hq4_k.gguf -r glm4moe/hq4_k
   ggplan convert air-bf16.gguf air.gguf -r my.recipe --imatrix air.imatrix.gguf --threads 8
+  ggplan convert my-model model-Q4_K_M.gguf -r Q4_K_M   llama-quantize's types and bytes
   ggplan convert my-model model-bf16.gguf               every tensor keeps its type
   ggplan convert my-model out.gguf -r my.recipe --pre llama-bpe
 """
@@ -35,6 +36,7 @@ def convert_command(
     model: str,
     output: str,
     recipe_name: str | None,
+    pure: bool,
     imatrix_path: str | None,
     fallback: FallbackTable,
     nonfinite: Nonfinite,
@@ -53,7 +55,7 @@ def convert_command(
     from ggplan.cli.output import print_diagnostics, print_json
     from ggplan.cli.planned import plan_from
 
-    plan = plan_from(model, recipe_name, imatrix_path, fallback, strict, pre, nonfinite)
+    plan = plan_from(model, recipe_name, imatrix_path, fallback, strict, pre, nonfinite, pure)
     print_diagnostics(plan, quiet=quiet)
     result = run_conversion(plan, output, threads, allow_requantize, force, quiet)
     if as_json:

@@ -15,7 +15,11 @@ def planning_options(command: _Command) -> _Command:
     options = (
         click.option(
             "-r", "--recipe", "recipe_name", metavar="RECIPE",
-            help="A recipe file, or the name of a shipped one (glm4moe/hq4_k). Default: keep all types.",
+            help="A recipe file, the name of a shipped one (glm4moe/hq4_k), or one of llama-quantize's mixes "
+            "(Q4_K_M). Default: keep all types.",
+        ),
+        click.option(
+            "--pure", is_flag=True, help="With a mix: its own type for every tensor, more bits for none."
         ),
         click.option(
             "--imatrix", "imatrix_path", type=click.Path(), metavar="FILE",

@@ -16,6 +16,7 @@ Examples:
   ggplan plan GLM-4.5-Air -r glm4moe/hq4_k              size and bpw by class and by type
   ggplan plan air.gguf -r my.recipe --tensors           every tensor, and the rule that chose its type
   ggplan plan air.map -r my.recipe --json | jq .totals  from an inventory, for a program
+  ggplan plan GLM-4.5-Air -r Q4_K_M                     what llama-quantize would make of it
   ggplan plan GLM-4.5-Air -r my.recipe --strict         fail if any shape needs a fallback
 """
 
@@ -29,6 +30,7 @@ Examples:
 def plan_command(
     model: str,
     recipe_name: str | None,
+    pure: bool,
     imatrix_path: str | None,
     fallback: FallbackTable,
     nonfinite: Nonfinite,
@@ -46,7 +48,7 @@ def plan_command(
     from ggplan.cli.output import print_diagnostics, print_plan, print_table
     from ggplan.cli.planned import plan_from
 
-    plan = plan_from(model, recipe_name, imatrix_path, fallback, strict, pre, nonfinite)
+    plan = plan_from(model, recipe_name, imatrix_path, fallback, strict, pre, nonfinite, pure)
     if output or as_json:
         import json
         from pathlib import Path

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import click
+
 if TYPE_CHECKING:
     from ggplan.planning import FallbackTable, Nonfinite, Plan
+    from ggplan.rules import Recipe
+    from ggplan.stock import Mix
 
 
 def plan_from(
@@ -16,13 +20,13 @@ def plan_from(
     strict: bool,
     pre: str | None,
     nonfinite: Nonfinite = "refuse",
+    pure: bool = False,
 ) -> Plan:
     """Open the model, load recipe and imatrix, and plan."""
     from ggplan.opening import open_model
     from ggplan.planning import make_plan
-    from ggplan.rules import load_recipe
 
-    recipe = load_recipe(recipe_name) if recipe_name else None
+    recipe = recipe_or_mix(recipe_name, pure=pure)
     model = open_model(model_path, pre=pre)
     imatrix = None
     if imatrix_path:
@@ -30,3 +34,18 @@ def plan_from(
 
         imatrix = load_imatrix(imatrix_path)
     return make_plan(model, recipe, imatrix=imatrix, fallback=fallback, strict=strict, nonfinite=nonfinite)
+
+
+def recipe_or_mix(name: str | None, *, pure: bool = False) -> Recipe | Mix | None:
+    """The recipe file, the shipped recipe or the stock mix of this name; a file goes before a mix."""
+    from pathlib import Path
+
+    from ggplan.rules import load_recipe
+    from ggplan.stock import find_mix
+
+    mix = find_mix(name) if name and not Path(name).exists() else None
+    if mix is not None:
+        return mix.purely() if pure else mix
+    if pure:
+        raise click.UsageError("--pure belongs to one of llama-quantize's mixes, such as -r Q4_K_M")
+    return load_recipe(name) if name else None

@@ -13,6 +13,7 @@ from ggplan.planning.decisions import Decision
 from ggplan.planning.fallback import remainder
 from ggplan.planning.importance import entry_of, uses_imatrix
 from ggplan.rules import Choice, Diagnostic, Recipe, Severity, dead_rules, shadowed_rules
+from ggplan.stock import Mix, needs_imatrix
 from ggplan.text import printable
 
 if TYPE_CHECKING:
@@ -86,6 +87,15 @@ def about_imatrix(decisions: Sequence[Decision], imatrix: Imatrix | None) -> tup
         message = f"{_some(missing)}: no entry in {file}; encoded without importance"
         found.insert(0, _plain("GP206", "warning", message))
     return tuple(found)
+
+
+def about_needed_imatrix(mix: Mix, decisions: Sequence[Decision]) -> tuple[Diagnostic, ...]:
+    """An error where llama-quantize would refuse the mix for want of an imatrix."""
+    needing = [d for d in decisions if d.protected is None and needs_imatrix(mix, d.tensor.name, d.type)]
+    if not needing:
+        return ()
+    message = f"{_some(needing)}: {mix.name} needs an imatrix for {needing[0].type.name}"
+    return (_plain("GP204", "error", message, "give one with --imatrix, or choose a mix of more bits"),)
 
 
 def about_types(decisions: Sequence[Decision]) -> tuple[Diagnostic, ...]:

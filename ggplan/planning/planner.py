@@ -9,12 +9,14 @@ from ggplan.errors import PlanError
 from ggplan.model import Model
 from ggplan.planning import findings
 from ggplan.planning.decisions import Decision, decide, n_dimensions
+from ggplan.planning.derived import recipe_of_mix
 from ggplan.planning.fallback import FallbackTable
 from ggplan.planning.layout import file_order, place
 from ggplan.planning.plan import Nonfinite, Plan, PlannedTensor
 from ggplan.planning.provenance import output_metadata
 from ggplan.planning.roles import role_of
 from ggplan.rules import Diagnostic, Recipe
+from ggplan.stock import Mix
 
 if TYPE_CHECKING:
     from ggplan.imatrix import Imatrix
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
 def make_plan(
     model: Model,
-    recipe: Recipe | None = None,
+    recipe: Recipe | Mix | None = None,
     *,
     imatrix: Imatrix | None = None,
     fallback: FallbackTable = "llama.cpp",
@@ -34,7 +36,8 @@ def make_plan(
     Parameters
     ----------
     recipe
-        Without one every tensor keeps its type: the plan of a plain conversion.
+        Without one every tensor keeps its type: the plan of a plain conversion. A stock mix (see
+        `ggplan.stock`) becomes the recipe that gives this model the mix's types.
     imatrix
         Importance of each column, for the encoders that use it.
     fallback
@@ -52,6 +55,9 @@ def make_plan(
     ImatrixError
         If an entry of the imatrix does not have its tensor's size.
     """
+    mix = recipe if isinstance(recipe, Mix) else None
+    if isinstance(recipe, Mix):
+        recipe = recipe_of_mix(recipe, model, has_imatrix=imatrix is not None)
     tensors = sorted(model.tensors, key=lambda t: file_order(t.name))
     decisions = decide(tensors, recipe, fallback)
     if strict:
@@ -75,6 +81,8 @@ def make_plan(
     diagnostics: tuple[Diagnostic, ...] = findings.about_imatrix(decisions, imatrix)
     if recipe is not None:
         diagnostics = findings.about_rules(model, recipe, decisions) + diagnostics
+    if mix is not None and imatrix is None:
+        diagnostics += findings.about_needed_imatrix(mix, decisions)
     weights_by_type = ((d.type, d.tensor.n_weights) for d in decisions)
     return Plan(
         model=model,

@@ -9,6 +9,7 @@ from ggplan import __version__
 from ggplan.ggml_types import GgmlType
 from ggplan.metadata import Metadata, string, uint32
 from ggplan.rules import Recipe
+from ggplan.stock import PURE, find_mix
 
 if TYPE_CHECKING:
     from ggplan.imatrix import Imatrix
@@ -55,7 +56,10 @@ def output_metadata(
     for type_, n_weights in weights_by_type:
         totals[type_.name] = totals.get(type_.name, 0) + n_weights
     largest = max(totals, key=lambda name: totals[name], default="f32")
-    if largest in _FILE_TYPES:
+    mix = find_mix(recipe.name.removesuffix(PURE)) if recipe is not None else None
+    if mix is not None:
+        metadata["general.file_type"] = uint32(mix.file_type)
+    elif largest in _FILE_TYPES:
         metadata["general.file_type"] = uint32(_FILE_TYPES[largest])
     if imatrix is not None:
         metadata["quantize.imatrix.file"] = string(imatrix.path.name)

@@ -47,6 +47,7 @@ CODES: dict[str, str] = {
     "GP201": "a shape forbids the type",
     "GP202": "a protected tensor is passed over",
     "GP203": "a protected tensor is forced",
+    "GP204": "the type needs an imatrix",
     "GP205": "a quantized tensor is quantized again",
     "GP206": "the imatrix does not know a tensor",
     "GP207": "the imatrix has no data for some experts",

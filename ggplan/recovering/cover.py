@@ -1,0 +1,313 @@
+r"""Find few rules that give each tensor its type.
+
+Tensors of one *kind* differ only in their layer (`attn_v.weight` of `blk.0` to `blk.46`). For each kind one
+answer is the base, given to all its layers by a last rule `\d+` or by `@default`; every other answer is an
+exception, a rule above that names layers. A recipe has then
+
+    one rule for each base answer  +  one for each set of exceptions that can share a pattern.
+
+Two exceptions with the same answer can share a pattern if the layers of neither are layers where the other's
+kind must have an answer that is still to come. Layers that a kind does not have, or that a rule above has
+decided, are free, so that sets of layers that look different often fit together. A kind of one answer may
+join an exception as a guest, where that saves the rule of its base.
+
+Which kinds share a rule is a clique cover, which greed solves well here (few answers, few different sets);
+which answer is the base is found by trying, kind by kind, until nothing gets shorter.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from ggplan.ggml_types import F32, GgmlType
+from ggplan.recovering.layers import layers_pattern, runs
+from ggplan.recovering.names import escape, names_pattern
+
+_BLOCK = re.compile(r"(.*?\bblk\.)(0|[1-9]\d{0,3})\.(.+)", re.ASCII | re.DOTALL)
+_PASSES = 4
+_LONGEST = 1_000  # characters of a pattern; a recipe allows no more
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A tensor and the type it shall get.
+
+    Attributes
+    ----------
+    protected
+        Whether only a forced rule gives it a type other than f32 (see `ggplan.planning.protection`).
+    """
+
+    name: str
+    type: GgmlType
+    protected: bool
+    n_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class CoverRule:
+    """One rule, and what it decides."""
+
+    pattern: str
+    type: GgmlType
+    forced: bool
+    n_tensors: int
+    n_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cover:
+    """Rules in their order, the type of `@default` (None: there is none), and what is left to it."""
+
+    rules: tuple[CoverRule, ...]
+    default: GgmlType | None
+    n_by_default: int
+    bytes_by_default: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What a rule says: a type, and whether it is forced on protected tensors."""
+
+    type: GgmlType
+    forced: bool
+
+    @property
+    def order(self) -> tuple[float, str, bool]:
+        """Most bits first."""
+        return -self.type.bits_per_weight, self.type.name, self.forced
+
+
+@dataclass(slots=True, eq=False)
+class _Kind:
+    """All tensors that differ only in their layer; `layers` are those with each answer, as bits."""
+
+    prefix: str
+    name: str
+    tensors: list[tuple[_Answer, Wanted]]
+    layers: dict[_Answer, int]
+    base: _Answer
+
+    def tensors_with(self, answer: _Answer) -> list[Wanted]:
+        """Its tensors with this answer."""
+        return [tensor for own, tensor in self.tensors if own == answer]
+
+    def takes(self, default: _Answer | None) -> bool:
+        """Whether `@default` saves the rule of its base."""
+        return self.base == default and not any(t.protected for t in self.tensors_with(self.base))
+
+
+@dataclass(slots=True, eq=False)
+class _Exception:
+    """Kinds that share an answer in some layers; in the `barred` ones an answer is still to come."""
+
+    prefix: str
+    answer: _Answer
+    needed: int
+    barred: int
+    kinds: list[_Kind]
+
+    def joins(self, other: _Exception) -> bool:
+        """Whether the two can share a pattern."""
+        return not (self.needed & other.barred or other.needed & self.barred)
+
+    def add(self, other: _Exception) -> None:
+        """Share the pattern with the other."""
+        self.needed |= other.needed
+        self.barred |= other.barred
+        self.kinds += other.kinds
+
+    def has_room_for(self, kind: _Kind) -> bool:
+        """Whether a kind of one answer fits in without a longer list of layers."""
+        layers = kind.layers[kind.base]
+        if len(kind.layers) > 1 or layers & self.barred:
+            return False
+        now = runs(self.needed, ~self.barred)
+        return len(runs(self.needed | layers, ~self.barred)) <= len(now)
+
+
+def cover(wanted: Iterable[Wanted], *, default: GgmlType | None = None) -> Cover:
+    """Find the rules.
+
+    Parameters
+    ----------
+    default
+        What `@default` shall say; without it the type that saves the most rules.
+    """
+    kinds, singles = _sorted_out(wanted)
+    _choose_bases(kinds)
+    chosen = _Answer(default, False) if default else _choose_default(kinds, singles)
+    exceptions, based = _arrange(kinds, chosen)
+    rules = [
+        *_rules_of_singles(singles, chosen),
+        *(rule for exception in exceptions for rule in _rules_of_exception(exception)),
+        *_rules_of_bases(based),
+    ]
+    left = [t for t in singles if _by_default(t, chosen)]
+    left += [t for kind in kinds if kind.takes(chosen) for t in kind.tensors_with(kind.base)]
+    return Cover(tuple(rules), chosen.type if chosen else None, len(left), sum(t.n_bytes for t in left))
+
+
+def _answer(tensor: Wanted) -> _Answer:
+    return _Answer(tensor.type, tensor.protected and tensor.type != F32)
+
+
+def _by_default(tensor: Wanted, default: _Answer | None) -> bool:
+    return not tensor.protected and _answer(tensor) == default
+
+
+def _sorted_out(wanted: Iterable[Wanted]) -> tuple[list[_Kind], list[Wanted]]:
+    """The kinds, each with its most frequent answer as base, and the tensors that stand in no block."""
+    kinds: dict[tuple[str, str], _Kind] = {}
+    singles = []
+    for tensor in wanted:
+        found = _BLOCK.fullmatch(tensor.name)
+        if found is None:
+            singles.append(tensor)
+            continue
+        answer = _answer(tensor)
+        kind = kinds.setdefault((found[1], found[3]), _Kind(found[1], found[3], [], {}, answer))
+        kind.tensors.append((answer, tensor))
+        kind.layers[answer] = kind.layers.get(answer, 0) | 1 << int(found[2])
+    for kind in kinds.values():
+        layers = kind.layers
+        kind.base = max(layers, key=lambda a, of=layers: (of[a].bit_count(), a.order))  # type: ignore[misc]
+    return [kinds[key] for key in sorted(kinds)], singles
+
+
+def _choose_bases(kinds: Sequence[_Kind]) -> None:
+    """Change bases while that saves rules; kinds with the same answers in the same layers change together."""
+    families: dict[tuple[str, frozenset[tuple[_Answer, int]]], list[_Kind]] = {}
+    for kind in kinds:
+        families.setdefault((kind.prefix, frozenset(kind.layers.items())), []).append(kind)
+    heads = [family[0] for family in families.values()]  # one of each stands for all
+    best = _cost(heads)
+    for _ in range(_PASSES):
+        before = best
+        for head in heads:
+            for answer in sorted(head.layers, key=lambda a: a.order):
+                old, head.base = head.base, answer
+                now = _cost(heads) if answer != old else best
+                if now < best:
+                    best = now
+                else:
+                    head.base = old
+        if best == before:
+            break
+    for family in families.values():
+        for kind in family:
+            kind.base = family[0].base
+
+
+def _cost(kinds: Sequence[_Kind]) -> tuple[int, int]:
+    """How many rules these bases need, and how long their lists of layers are."""
+    exceptions, based = _arrange(kinds, None)
+    n_rules = len(exceptions) + len({(k.prefix, k.base) for k in based})
+    return n_rules, sum(len(_layers(e.needed, e.barred)) for e in exceptions)
+
+
+@lru_cache(maxsize=4096)
+def _layers(needed: int, barred: int) -> str:
+    """The pattern of an exception's layers."""
+    return layers_pattern(runs(needed, ~barred)) if barred else r"\d+"
+
+
+def _arrange(kinds: Sequence[_Kind], default: _Answer | None) -> tuple[list[_Exception], list[_Kind]]:
+    """All exceptions in the order of their rules, and the kinds that need a rule for their base."""
+    answers = sorted({answer for kind in kinds for answer in kind.layers}, key=lambda a: a.order)
+    rank = {answer: i for i, answer in enumerate(answers)}
+    items: list[_Exception] = []
+    for kind in kinds:
+        barred = kind.layers[kind.base]
+        # From the last of its rules to the first: what comes later is barred to what comes before.
+        for answer in sorted(kind.layers, key=lambda a: rank[a], reverse=True):
+            if answer != kind.base:
+                needed = kind.layers[answer]
+                items.append(_Exception(kind.prefix, answer, needed, barred, [kind]))
+                barred |= needed
+    items.sort(key=lambda e: (rank[e.answer], e.prefix, -e.needed.bit_count()))
+    joined: dict[tuple[str, _Answer], list[_Exception]] = {}
+    for item in items:
+        groups = joined.setdefault((item.prefix, item.answer), [])
+        host = next((group for group in groups if group.joins(item)), None)
+        if host:
+            host.add(item)
+        else:
+            groups.append(item)
+    by_base: dict[tuple[str, _Answer], list[_Kind]] = {}
+    for kind in kinds:
+        if not kind.takes(default):
+            by_base.setdefault((kind.prefix, kind.base), []).append(kind)
+    based = []
+    for key, members in by_base.items():
+        hosts = [next((e for e in joined.get(key, ()) if e.has_room_for(kind)), None) for kind in members]
+        if None in hosts:
+            based += members
+            continue
+        for kind, host in zip(members, hosts, strict=True):
+            if host:
+                host.add(_Exception(kind.prefix, kind.base, kind.layers[kind.base], 0, [kind]))
+    return [group for groups in joined.values() for group in groups], based
+
+
+def _choose_default(kinds: Sequence[_Kind], singles: Sequence[Wanted]) -> _Answer | None:
+    """The answer whose rules `@default` saves: the most rules, then the most bytes."""
+    saved: dict[_Answer, list[int]] = {}
+    for answer in {k.base for k in kinds} | {_answer(t) for t in singles}:
+        own = [k for k in kinds if k.base == answer]
+        taken = [k for k in own if k.takes(answer)]
+        alone = [t for t in singles if _answer(t) == answer]
+        left = [t for t in alone if _by_default(t, answer)]
+        left += [t for k in taken for t in k.tensors_with(answer)]
+        if left and not answer.forced:
+            n_rules = len({k.prefix for k in own}) if len(own) == len(taken) else 0
+            n_rules += bool(alone) and all(not t.protected for t in alone)
+            saved[answer] = [n_rules, sum(t.n_bytes for t in left)]
+    return max(saved, key=lambda a: (*saved[a], a.order), default=None)
+
+
+def _rules_of_singles(singles: Sequence[Wanted], default: _Answer | None) -> list[CoverRule]:
+    groups: dict[_Answer, list[Wanted]] = {}
+    for tensor in singles:
+        if not _by_default(tensor, default):
+            groups.setdefault(_answer(tensor), []).append(tensor)
+    return [
+        rule
+        for answer in sorted(groups, key=lambda a: a.order)
+        for rule in _rules("", {t.name: [t] for t in groups[answer]}, answer)
+    ]
+
+
+def _rules_of_exception(exception: _Exception) -> list[CoverRule]:
+    layers = _layers(exception.needed, exception.barred)
+    return _block_rules(exception.prefix, layers, exception.kinds, exception.answer)
+
+
+def _rules_of_bases(kinds: Sequence[_Kind]) -> list[CoverRule]:
+    groups: dict[tuple[_Answer, str], list[_Kind]] = {}
+    for kind in kinds:
+        groups.setdefault((kind.base, kind.prefix), []).append(kind)
+    return [
+        rule
+        for answer, prefix in sorted(groups, key=lambda group: (group[0].order, group[1]))
+        for rule in _block_rules(prefix, r"\d+", groups[answer, prefix], answer)
+    ]
+
+
+def _block_rules(prefix: str, layers: str, kinds: Sequence[_Kind], answer: _Answer) -> list[CoverRule]:
+    by_name = {kind.name: kind.tensors_with(answer) for kind in kinds}
+    return _rules(rf"{escape(prefix)}{layers}\.", by_name, answer)
+
+
+def _rules(head: str, by_name: dict[str, list[Wanted]], answer: _Answer) -> list[CoverRule]:
+    """One rule for all these names; more where the pattern would be too long."""
+    names = sorted(by_name)
+    pattern = f"^{head}{names_pattern(names)}$"
+    if len(pattern) > _LONGEST and len(names) > 1:
+        halves = names[: len(names) // 2], names[len(names) // 2 :]
+        return [rule for half in halves for rule in _rules(head, {n: by_name[n] for n in half}, answer)]
+    tensors = [t for name in names for t in by_name[name]]
+    return [CoverRule(pattern, answer.type, answer.forced, len(tensors), sum(t.n_bytes for t in tensors))]

@@ -1,0 +1,45 @@
+"""The text of a recovered recipe: a heading, the rules in a column, and what each rule weighs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ggplan.recovering.cover import Cover
+from ggplan.text import format_bytes, printable
+
+_WIDEST = 76  # patterns longer than this do not push the column
+
+
+def write_recipe(found: Cover, *, name: str, architecture: str = "", heading: Sequence[str] = ()) -> str:
+    """The text of a recipe with these rules.
+
+    Parameters
+    ----------
+    name
+        For `@name`.
+    heading
+        Lines of comment at the top.
+    """
+    lines = [f"# {_inert(line)}".rstrip() for line in heading]
+    lines += ["@recipe 1", f"@name {_inert(name)}"]
+    if architecture:
+        lines.append(f"@arch {architecture}")
+    lines.append("")
+    width = max((len(r.pattern) for r in found.rules if len(r.pattern) <= _WIDEST), default=0)
+    sides = [f"{r.type.name}{'!' if r.forced else ''}" for r in found.rules]
+    right = max((len(side) for side in sides), default=0)
+    for rule, side in zip(found.rules, sides, strict=True):
+        lines.append(f"{rule.pattern:<{width}} = {side:<{right}}  # {_weight(rule.n_tensors, rule.n_bytes)}")
+    if found.default:
+        weight = _weight(found.n_by_default, found.bytes_by_default)
+        lines += ["", f"@default {found.default.name}  # {weight}"]
+    return "\n".join(lines) + "\n"
+
+
+def _weight(n_tensors: int, n_bytes: int) -> str:
+    return f"{n_tensors:,} tensor{'' if n_tensors == 1 else 's'}, {format_bytes(n_bytes)}"
+
+
+def _inert(text: str) -> str:
+    """`text` without anything that ends a line or begins a comment."""
+    return printable(text).replace("#", "")

@@ -1,0 +1,72 @@
+"""Every mix on every model of llama.cpp's snapshots gives the snapshot's types, by an ordinary recipe."""
+
+import lzma
+from functools import cache
+from pathlib import Path
+
+import pytest
+from snapshot_models import PUBLISHED
+
+from ggplan.ggml_types import BF16
+from ggplan.planning import make_plan
+from ggplan.planning.protection import protected_reason
+from ggplan.stock import MIXES, find_mix
+
+SNAPSHOTS = Path(__file__).parent.parent / "data" / "snapshots"
+N_SECTIONS = 33  # all mixes but q1_0 and q2_0, which are younger than the snapshots
+
+
+@cache
+def snapshot(model: str) -> dict[str, tuple[str, dict[str, str]]]:
+    """By mix the type of most tensors, and the tensors with another type."""
+    sections: dict[str, tuple[str, dict[str, str]]] = {}
+    others: dict[str, str] = {}
+    text = lzma.decompress((SNAPSHOTS / f"{model}.schema.xz").read_bytes()).decode("utf-8")
+    for line in text.splitlines():
+        if line.startswith("["):
+            name, _, default = line[1:].partition("] ")
+            others = {}
+            sections[name] = (default, others)
+        elif line and not line.startswith("#"):
+            tensor, _, type_ = line.rpartition(" ")
+            others[tensor] = type_
+    return sections
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_all_mixes_equal_the_snapshot(name: str) -> None:
+    model = PUBLISHED[name].model()
+    sections = snapshot(name)
+    assert len(sections) == N_SECTIONS
+    names = {t.name for t in model.tensors}
+    for mix_name, (default, others) in sections.items():
+        assert others.keys() <= names
+        mix = find_mix(mix_name)
+        assert mix is not None
+        assert mix.type.name == default
+        plan = make_plan(model, mix)
+        expected = {
+            t.name: others.get(t.name, default)
+            for t in plan.tensors
+            if protected_reason(t.name, len(t.tensor.shape)) is None
+        }
+        assert {t.name: t.type.name for t in plan.tensors if t.name in expected} == expected, mix_name
+        assert all(t.type == t.tensor.type for t in plan.tensors if t.name not in expected)
+        assert plan.recipe is not None
+        assert plan.recipe.name == mix_name
+        assert len(plan.recipe.rules) <= 7
+        assert plan.metadata["general.file_type"].decode() == mix.file_type
+        assert {d.code for d in plan.diagnostics} <= {"GP204", "GP208"}
+
+
+@pytest.mark.parametrize("name", ["glm-4.6v", "qwen3-14b"])
+def test_pure_mixes_give_one_type_and_its_fallbacks(name: str) -> None:
+    model = PUBLISHED[name].model()
+    for mix in MIXES:
+        if mix.name == "Q1_0" and name == "glm-4.6v":
+            continue  # rows of 10944 are not whole blocks of 128, and there is no fallback
+        plan = make_plan(model, mix.purely())
+        for t in plan.tensors:
+            if t.tensor.type == BF16 and mix.type.fits(t.tensor.n_columns):
+                assert t.type == mix.type
+        assert plan.metadata["general.file_type"].decode() == mix.file_type
