@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ggplan.cli.options import planning_options
+from ggplan.cli.sizes import ByteCount
 
 if TYPE_CHECKING:
     from ggplan.conversion import ConversionResult
+    from ggplan.model import Model
     from ggplan.planning import FallbackTable, Nonfinite, Plan
 
 _EPILOG = """\b
@@ -20,6 +22,9 @@ Examples:
   ggplan convert my-model model-Q4_K_M.gguf -r Q4_K_M   llama-quantize's types and bytes
   ggplan convert my-model model-bf16.gguf               every tensor keeps its type
   ggplan convert my-model out.gguf -r my.recipe --pre llama-bpe
+  ggplan convert my-model out.gguf -r my.recipe --split-max-size 48G
+
+Stopped by Ctrl-C, a full disk or a power cut? Give the same command again: it goes on where it stopped.
 """
 
 
@@ -29,7 +34,37 @@ Examples:
 @planning_options
 @click.option("-t", "--threads", type=click.IntRange(min=1), help="Threads [default: one per CPU].")
 @click.option("--allow-requantize", is_flag=True, help="Encode tensors that are quantized already.")
-@click.option("--force", is_flag=True, help="Replace OUTPUT if it exists.")
+@click.option(
+    "--memory",
+    type=ByteCount(1024),
+    default="1G",
+    show_default=True,
+    metavar="SIZE",
+    help="Memory for weights in flight, besides the program's own.",
+)
+@click.option(
+    "--split-max-size",
+    "split_max_bytes",
+    type=ByteCount(1000),
+    metavar="SIZE",
+    help="Write OUTPUT-00001-of-N.gguf and so on, each with at most so many bytes of tensors (48G, 500M).",
+)
+@click.option(
+    "--split-max-tensors",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="The same, each with at most N tensors.",
+)
+@click.option(
+    "--split-like",
+    metavar="MODEL",
+    help="The same, with each tensor in the file it is in there; `source` stands for the model that is read.",
+)
+@click.option("--force", is_flag=True, help="Replace OUTPUT if it exists, once the new file is complete.")
+@click.option("--restart", is_flag=True, help="Throw away an unfinished OUTPUT.part and begin anew.")
+@click.option(
+    "--no-resume", is_flag=True, help="Keep no journal: a run that is stopped leaves nothing behind."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress bar, no notes.")
 def convert_command(
@@ -43,29 +78,53 @@ def convert_command(
     strict: bool,
     pre: str | None,
     threads: int | None,
+    memory: int,
+    split_max_bytes: int | None,
+    split_max_tensors: int | None,
+    split_like: str | None,
     allow_requantize: bool,
     force: bool,
+    restart: bool,
+    no_resume: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
     """Convert MODEL to the GGUF file OUTPUT, in one pass.
 
-    MODEL is a Hugging Face folder or a GGUF file. OUTPUT appears when it is complete.
+    MODEL is a Hugging Face folder or a GGUF file. OUTPUT appears when it is complete, with the SHA-256 of
+    each tensor beside it (OUTPUT.sha256). Until then the work is in OUTPUT.part and OUTPUT.part.journal, and
+    the same command goes on where it was stopped.
     """
     from ggplan.cli.output import print_diagnostics, print_json
     from ggplan.cli.planned import plan_from
 
     plan = plan_from(model, recipe_name, imatrix_path, fallback, strict, pre, nonfinite, pure)
     print_diagnostics(plan, quiet=quiet)
-    result = run_conversion(plan, output, threads, allow_requantize, force, quiet)
+    result = run_conversion(
+        plan,
+        output,
+        threads,
+        allow_requantize,
+        force,
+        quiet,
+        memory=memory,
+        split_max_bytes=split_max_bytes,
+        split_max_tensors=split_max_tensors,
+        split_like=_model_to_split_like(plan, split_like),
+        restart=restart,
+        resume=not no_resume,
+    )
     if as_json:
         print_json(
             {
                 "schema": "ggplan/conversion@1",
                 "path": str(result.path),
+                "paths": [str(path) for path in result.paths],
+                "manifest": str(result.manifest),
                 "bytes": result.n_bytes,
                 "weights": result.n_weights,
                 "bits_per_weight": plan.bits_per_weight,
+                "resumed_bytes": result.resumed_bytes,
                 "seconds": round(result.seconds, 3),
             }
         )
@@ -74,9 +133,15 @@ def convert_command(
 
 
 def run_conversion(
-    plan: Plan, output: str, threads: int | None, allow_requantize: bool, force: bool, quiet: bool
+    plan: Plan,
+    output: str,
+    threads: int | None,
+    allow_requantize: bool,
+    force: bool,
+    quiet: bool,
+    **options: Any,
 ) -> ConversionResult:
-    """Convert, with a progress bar on stderr where that is a terminal."""
+    """Convert, with a progress bar on stderr where that is a terminal; `options` are those of `convert`."""
     from rich.progress import (
         BarColumn,
         DownloadColumn,
@@ -87,6 +152,7 @@ def run_conversion(
     )
 
     from ggplan.cli.output import console
+    from ggplan.cli.signals import orderly_stop
     from ggplan.conversion import convert
     from ggplan.text import printable
 
@@ -100,7 +166,15 @@ def run_conversion(
         disable=quiet or not sys.stderr.isatty(),
         transient=True,
     )
-    with bar:
+    kept = 0
+
+    def resumed(n_bytes: int) -> None:
+        # A reset counts these bytes as done without taking them for speed.
+        nonlocal kept
+        kept += n_bytes
+        bar.reset(task, completed=kept)
+
+    with orderly_stop(), bar:
         task = bar.add_task(printable(output), total=plan.tensor_bytes)
         return convert(
             plan,
@@ -109,7 +183,21 @@ def run_conversion(
             allow_requantize=allow_requantize,
             force=force,
             progress=lambda n_bytes: bar.advance(task, n_bytes),
+            resumed=resumed,
+            **options,
         )
+
+
+def _model_to_split_like(plan: Plan, named: str | None) -> Model | None:
+    """The model that `--split-like` names."""
+    from pathlib import Path
+
+    from ggplan.opening import open_model
+
+    if named is None:
+        return None
+    is_source = Path(named) == plan.model.path or (named == "source" and not Path(named).exists())
+    return plan.model if is_source else open_model(named)
 
 
 def describe(plan: Plan, result: ConversionResult) -> str:
@@ -117,7 +205,11 @@ def describe(plan: Plan, result: ConversionResult) -> str:
     from ggplan.cli.output import format_count
     from ggplan.text import format_bytes, printable
 
+    files = f" and {len(result.paths) - 1} more files" if len(result.paths) > 1 else ""
+    kept = result.resumed_bytes
+    earlier = f", {format_bytes(kept)} of it in an earlier run" if kept else ""
     return (
-        f"wrote {printable(str(result.path))}: {format_bytes(result.n_bytes)}, "
-        f"{plan.bits_per_weight:.3f} bpw, {format_count(result.n_weights)} weights in {result.seconds:.1f} s"
+        f"wrote {printable(str(result.path))}{files}: {format_bytes(result.n_bytes)}, "
+        f"{plan.bits_per_weight:.3f} bpw, {format_count(result.n_weights)} weights "
+        f"in {result.seconds:.1f} s{earlier}"
     )

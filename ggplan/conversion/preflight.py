@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import shutil
-from collections.abc import Callable
+import stat
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from ggplan.conversion.inputs import input_files
 from ggplan.errors import ConversionError, PlanError
 from ggplan.planning import Plan, PlannedTensor
-from ggplan.text import format_bytes, printable
+from ggplan.text import printable
+
+# What earlier conversions may have left in a checkpoint's folder.
+_OUTPUT_SUFFIXES = (".gguf", ".part", ".journal", ".sha256")
 
 
 def check_convertible(plan: Plan, *, allow_requantize: bool) -> None:
@@ -44,43 +49,92 @@ def check_convertible(plan: Plan, *, allow_requantize: bool) -> None:
         )
 
 
-def check_target(plan: Plan, path: Path, *, force: bool) -> None:
-    """Refuse a target that cannot hold the file.
+def check_target(plan: Plan, outputs: Sequence[Path], sidecars: Sequence[Path]) -> None:
+    """Refuse names that no output can have: in a folder that is not there, of a folder, of an input.
+
+    Parameters
+    ----------
+    outputs
+        The final names of the files.
+    sidecars
+        The other names that are written: part files, journal, manifest.
 
     Raises
     ------
     ConversionError
-        If the folder does not exist or has too little space, the target exists without `force`, is a
-        folder, or is a file of the source.
+        Naming the path.
     """
-    shown = printable(str(path))
-    folder = path.parent
+    shown = printable(str(outputs[0]))
+    folder = outputs[0].parent
+    if "\0" in str(outputs[0]):
+        raise ConversionError(f"{shown} is no name of a file")
     if not folder.is_dir():
         raise ConversionError(f"the folder of {shown} does not exist")
-    if path.is_dir():
-        raise ConversionError(f"{shown} is a folder", hint="give the name of the file to write")
-    if path.exists() or path.is_symlink():
-        if _is_source(plan, path):
-            raise ConversionError(f"{shown} is a file of the model that is being read")
-        if path.exists() and not path.is_file():
-            raise ConversionError(f"{shown} is not a regular file")
-        if not force:
-            raise ConversionError(f"{shown} exists", hint="give --force to replace it")
-    if not os.access(folder, os.W_OK):
+    sources = _source_files(plan)
+    for path in (*outputs, *sidecars):
+        _check_name(path, sources)
+    if not os.access(folder, os.W_OK | os.X_OK):
         raise ConversionError(f"the folder {printable(str(folder))} is not writable")
-    free = shutil.disk_usage(folder).free
-    if free < plan.file_bytes:
-        raise ConversionError(
-            f"{shown} needs {format_bytes(plan.file_bytes)} and "
-            f"{printable(str(folder))} has {format_bytes(free)} free"
-        )
 
 
-def _is_source(plan: Plan, path: Path) -> bool:
-    """Whether the path is, by whatever name or link, a file the weights come from."""
-    folder = plan.model.path if plan.model.path.is_dir() else plan.model.path.parent
-    sources = {folder / tensor.origin for tensor in plan.model.tensors}
-    return any(source.exists() and path.exists() and os.path.samefile(source, path) for source in sources)
+def check_absent(outputs: Sequence[Path]) -> None:
+    """Refuse to replace files that exist.
+
+    Raises
+    ------
+    ConversionError
+        Naming the first.
+    """
+    if found := [path for path in outputs if os.path.lexists(path)]:
+        raise ConversionError(f"{printable(str(found[0]))} exists", hint="give --force to replace it")
+
+
+def check_readable(plan: Plan) -> None:
+    """Read the first and the last row of each tensor, so that what cannot be read fails now.
+
+    Raises
+    ------
+    CheckpointError
+        Naming the file and the tensor.
+    """
+    for planned in plan.tensors:
+        tensor = planned.tensor
+        read = tensor.read_bytes if planned.is_copied else tensor.read_rows
+        if read is not None and tensor.n_weights:
+            read(0, 1)
+            read(tensor.n_rows - 1, tensor.n_rows)
+
+
+def _check_name(path: Path, sources: dict[tuple[int, int], Path]) -> None:
+    shown = printable(str(path))
+    for follow in (True, False):
+        try:
+            found = os.stat(path, follow_symlinks=follow)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise ConversionError(f"cannot write {shown}: {error.strerror}") from error
+        if (found.st_dev, found.st_ino) in sources:
+            raise ConversionError(
+                f"{shown} is a file of the model that is being read", hint="write to another name or folder"
+            )
+        if stat.S_ISDIR(found.st_mode):
+            raise ConversionError(f"{shown} is a folder", hint="give the name of the file to write")
+        if not stat.S_ISREG(found.st_mode) and not stat.S_ISLNK(found.st_mode):
+            raise ConversionError(f"{shown} is not a regular file")
+
+
+def _source_files(plan: Plan) -> dict[tuple[int, int], Path]:
+    """What must not be written to, by device and inode: inputs, and all else a checkpoint's folder has."""
+    paths = list(input_files(plan))
+    if plan.model.kind == "hf":
+        paths += [path for path in plan.model.path.iterdir() if path.suffix not in _OUTPUT_SUFFIXES]
+    found = {}
+    for path in paths:
+        with contextlib.suppress(OSError):
+            state = os.stat(path)
+            found[state.st_dev, state.st_ino] = path
+    return found
 
 
 def _refuse(found: list[PlannedTensor], why: Callable[[PlannedTensor], str], hint: str) -> None:

@@ -1,42 +1,82 @@
-"""convert: write the GGUF of a plan.
+"""convert: write the GGUF of a plan, so that no work is lost.
 
 The plan knows every tensor's place, so each thread takes the next chunk, reads its rows, encodes them and
-writes the bytes at their final offset with pwrite; no thread waits for another, and the bytes do not
-depend on how many there are. The kernels and the file system calls release the GIL.
+writes the bytes at their final offset; the bytes do not depend on how many threads there are, on the size of
+chunks, or on where an earlier run was stopped.
 
-Nothing appears under the final name until the file is whole: the output is written as `NAME.part`, synced,
-and renamed. After a failure neither stays.
+Nothing appears under the final name until the file is whole (see `ggplan.conversion.workspace`). What can be
+known to fail is refused before anything is written. What fails later leaves its work behind if the same
+command could finish it, and nothing at all if it could not.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ggplan.conversion.chunks import Chunk, chunks_of
-from ggplan.conversion.encoding import encode_chunk
+from ggplan.conversion.chunks import chunks_of
+from ggplan.conversion.fingerprint import fingerprint
 from ggplan.conversion.finiteness import check_early
-from ggplan.conversion.preflight import check_convertible, check_target
-from ggplan.errors import ConversionError
+from ggplan.conversion.inputs import InputState, changed_input, input_states
+from ggplan.conversion.journal import open_journal
+from ggplan.conversion.manifest import manifest_path
+from ggplan.conversion.pace import DEFAULT_MEMORY, Pace, choose_pace
+from ggplan.conversion.part_file import part_path
+from ggplan.conversion.preflight import check_absent, check_convertible, check_readable, check_target
+from ggplan.conversion.workers import Task, run
+from ggplan.conversion.workspace import (
+    Workspace,
+    check_journal,
+    check_kept,
+    find_renamed,
+    open_parts,
+    remove_stale_parts,
+)
+from ggplan.errors import CheckpointError, ConversionError, Error
+from ggplan.model import Model
 from ggplan.planning import Plan
-from ggplan.text import printable
+from ggplan.planning.splits import set_path, split_path, split_plan
+from ggplan.text import format_bytes, printable
+
+CHECKPOINT_BYTES = 256 << 20
+"""How much is written between two moments at which it is made durable and recorded …"""
+CHECKPOINT_SECONDS = 30.0
+"""… and how much time passes at the most; slow encoders write little in it, but it is as dear."""
 
 Progress = Callable[[int], None]
-"""Called with the number of bytes just written, from any thread, one call at a time."""
+"""Called with a number of bytes, from any thread, one call at a time."""
 
 
 @dataclass(frozen=True, slots=True)
 class ConversionResult:
-    """A finished conversion: where it is, how big, how long it took."""
+    """A finished conversion.
+
+    Attributes
+    ----------
+    path
+        The output; of a split set the first file, which opens it.
+    paths
+        All files of the output.
+    manifest
+        The file with the SHA-256 of each tensor, in llama-gguf-hash's format.
+    n_bytes, n_weights
+        Of all files together.
+    resumed_bytes
+        Bytes of tensors that an earlier run had written.
+    seconds
+        How long this run took.
+    """
 
     path: Path
+    paths: tuple[Path, ...]
+    manifest: Path
     n_bytes: int
     n_weights: int
+    resumed_bytes: int
     seconds: float
 
 
@@ -45,54 +85,87 @@ def convert(
     path: str | Path,
     *,
     threads: int | None = None,
+    memory: int = DEFAULT_MEMORY,
     allow_requantize: bool = False,
     force: bool = False,
+    resume: bool = True,
+    restart: bool = False,
+    split_max_bytes: int | None = None,
+    split_max_tensors: int | None = None,
+    split_like: Model | None = None,
     progress: Progress | None = None,
+    resumed: Progress | None = None,
 ) -> ConversionResult:
-    """Write the file a plan describes.
+    """Write the file a plan describes, or the set of files.
+
+    Stopped at any moment, by a signal, a full disk or a power cut, the same call goes on where it stopped
+    and ends in the same bytes. Until then `path` is not there, or is the old file. A `KeyboardInterrupt`
+    waits for the chunks at work and passes through.
 
     Parameters
     ----------
     path
-        The GGUF to write; it appears when it is complete.
+        The GGUF to write; it appears when it is complete. Beside it appears its manifest, `PATH.sha256`;
+        while it is written, `PATH.part` and `PATH.part.journal`. A split set is called
+        `PATH-00001-of-00003.gguf` and so on, after `path` without its `.gguf`.
     threads
         Threads that read, encode and write; by default one for each CPU this process may use.
         The bytes do not depend on it.
+    memory
+        Bytes that chunks may take, besides the interpreter and its libraries; fewer threads run where
+        it is little. The bytes do not depend on it.
     allow_requantize
         Encode tensors that are quantized in the source to another quantized type.
     force
-        Replace a file that exists.
+        Replace files that exist, once the new ones are complete.
+    resume
+        Keep a journal, and go on with work that was begun; else the work of a run that fails is removed.
+    restart
+        Throw away work that was begun, of this plan or another.
+    split_max_bytes, split_max_tensors, split_like
+        Write a split set: with at most so many bytes of tensors in a file, so many tensors, or with the
+        tensors of each file as another model has them. One of the three at most.
     progress
         Told of every piece of data written.
+    resumed
+        Told of every tensor's bytes that an earlier run wrote, before anything is written.
 
     Raises
     ------
     PlanError
-        If the plan cannot be carried out: no weights, a type ggplan cannot write, requantizing.
+        If the plan cannot be carried out: no weights, a type ggplan cannot write, requantizing, a row that
+        does not fit into `memory`, a split that is not possible.
     ConversionError
-        If the target cannot be written, or a weight is not finite.
+        If the target cannot be written, another run is writing it, work of another plan is in the way, or a
+        weight is not finite.
     CheckpointError
-        If the source cannot be read.
+        If the source cannot be read, or changes meanwhile.
     """
     started = time.monotonic()
     path = Path(path)
+    if not path.name or path.is_dir():
+        raise ConversionError(
+            f"{printable(str(path))} is a folder", hint="give the name of the file to write"
+        )
     check_convertible(plan, allow_requantize=allow_requantize)
-    check_target(plan, path, force=force)
-    check_early(plan)
-    part = path.with_name(path.name + ".part")
+    pace = choose_pace(plan, threads or available_cpus(), memory)
+    plans = split_plan(plan, max_bytes=split_max_bytes, max_tensors=split_max_tensors, like=split_like)
+    is_set = split_max_bytes is not None or split_max_tensors is not None or len(plans) > 1
+    output = set_path(path) if is_set else path
+    paths = tuple(split_path(path, k, len(plans)) for k in range(len(plans))) if is_set else (path,)
+    files = tuple(zip(paths, plans, strict=True))
     try:
-        with _created(part) as file:
-            _pwrite(file, plan.header, 0)
-            _run(chunks_of(plan), file, threads or available_cpus(), progress)
-            os.ftruncate(file, plan.file_bytes)
-            os.fsync(file)
-        os.replace(part, path)
-        _sync_folder(path.parent)
+        n_resumed = _write(plan, output, files, pace, force, resume, restart, progress, resumed)
     except OSError as error:
-        raise ConversionError(f"cannot write {printable(str(path))}: {error.strerror}") from error
-    finally:
-        part.unlink(missing_ok=True)
-    return ConversionResult(path, plan.file_bytes, plan.n_weights, time.monotonic() - started)
+        reason = error.strerror or str(error)
+        raise ConversionError(
+            f"cannot write {printable(str(output))}: {reason}", hint=_notes(error)
+        ) from error
+    n_bytes = sum(part.file_bytes for part in plans)
+    seconds = time.monotonic() - started
+    return ConversionResult(
+        paths[0], paths, manifest_path(output), n_bytes, plan.n_weights, n_resumed, seconds
+    )
 
 
 def available_cpus() -> int:
@@ -102,66 +175,129 @@ def available_cpus() -> int:
     return os.cpu_count() or 1
 
 
-def _run(chunks: Iterator[Chunk], file: int, n_threads: int, progress: Progress | None) -> None:
-    """Work through all chunks; the first error of any thread stops all and is raised here."""
-    lock = threading.Lock()
-    stop = threading.Event()
-    failures: list[BaseException] = []
-
-    def work() -> None:
-        try:
-            while not stop.is_set():
-                with lock:
-                    chunk = next(chunks, None)
-                if chunk is None:
-                    return
-                data = encode_chunk(chunk)
-                _pwrite(file, data, chunk.file_offset)
-                if progress is not None:
-                    with lock:
-                        progress(len(data))
-        except BaseException as error:
-            failures.append(error)
-            stop.set()
-
-    workers = [threading.Thread(target=work, name=f"ggplan-{i}", daemon=True) for i in range(n_threads)]
-    for worker in workers:
-        worker.start()
+def _write(
+    plan: Plan,
+    output: Path,
+    files: Sequence[tuple[Path, Plan]],
+    pace: Pace,
+    force: bool,
+    resume: bool,
+    restart: bool,
+    progress: Progress | None,
+    resumed: Progress | None,
+) -> int:
+    """Carry out the plan; returns the bytes that an earlier run had written."""
+    manifest = manifest_path(output)
+    journal_path = output.with_name(output.name + ".part.journal")
+    paths = [path for path, _ in files]
+    sidecars = [*map(part_path, paths), journal_path, manifest, part_path(manifest)]
+    check_target(plan, paths, sidecars)
+    if not force and not os.path.lexists(journal_path):
+        check_absent(paths)
+    states = input_states(plan)
+    check_early(plan)
+    check_readable(plan)
+    now = fingerprint(plan, files, states)
+    journal = open_journal(journal_path)
     try:
-        for worker in workers:
-            worker.join()
+        recorded = check_journal(journal.read(), now, output, resume=resume, restart=restart)
+        renamed = find_renamed(files, recorded)
+        if not force:
+            check_absent([path for number, path in enumerate(paths) if number not in renamed])
     except BaseException:
-        stop.set()
-        for worker in workers:
-            worker.join()
+        journal.close()
         raise
-    if failures:
-        raise failures[0]
-
-
-@contextlib.contextmanager
-def _created(path: Path) -> Iterator[int]:
-    """A new file of this name, open for writing; an older one is replaced, a link is not followed."""
-    path.unlink(missing_ok=True)
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    work = Workspace(journal, resume)
     try:
-        yield file
-    finally:
-        os.close(file)
+        if recorded.plan is None:
+            remove_stale_parts(output, files)
+            if resume:
+                journal.begin(now)
+        work.recorded = {key: max(mark.n_bytes for mark in marks) for key, marks in recorded.marks.items()}
+        open_parts(work, files, recorded, renamed)
+        check_kept(work, recorded, pace.n_threads, resumed or _ignore, threading.Event())
+        work.recorded = {key: hash_.done for key, hash_ in work.hashes.items() if hash_.done}
+        _run(work, pace, progress or _ignore)
+        _refuse_changed(states)
+        work.finish(manifest)
+    except BaseException as error:
+        _settle(work, error, output, plan.tensor_bytes, states)
+        raise
+    return work.resumed_bytes
 
 
-def _pwrite(file: int, data: bytes | memoryview, offset: int) -> None:
-    """Write all of `data` at `offset`; the system may take it in pieces."""
-    view = memoryview(data)
-    while view.nbytes:
-        written = os.pwrite(file, view, offset)
-        view, offset = view[written:], offset + written
+def _run(work: Workspace, pace: Pace, progress: Progress) -> None:
+    """Encode and write all that is not there."""
+    unsynced = 0
+    due = time.monotonic() + CHECKPOINT_SECONDS
+
+    def written(n_bytes: int) -> None:
+        nonlocal unsynced
+        unsynced += n_bytes
+        progress(n_bytes)
+
+    def tick() -> None:
+        nonlocal unsynced, due
+        if work.resumable and unsynced and (unsynced >= CHECKPOINT_BYTES or time.monotonic() >= due):
+            unsynced = 0
+            work.checkpoint()
+            due = time.monotonic() + CHECKPOINT_SECONDS
+
+    run(
+        _tasks(work, pace.chunk_weights),
+        n_threads=pace.n_threads,
+        n_in_flight=pace.n_in_flight,
+        written=written,
+        tick=tick,
+    )
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` survive a power cut."""
-    file = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
+def _tasks(work: Workspace, chunk_weights: int) -> Iterator[Task]:
+    """The chunks that are not kept, in the order of the files."""
+    for part in work.parts:
+        if all(work.hashes[part.number, t.name].complete for t in part.plan.tensors):
+            continue
+        for chunk in chunks_of(part.plan, chunk_weights):
+            task = Task(chunk, part, work.hashes[part.number, chunk.planned.name])
+            if task.stop > task.hash.done:
+                yield task
+
+
+def _refuse_changed(states: dict[Path, InputState]) -> None:
+    if (changed := changed_input(states)) is not None:
+        raise CheckpointError(
+            f"{printable(str(changed))} changed while it was being read",
+            hint="convert again when its download or copy is complete",
+        )
+
+
+def _settle(
+    work: Workspace, error: BaseException, output: Path, n_bytes: int, states: dict[Path, InputState]
+) -> None:
+    """Keep the work if the same command could go on with it, else remove it; the error tells which."""
+    if work.is_finished:
+        error.add_note(f"{printable(str(output))} is complete")
+        return
+    # Interrupted, full disk, no memory: yes. Bad weights: they stay bad. Inputs: if they are still the same.
+    is_lasting = isinstance(error, Error) and not isinstance(error, CheckpointError)
+    is_other_input = isinstance(error, CheckpointError) and changed_input(states) is not None
+    kept = 0 if not work.resumable or is_lasting or is_other_input else work.save()
+    if kept == 0:
+        work.discard()
+        return
+    work.close()
+    note = (
+        f"{format_bytes(kept)} of {format_bytes(n_bytes)} are kept in {printable(str(part_path(output)))}; "
+        "the same command goes on from there"
+    )
+    error.add_note(note)
+    if isinstance(error, Error):
+        error.hint = f"{error.hint}; {note}" if error.hint else note
+
+
+def _notes(error: BaseException) -> str:
+    return "; ".join(getattr(error, "__notes__", []))
+
+
+def _ignore(n_bytes: int) -> None:
+    """Nobody wants to know."""

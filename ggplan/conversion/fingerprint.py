@@ -1,0 +1,73 @@
+"""The fingerprint of a plan: everything the bytes of the output depend on.
+
+Work that was begun may be finished only under the same fingerprint, and where it differs the user wants to
+know in what. So it is no single hash but a table: what a thing is called, and its value. The header of the
+output holds much of it (metadata, types, places, the recipe's text); the recipe stands by itself too, to be
+named.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ggplan import __version__
+from ggplan.conversion.inputs import InputState
+from ggplan.planning import Plan
+
+Fingerprint = dict[str, str]
+_FILES, _HEADER = "the files of the output", "the header of "
+
+
+def fingerprint(
+    plan: Plan, files: Sequence[tuple[Path, Plan]], states: Mapping[Path, InputState]
+) -> Fingerprint:
+    """The table of a plan.
+
+    Parameters
+    ----------
+    files
+        The output's files, each with its own part of the plan.
+    states
+        The inputs, as they are now.
+    """
+    table = {
+        "ggplan": __version__,
+        "the recipe": "none" if plan.recipe is None else plan.recipe.sha256,
+        _FILES: ", ".join(f"{path.name}: {part.file_bytes}" for path, part in files),
+    }
+    # Options are plain values of the plan: the fallback table, and what may be added to it.
+    for field in dataclasses.fields(plan):
+        value = getattr(plan, field.name)
+        if isinstance(value, str | bool | int | float) and field.name != "data_bytes":
+            table[f"the option {field.name.replace('_', '-')}"] = str(value)
+    for path, state in states.items():
+        table[_label(plan, path)] = str(state)
+    for path, part in files:
+        table[_HEADER + path.name] = hashlib.sha256(part.header).hexdigest()
+    return table
+
+
+def differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """What two plans differ in, by name, the causes first."""
+    if before.get("ggplan") != now.get("ggplan"):
+        return [f"it was begun by ggplan {before.get('ggplan')}, this is {now.get('ggplan')}"]
+    labels = [label for label in {**now, **before} if before.get(label) != now.get(label)]
+    # Sizes and headers differ whenever a recipe does; they are news only where nothing else explains them.
+    causes = [label for label in labels if not label.startswith((_FILES, _HEADER))]
+    return [_difference(label, before, now) for label in causes] or labels
+
+
+def _difference(label: str, before: Mapping[str, str], now: Mapping[str, str]) -> str:
+    if label.startswith("the option "):
+        return f"{label} was {before.get(label, 'not there')} and is {now.get(label, 'not there')}"
+    if label not in now:
+        return f"{label} was read and is not now"
+    return label if label in before else f"{label} was not read and is now"
+
+
+def _label(plan: Plan, path: Path) -> str:
+    is_imatrix = plan.imatrix is not None and path == plan.imatrix.path
+    return "the imatrix" if is_imatrix else f"the input {path.name}"

@@ -1,0 +1,54 @@
+"""How many threads and how large chunks fit into a budget of memory.
+
+A chunk that is being encoded holds its rows as they are stored, as float32 and as blocks, and what the steps
+between them need; one that only waits to be hashed holds its blocks. Both are counted by the weight, at the
+most any type needs. A chunk has at least one row, so a row can be too long for a budget; a tensor cannot.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ggplan.conversion.chunks import CHUNK_WEIGHTS
+from ggplan.errors import PlanError
+from ggplan.planning import Plan
+from ggplan.text import format_bytes, printable
+
+DEFAULT_MEMORY = 1 << 30
+
+_WORKING, _WAITING = 24, 4  # bytes for each weight of a chunk
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """Threads, chunks in memory at once, and the most weights of a chunk that has more than one row."""
+
+    n_threads: int
+    n_in_flight: int
+    chunk_weights: int
+
+
+def choose_pace(plan: Plan, n_threads: int, memory: int) -> Pace:
+    """The pace of a plan under a budget of `memory` bytes, with at most `n_threads` threads.
+
+    Raises
+    ------
+    PlanError
+        If one row of a tensor does not fit.
+    """
+    rows = [(t.tensor.n_columns * math.gcd(t.type.row_group, t.tensor.n_rows), t.name) for t in plan.tensors]
+    widest, name = max(rows, default=(1, ""))
+    largest = memory // (_WORKING + _WAITING)
+    if widest > largest:
+        needed = format_bytes(widest * (_WORKING + _WAITING))
+        raise PlanError(
+            f"{printable(name)}: a row of {widest:,} weights needs {needed} of memory, more than the "
+            f"{format_bytes(memory)} allowed",
+            hint="give more with --memory",
+        )
+    chunk_weights = min(CHUNK_WEIGHTS, largest)
+    chunk = max(chunk_weights, widest)
+    n_threads = max(1, min(n_threads, memory // (chunk * (_WORKING + _WAITING))))
+    n_waiting = min(n_threads, (memory - n_threads * chunk * _WORKING) // (chunk * _WAITING))
+    return Pace(n_threads, n_threads + max(0, n_waiting), chunk_weights)

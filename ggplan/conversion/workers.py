@@ -1,0 +1,117 @@
+"""The threads of a conversion: each takes the next chunk, reads, encodes, writes and hashes it.
+
+No thread waits for another but for memory: a chunk that is written keeps its bytes until those before it in
+the tensor are hashed, and the number of chunks in that state is bounded. The kernels, the hash and the calls
+of the file system release the GIL. The calling thread does no work of that kind; it is told from time to time
+that something was written, so that it can make it durable, and signals reach it at once.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from ggplan.conversion.chunks import Chunk
+from ggplan.conversion.encoding import encode_chunk
+from ggplan.conversion.part_file import PartFile
+from ggplan.conversion.running_hash import RunningHash
+
+_TICK_SECONDS = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A chunk, the file it goes to, and its tensor's hash."""
+
+    chunk: Chunk
+    part: PartFile
+    hash: RunningHash
+
+    @property
+    def start(self) -> int:
+        """Where the chunk's bytes begin in the tensor."""
+        return self.chunk.file_offset - len(self.part.plan.header) - self.chunk.planned.offset
+
+    @property
+    def stop(self) -> int:
+        """Where they end."""
+        planned = self.chunk.planned
+        row_bytes = planned.type.row_bytes(planned.tensor.n_columns)
+        return self.start + (self.chunk.stop - self.chunk.start) * row_bytes
+
+
+def run(
+    tasks: Iterator[Task],
+    *,
+    n_threads: int,
+    n_in_flight: int,
+    written: Callable[[int], None],
+    tick: Callable[[], None],
+) -> None:
+    """Work through all tasks; the first error of any thread stops all and is raised here.
+
+    Parameters
+    ----------
+    n_in_flight
+        The most chunks whose bytes are in memory.
+    written
+        Called with the number of bytes just written, from any thread, one call at a time.
+    tick
+        Called now and then from the calling thread.
+    """
+    lock = threading.Lock()
+    stop = threading.Event()
+    room = threading.Semaphore(n_in_flight)
+    failures: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            while True:
+                room.acquire()
+                if stop.is_set():
+                    return
+                with lock:
+                    task = next(tasks, None)
+                if task is None:
+                    return
+                n_freed = _do(task, lock, written)
+                for _ in range(n_freed):
+                    room.release()
+        except BaseException as error:
+            failures.append(error)
+            stop.set()
+        finally:
+            # Whoever waits for room looks up: at an error, or at the end, where no chunk is left to take.
+            room.release()
+
+    workers = [threading.Thread(target=work, name=f"ggplan-{i}", daemon=True) for i in range(n_threads)]
+    for worker in workers:
+        worker.start()
+    try:
+        for worker in workers:
+            while worker.is_alive():
+                worker.join(_TICK_SECONDS)
+                if not stop.is_set():
+                    tick()
+    finally:
+        stop.set()
+        room.release(n_threads)
+        for worker in workers:
+            worker.join()
+    if failures:
+        raise failures[0]
+
+
+def _do(task: Task, lock: threading.Lock, written: Callable[[int], None]) -> int:
+    """Carry out a task; returns how many chunks need no memory any more."""
+    data = memoryview(encode_chunk(task.chunk)).cast("B")
+    start = task.start
+    # After a resume the first chunk of a tensor may begin in what is kept.
+    if start < task.hash.done:
+        data, start = data[task.hash.done - start :], task.hash.done
+    task.part.write(data, len(task.part.plan.header) + task.chunk.planned.offset + start)
+    n_freed = task.hash.add(data, start)
+    with lock:
+        written(len(data))
+    return n_freed

@@ -1,0 +1,274 @@
+"""The files of a conversion under way: journal, part files, and how far each tensor is.
+
+    OUT.gguf.part           the output, at its final size; tensors are filled in any order
+    OUT.gguf.part.journal   which bytes of it are certainly on the disk, and the lock
+    OUT.gguf                appears when all is done, by renaming
+
+The order of steps is what makes this safe against a stop at any moment. Bytes are made durable before the
+journal speaks of them. The journal goes last, after the renames are durable, so whoever finds one knows that
+there may be something left to do. The files of a set are renamed from the last to the first, the one that
+opens the set. A run that finds a final file where a part should be, and everything in it as the journal
+says, was stopped between two renames, and goes on from there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ggplan.conversion.fingerprint import Fingerprint, differences
+from ggplan.conversion.journal import Journal, Mark, Recorded, TensorKey
+from ggplan.conversion.manifest import FileHashes, format_manifest
+from ggplan.conversion.part_file import (
+    PartFile,
+    check_space,
+    open_final,
+    open_part,
+    part_path,
+    reserve,
+    sync_folder,
+)
+from ggplan.conversion.running_hash import RunningHash
+from ggplan.errors import ConversionError
+from ggplan.planning import Plan
+from ggplan.text import printable
+
+_PIECE = 1 << 20
+
+
+@dataclass(slots=True)
+class Workspace:
+    """What a run has open.
+
+    Attributes
+    ----------
+    journal
+        Holds the lock, and the marks where `resumable` is true; else it stays empty.
+    parts
+        The files of the output, in order.
+    hashes
+        How far each tensor is.
+    resumed_bytes
+        Bytes of tensors that an earlier run wrote and that are right.
+    recorded
+        Bytes of each tensor that the journal speaks of.
+    made
+        Files of this run that a run without a journal removes where it fails.
+    """
+
+    journal: Journal
+    resumable: bool
+    parts: list[PartFile] = field(default_factory=list)
+    hashes: dict[TensorKey, RunningHash] = field(default_factory=dict)
+    resumed_bytes: int = 0
+    recorded: dict[TensorKey, int] = field(default_factory=dict)
+    made: list[Path] = field(default_factory=list)
+    is_finished: bool = False
+
+    def checkpoint(self) -> None:
+        """Make what was written durable, then say so in the journal."""
+        marks = {key: mark for key, hash_ in self.hashes.items() if (mark := hash_.new_mark()) is not None}
+        for number in sorted({number for number, _ in marks}):
+            self.parts[number].sync_data()
+        if self.resumable:
+            self.journal.record(marks.items())
+            self.recorded.update((key, mark.n_bytes) for key, mark in marks.items())
+
+    def finish(self, manifest: Path) -> None:
+        """Give the files their final names; everything must be written by now."""
+        self.checkpoint()
+        for part in self.parts:
+            if missing := [
+                t.name for t in part.plan.tensors if not self.hashes[part.number, t.name].complete
+            ]:
+                raise ConversionError(f"{printable(missing[0])} was not written to its end")
+            if not part.has_frame():
+                raise ConversionError(f"{printable(str(part.part))} was changed by another program")
+            if not part.is_final:
+                part.sync()
+        waiting = part_path(manifest)
+        self.made.append(waiting)
+        _write_durably(waiting, format_manifest(self._hashes_of(part) for part in self.parts))
+        manifest.unlink(missing_ok=True)
+        for part in reversed(self.parts):
+            if not part.is_final:
+                os.replace(part.part, part.path)
+                self.made.append(part.path)
+        os.replace(waiting, manifest)
+        sync_folder(manifest.parent)
+        self.is_finished = True
+        self.journal.remove()
+        self._close_parts()
+
+    def save(self) -> int:
+        """Record as much as can be; returns the bytes of tensors that a later run will find."""
+        with contextlib.suppress(OSError):
+            self.checkpoint()
+        return sum(self.recorded.values())
+
+    def close(self) -> None:
+        """Leave everything where it is, and let go of the lock."""
+        self._close_parts()
+        self.journal.close()
+
+    def discard(self) -> None:
+        """Remove what was written, and let go of the lock."""
+        for path in [part.part for part in self.parts] + self.made:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+        self._close_parts()
+        with contextlib.suppress(OSError):
+            self.journal.remove()
+
+    def _hashes_of(self, part: PartFile) -> FileHashes:
+        tensors = {t.name: self.hashes[part.number, t.name].mark().sha256 for t in part.plan.tensors}
+        return FileHashes(part.path.name, hashlib.sha256(part.plan.header).hexdigest(), tensors)
+
+    def _close_parts(self) -> None:
+        for part in self.parts:
+            part.close()
+
+
+def check_journal(
+    recorded: Recorded, now: Fingerprint, output: Path, *, resume: bool, restart: bool
+) -> Recorded:
+    """What of a journal may be used; an empty one where the work begins anew.
+
+    Raises
+    ------
+    ConversionError
+        If there is work of another plan, or work that this run would not go on with, and no `restart`.
+    """
+    if restart or recorded.plan is None:
+        return Recorded()
+    part = printable(str(part_path(output)))
+    if found := differences(recorded.plan, now):
+        raise ConversionError(
+            f"{part} was begun under another plan: {printable('; '.join(found))}",
+            hint="repeat the command it was begun with, or throw it away with --restart",
+        )
+    if not resume:
+        raise ConversionError(
+            f"{part} is work that can be gone on with",
+            hint="leave out --no-resume to go on, or throw it away with --restart",
+        )
+    return recorded
+
+
+def find_renamed(files: Sequence[tuple[Path, Plan]], recorded: Recorded) -> dict[int, PartFile]:
+    """The files an earlier run had renamed when it was stopped, by their number."""
+    found = {}
+    for number, (path, plan) in enumerate(files):
+        marks = {t.name: recorded.marks.get((number, t.name), []) for t in plan.tensors}
+        whole = all(any(mark.n_bytes == t.n_bytes for mark in marks[t.name]) for t in plan.tensors)
+        if recorded.plan is None or not whole or os.path.lexists(part_path(path)) or not path.is_file():
+            continue
+        part = open_final(number, path, plan)
+        hashes = (kept_hash(part, t.offset, t.n_bytes, marks[t.name]) for t in plan.tensors)
+        if part.has_frame() and all(hash_.complete for hash_ in hashes):
+            found[number] = part
+        else:
+            part.close()
+    return found
+
+
+def open_parts(
+    work: Workspace, files: Sequence[tuple[Path, Plan]], recorded: Recorded, renamed: Mapping[int, PartFile]
+) -> None:
+    """Open or create the part files, reserve their space, and write all of them but the weights.
+
+    Raises
+    ------
+    ConversionError
+        If the disk has too little room.
+    """
+    new = [
+        (part_path(path), plan.file_bytes)
+        for number, (path, plan) in enumerate(files)
+        if number not in renamed
+    ]
+    if new:
+        check_space(new)
+    for number, (path, plan) in enumerate(files):
+        if number in renamed:
+            work.parts.append(renamed[number])
+            continue
+        part = open_part(number, path, plan, keep=recorded.plan is not None)
+        work.parts.append(part)
+        reserve(part)
+        part.write_frame()
+    sync_folder(files[0][0].parent)
+
+
+def check_kept(
+    work: Workspace, recorded: Recorded, n_threads: int, resumed: Callable[[int], None], stop: threading.Event
+) -> None:
+    """Hash again what the journal says is there; what is not right will be written anew."""
+    jobs = [(part, tensor) for part in work.parts for tensor in part.plan.tensors]
+    with ThreadPoolExecutor(n_threads) as pool:
+        try:
+            futures = [
+                pool.submit(
+                    kept_hash, part, t.offset, t.n_bytes, recorded.marks.get((part.number, t.name), []), stop
+                )
+                for part, t in jobs
+            ]
+            for (part, tensor), future in zip(jobs, futures, strict=True):
+                hash_ = work.hashes[part.number, tensor.name] = future.result()
+                if hash_.done:
+                    work.resumed_bytes += hash_.done
+                    resumed(hash_.done)
+        except BaseException:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def kept_hash(
+    part: PartFile, offset: int, n_bytes: int, marks: Sequence[Mark], stop: threading.Event | None = None
+) -> RunningHash:
+    """The hash of as much of a tensor as is in the file and agrees with the marks."""
+    hash_, good, done, at = hashlib.sha256(), hashlib.sha256(), 0, 0
+    for mark in sorted(marks, key=lambda mark: mark.n_bytes):
+        if not at <= mark.n_bytes <= n_bytes:
+            break
+        while at < mark.n_bytes and not (stop is not None and stop.is_set()):
+            piece = part.read(len(part.plan.header) + offset + at, min(_PIECE, mark.n_bytes - at))
+            if not piece:
+                break
+            hash_.update(piece)
+            at += len(piece)
+        if at != mark.n_bytes or hash_.hexdigest() != mark.sha256:
+            break
+        good, done = hash_.copy(), at
+    return RunningHash(n_bytes, done, good)
+
+
+def remove_stale_parts(output: Path, files: Sequence[tuple[Path, Plan]]) -> None:
+    """Remove part files that an earlier plan of this output left: other splits of it."""
+    stem = re.escape(output.name.removesuffix(".gguf"))
+    pattern = re.compile(stem + r"(-\d{5}-of-\d{5})?\.gguf\.part", re.ASCII)
+    own = {part_path(path).name for path, _ in files}
+    for entry in output.parent.iterdir():
+        if pattern.fullmatch(entry.name) and entry.name not in own:
+            entry.unlink(missing_ok=True)
+
+
+def _write_durably(path: Path, text: str) -> None:
+    """Write a small file anew."""
+    path.unlink(missing_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        view = memoryview(text.encode("utf-8"))
+        while view:
+            view = view[os.write(descriptor, view) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
