@@ -96,7 +96,7 @@ def print_diagnostics(plan: Plan, *, quiet: bool = False) -> None:
                 note = Text.assemble((f"note[{finding.code}]", "cyan"), f": {place}{finding.message}")
                 err.print(note, soft_wrap=True)
             continue
-        line = plan.recipe.source_line(finding.line) if plan.recipe else ""
+        line = plan.recipe.source_line(finding.line, finding.file) if plan.recipe else ""
         click.echo(render(finding, line, color=err.is_terminal and not err.no_color) + "\n", err=True)
 
 

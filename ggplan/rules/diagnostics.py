@@ -21,12 +21,12 @@ shapes. A code never changes its meaning and is never used again.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from ggplan.errors import RecipeError
-from ggplan.text import printable
+from ggplan.text import format_bytes, printable
 
 Severity = Literal["error", "warning", "note"]
 
@@ -41,6 +41,10 @@ CODES: dict[str, str] = {
     "GP010": "the file is not plain text",
     "GP011": "a directive is misused",
     "GP012": "the recipe cannot be found or read",
+    "GP013": "an unknown name in `${...}`",
+    "GP014": "a file cannot be drawn in",
+    "GP015": "a range of blocks is malformed",
+    "GP016": "unknown role",
     "GP101": "a rule matches no tensor",
     "GP102": "a rule never decides",
     "GP108": "tensors without a rule",
@@ -61,6 +65,31 @@ _SHOWN = 20  # diagnostics that one error message renders in full
 
 
 @dataclass(frozen=True, slots=True)
+class Edit:
+    """Text to put in place of a span of one line; a `length` of None takes the line with its line end."""
+
+    file: str
+    line: int
+    column: int
+    length: int | None
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fix:
+    """What mends a finding, as edits that go together.
+
+    Attributes
+    ----------
+    safe
+        Whether it says what the recipe plainly meant, or changes no tensor's type: what `--fix` applies.
+    """
+
+    edits: tuple[Edit, ...]
+    safe: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Diagnostic:
     """One finding about a recipe.
 
@@ -78,6 +107,11 @@ class Diagnostic:
         Characters in the span; 0 or 1 for a point.
     help
         What to write instead, or "".
+    fix
+        The edits that do so, or None.
+    cost_bytes
+        What it costs in bytes of the file: what the recipe's tensors weigh now, less what they would weigh
+        were it mended; None where that is unknown or nothing.
     """
 
     code: str
@@ -88,6 +122,8 @@ class Diagnostic:
     column: int = 0
     length: int = 1
     help: str = ""
+    fix: Fix | None = None
+    cost_bytes: int | None = None
 
 
 class InvalidRecipeError(RecipeError):
@@ -126,13 +162,34 @@ def render(diagnostic: Diagnostic, source_line: str, color: bool = False) -> str
     elif place:
         lines.append(f"{gutter}{paint('-->', 'blue')} {place}")
     if diagnostic.help:
-        lines.append(f"{gutter} {paint('=', 'blue')} {paint('help', 'bold')}: {_escape(diagnostic.help)}")
+        mark = "" if diagnostic.fix is None else " [--fix]" if diagnostic.fix.safe else ""
+        note = paint("help", "bold")
+        lines.append(f"{gutter} {paint('=', 'blue')} {note}: {_escape(diagnostic.help)}{mark}")
+    if diagnostic.cost_bytes:
+        more = "more" if diagnostic.cost_bytes > 0 else "less"
+        size = f"{format_bytes(abs(diagnostic.cost_bytes))} {more}"
+        lines.append(f"{gutter} {paint('=', 'blue')} {paint('cost', 'bold')}: {size} than meant")
     return "\n".join(lines)
 
 
-def invalid_recipe(diagnostics: Sequence[Diagnostic], lines: Sequence[str] = ()) -> InvalidRecipeError:
-    """The error to raise for `diagnostics`, found in a recipe of these `lines`."""
-    blocks = [render(d, lines[d.line - 1] if 0 < d.line <= len(lines) else "") for d in diagnostics[:_SHOWN]]
+def invalid_recipe(
+    diagnostics: Sequence[Diagnostic],
+    lines: Sequence[str] = (),
+    parts: Mapping[str, Sequence[str]] | None = None,
+) -> InvalidRecipeError:
+    """The error to raise for `diagnostics`, found in a recipe of these `lines`.
+
+    Parameters
+    ----------
+    parts
+        The lines of each further file that the recipe draws in.
+    """
+
+    def line_of(finding: Diagnostic) -> str:
+        known = (parts or {}).get(finding.file, lines)
+        return known[finding.line - 1] if 0 < finding.line <= len(known) else ""
+
+    blocks = [render(d, line_of(d)) for d in diagnostics[:_SHOWN]]
     if hidden := len(diagnostics) - len(blocks):
         blocks.append(f"{hidden} more {'error is' if hidden == 1 else 'errors are'} not shown")
     return InvalidRecipeError("\n\n".join(blocks), tuple(diagnostics))

@@ -3,6 +3,10 @@
 Shipped recipes are text files, `<family>/<name>.recipe`, named without the ending: `glm4moe/hq4_k`. They
 stand in the package's folder `tensor_rules`; in a source tree, where that is not built, in the folder of
 that name beside the package.
+
+What `@include` and `@base` name is looked for beside the file they stand in, and never outside the folder of
+the recipe that was asked for, symbolic links resolved: a recipe from a stranger reads nothing else. Where
+there is no such file, a shipped recipe of the name will do.
 """
 
 from __future__ import annotations
@@ -10,6 +14,8 @@ from __future__ import annotations
 import difflib
 import errno
 import os
+import posixpath
+import re
 import stat
 from collections.abc import Iterator
 from functools import cache
@@ -18,8 +24,10 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 
 from ggplan.rules.diagnostics import Diagnostic, InvalidRecipeError, invalid_recipe
+from ggplan.rules.draft import Follow, FollowError
 from ggplan.rules.parser import MAX_BYTES, parse_recipe, too_large
 from ggplan.rules.recipe import Recipe
+from ggplan.text import printable
 
 _ENDING = ".recipe"
 _DEPTH = 3  # folders below tensor_rules that are searched
@@ -35,12 +43,74 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
     RecipeError
         If there is no such file or recipe, the file cannot be read, or its text has errors.
     """
+    text, name, follow = recipe_text(name_or_path)
+    return parse_recipe(text, name, follow=follow)
+
+
+def recipe_text(name_or_path: str | Path) -> tuple[str, str, Follow]:
+    """The text of a recipe that `load_recipe` would read, what messages call it, and how it draws in others.
+
+    Raises
+    ------
+    RecipeError
+        If there is no such file or recipe, or it is not text.
+    """
     name = os.fspath(name_or_path)
-    shipped = _shipped()
     known = name.removesuffix(_ENDING).replace(os.sep, "/")
-    if isinstance(name_or_path, str) and known in shipped and not _is_file(name):
-        return _parse_bytes(shipped[known].read_bytes(), f"{known}{_ENDING}")
-    return _parse_bytes(_read(name, look_up=isinstance(name_or_path, str)), name)
+    if isinstance(name_or_path, str) and known in _shipped() and not _is_file(name):
+        file = f"{known}{_ENDING}"
+        return _decode(_shipped()[known].read_bytes(), file), file, _follow_shipped
+    data = _read(name, look_up=isinstance(name_or_path, str))
+    return _decode(data, name), name, following(name)
+
+
+def following(recipe: str) -> Follow:
+    """How the recipe in this file finds what it includes and inherits."""
+    folder = os.path.realpath(os.path.dirname(recipe))
+
+    def follow(target: str, file: str) -> tuple[str, str]:
+        _check_target(target)
+        if file in _shipped_files():
+            return _follow_shipped(target, file)
+        path = os.path.normpath(os.path.join(os.path.dirname(file), target))
+        if os.path.commonpath((folder, os.path.realpath(path))) != folder:
+            raise FollowError(f"`{printable(target)}` is outside the folder of the recipe", "copy it there")
+        if not _is_file(path) and (known := target.removesuffix(_ENDING)) in _shipped():
+            return f"{known}{_ENDING}", _shipped()[known].read_text("utf-8")
+        try:
+            return path, _decode(_read(path, look_up=False), path)
+        except InvalidRecipeError as error:
+            found = error.diagnostics[0]
+            near = difflib.get_close_matches(os.path.basename(target), _files_beside(path), n=1)
+            help = f"the nearest file is `{printable(near[0])}`" if near else found.help
+            raise FollowError(f"`{printable(target)}`: {found.message}", help) from None
+
+    return follow
+
+
+def _follow_shipped(target: str, file: str) -> tuple[str, str]:
+    _check_target(target)
+    path = posixpath.normpath(posixpath.join(posixpath.dirname(file), target))
+    if path.startswith(".."):
+        raise FollowError(f"`{printable(target)}` is outside the folder of the recipes")
+    for known in (path, f"{target.removesuffix(_ENDING)}{_ENDING}"):
+        found = _folder().joinpath(*known.split("/"))
+        if found.is_file():
+            return known, found.read_text("utf-8")
+    raise FollowError(f"there is no `{printable(path)}` among the shipped recipes")
+
+
+def _check_target(target: str) -> None:
+    if target.startswith(("/", "\\", "~")) or re.match(r"[A-Za-z]:", target) or "\\" in target:
+        help = "name it from the folder of the recipe, with `/` between folders"
+        raise FollowError(f"`{printable(target)}` is not a relative path", help)
+
+
+def _files_beside(path: str) -> list[str]:
+    try:
+        return sorted(os.listdir(os.path.dirname(path) or "."))[:1_000]
+    except OSError:
+        return []
 
 
 def shipped_recipes() -> tuple[str, ...]:
@@ -49,10 +119,18 @@ def shipped_recipes() -> tuple[str, ...]:
 
 
 @cache
-def _shipped() -> dict[str, Traversable]:
+def _folder() -> Traversable:
     installed = resources.files("ggplan") / "tensor_rules"
-    folder = installed if installed.is_dir() else Path(__file__).parents[2] / "tensor_rules"
-    return dict(sorted(_recipes_in(folder, "", _DEPTH)))
+    return installed if installed.is_dir() else Path(__file__).parents[2] / "tensor_rules"
+
+
+@cache
+def _shipped() -> dict[str, Traversable]:
+    return dict(sorted(_recipes_in(_folder(), "", _DEPTH)))
+
+
+def _shipped_files() -> set[str]:
+    return {f"{name}{_ENDING}" for name in _shipped()}
 
 
 def _recipes_in(folder: Traversable, prefix: str, depth: int) -> Iterator[tuple[str, Traversable]]:
@@ -100,12 +178,11 @@ def _reason(error: OSError) -> str:
     return (error.strerror or str(error)).lower()
 
 
-def _parse_bytes(data: bytes, name: str) -> Recipe:
+def _decode(data: bytes, name: str) -> str:
     try:
-        text = data.decode("utf-8")
+        return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise _not_utf8(data, name, error) from None
-    return parse_recipe(text, name)
 
 
 def _not_utf8(data: bytes, name: str, error: UnicodeDecodeError) -> InvalidRecipeError:

@@ -19,28 +19,59 @@ import re2
 from ggplan.errors import RecipeError
 from ggplan.rules.diagnostics import Diagnostic, invalid_recipe
 from ggplan.rules.patterns import PATTERN_MEMORY, re2_options
-from ggplan.rules.recipe import Recipe
+from ggplan.rules.recipe import Recipe, Rule
+from ggplan.rules.roles import Blocks, block_of, roles_of
 
 _SET_MEMORY = 128 << 20  # holds the largest set of programs that the parser lets through
 _MAX_SECONDS = 20.0
 
 
 def match(recipe: Recipe, names: Sequence[str]) -> tuple[tuple[int, ...], ...]:
-    """For each name the indices of all rules whose pattern is found in it, ascending.
+    """For each name the indices of all rules that match it, ascending.
+
+    Parameters
+    ----------
+    names
+        Of all the model's tensors: `{last 2}` and the role nextn depend on them together.
 
     Raises
     ------
     RecipeError
         If the patterns take seconds of CPU time, or were put into the recipe by hand and RE2 refuses them.
     """
+    blocks = Blocks.of(names)
     try:
-        return match_patterns([rule.pattern for rule in recipe.rules], names)
+        found = match_patterns([rule.regex(blocks.count) for rule in recipe.rules], names)
+        return _with_roles(recipe.rules, names, blocks, found)
     except TimeoutError:
         message = f"matching the rules takes more than {_MAX_SECONDS:.0f} seconds"
         help = "write fewer counted repetitions such as `{60}`"
         raise invalid_recipe([Diagnostic("GP009", "error", message, recipe.file, help=help)]) from None
     except (re2.error, UnicodeEncodeError) as error:
         raise RecipeError(f"{recipe.file}: RE2 refuses a pattern: {error}") from error
+
+
+def _with_roles(
+    rules: Sequence[Rule], names: Sequence[str], blocks: Blocks, found: tuple[tuple[int, ...], ...]
+) -> tuple[tuple[int, ...], ...]:
+    """What the patterns match, and what the rules on roles do."""
+    limits = [
+        (i, frozenset(rule.roles), None if rule.blocks is None else rule.blocks.numbers(blocks.count))
+        for i, rule in enumerate(rules)
+        if rule.roles
+    ]
+    if not limits:
+        return found
+    answers = []
+    for name, hits in zip(names, found, strict=True):
+        roles, block = roles_of(name, blocks), block_of(name)
+        more = [
+            i
+            for i, wanted, numbers in limits
+            if not wanted.isdisjoint(roles) and (numbers is None or block in numbers)
+        ]
+        answers.append(tuple(sorted((*hits, *more))) if more else hits)
+    return tuple(answers)
 
 
 def match_patterns(

@@ -15,8 +15,9 @@ RE2 read the same way, so that a recipe means one thing everywhere:
     `\d \D \w \W \s \S \b \B \t \n \r \f \v`, and `\` before any character that is not a letter or digit
 
 Left out: look-around, back-references, named groups, inline flags, atomic groups, possessive repetition,
-`[:alpha:]`, `[]...]`, `\A \z \Q \p`, and `{` that is not a repetition (a character to RE2, an error to
-std::regex; no tensor name holds one). The 14,794 rules of 379 published recipes need none of these.
+`[:alpha:]`, `[]...]`, `\A \z \Q \p`, and `{` that begins neither a repetition nor a range (a character to
+RE2, an error to std::regex; no tensor name holds one). The 14,794 rules of 379 published recipes need none
+of these. Ranges of blocks, `{0..46}`, are ggplan's own (see `ranges`): `resolve` writes them out.
 
 Limits
 ------
@@ -29,11 +30,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 import re2
 
+from ggplan.rules.ranges import RangeError, alternation, parse_range
+
 MAX_PATTERN_CHARACTERS = 1_000
 MAX_PROGRAM = 500_000  # RE2 instructions of all rules together: ten thousand rules of ordinary size
+_TYPICAL_BLOCKS = 1_000  # for `first` and `last` before the model is known
 PATTERN_MEMORY = 1 << 18  # bytes; RE2 then refuses a program of more than about 15,000 instructions
 
 _TOKEN = re.compile(
@@ -43,6 +48,7 @@ _TOKEN = re.compile(
     | (?P<group> \( (?: \?: )? )
     | (?P<group_end> \) )
     | (?P<repeat> [*+?] | \{ \d+ (?: , \d* )? \} )
+    | (?P<range> \{ [ \t]* (?: \d | (?: first|last ) \b ) [^{}]* \} )
     | (?P<brace> \{ )
     | (?P<anchor> [|^$] )
     | .
@@ -86,6 +92,7 @@ class PatternError(Exception):
     start: int
     length: int
     help: str = ""
+    instead: str | None = None  # what to write in place of the span, where that is known
 
 
 def check_pattern(pattern: str) -> int:
@@ -110,9 +117,21 @@ def check_pattern(pattern: str) -> int:
         raise PatternError("GP004", message, found.start(), len(found[0]), help)
     _check_portable(pattern)
     try:
-        return int(re2.compile(pattern, re2_options(PATTERN_MEMORY)).programsize)
+        resolved = resolve(pattern, _TYPICAL_BLOCKS)
+        return int(re2.compile(resolved, re2_options(PATTERN_MEMORY)).programsize)
     except re2.error as error:
         raise _from_re2(pattern, error) from None
+
+
+@lru_cache(maxsize=1024)
+def resolve(pattern: str, n_blocks: int) -> str:
+    """The pattern with its ranges written out for a model of `n_blocks` blocks."""
+    if "{" not in pattern:
+        return pattern
+    return "".join(
+        alternation(parse_range(token["range"][1:-1]).numbers(n_blocks)) if token["range"] else token[0]
+        for token in _TOKEN.finditer(pattern)
+    )
 
 
 def re2_options(memory: int) -> re2.Options:
@@ -144,13 +163,26 @@ def _check_portable(pattern: str) -> None:
             if not open_groups:
                 raise PatternError("GP003", "`)` closes no group", start, 1, r"write `\)` for the character")
             open_groups.pop()
+        elif token["range"]:
+            _check_range(text, start)
         elif token["brace"]:
-            help = r"write `\{` for the character, and a range of layers as `([0-9]|1[0-9])`"
-            raise PatternError("GP004", "`{` does not begin a repetition such as `{1,3}`", start, 1, help)
+            help = r"write `\{` for the character"
+            message = "`{` begins neither a repetition such as `{2,3}` nor a range such as `{0..46}`"
+            raise PatternError("GP004", message, start, 1, help)
         before = "nothing" if token["group"] or token["anchor"] or text in (r"\b", r"\B") else "atom"
     if open_groups:
         help = r"write `\(` for the character"
         raise PatternError("GP003", "`(` is never closed", open_groups[-1], 1, help)
+
+
+def _check_range(text: str, start: int) -> None:
+    try:
+        parse_range(text[1:-1])
+    except RangeError as error:
+        if error.instead is not None:
+            raise PatternError("GP015", error.message, start, len(text), error.help, error.instead) from None
+        at = start + 1 + error.start
+        raise PatternError("GP015", error.message, at, max(1, error.length), error.help) from None
 
 
 def _check_escape(letter: str, start: int) -> None:

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import PurePath
+from typing import Literal
 
 from ggplan.ggml_types import GgmlType
+from ggplan.rules.patterns import resolve
+from ggplan.rules.ranges import NOTHING, Range
 
 _BOM = "\ufeff"
 
@@ -68,16 +71,25 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One line `PATTERN = TYPE`.
+    """One line `PATTERN = TYPE`, or `@role NAME = TYPE`.
 
     Attributes
     ----------
     pattern
-        A regular expression of the portable subset (see `patterns`), searched for in GGUF names.
+        As written: a regular expression of the portable subset (see `patterns`), searched for in GGUF
+        names, which may hold ranges and `${NAME}`; or the words of an `@role` rule.
     file, line, column
         Where the pattern begins.
     comment
         What stands behind `#` on the line, or "".
+    expanded
+        The pattern with every `${NAME}` replaced; "" where it holds none.
+    roles
+        The roles of an `@role` rule (see `roles`); () where the pattern decides.
+    blocks
+        The blocks an `@role` rule is limited to, or None.
+    whole
+        Whether the pattern must match the whole name (`@match full`).
     """
 
     pattern: str
@@ -86,6 +98,20 @@ class Rule:
     line: int
     column: int
     comment: str = ""
+    expanded: str = ""
+    roles: tuple[str, ...] = ()
+    blocks: Range | None = None
+    whole: bool = False
+
+    def regex(self, n_blocks: int) -> str:
+        """The pattern that RE2 searches for in the names of a model of `n_blocks` blocks.
+
+        A rule on roles has none; its pattern here matches nothing.
+        """
+        if self.roles:
+            return NOTHING
+        plain = resolve(self.expanded or self.pattern, n_blocks)
+        return f"^(?:{plain})$" if self.whole else plain
 
     @property
     def location(self) -> Location:
@@ -96,6 +122,45 @@ class Rule:
     def where(self) -> str:
         """Short form for tables: `hq4_k.recipe:14`."""
         return self.location.where
+
+
+Quantity = Literal["bpw", "size", "uncovered", "fallbacks", "type"]
+Comparison = Literal["<=", ">=", "<", ">", "==", "!="]
+Target = Literal["llama.cpp", "ik_llama.cpp"]
+
+
+@dataclass(frozen=True, slots=True)
+class Assertion:
+    """A line `@assert QUANTITY COMPARISON VALUE`: what must hold for the plan of a model.
+
+    Attributes
+    ----------
+    quantity
+        Bits per weight, bytes, tensors without a rule, tensors whose type the fallback table replaced,
+        or the type of one tensor.
+    of
+        A role, `gpu` or `cpu` for bpw and size, "" for the whole model; the tensor's name for a type.
+    value
+        The number (bytes for a size), or the type.
+    text, location
+        What stands behind `@assert`, and where.
+    """
+
+    quantity: Quantity
+    of: str
+    comparison: Comparison
+    value: float | GgmlType
+    text: str
+    location: Location
+
+
+@dataclass(frozen=True, slots=True)
+class TypeTest:
+    """A line `@test NAME -> TYPE`: the type a tensor must get; `locations` are the name's and the type's."""
+
+    name: str
+    type: GgmlType
+    locations: tuple[Location, Location]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,11 +176,27 @@ class Recipe:
     text
         The exact text, line ends and all.
     sha256
-        Of `text` in UTF-8, so of the file's bytes; hexadecimal.
+        Of `text` in UTF-8, so of the file's bytes, followed by the texts of what it includes and inherits;
+        hexadecimal.
+    rules
+        In the order in which they decide: as they stand, or from the bottom up under `@order last`; the
+        rules that `@base` inherits come after.
     default
         The choice of `@default` for tensors that no rule matches, or None: they keep their type.
     architecture
         What `@arch` says, as in GGUF's `general.architecture`, or "".
+    order, match
+        What `@order` and `@match` say of how the text is meant; `rules` have it worked in.
+    target
+        The engine that `@target` names, or "".
+    base
+        What `@base` says, or "".
+    assertions, tests
+        What `@assert` and `@test` demand.
+    unused
+        Name and place of each `@let` of the file itself that nothing uses.
+    parts
+        File name and text of everything that `@include` and `@base` brought in.
     """
 
     name: str
@@ -125,10 +206,22 @@ class Recipe:
     rules: tuple[Rule, ...]
     default: Choice | None = None
     architecture: str = ""
+    order: Literal["first", "last"] = "first"
+    match: Literal["search", "full"] = "search"
+    target: Target | Literal[""] = ""
+    base: str = ""
+    assertions: tuple[Assertion, ...] = ()
+    tests: tuple[TypeTest, ...] = ()
+    unused: tuple[tuple[str, Location], ...] = ()
+    parts: tuple[tuple[str, str], ...] = ()
 
-    def source_line(self, line: int) -> str:
-        """Line `line` (from 1) without its line end, for `render`; "" where there is no such line."""
-        lines = split_lines(self.text)
+    def source_line(self, line: int, file: str = "") -> str:
+        """Line `line` (from 1) of the recipe, or of the part `file` of it, without its line end.
+
+        "" where there is no such line, for `render`.
+        """
+        text = self.text if file in ("", self.file) else dict(self.parts).get(file, "")
+        lines = split_lines(text)
         return lines[line - 1] if 0 < line <= len(lines) else ""
 
 

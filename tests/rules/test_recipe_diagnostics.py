@@ -29,7 +29,7 @@ error[GP001]: the rule has no `=`
   |
 1 | blk.attn_q q8_0
   | ^^^^^^^^^^^^^^^
-  = help: write `blk.attn_q = q8_0`
+  = help: write `blk.attn_q = q8_0` [--fix]
 """,
     ),
     (
@@ -73,7 +73,7 @@ error[GP006]: unknown directive `@defualt`
   |
 1 | @defualt q8_0
   | ^^^^^^^^
-  = help: the nearest is `@default`
+  = help: the nearest is `@default` [--fix]
 """,
     ),
     (

@@ -133,7 +133,7 @@ def test_line_ends_and_byte_order_mark_change_nothing_but_the_text() -> None:
         ("a = " + "q" * 500_000, "GP002"),
         ("a( = q8_0", "GP003"),
         ("(?!a)b = q8_0", "GP004"),
-        ("@let A = b", "GP006"),
+        ("@lett A = b", "GP006"),
         ("@ default q8_0", "GP006"),
         ("= q8_0", "GP007"),
         ("a =", "GP007"),

@@ -69,7 +69,7 @@ def fault(pattern: str) -> tuple[str, str, str]:
         (r"[\d-z]", "GP004", r"\d-"),
         ("[[:alpha:]]", "GP004", "[:"),
         ("[]a]", "GP004", "[]"),
-        ("blk.{0..46}.a", "GP004", "{"),
+        ("blk.{a..46}.a", "GP004", "{"),
         ("a{,3}", "GP004", "{"),
         ("attn\u00a0\u201cq", "GP004", "\u00a0\u201c"),
     ],

@@ -1,0 +1,78 @@
+"""The right side of a rule: a chain of types, `q6_K | q8_0`, perhaps forced with `!`."""
+
+from __future__ import annotations
+
+import re
+
+from ggplan.errors import TypeNameError
+from ggplan.ggml_types import TYPES, GgmlType, parse_type
+from ggplan.rules.draft import Draft, Mapped, replacing
+from ggplan.rules.recipe import Choice, Location
+
+MAX_CHAIN = 16
+LONGEST_TYPE = 40  # characters; more is not worth a search for the nearest name
+
+
+def parse_choice(draft: Draft, line: int, written: Mapped) -> Choice | None:
+    """A chain of types out of the text as written; None after an error."""
+    expanded = draft.expand(line, written)
+    if expanded is None:
+        return None
+    shown = written.strip().text
+    text = expanded.strip()
+    forced = text.text.endswith("!")
+    chain = text[: len(text.text) - forced].strip()
+    if not chain.text:
+        at = draft.span(line, text)
+        draft.error("GP007", "the type is missing", at, "write one, such as `q8_0`")
+        return None
+    pieces = [piece.strip() for piece in chain.split("|")]
+    if len(pieces) > MAX_CHAIN:
+        draft.error("GP009", f"a chain may hold {MAX_CHAIN} types", draft.span(line, chain))
+        return None
+    found = [(parse_type_at(draft, line, piece, chain), draft.span(line, piece)) for piece in pieces]
+    types = tuple(type_ for type_, _ in found if type_ is not None)
+    if len(types) < len(pieces):
+        return None
+    return Choice(types, forced, shown, tuple(location for _, location in found))
+
+
+def parse_type_at(draft: Draft, line: int, name: Mapped, chain: Mapped | None = None) -> GgmlType | None:
+    """One type; None after an error."""
+    at = draft.span(line, name)
+    text = name.text
+    if not text:
+        help, fix = "write types between `|`: `q6_K | q8_0`", None
+        if chain is not None:
+            left = " | ".join(piece.strip().text for piece in chain.split("|") if piece.strip().text)
+            fix = replacing(draft.span(line, chain), left, safe=True) if left else None
+        draft.error("GP007", "a type is missing in the chain", at, help, fix)
+    elif text.endswith("!"):
+        message = f"`!` after `{text[:-1]}` is not at the end"
+        draft.error("GP002", message, at, "`!` forces a whole chain: `q8_0 | f16!`")
+    elif len(text) > LONGEST_TYPE:
+        draft.error("GP002", "unknown tensor type", at, "`ggplan types` lists all types")
+    else:
+        try:
+            return parse_type(text)
+        except TypeNameError as error:
+            _bad_type(draft, text, error, at)
+    return None
+
+
+def _bad_type(draft: Draft, text: str, error: TypeNameError, at: Location) -> None:
+    """An unknown type, and the one that is surely or probably meant."""
+    same = [t.name for t in TYPES if not t.internal and _letters(t.name) == _letters(text)]
+    near = re.findall(r"`([^`]+)`", error.hint)
+    if len(same) == 1:
+        help, fix = f"write `{same[0]}`", replacing(at, same[0], safe=True)
+    elif near and "ggplan types" not in error.hint:
+        help, fix = error.hint, replacing(at, near[0], safe=False)
+    else:
+        help, fix = error.hint, None
+    draft.error("GP002", error.message, at, help, fix)
+
+
+def _letters(name: str) -> str:
+    """A type's name without what people get wrong: case, and `_`, `-`, `.` between its parts."""
+    return re.sub(r"[^a-z0-9]", "", name.lower())
