@@ -1,18 +1,19 @@
 """A Hugging Face checkpoint: a folder with config.json, a tokenizer and weights in safetensors files.
 
 The weights are `model.safetensors`, or shards named by `model.safetensors.index.json` (`weight_map`: tensor
-name to file name), or shards without an index. The folder is untrusted: a shard's name must be a bare file
+name to file name), or shards without an index. Where there are no safetensors, `pytorch_model.bin` and its
+shards are read in the same way (see `pytorch`). The folder is untrusted: a shard's name must be a bare file
 name, so that no index reaches out of the folder. Links are followed, since in the Hugging Face cache every
 file is a link to a blob elsewhere; a link is made by who fills the folder, not by who wrote the index.
 
-Nothing of a folder is ever run: no pickle, no `auto_map` code, no chat template.
+Nothing of a folder is ever run: no `auto_map` code, no chat template, no pickle unless by torch's rules.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,13 +24,60 @@ from ggplan.sources.json_files import SIZE_LIMIT, load_object
 from ggplan.sources.safetensors import read_tensors
 from ggplan.sources.tensors import CheckpointTensor, StoredTensor
 
-_SINGLE = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
-_SHARD_NAME = re.compile(r"[\w.+=@-]+\.safetensors", re.ASCII)
-_NUMBERED = re.compile(r"(.*-)(\d{5})-of-(\d{5})(\.safetensors)", re.ASCII)
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_NUMBERED = re.compile(r"(.*-)(\d{5})-of-(\d{5})(\.\w+)", re.ASCII)
 _DEFAULT_BLOCK = (128, 128)
 _FLOAT_FORMATS = ("float-quantized", "naive-quantized")  # of compressed-tensors
+
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """A kind of files that weights come in.
+
+    Attributes
+    ----------
+    title
+        What to call it.
+    single, index
+        The file where one holds all, and the index of shards.
+    shard_name
+        What an index may name.
+    unlisted
+        What counts as a shard where no index is.
+    read
+        The tensors of each file.
+    """
+
+    title: str
+    single: str
+    index: str
+    shard_name: re.Pattern[str]
+    unlisted: re.Pattern[str]
+    read: Callable[[Sequence[Path]], list[dict[str, StoredTensor]]]
+
+
+def _read_pytorch(paths: Sequence[Path]) -> list[dict[str, StoredTensor]]:
+    from ggplan.sources import pytorch
+
+    return pytorch.read_tensors(paths)
+
+
+_SAFETENSORS = _Form(
+    "safetensors",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    re.compile(r"[\w.+=@-]+\.safetensors", re.ASCII),
+    re.compile(r".*\.safetensors", re.DOTALL),
+    lambda paths: [read_tensors(path) for path in paths],
+)
+_PYTORCH = _Form(
+    "PyTorch",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    re.compile(r"[\w.+=@-]+\.bin", re.ASCII),
+    re.compile(r"pytorch_model[\w.+=@-]*\.bin", re.ASCII),
+    _read_pytorch,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,24 +137,21 @@ def open_checkpoint(folder: Path) -> HfCheckpoint:
     block = _fp8_block(config, where)
     stored = _read_shards(folder)
     if not stored:
-        raise CheckpointError(f"{where}: its safetensors files hold no tensors")
+        raise CheckpointError(f"{where}: its files of weights hold no tensors")
     files = tuple(sorted({tensor.file for tensor in stored.values()}))
     return HfCheckpoint(folder, config, apply_scales(stored, block), files)
 
 
 def _read_shards(folder: Path) -> dict[str, StoredTensor]:
-    if os.path.exists(folder / _SINGLE):
-        return read_tensors(folder / _SINGLE)
-    weight_map = _weight_map(folder)
-    names = sorted(set(weight_map.values())) if weight_map else _unlisted_shards(folder)
+    form, names, weight_map = _shards(folder)
     if missing := [name for name in names if not os.path.exists(folder / name)]:
         raise CheckpointError(
             f"{shown(folder)}: {len(missing)} of {len(names)} shards are missing: {listed(missing)}",
             hint="download them into the folder",
         )
     tensors: dict[str, StoredTensor] = {}
-    for name in names:
-        for tensor in read_tensors(folder / name).values():
+    for name, found in zip(names, form.read([folder / name for name in names]), strict=True):
+        for tensor in found.values():
             if (earlier := tensors.get(tensor.name)) is not None:
                 raise CheckpointError(
                     f"{shown(folder)}: tensor '{shown(tensor.name)}' is in two shards, "
@@ -114,30 +159,42 @@ def _read_shards(folder: Path) -> dict[str, StoredTensor]:
                 )
             tensors[tensor.name] = tensor
     if weight_map:
-        _check_index(folder, weight_map, tensors)
+        _check_index(folder / form.index, weight_map, tensors)
     return tensors
 
 
-def _weight_map(folder: Path) -> dict[str, str]:
+def _shards(folder: Path) -> tuple[_Form, list[str], dict[str, str]]:
+    """The form of the weights, the files' names in order, and the index's map, which may be empty."""
+    for form in (_SAFETENSORS, _PYTORCH):
+        if os.path.exists(folder / form.single):
+            return form, [form.single], {}
+        if weight_map := _weight_map(folder, form):
+            return form, sorted(set(weight_map.values())), weight_map
+        if names := _unlisted_shards(folder, form):
+            return form, names, {}
+    raise _no_weights(folder)
+
+
+def _weight_map(folder: Path, form: _Form) -> dict[str, str]:
     """The index's map of tensor names to shard names; empty where there is no index."""
-    path = folder / _INDEX
+    path = folder / form.index
     if not os.path.exists(path):
         return {}
     weight_map = load_object(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{shown(path)} has no weight_map")
     for name, shard in weight_map.items():
-        if not isinstance(shard, str) or not _SHARD_NAME.fullmatch(shard):
+        if not isinstance(shard, str) or not form.shard_name.fullmatch(shard):
             raise CheckpointError(
                 f"{shown(path)} places tensor '{shown(name)}' in '{shown(shard)}', "
-                "which is no plain name of a safetensors file",
+                f"which is no plain name of a {form.title} file",
                 hint="do not trust this checkpoint: an index must not lead out of its folder",
             )
     return weight_map
 
 
-def _check_index(folder: Path, weight_map: dict[str, str], tensors: dict[str, StoredTensor]) -> None:
-    where = shown(folder / _INDEX)
+def _check_index(path: Path, weight_map: dict[str, str], tensors: dict[str, StoredTensor]) -> None:
+    where = shown(path)
     found = {name: tensor.file.name for name, tensor in tensors.items()}
     if astray := [name for name, shard in weight_map.items() if found.get(name) != shard]:
         raise CheckpointError(
@@ -151,23 +208,24 @@ def _check_index(folder: Path, weight_map: dict[str, str], tensors: dict[str, St
         )
 
 
-def _unlisted_shards(folder: Path) -> list[str]:
-    """The safetensors files of a folder without an index, and those its numbering says are missing."""
-    try:
-        files = sorted(entry.name for entry in folder.iterdir())
-    except OSError as error:
-        raise CheckpointError(f"cannot read {shown(folder)}: {error.strerror or error}") from error
-    names = [name for name in files if name.endswith(".safetensors")]
-    if not names:
-        raise _no_weights(folder, files)
-    if numbered := _NUMBERED.fullmatch(names[0]):
+def _unlisted_shards(folder: Path, form: _Form) -> list[str]:
+    """The files of a form in a folder without an index, and those its numbering says are missing."""
+    names = [name for name in _file_names(folder) if form.unlisted.fullmatch(name)]
+    if names and (numbered := _NUMBERED.fullmatch(names[0])):
         stem, _, count, suffix = numbered.groups()
         names += [f"{stem}{number:05d}-of-{count}{suffix}" for number in range(1, int(count) + 1)]
     return sorted(set(names))
 
 
-def _no_weights(folder: Path, files: list[str]) -> CheckpointError:
-    pickles = [name for name in files if name.endswith(_PICKLES)]
+def _file_names(folder: Path) -> list[str]:
+    try:
+        return sorted(entry.name for entry in folder.iterdir())
+    except OSError as error:
+        raise CheckpointError(f"cannot read {shown(folder)}: {error.strerror or error}") from error
+
+
+def _no_weights(folder: Path) -> CheckpointError:
+    pickles = [name for name in _file_names(folder) if name.endswith(_PICKLES)]
     if not pickles:
         return CheckpointError(f"{shown(folder)} holds no safetensors files")
     return CheckpointError(

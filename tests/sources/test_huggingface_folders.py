@@ -136,10 +136,8 @@ def test_shards_without_an_index(tmp_path: Path) -> None:
 def test_pickles_are_not_opened(tmp_path: Path) -> None:
     path = folder(tmp_path)
     for number in range(1, 8):
-        path.joinpath(f"pytorch_model-{number:05d}-of-00007.bin").write_bytes(b"\x80\x04cos\nsystem\n")
-    with pytest.raises(
-        CheckpointError, match=r"only as pickles \(pytorch_model-00001.* and 2 more\)"
-    ) as caught:
+        path.joinpath(f"consolidated.{number:02d}.pth").write_bytes(b"\x80\x04cos\nsystem\n")
+    with pytest.raises(CheckpointError, match=r"only as pickles \(consolidated\.01.* and 2 more\)") as caught:
         open_checkpoint(path)
     assert "save_pretrained" in caught.value.hint
 
