@@ -21,7 +21,12 @@ ALLOWED = {
     "imatrix": {"errors", "text", "ggml_types", "metadata", "model", "sources"},
     "arch": {"errors", "text", "ggml_types", "metadata", "model", "sources"},
     "opening": {"errors", "text", "model", "sources", "arch"},
+    "inventories": {"errors", "text", "ggml_types", "metadata", "model"},
     "rules": {"errors", "text", "ggml_types"},
+    "checking": {
+        "", "errors", "text", "ggml_types", "metadata", "model", "inventories", "rules", "planning", "imatrix",
+        "opening",
+    },
     "stock": {"errors", "text", "ggml_types", "metadata", "model"},
     "recovering": {"text", "ggml_types"},
     "planning": {

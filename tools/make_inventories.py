@@ -1,0 +1,280 @@
+"""Make the inventories that ship with ggplan: names, types and shapes of public models, from their configs.
+
+    python tools/make_inventories.py
+
+writes `ggplan/inventories/data/*.txt`. The numbers are those of each model's `config.json` on the Hub; the
+names and types are what llama.cpp's converter makes of them (b11434). `tests/inventories` holds the
+results against published files.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+DATA = ROOT / "ggplan" / "inventories" / "data"
+
+Line = tuple[str, str, tuple[int, ...]]
+"""Name behind `blk.N.` (or whole), type, shape with rows first."""
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Grouped-query attention."""
+
+    heads: int
+    kv_heads: int
+    head_size: int
+    bias: bool = False
+    head_norms: bool = False  # one norm for each head's queries and keys
+    row_norms: bool = False  # one norm over all of them
+
+    def lines(self, hidden: int) -> Iterator[Line]:
+        q, kv = self.heads * self.head_size, self.kv_heads * self.head_size
+        for name, rows in (("q", q), ("k", kv), ("v", kv)):
+            yield f"attn_{name}.weight", "bf16", (rows, hidden)
+            if self.bias:
+                yield f"attn_{name}.bias", "f32", (rows,)
+        yield "attn_output.weight", "bf16", (hidden, q)
+        if self.head_norms or self.row_norms:
+            yield "attn_q_norm.weight", "f32", (q if self.row_norms else self.head_size,)
+            yield "attn_k_norm.weight", "f32", (kv if self.row_norms else self.head_size,)
+
+
+@dataclass(frozen=True)
+class Latent:
+    """DeepSeek's multi-head latent attention, with k_b and v_b apart as llama.cpp wants them."""
+
+    heads: int
+    kv_heads: int = 1
+    q_rank: int = 1536
+    kv_rank: int = 512
+    nope: int = 128
+    rope: int = 64
+    value: int = 128
+
+    def lines(self, hidden: int) -> Iterator[Line]:
+        yield "attn_q_a.weight", "bf16", (self.q_rank, hidden)
+        yield "attn_q_a_norm.weight", "f32", (self.q_rank,)
+        yield "attn_q_b.weight", "bf16", (self.heads * (self.nope + self.rope), self.q_rank)
+        yield "attn_kv_a_mqa.weight", "bf16", (self.kv_rank + self.rope, hidden)
+        yield "attn_kv_a_norm.weight", "f32", (self.kv_rank,)
+        yield "attn_k_b.weight", "bf16", (self.heads, self.kv_rank, self.nope)
+        yield "attn_v_b.weight", "bf16", (self.heads, self.value, self.kv_rank)
+        yield "attn_output.weight", "bf16", (hidden, self.heads * self.value)
+
+
+@dataclass(frozen=True)
+class Experts:
+    """Routed experts, perhaps with a shared one beside them and a bias on the router."""
+
+    count: int
+    used: int
+    width: int
+    shared: bool = False
+    router_bias: bool = False
+
+    def lines(self, hidden: int) -> Iterator[Line]:
+        yield "ffn_gate_inp.weight", "f32", (self.count, hidden)
+        if self.router_bias:
+            yield "exp_probs_b.bias", "f32", (self.count,)
+        for name in ("gate", "up"):
+            yield f"ffn_{name}_exps.weight", "bf16", (self.count, self.width, hidden)
+        yield "ffn_down_exps.weight", "bf16", (self.count, hidden, self.width)
+        if self.shared:
+            for name in ("gate", "up"):
+                yield f"ffn_{name}_shexp.weight", "bf16", (self.width, hidden)
+            yield "ffn_down_shexp.weight", "bf16", (hidden, self.width)
+
+
+@dataclass(frozen=True)
+class Config:
+    """What names and shapes follow from. `dense_layers` have a plain FFN of width `dense`."""
+
+    hub: str
+    architecture: str
+    layers: int
+    hidden: int
+    vocabulary: int
+    attention: Attention | Latent
+    dense: int = 0
+    dense_layers: int = 0
+    experts: Experts | None = None
+    norms: tuple[str, str] = ("attn_norm", "ffn_norm")
+    nextn: str = ""  # "" none; "whole" with its own embeddings and head; "bare" without
+    also: tuple[str, ...] = ()
+    head: tuple[Line, ...] = field(default=())
+
+
+GLM_NORMS = ("attn_norm", "post_attention_norm")
+
+
+def glm(hub: str, layers: int, hidden: int, dense: int, dense_layers: int, experts: Experts, nextn: str,
+        head_norms: bool, also: tuple[str, ...] = ()) -> Config:  # fmt: skip
+    attention = Attention(96, 8, 128, bias=True, head_norms=head_norms)
+    return Config(hub, "glm4moe", layers, hidden, 151552, attention, dense, dense_layers, experts, GLM_NORMS,
+                  nextn, also)  # fmt: skip
+
+
+def qwen3moe(hub: str, layers: int, hidden: int, heads: int, kv: int, experts: Experts,
+             also: tuple[str, ...] = ()) -> Config:  # fmt: skip
+    attention = Attention(heads, kv, 128, head_norms=True)
+    return Config(hub, "qwen3moe", layers, hidden, 151936, attention, experts=experts, also=also)
+
+
+def dense(hub: str, architecture: str, layers: int, hidden: int, heads: int, width: int, vocabulary: int,
+          also: tuple[str, ...] = ()) -> Config:  # fmt: skip
+    qwen = architecture == "qwen3"
+    attention = Attention(heads, 8, 128, head_norms=qwen)
+    head = () if qwen else (("rope_freqs.weight", "f32", (64,)),)
+    return Config(
+        hub, architecture, layers, hidden, vocabulary, attention, width, layers, also=also, head=head
+    )
+
+
+_GLM_LARGE = Experts(160, 8, 1536, shared=True, router_bias=True)
+_DEEPSEEK = Experts(256, 8, 2048, shared=True, router_bias=True)
+
+CONFIGS = {
+    "GLM-4.5-Air": glm("zai-org/GLM-4.5-Air", 47, 4096, 10944, 1,
+                       Experts(128, 8, 1408, shared=True, router_bias=True), "whole", False),
+    "GLM-4.5": glm("zai-org/GLM-4.5", 93, 5120, 12288, 3, _GLM_LARGE, "whole", True),
+    "GLM-4.6": glm("zai-org/GLM-4.6", 93, 5120, 12288, 3, _GLM_LARGE, "bare", True),
+    "GLM-4.7": glm("zai-org/GLM-4.7", 93, 5120, 12288, 3, _GLM_LARGE, "whole", True),
+    "DeepSeek-V3": Config("deepseek-ai/DeepSeek-V3", "deepseek2", 61, 7168, 129280, Latent(128), 18432, 3,
+                          _DEEPSEEK,
+                          also=("DeepSeek-V3-0324", "DeepSeek-R1", "DeepSeek-R1-0528", "DeepSeek-V3.1",
+                                "DeepSeek-V3.1-Terminus")),
+    "Kimi-K2": Config("moonshotai/Kimi-K2-Instruct", "deepseek2", 61, 7168, 163840, Latent(64), 18432, 1,
+                      Experts(384, 8, 2048, shared=True, router_bias=True),
+                      also=("Kimi-K2-Instruct", "Kimi-K2-Instruct-0905", "Kimi-K2-Thinking")),
+    "Qwen3-235B-A22B": qwen3moe("Qwen/Qwen3-235B-A22B", 94, 4096, 64, 4, Experts(128, 8, 1536),
+                                ("Qwen3-235B-A22B-Instruct-2507", "Qwen3-235B-A22B-Thinking-2507")),
+    "Qwen3-Coder-480B-A35B": qwen3moe("Qwen/Qwen3-Coder-480B-A35B-Instruct", 62, 6144, 96, 8,
+                                      Experts(160, 8, 2560),
+                                      ("Qwen3-Coder-480B", "Qwen3-Coder-480B-A35B-Instruct")),
+    "Qwen3-30B-A3B": qwen3moe("Qwen/Qwen3-30B-A3B", 48, 2048, 32, 4, Experts(128, 8, 768),
+                              ("Qwen3-30B-A3B-Instruct-2507", "Qwen3-30B-A3B-Thinking-2507",
+                               "Qwen3-Coder-30B-A3B", "Qwen3-Coder-30B-A3B-Instruct")),
+    "MiniMax-M2": Config("MiniMaxAI/MiniMax-M2", "minimax-m2", 62, 3072, 200064,
+                         Attention(48, 8, 128, row_norms=True),
+                         experts=Experts(256, 8, 1536, router_bias=True)),
+    "gpt-oss-20b": Config("openai/gpt-oss-20b", "gpt-oss", 24, 2880, 201088, Attention(64, 8, 64),
+                          experts=Experts(32, 4, 2880)),
+    "gpt-oss-120b": Config("openai/gpt-oss-120b", "gpt-oss", 36, 2880, 201088, Attention(64, 8, 64),
+                           experts=Experts(128, 4, 2880)),
+    "Llama-3.1-8B": dense("meta-llama/Llama-3.1-8B", "llama", 32, 4096, 32, 14336, 128256,
+                          ("Llama-3.1-8B-Instruct",)),
+    "Llama-3.3-70B": dense("meta-llama/Llama-3.3-70B-Instruct", "llama", 80, 8192, 64, 28672, 128256,
+                           ("Llama-3.1-70B", "Llama-3.1-70B-Instruct", "Llama-3.3-70B-Instruct")),
+    "Qwen3-8B": dense("Qwen/Qwen3-8B", "qwen3", 36, 4096, 32, 12288, 151936),
+    "Qwen3-14B": dense("Qwen/Qwen3-14B", "qwen3", 40, 5120, 40, 17408, 151936),
+    "Qwen3-32B": dense("Qwen/Qwen3-32B", "qwen3", 64, 5120, 64, 25600, 151936),
+}  # fmt: skip
+
+
+def main() -> None:
+    DATA.mkdir(parents=True, exist_ok=True)
+    for name, config in CONFIGS.items():
+        (DATA / f"{name}.txt").write_text(text(config), encoding="utf-8")
+
+
+def text(config: Config) -> str:
+    """The file of one model."""
+    lines = [
+        f"# {config.hub}; made by tools/make_inventories.py",
+        f"architecture {config.architecture}",
+        *(f"also {name}" for name in config.also),
+        *(f"{key} {value}" for key, value in numbers(config).items()),
+        "",
+    ]
+    outside = [
+        ("token_embd.weight", "bf16", (config.vocabulary, config.hidden)),
+        ("output_norm.weight", "f32", (config.hidden,)),
+        ("output.weight", "bf16", (config.vocabulary, config.hidden)),
+        *config.head,
+    ]
+    lines += [_line(*line) for line in outside]
+    runs: dict[Line, list[int]] = {}
+    for layer in range(config.layers):
+        for line in block(config, layer):
+            runs.setdefault(line, []).append(layer)
+    for (name, type_, shape), layers in runs.items():
+        assert layers == list(range(layers[0], layers[-1] + 1)), name
+        lines.append(f"{layers[0]}..{layers[-1]} {_line(name, type_, shape)}")
+    return "\n".join(lines) + "\n"
+
+
+def _line(name: str, type_: str, shape: tuple[int, ...]) -> str:
+    return " ".join((name, type_, *map(str, shape)))
+
+
+def numbers(config: Config) -> dict[str, int]:
+    """The metadata that plans depend on, without the architecture before each key."""
+    found = {
+        "block_count": config.layers,
+        "embedding_length": config.hidden,
+        "attention.head_count": config.attention.heads,
+        "attention.head_count_kv": config.attention.kv_heads,
+    }
+    if config.experts:
+        found |= {"expert_count": config.experts.count, "expert_used_count": config.experts.used}
+    if config.nextn:
+        found["nextn_predict_layers"] = 1
+    return found
+
+
+def block(config: Config, layer: int) -> Iterator[Line]:
+    """The tensors of one block."""
+    hidden = config.hidden
+    if config.architecture == "gpt-oss":
+        yield from gpt_oss_block(config)
+        return
+    for norm in config.norms:
+        yield f"{norm}.weight", "f32", (hidden,)
+    yield from config.attention.lines(hidden)
+    if layer < config.dense_layers:
+        yield "ffn_gate.weight", "bf16", (config.dense, hidden)
+        yield "ffn_up.weight", "bf16", (config.dense, hidden)
+        yield "ffn_down.weight", "bf16", (hidden, config.dense)
+    elif config.experts:
+        yield from config.experts.lines(hidden)
+    if config.nextn and layer == config.layers - 1:
+        yield "nextn.eh_proj.weight", "bf16", (hidden, 2 * hidden)
+        for norm in ("enorm", "hnorm", "shared_head_norm"):
+            yield f"nextn.{norm}.weight", "f32", (hidden,)
+        if config.nextn == "whole":
+            yield "nextn.embed_tokens.weight", "bf16", (config.vocabulary, hidden)
+            yield "nextn.shared_head_head.weight", "bf16", (config.vocabulary, hidden)
+
+
+def gpt_oss_block(config: Config) -> Iterator[Line]:
+    """gpt-oss has biases everywhere, attention sinks, and experts that were trained in MXFP4."""
+    hidden, attention, experts = config.hidden, config.attention, config.experts
+    assert isinstance(attention, Attention)
+    assert experts is not None
+    for norm in GLM_NORMS:
+        yield f"{norm}.weight", "f32", (hidden,)
+    q, kv = attention.heads * attention.head_size, attention.kv_heads * attention.head_size
+    for name, rows, columns in (
+        ("q", q, hidden),
+        ("k", kv, hidden),
+        ("v", kv, hidden),
+        ("output", hidden, q),
+    ):
+        yield f"attn_{name}.weight", "bf16", (rows, columns)
+        yield f"attn_{name}.bias", "f32", (rows,)
+    yield "attn_sinks.weight", "f32", (attention.heads,)
+    yield "ffn_gate_inp.weight", "f32", (experts.count, hidden)
+    yield "ffn_gate_inp.bias", "f32", (experts.count,)
+    for name in ("gate", "up", "down"):
+        yield f"ffn_{name}_exps.weight", "mxfp4", (experts.count, hidden, experts.width)
+        yield f"ffn_{name}_exps.bias", "f32", (experts.count, hidden)
+
+
+if __name__ == "__main__":
+    main()
