@@ -33,6 +33,7 @@ ERRORS = {
     "fsync": (errno.EIO, errno.ENOSPC),
     "write": (errno.ENOSPC, errno.EIO),
     "replace": (errno.EACCES, errno.EIO, errno.ENOSPC),
+    "unlink": (errno.EACCES, errno.EIO),
     "ftruncate": (errno.EFBIG, errno.EIO),
     "open": (errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EMFILE),
 }
