@@ -98,7 +98,7 @@ def read_manifest(path: Path) -> Manifest:
     for line in text.split("\n"):
         if found := _LINE.fullmatch(line.rstrip("\r")):
             lines[found[1]][found[3]] = found[2].lower()
-    if not lines[_TENSOR]:
+    if not lines[_TENSOR] and not lines[_HEADER]:
         raise CheckpointError(f"{shown} is no manifest: no line gives a SHA-256 of a tensor")
     return Manifest(path, lines[_TENSOR], lines[_HEADER])
 
