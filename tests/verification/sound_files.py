@@ -39,11 +39,10 @@ def write_source(path: Path, weights: dict[str, np.ndarray] = WEIGHTS) -> Path:
 
 
 def write_converted(folder: Path, recipe: str = RECIPE, **options: object) -> tuple[Path, Path]:
-    """A source, and what a recipe makes of it, with a manifest."""
+    """A source, and what a recipe makes of it, with the manifest that converting writes."""
     source, target = write_source(folder / "source.gguf"), folder / "out.gguf"
     plan = ggplan.make_plan(ggplan.open_model(source), ggplan.parse_recipe(recipe, "t.recipe"), **options)
     ggplan.convert(plan, target)
-    write_manifest(target)
     return source, target
 
 

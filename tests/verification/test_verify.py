@@ -34,6 +34,12 @@ def test_a_sound_file(tmp_path: Path) -> None:
     assert verify(path).manifest is None
 
 
+def test_converting_writes_the_hashes_of_what_is_there(tmp_path: Path) -> None:
+    _, path = write_converted(tmp_path)
+    by_convert = (tmp_path / "out.gguf.sha256").read_text()
+    assert sorted(write_manifest(path).read_text().splitlines()) == sorted(by_convert.splitlines())
+
+
 def test_200_of_200_flipped_bits_are_found_where_they_are(tmp_path: Path) -> None:
     _, path = write_converted(tmp_path)
     sound = path.read_bytes()
@@ -83,6 +89,7 @@ def test_scales_of_a_tensor_larger_than_a_piece(tmp_path: Path) -> None:
     path = tmp_path / "out.gguf"
     plan = ggplan.make_plan(ggplan.open_model(source), ggplan.parse_recipe("@default q8_0"))
     ggplan.convert(plan, path)
+    (tmp_path / "out.gguf.sha256").unlink()
     record = read_header(path).tensors[0]
     with path.open("r+b") as file:
         for block in (39 * 1024 + 5, 40 * 1024 - 1):
