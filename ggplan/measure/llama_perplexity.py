@@ -39,7 +39,7 @@ Progress = Callable[[int, int], None]
 _FINAL = re.compile(rb"Final estimate: PPL[^=\r\n]{0,60}= ([0-9.]+) \+/- ([0-9.]+)")
 _BUILD = re.compile(rb"version: ([^\r\n]{1,80})")
 _CRASHES = (-4, -11, 132, 139)
-_ATTEMPTS = 3
+_ATTEMPTS = 5
 _TAIL = 1 << 16
 
 

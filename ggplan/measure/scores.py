@@ -6,6 +6,7 @@ keeps them, the divergence taken over the tokens to which the base gives more th
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -75,7 +76,7 @@ class TokenScores:
                 arrays = dict(kept)
             nll = arrays.pop("nll")
             return TokenScores(nll, Comparison(**arrays) if arrays else None)
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError, zipfile.BadZipFile) as error:
             raise MeasureError(f"{printable(str(path))} holds no scores of tokens: {error}") from error
 
 

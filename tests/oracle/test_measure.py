@@ -117,7 +117,11 @@ def test_a_crash_is_run_again_without_repacking(
 
 def test_a_lost_last_line_is_run_again(programs: Path, files: dict[str, Path], tmp_path: Path) -> None:
     real, lost = programs / "llama-perplexity", tmp_path / "lost"
-    script = f'if [ "$1" = --version ] || [ -e {lost} ]; then exec {real} "$@"; fi\ntouch {lost}\n{real} "$@" 2>&1 | grep -v Final'
+    script = f"""
+if [ "$1" = --version ] || [ -e {lost} ]; then exec {real} "$@"; fi
+touch {lost}
+{real} "$@" 2>&1 | grep -v Final
+"""
     engine = external_engine(fake(tmp_path, script), ["-t", "1"])
     result = measure([files["q8_0"]], [TextFile(TEXT)], files["bf16"], engine, n_chunks=2)
     assert any("last line" in note for note in result.notes)
