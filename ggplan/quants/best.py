@@ -24,12 +24,15 @@ import numpy as np
 from ggplan.quants.accelerate import inline
 from ggplan.quants.decode import IQ4_NL_LEVELS
 from ggplan.quants.half import floats_of, halves_of
-from ggplan.quants.superblock import SHIFT, SUPERBLOCK, TILE, load_tile, store_blocks
-from ggplan.quants.vector import WIDTH, lane, load, maximum, minimum, select, splat, store
+from ggplan.quants.superblock import SHIFT, SUPERBLOCK, TILE, load_tile, new_fit, store_blocks
+from ggplan.quants.vector import WIDTH, lane, load, maximum, minimum, select, splat, store, transpose
 
 # An error must fall below this part of the default's to count as less: some hundred sums of float32
 # are off by 2^-17 of their result at most.
-LESS = np.float32(1 - 2.0**-14)
+_LESS = np.float32(1 - 2.0**-14)
+
+# Errors below this, with the largest weight counting 1, are made of numbers that float32 rounds coarsely.
+_SMALLEST = np.float32(1e-30)
 
 # Kinds of levels: whole numbers in a row; iq4_nl's; -1 and 1.
 EVEN, IQ4, SIGNS = 0, 1, 2
@@ -39,6 +42,7 @@ _IQ4_THRESHOLDS = (_IQ4_LEVELS[1:] + _IQ4_LEVELS[:-1]) / np.float32(2)
 _ZERO = np.float32(0)
 _ONE = np.float32(1)
 _INFINITY = np.float32(np.inf)
+_LARGEST_FLOAT = np.finfo(np.float32).max
 _LARGEST_HALF = np.float32(65504)
 
 
@@ -64,14 +68,53 @@ def gather_weights(importance: Any, first: Any, count: Any, scratch: Any, size: 
             store(weight, at, splat(_ONE, TILE))
         return
     gather_tile(importance, first, count, importance.size // SUPERBLOCK, scratch, size, weight)
-    # Which weight of its superblock stands where does not matter here.
-    largest = splat(_ZERO, TILE)
-    for at in range(0, SUPERBLOCK * TILE, TILE):
-        largest = maximum(load(weight, at, TILE), largest)
-    inverse = select(largest > _ZERO, _ONE / largest, _ZERO)
-    inverse = minimum(inverse, np.float32(np.finfo(np.float32).max))
-    for at in range(0, SUPERBLOCK * TILE, TILE):
-        store(weight, at, load(weight, at, TILE) * inverse)
+    _normalize(weight, SUPERBLOCK * TILE, TILE)
+
+
+@inline
+def gather_blocks(
+    source: Any, first: Any, count: Any, cycle: Any, scratch: Any, size: Any, tile: Any
+) -> None:
+    """Lay blocks of `size` weights into `WIDTH` lanes: weight i at `tile[WIDTH * i + lane]`.
+
+    `size` is a multiple of 16; the rest is as of `gather_tile`.
+    """
+    start = first % cycle
+    if count == WIDTH and start + WIDTH <= cycle:
+        _turn_blocks(source, start, size, tile)
+    else:
+        for r in range(WIDTH):
+            number = (first + min(r, count - 1)) % cycle
+            for i in range(0, size, TILE):
+                store(scratch, r * size + i, load(source, number * size + i, TILE))
+        _turn_blocks(scratch, 0, size, tile)
+
+
+@inline
+def _turn_blocks(source: Any, start: Any, size: Any, tile: Any) -> None:
+    for group in range(0, WIDTH, TILE):
+        for i in range(0, size, TILE):
+            transpose(source, (start + group) * size + i, size, tile, WIDTH * i + group, WIDTH)
+
+
+@inline
+def gather_block_weights(
+    importance: Any, first: Any, count: Any, scratch: Any, size: Any, weight: Any
+) -> None:
+    """Let `weight`, a tile of blocks, have the importance of each weight, 1 for the largest of a block."""
+    gather_blocks(importance, first, count, importance.size // size, scratch, size, weight)
+    _normalize(weight, size * WIDTH, WIDTH)
+
+
+@inline
+def _normalize(weight: Any, count: Any, width: Any) -> None:
+    """Divide lanes by their largest number."""
+    largest = splat(_ZERO, width)
+    for at in range(0, count, width):
+        largest = maximum(load(weight, at, width), largest)
+    inverse = minimum(select(largest > _ZERO, _ONE / largest, _ZERO), _LARGEST_FLOAT)
+    for at in range(0, count, width):
+        store(weight, at, load(weight, at, width) * inverse)
 
 
 @inline
@@ -113,6 +156,17 @@ def half_at(data: Any, at: Any) -> Any:
 
 
 @inline
-def finite_or_infinity(errors: Any) -> Any:
-    """Errors, infinite where they are no numbers."""
-    return select(errors < _INFINITY, errors, _INFINITY)
+def to_beat(errors: Any) -> Any:
+    """Below what an error is certainly less than that of the default; that may be infinite or no number."""
+    errors = select(errors < _INFINITY, errors * _LESS, _INFINITY)
+    return select(errors > _SMALLEST, errors, _ZERO)
+
+
+@inline
+def empty_fit() -> Any:
+    """A `Fit` of zeros: where the stored scale is zero, `requantize` then gives level 0."""
+    fit = new_fit()
+    for array in (fit.scale, fit.offset, fit.kept_scale, fit.kept_offset, fit.weight):
+        for at in range(0, SUPERBLOCK, TILE):
+            store(array, at, splat(_ZERO, TILE))
+    return fit

@@ -29,12 +29,12 @@ from numpy.typing import NDArray
 from ggplan.quants import q2_k, q45_k
 from ggplan.quants.accelerate import inline, kernel
 from ggplan.quants.best import (
-    LESS,
     as_half,
-    finite_or_infinity,
+    empty_fit,
     gather_tile,
     gather_weights,
     half_at,
+    to_beat,
     write_better,
 )
 from ggplan.quants.half import floats_of
@@ -44,7 +44,6 @@ from ggplan.quants.superblock import (
     SHIFT,
     SUPERBLOCK,
     TILE,
-    new_fit,
     new_floats,
     new_integers,
     position,
@@ -73,6 +72,9 @@ _FIRST, _STEP, _TRIALS = np.float32(-0.9), np.float32(0.1), 19
 _POLISHES = 2
 _PAIRS = 12
 _ROUNDS = 4
+_WIDE, _NARROW = 3, 2
+_SINGULAR = np.float32(1e-5)
+_WIDE, _NARROW = 3, 2
 
 
 def encode_q2_k(
@@ -113,7 +115,7 @@ def _refine_q2_k(weights: Any, importance: Any, size: Any, out: Any) -> None:
     levels = new_integers(SUPERBLOCK * TILE)
     block = new_integers(84 * TILE)
     blocks = np.empty(84 * TILE, np.uint8)
-    fit = new_fit()
+    fit = empty_fit()
     total = weights.size // SUPERBLOCK
     for first in range(0, total, TILE):
         count = min(TILE, total - first)
@@ -147,7 +149,7 @@ def _refine_q45_k(weights: Any, importance: Any, size: Any, highest: Any, out: A
     levels = new_integers(SUPERBLOCK * TILE)
     block = new_integers(block_bytes * TILE)
     blocks = np.empty(block_bytes * TILE, np.uint8)
-    fit = new_fit()
+    fit = empty_fit()
     total = weights.size // SUPERBLOCK
     for first in range(0, total, TILE):
         count = min(TILE, total - first)
@@ -210,59 +212,43 @@ def _refine(
     fits = new_floats(5 * 16 * TILE)
     d = floats_of(load(units, 0, TILE))
     dmin = floats_of(load(units, TILE, TILE))
-    default_error = finite_or_infinity(_error(tile, weight, size, highest, d, dmin, scales, mins))
-    least = default_error
-
-    _fit(tile, weight, size, highest, scratch, fits)
-    this_d, this_dmin = _round_together(fits, count, largest, new_scales, new_mins)
-    error = _choose(
-        tile, weight, size, highest, largest, this_d, this_dmin, new_scales, new_mins, 3, new_scales, new_mins
-    )
-    better = error < least
-    least = select(better, error, least)
-    d = select(better, this_d, d)
-    dmin = select(better, this_dmin, dmin)
-    _keep(better, count, new_scales, new_mins, scales, mins)
-
-    for _ in range(_ROUNDS):
-        this_d, this_dmin = _solve(tile, weight, size, highest, d, dmin, scales, mins)
-        error = _choose(
-            tile, weight, size, highest, largest, this_d, this_dmin, scales, mins, 2, new_scales, new_mins
-        )
-        better = error < least
-        if not any_lane(better):
+    least = splat(_INFINITY, TILE)
+    default_error = least
+    error = least
+    moved = True
+    for turn in range(2 + _ROUNDS):
+        error, solved_d, solved_dmin = _measure(tile, weight, size, highest, d, dmin, scales, mins)
+        if turn == 0:
+            least = to_beat(error)
+            default_error = least
+        if turn == 1 + _ROUNDS or not moved:
             break
-        least = select(better, error, least)
+        if turn == 0:
+            _fit(tile, weight, size, highest, scratch, fits)
+            this_d, this_dmin = _round_together(fits, count, largest, new_scales, new_mins)
+        else:
+            this_d, this_dmin = solved_d, solved_dmin
+            _keep(d == d, count, scales, mins, new_scales, new_mins)
+        this_error = _choose(
+            tile, weight, size, highest, largest, this_d, this_dmin, new_scales, new_mins,
+            _NARROW if turn else _WIDE,
+        )  # fmt: skip
+        better = this_error < least
+        moved = turn == 0 or any_lane(better)
+        least = select(better, this_error, least)
         d = select(better, this_d, d)
         dmin = select(better, this_dmin, dmin)
         _keep(better, count, new_scales, new_mins, scales, mins)
-    error = _error(tile, weight, size, highest, d, dmin, scales, mins)
-    return d, dmin, error < default_error * LESS
+    return d, dmin, error < default_error
 
 
 @inline
 def _keep(better: Any, count: Any, new_scales: Any, new_mins: Any, scales: Any, mins: Any) -> None:
+    """Take the new integers in the lanes that are better."""
+    """Take the new integers in the lanes that are better."""
     for at in range(0, count * TILE, TILE):
         store(scales, at, select(better, load(new_scales, at, TILE), load(scales, at, TILE)))
         store(mins, at, select(better, load(new_mins, at, TILE), load(mins, at, TILE)))
-
-
-@inline
-def _error(tile: Any, weight: Any, size: Any, highest: Any, d: Any, dmin: Any, scales: Any, mins: Any) -> Any:
-    """The error of superblocks, with each weight as a decoder works it out."""
-    ceiling = SHIFT + np.float32(highest)
-    total = splat(_ZERO, TILE)
-    for j in range(SUPERBLOCK // size):
-        scale = d * float_of(load(scales, j * TILE, TILE))
-        offset = dmin * float_of(load(mins, j * TILE, TILE))
-        part = splat(_ZERO, TILE)
-        for i in range(size):
-            x = load(tile, position(j, i, size), TILE)
-            level = maximum(minimum((x + offset) / scale + SHIFT, ceiling), SHIFT) - SHIFT
-            error = scale * level - offset - x
-            part = part + load(weight, position(j, i, size), TILE) * error * error
-        total = total + part
-    return total
 
 
 @inline
@@ -277,10 +263,8 @@ def _choose(
     scales: Any,
     mins: Any,
     radius: Any,
-    new_scales: Any,
-    new_mins: Any,
 ) -> Any:
-    """Find the best integers within `radius` of `scales` and `mins`; return the error of superblocks."""
+    """Move `scales` and `mins` to the best integers within `radius`; return the error of superblocks."""
     ceiling = SHIFT + np.float32(highest)
     wide_d = repeat(d, WIDTH)
     wide_dmin = repeat(dmin, WIDTH)
@@ -315,8 +299,8 @@ def _choose(
                 least = select(better, error, least)
                 best_scale = select(better, this_scale, best_scale)
                 best_min = select(better, this_min, best_min)
-        store(new_scales, at, best_scale)
-        store(new_mins, at, best_min)
+        store(scales, at, best_scale)
+        store(mins, at, best_min)
         store(errors, 0, least)
         for part in range(0, WIDTH, TILE):
             total = total + load(errors, part, TILE)
@@ -351,7 +335,7 @@ def _fit(tile: Any, weight: Any, size: Any, highest: Any, scratch: Any, fits: An
                 sum_r = sum_r + wr
                 sum_rq = sum_rq + wr * q
             determinant = sum_w * sum_q2 - sum_q * sum_q
-            solvable = determinant > np.float32(1e-5) * sum_w * sum_q2
+            solvable = determinant > _SINGULAR * sum_w * sum_q2
             scale = scale + select(solvable, (sum_w * sum_rq - sum_q * sum_r) / determinant, _ZERO)
             offset = offset + select(solvable, (sum_q * sum_rq - sum_q2 * sum_r) / determinant, _ZERO)
         store(fits, at, scale)
@@ -426,9 +410,16 @@ def _round_together(fits: Any, count: Any, largest: Any, scales: Any, mins: Any)
 
 
 @inline
-def _solve(tile: Any, weight: Any, size: Any, highest: Any, d: Any, dmin: Any, scales: Any, mins: Any) -> Any:
-    """The d and dmin, as halves, that are best for these integers and the levels they give."""
+def _measure(
+    tile: Any, weight: Any, size: Any, highest: Any, d: Any, dmin: Any, scales: Any, mins: Any
+) -> Any:
+    """Look at superblocks as they stand.
+
+    Returns their error, each weight worked out as by a decoder, and the d and dmin, as halves, that are best
+    for these integers and levels.
+    """
     ceiling = SHIFT + np.float32(highest)
+    total = splat(_ZERO, TILE)
     a = splat(_ZERO, TILE)
     b = splat(_ZERO, TILE)
     c = splat(_ZERO, TILE)
@@ -444,19 +435,23 @@ def _solve(tile: Any, weight: Any, size: Any, highest: Any, d: Any, dmin: Any, s
         sum_q = splat(_ZERO, TILE)
         sum_q2 = splat(_ZERO, TILE)
         sum_r = splat(_ZERO, TILE)
+        sum_r2 = splat(_ZERO, TILE)
         sum_rq = splat(_ZERO, TILE)
         for i in range(size):
             at = position(j, i, size)
-            value = load(tile, at, TILE) + offset
-            q = maximum(minimum(value * inverse + SHIFT, ceiling), SHIFT) - SHIFT
+            x = load(tile, at, TILE)
             w = load(weight, at, TILE)
-            wr = w * (value - scale * q)
+            q = maximum(minimum((x + offset) * inverse + SHIFT, ceiling), SHIFT) - SHIFT
+            r = x - (scale * q - offset)
+            wr = w * r
             wq = w * q
             sum_w = sum_w + w
             sum_q = sum_q + wq
             sum_q2 = sum_q2 + wq * q
             sum_r = sum_r + wr
+            sum_r2 = sum_r2 + wr * r
             sum_rq = sum_rq + wr * q
+        total = total + sum_r2
         a = a + integer_scale * integer_scale * sum_q2
         b = b + integer_scale * integer_min * sum_q
         c = c + integer_min * integer_min * sum_w
@@ -464,7 +459,7 @@ def _solve(tile: Any, weight: Any, size: Any, highest: Any, d: Any, dmin: Any, s
         along_dmin = along_dmin - integer_min * sum_r
     # a dd - b dm = along_d, c dm - b dd = along_dmin
     determinant = a * c - b * b
-    solvable = determinant > np.float32(1e-5) * a * c
+    solvable = determinant > _SINGULAR * a * c
     dd = select(solvable, (along_d * c + along_dmin * b) / determinant, along_d / a)
     dm = select(solvable, (along_dmin * a + along_d * b) / determinant, _ZERO)
-    return as_half(d + dd), as_half(dmin + dm)
+    return total, as_half(d + dd), as_half(dmin + dm)

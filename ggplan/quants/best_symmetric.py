@@ -23,13 +23,13 @@ from ggplan.quants.accelerate import inline, kernel
 from ggplan.quants.best import (
     EVEN,
     IQ4,
-    LESS,
     as_half,
-    finite_or_infinity,
+    empty_fit,
     gather_tile,
     gather_weights,
     half_at,
     nearest_level,
+    to_beat,
     write_better,
 )
 from ggplan.quants.half import floats_of
@@ -39,7 +39,6 @@ from ggplan.quants.superblock import (
     SHIFT,
     SUPERBLOCK,
     TILE,
-    new_fit,
     new_floats,
     new_integers,
     requantize,
@@ -103,10 +102,7 @@ def _refine_q3_k(weights: Any, importance: Any, size: Any, out: Any) -> None:
     levels = new_integers(SUPERBLOCK * TILE)
     block = new_integers(110 * TILE)
     blocks = np.empty(110 * TILE, np.uint8)
-    fit = new_fit()
-    for at in range(0, SUPERBLOCK, TILE):  # levels of sub-blocks whose scale is zero
-        store(fit.kept_scale, at, splat(_ZERO, TILE))
-        store(fit.kept_offset, at, splat(_ZERO, TILE))
+    fit = empty_fit()
     total = weights.size // SUPERBLOCK
     for first in range(0, total, TILE):
         count = min(TILE, total - first)
@@ -137,11 +133,7 @@ def _refine_q6_k(weights: Any, importance: Any, size: Any, out: Any) -> None:
     levels = new_integers(SUPERBLOCK * TILE)
     block = new_integers(210 * TILE)
     blocks = np.empty(210 * TILE, np.uint8)
-    fit = new_fit()
-    for at in range(0, SUPERBLOCK, TILE):
-        store(fit.offset, at, splat(_ZERO, TILE))
-        store(fit.kept_scale, at, splat(_ZERO, TILE))
-        store(fit.kept_offset, at, splat(_ZERO, TILE))
+    fit = empty_fit()
     total = weights.size // SUPERBLOCK
     for first in range(0, total, TILE):
         count = min(TILE, total - first)
@@ -232,40 +224,42 @@ def _refine(
     new_scales = new_integers(16 * TILE)
     fits = new_floats(2 * 16 * TILE)
     d = floats_of(load(units, 0, TILE))
-    default_error, _ = _error(tile, weight, size, kind, lowest, d, scales)
-    default_error = finite_or_infinity(default_error)
-    least = default_error
-
-    _fit(tile, weight, size, kind, lowest, first, step, trials, fits)
-    this_d = _round_together(fits, count, lowest_scale, new_scales)
-    error = _choose(tile, weight, size, kind, lowest, lowest_scale, this_d, new_scales, wide, new_scales)
-    better = error < least
-    least = select(better, error, least)
-    d = select(better, this_d, d)
-    _keep(better, count, new_scales, scales)
-
-    for _ in range(_ROUNDS):
-        _, change = _error(tile, weight, size, kind, lowest, d, scales)
-        this_d = as_half(d + change)
-        error = _choose(tile, weight, size, kind, lowest, lowest_scale, this_d, scales, narrow, new_scales)
-        better = error < least
-        if not any_lane(better):
+    least = splat(_INFINITY, TILE)
+    default_error = least
+    error = least
+    moved = True
+    for turn in range(2 + _ROUNDS):
+        error, change = _measure(tile, weight, size, kind, lowest, d, scales)
+        if turn == 0:
+            least = to_beat(error)
+            default_error = least
+        if turn == 1 + _ROUNDS or not moved:
             break
-        least = select(better, error, least)
+        if turn == 0:
+            _fit(tile, weight, size, kind, lowest, first, step, trials, fits)
+            this_d = _round_together(fits, count, lowest_scale, new_scales)
+        else:
+            this_d = as_half(d + change)
+            _keep(d == d, count, scales, new_scales)
+        radius = narrow if turn else wide
+        this_error = _choose(tile, weight, size, kind, lowest, lowest_scale, this_d, new_scales, radius)
+        better = this_error < least
+        moved = turn == 0 or any_lane(better)
+        least = select(better, this_error, least)
         d = select(better, this_d, d)
         _keep(better, count, new_scales, scales)
-    error, _ = _error(tile, weight, size, kind, lowest, d, scales)
-    return d, error < default_error * LESS
+    return d, error < default_error
 
 
 @inline
 def _keep(better: Any, count: Any, new_scales: Any, scales: Any) -> None:
+    """Take the new integers in the lanes that are better."""
     for at in range(0, count * TILE, TILE):
         store(scales, at, select(better, load(new_scales, at, TILE), load(scales, at, TILE)))
 
 
 @inline
-def _error(tile: Any, weight: Any, size: Any, kind: Any, lowest: Any, d: Any, scales: Any) -> Any:
+def _measure(tile: Any, weight: Any, size: Any, kind: Any, lowest: Any, d: Any, scales: Any) -> Any:
     """The error of superblocks, each weight worked out as by a decoder, and the change of d that is best."""
     floor = np.float32(lowest)
     ceiling = -floor - _ONE
@@ -312,9 +306,8 @@ def _choose(
     d: Any,
     scales: Any,
     radius: Any,
-    new_scales: Any,
 ) -> Any:
-    """Find the best integers within `radius` of `scales` and their negatives; return superblocks' errors."""
+    """Move `scales` to the best integers within `radius` of them and their negatives; return the errors."""
     floor = np.float32(lowest)
     ceiling = -floor - _ONE
     wide_d = repeat(d, WIDTH)
@@ -337,7 +330,7 @@ def _choose(
                 better = error < least
                 least = select(better, error, least)
                 best = select(better, this, best)
-        store(new_scales, at, best)
+        store(scales, at, best)
         store(errors, 0, least)
         for part in range(0, WIDTH, TILE):
             total = total + load(errors, part, TILE)

@@ -89,7 +89,13 @@ def _q2_0(weights: Any, out: Any) -> None:
             # Neither where `scaled` is infinite or a nan.
             is_1 = lane_bits(absolute(scaled) < _HALF)
             is_2 = lane_bits((scaled >= _HALF) & (scaled <= _LARGEST_FLOAT))
-            _store_bits(out, at + 2 + 8 * half, _to_even_places(is_1) | (_to_even_places(is_2) << 1), 8)
+            store_pairs(out, at + 2 + 8 * half, is_1, is_2)
+
+
+@inline
+def store_pairs(out: Any, at: Any, low: Any, high: Any) -> None:
+    """Write 32 numbers of two bits, given all lower bits and all upper ones."""
+    _store_bits(out, at, _to_even_places(low) | (_to_even_places(high) << 1), 8)
 
 
 @inline

@@ -8,6 +8,9 @@ compile, so each is brought in when a tensor first needs it.
 
 All arrays are C-contiguous, shapes fit, weights are finite: the callers in `ggplan.quants` see to it.
 `importance` is (columns,) float32 or None, and ignored by the types that have no use for it.
+
+Most types have a second encoder, for `effort="best"`: the same blocks, in the same layout, with less error
+than ggml's (see `best`). It has a use for an importance whatever the type.
 """
 
 from __future__ import annotations
@@ -49,6 +52,27 @@ ENCODERS = {
     "q2_0": "bits:encode_q2_0",
 }
 
+BEST_ENCODERS = {
+    "q4_0": "best_blocks:encode_q4_0",
+    "q4_1": "best_minimum:encode_q4_1",
+    "q5_0": "best_blocks:encode_q5_0",
+    "q5_1": "best_minimum:encode_q5_1",
+    "q8_0": "best_blocks:encode_q8_0",
+    "q2_K": "best_affine:encode_q2_k",
+    "q3_K": "best_symmetric:encode_q3_k",
+    "q4_K": "best_affine:encode_q4_k",
+    "q5_K": "best_affine:encode_q5_k",
+    "q6_K": "best_symmetric:encode_q6_k",
+    "iq4_nl": "best_blocks:encode_iq4_nl",
+    "iq4_xs": "best_symmetric:encode_iq4_xs",
+    "mxfp4": "best_fp4:encode_mxfp4",
+    "nvfp4": "best_fp4:encode_nvfp4",
+    "tq1_0": "best_blocks:encode_tq1_0",
+    "tq2_0": "best_blocks:encode_tq2_0",
+    "q1_0": "best_blocks:encode_q1_0",
+    "q2_0": "best_blocks:encode_q2_0",
+}
+
 DECODERS = {
     "f32": "floats:decode_f32",
     "f16": "floats:decode_f16",
@@ -82,9 +106,10 @@ DECODERS = {
 
 
 @cache
-def encoder(type_name: str) -> Encode:
-    """The encoder of an encodable type, by ggml's spelling of its name."""
-    return cast(Encode, _find(ENCODERS[type_name]))
+def encoder(type_name: str, effort: str = "default") -> Encode:
+    """The encoder of an encodable type, by ggml's spelling of its name; the default where it has no other."""
+    best = BEST_ENCODERS.get(type_name) if effort == "best" else None
+    return cast(Encode, _find(best or ENCODERS[type_name]))
 
 
 @cache

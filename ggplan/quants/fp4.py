@@ -74,8 +74,8 @@ def _mxfp4(weights: Any, out: Any) -> None:
             exponent = (int(np.floor(log2)) - 2 + 127) & 0xFF
         out[at] = exponent
         scale = E8M0_HALVES[exponent]
-        low = _nearest(load(weights, start, 16), scale)
-        high = _nearest(load(weights, start + 16, 16), scale)
+        low = nearest_level(load(weights, start, 16), scale)
+        high = nearest_level(load(weights, start + 16, 16), scale)
         store(out, at + 1, low | (high << 4))
 
 
@@ -91,7 +91,7 @@ def _nvfp4(weights: Any, out: Any) -> None:
             byte = _ue4m3(np.float32(largest / _6))
             out[at + part] = byte
             scale = UE4M3_HALVES[byte]
-            store(out, at + 4 + 8 * part, _nearest(low, scale) | (_nearest(high, scale) << 4))
+            store(out, at + 4 + 8 * part, nearest_level(low, scale) | (nearest_level(high, scale) << 4))
 
 
 @inline
@@ -105,7 +105,7 @@ def _ue4m3(value: Any) -> Any:
 
 
 @inline
-def _nearest(weights: Any, scale: Any) -> Any:
+def nearest_level(weights: Any, scale: Any) -> Any:
     """The four bits of each lane, as int32."""
     magnitude = absolute(weights)
     error = magnitude

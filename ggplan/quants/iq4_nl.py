@@ -73,7 +73,7 @@ def _encode(weights: Any, importance: Any, out: Any) -> None:
             weigh_by_square(tile, errors)
         store(scales, 0, best_scales(tile, errors, terms))
         for lane in range(count):
-            _write_block(weights, (first + lane) * 32, scales[lane], out, (first + lane) * 18)
+            write_block(weights, (first + lane) * 32, scales[lane], out, (first + lane) * 18)
 
 
 @inline
@@ -187,7 +187,8 @@ def _nearest_level(scaled: Any) -> Any:
 
 
 @inline
-def _write_block(weights: Any, start: Any, scale: Any, out: Any, at: Any) -> None:
+def write_block(weights: Any, start: Any, scale: Any, out: Any, at: Any) -> None:
+    """Write 32 weights' block of the given scale."""
     store_half(out, at, scale)
     inverse = np.float32(_ONE / scale) if scale != _ZERO else _ZERO
     low = nearest_index(load(weights, start, 16) * inverse)

@@ -52,9 +52,7 @@ def _tq1_0(weights: Any, out: Any) -> None:
         start = block * 256
         at = block * 54
         scale, inverse = _scale(weights, start)
-        store(out, at, _fraction(_digits(weights, start, 5, 32, inverse)))
-        store(out, at + 32, _fraction(_digits(weights, start + 160, 5, 16, inverse)))
-        store(out, at + 48, _fraction(_digits(weights, start + 240, 4, 4, inverse) * 3))
+        store_tq1_0(weights, start, inverse, out, at)
         store_half(out, at + 52, scale)
 
 
@@ -63,13 +61,27 @@ def _tq2_0(weights: Any, out: Any) -> None:
     for block in range(weights.size // 256):
         at = block * 66
         scale, inverse = _scale(weights, block * 256)
-        for half in range(2):
-            start = block * 256 + 128 * half
-            packed = _ternary(weights, start, 32, inverse)
-            for i in range(1, 4):
-                packed = packed | (_ternary(weights, start + 32 * i, 32, inverse) << (2 * i))
-            store(out, at + 32 * half, packed)
+        store_tq2_0(weights, block * 256, inverse, out, at)
         store_half(out, at + 64, scale)
+
+
+@inline
+def store_tq1_0(weights: Any, start: Any, inverse: Any, out: Any, at: Any) -> None:
+    """Write q of a superblock's weights, given 1 / d."""
+    store(out, at, _fraction(_digits(weights, start, 5, 32, inverse)))
+    store(out, at + 32, _fraction(_digits(weights, start + 160, 5, 16, inverse)))
+    store(out, at + 48, _fraction(_digits(weights, start + 240, 4, 4, inverse) * 3))
+
+
+@inline
+def store_tq2_0(weights: Any, start: Any, inverse: Any, out: Any, at: Any) -> None:
+    """Write q of a superblock's weights, given 1 / d."""
+    for half in range(2):
+        first = start + 128 * half
+        packed = _ternary(weights, first, 32, inverse)
+        for i in range(1, 4):
+            packed = packed | (_ternary(weights, first + 32 * i, 32, inverse) << (2 * i))
+        store(out, at + 32 * half, packed)
 
 
 @inline

@@ -1,0 +1,205 @@
+"""q4_1 and q5_1 with less error than ggml's: weight = d * level + m, in blocks of 32.
+
+Blocks are those of `blocks32`. A trial lays the levels over a part of the range of the weights, or a little
+more: the range's lower and upper end move in by steps of their own. Under a trial, weights are
+t (q + r) + low, q the nearest level, and least squares over the levels gives how t and low should move. The
+best such fit is rounded to halves, gives new levels and a new fit, and so on.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ggplan.quants import blocks32
+from ggplan.quants.accelerate import inline, kernel
+from ggplan.quants.best import (
+    as_half,
+    gather_block_weights,
+    gather_blocks,
+    half_at,
+    to_beat,
+)
+from ggplan.quants.half import floats_of
+from ggplan.quants.layout32 import flat, store_half, store_quants
+from ggplan.quants.superblock import SHIFT, new_floats, new_integers
+from ggplan.quants.vector import (
+    WIDTH,
+    integer_of,
+    lane,
+    load,
+    maximum,
+    minimum,
+    select,
+    splat,
+    store,
+)
+
+F32Array = NDArray[np.float32]
+Bytes = NDArray[np.uint8]
+
+_SIZE = 32
+_ZERO = np.float32(0)
+_ONE = np.float32(1)
+_INFINITY = np.float32(np.inf)
+_SINGULAR = np.float32(1e-5)
+_POLISHES = 2
+
+
+def encode_q4_1(rows: F32Array, importance: F32Array | None, out: Bytes) -> None:
+    """Encode `rows` (n, columns) to `out` (n, columns / 32 * 20)."""
+    blocks32.encode_q4_1(rows, importance, out)
+    _encode(rows, importance, 15, out)
+
+
+def encode_q5_1(rows: F32Array, importance: F32Array | None, out: Bytes) -> None:
+    """Encode `rows` (n, columns) to `out` (n, columns / 32 * 24)."""
+    blocks32.encode_q5_1(rows, importance, out)
+    _encode(rows, importance, 31, out)
+
+
+def _encode(rows: F32Array, importance: F32Array | None, highest: int, out: Bytes) -> None:
+    columns = np.empty(0, np.float32) if importance is None else importance
+    # The ends' first place and step, as parts of a level, and the number of places of each.
+    first, step, places = (0.0, 0.5, 3) if importance is None else (-0.4, 0.2, 9)
+    _refine(flat(rows), flat(columns), out.reshape(-1), highest, np.float32(first), np.float32(step), places)
+
+
+@kernel
+def _refine(
+    weights: Any, importance: Any, out: Any, highest: Any, first_place: Any, step: Any, places: Any
+) -> None:
+    block_bytes = 20 if highest == 15 else 24
+    tile = new_floats(_SIZE * WIDTH)
+    weight = new_floats(_SIZE * WIDTH)
+    scratch = new_floats(_SIZE * WIDTH)
+    found = new_floats(2 * WIDTH)
+    units = new_integers(2 * WIDTH)
+    total = weights.size // _SIZE
+    for at in range(0, _SIZE * WIDTH, WIDTH):
+        store(weight, at, splat(_ONE, WIDTH))
+    for first in range(0, total, WIDTH):
+        count = min(WIDTH, total - first)
+        gather_blocks(weights, first, count, total, scratch, _SIZE, tile)
+        if importance.size > 0:
+            gather_block_weights(importance, first, count, scratch, _SIZE, weight)
+        for r in range(WIDTH):
+            at = (first + min(r, count - 1)) * block_bytes
+            units[r] = half_at(out, at)
+            units[WIDTH + r] = half_at(out, at + 2)
+        d, m, better = _search(tile, weight, np.float32(highest), first_place, step, places, units)
+        store(found, 0, d)
+        store(found, WIDTH, m)
+        for r in range(count):
+            if lane(better, r):
+                at = (first + r) * block_bytes
+                start = (first + r) * _SIZE
+                store_half(out, at, found[r])
+                store_half(out, at + 2, found[WIDTH + r])
+                inverse = np.float32(_ONE / found[r])
+                low = _levels(load(weights, start, 16), inverse, found[WIDTH + r], np.float32(highest))
+                high = _levels(load(weights, start + 16, 16), inverse, found[WIDTH + r], np.float32(highest))
+                store_quants(out, at + 4, integer_of(low), integer_of(high), highest)
+
+
+@inline
+def _levels(values: Any, inverse: Any, low: Any, highest: Any) -> Any:
+    """The nearest levels, float32."""
+    return maximum(minimum((values - low) * inverse + SHIFT, SHIFT + highest), SHIFT) - SHIFT
+
+
+@inline
+def _search(tile: Any, weight: Any, highest: Any, first: Any, step: Any, places: Any, units: Any) -> Any:
+    """Find d and m, halves, of each block of a tile, and the lanes where they are better than `units`."""
+    smallest = load(tile, 0, WIDTH)
+    largest = smallest
+    sum_w = load(weight, 0, WIDTH)
+    for at in range(WIDTH, _SIZE * WIDTH, WIDTH):
+        x = load(tile, at, WIDTH)
+        smallest = minimum(x, smallest)
+        largest = maximum(x, largest)
+        sum_w = sum_w + load(weight, at, WIDTH)
+    level = (largest - smallest) / highest
+    found = splat(_ZERO, WIDTH)
+    found_low = smallest
+    least = splat(_INFINITY, WIDTH)
+    for trial in range(places * places - 1):  # not both ends at their last place
+        low = smallest + level * (first + step * np.float32(trial // places))
+        high = largest - level * (first + step * np.float32(trial % places))
+        scale = (high - low) / highest
+        inverse = highest / (high - low)
+        sum_q = splat(_ZERO, WIDTH)
+        sum_q2 = splat(_ZERO, WIDTH)
+        sum_r = splat(_ZERO, WIDTH)
+        sum_rq = splat(_ZERO, WIDTH)
+        sum_r2 = splat(_ZERO, WIDTH)
+        for at in range(0, _SIZE * WIDTH, WIDTH):
+            value = (load(tile, at, WIDTH) - low) * inverse
+            w = load(weight, at, WIDTH)
+            q = maximum(minimum(value + SHIFT, SHIFT + highest), SHIFT) - SHIFT
+            r = value - q
+            wq = w * q
+            wr = w * r
+            sum_q = sum_q + wq
+            sum_q2 = sum_q2 + wq * q
+            sum_r = sum_r + wr
+            sum_rq = sum_rq + wr * q
+            sum_r2 = sum_r2 + wr * r
+        change, shift = _solve(sum_w, sum_q, sum_q2, sum_r, sum_rq)
+        error = (sum_r2 - change * sum_rq - shift * sum_r) * scale * scale
+        better = error < least
+        least = select(better, error, least)
+        found = select(better, scale + change * scale, found)
+        found_low = select(better, low + shift * scale, found_low)
+
+    # Each weight worked out as by a decoder: first as the default has it, to tell what must be beaten.
+    d = floats_of(load(units, 0, WIDTH))
+    m = floats_of(load(units, WIDTH, WIDTH))
+    best_d = d
+    best_m = m
+    any_better = least < -_INFINITY
+    for turn in range(1 + _POLISHES):
+        inverse = _ONE / d
+        error = splat(_ZERO, WIDTH)
+        sum_q = splat(_ZERO, WIDTH)
+        sum_q2 = splat(_ZERO, WIDTH)
+        sum_r = splat(_ZERO, WIDTH)
+        sum_rq = splat(_ZERO, WIDTH)
+        for at in range(0, _SIZE * WIDTH, WIDTH):
+            x = load(tile, at, WIDTH)
+            w = load(weight, at, WIDTH)
+            q = _levels(x, inverse, m, highest)
+            r = x - (d * q + m)
+            wq = w * q
+            wr = w * r
+            error = error + wr * r
+            sum_q = sum_q + wq
+            sum_q2 = sum_q2 + wq * q
+            sum_r = sum_r + wr
+            sum_rq = sum_rq + wr * q
+        if turn == 0:
+            least = to_beat(error)
+            d = as_half(found)
+            m = as_half(found_low)
+        else:
+            better = error < least
+            any_better = any_better | better
+            least = select(better, error, least)
+            best_d = select(better, d, best_d)
+            best_m = select(better, m, best_m)
+            change, shift = _solve(sum_w, sum_q, sum_q2, sum_r, sum_rq)
+            d = as_half(d + change)
+            m = as_half(m + shift)
+    return best_d, best_m, any_better
+
+
+@inline
+def _solve(sum_w: Any, sum_q: Any, sum_q2: Any, sum_r: Any, sum_rq: Any) -> Any:
+    """The factor and the shift of q that fit r best."""
+    determinant = sum_w * sum_q2 - sum_q * sum_q
+    solvable = determinant > _SINGULAR * sum_w * sum_q2
+    factor = (sum_w * sum_rq - sum_q * sum_r) / determinant
+    shift = (sum_q2 * sum_r - sum_q * sum_rq) / determinant
+    return select(solvable, factor, _ZERO), select(solvable, shift, _ZERO)
