@@ -166,9 +166,11 @@ def find_renamed(files: Sequence[tuple[Path, Plan]], recorded: Recorded) -> dict
     """The files an earlier run had renamed when it was stopped, by their number."""
     found = {}
     for number, (path, plan) in enumerate(files):
+        if recorded.plan is None or os.path.lexists(part_path(path)):
+            continue
         marks = {t.name: recorded.marks.get((number, t.name), []) for t in plan.tensors}
-        whole = all(any(mark.n_bytes == t.n_bytes for mark in marks[t.name]) for t in plan.tensors)
-        if recorded.plan is None or not whole or os.path.lexists(part_path(path)) or not path.is_file():
+        whole = all(t.n_bytes in (0, *(mark.n_bytes for mark in marks[t.name])) for t in plan.tensors)
+        if not whole or path.is_symlink() or not path.is_file():
             continue
         part = open_final(number, path, plan)
         hashes = (kept_hash(part, t.offset, t.n_bytes, marks[t.name]) for t in plan.tensors)
