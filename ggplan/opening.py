@@ -16,8 +16,9 @@ def open_model(path: str | Path, *, pre: str | None = None) -> Model:
     Parameters
     ----------
     path
-        A Hugging Face folder (safetensors), a GGUF file (any shard of a split set will do), or an
-        inventory: a text tensor map or the JSON that `ggplan inspect --json` writes.
+        A Hugging Face folder (safetensors, or with torch installed pytorch_model.bin), a GGUF file (any shard
+        of a split set will do), or an inventory: a text tensor map or the JSON that `ggplan inspect --json`
+        writes.
     pre
         The pre-tokenizer's name in llama.cpp, for a Hugging Face tokenizer that is not recognised.
 
@@ -37,7 +38,7 @@ def open_model(path: str | Path, *, pre: str | None = None) -> Model:
     if not is_file:
         what = "is not a file or a folder" if path.exists() else "does not exist"
         raise CheckpointError(f"{shown} {what}")
-    if path.suffix == ".safetensors":
+    if path.suffix in (".safetensors", ".bin", ".pt", ".pth"):
         raise CheckpointError(
             f"{shown} is one file of a Hugging Face checkpoint",
             hint="give the folder that also holds config.json and the tokenizer",
