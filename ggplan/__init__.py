@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from ggplan.rules import Recipe as Recipe
     from ggplan.rules import load_recipe as load_recipe
     from ggplan.rules import parse_recipe as parse_recipe
+    from ggplan.verification import verify as verify
     from ggplan.stock import find_mix as find_mix
 
 _HOME = {
@@ -55,6 +56,7 @@ _HOME = {
     "Recipe": "ggplan.rules",
     "load_recipe": "ggplan.rules",
     "parse_recipe": "ggplan.rules",
+    "verify": "ggplan.verification",
     "find_mix": "ggplan.stock",
 }
 
