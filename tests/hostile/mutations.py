@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 import struct
@@ -63,6 +64,11 @@ def mutate_safetensors(data: bytes, dice: random.Random) -> bytes:
     return struct.pack("<Q", len(header)) + header + data[8 + length :]
 
 
+def _value(dice: random.Random) -> object:
+    """A value of its own: the next change may be made inside it."""
+    return copy.deepcopy(dice.choice(VALUES))
+
+
 def _change(document: object, dice: random.Random) -> None:
     """Walk down to some container and change something in it."""
     at = document
@@ -79,11 +85,11 @@ def _change(document: object, dice: random.Random) -> None:
             continue
         kind = dice.randrange(4)
         if kind <= 1:
-            at[key] = dice.choice(VALUES)  # type: ignore[index]
+            at[key] = _value(dice)  # type: ignore[index]
         elif kind == 2:
             del at[key]  # type: ignore[attr-defined]
         elif isinstance(at, dict):
             at[dice.choice(("", "x\x07", "a" * 300, str(key) + "0"))] = at.pop(key)
         else:
-            at.append(dice.choice(VALUES))
+            at.append(_value(dice))
         return
