@@ -45,6 +45,8 @@ class GgmlType:
         Who defines the type; llama.cpp's types are known to ik_llama.cpp too, not the other way round.
     encodable, decodable
         Whether ggplan can write it from float32, and read it to float32.
+    requires_imatrix
+        Whether ggml cannot encode it without an importance matrix.
     internal
         A type of intermediate results that no tensor in a file may have (`q8_1`, `q8_K`, ...).
     """
@@ -59,6 +61,7 @@ class GgmlType:
     row_group: int = 1
     encodable: bool = False
     decodable: bool = False
+    requires_imatrix: bool = False
     internal: bool = False
 
     @property
@@ -75,6 +78,11 @@ class GgmlType:
     def is_quantized(self) -> bool:
         """Whether weights are stored as blocks with shared scales."""
         return self.kind == "quantized"
+
+    @property
+    def described(self) -> str:
+        """The name, for messages, with who alone knows the type where that is not llama.cpp."""
+        return self.name if self.engine == "llama.cpp" else f"{self.name} (a type of {self.engine})"
 
     def fits(self, n_columns: int) -> bool:
         """Tell whether a row of `n_columns` weights holds whole blocks."""
@@ -94,10 +102,21 @@ class GgmlType:
         return self.name
 
 
+# ggml_quantize_requires_imatrix in `ggml/src/ggml.c`.
+_REQUIRE_IMATRIX = ("iq2_xxs", "iq2_xs", "iq1_s")
+
+
 def _own(name: str, id: int, block_size: int, block_bytes: int, codec: str = "rw") -> GgmlType:
     """A quantized type of llama.cpp; `codec` says whether ggplan reads ("r") and writes ("w") it."""
     return GgmlType(
-        name, id, block_size, block_bytes, "quantized", encodable="w" in codec, decodable="r" in codec
+        name,
+        id,
+        block_size,
+        block_bytes,
+        "quantized",
+        encodable="w" in codec,
+        decodable="r" in codec,
+        requires_imatrix=name in _REQUIRE_IMATRIX,
     )
 
 
@@ -150,8 +169,8 @@ TYPES: tuple[GgmlType, ...] = (
     _own("iq2_s", 22, 256, 82, "r"),
     _own("iq2_xs", 17, 256, 74, "r"),
     _own("iq2_xxs", 16, 256, 66, "r"),
-    _own("iq1_m", 29, 256, 56, "r"),
-    _own("iq1_s", 19, 256, 50, "r"),
+    _own("iq1_m", 29, 256, 56),
+    _own("iq1_s", 19, 256, 50),
     _own("tq1_0", 34, 256, 54),
     _own("tq2_0", 35, 256, 66),
     _own("mxfp4", 39, 32, 17),

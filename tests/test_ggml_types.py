@@ -36,6 +36,12 @@ def test_table_agrees_with_ggml(ggml: ctypes.CDLL, entry) -> None:
     assert ggml.ggml_row_size(entry.id, n_columns) == entry.row_bytes(n_columns)
 
 
+@pytest.mark.parametrize("entry", TYPES, ids=str)
+def test_what_requires_an_imatrix_is_what_ggml_asks_for(ggml: ctypes.CDLL, entry) -> None:
+    ggml.ggml_quantize_requires_imatrix.restype = ctypes.c_bool
+    assert ggml.ggml_quantize_requires_imatrix(entry.id) == entry.requires_imatrix
+
+
 def test_every_type_has_its_own_id_and_name() -> None:
     assert len({t.id for t in TYPES}) == len({t.name.lower() for t in TYPES}) == len(TYPES)
     assert all(type_by_id(t.id) is t for t in TYPES)

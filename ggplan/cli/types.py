@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
+
+if TYPE_CHECKING:
+    from ggplan.ggml_types import GgmlType
 
 _EPILOG = """\b
 Examples:
@@ -32,6 +37,7 @@ def types_command(as_json: bool) -> None:
                         "engine": t.engine,
                         "encodable": t.encodable,
                         "decodable": t.decodable,
+                        "requires_imatrix": t.requires_imatrix,
                     }
                     for t in types
                 ],
@@ -49,8 +55,14 @@ def types_command(as_json: bool) -> None:
                 f"{t.block_bytes}" + (f" + {t.row_extra_bytes}/row" if t.row_extra_bytes else ""),
                 str(t.id),
                 t.engine,
-                " ".join(["reads"] * t.decodable + ["writes"] * t.encodable) or "sizes, copies",
+                _abilities(t),
             ]
             for t in types
         ),
     )  # fmt: skip
+
+
+def _abilities(type_: GgmlType) -> str:
+    words = ["reads"] * type_.decodable + ["writes"] * type_.encodable
+    words += ["with an imatrix only"] * (type_.encodable and type_.requires_imatrix)
+    return " ".join(words) or "sizes, copies"

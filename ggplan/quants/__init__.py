@@ -76,7 +76,8 @@ def quantize(
         A ggml type that ggplan can write, or its name in any case.
     imatrix
         The importance of each column (n,), non-negative; None for the types' plain encoders. Types without
-        such a choice (floats, q8_0, the ternary and the smallest types) ignore it, as ggml does.
+        such a choice (floats, q8_0, the ternary and the smallest types) ignore it, as ggml does; iq2_xxs,
+        iq2_xs and iq1_s have no plain encoder.
     effort
         "default" for ggml's bytes, "best" for less error in as many bytes and up to ten times the time; that
         minds an imatrix whatever the type. A type without such a search is written as by default.
@@ -95,7 +96,13 @@ def quantize(
     """
     target = _as_type(type)
     if not target.encodable:
-        raise QuantizationError(f"ggplan cannot write {target}", hint="`ggplan types` lists the types it can")
+        raise QuantizationError(
+            f"ggplan cannot write {target.described}", hint="`ggplan types` lists the types it can"
+        )
+    if target.requires_imatrix and imatrix is None:
+        raise QuantizationError(
+            f"{target} cannot be encoded without an imatrix", hint="pass imatrix=, one importance per column"
+        )
     require_effort(effort)
     weights = _as_float32(_as_array(rows), "weights")
     if weights.ndim == 0:
@@ -139,7 +146,9 @@ def dequantize(blocks: ArrayLike, type: str | GgmlType) -> F32Array:
     """
     source = _as_type(type)
     if not source.decodable:
-        raise QuantizationError(f"ggplan cannot read {source}", hint="`ggplan types` lists the types it can")
+        raise QuantizationError(
+            f"ggplan cannot read {source.described}", hint="`ggplan types` lists the types it can"
+        )
     data = np.asarray(blocks)
     if data.dtype != np.uint8:
         raise QuantizationError(f"blocks are bytes (uint8), not {data.dtype}")
@@ -226,11 +235,11 @@ def warm_up(types: Iterable[GgmlType], *, with_imatrix: bool, effort: str = "def
     """Compile the encoders of `types`, or load them from Numba's cache, by encoding one row of zeros.
 
     Safe to call from any thread. An encoder with an imatrix and without are two kernels; only the one
-    asked for is compiled.
+    asked for is compiled. What cannot be encoded without one is always compiled with it.
     """
     for type in types:
         n = type.block_size
-        importance = np.ones(n, np.float32) if with_imatrix else None
+        importance = np.ones(n, np.float32) if with_imatrix or type.requires_imatrix else None
         encode_into(
             np.zeros((1, n), np.float32), type, importance, np.empty((1, type.row_bytes(n)), np.uint8), effort
         )

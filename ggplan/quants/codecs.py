@@ -44,6 +44,8 @@ ENCODERS = {
     "q6_K": "q6_k:encode",
     "iq4_nl": "iq4_nl:encode",
     "iq4_xs": "iq4_xs:encode",
+    "iq1_m": "iq1_m:encode",
+    "iq1_s": "iq1_s:encode",
     "mxfp4": "fp4:encode_mxfp4",
     "nvfp4": "fp4:encode_nvfp4",
     "tq1_0": "ternary:encode_tq1_0",

@@ -23,6 +23,11 @@ def bell(*shape: int) -> np.ndarray:
     return np.random.default_rng(0).standard_normal(shape, np.float32)
 
 
+def needed(type: GgmlType, n: int) -> np.ndarray | None:
+    """The least importance that a type can do with."""
+    return np.ones(n, np.float32) if type.requires_imatrix else None
+
+
 def test_codecs_are_those_that_the_table_of_types_promises() -> None:
     assert set(ENCODERS) == {t.name for t in TYPES if t.encodable}
     assert set(DECODERS) == {t.name for t in TYPES if t.decodable}
@@ -47,17 +52,18 @@ assert "numba" not in sys.modules
 @pytest.mark.parametrize("type", ENCODABLE, ids=str)
 def test_same_blocks_by_name_and_type_and_in_any_frame(type: GgmlType) -> None:
     weights = bell(6, 512)
-    blocks = quantize(weights, type)
+    importance = needed(type, 512)
+    blocks = quantize(weights, type, importance)
     assert blocks.shape == (6, type.row_bytes(512))
     assert blocks.dtype == np.uint8
-    assert (quantize(weights, type.name.upper()) == blocks).all()
-    assert (quantize(weights[2], type) == blocks[2]).all()
-    assert (quantize(weights.reshape(3, 2, 1, 512), type) == blocks.reshape(3, 2, 1, -1)).all()
-    assert (quantize(np.asfortranarray(weights), type) == blocks).all()
-    assert (quantize(np.repeat(weights, 2, axis=1)[:, ::2], type) == blocks).all()
+    assert (quantize(weights, type.name.upper(), importance) == blocks).all()
+    assert (quantize(weights[2], type, importance) == blocks[2]).all()
+    assert (quantize(weights.reshape(3, 2, 1, 512), type, importance) == blocks.reshape(3, 2, 1, -1)).all()
+    assert (quantize(np.asfortranarray(weights), type, importance) == blocks).all()
+    assert (quantize(np.repeat(weights, 2, axis=1)[:, ::2], type, importance) == blocks).all()
     assert dequantize(blocks.reshape(2, 3, -1), type).shape == (2, 3, 512)
-    assert quantize(np.empty((0, 512)), type).shape == (0, blocks.shape[1])
-    assert quantize(np.empty((2, 0)), type).shape == (2, 0)
+    assert quantize(np.empty((0, 512)), type, importance).shape == (0, blocks.shape[1])
+    assert quantize(np.empty((2, 0)), type, needed(type, 0)).shape == (2, 0)
     assert dequantize(np.empty((0, 0), np.uint8), type).shape == (0, 0)
 
 
@@ -104,7 +110,8 @@ def test_lists_and_read_only_arrays_are_taken() -> None:
         (np.float32(1), "f32", "single number"),
         (np.zeros((2, 32), complex), "f32", "complex128"),
         (np.array([["a"]]), "f32", "<U1"),
-        (np.zeros(256), "iq3_k", "cannot write iq3_k"),
+        (np.zeros(256), "iq3_k", "cannot write iq3_k (a type of ik_llama.cpp)"),
+        (np.zeros(256), "iq1_s", "iq1_s cannot be encoded without an imatrix"),
         (np.full((3, 32), 1e39), "f16", "96 of 96 weights"),
     ],
 )
@@ -123,7 +130,7 @@ def test_what_cannot_be_encoded_is_refused_in_one_line(weights: np.ndarray, name
         (np.zeros((2, 100), np.uint8), "q4_K", "100 % 144 = 100"),
         (np.zeros((2, 144), np.int8), "q4_K", "int8"),
         (np.uint8(1), "f32", "single byte"),
-        (np.zeros(110, np.uint8), "iq3_k", "cannot read iq3_k"),
+        (np.zeros(110, np.uint8), "iq3_k", r"cannot read iq3_k \(a type of ik_llama\.cpp\)"),
     ],
 )
 def test_what_cannot_be_decoded_is_refused(blocks: np.ndarray, name: str, words: str) -> None:
@@ -144,7 +151,7 @@ def test_weights_that_are_not_finite_are_counted_and_found(type: GgmlType, bad: 
     weights = bell(2, 3, 256)
     weights[1, 0, 77] = weights[1, 2, 3] = bad
     with pytest.raises(QuantizationError, match=rf"2 of 1536 weights .* {bad} at \[1, 0, 77\]"):
-        quantize(weights, type)
+        quantize(weights, type, needed(type, 256))
 
 
 @pytest.mark.parametrize(
@@ -186,14 +193,15 @@ def test_first_nonfinite_is_the_first(size_and_places: tuple[int, set[int]], bad
 @pytest.mark.parametrize("type", ENCODABLE, ids=str)
 def test_threads_may_share_an_output(type: GgmlType) -> None:
     weights = bell(64, 512)
-    expected = quantize(weights, type)
+    importance = needed(type, 512)
+    expected = quantize(weights, type, importance)
     out = np.zeros_like(expected)
     back = np.empty_like(weights)
     warm_up([type], with_imatrix=False)
 
     def work(start: int) -> None:
         part = slice(start, start + 5)
-        encode_into(weights[part], type, None, out[part])
+        encode_into(weights[part], type, importance, out[part])
         decode_into(out[part], type, back[part])
 
     with ThreadPoolExecutor(4) as pool:
