@@ -23,7 +23,7 @@ from fault_kinds import TRIALS, Tally, campaign
 
 COUNTS = {
     "kill": 140, "kill_twice": 30, "kill_by_clock": 30, "fail": 40, "fail_to_write": 30, "write_short": 10,
-    "interrupt": 20, "damage": 30, "truncate_input": 20, "replace_old": 10,
+    "interrupt": 20, "interrupt_twice": 10, "damage": 30, "truncate_input": 20, "replace_old": 10,
 }  # fmt: skip
 
 

@@ -181,6 +181,11 @@ def trial_of_error(server: FaultServer, scenario: Scenario, folder: Path, fault:
     """Let a call fail; is the message one clean error, and does the same command finish afterwards?"""
     output = folder / "out.gguf"
     failed = server.run(scenario.arguments, output, fault)
+    if failed.status == 0 and failed.calls[fault["call"]] <= fault["at"]:
+        # How often a run syncs depends on the clock; this one did so less often. One is always there.
+        for path in folder.iterdir():
+            path.unlink()
+        failed = server.run(scenario.arguments, output, {**fault, "at": 0})
     if failed.status != 1 or not is_clean(failed.stderr):
         return f"{fault}: exit {failed.status}: {failed.stderr}"
     return _wrong_files(scenario, folder, fault) or rerun(server, scenario, folder, fault)

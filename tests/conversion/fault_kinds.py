@@ -38,6 +38,8 @@ ERRORS = {
     "open": (errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EMFILE),
 }
 
+_LAST_CALLS = 30
+
 Trial = Callable[[FaultServer, Scenario, Path, random.Random], str]
 
 
@@ -87,6 +89,16 @@ def interrupt(server: FaultServer, scenario: Scenario, folder: Path, dice: rando
     return trial_of_signal(server, scenario, folder, fault)
 
 
+def interrupt_twice(server: FaultServer, scenario: Scenario, folder: Path, dice: random.Random) -> str:
+    """Ctrl-C, and again at every further call."""
+    fault = {"kind": "signal", "signal": int(signal.SIGINT), "sticky": True,
+             "at": dice.randrange(scenario.n_calls - 8)}  # fmt: skip
+    stopped = server.run(scenario.arguments, folder / "out.gguf", fault)
+    if stopped.status != 130 or "Traceback" in stopped.stderr:
+        return f"{fault}: exit {stopped.status}: {stopped.stderr}"
+    return rerun(server, scenario, folder, fault)
+
+
 def damage(server: FaultServer, scenario: Scenario, folder: Path, dice: random.Random) -> str:
     """Bits flipped, the end cut off, and so on, in what a kill left."""
     return trial_of_damage(
@@ -130,8 +142,8 @@ def replace_old(server: FaultServer, scenario: Scenario, folder: Path, dice: ran
 TRIALS: dict[str, Trial] = {
     trial.__name__: trial
     for trial in (
-        kill, kill_twice, kill_by_clock, fail, fail_to_write, write_short, interrupt, damage, truncate_input,
-        replace_old,
+        kill, kill_twice, kill_by_clock, fail, fail_to_write, write_short, interrupt, interrupt_twice, damage,
+        truncate_input, replace_old,
     )
 }  # fmt: skip
 
@@ -160,7 +172,9 @@ def campaign(
 
 
 def _killing(scenario: Scenario, dice: random.Random) -> dict[str, Any]:
-    return {"kind": dice.choice(("kill", "torn")), "at": dice.randrange(scenario.n_calls)}
+    # Most calls write weights; the last few, where files get their names, deserve a third of the kills.
+    first = 0 if dice.random() < 2 / 3 else scenario.n_calls - _LAST_CALLS
+    return {"kind": dice.choice(("kill", "torn")), "at": dice.randrange(first, scenario.n_calls)}
 
 
 def _fields(scenario: Scenario) -> dict[str, Any]:

@@ -5,12 +5,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fault_injection import FaultServer, Scenario, fault_server, is_clean, make_scenarios, rerun
+from fault_injection import (
+    ROOT,
+    FaultServer,
+    Scenario,
+    fault_server,
+    is_clean,
+    make_scenarios,
+    rerun,
+    shard_checkpoint,
+)
 from fault_kinds import campaign
 
 SAMPLE = {
     "kill": 6, "kill_twice": 3, "kill_by_clock": 2, "fail": 6, "fail_to_write": 2, "write_short": 1,
-    "interrupt": 3, "damage": 4, "truncate_input": 2, "replace_old": 2,
+    "interrupt": 3, "interrupt_twice": 1, "damage": 4, "truncate_input": 2, "replace_old": 2,
 }  # fmt: skip
 
 
@@ -49,3 +58,28 @@ def test_two_runs_at_once_are_kept_apart(
     while (tmp_path / "out.gguf.part.journal").exists():
         time.sleep(0.01)
     assert rerun(server, scenario, tmp_path, "two at once") == ""
+
+
+def test_the_order_of_shards_does_not_matter(server: FaultServer, tmp_path: Path) -> None:
+    demo = ROOT / "ggplan" / "demo_model"
+    outputs = set()
+    for seed in range(3):
+        place = tmp_path / str(seed)
+        place.mkdir()
+        folder = shard_checkpoint(demo, place / "demo", n_shards=2 + seed, seed=seed)
+        arguments = (str(folder), "--pre", "glm4", "-q", "-t", str(1 + seed))
+        assert server.run(arguments, place / "out.gguf").status == 0
+        outputs.add((place / "out.gguf").read_bytes())
+    assert len(outputs) == 1
+
+
+@pytest.mark.parametrize(
+    "target", ["/dev/full", "{folder}", "{folder}/" + "x" * 250 + ".gguf", "{folder}/no/out"]
+)
+def test_impossible_outputs_are_one_clean_line(
+    server: FaultServer, scenarios: dict[str, Scenario], tmp_path: Path, target: str
+) -> None:
+    refused = server.run(scenarios["gguf"].arguments, Path(target.format(folder=tmp_path)))
+    assert refused.status == 1
+    assert is_clean(refused.stderr)
+    assert list(tmp_path.iterdir()) == []
