@@ -33,7 +33,7 @@ class Attention:
     head_norms: bool = False  # one norm for each head's queries and keys
     row_norms: bool = False  # one norm over all of them
 
-    def lines(self, hidden: int) -> Iterator[Line]:
+    def lines(self, hidden: int) -> Iterator[Line]:  # noqa: D102
         q, kv = self.heads * self.head_size, self.kv_heads * self.head_size
         for name, rows in (("q", q), ("k", kv), ("v", kv)):
             yield f"attn_{name}.weight", "bf16", (rows, hidden)
@@ -57,7 +57,7 @@ class Latent:
     rope: int = 64
     value: int = 128
 
-    def lines(self, hidden: int) -> Iterator[Line]:
+    def lines(self, hidden: int) -> Iterator[Line]:  # noqa: D102
         yield "attn_q_a.weight", "bf16", (self.q_rank, hidden)
         yield "attn_q_a_norm.weight", "f32", (self.q_rank,)
         yield "attn_q_b.weight", "bf16", (self.heads * (self.nope + self.rope), self.q_rank)
@@ -78,7 +78,7 @@ class Experts:
     shared: bool = False
     router_bias: bool = False
 
-    def lines(self, hidden: int) -> Iterator[Line]:
+    def lines(self, hidden: int) -> Iterator[Line]:  # noqa: D102
         yield "ffn_gate_inp.weight", "f32", (self.count, hidden)
         if self.router_bias:
             yield "exp_probs_b.bias", "f32", (self.count,)

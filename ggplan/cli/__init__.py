@@ -15,11 +15,14 @@ from types import FrameType
 import click
 
 from ggplan import __version__
+from ggplan.cli.chart import chart_command
 from ggplan.cli.convert import convert_command
 from ggplan.cli.demo import demo_command
+from ggplan.cli.diff import diff_command
 from ggplan.cli.inspect import inspect_command
 from ggplan.cli.measure import measure_command
 from ggplan.cli.plan import plan_command
+from ggplan.cli.rules import rules_group
 from ggplan.cli.types import types_command
 from ggplan.cli.verify import verify_command
 from ggplan.errors import Error
@@ -55,7 +58,10 @@ cli.add_command(plan_command)
 cli.add_command(convert_command)
 cli.add_command(verify_command)
 cli.add_command(inspect_command)
+cli.add_command(diff_command)
 cli.add_command(measure_command)
+cli.add_command(chart_command)
+cli.add_command(rules_group)
 cli.add_command(types_command)
 cli.add_command(demo_command)
 

@@ -1,4 +1,4 @@
-"""Inventories that ship with ggplan: the tensors of public models, so that recipes can be checked without one.
+"""Inventories that ship with ggplan: the tensors of public models, to check recipes by without a model.
 
     >>> inventory("GLM-4.5-Air").architecture
     'glm4moe'
@@ -19,6 +19,7 @@ Names, types and shapes are those of the GGUF that llama.cpp's converter makes.
 from __future__ import annotations
 
 import difflib
+import re
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -67,6 +68,13 @@ def names_of_inventories() -> dict[str, str]:
     for name, text in _texts().items():
         found |= {line.removeprefix("also "): name for line in text.split("\n") if line.startswith("also ")}
     return found
+
+
+@cache
+def words() -> frozenset[str]:
+    """The words of all these names, such as `ffn_down_exps`: what GGUF has names for."""
+    text = "\n".join(_texts().values())
+    return frozenset(re.findall(r"[a-z][a-z0-9_]{2,}", re.sub(r"(?m)^(also|#|architecture).*", "", text)))
 
 
 @cache

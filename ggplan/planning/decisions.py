@@ -38,11 +38,20 @@ class Decision:
     asked: GgmlType | None = None
     forced: bool = False
     matching: tuple[int, ...] = ()
+    fault: str = ""  # why no type can be had, where that is not an error (see `decide`)
+    hint: str = ""
     passed_over: list[int] = field(default_factory=list)
 
 
-def decide(tensors: Sequence[TensorInfo], recipe: Recipe | None, table: FallbackTable) -> list[Decision]:
+def decide(
+    tensors: Sequence[TensorInfo], recipe: Recipe | None, table: FallbackTable, *, tolerant: bool = False
+) -> list[Decision]:
     """Decide the type of each tensor, in the order given.
+
+    Parameters
+    ----------
+    tolerant
+        Note in `Decision.fault` what would be an error, and let the tensor keep its type.
 
     Raises
     ------
@@ -66,14 +75,14 @@ def decide(tensors: Sequence[TensorInfo], recipe: Recipe | None, table: Fallback
             meant = first == F32 or (first.is_float and i not in broad)
             if decision.protected is None or choice.forced or meant:
                 decision.rule = i
-                _choose(decision, choice, table)
+                _settle(decision, choice, table, tolerant)
                 break
             decision.passed_over.append(i)
         else:
             default = recipe.default
             if default is not None and (decision.protected is None or default.forced):
                 decision.by_default = True
-                _choose(decision, default, table)
+                _settle(decision, default, table, tolerant)
     return decisions
 
 
@@ -85,6 +94,15 @@ def _own_type(tensor: TensorInfo) -> GgmlType:
     ):
         return F32
     return tensor.type
+
+
+def _settle(decision: Decision, choice: Choice, table: FallbackTable, tolerant: bool) -> None:
+    try:
+        _choose(decision, choice, table)
+    except PlanError as error:
+        if not tolerant:
+            raise
+        decision.asked, decision.fault, decision.hint = None, error.message, error.hint
 
 
 def _choose(decision: Decision, choice: Choice, table: FallbackTable) -> None:

@@ -2,13 +2,15 @@
 
 The classes are the ones people budget by: what stays on the GPU (attention, shared experts, dense FFN,
 norms), what goes to RAM (routed experts), what is read once per token (embeddings, output), and the
-extra prediction layer (nextn) that most programs skip. Names: llama.cpp b11434, `src/llama-arch.cpp`.
+extra prediction layer (nextn) that most programs skip. The names are read by `ggplan.rules.roles`.
 """
 
 from __future__ import annotations
 
-import re
 from enum import StrEnum
+from typing import Literal
+
+from ggplan.rules.roles import block_of, named_roles
 
 
 class Role(StrEnum):
@@ -25,27 +27,25 @@ class Role(StrEnum):
     OTHER = "other"
 
 
-# Tried in order; the first that is found in the name decides.
-_PATTERNS: tuple[tuple[re.Pattern[str], Role], ...] = tuple(
-    (re.compile(pattern), role)
-    for pattern, role in (
-        (r"\.nextn\.", Role.NEXTN),
-        (r"norm|\.bias$|ffn_gate_inp|exp_probs_b|rope_freqs|rope_factors|attn_sinks", Role.SMALL),
-        (r"ffn_\w+_shexp\b", Role.SHARED_EXPERTS),
-        (r"ffn_\w+_(exps|chexps)\b", Role.ROUTED_EXPERTS),
-        (r"ffn_(gate|up|down|gate_up)\b", Role.DENSE_FFN),
-        (r"\.(attn_|ssm_|time_mix_|shortconv\.|indexer\.)", Role.ATTENTION),
-        (r"(token_embd|token_types|position_embd|per_layer_token_embd)\b", Role.EMBEDDINGS),
-        (r"^output\b", Role.OUTPUT),
-    )
-)
-_LAYER = re.compile(r"^blk\.(\d{1,9})\.")
+_CLASSES = {
+    "attention": Role.ATTENTION,
+    "experts.gate": Role.ROUTED_EXPERTS,
+    "experts.up": Role.ROUTED_EXPERTS,
+    "experts.down": Role.ROUTED_EXPERTS,
+    "shared": Role.SHARED_EXPERTS,
+    "dense": Role.DENSE_FFN,
+    "embeddings": Role.EMBEDDINGS,
+    "output": Role.OUTPUT,
+    "router": Role.SMALL,
+    "norm": Role.SMALL,
+    "nextn": Role.NEXTN,
+}
+Device = Literal["gpu", "cpu"]
 
 
 def layer_of(name: str) -> int | None:
     """The block number of `blk.N.…`, or None for a tensor outside the blocks."""
-    found = _LAYER.match(name)
-    return int(found[1]) if found else None
+    return block_of(name)
 
 
 def role_of(name: str, n_dimensions: int, nextn_layers: range = range(0)) -> Role:
@@ -58,10 +58,19 @@ def role_of(name: str, n_dimensions: int, nextn_layers: range = range(0)) -> Rol
     nextn_layers
         The blocks that are next-token prediction layers as a whole, from the model's metadata.
     """
-    layer = layer_of(name)
+    layer = block_of(name)
     if layer is not None and layer in nextn_layers:
         return Role.NEXTN
-    for pattern, role in _PATTERNS:
-        if pattern.search(name):
-            return role
-    return Role.SMALL if n_dimensions < 2 else Role.OTHER
+    roles = named_roles(name)
+    if not roles or (n_dimensions < 2 and roles[0] != "nextn"):
+        return Role.SMALL if n_dimensions < 2 else Role.OTHER
+    return _CLASSES[roles[0]]
+
+
+def device_of(name: str) -> Device:
+    """Where a tensor is meant to live: routed experts and embeddings in RAM, all else on the GPU.
+
+    What llama.cpp does with `-ngl 99 --cpu-moe`; embeddings are looked up on the CPU in any case.
+    """
+    roles = named_roles(name)
+    return "cpu" if roles and (roles[0].startswith("experts.") or roles[0] == "embeddings") else "gpu"

@@ -9,7 +9,8 @@ r"""The recipe language: ordered rules `PATTERN = TYPE`, of which the first that
 
 from __future__ import annotations
 
-from ggplan.rules.diagnostics import CODES, Diagnostic, Edit, Fix, InvalidRecipeError, Severity, render
+from ggplan.rules.codes import CODES
+from ggplan.rules.diagnostics import Diagnostic, Edit, Fix, InvalidRecipeError, Severity, render
 from ggplan.rules.lint import dead_rules, shadowed_rules
 from ggplan.rules.loading import load_recipe, shipped_recipes
 from ggplan.rules.matching import match

@@ -14,8 +14,7 @@ strangers, so everything printed is escaped first, and the carets are then place
 text has in a terminal: tabs become four spaces, East Asian wide characters count two cells, combining
 marks none.
 
-Codes: GP0xx is the text of a recipe, GP1xx rules that meet the names of a model, GP2xx types that meet its
-shapes. A code never changes its meaning and is never used again.
+`codes` holds what each code means.
 """
 
 from __future__ import annotations
@@ -29,35 +28,6 @@ from ggplan.errors import RecipeError
 from ggplan.text import format_bytes, printable
 
 Severity = Literal["error", "warning", "note"]
-
-CODES: dict[str, str] = {
-    "GP001": "a rule has no `=`",
-    "GP002": "unknown tensor type",
-    "GP003": "the pattern is not a regular expression",
-    "GP004": "the pattern is not portable",
-    "GP006": "unknown directive",
-    "GP007": "a pattern or a type is missing",
-    "GP009": "a limit is exceeded",
-    "GP010": "the file is not plain text",
-    "GP011": "a directive is misused",
-    "GP012": "the recipe cannot be found or read",
-    "GP013": "an unknown name in `${...}`",
-    "GP014": "a file cannot be drawn in",
-    "GP015": "a range of blocks is malformed",
-    "GP016": "unknown role",
-    "GP101": "a rule matches no tensor",
-    "GP102": "a rule never decides",
-    "GP108": "tensors without a rule",
-    "GP201": "a shape forbids the type",
-    "GP202": "a protected tensor is passed over",
-    "GP203": "a protected tensor is forced",
-    "GP204": "the type needs an imatrix",
-    "GP205": "a quantized tensor is quantized again",
-    "GP206": "the imatrix does not know a tensor",
-    "GP207": "the imatrix has no data for some experts",
-    "GP208": "ggplan cannot write the type",
-    "GP209": "the recipe is for another architecture",
-}
 
 _TAB = "    "
 _WINDOW = 120  # characters of a line that are shown
@@ -112,6 +82,8 @@ class Diagnostic:
     cost_bytes
         What it costs in bytes of the file: what the recipe's tensors weigh now, less what they would weigh
         were it mended; None where that is unknown or nothing.
+    others
+        Further fixes, should the names of a model show that `fix` cannot be meant.
     """
 
     code: str
@@ -124,6 +96,7 @@ class Diagnostic:
     help: str = ""
     fix: Fix | None = None
     cost_bytes: int | None = None
+    others: tuple[Fix, ...] = ()
 
 
 class InvalidRecipeError(RecipeError):

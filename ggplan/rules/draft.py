@@ -103,11 +103,12 @@ class Draft:
     n_rules: int = 0
     closed: bool = False  # a limit was met, the rest is not read
 
-    def error(self, code: str, message: str, at: Location, help: str = "", fix: Fix | None = None) -> None:
-        """Note an error; after very many, the last."""
-        self.errors.append(
-            Diagnostic(code, "error", message, at.file, at.line, at.column, at.length, help, fix)
-        )
+    def error(self, code: str, message: str, at: Location, help: str = "", *fixes: Fix | None) -> None:
+        """Note an error, with its fixes, the likeliest first; after very many, the last."""
+        known = [fix for fix in fixes if fix is not None]
+        fix, others = (known[0], tuple(known[1:])) if known else (None, ())
+        where = (at.file, at.line, at.column, at.length)
+        self.errors.append(Diagnostic(code, "error", message, *where, help, fix, others=others))
         if len(self.errors) == MAX_ERRORS:
             self.stop(f"more than {MAX_ERRORS:,} errors; the rest of the file was not read", at)
 

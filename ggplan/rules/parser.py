@@ -257,10 +257,9 @@ def _check_pattern(draft: Draft, line: int, pattern: Mapped, expanded: Mapped) -
     except PatternError as error:
         at = draft.span(line, expanded[error.start : error.start + max(1, error.length)])
         candidates = repaired_patterns(expanded.text, error) if expanded.text == pattern.text else []
-        fix = None
-        if candidates:
-            fix = replacing(draft.span(line, pattern), candidates[0].pattern, safe=candidates[0].certain)
-        draft.error(error.code, error.message, at, error.help, fix)
+        where = draft.span(line, pattern)
+        fixes = [replacing(where, repair.pattern, safe=repair.certain) for repair in candidates]
+        draft.error(error.code, error.message, at, error.help, *fixes)
         return False
     if draft.program > MAX_PROGRAM:
         at = draft.span(line, pattern)

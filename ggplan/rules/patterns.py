@@ -29,6 +29,7 @@ each and together.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -55,6 +56,7 @@ _TOKEN = re.compile(
     """,
     re.VERBOSE | re.DOTALL,
 )
+_KINDS = ("escape", "set", "group", "group_end", "repeat", "range", "brace", "anchor")
 _SHARED_ESCAPES = frozenset("dDwWsSbBtnrfv")
 _ESCAPE_HELP = dict.fromkeys("zZ", "write `$` for the end of the name") | {
     "A": "write `^` for the start of the name"
@@ -121,6 +123,16 @@ def check_pattern(pattern: str) -> int:
         return int(re2.compile(resolved, re2_options(PATTERN_MEMORY)).programsize)
     except re2.error as error:
         raise _from_re2(pattern, error) from None
+
+
+def tokens(pattern: str) -> Iterator[tuple[str, str, int]]:
+    """The pieces of a pattern in order: what each is, its text, and where it begins.
+
+    `escape`, `set`, `group`, `group_end`, `repeat`, `range`, `brace`, `anchor`, or `character`.
+    """
+    for token in _TOKEN.finditer(pattern):
+        kind = next((k for k in _KINDS if token[k] is not None), "character")
+        yield kind, token[0], token.start()
 
 
 @lru_cache(maxsize=1024)

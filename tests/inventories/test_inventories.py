@@ -55,7 +55,7 @@ def test_an_inventory_is_whole(name: str) -> None:
 def test_names_lead_to_inventories_in_any_case() -> None:
     assert inventory("deepseek-r1") == inventory("DeepSeek-V3")
     assert names_of_inventories()["Qwen3-Coder-30B-A3B"] == "Qwen3-30B-A3B"
-    with pytest.raises(CheckpointError, match="no inventory of GLM-4.5-Fire") as caught:
+    with pytest.raises(CheckpointError, match=r"no inventory of GLM-4\.5-Fire") as caught:
         inventory("GLM-4.5-Fire")
     assert "GLM-4.5-Air" in caught.value.hint
 

@@ -1,0 +1,90 @@
+"""Case: one recipe on one model, and what findings are made of: what matches, and what is decided."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ggplan.model import Model, TensorInfo
+from ggplan.planning.decisions import Decision, decide
+from ggplan.planning.fallback import FallbackTable
+from ggplan.rules import Blocks, Recipe, Rule, roles_of
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A recipe's decisions on a model.
+
+    Attributes
+    ----------
+    decisions
+        One for each tensor, in the model's order.
+    members
+        For each rule the indices of the tensors it matches.
+    decided
+        For each rule the indices of those it decides.
+    """
+
+    model: Model
+    recipe: Recipe
+    blocks: Blocks
+    decisions: tuple[Decision, ...]
+    members: tuple[frozenset[int], ...]
+    decided: tuple[frozenset[int], ...]
+
+    @property
+    def tensors(self) -> tuple[TensorInfo, ...]:
+        """The model's tensors."""
+        return self.model.tensors
+
+    def rules(self) -> Sequence[tuple[int, Rule]]:
+        """The rules that stand in the recipe's own files, with their index; not those that it inherits."""
+        own = {self.recipe.file, *(file for file, _ in self.recipe.parts)}
+        return [(i, rule) for i, rule in enumerate(self.recipe.rules) if rule.file in own]
+
+    def roles(self, index: int) -> tuple[str, ...]:
+        """The roles of a tensor."""
+        return roles_of(self.tensors[index].name, self.blocks)
+
+    def uncovered(self) -> list[int]:
+        """The tensors that no rule and no `@default` decides and that could be quantized."""
+        return [
+            i
+            for i, d in enumerate(self.decisions)
+            if d.rule is None and not d.by_default and d.protected is None
+        ]
+
+    def n_bytes(self) -> int:
+        """Bytes of all tensors as decided."""
+        return sum(d.type.tensor_bytes(d.tensor.shape) for d in self.decisions)
+
+
+def make_case(model: Model, recipe: Recipe, table: FallbackTable) -> Case:
+    """Decide the model's tensors by the recipe.
+
+    Raises
+    ------
+    RecipeError
+        If matching takes too long.
+    """
+    decisions = tuple(decide(model.tensors, recipe, table, tolerant=True))
+    members: list[set[int]] = [set() for _ in recipe.rules]
+    decided: list[set[int]] = [set() for _ in recipe.rules]
+    for i, decision in enumerate(decisions):
+        for rule in decision.matching:
+            members[rule].add(i)
+        if decision.rule is not None:
+            decided[decision.rule].add(i)
+    return Case(
+        model,
+        recipe,
+        Blocks.of(t.name for t in model.tensors),
+        decisions,
+        tuple(map(frozenset, members)),
+        tuple(map(frozenset, decided)),
+    )
+
+
+def table_of(recipe: Recipe) -> FallbackTable:
+    """The fallback table of the engine that `@target` names."""
+    return "ik" if recipe.target == "ik_llama.cpp" else "llama.cpp"

@@ -1,0 +1,186 @@
+r"""Rules that meet names: which match nothing, which never decide, which say the same, which reach too far.
+
+All of it is exact, for it asks what each rule matches and decides on the names of a model, never what a
+pattern looks like. `output\.weight = q8_0` at the top of a recipe takes all `attn_output` tensors: of 379
+published recipes 51 hold that slip.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+
+import re2
+
+from ggplan.checking.case import Case
+from ggplan.checking.coverage import block_list, blocks_text
+from ggplan.checking.reach import whole_word_pattern
+from ggplan.checking.wording import at_rule, deleted, kind_of, lines_of, rewritten, some
+from ggplan.checking.workspace import Workspace
+from ggplan.inventories import words as words_of_gguf
+from ggplan.rules import Diagnostic, Edit, Fix, Rule, dead_rules, shadowed_rules
+from ggplan.rules.roles import block_of
+
+_WORD = re.compile(r"[A-Za-z_]{3,}")
+_HUB_WORDS = {
+    "q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v", "o_proj": "attn_output",
+    "gate_proj": "ffn_gate", "up_proj": "ffn_up", "down_proj": "ffn_down", "embed_tokens": "token_embd",
+    "lm_head": "output", "layers": "blk", "self_attn": "attn_", "input_layernorm": "attn_norm",
+}  # fmt: skip
+
+
+def about_dead(case: Case, space: Workspace) -> Iterator[Diagnostic]:
+    """GP101: rules that match no tensor, with the word that was probably meant."""
+    own = {(rule.file, rule.line): rule for _, rule in case.rules()}
+    for found in dead_rules(case.recipe, [d.matching for d in case.decisions]):
+        rule = own.get((found.file, found.line))
+        if rule is None:
+            continue
+        fixes = [fix for pattern in _nearby(rule, case) if (fix := rewritten(rule, pattern, safe=False))]
+        alive = [fix for fix in fixes if (tried := space.tried([fix])) and _alive(tried, rule)]
+        if alive:
+            fix = space.best(alive) or alive[0]
+            help = f"write `{fix.edits[0].text}`"
+        else:
+            fix, help = deleted(rule, safe=False), _help_dead(rule, case)
+        yield at_rule("GP101", "warning", rule, found.message, help, fix)
+
+
+def about_shadowed(case: Case, space: Workspace) -> Iterator[Diagnostic]:
+    """GP102 and GP104: rules that never decide, because rules above take all they match."""
+    at = {(rule.file, rule.line): i for i, rule in case.rules()}
+    deciding = [d.rule for d in case.decisions]
+    for found in shadowed_rules(case.recipe, [d.matching for d in case.decisions], deciding):
+        index = at.get((found.file, found.line))
+        if index is None:
+            continue
+        rule = case.recipe.rules[index]
+        takers = sorted({i for t in case.members[index] if (i := deciding[t]) is not None})
+        first = case.recipe.rules[takers[0]]
+        if len(takers) == 1 and case.members[takers[0]] == case.members[index]:
+            yield _duplicate(first, rule)
+            continue
+        fix, help, code = _unshadow(case, space, index, takers), found.help, "GP102"
+        if fix is not None and len(fix.edits) == 1 and fix.edits[0].length is not None:
+            help = f"{lines_of(first, rule)} reaches too far: write `{fix.edits[0].text}` there"
+        elif fix is not None and len(fix.edits) == 1:
+            same = all(case.recipe.rules[t].choice.types == rule.choice.types for t in takers)
+            help = "delete it: its tensors get this type already" if same else "delete it"
+        yield at_rule(code, "warning", rule, found.message, help, fix)
+
+
+def _duplicate(first: Rule, rule: Rule) -> Diagnostic:
+    same_types = first.choice.types == rule.choice.types
+    message = f"{lines_of(first, rule)} matches the same tensors and decides them all"
+    if not same_types:
+        message += f", as {first.choice.text}"
+    help = "delete it" if same_types else "delete the one you do not mean"
+    return at_rule("GP104", "warning", rule, message, help, deleted(rule, safe=same_types))
+
+
+def _unshadow(case: Case, space: Workspace, index: int, takers: list[int]) -> Fix | None:
+    """Narrow the rule that takes too much, or move the narrow rule above the broad one, or delete it."""
+    rules = case.recipe.rules
+    rule, first = rules[index], rules[takers[0]]
+    fixes: list[Fix] = []
+    if len(takers) == 1:
+        if (narrow := whole_word_pattern(first, case, takers[0])) and (
+            fix := rewritten(first, narrow, safe=False)
+        ):
+            fixes.append(fix)
+        movable = case.recipe.order == "first" and first.file == rule.file and not rule.expanded
+        if case.members[index] < case.members[takers[0]] and movable:
+            line = case.recipe.source_line(rule.line, rule.file)
+            insert = Edit(first.file, first.line, 1, 0, f"{line}\n")
+            fixes.append(Fix((Edit(rule.file, rule.line, 1, None, ""), insert), safe=False))
+    if all(rules[t].choice == rule.choice or rules[t].choice.types == rule.choice.types for t in takers):
+        fixes.append(deleted(rule, safe=True))
+        if len(takers) > 1:
+            return fixes[-1]
+    return space.best(fixes) or deleted(rule, safe=False)
+
+
+def about_partly_shadowed(case: Case) -> Iterator[Diagnostic]:
+    """GP103, a note: rules that lose some of their tensors to rules above; exceptions look just so."""
+    for i, rule in case.rules():
+        lost = {
+            t for t in case.members[i] if (d := case.decisions[t].rule) is not None and d < i
+        }  # not those passed over
+        if not lost or not case.decided[i]:
+            continue
+        first = case.recipe.rules[min(d for t in lost if (d := case.decisions[t].rule) is not None)]
+        message = f"{lines_of(first, rule)} and rules like it take {some(case, lost)} before this rule"
+        yield at_rule("GP103", "note", rule, message)
+
+
+def about_order(case: Case) -> Iterator[Diagnostic]:
+    """GP109, a note: tensors that get another type where the last match wins."""
+    other: list[int] = []
+    for t, decision in enumerate(case.decisions):
+        usable = [i for i in decision.matching if i not in decision.passed_over]
+        if decision.rule is None or len(usable) < 2:
+            continue
+        last = case.recipe.rules[usable[-1]].choice
+        if last.types != case.recipe.rules[decision.rule].choice.types:
+            other.append(t)
+    if other:
+        rule = case.recipe.rules[case.decisions[other[0]].rule or 0]
+        message = f"where the last match wins, as in llama.cpp of 2025, {some(case, other)} get another type"
+        yield at_rule(
+            "GP109", "note", rule, message, "`ggplan rules export` writes rules that do not overlap"
+        )
+
+
+def _alive(case: Case, rule: Rule) -> bool:
+    """Whether the rule that now stands on the line decides a tensor."""
+    return any(
+        case.decided[i] for i, r in enumerate(case.recipe.rules) if (r.file, r.line) == (rule.file, rule.line)
+    )
+
+
+def _nearby(rule: Rule, case: Case) -> Iterator[str]:
+    """Patterns like this one with a word that the model's names hold."""
+    pattern = rule.pattern
+    yield from _other_blocks(rule, case)
+    names = " ".join(sorted({kind_of(t.name) for t in case.tensors}))
+    words = sorted(set(re.findall(r"[a-z0-9_]+", names)) | {"blk", "weight", "bias"})
+    parts = sorted({p for w in words for p in (w, *w.split("_"))})
+    for found in _WORD.finditer(re.sub(r"\\[a-z]", "  ", pattern)):
+        word = found[0]
+        if word in names or word in words_of_gguf() or word in ("blk", "first", "last"):
+            continue
+        if word in _HUB_WORDS:
+            yield pattern[: found.start()] + _HUB_WORDS[word] + pattern[found.end() :]
+        for near in difflib.get_close_matches(
+            word.lower(), words, n=2, cutoff=0.7
+        ) + difflib.get_close_matches(word.lower(), parts, n=1, cutoff=0.7):
+            yield pattern[: found.start()] + near + pattern[found.end() :]
+    if pattern.endswith("$") and "weight" not in pattern:
+        yield pattern[:-1] + r"\.weight$"
+    if pattern.lower() != pattern and not re.search(r"\\[DSWB]", pattern):
+        yield pattern.lower()
+
+
+def _other_blocks(rule: Rule, case: Case) -> Iterator[str]:
+    """The pattern for the blocks that have such a tensor and no rule for it."""
+    place = block_list(rule)
+    if place is None:
+        return
+    before, after = rule.pattern[: place[0]], rule.pattern[place[1] :]
+    search = re2.compile(replace(rule, pattern=rf"{before}\d+{after}").regex(case.blocks.count)).search
+    free = [t for t, d in enumerate(case.decisions) if d.rule is None and search(d.tensor.name)]
+    numbers = {b for t in free if (b := block_of(case.tensors[t].name)) is not None}
+    if numbers:
+        yield before + blocks_text(numbers, rule.pattern[place[0] : place[1]]) + after
+
+
+def _help_dead(rule: Rule, case: Case) -> str:
+    if "=" in rule.pattern:
+        return "write one rule a line: the last `=` of a line parts the pattern from the type"
+    if any(word in rule.pattern and word not in words_of_gguf() for word in _HUB_WORDS):
+        return "these are Hugging Face's names; a recipe speaks GGUF's, such as `blk.7.attn_q.weight`"
+    if case.blocks.count and re.search(r"blk\\?\.", rule.pattern):
+        return f"the model's blocks are 0 to {case.blocks.count - 1}; correct the rule or delete it"
+    return "compare it with the model's tensor names, or delete it"

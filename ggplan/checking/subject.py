@@ -1,0 +1,68 @@
+"""Which model a recipe is for: the one it names, or those of its architecture, or the one it fits best."""
+
+from __future__ import annotations
+
+import re
+
+from ggplan.checking.case import make_case, table_of
+from ggplan.errors import CheckpointError
+from ggplan.inventories import inventories_of, inventory, names_of_inventories
+from ggplan.model import Model
+from ggplan.opening import open_model
+from ggplan.rules import Recipe
+
+_HEAD_LINES = 60
+_LARGEST_TRIED = 200_000  # rules times tensors
+
+
+def open_subject(name_or_path: str) -> Model:
+    """Open a checkpoint, or the shipped inventory of this name where there is no such file.
+
+    Raises
+    ------
+    CheckpointError
+        If it is neither.
+    """
+    try:
+        return open_model(name_or_path)
+    except CheckpointError as error:
+        try:
+            return inventory(name_or_path)
+        except CheckpointError as unknown:
+            if "does not exist" not in error.message:
+                raise error from None
+            hint = error.hint or f"nor does ggplan ship an inventory of this name; {unknown.hint}"
+            raise CheckpointError(error.message, hint=hint) from None
+
+
+def subject_of(recipe: Recipe) -> Model | None:
+    """The shipped inventory to check a recipe against, or None where it says nothing of its model.
+
+    What its first lines name (`# Model name: GLM-4.5-Air`), within the architecture that `@arch` names. Of
+    several, the one that leaves the fewest rules without a tensor and tensors without a rule.
+    """
+    mentioned = _mentioned(recipe)
+    candidates = list(inventories_of(recipe.architecture)) if recipe.architecture else mentioned
+    candidates = [name for name in candidates if name in mentioned] or candidates
+    if not candidates:
+        return None
+    models = [inventory(name) for name in candidates]
+    if len(models) == 1 or len(recipe.rules) * len(models[0].tensors) > _LARGEST_TRIED:
+        return models[0]
+    return min(models, key=lambda model: _misfits(recipe, model))
+
+
+def _mentioned(recipe: Recipe) -> list[str]:
+    head = "\n".join(recipe.text.split("\n", _HEAD_LINES)[:_HEAD_LINES])
+    text = f"{recipe.file}\n{head}".lower()
+    found = {
+        home: None
+        for name, home in names_of_inventories().items()
+        if re.search(rf"(?<![\w.-]){re.escape(name.lower())}(?![\w-]|\.\d)", text)
+    }
+    return list(found)
+
+
+def _misfits(recipe: Recipe, model: Model) -> int:
+    case = make_case(model, recipe, table_of(recipe))
+    return sum(not members for members in case.members) + len(case.uncovered())

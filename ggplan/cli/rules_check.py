@@ -1,0 +1,199 @@
+"""`ggplan rules check`: what is wrong with a recipe, and what to write instead."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from ggplan.checking import Report
+    from ggplan.rules import Diagnostic
+
+SCHEMA = "ggplan/check@1"
+_FIX_ROUNDS = 10
+
+_EPILOG = """\b
+Examples:
+  ggplan rules check my.recipe                     against the shipped inventory it is for
+  ggplan rules check my.recipe -m GLM-4.5-Air      against a model
+  ggplan rules check my.recipe --fix               mend what has only one meaning
+  ggplan rules check --explain GP102               what a code means
+"""
+
+
+@click.command(
+    "check", epilog=_EPILOG, short_help="Find what is wrong with recipes, and what to write instead."
+)
+@click.argument("recipes", nargs=-1, metavar="[RECIPE]...")
+@click.option(
+    "-m", "--model", metavar="MODEL", help="A checkpoint, an inventory, or the name of a shipped one."
+)
+@click.option("--fix", is_flag=True, help="Apply the fixes that cannot change what was meant.")
+@click.option("--unsafe-fixes", is_flag=True, help="With --fix: apply those too that may change types.")
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+@click.option("--no-notes", is_flag=True, help="Leave out the notes.")
+@click.option("--explain", "code", metavar="CODE", help="Print the page of a code, such as GP102, and exit.")
+def check_command(
+    recipes: tuple[str, ...],
+    model: str | None,
+    fix: bool,
+    unsafe_fixes: bool,
+    as_json: bool,
+    no_notes: bool,
+    code: str | None,
+) -> None:
+    """Check RECIPEs: their text, what their rules match, the types they give.
+
+    Exits 1 if there is more to say than notes.
+    """
+    if code is not None:
+        _explain(code)
+        return
+    if not recipes:
+        raise click.UsageError("name a recipe, or a code with --explain")
+    from ggplan.checking import check_recipe, open_subject
+
+    subject = open_subject(model) if model else None
+    reports = []
+    for recipe in recipes:
+        report = check_recipe(recipe, subject)
+        mended = 0
+        if fix:
+            for _ in range(_FIX_ROUNDS):
+                texts, count = report.fixed(unsafe=unsafe_fixes)
+                if not count:
+                    break
+                _write(texts)
+                mended += count
+                report = check_recipe(recipe, subject)
+        reports.append((report, mended))
+    if as_json:
+        _print_json(reports)
+    else:
+        for report, mended in reports:
+            _print(report, mended, no_notes=no_notes)
+    if not all(report.clean for report, _ in reports):
+        raise SystemExit(1)
+
+
+def _explain(code: str) -> None:
+    from ggplan.rules.codes import PAGES, page_text
+
+    if code.upper() not in PAGES:
+        raise click.UsageError(f"there is no code {code!r}; codes are {', '.join(PAGES)}")
+    click.echo(page_text(code.upper()), nl=False)
+
+
+def _write(texts: dict[str, str]) -> None:
+    """Put new texts in place of files, each at once or not at all, with their mode."""
+    import os
+    import tempfile
+
+    from ggplan.errors import RecipeError
+    from ggplan.text import printable
+
+    for name in texts:
+        if not os.path.isfile(name):
+            raise RecipeError(
+                f"{printable(name)} ships with ggplan and is not changed", hint="copy it to a file"
+            )
+    for name, text in texts.items():
+        path = os.path.realpath(name)
+        handle, temporary = tempfile.mkstemp(prefix=".ggplan-", dir=os.path.dirname(path))
+        try:
+            with open(handle, "w", encoding="utf-8", newline="") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, os.stat(path).st_mode & 0o777)
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+
+
+def _print(report: Report, mended: int, *, no_notes: bool) -> None:
+    from ggplan.rules import render
+    from ggplan.text import printable
+
+    color = _colored()
+    for finding in report.diagnostics:
+        if finding.severity == "note":
+            if not no_notes:
+                place = printable(finding.file) + (
+                    f":{finding.line}:{finding.column}" if finding.line else ""
+                )
+                click.echo(f"note[{finding.code}]: {place}: {printable(finding.message)}\n")
+            continue
+        click.echo(render(finding, report.source_line(finding), color=color) + "\n")
+    against = "its text alone" if report.model is None else printable(str(report.model.path))
+    counts = _counts(report.diagnostics)
+    told = ", ".join(f"{n} {kind}{'s' * (n > 1)}" for kind, n in counts.items() if n) or "nothing to say"
+    fixes = [d.fix for d in report.diagnostics if d.fix is not None and d.severity != "note"]
+    safe = sum(fix.safe for fix in fixes)
+    click.echo(f"{printable(report.file)} against {against}: {told}")
+    if mended:
+        click.echo(f"{mended} mended")
+    if safe:
+        click.echo(f"{safe} can be mended with --fix")
+    if len(fixes) > safe:
+        click.echo(f"{len(fixes) - safe} can be mended with --fix --unsafe-fixes, which may change types")
+    if report.model is None and not any(d.severity == "error" for d in report.diagnostics):
+        click.echo("give a model with -m, or say in the recipe which it is for: `@arch glm4moe`")
+
+
+def _counts(found: tuple[Diagnostic, ...]) -> dict[str, int]:
+    return {kind: sum(d.severity == kind for d in found) for kind in ("error", "warning", "note")}
+
+
+def _colored() -> bool:
+    import os
+    import sys
+
+    return (sys.stdout.isatty() and not os.environ.get("NO_COLOR")) or bool(os.environ.get("FORCE_COLOR"))
+
+
+def _print_json(reports: list[tuple[Report, int]]) -> None:
+    import json
+
+    files = [
+        {
+            "file": report.file,
+            "model": None if report.model is None else str(report.model.path),
+            "clean": report.clean,
+            "mended": mended,
+            **_counts(report.diagnostics),
+            "diagnostics": [_finding_json(d, report) for d in report.diagnostics],
+        }
+        for report, mended in reports
+    ]
+    click.echo(json.dumps({"schema": SCHEMA, "recipes": files}, indent=2, ensure_ascii=True))
+
+
+def _finding_json(finding: Diagnostic, report: Report) -> dict[str, object]:
+    """A finding; spans of edits end before `end_column`, a deleted line ends where the next begins."""
+    edits = [
+        {
+            "file": edit.file,
+            "line": edit.line,
+            "column": edit.column,
+            "end_line": edit.line + (edit.length is None),
+            "end_column": 1 if edit.length is None else edit.column + edit.length,
+            "text": edit.text,
+        }
+        for edit in (finding.fix.edits if finding.fix else ())
+    ]
+    return {
+        "code": finding.code,
+        "severity": finding.severity,
+        "message": finding.message,
+        "file": finding.file,
+        "line": finding.line,
+        "column": finding.column,
+        "length": finding.length,
+        "source": report.source_line(finding),
+        "help": finding.help,
+        "cost_bytes": finding.cost_bytes,
+        "fix": None if finding.fix is None else {"safe": finding.fix.safe, "edits": edits},
+    }

@@ -1,0 +1,65 @@
+"""`ggplan rules from`: the shortest recipe that gives every tensor the type it has in a file."""
+
+from __future__ import annotations
+
+import click
+
+_EPILOG = """\b
+Examples:
+  ggplan rules from published-UD-Q4_K_XL.gguf > theirs.recipe    how did they make it?
+  ggplan rules from GLM-4.5-Air.q4_K.map -o air.recipe           from an inventory
+  ggplan rules from GLM-4.5-Air --mix Q4_K_M                     llama-quantize's mix, written out
+"""
+
+
+@click.command("from", epilog=_EPILOG, short_help="Write the recipe that a file's types follow.")
+@click.argument("model")
+@click.option("--name", metavar="NAME", default="", help="The recipe's name [default: the file's].")
+@click.option(
+    "--mix", "mix_name", metavar="MIX", help="Not MODEL's own types, but those llama-quantize's mix gives it."
+)
+@click.option("--pure", is_flag=True, help="With --mix: its own type for every tensor, more bits for none.")
+@click.option("--with-imatrix", is_flag=True, help="With --mix: as if there were an importance matrix.")
+@click.option("-o", "--output", type=click.Path(), help="Write the recipe to this file.")
+@click.option("--force", is_flag=True, help="Replace the file if it exists.")
+@click.option("--pre", metavar="NAME", help="The pre-tokenizer's name in llama.cpp, as for `ggplan plan`.")
+def from_command(
+    model: str,
+    name: str,
+    mix_name: str | None,
+    pure: bool,
+    with_imatrix: bool,
+    output: str | None,
+    force: bool,
+    pre: str | None,
+) -> None:
+    """Write the shortest recipe that gives every tensor the type it has in MODEL.
+
+    MODEL is a GGUF file, an inventory (a file, or one that ships with ggplan), or a Hugging Face folder.
+    The recipe is exact: before it is printed it is applied to the same names and shapes, and must give the
+    same types.
+    """
+    from pathlib import Path
+
+    from ggplan.cli.planned import open_model_or_inventory
+    from ggplan.planning.derived import recipe_from_types, recipe_of_mix
+    from ggplan.stock import MIXES, find_mix
+
+    mix = find_mix(mix_name) if mix_name else None
+    if mix_name and mix is None:
+        raise click.UsageError(f"no mix is called {mix_name}; there are {', '.join(m.name for m in MIXES)}")
+    if mix is None and (pure or with_imatrix):
+        raise click.UsageError("--pure and --with-imatrix belong to --mix")
+    opened = open_model_or_inventory(model, pre)
+    if mix is None:
+        recipe = recipe_from_types(opened, name)
+    else:
+        recipe = recipe_of_mix(mix.purely() if pure else mix, opened, has_imatrix=with_imatrix)
+    if output is None:
+        click.echo(recipe.text, nl=False)
+        return
+    try:
+        with Path(output).open("w" if force else "x", encoding="utf-8") as file:
+            file.write(recipe.text)
+    except FileExistsError:
+        raise click.UsageError(f"{output} exists; --force replaces it") from None

@@ -1,0 +1,26 @@
+"""From command-line arguments to a recipe and the model it is looked at with."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ggplan.model import Model
+    from ggplan.rules import Recipe
+
+
+def recipe_and_model(recipe_name: str, model_name: str | None) -> tuple[Recipe, Model]:
+    """The recipe, and the model of this name or the shipped inventory that the recipe is for."""
+    from ggplan.checking import open_subject, subject_of
+    from ggplan.errors import CheckpointError
+    from ggplan.inventories import inventories
+    from ggplan.rules import load_recipe
+
+    recipe = load_recipe(recipe_name)
+    model = open_subject(model_name) if model_name else subject_of(recipe)
+    if model is None:
+        raise CheckpointError(
+            "the recipe does not say which model it is for",
+            hint=f"give one with -m: a path, or one of {', '.join(inventories())}",
+        )
+    return recipe, model

@@ -1,0 +1,63 @@
+"""`ggplan rules test`: whether a recipe keeps what its @assert and @test lines promise."""
+
+from __future__ import annotations
+
+import click
+
+_EPILOG = """\b
+Examples:
+  ggplan rules test my.recipe
+  ggplan rules test glm4moe/hq4_k -m GLM-4.6
+"""
+
+
+@click.command("test", epilog=_EPILOG, short_help="Hold recipes to their @assert and @test lines.")
+@click.argument("recipes", nargs=-1, required=True, metavar="RECIPE...")
+@click.option(
+    "-m",
+    "--model",
+    "model_name",
+    metavar="MODEL",
+    help="A checkpoint, an inventory, or a shipped one's name.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the outcomes as JSON.")
+def test_command(recipes: tuple[str, ...], model_name: str | None, as_json: bool) -> None:
+    """Run the @assert and @test lines of RECIPEs; exit 1 if one fails."""
+    from ggplan.checking.case import make_case, table_of
+    from ggplan.checking.promises import outcomes
+    from ggplan.cli.rules_subject import recipe_and_model
+    from ggplan.rules import render
+    from ggplan.text import printable
+
+    failed = total = 0
+    documents = []
+    for name in recipes:
+        recipe, model = recipe_and_model(name, model_name)
+        found = list(outcomes(make_case(model, recipe, table_of(recipe))))
+        total += len(found)
+        failed += sum(outcome.finding is not None for outcome in found)
+        documents.append(
+            {
+                "recipe": recipe.file,
+                "model": str(model.path),
+                "outcomes": [{"text": o.text, "holds": o.finding is None, "actual": o.actual} for o in found],
+            }
+        )
+        if as_json:
+            continue
+        for outcome in found:
+            if outcome.finding is None:
+                click.echo(printable(f"ok      {outcome.text}  ({outcome.actual})"))
+            else:
+                line = recipe.source_line(outcome.finding.line, outcome.finding.file)
+                click.echo(f"FAILED  {printable(outcome.text)}\n{render(outcome.finding, line)}\n")
+        kept = sum(outcome.finding is None for outcome in found)
+        click.echo(
+            f"{printable(recipe.file)} against {printable(str(model.path))}: {kept} of {len(found)} hold"
+        )
+    if as_json:
+        import json
+
+        click.echo(json.dumps({"schema": "ggplan/test@1", "recipes": documents}, indent=2))
+    if failed:
+        raise SystemExit(1)
