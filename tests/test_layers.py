@@ -32,6 +32,7 @@ ALLOWED = {
     "planning": {
         "", "errors", "text", "ggml_types", "metadata", "model", "rules", "imatrix", "stock", "recovering",
     },
+    "comparing": {"errors", "text", "ggml_types", "model", "planning"},
     "conversion": {"", "errors", "text", "ggml_types", "model", "sources", "planning", "quants"},
     "verification": {
         "", "errors", "text", "ggml_types", "metadata", "model", "sources", "opening", "rules", "imatrix",

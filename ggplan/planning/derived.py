@@ -44,7 +44,7 @@ def recipe_of_mix(mix: Mix, model: Model, *, has_imatrix: bool = False) -> Recip
         for tensor, type_, own in zip(tensors, chosen, kept, strict=True)
     ]
     wanted = [
-        Wanted(t.name, type_, False, type_.tensor_bytes(t.shape))
+        Wanted(t.name, type_, t.n_columns, False, type_.tensor_bytes(t.shape))
         for t, type_ in zip(tensors, types, strict=True)
         if not _is_protected(t) and t.type.kind != "integer"
     ]
@@ -77,7 +77,7 @@ def recipe_from_types(model: Model, name: str = "") -> Recipe:
         If no rule can name a tensor of the model.
     """
     tensors = [t for t in model.tensors if not _is_given(t)]
-    wanted = [Wanted(t.name, t.type, _is_protected(t), t.n_bytes) for t in tensors]
+    wanted = [Wanted(t.name, t.type, t.n_columns, _is_protected(t), t.n_bytes) for t in tensors]
     n_bytes = sum(t.n_bytes for t in model.tensors)
     n_weights = sum(t.n_weights for t in model.tensors)
     heading = (

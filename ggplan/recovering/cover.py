@@ -11,6 +11,10 @@ kind must have an answer that is still to come. Layers that a kind does not have
 decided, are free, so that sets of layers that look different often fit together. A kind of one answer may
 join an exception as a guest, where that saves the rule of its base.
 
+A chain of types makes one answer of two where shapes tell them apart: `q6_K | q8_0` is q8_0 for rows that
+are no whole blocks of q6_K, and q6_K for all others. Chains are tried pair by pair and kept where they save
+rules.
+
 Which kinds share a rule is a clique cover, which greed solves well here (few answers, few different sets);
 which answer is the base is found by trying, kind by kind, until nothing gets shorter.
 """
@@ -20,9 +24,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 
-from ggplan.ggml_types import F32, GgmlType
+from ggplan.ggml_types import F32, GgmlType, parse_type
 from ggplan.recovering.layers import layers_pattern, runs
 from ggplan.recovering.names import escape, names_pattern
 
@@ -37,22 +41,25 @@ class Wanted:
 
     Attributes
     ----------
+    n_columns
+        Weights in a row, which must be whole blocks of a type.
     protected
         Whether only a forced rule gives it a type other than f32 (see `ggplan.planning.protection`).
     """
 
     name: str
     type: GgmlType
+    n_columns: int
     protected: bool
     n_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class CoverRule:
-    """One rule, and what it decides."""
+    """One rule, and what it decides; `types` is a chain of one or two."""
 
     pattern: str
-    type: GgmlType
+    types: tuple[GgmlType, ...]
     forced: bool
     n_tensors: int
     n_bytes: int
@@ -60,25 +67,44 @@ class CoverRule:
 
 @dataclass(frozen=True, slots=True)
 class Cover:
-    """Rules in their order, the type of `@default` (None: there is none), and what is left to it."""
+    """Rules in their order, the chain of `@default` (empty: there is none), and what is left to it."""
 
     rules: tuple[CoverRule, ...]
-    default: GgmlType | None
+    default: tuple[GgmlType, ...]
     n_by_default: int
     bytes_by_default: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Answer:
-    """What a rule says: a type, and whether it is forced on protected tensors."""
+    """What a rule says: a chain of types, and whether it is forced on protected tensors.
 
-    type: GgmlType
+    There is one object for each answer (see `_answer`), so that comparing them costs nothing; `order` sorts
+    the one with most bits first.
+    """
+
+    types: tuple[GgmlType, ...]
     forced: bool
+    order: tuple[float, str, bool]
 
-    @property
-    def order(self) -> tuple[float, str, bool]:
-        """Most bits first."""
-        return -self.type.bits_per_weight, self.type.name, self.forced
+    def said_of(self, tensors: Iterable[Wanted]) -> tuple[GgmlType, ...]:
+        """The part of the chain that these tensors need."""
+        used = {t.type for t in tensors}
+        return tuple(type_ for type_ in self.types if type_ in used)
+
+
+_Chains = dict[GgmlType, GgmlType]
+"""First type of a chain: its second."""
+
+
+@dataclass(slots=True, eq=False)
+class _Part:
+    """Tensors that differ only in their layer and get one type; without a prefix, one tensor in no block."""
+
+    prefix: str
+    name: str
+    tensors: list[Wanted]
+    layers: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -87,13 +113,18 @@ class _Kind:
 
     prefix: str
     name: str
-    tensors: list[tuple[_Answer, Wanted]]
+    parts: list[tuple[_Answer, _Part]]
     layers: dict[_Answer, int]
     base: _Answer
 
     def tensors_with(self, answer: _Answer) -> list[Wanted]:
         """Its tensors with this answer."""
-        return [tensor for own, tensor in self.tensors if own == answer]
+        return [tensor for own, part in self.parts if own == answer for tensor in part.tensors]
+
+    def most_frequent(self, but: _Answer | None = None) -> _Answer:
+        """The answer of most of its layers, `but` left out."""
+        answers = [answer for answer in self.layers if answer != but]
+        return max(answers, key=lambda answer: (self.layers[answer].bit_count(), answer.order))
 
     def takes(self, default: _Answer | None) -> bool:
         """Whether `@default` saves the rule of its base."""
@@ -137,57 +168,151 @@ def cover(wanted: Iterable[Wanted], *, default: GgmlType | None = None) -> Cover
     default
         What `@default` shall say; without it the type that saves the most rules.
     """
-    kinds, singles = _sorted_out(wanted)
-    _choose_bases(kinds)
-    chosen = _Answer(default, False) if default else _choose_default(kinds, singles)
+    parts = _parts(wanted)
+    return _cover(parts, _choose_chains(parts, default), default)
+
+
+def _parts(wanted: Iterable[Wanted]) -> list[_Part]:
+    parts: dict[tuple[object, ...], _Part] = {}
+    for tensor in wanted:
+        found = _BLOCK.fullmatch(tensor.name)
+        prefix, name = (found[1], found[3]) if found else ("", tensor.name)
+        key = (prefix, name, tensor.type.name, tensor.n_columns, tensor.protected)
+        part = parts.setdefault(key, _Part(prefix, name, []))
+        part.tensors.append(tensor)
+        if found:
+            part.layers |= 1 << int(found[2])
+    return list(parts.values())
+
+
+def _choose_chains(parts: Sequence[_Part], default: GgmlType | None) -> _Chains:
+    """The chains that save rules; a type is in one at most."""
+    columns: dict[GgmlType, set[int]] = {}
+    for part in parts:
+        tensor = part.tensors[0]
+        if not tensor.protected:
+            columns.setdefault(tensor.type, set()).add(tensor.n_columns)
+    types = sorted(columns, key=lambda t: (-t.bits_per_weight, t.name))
+    pairs = [
+        (first, second)
+        for first in types
+        for second in types
+        if first != second and not all(first.fits(n) for n in columns[second])
+    ]
+    chains: _Chains = {}
+    best = len(_cover(parts, chains, default).rules) if pairs else 0
+    while pairs:
+        found = None
+        for first, second in pairs:
+            now = len(_cover(parts, {**chains, first: second}, default).rules)
+            if now < best:
+                best, found = now, (first, second)
+        if found is None:
+            break
+        chains[found[0]] = found[1]
+        pairs = [pair for pair in pairs if not {*pair} & {*found}]
+    return chains
+
+
+def _cover(parts: Sequence[_Part], chains: _Chains, default: GgmlType | None) -> Cover:
+    """The rules under these chains."""
+    kinds, singles = _sorted_out(parts, chains)
+    given = None
+    if default is not None:
+        given = _answer(default.name, *((chains[default].name,) if default in chains else ()))
+    _choose_bases(kinds, singles, given)
+    chosen = given or _choose_default(kinds, singles)
     exceptions, based = _arrange(kinds, chosen)
     rules = [
         *_rules_of_singles(singles, chosen),
         *(rule for exception in exceptions for rule in _rules_of_exception(exception)),
         *_rules_of_bases(based),
     ]
-    left = [t for t in singles if _by_default(t, chosen)]
+    left = [t for answer, t in singles if _by_default(t, answer, chosen)]
     left += [t for kind in kinds if kind.takes(chosen) for t in kind.tensors_with(kind.base)]
-    return Cover(tuple(rules), chosen.type if chosen else None, len(left), sum(t.n_bytes for t in left))
+    said = chosen.said_of(left) if chosen else ()
+    return Cover(tuple(rules), said, len(left), sum(t.n_bytes for t in left))
 
 
-def _answer(tensor: Wanted) -> _Answer:
-    return _Answer(tensor.type, tensor.protected and tensor.type != F32)
+def _answer_of(tensor: Wanted, chains: _Chains) -> _Answer:
+    """The tensor's type, as the chain that gives it where there is one."""
+    type_ = tensor.type
+    if tensor.protected:
+        return _answer(type_.name, forced=type_ != F32)
+    if type_ in chains:
+        return _answer(type_.name, chains[type_].name)
+    for first, second in chains.items():
+        if second == type_ and not first.fits(tensor.n_columns):
+            return _answer(first.name, second.name)
+    return _answer(type_.name)
 
 
-def _by_default(tensor: Wanted, default: _Answer | None) -> bool:
-    return not tensor.protected and _answer(tensor) == default
+@cache
+def _answer(*names: str, forced: bool = False) -> _Answer:
+    types = tuple(parse_type(name) for name in names)
+    return _Answer(types, forced, (-types[0].bits_per_weight, names[0], forced))
 
 
-def _sorted_out(wanted: Iterable[Wanted]) -> tuple[list[_Kind], list[Wanted]]:
+def _by_default(tensor: Wanted, answer: _Answer, default: _Answer | None) -> bool:
+    return not tensor.protected and answer == default
+
+
+_Single = tuple[_Answer, Wanted]
+
+
+def _sorted_out(parts: Iterable[_Part], chains: _Chains) -> tuple[list[_Kind], list[_Single]]:
     """The kinds, each with its most frequent answer as base, and the tensors that stand in no block."""
     kinds: dict[tuple[str, str], _Kind] = {}
-    singles = []
-    for tensor in wanted:
-        found = _BLOCK.fullmatch(tensor.name)
-        if found is None:
-            singles.append(tensor)
+    singles: list[_Single] = []
+    for part in parts:
+        answer = _answer_of(part.tensors[0], chains)
+        if not part.prefix:
+            singles.append((answer, part.tensors[0]))
             continue
-        answer = _answer(tensor)
-        kind = kinds.setdefault((found[1], found[3]), _Kind(found[1], found[3], [], {}, answer))
-        kind.tensors.append((answer, tensor))
-        kind.layers[answer] = kind.layers.get(answer, 0) | 1 << int(found[2])
+        kind = kinds.setdefault((part.prefix, part.name), _Kind(part.prefix, part.name, [], {}, answer))
+        kind.parts.append((answer, part))
+        kind.layers[answer] = kind.layers.get(answer, 0) | part.layers
     for kind in kinds.values():
-        layers = kind.layers
-        kind.base = max(layers, key=lambda a, of=layers: (of[a].bit_count(), a.order))  # type: ignore[misc]
+        kind.base = kind.most_frequent()
     return [kinds[key] for key in sorted(kinds)], singles
 
 
-def _choose_bases(kinds: Sequence[_Kind]) -> None:
-    """Change bases while that saves rules; kinds with the same answers in the same layers change together."""
+def _choose_bases(kinds: Sequence[_Kind], singles: Sequence[_Single], given: _Answer | None) -> None:
+    """Choose the base of each kind; `given` is the answer of `@default` where that is no choice.
+
+    Kinds with the same answers in the same layers get the same base.
+    """
     families: dict[tuple[str, frozenset[tuple[_Answer, int]]], list[_Kind]] = {}
     for kind in kinds:
         families.setdefault((kind.prefix, frozenset(kind.layers.items())), []).append(kind)
     heads = [family[0] for family in families.values()]  # one of each stands for all
+    mixed = [head for head in heads if len(head.layers) > 1]
+    best: tuple[int, int] | None = None
+    bases: list[_Answer] = []
+    # Changing one kind at a time leads into dead ends, so begin again with each answer as nobody's base.
+    answers = sorted({answer for head in mixed for answer in head.layers}, key=lambda a: a.order)
+    for avoided in (None, *answers):
+        for head in mixed:
+            head.base = head.most_frequent(but=avoided)
+        _improve(heads, mixed)
+        default = given or _choose_default(heads, singles)
+        in_rules = {answer for answer, tensor in singles if not _by_default(tensor, answer, default)}
+        n_rules, length = _cost(heads, default)
+        if best is None or (n_rules + len(in_rules), length) < best:
+            best, bases = (n_rules + len(in_rules), length), [head.base for head in mixed]
+    for head, base in zip(mixed, bases, strict=True):
+        head.base = base
+    for family in families.values():
+        for kind in family:
+            kind.base = family[0].base
+
+
+def _improve(heads: Sequence[_Kind], mixed: Sequence[_Kind]) -> None:
+    """Change one base after the other while that lowers the cost."""
     best = _cost(heads)
     for _ in range(_PASSES):
         before = best
-        for head in heads:
+        for head in mixed:
             for answer in sorted(head.layers, key=lambda a: a.order):
                 old, head.base = head.base, answer
                 now = _cost(heads) if answer != old else best
@@ -197,14 +322,11 @@ def _choose_bases(kinds: Sequence[_Kind]) -> None:
                     head.base = old
         if best == before:
             break
-    for family in families.values():
-        for kind in family:
-            kind.base = family[0].base
 
 
-def _cost(kinds: Sequence[_Kind]) -> tuple[int, int]:
+def _cost(kinds: Sequence[_Kind], default: _Answer | None = None) -> tuple[int, int]:
     """How many rules these bases need, and how long their lists of layers are."""
-    exceptions, based = _arrange(kinds, None)
+    exceptions, based = _arrange(kinds, default)
     n_rules = len(exceptions) + len({(k.prefix, k.base) for k in based})
     return n_rules, sum(len(_layers(e.needed, e.barred)) for e in exceptions)
 
@@ -253,14 +375,14 @@ def _arrange(kinds: Sequence[_Kind], default: _Answer | None) -> tuple[list[_Exc
     return [group for groups in joined.values() for group in groups], based
 
 
-def _choose_default(kinds: Sequence[_Kind], singles: Sequence[Wanted]) -> _Answer | None:
+def _choose_default(kinds: Sequence[_Kind], singles: Sequence[_Single]) -> _Answer | None:
     """The answer whose rules `@default` saves: the most rules, then the most bytes."""
     saved: dict[_Answer, list[int]] = {}
-    for answer in {k.base for k in kinds} | {_answer(t) for t in singles}:
+    for answer in {k.base for k in kinds} | {a for a, _ in singles}:
         own = [k for k in kinds if k.base == answer]
         taken = [k for k in own if k.takes(answer)]
-        alone = [t for t in singles if _answer(t) == answer]
-        left = [t for t in alone if _by_default(t, answer)]
+        alone = [t for a, t in singles if a == answer]
+        left = [t for t in alone if _by_default(t, answer, answer)]
         left += [t for k in taken for t in k.tensors_with(answer)]
         if left and not answer.forced:
             n_rules = len({k.prefix for k in own}) if len(own) == len(taken) else 0
@@ -269,15 +391,15 @@ def _choose_default(kinds: Sequence[_Kind], singles: Sequence[Wanted]) -> _Answe
     return max(saved, key=lambda a: (*saved[a], a.order), default=None)
 
 
-def _rules_of_singles(singles: Sequence[Wanted], default: _Answer | None) -> list[CoverRule]:
-    groups: dict[_Answer, list[Wanted]] = {}
-    for tensor in singles:
-        if not _by_default(tensor, default):
-            groups.setdefault(_answer(tensor), []).append(tensor)
+def _rules_of_singles(singles: Sequence[_Single], default: _Answer | None) -> list[CoverRule]:
+    groups: dict[_Answer, dict[str, list[Wanted]]] = {}
+    for answer, tensor in singles:
+        if not _by_default(tensor, answer, default):
+            groups.setdefault(answer, {})[tensor.name] = [tensor]
     return [
         rule
         for answer in sorted(groups, key=lambda a: a.order)
-        for rule in _rules("", {t.name: [t] for t in groups[answer]}, answer)
+        for rule in _rules("", groups[answer], answer)
     ]
 
 
@@ -310,4 +432,5 @@ def _rules(head: str, by_name: dict[str, list[Wanted]], answer: _Answer) -> list
         halves = names[: len(names) // 2], names[len(names) // 2 :]
         return [rule for half in halves for rule in _rules(head, {n: by_name[n] for n in half}, answer)]
     tensors = [t for name in names for t in by_name[name]]
-    return [CoverRule(pattern, answer.type, answer.forced, len(tensors), sum(t.n_bytes for t in tensors))]
+    said = answer.said_of(tensors)
+    return [CoverRule(pattern, said, answer.forced, len(tensors), sum(t.n_bytes for t in tensors))]

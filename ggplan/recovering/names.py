@@ -42,11 +42,15 @@ def _headed(stems: list[str]) -> list[str]:
             bodies_of.setdefault((head + underscore, tail), []).append(body)
         else:
             parts.append(escape(stem))
-    tails_of: dict[tuple[str, tuple[str, ...], bool], list[str]] = {}
+    tails_of: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for (head, tail), bodies in bodies_of.items():
-        tails_of.setdefault((head, tuple(bodies), bool(tail)), []).append(tail)
-    for (head, shared, has_tail), tails in tails_of.items():
-        ending = f"_{_any_of([tail.removeprefix('_') for tail in tails])}" if has_tail else ""
+        tails_of.setdefault((head, tuple(bodies)), []).append(tail)
+    for (head, shared), tails in tails_of.items():
+        ending = ""
+        if any(tails):
+            ending = _any_of([tail for tail in tails if tail])
+            if "" in tails:
+                ending = f"{ending if ending.startswith('(') else f'({ending})'}?"
         parts.append(escape(head) + _any_of([escape(body) for body in shared]) + ending)
     return parts
 

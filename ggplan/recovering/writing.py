@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ggplan.ggml_types import GgmlType
 from ggplan.recovering.cover import Cover
 from ggplan.text import format_bytes, printable
 
@@ -26,14 +27,18 @@ def write_recipe(found: Cover, *, name: str, architecture: str = "", heading: Se
         lines.append(f"@arch {architecture}")
     lines.append("")
     width = max((len(r.pattern) for r in found.rules if len(r.pattern) <= _WIDEST), default=0)
-    sides = [f"{r.type.name}{'!' if r.forced else ''}" for r in found.rules]
+    sides = [f"{_chain(r.types)}{'!' if r.forced else ''}" for r in found.rules]
     right = max((len(side) for side in sides), default=0)
     for rule, side in zip(found.rules, sides, strict=True):
         lines.append(f"{rule.pattern:<{width}} = {side:<{right}}  # {_weight(rule.n_tensors, rule.n_bytes)}")
     if found.default:
         weight = _weight(found.n_by_default, found.bytes_by_default)
-        lines += ["", f"@default {found.default.name}  # {weight}"]
+        lines += ["", f"@default {_chain(found.default)}  # {weight}"]
     return "\n".join(lines) + "\n"
+
+
+def _chain(types: Sequence[GgmlType]) -> str:
+    return " | ".join(type_.name for type_ in types)
 
 
 def _weight(n_tensors: int, n_bytes: int) -> str:
