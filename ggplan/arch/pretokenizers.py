@@ -16,6 +16,8 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
+from ggplan.arch.encoding import encoded
+
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
@@ -155,8 +157,8 @@ def _encodings(tokenizer: Tokenizer, settings: Mapping[str, object]) -> Iterator
         content = bos.get("content") if isinstance(bos, dict) else bos
         number = tokenizer.token_to_id(content) if isinstance(content, str) else None
         if number is not None:
-            yield [number, *tokenizer.encode(_TEXT, add_special_tokens=False).ids]
-    yield tokenizer.encode(_TEXT).ids
+            yield [number, *encoded(tokenizer, [_TEXT], add_special_tokens=False)[0]]
+    yield encoded(tokenizer, [_TEXT])[0]
 
 
 def _hash(ids: list[int]) -> str:

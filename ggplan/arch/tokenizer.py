@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from ggplan.arch.architecture import TokenizerRules
+from ggplan.arch.encoding import encoded
 from ggplan.arch.pretokenizers import recognise
 from ggplan.arch.special_tokens import Json, chat_templates, normalizer_flags, read_special_tokens
 from ggplan.errors import CheckpointError
@@ -222,24 +223,26 @@ def _tokens(tokenizer: Tokenizer, vocab_size: int, where: str) -> tuple[list[str
             hint="the tokenizer may belong to another model",
         )
     added = tokenizer.get_added_tokens_decoder()
+    literal = [token.content for token in added.values() if not token.normalized]
+    ids = encoded(tokenizer, literal, add_special_tokens=False)
+    found = {
+        text: tokenizer.decode(i, skip_special_tokens=False) for text, i in zip(literal, ids, strict=True)
+    }
     tokens, types = [], []
     for number in range(vocab_size):
         text, kind = by_id.get(number), _NORMAL
         if text is None:
             text, kind = f"[PAD{number}]", _UNUSED
         elif number in added:
-            text, kind = _added_text(tokenizer, added[number])
+            text, kind = _added_text(added[number], found)
         tokens.append(text)
         types.append(kind)
     return tokens, types
 
 
-def _added_text(tokenizer: Tokenizer, token: AddedToken) -> tuple[str, int]:
-    """The text and the type of an added token; llama.cpp wants the text as it is found in normalized text."""
-    text = token.content
-    if not token.normalized:
-        ids = tokenizer.encode(text, add_special_tokens=False).ids
-        text = tokenizer.decode(ids, skip_special_tokens=False)
+def _added_text(token: AddedToken, found: Mapping[str, str]) -> tuple[str, int]:
+    """The text and the type of an added token; llama.cpp wants it as `found` in normalized text."""
+    text = token.content if token.normalized else found[token.content]
     if token.special or _looks_special(text):
         return text, _CONTROL
     return text.replace("▁", " "), _USER_DEFINED

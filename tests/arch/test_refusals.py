@@ -1,6 +1,7 @@
 """What cannot be converted is refused in one sentence that names the culprit, before a weight is read."""
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -237,6 +238,18 @@ def test_a_tokenizer_that_cannot_be_used(tmp_path: Path, change: Callable, messa
     error = tokenizer_refusal(tmp_path, change)
     assert "tokenizer.json" in error.message
     assert message in error.message
+
+
+def test_an_expression_that_never_ends(tmp_path: Path) -> None:
+    def change(document: dict) -> None:
+        slow = dict(document["pre_tokenizer"]["pretokenizers"][0])
+        slow["pattern"] = {"Regex": r"(?:(?:\S|\s){1,2}){19}(?!)"}
+        document["pre_tokenizer"]["pretokenizers"].insert(0, slow)
+
+    started = time.monotonic()
+    error = tokenizer_refusal(tmp_path, change, pre=None)
+    assert error.message.endswith("encoding a line of text takes more than 3 seconds")
+    assert time.monotonic() - started < 5
 
 
 @pytest.mark.parametrize("name", ["tokenizer.model", "tiktoken.model", "tekken.json"])
