@@ -13,6 +13,7 @@ COMMANDS = {
     "test": "ggplan.cli.rules_test:test_command",
     "fmt": "ggplan.cli.rules_fmt:fmt_command",
     "new": "ggplan.cli.rules_new:new_command",
+    "from": "ggplan.cli.rules_from:from_command",
 }
 
 _EPILOG = """\b
