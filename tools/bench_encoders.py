@@ -2,10 +2,11 @@
 
     python tools/bench_encoders.py                      all encoders that compute something
     python tools/bench_encoders.py q4_K q6_K --json     some, as JSON
+    python tools/bench_encoders.py iq1_m --ggml PATH    compared with another libggml-base
 
 Both run in this process by turns, on the same million weights (heavy-tailed, rounded to bf16), and are timed
 by the thread's CPU time, so other work on the machine disturbs the ratio little. ggml is that of the wheel
-`libggml-python`. Compile times are wall times of fresh processes: with an empty cache, and with a full one.
+`libggml-python`, whose iq1_m is that of an older version, with other bytes. Compile times are wall times of fresh processes: with an empty cache, and with a full one.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ import ggml_reference  # noqa: E402
 from ggplan.ggml_types import parse_type  # noqa: E402
 from ggplan.quants import encode_into  # noqa: E402
 
-TYPES = ["q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl", "iq4_xs", "q2_K", "q3_K", "q4_K", "q5_K", "q6_K"]
+TYPES = ["q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl", "iq4_xs", "iq1_m", "iq1_s", "q2_K", "q3_K", "q4_K", "q5_K", "q6_K"]
 IGNORE_IMPORTANCE = {"q8_0"}
 COLUMNS = 4096
 
@@ -49,21 +50,25 @@ print(time.perf_counter() - start)
 """
 
 
-def compare(name: str, guided: bool, n_rows: int, repeats: int, with_start: bool) -> dict[str, Any]:
+def compare(
+    name: str, guided: bool, n_rows: int, repeats: int, with_start: bool, library: Path | None
+) -> dict[str, Any]:
     """One line of the table."""
     rng = np.random.default_rng(0)
     rows = distributions.like_a_model(rng, n_rows * COLUMNS).reshape(n_rows, COLUMNS)
     importance = np.exp(rng.standard_normal(COLUMNS)).astype(np.float32) if guided else None
     ggml_type = parse_type(name)
     ours = np.empty((n_rows, ggml_type.row_bytes(COLUMNS)), np.uint8)
-    ggmls = ggml_reference.quantize(rows, name, importance)
+    ggmls = ggml_reference.quantize(rows, name, importance, library=library)
     encode_into(rows, ggml_type, importance, ours)
     line: dict[str, Any] = {"type": name, "imatrix": guided, "identical": bool((ours == ggmls).all())}
     our_seconds, ggml_seconds = [], []
     for _ in range(repeats):
         for _ in range(3):
             our_seconds.append(cpu_seconds(lambda: encode_into(rows, ggml_type, importance, ours)))
-        ggml_seconds.append(cpu_seconds(lambda: ggml_reference.quantize(rows, name, importance, ggmls)))
+        ggml_seconds.append(
+            cpu_seconds(lambda: ggml_reference.quantize(rows, name, importance, ggmls, library))
+        )
     line["ours_mw_s"] = rows.size / min(our_seconds) / 1e6
     line["ggml_mw_s"] = rows.size / min(ggml_seconds) / 1e6
     line["ratio"] = min(ggml_seconds) / min(our_seconds)
@@ -109,6 +114,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=256, help=f"rows of {COLUMNS} weights (default 256)")
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--no-start", action="store_true", help="leave out the compile times")
+    parser.add_argument("--ggml", type=Path, help="a libggml-base to compare with (default: the wheel's)")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
 
@@ -119,9 +125,9 @@ def main() -> None:
         )
     for name in options.types:
         for guided in (False, True):
-            if guided and name in IGNORE_IMPORTANCE:
+            if name in IGNORE_IMPORTANCE if guided else parse_type(name).requires_imatrix:
                 continue
-            line = compare(name, guided, options.rows, options.repeats, not options.no_start)
+            line = compare(name, guided, options.rows, options.repeats, not options.no_start, options.ggml)
             lines.append(line)
             if not options.json:
                 print(

@@ -14,11 +14,13 @@ from ggplan.ggml_types import parse_type
 
 
 @cache
-def _library() -> ctypes.CDLL:
-    spec = importlib.util.find_spec("libggml")
-    assert spec is not None
-    assert spec.origin is not None
-    path = next(Path(spec.origin).parent.glob("lib*/*ggml-base.*"))
+def _library(path: Path | None = None) -> ctypes.CDLL:
+    """The library of the wheel, or another one."""
+    if path is None:
+        spec = importlib.util.find_spec("libggml")
+        assert spec is not None
+        assert spec.origin is not None
+        path = next(Path(spec.origin).parent.glob("lib*/*ggml-base.*"))
     library = ctypes.CDLL(str(path))
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     library.ggml_quantize_chunk.restype = ctypes.c_size_t
@@ -32,16 +34,20 @@ def quantize(
     type_name: str,
     importance: NDArray[np.float32] | None = None,
     out: NDArray[np.uint8] | None = None,
+    library: Path | None = None,
 ) -> NDArray[np.uint8]:
-    """What `ggml_quantize_chunk` makes of `rows` (n_rows, n_columns): uint8 (n_rows, row_bytes)."""
+    """What `ggml_quantize_chunk` makes of `rows` (n_rows, n_columns): uint8 (n_rows, row_bytes).
+
+    `library` is another ggml than the wheel's.
+    """
     ggml_type = parse_type(type_name)
     assert rows.dtype == np.float32
     assert rows.flags.c_contiguous
     if out is None:
         out = np.empty((rows.shape[0], ggml_type.row_bytes(rows.shape[1])), np.uint8)
-    library = _library()
-    library.ggml_quantize_init(ggml_type.id)
-    written = library.ggml_quantize_chunk(
+    ggml = _library(library)
+    ggml.ggml_quantize_init(ggml_type.id)
+    written = ggml.ggml_quantize_chunk(
         ggml_type.id,
         rows.ctypes.data,
         out.ctypes.data,
