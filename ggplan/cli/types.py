@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING
 
 import click
@@ -19,9 +20,13 @@ Examples:
 @click.command("types", epilog=_EPILOG, short_help="List the ggml types.")
 @click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
 def types_command(as_json: bool) -> None:
-    """List the ggml types: size, block, who knows them, what ggplan can do with them."""
+    """List the ggml types: size, block, who knows them, what ggplan can do with them.
+
+    Below stand the names of llama-quantize's mixes, which `-r` takes like a recipe.
+    """
     from ggplan.cli.output import print_json, print_table
     from ggplan.ggml_types import TYPES
+    from ggplan.stock import MIXES
 
     types = [t for t in TYPES if not t.internal]
     if as_json:
@@ -40,6 +45,9 @@ def types_command(as_json: bool) -> None:
                         "requires_imatrix": t.requires_imatrix,
                     }
                     for t in types
+                ],
+                "mixes": [
+                    {"name": mix.name, "file_type": mix.file_type, "type": mix.type.name} for mix in MIXES
                 ],
             }
         )
@@ -60,6 +68,8 @@ def types_command(as_json: bool) -> None:
             for t in types
         ),
     )  # fmt: skip
+    names = textwrap.fill(" ".join(mix.name for mix in MIXES), 96, break_on_hyphens=False)
+    click.echo(f"mixes of types, for -r:\n{textwrap.indent(names, '  ')}")
 
 
 def _abilities(type_: GgmlType) -> str:

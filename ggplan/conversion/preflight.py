@@ -30,6 +30,9 @@ def check_convertible(plan: Plan, *, allow_requantize: bool) -> None:
             f"{printable(str(plan.model.path))} is an inventory: names and shapes without weights",
             hint="give the checkpoint's folder or a GGUF file",
         )
+    for finding in plan.diagnostics:
+        if finding.severity == "error":
+            raise PlanError(finding.message, hint=finding.help)
     work = [t for t in plan.tensors if not t.is_copied]
     _refuse(
         [t for t in work if t.tensor.read_rows is None],

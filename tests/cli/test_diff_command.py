@@ -1,5 +1,6 @@
 """`ggplan diff` and `ggplan rules from` as a user meets them: output and exit code."""
 
+import importlib.resources
 import json
 import os
 import subprocess
@@ -140,3 +141,20 @@ def test_a_mix_is_a_recipe(tensor_map: Path, tmp_path: Path) -> None:
     (tmp_path / "Q4_K_M").write_text("@name own\n@default q8_0\n")
     own = run("plan", tensor_map, "-r", "Q4_K_M", "--json", folder=tmp_path)
     assert json.loads(own.stdout)["recipe"]["name"] == "own"
+
+
+def test_types_lists_the_mixes() -> None:
+    assert "Q4_K_M" in run("types").stdout
+    mixes = {mix["name"]: mix for mix in json.loads(run("types", "--json").stdout)["mixes"]}
+    assert mixes["IQ2_S"] == {"name": "IQ2_S", "file_type": 28, "type": "iq2_xs"}
+
+
+def test_a_mix_that_needs_an_imatrix_is_planned_but_not_written_without(tmp_path: Path) -> None:
+    model = Path(str(importlib.resources.files("ggplan") / "demo_model"))
+    planned = run("plan", model, "-r", "Q2_K_S", "--pre", "glm4")
+    assert planned.returncode == 0, planned.stderr
+    assert "error[GP204]" in planned.stderr
+    done = run("convert", model, tmp_path / "out.gguf", "-r", "Q2_K_S", "--pre", "glm4")
+    assert done.returncode == 1
+    assert "needs an imatrix" in done.stderr
+    assert not list(tmp_path.iterdir())
