@@ -1,0 +1,54 @@
+"""What every chart hands on to the file writer, and what all of them have in common."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ggplan.charts.style import MUTED
+from ggplan.text import printable
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """A figure and what goes with it into a file.
+
+    Attributes
+    ----------
+    title, description
+        What the picture is and what it shows, for those who do not see it.
+    titles
+        The tooltip of each named part (`gid`) of the drawing.
+    table
+        HTML of the data.
+    """
+
+    figure: Figure
+    title: str
+    description: str
+    titles: dict[str, str]
+    table: str = ""
+
+
+def write_heading(figure: Figure, text: str) -> None:
+    """The chart's name, upper left."""
+    figure.text(0.02, 0.965, printable(text), fontsize=13, fontweight="bold", va="top")
+
+
+def write_caption(figure: Figure, text: str) -> None:
+    """What was measured and how to read it, lower left."""
+    figure.text(0.02, 0.02, text, fontsize=8, color=MUTED.light, va="bottom", linespacing=1.45)
+
+
+def html_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """The data behind a chart, escaped."""
+    head = "".join(f"<th>{html.escape(h)}</th>" for h in headings)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(printable(c))}</td>" for c in row) + "</tr>" for row in rows
+    )
+    return f"<table><tr>{head}</tr>{body}</table>"

@@ -1,0 +1,123 @@
+"""Names beside their points, none upon another.
+
+Each label tries places around its point, near ones first, and takes the first where it covers no label, no
+marker and no error bar and stays inside the axes; from farther places a thin line leads back. Important
+points choose first. The order and the places are fixed, so the same points give the same picture. What finds
+no place goes without a label and is counted: its name is in the point's title and in the record.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+Box = tuple[float, float, float, float]
+"""Left, bottom, right, top, in pixels."""
+
+_RINGS = (7.0, 12.0, 19.0, 28.0, 40.0, 54.0, 72.0, 92.0)
+_ANGLES = (25, 155, -25, -155, 90, -90, 0, 180, 55, 125, -55, -125)
+_PADDING = 1.5
+_NEAR = 13.0
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """Where a label stands: its lower left corner, and whether a line must lead to its point."""
+
+    x: float
+    y: float
+    leader: bool
+
+
+def place_labels(
+    points: Sequence[tuple[float, float]],
+    sizes: Sequence[tuple[float, float]],
+    obstacles: Sequence[Box],
+    frame: Box,
+) -> list[Placed | None]:
+    """A place for each label, or None; the first points choose first.
+
+    Parameters
+    ----------
+    points
+        Centres of the markers, pixels.
+    sizes
+        Width and height of each label, pixels.
+    obstacles
+        What no label may cover: markers, error bars, lines' names.
+    frame
+        The axes.
+    """
+    taken = list(obstacles)
+    lines: list[tuple[float, float, float, float]] = []
+    placed: list[Placed | None] = []
+    for (x, y), (width, height) in zip(points, sizes, strict=True):
+        place = _place(x, y, width, height, taken, lines, frame)
+        placed.append(place)
+        if place is not None:
+            taken.append((place.x, place.y, place.x + width, place.y + height))
+            if place.leader:
+                lines.append((x, y, *_nearest_on(place, width, height, x, y)))
+    return placed
+
+
+def anchor(place: Placed, size: tuple[float, float], point: tuple[float, float]) -> tuple[float, float]:
+    """Where the leader of a label ends: the nearest point of its box."""
+    return _nearest_on(place, *size, *point)
+
+
+def _place(
+    x: float, y: float, width: float, height: float, taken: Sequence[Box],
+    lines: Sequence[tuple[float, float, float, float]], frame: Box,
+) -> Placed | None:  # fmt: skip
+    for ring in _RINGS:
+        for angle in _ANGLES:
+            dx, dy = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+            # The label's side that looks at the point stands on the ring.
+            left = x + ring * dx - (0 if dx > 0.3 else width if dx < -0.3 else width / 2)
+            low = y + ring * dy - (0 if dy > 0.8 else height if dy < -0.8 else height / 2)
+            box = (left, low, left + width, low + height)
+            if not _inside(box, frame) or any(_overlap(box, other) for other in taken):
+                continue
+            if any(_crosses(box, line) for line in lines):
+                continue
+            place = Placed(left, low, leader=ring > _NEAR)
+            if place.leader:
+                end = _nearest_on(place, width, height, x, y)
+                if any(_blocks(other, (x, y, *end)) for other in taken):
+                    continue
+            return place
+    return None
+
+
+def _nearest_on(place: Placed, width: float, height: float, x: float, y: float) -> tuple[float, float]:
+    return min(max(x, place.x), place.x + width), min(max(y, place.y), place.y + height)
+
+
+def _inside(box: Box, frame: Box) -> bool:
+    return box[0] >= frame[0] and box[1] >= frame[1] and box[2] <= frame[2] and box[3] <= frame[3]
+
+
+def _overlap(a: Box, b: Box) -> bool:
+    return (
+        a[0] - _PADDING < b[2]
+        and b[0] < a[2] + _PADDING
+        and a[1] - _PADDING < b[3]
+        and b[1] < a[3] + _PADDING
+    )
+
+
+def _crosses(box: Box, line: tuple[float, float, float, float]) -> bool:
+    """Whether a line passes through a box, by sampling it every two pixels."""
+    x0, y0, x1, y1 = line
+    steps = max(1, int(math.hypot(x1 - x0, y1 - y0) / 2))
+    return any(
+        box[0] < x0 + (x1 - x0) * i / steps < box[2] and box[1] < y0 + (y1 - y0) * i / steps < box[3]
+        for i in range(steps + 1)
+    )
+
+
+def _blocks(box: Box, line: tuple[float, float, float, float]) -> bool:
+    """Whether a leader would run through a box that is not at its own beginning."""
+    return not (box[0] <= line[0] <= box[2] and box[1] <= line[1] <= box[3]) and _crosses(box, line)

@@ -1,0 +1,238 @@
+"""Charts as files: the same bytes every time, text as text, what may stand on one axis and what may not."""
+
+import re
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import ggplan
+from ggplan.charts.context import draw_context
+from ggplan.charts.output import save
+from ggplan.charts.parts import draw_parts
+from ggplan.charts.points import panels
+from ggplan.charts.quality import draw_quality
+from ggplan.charts.types_map import draw_types
+from ggplan.cli import cli
+from ggplan.errors import ChartError
+from ggplan.measure import Measurement, Metric, Quantization, Record, save_record
+from ggplan.measure.parsing import parse_files
+from ggplan.measure.record import FileFacts, ModelFacts, Part, Speed, Text
+
+LOGS = Path(__file__).parent.parent / "data" / "logs"
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def quantization(
+    name: str, gib: float, kld: float | None, use: str = "", **conditions: object
+) -> Quantization:
+    metrics = {"ppl": Metric(20 + 10 * (kld or 0), 0.5, "unpaired chunks")}
+    if kld is not None:
+        metrics["kld_mean"] = Metric(kld, kld / 20, "paired chunks")
+        metrics["delta_ln_ppl"] = Metric(kld - 0.01, 0.004, "paired chunks")
+    facts: dict = {
+        "n_ctx": 512,
+        "n_chunks": 10,
+        "n_tokens": 2550,
+        "engine": "llama-perplexity",
+        "base": "bf16",
+    }
+    measurement = Measurement(
+        text=Text(f"{use or 'a'}.txt"), metrics=metrics, use=use, date="2026-01-02", **(facts | conditions)
+    )
+    n_bytes = int(gib * 2**30)
+    parts = (
+        Part("routed experts", "q4_K", n_bytes // 2, 10**9),
+        Part("attention", "q8_0", n_bytes // 4, 10**8),
+    )
+    speeds = (Speed(0, 900.0, 90 / gib), Speed(8192, 500.0, 60 / gib))
+    return Quantization(
+        name,
+        FileFacts(f"{name}.gguf", name, n_bytes),
+        gib,
+        parts=parts,
+        measurements=(measurement,),
+        speeds=speeds,
+    )
+
+
+def record(*quantizations: Quantization) -> Record:
+    return Record(ModelFacts("Air", "glm4moe", 8 * 2**30), quantizations)
+
+
+MIXES = record(
+    quantization("bf16", 16, None),
+    quantization("q8_0", 8.5, 0.001),
+    quantization("q6_K", 6.6, 0.004),
+    quantization("hq4_k", 6.2, 0.0038),
+    quantization("q4_K", 4.5, 0.03),
+    quantization("q4_0", 4.6, 0.05),
+    quantization("q2_K", 2.6, 0.4),
+)
+
+
+def texts_of(path: Path) -> list[str]:
+    return ["".join(t.itertext()).strip() for t in ET.parse(path).iter(f"{SVG}text")]
+
+
+def titles_of(path: Path) -> list[str]:
+    return [t.text or "" for t in ET.parse(path).iter(f"{SVG}title")]
+
+
+@pytest.mark.parametrize("ending", [".svg", ".png", ".html"])
+@pytest.mark.parametrize("theme", ["auto", "light", "dark"])
+def test_the_same_record_gives_the_same_bytes(tmp_path: Path, ending: str, theme: str) -> None:
+    for name in ("one", "two"):
+        save(draw_quality(panels([MIXES])), tmp_path / f"{name}{ending}", theme)
+    one = (tmp_path / f"one{ending}").read_bytes()
+    assert one == (tmp_path / f"two{ending}").read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == [f"one{ending}", f"two{ending}"]
+
+
+def test_text_stays_text_and_points_carry_titles(tmp_path: Path) -> None:
+    save(draw_quality(panels([MIXES])), tmp_path / "x.svg")
+    texts, titles = texts_of(tmp_path / "x.svg"), titles_of(tmp_path / "x.svg")
+    assert {"q8_0", "q6_K", "hq4_k", "q4_K", "q4_0", "q2_K"} <= set(texts)
+    assert "bits per weight" in texts
+    assert "Air: KL divergence against size" in texts
+    assert any("10 chunks of 512 tokens" in t and "2026-01-02" in t for t in texts)
+    assert sum(t.startswith("q4_0: kld 0.05 ± 0.0025, 4.6 GiB") for t in titles) == 1
+
+
+def test_the_theme_follows_the_reader_or_not(tmp_path: Path) -> None:
+    drawing = draw_quality(panels([MIXES]))
+    for theme in ("auto", "light", "dark"):
+        save(drawing, tmp_path / f"{theme}.svg", theme)
+    auto, light, dark = ((tmp_path / f"{t}.svg").read_text() for t in ("auto", "light", "dark"))
+    assert "prefers-color-scheme: dark" in auto
+    assert "prefers-color-scheme" not in light
+    assert "#0d1117" in dark
+    assert "#0d1117" not in light
+    # Every colour that is drawn with has a dark twin, or it would be lost on the dark background.
+    used = set(re.findall(r"(?:fill|stroke): (#[0-9a-f]{6})", light))
+    assert used
+    assert used <= set(re.findall(r": (#[0-9a-f]{6})\"\]", auto)) | {"#ffffff"}
+
+
+def test_a_dark_png_is_dark(tmp_path: Path) -> None:
+    from matplotlib.image import imread
+
+    save(draw_quality(panels([MIXES])), tmp_path / "light.png", "light")
+    save(draw_quality(panels([MIXES])), tmp_path / "dark.png", "dark")
+    assert np.median(imread(tmp_path / "light.png")[..., :3]) > 0.9
+    assert np.median(imread(tmp_path / "dark.png")[..., :3]) < 0.1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"n_ctx": 2048}, {"n_chunks": 11}, {"engine": "other"}, {"build": "b2"}, {"text": Text("b.txt")}],
+)
+def test_other_conditions_do_not_share_an_axis(change: dict) -> None:
+    odd = quantization("odd", 5, 0.01)
+    other = Measurement(**({f: getattr(odd.measurements[0], f) for f in Measurement.__slots__} | change))
+    mixed = record(*MIXES.quantizations, Quantization("odd", odd.file, 5, measurements=(other,)))
+    with pytest.raises(ChartError, match="under 2 conditions"):
+        panels([mixed])
+    assert "MIXED" in draw_quality(panels([mixed], mixed=True)).description
+
+
+def test_two_texts_are_two_panels_and_a_turned_ranking_is_told(tmp_path: Path) -> None:
+    def both(name: str, gib: float, chosen: float, held: float) -> Quantization:
+        a, b = quantization(name, gib, chosen, "choose"), quantization(name, gib, held, "held out")
+        return Quantization(name, a.file, a.bpw, measurements=(*a.measurements, *b.measurements))
+
+    two = record(both("A", 4, 0.010, 0.030), both("B", 4.2, 0.020, 0.020))
+    assert [p.use for p in panels([two])] == ["choose", "held out"]
+    save_record(two, tmp_path / "r.json")
+    done = CliRunner().invoke(cli, ["chart", str(tmp_path / "r.json"), "-o", str(tmp_path / "x.svg")])
+    assert done.exit_code == 0
+    assert "A wins on the text of choice, B on the held-out one" in done.output
+    assert {"choose.txt (choose)", "held out.txt (held out)"} <= set(texts_of(tmp_path / "x.svg"))
+
+
+def test_perplexity_without_divergence_is_drawn_as_its_loss() -> None:
+    plain = record(*(quantization(q.name, q.bpw, None) for q in MIXES.quantizations))
+    (panel,) = panels([plain])
+    assert panel.quality == "dppl"
+    assert not any(p.paired for p in panel.points)
+    assert "Pale bars: unpaired" in draw_quality([panel]).description
+
+
+@pytest.mark.parametrize("metric", ["kld", "dppl", "ppl"])
+@pytest.mark.parametrize("cost", ["size", "bpw", "speed"])
+def test_every_axis_draws(metric: str, cost: str) -> None:
+    drawing = draw_quality(panels([MIXES], quality=metric), cost=cost)
+    assert len(drawing.titles) >= 6
+
+
+def test_what_is_not_there_is_said() -> None:
+    bare = Record(ModelFacts("m"), (Quantization("q"),))
+    with pytest.raises(ChartError, match="no measurement"):
+        panels([bare])
+    with pytest.raises(ChartError, match="nothing was measured on b"):
+        panels([MIXES], text="b")
+    with pytest.raises(ChartError, match="kld_99"):
+        panels([MIXES], quality="kld99")
+    with pytest.raises(ChartError, match="several contexts"):
+        draw_context([bare])
+    with pytest.raises(ChartError, match="where its bytes are"):
+        draw_parts([bare])
+    with pytest.raises(ChartError, match="different models"):
+        panels([MIXES, Record(ModelFacts("Other"), MIXES.quantizations)])
+
+
+def test_sixty_points_have_names_that_keep_apart(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    sizes = random.uniform(2, 9, 60)
+    many = record(*(quantization(f"mix-{i}", s, 2**-s * random.uniform(1, 2)) for i, s in enumerate(sizes)))
+    drawing = draw_quality(panels([many]))
+    named = [t for t in drawing.figure.axes[0].texts if t.get_text().startswith("mix-")]
+    assert len(named) > 40
+    boxes = [t.get_window_extent() for t in named]
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
+def test_names_from_strangers_are_harmless(tmp_path: Path) -> None:
+    hostile = record(quantization("<script>\x1b[31m$x_1$&\"'", 5, 0.1), quantization("b", 6, 0.01))
+    for ending in (".svg", ".html"):
+        save(draw_quality(panels([hostile])), tmp_path / f"x{ending}")
+        text = (tmp_path / f"x{ending}").read_text()
+        assert "<script>" not in text
+        assert "\x1b" not in text
+    ET.parse(tmp_path / "x.svg")
+
+
+def test_speed_against_context(tmp_path: Path) -> None:
+    records = parse_files([LOGS / "sweep-bench.GLM-4.5-Air_16384_4096.txt"])
+    save(draw_context(records), tmp_path / "x.svg")
+    assert "GLM 4.5 Air: speed against context" in texts_of(tmp_path / "x.svg")
+    assert any("3203 t/s at 0" in t for t in titles_of(tmp_path / "x.svg"))
+
+
+def test_where_the_bytes_are(tmp_path: Path) -> None:
+    save(draw_parts([MIXES]), tmp_path / "x.html")
+    page = (tmp_path / "x.html").read_text()
+    assert "where the GiB are" in page
+    assert "routed experts as q4_K: 8.00 GiB" in page
+
+
+def test_types_by_layer(tmp_path: Path) -> None:
+    import importlib.resources
+
+    model = ggplan.open_model(str(importlib.resources.files("ggplan") / "demo_model"), pre="glm4")
+    plan = ggplan.make_plan(model, ggplan.load_recipe("glm4moe/hq4_k"))
+    save(draw_types(plan), tmp_path / "x.svg")
+    titles = titles_of(tmp_path / "x.svg")
+    assert any(t.startswith("blk.1.ffn_gate_exps: q4_K, 4.5 bits") for t in titles)
+    assert "q4_K" in texts_of(tmp_path / "x.svg")
+
+
+def test_the_command_says_what_is_wrong(tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    save_record(MIXES, path)
+    run = CliRunner()
+    assert run.invoke(cli, ["chart", str(path), "-o", "x.bmp"]).exit_code == 2
+    with pytest.raises(ChartError, match="cannot write"):
+        run.invoke(cli, ["chart", str(path), "-o", str(tmp_path / "no" / "x.svg")], catch_exceptions=False)
