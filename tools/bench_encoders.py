@@ -6,7 +6,8 @@
 
 Both run in this process by turns, on the same million weights (heavy-tailed, rounded to bf16), and are timed
 by the thread's CPU time, so other work on the machine disturbs the ratio little. ggml is that of the wheel
-`libggml-python`, whose iq1_m is that of an older version, with other bytes. Compile times are wall times of fresh processes: with an empty cache, and with a full one.
+`libggml-python`, which is older than 0.25 and has other bytes of iq1_m. Compile times are wall times of fresh
+processes: with an empty cache, and with a full one.
 """
 
 from __future__ import annotations
@@ -35,7 +36,22 @@ import ggml_reference  # noqa: E402
 from ggplan.ggml_types import parse_type  # noqa: E402
 from ggplan.quants import encode_into  # noqa: E402
 
-TYPES = ["q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl", "iq4_xs", "iq1_m", "iq1_s", "q2_K", "q3_K", "q4_K", "q5_K", "q6_K"]
+TYPES = [
+    "q8_0",
+    "q4_0",
+    "q4_1",
+    "q5_0",
+    "q5_1",
+    "iq4_nl",
+    "iq4_xs",
+    "iq1_m",
+    "iq1_s",
+    "q2_K",
+    "q3_K",
+    "q4_K",
+    "q5_K",
+    "q6_K",
+]
 IGNORE_IMPORTANCE = {"q8_0"}
 COLUMNS = 4096
 
