@@ -19,6 +19,7 @@ the products judged like any weight; so a scale of zero makes zeros.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 _HOLDS = frozenset({"f32", "f16", "bf16"})
 _RUN_WEIGHTS = 1 << 18
 _LARGEST = {"f16": 0x7BFF, "bf16": 0x7F7F}
+# From here on a weight is rounded to infinity: half a step above the largest number.
+_TOO_LARGE = {"f16": np.float32(65520), "bf16": np.array(0x7F7F8000, np.uint32).view(np.float32)[()]}
 # Norms, biases and routers; what is larger is read when its turn comes.
 _SMALL_WEIGHTS = 1 << 21
 
@@ -93,17 +96,17 @@ def settle_overflow(
             halves = out.view(np.uint16).reshape(-1)
             halves[found] = halves[found] & 0x8000 | _LARGEST[type_.name]
         return
+    if type_.is_float:
+        raise _overflow(tensor, type_)
     block = int(found.argmax())
     magnitudes = np.abs(rows.reshape(-1, type_.block_size)[block])
     at = start * tensor.n_columns + block * type_.block_size + int(magnitudes.argmax())
     row, column = divmod(at, tensor.n_columns)
     largest = float(magnitudes.max())
-    hint = "give this tensor bf16 or f32"
-    why = "no number of this type is so large" if type_.is_float else "the scale of its block is not finite"
     raise ConversionError(
         f"{printable(tensor.name)} holds {largest:g} at row {row:,}, column {column:,}, too "
-        f"{'large' if largest > 1 else 'small'} for {type_.name}: {why}",
-        hint=f"{hint}, or cut such weights down with --nonfinite zero" if type_.is_float else hint,
+        f"{'large' if largest > 1 else 'small'} for {type_.name}: the scale of its block is not finite",
+        hint="give this tensor bf16 or f32",
     )
 
 
@@ -163,36 +166,52 @@ def check_early(plan: Plan) -> None:
         if planned.is_copied and tensor.read_bytes is not None:
             settled_bytes(tensor.read_bytes(0, tensor.n_rows), tensor, 0, plan.nonfinite)
             continue
-        kept = plan.nonfinite == "keep" and planned.type.name in _HOLDS
-        if tensor.read_rows is None or kept:
+        if tensor.read_rows is None or (plan.nonfinite == "keep" and planned.type.name in _HOLDS):
             continue
-        if first_nonfinite(tensor.read_rows(0, tensor.n_rows)) >= 0:
+        rows = tensor.read_rows(0, tensor.n_rows)
+        if first_nonfinite(rows) >= 0:
             raise _not_finite(tensor, planned.type, plan.nonfinite)
+        limit = _TOO_LARGE.get(planned.type.name)
+        if limit is not None and planned.type != tensor.type and (np.abs(rows) >= limit).any():
+            raise _overflow(tensor, planned.type)
 
 
 def _not_finite(tensor: TensorInfo, type_: GgmlType, policy: Nonfinite) -> ConversionError:
     """The error that counts all of a tensor's weights that are not finite, wherever one was met."""
-    assert tensor.read_rows is not None
-    count, first, value = 0, -1, 0.0
-    for start, stop in _runs(tensor):
-        rows = tensor.read_rows(start, stop).reshape(-1)
-        bad = ~np.isfinite(rows)
-        if first < 0 and bad.any():
-            at = int(bad.argmax())
-            first, value = start * tensor.n_columns + at, float(rows[at])
-        count += int(np.count_nonzero(bad))
-    row, column = divmod(first, max(1, tensor.n_columns))
-    many = "1 weight that is" if count == 1 else f"{count:,} weights that are"
     hint = "the checkpoint is damaged or was trained to overflow; download it again, or give --nonfinite zero"
     if policy == "keep":
         hint = f"{type_.name} cannot hold them: give this tensor f32, f16 or bf16, or give --nonfinite zero"
+    return _counted(tensor, "not finite", lambda rows: ~np.isfinite(rows), hint)
+
+
+def _overflow(tensor: TensorInfo, type_: GgmlType) -> ConversionError:
+    """The error that counts all of a tensor's weights that are too large for a float type."""
+    limit = _TOO_LARGE[type_.name]
+    hint = "give this tensor bf16 or f32, or cut such weights down with --nonfinite zero"
+    return _counted(tensor, f"too large for {type_.name}", lambda rows: np.abs(rows) >= limit, hint)
+
+
+def _counted(
+    tensor: TensorInfo,
+    what: str,
+    wrong: Callable[[NDArray[np.float32]], NDArray[np.bool_]],
+    hint: str,
+) -> ConversionError:
+    """The error for wrong weights: reads the whole tensor, so that it is the same whoever met the first."""
+    assert tensor.read_rows is not None
+    count, first, value = 0, 0, 0.0
+    step = max(1, _RUN_WEIGHTS // max(1, tensor.n_columns))
+    for start in range(0, tensor.n_rows, step):
+        rows = tensor.read_rows(start, min(start + step, tensor.n_rows)).reshape(-1)
+        found = wrong(rows)
+        if not count and found.any():
+            at = int(found.argmax())
+            first, value = start * tensor.n_columns + at, float(rows[at])
+        count += int(np.count_nonzero(found))
+    row, column = divmod(first, max(1, tensor.n_columns))
+    many = "1 weight that is" if count == 1 else f"{count:,} weights that are"
     return ConversionError(
-        f"{printable(tensor.name)} has {many} not finite, the first {value} at row {row:,}, "
+        f"{printable(tensor.name)} has {many} {what}, the first {value:g} at row {row:,}, "
         f"column {column:,} ({printable(tensor.origin)})",
         hint=hint,
     )
-
-
-def _runs(tensor: TensorInfo) -> list[tuple[int, int]]:
-    step = max(1, _RUN_WEIGHTS // max(1, tensor.n_columns))
-    return [(start, min(start + step, tensor.n_rows)) for start in range(0, tensor.n_rows, step)]
