@@ -57,8 +57,10 @@ def about_fallbacks(recipe: Recipe, decisions: Sequence[Decision]) -> tuple[Diag
     return tuple(found)
 
 
-def about_imatrix(decisions: Sequence[Decision], imatrix: Imatrix | None) -> tuple[Diagnostic, ...]:
-    """Tensors the imatrix does not know, and experts it has no data for.
+def about_imatrix(
+    decisions: Sequence[Decision], imatrix: Imatrix | None, mix: Mix | None
+) -> tuple[Diagnostic, ...]:
+    """Tensors that need an imatrix, tensors it does not know, and experts it has no data for.
 
     Raises
     ------
@@ -66,9 +68,12 @@ def about_imatrix(decisions: Sequence[Decision], imatrix: Imatrix | None) -> tup
         If an entry does not have its tensor's size; better now than hours into the work.
     """
     if imatrix is None:
-        return ()
+        encoded = [d for d in decisions if d.type != d.tensor.type]
+        advice = "give one with --imatrix, or choose a type of more bits"
+        return _about_needs(encoded, mix, "GP204", "an imatrix", "", advice)
     file = printable(imatrix.path.name)
-    missing, found = [], []
+    missing: list[Decision] = []
+    found = []
     for d in decisions:
         if not uses_imatrix(d.type):
             continue
@@ -83,19 +88,35 @@ def about_imatrix(decisions: Sequence[Decision], imatrix: Imatrix | None) -> tup
                 f"routed to in {file}; their columns count alike"
             )
             found.append(_plain("GP207", "note", message))
-    if missing:
-        message = f"{_some(missing)}: no entry in {file}; encoded without importance"
+    if tolerable := [d for d in missing if not d.type.requires_imatrix and not _is_refused(d, mix)]:
+        message = f"{_some(tolerable)}: no entry in {file}; encoded without importance"
         found.insert(0, _plain("GP206", "warning", message))
+    advice = "collect an imatrix of this very model, or choose a type of more bits"
+    return (*_about_needs(missing, mix, "GP206", "importance", f"no entry in {file}; ", advice), *found)
+
+
+def _about_needs(
+    decisions: Sequence[Decision], mix: Mix | None, code: str, what: str, why: str, advice: str
+) -> tuple[Diagnostic, ...]:
+    """An error for what ggml cannot encode without importance, a warning for what llama-quantize will not."""
+    impossible = [d for d in decisions if d.type.requires_imatrix]
+    refused = [d for d in decisions if not d.type.requires_imatrix and _is_refused(d, mix)]
+    found = []
+    if impossible:
+        message = f"{_some(impossible)}: {why}{_types(impossible)} cannot be encoded without {what}"
+        found.append(_plain(code, "error", message, advice))
+    if refused:
+        message = f"{_some(refused)}: {why}{_types(refused)} without {what}, which llama-quantize refuses"
+        found.append(_plain(code, "warning", f"{message}: expect garbage", advice))
     return tuple(found)
 
 
-def about_needed_imatrix(mix: Mix, decisions: Sequence[Decision]) -> tuple[Diagnostic, ...]:
-    """An error where llama-quantize would refuse the mix for want of an imatrix."""
-    needing = [d for d in decisions if d.protected is None and needs_imatrix(mix, d.tensor.name, d.type)]
-    if not needing:
-        return ()
-    message = f"{_some(needing)}: {mix.name} needs an imatrix for {needing[0].type.name}"
-    return (_plain("GP204", "error", message, "give one with --imatrix, or choose a mix of more bits"),)
+def _is_refused(decision: Decision, mix: Mix | None) -> bool:
+    return needs_imatrix(mix, decision.tensor.name, decision.type)
+
+
+def _types(decisions: Sequence[Decision]) -> str:
+    return ", ".join(sorted({d.type.name for d in decisions}))
 
 
 def about_types(decisions: Sequence[Decision]) -> tuple[Diagnostic, ...]:
@@ -104,7 +125,7 @@ def about_types(decisions: Sequence[Decision]) -> tuple[Diagnostic, ...]:
     groups: dict[tuple[str, str], list[Decision]] = {}
     for d in changed:
         if not d.type.encodable:
-            groups.setdefault(("GP208", f"ggplan cannot write {d.type.name} yet"), []).append(d)
+            groups.setdefault(("GP208", f"ggplan cannot write {d.type.described}"), []).append(d)
         elif d.tensor.type.is_quantized:
             what = f"{d.tensor.type.name} in the source, encoded again as {d.type.name}"
             groups.setdefault(("GP205", what), []).append(d)

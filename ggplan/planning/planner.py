@@ -78,11 +78,9 @@ def make_plan(
         )
         for d, size, offset in zip(decisions, sizes, offsets, strict=True)
     )
-    diagnostics: tuple[Diagnostic, ...] = findings.about_imatrix(decisions, imatrix)
+    diagnostics: tuple[Diagnostic, ...] = findings.about_imatrix(decisions, imatrix, mix)
     if recipe is not None:
         diagnostics = findings.about_rules(model, recipe, decisions) + diagnostics
-    if mix is not None and imatrix is None:
-        diagnostics += findings.about_needed_imatrix(mix, decisions)
     weights_by_type = ((d.type, d.tensor.n_weights) for d in decisions)
     return Plan(
         model=model,

@@ -81,11 +81,12 @@ def category_of(name: str) -> Category:
     return next((category for part, category in _PARTS if part in name), Category.OTHER)
 
 
-def needs_imatrix(mix: Mix, name: str, type_: GgmlType) -> bool:
+def needs_imatrix(mix: Mix | None, name: str, type_: GgmlType) -> bool:
     """Whether llama-quantize refuses to write this tensor in this type without an imatrix."""
     if name in _WHOLE_NAMES:
         return False
-    return type_.name in _NEED_IMATRIX or (mix.name == "Q2_K_S" and type_.name == "q2_K")
+    is_q2_k_s = mix is not None and mix.name == "Q2_K_S"
+    return type_.name in _NEED_IMATRIX or (is_q2_k_s and type_.name == "q2_K")
 
 
 def choose_types(

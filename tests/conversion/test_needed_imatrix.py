@@ -1,0 +1,142 @@
+"""A type that ggml cannot encode without importance is refused without, before a byte is written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from numpy.typing import NDArray
+
+import ggplan
+from ggplan.cli import main
+from ggplan.errors import PlanError
+from ggplan.planning import Plan
+
+RNG = np.random.default_rng(0)
+WEIGHTS = {
+    name: RNG.standard_normal((4, 256), np.float32)
+    for name in ("token_embd.weight", "blk.0.ffn_up.weight", "blk.0.ffn_down.weight")
+}
+IQ1_S = "ffn = iq1_s\n@default f32\n"
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "model.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    for name, weights in WEIGHTS.items():
+        writer.add_tensor(name, weights)
+    finish(writer)
+    return path
+
+
+def finish(writer: gguf.GGUFWriter) -> None:
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def imatrix_of(folder: Path, *names: str) -> tuple[Path, NDArray[np.float32]]:
+    path = folder / "imatrix.gguf"
+    sums = np.exp(RNG.standard_normal((1, 256))).astype(np.float32)
+    writer = gguf.GGUFWriter(path, "imatrix")
+    writer.add_string("general.type", "imatrix")
+    writer.add_array("imatrix.datasets", ["calib.txt"])
+    writer.add_uint32("imatrix.chunk_count", 1)
+    writer.add_uint32("imatrix.chunk_size", 512)
+    for name in names:
+        writer.add_tensor(f"{name}.in_sum2", sums)
+        writer.add_tensor(f"{name}.counts", np.ones((1, 1), np.float32))
+    finish(writer)
+    return path, sums[0]
+
+
+def plan_of(source: Path, recipe: str, imatrix: Path | None = None) -> Plan:
+    return ggplan.make_plan(
+        ggplan.open_model(source),
+        ggplan.parse_recipe(recipe),
+        imatrix=None if imatrix is None else ggplan.load_imatrix(imatrix),
+    )
+
+
+def found(plan: Plan, code: str) -> list[tuple[str, str]]:
+    return [(d.severity, d.message) for d in plan.diagnostics if d.code == code]
+
+
+def test_without_an_imatrix(source: Path, tmp_path: Path) -> None:
+    plan = plan_of(source, IQ1_S)
+    ((severity, message),) = found(plan, "GP204")
+    assert severity == "error"
+    assert "2 tensors" in message
+    assert message.endswith("iq1_s cannot be encoded without an imatrix")
+    words = r"blk\.0\.ffn_\w+\.weight: iq1_s cannot be encoded without an imatrix \(and 1 more tensors\)"
+    with pytest.raises(PlanError, match=words) as caught:
+        ggplan.convert(plan, tmp_path / "out.gguf")
+    assert "--imatrix" in (caught.value.hint or "")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.gguf"]
+
+
+def test_with_an_imatrix_that_lacks_a_tensor(source: Path, tmp_path: Path) -> None:
+    path, _ = imatrix_of(tmp_path, "blk.0.ffn_up.weight")
+    plan = plan_of(source, IQ1_S, path)
+    ((severity, message),) = found(plan, "GP206")
+    assert severity == "error"
+    assert message == (
+        "blk.0.ffn_down.weight: no entry in imatrix.gguf; iq1_s cannot be encoded without importance"
+    )
+    with pytest.raises(PlanError, match=r"ffn_down.weight: iq1_s .* imatrix\.gguf has no entry for it$"):
+        ggplan.convert(plan, tmp_path / "out.gguf")
+    assert not (tmp_path / "out.gguf").exists()
+
+
+def test_with_an_imatrix(source: Path, tmp_path: Path) -> None:
+    path, importance = imatrix_of(tmp_path, "blk.0.ffn_up.weight", "blk.0.ffn_down.weight")
+    plan = plan_of(source, IQ1_S, path)
+    assert not found(plan, "GP204")
+    assert not found(plan, "GP206")
+    ggplan.convert(plan, tmp_path / "out.gguf")
+    written = {t.name: t.data.tobytes() for t in gguf.GGUFReader(tmp_path / "out.gguf").tensors}
+    for name in ("blk.0.ffn_up.weight", "blk.0.ffn_down.weight"):
+        assert written[name] == ggplan.quantize(WEIGHTS[name], "iq1_s", importance).tobytes()
+
+
+def test_what_llama_quantize_refuses_is_warned_of_and_written(source: Path, tmp_path: Path) -> None:
+    plan = plan_of(source, "ffn = iq1_m\ntoken_embd = iq1_m\n")
+    ((severity, message),) = found(plan, "GP204")
+    assert severity == "warning"
+    assert "token_embd" not in message
+    assert "iq1_m without an imatrix, which llama-quantize refuses" in message
+    ggplan.convert(plan, tmp_path / "out.gguf")
+
+    path, _ = imatrix_of(tmp_path, "blk.0.ffn_up.weight", "token_embd.weight")
+    plan = plan_of(source, "ffn = iq1_m\ntoken_embd = iq1_m\n", path)
+    ((severity, message),) = found(plan, "GP206")
+    assert severity == "warning"
+    assert message.startswith("blk.0.ffn_down.weight: no entry in imatrix.gguf; iq1_m without importance")
+
+
+def test_what_is_copied_needs_no_imatrix(source: Path, tmp_path: Path) -> None:
+    path, _ = imatrix_of(tmp_path, "blk.0.ffn_up.weight", "blk.0.ffn_down.weight")
+    ggplan.convert(plan_of(source, IQ1_S, path), tmp_path / "first.gguf")
+    plan = plan_of(tmp_path / "first.gguf", IQ1_S)
+    assert not found(plan, "GP204")
+    ggplan.convert(plan, tmp_path / "second.gguf")
+    assert (tmp_path / "second.gguf").exists()
+
+
+def test_types_of_ik_llama_cpp_are_named_as_such(source: Path, tmp_path: Path) -> None:
+    plan = plan_of(source, "ffn = iq2_k\n@default f32\n")
+    ((_, message),) = found(plan, "GP208")
+    assert message.endswith("ggplan cannot write iq2_k (a type of ik_llama.cpp)")
+    with pytest.raises(PlanError, match=r"cannot write iq2_k \(a type of ik_llama\.cpp\)"):
+        ggplan.convert(plan, tmp_path / "out.gguf")
+
+
+def test_the_list_of_types_tells() -> None:
+    lines = CliRunner().invoke(main, ["types"]).output.splitlines()
+    needing = {line.split()[0] for line in lines if "with an imatrix only" in line}
+    assert needing == {t.name for t in ggplan.TYPES if t.requires_imatrix and t.encodable}
