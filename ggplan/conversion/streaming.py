@@ -43,9 +43,10 @@ from ggplan.planning.splits import set_path, split_path, split_plan
 from ggplan.text import format_bytes, printable
 
 CHECKPOINT_BYTES = 256 << 20
-"""How much is written between two moments at which it is made durable and recorded …"""
-CHECKPOINT_SECONDS = 30.0
-"""… and how much time passes at the most; slow encoders write little in it, but it is as dear."""
+"""How much is written between two moments at which it is made durable and recorded. A sixteenth of a small
+output, but no less than 16 MiB, is less."""
+CHECKPOINT_SECONDS = 5.0
+"""How much time passes between them at the most; slow encoders write little in it, but it is as dear."""
 
 Progress = Callable[[int], None]
 """Called with a number of bytes, from any thread, one call at a time."""
@@ -228,6 +229,8 @@ def _write(
 
 def _run(work: Workspace, pace: Pace, progress: Progress) -> None:
     """Encode and write all that is not there."""
+    n_bytes = sum(part.plan.file_bytes for part in work.parts)
+    step = min(CHECKPOINT_BYTES, max(16 << 20, n_bytes // 16))
     unsynced = 0
     due = time.monotonic() + CHECKPOINT_SECONDS
 
@@ -238,7 +241,7 @@ def _run(work: Workspace, pace: Pace, progress: Progress) -> None:
 
     def tick() -> None:
         nonlocal unsynced, due
-        if work.resumable and unsynced and (unsynced >= CHECKPOINT_BYTES or time.monotonic() >= due):
+        if work.resumable and unsynced and (unsynced >= step or time.monotonic() >= due):
             unsynced = 0
             work.checkpoint()
             due = time.monotonic() + CHECKPOINT_SECONDS
