@@ -40,7 +40,9 @@ _MIB = 1 << 20
 _MARKER = 6.5
 
 
-def draw_quality(panels: Sequence[Panel], *, cost: Cost | None = None, title: str = "") -> Drawing:
+def draw_quality(
+    panels: Sequence[Panel], *, cost: Cost | None = None, title: str = "", note: str = ""
+) -> Drawing:
     """Draw quality against size or speed, a panel for each text.
 
     Parameters
@@ -48,6 +50,8 @@ def draw_quality(panels: Sequence[Panel], *, cost: Cost | None = None, title: st
     cost
         The horizontal axis: size in GiB, bits per weight, or tokens per second; by default size, or bits
         per weight where sizes are not known.
+    note
+        A caveat for the caption.
 
     Raises
     ------
@@ -61,7 +65,7 @@ def draw_quality(panels: Sequence[Panel], *, cost: Cost | None = None, title: st
         several = len(panels) > 1
         figure, axes = new_figure(5.4, len(panels), 12.6 if several else 8.4)
         heading = title or f"{panels[0].model}: {_words(panels[0].quality, chosen)}"
-        caption = _caption(panels, chosen)
+        caption = _caption(panels, chosen) + (f" {printable(note)}" if note else "")
         two_axes = chosen != "speed" and any(panel.n_weights for panel in panels)
         top = (0.83 if two_axes else 0.89) - (0.06 if several else 0)
         left = 0.065 if several else 0.095

@@ -91,7 +91,8 @@ def new_figure(height: float, n_panels: int = 1, width: float = WIDTH) -> tuple[
 def settings() -> Any:
     """A context in which matplotlib draws in this style, whatever the user's own settings."""
     import matplotlib
+    from cycler import cycler
 
     own: Any = {k: v for k, v in matplotlib.rcParamsDefault.items() if not k.startswith("backend")}
-    cycle = {"axes.prop_cycle": matplotlib.cycler(color=[ink.light for ink in SERIES])}
+    cycle = {"axes.prop_cycle": cycler(color=[ink.light for ink in SERIES])}
     return matplotlib.rc_context(own | SETTINGS | cycle)

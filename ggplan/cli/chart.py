@@ -95,9 +95,7 @@ def chart_command(
 
 def _types(files: tuple[str, ...], recipe: str | None, pre: str | None, title: str) -> Drawing:
     from ggplan.charts.types_map import draw_types
-    from ggplan.opening import open_model
     from ggplan.planning import make_plan
-    from ggplan.rules import load_recipe
 
     if len(files) != 1:
         raise click.UsageError("--kind types draws one model")

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _EPILOG = """\b
 Examples:
@@ -11,6 +16,8 @@ Examples:
 """
 _PRE_TOKENIZER = "glm4"
 _SEED_RECIPE = "glm4moe/hq4_k"
+_TEXT = "joshua.txt"
+_CHUNKS = 12
 # The seed recipe and, to compare it with, the same type for every tensor that may be quantized.
 _MIXES = (
     ("bf16", "@default bf16"),
@@ -27,7 +34,7 @@ _MIXES = (
     help="Folder for the GGUF files.",
 )  # fmt: skip
 def demo_command(folder: str) -> None:
-    """Plan and convert a small built-in GLM-4.5-style MoE into several mixes, offline.
+    """Plan, convert and (with llama-cpp-python) measure a small built-in GLM-4.5-style MoE, offline.
 
     The model is trained (on the King James Bible and Python's documentation), so the files can be run
     and compared with llama.cpp.
@@ -71,12 +78,46 @@ def demo_command(folder: str) -> None:
             )
             click.echo(f"  wrote {printable(rows[-1][0])}")
     print_table([("file", "left"), ("size", "right"), ("bpw", "right"), ("took", "right")], rows)
+    measured = _measure([out / f"demo-{name}.gguf" for name, _ in _MIXES], out)
     best = printable(str(out / "demo-hq4_k.gguf"))
     click.echo(
-        "3. Run them with llama.cpp\n\n"
+        ("4" if measured else "3") + ". Run them with llama.cpp\n\n"
         f'  llama-completion -m {best} -p "And it came to pass" -n 40 --no-warmup\n'
         f"  llama-perplexity -m {best} -f any-text.txt\n\n"
         "Then your own model:\n\n"
         "  ggplan plan MODEL -r glm4moe/hq4_k\n"
-        "  ggplan convert MODEL OUT.gguf -r glm4moe/hq4_k"
+        "  ggplan convert MODEL OUT.gguf -r glm4moe/hq4_k\n"
+        "  ggplan measure OUT.gguf --base BF16.gguf --text TEXT --record MODEL.json\n"
+        "  ggplan chart MODEL.json -o MODEL.svg"
     )
+
+
+def _measure(files: list[Path], out: Path) -> bool:
+    """Measure the mixes and draw them, where the embedded engine is installed."""
+    import importlib.resources
+
+    from ggplan.charts.output import save
+    from ggplan.charts.points import panels
+    from ggplan.charts.quality import draw_quality
+    from ggplan.cli.measure import print_record, run_measurement
+    from ggplan.measure import TextFile, embedded_engine, save_record
+    from ggplan.measure.embedded import is_installed
+    from ggplan.text import printable
+
+    if not is_installed():
+        click.echo(
+            "   Not measured: that needs an engine. `pip install 'ggplan[measure]'` builds llama.cpp into\n"
+            "   Python; then this demo measures the mixes and draws them.\n"
+        )
+        return False
+    click.echo("3. The measurement: what each mix loses, by llama.cpp\n")
+    with importlib.resources.as_file(importlib.resources.files("ggplan") / "demo_model" / _TEXT) as text:
+        result = run_measurement(
+            [str(f) for f in files], [TextFile(text)], str(files[0]), embedded_engine(), n_chunks=_CHUNKS,
+            model_name="demo-model",
+        )  # fmt: skip
+    save_record(result.record, out / "demo.json")
+    save(draw_quality(panels([result.record])), out / "demo.svg")
+    print_record(result.record)
+    click.echo(f"drawn in {printable(str(out / 'demo.svg'))}\n")
+    return True

@@ -6,7 +6,7 @@ import contextlib
 import math
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -91,8 +91,17 @@ def measure_command(
     with _usage_errors():
         arguments = shlex.split(engine_args)
     chosen = _engine(engine, arguments, threads, gpu_layers)
-    result = _run(
-        files, texts, base or _largest(files), chosen, ctx, chunks, model_name, hardware, keep_logits, quiet
+    result = run_measurement(
+        files,
+        texts,
+        base or _largest(files),
+        chosen,
+        n_ctx=ctx,
+        n_chunks=chunks,
+        model_name=model_name,
+        hardware=hardware,
+        keep_logits=keep_logits,
+        quiet=quiet,
     )
     if not quiet:
         for note in result.notes:
@@ -148,10 +157,20 @@ def _engine(path: str | None, arguments: list[str], threads: int | None, gpu_lay
     return external_engine(path or "llama-perplexity", own + arguments)
 
 
-def _run(
-    files: tuple[str, ...], texts: list[TextFile], base: str, engine: Engine, ctx: int, chunks: int | None,
-    model_name: str | None, hardware: str | None, keep_logits: str | None, quiet: bool,
-) -> Result:  # fmt: skip
+def run_measurement(
+    files: Sequence[str],
+    texts: Sequence[TextFile],
+    base: str,
+    engine: Engine,
+    *,
+    n_ctx: int = 512,
+    n_chunks: int | None = None,
+    model_name: str | None = None,
+    hardware: str | None = None,
+    keep_logits: str | None = None,
+    quiet: bool = False,
+) -> Result:
+    """Measure, with a progress bar on stderr where that is a terminal."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from ggplan.cli.output import console
@@ -177,9 +196,17 @@ def _run(
             bar.update(tasks[what], completed=done)  # type: ignore[arg-type]  # a TaskID is an int
 
         return measure(
-            files, texts, base, engine, n_ctx=ctx, n_chunks=chunks, model_name=model_name,
-            hardware=hardware, keep_logits=keep_logits, watcher=watch,
-        )  # fmt: skip
+            files,
+            texts,
+            base,
+            engine,
+            n_ctx=n_ctx,
+            n_chunks=n_chunks,
+            model_name=model_name,
+            hardware=hardware,
+            keep_logits=keep_logits,
+            watcher=watch,
+        )
 
 
 def _finish(found: Record, record: str | None, as_json: bool) -> None:

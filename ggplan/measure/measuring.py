@@ -31,10 +31,10 @@ from ggplan.text import printable
 
 @dataclass(frozen=True, slots=True)
 class TextFile:
-    """A text to measure on, and whether the mixes were chosen by it or it was held out."""
+    """A text to measure on; of two, one is to choose by and one is held out."""
 
     path: Path
-    use: Use = "choose"
+    use: Use = ""
 
 
 class Watcher(Protocol):

@@ -14,7 +14,7 @@ import ggplan
 
 pytestmark = pytest.mark.oracle
 
-TEXT = Path(__file__).parent.parent / "data" / "joshua.txt"
+TEXT = Path(__file__).parents[2] / "ggplan" / "demo_model" / "joshua.txt"
 PRE = "glm4"
 
 # What glm4moe/hq4_k gives the demo model, in llama-quantize's words (which lower-cases patterns and takes no

@@ -16,7 +16,7 @@ from ggplan.measure.statistics import token_errors
 
 pytestmark = pytest.mark.oracle
 
-TEXT = Path(__file__).parent.parent / "data" / "joshua.txt"
+TEXT = Path(__file__).parents[2] / "ggplan" / "demo_model" / "joshua.txt"
 QUIET = {"LLAMA_ARG_REPACK": "0"}  # AMX, which the repacked weights are for, dies under some virtual machines
 MIXES = ("q8_0", "q4_K", "q2_K")
 # The last digit that is printed, and by how many of them a figure may be off: by rounding alone, or by the

@@ -12,7 +12,7 @@ import ggplan
 
 pytestmark = pytest.mark.oracle
 
-TEXT = Path(__file__).parent.parent / "data" / "joshua.txt"
+TEXT = Path(__file__).parents[2] / "ggplan" / "demo_model" / "joshua.txt"
 
 
 @pytest.fixture(scope="module")
