@@ -7,16 +7,11 @@ import os
 import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ggplan.conversion.inputs import input_files
 from ggplan.errors import ConversionError, PlanError
 from ggplan.planning import Plan, PlannedTensor
-from ggplan.planning.importance import entry_of
 from ggplan.text import printable
-
-if TYPE_CHECKING:
-    from ggplan.imatrix import Imatrix
 
 # What earlier conversions may have left in a checkpoint's folder.
 _OUTPUT_SUFFIXES = (".gguf", ".part", ".journal", ".sha256")
@@ -49,7 +44,6 @@ def check_convertible(plan: Plan, *, allow_requantize: bool) -> None:
         lambda t: f"ggplan cannot write {t.type.described}",
         "`ggplan types` shows which types can be written",
     )
-    _refuse_unguided(work, plan.imatrix)
     if not allow_requantize:
         _refuse(
             list(plan.requantized),
@@ -144,19 +138,6 @@ def _source_files(plan: Plan) -> dict[tuple[int, int], Path]:
             state = os.stat(path)
             found[state.st_dev, state.st_ino] = path
     return found
-
-
-def _refuse_unguided(work: list[PlannedTensor], imatrix: Imatrix | None) -> None:
-    """Refuse what ggml cannot encode without importance, where there is none."""
-    unguided = [
-        t for t in work if t.type.requires_imatrix and (imatrix is None or entry_of(t.tensor, imatrix) is None)
-    ]
-    why = "an imatrix" if imatrix is None else f"importance; {printable(imatrix.path.name)} has no entry for it"
-    _refuse(
-        unguided,
-        lambda t: f"{t.type.name} cannot be encoded without {why}",
-        "give an imatrix of this model with --imatrix, or choose a type of more bits",
-    )
 
 
 def _refuse(found: list[PlannedTensor], why: Callable[[PlannedTensor], str], hint: str) -> None:

@@ -98,7 +98,10 @@ def about_imatrix(
 def _about_needs(
     decisions: Sequence[Decision], mix: Mix | None, code: str, what: str, why: str, advice: str
 ) -> tuple[Diagnostic, ...]:
-    """An error for what ggml cannot encode without importance, a warning for what llama-quantize will not."""
+    """What ggml cannot encode without importance, and what llama-quantize refuses to.
+
+    The first is an error; so is the second in a stock mix, which promises llama-quantize's file.
+    """
     impossible = [d for d in decisions if d.type.requires_imatrix]
     refused = [d for d in decisions if not d.type.requires_imatrix and _is_refused(d, mix)]
     found = []
@@ -106,8 +109,11 @@ def _about_needs(
         message = f"{_some(impossible)}: {why}{_types(impossible)} cannot be encoded without {what}"
         found.append(_plain(code, "error", message, advice))
     if refused:
-        message = f"{_some(refused)}: {why}{_types(refused)} without {what}, which llama-quantize refuses"
-        found.append(_plain(code, "warning", f"{message}: expect garbage", advice))
+        message = f"{_some(refused)}: {why}llama-quantize refuses {_types(refused)} without {what}"
+        if mix is None:
+            found.append(_plain(code, "warning", f"{message}; expect garbage", advice))
+        else:
+            found.append(_plain(code, "error", message, advice))
     return tuple(found)
 
 
