@@ -12,6 +12,7 @@ pre-tokenizer. `get_vocab_base` and `_set_vocab_*` in `conversion/base.py` of ll
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -156,13 +157,32 @@ def _items(processor: Mapping[str, object], key: str) -> list[dict[str, object]]
 def _guarded(where: str) -> Iterator[None]:
     """Turn any failure of the tokenizers library into an error; a panic in Rust is no `Exception`."""
     try:
-        yield
+        with _silenced():
+            yield
     except CheckpointError:
         raise
     except BaseException as error:
         if isinstance(error, Exception) or type(error).__name__ == "PanicException":
             raise CheckpointError(f"{where} cannot be used: {shown(error)}") from error
         raise
+
+
+@contextmanager
+def _silenced() -> Iterator[None]:
+    """Set the process's stderr aside: a panic in Rust prints itself there, stack and all."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # there is no stderr
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _open(checkpoint: HfCheckpoint, settings: Json) -> Tokenizer:

@@ -1,6 +1,7 @@
 """What cannot be converted is refused in one sentence that names the culprit, before a weight is read."""
 
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -238,6 +239,16 @@ def test_a_tokenizer_that_cannot_be_used(tmp_path: Path, change: Callable, messa
     error = tokenizer_refusal(tmp_path, change)
     assert "tokenizer.json" in error.message
     assert message in error.message
+
+
+def test_a_panic_in_rust_is_one_sentence(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    def change(document: dict) -> None:
+        document["pre_tokenizer"]["pretokenizers"][0]["pattern"] = {"Regex": r"^(\s+)+$|(.+)+Z"}
+
+    error = tokenizer_refusal(tmp_path, change, pre=None)
+    assert "cannot be used: Onig: Regex search error" in error.message
+    os.write(2, b"stderr is back")
+    assert capfd.readouterr().err == "stderr is back"
 
 
 def test_an_expression_that_never_ends(tmp_path: Path) -> None:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import random
 import resource
 import shutil
 import signal
 import struct
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -70,9 +72,11 @@ def run(arguments: list[str]) -> Outcome:
     before = signal.getsignal(signal.SIGTERM)
     started = time.monotonic()
     with (
+        tempfile.TemporaryFile() as unasked,
         mock.patch.object(sys, "argv", ["ggplan", *arguments]),
         contextlib.redirect_stdout(printed),
         contextlib.redirect_stderr(printed),
+        _descriptor_2_is(unasked.fileno()),
         _alarm(),
     ):
         try:
@@ -82,8 +86,22 @@ def run(arguments: list[str]) -> Outcome:
             code = leaving.code if isinstance(leaving.code, int) else 1
         except _TooSlow:
             code = 124
+        unasked.seek(0)
+        more = unasked.read().decode("utf-8", "backslashreplace")
     signal.signal(signal.SIGTERM, before)
-    return Outcome(code, printed.getvalue(), time.monotonic() - started)
+    return Outcome(code, printed.getvalue() + more, time.monotonic() - started)
+
+
+@contextlib.contextmanager
+def _descriptor_2_is(other: int) -> Iterator[None]:
+    """Catch what libraries print without asking Python."""
+    kept = os.dup(2)
+    os.dup2(other, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 @contextlib.contextmanager
@@ -105,6 +123,8 @@ def faults_of(outcome: Outcome) -> list[str]:
     faults = []
     if outcome.code not in (0, 1, 2):
         faults.append(f"exit code {outcome.code}")
+    if "panicked" in outcome.printed:
+        faults.append("a panic was printed")
     if "Traceback" in outcome.printed or "a bug in ggplan" in outcome.printed:
         faults.append(outcome.printed.strip().splitlines()[-2 if "report it" in outcome.printed else -1])
     if outcome.seconds > SECONDS:
