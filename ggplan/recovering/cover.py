@@ -32,6 +32,10 @@ from ggplan.recovering.names import escape, names_pattern
 
 _BLOCK = re.compile(r"(.*?\bblk\.)(0|[1-9]\d{0,3})\.(.+)", re.ASCII | re.DOTALL)
 _PASSES = 4
+_EFFORT = (
+    1_000_000  # exceptions looked at in the search; a real file needs a tenth, a strange one may not hang
+)
+_GROUPS = 100  # exceptions with one answer that are tried as hosts of another
 _LONGEST = 1_000  # characters of a pattern; a recipe allows no more
 
 
@@ -95,6 +99,13 @@ class _Answer:
 
 _Chains = dict[GgmlType, GgmlType]
 """First type of a chain: its second."""
+
+
+@dataclass(slots=True)
+class _Effort:
+    """How much searching is left: when it is spent, the best so far is taken."""
+
+    left: int = _EFFORT
 
 
 @dataclass(slots=True, eq=False)
@@ -168,8 +179,10 @@ def cover(wanted: Iterable[Wanted], *, default: GgmlType | None = None) -> Cover
     default
         What `@default` shall say; without it the type that saves the most rules.
     """
-    parts = _parts(wanted)
-    return _cover(parts, _choose_chains(parts, default), default)
+    parts, effort = _parts(wanted), _Effort()
+    chains = _choose_chains(parts, default, effort)
+    effort.left = max(effort.left, _EFFORT // 10)
+    return _cover(parts, chains, default, effort)
 
 
 def _parts(wanted: Iterable[Wanted]) -> list[_Part]:
@@ -185,7 +198,7 @@ def _parts(wanted: Iterable[Wanted]) -> list[_Part]:
     return list(parts.values())
 
 
-def _choose_chains(parts: Sequence[_Part], default: GgmlType | None) -> _Chains:
+def _choose_chains(parts: Sequence[_Part], default: GgmlType | None, effort: _Effort) -> _Chains:
     """The chains that save rules; a type is in one at most."""
     columns: dict[GgmlType, set[int]] = {}
     for part in parts:
@@ -200,11 +213,13 @@ def _choose_chains(parts: Sequence[_Part], default: GgmlType | None) -> _Chains:
         if first != second and not all(first.fits(n) for n in columns[second])
     ]
     chains: _Chains = {}
-    best = len(_cover(parts, chains, default).rules) if pairs else 0
+    best = len(_cover(parts, chains, default, effort).rules) if pairs else 0
     while pairs:
         found = None
         for first, second in pairs:
-            now = len(_cover(parts, {**chains, first: second}, default).rules)
+            if effort.left <= 0:
+                return chains
+            now = len(_cover(parts, {**chains, first: second}, default, effort).rules)
             if now < best:
                 best, found = now, (first, second)
         if found is None:
@@ -214,13 +229,13 @@ def _choose_chains(parts: Sequence[_Part], default: GgmlType | None) -> _Chains:
     return chains
 
 
-def _cover(parts: Sequence[_Part], chains: _Chains, default: GgmlType | None) -> Cover:
+def _cover(parts: Sequence[_Part], chains: _Chains, default: GgmlType | None, effort: _Effort) -> Cover:
     """The rules under these chains."""
     kinds, singles = _sorted_out(parts, chains)
     given = None
     if default is not None:
         given = _answer(default.name, *((chains[default].name,) if default in chains else ()))
-    _choose_bases(kinds, singles, given)
+    _choose_bases(kinds, singles, given, effort)
     chosen = given or _choose_default(kinds, singles)
     exceptions, based = _arrange(kinds, chosen)
     rules = [
@@ -277,7 +292,9 @@ def _sorted_out(parts: Iterable[_Part], chains: _Chains) -> tuple[list[_Kind], l
     return [kinds[key] for key in sorted(kinds)], singles
 
 
-def _choose_bases(kinds: Sequence[_Kind], singles: Sequence[_Single], given: _Answer | None) -> None:
+def _choose_bases(
+    kinds: Sequence[_Kind], singles: Sequence[_Single], given: _Answer | None, effort: _Effort
+) -> None:
     """Choose the base of each kind; `given` is the answer of `@default` where that is no choice.
 
     Kinds with the same answers in the same layers get the same base.
@@ -291,15 +308,20 @@ def _choose_bases(kinds: Sequence[_Kind], singles: Sequence[_Single], given: _An
     bases: list[_Answer] = []
     # Changing one kind at a time leads into dead ends, so begin again with each answer as nobody's base.
     answers = sorted({answer for head in mixed for answer in head.layers}, key=lambda a: a.order)
+    n_exceptions = sum(len(head.layers) for head in heads)
+    price = n_exceptions * (1 + min(_GROUPS, n_exceptions // max(1, len(answers))) // 8)
     for avoided in (None, *answers):
         for head in mixed:
             head.base = head.most_frequent(but=avoided)
-        _improve(heads, mixed)
+        _improve(heads, mixed, effort, price)
         default = given or _choose_default(heads, singles)
         in_rules = {answer for answer, tensor in singles if not _by_default(tensor, answer, default)}
         n_rules, length = _cost(heads, default)
         if best is None or (n_rules + len(in_rules), length) < best:
             best, bases = (n_rules + len(in_rules), length), [head.base for head in mixed]
+        effort.left -= price
+        if effort.left <= 0:
+            break
     for head, base in zip(mixed, bases, strict=True):
         head.base = base
     for family in families.values():
@@ -307,13 +329,16 @@ def _choose_bases(kinds: Sequence[_Kind], singles: Sequence[_Single], given: _An
             kind.base = family[0].base
 
 
-def _improve(heads: Sequence[_Kind], mixed: Sequence[_Kind]) -> None:
+def _improve(heads: Sequence[_Kind], mixed: Sequence[_Kind], effort: _Effort, price: int) -> None:
     """Change one base after the other while that lowers the cost."""
     best = _cost(heads)
     for _ in range(_PASSES):
         before = best
         for head in mixed:
             for answer in sorted(head.layers, key=lambda a: a.order):
+                effort.left -= price
+                if effort.left <= 0:
+                    return
                 old, head.base = head.base, answer
                 now = _cost(heads) if answer != old else best
                 if now < best:
@@ -354,7 +379,7 @@ def _arrange(kinds: Sequence[_Kind], default: _Answer | None) -> tuple[list[_Exc
     joined: dict[tuple[str, _Answer], list[_Exception]] = {}
     for item in items:
         groups = joined.setdefault((item.prefix, item.answer), [])
-        host = next((group for group in groups if group.joins(item)), None)
+        host = next((group for group in groups[:_GROUPS] if group.joins(item)), None)
         if host:
             host.add(item)
         else:
@@ -365,7 +390,8 @@ def _arrange(kinds: Sequence[_Kind], default: _Answer | None) -> tuple[list[_Exc
             by_base.setdefault((kind.prefix, kind.base), []).append(kind)
     based = []
     for key, members in by_base.items():
-        hosts = [next((e for e in joined.get(key, ()) if e.has_room_for(kind)), None) for kind in members]
+        groups = joined.get(key, [])[:_GROUPS]
+        hosts = [next((e for e in groups if e.has_room_for(kind)), None) for kind in members]
         if None in hosts:
             based += members
             continue

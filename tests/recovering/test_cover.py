@@ -1,5 +1,6 @@
 """Few rules for given types: what they are, and that they are exact for any types."""
 
+import random
 import re
 import time
 
@@ -197,3 +198,16 @@ def test_a_thousand_tensors_of_every_type_are_quick() -> None:
     found = cover(tensors)
     assert time.thread_time() - start < 1.0
     assert len(found.rules) <= 4 * 12 + 4
+
+
+def test_a_file_made_to_be_slow_is_not() -> None:
+    rng = random.Random(5)
+    names = ("q8_0", "q6_K", "q5_K", "q4_K", "q3_K", "iq4_xs", "iq4_nl", "q5_0")
+    tensors = [
+        wanted(f"blk.{layer}.kind_{kind}.weight", rng.choice(names), rng.choice([256, 512]))
+        for kind in range(400)
+        for layer in rng.sample(range(500), 10)
+    ]
+    start = time.thread_time()
+    assert types_given(tensors) == [t.type.name for t in tensors]
+    assert time.thread_time() - start < 15
