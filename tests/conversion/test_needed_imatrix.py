@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 import ggplan
 import ggplan.stock
-from ggplan.cli import main
+from ggplan.cli import cli
 from ggplan.errors import PlanError
 from ggplan.ggml_types import TYPES
 from ggplan.planning import Plan
@@ -147,6 +147,6 @@ def test_types_of_ik_llama_cpp_are_named_as_such(source: Path, tmp_path: Path) -
 
 
 def test_the_list_of_types_tells() -> None:
-    lines = CliRunner().invoke(main, ["types"]).output.splitlines()
+    lines = CliRunner().invoke(cli, ["types"]).output.splitlines()
     needing = {line.split()[0] for line in lines if "with an imatrix only" in line}
     assert needing == {t.name for t in TYPES if t.requires_imatrix and t.encodable}
