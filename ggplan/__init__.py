@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ggplan.opening import open_model as open_model
     from ggplan.planning import Plan as Plan
     from ggplan.planning import make_plan as make_plan
+    from ggplan.planning import recipe_from_types as recipe_from_types
     from ggplan.quants import dequantize as dequantize
     from ggplan.quants import quantize as quantize
     from ggplan.quants import quantize_error as quantize_error
@@ -50,6 +51,7 @@ _HOME = {
     "open_model": "ggplan.opening",
     "Plan": "ggplan.planning",
     "make_plan": "ggplan.planning",
+    "recipe_from_types": "ggplan.planning",
     "dequantize": "ggplan.quants",
     "quantize": "ggplan.quants",
     "quantize_error": "ggplan.quants",

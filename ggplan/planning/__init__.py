@@ -1,5 +1,6 @@
 """From a model and a recipe to a plan: every tensor's type, bytes and place, before a weight is read."""
 
+from ggplan.planning.derived import recipe_from_types, recipe_of_mix
 from ggplan.planning.fallback import FallbackTable
 from ggplan.planning.plan import Nonfinite, Plan, PlannedTensor
 from ggplan.planning.planner import make_plan
@@ -16,5 +17,7 @@ __all__ = [
     "by_role",
     "by_type",
     "make_plan",
+    "recipe_from_types",
+    "recipe_of_mix",
     "role_of",
 ]
