@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from ggplan.rules import Recipe as Recipe
     from ggplan.rules import load_recipe as load_recipe
     from ggplan.rules import parse_recipe as parse_recipe
-    from ggplan.verification import verify as verify
     from ggplan.stock import find_mix as find_mix
+    from ggplan.verification import verify as verify
 
 _HOME = {
     "convert": "ggplan.conversion",
