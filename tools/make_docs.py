@@ -4,6 +4,7 @@
 
 - docs/plan.svg: `ggplan plan` on GLM-4.5-Air's names and shapes with the README's own recipe.
 - docs/commands.md: every command's --help.
+- docs/record.schema.json: the schema of records of measurements.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ sys.path.insert(0, str(ROOT / "tests" / "planning"))
 
 import glm_4_5_air  # noqa: E402
 
+from ggplan.measure.schema import record_schema  # noqa: E402
 from ggplan.sources.inventory import inventory_json  # noqa: E402
 
 WIDTH = 100
@@ -33,6 +35,8 @@ WIDTH = 100
 def main() -> None:
     draw_plan()
     (ROOT / "docs" / "commands.md").write_text(commands_page(), encoding="utf-8")
+    schema = json.dumps(record_schema(), indent=1, ensure_ascii=False) + "\n"
+    (ROOT / "docs" / "record.schema.json").write_text(schema, encoding="utf-8")
 
 
 def commands_page() -> str:

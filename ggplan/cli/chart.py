@@ -95,13 +95,13 @@ def chart_command(
 
 def _types(files: tuple[str, ...], recipe: str | None, pre: str | None, title: str) -> Drawing:
     from ggplan.charts.types_map import draw_types
+    from ggplan.cli.planned import open_model_or_inventory, recipe_or_mix
     from ggplan.planning import make_plan
 
     if len(files) != 1:
         raise click.UsageError("--kind types draws one model")
-    return draw_types(
-        make_plan(open_model(files[0], pre=pre), load_recipe(recipe) if recipe else None), title=title
-    )
+    plan = make_plan(open_model_or_inventory(files[0], pre), recipe_or_mix(recipe))
+    return draw_types(plan, title=title)
 
 
 def _records(paths: list[Path], model_name: str | None) -> list[Record]:

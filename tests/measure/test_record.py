@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import jsonschema
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,6 +28,7 @@ from ggplan.measure.record import (
     record_to_json,
     save_record,
 )
+from ggplan.measure.schema import record_schema
 
 words = st.text(max_size=8)
 counts = st.integers(0, 1 << 50)
@@ -62,6 +64,25 @@ records = st.builds(
 @given(records)
 def test_records_survive_json(record: Record) -> None:
     assert record_from_json(json.loads(json.dumps(record_to_json(record)))) == record
+
+
+@given(records)
+def test_records_are_as_the_published_schema_says(record: Record) -> None:
+    jsonschema.Draft202012Validator(record_schema()).validate(json.loads(json.dumps(record_to_json(record))))
+
+
+def test_the_published_schema_is_the_codes() -> None:
+    published = Path(__file__).parents[2] / "docs" / "record.schema.json"
+    assert json.loads(published.read_text("utf-8")) == record_schema(), "run tools/make_docs.py"
+
+
+def test_published_records_hold_to_the_schema() -> None:
+    files = sorted((Path(__file__).parents[2] / "ppl_graphs" / "data").glob("*.json"))
+    assert files
+    for file in files:
+        jsonschema.Draft202012Validator(record_schema()).validate(json.loads(file.read_text("utf-8")))
+        record = load_record(file)
+        assert record_to_csv(record) == file.with_suffix(".csv").read_text("utf-8")
 
 
 @given(records)
