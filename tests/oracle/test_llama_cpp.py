@@ -179,7 +179,7 @@ def test_one_type_for_all_is_llama_quantizes_bytes(
     assert tensors_of(ours) == tensors_of(peer)
 
 
-@pytest.mark.parametrize("type_", ["q2_K", "q4_K", "q5_1", "iq4_nl", "iq4_xs"])
+@pytest.mark.parametrize("type_", ["q2_K", "q4_K", "q5_1", "iq4_nl", "iq4_xs", "iq1_m"])
 def test_with_an_imatrix_it_is_llama_quantizes_bytes(
     programs: Path, demo_model: Path, theirs: Path, tmp_path: Path, type_: str
 ) -> None:
