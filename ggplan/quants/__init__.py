@@ -99,10 +99,7 @@ def quantize(
         raise QuantizationError(
             f"ggplan cannot write {target.described}", hint="`ggplan types` lists the types it can"
         )
-    if target.requires_imatrix and imatrix is None:
-        raise QuantizationError(
-            f"{target} cannot be encoded without an imatrix", hint="pass imatrix=, one importance per column"
-        )
+    _require_imatrix(target, imatrix)
     require_effort(effort)
     weights = _as_float32(_as_array(rows), "weights")
     if weights.ndim == 0:
@@ -216,7 +213,14 @@ def require_effort(effort: str) -> None:
 def encode_into(
     rows: F32Array, type: GgmlType, imatrix: F32Array | None, out: Bytes, effort: str = "default"
 ) -> None:
-    """Encode contiguous finite `rows` (m, n) into contiguous `out` (m, row bytes), unchecked."""
+    """Encode contiguous finite `rows` (m, n) into contiguous `out` (m, row bytes), unchecked.
+
+    Raises
+    ------
+    QuantizationError
+        If the type cannot be encoded without an imatrix and there is none.
+    """
+    _require_imatrix(type, imatrix)
     encoder(type.name, effort)(rows, imatrix, out)
 
 
@@ -242,6 +246,13 @@ def warm_up(types: Iterable[GgmlType], *, with_imatrix: bool, effort: str = "def
         importance = np.ones(n, np.float32) if with_imatrix or type.requires_imatrix else None
         encode_into(
             np.zeros((1, n), np.float32), type, importance, np.empty((1, type.row_bytes(n)), np.uint8), effort
+        )
+
+
+def _require_imatrix(type: GgmlType, imatrix: ArrayLike | None) -> None:
+    if type.requires_imatrix and imatrix is None:
+        raise QuantizationError(
+            f"{type} cannot be encoded without an imatrix", hint="pass imatrix=, one importance per column"
         )
 
 

@@ -177,6 +177,13 @@ def test_types_without_a_choice_ignore_the_imatrix(name: str) -> None:
     assert (quantize(weights, name, imatrix=np.arange(64)) == quantize(weights, name)).all()
 
 
+@pytest.mark.parametrize("type", [t for t in ENCODABLE if t.requires_imatrix], ids=str)
+def test_what_needs_an_imatrix_is_never_encoded_without(type: GgmlType) -> None:
+    rows = bell(1, 256)
+    with pytest.raises(QuantizationError, match="without an imatrix"):
+        encode_into(rows, type, None, np.empty((1, type.block_bytes), np.uint8))
+
+
 @given(
     st.integers(0, 200_000).flatmap(
         lambda n: st.tuples(st.just(n), st.sets(st.integers(0, max(n - 1, 0)), max_size=3 if n else 0))
