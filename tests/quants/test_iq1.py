@@ -26,6 +26,8 @@ COLUMNS = 9 * 256
 
 # Where products of such weights overflow, ggml reads beyond its arrays, or aborts.
 OVERFLOWING = {
+    "1e18",
+    "1e25",
     "1e37",
     "largest",
     "wide magnitude by sub-block",
