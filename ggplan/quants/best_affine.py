@@ -72,9 +72,17 @@ _FIRST, _STEP, _TRIALS = np.float32(-0.9), np.float32(0.1), 19
 _POLISHES = 2
 _PAIRS = 12
 _ROUNDS = 4
-_WIDE, _NARROW = 3, 2
+
+# How far from a sub-block's scale and min to look for better ones, at first and then. ggml itself takes twice
+# as long with an importance matrix.
+_RADII = np.array((3, 2), np.int64)
+_RADII_WITH_IMPORTANCE = np.array((5, 3), np.int64)
 _SINGULAR = np.float32(1e-5)
-_WIDE, _NARROW = 3, 2
+
+# How far from a sub-block's scale and min to look for better ones, at first and then. ggml itself takes twice
+# as long with an importance matrix.
+_RADII = np.array((3, 2), np.int64)
+_RADII_WITH_IMPORTANCE = np.array((5, 3), np.int64)
 
 
 def encode_q2_k(
@@ -83,7 +91,7 @@ def encode_q2_k(
     """Write 84 bytes for 256 weights."""
     q2_k.encode(rows, importance, out)
     columns = np.empty(0, np.float32) if importance is None else importance
-    _refine_q2_k(flat(rows), flat(columns), 16, out.reshape(-1))
+    _refine_q2_k(flat(rows), flat(columns), 16, _radii(importance), out.reshape(-1))
 
 
 def encode_q4_k(
@@ -92,7 +100,7 @@ def encode_q4_k(
     """Write 144 bytes for 256 weights."""
     q45_k.encode_q4_k(rows, importance, out)
     columns = np.empty(0, np.float32) if importance is None else importance
-    _refine_q45_k(flat(rows), flat(columns), 32, 15, out.reshape(-1))
+    _refine_q45_k(flat(rows), flat(columns), 32, 15, _radii(importance), out.reshape(-1))
 
 
 def encode_q5_k(
@@ -101,11 +109,15 @@ def encode_q5_k(
     """Write 176 bytes for 256 weights."""
     q45_k.encode_q5_k(rows, importance, out)
     columns = np.empty(0, np.float32) if importance is None else importance
-    _refine_q45_k(flat(rows), flat(columns), 32, 31, out.reshape(-1))
+    _refine_q45_k(flat(rows), flat(columns), 32, 31, _radii(importance), out.reshape(-1))
+
+
+def _radii(importance: NDArray[np.float32] | None) -> NDArray[np.int64]:
+    return _RADII if importance is None else _RADII_WITH_IMPORTANCE
 
 
 @kernel
-def _refine_q2_k(weights: Any, importance: Any, size: Any, out: Any) -> None:
+def _refine_q2_k(weights: Any, importance: Any, size: Any, radii: Any, out: Any) -> None:
     tile = new_floats(SUPERBLOCK * TILE)
     weight = new_floats(SUPERBLOCK * TILE)
     scratch = new_floats(SUPERBLOCK * TILE)
@@ -128,7 +140,7 @@ def _refine_q2_k(weights: Any, importance: Any, size: Any, out: Any) -> None:
                 mins[j * TILE + r] = out[at + j] >> 4
             units[r] = half_at(out, at + 80)
             units[TILE + r] = half_at(out, at + 82)
-        d, dmin, better = _refine(tile, weight, size, 3, 15, units, scales, mins, scratch)
+        d, dmin, better = _refine(tile, weight, size, 3, 15, units, scales, mins, radii, scratch)
         if any_lane(better):
             q2_k.pack_scales(d, dmin, scales, mins, block, fit)
             for j in range(16):
@@ -138,7 +150,7 @@ def _refine_q2_k(weights: Any, importance: Any, size: Any, out: Any) -> None:
 
 
 @kernel
-def _refine_q45_k(weights: Any, importance: Any, size: Any, highest: Any, out: Any) -> None:
+def _refine_q45_k(weights: Any, importance: Any, size: Any, highest: Any, radii: Any, out: Any) -> None:
     block_bytes = 144 if highest == 15 else 176
     tile = new_floats(SUPERBLOCK * TILE)
     weight = new_floats(SUPERBLOCK * TILE)
@@ -165,7 +177,7 @@ def _refine_q45_k(weights: Any, importance: Any, size: Any, highest: Any, out: A
                 mins[(4 + j) * TILE + r] = (last >> 4) | (out[at + 8 + j] >> 6 << 4)
             units[r] = half_at(out, at)
             units[TILE + r] = half_at(out, at + 2)
-        d, dmin, better = _refine(tile, weight, size, highest, 63, units, scales, mins, scratch)
+        d, dmin, better = _refine(tile, weight, size, highest, 63, units, scales, mins, radii, scratch)
         if any_lane(better):
             q45_k.pack_scales(d, dmin, scales, mins, 63, block, fit)
             for j in range(8):
@@ -186,6 +198,7 @@ def _refine(
     units: Any,
     scales: Any,
     mins: Any,
+    radii: Any,
     scratch: Any,
 ) -> Any:
     """Improve sixteen superblocks.
@@ -198,6 +211,8 @@ def _refine(
         Weights in a sub-block; the highest level; the largest scale and min.
     units, scales, mins
         What the default encoder found: the bits of d and dmin, then the integers, which are improved.
+    radii
+        How far to look for better integers, at first and then.
     scratch
         As large as the tile.
 
@@ -231,7 +246,7 @@ def _refine(
             _keep(d == d, count, scales, mins, new_scales, new_mins)
         this_error = _choose(
             tile, weight, size, highest, largest, this_d, this_dmin, new_scales, new_mins,
-            _NARROW if turn else _WIDE,
+            radii[min(turn, 1)],
         )  # fmt: skip
         better = this_error < least
         moved = turn == 0 or any_lane(better)

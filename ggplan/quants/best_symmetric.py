@@ -116,7 +116,7 @@ def _refine_q3_k(weights: Any, importance: Any, size: Any, out: Any) -> None:
                 scales[j * TILE + r] = np.int32(low | (high << 4)) - 32
             units[r] = half_at(out, at + 108)
         d, better = _refine(
-            tile, weight, size, EVEN, -4, -32, units, scales, np.float32(2.5), np.float32(0.15), 16, 3, 2
+            tile, weight, size, EVEN, -4, -32, units, scales, np.float32(2.5), np.float32(0.15), 16, 4, 3
         )
         if any_lane(better):
             q3_k.pack(tile, tile, d, scales, fit, levels, block)
@@ -145,7 +145,7 @@ def _refine_q6_k(weights: Any, importance: Any, size: Any, out: Any) -> None:
                 scales[j * TILE + r] = np.int8(out[at + 192 + j])
             units[r] = half_at(out, at + 208)
         d, better = _refine(
-            tile, weight, size, EVEN, -32, -128, units, scales, np.float32(29), np.float32(0.3), 13, 8, 2
+            tile, weight, size, EVEN, -32, -128, units, scales, np.float32(29), np.float32(0.3), 13, 12, 3
         )
         if any_lane(better):
             q6_k.pack_scales(d, scales, block, fit)
