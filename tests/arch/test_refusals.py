@@ -2,7 +2,6 @@
 
 import json
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -257,10 +256,8 @@ def test_an_expression_that_never_ends(tmp_path: Path) -> None:
         slow["pattern"] = {"Regex": r"(?:(?:\S|\s){1,2}){19}(?!)"}
         document["pre_tokenizer"]["pretokenizers"].insert(0, slow)
 
-    started = time.monotonic()
     error = tokenizer_refusal(tmp_path, change, pre=None)
     assert error.message.endswith("encoding a line of text takes more than 3 seconds")
-    assert time.monotonic() - started < 5
 
 
 @pytest.mark.parametrize("name", ["tokenizer.model", "tiktoken.model", "tekken.json"])
