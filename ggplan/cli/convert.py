@@ -13,7 +13,7 @@ from ggplan.cli.sizes import ByteCount
 if TYPE_CHECKING:
     from ggplan.conversion import ConversionResult
     from ggplan.model import Model
-    from ggplan.planning import FallbackTable, Nonfinite, Plan
+    from ggplan.planning import Effort, FallbackTable, Nonfinite, Plan
 
 _EPILOG = """\b
 Examples:
@@ -75,6 +75,7 @@ def convert_command(
     imatrix_path: str | None,
     fallback: FallbackTable,
     nonfinite: Nonfinite,
+    effort: Effort,
     strict: bool,
     pre: str | None,
     threads: int | None,
@@ -98,7 +99,7 @@ def convert_command(
     from ggplan.cli.output import print_diagnostics, print_json
     from ggplan.cli.planned import plan_from
 
-    plan = plan_from(model, recipe_name, imatrix_path, fallback, strict, pre, nonfinite, pure)
+    plan = plan_from(model, recipe_name, imatrix_path, fallback, strict, pre, nonfinite, effort, pure)
     print_diagnostics(plan, quiet=quiet)
     result = run_conversion(
         plan,

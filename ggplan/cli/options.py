@@ -33,6 +33,10 @@ def planning_options(command: _Command) -> _Command:
             "--nonfinite", type=click.Choice(["refuse", "zero", "keep"]), default="refuse", show_default=True,
             help="Weights that are NaN or infinite: an error, zeros, or kept in f32, f16 and bf16.",
         ),
+        click.option(
+            "--effort", type=click.Choice(["default", "best"]), default="default", show_default=True,
+            help="llama.cpp's bytes, or the least error in as many bytes, in up to ten times the time.",
+        ),
         click.option("--strict", is_flag=True, help="Refuse any fallback the recipe does not write itself."),
         click.option(
             "--pre", metavar="NAME",

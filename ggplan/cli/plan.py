@@ -9,7 +9,7 @@ import click
 from ggplan.cli.options import planning_options
 
 if TYPE_CHECKING:
-    from ggplan.planning import FallbackTable, Nonfinite
+    from ggplan.planning import Effort, FallbackTable, Nonfinite
 
 _EPILOG = """\b
 Examples:
@@ -34,6 +34,7 @@ def plan_command(
     imatrix_path: str | None,
     fallback: FallbackTable,
     nonfinite: Nonfinite,
+    effort: Effort,
     strict: bool,
     pre: str | None,
     show_tensors: bool,
@@ -48,7 +49,7 @@ def plan_command(
     from ggplan.cli.output import print_diagnostics, print_plan, print_table
     from ggplan.cli.planned import plan_from
 
-    plan = plan_from(model, recipe_name, imatrix_path, fallback, strict, pre, nonfinite, pure)
+    plan = plan_from(model, recipe_name, imatrix_path, fallback, strict, pre, nonfinite, effort, pure)
     if output or as_json:
         import json
         from pathlib import Path

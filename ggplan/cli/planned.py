@@ -8,7 +8,7 @@ import click
 
 if TYPE_CHECKING:
     from ggplan.model import Model
-    from ggplan.planning import FallbackTable, Nonfinite, Plan
+    from ggplan.planning import Effort, FallbackTable, Nonfinite, Plan
     from ggplan.rules import Recipe
     from ggplan.stock import Mix
 
@@ -21,6 +21,7 @@ def plan_from(
     strict: bool,
     pre: str | None,
     nonfinite: Nonfinite = "refuse",
+    effort: Effort = "default",
     pure: bool = False,
 ) -> Plan:
     """Open the model, load recipe and imatrix, and plan."""
@@ -33,7 +34,9 @@ def plan_from(
         from ggplan.imatrix import load_imatrix
 
         imatrix = load_imatrix(imatrix_path)
-    return make_plan(model, recipe, imatrix=imatrix, fallback=fallback, strict=strict, nonfinite=nonfinite)
+    return make_plan(
+        model, recipe, imatrix=imatrix, fallback=fallback, strict=strict, nonfinite=nonfinite, effort=effort
+    )
 
 
 def open_model_or_inventory(path: str, pre: str | None = None) -> Model:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ggplan.planning import Nonfinite, Plan, PlannedTensor
+from ggplan.planning import Effort, Nonfinite, Plan, PlannedTensor
 from ggplan.planning.importance import importance_of
 
 if TYPE_CHECKING:
@@ -25,7 +25,8 @@ CHUNK_WEIGHTS = 1 << 18
 class Chunk:
     """Rows `start` up to `stop` of a tensor, and where their bytes go in the file.
 
-    `importance` is the whole tensor's, (n_slices, n_columns), or None; `nonfinite` is the plan's.
+    `importance` is the whole tensor's, (n_slices, n_columns), or None; `nonfinite` and `effort` are the
+    plan's.
     """
 
     planned: PlannedTensor
@@ -34,6 +35,7 @@ class Chunk:
     file_offset: int
     importance: NDArray[np.float32] | None
     nonfinite: Nonfinite = "refuse"
+    effort: Effort = "default"
 
 
 def chunks_of(plan: Plan, chunk_weights: int = CHUNK_WEIGHTS) -> Iterator[Chunk]:
@@ -51,4 +53,5 @@ def chunks_of(plan: Plan, chunk_weights: int = CHUNK_WEIGHTS) -> Iterator[Chunk]
         step = -(-step // planned.type.row_group) * planned.type.row_group
         for start in range(0, tensor.n_rows, step):
             offset = data_start + planned.offset + start * row_bytes
-            yield Chunk(planned, start, min(start + step, tensor.n_rows), offset, importance, plan.nonfinite)
+            stop = min(start + step, tensor.n_rows)
+            yield Chunk(planned, start, stop, offset, importance, plan.nonfinite, plan.effort)

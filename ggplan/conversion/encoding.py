@@ -34,11 +34,12 @@ def encode_chunk(chunk: Chunk) -> bytes | memoryview:
     out = np.empty((len(rows), planned.type.row_bytes(tensor.n_columns)), np.uint8)
     importance = chunk.importance
     if importance is None:
-        encode_into(rows, planned.type, None, out)
+        encode_into(rows, planned.type, None, out, chunk.effort)
     else:
         rows_per_slice = tensor.n_rows // len(importance)
         for slice_, start, stop in _slices(chunk, rows_per_slice):
-            encode_into(rows[start:stop], planned.type, importance[slice_], out[start:stop])
+            part = slice(start, stop)
+            encode_into(rows[part], planned.type, importance[slice_], out[part], chunk.effort)
     settle_overflow(rows, tensor, chunk.start, planned.type, chunk.nonfinite, out)
     if not finite and chunk.nonfinite == "keep":
         keep_into(rows, planned.type, out)

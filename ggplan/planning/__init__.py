@@ -2,12 +2,13 @@
 
 from ggplan.planning.derived import recipe_from_types, recipe_of_mix
 from ggplan.planning.fallback import FallbackTable
-from ggplan.planning.plan import Nonfinite, Plan, PlannedTensor
+from ggplan.planning.plan import Effort, Nonfinite, Plan, PlannedTensor
 from ggplan.planning.planner import make_plan
 from ggplan.planning.roles import Role, role_of
 from ggplan.planning.summary import Share, by_role, by_type
 
 __all__ = [
+    "Effort",
     "FallbackTable",
     "Nonfinite",
     "Plan",

@@ -68,6 +68,8 @@ class PlannedTensor:
         return self.type == self.tensor.type and self.tensor.read_bytes is not None
 
 
+Effort = Literal["default", "best"]
+"""How the encoders search: for llama.cpp's bytes, or for the least error in as many bytes."""
 Nonfinite = Literal["refuse", "zero", "keep"]
 """What becomes of weights that are NaN or infinite; `ggplan.conversion.finiteness` tells it in full."""
 
@@ -92,6 +94,8 @@ class Plan:
         Size of the data part, padding included.
     nonfinite
         What becomes of weights that are not finite.
+    effort
+        How the encoders search.
     """
 
     model: Model
@@ -103,6 +107,7 @@ class Plan:
     fallback: FallbackTable
     data_bytes: int
     nonfinite: Nonfinite = "refuse"
+    effort: Effort = "default"
 
     @cached_property
     def header(self) -> bytes:

@@ -12,7 +12,7 @@ from ggplan.planning.decisions import Decision, decide, n_dimensions
 from ggplan.planning.derived import recipe_of_mix
 from ggplan.planning.fallback import FallbackTable
 from ggplan.planning.layout import file_order, place
-from ggplan.planning.plan import Nonfinite, Plan, PlannedTensor
+from ggplan.planning.plan import Effort, Nonfinite, Plan, PlannedTensor
 from ggplan.planning.provenance import output_metadata
 from ggplan.planning.roles import role_of
 from ggplan.rules import Diagnostic, Recipe
@@ -30,6 +30,7 @@ def make_plan(
     fallback: FallbackTable = "llama.cpp",
     strict: bool = False,
     nonfinite: Nonfinite = "refuse",
+    effort: Effort = "default",
 ) -> Plan:
     """Apply a recipe to a model.
 
@@ -47,6 +48,8 @@ def make_plan(
     nonfinite
         What becomes of weights that are NaN or infinite: an error, zeros, or themselves where the type can
         hold them (f32, f16, bf16).
+    effort
+        "best" encodes with less error than llama.cpp, in as many bytes and more time, where ggplan knows how.
 
     Raises
     ------
@@ -86,12 +89,15 @@ def make_plan(
         model=model,
         recipe=recipe,
         tensors=planned,
-        metadata=output_metadata(model.metadata, recipe, imatrix, weights_by_type, nonfinite, fallback),
+        metadata=output_metadata(
+            model.metadata, recipe, imatrix, weights_by_type, nonfinite, fallback, effort
+        ),
         diagnostics=diagnostics + findings.about_types(decisions),
         imatrix=imatrix,
         fallback=fallback,
         data_bytes=data_bytes,
         nonfinite=nonfinite,
+        effort=effort,
     )
 
 

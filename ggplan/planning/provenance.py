@@ -36,6 +36,7 @@ def output_metadata(
     weights_by_type: Iterable[tuple[GgmlType, int]],
     nonfinite: str = "refuse",
     fallback: str = "llama.cpp",
+    effort: str = "default",
 ) -> Metadata:
     """The output's metadata, in the source's order with new keys at the end.
 
@@ -43,7 +44,7 @@ def output_metadata(
     ----------
     weights_by_type
         A type and a number of weights for each tensor, to name the file's type.
-    nonfinite, fallback
+    nonfinite, fallback, effort
         The plan's; recorded where they are not the default.
     """
     metadata = {
@@ -77,4 +78,6 @@ def output_metadata(
         metadata["ggplan.fallback"] = string(fallback)
     if nonfinite != "refuse":
         metadata["ggplan.nonfinite"] = string(nonfinite)
+    if effort != "default":
+        metadata["ggplan.effort"] = string(effort)
     return metadata

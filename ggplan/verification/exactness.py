@@ -17,7 +17,7 @@ from ggplan.conversion.encoding import encode_chunk
 from ggplan.errors import CheckpointError, PlanError
 from ggplan.metadata import Metadata
 from ggplan.model import Model, TensorInfo
-from ggplan.planning import FallbackTable, Nonfinite, Plan, make_plan
+from ggplan.planning import Effort, FallbackTable, Nonfinite, Plan, make_plan
 from ggplan.rules import Recipe, parse_recipe
 from ggplan.text import printable
 from ggplan.verification.faults import HEADER, Fault
@@ -71,6 +71,7 @@ def plan_again(
         imatrix=imatrix,
         fallback=fallback or _recorded(written.metadata, "ggplan.fallback", FallbackTable, "llama.cpp"),
         nonfinite=_recorded(written.metadata, "ggplan.nonfinite", Nonfinite, "refuse"),
+        effort=_recorded(written.metadata, "ggplan.effort", Effort, "default"),
     )
 
 
