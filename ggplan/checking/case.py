@@ -68,20 +68,33 @@ def make_case(model: Model, recipe: Recipe, table: FallbackTable) -> Case:
         If matching takes too long.
     """
     decisions = tuple(decide(model.tensors, recipe, table, tolerant=True))
-    members: list[set[int]] = [set() for _ in recipe.rules]
-    decided: list[set[int]] = [set() for _ in recipe.rules]
+    together: dict[tuple[int, ...], list[int]] = {}  # the tensors of a role are matched by the same rules
+    decided: dict[int, list[int]] = {}
     for i, decision in enumerate(decisions):
-        for rule in decision.matching:
-            members[rule].add(i)
+        together.setdefault(decision.matching, []).append(i)
         if decision.rule is not None:
-            decided[decision.rule].add(i)
+            decided.setdefault(decision.rule, []).append(i)
+    groups: dict[int, list[int]] = {}
+    for number, hits in enumerate(together):
+        for rule in hits:
+            groups.setdefault(rule, []).append(number)
+    lists = list(together.values())
+    sets: dict[tuple[int, ...], frozenset[int]] = {}  # rules that match the same tensors share one
+
+    def joined(numbers: list[int]) -> frozenset[int]:
+        key = tuple(numbers)
+        if key not in sets:
+            sets[key] = frozenset(i for number in numbers for i in lists[number])
+        return sets[key]
+
+    n_rules = len(recipe.rules)
     return Case(
         model,
         recipe,
         Blocks.of(t.name for t in model.tensors),
         decisions,
-        tuple(map(frozenset, members)),
-        tuple(map(frozenset, decided)),
+        tuple(joined(groups.get(rule, [])) for rule in range(n_rules)),
+        tuple(frozenset(decided.get(rule, ())) for rule in range(n_rules)),
     )
 
 

@@ -24,6 +24,7 @@ from ggplan.rules.fixing import apply_fixes
 from ggplan.rules.loading import recipe_text
 from ggplan.rules.recipe import split_lines
 
+MANY_RULES = 2_000
 _ROUNDS = 30  # of repairs of syntax; one round finds all errors but those of the text as a whole
 
 
@@ -190,6 +191,8 @@ def _parse_with(
 
 def _findings(case: Case, space: Workspace) -> list[Diagnostic]:
     """All that names and shapes say."""
+    if len(case.recipe.rules) > MANY_RULES:
+        return _main_findings(case, space)
     gaps = list(coverage.about_gaps(case))
     shadowed = list(matching.about_shadowed(case, space))
     found = [
@@ -216,6 +219,22 @@ def _findings(case: Case, space: Workspace) -> list[Diagnostic]:
     found += matching.about_partly_shadowed(case)
     found += matching.about_order(case)
     return _once_a_line(found)
+
+
+def _main_findings(case: Case, space: Workspace) -> list[Diagnostic]:
+    """The findings about a recipe of very many rules, without those that look at each pattern."""
+    space.trials = 0
+    message = f"more than {MANY_RULES:,} rules: what single patterns look like was not checked"
+    return [
+        *_about_text(case.recipe),
+        *_about_architecture(case),
+        *matching.about_dead(case, space),
+        *matching.about_shadowed(case, space),
+        *shapes.about_shapes(case),
+        *coverage.about_uncovered(case, space, frozenset()),
+        *_broken_promises(case, None),
+        Diagnostic("GP009", "note", message, case.recipe.file),
+    ]
 
 
 def _explains(shadowed: Sequence[Diagnostic], crossing: Diagnostic) -> bool:

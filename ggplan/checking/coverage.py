@@ -21,6 +21,7 @@ from ggplan.text import format_bytes, printable
 
 _ANY_BLOCK = re.compile(r"(\\d|\[0-9\]|\.)[+*]\??|\\d\{\d+,\d*\}")
 _GROUP = re.compile(r"_(gate|up|down|q|k|v|output)(?=_|\.|$)")
+_MOST_LEFT_TO_DEFAULT = 2  # blocks; leaving more to `@default` is a way to write a recipe
 _MOST_MISSING = 0.25  # of a kind's blocks; more is a plan, not a slip
 
 
@@ -28,11 +29,13 @@ def about_gaps(case: Case) -> Iterator[tuple[Diagnostic, frozenset[int]]]:
     """GP107: blocks that the rules of a kind leave out beside its siblings, and the tensors concerned."""
     by_kind = kinds(case, (i for i, t in enumerate(case.tensors) if block_of(t.name) is not None))
     listing = {i: place for i, rule in case.rules() if (place := block_list(rule))}
+    by_default = case.recipe.default is not None
     left_out: dict[str, list[int]] = {}
     for kind, members in by_kind.items():
         left = [t for t in members if case.decisions[t].protected is None and case.decisions[t].rule is None]
         listed = sum(1 for t in members if case.decisions[t].rule in listing)
-        if left and listed and len(left) <= max(1, _MOST_MISSING * len(members)):
+        most = _MOST_LEFT_TO_DEFAULT if by_default else max(1, _MOST_MISSING * len(members))
+        if left and listed and len(left) <= most and len(left) < len(members) / 2:
             left_out[kind] = left
     for kind, left in left_out.items():
         blocks = {block_of(case.tensors[t].name) for t in left}
@@ -41,12 +44,11 @@ def about_gaps(case: Case) -> Iterator[tuple[Diagnostic, frozenset[int]]]:
             k
             for k in siblings
             if any(
-                block_of(case.tensors[t].name) in blocks and case.decisions[t].rule in listing
+                block_of(case.tensors[t].name) in blocks and case.decisions[t].rule is not None
                 for t in by_kind[k]
             )
         ]
-        uncovered = any(not case.decisions[t].by_default for t in left)
-        if not beside and not uncovered:
+        if not beside and by_default:
             continue
         index = max(
             (i for i in listing if any(case.decisions[t].rule == i for t in by_kind[kind])),

@@ -23,6 +23,7 @@ from ggplan.inventories import words as words_of_gguf
 from ggplan.rules import Diagnostic, Edit, Fix, Rule, dead_rules, shadowed_rules
 from ggplan.rules.roles import block_of
 
+_MOST_SEARCHED = 50  # dead rules that get a suggestion
 _WORD = re.compile(r"[A-Za-z_]{3,}")
 _HUB_WORDS = {
     "q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v", "o_proj": "attn_output",
@@ -34,11 +35,14 @@ _HUB_WORDS = {
 def about_dead(case: Case, space: Workspace) -> Iterator[Diagnostic]:
     """GP101: rules that match no tensor, with the word that was probably meant."""
     own = {(rule.file, rule.line): rule for _, rule in case.rules()}
+    searched = 0
     for found in dead_rules(case.recipe, [d.matching for d in case.decisions]):
         rule = own.get((found.file, found.line))
         if rule is None:
             continue
-        fixes = [fix for pattern in _nearby(rule, case) if (fix := rewritten(rule, pattern, safe=False))]
+        searched += 1
+        near = _nearby(rule, case) if searched <= _MOST_SEARCHED else ()
+        fixes = [fix for pattern in near if (fix := rewritten(rule, pattern, safe=False))]
         alive = [fix for fix in fixes if (tried := space.tried([fix])) and _alive(tried, rule)]
         if alive:
             fix = space.best(alive) or alive[0]
@@ -51,29 +55,39 @@ def about_dead(case: Case, space: Workspace) -> Iterator[Diagnostic]:
 def about_shadowed(case: Case, space: Workspace) -> Iterator[Diagnostic]:
     """GP102 and GP104: rules that never decide, because rules above take all they match."""
     at = {(rule.file, rule.line): i for i, rule in case.rules()}
+    searched = 0
     deciding = [d.rule for d in case.decisions]
+    takers_of: dict[frozenset[int], list[int]] = {}  # by what a rule matches
     for found in shadowed_rules(case.recipe, [d.matching for d in case.decisions], deciding):
         index = at.get((found.file, found.line))
         if index is None:
             continue
         rule = case.recipe.rules[index]
-        takers = sorted({i for t in case.members[index] if (i := deciding[t]) is not None})
+        if case.members[index] not in takers_of:
+            found_takers = {i for t in case.members[index] if (i := deciding[t]) is not None}
+            takers_of[case.members[index]] = sorted(found_takers)
+        takers = takers_of[case.members[index]]
         first = case.recipe.rules[takers[0]]
-        if len(takers) == 1 and case.members[takers[0]] == case.members[index]:
-            yield _duplicate(first, rule)
+        twin = next((t for t in takers if case.members[t] == case.members[index]), None)
+        if twin is not None:
+            yield _duplicate(case.recipe.rules[twin], rule)
             continue
-        fix, help, code = _unshadow(case, space, index, takers), found.help, "GP102"
+        searched += 1
+        fix = (
+            _unshadow(case, space, index, takers) if searched <= _MOST_SEARCHED else deleted(rule, safe=False)
+        )
+        help = found.help
         if fix is not None and len(fix.edits) == 1 and fix.edits[0].length is not None:
             help = f"{lines_of(first, rule)} reaches too far: write `{fix.edits[0].text}` there"
         elif fix is not None and len(fix.edits) == 1:
             same = all(case.recipe.rules[t].choice.types == rule.choice.types for t in takers)
             help = "delete it: its tensors get this type already" if same else "delete it"
-        yield at_rule(code, "warning", rule, found.message, help, fix)
+        yield at_rule("GP102", "warning", rule, found.message, help, fix)
 
 
 def _duplicate(first: Rule, rule: Rule) -> Diagnostic:
     same_types = first.choice.types == rule.choice.types
-    message = f"{lines_of(first, rule)} matches the same tensors and decides them all"
+    message = f"{lines_of(first, rule)} matches the same tensors"
     if not same_types:
         message += f", as {first.choice.text}"
     help = "delete it" if same_types else "delete the one you do not mean"

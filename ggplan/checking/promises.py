@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import math
 import operator
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ggplan.checking.case import Case
 from ggplan.checking.wording import some
@@ -16,6 +17,7 @@ from ggplan.rules.recipe import Location
 from ggplan.rules.roles import expand_role
 from ggplan.text import format_bytes, printable
 
+_MOST_SUGGESTED = 10  # unknown tensors that get the nearest name
 _COMPARE: dict[str, Callable[[float, float], bool]] = {
     "<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt,
     "==": operator.eq, "!=": operator.ne,
@@ -37,27 +39,52 @@ def outcomes(case: Case) -> Iterator[Outcome]:
         *((a.location.line, a) for a in case.recipe.assertions),
         *((t.locations[0].line, t) for t in case.recipe.tests),
     ]
+    facts = _Facts(case)
     for _, promise in sorted(promises, key=lambda pair: pair[0]):
-        yield _assertion(case, promise) if isinstance(promise, Assertion) else _test(case, promise)
+        yield _assertion(facts, promise) if isinstance(promise, Assertion) else _test(facts, promise)
 
 
-def _assertion(case: Case, promise: Assertion) -> Outcome:
+@dataclass(slots=True)
+class _Facts:
+    """What promises are held against, each measured once."""
+
+    case: Case
+    _indices: dict[str, int] = field(default_factory=dict)
+    _measured: dict[tuple[str, str], tuple[float, str]] = field(default_factory=dict)
+    suggested: int = 0
+
+    def find(self, name: str) -> int | None:
+        """The tensor of this name."""
+        if not self._indices:
+            self._indices = {t.name: i for i, t in enumerate(self.case.tensors)}
+        return self._indices.get(name)
+
+    def measure(self, promise: Assertion) -> tuple[float, str]:
+        """The number a promise is about, and how to show it."""
+        key = (promise.quantity, promise.of)
+        if key not in self._measured:
+            self._measured[key] = _measure(self.case, promise)
+        return self._measured[key]
+
+
+def _assertion(facts: _Facts, promise: Assertion) -> Outcome:
+    case = facts.case
     text = f"@assert {promise.text}"
     if isinstance(promise.value, GgmlType):
-        index = _find(case, promise.of)
+        index = facts.find(promise.of)
         if index is None:
-            return Outcome(text, "no such tensor", _unknown(case, "GP301", promise.of, promise.location))
+            return Outcome(text, "no such tensor", _unknown(facts, "GP301", promise.of, promise.location))
         found = case.decisions[index].type
         if (found == promise.value) == (promise.comparison == "=="):
             return Outcome(text, found.name, None)
-        finding = _broken("GP301", f"{printable(promise.of)} is {found}", promise.location)
+        instead = f"type({promise.of}) == {found}"
+        finding = _broken("GP301", f"{printable(promise.of)} is {found}", promise.location, instead)
         return Outcome(text, found.name, finding)
-    value, told = _measure(case, promise)
+    value, told = facts.measure(promise)
     if _COMPARE[promise.comparison](value, promise.value):
         return Outcome(text, told, None)
-    return Outcome(
-        text, told, _broken("GP301", f"{promise.text} does not hold: it is {told}", promise.location)
-    )
+    message = f"{promise.text} does not hold: it is {told}"
+    return Outcome(text, told, _broken("GP301", message, promise.location, _true_of(promise, value)))
 
 
 def _measure(case: Case, promise: Assertion) -> tuple[float, str]:
@@ -84,12 +111,13 @@ def _belongs(case: Case, index: int, of: str) -> bool:
     return any(role in wanted for role in case.roles(index))
 
 
-def _test(case: Case, promise: TypeTest) -> Outcome:
+def _test(facts: _Facts, promise: TypeTest) -> Outcome:
+    case = facts.case
     text = f"@test {promise.name} -> {promise.type}"
     name_at, type_at = promise.locations
-    index = _find(case, promise.name)
+    index = facts.find(promise.name)
     if index is None:
-        return Outcome(text, "no such tensor", _unknown(case, "GP302", promise.name, name_at))
+        return Outcome(text, "no such tensor", _unknown(facts, "GP302", promise.name, name_at))
     found = case.decisions[index].type
     if found == promise.type:
         return Outcome(text, found.name, None)
@@ -110,12 +138,11 @@ def _test(case: Case, promise: TypeTest) -> Outcome:
     )
 
 
-def _find(case: Case, name: str) -> int | None:
-    return next((i for i, t in enumerate(case.tensors) if t.name == name), None)
-
-
-def _unknown(case: Case, code: str, name: str, at: Location) -> Diagnostic:
-    near = difflib.get_close_matches(name[:100], [t.name for t in case.tensors], n=1)
+def _unknown(facts: _Facts, code: str, name: str, at: Location) -> Diagnostic:
+    near: list[str] = []
+    facts.suggested += 1
+    if facts.suggested <= _MOST_SUGGESTED:
+        near = difflib.get_close_matches(name[:100], [t.name for t in facts.case.tensors], n=1)
     fix, help = None, "name a tensor of the model"
     if near:
         help = f"the nearest is `{printable(near[0])}`"
@@ -125,6 +152,22 @@ def _unknown(case: Case, code: str, name: str, at: Location) -> Diagnostic:
     return Diagnostic(code, "error", message, at.file, at.line, at.column, at.length, help, fix)
 
 
-def _broken(code: str, message: str, at: Location) -> Diagnostic:
-    help = "correct the rules, or what is demanded of them"
-    return Diagnostic(code, "error", message, at.file, at.line, at.column, at.length, help)
+def _true_of(promise: Assertion, value: float) -> str:
+    """The promise with a value that holds, rounded away from what is; "" where none would say much."""
+    subject = f"{promise.quantity}({promise.of})" if promise.of else promise.quantity
+    if promise.quantity in ("uncovered", "fallbacks"):
+        op = "==" if promise.comparison in ("==", "!=") else promise.comparison[0] + "="
+        return f"{subject} {op} {value:.0f}"
+    if promise.comparison in ("==", "!="):
+        return ""
+    unit, suffix, digits = (1 << 30, " GiB", 10) if promise.quantity == "size" else (1, "", 100)
+    away = math.ceil if promise.comparison.startswith("<") else math.floor
+    return f"{subject} {promise.comparison[0]}= {away(value / unit * digits) / digits:g}{suffix}"
+
+
+def _broken(code: str, message: str, at: Location, instead: str) -> Diagnostic:
+    help, fix = "correct the rules, or what is demanded of them", None
+    if instead:
+        help = f"correct the rules, or write `@assert {printable(instead)}`"
+        fix = Fix((Edit(at.file, at.line, at.column, at.length, instead),), safe=False)
+    return Diagnostic(code, "error", message, at.file, at.line, at.column, at.length, help, fix)

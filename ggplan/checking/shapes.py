@@ -62,14 +62,22 @@ def _fallbacks(case: Case) -> Iterator[Diagnostic]:
 
 
 def _protected(case: Case) -> Iterator[Diagnostic]:
-    passed: dict[int, list[int]] = {}
+    together: dict[tuple[int, ...], list[int]] = {}
     forced: dict[int | None, list[int]] = {}
     for t, d in enumerate(case.decisions):
-        for i in d.passed_over:
-            passed.setdefault(i, []).append(t)
+        if d.passed_over:
+            together.setdefault(d.passed_over, []).append(t)
         if d.forced and d.protected is not None and d.type.is_quantized:
             forced.setdefault(d.rule, []).append(t)
-    for i, members in sorted(passed.items()):
+    passed: dict[int, list[list[int]]] = {}
+    for rules, some_members in together.items():
+        for i in rules:
+            passed.setdefault(i, []).append(some_members)
+    own = {i for i, _ in case.rules()}
+    for i, groups in sorted(passed.items()):
+        if i not in own:
+            continue
+        members = sorted(t for group in groups for t in group) if len(groups) > 1 else groups[0]
         choice = case.recipe.rules[i].choice
         kind = choice.types[0].name
         message = f"{some(case, members)}: {case.decisions[members[0]].protected}; {kind} is passed over"

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 SCHEMA = "ggplan/check@1"
 _FIX_ROUNDS = 10
+_SHOWN = 200
 
 _EPILOG = """\b
 Examples:
@@ -118,7 +119,7 @@ def _print(report: Report, mended: int, *, no_notes: bool) -> None:
     from ggplan.text import printable
 
     color = _colored()
-    for finding in report.diagnostics:
+    for finding in report.diagnostics[:_SHOWN]:
         if finding.severity == "note":
             if not no_notes:
                 place = printable(finding.file) + (
@@ -127,6 +128,9 @@ def _print(report: Report, mended: int, *, no_notes: bool) -> None:
                 click.echo(f"note[{finding.code}]: {place}: {printable(finding.message)}\n")
             continue
         click.echo(render(finding, report.source_line(finding), color=color) + "\n")
+    hidden = len(report.diagnostics) - _SHOWN
+    if hidden > 0:
+        click.echo(f"{hidden:,} more are not shown; --json lists all\n")
     against = "its text alone" if report.model is None else printable(str(report.model.path))
     counts = _counts(report.diagnostics)
     told = ", ".join(f"{n} {kind}{'s' * (n > 1)}" for kind, n in counts.items() if n) or "nothing to say"

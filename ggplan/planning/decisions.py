@@ -15,7 +15,7 @@ tensor, and each is told to the user (see `ggplan.planning.findings`):
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from ggplan.errors import PlanError
 from ggplan.ggml_types import F32, GgmlType
@@ -40,7 +40,7 @@ class Decision:
     matching: tuple[int, ...] = ()
     fault: str = ""  # why no type can be had, where that is not an error (see `decide`)
     hint: str = ""
-    passed_over: list[int] = field(default_factory=list)
+    passed_over: tuple[int, ...] = ()
 
 
 def decide(
@@ -64,26 +64,33 @@ def decide(
     if recipe is None:
         return decisions
     matches = match(recipe, [t.name for t in tensors])
-    broad = {i for hits, reason in zip(matches, protected, strict=True) if reason is None for i in hits}
+    open_hits = {hits for hits, reason in zip(matches, protected, strict=True) if reason is None}
+    broad = {i for hits in open_hits for i in hits}
+    takes = [_takes_protected(rule.choice, i in broad) for i, rule in enumerate(recipe.rules)]
+    first_taking: dict[tuple[int, ...], int] = {}  # for protected tensors: how many rules pass them over
     for decision, hits in zip(decisions, matches, strict=True):
         decision.matching = hits
         if decision.tensor.type.kind == "integer":
             continue
-        for i in hits:
-            choice = recipe.rules[i].choice
-            first = choice.types[0]
-            meant = first == F32 or (first.is_float and i not in broad)
-            if decision.protected is None or choice.forced or meant:
-                decision.rule = i
-                _settle(decision, choice, table, tolerant)
-                break
-            decision.passed_over.append(i)
-        else:
-            default = recipe.default
-            if default is not None and (decision.protected is None or default.forced):
-                decision.by_default = True
-                _settle(decision, default, table, tolerant)
+        skipped = 0
+        if decision.protected is not None:
+            if hits not in first_taking:
+                first_taking[hits] = next((n for n, i in enumerate(hits) if takes[i]), len(hits))
+            skipped = first_taking[hits]
+            decision.passed_over = hits[:skipped]
+        if skipped < len(hits):
+            decision.rule = hits[skipped]
+            _settle(decision, recipe.rules[decision.rule].choice, table, tolerant)
+        elif (default := recipe.default) is not None and (decision.protected is None or default.forced):
+            decision.by_default = True
+            _settle(decision, default, table, tolerant)
     return decisions
+
+
+def _takes_protected(choice: Choice, is_broad: bool) -> bool:
+    """Whether a rule is meant for protected tensors too; `is_broad` if it matches others as well."""
+    first = choice.types[0]
+    return choice.forced or first == F32 or (first.is_float and not is_broad)
 
 
 def _own_type(tensor: TensorInfo) -> GgmlType:

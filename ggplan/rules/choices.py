@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 
 from ggplan.errors import TypeNameError
 from ggplan.ggml_types import TYPES, GgmlType, parse_type
+from ggplan.rules.diagnostics import Edit, Fix
 from ggplan.rules.draft import Draft, Mapped, replacing
 from ggplan.rules.recipe import Choice, Location
 
@@ -24,7 +26,8 @@ def parse_choice(draft: Draft, line: int, written: Mapped) -> Choice | None:
     chain = text[: len(text.text) - forced].strip()
     if not chain.text:
         at = draft.span(line, text)
-        draft.error("GP007", "the type is missing", at, "write one, such as `q8_0`")
+        fix = Fix((Edit(at.file, at.line, at.column, 0, " q8_0"),), safe=False)
+        draft.error("GP007", "the type is missing", at, "write one, such as `q8_0`", fix)
         return None
     pieces = [piece.strip() for piece in chain.split("|")]
     if len(pieces) > MAX_CHAIN:
@@ -49,7 +52,11 @@ def parse_type_at(draft: Draft, line: int, name: Mapped, chain: Mapped | None = 
         draft.error("GP007", "a type is missing in the chain", at, help, fix)
     elif text.endswith("!"):
         message = f"`!` after `{text[:-1]}` is not at the end"
-        draft.error("GP002", message, at, "`!` forces a whole chain: `q8_0 | f16!`")
+        fix = None
+        if chain is not None:
+            whole = " | ".join(p.strip().text.rstrip("!") for p in chain.split("|")) + "!"
+            fix = replacing(draft.span(line, chain), whole, safe=True)
+        draft.error("GP002", message, at, "`!` forces a whole chain: `q8_0 | f16!`", fix)
     elif len(text) > LONGEST_TYPE:
         draft.error("GP002", "unknown tensor type", at, "`ggplan types` lists all types")
     else:
@@ -62,17 +69,21 @@ def parse_type_at(draft: Draft, line: int, name: Mapped, chain: Mapped | None = 
 
 def _bad_type(draft: Draft, text: str, error: TypeNameError, at: Location) -> None:
     """An unknown type, and the one that is surely or probably meant."""
-    same = [t.name for t in TYPES if not t.internal and _letters(t.name) == _letters(text)]
-    near = re.findall(r"`([^`]+)`", error.hint)
+    names = [t.name for t in TYPES if not t.internal]
+    same = [name for name in names if _letters(name) == _letters(text)]
+    meant = re.match(r"use `([^`]+)`", error.hint)  # the type that a mix is named after
+    near = difflib.get_close_matches(text.lower(), [name.lower() for name in names], n=1, cutoff=0.5)
+    help, fix = error.hint, None
     if len(same) == 1:
         help, fix = f"write `{same[0]}`", replacing(at, same[0], safe=True)
-    elif near and "ggplan types" not in error.hint:
-        help, fix = error.hint, replacing(at, near[0], safe=False)
-    else:
-        help, fix = error.hint, None
+    elif meant:
+        fix = replacing(at, meant[1], safe=False)
+    elif near:
+        name = parse_type(near[0]).name
+        help, fix = f"the nearest name is `{name}`", replacing(at, name, safe=False)
     draft.error("GP002", error.message, at, help, fix)
 
 
 def _letters(name: str) -> str:
-    """A type's name without what people get wrong: case, and `_`, `-`, `.` between its parts."""
-    return re.sub(r"[^a-z0-9]", "", name.lower())
+    """A type's name without what people get wrong: case, `_`, `-`, `.` between its parts, O for 0."""
+    return re.sub(r"[^a-z0-9]", "", name.lower()).replace("o", "0")

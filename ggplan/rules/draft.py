@@ -17,6 +17,7 @@ from ggplan.rules.recipe import Assertion, Choice, Location, Rule, Target, TypeT
 
 MAX_ERRORS = 1_000
 MAX_EXPANDED = 4_000  # characters of a line after `${NAME}`
+_MOST_SUGGESTED = 20  # errors that get the nearest name; more cost more than they tell
 _BLANK = " \t"
 _USE = re.compile(r"\$\{([^{}]*)\}|\$\{")
 
@@ -160,7 +161,9 @@ class Draft:
         if name in self.variables:
             self.unused.pop(name, None)
             return self.variables[name]
-        near = difflib.get_close_matches(name, self.variables, n=1) if len(name) < 40 else []
+        near = []
+        if len(name) < 40 and len(self.errors) < _MOST_SUGGESTED:
+            near = difflib.get_close_matches(name, self.variables, n=1)
         if near:
             help, fix = f"the nearest is `${{{near[0]}}}`", replacing(at, f"${{{near[0]}}}", safe=False)
         else:

@@ -45,14 +45,16 @@ def shadowed_rules(
     deciding
         For each tensor the index of the rule that gave it its type, or None.
     """
+    winners = set(deciding)
     taken: dict[int, Counter[int]] = {}  # rule -> deciding rule -> tensors
     n_matched: Counter[int] = Counter()
-    for hits, decider in zip(matches, deciding, strict=True):
-        n_matched.update(hits)
+    for (hits, decider), n_tensors in Counter(zip(matches, deciding, strict=True)).items():
         for i in hits:
+            if i in winners:
+                continue
+            n_matched[i] += n_tensors
             if decider is not None and decider < i:
-                taken.setdefault(i, Counter())[decider] += 1
-    winners = set(deciding)
+                taken.setdefault(i, Counter())[decider] += n_tensors
     return tuple(
         _shadowed(recipe, i, takers, n_matched[i]) for i, takers in sorted(taken.items()) if i not in winners
     )

@@ -19,11 +19,13 @@ import re2
 from ggplan.errors import RecipeError
 from ggplan.rules.diagnostics import Diagnostic, invalid_recipe
 from ggplan.rules.patterns import PATTERN_MEMORY, re2_options
+from ggplan.rules.ranges import Range
 from ggplan.rules.recipe import Recipe, Rule
 from ggplan.rules.roles import Blocks, block_of, roles_of
 
-_SET_MEMORY = 128 << 20  # holds the largest set of programs that the parser lets through
-_MAX_SECONDS = 20.0
+_MAX_MATCHES = 2_000_000  # of all rules and names together, names that the same rules match counted once
+_SET_MEMORY = 64 << 20  # holds the largest set of programs that the parser lets through
+_MAX_SECONDS = 1.0
 
 
 def match(recipe: Recipe, names: Sequence[str]) -> tuple[tuple[int, ...], ...]:
@@ -44,8 +46,12 @@ def match(recipe: Recipe, names: Sequence[str]) -> tuple[tuple[int, ...], ...]:
         found = match_patterns([rule.regex(blocks.count) for rule in recipe.rules], names)
         return _with_roles(recipe.rules, names, blocks, found)
     except TimeoutError:
-        message = f"matching the rules takes more than {_MAX_SECONDS:.0f} seconds"
-        help = "write fewer counted repetitions such as `{60}`"
+        message = f"matching the rules takes more than {_MAX_SECONDS:.0f} second"
+        help = "write fewer and simpler rules, without counted repetitions such as `{60}`"
+        raise invalid_recipe([Diagnostic("GP009", "error", message, recipe.file, help=help)]) from None
+    except OverflowError:
+        message = f"the rules match names more than {_MAX_MATCHES:,} times together"
+        help = "write fewer rules that match everything"
         raise invalid_recipe([Diagnostic("GP009", "error", message, recipe.file, help=help)]) from None
     except (re2.error, UnicodeEncodeError) as error:
         raise RecipeError(f"{recipe.file}: RE2 refuses a pattern: {error}") from error
@@ -55,22 +61,31 @@ def _with_roles(
     rules: Sequence[Rule], names: Sequence[str], blocks: Blocks, found: tuple[tuple[int, ...], ...]
 ) -> tuple[tuple[int, ...], ...]:
     """What the patterns match, and what the rules on roles do."""
-    limits = [
-        (i, frozenset(rule.roles), None if rule.blocks is None else rule.blocks.numbers(blocks.count))
-        for i, rule in enumerate(rules)
-        if rule.roles
-    ]
+    limits: dict[tuple[frozenset[str], Range | None], tuple[frozenset[int] | None, list[int]]] = {}
+    for i, rule in enumerate(rules):
+        if rule.roles:
+            key = (frozenset(rule.roles), rule.blocks)
+            numbers = None if rule.blocks is None else rule.blocks.numbers(blocks.count)
+            limits.setdefault(key, (numbers, []))[1].append(i)
     if not limits:
         return found
     answers = []
+    known: dict[tuple[tuple[int, ...], tuple[str, ...], int | None], tuple[int, ...]] = {}
+    n_matches = 0
     for name, hits in zip(names, found, strict=True):
         roles, block = roles_of(name, blocks), block_of(name)
-        more = [
-            i
-            for i, wanted, numbers in limits
-            if not wanted.isdisjoint(roles) and (numbers is None or block in numbers)
-        ]
-        answers.append(tuple(sorted((*hits, *more))) if more else hits)
+        if (hits, roles, block) not in known:
+            more = [
+                i
+                for (wanted, _), (numbers, rules_) in limits.items()
+                if not wanted.isdisjoint(roles) and (numbers is None or block in numbers)
+                for i in rules_
+            ]
+            known[hits, roles, block] = tuple(sorted((*hits, *more))) if more else hits
+            n_matches += len(known[hits, roles, block])
+            if n_matches > _MAX_MATCHES:
+                raise OverflowError
+        answers.append(known[hits, roles, block])
     return tuple(answers)
 
 
@@ -91,6 +106,8 @@ def match_patterns(
     ------
     TimeoutError
         After `seconds` of CPU time; one name more may pass until it is noticed.
+    OverflowError
+        After `_MAX_MATCHES` matches.
     """
     deadline = time.thread_time() + seconds
     automaton = re2.Set.SearchSet(re2_options(memory))
@@ -99,6 +116,7 @@ def match_patterns(
     automaton.Compile()
     sentinel = len(patterns)
     answers = []
+    n_matches = 0
     shared: dict[tuple[int, ...], tuple[int, ...]] = {}  # the tensors of a role have one answer
     for name in names:
         if time.thread_time() > deadline:
@@ -109,6 +127,10 @@ def match_patterns(
             hits = tuple(sorted(found)[:-1])
         else:
             hits = tuple(i for i, pattern in enumerate(patterns) if _search(pattern, raw))
+        if hits not in shared:
+            n_matches += len(hits)
+            if n_matches > _MAX_MATCHES:
+                raise OverflowError
         answers.append(shared.setdefault(hits, hits))
     return tuple(answers)
 

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 
 from ggplan.rules.roles import MAX_BLOCK
 
+MAX_ITEMS = 64
 NOTHING = r"[^\x00-\x{10FFFF}]"
 """An RE2 pattern that no text matches: the range of a model without blocks."""
 
@@ -75,6 +76,8 @@ def parse_range(content: str) -> Range:
     """
     intervals, first, last, at = [], 0, 0, 0
     items = content.split(",")
+    if len(items) > MAX_ITEMS:
+        raise RangeError(f"the range has {len(items):,} items; {MAX_ITEMS} are allowed", 0, len(content))
     for item in items:
         found = _ITEM.fullmatch(item)
         text = item.strip(" \t")
@@ -124,7 +127,12 @@ def _branches(texts: frozenset[str]) -> list[str]:
     digits: dict[frozenset[str], list[str]] = {}
     for digit in sorted(tails):
         digits.setdefault(frozenset(tails[digit]), []).append(digit)
-    return [_digit_class(alike) + _tail(rest) for rest, alike in digits.items()]
+    found = []
+    for rest, alike in digits.items():
+        # Behind single digits nothing follows, and `[12]` could be taken for twelve: write `1|2`.
+        classes = _digit_runs(alike) if rest == {""} else [_digit_class(alike)]
+        found += [text + _tail(rest) for text in classes]
+    return found
 
 
 def _tail(texts: frozenset[str]) -> str:
@@ -138,13 +146,21 @@ def _tail(texts: frozenset[str]) -> str:
     return branches[0] if len(branches) == 1 else f"({'|'.join(branches)})"
 
 
-def _digit_class(digits: list[str]) -> str:
-    if len(digits) == 1:
-        return digits[0]
+def _digit_runs(digits: list[str]) -> list[str]:
+    """Digits one by one, three and more in a row as `[1-3]`."""
     runs: list[list[str]] = []
     for digit in digits:
         if runs and int(digit) == int(runs[-1][-1]) + 1:
             runs[-1].append(digit)
         else:
             runs.append([digit])
-    return f"[{''.join(''.join(run) if len(run) < 3 else f'{run[0]}-{run[-1]}' for run in runs)}]"
+    found = []
+    for run in runs:
+        found += [f"[{run[0]}-{run[-1]}]"] if len(run) > 2 else run
+    return found
+
+
+def _digit_class(digits: list[str]) -> str:
+    if len(digits) == 1:
+        return digits[0]
+    return f"[{''.join(run.strip('[]') for run in _digit_runs(digits))}]"
