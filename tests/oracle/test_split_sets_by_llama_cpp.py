@@ -77,14 +77,16 @@ def test_llama_cpp_runs_a_set_as_it_runs_one_file(
 ) -> None:
     plan = ggplan.make_plan(ggplan.open_model(whole))
     first = ggplan.convert(plan, tmp_path / "set.gguf", split_max_bytes=2_000_000).path
-    said = [
-        program("llama-perplexity", "-m", path, "-f", TEXT, "-c", "128", "--chunks", "2")
-        for path in (whole, first)
-    ]
-    estimates = [re.search(r"Final estimate: PPL = ([\d.]+)", text) for text in said]
-    assert estimates[0]
-    assert estimates[1]
-    assert estimates[0][1] == estimates[1][1]
+    assert perplexity(program, first) == perplexity(program, whole)
+
+
+def perplexity(program: Callable[..., str], path: Path) -> str:
+    """The final estimate; on a busy machine the program sometimes ends well without having printed it."""
+    for _ in range(8):
+        said = program("llama-perplexity", "-m", path, "-f", TEXT, "-c", "128", "--chunks", "2", "-t", "2")
+        if found := re.search(r"Final estimate: PPL = ([\d.]+)", said):
+            return found[1]
+    raise AssertionError(said[-2000:])
 
 
 def test_llama_gguf_hash_agrees_with_manifests(
