@@ -13,7 +13,7 @@ the searches:
 qw is the importance of the column, ms the mean square of a superblock's 256 weights. Trial scales give the
 largest magnitude a value about the highest of a point; in iq2_xxs it is not the largest magnitude, but three
 times the scale that `quantize_scales` finds for levels from 0 to 4. Some types store d a little larger or
-smaller than it was found. ggml refuses to write the last two without importance; here x^2 would stand in.
+smaller than it was found. The last two are never written without importance.
 
 From llama.cpp b11434, `ggml/src/ggml-quants.c`: quantize_row_iq3_s_impl, quantize_row_iq3_xxs_impl,
 quantize_row_iq2_s_impl, quantize_row_iq2_xs_impl, quantize_row_iq2_xxs_impl.
