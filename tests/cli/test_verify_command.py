@@ -46,7 +46,7 @@ def test_a_sound_file_and_how_far_it_is_from_its_source(made: tuple[Path, Path])
         f"{target}: 2 tensors, 3.58 KiB: structure, padding and scales are sound; checksums agree"
     ]
     assert run("verify", target, "-q").stdout == ""
-    done = run("verify", target, "--against", source, "--exact")
+    done = run("verify", target, "--against", source, "--exact", COLUMNS="140")
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stdout.splitlines() if "weight" in line]
     assert [line.split()[0] for line in lines] == [NAME, "token_embd.weight"]  # the worse first
