@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
+
+from ggplan.conversion.streaming import available_cpus
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -32,8 +33,3 @@ def each(items: Iterable[Item], work: Callable[[Item], Result], threads: int | N
                 yield ahead.popleft().result()
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-def available_cpus() -> int:
-    """The number of CPUs this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
