@@ -4,6 +4,7 @@
 
 - docs/plan.svg: `ggplan plan` on GLM-4.5-Air's names and shapes with the README's own recipe.
 - docs/commands.md: every command's --help.
+- docs/diagnostics.md: the pages of the codes that `ggplan rules check` finds.
 - docs/record.schema.json: the schema of records of measurements.
 """
 
@@ -16,8 +17,10 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 from rich.console import Console
 from rich.text import Text
 
@@ -35,6 +38,7 @@ WIDTH = 100
 def main() -> None:
     draw_plan()
     (ROOT / "docs" / "commands.md").write_text(commands_page(), encoding="utf-8")
+    (ROOT / "docs" / "diagnostics.md").write_text(diagnostics_page(), encoding="utf-8")
     schema = json.dumps(record_schema(), indent=1, ensure_ascii=False) + "\n"
     (ROOT / "docs" / "record.schema.json").write_text(schema, encoding="utf-8")
 
@@ -44,11 +48,37 @@ def commands_page() -> str:
     from ggplan.cli import cli
 
     parts = ["# Commands\n\nMade from `--help` by `tools/make_docs.py`.\n"]
-    for name in ("", *sorted(cli.commands)):
-        command = ["ggplan", name] if name else ["ggplan"]
+    for command in (["ggplan"], *commands_of(cli, ["ggplan"])):
         printed = run([*command[1:], "--help"], str(ROOT), FORCE_COLOR="")
         parts.append(f"## {' '.join(command)}\n\n```text\n{printed.rstrip()}\n```\n")
     return "\n".join(parts)
+
+
+def commands_of(group: click.Group, path: list[str]) -> Iterator[list[str]]:
+    """Every command below a group, as one types it; groups before their commands."""
+    context = click.Context(group)
+    for name in sorted(group.list_commands(context)):
+        yield [*path, name]
+        command = group.get_command(context, name)
+        if isinstance(command, click.Group):
+            yield from commands_of(command, [*path, name])
+
+
+def diagnostics_page() -> str:
+    """The page of all codes, as `ggplan rules check --explain` prints them."""
+    from ggplan.rules.codes import PAGES, page_text
+
+    head = [
+        "# Diagnostics of recipes\n\nMade by `tools/make_docs.py`; `ggplan rules check --explain CODE` prints "
+        "one.\n\n| code | what is wrong |\n|---|---|"
+    ]
+    rows = [f"| [{code}](#{anchor(code, page.title)}) | {page.title} |" for code, page in PAGES.items()]
+    return "\n".join([*head, *rows, "", *(page_text(code) for code in PAGES)])
+
+
+def anchor(code: str, title: str) -> str:
+    """What GitHub calls the heading of a page."""
+    return re.sub(r"[^a-z0-9 _-]", "", f"{code}: {title}".lower()).replace(" ", "-")
 
 
 def draw_plan() -> None:
