@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -12,6 +13,8 @@ from ggplan.text import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+_CHARACTERS_PER_INCH = 15.5  # of DejaVu Sans at 8 points, the margins taken off
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +44,10 @@ def write_heading(figure: Figure, text: str) -> None:
 
 
 def write_caption(figure: Figure, text: str) -> None:
-    """What was measured and how to read it, lower left."""
-    figure.text(0.02, 0.02, text, fontsize=8, color=MUTED.light, va="bottom", linespacing=1.45)
+    """What was measured and how to read it, lower left, in lines that fit."""
+    room = int(_CHARACTERS_PER_INCH * figure.get_figwidth())
+    lines = [line for part in text.splitlines() for line in textwrap.wrap(part, room)]
+    figure.text(0.02, 0.02, "\n".join(lines), fontsize=8, color=MUTED.light, va="bottom", linespacing=1.45)
 
 
 def html_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

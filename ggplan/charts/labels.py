@@ -35,6 +35,7 @@ def place_labels(
     sizes: Sequence[tuple[float, float]],
     obstacles: Sequence[Box],
     frame: Box,
+    lines: Sequence[Box] = (),
 ) -> list[Placed | None]:
     """A place for each label, or None; the first points choose first.
 
@@ -45,20 +46,22 @@ def place_labels(
     sizes
         Width and height of each label, pixels.
     obstacles
-        What no label may cover: markers, error bars, lines' names.
+        What no label may cover and no leader cross: markers, error bars, lines' names.
     frame
         The axes.
+    lines
+        What no label may cover, but a leader may cross: other lines.
     """
     taken = list(obstacles)
-    lines: list[tuple[float, float, float, float]] = []
+    leaders: list[tuple[float, float, float, float]] = []
     placed: list[Placed | None] = []
     for (x, y), (width, height) in zip(points, sizes, strict=True):
-        place = _place(x, y, width, height, taken, lines, frame)
+        place = _place(x, y, width, height, taken, leaders, lines, frame)
         placed.append(place)
         if place is not None:
             taken.append((place.x, place.y, place.x + width, place.y + height))
             if place.leader:
-                lines.append((x, y, *_nearest_on(place, width, height, x, y)))
+                leaders.append((x, y, *_nearest_on(place, width, height, x, y)))
     return placed
 
 
@@ -69,7 +72,7 @@ def anchor(place: Placed, size: tuple[float, float], point: tuple[float, float])
 
 def _place(
     x: float, y: float, width: float, height: float, taken: Sequence[Box],
-    lines: Sequence[tuple[float, float, float, float]], frame: Box,
+    leaders: Sequence[tuple[float, float, float, float]], lines: Sequence[Box], frame: Box,
 ) -> Placed | None:  # fmt: skip
     for ring in _RINGS:
         for angle in _ANGLES:
@@ -78,9 +81,9 @@ def _place(
             left = x + ring * dx - (0 if dx > 0.3 else width if dx < -0.3 else width / 2)
             low = y + ring * dy - (0 if dy > 0.8 else height if dy < -0.8 else height / 2)
             box = (left, low, left + width, low + height)
-            if not _inside(box, frame) or any(_overlap(box, other) for other in taken):
+            if not _inside(box, frame) or any(_overlap(box, other) for other in (*taken, *lines)):
                 continue
-            if any(_crosses(box, line) for line in lines):
+            if any(_crosses(box, leader) for leader in leaders):
                 continue
             place = Placed(left, low, leader=ring > _NEAR)
             if place.leader:

@@ -69,7 +69,7 @@ def draw_quality(
         two_axes = chosen != "speed" and any(panel.n_weights for panel in panels)
         top = (0.83 if two_axes else 0.89) - (0.06 if several else 0)
         left = 0.065 if several else 0.095
-        figure.subplots_adjust(left=left, right=0.975, top=top, bottom=0.18, wspace=0.14)
+        figure.subplots_adjust(left=left, right=0.975, top=top, bottom=0.2, wspace=0.14)
         write_heading(figure, heading)
         for number, (panel, ax) in enumerate(zip(panels, axes, strict=True)):
             if several:
@@ -139,8 +139,7 @@ def _draw_panel(panel: Panel, ax: Axes, cost: Cost, prefix: str, titles: dict[st
     for x, point in zip(xs, points, strict=True):
         boxes.extend(_point_boxes(ax, x, point))
     boxes.extend(lines)
-    boxes.extend(_line_boxes(ax, corners))
-    return _name_points(ax, xs, points, standing, series, boxes)
+    return _name_points(ax, xs, points, standing, boxes, _line_boxes(ax, corners))
 
 
 def _scale_axes(
@@ -312,7 +311,7 @@ def _point_boxes(ax: Axes, x: float, point: Point) -> list[Box]:
 
 def _name_points(
     ax: Axes, xs: Sequence[float], points: Sequence[Point], standing: Sequence[Standing],
-    series: Sequence[str], boxes: Sequence[Box],
+    boxes: Sequence[Box], lines: Sequence[Box],
 ) -> int:  # fmt: skip
     from matplotlib.figure import Figure
 
@@ -341,7 +340,7 @@ def _name_points(
     window = ax.get_window_extent()
     frame = (window.x0 + 2, window.y0 + 2, window.x1 - 1, window.y1 - 1)
     named = [k for k, i in enumerate(order) if i not in twins]
-    found = place_labels([centres[k] for k in named], [sizes[k] for k in named], boxes, frame)
+    found = place_labels([centres[k] for k in named], [sizes[k] for k in named], boxes, frame, lines)
     by_place = dict(zip(named, found, strict=True))
     places = [by_place.get(k) for k in range(len(order))]
     unnamed = 0

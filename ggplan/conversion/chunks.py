@@ -46,7 +46,7 @@ def chunks_of(plan: Plan, chunk_weights: int = CHUNK_WEIGHTS) -> Iterator[Chunk]
     data_start = len(plan.header)
     for planned in plan.tensors:
         tensor = planned.tensor
-        importance = importance_of(tensor, planned.type, plan.imatrix)
+        importance = importance_of(tensor, planned.type, plan.imatrix, plan.effort)
         row_bytes = planned.type.row_bytes(tensor.n_columns)
         step = max(1, chunk_weights // max(1, tensor.n_columns))
         # Interleaved rows are copied in whole groups.

@@ -2,7 +2,7 @@
 
 llama.cpp b11434, `src/llama-quant.cpp`: a tensor without an entry is encoded without weights; an entry
 of the wrong size is an error, but for `token_embd.weight`, where it is ignored; `q8_0` and the ternary
-and fp4 types have no use for weights.
+and fp4 types have no use for weights, unless encoded with best effort.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from ggplan.errors import ImatrixError
 from ggplan.ggml_types import GgmlType
 from ggplan.model import TensorInfo
+from ggplan.planning.plan import Effort
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,9 +23,9 @@ if TYPE_CHECKING:
 _UNWEIGHTED = frozenset({"q8_0", "tq1_0", "tq2_0", "mxfp4", "nvfp4", "q1_0", "q2_0"})
 
 
-def uses_imatrix(type_: GgmlType) -> bool:
-    """Whether the encoder of this type weighs its errors by an imatrix."""
-    return type_.is_quantized and type_.name not in _UNWEIGHTED
+def uses_imatrix(type_: GgmlType, effort: Effort = "default") -> bool:
+    """Whether the encoder of this type weighs its errors by an imatrix; with best effort, all do."""
+    return type_.is_quantized and (effort == "best" or type_.name not in _UNWEIGHTED)
 
 
 def entry_of(tensor: TensorInfo, imatrix: Imatrix) -> ImatrixEntry | None:
@@ -49,12 +50,14 @@ def entry_of(tensor: TensorInfo, imatrix: Imatrix) -> ImatrixEntry | None:
     return entry
 
 
-def importance_of(tensor: TensorInfo, type_: GgmlType, imatrix: Imatrix | None) -> NDArray[np.float32] | None:
+def importance_of(
+    tensor: TensorInfo, type_: GgmlType, imatrix: Imatrix | None, effort: Effort = "default"
+) -> NDArray[np.float32] | None:
     """Importance of each column, one row for each slice (expert) of the tensor: (n_slices, n_columns).
 
     None where the tensor is encoded without weights. Raises as `entry_of`.
     """
-    if imatrix is None or not uses_imatrix(type_):
+    if imatrix is None or not uses_imatrix(type_, effort):
         return None
     entry = entry_of(tensor, imatrix)
     return None if entry is None else entry.for_tensor(tensor.shape)
