@@ -1,99 +1,163 @@
-"""Numba's flags, and where its compiled code is kept.
-
-Every encoder and decoder is compiled by one of these decorators:
+"""Kernels: functions that are compiled to machine code when they are first called, and kept on disk.
 
 `kernel`
-    What Python calls: runs without the GIL, allocates its own scratch memory, and is kept on disk, so that
-    only the first run on a machine pays for compiling (seconds; loading takes milliseconds).
+    What Python calls: takes arrays and numbers, gives nothing back, runs without the GIL.
 `inline`
-    A step of a kernel: LLVM pastes it into its caller, so it costs no call and is not kept by itself.
-`intrinsic`
-    A step of a kernel that is written as LLVM instructions.
+    A step of kernels: LLVM pastes it into its caller, so it costs no call. For Python it stays a function.
 
-Bytes are a contract, hence no fast-math flag, ever: LLVM may neither reorder sums nor fuse a multiplication
-and an addition, and each IEEE operation rounds once, in the order in which it is written.
-`error_model="numpy"` makes x/0 an inf or a nan, as in C, instead of an exception.
+Numba compiles them (`compiling`), which takes it up to three seconds a kernel, and a third of a second to be
+imported. So neither happens where the machine code is on disk (`machine_code`): then llvmlite loads it, in
+milliseconds, and calls go straight to it.
 
-Numba keys a kept kernel by the source of its own file, not of the steps it takes from others. So the folder's
-name carries a digest of all sources here: no kernel can outlive a change to its steps.
-The folder lies under `NUMBA_CACHE_DIR` where that is set, else under `XDG_CACHE_HOME/ggplan` or
-`~/.cache/ggplan`; where it cannot be written, every process compiles anew.
+A kernel is compiled once for all callers. Arrays are passed by their address, so it makes no difference
+whether they may be written to; whole numbers and truth values arrive as int64, `np.float32` as such. Only
+arrays of another type or another number of dimensions make another machine code. They must be C-contiguous.
+
+`intrinsic` and `deferred` are for steps that are written as LLVM instructions (`vector`).
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
-import tempfile
+import ctypes
+import functools
+import importlib
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar, cast
 
-import numba
-import numba.extending
+import numpy as np
+
+from ggplan.quants import machine_code
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-_FLAGS: dict[str, Any] = {
-    "nogil": True,
-    "error_model": "numpy",
-    "fastmath": False,
-    "boundscheck": False,
-    "no_cfunc_wrapper": True,
-}
+ArgumentType = tuple[Any, ...]
+"""A NumPy type's name and the array's dimensions, 0 for a number; or a tuple's class and what is in it."""
 
-_cache_lock = threading.Lock()
+_NUMBERS = {"int64": ctypes.c_int64, "float32": ctypes.c_float, "float64": ctypes.c_double}
+_RETURNED, _RETURNED_NONE = 0, -2  # Numba's status codes
+
+_steps: list[Callable[..., Any]] = []
+_intrinsics: list[Callable[..., Any]] = []
 
 
 def kernel(function: Function) -> Function:
-    """Compile `function` on its first call and keep the result on disk.
-
-    The function must stand at the top level of a module: a closure is never found again on disk.
-    """
-    with _cache_lock:
-        # Numba settles a function's folder when it is decorated, and reads it from this one setting.
-        users_own = numba.config.CACHE_DIR
-        numba.config.CACHE_DIR = CACHE_FOLDER
-        try:
-            return cast(Function, numba.njit(cache=bool(CACHE_FOLDER), **_FLAGS)(function))
-        finally:
-            numba.config.CACHE_DIR = users_own
+    """Compile `function` on its first call, or load what an earlier process compiled."""
+    return cast(Function, functools.update_wrapper(Kernel(function), function))
 
 
 def inline(function: Function) -> Function:
-    """Let kernels call `function`, compiled as a part of them; for Python it stays a plain function."""
-    options = {"forceinline": True, "no_cpython_wrapper": True, **_FLAGS}
-    register = numba.extending.overload(function, jit_options=options, strict=False, prefer_literal=True)
-    register(lambda *arguments, **named: function)
+    """Let kernels call `function`, compiled as a part of them."""
+    _steps.append(function)
     return function
 
 
 def intrinsic(function: Callable[..., Any]) -> Callable[..., Any]:
     """Let kernels call the step that `function(typing_context, *argument_types)` returns as LLVM code.
 
-    The types of constant integers are given as literals.
+    It returns Numba's signature and generator; the types of constant integers are given to it as literals.
     """
-    return cast(Callable[..., Any], numba.extending.intrinsic(prefer_literal=True)(function))
+    _intrinsics.append(function)
+    return function
 
 
-def _cache_folder() -> str:
-    """The folder of kept kernels, or "" where it cannot be written."""
-    digest = hashlib.sha256(numba.__version__.encode())
-    for source in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(source.read_bytes())
-    name = f"numba-{digest.hexdigest()[:16]}"
-    if numba.config.CACHE_DIR:
-        folder = Path(numba.config.CACHE_DIR) / f"ggplan-{name}"
+def deferred(name: str) -> Any:
+    """A module that is imported when one of its attributes is first asked for."""
+    return _Deferred(name)
+
+
+class _Deferred:
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, attribute: str) -> Any:
+        value = getattr(importlib.import_module(self._name), attribute)
+        setattr(self, attribute, value)
+        return value
+
+
+def take_steps() -> tuple[list[Callable[..., Any]], list[Callable[..., Any]]]:
+    """The inline steps and the intrinsics declared since this was last called."""
+    taken = _steps[:], _intrinsics[:]
+    del _steps[: len(taken[0])], _intrinsics[: len(taken[1])]
+    return taken
+
+
+class Kernel:
+    """A function and its machine code."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+        self._lock = threading.Lock()
+        self._entries: dict[tuple[ArgumentType, ...], Callable[..., int]] = {}
+
+    @property
+    def signatures(self) -> list[tuple[ArgumentType, ...]]:
+        """The types of arguments that it was called with."""
+        return list(self._entries)
+
+    def __call__(self, *arguments: Any) -> None:
+        """Run it."""
+        types = tuple([_type_of(argument) for argument in arguments])
+        entry = self._entries.get(types) or self._prepare(types)
+        flat: list[Any] = []
+        for argument in arguments:
+            _flatten(argument, flat)
+        result, exception = ctypes.c_void_p(), ctypes.c_void_p()
+        status = entry(ctypes.byref(result), ctypes.byref(exception), *flat)
+        if status not in (_RETURNED, _RETURNED_NONE):
+            raise RuntimeError(f"{self.function.__qualname__} failed with status {status}")
+
+    def _prepare(self, types: tuple[ArgumentType, ...]) -> Callable[..., int]:
+        with self._lock:
+            if types not in self._entries:
+                place = machine_code.place_of(self.function, types)
+                code = machine_code.read(place)
+                if code is None:
+                    from ggplan.quants import compiling
+
+                    code = compiling.compile_kernel(self.function, types)
+                    machine_code.keep(code, place)
+                self._entries[types] = _prototype(types)(machine_code.load(code))
+            return self._entries[types]
+
+
+def _type_of(argument: Any) -> ArgumentType:
+    if isinstance(argument, np.ndarray):
+        if not argument.flags.c_contiguous:
+            raise TypeError("kernels take contiguous arrays")
+        return argument.dtype.name, argument.ndim
+    if isinstance(argument, tuple):
+        return (type(argument), *map(_type_of, argument))
+    if isinstance(argument, int | np.integer | np.bool_):
+        return "int64", 0
+    return ("float32" if isinstance(argument, np.float32) else "float64"), 0
+
+
+def _flatten(argument: Any, flat: list[Any]) -> None:
+    """Append what Numba's calling convention makes of an argument."""
+    if isinstance(argument, np.ndarray):
+        # Owner, parent, number of items, bytes of each, address, shape, strides.
+        address = argument.__array_interface__["data"][0]
+        flat += [None, None, argument.size, argument.itemsize, address, *argument.shape, *argument.strides]
+    elif isinstance(argument, tuple):
+        for item in argument:
+            _flatten(item, flat)
     else:
-        home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        folder = Path(home) / "ggplan" / name
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError:
-        return ""
-    return str(folder)
+        flat.append(int(argument) if _type_of(argument)[0] == "int64" else float(argument))
 
 
-CACHE_FOLDER = _cache_folder()
+def _prototype(types: tuple[ArgumentType, ...]) -> Callable[[int], Callable[..., int]]:
+    """The C function that Numba makes: status(result *, exception **, arguments ...)."""
+    pointers = [ctypes.c_void_p, ctypes.c_void_p]
+    return ctypes.CFUNCTYPE(ctypes.c_int32, *pointers, *[c for type_ in types for c in _c_types(type_)])
+
+
+def _c_types(argument: ArgumentType) -> list[Any]:
+    if isinstance(argument[0], type):
+        return [c for item in argument[1:] for c in _c_types(item)]
+    name, dimensions = argument
+    if not dimensions:
+        return [_NUMBERS[name]]
+    pointer, size = ctypes.c_void_p, ctypes.c_ssize_t
+    return [pointer, pointer, size, size, pointer, *[size] * (2 * dimensions)]

@@ -13,28 +13,31 @@ Machines without such an instruction load the terms one by one.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from llvmlite import ir
-
-from ggplan.quants.accelerate import intrinsic
-from ggplan.quants.lanes import Lanes, lane_indices
+from ggplan.quants.accelerate import deferred, intrinsic
 from ggplan.quants.vector import WIDTH
+
+if TYPE_CHECKING:
+    from llvmlite import ir
+
+    from ggplan.quants import lanes as kinds
+else:
+    ir = deferred("llvmlite.ir")
+    kinds = deferred("ggplan.quants.lanes")
 
 TERMS = 32
 REGISTER = 16 if WIDTH == 32 else 8
 POINTS_AT_ONCE = REGISTER
 
-_I32 = ir.IntType(32)
-
 
 @intrinsic
 def stretch(typing_context: Any, value: Any) -> Any:
     """Repeat each lane until there are 32: a a a a b b b b ..."""
-    lanes = Lanes(value.kind, TERMS)
+    lanes = kinds.Lanes(value.kind, TERMS)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        order = lane_indices([n * value.count // TERMS for n in range(TERMS)])
+        order = kinds.lane_indices([n * value.count // TERMS for n in range(TERMS)])
         return builder.shuffle_vector(arguments[0], arguments[0], order)
 
     return lanes(value), generate
@@ -56,7 +59,7 @@ def point_errors(typing_context: Any, terms: Any, fields: Any, size: Any) -> Any
     The sums, in as many lanes as `fields` has.
     """
     levels = TERMS // size.literal_value
-    lanes = Lanes("f32", fields.count)
+    lanes = kinds.Lanes("f32", fields.count)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         all_terms, words, _ = arguments
@@ -68,13 +71,13 @@ def point_errors(typing_context: Any, terms: Any, fields: Any, size: Any) -> Any
         for i in range(size.literal_value):
             first = i * levels // REGISTER * REGISTER
             register = builder.shuffle_vector(
-                all_terms, all_terms, lane_indices(list(range(first, first + REGISTER)))
+                all_terms, all_terms, kinds.lane_indices(list(range(first, first + REGISTER)))
             )
             places = builder.and_(builder.lshr(words, everywhere(4 * i)), everywhere(REGISTER - 1))
             found = ir.Constant(lanes.llvm_type, ir.Undefined)
             # LLVM makes one permutation of this where the machine has one.
             for n in range(fields.count):
-                at = ir.Constant(_I32, n)
+                at = ir.Constant(ir.IntType(32), n)
                 term = builder.extract_element(register, builder.extract_element(places, at))
                 found = builder.insert_element(found, term, at)
             total = found if total is None else builder.fadd(total, found)

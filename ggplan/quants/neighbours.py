@@ -33,8 +33,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ggplan.quants.accelerate import CACHE_FOLDER
 from ggplan.quants.grids import grid
+from ggplan.quants.machine_code import CACHE_FOLDER
 
 # How many different distances from a key count as near.
 _DISTANCES = {"iq2_xxs": 2, "iq2_xs": 2, "iq2_s": 1, "iq3_xxs": 2, "iq3_s": 3, "iq1_s": 3}

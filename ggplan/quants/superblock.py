@@ -44,6 +44,8 @@ from ggplan.quants.vector import (
     store,
     transpose,
 )
+from ggplan.quants.vector import new_floats as new_floats
+from ggplan.quants.vector import new_integers as new_integers
 
 SUPERBLOCK = 256
 TILE = 16
@@ -114,20 +116,6 @@ def encode_superblocks(
     kernel(weights, columns, blocks.reshape(-1), *parameters)
     if count < TILE:
         out.reshape(count, -1)[:] = blocks[:count]
-
-
-@inline
-def new_floats(count: Any) -> Any:
-    """Room for float32, from the beginning of a cache line on: lanes that straddle two lines cost more."""
-    memory = np.empty(count + 16, np.float32)
-    skip = -(memory.ctypes.data // 4) % 16
-    return memory[skip : skip + count]
-
-
-@inline
-def new_integers(count: Any) -> Any:
-    """Room for int32, from the beginning of a cache line on."""
-    return new_floats(count).view(np.int32)
 
 
 @inline

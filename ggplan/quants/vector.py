@@ -13,31 +13,28 @@ fast-math flag: each lane is rounded exactly as a scalar would be. `minimum` and
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import llvmlite.binding as llvm
-import numba
-from llvmlite import ir
-from numba import types
-from numba.core import cgutils
+from ggplan.quants.accelerate import deferred, intrinsic
+from ggplan.quants.machine_code import target
 
-from ggplan.quants.accelerate import intrinsic
-from ggplan.quants.lanes import Lanes, common_lanes, lane_indices, spread
+if TYPE_CHECKING:
+    from llvmlite import ir
+    from numba import types
+    from numba.core import cgutils
+    from numba.np import arrayobj as arrays
 
-_I32 = ir.IntType(32)
-_INTP = ir.IntType(64)
+    from ggplan.quants import lanes as kinds
+else:
+    ir = deferred("llvmlite.ir")
+    types = deferred("numba.types")
+    cgutils = deferred("numba.core.cgutils")
+    arrays = deferred("numba.np.arrayobj")
+    kinds = deferred("ggplan.quants.lanes")
 
-
-def _machine_width() -> int:
-    """Lanes that a kernel works on at once: two AVX-512 registers hide each other's latency; else 16.
-
-    Nothing but speed depends on it.
-    """
-    native = numba.config.CPU_NAME in (None, "host") and not numba.config.CPU_FEATURES
-    return 32 if native and llvm.get_host_cpu_features().get("avx512f") else 16
-
-
-WIDTH = _machine_width()
+# Lanes that a kernel works on at once: two AVX-512 registers hide each other's latency; else 16.
+# Nothing but speed depends on it.
+WIDTH = 32 if "+avx512f" in target()[1].split(",") else 16
 
 
 # --- Memory ------------------------------------------------------------------------------------------
@@ -67,7 +64,7 @@ def _write(context: Any, builder: Any, array_type: Any, array: Any, index: Any, 
 @intrinsic
 def load(typing_context: Any, array: Any, index: Any, count: Any) -> Any:
     """Read `count` (a constant) neighbours: float32 and int32 as they are, uint8 widened to int32."""
-    lanes = Lanes("f32" if array.dtype == types.float32 else "i32", count.literal_value)
+    lanes = kinds.Lanes("f32" if array.dtype == types.float32 else "i32", count.literal_value)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         value = _read(context, builder, array, arguments[0], arguments[1], lanes.count)
@@ -85,6 +82,32 @@ def store(typing_context: Any, array: Any, index: Any, value: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(array, types.intp, value), generate
+
+
+def _new(element: str) -> Callable[..., Any]:
+    def new(typing_context: Any, count: Any) -> Any:
+        array_type = types.Array(getattr(types, element), 1, "C")
+
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            size = ir.Constant(ir.IntType(64), array_type.dtype.bitwidth // 8)
+            owner = context.nrt.meminfo_alloc_aligned(
+                builder, builder.mul(arguments[0], size), ir.Constant(ir.IntType(32), 64)
+            )
+            data = context.nrt.meminfo_data(builder, owner)
+            array = context.make_array(array_type)(context, builder)
+            data = builder.bitcast(data, array.data.type)
+            arrays.populate_array(array, data, [arguments[0]], [size], size, owner)
+            return array._getvalue()
+
+        return array_type(types.intp), generate
+
+    return new
+
+
+# Room for so many numbers, from the beginning of a cache line on: lanes that straddle two lines cost more.
+new_floats = intrinsic(_new("float32"))
+new_integers = intrinsic(_new("int32"))
+new_bytes = intrinsic(_new("uint8"))
 
 
 @intrinsic
@@ -105,13 +128,13 @@ def transpose(
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         def nth(start: Any, step: Any, n: int) -> Any:
-            return builder.add(start, builder.mul(step, ir.Constant(_INTP, n)))
+            return builder.add(start, builder.mul(step, ir.Constant(ir.IntType(64), n)))
 
         from_array, start, step, to_array, to_start, to_step = arguments
         rows = [_read(context, builder, source, from_array, nth(start, step, n), 16) for n in range(16)]
         for half in (8, 4, 2, 1):
-            upper = lane_indices([lane if not lane & half else 16 + lane - half for lane in range(16)])
-            lower = lane_indices([lane + half if not lane & half else 16 + lane for lane in range(16)])
+            upper = kinds.lane_indices([lane if not lane & half else 16 + lane - half for lane in range(16)])
+            lower = kinds.lane_indices([lane + half if not lane & half else 16 + lane for lane in range(16)])
             for n in range(16):
                 if not n & half:
                     pair = rows[n], rows[n + half]
@@ -131,11 +154,11 @@ def transpose(
 @intrinsic
 def splat(typing_context: Any, scalar: Any, count: Any) -> Any:
     """Repeat a float32 or an integer in `count` (a constant) lanes."""
-    lanes = Lanes("f32" if scalar == types.float32 else "i32", count.literal_value)
+    lanes = kinds.Lanes("f32" if scalar == types.float32 else "i32", count.literal_value)
     scalar = types.unliteral(scalar)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return spread(builder, lanes, arguments[0], scalar)
+        return kinds.spread(builder, lanes, arguments[0], scalar)
 
     return lanes(scalar, count), generate
 
@@ -143,10 +166,10 @@ def splat(typing_context: Any, scalar: Any, count: Any) -> Any:
 @intrinsic
 def repeat(typing_context: Any, value: Any, count: Any) -> Any:
     """Repeat all lanes of `value` until there are `count` (a constant)."""
-    lanes = Lanes(value.kind, count.literal_value)
+    lanes = kinds.Lanes(value.kind, count.literal_value)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        order = lane_indices([n % value.count for n in range(lanes.count)])
+        order = kinds.lane_indices([n % value.count for n in range(lanes.count)])
         return builder.shuffle_vector(arguments[0], arguments[0], order)
 
     return lanes(value, count), generate
@@ -166,14 +189,14 @@ def lane(typing_context: Any, value: Any, index: Any) -> Any:
 @intrinsic
 def select(typing_context: Any, mask: Any, chosen: Any, other: Any) -> Any:
     """Lane by lane: `chosen` where the mask is set, else `other`; one of them may be a scalar."""
-    lanes = common_lanes(chosen, other)
+    lanes = kinds.common_lanes(chosen, other)
     assert lanes is not None
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.select(
             arguments[0],
-            spread(builder, lanes, arguments[1], chosen),
-            spread(builder, lanes, arguments[2], other),
+            kinds.spread(builder, lanes, arguments[1], chosen),
+            kinds.spread(builder, lanes, arguments[2], other),
         )
 
     return lanes(mask, chosen, other), generate
@@ -181,12 +204,12 @@ def select(typing_context: Any, mask: Any, chosen: Any, other: Any) -> Any:
 
 def _extremum(symbol: str) -> Callable[..., Any]:
     def extremum(typing_context: Any, left: Any, right: Any) -> Any:
-        lanes = common_lanes(left, right)
+        lanes = kinds.common_lanes(left, right)
         assert lanes is not None
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            a = spread(builder, lanes, arguments[0], left)
-            b = spread(builder, lanes, arguments[1], right)
+            a = kinds.spread(builder, lanes, arguments[0], left)
+            b = kinds.spread(builder, lanes, arguments[1], right)
             compare = builder.fcmp_ordered if lanes.kind == "f32" else builder.icmp_signed
             return builder.select(compare(symbol, a, b), a, b)
 
@@ -217,22 +240,22 @@ square_root = intrinsic(_function("sqrt"))
 absolute = intrinsic(_function("fabs"))
 
 
-def _conversion(kind: str, emit: Callable[..., Any]) -> Callable[..., Any]:
+def _conversion(kind: str, operation: str) -> Callable[..., Any]:
     def conversion(typing_context: Any, value: Any) -> Any:
-        lanes = Lanes(kind, value.count)
+        lanes = kinds.Lanes(kind, value.count)
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            return emit(builder, arguments[0], lanes.llvm_type)
+            return getattr(builder, operation)(arguments[0], lanes.llvm_type)
 
         return lanes(value), generate
 
     return conversion
 
 
-bits_of = intrinsic(_conversion("i32", ir.IRBuilder.bitcast))  # the bits of float32 lanes
-float_of_bits = intrinsic(_conversion("f32", ir.IRBuilder.bitcast))
-float_of = intrinsic(_conversion("f32", ir.IRBuilder.sitofp))  # the value of int32 lanes
-integer_of = intrinsic(_conversion("i32", ir.IRBuilder.fptosi))  # whole float32 lanes within int32 only
+bits_of = intrinsic(_conversion("i32", "bitcast"))  # the bits of float32 lanes
+float_of_bits = intrinsic(_conversion("f32", "bitcast"))
+float_of = intrinsic(_conversion("f32", "sitofp"))  # the value of int32 lanes
+integer_of = intrinsic(_conversion("i32", "fptosi"))  # whole float32 lanes within int32 only
 
 
 @intrinsic
@@ -268,12 +291,12 @@ def _fold(symbol: str) -> Callable[..., Any]:
             lanes = arguments[0]
             while (count := lanes.type.count) > 1:
                 undefined = ir.Constant(lanes.type, ir.Undefined)
-                first = builder.shuffle_vector(lanes, undefined, lane_indices(list(range(count // 2))))
+                first = builder.shuffle_vector(lanes, undefined, kinds.lane_indices(list(range(count // 2))))
                 second = builder.shuffle_vector(
-                    lanes, undefined, lane_indices(list(range(count // 2, count)))
+                    lanes, undefined, kinds.lane_indices(list(range(count // 2, count)))
                 )
                 lanes = builder.select(builder.fcmp_ordered(symbol, first, second), first, second)
-            return builder.extract_element(lanes, ir.Constant(_I32, 0))
+            return builder.extract_element(lanes, ir.Constant(ir.IntType(32), 0))
 
         return types.float32(value), generate
 
@@ -291,7 +314,7 @@ def lane_bits(typing_context: Any, mask: Any) -> Any:
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         bits = builder.bitcast(arguments[0], ir.IntType(mask.count))
-        return bits if mask.count == 32 else builder.zext(bits, _I32)
+        return bits if mask.count == 32 else builder.zext(bits, ir.IntType(32))
 
     return types.uint32(mask), generate
 
@@ -302,6 +325,6 @@ def first_lane(typing_context: Any, mask: Any) -> Any:
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         bits = builder.bitcast(arguments[0], ir.IntType(mask.count))
-        return builder.zext(builder.cttz(bits, ir.Constant(ir.IntType(1), 0)), _INTP)
+        return builder.zext(builder.cttz(bits, ir.Constant(ir.IntType(1), 0)), ir.IntType(64))
 
     return types.intp(mask), generate

@@ -1,0 +1,160 @@
+"""Compile kernels with Numba. Imported only where a kernel's machine code is not on disk yet.
+
+Bytes are a contract, hence no fast-math flag, ever: LLVM may neither reorder sums nor fuse a multiplication
+and an addition, and each IEEE operation rounds once, in the order in which it is written.
+`error_model="numpy"` makes x/0 an inf or a nan, as in C, instead of an exception.
+
+Numba translates a kernel and its steps to LLVM's language and optimizes them; its wrappers for Python are
+left out. Of its runtime a kernel needs what gives it memory: two functions, which are added here in a few
+lines of LLVM. So the machine code calls nothing but C's library, and runs where Numba was never imported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import llvmlite.binding as llvm
+import numba
+import numba.extending
+from numba import types
+from numba.core import registry
+from numba.core.codegen import JITCodeLibrary
+from numba.core.compiler_lock import global_compiler_lock
+from numba.core.typing import templates
+
+from ggplan.quants import machine_code
+from ggplan.quants.accelerate import ArgumentType, take_steps
+from ggplan.quants.machine_code import MachineCode
+
+_FLAGS: dict[str, Any] = {
+    "nogil": True,
+    "error_model": "numpy",
+    "fastmath": False,
+    "boundscheck": False,
+    "no_cpython_wrapper": True,
+    "no_cfunc_wrapper": True,
+}
+_CALLED = re.compile(r'(?:call|invoke)[^@\n]*@(?:"([^"]+)"|([\w.$]+))\(')
+
+# An array's owner, as Numba's code has it: reference count, destructor and its data, address, size. Numba's
+# code counts, and calls for the destructor when it comes to zero.
+_RUNTIME = """
+declare i32 @posix_memalign(i8**, i64, i64)
+declare void @free(i8*)
+
+define linkonce_odr i8* @NRT_MemInfo_alloc_aligned(i64 %size, i32 %alignment) {
+  %room = alloca i8*
+  %all = add i64 %size, 64
+  %status = call i32 @posix_memalign(i8** %room, i64 64, i64 %all)
+  %failed = icmp ne i32 %status, 0
+  br i1 %failed, label %none, label %some
+none:
+  ret i8* null
+some:
+  %owner = load i8*, i8** %room
+  %fields = bitcast i8* %owner to { i64, i8*, i8*, i8*, i64 }*
+  %data = getelementptr i8, i8* %owner, i64 64
+  %fresh = insertvalue { i64, i8*, i8*, i8*, i64 } zeroinitializer, i64 1, 0
+  %first = insertvalue { i64, i8*, i8*, i8*, i64 } %fresh, i8* %data, 3
+  %value = insertvalue { i64, i8*, i8*, i8*, i64 } %first, i64 %size, 4
+  store { i64, i8*, i8*, i8*, i64 } %value, { i64, i8*, i8*, i8*, i64 }* %fields
+  ret i8* %owner
+}
+
+define linkonce_odr void @NRT_MemInfo_call_dtor(i8* %owner) {
+  call void @free(i8* %owner)
+  ret void
+}
+"""
+
+_lock = threading.Lock()
+
+
+def compile_kernel(function: Callable[..., Any], argument_types: Sequence[ArgumentType]) -> MachineCode:
+    """Compile a kernel for arguments of these types.
+
+    Raises
+    ------
+    TypeError
+        If it calls what only Numba's runtime has: an exception with arguments, or `np.empty`.
+    """
+    with _lock:
+        steps, intrinsics = take_steps()
+        for step in intrinsics:
+            _register_intrinsic(step)
+        for step in steps:
+            _register(step)
+        signature = types.void(*[_numba_type(argument) for argument in argument_types])
+        dispatcher = numba.njit(**_FLAGS)(function)
+        with _only_translating(function.__qualname__):
+            dispatcher.compile(signature)
+        result = dispatcher.overloads[signature.args]
+        text = result.library.get_llvm_str()
+        module = llvm.parse_assembly(text)
+        module.link_in(llvm.parse_assembly(_RUNTIME))
+        called = {quoted or plain for quoted, plain in _CALLED.findall(text)}
+        called |= {"posix_memalign", "free"}
+        foreign = {f.name for f in module.functions if f.is_declaration} & called
+        externals = tuple(sorted(name for name in foreign if not name.startswith("llvm.")))
+        if any(name.startswith(("NRT_", "numba_", "Py")) for name in externals):
+            raise TypeError(f"{function.__qualname__} needs Numba's runtime: {', '.join(externals)}")
+        object_file = machine_code.target_machine().emit_object(module)
+        return MachineCode(object_file, result.fndesc.llvm_func_name, externals)
+
+
+@contextlib.contextmanager
+def _only_translating(kernel: str) -> Iterator[None]:
+    """Keep Numba from optimizing each step by itself, and from making machine code of each.
+
+    LLVM's work is half of the time otherwise, and all that counts is what comes of the kernel as a whole.
+    """
+    codegen = registry.cpu_target.target_context.codegen()
+    with global_compiler_lock:
+        _Translation.kernel = kernel
+        codegen._library_class, codegen.set_env = _Translation, lambda name, environment: None
+        try:
+            yield
+        finally:
+            del codegen._library_class, codegen.set_env
+
+
+class _Translation(JITCodeLibrary):  # type: ignore[misc]
+    """LLVM code of which no machine code is made, and which is optimized only if it is a kernel."""
+
+    kernel = ""
+
+    def _optimize_functions(self, module: Any) -> None:
+        module.data_layout = self._codegen._data_layout
+
+    def _optimize_final_module(self) -> None:
+        if self.name == self.kernel:
+            super()._optimize_final_module()
+
+    def _finalize_final_module(self) -> None:
+        self._finalized = True
+
+
+def _register(step: Callable[..., Any]) -> None:
+    options = {"forceinline": True, **_FLAGS}
+    register = numba.extending.overload(step, jit_options=options, strict=False, prefer_literal=True)
+    register(lambda *arguments, **named: step)
+
+
+def _register_intrinsic(step: Callable[..., Any]) -> None:
+    """As `numba.extending.intrinsic` does, but for a function that kernels know already."""
+    template = templates.make_intrinsic_template(step, step, step.__name__, prefer_literal=True)
+    templates.infer(template)
+    templates.infer_global(step, types.Function(template))
+
+
+def _numba_type(argument: ArgumentType) -> types.Type:
+    if isinstance(argument[0], type):
+        items = [_numba_type(item) for item in argument[1:]]
+        return types.NamedTuple(items, argument[0]) if hasattr(argument[0], "_fields") else types.Tuple(items)
+    name, dimensions = argument
+    scalar = getattr(types, name)
+    return types.Array(scalar, dimensions, "C") if dimensions else scalar

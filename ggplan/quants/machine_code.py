@@ -1,0 +1,213 @@
+"""Machine code of kernels, kept on disk and loaded by llvmlite.
+
+A kept file is one compiled kernel: an object file as a C compiler makes it, for this processor, and before it
+a line that says what it is.
+
+    {"sha256": of what follows, "symbol": "_ZN6ggplan...", "externals": ["log2"]}
+    the object file
+
+Its name says what it was made of: a digest of the kernel's name and argument types, of the processor and its
+features, of the versions of Numba and llvmlite, and of all sources in this package, since a kernel takes its
+steps from several of them. So a file is never out of date, only out of use. Files are written under another
+name and renamed, so any number of processes may write and read; and what is damaged is made anew.
+
+They lie in a folder for the sources' digest, under `NUMBA_CACHE_DIR` where that is set, else under
+`XDG_CACHE_HOME/ggplan` or `~/.cache/ggplan`. Where that cannot be written, each process compiles anew.
+Folders of other versions that nobody used for 30 days are removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import importlib.metadata
+import json
+import os
+import re
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+_KEPT_SECONDS = 30 * 24 * 3600
+_DAY = 24 * 3600
+_OLD_FOLDER = re.compile(r"(ggplan-)?(numba|kernels)-[0-9a-f]{16}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class MachineCode:
+    """A compiled kernel.
+
+    Attributes
+    ----------
+    symbol
+        The name of its function in the object file.
+    externals
+        The functions of C's library that it calls.
+    """
+
+    object_file: bytes
+    symbol: str
+    externals: tuple[str, ...]
+
+
+def place_of(function: Callable[..., Any], types: Sequence[object]) -> Path | None:
+    """Where the machine code of a kernel is kept, or None where nothing can be."""
+    if not CACHE_FOLDER:
+        return None
+    name = f"{function.__module__}.{function.__qualname__}"
+    digest = hashlib.sha256(repr((name, types, target(), versions(), sys.platform, sys.byteorder)).encode())
+    source = Path(function.__code__.co_filename)
+    if source.parent != Path(__file__).parent:
+        with contextlib.suppress(OSError):
+            digest.update(source.read_bytes())
+    return Path(CACHE_FOLDER) / f"{re.sub(r'[^A-Za-z0-9_.]', '-', name)[-80:]}-{digest.hexdigest()[:16]}.o"
+
+
+def read(place: Path | None) -> MachineCode | None:
+    """What is kept there, unless it is missing or damaged."""
+    if place is None:
+        return None
+    try:
+        head, _, body = place.read_bytes().partition(b"\n")
+        about = json.loads(head)
+        if about["sha256"] != hashlib.sha256(body).hexdigest():
+            return None
+        code = MachineCode(body, str(about["symbol"]), tuple(map(str, about["externals"])))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    _note_use()
+    return code if is_linkable(code.externals) else None
+
+
+def keep(code: MachineCode, place: Path | None) -> None:
+    """Keep it for later processes, where that can be done."""
+    if place is None:
+        return
+    about = {
+        "sha256": hashlib.sha256(code.object_file).hexdigest(),
+        "symbol": code.symbol,
+        "externals": code.externals,
+    }
+    with contextlib.suppress(OSError):
+        descriptor, waiting = tempfile.mkstemp(dir=place.parent, suffix=".new")
+        try:
+            with open(descriptor, "wb") as file:
+                file.write(json.dumps(about).encode() + b"\n" + code.object_file)
+            os.replace(waiting, place)
+        except BaseException:
+            os.unlink(waiting)
+            raise
+
+
+def load(code: MachineCode) -> int:
+    """Make it executable, for the life of this process; returns the address of its function."""
+    import llvmlite.binding as llvm
+
+    # An engine of its own for each, so that no two kernels' symbols can meet.
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), target_machine())
+    engine.add_object_file(llvm.ObjectFileRef.from_data(code.object_file))
+    engine.finalize_object()
+    _engines.append(engine)
+    address: int = engine.get_function_address(code.symbol)
+    if not address:
+        raise RuntimeError(f"{code.symbol} is not in its object file")
+    return address
+
+
+_engines: list[Any] = []
+
+
+def is_linkable(externals: Sequence[str]) -> bool:
+    """Whether this process has all of these functions; LLVM would abort it if one were missing."""
+    process = ctypes.CDLL(None)
+    return all(hasattr(process, name) for name in externals)
+
+
+@cache
+def target() -> tuple[str, str]:
+    """The name of the processor that kernels are compiled for, and the features beyond its name.
+
+    The machine's own, but for Numba's settings `NUMBA_CPU_NAME` and `NUMBA_CPU_FEATURES`.
+    """
+    import llvmlite.binding as llvm
+
+    name, features = os.environ.get("NUMBA_CPU_NAME"), os.environ.get("NUMBA_CPU_FEATURES")
+    if name in (None, "", "host"):
+        name = llvm.get_host_cpu_name()
+        features = llvm.get_host_cpu_features().flatten() if features is None else features
+    return str(name), features or ""
+
+
+def target_machine() -> Any:
+    """LLVM's machine for `target`."""
+    import llvmlite.binding as llvm
+
+    _initialize()
+    name, features = target()
+    triple = llvm.Target.from_triple(llvm.get_process_triple())
+    reloc = "static" if triple.name.startswith("x86") else "default"
+    return triple.create_target_machine(
+        cpu=name, features=features, opt=3, reloc=reloc, codemodel="jitdefault", jit=True
+    )
+
+
+@cache
+def _initialize() -> None:
+    import llvmlite.binding as llvm
+
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+
+
+@cache
+def versions() -> tuple[str, str]:
+    """The versions of Numba and llvmlite; Numba's without importing it."""
+    return importlib.metadata.version("numba"), importlib.metadata.version("llvmlite")
+
+
+def _cache_folder() -> str:
+    """The folder of kept files, or "" where it cannot be written."""
+    digest = hashlib.sha256()
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(source.read_bytes())
+    name = f"kernels-{digest.hexdigest()[:16]}"
+    if users_own := os.environ.get("NUMBA_CACHE_DIR"):
+        folder = Path(users_own) / f"ggplan-{name}"
+    else:
+        home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        folder = Path(home) / "ggplan" / name
+    try:
+        if not folder.is_dir():
+            folder.mkdir(parents=True, exist_ok=True)
+            _remove_old_folders(folder)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError:
+        return ""
+    return str(folder)
+
+
+def _remove_old_folders(own: Path) -> None:
+    """Remove what other versions kept beside `own` and nobody used for long."""
+    for folder in own.parent.iterdir():
+        with contextlib.suppress(OSError):
+            is_ours = _OLD_FOLDER.fullmatch(folder.name) and folder.is_dir() and not folder.is_symlink()
+            if is_ours and folder != own and time.time() - folder.stat().st_mtime > _KEPT_SECONDS:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+@cache
+def _note_use() -> None:
+    """Let the folder's time tell, to the day, when it was last used."""
+    with contextlib.suppress(OSError):
+        if time.time() - os.stat(CACHE_FOLDER).st_mtime > _DAY:
+            os.utime(CACHE_FOLDER)
+
+
+CACHE_FOLDER = _cache_folder()
