@@ -69,7 +69,7 @@ def diagnostics_page() -> str:
     from ggplan.rules.codes import PAGES, page_text
 
     head = [
-        "# Diagnostics of recipes\n\nMade by `tools/make_docs.py`; `ggplan rules check --explain CODE` prints "
+        "# Diagnostics of recipes\n\nMade by `tools/make_docs.py`; `ggplan rules check --explain` prints "
         "one.\n\n| code | what is wrong |\n|---|---|"
     ]
     rows = [f"| [{code}](#{anchor(code, page.title)}) | {page.title} |" for code, page in PAGES.items()]

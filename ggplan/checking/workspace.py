@@ -18,7 +18,7 @@ from ggplan.rules.draft import Follow, FollowError
 from ggplan.rules.fixing import apply_fixes
 
 MAX_TRIALS = 40
-_LARGEST_TRIED = 200_000  # rules times tensors; larger recipes get the first remedy untried
+_LARGEST_TRIED = 500_000  # lines times tensors; larger recipes get the first remedy untried
 
 
 @dataclass(slots=True)
@@ -62,14 +62,15 @@ class Workspace:
         """The case that these fixes lead to; None where they do not parse, or no more may be tried."""
         if self.model is None or self.trials <= 0:
             return None
+        n_lines = sum(text.count("\n") + 1 for text in self.texts.values())
+        if n_lines * len(self.model.tensors) > _LARGEST_TRIED:
+            return None
         applied = apply_fixes(self.texts, fixes)
         key = tuple(f"{file}\0{text}" for file, text in sorted(applied.texts.items()))
         if key not in self._cases:
             self.trials -= 1
             try:
                 recipe = self.parse(applied.texts)
-                if len(recipe.rules) * len(self.model.tensors) > _LARGEST_TRIED:
-                    return None
                 self._cases[key] = make_case(self.model, recipe, table_of(recipe))
             except (InvalidRecipeError, RecipeError):
                 self._cases[key] = None

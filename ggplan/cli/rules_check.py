@@ -127,7 +127,7 @@ def _print(report: Report, mended: int, *, no_notes: bool) -> None:
                 )
                 click.echo(f"note[{finding.code}]: {place}: {printable(finding.message)}\n")
             continue
-        click.echo(render(finding, report.source_line(finding), color=color) + "\n")
+        click.echo(render(finding, report.source_line(finding), color=color) + "\n", color=color)
     hidden = len(report.diagnostics) - _SHOWN
     if hidden > 0:
         click.echo(f"{hidden:,} more are not shown; --json lists all\n")
