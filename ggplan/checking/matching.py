@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -21,8 +22,10 @@ from ggplan.checking.wording import at_rule, deleted, kind_of, lines_of, rewritt
 from ggplan.checking.workspace import Workspace
 from ggplan.inventories import words as words_of_gguf
 from ggplan.rules import Diagnostic, Edit, Fix, Rule, dead_rules, shadowed_rules
+from ggplan.rules.recipe import split_lines
 from ggplan.rules.roles import block_of
 
+_MANY_BELOW = 3
 _MOST_SEARCHED = 50  # dead rules that get a suggestion
 _WORD = re.compile(r"[A-Za-z_]{3,}")
 _HUB_WORDS = {
@@ -44,7 +47,9 @@ def about_dead(case: Case, space: Workspace) -> Iterator[Diagnostic]:
         near = _nearby(rule, case) if searched <= _MOST_SEARCHED else ()
         fixes = [fix for pattern in near if (fix := rewritten(rule, pattern, safe=False))]
         alive = [fix for fix in fixes if (tried := space.tried([fix])) and _alive(tried, rule)]
-        if alive:
+        if split := _split(rule):
+            fix, help = split, _help_dead(rule, case)
+        elif alive:
             fix = space.best(alive) or alive[0]
             help = f"write `{fix.edits[0].text}`"
         else:
@@ -57,16 +62,28 @@ def about_shadowed(case: Case, space: Workspace) -> Iterator[Diagnostic]:
     at = {(rule.file, rule.line): i for i, rule in case.rules()}
     searched = 0
     deciding = [d.rule for d in case.decisions]
-    takers_of: dict[frozenset[int], list[int]] = {}  # by what a rule matches
+    known: dict[frozenset[int], list[int]] = {}
+
+    def takers_of(members: frozenset[int]) -> list[int]:
+        if members not in known:
+            known[members] = sorted({d for t in members if (d := deciding[t]) is not None})
+        return known[members]
+
+    only: Counter[int] = Counter()  # rules that one rule alone shadows
+    for i, _ in case.rules():
+        takers = takers_of(case.members[i])
+        if not case.decided[i] and len(takers) == 1 and takers[0] < i:
+            only[takers[0]] += 1
+    catching = dict(_catch_all(case, only))
+    yield from catching.values()
     for found in shadowed_rules(case.recipe, [d.matching for d in case.decisions], deciding):
         index = at.get((found.file, found.line))
         if index is None:
             continue
         rule = case.recipe.rules[index]
-        if case.members[index] not in takers_of:
-            found_takers = {i for t in case.members[index] if (i := deciding[t]) is not None}
-            takers_of[case.members[index]] = sorted(found_takers)
-        takers = takers_of[case.members[index]]
+        takers = takers_of(case.members[index])
+        if len(takers) == 1 and takers[0] in catching:
+            continue
         first = case.recipe.rules[takers[0]]
         twin = next((t for t in takers if case.members[t] == case.members[index]), None)
         if twin is not None:
@@ -83,6 +100,37 @@ def about_shadowed(case: Case, space: Workspace) -> Iterator[Diagnostic]:
             same = all(case.recipe.rules[t].choice.types == rule.choice.types for t in takers)
             help = "delete it: its tensors get this type already" if same else "delete it"
         yield at_rule("GP102", "warning", rule, found.message, help, fix)
+
+
+def _split(rule: Rule) -> Fix | None:
+    """A list `a=q8_0,b=q4_K`, as ik_llama.cpp's command line has it, as one rule a line."""
+    if "=" not in rule.pattern or "," not in rule.pattern or rule.expanded:
+        return None
+    whole = f"{rule.pattern}={rule.choice.text}"
+    rules = [item.rpartition("=") for item in whole.split(",") if item.strip()]
+    if not all(pattern.strip() and type_.strip() for pattern, _, type_ in rules):
+        return None
+    text = "\n".join(f"{pattern.strip()} = {type_.strip()}" for pattern, _, type_ in rules)
+    length = rule.choice.column + len(rule.choice.text) - rule.column
+    return Fix((Edit(rule.file, rule.line, rule.column, length, text),), safe=False)
+
+
+def _catch_all(case: Case, takers: Counter[int]) -> Iterator[tuple[int, Diagnostic]]:
+    """Rules that match most of the model and leave nothing to several below: one finding for each."""
+    for index, n_rules in takers.items():
+        rule = case.recipe.rules[index]
+        if n_rules < _MANY_BELOW or 2 * len(case.members[index]) < len(case.tensors):
+            continue
+        message = (
+            f"the rule matches {len(case.members[index]):,} tensors and leaves nothing to {n_rules} below"
+        )
+        fix = None
+        if case.recipe.order == "first" and rule.file == case.recipe.file and not rule.expanded:
+            lines = split_lines(case.recipe.text)
+            end = "" if not lines[-1].strip() else "\n"
+            moved = Edit(rule.file, len(lines), len(lines[-1]) + 1, 0, f"{end}{lines[rule.line - 1]}\n")
+            fix = Fix((Edit(rule.file, rule.line, 1, None, ""), moved), safe=False)
+        yield index, at_rule("GP102", "warning", rule, message, "move it below them all", fix)
 
 
 def _duplicate(first: Rule, rule: Rule) -> Diagnostic:

@@ -115,6 +115,10 @@ def about_digits(case: Case, space: Workspace) -> Iterator[Diagnostic]:
                     continue
                 meant, one_by_one = digits, f"({'|'.join(sorted(set(digits)))})"
                 message = f"`{text}` is one digit, {join_or(sorted(set(digits)))}, not the block {digits}"
+            elif kind == "set" and (ends := _written_range(text)) and _is_block(pieces, n, after):
+                low, high = ends
+                meant = one_by_one = f"{{{low}..{high}}}"
+                message = f"`{text}` is one digit; it is not the blocks {low} to {high}"
             elif kind == "repeat" and text[0] == "{" and before in (r"\.", "."):
                 numbers = [n for n in text[1:-1].split(",") if n]
                 meant = one_by_one = numbers[0] if len(numbers) == 1 else f"({'|'.join(numbers)})"
@@ -241,6 +245,14 @@ def _bare_dots(pattern: str) -> frozenset[int]:
 def _matching(pattern: str, rule: Rule, case: Case) -> frozenset[int]:
     search = re2.compile(replace(rule, pattern=pattern).regex(case.blocks.count)).search
     return frozenset(i for i, t in enumerate(case.tensors) if search(t.name.encode("utf-8", "surrogatepass")))
+
+
+def _written_range(text: str) -> tuple[int, int] | None:
+    """The numbers of a set like `[0-46]`, which is the digits 0 to 4 and 6."""
+    found = re.fullmatch(r"\[(\d{1,4})-(\d{1,4})\]", text)
+    if not found or len(found[0]) == len("[0-9]") or int(found[1]) >= int(found[2]):
+        return None
+    return int(found[1]), int(found[2])
 
 
 def _is_block(pieces: list[tuple[str, str, int]], at: int, after: str) -> bool:

@@ -29,12 +29,13 @@ Raises `FollowError`.
 
 
 class FollowError(Exception):
-    """An `@include` or `@base` that leads nowhere; the message and what to do."""
+    """An `@include` or `@base` that leads nowhere: the message, what to do, what to name instead."""
 
-    def __init__(self, message: str, help: str = "") -> None:
+    def __init__(self, message: str, help: str = "", instead: str = "") -> None:
         super().__init__(message)
         self.message = message
         self.help = help
+        self.instead = instead
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,7 +83,8 @@ def following(recipe: str) -> Follow:
             found = error.diagnostics[0]
             near = difflib.get_close_matches(os.path.basename(target), _files_beside(path), n=1)
             help = f"the nearest file is `{printable(near[0])}`" if near else found.help
-            raise FollowError(f"`{printable(target)}`: {found.message}", help) from None
+            instead = posixpath.join(posixpath.dirname(target), near[0]) if near else ""
+            raise FollowError(f"`{printable(target)}`: {found.message}", help, instead) from None
 
     return follow
 

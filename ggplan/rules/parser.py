@@ -155,7 +155,8 @@ def _follow(
             raise FollowError("a recipe without a file cannot draw in others", "save it as a file")
         file, text = draft.follow(target, draft.file)
     except FollowError as error:
-        draft.error("GP014", error.message, at, error.help)
+        fix = replacing(at, error.instead, safe=False) if error.instead else None
+        draft.error("GP014", error.message, at, error.help, fix or deleting(at.file, at.line, safe=False))
         return None
     files = [os.path.normpath(f) for f in stack]
     if os.path.normpath(file) in files:

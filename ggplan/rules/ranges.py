@@ -84,6 +84,10 @@ def parse_range(content: str) -> Range:
         start = at + len(item) - len(item.lstrip(" \t"))
         at += len(item) + 1
         if found is None:
+            if dash := re.fullmatch(r"(\d{1,4})-(\d{1,4})", text):
+                instead = content[:start] + f"{dash[1]}..{dash[2]}" + content[start + len(text) :]
+                help = f"write `{dash[1]}..{dash[2]}`"
+                raise RangeError(f"`{text}` is no range of blocks", start, len(text), help, f"{{{instead}}}")
             help = "write numbers and ranges such as `{1,4,7..9}`, or `{first 2}`, `{last 2}`"
             raise RangeError(f"`{text}` is no range of blocks", start, max(1, len(text)), help)
         numbers = [int(n) for n in (found["from"], found["to"], found["n"]) if n and len(n) < 6]
