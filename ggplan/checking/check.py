@@ -25,6 +25,7 @@ from ggplan.rules.loading import recipe_text
 from ggplan.rules.recipe import split_lines
 
 MANY_RULES = 2_000
+_COSTS = 8  # findings whose cost is told
 _ROUNDS = 30  # of repairs of syntax; one round finds all errors but those of the text as a whole
 
 
@@ -96,6 +97,7 @@ def check_text(space: Workspace) -> Report:
         recipe, repaired = _repair_again(space, original, syntax, recipe, repaired)
     case = make_case(space.model, recipe, table_of(recipe))
     found = [d for d in _findings(case, space) if (d.file, d.line) not in repaired or d.line == 0]
+    space.trials = min(space.trials, _COSTS)
     found = [_with_cost(d, case, space) for d in found]
     return Report(space.file, original, space.model, _sorted([*syntax, *found], space.file))
 

@@ -17,7 +17,7 @@ from ggplan.rules import Fix, InvalidRecipeError, Recipe, dead_rules, parse_reci
 from ggplan.rules.draft import Follow, FollowError
 from ggplan.rules.fixing import apply_fixes
 
-MAX_TRIALS = 40
+MAX_TRIALS = 32
 _LARGEST_TRIED = 500_000  # lines times tensors; larger recipes get the first remedy untried
 
 

@@ -8,6 +8,7 @@ type there costs quality or makes the file unloadable, and gains next to nothing
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 _NAMES = re.compile(
     r"_norm\.weight"
@@ -34,6 +35,7 @@ def is_vector_or_norm(name: str, n_dimensions: int) -> bool:
     return n_dimensions < 2 or "_norm.weight" in name
 
 
+@lru_cache(maxsize=4096)
 def protected_reason(name: str, n_dimensions: int) -> str | None:
     """Why llama-quantize would not quantize the tensor; None if it would."""
     if n_dimensions < 2:

@@ -78,7 +78,7 @@ def _shadowed(recipe: Recipe, index: int, takers: Counter[int], n_matched: int) 
 
 
 def _help_shadowed(first: Rule, line: str) -> str:
-    if not first.pattern.startswith("^"):
+    if not first.pattern.startswith("^") and not first.roles:
         return f"the first match wins: anchor the pattern of {line} with `^`, or put this rule above it"
     return f"the first match wins: narrow the pattern of {line}, or put this rule above it"
 

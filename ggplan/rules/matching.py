@@ -73,7 +73,8 @@ def _with_roles(
     known: dict[tuple[tuple[int, ...], tuple[str, ...], int | None], tuple[int, ...]] = {}
     n_matches = 0
     for name, hits in zip(names, found, strict=True):
-        roles, block = roles_of(name, blocks), block_of(name)
+        block = block_of(name)
+        roles = roles_of(name, blocks)
         if (hits, roles, block) not in known:
             more = [
                 i

@@ -97,6 +97,7 @@ class PatternError(Exception):
     instead: str | None = None  # what to write in place of the span, where that is known
 
 
+@lru_cache(maxsize=1024)
 def check_pattern(pattern: str) -> int:
     """Check that a pattern is well formed and portable, and return the size of its RE2 program.
 

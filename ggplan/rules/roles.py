@@ -81,15 +81,20 @@ class Blocks:
     @classmethod
     def of(cls, names: Iterable[str]) -> Blocks:
         """Read them from the tensor names of a whole model."""
-        count, nextn = 0, set()
-        for name in names:
-            block = block_of(name)
-            if block is None or block > MAX_BLOCK:
-                continue
-            count = max(count, block + 1)
-            if _NEXTN_BLOCK.match(name):
-                nextn.add(block)
-        return cls(count, frozenset(nextn))
+        return _blocks_of(tuple(names))
+
+
+@lru_cache(maxsize=8)  # a check asks for the same model again and again
+def _blocks_of(names: tuple[str, ...]) -> Blocks:
+    count, nextn = 0, set()
+    for name in names:
+        block = block_of(name)
+        if block is None or block > MAX_BLOCK:
+            continue
+        count = max(count, block + 1)
+        if _NEXTN_BLOCK.match(name):
+            nextn.add(block)
+    return Blocks(count, frozenset(nextn))
 
 
 def block_of(name: str) -> int | None:
@@ -98,6 +103,7 @@ def block_of(name: str) -> int | None:
     return int(found[1]) if found else None
 
 
+@lru_cache(maxsize=4096)
 def roles_of(name: str, blocks: Blocks) -> tuple[str, ...]:
     """The roles of a tensor, the one it is counted under first; () for a name no architecture has."""
     named = named_roles(_BLOCK.sub("blk.0.", name))
