@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 from ggplan.rules.roles import MAX_BLOCK
 
-MAX_ITEMS = 64
+MAX_ITEMS = 256
 NOTHING = r"[^\x00-\x{10FFFF}]"
 """An RE2 pattern that no text matches: the range of a model without blocks."""
 
