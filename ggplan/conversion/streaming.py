@@ -27,6 +27,7 @@ from ggplan.conversion.manifest import manifest_path
 from ggplan.conversion.pace import DEFAULT_MEMORY, Pace, choose_pace
 from ggplan.conversion.part_file import part_path
 from ggplan.conversion.preflight import check_absent, check_convertible, check_readable, check_target
+from ggplan.conversion.warming import warming
 from ggplan.conversion.workers import Task, run
 from ggplan.conversion.workspace import (
     Workspace,
@@ -156,7 +157,8 @@ def convert(
     paths = tuple(split_path(path, k, len(plans)) for k in range(len(plans))) if is_set else (path,)
     files = tuple(zip(paths, plans, strict=True))
     try:
-        n_resumed = _write(plan, output, files, pace, force, resume, restart, progress, resumed)
+        with warming(plan):
+            n_resumed = _write(plan, output, files, pace, force, resume, restart, progress, resumed)
     except OSError as error:
         reason = error.strerror or str(error)
         raise ConversionError(

@@ -47,6 +47,7 @@ _HALF = np.float32(0.5)
 _6 = np.float32(6)
 _512 = np.float32(512)
 _MAGNITUDES = np.array(FP4_LEVELS[:8], np.float32)
+_NINE_BITS = 0x7FC000
 _LARGEST_UE4M3 = 0x7E  # 448; 0x7F is a nan
 
 
@@ -68,10 +69,8 @@ def _mxfp4(weights: Any, out: Any) -> None:
         largest = largest_lane(absolute(load(weights, start, 32)))
         exponent = 0
         if largest > _ZERO:
-            # Rounded to float32 before it is cut: just below a power of two, C's log2f gives that power.
             # In C, a negative number becomes a byte as x86-64 has it: its lowest eight bits.
-            log2 = np.float32(np.log2(np.float64(largest)))
-            exponent = (int(np.floor(log2)) - 2 + 127) & 0xFF
+            exponent = (_floor_log2(largest) - 2 + 127) & 0xFF
         out[at] = exponent
         scale = E8M0_HALVES[exponent]
         low = nearest_level(load(weights, start, 16), scale)
@@ -92,6 +91,19 @@ def _nvfp4(weights: Any, out: Any) -> None:
             out[at + part] = byte
             scale = UE4M3_HALVES[byte]
             store(out, at + 4 + 8 * part, nearest_level(low, scale) | (nearest_level(high, scale) << 4))
+
+
+@inline
+def _floor_log2(value: Any) -> Any:
+    """C's floorf(log2f(value)) of a positive float32: nearly always its exponent.
+
+    log2f rounds to float32, so just below a power of two it gives that power. How near that has to be depends
+    on the power, but nine bits of the fraction are ones there.
+    """
+    bits = lane(bits_of(splat(value, 1)), 0)
+    if bits < 1 << 23 or bits & _NINE_BITS == _NINE_BITS:
+        return int(np.floor(np.float32(np.log2(np.float64(value)))))
+    return int(bits >> 23) - 127
 
 
 @inline

@@ -32,6 +32,7 @@ from ggplan.quants.vector import (
     load,
     maximum,
     minimum,
+    new_floats,
     select,
     splat,
     square_root,
@@ -57,11 +58,11 @@ def encode(rows: F32Array, importance: F32Array | None, out: Bytes) -> None:
 
 @kernel
 def _encode(weights: Any, importance: Any, out: Any) -> None:
-    tile = np.empty(TILE_SIZE, np.float32)
-    errors = np.empty(TILE_SIZE, np.float32)
-    scratch = np.empty(TILE_SIZE, np.float32)
-    terms = np.empty(5 * TILE_SIZE, np.float32)
-    scales = np.empty(LANES, np.float32)
+    tile = new_floats(TILE_SIZE)
+    errors = new_floats(TILE_SIZE)
+    scratch = new_floats(TILE_SIZE)
+    terms = new_floats(5 * TILE_SIZE)
+    scales = new_floats(LANES)
     blocks = weights.size // 32
     for first in range(0, blocks, LANES):
         count = min(LANES, blocks - first)

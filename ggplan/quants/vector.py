@@ -55,8 +55,8 @@ def _read(context: Any, builder: Any, array_type: Any, array: Any, index: Any, c
 
 def _write(context: Any, builder: Any, array_type: Any, array: Any, index: Any, value: Any) -> None:
     count = value.type.count
-    if array_type.dtype == types.uint8:
-        value = builder.trunc(value, ir.VectorType(ir.IntType(8), count))
+    if array_type.dtype in (types.uint8, types.uint16):
+        value = builder.trunc(value, ir.VectorType(ir.IntType(array_type.dtype.bitwidth), count))
     address = _address(context, builder, array_type, array, index, count)
     builder.store(value, address).align = array_type.dtype.bitwidth // 8
 
@@ -75,7 +75,7 @@ def load(typing_context: Any, array: Any, index: Any, count: Any) -> Any:
 
 @intrinsic
 def store(typing_context: Any, array: Any, index: Any, value: Any) -> Any:
-    """Write lanes to neighbours; to a uint8 array go the low 8 bits of each int32."""
+    """Write lanes to neighbours; to arrays of uint8 or uint16 go the low bits of each int32."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         _write(context, builder, array, *arguments)

@@ -88,7 +88,7 @@ def test_the_file_has_the_size_the_plan_says_and_knows_its_recipe(source: Path, 
     assert [p.name for p in tmp_path.iterdir() if "part" in p.name] == []
 
 
-@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("threads", [1, 2, 3, 4])
 def test_bytes_do_not_depend_on_threads_or_chunks(
     source: Path, tmp_path: Path, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,51 @@
+"""Have the encoders of a plan ready when the first rows are.
+
+On a machine's first run a kernel takes up to three seconds to compile, on later ones milliseconds to load. So
+a thread goes through the types of the plan in the order of the file, while the conversion checks its inputs,
+reserves space and reads; and it is at the second type while workers encode to the first. A worker that comes
+too early waits for its own kernel only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+
+from ggplan.ggml_types import GgmlType
+from ggplan.planning import Plan
+from ggplan.planning.importance import uses_imatrix
+from ggplan.quants import warm_up
+
+
+def needed_encoders(plan: Plan) -> list[tuple[GgmlType, bool]]:
+    """The types that a plan encodes to, each with whether an imatrix guides it, in the order of the file."""
+    entries = plan.imatrix.entries if plan.imatrix is not None else {}
+    found: dict[tuple[GgmlType, bool], None] = {}
+    for planned in plan.tensors:
+        if not planned.is_copied and planned.tensor.n_weights:
+            guided = planned.name in entries and uses_imatrix(planned.type, plan.effort)
+            found[planned.type, guided] = None
+    return list(found)
+
+
+@contextlib.contextmanager
+def warming(plan: Plan) -> Iterator[None]:
+    """Warm up the plan's encoders in a thread that takes up no new one after this block."""
+    stop = threading.Event()
+
+    def warm() -> None:
+        for type_, guided in needed_encoders(plan):
+            if stop.is_set():
+                return
+            # An encoder that cannot be had fails again, with the tensor's name, where it is needed.
+            with contextlib.suppress(Exception):
+                warm_up([type_], with_imatrix=guided, effort=plan.effort)
+
+    # No daemon: the interpreter must not end while LLVM is at work.
+    thread = threading.Thread(target=warm, name="ggplan-warming")
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
