@@ -96,8 +96,3 @@ def make_case(model: Model, recipe: Recipe, table: FallbackTable) -> Case:
         tuple(joined(groups.get(rule, [])) for rule in range(n_rules)),
         tuple(frozenset(decided.get(rule, ())) for rule in range(n_rules)),
     )
-
-
-def table_of(recipe: Recipe) -> FallbackTable:
-    """The fallback table of the engine that `@target` names."""
-    return "ik" if recipe.target == "ik_llama.cpp" else "llama.cpp"

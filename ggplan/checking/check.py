@@ -15,10 +15,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ggplan.checking import coverage, matching, promises, reach, shapes
-from ggplan.checking.case import Case, make_case, table_of
+from ggplan.checking.case import Case, make_case
 from ggplan.checking.subject import subject_of
 from ggplan.checking.workspace import Workspace
 from ggplan.model import Model
+from ggplan.planning.fallback import table_of
 from ggplan.rules import Diagnostic, Edit, Fix, InvalidRecipeError, Recipe
 from ggplan.rules.fixing import apply_fixes
 from ggplan.rules.loading import recipe_text

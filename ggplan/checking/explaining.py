@@ -5,11 +5,11 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass
 
-from ggplan.checking.case import make_case, table_of
+from ggplan.checking.case import make_case
 from ggplan.errors import PlanError
 from ggplan.ggml_types import GgmlType
 from ggplan.model import Model, TensorInfo
-from ggplan.planning.fallback import FallbackTable, remainder
+from ggplan.planning.fallback import FallbackTable, remainder, table_of
 from ggplan.planning.roles import Device, device_of
 from ggplan.rules import Choice, Recipe, Rule
 from ggplan.text import printable

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 
-from ggplan.checking.case import make_case, table_of
+from ggplan.checking.case import make_case
 from ggplan.errors import CheckpointError
 from ggplan.inventories import inventories_of, inventory, names_of_inventories
 from ggplan.model import Model
 from ggplan.opening import open_model
+from ggplan.planning.fallback import table_of
 from ggplan.rules import Recipe
 
 _HEAD_LINES = 60

@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ggplan.checking.case import Case, make_case, table_of
+from ggplan.checking.case import Case, make_case
 from ggplan.errors import RecipeError
 from ggplan.model import Model
+from ggplan.planning.fallback import table_of
 from ggplan.rules import Fix, InvalidRecipeError, Recipe, dead_rules, parse_recipe, shadowed_rules
 from ggplan.rules.draft import Follow, FollowError
 from ggplan.rules.fixing import apply_fixes

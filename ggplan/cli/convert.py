@@ -73,7 +73,7 @@ def convert_command(
     recipe_name: str | None,
     pure: bool,
     imatrix_path: str | None,
-    fallback: FallbackTable,
+    fallback: FallbackTable | None,
     nonfinite: Nonfinite,
     effort: Effort,
     strict: bool,

@@ -26,8 +26,8 @@ def planning_options(command: _Command) -> _Command:
             help="Importance matrix (GGUF or .dat) for the encoders that use it.",
         ),
         click.option(
-            "--fallback", type=click.Choice(["llama.cpp", "ik"]), default="llama.cpp", show_default=True,
-            help="Whose table replaces a type that a tensor's shape forbids.",
+            "--fallback", type=click.Choice(["llama.cpp", "ik"]),
+            help="Whose table replaces a type that a shape forbids [default: as @target, else llama.cpp].",
         ),
         click.option(
             "--nonfinite", type=click.Choice(["refuse", "zero", "keep"]), default="refuse", show_default=True,

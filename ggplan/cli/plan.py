@@ -32,7 +32,7 @@ def plan_command(
     recipe_name: str | None,
     pure: bool,
     imatrix_path: str | None,
-    fallback: FallbackTable,
+    fallback: FallbackTable | None,
     nonfinite: Nonfinite,
     effort: Effort,
     strict: bool,

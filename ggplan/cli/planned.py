@@ -17,7 +17,7 @@ def plan_from(
     model_path: str,
     recipe_name: str | None,
     imatrix_path: str | None,
-    fallback: FallbackTable,
+    fallback: FallbackTable | None,
     strict: bool,
     pre: str | None,
     nonfinite: Nonfinite = "refuse",

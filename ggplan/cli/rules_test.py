@@ -23,9 +23,10 @@ Examples:
 @click.option("--json", "as_json", is_flag=True, help="Print the outcomes as JSON.")
 def test_command(recipes: tuple[str, ...], model_name: str | None, as_json: bool) -> None:
     """Run the @assert and @test lines of RECIPEs; exit 1 if one fails."""
-    from ggplan.checking.case import make_case, table_of
+    from ggplan.checking.case import make_case
     from ggplan.checking.promises import outcomes
     from ggplan.cli.rules_subject import recipe_and_model
+    from ggplan.planning.fallback import table_of
     from ggplan.rules import render
     from ggplan.text import printable
 

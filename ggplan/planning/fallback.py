@@ -13,8 +13,15 @@ from typing import Literal
 
 from ggplan.errors import PlanError
 from ggplan.ggml_types import F16, GgmlType, parse_type
+from ggplan.rules import Recipe
 
 FallbackTable = Literal["llama.cpp", "ik"]
+
+
+def table_of(recipe: Recipe | None) -> FallbackTable:
+    """The table of the engine that the recipe's `@target` names; llama.cpp's where it names none."""
+    return "ik" if recipe is not None and recipe.target == "ik_llama.cpp" else "llama.cpp"
+
 
 _LLAMA_CPP = {
     **dict.fromkeys(

@@ -10,7 +10,7 @@ from ggplan.model import Model
 from ggplan.planning import findings
 from ggplan.planning.decisions import Decision, decide, n_dimensions
 from ggplan.planning.derived import recipe_of_mix
-from ggplan.planning.fallback import FallbackTable
+from ggplan.planning.fallback import FallbackTable, table_of
 from ggplan.planning.layout import file_order, place
 from ggplan.planning.plan import Effort, Nonfinite, Plan, PlannedTensor
 from ggplan.planning.provenance import output_metadata
@@ -27,7 +27,7 @@ def make_plan(
     recipe: Recipe | Mix | None = None,
     *,
     imatrix: Imatrix | None = None,
-    fallback: FallbackTable = "llama.cpp",
+    fallback: FallbackTable | None = None,
     strict: bool = False,
     nonfinite: Nonfinite = "refuse",
     effort: Effort = "default",
@@ -42,7 +42,8 @@ def make_plan(
     imatrix
         Importance of each column, for the encoders that use it.
     fallback
-        Whose table replaces a type that a shape forbids: llama.cpp's or ik_llama.cpp's.
+        Whose table replaces a type that a shape forbids: llama.cpp's or ik_llama.cpp's; None for that of
+        the engine the recipe's `@target` names, llama.cpp's where it names none.
     strict
         Refuse any fallback that the recipe does not write itself as a chain.
     nonfinite
@@ -61,6 +62,7 @@ def make_plan(
     mix = recipe if isinstance(recipe, Mix) else None
     if isinstance(recipe, Mix):
         recipe = recipe_of_mix(recipe, model, has_imatrix=imatrix is not None)
+    fallback = fallback or table_of(recipe)
     tensors = sorted(model.tensors, key=lambda t: file_order(t.name))
     decisions = decide(tensors, recipe, fallback)
     if strict:

@@ -225,7 +225,9 @@ def test_a_reader_that_leaves_is_no_error_message() -> None:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_stopped_conversion_leaves_nothing(tmp_path: Path, number: int, code: int) -> None:
+def test_a_stopped_conversion_leaves_nothing_under_the_final_name(
+    tmp_path: Path, number: int, code: int
+) -> None:
     source, target = tmp_path / "large.gguf", tmp_path / "out.gguf"
     writer = gguf.GGUFWriter(source, "llama")
     weights = np.random.default_rng(0).standard_normal((4096, 8192), np.float32)
@@ -254,7 +256,9 @@ def test_a_stopped_conversion_leaves_nothing(tmp_path: Path, number: int, code: 
     _, errors = process.communicate(timeout=60)
     assert process.returncode == code
     assert "Traceback" not in errors
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["large.gguf", "r.recipe"]
+    # What was done by then is kept to go on with; nothing is, if nothing was.
+    left = {p.name for p in tmp_path.iterdir()} - {"large.gguf", "r.recipe"}
+    assert left in (set(), {"out.gguf.part", "out.gguf.part.journal"})
 
 
 def test_a_disk_that_refuses_leaves_nothing(source: Path, tmp_path: Path) -> None:
