@@ -225,9 +225,7 @@ def test_a_reader_that_leaves_is_no_error_message() -> None:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_stopped_conversion_leaves_nothing_under_the_final_name(
-    tmp_path: Path, number: int, code: int
-) -> None:
+def test_a_stopped_conversion_leaves_no_file_of_that_name(tmp_path: Path, number: int, code: int) -> None:
     source, target = tmp_path / "large.gguf", tmp_path / "out.gguf"
     writer = gguf.GGUFWriter(source, "llama")
     weights = np.random.default_rng(0).standard_normal((4096, 8192), np.float32)
