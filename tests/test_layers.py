@@ -38,7 +38,9 @@ ALLOWED = {
         "", "errors", "text", "ggml_types", "metadata", "model", "sources", "opening", "rules", "imatrix",
         "planning", "conversion", "quants",
     },
-    "measure": {"", "errors", "text", "ggml_types", "metadata", "model", "sources", "opening", "planning"},
+    "measure": {
+        "", "errors", "text", "ggml_types", "metadata", "model", "sources", "opening", "planning",
+    },
     "charts": {"errors", "text", "ggml_types", "planning", "measure"},
 }  # fmt: skip
 FREE = {"cli", "__init__", "__main__"}
