@@ -24,8 +24,8 @@ ALLOWED = {
     "inventories": {"errors", "text", "ggml_types", "metadata", "model"},
     "rules": {"errors", "text", "ggml_types"},
     "checking": {
-        "", "errors", "text", "ggml_types", "metadata", "model", "inventories", "rules", "planning", "imatrix",
-        "opening",
+        "", "errors", "text", "ggml_types", "metadata", "model", "inventories", "rules", "planning",
+        "imatrix", "opening",
     },
     "stock": {"errors", "text", "ggml_types", "metadata", "model"},
     "recovering": {"text", "ggml_types"},

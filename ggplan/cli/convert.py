@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -143,30 +142,12 @@ def run_conversion(
     **options: Any,
 ) -> ConversionResult:
     """Convert, with a progress bar on stderr where that is a terminal; `options` are those of `convert`."""
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
-
-    from ggplan.cli.output import console
+    from ggplan.cli.progress import bytes_bar
     from ggplan.cli.signals import orderly_stop
     from ggplan.conversion import convert
     from ggplan.text import printable
 
-    bar = Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-        console=console(sys.stderr),
-        disable=quiet or not sys.stderr.isatty(),
-        transient=True,
-    )
+    bar = bytes_bar(quiet=quiet)
     kept = 0
 
     def resumed(n_bytes: int) -> None:

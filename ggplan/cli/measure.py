@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import math
 import shlex
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import click
 
 if TYPE_CHECKING:
+    from rich.progress import TaskID
+
     from ggplan.measure import Engine, Measurement, Metric, Quantization, Record, Result, TextFile
 
 _EPILOG = """\b
@@ -171,29 +172,17 @@ def run_measurement(
     quiet: bool = False,
 ) -> Result:
     """Measure, with a progress bar on stderr where that is a terminal."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from ggplan.cli.output import console
+    from ggplan.cli.progress import chunks_bar
     from ggplan.measure import measure
     from ggplan.text import printable
 
-    bar = Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("chunks"),
-        TimeRemainingColumn(),
-        console=console(sys.stderr),
-        disable=quiet or not sys.stderr.isatty(),
-        transient=True,
-    )
-    with bar:
-        tasks: dict[str, int] = {}
+    with chunks_bar(quiet=quiet) as bar:
+        tasks: dict[str, TaskID] = {}
 
         def watch(what: str, done: int, of: int) -> None:
             if what not in tasks:
                 tasks[what] = bar.add_task(printable(what), total=of)
-            bar.update(tasks[what], completed=done)  # type: ignore[arg-type]  # a TaskID is an int
+            bar.update(tasks[what], completed=done)
 
         return measure(
             files,

@@ -1,37 +1,51 @@
-"""A progress bar on stderr, where that is a terminal."""
+"""Progress bars on stderr, where that is a terminal."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+
+def bytes_bar(*, quiet: bool) -> Progress:
+    """A bar that counts bytes, with their speed and the time that is left."""
+    from rich.progress import DownloadColumn, TransferSpeedColumn
+
+    return _bar(DownloadColumn(binary_units=True), TransferSpeedColumn(), quiet=quiet)
+
+
+def chunks_bar(*, quiet: bool) -> Progress:
+    """A bar that counts chunks of text, with the time that is left."""
+    from rich.progress import MofNCompleteColumn, TextColumn
+
+    return _bar(MofNCompleteColumn(), TextColumn("chunks"), quiet=quiet)
 
 
 @contextmanager
 def progress_bar(what: str, total: int | None, *, quiet: bool) -> Iterator[Callable[[int], None]]:
     """Bytes done of `total`, or of a total that is not known; gives the function that adds to them."""
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
-
-    from ggplan.cli.output import console
     from ggplan.text import printable
 
-    bar = Progress(
+    with bytes_bar(quiet=quiet) as bar:
+        task = bar.add_task(printable(what), total=total)
+        yield lambda n_bytes: bar.advance(task, n_bytes)
+
+
+def _bar(*counts: object, quiet: bool) -> Progress:
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from ggplan.cli.output import console
+
+    return Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
+        *counts,  # type: ignore[arg-type]  # columns
         TimeRemainingColumn(),
         console=console(sys.stderr),
         disable=quiet or not sys.stderr.isatty(),
         transient=True,
     )
-    with bar:
-        task = bar.add_task(printable(what), total=total)
-        yield lambda n_bytes: bar.advance(task, n_bytes)
