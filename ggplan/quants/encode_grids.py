@@ -71,30 +71,33 @@ _RULES = {
     "iq2_xxs": Rules(True, _ONE, _ZERO, NOTHING, _TENTH, 6, ALL),
 }
 
+# How much larger than found d is stored.
+_STORED = {"iq3_s": np.float32(1.033), "iq3_xxs": np.float32(1.0125), "iq2_s": np.float32(0.9875)}
+
 
 def encode_iq3_s(rows: F32Array, importance: F32Array | None, out: Bytes) -> None:
     """Write 110 bytes for 256 weights; the arguments of all encoders are those of `encode_superblocks`."""
-    _encode("iq3_s", _search_fours, _pack_iq3_s, rows, importance, out)
+    _encode("iq3_s", _search_fours, pack_iq3_s, rows, importance, out)
 
 
 def encode_iq3_xxs(rows: F32Array, importance: F32Array | None, out: Bytes) -> None:
     """Write 98 bytes for 256 weights."""
-    _encode("iq3_xxs", _search_fours, _pack_iq3_xxs, rows, importance, out)
+    _encode("iq3_xxs", _search_fours, pack_iq3_xxs, rows, importance, out)
 
 
 def encode_iq2_s(rows: F32Array, importance: F32Array | None, out: Bytes) -> None:
     """Write 82 bytes for 256 weights."""
-    _encode("iq2_s", _search_eights, _pack_iq2_s, rows, importance, out)
+    _encode("iq2_s", _search_eights, pack_iq2_s, rows, importance, out)
 
 
 def encode_iq2_xs(rows: F32Array, importance: F32Array | None, out: Bytes) -> None:
     """Write 74 bytes for 256 weights."""
-    _encode("iq2_xs", _search_eights, _pack_iq2_xs, rows, importance, out)
+    _encode("iq2_xs", _search_eights, pack_iq2_xs, rows, importance, out)
 
 
 def encode_iq2_xxs(rows: F32Array, importance: F32Array | None, out: Bytes) -> None:
     """Write 66 bytes for 256 weights."""
-    _encode("iq2_xxs", _search_fitted_eights, _pack_iq2_xxs, rows, importance, out)
+    _encode("iq2_xxs", _search_fitted_eights, pack_iq2_xxs, rows, importance, out)
 
 
 def _encode(
@@ -123,7 +126,8 @@ def _encode(
             )
             search(weights[first * SUPERBLOCK : end * SUPERBLOCK], columns, first, table, rules, found)
             with np.errstate(all="ignore"):  # a scale too large for a half becomes infinite, as in ggml
-                pack(found, blocks[first:end])
+                scales = found.scales * _STORED.get(name, _ONE)
+                pack(found._replace(scales=scales), blocks[first:end])
 
     encode_superblocks(encode, rows, importance, out)
 
@@ -172,12 +176,12 @@ def _fit(memory: Any, values: Any, weight: Any, scales: Any) -> Any:
     return load(scales, 0, WIDTH)
 
 
-def _pack_iq3_s(found: Found, blocks: Bytes) -> None:
-    """As ggml, leave no room for a sub-block of zeros: indices and signs of those after it move up.
+def pack_iq3_s(found: Found, blocks: Bytes) -> None:
+    """Write blocks. As ggml, leave no room for a sub-block of nothing: what comes after it moves up.
 
-    They are read with the wrong scales and ninth bits, but bytes are a contract.
+    Its indices and signs are read with the wrong scales and ninth bits, but bytes are a contract.
     """
-    _store(found.scales * np.float32(1.033), blocks, 0)
+    _store(found.scales, blocks, 0)
     _store(found.indices.astype(np.uint8), blocks, 2)
     _store(np.packbits((found.indices >> 8).astype(np.uint8), axis=1, bitorder="little"), blocks, 66)
     _store(found.signs, blocks, 74)
@@ -189,14 +193,16 @@ def _pack_iq3_s(found: Found, blocks: Bytes) -> None:
         blocks[n, 74:106] = blocks[n, 74:106].reshape(8, 4)[order].reshape(-1)
 
 
-def _pack_iq3_xxs(found: Found, blocks: Bytes) -> None:
-    _store(found.scales * np.float32(1.0125), blocks, 0)
+def pack_iq3_xxs(found: Found, blocks: Bytes) -> None:
+    """Write blocks."""
+    _store(found.scales, blocks, 0)
     _store(found.indices.astype(np.uint8), blocks, 2)
     _store(_signs_and_scales(found), blocks, 66)
 
 
-def _pack_iq2_s(found: Found, blocks: Bytes) -> None:
-    _store(found.scales * np.float32(0.9875), blocks, 0)
+def pack_iq2_s(found: Found, blocks: Bytes) -> None:
+    """Write blocks."""
+    _store(found.scales, blocks, 0)
     _store(found.indices.astype(np.uint8), blocks, 2)
     _store(found.signs, blocks, 34)
     fours = (found.indices >> 8).reshape(-1, 8, 4) << (2 * np.arange(4, dtype=np.uint16))
@@ -204,13 +210,15 @@ def _pack_iq2_s(found: Found, blocks: Bytes) -> None:
     _store(_pairs(found.levels), blocks, 74)
 
 
-def _pack_iq2_xs(found: Found, blocks: Bytes) -> None:
+def pack_iq2_xs(found: Found, blocks: Bytes) -> None:
+    """Write blocks."""
     _store(found.scales, blocks, 0)
     _store(found.indices | (found.signs & 127).astype(np.uint16) << 9, blocks, 2)
     _store(_pairs(found.levels), blocks, 66)
 
 
-def _pack_iq2_xxs(found: Found, blocks: Bytes) -> None:
+def pack_iq2_xxs(found: Found, blocks: Bytes) -> None:
+    """Write blocks."""
     _store(found.scales, blocks, 0)
     indices = found.indices.astype(np.uint8).view("<u4")
     _store(np.stack([indices, _signs_and_scales(found)], axis=2).reshape(-1, 16), blocks, 2)

@@ -45,6 +45,11 @@ LEFT = {
     "q6_K": (0.88, 0.87),
     "iq4_nl": (0.94, 0.94),
     "iq4_xs": (0.93, 0.93),
+    "iq3_s": (0.65, 0.95),
+    "iq3_xxs": (0.72, 0.96),
+    "iq2_s": (0.85, 0.95),
+    "iq2_xs": (0.95, 0.95),
+    "iq2_xxs": (0.95, 0.95),
     "mxfp4": (0.95, 0.95),
     "nvfp4": (0.75, 0.65),
     "tq1_0": (0.35, 0.35),
@@ -65,6 +70,8 @@ def encode(
     rows: NDArray[np.float32], type_name: str, importance: NDArray[np.float32] | None, effort: str = "best"
 ) -> NDArray[np.uint8]:
     ggml_type = parse_type(type_name)
+    if importance is None and ggml_type.requires_imatrix:
+        importance = np.ones(rows.shape[1], np.float32)
     out = np.full((len(rows), ggml_type.row_bytes(rows.shape[1])), 0xA5, np.uint8)
     encode_into(rows, ggml_type, importance, out, effort)
     return out
@@ -223,8 +230,9 @@ def test_nothing_and_little(type_name: str) -> None:
     assert efforts_of(ggml_type) == EFFORTS
     assert type_name in ENCODERS
     warm_up([ggml_type], with_imatrix=True, effort="best")
-    assert quantize(np.empty((0, 256)), type_name, effort="best").shape == (0, ggml_type.row_bytes(256))
-    assert quantize(np.empty((2, 0)), type_name, effort="best").shape == (2, 0)
+    for shape in ((0, 256), (2, 0)):
+        blocks = quantize(np.empty(shape), type_name, np.ones(shape[1]), effort="best")
+        assert blocks.shape == (shape[0], ggml_type.row_bytes(shape[1]))
 
 
 def test_a_machine_of_another_width_gives_the_same_bytes() -> None:
@@ -241,9 +249,9 @@ def test_a_machine_of_another_width_gives_the_same_bytes() -> None:
 
 
 def digest() -> str:
-    """Of what two types makes of odd weights."""
+    """Of what some types make of odd weights."""
     total = hashlib.sha256()
-    for type_name in ("q2_K", "q3_K"):
+    for type_name in ("q2_K", "q3_K", "iq3_xxs"):
         for number, make in enumerate(DISTRIBUTIONS.values()):
             rng = np.random.default_rng([10, number])
             rows = make(rng, COLUMNS).reshape(1, COLUMNS)
