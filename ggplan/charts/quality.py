@@ -218,7 +218,7 @@ def _reference_lines(ax: Axes, panel: Panel, points: Sequence[Point]) -> list[Bo
     boxes = []
     low, high = sorted(ax.get_ylim())
     noise = _noise(points)
-    if panel.quality == "dppl" and noise is not None and low < noise:
+    if panel.quality != "ppl" and noise is not None and low < noise:
         ax.axhspan(max(low, -noise), noise, color=BAND.light, zorder=0.5)
     lines = []
     if panel.base_y is not None and panel.base:
