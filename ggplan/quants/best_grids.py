@@ -1,48 +1,55 @@
-"""iq3_s, iq3_xxs, iq2_s, iq2_xs and iq2_xxs with less error than ggml's: an exact search of their grids.
+"""iq3_*, iq2_* and iq1_* with less error than ggml's: an exact search of their grids.
 
-Blocks are those of `encode_grids`, whose layouts `decode_grids` tells:
+Blocks are those of `encode_grids`, `iq1_s` and `iq1_m`, whose layouts `decode_grids` tells:
 
-    weight = d (2 s + 1) unit sign point        s from 0 to 15, for 16 or 32 weights
+    iq3, iq2    weight = d (2 s + 1) unit (sign point)      unit 1, 1/4 or 1/8; s from 0 to 15
+    iq1         weight = d (2 s + 1) (point +- 1/8)         s from 0 to 7
 
-ggml rounds weights one by one, and where that gives no point of the grid tries some that are near. It settles
-signs before, by what they cost where all is free, and never looks at the points again once the scales are
-rounded. Here, for any scale, a group gets the best of all points with the best of all signs. That costs less
-than it seems. A group's error is the sum of what its halves cost, and of half a group there are few:
-
-    four weights of 3 levels      81 halves      two weights of 8 levels      64 halves
-
-So the errors of all halves are added up first, each in as many lanes as there are sub-blocks side by side;
-then each point takes one addition and one comparison, or less, since points with the same upper half share
-the addition. An odd number of negative weights, where it must be even, makes one weight change its sign. Each
-half has two errors then, as it is and with the cheapest of its signs changed, and the best is either half's
-one with the other's other.
+ggml rounds weights one by one, and where that gives no point of the grid tries some that are near. Signs it
+settles before, by what they cost where all levels are free, and once the scales are rounded it never looks at
+the points again. Here, for any scale, a group gets the best of all points with the best of all signs or
+shifts (see `best_points`).
 
 1. Fit: find the best real scale of each sub-block, of trials that give the largest weight about the highest
    value, and then by least squares under the points of the best.
 2. Round together: try many d. The s nearest to a scale is best, and a deviation ds from the fit costs
-   sum(w q^2) ds^2, q the signed point.
-3. Choose: with d fixed, try the s around, and search all points anew for each.
+   sum(w q^2) ds^2, q the point.
+3. Choose: with d fixed, try the s found and its neighbours, and search all points anew for each.
 4. Solve: with s and points fixed, d follows by least squares. Back to 3, until nothing moves.
 
-Sub-blocks of zeros are written in their place, where ggml's iq3_s lets indices and signs move up.
+More trials, more d or more rounds take less than a thousandth off the error. Sub-blocks of zeros are written
+in their place, where ggml's iq3_s lets indices and signs move up.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ggplan.quants import decode_grids, encode_grids
+from ggplan.quants import encode_grids, iq1_m, iq1_s
 from ggplan.quants.accelerate import inline, kernel
 from ggplan.quants.best import as_half, gather_tile, gather_weights, to_beat
+from ggplan.quants.best_points import (
+    EVEN,
+    FREE,
+    SHIFTED,
+    error_of_levels,
+    find_odd,
+    least_error,
+    new_choice,
+    new_memory,
+    place_of,
+    points_of,
+    sums_of_points,
+    take_points,
+)
+from ggplan.quants.codecs import decoder
 from ggplan.quants.grid_search import Found
-from ggplan.quants.grids import grid
 from ggplan.quants.layout32 import flat
-from ggplan.quants.superblock import SHIFT, SUPERBLOCK, TILE, new_floats, new_integers
+from ggplan.quants.superblock import SHIFT, SUPERBLOCK, TILE, new_floats
 from ggplan.quants.vector import (
     WIDTH,
     absolute,
@@ -68,144 +75,108 @@ _PIECE = 256
 _ZERO = np.float32(0)
 _ONE = np.float32(1)
 _TWO = np.float32(2)
-_FOUR = np.float32(4)
 _HALF = np.float32(0.5)
+_QUARTER = np.float32(0.25)
+_EIGHTH = np.float32(0.125)
 _INFINITY = np.float32(np.inf)
+_TRIALS = 12
 _UNITS = 24
-_ROUNDS = 3
 
 
-class Points(NamedTuple):
-    """The points of a grid, ordered by their upper halves; all arrays are read-only.
-
-    A half's number has its first weight's level as its lowest digit.
+class Rules(NamedTuple):
+    """What differs between types with the same kind of groups.
 
     Attributes
     ----------
-    values
-        float32 (levels,): what the levels stand for.
-    starts
-        int32 (halves + 1,): the first point with each upper half, and the number of points.
-    lower
-        int32 (points,): the lower half, times `WIDTH`.
-    keys
-        int32 (points,): all levels, two bits each for eight weights, three bits for four.
+    size
+        Weights in a sub-block.
+    highest
+        The highest s.
+    together
+        Whether a sub-block has one shift, not one for each group.
+    rounds
+        How often to choose.
+    unit
+        What d (2 s + 1) is multiplied by; float32.
+    first, step
+        Trial k is the scale that makes first + step k of the largest weight; float32.
     """
 
-    values: F32Array
-    starts: NDArray[np.int32]
-    lower: NDArray[np.int32]
-    keys: NDArray[np.int32]
+    size: int
+    highest: int
+    together: bool
+    rounds: int
+    unit: np.float32
+    first: np.float32
+    step: np.float32
 
 
-class Memory(NamedTuple):
-    """What a search works on: sixteen superblocks, and the errors of one group's halves.
-
-    Attributes
-    ----------
-    tile, weight
-        The weights and what their errors count, laid out as `superblock` says.
-    flips
-        float32 [WIDTH eight + lane]: 4 where the number of negative weights must change, else 0.
-    parts, part_flips
-        float32 [WIDTH (n part + number) + lane]: the errors of a half's two parts, and what it costs to change
-        the cheapest of its signs.
-    halves
-        float32 [WIDTH (n (2 flipped + half) + number) + lane]: the errors of halves.
-    """
-
-    tile: Any
-    weight: Any
-    flips: Any
-    parts: Any
-    part_flips: Any
-    halves: Any
-
-
-class Choice(NamedTuple):
-    """What is chosen for sixteen superblocks.
-
-    Attributes
-    ----------
-    levels
-        int32 [16 sub_block + lane]: s.
-    keys
-        int32 [(weights of a group) position + lane]: the points, a group's as a superblock's groups stand.
-    signs
-        int32: the signs of eight weights, in the same way.
-    """
-
-    levels: Any
-    keys: Any
-    signs: Any
+# The points of iq1 are two thousand, and ggml's encoders are fast: one round has to do.
+_RULES = {
+    "iq3_s": Rules(32, 15, False, 3, _ONE, np.float32(11.3), np.float32(1.1)),
+    "iq3_xxs": Rules(32, 15, False, 3, _QUARTER, np.float32(46), np.float32(4.6)),
+    "iq2_s": Rules(16, 15, False, 3, _EIGHTH, np.float32(32), np.float32(3.2)),
+    "iq2_xs": Rules(16, 15, False, 3, _EIGHTH, np.float32(32), np.float32(3.2)),
+    "iq2_xxs": Rules(32, 15, False, 3, _EIGHTH, np.float32(32), np.float32(3.2)),
+    "iq1_m": Rules(16, 7, False, 1, _ONE, np.float32(0.85), np.float32(0.15)),
+    "iq1_s": Rules(32, 7, True, 1, _ONE, np.float32(0.85), np.float32(0.15)),
+}
 
 
 def encode_iq3_s(rows: F32Array, importance: F32Array | None, out: Bytes) -> None:
     """Write 110 bytes for 256 weights."""
     encode_grids.encode_iq3_s(rows, importance, out)
-    _encode("iq3_s", _refine_fours, encode_grids.pack_iq3_s, 32, 1.0, rows, importance, out)
+    _improve("iq3_s", _refine_fours, encode_grids.pack_iq3_s, rows, importance, out)
 
 
 def encode_iq3_xxs(rows: F32Array, importance: F32Array | None, out: Bytes) -> None:
     """Write 98 bytes for 256 weights."""
     encode_grids.encode_iq3_xxs(rows, importance, out)
-    _encode("iq3_xxs", _refine_even_fours, encode_grids.pack_iq3_xxs, 32, 0.25, rows, importance, out)
+    _improve("iq3_xxs", _refine_even_fours, encode_grids.pack_iq3_xxs, rows, importance, out)
 
 
 def encode_iq2_s(rows: F32Array, importance: F32Array | None, out: Bytes) -> None:
     """Write 82 bytes for 256 weights."""
     encode_grids.encode_iq2_s(rows, importance, out)
-    _encode("iq2_s", _refine_eights, encode_grids.pack_iq2_s, 16, 0.125, rows, importance, out)
+    _improve("iq2_s", _refine_eights, encode_grids.pack_iq2_s, rows, importance, out)
 
 
 def encode_iq2_xs(rows: F32Array, importance: F32Array | None, out: Bytes) -> None:
     """Write 74 bytes for 256 weights."""
     encode_grids.encode_iq2_xs(rows, importance, out)
-    _encode("iq2_xs", _refine_even_eights, encode_grids.pack_iq2_xs, 16, 0.125, rows, importance, out)
+    _improve("iq2_xs", _refine_even_eights, encode_grids.pack_iq2_xs, rows, importance, out)
 
 
 def encode_iq2_xxs(rows: F32Array, importance: F32Array | None, out: Bytes) -> None:
     """Write 66 bytes for 256 weights."""
     encode_grids.encode_iq2_xxs(rows, importance, out)
-    _encode("iq2_xxs", _refine_even_eights, encode_grids.pack_iq2_xxs, 32, 0.125, rows, importance, out)
+    _improve("iq2_xxs", _refine_even_eights, encode_grids.pack_iq2_xxs, rows, importance, out)
 
 
-@cache
-def _points(name: str) -> tuple[Points, NDArray[np.uint16]]:
-    """The points of a grid, and the index of each key."""
-    values = np.unique(grid(name))
-    points = values.searchsorted(grid(name))
-    size = points.shape[-1]
-    digits = len(values) ** np.arange(size // 2)
-    lower, upper = points[:, : size // 2] @ digits, points[:, size // 2 :] @ digits
-    keys = (points << ((2 if size == 8 else 3) * np.arange(size))).sum(axis=1)
-    index_of = np.zeros(1 << 16, np.uint16)
-    index_of[keys] = np.arange(len(keys))
-    order = upper.argsort(kind="stable")
-    starts = upper[order].searchsorted(np.arange(len(values) ** (size // 2) + 1))
-    found = Points(
-        values.astype(np.float32),
-        starts.astype(np.int32),
-        (WIDTH * lower[order]).astype(np.int32),
-        keys[order].astype(np.int32),
-    )
-    return found, index_of
+def encode_iq1_m(rows: F32Array, importance: F32Array | None, out: Bytes) -> None:
+    """Write 56 bytes for 256 weights."""
+    iq1_m.encode(rows, importance, out)
+    _improve("iq1_m", _refine_shifted_eights, _pack_iq1_m, rows, importance, out)
 
 
-def _encode(
+def encode_iq1_s(rows: F32Array, importance: F32Array | None, out: Bytes) -> None:
+    """Write 50 bytes for 256 weights."""
+    iq1_s.encode(rows, importance, out)
+    _improve("iq1_s", _refine_shifted_eights, _pack_iq1_s, rows, importance, out)
+
+
+def _improve(
     name: str,
     refine: Callable[..., None],
     pack: Callable[[Found, Bytes], None],
-    size: int,
-    unit: float,
     rows: F32Array,
     importance: F32Array | None,
     out: Bytes,
 ) -> None:
     """Improve the default's blocks in `out`, a piece of them at a time."""
-    points, index_of = _points(name)
+    rules, decode = _RULES[name], decoder(name)
+    points, index_of = points_of("iq1_s" if name == "iq1_m" else name)
     group = 8 if len(points.values) == 3 else 4
-    decode = getattr(decode_grids, f"decode_{name}")
     weights = flat(rows)
     columns = flat(np.empty(0, np.float32) if importance is None else importance)
     count = weights.size // SUPERBLOCK
@@ -214,20 +185,39 @@ def _encode(
         these = blocks[first : first + _PIECE]
         n = len(these)
         decoded = np.empty((n, SUPERBLOCK), np.float32)
-        keys = np.empty((n, SUPERBLOCK // group), np.uint16)
         found = Found(
-            keys,
+            np.empty((n, SUPERBLOCK // group), np.uint16),
             np.empty((n, SUPERBLOCK // 8), np.uint8),
-            np.empty((n, SUPERBLOCK // size), np.int8),
+            np.empty((n, SUPERBLOCK // rules.size), np.int8),
             np.empty(n, np.float32),
         )
         better = np.empty(n, np.uint8)
-        with np.errstate(all="ignore"):
+        with np.errstate(all="ignore"):  # ggml's scales may be infinite
             decode(these, decoded)
-        refine(weights, columns, first, decoded.reshape(-1), points, size, np.float32(unit), found, better)
+        refine(weights, columns, first, decoded.reshape(-1), points, rules, found, better)
         packed = np.empty_like(these)
-        pack(found._replace(indices=index_of[keys]), packed)
+        pack(found._replace(indices=index_of[found.indices]), packed)
         these[better != 0] = packed[better != 0]
+
+
+def _pack_iq1_s(found: Found, blocks: Bytes) -> None:
+    blocks[:, :2] = found.scales.astype("<f2")[:, np.newaxis].view(np.uint8)
+    blocks[:, 2:34] = found.indices.astype(np.uint8)
+    words = found.levels.astype(np.uint16) << 12 | found.signs[:, ::4].astype(np.uint16) << 15
+    for g in range(4):
+        words |= found.indices[:, g::4] >> 8 << (3 * g)
+    blocks[:, 34:] = words.astype("<u2").view(np.uint8)
+
+
+def _pack_iq1_m(found: Found, blocks: Bytes) -> None:
+    blocks[:, :32] = found.indices.astype(np.uint8)
+    high = (found.indices >> 8).astype(np.uint8) | found.signs << 3
+    blocks[:, 32:48] = high[:, ::2] | high[:, 1::2] << 4
+    d = found.scales.astype(np.float16).view(np.uint16)
+    words = d[:, np.newaxis] >> (4 * np.arange(4, dtype=np.uint16)) << 12
+    for j in range(4):
+        words |= found.levels[:, j::4].astype(np.uint16) << (3 * j)
+    blocks[:, 48:] = words.astype("<u2").view(np.uint8)
 
 
 @kernel
@@ -237,12 +227,11 @@ def _refine_fours(
     skipped: Any,
     decoded: Any,
     points: Any,
-    size: Any,
-    unit: Any,
+    rules: Any,
     found: Any,
     better: Any,
 ) -> None:
-    _refine_superblocks(weights, importance, skipped, decoded, points, size, unit, found, better, 4, 0)
+    _refine_superblocks(weights, importance, skipped, decoded, points, rules, found, better, 4, FREE)
 
 
 @kernel
@@ -252,12 +241,11 @@ def _refine_even_fours(
     skipped: Any,
     decoded: Any,
     points: Any,
-    size: Any,
-    unit: Any,
+    rules: Any,
     found: Any,
     better: Any,
 ) -> None:
-    _refine_superblocks(weights, importance, skipped, decoded, points, size, unit, found, better, 4, 1)
+    _refine_superblocks(weights, importance, skipped, decoded, points, rules, found, better, 4, EVEN)
 
 
 @kernel
@@ -267,12 +255,11 @@ def _refine_eights(
     skipped: Any,
     decoded: Any,
     points: Any,
-    size: Any,
-    unit: Any,
+    rules: Any,
     found: Any,
     better: Any,
 ) -> None:
-    _refine_superblocks(weights, importance, skipped, decoded, points, size, unit, found, better, 8, 0)
+    _refine_superblocks(weights, importance, skipped, decoded, points, rules, found, better, 8, FREE)
 
 
 @kernel
@@ -282,12 +269,25 @@ def _refine_even_eights(
     skipped: Any,
     decoded: Any,
     points: Any,
-    size: Any,
-    unit: Any,
+    rules: Any,
     found: Any,
     better: Any,
 ) -> None:
-    _refine_superblocks(weights, importance, skipped, decoded, points, size, unit, found, better, 8, 1)
+    _refine_superblocks(weights, importance, skipped, decoded, points, rules, found, better, 8, EVEN)
+
+
+@kernel
+def _refine_shifted_eights(
+    weights: Any,
+    importance: Any,
+    skipped: Any,
+    decoded: Any,
+    points: Any,
+    rules: Any,
+    found: Any,
+    better: Any,
+) -> None:
+    _refine_superblocks(weights, importance, skipped, decoded, points, rules, found, better, 8, SHIFTED)
 
 
 @inline
@@ -297,12 +297,11 @@ def _refine_superblocks(
     skipped: Any,
     decoded: Any,
     points: Any,
-    size: Any,
-    unit: Any,
+    rules: Any,
     found: Any,
     better: Any,
     group: Any,
-    even: Any,
+    kind: Any,
 ) -> None:
     """Search all superblocks of `decoded`.
 
@@ -314,26 +313,20 @@ def _refine_superblocks(
         Superblocks of `weights` before the first of `decoded`.
     decoded
         What the default's blocks are read as.
-    points, size, unit
-        The grid; weights in a sub-block; what d (2 s + 1) is multiplied by.
+    points, rules
+        The grid, and the rules of the type.
     found, better
-        Filled for each superblock: what the search found, keys for indices, and whether it is better.
-    group, even
-        Weights in a group; 1 where the number of negative weights in eight must be even. Constants.
+        Filled for each superblock: what the search found, keys for indices, and whether it is better. Signs
+        of iq1 are 1 where a shift is down.
+    group, kind
+        Weights in a group; the kind of the search. Constants.
     """
+    size = rules.size
     scratch = new_floats(SUPERBLOCK * TILE)
     before = new_floats(SUPERBLOCK * TILE)
-    n_part = 9 if group == 8 else 8
-    memory = Memory(
-        new_floats(SUPERBLOCK * TILE),
-        new_floats(SUPERBLOCK * TILE),
-        new_floats(SUPERBLOCK // 8 * TILE),
-        new_floats(2 * n_part * WIDTH),
-        new_floats(2 * n_part * WIDTH),
-        new_floats(4 * n_part * n_part * WIDTH),
-    )
-    kept = _new_choice(group)
-    trial = _new_choice(group)
+    memory = new_memory(group)
+    kept = new_choice(group)
+    trial = new_choice(group)
     total = decoded.size // SUPERBLOCK
     for first in range(0, total, TILE):
         count = min(TILE, total - first)
@@ -341,391 +334,141 @@ def _refine_superblocks(
         gather_weights(importance, skipped + first, count, scratch, size, memory.weight)
         gather_tile(decoded, first, count, total, scratch, size, before)
         error = splat(_ZERO, TILE)
-        sums = new_floats(WIDTH)
-        for at in range(0, SUPERBLOCK * TILE, WIDTH):
-            residue = load(memory.tile, at, WIDTH) - load(before, at, WIDTH)
-            store(sums, 0, load(memory.weight, at, WIDTH) * residue * residue)
-            for part in range(0, WIDTH, TILE):
-                error = error + load(sums, part, TILE)
-        if even == 1:
-            _find_odd(memory)
-        d, is_better = _refine(points, size, unit, memory, group, even, to_beat(error), trial, kept)
+        for at in range(0, SUPERBLOCK * TILE, TILE):
+            residue = load(memory.tile, at, TILE) - load(before, at, TILE)
+            error = error + load(memory.weight, at, TILE) * residue * residue
+        if kind == EVEN:
+            find_odd(memory)
+        d, is_better = _refine(points, rules, memory, group, kind, to_beat(error), trial, kept)
         for r in range(count):
             better[first + r] = lane(is_better, r)
             found.scales[first + r] = lane(d, r)
             for j in range(SUPERBLOCK // size):
                 found.levels[first + r, j] = kept.levels[j * TILE + r]
             for n in range(SUPERBLOCK // group):
-                at = _place(n * group, size, group)
-                found.indices[first + r, n] = kept.keys[at + r]
+                found.indices[first + r, n] = kept.keys[place_of(n * group, size, group) + r]
             for n in range(SUPERBLOCK // 8):
-                found.signs[first + r, n] = kept.signs[_place(n * 8, size, 8) + r]
-
-
-@inline
-def _new_choice(group: Any) -> Any:
-    return Choice(
-        new_integers(16 * TILE),
-        new_integers(SUPERBLOCK // group * TILE),
-        new_integers(SUPERBLOCK // 8 * TILE),
-    )
-
-
-@inline
-def _place(i: Any, size: Any, group: Any) -> Any:
-    """Where lane 0 of the group of weight i stands among groups: their weights' place in a tile, shortened."""
-    at = i // size * TILE
-    inside = at % WIDTH
-    return (size * (at - inside) + WIDTH * (i % size)) // group + inside
-
-
-@inline
-def _find_odd(memory: Any) -> None:
-    for at in range(0, SUPERBLOCK // 8 * TILE, WIDTH):
-        odd = splat(_ZERO, WIDTH)
-        for i in range(8):
-            x = load(memory.tile, 8 * at + WIDTH * i, WIDTH)
-            odd = select(x < _ZERO, _FOUR - odd, odd)
-        store(memory.flips, at, odd)
+                found.signs[first + r, n] = kept.marks[place_of(n * 8, size, 8) + r]
 
 
 @inline
 def _refine(
-    points: Any,
-    size: Any,
-    unit: Any,
-    memory: Any,
-    group: Any,
-    even: Any,
-    default_error: Any,
-    trial: Any,
-    kept: Any,
+    points: Any, rules: Any, memory: Any, group: Any, kind: Any, default_error: Any, trial: Any, kept: Any
 ) -> Any:
     """Improve sixteen superblocks; return d and the lanes in which it is, with `kept`, better."""
+    size = rules.size
     least = default_error
     best_d = splat(_ZERO, TILE)
     any_better = best_d < _ZERO
+    d = best_d
     fits = new_floats(2 * 16 * TILE)
-    _fit(points, size, memory, group, even, trial, fits)
-    d = _round_together(fits, SUPERBLOCK // size, unit, trial.levels)
-    for turn in range(_ROUNDS):
-        _choose(points, size, unit, memory, group, even, d, trial.levels, 1)
-        error, change = _measure(points, size, unit, memory, group, even, d, trial)
-        better = error < least
-        any_better = any_better | better
-        least = select(better, error, least)
-        best_d = select(better, d, best_d)
-        for at in range(0, SUPERBLOCK // size * TILE, TILE):
-            store(kept.levels, at, select(better, load(trial.levels, at, TILE), load(kept.levels, at, TILE)))
-        for at in range(0, SUPERBLOCK // group * TILE, TILE):
-            store(kept.keys, at, select(better, load(trial.keys, at, TILE), load(kept.keys, at, TILE)))
-        for at in range(0, SUPERBLOCK // 8 * TILE, TILE):
-            store(kept.signs, at, select(better, load(trial.signs, at, TILE), load(kept.signs, at, TILE)))
-        if turn > 0 and not any_lane(better):
-            break
-        d = as_half(d + change)
+    sums = new_floats(3 * WIDTH)
+    for turn in range(2 + rules.rounds):
+        searching = turn <= rules.rounds
+        unit_d = repeat(d * rules.unit, WIDTH)
+        error = splat(_ZERO, TILE)
+        sum_rq = splat(_ZERO, TILE)
+        sum_q2 = splat(_ZERO, TILE)
+        for at in range(0, SUPERBLOCK // size * TILE, WIDTH):
+            # At first the real scale is searched, then its integer.
+            largest = _largest_magnitude(memory.tile, size * at, size)
+            middle = load(trial.levels, at, WIDTH)
+            level = middle
+            scale = splat(_ZERO, WIDTH)
+            lowest = splat(_INFINITY, WIDTH)
+            n_trials = 3 if searching else 0
+            for k in range(n_trials if turn else _TRIALS):
+                this = maximum(minimum(middle + (k - 1), rules.highest), 0)
+                this_scale = unit_d * float_of(2 * this + 1)
+                if turn == 0:
+                    this_scale = largest / (rules.first + np.float32(k) * rules.step)
+                if turn == 0 and kind == SHIFTED:
+                    this_error = error_of_levels(points, rules, memory, at, this_scale)
+                else:
+                    this_error = least_error(points, rules, memory, group, kind, at, this_scale)
+                better = this_error < lowest
+                lowest = select(better, this_error, lowest)
+                scale = select(better, this_scale, scale)
+                level = select(better, this, level)
+            if turn:
+                scale = unit_d * float_of(2 * level + 1)
+            if searching:
+                take_points(points, rules, memory, group, kind, at, scale, trial)
+            part, part_rq, part_q2 = sums_of_points(points, rules, memory, group, kind, at, scale, trial)
+            if turn == 0:
+                store(fits, at, scale + part_rq / part_q2)
+                store(fits, 16 * TILE + at, part_q2)
+            else:
+                store(trial.levels, at, level)
+                integer = float_of(2 * level + 1)
+                store(sums, 0, part)
+                store(sums, WIDTH, part_rq * integer)
+                store(sums, 2 * WIDTH, part_q2 * integer * integer)
+                for i in range(0, WIDTH, TILE):
+                    error = error + load(sums, i, TILE)
+                    sum_rq = sum_rq + load(sums, WIDTH + i, TILE)
+                    sum_q2 = sum_q2 + load(sums, 2 * WIDTH + i, TILE)
+        if turn == 0:
+            d = _round_together(fits, rules, trial.levels)
+        else:
+            better = error < least
+            any_better = any_better | better
+            least = select(better, error, least)
+            best_d = select(better, d, best_d)
+            _keep(better, trial.levels, kept.levels, SUPERBLOCK // size)
+            _keep(better, trial.keys, kept.keys, SUPERBLOCK // group)
+            _keep(better, trial.marks, kept.marks, SUPERBLOCK // 8)
+            if turn > 1 and not any_lane(better):
+                break
+            d = as_half(d + sum_rq / (sum_q2 * rules.unit))
     return best_d, any_better
 
 
 @inline
-def _fit(points: Any, size: Any, memory: Any, group: Any, even: Any, trial: Any, fits: Any) -> None:
-    """Find each sub-block's best real scale, and what moving it costs, into `fits`."""
-    highest = points.values[points.values.size - 1]
-    for at in range(0, SUPERBLOCK // size * TILE, WIDTH):
-        largest = splat(_ZERO, WIDTH)
-        for i in range(size * at, size * (at + WIDTH), WIDTH):
-            largest = maximum(largest, absolute(load(memory.tile, i, WIDTH)))
-        best = largest / highest
-        least = splat(_INFINITY, WIDTH)
-        for k in range(12):
-            scale = largest / (highest * np.float32(np.float32(0.75) + np.float32(k) * np.float32(0.075)))
-            error = _least_error(points, size, memory, group, even, at, scale)
-            better = error < least
-            least = select(better, error, least)
-            best = select(better, scale, best)
-        _take_points(points, size, memory, group, even, at, best, trial)
-        _, sum_rq, sum_q2 = _sums(points, size, memory, group, at, best, trial)
-        store(fits, at, best + sum_rq / sum_q2)
-        store(fits, 16 * TILE + at, sum_q2)
+def _keep(better: Any, trial: Any, kept: Any, count: Any) -> None:
+    for at in range(0, count * TILE, TILE):
+        store(kept, at, select(better, load(trial, at, TILE), load(kept, at, TILE)))
 
 
 @inline
-def _round_together(fits: Any, count: Any, unit: Any, levels: Any) -> Any:
+def _largest_magnitude(tile: Any, start: Any, size: Any) -> Any:
+    largest = splat(_ZERO, WIDTH)
+    for at in range(start, start + size * WIDTH, WIDTH):
+        largest = maximum(largest, absolute(load(tile, at, WIDTH)))
+    return largest
+
+
+@inline
+def _round_together(fits: Any, rules: Any, levels: Any) -> Any:
     """Find d, a half, and the s whose products come closest to `fits`."""
+    count = SUPERBLOCK // rules.size
+    highest = np.float32(2 * rules.highest + 1)
     largest = splat(_ZERO, TILE)
     for j in range(count):
         largest = maximum(largest, load(fits, j * TILE, TILE))
-    best = largest / np.float32(31)
+    best = largest / highest
     least = splat(_INFINITY, TILE)
     for k in range(_UNITS):
-        share = np.float32(20) + np.float32(k) * np.float32(0.6)
+        share = highest * (np.float32(0.65) + np.float32(k) * np.float32(0.02))
         d = largest / share
         inverse = share / largest
         cost = splat(_ZERO, TILE)
         for j in range(count):
             scale = load(fits, j * TILE, TILE)
-            ds = d * (_TWO * _nearest_level(scale * inverse) + _ONE) - scale
+            ds = d * (_TWO * _nearest_level(scale * inverse, rules) + _ONE) - scale
             cost = cost + load(fits, (16 + j) * TILE, TILE) * ds * ds
         better = cost < least
         least = select(better, cost, least)
         best = select(better, d, best)
-    d = as_half(best / unit)
-    inverse = _ONE / (d * unit)
+    d = as_half(best / rules.unit)
+    inverse = _ONE / (d * rules.unit)
     for j in range(count):
-        store(levels, j * TILE, integer_of(_nearest_level(load(fits, j * TILE, TILE) * inverse)))
+        store(levels, j * TILE, integer_of(_nearest_level(load(fits, j * TILE, TILE) * inverse, rules)))
     return d
 
 
 @inline
-def _nearest_level(steps: Any) -> Any:
+def _nearest_level(steps: Any, rules: Any) -> Any:
     """s, for which 2 s + 1 is nearest, float32."""
-    return maximum(minimum((steps - _ONE) * _HALF + SHIFT, SHIFT + np.float32(15)), SHIFT) - SHIFT
-
-
-@inline
-def _choose(
-    points: Any,
-    size: Any,
-    unit: Any,
-    memory: Any,
-    group: Any,
-    even: Any,
-    d: Any,
-    levels: Any,
-    radius: Any,
-) -> None:
-    """Move `levels` to the best within `radius` of them."""
-    unit_d = repeat(d * unit, WIDTH)
-    for at in range(0, SUPERBLOCK // size * TILE, WIDTH):
-        middle = load(levels, at, WIDTH)
-        best = middle
-        least = splat(_INFINITY, WIDTH)
-        for k in range(-radius, radius + 1):
-            this = maximum(minimum(middle + k, 15), 0)
-            error = _least_error(points, size, memory, group, even, at, unit_d * float_of(2 * this + 1))
-            better = error < least
-            least = select(better, error, least)
-            best = select(better, this, best)
-        store(levels, at, best)
-
-
-@inline
-def _measure(
-    points: Any, size: Any, unit: Any, memory: Any, group: Any, even: Any, d: Any, choice: Any
-) -> Any:
-    """Choose points and signs; return the error, as a decoder makes it, and the change of d that is best."""
-    unit_d = repeat(d * unit, WIDTH)
-    sums = new_floats(3 * WIDTH)
-    total = splat(_ZERO, TILE)
-    sum_rq = splat(_ZERO, TILE)
-    sum_q2 = splat(_ZERO, TILE)
-    for at in range(0, SUPERBLOCK // size * TILE, WIDTH):
-        integer = float_of(2 * load(choice.levels, at, WIDTH) + 1)
-        scale = unit_d * integer
-        _take_points(points, size, memory, group, even, at, scale, choice)
-        error, rq, q2 = _sums(points, size, memory, group, at, scale, choice)
-        store(sums, 0, error)
-        store(sums, WIDTH, rq * integer)
-        store(sums, 2 * WIDTH, q2 * integer * integer)
-        for i in range(0, WIDTH, TILE):
-            total = total + load(sums, i, TILE)
-            sum_rq = sum_rq + load(sums, WIDTH + i, TILE)
-            sum_q2 = sum_q2 + load(sums, 2 * WIDTH + i, TILE)
-    return total, sum_rq / (sum_q2 * unit)
-
-
-@inline
-def _least_error(points: Any, size: Any, memory: Any, group: Any, even: Any, at: Any, scale: Any) -> Any:
-    """The least error of sub-blocks with given scales."""
-    total = splat(_ZERO, WIDTH)
-    for i in range(size * at, size * (at + WIDTH), 8 * WIDTH):
-        if group == 8:
-            _add_up(points, memory, group, even, i, i, scale)
-            plain, flipped = _least_of_group(points, memory, group, even)
-            total = total + (flipped if even == 1 else plain)
-        else:
-            _add_up(points, memory, group, even, i, i, scale)
-            plain, flipped = _least_of_group(points, memory, group, even)
-            _add_up(points, memory, group, even, i, i + 4 * WIDTH, scale)
-            plain_2, flipped_2 = _least_of_group(points, memory, group, even)
-            if even == 1:
-                total = total + minimum(plain + flipped_2, flipped + plain_2)
-            else:
-                total = total + (plain + plain_2)
-    return total
-
-
-@inline
-def _take_points(
-    points: Any, size: Any, memory: Any, group: Any, even: Any, at: Any, scale: Any, choice: Any
-) -> None:
-    """Choose the points and signs of sub-blocks with given scales."""
-    bits = 2 if group == 8 else 3
-    for i in range(size * at, size * (at + WIDTH), 8 * WIDTH):
-        if group == 8:
-            _add_up(points, memory, group, even, i, i, scale)
-            _, key, _, flipped_key = _point_of_group(points, memory, group, even)
-            store(choice.keys, i // 8, flipped_key if even == 1 else key)
-        else:
-            _add_up(points, memory, group, even, i, i, scale)
-            plain, key, flipped, flipped_key = _point_of_group(points, memory, group, even)
-            _add_up(points, memory, group, even, i, i + 4 * WIDTH, scale)
-            plain_2, key_2, flipped_2, flipped_key_2 = _point_of_group(points, memory, group, even)
-            if even == 1:
-                first = flipped + plain_2 < plain + flipped_2
-                key = select(first, flipped_key, key)
-                key_2 = select(first, key_2, flipped_key_2)
-            store(choice.keys, i // 4, key)
-            store(choice.keys, i // 4 + WIDTH, key_2)
-        signs = splat(0, WIDTH)
-        least = splat(_INFINITY, WIDTH)
-        cheapest = splat(1, WIDTH)
-        for k in range(8):
-            x = load(memory.tile, i + WIDTH * k, WIDTH)
-            signs = signs | select(x < _ZERO, splat(1 << k, WIDTH), 0)
-            if even == 1:
-                key = load(choice.keys, (i + WIDTH * (k // group * group)) // group, WIDTH)
-                value = _value(points, (key >> (bits * (k % group))) & ((1 << bits) - 1), group)
-                cost = load(memory.weight, i + WIDTH * k, WIDTH) * absolute(x) * value
-                less = cost < least
-                least = select(less, cost, least)
-                cheapest = select(less, splat(1 << k, WIDTH), cheapest)
-        if even == 1:
-            signs = signs ^ select(load(memory.flips, i // 8, WIDTH) > _ZERO, cheapest, 0)
-        store(choice.signs, i // 8, signs)
-
-
-@inline
-def _sums(points: Any, size: Any, memory: Any, group: Any, at: Any, scale: Any, choice: Any) -> Any:
-    """Of chosen points: the error, the sum of weight * residue * q and that of weight * q * q."""
-    bits = 2 if group == 8 else 3
-    error = splat(_ZERO, WIDTH)
-    sum_rq = splat(_ZERO, WIDTH)
-    sum_q2 = splat(_ZERO, WIDTH)
-    for i in range(size * at, size * (at + WIDTH), group * WIDTH):
-        key = load(choice.keys, i // group, WIDTH)
-        for k in range(group):
-            x = load(memory.tile, i + WIDTH * k, WIDTH)
-            w = load(memory.weight, i + WIDTH * k, WIDTH)
-            q = _value(points, (key >> (bits * k)) & ((1 << bits) - 1), group)
-            eight = (i - size * at) // (8 * WIDTH)
-            bit = (i - size * at) // WIDTH % 8 + k
-            signs = load(choice.signs, size * at // 8 + WIDTH * eight, WIDTH)
-            q = select((signs >> bit) & 1 != 0, -q, q)
-            residue = x - scale * q
-            wr = w * residue
-            error = error + wr * residue
-            sum_rq = sum_rq + wr * q
-            sum_q2 = sum_q2 + w * q * q
-    return error, sum_rq, sum_q2
-
-
-@inline
-def _value(points: Any, level: Any, group: Any) -> Any:
-    value = splat(points.values[0], WIDTH)
-    for k in range(1, 3 if group == 8 else 8):
-        value = select(level == k, points.values[k], value)
-    return value
-
-
-@inline
-def _add_up(points: Any, memory: Any, group: Any, even: Any, eight: Any, at: Any, scale: Any) -> None:
-    """Find the errors of all halves of the group whose weights stand at `at`, within eight at `eight`."""
-    levels = 3 if group == 8 else 8
-    n = 9 if group == 8 else 8
-    for half in range(2):
-        for part in range(2):
-            if group == 8:
-                i = at + WIDTH * (4 * half + 2 * part)
-                x_1 = absolute(load(memory.tile, i, WIDTH))
-                w_1 = load(memory.weight, i, WIDTH)
-                x_2 = absolute(load(memory.tile, i + WIDTH, WIDTH))
-                w_2 = load(memory.weight, i + WIDTH, WIDTH)
-                flips = load(memory.flips, eight // 8, WIDTH)
-                flip_1 = flips * w_1 * x_1
-                flip_2 = flips * w_2 * x_2
-                for b in range(3):
-                    y_2 = scale * points.values[b]
-                    r_2 = x_2 - y_2
-                    e_2 = w_2 * r_2 * r_2
-                    for a in range(3):
-                        y_1 = scale * points.values[a]
-                        r_1 = x_1 - y_1
-                        to = WIDTH * (n * part + 3 * b + a)
-                        store(memory.parts, to, w_1 * r_1 * r_1 + e_2)
-                        if even == 1:
-                            store(memory.part_flips, to, minimum(flip_1 * y_1, flip_2 * y_2))
-            else:
-                i = at + WIDTH * (2 * half + part)
-                x = absolute(load(memory.tile, i, WIDTH))
-                w = load(memory.weight, i, WIDTH)
-                flip = load(memory.flips, eight // 8, WIDTH) * w * x
-                for a in range(levels):
-                    y = scale * points.values[a]
-                    r = x - y
-                    to = WIDTH * (n * part + a)
-                    store(memory.parts, to, w * r * r)
-                    if even == 1:
-                        store(memory.part_flips, to, flip * y)
-        for b in range(n):
-            upper = load(memory.parts, WIDTH * (n + b), WIDTH)
-            upper_flip = load(memory.part_flips, WIDTH * (n + b), WIDTH)
-            for a in range(n):
-                to = WIDTH * (n * n * half + n * b + a)
-                error = load(memory.parts, WIDTH * a, WIDTH) + upper
-                store(memory.halves, to, error)
-                if even == 1:
-                    flip = minimum(load(memory.part_flips, WIDTH * a, WIDTH), upper_flip)
-                    store(memory.halves, to + WIDTH * 2 * n * n, error + flip)
-
-
-@inline
-def _least_of_group(points: Any, memory: Any, group: Any, even: Any) -> Any:
-    """The least error of a group whose halves are added up, and with one sign changed."""
-    n = 81 if group == 8 else 64
-    least = splat(_INFINITY, WIDTH)
-    least_flipped = least
-    for b in range(n):
-        start = points.starts[b]
-        end = points.starts[b + 1]
-        if start < end:
-            plain = splat(_INFINITY, WIDTH)
-            flipped = plain
-            for k in range(start, end):
-                at = points.lower[k]
-                plain = minimum(load(memory.halves, at, WIDTH), plain)
-                if even == 1:
-                    flipped = minimum(load(memory.halves, at + WIDTH * 2 * n, WIDTH), flipped)
-            upper = load(memory.halves, WIDTH * (n + b), WIDTH)
-            least = minimum(upper + plain, least)
-            if even == 1:
-                upper_flipped = load(memory.halves, WIDTH * (3 * n + b), WIDTH)
-                least_flipped = minimum(minimum(upper_flipped + plain, upper + flipped), least_flipped)
-    return least, least_flipped
-
-
-@inline
-def _point_of_group(points: Any, memory: Any, group: Any, even: Any) -> Any:
-    """The same with the keys of the points, the first of several."""
-    n = 81 if group == 8 else 64
-    least = splat(_INFINITY, WIDTH)
-    least_flipped = least
-    key = splat(points.keys[0], WIDTH)
-    key_flipped = key
-    for b in range(n):
-        upper = load(memory.halves, WIDTH * (n + b), WIDTH)
-        upper_flipped = load(memory.halves, WIDTH * (3 * n + b), WIDTH)
-        for k in range(points.starts[b], points.starts[b + 1]):
-            at = points.lower[k]
-            lower = load(memory.halves, at, WIDTH)
-            error = upper + lower
-            better = error < least
-            least = select(better, error, least)
-            key = select(better, points.keys[k], key)
-            if even == 1:
-                flipped = load(memory.halves, at + WIDTH * 2 * n, WIDTH)
-                error = minimum(upper_flipped + lower, upper + flipped)
-                better = error < least_flipped
-                least_flipped = select(better, error, least_flipped)
-                key_flipped = select(better, points.keys[k], key_flipped)
-    return least, key, least_flipped, key_flipped
+    highest = np.float32(rules.highest)
+    return maximum(minimum((steps - _ONE) * _HALF + SHIFT, SHIFT + highest), SHIFT) - SHIFT

@@ -77,6 +77,8 @@ BEST_ENCODERS = {
     "iq2_s": "best_grids:encode_iq2_s",
     "iq2_xs": "best_grids:encode_iq2_xs",
     "iq2_xxs": "best_grids:encode_iq2_xxs",
+    "iq1_m": "best_grids:encode_iq1_m",
+    "iq1_s": "best_grids:encode_iq1_s",
     "mxfp4": "best_fp4:encode_mxfp4",
     "nvfp4": "best_fp4:encode_nvfp4",
     "tq1_0": "best_blocks:encode_tq1_0",
