@@ -32,6 +32,10 @@ ALLOWED = {
     "planning": {
         "", "errors", "text", "ggml_types", "metadata", "model", "rules", "imatrix", "stock", "recovering",
     },
+    "dialects": {
+        "errors", "text", "ggml_types", "metadata", "model", "sources", "arch", "rules", "stock",
+        "recovering", "planning",
+    },
     "comparing": {"errors", "text", "ggml_types", "model", "planning"},
     "conversion": {"", "errors", "text", "ggml_types", "model", "sources", "planning", "quants"},
     "verification": {

@@ -13,7 +13,10 @@ COMMANDS = {
     "test": "ggplan.cli.rules_test:test_command",
     "fmt": "ggplan.cli.rules_fmt:fmt_command",
     "new": "ggplan.cli.rules_new:new_command",
+    "list": "ggplan.cli.rules_list:list_command",
     "from": "ggplan.cli.rules_from:from_command",
+    "import": "ggplan.cli.rules_import:import_command",
+    "export": "ggplan.cli.rules_export:export_command",
 }
 
 _EPILOG = """\b

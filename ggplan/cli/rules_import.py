@@ -1,0 +1,74 @@
+"""`ggplan rules import`: what other tools' lists, scripts and configs say, as a recipe."""
+
+from __future__ import annotations
+
+import click
+
+NAMES = (
+    "llama-quantize",
+    "ik_llama.cpp",
+    "thireus",
+)
+
+_EPILOG = """\b
+Examples:
+  ggplan rules import tensor-types.txt -o my.recipe       llama-quantize's --tensor-type-file
+  ggplan rules import README.md --block 2                 the second `custom="..."` of a model card
+  ggplan rules import recipe.yaml -m GLM-4.5-Air          llm-compressor's, on Hugging Face names
+  ggplan rules import mixed_3_6 -m Qwen3-8B               mlx-lm's mixed predicate
+"""
+
+
+@click.command("import", epilog=_EPILOG, short_help="Read what other tools write as a recipe.")
+@click.argument("file")
+@click.option("--dialect", type=click.Choice(NAMES), help="Whose text it is [default: seen from the text].")
+@click.option(
+    "-m",
+    "--model",
+    "model_name",
+    metavar="MODEL",
+    help="A checkpoint, an inventory, or the name of a shipped one.",
+)
+@click.option(
+    "--block", type=click.IntRange(1), metavar="N", help="Which of several lists in one text, from 1."
+)
+@click.option("--name", metavar="NAME", default="", help="What `@name` says [default: the file's name].")
+@click.option("-o", "--output", type=click.Path(), help="Write to this file, which must not exist.")
+def import_command(
+    file: str, dialect: str | None, model_name: str | None, block: int | None, name: str, output: str | None
+) -> None:
+    """Read FILE, or standard input for `-`, and write the recipe that says the same.
+
+    FILE is a list, a script, a model card or a config of another tool. What a recipe cannot say is an error;
+    what it says otherwise stands as a note in its first lines. Lists on Hugging Face names and on layers
+    need -m.
+    """
+    import os
+    import sys
+    from pathlib import Path
+
+    from ggplan.checking import open_subject
+    from ggplan.cli.rules_export import write_new
+    from ggplan.dialects import import_recipe
+    from ggplan.errors import RecipeError
+    from ggplan.rules.loading import recipe_text
+    from ggplan.rules.parser import MAX_BYTES
+
+    if file == "-":
+        data = sys.stdin.buffer.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise RecipeError(f"standard input has more than {MAX_BYTES:,} bytes")
+        try:
+            text = data.decode("utf-8")
+        except UnicodeDecodeError:
+            raise RecipeError("standard input is not UTF-8 text") from None
+    elif dialect in (None, "mlx") and file.startswith("mixed_") and not os.path.exists(file):
+        text = file
+    else:
+        text = recipe_text(Path(file))[0]
+    model = open_subject(model_name) if model_name else None
+    imported = import_recipe(text, file, dialect=dialect or "", name=name, model=model, block=block)
+    write_new(imported.text, output)
+    if output is not None:
+        for note in imported.notes:
+            click.echo(f"note: {note}", err=True)

@@ -1,0 +1,137 @@
+r"""Dialects: the ways other tools say which tensor gets which type, read as recipes and written from them.
+
+    >>> print(import_recipe(r"output\.weight=q8_0,blk\..*=iq4_k", "list").text)  # doctest: +SKIP
+
+`import_recipe` reads a text, whose dialect it sees by itself, and gives the text of a recipe; `export_recipe`
+writes what a recipe gives a model as a list that cannot be misread (see `flatten`), and proves it by reading
+it back. A dialect that speaks of GGUF names needs no model to be imported; one that speaks of Hugging Face's
+(`re:.*q_proj`, `model.layers.0.mlp`) or of layers does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ggplan.dialects import ik_llama, llama_quantize, thireus
+from ggplan.dialects.detection import detect
+from ggplan.dialects.flatten import settled
+from ggplan.dialects.source import Imported, Source
+from ggplan.errors import RecipeError
+from ggplan.model import Model
+from ggplan.rules import Recipe, parse_recipe
+from ggplan.text import printable
+
+__all__ = ["DIALECTS", "Dialect", "Exported", "Imported", "detect", "export_recipe", "import_recipe"]
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """A dialect: its name, what it is, and how it is read and written.
+
+    Attributes
+    ----------
+    read
+        Makes the recipe's text from a source, the recipe's name, a model or None, and the number of a list.
+    write
+        Makes the text from a recipe and a model, and what there is to say about it.
+    """
+
+    name: str
+    title: str
+    read: Callable[[Source, str, Model | None, int | None], Imported]
+    write: Callable[[Recipe, Model], tuple[str, list[str]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """A recipe in another dialect; `notes` say how it is used and what the dialect cannot hold."""
+
+    dialect: str
+    text: str
+    notes: tuple[str, ...] = ()
+
+
+def _read_llama_quantize(source: Source, name: str, model: Model | None, block: int | None) -> Imported:
+    if "--tensor-type" in source.text:
+        return llama_quantize.import_command(source, name, model)
+    return llama_quantize.import_file(source, name, model)
+
+
+def _without_blocks(
+    read: Callable[[Source, str, Model | None], Imported],
+) -> Callable[[Source, str, Model | None, int | None], Imported]:
+    return lambda source, name, model, block: read(source, name, model)
+
+
+DIALECTS = {
+    dialect.name: dialect
+    for dialect in (
+        Dialect("llama-quantize", "llama-quantize", _read_llama_quantize, llama_quantize.export),
+        Dialect("ik_llama.cpp", "ik_llama.cpp", ik_llama.import_, ik_llama.export),
+        Dialect("thireus", "the GGUF Tool Suite", _without_blocks(thireus.import_), thireus.export),
+    )
+}
+"""By name, in the order of the documentation."""
+
+
+def import_recipe(
+    text: str,
+    file: str,
+    *,
+    dialect: str = "",
+    name: str = "",
+    model: Model | None = None,
+    block: int | None = None,
+) -> Imported:
+    """The recipe that a text of another tool stands for.
+
+    Parameters
+    ----------
+    file
+        What messages call the text.
+    dialect
+        A key of `DIALECTS`; "" to see it from the text.
+    name
+        The recipe's name; "" for one after the file.
+    model
+        The model or inventory it is for, where the dialect needs one.
+    block
+        Which of several lists in a text, from 1.
+
+    Raises
+    ------
+    RecipeError
+        If the text is not of the dialect, or says what no recipe can; the message names file and line.
+    """
+    source = Source(text.removeprefix("\ufeff").replace("\r\n", "\n"), file)
+    known = DIALECTS[dialect or detect(source)]
+    stem = file.replace("\\", "/").rpartition("/")[2]
+    title = name or (stem.rpartition(".")[0] or stem if stem != "-" else "imported")
+    imported = known.read(source, title, model, block)
+    parse_recipe(imported.text, f"{file}, imported")  # what was written must read
+    return imported
+
+
+def export_recipe(recipe: Recipe, model: Model, dialect: str) -> Exported:
+    """A recipe in another dialect, exact for this model.
+
+    The text is read back before it is returned, and must give each tensor the recipe's type.
+
+    Raises
+    ------
+    RecipeError
+        If the dialect cannot say what the recipe does to a tensor.
+    """
+    known = DIALECTS[dialect]
+    text, notes = known.write(recipe, model)
+    back = parse_recipe(
+        import_recipe(text, recipe.name, dialect=dialect, model=model).text, "the exported list"
+    )
+    for wanted, got in zip(settled(recipe, model), settled(back, model), strict=True):
+        if wanted.type != got.type:
+            name = printable(wanted.tensor.name)
+            raise RecipeError(
+                f"{name}: {known.title} cannot say {wanted.type.name} here; it would be {got.type.name}"
+            )
+    return Exported(dialect, text, tuple(notes))

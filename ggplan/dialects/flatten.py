@@ -1,0 +1,148 @@
+r"""Flattening: the types that a recipe gives a model, as a list that nobody can read otherwise.
+
+A recipe's meaning depends on order, on what its patterns meet, on chains and on protected tensors. Other
+tools take the last match or the first, lower-case patterns, know no comments and no chains. The list made
+here survives all of them:
+
+- *flattened*: one type for each tensor, as the planner settles it, shapes and all;
+- *anchored*: each pattern matches whole names;
+- *disjoint*: no name of the model is matched by two patterns, so that order says nothing;
+- *plain*: lower case, no blank, comma, quote or `=`, only what std::regex, RE2 and Python read alike.
+
+Tensors that differ only in their layer make one line, and so do names that have a type in the same layers:
+
+    ^blk\.\d+\.(attn_(k|q|v)|ffn_(gate|up)_exps)\.weight$     the same type in all layers
+    ^blk\.([0-4]|4[2-6])\.ffn_down_exps\.weight$              another one in these
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from ggplan.errors import RecipeError
+from ggplan.ggml_types import GgmlType
+from ggplan.model import Model, TensorInfo
+from ggplan.planning.decisions import Decision, decide
+from ggplan.planning.fallback import table_of
+from ggplan.recovering.names import names_pattern
+from ggplan.rules import Recipe
+from ggplan.rules.matching import match_patterns
+from ggplan.rules.ranges import alternation
+from ggplan.text import printable
+
+_BLOCK = re.compile(r"(.*?\b(?:blk|layers)\.)(0|[1-9]\d{0,3})\.(.+)", re.ASCII | re.DOTALL)
+_PLAIN = re.compile(r"[^a-z0-9_.*-]")
+_ANY = "\x01"  # stands for a character that not all tools leave alone; written as `.`
+_LONGEST = 1_000
+NUMBER = "*"
+"""In a name to be flattened: any number."""
+
+K = TypeVar("K", bound=Hashable)
+
+
+@dataclass(frozen=True, slots=True)
+class Flat(Generic[K]):
+    """One line: a pattern, and what it says of the names it matches."""
+
+    pattern: str
+    said: K
+    names: tuple[str, ...]
+
+
+def settled(recipe: Recipe, model: Model) -> list[Decision]:
+    """The decision for each tensor of the model that can have a choice of type: all but integers."""
+    tensors = [t for t in model.tensors if t.type.kind != "integer"]
+    return decide(tensors, recipe, table_of(recipe))
+
+
+def kept_types(tensors: Sequence[TensorInfo]) -> list[GgmlType]:
+    """The types tensors have in a file where nothing is said of them."""
+    return [decision.type for decision in decide(tensors, None, "llama.cpp")]
+
+
+def flatten(
+    wanted: Mapping[str, K], *, names_of: Callable[[Sequence[str]], str] = names_pattern, lower: bool = True
+) -> list[Flat[K]]:
+    r"""Disjoint, anchored patterns that say of each name what is wanted.
+
+    Parameters
+    ----------
+    wanted
+        For each name what shall be said of it; a name may hold `NUMBER`, which becomes `\d+`.
+    names_of
+        Writes several names as one pattern.
+    lower
+        Whether the patterns hold lower-case letters only.
+
+    Raises
+    ------
+    RecipeError
+        If no such pattern tells two names apart.
+    """
+    layers: dict[tuple[str, str], dict[K, set[int]]] = {}
+    home: dict[tuple[str, str, int], str] = {}
+    for name, said in wanted.items():
+        found = _BLOCK.fullmatch(name)
+        prefix, number, rest = (found[1], int(found[2]), found[3]) if found else ("", -1, name)
+        layers.setdefault((prefix, rest), {}).setdefault(said, set()).add(number)
+        home[prefix, rest, number] = name
+    groups: dict[tuple[K, str, frozenset[int] | None], list[str]] = {}
+    for (prefix, rest), by_said in layers.items():
+        for said, numbers in by_said.items():
+            where = None if len(by_said) == 1 else frozenset(numbers)
+            groups.setdefault((said, prefix, where), []).append(rest)
+    lines: list[Flat[K]] = []
+    for (said, prefix, where), rests in groups.items():
+        if prefix:
+            numbers_text = r"\d+" if where is None else alternation(where)
+            head = f"{names_pattern([_masked(prefix, lower)])}{numbers_text}\\."
+        else:
+            head = ""
+        for part, pattern in _within_length(head, sorted(rests), names_of, lower):
+            members = {rest: layers[prefix, rest][said] for rest in part}
+            names = tuple(home[prefix, rest, n] for rest, ns in members.items() for n in sorted(ns))
+            lines.append(Flat(pattern, said, names))
+    lines.sort(key=lambda line: (line.names[0].startswith(("blk", "model.layers")), _natural(line.names[0])))
+    _prove(lines, wanted)
+    return lines
+
+
+def _within_length(
+    head: str, rests: list[str], names_of: Callable[[Sequence[str]], str], lower: bool
+) -> list[tuple[list[str], str]]:
+    """The names in as many patterns as their length asks for."""
+    body = names_of([_masked(rest, lower) for rest in rests]).replace(r"\*", r"\d+")
+    pattern = f"^{head}{body}$"
+    if len(pattern) <= _LONGEST or len(rests) == 1:
+        return [(rests, pattern)]
+    half = len(rests) // 2
+    return [
+        *_within_length(head, rests[:half], names_of, lower),
+        *_within_length(head, rests[half:], names_of, lower),
+    ]
+
+
+def _masked(name: str, lower: bool) -> str:
+    return _PLAIN.sub(lambda c: c[0] if not lower and c[0].isascii() and c[0].isalpha() else _ANY, name)
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """A key that sorts layer 9 before layer 10."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d{1,9})", name)]
+
+
+def _prove(lines: Sequence[Flat[K]], wanted: Mapping[str, K]) -> None:
+    """Match all patterns with all names: each name must meet its own and no other."""
+    names = list(wanted)
+    said = [line.said for line in lines]
+    found = match_patterns(
+        [line.pattern for line in lines], [n.replace(NUMBER, "0") for n in names], seconds=20
+    )
+    for name, hits in zip(names, found, strict=True):
+        if len(hits) != 1 or said[hits[0]] != wanted[name]:
+            raise RecipeError(
+                f"{printable(name)}: no pattern that every tool reads alike tells this name from the others"
+            )

@@ -1,0 +1,136 @@
+"""A text in another tool's dialect: its lines, its faults, and what of it a recipe can say.
+
+Everything here comes from strangers. Patterns must be of the portable subset (`ggplan.rules.patterns`), types
+must be ggml's; whatever is not becomes an error with file, line and the text at fault.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from ggplan.errors import RecipeError, TypeNameError
+from ggplan.ggml_types import GgmlType, parse_type
+from ggplan.rules import Diagnostic
+from ggplan.rules.diagnostics import invalid_recipe
+from ggplan.rules.patterns import PatternError, check_pattern, tokens
+from ggplan.text import printable
+
+MAX_ENTRIES = 10_000  # rules of one recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A text and what messages call it."""
+
+    text: str
+    file: str
+
+    def fault(self, line: int, message: str, hint: str = "") -> RecipeError:
+        """The error for something that is wrong in a line (from 1; 0 is the text as a whole)."""
+        place = f"{printable(self.file)}:{line}" if line else printable(self.file)
+        return RecipeError(f"{place}: {printable(message)}", hint=printable(hint))
+
+    def finding(
+        self, code: str, message: str, line: int, text: str, help: str, start: int = 0, length: int = 0
+    ) -> RecipeError:
+        """The error for a span of `text`, which stands in a line, with the line and carets under the span."""
+        lines = self.text.split("\n")
+        whole = lines[line - 1] if 0 < line <= len(lines) else ""
+        at = max(0, whole.find(text)) + start
+        span = length or len(text)
+        found = Diagnostic(code, "error", message, self.file, line, at + 1, span, help)
+        return invalid_recipe([found], lines)
+
+    def type(self, text: str, line: int) -> GgmlType:
+        """The ggml type that stands in a line."""
+        try:
+            return parse_type(text)
+        except TypeNameError as error:
+            raise self.finding("GP002", error.message, line, text, error.hint) from None
+
+    def pattern(self, text: str, line: int) -> str:
+        """A regular expression of another tool, checked to mean the same in a recipe."""
+        try:
+            check_pattern(text)
+        except PatternError as error:
+            message = error.message
+            raise self.finding(
+                error.code, message, line, text, error.help, error.start, error.length
+            ) from None
+        for kind, piece, start in tokens(text):
+            if kind == "range":
+                message = f"`{piece}` is a range of ggplan's recipes, and no regular expression"
+                raise self.finding(
+                    "GP004", message, line, text, "write the numbers: `(1|2|3)`", start, len(piece)
+                )
+        if "#" in text:
+            message = "a pattern with `#` cannot be said in a recipe, where `#` begins a comment"
+            raise self.finding("GP004", message, line, text, "write `.` for the character")
+        return text.replace("@", r"\@") if text.startswith("@") else text
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A rule of an imported list, and where it stood."""
+
+    pattern: str
+    type: GgmlType
+    line: int
+    comment: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """A recipe out of another dialect.
+
+    Attributes
+    ----------
+    dialect
+        Which it was.
+    text
+        The recipe, whose comments hold the notes.
+    notes
+        What the recipe says otherwise than the text it came from, and why.
+    """
+
+    dialect: str
+    text: str
+    notes: tuple[str, ...] = ()
+
+
+def entries_text(entries: Sequence[Entry]) -> list[str]:
+    """The entries as lines of a recipe, `=` in one column."""
+    width = max((len(e.pattern) for e in entries if len(e.pattern) <= 76), default=0)
+    return [
+        f"{e.pattern:<{width}} = {e.type.name}{f'  # {inert(e.comment)}' if e.comment else ''}"
+        for e in entries
+    ]
+
+
+def recipe_text(
+    source: Source,
+    what: str,
+    name: str,
+    body: Iterable[str],
+    notes: Iterable[str] = (),
+    head: Iterable[str] = (),
+) -> str:
+    """The text of an imported recipe.
+
+    Parameters
+    ----------
+    what
+        What the source is, for the first line.
+    body
+        Rules and what else stands below the directives of `head`.
+    """
+    lines = [f"# From {inert(source.file)}, {what}."]
+    lines += [f"# Note: {inert(note)}" for note in notes]
+    lines += ["@recipe 1", f"@name {inert(name) or 'imported'}", *head, "", *body]
+    return "\n".join(lines) + "\n"
+
+
+def inert(text: str) -> str:
+    """`text` without anything that ends a line or begins a comment."""
+    return " ".join(printable(text).replace("#", "").split())

@@ -1,0 +1,39 @@
+r"""Recipes of Thireus' GGUF Tool Suite: `^PATTERN$=TYPE` line by line, `#` comments, every tensor named.
+
+They are recipes of ggplan as they stand (see `docs/recipes.md`), so importing one checks it and puts a
+heading above; its own comments, sizes and checksums stay.
+"""
+
+from __future__ import annotations
+
+from ggplan.dialects.llama_quantize import flat_rules
+from ggplan.dialects.source import Imported, Source, recipe_text
+from ggplan.model import Model
+from ggplan.rules import Recipe, parse_recipe
+
+
+def import_(source: Source, name: str, model: Model | None) -> Imported:
+    """A list of rules, one a line, with comments."""
+    for number, line in enumerate(source.text.split("\n"), 1):
+        rule = line.partition("#")[0].strip()
+        if not rule:
+            continue
+        pattern, equals, type_ = (part.strip() for part in rule.rpartition("="))
+        if not (pattern and equals) or pattern.startswith("@"):
+            raise source.fault(number, f"`{rule[:80]}` is no rule `PATTERN=TYPE`")
+        source.pattern(pattern, number)
+        source.type(type_, number)
+    if not parse_recipe(source.text, source.file).rules:
+        raise source.fault(0, "there are no rules")
+    body = source.text.removeprefix("\ufeff").replace("\r\n", "\n").rstrip("\n").split("\n")
+    return Imported("thireus", recipe_text(source, "a recipe of Thireus' GGUF Tool Suite", name, body))
+
+
+def export(recipe: Recipe, model: Model) -> tuple[str, list[str]]:
+    """A recipe that names every tensor of the model."""
+    lines = [f"## {recipe.name}, written out for {model.path.name} by ggplan".replace("\n", " ")]
+    for pattern, type_, _ in flat_rules(
+        recipe, model, "the GGUF Tool Suite", "ik_llama.cpp", everything=True
+    ):
+        lines.append(f"{pattern}={type_.name}")
+    return "\n".join(lines) + "\n", []
