@@ -16,8 +16,9 @@ sum of importance * error^2, or of error^2 without an imatrix. That takes up to 
 nothing that grows with the input, and run most of their time without the GIL: they are for code that streams
 rows through its own buffers from several threads, after `first_nonfinite` has passed the rows.
 
-Nothing here knows of files, models or rules. Numba is imported, and a kernel compiled, when the first rows of
-a type that needs it arrive; `warm_up` does so ahead of time.
+Nothing here knows of files, models or rules. A kernel is compiled, which takes Numba up to three seconds, or
+loaded from disk, which takes milliseconds, when the first rows of a type arrive; `warm_up` does so ahead of
+time.
 """
 
 from __future__ import annotations
@@ -236,7 +237,7 @@ def decode_into(blocks: Bytes, type: GgmlType, out: F32Array) -> None:
 
 
 def warm_up(types: Iterable[GgmlType], *, with_imatrix: bool, effort: str = "default") -> None:
-    """Compile the encoders of `types`, or load them from Numba's cache, by encoding one row of zeros.
+    """Compile the encoders of `types`, or load them from disk, by encoding one row of zeros.
 
     Safe to call from any thread. An encoder with an imatrix and without are two kernels; only the one
     asked for is compiled. What cannot be encoded without one is always compiled with it.

@@ -1,7 +1,7 @@
 """Which function writes and which reads each ggml type.
 
-Functions are named, not imported: the encoders that need Numba cost a second to import and seconds to
-compile, so each is brought in when a tensor first needs it.
+Functions are named, not imported: encoders bring LLVM with them, which costs a tenth of a second, so each is
+brought in when a tensor first needs it.
 
     encoder    encode(rows, importance, out)    rows (n, columns) float32, out (n, row bytes) uint8
     decoder    decode(blocks, out)              blocks (n, block bytes) uint8, out (n, block size) float32

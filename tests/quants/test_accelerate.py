@@ -131,3 +131,21 @@ def test_folders_that_nobody_uses_are_removed(module: Path, tmp_path: Path) -> N
     assert {"kernels-mine", "else", "kernels-fedcba9876543210"} < left
     assert not left & {"numba-0123456789abcdef", "kernels-0123456789abcdef"}
     assert len(left) == 4
+
+
+WARM_START = """
+import sys
+from ggplan.ggml_types import parse_type
+from ggplan.quants import warm_up
+for name in ("f16", "q8_0", "q4_0", "q4_K", "iq2_xs"):
+    warm_up([parse_type(name)], with_imatrix=name != "q4_0")
+print("numba" in sys.modules)
+"""
+
+
+def test_encoders_start_without_numba_once_they_are_kept(tmp_path: Path) -> None:
+    module = tmp_path / "warm_start.py"
+    module.write_text(WARM_START)
+    kept = {"NUMBA_CACHE_DIR": os.environ.get("NUMBA_CACHE_DIR", "")}
+    has_compiled(start(module, **kept))
+    assert not has_compiled(start(module, **kept))
