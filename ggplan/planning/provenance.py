@@ -9,6 +9,7 @@ from ggplan import __version__
 from ggplan.ggml_types import GgmlType
 from ggplan.metadata import Metadata, string, uint32
 from ggplan.rules import Recipe
+from ggplan.rules.recording import record_parts
 from ggplan.stock import PURE, find_mix
 
 if TYPE_CHECKING:
@@ -74,6 +75,8 @@ def output_metadata(
         metadata["ggplan.recipe.name"] = string(recipe.name)
         metadata["ggplan.recipe.text"] = string(recipe.text)
         metadata["ggplan.recipe.sha256"] = string(recipe.sha256)
+        if parts := record_parts(recipe):
+            metadata["ggplan.recipe.parts"] = string(parts)
     if fallback != "llama.cpp":
         metadata["ggplan.fallback"] = string(fallback)
     if nonfinite != "refuse":

@@ -19,6 +19,7 @@ from ggplan.metadata import Metadata
 from ggplan.model import Model, TensorInfo
 from ggplan.planning import Effort, FallbackTable, Nonfinite, Plan, make_plan
 from ggplan.rules import Recipe, parse_recipe
+from ggplan.rules.recording import follow_recorded
 from ggplan.text import printable
 from ggplan.verification.faults import HEADER, Fault
 from ggplan.verification.workers import Progress, each
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from ggplan.imatrix import Imatrix
 
 _TEXT, _HASH, _NAME = "ggplan.recipe.text", "ggplan.recipe.sha256", "ggplan.recipe.name"
+_PARTS = "ggplan.recipe.parts"
 _IMATRIX = "quantize.imatrix.file"
 
 
@@ -138,12 +140,24 @@ def _recorded_recipe(written: Model, shown: str) -> Recipe | None:
     text = text_of(written.metadata, _TEXT)
     if text is None:
         return None
-    if hashlib.sha256(text.encode()).hexdigest() != text_of(written.metadata, _HASH):
+    parts = text_of(written.metadata, _PARTS) or ""
+    recorded = text_of(written.metadata, _HASH)
+    intact = parts or hashlib.sha256(text.encode()).hexdigest() == recorded
+    try:
+        follow = follow_recorded(parts)
+        recipe = (
+            parse_recipe(text, text_of(written.metadata, _NAME) or "recipe", follow=follow)
+            if intact
+            else None
+        )
+    except (ValueError, RecursionError):
+        recipe = None
+    if recipe is None or recipe.sha256 != recorded:
         raise PlanError(
             f"{shown}: the recorded recipe does not have its recorded hash",
             hint="give the recipe with --recipe",
         )
-    return parse_recipe(text, text_of(written.metadata, _NAME) or "recipe")
+    return recipe
 
 
 def _recorded(metadata: Metadata, key: str, choices: Any, default: str) -> Any:
