@@ -207,7 +207,7 @@ def _unreadable(path: str, reason: str, help: str = "") -> InvalidRecipeError:
 
 def _missing(path: str, look_up: bool) -> InvalidRecipeError:
     names = shipped_recipes()
-    available = "shipped are " + ", ".join(f"`{name}`" for name in names)
+    available = "`ggplan rules list` tells which are shipped"
     if not look_up:
         found = Diagnostic("GP012", "error", "there is no such recipe file", path)
         return invalid_recipe([found])
