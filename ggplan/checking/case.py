@@ -39,8 +39,8 @@ class Case:
 
     def rules(self) -> Sequence[tuple[int, Rule]]:
         """The rules that stand in the recipe's own files, with their index; not those that it inherits."""
-        own = {self.recipe.file, *(file for file, _ in self.recipe.parts)}
-        return [(i, rule) for i, rule in enumerate(self.recipe.rules) if rule.file in own]
+        rules = self.recipe.rules
+        return list(enumerate(rules[: len(rules) - self.recipe.n_inherited]))
 
     def roles(self, index: int) -> tuple[str, ...]:
         """The roles of a tensor."""

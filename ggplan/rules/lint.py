@@ -36,7 +36,8 @@ def shadowed_rules(
 ) -> tuple[Diagnostic, ...]:
     """GP102 for each rule that matches tensors but loses every one to a rule above it.
 
-    A rule that loses tensors only because they are protected is not shadowed, and not reported here.
+    A rule that loses tensors only because they are protected is not shadowed, and not reported here. Neither
+    is an inherited one: to be overruled is what `@base` is for.
 
     Parameters
     ----------
@@ -46,11 +47,12 @@ def shadowed_rules(
         For each tensor the index of the rule that gave it its type, or None.
     """
     winners = set(deciding)
+    n_own = len(recipe.rules) - recipe.n_inherited
     taken: dict[int, Counter[int]] = {}  # rule -> deciding rule -> tensors
     n_matched: Counter[int] = Counter()
     for (hits, decider), n_tensors in Counter(zip(matches, deciding, strict=True)).items():
         for i in hits:
-            if i in winners:
+            if i in winners or i >= n_own:
                 continue
             n_matched[i] += n_tensors
             if decider is not None and decider < i:

@@ -102,6 +102,7 @@ def _parse(text: str, name: str, follow: Follow | None, heirs: tuple[str, ...]) 
     return replace(
         recipe,
         rules=recipe.rules + base.rules,
+        n_inherited=len(base.rules),
         default=recipe.default or base.default,
         architecture=recipe.architecture or base.architecture,
         target=recipe.target or base.target,

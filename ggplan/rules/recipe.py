@@ -191,6 +191,8 @@ class Recipe:
         The engine that `@target` names, or "".
     base
         What `@base` says, or "".
+    n_inherited
+        How many of the rules it brought in, the last ones.
     assertions, tests
         What `@assert` and `@test` demand.
     unused
@@ -210,6 +212,7 @@ class Recipe:
     match: Literal["search", "full"] = "search"
     target: Target | Literal[""] = ""
     base: str = ""
+    n_inherited: int = 0
     assertions: tuple[Assertion, ...] = ()
     tests: tuple[TypeTest, ...] = ()
     unused: tuple[tuple[str, Location], ...] = ()

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from ggplan.checking import Report, check_recipe, subject_of
 from ggplan.inventories import inventory
+from ggplan.planning import make_plan
 from ggplan.rules import Diagnostic, load_recipe, parse_recipe, render, shipped_recipes
 
 # A recipe for GLM-4.5-Air with which nothing is wrong.
@@ -245,6 +246,14 @@ def test_costs_are_in_bytes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", shipped_recipes())
 def test_shipped_recipes_are_clean(name: str) -> None:
     assert said(check_recipe(name)) == []
+
+
+def test_a_recipe_may_overrule_what_it_inherits(tmp_path: Path) -> None:
+    path = tmp_path / "mine.recipe"
+    path.write_text("@base glm4moe/balanced\n@role experts.down = q6_K | q8_0\n@role attention = q6_K\n")
+    model = inventory("GLM-4.6")
+    assert said(check_recipe(path, model)) == []
+    assert [d.code for d in make_plan(model, load_recipe(path)).diagnostics if d.severity != "note"] == []
 
 
 def test_a_recipe_finds_its_model() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ("check", "explain", "test", "fmt", "new")
+COMMANDS = ("check", "explain", "test", "fmt", "new", "list")
 WRONG = "@arch glm4moe\noutput\\.weight = Q8_O\n^blk.1. = q8_0\n@default bf16\n"
 
 
