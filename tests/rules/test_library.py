@@ -137,7 +137,12 @@ def test_the_files_are_as_the_tools_lay_them_out(name: str) -> None:
     assert max(map(len, text.split("\n"))) <= 110
 
 
-def test_the_table_of_the_readme_is_true() -> None:
+def test_the_readme_is_true(tmp_path: Path) -> None:
     readme = (ROOT / "tensor_rules" / "README.md").read_text(encoding="utf-8")
     (table,) = maker().TABLE.findall(readme)
     assert table == maker().table(), "run tools/make_library.py"
+    (example,) = re.findall(r"```recipe\n(.*?)```", readme, re.DOTALL)
+    (tmp_path / "my.recipe").write_text(example, encoding="utf-8")
+    assert check_recipe(tmp_path / "my.recipe", inventory("GLM-4.6")).clean
+    for name in re.findall(r"`([a-z0-9-]+/[a-z0-9_.-]+)`", readme):
+        assert name in LIBRARY
