@@ -37,7 +37,9 @@ ALLOWED = {
         "recovering", "planning",
     },
     "comparing": {"errors", "text", "ggml_types", "model", "planning"},
-    "conversion": {"", "errors", "text", "ggml_types", "model", "sources", "planning", "quants"},
+    "conversion": {
+        "", "errors", "text", "ggml_types", "metadata", "model", "sources", "planning", "quants",
+    },
     "verification": {
         "", "errors", "text", "ggml_types", "metadata", "model", "sources", "opening", "rules", "imatrix",
         "planning", "conversion", "quants",

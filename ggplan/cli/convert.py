@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ggplan.cli.options import planning_options
+from ggplan.cli.options import planning_options, reuse_option
 from ggplan.cli.sizes import ByteCount
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ Examples:
   ggplan convert my-model model-bf16.gguf               every tensor keeps its type
   ggplan convert my-model out.gguf -r my.recipe --pre llama-bpe
   ggplan convert my-model out.gguf -r my.recipe --split-max-size 48G
+  ggplan convert my-model new.gguf -r new.recipe --reuse old.gguf   encodes only what the recipes differ in
 
 Stopped by Ctrl-C, a full disk or a power cut? Give the same command again: it goes on where it stopped.
 """
@@ -59,6 +60,7 @@ Stopped by Ctrl-C, a full disk or a power cut? Give the same command again: it g
     metavar="MODEL",
     help="The same, with each tensor in the file it is in there; `source` stands for the model that is read.",
 )
+@reuse_option
 @click.option("--force", is_flag=True, help="Replace OUTPUT if it exists, once the new file is complete.")
 @click.option("--restart", is_flag=True, help="Throw away an unfinished OUTPUT.part and begin anew.")
 @click.option(
@@ -82,6 +84,7 @@ def convert_command(
     split_max_bytes: int | None,
     split_max_tensors: int | None,
     split_like: str | None,
+    reuse_path: str | None,
     allow_requantize: bool,
     force: bool,
     restart: bool,
@@ -111,10 +114,13 @@ def convert_command(
         split_max_bytes=split_max_bytes,
         split_max_tensors=split_max_tensors,
         split_like=_model_to_split_like(plan, split_like),
+        reuse=reuse_path,
         restart=restart,
         resume=not no_resume,
     )
     if as_json:
+        from ggplan.cli.reusing import reuse_json
+
         print_json(
             {
                 "schema": "ggplan/conversion@1",
@@ -126,9 +132,14 @@ def convert_command(
                 "bits_per_weight": plan.bits_per_weight,
                 "resumed_bytes": result.resumed_bytes,
                 "seconds": round(result.seconds, 3),
+                **reuse_json(result.reuse, plan),
             }
         )
     else:
+        if result.reuse is not None and not quiet:
+            from ggplan.cli.reusing import describe_reuse
+
+            click.echo(describe_reuse(result.reuse, plan, proven=True))
         click.echo(describe(plan, result))
 
 

@@ -46,3 +46,14 @@ def planning_options(command: _Command) -> _Command:
     for option in reversed(options):
         command = option(command)
     return command
+
+
+def reuse_option(command: _Command) -> _Command:
+    """`--reuse`, an earlier output."""
+    return click.option(
+        "--reuse",
+        "reuse_path",
+        type=click.Path(),
+        metavar="OLD.gguf",
+        help="Copy from this earlier output what would be encoded to the same bytes.",
+    )(command)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ggplan.cli.options import planning_options
+from ggplan.cli.options import planning_options, reuse_option
 
 if TYPE_CHECKING:
     from ggplan.planning import Effort, FallbackTable, Nonfinite
@@ -18,12 +18,14 @@ Examples:
   ggplan plan air.map -r my.recipe --json | jq .totals  from an inventory, for a program
   ggplan plan GLM-4.5-Air -r Q4_K_M                     what llama-quantize would make of it
   ggplan plan GLM-4.5-Air -r my.recipe --strict         fail if any shape needs a fallback
+  ggplan plan GLM-4.5-Air -r my.recipe --reuse old.gguf   what need not be encoded again
 """
 
 
 @click.command("plan", epilog=_EPILOG, short_help="Show what a recipe makes of a model, to the byte.")
 @click.argument("model")
 @planning_options
+@reuse_option
 @click.option("--tensors", "show_tensors", is_flag=True, help="List every tensor.")
 @click.option("--json", "as_json", is_flag=True, help="Print the whole plan as JSON.")
 @click.option("-o", "--output", type=click.Path(), help="Write the whole plan as JSON to this file.")
@@ -37,6 +39,7 @@ def plan_command(
     effort: Effort,
     strict: bool,
     pre: str | None,
+    reuse_path: str | None,
     show_tensors: bool,
     as_json: bool,
     output: str | None,
@@ -50,13 +53,19 @@ def plan_command(
     from ggplan.cli.planned import plan_from
 
     plan = plan_from(model, recipe_name, imatrix_path, fallback, strict, pre, nonfinite, effort, pure)
+    reuse = None
+    if reuse_path:
+        from ggplan.conversion.reuse import find_reusable, open_earlier
+
+        reuse = find_reusable(plan, open_earlier(reuse_path))
     if output or as_json:
         import json
         from pathlib import Path
 
+        from ggplan.cli.reusing import reuse_json
         from ggplan.planning.export import plan_json
 
-        document = json.dumps(plan_json(plan), indent=2)
+        document = json.dumps({**plan_json(plan), **reuse_json(reuse, plan)}, indent=2)
         if output:
             Path(output).write_text(document + "\n", encoding="utf-8")
         if as_json:
@@ -82,4 +91,8 @@ def plan_command(
                 ),
             )  # fmt: skip
         print_plan(plan)
+        if reuse is not None:
+            from ggplan.cli.reusing import describe_reuse
+
+            click.echo(describe_reuse(reuse, plan, proven=False))
     print_diagnostics(plan)

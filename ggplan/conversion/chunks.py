@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ggplan.model import ByteReader
 from ggplan.planning import Effort, Nonfinite, Plan, PlannedTensor
 from ggplan.planning.importance import importance_of
 
@@ -26,7 +27,7 @@ class Chunk:
     """Rows `start` up to `stop` of a tensor, and where their bytes go in the file.
 
     `importance` is the whole tensor's, (n_slices, n_columns), or None; `nonfinite` and `effort` are the
-    plan's.
+    plan's. `reused` reads the chunk's bytes from an earlier output, where they were proven to be the same.
     """
 
     planned: PlannedTensor
@@ -36,6 +37,7 @@ class Chunk:
     importance: NDArray[np.float32] | None
     nonfinite: Nonfinite = "refuse"
     effort: Effort = "default"
+    reused: ByteReader | None = None
 
 
 def chunks_of(plan: Plan, chunk_weights: int = CHUNK_WEIGHTS) -> Iterator[Chunk]:

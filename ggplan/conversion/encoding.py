@@ -6,13 +6,15 @@ import numpy as np
 
 from ggplan.conversion.chunks import Chunk
 from ggplan.conversion.finiteness import keep_into, settle_overflow, settled_bytes, settled_rows
+from ggplan.conversion.running_hash import RunningHash
+from ggplan.conversion.source_hash import add_rows
 from ggplan.errors import ConversionError
 from ggplan.quants import encode_into, first_nonfinite
 from ggplan.text import printable
 
 
-def encode_chunk(chunk: Chunk) -> bytes | memoryview:
-    """The bytes of a chunk as they stand in the output.
+def encode_chunk(chunk: Chunk, source: RunningHash | None = None) -> bytes | memoryview:
+    """The bytes of a chunk as they stand in the output; `source` is told of the rows they are made of.
 
     Raises
     ------
@@ -22,12 +24,16 @@ def encode_chunk(chunk: Chunk) -> bytes | memoryview:
         If a weight is not finite or too large for the type, and the plan refuses such weights.
     """
     planned, tensor = chunk.planned, chunk.planned.tensor
+    if chunk.reused is not None:
+        return chunk.reused(chunk.start, chunk.stop)
     if planned.is_copied and tensor.read_bytes is not None:
         data = tensor.read_bytes(chunk.start, chunk.stop)
         return settled_bytes(data, tensor, chunk.start, chunk.nonfinite)
     if tensor.read_rows is None:
         raise ConversionError(f"{printable(tensor.name)} has no weights to read")
     rows = tensor.read_rows(chunk.start, chunk.stop)
+    if source is not None:
+        add_rows(source, chunk.start, rows)
     finite = first_nonfinite(rows) < 0
     if not finite:
         rows = settled_rows(rows, tensor, planned.type, chunk.nonfinite)

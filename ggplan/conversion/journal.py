@@ -6,7 +6,8 @@ It is a text file that only grows, one JSON object a line, each line with the st
     {"bytes": 268435456, "file": 0, "sha256": "77ab…", "tensor": "blk.3.ffn_up_exps.weight"} 0c4e…
 
 The first line is the plan's fingerprint. Each other line says that the first `bytes` bytes of a tensor were
-written, made durable, and have this hash; it is written after they were. A tensor's bytes are hashed in
+written, made durable, and have this hash; it is written after they were. Of a whole tensor it says too, as
+`source`, what weights it was made of. A tensor's bytes are hashed in
 order, so one running hash serves the journal and, when the tensor is whole, the manifest.
 
 A line that does not fit its own hash was torn by a crash or damaged, and counts for nothing: the work it
@@ -36,10 +37,14 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """The first `n_bytes` bytes of a tensor, and their SHA-256 in hex digits."""
+    """The first `n_bytes` bytes of a tensor, and their SHA-256 in hex digits.
+
+    `source` is the hash of the weights, of a tensor that is whole.
+    """
 
     n_bytes: int
     sha256: str
+    source: str = ""
 
 
 TensorKey = tuple[int, str]
@@ -86,6 +91,7 @@ class Journal:
         """Add marks; the bytes they speak of must be durable by now."""
         entries = [
             {"file": file, "tensor": name, "bytes": mark.n_bytes, "sha256": mark.sha256}
+            | ({"source": mark.source} if mark.source else {})
             for (file, name), mark in marks
         ]
         if entries:
@@ -184,7 +190,9 @@ def _add_mark(recorded: Recorded, entry: dict[str, object]) -> None:
         and isinstance(n_bytes, int)
         and isinstance(sha256, str)
     ):
-        recorded.marks.setdefault((file, name), []).append(Mark(n_bytes, sha256))
+        source = entry.get("source", "")
+        mark = Mark(n_bytes, sha256, source if isinstance(source, str) else "")
+        recorded.marks.setdefault((file, name), []).append(mark)
 
 
 def _pread_all(descriptor: int, size: int) -> bytes:

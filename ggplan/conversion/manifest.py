@@ -11,6 +11,13 @@ stands before the data: the metadata and the table of tensors, padding included.
     header-sha256  HEX  FILE
 
 A split set has one manifest, named after the set: `OUT-00001-of-00003.gguf` is listed in `OUT.gguf.sha256`.
+What else stands there is for `--reuse` (see `reuse`): of each tensor that was encoded, the hash of the
+weights, and of their importance where an imatrix was used; with best effort, the hash of the encoders' code.
+
+    source-rows  HEX  FILE:TENSOR
+    importance  HEX  FILE:TENSOR
+    encoders  HEX  FILE
+
 Control characters in names are escaped, so that a name is always one line.
 """
 
@@ -18,25 +25,33 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ggplan.errors import CheckpointError
 from ggplan.text import printable
 
 _TENSOR, _HEADER = "sha256", "header-sha256"
-_LINE = re.compile(r"(sha256|header-sha256)[ \t]+([0-9a-fA-F]{64})[ \t]+(.+)")
+_SOURCE, _IMPORTANCE, _ENCODERS = "source-rows", "importance", "encoders"
+_KINDS = (_TENSOR, _HEADER, _SOURCE, _IMPORTANCE, _ENCODERS)
+_LINE = re.compile(rf"({'|'.join(_KINDS)})[ \t]+([0-9a-fA-F]{{64}})[ \t]+(.+)")
 _SPLIT_NAME = re.compile(r"(.+)-\d{5}-of-\d{5}(\.gguf)", re.DOTALL | re.ASCII)
 _SIZE_LIMIT = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class FileHashes:
-    """What a manifest says of one file: the hash of its header, and of each tensor by name (hex digits)."""
+    """What a manifest says of one file: the hash of its header, and of each tensor by name (hex digits).
+
+    `sources` and `importances` are those of the tensors that have one, `encoders` that of the code.
+    """
 
     file: str
     header: str
     tensors: Mapping[str, str]
+    sources: Mapping[str, str] = field(default_factory=dict)
+    importances: Mapping[str, str] = field(default_factory=dict)
+    encoders: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +61,7 @@ class Manifest:
     path: Path
     tensor_lines: Mapping[str, str]
     header_lines: Mapping[str, str]
+    making_lines: Mapping[str, Mapping[str, str]]
 
     def tensor_sha256(self, file: str, tensor: str) -> str | None:
         """The hash of a tensor's bytes; None where the manifest does not list it."""
@@ -54,6 +70,18 @@ class Manifest:
     def header_sha256(self, file: str) -> str | None:
         """The hash of all bytes before the data; None where no line gives it (llama-gguf-hash has none)."""
         return self.header_lines.get(printable(file))
+
+    def source_hash(self, file: str, tensor: str) -> str | None:
+        """The hash of the weights a tensor was encoded from; None where it was not recorded."""
+        return self.making_lines[_SOURCE].get(_label(file, tensor))
+
+    def importance_hash(self, file: str, tensor: str) -> str | None:
+        """The hash of the importance a tensor was encoded with; None where there was none."""
+        return self.making_lines[_IMPORTANCE].get(_label(file, tensor))
+
+    def encoders_hash(self, file: str) -> str | None:
+        """The hash of the code that encoded a file; None with default effort."""
+        return self.making_lines[_ENCODERS].get(printable(file))
 
     def tensors_of(self, file: str) -> tuple[str, ...]:
         """The names (escaped) of all tensors that are listed for a file."""
@@ -74,6 +102,10 @@ def format_manifest(files: Iterable[FileHashes]) -> str:
         for name, digest in hashes.tensors.items():
             lines.append(f"{_TENSOR:<8}  {digest}  {_label(hashes.file, name)}")
         lines.append(f"{_HEADER}  {hashes.header}  {printable(hashes.file)}")
+        for kind, digests in ((_SOURCE, hashes.sources), (_IMPORTANCE, hashes.importances)):
+            lines += [f"{kind}  {digest}  {_label(hashes.file, name)}" for name, digest in digests.items()]
+        if hashes.encoders:
+            lines.append(f"{_ENCODERS}  {hashes.encoders}  {printable(hashes.file)}")
     return "".join(line + "\n" for line in lines)
 
 
@@ -94,13 +126,14 @@ def read_manifest(path: Path) -> Manifest:
         text = path.read_bytes().decode("utf-8", "replace")
     except OSError as error:
         raise CheckpointError(f"cannot read {shown}: {error.strerror or error}") from error
-    lines: dict[str, dict[str, str]] = {_TENSOR: {}, _HEADER: {}}
+    lines: dict[str, dict[str, str]] = {kind: {} for kind in _KINDS}
     for line in text.split("\n"):
         if found := _LINE.fullmatch(line.rstrip("\r")):
             lines[found[1]][found[3]] = found[2].lower()
     if not lines[_TENSOR] and not lines[_HEADER]:
         raise CheckpointError(f"{shown} is no manifest: no line gives a SHA-256 of a tensor")
-    return Manifest(path, lines[_TENSOR], lines[_HEADER])
+    making = {kind: lines[kind] for kind in (_SOURCE, _IMPORTANCE, _ENCODERS)}
+    return Manifest(path, lines[_TENSOR], lines[_HEADER], making)
 
 
 def _label(file: str, tensor: str) -> str:

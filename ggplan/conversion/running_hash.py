@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 
 
 class RunningHash:
-    """The hash of the first `done` bytes of a tensor of `n_bytes`."""
+    """The hash of the first `done` bytes of a tensor of `n_bytes`.
+
+    `expected` is what the whole is known to have, in hex digits: until it has, nothing of it is marked.
+    """
+
+    expected: str | None = None
 
     def __init__(self, n_bytes: int, done: int = 0, kept: _Hash | None = None) -> None:
         self.n_bytes = n_bytes
@@ -54,6 +59,11 @@ class RunningHash:
                 self._snapshot = self._hash.copy()
             n_pieces += 1
 
+    @property
+    def is_wrong(self) -> bool:
+        """Whether all bytes are in, and are not those expected."""
+        return self.expected is not None and self.complete and self.mark().sha256 != self.expected
+
     def mark(self) -> Mark:
         """How far the hash is, and what it is there."""
         with self._lock:
@@ -62,8 +72,10 @@ class RunningHash:
 
     def new_mark(self) -> Mark | None:
         """As `mark`, or None where nothing came in since this was last asked."""
-        if self.done == self._marked:
+        if self.done == self._marked or (self.expected is not None and not self.complete):
             return None
         mark = self.mark()
+        if self.expected not in (None, mark.sha256):
+            return None
         self._marked = mark.n_bytes
         return mark

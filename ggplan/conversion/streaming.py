@@ -15,7 +15,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ggplan.conversion.chunks import chunks_of
@@ -27,6 +27,7 @@ from ggplan.conversion.manifest import manifest_path
 from ggplan.conversion.pace import DEFAULT_MEMORY, Pace, choose_pace
 from ggplan.conversion.part_file import part_path
 from ggplan.conversion.preflight import check_absent, check_convertible, check_readable, check_target
+from ggplan.conversion.reuse import Reuse, find_reusable, open_earlier, prove_reusable
 from ggplan.conversion.warming import warming
 from ggplan.conversion.workers import Task, run
 from ggplan.conversion.workspace import (
@@ -71,6 +72,8 @@ class ConversionResult:
         Bytes of tensors that an earlier run had written.
     seconds
         How long this run took.
+    reuse
+        With `reuse`, what was copied from there, and why the rest was not.
     """
 
     path: Path
@@ -80,6 +83,7 @@ class ConversionResult:
     n_weights: int
     resumed_bytes: int
     seconds: float
+    reuse: Reuse | None = None
 
 
 def convert(
@@ -95,6 +99,7 @@ def convert(
     split_max_bytes: int | None = None,
     split_max_tensors: int | None = None,
     split_like: Model | None = None,
+    reuse: str | Path | None = None,
     progress: Progress | None = None,
     resumed: Progress | None = None,
 ) -> ConversionResult:
@@ -127,6 +132,9 @@ def convert(
     split_max_bytes, split_max_tensors, split_like
         Write a split set: with at most so many bytes of tensors in a file, so many tensors, or with the
         tensors of each file as another model has them. One of the three at most.
+    reuse
+        An earlier output of ggplan, by any of its files. Tensors it has that would be encoded to the same
+        bytes are copied from it, once that is proven; the output does not depend on it.
     progress
         Told of every piece of data written.
     resumed
@@ -156,9 +164,12 @@ def convert(
     output = set_path(path) if is_set else path
     paths = tuple(split_path(path, k, len(plans)) for k in range(len(plans))) if is_set else (path,)
     files = tuple(zip(paths, plans, strict=True))
+    found = None if reuse is None else find_reusable(plan, open_earlier(reuse))
     try:
         with warming(plan):
-            n_resumed = _write(plan, output, files, pace, force, resume, restart, progress, resumed)
+            n_resumed, reused = _write(
+                plan, output, files, pace, force, resume, restart, found, progress, resumed
+            )
     except OSError as error:
         reason = error.strerror or str(error)
         raise ConversionError(
@@ -167,7 +178,7 @@ def convert(
     n_bytes = sum(part.file_bytes for part in plans)
     seconds = time.monotonic() - started
     return ConversionResult(
-        paths[0], paths, manifest_path(output), n_bytes, plan.n_weights, n_resumed, seconds
+        paths[0], paths, manifest_path(output), n_bytes, plan.n_weights, n_resumed, seconds, reused
     )
 
 
@@ -186,10 +197,11 @@ def _write(
     force: bool,
     resume: bool,
     restart: bool,
+    reuse: Reuse | None,
     progress: Progress | None,
     resumed: Progress | None,
-) -> int:
-    """Carry out the plan; returns the bytes that an earlier run had written."""
+) -> tuple[int, Reuse | None]:
+    """Carry out the plan; returns the bytes that an earlier run had written, and what was reused."""
     manifest = manifest_path(output)
     journal_path = output.with_name(output.name + ".part.journal")
     paths = [path for path, _ in files]
@@ -220,13 +232,29 @@ def _write(
         open_parts(work, files, recorded, renamed)
         check_kept(work, recorded, pace.n_threads, resumed or _ignore, threading.Event())
         work.recorded = {key: hash_.done for key, hash_ in work.hashes.items() if hash_.done}
+        if reuse is not None:
+            reuse = _take_proven(work, reuse, pace)
         _run(work, pace, progress or _ignore)
         _refuse_changed(states)
         work.finish(manifest)
     except BaseException as error:
         _settle(work, error, output, plan.tensor_bytes, states)
         raise
-    return work.resumed_bytes
+    return work.resumed_bytes, reuse
+
+
+def _take_proven(work: Workspace, reuse: Reuse, pace: Pace) -> Reuse:
+    """Prove what may be reused of that which is not begun, and have it copied."""
+    keys = {t.name: (part.number, t.name) for part in work.parts for t in part.plan.tensors}
+    wanted = [name for name in reuse.tensors if work.hashes[keys[name]].done == 0]
+    proven = prove_reusable(reuse, wanted, pace.n_threads, pace.chunk_weights, threading.Event())
+    for name, found in proven.tensors.items():
+        key = keys[name]
+        work.reused[key] = found.read_bytes
+        work.hashes[key].expected = found.sha256
+        work.known_sources[key] = found.source
+        work.sources.pop(key, None)
+    return proven
 
 
 def _run(work: Workspace, pace: Pace, progress: Progress) -> None:
@@ -260,11 +288,15 @@ def _run(work: Workspace, pace: Pace, progress: Progress) -> None:
 def _tasks(work: Workspace, chunk_weights: int) -> Iterator[Task]:
     """The chunks that are not kept, in the order of the files."""
     for part in work.parts:
-        if all(work.hashes[part.number, t.name].complete for t in part.plan.tensors):
+        keys = [(part.number, t.name) for t in part.plan.tensors]
+        if all(work.hashes[key].complete and key not in work.sources for key in keys):
             continue
         for chunk in chunks_of(part.plan, chunk_weights):
-            task = Task(chunk, part, work.hashes[part.number, chunk.planned.name])
-            if task.stop > task.hash.done:
+            key = part.number, chunk.planned.name
+            if key in work.reused:
+                chunk = replace(chunk, reused=work.reused[key])
+            task = Task(chunk, part, work.hashes[key], work.sources.get(key))
+            if task.stop > task.hash.done or task.source is not None:
                 yield task
 
 

@@ -16,17 +16,21 @@ from ggplan.conversion.chunks import Chunk
 from ggplan.conversion.encoding import encode_chunk
 from ggplan.conversion.part_file import PartFile
 from ggplan.conversion.running_hash import RunningHash
+from ggplan.conversion.source_hash import add_rows
+from ggplan.errors import CheckpointError
+from ggplan.text import printable
 
 _TICK_SECONDS = 0.25
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A chunk, the file it goes to, and its tensor's hash."""
+    """A chunk, the file it goes to, its tensor's hash, and that of the tensor's source where it is wanted."""
 
     chunk: Chunk
     part: PartFile
     hash: RunningHash
+    source: RunningHash | None = None
 
     @property
     def start(self) -> int:
@@ -105,13 +109,25 @@ def run(
 
 def _do(task: Task, lock: threading.Lock, written: Callable[[int], None]) -> int:
     """Carry out a task; returns how many chunks need no memory any more."""
-    data = memoryview(encode_chunk(task.chunk)).cast("B")
+    if task.stop <= task.hash.done:
+        _read_again(task)
+        return 1
+    data = memoryview(encode_chunk(task.chunk, task.source)).cast("B")
     start = task.start
     # After a resume the first chunk of a tensor may begin in what is kept.
     if start < task.hash.done:
         data, start = data[task.hash.done - start :], task.hash.done
     task.part.write(data, len(task.part.plan.header) + task.chunk.planned.offset + start)
     n_freed = task.hash.add(data, start)
+    if task.hash.is_wrong:
+        raise CheckpointError(f"{printable(task.chunk.planned.name)} changed while it was copied for --reuse")
     with lock:
         written(len(data))
     return n_freed
+
+
+def _read_again(task: Task) -> None:
+    """Hash the source of a chunk that an earlier run wrote, but not the rest of its tensor."""
+    read = task.chunk.planned.tensor.read_rows
+    if task.source is not None and read is not None:
+        add_rows(task.source, task.chunk.start, read(task.chunk.start, task.chunk.stop))

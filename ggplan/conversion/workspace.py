@@ -20,7 +20,7 @@ import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ggplan.conversion.fingerprint import Fingerprint, differences
@@ -36,7 +36,14 @@ from ggplan.conversion.part_file import (
     sync_folder,
 )
 from ggplan.conversion.running_hash import RunningHash
+from ggplan.conversion.source_hash import (
+    encoders_hash,
+    has_source_hash,
+    importance_hash,
+    new_source_hash,
+)
 from ggplan.errors import ConversionError
+from ggplan.model import ByteReader
 from ggplan.planning import Plan
 from ggplan.text import printable
 
@@ -55,6 +62,12 @@ class Workspace:
         The files of the output, in order.
     hashes
         How far each tensor is.
+    sources
+        The same of the weights that are read, for tensors whose source is hashed.
+    known_sources
+        The hashes of sources that were read before: by an earlier run, or for `--reuse`.
+    reused
+        What reads the bytes of tensors that are copied from an earlier output.
     resumed_bytes
         Bytes of tensors that an earlier run wrote and that are right.
     recorded
@@ -67,6 +80,9 @@ class Workspace:
     resumable: bool
     parts: list[PartFile] = field(default_factory=list)
     hashes: dict[TensorKey, RunningHash] = field(default_factory=dict)
+    sources: dict[TensorKey, RunningHash] = field(default_factory=dict)
+    known_sources: dict[TensorKey, str] = field(default_factory=dict)
+    reused: dict[TensorKey, ByteReader] = field(default_factory=dict)
     resumed_bytes: int = 0
     recorded: dict[TensorKey, int] = field(default_factory=dict)
     made: list[Path] = field(default_factory=list)
@@ -74,12 +90,23 @@ class Workspace:
 
     def checkpoint(self) -> None:
         """Make what was written durable, then say so in the journal."""
-        marks = {key: mark for key, hash_ in self.hashes.items() if (mark := hash_.new_mark()) is not None}
+        marks = {
+            key: replace(mark, source=self.source_of(key)) if mark.n_bytes == hash_.n_bytes else mark
+            for key, hash_ in self.hashes.items()
+            if (mark := hash_.new_mark()) is not None
+        }
         for number in sorted({number for number, _ in marks}):
             self.parts[number].sync_data()
         if self.resumable:
             self.journal.record(marks.items())
             self.recorded.update((key, mark.n_bytes) for key, mark in marks.items())
+
+    def source_of(self, key: TensorKey) -> str:
+        """The hash of the weights a tensor is made of; "" where it is not wanted, or not known yet."""
+        source = self.sources.get(key)
+        if source is not None and source.complete:
+            return source.mark().sha256
+        return self.known_sources.get(key, "")
 
     def finish(self, manifest: Path) -> None:
         """Give the files their final names; everything must be written by now."""
@@ -129,7 +156,16 @@ class Workspace:
 
     def _hashes_of(self, part: PartFile) -> FileHashes:
         tensors = {t.name: self.hashes[part.number, t.name].mark().sha256 for t in part.plan.tensors}
-        return FileHashes(part.path.name, hashlib.sha256(part.plan.header).hexdigest(), tensors)
+        hashed = [t for t in part.plan.tensors if has_source_hash(t)]
+        importances = {t.name: importance_hash(part.plan, t) for t in hashed}
+        return FileHashes(
+            part.path.name,
+            hashlib.sha256(part.plan.header).hexdigest(),
+            tensors,
+            {t.name: self.source_of((part.number, t.name)) for t in hashed},
+            {name: digest for name, digest in importances.items() if digest},
+            encoders_hash() if part.plan.effort == "best" else "",
+        )
 
     def _close_parts(self) -> None:
         for part in self.parts:
@@ -223,7 +259,13 @@ def check_kept(
                 for part, t in jobs
             ]
             for (part, tensor), future in zip(jobs, futures, strict=True):
-                hash_ = work.hashes[part.number, tensor.name] = future.result()
+                key = part.number, tensor.name
+                hash_ = work.hashes[key] = future.result()
+                marks = recorded.marks.get(key, []) if hash_.complete else []
+                if whole := [m.source for m in marks if m.source and m.n_bytes == tensor.n_bytes]:
+                    work.known_sources[key] = whole[-1]
+                elif has_source_hash(tensor):
+                    work.sources[key] = new_source_hash(tensor)
                 if hash_.done:
                     work.resumed_bytes += hash_.done
                     resumed(hash_.done)

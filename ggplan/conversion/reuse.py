@@ -1,0 +1,263 @@
+"""Tensors that an earlier conversion encoded just so: they are copied from its output.
+
+An encoder's bytes follow from the weights, the type, the effort and the importance. Where an earlier output
+of ggplan has a tensor of the same shape and type, made with the same effort and importance, two things are
+left to prove, both before a byte is copied:
+
+    the weights are the same    the hash of the source's rows, which are read again, is the recorded one
+    the bytes are undamaged     their SHA-256 is the recorded one
+
+What was recorded is in the manifest beside the earlier output, `OLD.gguf.sha256` (see `manifest`). What is
+not proven is encoded. So the output is the same with `--reuse` or without, but for a manifest that lies:
+reuse files of your own. Work that was stopped may be gone on with under either.
+
+The default effort's bytes are llama.cpp's, in every version of ggplan. Those of best effort are what its
+search finds, so there the code of the encoders must be the same too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import threading
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from ggplan.conversion.manifest import Manifest, manifest_path, read_manifest
+from ggplan.conversion.source_hash import (
+    add_rows,
+    encoders_hash,
+    has_source_hash,
+    importance_hash,
+    new_source_hash,
+)
+from ggplan.errors import CheckpointError
+from ggplan.metadata import Metadata
+from ggplan.model import ByteReader, Model, TensorInfo
+from ggplan.planning import Plan, PlannedTensor
+from ggplan.sources.files import file_size, read_at
+from ggplan.sources.gguf import open_gguf, read_set
+from ggplan.sources.gguf_header import GgufHeader
+from ggplan.text import printable
+
+_PIECE = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Earlier:
+    """An earlier output.
+
+    Attributes
+    ----------
+    model
+        The file, or its split set.
+    manifest
+        What was recorded; None where `trouble` says why nothing of the file can be reused.
+    """
+
+    model: Model
+    manifest: Manifest | None
+    trouble: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Reusable:
+    """A tensor of an earlier output: how to read it, and what was recorded of it."""
+
+    planned: PlannedTensor
+    read_bytes: ByteReader
+    sha256: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reuse:
+    """What of a plan comes from an earlier output.
+
+    Attributes
+    ----------
+    path
+        The earlier output.
+    tensors
+        Those that are copied, by name; before the proof, those that may be.
+    reasons
+        Why each of the others is not.
+    """
+
+    path: Path
+    tensors: Mapping[str, Reusable]
+    reasons: Mapping[str, str]
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the tensors that are copied."""
+        return sum(found.planned.n_bytes for found in self.tensors.values())
+
+    def by_reason(self) -> dict[str, list[str]]:
+        """The names of the tensors that are not copied, by the reason."""
+        found: dict[str, list[str]] = {}
+        for name, reason in self.reasons.items():
+            found.setdefault(reason, []).append(name)
+        return found
+
+
+def open_earlier(path: str | Path) -> Earlier:
+    """Open an earlier output of ggplan, by any of its files.
+
+    Raises
+    ------
+    CheckpointError
+        If it is no GGUF file, or damaged in its header.
+    """
+    path = Path(path)
+    model = open_gguf(path)
+    place = manifest_path(path)
+    if "ggplan.version" not in model.metadata:
+        return Earlier(model, None, "the file was not written by ggplan")
+    try:
+        manifest = read_manifest(place)
+    except CheckpointError as error:
+        return Earlier(model, None, error.message)
+    for header in read_set(path):
+        if manifest.header_sha256(header.path.name) != _header_sha256(header):
+            trouble = f"its header is not the one that {printable(place.name)} was made of"
+            return Earlier(model, None, trouble)
+    return Earlier(model, manifest)
+
+
+def find_reusable(plan: Plan, earlier: Earlier) -> Reuse:
+    """What of a plan may be copied from an earlier output, by all that is known without reading weights.
+
+    Raises
+    ------
+    ImatrixError
+        If an entry of the imatrix does not have its tensor's size.
+    """
+    trouble = earlier.trouble or _differing_choice(plan, earlier.model)
+    there = {tensor.name: tensor for tensor in earlier.model.tensors}
+    tensors: dict[str, Reusable] = {}
+    reasons: dict[str, str] = {}
+    for planned in plan.tensors:
+        found = _reusable(plan, planned, there.get(planned.name), earlier.manifest, trouble)
+        if isinstance(found, Reusable):
+            tensors[planned.name] = found
+        else:
+            reasons[planned.name] = found
+    return Reuse(earlier.model.path, tensors, reasons)
+
+
+def prove_reusable(
+    reuse: Reuse, wanted: Iterable[str], n_threads: int, run_weights: int, stop: threading.Event
+) -> Reuse:
+    """Prove of each wanted tensor that its weights and its bytes are those recorded; the others fall out.
+
+    Parameters
+    ----------
+    run_weights
+        How many weights are read at a time.
+    stop
+        Set where the proof is not wanted any more.
+    """
+    names = set(wanted)
+    chosen = [found for name, found in reuse.tensors.items() if name in names]
+    # The largest first, so that no thread is left alone with it at the end.
+    chosen.sort(key=lambda found: -found.planned.tensor.n_weights)
+    tensors: dict[str, Reusable] = {}
+    reasons = {**reuse.reasons, **dict.fromkeys(reuse.tensors.keys() - names, "written by an earlier run")}
+    with ThreadPoolExecutor(n_threads) as pool:
+        try:
+            for found, why in zip(
+                chosen, pool.map(lambda found: _objection(found, run_weights, stop), chosen), strict=True
+            ):
+                if why:
+                    reasons[found.planned.name] = why
+                else:
+                    tensors[found.planned.name] = found
+        except BaseException:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+            raise
+    return dataclasses.replace(reuse, tensors=tensors, reasons=reasons)
+
+
+def _differing_choice(plan: Plan, earlier: Model) -> str:
+    """What the earlier plan chose otherwise for all tensors, or ""."""
+    effort = _text(earlier.metadata, "ggplan.effort", "default")
+    if effort != plan.effort:
+        return f"it was made with --effort {printable(effort)}"
+    # Where nothing was refused, nothing was there that another policy would see to.
+    nonfinite = _text(earlier.metadata, "ggplan.nonfinite", "refuse")
+    if nonfinite not in ("refuse", plan.nonfinite):
+        return f"it was made with --nonfinite {printable(nonfinite)}"
+    return ""
+
+
+def _reusable(
+    plan: Plan, planned: PlannedTensor, there: TensorInfo | None, manifest: Manifest | None, trouble: str
+) -> Reusable | str:
+    """The tensor in the earlier output, or why it is not taken from there."""
+    if planned.is_copied:
+        return "copied from the source"
+    if not has_source_hash(planned):
+        return "without blocks, as fast to encode"
+    if manifest is None or trouble:
+        return trouble
+    if there is None or there.read_bytes is None:
+        return "not in the earlier file"
+    if there.shape != planned.tensor.shape:
+        return "another shape"
+    if there.type != planned.type:
+        return f"{there.type.name} in the earlier file"
+    file = there.origin
+    sha256, source = manifest.tensor_sha256(file, there.name), manifest.source_hash(file, there.name)
+    if sha256 is None or source is None:
+        return "its source is not recorded"
+    if plan.effort != "default" and manifest.encoders_hash(file) != encoders_hash():
+        return f"the encoders of --effort {plan.effort} are not the same"
+    if (manifest.importance_hash(file, there.name) or "") != importance_hash(plan, planned):
+        return "another importance (imatrix)"
+    return Reusable(planned, there.read_bytes, sha256, source)
+
+
+def _objection(found: Reusable, run_weights: int, stop: threading.Event) -> str:
+    """Why a tensor may not be reused after all, or ""."""
+    tensor = found.planned.tensor
+    step = max(1, run_weights // max(1, tensor.n_columns))
+    digest = hashlib.sha256()
+    try:
+        for start in range(0, tensor.n_rows, step):
+            if stop.is_set():
+                return "stopped"
+            digest.update(found.read_bytes(start, min(start + step, tensor.n_rows)))
+    except CheckpointError:
+        return "cannot be read in the earlier file"
+    if digest.hexdigest() != found.sha256:
+        return "damaged in the earlier file"
+    return "" if _source_hash(tensor, found, step, stop) == found.source else "other weights"
+
+
+def _source_hash(tensor: TensorInfo, found: Reusable, step: int, stop: threading.Event) -> str:
+    assert tensor.read_rows is not None
+    source = new_source_hash(found.planned)
+    for start in range(0, tensor.n_rows, step):
+        if stop.is_set():
+            return ""
+        add_rows(source, start, tensor.read_rows(start, min(start + step, tensor.n_rows)))
+    return source.mark().sha256
+
+
+def _header_sha256(header: GgufHeader) -> str:
+    """The hash of all bytes before the data, padding included."""
+    digest = hashlib.sha256()
+    end = min(header.data_at, file_size(header.path))
+    for at in range(0, end, _PIECE):
+        digest.update(read_at(header.path, at, min(_PIECE, end - at)))
+    return digest.hexdigest()
+
+
+def _text(metadata: Metadata, key: str, default: str) -> str:
+    """The string under a key."""
+    value = metadata.get(key)
+    return default if value is None else str(value.decode()) if value.item_type is None else ""

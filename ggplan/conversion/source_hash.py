@@ -1,0 +1,64 @@
+"""What the manifest says of a tensor's making: the hash of the weights that were encoded, and of the imatrix.
+
+It is the rows that are hashed as the encoder gets them, as float32: so the hash does not depend on how a
+checkpoint is sharded or stored, and it covers all that stands between the file and the encoder, such as the
+scales of fp8 weights, experts that are stacked and heads that are permuted. Types without blocks have none;
+to encode these takes no longer than to prove anything about them.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ggplan import quants
+from ggplan.conversion.running_hash import RunningHash
+from ggplan.planning import Plan, PlannedTensor
+from ggplan.planning.importance import importance_of
+from ggplan.quants.row_hash import hash_rows, row_hash_bytes
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+def has_source_hash(planned: PlannedTensor) -> bool:
+    """Whether the weights of a tensor are hashed on their way to the encoder."""
+    return planned.type.is_quantized and not planned.is_copied and planned.tensor.n_weights > 0
+
+
+def new_source_hash(planned: PlannedTensor) -> RunningHash:
+    """A hash that waits for the rows of a tensor."""
+    tensor = planned.tensor
+    size = f"ggplan rows 1: {tensor.n_rows} x {tensor.n_columns}\n"
+    kept = hashlib.sha256(size.encode("ascii"))
+    return RunningHash(tensor.n_rows * row_hash_bytes(tensor.n_columns), 0, kept)
+
+
+def add_rows(source: RunningHash, start: int, rows: NDArray[np.float32]) -> None:
+    """Tell the hash of a tensor's rows from `start` on."""
+    hashes = hash_rows(rows)
+    source.add(hashes.reshape(-1).data, start * hashes.shape[1])
+
+
+def importance_hash(plan: Plan, planned: PlannedTensor) -> str:
+    """The SHA-256 of the importance a tensor is encoded with, in hex digits; "" where there is none."""
+    importance = importance_of(planned.tensor, planned.type, plan.imatrix, plan.effort)
+    if importance is None:
+        return ""
+    slices, columns = importance.shape
+    digest = hashlib.sha256(f"ggplan importance 1: {slices} x {columns}\n".encode("ascii"))
+    digest.update(importance.astype("<f4", order="C").data)
+    return digest.hexdigest()
+
+
+@functools.cache
+def encoders_hash() -> str:
+    """The SHA-256 of the encoders' own code, by which one that searches differently is known."""
+    digest = hashlib.sha256()
+    for source in sorted(Path(quants.__file__).parent.glob("*.py")):
+        digest.update(f"{source.name}\n".encode())
+        digest.update(source.read_bytes())
+    return digest.hexdigest()
