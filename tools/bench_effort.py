@@ -152,7 +152,7 @@ def main() -> None:
         print(f"{'':31}error left{'as ggml weighs':>16}{'time':>8}{'M weights/s':>13}")
     for name in options.types:
         for weights, samples in kinds.items():
-            for guided in (False, True):
+            for guided in (True,) if parse_type(name).requires_imatrix else (False, True):
                 line = compare(name, weights, samples, guided, options.repeats)
                 lines.append(line)
                 if not options.json:
