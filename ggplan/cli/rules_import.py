@@ -8,6 +8,11 @@ NAMES = (
     "llama-quantize",
     "ik_llama.cpp",
     "thireus",
+    "compressed-tensors",
+    "autoround",
+    "torchao",
+    "layer-types",
+    "mlx",
 )
 
 _EPILOG = """\b

@@ -13,7 +13,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ggplan.dialects import ik_llama, llama_quantize, thireus
+from ggplan.dialects import (
+    autoround,
+    compressed_tensors,
+    ik_llama,
+    layer_types,
+    llama_quantize,
+    mlx,
+    thireus,
+    torchao,
+)
 from ggplan.dialects.detection import detect
 from ggplan.dialects.flatten import settled
 from ggplan.dialects.source import Imported, Source
@@ -70,6 +79,16 @@ DIALECTS = {
         Dialect("llama-quantize", "llama-quantize", _read_llama_quantize, llama_quantize.export),
         Dialect("ik_llama.cpp", "ik_llama.cpp", ik_llama.import_, ik_llama.export),
         Dialect("thireus", "the GGUF Tool Suite", _without_blocks(thireus.import_), thireus.export),
+        Dialect(
+            "compressed-tensors",
+            "compressed-tensors",
+            _without_blocks(compressed_tensors.import_),
+            compressed_tensors.export,
+        ),
+        Dialect("autoround", "AutoRound", _without_blocks(autoround.import_), autoround.export),
+        Dialect("torchao", "torchao", _without_blocks(torchao.import_), torchao.export),
+        Dialect("layer-types", "LAYER_TYPES", _without_blocks(layer_types.import_), layer_types.export),
+        Dialect("mlx", "mlx-lm", _without_blocks(mlx.import_), mlx.export),
     )
 }
 """By name, in the order of the documentation."""

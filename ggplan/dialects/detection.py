@@ -16,7 +16,8 @@ _SIGNS = (
     ("torchao", r"FqnToConfig\b|fqn_to_config"),
     (
         "compressed-tensors",
-        r"^[ \t\"']*(config_groups|targets|ignore|scheme|\w+_modifiers|\w*Modifier)[\"']?[ \t]*:",
+        r"(^[ \t]*(- )?|[{,]\s*)[\"']?"
+        r"(config_groups|targets|ignore|scheme|\w+_modifiers|\w*Modifier)[\"']?[ \t]*:",
     ),
     ("autoround", r"\b(layer_config|extra_config)\b|[\"'](bits|data_type)[\"']\s*:|\b(auto-?round)\b"),
 )

@@ -1,0 +1,167 @@
+r"""AutoRound's `layer_config`, and the `quantization_config` of its checkpoints: Python, JSON or YAML.
+
+    {"bits": 4, "group_size": 128, "sym": true,
+     "extra_config": {"lm_head": {"bits": 16}, ".*down_proj": {"bits": 8, "group_size": 32}}}
+
+What stands outside is for all linear modules in the blocks, not for `lm_head` and the embeddings. A key is a
+module's name, else a text or a regular expression that is searched for in the names; expressions come after
+names, in order, and the last decides. A value may be a scheme's name (`W8A16`) or a ggml type (`gguf:q4_k`).
+`data_type: int_asym_dq` says that the scales are quantized too, as k-quants do it.
+
+auto-round b9f3d00 (`auto_round/compressors/utils.py`).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ggplan.dialects.hf_names import LINEAR, modules_of
+from ggplan.dialects.literals import read_config, read_python
+from ggplan.dialects.modules import expanded, flat_modules, hits_of, need_model, recipe_of_types
+from ggplan.dialects.schemes import DOUBLE, Scheme, nearest, preset
+from ggplan.dialects.source import Imported, Source
+from ggplan.ggml_types import GgmlType
+from ggplan.model import Model
+from ggplan.rules import Recipe
+
+_LAYERS = ("layer_config", "extra_config")
+_GENERAL = ("bits", "group_size", "sym", "data_type", "scheme")
+_META = re.compile(r"\.\*|[\^$|()\[\]?+]")
+
+
+@dataclass(frozen=True, slots=True)
+class _Config:
+    general: Mapping[str, object]
+    layers: Mapping[str, object]
+
+
+def import_(source: Source, name: str, model: Model | None) -> Imported:
+    """A layer_config or quantization_config."""
+    model = need_model(source, model)
+    config = _config(source)
+    modules = modules_of(model)
+    names = expanded(modules)
+    notes: list[str] = []
+    types: list[GgmlType | None] = [None] * len(names)
+    if any(key in config.general for key in ("bits", "scheme")):
+        general = _type(source, "the general scheme", {}, config.general, notes)
+        kinds = [module.kind for module in modules for _ in range(module.n_experts)]
+        types = [
+            general if kind == LINEAR and "layers." in n else None
+            for n, kind in zip(names, kinds, strict=True)
+        ]
+    places = {n: i for i, n in enumerate(names)}
+    expressions = {}
+    for key, value in config.layers.items():
+        type_ = _type(source, key, config.general, value, notes)
+        if key in places:
+            types[places[key]] = type_
+        else:
+            expressions[key] = type_
+    keys = list(expressions)
+    patterns = [_pattern(source, key) for key in keys]
+    met: set[int] = set()
+    for at, found in enumerate(hits_of(source, patterns, names)):
+        met.update(found)
+        if found:
+            types[at] = expressions[keys[found[-1]]]
+    for i, key in enumerate(keys):
+        if i not in met and expressions[key] is not None:
+            notes.append(f"`{key}` meets no module of {model.path.name} that is quantized")
+    return recipe_of_types(source, "autoround", name, model, modules, types, list(dict.fromkeys(notes)))
+
+
+def _config(source: Source) -> _Config:
+    if source.text.lstrip().startswith("{") or not re.search(r"^\s*[\w.]+\s*[=(]", source.text, re.M):
+        try:
+            values = [("", read_config(source))]
+        except Exception:
+            if not source.text.lstrip().startswith("{"):
+                raise
+            values = read_python(source)
+    else:
+        values = read_python(source)
+    general: dict[str, object] = {}
+    layers: dict[str, object] = {}
+    for name, value in values:
+        if not isinstance(value, dict):
+            continue
+        inner = value.get("quantization_config")
+        value = inner if isinstance(inner, dict) else value
+        found = next((value[key] for key in _LAYERS if isinstance(value.get(key), dict)), None)
+        general |= {key: value[key] for key in _GENERAL if key in value}
+        if found is not None:
+            layers |= found
+        elif name in _LAYERS or not any(key in value for key in (*_GENERAL, "_type")):
+            layers |= value
+    layers = {str(key): value for key, value in layers.items()}
+    if not layers and not general:
+        raise source.fault(
+            0, "there is no layer_config", "AutoRound's is a dict: module -> bits, group_size, sym"
+        )
+    return _Config(general, layers)
+
+
+def _type(
+    source: Source, key: str, general: Mapping[str, object], value: object, notes: list[str]
+) -> GgmlType | None:
+    if isinstance(value, dict) and isinstance(value.get("scheme"), str):
+        value = value["scheme"]
+    if isinstance(value, str):
+        named = re.fullmatch(r"gguf:(\w+)", value, re.I)
+        if named:
+            return source.type(named[1], source.text.count("\n", 0, max(0, source.text.find(value))) + 1)
+        scheme = preset(value)
+        if scheme is None:
+            raise source.fault(0, f"{key[:80]}: the scheme `{value[:60]}` is unknown")
+        scheme = Scheme(scheme.bits, scheme.group, scheme.symmetric, scheme.is_float)
+    elif isinstance(value, dict):
+        said = {**general, **value}
+        bits, group, data_type = (
+            said.get("bits", 16),
+            said.get("group_size") or 0,
+            str(said.get("data_type", "int")),
+        )
+        if type(bits) is not int or type(group) is not int or not 1 <= bits <= 64:
+            raise source.fault(0, f"{key[:80]}: bits and group_size are whole numbers")
+        is_float = "fp" in data_type or data_type.startswith(("float", "bf"))
+        double = data_type.endswith("_dq") or "super_bits" in said
+        symmetric = is_float or (said.get("sym") is not False and "asym" not in data_type)
+        scheme = Scheme(bits, max(0, group), symmetric, is_float, double)
+    else:
+        raise source.fault(0, f"{key[:80]}: the value is no scheme", "write bits, group_size and sym")
+    try:
+        type_, same = nearest(scheme, DOUBLE)
+    except ValueError as error:
+        raise source.fault(0, f"{key[:80]}: {error}") from None
+    if not same and type_ is not None:
+        notes.append(f"{scheme.described}; the nearest type is {type_.name}")
+    return type_
+
+
+def _pattern(source: Source, key: str) -> str:
+    if not _META.search(key):
+        return re.sub(r"([.\\*{}])", r"\\\1", key)
+    at = source.text.find(key)
+    return source.pattern(key, source.text.count("\n", 0, at) + 1 if at >= 0 else 0)
+
+
+def export(recipe: Recipe, model: Model) -> tuple[str, list[str]]:
+    """A layer_config as JSON, and what to say about it."""
+    config: dict[str, object] = {}
+    for line in flat_modules(recipe, model, "AutoRound", list(DOUBLE)):
+        if not line.said:
+            config[line.pattern] = {"bits": 16, "data_type": "float"}
+            continue
+        scheme = DOUBLE[line.said]
+        kind = f"int_{'sym' if scheme.symmetric else 'asym'}_dq" if scheme.double else "int"
+        config[line.pattern] = {
+            "bits": scheme.bits, "group_size": scheme.group, "sym": scheme.symmetric, "data_type": kind,
+        }  # fmt: skip
+    lines = [f"    {json.dumps(key)}: {json.dumps(value)}" for key, value in config.items()]
+    return '{\n  "layer_config": {\n' + ",\n".join(lines) + "\n  }\n}\n", [
+        'use it as: AutoRound(model, layer_config=json.load(open(FILE))["layer_config"])'
+    ]

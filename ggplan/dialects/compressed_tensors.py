@@ -1,0 +1,210 @@
+r"""Recipes of llm-compressor, and the quantization_config of compressed-tensors checkpoints: YAML or JSON.
+
+    quant_stage:
+      quant_modifiers:
+        GPTQModifier:
+          targets: [Linear]
+          scheme: W4A16
+          ignore: [lm_head, 're:.*mlp\.gate$']
+
+A target is a module's name, `re:` and a regular expression matched from the left (Python's `re.match`), or a
+class (`Linear`, `Embedding`). A name goes before an expression, that before a class, and `ignore` before all.
+Modules that nothing names stay as they are. Of several modifiers that name a module, the last decides.
+
+compressed-tensors ac8e2ba (`utils/match.py`, `quantization/quant_scheme.py`), llm-compressor ab1ba3e.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from ggplan.dialects.hf_names import EMBEDDING, LINEAR, modules_of
+from ggplan.dialects.literals import read_config
+from ggplan.dialects.modules import expanded, flat_modules, hits_of, need_model, recipe_of_types
+from ggplan.dialects.schemes import SCHEMES, Scheme, nearest, preset
+from ggplan.dialects.source import Imported, Source, inert
+from ggplan.ggml_types import GgmlType
+from ggplan.model import Model
+from ggplan.rules import Recipe
+
+_DEPTH = 20
+_NAME, _EXPRESSION, _CLASS = range(3)
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """A target, how it is meant, and its type: None leaves the module as it is."""
+
+    text: str
+    kind: int
+    type: GgmlType | None
+
+
+def import_(source: Source, name: str, model: Model | None) -> Imported:
+    """A recipe or a quantization_config."""
+    model = need_model(source, model)
+    modules = modules_of(model)
+    names = expanded(modules)
+    kinds = [module.kind for module in modules for _ in range(module.n_experts)]
+    notes: list[str] = []
+    types: list[GgmlType | None] = [None] * len(names)
+    modifiers = list(_modifiers(read_config(source), 0))
+    if not modifiers:
+        hint = "a recipe of llm-compressor has `targets` and `scheme`, or `config_groups`"
+        raise source.fault(0, "there is no modifier that quantizes", hint)
+    for modifier in modifiers:
+        targets = _targets(source, modifier, notes)
+        ignored = [_target(source, text, None) for text in _texts(source, modifier.get("ignore"), "ignore")]
+        hits = _hits(source, targets, names, kinds)
+        left = _hits(source, ignored, names, kinds)
+        met = {i for found in hits for i in found}
+        for i, target in enumerate(targets):
+            if i not in met and target.type is not None:
+                notes.append(f"`{target.text}` meets no module of {model.path.name} that is quantized")
+        for at, (found, out) in enumerate(zip(hits, left, strict=True)):
+            if found and not out:
+                best = min(found, key=lambda i: (targets[i].kind, i))
+                types[at] = targets[best].type
+    return recipe_of_types(
+        source, "compressed-tensors", name, model, modules, types, list(dict.fromkeys(notes))
+    )
+
+
+def _modifiers(value: object, depth: int) -> Iterator[dict[object, object]]:
+    """All objects that say how to quantize, wherever they stand."""
+    if depth > _DEPTH:
+        return
+    if isinstance(value, dict):
+        if "config_groups" in value or ("scheme" in value and not isinstance(value.get("weights"), dict)):
+            yield value
+            return
+        for inner in value.values():
+            yield from _modifiers(inner, depth + 1)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _modifiers(inner, depth + 1)
+
+
+def _targets(source: Source, modifier: dict[object, object], notes: list[str]) -> list[_Target]:
+    """The targets of a modifier, in order."""
+    stated: list[tuple[object, object]] = []  # scheme, targets
+    groups = modifier.get("config_groups")
+    if isinstance(groups, dict):
+        for name, group in groups.items():
+            if isinstance(group, dict):
+                stated.append((group.get("weights"), group.get("targets", [LINEAR])))
+            elif isinstance(group, list):  # `W4A16: [targets]`
+                stated.append((name, group))
+    scheme = modifier.get("scheme")
+    if isinstance(scheme, dict):
+        stated += scheme.items()
+    elif scheme is not None:
+        stated.append((scheme, modifier.get("targets", [LINEAR])))
+    found = []
+    for how, targets in stated:
+        type_ = _type(source, how, notes)
+        found += [_target(source, text, type_) for text in _texts(source, targets, "targets")]
+    return found
+
+
+def _type(source: Source, how: object, notes: list[str]) -> GgmlType | None:
+    if how is None:
+        return None
+    if isinstance(how, str):
+        scheme = preset(how)
+        if scheme is None:
+            raise source.fault(
+                _line(source, how), f"the scheme `{how[:60]}` is unknown", "state `config_groups`"
+            )
+        name = how
+    elif isinstance(how, dict):
+        bits, group = how.get("num_bits", 8), how.get("group_size") or 0
+        if type(bits) is not int or type(group) is not int or not 1 <= bits <= 64:
+            raise source.fault(0, "`num_bits` and `group_size` of a scheme are whole numbers")
+        grouped = how.get("strategy") in (None, "group", "tensor_group", "GROUP") and group > 0
+        is_float = how.get("type") == "float"
+        symmetric = is_float or how.get("symmetric") is not False
+        scheme = Scheme(bits, group if grouped else 0, symmetric, is_float)
+        name = scheme.described
+    else:
+        raise source.fault(0, "a scheme is a name such as W4A16, or an object with `num_bits`")
+    try:
+        type_, same = nearest(scheme)
+    except ValueError as error:
+        raise source.fault(0, f"{name}: {error}") from None
+    if not same and type_ is not None:
+        stated = "" if name == scheme.described else f"{name}: "
+        notes.append(f"{stated}{scheme.described}; the nearest type is {type_.name}")
+    return type_
+
+
+def _texts(source: Source, value: object, key: str) -> list[str]:
+    values = [value] if isinstance(value, str) else [] if value is None else value
+    if not isinstance(values, list) or not all(isinstance(text, str) for text in values):
+        raise source.fault(0, f"`{key}` is a list of names")
+    return values
+
+
+def _target(source: Source, text: str, type_: GgmlType | None) -> _Target:
+    if text.startswith("re:"):
+        source.pattern(text[3:], _line(source, text))
+        return _Target(text, _EXPRESSION, type_)
+    return _Target(text, _CLASS if text in (LINEAR, EMBEDDING) else _NAME, type_)
+
+
+def _line(source: Source, text: str) -> int:
+    at = source.text.find(text)
+    return source.text.count("\n", 0, at) + 1 if at >= 0 else 0
+
+
+def _hits(
+    source: Source, targets: Sequence[_Target], names: Sequence[str], kinds: Sequence[str]
+) -> list[tuple[int, ...]]:
+    """For each module the targets that name it."""
+    expressions = [i for i, target in enumerate(targets) if target.kind == _EXPRESSION]
+    by_class = {k: [i for i, t in enumerate(targets) if t.text == k] for k in (LINEAR, EMBEDDING)}
+    by_name: dict[str, list[int]] = {}
+    for i, target in enumerate(targets):
+        if target.kind == _NAME:
+            by_name.setdefault(target.text, []).append(i)
+    matched = hits_of(source, [f"^(?:{targets[i].text[3:]})" for i in expressions], names)
+    return [
+        (*by_name.get(name, ()), *(expressions[k] for k in found), *by_class[kind])
+        for name, kind, found in zip(names, kinds, matched, strict=True)
+    ]
+
+
+def export(recipe: Recipe, model: Model) -> tuple[str, list[str]]:
+    """A recipe of llm-compressor, and what to say about it."""
+    lines = flat_modules(recipe, model, "compressed-tensors", list(SCHEMES))
+    text = [
+        f"# {inert(recipe.name)} for {inert(model.path.name)}.",
+        "# Groups are called after the ggml types they stand for.",
+        "quant_stage:",
+        "  quant_modifiers:",
+        "    QuantizationModifier:",
+        "      config_groups:",
+    ]
+    said = list(dict.fromkeys(line.said for line in lines if line.said))
+    for name in said:
+        scheme = SCHEMES[name]
+        text.append(f"        {name}:")
+        text.append("          targets:")
+        text += [f"            - 're:{line.pattern}'" for line in lines if line.said == name]
+        text += [
+            "          weights:",
+            f"            num_bits: {scheme.bits}",
+            f"            type: {'float' if scheme.is_float else 'int'}",
+            f"            symmetric: {'true' if scheme.symmetric else 'false'}",
+            "            strategy: group",
+            f"            group_size: {scheme.group}",
+        ]
+    if not said:
+        text[-1] += " {}"
+    left = [line.pattern for line in lines if not line.said]
+    text.append("      ignore:" if left else "      ignore: []")
+    text += [f"        - 're:{pattern}'" for pattern in left]
+    return "\n".join(text) + "\n", [
+        "k-quants become integers in groups of the same size, without superblocks"
+    ]

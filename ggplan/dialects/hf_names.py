@@ -1,0 +1,128 @@
+r"""The name map between GGUF and Hugging Face, by the tables of `ggplan.arch`.
+
+    blk.3.attn_q.weight         model.layers.3.self_attn.q_proj
+    blk.3.ffn_down_exps.weight  model.layers.3.mlp.experts.*.down_proj     one module for each expert
+    blk.3.attn_k_b.weight       model.layers.3.self_attn.kv_b_proj         which attn_v_b has a part of too
+
+Names need no weights and no config.json: the tables are asked with a config of ones, and that
+architecture's is taken whose names cover the model's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+
+from ggplan.arch import ARCHITECTURES
+from ggplan.arch.config import Config
+from ggplan.dialects.flatten import NUMBER, kept_types
+from ggplan.errors import CheckpointError, RecipeError
+from ggplan.ggml_types import GgmlType
+from ggplan.model import Model, TensorInfo
+from ggplan.planning.decisions import n_dimensions
+from ggplan.planning.protection import protected_reason
+from ggplan.text import printable
+
+_COUNTS = (
+    "hidden_size vocab_size intermediate_size num_attention_heads num_key_value_heads head_dim"
+    " moe_intermediate_size n_routed_experts n_shared_experts num_experts num_local_experts"
+    " num_experts_per_tok first_k_dense_replace num_nextn_predict_layers num_hidden_layers kv_lora_rank"
+    " qk_rope_head_dim qk_nope_head_dim v_head_dim decoder_sparse_step"
+)
+_BLOCK = re.compile(r"blk\.(\d{1,9})\.(.+)", re.ASCII | re.DOTALL)
+EMBEDDING = "Embedding"
+LINEAR = "Linear"
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """A module of the Hugging Face model whose weight can be quantized.
+
+    Attributes
+    ----------
+    name
+        Its name; `NUMBER` stands for the expert.
+    tensors
+        The GGUF's tensors that its weight is in.
+    own
+        The type they have where nothing is said.
+    n_experts
+        How many modules it stands for, 1 where it is no expert.
+    """
+
+    name: str
+    tensors: tuple[TensorInfo, ...]
+    own: GgmlType
+    n_experts: int = 1
+
+    @property
+    def kind(self) -> str:
+        """Its class: `Embedding` or `Linear`."""
+        return EMBEDDING if self.name.endswith("embed_tokens") else LINEAR
+
+    def names(self) -> Iterator[str]:
+        """The names of all modules it stands for."""
+        if NUMBER not in self.name:
+            return iter((self.name,))
+        return (self.name.replace(NUMBER, str(k)) for k in range(self.n_experts))
+
+
+def modules_of(model: Model) -> tuple[Module, ...]:
+    """The modules behind the tensors of a model that may be quantized, in the model's order.
+
+    Raises
+    ------
+    RecipeError
+        If ggplan has no Hugging Face names for the architecture or for one of the tensors.
+    """
+    tensors = [t for t in model.tensors if t.type.kind != "integer"]
+    own = kept_types(tensors)
+    wanted = [(t, o) for t, o in zip(tensors, own, strict=True) if not _protected(t)]
+    templates = {_template(t.name)[0] for t, _ in wanted}
+    maps = _maps(model.architecture)
+    if not maps:
+        raise RecipeError(
+            f"ggplan has no Hugging Face names for the architecture {printable(model.architecture)}",
+            hint="choose a dialect that speaks of GGUF names: llama-quantize, ik_llama.cpp, thireus",
+        )
+    names = max(maps, key=lambda known: len(templates & known.keys()))
+    found: dict[str, list[tuple[TensorInfo, GgmlType]]] = {}
+    for tensor, type_ in wanted:
+        template, layer = _template(tensor.name)
+        if template not in names:
+            raise RecipeError(f"{printable(tensor.name)}: ggplan does not know its Hugging Face name")
+        module = names[template].replace("{}", layer, 1).replace("{}", NUMBER)
+        found.setdefault(module.removesuffix(".weight"), []).append((tensor, type_))
+    return tuple(
+        Module(name, tuple(t for t, _ in parts), parts[0][1], parts[0][0].shape[0] if NUMBER in name else 1)
+        for name, parts in found.items()
+    )
+
+
+def _protected(tensor: TensorInfo) -> bool:
+    return protected_reason(tensor.name, n_dimensions(tensor.shape)) is not None
+
+
+def _template(name: str) -> tuple[str, str]:
+    """A GGUF name with `{}` for its layer, and the layer."""
+    found = _BLOCK.fullmatch(name)
+    return (f"blk.{{}}.{found[2]}", found[1]) if found else (name, "")
+
+
+@cache
+def _maps(architecture: str) -> tuple[dict[str, str], ...]:
+    """For each model class of a GGUF architecture: GGUF name -> Hugging Face name, with `{}` for numbers."""
+    found = []
+    for known in ARCHITECTURES.values():
+        if known.name != architecture:
+            continue
+        for more in ({}, {"q_lora_rank": 1}):
+            values: dict[str, object] = {**dict.fromkeys(_COUNTS.split(), 1), "head_dim": 2, **more}
+            try:
+                table = known.table(Config("names", values, 1).with_defaults(**known.defaults), ())
+            except CheckpointError:
+                continue
+            found.append({entry.target: entry.source for entry in table.entries})
+    return tuple(found)

@@ -1,0 +1,163 @@
+r"""What the dialects on Hugging Face names share: from modules to a recipe, and from a recipe to modules.
+
+A GGUF tensor holds all experts of a layer, and one type. Where a text gives experts of one layer different
+schemes, no recipe can say so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ggplan.dialects.flatten import Flat, flatten, settled
+from ggplan.dialects.hf_names import Module, modules_of
+from ggplan.dialects.source import Imported, Source, inert
+from ggplan.errors import PlanError, RecipeError
+from ggplan.ggml_types import GgmlType, parse_type
+from ggplan.model import Model, TensorInfo
+from ggplan.planning.fallback import fallback_type
+from ggplan.recovering import Wanted, cover, write_recipe
+from ggplan.recovering.names import escape
+from ggplan.rules import Recipe
+from ggplan.rules.matching import match_patterns
+from ggplan.text import printable
+
+_SECONDS = 3.0  # for a hundred thousand modules; RE2 takes one step a character whatever the pattern
+
+
+def need_model(source: Source, model: Model | None) -> Model:
+    """The model, which names of Hugging Face cannot be read without."""
+    if model is None:
+        hint = "add -m MODEL: a checkpoint, a GGUF file or a shipped inventory, such as -m GLM-4.5-Air"
+        raise source.fault(
+            0, "these are names of Hugging Face or layers, which only a model turns into GGUF's", hint
+        )
+    return model
+
+
+def expanded(modules: Sequence[Module]) -> list[str]:
+    """The names of all modules, each expert by itself."""
+    return [name for module in modules for name in module.names()]
+
+
+def hits_of(source: Source, patterns: Sequence[str], names: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+    """For each name the indices of the patterns that match; these are RE2's, with their anchors."""
+    if not patterns:
+        return ((),) * len(names)
+    try:
+        return match_patterns(patterns, names, seconds=_SECONDS)
+    except (TimeoutError, OverflowError):
+        raise source.fault(
+            0, "matching the patterns takes too long", "write fewer and simpler ones"
+        ) from None
+
+
+def recipe_of_types(
+    source: Source,
+    dialect: str,
+    name: str,
+    model: Model,
+    modules: Sequence[Module],
+    types: Sequence[GgmlType | None],
+    notes: Sequence[str],
+) -> Imported:
+    """The recipe that gives each module its type, None standing for "as it is".
+
+    `types` are in the order of `expanded(modules)`.
+    """
+    wanted, at, replaced = [], 0, 0
+    for module in modules:
+        found = set(types[at : at + module.n_experts])
+        at += module.n_experts
+        if len(found) > 1:
+            said = ", ".join(sorted("float" if t is None else t.name for t in found))
+            message = f"{module.name}: the experts of a layer are one tensor of one type, not {said}"
+            raise source.fault(0, message, "give all experts of a layer the same scheme")
+        type_ = found.pop() or module.own
+        for tensor in module.tensors:
+            try:
+                given = fitting(type_, tensor)
+            except PlanError as error:
+                raise source.fault(0, f"{tensor.name}: {error.message}", error.hint) from None
+            replaced += given != type_
+            wanted.append(
+                Wanted(tensor.name, given, tensor.n_columns, False, given.tensor_bytes(tensor.shape))
+            )
+    all_notes = list(notes)
+    if replaced:
+        all_notes.append(
+            f"{replaced} tensors have rows that do not hold whole blocks; they get llama.cpp's fallback"
+        )
+    heading = [f"From {source.file}, for {model.path.name}.", *(f"Note: {note}" for note in all_notes)]
+    text = write_recipe(
+        cover(wanted), name=inert(name) or "imported", architecture=model.architecture, heading=heading
+    )
+    return Imported(dialect, text, tuple(all_notes))
+
+
+def fitting(type_: GgmlType, tensor: TensorInfo) -> GgmlType:
+    """The type, or what llama.cpp puts in its place for rows of this length.
+
+    Raises
+    ------
+    PlanError
+        If it has nothing to put there.
+    """
+    return type_ if type_.fits(tensor.n_columns) else fallback_type(type_, tensor.n_columns, "llama.cpp")
+
+
+def _gives(asked: GgmlType, tensor: TensorInfo, wanted: GgmlType) -> bool:
+    try:
+        return fitting(asked, tensor) == wanted
+    except PlanError:
+        return False
+
+
+def flat_modules(recipe: Recipe, model: Model, tool: str, known: Sequence[str]) -> list[Flat[str]]:
+    """The recipe's types by module, as disjoint patterns; "" says that the module is left as it is.
+
+    Raises
+    ------
+    RecipeError
+        If the tool has nothing like a type, or a tensor shares its module with one of another type.
+    """
+    types = {}
+    for decision in settled(recipe, model):
+        types[decision.tensor.name] = decision.type
+        own = decision.tensor.type
+        if decision.protected is not None and decision.type not in (own, parse_type("f32")):
+            raise RecipeError(
+                f"{printable(decision.tensor.name)}: {tool} leaves it alone, for {decision.protected}"
+            )
+    wanted = {}
+    for module in modules_of(model):
+        tensor = printable(module.tensors[0].name)
+        asked = {types[t.name] for t in module.tensors}
+        fit = [a for a in asked if all(_gives(a, t, types[t.name]) for t in module.tensors)]
+        if not fit:
+            raise RecipeError(f"{tensor}: {tool} stores it with another tensor, and both need one type")
+        type_ = fit[0]
+        if type_ == module.own:
+            wanted[module.name] = ""
+        elif type_.name in known:
+            wanted[module.name] = type_.name
+        else:
+            raise RecipeError(
+                f"{tensor}: {tool} has nothing like {type_.name}", hint=f"it has {', '.join(known)}"
+            )
+    return flatten(wanted, names_of=dotted_pattern, lower=False)
+
+
+def dotted_pattern(names: Sequence[str]) -> str:
+    r"""A pattern for exactly these names, parted at their dots: `(mlp\.(down|up)_proj|self_attn\.q_proj)`."""
+    heads: dict[str, list[str]] = {}
+    for name in sorted(names):
+        head, _, tail = name.partition(".")
+        heads.setdefault(head, []).append(tail)
+    parts = []
+    for head, tails in heads.items():
+        longer = [tail for tail in tails if tail]
+        if "" in tails:
+            parts.append(escape(head))
+        if longer:
+            parts.append(rf"{escape(head)}\.{dotted_pattern(longer)}")
+    return parts[0] if len(parts) == 1 else f"({'|'.join(parts)})"

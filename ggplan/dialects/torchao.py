@@ -1,0 +1,178 @@
+r"""torchao's `FqnToConfig` (once `ModuleFqnToConfig`): Python text, or the JSON that transformers saves.
+
+    FqnToConfig({"_default": Int4WeightOnlyConfig(group_size=32), "re:.*down_proj": None})
+
+A key is the name of a weight or module, `re:` and a regular expression that must match the whole of either,
+or `_default` for every other linear module. Names go before expressions, weights before modules, and of
+several expressions the first decides; None leaves a module as it is. Python is read, never run.
+
+torchao 0.14 (`torchao/quantization/quant_api.py`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from ggplan.dialects.hf_names import LINEAR, modules_of
+from ggplan.dialects.literals import read_config, read_python
+from ggplan.dialects.modules import expanded, flat_modules, hits_of, need_model, recipe_of_types
+from ggplan.dialects.schemes import SCHEMES, Scheme, nearest
+from ggplan.dialects.source import Imported, Source, inert
+from ggplan.ggml_types import GgmlType
+from ggplan.model import Model
+from ggplan.rules import Recipe
+
+_CALLS = ("FqnToConfig", "ModuleFqnToConfig")
+_KEYS = ("fqn_to_config", "module_fqn_to_config")
+_DEPTH = 20
+
+
+def import_(source: Source, name: str, model: Model | None) -> Imported:
+    """A FqnToConfig."""
+    model = need_model(source, model)
+    if source.text.lstrip().startswith("{") and '"' in source.text and "FqnToConfig(" not in source.text:
+        table = _table(read_config(source), 0)
+    else:
+        tables = [_table(value, 0) for _, value in read_python(source)]
+        table = next((t for t in tables if t is not None), None)
+    if table is None:
+        raise source.fault(0, "there is no FqnToConfig")
+    notes: list[str] = []
+    modules = modules_of(model)
+    names = expanded(modules)
+    kinds = [module.kind for module in modules for _ in range(module.n_experts)]
+    types = {str(key): _type(source, str(key), value, notes) for key, value in table.items()}
+    expressions = [key for key in types if key.startswith("re:")]
+    patterns = [f"^(?:{source.pattern(key[3:], _line(source, key))})$" for key in expressions]
+    by_weight = hits_of(source, patterns, [f"{n}.weight" for n in names])
+    by_module = hits_of(source, patterns, names)
+    chosen: list[GgmlType | None] = []
+    for n, kind, weight, whole in zip(names, kinds, by_weight, by_module, strict=True):
+        if f"{n}.weight" in types:
+            chosen.append(types[f"{n}.weight"])
+        elif n in types:
+            chosen.append(types[n])
+        elif weight or whole:
+            chosen.append(types[expressions[(weight or whole)[0]]])
+        else:
+            chosen.append(types.get("_default") if kind == LINEAR else None)
+    return recipe_of_types(source, "torchao", name, model, modules, chosen, list(dict.fromkeys(notes)))
+
+
+def _table(value: object, depth: int) -> Mapping[object, object] | None:
+    """The dict of the first FqnToConfig in a value."""
+    if depth > _DEPTH:
+        return None
+    if isinstance(value, list):
+        return next((t for inner in value if (t := _table(inner, depth + 1)) is not None), None)
+    if not isinstance(value, dict):
+        return None
+    for key in _KEYS:
+        found: object = value.get(key)
+        if isinstance(found, dict):
+            # TorchAoConfig saves an ordered dict as an object with its data inside
+            data: object = found.get("_data")
+            return data if isinstance(data, dict) else found
+    arguments = value.get("_args")
+    if (
+        value.get("_type") in _CALLS
+        and isinstance(arguments, list)
+        and arguments
+        and isinstance(arguments[0], dict)
+    ):
+        return arguments[0]
+    return next((t for inner in value.values() if (t := _table(inner, depth + 1)) is not None), None)
+
+
+def _type(source: Source, key: str, value: object, notes: list[str]) -> GgmlType | None:
+    if value is None:
+        return None
+    if not isinstance(value, dict) or not isinstance(value.get("_type"), str):
+        raise source.fault(_line(source, key), f"`{key[:80]}`: the value is no config of torchao")
+    name = value["_type"]
+    inner = value.get("_data")
+    said = inner if isinstance(inner, dict) else value
+    scheme = _scheme(name, said)
+    if scheme is None:
+        raise source.fault(
+            _line(source, key), f"`{key[:80]}`: {name[:60]} says nothing about weights that ggplan reads"
+        )
+    try:
+        type_, same = nearest(scheme)
+    except ValueError as error:
+        raise source.fault(_line(source, key), f"`{key[:80]}`: {error}") from None
+    if not same and type_ is not None:
+        notes.append(f"{name}: {scheme.described}; the nearest type is {type_.name}")
+    return type_
+
+
+def _scheme(name: str, said: Mapping[object, object]) -> Scheme | None:
+    """The scheme of a config class: its weights, not its activations."""
+    if "NVFP4" in name:
+        return SCHEMES["nvfp4"]
+    if "MXFP4" in name or name.startswith("MXDynamic"):
+        return SCHEMES["mxfp4"]
+    if name.startswith(("Float8", "FPX")):
+        return Scheme(8, is_float=True)
+    weights = re.search(r"Int(\d|x)Weight|^U?Int(\d|X)", name)
+    if weights is None:
+        return None
+    dtype = re.search(r"u?int(\d)", str(said.get("weight_dtype") or said.get("dtype") or ""))
+    digit = weights[1] or weights[2]
+    bits = int(dtype[1]) if dtype else int(digit) if digit.isdigit() else 8
+    granularity = said.get("granularity") or said.get("weight_granularity")
+    group = _group(said, granularity)
+    mapping = str(said.get("mapping_type") or said.get("weight_mapping_type") or "")
+    # int4 weight-only kernels keep a zero point; everything else is symmetric unless it says so
+    asymmetric = "ASYM" in mapping.upper() or name in ("Int4WeightOnlyConfig", "UIntXWeightOnlyConfig")
+    if name == "Int4WeightOnlyConfig" and not group:
+        group = 128
+    return Scheme(bits, group, symmetric=not asymmetric)
+
+
+def _group(said: Mapping[object, object], granularity: object) -> int:
+    group: object = said.get("group_size")
+    if isinstance(granularity, dict):
+        inner = granularity.get("_data")
+        arguments = granularity.get("_args")
+        stated = (inner if isinstance(inner, dict) else granularity).get("group_size")
+        group = (
+            stated if stated is not None else arguments[0] if isinstance(arguments, list) and arguments else 0
+        )
+    return group if type(group) is int and 0 < group < 1 << 20 else 0
+
+
+def _line(source: Source, text: str) -> int:
+    at = source.text.find(text)
+    return source.text.count("\n", 0, at) + 1 if at >= 0 else 0
+
+
+def export(recipe: Recipe, model: Model) -> tuple[str, list[str]]:
+    """Python text that makes a FqnToConfig, and what to say about it."""
+    known = [name for name, scheme in SCHEMES.items() if not scheme.is_float]
+    lines = flat_modules(recipe, model, "torchao", known)
+    text = [
+        f"# {inert(recipe.name)} for {inert(model.path.name)}.",
+        "from collections import OrderedDict",
+        "",
+        "import torch",
+        "from torchao.quantization import FqnToConfig, IntxWeightOnlyConfig, PerGroup",
+        "from torchao.quantization.quant_primitives import MappingType",
+        "",
+    ]
+    for name in dict.fromkeys(line.said for line in lines if line.said):
+        scheme = SCHEMES[name]
+        text += [
+            f"{name} = IntxWeightOnlyConfig(",
+            f"    weight_dtype=torch.int{scheme.bits},",
+            f"    granularity=PerGroup({scheme.group}),",
+            f"    mapping_type=MappingType.{'SYMMETRIC' if scheme.symmetric else 'ASYMMETRIC'},",
+            ")",
+        ]
+    text.append("config = FqnToConfig(OrderedDict([")
+    text += [f'    (r"re:{line.pattern}", {line.said or None}),' for line in lines]
+    text.append("]))")
+    return "\n".join(text) + "\n", [
+        "k-quants become integers in groups of the same size, without superblocks"
+    ]
