@@ -30,7 +30,8 @@ ALLOWED = {
     "stock": {"errors", "text", "ggml_types", "metadata", "model"},
     "recovering": {"text", "ggml_types"},
     "planning": {
-        "", "errors", "text", "ggml_types", "metadata", "model", "rules", "imatrix", "stock", "recovering",
+        "", "errors", "text", "ggml_types", "metadata", "model", "sources", "rules", "imatrix", "stock",
+        "recovering",
     },
     "dialects": {
         "errors", "text", "ggml_types", "metadata", "model", "sources", "arch", "rules", "stock",

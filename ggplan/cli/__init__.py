@@ -22,6 +22,7 @@ from ggplan.cli.diff import diff_command
 from ggplan.cli.inspect import inspect_command
 from ggplan.cli.measure import measure_command
 from ggplan.cli.plan import plan_command
+from ggplan.cli.reproduce import reproduce_command
 from ggplan.cli.rules import rules_group
 from ggplan.cli.types import types_command
 from ggplan.cli.verify import verify_command
@@ -57,6 +58,7 @@ def cli() -> None:
 cli.add_command(plan_command)
 cli.add_command(convert_command)
 cli.add_command(verify_command)
+cli.add_command(reproduce_command)
 cli.add_command(inspect_command)
 cli.add_command(diff_command)
 cli.add_command(measure_command)

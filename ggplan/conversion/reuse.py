@@ -27,11 +27,10 @@ from pathlib import Path
 
 from ggplan.conversion.manifest import Manifest, manifest_path, read_manifest
 from ggplan.conversion.source_hash import (
-    add_rows,
     encoders_hash,
     has_source_hash,
     importance_hash,
-    new_source_hash,
+    source_hash_of,
 )
 from ggplan.errors import CheckpointError
 from ggplan.metadata import Metadata
@@ -235,17 +234,8 @@ def _objection(found: Reusable, run_weights: int, stop: threading.Event) -> str:
         return "cannot be read in the earlier file"
     if digest.hexdigest() != found.sha256:
         return "damaged in the earlier file"
-    return "" if _source_hash(tensor, found, step, stop) == found.source else "other weights"
-
-
-def _source_hash(tensor: TensorInfo, found: Reusable, step: int, stop: threading.Event) -> str:
-    assert tensor.read_rows is not None
-    source = new_source_hash(found.planned)
-    for start in range(0, tensor.n_rows, step):
-        if stop.is_set():
-            return ""
-        add_rows(source, start, tensor.read_rows(start, min(start + step, tensor.n_rows)))
-    return source.mark().sha256
+    source = source_hash_of(found.planned, run_weights, stop.is_set)
+    return "" if source == found.source else "other weights"
 
 
 def _header_sha256(header: GgufHeader) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,6 +42,26 @@ def add_rows(source: RunningHash, start: int, rows: NDArray[np.float32]) -> None
     """Tell the hash of a tensor's rows from `start` on."""
     hashes = hash_rows(rows)
     source.add(hashes.reshape(-1).data, start * hashes.shape[1])
+
+
+def source_hash_of(
+    planned: PlannedTensor, run_weights: int, is_stopped: Callable[[], bool] = lambda: False
+) -> str:
+    """The hash of a tensor's weights, which are read for it, so many at a time; "" where it was stopped.
+
+    Raises
+    ------
+    CheckpointError
+        If they cannot be read.
+    """
+    tensor, source = planned.tensor, new_source_hash(planned)
+    assert tensor.read_rows is not None
+    step = max(1, run_weights // max(1, tensor.n_columns))
+    for start in range(0, tensor.n_rows, step):
+        if is_stopped():
+            return ""
+        add_rows(source, start, tensor.read_rows(start, min(start + step, tensor.n_rows)))
+    return source.mark().sha256
 
 
 def importance_hash(plan: Plan, planned: PlannedTensor) -> str:

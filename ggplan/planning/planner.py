@@ -11,6 +11,7 @@ from ggplan.planning import findings
 from ggplan.planning.decisions import Decision, decide, n_dimensions
 from ggplan.planning.derived import recipe_of_mix
 from ggplan.planning.fallback import FallbackTable, table_of
+from ggplan.planning.inputs import with_provenance
 from ggplan.planning.layout import file_order, place
 from ggplan.planning.plan import Effort, Nonfinite, Plan, PlannedTensor
 from ggplan.planning.provenance import output_metadata
@@ -58,6 +59,8 @@ def make_plan(
         If a shape forbids a type and no fallback exists, or `strict` forbids the fallback.
     ImatrixError
         If an entry of the imatrix does not have its tensor's size.
+    CheckpointError
+        If an input cannot be read any more.
     """
     mix = recipe if isinstance(recipe, Mix) else None
     if isinstance(recipe, Mix):
@@ -87,13 +90,13 @@ def make_plan(
     if recipe is not None:
         diagnostics = findings.about_rules(model, recipe, decisions) + diagnostics
     weights_by_type = ((d.type, d.tensor.n_weights) for d in decisions)
+    metadata = output_metadata(model.metadata, recipe, imatrix, weights_by_type, nonfinite, fallback, effort)
+    records = [(t.name, t.tensor.shape, t.type.id, t.offset) for t in planned]
     return Plan(
         model=model,
         recipe=recipe,
         tensors=planned,
-        metadata=output_metadata(
-            model.metadata, recipe, imatrix, weights_by_type, nonfinite, fallback, effort
-        ),
+        metadata=with_provenance(metadata, model, imatrix, records),
         diagnostics=diagnostics + findings.about_types(decisions),
         imatrix=imatrix,
         fallback=fallback,

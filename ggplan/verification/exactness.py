@@ -7,6 +7,7 @@ checkpoint and this recipe went into the file: no weight was changed on the way,
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -18,6 +19,7 @@ from ggplan.errors import CheckpointError, PlanError
 from ggplan.metadata import Metadata
 from ggplan.model import Model, TensorInfo
 from ggplan.planning import Effort, FallbackTable, Nonfinite, Plan, make_plan
+from ggplan.planning.inputs import INPUTS, PLAN, VERSION
 from ggplan.rules import Recipe, parse_recipe
 from ggplan.rules.recording import follow_recorded
 from ggplan.text import printable
@@ -57,7 +59,7 @@ def plan_again(
         If the recorded recipe is damaged.
     """
     shown = printable(str(written.path))
-    if "ggplan.version" not in written.metadata and recipe is None:
+    if VERSION not in written.metadata and recipe is None:
         raise PlanError(
             f"{shown} does not say how it was made: ggplan did not write it",
             hint="give the recipe with --recipe",
@@ -67,7 +69,7 @@ def plan_again(
             f"{shown} was made with the imatrix {printable(name)}",
             hint="give it with --imatrix",
         )
-    return make_plan(
+    plan = make_plan(
         source,
         recipe or _recorded_recipe(written, shown),
         imatrix=imatrix,
@@ -75,6 +77,13 @@ def plan_again(
         nonfinite=_recorded(written.metadata, "ggplan.nonfinite", Nonfinite, "refuse"),
         effort=_recorded(written.metadata, "ggplan.effort", Effort, "default"),
     )
+    return dataclasses.replace(plan, metadata=_as_recorded(plan.metadata, written.metadata))
+
+
+def _as_recorded(planned: Metadata, written: Metadata) -> Metadata:
+    """The keys that the version which wrote the file had, and its name."""
+    keys = {key: value for key, value in planned.items() if key in written or key not in (INPUTS, PLAN)}
+    return {**keys, VERSION: written[VERSION]} if VERSION in written else keys
 
 
 def prove(

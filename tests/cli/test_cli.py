@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
-COMMANDS = ("plan", "convert", "inspect", "types", "demo", "verify")
+COMMANDS = ("plan", "convert", "inspect", "types", "demo", "verify", "reproduce")
 
 SHA = "0123456789abcdef" * 4
 MAP = f"""\
