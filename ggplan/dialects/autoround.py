@@ -113,7 +113,7 @@ def _type(
     if isinstance(value, str):
         named = re.fullmatch(r"gguf:(\w+)", value, re.I)
         if named:
-            return source.type(named[1], source.text.count("\n", 0, max(0, source.text.find(value))) + 1)
+            return source.type(named[1], source.line_of(value))
         scheme = preset(value)
         if scheme is None:
             raise source.fault(0, f"{key[:80]}: the scheme `{value[:60]}` is unknown")
@@ -145,8 +145,7 @@ def _type(
 def _pattern(source: Source, key: str) -> str:
     if not _META.search(key):
         return re.sub(r"([.\\*{}])", r"\\\1", key)
-    at = source.text.find(key)
-    return source.pattern(key, source.text.count("\n", 0, at) + 1 if at >= 0 else 0)
+    return source.pattern(key, source.line_of(key))
 
 
 def export(recipe: Recipe, model: Model) -> tuple[str, list[str]]:

@@ -115,7 +115,7 @@ def _type(source: Source, how: object, notes: list[str]) -> GgmlType | None:
         scheme = preset(how)
         if scheme is None:
             raise source.fault(
-                _line(source, how), f"the scheme `{how[:60]}` is unknown", "state `config_groups`"
+                source.line_of(how), f"the scheme `{how[:60]}` is unknown", "state `config_groups`"
             )
         name = how
     elif isinstance(how, dict):
@@ -148,14 +148,9 @@ def _texts(source: Source, value: object, key: str) -> list[str]:
 
 def _target(source: Source, text: str, type_: GgmlType | None) -> _Target:
     if text.startswith("re:"):
-        source.pattern(text[3:], _line(source, text))
+        source.pattern(text[3:], source.line_of(text))
         return _Target(text, _EXPRESSION, type_)
     return _Target(text, _CLASS if text in (LINEAR, EMBEDDING) else _NAME, type_)
-
-
-def _line(source: Source, text: str) -> int:
-    at = source.text.find(text)
-    return source.text.count("\n", 0, at) + 1 if at >= 0 else 0
 
 
 def _hits(

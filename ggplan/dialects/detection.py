@@ -21,7 +21,7 @@ _SIGNS = (
     ),
     ("autoround", r"\b(layer_config|extra_config)\b|[\"'](bits|data_type)[\"']\s*:|\b(auto-?round)\b"),
 )
-_RULE = re.compile(r"[^\s=#{}\[\]\"':]+=[A-Za-z0-9_]+")
+_RULE = re.compile(r"[^\s#]+=\w+")
 
 
 def detect(source: Source) -> str:

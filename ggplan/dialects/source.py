@@ -31,13 +31,24 @@ class Source:
         place = f"{printable(self.file)}:{line}" if line else printable(self.file)
         return RecipeError(f"{place}: {printable(message)}", hint=printable(hint))
 
+    def line_of(self, text: str) -> int:
+        """The line in which `text` first stands, as it is or with its backslashes doubled; 0 for none."""
+        for written in (text, text.replace("\\", "\\\\")):
+            if (at := self.text.find(written)) >= 0:
+                return self.text.count("\n", 0, at) + 1
+        return 0
+
     def finding(
         self, code: str, message: str, line: int, text: str, help: str, start: int = 0, length: int = 0
     ) -> RecipeError:
         """The error for a span of `text`, which stands in a line, with the line and carets under the span."""
         lines = self.text.split("\n")
         whole = lines[line - 1] if 0 < line <= len(lines) else ""
-        at = max(0, whole.find(text)) + start
+        at = whole.find(text)
+        if at < 0 and (doubled := text.replace("\\", "\\\\")) in whole:  # in quotes that escape
+            at, length = whole.find(doubled), len(doubled)
+            start = 0
+        at = max(0, at) + start
         span = length or len(text)
         found = Diagnostic(code, "error", message, self.file, line, at + 1, span, help)
         return invalid_recipe([found], lines)

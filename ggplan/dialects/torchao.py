@@ -44,7 +44,7 @@ def import_(source: Source, name: str, model: Model | None) -> Imported:
     kinds = [module.kind for module in modules for _ in range(module.n_experts)]
     types = {str(key): _type(source, str(key), value, notes) for key, value in table.items()}
     expressions = [key for key in types if key.startswith("re:")]
-    patterns = [f"^(?:{source.pattern(key[3:], _line(source, key))})$" for key in expressions]
+    patterns = [f"^(?:{source.pattern(key[3:], source.line_of(key))})$" for key in expressions]
     by_weight = hits_of(source, patterns, [f"{n}.weight" for n in names])
     by_module = hits_of(source, patterns, names)
     chosen: list[GgmlType | None] = []
@@ -89,19 +89,19 @@ def _type(source: Source, key: str, value: object, notes: list[str]) -> GgmlType
     if value is None:
         return None
     if not isinstance(value, dict) or not isinstance(value.get("_type"), str):
-        raise source.fault(_line(source, key), f"`{key[:80]}`: the value is no config of torchao")
+        raise source.fault(source.line_of(key), f"`{key[:80]}`: the value is no config of torchao")
     name = value["_type"]
     inner = value.get("_data")
     said = inner if isinstance(inner, dict) else value
     scheme = _scheme(name, said)
     if scheme is None:
         raise source.fault(
-            _line(source, key), f"`{key[:80]}`: {name[:60]} says nothing about weights that ggplan reads"
+            source.line_of(key), f"`{key[:80]}`: {name[:60]} says nothing about weights that ggplan reads"
         )
     try:
         type_, same = nearest(scheme)
     except ValueError as error:
-        raise source.fault(_line(source, key), f"`{key[:80]}`: {error}") from None
+        raise source.fault(source.line_of(key), f"`{key[:80]}`: {error}") from None
     if not same and type_ is not None:
         notes.append(f"{name}: {scheme.described}; the nearest type is {type_.name}")
     return type_
@@ -141,11 +141,6 @@ def _group(said: Mapping[object, object], granularity: object) -> int:
             stated if stated is not None else arguments[0] if isinstance(arguments, list) and arguments else 0
         )
     return group if type(group) is int and 0 < group < 1 << 20 else 0
-
-
-def _line(source: Source, text: str) -> int:
-    at = source.text.find(text)
-    return source.text.count("\n", 0, at) + 1 if at >= 0 else 0
 
 
 def export(recipe: Recipe, model: Model) -> tuple[str, list[str]]:

@@ -74,11 +74,12 @@ def claims(text: str, dialect: str) -> list[tuple[str, object]]:
 @pytest.mark.parametrize("dialect", HF)
 @pytest.mark.parametrize("name", MAPPED)
 def test_round_trips_keep_the_meaning(name: str, dialect: str) -> None:
-    for recipe in (LAYERED, BIG):
+    for recipe in (LAYERED, BIG) if name.startswith(("GLM-4.5", "Llama")) else (LAYERED,):
         exported = export_recipe(recipe, inventory(name), dialect)
         wanted = types(recipe, name)
-        assert imported(exported.text, name) == wanted
-        assert import_recipe(exported.text, "x", model=inventory(name)).dialect == dialect
+        back = import_recipe(exported.text, "x", model=inventory(name))
+        assert back.dialect == dialect
+        assert types(parse_recipe(back.text), name) == wanted
         # every module is met by one expression alone, however it is searched
         found = claims(exported.text, dialect)
         for module, tensor in experts_and_modules(name):
@@ -171,6 +172,8 @@ def test_what_no_recipe_can_say() -> None:
     look = "A:\n  scheme: W8A8\n  targets:\n    - 're:(?!.*gate).*_proj'\n"
     assert "look-around is not portable" in message(look)
     assert "theirs.yaml:4:11" in message(look)
+    doubled = 'A:\n  scheme: W8A8\n  targets:\n    - "re:(?!.*gate\\\\.).*_proj"\n'
+    assert "theirs.yaml:4:11" in message(doubled)
     assert "only a model turns into GGUF's" in message(look, "")
     assert "the scheme `W4A16_SPQR` is unknown" in message("A:\n  scheme: W4A16_SPQR\n  targets: [Linear]\n")
     assert "aliases are not read" in message(
@@ -242,7 +245,7 @@ def test_torchao_configs() -> None:
 
 @pytest.mark.parametrize("name", inventories())
 def test_mlx_round_trips(name: str) -> None:
-    for predicate in ("mixed_2_6", "mixed_3_4", "mixed_4_6"):
+    for predicate in ("mixed_2_6", "mixed_4_6"):
         recipe = parse_recipe(import_recipe(predicate, predicate, model=inventory(name)).text)
         exported = export_recipe(recipe, inventory(name), "mlx")
         assert types(recipe, name) == imported(exported.text, name)

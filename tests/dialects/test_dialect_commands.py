@@ -1,0 +1,48 @@
+"""`ggplan rules import` and `export` as processes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*arguments: str | Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "ggplan", "rules", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        input=stdin,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+
+
+def test_there_and_back(tmp_path: Path) -> None:
+    done = run("export", "glm4moe/hq4_k", "--dialect", "llama-quantize", "-m", "GLM-4.5-Air")
+    assert done.returncode == 0
+    assert r"^blk\.\d+\.ffn_(gate|up)_exps\.weight$=q4_K" in done.stdout.splitlines()
+    assert "--tensor-type-file" in done.stderr
+    recipe = tmp_path / "back.recipe"
+    back = run("import", "-", "--name", "BACK", "-o", recipe, stdin=done.stdout)
+    assert back.returncode == 0
+    assert "@name BACK" in recipe.read_text()
+    again = run("import", "-", "-o", recipe, stdin=done.stdout)
+    assert again.returncode == 1
+    assert "exists" in again.stderr
+
+
+def test_a_predicate_needs_no_file() -> None:
+    assert "@name mixed_3_6" in run("import", "mixed_3_6", "-m", "Qwen3-8B").stdout
+
+
+def test_faults_are_one_message() -> None:
+    done = run("import", "-", stdin="attn_(?=q)=q8_0\n")
+    assert done.returncode == 1
+    assert "look-around" in done.stderr
+    assert "Traceback" not in done.stderr
+    done = run("export", "glm4moe/hq4_k", "--dialect", "mlx", "-m", "GLM-4.5-Air")
+    assert done.returncode == 1
+    assert "no mixed predicate" in done.stderr
