@@ -52,6 +52,28 @@ def open_model(path: str | Path, *, pre: str | None = None) -> Model:
     return open_inventory(path)
 
 
+def open_model_or_inventory(name: str, *, pre: str | None = None) -> Model:
+    """Open what is at this path, or the shipped inventory of this name where nothing is.
+
+    Raises
+    ------
+    CheckpointError
+        As `open_model`; if it is neither, with the nearest inventory's name.
+    """
+    from ggplan.inventories import inventory
+
+    try:
+        return open_model(name, pre=pre)
+    except CheckpointError as error:
+        if "does not exist" not in error.message:
+            raise
+        try:
+            return inventory(name)
+        except CheckpointError as unknown:
+            hint = f"nor does ggplan ship an inventory of this name; {unknown.hint}"
+            raise CheckpointError(error.message, hint=hint) from None
+
+
 def _open_folder(path: Path, pre: str | None) -> Model:
     if not (path / "config.json").exists():
         shards = sorted(path.glob("*.gguf"))

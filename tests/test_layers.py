@@ -20,7 +20,7 @@ ALLOWED = {
     "sources": {"errors", "text", "ggml_types", "metadata", "model", "quants"},
     "imatrix": {"errors", "text", "ggml_types", "metadata", "model", "sources"},
     "arch": {"errors", "text", "ggml_types", "metadata", "model", "sources"},
-    "opening": {"errors", "text", "model", "sources", "arch"},
+    "opening": {"errors", "text", "model", "sources", "arch", "inventories"},
     "inventories": {"errors", "text", "ggml_types", "metadata", "model"},
     "rules": {"errors", "text", "ggml_types"},
     "checking": {

@@ -7,6 +7,6 @@
 """
 
 from ggplan.checking.check import Report, check_recipe
-from ggplan.checking.subject import open_subject, subject_of
+from ggplan.checking.subject import subject_of
 
-__all__ = ["Report", "check_recipe", "open_subject", "subject_of"]
+__all__ = ["Report", "check_recipe", "subject_of"]

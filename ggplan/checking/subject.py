@@ -5,35 +5,13 @@ from __future__ import annotations
 import re
 
 from ggplan.checking.case import make_case
-from ggplan.errors import CheckpointError
 from ggplan.inventories import inventories_of, inventory, names_of_inventories
 from ggplan.model import Model
-from ggplan.opening import open_model
 from ggplan.planning.fallback import table_of
 from ggplan.rules import Recipe
 
 _HEAD_LINES = 60
 _LARGEST_TRIED = 200_000  # rules times tensors
-
-
-def open_subject(name_or_path: str) -> Model:
-    """Open a checkpoint, or the shipped inventory of this name where there is no such file.
-
-    Raises
-    ------
-    CheckpointError
-        If it is neither.
-    """
-    try:
-        return open_model(name_or_path)
-    except CheckpointError as error:
-        try:
-            return inventory(name_or_path)
-        except CheckpointError as unknown:
-            if "does not exist" not in error.message:
-                raise error from None
-            hint = error.hint or f"nor does ggplan ship an inventory of this name; {unknown.hint}"
-            raise CheckpointError(error.message, hint=hint) from None
 
 
 def subject_of(recipe: Recipe) -> Model | None:

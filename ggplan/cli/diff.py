@@ -83,9 +83,9 @@ def diff_command(
 def _sides(
     names: tuple[str, str], model_path: str | None, imatrix_path: str | None, pre: str | None
 ) -> tuple[Side, Side]:
-    from ggplan.cli.planned import open_model_or_inventory as open_model
+    from ggplan.opening import open_model_or_inventory as open_model
 
-    model = open_model(model_path, pre) if model_path else None
+    model = open_model(model_path, pre=pre) if model_path else None
     imatrix = None
     if imatrix_path:
         from ggplan.imatrix import load_imatrix
@@ -96,7 +96,7 @@ def _sides(
         other = next((n for n, side in zip(names, found, strict=True) if side and not _is_json(n)), None)
         if other is None:
             raise click.UsageError("a recipe needs a model: give one with -m")
-        model = open_model(other, pre)
+        model = open_model(other, pre=pre)
     sides = [
         side or _planned(name, model, imatrix)
         for name, side in zip(names, found, strict=True)

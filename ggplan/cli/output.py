@@ -108,3 +108,19 @@ def format_count(number: int) -> str:
             return f"{value:.3g}{unit}"
         value /= 1000
     return f"{value:.3g} T"
+
+
+def write_new(text: str, output: str | None, advice: str = "") -> None:
+    """Print a text, or write it to a file that must not exist; `advice` says what to do with the file."""
+    from ggplan.errors import RecipeError
+    from ggplan.text import printable
+
+    if output is None:
+        click.echo(text, nl=False)
+        return
+    try:
+        with open(output, "x", encoding="utf-8", newline="") as file:
+            file.write(text)
+    except FileExistsError:
+        raise RecipeError(f"{printable(output)} exists", hint="name another file, or delete it") from None
+    click.echo(f"{printable(output)} written{advice}")

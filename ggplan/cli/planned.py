@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from ggplan.model import Model
     from ggplan.planning import Effort, FallbackTable, Nonfinite, Plan
     from ggplan.rules import Recipe
     from ggplan.stock import Mix
@@ -25,10 +24,11 @@ def plan_from(
     pure: bool = False,
 ) -> Plan:
     """Open the model, load recipe and imatrix, and plan."""
+    from ggplan.opening import open_model_or_inventory
     from ggplan.planning import make_plan
 
     recipe = recipe_or_mix(recipe_name, pure=pure)
-    model = open_model_or_inventory(model_path, pre)
+    model = open_model_or_inventory(model_path, pre=pre)
     imatrix = None
     if imatrix_path:
         from ggplan.imatrix import load_imatrix
@@ -37,18 +37,6 @@ def plan_from(
     return make_plan(
         model, recipe, imatrix=imatrix, fallback=fallback, strict=strict, nonfinite=nonfinite, effort=effort
     )
-
-
-def open_model_or_inventory(path: str, pre: str | None = None) -> Model:
-    """The model at this path, or the shipped inventory of this name; a path goes first."""
-    from pathlib import Path
-
-    from ggplan.inventories import inventories, inventory
-    from ggplan.opening import open_model
-
-    if not Path(path).exists() and path.lower() in {name.lower() for name in inventories()}:
-        return inventory(path)
-    return open_model(path, pre=pre)
 
 
 def recipe_or_mix(name: str | None, *, pure: bool = False) -> Recipe | Mix | None:

@@ -53,9 +53,10 @@ def check_command(
         return
     if not recipes:
         raise click.UsageError("name a recipe, or a code with --explain")
-    from ggplan.checking import check_recipe, open_subject
+    from ggplan.checking import check_recipe
+    from ggplan.opening import open_model_or_inventory
 
-    subject = open_subject(model) if model else None
+    subject = open_model_or_inventory(model) if model else None
     reports = []
     for recipe in recipes:
         report = check_recipe(recipe, subject)

@@ -32,17 +32,19 @@ def export_command(recipe: str, dialect: str, model_name: str | None, output: st
     lower-casing and lack of comments change nothing. The list is read back before it is printed, and must
     give every tensor its type. What the tool cannot say is an error.
     """
-    from ggplan.checking import open_subject, subject_of
+    from ggplan.checking import subject_of
+    from ggplan.cli.output import write_new
     from ggplan.cli.planned import recipe_or_mix
     from ggplan.dialects import export_recipe
     from ggplan.errors import CheckpointError
+    from ggplan.opening import open_model_or_inventory
     from ggplan.planning.derived import recipe_of_mix
     from ggplan.rules import Recipe
     from ggplan.text import printable
 
     loaded = recipe_or_mix(recipe)
     assert loaded is not None
-    model = open_subject(model_name) if model_name else None
+    model = open_model_or_inventory(model_name) if model_name else None
     if model is None and isinstance(loaded, Recipe):
         model = subject_of(loaded)
     if model is None:
@@ -52,19 +54,3 @@ def export_command(recipe: str, dialect: str, model_name: str | None, output: st
     write_new(exported.text, output)
     for note in exported.notes:
         click.echo(f"note: {printable(note)}", err=True)
-
-
-def write_new(text: str, output: str | None) -> None:
-    """Print the text, or write it to a file that must not exist."""
-    from ggplan.errors import RecipeError
-    from ggplan.text import printable
-
-    if output is None:
-        click.echo(text, nl=False)
-        return
-    try:
-        with open(output, "x", encoding="utf-8", newline="") as file:
-            file.write(text)
-    except FileExistsError:
-        raise RecipeError(f"{printable(output)} exists", hint="name another file, or delete it") from None
-    click.echo(f"{printable(output)} written")

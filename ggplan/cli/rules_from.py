@@ -41,7 +41,7 @@ def from_command(
     """
     from pathlib import Path
 
-    from ggplan.cli.planned import open_model_or_inventory
+    from ggplan.opening import open_model_or_inventory
     from ggplan.planning.derived import recipe_from_types, recipe_of_mix
     from ggplan.stock import MIXES, find_mix
 
@@ -50,7 +50,7 @@ def from_command(
         raise click.UsageError(f"no mix is called {mix_name}; there are {', '.join(m.name for m in MIXES)}")
     if mix is None and (pure or with_imatrix):
         raise click.UsageError("--pure and --with-imatrix belong to --mix")
-    opened = open_model_or_inventory(model, pre)
+    opened = open_model_or_inventory(model, pre=pre)
     if mix is None:
         recipe = recipe_from_types(opened, name)
     else:

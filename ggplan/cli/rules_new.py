@@ -18,18 +18,13 @@ Examples:
 @click.option("-o", "--output", type=click.Path(), help="Write to this file, which must not exist.")
 def new_command(model_name: str, name: str, output: str | None) -> None:
     """Write a commented recipe for a model: a rule for each role it has, its size, and tests."""
-    from ggplan.checking import open_subject
     from ggplan.checking.starting import starting_recipe
-    from ggplan.errors import RecipeError
+    from ggplan.cli.output import write_new
+    from ggplan.opening import open_model_or_inventory
     from ggplan.text import printable
 
-    text = starting_recipe(open_subject(model_name), " ".join(name.split()).replace("#", "") or "start")
-    if output is None:
-        click.echo(text, nl=False)
-        return
-    try:
-        with open(output, "x", encoding="utf-8", newline="") as file:
-            file.write(text)
-    except FileExistsError:
-        raise RecipeError(f"{printable(output)} exists", hint="name another file, or delete it") from None
-    click.echo(f"{printable(output)} written; check it with `ggplan rules check {printable(output)}`")
+    text = starting_recipe(
+        open_model_or_inventory(model_name), " ".join(name.split()).replace("#", "") or "start"
+    )
+    shown = printable(output or "")
+    write_new(text, output, f"; check it with `ggplan rules check {shown}`")
