@@ -32,9 +32,8 @@ def encode_chunk(chunk: Chunk, source: RunningHash | None = None) -> bytes | mem
     if tensor.read_rows is None:
         raise ConversionError(f"{printable(tensor.name)} has no weights to read")
     rows = tensor.read_rows(chunk.start, chunk.stop)
-    if source is not None:
-        add_rows(source, chunk.start, rows)
-    finite = first_nonfinite(rows) < 0
+    # To hash the rows and to look for NaNs is one pass over them.
+    finite = first_nonfinite(rows) < 0 if source is None else add_rows(source, chunk.start, rows)
     if not finite:
         rows = settled_rows(rows, tensor, planned.type, chunk.nonfinite)
     out = np.empty((len(rows), planned.type.row_bytes(tensor.n_columns)), np.uint8)

@@ -33,15 +33,16 @@ def has_source_hash(planned: PlannedTensor) -> bool:
 def new_source_hash(planned: PlannedTensor) -> RunningHash:
     """A hash that waits for the rows of a tensor."""
     tensor = planned.tensor
-    size = f"ggplan rows 1: {tensor.n_rows} x {tensor.n_columns}\n"
+    size = f"ggplan rows 2: {tensor.n_rows} x {tensor.n_columns}\n"
     kept = hashlib.sha256(size.encode("ascii"))
     return RunningHash(tensor.n_rows * row_hash_bytes(tensor.n_columns), 0, kept)
 
 
-def add_rows(source: RunningHash, start: int, rows: NDArray[np.float32]) -> None:
-    """Tell the hash of a tensor's rows from `start` on."""
-    hashes = hash_rows(rows)
+def add_rows(source: RunningHash, start: int, rows: NDArray[np.float32]) -> bool:
+    """Tell the hash of a tensor's rows from `start` on; returns whether all their weights are finite."""
+    hashes, finite = hash_rows(rows)
     source.add(hashes.reshape(-1).data, start * hashes.shape[1])
+    return finite
 
 
 def source_hash_of(

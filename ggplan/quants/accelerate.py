@@ -99,7 +99,9 @@ class Kernel:
     def __call__(self, *arguments: Any) -> None:
         """Run it."""
         types = tuple([_type_of(argument) for argument in arguments])
-        entry = self._entries.get(types) or self._prepare(types)
+        entry = self._entries.get(types)
+        if entry is None:
+            entry = self._prepare(types)
         flat: list[Any] = []
         for argument in arguments:
             _flatten(argument, flat)
@@ -126,12 +128,18 @@ def _type_of(argument: Any) -> ArgumentType:
     if isinstance(argument, np.ndarray):
         if not argument.flags.c_contiguous:
             raise TypeError("kernels take contiguous arrays")
-        return argument.dtype.name, argument.ndim
+        return _name_of(argument.dtype), argument.ndim
     if isinstance(argument, tuple):
         return (type(argument), *map(_type_of, argument))
     if isinstance(argument, int | np.integer | np.bool_):
         return "int64", 0
     return ("float32" if isinstance(argument, np.float32) else "float64"), 0
+
+
+@functools.cache
+def _name_of(dtype: np.dtype[Any]) -> str:
+    """NumPy's name of a type, which it puts together anew each time it is asked."""
+    return dtype.name
 
 
 def _flatten(argument: Any, flat: list[Any]) -> None:

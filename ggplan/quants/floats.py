@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from ggplan.quants.accelerate import inline, kernel
 from ggplan.quants.half import halves_of
-from ggplan.quants.vector import bits_of, load, store
+from ggplan.quants.vector import bits_of, float_of_bits, load, store
 
 F32Array = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
@@ -85,4 +85,13 @@ def decode_f16(blocks: Bytes, out: F32Array) -> None:
 
 def decode_bf16(blocks: Bytes, out: F32Array) -> None:
     """Widen the bfloat16 numbers in `blocks` (n, 2) to `out` (n, 1)."""
-    np.left_shift(blocks.view(np.uint16), 16, out=out.view(np.uint32), dtype=np.uint32)
+    _widened(blocks.view("<u2").reshape(-1), out.reshape(-1))
+
+
+@kernel
+def _widened(halves: Any, out: Any) -> None:
+    whole = halves.size // _LANES * _LANES
+    for at in range(0, whole, _LANES):
+        store(out, at, float_of_bits(load(halves, at, _LANES) << 16))
+    for at in range(whole, halves.size):
+        store(out, at, float_of_bits(load(halves, at, 1) << 16))

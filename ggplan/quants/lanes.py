@@ -1,10 +1,12 @@
 """The Numba type of N lanes, and its operators: `Lanes("f32", 16)` is one LLVM `<16 x float>`.
 
-There are three kinds: float32, int32, and masks, which comparisons give. Operators work between lanes of one
-kind, and between lanes and one scalar of theirs (a float32, any integer), which is repeated in every lane. A
-float64 is none of them: `lanes * 0.5` does not compile, `lanes * np.float32(0.5)` does.
+There are three kinds: float32, int32, and masks, which comparisons give; and int64, which can only be added.
+Operators work between lanes of one kind, and between lanes and one scalar of theirs (a float32, any integer),
+which is repeated in every lane. A float64 is none of them: `lanes * 0.5` does not compile,
+`lanes * np.float32(0.5)` does.
 
-    + - * -x             float32, int32         (no -x of int32)
+    +                    float32, int32, int64
+    - * -x               float32, int32         (no -x of int32)
     /                    float32
     & | ^ ~              int32, masks
     << >>                int32; >> keeps the sign
@@ -22,11 +24,11 @@ from numba import types
 from numba.extending import lower_builtin, models, register_model, type_callable
 
 _I32 = ir.IntType(32)
-_ELEMENTS = {"f32": ir.FloatType(), "i32": _I32, "mask": ir.IntType(1)}
+_ELEMENTS = {"f32": ir.FloatType(), "i32": _I32, "i64": ir.IntType(64), "mask": ir.IntType(1)}
 
 
 class Lanes(types.Type):  # type: ignore[misc]
-    """The Numba type of `count` lanes of one kind: "f32", "i32" or "mask"."""
+    """The Numba type of `count` lanes of one kind: "f32", "i32", "i64" or "mask"."""
 
     def __init__(self, kind: str, count: int) -> None:
         self.kind = kind
@@ -120,7 +122,7 @@ def _register_comparison(operation: Callable[..., Any], symbol: str) -> None:
 
 _add, _sub, _mul = ir.IRBuilder.add, ir.IRBuilder.sub, ir.IRBuilder.mul
 _and, _or, _xor = ir.IRBuilder.and_, ir.IRBuilder.or_, ir.IRBuilder.xor
-_register(operator.add, None, {"f32": ir.IRBuilder.fadd, "i32": _add})
+_register(operator.add, None, {"f32": ir.IRBuilder.fadd, "i32": _add, "i64": _add})
 _register(operator.sub, None, {"f32": ir.IRBuilder.fsub, "i32": _sub})
 _register(operator.mul, None, {"f32": ir.IRBuilder.fmul, "i32": _mul})
 _register(operator.truediv, None, {"f32": ir.IRBuilder.fdiv})

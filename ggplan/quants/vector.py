@@ -12,6 +12,7 @@ fast-math flag: each lane is rounded exactly as a scalar would be. `minimum` and
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -63,12 +64,12 @@ def _write(context: Any, builder: Any, array_type: Any, array: Any, index: Any, 
 
 @intrinsic
 def load(typing_context: Any, array: Any, index: Any, count: Any) -> Any:
-    """Read `count` (a constant) neighbours: float32 and int32 as they are, uint8 widened to int32."""
+    """Read `count` (a constant) neighbours: float32 and int32 as they are, shorter ones as unsigned."""
     lanes = kinds.Lanes("f32" if array.dtype == types.float32 else "i32", count.literal_value)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         value = _read(context, builder, array, arguments[0], arguments[1], lanes.count)
-        return builder.zext(value, lanes.llvm_type) if array.dtype == types.uint8 else value
+        return builder.zext(value, lanes.llvm_type) if array.dtype in (types.uint8, types.uint16) else value
 
     return lanes(array, types.intp, count), generate
 
@@ -259,6 +260,19 @@ integer_of = intrinsic(_conversion("i32", "fptosi"))  # whole float32 lanes with
 
 
 @intrinsic
+def pair_products(typing_context: Any, value: Any) -> Any:
+    """Lane 0 times lane 1, 2 times 3 and so on, as unsigned numbers of 32 bits: half as many int64."""
+    lanes = kinds.Lanes("i64", value.count // 2)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pairs = builder.bitcast(arguments[0], lanes.llvm_type)
+        low, half = (ir.Constant(lanes.llvm_type, [number] * lanes.count) for number in (0xFFFFFFFF, 32))
+        return builder.mul(builder.and_(pairs, low), builder.lshr(pairs, half))
+
+    return lanes(value), generate
+
+
+@intrinsic
 def any_lane(typing_context: Any, mask: Any) -> Any:
     """Whether the mask is set in any lane."""
 
@@ -306,6 +320,19 @@ def _fold(symbol: str) -> Callable[..., Any]:
 # Which of two equal lanes is taken (-0.0 or +0.0) is left open.
 smallest_lane = intrinsic(_fold("<"))
 largest_lane = intrinsic(_fold(">"))
+
+
+@intrinsic
+def lane_sum(typing_context: Any, value: Any) -> Any:
+    """The sum of int64 lanes, modulo 2^64."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        items = [
+            builder.extract_element(arguments[0], ir.Constant(ir.IntType(32), n)) for n in range(value.count)
+        ]
+        return functools.reduce(builder.add, items)
+
+    return types.uint64(value), generate
 
 
 @intrinsic

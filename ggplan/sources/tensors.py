@@ -149,9 +149,11 @@ def widen_bf16(raw: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Bfloat16 bytes, little-endian, as float32: exact, NaNs and their bits included."""
     import numpy as np
 
-    wide = raw.view("<u2").astype(np.uint32)
-    wide <<= 16
-    return wide.view(np.float32)
+    from ggplan.quants.floats import decode_bf16
+
+    wide = np.empty(raw.size // 2, np.float32)
+    decode_bf16(raw.reshape(-1, 2), wide.reshape(-1, 1))
+    return wide
 
 
 @functools.cache

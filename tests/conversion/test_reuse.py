@@ -1,6 +1,7 @@
 """Tensors taken from an earlier output: the same bytes as without it, whatever was changed or damaged."""
 
 import dataclasses
+import hashlib
 import os
 import shutil
 from collections.abc import Callable
@@ -354,37 +355,44 @@ def test_the_source_is_recorded_whatever_the_chunks(source: Path, tmp_path: Path
 @pytest.mark.parametrize("n_columns", [1, 2, 31, 32, 1023, 1024, 1025, 2560])
 def test_row_hashes_follow_their_formula(n_columns: int) -> None:
     rows = np.random.default_rng(n_columns).standard_normal((3, n_columns)).astype(np.float32)
-    stream = hashlib_key()
-    found = hash_rows(rows)
+    stream = hashlib.shake_256(b"ggplan: the key of hash_rows").digest(2 * 520 * 4)
+    key = [int.from_bytes(stream[at : at + 4], "little") for at in range(0, len(stream), 4)]
+    a, b = key[::2], key[1::2]
+    found, finite = hash_rows(rows)
+    assert finite
     assert found.shape == (3, row_hash_bytes(n_columns))
     for row, sums in zip(rows, found.view("<u8"), strict=True):
-        words = [int(word) for word in row.view(np.uint32)] + [0] * (n_columns % 2)
+        words = [int(word) for word in row.view(np.uint32)] + [0] * (-n_columns % 16)
         expected = []
         for start in range(0, len(words), 1024):
             strip = words[start : start + 1024]
             pairs = list(zip(strip[::2], strip[1::2], strict=True))
-            for p in range(4):
+            for p in range(2):
                 terms = (
-                    (u + stream[i + p]) % 2**32 * ((v + stream[515 + i + p]) % 2**32)
+                    (u + a[i + 8 * p]) % 2**32 * ((v + b[i + 8 * p]) % 2**32)
                     for i, (u, v) in enumerate(pairs)
                 )
                 expected.append(sum(terms) % 2**64)
         assert sums.tolist() == expected
 
 
-def hashlib_key() -> list[int]:
-    import hashlib
-
-    stream = hashlib.shake_256(b"ggplan: the key of hash_rows").digest(2 * 515 * 4)
-    return [int.from_bytes(stream[at : at + 4], "little") for at in range(0, len(stream), 4)]
+@pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("n_columns", [5, 16, 2560])
+def test_the_hash_sees_each_weight_that_is_not_finite(bad: float, n_columns: int) -> None:
+    rows = np.full((3, n_columns), np.finfo(np.float32).max, np.float32)
+    assert hash_rows(rows)[1]
+    for place in range(0, rows.size, max(1, rows.size // 97)):
+        changed = rows.copy()
+        changed.reshape(-1)[place] = bad
+        assert not hash_rows(changed)[1]
 
 
 def test_each_bit_of_a_row_counts() -> None:
     rng = np.random.default_rng(5)
     rows = rng.standard_normal((1, 96)).astype(np.float32)
-    seen = {hash_rows(rows).tobytes()}
+    seen = {hash_rows(rows)[0].tobytes()}
     for bit in range(96 * 32):
         changed = rows.copy()
         changed.view(np.uint32)[0, bit // 32] ^= np.uint32(1 << bit % 32)
-        seen.add(hash_rows(changed).tobytes())
+        seen.add(hash_rows(changed)[0].tobytes())
     assert len(seen) == 1 + 96 * 32
