@@ -1,12 +1,17 @@
-"""Time whole conversions beside llama-quantize: the same bf16 GGUF, types and threads, in one run.
+"""Time whole conversions beside llama.cpp's: the same bf16 GGUF, types and threads, in one run.
 
-    python tools/bench_convert.py --llama-quantize PATH [--json FILE] [--docs]
+    python tools/bench_convert.py [--json FILE] [--docs]
 
-A llama-shaped model of random bf16 weights (594 million by default) is written once to the cache folder.
-Each type is converted by llama-quantize (`--pure`) and by ggplan, one after the other, a few times each;
-the best of each counts, because these machines are shared. Processor time is listed too, which other work
-on the machine disturbs least. ggplan is also run once with an empty kernel cache. Outputs are compared
-tensor by tensor. llama-quantize neither hashes what it writes nor waits until the disk has it; ggplan does.
+A llama-shaped model of random bf16 weights (594 million by default) is written once to the cache folder. Each
+type is converted a few times by turns: by a call of `llama_cpp.llama_model_quantize` (`pure`; what
+llama-quantize calls), by ggplan's calls from `open_model` to `convert`, and by the program `ggplan convert`
+from its start to its end. Each has a process of its own, and the outputs of the last are removed before. The
+best of each counts, because these machines are shared. Processor time is listed too, which other work on the
+machine disturbs least. The program is also run once with an empty kernel cache. Outputs are compared tensor
+by tensor.
+
+llama.cpp neither hashes what it writes nor waits until the disk has it; ggplan does both. So "disk" is how
+long a plain write of the output takes until it is durable: no conversion that waits for that is faster.
 """
 
 from __future__ import annotations
@@ -19,8 +24,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
@@ -30,6 +37,63 @@ sys.path.insert(0, str(ROOT / "tools"))
 from bench_page import machine, write_table  # noqa: E402
 
 RECIPE = "^(blk|output\\.|token_embd).*weight$ = {type}\n"
+# Of llama.h: LLAMA_FTYPE_MOSTLY_*.
+FTYPES = {"q4_0": 2, "q8_0": 7, "q2_K": 10, "q3_K": 12, "q4_K": 15, "q5_K": 17, "q6_K": 18, "iq4_xs": 30}
+
+_MEASURED = """
+import resource, sys, time
+{imports}
+source, target, threads = sys.argv[1], sys.argv[2], int(sys.argv[3])
+def cpu():
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+cpu_before, before = cpu(), time.perf_counter()
+{work}
+seconds = time.perf_counter() - before
+used = cpu() - cpu_before
+# Of this program alone; getrusage counts what its parent had too.
+peak = next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print("took", seconds, used, peak)
+"""
+THEIR_CALL = _MEASURED.format(
+    imports="import llama_cpp",
+    work="""
+options = llama_cpp.llama_model_quantize_default_params()
+options.nthread, options.ftype, options.pure = threads, int(sys.argv[4]), True
+assert llama_cpp.llama_model_quantize(source.encode(), target.encode(), options) == 0
+""",
+)
+OUR_CALL = _MEASURED.format(
+    imports="import ggplan",
+    work="""
+plan = ggplan.make_plan(ggplan.open_model(source), ggplan.load_recipe(sys.argv[4]))
+ggplan.convert(plan, target, threads=threads)
+""",
+)
+
+
+class Took(NamedTuple):
+    """Wall and processor seconds, and peak memory in KiB."""
+
+    wall: float
+    cpu: float
+    peak_kib: float = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The best figures of one type; seconds, but for the last two."""
+
+    type: str
+    peer: float
+    peer_cpu: float
+    call: float
+    call_cpu: float
+    program: float
+    first_program: float
+    disk: float
+    peak_mib: float
+    same_bytes: bool
 
 
 def main() -> None:
@@ -40,40 +104,39 @@ def main() -> None:
     if not source.exists():
         write_model(source, arguments.layers)
     results = [bench(source, type_, arguments, folder) for type_ in arguments.types.split(",")]
-    report = {"machine": machine(), "threads": arguments.threads, "source_bytes": source.stat().st_size,
-              "results": results}  # fmt: skip
-    table = page_table(report)
+    table = page_table(results, arguments.threads, source.stat().st_size)
     print(table)
     if arguments.json:
-        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+        report = {"machine": machine(), "threads": arguments.threads, "source_bytes": source.stat().st_size}
+        text = json.dumps(report | {"results": [asdict(result) for result in results]}, indent=2)
+        arguments.json.write_text(text + "\n")
     if arguments.docs:
         write_table("conversions", table)
 
 
-def page_table(report: dict[str, Any]) -> str:
+def page_table(results: Sequence[Result], threads: int, source_bytes: int) -> str:
     """The table of docs/performance.md."""
     head = (
-        f"{report['machine']}; {report['threads']} threads; source {report['source_bytes'] / 1e9:.2f} GB of "
-        "bf16, in the page cache.\n\n"
-        "| type | llama-quantize | ggplan | ratio | processor time | ratio | first run | ratio | peak memory "
-        "| same bytes |\n"
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |\n"
+        f"{machine()}; {threads} threads; source {source_bytes / 1e9:.2f} GB of bf16, in the page cache.\n\n"
+        "| type | llama.cpp's call | ggplan's calls | ratio | processor time | ratio "
+        "| `ggplan convert` | ratio | first run | ratio | disk | peak memory | same bytes |\n"
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |\n"
     )
     return head + "".join(
-        f"| {r['type']} | {r['peer_s']:.2f} s | {r['ggplan_s']:.2f} s | {r['ratio']:.1f} "
-        f"| {r['peer_cpu_s']:.1f} s, {r['ggplan_cpu_s']:.1f} s | {r['cpu_ratio']:.1f} "
-        f"| {r['cold_s']:.2f} s | {r['cold_ratio']:.1f} | {r['peak_rss_mib']:.0f} MiB "
-        f"| {'yes' if r['same_bytes'] else 'NO'} |\n"
-        for r in report["results"]
+        f"| {r.type} | {r.peer:.2f} s | {r.call:.2f} s | {r.peer / r.call:.1f} "
+        f"| {r.peer_cpu:.1f} s, {r.call_cpu:.1f} s | {r.peer_cpu / r.call_cpu:.1f} "
+        f"| {r.program:.2f} s | {r.peer / r.program:.1f} "
+        f"| {r.first_program:.2f} s | {r.peer / r.first_program:.1f} "
+        f"| {r.disk:.2f} s | {r.peak_mib:.0f} MiB | {'yes' if r.same_bytes else 'NO'} |\n"
+        for r in results
     )
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--llama-quantize", required=True, help="the program to compare with")
-    parser.add_argument("--types", default="q4_K,q6_K,q8_0")
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--types", default="q4_K,q6_K,q8_0", help=f"of {', '.join(FTYPES)}")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--layers", type=int, default=9)
     parser.add_argument("--folder", default=str(Path(tempfile.gettempdir()) / "ggplan-bench"))
     parser.add_argument("--json", type=Path, help="write the figures to this file")
@@ -117,60 +180,111 @@ def write_model(path: Path, n_layers: int) -> None:
     writer.close()
 
 
-def bench(source: Path, type_: str, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+def bench(source: Path, type_: str, arguments: argparse.Namespace, folder: Path) -> Result:
+    """Convert to one type by all ways, by turns."""
     recipe = folder / f"{type_}.recipe"
     recipe.write_text(RECIPE.format(type=type_))
     theirs, ours = folder / "peer.gguf", folder / "ggplan.gguf"
     threads = str(arguments.threads)
-    peer = [arguments.llama_quantize, "--pure", str(source), str(theirs), type_.upper(), threads]
-    mine = [sys.executable, "-m", "ggplan", "convert", str(source), str(ours), "-r", str(recipe)]
-    mine += ["-t", threads, "--force", "-q"]
+    program = [sys.executable, "-m", "ggplan", "convert", str(source), str(ours), "-r", str(recipe)]
+    program += ["-t", threads, "-q"]
+
+    def their_call() -> Took:
+        remove(theirs)
+        return timed_call(THEIR_CALL, source, theirs, threads, str(FTYPES[type_]))
+
+    def our_call() -> Took:
+        remove(ours)
+        return timed_call(OUR_CALL, source, ours, threads, str(recipe))
+
+    def our_program(**environment: str) -> Took:
+        remove(ours)
+        return timed_program(program, **environment)
+
     with tempfile.TemporaryDirectory() as empty:
-        cold, _ = timed(mine, NUMBA_CACHE_DIR=empty)
-    timed(mine)  # The kernel cache is the user's own, and may be empty too.
-    pairs = [(timed(peer), timed(mine)) for _ in range(arguments.repeats)]
-    peer_s, peer_cpu_s = (min(p[i] for p, _ in pairs) for i in range(2))
-    ggplan_s, ggplan_cpu_s = (min(m[i] for _, m in pairs) for i in range(2))
-    return {
-        "type": type_,
-        "peer_s": peer_s,
-        "ggplan_s": ggplan_s,
-        "ratio": peer_s / ggplan_s,
-        "peer_cpu_s": peer_cpu_s,
-        "ggplan_cpu_s": ggplan_cpu_s,
-        "cpu_ratio": peer_cpu_s / ggplan_cpu_s,
-        "cold_s": cold,
-        "cold_ratio": peer_s / cold,
-        "peak_rss_mib": peak_rss(mine),
-        "same_bytes": same_tensors(theirs, ours),
-    }
+        first = our_program(NUMBA_CACHE_DIR=empty)
+    our_program()  # The kernel cache is the user's own, and may be empty too.
+    peers, calls, programs = [], [], []
+    for _ in range(arguments.repeats):
+        peers.append(their_call())
+        programs.append(our_program())
+        calls.append(our_call())
+    same = same_tensors(theirs, ours)
+    disk = min(durable_write(ours) for _ in range(3))
+    remove(theirs)
+    remove(ours)
+    return Result(
+        type=type_,
+        peer=min(took.wall for took in peers),
+        peer_cpu=min(took.cpu for took in peers),
+        call=min(took.wall for took in calls),
+        call_cpu=min(took.cpu for took in calls),
+        program=min(took.wall for took in programs),
+        first_program=first.wall,
+        disk=disk,
+        peak_mib=max(took.peak_kib for took in calls) / 1024,
+        same_bytes=same,
+    )
 
 
-def timed(command: list[str], **environment: str) -> tuple[float, float]:
-    """Wall and processor seconds of a command."""
+def remove(output: Path) -> None:
+    """Remove an output, so that nobody's time is spent on freeing the last one."""
+    for path in (output, output.with_name(output.name + ".sha256")):
+        path.unlink(missing_ok=True)
+
+
+def timed_call(program: str, *arguments: object) -> Took:
+    """What a call took inside a process of its own."""
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    done = subprocess.run(
+        command,
+        check=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        cwd=ROOT,
+        env=users(),
+    )
+    took = next(line for line in done.stdout.splitlines() if line.startswith("took "))
+    return Took(*map(float, took.split()[1:]))
+
+
+def timed_program(command: Sequence[str], **environment: str) -> Took:
+    """What a program took, from its start to its end."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     started = time.perf_counter()
     subprocess.run(
         command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT,
-        env=os.environ | environment,
+        env=users() | environment,
     )  # fmt: skip
     seconds = time.perf_counter() - started
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return seconds, after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+    return Took(seconds, after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
 
 
-def peak_rss(command: list[str]) -> float:
-    """Peak resident memory of a command in MiB, measured by a process of its own."""
-    program = (
-        "import resource, subprocess, sys; "
-        "subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL); "
-        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
-    )
-    done = subprocess.run([sys.executable, "-c", program, *command], capture_output=True, text=True, cwd=ROOT)
-    return int(done.stdout.split()[-1]) / 1024
+def users() -> dict[str, str]:
+    """The environment as a user has it, where Python keeps its compiled modules."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+
+
+def durable_write(path: Path) -> float:
+    """Seconds to write a file's bytes to another file until the disk has them."""
+    data = path.read_bytes()
+    copy = path.with_suffix(".copy")
+    copy.unlink(missing_ok=True)
+    started = time.perf_counter()
+    with open(copy, "wb", buffering=0) as file:
+        view = memoryview(data)
+        while view:
+            view = view[file.write(view) :]
+        os.fsync(file.fileno())
+    seconds = time.perf_counter() - started
+    copy.unlink()
+    return seconds
 
 
 def same_tensors(first: Path, second: Path) -> bool:
+    """Whether two files hold the same tensors, byte for byte."""
     import ggplan
 
     models = [ggplan.open_model(path) for path in (first, second)]

@@ -3,6 +3,7 @@
 A chunk that is being encoded holds its rows as they are stored, as float32 and as blocks, and what the steps
 between them need; one that only waits to be hashed holds its blocks. Both are counted by the weight, at the
 most any type needs. A chunk has at least one row, so a row can be too long for a budget; a tensor cannot.
+Where memory is short chunks become smaller, down to an eighth, before threads become fewer.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ def choose_pace(plan: Plan, n_threads: int, memory: int) -> Pace:
             f"{format_bytes(memory)} allowed",
             hint="give more with --memory",
         )
-    chunk_weights = min(CHUNK_WEIGHTS, largest)
+    fair = memory // (n_threads * (_WORKING + _WAITING))
+    chunk_weights = min(CHUNK_WEIGHTS, max(fair, CHUNK_WEIGHTS // 8), largest)
     chunk = max(chunk_weights, widest)
     n_threads = max(1, min(n_threads, memory // (chunk * (_WORKING + _WAITING))))
     n_waiting = min(n_threads, (memory - n_threads * chunk * _WORKING) // (chunk * _WAITING))
