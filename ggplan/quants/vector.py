@@ -85,6 +85,21 @@ def store(typing_context: Any, array: Any, index: Any, value: Any) -> Any:
     return types.void(array, types.intp, value), generate
 
 
+@intrinsic
+def store_bytes(typing_context: Any, array: Any, index: Any, number: Any, count: Any) -> Any:
+    """Write the lowest `count` (a constant) bytes of an integer to an array of uint8, the lowest first."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        to_array, at, integer, _ = arguments
+        n_bytes = count.literal_value
+        lowest = builder.trunc(integer, ir.IntType(8 * n_bytes))
+        lanes = builder.bitcast(lowest, ir.VectorType(ir.IntType(8), n_bytes))
+        _write(context, builder, array, to_array, at, lanes)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, number, count), generate
+
+
 def _new(element: str) -> Callable[..., Any]:
     def new(typing_context: Any, count: Any) -> Any:
         array_type = types.Array(getattr(types, element), 1, "C")
@@ -223,14 +238,17 @@ minimum = intrinsic(_extremum("<"))  # a < b ? a : b
 maximum = intrinsic(_extremum(">"))  # a > b ? a : b
 
 
+def _call(builder: Any, name: str, value: Any) -> Any:
+    function = cgutils.get_or_insert_function(
+        builder.module, ir.FunctionType(value.type, [value.type]), f"llvm.{name}.v{value.type.count}f32"
+    )
+    return builder.call(function, [value])
+
+
 def _function(name: str) -> Callable[..., Any]:
     def function(typing_context: Any, value: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            kind = value.llvm_type
-            callee = cgutils.get_or_insert_function(
-                builder.module, ir.FunctionType(kind, [kind]), f"llvm.{name}.v{value.count}f32"
-            )
-            return builder.call(callee, arguments)
+            return _call(builder, name, arguments[0])
 
         return value(value), generate
 
@@ -320,6 +338,57 @@ def _fold(symbol: str) -> Callable[..., Any]:
 # Which of two equal lanes is taken (-0.0 or +0.0) is left open.
 smallest_lane = intrinsic(_fold("<"))
 largest_lane = intrinsic(_fold(">"))
+
+
+def _evens_and_odds(unit: int) -> tuple[Any, Any]:
+    """Which of twice 16 lanes to take to part the even from the odd units of `unit` lanes, in fours of units.
+
+    Fours of lanes and fours of four lanes: x86 shuffles these in one instruction.
+    """
+    evens = []
+    for lane in range(16):
+        four, place, rest = lane // (4 * unit), lane // unit % 4, lane % unit
+        evens.append(16 * (place // 2) + (4 * four + 2 * (place % 2)) * unit + rest)
+    return kinds.lane_indices(evens), kinds.lane_indices([lane + unit for lane in evens])
+
+
+def _fold_blocks(symbol: str, of_magnitudes: bool = False) -> Callable[..., Any]:
+    """Reduce each of 16 neighbouring blocks of 32 float32 to one of them.
+
+    Alone, a block takes five rounds that wait for each other, each on half as many lanes. So two blocks share
+    a vector: a round folds the even units of both with the odd ones, which leaves room for one of them, and
+    16 blocks come to 16 lanes in 15 such steps.
+    """
+
+    def fold(typing_context: Any, array: Any, start: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            def extreme(first: Any, second: Any) -> Any:
+                return builder.select(builder.fcmp_ordered(symbol, first, second), first, second)
+
+            def sixteen(offset: int) -> Any:
+                at = builder.add(arguments[1], ir.Constant(ir.IntType(64), offset))
+                lanes = _read(context, builder, array, arguments[0], at, 16)
+                return _call(builder, "fabs", lanes) if of_magnitudes else lanes
+
+            def folded(block: int, n_blocks: int) -> Any:
+                if n_blocks == 1:
+                    return extreme(sixteen(32 * block), sixteen(32 * block + 16))
+                half = n_blocks // 2
+                pair = folded(block, half), folded(block + half, half)
+                evens, odds = _evens_and_odds(1 if n_blocks <= 4 else 4)
+                return extreme(builder.shuffle_vector(*pair, evens), builder.shuffle_vector(*pair, odds))
+
+            return folded(0, 16)
+
+        return kinds.Lanes("f32", 16)(array, types.intp), generate
+
+    return fold
+
+
+# A lane for each of the 16 blocks of 32 float32 that begin at an index. Equal ones as above.
+smallest_of_blocks = intrinsic(_fold_blocks("<"))
+largest_of_blocks = intrinsic(_fold_blocks(">"))
+largest_magnitude_of_blocks = intrinsic(_fold_blocks(">", of_magnitudes=True))
 
 
 @intrinsic

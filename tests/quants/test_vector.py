@@ -17,14 +17,18 @@ from ggplan.quants.vector import (
     float_of_bits,
     integer_of,
     lane,
+    largest_magnitude_of_blocks,
+    largest_of_blocks,
     load,
     maximum,
     minimum,
     repeat,
     select,
+    smallest_of_blocks,
     splat,
     square_root,
     store,
+    store_bytes,
     transpose,
 )
 
@@ -142,3 +146,36 @@ def test_transpose() -> None:
         target: NDArray[Any] = np.zeros(2 + 16 * 20, dtype)
         turn(source.astype(given), target)
         assert np.array_equal(target[2:].reshape(16, 20)[:, :16], expected.astype(dtype))
+
+
+@kernel
+def fold_blocks(weights: Any, out: Any) -> None:
+    store(out, 0, smallest_of_blocks(weights, 3))
+    store(out, 16, largest_of_blocks(weights, 3))
+    store(out, 32, largest_magnitude_of_blocks(weights, 3))
+
+
+def test_extremes_of_blocks() -> None:
+    """Wherever in its block the extreme is."""
+    rng = np.random.default_rng(2)
+    for place in range(32):
+        weights = rng.standard_normal(3 + 16 * 32, np.float32)
+        blocks = weights[3:].reshape(16, 32)
+        blocks[::2, place] = 9 + np.arange(8)
+        blocks[1::2, place] = -9 - np.arange(8)
+        out = np.empty((3, 16), np.float32)
+        fold_blocks(weights, out.reshape(-1))
+        assert np.array_equal(out, [blocks.min(axis=1), blocks.max(axis=1), abs(blocks).max(axis=1)])
+
+
+@kernel
+def write_bytes(numbers: Any, out: Any) -> None:
+    store_bytes(out, 1, numbers[0], 2)
+    store_bytes(out, 4, numbers[1], 4)
+    store_bytes(out, 9, np.uint16(numbers[2]), 2)
+
+
+def test_bytes_of_integers() -> None:
+    out = np.full(12, 255, np.uint8)
+    write_bytes(np.array([0x12345678, -2, 0x1234], np.int32), out)
+    assert out.tobytes().hex() == "ff7856fffeffffffff3412ff"
