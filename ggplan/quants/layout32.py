@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ggplan.quants.accelerate import inline
 from ggplan.quants.half import half_from_float
-from ggplan.quants.vector import WIDTH, lane_bits, load, store, transpose
+from ggplan.quants.vector import WIDTH, lane_bits, load, store, store_bytes, transpose
 
 LANES = WIDTH
 TILE_SIZE = 32 * LANES
@@ -50,9 +50,7 @@ def fill_tile(source: Any, first: Any, count: Any, cycle: Any, scratch: Any, til
 @inline
 def store_half(out: Any, at: Any, value: Any) -> None:
     """Write a float32 as two bytes of half precision."""
-    half = half_from_float(value)
-    out[at] = np.uint8(half & 0xFF)
-    out[at + 1] = np.uint8(half >> 8)
+    store_bytes(out, at, half_from_float(value), 2)
 
 
 @inline
@@ -60,7 +58,6 @@ def store_quants(out: Any, at: Any, low: Any, high: Any, highest: Any) -> None:
     """Write the quants, from 0 to `highest` (15 or 31): `low` of weights 0 to 15, `high` of 16 to 31."""
     if highest > 15:
         fifth = lane_bits((low & 16) != 0) | (lane_bits((high & 16) != 0) << 16)
-        for i in range(4):
-            out[at + i] = np.uint8((fifth >> (8 * i)) & 0xFF)
+        store_bytes(out, at, fifth, 4)
         at += 4
     store(out, at, (low & 15) | ((high & 15) << 4))
