@@ -10,8 +10,10 @@ The extreme is the weight of the largest magnitude, the first of its kind, with 
 the end of the range that reaches one step further. ggml divides by multiplying with 1 / d, and with d before
 that is rounded to half precision.
 
-So it is without an imatrix: the 32 weights of a block are 32 lanes, and memory sets the speed. With one,
-`search32` looks for better scales; q8_0 ignores it.
+Without an imatrix that is all, and memory sets the speed. It would not with a block at a time, since the
+steps to a scale wait for each other: so the scales of 16 blocks are worked out at once, a block a lane, and
+then the weights of each are rounded. Larger groups are a little faster in cache, but ask memory for too much
+at a time, and stream more slowly. With an imatrix, `search32` looks for better scales; q8_0 ignores it.
 
 From llama.cpp b11434, `quantize_row_*_ref` in `ggml/src/ggml-quants.c`. Where C leaves the conversion of a
 float to an integer undefined (d so small that 1 / d is infinite, or a range so wide that d is), what x86-64
@@ -20,29 +22,41 @@ does decides: all q of such a block are 0.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ggplan.quants import search32
-from ggplan.quants.accelerate import kernel
-from ggplan.quants.layout32 import flat, store_half, store_quants
+from ggplan.quants.accelerate import inline, kernel
+from ggplan.quants.half import halves_of
+from ggplan.quants.layout32 import flat, store_quants
 from ggplan.quants.vector import (
     absolute,
+    any_lane,
     bits_of,
     first_lane,
     float_of_bits,
     integer_of,
-    largest_lane,
+    largest_magnitude_of_blocks,
+    largest_of_blocks,
     load,
     minimum,
-    smallest_lane,
+    new_floats,
+    new_integers,
+    select,
+    smallest_of_blocks,
+    splat,
     store,
+    store_bytes,
 )
 
 F32Array = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
+
+_GROUP = 16 * 32  # weights of 16 blocks
+_MOST_BYTES = 16 * 34  # that they take in any of these types
 
 _ZERO = np.float32(0)
 _ONE = np.float32(1)
@@ -55,7 +69,7 @@ _BITS_BELOW_HALF = 0x3EFFFFFF  # 0.49999997
 
 def encode_q8_0(rows: F32Array, importance: F32Array | None, out: Bytes) -> None:
     """Encode `rows` (n, columns) to `out` (n, columns / 32 * 34)."""
-    _q8_0(flat(rows), out.reshape(-1))
+    _encode(_q8_0, rows, out)
 
 
 def encode_q4_0(rows: F32Array, importance: F32Array | None, out: Bytes) -> None:
@@ -80,75 +94,114 @@ def encode_q5_1(rows: F32Array, importance: F32Array | None, out: Bytes) -> None
 
 def _encode_symmetric(rows: F32Array, importance: F32Array | None, middle: int, out: Bytes) -> None:
     if importance is None:
-        _symmetric(flat(rows), middle, out.reshape(-1))
+        _encode(_symmetric, rows, out, middle)
     else:
         search32.symmetric(flat(rows), flat(importance), middle, out.reshape(-1))
 
 
 def _encode_affine(rows: F32Array, importance: F32Array | None, highest: int, out: Bytes) -> None:
     if importance is None:
-        _affine(flat(rows), highest, out.reshape(-1))
+        _encode(_affine, rows, out, highest)
     else:
         search32.affine(flat(rows), flat(importance), highest, out.reshape(-1))
 
 
+def _encode(encode_groups: Callable[..., None], rows: F32Array, out: Bytes, *levels: int) -> None:
+    """Call a kernel, which needs 16 blocks or more, for any number of them."""
+    weights, blocks = flat(rows), out.reshape(-1)
+    if weights.size >= _GROUP:
+        encode_groups(weights, blocks, *levels)
+    else:
+        group, room = np.zeros(_GROUP, np.float32), np.empty(_MOST_BYTES, np.uint8)
+        group[: weights.size] = weights
+        encode_groups(group, room, *levels)
+        blocks[:] = room[: blocks.size]
+
+
 @kernel
 def _q8_0(weights: Any, out: Any) -> None:
-    for block in range(weights.size // 32):
-        x = load(weights, block * 32, 32)
-        d = np.float32(largest_lane(absolute(x)) / _127)
-        inverse = np.float32(_ONE / d)
-        if not inverse <= _LARGEST_FLOAT:
-            inverse = _ZERO
-        store_half(out, block * 34, d)
-        # C's roundf: add 0.49999997 with the number's sign, then cut.
-        scaled = x * inverse
-        nudge = float_of_bits((bits_of(scaled) & _SIGN_BIT) | _BITS_BELOW_HALF)
-        store(out, block * 34 + 2, integer_of(scaled + nudge))
+    halves = new_integers(16)
+    inverses = new_floats(16)
+    for begin in range(0, weights.size, _GROUP):
+        start = min(begin, weights.size - _GROUP)  # the last group may overlap the one before
+        d = largest_magnitude_of_blocks(weights, start) / _127
+        inverse = _ONE / d
+        store(halves, 0, halves_of(d))
+        store(inverses, 0, select(inverse <= _LARGEST_FLOAT, inverse, _ZERO))
+        for k in range(16):
+            at = (start // 32 + k) * 34
+            store_bytes(out, at, halves[k], 2)
+            # C's roundf: add 0.49999997 with the number's sign, then cut.
+            scaled = load(weights, start + k * 32, 32) * inverses[k]
+            nudge = float_of_bits((bits_of(scaled) & _SIGN_BIT) | _BITS_BELOW_HALF)
+            store(out, at + 2, integer_of(scaled + nudge))
 
 
 @kernel
-def _symmetric(weights: Any, middle: Any, out: Any) -> None:
+def _symmetric(weights: Any, out: Any, middle: Any) -> None:
     block_bytes = 18 if middle == 8 else 22
     highest = 2 * middle - 1
-    for block in range(weights.size // 32):
-        start = block * 32
-        magnitude = absolute(load(weights, start, 32))
-        largest = largest_lane(magnitude)
-        extreme = _ZERO
-        if largest > _ZERO:
-            extreme = weights[start + first_lane(magnitude == largest)]
-        d = np.float32(extreme / np.float32(-middle))
-        inverse = _ZERO
-        shift = np.float32(np.float32(middle) + _HALF)
-        if d != _ZERO:
-            inverse = np.float32(_ONE / d)
-            if not abs(inverse) <= _LARGEST_FLOAT:
-                inverse = _ZERO
-                shift = _ZERO
-        store_half(out, block * block_bytes, d)
-        low = minimum(integer_of(load(weights, start, 16) * inverse + shift), highest)
-        high = minimum(integer_of(load(weights, start + 16, 16) * inverse + shift), highest)
-        store_quants(out, block * block_bytes + 2, low, high, highest)
+    to_nearest = splat(np.float32(np.float32(middle) + _HALF), 16)
+    halves = new_integers(16)
+    inverses = new_floats(16)
+    shifts = new_floats(16)
+    for begin in range(0, weights.size, _GROUP):
+        start = min(begin, weights.size - _GROUP)
+        largest = largest_of_blocks(weights, start)
+        smallest = smallest_of_blocks(weights, start)
+        extreme = select(largest > -smallest, largest, smallest)
+        if any_lane(largest == -smallest):
+            extreme = _first_of_magnitude(weights, start, absolute(extreme), inverses)
+            extreme = select(extreme == _ZERO, _ZERO, extreme)  # ggml starts from +0
+        d = extreme / np.float32(-middle)
+        inverse = _ONE / d
+        is_finite = absolute(inverse) <= _LARGEST_FLOAT
+        store(halves, 0, halves_of(d))
+        store(inverses, 0, select(is_finite, inverse, _ZERO))
+        store(shifts, 0, select(is_finite | (d == _ZERO), to_nearest, _ZERO))
+        for k in range(16):
+            block = start + k * 32
+            at = (start // 32 + k) * block_bytes
+            store_bytes(out, at, halves[k], 2)
+            low = minimum(integer_of(load(weights, block, 16) * inverses[k] + shifts[k]), highest)
+            high = minimum(integer_of(load(weights, block + 16, 16) * inverses[k] + shifts[k]), highest)
+            store_quants(out, at + 2, low, high, highest)
 
 
 @kernel
-def _affine(weights: Any, highest: Any, out: Any) -> None:
+def _affine(weights: Any, out: Any, highest: Any) -> None:
     block_bytes = 20 if highest == 15 else 24
-    for block in range(weights.size // 32):
-        start = block * 32
-        x = load(weights, start, 32)
-        # By way of their places: where both zeros occur, the first decides the sign of m.
-        smallest = weights[start + first_lane(x == smallest_lane(x))]
-        largest = weights[start + first_lane(x == largest_lane(x))]
-        d = np.float32(np.float32(largest - smallest) / np.float32(highest))
-        inverse = np.float32(_ONE / d)
-        store_half(out, block * block_bytes, d)
-        store_half(out, block * block_bytes + 2, smallest)
-        if not inverse <= _LARGEST_FLOAT:
-            inverse = _ZERO
-        if not d <= _LARGEST_FLOAT:
-            smallest = _ZERO  # lest x - m be infinite too, and times 1 / d = 0 no number
-        low = integer_of((load(weights, start, 16) - smallest) * inverse + _HALF)
-        high = integer_of((load(weights, start + 16, 16) - smallest) * inverse + _HALF)
-        store_quants(out, block * block_bytes + 4, low, high, highest)
+    halves = new_integers(16)
+    inverses = new_floats(16)
+    minima = new_floats(16)
+    for begin in range(0, weights.size, _GROUP):
+        start = min(begin, weights.size - _GROUP)
+        largest = largest_of_blocks(weights, start)
+        smallest = smallest_of_blocks(weights, start)
+        if any_lane(smallest == _ZERO):
+            # Where both zeros occur, the first decides the sign of m.
+            first = _first_of_magnitude(weights, start, absolute(smallest), inverses)
+            smallest = select(smallest == _ZERO, first, smallest)
+        d = absolute(largest - smallest) / np.float32(highest)  # +0 also where these are -0 and +0
+        inverse = _ONE / d
+        store(halves, 0, halves_of(d) | (halves_of(smallest) << 16))
+        store(inverses, 0, select(inverse <= _LARGEST_FLOAT, inverse, _ZERO))
+        # Where d is infinite x - m may be too, and times 1 / d = 0 no number.
+        store(minima, 0, select(d <= _LARGEST_FLOAT, smallest, _ZERO))
+        for k in range(16):
+            block = start + k * 32
+            at = (start // 32 + k) * block_bytes
+            store_bytes(out, at, halves[k], 4)
+            low = integer_of((load(weights, block, 16) - minima[k]) * inverses[k] + _HALF)
+            high = integer_of((load(weights, block + 16, 16) - minima[k]) * inverses[k] + _HALF)
+            store_quants(out, at + 4, low, high, highest)
+
+
+@inline
+def _first_of_magnitude(weights: Any, start: Any, magnitudes: Any, scratch: Any) -> Any:
+    """The first weight of a magnitude that occurs, in each of 16 blocks; `scratch` holds 16 float32."""
+    store(scratch, 0, magnitudes)
+    for k in range(16):
+        block = start + k * 32
+        scratch[k] = weights[block + first_lane(absolute(load(weights, block, 32)) == scratch[k])]
+    return load(scratch, 0, 16)

@@ -49,6 +49,15 @@ def edges(rng: np.random.Generator) -> Iterator[tuple[str, np.ndarray]]:
     below_half = np.nextafter(steps.astype(np.float32), np.float32(0))
     below_half[:, ::32] = 127
     yield "just below halfway, d = 1", below_half
+    alone = np.zeros((ROWS * COLUMNS // 32, 32), np.float32)
+    np.put_along_axis(
+        alone, rng.integers(0, 32, (len(alone), 1)), rng.standard_normal((len(alone), 1)), axis=1
+    )
+    yield "a single weight that is not zero", alone.reshape(shape)
+    yield "blocks of equal weights", rng.standard_normal((ROWS, COLUMNS // 32)).repeat(32, axis=1)
+    weights = rng.standard_normal(shape, np.float32).reshape(-1, 32)
+    weights[::3] = 0
+    yield "blocks of zeros among others", weights.reshape(shape)
     limits = np.array([-3.4028235e38, 3.4028235e38, 1e38, 0], np.float32)
     yield "ranges beyond float32", rng.choice(limits, shape)
     zeros = np.array([0.0, -0.0], np.float32)
@@ -96,7 +105,7 @@ def test_bytes_are_ggmls_with_columns_that_all_count_the_same(name: str, importa
 
 
 @given(
-    name=st.sampled_from(["q8_0", "q5_0", "q4_1", "iq4_nl"]),
+    name=st.sampled_from(BLOCKS_OF_32),
     rows=st.integers(1, 40),
     blocks_per_row=st.integers(1, 40),
     guided=st.booleans(),
