@@ -8,8 +8,8 @@ encodes the rows, and ggplan does, cut at random into chunks that one to four th
 processors (Numba's names, which LLVM compiles for) ggplan's bytes are compared with those of the first.
 
 ggml stops the whole process where a grid search of its own fails, on weights of about 1e18 and more. So it
-runs in processes of its own, and rows it did not survive are left out and counted; where it dies of a hundred,
-so are those behind them.
+runs in processes of its own, and rows it did not survive are left out and counted; after a hundred, so are
+those behind them.
 """
 
 from __future__ import annotations
