@@ -41,7 +41,7 @@ import sys
 import numpy as np
 from ggplan.quants import dequantize, quantize
 assert dequantize(quantize(np.ones((2, 32)), "f32"), "f32").sum() == 64
-for name in ("f16", "bf16", "q4_0", "q4_K", "iq4_nl", "q6_K"):
+for name in ("f16", "q4_0", "q4_K", "iq4_nl", "q6_K"):
     dequantize(np.zeros((1, 144 * 210 * 18), np.uint8), name)
 assert "numba" not in sys.modules
 """
