@@ -159,6 +159,21 @@ def target_machine() -> Any:
 
 
 @cache
+def has_rounding() -> bool:
+    """Whether `target` rounds lanes to whole numbers in one instruction; else LLVM would call C's library."""
+    import llvmlite.binding as llvm
+
+    module = llvm.parse_assembly("""
+        declare <4 x float> @llvm.roundeven.v4f32(<4 x float>)
+        define <4 x float> @round(<4 x float> %x) {
+          %y = call <4 x float> @llvm.roundeven.v4f32(<4 x float> %x)
+          ret <4 x float> %y
+        }
+    """)
+    return "roundevenf" not in target_machine().emit_assembly(module)
+
+
+@cache
 def _initialize() -> None:
     import llvmlite.binding as llvm
 

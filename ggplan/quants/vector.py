@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ggplan.quants.accelerate import deferred, intrinsic
-from ggplan.quants.machine_code import target
+from ggplan.quants.machine_code import has_rounding, target
 
 if TYPE_CHECKING:
     from llvmlite import ir
@@ -126,6 +126,24 @@ new_integers = intrinsic(_new("int32"))
 new_bytes = intrinsic(_new("uint8"))
 
 
+def _nth(builder: Any, start: Any, step: Any, n: int) -> Any:
+    return builder.add(start, builder.mul(step, ir.Constant(ir.IntType(64), n)))
+
+
+def _transposed(builder: Any, rows: list[Any]) -> list[Any]:
+    """The columns of 16 rows: four rounds, each of which swaps the off-diagonal squares of half the size."""
+    rows = rows[:]
+    for half in (8, 4, 2, 1):
+        upper = kinds.lane_indices([lane if not lane & half else 16 + lane - half for lane in range(16)])
+        lower = kinds.lane_indices([lane + half if not lane & half else 16 + lane for lane in range(16)])
+        for n in range(16):
+            if not n & half:
+                pair = rows[n], rows[n + half]
+                rows[n] = builder.shuffle_vector(*pair, upper)
+                rows[n + half] = builder.shuffle_vector(*pair, lower)
+    return rows
+
+
 @intrinsic
 def transpose(
     typing_context: Any,
@@ -139,29 +157,75 @@ def transpose(
     """Turn 16 runs of 16 numbers, `stride` apart, into the 16 columns of 16 runs, `target_stride` apart.
 
     Takes float32 to float32, int32 to int32, and the low 8 bits of int32 to uint8.
-    In registers: four rounds, each of which swaps the off-diagonal squares of half the size of the last.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        def nth(start: Any, step: Any, n: int) -> Any:
-            return builder.add(start, builder.mul(step, ir.Constant(ir.IntType(64), n)))
-
         from_array, start, step, to_array, to_start, to_step = arguments
-        rows = [_read(context, builder, source, from_array, nth(start, step, n), 16) for n in range(16)]
-        for half in (8, 4, 2, 1):
-            upper = kinds.lane_indices([lane if not lane & half else 16 + lane - half for lane in range(16)])
-            lower = kinds.lane_indices([lane + half if not lane & half else 16 + lane for lane in range(16)])
-            for n in range(16):
-                if not n & half:
-                    pair = rows[n], rows[n + half]
-                    rows[n] = builder.shuffle_vector(*pair, upper)
-                    rows[n + half] = builder.shuffle_vector(*pair, lower)
-        for n, row in enumerate(rows):
-            _write(context, builder, target, to_array, nth(to_start, to_step, n), row)
+        rows = [
+            _read(context, builder, source, from_array, _nth(builder, start, step, n), 16) for n in range(16)
+        ]
+        for n, row in enumerate(_transposed(builder, rows)):
+            _write(context, builder, target, to_array, _nth(builder, to_start, to_step, n), row)
         return context.get_dummy_value()
 
     intp = types.intp
     return types.void(source, intp, intp, target, intp, intp), generate
+
+
+@intrinsic
+def transpose_bytes(
+    typing_context: Any,
+    source: Any,
+    index: Any,
+    stride: Any,
+    target: Any,
+    target_index: Any,
+    target_stride: Any,
+) -> Any:
+    """Turn 64 runs of 16 int32, of which the low 8 bits count, into 16 runs of 64 uint8, like `transpose`.
+
+    Four bytes at a time make a number, so this takes no more shuffles than to turn 16 runs.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        from_array, start, step, to_array, to_start, to_step = arguments
+        lanes = kinds.Lanes("i32", 16).llvm_type
+
+        def byte(n: int) -> Any:
+            row = _read(context, builder, source, from_array, _nth(builder, start, step, n), 16)
+            if n % 4 < 3:
+                row = builder.and_(row, ir.Constant(lanes, [255] * 16))
+            return builder.shl(row, ir.Constant(lanes, [n % 4 * 8] * 16))
+
+        words = [functools.reduce(builder.or_, map(byte, range(n, n + 4))) for n in range(0, 64, 4)]
+        for n, word in enumerate(_transposed(builder, words)):
+            column = builder.bitcast(word, ir.VectorType(ir.IntType(8), 64))
+            _write(context, builder, target, to_array, _nth(builder, to_start, to_step, n), column)
+        return context.get_dummy_value()
+
+    intp = types.intp
+    return types.void(source, intp, intp, target, intp, intp), generate
+
+
+@intrinsic
+def prefetch(typing_context: Any, array: Any, index: Any) -> Any:
+    """Ask for the cache line of an element that is soon to be read; it need not exist."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        i32 = ir.IntType(32)
+        pointer = builder.bitcast(
+            builder.gep(context.make_array(array)(context, builder, arguments[0]).data, [arguments[1]]),
+            ir.IntType(8).as_pointer(),
+        )
+        function = cgutils.get_or_insert_function(
+            builder.module,
+            ir.FunctionType(ir.VoidType(), [pointer.type, i32, i32, i32]),
+            "llvm.prefetch.p0",
+        )
+        builder.call(function, [pointer, ir.Constant(i32, 0), ir.Constant(i32, 2), ir.Constant(i32, 1)])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), generate
 
 
 # --- Making, choosing, testing -----------------------------------------------------------------------
@@ -257,6 +321,22 @@ def _function(name: str) -> Callable[..., Any]:
 
 square_root = intrinsic(_function("sqrt"))
 absolute = intrinsic(_function("fabs"))
+
+_SHIFT = 1.5 * 2**23  # adding this leaves no room for a fraction
+
+
+@intrinsic
+def rounded(typing_context: Any, value: Any) -> Any:
+    """The nearest whole number, the even one of two, of float32 lanes between -2^22 and 2^22."""
+    _, in_one_step = _function("roundeven")(typing_context, value)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        if has_rounding():
+            return in_one_step(context, builder, signature, arguments)
+        shift = ir.Constant(value.llvm_type, [_SHIFT] * value.count)
+        return builder.fsub(builder.fadd(arguments[0], shift), shift)
+
+    return value(value), generate
 
 
 def _conversion(kind: str, operation: str) -> Callable[..., Any]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import platform
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
+from ggplan.quants import machine_code
 from ggplan.quants.accelerate import kernel
 from ggplan.quants.vector import (
     absolute,
@@ -22,7 +25,9 @@ from ggplan.quants.vector import (
     load,
     maximum,
     minimum,
+    prefetch,
     repeat,
+    rounded,
     select,
     smallest_of_blocks,
     splat,
@@ -30,8 +35,14 @@ from ggplan.quants.vector import (
     store,
     store_bytes,
     transpose,
+    transpose_bytes,
 )
 
+PROCESSORS_THAT_ROUND = (
+    {"x86-64": False, "nehalem": True, "haswell": True}
+    if platform.machine().lower() in ("x86_64", "amd64")
+    else {"generic": True}
+)
 TINY = np.float32(1e-45)
 SPECIAL = np.array(
     [0.0, -0.0, 1, -1, 1.5, -2.5, np.inf, -np.inf, np.nan, TINY, -TINY, 3e38, 1e-38, 7, 8388607.5, 0.1],
@@ -146,6 +157,42 @@ def test_transpose() -> None:
         target: NDArray[Any] = np.zeros(2 + 16 * 20, dtype)
         turn(source.astype(given), target)
         assert np.array_equal(target[2:].reshape(16, 20)[:, :16], expected.astype(dtype))
+
+
+@kernel
+def turn_bytes(source: Any, target: Any) -> None:
+    prefetch(source, 0)
+    prefetch(source, 1 << 40)  # which is not there
+    transpose_bytes(source, 1, 20, target, 3, 70)
+
+
+def test_transpose_of_bytes() -> None:
+    rng = np.random.default_rng(7)
+    source = rng.integers(-(2**31), 2**31, 1 + 64 * 20, np.int64).astype(np.int32)
+    target = np.zeros(3 + 16 * 70, np.uint8)
+    turn_bytes(source, target)
+    expected = np.zeros_like(target)
+    expected[3:].reshape(16, 70)[:, :64] = (source[1:].reshape(64, 20)[:, :16].T & 255).astype(np.uint8)
+    assert (target == expected).all()
+
+
+@kernel
+def to_whole(values: Any, out: Any) -> None:
+    store(out, 0, rounded(load(values, 0, 16)))
+
+
+def test_rounding_is_to_even() -> None:
+    values = np.array([0, 0.5, 1.5, 2.5, -0.5, -1.5, -2.5, 0.49999997, 0.50000006, -3.2, 1e-40], np.float32)
+    values = np.concatenate([values, [2097152.5, 2097151.5, -4194303.5, 4194303.2, -7.5]]).astype(np.float32)
+    out = np.empty(16, np.float32)
+    to_whole(values, out)
+    assert (out == np.rint(values)).all()
+
+
+@pytest.mark.parametrize(("processor", "one_step"), PROCESSORS_THAT_ROUND.items())
+def test_processors_that_round(processor: str, one_step: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine_code, "target", lambda: (processor, ""))
+    assert machine_code.has_rounding.__wrapped__() == one_step
 
 
 @kernel
