@@ -53,6 +53,7 @@ from ggplan.quants.vector import (
     load,
     maximum,
     minimum,
+    rounded,
     select,
     splat,
     store,
@@ -66,6 +67,7 @@ _ZERO = np.float32(0)
 _ONE = np.float32(1)
 _TWO = np.float32(2)
 _LOWEST = np.float32(-4)
+_HIGHEST = np.float32(3)
 _LOWEST_SCALE = np.float32(-32)
 _PASSES = 5
 
@@ -116,7 +118,7 @@ def _encode_with_importance(source: Any, importance: Any, out: Any) -> None:
         for at in range(0, _COUNT * TILE, WIDTH):
             weigh_by_importance(tile, columns, _SIZE * at, _SIZE, energy, weight)
             scale, kept_scale, kept_offset = symmetric_search(
-                tile, _SIZE * at, _SIZE, WIDTH, weight, 0, scratch, -_LOWEST
+                tile, _SIZE * at, _SIZE, WIDTH, weight, scratch, -_LOWEST, True
             )
             sum_w = splat(_ZERO, WIDTH)
             for i in range(0, _SIZE * WIDTH, WIDTH):
@@ -126,7 +128,7 @@ def _encode_with_importance(source: Any, importance: Any, out: Any) -> None:
             store(fit.kept_offset, at, kept_offset)
             store(fit.weight, at, sum_w)
         d, kept_scale, kept_offset = symmetric_search(
-            fit.scale, 0, _COUNT, TILE, fit.weight, 0, scratch, -_LOWEST_SCALE
+            fit.scale, 0, _COUNT, TILE, fit.weight, scratch, -_LOWEST_SCALE, False
         )
         for j in range(_COUNT):
             level = nearest((load(fit.scale, j * TILE, TILE) + kept_offset) * kept_scale)
@@ -153,7 +155,7 @@ def _descend(tile: Any, start: Any, kept_levels: Any) -> Any:
     for i in range(start, start + _SIZE * WIDTH, WIDTH):
         x = load(tile, i, WIDTH)
         w = x * x
-        q = shifted_nearest(inverse * x, floor, ceiling) - SHIFT
+        q = minimum(rounded(inverse * x), _HIGHEST)
         store(kept_levels, i, q)
         sum_qx = sum_qx + w * x * q
         sum_q2 = sum_q2 + w * q * q

@@ -31,6 +31,7 @@ from ggplan.quants.vector import (
     load,
     maximum,
     minimum,
+    rounded,
     select,
     splat,
     store,
@@ -44,18 +45,15 @@ _ONE = np.float32(1)
 _TENTH = np.float32(0.1)
 _INFINITY = np.float32(np.inf)
 _REFINEMENTS = 5
+# Up to here the nearest whole number is what ggml's rounding gives; far beyond, it wraps around.
+_FAR = np.float32(1 << 21)
 
 
 @inline
-def _inside(one_end: Any, other_end: Any, floor: Any, ceiling: Any) -> Any:
-    """Whether all values between these two, in all lanes, round to what needs neither mask nor clamp.
-
-    Rounding is monotone, so the ends tell. The comparisons are false for nans.
-    """
-    one_end = one_end + SHIFT
-    other_end = other_end + SHIFT
+def _between(one_end: Any, other_end: Any, lowest: Any, highest: Any) -> Any:
+    """Whether both ends are within the limits, in all lanes; a nan is not."""
     return all_lanes(
-        (one_end >= floor) & (one_end <= ceiling) & (other_end >= floor) & (other_end <= ceiling)
+        (one_end >= lowest) & (one_end <= highest) & (other_end >= lowest) & (other_end <= highest)
     )
 
 
@@ -130,14 +128,23 @@ def affine_search(
     for k in range(count):
         trial = np.float32(first + np.float32(step * np.float32(k))) + highest
         inverse = trial / (largest - low)
-        all_inside = _inside(inverse * (smallest - low), inverse * (largest - low), floor, ceiling)
+        # Rounding is monotone, so the ends tell what all values need: usually neither mask nor clamp.
+        one_end = inverse * (smallest - low)
+        other_end = inverse * (largest - low)
+        all_near = _between(one_end, other_end, -_FAR, _FAR)
+        all_inside = _between(rounded(one_end), rounded(other_end), _ZERO, highest)
         sum_q = splat(_ZERO, WIDTH)
         sum_q2 = splat(_ZERO, WIDTH)
         sum_xq = splat(_ZERO, WIDTH)
         for i in range(size):
             x = load(values, start + WIDTH * i, WIDTH)
             value = inverse * (x - low)
-            q = (value + SHIFT if all_inside else shifted_nearest(value, floor, ceiling)) - SHIFT
+            if all_inside:
+                q = rounded(value)
+            elif all_near:
+                q = maximum(minimum(rounded(value), highest), _ZERO)
+            else:
+                q = shifted_nearest(value, floor, ceiling) - SHIFT
             store(level, WIDTH * i, q)
             wq = load(weight, WIDTH * i, WIDTH) * q
             sum_q = sum_q + wq
@@ -186,7 +193,7 @@ def find_extreme(values: Any, start: Any, size: Any, width: Any) -> Any:
 
 @inline
 def symmetric_search(
-    values: Any, start: Any, size: Any, width: Any, weight: Any, weight_start: Any, scratch: Any, highest: Any
+    values: Any, start: Any, size: Any, width: Any, weight: Any, scratch: Any, highest: Any, finite: Any
 ) -> Any:
     """Fit `size` values by levels from -highest to highest - 1, the largest value near level -highest.
 
@@ -194,12 +201,15 @@ def symmetric_search(
     ----------
     values, start, size, width
         Value i stands at `values[start + width * i]`, in `width` (a constant) lanes.
-    weight, weight_start
-        The weight of its error, at `weight[weight_start + width * i]`.
+    weight
+        The weight of its error, at `weight[width * i]`.
     scratch
         Memory for `size * width` float32.
     highest
         float32.
+    finite
+        Whether no value can be infinite or a nan (a constant). Then no quotient is farther from zero than the
+        extreme's, and rounding needs no mask.
 
     Returns
     -------
@@ -207,15 +217,9 @@ def symmetric_search(
         The scale; the kept scale and offset, with which (value + offset) * scale gives the levels again.
     """
     extreme, magnitude = find_extreme(values, start, size, width)
-    smallest = splat(_ZERO, width)
-    largest = smallest
-    ordered = smallest == largest
     for i in range(size):
         x = load(values, start + width * i, width)
-        smallest = minimum(x, smallest)
-        largest = maximum(x, largest)
-        ordered = ordered & (x == x)
-        store(scratch, width * i, load(weight, weight_start + width * i, width) * x)
+        store(scratch, width * i, load(weight, width * i, width) * x)
     nothing = magnitude < NOTHING
 
     floor = SHIFT - highest
@@ -226,26 +230,31 @@ def symmetric_search(
     for trial in range(-10, 10):
         if trial == 0:
             continue  # it comes first, as number -10
+        overshoots = trial > 4  # the extreme's quotient rounds to -highest - 1
         k = np.float32(0 if trial == -10 else trial)
         inverse = -(highest + np.float32(_TENTH * k)) / extreme
-        all_inside = _inside(inverse * smallest, inverse * largest, floor, ceiling) and all_lanes(ordered)
         sum_qx = splat(_ZERO, width)
         sum_q2 = splat(_ZERO, width)
         for i in range(size):
             value = inverse * load(values, start + width * i, width)
-            q = (value + SHIFT if all_inside else shifted_nearest(value, floor, ceiling)) - SHIFT
+            if finite:
+                q = minimum(rounded(value), highest - _ONE)
+                if overshoots:
+                    q = maximum(q, -highest)
+            else:
+                q = shifted_nearest(value, floor, ceiling) - SHIFT
             sum_qx = sum_qx + load(scratch, width * i, width) * q
-            sum_q2 = sum_q2 + load(weight, weight_start + width * i, width) * q * q
+            sum_q2 = sum_q2 + load(weight, width * i, width) * q * q
         if trial == -10:
             scale = select(sum_q2 != _ZERO, sum_qx / sum_q2, _ZERO)
             best = scale * sum_qx
             kept_scale = inverse
             continue
+        # No branch: it would be hard to predict, and the next trial would have to wait for these sums.
         better = (sum_q2 > _ZERO) & (sum_qx * sum_qx > best * sum_q2)
-        if any_lane(better):
-            scale = select(better, sum_qx / sum_q2, scale)
-            best = select(better, scale * sum_qx, best)
-            kept_scale = select(better, inverse, kept_scale)
+        scale = select(better, sum_qx / sum_q2, scale)
+        best = select(better, scale * sum_qx, best)
+        kept_scale = select(better, inverse, kept_scale)
     # What is nothing has scale 0, and is kept at the lowest level, not at 0: minus infinity gives that.
     scale = select(nothing, _ZERO, scale)
     kept_scale = select(nothing, _ONE, kept_scale)
