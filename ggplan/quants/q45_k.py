@@ -97,6 +97,7 @@ def _encode(
     block = new_integers(_Q5_BYTES * TILE)
     fit = new_fit()
     energy = splat(_ZERO, TILE)
+    block_bytes = _Q4_BYTES if highest == 15 else _Q5_BYTES
     # ggml clamps scales but not in this case; a negative one, 255 in its byte, spills over into another.
     ceiling = 255 if highest == 15 and importance.size > 0 else 63
     count = source.size // SUPERBLOCK
@@ -126,13 +127,10 @@ def _encode(
         pack_scales(d, dmin, scales, mins, ceiling, block, fit)
         for j in range(_COUNT):
             requantize(tile, tile, fit, j, _SIZE, 0, highest, levels)
-        if highest == 15:
-            pack_levels(levels, block, 16)
-            store_blocks(block, _Q4_BYTES, out, first)
-        else:
+        if highest == 31:
             pack_fifth_bits(levels, block)
-            pack_levels(levels, block, 48)
-            store_blocks(block, _Q5_BYTES, out, first)
+        pack_levels(levels, block, block_bytes - SUPERBLOCK // 2)
+        store_blocks(block, block_bytes, out, first)
 
 
 @inline
