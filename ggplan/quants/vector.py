@@ -126,11 +126,7 @@ new_integers = intrinsic(_new("int32"))
 new_bytes = intrinsic(_new("uint8"))
 
 
-def _nth(builder: Any, start: Any, step: Any, n: int) -> Any:
-    return builder.add(start, builder.mul(step, ir.Constant(ir.IntType(64), n)))
-
-
-def _transposed(builder: Any, rows: list[Any]) -> list[Any]:
+def _turned(builder: Any, rows: list[Any]) -> list[Any]:
     """The columns of 16 rows: four rounds, each of which swaps the off-diagonal squares of half the size."""
     rows = rows[:]
     for half in (8, 4, 2, 1):
@@ -144,67 +140,43 @@ def _transposed(builder: Any, rows: list[Any]) -> list[Any]:
     return rows
 
 
-@intrinsic
-def transpose(
-    typing_context: Any,
-    source: Any,
-    index: Any,
-    stride: Any,
-    target: Any,
-    target_index: Any,
-    target_stride: Any,
-) -> Any:
-    """Turn 16 runs of 16 numbers, `stride` apart, into the 16 columns of 16 runs, `target_stride` apart.
-
-    Takes float32 to float32, int32 to int32, and the low 8 bits of int32 to uint8.
-    """
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        from_array, start, step, to_array, to_start, to_step = arguments
-        rows = [
-            _read(context, builder, source, from_array, _nth(builder, start, step, n), 16) for n in range(16)
-        ]
-        for n, row in enumerate(_transposed(builder, rows)):
-            _write(context, builder, target, to_array, _nth(builder, to_start, to_step, n), row)
-        return context.get_dummy_value()
-
-    intp = types.intp
-    return types.void(source, intp, intp, target, intp, intp), generate
+def _four_bytes(builder: Any, rows: list[Any]) -> Any:
+    """The low 8 bits of four rows in one, those of the first lowest."""
+    low, *shifts = (ir.Constant(rows[0].type, [number] * 16) for number in (255, 0, 8, 16, 24))
+    bytes_ = [builder.shl(builder.and_(row, low), shift) for row, shift in zip(rows, shifts, strict=True)]
+    return functools.reduce(builder.or_, bytes_)
 
 
-@intrinsic
-def transpose_bytes(
-    typing_context: Any,
-    source: Any,
-    index: Any,
-    stride: Any,
-    target: Any,
-    target_index: Any,
-    target_stride: Any,
-) -> Any:
-    """Turn 64 runs of 16 int32, of which the low 8 bits count, into 16 runs of 64 uint8, like `transpose`.
+def _transposition(runs: int) -> Callable[..., Any]:
+    def transposition(
+        typing_context: Any, source: Any, index: Any, stride: Any, target: Any, to_index: Any, to_stride: Any
+    ) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            def nth(start: Any, step: Any, n: int) -> Any:
+                return builder.add(start, builder.mul(step, ir.Constant(ir.IntType(64), n)))
 
-    Four bytes at a time make a number, so this takes no more shuffles than to turn 16 runs.
-    """
+            from_array, start, step, to_array, to_start, to_step = arguments
+            rows = [_read(context, builder, source, from_array, nth(start, step, n), 16) for n in range(runs)]
+            if runs == 64:
+                rows = [_four_bytes(builder, rows[n : n + 4]) for n in range(0, 64, 4)]
+            for n, column in enumerate(_turned(builder, rows)):
+                if runs == 64:
+                    column = builder.bitcast(column, ir.VectorType(ir.IntType(8), 64))
+                _write(context, builder, target, to_array, nth(to_start, to_step, n), column)
+            return context.get_dummy_value()
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        from_array, start, step, to_array, to_start, to_step = arguments
-        lanes = kinds.Lanes("i32", 16).llvm_type
+        intp = types.intp
+        return types.void(source, intp, intp, target, intp, intp), generate
 
-        def byte(n: int) -> Any:
-            row = _read(context, builder, source, from_array, _nth(builder, start, step, n), 16)
-            if n % 4 < 3:
-                row = builder.and_(row, ir.Constant(lanes, [255] * 16))
-            return builder.shl(row, ir.Constant(lanes, [n % 4 * 8] * 16))
+    return transposition
 
-        words = [functools.reduce(builder.or_, map(byte, range(n, n + 4))) for n in range(0, 64, 4)]
-        for n, word in enumerate(_transposed(builder, words)):
-            column = builder.bitcast(word, ir.VectorType(ir.IntType(8), 64))
-            _write(context, builder, target, to_array, _nth(builder, to_start, to_step, n), column)
-        return context.get_dummy_value()
 
-    intp = types.intp
-    return types.void(source, intp, intp, target, intp, intp), generate
+# Turn 16 runs of 16 numbers, a stride apart, into the 16 columns of 16 runs, another stride apart: float32 to
+# float32, int32 to int32, the low 8 bits of int32 to uint8. And 64 runs of such low 8 bits into 16 runs of 64
+# uint8, with no more shuffles: four bytes are turned as one number. Both take
+# (source, index, stride, target, target_index, target_stride).
+transpose = intrinsic(_transposition(16))
+transpose_bytes = intrinsic(_transposition(64))
 
 
 @intrinsic
