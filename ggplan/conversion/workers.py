@@ -62,7 +62,7 @@ def run(
     written
         Called with the number of bytes just written, from any thread, one call at a time.
     tick
-        Called now and then from the calling thread.
+        Called now and then from the calling thread, while there is work.
     """
     lock = threading.Lock()
     stop = threading.Event()
@@ -96,7 +96,7 @@ def run(
         for worker in workers:
             while worker.is_alive():
                 worker.join(_TICK_SECONDS)
-                if not stop.is_set():
+                if worker.is_alive() and not stop.is_set():
                     tick()
     finally:
         stop.set()
