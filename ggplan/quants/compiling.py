@@ -12,6 +12,7 @@ lines of LLVM. So the machine code calls nothing but C's library, and runs where
 from __future__ import annotations
 
 import contextlib
+import gc
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -23,14 +24,29 @@ import numba.extending
 from numba import types
 from numba.core import registry
 from numba.core.codegen import JITCodeLibrary
+from numba.core.compiler import CompilerBase, DefaultPassBuilder
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.typing import templates
+from numba.core.untyped_passes import InlineClosureLikes
 
 from ggplan.quants import machine_code
 from ggplan.quants.accelerate import ArgumentType, take_steps
 from ggplan.quants.machine_code import MachineCode
 
+
+class _Pipeline(CompilerBase):  # type: ignore[misc]
+    """Numba's pipeline without the passes that kernels have no use for: they hold no closures."""
+
+    def define_pipelines(self) -> list[Any]:
+        """The one way to compile a kernel."""
+        pipeline = DefaultPassBuilder.define_nopython_pipeline(self.state)
+        pipeline.passes = [entry for entry in pipeline.passes if entry[0] is not InlineClosureLikes]
+        pipeline.finalize()
+        return [pipeline]
+
+
 _FLAGS: dict[str, Any] = {
+    "pipeline_class": _Pipeline,
     "nogil": True,
     "error_model": "numpy",
     "fastmath": False,
@@ -90,8 +106,8 @@ def compile_kernel(function: Callable[..., Any], argument_types: Sequence[Argume
             _register(step)
         signature = types.void(*[_numba_type(argument) for argument in argument_types])
         dispatcher = numba.njit(**_FLAGS)(function)
-        with _only_translating(function.__qualname__):
-            dispatcher.compile(signature)
+        with _no_garbage_collection(), _only_translating(function.__qualname__):
+            _with_room(lambda: dispatcher.compile(signature))
         result = dispatcher.overloads[signature.args]
         text = result.library.get_llvm_str()
         module = llvm.parse_assembly(text)
@@ -104,6 +120,31 @@ def compile_kernel(function: Callable[..., Any], argument_types: Sequence[Argume
             raise TypeError(f"{function.__qualname__} needs Numba's runtime: {', '.join(externals)}")
         object_file = machine_code.target_machine().emit_object(module)
         return MachineCode(object_file, result.fndesc.llvm_func_name, externals)
+
+
+def _with_room(work: Callable[[], Any]) -> None:
+    """Call `work` with a deep stack of Python's at hand.
+
+    CPython keeps frames in chunks of 16 KiB, and gives a chunk back when its first frame returns. Where a
+    loop happens to call across the end of one, each call maps memory and unmaps it: up to a third of the time
+    that a kernel takes. A frame that claims half a MiB gets a chunk of one, with room for all that follow.
+    """
+    work()
+
+
+_with_room.__code__ = _with_room.__code__.replace(co_stacksize=1 << 16)
+
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Pause Python's search for cycles of garbage: it takes a tenth of the time, and finds nearly nothing."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 @contextlib.contextmanager
