@@ -24,8 +24,19 @@ import numpy as np
 from ggplan.quants.accelerate import inline
 from ggplan.quants.decode import IQ4_NL_LEVELS
 from ggplan.quants.half import floats_of, halves_of
-from ggplan.quants.superblock import SHIFT, SUPERBLOCK, TILE, load_tile, new_fit, store_blocks
-from ggplan.quants.vector import WIDTH, lane, load, maximum, minimum, select, splat, store, transpose
+from ggplan.quants.superblock import SUPERBLOCK, TILE, load_tile, new_fit, store_blocks
+from ggplan.quants.vector import (
+    WIDTH,
+    lane,
+    load,
+    maximum,
+    minimum,
+    rounded,
+    select,
+    splat,
+    store,
+    transpose,
+)
 
 # An error must fall below this part of the default's to count as less: some hundred sums of float32
 # are off by 2^-17 of their result at most.
@@ -139,7 +150,7 @@ def nearest_level(values: Any, kind: Any, lowest: Any, highest: Any) -> Any:
         for i in range(15):
             level = select(values < _IQ4_THRESHOLDS[i], level, _IQ4_LEVELS[i + 1])
         return level
-    return maximum(minimum(values + SHIFT, SHIFT + highest), SHIFT + lowest) - SHIFT
+    return maximum(minimum(rounded(values), highest), lowest)
 
 
 @inline

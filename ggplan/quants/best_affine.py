@@ -79,11 +79,6 @@ _RADII = np.array((3, 2), np.int64)
 _RADII_WITH_IMPORTANCE = np.array((5, 3), np.int64)
 _SINGULAR = np.float32(1e-5)
 
-# How far from a sub-block's scale and min to look for better ones, at first and then. ggml itself takes twice
-# as long with an importance matrix.
-_RADII = np.array((3, 2), np.int64)
-_RADII_WITH_IMPORTANCE = np.array((5, 3), np.int64)
-
 
 def encode_q2_k(
     rows: NDArray[np.float32], importance: NDArray[np.float32] | None, out: NDArray[np.uint8]

@@ -39,10 +39,10 @@ from ggplan.quants.best import (
     nearest_level,
     to_beat,
 )
-from ggplan.quants.half import floats_of
-from ggplan.quants.layout32 import flat, store_half, store_quants
+from ggplan.quants.half import floats_of, halves_of
+from ggplan.quants.layout32 import flat, store_quants
 from ggplan.quants.search import find_extreme
-from ggplan.quants.superblock import SHIFT, new_floats, new_integers
+from ggplan.quants.superblock import new_floats, new_integers
 from ggplan.quants.vector import (
     WIDTH,
     integer_of,
@@ -51,9 +51,11 @@ from ggplan.quants.vector import (
     load,
     maximum,
     minimum,
+    rounded,
     select,
     splat,
     store,
+    store_bytes,
 )
 
 F32Array = NDArray[np.float32]
@@ -68,21 +70,21 @@ _POLISHES = 2
 def encode_q4_0(rows: F32Array, importance: F32Array | None, out: Bytes) -> None:
     """Encode `rows` (n, columns) to `out` (n, columns / 32 * 18)."""
     blocks32.encode_q4_0(rows, importance, out)
-    trials = (7.4, 0.4, 4) if importance is None else (6.6, 0.1, 30)
+    trials = (7.5, 0.8, 2) if importance is None else (6.6, 0.1, 30)
     _refine(_refine_even, rows, importance, out, 32, -8, 7, *trials)
 
 
 def encode_q5_0(rows: F32Array, importance: F32Array | None, out: Bytes) -> None:
     """Encode `rows` (n, columns) to `out` (n, columns / 32 * 22)."""
     blocks32.encode_q5_0(rows, importance, out)
-    trials = (14.6, 0.6, 4) if importance is None else (13.7, 0.1, 30)
+    trials = (14.8, 0.7, 3) if importance is None else (13.7, 0.1, 30)
     _refine(_refine_even, rows, importance, out, 32, -16, 15, *trials)
 
 
 def encode_q8_0(rows: F32Array, importance: F32Array | None, out: Bytes) -> None:
     """Encode `rows` (n, columns) to `out` (n, columns / 32 * 34)."""
     blocks32.encode_q8_0(rows, importance, out)
-    _refine(_refine_even, rows, importance, out, 32, -127, 127, 122.6, 1.1, 5)
+    _refine(_refine_even, rows, importance, out, 32, -127, 127, 125.0, 1.4, 2)
 
 
 def encode_iq4_nl(rows: F32Array, importance: F32Array | None, out: Bytes) -> None:
@@ -172,6 +174,8 @@ def _refine_blocks(
     weight = new_floats(size * WIDTH)
     scratch = new_floats(size * WIDTH)
     found = new_floats(WIDTH)
+    inverses = new_floats(WIDTH)
+    halves = new_integers(WIDTH)
     units = new_integers(WIDTH)
     column = -1
     for at in range(0, size * WIDTH, WIDTH):
@@ -186,21 +190,24 @@ def _refine_blocks(
             units[r] = half_at(out, (first + min(r, count - 1)) * block_bytes + d_at)
         d, better = _best_scale(tile, weight, size, kind, levels, trials, units)
         store(found, 0, d)
+        store(inverses, 0, _ONE / d)
+        store(halves, 0, halves_of(d))
         for r in range(count):
             if lane(better, r):
                 at = (first + r) * block_bytes
-                store_half(out, at + d_at, found[r])
+                store_bytes(out, at + d_at, halves[r], 2)
                 if kind == IQ4:
                     iq4_nl.write_block(weights, (first + r) * size, found[r], out, at)
                 elif kind == EVEN:
-                    _write_levels(weights, (first + r) * size, found[r], size, block_bytes, levels, out, at)
+                    _write_levels(
+                        weights, (first + r) * size, inverses[r], size, block_bytes, levels, out, at
+                    )
 
 
 @inline
 def _write_levels(
-    weights: Any, start: Any, d: Any, size: Any, block_bytes: Any, levels: Any, out: Any, at: Any
+    weights: Any, start: Any, inverse: Any, size: Any, block_bytes: Any, levels: Any, out: Any, at: Any
 ) -> None:
-    inverse = np.float32(_ONE / d)
     lowest = levels[0]
     highest = levels[1]
     if block_bytes == 34:
@@ -224,8 +231,8 @@ def _write_levels(
 @inline
 def _levels(weights: Any, start: Any, count: Any, inverse: Any, lowest: Any, highest: Any) -> Any:
     """The levels of `count` (a constant) weights."""
-    value = load(weights, start, count) * inverse + SHIFT
-    return integer_of(maximum(minimum(value, SHIFT + highest), SHIFT + lowest) - SHIFT)
+    value = rounded(load(weights, start, count) * inverse)
+    return integer_of(maximum(minimum(value, highest), lowest))
 
 
 @inline
@@ -235,31 +242,26 @@ def _best_scale(tile: Any, weight: Any, size: Any, kind: Any, levels: Any, trial
     highest = levels[1]
     _, magnitude = find_extreme(tile, 0, size, WIDTH)
     found = splat(_ZERO, WIDTH)
-    least = splat(_INFINITY, WIDTH)
+    most = splat(_ZERO, WIDTH)
     sides = 1 if lowest == -highest else 2
     for k in range(sides * trials):
         level = levels[2] + levels[3] * np.float32(k // sides)
         level = -level if k % sides else level
         inverse = level / magnitude
-        scale = magnitude / level
-        sum_r2 = splat(_ZERO, WIDTH)
-        sum_rq = splat(_ZERO, WIDTH)
+        sum_vq = splat(_ZERO, WIDTH)
         sum_q2 = splat(_ZERO, WIDTH)
         for at in range(0, size * WIDTH, WIDTH):
             value = load(tile, at, WIDTH) * inverse
-            w = load(weight, at, WIDTH)
             q = nearest_level(value, kind, lowest, highest)
-            r = value - q
-            wr = w * r
-            wq = w * q
-            sum_r2 = sum_r2 + wr * r
-            sum_rq = sum_rq + wr * q
+            wq = load(weight, at, WIDTH) * q
+            sum_vq = sum_vq + wq * value
             sum_q2 = sum_q2 + wq * q
-        change = sum_rq / sum_q2
-        error = (sum_r2 - change * sum_rq) * scale * scale
-        better = error < least
-        least = select(better, error, least)
-        found = select(better, scale + change * scale, found)
+        # What least squares take off the sum of squares, in units of the largest magnitude.
+        change = sum_vq / (sum_q2 * level)
+        gain = change * (sum_vq / level)
+        better = gain > most
+        most = select(better, gain, most)
+        found = select(better, change * magnitude, found)
 
     # Each weight worked out as by a decoder: first with the default's d, to tell what must be beaten.
     default_d = floats_of(load(units, 0, WIDTH))

@@ -1,9 +1,9 @@
 """q4_1 and q5_1 with less error than ggml's: weight = d * level + m, in blocks of 32.
 
 Blocks are those of `blocks32`. A trial lays the levels over a part of the range of the weights, or a little
-more: the range's lower and upper end move in by steps of their own. Under a trial, weights are
-t (q + r) + low, q the nearest level, and least squares over the levels gives how t and low should move. The
-best such fit is rounded to halves, gives new levels and a new fit, and so on.
+more: the range's lower and upper end move in by steps of their own. Under a trial, weights are t v + low, and
+least squares over the levels q nearest to v gives v = a q + b, which moves t and low. What error that leaves
+follows from sums alone. The best such fit is rounded to halves, gives new levels and a new fit, and so on.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from ggplan.quants.best import (
     half_at,
     to_beat,
 )
-from ggplan.quants.half import floats_of
-from ggplan.quants.layout32 import flat, store_half, store_quants
-from ggplan.quants.superblock import SHIFT, new_floats, new_integers
+from ggplan.quants.half import floats_of, halves_of
+from ggplan.quants.layout32 import flat, store_quants
+from ggplan.quants.superblock import new_floats, new_integers
 from ggplan.quants.vector import (
     WIDTH,
     integer_of,
@@ -32,9 +32,11 @@ from ggplan.quants.vector import (
     load,
     maximum,
     minimum,
+    rounded,
     select,
     splat,
     store,
+    store_bytes,
 )
 
 F32Array = NDArray[np.float32]
@@ -63,7 +65,7 @@ def encode_q5_1(rows: F32Array, importance: F32Array | None, out: Bytes) -> None
 def _encode(rows: F32Array, importance: F32Array | None, highest: int, out: Bytes) -> None:
     columns = np.empty(0, np.float32) if importance is None else importance
     # The ends' first place and step, as parts of a level, and the number of places of each.
-    first, step, places = (0.0, 0.5, 3) if importance is None else (-0.4, 0.2, 9)
+    first, step, places = (0.1, 0.7, 2) if importance is None else (-0.4, 0.2, 9)
     _refine(flat(rows), flat(columns), out.reshape(-1), highest, np.float32(first), np.float32(step), places)
 
 
@@ -75,7 +77,9 @@ def _refine(
     tile = new_floats(_SIZE * WIDTH)
     weight = new_floats(_SIZE * WIDTH)
     scratch = new_floats(_SIZE * WIDTH)
-    found = new_floats(2 * WIDTH)
+    lows = new_floats(WIDTH)
+    inverses = new_floats(WIDTH)
+    halves = new_integers(WIDTH)
     units = new_integers(2 * WIDTH)
     total = weights.size // _SIZE
     for at in range(0, _SIZE * WIDTH, WIDTH):
@@ -90,24 +94,23 @@ def _refine(
             units[r] = half_at(out, at)
             units[WIDTH + r] = half_at(out, at + 2)
         d, m, better = _search(tile, weight, np.float32(highest), first_place, step, places, units)
-        store(found, 0, d)
-        store(found, WIDTH, m)
+        store(lows, 0, m)
+        store(inverses, 0, _ONE / d)
+        store(halves, 0, halves_of(d) | (halves_of(m) << 16))
         for r in range(count):
             if lane(better, r):
                 at = (first + r) * block_bytes
                 start = (first + r) * _SIZE
-                store_half(out, at, found[r])
-                store_half(out, at + 2, found[WIDTH + r])
-                inverse = np.float32(_ONE / found[r])
-                low = _levels(load(weights, start, 16), inverse, found[WIDTH + r], np.float32(highest))
-                high = _levels(load(weights, start + 16, 16), inverse, found[WIDTH + r], np.float32(highest))
+                store_bytes(out, at, halves[r], 4)
+                low = _levels(load(weights, start, 16), inverses[r], lows[r], np.float32(highest))
+                high = _levels(load(weights, start + 16, 16), inverses[r], lows[r], np.float32(highest))
                 store_quants(out, at + 4, integer_of(low), integer_of(high), highest)
 
 
 @inline
 def _levels(values: Any, inverse: Any, low: Any, highest: Any) -> Any:
     """The nearest levels, float32."""
-    return maximum(minimum((values - low) * inverse + SHIFT, SHIFT + highest), SHIFT) - SHIFT
+    return maximum(minimum(rounded((values - low) * inverse), highest), _ZERO)
 
 
 @inline
@@ -115,39 +118,46 @@ def _search(tile: Any, weight: Any, highest: Any, first: Any, step: Any, places:
     """Find d and m, halves, of each block of a tile, and the lanes where they are better than `units`."""
     smallest = load(tile, 0, WIDTH)
     largest = smallest
-    sum_w = load(weight, 0, WIDTH)
     for at in range(WIDTH, _SIZE * WIDTH, WIDTH):
         x = load(tile, at, WIDTH)
         smallest = minimum(x, smallest)
         largest = maximum(x, largest)
-        sum_w = sum_w + load(weight, at, WIDTH)
+    sum_w = splat(_ZERO, WIDTH)
+    sum_x = splat(_ZERO, WIDTH)
+    sum_x2 = splat(_ZERO, WIDTH)
+    for at in range(0, _SIZE * WIDTH, WIDTH):
+        x = load(tile, at, WIDTH) - smallest
+        w = load(weight, at, WIDTH)
+        sum_w = sum_w + w
+        sum_x = sum_x + w * x
+        sum_x2 = sum_x2 + w * x * x
     level = (largest - smallest) / highest
     found = splat(_ZERO, WIDTH)
     found_low = smallest
     least = splat(_INFINITY, WIDTH)
     for trial in range(places * places - 1):  # not both ends at their last place
-        low = smallest + level * (first + step * np.float32(trial // places))
+        in_from_below = level * (first + step * np.float32(trial // places))
+        low = smallest + in_from_below
         high = largest - level * (first + step * np.float32(trial % places))
         scale = (high - low) / highest
         inverse = highest / (high - low)
         sum_q = splat(_ZERO, WIDTH)
         sum_q2 = splat(_ZERO, WIDTH)
-        sum_r = splat(_ZERO, WIDTH)
-        sum_rq = splat(_ZERO, WIDTH)
-        sum_r2 = splat(_ZERO, WIDTH)
+        sum_vq = splat(_ZERO, WIDTH)
         for at in range(0, _SIZE * WIDTH, WIDTH):
-            value = (load(tile, at, WIDTH) - low) * inverse
-            w = load(weight, at, WIDTH)
-            q = maximum(minimum(value + SHIFT, SHIFT + highest), SHIFT) - SHIFT
-            r = value - q
-            wq = w * q
-            wr = w * r
+            v = (load(tile, at, WIDTH) - low) * inverse
+            q = maximum(minimum(rounded(v), highest), _ZERO)
+            wq = load(weight, at, WIDTH) * q
             sum_q = sum_q + wq
             sum_q2 = sum_q2 + wq * q
-            sum_r = sum_r + wr
-            sum_rq = sum_rq + wr * q
-            sum_r2 = sum_r2 + wr * r
+            sum_vq = sum_vq + wq * v
+        sum_v = (sum_x - in_from_below * sum_w) * inverse
+        sum_v2 = (sum_x2 - in_from_below * (sum_x + sum_x - in_from_below * sum_w)) * inverse * inverse
+        # v = q + r: the fit to r is small, and so are its errors of rounding.
+        sum_rq = sum_vq - sum_q2
+        sum_r = sum_v - sum_q
         change, shift = _solve(sum_w, sum_q, sum_q2, sum_r, sum_rq)
+        sum_r2 = sum_v2 - sum_vq - sum_rq
         error = (sum_r2 - change * sum_rq - shift * sum_r) * scale * scale
         better = error < least
         least = select(better, error, least)
