@@ -31,11 +31,12 @@ from ggplan.quants.accelerate import inline, kernel
 from ggplan.quants.grid_search import (
     ALL,
     NEIGHBOURS,
+    ROOM,
     WITH_NEIGHBOURS,
     Found,
     Rules,
     load_superblocks,
-    new_memory,
+    memory_in,
     search_scales,
     search_superblocks,
     split_signs,
@@ -45,7 +46,7 @@ from ggplan.quants.grid_search import (
 from ggplan.quants.grid_table import search_table
 from ggplan.quants.search import NOTHING, quantize_scales
 from ggplan.quants.superblock import SUPERBLOCK, TILE, encode_superblocks, first_superblock, new_floats
-from ggplan.quants.vector import WIDTH, load, store
+from ggplan.quants.vector import WIDTH, floats_at, load, pointers, store
 
 F32Array = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
@@ -148,13 +149,17 @@ def _search_eights(source: Any, importance: Any, skipped: Any, table: Any, rules
 def _search_fitted_eights(
     source: Any, importance: Any, skipped: Any, table: Any, rules: Any, found: Any
 ) -> None:
-    memory = new_memory(32, 8, rules)
-    values = new_floats(32 * TILE)
-    weight = new_floats(32 * TILE)
-    scales = new_floats(WIDTH)
+    table = pointers(table)
+    found = pointers(found)
+    room = new_floats(ROOM)
+    room_to_fit = new_floats((2 * 32 + 2) * TILE)
     count = source.size // SUPERBLOCK
     for tile_number in range((count + TILE - 1) // TILE):
         first = first_superblock(tile_number, count)
+        memory = memory_in(room)
+        values = floats_at(room_to_fit, 0)
+        weight = floats_at(room_to_fit, 32 * TILE)
+        scales = floats_at(room_to_fit, 2 * 32 * TILE)
         energy = load_superblocks(source, importance, skipped, first, 32, memory)
         for at in range(0, SUPERBLOCK // 32 * TILE, WIDTH):
             weigh(importance, energy, rules, at, 32, memory)

@@ -17,6 +17,7 @@ have in common.
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,7 +33,6 @@ from ggplan.quants.superblock import (
     load_tile,
     nearest,
     new_floats,
-    new_integers,
     position,
     sum_of_squares,
 )
@@ -40,10 +40,13 @@ from ggplan.quants.vector import (
     WIDTH,
     any_lane,
     float_of,
+    floats_at,
+    integers_at,
     lane,
     load,
     maximum,
     minimum,
+    pointers,
     repeat,
     select,
     splat,
@@ -150,6 +153,25 @@ class Memory(NamedTuple):
     signs: Any
 
 
+_MOST_TRIALS = 31
+_SIZES = Memory(
+    tile=SUPERBLOCK * TILE,
+    columns=SUPERBLOCK * TILE,
+    sub_blocks=2 * 32 * WIDTH,
+    lanes=2 * 32 * WIDTH,
+    trials=_MOST_TRIALS * WIDTH,
+    points=_MOST_TRIALS * (8 * WIDTH + TILE),
+    best=8 * WIDTH,
+    scales=SUPERBLOCK // 16 * TILE,
+    keys=SUPERBLOCK // 4 * TILE,
+    signs=SUPERBLOCK // 8 * TILE,
+)
+_PLACES = Memory(*accumulate(_SIZES[:-1], initial=0))
+
+# How many numbers of four bytes take all of `Memory`, whatever the type.
+ROOM = sum(_SIZES)
+
+
 @inline
 def search_superblocks(
     source: Any,
@@ -175,10 +197,13 @@ def search_superblocks(
     highest
         The highest value of a point, which trials give the largest magnitude, more or less; float32.
     """
-    memory = new_memory(size, group, rules)
+    table = pointers(table)
+    found = pointers(found)
+    room = new_floats(ROOM)
     count = source.size // SUPERBLOCK
     for tile_number in range((count + TILE - 1) // TILE):
         first = first_superblock(tile_number, count)
+        memory = memory_in(room)
         energy = load_superblocks(source, importance, skipped, first, size, memory)
         for at in range(0, SUPERBLOCK // size * TILE, WIDTH):
             weigh(importance, energy, rules, at, size, memory)
@@ -190,19 +215,19 @@ def search_superblocks(
 
 
 @inline
-def new_memory(size: Any, group: Any, rules: Any) -> Any:
-    """Memory for sub-blocks of `size` weights in groups of `group`."""
+def memory_in(room: Any) -> Any:
+    """Part an array of `ROOM` numbers. Pointers do not keep it alive: a loop does that parts it each time."""
     return Memory(
-        new_floats(SUPERBLOCK * TILE),
-        new_floats(SUPERBLOCK * TILE),
-        new_floats(2 * size * WIDTH),
-        new_floats(2 * size * WIDTH),
-        new_floats((2 * rules.reach + 1) * WIDTH),
-        new_integers((2 * rules.reach + 1) * _stride(size, group)),
-        new_integers(size // group * WIDTH),
-        new_floats(SUPERBLOCK // size * TILE),
-        new_integers(SUPERBLOCK // group * TILE),
-        new_integers(SUPERBLOCK // 8 * TILE),
+        floats_at(room, _PLACES.tile),
+        floats_at(room, _PLACES.columns),
+        floats_at(room, _PLACES.sub_blocks),
+        floats_at(room, _PLACES.lanes),
+        floats_at(room, _PLACES.trials),
+        integers_at(room, _PLACES.points),
+        integers_at(room, _PLACES.best),
+        floats_at(room, _PLACES.scales),
+        integers_at(room, _PLACES.keys),
+        integers_at(room, _PLACES.signs),
     )
 
 
@@ -422,15 +447,16 @@ def write_found(table: Any, rules: Any, first: Any, size: Any, group: Any, memor
         level = maximum(minimum(nearest(_HALF * (inverse * scale - _ONE)), 15), 0)
         level = select(scale < _ZERO, -1, select(zero, 0, level))
         for lane_number in range(TILE):
-            found.levels[first + lane_number, j] = lane(level, lane_number)
+            found.levels[(first + lane_number) * (SUPERBLOCK // size) + j] = lane(level, lane_number)
     groups = size // group
     for lane_number in range(TILE):
         found.scales[first + lane_number] = lane(d, lane_number)
         # Without a scale, types with an even number of negative weights get no points either.
         left_out = rules.even and lane(zero, lane_number)
+        first_group = (first + lane_number) * (SUPERBLOCK // group)
         for n in range(SUPERBLOCK // group):
             key = memory.keys[position(n // groups, n % groups, groups) + lane_number]
-            found.indices[first + lane_number, n] = 0 if left_out else table.index_of[key]
+            found.indices[first_group + n] = 0 if left_out else table.index_of[key]
         for n in range(SUPERBLOCK // 8):
             signs = memory.signs[position(n * 8 // size, n % (size // 8), size // 8) + lane_number]
-            found.signs[first + lane_number, n] = 0 if left_out else signs
+            found.signs[(first + lane_number) * (SUPERBLOCK // 8) + n] = 0 if left_out else signs
