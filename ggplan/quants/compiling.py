@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -26,6 +25,7 @@ from numba.core import registry
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import CompilerBase, DefaultPassBuilder
 from numba.core.compiler_lock import global_compiler_lock
+from numba.core.typed_passes import NopythonRewrites
 from numba.core.typing import templates
 from numba.core.untyped_passes import InlineClosureLikes
 
@@ -40,7 +40,8 @@ class _Pipeline(CompilerBase):  # type: ignore[misc]
     def define_pipelines(self) -> list[Any]:
         """The one way to compile a kernel."""
         pipeline = DefaultPassBuilder.define_nopython_pipeline(self.state)
-        pipeline.passes = [entry for entry in pipeline.passes if entry[0] is not InlineClosureLikes]
+        unused = (InlineClosureLikes, NopythonRewrites)
+        pipeline.passes = [entry for entry in pipeline.passes if entry[0] not in unused]
         pipeline.finalize()
         return [pipeline]
 
@@ -54,7 +55,6 @@ _FLAGS: dict[str, Any] = {
     "no_cpython_wrapper": True,
     "no_cfunc_wrapper": True,
 }
-_CALLED = re.compile(r'(?:call|invoke)[^@\n]*@(?:"([^"]+)"|([\w.$]+))\(')
 
 # An array's owner, as Numba's code has it: reference count, destructor and its data, address, size. Numba's
 # code counts, and calls for the destructor when it comes to zero.
@@ -112,14 +112,18 @@ def compile_kernel(function: Callable[..., Any], argument_types: Sequence[Argume
         text = result.library.get_llvm_str()
         module = llvm.parse_assembly(text)
         module.link_in(llvm.parse_assembly(_RUNTIME))
-        called = {quoted or plain for quoted, plain in _CALLED.findall(text)}
-        called |= {"posix_memalign", "free"}
-        foreign = {f.name for f in module.functions if f.is_declaration} & called
-        externals = tuple(sorted(name for name in foreign if not name.startswith("llvm.")))
+        declared = {function.name for function in module.functions if function.is_declaration}
+        called = {name for name in declared if _is_called(name, text)} | {"posix_memalign", "free"}
+        externals = tuple(sorted(name for name in called if not name.startswith("llvm.")))
         if any(name.startswith(("NRT_", "numba_", "Py")) for name in externals):
             raise TypeError(f"{function.__qualname__} needs Numba's runtime: {', '.join(externals)}")
         object_file = machine_code.target_machine().emit_object(module)
         return MachineCode(object_file, result.fndesc.llvm_func_name, externals)
+
+
+def _is_called(name: str, text: str) -> bool:
+    """Whether a module calls what it declares."""
+    return text.count(f"@{name}(") + text.count(f'@"{name}"(') > 1
 
 
 def _with_room(work: Callable[[], Any]) -> None:
@@ -174,6 +178,14 @@ class _Translation(JITCodeLibrary):  # type: ignore[misc]
     def _optimize_final_module(self) -> None:
         if self.name == self.kernel:
             super()._optimize_final_module()
+
+    def _get_module_for_linking(self) -> Any:
+        """Numba copies the module, to have the original's functions called from outside. No one does that."""
+        self._ensure_finalized()
+        for function in self._final_module.functions:
+            if not function.is_declaration and function.linkage == llvm.Linkage.external:
+                function.linkage = "linkonce_odr"
+        return self._final_module
 
     def _finalize_final_module(self) -> None:
         self._finalized = True
