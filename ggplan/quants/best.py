@@ -24,19 +24,9 @@ import numpy as np
 from ggplan.quants.accelerate import inline
 from ggplan.quants.decode import IQ4_NL_LEVELS
 from ggplan.quants.half import floats_of, halves_of
+from ggplan.quants.memory import load, store, transpose
 from ggplan.quants.superblock import SUPERBLOCK, TILE, load_tile, new_fit, store_blocks
-from ggplan.quants.vector import (
-    WIDTH,
-    lane,
-    load,
-    maximum,
-    minimum,
-    rounded,
-    select,
-    splat,
-    store,
-    transpose,
-)
+from ggplan.quants.vector import WIDTH, lane, maximum, minimum, rounded, select, splat
 
 # An error must fall below this part of the default's to count as less: some hundred sums of float32
 # are off by 2^-17 of their result at most.

@@ -39,29 +39,20 @@ from ggplan.quants.best import (
 )
 from ggplan.quants.half import floats_of
 from ggplan.quants.layout32 import flat
+from ggplan.quants.memory import load, new_floats, new_integers, store
 from ggplan.quants.search import affine_search
-from ggplan.quants.superblock import (
-    SHIFT,
-    SUPERBLOCK,
-    TILE,
-    new_floats,
-    new_integers,
-    position,
-    requantize,
-)
+from ggplan.quants.superblock import SHIFT, SUPERBLOCK, TILE, position, requantize
 from ggplan.quants.vector import (
     WIDTH,
     absolute,
     any_lane,
     float_of,
     integer_of,
-    load,
     maximum,
     minimum,
     repeat,
     select,
     splat,
-    store,
 )
 
 _ZERO = np.float32(0)

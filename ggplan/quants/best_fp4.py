@@ -17,8 +17,8 @@ from ggplan.quants.accelerate import inline, kernel
 from ggplan.quants.best import gather_block_weights, gather_blocks, to_beat
 from ggplan.quants.decode import E8M0_HALVES, FP4_LEVELS, UE4M3_HALVES
 from ggplan.quants.layout32 import flat
-from ggplan.quants.superblock import new_floats
-from ggplan.quants.vector import WIDTH, absolute, load, minimum, splat, store
+from ggplan.quants.memory import load, new_floats, store
+from ggplan.quants.vector import WIDTH, absolute, minimum, splat
 
 F32Array = NDArray[np.float32]
 Bytes = NDArray[np.uint8]

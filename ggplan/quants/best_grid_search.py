@@ -35,7 +35,8 @@ from ggplan.quants.best_points import (
     sums_of_points,
     take_points,
 )
-from ggplan.quants.superblock import SHIFT, SUPERBLOCK, TILE, new_floats, position
+from ggplan.quants.memory import load, new_floats, store
+from ggplan.quants.superblock import SHIFT, SUPERBLOCK, TILE, position
 from ggplan.quants.vector import (
     WIDTH,
     absolute,
@@ -43,13 +44,11 @@ from ggplan.quants.vector import (
     float_of,
     integer_of,
     lane,
-    load,
     maximum,
     minimum,
     repeat,
     select,
     splat,
-    store,
 )
 
 _ZERO = np.float32(0)

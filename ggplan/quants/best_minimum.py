@@ -24,20 +24,8 @@ from ggplan.quants.best import (
 )
 from ggplan.quants.half import floats_of, halves_of
 from ggplan.quants.layout32 import flat, store_quants
-from ggplan.quants.superblock import new_floats, new_integers
-from ggplan.quants.vector import (
-    WIDTH,
-    integer_of,
-    lane,
-    load,
-    maximum,
-    minimum,
-    rounded,
-    select,
-    splat,
-    store,
-    store_bytes,
-)
+from ggplan.quants.memory import load, new_floats, new_integers, store, store_bytes
+from ggplan.quants.vector import WIDTH, integer_of, lane, maximum, minimum, rounded, select, splat
 
 F32Array = NDArray[np.float32]
 Bytes = NDArray[np.uint8]

@@ -25,8 +25,9 @@ from numpy.typing import NDArray
 
 from ggplan.quants.accelerate import inline
 from ggplan.quants.grids import grid
-from ggplan.quants.superblock import SUPERBLOCK, TILE, new_floats, new_integers
-from ggplan.quants.vector import WIDTH, absolute, load, minimum, select, splat, store
+from ggplan.quants.memory import load, new_floats, new_integers, store
+from ggplan.quants.superblock import SUPERBLOCK, TILE
+from ggplan.quants.vector import WIDTH, absolute, minimum, select, splat
 
 F32Array = NDArray[np.float32]
 

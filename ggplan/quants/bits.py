@@ -19,16 +19,8 @@ from numpy.typing import NDArray
 
 from ggplan.quants.accelerate import inline, kernel
 from ggplan.quants.layout32 import flat, store_half
-from ggplan.quants.vector import (
-    absolute,
-    lane_bits,
-    largest_lane,
-    load,
-    maximum,
-    splat,
-    store,
-    transpose,
-)
+from ggplan.quants.memory import load, store, transpose
+from ggplan.quants.vector import absolute, lane_bits, largest_lane, maximum, splat
 
 F32Array = NDArray[np.float32]
 Bytes = NDArray[np.uint8]

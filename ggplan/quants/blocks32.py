@@ -32,6 +32,7 @@ from ggplan.quants import search32
 from ggplan.quants.accelerate import inline, kernel
 from ggplan.quants.half import halves_of
 from ggplan.quants.layout32 import flat, store_quants
+from ggplan.quants.memory import load, new_floats, new_integers, store, store_bytes
 from ggplan.quants.vector import (
     absolute,
     any_lane,
@@ -41,15 +42,10 @@ from ggplan.quants.vector import (
     integer_of,
     largest_magnitude_of_blocks,
     largest_of_blocks,
-    load,
     minimum,
-    new_floats,
-    new_integers,
     select,
     smallest_of_blocks,
     splat,
-    store,
-    store_bytes,
 )
 
 F32Array = NDArray[np.float32]

@@ -44,9 +44,10 @@ from ggplan.quants.grid_search import (
     write_found,
 )
 from ggplan.quants.grid_table import search_table
+from ggplan.quants.memory import floats_at, load, new_floats, pointers, store
 from ggplan.quants.search import NOTHING, quantize_scales
-from ggplan.quants.superblock import SUPERBLOCK, TILE, encode_superblocks, first_superblock, new_floats
-from ggplan.quants.vector import WIDTH, floats_at, load, pointers, store
+from ggplan.quants.superblock import SUPERBLOCK, TILE, encode_superblocks, first_superblock
+from ggplan.quants.vector import WIDTH
 
 F32Array = NDArray[np.float32]
 Bytes = NDArray[np.uint8]

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from ggplan.quants.accelerate import inline, kernel
 from ggplan.quants.half import halves_of
-from ggplan.quants.vector import bits_of, float_of_bits, load, store
+from ggplan.quants.memory import load, store
+from ggplan.quants.vector import bits_of, float_of_bits
 
 F32Array = NDArray[np.float32]
 Bytes = NDArray[np.uint8]

@@ -27,17 +27,8 @@ from numpy.typing import NDArray
 from ggplan.quants.accelerate import inline, kernel
 from ggplan.quants.decode import E8M0_HALVES, FP4_LEVELS, UE4M3_HALVES
 from ggplan.quants.layout32 import flat
-from ggplan.quants.vector import (
-    absolute,
-    bits_of,
-    lane,
-    largest_lane,
-    load,
-    maximum,
-    select,
-    splat,
-    store,
-)
+from ggplan.quants.memory import load, store
+from ggplan.quants.vector import absolute, bits_of, lane, largest_lane, maximum, select, splat
 
 F32Array = NDArray[np.float32]
 Bytes = NDArray[np.uint8]

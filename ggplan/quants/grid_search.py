@@ -26,13 +26,13 @@ from numpy.typing import NDArray
 from ggplan.quants.accelerate import inline
 from ggplan.quants.grid_lanes import TERMS, stretch
 from ggplan.quants.grid_table import best_neighbour
+from ggplan.quants.memory import floats_at, integers_at, load, new_floats, pointers, store, transpose
 from ggplan.quants.superblock import (
     SUPERBLOCK,
     TILE,
     first_superblock,
     load_tile,
     nearest,
-    new_floats,
     position,
     sum_of_squares,
 )
@@ -40,19 +40,13 @@ from ggplan.quants.vector import (
     WIDTH,
     any_lane,
     float_of,
-    floats_at,
-    integers_at,
     lane,
-    load,
     maximum,
     minimum,
-    pointers,
     repeat,
     select,
     splat,
     square_root,
-    store,
-    transpose,
 )
 
 _ZERO = np.float32(0)

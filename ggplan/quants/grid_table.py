@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from ggplan.quants.accelerate import inline
 from ggplan.quants.grid_lanes import POINTS_AT_ONCE, REGISTER, TERMS, point_errors
+from ggplan.quants.memory import load
 from ggplan.quants.neighbours import NO_KEY, grid_neighbours
-from ggplan.quants.vector import first_lane, load, minimum, select, smallest_lane
+from ggplan.quants.vector import first_lane, minimum, select, smallest_lane
 
 _LARGEST = np.finfo(np.float32).max
 _INFINITY = np.float32(np.inf)

@@ -36,19 +36,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggplan.quants.accelerate import inline
+from ggplan.quants.memory import load, store
 from ggplan.quants.neighbours import grid_neighbours
 from ggplan.quants.superblock import TILE
-from ggplan.quants.vector import (
-    WIDTH,
-    absolute,
-    float_of,
-    load,
-    maximum,
-    select,
-    smallest_lane,
-    splat,
-    store,
-)
+from ggplan.quants.vector import WIDTH, absolute, float_of, maximum, select, smallest_lane, splat
 
 GROUP = 8
 SHIFT = np.float32(0.125)

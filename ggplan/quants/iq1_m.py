@@ -44,6 +44,7 @@ from ggplan.quants.iq1 import (
     take_points,
     write_keys,
 )
+from ggplan.quants.memory import load, new_floats, new_integers, store
 from ggplan.quants.superblock import (
     SUPERBLOCK,
     TILE,
@@ -51,24 +52,12 @@ from ggplan.quants.superblock import (
     first_superblock,
     load_tile,
     nearest,
-    new_floats,
-    new_integers,
     position,
     store_blocks,
     sum_of_squares,
     weigh_by_importance,
 )
-from ggplan.quants.vector import (
-    WIDTH,
-    any_lane,
-    float_of,
-    load,
-    maximum,
-    minimum,
-    select,
-    splat,
-    store,
-)
+from ggplan.quants.vector import WIDTH, any_lane, float_of, maximum, minimum, select, splat
 
 _SIZE = 16
 _COUNT = SUPERBLOCK // _SIZE

@@ -25,19 +25,9 @@ from numpy.typing import NDArray
 from ggplan.quants.accelerate import inline, kernel
 from ggplan.quants.decode import IQ4_NL_LEVELS
 from ggplan.quants.layout32 import LANES, TILE_SIZE, fill_tile, flat, store_half
+from ggplan.quants.memory import load, new_floats, store
 from ggplan.quants.search import NOTHING
-from ggplan.quants.vector import (
-    absolute,
-    any_lane,
-    load,
-    maximum,
-    minimum,
-    new_floats,
-    select,
-    splat,
-    square_root,
-    store,
-)
+from ggplan.quants.vector import absolute, any_lane, maximum, minimum, select, splat, square_root
 
 F32Array = NDArray[np.float32]
 Bytes = NDArray[np.uint8]

@@ -26,6 +26,7 @@ from ggplan.quants.accelerate import inline, kernel
 from ggplan.quants.half import halves_of
 from ggplan.quants.iq4_nl import best_scales, nearest_index, weigh_by_square
 from ggplan.quants.layout32 import TILE_SIZE
+from ggplan.quants.memory import load, new_floats, new_integers, store
 from ggplan.quants.superblock import (
     SUPERBLOCK,
     TILE,
@@ -33,24 +34,12 @@ from ggplan.quants.superblock import (
     first_superblock,
     load_tile,
     nearest,
-    new_floats,
-    new_integers,
     position,
     store_blocks,
     sum_of_squares,
     weigh_by_importance,
 )
-from ggplan.quants.vector import (
-    WIDTH,
-    absolute,
-    float_of,
-    load,
-    maximum,
-    minimum,
-    select,
-    splat,
-    store,
-)
+from ggplan.quants.vector import WIDTH, absolute, float_of, maximum, minimum, select, splat
 
 _SIZE = 32
 _COUNT = SUPERBLOCK // _SIZE

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from ggplan.quants.accelerate import inline
 from ggplan.quants.half import half_from_float
-from ggplan.quants.vector import WIDTH, lane_bits, load, store, store_bytes, transpose
+from ggplan.quants.memory import load, store, store_bytes, transpose
+from ggplan.quants.vector import WIDTH, lane_bits
 
 LANES = WIDTH
 TILE_SIZE = 32 * LANES

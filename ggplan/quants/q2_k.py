@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from ggplan.quants.accelerate import inline, kernel
 from ggplan.quants.half import floats_of, halves_of
+from ggplan.quants.memory import load, new_floats, new_integers, store
 from ggplan.quants.search import affine_search, quantize_scales, scales_by_largest
 from ggplan.quants.superblock import (
     SUPERBLOCK,
@@ -34,15 +35,13 @@ from ggplan.quants.superblock import (
     first_superblock,
     load_tile,
     new_fit,
-    new_floats,
-    new_integers,
     requantize,
     store_blocks,
     store_fit,
     sum_of_squares,
     weigh_by_importance,
 )
-from ggplan.quants.vector import WIDTH, absolute, float_of, load, splat, store
+from ggplan.quants.vector import WIDTH, absolute, float_of, splat
 
 _SIZE = 16
 _COUNT = SUPERBLOCK // _SIZE

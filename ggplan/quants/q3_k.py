@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from ggplan.quants.accelerate import inline, kernel
 from ggplan.quants.half import floats_of, halves_of
+from ggplan.quants.memory import load, new_floats, new_integers, store
 from ggplan.quants.search import NOTHING, find_extreme, symmetric_search
 from ggplan.quants.superblock import (
     SHIFT,
@@ -38,26 +39,13 @@ from ggplan.quants.superblock import (
     load_tile,
     nearest,
     new_fit,
-    new_floats,
-    new_integers,
     requantize,
     shifted_nearest,
     store_blocks,
     sum_of_squares,
     weigh_by_importance,
 )
-from ggplan.quants.vector import (
-    WIDTH,
-    any_lane,
-    float_of,
-    load,
-    maximum,
-    minimum,
-    rounded,
-    select,
-    splat,
-    store,
-)
+from ggplan.quants.vector import WIDTH, any_lane, float_of, maximum, minimum, rounded, select, splat
 
 _SIZE = 16
 _COUNT = SUPERBLOCK // _SIZE

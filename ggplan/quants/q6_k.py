@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from ggplan.quants.accelerate import inline, kernel
 from ggplan.quants.half import floats_of, halves_of
+from ggplan.quants.memory import load, new_floats, new_integers, store
 from ggplan.quants.search import NOTHING, find_extreme, symmetric_search
 from ggplan.quants.superblock import (
     SUPERBLOCK,
@@ -34,21 +35,10 @@ from ggplan.quants.superblock import (
     load_tile,
     nearest,
     new_fit,
-    new_floats,
-    new_integers,
     requantize,
     store_blocks,
 )
-from ggplan.quants.vector import (
-    WIDTH,
-    any_lane,
-    float_of,
-    load,
-    minimum,
-    select,
-    splat,
-    store,
-)
+from ggplan.quants.vector import WIDTH, any_lane, float_of, minimum, select, splat
 
 _SIZE = 16
 _COUNT = SUPERBLOCK // _SIZE

@@ -25,7 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggplan.quants.accelerate import kernel
-from ggplan.quants.vector import any_lane, lane_sum, load, maximum, pair_products, splat
+from ggplan.quants.memory import load
+from ggplan.quants.vector import any_lane, lane_sum, maximum, pair_products, splat
 
 _STRIP, _PASSES = 1024, 2
 _LANES = 16

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from ggplan.quants.accelerate import inline
+from ggplan.quants.memory import load, store
 from ggplan.quants.superblock import SHIFT, nearest, shifted_nearest
 from ggplan.quants.vector import (
     WIDTH,
@@ -28,13 +29,11 @@ from ggplan.quants.vector import (
     all_lanes,
     any_lane,
     float_of,
-    load,
     maximum,
     minimum,
     rounded,
     select,
     splat,
-    store,
 )
 
 # A sub-block whose largest weight is below this is taken for zero (GROUP_MAX_EPS).

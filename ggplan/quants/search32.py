@@ -20,19 +20,10 @@ from numpy.typing import NDArray
 from ggplan.quants.accelerate import inline, kernel
 from ggplan.quants.half import halves_of
 from ggplan.quants.layout32 import LANES, TILE_SIZE
+from ggplan.quants.memory import load, new_floats, new_integers, store, transpose
 from ggplan.quants.search import affine_search, symmetric_search
 from ggplan.quants.superblock import nearest
-from ggplan.quants.vector import (
-    load,
-    maximum,
-    minimum,
-    new_floats,
-    new_integers,
-    splat,
-    square_root,
-    store,
-    transpose,
-)
+from ggplan.quants.vector import maximum, minimum, splat, square_root
 
 _ZERO = np.float32(0)
 

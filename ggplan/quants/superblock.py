@@ -30,26 +30,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggplan.quants.accelerate import inline
+from ggplan.quants.memory import load, new_floats, prefetch, store, transpose, transpose_bytes
 from ggplan.quants.vector import (
     WIDTH,
     any_lane,
     bits_of,
     float_of_bits,
-    load,
     maximum,
     minimum,
-    prefetch,
     repeat,
     select,
     splat,
     square_root,
-    store,
-    transpose,
-    transpose_bytes,
 )
-from ggplan.quants.vector import new_bytes as new_bytes
-from ggplan.quants.vector import new_floats as new_floats
-from ggplan.quants.vector import new_integers as new_integers
 
 SUPERBLOCK = 256
 TILE = 16

@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 
 from ggplan.quants.accelerate import inline, kernel
 from ggplan.quants.layout32 import flat, store_half
-from ggplan.quants.vector import absolute, largest_lane, load, maximum, select, splat, store
+from ggplan.quants.memory import load, store
+from ggplan.quants.vector import absolute, largest_lane, maximum, select, splat
 
 F32Array = NDArray[np.float32]
 Bytes = NDArray[np.uint8]

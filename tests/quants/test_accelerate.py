@@ -15,7 +15,7 @@ import sys
 from typing import NamedTuple
 import numpy as np
 from ggplan.quants.accelerate import inline, kernel
-from ggplan.quants.vector import new_floats
+from ggplan.quants.memory import new_floats
 
 class Pair(NamedTuple):
     first: object

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from ggplan.quants.accelerate import kernel
 from ggplan.quants.half import float_from_half, floats_of, half_from_float, halves_of
-from ggplan.quants.vector import load, store
+from ggplan.quants.memory import load, store
 
 
 @kernel

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ggplan.quants import machine_code
 from ggplan.quants.accelerate import kernel
+from ggplan.quants.memory import load, prefetch, store, store_bytes, transpose, transpose_bytes
 from ggplan.quants.vector import (
     absolute,
     all_lanes,
@@ -22,20 +23,14 @@ from ggplan.quants.vector import (
     lane,
     largest_magnitude_of_blocks,
     largest_of_blocks,
-    load,
     maximum,
     minimum,
-    prefetch,
     repeat,
     rounded,
     select,
     smallest_of_blocks,
     splat,
     square_root,
-    store,
-    store_bytes,
-    transpose,
-    transpose_bytes,
 )
 
 PROCESSORS_THAT_ROUND = (
