@@ -5,10 +5,10 @@
 A llama-shaped model of random bf16 weights (594 million by default) is written once to the cache folder. Each
 type is converted a few times by turns: by a call of `llama_cpp.llama_model_quantize` (`pure`; what
 llama-quantize calls), by ggplan's calls from `open_model` to `convert`, and by the program `ggplan convert`
-from its start to its end. Each has a process of its own, and the outputs of the last are removed before. The
-best of each counts, because these machines are shared. Processor time is listed too, which other work on the
-machine disturbs least. The program is also run once with an empty kernel cache. Outputs are compared tensor
-by tensor.
+from its start to its end. Each has a process of its own; what calls need is imported before the clock starts,
+and the outputs of the last are removed. The best of each counts, because these machines are shared. Processor
+time is listed too, which other work on the machine disturbs least. The program is also run once with an empty
+kernel cache. Outputs are compared tensor by tensor.
 
 llama.cpp neither hashes what it writes nor waits until the disk has it; ggplan does both. So "disk" is how
 long a plain write of the output takes until it is durable: no conversion that waits for that is faster.
@@ -64,10 +64,9 @@ assert llama_cpp.llama_model_quantize(source.encode(), target.encode(), options)
 """,
 )
 OUR_CALL = _MEASURED.format(
-    imports="import ggplan",
+    imports="from ggplan import convert, load_recipe, make_plan, open_model",
     work="""
-plan = ggplan.make_plan(ggplan.open_model(source), ggplan.load_recipe(sys.argv[4]))
-ggplan.convert(plan, target, threads=threads)
+convert(make_plan(open_model(source), load_recipe(sys.argv[4])), target, threads=threads)
 """,
 )
 
