@@ -7,10 +7,10 @@
 Both take the same rows by turns, so that what else runs on the machine meets both. One thread: rows that stay
 in cache, the thread's CPU time, the median of the ratios of neighbours. All threads: rows of its own for each
 thread, wall time. "Of memory" is how much of the machine's speed at copying a large array remains when an
-encoder streams through rows that are in no cache, counting the bytes read and written; it can be more than
-all of it, since to read is cheaper than to write. First use is a fresh process from its first line to the
-first row, with an empty cache folder and with a full one. ggml is the wheel `libggml-python`, or another with
---library.
+encoder streams through rows that are in no cache, by turns with copies, counting bytes read and written; it
+can be more than all of it, since to read is cheaper than to write. First use is a fresh process from its
+first line to the first row, with an empty cache folder and with a full one. ggml is the wheel
+`libggml-python`, or another with --library.
 """
 
 from __future__ import annotations
@@ -47,8 +47,6 @@ Rows = NDArray[np.float32]
 COLUMNS = 2048
 CACHED_ROWS = 256
 STREAMED_ROWS = 16384
-# Slower encoders than this (million weights/s) are far from memory, whichever way one counts.
-FAST = 250
 FIRST_CALL = """
 import time
 start = time.perf_counter()
@@ -66,14 +64,13 @@ def main() -> None:
     report: dict[str, Any] = {
         "machine": machine(),
         "weights": str(options.model.name) if options.model else "made up, heavy-tailed",
-        "memory_gb_s": copy_speed() / 1e9,
         "encoders": [],
     }
     for type_ in map(parse_type, options.types or [name for name in ENCODERS if name != "f32"]):
         for guided in (False, True):
             if (guided and not uses_imatrix(type_)) or (not guided and type_.requires_imatrix):
                 continue
-            line = compare(type_, guided, rows, report["memory_gb_s"], options)
+            line = compare(type_, guided, rows, options)
             report["encoders"].append(line)
             print(describe(line), flush=True)
     if options.json:
@@ -121,9 +118,7 @@ def model_rows(path: Path) -> Rows:
     return np.ascontiguousarray(np.resize(weights, (CACHED_ROWS, COLUMNS)))
 
 
-def compare(
-    type_: GgmlType, guided: bool, rows: Rows, memory_gb_s: float, options: argparse.Namespace
-) -> dict[str, Any]:
+def compare(type_: GgmlType, guided: bool, rows: Rows, options: argparse.Namespace) -> dict[str, Any]:
     """The figures of one encoder."""
     rng = np.random.default_rng(1)
     importance = np.exp(rng.standard_normal(COLUMNS)).astype(np.float32) if guided else None
@@ -161,9 +156,7 @@ def compare(
     line["all_mw_s"] = max(our for our, _ in pairs) / 1e6
     line["all_ratio"] = float(np.median([our / their for our, their in pairs]))
 
-    bytes_per_weight = 4 + type_.bits_per_weight / 8
-    streamed = streamed_speed(ours, rows, type_) if line["mw_s"] > FAST else line["mw_s"] * 1e6
-    line["of_memory"] = streamed * bytes_per_weight / (memory_gb_s * 1e9)
+    line["memory_gb_s"], line["of_memory"] = against_memory(ours, rows, type_)
     if not options.no_start:
         with tempfile.TemporaryDirectory() as cache:
             line["cold_start_s"] = first_call(name, guided, cache)
@@ -171,11 +164,9 @@ def compare(
     return line
 
 
-def cpu_seconds(
-    encode: Callable[[Rows, NDArray[np.uint8]], None], rows: Rows, out: NDArray[np.uint8]
-) -> float:
+def cpu_seconds(work: Callable[[Rows, NDArray[Any]], None], rows: Rows, out: NDArray[Any]) -> float:
     start = time.thread_time()
-    encode(rows, out)
+    work(rows, out)
     return time.thread_time() - start
 
 
@@ -203,23 +194,26 @@ def in_threads(
     return n_threads * turns * rows.size / (time.perf_counter() - start)
 
 
-def streamed_speed(encode: Callable[[Rows, NDArray[np.uint8]], None], rows: Rows, type_: GgmlType) -> float:
-    """Weights per second of one thread through rows that are in no cache."""
+def against_memory(
+    encode: Callable[[Rows, NDArray[np.uint8]], None], rows: Rows, type_: GgmlType
+) -> tuple[float, float]:
+    """How fast one thread copies memory, GB/s read and written, and an encoder's share of that.
+
+    Both go through rows that are in no cache, by turns; the best of each counts.
+    """
     many = np.tile(rows, (STREAMED_ROWS // len(rows), 1))
+    copy = np.zeros_like(many)
     out = np.zeros((len(many), type_.row_bytes(COLUMNS)), np.uint8)
-    return many.size / min(cpu_seconds(encode, many, out) for _ in range(5))
 
-
-def copy_speed() -> float:
-    """Bytes per second, read and written, that one thread copies from memory to memory."""
-    source = np.ones(STREAMED_ROWS * COLUMNS, np.float32)
-    target = np.zeros_like(source)
-    seconds = []
-    for _ in range(9):
-        start = time.thread_time()
+    def copy_all(source: Rows, target: Rows) -> None:
         np.copyto(target, source)
-        seconds.append(time.thread_time() - start)
-    return 2 * source.nbytes / min(seconds)
+
+    copies, encodings, start = [], [], time.thread_time()
+    while not copies or (len(copies) < 15 and time.thread_time() - start < 1):
+        copies.append(cpu_seconds(copy_all, many, copy))
+        encodings.append(cpu_seconds(encode, many, out))
+    copied = 2 * many.nbytes / min(copies)
+    return copied / 1e9, (many.nbytes + out.nbytes) / min(encodings) / copied
 
 
 def first_call(name: str, guided: bool, cache: str) -> float:
@@ -242,9 +236,10 @@ def describe(line: dict[str, Any]) -> str:
 def page_table(report: dict[str, Any]) -> str:
     """The table of docs/performance.md."""
     lines = report["encoders"]
+    copied = np.median([line["memory_gb_s"] for line in lines])
     head = (
         f"{report['machine']}; weights of {report['weights']}. "
-        f"One thread copies memory at {report['memory_gb_s']:.1f} GB/s, read and written together.\n\n"
+        f"One thread copies memory at {copied:.0f} GB/s, read and written together.\n\n"
         f"| type | imatrix | one thread, Mw/s | times ggml | {lines[0]['threads']} threads, Mw/s "
         "| times ggml | of memory | first use | later |\n"
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n"
