@@ -9,8 +9,8 @@ in cache, the thread's CPU time, the median of the ratios of neighbours. All thr
 thread, wall time. "Of memory" is how much of the machine's speed at copying a large array remains when an
 encoder streams through rows that are in no cache, by turns with copies, counting bytes read and written; it
 can be more than all of it, since to read is cheaper than to write. First use is a fresh process from its
-first line to the first row, with an empty cache folder and with a full one. ggml is the wheel
-`libggml-python`, or another with --library.
+first line to the first row, with an empty cache folder and with a full one, the best of three. ggml is the
+wheel `libggml-python`, or another with --library.
 """
 
 from __future__ import annotations
@@ -158,9 +158,8 @@ def compare(type_: GgmlType, guided: bool, rows: Rows, options: argparse.Namespa
 
     line["memory_gb_s"], line["of_memory"] = against_memory(ours, rows, type_)
     if not options.no_start:
-        with tempfile.TemporaryDirectory() as cache:
-            line["cold_start_s"] = first_call(name, guided, cache)
-            line["warm_start_s"] = min(first_call(name, guided, cache) for _ in range(3))
+        starts = [first_calls(name, guided) for _ in range(3)]
+        line["cold_start_s"], line["warm_start_s"] = (min(each) for each in zip(*starts, strict=True))
     return line
 
 
@@ -209,18 +208,22 @@ def against_memory(
         np.copyto(target, source)
 
     copies, encodings, start = [], [], time.thread_time()
-    while not copies or (len(copies) < 15 and time.thread_time() - start < 1):
+    while not copies or (len(copies) < 40 and time.thread_time() - start < 2):
         copies.append(cpu_seconds(copy_all, many, copy))
         encodings.append(cpu_seconds(encode, many, out))
     copied = 2 * many.nbytes / min(copies)
     return copied / 1e9, (many.nbytes + out.nbytes) / min(encodings) / copied
 
 
-def first_call(name: str, guided: bool, cache: str) -> float:
-    """Seconds of a fresh process from its first line to the first encoded row."""
+def first_calls(name: str, guided: bool) -> tuple[float, float]:
+    """Seconds of fresh processes from their first line to the first row: cache folder empty, and full."""
     program = FIRST_CALL.format(name=name, guided=guided)
-    environment = {**os.environ, "NUMBA_CACHE_DIR": cache, "PYTHONPATH": str(ROOT)}
-    return float(subprocess.check_output([sys.executable, "-c", program], env=environment))
+    with tempfile.TemporaryDirectory() as cache:
+        environment = {**os.environ, "NUMBA_CACHE_DIR": cache, "PYTHONPATH": str(ROOT)}
+        cold, warm = (
+            float(subprocess.check_output([sys.executable, "-c", program], env=environment)) for _ in range(2)
+        )
+    return cold, warm
 
 
 def describe(line: dict[str, Any]) -> str:
