@@ -11,8 +11,8 @@
 Blocks are those of `blocks32`, `iq4_nl`, `ternary` and `bits`. As soon as d is known, every weight takes the
 nearest level, so d is all there is to search. Trial k puts the weight of the largest magnitude at level
 first + step k, or at its negative where levels are not the same on both sides. For the levels that this
-gives, the best d follows by least squares (see `best_symmetric`), rounded to a half; that gives new levels,
-and so on, while the error falls.
+gives, the best d follows by least squares (see `best_symmetric`), and so does the error that it leaves. The
+best d of all, rounded to a half, is taken where its error, as a decoder works it out, is less than ggml's.
 
 ggml's ternary encoders and q2_0 make the largest weight a level. That is right for weights that are trained
 to three values; of others, most would become zero. Here d falls to where the error is least, and q2_0 has a
@@ -50,8 +50,6 @@ Bytes = NDArray[np.uint8]
 
 _ZERO = np.float32(0)
 _ONE = np.float32(1)
-_INFINITY = np.float32(np.inf)
-_POLISHES = 2
 
 
 def encode_q4_0(rows: F32Array, importance: F32Array | None, out: Bytes) -> None:
@@ -64,14 +62,14 @@ def encode_q4_0(rows: F32Array, importance: F32Array | None, out: Bytes) -> None
 def encode_q5_0(rows: F32Array, importance: F32Array | None, out: Bytes) -> None:
     """Encode `rows` (n, columns) to `out` (n, columns / 32 * 22)."""
     blocks32.encode_q5_0(rows, importance, out)
-    trials = (14.8, 0.7, 3) if importance is None else (13.7, 0.1, 30)
+    trials = (15.0, 0.7, 3) if importance is None else (13.7, 0.1, 30)
     _refine(_refine_even, rows, importance, out, 32, -16, 15, *trials)
 
 
 def encode_q8_0(rows: F32Array, importance: F32Array | None, out: Bytes) -> None:
     """Encode `rows` (n, columns) to `out` (n, columns / 32 * 34)."""
     blocks32.encode_q8_0(rows, importance, out)
-    _refine(_refine_even, rows, importance, out, 32, -127, 127, 125.0, 1.4, 2)
+    _refine(_refine_even, rows, importance, out, 32, -127, 127, 124.0, 2.0, 2)
 
 
 def encode_iq4_nl(rows: F32Array, importance: F32Array | None, out: Bytes) -> None:
@@ -95,7 +93,7 @@ def encode_tq2_0(rows: F32Array, importance: F32Array | None, out: Bytes) -> Non
 def encode_q2_0(rows: F32Array, importance: F32Array | None, out: Bytes) -> None:
     """Encode `rows` (n, columns) to `out` (n, columns / 64 * 18)."""
     bits.encode_q2_0(rows, importance, out)
-    _refine(_refine_even, rows, importance, out, 64, -1, 2, 1.5, 0.7, 2)
+    _refine(_refine_even, rows, importance, out, 64, -1, 2, 1.4, 0.5, 3)
 
 
 def encode_q1_0(rows: F32Array, importance: F32Array | None, out: Bytes) -> None:
@@ -250,34 +248,19 @@ def _best_scale(tile: Any, weight: Any, size: Any, kind: Any, levels: Any, trial
         most = select(better, gain, most)
         found = select(better, change * magnitude, found)
 
-    # Each weight worked out as by a decoder: first with the default's d, to tell what must be beaten.
     default_d = floats_of(load(units, 0, WIDTH))
-    d = default_d
-    best_d = d
-    least = splat(_INFINITY, WIDTH)
-    any_better = least < _ZERO
-    for turn in range(1 + _POLISHES):
-        inverse = _ONE / d
-        error = splat(_ZERO, WIDTH)
-        sum_rq = splat(_ZERO, WIDTH)
-        sum_q2 = splat(_ZERO, WIDTH)
-        for at in range(0, size * WIDTH, WIDTH):
-            x = load(tile, at, WIDTH)
-            w = load(weight, at, WIDTH)
-            q = nearest_level(x * inverse, kind, lowest, highest)
-            r = x - d * q
-            wr = w * r
-            wq = w * q
-            error = error + wr * r
-            sum_rq = sum_rq + wr * q
-            sum_q2 = sum_q2 + wq * q
-        if turn == 0:
-            least = to_beat(error)
-            d = as_half(found)
-        else:
-            better = error < least
-            any_better = any_better | better
-            least = select(better, error, least)
-            best_d = select(better, d, best_d)
-            d = as_half(d + sum_rq / sum_q2)
-    return best_d, any_better
+    d = as_half(found)
+    least = to_beat(_error(tile, weight, size, kind, lowest, highest, default_d))
+    return d, _error(tile, weight, size, kind, lowest, highest, d) < least
+
+
+@inline
+def _error(tile: Any, weight: Any, size: Any, kind: Any, lowest: Any, highest: Any, d: Any) -> Any:
+    """The weighted squared error of each block with scale d, each weight worked out as by a decoder."""
+    inverse = _ONE / d
+    error = splat(_ZERO, WIDTH)
+    for at in range(0, size * WIDTH, WIDTH):
+        x = load(tile, at, WIDTH)
+        r = x - d * nearest_level(x * inverse, kind, lowest, highest)
+        error = error + load(weight, at, WIDTH) * r * r
+    return error
