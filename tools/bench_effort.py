@@ -1,8 +1,8 @@
 """Compare `effort="best"` with the default: what is left of the error, and how many times as long it takes.
 
     python tools/bench_effort.py                         every type that has a search
-    python tools/bench_effort.py q4_K q2_K --json        some, as JSON
-    python tools/bench_effort.py --model glm-4.5-air.gguf --imatrix air.imatrix.gguf
+    python tools/bench_effort.py q4_K q2_K --json out.json
+    python tools/bench_effort.py --model MODEL --imatrix FILE --docs     into docs/performance.md
 
 Weights are of real matrices, of the demo model or of any model that ggplan opens, as much of each as fits
 into a few million; and heavy-tailed random ones. Importances are the model's imatrix where one is given, and
@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import importlib.resources
 import json
-import platform
 import sys
 import time
 from pathlib import Path
@@ -26,9 +25,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "quants")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "quants"), str(ROOT / "tools")]
 
 import distributions  # noqa: E402
+from bench_page import machine, write_table  # noqa: E402
 
 import ggplan  # noqa: E402
 from ggplan.ggml_types import GgmlType, parse_type  # noqa: E402
@@ -140,7 +140,8 @@ def main() -> None:
     parser.add_argument("--imatrix", help="its importance matrix; matrices that it lacks are left out")
     parser.add_argument("--pre", help="its pre-tokenizer, where that is not recognised")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--docs", action="store_true", help="write the table into docs/performance.md")
     options = parser.parse_args()
 
     path = options.model or str(importlib.resources.files("ggplan") / "demo_model")
@@ -148,26 +149,45 @@ def main() -> None:
     imatrix = ggplan.load_imatrix(options.imatrix) if options.imatrix else None
     kinds = {"real": real_samples(model, imatrix), "random": random_samples()}
     lines = []
-    if not options.json:
-        print(f"{'':31}error left{'as ggml weighs':>16}{'time':>8}{'M weights/s':>13}")
+    print(f"{'':31}error left{'as ggml weighs':>16}{'time':>8}{'M weights/s':>13}")
     for name in options.types:
         for weights, samples in kinds.items():
             for guided in (True,) if parse_type(name).requires_imatrix else (False, True):
                 line = compare(name, weights, samples, guided, options.repeats)
                 lines.append(line)
-                if not options.json:
-                    print(
-                        f"{name:8}{weights:8}{'imatrix' if guided else '':12}{line['error_ratio']:13.4f}"
-                        f"{line['error_ratio_as_ggml_weighs']:16.4f}{line['time_ratio']:7.1f}x"
-                        f"{line['best_mw_s']:13.1f}"
-                        + (f"  {line['worse_rows']} ROWS ARE WORSE" if line["worse_rows"] else ""),
-                        flush=True,
-                    )
+                print(
+                    f"{name:8}{weights:8}{'imatrix' if guided else '':12}{line['error_ratio']:13.4f}"
+                    f"{line['error_ratio_as_ggml_weighs']:16.4f}{line['time_ratio']:7.1f}x"
+                    f"{line['best_mw_s']:13.1f}"
+                    + (f"  {line['worse_rows']} ROWS ARE WORSE" if line["worse_rows"] else ""),
+                    flush=True,
+                )
+    name = Path(path).resolve().name
     if options.json:
-        machine = {"system": platform.platform(), "processor": platform.processor()}
-        print(json.dumps({"machine": machine, "model": path, "types": lines}, indent=2))
+        report = {"machine": machine(), "model": name, "types": lines}
+        options.json.write_text(json.dumps(report, indent=2) + "\n")
+    if options.docs:
+        write_table("effort", page_table(name, lines))
     if any(line["worse_rows"] for line in lines):
         sys.exit(1)
+
+
+def page_table(model: str, lines: list[dict[str, Any]]) -> str:
+    """The table of docs/performance.md: real weights only."""
+    by_mode = {(line["type"], line["imatrix"]): line for line in lines if line["weights"] == "real"}
+
+    def cell(name: str, guided: bool) -> str:
+        line = by_mode.get((name, guided))
+        return f"{line['error_ratio']:.3f} | {line['time_ratio']:.1f}" if line else "|"
+
+    return (
+        f"{machine()}; weights of {model}.\n\n"
+        "| type | error left | time | error left with an imatrix | time |\n"
+        "| --- | ---: | ---: | ---: | ---: |\n"
+    ) + "".join(
+        f"| {name} | {cell(name, False)} | {cell(name, True)} |\n"
+        for name in dict.fromkeys(name for name, _ in by_mode)
+    )
 
 
 if __name__ == "__main__":
