@@ -229,7 +229,9 @@ def _watch(
         if b"you need at least" in said:
             raise MeasureError(f"the text is too short: {_last_words(said)}")
         if comparing is None and b"[1]" not in said:
-            raise MeasureError(f"{NAME} measured nothing: {_last_words(said)}")
+            if _telling_lines(said):
+                raise MeasureError(f"{NAME} measured nothing: {_last_words(said)}")
+            raise _PassingError(f"measured nothing ({_last_words(said)})", without_repack=False)
         raise _PassingError("ended without its last line", without_repack=False)
     return Run(scores or TokenScores(np.empty((0, 0), np.float32)), float(final[1]), float(final[2]))
 
@@ -258,11 +260,18 @@ def _listen(
     process.stdout.close()
 
 
+def _lines(said: bytearray) -> list[str]:
+    lines = (line.strip() for line in bytes(said[-_TAIL:]).decode("utf-8", "replace").splitlines())
+    return [line for line in lines if line]
+
+
+def _telling_lines(said: bytearray) -> list[str]:
+    """Those that say what went wrong; none where the engine ended before the thread that logs them."""
+    return [line for line in _lines(said) if re.search(r"\berror\b|\bE \b|failed|need at least|unable", line)]
+
+
 def _last_words(said: bytearray) -> str:
-    lines = [line.strip() for line in bytes(said[-_TAIL:]).decode("utf-8", "replace").splitlines()]
-    telling = [line for line in lines if re.search(r"\berror\b|\bE \b|failed|need at least|unable", line)]
-    words = (telling or [line for line in lines if line])[-2:]
-    return printable("; ".join(words))
+    return printable("; ".join((_telling_lines(said) or _lines(said))[-2:]))
 
 
 def _compare(

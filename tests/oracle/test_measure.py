@@ -127,6 +127,20 @@ touch {lost}
     assert any("last line" in note for note in result.notes)
 
 
+def test_a_lost_reason_is_asked_for_again(programs: Path, files: dict[str, Path], tmp_path: Path) -> None:
+    real, lost, short = programs / "llama-perplexity", tmp_path / "lost", tmp_path / "short.txt"
+    script = f"""
+if [ "$1" = --version ] || [ -e {lost} ]; then exec {real} "$@"; fi
+touch {lost}
+{real} "$@" 2>&1 | grep -v "E perplexity"
+"""
+    short.write_text("In the beginning")
+    engine = external_engine(fake(tmp_path, script), ["-t", "1"])
+    with pytest.raises(MeasureError, match=r"two chunks|too short"):
+        measure([files["q8_0"]], [TextFile(short)], files["bf16"], engine)
+    assert lost.exists()
+
+
 @pytest.mark.parametrize("kind", ["embedded", "external"])
 def test_what_llama_cpp_cannot_do_is_told_in_its_words(
     kind: str, engines: dict[str, Engine], files: dict[str, Path], tmp_path: Path
