@@ -175,7 +175,9 @@ def ggmls(
     while done[0] < len(rows):
         child = os.fork()
         if child == 0:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, sys.stdout.fileno())  # ggml says there which points are on no grid
+            os.dup2(nowhere, sys.stderr.fileno())
             while done[0] < len(rows):
                 piece = slice(int(done[0]), int(done[0]) + step)
                 target = np.empty((len(rows[piece]), row_bytes), np.uint8)
