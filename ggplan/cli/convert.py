@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -98,6 +99,8 @@ def convert_command(
     each tensor beside it (OUTPUT.sha256). Until then the work is in OUTPUT.part and OUTPUT.part.journal, and
     the same command goes on where it was stopped.
     """
+    # NumPy's threads for matrices, which no conversion multiplies, would spin beside the first chunks.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from ggplan.cli.output import print_diagnostics, print_json
     from ggplan.cli.planned import plan_from
 

@@ -24,7 +24,7 @@ from ggplan.conversion.finiteness import check_early
 from ggplan.conversion.inputs import InputState, changed_input, input_states
 from ggplan.conversion.journal import open_journal
 from ggplan.conversion.manifest import manifest_path
-from ggplan.conversion.pace import DEFAULT_MEMORY, Pace, choose_pace
+from ggplan.conversion.pace import DEFAULT_MEMORY, Pace, choose_pace, keep_freed_memory
 from ggplan.conversion.part_file import part_path
 from ggplan.conversion.preflight import check_absent, check_convertible, check_readable, check_target
 from ggplan.conversion.reuse import Reuse, find_reusable, open_earlier, prove_reusable
@@ -276,6 +276,7 @@ def _run(work: Workspace, pace: Pace, progress: Progress) -> None:
             work.checkpoint()
             due = time.monotonic() + CHECKPOINT_SECONDS
 
+    keep_freed_memory(pace)
     run(
         _tasks(work, pace.chunk_weights),
         n_threads=pace.n_threads,

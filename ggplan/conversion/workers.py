@@ -20,7 +20,7 @@ from ggplan.conversion.source_hash import add_rows
 from ggplan.errors import CheckpointError
 from ggplan.text import printable
 
-_TICK_SECONDS = 0.25
+_TICK_SECONDS = 0.05
 
 
 @dataclass(frozen=True, slots=True)
