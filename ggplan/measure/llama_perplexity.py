@@ -6,9 +6,10 @@ others the file is a pipe: each chunk is compared with the base's while the engi
 nothing of the tens of gigabytes is stored. The file keeps log-probabilities in steps of 16/65535 nats, which
 moves a mean divergence by about 0.000002; the perplexity is the one that is printed.
 
-Two failures of llama-perplexity are known and mended here (b11434): it can end well without printing its last
-lines, and on some virtual machines its AMX path dies (SIGILL or SIGSEGV) on quantized files; it is run again,
-then with LLAMA_ARG_REPACK=0, which leaves that path out.
+Two failures of llama-perplexity are known and mended here (b11434). It can end well without printing its last
+lines; then the perplexity is that of the log-probabilities, which differs by a millionth. And on some virtual
+machines its AMX path dies (SIGILL or SIGSEGV) on quantized files; then it is run again, with
+LLAMA_ARG_REPACK=0, which leaves that path out.
 """
 
 from __future__ import annotations
@@ -107,15 +108,17 @@ def run_base(
     part = keep.with_name(keep.name + ".part")
     command = _command(engine, model, text, part, n_ctx, n_chunks, options)
     try:
-        run = _persistently(lambda environment: _watch(command, environment, progress, n_chunks))
-        with BaseLogits(part) as logits:
-            scores = TokenScores(_nll_of(logits))
+        run = _persistently(
+            lambda environment: _watch(
+                command, environment, lambda engine: _kept_scores(part, engine), n_chunks, progress
+            )
+        )
         os.replace(part, keep)
     except OSError as error:
         raise MeasureError(f"cannot write {printable(str(keep))}: {error.strerror}") from error
     finally:
         part.unlink(missing_ok=True)
-    return replace(run, scores=scores)
+    return run
 
 
 def run_model(
@@ -140,7 +143,9 @@ def run_model(
         os.mkfifo(pipe)
         command = _command(engine, model, text, pipe, frame.n_ctx, frame.n_chunks, options)
         return _persistently(
-            lambda environment: _watch(command, environment, progress, frame.n_chunks, (pipe, base))
+            lambda environment: _watch(
+                command, environment, lambda engine: _compare(pipe, base, engine, progress), frame.n_chunks
+            )
         )
 
 
@@ -169,7 +174,8 @@ def _persistently(run: Callable[[dict[str, str]], Run]) -> Run:
     notes: list[str] = []
     for attempt in range(1, _ATTEMPTS + 1):
         try:
-            return replace(run(environment), notes=tuple(notes))
+            done = run(environment)
+            return replace(done, notes=(*notes, *done.notes))
         except _PassingError as failure:
             if attempt == _ATTEMPTS or (
                 failure.without_repack and environment.get("LLAMA_ARG_REPACK") == "0"
@@ -186,11 +192,14 @@ def _persistently(run: Callable[[dict[str, str]], Run]) -> Run:
 def _watch(
     command: list[str],
     environment: dict[str, str],
-    progress: Progress | None,
+    score: Callable[[subprocess.Popen[bytes]], TokenScores | None],
     n_chunks: int | None,
-    comparing: tuple[Path, BaseLogits] | None = None,
+    progress: Progress | None = None,
 ) -> Run:
-    """Start the engine, read what it prints and, where it writes to a pipe, what it computes."""
+    """Start the engine, read what it prints, and score what it writes.
+
+    `score` gives None where that is cut off; `progress` is told of the chunks that the engine prints.
+    """
     try:
         process = subprocess.Popen(
             command,
@@ -202,14 +211,10 @@ def _watch(
     except OSError as error:
         raise MeasureError(f"cannot start {printable(command[0])}: {error.strerror}") from error
     said = bytearray()
-    listener = threading.Thread(
-        target=_listen, args=(process, said, progress, n_chunks, comparing is not None), daemon=True
-    )
+    listener = threading.Thread(target=_listen, args=(process, said, n_chunks, progress), daemon=True)
     listener.start()
-    scores = None
     try:
-        if comparing is not None:
-            scores = _compare(*comparing, process, progress)
+        scores = score(process)
         process.wait()
     except BaseException:
         process.kill()
@@ -224,24 +229,23 @@ def _watch(
         if not words:
             raise _PassingError(f"failed without a word (exit {process.returncode})", without_repack=False)
         raise MeasureError(f"{NAME} failed (exit {process.returncode}): {words}")
-    final = _FINAL.search(said)
-    if final is None or (comparing is not None and scores is None):
+    if scores is None:
         if b"you need at least" in said:
             raise MeasureError(f"the text is too short: {_last_words(said)}")
-        if comparing is None and b"[1]" not in said:
-            if _telling_lines(said):
-                raise MeasureError(f"{NAME} measured nothing: {_last_words(said)}")
-            raise _PassingError(f"measured nothing ({_last_words(said)})", without_repack=False)
-        raise _PassingError("ended without its last line", without_repack=False)
-    return Run(scores or TokenScores(np.empty((0, 0), np.float32)), float(final[1]), float(final[2]))
+        if b"[1]" in said:
+            raise _PassingError("ended before its last chunk", without_repack=False)
+        if _telling_lines(said):
+            raise MeasureError(f"{NAME} measured nothing: {_last_words(said)}")
+        raise _PassingError(f"measured nothing ({_last_words(said)})", without_repack=False)
+    final = _FINAL.search(said)
+    if final is None:
+        note = "ended without its last line; the perplexity is that of the log-probabilities it wrote"
+        return Run(scores, notes=(f"{NAME} {note}",))
+    return Run(scores, float(final[1]), float(final[2]))
 
 
 def _listen(
-    process: subprocess.Popen[bytes],
-    said: bytearray,
-    progress: Progress | None,
-    n_chunks: int | None,
-    compared: bool,
+    process: subprocess.Popen[bytes], said: bytearray, n_chunks: int | None, progress: Progress | None
 ) -> None:
     """Keep the end of what is printed; `[12]4.5678,` says that chunk 12 is done."""
     assert process.stdout is not None
@@ -252,7 +256,7 @@ def _listen(
         said += data
         found = total.search(said)
         of = int(found[1]) if found else of
-        if progress is not None and not compared and of:
+        if progress is not None and of:
             done = last.findall(said[-4096:])
             if done:
                 progress(min(int(done[-1]), of), of)
@@ -272,6 +276,16 @@ def _telling_lines(said: bytearray) -> list[str]:
 
 def _last_words(said: bytearray) -> str:
     return printable("; ".join((_telling_lines(said) or _lines(said))[-2:]))
+
+
+def _kept_scores(part: Path, process: subprocess.Popen[bytes]) -> TokenScores | None:
+    """Score the log-probabilities that the engine leaves in a file; None where it is not whole."""
+    process.wait()
+    try:
+        with BaseLogits(part) as logits:
+            return TokenScores(_nll_of(logits))
+    except MeasureError:
+        return None
 
 
 def _compare(

@@ -115,16 +115,43 @@ def test_a_crash_is_run_again_without_repacking(
     assert "kld_mean" in result.record.quantizations[1].measurements[0].metrics
 
 
-def test_a_lost_last_line_is_run_again(programs: Path, files: dict[str, Path], tmp_path: Path) -> None:
-    real, lost = programs / "llama-perplexity", tmp_path / "lost"
+def test_a_lost_last_line_costs_no_second_run(programs: Path, files: dict[str, Path], tmp_path: Path) -> None:
+    real, runs = programs / "llama-perplexity", tmp_path / "runs"
     script = f"""
-if [ "$1" = --version ] || [ -e {lost} ]; then exec {real} "$@"; fi
-touch {lost}
+[ "$1" = --version ] && exec {real} "$@"
+echo run >> {runs}
 {real} "$@" 2>&1 | grep -v Final
+"""
+    lost, whole = (
+        measure(
+            [files["q8_0"]],
+            [TextFile(TEXT)],
+            files["bf16"],
+            external_engine(program, ["-t", "1"]),
+            n_chunks=2,
+        )
+        for program in (fake(tmp_path, script), str(real))
+    )
+    assert len(runs.read_text().splitlines()) == 2
+    assert any("last line" in note for note in lost.notes)
+    for one, other in zip(lost.record.quantizations, whole.record.quantizations, strict=True):
+        ppl, printed = (q.measurements[0].metrics["ppl"] for q in (one, other))
+        assert ppl.value == pytest.approx(printed.value, rel=1e-5)
+        assert ppl.error == printed.error
+
+
+def test_an_engine_that_stops_early_is_run_again(
+    programs: Path, files: dict[str, Path], tmp_path: Path
+) -> None:
+    real, cut = programs / "llama-perplexity", tmp_path / "cut"
+    script = f"""
+if [ "$1" = --version ] || [ -e {cut} ]; then exec {real} "$@"; fi
+touch {cut}
+echo "[1]4.5,"
 """
     engine = external_engine(fake(tmp_path, script), ["-t", "1"])
     result = measure([files["q8_0"]], [TextFile(TEXT)], files["bf16"], engine, n_chunks=2)
-    assert any("last line" in note for note in result.notes)
+    assert any("before its last chunk" in note for note in result.notes)
 
 
 def test_a_lost_reason_is_asked_for_again(programs: Path, files: dict[str, Path], tmp_path: Path) -> None:
