@@ -32,6 +32,13 @@ class RowReader(Protocol):
         """Read these rows."""
 
 
+class Bf16Reader(Protocol):
+    """As `RowReader`, but the array is uint16: the bits of bfloat16, as they are stored."""
+
+    def __call__(self, start: int, stop: int) -> NDArray[np.uint16]:
+        """Read these rows."""
+
+
 class ByteReader(Protocol):
     """Reads rows `start` up to `stop` of one tensor as the bytes they have in `TensorInfo.type`."""
 
@@ -64,6 +71,8 @@ class TensorInfo:
         Reads rows as they are stored; only where the file stores them as GGUF does.
     scale_fault
         Where weights are stored with scales beside them: reads these and says what is wrong, or "".
+    read_bf16
+        Reads weights that are stored as bfloat16 without widening them; None where they are not.
     """
 
     name: str
@@ -74,6 +83,7 @@ class TensorInfo:
     read_rows: RowReader | None = None
     read_bytes: ByteReader | None = None
     scale_fault: Callable[[], str] | None = None
+    read_bf16: Bf16Reader | None = None
 
     @property
     def n_columns(self) -> int:

@@ -21,14 +21,19 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TYPE_CHECKING, cast
 
 from ggplan.arch.transforms import plain, stacked
 from ggplan.errors import CheckpointError
 from ggplan.ggml_types import BF16, F16, F32, GgmlType
-from ggplan.model import RowReader, TensorInfo
+from ggplan.model import Bf16Reader, RowReader, TensorInfo
 from ggplan.sources.files import shown
 from ggplan.sources.fp8 import ScaledTensor
-from ggplan.sources.tensors import CheckpointTensor
+from ggplan.sources.tensors import CheckpointTensor, StoredTensor
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 # The kinds of layers: dense or with experts ("moe"), and maybe one that predicts further tokens ("mtp").
 Kinds = frozenset[str]
@@ -155,14 +160,14 @@ class _Assembly:
         self._check(entries[0], tensor)
         self.met.add((source, layer, expert))
         if not entries[0].per_expert:
-            self.done += [_info(entry, layer, [tensor], entry.read(tensor)) for entry in entries]
+            self.done += [_info(entry, layer, [tensor]) for entry in entries]
             return
         group = self.experts.setdefault(layer, {})
         group[source, expert] = tensor
         if len(group) == len(self.expert_entries) * self.table.n_experts:
             for entry in self.expert_entries:
                 parts = [group[entry.source, e] for e in range(self.table.n_experts)]
-                self.done.append(_info(entry, layer, parts, stacked(parts)))
+                self.done.append(_info(entry, layer, parts))
             del self.experts[layer]
 
     def _has_place(self, entry: Entry, layer: int, expert: int) -> bool:
@@ -225,7 +230,41 @@ def split_numbers(name: str) -> tuple[str, int, int]:
     return ".".join(parts), numbers[0], numbers[1]
 
 
-def _info(entry: Entry, layer: int, parts: Sequence[CheckpointTensor], read_rows: RowReader) -> TensorInfo:
+@dataclass(frozen=True, slots=True)
+class _Bits:
+    """A BF16 tensor whose rows are the bits it is stored in."""
+
+    tensor: StoredTensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.tensor.shape
+
+    @property
+    def n_columns(self) -> int:
+        return self.tensor.n_columns
+
+    @property
+    def n_rows(self) -> int:
+        return self.tensor.n_rows
+
+    def read_rows(self, start: int, stop: int) -> NDArray[np.uint16]:
+        return self.tensor.read_bf16(start, stop)
+
+
+def _reader(entry: Entry, parts: Sequence[CheckpointTensor]) -> RowReader:
+    return stacked(parts) if entry.per_expert else entry.read(parts[0])
+
+
+def _bf16_reader(entry: Entry, parts: Sequence[CheckpointTensor]) -> Bf16Reader | None:
+    """The same of the bits, where all parts are BF16: readers move rows, whatever these consist of."""
+    bits = [_Bits(part) for part in parts if isinstance(part, StoredTensor) and part.dtype == "BF16"]
+    if len(bits) < len(parts):
+        return None
+    return cast(Bf16Reader, _reader(entry, cast(Sequence[CheckpointTensor], bits)))
+
+
+def _info(entry: Entry, layer: int, parts: Sequence[CheckpointTensor]) -> TensorInfo:
     shape = entry.target_shape or entry.shape
     name = entry.target.format(layer)
     files = list(dict.fromkeys(part.file.name for part in parts))
@@ -236,8 +275,9 @@ def _info(entry: Entry, layer: int, parts: Sequence[CheckpointTensor], read_rows
         gguf_type(name, len(shape), dtypes),
         files[0] if len(files) == 1 else f"{files[0]} and {len(files) - 1} more",
         ", ".join(dtypes),
-        read_rows,
+        _reader(entry, parts),
         scale_fault=partial(_scale_fault, parts) if any(isinstance(p, ScaledTensor) for p in parts) else None,
+        read_bf16=_bf16_reader(entry, parts),
     )
 
 

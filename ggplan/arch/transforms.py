@@ -1,7 +1,9 @@
 """Row readers: how rows of a GGUF tensor come from rows of the checkpoint's tensors.
 
-A reader takes `start` and `stop`, row numbers of the GGUF tensor, and gives those rows as float32. It reads
-little more than these rows ask for, keeps nothing between calls, and so may run in any number of threads.
+A reader takes `start` and `stop`, row numbers of the GGUF tensor, and gives those rows, as float32 or as its
+tensors give them. It reads little more than these rows ask for, keeps nothing between calls, and so may run
+in any number of threads.
+
 What llama.cpp's converter does to tensors (`conversion/*.py` of b11434), as rows:
 
     plain      as they are
@@ -35,8 +37,12 @@ def stacked(tensors: Sequence[CheckpointTensor]) -> RowReader:
     n_rows = tensors[0].n_rows
 
     def read(start: int, stop: int) -> NDArray[np.float32]:
-        rows = _empty(start, stop, tensors[0].n_columns)
-        for k, first, last in _groups(start, stop, n_rows):
+        groups = list(_groups(start, stop, n_rows))
+        if len(groups) == 1:
+            k, first, last = groups[0]
+            return tensors[k].read_rows(first, last)
+        rows = _empty(tensors[0], start, stop, tensors[0].n_columns)
+        for k, first, last in groups:
             at = k * n_rows - start
             rows[at + first : at + last] = tensors[k].read_rows(first, last)
         return rows
@@ -52,7 +58,7 @@ def permuted(tensor: CheckpointTensor, n_heads: int) -> RowReader:
     half = head // 2
 
     def read(start: int, stop: int) -> NDArray[np.float32]:
-        rows = _empty(start, stop, tensor.n_columns)
+        rows = _empty(tensor, start, stop, tensor.n_columns)
         for k, first, last in _groups(start, stop, head):
             for parity, offset in ((0, 0), (1, half)):
                 # Of rows first..last the even ones come from the first half, the odd ones from the second.
@@ -80,7 +86,7 @@ def sliced(tensor: CheckpointTensor, group: int, offset: int, length: int) -> Ro
     """Rows `offset` up to `offset + length` of every `group` rows."""
 
     def read(start: int, stop: int) -> NDArray[np.float32]:
-        rows = _empty(start, stop, tensor.n_columns)
+        rows = _empty(tensor, start, stop, tensor.n_columns)
         for k, first, last in _groups(start, stop, length):
             at, source = k * length - start, k * group + offset
             rows[at + first : at + last] = tensor.read_rows(source + first, source + last)
@@ -94,7 +100,7 @@ def transposed_slices(tensor: CheckpointTensor, group: int, length: int) -> RowR
     n_columns = tensor.n_columns
 
     def read(start: int, stop: int) -> NDArray[np.float32]:
-        rows = _empty(start, stop, length)
+        rows = _empty(tensor, start, stop, length)
         for k, first, last in _groups(start, stop, n_columns):
             at = k * n_columns - start
             rows[at + first : at + last] = tensor.read_rows(k * group, k * group + length)[:, first:last].T
@@ -123,7 +129,8 @@ def _groups(start: int, stop: int, length: int) -> Iterator[tuple[int, int, int]
         start += last - first
 
 
-def _empty(start: int, stop: int, n_columns: int) -> NDArray[np.float32]:
+def _empty(tensor: CheckpointTensor, start: int, stop: int, n_columns: int) -> NDArray[np.float32]:
+    """Room for rows of what the tensor gives."""
     import numpy as np
 
-    return np.empty((stop - start, n_columns), np.float32)
+    return np.empty((stop - start, n_columns), tensor.read_rows(0, 0).dtype)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ggplan.model import ByteReader
+from ggplan.model import Bf16Reader, ByteReader, RowReader
 from ggplan.planning import Effort, Nonfinite, Plan, PlannedTensor
 from ggplan.planning.importance import importance_of
 
@@ -39,6 +39,12 @@ class Chunk:
     nonfinite: Nonfinite = "refuse"
     effort: Effort = "default"
     reused: ByteReader | None = None
+
+
+def row_reader(planned: PlannedTensor) -> Bf16Reader | RowReader | None:
+    """What reads a tensor's rows for its encoder; encoders to types with blocks widen bfloat16 as they go."""
+    tensor = planned.tensor
+    return (tensor.read_bf16 if planned.type.is_quantized else None) or tensor.read_rows
 
 
 def chunks_of(plan: Plan, chunk_weights: int = CHUNK_WEIGHTS) -> Iterator[Chunk]:

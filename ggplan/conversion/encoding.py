@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from ggplan.conversion.chunks import Chunk
+from ggplan.conversion.chunks import Chunk, row_reader
 from ggplan.conversion.finiteness import keep_into, settle_overflow, settled_bytes, settled_rows
 from ggplan.conversion.running_hash import RunningHash
 from ggplan.conversion.source_hash import add_rows
 from ggplan.errors import ConversionError
 from ggplan.quants import encode_into, first_nonfinite
+from ggplan.quants.codecs import Rows
+from ggplan.quants.floats import widened
 from ggplan.text import printable
 
 
@@ -29,13 +31,14 @@ def encode_chunk(chunk: Chunk, source: RunningHash | None = None) -> bytes | mem
     if planned.is_copied and tensor.read_bytes is not None:
         data = tensor.read_bytes(chunk.start, chunk.stop)
         return settled_bytes(data, tensor, chunk.start, chunk.nonfinite)
-    if tensor.read_rows is None:
+    read = row_reader(planned)
+    if read is None:
         raise ConversionError(f"{printable(tensor.name)} has no weights to read")
-    rows = tensor.read_rows(chunk.start, chunk.stop)
+    rows: Rows = read(chunk.start, chunk.stop)
     # To hash the rows and to look for NaNs is one pass over them.
     finite = first_nonfinite(rows) < 0 if source is None else add_rows(source, chunk.start, rows)
     if not finite:
-        rows = settled_rows(rows, tensor, planned.type, chunk.nonfinite)
+        rows = settled_rows(widened(rows), tensor, planned.type, chunk.nonfinite)
     out = np.empty((len(rows), planned.type.row_bytes(tensor.n_columns)), np.uint8)
     importance = chunk.importance
     if importance is None:
@@ -47,7 +50,7 @@ def encode_chunk(chunk: Chunk, source: RunningHash | None = None) -> bytes | mem
             encode_into(rows[part], planned.type, importance[slice_], out[part], chunk.effort)
     settle_overflow(rows, tensor, chunk.start, planned.type, chunk.nonfinite, out)
     if not finite and chunk.nonfinite == "keep":
-        keep_into(rows, planned.type, out)
+        keep_into(widened(rows), planned.type, out)
     return out.data.cast("B")
 
 

@@ -29,6 +29,8 @@ from ggplan.ggml_types import GgmlType
 from ggplan.model import TensorInfo
 from ggplan.planning import Nonfinite, Plan
 from ggplan.quants import first_nonfinite
+from ggplan.quants.codecs import Rows
+from ggplan.quants.floats import widened
 from ggplan.quants.soundness import CHECKED, unsound_blocks
 from ggplan.text import printable
 
@@ -75,7 +77,7 @@ def keep_into(rows: NDArray[np.float32], type_: GgmlType, out: NDArray[np.uint8]
 
 
 def settle_overflow(
-    rows: NDArray[np.float32],
+    rows: Rows,
     tensor: TensorInfo,
     start: int,
     type_: GgmlType,
@@ -99,7 +101,7 @@ def settle_overflow(
     if type_.is_float:
         raise _overflow(tensor, type_)
     block = int(found.argmax())
-    magnitudes = np.abs(rows.reshape(-1, type_.block_size)[block])
+    magnitudes = np.abs(widened(rows.reshape(-1, type_.block_size)[block]))
     at = start * tensor.n_columns + block * type_.block_size + int(magnitudes.argmax())
     row, column = divmod(at, tensor.n_columns)
     largest = float(magnitudes.max())

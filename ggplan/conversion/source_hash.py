@@ -15,14 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ggplan import quants
+from ggplan.conversion.chunks import row_reader
 from ggplan.conversion.running_hash import RunningHash
 from ggplan.planning import Plan, PlannedTensor
 from ggplan.planning.importance import importance_of
+from ggplan.quants.codecs import Rows
 from ggplan.quants.row_hash import hash_rows, row_hash_bytes
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+    pass
 
 
 def has_source_hash(planned: PlannedTensor) -> bool:
@@ -38,7 +39,7 @@ def new_source_hash(planned: PlannedTensor) -> RunningHash:
     return RunningHash(tensor.n_rows * row_hash_bytes(tensor.n_columns), 0, kept)
 
 
-def add_rows(source: RunningHash, start: int, rows: NDArray[np.float32]) -> bool:
+def add_rows(source: RunningHash, start: int, rows: Rows) -> bool:
     """Tell the hash of a tensor's rows from `start` on; returns whether all their weights are finite."""
     hashes, finite = hash_rows(rows)
     source.add(hashes.reshape(-1).data, start * hashes.shape[1])
@@ -56,12 +57,13 @@ def source_hash_of(
         If they cannot be read.
     """
     tensor, source = planned.tensor, new_source_hash(planned)
-    assert tensor.read_rows is not None
+    read = row_reader(planned)
+    assert read is not None
     step = max(1, run_weights // max(1, tensor.n_columns))
     for start in range(0, tensor.n_rows, step):
         if is_stopped():
             return ""
-        add_rows(source, start, tensor.read_rows(start, min(start + step, tensor.n_rows)))
+        add_rows(source, start, read(start, min(start + step, tensor.n_rows)))
     return source.mark().sha256
 
 

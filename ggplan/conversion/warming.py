@@ -18,14 +18,18 @@ from ggplan.planning.importance import uses_imatrix
 from ggplan.quants import warm_up
 
 
-def needed_encoders(plan: Plan) -> list[tuple[GgmlType, bool]]:
-    """The types that a plan encodes to, each with whether an imatrix guides it, in the order of the file."""
+def needed_encoders(plan: Plan) -> list[tuple[GgmlType, bool, bool]]:
+    """The types that a plan encodes to, in the order of the file.
+
+    Each with whether an imatrix guides it, and whether it is given bfloat16.
+    """
     entries = plan.imatrix.entries if plan.imatrix is not None else {}
-    found: dict[tuple[GgmlType, bool], None] = {}
+    found: dict[tuple[GgmlType, bool, bool], None] = {}
     for planned in plan.tensors:
         if not planned.is_copied and planned.tensor.n_weights:
             guided = planned.name in entries and uses_imatrix(planned.type, plan.effort)
-            found[planned.type, guided] = None
+            is_bf16 = planned.type.is_quantized and planned.tensor.read_bf16 is not None
+            found[planned.type, guided, is_bf16] = None
     return list(found)
 
 
@@ -35,12 +39,12 @@ def warming(plan: Plan) -> Iterator[None]:
     stop = threading.Event()
 
     def warm() -> None:
-        for type_, guided in needed_encoders(plan):
+        for type_, guided, is_bf16 in needed_encoders(plan):
             if stop.is_set():
                 return
             # An encoder that cannot be had fails again, with the tensor's name, where it is needed.
             with contextlib.suppress(Exception):
-                warm_up([type_], with_imatrix=guided, effort=plan.effort)
+                warm_up([type_], with_imatrix=guided, effort=plan.effort, bf16=is_bf16)
 
     # No daemon: the interpreter must not end while LLVM is at work.
     thread = threading.Thread(target=warm, name="ggplan-warming")

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from ggplan.conversion.chunks import Chunk
+from ggplan.conversion.chunks import Chunk, row_reader
 from ggplan.conversion.encoding import encode_chunk
 from ggplan.conversion.part_file import PartFile
 from ggplan.conversion.running_hash import RunningHash
@@ -128,6 +128,6 @@ def _do(task: Task, lock: threading.Lock, written: Callable[[int], None]) -> int
 
 def _read_again(task: Task) -> None:
     """Hash the source of a chunk that an earlier run wrote, but not the rest of its tensor."""
-    read = task.chunk.planned.tensor.read_rows
+    read = row_reader(task.chunk.planned)
     if task.source is not None and read is not None:
         add_rows(task.source, task.chunk.start, read(task.chunk.start, task.chunk.stop))

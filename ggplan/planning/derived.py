@@ -89,7 +89,8 @@ def recipe_from_types(model: Model, name: str = "") -> Recipe:
     recipe = parse_recipe(text, f"{title}.recipe")
     # Another type in the source than the one wanted, so that a tensor no rule reaches is noticed.
     others = [
-        replace(t, type=BF16 if t.type == F16 else F16, read_rows=None, read_bytes=None) for t in tensors
+        replace(t, type=BF16 if t.type == F16 else F16, read_rows=None, read_bytes=None, read_bf16=None)
+        for t in tensors
     ]
     _prove(recipe, others, [t.type for t in tensors])
     return recipe

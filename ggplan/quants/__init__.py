@@ -31,7 +31,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ggplan.errors import QuantizationError
 from ggplan.ggml_types import GgmlType, parse_type
-from ggplan.quants.codecs import BEST_ENCODERS, decoder, encoder
+from ggplan.quants.codecs import BEST_ENCODERS, Rows, decoder, encoder
 from ggplan.quants.deviation import Deviation, deviation
 from ggplan.quants.finite import count_nonfinite, first_nonfinite
 
@@ -212,9 +212,11 @@ def require_effort(effort: str) -> None:
 
 
 def encode_into(
-    rows: F32Array, type: GgmlType, imatrix: F32Array | None, out: Bytes, effort: str = "default"
+    rows: Rows, type: GgmlType, imatrix: F32Array | None, out: Bytes, effort: str = "default"
 ) -> None:
     """Encode contiguous finite `rows` (m, n) into contiguous `out` (m, row bytes), unchecked.
+
+    To a type with blocks the rows may also be the bits of bfloat16, as uint16; the bytes are the same.
 
     Raises
     ------
@@ -236,18 +238,20 @@ def decode_into(blocks: Bytes, type: GgmlType, out: F32Array) -> None:
             decode(data[start : start + step], weights[start : start + step])
 
 
-def warm_up(types: Iterable[GgmlType], *, with_imatrix: bool, effort: str = "default") -> None:
+def warm_up(
+    types: Iterable[GgmlType], *, with_imatrix: bool, effort: str = "default", bf16: bool = False
+) -> None:
     """Compile the encoders of `types`, or load them from disk, by encoding one row of zeros.
 
     Safe to call from any thread. An encoder with an imatrix and without are two kernels; only the one
-    asked for is compiled. What cannot be encoded without one is always compiled with it.
+    asked for is compiled. What cannot be encoded without one is always compiled with it. Rows of float32 and,
+    with `bf16`, of its bits are two kernels likewise.
     """
     for type in types:
         n = type.block_size
         importance = np.ones(n, np.float32) if with_imatrix or type.requires_imatrix else None
-        encode_into(
-            np.zeros((1, n), np.float32), type, importance, np.empty((1, type.row_bytes(n)), np.uint8), effort
-        )
+        rows = np.zeros((1, n), np.uint16 if bf16 else np.float32)
+        encode_into(rows, type, importance, np.empty((1, type.row_bytes(n)), np.uint8), effort)
 
 
 def _require_imatrix(type: GgmlType, imatrix: ArrayLike | None) -> None:

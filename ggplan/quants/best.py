@@ -24,7 +24,7 @@ import numpy as np
 from ggplan.quants.accelerate import inline
 from ggplan.quants.decode import IQ4_NL_LEVELS
 from ggplan.quants.half import floats_of, halves_of
-from ggplan.quants.memory import load, store, transpose
+from ggplan.quants.memory import load, load_weights, store, transpose
 from ggplan.quants.superblock import SUPERBLOCK, TILE, load_tile, new_fit, store_blocks
 from ggplan.quants.vector import WIDTH, lane, maximum, minimum, rounded, select, splat
 
@@ -57,7 +57,7 @@ def gather_tile(source: Any, first: Any, count: Any, cycle: Any, scratch: Any, s
     for r in range(TILE):
         number = (first + min(r, count - 1)) % cycle
         for i in range(0, SUPERBLOCK, TILE):
-            store(scratch, r * SUPERBLOCK + i, load(source, number * SUPERBLOCK + i, TILE))
+            store(scratch, r * SUPERBLOCK + i, load_weights(source, number * SUPERBLOCK + i, TILE))
     load_tile(scratch, 0, size, tile)
 
 
@@ -87,7 +87,7 @@ def gather_blocks(
         for r in range(WIDTH):
             number = (first + min(r, count - 1)) % cycle
             for i in range(0, size, TILE):
-                store(scratch, r * size + i, load(source, number * size + i, TILE))
+                store(scratch, r * size + i, load_weights(source, number * size + i, TILE))
         _turn_blocks(scratch, 0, size, tile)
 
 

@@ -37,6 +37,7 @@ from ggplan.quants.best import (
     to_beat,
     write_better,
 )
+from ggplan.quants.codecs import Rows
 from ggplan.quants.half import floats_of
 from ggplan.quants.layout32 import flat
 from ggplan.quants.memory import load, new_floats, new_integers, store
@@ -71,27 +72,21 @@ _RADII_WITH_IMPORTANCE = np.array((5, 3), np.int64)
 _SINGULAR = np.float32(1e-5)
 
 
-def encode_q2_k(
-    rows: NDArray[np.float32], importance: NDArray[np.float32] | None, out: NDArray[np.uint8]
-) -> None:
+def encode_q2_k(rows: Rows, importance: NDArray[np.float32] | None, out: NDArray[np.uint8]) -> None:
     """Write 84 bytes for 256 weights."""
     q2_k.encode(rows, importance, out)
     columns = np.empty(0, np.float32) if importance is None else importance
     _refine_q2_k(flat(rows), flat(columns), 16, _radii(importance), out.reshape(-1))
 
 
-def encode_q4_k(
-    rows: NDArray[np.float32], importance: NDArray[np.float32] | None, out: NDArray[np.uint8]
-) -> None:
+def encode_q4_k(rows: Rows, importance: NDArray[np.float32] | None, out: NDArray[np.uint8]) -> None:
     """Write 144 bytes for 256 weights."""
     q45_k.encode_q4_k(rows, importance, out)
     columns = np.empty(0, np.float32) if importance is None else importance
     _refine_q45_k(flat(rows), flat(columns), 32, 15, _radii(importance), out.reshape(-1))
 
 
-def encode_q5_k(
-    rows: NDArray[np.float32], importance: NDArray[np.float32] | None, out: NDArray[np.uint8]
-) -> None:
+def encode_q5_k(rows: Rows, importance: NDArray[np.float32] | None, out: NDArray[np.uint8]) -> None:
     """Write 176 bytes for 256 weights."""
     q45_k.encode_q5_k(rows, importance, out)
     columns = np.empty(0, np.float32) if importance is None else importance

@@ -39,9 +39,10 @@ from ggplan.quants.best import (
     nearest_level,
     to_beat,
 )
+from ggplan.quants.codecs import Rows
 from ggplan.quants.half import floats_of, halves_of
 from ggplan.quants.layout32 import flat, store_quants
-from ggplan.quants.memory import load, new_floats, new_integers, store, store_bytes
+from ggplan.quants.memory import load, load_weights, new_floats, new_integers, store, store_bytes
 from ggplan.quants.search import find_extreme
 from ggplan.quants.vector import WIDTH, integer_of, lane, lane_bits, maximum, minimum, rounded, select, splat
 
@@ -52,51 +53,51 @@ _ZERO = np.float32(0)
 _ONE = np.float32(1)
 
 
-def encode_q4_0(rows: F32Array, importance: F32Array | None, out: Bytes) -> None:
+def encode_q4_0(rows: Rows, importance: F32Array | None, out: Bytes) -> None:
     """Encode `rows` (n, columns) to `out` (n, columns / 32 * 18)."""
     blocks32.encode_q4_0(rows, importance, out)
     trials = (7.5, 0.8, 2) if importance is None else (6.6, 0.1, 30)
     _refine(_refine_even, rows, importance, out, 32, -8, 7, *trials)
 
 
-def encode_q5_0(rows: F32Array, importance: F32Array | None, out: Bytes) -> None:
+def encode_q5_0(rows: Rows, importance: F32Array | None, out: Bytes) -> None:
     """Encode `rows` (n, columns) to `out` (n, columns / 32 * 22)."""
     blocks32.encode_q5_0(rows, importance, out)
     trials = (15.0, 0.7, 3) if importance is None else (13.7, 0.1, 30)
     _refine(_refine_even, rows, importance, out, 32, -16, 15, *trials)
 
 
-def encode_q8_0(rows: F32Array, importance: F32Array | None, out: Bytes) -> None:
+def encode_q8_0(rows: Rows, importance: F32Array | None, out: Bytes) -> None:
     """Encode `rows` (n, columns) to `out` (n, columns / 32 * 34)."""
     blocks32.encode_q8_0(rows, importance, out)
     _refine(_refine_even, rows, importance, out, 32, -127, 127, 124.0, 2.0, 2)
 
 
-def encode_iq4_nl(rows: F32Array, importance: F32Array | None, out: Bytes) -> None:
+def encode_iq4_nl(rows: Rows, importance: F32Array | None, out: Bytes) -> None:
     """Encode `rows` (n, columns) to `out` (n, columns / 32 * 18)."""
     iq4_nl.encode(rows, importance, out)
     _refine(_refine_iq4, rows, importance, out, 32, -127, 113, 100.0, 2.5, 18)
 
 
-def encode_tq1_0(rows: F32Array, importance: F32Array | None, out: Bytes) -> None:
+def encode_tq1_0(rows: Rows, importance: F32Array | None, out: Bytes) -> None:
     """Encode `rows` (n, columns) to `out` (n, columns / 256 * 54)."""
     ternary.encode_tq1_0(rows, importance, out)
     _refine(_refine_even, rows, importance, out, 256, -1, 1, 1.7, 0.9, 2)
 
 
-def encode_tq2_0(rows: F32Array, importance: F32Array | None, out: Bytes) -> None:
+def encode_tq2_0(rows: Rows, importance: F32Array | None, out: Bytes) -> None:
     """Encode `rows` (n, columns) to `out` (n, columns / 256 * 66)."""
     ternary.encode_tq2_0(rows, importance, out)
     _refine(_refine_even, rows, importance, out, 256, -1, 1, 1.7, 0.9, 2)
 
 
-def encode_q2_0(rows: F32Array, importance: F32Array | None, out: Bytes) -> None:
+def encode_q2_0(rows: Rows, importance: F32Array | None, out: Bytes) -> None:
     """Encode `rows` (n, columns) to `out` (n, columns / 64 * 18)."""
     bits.encode_q2_0(rows, importance, out)
     _refine(_refine_even, rows, importance, out, 64, -1, 2, 1.4, 0.5, 3)
 
 
-def encode_q1_0(rows: F32Array, importance: F32Array | None, out: Bytes) -> None:
+def encode_q1_0(rows: Rows, importance: F32Array | None, out: Bytes) -> None:
     """Encode `rows` (n, columns) to `out` (n, columns / 128 * 18)."""
     bits.encode_q1_0(rows, importance, out)
     if importance is not None:
@@ -105,7 +106,7 @@ def encode_q1_0(rows: F32Array, importance: F32Array | None, out: Bytes) -> None
 
 def _refine(
     refine: Any,
-    rows: F32Array,
+    rows: Rows,
     importance: F32Array | None,
     out: Bytes,
     size: int,
@@ -216,7 +217,7 @@ def _write_levels(
 @inline
 def _levels(weights: Any, start: Any, count: Any, inverse: Any, lowest: Any, highest: Any) -> Any:
     """The levels of `count` (a constant) weights."""
-    value = rounded(load(weights, start, count) * inverse)
+    value = rounded(load_weights(weights, start, count) * inverse)
     return integer_of(maximum(minimum(value, highest), lowest))
 
 

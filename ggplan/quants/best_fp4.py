@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from ggplan.quants import fp4
 from ggplan.quants.accelerate import inline, kernel
 from ggplan.quants.best import gather_block_weights, gather_blocks, to_beat
+from ggplan.quants.codecs import Rows
 from ggplan.quants.decode import E8M0_HALVES, FP4_LEVELS, UE4M3_HALVES
 from ggplan.quants.layout32 import flat
-from ggplan.quants.memory import load, new_floats, store
+from ggplan.quants.memory import load, load_weights, new_floats, store
 from ggplan.quants.vector import WIDTH, absolute, minimum, splat
 
 F32Array = NDArray[np.float32]
@@ -30,14 +31,14 @@ _LARGEST_E8M0 = 254  # 255 is a nan to most readers
 _LARGEST_UE4M3 = 126
 
 
-def encode_mxfp4(rows: F32Array, importance: F32Array | None, out: Bytes) -> None:
+def encode_mxfp4(rows: Rows, importance: F32Array | None, out: Bytes) -> None:
     """Encode `rows` (n, columns) to `out` (n, columns / 32 * 17)."""
     fp4.encode_mxfp4(rows, importance, out)
     columns = np.empty(0, np.float32) if importance is None else importance
     _refine(flat(rows), flat(columns), out.reshape(-1), 32, E8M0_HALVES, _LARGEST_E8M0, 2, 2)
 
 
-def encode_nvfp4(rows: F32Array, importance: F32Array | None, out: Bytes) -> None:
+def encode_nvfp4(rows: Rows, importance: F32Array | None, out: Bytes) -> None:
     """Encode `rows` (n, columns) to `out` (n, columns / 64 * 36)."""
     fp4.encode_nvfp4(rows, importance, out)
     columns = np.empty(0, np.float32) if importance is None else importance
@@ -103,12 +104,12 @@ def _write_block(weights: Any, block: Any, size: Any, byte: Any, scale: Any, out
     start = block * size
     out[_scale_at(block, size)] = byte
     if size == 32:
-        low = fp4.nearest_level(load(weights, start, 16), scale)
-        high = fp4.nearest_level(load(weights, start + 16, 16), scale)
+        low = fp4.nearest_level(load_weights(weights, start, 16), scale)
+        high = fp4.nearest_level(load_weights(weights, start + 16, 16), scale)
         store(out, block * 17 + 1, low | (high << 4))
     else:
-        low = fp4.nearest_level(load(weights, start, 8), scale)
-        high = fp4.nearest_level(load(weights, start + 8, 8), scale)
+        low = fp4.nearest_level(load_weights(weights, start, 8), scale)
+        high = fp4.nearest_level(load_weights(weights, start + 8, 8), scale)
         store(out, block // 4 * 36 + 4 + block % 4 * 8, low | (high << 4))
 
 

@@ -27,7 +27,7 @@ from ggplan.quants.best_grid_search import (
     refine_shifted_eights,
 )
 from ggplan.quants.best_points import points_of
-from ggplan.quants.codecs import decoder
+from ggplan.quants.codecs import Rows, decoder
 from ggplan.quants.grid_search import Found
 from ggplan.quants.layout32 import flat
 from ggplan.quants.superblock import SUPERBLOCK
@@ -58,43 +58,43 @@ _RULES = {
 }
 
 
-def encode_iq3_s(rows: F32Array, importance: F32Array | None, out: Bytes) -> None:
+def encode_iq3_s(rows: Rows, importance: F32Array | None, out: Bytes) -> None:
     """Write 110 bytes for 256 weights."""
     encode_grids.encode_iq3_s(rows, importance, out)
     _improve("iq3_s", refine_fours, encode_grids.pack_iq3_s, rows, importance, out)
 
 
-def encode_iq3_xxs(rows: F32Array, importance: F32Array | None, out: Bytes) -> None:
+def encode_iq3_xxs(rows: Rows, importance: F32Array | None, out: Bytes) -> None:
     """Write 98 bytes for 256 weights."""
     encode_grids.encode_iq3_xxs(rows, importance, out)
     _improve("iq3_xxs", refine_even_fours, encode_grids.pack_iq3_xxs, rows, importance, out)
 
 
-def encode_iq2_s(rows: F32Array, importance: F32Array | None, out: Bytes) -> None:
+def encode_iq2_s(rows: Rows, importance: F32Array | None, out: Bytes) -> None:
     """Write 82 bytes for 256 weights."""
     encode_grids.encode_iq2_s(rows, importance, out)
     _improve("iq2_s", refine_eights, encode_grids.pack_iq2_s, rows, importance, out)
 
 
-def encode_iq2_xs(rows: F32Array, importance: F32Array | None, out: Bytes) -> None:
+def encode_iq2_xs(rows: Rows, importance: F32Array | None, out: Bytes) -> None:
     """Write 74 bytes for 256 weights."""
     encode_grids.encode_iq2_xs(rows, importance, out)
     _improve("iq2_xs", refine_even_eights, encode_grids.pack_iq2_xs, rows, importance, out)
 
 
-def encode_iq2_xxs(rows: F32Array, importance: F32Array | None, out: Bytes) -> None:
+def encode_iq2_xxs(rows: Rows, importance: F32Array | None, out: Bytes) -> None:
     """Write 66 bytes for 256 weights."""
     encode_grids.encode_iq2_xxs(rows, importance, out)
     _improve("iq2_xxs", refine_even_eights, encode_grids.pack_iq2_xxs, rows, importance, out)
 
 
-def encode_iq1_m(rows: F32Array, importance: F32Array | None, out: Bytes) -> None:
+def encode_iq1_m(rows: Rows, importance: F32Array | None, out: Bytes) -> None:
     """Write 56 bytes for 256 weights."""
     iq1_m.encode(rows, importance, out)
     _improve("iq1_m", refine_shifted_eights, _pack_iq1_m, rows, importance, out)
 
 
-def encode_iq1_s(rows: F32Array, importance: F32Array | None, out: Bytes) -> None:
+def encode_iq1_s(rows: Rows, importance: F32Array | None, out: Bytes) -> None:
     """Write 50 bytes for 256 weights."""
     iq1_s.encode(rows, importance, out)
     _improve("iq1_s", refine_shifted_eights, _pack_iq1_s, rows, importance, out)
@@ -104,7 +104,7 @@ def _improve(
     name: str,
     refine: Callable[..., None],
     pack: Callable[[Found, Bytes], None],
-    rows: F32Array,
+    rows: Rows,
     importance: F32Array | None,
     out: Bytes,
 ) -> None:

@@ -23,9 +23,10 @@ from ggplan.quants.best import (
     half_at,
     to_beat,
 )
+from ggplan.quants.codecs import Rows
 from ggplan.quants.half import floats_of, halves_of
 from ggplan.quants.layout32 import flat, store_quants
-from ggplan.quants.memory import load, new_floats, new_integers, store, store_bytes
+from ggplan.quants.memory import load, load_weights, new_floats, new_integers, store, store_bytes
 from ggplan.quants.vector import WIDTH, integer_of, lane, maximum, minimum, rounded, select, splat
 
 F32Array = NDArray[np.float32]
@@ -38,19 +39,19 @@ _INFINITY = np.float32(np.inf)
 _SINGULAR = np.float32(1e-5)
 
 
-def encode_q4_1(rows: F32Array, importance: F32Array | None, out: Bytes) -> None:
+def encode_q4_1(rows: Rows, importance: F32Array | None, out: Bytes) -> None:
     """Encode `rows` (n, columns) to `out` (n, columns / 32 * 20)."""
     blocks32.encode_q4_1(rows, importance, out)
     _encode(rows, importance, 15, out)
 
 
-def encode_q5_1(rows: F32Array, importance: F32Array | None, out: Bytes) -> None:
+def encode_q5_1(rows: Rows, importance: F32Array | None, out: Bytes) -> None:
     """Encode `rows` (n, columns) to `out` (n, columns / 32 * 24)."""
     blocks32.encode_q5_1(rows, importance, out)
     _encode(rows, importance, 31, out)
 
 
-def _encode(rows: F32Array, importance: F32Array | None, highest: int, out: Bytes) -> None:
+def _encode(rows: Rows, importance: F32Array | None, highest: int, out: Bytes) -> None:
     columns = np.empty(0, np.float32) if importance is None else importance
     # The ends' first place and step, as parts of a level, and the number of places of each.
     first, step, places = (0.15, 0.5, 2) if importance is None else (-0.4, 0.2, 9)
@@ -90,8 +91,10 @@ def _refine(
                 at = (first + r) * block_bytes
                 start = (first + r) * _SIZE
                 store_bytes(out, at, halves[r], 4)
-                low = _levels(load(weights, start, 16), inverses[r], lows[r], np.float32(highest))
-                high = _levels(load(weights, start + 16, 16), inverses[r], lows[r], np.float32(highest))
+                low = _levels(load_weights(weights, start, 16), inverses[r], lows[r], np.float32(highest))
+                high = _levels(
+                    load_weights(weights, start + 16, 16), inverses[r], lows[r], np.float32(highest)
+                )
                 store_quants(out, at + 4, integer_of(low), integer_of(high), highest)
 
 

@@ -32,6 +32,7 @@ from ggplan.quants.best import (
     to_beat,
     write_better,
 )
+from ggplan.quants.codecs import Rows
 from ggplan.quants.half import floats_of
 from ggplan.quants.layout32 import flat
 from ggplan.quants.memory import load, new_floats, new_integers, store
@@ -57,27 +58,21 @@ _UNITS = 24
 _ROUNDS = 3
 
 
-def encode_q3_k(
-    rows: NDArray[np.float32], importance: NDArray[np.float32] | None, out: NDArray[np.uint8]
-) -> None:
+def encode_q3_k(rows: Rows, importance: NDArray[np.float32] | None, out: NDArray[np.uint8]) -> None:
     """Write 110 bytes for 256 weights."""
     q3_k.encode(rows, importance, out)
     columns = np.empty(0, np.float32) if importance is None else importance
     _refine_q3_k(flat(rows), flat(columns), 16, out.reshape(-1))
 
 
-def encode_q6_k(
-    rows: NDArray[np.float32], importance: NDArray[np.float32] | None, out: NDArray[np.uint8]
-) -> None:
+def encode_q6_k(rows: Rows, importance: NDArray[np.float32] | None, out: NDArray[np.uint8]) -> None:
     """Write 210 bytes for 256 weights."""
     q6_k.encode(rows, importance, out)
     columns = np.empty(0, np.float32) if importance is None else importance
     _refine_q6_k(flat(rows), flat(columns), 16, out.reshape(-1))
 
 
-def encode_iq4_xs(
-    rows: NDArray[np.float32], importance: NDArray[np.float32] | None, out: NDArray[np.uint8]
-) -> None:
+def encode_iq4_xs(rows: Rows, importance: NDArray[np.float32] | None, out: NDArray[np.uint8]) -> None:
     """Write 136 bytes for 256 weights."""
     iq4_xs.encode(rows, importance, out)
     columns = np.empty(0, np.float32) if importance is None else importance

@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggplan.quants.accelerate import inline, kernel
+from ggplan.quants.codecs import Rows
 from ggplan.quants.layout32 import flat, store_half
-from ggplan.quants.memory import load, store, transpose
+from ggplan.quants.memory import load, load_weights, store, transpose
 from ggplan.quants.vector import absolute, lane_bits, largest_lane, maximum, splat
 
 F32Array = NDArray[np.float32]
@@ -32,12 +33,12 @@ _128 = np.float32(128)
 _LARGEST_FLOAT = np.finfo(np.float32).max
 
 
-def encode_q1_0(rows: F32Array, importance: F32Array | None, out: Bytes) -> None:
+def encode_q1_0(rows: Rows, importance: F32Array | None, out: Bytes) -> None:
     """Encode `rows` (n, columns) to `out` (n, columns / 128 * 18)."""
     _q1_0(flat(rows), out.reshape(-1))
 
 
-def encode_q2_0(rows: F32Array, importance: F32Array | None, out: Bytes) -> None:
+def encode_q2_0(rows: Rows, importance: F32Array | None, out: Bytes) -> None:
     """Encode `rows` (n, columns) to `out` (n, columns / 64 * 18)."""
     _q2_0(flat(rows), out.reshape(-1))
 
@@ -54,7 +55,7 @@ def _q1_0(weights: Any, out: Any) -> None:
         for column in range(0, 128, 16):
             for i in range(16):  # where fewer blocks are left, the last one fills the rest
                 block = first + min(i, count - 1)
-                store(square, 16 * i, absolute(load(weights, block * 128 + column, 16)))
+                store(square, 16 * i, absolute(load_weights(weights, block * 128 + column, 16)))
             transpose(square, 0, 16, columns, 0, 16)
             for i in range(16):
                 total = total + load(columns, 16 * i, 16)
@@ -63,7 +64,7 @@ def _q1_0(weights: Any, out: Any) -> None:
             at = (first + i) * 18
             store_half(out, at, means[i])
             for part in range(4):
-                x = load(weights, (first + i) * 128 + 32 * part, 32)
+                x = load_weights(weights, (first + i) * 128 + 32 * part, 32)
                 _store_bits(out, at + 2 + 4 * part, lane_bits(x >= _ZERO), 4)
 
 
@@ -72,12 +73,14 @@ def _q2_0(weights: Any, out: Any) -> None:
     for block in range(weights.size // 64):
         start = block * 64
         at = block * 18
-        magnitude = maximum(absolute(load(weights, start, 32)), absolute(load(weights, start + 32, 32)))
+        magnitude = maximum(
+            absolute(load_weights(weights, start, 32)), absolute(load_weights(weights, start + 32, 32))
+        )
         scale = largest_lane(magnitude)
         inverse = np.float32(_ONE / scale) if scale > _ZERO else _ZERO
         store_half(out, at, scale)
         for half in range(2):
-            scaled = load(weights, start + 32 * half, 32) * inverse
+            scaled = load_weights(weights, start + 32 * half, 32) * inverse
             # Neither where `scaled` is infinite or a nan.
             is_1 = lane_bits(absolute(scaled) < _HALF)
             is_2 = lane_bits((scaled >= _HALF) & (scaled <= _LARGEST_FLOAT))

@@ -30,9 +30,10 @@ from numpy.typing import NDArray
 
 from ggplan.quants import search32
 from ggplan.quants.accelerate import inline, kernel
+from ggplan.quants.codecs import Rows
 from ggplan.quants.half import halves_of
 from ggplan.quants.layout32 import flat, store_quants
-from ggplan.quants.memory import load, new_floats, new_integers, store, store_bytes
+from ggplan.quants.memory import load, load_weights, new_floats, new_integers, store, store_bytes
 from ggplan.quants.vector import (
     absolute,
     any_lane,
@@ -40,6 +41,7 @@ from ggplan.quants.vector import (
     first_lane,
     float_of_bits,
     integer_of,
+    lane,
     largest_magnitude_of_blocks,
     largest_of_blocks,
     minimum,
@@ -63,52 +65,52 @@ _SIGN_BIT = -(1 << 31)
 _BITS_BELOW_HALF = 0x3EFFFFFF  # 0.49999997
 
 
-def encode_q8_0(rows: F32Array, importance: F32Array | None, out: Bytes) -> None:
+def encode_q8_0(rows: Rows, importance: F32Array | None, out: Bytes) -> None:
     """Encode `rows` (n, columns) to `out` (n, columns / 32 * 34)."""
     _encode(_q8_0, rows, out)
 
 
-def encode_q4_0(rows: F32Array, importance: F32Array | None, out: Bytes) -> None:
+def encode_q4_0(rows: Rows, importance: F32Array | None, out: Bytes) -> None:
     """Encode `rows` (n, columns) to `out` (n, columns / 32 * 18)."""
     _encode_symmetric(rows, importance, 8, out)
 
 
-def encode_q5_0(rows: F32Array, importance: F32Array | None, out: Bytes) -> None:
+def encode_q5_0(rows: Rows, importance: F32Array | None, out: Bytes) -> None:
     """Encode `rows` (n, columns) to `out` (n, columns / 32 * 22)."""
     _encode_symmetric(rows, importance, 16, out)
 
 
-def encode_q4_1(rows: F32Array, importance: F32Array | None, out: Bytes) -> None:
+def encode_q4_1(rows: Rows, importance: F32Array | None, out: Bytes) -> None:
     """Encode `rows` (n, columns) to `out` (n, columns / 32 * 20)."""
     _encode_affine(rows, importance, 15, out)
 
 
-def encode_q5_1(rows: F32Array, importance: F32Array | None, out: Bytes) -> None:
+def encode_q5_1(rows: Rows, importance: F32Array | None, out: Bytes) -> None:
     """Encode `rows` (n, columns) to `out` (n, columns / 32 * 24)."""
     _encode_affine(rows, importance, 31, out)
 
 
-def _encode_symmetric(rows: F32Array, importance: F32Array | None, middle: int, out: Bytes) -> None:
+def _encode_symmetric(rows: Rows, importance: F32Array | None, middle: int, out: Bytes) -> None:
     if importance is None:
         _encode(_symmetric, rows, out, middle)
     else:
         search32.symmetric(flat(rows), flat(importance), middle, out.reshape(-1))
 
 
-def _encode_affine(rows: F32Array, importance: F32Array | None, highest: int, out: Bytes) -> None:
+def _encode_affine(rows: Rows, importance: F32Array | None, highest: int, out: Bytes) -> None:
     if importance is None:
         _encode(_affine, rows, out, highest)
     else:
         search32.affine(flat(rows), flat(importance), highest, out.reshape(-1))
 
 
-def _encode(encode_groups: Callable[..., None], rows: F32Array, out: Bytes, *levels: int) -> None:
+def _encode(encode_groups: Callable[..., None], rows: Rows, out: Bytes, *levels: int) -> None:
     """Call a kernel, which needs 16 blocks or more, for any number of them."""
     weights, blocks = flat(rows), out.reshape(-1)
     if weights.size >= _GROUP:
         encode_groups(weights, blocks, *levels)
     else:
-        group, room = np.zeros(_GROUP, np.float32), np.empty(_MOST_BYTES, np.uint8)
+        group, room = np.zeros(_GROUP, weights.dtype), np.empty(_MOST_BYTES, np.uint8)
         group[: weights.size] = weights
         encode_groups(group, room, *levels)
         blocks[:] = room[: blocks.size]
@@ -128,7 +130,7 @@ def _q8_0(weights: Any, out: Any) -> None:
             at = (start // 32 + k) * 34
             store_bytes(out, at, halves[k], 2)
             # C's roundf: add 0.49999997 with the number's sign, then cut.
-            scaled = load(weights, start + k * 32, 32) * inverses[k]
+            scaled = load_weights(weights, start + k * 32, 32) * inverses[k]
             nudge = float_of_bits((bits_of(scaled) & _SIGN_BIT) | _BITS_BELOW_HALF)
             store(out, at + 2, integer_of(scaled + nudge))
 
@@ -159,8 +161,10 @@ def _symmetric(weights: Any, out: Any, middle: Any) -> None:
             block = start + k * 32
             at = (start // 32 + k) * block_bytes
             store_bytes(out, at, halves[k], 2)
-            low = minimum(integer_of(load(weights, block, 16) * inverses[k] + shifts[k]), highest)
-            high = minimum(integer_of(load(weights, block + 16, 16) * inverses[k] + shifts[k]), highest)
+            low = minimum(integer_of(load_weights(weights, block, 16) * inverses[k] + shifts[k]), highest)
+            high = minimum(
+                integer_of(load_weights(weights, block + 16, 16) * inverses[k] + shifts[k]), highest
+            )
             store_quants(out, at + 2, low, high, highest)
 
 
@@ -188,8 +192,8 @@ def _affine(weights: Any, out: Any, highest: Any) -> None:
             block = start + k * 32
             at = (start // 32 + k) * block_bytes
             store_bytes(out, at, halves[k], 4)
-            low = integer_of((load(weights, block, 16) - minima[k]) * inverses[k] + _HALF)
-            high = integer_of((load(weights, block + 16, 16) - minima[k]) * inverses[k] + _HALF)
+            low = integer_of((load_weights(weights, block, 16) - minima[k]) * inverses[k] + _HALF)
+            high = integer_of((load_weights(weights, block + 16, 16) - minima[k]) * inverses[k] + _HALF)
             store_quants(out, at + 4, low, high, highest)
 
 
@@ -199,5 +203,6 @@ def _first_of_magnitude(weights: Any, start: Any, magnitudes: Any, scratch: Any)
     store(scratch, 0, magnitudes)
     for k in range(16):
         block = start + k * 32
-        scratch[k] = weights[block + first_lane(absolute(load(weights, block, 32)) == scratch[k])]
+        place = first_lane(absolute(load_weights(weights, block, 32)) == scratch[k])
+        scratch[k] = lane(load_weights(weights, block + place, 1), 0)
     return load(scratch, 0, 16)

@@ -3,11 +3,13 @@
 Functions are named, not imported: encoders bring LLVM with them, which costs a tenth of a second, so each is
 brought in when a tensor first needs it.
 
-    encoder    encode(rows, importance, out)    rows (n, columns) float32, out (n, row bytes) uint8
+    encoder    encode(rows, importance, out)    rows (n, columns), out (n, row bytes) uint8
     decoder    decode(blocks, out)              blocks (n, block bytes) uint8, out (n, block size) float32
 
-All arrays are C-contiguous, shapes fit, weights are finite: the callers in `ggplan.quants` see to it.
-`importance` is (columns,) float32 or None, and ignored by the types that have no use for it.
+Rows are float32; to types with blocks they may also be the bits of bfloat16, which is how checkpoints store
+them: what lays weights into vectors widens them, and nothing after it knows. All arrays are C-contiguous,
+shapes fit, weights are finite: the callers in `ggplan.quants` see to it. `importance` is (columns,) float32
+or None, and ignored by the types that have no use for it.
 
 Most types have a second encoder, for `effort="best"`: the same blocks, in the same layout, with less error
 than ggml's (see `best`). It has a use for an importance whatever the type.
@@ -25,7 +27,9 @@ from numpy.typing import NDArray
 
 F32Array = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
-Encode = Callable[[F32Array, F32Array | None, Bytes], None]
+Rows = NDArray[np.float32 | np.uint16]
+"""Weights as encoders take them: float32 or, for types with blocks, the bits of bfloat16 in uint16."""
+Encode = Callable[[Rows, F32Array | None, Bytes], None]
 Decode = Callable[[Bytes, F32Array], None]
 
 ENCODERS = {

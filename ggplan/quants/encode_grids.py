@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggplan.quants.accelerate import inline, kernel
+from ggplan.quants.codecs import Rows
 from ggplan.quants.grid_search import (
     ALL,
     NEIGHBOURS,
@@ -77,27 +78,27 @@ _RULES = {
 _STORED = {"iq3_s": np.float32(1.033), "iq3_xxs": np.float32(1.0125), "iq2_s": np.float32(0.9875)}
 
 
-def encode_iq3_s(rows: F32Array, importance: F32Array | None, out: Bytes) -> None:
+def encode_iq3_s(rows: Rows, importance: F32Array | None, out: Bytes) -> None:
     """Write 110 bytes for 256 weights; the arguments of all encoders are those of `encode_superblocks`."""
     _encode("iq3_s", _search_fours, pack_iq3_s, rows, importance, out)
 
 
-def encode_iq3_xxs(rows: F32Array, importance: F32Array | None, out: Bytes) -> None:
+def encode_iq3_xxs(rows: Rows, importance: F32Array | None, out: Bytes) -> None:
     """Write 98 bytes for 256 weights."""
     _encode("iq3_xxs", _search_fours, pack_iq3_xxs, rows, importance, out)
 
 
-def encode_iq2_s(rows: F32Array, importance: F32Array | None, out: Bytes) -> None:
+def encode_iq2_s(rows: Rows, importance: F32Array | None, out: Bytes) -> None:
     """Write 82 bytes for 256 weights."""
     _encode("iq2_s", _search_eights, pack_iq2_s, rows, importance, out)
 
 
-def encode_iq2_xs(rows: F32Array, importance: F32Array | None, out: Bytes) -> None:
+def encode_iq2_xs(rows: Rows, importance: F32Array | None, out: Bytes) -> None:
     """Write 74 bytes for 256 weights."""
     _encode("iq2_xs", _search_eights, pack_iq2_xs, rows, importance, out)
 
 
-def encode_iq2_xxs(rows: F32Array, importance: F32Array | None, out: Bytes) -> None:
+def encode_iq2_xxs(rows: Rows, importance: F32Array | None, out: Bytes) -> None:
     """Write 66 bytes for 256 weights."""
     _encode("iq2_xxs", _search_fitted_eights, pack_iq2_xxs, rows, importance, out)
 
@@ -106,7 +107,7 @@ def _encode(
     name: str,
     search: Callable[..., None],
     pack: Callable[[Found, Bytes], None],
-    rows: F32Array,
+    rows: Rows,
     importance: F32Array | None,
     out: Bytes,
 ) -> None:

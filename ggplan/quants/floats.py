@@ -14,12 +14,13 @@ signature.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ggplan.quants.accelerate import inline, kernel
+from ggplan.quants.codecs import Rows
 from ggplan.quants.half import halves_of
 from ggplan.quants.memory import load, store
 from ggplan.quants.vector import bits_of, float_of_bits
@@ -87,6 +88,15 @@ def decode_f16(blocks: Bytes, out: F32Array) -> None:
 def decode_bf16(blocks: Bytes, out: F32Array) -> None:
     """Widen the bfloat16 numbers in `blocks` (n, 2) to `out` (n, 1)."""
     _widened(blocks.view("<u2").reshape(-1), out.reshape(-1))
+
+
+def widened(rows: Rows) -> F32Array:
+    """`rows` as float32."""
+    if rows.dtype != np.uint16:
+        return cast(F32Array, rows)
+    wide = np.empty(rows.shape, np.float32)
+    _widened(rows.reshape(-1), wide.reshape(-1))
+    return wide
 
 
 @kernel

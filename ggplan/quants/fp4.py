@@ -25,9 +25,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggplan.quants.accelerate import inline, kernel
+from ggplan.quants.codecs import Rows
 from ggplan.quants.decode import E8M0_HALVES, FP4_LEVELS, UE4M3_HALVES
 from ggplan.quants.layout32 import flat
-from ggplan.quants.memory import load, store
+from ggplan.quants.memory import load_weights, store
 from ggplan.quants.vector import absolute, bits_of, lane, largest_lane, maximum, select, splat
 
 F32Array = NDArray[np.float32]
@@ -42,12 +43,12 @@ _NINE_BITS = 0x7FC000
 _LARGEST_UE4M3 = 0x7E  # 448; 0x7F is a nan
 
 
-def encode_mxfp4(rows: F32Array, importance: F32Array | None, out: Bytes) -> None:
+def encode_mxfp4(rows: Rows, importance: F32Array | None, out: Bytes) -> None:
     """Encode `rows` (n, columns) to `out` (n, columns / 32 * 17)."""
     _mxfp4(flat(rows), out.reshape(-1))
 
 
-def encode_nvfp4(rows: F32Array, importance: F32Array | None, out: Bytes) -> None:
+def encode_nvfp4(rows: Rows, importance: F32Array | None, out: Bytes) -> None:
     """Encode `rows` (n, columns) to `out` (n, columns / 64 * 36)."""
     _nvfp4(flat(rows), out.reshape(-1))
 
@@ -57,15 +58,15 @@ def _mxfp4(weights: Any, out: Any) -> None:
     for block in range(weights.size // 32):
         start = block * 32
         at = block * 17
-        largest = largest_lane(absolute(load(weights, start, 32)))
+        largest = largest_lane(absolute(load_weights(weights, start, 32)))
         exponent = 0
         if largest > _ZERO:
             # In C, a negative number becomes a byte as x86-64 has it: its lowest eight bits.
             exponent = (_floor_log2(largest) - 2 + 127) & 0xFF
         out[at] = exponent
         scale = E8M0_HALVES[exponent]
-        low = nearest_level(load(weights, start, 16), scale)
-        high = nearest_level(load(weights, start + 16, 16), scale)
+        low = nearest_level(load_weights(weights, start, 16), scale)
+        high = nearest_level(load_weights(weights, start + 16, 16), scale)
         store(out, at + 1, low | (high << 4))
 
 
@@ -75,8 +76,8 @@ def _nvfp4(weights: Any, out: Any) -> None:
         at = block * 36
         for part in range(4):
             start = block * 64 + part * 16
-            low = load(weights, start, 8)
-            high = load(weights, start + 8, 8)
+            low = load_weights(weights, start, 8)
+            high = load_weights(weights, start + 8, 8)
             largest = largest_lane(maximum(absolute(low), absolute(high)))
             byte = _ue4m3(np.float32(largest / _6))
             out[at + part] = byte

@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggplan.quants.accelerate import inline, kernel
+from ggplan.quants.codecs import Rows
 from ggplan.quants.half import halves_of
 from ggplan.quants.iq1 import (
     GROUP,
@@ -68,7 +69,7 @@ _ONE = np.float32(1)
 _HALF = np.float32(0.5)
 
 
-def encode(rows: NDArray[np.float32], importance: NDArray[np.float32] | None, out: NDArray[np.uint8]) -> None:
+def encode(rows: Rows, importance: NDArray[np.float32] | None, out: NDArray[np.uint8]) -> None:
     """Write 50 bytes for 256 weights; the arguments are those of `encode_superblocks`, with importance."""
     assert importance is not None
     encode_superblocks(_encode, rows, importance, out, *tables())

@@ -23,9 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggplan.quants.accelerate import inline, kernel
+from ggplan.quants.codecs import Rows
 from ggplan.quants.decode import IQ4_NL_LEVELS
 from ggplan.quants.layout32 import LANES, TILE_SIZE, fill_tile, flat, store_half
-from ggplan.quants.memory import load, new_floats, store
+from ggplan.quants.memory import load, load_weights, new_floats, store
 from ggplan.quants.search import NOTHING
 from ggplan.quants.vector import absolute, any_lane, maximum, minimum, select, splat, square_root
 
@@ -40,7 +41,7 @@ _LEVELS = np.array(IQ4_NL_LEVELS, np.float32)
 _THRESHOLDS = (_LEVELS[1:] + _LEVELS[:-1]) / np.float32(2)
 
 
-def encode(rows: F32Array, importance: F32Array | None, out: Bytes) -> None:
+def encode(rows: Rows, importance: F32Array | None, out: Bytes) -> None:
     """Encode `rows` (n, columns) to `out` (n, columns / 32 * 18)."""
     columns = np.empty(0, np.float32) if importance is None else importance
     _encode(flat(rows), flat(columns), out.reshape(-1))
@@ -182,8 +183,8 @@ def write_block(weights: Any, start: Any, scale: Any, out: Any, at: Any) -> None
     """Write 32 weights' block of the given scale."""
     store_half(out, at, scale)
     inverse = np.float32(_ONE / scale) if scale != _ZERO else _ZERO
-    low = nearest_index(load(weights, start, 16) * inverse)
-    high = nearest_index(load(weights, start + 16, 16) * inverse)
+    low = nearest_index(load_weights(weights, start, 16) * inverse)
+    high = nearest_index(load_weights(weights, start + 16, 16) * inverse)
     store(out, at + 2, low | (high << 4))
 
 

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggplan.quants.accelerate import inline, kernel
+from ggplan.quants.codecs import Rows
 from ggplan.quants.half import halves_of
 from ggplan.quants.iq4_nl import best_scales, nearest_index, weigh_by_square
 from ggplan.quants.layout32 import TILE_SIZE
@@ -49,7 +50,7 @@ _ZERO = np.float32(0)
 _ONE = np.float32(1)
 
 
-def encode(rows: NDArray[np.float32], importance: NDArray[np.float32] | None, out: NDArray[np.uint8]) -> None:
+def encode(rows: Rows, importance: NDArray[np.float32] | None, out: NDArray[np.uint8]) -> None:
     """Write 136 bytes for 256 weights; the arguments are those of `encode_superblocks`."""
     encode_superblocks(_encode, rows, importance, out)
 

@@ -12,21 +12,23 @@ than a tile takes, the last one fills the rest, and nobody looks at the results.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ggplan.quants.accelerate import inline
 from ggplan.quants.half import half_from_float
-from ggplan.quants.memory import load, store, store_bytes, transpose
+from ggplan.quants.memory import load_weights, store, store_bytes, transpose
 from ggplan.quants.vector import WIDTH, lane_bits
 
 LANES = WIDTH
 TILE_SIZE = 32 * LANES
 
+Element = TypeVar("Element", bound=np.generic)
 
-def flat(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+
+def flat(rows: NDArray[Element]) -> NDArray[Element]:
     """All rows as one, and read-only: Numba compiles anew for writable arrays, so let there be none."""
     view = rows.reshape(-1)
     view.flags.writeable = False
@@ -42,7 +44,7 @@ def fill_tile(source: Any, first: Any, count: Any, cycle: Any, scratch: Any, til
     """
     for lane in range(LANES):
         block = (first + min(lane, count - 1)) % cycle
-        store(scratch, lane * 32, load(source, block * 32, 32))
+        store(scratch, lane * 32, load_weights(source, block * 32, 32))
     for group in range(0, LANES, 16):
         for weight in range(0, 32, 16):
             transpose(scratch, group * 32 + weight, 32, tile, weight * LANES + group, LANES)

@@ -55,6 +55,27 @@ def _write(context: Any, builder: Any, array_type: Any, array: Any, index: Any, 
     builder.store(value, address).align = array_type.dtype.bitwidth // 8
 
 
+def read_weights(context: Any, builder: Any, array_type: Any, array: Any, index: Any, count: int) -> Any:
+    """As `read_lanes`, but what is uint16 are the bits of bfloat16: they become float32."""
+    value = read_lanes(context, builder, array_type, array, index, count)
+    if array_type.dtype != types.uint16:
+        return value
+    wide = ir.VectorType(ir.IntType(32), count)
+    bits = builder.shl(builder.zext(value, wide), ir.Constant(wide, [16] * count))
+    return builder.bitcast(bits, ir.VectorType(ir.FloatType(), count))
+
+
+@intrinsic
+def load_weights(typing_context: Any, array: Any, index: Any, count: Any) -> Any:
+    """Read `count` (a constant) neighbours of rows, float32 or the bits of bfloat16 in uint16, as float32."""
+    lanes = kinds.Lanes("f32", count.literal_value)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return read_weights(context, builder, array, arguments[0], arguments[1], lanes.count)
+
+    return lanes(array, types.intp, count), generate
+
+
 @intrinsic
 def load(typing_context: Any, array: Any, index: Any, count: Any) -> Any:
     """Read `count` (a constant) neighbours: float32 and int32 as they are, shorter ones as unsigned."""
@@ -185,7 +206,8 @@ def _transposition(runs: int) -> Callable[..., Any]:
 
             from_array, start, step, to_array, to_start, to_step = arguments
             rows = [
-                read_lanes(context, builder, source, from_array, nth(start, step, n), 16) for n in range(runs)
+                read_weights(context, builder, source, from_array, nth(start, step, n), 16)
+                for n in range(runs)
             ]
             if runs == 64:
                 rows = [_four_bytes(builder, rows[n : n + 4]) for n in range(0, 64, 4)]
@@ -201,9 +223,9 @@ def _transposition(runs: int) -> Callable[..., Any]:
     return transposition
 
 
-# Turn 16 runs of 16 numbers, a stride apart, into the 16 columns of 16 runs, another stride apart: float32 to
-# float32, int32 to int32, the low 8 bits of int32 to uint8. And 64 runs of such low 8 bits into 16 runs of 64
-# uint8, with no more shuffles: four bytes are turned as one number. Both take
+# Turn 16 runs of 16 numbers, a stride apart, into the 16 columns of 16 runs, another stride apart: float32 or
+# the bits of bfloat16 to float32, int32 to int32, the low 8 bits of int32 to uint8. And 64 runs of such low
+# 8 bits into 16 runs of 64 uint8, with no more shuffles: four bytes are turned as one number. Both take
 # (source, index, stride, target, target_index, target_stride).
 transpose = intrinsic(_transposition(16))
 transpose_bytes = intrinsic(_transposition(64))

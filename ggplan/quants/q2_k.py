@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggplan.quants.accelerate import inline, kernel
+from ggplan.quants.codecs import Rows
 from ggplan.quants.half import floats_of, halves_of
 from ggplan.quants.memory import load, new_floats, new_integers, store
 from ggplan.quants.search import affine_search, quantize_scales, scales_by_largest
@@ -52,7 +53,7 @@ _HIGHEST = np.float32(3)
 _LARGEST_SCALE = np.float32(15)
 
 
-def encode(rows: NDArray[np.float32], importance: NDArray[np.float32] | None, out: NDArray[np.uint8]) -> None:
+def encode(rows: Rows, importance: NDArray[np.float32] | None, out: NDArray[np.uint8]) -> None:
     """Write 84 bytes for 256 weights; the arguments are those of `encode_superblocks`."""
     first, step, count = (-0.5, 0.1, 16) if importance is None else (-0.9, 0.05, 37)
     # `_SIZE` is an argument so that LLVM does not unroll the search's loops; sixteenfold they run slower.

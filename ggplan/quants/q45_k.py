@@ -29,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggplan.quants.accelerate import inline, kernel
+from ggplan.quants.codecs import Rows
 from ggplan.quants.half import floats_of, halves_of
 from ggplan.quants.memory import load, new_floats, new_integers, store
 from ggplan.quants.search import affine_search, quantize_scales, scales_by_largest
@@ -57,17 +58,13 @@ _TWO = np.float32(2)
 _LARGEST_SCALE = np.float32(63)
 
 
-def encode_q4_k(
-    rows: NDArray[np.float32], importance: NDArray[np.float32] | None, out: NDArray[np.uint8]
-) -> None:
+def encode_q4_k(rows: Rows, importance: NDArray[np.float32] | None, out: NDArray[np.uint8]) -> None:
     """Write 144 bytes for 256 weights; the arguments are those of `encode_superblocks`."""
     first, step, count = (-1.0, 0.1, 21) if importance is None else (-0.9, 0.05, 37)
     encode_superblocks(_encode, rows, importance, out, 15, np.float32(first), np.float32(step), count)
 
 
-def encode_q5_k(
-    rows: NDArray[np.float32], importance: NDArray[np.float32] | None, out: NDArray[np.uint8]
-) -> None:
+def encode_q5_k(rows: Rows, importance: NDArray[np.float32] | None, out: NDArray[np.uint8]) -> None:
     """Write 176 bytes for 256 weights; the arguments are those of `encode_superblocks`."""
     first, step, count = (-0.5, 0.1, 16) if importance is None else (-0.9, 0.05, 37)
     encode_superblocks(_encode, rows, importance, out, 31, np.float32(first), np.float32(step), count)

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggplan.quants.accelerate import inline, kernel
+from ggplan.quants.codecs import Rows
 from ggplan.quants.half import floats_of, halves_of
 from ggplan.quants.memory import load, new_floats, new_integers, store
 from ggplan.quants.search import NOTHING, find_extreme, symmetric_search
@@ -53,7 +54,7 @@ _ONE = np.float32(1)
 _LOWEST_SCALE = np.float32(-128)
 
 
-def encode(rows: NDArray[np.float32], importance: NDArray[np.float32] | None, out: NDArray[np.uint8]) -> None:
+def encode(rows: Rows, importance: NDArray[np.float32] | None, out: NDArray[np.uint8]) -> None:
     """Write 210 bytes for 256 weights; the arguments are those of `encode_superblocks`."""
     encode_superblocks(_encode, rows, importance, out)
 

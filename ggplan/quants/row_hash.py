@@ -25,8 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggplan.quants.accelerate import kernel
-from ggplan.quants.memory import load
-from ggplan.quants.vector import any_lane, lane_sum, maximum, pair_products, splat
+from ggplan.quants.codecs import Rows
+from ggplan.quants.memory import load, load_weights
+from ggplan.quants.vector import any_lane, bits_of, lane_sum, maximum, pair_products, splat
 
 _STRIP, _PASSES = 1024, 2
 _LANES = 16
@@ -39,7 +40,7 @@ def row_hash_bytes(n_columns: int) -> int:
     return -(-n_columns // _STRIP) * _PASSES * 8
 
 
-def hash_rows(rows: NDArray[np.float32]) -> tuple[NDArray[np.uint8], bool]:
+def hash_rows(rows: Rows) -> tuple[NDArray[np.uint8], bool]:
     """The hash of each row, and whether all weights are finite.
 
     Parameters
@@ -56,7 +57,7 @@ def hash_rows(rows: NDArray[np.float32]) -> tuple[NDArray[np.uint8], bool]:
     flag = np.zeros(1, np.uint8)
     if sums.size:
         whole = rows if n_columns % _LANES == 0 else np.pad(rows, ((0, 0), (0, -n_columns % _LANES)))
-        words = np.ascontiguousarray(whole, "<f4").view(np.int32)
+        words = np.ascontiguousarray(whole)
         _nh(words.reshape(-1), words.shape[1], _key(), sums.reshape(-1), flag)
     return sums.view(np.uint8), not flag[0]
 
@@ -75,12 +76,12 @@ def _nh(words: Any, n_columns: Any, key: Any, sums: Any, flag: Any) -> None:
     for start in range(0, words.size, n_columns):
         for strip in range(start, start + n_columns, _STRIP):
             stop = min(strip + _STRIP, start + n_columns)
-            word = load(words, strip, _LANES)
+            word = bits_of(load_weights(words, strip, _LANES))
             largest = maximum(largest, word & 0x7FFFFFFF)
             first = pair_products(word + load(key, 0, _LANES))
             second = pair_products(word + load(key, _LANES, _LANES))
             for i in range(strip + _LANES, stop, _LANES):
-                word = load(words, i, _LANES)
+                word = bits_of(load_weights(words, i, _LANES))
                 largest = maximum(largest, word & 0x7FFFFFFF)
                 first = first + pair_products(word + load(key, i - strip, _LANES))
                 second = second + pair_products(word + load(key, i - strip + _LANES, _LANES))

@@ -18,9 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggplan.quants.accelerate import inline, kernel
+from ggplan.quants.codecs import Rows
 from ggplan.quants.half import halves_of
 from ggplan.quants.layout32 import LANES, TILE_SIZE
-from ggplan.quants.memory import load, new_floats, new_integers, store, transpose
+from ggplan.quants.memory import load, load_weights, new_floats, new_integers, store, transpose
 from ggplan.quants.search import affine_search, symmetric_search
 from ggplan.quants.superblock import nearest
 from ggplan.quants.vector import maximum, minimum, splat, square_root
@@ -36,9 +37,7 @@ _ROWS = 16  # rows whose squares are summed side by side
 _LARGEST_BLOCK = 24
 
 
-def symmetric(
-    weights: NDArray[np.float32], importance: NDArray[np.float32], middle: int, out: NDArray[np.uint8]
-) -> None:
+def symmetric(weights: Rows, importance: NDArray[np.float32], middle: int, out: NDArray[np.uint8]) -> None:
     """Encode to q4_0 (`middle` 8) or q5_0 (16): weight = d (q - middle).
 
     Parameters
@@ -53,16 +52,14 @@ def symmetric(
     _encode(_symmetric, weights, importance, middle, out)
 
 
-def affine(
-    weights: NDArray[np.float32], importance: NDArray[np.float32], highest: int, out: NDArray[np.uint8]
-) -> None:
+def affine(weights: Rows, importance: NDArray[np.float32], highest: int, out: NDArray[np.uint8]) -> None:
     """Encode to q4_1 (`highest` 15) or q5_1 (31): weight = d q + m. Arguments as of `symmetric`."""
     _encode(_affine, weights, importance, highest, out)
 
 
 def _encode(
     kernel: Callable[..., None],
-    weights: NDArray[np.float32],
+    weights: Rows,
     importance: NDArray[np.float32],
     parameter: int,
     out: NDArray[np.uint8],
@@ -202,7 +199,7 @@ def _row_energies(weights: Any, columns: Any) -> Any:
         total = splat(_ZERO, _ROWS)
         for column in range(0, columns, 32):
             for row in range(_ROWS):
-                store(piece, 32 * row, load(weights, (first + row) * columns + column, 32))
+                store(piece, 32 * row, load_weights(weights, (first + row) * columns + column, 32))
             for half in range(0, 32, 16):
                 transpose(piece, half, 32, turned, 0, _ROWS)
                 for i in range(0, _ROWS * 16, _ROWS):

@@ -30,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggplan.quants.accelerate import inline
+from ggplan.quants.codecs import Rows
 from ggplan.quants.memory import load, new_floats, prefetch, store, transpose, transpose_bytes
 from ggplan.quants.vector import (
     WIDTH,
@@ -74,7 +75,7 @@ class Fit(NamedTuple):
 
 def encode_superblocks(
     kernel: Callable[..., None],
-    rows: NDArray[np.float32],
+    rows: Rows,
     importance: NDArray[np.float32] | None,
     out: NDArray[np.uint8],
     *parameters: Any,
@@ -100,7 +101,7 @@ def encode_superblocks(
     weights = rows.reshape(-1)
     blocks = out.reshape(count, -1)
     if count < TILE:
-        weights = np.zeros(TILE * SUPERBLOCK, np.float32)
+        weights = np.zeros(TILE * SUPERBLOCK, rows.dtype)
         weights[: rows.size] = rows.reshape(-1)
         blocks = np.empty((TILE, blocks.shape[1]), np.uint8)
     columns = np.empty(0, np.float32)

@@ -24,8 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggplan.quants.accelerate import inline, kernel
+from ggplan.quants.codecs import Rows
 from ggplan.quants.layout32 import flat, store_half
-from ggplan.quants.memory import load, store
+from ggplan.quants.memory import load_weights, store
 from ggplan.quants.vector import absolute, largest_lane, maximum, select, splat
 
 F32Array = NDArray[np.float32]
@@ -37,12 +38,12 @@ _HALF = np.float32(0.5)
 _LARGEST_FLOAT = np.finfo(np.float32).max
 
 
-def encode_tq1_0(rows: F32Array, importance: F32Array | None, out: Bytes) -> None:
+def encode_tq1_0(rows: Rows, importance: F32Array | None, out: Bytes) -> None:
     """Encode `rows` (n, columns) to `out` (n, columns / 256 * 54)."""
     _tq1_0(flat(rows), out.reshape(-1))
 
 
-def encode_tq2_0(rows: F32Array, importance: F32Array | None, out: Bytes) -> None:
+def encode_tq2_0(rows: Rows, importance: F32Array | None, out: Bytes) -> None:
     """Encode `rows` (n, columns) to `out` (n, columns / 256 * 66)."""
     _tq2_0(flat(rows), out.reshape(-1))
 
@@ -88,9 +89,9 @@ def store_tq2_0(weights: Any, start: Any, inverse: Any, out: Any, at: Any) -> No
 @inline
 def _scale(weights: Any, start: Any) -> Any:
     """Find d of a superblock, and 1 / d."""
-    magnitude = absolute(load(weights, start, 32))
+    magnitude = absolute(load_weights(weights, start, 32))
     for i in range(1, 8):
-        magnitude = maximum(magnitude, absolute(load(weights, start + 32 * i, 32)))
+        magnitude = maximum(magnitude, absolute(load_weights(weights, start + 32 * i, 32)))
     scale = largest_lane(magnitude)
     inverse = np.float32(_ONE / scale)
     if not inverse <= _LARGEST_FLOAT:
@@ -101,7 +102,7 @@ def _scale(weights: Any, start: Any) -> Any:
 @inline
 def _ternary(weights: Any, start: Any, count: Any, inverse: Any) -> Any:
     """Round `count` (a constant) weights to q, as int32."""
-    scaled = load(weights, start, count) * inverse
+    scaled = load_weights(weights, start, count) * inverse
     return select(scaled >= _HALF, 2, select(scaled <= -_HALF, 0, splat(1, count)))
 
 

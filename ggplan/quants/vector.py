@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ggplan.quants.accelerate import deferred, intrinsic
 from ggplan.quants.machine_code import has_rounding, target
-from ggplan.quants.memory import read_lanes
+from ggplan.quants.memory import read_weights
 
 if TYPE_CHECKING:
     from llvmlite import ir
@@ -256,7 +256,7 @@ def _fold_blocks(symbol: str, of_magnitudes: bool = False) -> Callable[..., Any]
 
             def sixteen(offset: int) -> Any:
                 at = builder.add(arguments[1], ir.Constant(ir.IntType(64), offset))
-                lanes = read_lanes(context, builder, array, arguments[0], at, 16)
+                lanes = read_weights(context, builder, array, arguments[0], at, 16)
                 return _call(builder, "fabs", lanes) if of_magnitudes else lanes
 
             def folded(block: int, n_blocks: int) -> Any:

@@ -63,6 +63,16 @@ class GgufTensor:
 
         return dequantize(raw.reshape(stop - start, row_bytes), self.type)
 
+    def read_bf16(self, start: int, stop: int) -> NDArray[np.uint16]:
+        """Rows `start` up to `stop` of a bf16 tensor as the bits they are stored in."""
+        import numpy as np
+
+        row_bytes = self._row_bytes(start, stop)
+        bits = np.empty((stop - start, row_bytes // 2), "<u2")
+        if bits.size:
+            read_into(self.file, self.offset + start * row_bytes, bits.reshape(-1).view(np.uint8).data)
+        return bits
+
     def _row_bytes(self, start: int, stop: int) -> int:
         n_rows = math.prod(self.shape[:-1])
         if not 0 <= start <= stop <= n_rows:
@@ -97,6 +107,7 @@ def open_gguf(path: Path) -> Model:
                 stored_as=record.type.name,
                 read_rows=rows.read_rows if record.type.decodable else None,
                 read_bytes=rows.read_bytes,
+                read_bf16=rows.read_bf16 if record.type is BF16 else None,
             )
     _check_total(headers[0], len(headers), len(tensors))
     files = tuple(header.path for header in headers)

@@ -121,6 +121,24 @@ class StoredTensor:
             raise ValueError(f"rows {start} to {stop} of {self.n_rows}")
         return self.read_flat(start * n_columns, stop * n_columns).reshape(stop - start, n_columns)
 
+    def read_bf16(self, start: int, stop: int) -> NDArray[np.uint16]:
+        """Rows `start` up to `stop` of a BF16 tensor as a (stop - start, n_columns) array of their bits.
+
+        Raises
+        ------
+        CheckpointError
+            If the file fails.
+        """
+        import numpy as np
+
+        n_columns = self.n_columns
+        if not 0 <= start <= stop <= self.n_rows:
+            raise ValueError(f"rows {start} to {stop} of {self.n_rows}")
+        bits = np.empty((stop - start, n_columns), "<u2")
+        if bits.size:
+            read_into(self.file, self.offset + start * n_columns * 2, bits.reshape(-1).view(np.uint8).data)
+        return bits
+
     def read_flat(self, start: int, stop: int) -> NDArray[np.float32]:
         """Weights `start` up to `stop`, in the order of the file, as a float32 vector."""
         import numpy as np

@@ -3,11 +3,13 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tiny_checkpoints import CASES, DATA, golden_keys, golden_tensors, read_case, write_case
 from tokenizer_variants import BASE, VARIANTS
 
 from ggplan.arch import to_gguf
+from ggplan.quants.floats import widened
 from ggplan.sources.huggingface import open_checkpoint
 
 
@@ -22,6 +24,18 @@ def test_models_are_what_llama_cpp_makes_of_them(tmp_path: Path, case: str) -> N
     assert golden_keys(model) == golden["keys"]
     assert list(golden_keys(model)) == list(golden["keys"])
     assert golden_tensors(model) == golden["tensors"]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bf16_is_read_with_and_without_widening(tmp_path: Path, case: str) -> None:
+    model = to_gguf(open_checkpoint(write_case(tmp_path / case, read_case(case))), pre="glm4")
+    for tensor in model.tensors:
+        assert (tensor.read_bf16 is not None) == (tensor.stored_as == "BF16")
+        if tensor.read_bf16 is not None and tensor.read_rows is not None:
+            for start, stop in ((0, tensor.n_rows), (tensor.n_rows // 3, tensor.n_rows - tensor.n_rows // 4)):
+                bits = tensor.read_bf16(start, stop)
+                assert bits.flags.c_contiguous
+                np.testing.assert_array_equal(widened(bits), tensor.read_rows(start, stop))
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.__name__)

@@ -1,6 +1,7 @@
 """Row readers: any range of rows equals that range of the whole tensor reshaped, and little else is read."""
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -39,8 +40,8 @@ class Stored:
         return self.values.reshape(-1, self.n_columns)[start:stop]
 
 
-def numbered(*shape: int) -> Stored:
-    return Stored(np.arange(np.prod(shape), dtype=np.float32).reshape(shape))
+def new_numbered(*shape: int, dtype: type = np.float32) -> Stored:
+    return Stored(np.arange(np.prod(shape), dtype=dtype).reshape(shape))
 
 
 def permuted_whole(values: np.ndarray, n_heads: int) -> np.ndarray:
@@ -54,6 +55,7 @@ def readers(draw: st.DrawFn):
     """A reader, all its rows, the tensors it reads, and how many rows it may read beyond those asked for."""
     kind = draw(st.sampled_from(["plain", "stacked", "permuted", "sliced", "k_b"]))
     heads, half, columns = draw(st.integers(1, 4)), draw(st.integers(1, 4)), draw(st.integers(1, 5))
+    numbered = partial(new_numbered, dtype=draw(st.sampled_from([np.float32, np.uint16])))
     if kind == "plain":
         tensor = numbered(heads, half, columns)
         return plain(tensor), tensor.values.reshape(-1, columns), [tensor], 0
@@ -80,14 +82,14 @@ def test_any_range_of_rows_is_that_range_of_the_whole(reader, data: st.DataObjec
     start = data.draw(st.integers(0, len(whole)))
     stop = data.draw(st.integers(start, len(whole)))
     rows = read(start, stop)
-    assert rows.dtype == np.float32
+    assert rows.dtype == whole.dtype
     np.testing.assert_array_equal(rows, whole[start:stop])
     assert sum(tensor.rows_read for tensor in tensors) <= stop - start + surplus
 
 
 @pytest.mark.parametrize(("n_heads", "half"), [(1, 1), (3, 4), (8, 2)])
 def test_a_bias_is_permuted_by_columns(n_heads: int, half: int) -> None:
-    bias = numbered(2 * n_heads * half)
+    bias = new_numbered(2 * n_heads * half)
     read = permuted(bias, n_heads)
     np.testing.assert_array_equal(read(0, 1), permuted_whole(bias.values, n_heads)[None])
     assert read(1, 1).shape == (0, bias.n_columns)

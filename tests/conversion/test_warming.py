@@ -19,7 +19,14 @@ RECIPE = "attn_q = q4_K\nattn_k = q8_0\nattn_v = f32\nffn = q4_K | q8_0\n@defaul
 def plan_of(path: Path) -> ggplan.Plan:
     writer = gguf.GGUFWriter(path, "llama")
     for name in ("attn_q", "attn_k", "attn_v", "ffn_up", "attn_output"):
-        writer.add_tensor(f"blk.0.{name}.weight", RNG.standard_normal((40, 256), np.float32))
+        weights = RNG.standard_normal((40, 256), np.float32)
+        if name == "attn_q":
+            bits = (weights.view(np.uint32) >> 16).astype(np.uint16)
+            writer.add_tensor(
+                f"blk.0.{name}.weight", bits.view(np.uint8), raw_dtype=gguf.GGMLQuantizationType.BF16
+            )
+        else:
+            writer.add_tensor(f"blk.0.{name}.weight", weights)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -31,8 +38,11 @@ def test_each_type_is_needed_once_in_the_order_of_the_file(tmp_path: Path) -> No
     plan = plan_of(tmp_path / "source.gguf")
     types = [t.type.name for t in plan.tensors]
     assert sorted(types) == ["f32", "q4_K", "q4_K", "q5_1", "q8_0"]
-    needed = [(name, False) for name in dict.fromkeys(types) if name != "f32"]
-    assert [(type_.name, guided) for type_, guided in needed_encoders(plan)] == needed
+    needed = {(t.type.name, False, t.name == "blk.0.attn_q.weight"): None for t in plan.tensors}
+    found = [(type_.name, guided, is_bf16) for type_, guided, is_bf16 in needed_encoders(plan)]
+    assert found == [encoder for encoder in needed if encoder[0] != "f32"]
+    assert ("q4_K", False, True) in found
+    assert ("q4_K", False, False) in found
 
 
 def test_warming_ends_with_the_conversion(tmp_path: Path) -> None:
