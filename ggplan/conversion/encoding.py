@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from ggplan.conversion.chunks import Chunk, row_reader
@@ -12,6 +14,7 @@ from ggplan.errors import ConversionError
 from ggplan.quants import encode_into, first_nonfinite
 from ggplan.quants.codecs import Rows
 from ggplan.quants.floats import widened
+from ggplan.quants.soundness import are_sound
 from ggplan.text import printable
 
 
@@ -35,8 +38,9 @@ def encode_chunk(chunk: Chunk, source: RunningHash | None = None) -> bytes | mem
     if read is None:
         raise ConversionError(f"{printable(tensor.name)} has no weights to read")
     rows: Rows = read(chunk.start, chunk.stop)
-    # To hash the rows and to look for NaNs is one pass over them.
-    finite = first_nonfinite(rows) < 0 if source is None else add_rows(source, chunk.start, rows)
+    # To hash the rows tells their largest magnitude too, infinity for a NaN; else it is not known.
+    largest = math.inf if source is None else add_rows(source, chunk.start, rows)
+    finite = largest < math.inf or first_nonfinite(rows) < 0
     if not finite:
         rows = settled_rows(widened(rows), tensor, planned.type, chunk.nonfinite)
     out = np.empty((len(rows), planned.type.row_bytes(tensor.n_columns)), np.uint8)
@@ -48,7 +52,8 @@ def encode_chunk(chunk: Chunk, source: RunningHash | None = None) -> bytes | mem
         for slice_, start, stop in _slices(chunk, rows_per_slice):
             part = slice(start, stop)
             encode_into(rows[part], planned.type, importance[slice_], out[part], chunk.effort)
-    settle_overflow(rows, tensor, chunk.start, planned.type, chunk.nonfinite, out)
+    if not are_sound(planned.type, largest):
+        settle_overflow(rows, tensor, chunk.start, planned.type, chunk.nonfinite, out)
     if not finite and chunk.nonfinite == "keep":
         keep_into(widened(rows), planned.type, out)
     return out.data.cast("B")

@@ -39,11 +39,11 @@ def new_source_hash(planned: PlannedTensor) -> RunningHash:
     return RunningHash(tensor.n_rows * row_hash_bytes(tensor.n_columns), 0, kept)
 
 
-def add_rows(source: RunningHash, start: int, rows: Rows) -> bool:
-    """Tell the hash of a tensor's rows from `start` on; returns whether all their weights are finite."""
-    hashes, finite = hash_rows(rows)
+def add_rows(source: RunningHash, start: int, rows: Rows) -> float:
+    """Tell the hash of a tensor's rows from `start` on; returns their largest magnitude (see `hash_rows`)."""
+    hashes, largest = hash_rows(rows)
     source.add(hashes.reshape(-1).data, start * hashes.shape[1])
-    return finite
+    return largest
 
 
 def source_hash_of(

@@ -27,7 +27,16 @@ from numpy.typing import NDArray
 from ggplan.quants.accelerate import kernel
 from ggplan.quants.codecs import Rows
 from ggplan.quants.memory import load, load_weights
-from ggplan.quants.vector import any_lane, bits_of, lane_sum, maximum, pair_products, splat
+from ggplan.quants.vector import (
+    any_lane,
+    bits_of,
+    float_of_bits,
+    lane_sum,
+    largest_lane,
+    maximum,
+    pair_products,
+    splat,
+)
 
 _STRIP, _PASSES = 1024, 2
 _LANES = 16
@@ -40,26 +49,26 @@ def row_hash_bytes(n_columns: int) -> int:
     return -(-n_columns // _STRIP) * _PASSES * 8
 
 
-def hash_rows(rows: Rows) -> tuple[NDArray[np.uint8], bool]:
-    """The hash of each row, and whether all weights are finite.
+def hash_rows(rows: Rows) -> tuple[NDArray[np.uint8], float]:
+    """The hash of each row, and the largest magnitude of a weight.
 
     Parameters
     ----------
     rows
-        (n, n_columns) float32; a NaN is hashed by its bits.
+        (n, n_columns); hashed as the bits of float32, of a NaN too.
 
     Returns
     -------
-    The hashes (n, row_hash_bytes) uint8, and the answer.
+    The hashes (n, row_hash_bytes) uint8, and the magnitude; infinity where a weight is NaN or infinite.
     """
     n_rows, n_columns = rows.shape
     sums = np.empty((n_rows, row_hash_bytes(n_columns) // 8), np.uint64)
-    flag = np.zeros(1, np.uint8)
+    largest = np.zeros(1, np.float32)
     if sums.size:
         whole = rows if n_columns % _LANES == 0 else np.pad(rows, ((0, 0), (0, -n_columns % _LANES)))
         words = np.ascontiguousarray(whole)
-        _nh(words.reshape(-1), words.shape[1], _key(), sums.reshape(-1), flag)
-    return sums.view(np.uint8), not flag[0]
+        _nh(words.reshape(-1), words.shape[1], _key(), sums.reshape(-1), largest)
+    return sums.view(np.uint8), float(largest[0])
 
 
 @functools.cache
@@ -69,8 +78,8 @@ def _key() -> NDArray[np.int32]:
 
 
 @kernel
-def _nh(words: Any, n_columns: Any, key: Any, sums: Any, flag: Any) -> None:
-    """Fill `sums`, two for each strip, and set `flag` where a word is the bits of a NaN or an infinity."""
+def _nh(words: Any, n_columns: Any, key: Any, sums: Any, magnitude: Any) -> None:
+    """Fill `sums`, two for each strip, and write down the largest magnitude."""
     largest = splat(0, _LANES)
     at = 0
     for start in range(0, words.size, n_columns):
@@ -88,5 +97,4 @@ def _nh(words: Any, n_columns: Any, key: Any, sums: Any, flag: Any) -> None:
             sums[at] = lane_sum(first)
             sums[at + 1] = lane_sum(second)
             at += _PASSES
-    if any_lane(largest >= _INFINITY):
-        flag[0] = 1
+    magnitude[0] = np.inf if any_lane(largest >= _INFINITY) else largest_lane(float_of_bits(largest))

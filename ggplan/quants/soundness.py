@@ -37,7 +37,18 @@ _EXPONENTS: dict[str, tuple[np.dtype[np.unsignedinteger], int]] = {
     "bf16": (np.dtype("<u2"), 0x7F80),
     "f16": (np.dtype("<u2"), 0x7C00),
 }
+# Far from the largest half, 65504, so that no rounding of sums comes near it.
+_MODEST = 16.0
 CHECKED = frozenset({*_HALVES, *_EXPONENTS, "mxfp4", "nvfp4", "iq1_m"})
+
+
+def are_sound(type: GgmlType, largest: float) -> bool:
+    """Whether the blocks of weights no larger than `largest` are sound for certain, without a look at them.
+
+    A block's only scale is a quotient of weighted sums and at most the largest weight. A scale beside a
+    minimum is a slope, and can be far more where the sums cancel.
+    """
+    return largest <= _MODEST and len(_HALVES.get(type.name, ())) == 1
 
 
 def unsound_blocks(blocks: Bytes, type: GgmlType) -> Flags:

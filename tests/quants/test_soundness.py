@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+from distributions import DISTRIBUTIONS
 
 from ggplan.ggml_types import TYPES, parse_type
 from ggplan.quants import dequantize, quantize
-from ggplan.quants.soundness import CHECKED, unsound_blocks
+from ggplan.quants.soundness import CHECKED, are_sound, unsound_blocks
 
 RNG = np.random.default_rng(5)
 BLOCK_TYPES = sorted(t.name for t in TYPES if t.decodable and t.is_quantized)
@@ -42,6 +43,30 @@ def test_what_the_encoders_write_is_sound(name: str) -> None:
     rows = RNG.standard_normal((16, 512)).astype(np.float32)
     blocks = quantize(rows, name, imatrix=np.ones(512))
     assert not unsound_blocks(blocks_of(name, blocks), parse_type(name)).any()
+
+
+@pytest.mark.parametrize("name", sorted(t.name for t in TYPES if t.encodable and are_sound(t, 16.0)))
+def test_what_is_called_sound_unseen_is_sound(name: str) -> None:
+    """Weights of all kinds, the largest of each superblock 16, with importances that few would give."""
+    type_, rng = parse_type(name), np.random.default_rng(16)
+    for make in DISTRIBUTIONS.values():
+        weights = make(rng, 64 * 256).reshape(-1, 256)
+        largest = np.abs(weights).max(axis=1, keepdims=True)
+        with np.errstate(all="ignore"):
+            rows = np.clip(np.where(largest > 0, weights / largest, 0), -1, 1).astype(
+                np.float32
+            ) * np.float32(16)
+        for importance in (np.ones(256), 10 ** rng.uniform(-30, 10, 256), rng.random(256) < 0.1):
+            blocks = quantize(rows, name, imatrix=importance.astype(np.float32))
+            assert not unsound_blocks(blocks_of(name, blocks), type_).any()
+
+
+def test_what_may_overflow_is_never_called_sound_unseen() -> None:
+    for name in ("q4_K", "q5_K", "q2_K", "q4_1", "mxfp4", "nvfp4", "iq1_m", "f16", "bf16"):
+        assert not are_sound(parse_type(name), 1.0)
+    for largest in (16.1, np.inf, np.nan):
+        assert not are_sound(parse_type("q8_0"), largest)
+    assert are_sound(parse_type("q8_0"), 16.0)
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("f32", "<f4"), ("f16", "<f2"), ("f64", "<f8")])
