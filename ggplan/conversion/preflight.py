@@ -8,6 +8,7 @@ import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from ggplan.conversion.chunks import row_reader
 from ggplan.conversion.inputs import input_files
 from ggplan.errors import ConversionError, PlanError
 from ggplan.planning import Plan, PlannedTensor
@@ -102,7 +103,7 @@ def check_readable(plan: Plan) -> None:
     """
     for planned in plan.tensors:
         tensor = planned.tensor
-        read = tensor.read_bytes if planned.is_copied else tensor.read_rows
+        read = tensor.read_bytes if planned.is_copied else row_reader(planned)
         if read is not None and tensor.n_weights:
             read(0, 1)
             read(tensor.n_rows - 1, tensor.n_rows)

@@ -252,15 +252,15 @@ def check_kept(
     jobs = [(part, tensor) for part in work.parts for tensor in part.plan.tensors]
     with ThreadPoolExecutor(n_threads) as pool:
         try:
-            futures = [
-                pool.submit(
-                    kept_hash, part, t.offset, t.n_bytes, recorded.marks.get((part.number, t.name), []), stop
-                )
+            kept = {
+                (part.number, t.name): pool.submit(kept_hash, part, t.offset, t.n_bytes, marks, stop)
                 for part, t in jobs
-            ]
-            for (part, tensor), future in zip(jobs, futures, strict=True):
+                if (marks := recorded.marks.get((part.number, t.name)))
+            }
+            for part, tensor in jobs:
                 key = part.number, tensor.name
-                hash_ = work.hashes[key] = future.result()
+                hash_ = kept[key].result() if key in kept else RunningHash(tensor.n_bytes)
+                work.hashes[key] = hash_
                 marks = recorded.marks.get(key, []) if hash_.complete else []
                 if whole := [m.source for m in marks if m.source and m.n_bytes == tensor.n_bytes]:
                     work.known_sources[key] = whole[-1]
