@@ -16,7 +16,7 @@ sum of importance * error^2, or of error^2 without an imatrix. That takes up to 
 nothing that grows with the input, and run most of their time without the GIL: they are for code that streams
 rows through its own buffers from several threads, after `first_nonfinite` has passed the rows.
 
-Nothing here knows of files, models or rules. A kernel is compiled, which takes Numba up to three seconds, or
+Nothing here knows of files, models or rules. A kernel is compiled, which takes some tenths of a second, or
 loaded from disk, which takes milliseconds, when the first rows of a type arrive; `warm_up` does so ahead of
 time.
 """

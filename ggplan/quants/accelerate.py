@@ -5,9 +5,10 @@
 `inline`
     A step of kernels: LLVM pastes it into its caller, so it costs no call. For Python it stays a function.
 
-Numba compiles them (`compiling`), which takes it up to three seconds a kernel, and a third of a second to be
-imported. So neither happens where the machine code is on disk (`machine_code`): then llvmlite loads it, in
-milliseconds, and calls go straight to it.
+Three steps lead to machine code, and each is left out where its result is at hand. Numba translates a kernel
+to LLVM's language, which takes up to two seconds, and a third of one to import it (`compiling`); ggplan comes
+with translations for most processors (`translations`). LLVM makes machine code of one in some tenths of a
+second, and llvmlite loads that, kept on disk, in milliseconds (`machine_code`). Calls go straight to it.
 
 A kernel is compiled once for all callers. Arrays are passed by their address, so it makes no difference
 whether they may be written to; whole numbers and truth values arrive as int64, `np.float32` as such. Only
@@ -116,12 +117,22 @@ class Kernel:
                 place = machine_code.place_of(self.function, types)
                 code = machine_code.read(place)
                 if code is None:
-                    from ggplan.quants import compiling
-
-                    code = compiling.compile_kernel(self.function, types)
+                    code = machine_code.assemble(translation_of(self.function, types))
                     machine_code.keep(code, place)
                 self._entries[types] = _prototype(types)(machine_code.load(code))
             return self._entries[types]
+
+
+def translation_of(function: Callable[..., Any], types: tuple[ArgumentType, ...]) -> str:
+    """A kernel in LLVM's language: the shipped translation or, where none fits, Numba's."""
+    from ggplan.quants import translations
+
+    shipped = translations.shipped(function, types)
+    if shipped is not None:
+        return shipped
+    from ggplan.quants import compiling
+
+    return compiling.translate(function, types)
 
 
 def _type_of(argument: Any) -> ArgumentType:

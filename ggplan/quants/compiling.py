@@ -1,18 +1,19 @@
-"""Compile kernels with Numba. Imported only where a kernel's machine code is not on disk yet.
+"""Translate kernels to LLVM's language with Numba. Imported only where no translation of one is at hand.
 
 Bytes are a contract, hence no fast-math flag, ever: LLVM may neither reorder sums nor fuse a multiplication
 and an addition, and each IEEE operation rounds once, in the order in which it is written.
 `error_model="numpy"` makes x/0 an inf or a nan, as in C, instead of an exception.
 
-Numba translates a kernel and its steps to LLVM's language and optimizes them; its wrappers for Python are
-left out. Of its runtime a kernel needs what gives it memory: two functions, which are added here in a few
-lines of LLVM. So the machine code calls nothing but C's library, and runs where Numba was never imported.
+Numba translates a kernel and its steps and optimizes them; its wrappers for Python are left out. Of its
+runtime a kernel needs what gives it memory: two functions, which are added here in a few lines of LLVM. So
+the machine code calls nothing but C's library, and runs where Numba was never imported.
 """
 
 from __future__ import annotations
 
 import contextlib
 import gc
+import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -31,7 +32,7 @@ from numba.core.untyped_passes import InlineClosureLikes
 
 from ggplan.quants import machine_code
 from ggplan.quants.accelerate import ArgumentType, take_steps
-from ggplan.quants.machine_code import MachineCode
+from ggplan.quants.machine_code import SYMBOL
 
 
 class _Pipeline(CompilerBase):  # type: ignore[misc]
@@ -87,11 +88,13 @@ define linkonce_odr void @NRT_MemInfo_call_dtor(i8* %owner) {
 }
 """
 
+_SCOPE_NAME = re.compile(r', !"_ZN[^"]*"')  # of an alias scope: it may have one
+
 _lock = threading.Lock()
 
 
-def compile_kernel(function: Callable[..., Any], argument_types: Sequence[ArgumentType]) -> MachineCode:
-    """Compile a kernel for arguments of these types.
+def translate(function: Callable[..., Any], argument_types: Sequence[ArgumentType]) -> str:
+    """What a kernel is in LLVM's language, for arguments of these types: one function, named `SYMBOL`.
 
     Raises
     ------
@@ -109,21 +112,25 @@ def compile_kernel(function: Callable[..., Any], argument_types: Sequence[Argume
         with _no_garbage_collection(), _only_translating(function.__qualname__):
             _with_room(lambda: dispatcher.compile(signature))
         result = dispatcher.overloads[signature.args]
-        text = result.library.get_llvm_str()
-        module = llvm.parse_assembly(text)
-        module.link_in(llvm.parse_assembly(_RUNTIME))
-        declared = {function.name for function in module.functions if function.is_declaration}
-        called = {name for name in declared if _is_called(name, text)} | {"posix_memalign", "free"}
-        externals = tuple(sorted(name for name in called if not name.startswith("llvm.")))
-        if any(name.startswith(("NRT_", "numba_", "Py")) for name in externals):
-            raise TypeError(f"{function.__qualname__} needs Numba's runtime: {', '.join(externals)}")
-        object_file = machine_code.target_machine().emit_object(module)
-        return MachineCode(object_file, result.fndesc.llvm_func_name, externals)
+        module = llvm.parse_assembly(result.library.get_llvm_str())
+    module.link_in(llvm.parse_assembly(_RUNTIME))
+    module.get_function(result.fndesc.llvm_func_name).name = SYMBOL
+    _strip(module)
+    missing = [name for name in machine_code.called_from(module) if name.startswith(("NRT_", "numba_", "Py"))]
+    if missing:
+        raise TypeError(f"{function.__qualname__} needs Numba's runtime: {', '.join(missing)}")
+    return _SCOPE_NAME.sub("", str(module))
 
 
-def _is_called(name: str, text: str) -> bool:
-    """Whether a module calls what it declares."""
-    return text.count(f"@{name}(") + text.count(f'@"{name}"(') > 1
+def _strip(module: Any) -> None:
+    """Remove what the kernel does not need, and names: those that Numba gives count what it did before."""
+    for value in (*module.functions, *module.global_variables):
+        if not value.is_declaration and value.name != SYMBOL:
+            value.linkage = llvm.Linkage.internal
+    passes = llvm.create_new_module_pass_manager()
+    passes.add_global_dead_code_eliminate_pass()
+    passes.add_strip_symbols_pass()
+    passes.run(module, llvm.create_pass_builder(machine_code.target_machine(), llvm.PipelineTuningOptions()))
 
 
 def _with_room(work: Callable[[], Any]) -> None:

@@ -3,7 +3,7 @@
 A kept file is one compiled kernel: an object file as a C compiler makes it, for this processor, and before it
 a line that says what it is.
 
-    {"sha256": of what follows, "symbol": "_ZN6ggplan...", "externals": ["log2"]}
+    {"sha256": of what follows, "externals": ["log2"]}
     the object file
 
 Its name says what it was made of: a digest of the kernel's name and argument types, of the processor and its
@@ -35,6 +35,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+SYMBOL = "kernel"
+"""The name of each kernel's function."""
+
 _KEPT_SECONDS = 30 * 24 * 3600
 _DAY = 24 * 3600
 _OLD_FOLDER = re.compile(r"(ggplan-)?(numba|kernels)-[0-9a-f]{16}", re.ASCII)
@@ -46,28 +49,47 @@ class MachineCode:
 
     Attributes
     ----------
-    symbol
-        The name of its function in the object file.
     externals
         The functions of C's library that it calls.
     """
 
     object_file: bytes
-    symbol: str
     externals: tuple[str, ...]
+
+
+def name_of(function: Callable[..., Any], types: Sequence[object], *others: object) -> str:
+    """A file name for a kernel with arguments of these types."""
+    name = f"{function.__module__}.{function.__qualname__}"
+    digest = hashlib.sha256(repr((name, types, *others)).encode())
+    source = Path(function.__code__.co_filename)
+    if source.parent != Path(__file__).parent:
+        with contextlib.suppress(OSError):
+            digest.update(source.read_bytes())
+    return f"{re.sub(r'[^A-Za-z0-9_.]', '-', name)[-80:]}-{digest.hexdigest()[:16]}"
 
 
 def place_of(function: Callable[..., Any], types: Sequence[object]) -> Path | None:
     """Where the machine code of a kernel is kept, or None where nothing can be."""
     if not CACHE_FOLDER:
         return None
-    name = f"{function.__module__}.{function.__qualname__}"
-    digest = hashlib.sha256(repr((name, types, target(), versions(), sys.platform, sys.byteorder)).encode())
-    source = Path(function.__code__.co_filename)
-    if source.parent != Path(__file__).parent:
-        with contextlib.suppress(OSError):
-            digest.update(source.read_bytes())
-    return Path(CACHE_FOLDER) / f"{re.sub(r'[^A-Za-z0-9_.]', '-', name)[-80:]}-{digest.hexdigest()[:16]}.o"
+    name = name_of(function, types, target(), versions(), sys.platform, sys.byteorder)
+    return Path(CACHE_FOLDER) / f"{name}.o"
+
+
+def assemble(translation: str) -> MachineCode:
+    """Make machine code of a kernel in LLVM's language, for this processor."""
+    import llvmlite.binding as llvm
+
+    machine = target_machine()
+    module = llvm.parse_assembly(translation)
+    module.triple, module.data_layout = llvm.get_process_triple(), str(machine.target_data)
+    return MachineCode(machine.emit_object(module), tuple(called_from(module)))
+
+
+def called_from(module: Any) -> list[str]:
+    """The functions that are called from a module and are not in it; LLVM's own are."""
+    declared = [function.name for function in module.functions if function.is_declaration]
+    return sorted(name for name in declared if not name.startswith("llvm."))
 
 
 def read(place: Path | None) -> MachineCode | None:
@@ -79,7 +101,7 @@ def read(place: Path | None) -> MachineCode | None:
         about = json.loads(head)
         if about["sha256"] != hashlib.sha256(body).hexdigest():
             return None
-        code = MachineCode(body, str(about["symbol"]), tuple(map(str, about["externals"])))
+        code = MachineCode(body, tuple(map(str, about["externals"])))
     except (OSError, ValueError, KeyError, TypeError):
         return None
     _note_use()
@@ -90,11 +112,7 @@ def keep(code: MachineCode, place: Path | None) -> None:
     """Keep it for later processes, where that can be done."""
     if place is None:
         return
-    about = {
-        "sha256": hashlib.sha256(code.object_file).hexdigest(),
-        "symbol": code.symbol,
-        "externals": code.externals,
-    }
+    about = {"sha256": hashlib.sha256(code.object_file).hexdigest(), "externals": code.externals}
     with contextlib.suppress(OSError):
         descriptor, waiting = tempfile.mkstemp(dir=place.parent, suffix=".new")
         try:
@@ -115,9 +133,9 @@ def load(code: MachineCode) -> int:
     engine.add_object_file(llvm.ObjectFileRef.from_data(code.object_file))
     engine.finalize_object()
     _engines.append(engine)
-    address: int = engine.get_function_address(code.symbol)
+    address: int = engine.get_function_address(SYMBOL)
     if not address:
-        raise RuntimeError(f"{code.symbol} is not in its object file")
+        raise RuntimeError("the object file has no kernel")
     return address
 
 
@@ -158,6 +176,11 @@ def target_machine() -> Any:
     )
 
 
+def has_wide_registers() -> bool:
+    """Whether `target` has AVX-512."""
+    return "+avx512f" in target()[1].split(",")
+
+
 @cache
 def has_rounding() -> bool:
     """Whether `target` rounds lanes to whole numbers in one instruction; else LLVM would call C's library."""
@@ -194,12 +217,18 @@ def versions() -> tuple[str, str]:
     return hashlib.sha256(version).hexdigest(), str(llvmlite.__version__)
 
 
-def _cache_folder() -> str:
-    """The folder of kept files, or "" where it cannot be written."""
+@cache
+def sources_digest() -> str:
+    """What tells one version of this package's sources from another."""
     digest = hashlib.sha256()
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())
-    name = f"kernels-{digest.hexdigest()[:16]}"
+    return digest.hexdigest()[:16]
+
+
+def _cache_folder() -> str:
+    """The folder of kept files, or "" where it cannot be written."""
+    name = f"kernels-{sources_digest()}"
     if users_own := os.environ.get("NUMBA_CACHE_DIR"):
         folder = Path(users_own) / f"ggplan-{name}"
     else:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ggplan.quants.accelerate import deferred, intrinsic
-from ggplan.quants.machine_code import has_rounding, target
+from ggplan.quants.machine_code import has_rounding, has_wide_registers
 from ggplan.quants.memory import read_weights
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ else:
 
 # Lanes that a kernel works on at once: two AVX-512 registers hide each other's latency; else 16.
 # Nothing but speed depends on it.
-WIDTH = 32 if "+avx512f" in target()[1].split(",") else 16
+WIDTH = 32 if has_wide_registers() else 16
 
 
 # --- Making, choosing, testing -----------------------------------------------------------------------
