@@ -61,9 +61,7 @@ def demo_command(folder: str) -> None:
         plan = make_plan(model, seed)
         print_plan(plan)
         print_diagnostics(plan)
-        click.echo(
-            "\n2. The conversion: from the checkpoint to each mix in one pass (first runs compile kernels)\n"
-        )
+        click.echo("\n2. The conversion: from the checkpoint to each mix in one pass\n")
         rows = []
         for name, text in _MIXES:
             mix = make_plan(model, seed if text is None else parse_recipe(text, name))
