@@ -28,12 +28,12 @@ from ggplan.quants.accelerate import kernel
 from ggplan.quants.codecs import Rows
 from ggplan.quants.memory import load, load_weights
 from ggplan.quants.vector import (
-    any_lane,
     bits_of,
     float_of_bits,
     lane_sum,
     largest_lane,
     maximum,
+    minimum,
     pair_products,
     splat,
 )
@@ -97,4 +97,5 @@ def _nh(words: Any, n_columns: Any, key: Any, sums: Any, magnitude: Any) -> None
             sums[at] = lane_sum(first)
             sums[at + 1] = lane_sum(second)
             at += _PASSES
-    magnitude[0] = np.inf if any_lane(largest >= _INFINITY) else largest_lane(float_of_bits(largest))
+    # The bits of a NaN are a number above infinity's.
+    magnitude[0] = largest_lane(float_of_bits(minimum(largest, _INFINITY)))
