@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggplan.errors import ImatrixError
-from ggplan.sources.files import read_into, shown
+from ggplan.sources.files import read_array, shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,10 +109,7 @@ class EntriesOnDisk(Mapping[str, ImatrixEntry]):
 
 def read_floats(path: Path, offset: int, count: int) -> NDArray[np.float32]:
     """`count` float32 values of a file, from byte `offset` on."""
-    raw = np.empty(4 * count, np.uint8)
-    if count:
-        read_into(path, offset, raw.data)
-    return raw.view("<f4")
+    return read_array(path, offset, 4 * count).view("<f4")
 
 
 def checked_entry(

@@ -15,9 +15,14 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ggplan.errors import CheckpointError
 from ggplan.text import printable
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 _SHOWN_LENGTH = 160
 _LISTED = 5
@@ -109,6 +114,16 @@ def read_into(path: Path, offset: int, target: memoryview) -> None:
             if n_read == 0:
                 raise _truncated(path, offset, len(target), done)
             done += n_read
+
+
+def read_array(path: Path, offset: int, n_bytes: int) -> NDArray[np.uint8]:
+    """As `read_at`, as an array of bytes that nobody else holds."""
+    import numpy as np
+
+    raw = np.empty(n_bytes, np.uint8)
+    if n_bytes:
+        read_into(path, offset, raw.data)
+    return raw
 
 
 def begins_with(path: Path, magic: bytes) -> bool:

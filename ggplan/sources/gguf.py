@@ -19,9 +19,8 @@ from ggplan.errors import CheckpointError
 from ggplan.ggml_types import BF16, F16, F32, GgmlType
 from ggplan.metadata import MetadataType
 from ggplan.model import Model, TensorInfo
-from ggplan.sources.files import listed, read_at, read_into, shown
+from ggplan.sources.files import listed, read_array, read_at, shown
 from ggplan.sources.gguf_header import GgufHeader, read_header
-from ggplan.sources.tensors import widen_bf16
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,30 +47,28 @@ class GgufTensor:
         """Rows `start` up to `stop`, decoded, as a (stop - start, n_columns) float32 array."""
         import numpy as np
 
-        row_bytes = self._row_bytes(start, stop)
-        raw = np.empty((stop - start) * row_bytes, np.uint8)
-        if raw.size:
-            read_into(self.file, self.offset + start * row_bytes, raw.data)
-        shape = (stop - start, self.shape[-1])
+        rows = self._read_array(start, stop)
         if self.type is F32:
-            return raw.view("<f4").reshape(shape)
+            return rows.view("<f4")
         if self.type is F16:
-            return raw.view("<f2").astype(np.float32).reshape(shape)
+            return rows.view("<f2").astype(np.float32)
         if self.type is BF16:
-            return widen_bf16(raw).reshape(shape)
+            from ggplan.quants.floats import widened
+
+            return widened(rows.view("<u2"))
         from ggplan.quants import dequantize
 
-        return dequantize(raw.reshape(stop - start, row_bytes), self.type)
+        return dequantize(rows, self.type)
 
     def read_bf16(self, start: int, stop: int) -> NDArray[np.uint16]:
         """Rows `start` up to `stop` of a bf16 tensor as the bits they are stored in."""
-        import numpy as np
+        return self._read_array(start, stop).view("<u2")
 
+    def _read_array(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """Rows as they are stored, (stop - start, bytes of a row)."""
         row_bytes = self._row_bytes(start, stop)
-        bits = np.empty((stop - start, row_bytes // 2), "<u2")
-        if bits.size:
-            read_into(self.file, self.offset + start * row_bytes, bits.reshape(-1).view(np.uint8).data)
-        return bits
+        raw = read_array(self.file, self.offset + start * row_bytes, (stop - start) * row_bytes)
+        return raw.reshape(stop - start, row_bytes)
 
     def _row_bytes(self, start: int, stop: int) -> int:
         n_rows = math.prod(self.shape[:-1])

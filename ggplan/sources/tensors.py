@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from ggplan.errors import CheckpointError
-from ggplan.sources.files import read_into, shown
+from ggplan.sources.files import read_array, shown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -116,9 +116,8 @@ class StoredTensor:
         CheckpointError
             If the type is none that ggplan reads, or the file fails.
         """
+        self._check_rows(start, stop)
         n_columns = self.n_columns
-        if not 0 <= start <= stop <= self.n_rows:
-            raise ValueError(f"rows {start} to {stop} of {self.n_rows}")
         return self.read_flat(start * n_columns, stop * n_columns).reshape(stop - start, n_columns)
 
     def read_bf16(self, start: int, stop: int) -> NDArray[np.uint16]:
@@ -129,15 +128,10 @@ class StoredTensor:
         CheckpointError
             If the file fails.
         """
-        import numpy as np
-
-        n_columns = self.n_columns
-        if not 0 <= start <= stop <= self.n_rows:
-            raise ValueError(f"rows {start} to {stop} of {self.n_rows}")
-        bits = np.empty((stop - start, n_columns), "<u2")
-        if bits.size:
-            read_into(self.file, self.offset + start * n_columns * 2, bits.reshape(-1).view(np.uint8).data)
-        return bits
+        self._check_rows(start, stop)
+        row_bytes = self.n_columns * 2
+        raw = read_array(self.file, self.offset + start * row_bytes, (stop - start) * row_bytes)
+        return raw.view("<u2").reshape(stop - start, self.n_columns)
 
     def read_flat(self, start: int, stop: int) -> NDArray[np.float32]:
         """Weights `start` up to `stop`, in the order of the file, as a float32 vector."""
@@ -147,31 +141,24 @@ class StoredTensor:
         if self.dtype not in READABLE:
             raise CheckpointError(f"{where} is {self.dtype}; ggplan reads {', '.join(sorted(READABLE))}")
         size = DTYPE_BITS[self.dtype] // 8
-        raw = np.empty((stop - start) * size, np.uint8)
-        if stop > start:
-            read_into(self.file, self.offset + start * size, raw.data)
+        raw = read_array(self.file, self.offset + start * size, (stop - start) * size)
         if self.dtype == "F32":
             return raw.view("<f4")
         if self.dtype == "F16":
             return raw.view("<f2").astype(np.float32)
         if self.dtype == "BF16":
-            return widen_bf16(raw)
+            from ggplan.quants.floats import widened
+
+            return widened(raw.view("<u2"))
         values = np.empty(raw.size, np.float32)
         for at in range(0, raw.size, _PIECE):
             piece = slice(at, at + _PIECE)
             np.take(_e4m3_values(), raw[piece], out=values[piece], mode="clip")
         return values
 
-
-def widen_bf16(raw: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Bfloat16 bytes, little-endian, as float32: exact, NaNs and their bits included."""
-    import numpy as np
-
-    from ggplan.quants.floats import decode_bf16
-
-    wide = np.empty(raw.size // 2, np.float32)
-    decode_bf16(raw.reshape(-1, 2), wide.reshape(-1, 1))
-    return wide
+    def _check_rows(self, start: int, stop: int) -> None:
+        if not 0 <= start <= stop <= self.n_rows:
+            raise ValueError(f"rows {start} to {stop} of {self.n_rows}")
 
 
 @functools.cache
