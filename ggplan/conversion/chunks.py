@@ -42,9 +42,13 @@ class Chunk:
 
 
 def row_reader(planned: PlannedTensor) -> Bf16Reader | RowReader | None:
-    """What reads a tensor's rows for its encoder; encoders to types with blocks widen bfloat16 as they go."""
-    tensor = planned.tensor
-    return (tensor.read_bf16 if planned.type.is_quantized else None) or tensor.read_rows
+    """What reads a tensor's rows for its encoder."""
+    return planned.tensor.read_bf16 if takes_bf16(planned) else planned.tensor.read_rows
+
+
+def takes_bf16(planned: PlannedTensor) -> bool:
+    """Whether a tensor's encoder is given bfloat16: those of types with blocks widen it as they go."""
+    return planned.type.is_quantized and planned.tensor.read_bf16 is not None
 
 
 def chunks_of(plan: Plan, chunk_weights: int = CHUNK_WEIGHTS) -> Iterator[Chunk]:

@@ -12,7 +12,6 @@ import functools
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ggplan import quants
 from ggplan.conversion.chunks import row_reader
@@ -21,9 +20,6 @@ from ggplan.planning import Plan, PlannedTensor
 from ggplan.planning.importance import importance_of
 from ggplan.quants.codecs import Rows
 from ggplan.quants.row_hash import hash_rows, row_hash_bytes
-
-if TYPE_CHECKING:
-    pass
 
 
 def has_source_hash(planned: PlannedTensor) -> bool:

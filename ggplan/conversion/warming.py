@@ -13,6 +13,7 @@ import contextlib
 import threading
 from collections.abc import Iterator
 
+from ggplan.conversion.chunks import takes_bf16
 from ggplan.ggml_types import GgmlType
 from ggplan.planning import Plan
 from ggplan.planning.importance import uses_imatrix
@@ -29,8 +30,7 @@ def needed_encoders(plan: Plan) -> list[tuple[GgmlType, bool, bool]]:
     for planned in plan.tensors:
         if not planned.is_copied and planned.tensor.n_weights:
             guided = planned.name in entries and uses_imatrix(planned.type, plan.effort)
-            is_bf16 = planned.type.is_quantized and planned.tensor.read_bf16 is not None
-            found[planned.type, guided, is_bf16] = None
+            found[planned.type, guided, takes_bf16(planned)] = None
     return list(found)
 
 
