@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -18,10 +19,8 @@ from ggplan.quants import machine_code
 
 ROOT = Path(__file__).parents[2]
 TRANSLATED = ROOT / "ggplan" / "quants" / "translated"
-PROCESSORS = {
-    "avx512.zip": {"NUMBA_CPU_NAME": "znver4", "NUMBA_CPU_FEATURES": "+avx512f"},
-    "avx2.zip": {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": ""},
-}
+TOOL = ROOT / "tools" / "make_translations.py"
+PROCESSORS = runpy.run_path(str(TOOL))["PROCESSORS"]
 
 
 def about(archive: str) -> dict[str, object]:
@@ -55,7 +54,7 @@ def test_translations_are_of_these_sources(archive: str) -> None:
 
 ALL_KERNELS = f"""
 import runpy, sys
-runpy.run_path("{ROOT}/tools/make_translations.py")["call_all_kernels"]()
+runpy.run_path("{TOOL}")["call_all_kernels"]()
 assert "numba" not in sys.modules
 """
 
@@ -77,7 +76,7 @@ def call():
     for name in ("q8_0", "q4_0", "q6_K"):
         warm_up([parse_type(name)], with_imatrix=False, bf16=name != "q4_0")
 
-found = runpy.run_path("{ROOT}/tools/make_translations.py")["translated"](call)
+found = runpy.run_path("{TOOL}")["translated"](call)
 with zipfile.ZipFile(sys.argv[1]) as archive:
     for name, text in found.items():
         assert archive.read(name).decode() == text, name
