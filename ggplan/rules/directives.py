@@ -268,13 +268,11 @@ def _room(draft: Draft, line: int, text: Mapped, n_lines: int) -> bool:
 
 
 def _include(draft: Draft, line: int, text: Mapped, comment: str) -> None:
-    from ggplan.rules.parser import read_included
-
     if not text.text:
         help = "write `@include common/norms.recipe`"
         draft.error("GP011", "`@include` needs a file", draft.span(line, text), help)
         return
-    read_included(draft, text.text, draft.span(line, text))
+    draft.include(draft, text.text, draft.span(line, text))
 
 
 # Each reads what stands behind its word: (draft, line number, text, comment).

@@ -27,6 +27,12 @@ Follow = Callable[[str, str], tuple[str, str]]
 Raises `FollowError`.
 """
 
+Include = Callable[["Draft", str, Location], None]
+"""Reads the lines of an included file into a draft: (draft, text behind `@include`, where that stands).
+
+The parser gives it to the draft, so that directives need not import the parser, which imports them.
+"""
+
 
 class FollowError(Exception):
     """An `@include` or `@base` that leads nowhere: the message, what to do, what to name instead."""
@@ -83,6 +89,7 @@ class Draft:
     """What has been read so far, of one recipe and all it includes."""
 
     file: str  # that is being read now
+    include: Include
     follow: Follow | None = None
     rules: list[Rule] = field(default_factory=list)
     errors: list[Diagnostic] = field(default_factory=list)

@@ -67,7 +67,7 @@ def parse_recipe(text: str, name: str = "<recipe>", *, follow: Follow | None = N
 def _parse(text: str, name: str, follow: Follow | None, heirs: tuple[str, ...]) -> Recipe:
     """Parse a recipe that the files `heirs` inherit from."""
     _check_text(text, name)
-    draft = Draft(name, follow)
+    draft = Draft(name, _read_included, follow)
     lines = _read_lines(draft, text)
     base = _parse_base(draft, heirs) if draft.base and draft.base_at else None
     if draft.errors:
@@ -130,7 +130,7 @@ def _parse_base(draft: Draft, heirs: tuple[str, ...]) -> Recipe | None:
     return base
 
 
-def read_included(draft: Draft, target: str, at: Location) -> None:
+def _read_included(draft: Draft, target: str, at: Location) -> None:
     """Read the lines of an included file into the draft, in the place of the `@include`."""
     found = _follow(draft, target, at, (*draft.stack, draft.file), "includes")
     if found is None:
