@@ -3,14 +3,16 @@
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "ggplan"
 
-# A part may import the parts named here, and itself.
+# Each part, and what it may import besides itself. The order is the flow: a part imports only parts above it.
 ALLOWED = {
+    "version": set(),
     "errors": set(),
     "text": set(),
     "ggml_types": {"errors"},
@@ -20,18 +22,18 @@ ALLOWED = {
     "sources": {"errors", "text", "ggml_types", "metadata", "model", "quants"},
     "imatrix": {"errors", "text", "ggml_types", "metadata", "model", "sources"},
     "arch": {"errors", "text", "ggml_types", "metadata", "model", "sources"},
-    "opening": {"errors", "text", "model", "sources", "arch", "inventories"},
     "inventories": {"errors", "text", "ggml_types", "metadata", "model"},
+    "opening": {"errors", "text", "model", "sources", "arch", "inventories"},
     "rules": {"errors", "text", "ggml_types"},
-    "checking": {
-        "", "errors", "text", "ggml_types", "metadata", "model", "inventories", "rules", "planning",
-        "imatrix", "opening",
-    },
     "stock": {"errors", "text", "ggml_types", "metadata", "model"},
     "recovering": {"text", "ggml_types"},
     "planning": {
-        "", "errors", "text", "ggml_types", "metadata", "model", "sources", "rules", "imatrix", "stock",
-        "recovering",
+        "version", "errors", "text", "ggml_types", "metadata", "model", "sources", "rules", "imatrix",
+        "stock", "recovering",
+    },
+    "checking": {
+        "errors", "text", "ggml_types", "metadata", "model", "inventories", "rules", "planning", "imatrix",
+        "opening",
     },
     "dialects": {
         "errors", "text", "ggml_types", "metadata", "model", "sources", "arch", "rules", "stock",
@@ -39,49 +41,76 @@ ALLOWED = {
     },
     "comparing": {"errors", "text", "ggml_types", "model", "planning"},
     "conversion": {
-        "", "errors", "text", "ggml_types", "metadata", "model", "sources", "planning", "quants",
+        "version", "errors", "text", "ggml_types", "metadata", "model", "sources", "planning", "quants",
     },
     "verification": {
-        "", "errors", "text", "ggml_types", "metadata", "model", "sources", "opening", "rules", "imatrix",
+        "errors", "text", "ggml_types", "metadata", "model", "sources", "opening", "rules", "imatrix",
         "planning", "conversion", "quants",
     },
     "measure": {
-        "", "errors", "text", "ggml_types", "metadata", "model", "sources", "opening", "planning",
+        "errors", "text", "ggml_types", "metadata", "model", "sources", "opening", "planning",
     },
     "charts": {"errors", "text", "ggml_types", "planning", "measure"},
 }  # fmt: skip
-FREE = {"cli", "__init__", "__main__"}
-
-
-def imported_parts(module: Path) -> set[str]:
-    """The first-level parts of ggplan that a module imports, wherever in it; "" is ggplan itself."""
-    parts = set()
-    for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
-        names = []
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            names = [node.module or ""]
-        parts |= {
-            name.partition("ggplan.")[2].split(".")[0] for name in names if name.split(".")[0] == "ggplan"
-        }
-    return parts
+# The library's front imports whatever it names, the command line whatever it needs.
+ALLOWED["__init__"] = set(ALLOWED)
+ALLOWED["cli"] = set(ALLOWED) - {"__init__"}
+ALLOWED["__main__"] = {"cli"}
 
 
 def modules() -> list[Path]:
     return sorted(PACKAGE.rglob("*.py"))
 
 
+def name_of(module: Path) -> str:
+    """`ggplan.rules.parser`; of a package's own module that of the package."""
+    names = (PACKAGE.name, *module.relative_to(PACKAGE).with_suffix("").parts)
+    return ".".join(names[:-1] if names[-1] == "__init__" else names)
+
+
+NAMES = {name_of(module) for module in modules()}
+
+
+def imports_of(module: Path) -> set[str]:
+    """The modules of ggplan that a module imports, wherever in it: in functions and for type checks too."""
+    found = set()
+    for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} has a relative import"
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= names & NAMES
+            if names - NAMES:
+                found.add(node.module or "")
+    return found & NAMES
+
+
+def part_of(name: str) -> str:
+    """The first name below ggplan; "__init__" for ggplan itself, which no part may import."""
+    return name.partition(".")[2].partition(".")[0] or "__init__"
+
+
 @pytest.mark.parametrize("module", modules(), ids=lambda m: str(m.relative_to(PACKAGE)))
 def test_imports_go_downwards(module: Path) -> None:
-    part = module.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    if part in FREE:
-        return
-    assert imported_parts(module) <= ALLOWED[part] | {part}
+    part = part_of(name_of(module))
+    assert {part_of(name) for name in imports_of(module)} <= ALLOWED[part] | {part}
+
+
+def test_the_table_of_parts_goes_downwards_too() -> None:
+    parts = list(ALLOWED)
+    assert set(parts) == {part_of(name) for name in NAMES}
+    for at, part in enumerate(parts):
+        assert ALLOWED[part] <= set(parts[:at])
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    # A CycleError names the modules of a circle.
+    TopologicalSorter({name_of(module): imports_of(module) for module in modules()}).prepare()
 
 
 def test_nothing_imports_the_command_line() -> None:
-    importers = [m for m in modules() if "cli" in imported_parts(m) and m.parent.name != "cli"]
+    importers = [m for m in modules() if "ggplan.cli" in imports_of(m) and m.parent.name != "cli"]
     assert [m.name for m in importers] == ["__main__.py"]
 
 

@@ -14,7 +14,6 @@ from types import FrameType
 
 import click
 
-from ggplan import __version__
 from ggplan.cli.chart import chart_command
 from ggplan.cli.convert import convert_command
 from ggplan.cli.demo import demo_command
@@ -28,6 +27,7 @@ from ggplan.cli.types import types_command
 from ggplan.cli.verify import verify_command
 from ggplan.errors import Error
 from ggplan.text import printable
+from ggplan.version import __version__
 
 _HELP = """Plan and write mixed-precision GGUF files.
 

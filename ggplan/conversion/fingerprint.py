@@ -13,9 +13,9 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ggplan import __version__
 from ggplan.conversion.inputs import InputState
 from ggplan.planning import Plan
+from ggplan.version import __version__
 
 Fingerprint = dict[str, str]
 _FILES, _HEADER = "the files of the output", "the header of "

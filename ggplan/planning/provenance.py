@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from ggplan import __version__
 from ggplan.ggml_types import GgmlType
 from ggplan.metadata import Metadata, string, uint32
 from ggplan.rules import Recipe
 from ggplan.rules.recording import record_parts
 from ggplan.stock import PURE, find_mix
+from ggplan.version import __version__
 
 if TYPE_CHECKING:
     from ggplan.imatrix import Imatrix
