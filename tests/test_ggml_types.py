@@ -1,4 +1,6 @@
 import ctypes
+import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -6,8 +8,10 @@ from hypothesis import strategies as st
 
 from ggplan import parse_type
 from ggplan.errors import TypeNameError
-from ggplan.ggml_types import TYPES, type_by_id
+from ggplan.ggml_types import TYPES, GgmlType, type_by_id
+from ggplan.stock import MIXES, find_mix
 
+ROOT = Path(__file__).parent.parent
 LLAMA_CPP = [t for t in TYPES if t.engine == "llama.cpp"]
 
 
@@ -40,6 +44,57 @@ def test_table_agrees_with_ggml(ggml: ctypes.CDLL, entry) -> None:
 def test_what_requires_an_imatrix_is_what_ggml_asks_for(ggml: ctypes.CDLL, entry) -> None:
     ggml.ggml_quantize_requires_imatrix.restype = ctypes.c_bool
     assert ggml.ggml_quantize_requires_imatrix(entry.id) == entry.requires_imatrix
+
+
+@pytest.mark.parametrize("entry", TYPES, ids=str)
+def test_a_fallback_has_shorter_blocks_and_is_known_to_its_engine(entry: GgmlType) -> None:
+    for name, engines in (
+        (entry.fallback, {"llama.cpp"}),
+        (entry.ik_fallback, {"llama.cpp", "ik_llama.cpp"}),
+    ):
+        if name:
+            instead = parse_type(name)
+            assert instead.name == name
+            assert instead.engine in engines
+            assert instead.block_size < entry.block_size or entry.row_group > 1
+            assert not instead.fallback
+            assert not instead.ik_fallback
+
+
+def test_file_types_are_those_of_the_mixes_named_after_types() -> None:
+    numbers = {t.name: t.file_type for t in TYPES if t.file_type is not None}
+    assert len(set(numbers.values())) == len(numbers)
+    assert set(numbers) >= {t.name for t in TYPES if t.encodable}
+    named = {mix: number for name, number in numbers.items() if (mix := find_mix(name)) is not None}
+    assert len(named) == len(numbers) - 2  # mxfp4's mix is MXFP4_MOE, nvfp4 has none
+    assert all(mix.file_type == number for mix, number in named.items())
+    assert len({mix.file_type for mix in MIXES}) == len(MIXES)
+
+
+def test_the_documented_fallbacks_are_those_of_the_rows() -> None:
+    text = (ROOT / "docs" / "planning.md").read_text(encoding="utf-8")
+    table = text.partition("| --- | --- | --- |\n")[2].partition("\n\n")[0]
+    told = {}
+    for line in table.splitlines():
+        names, ours, ik = (cell.strip() for cell in line.strip("|").split("|"))
+        told |= {name: (ours.replace("-", ""), ik.replace("-", "")) for name in names.split(", ")}
+    plain = [t for t in TYPES if t.row_group == 1]
+    assert told == {t.name: (t.fallback, t.ik_fallback) for t in plain if t.fallback or t.ik_fallback}
+    # An interleaved type falls back as the type it interleaves does; no file holds the plain type of q8_k_r8.
+    for entry in TYPES:
+        base = entry.name.rpartition("_r")[0].lower()
+        if entry.row_group > 1 and base != "q8_k":
+            assert entry.ik_fallback == parse_type(base).ik_fallback
+
+
+def test_the_readme_names_every_type_that_is_written() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8").replace("q2_K … q6_K", "q2_K q3_K q4_K q5_K q6_K")
+    sentence = text.partition("- **Writes**")[2].partition("- **")[0]
+    words = set(re.findall(r"\w+", sentence))
+    assert words >= {t.name for t in TYPES if t.encodable}
+    assert not words & {t.name for t in TYPES if not t.encodable}
+    only = re.findall(r"\w+", sentence.partition("imatrix (")[2].partition(" only with one)")[0])
+    assert {word for word in only if word != "and"} == {t.name for t in TYPES if t.requires_imatrix}
 
 
 def test_every_type_has_its_own_id_and_name() -> None:

@@ -31,11 +31,10 @@ import distributions  # noqa: E402
 from bench_page import machine, write_table  # noqa: E402
 
 import ggplan  # noqa: E402
-from ggplan.ggml_types import GgmlType, parse_type  # noqa: E402
+from ggplan.ggml_types import TYPES, GgmlType, parse_type  # noqa: E402
 from ggplan.imatrix import Imatrix  # noqa: E402
 from ggplan.model import Model  # noqa: E402
 from ggplan.quants import decode_into, encode_into  # noqa: E402
-from ggplan.quants.codecs import BEST_ENCODERS  # noqa: E402
 
 F32Array = NDArray[np.float32]
 Sample = tuple[F32Array, F32Array]  # rows, and the importance of their columns
@@ -135,7 +134,12 @@ def cpu_seconds(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("types", nargs="*", default=list(BEST_ENCODERS), help="ggml types (default: all)")
+    parser.add_argument(
+        "types",
+        nargs="*",
+        default=[t.name for t in TYPES if t.best_encoder],
+        help="ggml types (default: all)",
+    )
     parser.add_argument("--model", help="a model that ggplan opens (default: the demo model)")
     parser.add_argument("--imatrix", help="its importance matrix; matrices that it lacks are left out")
     parser.add_argument("--pre", help="its pre-tokenizer, where that is not recognised")

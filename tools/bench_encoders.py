@@ -37,10 +37,8 @@ import distributions  # noqa: E402
 import ggml_reference  # noqa: E402
 from bench_page import machine, write_table  # noqa: E402
 
-from ggplan.ggml_types import GgmlType, parse_type  # noqa: E402
-from ggplan.planning.importance import uses_imatrix  # noqa: E402
+from ggplan.ggml_types import F32, TYPES, GgmlType, parse_type  # noqa: E402
 from ggplan.quants import encode_into  # noqa: E402
-from ggplan.quants.codecs import ENCODERS  # noqa: E402
 
 Rows = NDArray[np.float32]
 
@@ -66,9 +64,10 @@ def main() -> None:
         "weights": str(options.model.name) if options.model else "made up, heavy-tailed",
         "encoders": [],
     }
-    for type_ in map(parse_type, options.types or [name for name in ENCODERS if name != "f32"]):
+    every = [type_ for type_ in TYPES if type_.encodable and type_ != F32]
+    for type_ in map(parse_type, options.types) if options.types else every:
         for guided in (False, True):
-            if (guided and not uses_imatrix(type_)) or (not guided and type_.requires_imatrix):
+            if (guided and not type_.uses_imatrix) or (not guided and type_.requires_imatrix):
                 continue
             line = compare(type_, guided, rows, options)
             report["encoders"].append(line)

@@ -38,10 +38,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "quants")]
 import ggml_reference  # noqa: E402
 from distributions import DISTRIBUTIONS, importances  # noqa: E402
 
-from ggplan.ggml_types import GgmlType, parse_type  # noqa: E402
-from ggplan.planning.importance import uses_imatrix  # noqa: E402
+from ggplan.ggml_types import F32, TYPES, GgmlType, parse_type  # noqa: E402
 from ggplan.quants import encode_into  # noqa: E402
-from ggplan.quants.codecs import ENCODERS  # noqa: E402
 
 Rows = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
@@ -134,9 +132,10 @@ def work(given: argparse.Namespace) -> int:
 
 def modes(names: list[str]) -> Iterator[tuple[GgmlType, bool]]:
     """The types, without and with an imatrix."""
-    for type_ in map(parse_type, names or [name for name in ENCODERS if name != "f32"]):
+    every = [type_ for type_ in TYPES if type_.encodable and type_ != F32]
+    for type_ in map(parse_type, names) if names else every:
         for guided in (False, True):
-            if uses_imatrix(type_) if guided else not type_.requires_imatrix:
+            if type_.uses_imatrix if guided else not type_.requires_imatrix:
                 yield type_, guided
 
 

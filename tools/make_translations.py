@@ -66,17 +66,16 @@ def call_all_kernels() -> None:
     """Call every kernel with all the types of arguments that it is made for."""
     import numpy as np
 
-    from ggplan.ggml_types import parse_type
-    from ggplan.quants import dequantize, warm_up
-    from ggplan.quants.codecs import BEST_ENCODERS, DECODERS, ENCODERS
+    from ggplan.ggml_types import TYPES
+    from ggplan.quants import dequantize, efforts_of, warm_up
     from ggplan.quants.row_hash import hash_rows
 
-    for effort, names in (("default", ENCODERS), ("best", BEST_ENCODERS)):
-        for type in map(parse_type, names):
+    for type in (type for type in TYPES if type.encodable):
+        for effort in efforts_of(type):
             for bf16 in (False, True) if type.is_quantized else (False,):
                 for with_imatrix in (False, True):
                     warm_up([type], with_imatrix=with_imatrix, effort=effort, bf16=bf16)
-    for type in map(parse_type, DECODERS):
+    for type in (type for type in TYPES if type.decodable):
         dequantize(np.zeros((1, type.row_bytes(type.block_size)), np.uint8), type)
     for dtype in (np.float32, np.uint16):
         hash_rows(np.zeros((1, 256), dtype))

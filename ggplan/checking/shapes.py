@@ -12,8 +12,6 @@ from ggplan.planning.fallback import remainder
 from ggplan.rules import Choice, Diagnostic
 from ggplan.text import printable
 
-# llama-quantize refuses these without an imatrix (b11434, src/llama-quant.cpp, tensor_requires_imatrix).
-_NEED_IMATRIX = frozenset({"iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs"})
 _NEVER_NEED = frozenset({"token_embd.weight", "output.weight"})
 
 
@@ -122,7 +120,7 @@ def _engines(case: Case) -> Iterator[Diagnostic]:
 def _imatrix(case: Case) -> Iterator[Diagnostic]:
     groups: dict[tuple[int | None, str], list[int]] = {}
     for t, d in enumerate(case.decisions):
-        if d.type.name in _NEED_IMATRIX and d.type != d.tensor.type and d.tensor.name not in _NEVER_NEED:
+        if d.type.expects_imatrix and d.type != d.tensor.type and d.tensor.name not in _NEVER_NEED:
             groups.setdefault((d.rule, d.type.name), []).append(t)
     for (rule, name), members in groups.items():
         choice = _choice(case, rule)

@@ -25,23 +25,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ggplan.errors import ConversionError
-from ggplan.ggml_types import GgmlType
+from ggplan.ggml_types import BF16, F16, F32, GgmlType
 from ggplan.model import TensorInfo
 from ggplan.planning import Nonfinite, Plan
 from ggplan.quants import first_nonfinite
 from ggplan.quants.codecs import Rows
 from ggplan.quants.floats import widened
-from ggplan.quants.soundness import CHECKED, unsound_blocks
+from ggplan.quants.soundness import is_checkable, unsound_blocks
 from ggplan.text import printable
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_HOLDS = frozenset({"f32", "f16", "bf16"})
 _RUN_WEIGHTS = 1 << 18
-_LARGEST = {"f16": 0x7BFF, "bf16": 0x7F7F}
-# From here on a weight is rounded to infinity: half a step above the largest number.
-_TOO_LARGE = {"f16": np.float32(65520), "bf16": np.array(0x7F7F8000, np.uint32).view(np.float32)[()]}
+# From here on a weight is rounded to infinity.
+_TOO_LARGE = {type_: np.float32(type_.overflows_at) for type_ in (F16, BF16)}
 # Norms, biases and routers; what is larger is read when its turn comes.
 _SMALL_WEIGHTS = 1 << 21
 
@@ -58,7 +56,7 @@ def settled_rows(
     """
     if policy == "zero":
         return np.where(np.isfinite(rows), rows, np.float32(0))
-    if policy == "keep" and type_.name in _HOLDS:
+    if policy == "keep" and type_.is_float:
         return rows
     raise _not_finite(tensor, type_, policy)
 
@@ -68,12 +66,12 @@ def keep_into(rows: NDArray[np.float32], type_: GgmlType, out: NDArray[np.uint8]
 
     The encoders know only numbers; infinities they get right.
     """
-    if type_.name == "f32":
+    if type_ == F32:
         return
     bits = rows.view(np.uint32).reshape(-1)
     at = np.flatnonzero((bits & 0x7FFFFFFF) > 0x7F800000)
     upper = bits[at] >> 16
-    out.view(np.uint16).reshape(-1)[at] = upper & 0x8000 | 0x7E00 if type_.name == "f16" else upper | 0x40
+    out.view(np.uint16).reshape(-1)[at] = upper & 0x8000 | 0x7E00 if type_ == F16 else upper | 0x40
 
 
 def settle_overflow(
@@ -88,7 +86,7 @@ def settle_overflow(
 
     `rows` are those of `tensor` from row `start` on, as they were encoded.
     """
-    if type_.name == "f32" or type_ == tensor.type or type_.name not in CHECKED:
+    if type_ in (F32, tensor.type) or not is_checkable(type_):
         return
     found = unsound_blocks(out.reshape(-1, type_.block_bytes), type_)
     if not found.any():
@@ -96,7 +94,7 @@ def settle_overflow(
     if type_.is_float and policy != "refuse":
         if policy == "zero":
             halves = out.view(np.uint16).reshape(-1)
-            halves[found] = halves[found] & 0x8000 | _LARGEST[type_.name]
+            halves[found] = halves[found] & 0x8000 | type_.exponent - 1
         return
     if type_.is_float:
         raise _overflow(tensor, type_)
@@ -121,7 +119,7 @@ def settled_bytes(data: bytes, tensor: TensorInfo, start: int, policy: Nonfinite
         If they hold a float or a scale that is not finite, and the policy or the type refuses it.
     """
     type_ = tensor.type
-    if type_.name not in CHECKED:
+    if not is_checkable(type_):
         return data
     blocks = np.frombuffer(data, np.uint8).reshape(-1, type_.block_bytes)
     found = unsound_blocks(blocks, type_)
@@ -168,12 +166,12 @@ def check_early(plan: Plan) -> None:
         if planned.is_copied and tensor.read_bytes is not None:
             settled_bytes(tensor.read_bytes(0, tensor.n_rows), tensor, 0, plan.nonfinite)
             continue
-        if tensor.read_rows is None or (plan.nonfinite == "keep" and planned.type.name in _HOLDS):
+        if tensor.read_rows is None or (plan.nonfinite == "keep" and planned.type.is_float):
             continue
         rows = tensor.read_rows(0, tensor.n_rows)
         if first_nonfinite(rows) >= 0:
             raise _not_finite(tensor, planned.type, plan.nonfinite)
-        limit = _TOO_LARGE.get(planned.type.name)
+        limit = _TOO_LARGE.get(planned.type)
         if limit is not None and planned.type != tensor.type and (np.abs(rows) >= limit).any():
             raise _overflow(tensor, planned.type)
 
@@ -188,7 +186,7 @@ def _not_finite(tensor: TensorInfo, type_: GgmlType, policy: Nonfinite) -> Conve
 
 def _overflow(tensor: TensorInfo, type_: GgmlType) -> ConversionError:
     """The error that counts all of a tensor's weights that are too large for a float type."""
-    limit = _TOO_LARGE[type_.name]
+    limit = _TOO_LARGE[type_]
     hint = "give this tensor bf16 or f32, or cut such weights down with --nonfinite zero"
     return _counted(tensor, f"too large for {type_.name}", lambda rows: np.abs(rows) >= limit, hint)
 

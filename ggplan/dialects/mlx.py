@@ -15,6 +15,7 @@ from ggplan.dialects.flatten import settled
 from ggplan.dialects.modules import need_model
 from ggplan.dialects.source import Imported, Source, recipe_text
 from ggplan.errors import RecipeError
+from ggplan.ggml_types import parse_type
 from ggplan.model import Model
 from ggplan.recovering.layers import layers_pattern, runs
 from ggplan.rules import Recipe, parse_recipe
@@ -22,7 +23,6 @@ from ggplan.rules.roles import Blocks
 
 PREDICATES = ("mixed_2_6", "mixed_3_4", "mixed_3_5", "mixed_3_6", "mixed_3_8", "mixed_4_6", "mixed_4_8")
 _TYPES = {2: "q2_K", 3: "q3_K", 4: "q4_K", 5: "q5_K", 6: "q6_K", 8: "q8_0"}
-_FALLBACK = {"q2_K": "q4_0", "q3_K": "q4_0", "q4_K": "q5_0", "q5_K": "q5_1", "q6_K": "q8_0"}
 
 
 def import_(source: Source, name: str, model: Model | None) -> Imported:
@@ -50,8 +50,9 @@ def import_(source: Source, name: str, model: Model | None) -> Imported:
     return Imported("mlx", recipe_text(source, what, name, body, notes, head), notes)
 
 
-def _chain(type_: str) -> str:
-    return f"{type_} | {_FALLBACK[type_]}" if type_ in _FALLBACK else type_
+def _chain(name: str) -> str:
+    fallback = parse_type(name).fallback
+    return f"{name} | {fallback}" if fallback else name
 
 
 def export(recipe: Recipe, model: Model) -> tuple[str, list[str]]:

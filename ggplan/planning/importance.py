@@ -1,8 +1,8 @@
 """Which importance values an encoder gets for a tensor, by llama-quantize's rules.
 
 llama.cpp b11434, `src/llama-quant.cpp`: a tensor without an entry is encoded without weights; an entry
-of the wrong size is an error, but for `token_embd.weight`, where it is ignored; `q8_0` and the ternary
-and fp4 types have no use for weights, unless encoded with best effort.
+of the wrong size is an error, but for `token_embd.weight`, where it is ignored. Types whose row in
+`ggplan.ggml_types` says that they ignore an imatrix get none, unless encoded with best effort.
 """
 
 from __future__ import annotations
@@ -20,12 +20,10 @@ if TYPE_CHECKING:
 
     from ggplan.imatrix import Imatrix, ImatrixEntry
 
-_UNWEIGHTED = frozenset({"q8_0", "tq1_0", "tq2_0", "mxfp4", "nvfp4", "q1_0", "q2_0"})
-
 
 def uses_imatrix(type_: GgmlType, effort: Effort = "default") -> bool:
     """Whether the encoder of this type weighs its errors by an imatrix; with best effort, all do."""
-    return type_.is_quantized and (effort == "best" or type_.name not in _UNWEIGHTED)
+    return type_.is_quantized if effort == "best" else type_.uses_imatrix
 
 
 def entry_of(tensor: TensorInfo, imatrix: Imatrix) -> ImatrixEntry | None:

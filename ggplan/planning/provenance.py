@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from ggplan.ggml_types import GgmlType
+from ggplan.ggml_types import F32, GgmlType
 from ggplan.metadata import Metadata, string, uint32
 from ggplan.rules import Recipe
 from ggplan.rules.recording import record_parts
@@ -18,15 +18,6 @@ if TYPE_CHECKING:
 QUANTIZATION_VERSION = 2
 """GGML_QNT_VERSION of llama.cpp b11434: the layout of the quantized types."""
 
-# llama.cpp names a file after one type (enum llama_ftype, include/llama.h); a mixed file takes the name
-# of the type that holds most of its weights. The k-quants have no pure name; llama-quantize takes `Q4_K`
-# to mean Q4_K_M.
-_FILE_TYPES = {
-    "f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q5_1": 9, "q2_K": 10, "q3_K": 12,
-    "q4_K": 15, "q5_K": 17, "q6_K": 18, "iq2_xxs": 19, "iq2_xs": 20, "iq3_xxs": 23, "iq1_s": 24,
-    "iq4_nl": 25, "iq3_s": 26, "iq2_s": 28, "iq4_xs": 30, "iq1_m": 31, "bf16": 32, "tq1_0": 36,
-    "tq2_0": 37, "mxfp4": 38, "nvfp4": 39, "q1_0": 40, "q2_0": 41,
-}  # fmt: skip
 _SOURCE_ONLY = ("general.alignment", "split.no", "split.count", "split.tensors.count")
 
 
@@ -54,15 +45,15 @@ def output_metadata(
         if key not in _SOURCE_ONLY and not key.startswith("ggplan.")
     }
     metadata["general.quantization_version"] = uint32(QUANTIZATION_VERSION)
-    totals: dict[str, int] = {}
+    totals: dict[GgmlType, int] = {}
     for type_, n_weights in weights_by_type:
-        totals[type_.name] = totals.get(type_.name, 0) + n_weights
-    largest = max(totals, key=lambda name: totals[name], default="f32")
+        totals[type_] = totals.get(type_, 0) + n_weights
+    # A mixed file is named after the type that holds most of its weights.
+    largest = max(totals, key=lambda type_: totals[type_], default=F32)
     mix = find_mix(recipe.name.removesuffix(PURE)) if recipe is not None else None
-    if mix is not None:
-        metadata["general.file_type"] = uint32(mix.file_type)
-    elif largest in _FILE_TYPES:
-        metadata["general.file_type"] = uint32(_FILE_TYPES[largest])
+    file_type = largest.file_type if mix is None else mix.file_type
+    if file_type is not None:
+        metadata["general.file_type"] = uint32(file_type)
     if imatrix is not None:
         metadata["quantize.imatrix.file"] = string(imatrix.path.name)
         if imatrix.datasets:

@@ -31,7 +31,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ggplan.errors import QuantizationError
 from ggplan.ggml_types import GgmlType, parse_type
-from ggplan.quants.codecs import BEST_ENCODERS, Rows, decoder, encoder
+from ggplan.quants.codecs import Rows, decoder, encoder
 from ggplan.quants.deviation import Deviation, deviation
 from ggplan.quants.finite import count_nonfinite, first_nonfinite
 
@@ -202,7 +202,7 @@ def quantize_error(
 
 def efforts_of(type: GgmlType) -> tuple[str, ...]:
     """The efforts that make a difference to a type: all of `EFFORTS`, or "default" alone."""
-    return EFFORTS if type.name in BEST_ENCODERS else EFFORTS[:1]
+    return EFFORTS if type.best_encoder else EFFORTS[:1]
 
 
 def require_effort(effort: str) -> None:
@@ -224,12 +224,12 @@ def encode_into(
         If the type cannot be encoded without an imatrix and there is none.
     """
     _require_imatrix(type, imatrix)
-    encoder(type.name, effort)(rows, imatrix, out)
+    encoder(type, effort)(rows, imatrix, out)
 
 
 def decode_into(blocks: Bytes, type: GgmlType, out: F32Array) -> None:
     """Decode contiguous `blocks` (m, row bytes) into contiguous `out` (m, n), unchecked."""
-    decode = decoder(type.name)
+    decode = decoder(type)
     data = blocks.reshape(-1, type.block_bytes)
     weights = out.reshape(-1, type.block_size)
     step = max(1, _DECODE_PIECE // type.block_size)

@@ -17,6 +17,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from ggplan.ggml_types import parse_type
 from ggplan.quants import encode_grids, iq1_m, iq1_s
 from ggplan.quants.best_grid_search import (
     Rules,
@@ -109,7 +110,7 @@ def _improve(
     out: Bytes,
 ) -> None:
     """Improve the default's blocks in `out`, a piece of them at a time."""
-    rules, decode = _RULES[name], decoder(name)
+    rules, decode = _RULES[name], decoder(parse_type(name))
     points, index_of = points_of("iq1_s" if name == "iq1_m" else name)
     group = 8 if len(points.values) == 3 else 4
     weights = flat(rows)

@@ -23,23 +23,15 @@ from ggplan.ggml_types import GgmlType
 Bytes = NDArray[np.uint8]
 Flags = NDArray[np.bool_]
 
-# Where the half-precision scales stand in a block.
-_HALVES = {
-    "q4_0": (0,), "q4_1": (0, 2), "q5_0": (0,), "q5_1": (0, 2), "q8_0": (0,), "iq4_nl": (0,), "iq4_xs": (0,),
-    "q2_K": (80, 82), "q3_K": (108,), "q4_K": (0, 2), "q5_K": (0, 2), "q6_K": (208,),
-    "iq1_s": (0,), "iq2_xxs": (0,), "iq2_xs": (0,), "iq2_s": (0,), "iq3_xxs": (0,), "iq3_s": (0,),
-    "tq1_0": (52,), "tq2_0": (64,), "q1_0": (0,), "q2_0": (0,),
-}  # fmt: skip
-# The bits of a float's exponent, and the bytes of a float.
-_EXPONENTS: dict[str, tuple[np.dtype[np.unsignedinteger], int]] = {
-    "f64": (np.dtype("<u8"), 0x7FF0000000000000),
-    "f32": (np.dtype("<u4"), 0x7F800000),
-    "bf16": (np.dtype("<u2"), 0x7F80),
-    "f16": (np.dtype("<u2"), 0x7C00),
-}
+# A scale is not finite where these bits of one of its bytes are all ones: which byte, and the bits.
+_NOT_FINITE = {"f16": (1, 0x7C), "e8m0": (0, 0xFF), "ue4m3": (0, 0x7F)}
 # Far from the largest half, 65504, so that no rounding of sums comes near it.
 _MODEST = 16.0
-CHECKED = frozenset({*_HALVES, *_EXPONENTS, "mxfp4", "nvfp4", "iq1_m"})
+
+
+def is_checkable(type: GgmlType) -> bool:
+    """Whether the scales or floats of a type can be checked; its row says where they stand."""
+    return bool(type.scale_offsets or type.exponent)
 
 
 def are_sound(type: GgmlType, largest: float) -> bool:
@@ -48,7 +40,7 @@ def are_sound(type: GgmlType, largest: float) -> bool:
     A block's only scale is a quotient of weighted sums and at most the largest weight. A scale beside a
     minimum is a slope, and can be far more where the sums cancel.
     """
-    return largest <= _MODEST and len(_HALVES.get(type.name, ())) == 1
+    return largest <= _MODEST and type.scale_format == "f16" and len(type.scale_offsets) == 1
 
 
 def unsound_blocks(blocks: Bytes, type: GgmlType) -> Flags:
@@ -59,28 +51,23 @@ def unsound_blocks(blocks: Bytes, type: GgmlType) -> Flags:
     blocks
         (n, block bytes) uint8; a block of a float type is one weight.
     type
-        One of `CHECKED`.
+        A type that `is_checkable`.
 
     Returns
     -------
     (n,) bool.
     """
+    if type.exponent:
+        floats = np.ascontiguousarray(blocks).view(f"<u{type.block_bytes}").reshape(-1)
+        exponent = floats.dtype.type(type.exponent)
+        return np.asarray((floats & exponent) == exponent)
+    if type.scale_format == "split f16":
+        # In the upper bytes of the words: the exponent is the last one's four bits, but for the sign, and
+        # the upper two of the one before.
+        *_, third, fourth = (blocks[:, at + 1] for at in type.scale_offsets)
+        return np.asarray(((fourth & 0x70) == 0x70) & ((third & 0xC0) == 0xC0))
+    byte, mask = _NOT_FINITE[type.scale_format]
     found: Flags = np.zeros(len(blocks), np.bool_)
-    if type.name in _EXPONENTS:
-        dtype, exponent = _EXPONENTS[type.name]
-        bits = np.ascontiguousarray(blocks).view(dtype).reshape(-1)
-        found |= (bits & bits.dtype.type(exponent)) == exponent
-        return found
-    if type.name == "mxfp4":
-        np.equal(blocks[:, 0], 0xFF, out=found)
-    elif type.name == "nvfp4":
-        np.any((blocks[:, :4] & 0x7F) == 0x7F, axis=1, out=found)
-    elif type.name == "iq1_m":
-        words = np.ascontiguousarray(blocks[:, 48:56]).view("<u2") >> 12
-        # The exponent lies in the fourth word's four bits, but for the sign, and the third's upper two.
-        np.logical_and((words[:, 3] & 7) == 7, words[:, 2] >> 2 == 3, out=found)
-    else:
-        for at in _HALVES[type.name]:
-            # The upper byte holds the sign and the whole exponent.
-            found |= (blocks[:, at + 1] & 0x7C) == 0x7C
+    for at in type.scale_offsets:
+        found |= (blocks[:, at + byte] & mask) == mask
     return found

@@ -1,9 +1,12 @@
 """The table of mixes: llama-quantize's names, their numbers, and the type most tensors get.
 
-Names and aliases: llama.cpp b11434, `tools/quantize/quantize.cpp`, QUANT_OPTIONS. Numbers: `include/llama.h`,
-enum llama_ftype; they stand in a file's `general.file_type`. Types: `src/llama-quant.cpp`,
-`llama_ftype_get_default_type`. A name promises less than it says: most of an `IQ2_S` file is iq2_xs, most of
-an `IQ2_M` file iq2_s, most of an `IQ3_XS` file iq3_s.
+Names and aliases: llama.cpp b11434, `tools/quantize/quantize.cpp`, QUANT_OPTIONS. Types:
+`src/llama-quant.cpp`, `llama_ftype_get_default_type`. Numbers: `include/llama.h`, enum llama_ftype; they
+stand in a file's `general.file_type`. A type's row in `ggplan.ggml_types` holds the number of the mix that is
+named after it (`q4_K`: Q4_K_M); the numbers of all other mixes stand here.
+
+A name promises less than it says: most of an `IQ2_S` file is iq2_xs, most of an `IQ2_M` file iq2_s, most of
+an `IQ3_XS` file iq3_s.
 """
 
 from __future__ import annotations
@@ -39,45 +42,50 @@ class Mix:
         return replace(self, pure=True)
 
 
-MIXES: tuple[Mix, ...] = tuple(
-    Mix(name, file_type, parse_type(type_))
-    for name, file_type, type_ in (
-        ("F32", 0, "f32"),
-        ("F16", 1, "f16"),
-        ("BF16", 32, "bf16"),
-        ("Q8_0", 7, "q8_0"),
-        ("Q6_K", 18, "q6_K"),
-        ("Q5_K_M", 17, "q5_K"),
-        ("Q5_K_S", 16, "q5_K"),
-        ("Q5_1", 9, "q5_1"),
-        ("Q5_0", 8, "q5_0"),
-        ("Q4_K_M", 15, "q4_K"),
-        ("Q4_K_S", 14, "q4_K"),
-        ("Q4_1", 3, "q4_1"),
-        ("Q4_0", 2, "q4_0"),
-        ("IQ4_NL", 25, "iq4_nl"),
-        ("IQ4_XS", 30, "iq4_xs"),
-        ("MXFP4_MOE", 38, "mxfp4"),
-        ("Q3_K_L", 13, "q3_K"),
-        ("Q3_K_M", 12, "q3_K"),
-        ("Q3_K_S", 11, "q3_K"),
-        ("IQ3_M", 27, "iq3_s"),
-        ("IQ3_S", 26, "iq3_s"),
-        ("IQ3_XS", 22, "iq3_s"),
-        ("IQ3_XXS", 23, "iq3_xxs"),
-        ("Q2_K", 10, "q2_K"),
-        ("Q2_K_S", 21, "q2_K"),
-        ("IQ2_M", 29, "iq2_s"),
-        ("IQ2_S", 28, "iq2_xs"),
-        ("Q2_0", 41, "q2_0"),
-        ("IQ2_XS", 20, "iq2_xs"),
-        ("IQ2_XXS", 19, "iq2_xxs"),
-        ("TQ2_0", 37, "tq2_0"),
-        ("TQ1_0", 36, "tq1_0"),
-        ("IQ1_M", 31, "iq1_m"),
-        ("IQ1_S", 24, "iq1_s"),
-        ("Q1_0", 40, "q1_0"),
-    )
+def _mix(name: str, type: str, file_type: int | None = None) -> Mix:
+    """A mix; without a number of its own it has that of its type."""
+    found = parse_type(type)
+    number = found.file_type if file_type is None else file_type
+    assert number is not None
+    return Mix(name, number, found)
+
+
+MIXES: tuple[Mix, ...] = (
+    _mix("F32", "f32"),
+    _mix("F16", "f16"),
+    _mix("BF16", "bf16"),
+    _mix("Q8_0", "q8_0"),
+    _mix("Q6_K", "q6_K"),
+    _mix("Q5_K_M", "q5_K"),
+    _mix("Q5_K_S", "q5_K", 16),
+    _mix("Q5_1", "q5_1"),
+    _mix("Q5_0", "q5_0"),
+    _mix("Q4_K_M", "q4_K"),
+    _mix("Q4_K_S", "q4_K", 14),
+    _mix("Q4_1", "q4_1"),
+    _mix("Q4_0", "q4_0"),
+    _mix("IQ4_NL", "iq4_nl"),
+    _mix("IQ4_XS", "iq4_xs"),
+    _mix("MXFP4_MOE", "mxfp4"),
+    _mix("Q3_K_L", "q3_K", 13),
+    _mix("Q3_K_M", "q3_K"),
+    _mix("Q3_K_S", "q3_K", 11),
+    _mix("IQ3_M", "iq3_s", 27),
+    _mix("IQ3_S", "iq3_s"),
+    _mix("IQ3_XS", "iq3_s", 22),
+    _mix("IQ3_XXS", "iq3_xxs"),
+    _mix("Q2_K", "q2_K"),
+    _mix("Q2_K_S", "q2_K", 21),
+    _mix("IQ2_M", "iq2_s", 29),
+    _mix("IQ2_S", "iq2_xs", 28),
+    _mix("Q2_0", "q2_0"),
+    _mix("IQ2_XS", "iq2_xs"),
+    _mix("IQ2_XXS", "iq2_xxs"),
+    _mix("TQ2_0", "tq2_0"),
+    _mix("TQ1_0", "tq1_0"),
+    _mix("IQ1_M", "iq1_m"),
+    _mix("IQ1_S", "iq1_s"),
+    _mix("Q1_0", "q1_0"),
 )
 
 ALIASES: dict[str, str] = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}

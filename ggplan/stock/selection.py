@@ -63,7 +63,6 @@ _PARTS = (
     ("ffn_down", Category.DOWN),
 )
 _SMALLEST = frozenset({"IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M"})
-_NEED_IMATRIX = frozenset({"iq3_xxs", "iq2_xxs", "iq2_xs", "iq2_s", "iq1_m", "iq1_s"})
 _BLOCK = re.compile(r"blk\.(\d{1,9})\.")
 
 # GLM5-next: tensors left as they are, and tensors that get at least q8_0.
@@ -86,7 +85,7 @@ def needs_imatrix(mix: Mix | None, name: str, type_: GgmlType) -> bool:
     if name in _WHOLE_NAMES:
         return False
     is_q2_k_s = mix is not None and mix.name == "Q2_K_S"
-    return type_.name in _NEED_IMATRIX or (is_q2_k_s and type_.name == "q2_K")
+    return type_.expects_imatrix or (is_q2_k_s and type_.name == "q2_K")
 
 
 def choose_types(

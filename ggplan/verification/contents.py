@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ggplan.errors import CheckpointError
-from ggplan.quants.soundness import CHECKED, unsound_blocks
+from ggplan.quants.soundness import is_checkable, unsound_blocks
 from ggplan.sources.files import file_size, read_at
 from ggplan.sources.gguf_header import GgufHeader, TensorRecord, padded
 from ggplan.verification.faults import HEADER, Fault
@@ -40,7 +40,7 @@ def check_tensor(header: GgufHeader, record: TensorRecord, progress: Progress | 
     first = -1
     type_ = record.type
     step = max(1, _PIECE_BYTES // type_.block_bytes) * type_.block_bytes
-    checked = type_.name in CHECKED and type_.row_extra_bytes == 0
+    checked = is_checkable(type_) and type_.row_extra_bytes == 0
     try:
         for at in range(0, record.n_bytes, step):
             piece = read_at(header.path, record.offset + at, min(step, record.n_bytes - at))

@@ -13,6 +13,8 @@ import gguf
 import numpy as np
 import pytest
 
+from ggplan.ggml_types import TYPES
+
 ROOT = Path(__file__).parent.parent.parent
 COMMANDS = ("plan", "convert", "inspect", "types", "demo", "verify", "reproduce")
 
@@ -149,7 +151,14 @@ def test_inspect_shows_types_metadata_and_tensors(source: Path) -> None:
 
 
 def test_types_lists_what_can_be_written() -> None:
-    types = {t["name"]: t for t in json.loads(run("types", "--json").stdout)["types"]}
+    told = json.loads(run("types", "--json").stdout)["types"]
+    rows = [row for row in TYPES if not row.internal]
+    assert [t["name"] for t in told] == [row.name for row in rows]
+    for shown, row in zip(told, rows, strict=True):
+        assert {key: getattr(row, key) for key in shown} == shown
+    names = re.findall(r"^  (\w+) ", run("types").stdout.partition("mixes of types")[0], re.M)
+    assert names == ["type", *(row.name for row in rows)]
+    types = {t["name"]: t for t in told}
     assert types["q4_K"]["encodable"] is True
     assert types["q4_K"]["bits_per_weight"] == 4.5
     assert types["iq4_ks"]["engine"] == "ik_llama.cpp"

@@ -16,7 +16,7 @@ from distributions import DISTRIBUTIONS, importances
 from numpy.typing import NDArray
 
 from ggplan.errors import QuantizationError
-from ggplan.ggml_types import parse_type
+from ggplan.ggml_types import TYPES, parse_type
 from ggplan.quants import (
     EFFORTS,
     dequantize,
@@ -26,9 +26,8 @@ from ggplan.quants import (
     quantize_error,
     warm_up,
 )
-from ggplan.quants.codecs import BEST_ENCODERS, ENCODERS
 
-TYPES = list(BEST_ENCODERS)
+BEST = [t.name for t in TYPES if t.best_encoder]
 
 # What of the default's weighted squared error is left at most, on the demo model's weights: without an
 # importance matrix and with one.
@@ -65,7 +64,7 @@ COLUMNS = 9 * 256
 ROWS = 5
 
 with_and_without_importance = pytest.mark.parametrize("guided", [False, True], ids=["plain", "imatrix"])
-each_type = pytest.mark.parametrize("type_name", TYPES)
+each_type = pytest.mark.parametrize("type_name", BEST)
 
 
 def encode(
@@ -189,7 +188,7 @@ def test_the_same_importance_everywhere(type_name: str, value: float) -> None:
 
 def test_without_importance_blocks_are_the_defaults() -> None:
     rows = DISTRIBUTIONS["normal"](np.random.default_rng(6), 8 * 512).reshape(8, 512)
-    for type_name in TYPES:
+    for type_name in BEST:
         nothing = np.zeros(512, np.float32)
         assert (encode(rows, type_name, nothing) == encode(rows, type_name, nothing, "default")).all()
 
@@ -239,7 +238,7 @@ def test_the_errors_that_quantize_error_reports_are_those_of_the_effort() -> Non
 def test_nothing_and_little(type_name: str) -> None:
     ggml_type = parse_type(type_name)
     assert efforts_of(ggml_type) == EFFORTS
-    assert type_name in ENCODERS
+    assert ggml_type.encodable
     warm_up([ggml_type], with_imatrix=True, effort="best")
     for shape in ((0, 256), (2, 0)):
         blocks = quantize(np.empty(shape), type_name, np.ones(shape[1]), effort="best")

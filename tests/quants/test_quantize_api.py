@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -12,8 +13,21 @@ from hypothesis.extra import numpy as hnp
 
 from ggplan.errors import Error, QuantizationError, TypeNameError
 from ggplan.ggml_types import TYPES, GgmlType, parse_type
-from ggplan.quants import decode_into, dequantize, encode_into, first_nonfinite, quantize, warm_up
-from ggplan.quants.codecs import DECODERS, ENCODERS, decoder, encoder
+from ggplan.planning.fallback import fallback_type
+from ggplan.planning.importance import uses_imatrix
+from ggplan.quants import (
+    EFFORTS,
+    decode_into,
+    dequantize,
+    efforts_of,
+    encode_into,
+    first_nonfinite,
+    quantize,
+    warm_up,
+)
+from ggplan.quants.codecs import decoder, encoder
+from ggplan.quants.soundness import are_sound, unsound_blocks
+from ggplan.stock import needs_imatrix
 
 ENCODABLE = [t for t in TYPES if t.encodable]
 LIGHT = ["f32", "f16", "bf16", "q8_0", "q4_0", "q5_1"]  # compiled in a moment
@@ -28,11 +42,52 @@ def needed(type: GgmlType, n: int) -> np.ndarray | None:
     return np.ones(n, np.float32) if type.requires_imatrix else None
 
 
-def test_codecs_are_those_that_the_table_of_types_promises() -> None:
-    assert set(ENCODERS) == {t.name for t in TYPES if t.encodable}
-    assert set(DECODERS) == {t.name for t in TYPES if t.decodable}
-    assert all(callable(encoder(name)) for name in ENCODERS)
-    assert all(callable(decoder(name)) for name in DECODERS)
+@pytest.mark.parametrize("type", TYPES, ids=str)
+def test_the_functions_that_a_row_names_exist(type: GgmlType) -> None:
+    if type.encodable:
+        assert all(callable(encoder(type, effort)) for effort in EFFORTS)
+        assert (encoder(type, "best") is encoder(type)) == (efforts_of(type) == ("default",))
+    else:
+        assert not type.best_encoder
+    if type.decodable:
+        assert callable(decoder(type))
+
+
+def test_a_row_and_a_module_make_a_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A made-up type: eight signs under one half, its functions in one module and all else in its row."""
+
+    def encode(rows: np.ndarray, importance: np.ndarray | None, out: np.ndarray) -> None:
+        groups = rows.reshape(-1, 8)
+        blocks = out.reshape(-1, 3)
+        blocks[:, :2] = np.abs(groups).mean(axis=1).astype("<f2").view(np.uint8).reshape(-1, 2)
+        blocks[:, 2] = np.packbits(groups < 0, axis=1).ravel()
+
+    def decode(blocks: np.ndarray, out: np.ndarray) -> None:
+        scales = np.ascontiguousarray(blocks[:, :2]).view("<f2").astype(np.float32)
+        out[:] = scales * (1 - 2 * np.unpackbits(blocks[:, 2:], axis=1).astype(np.float32))
+
+    module = ModuleType("ggplan.quants.signs")
+    monkeypatch.setattr(module, "encode", encode, raising=False)
+    monkeypatch.setattr(module, "decode", decode, raising=False)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    row = GgmlType("signs", 900, 8, 3, scale_offsets=(0,), imatrix="required", fallback="q8_0",
+                   encoder="signs:encode", decoder="signs:decode")  # fmt: skip
+
+    warm_up([row], with_imatrix=False)
+    assert efforts_of(row) == ("default",)
+    assert uses_imatrix(row)
+    assert needs_imatrix(None, "blk.0.ffn_up.weight", row)
+    with pytest.raises(QuantizationError, match="without an imatrix"):
+        quantize(np.ones((1, 8)), row)
+    weights = np.where(bell(3, 16) < 0, np.float32(-0.5), np.float32(0.5))
+    blocks = quantize(weights, row, np.ones(16))
+    assert blocks.shape == (3, 6)
+    assert (dequantize(blocks, row) == weights).all()
+    blocks[1, 3:5] = 0xFF
+    assert unsound_blocks(blocks.reshape(-1, 3), row).tolist() == [False] * 3 + [True] + [False] * 2
+    assert are_sound(row, 1.0)
+    assert fallback_type(row, 96, "llama.cpp") == parse_type("q8_0")
+    assert fallback_type(row, 100, "llama.cpp") == parse_type("f16")
 
 
 def test_importing_f32_and_decoders_leave_numba_alone() -> None:

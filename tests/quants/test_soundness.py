@@ -6,7 +6,7 @@ from distributions import DISTRIBUTIONS
 
 from ggplan.ggml_types import TYPES, parse_type
 from ggplan.quants import dequantize, quantize
-from ggplan.quants.soundness import CHECKED, are_sound, unsound_blocks
+from ggplan.quants.soundness import are_sound, is_checkable, unsound_blocks
 
 RNG = np.random.default_rng(5)
 BLOCK_TYPES = sorted(t.name for t in TYPES if t.decodable and t.is_quantized)
@@ -17,7 +17,9 @@ def blocks_of(name: str, data: np.ndarray) -> np.ndarray:
 
 
 def test_every_type_that_is_read_or_written_is_checked() -> None:
-    assert {t.name for t in TYPES if t.decodable or t.encodable} <= CHECKED
+    for type_ in TYPES:
+        assert is_checkable(type_) or not (type_.decodable or type_.encodable), type_
+        assert all(0 <= at < type_.block_bytes for at in type_.scale_offsets), type_
 
 
 @pytest.mark.parametrize("name", BLOCK_TYPES)
