@@ -2,14 +2,15 @@ r"""Dialects: the ways other tools say which tensor gets which type, read as rec
 
     >>> print(import_recipe(r"output\.weight=q8_0,blk\..*=iq4_k", "list").text)  # doctest: +SKIP
 
-`import_recipe` reads a text, whose dialect it sees by itself, and gives the text of a recipe; `export_recipe`
-writes what a recipe gives a model as a list that cannot be misread (see `flatten`), and proves it by reading
-it back. A dialect that speaks of GGUF names needs no model to be imported; one that speaks of Hugging Face's
-(`re:.*q_proj`, `model.layers.0.mlp`) or of layers does.
+`import_recipe` reads a text, whose dialect it detects, and gives the text of a recipe; `export_recipe` writes
+what a recipe gives a model as a list that every tool reads alike (see `flatten`), and checks that by reading
+it back. A dialect with GGUF's names is imported without a model; one with Hugging Face's names
+(`re:.*q_proj`, `model.layers.0.mlp`) or with numbers of layers needs the model.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -23,8 +24,8 @@ from ggplan.dialects import (
     thireus,
     torchao,
 )
-from ggplan.dialects.detection import detect
 from ggplan.dialects.flatten import settled
+from ggplan.dialects.ik_llama import BLOCK
 from ggplan.dialects.source import Imported, Source
 from ggplan.errors import RecipeError
 from ggplan.model import Model
@@ -93,6 +94,44 @@ DIALECTS = {
 }
 """By name, in the order of the documentation."""
 
+# A model card may hold several dialects: the first sign that stands in it decides.
+_SIGNS = (
+    ("mlx", r"\A\s*mixed_\d_\d\s*\Z|--quant-predicate"),
+    ("layer-types", r"\bLAYER_TYPES\s*=|--layer-types"),
+    ("ik_llama.cpp", BLOCK.pattern + r"|--custom-q\b"),
+    ("llama-quantize", r"--tensor-type(-file)?\b"),
+    ("torchao", r"FqnToConfig\b|fqn_to_config"),
+    (
+        "compressed-tensors",
+        r"(^[ \t]*(- )?|[{,]\s*)[\"']?"
+        r"(config_groups|targets|ignore|scheme|\w+_modifiers|\w*Modifier)[\"']?[ \t]*:",
+    ),
+    ("autoround", r"\b(layer_config|extra_config)\b|[\"'](bits|data_type)[\"']\s*:|\b(auto-?round)\b"),
+)
+_RULE = re.compile(r"[^\s#]+=\w+")
+
+
+def detect(source: Source) -> str:
+    """The name of the dialect that a text is in.
+
+    Raises
+    ------
+    RecipeError
+        If it is in none of them.
+    """
+    for name, sign in _SIGNS:
+        if re.search(sign, source.text, re.M):
+            return name
+    rules = [rule for line in source.text.split("\n") if (rule := line.partition("#")[0].strip())]
+    if rules and all(re.search(r"=[^=]*,.*=", rule) or rule.endswith(",") for rule in rules[:1]):
+        return "ik_llama.cpp"
+    if rules and any("#" in line for line in source.text.split("\n")):
+        return "thireus"
+    if rules and all(_RULE.fullmatch(token) for token in rules[0].split()):
+        return "llama-quantize"
+    message = source.fault(0, "this is in no dialect that ggplan knows").message
+    raise RecipeError(message, hint="name it with --dialect")
+
 
 def import_recipe(
     text: str,
@@ -110,7 +149,7 @@ def import_recipe(
     file
         What messages call the text.
     dialect
-        A key of `DIALECTS`; "" to see it from the text.
+        A key of `DIALECTS`; "" to detect it from the text.
     name
         The recipe's name; "" for one after the file.
     model

@@ -3,10 +3,11 @@ r"""AutoRound's `layer_config`, and the `quantization_config` of its checkpoints
     {"bits": 4, "group_size": 128, "sym": true,
      "extra_config": {"lm_head": {"bits": 16}, ".*down_proj": {"bits": 8, "group_size": 32}}}
 
-What stands outside is for all linear modules in the blocks, not for `lm_head` and the embeddings. A key is a
-module's name, else a text or a regular expression that is searched for in the names; expressions come after
-names, in order, and the last decides. A value may be a scheme's name (`W8A16`) or a ggml type (`gguf:q4_k`).
-`data_type: int_asym_dq` says that the scales are quantized too, as k-quants do it.
+The outer scheme is for all linear modules in the blocks, not for `lm_head` and the embeddings. A key of
+`extra_config` is a module's name, or a text or regular expression that is searched for in the names.
+Expressions are applied after names, in order, and the last that matches decides. A value may be a scheme's
+name (`W8A16`) or a ggml type (`gguf:q4_k`). `data_type: int_asym_dq` says that the scales are quantized too,
+as k-quants do it.
 
 auto-round b9f3d00 (`auto_round/compressors/utils.py`).
 """
@@ -70,7 +71,7 @@ def import_(source: Source, name: str, model: Model | None) -> Imported:
             types[at] = expressions[keys[found[-1]]]
     for i, key in enumerate(keys):
         if i not in met and expressions[key] is not None:
-            notes.append(f"`{key}` meets no module of {model.path.name} that is quantized")
+            notes.append(f"`{key}` matches no module of {model.path.name} that is quantized")
     return recipe_of_types(source, "autoround", name, model, modules, types, list(dict.fromkeys(notes)))
 
 
@@ -132,7 +133,7 @@ def _type(
         symmetric = is_float or (said.get("sym") is not False and "asym" not in data_type)
         scheme = Scheme(bits, max(0, group), symmetric, is_float, double)
     else:
-        raise source.fault(0, f"{key[:80]}: the value is no scheme", "write bits, group_size and sym")
+        raise source.fault(0, f"{key[:80]}: the value is not a scheme", "write bits, group_size and sym")
     try:
         type_, same = nearest(scheme, DOUBLE)
     except ValueError as error:

@@ -8,7 +8,7 @@ r"""Recipes of llm-compressor, and the quantization_config of compressed-tensors
           ignore: [lm_head, 're:.*mlp\.gate$']
 
 A target is a module's name, `re:` and a regular expression matched from the left (Python's `re.match`), or a
-class (`Linear`, `Embedding`). A name goes before an expression, that before a class, and `ignore` before all.
+class (`Linear`, `Embedding`). `ignore` decides first, then names, then expressions, then classes.
 Modules that nothing names stay as they are. Of several modifiers that name a module, the last decides.
 
 compressed-tensors ac8e2ba (`utils/match.py`, `quantization/quant_scheme.py`), llm-compressor ab1ba3e.
@@ -34,7 +34,7 @@ _NAME, _EXPRESSION, _CLASS = range(3)
 
 @dataclass(frozen=True, slots=True)
 class _Target:
-    """A target, how it is meant, and its type: None leaves the module as it is."""
+    """A target, which kind it is (`_NAME`, ...), and its type: None leaves the module as it is."""
 
     text: str
     kind: int
@@ -61,7 +61,7 @@ def import_(source: Source, name: str, model: Model | None) -> Imported:
         met = {i for found in hits for i in found}
         for i, target in enumerate(targets):
             if i not in met and target.type is not None:
-                notes.append(f"`{target.text}` meets no module of {model.path.name} that is quantized")
+                notes.append(f"`{target.text}` matches no module of {model.path.name} that is quantized")
         for at, (found, out) in enumerate(zip(hits, left, strict=True)):
             if found and not out:
                 best = min(found, key=lambda i: (targets[i].kind, i))
@@ -72,7 +72,7 @@ def import_(source: Source, name: str, model: Model | None) -> Imported:
 
 
 def _modifiers(value: object, depth: int) -> Iterator[dict[object, object]]:
-    """All objects that say how to quantize, wherever they stand."""
+    """All objects that say how to quantize, at any depth."""
     if depth > _DEPTH:
         return
     if isinstance(value, dict):

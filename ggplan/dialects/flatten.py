@@ -1,15 +1,16 @@
-r"""Flattening: the types that a recipe gives a model, as a list that nobody can read otherwise.
+r"""Flattening: the types that a recipe gives a model, as a list that every tool reads alike.
 
-A recipe's meaning depends on order, on what its patterns meet, on chains and on protected tensors. Other
-tools take the last match or the first, lower-case patterns, know no comments and no chains. The list made
-here survives all of them:
+A recipe's meaning depends on order, on what its patterns match, on chains and on protected tensors. Other
+tools take the last match or the first, lower-case patterns, and have no comments and no chains. The list made
+here means the same to all of them:
 
-- *flattened*: one type for each tensor, as the planner settles it, shapes and all;
+- *flattened*: one type for each tensor, the one it has in a plan, fallbacks included;
 - *anchored*: each pattern matches whole names;
-- *disjoint*: no name of the model is matched by two patterns, so that order says nothing;
+- *disjoint*: no name of the model is matched by two patterns, so that order does not matter;
 - *plain*: lower case, no blank, comma, quote or `=`, only what std::regex, RE2 and Python read alike.
 
-Tensors that differ only in their layer make one line, and so do names that have a type in the same layers:
+Tensors that differ only in their layer become one line, and so do names that have one type in the same
+layers:
 
     ^blk\.\d+\.(attn_(k|q|v)|ffn_(gate|up)_exps)\.weight$     the same type in all layers
     ^blk\.([0-4]|4[2-6])\.ffn_down_exps\.weight$              another one in these
@@ -135,7 +136,7 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 
 def _prove(lines: Sequence[Flat[K]], wanted: Mapping[str, K]) -> None:
-    """Match all patterns with all names: each name must meet its own and no other."""
+    """Match all patterns with all names: each name must match its own pattern and no other."""
     names = list(wanted)
     said = [line.said for line in lines]
     found = match_patterns(

@@ -2,10 +2,10 @@ r"""The name map between GGUF and Hugging Face, by the tables of `ggplan.arch`.
 
     blk.3.attn_q.weight         model.layers.3.self_attn.q_proj
     blk.3.ffn_down_exps.weight  model.layers.3.mlp.experts.*.down_proj     one module for each expert
-    blk.3.attn_k_b.weight       model.layers.3.self_attn.kv_b_proj         which attn_v_b has a part of too
+    blk.3.attn_k_b.weight       model.layers.3.self_attn.kv_b_proj         attn_v_b is the other part of it
 
-Names need no weights and no config.json: the tables are asked with a config of ones, and that
-architecture's is taken whose names cover the model's.
+Names depend on neither weights nor config.json: the tables are built from a config in which every count is 1,
+and of the model classes of an architecture the one whose names cover most of the model's is taken.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ class Module:
     name
         Its name; `NUMBER` stands for the expert.
     tensors
-        The GGUF's tensors that its weight is in.
+        The GGUF's tensors that hold its weight.
     own
-        The type they have where nothing is said.
+        The type they have where no rule says otherwise.
     n_experts
-        How many modules it stands for, 1 where it is no expert.
+        How many modules it stands for; 1 for a module that is not an expert.
     """
 
     name: str
@@ -85,7 +85,7 @@ def modules_of(model: Model) -> tuple[Module, ...]:
     if not maps:
         raise RecipeError(
             f"ggplan has no Hugging Face names for the architecture {printable(model.architecture)}",
-            hint="choose a dialect that speaks of GGUF names: llama-quantize, ik_llama.cpp, thireus",
+            hint="choose a dialect with GGUF names: llama-quantize, ik_llama.cpp, thireus",
         )
     names = max(maps, key=lambda known: len(templates & known.keys()))
     found: dict[str, list[tuple[TensorInfo, GgmlType]]] = {}

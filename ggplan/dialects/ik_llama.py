@@ -1,7 +1,8 @@
 r"""ik_llama.cpp's dialect: `--custom-q "PATTERN=TYPE,PATTERN=TYPE"`, and the bash idiom around it.
 
-The list is parted at commas and each rule at `=`, so that no pattern holds either. A pattern is searched for,
-case-sensitive; the first that matches decides. People keep such lists readable in scripts and model cards:
+The list is split at commas and each rule at `=`, so no pattern can hold either. A pattern is searched for,
+case-sensitive; the first that matches decides. In scripts and model cards such lists are written on several
+lines:
 
     custom="
     # attention
@@ -10,8 +11,8 @@ case-sensitive; the first that matches decides. People keep such lists readable 
     custom=$(echo "$custom" | grep -v '^#' | sed -Ez 's:\n+:,:g;s:,$::;s:^,::')
     llama-quantize --custom-q "$custom" IN.gguf OUT.gguf IQ4_K
 
-Comments become comments, and the command behind the block gives the type of the rest. Nothing is executed: a
-block that needs another variable of the shell is an error.
+Comments are kept as comments, and the command after the block gives the type of all other tensors. Nothing is
+executed: a block that needs another variable of the shell is an error.
 
 ik_llama.cpp 8337e4c: `examples/quantize/quantize.cpp`, `src/llama-quantize.cpp`.
 """
@@ -75,7 +76,7 @@ def import_(source: Source, name: str, model: Model | None, block: int | None = 
 
 
 def _blocks(source: Source) -> list[_Block]:
-    """The quoted texts of `custom=`, without what bash makes of quotes; assignments by `$(...)` are none."""
+    """The quoted texts of `custom=` as bash reads them; assignments of `$(...)` are left out."""
     found, at = [], 0
     while block := BLOCK.search(source.text, at):
         quote, start = block["quote"], block.end()
@@ -123,7 +124,7 @@ def _entries(source: Source, text: str, first: int) -> list[Entry | str]:
             if "(?" in pattern:
                 source.pattern(pattern, number)  # look-around
             if not (pattern and equals and type_) or "=" in pattern:
-                raise source.fault(number, f"`{rule[:80]}` is no rule `PATTERN=TYPE`")
+                raise source.fault(number, f"`{rule[:80]}` is not a rule `PATTERN=TYPE`")
             found.append(
                 Entry(source.pattern(pattern, number), source.type(type_, number), number, comment.strip())
             )

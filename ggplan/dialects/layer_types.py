@@ -5,8 +5,9 @@ r"""steampunque's LAYER_TYPES: one of llama-quantize's mixes for each layer, in 
        ]'
     FLAGS="--token-embedding-type Q4_K --output-tensor-type Q6_K"
 
-A layer's tensors get the types that its mix gives them in a model of that mix alone; what no flag names
-outside the layers is up to the mix of the first layer. So a recipe can be written out only for a model.
+A layer's tensors get the types that its mix gives them in a model of that mix alone. Tensors outside the
+layers that no flag names get the type of the first layer's mix. So a recipe can be written only for a given
+model.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def import_(source: Source, name: str, model: Model | None) -> Imported:
     first = source.text.count("\n", 0, found.start()) + 1
     left = _PAIR.sub("", found["body"]).replace(",", "").strip()
     if left:
-        raise source.fault(first, f"`{left[:60]}` is no layer and its mix", 'a layer is `[0,"Q4_K_M"]`')
+        raise source.fault(first, f"`{left[:60]}` is not a layer and its mix", 'a layer is `[0,"Q4_K_M"]`')
     mixes: dict[int, Mix] = {}
     for pair in _PAIR.finditer(found["body"]):
         line = source.text.count("\n", 0, found.start("body") + pair.start()) + 1

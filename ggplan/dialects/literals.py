@@ -1,9 +1,10 @@
 """Values out of JSON, YAML and Python texts, without running anything.
 
-JSON and YAML give plain values. Of Python the syntax tree is read: literals stay, a call
-`Int8Config(group=32)` becomes a dict with `_type`, `torch.int4` the text it is, and a variable what was
-assigned to it above. Texts are bounded, YAML knows no aliases here (a few lines of them make gigabytes), and
-too deep a nesting is an error, found before it is parsed (libyaml takes quadratic time).
+JSON and YAML give plain values. Of Python the syntax tree is read: literals are kept, a call
+`Int8Config(group=32)` becomes a dict with `_type`, `torch.int4` becomes its text, and a variable the value
+that was assigned to it above. The length of texts is limited, YAML aliases are refused (a few lines of them
+make gigabytes), and too deep a nesting is an error, found before the text is parsed (libyaml takes quadratic
+time).
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def read_config(source: Source) -> object:
     Raises
     ------
     RecipeError
-        With the place, if it is neither.
+        If it is neither; with the place.
     """
     _check_size(source)
     if source.text.lstrip()[:1] in ("{", "["):
@@ -50,9 +51,9 @@ def read_config(source: Source) -> object:
         return yaml.load(source.text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 0
-        raise source.fault(line, f"this is no YAML: {error.problem}") from None
+        raise source.fault(line, f"this is not YAML: {error.problem}") from None
     except (yaml.YAMLError, RecursionError, ValueError, OverflowError):
-        raise source.fault(0, "this is no YAML that ggplan reads") from None
+        raise source.fault(0, "this is not YAML that ggplan reads") from None
 
 
 def read_python(source: Source) -> list[tuple[str, object]]:
@@ -61,7 +62,7 @@ def read_python(source: Source) -> list[tuple[str, object]]:
     Raises
     ------
     RecipeError
-        With the line, if it is no Python.
+        If it is not Python; with the line.
     """
     _check_size(source)
     try:
@@ -71,13 +72,13 @@ def read_python(source: Source) -> list[tuple[str, object]]:
         reader = _Reader()
         return [(name, value) for node in tree.body for name, value in reader.statement(node)]
     except SyntaxError as error:
-        raise source.fault(error.lineno or 0, f"this is no Python: {error.msg}") from None
+        raise source.fault(error.lineno or 0, f"this is not Python: {error.msg}") from None
     except (RecursionError, MemoryError, ValueError):
         raise source.fault(0, "the Python is nested too deeply") from None
 
 
 def _check_size(source: Source) -> None:
-    """Refuse texts that are too long, or nested too deeply, to be read in moments."""
+    """Refuse texts that are too long or too deeply nested to be read quickly."""
     text = source.text
     if len(text) > _MAX_CHARACTERS:
         raise source.fault(0, f"the text has {len(text):,} characters; {_MAX_CHARACTERS:,} are read")
@@ -90,7 +91,7 @@ def _check_size(source: Source) -> None:
 
 
 class _Reader:
-    """Values of syntax trees, and the variables met so far."""
+    """Reads values from syntax trees, and keeps the variables assigned so far."""
 
     def __init__(self) -> None:
         self.names: dict[str, tuple[object, int]] = {}

@@ -1,10 +1,10 @@
 r"""llama-quantize's dialect: `--tensor-type PATTERN=TYPE` on a command line, or in a `--tensor-type-file`.
 
-A file is rules between blanks and line ends, without comments or quotes. A rule is parted at its first `=`.
-The pattern is lower-cased, so that `\D` becomes `\d`, and searched for anywhere in the name; the first that
-matches decides. Types may have any case. Norms, biases, vectors and the router are passed over. All rules are
-ignored where the type of the whole file is F32, F16 or BF16. `--output-tensor-type` and
-`--token-embedding-type` go before the rules; for what none of these names, the mix (`Q4_K_M`) decides.
+A file holds rules separated by blanks and line ends, without comments or quotes. A rule is split at its first
+`=`. The pattern is lower-cased, so that `\D` becomes `\d`, and searched for anywhere in the name; the first
+that matches decides. Types may have any case. Norms, biases, vectors and the router are left as they are. All
+rules are ignored where the type of the whole file is F32, F16 or BF16. `--output-tensor-type` and
+`--token-embedding-type` are applied before the rules; for all other tensors the mix (`Q4_K_M`) decides.
 
 llama.cpp b11434: `tools/quantize/quantize.cpp`, `src/llama-quant.cpp`.
 """
@@ -87,7 +87,7 @@ def _entry(source: Source, text: str, line: int) -> Entry:
     if "(?" in text:
         source.pattern(text.rpartition("=")[0] or text, line)  # look-around
     if not (pattern and equals and type_):
-        raise source.fault(line, f"`{text[:80]}` is no rule `PATTERN=TYPE`")
+        raise source.fault(line, f"`{text[:80]}` is not a rule `PATTERN=TYPE`")
     checked = source.pattern(pattern, line)  # a fault is shown as it stands in the text
     if checked != checked.lower():
         checked = source.pattern(checked.lower(), line)
@@ -111,7 +111,7 @@ def _written(
 
 
 def protected_notes(entries: Sequence[Entry]) -> list[str]:
-    """What to say of rules that llama-quantize ignores and ggplan does not."""
+    """Notes on rules that llama-quantize ignores and ggplan does not."""
     found = [
         e.pattern
         for e in entries

@@ -1,8 +1,8 @@
 r"""mlx-lm's mixed predicates: `mlx_lm.convert --quant-predicate mixed_3_6`.
 
-Two numbers of bits. Value and down projections get the higher in the first and the last eighth of the layers
-and in every third between, embeddings and output always; all else gets the lower. mlx stores a scale and a
-smallest weight for groups of 64, for which k-quants are ggml's nearest.
+A predicate has two numbers of bits. Value and down projections get the higher one in the first and the last
+eighth of the layers and in every third layer between, embeddings and output always; all other tensors get the
+lower one. mlx stores a scale and a smallest weight for groups of 64; ggml's nearest types are the k-quants.
 
 mlx-lm d78bf58 (`mlx_lm/convert.py`); `mixed_3_5`, `mixed_3_8` and `mixed_4_8` are mlx-vlm's.
 """

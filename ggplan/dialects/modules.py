@@ -1,7 +1,7 @@
-r"""What the dialects on Hugging Face names share: from modules to a recipe, and from a recipe to modules.
+r"""What the dialects with Hugging Face names share: from modules to a recipe, and from a recipe to modules.
 
-A GGUF tensor holds all experts of a layer, and one type. Where a text gives experts of one layer different
-schemes, no recipe can say so.
+A GGUF tensor holds all experts of a layer in one type. A text that gives experts of one layer different
+schemes cannot be written as a recipe.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SECONDS = 3.0  # for a hundred thousand modules; RE2 takes one step a character
 
 
 def need_model(source: Source, model: Model | None) -> Model:
-    """The model, which names of Hugging Face cannot be read without."""
+    """The model; an error if there is none, since Hugging Face names cannot be read without it."""
     if model is None:
         hint = "add -m MODEL: a checkpoint, a GGUF file or a shipped inventory, such as -m GLM-4.5-Air"
         raise source.fault(
@@ -35,12 +35,12 @@ def need_model(source: Source, model: Model | None) -> Model:
 
 
 def expanded(modules: Sequence[Module]) -> list[str]:
-    """The names of all modules, each expert by itself."""
+    """The names of all modules, with one name for each expert."""
     return [name for module in modules for name in module.names()]
 
 
 def hits_of(source: Source, patterns: Sequence[str], names: Sequence[str]) -> tuple[tuple[int, ...], ...]:
-    """For each name the indices of the patterns that match; these are RE2's, with their anchors."""
+    """For each name the indices of the patterns that match, anchors included; patterns are matched by RE2."""
     if not patterns:
         return ((),) * len(names)
     try:
@@ -100,7 +100,7 @@ def fitting(type_: GgmlType, tensor: TensorInfo) -> GgmlType:
     Raises
     ------
     PlanError
-        If it has nothing to put there.
+        If llama.cpp has no replacement.
     """
     return type_ if type_.fits(tensor.n_columns) else fallback_type(type_, tensor.n_columns, "llama.cpp")
 
@@ -148,7 +148,7 @@ def flat_modules(recipe: Recipe, model: Model, tool: str, known: Sequence[str]) 
 
 
 def dotted_pattern(names: Sequence[str]) -> str:
-    r"""A pattern for exactly these names, parted at their dots: `(mlp\.(down|up)_proj|self_attn\.q_proj)`."""
+    r"""A pattern for exactly these names, split at their dots: `(mlp\.(down|up)_proj|self_attn\.q_proj)`."""
     heads: dict[str, list[str]] = {}
     for name in sorted(names):
         head, _, tail = name.partition(".")

@@ -1,8 +1,8 @@
 """Schemes: bits, group size and symmetry, as tools for vLLM and torch state them, beside ggml's types.
 
-A scheme and a type agree where blocks and grid are alike: groups of 32 with one scale are q8_0, q4_0, q5_0;
-with a smallest weight too they are q4_K and q5_K, whose scales are themselves quantized by superblocks. What
-has no like (groups of 128, one scale a row, floats of 8 bits) becomes the nearest type, and a note says so.
+A scheme and a type agree where blocks and grid agree: groups of 32 with one scale are q8_0, q4_0, q5_0; with
+a smallest weight too they are q4_K and q5_K, whose scales are themselves quantized by superblocks. A scheme
+without such a type (groups of 128, one scale a row, floats of 8 bits) becomes the nearest type, with a note.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ SCHEMES = {
     "mxfp4": Scheme(4, 32, is_float=True),
     "nvfp4": Scheme(4, 16, is_float=True),
 }
-"""The types that tools without superblocks can name, each by a scheme of its own."""
+"""The types that tools without superblocks can name, each with its scheme."""
 
 DOUBLE = {
     "q8_0": Scheme(8, 32),
@@ -64,7 +64,7 @@ _PRESET = re.compile(r"W(\d{1,2})A(?:\d{1,2}|FP8|F8)(_ASYM)?", re.I)
 
 
 def nearest(scheme: Scheme, table: dict[str, Scheme] = SCHEMES) -> tuple[GgmlType | None, bool]:
-    """The nearest type, None for weights that stay floats, and whether it is just the same.
+    """The nearest type, None for weights that stay floats, and whether the type agrees with the scheme.
 
     Raises
     ------
@@ -86,7 +86,7 @@ def nearest(scheme: Scheme, table: dict[str, Scheme] = SCHEMES) -> tuple[GgmlTyp
 
 
 def preset(name: str) -> Scheme | None:
-    """A scheme by its name in compressed-tensors or AutoRound: `W4A16`, `FP8_DYNAMIC`; None for no such."""
+    """A scheme by its name in compressed-tensors or AutoRound: `W4A16`, `FP8_DYNAMIC`; None if unknown."""
     upper = name.upper().replace("-", "_")
     if upper in ("UNQUANTIZED", "BF16", "FP16"):
         return Scheme(16, is_float=True)

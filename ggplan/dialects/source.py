@@ -1,7 +1,7 @@
-"""A text in another tool's dialect: its lines, its faults, and what of it a recipe can say.
+"""A text in another tool's dialect: its lines, errors with their places, and the recipe made of it.
 
-Everything here comes from strangers. Patterns must be of the portable subset (`ggplan.rules.patterns`), types
-must be ggml's; whatever is not becomes an error with file, line and the text at fault.
+Such texts come from strangers. Patterns must be of the portable subset (`ggplan.rules.patterns`), types must
+be ggml's; anything else becomes an error with file, line and the text at fault.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Source:
             ) from None
         for kind, piece, start in tokens(text):
             if kind == "range":
-                message = f"`{piece}` is a range of ggplan's recipes, and no regular expression"
+                message = f"`{piece}` is a range of ggplan's recipes, not a regular expression"
                 raise self.finding(
                     "GP004", message, line, text, "write the numbers: `(1|2|3)`", start, len(piece)
                 )
@@ -83,7 +83,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A rule of an imported list, and where it stood."""
+    """A rule of an imported list, and its line."""
 
     pattern: str
     type: GgmlType
@@ -102,7 +102,7 @@ class Imported:
     text
         The recipe, whose comments hold the notes.
     notes
-        What the recipe says otherwise than the text it came from, and why.
+        Where the recipe differs from the text it was made from, and why.
     """
 
     dialect: str

@@ -20,7 +20,7 @@ def import_(source: Source, name: str, model: Model | None) -> Imported:
             continue
         pattern, equals, type_ = (part.strip() for part in rule.rpartition("="))
         if not (pattern and equals) or pattern.startswith("@"):
-            raise source.fault(number, f"`{rule[:80]}` is no rule `PATTERN=TYPE`")
+            raise source.fault(number, f"`{rule[:80]}` is not a rule `PATTERN=TYPE`")
         source.pattern(pattern, number)
         source.type(type_, number)
     if not parse_recipe(source.text, source.file).rules:

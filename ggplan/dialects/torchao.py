@@ -3,8 +3,8 @@ r"""torchao's `FqnToConfig` (once `ModuleFqnToConfig`): Python text, or the JSON
     FqnToConfig({"_default": Int4WeightOnlyConfig(group_size=32), "re:.*down_proj": None})
 
 A key is the name of a weight or module, `re:` and a regular expression that must match the whole of either,
-or `_default` for every other linear module. Names go before expressions, weights before modules, and of
-several expressions the first decides; None leaves a module as it is. Python is read, never run.
+or `_default` for every other linear module. Names are tried before expressions, weights before modules, and
+of several expressions the first decides; None leaves a module as it is. Python is read, never run.
 
 torchao 0.14 (`torchao/quantization/quant_api.py`).
 """
@@ -89,7 +89,7 @@ def _type(source: Source, key: str, value: object, notes: list[str]) -> GgmlType
     if value is None:
         return None
     if not isinstance(value, dict) or not isinstance(value.get("_type"), str):
-        raise source.fault(source.line_of(key), f"`{key[:80]}`: the value is no config of torchao")
+        raise source.fault(source.line_of(key), f"`{key[:80]}`: the value is not a config of torchao")
     name = value["_type"]
     inner = value.get("_data")
     said = inner if isinstance(inner, dict) else value

@@ -3,9 +3,37 @@
 `llama-imatrix` sums the squares of what flows into every matrix, column by column, and counts the tokens;
 their quotient, the mean square of a column's input, weighs the errors of an encoder. An expert's sums are
 its own, since each token visits only a few of them.
+
+A file has one of two forms, GGUF or legacy; `load_imatrix` opens both and checks every value.
 """
 
+from __future__ import annotations
+
+from pathlib import Path
+
+from ggplan.errors import CheckpointError, ImatrixError
 from ggplan.imatrix.entries import Imatrix, ImatrixEntry
-from ggplan.imatrix.loading import load_imatrix
+from ggplan.imatrix.gguf_form import open_gguf_form
+from ggplan.imatrix.legacy_form import open_legacy_form
+from ggplan.sources.files import begins_with
 
 __all__ = ["Imatrix", "ImatrixEntry", "load_imatrix"]
+
+
+def load_imatrix(path: str | Path) -> Imatrix:
+    """Open an imatrix file, GGUF or legacy, and check every value in it.
+
+    Raises
+    ------
+    ImatrixError
+        If the file is damaged, is not an imatrix, or holds a value that is not finite.
+    """
+    path = Path(path)
+    try:
+        is_gguf = begins_with(path, b"GGUF")
+        imatrix = open_gguf_form(path) if is_gguf else open_legacy_form(path)
+        for name in imatrix.entries:
+            imatrix.entries[name]  # reading an entry checks it
+    except CheckpointError as error:
+        raise ImatrixError(error.message, hint=error.hint) from error
+    return imatrix

@@ -1,7 +1,7 @@
 """What an imatrix holds for one weight, and for a model.
 
-A large model's imatrix has a gigabyte, of which one weight's share is in use at a time. So a file's entries
-are read when they are looked up, and not kept.
+A large model's imatrix has a gigabyte, but only one weight's entry is used at a time. So entries are read
+from the file when they are looked up, and are not kept.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class ImatrixEntry:
         The weight's GGUF name.
     values
         (n_matrices, n_columns) float32, the mean square of each column's input as llama-quantize computes
-        it; all ones for a matrix that saw no token. A file does not always tell the matrices of a stacked
-        weight apart: they then stand in one long row, and `for_tensor` cuts it.
+        it; all ones for a matrix that saw no token. Some files do not separate the matrices of a stacked
+        weight: they then stand in one long row, which `for_tensor` cuts.
     counts
         (n_matrices,) int64: the tokens each matrix saw; of a legacy file, one number of batches for all.
     """
@@ -123,6 +123,6 @@ def checked_entry(
         raise ImatrixError(
             f"{shown(path)}: {np.count_nonzero(wrong):,} of {values.size:,} values of '{shown(name)}' are "
             f"negative or not finite, the first {values.flat[first]} at index {first:,}",
-            hint="make the imatrix anew, with a model that does not overflow (bf16 instead of f16)",
+            hint="make the imatrix again, with a model that does not overflow (bf16 instead of f16)",
         )
     return ImatrixEntry(name, values, counts)

@@ -2,7 +2,7 @@
 
 It has the keys `imatrix.datasets`, `imatrix.chunk_count` and `imatrix.chunk_size`, and for a weight NAME two
 f32 tensors: `NAME.in_sum2`, sums of squares with a row for each matrix, and `NAME.counts`, the tokens each
-matrix saw. Tensors with other suffixes (`.in_sum`, `.stats`) hold statistics for people. A stacked weight
+matrix saw. Tensors with other suffixes (`.in_sum`, `.stats`) hold statistics for display. A stacked weight
 that is not used as experts (`attn_k_b`) has all its sums in one row and a single count.
 
 llama.cpp b11434: writer `tools/imatrix/imatrix.cpp`, reader `common/imatrix-loader.cpp`, normalising
@@ -39,7 +39,7 @@ def open_gguf_form(path: Path) -> Imatrix:
                 found[record.name.removesuffix(suffix)] = record
     if not sums:
         raise ImatrixError(
-            f"{shown(path)} is a GGUF file but no imatrix: it has no tensor NAME.in_sum2",
+            f"{shown(path)} is a GGUF file but not an imatrix: it has no tensor NAME.in_sum2",
             hint="make one with llama-imatrix",
         )
     for name in sums.keys() ^ counts.keys():
@@ -64,7 +64,7 @@ def _check_pair(path: Path, name: str, sums: TensorRecord, counts: TensorRecord)
 def _read_gguf_entry(path: Path, name: str, sums: TensorRecord, counts: TensorRecord) -> ImatrixEntry:
     stated = read_floats(path, counts.offset, counts.n_bytes // 4)
     if not np.isfinite(stated).all() or (np.abs(stated) > _COUNT_LIMIT).any():
-        raise ImatrixError(f"{shown(path)}: the counts of '{shown(name)}' are no numbers of tokens")
+        raise ImatrixError(f"{shown(path)}: the counts of '{shown(name)}' are not numbers of tokens")
     # C's lround: to the nearest whole number, halves away from zero (which float64 adds without rounding).
     tokens = np.trunc(stated + np.copysign(0.5, stated.astype(np.float64))).astype(np.int64)
     values = read_floats(path, sums.offset, sums.n_bytes // 4).reshape(len(tokens), -1)
@@ -80,11 +80,11 @@ def _description(header: GgufHeader) -> tuple[tuple[str, ...], int]:
     where = shown(header.path)
     for key in ("imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size"):
         if key not in header.metadata:
-            raise ImatrixError(f"{where} is no whole imatrix: it lacks the key {key}")
+            raise ImatrixError(f"{where} is an incomplete imatrix: it lacks the key {key}")
     datasets, chunk_count = header.metadata["imatrix.datasets"], header.metadata["imatrix.chunk_count"]
     if datasets.item_type is not MetadataType.STRING:
-        raise ImatrixError(f"{where}: imatrix.datasets is no array of strings")
+        raise ImatrixError(f"{where}: imatrix.datasets is not an array of strings")
     count = chunk_count.decode() if chunk_count.item_type is None else None
     if not isinstance(count, int):
-        raise ImatrixError(f"{where}: imatrix.chunk_count is no number")
+        raise ImatrixError(f"{where}: imatrix.chunk_count is not a number")
     return tuple(str(name) for name in datasets.decode_items(_DATASET_LIMIT)), count

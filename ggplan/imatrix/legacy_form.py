@@ -92,4 +92,4 @@ class _Cursor:
         return read_at(self.path, self.skip(length, what), length).decode("utf-8", "replace")
 
     def error(self, message: str) -> ImatrixError:
-        return ImatrixError(f"{shown(self.path)} is no imatrix, or damaged: {message}")
+        return ImatrixError(f"{shown(self.path)} is not an imatrix, or is damaged: {message}")

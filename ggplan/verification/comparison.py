@@ -1,13 +1,13 @@
 """How far a file's weights are from those of the checkpoint it was made from.
 
-Both are read as rows of float32, w of the checkpoint and v of the file, and compared run by run of rows:
+Both are read as rows of float32, w of the checkpoint and v of the file, and compared a few rows at a time:
 
     root mean square error   rmse = sqrt(mean((v - w)^2))
     relative                 rmse / sqrt(mean(w^2))
     cosine                   sum(v w) / sqrt(sum(v^2) sum(w^2)); 1 where both are 0
     worst row                the row whose own relative error is the largest
 
-Sums are float64. A row of zeros that did not stay zeros has an infinite relative error.
+Sums are float64. A row that is zero in the checkpoint and not in the file has an infinite relative error.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def compare(
 
 
 def same_shape(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
-    """Whether two shapes (rows first) are the same but for leading ones, which files may drop."""
+    """Whether two shapes (rows first) are the same, except for leading ones, which files may drop."""
     longest = max(len(one), len(other))
     return (1,) * (longest - len(one)) + one == (1,) * (longest - len(other)) + other
 

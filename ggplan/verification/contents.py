@@ -1,21 +1,25 @@
 """One pass over a file's bytes: padding, scales, floats and checksums, in memory that does not grow.
 
-A tensor is read in pieces of whole blocks; each piece is hashed and its scales are looked at, so the disk is
-read once. Padding must be zero: nothing can be hidden in it, and a flipped bit there is a flipped bit.
+A tensor is read in pieces of whole blocks; each piece is hashed and its scales are checked, so the disk is
+read once. Padding must be zero: then nothing is hidden in it, and a flipped bit there is found too. The
+hashes are compared with those of the manifest that `ggplan convert` writes beside a file.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from ggplan.conversion.manifest import Manifest, manifest_path, read_manifest
 from ggplan.errors import CheckpointError
 from ggplan.quants.soundness import is_checkable, unsound_blocks
 from ggplan.sources.files import file_size, read_at
 from ggplan.sources.gguf_header import GgufHeader, TensorRecord, padded
+from ggplan.text import printable
 from ggplan.verification.faults import HEADER, Fault
 from ggplan.verification.workers import Progress
 
@@ -33,7 +37,7 @@ class TensorContents:
 
 
 def check_tensor(header: GgufHeader, record: TensorRecord, progress: Progress | None) -> TensorContents:
-    """Read a tensor, and the padding behind it."""
+    """Read a tensor and the padding after it."""
     name = header.path.name
     digest = hashlib.sha256()
     n_unsound = 0
@@ -67,20 +71,20 @@ def check_tensor(header: GgufHeader, record: TensorRecord, progress: Progress | 
         message = f"{n_unsound:,} {what} {not_finite}, the first at {place}"
         faults.append(Fault(record.name, kind, message, name))  # type: ignore[arg-type]
     if padding:
-        faults.append(Fault(record.name, "padding", f"the padding behind it is not zero: {padding}", name))
+        faults.append(Fault(record.name, "padding", f"the padding after it is not zero: {padding}", name))
     return TensorContents(header, record, digest.hexdigest(), tuple(faults))
 
 
 def check_frame(header: GgufHeader) -> list[Fault]:
-    """What lies around the tensors: padding of the header, bytes behind the last tensor."""
+    """The faults around the tensors: in the padding of the header, and bytes after the last tensor."""
     name, size = header.path.name, file_size(header.path)
     faults = []
     if padding := _padding_fault(header.path, header.end, min(header.data_at, size)):
-        faults.append(Fault(HEADER, "padding", f"the padding behind the header is not zero: {padding}", name))
+        faults.append(Fault(HEADER, "padding", f"the padding after the header is not zero: {padding}", name))
     last = header.tensors[-1] if header.tensors else None
     end = padded(last.offset + last.n_bytes, header.alignment) if last else header.data_at
     if size > end:
-        faults.append(Fault(HEADER, "header", f"{size - end:,} bytes behind the last tensor", name))
+        faults.append(Fault(HEADER, "header", f"{size - end:,} bytes after the last tensor", name))
     return faults
 
 
@@ -93,8 +97,46 @@ def header_sha256(header: GgufHeader) -> str:
     return digest.hexdigest()
 
 
+def find_manifest(headers: Sequence[GgufHeader], given: Path | None) -> Manifest | None:
+    """The manifest that is given, or else the one that lies beside the file; None where there is none.
+
+    Raises
+    ------
+    CheckpointError
+        If the manifest cannot be read.
+    """
+    path = given or manifest_path(headers[0].path)
+    return read_manifest(path) if given or path.exists() else None
+
+
+def checksum_faults(
+    manifest: Manifest, headers: Sequence[GgufHeader], contents: Sequence[TensorContents]
+) -> list[Fault]:
+    """What differs from the manifest: headers, tensors, tensors that only one of the two has."""
+    faults = []
+    for header in headers:
+        stated = manifest.header_sha256(_label(manifest, header))
+        if stated is not None and stated != header_sha256(header):
+            message = "the metadata or the table of tensors is not the one the manifest was made of"
+            faults.append(Fault(HEADER, "checksum", message, header.path.name))
+        there = {printable(record.name) for record in header.tensors}
+        faults += [
+            Fault(name, "missing", "the manifest lists it, the file does not have it", header.path.name)
+            for name in manifest.tensors_of(_label(manifest, header))
+            if name not in there
+        ]
+    for found in contents:
+        stated = manifest.tensor_sha256(_label(manifest, found.header), found.record.name)
+        name, file = found.record.name, found.header.path.name
+        if stated is None:
+            faults.append(Fault(name, "missing", "the manifest does not list it", file))
+        elif found.sha256 and stated != found.sha256:
+            faults.append(Fault(name, "checksum", "its sha256 is not the manifest's", file))
+    return faults
+
+
 def _end(header: GgufHeader, record: TensorRecord) -> int:
-    """Where the padding behind a tensor ends; a file may do without the last one."""
+    """Where the padding after a tensor ends; a file may leave out the last padding."""
     return min(padded(record.offset + record.n_bytes, header.alignment), file_size(header.path))
 
 
@@ -106,3 +148,11 @@ def _padding_fault(path: Path, start: int, stop: int) -> str:
         if rest:
             return f"byte {at + len(data) - len(rest):,} of the file is 0x{rest[0]:02x}"
     return ""
+
+
+def _label(manifest: Manifest, header: GgufHeader) -> str:
+    """What the manifest calls a file: its name, or the path it was hashed by."""
+    name = header.path.name
+    return (
+        name if manifest.tensors_of(name) or not manifest.tensors_of(str(header.path)) else str(header.path)
+    )

@@ -1,8 +1,8 @@
-"""Prove that a file holds just what its plan encodes: plan again, encode again, compare every byte.
+"""Prove that a file holds exactly what its plan encodes: plan again, encode again, compare every byte.
 
 A file written by ggplan carries its recipe, so the checkpoint (and the imatrix, where one was used) is all
-that is needed to make its plan anew. Equal types, metadata and bytes then mean that nothing but this
-checkpoint and this recipe went into the file: no weight was changed on the way, by accident or on purpose.
+that is needed to make its plan again. If types, metadata and bytes are equal, the file was made from this
+checkpoint and this recipe and nothing else: no weight was changed on the way, by accident or on purpose.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def plan_again(
     written, source
         The file and the checkpoint it was made from.
     recipe, imatrix, fallback
-        Given, they go before what is recorded. An imatrix is never recorded, only its name.
+        Used instead of what is recorded. Of an imatrix only the name is recorded, never its values.
 
     Raises
     ------
@@ -81,7 +81,7 @@ def plan_again(
 
 
 def _as_recorded(planned: Metadata, written: Metadata) -> Metadata:
-    """The keys that the version which wrote the file had, and its name."""
+    """The keys that the version of ggplan which wrote the file knew, and that version's number."""
     keys = {key: value for key, value in planned.items() if key in written or key not in (INPUTS, PLAN)}
     return {**keys, VERSION: written[VERSION]} if VERSION in written else keys
 
@@ -89,7 +89,7 @@ def _as_recorded(planned: Metadata, written: Metadata) -> Metadata:
 def prove(
     written: Model, plan: Plan, threads: int | None = None, progress: Progress | None = None
 ) -> list[Fault]:
-    """Where a file differs from its plan: metadata, types, bytes. Nothing where it is equal throughout."""
+    """Where a file differs from its plan: metadata, types, bytes; empty if nothing differs."""
     file = written.path.name
     found = {tensor.name: tensor for tensor in written.tensors}
     faults = _metadata_faults(written.metadata, plan.metadata, file)
@@ -120,21 +120,21 @@ def prove(
 def _differs(chunk: Chunk, tensor: TensorInfo, progress: Progress | None) -> Fault | None:
     assert tensor.read_bytes is not None
     try:
-        there = tensor.read_bytes(chunk.start, chunk.stop)
+        written = tensor.read_bytes(chunk.start, chunk.stop)
     except CheckpointError as error:
         return Fault(tensor.name, "unreadable", error.message, tensor.origin)
-    due = memoryview(encode_chunk(chunk)).cast("B")
+    expected = memoryview(encode_chunk(chunk)).cast("B")
     if progress is not None:
-        progress(len(there))
-    if due == there:
+        progress(len(written))
+    if expected == written:
         return None
-    at = int((np.frombuffer(there, np.uint8) != np.frombuffer(due, np.uint8)).argmax())
+    at = int((np.frombuffer(written, np.uint8) != np.frombuffer(expected, np.uint8)).argmax())
     row = chunk.start + at // tensor.type.row_bytes(tensor.n_columns)
     return Fault(tensor.name, "bytes", f"row {row:,} is not what the plan encodes", tensor.origin)
 
 
 def _metadata_faults(written: Metadata, planned: Metadata, file: str) -> list[Fault]:
-    """Keys that differ; those of the file's layout are not the plan's."""
+    """The keys that differ, except those of splits and alignment, which the plan does not hold."""
     layout = ("split.", "general.alignment")
     faults = []
     for key in sorted(written.keys() | planned.keys()):

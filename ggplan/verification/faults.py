@@ -8,7 +8,7 @@ from typing import Literal
 Kind = Literal["header", "padding", "scale", "value", "checksum", "missing", "shape", "bytes", "unreadable"]
 
 HEADER = "header"
-"""The place of what belongs to no tensor: the metadata and the tensors' records."""
+"""The place of a fault that belongs to no tensor: in the metadata or the table of tensors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class Fault:
         is not finite, a checksum, a tensor that is missing, its shape, its bytes against the plan's, or that
         the data cannot be read.
     message
-        What is wrong, with the number of it; names no tensor, is safe to print.
+        What is wrong, and how much of it; does not name the tensor, and is safe to print.
     file
         The name of the file.
     """

@@ -2,13 +2,14 @@
 
 Four steps, each of which says what differs:
 
-    inputs      the recorded hash of each (`ggplan.inputs`) against those of the checkpoint and the imatrix
-    plan        made anew from the recorded recipe and choices
+    inputs      the recorded hashes (`ggplan.inputs`) against those of the checkpoint and the imatrix
+    plan        made again from the recorded recipe and choices
     bytes       header, tensors, padding: all of the file against what the plan gives
-    weights     of a tensor that differs: are its weights those it was made of, by the manifest?
+    weights     of a tensor that differs: does the checkpoint hold the weights that the manifest recorded?
 
-The last tells a file that was tampered with, or encoders that went wrong, from a checkpoint that is not the
-one. A file of another version of ggplan is judged by the keys that version had.
+The last step tells two causes apart: the file was tampered with or its encoders were faulty, or this is not
+the checkpoint it was made from. A file of another version of ggplan is compared by the keys that version
+wrote.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from ggplan.planning.splits import split_plan
 from ggplan.sources.files import file_size, read_at
 from ggplan.sources.gguf import open_gguf, read_set
 from ggplan.text import printable
-from ggplan.verification.checksums import find_manifest
+from ggplan.verification.contents import find_manifest
 from ggplan.verification.exactness import plan_again
 from ggplan.verification.faults import HEADER, Fault
 from ggplan.verification.verifying import verify
@@ -42,7 +43,7 @@ _RUN_WEIGHTS = 1 << 18
 
 @dataclass(frozen=True, slots=True)
 class InputDifference:
-    """An input that is not the recorded one; "" for a hash where there is none."""
+    """An input whose hash is not the recorded one; a hash is "" where there is none."""
 
     name: str
     recorded: str
@@ -51,7 +52,7 @@ class InputDifference:
 
 @dataclass(frozen=True, slots=True)
 class Reproduction:
-    """What came of making a file again.
+    """The result of making a file again.
 
     Attributes
     ----------
@@ -60,13 +61,13 @@ class Reproduction:
     n_tensors, n_bytes
         What was compared.
     plan
-        The plan that was made anew.
+        The plan that was made again.
     inputs
         Inputs that differ; None where the file does not record any.
     faults
         Where the file differs from what its plan gives; empty where every byte is equal.
     output
-        The file that was written anew, if one was wanted.
+        The new file, if one was asked for.
     """
 
     files: tuple[Path, ...]
@@ -93,18 +94,18 @@ def reproduce(
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Reproduction:
-    """Make a file of ggplan's again, and compare it byte for byte.
+    """Make a file that ggplan wrote again, and compare the two byte for byte.
 
     Parameters
     ----------
     path
         The file, or any of its split set.
     checkpoint
-        What it was made from.
+        The checkpoint it was made from.
     imatrix
         The importance matrix that was used.
     output
-        Write the new file here too; of a split set, its files.
+        Where to write the new file too; for a split set, its files.
     force
         Replace `output` if it exists.
 
@@ -122,9 +123,9 @@ def reproduce(
     plan = plan_again(written, checkpoint, imatrix=imatrix)
     inputs = _differing_inputs(written, checkpoint, imatrix)
     found = verify(path, plan=plan, threads=threads, progress=progress)
-    # What follows from inputs that differ is said of them.
+    # Keys that differ only because inputs differ: the inputs are reported instead.
     implied = {f"the key {key} differs from the plan's" for key in (INPUTS, PLAN)} if inputs else set()
-    # Weights that were kept as they are may be infinite.
+    # Infinite weights that the plan keeps are no faults.
     kept = ("value",) if plan.nonfinite == "keep" else ()
     faults = [f for f in found.faults if f.message not in implied and f.kind not in kept]
     if not faults and not inputs:
@@ -160,7 +161,7 @@ def _differing_inputs(
 
 
 def _header_faults(path: Path, written: Model, plan: Plan) -> list[Fault]:
-    """Headers whose keys and tensors are the plan's, but not their bytes: another order, another place."""
+    """Headers with the plan's keys and tensors but other bytes: in another order, or at other offsets."""
     headers = read_set(path)
     parts = split_plan(plan, like=written) if len(headers) > 1 else (plan,)
     if len(parts) != len(headers):
@@ -171,8 +172,8 @@ def _header_faults(path: Path, written: Model, plan: Plan) -> list[Fault]:
         splits = {key: value for key, value in header.metadata.items() if key in _SPLITS}
         own = {key: value for key, value in part.metadata.items() if key not in _SPLITS}
         part = dataclasses.replace(part, metadata={**own, **splits} if len(headers) > 1 else own)
-        due = part.header
-        if file_size(header.path) != part.file_bytes or read_at(header.path, 0, len(due)) != due:
+        expected = part.header
+        if file_size(header.path) != part.file_bytes or read_at(header.path, 0, len(expected)) != expected:
             faults.append(Fault(HEADER, "bytes", "its bytes are not the plan's", header.path.name))
     return faults
 
@@ -181,7 +182,7 @@ _SPLITS = ("split.no", "split.count", "split.tensors.count")
 
 
 def _with_causes(faults: list[Fault], path: Path, plan: Plan) -> list[Fault]:
-    """The faults; of tensors with other bytes, whether the weights they were made of are those there are."""
+    """The faults; of tensors with other bytes also whether the checkpoint has the weights of the manifest."""
     headers = read_set(path) if faults else []
     try:
         manifest = find_manifest(headers, None) if headers else None
@@ -191,7 +192,7 @@ def _with_causes(faults: list[Fault], path: Path, plan: Plan) -> list[Fault]:
         return faults
     files = {record.name: header.path.name for header in headers for record in header.tensors}
     planned = {tensor.name: tensor for tensor in plan.tensors}
-    told = []
+    explained = []
     for fault in faults:
         tensor = planned.get(fault.where)
         if fault.kind == "bytes" and tensor is not None and has_source_hash(tensor):
@@ -201,8 +202,8 @@ def _with_causes(faults: list[Fault], path: Path, plan: Plan) -> list[Fault]:
                 cause = "though its weights are" if same else "and its weights in the checkpoint are not"
                 message = f"{fault.message}, {cause} those it was made of, by the manifest"
                 fault = dataclasses.replace(fault, message=message)
-        told.append(fault)
-    return told
+        explained.append(fault)
+    return explained
 
 
 def describe_input(difference: InputDifference, checkpoint: Path) -> str:
@@ -214,8 +215,8 @@ def describe_input(difference: InputDifference, checkpoint: Path) -> str:
         "imatrix": "the imatrix",
     }.get(difference.name, printable(difference.name))
     if not difference.found:
-        return f"{what} is recorded, and is not there in {where}"
+        return f"{what} is recorded, but is not in {where}"
     if not difference.recorded:
-        return f"{what} is in {where}, and is not recorded"
+        return f"{what} is in {where}, but is not recorded"
     verb = "are" if difference.name == "tensors" else "is"
     return f"{what} {verb} not what the file was made from"

@@ -1,12 +1,12 @@
-"""verify: is this file whole, sound, and what its manifest says?
+"""verify: is this file whole and sound, and does it agree with its manifest?
 
 Four questions, each answered for every tensor in one pass over the file:
 
-    structure    the header by the strict reader's rules, padding zero, nothing behind the last tensor
+    structure    the header by the strict reader's rules, padding zero, nothing after the last tensor
     soundness    every block scale finite, every float finite
     checksums    sha256 as in the manifest that `ggplan convert` writes beside the file
-    source       with a checkpoint: how far the weights are from it; on request, whether the bytes are just
-                 what the plan encodes
+    source       with a checkpoint: how far the weights are from it; on request, whether the bytes are
+                 exactly what the plan encodes
 
 A split set is verified as one.
 """
@@ -21,9 +21,14 @@ from ggplan.errors import CheckpointError
 from ggplan.model import Model
 from ggplan.sources.files import file_size
 from ggplan.sources.gguf import open_gguf, read_set
-from ggplan.verification.checksums import checksum_faults, find_manifest
 from ggplan.verification.comparison import TensorError, compare
-from ggplan.verification.contents import TensorContents, check_frame, check_tensor
+from ggplan.verification.contents import (
+    TensorContents,
+    check_frame,
+    check_tensor,
+    checksum_faults,
+    find_manifest,
+)
 from ggplan.verification.exactness import prove
 from ggplan.verification.faults import HEADER, Fault
 from ggplan.verification.workers import Progress, each
@@ -85,13 +90,13 @@ def verify(
     against
         The checkpoint it was made from: each tensor's error is measured.
     plan
-        The plan it was made by (`plan_again` makes it anew): every byte is compared with what it encodes.
+        The plan it was made by, as `plan_again` gives it: every byte is compared with what that encodes.
     manifest
         Checksums of the tensors; by default those that `convert` wrote beside the file, where they exist.
     threads
         Threads that read; by default one for each CPU this process may use.
     progress
-        Told of every piece of data checked.
+        Called with the number of bytes of each piece of data that was checked.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Several pieces of work at a time: reading, hashing and decoding release the GIL."""
+"""Several pieces of work at a time, in threads: reading, hashing and decoding release the GIL."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ Progress = Callable[[int], None]
 
 
 def each(items: Iterable[Item], work: Callable[[Item], Result], threads: int | None) -> Iterator[Result]:
-    """`work` of every item, in their order; items are taken a few ahead, so there may be millions.
+    """The results of `work` on every item, in the order of the items.
 
-    The first error is raised, and no item begun after it.
+    Items are taken only a few ahead of the results, so there may be millions. The first error is raised, and
+    no further item is begun.
     """
     n_threads = threads or available_cpus()
     ahead: deque[Future[Result]] = deque()

@@ -17,13 +17,13 @@ def last_match(rules: list[tuple[str, str]]) -> Chooser:
 
 
 def tensor_type_file(text: str) -> list[tuple[str, str]]:
-    """llama-quantize: tokens between blanks, parted at the first `=`, the pattern lower-cased."""
+    """llama-quantize: tokens between blanks, split at the first `=`, the pattern lower-cased."""
     rules = [token.split("=", 1) for token in text.split()]
     return [(pattern.lower(), type_) for pattern, type_ in rules]
 
 
 def custom_q(script: str) -> list[tuple[str, str]]:
-    """ik_llama.cpp: what bash makes of the script, parted at commas and then at `=`."""
+    """ik_llama.cpp: what bash makes of the script, split at commas and then at `=`."""
     done = subprocess.run(
         ["bash", "-c", script + 'printf %s "$custom"'], capture_output=True, text=True, check=True
     )

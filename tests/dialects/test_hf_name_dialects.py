@@ -147,7 +147,7 @@ def test_expressions_of_compressed_tensors_match_from_the_left() -> None:
     assert found["blk.0.attn_q.weight"] == "bf16"
     assert found["blk.0.ffn_up.weight"] == "q8_0"
     notes = import_recipe(text, "a.yaml", model=inventory("Qwen3-8B")).notes
-    assert any("`re:self_attn` meets no module" in note for note in notes)
+    assert any("`re:self_attn` matches no module" in note for note in notes)
 
 
 def test_presets_and_checkpoints_configs() -> None:
@@ -179,7 +179,7 @@ def test_what_no_recipe_can_say() -> None:
     assert "aliases are not read" in message(
         "a: &a [1]\nb: *a\nscheme: W4A16\n", dialect="compressed-tensors"
     )
-    assert "no YAML" in message("scheme: [\n", dialect="compressed-tensors")
+    assert "not YAML" in message("scheme: [\n", dialect="compressed-tensors")
 
 
 AUTOROUND = """

@@ -112,7 +112,7 @@ ROW = np.ones((1, 32), np.float32)
 @pytest.mark.parametrize(
     ("tensors", "keys", "said"),
     [
-        ({"w": ROW}, {}, "is a GGUF file but no imatrix"),
+        ({"w": ROW}, {}, "is a GGUF file but not an imatrix"),
         ({"w.in_sum2": ROW}, {}, r"'w' has no tensor 'w\.counts'"),
         ({**pair("v", ROW, [1]), "w.counts": ROW}, {}, r"'w' has no tensor 'w\.in_sum2'"),
         ({"w.in_sum2": ROW.astype(np.float16), "w.counts": ROW}, {}, "sums of f16 and counts of f32"),
@@ -121,14 +121,14 @@ ROW = np.ones((1, 32), np.float32)
         (pair("w", ROW * np.inf, [1]), {}, "values of 'w' are negative or not finite, the first"),
         (pair("w", -ROW, [1]), {}, "values of 'w' are negative or not finite, the first"),
         (pair("w", ROW * np.nan, [1]), {}, "values of 'w' are negative or not finite, the first"),
-        (pair("w", ROW, [np.nan]), {}, "the counts of 'w' are no numbers of tokens"),
-        (pair("w", ROW, np.array([0x7F800001], np.uint32).view("f4")), {}, "no numbers of tokens"),
-        (pair("w", ROW, [1e30]), {}, "the counts of 'w' are no numbers of tokens"),
+        (pair("w", ROW, [np.nan]), {}, "the counts of 'w' are not numbers of tokens"),
+        (pair("w", ROW, np.array([0x7F800001], np.uint32).view("f4")), {}, "not numbers of tokens"),
+        (pair("w", ROW, [1e30]), {}, "the counts of 'w' are not numbers of tokens"),
         (pair("w", ROW, [1]), {"datasets": None}, r"lacks the key imatrix\.datasets"),
         (pair("w", ROW, [1]), {"chunk_count": None}, r"lacks the key imatrix\.chunk_count"),
         (pair("w", ROW, [1]), {"chunk_size": None}, r"lacks the key imatrix\.chunk_size"),
-        (pair("w", ROW, [1]), {"datasets": "a.txt"}, "is no array of strings"),
-        (pair("w", ROW, [1]), {"chunk_count": "x"}, "is no number"),
+        (pair("w", ROW, [1]), {"datasets": "a.txt"}, "is not an array of strings"),
+        (pair("w", ROW, [1]), {"chunk_count": "x"}, "is not a number"),
     ],
 )
 def test_gguf_files_that_err(

@@ -17,7 +17,7 @@ from ggplan.verification import HEADER, plan_again, verify
 
 
 def place_of(path: Path, byte: int) -> str:
-    """The tensor that a byte of a file belongs to, padding behind it included, or the header."""
+    """The tensor that a byte of a file belongs to, padding after it included, or the header."""
     header = read_header(path)
     places = [t.name for t in header.tensors if t.offset <= byte]
     return places[-1] if places else HEADER
@@ -80,7 +80,7 @@ def test_without_a_manifest_padding_and_scales_are_still_checked(tmp_path: Path)
     assert fault.message == "1 weights are not finite, the first at row 0, column 17"
     path.write_bytes(sound + b"x")
     (fault,) = verify(path).faults
-    assert (fault.where, fault.message) == (HEADER, "1 bytes behind the last tensor")
+    assert (fault.where, fault.message) == (HEADER, "1 bytes after the last tensor")
     path.write_bytes(sound[:-200])
     (fault,) = verify(path).faults
     assert "truncated" in fault.message
