@@ -120,15 +120,15 @@ def prove(
 def _differs(chunk: Chunk, tensor: TensorInfo, progress: Progress | None) -> Fault | None:
     assert tensor.read_bytes is not None
     try:
-        written = tensor.read_bytes(chunk.start, chunk.stop)
+        there = tensor.read_bytes(chunk.start, chunk.stop)
     except CheckpointError as error:
         return Fault(tensor.name, "unreadable", error.message, tensor.origin)
-    expected = memoryview(encode_chunk(chunk)).cast("B")
+    due = memoryview(encode_chunk(chunk)).cast("B")
     if progress is not None:
-        progress(len(written))
-    if expected == written:
+        progress(len(there))
+    if due == there:
         return None
-    at = int((np.frombuffer(written, np.uint8) != np.frombuffer(expected, np.uint8)).argmax())
+    at = int((np.frombuffer(there, np.uint8) != np.frombuffer(due, np.uint8)).argmax())
     row = chunk.start + at // tensor.type.row_bytes(tensor.n_columns)
     return Fault(tensor.name, "bytes", f"row {row:,} is not what the plan encodes", tensor.origin)
 
