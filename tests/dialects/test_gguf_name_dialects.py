@@ -72,7 +72,7 @@ def test_round_trips_keep_the_meaning(name: str, dialect: str) -> None:
 
 
 @pytest.mark.parametrize("dialect", READERS)
-def test_exports_are_seen_for_what_they_are_or_read_alike(dialect: str) -> None:
+def test_the_dialect_of_an_export_is_detected_or_read_alike(dialect: str) -> None:
     text = export_recipe(LAYERED, inventory("Qwen3-8B"), dialect).text
     assert import_recipe(text, "list").dialect == dialect
 
@@ -207,7 +207,7 @@ def test_command_lines() -> None:
     assert default.text == "q8_0"
 
 
-def test_the_mix_behind_a_command_is_written_out_for_a_model() -> None:
+def test_the_mix_of_a_command_is_written_out_for_a_model() -> None:
     text = "llama-quantize --tensor-type attn_q=q8_0 in.gguf out.gguf Q4_K_M\n"
     without = import_recipe(text, "make.sh")
     assert any("-m MODEL" in note for note in without.notes)

@@ -98,7 +98,7 @@ def test_architectures_without_a_name_map_say_so(name: str) -> None:
             export_recipe(BIG, inventory(name), dialect)
 
 
-def test_what_they_have_no_like_of_is_an_error() -> None:
+def test_a_type_without_a_scheme_is_an_error() -> None:
     model = inventory("Qwen3-8B")
     for dialect in HF:
         with pytest.raises(RecipeError, match=r"token_embd\.weight: .* has nothing like iq4_xs"):

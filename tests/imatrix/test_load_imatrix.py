@@ -131,7 +131,7 @@ ROW = np.ones((1, 32), np.float32)
         (pair("w", ROW, [1]), {"chunk_count": "x"}, "is not a number"),
     ],
 )
-def test_gguf_files_that_err(
+def test_wrong_gguf_files_are_refused(
     tmp_path: Path, tensors: dict[str, np.ndarray], keys: dict[str, object], said: str
 ) -> None:
     with pytest.raises(ImatrixError, match=said):
@@ -207,7 +207,7 @@ ONE = legacy_entry(b"w", 1, TEN)
         (b"PK\x03\x04" + bytes(99), "it would have"),
     ],
 )
-def test_legacy_files_that_err(tmp_path: Path, content: bytes, said: str) -> None:
+def test_wrong_legacy_files_are_refused(tmp_path: Path, content: bytes, said: str) -> None:
     path = tmp_path / "imatrix.dat"
     path.write_bytes(content)
     with pytest.raises(ImatrixError, match=said) as caught:
@@ -217,7 +217,7 @@ def test_legacy_files_that_err(tmp_path: Path, content: bytes, said: str) -> Non
 
 
 @pytest.mark.parametrize("kind", ["folder", "pipe", "nothing"])
-def test_what_is_no_file(tmp_path: Path, kind: str) -> None:
+def test_what_is_not_a_file_is_refused(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "imatrix.dat"
     match kind:
         case "folder":

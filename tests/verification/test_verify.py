@@ -1,4 +1,4 @@
-"""verify finds what is wrong with a file, says where, and has nothing to say about a sound one."""
+"""verify finds what is wrong with a file, says where, and finds nothing in a sound one."""
 
 from __future__ import annotations
 
@@ -253,7 +253,7 @@ def test_progress_counts_every_byte(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["missing", "folder", "pipe"])
-def test_what_is_no_file(tmp_path: Path, kind: str) -> None:
+def test_what_is_not_a_file_is_refused(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "x.gguf"
     if kind == "folder":
         path.mkdir()
