@@ -351,6 +351,9 @@ _MIXES = re.compile(
     r"^(q[2-6]_k_(xs|s|m|l|xl)|iq[1-4]_(xs|s|m|l|xxs)|mxfp4_moe|(ud-)?i?q\d_\w+_(s|m|l|xl))$", re.I
 )
 
+QUANTIZATION_VERSION = 2
+"""GGML_QNT_VERSION of llama.cpp b11434: the layout of the quantized types."""
+
 F32 = _BY_NAME["f32"]
 F16 = _BY_NAME["f16"]
 BF16 = _BY_NAME["bf16"]

@@ -15,11 +15,11 @@ import re
 from collections.abc import Mapping, Sequence
 
 from ggplan.errors import CheckpointError
+from ggplan.ggml_types import QUANTIZATION_VERSION
 from ggplan.metadata import Metadata, MetadataType, array, scalar, string, uint32
 from ggplan.model import TensorInfo
 from ggplan.sources.huggingface import HfCheckpoint
 
-_QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION
 _CARD_LIMIT = 1 << 16
 _VERSION = re.compile(r"(v|iter)?\d+([.]\d+)*", re.I)
 _STORED_TYPE = re.compile(r"i?q\d(_\w)*|b?fp?(16|32)", re.I)
@@ -83,7 +83,7 @@ def provenance(checkpoint: HfCheckpoint, architecture: str, tensors: Sequence[Te
 
 def quantization_version() -> Metadata:
     """The version of ggml's block formats, which closes the architecture's keys."""
-    return {"general.quantization_version": uint32(_QUANTIZATION_VERSION)}
+    return {"general.quantization_version": uint32(QUANTIZATION_VERSION)}
 
 
 def size_label(tensors: Sequence[TensorInfo]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from ggplan.ggml_types import F32, GgmlType
+from ggplan.ggml_types import F32, QUANTIZATION_VERSION, GgmlType
 from ggplan.metadata import Metadata, string, uint32
 from ggplan.rules import Recipe
 from ggplan.rules.recording import record_parts
@@ -14,9 +14,6 @@ from ggplan.version import __version__
 
 if TYPE_CHECKING:
     from ggplan.imatrix import Imatrix
-
-QUANTIZATION_VERSION = 2
-"""GGML_QNT_VERSION of llama.cpp b11434: the layout of the quantized types."""
 
 _SOURCE_ONLY = ("general.alignment", "split.no", "split.count", "split.tensors.count")
 
