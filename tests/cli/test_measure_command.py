@@ -25,15 +25,17 @@ def test_logs_become_a_table_and_a_record(tmp_path: Path) -> None:
     assert done.exit_code == 0
     assert "20.7289 ± 0.5986" in done.output
     assert "+0.25 ± 0.13" in done.output
-    measure("--parse", PLAIN, "--model-name", "tiny", "--record", path)
+    table = tmp_path / "tiny.csv"
+    assert not table.exists()
+    measure("--parse", PLAIN, "--model-name", "tiny", "--record", path, "--csv", table)
     kept = load_record(path)
     assert [q.name for q in kept.quantizations] == ["glm4moe-tiny.Q4_K_M", "glm4moe-tiny.bf16"]
-    assert len(path.with_suffix(".csv").read_text().splitlines()) == 1 + 12 + 1
+    assert len(table.read_text().splitlines()) == 1 + 12 + 1
 
 
 def test_json_is_the_record() -> None:
     done = measure("--parse", KLD, "--json")
-    assert json.loads(done.output)["schema"] == "ggplan.record/1"
+    assert json.loads(done.output)["schema"] == "ggplan.record/3"
 
 
 def test_a_file_of_several_models_needs_a_name(tmp_path: Path) -> None:
