@@ -39,7 +39,7 @@ Cost = Literal["size", "bpw", "speed"]
 _GIB = 1 << 30
 _MIB = 1 << 20
 _MARKER = 6.5
-_INDEPENDENT = ", errors taken as independent (no tokens' scores beside the record)."
+_INDEPENDENT = " (errors taken as independent where the tokens' scores were not kept)."
 
 
 def draw_quality(
@@ -384,7 +384,9 @@ def _title(point: Point, panel: Panel) -> str:
     bpw = f", {point.bpw:.3f} bpw" if point.bpw else ""
     speed = f", {point.tg:.4g} t/s" if point.tg else ""
     author = f" by {point.series}" if point.series else ""
-    return f"{point.name}{author}: {panel.quality} {point.y:.4g}{error}{unit}{size}{bpw}{speed}"
+    n_nan = point.contender.measurement.n_nan
+    nan = f", without {n_nan:,} tokens that have no number" if n_nan else ""
+    return f"{point.name}{author}: {panel.quality} {point.y:.4g}{error}{unit}{size}{bpw}{speed}{nan}"
 
 
 def _caption(panels: Sequence[Panel], cost: Cost) -> str:
@@ -408,17 +410,13 @@ def _caption(panels: Sequence[Panel], cost: Cost) -> str:
         how.append("No errors are known.")
     how.append(f"Bold: nothing {'faster' if cost == 'speed' else 'smaller'} is as good.")
     if any(p.paired for p in points):
-        how.append("Hollow: a tie within one error" + ("." if _compared(points) else _INDEPENDENT))
+        apart = any(p.paired and p.contender.scores is None for p in points)
+        how.append("Hollow: a tie within one error" + (_INDEPENDENT if apart else "."))
     if any(panel.n_conditions > 1 for panel in panels):
         how.append(f"MIXED: {sum(p.n_conditions for p in panels)} different conditions on one axis.")
     measured = printable(", ".join(facts)) + "."
     dated = f" {m.date}." if m.date else ""
     return measured + dated + "\n" + " ".join(how)
-
-
-def _compared(points: Sequence[Point]) -> bool:
-    """Whether any two can be compared token by token."""
-    return sum(p.contender.scores is not None for p in points) > 1
 
 
 def _table(panels: Sequence[Panel], cost: Cost) -> str:

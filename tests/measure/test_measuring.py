@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from stub_engine import logits_of, stub_engine, tokens_of, write_model, write_text
 
+import ggplan
 from ggplan.errors import CheckpointError, MeasureError
 from ggplan.measure import (
     MeasureOptions,
@@ -326,6 +327,23 @@ def test_files_that_name_their_model_differently_need_a_name(
     with pytest.raises(MeasureError, match="name their model differently: Tiny and tiny by another"):
         run([q8, other], text, keep, MeasureOptions())
     assert len(run([q8, other], text, keep, MeasureOptions(model_name="T")).record.quantizations) == 2
+
+
+def test_what_a_file_says_of_itself_is_recorded(tmp_path: Path, text: Path, bf16: Path) -> None:
+    recipe = ggplan.parse_recipe(r"blk\.0\. = q8_0", "first")
+    made = tmp_path / "tiny-first.gguf"
+    ggplan.convert(ggplan.make_plan(ggplan.open_model(bf16), recipe), made)
+    result = run([made], text, bf16)
+    assert result.record.model == ModelFacts("Tiny", "llama", 4 * 2 * 64)
+    base, q = result.record.quantizations
+    assert (q.name, q.recipe.name, q.recipe.sha256) == ("first", "first", recipe.sha256)
+    assert q.file.n_bytes == made.stat().st_size
+    assert [(p.role, p.type, p.n_bytes, p.n_weights) for p in q.parts] == [
+        ("attention", "f32", 4 * 3 * 128, 3 * 128),
+        ("attention", "q8_0", 4 * 34, 128),
+    ]
+    assert q.bpw == pytest.approx(8 * (4 * 3 * 128 + 4 * 34) / 512)
+    assert (base.bpw, base.recipe.name) == (32, "")
 
 
 def test_what_cannot_be_measured_is_named(tmp_path: Path, text: Path, bf16: Path) -> None:

@@ -268,6 +268,7 @@ def test_a_record_is_locked_while_something_is_added(tmp_path: Path) -> None:
     path, link = tmp_path / "r.json", tmp_path / "link.json"
     save_record(Record(ModelFacts("m"), (measured("q8", 5.0),)), path)
     link.symlink_to(path)
+    (tmp_path / "r.json.lock").touch()  # left by a run that was killed
     with open_record(path) as kept:
         for name in (path, link):
             with pytest.raises(MeasureError, match="another run"), open_record(name):
