@@ -12,7 +12,7 @@ from enum import Enum
 from ggplan.measure.guard import Lead
 
 Leads = Callable[[int, int], Lead | None]
-"""By how much the point of the first number loses more than that of the second; None if nobody knows."""
+"""By how much the point of the first number loses more than that of the second; None if it is not known."""
 
 
 class Standing(Enum):

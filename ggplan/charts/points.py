@@ -35,7 +35,7 @@ class Point:
     Attributes
     ----------
     y, error
-        The quality and its standard error, None where nobody knows it.
+        The quality and its standard error, None where it is not known.
     paired
         Whether the error is of the difference on the same tokens; else it is mostly the text's.
     n_bytes, bpw
@@ -150,19 +150,22 @@ def panels(
 
 
 def _on_text(items: Sequence[_Item], wanted: str, names: Mapping[Text, str]) -> list[_Item]:
-    """What was measured on one text."""
-    texts = {
-        t
-        for t in (item.measurement.text for item in items)
-        if wanted in (t.name, names[t]) or (len(wanted) >= 6 and t.sha256.startswith(wanted))
+    """What was measured on one text, under whatever names it has."""
+    found = {
+        item.measurement.conditions.text: t
+        for item in items
+        if wanted in ((t := item.measurement.text).name, names[t])
+        or (len(wanted) >= 6 and t.sha256.startswith(wanted))
     }
-    if len(texts) > 1:
-        found = ", ".join(sorted(f"{printable(t.name)}: {t.sha256[:12] or 'no digest'}" for t in texts))
+    if len(found) > 1:
+        shown = ", ".join(
+            sorted(f"{printable(t.name)}: {t.sha256[:12] or 'no digest'}" for t in found.values())
+        )
         raise ChartError(
-            f"{len(texts)} texts are called {printable(wanted)} ({found})",
+            f"{len(found)} texts are called {printable(wanted)} ({shown})",
             hint="give --text the beginning of the digest",
         )
-    return [item for item in items if item.measurement.text in texts]
+    return [item for item in items if item.measurement.conditions.text in found]
 
 
 def _panel(

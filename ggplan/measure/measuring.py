@@ -18,6 +18,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+
 from ggplan.errors import MeasureError
 from ggplan.measure.base_logits import BaseLogits, is_base_logits
 from ggplan.measure.engines import Engine
@@ -195,7 +197,7 @@ def measure(
                 found[subject.sha256].append(measurement)
                 scores[subject.sha256, text.facts.sha256] = run.scores
                 notes.extend(run.notes)
-                notes.extend(_nan_note(subject.name, measurement))
+                notes.extend(_nan_note(subject.name, measurement, run.scores))
     quantizations = tuple(replace(q, measurements=tuple(found[q.file.sha256])) for q in described)
     return Result(Record(model, quantizations), scores, facts, tuple(dict.fromkeys(notes)))
 
@@ -242,10 +244,12 @@ def _measurement(
     )
 
 
-def _nan_note(name: str, measurement: Measurement) -> Iterator[str]:
+def _nan_note(name: str, measurement: Measurement, scores: TokenScores) -> Iterator[str]:
+    own = int((~np.isfinite(scores.nll)).sum())
+    whose = name if own == measurement.n_nan else f"{name} or its base" if own else f"{name}'s base"
     if measurement.n_nan:
         yield (
-            f"{name} gives no number for {measurement.n_nan:,} of {measurement.n_tokens:,} tokens of"
+            f"{whose} gives no number for {measurement.n_nan:,} of {measurement.n_tokens:,} tokens of"
             f" {measurement.text.name} (NaN or infinite); no figure counts them"
         )
 

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import time
+import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
@@ -116,6 +117,10 @@ def runs(lab: Path) -> list[str]:
 
 def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def titles_of(path: Path) -> list[str]:
+    return [t.text or "" for t in ET.parse(path).iter("{http://www.w3.org/2000/svg}title")]
 
 
 def by_file(output: str) -> dict[str, dict]:
@@ -238,9 +243,10 @@ def test_charts_take_ties_from_the_kept_scores(lab: Path) -> None:
 
 
 def test_a_text_of_an_ambiguous_name_is_chosen_by_its_digest(lab: Path) -> None:
+    more = ("-c", 16, "--record", "demo.json")
     for seed in (1, 2):
         write_text(lab / "eval.txt", seed)
-        measure("demo-q8_0.gguf", "demo-bf16.gguf", "--text", "eval.txt", "-c", 16, "--record", "demo.json")
+        measure("demo-q8_0.gguf", "demo-bf16.gguf", "--text", "eval.txt", *more)
 
     def chart(*more: str):
         return CliRunner().invoke(cli, ["chart", "demo.json", "-o", "x.svg", *more], catch_exceptions=False)
@@ -251,3 +257,7 @@ def test_a_text_of_an_ambiguous_name_is_chosen_by_its_digest(lab: Path) -> None:
         chart("--text", "eval.txt")
     assert "digest" in error.value.hint
     assert chart("--text", digest(lab / "eval.txt")[:8]).exit_code == 0
+    (lab / "eval.txt").rename(lab / "renamed.txt")
+    measure("demo-q4_K.gguf", "--base", "demo-bf16.gguf", "--text", "renamed.txt", *more)
+    assert chart("--text", "renamed.txt").exit_code == 0
+    assert {"q8_0", "q4_K"} <= {t.partition(":")[0] for t in titles_of(lab / "x.svg")}

@@ -239,7 +239,8 @@ def test_tokens_without_a_number_are_counted_and_left_out(tmp_path: Path, text: 
     q = result.record.quantizations[1]
     (m,) = q.measurements
     assert (m.n_nan, m.n_tokens) == (3, 12 * 7)
-    assert any("q2_K gives no number for 3 of 84 tokens of eval.txt" in note for note in result.notes)
+    whose = {"model": "q2_K", "base": "q2_K's base"}[broken]
+    assert any(f"{whose} gives no number for 3 of 84 tokens of eval.txt" in note for note in result.notes)
     scores = result.scores_of(q, m)
     assert scores is not None
     assert scores.comparison is not None
