@@ -172,32 +172,29 @@ def measure(
     kept = _kept_base(base, into)
     _check_options(options, read_texts, kept)
     subjects = _subjects(files, base if kept is None else None)
-    base_subject = None if kept is not None else subjects[0]
-    _check_outputs(options.keep_logits, subjects, read_texts, kept)
-    model = _model(subjects, base_subject, options.model_name, into)
+    against = kept or subjects[0]
+    _check_outputs(options.keep_logits, subjects, read_texts)
+    _check_vocabularies(subjects, against)
+    model = _model(subjects, against, options.model_name, into)
     described = [describe(subject) for subject in subjects]
-    _check_vocabularies(subjects, kept)
+    facts = _base_facts(against, None)
     found: dict[str, list[Measurement]] = {s.sha256: [] for s in subjects}
     scores: dict[tuple[str, str], TokenScores] = {}
     notes: list[str] = []
-    facts = Base() if base_subject is None else Base(base_subject.name, base_subject.sha256)
     for text in read_texts:
-        with _base_run(kept or subjects[0], text, engine, options, watcher) as (logits, base_run):
-            facts = kept.facts if kept is not None else _with_kept_logits(facts, options.keep_logits)
+        with _base_run(against, text, engine, options, watcher) as (logits, base_run):
+            facts = _base_facts(against, options.keep_logits)
             for subject in subjects:
-                if subject is base_subject and base_run is not None:
-                    run = base_run
-                else:
-                    run = engine.run_model(
-                        subject.path, text.state.path, logits, _watch(watcher, subject.name, text)
-                    )
+                run = base_run if subject is against else None
+                if run is None:
+                    watch = _watch(watcher, subject.name, text)
+                    run = engine.run_model(subject.path, text.state.path, logits, watch)
                 subject.check_unchanged()
                 text.state.check_unchanged()
                 measurement = _measurement(run, text, logits, engine, facts, options)
                 found[subject.sha256].append(measurement)
                 scores[subject.sha256, text.facts.sha256] = run.scores
-                notes.extend(run.notes)
-                notes.extend(_nan_note(subject.name, measurement, run.scores))
+                notes.extend((*run.notes, *_nan_note(subject.name, measurement, run.scores)))
     quantizations = tuple(replace(q, measurements=tuple(found[q.file.sha256])) for q in described)
     return Result(Record(model, quantizations), scores, facts, tuple(dict.fromkeys(notes)))
 
@@ -305,11 +302,9 @@ def _check_options(options: MeasureOptions, texts: Sequence[_Text], kept: _KeptB
         )
 
 
-def _check_outputs(
-    keep: Path | None, subjects: Sequence[Subject], texts: Sequence[_Text], kept: _KeptBase | None
-) -> None:
+def _check_outputs(keep: Path | None, subjects: Sequence[Subject], texts: Sequence[_Text]) -> None:
     inputs = [file.path for subject in subjects for file in subject.files]
-    inputs += [text.state.path for text in texts] + ([kept.state.path] if kept is not None else [])
+    inputs += [text.state.path for text in texts]
     if keep is not None and any(os.path.realpath(keep) == os.path.realpath(path) for path in inputs):
         raise MeasureError(f"{printable(str(keep))} is read here, so nothing can be kept in it")
 
@@ -326,13 +321,13 @@ def _subjects(
 
 
 def _model(
-    subjects: Sequence[Subject], base: Subject | None, name: str | None, into: Record | None
+    subjects: Sequence[Subject], against: Subject | _KeptBase, name: str | None, into: Record | None
 ) -> ModelFacts:
     """The model that is measured, which must be the record's.
 
     A name that is not given is the base's, or where there are only its log-probabilities the files'.
     """
-    facts = [model_facts(s) for s in ([base] if base is not None else subjects)]
+    facts = [model_facts(s) for s in ([against] if isinstance(against, Subject) else subjects)]
     if name is None and len({f.name for f in facts}) > 1:
         names = " and ".join(printable(n) for n in dict.fromkeys(f.name for f in facts))
         raise MeasureError(
@@ -345,13 +340,13 @@ def _model(
     return model
 
 
-def _check_vocabularies(subjects: Sequence[Subject], kept: _KeptBase | None) -> None:
+def _check_vocabularies(subjects: Sequence[Subject], against: Subject | _KeptBase) -> None:
     """Refuse a model with another vocabulary than the base's; the engine would, after the base has run."""
-    if kept is not None:
-        with BaseLogits(kept.state.path) as logits:
-            expected, whose = logits.frame.n_vocab, str(kept.state.path)
+    if isinstance(against, Subject):
+        expected, whose = against.n_vocab, against.name
     else:
-        expected, whose = subjects[0].n_vocab, subjects[0].name
+        with BaseLogits(against.state.path) as logits:
+            expected, whose = logits.frame.n_vocab, str(against.state.path)
     for subject in subjects:
         if expected and subject.n_vocab and subject.n_vocab != expected:
             raise MeasureError(
@@ -378,8 +373,11 @@ def _base_run(
             yield logits, run
 
 
-def _with_kept_logits(base: Base, keep: Path | None) -> Base:
-    return base if keep is None else replace(base, logits=read_state(keep).sha256)
+def _base_facts(against: Subject | _KeptBase, keep: Path | None) -> Base:
+    if isinstance(against, _KeptBase):
+        return against.facts
+    logits = "" if keep is None else read_state(keep).sha256
+    return Base(against.name, against.sha256, logits)
 
 
 def _watch(watcher: Watcher | None, name: str, text: _Text) -> Progress | None:
