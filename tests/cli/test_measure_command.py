@@ -180,18 +180,19 @@ def test_of_two_runs_at_once_the_second_is_refused_and_neither_is_lost(
     options = ["--text", "eval.txt", "-c", "16", "--record", "demo.json"]
     program = [sys.executable, "-m", "ggplan", "measure"]
     monkeypatch.setenv("STUB_WAIT", str(lab / "go"))
-    first = subprocess.Popen([*program, "demo-q8_0.gguf", "demo-bf16.gguf", *options], stdout=subprocess.PIPE)
-    deadline = time.monotonic() + 60
-    while not runs(lab) and time.monotonic() < deadline:
-        time.sleep(0.02)
     other = [*program, "demo-q4_K.gguf", "--base", "demo-bf16.gguf", *options]
-    second = subprocess.run(other, capture_output=True, text=True, check=False)
+    with subprocess.Popen([*program, "demo-q8_0.gguf", "demo-bf16.gguf", *options]) as first:
+        try:
+            deadline = time.monotonic() + 60
+            while not runs(lab) and time.monotonic() < deadline:
+                time.sleep(0.02)
+            second = subprocess.run(other, capture_output=True, text=True, check=False)
+        finally:
+            (lab / "go").touch()
     assert second.returncode == 1
     assert second.stderr.startswith("error: another run of ggplan is measuring into")
-    assert runs(lab) == ["demo-bf16.gguf"]
-    (lab / "go").touch()
-    first.communicate(timeout=60)
     assert first.returncode == 0
+    assert runs(lab) == ["demo-bf16.gguf", "demo-q8_0.gguf"]
     assert subprocess.run(other, capture_output=True, check=False).returncode == 0
     assert [q.name for q in load_record("demo.json").quantizations] == ["bf16", "q8_0", "q4_K"]
 
