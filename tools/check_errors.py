@@ -18,7 +18,7 @@ import numpy as np
 
 from ggplan.measure import TokenScores, metrics_of
 
-METRICS = ("delta_ppl", "delta_ln_ppl", "kld_mean", "same_top")
+METRICS = ("delta_ppl", "delta_ln_ppl", "kld", "same_top")
 HALVINGS = 20
 
 

@@ -29,7 +29,7 @@ sys.path.insert(0, str(ROOT / "tests" / "planning"))
 
 import glm_4_5_air  # noqa: E402
 
-from ggplan.measure.schema import record_schema  # noqa: E402
+from ggplan.measure.record_json import record_schema  # noqa: E402
 from ggplan.sources.inventory import inventory_json  # noqa: E402
 
 WIDTH = 100

@@ -26,15 +26,16 @@ from ggplan.charts.parts import draw_parts
 from ggplan.charts.points import panels
 from ggplan.charts.quality import draw_quality
 from ggplan.measure import (
-    Record,
+    MeasureOptions,
+    OpenRecord,
+    Result,
     TextFile,
     embedded_engine,
     external_engine,
-    load_record,
+    kept_scores,
     measure,
-    merge,
+    open_record,
     record_to_csv,
-    save_record,
 )
 from ggplan.stock import Mix
 
@@ -61,17 +62,19 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     options = parser.parse_args()
     name = options.name or Path(options.model).name
-    with tempfile.TemporaryDirectory(prefix="ggplan-mixes-") as folder:
+    with (
+        open_record(FOLDER / "data" / f"{name}.json") as record,
+        tempfile.TemporaryDirectory(prefix="ggplan-mixes-") as folder,
+    ):
         files = convert_mixes(options.model, options.recipes, Path(folder))
         engine = (
             external_engine(options.engine, ["-t", str(options.threads)] if options.threads else [])
             if options.engine
             else embedded_engine(threads=options.threads)
         )
-        result = measure(
-            files[1:], TEXTS, files[0], engine, n_chunks=options.chunks, model_name=name, watcher=watch
-        )
-    keep(result.record, name)
+        how = MeasureOptions(n_chunks=options.chunks, model_name=name)
+        result = measure(files[1:], TEXTS, files[0], engine, how, into=record.record, watcher=watch)
+        keep(record, result, name)
 
 
 def convert_mixes(model_name: str, recipes: list[str], folder: Path) -> list[Path]:
@@ -114,16 +117,14 @@ def watch(what: str, done: int, of: int) -> None:
         print(f"{what}: {done} of {of}", flush=True)
 
 
-def keep(record: Record, name: str) -> None:
+def keep(record: OpenRecord, result: Result, name: str) -> None:
     """Write the record, its table and its charts."""
-    path = FOLDER / "data" / f"{name}.json"
-    record = merge(load_record(path), record) if path.exists() else record
-    save_record(record, path)
-    path.with_suffix(".csv").write_text(record_to_csv(record), "utf-8")
+    merged = record.add(result.record, result.scores)
+    record.path.with_suffix(".csv").write_text(record_to_csv(merged), "utf-8")
     note = CAVEATS.get(name, "")
     for suffix, drawing in (
-        ("", draw_quality(panels([record]), note=note)),
-        ("-parts", draw_parts([record])),
+        ("", draw_quality(panels([merged], scores=kept_scores(record.path)), note=note)),
+        ("-parts", draw_parts([merged])),
     ):
         save(drawing, FOLDER / f"{name}{suffix}.svg")
 

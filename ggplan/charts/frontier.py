@@ -1,14 +1,18 @@
 """Which mixes are worth choosing: nothing smaller is as good, nothing better is as small.
 
-A mix is *dominated* if another is no larger and better; if that one is better by less than one standard error
-of the difference, the two are a *tie*.
+A mix is *dominated* if another is no larger and better; if that lead is within one standard error of the
+difference, the two are a *tie*. How sure a lead is says `ggplan.measure.guard`.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum
+
+from ggplan.measure.guard import Lead
+
+Leads = Callable[[int, int], Lead | None]
+"""By how much the point of the first number loses more than that of the second; None if it is not known."""
 
 
 class Standing(Enum):
@@ -20,30 +24,35 @@ class Standing(Enum):
 
 
 def standings(
-    xs: Sequence[float], ys: Sequence[float], errors: Sequence[float | None], *, more_is_better: bool = False
+    xs: Sequence[float], ys: Sequence[float], leads: Leads, *, more_is_better: bool = False
 ) -> list[Standing]:
     """The standing of each point; small y is good, and so is small x unless `more_is_better`.
 
-    `errors` are of paired differences from the base; where one is None or unpaired (given as None), a
-    difference counts as it is.
+    Where no error of a difference is known, or only one that measures the text, it counts as it is.
     """
     costs = [-x for x in xs] if more_is_better else list(xs)
     found = []
-    for i, (x, y, error) in enumerate(zip(costs, ys, errors, strict=True)):
+    for i, (x, y) in enumerate(zip(costs, ys, strict=True)):
         better = [
             j
             for j in range(len(costs))
             if costs[j] <= x and ys[j] <= y and (costs[j] < x or ys[j] < y or j < i)
         ]
-        certain = [j for j in better if _is_certain(y - ys[j], x - costs[j], (error, errors[j]))]
+        certain = [j for j in better if _is_certain(leads(i, j), y - ys[j], x - costs[j])]
         found.append(Standing.DOMINATED if certain else Standing.TIE if better else Standing.FRONTIER)
     return found
 
 
-def _is_certain(lead: float, saved: float, errors: Sequence[float | None]) -> bool:
-    """Whether a lead in quality, or where no error is known an equal quality for less, is no chance."""
-    error = math.hypot(*(e or 0.0 for e in errors))
-    return lead > error or (error == 0 and saved > 0)
+def _is_certain(lead: Lead | None, drawn: float, saved: float) -> bool:
+    """Whether a lead in quality, or where no error is known an equal quality for less, is no chance.
+
+    Where divergences are known they decide, whatever else is drawn.
+    """
+    if lead is None or lead.method == "unpaired":
+        value, error = drawn, 0.0
+    else:
+        value, error = lead.value, lead.error or 0.0
+    return value > error or (value == error == 0 and saved > 0)
 
 
 def staircase(

@@ -1,18 +1,20 @@
 """From records to points: one quantization under one set of conditions, with what the axes need.
 
-Measurements are comparable only if text, context, number of chunks, engine and build are the same. Points of
-several conditions are refused unless the caller says `mixed`.
+Measurements are comparable only if text, context, number of chunks, engine, build and base are the same.
+Points of several conditions are refused unless the caller says `mixed`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from ggplan.errors import ChartError
-from ggplan.measure.record import Measurement, Quantization, Record, Use
+from ggplan.measure.guard import Contender
+from ggplan.measure.record import Base, Conditions, Measurement, Quantization, Record, Text, Use, text_names
+from ggplan.measure.record_file import Scores
 from ggplan.text import printable
 
 Quality = Literal["kld", "kld99", "kld999", "dppl", "ppl"]
@@ -22,13 +24,6 @@ QUALITIES: dict[Quality, str] = {
     "kld999": "99.9 % KL divergence (nats)",
     "dppl": "loss of perplexity (%)",
     "ppl": "perplexity",
-}
-_METRICS: dict[Quality, str] = {
-    "kld": "kld_mean",
-    "kld99": "kld_99",
-    "kld999": "kld_999",
-    "dppl": "delta_ln_ppl",
-    "ppl": "ppl",
 }
 _BASES = ("bf16", "f16", "f32", "q8_0")
 
@@ -40,13 +35,15 @@ class Point:
     Attributes
     ----------
     y, error
-        The quality and its standard error, None where nobody knows it.
+        The quality and its standard error, None where it is not known.
     paired
         Whether the error is of the difference on the same tokens; else it is mostly the text's.
     n_bytes, bpw
         Size; 0 where it is not known.
     tg
         Tokens per second when writing, at the shortest context measured; None where not measured.
+    contender
+        What it is compared with others by.
     """
 
     name: str
@@ -57,6 +54,7 @@ class Point:
     n_bytes: int
     bpw: float
     tg: float | None
+    contender: Contender
     url: str = ""
 
 
@@ -66,13 +64,16 @@ class Panel:
 
     Attributes
     ----------
-    base
+    text
+        What to call the text.
+    base, base_y
         The base's name and, where the axis has a place for it, its value.
     n_weights
         Weights of the model, 0 where unknown: ties bytes to bits per weight.
     """
 
     model: str
+    text: str
     quality: Quality
     points: tuple[Point, ...]
     base: str
@@ -83,8 +84,26 @@ class Panel:
     n_conditions: int = 1
 
 
+@dataclass(frozen=True, slots=True)
+class _Item:
+    """One measurement among all that are to be drawn."""
+
+    record: Record
+    quantization: Quantization
+    measurement: Measurement
+
+    @property
+    def is_base(self) -> bool:
+        return self.quantization.is_base_of(self.measurement)
+
+
 def panels(
-    records: Sequence[Record], *, quality: Quality | None = None, text: str | None = None, mixed: bool = False
+    records: Sequence[Record],
+    *,
+    quality: Quality | None = None,
+    text: str | None = None,
+    mixed: bool = False,
+    scores: Scores | None = None,
 ) -> list[Panel]:
     """One panel for each text of choice and held out, in that order.
 
@@ -94,102 +113,140 @@ def panels(
         What to draw; by default the best that all measurements have: KL divergence, else perplexity above
         the base's, else perplexity.
     text
-        Draw this text's measurements only, by name.
+        Draw this text's measurements only, by its name or the beginning of its digest.
     mixed
         Draw points of different conditions on one axis.
+    scores
+        Every token's scores, where they were kept: two points are then compared token by token.
 
     Raises
     ------
     ChartError
         If there is nothing to draw, or what there is must not stand on one axis.
     """
-    measured = [
-        (record, quantization, measurement)
+    items = [
+        _Item(record, quantization, measurement)
         for record in records
         for quantization in record.quantizations
         for measurement in quantization.measurements
-        if text is None or measurement.text.name == text
     ]
+    names = {t: name for record in records for t, name in text_names(record).items()}
+    measured = items if text is None else _on_text(items, text, names)
     if not measured:
         raise ChartError(
             f"nothing was measured on {printable(text)}" if text else "the record holds no measurement"
         )
-    models = list(dict.fromkeys(record.model.name for record, _, _ in measured))
+    models = list(dict.fromkeys(item.record.model.name for item in measured))
     if len(models) > 1 and not mixed:
         raise ChartError(
             f"these are different models: {', '.join(map(printable, models[:4]))}",
             hint="draw one, or --mixed",
         )
-    groups: dict[Use, list[tuple[Record, Quantization, Measurement]]] = {}
+    groups: dict[Use, list[_Item]] = {}
     for item in measured:
-        groups.setdefault(item[2].use, []).append(item)
+        groups.setdefault(item.measurement.use, []).append(item)
     order: tuple[Use, ...] = ("choose", "", "held out")
-    return [_panel(groups[use], models, quality, mixed) for use in order if use in groups]
+    return [_panel(groups[use], models, names, quality, mixed, scores) for use in order if use in groups]
+
+
+def _on_text(items: Sequence[_Item], wanted: str, names: Mapping[Text, str]) -> list[_Item]:
+    """What was measured on one text, under whatever names it has."""
+    found = {
+        item.measurement.conditions.text: t
+        for item in items
+        if wanted in ((t := item.measurement.text).name, names[t])
+        or (len(wanted) >= 6 and t.sha256.startswith(wanted))
+    }
+    if len(found) > 1:
+        shown = ", ".join(
+            sorted(f"{printable(t.name)}: {t.sha256[:12] or 'no digest'}" for t in found.values())
+        )
+        raise ChartError(
+            f"{len(found)} texts are called {printable(wanted)} ({shown})",
+            hint="give --text the beginning of the digest",
+        )
+    return [item for item in items if item.measurement.conditions.text in found]
 
 
 def _panel(
-    items: list[tuple[Record, Quantization, Measurement]],
-    models: Sequence[str],
-    quality: Quality | None,
-    mixed: bool,
-) -> Panel:
-    by_conditions: dict[tuple[object, ...], int] = {}
-    for _, _, m in items:
-        by_conditions[m.conditions] = by_conditions.get(m.conditions, 0) + 1
-    if len(by_conditions) > 1 and not mixed:
+    items: Sequence[_Item], models: Sequence[str], texts: Mapping[Text, str], chosen: Quality | None,
+    mixed: bool, scores: Scores | None,
+) -> Panel:  # fmt: skip
+    conditions = list(dict.fromkeys(item.measurement.conditions for item in items))
+    if len(conditions) > 1 and not mixed:
         raise ChartError(
-            f"the points were measured under {len(by_conditions)} conditions: {_differences(items)}",
+            f"the points were measured under {len(conditions)} conditions: {_differences(items, texts)}",
             hint="choose with --text, or draw them all the same with --mixed",
         )
     base, base_ppl = _base(items)
-    chosen = quality or _best_quality(items, base)
+    quality = chosen or _best_quality(items, base)
     points, base_y = [], None
-    for record, q, m in items:
-        found = _value(m, chosen, base_ppl)
-        if q.name == base:
-            base_y = found[0] if found and chosen in ("ppl", "dppl") else base_y
-        if found is None or (q.name == base and chosen != "ppl"):
+    for item in items:
+        q, m = item.quantization, item.measurement
+        is_base = item.is_base or q.name == base
+        found = _value(m, quality, base_ppl)
+        if is_base:
+            base_y = found[0] if found and quality in ("ppl", "dppl") else base_y
+        if found is None or (is_base and quality != "ppl"):
             continue
-        series = q.author or (record.model.name if len(models) > 1 else "")
+        series = q.author or (item.record.model.name if len(models) > 1 else "")
         name = q.name.removesuffix(f" ({series})")
         y, error, paired = found
-        points.append(Point(name, series, y, error, paired, q.file.n_bytes, q.bpw, _writing(q), q.url))
+        contender = Contender(name, m, scores(q, m) if scores is not None else None)
+        size = q.file.n_bytes
+        points.append(Point(name, series, y, error, paired, size, q.bpw, _writing(q), contender, q.url))
     if not points:
-        raise ChartError(f"no point has the metric {_METRICS[chosen]}", hint="another --metric may be there")
-    first_record, _, first = max(items, key=lambda item: len(item[2].metrics))
-    if chosen == "dppl":
+        raise ChartError(f"no point has the metric {_metric(quality)}", hint="another --metric may be there")
+    first = max(items, key=lambda item: len(item.measurement.metrics))
+    if quality == "dppl":
         base_y = 0.0
     return Panel(
-        " and ".join(models), chosen, tuple(points), base, base_y, first.use, first,
-        first_record.model.n_weights, len(by_conditions),
+        " and ".join(models), texts[first.measurement.text], quality, tuple(points), base, base_y,
+        first.measurement.use, first.measurement, first.record.model.n_weights, len(conditions),
     )  # fmt: skip
 
 
-def _differences(items: Iterable[tuple[Record, Quantization, Measurement]]) -> str:
-    conditions = list(dict.fromkeys(m.conditions for _, _, m in items))
-    names = ("text", "context", "chunks", "engine", "build")
+def _differences(items: Iterable[_Item], texts: Mapping[Text, str]) -> str:
+    """What differs between the conditions, in names rather than digests."""
+
+    def shown(m: Measurement) -> Conditions:
+        base = m.base.name or m.base.sha256[:12]
+        return m.conditions._replace(text=texts[m.text], base=base or "not recorded")
+
+    conditions = list(dict.fromkeys(shown(item.measurement) for item in items))
     found = [
-        f"{name} {' / '.join(dict.fromkeys(printable(str(c[i]))[:24] for c in conditions))}"
-        for i, name in enumerate(names)
-        if len({c[i] for c in conditions}) > 1
+        f"{name} {' / '.join(dict.fromkeys(printable(str(getattr(c, name)))[:40] for c in conditions))}"
+        for name in Conditions._fields
+        if len({getattr(c, name) for c in conditions}) > 1
     ]
-    return "; ".join(found)
+    return "; ".join(found) or "texts or bases of one name"
 
 
-def _base(items: list[tuple[Record, Quantization, Measurement]]) -> tuple[str, float | None]:
-    """The base's name and perplexity: as measurements name it, else the most exact one there is."""
-    named = {m.base for _, _, m in items if m.base}
-    name = named.pop() if len(named) == 1 else ""
-    if not name:
-        found = {q.name.lower().split(" ")[0].split("-")[-1]: q.name for _, q, _ in reversed(items)}
-        name = next((found[t] for t in _BASES if t in found), "")
-    ppl = next((m.metrics["ppl"].value for _, q, m in items if q.name == name and "ppl" in m.metrics), None)
-    return name, ppl
+def _base(items: Sequence[_Item]) -> tuple[str, float | None]:
+    """The base's name and perplexity: what measurements compare with, else the most exact one there is."""
+    bases = [item for item in items if item.is_base]
+    named = {b.sha256 or b.name: b.name for b in (item.measurement.base for item in items) if b != Base()}
+    if len(named) == 1:
+        name = bases[0].quantization.name if bases else next(iter(named.values()))
+    else:
+        last_words = {
+            item.quantization.name.lower().split(" ")[0].split("-")[-1]: item.quantization.name
+            for item in reversed(items)
+        }
+        name = next((last_words[t] for t in _BASES if t in last_words), "")
+    of_base = (item.measurement.metrics for item in items if item.quantization.name == name)
+    return name, next((metrics["ppl"].value for metrics in of_base if "ppl" in metrics), None)
 
 
-def _best_quality(items: list[tuple[Record, Quantization, Measurement]], base: str) -> Quality:
-    others = [m.metrics for _, q, m in items if q.name != base] or [m.metrics for _, _, m in items]
-    if all("kld_mean" in metrics for metrics in others):
+def _metric(quality: Quality) -> str:
+    """The metric of a record that is drawn."""
+    return "delta_ln_ppl" if quality == "dppl" else quality
+
+
+def _best_quality(items: Sequence[_Item], base: str) -> Quality:
+    others = [item.measurement.metrics for item in items if item.quantization.name != base]
+    others = others or [item.measurement.metrics for item in items]
+    if all("kld" in metrics for metrics in others):
         return "kld"
     if base and all("delta_ln_ppl" in metrics or "ppl" in metrics for metrics in others):
         return "dppl"
@@ -199,7 +256,7 @@ def _best_quality(items: list[tuple[Record, Quantization, Measurement]], base: s
 def _value(
     measurement: Measurement, quality: Quality, base_ppl: float | None
 ) -> tuple[float, float | None, bool] | None:
-    metric = measurement.metrics.get(_METRICS[quality])
+    metric = measurement.metrics.get(_metric(quality))
     if quality != "dppl":
         if metric is None:
             return None

@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 from ggplan.charts.drawing import Drawing, html_table, write_caption, write_heading
-from ggplan.charts.frontier import Standing, staircase, standings
+from ggplan.charts.frontier import Leads, Standing, staircase, standings
 from ggplan.charts.labels import Box, anchor, place_labels
 from ggplan.charts.points import QUALITIES, Panel, Point
 from ggplan.charts.style import (
@@ -28,6 +28,7 @@ from ggplan.charts.style import (
     settings,
 )
 from ggplan.errors import ChartError
+from ggplan.measure.guard import lead
 from ggplan.measure.tables import UNKNOWN_TEXT
 from ggplan.text import printable
 
@@ -38,6 +39,7 @@ Cost = Literal["size", "bpw", "speed"]
 _GIB = 1 << 30
 _MIB = 1 << 20
 _MARKER = 6.5
+_INDEPENDENT = " (errors taken as independent where the tokens' scores were not kept)."
 
 
 def draw_quality(
@@ -74,7 +76,7 @@ def draw_quality(
         for number, (panel, ax) in enumerate(zip(panels, axes, strict=True)):
             if several:
                 ax.set_title(
-                    f"{printable(panel.measurement.text.name)} ({panel.use})",
+                    f"{printable(panel.text)} ({panel.use})",
                     fontsize=10,
                     pad=36 if two_axes else 8,
                 )
@@ -116,9 +118,8 @@ def _draw_panel(panel: Panel, ax: Axes, cost: Cost, prefix: str, titles: dict[st
         raise ChartError(f"no point has {needs}", hint="choose another axis with --x")
     xs, points = [x for x, _ in placed], [p for _, p in placed]
     ys = [p.y for p in points]
-    errors = [p.error if p.paired else None for p in points]
     faster = cost == "speed"
-    standing = standings(xs, ys, errors, more_is_better=faster)
+    standing = standings(xs, ys, _leads(points), more_is_better=faster)
     unit = _GIB if max(p.n_bytes for p in points) >= _GIB else _MIB
     if cost == "size":
         xs = [x / unit for x in xs]
@@ -140,6 +141,10 @@ def _draw_panel(panel: Panel, ax: Axes, cost: Cost, prefix: str, titles: dict[st
         boxes.extend(_point_boxes(ax, x, point))
     boxes.extend(lines)
     return _name_points(ax, xs, points, standing, boxes, _line_boxes(ax, corners))
+
+
+def _leads(points: Sequence[Point]) -> Leads:
+    return lambda i, j: lead(points[i].contender, points[j].contender)
 
 
 def _scale_axes(
@@ -379,15 +384,15 @@ def _title(point: Point, panel: Panel) -> str:
     bpw = f", {point.bpw:.3f} bpw" if point.bpw else ""
     speed = f", {point.tg:.4g} t/s" if point.tg else ""
     author = f" by {point.series}" if point.series else ""
-    return f"{point.name}{author}: {panel.quality} {point.y:.4g}{error}{unit}{size}{bpw}{speed}"
+    n_nan = point.contender.measurement.n_nan
+    nan = f", without {n_nan:,} tokens that have no number" if n_nan else ""
+    return f"{point.name}{author}: {panel.quality} {point.y:.4g}{error}{unit}{size}{bpw}{speed}{nan}"
 
 
 def _caption(panels: Sequence[Panel], cost: Cost) -> str:
     first = panels[0]
     m = first.measurement
-    texts = " and ".join(
-        f"{p.measurement.text.name} ({p.use})" if p.use else p.measurement.text.name for p in panels
-    )
+    texts = " and ".join(f"{p.text} ({p.use})" if p.use else p.text for p in panels)
     chunks = f", {m.n_chunks} chunks of {m.n_ctx} tokens" if m.n_chunks and m.n_ctx else ""
     tokens = f", {m.n_tokens:,} of them scored" if m.n_tokens else ""
     engine = f"{m.engine} {m.build}".strip()
@@ -405,7 +410,8 @@ def _caption(panels: Sequence[Panel], cost: Cost) -> str:
         how.append("No errors are known.")
     how.append(f"Bold: nothing {'faster' if cost == 'speed' else 'smaller'} is as good.")
     if any(p.paired for p in points):
-        how.append("Hollow: a tie within one error.")
+        apart = any(p.paired and p.contender.scores is None for p in points)
+        how.append("Hollow: a tie within one error" + (_INDEPENDENT if apart else "."))
     if any(panel.n_conditions > 1 for panel in panels):
         how.append(f"MIXED: {sum(p.n_conditions for p in panels)} different conditions on one axis.")
     measured = printable(", ".join(facts)) + "."
@@ -416,7 +422,7 @@ def _caption(panels: Sequence[Panel], cost: Cost) -> str:
 def _table(panels: Sequence[Panel], cost: Cost) -> str:
     rows = [
         [
-            p.name, p.series, panel.measurement.text.name, f"{p.n_bytes / _GIB:.3f}" if p.n_bytes else "",
+            p.name, p.series, panel.text, f"{p.n_bytes / _GIB:.3f}" if p.n_bytes else "",
             f"{p.bpw:.3f}" if p.bpw else "", f"{p.y:.5g}", f"{p.error:.2g}" if p.error else "",
         ]
         for panel in panels

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ggplan.charts.quality import Cost
     from ggplan.charts.style import Theme
     from ggplan.measure import Record
+    from ggplan.measure.record_file import Scores
 
 _EPILOG = """\b
 Examples:
@@ -87,8 +88,13 @@ def chart_command(
     if kind == "types":
         drawing = _types(files, recipe, pre, title)
     else:
-        records = _records([Path(f) for f in files], model_name)
-        drawing = _draw(kind, records, metric, cost, text, mixed, title)
+        paths = [Path(f) for f in files]
+        records = _records(paths, model_name)
+        drawing = (
+            _draw_quality(records, paths, metric, cost, text, mixed, title)
+            if kind == "quality"
+            else _draw(kind, records, title)
+        )
     save(drawing, output, theme)
     click.echo(f"wrote {printable(output)}")
 
@@ -117,34 +123,46 @@ def _records(paths: list[Path], model_name: str | None) -> list[Record]:
     return records
 
 
-def _draw(
-    kind: str, records: list[Record], metric: Quality | None, cost: Cost | None, text: str | None,
-    mixed: bool, title: str,
-) -> Drawing:  # fmt: skip
+def _draw(kind: str, records: list[Record], title: str) -> Drawing:
     if kind == "context":
         from ggplan.charts.context import draw_context
 
         return draw_context(records, title=title)
-    if kind == "parts":
-        from ggplan.charts.parts import draw_parts
+    from ggplan.charts.parts import draw_parts
 
-        return draw_parts(records, title=title)
+    return draw_parts(records, title=title)
+
+
+def _draw_quality(
+    records: list[Record], paths: list[Path], metric: Quality | None, cost: Cost | None, text: str | None,
+    mixed: bool, title: str,
+) -> Drawing:  # fmt: skip
     from ggplan.charts.points import panels
     from ggplan.charts.quality import draw_quality
+    from ggplan.measure import kept_scores
 
-    drawn = panels(records, quality=metric, text=text, mixed=mixed)
-    _warn(records, drawn)
+    scores = kept_scores(*paths)
+    drawn = panels(records, quality=metric, text=text, mixed=mixed, scores=scores)
+    _warn(records, paths, drawn, scores)
     return draw_quality(drawn, cost=cost, title=title)
 
 
-def _warn(records: list[Record], drawn: list[Panel]) -> None:
-    """Where the held-out text tells another story than the one mixes were chosen by."""
+def _warn(records: list[Record], paths: list[Path], drawn: list[Panel], scores: Scores) -> None:
+    """Scores that are not used; where the held-out text tells another story than the one chosen by."""
     from ggplan.measure import disagreements
+    from ggplan.measure.record_file import stray_scores
     from ggplan.text import printable
 
+    strays = stray_scores(records, *paths)
+    if strays:
+        click.echo(
+            f"note: {printable(str(strays[0]))} is not used: no measurement owns these scores"
+            + (f" ({len(strays):,} such files)" if len(strays) > 1 else ""),
+            err=True,
+        )
     if len(drawn) < 2:
         return
-    for found in (d for record in records for d in disagreements(record.quantizations)):
+    for found in (d for record in records for d in disagreements(record.quantizations, scores)):
         click.echo(
             f"warning: {printable(found.better_chosen)} wins on the text of choice,"
             f" {printable(found.better_held_out)} on the held-out one",

@@ -98,7 +98,7 @@ def _measure(files: list[Path], out: Path) -> bool:
     from ggplan.charts.points import panels
     from ggplan.charts.quality import draw_quality
     from ggplan.cli.measure import print_record, run_measurement
-    from ggplan.measure import TextFile, embedded_engine, save_record
+    from ggplan.measure import MeasureOptions, TextFile, embedded_engine, save_record
     from ggplan.measure.embedded import is_installed
     from ggplan.text import printable
 
@@ -110,12 +110,10 @@ def _measure(files: list[Path], out: Path) -> bool:
         return False
     click.echo("3. The measurement: what each mix loses, by llama.cpp\n")
     with importlib.resources.as_file(importlib.resources.files("ggplan") / "demo_model" / _TEXT) as text:
-        result = run_measurement(
-            [str(f) for f in files], [TextFile(text)], str(files[0]), embedded_engine(), n_chunks=_CHUNKS,
-            model_name="demo-model",
-        )  # fmt: skip
+        options = MeasureOptions(n_chunks=_CHUNKS, model_name="demo-model")
+        result = run_measurement(files, [TextFile(text)], files[0], embedded_engine(), options)
     save_record(result.record, out / "demo.json")
-    save(draw_quality(panels([result.record])), out / "demo.svg")
+    save(draw_quality(panels([result.record], scores=result.scores_of)), out / "demo.svg")
     print_record(result.record)
     click.echo(f"drawn in {printable(str(out / 'demo.svg'))}\n")
     return True

@@ -4,16 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import shlex
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.progress import TaskID
 
-    from ggplan.measure import Engine, Measurement, Metric, Quantization, Record, Result, TextFile
+    from ggplan.measure import (
+        Engine,
+        Measurement,
+        MeasureOptions,
+        Metric,
+        Quantization,
+        Record,
+        Result,
+        Subject,
+        TextFile,
+    )
+    from ggplan.measure.record_file import OpenRecord
 
 _EPILOG = """\b
 Examples:
@@ -39,9 +54,7 @@ Examples:
     "-c",
     "--ctx",
     type=click.IntRange(8, 1 << 20),
-    default=512,
-    show_default=True,
-    help="Tokens of a chunk; the second half of each is scored.",
+    help="Tokens of a chunk; the second half of each is scored [default: 512].",
 )
 @click.option("--chunks", type=click.IntRange(min=1), help="Chunks at most [default: the whole text].")
 @click.option(
@@ -54,17 +67,13 @@ Examples:
 @click.option("-ngl", "--gpu-layers", type=click.IntRange(min=0), default=0, help="Layers on the GPU.")
 @click.option("--keep-logits", type=click.Path(), metavar="FILE", help="Keep the base's log-probabilities.")
 @click.option("--record", type=click.Path(), metavar="JSON", help="Add the results to this record.")
+@click.option("--csv", "table", type=click.Path(), metavar="FILE", help="Write the figures as a CSV table.")
 @click.option("--model-name", help="The model's name in the record [default: as the file says].")
 @click.option("--hardware", help="The hardware's name in the record [default: the CPU].")
 @click.option("--parse", is_flag=True, help="FILEs are logs and tables of earlier runs: read, do not run.")
 @click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress bar, no notes.")
-def measure_command(
-    files: tuple[str, ...], text: str | None, held_out: str | None, base: str | None, ctx: int,
-    chunks: int | None, engine: str | None, engine_args: str, threads: int | None, gpu_layers: int,
-    keep_logits: str | None, record: str | None, model_name: str | None, hardware: str | None, parse: bool,
-    as_json: bool, quiet: bool,
-) -> None:  # fmt: skip
+def measure_command(**given: Any) -> None:
     """Measure GGUF files against the unquantized model, on the same tokens.
 
     The errors behind ± are one standard error, of differences paired token by token and scattered over
@@ -72,83 +81,149 @@ def measure_command(
     """
     from pathlib import Path
 
-    from ggplan.measure import TextFile
+    from ggplan.measure import MeasureOptions, TextFile
 
-    if not files:
-        raise click.UsageError("name at least one FILE to measure")
-    if parse:
-        from ggplan.measure.parsing import parse_files
-
-        for found in _one_model(
-            parse_files([Path(f) for f in files], model_name=model_name), record, as_json
-        ):
-            _finish(found, record, as_json)
+    asked = _Asked(**given)
+    _check_usage(asked)
+    if asked.parse:
+        _parse(asked)
         return
-    if text is None:
+    if asked.text is None:
         raise click.UsageError("--text is missing: the text to measure on")
-    texts = [TextFile(Path(text), "choose" if held_out else "")]
-    if held_out:
-        texts.append(TextFile(Path(held_out), "held out"))
-    with _usage_errors():
-        arguments = shlex.split(engine_args)
-    chosen = _engine(engine, arguments, threads, gpu_layers)
-    result = run_measurement(
-        files,
-        texts,
-        base or _largest(files),
-        chosen,
-        n_ctx=ctx,
-        n_chunks=chunks,
-        model_name=model_name,
-        hardware=hardware,
-        keep_logits=keep_logits,
-        quiet=quiet,
+    texts = [TextFile(Path(asked.text), "choose" if asked.held_out else "")]
+    if asked.held_out:
+        texts.append(TextFile(Path(asked.held_out), "held out"))
+    engine = _engine(asked)
+    options = MeasureOptions(
+        n_ctx=asked.ctx,
+        n_chunks=asked.chunks,
+        model_name=asked.model_name,
+        hardware=asked.hardware,
+        keep_logits=Path(asked.keep_logits) if asked.keep_logits else None,
     )
-    if not quiet:
-        for note in result.notes:
-            click.echo(f"note: {note}", err=True)
-    _finish(result.record, record, as_json)
-    if record:
-        _keep_scores(result, Path(record))
-    if not as_json:
-        _print_guards(result, texts)
+    with _opened(asked.record) as kept:
+        files, base = _subjects(asked)
+        into = kept.record if kept is not None else None
+        result = run_measurement(files, texts, base, engine, options, into=into, quiet=asked.quiet)
+        if not asked.quiet:
+            for note in result.notes:
+                click.echo(f"note: {note}", err=True)
+        if kept is not None:
+            merged = kept.add(result.record, result.scores)
+    _finish(result.record, merged if kept is not None else result.record, asked)
+    if not asked.as_json:
+        _print_guards(result)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """The command line."""
+
+    files: tuple[str, ...]
+    text: str | None
+    held_out: str | None
+    base: str | None
+    ctx: int | None
+    chunks: int | None
+    engine: str | None
+    engine_args: str
+    threads: int | None
+    gpu_layers: int
+    keep_logits: str | None
+    record: str | None
+    table: str | None
+    model_name: str | None
+    hardware: str | None
+    parse: bool
+    as_json: bool
+    quiet: bool
+
+
+def _check_usage(asked: _Asked) -> None:
+    """Refuse what would overwrite a file that is read, or another that is written."""
+    from pathlib import Path
+
+    if not asked.files:
+        raise click.UsageError("name at least one FILE to measure")
+    if asked.record and asked.record.lower().endswith(".csv"):
+        raise click.UsageError("--record is a JSON file; --csv FILE writes a table")
+    if asked.table and not Path(asked.table).absolute().parent.is_dir():
+        raise click.UsageError(f"--csv {asked.table}: its folder does not exist")
+    read = [f for f in (asked.text, asked.held_out, asked.base, *asked.files) if f]
+    # A record may be among the FILEs of --parse: then the others are added to it.
+    outputs = {"--record": asked.record, "--csv": asked.table, "--keep-logits": asked.keep_logits}
+    taken = {os.path.realpath(f): f"{f}, which is read" for f in read}
+    for option, path in outputs.items():
+        if not path:
+            continue
+        there = taken.get(os.path.realpath(path))
+        if there is not None and not (option == "--record" and asked.parse):
+            raise click.UsageError(f"{option} would overwrite {there}")
+        taken[os.path.realpath(path)] = f"{path}, which {option} writes"
 
 
 @contextlib.contextmanager
-def _usage_errors() -> Iterator[None]:
-    try:
-        yield
-    except ValueError as error:
-        raise click.UsageError(f"--engine-args: {error}") from error
+def _opened(record: str | None) -> Iterator[OpenRecord | None]:
+    """The record, locked until the block ends, or None where none is wanted."""
+    from ggplan.measure import open_record
+
+    if not record:
+        yield None
+        return
+    with open_record(record) as kept:
+        yield kept
 
 
-def _one_model(records: list[Record], record: str | None, as_json: bool) -> list[Record]:
-    """The records, which must be one where they are to become one file or one JSON object."""
-    from ggplan.errors import MeasureError
-    from ggplan.text import printable
-
-    if len(records) > 1 and (record or as_json):
-        names = ", ".join(printable(r.model.name) for r in records[:6])
-        raise MeasureError(f"these are of several models ({names})", hint="choose one with --model-name")
-    return records
-
-
-def _largest(files: tuple[str, ...]) -> str:
-    import os
+def _parse(asked: _Asked) -> None:
+    """Read logs and tables of earlier runs."""
+    from pathlib import Path
 
     from ggplan.errors import MeasureError
+    from ggplan.measure.parsing import parse_files
     from ggplan.text import printable
 
-    try:
-        return max(files, key=os.path.getsize)
-    except OSError as error:
-        raise MeasureError(f"cannot read {printable(str(error.filename))}: {error.strerror}") from error
+    with _opened(asked.record) as kept:
+        records = parse_files([Path(f) for f in asked.files], model_name=asked.model_name)
+        if len(records) > 1 and (asked.record or asked.table or asked.as_json):
+            names = ", ".join(printable(r.model.name) for r in records[:6])
+            raise MeasureError(f"these are of several models ({names})", hint="choose one with --model-name")
+        for found in records:
+            _finish(found, kept.add(found) if kept is not None else found, asked)
 
 
-def _engine(path: str | None, arguments: list[str], threads: int | None, gpu_layers: int) -> Engine:
+def _subjects(asked: _Asked) -> tuple[list[Subject], Subject | str]:
+    """The files and the base: the one that is named, else the largest of the files."""
+    from pathlib import Path
+
+    from ggplan.cli.progress import bytes_bar
+    from ggplan.measure import largest, open_subjects
+    from ggplan.measure.base_logits import is_base_logits
+    from ggplan.text import printable
+
+    with bytes_bar(quiet=asked.quiet) as bar:
+
+        def reading(path: Path, n_bytes: int) -> Callable[[int], None]:
+            task = bar.add_task(printable(f"reading {path.name}"), total=n_bytes)
+            return lambda n: bar.advance(task, n)
+
+        if asked.base is None:
+            subjects = list(open_subjects(asked.files, reading))
+            return subjects, largest(subjects)
+        if is_base_logits(Path(asked.base)):
+            return list(open_subjects(asked.files, reading)), asked.base
+        base, *others = open_subjects([asked.base, *asked.files], reading)
+        return others, base
+
+
+def _engine(asked: _Asked) -> Engine:
     from ggplan.measure import embedded_engine, external_engine
     from ggplan.measure.llama_perplexity import find_engine
 
+    try:
+        arguments = shlex.split(asked.engine_args)
+    except ValueError as error:
+        raise click.UsageError(f"--engine-args: {error}") from error
+    path, threads, gpu_layers = asked.engine, asked.threads, asked.gpu_layers
     if path == "embedded" or (path is None and find_engine(None) is None):
         if arguments:
             raise click.UsageError("--engine-args are for a llama-perplexity; name it with --engine")
@@ -159,16 +234,13 @@ def _engine(path: str | None, arguments: list[str], threads: int | None, gpu_lay
 
 
 def run_measurement(
-    files: Sequence[str],
+    files: Sequence[str | Path | Subject],
     texts: Sequence[TextFile],
-    base: str,
+    base: str | Path | Subject,
     engine: Engine,
+    options: MeasureOptions,
     *,
-    n_ctx: int = 512,
-    n_chunks: int | None = None,
-    model_name: str | None = None,
-    hardware: str | None = None,
-    keep_logits: str | None = None,
+    into: Record | None = None,
     quiet: bool = False,
 ) -> Result:
     """Measure, with a progress bar on stderr where that is a terminal."""
@@ -184,48 +256,36 @@ def run_measurement(
                 tasks[what] = bar.add_task(printable(what), total=of)
             bar.update(tasks[what], completed=done)
 
-        return measure(
-            files,
-            texts,
-            base,
-            engine,
-            n_ctx=n_ctx,
-            n_chunks=n_chunks,
-            model_name=model_name,
-            hardware=hardware,
-            keep_logits=keep_logits,
-            watcher=watch,
-        )
+        return measure(files, texts, base, engine, options, into=into, watcher=watch)
 
 
-def _finish(found: Record, record: str | None, as_json: bool) -> None:
-    """Print what was found, and keep it."""
+def _finish(found: Record, merged: Record, asked: _Asked) -> None:
+    """Print what was found; write the table of all that is known."""
     from pathlib import Path
 
     from ggplan.cli.output import print_json
-    from ggplan.measure import load_record, merge, record_to_csv, save_record
-    from ggplan.measure.record import record_to_json
+    from ggplan.measure import record_to_csv
+    from ggplan.measure.record_file import write_whole
+    from ggplan.measure.record_json import record_to_json
     from ggplan.text import printable
 
-    if record:
-        path = Path(record)
-        merged = merge(load_record(path), found) if path.exists() else found
-        save_record(merged, path)
-        path.with_suffix(".csv").write_text(record_to_csv(merged), "utf-8")
-    if as_json:
+    if asked.table:
+        write_whole(Path(asked.table), record_to_csv(merged).encode("utf-8", "backslashreplace"))
+    if asked.as_json:
         print_json(record_to_json(found))
         return
     print_record(found)
-    if record:
-        click.echo(f"kept in {printable(record)}")
+    if asked.record:
+        click.echo(f"kept in {printable(asked.record)}")
 
 
 def print_record(record: Record) -> None:
     """A table for each text (and context, engine) that something was measured on, the largest file first."""
     from ggplan.cli.output import print_table
-    from ggplan.measure.record import quantizations_by_size
+    from ggplan.measure.record import quantizations_by_size, text_names
     from ggplan.text import printable
 
+    texts = text_names(record)
     groups: dict[tuple[object, ...], list[tuple[Quantization, Measurement]]] = {}
     for quantization in quantizations_by_size(record.quantizations):
         for measurement in quantization.measurements:
@@ -236,7 +296,7 @@ def print_record(record: Record) -> None:
         shape = (
             f"{first.n_chunks} × {first.n_ctx} tokens, {first.n_tokens:,} scored" if first.n_tokens else ""
         )
-        facts = [f"{first.text.name}{use}", shape, " ".join((first.engine, first.build)).strip()]
+        facts = [f"{texts[first.text]}{use}", shape, " ".join((first.engine, first.build)).strip()]
         title = f"{record.model.name} on " + ", ".join(printable(fact) for fact in facts if fact)
         columns = [c for c in _COLUMNS if any(c[1](q, m) for q, m in rows)]
         print_table(
@@ -280,40 +340,25 @@ _COLUMNS: tuple[tuple[str, Callable[[Quantization, Measurement], str]], ...] = (
     ("bpw", lambda q, _: f"{q.bpw:.3f}" if q.bpw else ""),
     ("PPL", _metric("ppl", 1, 4)),
     ("ΔPPL %", _delta_percent),
-    ("KLD", _metric("kld_mean", 1, 5)),
-    ("99 % KLD", _metric("kld_99", 1, 4)),
+    ("KLD", _metric("kld", 1, 5)),
+    ("99 % KLD", _metric("kld99", 1, 4)),
     ("RMS Δp %", _metric("delta_p_rms", 100, 2)),
     ("same top %", _metric("same_top", 100, 2)),
+    ("NaN tokens", lambda _, m: f"{m.n_nan:,}" if m.n_nan else ""),
 )
 
 
-def _keep_scores(result: Result, record: object) -> None:
-    from pathlib import Path
-
-    folder = Path(str(record)).with_suffix(".scores")
-    folder.mkdir(exist_ok=True)
-    for (name, text), scores in result.scores.items():
-        scores.save(folder / f"{_file_name(name)}.{_file_name(text)}.npz")
-
-
-def _file_name(text: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_." else "_" for c in text)
-
-
-def _print_guards(result: Result, texts: list[TextFile]) -> None:
+def _print_guards(result: Result) -> None:
     """What must be said before anyone calls a mix the better one."""
     from ggplan.measure import disagreements, ties
     from ggplan.text import printable
 
-    for text in texts:
-        scores = {name: s for (name, of), s in result.scores.items() if of == text.path.name}
-        ranked = sorted((n for n in scores if n != result.base_name), key=lambda n: scores[n].nll.mean())
-        for a, b in ties(scores, ranked):
-            click.echo(
-                f"note: {printable(a)} and {printable(b)} are a tie on {printable(text.path.name)}:"
-                " they differ by less than one standard error"
-            )
-    for found in disagreements(result.record.quantizations):
+    for tie in ties(result.record.quantizations, result.scores_of):
+        click.echo(
+            f"note: {printable(tie.first)} and {printable(tie.second)} are a tie on"
+            f" {printable(tie.measurement.text.name)}: they differ by less than one standard error"
+        )
+    for found in disagreements(result.record.quantizations, result.scores_of):
         how = "" if found.certain else ", though not by two standard errors"
         click.echo(
             f"warning: {printable(found.better_chosen)} wins on the text of choice, but"

@@ -3,46 +3,61 @@
 An engine runs the files, a result holds the figures and every token's scores:
 
 engine = external_engine("llama-perplexity", ["-ngl", "99"])        # or embedded_engine()
-result = measure(["air-hq4_k.gguf"], [TextFile(Path("wiki.test.raw"))], "air-bf16.gguf", engine)
-save_record(result.record, "air.json")
+texts = [TextFile(Path("wiki.test.raw"))]
+with open_record("air.json") as kept:
+    result = measure(["air-hq4_k.gguf"], texts, "air-bf16.gguf", engine, into=kept.record)
+    kept.add(result.record, result.scores)
 """
 
 from ggplan.measure.engines import Engine, embedded_engine, external_engine
-from ggplan.measure.guard import Disagreement, disagreements, ties
-from ggplan.measure.measuring import Result, TextFile, measure
+from ggplan.measure.guard import Contender, Disagreement, Lead, Tie, disagreements, lead, ties
+from ggplan.measure.measuring import MeasureOptions, Result, TextFile, largest, measure
 from ggplan.measure.record import (
     METRICS,
+    Base,
     Measurement,
     Metric,
     Quantization,
     Record,
-    load_record,
     merge,
     record_to_csv,
-    save_record,
 )
+from ggplan.measure.record_file import OpenRecord, kept_scores, load_record, open_record, save_record
 from ggplan.measure.scores import TokenScores
 from ggplan.measure.statistics import difference, metrics_of
+from ggplan.measure.subjects import Subject, open_subjects
 
 __all__ = [
     "METRICS",
+    "Base",
+    "Contender",
     "Disagreement",
     "Engine",
+    "Lead",
+    "MeasureOptions",
     "Measurement",
     "Metric",
+    "OpenRecord",
     "Quantization",
     "Record",
     "Result",
+    "Subject",
     "TextFile",
+    "Tie",
     "TokenScores",
     "difference",
     "disagreements",
     "embedded_engine",
     "external_engine",
+    "kept_scores",
+    "largest",
+    "lead",
     "load_record",
     "measure",
     "merge",
     "metrics_of",
+    "open_record",
+    "open_subjects",
     "record_to_csv",
     "save_record",
     "ties",

@@ -72,6 +72,23 @@ class Frame:
         return 2 * ((self.n_vocab + 1) // 2) + 4
 
 
+def is_base_logits(path: Path) -> bool:
+    """Whether a file begins as one of log-probabilities does.
+
+    Raises
+    ------
+    MeasureError
+        If it cannot be read.
+    """
+    try:
+        if path.is_dir():
+            return False
+        with path.open("rb") as file:
+            return file.read(len(_MAGIC)) == _MAGIC
+    except OSError as error:
+        raise MeasureError(f"cannot read {printable(str(path))}: {error.strerror}") from error
+
+
 def read_frame(read: Callable[[int], bytes | None]) -> Frame | None:
     """The frame a file begins with; `read(n)` gives the next n bytes, or None if there are fewer.
 

@@ -4,20 +4,28 @@ It feeds the model exactly what llama-perplexity does (b11434): the text is cut 
 the first token of each is replaced by BOS where the model wants one, as many chunks as fit into a batch of
 2048 tokens go through together, and the second half of each gives logits. So the figures are its figures.
 
-This runs in a process of its own (see `ggplan.measure.worker`): a damaged GGUF can make llama.cpp abort.
+This runs in a process of its own, because llama.cpp aborts the whole process on some damaged files:
+
+    python -m ggplan.measure.embedded REQUEST.json
+
+It prints one JSON object a line: {"chunks": [done, of]} as it goes on, {"failed": message, "hint": ...} when
+it must give up. The scores are then in the file that the request names.
 """
 
 from __future__ import annotations
 
 import ctypes
+import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ggplan.errors import MeasureError
-from ggplan.measure.base_logits import Frame
+from ggplan.errors import Error, MeasureError
+from ggplan.measure.base_logits import BaseLogits, Frame, write_base_logits
+from ggplan.measure.scores import join, score_chunk
 from ggplan.text import printable
 
 if TYPE_CHECKING:
@@ -199,3 +207,48 @@ def _llama_cpp() -> Any:
             hint="pip install 'ggplan[measure]', or name a llama-perplexity with --engine PATH",
         ) from error
     return llama_cpp
+
+
+def main(arguments: list[str]) -> int:
+    """Carry out the request; the exit code."""
+    try:
+        _score(json.loads(Path(arguments[0]).read_text("utf-8")))
+    except Error as error:
+        _say(failed=error.message, hint=error.hint)
+        return 1
+    return 0
+
+
+def _score(request: dict[str, Any]) -> None:
+    model = EmbeddedModel(
+        request["model"], request["n_ctx"], threads=request["threads"], n_gpu_layers=request["n_gpu_layers"]
+    )
+    text = Path(request["text"]).read_bytes()
+    base = BaseLogits(request["base"]) if request["base"] else None
+    if base is None:
+        frame = model.frame(text, request["n_chunks"])
+    else:
+        frame = base.frame
+        own = model.frame(text, frame.n_chunks)
+        if own.n_vocab != frame.n_vocab or not np.array_equal(own.tokens, frame.tokens):
+            raise MeasureError(
+                f"{request['base']} is of another text or of a model with another tokenizer",
+                hint="measure the base model again",
+            )
+    chunks = model.logits(frame)
+    if request["keep_logits"]:
+        chunks = write_base_logits(request["keep_logits"], frame, chunks)
+    scores = []
+    for i, logits in enumerate(chunks):
+        rows = base.rows(i, 0, frame.n_scored) if base else None
+        scores.append(score_chunk(logits, frame.targets[i], rows))
+        _say(chunks=[i + 1, frame.n_chunks])
+    join(scores).save(request["scores"])
+
+
+def _say(**line: Any) -> None:
+    print(json.dumps(line), flush=True)  # noqa: T201
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -104,7 +104,7 @@ def _run_worker(request: dict[str, Any], progress: Progress | None) -> Run:
     with tempfile.TemporaryDirectory(prefix="ggplan-") as folder:
         scores, order = Path(folder) / "scores.npz", Path(folder) / "request.json"
         order.write_text(json.dumps(request | {"scores": str(scores)}), "utf-8")
-        command = [sys.executable, "-P", "-m", "ggplan.measure.worker", str(order)]
+        command = [sys.executable, "-P", "-m", "ggplan.measure.embedded", str(order)]
         package = str(Path(__file__).resolve().parents[2])
         environment = os.environ | {"PYTHONPATH": os.pathsep.join([package, *_python_path()])}
         process = subprocess.Popen(

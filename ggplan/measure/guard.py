@@ -1,5 +1,9 @@
-"""Two questions before a mix is called the better one: is the difference larger than its error, and does it
-hold on a text that had no say in the choice?
+"""Three questions before a mix is called the better one: by how much does it lead, is that more than chance,
+and does it hold on a text that had no say in the choice?
+
+Two files read the same tokens. Where every token's scores were kept, the error of their difference is that of
+the paired difference, in which the text's own scatter cancels. Where they were not, the errors of both are
+combined as if they were independent, which is an upper bound and calls too many pairs a tie.
 
 Who tries thirty recipes on one text and keeps the best has tuned to that text: the winner is partly the one
 that suits its tokens. A second, held-out text shows how much of the lead is real.
@@ -7,16 +11,67 @@ that suits its tokens. A second, held-out text shows how much of the lead is rea
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
+from typing import Literal
 
-from ggplan.measure.record import Measurement, Quantization
+from ggplan.measure.record import Conditions, Measurement, Quantization, Use
+from ggplan.measure.record_file import Scores
 from ggplan.measure.scores import TokenScores
-from ggplan.measure.statistics import difference
+from ggplan.measure.statistics import Difference, difference, same_tokens
 
-RANKING_METRICS = ("kld_mean", "delta_ln_ppl", "ppl")
-"""What mixes are ranked by: the first of these that all of them have."""
+RANKING: tuple[Difference, ...] = ("kld", "delta_ln_ppl")
+"""What files are ranked by: the first of these that is known of both; perplexity where neither is."""
+
+Method = Literal["paired", "independent", "unpaired", "none"]
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """A file on one text, and every token's scores where they were kept."""
+
+    name: str
+    measurement: Measurement
+    scores: TokenScores | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Lead:
+    """By how much one file loses more than another.
+
+    Attributes
+    ----------
+    metric
+        What it is a difference of.
+    value, error
+        The difference and its standard error, None where nothing is known of it.
+    method
+        How the error was found: from the *paired* differences of tokens; from two errors taken as
+        *independent*; from two *unpaired* errors, which measure the text far more than the files.
+    """
+
+    metric: str
+    value: float
+    error: float | None
+    method: Method
+
+    @property
+    def is_tie(self) -> bool:
+        """Whether the two differ by no more than one standard error of their difference."""
+        known = self.error is not None and self.method != "unpaired"
+        return known and abs(self.value) <= (self.error or 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Tie:
+    """Two files next to each other in the ranking that do not differ."""
+
+    first: str
+    second: str
+    measurement: Measurement
+    lead: Lead
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,40 +90,78 @@ class Disagreement:
     certain: bool
 
 
-def disagreements(quantizations: Sequence[Quantization]) -> list[Disagreement]:
-    """Pairs whose order differs between the texts. A difference within one standard error is no order."""
-    both = [(q.name, c, h) for q in quantizations for c, h in _pairs_of_texts(q)]
-    metric = next(
-        (m for m in RANKING_METRICS if all(m in c.metrics and m in h.metrics for _, c, h in both)), ""
-    )
+def lead(a: Contender, b: Contender) -> Lead | None:
+    """By how much `a` loses more than `b`: of KL divergence where it is known of both, else of ln(perplexity
+    ratio to the base), else of perplexity. None where they share none of these.
+    """
+    both = a.measurement.metrics.keys() & b.measurement.metrics.keys()
+    one_place = a.measurement.conditions == b.measurement.conditions
+    if one_place and a.scores is not None and b.scores is not None and same_tokens(a.scores, b.scores):
+        for name in RANKING:
+            found = difference(a.scores, b.scores, name)
+            if found is not None:
+                method: Method = "none" if found.error is None else "paired"
+                return Lead(name, found.value, found.error, method)
+    metric = next((name for name in (*RANKING, "ppl") if name in both), None)
+    if metric is None:
+        return None
+    x, y = a.measurement.metrics[metric], b.measurement.metrics[metric]
+    errors = [m.error for m in (x, y) if m.error is not None]
+    if not errors:
+        return Lead(metric, x.value - y.value, None, "none")
+    paired = all(m.method.startswith("paired") for m in (x, y))
+    return Lead(metric, x.value - y.value, math.hypot(*errors), "independent" if paired else "unpaired")
+
+
+def ties(quantizations: Sequence[Quantization], scores: Scores) -> list[Tie]:
+    """Neighbours in the ranking, under each set of conditions, that do not differ; the base is not ranked."""
+    groups: dict[Conditions, list[Contender]] = {}
+    for q in quantizations:
+        for m in q.measurements:
+            if not q.is_base_of(m):
+                groups.setdefault(m.conditions, []).append(Contender(q.name, m, scores(q, m)))
     found = []
-    for (name_a, chosen_a, held_a), (name_b, chosen_b, held_b) in combinations(both, 2) if metric else ():
-        chosen, chosen_error = _lead(chosen_a, chosen_b, metric)
-        held, held_error = _lead(held_a, held_b, metric)
-        if chosen * held < 0 and abs(chosen) > chosen_error and abs(held) > held_error:
-            first, second = (name_a, name_b) if chosen < 0 else (name_b, name_a)
-            certain = abs(chosen) > 2 * chosen_error and abs(held) > 2 * held_error
-            found.append(Disagreement(first, second, metric, certain))
+    for group in groups.values():
+        for a, b in pairwise(_ranked(group)):
+            difference = lead(a, b)
+            if difference is not None and difference.is_tie:
+                found.append(Tie(a.name, b.name, a.measurement, difference))
     return found
 
 
-def ties(scores: Mapping[str, TokenScores], ranked: Sequence[str]) -> list[tuple[str, str]]:
-    """Neighbours in a ranking whose perplexities differ by less than one paired standard error."""
-    tied = []
-    for a, b in pairwise(ranked):
-        change = difference(scores[a], scores[b])
-        if change.error is not None and abs(change.value) < change.error:
-            tied.append((a, b))
-    return tied
+def _ranked(group: Sequence[Contender]) -> list[Contender]:
+    """Best first, by what is known of all; those of which nothing is known are left out."""
+    known = [c for c in group if "ppl" in c.measurement.metrics]
+    metric = next((m for m in RANKING if all(m in c.measurement.metrics for c in known)), "ppl")
+    return sorted(known, key=lambda c: c.measurement.metrics[metric].value)
 
 
-def _pairs_of_texts(quantization: Quantization) -> list[tuple[Measurement, Measurement]]:
-    chosen = [m for m in quantization.measurements if m.use == "choose"]
-    held = [m for m in quantization.measurements if m.use == "held out"]
-    return [(chosen[-1], held[-1])] if chosen and held else []
+def disagreements(quantizations: Sequence[Quantization], scores: Scores) -> list[Disagreement]:
+    """Pairs whose order differs between the texts. A difference within one standard error is no order."""
+    found = []
+    for a, b in combinations(quantizations, 2):
+        pairs = [_last_pair(a, b, use, scores) for use in ("choose", "held out")]
+        leads = [lead(*pair) for pair in pairs if pair is not None]
+        chosen, held = leads if len(leads) == 2 else (None, None)
+        if chosen is None or held is None or chosen.metric != held.metric:
+            continue
+        opposite = chosen.value * held.value < 0
+        if opposite and all(abs(each.value) > (each.error or 0.0) for each in (chosen, held)):
+            first, second = (a.name, b.name) if chosen.value < 0 else (b.name, a.name)
+            certain = all(abs(each.value) > 2 * (each.error or 0.0) for each in (chosen, held))
+            found.append(Disagreement(first, second, chosen.metric, certain))
+    return found
 
 
-def _lead(a: Measurement, b: Measurement, metric: str) -> tuple[float, float]:
-    """The difference a - b, and its error as if the two were independent: an upper bound for paired ones."""
-    x, y = a.metrics[metric], b.metrics[metric]
-    return x.value - y.value, ((x.error or 0.0) ** 2 + (y.error or 0.0) ** 2) ** 0.5
+def _last_pair(
+    a: Quantization, b: Quantization, use: Use, scores: Scores
+) -> tuple[Contender, Contender] | None:
+    """Both files on the text of this use, under the last conditions that they share."""
+    of_a, of_b = (
+        {m.conditions: m for m in q.measurements if m.use == use and not q.is_base_of(m)} for q in (a, b)
+    )
+    shared = [conditions for conditions in of_a if conditions in of_b]
+    if not shared:
+        return None
+    x, y = of_a[shared[-1]], of_b[shared[-1]]
+    return Contender(a.name, x, scores(a, x)), Contender(b.name, y, scores(b, y))

@@ -39,11 +39,11 @@ _KLD_LINES: tuple[tuple[str, re.Pattern[str], float], ...] = tuple(
         ("ppl", r"Mean PPL\(Q\)", 1),
         ("delta_ln_ppl", r"Mean ln\(PPL\(Q\)/PPL\(base\)\)", 1),
         ("delta_ppl", r"Mean PPL\(Q\)-PPL\(base\)", 1),
-        ("kld_mean", r"Mean\s+KLD", 1),
+        ("kld", r"Mean\s+KLD", 1),
         ("kld_max", r"Maximum KLD", 1),
-        ("kld_999", r"99\.9%\s+KLD", 1),
-        ("kld_99", r"99\.0%\s+KLD", 1),
-        ("kld_90", r"90\.0%\s+KLD", 1),
+        ("kld999", r"99\.9%\s+KLD", 1),
+        ("kld99", r"99\.0%\s+KLD", 1),
+        ("kld90", r"90\.0%\s+KLD", 1),
         ("kld_median", r"Median\s+KLD", 1),
         ("delta_p_mean", r"Mean\s+\S{1,2}p", 0.01),
         ("delta_p_rms", r"RMS \S{1,2}p", 0.01),
@@ -124,8 +124,8 @@ def _kld_block(text: str) -> dict[str, Metric]:
             if found is None:
                 continue
             # Builds before 2025 print two lines `99.0%`: the first is the 99.9th percentile.
-            key = "kld_999" if name == "kld_99" and "kld_99" not in metrics and _is_old(text) else name
-            key = "kld_99" if key == "kld_999" and "kld_999" in metrics else key
+            key = "kld999" if name == "kld99" and "kld99" not in metrics and _is_old(text) else name
+            key = "kld99" if key == "kld999" and "kld999" in metrics else key
             metrics[key] = _metric(name, found, scale)
     return metrics
 

@@ -2,31 +2,53 @@
 
 The base model runs once per text and its log-probabilities are kept while the others run beside them. With a
 second, held-out text the same is done again: see `ggplan.measure.guard` for why.
+
+Files and texts are known by their digests. All that can be refused is refused before an engine starts.
 """
 
 from __future__ import annotations
 
 import contextlib
 import datetime
-import hashlib
 import os
 import platform
-import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+
 from ggplan.errors import MeasureError
-from ggplan.measure.base_logits import BaseLogits
+from ggplan.measure.base_logits import BaseLogits, is_base_logits
 from ggplan.measure.engines import Engine
-from ggplan.measure.facts import describe_file
 from ggplan.measure.llama_perplexity import Progress, Run
-from ggplan.measure.record import Measurement, Metric, Record, Text, Use
+from ggplan.measure.record import (
+    Base,
+    Measurement,
+    Metric,
+    ModelFacts,
+    Quantization,
+    Record,
+    Text,
+    Use,
+    check_same_model,
+)
 from ggplan.measure.scores import TokenScores
 from ggplan.measure.statistics import metrics_of
+from ggplan.measure.subjects import (
+    FileState,
+    Subject,
+    describe,
+    model_facts,
+    open_subjects,
+    read_state,
+    with_names,
+)
 from ggplan.text import printable
+
+DEFAULT_CONTEXT = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +57,31 @@ class TextFile:
 
     path: Path
     use: Use = ""
+
+
+@dataclass(frozen=True, slots=True)
+class MeasureOptions:
+    """How to measure, and what to call things.
+
+    Attributes
+    ----------
+    n_ctx, n_chunks
+        Tokens of a chunk (None: 512), and how many chunks at most (None: the whole text). A base that is
+        given by its log-probabilities has both fixed.
+    model_name
+        The model's name in the record; by default what the base calls it.
+    hardware
+        For the record; by default the CPU's name.
+    keep_logits
+        Keep the base's log-probabilities in this file, for one text only; they are large: n_vocab * n_ctx
+        bytes a chunk.
+    """
+
+    n_ctx: int | None = None
+    n_chunks: int | None = None
+    model_name: str | None = None
+    hardware: str | None = None
+    keep_logits: Path | None = None
 
 
 class Watcher(Protocol):
@@ -53,30 +100,48 @@ class Result:
     record
         All figures, ready to be kept.
     scores
-        Per quantization's name and text's name, every token's scores: for paired differences between any two.
-    base_name
-        Which of the record's quantizations is the base.
+        By the digests of file and text, every token's scores: for paired differences between any two.
+    base
+        What the others were compared with.
     notes
-        What the engine had to be helped with.
+        What must be known of the figures, and what the engine had to be helped with.
     """
 
     record: Record
     scores: Mapping[tuple[str, str], TokenScores]
-    base_name: str
+    base: Base
     notes: tuple[str, ...]
+
+    def scores_of(self, quantization: Quantization, measurement: Measurement) -> TokenScores | None:
+        """The scores of one of the record's measurements."""
+        return self.scores.get((quantization.file.sha256, measurement.text.sha256))
+
+
+@dataclass(frozen=True, slots=True)
+class _Text:
+    """A text whose digest was taken."""
+
+    facts: Text
+    use: Use
+    state: FileState
+
+
+@dataclass(frozen=True, slots=True)
+class _KeptBase:
+    """A base that is known by its log-probabilities on one text."""
+
+    facts: Base
+    state: FileState
 
 
 def measure(
-    files: Sequence[str | Path],
+    files: Iterable[str | Path | Subject],
     texts: Sequence[TextFile],
-    base: str | Path,
+    base: str | Path | Subject,
     engine: Engine,
+    options: MeasureOptions | None = None,
     *,
-    n_ctx: int = 512,
-    n_chunks: int | None = None,
-    model_name: str | None = None,
-    hardware: str | None = None,
-    keep_logits: str | Path | None = None,
+    into: Record | None = None,
     watcher: Watcher | None = None,
 ) -> Result:
     """Measure quantizations of one model against a base.
@@ -84,18 +149,14 @@ def measure(
     Parameters
     ----------
     files
-        GGUF files; the base may be among them.
+        GGUF files, of split sets any shard; the base may be among them.
     texts
         One text, or one to choose by and one held out.
     base
         The GGUF of the unquantized model, or a file of its log-probabilities kept from an earlier run.
-    n_ctx, n_chunks
-        Tokens of a chunk, and how many chunks at most (None: the whole text).
-    hardware
-        For the record; by default the CPU's name.
-    keep_logits
-        Keep the base's log-probabilities in this file, for one text only; they are large: n_vocab * n_ctx
-        bytes a chunk.
+    into
+        The record that the result will be merged into: what does not go with it is refused beforehand, and
+        log-probabilities that it knows the base of are that base's.
     watcher
         Told of progress.
 
@@ -106,126 +167,224 @@ def measure(
     CheckpointError
         If a file is no GGUF.
     """
-    if not texts:
-        raise MeasureError("there is no text to measure on", hint="name one with --text")
-    if keep_logits is not None and len(texts) > 1:
-        raise MeasureError("the base's log-probabilities can be kept for one text, not for two")
-    kept_base = _is_logits(Path(base))
-    if kept_base and len(texts) > 1:
-        raise MeasureError(f"{printable(str(base))} is of one text, and there are {len(texts)}")
-    paths = _distinct([Path(base), *map(Path, files)] if not kept_base else [Path(f) for f in files])
-    if not paths:
-        raise MeasureError("there is no file to measure")
-    described = [describe_file(path) for path in paths]
-    names = _short_names([q.name for _, q in described])
-    base_name = Path(base).stem if kept_base else names[0]
-    measurements: dict[str, list[Measurement]] = {name: [] for name in names}
+    options = options or MeasureOptions()
+    read_texts = _read_texts(texts)
+    kept = _kept_base(base, into)
+    _check_options(options, read_texts, kept)
+    subjects = _subjects(files, base if kept is None else None)
+    against = kept or subjects[0]
+    _check_outputs(options.keep_logits, subjects, read_texts)
+    _check_vocabularies(subjects, against)
+    model = _model(subjects, against, options.model_name, into)
+    described = [describe(subject) for subject in subjects]
+    facts = _base_facts(against, None)
+    found: dict[str, list[Measurement]] = {s.sha256: [] for s in subjects}
     scores: dict[tuple[str, str], TokenScores] = {}
     notes: list[str] = []
-    for text in texts:
-        facts = Text(text.path.name, _sha256(text.path))
-        with _base_run(Path(base), text, engine, n_ctx, n_chunks, keep_logits, base_name, watcher) as begun:
-            logits, base_run = begun
-            for name, path in zip(names, paths, strict=True):
-                if name == base_name and base_run is not None:
-                    run = base_run
-                else:
-                    run = engine.run_model(path, text.path, logits, _watch(watcher, name, text))
-                measurements[name].append(
-                    Measurement(
-                        text=facts,
-                        n_ctx=logits.frame.n_ctx,
-                        n_chunks=logits.frame.n_chunks,
-                        n_tokens=run.scores.nll.size,
-                        engine=engine.name,
-                        metrics=_metrics(run),
-                        base=base_name,
-                        build=engine.build,
-                        hardware=hardware or _cpu_name(),
-                        use=text.use,
-                        date=datetime.date.today().isoformat(),
-                    )
-                )
-                scores[name, text.path.name] = run.scores
-                notes.extend(run.notes)
-    model = described[0][0]
-    quantizations = tuple(
-        replace(q, name=name, measurements=tuple(measurements[name]))
-        for (_, q), name in zip(described, names, strict=True)
-    )
-    record = Record(replace(model, name=model_name or model.name), quantizations)
-    return Result(record, scores, base_name, tuple(dict.fromkeys(notes)))
+    for text in read_texts:
+        with _base_run(against, text, engine, options, watcher) as (logits, base_run):
+            facts = _base_facts(against, options.keep_logits)
+            for subject in subjects:
+                run = base_run if subject is against else None
+                if run is None:
+                    watch = _watch(watcher, subject.name, text)
+                    run = engine.run_model(subject.path, text.state.path, logits, watch)
+                subject.check_unchanged()
+                text.state.check_unchanged()
+                measurement = _measurement(run, text, logits, engine, facts, options)
+                found[subject.sha256].append(measurement)
+                scores[subject.sha256, text.facts.sha256] = run.scores
+                notes.extend((*run.notes, *_nan_note(subject.name, measurement, run.scores)))
+    quantizations = tuple(replace(q, measurements=tuple(found[q.file.sha256])) for q in described)
+    return Result(Record(model, quantizations), scores, facts, tuple(dict.fromkeys(notes)))
 
 
-def _metrics(run: Run) -> dict[str, Metric]:
+def largest(subjects: Sequence[Subject]) -> Subject:
+    """The largest of what is measured, which is the base where none is named.
+
+    Raises
+    ------
+    MeasureError
+        If two are as large.
+    """
+    first, *rest = sorted(with_names(subjects), key=lambda s: -s.n_bytes)
+    if rest and rest[0].n_bytes == first.n_bytes:
+        raise MeasureError(
+            f"{printable(first.name)} and {printable(rest[0].name)} are equally large,"
+            " so it is not known which is the base",
+            hint="name it with --base",
+        )
+    return first
+
+
+def _measurement(
+    run: Run, text: _Text, logits: BaseLogits, engine: Engine, base: Base, options: MeasureOptions
+) -> Measurement:
+    n_nan = int((~run.scores.finite).sum())
     metrics = metrics_of(run.scores)
-    if run.ppl is not None:
+    if run.ppl is not None and not n_nan:
         # The engine's own sum is finer than the log-probabilities it writes down.
-        metrics["ppl"] = replace(metrics["ppl"], value=run.ppl)
-    return metrics
+        metrics["ppl"] = replace(metrics.get("ppl", Metric(run.ppl)), value=run.ppl)
+    return Measurement(
+        text=text.facts,
+        n_ctx=logits.frame.n_ctx,
+        n_chunks=logits.frame.n_chunks,
+        n_tokens=run.scores.nll.size,
+        engine=engine.name,
+        metrics=metrics,
+        base=base,
+        build=engine.build,
+        hardware=options.hardware or _cpu_name(),
+        use=text.use,
+        date=datetime.date.today().isoformat(),
+        n_nan=n_nan,
+    )
+
+
+def _nan_note(name: str, measurement: Measurement, scores: TokenScores) -> Iterator[str]:
+    own = int((~np.isfinite(scores.nll)).sum())
+    whose = name if own == measurement.n_nan else f"{name} or its base" if own else f"{name}'s base"
+    if measurement.n_nan:
+        yield (
+            f"{whose} gives no number for {measurement.n_nan:,} of {measurement.n_tokens:,} tokens of"
+            f" {measurement.text.name} (NaN or infinite); no figure counts them"
+        )
+
+
+def _read_texts(texts: Sequence[TextFile]) -> list[_Text]:
+    """Take the texts' digests; two of one name go by their folders too."""
+    if not texts:
+        raise MeasureError("there is no text to measure on", hint="name one with --text")
+    states = [read_state(text.path) for text in texts]
+    digests = [state.sha256 for state in states]
+    if len(set(digests)) < len(digests):
+        raise MeasureError(
+            "the texts are one and the same", hint="a held-out text must not be the one to choose by"
+        )
+    names = [text.path.name for text in texts]
+    if len(set(names)) < len(names):
+        names = [f"{text.path.absolute().parent.name}/{text.path.name}" for text in texts]
+    return [
+        _Text(Text(name, state.sha256), text.use, state)
+        for name, text, state in zip(names, texts, states, strict=True)
+    ]
+
+
+def _kept_base(base: str | Path | Subject, into: Record | None) -> _KeptBase | None:
+    """The base, if it is a file of log-probabilities; of which file, where the record knows it."""
+    if isinstance(base, Subject) or not is_base_logits(Path(base)):
+        return None
+    state = read_state(Path(base))
+    known = into.quantizations if into is not None else ()
+    for m in (m for q in known for m in q.measurements):
+        if m.base.logits == state.sha256:
+            return _KeptBase(m.base, state)
+    return _KeptBase(Base(Path(base).stem, state.sha256, state.sha256), state)
+
+
+def _check_options(options: MeasureOptions, texts: Sequence[_Text], kept: _KeptBase | None) -> None:
+    """Refuse what would not be heeded."""
+    if options.keep_logits is not None and len(texts) > 1:
+        raise MeasureError("the base's log-probabilities can be kept for one text, not for two")
+    if kept is None:
+        return
+    shown = printable(str(kept.state.path))
+    if len(texts) > 1:
+        raise MeasureError(f"{shown} is of one text, and there are {len(texts)}")
+    if options.keep_logits is not None:
+        raise MeasureError(f"{shown} already keeps the base's log-probabilities")
+    with BaseLogits(kept.state.path) as logits:
+        frame = logits.frame
+    if options.n_ctx not in (None, frame.n_ctx) or options.n_chunks not in (None, frame.n_chunks):
+        raise MeasureError(
+            f"{shown} is of {frame.n_chunks} chunks of {frame.n_ctx} tokens",
+            hint="leave --ctx and --chunks out, or give the base model itself",
+        )
+
+
+def _check_outputs(keep: Path | None, subjects: Sequence[Subject], texts: Sequence[_Text]) -> None:
+    inputs = [file.path for subject in subjects for file in subject.files]
+    inputs += [text.state.path for text in texts]
+    if keep is not None and any(os.path.realpath(keep) == os.path.realpath(path) for path in inputs):
+        raise MeasureError(f"{printable(str(keep))} is read here, so nothing can be kept in it")
+
+
+def _subjects(
+    files: Iterable[str | Path | Subject], base: str | Path | Subject | None
+) -> tuple[Subject, ...]:
+    """What is measured, each once, the base first if it is a file."""
+    given = [*([] if base is None else [base]), *files]
+    if not given:
+        raise MeasureError("there is no file to measure")
+    opened = iter(open_subjects(path for path in given if not isinstance(path, Subject)))
+    return with_names([s if isinstance(s, Subject) else next(opened) for s in given])
+
+
+def _model(
+    subjects: Sequence[Subject], against: Subject | _KeptBase, name: str | None, into: Record | None
+) -> ModelFacts:
+    """The model that is measured, which must be the record's.
+
+    A name that is not given is the base's, or where there are only its log-probabilities the files'.
+    """
+    facts = [model_facts(s) for s in ([against] if isinstance(against, Subject) else subjects)]
+    if name is None and len({f.name for f in facts}) > 1:
+        names = " and ".join(printable(n) for n in dict.fromkeys(f.name for f in facts))
+        raise MeasureError(
+            f"the files name their model differently: {names}",
+            hint="if it is one model, --model-name gives it a name in the record",
+        )
+    model = replace(facts[0], name=name or facts[0].name)
+    if into is not None:
+        check_same_model(into.model, model)
+    return model
+
+
+def _check_vocabularies(subjects: Sequence[Subject], against: Subject | _KeptBase) -> None:
+    """Refuse a model with another vocabulary than the base's; the engine would, after the base has run."""
+    if isinstance(against, Subject):
+        expected, whose = against.n_vocab, against.name
+    else:
+        with BaseLogits(against.state.path) as logits:
+            expected, whose = logits.frame.n_vocab, str(against.state.path)
+    for subject in subjects:
+        if expected and subject.n_vocab and subject.n_vocab != expected:
+            raise MeasureError(
+                f"{printable(subject.name)} is of another model than {printable(whose)}:"
+                f" its vocabulary has {subject.n_vocab:,} tokens, not {expected:,}"
+            )
 
 
 @contextlib.contextmanager
 def _base_run(
-    base: Path,
-    text: TextFile,
-    engine: Engine,
-    n_ctx: int,
-    n_chunks: int | None,
-    keep_logits: str | Path | None,
-    base_name: str,
-    watcher: Watcher | None,
+    base: Subject | _KeptBase, text: _Text, engine: Engine, options: MeasureOptions, watcher: Watcher | None
 ) -> Iterator[tuple[BaseLogits, Run | None]]:
     """The base's log-probabilities of a text, and the run that made them, if there was one."""
-    if _is_logits(base):
-        with BaseLogits(base) as logits:
+    if isinstance(base, _KeptBase):
+        with BaseLogits(base.state.path) as logits:
             yield logits, None
         return
     with tempfile.TemporaryDirectory(prefix="ggplan-") as folder:
-        keep = Path(keep_logits) if keep_logits else Path(folder) / "base.logits"
-        watch = _watch(watcher, base_name, text)
-        run = engine.run_base(base, text.path, keep, n_ctx, n_chunks, watch)
+        keep = options.keep_logits or Path(folder) / "base.logits"
+        watch = _watch(watcher, base.name, text)
+        n_ctx = options.n_ctx or DEFAULT_CONTEXT
+        run = engine.run_base(base.path, text.state.path, keep, n_ctx, options.n_chunks, watch)
         with BaseLogits(keep) as logits:
             yield logits, run
 
 
-def _watch(watcher: Watcher | None, name: str, text: TextFile) -> Progress | None:
+def _base_facts(against: Subject | _KeptBase, keep: Path | None) -> Base:
+    if isinstance(against, _KeptBase):
+        return against.facts
+    logits = "" if keep is None else read_state(keep).sha256
+    return Base(against.name, against.sha256, logits)
+
+
+def _watch(watcher: Watcher | None, name: str, text: _Text) -> Progress | None:
     if watcher is None:
         return None
-    what = f"{name} on {text.path.name}"
+    what = f"{name} on {text.facts.name}"
     return lambda done, of: watcher(what, done, of)
-
-
-def _is_logits(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            return file.read(8) == b"_logits_"
-    except OSError as error:
-        raise MeasureError(f"cannot read {printable(str(path))}: {error.strerror}") from error
-
-
-def _distinct(paths: Sequence[Path]) -> list[Path]:
-    """The paths without repetitions of a file, whatever it is called."""
-    return list({os.path.realpath(path): path for path in reversed(paths)}.values())[::-1]
-
-
-def _short_names(names: Sequence[str]) -> list[str]:
-    """File names without what all begin with: `GLM-4.5-Air-Q4_K_M`, `GLM-4.5-Air-bf16` → `Q4_K_M`, `bf16`.
-
-    Only whole words go, and all are kept if two would become one or one nothing.
-    """
-    words = [re.split(r"(?<=[-_.])", name) for name in names]
-    n_shared = next((i for i, column in enumerate(zip(*words, strict=False)) if len(set(column)) > 1), 0)
-    short = ["".join(w[n_shared:]) for w in words]
-    return short if len(names) > 1 and all(short) and len(set(short)) == len(names) else list(names)
-
-
-def _sha256(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise MeasureError(f"cannot read {printable(str(path))}: {error.strerror}") from error
 
 
 def _cpu_name() -> str:

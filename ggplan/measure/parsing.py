@@ -9,17 +9,8 @@ from pathlib import Path
 
 from ggplan.errors import MeasureError
 from ggplan.measure import logs, tables
-from ggplan.measure.record import (
-    SCHEMA,
-    FileFacts,
-    Measurement,
-    ModelFacts,
-    Quantization,
-    Record,
-    Text,
-    merge,
-    record_from_json,
-)
+from ggplan.measure.record import FileFacts, Measurement, ModelFacts, Quantization, Record, Text, merge
+from ggplan.measure.record_json import is_record, record_from_json
 from ggplan.text import printable
 
 _MAX_BYTES = 256 << 20
@@ -84,7 +75,7 @@ def _parse_file(path: Path, text: Text) -> Record | list[tables.Published]:
     content = raw.decode("utf-8", "replace").replace("\r\n", "\n")
     if content.lstrip().startswith(("{", "[")):
         value = tables.chart_data_of(content)
-        if isinstance(value, dict) and value.get("schema") == SCHEMA:
+        if is_record(value):
             try:
                 return record_from_json(value)
             except ValueError as error:

@@ -1,40 +1,12 @@
-"""The record: what is known of a model's quantizations, as one JSON file that can be kept, merged and drawn.
+"""The record: what is known of a model's quantizations. Its file is told in `record_json`.
 
-    {
-      "schema": "ggplan.record/1",
-      "model": {"name": "demo-model", "architecture": "glm4moe", "n_weights": 4736512, "url": ""},
-      "quantizations": [
-        {
-          "name": "hq4_k",
-          "file": {"name": "demo-hq4_k.gguf", "sha256": "...", "n_bytes": 3690592},
-          "bpw": 6.187,
-          "recipe": {"name": "glm4moe/hq4_k", "sha256": "..."},
-          "imatrix": "", "author": "", "url": "", "note": "",
-          "parts": [{"role": "attention", "type": "q8_0", "n_bytes": 557056, "n_weights": 524288}],
-          "measurements": [
-            {
-              "text": {"name": "eval.txt", "sha256": "..."}, "use": "choose",
-              "n_ctx": 512, "n_chunks": 30, "n_tokens": 7650, "base": "bf16",
-              "engine": "llama-perplexity", "build": "b11434", "hardware": "AMD EPYC, 2 threads",
-              "date": "2026-11-22",
-              "metrics": {"ppl": {"value": 23.2076, "error": 0.4741, "method": "unpaired tokens"}}
-            }
-          ],
-          "speeds": [{"n_kv": 0, "pp": 1024.0, "tg": 31.2, "engine": "llama-sweep-bench"}]
-        }
-      ]
-    }
+A quantization is known by the digest of its file, a text by the digest of its bytes, a base by the digest of
+its file. Names are for people; where two files have one name, the digest's first digits stand behind it.
 
 A metric's `error` is one standard error. `method` says of what: *paired chunks* (differences on the same
-tokens, their scatter taken over chunks, so that it stands correlation within a chunk), *paired tokens* (as
+tokens, their scatter taken over chunks, which allows for correlation within a chunk), *paired tokens* (as
 llama-perplexity prints behind its ± where a base is given: tokens taken as independent), *unpaired chunks*
 and *unpaired tokens* (without a base: they measure the text far more than the quantization).
-
-`use` is "choose" for the text a mix was chosen by, "held out" for one that had no say in it. Measurements
-belong on one axis only if their conditions (`Measurement.conditions`) are the same.
-
-Unknown keys are refused, so that a slip of the pen is not a silent loss; absent optional ones are "" or
-empty. `docs/record.schema.json` is the same as a JSON schema.
 """
 
 from __future__ import annotations
@@ -42,19 +14,12 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-import json
-import math
-import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Literal, NamedTuple, TypeVar
 
 from ggplan.errors import MeasureError
 from ggplan.text import printable
-
-SCHEMA = "ggplan.record/1"
-MAX_BYTES = 64 << 20
 
 ErrorMethod = Literal["paired chunks", "paired tokens", "unpaired chunks", "unpaired tokens", "none"]
 Use = Literal["choose", "held out", ""]
@@ -63,17 +28,21 @@ METRICS = {
     "ppl": "perplexity",
     "delta_ppl": "perplexity minus the base's",
     "delta_ln_ppl": "ln(perplexity / the base's): the mean loss of log-probability per token, in nats",
-    "kld_mean": "mean KL divergence from the base, nats per token",
+    "kld": "mean KL divergence from the base, nats per token",
     "kld_median": "median KL divergence",
-    "kld_90": "90 % of tokens have a smaller KL divergence",
-    "kld_99": "99 % of tokens have a smaller KL divergence",
-    "kld_999": "99.9 % of tokens have a smaller KL divergence",
+    "kld90": "90 % of tokens have a smaller KL divergence",
+    "kld99": "99 % of tokens have a smaller KL divergence",
+    "kld999": "99.9 % of tokens have a smaller KL divergence",
     "kld_max": "the largest KL divergence",
     "delta_p_mean": "mean change of the right token's probability",
     "delta_p_rms": "root mean square change of the right token's probability",
     "same_top": "share of tokens at which the most likely token is the base's",
 }
 """Names of metrics and what they say. Shares and probabilities are fractions, not per cent."""
+
+_DIGITS = 8
+# A log's size is without the header, a model card's is rounded.
+_SIZE_TOLERANCE = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,15 +56,41 @@ class Metric:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """The text something was measured on."""
+    """The text something was measured on; without a digest where a log does not say which it was."""
 
     name: str
     sha256: str = ""
 
 
 @dataclass(frozen=True, slots=True)
+class Base:
+    """What was compared with: the file's digest, and that of its log-probabilities if they were kept.
+
+    Of a base that is known by kept log-probabilities alone, `sha256` is theirs.
+    """
+
+    name: str = ""
+    sha256: str = ""
+    logits: str = ""
+
+
+class Conditions(NamedTuple):
+    """What must be equal for two measurements to be compared."""
+
+    text: str
+    context: int
+    chunks: int
+    engine: str
+    build: str
+    base: str
+
+
+@dataclass(frozen=True, slots=True)
 class Measurement:
-    """Quality of one quantization on one text, by one engine."""
+    """Quality of one quantization on one text, by one engine.
+
+    `n_nan` of the `n_tokens` scored tokens have no finite score; they are left out of every metric.
+    """
 
     text: Text
     n_ctx: int
@@ -103,16 +98,20 @@ class Measurement:
     n_tokens: int
     engine: str
     metrics: Mapping[str, Metric]
-    base: str = ""
+    base: Base = Base()
     build: str = ""
     hardware: str = ""
     use: Use = ""
     date: str = ""
+    n_nan: int = 0
 
     @property
-    def conditions(self) -> tuple[str, int, int, str, str]:
-        """What must be equal for two measurements to be compared: text, context, chunks, engine, build."""
-        return (self.text.sha256 or self.text.name, self.n_ctx, self.n_chunks, self.engine, self.build)
+    def conditions(self) -> Conditions:
+        """What it was measured under; text and base by their digests where they are known."""
+        return Conditions(
+            self.text.sha256 or self.text.name, self.n_ctx, self.n_chunks, self.engine, self.build,
+            self.base.sha256 or self.base.name,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,11 +138,16 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class FileFacts:
-    """The file that was measured; `n_bytes` is of all its parts if it is split."""
+    """The file that was measured; of a split set the first file's name and the bytes of all.
+
+    `sha256` is the file's SHA-256. Of a split set, `shards` are those of its files in order, and `sha256` is
+    the SHA-256 of these, written in hexadecimal, a line each.
+    """
 
     name: str = ""
     sha256: str = ""
     n_bytes: int = 0
+    shards: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +174,13 @@ class Quantization:
     measurements: tuple[Measurement, ...] = ()
     speeds: tuple[Speed, ...] = ()
 
+    def is_base_of(self, measurement: Measurement) -> bool:
+        """Whether this is what a measurement compares with: by digest, by name where a log has no digest."""
+        base = measurement.base
+        if base.sha256 and self.file.sha256:
+            return base.sha256 == self.file.sha256
+        return bool(base.name) and base.name == self.name
+
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
@@ -183,82 +194,88 @@ class ModelFacts:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """All that is known of one model's quantizations."""
+    """All that is known of one model's quantizations; their names are unique, and so are their digests."""
 
     model: ModelFacts
     quantizations: tuple[Quantization, ...] = field(default=())
 
 
-def load_record(path: str | Path) -> Record:
-    """Read a record.
+def check_same_model(old: ModelFacts, new: ModelFacts) -> None:
+    """Refuse figures of one model in the record of another.
 
     Raises
     ------
     MeasureError
-        If the file cannot be read or is not a record, naming the file and the place in it.
+        If the names differ, or both architectures are known and differ.
     """
-    path = Path(path)
-    shown = printable(str(path))
-    try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise MeasureError(f"cannot read {shown}: {error.strerror}") from error
-    if len(raw) > MAX_BYTES:
-        raise MeasureError(f"{shown} is larger than any record ({MAX_BYTES >> 20} MiB)")
-    try:
-        return record_from_json(json.loads(raw.decode("utf-8")))
-    except (ValueError, RecursionError) as error:
-        raise MeasureError(f"{shown} is not a record: {error}") from error
-
-
-def save_record(record: Record, path: str | Path) -> None:
-    """Write a record: first beside the target, then renamed, so that a record is never half a record.
-
-    Raises
-    ------
-    MeasureError
-        If the file cannot be written.
-    """
-    path = Path(path)
-    part = path.with_name(path.name + ".part")
-    text = json.dumps(record_to_json(record), indent=1, ensure_ascii=False, allow_nan=False)
-    try:
-        part.write_text(text + "\n", encoding="utf-8")
-        os.replace(part, path)
-    except OSError as error:
-        raise MeasureError(f"cannot write {printable(str(path))}: {error.strerror}") from error
-    finally:
-        part.unlink(missing_ok=True)
+    differ = old.architecture and new.architecture and old.architecture != new.architecture
+    if old.name != new.name or differ:
+        first, second = (
+            printable(f"{m.name} ({m.architecture})" if differ and m.architecture else m.name)
+            for m in (old, new)
+        )
+        raise MeasureError(
+            f"records of {first} and of {second} do not go together",
+            hint="take another record; if it is the same model under another name, --model-name gives it the"
+            " name in the record",
+        )
 
 
 def merge(old: Record, new: Record) -> Record:
     """`old` with what `new` knows better.
 
-    Quantizations are the same by name; a measurement of the same conditions, and a speed at the same place,
-    is replaced by the newer; facts that the newer leaves empty stay.
+    Quantizations are the same by the digest of their file. One without a digest (from a log) belongs to the
+    only one of its name, if sizes allow it. A measurement of the same conditions, and a speed at the same
+    place, is replaced by the newer; facts that the newer leaves empty stay.
 
     Raises
     ------
     MeasureError
         If the records are of two models.
     """
-    if old.model.name != new.model.name:
-        raise MeasureError(f"records of {printable(old.model.name)} and of {printable(new.model.name)}")
-    merged = {q.name: q for q in old.quantizations}
+    check_same_model(old.model, new.model)
+    merged = list(old.quantizations)
     for q in new.quantizations:
-        merged[q.name] = _merged(merged[q.name], q) if q.name in merged else q
-    return Record(_filled(old.model, new.model), tuple(merged.values()))
+        at = _place_of(q, merged)
+        if at is None:
+            merged.append(q)
+        else:
+            merged[at] = _merged(merged[at], q)
+    return Record(_filled(old.model, new.model), tell_apart(merged))
+
+
+def _place_of(q: Quantization, known: Sequence[Quantization]) -> int | None:
+    """Which of the known quantizations `q` is."""
+    digest, name = q.file.sha256, _plain_name(q)
+    if digest:
+        same = [i for i, k in enumerate(known) if k.file.sha256 == digest]
+        if same:
+            return same[0]
+    named = [i for i, k in enumerate(known) if _plain_name(k) == name]
+    bare = [i for i in named if not known[i].file.sha256 and (not digest or _could_be_one(known[i], q))]
+    if bare or digest:
+        return bare[0] if bare else None
+    hashed = [i for i in named if known[i].file.sha256]
+    return hashed[0] if len(hashed) == 1 and _could_be_one(known[hashed[0]], q) else None
+
+
+def _could_be_one(a: Quantization, b: Quantization) -> bool:
+    sizes = sorted((a.file.n_bytes, b.file.n_bytes))
+    return not sizes[0] or sizes[1] - sizes[0] <= _SIZE_TOLERANCE * sizes[1]
 
 
 def _merged(old: Quantization, new: Quantization) -> Quantization:
-    same_file = not old.file.sha256 or not new.file.sha256 or old.file.sha256 == new.file.sha256
-    if not same_file:  # another file under the old name: what was measured of the old one is not its own
-        return new
-    measurements = {m.conditions: m for m in (*old.measurements, *new.measurements)}
+    measurements = {m.conditions: m for m in old.measurements}
+    for m in new.measurements:
+        before = measurements.get(m.conditions, m)
+        base = m.base if m.base.logits else dataclasses.replace(m.base, logits=before.base.logits)
+        measurements[m.conditions] = dataclasses.replace(m, base=base)
     speeds = {(s.n_kv, s.engine, s.build, s.hardware): s for s in (*old.speeds, *new.speeds)}
     return dataclasses.replace(
-        _filled(old, new), measurements=tuple(measurements.values()), speeds=tuple(speeds.values())
+        _filled(old, new),
+        name=old.name,
+        measurements=tuple(measurements.values()),
+        speeds=tuple(speeds.values()),
     )
 
 
@@ -273,9 +290,43 @@ def _filled(old: _Facts, new: _Facts) -> _Facts:
     return dataclasses.replace(new, **kept)
 
 
+def tell_apart(quantizations: Iterable[Quantization]) -> tuple[Quantization, ...]:
+    """The quantizations, with the digest's first digits behind a name that several files have."""
+    plain = [(q, _plain_name(q)) for q in quantizations]
+    names = [name for _, name in plain]
+    return tuple(
+        dataclasses.replace(q, name=f"{name} ({q.file.sha256[:_DIGITS]})")
+        if q.file.sha256 and names.count(name) > 1
+        else dataclasses.replace(q, name=name)
+        for q, name in plain
+    )
+
+
+def _plain_name(q: Quantization) -> str:
+    """The name without the digits that `tell_apart` put behind it."""
+    return q.name.removesuffix(f" ({q.file.sha256[:_DIGITS]})") if q.file.sha256 else q.name
+
+
+def text_names(record: Record) -> dict[Text, str]:
+    """What to call each text of a record: its name, with the digest's first digits if several have it."""
+    texts = dict.fromkeys(m.text for q in record.quantizations for m in q.measurements)
+    names = [text.name for text in texts]
+    return {
+        text: f"{text.name} ({text.sha256[:_DIGITS]})"
+        if text.sha256 and names.count(text.name) > 1
+        else text.name
+        for text in texts
+    }
+
+
+def quantizations_by_size(quantizations: Iterable[Quantization]) -> list[Quantization]:
+    """Largest first, as tables show them."""
+    return sorted(quantizations, key=lambda q: (-q.file.n_bytes, -q.bpw, q.name))
+
+
 CSV_COLUMNS = (
     "model", "name", "n_bytes", "bpw", "text", "use", "n_ctx", "n_chunks", "n_tokens", "engine", "build",
-    "metric", "value", "error", "method",
+    "metric", "value", "error", "method", "n_nan", "base",
 )  # fmt: skip
 
 
@@ -284,148 +335,13 @@ def record_to_csv(record: Record) -> str:
     out = io.StringIO()
     table = csv.writer(out, lineterminator="\n")
     table.writerow(CSV_COLUMNS)
+    texts = text_names(record)
     for q in record.quantizations:
         for m in q.measurements:
-            facts = [record.model.name, q.name, q.file.n_bytes, f"{q.bpw:.4f}", m.text.name, m.use, m.n_ctx,
+            facts = [record.model.name, q.name, q.file.n_bytes, f"{q.bpw:.4f}", texts[m.text], m.use, m.n_ctx,
                      m.n_chunks, m.n_tokens, m.engine, m.build]  # fmt: skip
             for name, metric in m.metrics.items():
                 error = "" if metric.error is None else f"{metric.error:.6g}"
-                table.writerow([*facts, name, f"{metric.value:.9g}", error, metric.method])
+                last = [name, f"{metric.value:.9g}", error, metric.method, m.n_nan, m.base.name]
+                table.writerow([*facts, *last])
     return out.getvalue()
-
-
-def record_to_json(record: Record) -> dict[str, Any]:
-    """The record as JSON values."""
-    body = _without_defaults(record)
-    return {"schema": SCHEMA, **body}
-
-
-def record_from_json(value: object) -> Record:
-    """A record from JSON values.
-
-    Raises
-    ------
-    ValueError
-        Naming the place that does not fit.
-    """
-    members = _members(value, "the file")
-    schema = members.pop("schema", None)
-    if schema != SCHEMA:
-        raise ValueError(f'"schema" is {printable(str(schema))[:60]!r}, not "{SCHEMA}"')
-    record: Record = _parsed(Record, members, "the file")
-    names = [q.name for q in record.quantizations]
-    twice = next((n for n in names if names.count(n) > 1), None)
-    if twice is not None:
-        raise ValueError(f"two quantizations are named {printable(twice)!r}")
-    return record
-
-
-def _without_defaults(value: object) -> Any:
-    """JSON of dataclasses; fields that hold their default are left out."""
-    if dataclasses.is_dataclass(value):
-        members = {f.name: (getattr(value, f.name), f.default) for f in dataclasses.fields(value)}
-        return {name: _without_defaults(v) for name, (v, default) in members.items() if v != default}
-    if isinstance(value, Mapping):
-        return {key: _without_defaults(v) for key, v in value.items()}
-    if isinstance(value, tuple):
-        return [_without_defaults(v) for v in value]
-    return value
-
-
-def _text(value: object, place: str) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"{place} is not a text")
-    return value
-
-
-def _count(value: object, place: str) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 63:
-        raise ValueError(f"{place} is not a count")
-    return value
-
-
-def _number(value: object, place: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{place} is not a number")
-    return float(value)
-
-
-def _maybe_number(value: object, place: str) -> float | None:
-    return None if value is None else _number(value, place)
-
-
-def _one_of(*allowed: str) -> Callable[[object, str], str]:
-    def parse(value: object, place: str) -> str:
-        if value not in allowed:
-            raise ValueError(f"{place} is none of {', '.join(map(repr, allowed))}")
-        return str(value)
-
-    return parse
-
-
-def _list_of(kind: type) -> Callable[[object, str], tuple[Any, ...]]:
-    def parse(value: object, place: str) -> tuple[Any, ...]:
-        if not isinstance(value, list):
-            raise ValueError(f"{place} is not a list")
-        return tuple(_parsed(kind, item, f"{place}[{i}]") for i, item in enumerate(value))
-
-    return parse
-
-
-def _metrics(value: object, place: str) -> dict[str, Metric]:
-    members = _members(value, place)
-    unknown = next((name for name in members if name not in METRICS), None)
-    if unknown is not None:
-        raise ValueError(f"{place} has an unknown metric {printable(unknown)[:60]!r}")
-    return {name: _parsed(Metric, v, f"{place}.{name}") for name, v in members.items()}
-
-
-_FIELD_PARSERS: dict[tuple[type, str], Callable[[object, str], Any]] = {
-    (Record, "quantizations"): _list_of(Quantization),
-    (Quantization, "parts"): _list_of(Part),
-    (Quantization, "measurements"): _list_of(Measurement),
-    (Quantization, "speeds"): _list_of(Speed),
-    (Measurement, "metrics"): _metrics,
-    (Measurement, "use"): _one_of("choose", "held out", ""),
-    (Metric, "method"): _one_of(*get_args(ErrorMethod)),
-}
-_PARSERS: dict[str, Callable[[object, str], Any]] = {
-    "str": _text,
-    "int": _count,
-    "float": _number,
-    "float | None": _maybe_number,
-}
-_NESTED = {c.__name__: c for c in (ModelFacts, FileFacts, RecipeFacts, Text)}
-
-
-def _members(value: object, place: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ValueError(f"{place} is not an object")
-    return dict(value)
-
-
-def _parsed(kind: type, value: object, place: str) -> Any:
-    """A dataclass from JSON, every field checked."""
-    members = _members(value, place)
-    arguments = {}
-    for f in dataclasses.fields(kind):
-        if f.name not in members:
-            if f.default is dataclasses.MISSING:
-                raise ValueError(f'{place} has no "{f.name}"')
-            continue
-        inner = f"{place}.{f.name}"
-        raw, annotation = members.pop(f.name), str(f.type)
-        if (kind, f.name) in _FIELD_PARSERS:
-            arguments[f.name] = _FIELD_PARSERS[kind, f.name](raw, inner)
-        elif annotation in _NESTED:
-            arguments[f.name] = _parsed(_NESTED[annotation], raw, inner)
-        else:
-            arguments[f.name] = _PARSERS[annotation](raw, inner)
-    if members:
-        raise ValueError(f"{place} has an unknown key {printable(next(iter(members)))[:60]!r}")
-    return kind(**arguments)
-
-
-def quantizations_by_size(quantizations: Iterable[Quantization]) -> list[Quantization]:
-    """Largest first, as tables show them."""
-    return sorted(quantizations, key=lambda q: (-q.file.n_bytes, -q.bpw, q.name))

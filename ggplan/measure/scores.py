@@ -6,7 +6,9 @@ keeps them, the divergence taken over the tokens to which the base gives more th
 
 from __future__ import annotations
 
+import io
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -49,35 +51,62 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class TokenScores:
-    """-ln p of every token that came, (n_chunks, n_scored) float32, and the comparison with a base."""
+    """-ln p of every token that came, (n_chunks, n_scored) float32, and the comparison with a base.
+
+    A token for which the model or its base gives no number has NaN or an infinity here; see `finite`.
+    """
 
     nll: NDArray[np.float32]
     comparison: Comparison | None = None
 
-    def save(self, path: str | Path) -> None:
-        """Keep the scores, compressed (.npz)."""
-        arrays: dict[str, Any] = {"nll": self.nll}
+    @property
+    def finite(self) -> NDArray[np.bool_]:
+        """Whether all scores of a token are finite numbers, (n_chunks, n_scored); only these have a mean."""
+        finite = np.isfinite(self.nll)
+        if self.comparison is not None:
+            for values in (self.comparison.nll_base, self.comparison.kld, self.comparison.delta_p):
+                finite &= np.isfinite(values)
+        return finite
+
+    def to_bytes(self, key: str = "") -> bytes:
+        """The scores, compressed (.npz), with a text that says what they belong to."""
+        arrays: dict[str, Any] = {"nll": self.nll, "key": np.array(key)}
         if self.comparison is not None:
             arrays |= {f.name: getattr(self.comparison, f.name) for f in fields(Comparison)}
-        with Path(path).open("wb") as file:
-            np.savez_compressed(file, **arrays)
+        file = io.BytesIO()
+        np.savez_compressed(file, **arrays)
+        return file.getvalue()
+
+    def save(self, path: str | Path, key: str = "") -> None:
+        """Keep the scores in a file."""
+        Path(path).write_bytes(self.to_bytes(key))
 
     @staticmethod
-    def load(path: str | Path) -> TokenScores:
+    def load(path: str | Path, key: str | None = None) -> TokenScores:
         """Read kept scores.
+
+        Parameters
+        ----------
+        key
+            What they must belong to; None for anything.
 
         Raises
         ------
         MeasureError
-            If the file holds none.
+            If the file holds none, or belongs to something else.
         """
         try:
             with np.load(Path(path), allow_pickle=False) as kept:
                 arrays = dict(kept)
-            nll = arrays.pop("nll")
-            return TokenScores(nll, Comparison(**arrays) if arrays else None)
-        except (OSError, ValueError, TypeError, KeyError, zipfile.BadZipFile) as error:
+            nll, found = arrays.pop("nll"), str(arrays.pop("key", ""))
+            scores = TokenScores(nll, Comparison(**arrays) if arrays else None)
+        except (OSError, ValueError, TypeError, KeyError, EOFError, zlib.error, zipfile.BadZipFile) as error:
             raise MeasureError(f"{printable(str(path))} holds no scores of tokens: {error}") from error
+        if any(a.shape != nll.shape or a.ndim != 2 for a in arrays.values()):
+            raise MeasureError(f"{printable(str(path))} holds no scores of tokens: its arrays do not agree")
+        if key is not None and found != key:
+            raise MeasureError(f"the scores in {printable(str(path))} belong to another file or text")
+        return scores
 
 
 def score_chunk(
@@ -125,6 +154,7 @@ def join(parts: Sequence[TokenScores], axis: int = 0) -> TokenScores:
     )
 
 
+@np.errstate(invalid="ignore", over="ignore")  # of what is not finite, which is counted later
 def _score(
     logits: NDArray[np.float32],
     targets: NDArray[np.int32],

@@ -18,7 +18,7 @@ llama-perplexity takes tokens as independent instead; `token_errors` gives its Â
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -30,89 +30,131 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Values = NDArray[np.float64]
+    Mask = NDArray[np.bool_]
 
-PERCENTILES = {"kld_median": 0.5, "kld_90": 0.9, "kld_99": 0.99, "kld_999": 0.999}
+Difference = Literal["delta_ln_ppl", "kld"]
+
+PERCENTILES = {"kld_median": 0.5, "kld90": 0.9, "kld99": 0.99, "kld999": 0.999}
 _BOOTSTRAPS = 300
 
 
+@np.errstate(invalid="ignore", over="ignore")  # of tokens that are left out, and of exp of a huge loss
 def metrics_of(scores: TokenScores) -> dict[str, Metric]:
     """All metrics the scores allow, each with its standard error over chunks.
 
-    With fewer than two chunks there is no error to give.
+    Tokens without finite scores are left out. With fewer than two chunks there is no error to give; with no
+    token there is no metric.
     """
     paired: ErrorMethod = "paired chunks"
+    use = scores.finite
+    if not use.any():
+        return {}
     nll = scores.nll.astype(np.float64)
-    ppl = float(np.exp(nll.mean()))
-    metrics = {"ppl": _metric(ppl, ppl * nll, "unpaired chunks")}
+    ppl = float(np.exp(nll[use].mean()))
+    metrics = {"ppl": _metric(ppl, ppl * nll, use, "unpaired chunks")}
     compared = scores.comparison
     if compared is None:
         return metrics
     base = compared.nll_base.astype(np.float64)
-    ppl_base = float(np.exp(base.mean()))
+    ppl_base = float(np.exp(base[use].mean()))
     delta_p, kld = compared.delta_p.astype(np.float64), compared.kld.astype(np.float64)
-    rms = float(np.sqrt((delta_p**2).mean()))
+    rms = float(np.sqrt((delta_p[use] ** 2).mean()))
     metrics |= {
-        "delta_ppl": _metric(ppl - ppl_base, ppl * nll - ppl_base * base, paired),
-        "delta_ln_ppl": _metric(float((nll - base).mean()), nll - base, paired),
-        "kld_mean": _metric(float(kld.mean()), kld, paired),
+        "delta_ppl": _metric(ppl - ppl_base, ppl * nll - ppl_base * base, use, paired),
+        "delta_ln_ppl": _mean(nll - base, use),
+        "kld": _mean(kld, use),
     }
-    errors = _percentile_errors(kld)
+    errors = _percentile_errors(kld, use)
     for name, fraction in PERCENTILES.items():
-        value = _percentile(compared.kld, fraction)
+        value = _percentile(compared.kld[use], fraction)
         metrics[name] = Metric(value, errors[name], paired) if errors else Metric(value)
     metrics |= {
-        "kld_max": Metric(float(kld.max())),
-        "delta_p_mean": _metric(float(delta_p.mean()), delta_p, paired),
-        "delta_p_rms": _metric(rms, delta_p**2 / (2 * rms) if rms else delta_p, paired),
-        "same_top": _metric(float(compared.same_top.mean()), compared.same_top.astype(np.float64), paired),
+        "kld_max": Metric(float(kld[use].max())),
+        "delta_p_mean": _mean(delta_p, use),
+        "delta_p_rms": _metric(rms, delta_p**2 / (2 * rms) if rms else delta_p, use, paired),
+        "same_top": _mean(compared.same_top.astype(np.float64), use),
     }
-    return metrics
+    return {name: metric for name, metric in metrics.items() if np.isfinite(metric.value)}
 
 
-def difference(a: TokenScores, b: TokenScores) -> Metric:
-    """ln(perplexity of `a` / perplexity of `b`) with its paired error: whether two mixes differ at all.
+def same_tokens(a: TokenScores, b: TokenScores) -> bool:
+    """Whether two files were measured on the same tokens, as far as scores tell: beside the same base."""
+    bases = [s.comparison.nll_base for s in (a, b) if s.comparison is not None]
+    return a.nll.shape == b.nll.shape and all(
+        np.array_equal(base, bases[0], equal_nan=True) for base in bases
+    )
+
+
+@np.errstate(invalid="ignore")
+def difference(a: TokenScores, b: TokenScores, metric: Difference = "delta_ln_ppl") -> Metric | None:
+    """By how much `a` loses more than `b`, with the paired error of that: whether two mixes differ at all.
+
+    Parameters
+    ----------
+    metric
+        "delta_ln_ppl" for ln(perplexity of `a` / perplexity of `b`), "kld" for the difference of their
+        divergences from the base.
+
+    Returns
+    -------
+    None where a token of both has no finite score, or where one has no divergence.
 
     Raises
     ------
     MeasureError
-        If they were not measured on the same chunks.
+        If they were not measured on the same tokens.
     """
-    bases = [s.comparison.nll_base for s in (a, b) if s.comparison is not None]
-    if a.nll.shape != b.nll.shape or any(not np.array_equal(base, bases[0]) for base in bases):
+    if not same_tokens(a, b):
         raise MeasureError("the two were not measured on the same tokens")
-    change = a.nll.astype(np.float64) - b.nll.astype(np.float64)
-    return _metric(float(change.mean()), change, "paired chunks")
+    if metric == "delta_ln_ppl":
+        first, second = a.nll, b.nll
+    elif a.comparison is None or b.comparison is None:
+        return None
+    else:
+        first, second = a.comparison.kld, b.comparison.kld
+    use = a.finite & b.finite
+    return _mean(first.astype(np.float64) - second.astype(np.float64), use) if use.any() else None
 
 
 def token_errors(scores: TokenScores) -> dict[str, float]:
     """The Â± of llama-perplexity: as if every token were independent of all others."""
-    nll = scores.nll.astype(np.float64).ravel()
+    use = scores.finite
+    nll = scores.nll[use].astype(np.float64)
     ppl = np.exp(nll.mean())
     errors = {"ppl": float(ppl * _token_error(nll))}
     compared = scores.comparison
     if compared is None:
         return errors
-    base = compared.nll_base.astype(np.float64).ravel()
-    delta_p = compared.delta_p.astype(np.float64).ravel()
+    base = compared.nll_base[use].astype(np.float64)
+    delta_p = compared.delta_p[use].astype(np.float64)
     rms = float(np.sqrt((delta_p**2).mean()))
-    top = float(compared.same_top.mean())
+    top = float(compared.same_top[use].mean())
     return errors | {
         "delta_ppl": _token_error(ppl * nll - np.exp(base.mean()) * base),
         "delta_ln_ppl": _token_error(nll - base),
-        "kld_mean": _token_error(compared.kld.astype(np.float64).ravel()),
+        "kld": _token_error(compared.kld[use].astype(np.float64)),
         "delta_p_mean": _token_error(delta_p),
         "delta_p_rms": 0.5 / rms * _token_error(delta_p**2) if rms else 0.0,
         "same_top": float(np.sqrt(top * (1 - top) / (nll.size - 1))),
     }
 
 
-def _metric(value: float, influence: Values, method: ErrorMethod) -> Metric:
-    """A metric whose error is the scatter, over chunks, of each token's influence on it."""
-    n_chunks = len(influence)
+def _mean(values: Values, use: Mask) -> Metric:
+    return _metric(float(values[use].mean()), values, use, "paired chunks")
+
+
+def _metric(value: float, influence: Values, use: Mask, method: ErrorMethod) -> Metric:
+    """A metric whose error is the scatter, over chunks, of each token's influence on it.
+
+    `use` says which tokens count. Chunks may count different numbers of them, so each is weighed by its own:
+    its sum of what its tokens lie above the mean.
+    """
+    n_chunks = int(use.any(axis=1).sum())
     if n_chunks < 2:
         return Metric(value)
-    means = influence.mean(axis=1)
-    return Metric(value, float(means.std(ddof=1) / np.sqrt(n_chunks)), method)
+    above = np.where(use, influence - influence[use].mean(), 0.0).sum(axis=1)
+    variance = n_chunks / (n_chunks - 1) * float((above**2).sum())
+    return Metric(value, float(np.sqrt(variance)) / int(use.sum()), method)
 
 
 def _token_error(values: Values) -> float:
@@ -131,19 +173,21 @@ def _percentile(values: NDArray[np.float32], fraction: float) -> float:
     return float((1 - rest) * ordered[below] + rest * ordered[min(below + 1, ordered.size - 1)])
 
 
-def _percentile_errors(values: Values) -> dict[str, float]:
+def _percentile_errors(values: Values, use: Mask) -> dict[str, float]:
     """Standard errors of PERCENTILES by drawing whole chunks again and again."""
-    n_chunks, n_scored = values.shape
-    if n_chunks < 2:
+    n_chunks = len(values)
+    if int(use.any(axis=1).sum()) < 2:
         return {}
-    order = np.argsort(values, axis=None, kind="stable")
-    ordered, chunk_of = values.ravel()[order], order // n_scored
+    chunk_of = np.nonzero(use)[0]
+    order = np.argsort(values[use], kind="stable")
+    ordered, chunk_of = values[use][order], chunk_of[order]
     random = np.random.default_rng(0)
-    targets = np.array(list(PERCENTILES.values())) * (values.size - 1)
-    drawn = np.empty((_BOOTSTRAPS, len(PERCENTILES)))
-    for i in range(_BOOTSTRAPS):
+    fractions = np.array(list(PERCENTILES.values()))
+    drawn = []
+    for _ in range(_BOOTSTRAPS):
         times = np.bincount(random.integers(0, n_chunks, n_chunks), minlength=n_chunks)
         ranks = np.cumsum(times[chunk_of])
-        drawn[i] = ordered[np.searchsorted(ranks, targets + 1)]
-    errors = drawn.std(axis=0, ddof=1)
+        if ranks[-1]:
+            drawn.append(ordered[np.searchsorted(ranks, fractions * (ranks[-1] - 1) + 1)])
+    errors = np.array(drawn).std(axis=0, ddof=1)
     return dict(zip(PERCENTILES, errors.tolist(), strict=True))

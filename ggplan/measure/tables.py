@@ -16,7 +16,7 @@ import csv
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ggplan.errors import MeasureError
 from ggplan.measure.logs import FINAL
@@ -59,10 +59,8 @@ def parse_model_card(text: str) -> Iterator[Published]:
             metric = Metric(float(final[3]), float(final[4]), "unpaired tokens")
             unit = _GIB if heading[3] == "GiB" else _GIB >> 10
             n_bytes = round(float(heading[2]) * unit)
-            yield Published(
-                "",
-                _quantization(heading[1], n_bytes, float(heading[4]), metric, n_ctx=n_ctx, n_chunks=n_chunks),
-            )
+            measurement = _measured(metric, n_ctx, n_chunks)
+            yield Published("", _quantization(heading[1], n_bytes, float(heading[4]), measurement))
             heading = None
 
 
@@ -92,13 +90,9 @@ def parse_chart_data(value: object) -> Iterator[Published]:
             Metric(float(found[1]), float(error), "unpaired tokens") if error else Metric(float(found[1]))
         )
         size, bpw = _number(point.get("size", 0), "size"), _number(point.get("bpw", 0), "bpw")
-        yield Published(
-            title,
-            _quantization(
-                str(point["name"]), round(size * _GIB), bpw, metric,
-                url=str(point.get("url") or ""), note=str(point.get("comment") or ""),
-            ),
-        )  # fmt: skip
+        quantization = _quantization(str(point["name"]), round(size * _GIB), bpw, _measured(metric))
+        url, note = str(point.get("url") or ""), str(point.get("comment") or "")
+        yield Published(title, replace(quantization, url=url, note=note))
 
 
 def is_thireus_csv(text: str) -> bool:
@@ -111,9 +105,8 @@ def parse_thireus_csv(text: str, model: str) -> Iterator[Published]:
     for row in csv.DictReader(text.splitlines()):
         values = {str(k).lower(): v for k, v in row.items()}
         metric = Metric(_number(values.get("ppl"), "ppl"))
-        yield Published(
-            model, _quantization(str(values["qtype"]), 0, _number(values.get("bpw"), "bpw"), metric)
-        )
+        bpw = _number(values.get("bpw"), "bpw")
+        yield Published(model, _quantization(str(values["qtype"]), 0, bpw, _measured(metric)))
 
 
 def is_thireus_database(text: str) -> bool:
@@ -129,28 +122,17 @@ def parse_thireus_database(text: str) -> Iterator[Published]:
             continue
         model, author, name, bpw, ppl, *url = (cell.strip() for cell in line.split("|"))
         metric = Metric(_number(ppl, "ppl"))
-        yield Published(
-            model, _quantization(name, 0, _number(bpw, "bpw"), metric, author=author, url="".join(url))
-        )
+        quantization = _quantization(name, 0, _number(bpw, "bpw"), _measured(metric))
+        yield Published(model, replace(quantization, author=author, url="".join(url)))
 
 
-def _quantization(
-    name: str,
-    n_bytes: int,
-    bpw: float,
-    metric: Metric,
-    *,
-    n_ctx: int = 0,
-    n_chunks: int = 0,
-    author: str = "",
-    url: str = "",
-    note: str = "",
-) -> Quantization:
+def _quantization(name: str, n_bytes: int, bpw: float, measurement: Measurement) -> Quantization:
+    return Quantization(name, FileFacts(n_bytes=n_bytes), bpw, measurements=(measurement,))
+
+
+def _measured(metric: Metric, n_ctx: int = 0, n_chunks: int = 0) -> Measurement:
     n_tokens = n_chunks * (n_ctx - 1 - n_ctx // 2) if n_ctx else 0
-    measurement = Measurement(UNKNOWN_TEXT, n_ctx, n_chunks, n_tokens, "", {"ppl": metric})
-    return Quantization(
-        name, FileFacts(n_bytes=n_bytes), bpw, author=author, url=url, note=note, measurements=(measurement,)
-    )
+    return Measurement(UNKNOWN_TEXT, n_ctx, n_chunks, n_tokens, "", {"ppl": metric})
 
 
 def _number(value: object, what: str) -> float:

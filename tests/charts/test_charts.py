@@ -17,7 +17,7 @@ from ggplan.charts.quality import draw_quality
 from ggplan.charts.types_map import draw_types
 from ggplan.cli import cli
 from ggplan.errors import ChartError
-from ggplan.measure import Measurement, Metric, Quantization, Record, save_record
+from ggplan.measure import Base, Measurement, Metric, Quantization, Record, save_record
 from ggplan.measure.parsing import parse_files
 from ggplan.measure.record import FileFacts, ModelFacts, Part, Speed, Text
 
@@ -30,14 +30,14 @@ def quantization(
 ) -> Quantization:
     metrics = {"ppl": Metric(20 + 10 * (kld or 0), 0.5, "unpaired chunks")}
     if kld is not None:
-        metrics["kld_mean"] = Metric(kld, kld / 20, "paired chunks")
+        metrics["kld"] = Metric(kld, kld / 20, "paired chunks")
         metrics["delta_ln_ppl"] = Metric(kld - 0.01, 0.004, "paired chunks")
     facts: dict = {
         "n_ctx": 512,
         "n_chunks": 10,
         "n_tokens": 2550,
         "engine": "llama-perplexity",
-        "base": "bf16",
+        "base": Base("bf16"),
     }
     measurement = Measurement(
         text=Text(f"{use or 'a'}.txt"), metrics=metrics, use=use, date="2026-01-02", **(facts | conditions)
@@ -173,7 +173,7 @@ def test_what_is_not_there_is_said() -> None:
         panels([bare])
     with pytest.raises(ChartError, match="nothing was measured on b"):
         panels([MIXES], text="b")
-    with pytest.raises(ChartError, match="kld_99"):
+    with pytest.raises(ChartError, match="kld99"):
         panels([MIXES], quality="kld99")
     with pytest.raises(ChartError, match="several contexts"):
         draw_context([bare])

@@ -1,15 +1,23 @@
-"""`ggplan measure`: reading logs, keeping records, and saying what is missing."""
+"""`ggplan measure`: measuring by an engine, reading logs, keeping records, and saying what is missing."""
 
+import hashlib
 import json
+import subprocess
 import sys
+import time
+import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from ggplan.cli import cli
-from ggplan.errors import MeasureError
+from ggplan.errors import ChartError, MeasureError
 from ggplan.measure import load_record
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "measure"))
+
+from stub_engine import write_model, write_program, write_text
 
 LOGS = Path(__file__).parent.parent / "data" / "logs"
 KLD, PLAIN = LOGS / "kld.glm4moe-tiny.Q4_K_M.txt", LOGS / "perplexity.glm4moe-tiny.bf16.txt"
@@ -25,15 +33,17 @@ def test_logs_become_a_table_and_a_record(tmp_path: Path) -> None:
     assert done.exit_code == 0
     assert "20.7289 ± 0.5986" in done.output
     assert "+0.25 ± 0.13" in done.output
-    measure("--parse", PLAIN, "--model-name", "tiny", "--record", path)
+    table = tmp_path / "tiny.csv"
+    assert not table.exists()
+    measure("--parse", PLAIN, "--model-name", "tiny", "--record", path, "--csv", table)
     kept = load_record(path)
     assert [q.name for q in kept.quantizations] == ["glm4moe-tiny.Q4_K_M", "glm4moe-tiny.bf16"]
-    assert len(path.with_suffix(".csv").read_text().splitlines()) == 1 + 12 + 1
+    assert len(table.read_text().splitlines()) == 1 + 12 + 1
 
 
 def test_json_is_the_record() -> None:
     done = measure("--parse", KLD, "--json")
-    assert json.loads(done.output)["schema"] == "ggplan.record/1"
+    assert json.loads(done.output)["schema"] == "ggplan.record/3"
 
 
 def test_a_file_of_several_models_needs_a_name(tmp_path: Path) -> None:
@@ -51,6 +61,13 @@ def test_a_file_of_several_models_needs_a_name(tmp_path: Path) -> None:
         ([], "FILE"),
         (["x.gguf"], "--text"),
         (["x.gguf", "--text", "t", "--engine-args", "'"], "--engine-args"),
+        (["x.gguf", "--text", "t", "--record", "x.csv"], "--record is a JSON file"),
+        (["--parse", "x.log", "--record", "X.CSV"], "--record is a JSON file"),
+        (["x.gguf", "--text", "t", "--csv", "no/x.csv"], "its folder does not exist"),
+        (["x.gguf", "--text", "t", "--csv", "./x.gguf"], "--csv would overwrite x.gguf"),
+        (["x.gguf", "--text", "t", "--record", "t"], "--record would overwrite t"),
+        (["x.gguf", "--text", "t", "--base", "b", "--keep-logits", "b"], "--keep-logits would overwrite b"),
+        (["x.gguf", "--text", "t", "--record", "r", "--csv", "r"], "--csv would overwrite r"),
         (["x.gguf", "--text", "t", "--engine", "embedded", "--engine-args", "-ngl 9"], "--engine-args"),
     ],
 )
@@ -77,3 +94,171 @@ def test_what_is_no_gguf_is_not_measured(tmp_path: Path) -> None:
     for file in (KLD, tmp_path / "nowhere.gguf"):
         with pytest.raises(Exception, match=file.name):
             measure(file, "--text", KLD, "--engine", engine)
+
+
+@pytest.fixture
+def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a text, a base, two quantizations, and an engine on the PATH that logs its runs."""
+    write_text(tmp_path / "eval.txt", 1)
+    write_model(tmp_path / "demo-bf16.gguf", 0.0, n_columns=64)
+    write_model(tmp_path / "demo-q8_0.gguf", 0.2)
+    write_model(tmp_path / "demo-q4_K.gguf", 0.8, 2)
+    program = write_program(tmp_path / "bin")
+    monkeypatch.setenv("PATH", str(program.parent), prepend=":")
+    monkeypatch.setenv("STUB_LOG", str(tmp_path / "runs"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def runs(lab: Path) -> list[str]:
+    log = lab / "runs"
+    return log.read_text().splitlines() if log.exists() else []
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def titles_of(path: Path) -> list[str]:
+    return [t.text or "" for t in ET.parse(path).iter("{http://www.w3.org/2000/svg}title")]
+
+
+def by_file(output: str) -> dict[str, dict]:
+    """The measurement of each file of a JSON record, without the day."""
+    return {
+        q["file"]["name"]: q["measurements"][0] | {"date": ""} for q in json.loads(output)["quantizations"]
+    }
+
+
+def test_either_order_of_base_and_quantized_gives_the_same_figures(lab: Path) -> None:
+    options = ("--text", "eval.txt", "-c", 16, "--json")
+    files = ["demo-q8_0.gguf", "demo-bf16.gguf"]
+    found = [
+        by_file(measure(*command, *options).output)
+        for command in (files, files[::-1], [*files, "--base", files[1]])
+    ]
+    assert all(f == found[0] for f in found)
+    base, quantized = found[0]["demo-bf16.gguf"], found[0]["demo-q8_0.gguf"]
+    assert base["base"] == {"name": "bf16", "sha256": digest(lab / "demo-bf16.gguf")}
+    assert "kld" not in base["metrics"]
+    assert quantized["metrics"]["kld"]["value"] > 0
+    assert base["metrics"]["ppl"]["value"] != quantized["metrics"]["ppl"]["value"]
+    assert runs(lab) == ["demo-bf16.gguf", "demo-q8_0.gguf"] * 3
+
+
+def test_figures_scores_and_table_are_kept_where_asked(lab: Path) -> None:
+    (lab / "demo.csv").write_text("mine")
+    options = ("--text", "eval.txt", "-c", 16, "--record", "demo.json")
+    done = measure("demo-q8_0.gguf", "demo-bf16.gguf", *options)
+    assert done.exit_code == 0
+    assert "kept in demo.json" in done.output
+    assert (lab / "demo.csv").read_text() == "mine"
+    measure("demo-q4_K.gguf", "--base", "demo-bf16.gguf", *options, "--csv", "table.csv")
+    assert [q.name for q in load_record("demo.json").quantizations] == ["bf16", "q8_0", "q4_K"]
+    assert len(list((lab / "demo.scores").iterdir())) == 3
+    rows = (lab / "table.csv").read_text().splitlines()
+    assert [sum(f",{name}," in row for row in rows) for name in ("bf16", "q8_0", "q4_K")] == [1, 12, 12]
+    assert not (lab / "demo.json.lock").exists()
+
+
+def test_a_record_that_does_not_fit_is_refused_before_the_engine(lab: Path) -> None:
+    options = ("--text", "eval.txt", "-c", 16, "--record", "demo.json")
+    measure("demo-bf16.gguf", *options, "--model-name", "Another")
+    before, n_runs = (lab / "demo.json").read_bytes(), len(runs(lab))
+    with pytest.raises(MeasureError, match="records of Another and of Tiny"):
+        measure("demo-q8_0.gguf", "demo-bf16.gguf", *options)
+    (lab / "broken.json").write_text("{}")
+    with pytest.raises(MeasureError, match=r"broken\.json is not a record"):
+        measure("demo-q8_0.gguf", "--text", "eval.txt", "--record", "broken.json")
+    assert (lab / "demo.json").read_bytes() == before
+    assert len(runs(lab)) == n_runs
+
+
+def test_of_two_runs_at_once_the_second_is_refused_and_neither_is_lost(
+    lab: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ["--text", "eval.txt", "-c", "16", "--record", "demo.json"]
+    program = [sys.executable, "-m", "ggplan", "measure"]
+    monkeypatch.setenv("STUB_WAIT", str(lab / "go"))
+    other = [*program, "demo-q4_K.gguf", "--base", "demo-bf16.gguf", *options]
+    with subprocess.Popen([*program, "demo-q8_0.gguf", "demo-bf16.gguf", *options]) as first:
+        try:
+            deadline = time.monotonic() + 60
+            while not runs(lab) and time.monotonic() < deadline:
+                time.sleep(0.02)
+            second = subprocess.run(other, capture_output=True, text=True, check=False)
+        finally:
+            (lab / "go").touch()
+    assert second.returncode == 1
+    assert second.stderr.startswith("error: another run of ggplan is measuring into")
+    assert first.returncode == 0
+    assert runs(lab) == ["demo-bf16.gguf", "demo-q8_0.gguf"]
+    assert subprocess.run(other, capture_output=True, check=False).returncode == 0
+    assert [q.name for q in load_record("demo.json").quantizations] == ["bf16", "q8_0", "q4_K"]
+
+
+def test_two_texts_of_one_name_have_a_table_each(lab: Path) -> None:
+    for i, folder in enumerate("ab"):
+        write_text(lab / folder / "eval.txt", i)
+    texts = ("--text", "a/eval.txt", "--held-out", "b/eval.txt")
+    done = measure("demo-q8_0.gguf", "demo-bf16.gguf", *texts, "-c", 16, "--record", "demo.json")
+    assert "Tiny on a/eval.txt (choose)" in done.output
+    assert "Tiny on b/eval.txt (held out)" in done.output
+    assert len(list((lab / "demo.scores").iterdir())) == 4
+
+
+def test_tokens_without_a_number_are_shown(lab: Path) -> None:
+    write_model(lab / "demo-q2_K.gguf", 0.5, nan=2)
+    done = measure("demo-q2_K.gguf", "demo-bf16.gguf", "--text", "eval.txt", "-c", 16)
+    assert "q2_K gives no number for 2 of 84 tokens of eval.txt" in done.output
+    assert "NaN tokens" in done.output
+    assert "nan" not in done.stdout.replace("NaN tokens", "")
+
+
+def test_equally_large_files_need_a_base(lab: Path) -> None:
+    with pytest.raises(MeasureError, match="equally large"):
+        measure("demo-q8_0.gguf", "demo-q4_K.gguf", "--text", "eval.txt")
+    assert runs(lab) == []
+
+
+def test_charts_take_ties_from_the_kept_scores(lab: Path) -> None:
+    write_text(lab / "long.txt", 3, 4000)
+    for i, noise in enumerate((0.30, 0.31)):
+        write_model(lab / f"demo-{noise}.gguf", noise, 5, n_columns=32 + 2 * i)
+    options = ("--text", "long.txt", "-c", 16, "--record", "demo.json")
+    done = measure("demo-0.3.gguf", "demo-0.31.gguf", "demo-bf16.gguf", *options)
+    assert "tie" not in done.output
+
+    def chart(record: str) -> tuple[str, str]:
+        done = CliRunner().invoke(cli, ["chart", record, "-o", "x.html"], catch_exceptions=False)
+        assert done.exit_code == 0
+        return done.output, (lab / "x.html").read_text()
+
+    said, page = chart("demo.json")
+    assert "note" not in said
+    assert "a tie within one error." in page
+    (lab / "bare.json").write_bytes((lab / "demo.json").read_bytes())
+    assert "errors taken as independent" in chart("bare.json")[1]
+    (lab / "demo.scores" / "q4_K.eval.txt.npz").write_bytes(b"")
+    assert "q4_K.eval.txt.npz is not used" in chart("demo.json")[0]
+
+
+def test_a_text_of_an_ambiguous_name_is_chosen_by_its_digest(lab: Path) -> None:
+    more = ("-c", 16, "--record", "demo.json")
+    for seed in (1, 2):
+        write_text(lab / "eval.txt", seed)
+        measure("demo-q8_0.gguf", "demo-bf16.gguf", "--text", "eval.txt", *more)
+
+    def chart(*more: str):
+        return CliRunner().invoke(cli, ["chart", "demo.json", "-o", "x.svg", *more], catch_exceptions=False)
+
+    with pytest.raises(ChartError, match=r"under 2 conditions: text eval\.txt"):
+        chart()
+    with pytest.raises(ChartError, match=r"2 texts are called eval\.txt") as error:
+        chart("--text", "eval.txt")
+    assert "digest" in error.value.hint
+    assert chart("--text", digest(lab / "eval.txt")[:8]).exit_code == 0
+    (lab / "eval.txt").rename(lab / "renamed.txt")
+    measure("demo-q4_K.gguf", "--base", "demo-bf16.gguf", "--text", "renamed.txt", *more)
+    assert chart("--text", "renamed.txt").exit_code == 0
+    assert {"q8_0", "q4_K"} <= {t.partition(":")[0] for t in titles_of(lab / "x.svg")}

@@ -10,7 +10,7 @@ import pytest
 
 import ggplan
 from ggplan.errors import MeasureError
-from ggplan.measure import Engine, TextFile, embedded_engine, external_engine, measure
+from ggplan.measure import Engine, MeasureOptions, TextFile, embedded_engine, external_engine, measure
 from ggplan.measure.logs import parse_perplexity_log
 from ggplan.measure.statistics import token_errors
 
@@ -77,9 +77,13 @@ def test_figures_equal_llama_perplexitys(
 ) -> None:
     printed = their_own(programs, files, tmp_path)
     result = measure(
-        [files[name] for name in MIXES], [TextFile(TEXT)], files["bf16"], engines[kind], n_chunks=N_CHUNKS
+        [files[name] for name in MIXES],
+        [TextFile(TEXT)],
+        files["bf16"],
+        engines[kind],
+        MeasureOptions(n_chunks=N_CHUNKS),
     )
-    assert result.base_name == "bf16"
+    assert result.base.name == "bf16"
     for quantization in result.record.quantizations:
         theirs = parse_perplexity_log(printed[quantization.name])
         ours = quantization.measurements[0]
@@ -88,7 +92,7 @@ def test_figures_equal_llama_perplexitys(
             off = abs(ours.metrics[name].value - metric.value)
             digit = 1e-4 if quantization.name == "bf16" else PRINTED.get(name, 1e-6)
             assert off <= STEPS[kind] * digit, (quantization.name, name, off)
-        errors = token_errors(result.scores[quantization.name, TEXT.name])
+        errors = token_errors(result.scores[quantization.file.sha256, ours.text.sha256])
         for name, error in errors.items():
             if theirs.metrics.get(name) and theirs.metrics[name].error is not None:
                 assert error == pytest.approx(theirs.metrics[name].error, rel=0.01, abs=2e-5), name
@@ -110,9 +114,9 @@ def test_a_crash_is_run_again_without_repacking(
     engine = external_engine(
         fake(tmp_path, f'[ "$LLAMA_ARG_REPACK" = 0 ] || exit 139\nexec {real} "$@"'), ["-t", "1"]
     )
-    result = measure([files["q8_0"]], [TextFile(TEXT)], files["bf16"], engine, n_chunks=2)
+    result = measure([files["q8_0"]], [TextFile(TEXT)], files["bf16"], engine, MeasureOptions(n_chunks=2))
     assert any("LLAMA_ARG_REPACK=0" in note for note in result.notes)
-    assert "kld_mean" in result.record.quantizations[1].measurements[0].metrics
+    assert "kld" in result.record.quantizations[1].measurements[0].metrics
 
 
 def test_a_lost_last_line_costs_no_second_run(programs: Path, files: dict[str, Path], tmp_path: Path) -> None:
@@ -128,7 +132,7 @@ echo run >> {runs}
             [TextFile(TEXT)],
             files["bf16"],
             external_engine(program, ["-t", "1"]),
-            n_chunks=2,
+            MeasureOptions(n_chunks=2),
         )
         for program in (fake(tmp_path, script), str(real))
     )
@@ -150,7 +154,7 @@ touch {cut}
 echo "[1]4.5,"
 """
     engine = external_engine(fake(tmp_path, script), ["-t", "1"])
-    result = measure([files["q8_0"]], [TextFile(TEXT)], files["bf16"], engine, n_chunks=2)
+    result = measure([files["q8_0"]], [TextFile(TEXT)], files["bf16"], engine, MeasureOptions(n_chunks=2))
     assert any("before its last chunk" in note for note in result.notes)
 
 
@@ -179,7 +183,7 @@ def test_what_llama_cpp_cannot_do_is_told_in_its_words(
     damaged = tmp_path / "damaged.gguf"
     damaged.write_bytes(files["q8_0"].read_bytes()[:-40_000])
     with pytest.raises(ggplan.Error, match=r"damaged\.gguf"):
-        measure([damaged], [TextFile(TEXT)], files["bf16"], engines[kind], n_chunks=2)
+        measure([damaged], [TextFile(TEXT)], files["bf16"], engines[kind], MeasureOptions(n_chunks=2))
     assert not list(tmp_path.glob("*.part"))
 
 
@@ -187,8 +191,8 @@ def test_kept_log_probabilities_serve_again(
     engines: dict[str, Engine], files: dict[str, Path], tmp_path: Path
 ) -> None:
     kept = tmp_path / "base.logits"
-    texts = [TextFile(TEXT)]
-    first = measure([files["q4_K"]], texts, files["bf16"], engines["embedded"], n_chunks=3, keep_logits=kept)
+    texts, options = [TextFile(TEXT)], MeasureOptions(n_chunks=3, keep_logits=kept)
+    first = measure([files["q4_K"]], texts, files["bf16"], engines["embedded"], options)
     again = measure([files["q4_K"]], texts, kept, engines["embedded"])
     last, before = (r.record.quantizations[-1].measurements[0].metrics for r in (again, first))
     assert last == before

@@ -1,0 +1,240 @@
+"""A record's files: the record itself, and beside it every token's scores.
+
+    air.json            the record
+    air.json.lock       while a measurement into it runs
+    air.scores/         the scores of each file on each text, one .npz each
+
+A measurement takes hours, so the record is opened, checked and locked before it begins; a second one into
+the same record is refused at once. What is written appears under its name when it is whole.
+
+Scores belong to a file and to the conditions it was measured under, both known by digest. The name of an
+.npz is made of these, and they stand in it once more in full.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ggplan.errors import MeasureError
+from ggplan.measure.record import Measurement, Quantization, Record, merge
+from ggplan.measure.record_json import record_from_json, record_to_json
+from ggplan.measure.scores import TokenScores
+from ggplan.text import printable
+
+MAX_BYTES = 64 << 20
+# Some network file systems have no locks.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
+
+Scores = Callable[[Quantization, Measurement], TokenScores | None]
+"""The kept scores of a quantization's measurement, or None."""
+
+
+def load_record(path: str | Path) -> Record:
+    """Read a record, also of an older version.
+
+    Raises
+    ------
+    MeasureError
+        If the file cannot be read or is not a record, naming the file and the place in it.
+    """
+    path = Path(path)
+    shown = printable(str(path))
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise MeasureError(f"cannot read {shown}: {error.strerror}") from error
+    if len(raw) > MAX_BYTES:
+        raise MeasureError(f"{shown} is larger than any record ({MAX_BYTES >> 20} MiB)")
+    try:
+        return record_from_json(json.loads(raw.decode("utf-8")))
+    except (ValueError, RecursionError) as error:
+        raise MeasureError(f"{shown} is not a record: {error}") from error
+
+
+def save_record(record: Record, path: str | Path) -> None:
+    """Write a record; a file of this name is replaced. To add to one, use `open_record`.
+
+    Raises
+    ------
+    MeasureError
+        If the file cannot be written.
+    """
+    text = json.dumps(record_to_json(record), indent=1, ensure_ascii=False, allow_nan=False)
+    # A name that is not Unicode becomes an escape, which is JSON too.
+    write_whole(Path(path), f"{text}\n".encode("utf-8", "backslashreplace"))
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file beside its place, then give it its name, so that it is never half a file.
+
+    Raises
+    ------
+    MeasureError
+        If it cannot be written.
+    """
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        raise MeasureError(f"cannot write {printable(str(path))}: {error.strerror}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenRecord:
+    """A record that is locked for adding to it.
+
+    Attributes
+    ----------
+    path
+        The file, links resolved.
+    record
+        What it held when it was opened; None if there was no file.
+    """
+
+    path: Path
+    record: Record | None
+
+    def add(self, new: Record, scores: Mapping[tuple[str, str], TokenScores] | None = None) -> Record:
+        """Merge what was found into the file; what the file then holds.
+
+        Parameters
+        ----------
+        scores
+            By digest of file and of text, to be kept beside the record.
+
+        Raises
+        ------
+        MeasureError
+            If the file cannot be written, or was made another model's meanwhile.
+        """
+        # Read again: a file system without locks keeps nobody out.
+        merged = merge(load_record(self.path), new) if self.path.exists() else new
+        if scores:
+            _keep_scores(scores_folder(self.path), new, scores)
+        save_record(merged, self.path)
+        return merged
+
+
+@contextlib.contextmanager
+def open_record(path: str | Path) -> Iterator[OpenRecord]:
+    """Open a record to add to it, or a new one; nobody else can until the block ends.
+
+    Raises
+    ------
+    MeasureError
+        If the file is not a record, is being added to by another run, or its folder cannot be written.
+    """
+    path = Path(os.path.realpath(path))
+    with _locked(path):
+        yield OpenRecord(path, load_record(path) if path.exists() else None)
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    lock = path.with_name(path.name + ".lock")
+    descriptor = _take(lock, printable(str(path)))
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            lock.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _take(lock: Path, shown: str) -> int:
+    """Create and lock a file; its descriptor, which holds the lock."""
+    while True:
+        try:
+            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise MeasureError(f"cannot write {shown}: {error.strerror}") from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise MeasureError(
+                f"another run of ggplan is measuring into {shown}",
+                hint="wait for it, or give this run a record of its own:"
+                " `ggplan measure --parse A.json B.json --record ALL.json` puts them together",
+            ) from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                os.close(descriptor)
+                raise MeasureError(f"cannot lock {shown}: {error.strerror}") from error
+        # The run that held the lock may have removed the file meanwhile; then this one locks nothing.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), os.stat(lock)):
+                return descriptor
+        os.close(descriptor)
+
+
+def scores_folder(record: str | Path) -> Path:
+    """The folder beside a record that holds its scores."""
+    return Path(record).with_suffix(".scores")
+
+
+def kept_scores(*records: str | Path) -> Scores:
+    """A function that finds the scores kept beside these records.
+
+    It raises `MeasureError` where a file of scores is damaged or not what its name says.
+    """
+    folders = [scores_folder(record) for record in records]
+
+    def find(quantization: Quantization, measurement: Measurement) -> TokenScores | None:
+        key = _key(quantization, measurement)
+        paths = (folder / _file_name(key) for folder in folders)
+        found = next((path for path in paths if path.exists()), None) if quantization.file.sha256 else None
+        return None if found is None else TokenScores.load(found, key)
+
+    return find
+
+
+def stray_scores(records: Iterable[Record], *paths: str | Path) -> list[Path]:
+    """Files of scores beside these records that none of their measurements owns: those of an older ggplan,
+    which named them by names, or of what was measured again under other conditions.
+    """
+    owned = {
+        _file_name(_key(q, m)) for record in records for q in record.quantizations for m in q.measurements
+    }
+    found = (path for record in paths for path in scores_folder(record).glob("*.npz"))
+    return sorted(path for path in found if path.name not in owned)
+
+
+def _keep_scores(folder: Path, record: Record, scores: Mapping[tuple[str, str], TokenScores]) -> None:
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise MeasureError(f"cannot write {printable(str(folder))}: {error.strerror}") from error
+    for quantization in record.quantizations:
+        for measurement in quantization.measurements:
+            found = scores.get((quantization.file.sha256, measurement.text.sha256))
+            if found is not None:
+                key = _key(quantization, measurement)
+                write_whole(folder / _file_name(key), found.to_bytes(key))
+
+
+def _key(quantization: Quantization, measurement: Measurement) -> str:
+    """What scores belong to, as one text."""
+    return json.dumps([quantization.file.sha256, *measurement.conditions])
+
+
+def _file_name(key: str) -> str:
+    digests = (re.sub("[^0-9a-f]", "", digest)[:12] for digest in json.loads(key)[:2])
+    return "-".join([*digests, hashlib.sha256(key.encode("utf-8")).hexdigest()[:12]]) + ".npz"
