@@ -6,19 +6,16 @@ import math
 
 import numpy as np
 
-from ggplan.conversion.chunks import Chunk, row_reader
+from ggplan.conversion.chunks import Chunk, read_rows
 from ggplan.conversion.finiteness import keep_into, settle_overflow, settled_bytes, settled_rows
 from ggplan.conversion.running_hash import RunningHash
 from ggplan.conversion.source_hash import add_rows
-from ggplan.errors import ConversionError
 from ggplan.quants import encode_into, first_nonfinite
-from ggplan.quants.codecs import Rows
 from ggplan.quants.floats import widened
 from ggplan.quants.soundness import are_sound
-from ggplan.text import printable
 
 
-def encode_chunk(chunk: Chunk, source: RunningHash | None = None) -> bytes | memoryview:
+def encode_chunk(chunk: Chunk, source: RunningHash | None = None) -> memoryview:
     """The bytes of a chunk as they stand in the output; `source` is told of the rows they are made of.
 
     Raises
@@ -30,14 +27,11 @@ def encode_chunk(chunk: Chunk, source: RunningHash | None = None) -> bytes | mem
     """
     planned, tensor = chunk.planned, chunk.planned.tensor
     if chunk.reused is not None:
-        return chunk.reused(chunk.start, chunk.stop)
-    if planned.is_copied and tensor.read_bytes is not None:
-        data = tensor.read_bytes(chunk.start, chunk.stop)
+        return chunk.reused.read_bytes(chunk.start, chunk.stop)
+    if planned.is_copied and tensor.stored is not None:
+        data = tensor.stored.read_bytes(chunk.start, chunk.stop)
         return settled_bytes(data, tensor, chunk.start, chunk.nonfinite)
-    read = row_reader(planned)
-    if read is None:
-        raise ConversionError(f"{printable(tensor.name)} has no weights to read")
-    rows: Rows = read(chunk.start, chunk.stop)
+    rows = read_rows(planned, chunk.start, chunk.stop)
     # To hash the rows tells their largest magnitude too, infinity for a NaN; else it is not known.
     largest = math.inf if source is None else add_rows(source, chunk.start, rows)
     finite = largest < math.inf or first_nonfinite(rows) < 0

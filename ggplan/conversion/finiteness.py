@@ -112,7 +112,7 @@ def settle_overflow(
     )
 
 
-def settled_bytes(data: bytes, tensor: TensorInfo, start: int, policy: Nonfinite) -> bytes:
+def settled_bytes(data: memoryview, tensor: TensorInfo, start: int, policy: Nonfinite) -> memoryview:
     """Bytes that are copied, rows of `tensor` from row `start` on, as the policy has them.
 
     Raises
@@ -130,7 +130,7 @@ def settled_bytes(data: bytes, tensor: TensorInfo, start: int, policy: Nonfinite
     if policy == "zero":
         cleared = blocks.copy()
         cleared[found] = 0
-        return cleared.tobytes()
+        return cleared.data.cast("B")
     if type_.is_float:
         raise _not_finite(tensor, type_, policy)
     first = start * (tensor.n_columns // type_.block_size) + int(found.argmax())
@@ -156,7 +156,8 @@ def check_early(plan: Plan) -> None:
         return
     for planned in plan.tensors:
         tensor = planned.tensor
-        fault = tensor.scale_fault() if tensor.scale_fault and plan.nonfinite == "refuse" else ""
+        rows = tensor.rows
+        fault = rows.fault() if rows is not None and plan.nonfinite == "refuse" else ""
         if fault:
             raise ConversionError(
                 f"{printable(tensor.name)}: {fault}",
@@ -165,16 +166,16 @@ def check_early(plan: Plan) -> None:
             )
         if tensor.n_weights > _SMALL_WEIGHTS:
             continue
-        if planned.is_copied and tensor.read_bytes is not None:
-            settled_bytes(tensor.read_bytes(0, tensor.n_rows), tensor, 0, plan.nonfinite)
+        if planned.is_copied and tensor.stored is not None:
+            settled_bytes(tensor.stored.read_bytes(0, tensor.n_rows), tensor, 0, plan.nonfinite)
             continue
-        if tensor.read_rows is None or (plan.nonfinite == "keep" and planned.type.name in _HOLDS):
+        if rows is None or (plan.nonfinite == "keep" and planned.type.name in _HOLDS):
             continue
-        rows = tensor.read_rows(0, tensor.n_rows)
-        if first_nonfinite(rows) >= 0:
+        weights = rows.read_float32(0, tensor.n_rows)
+        if first_nonfinite(weights) >= 0:
             raise _not_finite(tensor, planned.type, plan.nonfinite)
         limit = _TOO_LARGE.get(planned.type.name)
-        if limit is not None and planned.type != tensor.type and (np.abs(rows) >= limit).any():
+        if limit is not None and planned.type != tensor.type and (np.abs(weights) >= limit).any():
             raise _overflow(tensor, planned.type)
 
 
@@ -200,11 +201,11 @@ def _counted(
     hint: str,
 ) -> ConversionError:
     """The error for wrong weights: reads the whole tensor, so that it is the same whoever met the first."""
-    assert tensor.read_rows is not None
+    assert tensor.rows is not None
     count, first, value = 0, 0, 0.0
     step = max(1, _RUN_WEIGHTS // max(1, tensor.n_columns))
     for start in range(0, tensor.n_rows, step):
-        rows = tensor.read_rows(start, min(start + step, tensor.n_rows)).reshape(-1)
+        rows = tensor.rows.read_float32(start, min(start + step, tensor.n_rows)).reshape(-1)
         found = wrong(rows)
         if not count and found.any():
             at = int(found.argmax())

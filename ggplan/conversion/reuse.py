@@ -34,7 +34,7 @@ from ggplan.conversion.source_hash import (
 )
 from ggplan.errors import CheckpointError
 from ggplan.metadata import Metadata
-from ggplan.model import ByteReader, Model, TensorInfo
+from ggplan.model import Model, RowSource, TensorInfo
 from ggplan.planning import Plan, PlannedTensor
 from ggplan.sources.files import file_size, read_at
 from ggplan.sources.gguf import open_gguf, read_set
@@ -63,10 +63,10 @@ class Earlier:
 
 @dataclass(frozen=True, slots=True)
 class Reusable:
-    """A tensor of an earlier output: how to read it, and what was recorded of it."""
+    """A tensor of an earlier output: its rows there, and what was recorded of it."""
 
     planned: PlannedTensor
-    read_bytes: ByteReader
+    stored: RowSource
     sha256: str
     source: str
 
@@ -203,7 +203,7 @@ def _reusable(
         return "without blocks, as fast to encode"
     if manifest is None or trouble:
         return trouble
-    if there is None or there.read_bytes is None:
+    if there is None or there.stored is None:
         return "not in the earlier file"
     if there.shape != planned.tensor.shape:
         return "another shape"
@@ -217,7 +217,7 @@ def _reusable(
         return f"the encoders of --effort {plan.effort} are not the same"
     if (manifest.importance_hash(file, there.name) or "") != importance_hash(plan, planned):
         return "another importance (imatrix)"
-    return Reusable(planned, there.read_bytes, sha256, source)
+    return Reusable(planned, there.stored, sha256, source)
 
 
 def _objection(found: Reusable, run_weights: int, stop: threading.Event) -> str:
@@ -229,7 +229,7 @@ def _objection(found: Reusable, run_weights: int, stop: threading.Event) -> str:
         for start in range(0, tensor.n_rows, step):
             if stop.is_set():
                 return "stopped"
-            digest.update(found.read_bytes(start, min(start + step, tensor.n_rows)))
+            digest.update(found.stored.read_bytes(start, min(start + step, tensor.n_rows)))
     except CheckpointError:
         return "cannot be read in the earlier file"
     if digest.hexdigest() != found.sha256:

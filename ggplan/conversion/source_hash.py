@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ggplan import quants
-from ggplan.conversion.chunks import row_reader
+from ggplan.conversion.chunks import read_rows
 from ggplan.conversion.running_hash import RunningHash
 from ggplan.planning import Plan, PlannedTensor
 from ggplan.planning.importance import importance_of
@@ -53,13 +53,11 @@ def source_hash_of(
         If they cannot be read.
     """
     tensor, source = planned.tensor, new_source_hash(planned)
-    read = row_reader(planned)
-    assert read is not None
     step = max(1, run_weights // max(1, tensor.n_columns))
     for start in range(0, tensor.n_rows, step):
         if is_stopped():
             return ""
-        add_rows(source, start, read(start, min(start + step, tensor.n_rows)))
+        add_rows(source, start, read_rows(planned, start, min(start + step, tensor.n_rows)))
     return source.mark().sha256
 
 

@@ -250,7 +250,7 @@ def _take_proven(work: Workspace, reuse: Reuse, pace: Pace) -> Reuse:
     proven = prove_reusable(reuse, wanted, pace.n_threads, pace.chunk_weights, threading.Event())
     for name, found in proven.tensors.items():
         key = keys[name]
-        work.reused[key] = found.read_bytes
+        work.reused[key] = found.stored
         work.hashes[key].expected = found.sha256
         work.known_sources[key] = found.source
         work.sources.pop(key, None)

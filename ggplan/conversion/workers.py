@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from ggplan.conversion.chunks import Chunk, row_reader
+from ggplan.conversion.chunks import Chunk, read_rows
 from ggplan.conversion.encoding import encode_chunk
 from ggplan.conversion.part_file import PartFile
 from ggplan.conversion.running_hash import RunningHash
@@ -112,7 +112,7 @@ def _do(task: Task, lock: threading.Lock, written: Callable[[int], None]) -> int
     if task.stop <= task.hash.done:
         _read_again(task)
         return 1
-    data = memoryview(encode_chunk(task.chunk, task.source)).cast("B")
+    data = encode_chunk(task.chunk, task.source)
     start = task.start
     # After a resume the first chunk of a tensor may begin in what is kept.
     if start < task.hash.done:
@@ -128,6 +128,6 @@ def _do(task: Task, lock: threading.Lock, written: Callable[[int], None]) -> int
 
 def _read_again(task: Task) -> None:
     """Hash the source of a chunk that an earlier run wrote, but not the rest of its tensor."""
-    read = row_reader(task.chunk.planned)
-    if task.source is not None and read is not None:
-        add_rows(task.source, task.chunk.start, read(task.chunk.start, task.chunk.stop))
+    chunk = task.chunk
+    if task.source is not None:
+        add_rows(task.source, chunk.start, read_rows(chunk.planned, chunk.start, chunk.stop))

@@ -43,7 +43,7 @@ from ggplan.conversion.source_hash import (
     new_source_hash,
 )
 from ggplan.errors import ConversionError
-from ggplan.model import ByteReader
+from ggplan.model import RowSource
 from ggplan.planning import Plan
 from ggplan.text import printable
 
@@ -67,7 +67,7 @@ class Workspace:
     known_sources
         The hashes of sources that were read before: by an earlier run, or for `--reuse`.
     reused
-        What reads the bytes of tensors that are copied from an earlier output.
+        The rows, in an earlier output, of tensors that are copied from there.
     resumed_bytes
         Bytes of tensors that an earlier run wrote and that are right.
     recorded
@@ -82,7 +82,7 @@ class Workspace:
     hashes: dict[TensorKey, RunningHash] = field(default_factory=dict)
     sources: dict[TensorKey, RunningHash] = field(default_factory=dict)
     known_sources: dict[TensorKey, str] = field(default_factory=dict)
-    reused: dict[TensorKey, ByteReader] = field(default_factory=dict)
+    reused: dict[TensorKey, RowSource] = field(default_factory=dict)
     resumed_bytes: int = 0
     recorded: dict[TensorKey, int] = field(default_factory=dict)
     made: list[Path] = field(default_factory=list)

@@ -223,7 +223,7 @@ def test_fp8_codes_and_scales(tmp_path: Path, code: int, scale: float, said: str
         ggplan.convert(plan, tmp_path / "out.gguf")
     ggplan.convert(ggplan.make_plan(model, nonfinite="zero"), tmp_path / "out.gguf")
     tensors = {t.name: t for t in ggplan.open_model(tmp_path / "out.gguf").tensors}
-    rows = tensors["blk.0.attn_output.weight"].read_rows(0, 1)
+    rows = tensors["blk.0.attn_output.weight"].rows.read_float32(0, 1)
     assert np.isfinite(rows).all()
     assert rows[0, 5] == (scale if code == 0x38 and np.isfinite(scale) else 0)
 
