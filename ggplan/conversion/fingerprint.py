@@ -15,7 +15,8 @@ from pathlib import Path
 
 from ggplan import __version__
 from ggplan.conversion.inputs import InputState
-from ggplan.planning import Plan
+from ggplan.planning import Effort, Plan
+from ggplan.quants.revisions import BEST_REVISION
 
 Fingerprint = dict[str, str]
 _FILES, _HEADER = "the files of the output", "the header of "
@@ -43,11 +44,18 @@ def fingerprint(
         value = getattr(plan, field.name)
         if isinstance(value, str | bool | int | float) and field.name != "data_bytes":
             table[f"the option {field.name.replace('_', '-')}"] = str(value)
+    if (revision := best_revision(plan.effort)) is not None:
+        table["the revision of the best-effort encoders"] = str(revision)
     for path, state in states.items():
         table[_label(plan, path)] = str(state)
     for path, part in files:
         table[_HEADER + path.name] = hashlib.sha256(part.header).hexdigest()
     return table
+
+
+def best_revision(effort: Effort) -> int | None:
+    """The revision of the encoders' search; None with default effort, whose bytes never change."""
+    return BEST_REVISION if effort == "best" else None
 
 
 def differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:

@@ -12,7 +12,7 @@ not proven is encoded. So the output is the same with `--reuse` or without, but 
 reuse files of your own. Work that was stopped may be gone on with under either.
 
 The default effort's bytes are llama.cpp's, in every version of ggplan. Those of best effort are what its
-search finds, so there the code of the encoders must be the same too.
+search finds, so there the revision of the search must be the same too.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from ggplan.conversion.fingerprint import best_revision
 from ggplan.conversion.manifest import Manifest, manifest_path, read_manifest
 from ggplan.conversion.source_hash import (
-    encoders_hash,
     has_source_hash,
     importance_hash,
     source_hash_of,
@@ -213,8 +213,8 @@ def _reusable(
     sha256, source = manifest.tensor_sha256(file, there.name), manifest.source_hash(file, there.name)
     if sha256 is None or source is None:
         return "its source is not recorded"
-    if plan.effort != "default" and manifest.encoders_hash(file) != encoders_hash():
-        return f"the encoders of --effort {plan.effort} are not the same"
+    if manifest.best_revision(file, there.name) != best_revision(plan.effort):
+        return f"the encoders of --effort {plan.effort} are of another revision"
     if (manifest.importance_hash(file, there.name) or "") != importance_hash(plan, planned):
         return "another importance (imatrix)"
     return Reusable(planned, there.stored, sha256, source)

@@ -8,12 +8,9 @@ to encode these takes no longer than to prove anything about them.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 from collections.abc import Callable
-from pathlib import Path
 
-from ggplan import quants
 from ggplan.conversion.chunks import read_rows
 from ggplan.conversion.running_hash import RunningHash
 from ggplan.planning import Plan, PlannedTensor
@@ -69,14 +66,4 @@ def importance_hash(plan: Plan, planned: PlannedTensor) -> str:
     slices, columns = importance.shape
     digest = hashlib.sha256(f"ggplan importance 1: {slices} x {columns}\n".encode("ascii"))
     digest.update(importance.astype("<f4", order="C").data)
-    return digest.hexdigest()
-
-
-@functools.cache
-def encoders_hash() -> str:
-    """The SHA-256 of the encoders' own code, by which one that searches differently is known."""
-    digest = hashlib.sha256()
-    for source in sorted(Path(quants.__file__).parent.glob("*.py")):
-        digest.update(f"{source.name}\n".encode())
-        digest.update(source.read_bytes())
     return digest.hexdigest()

@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ggplan.conversion.fingerprint import Fingerprint, differences
+from ggplan.conversion.fingerprint import Fingerprint, best_revision, differences
 from ggplan.conversion.journal import Journal, Mark, Recorded, TensorKey
 from ggplan.conversion.manifest import FileHashes, format_manifest
 from ggplan.conversion.part_file import (
@@ -37,7 +37,6 @@ from ggplan.conversion.part_file import (
 )
 from ggplan.conversion.running_hash import RunningHash
 from ggplan.conversion.source_hash import (
-    encoders_hash,
     has_source_hash,
     importance_hash,
     new_source_hash,
@@ -158,13 +157,14 @@ class Workspace:
         tensors = {t.name: self.hashes[part.number, t.name].mark().sha256 for t in part.plan.tensors}
         hashed = [t for t in part.plan.tensors if has_source_hash(t)]
         importances = {t.name: importance_hash(part.plan, t) for t in hashed}
+        revision = best_revision(part.plan.effort)
         return FileHashes(
             part.path.name,
             hashlib.sha256(part.plan.header).hexdigest(),
             tensors,
             {t.name: self.source_of((part.number, t.name)) for t in hashed},
             {name: digest for name, digest in importances.items() if digest},
-            encoders_hash() if part.plan.effort == "best" else "",
+            {} if revision is None else {t.name: revision for t in hashed},
         )
 
     def _close_parts(self) -> None:

@@ -13,13 +13,14 @@ import pytest
 
 import ggplan
 from ggplan import make_plan, open_model, parse_recipe
-from ggplan.conversion import pace, reuse, source_hash, streaming, workers
+from ggplan.conversion import fingerprint, pace, reuse, source_hash, streaming, workers
 from ggplan.conversion.manifest import read_manifest
 from ggplan.conversion.running_hash import RunningHash
-from ggplan.errors import CheckpointError
+from ggplan.errors import CheckpointError, ConversionError
 from ggplan.imatrix import load_imatrix
 from ggplan.planning import Plan
 from ggplan.quants import quantize
+from ggplan.quants.revisions import BEST_REVISION
 from ggplan.quants.row_hash import hash_rows, row_hash_bytes
 
 UP, DOWN, QUERY, EMBEDDING, NORM = (
@@ -227,7 +228,7 @@ def test_only_the_entries_of_the_imatrix_that_changed_count(
     assert set(fresh_and_reused(plan_of(source, imatrix=other), old).tensors) == {EMBEDDING, QUERY}
 
 
-def test_effort_and_the_code_behind_it(
+def test_effort_and_the_revision_of_its_search(
     source: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -238,8 +239,33 @@ def test_effort_and_the_code_behind_it(
     assert set(fresh_and_reused(best, old).tensors) == {EMBEDDING, QUERY, UP, DOWN}
     default = dataclasses.replace(plan_of(source, "@default q4_0\n"))
     assert fresh_and_reused(default, old).reasons[UP] == "it was made with --effort best"
-    monkeypatch.setattr(reuse, "encoders_hash", lambda: "0" * 64)
+    lines = [line for line in Path(f"{old}.sha256").read_text().splitlines() if "best-revision" in line]
+    assert lines == [
+        f"best-revision  {BEST_REVISION}  {old.name}:{t.name}" for t in best.tensors if t.type.is_quantized
+    ]
+    monkeypatch.setattr(reuse, "best_revision", lambda effort: BEST_REVISION + 1)
     assert "encoders of --effort best" in fresh_and_reused(best, old).reasons[UP]
+    monkeypatch.undo()
+    manifest = Path(f"{old}.sha256")
+    manifest.write_text(manifest.read_text().replace("best-revision", "encoders"))
+    assert "encoders of --effort best" in fresh_and_reused(best, old).reasons[UP]
+
+
+def test_best_effort_of_another_revision_is_not_gone_on_with(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    best, out = plan_of(source, "@default q4_0\n", effort="best"), tmp_path / "out.gguf"
+
+    def stop(n_bytes: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ggplan.convert(best, out, threads=1, progress=stop)
+    monkeypatch.setattr(fingerprint, "BEST_REVISION", BEST_REVISION + 1)
+    with pytest.raises(ConversionError, match="the revision of the best-effort encoders"):
+        ggplan.convert(best, out)
+    monkeypatch.undo()
+    assert ggplan.convert(best, out).path == out
 
 
 def test_nonfinite_weights_are_still_refused(source: Path, tmp_path: Path) -> None:
