@@ -4,7 +4,7 @@ The weights are `model.safetensors`, or shards named by `model.safetensors.index
 name to file name), or shards without an index. Where there are no safetensors, `pytorch_model.bin` and its
 shards are read in the same way (see `pytorch`). The folder is untrusted: a shard's name must be a bare file
 name, so that no index reaches out of the folder. Links are followed, since in the Hugging Face cache every
-file is a link to a blob elsewhere; a link is made by who fills the folder, not by who wrote the index.
+file is a link to a blob elsewhere; links are made by the program that fills the folder, not by the index.
 
 Nothing of a folder is ever run: no `auto_map` code, no chat template, no pickle unless by torch's rules.
 """
@@ -133,7 +133,7 @@ def open_checkpoint(folder: Path) -> HfCheckpoint:
             f"{where} holds no config.json", hint="give the folder of one model, with config and tokenizer"
         )
     config = load_object(folder / "config.json")
-    quantization = read_quantization(config, where)
+    quantization = read_quantization(config, folder)
     stored = _read_shards(folder)
     if not stored:
         raise CheckpointError(f"{where}: its files of weights hold no tensors")
@@ -195,10 +195,11 @@ def _weight_map(folder: Path, form: _Form) -> dict[str, str]:
 def _check_index(path: Path, weight_map: dict[str, str], tensors: dict[str, StoredTensor]) -> None:
     where = shown(path)
     found = {name: tensor.file.name for name, tensor in tensors.items()}
-    if astray := [name for name, shard in weight_map.items() if found.get(name) != shard]:
+    if misplaced := [name for name, shard in weight_map.items() if found.get(name) != shard]:
         raise CheckpointError(
-            f"{where}: {len(astray)} tensors are not in the shard it names, the first '{shown(astray[0])}' "
-            f"in {shown(weight_map[astray[0]])}"
+            f"{where}: {len(misplaced)} tensors are not in the shard it names, the first "
+            f"'{shown(misplaced[0])}' "
+            f"in {shown(weight_map[misplaced[0]])}"
         )
     if extra := [name for name in found if name not in weight_map]:
         raise CheckpointError(

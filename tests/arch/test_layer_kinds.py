@@ -66,7 +66,7 @@ SOURCES = {
 def converted(tmp_path: Path, shapes: dict[str, list[int]]) -> dict[str, TensorInfo]:
     path = tmp_path / "m.safetensors"
     write_tensors(path, {name: ("BF16", shape) for name, shape in shapes.items()})
-    checkpoint = join_tensors(read_tensors(path), Quantization("m", {}))
+    checkpoint = join_tensors(read_tensors(path), Quantization(tmp_path, {}))
     tensors = convert_tensors(checkpoint, Table(SPECS, LAYERS, n_experts=2), "m")
     return {tensor.name: tensor for tensor in tensors}
 

@@ -22,7 +22,7 @@ def opened(path: Path, block: tuple[int, int] | None, **tensors: object) -> dict
     """The rows of each tensor, with the block that a config would state."""
     write_safetensors(path, tensors)
     config = {"quant_method": "fp8", "weight_block_size": None if block is None else list(block)}
-    joined = join_tensors(read_tensors(path), Quantization("folder", config))
+    joined = join_tensors(read_tensors(path), Quantization(Path("folder"), config))
     return {name: tensor.rows for name, tensor in joined.items()}
 
 

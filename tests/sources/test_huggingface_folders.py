@@ -224,6 +224,16 @@ def test_quantizations_that_are_not_read(
         open_checkpoint(path)
 
 
+def test_two_quantizations_that_differ(tmp_path: Path) -> None:
+    outer = {"quant_method": "fp8", "weight_block_size": [2, 2]}
+    config = {"quantization_config": outer, "text_config": {"quantization_config": dict(outer)}}
+    path = folder(tmp_path, config, **{"model.safetensors": {"a": ONES}})
+    assert list(open_checkpoint(path).tensors) == ["a"]
+    config["text_config"]["quantization_config"]["weight_block_size"] = [4, 4]
+    with pytest.raises(CheckpointError, match="its text_config have different objects quantization_config"):
+        open_checkpoint(folder(tmp_path, config))
+
+
 def test_fp8_comes_scaled_and_without_its_scales(tmp_path: Path) -> None:
     config = {"quantization_config": {"quant_method": "fp8", "weight_block_size": [2, 2]}}
     tensors = {

@@ -19,7 +19,7 @@ from ggplan.sources.schemes import SCHEMES, Group, Quantization, Recognised, joi
 from ggplan.sources.tensors import StoredTensor
 
 ONES = np.full((4, 4), 0x38)
-NOTHING = Quantization("folder", {})
+NOTHING = Quantization(Path("folder"), {})
 
 
 def stored(tmp_path: Path, **tensors: object) -> dict[str, StoredTensor]:
@@ -113,12 +113,12 @@ def test_what_no_scheme_joins_stays_as_it_is_stored(tmp_path: Path) -> None:
 def test_keys_of_the_config_that_nobody_knows(tmp_path: Path, config: dict[str, object], said: str) -> None:
     tensors = stored(tmp_path, w=fp8(ONES), w_scale=np.float32([1]))
     with pytest.raises(CheckpointError, match=re.escape(said)):
-        join_tensors(tensors, Quantization("folder", config))
+        join_tensors(tensors, Quantization(Path("folder"), config))
 
 
 def test_a_key_is_known_if_any_scheme_names_it(tmp_path: Path) -> None:
     tensors = stored(tmp_path, w=fp8(ONES), w_scale=np.float32([1]))
-    config = Quantization("folder", {"quant_method": "fp8", "step_bits": 4})
+    config = Quantization(Path("folder"), {"quant_method": "fp8", "step_bits": 4})
     assert list(join_tensors(tensors, config, (*SCHEMES, halves(keys=("step_bits",))))) == ["w"]
 
 
@@ -163,5 +163,5 @@ PUBLISHED = {
 @pytest.mark.parametrize("config", PUBLISHED.values(), ids=PUBLISHED.keys())
 def test_published_configs_are_read(tmp_path: Path, config: dict[str, object]) -> None:
     tensors = stored(tmp_path, w=fp8(ONES), w_scale=np.float32([2]))
-    weights = join_tensors(tensors, Quantization("folder", config))["w"]
+    weights = join_tensors(tensors, Quantization(Path("folder"), config))["w"]
     assert weights.rows.read(0, 1).tolist() == [[2] * 4]

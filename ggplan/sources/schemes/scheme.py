@@ -15,10 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from ggplan.errors import CheckpointError
 from ggplan.model import RowSource
+from ggplan.sources.files import shown
 from ggplan.sources.tensors import StoredTensor
 
 
@@ -28,14 +30,19 @@ class Quantization:
 
     Attributes
     ----------
-    where
-        The folder, for messages.
+    folder
+        The checkpoint's, where some forms keep files of their own (`hf_quant_config.json`).
     values
         The object `quantization_config`; empty where there is none.
     """
 
-    where: str
+    folder: Path
     values: Mapping[str, object]
+
+    @property
+    def where(self) -> str:
+        """The folder, for messages."""
+        return shown(self.folder)
 
     @property
     def method(self) -> object:
@@ -75,7 +82,7 @@ class Recognised:
         Names of tensors that the weights do not depend on, such as scales of activations.
     keys
         The keys of the config that the scheme obeys, or that do not change what the weights are. A key
-        that no scheme names is refused.
+        that no scheme names is refused. What stands inside a key is for the scheme to check.
     """
 
     groups: Sequence[Group]
@@ -114,20 +121,25 @@ class Scheme(Protocol):
         """
 
 
-def read_quantization(config: Mapping[str, object], where: str) -> Quantization:
+def read_quantization(config: Mapping[str, object], folder: Path) -> Quantization:
     """The quantization of a config.json, its own or that of its `text_config`.
 
     Raises
     ------
     CheckpointError
-        If it is no object.
+        If it is no object, or both have one and these differ.
     """
+    where = shown(folder)
     values = config.get("quantization_config")
     text_config = config.get("text_config")
-    if values is None and isinstance(text_config, dict):
-        values = text_config.get("quantization_config")
+    inner = text_config.get("quantization_config") if isinstance(text_config, dict) else None
+    if values is not None and inner is not None and values != inner:
+        raise CheckpointError(
+            f"{where}: config.json and its text_config have different objects quantization_config"
+        )
+    values = inner if values is None else values
     if values is None:
         values = {}
     if not isinstance(values, dict):
         raise CheckpointError(f"{where}: quantization_config in config.json is no object")
-    return Quantization(where, values)
+    return Quantization(folder, values)
