@@ -64,9 +64,9 @@ assert llama_cpp.llama_model_quantize(source.encode(), target.encode(), options)
 """,
 )
 OUR_CALL = _MEASURED.format(
-    imports="from ggplan import convert, load_recipe, make_plan, open_model",
+    imports="from ggplan import ConvertOptions, convert, load_recipe, make_plan, open_model",
     work="""
-convert(make_plan(open_model(source), load_recipe(sys.argv[4])), target, threads=threads)
+convert(make_plan(open_model(source), load_recipe(sys.argv[4])), target, ConvertOptions(threads=threads))
 """,
 )
 

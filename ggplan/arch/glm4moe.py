@@ -131,7 +131,7 @@ GLM4_MOE = Architecture(
         "routed_scaling_factor": 1.0,
         "norm_topk_prob": True,
     },
-    # Never the EOS of the tokenizer as EOT: GLM ends its turn with the name of the next speaker.
+    # The EOT is not the tokenizer's EOS: GLM ends its turn with the name of the next speaker.
     TokenizerRules(
         special_tokens={"bos": "[gMASK]", "eot": "<|user|>", "unk": "<|endoftext|>", "eom": "<|observation|>"}
     ),

@@ -140,7 +140,7 @@ def _smooth_factors(
 def _positive(rope: Config, key: str, default: float) -> float:
     value = rope.optional_number(key)
     if value is not None and not 1e-6 < value < 1e12:
-        raise rope.wrong(key, f"is {value:g}, which is out of all reason")
+        raise rope.wrong(key, f"is {value:g}, which is not plausible")
     return default if value is None else value
 
 

@@ -1,9 +1,9 @@
 """The unit of work: a run of rows of one tensor that is read, encoded and written as one.
 
-A chunk is large enough that Python's part costs nothing beside it, even where encoding is as fast as memory,
-and small enough that its float32 rows (4 MiB) stay in the cache that cores share, and that threads share the
-work evenly to the end. Memory depends on the chunk alone: an expert tensor of 3.8 billion weights is only
-more chunks.
+A chunk is large enough that Python's share of the time is negligible, even where encoding is as fast as
+memory. It is small enough that its float32 rows (4 MiB) stay in the cache that cores share, and that all
+threads have work to the end. Memory depends on the chunk alone: an expert tensor of 3.8 billion weights is
+only more chunks.
 """
 
 from __future__ import annotations

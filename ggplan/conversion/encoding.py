@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from ggplan.conversion.chunks import Chunk, read_rows
-from ggplan.conversion.finiteness import keep_into, settle_overflow, settled_bytes, settled_rows
+from ggplan.conversion.finiteness import bytes_by_policy, keep_into, overflow_by_policy, rows_by_policy
 from ggplan.conversion.running_hash import RunningHash
 from ggplan.conversion.source_hash import add_rows
 from ggplan.quants import encode_into, first_nonfinite
@@ -30,13 +30,13 @@ def encode_chunk(chunk: Chunk, source: RunningHash | None = None) -> memoryview:
         return chunk.reused.read_bytes(chunk.start, chunk.stop)
     if planned.is_copied and tensor.stored is not None:
         data = tensor.stored.read_bytes(chunk.start, chunk.stop)
-        return settled_bytes(data, tensor, chunk.start, chunk.nonfinite)
+        return bytes_by_policy(data, tensor, chunk.start, chunk.nonfinite)
     rows = read_rows(planned, chunk.start, chunk.stop)
     # To hash the rows tells their largest magnitude too, infinity for a NaN; else it is not known.
     largest = math.inf if source is None else add_rows(source, chunk.start, rows)
     finite = largest < math.inf or first_nonfinite(rows) < 0
     if not finite:
-        rows = settled_rows(widened(rows), tensor, planned.type, chunk.nonfinite)
+        rows = rows_by_policy(widened(rows), tensor, planned.type, chunk.nonfinite)
     out = np.empty((len(rows), planned.type.row_bytes(tensor.n_columns)), np.uint8)
     importance = chunk.importance
     if importance is None:
@@ -47,7 +47,7 @@ def encode_chunk(chunk: Chunk, source: RunningHash | None = None) -> memoryview:
             part = slice(start, stop)
             encode_into(rows[part], planned.type, importance[slice_], out[part], chunk.effort)
     if not are_sound(planned.type, largest):
-        settle_overflow(rows, tensor, chunk.start, planned.type, chunk.nonfinite, out)
+        overflow_by_policy(rows, tensor, chunk.start, planned.type, chunk.nonfinite, out)
     if not finite and chunk.nonfinite == "keep":
         keep_into(widened(rows), planned.type, out)
     return out.data.cast("B")

@@ -1,7 +1,8 @@
 """What becomes of weights that are not finite, or too large for their type.
 
-NaN and infinity in a checkpoint mean damage or a training that overflowed; one of them spoils its block, and
-in a norm the whole model. So they are refused, by name, unless the plan says otherwise (`Plan.nonfinite`):
+NaN and infinity in a checkpoint mean damage or a training that overflowed; one of them makes its block
+useless, and in a norm the whole model. So they are refused, by name, unless the plan says otherwise
+(`Plan.nonfinite`):
 
     refuse    an error that names the tensor, counts them and gives the first place
     zero      each becomes 0; a finite weight too large for f16 becomes its largest number, 65504, and one
@@ -9,12 +10,12 @@ in a norm the whole model. So they are refused, by name, unless the plan says ot
     keep      f32, f16 and bf16 take them as they are, and infinity for what is too large for f16; no type
               with blocks can hold them, so there they are still refused
 
-In bytes that are copied the floats are treated alike. A copied block whose scale is not finite has no weights
-left that mean anything: it is refused, or with `zero` becomes a block of zero bytes, weights of 0.
-A finite weight so large that its block's scale overflows is refused always: the type is wrong for it.
+Floats in copied bytes are treated in the same way. The weights of a copied block whose scale is not finite
+are lost: the block is refused, or with `zero` becomes a block of zero bytes, weights of 0. A finite weight so
+large that its block's scale overflows is always refused: the type is wrong for it.
 
 Scales of fp8 weights must be positive and finite. With `zero` and `keep` they are multiplied as they are, and
-the products judged like any weight; so a scale of zero makes zeros.
+the products checked like any weight; so a scale of zero makes zeros.
 """
 
 from __future__ import annotations
@@ -42,11 +43,11 @@ _RUN_WEIGHTS = 1 << 18
 _LARGEST = {"f16": 0x7BFF, "bf16": 0x7F7F}
 # From here on a weight is rounded to infinity: half a step above the largest number.
 _TOO_LARGE = {"f16": np.float32(65520), "bf16": np.array(0x7F7F8000, np.uint32).view(np.float32)[()]}
-# Norms, biases and routers; what is larger is read when its turn comes.
+# Norms, biases and routers; larger tensors are checked when they are encoded.
 _SMALL_WEIGHTS = 1 << 21
 
 
-def settled_rows(
+def rows_by_policy(
     rows: NDArray[np.float32], tensor: TensorInfo, type_: GgmlType, policy: Nonfinite
 ) -> NDArray[np.float32]:
     """`rows`, known to hold NaN or infinity, as the policy has them; encode `keep` with `keep_into`.
@@ -76,7 +77,7 @@ def keep_into(rows: NDArray[np.float32], type_: GgmlType, out: NDArray[np.uint8]
     out.view(np.uint16).reshape(-1)[at] = upper & 0x8000 | 0x7E00 if type_.name == "f16" else upper | 0x40
 
 
-def settle_overflow(
+def overflow_by_policy(
     rows: Rows,
     tensor: TensorInfo,
     start: int,
@@ -84,7 +85,7 @@ def settle_overflow(
     policy: Nonfinite,
     out: NDArray[np.uint8],
 ) -> None:
-    """See to finite weights that became infinite in `out`: in f16, or as a block's scale.
+    """Refuse or replace finite weights that became infinite in `out`: in f16, or as a block's scale.
 
     `rows` are those of `tensor` from row `start` on, as they were encoded.
     """
@@ -112,7 +113,7 @@ def settle_overflow(
     )
 
 
-def settled_bytes(data: memoryview, tensor: TensorInfo, start: int, policy: Nonfinite) -> memoryview:
+def bytes_by_policy(data: memoryview, tensor: TensorInfo, start: int, policy: Nonfinite) -> memoryview:
     """Bytes that are copied, rows of `tensor` from row `start` on, as the policy has them.
 
     Raises
@@ -143,14 +144,15 @@ def settled_bytes(data: memoryview, tensor: TensorInfo, start: int, policy: Nonf
 
 
 def check_early(plan: Plan) -> None:
-    """Refuse before hours of work what can be known in seconds: scales of fp8 weights, small tensors.
+    """Refuse before hours of work what can be found in seconds, such as damaged scales.
 
     Raises
     ------
     CheckpointError
         If the source cannot be read.
     ConversionError
-        If the plan refuses a weight of a tensor with up to 2 Mi weights, or a scale of any tensor.
+        If the plan refuses a weight of a tensor with up to 2 Mi weights, or the row source of any tensor
+        knows of a fault.
     """
     if plan.nonfinite == "zero":
         return
@@ -167,7 +169,7 @@ def check_early(plan: Plan) -> None:
         if tensor.n_weights > _SMALL_WEIGHTS:
             continue
         if planned.is_copied and tensor.stored is not None:
-            settled_bytes(tensor.stored.read_bytes(0, tensor.n_rows), tensor, 0, plan.nonfinite)
+            bytes_by_policy(tensor.stored.read_bytes(0, tensor.n_rows), tensor, 0, plan.nonfinite)
             continue
         if rows is None or (plan.nonfinite == "keep" and planned.type.name in _HOLDS):
             continue
@@ -180,7 +182,7 @@ def check_early(plan: Plan) -> None:
 
 
 def _not_finite(tensor: TensorInfo, type_: GgmlType, policy: Nonfinite) -> ConversionError:
-    """The error that counts all of a tensor's weights that are not finite, wherever one was met."""
+    """The error that counts all of a tensor's weights that are not finite."""
     hint = "the checkpoint is damaged or was trained to overflow; download it again, or give --nonfinite zero"
     if policy == "keep":
         hint = f"{type_.name} cannot hold them: give this tensor f32, f16 or bf16, or give --nonfinite zero"
@@ -200,7 +202,7 @@ def _counted(
     wrong: Callable[[NDArray[np.float32]], NDArray[np.bool_]],
     hint: str,
 ) -> ConversionError:
-    """The error for wrong weights: reads the whole tensor, so that it is the same whoever met the first."""
+    """The error for wrong weights: reads the whole tensor, so that threads do not matter."""
     assert tensor.rows is not None
     count, first, value = 0, 0, 0.0
     step = max(1, _RUN_WEIGHTS // max(1, tensor.n_columns))

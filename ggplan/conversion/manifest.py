@@ -11,7 +11,7 @@ stands before the data: the metadata and the table of tensors, padding included.
     header-sha256  HEX  FILE
 
 A split set has one manifest, named after the set: `OUT-00001-of-00003.gguf` is listed in `OUT.gguf.sha256`.
-What else stands there is for `--reuse` (see `reuse`): of each tensor that was encoded, the hash of the
+The other lines are for `--reuse` (see `reuse`): of each tensor that was encoded, the hash of the
 weights, and of their importance where an imatrix was used; with best effort, the revision of the search that
 found its blocks (`ggplan.quants.revisions`).
 
@@ -114,7 +114,7 @@ def format_manifest(files: Iterable[FileHashes]) -> str:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Read a manifest; kinds of lines that are not known here are passed over, as llama-gguf-hash does.
+    """Read a manifest; lines of unknown kinds are ignored, as llama-gguf-hash does.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""What can be known to fail is refused before the first byte is written."""
+"""Refuse what is sure to fail, before the first byte is written."""
 
 from __future__ import annotations
 

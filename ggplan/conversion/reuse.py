@@ -1,15 +1,15 @@
-"""Tensors that an earlier conversion encoded just so: they are copied from its output.
+"""Copy tensors that an earlier conversion has already encoded in the same way from its output.
 
 An encoder's bytes follow from the weights, the type, the effort and the importance. Where an earlier output
-of ggplan has a tensor of the same shape and type, made with the same effort and importance, two things are
-left to prove, both before a byte is copied:
+of ggplan has a tensor of the same shape and type, made with the same effort and importance, two things remain
+to be proven, both before a byte is copied:
 
     the weights are the same    the hash of the source's rows, which are read again, is the recorded one
     the bytes are undamaged     their SHA-256 is the recorded one
 
 What was recorded is in the manifest beside the earlier output, `OLD.gguf.sha256` (see `manifest`). What is
-not proven is encoded. So the output is the same with `--reuse` or without, but for a manifest that lies:
-reuse files of your own. Work that was stopped may be gone on with under either.
+not proven is encoded. So the output is the same with `--reuse` or without, unless the manifest is forged:
+reuse only your own files. Stopped work may be resumed with or without `--reuse`.
 
 The default effort's bytes are llama.cpp's, in every version of ggplan. Those of best effort are what its
 search finds, so there the revision of the search must be the same too.
@@ -150,14 +150,14 @@ def find_reusable(plan: Plan, earlier: Earlier) -> Reuse:
 def prove_reusable(
     reuse: Reuse, wanted: Iterable[str], n_threads: int, run_weights: int, stop: threading.Event
 ) -> Reuse:
-    """Prove of each wanted tensor that its weights and its bytes are those recorded; the others fall out.
+    """Prove for each wanted tensor that weights and bytes are those recorded, and take out the others.
 
     Parameters
     ----------
     run_weights
         How many weights are read at a time.
     stop
-        Set where the proof is not wanted any more.
+        Set to give up the proof.
     """
     names = set(wanted)
     chosen = [found for name, found in reuse.tensors.items() if name in names]
@@ -186,7 +186,7 @@ def _differing_choice(plan: Plan, earlier: Model) -> str:
     effort = _text(earlier.metadata, "ggplan.effort", "default")
     if effort != plan.effort:
         return f"it was made with --effort {printable(effort)}"
-    # Where nothing was refused, nothing was there that another policy would see to.
+    # Where nothing was refused, no weight was there that another policy would change.
     nonfinite = _text(earlier.metadata, "ggplan.nonfinite", "refuse")
     if nonfinite not in ("refuse", plan.nonfinite):
         return f"it was made with --nonfinite {printable(nonfinite)}"

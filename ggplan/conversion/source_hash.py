@@ -1,6 +1,6 @@
 """What the manifest says of a tensor's making: the hash of the weights that were encoded, and of the imatrix.
 
-It is the rows that are hashed as the encoder gets them, as float32: so the hash does not depend on how a
+The rows are hashed as the encoder gets them, as float32: so the hash does not depend on how a
 checkpoint is sharded or stored, and it covers all that stands between the file and the encoder, such as the
 scales of fp8 weights, experts that are stacked and heads that are permuted. Types without blocks have none;
 to encode these takes no longer than to prove anything about them.

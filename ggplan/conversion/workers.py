@@ -2,8 +2,8 @@
 
 No thread waits for another but for memory: a chunk that is written keeps its bytes until those before it in
 the tensor are hashed, and the number of chunks in that state is bounded. The kernels, the hash and the calls
-of the file system release the GIL. The calling thread does no work of that kind; it is told from time to time
-that something was written, so that it can make it durable, and signals reach it at once.
+of the file system release the GIL. The calling thread does none of this work; from time to time it makes
+durable what was written, and signals reach it at once.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def run(
             failures.append(error)
             stop.set()
         finally:
-            # Whoever waits for room looks up: at an error, or at the end, where no chunk is left to take.
+            # Wake a thread that waits for room: at an error, or at the end, where no chunk is left.
             room.release()
 
     workers = [threading.Thread(target=work, name=f"ggplan-{i}", daemon=True) for i in range(n_threads)]

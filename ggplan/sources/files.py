@@ -1,11 +1,11 @@
-"""Reading bytes, and rows of weights, from files that strangers made.
+"""Reading bytes, and rows of weights, from files that are not trusted.
 
 A read opens the file, reads at a position, and closes it. That costs a few microseconds beside reads of
-many kilobytes, and buys much: a checkpoint of a thousand shards never meets the limit of open files,
-readers carry no state, so any thread may use them, and nothing needs closing.
+many kilobytes. In return a checkpoint of a thousand shards never meets the limit of open files, readers have
+no state, so any thread may use them, and nothing needs closing.
 
-Only regular files are opened. A FIFO would block for ever and a device might act; both are refused
-before the open, and again after it by its descriptor, so that a swap in between gains nothing.
+Only regular files are opened. A FIFO would block for ever, and opening a device may have effects. Both are
+refused before the open, and again after it by the descriptor, in case the file was swapped in between.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _KINDS = {
 
 
 def shown(text: object) -> str:
-    """A path or an untrusted name as it may stand in a message: escaped, and cut where it is endless."""
+    """A path or an untrusted name as it may stand in a message: escaped, and cut where it is too long."""
     whole = str(text)
     if len(whole) > _SHOWN_LENGTH:
         whole = whole[: _SHOWN_LENGTH - 3] + "..."

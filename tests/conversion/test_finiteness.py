@@ -33,7 +33,7 @@ def converted(source: Path, type_: str, nonfinite: Nonfinite, **options: object)
     target = source.parent / "out.gguf"
     recipe = ggplan.parse_recipe(f"@default {type_}")
     plan = ggplan.make_plan(ggplan.open_model(source), recipe, nonfinite=nonfinite)
-    ggplan.convert(plan, target, force=True, **options)
+    ggplan.convert(plan, target, ggplan.ConvertOptions(force=True, **options))
     (record,) = read_header(target).tensors
     assert record.type.name == type_
     raw = target.read_bytes()[record.offset : record.offset + record.n_bytes]

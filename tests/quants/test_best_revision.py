@@ -1,6 +1,6 @@
 """What best effort writes, pinned: it may change, but then its revision must.
 
-An earlier output is reused, and stopped work gone on with, if it has the revision `BEST_REVISION`. The hashes
+An earlier output is reused, and stopped work resumed, if it has the revision `BEST_REVISION`. The hashes
 in `tests/data/best_revision.json` are those of the revision that stands beside them. To renew them after a
 wanted change: raise `BEST_REVISION` in `ggplan/quants/revisions.py`, then
 
@@ -23,7 +23,9 @@ from ggplan.quants.revisions import BEST_REVISION
 
 KEPT = Path(__file__).parent.parent / "data" / "best_revision.json"
 ROWS, COLUMNS = 8, 1024
-RENEW = f"raise BEST_REVISION in ggplan/quants/revisions.py, then: GGPLAN_RENEW=1 pytest {Path(__file__).name}"
+RENEW = (
+    f"raise BEST_REVISION in ggplan/quants/revisions.py, then: GGPLAN_RENEW=1 pytest {Path(__file__).name}"
+)
 
 
 def sample() -> tuple[np.ndarray, np.ndarray]:
@@ -57,7 +59,7 @@ def test_best_effort_writes_what_its_revision_says() -> None:
     now = {"revision": BEST_REVISION, "sha256": digests()}
     kept = json.loads(KEPT.read_text()) if KEPT.exists() else {"revision": 0, "sha256": {}}
     changed = [name for name, found in now["sha256"].items() if kept["sha256"].get(name) != found]
-    if os.environ.get("GGPLAN_RENEW") and BEST_REVISION > kept["revision"]:
+    if os.environ.get("GGPLAN_RENEW") and kept["revision"] < BEST_REVISION:
         KEPT.write_text(json.dumps(now, indent=1) + "\n")
         return
     if changed:

@@ -5,7 +5,7 @@
     OUT.gguf                appears when all is done, by renaming
 
 The order of steps is what makes this safe against a stop at any moment. Bytes are made durable before the
-journal speaks of them. The journal goes last, after the renames are durable, so whoever finds one knows that
+journal mentions them. The journal is removed last, after the renames are durable, so as long as there is one,
 there may be something left to do. The files of a set are renamed from the last to the first, the one that
 opens the set. A run that finds a final file where a part should be, and everything in it as the journal
 says, was stopped between two renames, and goes on from there.
@@ -50,8 +50,8 @@ _PIECE = 1 << 20
 
 
 @dataclass(slots=True)
-class Workspace:
-    """What a run has open.
+class UnfinishedOutput:
+    """The output of a run until it is complete: its open files, and how much of each tensor they hold.
 
     Attributes
     ----------
@@ -70,7 +70,7 @@ class Workspace:
     resumed_bytes
         Bytes of tensors that an earlier run wrote and that are right.
     recorded
-        Bytes of each tensor that the journal speaks of.
+        Bytes of each tensor that the journal has recorded.
     made
         Files of this run that a run without a journal removes where it fails.
     """
@@ -88,7 +88,7 @@ class Workspace:
     is_finished: bool = False
 
     def checkpoint(self) -> None:
-        """Make what was written durable, then say so in the journal."""
+        """Make what was written durable, then record it in the journal."""
         marks = {
             key: replace(mark, source=self.source_of(key)) if mark.n_bytes == hash_.n_bytes else mark
             for key, hash_ in self.hashes.items()
@@ -140,12 +140,12 @@ class Workspace:
         return sum(self.recorded.values())
 
     def close(self) -> None:
-        """Leave everything where it is, and let go of the lock."""
+        """Leave everything where it is, and release the lock."""
         self._close_parts()
         self.journal.close()
 
     def discard(self) -> None:
-        """Remove what was written, and let go of the lock."""
+        """Remove what was written, and release the lock."""
         for path in [part.part for part in self.parts] + self.made:
             with contextlib.suppress(OSError):
                 os.unlink(path)
@@ -188,12 +188,12 @@ def check_journal(
     if found := differences(recorded.plan, now):
         raise ConversionError(
             f"{part} was begun under another plan: {printable('; '.join(found))}",
-            hint="repeat the command it was begun with, or throw it away with --restart",
+            hint="repeat the command it was begun with, or discard it with --restart",
         )
     if not resume:
         raise ConversionError(
-            f"{part} is work that can be gone on with",
-            hint="leave out --no-resume to go on, or throw it away with --restart",
+            f"{part} is unfinished work that can be resumed",
+            hint="leave out --no-resume to resume it, or discard it with --restart",
         )
     return recorded
 
@@ -218,7 +218,10 @@ def find_renamed(files: Sequence[tuple[Path, Plan]], recorded: Recorded) -> dict
 
 
 def open_parts(
-    work: Workspace, files: Sequence[tuple[Path, Plan]], recorded: Recorded, renamed: Mapping[int, PartFile]
+    work: UnfinishedOutput,
+    files: Sequence[tuple[Path, Plan]],
+    recorded: Recorded,
+    renamed: Mapping[int, PartFile],
 ) -> None:
     """Open or create the part files, reserve their space, and write all of them but the weights.
 
@@ -246,7 +249,11 @@ def open_parts(
 
 
 def check_kept(
-    work: Workspace, recorded: Recorded, n_threads: int, resumed: Callable[[int], None], stop: threading.Event
+    work: UnfinishedOutput,
+    recorded: Recorded,
+    n_threads: int,
+    resumed: Callable[[int], None],
+    stop: threading.Event,
 ) -> None:
     """Hash again what the journal says is there; what is not right will be written anew."""
     jobs = [(part, tensor) for part in work.parts for tensor in part.plan.tensors]
