@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from ggplan.version import __version__
 
 if TYPE_CHECKING:
+    from ggplan.conversion import ConvertOptions as ConvertOptions
     from ggplan.conversion import convert as convert
     from ggplan.errors import Error as Error
     from ggplan.ggml_types import GgmlType as GgmlType
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from ggplan.verification import verify as verify
 
 _HOME = {
+    "ConvertOptions": "ggplan.conversion",
     "convert": "ggplan.conversion",
     "Error": "ggplan.errors",
     "GgmlType": "ggplan.ggml_types",

@@ -4,6 +4,9 @@ Tensors have GGUF names (`blk.7.ffn_down_exps.weight`) and shapes with rows firs
 last dimension is the row's length, ggml's `ne0`. A tensor of any number of dimensions is also a matrix
 of `n_rows` rows of `n_columns` weights; experts stacked in three dimensions are rows upon rows. Rows are
 the unit in which weights are read, encoded and written, so no tensor is ever in memory as a whole.
+
+Whoever reads weights does so through a `RowSource`. It states the type its rows are in, so nobody has to
+read a row to find out, and bfloat16 reaches an encoder without being widened first.
 """
 
 from __future__ import annotations
@@ -12,38 +15,107 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any
 
-from ggplan.ggml_types import GgmlType
+from ggplan.ggml_types import BF16, F16, F32, GgmlType
 from ggplan.metadata import Metadata
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+# How NumPy holds rows of single floats; rows of all other types are bytes.
+_ARRAYS = {F32: "<f4", F16: "<f2", BF16: "<u2"}
 
-class RowReader(Protocol):
-    """Reads rows `start` up to `stop` of one tensor as a (stop - start, n_columns) float32 array.
 
-    Safe to call from several threads at once. Raises `CheckpointError` where the file fails.
+def _no_fault() -> str:
+    return ""
+
+
+@dataclass(frozen=True, slots=True)
+class RowSource:
+    """Rows of one tensor, in one type, read from files or computed.
+
+    Attributes
+    ----------
+    dtype
+        The ggml type of the rows.
+    shape
+        The tensor's, rows first; `()` is one row of one weight.
+    read
+        `read(start, stop)` gives rows `start` up to `stop` as a C-contiguous array: (stop - start, n_columns)
+        float32 for f32, float16 for f16, and uint16, the bits, for bf16; for any other type
+        (stop - start, bytes of a row) uint8, the bytes that a GGUF file has. Safe to call from several
+        threads at once. Raises `CheckpointError` where a file fails, ValueError for rows that are not there.
+    fault
+        Reads what belongs to the weights besides themselves, such as scales, and says what is wrong with
+        it; "" where nothing is. It tells in seconds what reading all rows would tell after hours.
     """
 
-    def __call__(self, start: int, stop: int) -> NDArray[np.float32]:
-        """Read these rows."""
+    dtype: GgmlType
+    shape: tuple[int, ...]
+    read: Callable[[int, int], NDArray[Any]]
+    fault: Callable[[], str] = _no_fault
+
+    @property
+    def n_columns(self) -> int:
+        """Weights in a row."""
+        return self.shape[-1] if self.shape else 1
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of all slices together."""
+        return math.prod(self.shape[:-1])
+
+    def read_float32(self, start: int, stop: int) -> NDArray[np.float32]:
+        """Rows `start` up to `stop` as a (stop - start, n_columns) float32 array, whatever type they are in.
+
+        Raises
+        ------
+        CheckpointError, ValueError
+            As `read`.
+        QuantizationError
+            If ggplan does not decode the type.
+        """
+        import numpy as np
+
+        rows = self.read(start, stop)
+        if self.dtype == F32:
+            return rows
+        if self.dtype == F16:
+            return rows.astype(np.float32)
+        if self.dtype == BF16:
+            from ggplan.quants.floats import widened
+
+            return widened(rows)
+        from ggplan.quants import dequantize
+
+        return dequantize(rows, self.dtype)
+
+    def read_bytes(self, start: int, stop: int) -> memoryview:
+        """Rows `start` up to `stop` as the bytes that a GGUF file has."""
+        return self.read(start, stop).reshape(-1).data.cast("B")
+
+    def as_float32(self) -> RowSource:
+        """The same rows in f32."""
+        if self.dtype == F32:
+            return self
+        return RowSource(F32, self.shape, self.read_float32, self.fault)
 
 
-class Bf16Reader(Protocol):
-    """As `RowReader`, but the array is uint16: the bits of bfloat16, as they are stored."""
+def empty_rows(dtype: GgmlType, n_rows: int, n_columns: int) -> NDArray[Any]:
+    """An array, not filled, for so many rows of a type, as `RowSource.read` gives them."""
+    import numpy as np
 
-    def __call__(self, start: int, stop: int) -> NDArray[np.uint16]:
-        """Read these rows."""
+    if (array := _ARRAYS.get(dtype)) is not None:
+        return np.empty((n_rows, n_columns), array)
+    return np.empty((n_rows, dtype.row_bytes(n_columns)), np.uint8)
 
 
-class ByteReader(Protocol):
-    """Reads rows `start` up to `stop` of one tensor as the bytes they have in `TensorInfo.type`."""
-
-    def __call__(self, start: int, stop: int) -> bytes:
-        """Read these rows."""
+def require_rows(start: int, stop: int, n_rows: int) -> None:
+    """Raise ValueError unless `start` up to `stop` are rows of a tensor that has so many."""
+    if not 0 <= start <= stop <= n_rows:
+        raise ValueError(f"rows {start} to {stop} of {n_rows}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,22 +129,19 @@ class TensorInfo:
     shape
         Rows first; `shape[-1]` is ggml's ne0.
     type
-        The type it keeps when no rule speaks: for GGUF the type in the file, for Hugging Face
+        The type it keeps when no rule matches: for GGUF the type in the file, for Hugging Face
         checkpoints the type llama.cpp's converter gives it (f32 for norms, vectors and the router, the
         checkpoint's own float type for the rest).
     origin
         Where its weights are, for messages: `model-00003-of-00047.safetensors`.
     stored_as
         The checkpoint's own name of its type: `BF16`, `F8_E4M3`, `q8_0`.
-    read_rows
-        Reads weights as float32; None for an inventory that has no weights, and for types ggplan
+    rows
+        Its weights, in f32, f16 or bf16; None for an inventory that has no weights, and for types ggplan
         cannot decode.
-    read_bytes
-        Reads rows as they are stored; only where the file stores them as GGUF does.
-    scale_fault
-        Where weights are stored with scales beside them: reads these and says what is wrong, or "".
-    read_bf16
-        Reads weights that are stored as bfloat16 without widening them; None where they are not.
+    stored
+        The rows in `type` as a GGUF file stores them, which are copied where the type stays; None where
+        the source is no GGUF file. For float types this is `rows`.
     """
 
     name: str
@@ -80,10 +149,8 @@ class TensorInfo:
     type: GgmlType
     origin: str
     stored_as: str
-    read_rows: RowReader | None = None
-    read_bytes: ByteReader | None = None
-    scale_fault: Callable[[], str] | None = None
-    read_bf16: Bf16Reader | None = None
+    rows: RowSource | None = None
+    stored: RowSource | None = None
 
     @property
     def n_columns(self) -> int:

@@ -17,7 +17,7 @@ ALLOWED = {
     "text": set(),
     "ggml_types": {"errors"},
     "metadata": {"errors"},
-    "model": {"ggml_types", "metadata"},
+    "model": {"ggml_types", "metadata", "quants"},
     "quants": {"errors", "ggml_types"},
     "sources": {"errors", "text", "ggml_types", "metadata", "model", "quants"},
     "imatrix": {"errors", "text", "ggml_types", "metadata", "model", "sources"},

@@ -64,9 +64,9 @@ assert llama_cpp.llama_model_quantize(source.encode(), target.encode(), options)
 """,
 )
 OUR_CALL = _MEASURED.format(
-    imports="from ggplan import convert, load_recipe, make_plan, open_model",
+    imports="from ggplan import ConvertOptions, convert, load_recipe, make_plan, open_model",
     work="""
-convert(make_plan(open_model(source), load_recipe(sys.argv[4])), target, threads=threads)
+convert(make_plan(open_model(source), load_recipe(sys.argv[4])), target, ConvertOptions(threads=threads))
 """,
 )
 
@@ -293,7 +293,7 @@ def same_tensors(first: Path, second: Path) -> bool:
     tensors = [{t.name: t for t in model.tensors} for model in models]
     return tensors[0].keys() == tensors[1].keys() and all(
         a.type == tensors[1][name].type
-        and a.read_bytes(0, a.n_rows) == tensors[1][name].read_bytes(0, a.n_rows)
+        and a.stored.read_bytes(0, a.n_rows) == tensors[1][name].stored.read_bytes(0, a.n_rows)
         for name, a in tensors[0].items()
     )
 

@@ -49,7 +49,7 @@ def real_samples(model: Model, imatrix: Imatrix | None) -> list[Sample]:
     rng = np.random.default_rng(0)
     samples = []
     for tensor in model.tensors:
-        if len(tensor.shape) < 2 or tensor.n_columns % COLUMNS or tensor.read_rows is None:
+        if len(tensor.shape) < 2 or tensor.n_columns % COLUMNS or tensor.rows is None:
             continue
         entry = None if imatrix is None else imatrix.entries.get(tensor.name)
         if imatrix is not None and entry is None:
@@ -58,7 +58,7 @@ def real_samples(model: Model, imatrix: Imatrix | None) -> list[Sample]:
         values = None if entry is None else entry.for_tensor(tensor.shape)
         for number in range(0, n_slices, max(1, n_slices // 4)):
             start = number * tensor.shape[-2]
-            rows = tensor.read_rows(start, start + min(tensor.shape[-2], LARGEST_SAMPLE))
+            rows = tensor.rows.read_float32(start, start + min(tensor.shape[-2], LARGEST_SAMPLE))
             at = int(rng.integers(tensor.n_columns // COLUMNS)) * COLUMNS
             rows = np.ascontiguousarray(rows[:, at : at + COLUMNS])
             random = np.exp(rng.standard_normal(COLUMNS)).astype(np.float32)

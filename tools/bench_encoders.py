@@ -109,10 +109,10 @@ def model_rows(path: Path) -> Rows:
     share = CACHED_ROWS * COLUMNS // len(matrices) + 1
     parts = []
     for tensor in matrices:
-        assert tensor.read_rows is not None
+        assert tensor.rows is not None
         n_rows = min(tensor.n_rows, -(-share // tensor.n_columns))
         start = (tensor.n_rows - n_rows) // 2
-        parts.append(tensor.read_rows(start, start + n_rows).reshape(-1))
+        parts.append(tensor.rows.read_float32(start, start + n_rows).reshape(-1))
     weights = np.concatenate(parts)
     return np.ascontiguousarray(np.resize(weights, (CACHED_ROWS, COLUMNS)))
 

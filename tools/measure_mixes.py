@@ -94,7 +94,7 @@ def convert_mixes(model_name: str, recipes: list[str], folder: Path) -> list[Pat
     files = []
     for name, recipe in mixes:
         path = folder / f"{name.replace(' ', '_')}.gguf"
-        ggplan.convert(ggplan.make_plan(model, recipe), path, allow_requantize=True)
+        ggplan.convert(ggplan.make_plan(model, recipe), path, ggplan.ConvertOptions(allow_requantize=True))
         print(f"wrote {path.name}: {path.stat().st_size:,} bytes", flush=True)
         files.append(path)
     return files

@@ -1,11 +1,11 @@
 """Hugging Face checkpoints as GGUF models: names, layouts, metadata and tokenizer of each architecture.
 
-The measure is llama.cpp's `convert_hf_to_gguf.py`: the same tensors in the same order, equal byte for byte in
-bf16 and f32, and the same keys. The tests compare both on random models of each architecture.
+The result is that of llama.cpp's `convert_hf_to_gguf.py`: the same tensors in the same order, equal byte for
+byte in bf16 and f32, and the same keys. The tests compare both on random models of each architecture.
 
 An architecture is a small module (`llama`, `qwen3`, `glm4moe`, `deepseek2`) that states a table of tensors
 and a function for its keys; what they share stands in `architecture`, `tensors`, `transforms` and `metadata`.
-To add one, write such a module and name it here.
+To add one, write such a module and name it in `ARCHITECTURES`.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from functools import partial
 
 from ggplan.arch.config import Config
 from ggplan.arch.metadata import Keys
-from ggplan.arch.tensors import Entry, Table
+from ggplan.arch.tensors import Table, TensorSpec
 from ggplan.arch.transforms import permuted, plain
 
 LAYER, BLOCK = "model.layers.{}.", "blk.{}."
@@ -73,51 +73,53 @@ def heads_kv(config: Config) -> int:
     return config.optional_count("num_key_value_heads") or config.count("num_attention_heads")
 
 
-def embeddings(config: Config) -> list[Entry]:
+def embeddings(config: Config) -> list[TensorSpec]:
     """The embedding, the last norm and the output, which is absent where it is the embedding itself."""
     width, vocab = config.count("hidden_size"), config.count("vocab_size")
     tied = config.flag("tie_word_embeddings")
     return [
-        Entry("model.embed_tokens.weight", "token_embd.weight", (vocab, width)),
-        Entry("model.norm.weight", "output_norm.weight", (width,)),
-        Entry("lm_head.weight", "output.weight", (vocab, width), optional=tied),
+        TensorSpec("model.embed_tokens.weight", "token_embd.weight", (vocab, width)),
+        TensorSpec("model.norm.weight", "output_norm.weight", (width,)),
+        TensorSpec("lm_head.weight", "output.weight", (vocab, width), optional=tied),
     ]
 
 
-def attention(config: Config, *, permute: bool = False) -> list[Entry]:
+def attention(config: Config, *, permute: bool = False) -> list[TensorSpec]:
     """Grouped-query attention, its norm before it, and biases where the checkpoint has them."""
     width, head = config.count("hidden_size"), head_width(config)
     n_heads, n_kv = config.count("num_attention_heads"), heads_kv(config)
-    entries = [Entry(LAYER + "input_layernorm.weight", BLOCK + "attn_norm.weight", (width,))]
+    specs = [TensorSpec(LAYER + "input_layernorm.weight", BLOCK + "attn_norm.weight", (width,))]
     for part, heads in (("q", n_heads), ("k", n_kv), ("v", n_kv)):
         source, target = f"{LAYER}self_attn.{part}_proj.", f"{BLOCK}attn_{part}."
-        read = partial(permuted, n_heads=heads) if permute and part != "v" else plain
-        entries += [
-            Entry(source + "weight", target + "weight", (heads * head, width), read=read),
-            Entry(source + "bias", target + "bias", (heads * head,), optional=True, read=read),
+        transform = partial(permuted, n_heads=heads) if permute and part != "v" else plain
+        specs += [
+            TensorSpec(source + "weight", target + "weight", (heads * head, width), transform=transform),
+            TensorSpec(source + "bias", target + "bias", (heads * head,), optional=True, transform=transform),
         ]
     source, target = LAYER + "self_attn.o_proj.", BLOCK + "attn_output."
-    entries.append(Entry(source + "weight", target + "weight", (width, n_heads * head)))
-    entries.append(Entry(source + "bias", target + "bias", (width,), optional=True))
-    return entries
+    specs.append(TensorSpec(source + "weight", target + "weight", (width, n_heads * head)))
+    specs.append(TensorSpec(source + "bias", target + "bias", (width,), optional=True))
+    return specs
 
 
-def qk_norms(config: Config, *, optional: bool = False) -> list[Entry]:
+def qk_norms(config: Config, *, optional: bool = False) -> list[TensorSpec]:
     """The norms of each head's Q and K."""
     shape = (head_width(config),)
     return [
-        Entry(f"{LAYER}self_attn.{x}_norm.weight", f"{BLOCK}attn_{x}_norm.weight", shape, optional=optional)
+        TensorSpec(
+            f"{LAYER}self_attn.{x}_norm.weight", f"{BLOCK}attn_{x}_norm.weight", shape, optional=optional
+        )
         for x in "qk"
     ]
 
 
-def ffn(prefix: str, suffix: str, n_columns: int, width: int, kind: str = "") -> list[Entry]:
+def ffn(prefix: str, suffix: str, n_columns: int, width: int, kind: str = "") -> list[TensorSpec]:
     """The three matrices of a gated feed-forward part, in the order in which the converter writes experts.
 
     `prefix` comes before `down_proj` in the checkpoint's names, `suffix` ends the GGUF's: `_exps`, `_shexp`.
     """
     shapes = {"down": (width, n_columns), "gate": (n_columns, width), "up": (n_columns, width)}
     return [
-        Entry(f"{LAYER}{prefix}{part}_proj.weight", f"{BLOCK}ffn_{part}{suffix}.weight", shape, kind)
+        TensorSpec(f"{LAYER}{prefix}{part}_proj.weight", f"{BLOCK}ffn_{part}{suffix}.weight", shape, kind)
         for part, shape in shapes.items()
     ]

@@ -1,9 +1,9 @@
-"""A model's config.json, read with suspicion.
+"""A model's config.json, with every value checked.
 
 Hugging Face writes a flat JSON object whose keys depend on the model class. transformers fills in what a
 file leaves out, so old checkpoints rely on its defaults; an architecture states those that end up in a GGUF.
-Every value comes from a stranger: a count is an integer of 32 bits, a count of layers is never more than the
-checkpoint has tensors, and whatever is not becomes an error that names the key.
+The values are not trusted: a count must be an integer of 32 bits, a count of layers no larger than the number
+of tensors, and any other value is an error that names the key.
 """
 
 from __future__ import annotations

@@ -10,15 +10,14 @@ part transposed, and the cache holds a single head of `kv_lora_rank` + `qk_rope_
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
+from functools import partial
 
 from ggplan.arch.architecture import BLOCK, LAYER, Architecture, embeddings, ffn, heads_kv
 from ggplan.arch.config import Config
 from ggplan.arch.metadata import Keys, base_keys, rope_parameters
-from ggplan.arch.tensors import DENSE, MOE, Entry, Table, split_numbers
+from ggplan.arch.tensors import DENSE, MOE, Table, TensorSpec, split_numbers
 from ggplan.arch.transforms import sliced, transposed_slices
-from ggplan.model import RowReader
-from ggplan.sources.tensors import CheckpointTensor
 
 
 def _table(config: Config, names: Collection[str]) -> Table:
@@ -38,7 +37,7 @@ def _table(config: Config, names: Collection[str]) -> Table:
         [
             *embeddings(config),
             *_attention(config),
-            Entry(LAYER + "post_attention_layernorm.weight", BLOCK + "ffn_norm.weight", (width,)),
+            TensorSpec(LAYER + "post_attention_layernorm.weight", BLOCK + "ffn_norm.weight", (width,)),
             *ffn("mlp.", "", config.count("intermediate_size"), width, "dense"),
             *(_experts(config, width) if has_experts else ()),
         ],
@@ -48,7 +47,7 @@ def _table(config: Config, names: Collection[str]) -> Table:
     )
 
 
-def _attention(config: Config) -> list[Entry]:
+def _attention(config: Config) -> list[TensorSpec]:
     width, n_heads, n_heads_kv = (
         config.count("hidden_size"),
         config.count("num_attention_heads"),
@@ -61,41 +60,34 @@ def _attention(config: Config) -> list[Entry]:
     source, target = LAYER + "self_attn.", BLOCK + "attn_"
     q_rows = n_heads * (nope + rope)
     if q_rank is None:
-        q = [Entry(source + "q_proj.weight", target + "q.weight", (q_rows, width))]
+        q = [TensorSpec(source + "q_proj.weight", target + "q.weight", (q_rows, width))]
     else:
         q = [
-            Entry(source + "q_a_proj.weight", target + "q_a.weight", (q_rank, width)),
-            Entry(source + "q_a_layernorm.weight", target + "q_a_norm.weight", (q_rank,)),
-            Entry(source + "q_b_proj.weight", target + "q_b.weight", (q_rows, q_rank)),
+            TensorSpec(source + "q_a_proj.weight", target + "q_a.weight", (q_rank, width)),
+            TensorSpec(source + "q_a_layernorm.weight", target + "q_a_norm.weight", (q_rank,)),
+            TensorSpec(source + "q_b_proj.weight", target + "q_b.weight", (q_rows, q_rank)),
         ]
 
-    def k_part(tensor: CheckpointTensor) -> RowReader:
-        return transposed_slices(tensor, nope + v, nope)
-
-    def v_part(tensor: CheckpointTensor) -> RowReader:
-        return sliced(tensor, nope + v, nope, v)
-
-    def half(name: str, shape: tuple[int, ...], read: Callable[[CheckpointTensor], RowReader]) -> Entry:
-        whole = (n_heads_kv * (nope + v), rank)
-        return Entry(source + "kv_b_proj.weight", target + name, whole, target_shape=shape, read=read)
-
+    k_part = partial(transposed_slices, group=nope + v, length=nope)
+    v_part = partial(sliced, group=nope + v, offset=nope, length=v)
+    kv_b, kv_shape = source + "kv_b_proj.weight", (n_heads_kv * (nope + v), rank)
     return [
-        Entry(LAYER + "input_layernorm.weight", target + "norm.weight", (width,)),
+        TensorSpec(LAYER + "input_layernorm.weight", target + "norm.weight", (width,)),
         *q,
-        Entry(source + "kv_a_proj_with_mqa.weight", target + "kv_a_mqa.weight", (rank + rope, width)),
-        Entry(source + "kv_a_layernorm.weight", target + "kv_a_norm.weight", (rank,)),
-        half("k_b.weight", (n_heads_kv, rank, nope), k_part),
-        half("v_b.weight", (n_heads_kv, v, rank), v_part),
-        Entry(source + "o_proj.weight", target + "output.weight", (width, n_heads * v)),
+        TensorSpec(source + "kv_a_proj_with_mqa.weight", target + "kv_a_mqa.weight", (rank + rope, width)),
+        TensorSpec(source + "kv_a_layernorm.weight", target + "kv_a_norm.weight", (rank,)),
+        TensorSpec(kv_b, target + "k_b.weight", kv_shape, transform=k_part),
+        TensorSpec(kv_b, target + "v_b.weight", kv_shape, transform=v_part),
+        TensorSpec(source + "o_proj.weight", target + "output.weight", (width, n_heads * v)),
     ]
 
 
-def _experts(config: Config, width: int) -> list[Entry]:
+def _experts(config: Config, width: int) -> list[TensorSpec]:
     n_experts, n_columns = config.count("n_routed_experts"), config.count("moe_intermediate_size")
     n_shared = config.optional_count("n_shared_experts", least=0) or 0
     return [
-        Entry(LAYER + "mlp.gate.weight", BLOCK + "ffn_gate_inp.weight", (n_experts, width), "moe"),
-        Entry(
+        TensorSpec(LAYER + "mlp.gate.weight", BLOCK + "ffn_gate_inp.weight", (n_experts, width), "moe"),
+        TensorSpec(
             LAYER + "mlp.gate.e_score_correction_bias",
             BLOCK + "exp_probs_b.bias",
             (n_experts,),

@@ -25,7 +25,7 @@ from ggplan.arch.architecture import (
 )
 from ggplan.arch.config import Config
 from ggplan.arch.metadata import GATING, Keys, base_keys, rope_parameters
-from ggplan.arch.tensors import DENSE, MOE, MTP, Entry, Table
+from ggplan.arch.tensors import DENSE, MOE, MTP, Table, TensorSpec
 
 
 def _table(config: Config, names: Collection[str]) -> Table:
@@ -38,10 +38,12 @@ def _table(config: Config, names: Collection[str]) -> Table:
             *embeddings(config),
             *attention(config),
             *qk_norms(config, optional=True),
-            Entry(LAYER + "post_attention_layernorm.weight", BLOCK + "post_attention_norm.weight", (width,)),
+            TensorSpec(
+                LAYER + "post_attention_layernorm.weight", BLOCK + "post_attention_norm.weight", (width,)
+            ),
             *ffn("mlp.", "", config.count("intermediate_size"), width, "dense"),
-            Entry(LAYER + "mlp.gate.weight", BLOCK + "ffn_gate_inp.weight", (n_experts, width), "moe"),
-            Entry(
+            TensorSpec(LAYER + "mlp.gate.weight", BLOCK + "ffn_gate_inp.weight", (n_experts, width), "moe"),
+            TensorSpec(
                 LAYER + "mlp.gate.e_score_correction_bias", BLOCK + "exp_probs_b.bias", (n_experts,), "moe"
             ),
             *ffn("mlp.experts.{}.", "_exps", n_columns, width, "moe"),
@@ -53,27 +55,27 @@ def _table(config: Config, names: Collection[str]) -> Table:
     )
 
 
-def _next_token(width: int, vocab: int) -> list[Entry]:
+def _next_token(width: int, vocab: int) -> list[TensorSpec]:
     target = BLOCK + "nextn."
     return [
-        Entry(LAYER + "eh_proj.weight", target + "eh_proj.weight", (width, 2 * width), "mtp"),
-        Entry(
+        TensorSpec(LAYER + "eh_proj.weight", target + "eh_proj.weight", (width, 2 * width), "mtp"),
+        TensorSpec(
             LAYER + "embed_tokens.weight",
             target + "embed_tokens.weight",
             (vocab, width),
             "mtp",
             optional=True,
         ),
-        Entry(LAYER + "enorm.weight", target + "enorm.weight", (width,), "mtp"),
-        Entry(LAYER + "hnorm.weight", target + "hnorm.weight", (width,), "mtp"),
-        Entry(
+        TensorSpec(LAYER + "enorm.weight", target + "enorm.weight", (width,), "mtp"),
+        TensorSpec(LAYER + "hnorm.weight", target + "hnorm.weight", (width,), "mtp"),
+        TensorSpec(
             LAYER + "shared_head.head.weight",
             target + "shared_head_head.weight",
             (vocab, width),
             "mtp",
             optional=True,
         ),
-        Entry(
+        TensorSpec(
             LAYER + "shared_head.norm.weight",
             target + "shared_head_norm.weight",
             (width,),
@@ -129,7 +131,7 @@ GLM4_MOE = Architecture(
         "routed_scaling_factor": 1.0,
         "norm_topk_prob": True,
     },
-    # Never the EOS of the tokenizer as EOT: GLM ends its turn with the name of the next speaker.
+    # The EOT is not the tokenizer's EOS: GLM ends its turn with the name of the next speaker.
     TokenizerRules(
         special_tokens={"bos": "[gMASK]", "eot": "<|user|>", "unk": "<|endoftext|>", "eom": "<|observation|>"}
     ),

@@ -24,7 +24,7 @@ from ggplan.arch.architecture import (
 )
 from ggplan.arch.config import Config
 from ggplan.arch.metadata import Keys, base_keys, rope_parameters
-from ggplan.arch.tensors import DENSE, MOE, Entry, Table
+from ggplan.arch.tensors import DENSE, MOE, Table, TensorSpec
 from ggplan.arch.transforms import constant
 from ggplan.errors import CheckpointError
 from ggplan.ggml_types import F32
@@ -38,7 +38,7 @@ def _dense(config: Config, names: Collection[str]) -> Table:
     width, n_columns = config.count("hidden_size"), config.count("intermediate_size")
     matrices = ffn("mlp.", "", n_columns, width)
     biases = [
-        Entry(
+        TensorSpec(
             m.source.replace(".weight", ".bias"),
             m.target.replace(".weight", ".bias"),
             m.shape[:1],
@@ -60,10 +60,10 @@ def _mixtral(config: Config, names: Collection[str]) -> Table:
     return Table(
         [
             *_common(config),
-            Entry(moe + "gate.weight", BLOCK + "ffn_gate_inp.weight", (n_experts, width)),
-            Entry(moe + "experts.{}.w1.weight", BLOCK + "ffn_gate_exps.weight", (n_columns, width)),
-            Entry(moe + "experts.{}.w2.weight", BLOCK + "ffn_down_exps.weight", (width, n_columns)),
-            Entry(moe + "experts.{}.w3.weight", BLOCK + "ffn_up_exps.weight", (n_columns, width)),
+            TensorSpec(moe + "gate.weight", BLOCK + "ffn_gate_inp.weight", (n_experts, width)),
+            TensorSpec(moe + "experts.{}.w1.weight", BLOCK + "ffn_gate_exps.weight", (n_columns, width)),
+            TensorSpec(moe + "experts.{}.w2.weight", BLOCK + "ffn_down_exps.weight", (width, n_columns)),
+            TensorSpec(moe + "experts.{}.w3.weight", BLOCK + "ffn_up_exps.weight", (n_columns, width)),
         ],
         [MOE] * config.layers("num_hidden_layers"),
         n_experts,
@@ -71,12 +71,12 @@ def _mixtral(config: Config, names: Collection[str]) -> Table:
     )
 
 
-def _common(config: Config) -> list[Entry]:
+def _common(config: Config) -> list[TensorSpec]:
     if head_width(config) % 2:
         raise CheckpointError(
             f"{config.where}: heads of {head_width(config)} columns cannot be rotated in pairs"
         )
-    norm = Entry(
+    norm = TensorSpec(
         LAYER + "post_attention_layernorm.weight", BLOCK + "ffn_norm.weight", (config.count("hidden_size"),)
     )
     return [*embeddings(config), *attention(config, permute=True), norm]
@@ -117,7 +117,8 @@ def _rope_factors(config: Config) -> list[TensorInfo]:
         raise rope.wrong("low_freq_factor", "is not below high_freq_factor")
     context = _positive(rope, "original_max_position_embeddings", 8192)
     factors = _smooth_factors(n_columns, base, factor, low, high, context)
-    return [TensorInfo("rope_freqs.weight", (len(factors),), F32, "config.json", "F32", constant(factors))]
+    rows = constant(factors)
+    return [TensorInfo("rope_freqs.weight", rows.shape, F32, "config.json", "F32", rows)]
 
 
 def _smooth_factors(
@@ -139,7 +140,7 @@ def _smooth_factors(
 def _positive(rope: Config, key: str, default: float) -> float:
     value = rope.optional_number(key)
     if value is not None and not 1e-6 < value < 1e12:
-        raise rope.wrong(key, f"is {value:g}, which is out of all reason")
+        raise rope.wrong(key, f"is {value:g}, which is not plausible")
     return default if value is None else value
 
 

@@ -8,19 +8,24 @@ vocabulary, so a tokenizer trained anew is never recognised, whatever its expres
 
 The text and the hashes: `get_vocab_base_pre` in `conversion/base.py` of llama.cpp b11434. They were made with
 transformers 4, whose Llama classes put the BOS token before the ids by themselves.
+
+A tokenizer.json comes from strangers and holds regular expressions for a backtracking matcher. Each of its
+attempts is bounded, but a few expressions made for the purpose still take minutes for a line of text. So
+encoding is done in a thread of its own, in Rust and without Python's lock, and is given up after a time that
+is thousands of times what it should take.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
-
-from ggplan.arch.encoding import encoded
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+_SECONDS = 3.0
 _TEXT = (
     "\n \n\n \n\n\n \t \t\t \t\n  \n   \n    \n     \n"
     "🚀 (normal) 😶\u200d🌫️ (multiple emojis concatenated) ✅ 🦙🦙 "
@@ -163,3 +168,35 @@ def _encodings(tokenizer: Tokenizer, settings: Mapping[str, object]) -> Iterator
 
 def _hash(ids: list[int]) -> str:
     return hashlib.sha256(str(ids).encode()).hexdigest()
+
+
+def encoded(
+    tokenizer: Tokenizer, texts: Sequence[str], *, add_special_tokens: bool = True
+) -> list[list[int]]:
+    """The ids of each text.
+
+    Raises
+    ------
+    TimeoutError
+        If it takes longer than `_SECONDS`. Whatever else the library raises is raised here too.
+    """
+    if not texts:
+        return []
+    found: list[list[int]] = []
+    failures: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            batch = tokenizer.encode_batch(list(texts), add_special_tokens=add_special_tokens)
+            found.extend(encoding.ids for encoding in batch)
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=work, name="ggplan-tokenizer", daemon=True)
+    thread.start()
+    thread.join(_SECONDS)
+    if thread.is_alive():
+        raise TimeoutError(f"encoding a line of text takes more than {_SECONDS:.0f} seconds")
+    if failures:
+        raise failures[0]
+    return found

@@ -1,7 +1,7 @@
-"""The `general.*` keys: what the model is called, how large it is, whence it comes, how to sample from it.
+"""The `general.*` keys: name, size, origin and sampling parameters of the model.
 
-Names are guessed from the model card (README.md), config.json and the folder, since nothing says them
-plainly: a hub name like `GLM-4.5-Air` or `Llama-3.1-8B-Instruct` is cut at its hyphens, and each part is a
+Names are guessed from the model card (README.md), config.json and the folder, since no file states them
+as such: a hub name like `GLM-4.5-Air` or `Llama-3.1-8B-Instruct` is cut at its hyphens, and each part is a
 version, a size, the name of a finetune or a part of the base name. The size label counts weights: `128x9.4B`
 means 128 experts, each of which with all shared weights has 9.4 billion.
 
@@ -243,7 +243,7 @@ def _sampling(checkpoint: HfCheckpoint) -> Metadata:
     try:
         settings = checkpoint.read_json("generation_config.json") or {}
     except CheckpointError:
-        return {}  # a suggestion that cannot be read is none
+        return {}  # only a suggestion: one that cannot be read is left out
     keys: Metadata = {}
     for source, target, kind in _SAMPLING:
         value = settings.get(source)
@@ -255,7 +255,7 @@ def _sampling(checkpoint: HfCheckpoint) -> Metadata:
 
 
 def _model_card(checkpoint: HfCheckpoint) -> Mapping[str, object]:
-    """The YAML between two lines of three hyphens that opens README.md; empty where it is none."""
+    """The YAML between two lines of three hyphens that opens README.md; empty where there is none."""
     try:
         lines = (checkpoint.read_text("README.md") or "").splitlines()
     except CheckpointError:

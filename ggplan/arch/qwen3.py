@@ -8,7 +8,8 @@ Nothing is permuted. Experts are stored one by one, or fused as transformers 5 k
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
+from functools import partial
 
 from ggplan.arch.architecture import (
     BLOCK,
@@ -23,11 +24,9 @@ from ggplan.arch.architecture import (
 )
 from ggplan.arch.config import Config
 from ggplan.arch.metadata import Keys, base_keys, n_experts
-from ggplan.arch.tensors import DENSE, MOE, Entry, Table
+from ggplan.arch.tensors import DENSE, MOE, Table, TensorSpec
 from ggplan.arch.transforms import sliced
 from ggplan.errors import CheckpointError
-from ggplan.model import RowReader
-from ggplan.sources.tensors import CheckpointTensor
 
 
 def _dense(config: Config, names: Collection[str]) -> Table:
@@ -49,7 +48,7 @@ def _moe(config: Config, names: Collection[str]) -> Table:
     return Table(
         [
             *_common(config),
-            Entry(LAYER + "mlp.gate.weight", BLOCK + "ffn_gate_inp.weight", (count, width)),
+            TensorSpec(LAYER + "mlp.gate.weight", BLOCK + "ffn_gate_inp.weight", (count, width)),
             *(
                 _fused_experts(count, n_columns, width)
                 if fused
@@ -61,26 +60,26 @@ def _moe(config: Config, names: Collection[str]) -> Table:
     )
 
 
-def _common(config: Config) -> list[Entry]:
+def _common(config: Config) -> list[TensorSpec]:
     norm = (config.count("hidden_size"),)
     return [
         *embeddings(config),
         *attention(config),
         *qk_norms(config),
-        Entry(LAYER + "post_attention_layernorm.weight", BLOCK + "ffn_norm.weight", norm),
+        TensorSpec(LAYER + "post_attention_layernorm.weight", BLOCK + "ffn_norm.weight", norm),
     ]
 
 
-def _fused_experts(count: int, n_columns: int, width: int) -> list[Entry]:
-    def half(offset: int) -> Callable[[CheckpointTensor], RowReader]:
-        return lambda tensor: sliced(tensor, 2 * n_columns, offset, n_columns)
-
+def _fused_experts(count: int, n_columns: int, width: int) -> list[TensorSpec]:
+    gate = partial(sliced, group=2 * n_columns, offset=0, length=n_columns)
+    up = partial(sliced, group=2 * n_columns, offset=n_columns, length=n_columns)
     source, shape = LAYER + "mlp.experts.gate_up_proj", (count, 2 * n_columns, width)
-    half_shape = (count, n_columns, width)
     return [
-        Entry(source, BLOCK + "ffn_gate_exps.weight", shape, target_shape=half_shape, read=half(0)),
-        Entry(source, BLOCK + "ffn_up_exps.weight", shape, target_shape=half_shape, read=half(n_columns)),
-        Entry(LAYER + "mlp.experts.down_proj", BLOCK + "ffn_down_exps.weight", (count, width, n_columns)),
+        TensorSpec(source, BLOCK + "ffn_gate_exps.weight", shape, transform=gate),
+        TensorSpec(source, BLOCK + "ffn_up_exps.weight", shape, transform=up),
+        TensorSpec(
+            LAYER + "mlp.experts.down_proj", BLOCK + "ffn_down_exps.weight", (count, width, n_columns)
+        ),
     ]
 
 

@@ -1,13 +1,13 @@
 """Special tokens: which token begins and ends a text, and which of them the engine adds by itself.
 
-Three files of a Hugging Face folder say it, in different ways and not always the same. llama.cpp's converter
-reads them in this order, and so it is done here, its oddities included, since chats depend on the result:
+Three files of a Hugging Face folder tell, each in its own way, and they do not always agree. They are read in
+the order of llama.cpp's converter, with its oddities, since chats depend on the result:
 
     tokenizer.json          its post-processor shows which tokens are put around a text; it wins over the
                             `add_bos_token` of tokenizer_config.json
     tokenizer_config.json   `bos_token`, `eos_token`, ... by text; the ids come from tokenizer.json's added
                             tokens; the chat template, unless `chat_template.jinja` or `.json` has it
-    config.json             `bos_token_id`, ... for kinds that no text named; a list of ids is passed over
+    config.json             `bos_token_id`, ... for kinds that no text named; a list of ids is ignored
 
 `SpecialVocab` in `gguf-py/gguf/vocab.py` of llama.cpp b11434.
 """
@@ -38,7 +38,7 @@ Json = Mapping[str, object]
 
 @dataclass(slots=True)
 class SpecialTokens:
-    """What is known so far: ids and "add it" by kind, and the settings, which the post-processor amends."""
+    """What is known so far: ids and "add it" by kind, and the settings, which the post-processor changes."""
 
     settings: dict[str, object]
     kinds: list[str] = field(default_factory=lambda: list(_KINDS))
@@ -46,7 +46,7 @@ class SpecialTokens:
     add: dict[str, bool] = field(default_factory=dict)
 
     def set_id(self, kind: str, number: object) -> None:
-        """Note the id of a kind; the first one stays. What is no number is passed over."""
+        """Note the id of a kind; the first one stays. A value that is not a number is ignored."""
         if type(number) is int:
             if number < 0:
                 raise CheckpointError(f"the id of the {kind} token is {number}")

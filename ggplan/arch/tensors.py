@@ -1,10 +1,13 @@
 """From the checkpoint's tensors to the GGUF's, by a table of names.
 
-An architecture states its tensors as a table. A row says which name of the checkpoint becomes which name of
-the GGUF, what shape the config demands, how rows are read, and in which kinds of layers it stands. `{}` in a
-name of the checkpoint stands for a number, the layer's and then the expert's; in a name of the GGUF for the
-layer's. From the table follow all errors before a weight is read: a tensor nobody knows, a missing one, a
-wrong shape.
+An architecture states its tensors as a table of `TensorSpec`. Each says which name of the checkpoint becomes
+which name of the GGUF, what shape the config demands, how the rows are transformed, and in which kind of
+layers it stands. `{}` in a name of the checkpoint stands for a number, the layer's and then the expert's; in
+a name of the GGUF for the layer's. From the table follow all errors before a weight is read: a tensor that
+has no place in it, a missing one, a wrong shape.
+
+One name may have several specs: of the same layers for several GGUF tensors that are made of one tensor, and
+of different kinds of layers, with other shapes and other GGUF tensors, for a model whose layers differ.
 
 The order is that of llama.cpp's converter, so that the same types give the same file: computed tensors, then
 the checkpoint's files by name, in each the tensors by name; a layer's experts follow where the last of them
@@ -20,22 +23,17 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from typing import TYPE_CHECKING, cast
 
 from ggplan.arch.transforms import plain, stacked
 from ggplan.errors import CheckpointError
-from ggplan.ggml_types import BF16, F16, F32, GgmlType
-from ggplan.model import Bf16Reader, RowReader, TensorInfo
+from ggplan.ggml_types import F32, GgmlType
+from ggplan.model import RowSource, TensorInfo
 from ggplan.sources.files import shown
-from ggplan.sources.fp8 import ScaledTensor
-from ggplan.sources.tensors import CheckpointTensor, StoredTensor
+from ggplan.sources.schemes import READABLE
+from ggplan.sources.tensors import CheckpointTensor
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-# The kinds of layers: dense or with experts ("moe"), and maybe one that predicts further tokens ("mtp").
+# The kinds of layers: dense or with experts ("moe"), and maybe one that predicts further tokens ("mtp"). A
+# model whose layers differ in another way names kinds of its own besides.
 Kinds = frozenset[str]
 DENSE: Kinds = frozenset({"dense"})
 MOE: Kinds = frozenset({"moe"})
@@ -44,12 +42,11 @@ MTP: Kinds = frozenset({"moe", "mtp"})
 # Buffers that old versions of transformers saved beside the weights; every engine computes them anew.
 _BUFFERS = (".attention.masked_bias", ".attention.bias", ".rotary_emb.inv_freq")
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,8}")
-_FLOAT_TYPES = {"BF16": BF16, "F16": F16, "F32": F32, "F8_E4M3": BF16}
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """One row of a table of names.
+class TensorSpec:
+    """A tensor of the checkpoint and the GGUF tensor made of it.
 
     Attributes
     ----------
@@ -62,11 +59,10 @@ class Entry:
     kind
         The kind of layer it stands in, "" for all layers.
     optional
-        Whether it may be absent, then from all layers.
-    target_shape
-        The GGUF's shape where it is another; experts need none.
-    read
-        Makes the reader from the checkpoint's tensor.
+        Whether it may be absent, then from all layers of this kind.
+    transform
+        Makes the rows of the GGUF tensor, and its shape, from those of the checkpoint's. Experts are
+        stacked instead.
     """
 
     source: str
@@ -74,8 +70,7 @@ class Entry:
     shape: tuple[int, ...]
     kind: str = ""
     optional: bool = False
-    target_shape: tuple[int, ...] | None = None
-    read: Callable[[CheckpointTensor], RowReader] = plain
+    transform: Callable[[RowSource], RowSource] = plain
 
     @property
     def per_layer(self) -> bool:
@@ -94,8 +89,8 @@ class Table:
 
     Attributes
     ----------
-    entries
-        Its rows. Rows of experts stand in the order in which the converter writes a layer's experts.
+    specs
+        Those of experts in the order in which the converter writes a layer's experts.
     layers
         For each layer its kinds; a layer of kind "mtp" may be absent as a whole.
     n_experts
@@ -103,10 +98,10 @@ class Table:
     computed
         Tensors of the GGUF that the checkpoint does not hold.
     ignore
-        Whether a name of the checkpoint is left out on purpose.
+        Whether a tensor of this name is left out, as llama.cpp's converter does.
     """
 
-    entries: Sequence[Entry]
+    specs: Sequence[TensorSpec]
     layers: Sequence[Kinds]
     n_experts: int = 0
     computed: Sequence[TensorInfo] = ()
@@ -140,81 +135,79 @@ class _Assembly:
     done: list[TensorInfo] = field(default_factory=list)
     met: set[tuple[str, int, int]] = field(default_factory=set)  # source, layer, expert
     experts: dict[int, dict[tuple[str, int], CheckpointTensor]] = field(default_factory=dict)
-    by_source: dict[str, list[Entry]] = field(init=False)
-    expert_entries: list[Entry] = field(init=False)
+    by_source: dict[str, list[TensorSpec]] = field(init=False)
 
     def __post_init__(self) -> None:
         self.by_source = {}
-        for entry in self.table.entries:
-            self.by_source.setdefault(entry.source, []).append(entry)
-        self.expert_entries = [entry for entry in self.table.entries if entry.per_expert]
+        for spec in self.table.specs:
+            self.by_source.setdefault(spec.source, []).append(spec)
 
     def add(self, tensor: CheckpointTensor) -> None:
         source, layer, expert = split_numbers(tensor.name)
-        entries = self.by_source.get(source)
-        if entries is None or not self._has_place(entries[0], layer, expert):
+        specs = [s for s in self.by_source.get(source, ()) if self._has_place(s, layer, expert)]
+        if not specs:
             raise CheckpointError(
                 f"{self.where} holds the tensor '{shown(tensor.name)}', which config.json has no place for",
                 hint="the config may be another model's, or the model a variant that ggplan does not know",
             )
-        self._check(entries[0], tensor)
+        for spec in specs:
+            self._check(spec, tensor)
         self.met.add((source, layer, expert))
-        if not entries[0].per_expert:
-            self.done += [_info(entry, layer, [tensor]) for entry in entries]
+        if not specs[0].per_expert:
+            self.done += [_info(spec, layer, [tensor]) for spec in specs]
             return
         group = self.experts.setdefault(layer, {})
         group[source, expert] = tensor
-        if len(group) == len(self.expert_entries) * self.table.n_experts:
-            for entry in self.expert_entries:
-                parts = [group[entry.source, e] for e in range(self.table.n_experts)]
-                self.done.append(_info(entry, layer, parts))
+        in_layer = [s for s in self.table.specs if s.per_expert and self._stands_in(s, layer)]
+        if len(group) == len({s.source for s in in_layer}) * self.table.n_experts:
+            for spec in in_layer:
+                parts = [group[spec.source, e] for e in range(self.table.n_experts)]
+                self.done.append(_info(spec, layer, parts))
             del self.experts[layer]
 
-    def _has_place(self, entry: Entry, layer: int, expert: int) -> bool:
-        if not entry.per_layer:
+    def _has_place(self, spec: TensorSpec, layer: int, expert: int) -> bool:
+        if not spec.per_layer:
             return True
-        in_layer = 0 <= layer < len(self.table.layers) and self._stands_in(entry, layer)
-        return in_layer and (not entry.per_expert or 0 <= expert < self.table.n_experts)
+        in_layer = 0 <= layer < len(self.table.layers) and self._stands_in(spec, layer)
+        return in_layer and (not spec.per_expert or 0 <= expert < self.table.n_experts)
 
-    def _stands_in(self, entry: Entry, layer: int) -> bool:
-        return not entry.kind or entry.kind in self.table.layers[layer]
+    def _stands_in(self, spec: TensorSpec, layer: int) -> bool:
+        return not spec.kind or spec.kind in self.table.layers[layer]
 
-    def _check(self, entry: Entry, tensor: CheckpointTensor) -> None:
-        if tensor.shape != entry.shape:
+    def _check(self, spec: TensorSpec, tensor: CheckpointTensor) -> None:
+        if tensor.shape != spec.shape:
             raise CheckpointError(
                 f"{shown(tensor.file)}: tensor '{shown(tensor.name)}' has the shape {_by(tensor.shape)}, "
-                f"but config.json makes it {_by(entry.shape)}"
+                f"but config.json makes it {_by(spec.shape)}"
             )
-        if tensor.dtype not in _FLOAT_TYPES:
+        if tensor.rows is None:
             raise CheckpointError(
-                f"{shown(tensor.file)}: tensor '{shown(tensor.name)}' is stored as {tensor.dtype}; "
-                f"ggplan reads weights of {', '.join(_FLOAT_TYPES)}"
+                f"{shown(tensor.file)}: tensor '{shown(tensor.name)}' is stored as {tensor.stored_as}; "
+                f"ggplan reads weights of {READABLE}"
             )
 
     def check_complete(self) -> None:
         """Raise for the first tensor that the table demands and that was not met."""
         present = {layer for _, layer, _ in self.met}
         layers = [k for k, kinds in enumerate(self.table.layers) if "mtp" not in kinds or k in present]
-        for entry in self.table.entries:
-            if entry.optional and not any(
-                (entry.source, *p) in self.met for p in self._places(entry, layers)
-            ):
+        for spec in self.table.specs:
+            if spec.optional and not any((spec.source, *p) in self.met for p in self._places(spec, layers)):
                 continue
-            for place in self._places(entry, layers):
-                if (entry.source, *place) not in self.met:
-                    name = entry.source.format(*place)
-                    others = ", though other layers have it" if entry.optional else ""
+            for place in self._places(spec, layers):
+                if (spec.source, *place) not in self.met:
+                    name = spec.source.format(*place)
+                    others = ", though other layers have it" if spec.optional else ""
                     raise CheckpointError(
                         f"{self.where} lacks the tensor '{name}'{others}",
                         hint="the download may be incomplete: compare it with the model's list of files",
                     )
 
-    def _places(self, entry: Entry, layers: Iterable[int]) -> Iterable[tuple[int, int]]:
-        """Each layer and expert that the entry stands for; -1 where it has none."""
-        if not entry.per_layer:
+    def _places(self, spec: TensorSpec, layers: Iterable[int]) -> Iterable[tuple[int, int]]:
+        """Each layer and expert that the spec stands for; -1 where it has none."""
+        if not spec.per_layer:
             return iter([(-1, -1)])
-        experts = range(self.table.n_experts) if entry.per_expert else (-1,)
-        return ((k, expert) for k in layers if self._stands_in(entry, k) for expert in experts)
+        experts = range(self.table.n_experts) if spec.per_expert else (-1,)
+        return ((k, expert) for k in layers if self._stands_in(spec, k) for expert in experts)
 
 
 def split_numbers(name: str) -> tuple[str, int, int]:
@@ -230,70 +223,29 @@ def split_numbers(name: str) -> tuple[str, int, int]:
     return ".".join(parts), numbers[0], numbers[1]
 
 
-@dataclass(frozen=True, slots=True)
-class _Bits:
-    """A BF16 tensor whose rows are the bits it is stored in."""
-
-    tensor: StoredTensor
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.tensor.shape
-
-    @property
-    def n_columns(self) -> int:
-        return self.tensor.n_columns
-
-    @property
-    def n_rows(self) -> int:
-        return self.tensor.n_rows
-
-    def read_rows(self, start: int, stop: int) -> NDArray[np.uint16]:
-        return self.tensor.read_bf16(start, stop)
-
-
-def _reader(entry: Entry, parts: Sequence[CheckpointTensor]) -> RowReader:
-    return stacked(parts) if entry.per_expert else entry.read(parts[0])
-
-
-def _bf16_reader(entry: Entry, parts: Sequence[CheckpointTensor]) -> Bf16Reader | None:
-    """The same of the bits, where all parts are BF16: readers move rows, whatever these consist of."""
-    bits = [_Bits(part) for part in parts if isinstance(part, StoredTensor) and part.dtype == "BF16"]
-    if len(bits) < len(parts):
-        return None
-    return cast(Bf16Reader, _reader(entry, cast(Sequence[CheckpointTensor], bits)))
-
-
-def _info(entry: Entry, layer: int, parts: Sequence[CheckpointTensor]) -> TensorInfo:
-    shape = entry.target_shape or entry.shape
-    name = entry.target.format(layer)
+def _info(spec: TensorSpec, layer: int, parts: Sequence[CheckpointTensor]) -> TensorInfo:
+    name = spec.target.format(layer)
     files = list(dict.fromkeys(part.file.name for part in parts))
-    dtypes = list(dict.fromkeys(part.dtype for part in parts))
+    stored_as = dict.fromkeys(part.stored_as for part in parts)
+    sources = [part.rows for part in parts if part.rows is not None]
+    rows = stacked(sources) if spec.per_expert else spec.transform(sources[0])
+    n_dims = len(rows.shape) - spec.per_expert
     return TensorInfo(
         name,
-        (len(parts), *shape) if entry.per_expert else shape,
-        gguf_type(name, len(shape), dtypes),
+        rows.shape,
+        gguf_type(name, n_dims, {part.type for part in parts if part.type is not None}),
         files[0] if len(files) == 1 else f"{files[0]} and {len(files) - 1} more",
-        ", ".join(dtypes),
-        _reader(entry, parts),
-        scale_fault=partial(_scale_fault, parts) if any(isinstance(p, ScaledTensor) for p in parts) else None,
-        read_bf16=_bf16_reader(entry, parts),
+        ", ".join(stored_as),
+        rows,
     )
 
 
-def _scale_fault(parts: Sequence[CheckpointTensor]) -> str:
-    """What is wrong with the scales of the first tensor that has wrong ones, or ""."""
-    faults = (part.scale_fault() for part in parts if isinstance(part, ScaledTensor))
-    return next((fault for fault in faults if fault), "")
-
-
-def gguf_type(name: str, n_dims: int, dtypes: Collection[str]) -> GgmlType:
-    """The type of a GGUF tensor that is stored in the given types; experts may be stored in several."""
+def gguf_type(name: str, n_dims: int, types: Collection[GgmlType]) -> GgmlType:
+    """The type of a GGUF tensor whose parts would keep the given types; experts may be stored in several."""
     router = name.endswith(".ffn_gate_inp.weight")
     if n_dims <= 1 or router or name.endswith("_norm.weight") or not name.endswith(".weight"):
         return F32
-    types = {_FLOAT_TYPES[dtype] for dtype in dtypes}
-    return types.pop() if len(types) == 1 else F32
+    return next(iter(types)) if len(types) == 1 else F32
 
 
 def _by(shape: tuple[int, ...]) -> str:

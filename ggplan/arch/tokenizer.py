@@ -1,7 +1,7 @@
 """The tokenizer of a Hugging Face folder as GGUF keys: `tokenizer.ggml.*` and the chat template.
 
-Supported is what nearly all models of today have: byte-level BPE in tokenizer.json, which llama.cpp calls
-"gpt2". The vocabulary is tokenizer.json's, amended by tokenizer_config.json as transformers does: added
+What is supported is what nearly all of today's models have: byte-level BPE in tokenizer.json, which llama.cpp
+calls "gpt2". The vocabulary is tokenizer.json's, changed by tokenizer_config.json as transformers does: added
 tokens get the latter's flags, and tokens that only it knows are added. Ids without a token, up to the rows of
 the embedding, become `[PADn]`. Each token has a type: 1 normal, 3 control (never shown, never typed), 4
 user-defined (found in text before merging), 5 unused.
@@ -18,8 +18,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from ggplan.arch.architecture import TokenizerRules
-from ggplan.arch.encoding import encoded
-from ggplan.arch.pretokenizers import recognise
+from ggplan.arch.pretokenizers import encoded, recognise
 from ggplan.arch.special_tokens import Json, chat_templates, normalizer_flags, read_special_tokens
 from ggplan.errors import CheckpointError
 from ggplan.metadata import Metadata, MetadataType, array, boolean, string
@@ -123,7 +122,7 @@ def _read_document(checkpoint: HfCheckpoint, rules: TokenizerRules) -> Json:
 
 
 def _check_parts(document: Json, where: str) -> None:
-    """Refuse what would make the tokenizers library fail hard: text without end, tokens without ids."""
+    """Refuse what would make the tokenizers library crash: endless text, tokens without ids."""
     normalizer = document.get("normalizer")
     parts = [normalizer] if isinstance(normalizer, dict) else []
     for part in parts:  # grows while it is walked
@@ -169,7 +168,7 @@ def _guarded(where: str) -> Iterator[None]:
 
 @contextmanager
 def _silenced() -> Iterator[None]:
-    """Set the process's stderr aside: a panic in Rust prints itself there, stack and all."""
+    """Redirect the process's stderr: a panic in Rust prints itself there, with its stack."""
     try:
         kept = os.dup(2)
     except OSError:  # there is no stderr

@@ -1,8 +1,9 @@
-"""Row readers: how rows of a GGUF tensor come from rows of the checkpoint's tensors.
+"""Transforms: how the rows of a GGUF tensor come from rows of the checkpoint's tensors.
 
-A reader takes `start` and `stop`, row numbers of the GGUF tensor, and gives those rows, as float32 or as its
-tensors give them. It reads little more than these rows ask for, keeps nothing between calls, and so may run
-in any number of threads.
+A transform takes the row source of a tensor, or of several, and gives that of the GGUF tensor: its shape, and
+a reader that reads little more than the rows it is asked for, keeps nothing between calls, and so may run in
+any number of threads. Rows are moved in the type they have; only what takes rows apart (`permuted` of a bias,
+`transposed_slices`) needs weights stored one by one.
 
 What llama.cpp's converter does to tensors (`conversion/*.py` of b11434), as rows:
 
@@ -17,107 +18,123 @@ What llama.cpp's converter does to tensors (`conversion/*.py` of b11434), as row
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ggplan.model import RowReader
-from ggplan.sources.tensors import CheckpointTensor
+from ggplan.ggml_types import F32
+from ggplan.model import RowSource, empty_rows
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
 
-def plain(tensor: CheckpointTensor) -> RowReader:
+def plain(source: RowSource) -> RowSource:
     """The tensor's own rows."""
-    return tensor.read_rows
+    return source
 
 
-def stacked(tensors: Sequence[CheckpointTensor]) -> RowReader:
-    """The rows of several tensors of one shape, one tensor after the other."""
-    n_rows = tensors[0].n_rows
+def stacked(sources: Sequence[RowSource]) -> RowSource:
+    """The rows of several tensors of one shape, one tensor after the other: (tensors, *shape).
 
-    def read(start: int, stop: int) -> NDArray[np.float32]:
+    Tensors of several types give rows of f32.
+    """
+    if len({source.dtype for source in sources}) > 1:
+        sources = [source.as_float32() for source in sources]
+    first = sources[0]
+    n_rows = first.n_rows
+
+    def read(start: int, stop: int) -> NDArray[Any]:
         groups = list(_groups(start, stop, n_rows))
         if len(groups) == 1:
-            k, first, last = groups[0]
-            return tensors[k].read_rows(first, last)
-        rows = _empty(tensors[0], start, stop, tensors[0].n_columns)
-        for k, first, last in groups:
+            k, begin, end = groups[0]
+            return sources[k].read(begin, end)
+        rows = empty_rows(first.dtype, stop - start, first.n_columns)
+        for k, begin, end in groups:
             at = k * n_rows - start
-            rows[at + first : at + last] = tensors[k].read_rows(first, last)
+            rows[at + begin : at + end] = sources[k].read(begin, end)
         return rows
 
-    return read
+    def fault() -> str:
+        """That of the first tensor that has one."""
+        return next((fault for source in sources if (fault := source.fault())), "")
+
+    return RowSource(first.dtype, (len(sources), *first.shape), read, fault)
 
 
-def permuted(tensor: CheckpointTensor, n_heads: int) -> RowReader:
+def permuted(source: RowSource, n_heads: int) -> RowSource:
     """Q or K, each head's two halves interleaved; a bias, which is one row, has its columns interleaved."""
-    if len(tensor.shape) == 1:
-        return _permuted_bias(tensor, n_heads)
-    head = tensor.n_rows // n_heads
+    if len(source.shape) == 1:
+        return _permuted_bias(source, n_heads)
+    head = source.n_rows // n_heads
     half = head // 2
 
-    def read(start: int, stop: int) -> NDArray[np.float32]:
-        rows = _empty(tensor, start, stop, tensor.n_columns)
+    def read(start: int, stop: int) -> NDArray[Any]:
+        rows = empty_rows(source.dtype, stop - start, source.n_columns)
         for k, first, last in _groups(start, stop, head):
             for parity, offset in ((0, 0), (1, half)):
                 # Of rows first..last the even ones come from the first half, the odd ones from the second.
                 i, j = (first + 1 - parity) // 2, (last + 1 - parity) // 2
                 at = k * head - start + 2 * i + parity
-                rows[at : at + 2 * (j - i) : 2] = tensor.read_rows(
-                    k * head + offset + i, k * head + offset + j
-                )
+                rows[at : at + 2 * (j - i) : 2] = source.read(k * head + offset + i, k * head + offset + j)
         return rows
 
-    return read
+    return RowSource(source.dtype, source.shape, read, source.fault)
 
 
-def _permuted_bias(tensor: CheckpointTensor, n_heads: int) -> RowReader:
-    half = tensor.n_columns // n_heads // 2
+def _permuted_bias(source: RowSource, n_heads: int) -> RowSource:
+    source = _by_weights(source)
+    half = source.n_columns // n_heads // 2
 
-    def read(start: int, stop: int) -> NDArray[np.float32]:
-        rows = tensor.read_rows(start, stop)
+    def read(start: int, stop: int) -> NDArray[Any]:
+        rows = source.read(start, stop)
         return rows.reshape(-1, n_heads, 2, half).swapaxes(2, 3).reshape(rows.shape)
 
-    return read
+    return RowSource(source.dtype, source.shape, read, source.fault)
 
 
-def sliced(tensor: CheckpointTensor, group: int, offset: int, length: int) -> RowReader:
-    """Rows `offset` up to `offset + length` of every `group` rows."""
+def sliced(source: RowSource, group: int, offset: int, length: int) -> RowSource:
+    """Rows `offset` up to `offset + length` of every `group` rows: (groups, length, n_columns)."""
 
-    def read(start: int, stop: int) -> NDArray[np.float32]:
-        rows = _empty(tensor, start, stop, tensor.n_columns)
+    def read(start: int, stop: int) -> NDArray[Any]:
+        rows = empty_rows(source.dtype, stop - start, source.n_columns)
         for k, first, last in _groups(start, stop, length):
-            at, source = k * length - start, k * group + offset
-            rows[at + first : at + last] = tensor.read_rows(source + first, source + last)
+            at, begin = k * length - start, k * group + offset
+            rows[at + first : at + last] = source.read(begin + first, begin + last)
         return rows
 
-    return read
+    shape = (source.n_rows // group, length, source.n_columns)
+    return RowSource(source.dtype, shape, read, source.fault)
 
 
-def transposed_slices(tensor: CheckpointTensor, group: int, length: int) -> RowReader:
-    """The first `length` rows of every `group` rows, transposed group by group."""
-    n_columns = tensor.n_columns
+def transposed_slices(source: RowSource, group: int, length: int) -> RowSource:
+    """The first `length` rows of every `group` rows, transposed: (groups, n_columns, length)."""
+    source = _by_weights(source)
+    n_columns = source.n_columns
 
-    def read(start: int, stop: int) -> NDArray[np.float32]:
-        rows = _empty(tensor, start, stop, length)
+    def read(start: int, stop: int) -> NDArray[Any]:
+        rows = empty_rows(source.dtype, stop - start, length)
         for k, first, last in _groups(start, stop, n_columns):
             at = k * n_columns - start
-            rows[at + first : at + last] = tensor.read_rows(k * group, k * group + length)[:, first:last].T
+            rows[at + first : at + last] = source.read(k * group, k * group + length)[:, first:last].T
         return rows
 
-    return read
+    shape = (source.n_rows // group, n_columns, length)
+    return RowSource(source.dtype, shape, read, source.fault)
 
 
-def constant(values: Sequence[float]) -> RowReader:
+def constant(values: Sequence[float]) -> RowSource:
     """A vector that is computed, not stored."""
 
-    def read(start: int, stop: int) -> NDArray[np.float32]:
+    def read(start: int, stop: int) -> NDArray[Any]:
         import numpy as np
 
         return np.array([values], np.float32)[start:stop]
 
-    return read
+    return RowSource(F32, (len(values),), read)
+
+
+def _by_weights(source: RowSource) -> RowSource:
+    """The same rows in a type that stores weights one by one."""
+    return source if source.dtype.is_float else source.as_float32()
 
 
 def _groups(start: int, stop: int, length: int) -> Iterator[tuple[int, int, int]]:
@@ -127,10 +144,3 @@ def _groups(start: int, stop: int, length: int) -> Iterator[tuple[int, int, int]
         last = min(length, first + stop - start)
         yield group, first, last
         start += last - first
-
-
-def _empty(tensor: CheckpointTensor, start: int, stop: int, n_columns: int) -> NDArray[np.float32]:
-    """Room for rows of what the tensor gives."""
-    import numpy as np
-
-    return np.empty((stop - start, n_columns), tensor.read_rows(0, 0).dtype)

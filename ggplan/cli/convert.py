@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,7 +11,7 @@ from ggplan.cli.options import planning_options, reuse_option
 from ggplan.cli.sizes import ByteCount
 
 if TYPE_CHECKING:
-    from ggplan.conversion import ConversionResult
+    from ggplan.conversion import ConversionResult, ConvertOptions
     from ggplan.model import Model
     from ggplan.planning import Effort, FallbackTable, Nonfinite, Plan
 
@@ -103,17 +103,15 @@ def convert_command(
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from ggplan.cli.output import print_diagnostics, print_json
     from ggplan.cli.planned import plan_from
+    from ggplan.conversion import ConvertOptions
 
     plan = plan_from(model, recipe_name, imatrix_path, fallback, strict, pre, nonfinite, effort, pure)
     print_diagnostics(plan, quiet=quiet)
-    result = run_conversion(
-        plan,
-        output,
-        threads,
-        allow_requantize,
-        force,
-        quiet,
+    options = ConvertOptions(
+        threads=threads,
         memory=memory,
+        allow_requantize=allow_requantize,
+        force=force,
         split_max_bytes=split_max_bytes,
         split_max_tensors=split_max_tensors,
         split_like=_model_to_split_like(plan, split_like),
@@ -121,6 +119,7 @@ def convert_command(
         restart=restart,
         resume=not no_resume,
     )
+    result = run_conversion(plan, output, options, quiet=quiet)
     if as_json:
         from ggplan.cli.reusing import reuse_json
 
@@ -147,15 +146,9 @@ def convert_command(
 
 
 def run_conversion(
-    plan: Plan,
-    output: str,
-    threads: int | None,
-    allow_requantize: bool,
-    force: bool,
-    quiet: bool,
-    **options: Any,
+    plan: Plan, output: str, options: ConvertOptions, *, quiet: bool = False
 ) -> ConversionResult:
-    """Convert, with a progress bar on stderr where that is a terminal; `options` are those of `convert`."""
+    """Convert, with a progress bar on stderr where that is a terminal."""
     from ggplan.cli.progress import bytes_bar
     from ggplan.cli.signals import orderly_stop
     from ggplan.conversion import convert
@@ -175,12 +168,9 @@ def run_conversion(
         return convert(
             plan,
             output,
-            threads=threads,
-            allow_requantize=allow_requantize,
-            force=force,
+            options,
             progress=lambda n_bytes: bar.advance(task, n_bytes),
             resumed=resumed,
-            **options,
         )
 
 

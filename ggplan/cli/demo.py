@@ -44,6 +44,7 @@ def demo_command(folder: str) -> None:
 
     from ggplan.cli.convert import run_conversion
     from ggplan.cli.output import print_diagnostics, print_plan, print_table
+    from ggplan.conversion import ConvertOptions
     from ggplan.opening import open_model
     from ggplan.planning import make_plan
     from ggplan.rules import load_recipe, parse_recipe
@@ -65,7 +66,7 @@ def demo_command(folder: str) -> None:
         rows = []
         for name, text in _MIXES:
             mix = make_plan(model, seed if text is None else parse_recipe(text, name))
-            result = run_conversion(mix, str(out / f"demo-{name}.gguf"), None, False, True, False)
+            result = run_conversion(mix, str(out / f"demo-{name}.gguf"), ConvertOptions(force=True))
             rows.append(
                 [
                     str(result.path),

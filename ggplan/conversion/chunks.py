@@ -1,9 +1,9 @@
 """The unit of work: a run of rows of one tensor that is read, encoded and written as one.
 
-A chunk is large enough that Python's part costs nothing beside it, even where encoding is as fast as memory,
-and small enough that its float32 rows (4 MiB) stay in the cache that cores share, and that threads share the
-work evenly to the end. Memory depends on the chunk alone: an expert tensor of 3.8 billion weights is only
-more chunks.
+A chunk is large enough that Python's share of the time is negligible, even where encoding is as fast as
+memory. It is small enough that its float32 rows (4 MiB) stay in the cache that cores share, and that all
+threads have work to the end. Memory depends on the chunk alone: an expert tensor of 3.8 billion weights is
+only more chunks.
 """
 
 from __future__ import annotations
@@ -12,13 +12,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ggplan.model import Bf16Reader, ByteReader, RowReader
+from ggplan.errors import ConversionError
+from ggplan.ggml_types import BF16
+from ggplan.model import RowSource
 from ggplan.planning import Effort, Nonfinite, Plan, PlannedTensor
 from ggplan.planning.importance import importance_of
+from ggplan.text import printable
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from ggplan.quants.codecs import Rows
 
 CHUNK_WEIGHTS = 1 << 20
 
@@ -28,7 +33,7 @@ class Chunk:
     """Rows `start` up to `stop` of a tensor, and where their bytes go in the file.
 
     `importance` is the whole tensor's, (n_slices, n_columns), or None; `nonfinite` and `effort` are the
-    plan's. `reused` reads the chunk's bytes from an earlier output, where they were proven to be the same.
+    plan's. `reused` has the tensor's rows in an earlier output, where they were proven to be the same.
     """
 
     planned: PlannedTensor
@@ -38,17 +43,29 @@ class Chunk:
     importance: NDArray[np.float32] | None
     nonfinite: Nonfinite = "refuse"
     effort: Effort = "default"
-    reused: ByteReader | None = None
+    reused: RowSource | None = None
 
 
-def row_reader(planned: PlannedTensor) -> Bf16Reader | RowReader | None:
-    """What reads a tensor's rows for its encoder."""
-    return planned.tensor.read_bf16 if takes_bf16(planned) else planned.tensor.read_rows
+def read_rows(planned: PlannedTensor, start: int, stop: int) -> Rows:
+    """Rows of a tensor as its encoder is given them: the bits of bfloat16 where it takes these, else float32.
+
+    Raises
+    ------
+    CheckpointError
+        If they cannot be read.
+    ConversionError
+        If the model has no weights of this tensor.
+    """
+    rows = planned.tensor.rows
+    if rows is None:
+        raise ConversionError(f"{printable(planned.name)} has no weights to read")
+    return rows.read(start, stop) if takes_bf16(planned) else rows.read_float32(start, stop)
 
 
 def takes_bf16(planned: PlannedTensor) -> bool:
     """Whether a tensor's encoder is given bfloat16: those of types with blocks widen it as they go."""
-    return planned.type.is_quantized and planned.tensor.read_bf16 is not None
+    rows = planned.tensor.rows
+    return planned.type.is_quantized and rows is not None and rows.dtype == BF16
 
 
 def chunks_of(plan: Plan, chunk_weights: int = CHUNK_WEIGHTS) -> Iterator[Chunk]:

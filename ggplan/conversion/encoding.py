@@ -6,19 +6,16 @@ import math
 
 import numpy as np
 
-from ggplan.conversion.chunks import Chunk, row_reader
-from ggplan.conversion.finiteness import keep_into, settle_overflow, settled_bytes, settled_rows
+from ggplan.conversion.chunks import Chunk, read_rows
+from ggplan.conversion.finiteness import bytes_by_policy, keep_into, overflow_by_policy, rows_by_policy
 from ggplan.conversion.running_hash import RunningHash
 from ggplan.conversion.source_hash import add_rows
-from ggplan.errors import ConversionError
 from ggplan.quants import encode_into, first_nonfinite
-from ggplan.quants.codecs import Rows
 from ggplan.quants.floats import widened
 from ggplan.quants.soundness import are_sound
-from ggplan.text import printable
 
 
-def encode_chunk(chunk: Chunk, source: RunningHash | None = None) -> bytes | memoryview:
+def encode_chunk(chunk: Chunk, source: RunningHash | None = None) -> memoryview:
     """The bytes of a chunk as they stand in the output; `source` is told of the rows they are made of.
 
     Raises
@@ -30,19 +27,16 @@ def encode_chunk(chunk: Chunk, source: RunningHash | None = None) -> bytes | mem
     """
     planned, tensor = chunk.planned, chunk.planned.tensor
     if chunk.reused is not None:
-        return chunk.reused(chunk.start, chunk.stop)
-    if planned.is_copied and tensor.read_bytes is not None:
-        data = tensor.read_bytes(chunk.start, chunk.stop)
-        return settled_bytes(data, tensor, chunk.start, chunk.nonfinite)
-    read = row_reader(planned)
-    if read is None:
-        raise ConversionError(f"{printable(tensor.name)} has no weights to read")
-    rows: Rows = read(chunk.start, chunk.stop)
+        return chunk.reused.read_bytes(chunk.start, chunk.stop)
+    if planned.is_copied and tensor.stored is not None:
+        data = tensor.stored.read_bytes(chunk.start, chunk.stop)
+        return bytes_by_policy(data, tensor, chunk.start, chunk.nonfinite)
+    rows = read_rows(planned, chunk.start, chunk.stop)
     # To hash the rows tells their largest magnitude too, infinity for a NaN; else it is not known.
     largest = math.inf if source is None else add_rows(source, chunk.start, rows)
     finite = largest < math.inf or first_nonfinite(rows) < 0
     if not finite:
-        rows = settled_rows(widened(rows), tensor, planned.type, chunk.nonfinite)
+        rows = rows_by_policy(widened(rows), tensor, planned.type, chunk.nonfinite)
     out = np.empty((len(rows), planned.type.row_bytes(tensor.n_columns)), np.uint8)
     importance = chunk.importance
     if importance is None:
@@ -53,7 +47,7 @@ def encode_chunk(chunk: Chunk, source: RunningHash | None = None) -> bytes | mem
             part = slice(start, stop)
             encode_into(rows[part], planned.type, importance[slice_], out[part], chunk.effort)
     if not are_sound(planned.type, largest):
-        settle_overflow(rows, tensor, chunk.start, planned.type, chunk.nonfinite, out)
+        overflow_by_policy(rows, tensor, chunk.start, planned.type, chunk.nonfinite, out)
     if not finite and chunk.nonfinite == "keep":
         keep_into(widened(rows), planned.type, out)
     return out.data.cast("B")

@@ -1,9 +1,9 @@
 """The fingerprint of a plan: everything the bytes of the output depend on.
 
-Work that was begun may be finished only under the same fingerprint, and where it differs the user wants to
-know in what. So it is no single hash but a table: what a thing is called, and its value. The header of the
-output holds much of it (metadata, types, places, the recipe's text); the recipe stands by itself too, to be
-named.
+Unfinished work may be finished only under the same fingerprint, and where it differs the message says what
+differs. So it is not a single hash but a table: the name of each thing, and its value. The header of the
+output holds much of it (metadata, types, places, the recipe's text); the recipe has its own line, so that a
+message can name it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ggplan.conversion.inputs import InputState
-from ggplan.planning import Plan
+from ggplan.planning import Effort, Plan
+from ggplan.quants.revisions import BEST_REVISION
 from ggplan.version import __version__
 
 Fingerprint = dict[str, str]
@@ -43,6 +44,8 @@ def fingerprint(
         value = getattr(plan, field.name)
         if isinstance(value, str | bool | int | float) and field.name != "data_bytes":
             table[f"the option {field.name.replace('_', '-')}"] = str(value)
+    if (revision := best_revision(plan.effort)) is not None:
+        table["the revision of the best-effort encoders"] = str(revision)
     for path, state in states.items():
         table[_label(plan, path)] = str(state)
     for path, part in files:
@@ -50,12 +53,18 @@ def fingerprint(
     return table
 
 
+def best_revision(effort: Effort) -> int | None:
+    """The revision of the encoders' search; None with default effort, whose bytes never change."""
+    return BEST_REVISION if effort == "best" else None
+
+
 def differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     """What two plans differ in, by name, the causes first."""
     if before.get("ggplan") != now.get("ggplan"):
         return [f"it was begun by ggplan {before.get('ggplan')}, this is {now.get('ggplan')}"]
     labels = [label for label in {**now, **before} if before.get(label) != now.get(label)]
-    # Sizes and headers differ whenever a recipe does; they are news only where nothing else explains them.
+    # Sizes and headers differ whenever a recipe does; they are named only where nothing else explains the
+    # difference.
     causes = [label for label in labels if not label.startswith((_FILES, _HEADER))]
     return [_difference(label, before, now) for label in causes] or labels
 

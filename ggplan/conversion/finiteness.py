@@ -1,7 +1,8 @@
 """What becomes of weights that are not finite, or too large for their type.
 
-NaN and infinity in a checkpoint mean damage or a training that overflowed; one of them spoils its block, and
-in a norm the whole model. So they are refused, by name, unless the plan says otherwise (`Plan.nonfinite`):
+NaN and infinity in a checkpoint mean damage or a training that overflowed; one of them makes its block
+useless, and in a norm the whole model. So they are refused, by name, unless the plan says otherwise
+(`Plan.nonfinite`):
 
     refuse    an error that names the tensor, counts them and gives the first place
     zero      each becomes 0; a finite weight too large for f16 becomes its largest number, 65504, and one
@@ -9,12 +10,12 @@ in a norm the whole model. So they are refused, by name, unless the plan says ot
     keep      f32, f16 and bf16 take them as they are, and infinity for what is too large for f16; no type
               with blocks can hold them, so there they are still refused
 
-In bytes that are copied the floats are treated alike. A copied block whose scale is not finite has no weights
-left that mean anything: it is refused, or with `zero` becomes a block of zero bytes, weights of 0.
-A finite weight so large that its block's scale overflows is refused always: the type is wrong for it.
+Floats in copied bytes are treated in the same way. The weights of a copied block whose scale is not finite
+are lost: the block is refused, or with `zero` becomes a block of zero bytes, weights of 0. A finite weight so
+large that its block's scale overflows is always refused: the type is wrong for it.
 
 Scales of fp8 weights must be positive and finite. With `zero` and `keep` they are multiplied as they are, and
-the products judged like any weight; so a scale of zero makes zeros.
+the products checked like any weight; so a scale of zero makes zeros.
 """
 
 from __future__ import annotations
@@ -40,11 +41,11 @@ if TYPE_CHECKING:
 _RUN_WEIGHTS = 1 << 18
 # From here on a weight is rounded to infinity.
 _TOO_LARGE = {type_: np.float32(type_.overflows_at) for type_ in (F16, BF16)}
-# Norms, biases and routers; what is larger is read when its turn comes.
+# Norms, biases and routers; larger tensors are checked when they are encoded.
 _SMALL_WEIGHTS = 1 << 21
 
 
-def settled_rows(
+def rows_by_policy(
     rows: NDArray[np.float32], tensor: TensorInfo, type_: GgmlType, policy: Nonfinite
 ) -> NDArray[np.float32]:
     """`rows`, known to hold NaN or infinity, as the policy has them; encode `keep` with `keep_into`.
@@ -74,7 +75,7 @@ def keep_into(rows: NDArray[np.float32], type_: GgmlType, out: NDArray[np.uint8]
     out.view(np.uint16).reshape(-1)[at] = upper & 0x8000 | 0x7E00 if type_ == F16 else upper | 0x40
 
 
-def settle_overflow(
+def overflow_by_policy(
     rows: Rows,
     tensor: TensorInfo,
     start: int,
@@ -82,7 +83,7 @@ def settle_overflow(
     policy: Nonfinite,
     out: NDArray[np.uint8],
 ) -> None:
-    """See to finite weights that became infinite in `out`: in f16, or as a block's scale.
+    """Refuse or replace finite weights that became infinite in `out`: in f16, or as a block's scale.
 
     `rows` are those of `tensor` from row `start` on, as they were encoded.
     """
@@ -110,7 +111,7 @@ def settle_overflow(
     )
 
 
-def settled_bytes(data: bytes, tensor: TensorInfo, start: int, policy: Nonfinite) -> bytes:
+def bytes_by_policy(data: memoryview, tensor: TensorInfo, start: int, policy: Nonfinite) -> memoryview:
     """Bytes that are copied, rows of `tensor` from row `start` on, as the policy has them.
 
     Raises
@@ -128,7 +129,7 @@ def settled_bytes(data: bytes, tensor: TensorInfo, start: int, policy: Nonfinite
     if policy == "zero":
         cleared = blocks.copy()
         cleared[found] = 0
-        return cleared.tobytes()
+        return cleared.data.cast("B")
     if type_.is_float:
         raise _not_finite(tensor, type_, policy)
     first = start * (tensor.n_columns // type_.block_size) + int(found.argmax())
@@ -141,20 +142,22 @@ def settled_bytes(data: bytes, tensor: TensorInfo, start: int, policy: Nonfinite
 
 
 def check_early(plan: Plan) -> None:
-    """Refuse before hours of work what can be known in seconds: scales of fp8 weights, small tensors.
+    """Refuse before hours of work what can be found in seconds, such as damaged scales.
 
     Raises
     ------
     CheckpointError
         If the source cannot be read.
     ConversionError
-        If the plan refuses a weight of a tensor with up to 2 Mi weights, or a scale of any tensor.
+        If the plan refuses a weight of a tensor with up to 2 Mi weights, or the row source of any tensor
+        knows of a fault.
     """
     if plan.nonfinite == "zero":
         return
     for planned in plan.tensors:
         tensor = planned.tensor
-        fault = tensor.scale_fault() if tensor.scale_fault and plan.nonfinite == "refuse" else ""
+        rows = tensor.rows
+        fault = rows.fault() if rows is not None and plan.nonfinite == "refuse" else ""
         if fault:
             raise ConversionError(
                 f"{printable(tensor.name)}: {fault}",
@@ -163,21 +166,21 @@ def check_early(plan: Plan) -> None:
             )
         if tensor.n_weights > _SMALL_WEIGHTS:
             continue
-        if planned.is_copied and tensor.read_bytes is not None:
-            settled_bytes(tensor.read_bytes(0, tensor.n_rows), tensor, 0, plan.nonfinite)
+        if planned.is_copied and tensor.stored is not None:
+            bytes_by_policy(tensor.stored.read_bytes(0, tensor.n_rows), tensor, 0, plan.nonfinite)
             continue
-        if tensor.read_rows is None or (plan.nonfinite == "keep" and planned.type.is_float):
+        if rows is None or (plan.nonfinite == "keep" and planned.type.is_float):
             continue
-        rows = tensor.read_rows(0, tensor.n_rows)
-        if first_nonfinite(rows) >= 0:
+        weights = rows.read_float32(0, tensor.n_rows)
+        if first_nonfinite(weights) >= 0:
             raise _not_finite(tensor, planned.type, plan.nonfinite)
         limit = _TOO_LARGE.get(planned.type)
-        if limit is not None and planned.type != tensor.type and (np.abs(rows) >= limit).any():
+        if limit is not None and planned.type != tensor.type and (np.abs(weights) >= limit).any():
             raise _overflow(tensor, planned.type)
 
 
 def _not_finite(tensor: TensorInfo, type_: GgmlType, policy: Nonfinite) -> ConversionError:
-    """The error that counts all of a tensor's weights that are not finite, wherever one was met."""
+    """The error that counts all of a tensor's weights that are not finite."""
     hint = "the checkpoint is damaged or was trained to overflow; download it again, or give --nonfinite zero"
     if policy == "keep":
         hint = f"{type_.name} cannot hold them: give this tensor f32, f16 or bf16, or give --nonfinite zero"
@@ -197,12 +200,12 @@ def _counted(
     wrong: Callable[[NDArray[np.float32]], NDArray[np.bool_]],
     hint: str,
 ) -> ConversionError:
-    """The error for wrong weights: reads the whole tensor, so that it is the same whoever met the first."""
-    assert tensor.read_rows is not None
+    """The error for wrong weights: reads the whole tensor, so that threads do not matter."""
+    assert tensor.rows is not None
     count, first, value = 0, 0, 0.0
     step = max(1, _RUN_WEIGHTS // max(1, tensor.n_columns))
     for start in range(0, tensor.n_rows, step):
-        rows = tensor.read_rows(start, min(start + step, tensor.n_rows)).reshape(-1)
+        rows = tensor.rows.read_float32(start, min(start + step, tensor.n_rows)).reshape(-1)
         found = wrong(rows)
         if not count and found.any():
             at = int(found.argmax())

@@ -1,8 +1,8 @@
 """The state of the input files: is this still what the plan was made from?
 
-A conversion that goes on after days must not mix two versions of a checkpoint, and no reader can notice a
-file of the same size with other weights. Size, time of change and the hash of the header can, for all but a
-forger, and cost milliseconds where hashing 700 GB would cost a quarter of an hour.
+A conversion that is resumed after days must not mix two versions of a checkpoint, and no reader notices that
+a file of the same size has other weights. Size, time of change and the hash of the header show it, unless
+somebody forges them, and cost milliseconds where hashing 700 GB would cost a quarter of an hour.
 
 The header of a safetensors file is known by its length, its first eight bytes; of any other file the first
 4 MiB take its place.

@@ -1,4 +1,4 @@
-"""The journal of a conversion, `OUT.gguf.part.journal`: what is certainly on the disk.
+"""The journal of a conversion, `OUT.gguf.part.journal`: which bytes are durable on the disk.
 
 It is a text file that only grows, one JSON object a line, each line with the start of its own SHA-256:
 
@@ -6,12 +6,12 @@ It is a text file that only grows, one JSON object a line, each line with the st
     {"bytes": 268435456, "file": 0, "sha256": "77ab…", "tensor": "blk.3.ffn_up_exps.weight"} 0c4e…
 
 The first line is the plan's fingerprint. Each other line says that the first `bytes` bytes of a tensor were
-written, made durable, and have this hash; it is written after they were. Of a whole tensor it says too, as
-`source`, what weights it was made of. A tensor's bytes are hashed in
-order, so one running hash serves the journal and, when the tensor is whole, the manifest.
+written, made durable, and have this hash; it is written after they were. For a whole tensor it also gives, as
+`source`, the hash of the weights it was made of. A tensor's bytes are hashed in order, so one running hash
+serves the journal and, when the tensor is whole, the manifest.
 
-A line that does not fit its own hash was torn by a crash or damaged, and counts for nothing: the work it
-spoke of is done again. The journal is also what keeps two runs apart: a run holds its lock (flock).
+A line that does not match its own hash was cut off by a crash or damaged, and is ignored: the work it
+describes is done again. The journal also keeps two runs apart: a run holds its lock (flock).
 """
 
 from __future__ import annotations
@@ -83,12 +83,12 @@ class Journal:
         return Recorded(plan, recorded.marks) if plan is not None else Recorded()
 
     def begin(self, plan: Fingerprint) -> None:
-        """Throw away what was recorded, and begin under this plan."""
+        """Discard what was recorded, and begin under this plan."""
         os.ftruncate(self.descriptor, 0)
         self._append([{"plan": plan}])
 
     def record(self, marks: Iterable[tuple[TensorKey, Mark]]) -> None:
-        """Add marks; the bytes they speak of must be durable by now."""
+        """Add marks; the bytes they describe must be durable by now."""
         entries = [
             {"file": file, "tensor": name, "bytes": mark.n_bytes, "sha256": mark.sha256}
             | ({"source": mark.source} if mark.source else {})
@@ -115,7 +115,7 @@ class Journal:
         os.close(self.descriptor)
 
     def close(self) -> None:
-        """Let go of the lock; an empty journal does not stay."""
+        """Release the lock; an empty journal is removed."""
         if os.fstat(self.descriptor).st_size == 0:
             self.remove()
         else:
@@ -140,7 +140,7 @@ def open_journal(path: Path) -> Journal:
         except BaseException:
             os.close(descriptor)
             raise
-        # The run that held the lock may have removed the file meanwhile; then this is no journal any more.
+        # The run that held the lock may have removed the file meanwhile; then another one must be made.
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), os.stat(path)):
                 return Journal(path, descriptor)

@@ -11,12 +11,13 @@ stands before the data: the metadata and the table of tensors, padding included.
     header-sha256  HEX  FILE
 
 A split set has one manifest, named after the set: `OUT-00001-of-00003.gguf` is listed in `OUT.gguf.sha256`.
-What else stands there is for `--reuse` (see `reuse`): of each tensor that was encoded, the hash of the
-weights, and of their importance where an imatrix was used; with best effort, the hash of the encoders' code.
+The other lines are for `--reuse` (see `reuse`): of each tensor that was encoded, the hash of the
+weights, and of their importance where an imatrix was used; with best effort, the revision of the search that
+found its blocks (`ggplan.quants.revisions`).
 
     source-rows  HEX  FILE:TENSOR
     importance  HEX  FILE:TENSOR
-    encoders  HEX  FILE
+    best-revision  NUMBER  FILE:TENSOR
 
 Control characters in names are escaped, so that a name is always one line.
 """
@@ -32,8 +33,9 @@ from ggplan.errors import CheckpointError
 from ggplan.text import printable
 
 _TENSOR, _HEADER = "sha256", "header-sha256"
-_SOURCE, _IMPORTANCE, _ENCODERS = "source-rows", "importance", "encoders"
-_KINDS = (_TENSOR, _HEADER, _SOURCE, _IMPORTANCE, _ENCODERS)
+_SOURCE, _IMPORTANCE, _REVISION = "source-rows", "importance", "best-revision"
+_KINDS = (_TENSOR, _HEADER, _SOURCE, _IMPORTANCE)
+_REVISION_LINE = re.compile(rf"{_REVISION}[ \t]+([0-9]{{1,9}})[ \t]+(.+)")
 _LINE = re.compile(rf"({'|'.join(_KINDS)})[ \t]+([0-9a-fA-F]{{64}})[ \t]+(.+)")
 _SPLIT_NAME = re.compile(r"(.+)-\d{5}-of-\d{5}(\.gguf)", re.DOTALL | re.ASCII)
 _SIZE_LIMIT = 64 << 20
@@ -43,7 +45,8 @@ _SIZE_LIMIT = 64 << 20
 class FileHashes:
     """What a manifest says of one file: the hash of its header, and of each tensor by name (hex digits).
 
-    `sources` and `importances` are those of the tensors that have one, `encoders` that of the code.
+    `sources` and `importances` are the hashes of the tensors that have one, `revisions` the revisions of the
+    search of those that were encoded with best effort.
     """
 
     file: str
@@ -51,7 +54,7 @@ class FileHashes:
     tensors: Mapping[str, str]
     sources: Mapping[str, str] = field(default_factory=dict)
     importances: Mapping[str, str] = field(default_factory=dict)
-    encoders: str = ""
+    revisions: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +65,7 @@ class Manifest:
     tensor_lines: Mapping[str, str]
     header_lines: Mapping[str, str]
     making_lines: Mapping[str, Mapping[str, str]]
+    revision_lines: Mapping[str, int]
 
     def tensor_sha256(self, file: str, tensor: str) -> str | None:
         """The hash of a tensor's bytes; None where the manifest does not list it."""
@@ -79,9 +83,9 @@ class Manifest:
         """The hash of the importance a tensor was encoded with; None where there was none."""
         return self.making_lines[_IMPORTANCE].get(_label(file, tensor))
 
-    def encoders_hash(self, file: str) -> str | None:
-        """The hash of the code that encoded a file; None with default effort."""
-        return self.making_lines[_ENCODERS].get(printable(file))
+    def best_revision(self, file: str, tensor: str) -> int | None:
+        """The revision of the search that found a tensor's blocks; None with default effort."""
+        return self.revision_lines.get(_label(file, tensor))
 
     def tensors_of(self, file: str) -> tuple[str, ...]:
         """The names (escaped) of all tensors that are listed for a file."""
@@ -104,13 +108,13 @@ def format_manifest(files: Iterable[FileHashes]) -> str:
         lines.append(f"{_HEADER}  {hashes.header}  {printable(hashes.file)}")
         for kind, digests in ((_SOURCE, hashes.sources), (_IMPORTANCE, hashes.importances)):
             lines += [f"{kind}  {digest}  {_label(hashes.file, name)}" for name, digest in digests.items()]
-        if hashes.encoders:
-            lines.append(f"{_ENCODERS}  {hashes.encoders}  {printable(hashes.file)}")
+        for name, revision in hashes.revisions.items():
+            lines.append(f"{_REVISION}  {revision}  {_label(hashes.file, name)}")
     return "".join(line + "\n" for line in lines)
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Read a manifest; kinds of lines that are not known here are passed over, as llama-gguf-hash does.
+    """Read a manifest; lines of unknown kinds are ignored, as llama-gguf-hash does.
 
     Raises
     ------
@@ -127,13 +131,16 @@ def read_manifest(path: Path) -> Manifest:
     except OSError as error:
         raise CheckpointError(f"cannot read {shown}: {error.strerror or error}") from error
     lines: dict[str, dict[str, str]] = {kind: {} for kind in _KINDS}
-    for line in text.split("\n"):
-        if found := _LINE.fullmatch(line.rstrip("\r")):
+    revisions: dict[str, int] = {}
+    for line in (line.rstrip("\r") for line in text.split("\n")):
+        if found := _LINE.fullmatch(line):
             lines[found[1]][found[3]] = found[2].lower()
+        elif found := _REVISION_LINE.fullmatch(line):
+            revisions[found[2]] = int(found[1])
     if not lines[_TENSOR] and not lines[_HEADER]:
         raise CheckpointError(f"{shown} is no manifest: no line gives a SHA-256 of a tensor")
-    making = {kind: lines[kind] for kind in (_SOURCE, _IMPORTANCE, _ENCODERS)}
-    return Manifest(path, lines[_TENSOR], lines[_HEADER], making)
+    making = {kind: lines[kind] for kind in (_SOURCE, _IMPORTANCE)}
+    return Manifest(path, lines[_TENSOR], lines[_HEADER], making, revisions)
 
 
 def _label(file: str, tensor: str) -> str:

@@ -61,8 +61,9 @@ def choose_pace(plan: Plan, n_threads: int, memory: int) -> Pace:
 def keep_freed_memory(pace: Pace) -> None:
     """Have the C library keep the memory of a chunk for the next one.
 
-    It would give it back to the system, whose pages come again cleared, at a fault each: a tenth of the time
-    of a conversion to q8_0. glibc keeps twice as much as the largest array that was mapped and freed so far
-    (mallopt(3), M_MMAP_THRESHOLD), so here is one that nobody touches. Elsewhere this does nothing.
+    Otherwise it returns the memory to the system, which clears the pages anew, with a page fault each: a
+    tenth of the time of a conversion to q8_0. glibc keeps twice as much as the largest array that was mapped
+    and freed so far (mallopt(3), M_MMAP_THRESHOLD), so one is made and freed here without being used.
+    Elsewhere this does nothing.
     """
     np.empty(pace.chunk_weights * _WORKING, np.uint8)

@@ -33,7 +33,7 @@ class PartFile:
     plan
         What goes into it.
     is_final
-        Whether it bears the final name already: an earlier run was stopped after it renamed this file.
+        Whether it has the final name already: an earlier run was stopped after it renamed this file.
     """
 
     number: int
@@ -100,7 +100,7 @@ def open_part(number: int, path: Path, plan: Plan, *, keep: bool) -> PartFile:
 
 
 def open_final(number: int, path: Path, plan: Plan) -> PartFile:
-    """Open a file that bears its final name already, to read it."""
+    """Open a file that has its final name already, to read it."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     return PartFile(number, path, part_path(path), plan, descriptor, is_final=True)
 

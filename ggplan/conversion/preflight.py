@@ -1,4 +1,4 @@
-"""What can be known to fail is refused before the first byte is written."""
+"""Refuse what is sure to fail, before the first byte is written."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ggplan.conversion.chunks import row_reader
 from ggplan.conversion.inputs import input_files
 from ggplan.errors import ConversionError, PlanError
 from ggplan.planning import Plan, PlannedTensor
@@ -36,7 +35,7 @@ def check_convertible(plan: Plan, *, allow_requantize: bool) -> None:
             raise PlanError(finding.message, hint=finding.help)
     work = [t for t in plan.tensors if not t.is_copied]
     _refuse(
-        [t for t in work if t.tensor.read_rows is None],
+        [t for t in work if t.tensor.rows is None],
         lambda t: f"ggplan cannot read {t.tensor.stored_as} yet",
         "keep the tensor's type, which copies its bytes",
     )
@@ -103,10 +102,10 @@ def check_readable(plan: Plan) -> None:
     """
     for planned in plan.tensors:
         tensor = planned.tensor
-        read = tensor.read_bytes if planned.is_copied else row_reader(planned)
-        if read is not None and tensor.n_weights:
-            read(0, 1)
-            read(tensor.n_rows - 1, tensor.n_rows)
+        rows = tensor.stored if planned.is_copied else tensor.rows
+        if rows is not None and tensor.n_weights:
+            rows.read(0, 1)
+            rows.read(tensor.n_rows - 1, tensor.n_rows)
 
 
 def _check_name(path: Path, sources: dict[tuple[int, int], Path]) -> None:

@@ -1,18 +1,18 @@
-"""Tensors that an earlier conversion encoded just so: they are copied from its output.
+"""Copy tensors that an earlier conversion has already encoded in the same way from its output.
 
 An encoder's bytes follow from the weights, the type, the effort and the importance. Where an earlier output
-of ggplan has a tensor of the same shape and type, made with the same effort and importance, two things are
-left to prove, both before a byte is copied:
+of ggplan has a tensor of the same shape and type, made with the same effort and importance, two things remain
+to be proven, both before a byte is copied:
 
     the weights are the same    the hash of the source's rows, which are read again, is the recorded one
     the bytes are undamaged     their SHA-256 is the recorded one
 
 What was recorded is in the manifest beside the earlier output, `OLD.gguf.sha256` (see `manifest`). What is
-not proven is encoded. So the output is the same with `--reuse` or without, but for a manifest that lies:
-reuse files of your own. Work that was stopped may be gone on with under either.
+not proven is encoded. So the output is the same with `--reuse` or without, unless the manifest is forged:
+reuse only your own files. Stopped work may be resumed with or without `--reuse`.
 
 The default effort's bytes are llama.cpp's, in every version of ggplan. Those of best effort are what its
-search finds, so there the code of the encoders must be the same too.
+search finds, so there the revision of the search must be the same too.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from ggplan.conversion.fingerprint import best_revision
 from ggplan.conversion.manifest import Manifest, manifest_path, read_manifest
 from ggplan.conversion.source_hash import (
-    encoders_hash,
     has_source_hash,
     importance_hash,
     source_hash_of,
 )
 from ggplan.errors import CheckpointError
 from ggplan.metadata import Metadata
-from ggplan.model import ByteReader, Model, TensorInfo
+from ggplan.model import Model, RowSource, TensorInfo
 from ggplan.planning import Plan, PlannedTensor
 from ggplan.sources.files import file_size, read_at
 from ggplan.sources.gguf import open_gguf, read_set
@@ -63,10 +63,10 @@ class Earlier:
 
 @dataclass(frozen=True, slots=True)
 class Reusable:
-    """A tensor of an earlier output: how to read it, and what was recorded of it."""
+    """A tensor of an earlier output: its rows there, and what was recorded of it."""
 
     planned: PlannedTensor
-    read_bytes: ByteReader
+    stored: RowSource
     sha256: str
     source: str
 
@@ -150,14 +150,14 @@ def find_reusable(plan: Plan, earlier: Earlier) -> Reuse:
 def prove_reusable(
     reuse: Reuse, wanted: Iterable[str], n_threads: int, run_weights: int, stop: threading.Event
 ) -> Reuse:
-    """Prove of each wanted tensor that its weights and its bytes are those recorded; the others fall out.
+    """Prove for each wanted tensor that weights and bytes are those recorded, and take out the others.
 
     Parameters
     ----------
     run_weights
         How many weights are read at a time.
     stop
-        Set where the proof is not wanted any more.
+        Set to give up the proof.
     """
     names = set(wanted)
     chosen = [found for name, found in reuse.tensors.items() if name in names]
@@ -186,7 +186,7 @@ def _differing_choice(plan: Plan, earlier: Model) -> str:
     effort = _text(earlier.metadata, "ggplan.effort", "default")
     if effort != plan.effort:
         return f"it was made with --effort {printable(effort)}"
-    # Where nothing was refused, nothing was there that another policy would see to.
+    # Where nothing was refused, no weight was there that another policy would change.
     nonfinite = _text(earlier.metadata, "ggplan.nonfinite", "refuse")
     if nonfinite not in ("refuse", plan.nonfinite):
         return f"it was made with --nonfinite {printable(nonfinite)}"
@@ -203,7 +203,7 @@ def _reusable(
         return "without blocks, as fast to encode"
     if manifest is None or trouble:
         return trouble
-    if there is None or there.read_bytes is None:
+    if there is None or there.stored is None:
         return "not in the earlier file"
     if there.shape != planned.tensor.shape:
         return "another shape"
@@ -213,11 +213,11 @@ def _reusable(
     sha256, source = manifest.tensor_sha256(file, there.name), manifest.source_hash(file, there.name)
     if sha256 is None or source is None:
         return "its source is not recorded"
-    if plan.effort != "default" and manifest.encoders_hash(file) != encoders_hash():
-        return f"the encoders of --effort {plan.effort} are not the same"
+    if manifest.best_revision(file, there.name) != best_revision(plan.effort):
+        return f"the encoders of --effort {plan.effort} are of another revision"
     if (manifest.importance_hash(file, there.name) or "") != importance_hash(plan, planned):
         return "another importance (imatrix)"
-    return Reusable(planned, there.read_bytes, sha256, source)
+    return Reusable(planned, there.stored, sha256, source)
 
 
 def _objection(found: Reusable, run_weights: int, stop: threading.Event) -> str:
@@ -229,7 +229,7 @@ def _objection(found: Reusable, run_weights: int, stop: threading.Event) -> str:
         for start in range(0, tensor.n_rows, step):
             if stop.is_set():
                 return "stopped"
-            digest.update(found.read_bytes(start, min(start + step, tensor.n_rows)))
+            digest.update(found.stored.read_bytes(start, min(start + step, tensor.n_rows)))
     except CheckpointError:
         return "cannot be read in the earlier file"
     if digest.hexdigest() != found.sha256:

@@ -1,7 +1,7 @@
 """The SHA-256 of a tensor whose bytes arrive in pieces, from several threads and in any order.
 
-A hash must see its bytes in order, so a piece that comes early waits until those before it are in. Whichever
-thread closes the gap hashes what can be hashed; the others go on with their work.
+A hash must see its bytes in order, so a piece that comes early waits until those before it are in. The thread
+that fills the gap hashes all that can be hashed; the others continue with their work.
 """
 
 from __future__ import annotations

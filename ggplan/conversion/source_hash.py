@@ -1,6 +1,6 @@
 """What the manifest says of a tensor's making: the hash of the weights that were encoded, and of the imatrix.
 
-It is the rows that are hashed as the encoder gets them, as float32: so the hash does not depend on how a
+The rows are hashed as the encoder gets them, as float32: so the hash does not depend on how a
 checkpoint is sharded or stored, and it covers all that stands between the file and the encoder, such as the
 scales of fp8 weights, experts that are stacked and heads that are permuted. Types without blocks have none;
 to encode these takes no longer than to prove anything about them.
@@ -8,13 +8,10 @@ to encode these takes no longer than to prove anything about them.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 from collections.abc import Callable
-from pathlib import Path
 
-from ggplan import quants
-from ggplan.conversion.chunks import row_reader
+from ggplan.conversion.chunks import read_rows
 from ggplan.conversion.running_hash import RunningHash
 from ggplan.planning import Plan, PlannedTensor
 from ggplan.planning.importance import importance_of
@@ -53,13 +50,11 @@ def source_hash_of(
         If they cannot be read.
     """
     tensor, source = planned.tensor, new_source_hash(planned)
-    read = row_reader(planned)
-    assert read is not None
     step = max(1, run_weights // max(1, tensor.n_columns))
     for start in range(0, tensor.n_rows, step):
         if is_stopped():
             return ""
-        add_rows(source, start, read(start, min(start + step, tensor.n_rows)))
+        add_rows(source, start, read_rows(planned, start, min(start + step, tensor.n_rows)))
     return source.mark().sha256
 
 
@@ -71,14 +66,4 @@ def importance_hash(plan: Plan, planned: PlannedTensor) -> str:
     slices, columns = importance.shape
     digest = hashlib.sha256(f"ggplan importance 1: {slices} x {columns}\n".encode("ascii"))
     digest.update(importance.astype("<f4", order="C").data)
-    return digest.hexdigest()
-
-
-@functools.cache
-def encoders_hash() -> str:
-    """The SHA-256 of the encoders' own code, by which one that searches differently is known."""
-    digest = hashlib.sha256()
-    for source in sorted(Path(quants.__file__).parent.glob("*.py")):
-        digest.update(f"{source.name}\n".encode())
-        digest.update(source.read_bytes())
     return digest.hexdigest()

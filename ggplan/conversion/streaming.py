@@ -4,8 +4,8 @@ The plan knows every tensor's place, so each thread takes the next chunk, reads 
 writes the bytes at their final offset; the bytes do not depend on how many threads there are, on the size of
 chunks, or on where an earlier run was stopped.
 
-Nothing appears under the final name until the file is whole (see `ggplan.conversion.workspace`). What can be
-known to fail is refused before anything is written. What fails later leaves its work behind if the same
+Nothing appears under the final name until the file is whole (see `ggplan.conversion.unfinished`). What is
+sure to fail is refused before anything is written. What fails later leaves its work behind if the same
 command could finish it, and nothing at all if it could not.
 """
 
@@ -28,16 +28,16 @@ from ggplan.conversion.pace import DEFAULT_MEMORY, Pace, choose_pace, keep_freed
 from ggplan.conversion.part_file import part_path
 from ggplan.conversion.preflight import check_absent, check_convertible, check_readable, check_target
 from ggplan.conversion.reuse import Reuse, find_reusable, open_earlier, prove_reusable
-from ggplan.conversion.warming import warming
-from ggplan.conversion.workers import Task, run
-from ggplan.conversion.workspace import (
-    Workspace,
+from ggplan.conversion.unfinished import (
+    UnfinishedOutput,
     check_journal,
     check_kept,
     find_renamed,
     open_parts,
     remove_stale_parts,
 )
+from ggplan.conversion.warming import warming
+from ggplan.conversion.workers import Task, run
 from ggplan.errors import CheckpointError, ConversionError, Error
 from ggplan.model import Model
 from ggplan.planning import Plan
@@ -48,7 +48,7 @@ CHECKPOINT_BYTES = 256 << 20
 """How much is written between two moments at which it is made durable and recorded. A sixteenth of a small
 output, but no less than 16 MiB, is less."""
 CHECKPOINT_SECONDS = 5.0
-"""How much time passes between them at the most; slow encoders write little in it, but it is as dear."""
+"""How much time passes between them at the most, since slow encoders write little in much time."""
 
 Progress = Callable[[int], None]
 """Called with a number of bytes, from any thread, one call at a time."""
@@ -86,20 +86,53 @@ class ConversionResult:
     reuse: Reuse | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class ConvertOptions:
+    """How to write a plan; the bytes of the tensors depend on none of these.
+
+    Attributes
+    ----------
+    threads
+        Threads that read, encode and write; by default one for each CPU this process may use.
+    memory
+        Bytes that chunks may take, besides the interpreter and its libraries; fewer threads run where
+        it is little.
+    allow_requantize
+        Encode tensors that are quantized in the source to another quantized type.
+    force
+        Replace files that exist, once the new ones are complete.
+    resume
+        Keep a journal, and go on with work that was begun; else the work of a run that fails is removed.
+    restart
+        Throw away work that was begun, of this plan or another.
+    split_max_bytes, split_max_tensors, split_like
+        Write a split set: with at most so many bytes of tensors in a file, so many tensors, or with the
+        tensors of each file as another model has them. One of the three at most.
+    reuse
+        An earlier output of ggplan, by any of its files. Tensors it has that would be encoded to the same
+        bytes are copied from it, once that is proven.
+    """
+
+    threads: int | None = None
+    memory: int = DEFAULT_MEMORY
+    allow_requantize: bool = False
+    force: bool = False
+    resume: bool = True
+    restart: bool = False
+    split_max_bytes: int | None = None
+    split_max_tensors: int | None = None
+    split_like: Model | None = None
+    reuse: str | Path | None = None
+
+
+_DEFAULTS = ConvertOptions()
+
+
 def convert(
     plan: Plan,
     path: str | Path,
+    options: ConvertOptions = _DEFAULTS,
     *,
-    threads: int | None = None,
-    memory: int = DEFAULT_MEMORY,
-    allow_requantize: bool = False,
-    force: bool = False,
-    resume: bool = True,
-    restart: bool = False,
-    split_max_bytes: int | None = None,
-    split_max_tensors: int | None = None,
-    split_like: Model | None = None,
-    reuse: str | Path | None = None,
     progress: Progress | None = None,
     resumed: Progress | None = None,
 ) -> ConversionResult:
@@ -115,26 +148,6 @@ def convert(
         The GGUF to write; it appears when it is complete. Beside it appears its manifest, `PATH.sha256`;
         while it is written, `PATH.part` and `PATH.part.journal`. A split set is called
         `PATH-00001-of-00003.gguf` and so on, after `path` without its `.gguf`.
-    threads
-        Threads that read, encode and write; by default one for each CPU this process may use.
-        The bytes do not depend on it.
-    memory
-        Bytes that chunks may take, besides the interpreter and its libraries; fewer threads run where
-        it is little. The bytes do not depend on it.
-    allow_requantize
-        Encode tensors that are quantized in the source to another quantized type.
-    force
-        Replace files that exist, once the new ones are complete.
-    resume
-        Keep a journal, and go on with work that was begun; else the work of a run that fails is removed.
-    restart
-        Throw away work that was begun, of this plan or another.
-    split_max_bytes, split_max_tensors, split_like
-        Write a split set: with at most so many bytes of tensors in a file, so many tensors, or with the
-        tensors of each file as another model has them. One of the three at most.
-    reuse
-        An earlier output of ggplan, by any of its files. Tensors it has that would be encoded to the same
-        bytes are copied from it, once that is proven; the output does not depend on it.
     progress
         Told of every piece of data written.
     resumed
@@ -157,18 +170,19 @@ def convert(
         raise ConversionError(
             f"{printable(str(path))} is a folder", hint="give the name of the file to write"
         )
-    check_convertible(plan, allow_requantize=allow_requantize)
-    pace = choose_pace(plan, threads or available_cpus(), memory)
-    plans = split_plan(plan, max_bytes=split_max_bytes, max_tensors=split_max_tensors, like=split_like)
-    is_set = split_max_bytes is not None or split_max_tensors is not None or len(plans) > 1
+    check_convertible(plan, allow_requantize=options.allow_requantize)
+    pace = choose_pace(plan, options.threads or available_cpus(), options.memory)
+    max_bytes, max_tensors = options.split_max_bytes, options.split_max_tensors
+    plans = split_plan(plan, max_bytes=max_bytes, max_tensors=max_tensors, like=options.split_like)
+    is_set = max_bytes is not None or max_tensors is not None or len(plans) > 1
     output = set_path(path) if is_set else path
     paths = tuple(split_path(path, k, len(plans)) for k in range(len(plans))) if is_set else (path,)
     files = tuple(zip(paths, plans, strict=True))
-    found = None if reuse is None else find_reusable(plan, open_earlier(reuse))
+    reuse = None if options.reuse is None else find_reusable(plan, open_earlier(options.reuse))
     try:
         with warming(plan):
             n_resumed, reused = _write(
-                plan, output, files, pace, force, resume, restart, found, progress, resumed
+                plan, output, files, pace, options, reuse, progress or _ignore, resumed or _ignore
             )
     except OSError as error:
         reason = error.strerror or str(error)
@@ -194,12 +208,10 @@ def _write(
     output: Path,
     files: Sequence[tuple[Path, Plan]],
     pace: Pace,
-    force: bool,
-    resume: bool,
-    restart: bool,
+    options: ConvertOptions,
     reuse: Reuse | None,
-    progress: Progress | None,
-    resumed: Progress | None,
+    progress: Progress,
+    resumed: Progress,
 ) -> tuple[int, Reuse | None]:
     """Carry out the plan; returns the bytes that an earlier run had written, and what was reused."""
     manifest = manifest_path(output)
@@ -207,7 +219,7 @@ def _write(
     paths = [path for path, _ in files]
     sidecars = [*map(part_path, paths), journal_path, manifest, part_path(manifest)]
     check_target(plan, paths, sidecars)
-    if not force and not os.path.lexists(journal_path):
+    if not options.force and not os.path.lexists(journal_path):
         check_absent(paths)
     states = input_states(plan)
     check_early(plan)
@@ -215,49 +227,49 @@ def _write(
     now = fingerprint(plan, files, states)
     journal = open_journal(journal_path)
     try:
-        recorded = check_journal(journal.read(), now, output, resume=resume, restart=restart)
+        recorded = check_journal(journal.read(), now, output, resume=options.resume, restart=options.restart)
         renamed = find_renamed(files, recorded)
-        if not force:
+        if not options.force:
             check_absent([path for number, path in enumerate(paths) if number not in renamed])
     except BaseException:
         journal.close()
         raise
-    work = Workspace(journal, resume)
+    work = UnfinishedOutput(journal, options.resume)
     try:
         if recorded.plan is None:
             remove_stale_parts(output, files)
-            if resume:
+            if options.resume:
                 journal.begin(now)
         work.recorded = {key: max(mark.n_bytes for mark in marks) for key, marks in recorded.marks.items()}
         open_parts(work, files, recorded, renamed)
-        check_kept(work, recorded, pace.n_threads, resumed or _ignore, threading.Event())
+        check_kept(work, recorded, pace.n_threads, resumed, threading.Event())
         work.recorded = {key: hash_.done for key, hash_ in work.hashes.items() if hash_.done}
         if reuse is not None:
             reuse = _take_proven(work, reuse, pace)
-        _run(work, pace, progress or _ignore)
+        _run(work, pace, progress)
         _refuse_changed(states)
         work.finish(manifest)
     except BaseException as error:
-        _settle(work, error, output, plan.tensor_bytes, states)
+        _keep_or_discard(work, error, output, plan.tensor_bytes, states)
         raise
     return work.resumed_bytes, reuse
 
 
-def _take_proven(work: Workspace, reuse: Reuse, pace: Pace) -> Reuse:
+def _take_proven(work: UnfinishedOutput, reuse: Reuse, pace: Pace) -> Reuse:
     """Prove what may be reused of that which is not begun, and have it copied."""
     keys = {t.name: (part.number, t.name) for part in work.parts for t in part.plan.tensors}
     wanted = [name for name in reuse.tensors if work.hashes[keys[name]].done == 0]
     proven = prove_reusable(reuse, wanted, pace.n_threads, pace.chunk_weights, threading.Event())
     for name, found in proven.tensors.items():
         key = keys[name]
-        work.reused[key] = found.read_bytes
+        work.reused[key] = found.stored
         work.hashes[key].expected = found.sha256
         work.known_sources[key] = found.source
         work.sources.pop(key, None)
     return proven
 
 
-def _run(work: Workspace, pace: Pace, progress: Progress) -> None:
+def _run(work: UnfinishedOutput, pace: Pace, progress: Progress) -> None:
     """Encode and write all that is not there."""
     n_bytes = sum(part.plan.file_bytes for part in work.parts)
     step = min(CHECKPOINT_BYTES, max(16 << 20, n_bytes // 16))
@@ -286,7 +298,7 @@ def _run(work: Workspace, pace: Pace, progress: Progress) -> None:
     )
 
 
-def _tasks(work: Workspace, chunk_weights: int) -> Iterator[Task]:
+def _tasks(work: UnfinishedOutput, chunk_weights: int) -> Iterator[Task]:
     """The chunks that are not kept, in the order of the files."""
     for part in work.parts:
         keys = [(part.number, t.name) for t in part.plan.tensors]
@@ -309,8 +321,8 @@ def _refuse_changed(states: dict[Path, InputState]) -> None:
         )
 
 
-def _settle(
-    work: Workspace, error: BaseException, output: Path, n_bytes: int, states: dict[Path, InputState]
+def _keep_or_discard(
+    work: UnfinishedOutput, error: BaseException, output: Path, n_bytes: int, states: dict[Path, InputState]
 ) -> None:
     """Keep the work if the same command could go on with it, else remove it; the error tells which."""
     if work.is_finished:
@@ -338,4 +350,4 @@ def _notes(error: BaseException) -> str:
 
 
 def _ignore(n_bytes: int) -> None:
-    """Nobody wants to know."""
+    """The progress of a call that was given none."""

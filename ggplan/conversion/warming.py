@@ -3,8 +3,8 @@
 On a machine's first run a kernel takes some tenths of a second to compile, or seconds where no translation of
 it is shipped (`quants.translations`); on later ones it takes milliseconds to load. So a thread goes through
 the types of the plan in the order of the file, while the conversion checks its inputs, reserves space and
-reads; and it is at the second type while workers encode to the first. A worker that comes too early waits for
-its own kernel only.
+reads; and it is at the second type while workers encode to the first. A worker that comes too early waits
+only for its own kernel.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def warming(plan: Plan) -> Iterator[None]:
         for type_, guided, is_bf16 in needed_encoders(plan):
             if stop.is_set():
                 return
-            # An encoder that cannot be had fails again, with the tensor's name, where it is needed.
+            # An encoder that cannot be compiled fails again, with the tensor's name, where it is needed.
             with contextlib.suppress(Exception):
                 warm_up([type_], with_imatrix=guided, effort=plan.effort, bf16=is_bf16)
 

@@ -2,8 +2,8 @@
 
 No thread waits for another but for memory: a chunk that is written keeps its bytes until those before it in
 the tensor are hashed, and the number of chunks in that state is bounded. The kernels, the hash and the calls
-of the file system release the GIL. The calling thread does no work of that kind; it is told from time to time
-that something was written, so that it can make it durable, and signals reach it at once.
+of the file system release the GIL. The calling thread does none of this work; from time to time it makes
+durable what was written, and signals reach it at once.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from ggplan.conversion.chunks import Chunk, row_reader
+from ggplan.conversion.chunks import Chunk, read_rows
 from ggplan.conversion.encoding import encode_chunk
 from ggplan.conversion.part_file import PartFile
 from ggplan.conversion.running_hash import RunningHash
@@ -86,7 +86,7 @@ def run(
             failures.append(error)
             stop.set()
         finally:
-            # Whoever waits for room looks up: at an error, or at the end, where no chunk is left to take.
+            # Wake a thread that waits for room: at an error, or at the end, where no chunk is left.
             room.release()
 
     workers = [threading.Thread(target=work, name=f"ggplan-{i}", daemon=True) for i in range(n_threads)]
@@ -112,7 +112,7 @@ def _do(task: Task, lock: threading.Lock, written: Callable[[int], None]) -> int
     if task.stop <= task.hash.done:
         _read_again(task)
         return 1
-    data = memoryview(encode_chunk(task.chunk, task.source)).cast("B")
+    data = encode_chunk(task.chunk, task.source)
     start = task.start
     # After a resume the first chunk of a tensor may begin in what is kept.
     if start < task.hash.done:
@@ -128,6 +128,6 @@ def _do(task: Task, lock: threading.Lock, written: Callable[[int], None]) -> int
 
 def _read_again(task: Task) -> None:
     """Hash the source of a chunk that an earlier run wrote, but not the rest of its tensor."""
-    read = row_reader(task.chunk.planned)
-    if task.source is not None and read is not None:
-        add_rows(task.source, task.chunk.start, read(task.chunk.start, task.chunk.stop))
+    chunk = task.chunk
+    if task.source is not None:
+        add_rows(task.source, chunk.start, read_rows(chunk.planned, chunk.start, chunk.stop))

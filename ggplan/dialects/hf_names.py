@@ -124,5 +124,5 @@ def _maps(architecture: str) -> tuple[dict[str, str], ...]:
                 table = known.table(Config("names", values, 1).with_defaults(**known.defaults), ())
             except CheckpointError:
                 continue
-            found.append({entry.target: entry.source for entry in table.entries})
+            found.append({spec.target: spec.source for spec in table.specs})
     return tuple(found)

@@ -88,10 +88,7 @@ def recipe_from_types(model: Model, name: str = "") -> Recipe:
     text = write_recipe(cover(wanted), name=title, architecture=model.architecture, heading=heading)
     recipe = parse_recipe(text, f"{title}.recipe")
     # Another type in the source than the one wanted, so that a tensor no rule reaches is noticed.
-    others = [
-        replace(t, type=BF16 if t.type == F16 else F16, read_rows=None, read_bytes=None, read_bf16=None)
-        for t in tensors
-    ]
+    others = [replace(t, type=BF16 if t.type == F16 else F16, rows=None, stored=None) for t in tensors]
     _prove(recipe, others, [t.type for t in tensors])
     return recipe
 

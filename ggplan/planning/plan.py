@@ -65,7 +65,7 @@ class PlannedTensor:
     @property
     def is_copied(self) -> bool:
         """Whether the stored bytes go to the output as they are."""
-        return self.type == self.tensor.type and self.tensor.read_bytes is not None
+        return self.type == self.tensor.type and self.tensor.stored is not None
 
 
 Effort = Literal["default", "best"]

@@ -5,5 +5,5 @@ and shapes without weights. They share three rules. Every length, offset and cou
 integer and is checked against the file's size before it is used. Weights are read by position into
 buffers, row by row, never by mapping the file into memory: a file that shrinks under a mapping kills
 the process, a short read is an error with a name. And what a file says is shown only with its control
-characters escaped.
+characters escaped. `schemes` puts together what is stored in several tensors.
 """

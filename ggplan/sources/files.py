@@ -1,23 +1,26 @@
-"""Reading bytes from files that strangers made.
+"""Reading bytes, and rows of weights, from files that are not trusted.
 
 A read opens the file, reads at a position, and closes it. That costs a few microseconds beside reads of
-many kilobytes, and buys much: a checkpoint of a thousand shards never meets the limit of open files,
-readers carry no state, so any thread may use them, and nothing needs closing.
+many kilobytes. In return a checkpoint of a thousand shards never meets the limit of open files, readers have
+no state, so any thread may use them, and nothing needs closing.
 
-Only regular files are opened. A FIFO would block for ever and a device might act; both are refused
-before the open, and again after it by its descriptor, so that a swap in between gains nothing.
+Only regular files are opened. A FIFO would block for ever, and opening a device may have effects. Both are
+refused before the open, and again after it by the descriptor, in case the file was swapped in between.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ggplan.errors import CheckpointError
+from ggplan.ggml_types import GgmlType
+from ggplan.model import RowSource, empty_rows, require_rows
 from ggplan.text import printable
 
 if TYPE_CHECKING:
@@ -36,7 +39,7 @@ _KINDS = {
 
 
 def shown(text: object) -> str:
-    """A path or an untrusted name as it may stand in a message: escaped, and cut where it is endless."""
+    """A path or an untrusted name as it may stand in a message: escaped, and cut where it is too long."""
     whole = str(text)
     if len(whole) > _SHOWN_LENGTH:
         whole = whole[: _SHOWN_LENGTH - 3] + "..."
@@ -117,13 +120,28 @@ def read_into(path: Path, offset: int, target: memoryview) -> None:
 
 
 def read_array(path: Path, offset: int, n_bytes: int) -> NDArray[np.uint8]:
-    """As `read_at`, as an array of bytes that nobody else holds."""
+    """As `read_at`, as a new array of bytes."""
     import numpy as np
 
     raw = np.empty(n_bytes, np.uint8)
     if n_bytes:
         read_into(path, offset, raw.data)
     return raw
+
+
+def rows_in_file(path: Path, offset: int, dtype: GgmlType, shape: tuple[int, ...]) -> RowSource:
+    """The rows of a tensor that lie one after another in a file, from byte `offset` on."""
+    n_columns = shape[-1] if shape else 1
+    n_rows, row_bytes = math.prod(shape[:-1]), dtype.row_bytes(n_columns)
+
+    def read(start: int, stop: int) -> NDArray[Any]:
+        require_rows(start, stop, n_rows)
+        rows = empty_rows(dtype, stop - start, n_columns)
+        if rows.size:
+            read_into(path, offset + start * row_bytes, rows.reshape(-1).data.cast("B"))
+        return rows
+
+    return RowSource(dtype, shape, read)
 
 
 def begins_with(path: Path, magic: bytes) -> bool:

@@ -9,72 +9,17 @@ Every type of the table has rows of a fixed number of bytes, so rows are found b
 
 from __future__ import annotations
 
-import math
 import re
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ggplan.errors import CheckpointError
-from ggplan.ggml_types import BF16, F16, F32, GgmlType
+from ggplan.ggml_types import BF16, F16, F32
 from ggplan.metadata import MetadataType
-from ggplan.model import Model, TensorInfo
-from ggplan.sources.files import listed, read_array, read_at, shown
+from ggplan.model import Model, RowSource, TensorInfo
+from ggplan.sources.files import listed, rows_in_file, shown
 from ggplan.sources.gguf_header import GgufHeader, read_header
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
 _SPLIT_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL | re.ASCII)
-
-
-@dataclass(frozen=True, slots=True)
-class GgufTensor:
-    """Where a tensor's rows lie, and how to read them."""
-
-    file: Path
-    offset: int
-    shape: tuple[int, ...]
-    type: GgmlType
-
-    def read_bytes(self, start: int, stop: int) -> bytes:
-        """Rows `start` up to `stop` as they are stored."""
-        row_bytes = self._row_bytes(start, stop)
-        return read_at(self.file, self.offset + start * row_bytes, (stop - start) * row_bytes)
-
-    def read_rows(self, start: int, stop: int) -> NDArray[np.float32]:
-        """Rows `start` up to `stop`, decoded, as a (stop - start, n_columns) float32 array."""
-        import numpy as np
-
-        rows = self._read_array(start, stop)
-        if self.type is F32:
-            return rows.view("<f4")
-        if self.type is F16:
-            return rows.view("<f2").astype(np.float32)
-        if self.type is BF16:
-            from ggplan.quants.floats import widened
-
-            return widened(rows.view("<u2"))
-        from ggplan.quants import dequantize
-
-        return dequantize(rows, self.type)
-
-    def read_bf16(self, start: int, stop: int) -> NDArray[np.uint16]:
-        """Rows `start` up to `stop` of a bf16 tensor as the bits they are stored in."""
-        return self._read_array(start, stop).view("<u2")
-
-    def _read_array(self, start: int, stop: int) -> NDArray[np.uint8]:
-        """Rows as they are stored, (stop - start, bytes of a row)."""
-        row_bytes = self._row_bytes(start, stop)
-        raw = read_array(self.file, self.offset + start * row_bytes, (stop - start) * row_bytes)
-        return raw.reshape(stop - start, row_bytes)
-
-    def _row_bytes(self, start: int, stop: int) -> int:
-        n_rows = math.prod(self.shape[:-1])
-        if not 0 <= start <= stop <= n_rows:
-            raise ValueError(f"rows {start} to {stop} of {n_rows}")
-        return self.type.row_bytes(self.shape[-1])
 
 
 def open_gguf(path: Path) -> Model:
@@ -95,20 +40,26 @@ def open_gguf(path: Path) -> Model:
                     f"{shown(header.path)}: tensor '{shown(record.name)}' is also in "
                     f"{shown(tensors[record.name].origin)}"
                 )
-            rows = GgufTensor(header.path, record.offset, record.shape, record.type)
+            stored = rows_in_file(header.path, record.offset, record.type, record.shape)
             tensors[record.name] = TensorInfo(
                 record.name,
                 record.shape,
                 record.type,
                 origin=header.path.name,
                 stored_as=record.type.name,
-                read_rows=rows.read_rows if record.type.decodable else None,
-                read_bytes=rows.read_bytes,
-                read_bf16=rows.read_bf16 if record.type is BF16 else None,
+                rows=_weights(stored),
+                stored=stored,
             )
     _check_total(headers[0], len(headers), len(tensors))
     files = tuple(header.path for header in headers)
     return Model(path, "gguf", _architecture(headers[0]), metadata, tuple(tensors.values()), files)
+
+
+def _weights(stored: RowSource) -> RowSource | None:
+    """The rows as floats, decoded where they are blocks; None where ggplan cannot decode them."""
+    if not stored.dtype.decodable:
+        return None
+    return stored if stored.dtype in (F32, F16, BF16) else stored.as_float32()
 
 
 def read_set(path: Path) -> list[GgufHeader]:

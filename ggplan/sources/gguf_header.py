@@ -8,11 +8,10 @@
 
 Versions 2 and 3 have this layout; 3 only allows big-endian files too, which ggplan does not read. The
 reference is llama.cpp b11434, `ggml/src/gguf.cpp`: what it refuses is refused here. Added are checks it
-leaves to its callers (the tensors end inside the file) and bounds no sound file comes near
-(`_HEADER_LIMIT`, `_COUNT_LIMIT`). One leniency is the loader's own: the padding after the last tensor
-may be missing.
+leaves to its callers (the tensors end inside the file) and bounds far above any real file (`_HEADER_LIMIT`,
+`_COUNT_LIMIT`). The padding after the last tensor may be missing, as in llama.cpp's loader.
 
-Arrays are stepped over by arithmetic, those of strings by their lengths alone, and kept as bytes, so a
+Arrays are skipped by arithmetic, those of strings by their lengths alone, and kept as bytes, so a
 tokenizer of 250,000 tokens costs milliseconds.
 """
 
@@ -156,7 +155,7 @@ class _Cursor:
         return self.take(self.u64(what), what)
 
     def skip_strings(self, count: int, what: str) -> None:
-        """Step over `count` strings; the only loop over the items of an array."""
+        """Skip `count` strings; the only loop over the items of an array."""
         unpack = _U64.unpack_from
         while count:
             self.require(8, what)

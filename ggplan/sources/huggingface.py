@@ -4,7 +4,7 @@ The weights are `model.safetensors`, or shards named by `model.safetensors.index
 name to file name), or shards without an index. Where there are no safetensors, `pytorch_model.bin` and its
 shards are read in the same way (see `pytorch`). The folder is untrusted: a shard's name must be a bare file
 name, so that no index reaches out of the folder. Links are followed, since in the Hugging Face cache every
-file is a link to a blob elsewhere; a link is made by who fills the folder, not by who wrote the index.
+file is a link to a blob elsewhere; links are made by the program that fills the folder, not by the index.
 
 Nothing of a folder is ever run: no `auto_map` code, no chat template, no pickle unless by torch's rules.
 """
@@ -19,15 +19,13 @@ from pathlib import Path
 
 from ggplan.errors import CheckpointError
 from ggplan.sources.files import listed, read_whole, shown
-from ggplan.sources.fp8 import apply_scales
 from ggplan.sources.json_files import SIZE_LIMIT, load_object
 from ggplan.sources.safetensors import read_tensors
+from ggplan.sources.schemes import join_tensors, read_quantization
 from ggplan.sources.tensors import CheckpointTensor, StoredTensor
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _NUMBERED = re.compile(r"(.*-)(\d{5})-of-(\d{5})(\.\w+)", re.ASCII)
-_DEFAULT_BLOCK = (128, 128)
-_FLOAT_FORMATS = ("float-quantized", "naive-quantized")  # of compressed-tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +90,8 @@ class HfCheckpoint:
         config.json, parsed.
     tensors
         By name; shards in the order of their names, and within a shard the tensors too, which is the
-        order in which llama.cpp's converter meets them. fp8 tensors come scaled, without their scales.
+        order in which llama.cpp's converter meets them. What is stored quantized comes as weights (see
+        `schemes`), without its scales.
     files
         The files of weights, in the order of their names.
     """
@@ -134,12 +133,12 @@ def open_checkpoint(folder: Path) -> HfCheckpoint:
             f"{where} holds no config.json", hint="give the folder of one model, with config and tokenizer"
         )
     config = load_object(folder / "config.json")
-    block = _fp8_block(config, where)
+    quantization = read_quantization(config, folder)
     stored = _read_shards(folder)
     if not stored:
         raise CheckpointError(f"{where}: its files of weights hold no tensors")
     files = tuple(sorted({tensor.file for tensor in stored.values()}))
-    return HfCheckpoint(folder, config, apply_scales(stored, block), files)
+    return HfCheckpoint(folder, config, join_tensors(stored, quantization), files)
 
 
 def _read_shards(folder: Path) -> dict[str, StoredTensor]:
@@ -196,10 +195,11 @@ def _weight_map(folder: Path, form: _Form) -> dict[str, str]:
 def _check_index(path: Path, weight_map: dict[str, str], tensors: dict[str, StoredTensor]) -> None:
     where = shown(path)
     found = {name: tensor.file.name for name, tensor in tensors.items()}
-    if astray := [name for name, shard in weight_map.items() if found.get(name) != shard]:
+    if misplaced := [name for name, shard in weight_map.items() if found.get(name) != shard]:
         raise CheckpointError(
-            f"{where}: {len(astray)} tensors are not in the shard it names, the first '{shown(astray[0])}' "
-            f"in {shown(weight_map[astray[0]])}"
+            f"{where}: {len(misplaced)} tensors are not in the shard it names, the first "
+            f"'{shown(misplaced[0])}' "
+            f"in {shown(weight_map[misplaced[0]])}"
         )
     if extra := [name for name in found if name not in weight_map]:
         raise CheckpointError(
@@ -233,44 +233,3 @@ def _no_weights(folder: Path) -> CheckpointError:
         "a pickle is a program",
         hint="use the model's safetensors, or make them: load it with transformers and save_pretrained() it",
     )
-
-
-def _fp8_block(config: dict[str, object], where: str) -> tuple[int, int] | None:
-    """The block of weights that shares a scale; an error for a quantization that ggplan does not read."""
-    quantization = config.get("quantization_config")
-    text_config = config.get("text_config")
-    if quantization is None and isinstance(text_config, dict):
-        quantization = text_config.get("quantization_config")
-    if quantization is None:
-        return _DEFAULT_BLOCK
-    if not isinstance(quantization, dict):
-        raise CheckpointError(f"{where}: quantization_config in config.json is no object")
-    method = quantization.get("quant_method")
-    if method in (None, "fp8"):
-        block = quantization.get("weight_block_size", list(_DEFAULT_BLOCK))
-    elif method == "compressed-tensors" and quantization.get("format") in _FLOAT_FORMATS:
-        block = _compressed_block(quantization, where)
-    else:
-        kind = f"{method} ({quantization['format']})" if "format" in quantization else str(method)
-        raise CheckpointError(
-            f"{where} is quantized by {shown(kind)}, which ggplan does not read",
-            hint="use the original checkpoint in bf16, or fp8 with weight_scale_inv",
-        )
-    if block is None:
-        return None
-    if not isinstance(block, list) or len(block) != 2 or not all(type(n) is int and n > 0 for n in block):
-        raise CheckpointError(f"{where}: config.json gives the impossible weight_block_size {shown(block)}")
-    return block[0], block[1]
-
-
-def _compressed_block(quantization: dict[str, object], where: str) -> object:
-    """The block of a compressed-tensors checkpoint with one group of fp8 weights; None for scales by row."""
-    groups = quantization.get("config_groups")
-    group = next(iter(groups.values())) if isinstance(groups, dict) and len(groups) == 1 else None
-    weights = group.get("weights") if isinstance(group, dict) else None
-    if not isinstance(weights, dict) or (weights.get("type"), weights.get("num_bits")) != ("float", 8):
-        raise CheckpointError(
-            f"{where} is quantized by compressed-tensors, but not as one group of 8-bit floats",
-            hint="use the original checkpoint in bf16",
-        )
-    return weights.get("block_structure")

@@ -1,4 +1,4 @@
-"""JSON from strangers: config.json, tokenizer.json, shard indexes, safetensors headers.
+"""JSON that is not trusted: config.json, tokenizer.json, shard indexes, safetensors headers.
 
 Python's parser is made strict where it is lax (an object may not repeat a key; NaN is no value; a lone
 surrogate is no text, since it could never be written again) and bounded where it is not: the bytes, the

@@ -3,10 +3,10 @@
     NAME/data.pkl       which tensors there are: type, shape, strides, and a piece of which storage
     NAME/data/0, 1, ... the storages, little-endian
 
-The pickle is a program and is interpreted only by torch 2.10 or later with `weights_only=True`, in a process
-apart (see `pytorch_listing`); never otherwise. What comes back is a list of places, and is checked like any
-stranger's: a tensor must be a row of weights within a storage, and the storage a member of the archive, from
-its first byte to its last. Then weights are read by position, like those of safetensors, and torch is done.
+The pickle is a program and is interpreted only by torch 2.10 or later with `weights_only=True`, in a separate
+process (see `pytorch_listing`). What comes back is a list of places, which is not trusted either: a tensor
+must be a row of weights within a storage, and the storage a member of the archive, from its first byte to its
+last. After that weights are read by position, like those of safetensors, without torch.
 
 Several tensors may share a storage, or be the same one (tied weights). A tensor whose weights do not lie in
 the order of its rows (a transpose) is refused; no published checkpoint is known to have one.
@@ -127,7 +127,7 @@ def _failure(answer: Mapping[str, object], where: str) -> CheckpointError:
             return CheckpointError(f"{file}: torch refuses its pickle: {text}", hint=_SAVE_AGAIN)
     return CheckpointError(
         f"{where}: torch could not list its tensors within {_TIMEOUT} seconds and 2 GiB; it is damaged or "
-        "means harm",
+        "malicious",
         hint=_SAVE_AGAIN,
     )
 

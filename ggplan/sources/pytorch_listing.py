@@ -1,12 +1,12 @@
-"""A program of its own: list the tensors of PyTorch checkpoints as JSON, without their weights.
+"""A separate program: list the tensors of PyTorch checkpoints as JSON, without their weights.
 
     python -P pytorch_listing.py FILE...
 
 A pickle is a program. torch (2.10 or later) interprets it with `weights_only=True`, which lets it build
 tensors and plain containers and nothing else; and this happens here, in a process that may use little memory
-and little time and whose answer is not trusted, so that whatever a pickle does to its interpreter ends here.
-Nothing of ggplan is imported. `map_location="meta"` leaves the weights unread; torch notes where in the file
-each storage lies.
+and little time and whose answer is not trusted, so that whatever a pickle does to its interpreter stays in
+this process. Nothing of ggplan is imported. `map_location="meta"` leaves the weights unread; torch notes
+where in the file each storage lies.
 
 Printed is one JSON object: `{"files": [[entry, ...], ...]}` with entries `[name, dtype, shape, stride, first
 weight in the storage, bytes of the storage, where it lies]`, or `{"error": kind, "text": what}`.

@@ -4,8 +4,8 @@
 
 The header maps names to `{"dtype": "BF16", "shape": [rows, columns], "data_offsets": [begin, end]}`, with
 offsets that count from the first byte of the data, and may hold one object of strings, `__metadata__`. The
-tensors must cover the data exactly, without a hole, an overlap or a byte to spare; that alone makes it
-impossible to hide something in the file or to let one tensor read another's bytes.
+tensors must cover the data exactly, without a hole, an overlap or a byte to spare; so nothing can be
+hidden in the file, and no tensor can read another's bytes.
 
 Rules: safetensors 0.8.0, `safetensors/src/tensor.rs` (`SafeTensors::read_metadata`, `Metadata::validate`).
 Stricter here: a name may not stand twice, not even with the same contents.

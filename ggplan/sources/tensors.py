@@ -1,4 +1,4 @@
-"""A tensor of a safetensors file: where it lies, and its rows as float32.
+"""Tensors of a Hugging Face checkpoint: one as it lies in a file, and one as the weights it holds.
 
 Any tensor is also a matrix: the last dimension is the row, all others together count the rows. A vector
 is one row, a scalar a row of one. Rows are what is read, so memory does not grow with the tensor.
@@ -17,10 +17,12 @@ import functools
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from ggplan.errors import CheckpointError
-from ggplan.sources.files import read_array, shown
+from ggplan.ggml_types import BF16, F16, F32, GgmlType
+from ggplan.model import RowSource
+from ggplan.sources.files import read_array, rows_in_file, shown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,45 +53,19 @@ DTYPE_BITS = {
     "I64": 64,
     "U64": 64,
 }
+# The types whose tensors are weights as they are, without scales.
+PLAIN: dict[str, GgmlType] = {"BF16": BF16, "F16": F16, "F32": F32}
+_READABLE = (*PLAIN, "F8_E4M3")
 # NumPy turns the codes into 8-byte indices: in pieces these stay in the cache, which doubles the speed.
 _PIECE = 1 << 16
-READABLE = frozenset({"F32", "F16", "BF16", "F8_E4M3"})
-
-
-class CheckpointTensor(Protocol):
-    """What a Hugging Face checkpoint gives of a tensor, stored plainly or with scales beside it."""
-
-    @property
-    def name(self) -> str:
-        """The checkpoint's name of it: `model.layers.0.mlp.down_proj.weight`."""
-
-    @property
-    def dtype(self) -> str:
-        """The safetensors name of the stored type: `BF16`, `F8_E4M3`."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Rows first; `()` for a scalar."""
-
-    @property
-    def file(self) -> Path:
-        """The file its weights are in."""
-
-    @property
-    def n_columns(self) -> int:
-        """Weights in a row."""
-
-    @property
-    def n_rows(self) -> int:
-        """Rows of all slices together."""
-
-    def read_rows(self, start: int, stop: int) -> NDArray[np.float32]:
-        """Rows `start` up to `stop` as a (stop - start, n_columns) float32 array."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """A tensor as it lies in a safetensors file: `n_bytes` bytes from byte `offset` of `file` on."""
+    """A tensor as it lies in a file: `n_bytes` bytes from byte `offset` of `file` on.
+
+    `dtype` is the safetensors name of its type, `shape` has rows first and is `()` for a scalar.
+    """
 
     name: str
     dtype: str
@@ -99,47 +75,30 @@ class StoredTensor:
     n_bytes: int
 
     @property
-    def n_columns(self) -> int:
-        """Weights in a row."""
-        return self.shape[-1] if self.shape else 1
+    def n_weights(self) -> int:
+        """Values in the tensor."""
+        return math.prod(self.shape)
 
-    @property
-    def n_rows(self) -> int:
-        """Rows of all slices together."""
-        return math.prod(self.shape[:-1])
+    def rows(self) -> RowSource | None:
+        """Its rows, in its own type; None for a type that does not hold weights by itself."""
+        dtype = PLAIN.get(self.dtype)
+        return None if dtype is None else rows_in_file(self.file, self.offset, dtype, self.shape)
 
-    def read_rows(self, start: int, stop: int) -> NDArray[np.float32]:
-        """Rows `start` up to `stop` as a (stop - start, n_columns) float32 array.
-
-        Raises
-        ------
-        CheckpointError
-            If the type is none that ggplan reads, or the file fails.
-        """
-        self._check_rows(start, stop)
-        n_columns = self.n_columns
-        return self.read_flat(start * n_columns, stop * n_columns).reshape(stop - start, n_columns)
-
-    def read_bf16(self, start: int, stop: int) -> NDArray[np.uint16]:
-        """Rows `start` up to `stop` of a BF16 tensor as a (stop - start, n_columns) array of their bits.
+    def read_floats(self, start: int, stop: int) -> NDArray[np.float32]:
+        """Values `start` up to `stop`, in the order of the file, as a float32 vector.
 
         Raises
         ------
         CheckpointError
-            If the file fails.
+            If the type is no float type that ggplan reads, or the file fails.
         """
-        self._check_rows(start, stop)
-        row_bytes = self.n_columns * 2
-        raw = read_array(self.file, self.offset + start * row_bytes, (stop - start) * row_bytes)
-        return raw.view("<u2").reshape(stop - start, self.n_columns)
-
-    def read_flat(self, start: int, stop: int) -> NDArray[np.float32]:
-        """Weights `start` up to `stop`, in the order of the file, as a float32 vector."""
         import numpy as np
 
-        where = f"{shown(self.file)}: tensor '{shown(self.name)}'"
-        if self.dtype not in READABLE:
-            raise CheckpointError(f"{where} is {self.dtype}; ggplan reads {', '.join(sorted(READABLE))}")
+        if self.dtype not in _READABLE:
+            raise CheckpointError(
+                f"{shown(self.file)}: tensor '{shown(self.name)}' is {self.dtype}; "
+                f"ggplan reads {', '.join(_READABLE)}"
+            )
         size = DTYPE_BITS[self.dtype] // 8
         raw = read_array(self.file, self.offset + start * size, (stop - start) * size)
         if self.dtype == "F32":
@@ -156,9 +115,41 @@ class StoredTensor:
             np.take(_e4m3_values(), raw[piece], out=values[piece], mode="clip")
         return values
 
-    def _check_rows(self, start: int, stop: int) -> None:
-        if not 0 <= start <= stop <= self.n_rows:
-            raise ValueError(f"rows {start} to {stop} of {self.n_rows}")
+
+@dataclass(frozen=True, slots=True)
+class CheckpointTensor:
+    """A tensor of weights, whether one tensor of a file holds it or several do (see `schemes`).
+
+    Attributes
+    ----------
+    name
+        The checkpoint's name of it: `model.layers.0.mlp.down_proj.weight`.
+    file
+        Where its weights are; scales may be in another file.
+    stored_as
+        How they are stored, in the words of the format: `BF16`, `F8_E4M3`.
+    shape
+        Rows first; `()` for a scalar.
+    rows
+        The weights; None where ggplan does not read the way they are stored.
+    """
+
+    name: str
+    file: Path
+    stored_as: str
+    shape: tuple[int, ...]
+    rows: RowSource | None
+
+    @property
+    def type(self) -> GgmlType | None:
+        """The type that the weights keep when no rule matches, or None where they cannot be read.
+
+        It is the type of the rows; but rows that are float32 because a formula gives float32 become bf16, as
+        with llama.cpp's converter.
+        """
+        if self.rows is None:
+            return None
+        return BF16 if self.rows.dtype == F32 and self.stored_as != "F32" else self.rows.dtype
 
 
 @functools.cache

@@ -4,9 +4,10 @@
     directory    a header "PK 1 2" for each member: name, sizes, where its local header is
     end          for large archives "PK 6 6" and its locator "PK 6 7"; always "PK 5 6", 22 bytes
 
-A zip is read from its end, so one file may be several things to several readers. Here the archive must begin
-with its first member and end with its end record, members must be stored as they are, lie apart from one
-another before the directory, and have one name each, the same in both headers. Format: PKWARE's APPNOTE 6.3.
+A zip is read from its end, so two programs may read one file as two different things. Here the archive must
+begin with its first member and end with its end record, members must be stored as they are, lie apart from
+one another before the directory, and have one name each, the same in both headers. Format: PKWARE's APPNOTE
+6.3.
 """
 
 from __future__ import annotations

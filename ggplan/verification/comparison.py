@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ggplan.errors import CheckpointError
-from ggplan.model import Model, RowReader, TensorInfo
+from ggplan.model import Model, RowSource, TensorInfo
 from ggplan.text import printable
 from ggplan.verification.faults import Fault
 from ggplan.verification.workers import Progress, each
@@ -77,7 +77,7 @@ def compare(
         elif not same_shape(twin.shape, tensor.shape):
             shapes = f"{list(tensor.shape)} here and {list(twin.shape)} in the checkpoint"
             faults.append(Fault(tensor.name, "shape", f"its shape is {shapes}", tensor.origin))
-        elif tensor.read_rows is None or twin.read_rows is None:
+        elif tensor.rows is None or twin.rows is None:
             skipped.append(tensor.name)
         else:
             pairs.append((tensor, twin))
@@ -99,23 +99,24 @@ def same_shape(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
 
 
 def _compared(tensor: TensorInfo, source: TensorInfo, progress: Progress | None) -> TensorError | Fault:
-    assert tensor.read_rows is not None
-    assert source.read_rows is not None
+    assert tensor.rows is not None
+    assert source.rows is not None
     try:
-        return _error(tensor, tensor.read_rows, source, source.read_rows, progress)
+        return _error(tensor, tensor.rows, source, source.rows, progress)
     except CheckpointError as error:
         return Fault(tensor.name, "unreadable", error.message, tensor.origin)
 
 
 def _error(
-    tensor: TensorInfo, read: RowReader, source: TensorInfo, read_source: RowReader, progress: Progress | None
+    tensor: TensorInfo, rows: RowSource, source: TensorInfo, source_rows: RowSource, progress: Progress | None
 ) -> TensorError | Fault:
     squares = energy = decoded_energy = product = largest = 0.0
     worst_row, worst = 0, 0.0
     step = max(1, _RUN_WEIGHTS // max(1, tensor.n_columns))
     for start in range(0, tensor.n_rows, step):
         stop = min(start + step, tensor.n_rows)
-        v, w = read(start, stop).astype(np.float64), read_source(start, stop).astype(np.float64)
+        v = rows.read_float32(start, stop).astype(np.float64)
+        w = source_rows.read_float32(start, stop).astype(np.float64)
         if not (np.isfinite(v).all() and np.isfinite(w).all()):
             whose = "the file" if np.isfinite(w).all() else "the checkpoint"
             message = f"{whose} has weights that are not finite in rows {start:,} to {stop:,}"

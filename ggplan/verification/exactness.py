@@ -118,12 +118,12 @@ def prove(
 
 
 def _differs(chunk: Chunk, tensor: TensorInfo, progress: Progress | None) -> Fault | None:
-    assert tensor.read_bytes is not None
+    assert tensor.stored is not None
     try:
-        there = tensor.read_bytes(chunk.start, chunk.stop)
+        there = tensor.stored.read_bytes(chunk.start, chunk.stop)
     except CheckpointError as error:
         return Fault(tensor.name, "unreadable", error.message, tensor.origin)
-    due = memoryview(encode_chunk(chunk)).cast("B")
+    due = encode_chunk(chunk)
     if progress is not None:
         progress(len(there))
     if due == there:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ggplan.conversion import convert
+from ggplan.conversion import ConvertOptions, convert
 from ggplan.conversion.source_hash import has_source_hash, source_hash_of
 from ggplan.errors import CheckpointError
 from ggplan.model import Model
@@ -137,10 +137,7 @@ def reproduce(
         made = convert(
             plan,
             output,
-            threads=threads,
-            allow_requantize=True,
-            force=force,
-            split_like=like,
+            ConvertOptions(threads=threads, allow_requantize=True, force=force, split_like=like),
             progress=progress,
         ).path
     return Reproduction(found.files, found.n_tensors, found.n_bytes, plan, inputs, tuple(faults), made)

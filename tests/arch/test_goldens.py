@@ -9,6 +9,7 @@ from tiny_checkpoints import CASES, DATA, golden_keys, golden_tensors, read_case
 from tokenizer_variants import BASE, VARIANTS
 
 from ggplan.arch import to_gguf
+from ggplan.ggml_types import BF16
 from ggplan.quants.floats import widened
 from ggplan.sources.huggingface import open_checkpoint
 
@@ -30,12 +31,17 @@ def test_models_are_what_llama_cpp_makes_of_them(tmp_path: Path, case: str) -> N
 def test_bf16_is_read_with_and_without_widening(tmp_path: Path, case: str) -> None:
     model = to_gguf(open_checkpoint(write_case(tmp_path / case, read_case(case))), pre="glm4")
     for tensor in model.tensors:
-        assert (tensor.read_bf16 is not None) == (tensor.stored_as == "BF16")
-        if tensor.read_bf16 is not None and tensor.read_rows is not None:
-            for start, stop in ((0, tensor.n_rows), (tensor.n_rows // 3, tensor.n_rows - tensor.n_rows // 4)):
-                bits = tensor.read_bf16(start, stop)
-                assert bits.flags.c_contiguous
-                np.testing.assert_array_equal(widened(bits), tensor.read_rows(start, stop))
+        source = tensor.rows
+        assert source is not None
+        assert source.shape == tensor.shape
+        assert (source.dtype == BF16) == (tensor.stored_as == "BF16")
+        whole = source.read_float32(0, source.n_rows)
+        for start, stop in ((0, tensor.n_rows), (tensor.n_rows // 3, tensor.n_rows - tensor.n_rows // 4)):
+            rows = source.read(start, stop)
+            assert rows.flags.c_contiguous
+            np.testing.assert_array_equal(source.read_float32(start, stop), whole[start:stop])
+            if source.dtype == BF16:
+                np.testing.assert_array_equal(widened(rows), whole[start:stop])
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.__name__)

@@ -1,43 +1,39 @@
-"""Row readers: any range of rows equals that range of the whole tensor reshaped, and little else is read."""
+"""Transforms: any range of rows equals that range of the whole tensor reshaped, and little else is read."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ggplan import parse_type, quantize
 from ggplan.arch.transforms import constant, permuted, plain, sliced, stacked, transposed_slices
+from ggplan.ggml_types import BF16, F16, F32
+from ggplan.model import RowSource
+
+ARRAYS = {F32: np.float32, F16: np.float16, BF16: np.uint16}
 
 
 @dataclass
 class Stored:
-    """A tensor in memory that notes which rows are asked for."""
+    """A tensor in memory that notes how many rows are asked for."""
 
     values: np.ndarray
     rows_read: int = 0
-    name: str = "tensor"
-    dtype: str = "F32"
-    file: Path = field(default_factory=Path)
+    trouble: str = ""
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        return self.values.shape
+    def source(self) -> RowSource:
+        dtype = next(type_ for type_, array in ARRAYS.items() if array == self.values.dtype)
+        return RowSource(dtype, self.values.shape, self.read, lambda: self.trouble)
 
-    @property
-    def n_columns(self) -> int:
-        return self.values.shape[-1]
-
-    @property
-    def n_rows(self) -> int:
-        return self.values.size // self.n_columns
-
-    def read_rows(self, start: int, stop: int) -> np.ndarray:
-        assert 0 <= start <= stop <= self.n_rows
+    def read(self, start: int, stop: int) -> np.ndarray:
+        rows = self.values.reshape(-1, self.values.shape[-1])
+        assert 0 <= start <= stop <= len(rows)
         self.rows_read += stop - start
-        return self.values.reshape(-1, self.n_columns)[start:stop]
+        return rows[start:stop]
 
 
 def new_numbered(*shape: int, dtype: type = np.float32) -> Stored:
@@ -52,48 +48,86 @@ def permuted_whole(values: np.ndarray, n_heads: int) -> np.ndarray:
 
 @st.composite
 def readers(draw: st.DrawFn):
-    """A reader, all its rows, the tensors it reads, and how many rows it may read beyond those asked for."""
+    """Rows, the whole tensor, what they are read from, and how many rows more than asked for may be read."""
     kind = draw(st.sampled_from(["plain", "stacked", "permuted", "sliced", "k_b"]))
     heads, half, columns = draw(st.integers(1, 4)), draw(st.integers(1, 4)), draw(st.integers(1, 5))
-    numbered = partial(new_numbered, dtype=draw(st.sampled_from([np.float32, np.uint16])))
+    numbered = partial(new_numbered, dtype=draw(st.sampled_from(list(ARRAYS.values()))))
     if kind == "plain":
         tensor = numbered(heads, half, columns)
-        return plain(tensor), tensor.values.reshape(-1, columns), [tensor], 0
+        return plain(tensor.source), tensor.values, [tensor], 0
     if kind == "stacked":
         tensors = [numbered(half, columns) for _ in range(heads)]
         for k, tensor in enumerate(tensors):
             tensor.values += 1000 * k
-        return stacked(tensors), np.concatenate([t.values for t in tensors]), tensors, 0
+        return stacked([t.source for t in tensors]), np.stack([t.values for t in tensors]), tensors, 0
     if kind == "permuted":
         tensor = numbered(2 * heads * half, columns)
-        return permuted(tensor, heads), permuted_whole(tensor.values, heads), [tensor], 0
+        return permuted(tensor.source, heads), permuted_whole(tensor.values, heads), [tensor], 0
     n_k, n_v = draw(st.integers(1, 4)), draw(st.integers(1, 4))
     tensor = numbered(heads * (n_k + n_v), columns)
     groups = tensor.values.reshape(heads, n_k + n_v, columns)
     if kind == "sliced":
-        return sliced(tensor, n_k + n_v, n_k, n_v), groups[:, n_k:].reshape(-1, columns), [tensor], 0
-    transposed = groups[:, :n_k].swapaxes(1, 2).reshape(-1, n_k)
-    return transposed_slices(tensor, n_k + n_v, n_k), transposed, [tensor], heads * n_k
+        return sliced(tensor.source, n_k + n_v, n_k, n_v), groups[:, n_k:], [tensor], 0
+    transposed = groups[:, :n_k].swapaxes(1, 2)
+    return transposed_slices(tensor.source, n_k + n_v, n_k), transposed, [tensor], heads * n_k
 
 
 @given(readers(), st.data())
 def test_any_range_of_rows_is_that_range_of_the_whole(reader, data: st.DataObject) -> None:
-    read, whole, tensors, surplus = reader
-    start = data.draw(st.integers(0, len(whole)))
-    stop = data.draw(st.integers(start, len(whole)))
-    rows = read(start, stop)
+    source, whole, tensors, surplus = reader
+    assert source.shape == whole.shape
+    assert ARRAYS[source.dtype] == whole.dtype
+    matrix = whole.reshape(-1, whole.shape[-1])
+    start = data.draw(st.integers(0, len(matrix)))
+    stop = data.draw(st.integers(start, len(matrix)))
+    rows = source.read(start, stop)
     assert rows.dtype == whole.dtype
-    np.testing.assert_array_equal(rows, whole[start:stop])
+    np.testing.assert_array_equal(rows, matrix[start:stop])
     assert sum(tensor.rows_read for tensor in tensors) <= stop - start + surplus
+
+
+@given(readers())
+def test_a_fault_of_any_part_is_a_fault_of_the_whole(reader) -> None:
+    source, _, tensors, _ = reader
+    assert source.fault() == ""
+    tensors[-1].trouble = "a scale is wrong"
+    assert source.fault() == "a scale is wrong"
 
 
 @pytest.mark.parametrize(("n_heads", "half"), [(1, 1), (3, 4), (8, 2)])
 def test_a_bias_is_permuted_by_columns(n_heads: int, half: int) -> None:
     bias = new_numbered(2 * n_heads * half)
-    read = permuted(bias, n_heads)
-    np.testing.assert_array_equal(read(0, 1), permuted_whole(bias.values, n_heads)[None])
-    assert read(1, 1).shape == (0, bias.n_columns)
+    source = permuted(bias.source, n_heads)
+    assert source.shape == bias.values.shape
+    np.testing.assert_array_equal(source.read(0, 1), permuted_whole(bias.values, n_heads)[None])
+    assert source.read(1, 1).shape == (0, source.n_columns)
+
+
+def test_experts_of_several_types_are_stacked_as_float32() -> None:
+    tensors = [new_numbered(2, 3, dtype=np.float16), new_numbered(2, 3)]
+    source = stacked([tensor.source for tensor in tensors])
+    assert (source.dtype, source.shape) == (F32, (2, 2, 3))
+    np.testing.assert_array_equal(source.read(1, 4), np.float32([[3, 4, 5], [0, 1, 2], [3, 4, 5]]))
+
+
+def test_blocks_are_moved_by_rows_and_decoded_where_rows_are_taken_apart() -> None:
+    values = np.random.default_rng(0).standard_normal((8, 64), np.float32)
+    blocks = quantize(values, "q8_0")
+    source = RowSource(parse_type("q8_0"), (8, 64), lambda start, stop: blocks[start:stop])
+    order = permuted_whole(np.arange(8), 2)
+    for moved, wanted in (
+        (permuted(source, 2), blocks[order]),
+        (sliced(source, 4, 1, 2), blocks[[1, 2, 5, 6]]),
+        (stacked([source, source]), np.concatenate([blocks, blocks])),
+    ):
+        assert moved.dtype == source.dtype
+        np.testing.assert_array_equal(moved.read(0, moved.n_rows), wanted)
+    weights = source.read_float32(0, 8)
+    transposed = transposed_slices(source, 4, 2)
+    assert transposed.dtype == F32
+    wanted = np.concatenate([weights[:2].T, weights[4:6].T])
+    np.testing.assert_array_equal(transposed.read(0, transposed.n_rows), wanted)
 
 
 def test_computed_values_are_one_row() -> None:
-    np.testing.assert_array_equal(constant([1.0, 0.1])(0, 1), np.float32([[1.0, 0.1]]))
+    np.testing.assert_array_equal(constant([1.0, 0.1]).read(0, 1), np.float32([[1.0, 0.1]]))

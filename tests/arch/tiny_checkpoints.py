@@ -106,10 +106,10 @@ def golden_tensors(model: Model) -> list[list[object]]:
 
 def tensor_bytes(tensor: TensorInfo) -> bytes:
     """A whole tensor's bytes in its own type."""
-    if tensor.read_bytes is not None:
-        return bytes(tensor.read_bytes(0, tensor.n_rows))
-    assert tensor.read_rows is not None
-    rows = tensor.read_rows(0, tensor.n_rows)
+    if tensor.stored is not None:
+        return bytes(tensor.stored.read_bytes(0, tensor.n_rows))
+    assert tensor.rows is not None
+    rows = tensor.rows.read_float32(0, tensor.n_rows)
     assert rows.shape == (tensor.n_rows, tensor.n_columns)
     assert rows.dtype == np.float32
     return encode(rows, tensor.type.name)

@@ -54,7 +54,7 @@ def source(tmp_path: Path) -> Path:
 
 def converted(source: Path, target: Path, recipe: str = RECIPE, **options: object) -> dict[str, object]:
     plan = make_plan(open_model(source), parse_recipe(recipe, "test.recipe"))
-    ggplan.convert(plan, target, **options)
+    ggplan.convert(plan, target, ggplan.ConvertOptions(**options))
     return {t.name: t for t in gguf.GGUFReader(target).tensors}
 
 
@@ -118,7 +118,7 @@ def test_quantizing_twice_must_be_asked_for(source: Path, tmp_path: Path) -> Non
     with pytest.raises(PlanError, match="q4_K already") as caught:
         ggplan.convert(plan, tmp_path / "twice.gguf")
     assert "--allow-requantize" in caught.value.hint
-    ggplan.convert(plan, tmp_path / "twice.gguf", allow_requantize=True)
+    ggplan.convert(plan, tmp_path / "twice.gguf", ggplan.ConvertOptions(allow_requantize=True))
     name = "blk.0.ffn_up_exps.weight"
     found = {t.name: t for t in gguf.GGUFReader(tmp_path / "twice.gguf").tensors}[name]
     once = ggplan.dequantize(ggplan.quantize(WEIGHTS[name], "q4_K").reshape(-1, 144), "q4_K")
@@ -151,7 +151,7 @@ def test_an_existing_file_stays_unless_forced(source: Path, tmp_path: Path) -> N
     with pytest.raises(ConversionError, match="exists"):
         ggplan.convert(plan, target)
     assert target.read_text() == "mine"
-    ggplan.convert(plan, target, force=True)
+    ggplan.convert(plan, target, ggplan.ConvertOptions(force=True))
     assert target.read_bytes()[:4] == b"GGUF"
 
 
@@ -165,7 +165,7 @@ def test_the_source_is_never_the_target(source: Path, tmp_path: Path, link: str)
     before = source.read_bytes()
     plan = make_plan(open_model(source), parse_recipe(RECIPE))
     with pytest.raises(ConversionError, match="being read"):
-        ggplan.convert(plan, target, force=True)
+        ggplan.convert(plan, target, ggplan.ConvertOptions(force=True))
     assert source.read_bytes() == before
 
 
@@ -200,7 +200,7 @@ def test_progress_accounts_for_every_byte(source: Path, tmp_path: Path) -> None:
         pieces.append(n_bytes)
         callers.add(threading.current_thread().name)
 
-    ggplan.convert(plan, tmp_path / "out.gguf", threads=2, progress=progress)
+    ggplan.convert(plan, tmp_path / "out.gguf", ggplan.ConvertOptions(threads=2), progress=progress)
     assert sum(pieces) == plan.tensor_bytes
     assert callers <= {"ggplan-0", "ggplan-1"}
 
@@ -229,7 +229,7 @@ def test_each_expert_is_encoded_with_its_own_importance(source: Path, tmp_path: 
     plan = make_plan(open_model(source), parse_recipe(RECIPE), imatrix=imatrix)
     codes = {d.code for d in plan.diagnostics}
     assert {"GP206", "GP207"} <= codes
-    ggplan.convert(plan, tmp_path / "out.gguf", threads=2)
+    ggplan.convert(plan, tmp_path / "out.gguf", ggplan.ConvertOptions(threads=2))
 
     found = {t.name: t for t in gguf.GGUFReader(tmp_path / "out.gguf").tensors}[name]
     importance = np.where(counts > 0, sums / np.maximum(counts, 1), np.float32(1)).astype(np.float32)

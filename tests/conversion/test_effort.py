@@ -25,12 +25,12 @@ def test_best_effort_costs_no_byte_and_loses_less(tmp_path: Path) -> None:
     assert best.metadata["general.file_type"].decode() == default.metadata["general.file_type"].decode()
     name = "blk.1.ffn_up_exps.weight"
     source = next(t for t in model.tensors if t.name == name)
-    rows = source.read_rows(0, source.n_rows)
+    rows = source.rows.read_float32(0, source.n_rows)
     errors = {}
     for effort, file in files.items():
         tensor = next(t for t in file.tensors if t.name == name)
         assert tensor.type.name == "q4_K"
-        errors[effort] = float(np.square(tensor.read_rows(0, tensor.n_rows) - rows).sum())
+        errors[effort] = float(np.square(tensor.rows.read_float32(0, tensor.n_rows) - rows).sum())
     assert errors["best"] < 0.98 * errors["default"]
 
 

@@ -33,7 +33,7 @@ def converted(source: Path, type_: str, nonfinite: Nonfinite, **options: object)
     target = source.parent / "out.gguf"
     recipe = ggplan.parse_recipe(f"@default {type_}")
     plan = ggplan.make_plan(ggplan.open_model(source), recipe, nonfinite=nonfinite)
-    ggplan.convert(plan, target, force=True, **options)
+    ggplan.convert(plan, target, ggplan.ConvertOptions(force=True, **options))
     (record,) = read_header(target).tensors
     assert record.type.name == type_
     raw = target.read_bytes()[record.offset : record.offset + record.n_bytes]
@@ -223,7 +223,7 @@ def test_fp8_codes_and_scales(tmp_path: Path, code: int, scale: float, said: str
         ggplan.convert(plan, tmp_path / "out.gguf")
     ggplan.convert(ggplan.make_plan(model, nonfinite="zero"), tmp_path / "out.gguf")
     tensors = {t.name: t for t in ggplan.open_model(tmp_path / "out.gguf").tensors}
-    rows = tensors["blk.0.attn_output.weight"].read_rows(0, 1)
+    rows = tensors["blk.0.attn_output.weight"].rows.read_float32(0, 1)
     assert np.isfinite(rows).all()
     assert rows[0, 5] == (scale if code == 0x38 and np.isfinite(scale) else 0)
 

@@ -77,7 +77,7 @@ def stopped(plan: Plan, out: Path, after: int = 60_000, **options: object) -> En
             raise Enough
 
     with pytest.raises(Enough) as caught:
-        ggplan.convert(plan, out, threads=1, progress=progress, **options)
+        ggplan.convert(plan, out, ggplan.ConvertOptions(threads=1, **options), progress=progress)
     return caught.value
 
 
@@ -107,10 +107,10 @@ def test_one_sha256_whatever_the_threads_chunks_and_stops(
     source: Path, out: Path, tmp_path: Path, threads: int, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = plan_of(source)
-    ggplan.convert(plan, tmp_path / "whole.gguf", threads=1)
+    ggplan.convert(plan, tmp_path / "whole.gguf", ggplan.ConvertOptions(threads=1))
     stopped(plan, out, after=30_000 * threads)
     monkeypatch.setattr(pace, "CHUNK_WEIGHTS", chunk)
-    assert ggplan.convert(plan, out, threads=threads).resumed_bytes > 0
+    assert ggplan.convert(plan, out, ggplan.ConvertOptions(threads=threads)).resumed_bytes > 0
     digests = {hashlib.sha256(path.read_bytes()).hexdigest() for path in (out, tmp_path / "whole.gguf")}
     assert len(digests) == 1
 
@@ -166,7 +166,7 @@ def test_work_of_another_plan_is_refused_and_named(
         ggplan.convert(plan, out)
     assert "--restart" in caught.value.hint
     assert out.with_name("out.gguf.part").read_bytes() == before
-    result = ggplan.convert(plan, out, restart=True)
+    result = ggplan.convert(plan, out, ggplan.ConvertOptions(restart=True))
     assert result.resumed_bytes == 0
     ggplan.convert(plan, tmp_path / "whole.gguf")
     assert out.read_bytes() == (tmp_path / "whole.gguf").read_bytes()
@@ -177,7 +177,7 @@ def test_another_split_is_another_plan(source: Path, out: Path) -> None:
     stopped(plan_of(source), out, split_max_tensors=2)
     with pytest.raises(ConversionError, match="the files of the output"):
         ggplan.convert(plan_of(source), out)
-    ggplan.convert(plan_of(source), out, restart=True)
+    ggplan.convert(plan_of(source), out, ggplan.ConvertOptions(restart=True))
     assert names(out.parent) == ["out.gguf", "out.gguf.sha256"]
 
 
@@ -193,15 +193,15 @@ def test_a_run_without_a_journal_leaves_nothing(source: Path, out: Path) -> None
     error = stopped(plan, out, resume=False)
     assert not hasattr(error, "__notes__")
     assert names(out.parent) == []
-    ggplan.convert(plan, out, resume=False)
+    ggplan.convert(plan, out, ggplan.ConvertOptions(resume=False))
     assert names(out.parent) == ["out.gguf", "out.gguf.sha256"]
 
 
 def test_a_run_without_a_journal_does_not_throw_work_away_unasked(source: Path, out: Path) -> None:
     stopped(plan_of(source), out)
-    with pytest.raises(ConversionError, match="can be gone on with"):
-        ggplan.convert(plan_of(source), out, resume=False)
-    ggplan.convert(plan_of(source), out, resume=False, restart=True)
+    with pytest.raises(ConversionError, match="can be resumed"):
+        ggplan.convert(plan_of(source), out, ggplan.ConvertOptions(resume=False))
+    ggplan.convert(plan_of(source), out, ggplan.ConvertOptions(resume=False, restart=True))
     assert names(out.parent) == ["out.gguf", "out.gguf.sha256"]
 
 
@@ -249,7 +249,7 @@ def test_an_old_output_stays_until_the_new_one_is_complete(source: Path, out: Pa
     assert out.read_bytes() == b"old"
     with pytest.raises(ConversionError, match="exists"):
         ggplan.convert(plan_of(source), out)
-    assert ggplan.convert(plan_of(source), out, force=True).resumed_bytes > 0
+    assert ggplan.convert(plan_of(source), out, ggplan.ConvertOptions(force=True)).resumed_bytes > 0
     assert out.read_bytes()[:4] == b"GGUF"
 
 
@@ -273,15 +273,15 @@ def test_no_name_that_is_written_may_be_an_input(
     link(source, out.with_name(name))
     before = source.read_bytes()
     with pytest.raises(ConversionError, match="being read"):
-        ggplan.convert(plan_of(source), out, force=True, restart=True)
+        ggplan.convert(plan_of(source), out, ggplan.ConvertOptions(force=True, restart=True))
     assert source.read_bytes() == before
 
 
 def test_no_file_of_a_set_may_be_an_input(source: Path, tmp_path: Path) -> None:
-    ggplan.convert(plan_of(source), tmp_path / "set.gguf", split_max_tensors=2)
+    ggplan.convert(plan_of(source), tmp_path / "set.gguf", ggplan.ConvertOptions(split_max_tensors=2))
     plan = plan_of(tmp_path / "set-00002-of-00003.gguf")
     with pytest.raises(ConversionError, match="being read"):
-        ggplan.convert(plan, tmp_path / "set.gguf", split_max_tensors=2, force=True)
+        ggplan.convert(plan, tmp_path / "set.gguf", ggplan.ConvertOptions(split_max_tensors=2, force=True))
 
 
 def test_an_input_that_changes_meanwhile_is_refused(source: Path, out: Path) -> None:
@@ -300,8 +300,8 @@ def test_an_input_that_changes_meanwhile_is_refused(source: Path, out: Path) -> 
 
 def test_a_row_that_does_not_fit_the_budget_is_named(source: Path, out: Path) -> None:
     with pytest.raises(PlanError, match=r"a row of 256 weights needs .* more than the 4\.00 KiB"):
-        ggplan.convert(plan_of(source), out, memory=4096)
-    assert ggplan.convert(plan_of(source), out, memory=8192).n_bytes > 0
+        ggplan.convert(plan_of(source), out, ggplan.ConvertOptions(memory=4096))
+    assert ggplan.convert(plan_of(source), out, ggplan.ConvertOptions(memory=8192)).n_bytes > 0
 
 
 def sparse_experts(path: Path, n_experts: int) -> Path:
@@ -324,7 +324,8 @@ def test_memory_does_not_grow_with_the_tensor(tmp_path: Path) -> None:
     program = (
         "import sys, resource, ggplan\n"
         "plan = ggplan.make_plan(ggplan.open_model(sys.argv[1]), ggplan.parse_recipe('@default q8_0'))\n"
-        "ggplan.convert(plan, sys.argv[2], threads=2, memory=64 << 20)\n"
+        "options = ggplan.ConvertOptions(threads=2, memory=64 << 20)\n"
+        "ggplan.convert(plan, sys.argv[2], options)\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     )
     peaks = []

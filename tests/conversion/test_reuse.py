@@ -13,13 +13,14 @@ import pytest
 
 import ggplan
 from ggplan import make_plan, open_model, parse_recipe
-from ggplan.conversion import pace, reuse, source_hash, streaming, workers
+from ggplan.conversion import fingerprint, pace, reuse, source_hash, streaming, workers
 from ggplan.conversion.manifest import read_manifest
 from ggplan.conversion.running_hash import RunningHash
-from ggplan.errors import CheckpointError
+from ggplan.errors import CheckpointError, ConversionError
 from ggplan.imatrix import load_imatrix
 from ggplan.planning import Plan
 from ggplan.quants import quantize
+from ggplan.quants.revisions import BEST_REVISION
 from ggplan.quants.row_hash import hash_rows, row_hash_bytes
 
 UP, DOWN, QUERY, EMBEDDING, NORM = (
@@ -96,8 +97,8 @@ def fresh_and_reused(tmp_path: Path) -> Callable[..., reuse.Reuse]:
         for folder in folders:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
-        ggplan.convert(plan, folders[0] / "out.gguf", **options)
-        result = ggplan.convert(plan, folders[1] / "out.gguf", reuse=old, **options)
+        ggplan.convert(plan, folders[0] / "out.gguf", ggplan.ConvertOptions(**options))
+        result = ggplan.convert(plan, folders[1] / "out.gguf", ggplan.ConvertOptions(reuse=old, **options))
         names = [sorted(path.name for path in folder.iterdir()) for folder in folders]
         assert names[0] == names[1]
         for name in names[0]:
@@ -132,7 +133,11 @@ def test_what_is_copied_is_not_encoded(
         return encode(chunk, source)
 
     monkeypatch.setattr(workers, "encode_chunk", noted)
-    ggplan.convert(plan_of(source, RECIPE.replace("q6_K", "q5_K")), tmp_path / "out.gguf", reuse=old)
+    ggplan.convert(
+        plan_of(source, RECIPE.replace("q6_K", "q5_K")),
+        tmp_path / "out.gguf",
+        ggplan.ConvertOptions(reuse=old),
+    )
     assert set(encoded) == {DOWN}
 
 
@@ -175,7 +180,7 @@ def test_damage_in_the_old_file_is_not_copied(
 def test_a_truncated_old_file_is_no_gguf(source: Path, old: Path, tmp_path: Path) -> None:
     os.truncate(old, old.stat().st_size - 64)
     with pytest.raises(CheckpointError, match=r"old\.gguf"):
-        ggplan.convert(plan_of(source), tmp_path / "out.gguf", reuse=old)
+        ggplan.convert(plan_of(source), tmp_path / "out.gguf", ggplan.ConvertOptions(reuse=old))
     assert not (tmp_path / "out.gguf.part").exists()
 
 
@@ -227,7 +232,7 @@ def test_only_the_entries_of_the_imatrix_that_changed_count(
     assert set(fresh_and_reused(plan_of(source, imatrix=other), old).tensors) == {EMBEDDING, QUERY}
 
 
-def test_effort_and_the_code_behind_it(
+def test_effort_and_the_revision_of_its_search(
     source: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -238,8 +243,33 @@ def test_effort_and_the_code_behind_it(
     assert set(fresh_and_reused(best, old).tensors) == {EMBEDDING, QUERY, UP, DOWN}
     default = dataclasses.replace(plan_of(source, "@default q4_0\n"))
     assert fresh_and_reused(default, old).reasons[UP] == "it was made with --effort best"
-    monkeypatch.setattr(reuse, "encoders_hash", lambda: "0" * 64)
+    lines = [line for line in Path(f"{old}.sha256").read_text().splitlines() if "best-revision" in line]
+    assert lines == [
+        f"best-revision  {BEST_REVISION}  {old.name}:{t.name}" for t in best.tensors if t.type.is_quantized
+    ]
+    monkeypatch.setattr(reuse, "best_revision", lambda effort: BEST_REVISION + 1)
     assert "encoders of --effort best" in fresh_and_reused(best, old).reasons[UP]
+    monkeypatch.undo()
+    manifest = Path(f"{old}.sha256")
+    manifest.write_text(manifest.read_text().replace("best-revision", "encoders"))
+    assert "encoders of --effort best" in fresh_and_reused(best, old).reasons[UP]
+
+
+def test_best_effort_of_another_revision_is_not_gone_on_with(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    best, out = plan_of(source, "@default q4_0\n", effort="best"), tmp_path / "out.gguf"
+
+    def stop(n_bytes: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ggplan.convert(best, out, ggplan.ConvertOptions(threads=1), progress=stop)
+    monkeypatch.setattr(fingerprint, "BEST_REVISION", BEST_REVISION + 1)
+    with pytest.raises(ConversionError, match="the revision of the best-effort encoders"):
+        ggplan.convert(best, out)
+    monkeypatch.undo()
+    assert ggplan.convert(best, out).path == out
 
 
 def test_nonfinite_weights_are_still_refused(source: Path, tmp_path: Path) -> None:
@@ -250,13 +280,15 @@ def test_nonfinite_weights_are_still_refused(source: Path, tmp_path: Path) -> No
     again = reuse.find_reusable(plan_of(source, nonfinite="zero"), reuse.open_earlier(old))
     assert QUERY in again.tensors
     with pytest.raises(ggplan.Error, match="not finite"):
-        ggplan.convert(plan_of(source), tmp_path / "out.gguf", reuse=old)
+        ggplan.convert(plan_of(source), tmp_path / "out.gguf", ggplan.ConvertOptions(reuse=old))
 
 
 def test_split_sets_are_reused_and_made_by_reuse(
     source: Path, tmp_path: Path, fresh_and_reused: Callable[..., reuse.Reuse]
 ) -> None:
-    old = ggplan.convert(plan_of(source), tmp_path / "old.gguf", split_max_tensors=2).path
+    old = ggplan.convert(
+        plan_of(source), tmp_path / "old.gguf", ggplan.ConvertOptions(split_max_tensors=2)
+    ).path
     found = fresh_and_reused(plan_of(source, RECIPE.replace("q4_K", "q3_K")), old, split_max_tensors=1)
     assert set(found.tensors) == {EMBEDDING, QUERY, DOWN}
 
@@ -264,7 +296,7 @@ def test_split_sets_are_reused_and_made_by_reuse(
 def test_the_old_file_may_be_replaced_by_the_new(source: Path, old: Path, tmp_path: Path) -> None:
     plan = plan_of(source, RECIPE.replace("q4_K", "q3_K"))
     ggplan.convert(plan, tmp_path / "fresh.gguf")
-    result = ggplan.convert(plan, old, reuse=old, force=True)
+    result = ggplan.convert(plan, old, ggplan.ConvertOptions(reuse=old, force=True))
     assert old.read_bytes() == (tmp_path / "fresh.gguf").read_bytes()
     assert result.reuse is not None
     assert DOWN in result.reuse.tensors
@@ -304,8 +336,10 @@ def test_stopped_and_gone_on_with(
 
     out = tmp_path / "out.gguf"
     with pytest.raises(Enough):
-        ggplan.convert(plan, out, threads=1, progress=progress, reuse=old if first else None)
-    ggplan.convert(plan, out, threads=2, reuse=old if then else None)
+        ggplan.convert(
+            plan, out, ggplan.ConvertOptions(threads=1, reuse=old if first else None), progress=progress
+        )
+    ggplan.convert(plan, out, ggplan.ConvertOptions(threads=2, reuse=old if then else None))
     for name in ("out.gguf", "out.gguf.sha256"):
         assert (tmp_path / name).read_bytes() == (fresh / name).read_bytes()
 
@@ -326,10 +360,10 @@ def test_bytes_that_change_while_they_are_copied_are_not_kept(
     plan, out = plan_of(source), tmp_path / "out.gguf"
     monkeypatch.setattr(streaming, "prove_reusable", damaged_after_the_proof)
     with pytest.raises(CheckpointError, match="changed while it was copied"):
-        ggplan.convert(plan, out, reuse=old)
+        ggplan.convert(plan, out, ggplan.ConvertOptions(reuse=old))
     assert not out.exists()
     monkeypatch.undo()
-    ggplan.convert(plan, out, reuse=old)
+    ggplan.convert(plan, out, ggplan.ConvertOptions(reuse=old))
     ggplan.convert(plan, tmp_path / "fresh.gguf")
     assert out.read_bytes() == (tmp_path / "fresh.gguf").read_bytes()
 
@@ -340,7 +374,7 @@ def test_the_source_is_recorded_whatever_the_chunks(source: Path, tmp_path: Path
     for number, (threads, memory) in enumerate([(1, 1 << 30), (3, 40_000), (2, 300_000)]):
         folder = tmp_path / str(number)
         folder.mkdir()
-        ggplan.convert(plan, folder / "out.gguf", threads=threads, memory=memory)
+        ggplan.convert(plan, folder / "out.gguf", ggplan.ConvertOptions(threads=threads, memory=memory))
         manifests.append((folder / "out.gguf.sha256").read_text())
     assert len(set(manifests)) == 1
     recorded = read_manifest(tmp_path / "0" / "out.gguf.sha256")

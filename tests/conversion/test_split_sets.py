@@ -72,7 +72,7 @@ def row(n: int) -> int:
     ],
 )
 def test_by_size(plan: Plan, tmp_path: Path, max_bytes: int, groups: list[str]) -> None:
-    result = ggplan.convert(plan, tmp_path / "out.gguf", split_max_bytes=max_bytes)
+    result = ggplan.convert(plan, tmp_path / "out.gguf", ggplan.ConvertOptions(split_max_bytes=max_bytes))
     assert [path.name for path in result.paths] == [
         f"out-{k + 1:05d}-of-{len(groups):05d}.gguf" for k in range(len(groups))
     ]
@@ -81,7 +81,7 @@ def test_by_size(plan: Plan, tmp_path: Path, max_bytes: int, groups: list[str]) 
 
 
 def test_by_number_and_what_each_file_says(plan: Plan, tmp_path: Path) -> None:
-    result = ggplan.convert(plan, tmp_path / "out.gguf", split_max_tensors=4)
+    result = ggplan.convert(plan, tmp_path / "out.gguf", ggplan.ConvertOptions(split_max_tensors=4))
     assert [tensors_of(path) for path in result.paths] == [list(SIZES)[:4], list(SIZES)[4:]]
     for number, path in enumerate(result.paths):
         assert value(path, "split.no") == number
@@ -98,7 +98,7 @@ def test_by_number_and_what_each_file_says(plan: Plan, tmp_path: Path) -> None:
 
 def test_a_set_holds_what_one_file_would(plan: Plan, tmp_path: Path) -> None:
     ggplan.convert(plan, tmp_path / "one.gguf")
-    result = ggplan.convert(plan, tmp_path / "set.gguf", split_max_tensors=2)
+    result = ggplan.convert(plan, tmp_path / "set.gguf", ggplan.ConvertOptions(split_max_tensors=2))
     one = {t.name: t.data.tobytes() for t in gguf.GGUFReader(tmp_path / "one.gguf").tensors}
     parts = {t.name: t.data.tobytes() for path in result.paths for t in gguf.GGUFReader(path).tensors}
     assert parts == one
@@ -110,21 +110,21 @@ def test_a_set_holds_what_one_file_would(plan: Plan, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [0, 1, 2])
 def test_any_file_of_a_set_opens_all_of_it(plan: Plan, tmp_path: Path, number: int) -> None:
-    result = ggplan.convert(plan, tmp_path / "set.gguf", split_max_tensors=2)
+    result = ggplan.convert(plan, tmp_path / "set.gguf", ggplan.ConvertOptions(split_max_tensors=2))
     model = open_model(result.paths[number])
     assert [t.name for t in model.tensors] == list(SIZES)
     assert model.files == result.paths
     ggplan.convert(plan, tmp_path / "one.gguf")
     ggplan.convert(make_plan(model), tmp_path / "merged.gguf")
     merged, one = open_model(tmp_path / "merged.gguf"), open_model(tmp_path / "one.gguf")
-    assert [(t.name, t.type, t.read_bytes(0, t.n_rows)) for t in merged.tensors] == [
-        (t.name, t.type, t.read_bytes(0, t.n_rows)) for t in one.tensors
+    assert [(t.name, t.type, bytes(t.stored.read_bytes(0, t.n_rows))) for t in merged.tensors] == [
+        (t.name, t.type, bytes(t.stored.read_bytes(0, t.n_rows))) for t in one.tensors
     ]
     assert not any(key.startswith("split.") for key in merged.metadata)
 
 
 def test_missing_files_are_named(plan: Plan, tmp_path: Path) -> None:
-    result = ggplan.convert(plan, tmp_path / "set.gguf", split_max_tensors=2)
+    result = ggplan.convert(plan, tmp_path / "set.gguf", ggplan.ConvertOptions(split_max_tensors=2))
     result.paths[1].unlink()
     with pytest.raises(CheckpointError, match=r"1 of 3 files .* missing: set-00002-of-00003\.gguf"):
         open_model(result.paths[2])
@@ -137,13 +137,13 @@ def test_like_the_source(tmp_path: Path) -> None:
     write(tmp_path / "s-00003-of-00003.gguf", ["d.weight", "c.weight", "a.weight", "e.weight"], (2, 3, 6))
     model = open_model(tmp_path / "s-00002-of-00003.gguf")
     plan = make_plan(model, parse_recipe("@default q8_0"))
-    result = ggplan.convert(plan, tmp_path / "out.gguf", split_like=model)
+    result = ggplan.convert(plan, tmp_path / "out.gguf", ggplan.ConvertOptions(split_like=model))
     assert ["".join(name[0] for name in tensors_of(path)) for path in result.paths] == ["", "fb", "dcae"]
     assert open_model(result.paths[2]).metadata["general.name"].decode() == "six"
 
 
 def test_like_a_model_of_one_file(plan: Plan, source: Path, tmp_path: Path) -> None:
-    result = ggplan.convert(plan, tmp_path / "out.gguf", split_like=open_model(source))
+    result = ggplan.convert(plan, tmp_path / "out.gguf", ggplan.ConvertOptions(split_like=open_model(source)))
     assert result.paths == (tmp_path / "out.gguf",)
 
 

@@ -54,5 +54,5 @@ def test_warming_ends_with_the_conversion(tmp_path: Path) -> None:
         if thread.name == "ggplan-warming":
             thread.join(60)
     assert threading.active_count() <= before
-    ggplan.convert(plan, tmp_path / "out.gguf", threads=2)
+    ggplan.convert(plan, tmp_path / "out.gguf", ggplan.ConvertOptions(threads=2))
     assert (tmp_path / "out.gguf").stat().st_size == plan.file_bytes

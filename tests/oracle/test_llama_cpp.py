@@ -99,7 +99,10 @@ def perplexity(programs: Path, model: Path, context: int = 512) -> tuple[float, 
 
 
 def tensors_of(path: Path) -> dict[str, tuple[str, bytes]]:
-    return {t.name: (t.type.name, t.read_bytes(0, t.n_rows)) for t in ggplan.open_model(path).tensors}
+    return {
+        t.name: (t.type.name, bytes(t.stored.read_bytes(0, t.n_rows)))
+        for t in ggplan.open_model(path).tensors
+    }
 
 
 def quantized_by_llama_cpp(programs: Path, source: Path, target: Path, *options: str | Path) -> Path:

@@ -53,7 +53,7 @@ def test_sets_are_those_of_llama_gguf_split(
     # A copy without a recipe says less in its metadata than the original; the copy is what is split.
     ggplan.convert(plan, tmp_path / "copy.gguf")
     program("llama-gguf-split", "--split", *theirs, tmp_path / "copy.gguf", tmp_path / "theirs")
-    result = ggplan.convert(plan, tmp_path / "ours.gguf", **ours)
+    result = ggplan.convert(plan, tmp_path / "ours.gguf", ggplan.ConvertOptions(**ours))
     expected = sorted(tmp_path.glob("theirs-*.gguf"))
     assert [path.name.replace("ours", "theirs") for path in result.paths] == [path.name for path in expected]
     for path, other in zip(result.paths, expected, strict=True):
@@ -67,7 +67,9 @@ def test_keeping_the_sources_files_is_what_llama_quantize_does(
     first = tmp_path / "in-00001-of-00003.gguf"
     program("llama-quantize", "--keep-split", first, tmp_path / "theirs", "COPY")
     model = ggplan.open_model(first)
-    result = ggplan.convert(ggplan.make_plan(model), tmp_path / "ours.gguf", split_like=model)
+    result = ggplan.convert(
+        ggplan.make_plan(model), tmp_path / "ours.gguf", ggplan.ConvertOptions(split_like=model)
+    )
     for path in result.paths[1:]:  # the first has the metadata, in which each names itself
         assert path.read_bytes() == path.with_name(path.name.replace("ours", "theirs")).read_bytes()
 
@@ -76,7 +78,7 @@ def test_llama_cpp_runs_a_set_as_it_runs_one_file(
     program: Callable[..., str], whole: Path, tmp_path: Path
 ) -> None:
     plan = ggplan.make_plan(ggplan.open_model(whole))
-    first = ggplan.convert(plan, tmp_path / "set.gguf", split_max_bytes=2_000_000).path
+    first = ggplan.convert(plan, tmp_path / "set.gguf", ggplan.ConvertOptions(split_max_bytes=2_000_000)).path
     assert perplexity(program, first) == perplexity(program, whole)
 
 
@@ -93,7 +95,7 @@ def test_llama_gguf_hash_agrees_with_manifests(
     program: Callable[..., str], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = ggplan.make_plan(ggplan.open_model(whole))
-    result = ggplan.convert(plan, tmp_path / "set.gguf", split_max_tensors=20)
+    result = ggplan.convert(plan, tmp_path / "set.gguf", ggplan.ConvertOptions(split_max_tensors=20))
     monkeypatch.chdir(tmp_path)
     for path in result.paths:
         assert "Success" in program("llama-gguf-hash", "--check", result.manifest.name, path.name)

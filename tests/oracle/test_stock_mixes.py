@@ -248,7 +248,10 @@ def compare_bytes(
         ["convert", str(source), str(ours), "-r", mix, *options, *more, "--quiet"], standalone_mode=False
     )
     peers = [ggplan.open_model(path) for path in (theirs, ours)]
-    tensors = [[(t.name, t.shape, t.type.name, t.read_bytes(0, t.n_rows)) for t in m.tensors] for m in peers]
+    tensors = [
+        [(t.name, t.shape, t.type.name, bytes(t.stored.read_bytes(0, t.n_rows))) for t in m.tensors]
+        for m in peers
+    ]
     assert tensors[0] == tensors[1], mix
     assert peers[0].metadata["general.file_type"] == peers[1].metadata["general.file_type"]
     theirs.unlink()

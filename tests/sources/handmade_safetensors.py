@@ -8,7 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-DTYPES = {np.dtype("f4"): "F32", np.dtype("f2"): "F16", np.dtype("f8"): "F64", np.dtype("i8"): "I64"}
+DTYPES = {
+    np.dtype("f4"): "F32", np.dtype("f2"): "F16", np.dtype("f8"): "F64",
+    np.dtype("i8"): "I64", np.dtype("i4"): "I32", np.dtype("u1"): "U8",
+}  # fmt: skip
 
 
 def safetensors(header: object, data: bytes = b"", length: int | None = None) -> bytes:

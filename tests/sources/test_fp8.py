@@ -11,23 +11,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ggplan.errors import CheckpointError
-from ggplan.sources.fp8 import ScaledTensor, apply_scales
+from ggplan.model import RowSource
 from ggplan.sources.safetensors import read_tensors
-from ggplan.sources.tensors import CheckpointTensor
+from ggplan.sources.schemes import Quantization, join_tensors
 
 CODES = np.array([code for code in range(256) if code & 127 != 127], np.uint8)
 
 
-def opened(path: Path, block: tuple[int, int] | None, **tensors: object) -> dict[str, CheckpointTensor]:
+def opened(path: Path, block: tuple[int, int] | None, **tensors: object) -> dict[str, RowSource]:
+    """The rows of each tensor, with the block that a config would state."""
     write_safetensors(path, tensors)
-    return apply_scales(read_tensors(path), block)
+    config = {"quant_method": "fp8", "weight_block_size": None if block is None else list(block)}
+    joined = join_tensors(read_tensors(path), Quantization(Path("folder"), config))
+    return {name: tensor.rows for name, tensor in joined.items()}
 
 
 def plain(path: Path, codes: np.ndarray) -> np.ndarray:
     """The weights without scales."""
     write_safetensors(path, {"w": fp8(codes)})
     tensor = read_tensors(path)["w"]
-    return tensor.read_rows(0, tensor.n_rows).reshape(codes.shape)
+    return tensor.read_floats(0, tensor.n_weights).reshape(codes.shape)
 
 
 def repeated(scales: np.ndarray, block: tuple[int, int], shape: tuple[int, ...]) -> np.ndarray:
@@ -63,7 +66,7 @@ def test_blocks(
     tensor = opened(path, block, w=fp8(codes), w_scale_inv=scales)["w"]
     start = data.draw(st.integers(0, tensor.n_rows))
     stop = data.draw(st.integers(start, tensor.n_rows))
-    assert np.array_equal(tensor.read_rows(start, stop).view(np.uint32), expected[start:stop].view(np.uint32))
+    assert np.array_equal(tensor.read(start, stop).view(np.uint32), expected[start:stop].view(np.uint32))
 
 
 @pytest.mark.parametrize(
@@ -100,8 +103,8 @@ def test_other_scales(
     aligned = factors.reshape(factors.shape + (1,) * (len(weights) - factors.ndim))
     expected = (plain(path, codes) * aligned).reshape(-1, weights[-1])
     tensor = opened(path, block, **{"w": fp8(codes), "w" + suffix: factors})["w"]
-    assert np.array_equal(tensor.read_rows(0, tensor.n_rows), expected)
-    assert np.array_equal(tensor.read_rows(tensor.n_rows - 1, tensor.n_rows), expected[-1:])
+    assert np.array_equal(tensor.read(0, tensor.n_rows), expected)
+    assert np.array_equal(tensor.read(tensor.n_rows - 1, tensor.n_rows), expected[-1:])
 
 
 @pytest.mark.oracle
@@ -114,14 +117,14 @@ def test_the_product_is_torchs(tmp_path: Path) -> None:
     wide = torch.from_numpy(scales).repeat_interleave(128, 0).repeat_interleave(128, 1)[:300, :400]
     theirs = (torch.from_numpy(codes).view(torch.float8_e4m3fn).float() * wide).numpy()
     tensor = opened(tmp_path / "t.safetensors", (128, 128), w=fp8(codes), w_scale_inv=scales)["w"]
-    rows = np.concatenate([tensor.read_rows(start, min(start + 77, 300)) for start in range(0, 300, 77)])
+    rows = np.concatenate([tensor.read(start, min(start + 77, 300)) for start in range(0, 300, 77)])
     assert np.array_equal(rows.view(np.uint32), theirs.view(np.uint32))
 
 
 def test_scales_of_bf16(tmp_path: Path) -> None:
     ones = np.full((2, 4), 0x38)
     tensor = opened(tmp_path / "t.safetensors", None, w=fp8(ones), w_scale=bf16(np.array([0.5, 3])))["w"]
-    assert tensor.read_rows(0, 2).tolist() == [[0.5] * 4, [3] * 4]
+    assert tensor.read(0, 2).tolist() == [[0.5] * 4, [3] * 4]
 
 
 ONES = np.full((4, 4), 0x38)
@@ -155,20 +158,25 @@ def test_scales_that_do_not_fit(tmp_path: Path, tensors: dict[str, object], said
 def test_a_scale_that_is_none(tmp_path: Path, bad: float, shown: str) -> None:
     scales = np.array([[1, 1], [1, bad]], np.float32)
     tensor = opened(tmp_path / "t.safetensors", (2, 2), w=fp8(ONES), w_scale_inv=scales)["w"]
-    assert isinstance(tensor, ScaledTensor)
     said = f"'w_scale_inv' has 1 scale that is not finite and positive, the first {shown} at index 3"
-    assert said in tensor.scale_fault()
-    assert np.array_equal(tensor.read_rows(2, 3)[0], np.array([1, 1, bad, bad], "f4"), equal_nan=True)
+    assert said in tensor.fault()
+    assert np.array_equal(tensor.read(2, 3)[0], np.array([1, 1, bad, bad], "f4"), equal_nan=True)
     sound = opened(tmp_path / "s.safetensors", (2, 2), w=fp8(ONES), w_scale_inv=np.ones((2, 2), "f4"))["w"]
-    assert isinstance(sound, ScaledTensor)
-    assert sound.scale_fault() == ""
+    assert sound.fault() == ""
 
 
 def test_a_product_beyond_float32_is_infinite(tmp_path: Path) -> None:
     tensor = opened(
         tmp_path / "t.safetensors", None, w=fp8(np.full((1, 2), 0x7E)), w_scale=np.full(1, 1e38, "f4")
     )["w"]
-    assert np.isinf(tensor.read_rows(0, 1)).all()
+    assert np.isinf(tensor.read(0, 1)).all()
+
+
+@pytest.mark.parametrize(("start", "stop"), [(-1, 1), (0, 5), (3, 2)])
+def test_rows_that_are_not_there(tmp_path: Path, start: int, stop: int) -> None:
+    tensor = opened(tmp_path / "t.safetensors", (2, 2), w=fp8(ONES), w_scale_inv=np.ones((2, 2), "f4"))["w"]
+    with pytest.raises(ValueError, match="of 4"):
+        tensor.read(start, stop)
 
 
 def test_a_layer_scale_is_no_fp8_scale(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ggplan.errors import CheckpointError, Error
-from ggplan.ggml_types import TYPES
+from ggplan.ggml_types import F32, TYPES
 from ggplan.sources.gguf import open_gguf
 
 RNG = np.random.default_rng(0)
@@ -52,18 +52,21 @@ def test_what_the_gguf_package_writes(tmp_path: Path) -> None:
         matrix = values.reshape(-1, 64).astype(np.float32)
         assert tensor.shape == values.shape
         assert tensor.origin == "m.gguf"
-        assert tensor.read_rows is not None
-        assert tensor.read_bytes is not None
-        assert np.array_equal(tensor.read_rows(0, tensor.n_rows), matrix)
-        assert np.array_equal(tensor.read_rows(tensor.n_rows - 1, tensor.n_rows), matrix[-1:])
-        assert tensor.read_bytes(0, tensor.n_rows) == values.tobytes()
+        rows = tensor.rows
+        assert rows is not None
+        assert tensor.stored is rows
+        assert rows.dtype == tensor.type
+        assert np.array_equal(rows.read_float32(0, tensor.n_rows), matrix)
+        assert np.array_equal(rows.read_float32(tensor.n_rows - 1, tensor.n_rows), matrix[-1:])
+        assert rows.read_bytes(0, tensor.n_rows) == values.tobytes()
     output = model.tensors[3]
     assert (output.type.name, output.stored_as, output.shape) == ("q8_0", "q8_0", (10, 64))
-    assert output.read_bytes is not None
-    assert output.read_bytes(2, 5) == blocks[2:5].tobytes()
-    assert output.read_rows is not None
+    assert output.stored is not None
+    assert output.stored.read_bytes(2, 5) == blocks[2:5].tobytes()
+    assert output.rows is not None
+    assert (output.rows.dtype, output.stored.dtype) == (F32, output.type)
     decoded = gguf.quants.dequantize(blocks[2:5], gguf.GGMLQuantizationType.Q8_0)
-    assert np.array_equal(output.read_rows(2, 5), decoded)
+    assert np.array_equal(output.rows.read(2, 5), decoded)
 
 
 @pytest.mark.parametrize("type_", TYPES, ids=str)
@@ -78,28 +81,30 @@ def test_every_type_of_the_table(type_, tmp_path: Path) -> None:
     path.write_bytes(handmade((), records, data + bytes(aligned - n_bytes + 16)))
     first = open_gguf(path).tensors[0]
     assert (first.type, first.n_bytes) == (type_, n_bytes)
-    assert first.read_bytes is not None
-    assert first.read_bytes(0, 3) == data
-    assert first.read_bytes(1, 2) == data[n_bytes // 3 : 2 * n_bytes // 3]
-    assert (first.read_rows is not None) == type_.decodable
-    if first.read_rows is not None:
-        assert first.read_rows(1, 3).shape == (2, n_columns)
+    assert first.stored is not None
+    assert first.stored.read_bytes(0, 3) == data
+    assert first.stored.read_bytes(1, 2) == data[n_bytes // 3 : 2 * n_bytes // 3]
+    assert (first.rows is not None) == type_.decodable
+    if first.rows is not None:
+        assert first.rows.read(1, 3).shape == (2, n_columns)
 
 
 def test_bf16_is_widened(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     path.write_bytes(handmade((), [record("a", (2,), 30, 0)], struct.pack("<2H", 0x3F80, 0x7FC1)))
-    read_rows = open_gguf(path).tensors[0].read_rows
-    assert read_rows is not None
-    assert read_rows(0, 1).view(np.uint32).tolist() == [[0x3F800000, 0x7FC10000]]
+    rows = open_gguf(path).tensors[0].rows
+    assert rows is not None
+    assert rows.read(0, 1).tolist() == [[0x3F80, 0x7FC1]]
+    assert rows.read_float32(0, 1).view(np.uint32).tolist() == [[0x3F800000, 0x7FC10000]]
 
 
 def test_rows_that_are_not_there(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     path.write_bytes(small_model())
     tensor = open_gguf(path).tensors[0]
-    for read in (tensor.read_rows, tensor.read_bytes):
-        assert read is not None
+    assert tensor.rows is not None
+    assert tensor.stored is not None
+    for read in (tensor.rows.read_float32, tensor.stored.read_bytes):
         for start, stop in ((-1, 1), (0, 3), (2, 1)):
             with pytest.raises(ValueError, match="of 2"):
                 read(start, stop)
@@ -110,9 +115,9 @@ def test_a_file_that_shrinks_is_an_error(tmp_path: Path) -> None:
     path.write_bytes(small_model())
     tensor = open_gguf(path).tensors[-1]
     os.truncate(path, 448)
-    assert tensor.read_rows is not None
+    assert tensor.rows is not None
     with pytest.raises(CheckpointError, match=r"m\.gguf shrank or is truncated"):
-        tensor.read_rows(0, 1)
+        tensor.rows.read(0, 1)
 
 
 def shard(number: int, count: int, names: list[str], n_tensors: int, *more: bytes) -> bytes:
@@ -154,7 +159,9 @@ def test_any_file_opens_its_set(tmp_path: Path, opened: int) -> None:
         ("b", paths[1].name),
         ("c", paths[2].name),
     ]
-    assert all(t.read_bytes is not None and t.read_bytes(0, 1) == t.name.encode() * 4 for t in model.tensors)
+    assert all(
+        t.stored is not None and t.stored.read_bytes(0, 1) == t.name.encode() * 4 for t in model.tensors
+    )
 
 
 def test_a_set_that_the_gguf_package_writes(tmp_path: Path) -> None:
@@ -173,8 +180,8 @@ def test_a_set_that_the_gguf_package_writes(tmp_path: Path) -> None:
     assert model.metadata["llama.block_count"].decode() == 5
     assert {t.name for t in model.tensors} == set(weights)
     for tensor in model.tensors:
-        assert tensor.read_rows is not None
-        assert np.array_equal(tensor.read_rows(0, 1)[0], weights[tensor.name])
+        assert tensor.rows is not None
+        assert np.array_equal(tensor.rows.read_float32(0, 1)[0], weights[tensor.name])
 
 
 @pytest.mark.parametrize(
@@ -256,7 +263,7 @@ def test_damage_is_refused_or_harmless(data: st.DataObject, tmp_path_factory: py
         harmless = str(error).isprintable()
     else:
         harmless = all(
-            t.read_bytes is None or len(t.read_bytes(0, t.n_rows)) == t.n_bytes for t in model.tensors
+            t.stored is None or len(t.stored.read_bytes(0, t.n_rows)) == t.n_bytes for t in model.tensors
         )
     assert harmless
 

@@ -11,6 +11,7 @@ import pytest
 from handmade_safetensors import bf16, fp8, write_safetensors
 
 from ggplan.errors import CheckpointError
+from ggplan.ggml_types import BF16, F32
 from ggplan.sources.huggingface import open_checkpoint
 
 INDEX = "model.safetensors.index.json"
@@ -33,8 +34,8 @@ def test_a_single_file(tmp_path: Path) -> None:
     tmp_path.joinpath("merges.txt").write_text("a b\n")
     checkpoint = open_checkpoint(path)
     assert list(checkpoint.tensors) == ["a", "b"]
-    assert checkpoint.tensors["a"].dtype == "BF16"
-    assert np.array_equal(checkpoint.tensors["a"].read_rows(0, 2), ONES)
+    assert checkpoint.tensors["a"].stored_as == "BF16"
+    assert np.array_equal(checkpoint.tensors["a"].rows.read_float32(0, 2), ONES)
     assert checkpoint.config == {"model_type": "llama"}
     assert checkpoint.read_json("config.json") == checkpoint.config
     assert checkpoint.read_text("merges.txt") == "a b\n"
@@ -180,7 +181,7 @@ def test_more_shards_than_open_files(tmp_path: Path) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (used + 20, limits[1]))
     try:
         tensors = open_checkpoint(path).tensors
-        assert all(tensors[f"t{k}"].read_rows(1, 2)[0, 0] == k for k in range(100))
+        assert all(tensors[f"t{k}"].rows.read(1, 2)[0, 0] == k for k in range(100))
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
@@ -223,6 +224,16 @@ def test_quantizations_that_are_not_read(
         open_checkpoint(path)
 
 
+def test_two_quantizations_that_differ(tmp_path: Path) -> None:
+    outer = {"quant_method": "fp8", "weight_block_size": [2, 2]}
+    config = {"quantization_config": outer, "text_config": {"quantization_config": dict(outer)}}
+    path = folder(tmp_path, config, **{"model.safetensors": {"a": ONES}})
+    assert list(open_checkpoint(path).tensors) == ["a"]
+    config["text_config"]["quantization_config"]["weight_block_size"] = [4, 4]
+    with pytest.raises(CheckpointError, match="its text_config have different objects quantization_config"):
+        open_checkpoint(folder(tmp_path, config))
+
+
 def test_fp8_comes_scaled_and_without_its_scales(tmp_path: Path) -> None:
     config = {"quantization_config": {"quant_method": "fp8", "weight_block_size": [2, 2]}}
     tensors = {
@@ -234,5 +245,5 @@ def test_fp8_comes_scaled_and_without_its_scales(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(folder(tmp_path, config, **{"model.safetensors": tensors}))
     assert list(checkpoint.tensors) == ["norm.weight", "x.weight"]
     scaled = checkpoint.tensors["x.weight"]
-    assert scaled.dtype == "F8_E4M3"
-    assert scaled.read_rows(0, 3).tolist() == [[1, 1, 2, 2], [1, 1, 2, 2], [3, 3, 4, 4]]
+    assert (scaled.stored_as, scaled.rows.dtype, scaled.type) == ("F8_E4M3", F32, BF16)
+    assert scaled.rows.read(0, 3).tolist() == [[1, 1, 2, 2], [1, 1, 2, 2], [3, 3, 4, 4]]

@@ -45,7 +45,7 @@ def written(tmp_path: Path, text: str | bytes) -> Path:
 def test_a_tensor_map(tmp_path: Path) -> None:
     model = open_inventory(written(tmp_path, "\n".join([*MAP, "", ""])))
     assert (model.kind, model.architecture, model.metadata) == ("inventory", "", {})
-    assert all(t.read_rows is None and t.read_bytes is None for t in model.tensors)
+    assert all(t.rows is None and t.stored is None for t in model.tensors)
     assert [(t.name, t.shape, t.type.name) for t in model.tensors] == [
         ("token_embd.weight", (151552, 4096), "bf16"),
         ("blk.0.attn_norm.weight", (4096,), "f32"),

@@ -74,8 +74,8 @@ def test_an_answer_that_is_sound(tmp_path: Path, stand_in: Any) -> None:
     stand_in(f"return {{'b': entry(at={at}), 'a': entry(shape=(3, 1), stride=(1, 7), first=5, at={at})}}")
     (tensors,) = read_tensors([path])
     assert list(tensors) == ["a", "b"]
-    assert tensors["b"].read_rows(0, 2).tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
-    assert tensors["a"].read_rows(0, 3).tolist() == [[5], [6], [7]]
+    assert tensors["b"].rows().read(0, 2).tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert tensors["a"].rows().read(0, 3).tolist() == [[5], [6], [7]]
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ def test_what_torch_saves(tmp_path: Path) -> None:
     assert list(found) == sorted(kinds)
     for name, tensor in kinds.items():
         assert found[name].shape == tuple(tensor.shape)
-        rows = found[name].read_rows(0, found[name].n_rows)
+        rows = found[name].read_floats(0, found[name].n_weights)
         theirs = tensor.detach().float().numpy().reshape(rows.shape)
         assert np.array_equal(rows.view(np.uint32), theirs.view(np.uint32)), name
     assert found["tied"].offset == found["f32"].offset
@@ -358,7 +358,9 @@ def test_shards_with_an_index_give_what_safetensors_give(tmp_path: Path) -> None
         assert {name: tensor.file.name for name, tensor in tensors.items()} == {
             name: shard for shard, names in shards.items() for name in names
         }
-        assert all(np.array_equal(tensors[n].read_rows(0, 3), weights[n].float().numpy()) for n in weights)
+        assert all(
+            np.array_equal(tensors[n].rows.read_float32(0, 3), weights[n].float().numpy()) for n in weights
+        )
     weight_map["b"] = "../pytorch_model-00002-of-00002.bin"
     (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
     with pytest.raises(CheckpointError, match="no plain name of a PyTorch file"):

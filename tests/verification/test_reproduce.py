@@ -71,9 +71,9 @@ def test_a_split_set(tmp_path: Path, how: dict[str, object]) -> None:
     source = write_source(tmp_path / "source.gguf")
     plan = ggplan.make_plan(ggplan.open_model(source), ggplan.parse_recipe("@default q8_0 | bf16"))
     if how.pop("like", False):
-        parts = ggplan.convert(plan, tmp_path / "parts.gguf", split_max_tensors=2)
+        parts = ggplan.convert(plan, tmp_path / "parts.gguf", ggplan.ConvertOptions(split_max_tensors=2))
         how = {"split_like": ggplan.open_model(parts.path)}
-    result = ggplan.convert(plan, tmp_path / "out.gguf", **how)
+    result = ggplan.convert(plan, tmp_path / "out.gguf", ggplan.ConvertOptions(**how))
     assert len(result.paths) > 1
     found = reproduce(result.paths[-1], ggplan.open_model(source))
     assert found.is_equal, found.faults

@@ -5,7 +5,7 @@
     OUT.gguf                appears when all is done, by renaming
 
 The order of steps is what makes this safe against a stop at any moment. Bytes are made durable before the
-journal speaks of them. The journal goes last, after the renames are durable, so whoever finds one knows that
+journal mentions them. The journal is removed last, after the renames are durable, so as long as there is one,
 there may be something left to do. The files of a set are renamed from the last to the first, the one that
 opens the set. A run that finds a final file where a part should be, and everything in it as the journal
 says, was stopped between two renames, and goes on from there.
@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ggplan.conversion.fingerprint import Fingerprint, differences
+from ggplan.conversion.fingerprint import Fingerprint, best_revision, differences
 from ggplan.conversion.journal import Journal, Mark, Recorded, TensorKey
 from ggplan.conversion.manifest import FileHashes, format_manifest
 from ggplan.conversion.part_file import (
@@ -37,13 +37,12 @@ from ggplan.conversion.part_file import (
 )
 from ggplan.conversion.running_hash import RunningHash
 from ggplan.conversion.source_hash import (
-    encoders_hash,
     has_source_hash,
     importance_hash,
     new_source_hash,
 )
 from ggplan.errors import ConversionError
-from ggplan.model import ByteReader
+from ggplan.model import RowSource
 from ggplan.planning import Plan
 from ggplan.text import printable
 
@@ -51,8 +50,8 @@ _PIECE = 1 << 20
 
 
 @dataclass(slots=True)
-class Workspace:
-    """What a run has open.
+class UnfinishedOutput:
+    """The output of a run until it is complete: its open files, and how much of each tensor they hold.
 
     Attributes
     ----------
@@ -67,11 +66,11 @@ class Workspace:
     known_sources
         The hashes of sources that were read before: by an earlier run, or for `--reuse`.
     reused
-        What reads the bytes of tensors that are copied from an earlier output.
+        The rows, in an earlier output, of tensors that are copied from there.
     resumed_bytes
         Bytes of tensors that an earlier run wrote and that are right.
     recorded
-        Bytes of each tensor that the journal speaks of.
+        Bytes of each tensor that the journal has recorded.
     made
         Files of this run that a run without a journal removes where it fails.
     """
@@ -82,14 +81,14 @@ class Workspace:
     hashes: dict[TensorKey, RunningHash] = field(default_factory=dict)
     sources: dict[TensorKey, RunningHash] = field(default_factory=dict)
     known_sources: dict[TensorKey, str] = field(default_factory=dict)
-    reused: dict[TensorKey, ByteReader] = field(default_factory=dict)
+    reused: dict[TensorKey, RowSource] = field(default_factory=dict)
     resumed_bytes: int = 0
     recorded: dict[TensorKey, int] = field(default_factory=dict)
     made: list[Path] = field(default_factory=list)
     is_finished: bool = False
 
     def checkpoint(self) -> None:
-        """Make what was written durable, then say so in the journal."""
+        """Make what was written durable, then record it in the journal."""
         marks = {
             key: replace(mark, source=self.source_of(key)) if mark.n_bytes == hash_.n_bytes else mark
             for key, hash_ in self.hashes.items()
@@ -141,12 +140,12 @@ class Workspace:
         return sum(self.recorded.values())
 
     def close(self) -> None:
-        """Leave everything where it is, and let go of the lock."""
+        """Leave everything where it is, and release the lock."""
         self._close_parts()
         self.journal.close()
 
     def discard(self) -> None:
-        """Remove what was written, and let go of the lock."""
+        """Remove what was written, and release the lock."""
         for path in [part.part for part in self.parts] + self.made:
             with contextlib.suppress(OSError):
                 os.unlink(path)
@@ -158,13 +157,14 @@ class Workspace:
         tensors = {t.name: self.hashes[part.number, t.name].mark().sha256 for t in part.plan.tensors}
         hashed = [t for t in part.plan.tensors if has_source_hash(t)]
         importances = {t.name: importance_hash(part.plan, t) for t in hashed}
+        revision = best_revision(part.plan.effort)
         return FileHashes(
             part.path.name,
             hashlib.sha256(part.plan.header).hexdigest(),
             tensors,
             {t.name: self.source_of((part.number, t.name)) for t in hashed},
             {name: digest for name, digest in importances.items() if digest},
-            encoders_hash() if part.plan.effort == "best" else "",
+            {} if revision is None else {t.name: revision for t in hashed},
         )
 
     def _close_parts(self) -> None:
@@ -188,12 +188,12 @@ def check_journal(
     if found := differences(recorded.plan, now):
         raise ConversionError(
             f"{part} was begun under another plan: {printable('; '.join(found))}",
-            hint="repeat the command it was begun with, or throw it away with --restart",
+            hint="repeat the command it was begun with, or discard it with --restart",
         )
     if not resume:
         raise ConversionError(
-            f"{part} is work that can be gone on with",
-            hint="leave out --no-resume to go on, or throw it away with --restart",
+            f"{part} is unfinished work that can be resumed",
+            hint="leave out --no-resume to resume it, or discard it with --restart",
         )
     return recorded
 
@@ -218,7 +218,10 @@ def find_renamed(files: Sequence[tuple[Path, Plan]], recorded: Recorded) -> dict
 
 
 def open_parts(
-    work: Workspace, files: Sequence[tuple[Path, Plan]], recorded: Recorded, renamed: Mapping[int, PartFile]
+    work: UnfinishedOutput,
+    files: Sequence[tuple[Path, Plan]],
+    recorded: Recorded,
+    renamed: Mapping[int, PartFile],
 ) -> None:
     """Open or create the part files, reserve their space, and write all of them but the weights.
 
@@ -246,7 +249,11 @@ def open_parts(
 
 
 def check_kept(
-    work: Workspace, recorded: Recorded, n_threads: int, resumed: Callable[[int], None], stop: threading.Event
+    work: UnfinishedOutput,
+    recorded: Recorded,
+    n_threads: int,
+    resumed: Callable[[int], None],
+    stop: threading.Event,
 ) -> None:
     """Hash again what the journal says is there; what is not right will be written anew."""
     jobs = [(part, tensor) for part in work.parts for tensor in part.plan.tensors]

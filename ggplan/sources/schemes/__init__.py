@@ -1,0 +1,98 @@
+"""The ways in which checkpoints store weights quantized, one module each, and the tensors they give.
+
+To add one, write a module as `scheme.Scheme` describes it and name it in `SCHEMES`. Nothing is passed over in
+silence: a tensor that two schemes claim, a stated quantization that none reads and a key of the config that
+none knows are refused by name here, and a tensor that no scheme joins goes on as it is stored, so that an
+architecture which has no place for its name or type refuses it by name there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+from ggplan.errors import CheckpointError
+from ggplan.sources.files import listed, shown
+from ggplan.sources.schemes import fp8
+from ggplan.sources.schemes.scheme import Group, Quantization, Recognised, Scheme, read_quantization
+from ggplan.sources.tensors import PLAIN, CheckpointTensor, StoredTensor
+
+__all__ = [
+    "READABLE",
+    "SCHEMES",
+    "Group",
+    "Quantization",
+    "Recognised",
+    "Scheme",
+    "join_tensors",
+    "read_quantization",
+]
+
+SCHEMES: tuple[Scheme, ...] = (fp8,)
+READABLE = ", ".join((*PLAIN, *(scheme.NAME for scheme in SCHEMES)))
+"""The ways of storing weights that ggplan reads, for messages."""
+
+
+def join_tensors(
+    stored: Mapping[str, StoredTensor], config: Quantization, schemes: Sequence[Scheme] = SCHEMES
+) -> dict[str, CheckpointTensor]:
+    """The tensors of weights that the tensors of the files hold, by name, in the order of the files.
+
+    Raises
+    ------
+    CheckpointError
+        If the config names a quantization or a key that no scheme knows, or tensors do not fit together.
+    """
+    found = [(scheme, result) for scheme in schemes if (result := scheme.recognise(stored, config))]
+    _check_config(config, [result for _, result in found])
+    joined: dict[str, CheckpointTensor] = {}
+    claimed: set[str] = set()
+    for scheme, result in found:
+        for group in result.groups:
+            _claim(claimed, [part.name for part in group.parts.values()], config)
+            first = next(iter(group.parts.values()))
+            rows = scheme.join(group, config)
+            joined[first.name] = CheckpointTensor(group.name, first.file, group.stored_as, rows.shape, rows)
+        _claim(claimed, result.unused, config)
+    tensors: dict[str, CheckpointTensor] = {}
+    for name, tensor in stored.items():
+        if name in joined:
+            weights = joined[name]
+        elif name not in claimed:
+            weights = CheckpointTensor(name, tensor.file, tensor.dtype, tensor.shape, tensor.rows())
+        else:
+            continue
+        if weights.name in tensors:
+            raise CheckpointError(
+                f"{shown(weights.file)}: the weights '{shown(weights.name)}' are there both plain and "
+                "quantized"
+            )
+        tensors[weights.name] = weights
+    return tensors
+
+
+def _check_config(config: Quantization, found: Sequence[Recognised]) -> None:
+    """Refuse a config that says what no scheme knows."""
+    if config.values and not found:
+        kind = str(config.method)
+        if "format" in config.values:
+            kind += f" ({config.values['format']})"
+        raise CheckpointError(
+            f"{config.where} is quantized by {shown(kind)}, which ggplan does not read",
+            hint="use the original checkpoint in bf16, or fp8 with weight_scale_inv",
+        )
+    known = {key for result in found for key in result.keys}
+    if unknown := [key for key in config.values if key not in known]:
+        raise CheckpointError(
+            f"{config.where}: quantization_config in config.json says {listed(unknown)}, which ggplan does "
+            "not know; the weights may not be what they seem",
+            hint="use the original checkpoint in bf16",
+        )
+
+
+def _claim(claimed: set[str], names: Collection[str], config: Quantization) -> None:
+    for name in names:
+        if name in claimed:
+            raise CheckpointError(
+                f"{config.where}: the tensor '{shown(name)}' belongs to two quantized tensors at once"
+            )
+        claimed.add(name)
