@@ -39,7 +39,7 @@ ALLOWED = {
     },
     "comparing": {"errors", "text", "ggml_types", "model", "planning"},
     "conversion": {
-        "", "errors", "text", "ggml_types", "metadata", "model", "sources", "planning", "quants",
+        "", "errors", "text", "ggml_types", "metadata", "model", "sources", "imatrix", "planning", "quants",
     },
     "verification": {
         "", "errors", "text", "ggml_types", "metadata", "model", "sources", "opening", "rules", "imatrix",
@@ -48,7 +48,7 @@ ALLOWED = {
     "measure": {
         "", "errors", "text", "ggml_types", "metadata", "model", "sources", "opening", "planning",
     },
-    "charts": {"errors", "text", "ggml_types", "planning", "measure"},
+    "charts": {"errors", "text", "ggml_types", "model", "planning", "measure"},
 }  # fmt: skip
 FREE = {"cli", "__init__", "__main__"}
 

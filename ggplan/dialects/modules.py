@@ -121,12 +121,12 @@ def flat_modules(recipe: Recipe, model: Model, tool: str, known: Sequence[str]) 
         If the tool has nothing like a type, or a tensor shares its module with one of another type.
     """
     types = {}
-    for decision in settled(recipe, model):
-        types[decision.tensor.name] = decision.type
-        own = decision.tensor.type
-        if decision.protected is not None and decision.type not in (own, parse_type("f32")):
+    for fitted in settled(recipe, model):
+        types[fitted.tensor.name] = fitted.type
+        own = fitted.tensor.type
+        if fitted.decision.protected is not None and fitted.type not in (own, parse_type("f32")):
             raise RecipeError(
-                f"{printable(decision.tensor.name)}: {tool} leaves it alone, for {decision.protected}"
+                f"{printable(fitted.tensor.name)}: {tool} leaves it alone, for {fitted.decision.protected}"
             )
     wanted = {}
     for module in modules_of(model):
