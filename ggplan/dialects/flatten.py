@@ -27,7 +27,7 @@ from ggplan.ggml_types import GgmlType
 from ggplan.model import Model, TensorInfo
 from ggplan.planning import Chosen, Fitted, assign, fit
 from ggplan.planning.protection import kept_type
-from ggplan.recovering.names import names_pattern
+from ggplan.recovering.patterns import names_pattern
 from ggplan.rules.matching import match_patterns
 from ggplan.rules.ranges import alternation
 from ggplan.text import printable

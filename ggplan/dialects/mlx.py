@@ -16,7 +16,7 @@ from ggplan.dialects.modules import need_model
 from ggplan.dialects.source import Imported, Source, recipe_text
 from ggplan.errors import RecipeError
 from ggplan.model import Model
-from ggplan.recovering.layers import layers_pattern, runs
+from ggplan.recovering.patterns import layers_pattern, runs
 from ggplan.rules import Recipe, parse_recipe
 from ggplan.rules.roles import Blocks
 

@@ -16,7 +16,7 @@ from ggplan.ggml_types import GgmlType, parse_type
 from ggplan.model import Model, TensorInfo
 from ggplan.planning.fallback import fallback_type
 from ggplan.recovering import Wanted, cover, write_recipe
-from ggplan.recovering.names import escape
+from ggplan.recovering.patterns import escape
 from ggplan.rules import Recipe
 from ggplan.rules.matching import match_patterns
 from ggplan.text import printable
