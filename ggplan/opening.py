@@ -62,16 +62,21 @@ def open_model_or_inventory(name: str, *, pre: str | None = None) -> Model:
     """
     from ggplan.inventories import inventory
 
-    try:
+    if not _is_missing(Path(name)):
         return open_model(name, pre=pre)
-    except CheckpointError as error:
-        if "does not exist" not in error.message:
-            raise
-        try:
-            return inventory(name)
-        except CheckpointError as unknown:
-            hint = f"nor does ggplan ship an inventory of this name; {unknown.hint}"
-            raise CheckpointError(error.message, hint=hint) from None
+    try:
+        return inventory(name)
+    except CheckpointError as unknown:
+        hint = f"nor does ggplan ship an inventory of this name; {unknown.hint}"
+        raise CheckpointError(f"{printable(name)} does not exist", hint=hint) from None
+
+
+def _is_missing(path: Path) -> bool:
+    """Whether there is nothing at a path; a name that no path can have is left to `open_model` to refuse."""
+    try:
+        return not path.exists()
+    except (OSError, ValueError):
+        return False
 
 
 def _open_folder(path: Path, pre: str | None) -> Model:

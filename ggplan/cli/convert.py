@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import click
 
-from ggplan.cli.options import planning_options, reuse_option
+from ggplan.cli.options import PlanningOptions, as_one, planning_options, reuse_option
 from ggplan.cli.sizes import ByteCount
 
 if TYPE_CHECKING:
     from ggplan.conversion import ConversionResult
     from ggplan.model import Model
-    from ggplan.planning import Effort, FallbackTable, Nonfinite, Plan
+    from ggplan.planning import Plan
 
 _EPILOG = """\b
 Examples:
@@ -27,6 +28,22 @@ Examples:
 
 Stopped by Ctrl-C, a full disk or a power cut? Give the same command again: it goes on where it stopped.
 """
+
+
+@dataclass(frozen=True, slots=True)
+class WritingOptions:
+    """How a plan is written: what `ggplan.convert` takes, with a name for `--split-like`."""
+
+    threads: int | None = None
+    memory: int | None = None
+    split_max_bytes: int | None = None
+    split_max_tensors: int | None = None
+    split_like: str | None = None
+    reuse_path: str | None = None
+    allow_requantize: bool = False
+    force: bool = False
+    restart: bool = False
+    no_resume: bool = False
 
 
 @click.command("convert", epilog=_EPILOG, short_help="Write the GGUF file, in one pass.")
@@ -69,27 +86,12 @@ Stopped by Ctrl-C, a full disk or a power cut? Give the same command again: it g
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress bar, no notes.")
+@as_one("writing", WritingOptions)
 def convert_command(
     model: str,
     output: str,
-    recipe_name: str | None,
-    pure: bool,
-    imatrix_path: str | None,
-    fallback: FallbackTable | None,
-    nonfinite: Nonfinite,
-    effort: Effort,
-    strict: bool,
-    pre: str | None,
-    threads: int | None,
-    memory: int,
-    split_max_bytes: int | None,
-    split_max_tensors: int | None,
-    split_like: str | None,
-    reuse_path: str | None,
-    allow_requantize: bool,
-    force: bool,
-    restart: bool,
-    no_resume: bool,
+    planning: PlanningOptions,
+    writing: WritingOptions,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -104,23 +106,9 @@ def convert_command(
     from ggplan.cli.output import print_diagnostics, print_json
     from ggplan.cli.planned import plan_from
 
-    plan = plan_from(model, recipe_name, imatrix_path, fallback, strict, pre, nonfinite, effort, pure)
+    plan = plan_from(model, planning)
     print_diagnostics(plan, quiet=quiet)
-    result = run_conversion(
-        plan,
-        output,
-        threads,
-        allow_requantize,
-        force,
-        quiet,
-        memory=memory,
-        split_max_bytes=split_max_bytes,
-        split_max_tensors=split_max_tensors,
-        split_like=_model_to_split_like(plan, split_like),
-        reuse=reuse_path,
-        restart=restart,
-        resume=not no_resume,
-    )
+    result = run_conversion(plan, output, writing, quiet=quiet)
     if as_json:
         from ggplan.cli.reusing import reuse_json
 
@@ -146,19 +134,12 @@ def convert_command(
         click.echo(describe(plan, result))
 
 
-def run_conversion(
-    plan: Plan,
-    output: str,
-    threads: int | None,
-    allow_requantize: bool,
-    force: bool,
-    quiet: bool,
-    **options: Any,
-) -> ConversionResult:
-    """Convert, with a progress bar on stderr where that is a terminal; `options` are those of `convert`."""
+def run_conversion(plan: Plan, output: str, writing: WritingOptions, *, quiet: bool) -> ConversionResult:
+    """Convert, with a progress bar on stderr where that is a terminal."""
     from ggplan.cli.progress import bytes_bar
     from ggplan.cli.signals import orderly_stop
     from ggplan.conversion import convert
+    from ggplan.conversion.pace import DEFAULT_MEMORY
     from ggplan.text import printable
 
     bar = bytes_bar(quiet=quiet)
@@ -175,12 +156,18 @@ def run_conversion(
         return convert(
             plan,
             output,
-            threads=threads,
-            allow_requantize=allow_requantize,
-            force=force,
+            threads=writing.threads,
+            memory=DEFAULT_MEMORY if writing.memory is None else writing.memory,
+            allow_requantize=writing.allow_requantize,
+            force=writing.force,
+            resume=not writing.no_resume,
+            restart=writing.restart,
+            split_max_bytes=writing.split_max_bytes,
+            split_max_tensors=writing.split_max_tensors,
+            split_like=_model_to_split_like(plan, writing.split_like),
+            reuse=writing.reuse_path,
             progress=lambda n_bytes: bar.advance(task, n_bytes),
             resumed=resumed,
-            **options,
         )
 
 

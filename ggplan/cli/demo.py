@@ -42,7 +42,7 @@ def demo_command(folder: str) -> None:
     import importlib.resources
     from pathlib import Path
 
-    from ggplan.cli.convert import run_conversion
+    from ggplan.cli.convert import WritingOptions, run_conversion
     from ggplan.cli.output import print_diagnostics, print_plan, print_table
     from ggplan.opening import open_model
     from ggplan.planning import make_plan
@@ -65,7 +65,9 @@ def demo_command(folder: str) -> None:
         rows = []
         for name, text in _MIXES:
             mix = make_plan(model, seed if text is None else parse_recipe(text, name))
-            result = run_conversion(mix, str(out / f"demo-{name}.gguf"), None, False, True, False)
+            result = run_conversion(
+                mix, str(out / f"demo-{name}.gguf"), WritingOptions(force=True), quiet=False
+            )
             rows.append(
                 [
                     str(result.path),

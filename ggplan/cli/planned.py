@@ -7,39 +7,36 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from ggplan.planning import Effort, FallbackTable, Nonfinite, Plan
+    from ggplan.cli.options import PlanningOptions
+    from ggplan.planning import Plan
     from ggplan.rules import Recipe
     from ggplan.stock import Mix
 
 
-def plan_from(
-    model_path: str,
-    recipe_name: str | None,
-    imatrix_path: str | None,
-    fallback: FallbackTable | None,
-    strict: bool,
-    pre: str | None,
-    nonfinite: Nonfinite = "refuse",
-    effort: Effort = "default",
-    pure: bool = False,
-) -> Plan:
+def plan_from(model_path: str, options: PlanningOptions) -> Plan:
     """Open the model, load recipe and imatrix, and plan."""
     from ggplan.opening import open_model_or_inventory
     from ggplan.planning import make_plan
 
-    recipe = recipe_or_mix(recipe_name, pure=pure)
-    model = open_model_or_inventory(model_path, pre=pre)
+    recipe = _recipe_or_mix(options.recipe_name, options.pure)
+    model = open_model_or_inventory(model_path, pre=options.pre)
     imatrix = None
-    if imatrix_path:
+    if options.imatrix_path:
         from ggplan.imatrix import load_imatrix
 
-        imatrix = load_imatrix(imatrix_path)
+        imatrix = load_imatrix(options.imatrix_path)
     return make_plan(
-        model, recipe, imatrix=imatrix, fallback=fallback, strict=strict, nonfinite=nonfinite, effort=effort
+        model,
+        recipe,
+        imatrix=imatrix,
+        fallback=options.fallback,
+        strict=options.strict,
+        nonfinite=options.nonfinite,
+        effort=options.effort,
     )
 
 
-def recipe_or_mix(name: str | None, *, pure: bool) -> Recipe | Mix | None:
+def _recipe_or_mix(name: str | None, pure: bool) -> Recipe | Mix | None:
     """What `-r` names; with `--pure` that must be a stock mix."""
     from ggplan.planning import find_recipe
     from ggplan.stock import Mix

@@ -41,19 +41,22 @@ def from_command(
     """
     from pathlib import Path
 
+    from ggplan.errors import RecipeError
     from ggplan.opening import open_model_or_inventory
     from ggplan.planning import mix_types, recipe_of, stored_types
-    from ggplan.stock import MIXES, find_mix, is_mix
+    from ggplan.stock import MIXES, find_mix
 
     if mix_name is None and (pure or with_imatrix):
         raise click.UsageError("--pure and --with-imatrix belong to --mix")
-    if mix_name is not None and not is_mix(mix_name):
-        raise click.UsageError(f"no mix is called {mix_name}; there are {', '.join(m.name for m in MIXES)}")
+    try:
+        mix = None if mix_name is None else find_mix(mix_name)
+    except RecipeError as error:
+        known = ", ".join(m.name for m in MIXES)
+        raise click.UsageError(f"{error.message}; {error.hint}; there are {known}") from None
     opened = open_model_or_inventory(model, pre=pre)
-    if mix_name is None:
+    if mix is None:
         assignment = stored_types(opened, name)
     else:
-        mix = find_mix(mix_name)
         assignment = mix_types(opened, mix.purely() if pure else mix, has_imatrix=with_imatrix)
     recipe = recipe_of(opened, assignment)
     if output is None:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from ggplan.model import Model
 from ggplan.planning.fallback import remainder
-from ggplan.planning.fitting import Fitted
 from ggplan.planning.plan import PlannedTensor
 from ggplan.rules import Choice, Diagnostic, Recipe, Severity, dead_rules, shadowed_rules
 from ggplan.stock import Mix, needs_imatrix
@@ -36,11 +35,9 @@ def about_rules(model: Model, recipe: Recipe, decisions: Sequence[PlannedTensor]
     )
 
 
-def about_fallbacks(
-    recipe: Recipe | None, decisions: Sequence[PlannedTensor | Fitted]
-) -> tuple[Diagnostic, ...]:
+def about_fallbacks(recipe: Recipe | None, decisions: Sequence[PlannedTensor]) -> tuple[Diagnostic, ...]:
     """One warning for each rule, type and row length that the fallback table replaced."""
-    groups: dict[tuple[int | None, str, int, str], list[PlannedTensor | Fitted]] = {}
+    groups: dict[tuple[int | None, str, int, str], list[PlannedTensor]] = {}
     for d in decisions:
         if d.asked is not None:
             groups.setdefault((d.decision.rule, d.asked.name, d.tensor.n_columns, d.type.name), []).append(d)
@@ -184,7 +181,7 @@ def _about_uncovered(recipe: Recipe, decisions: Sequence[PlannedTensor]) -> tupl
     )
 
 
-def _some(decisions: Sequence[PlannedTensor | Fitted]) -> str:
+def _some(decisions: Sequence[PlannedTensor]) -> str:
     names = [printable(d.tensor.name) for d in decisions]
     if len(names) == 1:
         return names[0]

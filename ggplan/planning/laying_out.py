@@ -9,7 +9,7 @@ from ggplan.errors import PlanError
 from ggplan.model import Model
 from ggplan.planning import findings
 from ggplan.planning.assignment import Assignment
-from ggplan.planning.fallback import FallbackTable, table_of
+from ggplan.planning.fallback import FallbackTable, remainder, table_of
 from ggplan.planning.fitting import Fitted, fit
 from ggplan.planning.importance import coverage_of
 from ggplan.planning.layout import file_order, place
@@ -19,9 +19,12 @@ from ggplan.planning.provenance import output_metadata
 from ggplan.planning.roles import roles_in
 from ggplan.planning.written import recipe_of
 from ggplan.rules import Diagnostic
+from ggplan.text import printable
 
 if TYPE_CHECKING:
     from ggplan.imatrix import Imatrix
+
+_SHOWN = 3  # names of tensors in a message
 
 
 def make_plan(
@@ -105,7 +108,7 @@ def lay_out(
         if found.fault is not None:
             raise found.error()
     if strict:
-        _refuse_fallbacks(fitted, assignment)
+        _refuse_fallbacks(fitted)
     sizes = [f.type.tensor_bytes(f.tensor.shape) for f in fitted]
     offsets, data_bytes = place(sizes)
     roles = roles_in(model)
@@ -155,12 +158,26 @@ def _diagnostics(
     )
 
 
-def _refuse_fallbacks(fitted: Sequence[Fitted], assignment: Assignment) -> None:
-    found = [f for f in fitted if f.asked is not None]
-    if not found:
+def _refuse_fallbacks(fitted: Sequence[Fitted]) -> None:
+    members: dict[str, list[str]] = {}  # the tensors of which the same is to be said
+    for f in fitted:
+        if (asked := f.asked) is not None:
+            n = f.tensor.n_columns
+            reason = f"rows of {n} do not fit {asked.name} ({remainder(asked, n)})"
+            members.setdefault(f"{reason}; {f.type.name} takes its place", []).append(f.tensor.name)
+    if not members:
         return
-    lines = [d.message for d in findings.about_fallbacks(assignment.recipe, found)]
+    lines = [f"{_some(names)}: {reason}" for reason, names in members.items()]
     raise PlanError(
-        f"{len(found)} tensors need a fallback, which --strict forbids:\n  " + "\n  ".join(lines),
+        f"{sum(map(len, members.values()))} tensors need a fallback, which --strict forbids:\n  "
+        + "\n  ".join(lines),
         hint="write the second choice into the rule as a chain: `q6_K | q8_0`",
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    """Tensors in words: one name, or `46 tensors (a, b, c, …)`."""
+    shown = ", ".join(map(printable, names[:_SHOWN]))
+    return (
+        shown if len(names) == 1 else f"{len(names)} tensors ({shown}{', …' if len(names) > _SHOWN else ''})"
     )

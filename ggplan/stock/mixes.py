@@ -111,7 +111,7 @@ def find_mix(text: str) -> Mix:
     """
     if not is_mix(text):
         near = nearest(text.strip(), (*_BY_NAME, *ALIASES))
-        hint = f"the nearest is {near}" if near else f"there are {', '.join(_BY_NAME)}"
+        hint = f"the nearest is {near}" if near else "`ggplan types` lists them"
         raise RecipeError(f"llama-quantize has no mix {printable(text[:40])}", hint=hint)
     return _BY_NAME[_full_name(text)]
 
