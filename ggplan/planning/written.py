@@ -7,6 +7,7 @@ before it is used: parsed and applied, it must give exactly these types.
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 from ggplan.errors import PlanError
@@ -21,6 +22,8 @@ from ggplan.planning.protection import is_vector_or_norm, n_dimensions
 from ggplan.recovering import Wanted, cover, write_recipe
 from ggplan.rules import Recipe, parse_recipe
 from ggplan.text import printable
+
+_LAYER = re.compile(r"\bblk\.\d+\.", re.ASCII)
 
 
 def recipe_of(model: Model, assignment: Assignment, fallback: FallbackTable | None = None) -> Recipe:
@@ -45,7 +48,7 @@ def recipe_of(model: Model, assignment: Assignment, fallback: FallbackTable | No
     for found in fitted.values():
         if found.fault is not None:
             raise found.error()
-    named = [fitted[name] for name in assignment.decisions if _needs_a_rule(fitted[name])]
+    named = _named([fitted[name] for name in assignment.decisions])
     wanted = [
         Wanted(
             f.tensor.name,
@@ -81,11 +84,26 @@ def recipe_from_types(model: Model, name: str = "") -> Recipe:
     return recipe_of(model, stored_types(model, name))
 
 
+def _named(fitted: list[Fitted]) -> list[Fitted]:
+    """The tensors that the rules shall name: all whose type may be another in another source.
+
+    A forced rule for a protected tensor must not reach the same tensor of another layer, so where one is
+    named, all of its kind are.
+    """
+    forced = {_kind(f) for f in fitted if f.decision.protected is not None and _needs_a_rule(f)}
+    return [f for f in fitted if _needs_a_rule(f) or (_kind(f) in forced and f.tensor.type.kind != "integer")]
+
+
 def _needs_a_rule(fitted: Fitted) -> bool:
     tensor, decision = fitted.tensor, fitted.decision
     if tensor.type.kind == "integer" or (decision.reason == "kept" and decision.protected is not None):
         return False
     return fitted.type != F32 or not is_vector_or_norm(tensor.name, n_dimensions(tensor.shape))
+
+
+def _kind(fitted: Fitted) -> str:
+    """The tensor's name without the number of its layer."""
+    return _LAYER.sub("blk.", fitted.tensor.name)
 
 
 def _default(wanted: list[Wanted], assignment: Assignment) -> GgmlType | None:
