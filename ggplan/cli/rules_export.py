@@ -37,7 +37,7 @@ def export_command(recipe: str, dialect: str, model_name: str | None, output: st
     from ggplan.dialects import export_recipe
     from ggplan.errors import CheckpointError
     from ggplan.opening import open_model_or_inventory
-    from ggplan.planning import assign, find_recipe, recipe_of
+    from ggplan.planning import assign, find_recipe
     from ggplan.rules import Recipe
     from ggplan.text import printable
 
@@ -47,8 +47,7 @@ def export_command(recipe: str, dialect: str, model_name: str | None, output: st
         model = subject_of(loaded)
     if model is None:
         raise CheckpointError("an export is exact for one model", hint="name it with -m")
-    resolved = recipe_of(model, assign(model, loaded))
-    exported = export_recipe(resolved, model, dialect)
+    exported = export_recipe(assign(model, loaded), model, dialect)
     write_new(exported.text, output)
     for note in exported.notes:
         click.echo(f"note: {printable(note)}", err=True)

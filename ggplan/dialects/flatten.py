@@ -51,7 +51,7 @@ class Flat(Generic[K]):
     names: tuple[str, ...]
 
 
-def settled(recipe: Chosen, model: Model) -> list[Fitted]:
+def settled(chosen: Chosen, model: Model) -> list[Fitted]:
     """What each tensor of the model gets that can have a choice of type: all but integers.
 
     Raises
@@ -59,7 +59,7 @@ def settled(recipe: Chosen, model: Model) -> list[Fitted]:
     PlanError
         If a shape forbids a type and no fallback exists.
     """
-    fitted = [f for f in fit(model, assign(model, recipe)) if f.tensor.type.kind != "integer"]
+    fitted = [f for f in fit(model, assign(model, chosen)) if f.tensor.type.kind != "integer"]
     for found in fitted:
         if found.fault is not None:
             raise found.error()

@@ -19,7 +19,7 @@ from ggplan.dialects.source import Imported, Source, inert
 from ggplan.errors import PlanError, RecipeError
 from ggplan.ggml_types import GgmlType
 from ggplan.model import Model
-from ggplan.planning import Fitted
+from ggplan.planning import Assignment, Fitted
 from ggplan.recovering import Wanted, cover, write_recipe
 from ggplan.rules import Recipe
 from ggplan.rules.roles import block_of
@@ -98,7 +98,7 @@ def _flags(source: Source, start: int) -> dict[str, GgmlType]:
     return found
 
 
-def export(recipe: Recipe, model: Model) -> tuple[str, list[str]]:
+def export(recipe: Recipe | Assignment, model: Model) -> tuple[str, list[str]]:
     """LAYER_TYPES and FLAGS, where each layer of the recipe is one of a mix."""
     wanted = {d.tensor.name: d for d in settled(recipe, model)}
     layers: dict[int, list[str]] = {}

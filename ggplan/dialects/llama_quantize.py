@@ -21,7 +21,7 @@ from ggplan.dialects.source import MAX_ENTRIES, Entry, Imported, Source, entries
 from ggplan.errors import PlanError, RecipeError, TypeNameError
 from ggplan.ggml_types import Engine, GgmlType, parse_type
 from ggplan.model import Model
-from ggplan.planning import mix_types, recipe_of
+from ggplan.planning import Assignment, mix_types, recipe_of
 from ggplan.rules import Recipe
 from ggplan.stock import find_mix, is_mix
 from ggplan.text import printable
@@ -252,7 +252,7 @@ def _names_types(word: str) -> bool:
 
 
 def flat_rules(
-    recipe: Recipe, model: Model, tool: str, engine: Engine, *, everything: bool = False
+    recipe: Recipe | Assignment, model: Model, tool: str, engine: Engine, *, everything: bool = False
 ) -> list[tuple[str, GgmlType, int]]:
     """The recipe's types for the model as disjoint rules: pattern, type, number of tensors.
 
@@ -289,7 +289,7 @@ def flat_rules(
     return [(line.pattern, parse_type(line.said[0]), len(line.names)) for line in flatten(wanted)]
 
 
-def export(recipe: Recipe, model: Model) -> tuple[str, list[str]]:
+def export(recipe: Recipe | Assignment, model: Model) -> tuple[str, list[str]]:
     """A `--tensor-type-file`, and what to say about it."""
     rules = flat_rules(recipe, model, "llama-quantize", "llama.cpp")
     text = "".join(f"{pattern}={type_.name}\n" for pattern, type_, _ in rules)

@@ -16,6 +16,7 @@ from ggplan.dialects.modules import need_model
 from ggplan.dialects.source import Imported, Source, recipe_text
 from ggplan.errors import RecipeError
 from ggplan.model import Model
+from ggplan.planning import Assignment
 from ggplan.recovering.patterns import layers_pattern, runs
 from ggplan.rules import Recipe, parse_recipe
 from ggplan.rules.roles import Blocks
@@ -54,7 +55,7 @@ def _chain(type_: str) -> str:
     return f"{type_} | {_FALLBACK[type_]}" if type_ in _FALLBACK else type_
 
 
-def export(recipe: Recipe, model: Model) -> tuple[str, list[str]]:
+def export(recipe: Recipe | Assignment, model: Model) -> tuple[str, list[str]]:
     """The name of the predicate that gives the recipe's types."""
     wanted = [d.type for d in settled(recipe, model)]
     nearest, fewest = "", len(wanted) + 1

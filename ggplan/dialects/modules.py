@@ -14,6 +14,7 @@ from ggplan.dialects.source import Imported, Source, inert
 from ggplan.errors import PlanError, RecipeError
 from ggplan.ggml_types import GgmlType, parse_type
 from ggplan.model import Model, TensorInfo
+from ggplan.planning import Assignment
 from ggplan.planning.fallback import fallback_type
 from ggplan.recovering import Wanted, cover, write_recipe
 from ggplan.recovering.patterns import escape
@@ -112,7 +113,9 @@ def _gives(asked: GgmlType, tensor: TensorInfo, wanted: GgmlType) -> bool:
         return False
 
 
-def flat_modules(recipe: Recipe, model: Model, tool: str, known: Sequence[str]) -> list[Flat[str]]:
+def flat_modules(
+    recipe: Recipe | Assignment, model: Model, tool: str, known: Sequence[str]
+) -> list[Flat[str]]:
     """The recipe's types by module, as disjoint patterns; "" says that the module is left as it is.
 
     Raises

@@ -346,3 +346,11 @@ def test_the_commands_know_every_dialect() -> None:
     from ggplan.cli.rules_import import NAMES
 
     assert tuple(DIALECTS) == NAMES
+
+
+def test_an_unknown_dialect_is_answered_with_the_nearest() -> None:
+    with pytest.raises(RecipeError, match="no dialect llama_quantise") as caught:
+        export_recipe(LAYERED, inventory("Qwen3-8B"), "llama_quantise")
+    assert caught.value.hint == "the nearest is llama-quantize"
+    with pytest.raises(RecipeError, match="no dialect auto-round"):
+        import_recipe("{}", "theirs", dialect="auto-round")
