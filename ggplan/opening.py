@@ -62,21 +62,16 @@ def open_model_or_inventory(name: str, *, pre: str | None = None) -> Model:
     """
     from ggplan.inventories import inventory
 
-    if not _is_missing(Path(name)):
+    try:
         return open_model(name, pre=pre)
-    try:
-        return inventory(name)
-    except CheckpointError as unknown:
-        hint = f"nor does ggplan ship an inventory of this name; {unknown.hint}"
-        raise CheckpointError(f"{printable(name)} does not exist", hint=hint) from None
-
-
-def _is_missing(path: Path) -> bool:
-    """Whether there is nothing at a path; a name that no path can have is left to `open_model` to refuse."""
-    try:
-        return not path.exists()
-    except (OSError, ValueError):
-        return False
+    except CheckpointError as error:
+        if "does not exist" not in error.message:
+            raise
+        try:
+            return inventory(name)
+        except CheckpointError as unknown:
+            hint = f"nor does ggplan ship an inventory of this name; {unknown.hint}"
+            raise CheckpointError(error.message, hint=hint) from None
 
 
 def _open_folder(path: Path, pre: str | None) -> Model:
