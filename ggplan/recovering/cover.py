@@ -33,7 +33,7 @@ from ggplan.recovering.writing import Cover, CoverRule, Wanted
 _BLOCK = re.compile(r"(.*?\bblk\.)(0|[1-9]\d{0,3})\.(.+)", re.ASCII | re.DOTALL)
 _PASSES = 4
 _EFFORT = (
-    1_000_000  # exceptions looked at in the search; a real file needs a tenth, a strange one may not hang
+    1_000_000  # exceptions looked at in the search; a real file needs a tenth, and no file may take for ever
 )
 _GROUPS = 100  # exceptions with one answer that are tried as hosts of another
 _LONGEST = 1_000  # characters of a pattern; a recipe allows no more
@@ -266,7 +266,7 @@ def _choose_bases(
     mixed = [head for head in heads if len(head.layers) > 1]
     best: tuple[int, int] | None = None
     bases: list[_Answer] = []
-    # Changing one kind at a time leads into dead ends, so begin again with each answer as nobody's base.
+    # Changing one kind at a time may stop at a local minimum, so start again with each answer as no base.
     answers = sorted({answer for head in mixed for answer in head.layers}, key=lambda a: a.order)
     n_exceptions = sum(len(head.layers) for head in heads)
     price = n_exceptions * (1 + min(_GROUPS, n_exceptions // max(1, len(answers))) // 8)
