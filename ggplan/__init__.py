@@ -4,7 +4,7 @@ The library is what the command line uses; these names are its public face:
 
     >>> import ggplan
     >>> model = ggplan.open_model("GLM-4.5-Air")
-    >>> plan = ggplan.make_plan(model, ggplan.load_recipe("glm4moe/hq4_k"))
+    >>> plan = ggplan.make_plan(model, "glm4moe/hq4_k")
     >>> ggplan.convert(plan, "GLM-4.5-Air-HQ4_K.gguf")
 
     >>> blocks = ggplan.quantize(weights, "q4_K")  # (rows, n) float32 -> (rows, row bytes) uint8
@@ -29,7 +29,10 @@ if TYPE_CHECKING:
     from ggplan.model import Model as Model
     from ggplan.model import TensorInfo as TensorInfo
     from ggplan.opening import open_model as open_model
+    from ggplan.planning import Assignment as Assignment
     from ggplan.planning import Plan as Plan
+    from ggplan.planning import decide as decide
+    from ggplan.planning import lay_out as lay_out
     from ggplan.planning import make_plan as make_plan
     from ggplan.planning import recipe_from_types as recipe_from_types
     from ggplan.quants import dequantize as dequantize
@@ -51,7 +54,10 @@ _HOME = {
     "Model": "ggplan.model",
     "TensorInfo": "ggplan.model",
     "open_model": "ggplan.opening",
+    "Assignment": "ggplan.planning",
     "Plan": "ggplan.planning",
+    "decide": "ggplan.planning",
+    "lay_out": "ggplan.planning",
     "make_plan": "ggplan.planning",
     "recipe_from_types": "ggplan.planning",
     "dequantize": "ggplan.quants",

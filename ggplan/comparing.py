@@ -13,15 +13,17 @@ from dataclasses import dataclass
 from ggplan.errors import PlanError, TypeNameError
 from ggplan.ggml_types import parse_type
 from ggplan.model import Model
-from ggplan.planning import Plan, Role, make_plan
+from ggplan.planning import Assignment, Fitted, Plan, PlannedTensor, Role, fit, stored_types
 from ggplan.planning.export import SCHEMA as PLAN_SCHEMA
+from ggplan.planning.layout import file_order
+from ggplan.planning.roles import roles_in
 from ggplan.text import printable
 
 SCHEMA = "ggplan/diff@1"
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class SideTensor:
     """One tensor of a side."""
 
     type: str
@@ -36,7 +38,7 @@ class Side:
     """One of the two that are compared: what to call it, and its tensors by name."""
 
     label: str
-    tensors: Mapping[str, Entry]
+    tensors: Mapping[str, SideTensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +46,8 @@ class Pair:
     """A tensor on both sides; None where a side lacks it."""
 
     name: str
-    before: Entry | None
-    after: Entry | None
+    before: SideTensor | None
+    after: SideTensor | None
 
     @property
     def role(self) -> str:
@@ -87,7 +89,7 @@ class Total:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class Differences:
     """The two sides, all tensors (in the first side's order), and the totals by class."""
 
     sides: tuple[Side, Side]
@@ -108,20 +110,33 @@ class Comparison:
 
 def side_of_model(model: Model, label: str = "") -> Side:
     """A model with the types it stores."""
-    entries = {
-        t.name: Entry(t.tensor.type.name, t.tensor.shape, t.role.value, t.tensor.n_weights, t.tensor.n_bytes)
-        for t in make_plan(model).tensors
-    }
-    return Side(label or str(model.path), entries)
+    return side_of_assignment(model, stored_types(model), label or str(model.path))
+
+
+def side_of_assignment(model: Model, assignment: Assignment, label: str) -> Side:
+    """A model with the types of an assignment, in the order of an output file.
+
+    Raises
+    ------
+    PlanError
+        If a shape forbids a type and no fallback exists.
+    """
+    fitted = sorted(fit(model, assignment), key=lambda f: file_order(f.tensor.name))
+    for found in fitted:
+        if found.fault is not None:
+            raise found.error()
+    roles = roles_in(model)
+    return Side(label, {f.tensor.name: _side_tensor(f, roles[f.tensor.name]) for f in fitted})
 
 
 def side_of_plan(plan: Plan, label: str) -> Side:
     """A model under a recipe."""
-    entries = {
-        t.name: Entry(t.type.name, t.tensor.shape, t.role.value, t.tensor.n_weights, t.n_bytes)
-        for t in plan.tensors
-    }
-    return Side(label, entries)
+    return Side(label, {t.name: _side_tensor(t, t.role) for t in plan.tensors})
+
+
+def _side_tensor(tensor: Fitted | PlannedTensor, role: Role) -> SideTensor:
+    info, type_ = tensor.tensor, tensor.type
+    return SideTensor(type_.name, info.shape, role.value, info.n_weights, type_.tensor_bytes(info.shape))
 
 
 def side_of_json(document: Mapping[str, object], label: str) -> Side:
@@ -148,13 +163,13 @@ def side_of_json(document: Mapping[str, object], label: str) -> Side:
         n_weights = 1
         for n in shape:
             n_weights *= n
-        entries[name] = Entry(type_.name, shape, role, n_weights, type_.tensor_bytes(shape))
+        entries[name] = SideTensor(type_.name, shape, role, n_weights, type_.tensor_bytes(shape))
     if not entries:
         raise PlanError(f"{printable(label)} is a damaged plan: it lists no tensors")
     return Side(label, entries)
 
 
-def compare(first: Side, second: Side) -> Comparison:
+def compare(first: Side, second: Side) -> Differences:
     """Compare two sides tensor by tensor."""
     names = [*first.tensors, *(name for name in second.tensors if name not in first.tensors)]
     pairs = tuple(Pair(name, first.tensors.get(name), second.tensors.get(name)) for name in names)
@@ -162,7 +177,7 @@ def compare(first: Side, second: Side) -> Comparison:
     by_role = tuple(
         _total(role, members) for role in order if (members := [p for p in pairs if p.role == role])
     )
-    return Comparison((first, second), pairs, by_role, _total("all", pairs))
+    return Differences((first, second), pairs, by_role, _total("all", pairs))
 
 
 def transitions(changes: Iterable[Pair]) -> tuple[tuple[str, str, str, Total], ...]:
@@ -178,7 +193,7 @@ def transitions(changes: Iterable[Pair]) -> tuple[tuple[str, str, str, Total], .
     return tuple(sorted(found, key=lambda row: (-abs(row[3].bytes[1] - row[3].bytes[0]), row[:3])))
 
 
-def comparison_json(comparison: Comparison, *, every_tensor: bool = False) -> dict[str, object]:
+def comparison_json(comparison: Differences, *, every_tensor: bool = False) -> dict[str, object]:
     """The comparison as an object of plain JSON types."""
     return {
         "schema": SCHEMA,
@@ -191,8 +206,8 @@ def comparison_json(comparison: Comparison, *, every_tensor: bool = False) -> di
                 "name": pair.name,
                 "class": pair.role,
                 "differs": pair.verdict,
-                "before": _entry_json(pair.before),
-                "after": _entry_json(pair.after),
+                "before": _tensor_json(pair.before),
+                "after": _tensor_json(pair.after),
             }
             for pair in (comparison.pairs if every_tensor else comparison.changes)
         ],
@@ -219,7 +234,7 @@ def _total_json(total: Total) -> dict[str, object]:
     }
 
 
-def _entry_json(entry: Entry | None) -> dict[str, object] | None:
+def _tensor_json(entry: SideTensor | None) -> dict[str, object] | None:
     if entry is None:
         return None
     return {"type": entry.type, "shape": list(entry.shape), "bytes": entry.n_bytes}

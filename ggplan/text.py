@@ -1,6 +1,8 @@
-"""Text that is safe and pleasant to print: untrusted names, byte counts."""
+"""Text that is safe and pleasant to print: untrusted names, byte counts, the name that was meant."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 _UNITS = ("KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 
@@ -20,3 +22,12 @@ def format_bytes(n_bytes: int) -> str:
     size = n_bytes / 1024**power
     digits = 2 if size < 9.995 else 1 if size < 99.95 else 0
     return f"{size:.{digits}f} {_UNITS[power - 1]}"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The known name most like this one, whatever the case of its letters; "" where none is like it."""
+    import difflib
+
+    by_lower = {k.lower(): k for k in known}
+    found = difflib.get_close_matches(name[:100].lower(), by_lower, n=1)
+    return by_lower[found[0]] if found else ""

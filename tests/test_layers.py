@@ -17,8 +17,8 @@ ALLOWED = {
     "text": set(),
     "ggml_types": {"errors"},
     "metadata": {"errors"},
-    "model": {"ggml_types", "metadata", "quants"},
     "quants": {"errors", "ggml_types"},
+    "model": {"ggml_types", "metadata", "quants"},
     "sources": {"errors", "text", "ggml_types", "metadata", "model", "quants"},
     "imatrix": {"errors", "text", "ggml_types", "metadata", "model", "sources"},
     "arch": {"errors", "text", "ggml_types", "metadata", "model", "sources"},
@@ -41,7 +41,8 @@ ALLOWED = {
     },
     "comparing": {"errors", "text", "ggml_types", "model", "planning"},
     "conversion": {
-        "version", "errors", "text", "ggml_types", "metadata", "model", "sources", "planning", "quants",
+        "version", "errors", "text", "ggml_types", "metadata", "model", "sources", "imatrix", "planning",
+        "quants",
     },
     "verification": {
         "errors", "text", "ggml_types", "metadata", "model", "sources", "opening", "rules", "imatrix",
@@ -50,7 +51,7 @@ ALLOWED = {
     "measure": {
         "errors", "text", "ggml_types", "metadata", "model", "sources", "opening", "planning",
     },
-    "charts": {"errors", "text", "ggml_types", "planning", "measure"},
+    "charts": {"errors", "text", "ggml_types", "model", "planning", "measure"},
 }  # fmt: skip
 # The library's front imports whatever it names, the command line whatever it needs.
 ALLOWED["__init__"] = set(ALLOWED)

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ggplan.model import Model, TensorInfo
-from ggplan.planning.decisions import Decision, decide
-from ggplan.planning.fallback import FallbackTable
+from ggplan.planning import FallbackTable, Fitted, decide, fit
 from ggplan.rules import Blocks, Recipe, Rule, roles_of
 
 
@@ -28,7 +27,7 @@ class Case:
     model: Model
     recipe: Recipe
     blocks: Blocks
-    decisions: tuple[Decision, ...]
+    decisions: tuple[Fitted, ...]
     members: tuple[frozenset[int], ...]
     decided: tuple[frozenset[int], ...]
 
@@ -51,7 +50,7 @@ class Case:
         return [
             i
             for i, d in enumerate(self.decisions)
-            if d.rule is None and not d.by_default and d.protected is None
+            if d.decision.reason == "kept" and d.decision.protected is None
         ]
 
     def n_bytes(self) -> int:
@@ -67,13 +66,13 @@ def make_case(model: Model, recipe: Recipe, table: FallbackTable) -> Case:
     RecipeError
         If matching takes too long.
     """
-    decisions = tuple(decide(model.tensors, recipe, table, tolerant=True))
+    decisions = fit(model, decide(model, recipe), table)
     together: dict[tuple[int, ...], list[int]] = {}  # the tensors of a role are matched by the same rules
     decided: dict[int, list[int]] = {}
     for i, decision in enumerate(decisions):
-        together.setdefault(decision.matching, []).append(i)
-        if decision.rule is not None:
-            decided.setdefault(decision.rule, []).append(i)
+        together.setdefault(decision.decision.matching, []).append(i)
+        if decision.decision.rule is not None:
+            decided.setdefault(decision.decision.rule, []).append(i)
     groups: dict[int, list[int]] = {}
     for number, hits in enumerate(together):
         for rule in hits:

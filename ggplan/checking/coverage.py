@@ -32,8 +32,12 @@ def about_gaps(case: Case) -> Iterator[tuple[Diagnostic, frozenset[int]]]:
     by_default = case.recipe.default is not None
     left_out: dict[str, list[int]] = {}
     for kind, members in by_kind.items():
-        left = [t for t in members if case.decisions[t].protected is None and case.decisions[t].rule is None]
-        listed = sum(1 for t in members if case.decisions[t].rule in listing)
+        left = [
+            t
+            for t in members
+            if case.decisions[t].decision.protected is None and case.decisions[t].decision.rule is None
+        ]
+        listed = sum(1 for t in members if case.decisions[t].decision.rule in listing)
         most = _MOST_LEFT_TO_DEFAULT if by_default else max(1, _MOST_MISSING * len(members))
         if left and listed and len(left) <= most and len(left) < len(members) / 2:
             left_out[kind] = left
@@ -44,14 +48,14 @@ def about_gaps(case: Case) -> Iterator[tuple[Diagnostic, frozenset[int]]]:
             k
             for k in siblings
             if any(
-                block_of(case.tensors[t].name) in blocks and case.decisions[t].rule is not None
+                block_of(case.tensors[t].name) in blocks and case.decisions[t].decision.rule is not None
                 for t in by_kind[k]
             )
         ]
         if not beside and by_default:
             continue
         index = max(
-            (i for i in listing if any(case.decisions[t].rule == i for t in by_kind[kind])),
+            (i for i in listing if any(case.decisions[t].decision.rule == i for t in by_kind[kind])),
             key=lambda i: (len(case.decided[i]), -i),
         )
         yield _gap(case, index, listing[index], kind, left, beside), frozenset(left)
@@ -124,7 +128,7 @@ def about_uncovered(case: Case, space: Workspace, explained: frozenset[int]) -> 
         f"{some(case, missing)}: no rule of {printable(case.recipe.name)} matches; "
         f"kept as {kept}, {format_bytes(n_bytes)}"
     )
-    small = sum(1 for d in case.decisions if d.rule is None and not d.by_default and d.protected is not None)
+    small = sum(1 for d in case.decisions if d.decision.reason == "kept" and d.decision.protected is not None)
     if small:
         message += f" (and {small} norms, biases and the like)"
     rules = [rule_for(case, members) for _, members in _by_kind_and_type(case, missing)]

@@ -39,7 +39,7 @@ def about_dead(case: Case, space: Workspace) -> Iterator[Diagnostic]:
     """GP101: rules that match no tensor, with the word that was probably meant."""
     own = {(rule.file, rule.line): rule for _, rule in case.rules()}
     searched = 0
-    for found in dead_rules(case.recipe, [d.matching for d in case.decisions]):
+    for found in dead_rules(case.recipe, [d.decision.matching for d in case.decisions]):
         rule = own.get((found.file, found.line))
         if rule is None:
             continue
@@ -61,7 +61,7 @@ def about_shadowed(case: Case, space: Workspace) -> Iterator[Diagnostic]:
     """GP102 and GP104: rules that never decide, because rules above take all they match."""
     at = {(rule.file, rule.line): i for i, rule in case.rules()}
     searched = 0
-    deciding = [d.rule for d in case.decisions]
+    deciding = [d.decision.rule for d in case.decisions]
     known: dict[frozenset[int], list[int]] = {}
 
     def takers_of(members: frozenset[int]) -> list[int]:
@@ -76,7 +76,7 @@ def about_shadowed(case: Case, space: Workspace) -> Iterator[Diagnostic]:
             only[takers[0]] += 1
     catching = dict(_catch_all(case, only))
     yield from catching.values()
-    for found in shadowed_rules(case.recipe, [d.matching for d in case.decisions], deciding):
+    for found in shadowed_rules(case.recipe, [d.decision.matching for d in case.decisions], deciding):
         index = at.get((found.file, found.line))
         if index is None:
             continue
@@ -168,11 +168,11 @@ def about_partly_shadowed(case: Case) -> Iterator[Diagnostic]:
     """GP103, a note: rules that lose some of their tensors to rules above; exceptions look just so."""
     for i, rule in case.rules():
         lost = {
-            t for t in case.members[i] if (d := case.decisions[t].rule) is not None and d < i
+            t for t in case.members[i] if (d := case.decisions[t].decision.rule) is not None and d < i
         }  # not those passed over
         if not lost or not case.decided[i]:
             continue
-        first = case.recipe.rules[min(d for t in lost if (d := case.decisions[t].rule) is not None)]
+        first = case.recipe.rules[min(d for t in lost if (d := case.decisions[t].decision.rule) is not None)]
         message = f"{lines_of(first, rule)} and rules like it take {some(case, lost)} before this rule"
         yield at_rule("GP103", "note", rule, message)
 
@@ -181,14 +181,14 @@ def about_order(case: Case) -> Iterator[Diagnostic]:
     """GP109, a note: tensors that get another type where the last match wins."""
     other: list[int] = []
     for t, decision in enumerate(case.decisions):
-        usable = [i for i in decision.matching if i not in decision.passed_over]
-        if decision.rule is None or len(usable) < 2:
+        usable = [i for i in decision.decision.matching if i not in decision.decision.passed_over]
+        if decision.decision.rule is None or len(usable) < 2:
             continue
         last = case.recipe.rules[usable[-1]].choice
-        if last.types != case.recipe.rules[decision.rule].choice.types:
+        if last.types != case.recipe.rules[decision.decision.rule].choice.types:
             other.append(t)
     if other:
-        rule = case.recipe.rules[case.decisions[other[0]].rule or 0]
+        rule = case.recipe.rules[case.decisions[other[0]].decision.rule or 0]
         message = f"where the last match wins, as in llama.cpp of 2025, {some(case, other)} get another type"
         yield at_rule(
             "GP109", "note", rule, message, "`ggplan rules export` writes rules that do not overlap"
@@ -232,7 +232,7 @@ def _other_blocks(rule: Rule, case: Case) -> Iterator[str]:
         return
     before, after = rule.pattern[: place[0]], rule.pattern[place[1] :]
     search = re2.compile(replace(rule, pattern=rf"{before}\d+{after}").regex(case.blocks.count)).search
-    free = [t for t, d in enumerate(case.decisions) if d.rule is None and search(d.tensor.name)]
+    free = [t for t, d in enumerate(case.decisions) if d.decision.rule is None and search(d.tensor.name)]
     numbers = {b for t in free if (b := block_of(case.tensors[t].name)) is not None}
     if numbers:
         yield before + blocks_text(numbers, rule.pattern[place[0] : place[1]]) + after

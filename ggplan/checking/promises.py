@@ -122,8 +122,8 @@ def _test(facts: _Facts, promise: TypeTest) -> Outcome:
     if found == promise.type:
         return Outcome(text, found.name, None)
     decision = case.decisions[index]
-    by = "no rule" if decision.rule is None else case.recipe.rules[decision.rule].where
-    if decision.by_default:
+    by = "no rule" if decision.decision.rule is None else case.recipe.rules[decision.decision.rule].where
+    if decision.decision.reason == "default":
         by = "@default"
     message = f"{printable(promise.name)} gets {found}, not {promise.type}: {by} decides"
     if decision.asked is not None:

@@ -10,7 +10,6 @@ from ggplan.checking.wording import at_choice, rechosen, some
 from ggplan.ggml_types import TYPES, GgmlType
 from ggplan.planning.fallback import remainder
 from ggplan.rules import Choice, Diagnostic
-from ggplan.text import printable
 
 _NEVER_NEED = frozenset({"token_embd.weight", "output.weight"})
 
@@ -28,17 +27,19 @@ def _fallbacks(case: Case) -> Iterator[Diagnostic]:
     groups: dict[tuple[int | None, str, int, str], list[int]] = {}
     instead: dict[int | None, list[str]] = {}
     for t, d in enumerate(case.decisions):
-        choice = _choice(case, d.rule if not d.by_default else None)
+        choice = _choice(case, d.decision.rule if d.decision.reason != "default" else None)
         if choice is None:
             continue
-        if d.fault:
-            message = f"{some(case, [t])}: {printable(d.fault.partition(': ')[2] or d.fault)}"
+        if d.fault is not None:
+            message = f"{some(case, [t])}: {d.fault.message}"
             text = " | ".join(str(type_) for type_ in choice.types) + " | f16" + "!" * choice.forced
-            yield at_choice("GP201", "error", choice, message, d.hint, rechosen(choice, text, safe=False))
+            yield at_choice(
+                "GP201", "error", choice, message, d.fault.hint, rechosen(choice, text, safe=False)
+            )
             return
         if d.asked is not None:
-            groups.setdefault((d.rule, d.asked.name, d.tensor.n_columns, d.type.name), []).append(t)
-            known = instead.setdefault(d.rule, [])
+            groups.setdefault((d.decision.rule, d.asked.name, d.tensor.n_columns, d.type.name), []).append(t)
+            known = instead.setdefault(d.decision.rule, [])
             if d.type.name not in known:
                 known.append(d.type.name)
     for (rule, _, n_columns, got), members in groups.items():
@@ -63,10 +64,10 @@ def _protected(case: Case) -> Iterator[Diagnostic]:
     together: dict[tuple[int, ...], list[int]] = {}
     forced: dict[int | None, list[int]] = {}
     for t, d in enumerate(case.decisions):
-        if d.passed_over:
-            together.setdefault(d.passed_over, []).append(t)
-        if d.forced and d.protected is not None and d.type.is_quantized:
-            forced.setdefault(d.rule, []).append(t)
+        if d.decision.passed_over:
+            together.setdefault(d.decision.passed_over, []).append(t)
+        if d.decision.forced and d.decision.protected is not None and d.type.is_quantized:
+            forced.setdefault(d.decision.rule, []).append(t)
     passed: dict[int, list[list[int]]] = {}
     for rules, some_members in together.items():
         for i in rules:
@@ -78,7 +79,9 @@ def _protected(case: Case) -> Iterator[Diagnostic]:
         members = sorted(t for group in groups for t in group) if len(groups) > 1 else groups[0]
         choice = case.recipe.rules[i].choice
         kind = choice.types[0].name
-        message = f"{some(case, members)}: {case.decisions[members[0]].protected}; {kind} is passed over"
+        message = (
+            f"{some(case, members)}: {case.decisions[members[0]].decision.protected}; {kind} is passed over"
+        )
         if case.decided[i]:
             yield at_choice("GP202", "note", choice, message)
             continue
@@ -121,7 +124,7 @@ def _imatrix(case: Case) -> Iterator[Diagnostic]:
     groups: dict[tuple[int | None, str], list[int]] = {}
     for t, d in enumerate(case.decisions):
         if d.type.expects_imatrix and d.type != d.tensor.type and d.tensor.name not in _NEVER_NEED:
-            groups.setdefault((d.rule, d.type.name), []).append(t)
+            groups.setdefault((d.decision.rule, d.type.name), []).append(t)
     for (rule, name), members in groups.items():
         choice = _choice(case, rule)
         if choice is not None:
@@ -135,12 +138,12 @@ def _sources(case: Case) -> Iterator[Diagnostic]:
     upcast: dict[tuple[int | None, str, str], list[int]] = {}
     for t, d in enumerate(case.decisions):
         source = d.tensor.type
-        if (d.rule is None and not d.by_default) or source == d.type or source.kind == "integer":
+        if d.decision.reason == "kept" or source == d.type or source.kind == "integer":
             continue
-        key = (d.rule, source.name, d.type.name)
+        key = (d.decision.rule, source.name, d.type.name)
         if source.is_quantized and d.type.is_quantized:
             twice.setdefault(key, []).append(t)
-        elif d.type.bits_per_weight > source.bits_per_weight and d.protected is None:
+        elif d.type.bits_per_weight > source.bits_per_weight and d.decision.protected is None:
             upcast.setdefault(key, []).append(t)
     for (rule, source_name, name), members in twice.items():
         if (choice := _choice(case, rule)) is not None:

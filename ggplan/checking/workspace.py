@@ -86,7 +86,7 @@ class Workspace:
 
 
 def _faults(case: Case) -> int:
-    matches = [d.matching for d in case.decisions]
+    matches = [d.decision.matching for d in case.decisions]
     dead = dead_rules(case.recipe, matches)
-    shadowed = shadowed_rules(case.recipe, matches, [d.rule for d in case.decisions])
+    shadowed = shadowed_rules(case.recipe, matches, [d.decision.rule for d in case.decisions])
     return 10 * (len(dead) + len(shadowed)) + len(case.uncovered())

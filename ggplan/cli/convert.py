@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import click
 
-from ggplan.cli.options import planning_options, reuse_option
+from ggplan.cli.options import PlanningOptions, as_one, planning_options, reuse_option
 from ggplan.cli.sizes import ByteCount
 
 if TYPE_CHECKING:
     from ggplan.conversion import ConversionResult, ConvertOptions
     from ggplan.model import Model
-    from ggplan.planning import Effort, FallbackTable, Nonfinite, Plan
+    from ggplan.planning import Plan
 
 _EPILOG = """\b
 Examples:
@@ -27,6 +28,39 @@ Examples:
 
 Stopped by Ctrl-C, a full disk or a power cut? Give the same command again: it goes on where it stopped.
 """
+
+
+@dataclass(frozen=True, slots=True)
+class WritingOptions:
+    """What the command line says of how to write: `ConvertOptions` by names."""
+
+    threads: int | None
+    memory: int
+    split_max_bytes: int | None
+    split_max_tensors: int | None
+    split_like: str | None
+    reuse_path: str | None
+    allow_requantize: bool
+    force: bool
+    restart: bool
+    no_resume: bool
+
+    def of(self, plan: Plan) -> ConvertOptions:
+        """The options for a plan, which `--split-like source` may speak of."""
+        from ggplan.conversion import ConvertOptions
+
+        return ConvertOptions(
+            threads=self.threads,
+            memory=self.memory,
+            allow_requantize=self.allow_requantize,
+            force=self.force,
+            split_max_bytes=self.split_max_bytes,
+            split_max_tensors=self.split_max_tensors,
+            split_like=_model_to_split_like(plan, self.split_like),
+            reuse=self.reuse_path,
+            restart=self.restart,
+            resume=not self.no_resume,
+        )
 
 
 @click.command("convert", epilog=_EPILOG, short_help="Write the GGUF file, in one pass.")
@@ -69,27 +103,12 @@ Stopped by Ctrl-C, a full disk or a power cut? Give the same command again: it g
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress bar, no notes.")
+@as_one("writing", WritingOptions)
 def convert_command(
     model: str,
     output: str,
-    recipe_name: str | None,
-    pure: bool,
-    imatrix_path: str | None,
-    fallback: FallbackTable | None,
-    nonfinite: Nonfinite,
-    effort: Effort,
-    strict: bool,
-    pre: str | None,
-    threads: int | None,
-    memory: int,
-    split_max_bytes: int | None,
-    split_max_tensors: int | None,
-    split_like: str | None,
-    reuse_path: str | None,
-    allow_requantize: bool,
-    force: bool,
-    restart: bool,
-    no_resume: bool,
+    planning: PlanningOptions,
+    writing: WritingOptions,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -103,23 +122,10 @@ def convert_command(
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from ggplan.cli.output import print_diagnostics, print_json
     from ggplan.cli.planned import plan_from
-    from ggplan.conversion import ConvertOptions
 
-    plan = plan_from(model, recipe_name, imatrix_path, fallback, strict, pre, nonfinite, effort, pure)
+    plan = plan_from(model, planning)
     print_diagnostics(plan, quiet=quiet)
-    options = ConvertOptions(
-        threads=threads,
-        memory=memory,
-        allow_requantize=allow_requantize,
-        force=force,
-        split_max_bytes=split_max_bytes,
-        split_max_tensors=split_max_tensors,
-        split_like=_model_to_split_like(plan, split_like),
-        reuse=reuse_path,
-        restart=restart,
-        resume=not no_resume,
-    )
-    result = run_conversion(plan, output, options, quiet=quiet)
+    result = run_conversion(plan, output, writing.of(plan), quiet=quiet)
     if as_json:
         from ggplan.cli.reusing import reuse_json
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from ggplan.comparing import Comparison, Entry, Side, Total
+    from ggplan.comparing import Differences, Side, SideTensor, Total
     from ggplan.imatrix import Imatrix
     from ggplan.model import Model
 
@@ -131,15 +131,15 @@ def _stored(name: str, pre: str | None) -> Side:
 
 
 def _planned(name: str, model: Model | None, imatrix: Imatrix | None) -> Side:
-    from ggplan.cli.planned import recipe_or_mix
-    from ggplan.comparing import side_of_plan
-    from ggplan.planning import make_plan
+    from ggplan.comparing import side_of_assignment
+    from ggplan.planning import assign
 
     assert model is not None
-    return side_of_plan(make_plan(model, recipe_or_mix(name), imatrix=imatrix), name)
+    assignment = assign(model, name, has_imatrix=imatrix is not None)
+    return side_of_assignment(model, assignment, name)
 
 
-def _print(comparison: Comparison, every_tensor: bool) -> None:
+def _print(comparison: Differences, every_tensor: bool) -> None:
     from ggplan.cli.output import print_table
     from ggplan.comparing import transitions
     from ggplan.text import format_bytes, printable
@@ -184,7 +184,7 @@ def _total_row(total: Total) -> list[str]:
     ]  # fmt: skip
 
 
-def _type(entry: Entry | None) -> str:
+def _type(entry: SideTensor | None) -> str:
     return entry.type if entry else "missing"
 
 

@@ -1,17 +1,53 @@
-"""Options that several commands share."""
+"""Options that several commands share, and options that a command gets as one value."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Callable
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+if TYPE_CHECKING:
+    from ggplan.planning import Effort, FallbackTable, Nonfinite
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
-def planning_options(command: _Command) -> _Command:
-    """The options that make a plan out of a model: recipe, imatrix, fallback."""
+def as_one(parameter: str, kind: type) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """A decorator: the options named as the fields of a dataclass reach the command as one argument of it."""
+    fields = [field.name for field in dataclasses.fields(kind)]
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(command)
+        def called(**arguments: Any) -> Any:
+            value = kind(**{name: arguments.pop(name) for name in fields})
+            return command(**arguments, **{parameter: value})
+
+        return called
+
+    return decorate
+
+
+@dataclass(frozen=True, slots=True)
+class PlanningOptions:
+    """What `planning_options` gives a command."""
+
+    recipe_name: str | None
+    pure: bool
+    imatrix_path: str | None
+    fallback: FallbackTable | None
+    nonfinite: Nonfinite
+    effort: Effort
+    strict: bool
+    pre: str | None
+
+
+def planning_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that make a plan out of a model, as the argument `planning: PlanningOptions`."""
+    command = as_one("planning", PlanningOptions)(command)
     options = (
         click.option(
             "-r", "--recipe", "recipe_name", metavar="RECIPE",

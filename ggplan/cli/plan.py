@@ -9,7 +9,7 @@ import click
 from ggplan.cli.options import planning_options, reuse_option
 
 if TYPE_CHECKING:
-    from ggplan.planning import Effort, FallbackTable, Nonfinite
+    from ggplan.cli.options import PlanningOptions
 
 _EPILOG = """\b
 Examples:
@@ -31,14 +31,7 @@ Examples:
 @click.option("-o", "--output", type=click.Path(), help="Write the whole plan as JSON to this file.")
 def plan_command(
     model: str,
-    recipe_name: str | None,
-    pure: bool,
-    imatrix_path: str | None,
-    fallback: FallbackTable | None,
-    nonfinite: Nonfinite,
-    effort: Effort,
-    strict: bool,
-    pre: str | None,
+    planning: PlanningOptions,
     reuse_path: str | None,
     show_tensors: bool,
     as_json: bool,
@@ -52,7 +45,7 @@ def plan_command(
     from ggplan.cli.output import print_diagnostics, print_plan, print_table
     from ggplan.cli.planned import plan_from
 
-    plan = plan_from(model, recipe_name, imatrix_path, fallback, strict, pre, nonfinite, effort, pure)
+    plan = plan_from(model, planning)
     reuse = None
     if reuse_path:
         from ggplan.conversion.reuse import find_reusable, open_earlier

@@ -7,48 +7,43 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from ggplan.planning import Effort, FallbackTable, Nonfinite, Plan
+    from ggplan.cli.options import PlanningOptions
+    from ggplan.planning import Plan
     from ggplan.rules import Recipe
     from ggplan.stock import Mix
 
 
-def plan_from(
-    model_path: str,
-    recipe_name: str | None,
-    imatrix_path: str | None,
-    fallback: FallbackTable | None,
-    strict: bool,
-    pre: str | None,
-    nonfinite: Nonfinite = "refuse",
-    effort: Effort = "default",
-    pure: bool = False,
-) -> Plan:
+def plan_from(model_path: str, options: PlanningOptions) -> Plan:
     """Open the model, load recipe and imatrix, and plan."""
     from ggplan.opening import open_model_or_inventory
     from ggplan.planning import make_plan
 
-    recipe = recipe_or_mix(recipe_name, pure=pure)
-    model = open_model_or_inventory(model_path, pre=pre)
+    recipe = _recipe_or_mix(options.recipe_name, options.pure)
+    model = open_model_or_inventory(model_path, pre=options.pre)
     imatrix = None
-    if imatrix_path:
+    if options.imatrix_path:
         from ggplan.imatrix import load_imatrix
 
-        imatrix = load_imatrix(imatrix_path)
+        imatrix = load_imatrix(options.imatrix_path)
     return make_plan(
-        model, recipe, imatrix=imatrix, fallback=fallback, strict=strict, nonfinite=nonfinite, effort=effort
+        model,
+        recipe,
+        imatrix=imatrix,
+        fallback=options.fallback,
+        strict=options.strict,
+        nonfinite=options.nonfinite,
+        effort=options.effort,
     )
 
 
-def recipe_or_mix(name: str | None, *, pure: bool = False) -> Recipe | Mix | None:
-    """The recipe file, the shipped recipe or the stock mix of this name; a file goes before a mix."""
-    from pathlib import Path
+def _recipe_or_mix(name: str | None, pure: bool) -> Recipe | Mix | None:
+    """What `-r` names; with `--pure` that must be a stock mix."""
+    from ggplan.planning import find_recipe
+    from ggplan.stock import Mix
 
-    from ggplan.rules import load_recipe
-    from ggplan.stock import find_mix
-
-    mix = find_mix(name) if name and not Path(name).exists() else None
-    if mix is not None:
-        return mix.purely() if pure else mix
-    if pure:
+    found = find_recipe(name) if name is not None else None
+    if not pure:
+        return found
+    if not isinstance(found, Mix):
         raise click.UsageError("--pure belongs to one of llama-quantize's mixes, such as -r Q4_K_M")
-    return load_recipe(name) if name else None
+    return found.purely()

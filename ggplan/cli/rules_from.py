@@ -41,20 +41,24 @@ def from_command(
     """
     from pathlib import Path
 
+    from ggplan.errors import RecipeError
     from ggplan.opening import open_model_or_inventory
-    from ggplan.planning.derived import recipe_from_types, recipe_of_mix
+    from ggplan.planning import mix_types, recipe_of, stored_types
     from ggplan.stock import MIXES, find_mix
 
-    mix = find_mix(mix_name) if mix_name else None
-    if mix_name and mix is None:
-        raise click.UsageError(f"no mix is called {mix_name}; there are {', '.join(m.name for m in MIXES)}")
-    if mix is None and (pure or with_imatrix):
+    if mix_name is None and (pure or with_imatrix):
         raise click.UsageError("--pure and --with-imatrix belong to --mix")
+    try:
+        mix = None if mix_name is None else find_mix(mix_name)
+    except RecipeError as error:
+        known = ", ".join(m.name for m in MIXES)
+        raise click.UsageError(f"{error.message}; {error.hint}; there are {known}") from None
     opened = open_model_or_inventory(model, pre=pre)
     if mix is None:
-        recipe = recipe_from_types(opened, name)
+        assignment = stored_types(opened, name)
     else:
-        recipe = recipe_of_mix(mix.purely() if pure else mix, opened, has_imatrix=with_imatrix)
+        assignment = mix_types(opened, mix.purely() if pure else mix, has_imatrix=with_imatrix)
+    recipe = recipe_of(opened, assignment)
     if output is None:
         click.echo(recipe.text, nl=False)
         return

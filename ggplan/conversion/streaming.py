@@ -21,6 +21,7 @@ from pathlib import Path
 from ggplan.conversion.chunks import chunks_of
 from ggplan.conversion.fingerprint import fingerprint
 from ggplan.conversion.finiteness import check_early
+from ggplan.conversion.input_hashes import with_input_hashes
 from ggplan.conversion.inputs import InputState, changed_input, input_states
 from ggplan.conversion.journal import open_journal
 from ggplan.conversion.manifest import manifest_path
@@ -171,6 +172,7 @@ def convert(
             f"{printable(str(path))} is a folder", hint="give the name of the file to write"
         )
     check_convertible(plan, allow_requantize=options.allow_requantize)
+    plan = with_input_hashes(plan)
     pace = choose_pace(plan, options.threads or available_cpus(), options.memory)
     max_bytes, max_tensors = options.split_max_bytes, options.split_max_tensors
     plans = split_plan(plan, max_bytes=max_bytes, max_tensors=max_tensors, like=options.split_like)

@@ -29,8 +29,9 @@ from ggplan.dialects.ik_llama import BLOCK
 from ggplan.dialects.source import Imported, Source
 from ggplan.errors import RecipeError
 from ggplan.model import Model
+from ggplan.planning import Assignment
 from ggplan.rules import Recipe, parse_recipe
-from ggplan.text import printable
+from ggplan.text import nearest, printable
 
 __all__ = ["DIALECTS", "Dialect", "Exported", "Imported", "detect", "export_recipe", "import_recipe"]
 
@@ -50,7 +51,7 @@ class Dialect:
     name: str
     title: str
     read: Callable[[Source, str, Model | None, int | None], Imported]
-    write: Callable[[Recipe, Model], tuple[str, list[str]]]
+    write: Callable[[Recipe | Assignment, Model], tuple[str, list[str]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,10 +161,11 @@ def import_recipe(
     Raises
     ------
     RecipeError
-        If the text is not of the dialect, or says what no recipe can; the message names file and line.
+        If there is no such dialect, the text is not of it, or says what no recipe can; the message names file
+        and line.
     """
     source = Source(text.removeprefix("\ufeff").replace("\r\n", "\n"), file)
-    known = DIALECTS[dialect or detect(source)]
+    known = _dialect(dialect or detect(source))
     stem = file.replace("\\", "/").rpartition("/")[2]
     title = name or (stem.rpartition(".")[0] or stem if stem != "-" else "imported")
     imported = known.read(source, title, model, block)
@@ -171,17 +173,17 @@ def import_recipe(
     return imported
 
 
-def export_recipe(recipe: Recipe, model: Model, dialect: str) -> Exported:
-    """A recipe in another dialect, exact for this model.
+def export_recipe(recipe: Recipe | Assignment, model: Model, dialect: str) -> Exported:
+    """The types that a recipe, or an assignment, gives a model, in another dialect and exact for this model.
 
     The text is read back before it is returned, and must give each tensor the recipe's type.
 
     Raises
     ------
     RecipeError
-        If the dialect cannot say what the recipe does to a tensor.
+        If there is no such dialect, or it cannot say what the recipe does to a tensor.
     """
-    known = DIALECTS[dialect]
+    known = _dialect(dialect)
     text, notes = known.write(recipe, model)
     back = parse_recipe(
         import_recipe(text, recipe.name, dialect=dialect, model=model).text, "the exported list"
@@ -193,3 +195,12 @@ def export_recipe(recipe: Recipe, model: Model, dialect: str) -> Exported:
                 f"{name}: {known.title} cannot say {wanted.type.name} here; it would be {got.type.name}"
             )
     return Exported(dialect, text, tuple(notes))
+
+
+def _dialect(name: str) -> Dialect:
+    found = DIALECTS.get(name)
+    if found is None:
+        near = nearest(name, DIALECTS)
+        hint = f"the nearest is {near}" if near else f"there are {', '.join(DIALECTS)}"
+        raise RecipeError(f"there is no dialect {printable(name[:40])}", hint=hint)
+    return found

@@ -26,6 +26,7 @@ from ggplan.dialects.schemes import DOUBLE, Scheme, nearest, preset
 from ggplan.dialects.source import Imported, Source
 from ggplan.ggml_types import GgmlType
 from ggplan.model import Model
+from ggplan.planning import Assignment
 from ggplan.rules import Recipe
 
 _LAYERS = ("layer_config", "extra_config")
@@ -149,7 +150,7 @@ def _pattern(source: Source, key: str) -> str:
     return source.pattern(key, source.line_of(key))
 
 
-def export(recipe: Recipe, model: Model) -> tuple[str, list[str]]:
+def export(recipe: Recipe | Assignment, model: Model) -> tuple[str, list[str]]:
     """A layer_config as JSON, and what to say about it."""
     config: dict[str, object] = {}
     for line in flat_modules(recipe, model, "AutoRound", list(DOUBLE)):

@@ -26,6 +26,7 @@ from ggplan.dialects.schemes import SCHEMES, Scheme, nearest, preset
 from ggplan.dialects.source import Imported, Source, inert
 from ggplan.ggml_types import GgmlType
 from ggplan.model import Model
+from ggplan.planning import Assignment
 from ggplan.rules import Recipe
 
 _DEPTH = 20
@@ -170,7 +171,7 @@ def _hits(
     ]
 
 
-def export(recipe: Recipe, model: Model) -> tuple[str, list[str]]:
+def export(recipe: Recipe | Assignment, model: Model) -> tuple[str, list[str]]:
     """A recipe of llm-compressor, and what to say about it."""
     lines = flat_modules(recipe, model, "compressed-tensors", list(SCHEMES))
     text = [

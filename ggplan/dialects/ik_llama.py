@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from ggplan.dialects.llama_quantize import Command, flat_rules, protected_notes, read_command, rest_of
 from ggplan.dialects.source import MAX_ENTRIES, Entry, Imported, Source, entries_text, recipe_text
 from ggplan.model import Model
+from ggplan.planning import Assignment
 from ggplan.rules import Recipe
 
 BLOCK = re.compile(
@@ -135,7 +136,7 @@ def _entries(source: Source, text: str, first: int) -> list[Entry | str]:
     return found
 
 
-def export(recipe: Recipe, model: Model) -> tuple[str, list[str]]:
+def export(recipe: Recipe | Assignment, model: Model) -> tuple[str, list[str]]:
     """The bash idiom, and what to say about it."""
     rules = flat_rules(recipe, model, "ik_llama.cpp", "ik_llama.cpp")
     lines = "".join(f"{pattern}={type_.name}\n" for pattern, type_, _ in rules)

@@ -17,7 +17,8 @@ from ggplan.dialects.source import Imported, Source, recipe_text
 from ggplan.errors import RecipeError
 from ggplan.ggml_types import parse_type
 from ggplan.model import Model
-from ggplan.recovering.layers import layers_pattern, runs
+from ggplan.planning import Assignment
+from ggplan.recovering.patterns import layers_pattern, runs
 from ggplan.rules import Recipe, parse_recipe
 from ggplan.rules.roles import Blocks
 
@@ -55,7 +56,7 @@ def _chain(name: str) -> str:
     return f"{name} | {fallback}" if fallback else name
 
 
-def export(recipe: Recipe, model: Model) -> tuple[str, list[str]]:
+def export(recipe: Recipe | Assignment, model: Model) -> tuple[str, list[str]]:
     """The name of the predicate that gives the recipe's types."""
     wanted = [d.type for d in settled(recipe, model)]
     nearest, fewest = "", len(wanted) + 1

@@ -14,9 +14,10 @@ from ggplan.dialects.source import Imported, Source, inert
 from ggplan.errors import PlanError, RecipeError
 from ggplan.ggml_types import GgmlType, parse_type
 from ggplan.model import Model, TensorInfo
+from ggplan.planning import Assignment
 from ggplan.planning.fallback import fallback_type
 from ggplan.recovering import Wanted, cover, write_recipe
-from ggplan.recovering.names import escape
+from ggplan.recovering.patterns import escape
 from ggplan.rules import Recipe
 from ggplan.rules.matching import match_patterns
 from ggplan.text import printable
@@ -112,7 +113,9 @@ def _gives(asked: GgmlType, tensor: TensorInfo, wanted: GgmlType) -> bool:
         return False
 
 
-def flat_modules(recipe: Recipe, model: Model, tool: str, known: Sequence[str]) -> list[Flat[str]]:
+def flat_modules(
+    recipe: Recipe | Assignment, model: Model, tool: str, known: Sequence[str]
+) -> list[Flat[str]]:
     """The recipe's types by module, as disjoint patterns; "" says that the module is left as it is.
 
     Raises
@@ -121,12 +124,12 @@ def flat_modules(recipe: Recipe, model: Model, tool: str, known: Sequence[str]) 
         If the tool has nothing like a type, or a tensor shares its module with one of another type.
     """
     types = {}
-    for decision in settled(recipe, model):
-        types[decision.tensor.name] = decision.type
-        own = decision.tensor.type
-        if decision.protected is not None and decision.type not in (own, parse_type("f32")):
+    for fitted in settled(recipe, model):
+        types[fitted.tensor.name] = fitted.type
+        own = fitted.tensor.type
+        if fitted.decision.protected is not None and fitted.type not in (own, parse_type("f32")):
             raise RecipeError(
-                f"{printable(decision.tensor.name)}: {tool} leaves it alone, for {decision.protected}"
+                f"{printable(fitted.tensor.name)}: {tool} leaves it alone, for {fitted.decision.protected}"
             )
     wanted = {}
     for module in modules_of(model):

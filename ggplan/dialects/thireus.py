@@ -9,6 +9,7 @@ from __future__ import annotations
 from ggplan.dialects.llama_quantize import flat_rules
 from ggplan.dialects.source import Imported, Source, recipe_text
 from ggplan.model import Model
+from ggplan.planning import Assignment
 from ggplan.rules import Recipe, parse_recipe
 
 
@@ -29,7 +30,7 @@ def import_(source: Source, name: str, model: Model | None) -> Imported:
     return Imported("thireus", recipe_text(source, "a recipe of Thireus' GGUF Tool Suite", name, body))
 
 
-def export(recipe: Recipe, model: Model) -> tuple[str, list[str]]:
+def export(recipe: Recipe | Assignment, model: Model) -> tuple[str, list[str]]:
     """A recipe that names every tensor of the model."""
     lines = [f"## {recipe.name}, written out for {model.path.name} by ggplan".replace("\n", " ")]
     for pattern, type_, _ in flat_rules(

@@ -21,6 +21,7 @@ from ggplan.dialects.schemes import SCHEMES, Scheme, nearest
 from ggplan.dialects.source import Imported, Source, inert
 from ggplan.ggml_types import GgmlType
 from ggplan.model import Model
+from ggplan.planning import Assignment
 from ggplan.rules import Recipe
 
 _CALLS = ("FqnToConfig", "ModuleFqnToConfig")
@@ -143,7 +144,7 @@ def _group(said: Mapping[object, object], granularity: object) -> int:
     return group if type(group) is int and 0 < group < 1 << 20 else 0
 
 
-def export(recipe: Recipe, model: Model) -> tuple[str, list[str]]:
+def export(recipe: Recipe | Assignment, model: Model) -> tuple[str, list[str]]:
     """Python text that makes a FqnToConfig, and what to say about it."""
     known = [name for name, scheme in SCHEMES.items() if not scheme.is_float]
     lines = flat_modules(recipe, model, "torchao", known)

@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ggplan.model import Model
-from ggplan.planning.decisions import Decision
 from ggplan.planning.fallback import remainder
-from ggplan.planning.importance import entry_of, uses_imatrix
+from ggplan.planning.plan import PlannedTensor
 from ggplan.rules import Choice, Diagnostic, Recipe, Severity, dead_rules, shadowed_rules
 from ggplan.stock import Mix, needs_imatrix
 from ggplan.text import printable
@@ -22,24 +21,26 @@ if TYPE_CHECKING:
 _SHOWN_NAMES = 3
 
 
-def about_rules(model: Model, recipe: Recipe, decisions: Sequence[Decision]) -> tuple[Diagnostic, ...]:
+def about_rules(model: Model, recipe: Recipe, decisions: Sequence[PlannedTensor]) -> tuple[Diagnostic, ...]:
     """Dead and shadowed rules, tensors passed over or forced, fallbacks, uncovered tensors."""
     return (
         *_about_architecture(model, recipe),
-        *dead_rules(recipe, [d.matching for d in decisions]),
-        *shadowed_rules(recipe, [d.matching for d in decisions], [d.rule for d in decisions]),
+        *dead_rules(recipe, [d.decision.matching for d in decisions]),
+        *shadowed_rules(
+            recipe, [d.decision.matching for d in decisions], [d.decision.rule for d in decisions]
+        ),
         *_about_protected(recipe, decisions),
         *about_fallbacks(recipe, decisions),
         *_about_uncovered(recipe, decisions),
     )
 
 
-def about_fallbacks(recipe: Recipe, decisions: Sequence[Decision]) -> tuple[Diagnostic, ...]:
+def about_fallbacks(recipe: Recipe | None, decisions: Sequence[PlannedTensor]) -> tuple[Diagnostic, ...]:
     """One warning for each rule, type and row length that the fallback table replaced."""
-    groups: dict[tuple[int | None, str, int, str], list[Decision]] = {}
+    groups: dict[tuple[int | None, str, int, str], list[PlannedTensor]] = {}
     for d in decisions:
         if d.asked is not None:
-            groups.setdefault((d.rule, d.asked.name, d.tensor.n_columns, d.type.name), []).append(d)
+            groups.setdefault((d.decision.rule, d.asked.name, d.tensor.n_columns, d.type.name), []).append(d)
     found = []
     for (rule, _, n_columns, got), members in groups.items():
         asked = members[0].asked
@@ -58,34 +59,25 @@ def about_fallbacks(recipe: Recipe, decisions: Sequence[Decision]) -> tuple[Diag
 
 
 def about_imatrix(
-    decisions: Sequence[Decision], imatrix: Imatrix | None, mix: Mix | None
+    decisions: Sequence[PlannedTensor], imatrix: Imatrix | None, mix: Mix | None
 ) -> tuple[Diagnostic, ...]:
-    """Tensors that need an imatrix, tensors it does not know, and experts it has no data for.
-
-    Raises
-    ------
-    ImatrixError
-        If an entry does not have its tensor's size; better now than hours into the work.
-    """
+    """Tensors that need an imatrix, tensors it does not know, and experts it has no data for."""
     if imatrix is None:
         encoded = [d for d in decisions if d.type != d.tensor.type]
         advice = "give one with --imatrix, or choose a type of more bits"
         return _about_needs(encoded, mix, "GP204", "an imatrix", "", advice)
     file = printable(imatrix.path.name)
-    missing: list[Decision] = []
+    missing: list[PlannedTensor] = []
     found = []
     for d in decisions:
-        if not uses_imatrix(d.type):
+        if d.coverage is None or d.type == d.tensor.type:
             continue
-        entry = entry_of(d.tensor, imatrix)
-        if d.type == d.tensor.type:
-            continue
-        if entry is None:
+        if not d.coverage.n_matrices:
             missing.append(d)
-        elif empty := entry.matrices_without_data:
+        elif d.coverage.n_unseen:
             message = (
-                f"{printable(d.tensor.name)}: {len(empty)} of {len(entry.values)} experts were never "
-                f"routed to in {file}; their columns count alike"
+                f"{printable(d.tensor.name)}: {d.coverage.n_unseen} of {d.coverage.n_matrices} experts were "
+                f"never routed to in {file}; their columns count alike"
             )
             found.append(_plain("GP207", "note", message))
     if tolerable := [d for d in missing if not d.type.requires_imatrix and not _is_refused(d, mix)]:
@@ -96,7 +88,7 @@ def about_imatrix(
 
 
 def _about_needs(
-    decisions: Sequence[Decision], mix: Mix | None, code: str, what: str, why: str, advice: str
+    decisions: Sequence[PlannedTensor], mix: Mix | None, code: str, what: str, why: str, advice: str
 ) -> tuple[Diagnostic, ...]:
     """What ggml cannot encode without importance, and what llama-quantize refuses to.
 
@@ -117,18 +109,18 @@ def _about_needs(
     return tuple(found)
 
 
-def _is_refused(decision: Decision, mix: Mix | None) -> bool:
+def _is_refused(decision: PlannedTensor, mix: Mix | None) -> bool:
     return needs_imatrix(mix, decision.tensor.name, decision.type)
 
 
-def _types(decisions: Sequence[Decision]) -> str:
+def _types(decisions: Sequence[PlannedTensor]) -> str:
     return ", ".join(sorted({d.type.name for d in decisions}))
 
 
-def about_types(decisions: Sequence[Decision]) -> tuple[Diagnostic, ...]:
+def about_types(decisions: Sequence[PlannedTensor]) -> tuple[Diagnostic, ...]:
     """Types ggplan cannot write or read yet, and tensors that would be quantized twice."""
     changed = [d for d in decisions if d.type != d.tensor.type]
-    groups: dict[tuple[str, str], list[Decision]] = {}
+    groups: dict[tuple[str, str], list[PlannedTensor]] = {}
     for d in changed:
         if not d.type.encodable:
             groups.setdefault(("GP208", f"ggplan cannot write {d.type.described}"), []).append(d)
@@ -148,20 +140,20 @@ def _about_architecture(model: Model, recipe: Recipe) -> tuple[Diagnostic, ...]:
     return ()
 
 
-def _about_protected(recipe: Recipe, decisions: Sequence[Decision]) -> tuple[Diagnostic, ...]:
-    passed: dict[int, list[Decision]] = {}
-    forced: dict[int | None, list[Decision]] = {}
+def _about_protected(recipe: Recipe, decisions: Sequence[PlannedTensor]) -> tuple[Diagnostic, ...]:
+    passed: dict[int, list[PlannedTensor]] = {}
+    forced: dict[int | None, list[PlannedTensor]] = {}
     for d in decisions:
-        for i in d.passed_over:
+        for i in d.decision.passed_over:
             passed.setdefault(i, []).append(d)
-        if d.forced and d.protected is not None and d.type.is_quantized:
-            forced.setdefault(d.rule, []).append(d)
-    deciding = {d.rule for d in decisions}
+        if d.decision.forced and d.decision.protected is not None and d.type.is_quantized:
+            forced.setdefault(d.decision.rule, []).append(d)
+    deciding = {d.decision.rule for d in decisions}
     found = []
     for i, members in sorted(passed.items()):
         choice = recipe.rules[i].choice
         kind = choice.types[0].name
-        what = f"{_some(members)}: {members[0].protected}; {kind} is passed over"
+        what = f"{_some(members)}: {members[0].decision.protected}; {kind} is passed over"
         if i in deciding:
             found.append(_at(choice, "GP202", "note", what))
         else:
@@ -173,8 +165,8 @@ def _about_protected(recipe: Recipe, decisions: Sequence[Decision]) -> tuple[Dia
     return tuple(found)
 
 
-def _about_uncovered(recipe: Recipe, decisions: Sequence[Decision]) -> tuple[Diagnostic, ...]:
-    missing = [d for d in decisions if d.rule is None and not d.by_default and d.protected is None]
+def _about_uncovered(recipe: Recipe, decisions: Sequence[PlannedTensor]) -> tuple[Diagnostic, ...]:
+    missing = [d for d in decisions if d.decision.reason == "kept" and d.decision.protected is None]
     if not missing:
         return ()
     types = ", ".join(sorted({d.type.name for d in missing}))
@@ -189,7 +181,7 @@ def _about_uncovered(recipe: Recipe, decisions: Sequence[Decision]) -> tuple[Dia
     )
 
 
-def _some(decisions: Sequence[Decision]) -> str:
+def _some(decisions: Sequence[PlannedTensor]) -> str:
     names = [printable(d.tensor.name) for d in decisions]
     if len(names) == 1:
         return names[0]
@@ -197,7 +189,9 @@ def _some(decisions: Sequence[Decision]) -> str:
     return f"{len(names)} tensors ({shown}{', …' if len(names) > _SHOWN_NAMES else ''})"
 
 
-def _choice_of(recipe: Recipe, rule: int | None) -> Choice | None:
+def _choice_of(recipe: Recipe | None, rule: int | None) -> Choice | None:
+    if recipe is None:
+        return None
     return recipe.default if rule is None else recipe.rules[rule].choice
 
 

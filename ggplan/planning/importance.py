@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from ggplan.errors import ImatrixError
 from ggplan.ggml_types import GgmlType
 from ggplan.model import TensorInfo
-from ggplan.planning.plan import Effort
+from ggplan.planning.plan import Coverage, Effort
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,6 +46,22 @@ def entry_of(tensor: TensorInfo, imatrix: Imatrix) -> ImatrixEntry | None:
             return None
         raise
     return entry
+
+
+def coverage_of(tensor: TensorInfo, type_: GgmlType, imatrix: Imatrix | None) -> Coverage | None:
+    """What the imatrix knows of a tensor; None without one, and for types that have no use for it.
+
+    Raises
+    ------
+    ImatrixError
+        If the entry does not have the tensor's size; better now than hours into the work.
+    """
+    if imatrix is None or not uses_imatrix(type_):
+        return None
+    entry = entry_of(tensor, imatrix)
+    if entry is None:
+        return Coverage(0)
+    return Coverage(len(entry.values), len(entry.matrices_without_data))
 
 
 def importance_of(

@@ -4,13 +4,12 @@ r"""From types back to rules: the shortest recipe that gives every tensor the ty
     ^output\.weight$                               = q6_K   # 1 tensor, 0.41 GiB
     @default                                         q4_K
 
-`cover` finds the rules, `layers` and `names` write sets of numbers and names as patterns, `writing` makes the
-text.
+`cover` finds the rules, `patterns` writes sets of layers and names as patterns, `writing` makes the text.
 """
 
 from __future__ import annotations
 
-from ggplan.recovering.cover import Cover, CoverRule, Wanted, cover
-from ggplan.recovering.writing import write_recipe
+from ggplan.recovering.cover import cover
+from ggplan.recovering.writing import Cover, CoverRule, Wanted, write_recipe
 
 __all__ = ["Cover", "CoverRule", "Wanted", "cover", "write_recipe"]

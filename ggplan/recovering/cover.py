@@ -27,56 +27,16 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 
 from ggplan.ggml_types import F32, GgmlType, parse_type
-from ggplan.recovering.layers import layers_pattern, runs
-from ggplan.recovering.names import escape, names_pattern
+from ggplan.recovering.patterns import escape, layers_pattern, names_pattern, runs
+from ggplan.recovering.writing import Cover, CoverRule, Wanted
 
 _BLOCK = re.compile(r"(.*?\bblk\.)(0|[1-9]\d{0,3})\.(.+)", re.ASCII | re.DOTALL)
 _PASSES = 4
 _EFFORT = (
-    1_000_000  # exceptions looked at in the search; a real file needs a tenth, a strange one may not hang
+    1_000_000  # exceptions looked at in the search; a real file needs a tenth, and no file may take for ever
 )
 _GROUPS = 100  # exceptions with one answer that are tried as hosts of another
 _LONGEST = 1_000  # characters of a pattern; a recipe allows no more
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """A tensor and the type it shall get.
-
-    Attributes
-    ----------
-    n_columns
-        Weights in a row, which must be whole blocks of a type.
-    protected
-        Whether only a forced rule gives it a type other than f32 (see `ggplan.planning.protection`).
-    """
-
-    name: str
-    type: GgmlType
-    n_columns: int
-    protected: bool
-    n_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class CoverRule:
-    """One rule, and what it decides; `types` is a chain of one or two."""
-
-    pattern: str
-    types: tuple[GgmlType, ...]
-    forced: bool
-    n_tensors: int
-    n_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Cover:
-    """Rules in their order, the chain of `@default` (empty: there is none), and what is left to it."""
-
-    rules: tuple[CoverRule, ...]
-    default: tuple[GgmlType, ...]
-    n_by_default: int
-    bytes_by_default: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -306,7 +266,7 @@ def _choose_bases(
     mixed = [head for head in heads if len(head.layers) > 1]
     best: tuple[int, int] | None = None
     bases: list[_Answer] = []
-    # Changing one kind at a time leads into dead ends, so begin again with each answer as nobody's base.
+    # Changing one kind at a time may stop at a local minimum, so start again with each answer as no base.
     answers = sorted({answer for head in mixed for answer in head.layers}, key=lambda a: a.order)
     n_exceptions = sum(len(head.layers) for head in heads)
     price = n_exceptions * (1 + min(_GROUPS, n_exceptions // max(1, len(answers))) // 8)

@@ -1,14 +1,54 @@
-"""The text of a recovered recipe: a heading, the rules in a column, and what each rule weighs."""
+"""What is asked of `cover` and what it finds, and the text of a recipe: a heading, the rules in a column."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from ggplan.ggml_types import GgmlType
-from ggplan.recovering.cover import Cover
 from ggplan.text import format_bytes, printable
 
 _WIDEST = 76  # patterns longer than this do not push the column
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A tensor and the type it shall get.
+
+    Attributes
+    ----------
+    n_columns
+        Weights in a row, which must be whole blocks of a type.
+    protected
+        Whether only a forced rule gives it a type other than f32 (see `ggplan.planning.protection`).
+    """
+
+    name: str
+    type: GgmlType
+    n_columns: int
+    protected: bool
+    n_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class CoverRule:
+    """One rule, and what it decides; `types` is a chain of one or two."""
+
+    pattern: str
+    types: tuple[GgmlType, ...]
+    forced: bool
+    n_tensors: int
+    n_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cover:
+    """Rules in their order, the chain of `@default` (empty: there is none), and what is left to it."""
+
+    rules: tuple[CoverRule, ...]
+    default: tuple[GgmlType, ...]
+    n_by_default: int
+    bytes_by_default: int
 
 
 def write_recipe(found: Cover, *, name: str, architecture: str = "", heading: Sequence[str] = ()) -> str:

@@ -1,4 +1,4 @@
-"""What a mix wants to know about a model besides its tensors: layers, experts, heads per key-value head.
+"""What a mix needs to know about a model besides its tensors: layers, experts, heads per key-value head.
 
 llama.cpp b11434 reads these from the file's metadata (`src/llama-model.cpp`, `load_hparams`). An inventory of
 names and shapes has no metadata; there the tensors tell the same: experts are the slices of a stacked expert
@@ -25,7 +25,7 @@ _LAYERS_OF_70B = {"llama": 80, "llama-embed": 80, "qwen2": 80, "deci": 80, "olmo
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What a mix wants to know about a model.
+    """What a mix needs to know about a model.
 
     Attributes
     ----------

@@ -121,8 +121,7 @@ def test_what_llama_quantize_refuses_is_warned_of_and_written(source: Path, tmp_
 
 
 def test_a_stock_mix_is_refused_where_llama_quantize_refuses_it(source: Path, tmp_path: Path) -> None:
-    mix = ggplan.stock.find_mix("IQ3_XXS")
-    assert mix is not None
+    mix = ggplan.find_mix("IQ3_XXS")
     plan = ggplan.make_plan(ggplan.open_model(source), mix.purely())
     assert [severity for severity, _ in found(plan, "GP204")] == ["error"]
     with pytest.raises(PlanError, match="llama-quantize refuses iq3_xxs without an imatrix"):

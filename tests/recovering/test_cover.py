@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from ggplan.ggml_types import parse_type
 from ggplan.recovering import Wanted, cover, write_recipe
-from ggplan.recovering.layers import layers_pattern, runs
-from ggplan.recovering.names import names_pattern
+from ggplan.recovering.patterns import layers_pattern, names_pattern, runs
 from ggplan.rules import match, parse_recipe
 
 KINDS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_up", "ffn_down", "ffn_up_exps", "ffn_down_exps")

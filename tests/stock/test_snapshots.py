@@ -42,7 +42,6 @@ def test_all_mixes_equal_the_snapshot(name: str) -> None:
     for mix_name, (default, others) in sections.items():
         assert others.keys() <= names
         mix = find_mix(mix_name)
-        assert mix is not None
         assert mix.type.name == default
         plan = make_plan(model, mix)
         expected = {

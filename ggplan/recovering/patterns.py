@@ -1,17 +1,45 @@
-r"""Sets of tensor names as one pattern: `(attn_(k|q)|ffn_(gate|up)_exps)\.weight`.
+r"""Sets of layers and sets of names as patterns of the recipe language.
 
-Names are parted at what they share: first the ending (`.weight`), then the head up to the first `_`, then a
-tail such as `_exps`. A character that a pattern cannot hold (a blank, `#`, anything not ASCII) is written
-as `.`.
+A set of layers is an int whose bit `i` stands for layer `i`; Python's ints make union, difference and "do
+these overlap" one operation whatever the model's depth. In a pattern it is a range, `{0..4,7,40..46}` (see
+`ggplan.rules.ranges`), which may not be one or two single numbers: these are `7` and `(1|3)`.
+
+Names are split at what they share: first the ending (`.weight`), then the head up to the first `_`, then a
+tail such as `_exps`: `(attn_(k|q)|ffn_(gate|up)_exps)\.weight`. A character that a pattern cannot hold (a
+blank, `#`, anything not ASCII) is written as `.`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 _TAILS = ("_exps", "_shexp", "_chexps")
 _PLAIN = re.compile(r"[A-Za-z0-9_/:,;<>~@!%&'\"`-]")
+
+
+def runs(needed: int, free: int) -> list[tuple[int, int]]:
+    """First and last of each run of `needed` layers; a gap of `free` layers does not end a run."""
+    found: list[tuple[int, int]] = []
+    usable = needed | free
+    while needed:
+        first = (needed & -needed).bit_length() - 1
+        ended = ~usable >> first << first & ((1 << needed.bit_length() + 1) - 1)
+        end = (ended & -ended).bit_length() - 1 if ended else needed.bit_length()
+        within = needed & ((1 << end) - 1)
+        found.append((first, within.bit_length() - 1))
+        needed ^= within
+    return found
+
+
+def layers_pattern(spans: Iterable[tuple[int, int]]) -> str:
+    """A pattern for the numbers of these runs, in a group where it needs one."""
+    items = []
+    for first, last in spans:
+        items += [f"{first}..{last}"] if last - first > 1 else [str(n) for n in range(first, last + 1)]
+    if len(items) < 3 and ".." not in "".join(items):
+        return items[0] if len(items) == 1 else f"({'|'.join(items)})"
+    return f"{{{','.join(items)}}}"
 
 
 def escape(text: str) -> str:
