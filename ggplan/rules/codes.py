@@ -67,7 +67,7 @@ PAGES: dict[str, Page] = {
     "GP009": Page(
         "a limit is exceeded",
         "A recipe may come from anywhere, so its size (1 MiB), rules (10,000), patterns (1,000 "
-        "characters, and what they compile to) and the time to match them are bounded. Join patterns "
+        "characters, and what they compile to) and the steps to match them are bounded. Join patterns "
         "of one type, and repeat less.",
         ".{1000}.{1000}.{1000}.{1000}.{1000} = q8_0",
         ".* = q8_0",
