@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from ggplan.checking import Report
+    from ggplan.linting import Report
     from ggplan.rules import Diagnostic
 
 SCHEMA = "ggplan/check@1"
@@ -53,7 +53,7 @@ def check_command(
         return
     if not recipes:
         raise click.UsageError("name a recipe, or a code with --explain")
-    from ggplan.checking import check_recipe
+    from ggplan.linting import check_recipe
     from ggplan.opening import open_model_or_inventory
 
     subject = open_model_or_inventory(model) if model else None

@@ -12,7 +12,7 @@ from ggplan.model import Model
 from ggplan.planning.decisions import Decision
 from ggplan.planning.fallback import remainder
 from ggplan.planning.importance import entry_of, uses_imatrix
-from ggplan.rules import Choice, Diagnostic, Recipe, Severity, dead_rules, shadowed_rules
+from ggplan.rules import Choice, Diagnostic, Recipe, Severity
 from ggplan.stock import Mix, needs_imatrix
 from ggplan.text import printable
 
@@ -26,8 +26,6 @@ def about_rules(model: Model, recipe: Recipe, decisions: Sequence[Decision]) -> 
     """Dead and shadowed rules, tensors passed over or forced, fallbacks, uncovered tensors."""
     return (
         *_about_architecture(model, recipe),
-        *dead_rules(recipe, [d.matching for d in decisions]),
-        *shadowed_rules(recipe, [d.matching for d in decisions], [d.rule for d in decisions]),
         *_about_protected(recipe, decisions),
         *about_fallbacks(recipe, decisions),
         *_about_uncovered(recipe, decisions),

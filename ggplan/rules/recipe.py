@@ -68,6 +68,11 @@ class Choice:
         """Where the chain begins, from 1."""
         return self.locations[0].column
 
+    @property
+    def location(self) -> Location:
+        """The span of the chain."""
+        return Location(self.file, self.line, self.column, len(self.text))
+
 
 @dataclass(frozen=True, slots=True)
 class Rule:

@@ -1,0 +1,100 @@
+"""GP205 and GP211: weights that are quantized twice, or written with more bits than they have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from ggplan.ggml_types import GgmlType
+from ggplan.linting.case import Case
+from ggplan.linting.rule import Finding, LintRule
+from ggplan.linting.trials import Trials
+from ggplan.linting.wording import rechosen, some
+from ggplan.planning.decisions import Decision
+from ggplan.rules import Choice, Fix
+
+
+@dataclass(frozen=True, slots=True)
+class Twice(Finding):
+    """Tensors quantized in the source, and the other quantized type they get."""
+
+    choice: Choice | None
+    tensors: str
+    n_weights: int
+    source: GgmlType
+    type: GgmlType
+
+    @property
+    def message(self) -> str:
+        return f"{self.tensors}: {self.source} in the source, encoded again as {self.type}"
+
+    def help(self, fix: Fix | None) -> str:
+        return f"each encoding loses: write `{self.source}`, or start from the original weights"
+
+    def fix(self, case: Case, trials: Trials) -> Fix | None:
+        return rechosen(self.choice, str(self.source), safe=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Wider(Twice):
+    """Tensors that get more bits than the source has."""
+
+    @property
+    def message(self) -> str:
+        return f"{self.tensors}: {self.source} in the source, written as {self.type}"
+
+    def help(self, fix: Fix | None) -> str:
+        return f"more bits say no more: write `{self.source}`"
+
+    @property
+    def cost_bytes(self) -> int:
+        return round(self.n_weights * (self.type.bits_per_weight - self.source.bits_per_weight) / 8)
+
+
+def check_twice(case: Case) -> Iterator[Twice]:
+    return _grouped(case, Twice, _is_twice)
+
+
+def check_wider(case: Case) -> Iterator[Twice]:
+    return _grouped(case, Wider, _is_wider)
+
+
+def _is_twice(d: Decision) -> bool:
+    return d.tensor.type.is_quantized and d.type.is_quantized
+
+
+def _is_wider(d: Decision) -> bool:
+    is_wider = d.type.bits_per_weight > d.tensor.type.bits_per_weight
+    return is_wider and not _is_twice(d) and d.protected is None
+
+
+def _grouped(case: Case, kind: type[Twice], is_meant: Callable[[Decision], bool]) -> Iterator[Twice]:
+    """One finding for each choice, source type and type."""
+    groups: dict[tuple[int | None, str, str], list[int]] = {}
+    for t, d in enumerate(case.decisions):
+        is_kept = d.rule is None and not d.by_default
+        if not is_kept and d.type != d.tensor.type and d.tensor.type.kind != "integer" and is_meant(d):
+            groups.setdefault((d.rule, d.tensor.type.name, d.type.name), []).append(t)
+    for (rule, _, _), members in groups.items():
+        first, told = case.decisions[members[0]], some(case, members)
+        n_weights = sum(case.tensors[t].n_weights for t in members)
+        yield kind(case.place(rule), case.choice(rule), told, n_weights, first.tensor.type, first.type)
+
+
+GP205 = LintRule(
+    "GP205",
+    "warning",
+    "a quantized tensor is quantized again",
+    "Each encoding loses. Start from the original weights, or let the tensor keep its type.",
+    check=check_twice,
+)
+GP211 = LintRule(
+    "GP211",
+    "warning",
+    "the type is wider than the source",
+    "More bits than the source has say nothing more: bf16 weights in f32 take twice the bytes and give the same "
+    "results.",
+    r"attn_q\.weight = f32",
+    r"attn_q\.weight = bf16",
+    check_wider,
+)
