@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from ggplan.errors import PlanError, TypeNameError
 from ggplan.ggml_types import parse_type
 from ggplan.model import Model
-from ggplan.planning import Plan, Role, make_plan
+from ggplan.planning import Assignment, Fitted, Plan, PlannedTensor, Role, fit, stored_types
 from ggplan.planning.export import SCHEMA as PLAN_SCHEMA
+from ggplan.planning.layout import file_order
+from ggplan.planning.roles import roles_in
 from ggplan.text import printable
 
 SCHEMA = "ggplan/diff@1"
@@ -108,20 +110,33 @@ class Comparison:
 
 def side_of_model(model: Model, label: str = "") -> Side:
     """A model with the types it stores."""
-    entries = {
-        t.name: Entry(t.tensor.type.name, t.tensor.shape, t.role.value, t.tensor.n_weights, t.tensor.n_bytes)
-        for t in make_plan(model).tensors
-    }
-    return Side(label or str(model.path), entries)
+    return side_of_assignment(model, stored_types(model), label or str(model.path))
+
+
+def side_of_assignment(model: Model, assignment: Assignment, label: str) -> Side:
+    """A model with the types of an assignment, in the order of an output file.
+
+    Raises
+    ------
+    PlanError
+        If a shape forbids a type and no fallback exists.
+    """
+    fitted = sorted(fit(model, assignment), key=lambda f: file_order(f.tensor.name))
+    for found in fitted:
+        if found.fault is not None:
+            raise found.error()
+    roles = roles_in(model)
+    return Side(label, {f.tensor.name: _entry(f, roles[f.tensor.name]) for f in fitted})
 
 
 def side_of_plan(plan: Plan, label: str) -> Side:
     """A model under a recipe."""
-    entries = {
-        t.name: Entry(t.type.name, t.tensor.shape, t.role.value, t.tensor.n_weights, t.n_bytes)
-        for t in plan.tensors
-    }
-    return Side(label, entries)
+    return Side(label, {t.name: _entry(t, t.role) for t in plan.tensors})
+
+
+def _entry(tensor: Fitted | PlannedTensor, role: Role) -> Entry:
+    info, type_ = tensor.tensor, tensor.type
+    return Entry(type_.name, info.shape, role.value, info.n_weights, type_.tensor_bytes(info.shape))
 
 
 def side_of_json(document: Mapping[str, object], label: str) -> Side:

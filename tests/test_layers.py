@@ -31,9 +31,8 @@ ALLOWED = {
         "version", "errors", "text", "ggml_types", "metadata", "model", "sources", "rules", "imatrix",
         "stock", "recovering",
     },
-    "checking": {
-        "errors", "text", "ggml_types", "metadata", "model", "inventories", "rules", "planning", "imatrix",
-        "opening",
+    "linting": {
+        "errors", "text", "ggml_types", "model", "inventories", "rules", "imatrix", "stock", "planning",
     },
     "dialects": {
         "errors", "text", "ggml_types", "metadata", "model", "sources", "arch", "rules", "stock",
@@ -41,7 +40,8 @@ ALLOWED = {
     },
     "comparing": {"errors", "text", "ggml_types", "model", "planning"},
     "conversion": {
-        "version", "errors", "text", "ggml_types", "metadata", "model", "sources", "planning", "quants",
+        "version", "errors", "text", "ggml_types", "metadata", "model", "sources", "imatrix", "planning",
+        "quants",
     },
     "verification": {
         "errors", "text", "ggml_types", "metadata", "model", "sources", "opening", "rules", "imatrix",
@@ -50,7 +50,7 @@ ALLOWED = {
     "measure": {
         "errors", "text", "ggml_types", "metadata", "model", "sources", "opening", "planning",
     },
-    "charts": {"errors", "text", "ggml_types", "planning", "measure"},
+    "charts": {"errors", "text", "ggml_types", "model", "planning", "measure"},
 }  # fmt: skip
 # The library's front imports whatever it names, the command line whatever it needs.
 ALLOWED["__init__"] = set(ALLOWED)

@@ -36,6 +36,7 @@ from ggplan.measure import (
     record_to_csv,
     save_record,
 )
+from ggplan.planning import find_recipe
 from ggplan.stock import Mix
 
 ROOT = Path(__file__).parent.parent
@@ -86,8 +87,7 @@ def convert_mixes(model_name: str, recipes: list[str], folder: Path) -> list[Pat
     mixes: list[tuple[str, ggplan.Recipe | Mix]] = [("bf16", ggplan.parse_recipe("@default bf16", "bf16"))]
     mixes += [(f"pure {name}", ggplan.parse_recipe(f"@default {name}", name)) for name in PURE]
     for name in [*STOCK, *recipes]:
-        stock = ggplan.find_mix(name)
-        mixes.append((Path(name).stem, ggplan.load_recipe(name)) if stock is None else (name, stock))
+        mixes.append((Path(name).stem, find_recipe(name)))
     files = []
     for name, recipe in mixes:
         path = folder / f"{name.replace(' ', '_')}.gguf"

@@ -10,19 +10,22 @@ from ggplan.charts.drawing import Drawing, html_table, write_caption, write_head
 from ggplan.charts.style import BACKGROUND, new_figure, settings
 from ggplan.errors import ChartError
 from ggplan.ggml_types import GgmlType
+from ggplan.model import Model
+from ggplan.planning import Assignment, fit
+from ggplan.planning.layout import file_order
+from ggplan.planning.roles import Role, roles_in
 from ggplan.text import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from ggplan.planning import Plan
 
 _ON_DARK, _ON_PALE = "#fdfdfd", "#33373d"  # the cells keep their colours in both themes
 _BLOCK = re.compile(r"^blk\.(\d{1,6})\.(.+?)(?:\.weight)?$")
 
 
-def draw_types(plan: Plan, *, title: str = "") -> Drawing:
-    """Draw the types of a plan (or, planned without a recipe, of a file).
+def draw_types(model: Model, assignment: Assignment, *, title: str = "") -> Drawing:
+    """Draw the types that an assignment gives a model.
 
     Vectors and norms are left out: they are float everywhere.
 
@@ -30,20 +33,27 @@ def draw_types(plan: Plan, *, title: str = "") -> Drawing:
     ------
     ChartError
         If the model has no blocks.
+    PlanError
+        If a shape forbids a type and no fallback exists.
     """
     from matplotlib.patches import Patch
 
     cells: dict[tuple[str, int], GgmlType] = {}
     order: dict[str, int] = {}
-    for planned in plan.tensors:
-        found = _BLOCK.match(planned.name)
-        if found is None or sum(n > 1 for n in planned.tensor.shape) < 2:
+    roles = roles_in(model)
+    fitted = sorted(fit(model, assignment), key=lambda f: file_order(f.tensor.name))
+    for tensor in fitted:
+        if tensor.fault is not None:
+            raise tensor.error()
+        name = tensor.tensor.name
+        found = _BLOCK.match(name)
+        if found is None or sum(n > 1 for n in tensor.tensor.shape) < 2:
             continue
         kind = found[2]
-        order.setdefault(kind, list(type(planned.role)).index(planned.role))
-        cells[kind, int(found[1])] = planned.type
+        order.setdefault(kind, list(Role).index(roles[name]))
+        cells[kind, int(found[1])] = tensor.type
     if not cells:
-        raise ChartError(f"{printable(str(plan.model.path))} has no blocks to draw")
+        raise ChartError(f"{printable(str(model.path))} has no blocks to draw")
     kinds = sorted(order, key=lambda kind: (order[kind], kind))
     layers = range(max(layer for _, layer in cells) + 1)
     types = sorted(set(cells.values()), key=lambda t: (t.bits_per_weight, t.name))
@@ -54,8 +64,7 @@ def draw_types(plan: Plan, *, title: str = "") -> Drawing:
         figure, (ax,) = new_figure(height, 1, width)
         left = (0.35 + 0.085 * max(map(len, kinds))) / width
         figure.subplots_adjust(left=left, right=1 - 0.2 / width, top=1 - 0.5 / height, bottom=1.02 / height)
-        name = plan.recipe.name if plan.recipe else plan.model.path.name
-        heading = title or f"{name}: types by layer"
+        heading = title or f"{assignment.name or model.path.name}: types by layer"
         write_heading(figure, heading)
         for (kind, layer), type_ in cells.items():
             _draw_cell(ax, layer, kinds.index(kind), type_, colours[type_.name], len(layers), titles, kind)
@@ -73,8 +82,8 @@ def draw_types(plan: Plan, *, title: str = "") -> Drawing:
             handles, [t.name for t in types], loc="lower left", bbox_to_anchor=(0.01, 0.24 / height),
             ncols=len(types), fontsize=8, handlelength=0.9, handletextpad=0.4, columnspacing=1.2,
         )  # fmt: skip
-        whole = [p for p in plan.tensors if not p.name.startswith("blk.") and len(p.tensor.shape) > 1]
-        others = ", ".join(f"{p.name.removesuffix('.weight')} {p.type.name}" for p in whole)
+        whole = [f for f in fitted if not f.tensor.name.startswith("blk.") and len(f.tensor.shape) > 1]
+        others = ", ".join(f"{f.tensor.name.removesuffix('.weight')} {f.type.name}" for f in whole)
         caption = printable(
             f"Darker: more bits. Outside the layers: {others}." if others else "Darker: more bits."
         )

@@ -95,14 +95,13 @@ def chart_command(
 
 def _types(files: tuple[str, ...], recipe: str | None, pre: str | None, title: str) -> Drawing:
     from ggplan.charts.types_map import draw_types
-    from ggplan.cli.planned import recipe_or_mix
     from ggplan.opening import open_model_or_inventory
-    from ggplan.planning import make_plan
+    from ggplan.planning import assign
 
     if len(files) != 1:
         raise click.UsageError("--kind types draws one model")
-    plan = make_plan(open_model_or_inventory(files[0], pre=pre), recipe_or_mix(recipe))
-    return draw_types(plan, title=title)
+    model = open_model_or_inventory(files[0], pre=pre)
+    return draw_types(model, assign(model, recipe), title=title)
 
 
 def _records(paths: list[Path], model_name: str | None) -> list[Record]:

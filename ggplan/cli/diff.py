@@ -131,12 +131,12 @@ def _stored(name: str, pre: str | None) -> Side:
 
 
 def _planned(name: str, model: Model | None, imatrix: Imatrix | None) -> Side:
-    from ggplan.cli.planned import recipe_or_mix
-    from ggplan.comparing import side_of_plan
-    from ggplan.planning import make_plan
+    from ggplan.comparing import side_of_assignment
+    from ggplan.planning import assign
 
     assert model is not None
-    return side_of_plan(make_plan(model, recipe_or_mix(name), imatrix=imatrix), name)
+    assignment = assign(model, name, has_imatrix=imatrix is not None)
+    return side_of_assignment(model, assignment, name)
 
 
 def _print(comparison: Comparison, every_tensor: bool) -> None:

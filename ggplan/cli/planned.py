@@ -39,16 +39,14 @@ def plan_from(
     )
 
 
-def recipe_or_mix(name: str | None, *, pure: bool = False) -> Recipe | Mix | None:
-    """The recipe file, the shipped recipe or the stock mix of this name; a file goes before a mix."""
-    from pathlib import Path
+def recipe_or_mix(name: str | None, *, pure: bool) -> Recipe | Mix | None:
+    """What `-r` names; with `--pure` that must be a stock mix."""
+    from ggplan.planning import find_recipe
+    from ggplan.stock import Mix
 
-    from ggplan.rules import load_recipe
-    from ggplan.stock import find_mix
-
-    mix = find_mix(name) if name and not Path(name).exists() else None
-    if mix is not None:
-        return mix.purely() if pure else mix
-    if pure:
+    found = find_recipe(name) if name is not None else None
+    if not pure:
+        return found
+    if not isinstance(found, Mix):
         raise click.UsageError("--pure belongs to one of llama-quantize's mixes, such as -r Q4_K_M")
-    return load_recipe(name) if name else None
+    return found.purely()

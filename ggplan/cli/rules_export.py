@@ -33,23 +33,21 @@ def export_command(recipe: str, dialect: str, model_name: str | None, output: st
     give every tensor its type. What the tool cannot say is an error.
     """
     from ggplan.cli.output import write_new
-    from ggplan.cli.planned import recipe_or_mix
     from ggplan.dialects import export_recipe
     from ggplan.errors import CheckpointError
     from ggplan.linting import subject_of
     from ggplan.opening import open_model_or_inventory
-    from ggplan.planning.derived import recipe_of_mix
+    from ggplan.planning import assign, find_recipe, recipe_of
     from ggplan.rules import Recipe
     from ggplan.text import printable
 
-    loaded = recipe_or_mix(recipe)
-    assert loaded is not None
+    loaded = find_recipe(recipe)
     model = open_model_or_inventory(model_name) if model_name else None
     if model is None and isinstance(loaded, Recipe):
         model = subject_of(loaded)
     if model is None:
         raise CheckpointError("an export is exact for one model", hint="name it with -m")
-    resolved = loaded if isinstance(loaded, Recipe) else recipe_of_mix(loaded, model)
+    resolved = recipe_of(model, assign(model, loaded))
     exported = export_recipe(resolved, model, dialect)
     write_new(exported.text, output)
     for note in exported.notes:

@@ -42,19 +42,20 @@ def from_command(
     from pathlib import Path
 
     from ggplan.opening import open_model_or_inventory
-    from ggplan.planning.derived import recipe_from_types, recipe_of_mix
-    from ggplan.stock import MIXES, find_mix
+    from ggplan.planning import mix_types, recipe_of, stored_types
+    from ggplan.stock import MIXES, find_mix, is_mix
 
-    mix = find_mix(mix_name) if mix_name else None
-    if mix_name and mix is None:
-        raise click.UsageError(f"no mix is called {mix_name}; there are {', '.join(m.name for m in MIXES)}")
-    if mix is None and (pure or with_imatrix):
+    if mix_name is None and (pure or with_imatrix):
         raise click.UsageError("--pure and --with-imatrix belong to --mix")
+    if mix_name is not None and not is_mix(mix_name):
+        raise click.UsageError(f"no mix is called {mix_name}; there are {', '.join(m.name for m in MIXES)}")
     opened = open_model_or_inventory(model, pre=pre)
-    if mix is None:
-        recipe = recipe_from_types(opened, name)
+    if mix_name is None:
+        assignment = stored_types(opened, name)
     else:
-        recipe = recipe_of_mix(mix.purely() if pure else mix, opened, has_imatrix=with_imatrix)
+        mix = find_mix(mix_name)
+        assignment = mix_types(opened, mix.purely() if pure else mix, has_imatrix=with_imatrix)
+    recipe = recipe_of(opened, assignment)
     if output is None:
         click.echo(recipe.text, nl=False)
         return

@@ -21,6 +21,7 @@ from pathlib import Path
 from ggplan.conversion.chunks import chunks_of
 from ggplan.conversion.fingerprint import fingerprint
 from ggplan.conversion.finiteness import check_early
+from ggplan.conversion.input_hashes import with_input_hashes
 from ggplan.conversion.inputs import InputState, changed_input, input_states
 from ggplan.conversion.journal import open_journal
 from ggplan.conversion.manifest import manifest_path
@@ -158,6 +159,7 @@ def convert(
             f"{printable(str(path))} is a folder", hint="give the name of the file to write"
         )
     check_convertible(plan, allow_requantize=allow_requantize)
+    plan = with_input_hashes(plan)
     pace = choose_pace(plan, threads or available_cpus(), memory)
     plans = split_plan(plan, max_bytes=split_max_bytes, max_tensors=split_max_tensors, like=split_like)
     is_set = split_max_bytes is not None or split_max_tensors is not None or len(plans) > 1

@@ -25,10 +25,9 @@ from typing import Generic, TypeVar
 from ggplan.errors import RecipeError
 from ggplan.ggml_types import GgmlType
 from ggplan.model import Model, TensorInfo
-from ggplan.planning.decisions import Decision, decide
-from ggplan.planning.fallback import table_of
+from ggplan.planning import Chosen, Fitted, assign, fit
+from ggplan.planning.protection import kept_type
 from ggplan.recovering.names import names_pattern
-from ggplan.rules import Recipe
 from ggplan.rules.matching import match_patterns
 from ggplan.rules.ranges import alternation
 from ggplan.text import printable
@@ -52,15 +51,24 @@ class Flat(Generic[K]):
     names: tuple[str, ...]
 
 
-def settled(recipe: Recipe, model: Model) -> list[Decision]:
-    """The decision for each tensor of the model that can have a choice of type: all but integers."""
-    tensors = [t for t in model.tensors if t.type.kind != "integer"]
-    return decide(tensors, recipe, table_of(recipe))
+def settled(recipe: Chosen, model: Model) -> list[Fitted]:
+    """What each tensor of the model gets that can have a choice of type: all but integers.
+
+    Raises
+    ------
+    PlanError
+        If a shape forbids a type and no fallback exists.
+    """
+    fitted = [f for f in fit(model, assign(model, recipe)) if f.tensor.type.kind != "integer"]
+    for found in fitted:
+        if found.fault is not None:
+            raise found.error()
+    return fitted
 
 
 def kept_types(tensors: Sequence[TensorInfo]) -> list[GgmlType]:
     """The types tensors have in a file where nothing is said of them."""
-    return [decision.type for decision in decide(tensors, None, "llama.cpp")]
+    return [kept_type(tensor) for tensor in tensors]
 
 
 def flatten(
@@ -138,9 +146,7 @@ def _prove(lines: Sequence[Flat[K]], wanted: Mapping[str, K]) -> None:
     """Match all patterns with all names: each name must meet its own and no other."""
     names = list(wanted)
     said = [line.said for line in lines]
-    found = match_patterns(
-        [line.pattern for line in lines], [n.replace(NUMBER, "0") for n in names], seconds=20
-    )
+    found = match_patterns([line.pattern for line in lines], [n.replace(NUMBER, "0") for n in names])
     for name, hits in zip(names, found, strict=True):
         if len(hits) != 1 or said[hits[0]] != wanted[name]:
             raise RecipeError(

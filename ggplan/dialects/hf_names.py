@@ -21,8 +21,7 @@ from ggplan.dialects.flatten import NUMBER, kept_types
 from ggplan.errors import CheckpointError, RecipeError
 from ggplan.ggml_types import GgmlType
 from ggplan.model import Model, TensorInfo
-from ggplan.planning.decisions import n_dimensions
-from ggplan.planning.protection import protected_reason
+from ggplan.planning.protection import n_dimensions, protected_reason
 from ggplan.text import printable
 
 _COUNTS = (

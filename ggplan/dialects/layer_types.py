@@ -19,12 +19,11 @@ from ggplan.dialects.source import Imported, Source, inert
 from ggplan.errors import PlanError, RecipeError
 from ggplan.ggml_types import GgmlType
 from ggplan.model import Model
-from ggplan.planning.decisions import Decision
-from ggplan.planning.derived import recipe_of_mix
+from ggplan.planning import Fitted
 from ggplan.recovering import Wanted, cover, write_recipe
 from ggplan.rules import Recipe
 from ggplan.rules.roles import block_of
-from ggplan.stock import MIXES, Mix, find_mix
+from ggplan.stock import MIXES, Mix, find_mix, is_mix
 from ggplan.text import printable
 
 _LIST = re.compile(r"LAYER_TYPES\s*=\s*(?P<quote>['\"]?)\s*\[(?P<body>[^']*?)\]\s*(?P=quote)\s*(?:$|\n)")
@@ -45,11 +44,10 @@ def import_(source: Source, name: str, model: Model | None) -> Imported:
     mixes: dict[int, Mix] = {}
     for pair in _PAIR.finditer(found["body"]):
         line = source.text.count("\n", 0, found.start("body") + pair.start()) + 1
-        mix = find_mix(pair[2])
-        if mix is None:
+        if not is_mix(pair[2]):
             raise source.fault(line, f"`{pair[2]}` is none of llama-quantize's mixes")
-        mixes[int(pair[1])] = mix
-    by_mix = _decisions(source, {mix.name: mix for mix in mixes.values()}, model)
+        mixes[int(pair[1])] = find_mix(pair[2])
+    by_mix = _fitted(source, {mix.name: mix for mix in mixes.values()}, model)
     layers = {n for t in model.tensors if (n := block_of(t.name)) is not None}
     missing = sorted(layers - mixes.keys())
     if missing or not mixes:
@@ -60,12 +58,12 @@ def import_(source: Source, name: str, model: Model | None) -> Imported:
     flags = _flags(source, found.end())
     first_mix = by_mix[mixes[min(mixes)].name]
     wanted = []
-    for decision in first_mix.values():
-        tensor = decision.tensor
-        if decision.protected is not None:
+    for fitted in first_mix.values():
+        tensor = fitted.tensor
+        if fitted.decision.protected is not None:
             continue
         layer = block_of(tensor.name)
-        chosen = decision if layer is None else by_mix[mixes[layer].name][tensor.name]
+        chosen = fitted if layer is None else by_mix[mixes[layer].name][tensor.name]
         flag = flags.get(tensor.name)
         type_ = chosen.type if flag is None else fitting(flag, tensor)
         wanted.append(Wanted(tensor.name, type_, tensor.n_columns, False, type_.tensor_bytes(tensor.shape)))
@@ -79,12 +77,12 @@ def import_(source: Source, name: str, model: Model | None) -> Imported:
     return Imported("layer-types", text, tuple(notes))
 
 
-def _decisions(source: Source, mixes: dict[str, Mix], model: Model) -> dict[str, dict[str, Decision]]:
+def _fitted(source: Source, mixes: dict[str, Mix], model: Model) -> dict[str, dict[str, Fitted]]:
     """For each mix what it gives each tensor."""
     found = {}
     for name, mix in mixes.items():
         try:
-            found[name] = {d.tensor.name: d for d in settled(recipe_of_mix(mix, model), model)}
+            found[name] = {d.tensor.name: d for d in settled(mix, model)}
         except PlanError as error:
             raise source.fault(0, f"{name} for this model: {error.message}", error.hint) from None
     return found
@@ -104,16 +102,16 @@ def export(recipe: Recipe, model: Model) -> tuple[str, list[str]]:
     """LAYER_TYPES and FLAGS, where each layer of the recipe is one of a mix."""
     wanted = {d.tensor.name: d for d in settled(recipe, model)}
     layers: dict[int, list[str]] = {}
-    for name, decision in wanted.items():
+    for name, fitted in wanted.items():
         layer = block_of(name)
-        if layer is not None and decision.protected is None:
+        if layer is not None and fitted.decision.protected is None:
             layers.setdefault(layer, []).append(name)
     answers: dict[int, str] = {}
     for mix in sorted(MIXES, key=lambda m: m.name):
         if len(answers) == len(layers):
             break
         try:
-            given = {d.tensor.name: d.type for d in settled(recipe_of_mix(mix, model), model)}
+            given = {d.tensor.name: d.type for d in settled(mix, model)}
         except PlanError:
             continue
         for layer, names in layers.items():
@@ -126,10 +124,10 @@ def export(recipe: Recipe, model: Model) -> tuple[str, list[str]]:
                 hint="choose a dialect of single tensors, such as llama-quantize",
             )
     flags = []
-    for name, decision in wanted.items():
+    for name, fitted in wanted.items():
         if name in _FLAGS:
-            flags.append(f"{_FLAGS[name]} {decision.type.name.upper()}")
-        elif block_of(name) is None and decision.protected is None:
+            flags.append(f"{_FLAGS[name]} {fitted.type.name.upper()}")
+        elif block_of(name) is None and fitted.decision.protected is None:
             raise RecipeError(f"{printable(name)}: LAYER_TYPES has no flag for it")
     pairs = [f'[{layer},"{answers[layer]}"]' for layer in sorted(answers)]
     rows = [",".join(pairs[i : i + 8]) for i in range(0, len(pairs), 8)]

@@ -21,9 +21,9 @@ from ggplan.dialects.source import MAX_ENTRIES, Entry, Imported, Source, entries
 from ggplan.errors import PlanError, RecipeError, TypeNameError
 from ggplan.ggml_types import Engine, GgmlType, parse_type
 from ggplan.model import Model
-from ggplan.planning.derived import recipe_of_mix
+from ggplan.planning import mix_types, recipe_of
 from ggplan.rules import Recipe
-from ggplan.stock import find_mix
+from ggplan.stock import find_mix, is_mix
 from ggplan.text import printable
 
 _PROTECTED = re.compile(r"norm|bias|gate_inp")
@@ -126,8 +126,7 @@ def rest_of(source: Source, command: Command, model: Model | None) -> tuple[list
     """What the type of the whole file says of tensors that no rule names: lines of a recipe, and notes."""
     if not command.mix:
         return [], []
-    mix = find_mix(command.mix)
-    if mix is None:
+    if not is_mix(command.mix):
         try:
             type_ = parse_type(command.mix)
         except TypeNameError:
@@ -136,13 +135,14 @@ def rest_of(source: Source, command: Command, model: Model | None) -> tuple[list
         if type_.is_float:
             notes = [f"with {command.mix} for the whole file llama-quantize ignores its --tensor-type rules"]
         return ["", f"@default {type_.name}"], notes
+    mix = find_mix(command.mix)
     if command.pure:
         return ["", f"@default {mix.type.name}"], []
     if model is None:
         note = f"{mix.name} depends on the model: -m MODEL writes it out, without one all is {mix.type.name}"
         return ["", f"@default {mix.type.name}"], [note]
     try:
-        rest = recipe_of_mix(mix, model)
+        rest = recipe_of(model, mix_types(model, mix))
     except PlanError as error:
         raise source.fault(command.line, f"{mix.name} for this model: {error.message}", error.hint) from None
     lines = [
@@ -246,7 +246,7 @@ def _names_types(word: str) -> bool:
     if word.upper() == "COPY":
         return False
     try:
-        return find_mix(word) is not None or parse_type(word) is not None
+        return is_mix(word) or parse_type(word) is not None
     except TypeNameError:
         return re.fullmatch(r"i?q\d_[a-z0-9_]+", word, re.I) is not None
 
@@ -273,11 +273,11 @@ def flat_rules(
     decisions = settled(recipe, model)
     kept = kept_types([d.tensor for d in decisions])
     wanted: dict[str, tuple[str, bool]] = {}
-    for decision, own in zip(decisions, kept, strict=True):
-        name, type_, protected = decision.tensor.name, decision.type, decision.protected is not None
+    for fitted, own in zip(decisions, kept, strict=True):
+        name, type_, protected = fitted.tensor.name, fitted.type, fitted.decision.protected is not None
         if protected and type_ != own and (type_.is_quantized or not everything):
             raise RecipeError(
-                f"{printable(name)}: {tool} cannot make it {type_.name}, for {decision.protected}",
+                f"{printable(name)}: {tool} cannot make it {type_.name}, for {fitted.decision.protected}",
                 hint="take the rule out of the recipe, or write the file with `ggplan convert`",
             )
         if type_.engine != "llama.cpp" and engine == "llama.cpp":

@@ -18,10 +18,8 @@ from ggplan.planning.fallback import fallback_type
 from ggplan.recovering import Wanted, cover, write_recipe
 from ggplan.recovering.names import escape
 from ggplan.rules import Recipe
-from ggplan.rules.matching import match_patterns
+from ggplan.rules.matching import MAX_STEPS, match_patterns, n_characters, program_of
 from ggplan.text import printable
-
-_SECONDS = 3.0  # for a hundred thousand modules; RE2 takes one step a character whatever the pattern
 
 
 def need_model(source: Source, model: Model | None) -> Model:
@@ -44,10 +42,12 @@ def hits_of(source: Source, patterns: Sequence[str], names: Sequence[str]) -> tu
     if not patterns:
         return ((),) * len(names)
     try:
-        return match_patterns(patterns, names, seconds=_SECONDS)
-    except (TimeoutError, OverflowError):
+        if program_of(patterns) * n_characters(names) > MAX_STEPS:
+            raise OverflowError
+        return match_patterns(patterns, names)
+    except OverflowError:
         raise source.fault(
-            0, "matching the patterns takes too long", "write fewer and simpler ones"
+            0, "matching the patterns takes too many steps", "write fewer and simpler ones"
         ) from None
 
 
@@ -121,12 +121,12 @@ def flat_modules(recipe: Recipe, model: Model, tool: str, known: Sequence[str]) 
         If the tool has nothing like a type, or a tensor shares its module with one of another type.
     """
     types = {}
-    for decision in settled(recipe, model):
-        types[decision.tensor.name] = decision.type
-        own = decision.tensor.type
-        if decision.protected is not None and decision.type not in (own, parse_type("f32")):
+    for fitted in settled(recipe, model):
+        types[fitted.tensor.name] = fitted.type
+        own = fitted.tensor.type
+        if fitted.decision.protected is not None and fitted.type not in (own, parse_type("f32")):
             raise RecipeError(
-                f"{printable(decision.tensor.name)}: {tool} leaves it alone, for {decision.protected}"
+                f"{printable(fitted.tensor.name)}: {tool} leaves it alone, for {fitted.decision.protected}"
             )
     wanted = {}
     for module in modules_of(model):

@@ -3,8 +3,8 @@
     >>> report = check_recipe("my.recipe")
     >>> [(d.code, d.line, d.column) for d in report.diagnostics]
 
-Every code has a module in `ggplan.linting.rules` with its page, its check, its findings and their fixes; `rule`
-says what a rule is made of, `engine` asks them.
+Every code has a module in `ggplan.linting.rules` with its page, its check, its findings and their fixes;
+`rule` says what a rule is made of, `engine` asks them.
 """
 
 from ggplan.linting.case import subject_of

@@ -6,34 +6,36 @@ The model may be a checkpoint or an inventory; `subject_of` finds the shipped in
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from ggplan.inventories import inventories_of, inventory, names_of_inventories
 from ggplan.model import Model, TensorInfo
-from ggplan.planning.decisions import Decision, decide
-from ggplan.planning.fallback import FallbackTable, table_of
-from ggplan.rules import Blocks, Choice, Location, Recipe, Rule, roles_of
+from ggplan.planning import Assignment, FallbackTable, Fitted, decide, fit
+from ggplan.rules import Blocks, Choice, Location, Recipe, Rule, parse_recipe, roles_of
 
 if TYPE_CHECKING:
     from ggplan.imatrix import Imatrix
 
 MANY_RULES = 2_000
+NO_RECIPE = parse_recipe("", "")
+"""Stands for the recipe where a mix, a file or nothing chose the types."""
 _HEAD_LINES = 60
 _LARGEST_TRIED = 200_000  # rules times tensors
+_Key = TypeVar("_Key", bound=Hashable)
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A recipe's decisions on a model.
+    """What a recipe, or what stands for one, gives a model.
 
     Attributes
     ----------
     recipe
-        Without rules where a mix or nothing decided.
-    decisions
-        One for each tensor, in the model's order.
+        `NO_RECIPE` where none decided.
+    fitted
+        For each tensor, in the model's order, what was decided and the type it gets.
     members
         For each rule the indices of the tensors it matches.
     decided
@@ -49,7 +51,7 @@ class Case:
     model: Model
     recipe: Recipe
     blocks: Blocks
-    decisions: tuple[Decision, ...]
+    fitted: tuple[Fitted, ...]
     members: tuple[frozenset[int], ...]
     decided: tuple[frozenset[int], ...]
     imatrix: Imatrix | None = None
@@ -95,13 +97,28 @@ class Case:
         """The roles of a tensor."""
         return roles_of(self.tensors[index].name, self.blocks)
 
+    def grouped(self, key_of: Callable[[Fitted], _Key | None]) -> dict[_Key, list[int]]:
+        """The tensors by a key, in the model's order; not those whose key is None."""
+        groups: dict[_Key, list[int]] = {}
+        for t, fitted in enumerate(self.fitted):
+            if (key := key_of(fitted)) is not None:
+                groups.setdefault(key, []).append(t)
+        return groups
+
+    def kept(self, *, protected: bool) -> list[int]:
+        """The tensors, protected or others, that no rule and no `@default` of the recipe decides."""
+        if self.recipe is NO_RECIPE:
+            return []
+        decisions = [f.decision for f in self.fitted]
+        return [
+            t
+            for t, d in enumerate(decisions)
+            if d.reason == "kept" and (d.protected is not None) == protected
+        ]
+
     def uncovered(self) -> list[int]:
         """The tensors that no rule and no `@default` decides and that could be quantized."""
-        return [
-            i
-            for i, d in enumerate(self.decisions)
-            if d.rule is None and not d.by_default and d.protected is None
-        ]
+        return self.kept(protected=False)
 
     def takers(self, index: int) -> dict[int, int]:
         """The rules above that decide tensors which this rule matches, ascending, and how many each."""
@@ -109,7 +126,7 @@ class Case:
         if members not in self._takers:  # many rules may match the same tensors
             found: dict[int, int] = {}
             for t in members:
-                if (rule := self.decisions[t].rule) is not None:
+                if (rule := self.fitted[t].decision.rule) is not None:
                     found[rule] = found.get(rule, 0) + 1
             self._takers[members] = dict(sorted(found.items()))
         return {rule: n for rule, n in self._takers[members].items() if rule < index}
@@ -125,13 +142,11 @@ class Case:
 
     def n_bytes(self) -> int:
         """Bytes of all tensors as decided."""
-        return sum(d.type.tensor_bytes(d.tensor.shape) for d in self.decisions)
+        return sum(f.type.tensor_bytes(f.tensor.shape) for f in self.fitted)
 
 
-def make_case(
-    model: Model, recipe: Recipe, table: FallbackTable | None = None, imatrix: Imatrix | None = None
-) -> Case:
-    """Decide the model's tensors by the recipe.
+def make_case(model: Model, recipe: Recipe, table: FallbackTable | None = None) -> Case:
+    """What a recipe gives a model.
 
     Parameters
     ----------
@@ -143,13 +158,23 @@ def make_case(
     RecipeError
         If matching may take too many steps.
     """
-    decisions = tuple(decide(model.tensors, recipe, table or table_of(recipe), tolerant=True))
+    return case_of(model, decide(model, recipe), table)
+
+
+def case_of(
+    model: Model,
+    assignment: Assignment,
+    table: FallbackTable | None = None,
+    imatrix: Imatrix | None = None,
+) -> Case:
+    """What an assignment gives a model, with an importance matrix where there is one."""
+    recipe, fitted = assignment.recipe or NO_RECIPE, fit(model, assignment, table)
     together: dict[tuple[int, ...], list[int]] = {}  # the tensors of a role are matched by the same rules
     decided: dict[int, list[int]] = {}
-    for i, decision in enumerate(decisions):
-        together.setdefault(decision.matching, []).append(i)
+    for t, decision in enumerate(f.decision for f in fitted):
+        together.setdefault(decision.matching, []).append(t)
         if decision.rule is not None:
-            decided.setdefault(decision.rule, []).append(i)
+            decided.setdefault(decision.rule, []).append(t)
     groups: dict[int, list[int]] = {}
     for number, hits in enumerate(together):
         for rule in hits:
@@ -168,7 +193,7 @@ def make_case(
         model,
         recipe,
         Blocks.of(t.name for t in model.tensors),
-        decisions,
+        fitted,
         tuple(joined(groups.get(rule, [])) for rule in range(n_rules)),
         tuple(frozenset(decided.get(rule, ())) for rule in range(n_rules)),
         imatrix,

@@ -6,19 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ggplan.linting.case import make_case, subject_of
+from ggplan.linting.case import NO_RECIPE, case_of, make_case, subject_of
 from ggplan.linting.engine import in_order_of_the_text, lint
 from ggplan.linting.mending import parse_mended, with_best_repairs
 from ggplan.linting.trials import Trials, apply_fixes
 from ggplan.model import Model
-from ggplan.rules import Diagnostic, parse_recipe
+from ggplan.rules import Diagnostic
+from ggplan.rules.draft import Follow
 from ggplan.rules.loading import following, recipe_text
 from ggplan.rules.recipe import split_lines
 
 if TYPE_CHECKING:
     from ggplan.planning import Plan
 
-_NO_RECIPE = parse_recipe("", "")
 _NO_MODEL = Model(Path(), "inventory", "", {}, ())
 
 
@@ -69,6 +69,17 @@ def check_recipe(name_or_path: str | Path, model: Model | None = None) -> Report
         If the file cannot be read at all, or matching its rules may take too many steps.
     """
     text, file, follow = recipe_text(name_or_path)
+    return check_text(text, file, follow, model)
+
+
+def check_text(text: str, file: str, follow: Follow | None = None, model: Model | None = None) -> Report:
+    """Check the text of a recipe, which messages call `file`; `follow` finds what it draws in.
+
+    Raises
+    ------
+    RecipeError
+        If matching its rules may take too many steps.
+    """
     original = {file: text}
     trials = Trials(file, follow, dict(original), model)
     mended = parse_mended(trials)
@@ -92,8 +103,8 @@ def check_recipe(name_or_path: str | Path, model: Model | None = None) -> Report
 
 def check_plan(plan: Plan) -> Report:
     """What `check_recipe` says of the plan's recipe and model, and what the plan's imatrix lacks."""
-    recipe = plan.recipe or _NO_RECIPE
+    recipe = plan.assignment.recipe or NO_RECIPE
     texts = {**dict(recipe.parts), recipe.file: recipe.text}
     trials = Trials(recipe.file, following(recipe.file), dict(texts), plan.model, plan.fallback)
-    case = make_case(plan.model, recipe, plan.fallback, plan.imatrix)
+    case = case_of(plan.model, plan.assignment, plan.fallback, plan.imatrix)
     return Report(recipe.file, texts, plan.model, in_order_of_the_text(lint(case, trials), recipe.file))

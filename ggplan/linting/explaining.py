@@ -80,7 +80,8 @@ def explain(model: Model, recipe: Recipe, name: str, fallback: FallbackTable | N
         near = difflib.get_close_matches(name[:100], [t.name for t in model.tensors], n=1)
         hint = f"the nearest is {printable(near[0])}" if near else "`ggplan inspect` lists the tensors"
         raise PlanError(f"the model has no tensor {printable(name[:100])}", hint=hint)
-    decision, tensor = case.decisions[index], model.tensors[index]
+    fitted, tensor = case.fitted[index], model.tensors[index]
+    decision = fitted.decision
     steps = [
         Step(
             recipe.rules[i],
@@ -94,15 +95,15 @@ def explain(model: Model, recipe: Recipe, name: str, fallback: FallbackTable | N
         for i in decision.matching
     ]
     if recipe.default is not None:
-        outcome = "decides" if decision.by_default else "would match"
-        if decision.rule is None and not decision.by_default:
+        outcome = "decides" if decision.reason == "default" else "would match"
+        if decision.reason == "kept":
             outcome = "passed over"
         steps.append(Step(None, recipe.default, outcome))
     deciding = next((step.choice for step in steps if step.outcome == "decides"), None)
     chosen_by = "kept"
     if decision.rule is not None:
         chosen_by = recipe.rules[decision.rule].where
-    elif decision.by_default:
+    elif decision.reason == "default":
         chosen_by = "@default"
     return Explanation(
         tensor=tensor,
@@ -110,10 +111,10 @@ def explain(model: Model, recipe: Recipe, name: str, fallback: FallbackTable | N
         device=device_of(tensor.name),
         protected=decision.protected,
         steps=tuple(steps),
-        trials=_trials(tensor, deciding, decision.type, decision.asked),
-        type=decision.type,
+        trials=_trials(tensor, deciding, fitted.type, fitted.asked),
+        type=fitted.type,
         chosen_by=chosen_by,
-        fault=decision.fault,
+        fault="" if fitted.fault is None else fitted.error().message,
     )
 
 

@@ -1,5 +1,5 @@
-"""Mending a text that does not parse: each error repaired as well as can be guessed, so that one slip does not
-hide another.
+"""Mending a text that does not parse: each error repaired as well as can be guessed, so that one slip does
+not hide another.
 
 An error's fix is applied to a copy of the text, a line beyond repair is left empty, and the copy is used from
 there on; what names say of a line that was touched is not told.

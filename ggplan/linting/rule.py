@@ -1,8 +1,8 @@
 """LintRule and Finding: what a rule of the linter is made of.
 
-A rule is one module in `ggplan.linting.rules` with at least one `LintRule`: its page, and a check, which looks
-at a `Case` and gives findings. A finding is a value with the facts. It words them itself, and knows how to mend
-what it found. The engine (`ggplan.linting.engine`) finds the modules and does everything else.
+A rule is one module in `ggplan.linting.rules` with at least one `LintRule`: its page, and a check, which
+looks at a `Case` and gives findings. A finding is a value with the facts. It words them itself, and knows
+how to mend what it found. The engine (`ggplan.linting.engine`) finds the modules and does everything else.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ class LintRule:
     ----------
     code
         GP0xx is the text of a recipe, GP1xx rules that meet the names of a model, GP2xx types that meet its
-        shapes, GP3xx what a recipe demands of itself. A code never changes its meaning and is never used again.
+        shapes, GP3xx what a recipe demands of itself. A code never changes its meaning and is never used
+        again.
     severity
         An error: the recipe cannot do what it says. A warning: it hardly does what was meant. A note: a fact
         that one should know, and no mistake.
@@ -71,7 +72,8 @@ class LintRule:
     check
         Gives the findings; None for an error that the parser raises.
     yields_to
-        Codes whose findings on the same line, or with a fix that edits it, explain this one: it is then dropped.
+        Codes whose findings on the same line, or with a fix that edits it, explain this one: it is then
+        dropped.
     needs_model
         Whether names and shapes are looked at, not the text alone.
     reads_patterns

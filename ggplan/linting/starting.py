@@ -5,8 +5,7 @@ from __future__ import annotations
 from ggplan.linting.wording import kind_of
 from ggplan.model import Model
 from ggplan.planning import make_plan
-from ggplan.planning.decisions import n_dimensions
-from ggplan.planning.protection import protected_reason
+from ggplan.planning.protection import n_dimensions, protected_reason
 from ggplan.rules import ROLES, Blocks, parse_recipe, roles_of
 from ggplan.text import format_bytes, printable
 

@@ -4,8 +4,8 @@ A fix is only worth offering if it helps. So candidates are tried: the fix is ap
 read again, and the decisions it leads to are compared. Trying costs some milliseconds each, so a check tries
 only so many.
 
-The edits of one fix go in together or not at all. A fix that touches what an earlier one has changed waits for
-the next round, for its columns are no longer true.
+The edits of one fix go in together or not at all. A fix that touches what an earlier one has changed waits
+for the next round, for its columns are no longer true.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from ggplan.errors import RecipeError
 from ggplan.linting.case import Case, make_case
 from ggplan.model import Model
-from ggplan.planning.fallback import FallbackTable
+from ggplan.planning import FallbackTable
 from ggplan.rules import Edit, Fix, Recipe, parse_recipe
 from ggplan.rules.draft import Follow, FollowError
 

@@ -10,20 +10,15 @@ from ggplan.linting.case import Case
 from ggplan.rules import Choice, Edit, Fix, Location, Rule
 from ggplan.rules.ranges import alternation
 from ggplan.rules.roles import block_of
-from ggplan.text import printable
+from ggplan.text import names_in_words
 
-_SHOWN = 3
 _NUMBER = re.compile(r"^blk\.\d+\.")
 _ANY_BLOCK = re.compile(r"(\\d|\[0-9\]|\.)[+*]\??|\\d\{\d+,\d*\}")
 
 
 def some(case: Case, indices: Iterable[int]) -> str:
     """Tensors in words: `blk.7.ffn_up.weight`, or `46 tensors (a, b, c, …)`."""
-    chosen = sorted(indices)
-    names = [printable(case.tensors[i].name) for i in chosen[:_SHOWN]]
-    if len(chosen) == 1:
-        return f"`{names[0]}`"
-    return f"{len(chosen):,} tensors ({', '.join(names)}{', …' if len(chosen) > _SHOWN else ''})"
+    return names_in_words([case.tensors[i].name for i in sorted(indices)], quote="`")
 
 
 def kind_of(name: str) -> str:

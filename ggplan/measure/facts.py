@@ -11,7 +11,7 @@ from ggplan.errors import MeasureError
 from ggplan.measure.record import FileFacts, ModelFacts, Part, Quantization, RecipeFacts
 from ggplan.model import Model
 from ggplan.opening import open_model
-from ggplan.planning import make_plan
+from ggplan.planning.roles import roles_in
 from ggplan.text import printable
 
 _PIECE = 1 << 22
@@ -54,10 +54,11 @@ def _text(model: Model, key: str) -> str:
 
 def _parts(model: Model) -> tuple[Part, ...]:
     sums: dict[tuple[str, str], list[int]] = {}
-    for planned in make_plan(model).tensors:
-        total = sums.setdefault((planned.role.value, planned.tensor.type.name), [0, 0])
-        total[0] += planned.tensor.n_bytes
-        total[1] += planned.tensor.n_weights
+    roles = roles_in(model)
+    for tensor in model.tensors:
+        total = sums.setdefault((roles[tensor.name].value, tensor.type.name), [0, 0])
+        total[0] += tensor.n_bytes
+        total[1] += tensor.n_weights
     return tuple(Part(role, type_, *total) for (role, type_), total in sorted(sums.items()))
 
 

@@ -9,13 +9,30 @@ from typing import TYPE_CHECKING, Literal
 from ggplan.ggml_types import GgmlType
 from ggplan.metadata import Metadata
 from ggplan.model import Model, TensorInfo
+from ggplan.planning.assignment import Assignment, Decision
 from ggplan.planning.fallback import FallbackTable
 from ggplan.planning.layout import encode_header
 from ggplan.planning.roles import Role
-from ggplan.rules import Diagnostic, Recipe, Rule
+from ggplan.rules import Recipe, Rule
 
 if TYPE_CHECKING:
     from ggplan.imatrix import Imatrix
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """What an imatrix knows of a tensor.
+
+    Attributes
+    ----------
+    n_matrices
+        Matrices (experts) it has importance for; 0 where it has no entry for the tensor.
+    n_unseen
+        Those of them that saw no token, so that their columns count alike.
+    """
+
+    n_matrices: int
+    n_unseen: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,25 +45,27 @@ class PlannedTensor:
         The tensor of the model.
     type
         The type it is written in.
+    decision
+        The type that was chosen and why; `type` is another where the tensor's shape forbids that one.
     role
         Its class in tables.
     rule
-        The rule that chose the type; None where `@default` did, or nobody.
-    asked
-        What the rule or `@default` asked for, where its shape forbids that and the fallback table
-        put `type` in its place; else None.
-    chosen_by_default
-        Whether the recipe's `@default` chose the type.
+        The rule that chose the type; None where something else did.
+    chosen_by
+        Who chose the type, for tables: `hq4_k.recipe:14`, `@default`, `Q4_K_M`, `kept`.
+    coverage
+        What the imatrix knows of it; None without an imatrix, and for types that have no use for one.
     n_bytes, offset
         Its size, and its place in the file's data part.
     """
 
     tensor: TensorInfo
     type: GgmlType
+    decision: Decision
     role: Role
     rule: Rule | None
-    asked: GgmlType | None
-    chosen_by_default: bool
+    chosen_by: str
+    coverage: Coverage | None
     n_bytes: int
     offset: int
 
@@ -56,11 +75,9 @@ class PlannedTensor:
         return self.tensor.name
 
     @property
-    def chosen_by(self) -> str:
-        """Who chose the type, for tables: `hq4_k.recipe:14`, `@default`, `kept`."""
-        if self.rule is not None:
-            return self.rule.where
-        return "@default" if self.chosen_by_default else "kept"
+    def asked(self) -> GgmlType | None:
+        """The type that was chosen, where its shape forbids that and `type` takes its place; else None."""
+        return None if self.type == self.decision.type else self.decision.type
 
     @property
     def is_copied(self) -> bool:
@@ -76,16 +93,20 @@ Nonfinite = Literal["refuse", "zero", "keep"]
 
 @dataclass(frozen=True)
 class Plan:
-    """A model under a recipe.
+    """A model's assignment laid out: what the output is, to the byte.
 
     Attributes
     ----------
+    assignment
+        The type of each tensor, and why.
+    recipe
+        The recipe that the output records: the one that decided, or where none did, one that says the same.
+        None where every tensor keeps its type.
     tensors
         In the order of the output file.
     metadata
-        The key-value pairs of the output file.
-    diagnostics
-        What the user should know: dead rules, uncovered tensors, fallbacks, tensors passed over, ...
+        The key-value pairs of the output file. The hashes of the inputs are zeros of their length until
+        `ggplan.conversion.input_hashes` fills them in: planning reads no input.
     imatrix
         The importance matrix the encoders will use, or None.
     fallback
@@ -99,10 +120,10 @@ class Plan:
     """
 
     model: Model
+    assignment: Assignment
     recipe: Recipe | None
     tensors: tuple[PlannedTensor, ...]
     metadata: Metadata
-    diagnostics: tuple[Diagnostic, ...]
     imatrix: Imatrix | None
     fallback: FallbackTable
     data_bytes: int

@@ -10,6 +10,9 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
+from ggplan.ggml_types import F32, GgmlType
+from ggplan.model import TensorInfo
+
 _NAMES = re.compile(
     r"_norm\.weight"
     # routers and their tables
@@ -49,3 +52,22 @@ def protected_reason(name: str, n_dimensions: int) -> str | None:
     if name in _WHOLE_NAMES or _NAMES.search(name):
         return "llama.cpp reads it as float"
     return None
+
+
+def protection_of(tensor: TensorInfo) -> str | None:
+    """Why llama-quantize would not quantize this tensor; None if it would."""
+    return protected_reason(tensor.name, n_dimensions(tensor.shape))
+
+
+def kept_type(tensor: TensorInfo) -> GgmlType:
+    """The type a tensor is written in where nobody chose one: its own, f32 for norms and vectors."""
+    is_plain = tensor.type.decodable and tensor.type.is_float
+    return F32 if is_plain and is_vector_or_norm(tensor.name, n_dimensions(tensor.shape)) else tensor.type
+
+
+def n_dimensions(shape: tuple[int, ...]) -> int:
+    """Dimensions as ggml counts them: leading ones (rows first) do not count."""
+    for i, size in enumerate(shape):
+        if size > 1:
+            return len(shape) - i
+    return 1

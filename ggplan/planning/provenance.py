@@ -1,4 +1,12 @@
-"""The key-value pairs of the output: the model's own, and those that say how the file was made."""
+"""The key-value pairs of the output: the model's own, and those that say how the file was made.
+
+    ggplan.recipe.text   the recipe; so the file can be made again from its checkpoint
+    ggplan.inputs        array of strings, `SHA-256 NAME`, in the order of the names
+    ggplan.plan.sha256   the SHA-256 of the output's header without this key and `ggplan.version`
+
+Hashes have a fixed length, so a plan keeps their place with zeros, and they are filled in when the file is
+written (see `ggplan.conversion.input_hashes`).
+"""
 
 from __future__ import annotations
 
@@ -6,10 +14,11 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from ggplan.ggml_types import GgmlType
-from ggplan.metadata import Metadata, string, uint32
+from ggplan.metadata import Metadata, MetadataType, array, string, uint32
+from ggplan.model import Model
 from ggplan.rules import Recipe
 from ggplan.rules.recording import record_parts
-from ggplan.stock import PURE, find_mix
+from ggplan.stock import PURE, find_mix, is_mix
 from ggplan.version import __version__
 
 if TYPE_CHECKING:
@@ -27,11 +36,17 @@ _FILE_TYPES = {
     "iq4_nl": 25, "iq3_s": 26, "iq2_s": 28, "iq4_xs": 30, "iq1_m": 31, "bf16": 32, "tq1_0": 36,
     "tq2_0": 37, "mxfp4": 38, "nvfp4": 39, "q1_0": 40, "q2_0": 41,
 }  # fmt: skip
+INPUTS, PLAN, VERSION = "ggplan.inputs", "ggplan.plan.sha256", "ggplan.version"
+TENSORS, METADATA, IMATRIX = "tensors", "metadata", "imatrix"
+"""Names of inputs that are no files of the checkpoint's folder."""
+NOT_HASHED = "0" * 64
+SETTINGS = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
+"""The small files of a Hugging Face folder, which are inputs by their own names."""
 _SOURCE_ONLY = ("general.alignment", "split.no", "split.count", "split.tensors.count")
 
 
 def output_metadata(
-    source: Metadata,
+    model: Model,
     recipe: Recipe | None,
     imatrix: Imatrix | None,
     weights_by_type: Iterable[tuple[GgmlType, int]],
@@ -39,7 +54,7 @@ def output_metadata(
     fallback: str = "llama.cpp",
     effort: str = "default",
 ) -> Metadata:
-    """The output's metadata, in the source's order with new keys at the end.
+    """The output's metadata, in the model's order with new keys at the end.
 
     Parameters
     ----------
@@ -50,7 +65,7 @@ def output_metadata(
     """
     metadata = {
         key: value
-        for key, value in source.items()
+        for key, value in model.metadata.items()
         if key not in _SOURCE_ONLY and not key.startswith("ggplan.")
     }
     metadata["general.quantization_version"] = uint32(QUANTIZATION_VERSION)
@@ -58,9 +73,9 @@ def output_metadata(
     for type_, n_weights in weights_by_type:
         totals[type_.name] = totals.get(type_.name, 0) + n_weights
     largest = max(totals, key=lambda name: totals[name], default="f32")
-    mix = find_mix(recipe.name.removesuffix(PURE)) if recipe is not None else None
-    if mix is not None:
-        metadata["general.file_type"] = uint32(mix.file_type)
+    named = recipe.name.removesuffix(PURE) if recipe is not None else ""
+    if is_mix(named):  # also where its recorded recipe stands for it
+        metadata["general.file_type"] = uint32(find_mix(named).file_type)
     elif largest in _FILE_TYPES:
         metadata["general.file_type"] = uint32(_FILE_TYPES[largest])
     if imatrix is not None:
@@ -70,7 +85,7 @@ def output_metadata(
         metadata["quantize.imatrix.entries_count"] = uint32(len(imatrix.entries))
         if imatrix.chunk_count:
             metadata["quantize.imatrix.chunks_count"] = uint32(imatrix.chunk_count)
-    metadata["ggplan.version"] = string(__version__)
+    metadata[VERSION] = string(__version__)
     if recipe is not None:
         metadata["ggplan.recipe.name"] = string(recipe.name)
         metadata["ggplan.recipe.text"] = string(recipe.text)
@@ -83,4 +98,17 @@ def output_metadata(
         metadata["ggplan.nonfinite"] = string(nonfinite)
     if effort != "default":
         metadata["ggplan.effort"] = string(effort)
+    if model.kind != "inventory":  # whose weights and settings are not there to be hashed
+        lines = [f"{NOT_HASHED} {name}" for name in input_names(model, imatrix)]
+        metadata[INPUTS] = array(MetadataType.STRING, lines)
+        metadata[PLAN] = string(NOT_HASHED)
     return metadata
+
+
+def input_names(model: Model, imatrix: Imatrix | None) -> list[str]:
+    """The names of the inputs whose hashes the output records, sorted."""
+    if model.kind == "hf":
+        names = [TENSORS, *(name for name in SETTINGS if (model.path / name).is_file())]
+    else:
+        names = [TENSORS, METADATA]
+    return sorted(names if imatrix is None else [*names, IMATRIX])

@@ -10,6 +10,8 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Literal
 
+from ggplan.model import Model
+from ggplan.planning.protection import n_dimensions
 from ggplan.rules.roles import block_of, named_roles
 
 
@@ -67,6 +69,12 @@ def role_of(name: str, n_dimensions: int, nextn_layers: range = range(0)) -> Rol
     return _CLASSES[roles[0]]
 
 
+def roles_in(model: Model) -> dict[str, Role]:
+    """The class of each tensor of a model, by name."""
+    nextn = _nextn_layers(model)
+    return {t.name: role_of(t.name, n_dimensions(t.shape), nextn) for t in model.tensors}
+
+
 def device_of(name: str) -> Device:
     """Where a tensor is meant to live: routed experts and embeddings in RAM, all else on the GPU.
 
@@ -74,3 +82,18 @@ def device_of(name: str) -> Device:
     """
     roles = named_roles(name)
     return "cpu" if roles and (roles[0].startswith("experts.") or roles[0] == "embeddings") else "gpu"
+
+
+def _nextn_layers(model: Model) -> range:
+    """The blocks that only predict further tokens: the last `nextn_predict_layers` of the model."""
+    keys = [f"{model.architecture}.{name}" for name in ("block_count", "nextn_predict_layers")]
+    values = [model.metadata[key].decode() if key in model.metadata else None for key in keys]
+    count, nextn = (value if isinstance(value, int) else 0 for value in values)
+    if not nextn:
+        # An inventory has no metadata; the tensors of such a block give it away.
+        layers = {
+            t.name.split(".")[1] for t in model.tensors if ".nextn." in t.name and t.name.startswith("blk.")
+        }
+        numbers = [int(layer) for layer in layers if layer.isdecimal() and len(layer) < 9]
+        return range(min(numbers), max(numbers) + 1) if numbers else range(0)
+    return range(max(0, count - nextn), count)

@@ -5,11 +5,11 @@ GLM-4.5-Air take 3 ms. The planner wants every rule that matches, not only the f
 over a rule that would quantize a protected tensor and goes on with the next.
 
 RE2 never backtracks, but patterns written to be slow (`a(a|b){60}b` a thousand times over) still cost up to
-one step for each instruction of their programs and each character of the names. A beginning that names have in
-common counts once, for the automaton remembers where it led. So the steps of a recipe on a model are known
-before the first is taken, and a recipe is legal on every machine or on none. `MAX_STEPS` leaves room for a rule
-on each tensor of the largest models, or ten thousand plain words on GLM-4.5-Air. RE2 takes 1e8 of the slowest
-steps a second, and more than 1e9 on real names.
+one step for each instruction of their programs and each character of the names. A beginning that names have
+in common counts once, for the automaton remembers where it led. So the steps of a recipe on a model are
+known before the first is taken, and a recipe is legal on every machine or on none. `MAX_STEPS` leaves room
+for a rule on each tensor of the largest models, or ten thousand plain words on GLM-4.5-Air. RE2 takes 1e8
+of the slowest steps a second, and more than 1e9 on real names.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def match(recipe: Recipe, names: Sequence[str]) -> tuple[tuple[int, ...], ...]:
         refuses them.
     """
     blocks = Blocks.of(names)
-    if (steps := recipe.program * _characters(tuple(names))) > MAX_STEPS:
+    if (steps := recipe.program * n_characters(names)) > MAX_STEPS:
         message = f"matching the rules may take {steps:,} steps; {MAX_STEPS:,} are allowed"
         help = "write fewer and simpler rules, without counted repetitions such as `{60}`"
         raise invalid_recipe([Diagnostic("GP009", "error", message, recipe.file, help=help)])
@@ -95,9 +95,27 @@ def _with_roles(
     return tuple(answers)
 
 
+def n_characters(names: Sequence[str]) -> int:
+    """The characters of all names, those at the beginning that several names have in common counted once."""
+    return _characters(tuple(names))
+
+
+def program_of(patterns: Sequence[str]) -> int:
+    """RE2 instructions of all patterns together.
+
+    Raises
+    ------
+    OverflowError
+        If RE2 refuses one as too large.
+    """
+    try:
+        return sum(re2.compile(p, re2_options(PATTERN_MEMORY)).programsize for p in patterns)
+    except re2.error as error:
+        raise OverflowError from error
+
+
 @lru_cache(maxsize=8)  # a check asks for the same model again and again
 def _characters(names: tuple[str, ...]) -> int:
-    """The characters of all names, those at the beginning that several names have in common counted once."""
     found = 0
     for before, name in pairwise(("", *sorted(names))):
         common = next((i for i, (a, b) in enumerate(zip(before, name, strict=False)) if a != b), len(before))

@@ -10,7 +10,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from ggplan.errors import RecipeError
 from ggplan.ggml_types import GgmlType, parse_type
+from ggplan.text import nearest, printable
+
+PURE = " pure"
+"""What the recipe of a pure mix has behind its name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +38,11 @@ class Mix:
     file_type: int
     type: GgmlType
     pure: bool = False
+
+    @property
+    def full_name(self) -> str:
+        """What the recipe of the mix is called: `Q4_K_M`, `Q4_K_M pure`."""
+        return self.name + PURE if self.pure else self.name
 
     def purely(self) -> Mix:
         """The same mix without more bits anywhere."""
@@ -83,13 +93,29 @@ MIXES: tuple[Mix, ...] = tuple(
 ALIASES: dict[str, str] = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
 """Short names llama-quantize takes, too."""
 
-PURE = " pure"
-"""What the recipe of a pure mix has behind its name."""
-
 _BY_NAME = {mix.name: mix for mix in MIXES}
 
 
-def find_mix(text: str) -> Mix | None:
-    """The mix that `text` names, in any case; None where it names none."""
+def is_mix(text: str) -> bool:
+    """Whether `text` names a mix, in any case."""
+    return _full_name(text) in _BY_NAME
+
+
+def find_mix(text: str) -> Mix:
+    """The mix that `text` names, in any case.
+
+    Raises
+    ------
+    RecipeError
+        If it names none; the hint has the nearest.
+    """
+    if not is_mix(text):
+        near = nearest(text.strip(), (*_BY_NAME, *ALIASES))
+        hint = f"the nearest is {near}" if near else f"there are {', '.join(_BY_NAME)}"
+        raise RecipeError(f"llama-quantize has no mix {printable(text[:40])}", hint=hint)
+    return _BY_NAME[_full_name(text)]
+
+
+def _full_name(text: str) -> str:
     name = text.strip().upper()
-    return _BY_NAME.get(ALIASES.get(name, name))
+    return ALIASES.get(name, name)

@@ -15,11 +15,12 @@ import numpy as np
 
 from ggplan.conversion.chunks import Chunk, chunks_of
 from ggplan.conversion.encoding import encode_chunk
+from ggplan.conversion.input_hashes import with_input_hashes
 from ggplan.errors import CheckpointError, PlanError
 from ggplan.metadata import Metadata
 from ggplan.model import Model, TensorInfo
 from ggplan.planning import Effort, FallbackTable, Nonfinite, Plan, make_plan
-from ggplan.planning.inputs import INPUTS, PLAN, VERSION
+from ggplan.planning.provenance import INPUTS, PLAN, VERSION
 from ggplan.rules import Recipe, parse_recipe
 from ggplan.rules.recording import follow_recorded
 from ggplan.text import printable
@@ -77,6 +78,7 @@ def plan_again(
         nonfinite=_recorded(written.metadata, "ggplan.nonfinite", Nonfinite, "refuse"),
         effort=_recorded(written.metadata, "ggplan.effort", Effort, "default"),
     )
+    plan = with_input_hashes(plan)
     return dataclasses.replace(plan, metadata=_as_recorded(plan.metadata, written.metadata))
 
 
@@ -91,6 +93,7 @@ def prove(
 ) -> list[Fault]:
     """Where a file differs from its plan: metadata, types, bytes. Nothing where it is equal throughout."""
     file = written.path.name
+    plan = with_input_hashes(plan)
     found = {tensor.name: tensor for tensor in written.tensors}
     faults = _metadata_faults(written.metadata, plan.metadata, file)
     equal: set[str] = set()

@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ggplan.conversion import convert
+from ggplan.conversion.input_hashes import input_hashes, recorded_inputs
 from ggplan.conversion.source_hash import has_source_hash, source_hash_of
 from ggplan.errors import CheckpointError
 from ggplan.model import Model
 from ggplan.planning import Plan
-from ggplan.planning.inputs import INPUTS, PLAN, input_hashes, recorded_inputs
+from ggplan.planning.provenance import INPUTS, PLAN
 from ggplan.planning.splits import split_plan
 from ggplan.sources.files import file_size, read_at
 from ggplan.sources.gguf import open_gguf, read_set

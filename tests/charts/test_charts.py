@@ -20,6 +20,7 @@ from ggplan.errors import ChartError
 from ggplan.measure import Measurement, Metric, Quantization, Record, save_record
 from ggplan.measure.parsing import parse_files
 from ggplan.measure.record import FileFacts, ModelFacts, Part, Speed, Text
+from ggplan.planning import decide
 
 LOGS = Path(__file__).parent.parent / "data" / "logs"
 SVG = "{http://www.w3.org/2000/svg}"
@@ -222,8 +223,8 @@ def test_types_by_layer(tmp_path: Path) -> None:
     import importlib.resources
 
     model = ggplan.open_model(str(importlib.resources.files("ggplan") / "demo_model"), pre="glm4")
-    plan = ggplan.make_plan(model, ggplan.load_recipe("glm4moe/hq4_k"))
-    save(draw_types(plan), tmp_path / "x.svg")
+    assignment = decide(model, ggplan.load_recipe("glm4moe/hq4_k"))
+    save(draw_types(model, assignment), tmp_path / "x.svg")
     titles = titles_of(tmp_path / "x.svg")
     assert any(t.startswith("blk.1.ffn_gate_exps: q4_K, 4.5 bits") for t in titles)
     assert "q4_K" in texts_of(tmp_path / "x.svg")

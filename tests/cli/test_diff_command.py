@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import ggplan
-from ggplan.planning.derived import recipe_from_types, recipe_of_mix
+from ggplan.planning import mix_types, recipe_from_types, recipe_of
 from ggplan.stock import find_mix
 
 SHA = "0123456789abcdef" * 4
@@ -83,9 +83,9 @@ def test_rules_from_writes_the_shortest_exact_recipe(tensor_map: Path, tmp_path:
 def test_rules_from_writes_a_mix_out(tensor_map: Path) -> None:
     done = run("rules", "from", tensor_map, "--mix", "iq4_xs", "--with-imatrix")
     assert done.returncode == 0, done.stderr
-    mix = find_mix("IQ4_XS")
-    assert mix is not None
-    assert done.stdout == recipe_of_mix(mix, ggplan.open_model(tensor_map), has_imatrix=True).text
+    model = ggplan.open_model(tensor_map)
+    recipe = recipe_of(model, mix_types(model, find_mix("IQ4_XS"), has_imatrix=True))
+    assert done.stdout == recipe.text
     assert "@name IQ4_XS\n" in done.stdout
     unknown = run("rules", "from", tensor_map, "--mix", "Q9_K_M")
     assert unknown.returncode == 2

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from ggplan.dialects import export_recipe, import_recipe
 from ggplan.errors import Error, RecipeError
 from ggplan.inventories import inventories, inventory
-from ggplan.planning.decisions import decide
-from ggplan.planning.fallback import table_of
+from ggplan.planning import decide, fit
 from ggplan.rules import Recipe, load_recipe, parse_recipe, shipped_recipes
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -36,8 +35,8 @@ attn_q = q5_K | q5_0
 
 
 def types(recipe: Recipe, name: str) -> dict[str, str]:
-    decisions = decide(inventory(name).tensors, recipe, table_of(recipe))
-    return {d.tensor.name: d.type.name for d in decisions}
+    model = inventory(name)
+    return {f.tensor.name: f.type.name for f in fit(model, decide(model, recipe))}
 
 
 def recipes(architecture: str) -> list[Recipe]:
@@ -50,7 +49,7 @@ def recipes(architecture: str) -> list[Recipe]:
 @pytest.mark.parametrize("name", inventories())
 def test_round_trips_keep_the_meaning(name: str, dialect: str) -> None:
     model = inventory(name)
-    protected = {d.tensor.name for d in decide(model.tensors, LAYERED, "llama.cpp") if d.protected}
+    protected = {t for t, decision in decide(model, LAYERED).decisions.items() if decision.protected}
     done = 0
     for recipe in recipes(model.architecture):
         wanted = types(recipe, name)

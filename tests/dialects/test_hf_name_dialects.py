@@ -16,9 +16,8 @@ from ggplan.dialects import DIALECTS, export_recipe, import_recipe
 from ggplan.dialects.hf_names import modules_of
 from ggplan.errors import Error, RecipeError
 from ggplan.inventories import inventories, inventory
-from ggplan.planning.decisions import decide
-from ggplan.planning.derived import recipe_of_mix
-from ggplan.rules import Recipe, parse_recipe
+from ggplan.planning import Chosen, assign, fit
+from ggplan.rules import parse_recipe
 from ggplan.stock import find_mix
 
 UNMAPPED = {"MiniMax-M2", "gpt-oss-120b", "gpt-oss-20b"}  # no Hugging Face names of their architectures
@@ -41,8 +40,9 @@ BIG = parse_recipe(
 )
 
 
-def types(recipe: Recipe, name: str) -> dict[str, str]:
-    return {d.tensor.name: d.type.name for d in decide(inventory(name).tensors, recipe, "llama.cpp")}
+def types(recipe: Chosen, name: str) -> dict[str, str]:
+    model = inventory(name)
+    return {f.tensor.name: f.type.name for f in fit(model, assign(model, recipe), "llama.cpp")}
 
 
 def imported(text: str, name: str, **options: str) -> dict[str, str]:
@@ -286,7 +286,7 @@ def test_layer_types(name: str) -> None:
     recipe = parse_recipe(import_recipe("# Card\n" + steampunque(n), "README.md", model=model).text)
     found = types(recipe, name)
     for layer, mix in ((0, "Q3_K_M"), (1, "Q3_K_L"), (3, "Q4_K_M")):
-        alone = types(recipe_of_mix(find_mix(mix), model), name)
+        alone = types(find_mix(mix), name)
         for tensor in found:
             if tensor.startswith(f"blk.{layer}."):
                 assert found[tensor] == alone[tensor]

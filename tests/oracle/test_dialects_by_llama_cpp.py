@@ -10,7 +10,7 @@ import pytest
 
 import ggplan
 from ggplan.dialects import export_recipe
-from ggplan.planning.decisions import decide
+from ggplan.planning import decide, fit
 
 pytestmark = pytest.mark.oracle
 
@@ -38,5 +38,5 @@ def test_llama_quantize_gives_what_the_recipe_does(
     for line in (done.stdout + done.stderr).splitlines():
         if told := re.search(r"\] +(\S+) +- +\[.*?\], type = +(\w+),(?:.*?-> +[\d.]+ MiB +\((\w+)\))?", line):
             found[told[1]] = told[3] or told[2]
-    wanted = {d.tensor.name: d.type.name for d in decide(model.tensors, recipe, "llama.cpp")}
+    wanted = {f.tensor.name: f.type.name for f in fit(model, decide(model, recipe), "llama.cpp")}
     assert {name: type_.lower() for name, type_ in found.items()} == {n: t.lower() for n, t in wanted.items()}

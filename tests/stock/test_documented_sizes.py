@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 import ggplan
+from ggplan.errors import RecipeError
 from ggplan.inventories import inventory
-from ggplan.stock import ALIASES, MIXES, Mix, find_mix
+from ggplan.stock import ALIASES, MIXES, Mix, find_mix, is_mix
 
 PAGE = (Path(__file__).parent.parent.parent / "docs" / "stock-mixes.md").read_text(encoding="utf-8")
 
@@ -31,7 +32,6 @@ def test_the_table_of_sizes() -> None:
 
 def test_the_recipe_shown() -> None:
     mix = find_mix("Q4_K_M")
-    assert mix is not None
     recipe = ggplan.make_plan(inventory("GLM-4.5-Air"), mix).recipe
     assert recipe is not None
     assert f"```text\n{recipe.text}```" in PAGE
@@ -39,10 +39,13 @@ def test_the_recipe_shown() -> None:
 
 @pytest.mark.parametrize(("short", "name"), [*ALIASES.items(), (" q4_k_m ", "Q4_K_M"), ("iq1_s", "IQ1_S")])
 def test_names_are_found_in_any_case(short: str, name: str) -> None:
-    found = find_mix(short)
-    assert found is not None
-    assert found.name == name
-    assert find_mix(f"{short}x") is None
+    assert is_mix(short)
+    assert find_mix(short).name == name
+    unknown = f"{short}x"
+    assert not is_mix(unknown)
+    with pytest.raises(RecipeError, match="has no mix") as caught:
+        find_mix(unknown)
+    assert caught.value.hint == f"the nearest is {short.strip().upper()}"
 
 
 def test_the_numbers_are_those_of_gguf() -> None:

@@ -8,11 +8,10 @@ import pytest
 from sound_files import WEIGHTS, write_converted, write_manifest, write_source
 
 import ggplan
+from ggplan.conversion.input_hashes import recorded_inputs, with_input_hashes
 from ggplan.errors import PlanError
 from ggplan.imatrix import load_imatrix
 from ggplan.metadata import string
-from ggplan.planning import inputs
-from ggplan.planning.inputs import recorded_inputs
 from ggplan.sources.gguf_header import read_header
 from ggplan.verification.reproducing import describe_input, reproduce
 
@@ -152,14 +151,34 @@ def test_the_fingerprint_of_the_plan(tmp_path: Path) -> None:
     plans = [
         ggplan.make_plan(model, ggplan.parse_recipe(text, "r")) for text in ("@default bf16", "@default f16")
     ]
-    first, second = (str(plan.metadata["ggplan.plan.sha256"].decode()) for plan in plans)
+    first, second = map(plan_sha256, plans)
     assert len(first) == 64
     assert first != second
-    assert first == str(ggplan.make_plan(model, plans[0].recipe).metadata["ggplan.plan.sha256"].decode())
-    bare = {k: v for k, v in plans[0].metadata.items() if k not in ("ggplan.plan.sha256",)}
-    records = [(t.name, t.tensor.shape, t.type.id, t.offset) for t in plans[0].tensors]
-    bare["ggplan.version"] = string("another")
-    assert inputs.with_provenance(bare, model, None, records)["ggplan.plan.sha256"].decode() == first
+    assert first == plan_sha256(ggplan.make_plan(model, plans[0].recipe))
+    plans[0].metadata["ggplan.version"] = string("another")
+    assert plan_sha256(plans[0]) == first
+
+
+def test_a_plan_keeps_the_place_of_hashes_and_reads_no_input(tmp_path: Path) -> None:
+    source = write_source(tmp_path / "source.gguf")
+    imatrix = load_imatrix(write_imatrix(tmp_path / "i.gguf"))
+    recipe = ggplan.parse_recipe("@default q8_0 | bf16")
+    plan = ggplan.make_plan(ggplan.open_model(source), recipe, imatrix=imatrix)
+    assert set((recorded_inputs(plan.metadata) or {}).values()) == {"0" * 64}
+    hashed = with_input_hashes(plan)
+    found = recorded_inputs(hashed.metadata)
+    assert found is not None
+    assert sorted(found) == ["imatrix", "metadata", "tensors"]
+    assert "0" * 64 not in found.values()
+    assert len(hashed.header) == len(plan.header)
+    assert with_input_hashes(hashed) is hashed
+    path = ggplan.convert(plan, tmp_path / "out.gguf").path
+    assert path.stat().st_size == plan.file_bytes
+    assert recorded_inputs(ggplan.open_model(path).metadata) == found
+
+
+def plan_sha256(plan: ggplan.Plan) -> str:
+    return str(with_input_hashes(plan).metadata["ggplan.plan.sha256"].decode())
 
 
 def test_no_path_and_no_time_is_recorded(tmp_path: Path) -> None:

@@ -121,7 +121,7 @@ def _other_blocks(rule: Rule, case: Case) -> Iterator[str]:
         return
     before, after = rule.pattern[: place[0]], rule.pattern[place[1] :]
     search = re2.compile(replace(rule, pattern=rf"{before}\d+{after}").regex(case.blocks.count)).search
-    free = [t for t, d in enumerate(case.decisions) if d.rule is None and search(d.tensor.name)]
+    free = [t for t, d in enumerate(case.fitted) if d.decision.rule is None and search(d.tensor.name)]
     if numbers := blocks_of(case, free):
         yield before + blocks_text(numbers, rule.pattern[place[0] : place[1]]) + after
 

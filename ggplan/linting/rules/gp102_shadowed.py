@@ -1,8 +1,8 @@
 r"""GP102 and GP104: rules that never decide, because rules above take all they match; rules there twice.
 
 Exact, for it asks what rules match and decide on the names of a model, never what a pattern looks like.
-`output\.weight = q8_0` at the top of a recipe takes all `attn_output` tensors: of 379 published recipes 51 hold
-that slip. A rule that loses tensors only because they are protected is not shadowed, and neither is an
+`output\.weight = q8_0` at the top of a recipe takes all `attn_output` tensors: of 379 published recipes 51
+hold that slip. A rule that loses tensors only because they are protected is not shadowed, and neither is an
 inherited one: to be overruled is what `@base` is for.
 """
 
@@ -93,7 +93,9 @@ class ShadowedRule(Finding):
 
 @dataclass(frozen=True, slots=True)
 class CatchAll(Finding):
-    """A rule that matches most of the model and leaves nothing to several below: told once, where it stands."""
+    """A rule that matches most of the model and leaves nothing to several below: told once, where it
+    stands.
+    """
 
     rule: Rule
     n_matched: int
@@ -199,8 +201,8 @@ GP102 = LintRule(
     "GP102",
     "warning",
     "a rule never decides",
-    "The first rule that matches decides, and rules above take every tensor this one matches. The classic: an "
-    r"unanchored `output\.weight` is found in every `attn_output.weight`.",
+    "The first rule that matches decides, and rules above take every tensor this one matches. The "
+    r"classic: an unanchored `output\.weight` is found in every `attn_output.weight`.",
     "output\\.weight = q8_0\nattn_output\\.weight = iq4_xs",
     "^output\\.weight$ = q8_0\nattn_output\\.weight = iq4_xs",
     check_shadowed,
@@ -211,8 +213,8 @@ GP104 = LintRule(
     "GP104",
     "warning",
     "a rule is there twice",
-    "A rule above matches exactly the same tensors, so this one never decides. If the types differ, one of the "
-    "two is not meant.",
+    "A rule above matches exactly the same tensors, so this one never decides. If the types differ, one "
+    "of the two is not meant.",
     "attn_q\\.weight = q8_0\nattn_q\\.weight$ = q6_K",
     r"attn_q\.weight$ = q6_K",
     check_twice,

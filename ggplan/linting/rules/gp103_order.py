@@ -1,4 +1,6 @@
-"""GP103 and GP109: what hangs on the order of the rules. Notes, for exceptions above a general rule look just so."""
+"""GP103 and GP109: what hangs on the order of the rules. Notes, for exceptions above a general rule look
+just so.
+"""
 
 from __future__ import annotations
 
@@ -41,21 +43,21 @@ def check_lost(case: Case) -> Iterator[PartlyShadowed]:
         takers = case.takers(i)  # not of those that are passed over
         if takers and case.decided[i]:
             first = case.recipe.rules[next(iter(takers))]
-            lost = [t for t in case.members[i] if case.decisions[t].rule in takers]
+            lost = [t for t in case.members[i] if case.fitted[t].decision.rule in takers]
             yield PartlyShadowed(rule.location, lines_of(first, rule), some(case, lost))
 
 
 def check_order(case: Case) -> Iterator[OrderDecides]:
     rules = case.recipe.rules
     other: list[int] = []
-    for t, decision in enumerate(case.decisions):
+    for t, decision in enumerate(f.decision for f in case.fitted):
         usable = [i for i in decision.matching if i not in decision.passed_over]
         if decision.rule is not None and len(usable) > 1:
             last = rules[usable[-1]].choice
             if last.types != rules[decision.rule].choice.types:
                 other.append(t)
     if other:
-        rule = rules[case.decisions[other[0]].rule or 0]
+        rule = rules[case.fitted[other[0]].decision.rule or 0]
         yield OrderDecides(rule.location, some(case, other))
 
 
@@ -73,8 +75,9 @@ GP109 = LintRule(
     "GP109",
     "note",
     "the order of matching decides",
-    "Some tensors get another type where the last match wins, as llama.cpp did in 2025. ggplan, today's llama.cpp "
-    "and ik_llama.cpp take the first match; `ggplan rules export` writes rules that do not overlap.",
+    "Some tensors get another type where the last match wins, as llama.cpp did in 2025. ggplan, today's "
+    "llama.cpp and ik_llama.cpp take the first match; `ggplan rules export` writes rules that do not "
+    "overlap.",
     check=check_order,
     reads_patterns=True,
 )

@@ -149,8 +149,8 @@ GP105 = LintRule(
     "GP105",
     "warning",
     "a pattern reaches several roles",
-    "It ends or begins inside a word, and the names it is found in have different uses: `ffn_gate` is in the dense "
-    "gate, in the experts' gate and in the router. Write whole words.",
+    "It ends or begins inside a word, and the names it is found in have different uses: `ffn_gate` is in "
+    "the dense gate, in the experts' gate and in the router. Write whole words.",
     "ffn_gate = q4_K",
     r"ffn_gate(_exps|_shexp)?\. = q4_K",
     check,

@@ -70,7 +70,8 @@ GP106 = LintRule(
     "GP106",
     "warning",
     "a dot is not escaped",
-    r"`.` stands for any character: `blk.1.` is found in `blk.10.`, `blk.11.` and so on. Write `\.` for a dot.",
+    r"`.` stands for any character: `blk.1.` is found in `blk.10.`, `blk.11.` and so on. Write `\.` for "
+    "a dot.",
     r"blk.1.ffn_down\.weight = q6_K",
     r"blk\.1\.ffn_down\.weight = q6_K",
     check,

@@ -1,7 +1,7 @@
 r"""GP107: blocks that one rule forgot and its siblings did not.
 
-A recipe that lists blocks, `blk\.([1-9]|[1-3][0-9]|4[0-5])\.`, is one digit away from leaving out the last. The
-blocks of each kind (`ffn_up_exps.weight`) are known exactly, and so are those its rules decide.
+A recipe that lists blocks, `blk\.([1-9]|[1-3][0-9]|4[0-5])\.`, is one digit away from leaving out the last.
+The blocks of each kind (`ffn_up_exps.weight`) are known exactly, and so are those its rules decide.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ _MOST_MISSING = 0.25  # of a kind's blocks; more is a plan, not a slip
 
 @dataclass(frozen=True, slots=True)
 class Gap(Finding):
-    """A rule that lists blocks, the tensors of its kind that nothing decides, and the rule's pattern with them.
+    """A rule that lists blocks, the tensors of its kind that nothing decides, and the rule's pattern with
+    them.
 
     Attributes
     ----------
@@ -64,10 +65,10 @@ def check(case: Case) -> Iterator[Gap]:
     by_kind = kinds(case, (i for i, t in enumerate(case.tensors) if block_of(t.name) is not None))
     listing = {i: place for i, rule in case.rules() if (place := block_list(rule))}
     by_default = case.recipe.default is not None
-    deciding = [d.rule for d in case.decisions]
+    deciding = [d.decision.rule for d in case.fitted]
     for kind, members in by_kind.items():
-        left = [t for t in members if case.decisions[t].protected is None and deciding[t] is None]
-        listed = {rule for t in members if (rule := deciding[t]) is not None and rule in listing}
+        left = [t for t in members if case.fitted[t].decision.protected is None and deciding[t] is None]
+        listed = listing.keys() & {deciding[t] for t in members}
         most = _MOST_LEFT_TO_DEFAULT if by_default else max(1, _MOST_MISSING * len(members))
         if not left or not listed or len(left) > most or len(left) >= len(members) / 2:
             continue

@@ -64,17 +64,17 @@ def check(case: Case) -> Iterator[Uncovered]:
         missing = sorted(set(missing) & set(case.mended.uncovered()))
     if not missing:
         return
-    decisions = case.decisions
+    fitted = case.fitted
     groups: dict[tuple[str, str], list[int]] = {}
     for t in missing:
-        groups.setdefault((kind_of(case.tensors[t].name), decisions[t].type.name), []).append(t)
+        groups.setdefault((kind_of(case.tensors[t].name), fitted[t].type.name), []).append(t)
     yield Uncovered(
         case.file,
         some(case, missing),
         case.recipe.name,
-        tuple(sorted({decisions[t].type.name for t in missing})),
-        sum(decisions[t].type.tensor_bytes(case.tensors[t].shape) for t in missing),
-        sum(d.rule is None and not d.by_default and d.protected is not None for d in decisions),
+        tuple(sorted({fitted[t].type.name for t in missing})),
+        sum(fitted[t].type.tensor_bytes(case.tensors[t].shape) for t in missing),
+        len(case.kept(protected=True)),
         tuple(_rule_for(case, members) for members in groups.values()),
     )
 
@@ -82,7 +82,7 @@ def check(case: Case) -> Iterator[Uncovered]:
 def _rule_for(case: Case, members: list[int]) -> str:
     r"""A rule for tensors of one kind and type: `^blk\.{1..46}\.ffn_up\.weight$ = bf16`."""
     name = case.tensors[members[0]].name
-    type_ = case.decisions[members[0]].type
+    type_ = case.fitted[members[0]].type
     kind = re.sub(r"([.+*?()\[\]{}|^$\\])", r"\\\1", kind_of(name))
     if block_of(name) is None:
         return f"^{kind}$ = {type_}"

@@ -10,7 +10,8 @@ from ggplan.linting.case import Case
 from ggplan.linting.rule import Finding, LintRule
 from ggplan.linting.trials import Trials
 from ggplan.linting.wording import rechosen, some
-from ggplan.planning.fallback import remainder
+from ggplan.planning import Fitted
+from ggplan.planning.fitting import replaced
 from ggplan.rules import Choice, Fix
 
 
@@ -40,10 +41,7 @@ class Fallback(Finding):
 
     @property
     def message(self) -> str:
-        return (
-            f"{self.tensors}: rows of {self.n_columns} do not fit {self.asked} "
-            f"({remainder(self.asked, self.n_columns)}); {self.got} takes its place"
-        )
+        return f"{self.tensors}: {replaced(self.asked, self.got, self.n_columns)}"
 
     def help(self, fix: Fix | None) -> str:
         return f"say what you want there: `{self.chain}`"
@@ -76,36 +74,26 @@ class NoType(Finding):
 
 
 def check_fallbacks(case: Case) -> Iterator[Fallback]:
-    groups: dict[tuple[int | None, str, int, str], list[int]] = {}
-    instead: dict[int | None, dict[str, GgmlType]] = {}
-    for t, d in enumerate(case.decisions):
-        if d.asked is not None:
-            groups.setdefault((d.rule, d.asked.name, d.tensor.n_columns, d.type.name), []).append(t)
-            instead.setdefault(d.rule, {})[d.type.name] = d.type
-    for (rule, _, n_columns, _), members in groups.items():
-        choice, first = case.choice(rule), case.decisions[members[0]]
-        assert first.asked is not None
+    groups = case.grouped(_replaced)
+    for (rule, asked, n_columns, got), members in groups.items():
+        choice, n_weights = case.choice(rule), sum(case.tensors[t].n_weights for t in members)
         # Longer blocks first, so that the chain gives each shape what the fallback gave it.
-        order = sorted(instead[rule].values(), key=lambda type_: -type_.block_size)
-        chain = _chain(choice, *map(str, order)) if choice is not None else f"{first.asked} | {first.type}"
-        n_weights = sum(case.tensors[t].n_weights for t in members)
-        yield Fallback(
-            case.place(rule),
-            choice,
-            some(case, members),
-            n_columns,
-            n_weights,
-            first.asked,
-            first.type,
-            chain,
-        )
+        instead = dict.fromkeys(other for other_rule, _, _, other in groups if other_rule == rule)
+        order = map(str, sorted(instead, key=lambda type_: -type_.block_size))
+        chain = _chain(choice, *order) if choice is not None else f"{asked} | {got}"
+        told = some(case, members)
+        yield Fallback(case.place(rule), choice, told, n_columns, n_weights, asked, got, chain)
+
+
+def _replaced(f: Fitted) -> tuple[int | None, GgmlType, int, GgmlType] | None:
+    return None if f.asked is None else (f.decision.rule, f.asked, f.tensor.n_columns, f.type)
 
 
 def check_no_type(case: Case) -> Iterator[NoType]:
-    for d in case.decisions:
-        choice = case.choice(d.rule)
-        if d.fault and choice is not None:
-            yield NoType(choice.location, choice, d.fault, d.hint)
+    for t, f in enumerate(case.fitted):
+        if f.fault is not None and (choice := case.choice(f.decision.rule)) is not None:
+            fault = f"{some(case, [t])}: {f.fault.message}"
+            yield NoType(choice.location, choice, fault, f.fault.hint)
             return
 
 
@@ -117,8 +105,8 @@ GP201 = LintRule(
     "GP201",
     "warning",
     "a shape forbids the type",
-    "A row must hold whole blocks of the type, and 1408 weights are no whole blocks of 256. The engine's fallback "
-    "table puts another type in its place. Say in the rule which one you want there.",
+    "A row must hold whole blocks of the type, and 1408 weights are no whole blocks of 256. The engine's "
+    "fallback table puts another type in its place. Say in the rule which one you want there.",
     r"ffn_down_exps\.weight = q6_K",
     r"ffn_down_exps\.weight = q6_K | q8_0",
     check_fallbacks,
@@ -128,8 +116,9 @@ GP212 = LintRule(
     "GP212",
     "error",
     "a shape forbids the type, and nothing takes its place",
-    "The engine would stop here: its fallback table has no type for such rows. End the chain in one that fits.",
-    "@target ik_llama.cpp\nattn_q\\.weight = q8_0",
-    "@target ik_llama.cpp\nattn_q\\.weight = q8_0 | f16",
+    "The engine would stop here: its fallback table has no type for such rows. End the chain in one that "
+    "fits.",
+    "@target ik_llama.cpp\nffn_down_exps\\.weight = tq2_0",
+    "@target ik_llama.cpp\nffn_down_exps\\.weight = tq2_0 | q8_0",
     check_no_type,
 )

@@ -10,6 +10,7 @@ from ggplan.linting.case import Case
 from ggplan.linting.rule import Finding, LintRule
 from ggplan.linting.trials import Trials
 from ggplan.linting.wording import rechosen, some
+from ggplan.planning import Fitted
 from ggplan.rules import Choice, Fix
 
 
@@ -81,22 +82,20 @@ def check_by_the_way(case: Case) -> Iterator[PassedOver]:
 
 
 def check_forced(case: Case) -> Iterator[Forced]:
-    groups: dict[int | None, list[int]] = {}
-    for t, d in enumerate(case.decisions):
-        if d.forced and d.protected is not None and d.type.is_quantized:
-            groups.setdefault(d.rule, []).append(t)
-    for rule, members in groups.items():
-        d, choice = case.decisions[members[0]], case.choice(rule)
+    for (rule,), members in case.grouped(_forced).items():
+        first, choice = case.fitted[members[0]], case.choice(rule)
         assert choice is not None
-        yield Forced(choice.location, choice, some(case, members), d.type, d.tensor.type)
+        yield Forced(choice.location, choice, some(case, members), first.type, first.tensor.type)
+
+
+def _forced(f: Fitted) -> tuple[int | None] | None:
+    is_forced = f.decision.forced and f.decision.protected is not None and f.type.is_quantized
+    return (f.decision.rule,) if is_forced else None
 
 
 def _passed_over(case: Case, kind: type[PassedOver], *, decides: bool) -> Iterator[PassedOver]:
     """The tensors that each of the recipe's own rules passes over, of rules that decide others or do not."""
-    together: dict[tuple[int, ...], list[int]] = {}  # tensors of a kind are passed over by the same rules
-    for t, d in enumerate(case.decisions):
-        if d.passed_over:
-            together.setdefault(d.passed_over, []).append(t)
+    together = case.grouped(lambda f: f.decision.passed_over or None)  # the same for tensors of a kind
     passed: dict[int, list[int]] = {}
     for rules, tensors in together.items():
         for i in rules:
@@ -104,9 +103,9 @@ def _passed_over(case: Case, kind: type[PassedOver], *, decides: bool) -> Iterat
     for i, rule in case.rules():
         if i in passed and bool(case.decided[i]) == decides:
             members = passed[i]
-            types = {case.decisions[t].type.name for t in members}
+            types = {case.fitted[t].type.name for t in members}
             kept = types.pop() if len(types) == 1 else "f32"
-            reason = case.decisions[min(members)].protected
+            reason = case.fitted[min(members)].decision.protected
             yield kind(rule.choice.location, rule.choice, some(case, members), reason, kept)
 
 
@@ -114,8 +113,9 @@ GP202 = LintRule(
     "GP202",
     "warning",
     "a rule for protected tensors only is passed over",
-    "llama-quantize never quantizes norms, biases, vectors and routers, and neither does a rule with a quantized "
-    "type: the next rule is tried. This rule decides nothing else, so write the float type they keep.",
+    "llama-quantize never quantizes norms, biases, vectors and routers, and neither does a rule with a "
+    "quantized type: the next rule is tried. This rule decides nothing else, so write the float type "
+    "they keep.",
     r"ffn_gate_inp\.weight = q8_0",
     r"ffn_gate_inp\.weight = f32",
     check_meant,
@@ -124,7 +124,8 @@ GP203 = LintRule(
     "GP203",
     "warning",
     "a protected tensor is forced",
-    "`!` gives a tensor a type that llama-quantize would refuse it. Make sure that your engine loads the file.",
+    "`!` gives a tensor a type that llama-quantize would refuse it. Make sure that your engine loads the "
+    "file.",
     r"ffn_gate_inp\.weight = q8_0!",
     r"ffn_gate_inp\.weight = f32",
     check_forced,
@@ -134,8 +135,8 @@ GP213 = LintRule(
     "GP213",
     "note",
     "protected tensors are passed over",
-    "A rule matches norms, biases, vectors or routers beside other tensors. llama-quantize never quantizes them, "
-    "and neither does ggplan: the next rule is tried, and without one they stay as they are.",
+    "A rule matches norms, biases, vectors or routers beside other tensors. llama-quantize never "
+    "quantizes them, and neither does ggplan: the next rule is tried, and without one they stay as they are.",
     "blk = q8_0",
     check=check_by_the_way,
 )

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ggplan.ggml_types import GgmlType
 from ggplan.linting.case import Case
 from ggplan.linting.rule import Finding, LintRule
 from ggplan.linting.wording import some
-from ggplan.planning.importance import entry_of, uses_imatrix
+from ggplan.planning import Fitted
+from ggplan.planning.importance import coverage_of
+from ggplan.planning.plan import Coverage
 from ggplan.rules import Fix
 from ggplan.stock import needs_imatrix
 from ggplan.text import printable
@@ -69,47 +72,49 @@ class UnseenExperts(Finding):
 
 
 def check_given(case: Case) -> Iterator[NeedsImatrix]:
-    if case.imatrix is not None:
-        return
-    groups: dict[tuple[int | None, str, bool], list[int]] = {}
-    for t, d in enumerate(case.decisions):
-        is_impossible = d.type.requires_imatrix
-        if d.type != d.tensor.type and (is_impossible or needs_imatrix(None, d.tensor.name, d.type)):
-            groups.setdefault((d.rule, d.type.name, is_impossible), []).append(t)
-    for (rule, name, is_impossible), members in groups.items():
-        yield NeedsImatrix(case.place(rule), some(case, members), name, is_impossible)
+    if case.imatrix is None:
+        for (rule, type_), members in case.grouped(_needing).items():
+            yield NeedsImatrix(case.place(rule), some(case, members), type_.name, type_.requires_imatrix)
 
 
 def check_entries(case: Case) -> Iterator[NoEntry]:
     if case.imatrix is None:
         return
     groups: dict[str, list[int]] = {}
-    for t, d in enumerate(case.decisions):
-        if d.type != d.tensor.type and uses_imatrix(d.type) and entry_of(d.tensor, case.imatrix) is None:
-            is_refused = needs_imatrix(None, d.tensor.name, d.type)
-            groups.setdefault(d.type.name if is_refused else "", []).append(t)
-    for refused, members in groups.items():
-        yield NoEntry(case.file, some(case, members), printable(case.imatrix.path.name), refused)
+    for t, coverage in _coverage(case):
+        if not coverage.n_matrices:
+            refused = _needing(case.fitted[t])
+            groups.setdefault("" if refused is None else refused[1].name, []).append(t)
+    for name, members in groups.items():
+        yield NoEntry(case.file, some(case, members), printable(case.imatrix.path.name), name)
 
 
 def check_experts(case: Case) -> Iterator[UnseenExperts]:
-    if case.imatrix is None:
-        return
-    file = printable(case.imatrix.path.name)
-    for d in case.decisions:
-        if d.type == d.tensor.type or not uses_imatrix(d.type):
-            continue
-        entry = entry_of(d.tensor, case.imatrix)
-        if entry is not None and (unseen := len(entry.matrices_without_data)):
-            yield UnseenExperts(case.file, printable(d.tensor.name), file, unseen, len(entry.values))
+    for t, coverage in _coverage(case):
+        if coverage.n_unseen and case.imatrix is not None:
+            tensor, file = printable(case.tensors[t].name), printable(case.imatrix.path.name)
+            yield UnseenExperts(case.file, tensor, file, coverage.n_unseen, coverage.n_matrices)
+
+
+def _needing(f: Fitted) -> tuple[int | None, GgmlType] | None:
+    """The rule and type of a tensor that llama-quantize refuses without importance."""
+    is_refused = f.type.requires_imatrix or needs_imatrix(None, f.tensor.name, f.type)
+    return (f.decision.rule, f.type) if is_refused and f.type != f.tensor.type else None
+
+
+def _coverage(case: Case) -> Iterator[tuple[int, Coverage]]:
+    """What the imatrix knows of each tensor that is encoded and could use it."""
+    for t, f in enumerate(case.fitted):
+        if f.type != f.tensor.type and (coverage := coverage_of(f.tensor, f.type, case.imatrix)):
+            yield t, coverage
 
 
 GP204 = LintRule(
     "GP204",
     "note",
     "the type needs an imatrix",
-    "llama-quantize refuses iq1, iq2 and iq3_xxs without an importance matrix: unweighted, they lose too much. "
-    "Of some ggml cannot encode a block without: there `ggplan convert` stops before it writes a byte.",
+    "llama-quantize refuses iq1, iq2 and iq3_xxs without an importance matrix: unweighted, they lose too "
+    "much. Of some ggml cannot encode a block without: there `ggplan convert` stops before it writes a byte.",
     check=check_given,
 )
 GP206 = LintRule(
@@ -123,6 +128,7 @@ GP207 = LintRule(
     "GP207",
     "note",
     "the imatrix has no data for some experts",
-    "They were never routed to while it was collected, so their columns count alike. Collect it from more text.",
+    "They were never routed to while it was collected, so their columns count alike. Collect it from "
+    "more text.",
     check=check_experts,
 )

@@ -10,7 +10,7 @@ from ggplan.linting.case import Case
 from ggplan.linting.rule import Finding, LintRule
 from ggplan.linting.trials import Trials
 from ggplan.linting.wording import rechosen, some
-from ggplan.planning.decisions import Decision
+from ggplan.planning import Fitted
 from ggplan.rules import Choice, Fix
 
 
@@ -59,26 +59,26 @@ def check_wider(case: Case) -> Iterator[Twice]:
     return _grouped(case, Wider, _is_wider)
 
 
-def _is_twice(d: Decision) -> bool:
-    return d.tensor.type.is_quantized and d.type.is_quantized
+def _is_twice(f: Fitted) -> bool:
+    return f.tensor.type.is_quantized and f.type.is_quantized
 
 
-def _is_wider(d: Decision) -> bool:
-    is_wider = d.type.bits_per_weight > d.tensor.type.bits_per_weight
-    return is_wider and not _is_twice(d) and d.protected is None
+def _is_wider(f: Fitted) -> bool:
+    is_wider = f.type.bits_per_weight > f.tensor.type.bits_per_weight
+    return is_wider and not _is_twice(f) and f.decision.protected is None
 
 
-def _grouped(case: Case, kind: type[Twice], is_meant: Callable[[Decision], bool]) -> Iterator[Twice]:
+def _grouped(case: Case, kind: type[Twice], is_meant: Callable[[Fitted], bool]) -> Iterator[Twice]:
     """One finding for each choice, source type and type."""
-    groups: dict[tuple[int | None, str, str], list[int]] = {}
-    for t, d in enumerate(case.decisions):
-        is_kept = d.rule is None and not d.by_default
-        if not is_kept and d.type != d.tensor.type and d.tensor.type.kind != "integer" and is_meant(d):
-            groups.setdefault((d.rule, d.tensor.type.name, d.type.name), []).append(t)
-    for (rule, _, _), members in groups.items():
-        first, told = case.decisions[members[0]], some(case, members)
+
+    def key(f: Fitted) -> tuple[int | None, GgmlType, GgmlType] | None:
+        source = f.tensor.type
+        is_chosen = f.decision.reason != "kept" and source != f.type and source.kind != "integer"
+        return (f.decision.rule, source, f.type) if is_chosen and is_meant(f) else None
+
+    for (rule, source, type_), members in case.grouped(key).items():
         n_weights = sum(case.tensors[t].n_weights for t in members)
-        yield kind(case.place(rule), case.choice(rule), told, n_weights, first.tensor.type, first.type)
+        yield kind(case.place(rule), case.choice(rule), some(case, members), n_weights, source, type_)
 
 
 GP205 = LintRule(
@@ -92,8 +92,8 @@ GP211 = LintRule(
     "GP211",
     "warning",
     "the type is wider than the source",
-    "More bits than the source has say nothing more: bf16 weights in f32 take twice the bytes and give the same "
-    "results.",
+    "More bits than the source has say nothing more: bf16 weights in f32 take twice the bytes and give "
+    "the same results.",
     r"attn_q\.weight = f32",
     r"attn_q\.weight = bf16",
     check_wider,

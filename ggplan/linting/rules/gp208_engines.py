@@ -10,6 +10,7 @@ from ggplan.linting.case import Case
 from ggplan.linting.rule import Finding, LintRule
 from ggplan.linting.trials import Trials
 from ggplan.linting.wording import rechosen, some
+from ggplan.planning import Fitted
 from ggplan.rules import Choice, Fix
 
 _OWN = [t for t in TYPES if t.engine == "llama.cpp" and t.is_quantized and not t.internal and t.encodable]
@@ -53,12 +54,12 @@ class ForeignType(Finding):
 
 
 def check_writable(case: Case) -> Iterator[CannotWrite]:
-    groups: dict[tuple[int | None, str], list[int]] = {}
-    for t, d in enumerate(case.decisions):
-        if d.type != d.tensor.type and not d.type.encodable:
-            groups.setdefault((d.rule, d.type.name), []).append(t)
-    for (rule, _), members in groups.items():
-        yield CannotWrite(case.place(rule), some(case, members), case.decisions[members[0]].type)
+    for (rule, type_), members in case.grouped(_unwritable).items():
+        yield CannotWrite(case.place(rule), some(case, members), type_)
+
+
+def _unwritable(f: Fitted) -> tuple[int | None, GgmlType] | None:
+    return None if f.type.encodable or f.type == f.tensor.type else (f.decision.rule, f.type)
 
 
 def check_target(case: Case) -> Iterator[ForeignType]:
@@ -75,16 +76,16 @@ GP208 = LintRule(
     "GP208",
     "note",
     "ggplan cannot write the type",
-    "It knows the type's size, so it can plan with it; `ggplan convert` refuses it. Choose one that `ggplan types` "
-    "shows with `writes`.",
+    "It knows the type's size, so it can plan with it; `ggplan convert` refuses it. Choose one that "
+    "`ggplan types` shows with `writes`.",
     check=check_writable,
 )
 GP210 = LintRule(
     "GP210",
     "error",
     "the target does not know the type",
-    "`@target llama.cpp` promises that llama.cpp loads the file; iq4_k, iq5_ks, q6_0 and others are ik_llama.cpp's "
-    "own.",
+    "`@target llama.cpp` promises that llama.cpp loads the file; iq4_k, iq5_ks, q6_0 and others are "
+    "ik_llama.cpp's own.",
     "@target llama.cpp\nffn_up_exps\\.weight = iq4_k",
     "@target llama.cpp\nffn_up_exps\\.weight = q4_K",
     check_target,

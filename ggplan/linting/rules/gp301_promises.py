@@ -1,4 +1,6 @@
-"""GP301 and GP302: what `@assert` and `@test` demand of the plan, where it is not so once all else is mended."""
+"""GP301 and GP302: what `@assert` and `@test` demand of the plan, where it is not so once all else is
+mended.
+"""
 
 from __future__ import annotations
 
@@ -172,7 +174,7 @@ def _assertion(facts: _Facts, promise: Assertion) -> Outcome:
         if index is None:
             finding = UnknownTensor(at, promise.of, facts.nearest(promise.of), is_mended=False)
             return Outcome("GP301", text, "no such tensor", finding)
-        found = facts.case.decisions[index].type
+        found = facts.case.fitted[index].type
         if (found == promise.value) == (promise.comparison == "=="):
             return Outcome("GP301", text, found.name, None)
         fact = f"{printable(promise.of)} is {found}"
@@ -187,10 +189,10 @@ def _assertion(facts: _Facts, promise: Assertion) -> Outcome:
 def _measure(case: Case, promise: Assertion) -> tuple[float, str]:
     """The number a promise is about, and how to show it."""
     if promise.quantity in ("uncovered", "fallbacks"):
-        replaced = [i for i, d in enumerate(case.decisions) if d.asked is not None]
+        replaced = [i for i, d in enumerate(case.fitted) if d.asked is not None]
         found = case.uncovered() if promise.quantity == "uncovered" else replaced
         return len(found), f"{len(found)}" + (f", {some(case, found)}" if found else "")
-    chosen = [d for i, d in enumerate(case.decisions) if not promise.of or _belongs(case, i, promise.of)]
+    chosen = [d for i, d in enumerate(case.fitted) if not promise.of or _belongs(case, i, promise.of)]
     n_bytes = sum(d.type.tensor_bytes(d.tensor.shape) for d in chosen)
     if promise.quantity == "size":
         return n_bytes, format_bytes(n_bytes)
@@ -213,12 +215,12 @@ def _test(facts: _Facts, promise: TypeTest) -> Outcome:
     if index is None:
         finding = UnknownTensor(name_at, promise.name, facts.nearest(promise.name), is_mended=True)
         return Outcome("GP302", text, "no such tensor", finding)
-    d = facts.case.decisions[index]
+    d = facts.case.fitted[index]
     if d.type == promise.type:
         return Outcome("GP302", text, d.type.name, None)
-    by = "@default" if d.by_default else "no rule"
-    if d.rule is not None:
-        by = facts.case.recipe.rules[d.rule].where
+    by = "@default" if d.decision.reason == "default" else "no rule"
+    if d.decision.rule is not None:
+        by = facts.case.recipe.rules[d.decision.rule].where
     failed = FailedTest(type_at, promise.name, d.type, promise.type, by, d.asked, d.tensor.n_columns)
     return Outcome("GP302", text, d.type.name, failed)
 
@@ -244,8 +246,8 @@ GP301 = LintRule(
     "GP301",
     "error",
     "an assertion does not hold",
-    "`@assert` says what must be true of the plan: its bpw or size, that no tensor is uncovered, or one tensor's "
-    "type.",
+    "`@assert` says what must be true of the plan: its bpw or size, that no tensor is uncovered, or one "
+    "tensor's type.",
     "@assert bpw <= 4.5",
     check=check_assertions,
     when_mended=True,
@@ -254,7 +256,8 @@ GP302 = LintRule(
     "GP302",
     "error",
     "a test fails",
-    "`@test NAME -> TYPE` says which type one tensor must get, with fallbacks. Correct the rules, or the test.",
+    "`@test NAME -> TYPE` says which type one tensor must get, with fallbacks. Correct the rules, or the "
+    "test.",
     "@test blk.7.ffn_down_exps.weight -> q6_K",
     check=check_tests,
     when_mended=True,

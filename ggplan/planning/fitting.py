@@ -1,0 +1,99 @@
+"""Fitting: the types an assignment asks for, against the shapes of the model.
+
+A row holds whole blocks of a type, or the type cannot be used. Where it cannot, the fallback table of an
+engine (see `ggplan.planning.fallback`) puts another in its place; where the table has none, there is a fault,
+which `lay_out` raises and a check reports.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ggplan.errors import PlanError
+from ggplan.ggml_types import GgmlType
+from ggplan.model import Model, TensorInfo
+from ggplan.planning.assignment import Assignment, Decision, unknown_tensor
+from ggplan.planning.fallback import FallbackTable, fallback_type, remainder, table_of
+from ggplan.planning.protection import kept_type
+from ggplan.text import printable
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """A tensor, what was decided for it, and the type it gets.
+
+    Attributes
+    ----------
+    type
+        The type decided on, or the one that the fallback table puts in its place. Where there is a fault,
+        the type the tensor has without a recipe.
+    fault
+        Why the tensor cannot have the type decided on, nor any in its place; else None. The message does not
+        name the tensor, see `error`.
+    """
+
+    tensor: TensorInfo
+    decision: Decision
+    type: GgmlType
+    fault: PlanError | None = None
+
+    @property
+    def asked(self) -> GgmlType | None:
+        """The type decided on, where the fallback table put `type` in its place; else None."""
+        return None if self.fault is not None or self.type == self.decision.type else self.decision.type
+
+    def error(self) -> PlanError:
+        """The error to raise for the fault, which there must be."""
+        assert self.fault is not None
+        return PlanError(f"{printable(self.tensor.name)}: {self.fault.message}", hint=self.fault.hint)
+
+
+def fit(model: Model, assignment: Assignment, fallback: FallbackTable | None = None) -> tuple[Fitted, ...]:
+    """The type each tensor gets, in the model's order.
+
+    Parameters
+    ----------
+    fallback
+        Whose table replaces a type that a shape forbids; None for that of the engine which the recipe's
+        `@target` names, llama.cpp's where it names none.
+
+    Raises
+    ------
+    PlanError
+        If the assignment lacks a tensor of the model, or has one that the model lacks.
+    """
+    decisions = assignment.decisions
+    names = {tensor.name: tensor for tensor in model.tensors}
+    whose = f"the assignment {assignment.name}".rstrip()
+    for name in names:
+        if name not in decisions:
+            raise unknown_tensor(name, decisions, printable(whose))
+    for name in decisions:
+        if name not in names:
+            raise unknown_tensor(name, names, printable(str(model.path)))
+    table = fallback or table_of(assignment.recipe)
+    return tuple(fitted(tensor, decisions[tensor.name], table) for tensor in model.tensors)
+
+
+def replaced(asked: GgmlType, got: GgmlType, n_columns: int) -> str:
+    """A fallback in words: `rows of 1408 do not fit q6_K (1408 % 256 = 128); q8_0 takes its place`."""
+    return f"rows of {n_columns} do not fit {asked} ({remainder(asked, n_columns)}); {got} takes its place"
+
+
+def allows(tensor: TensorInfo, type_: GgmlType) -> bool:
+    """Whether a tensor's shape allows a type: whole blocks in a row, whole groups of rows."""
+    return type_.fits(tensor.n_columns) and tensor.n_rows % type_.row_group == 0
+
+
+def fitted(tensor: TensorInfo, decision: Decision, table: FallbackTable) -> Fitted:
+    """The type one tensor gets for what was decided."""
+    asked = decision.type
+    if decision.reason == "kept" or allows(tensor, asked):
+        return Fitted(tensor, decision, asked)
+    if asked.fits(tensor.n_columns):
+        reason = f"{asked.name} interleaves {asked.row_group} rows and {tensor.n_rows} rows do not divide"
+        return Fitted(tensor, decision, kept_type(tensor), PlanError(reason))
+    try:
+        return Fitted(tensor, decision, fallback_type(asked, tensor.n_columns, table))
+    except PlanError as error:
+        return Fitted(tensor, decision, kept_type(tensor), error)

@@ -1,0 +1,153 @@
+"""lay_out: the plan of an assignment, every byte in its place; make_plan: an assignment and its plan."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ggplan.errors import PlanError
+from ggplan.model import Model
+from ggplan.planning.assignment import Assignment
+from ggplan.planning.fallback import FallbackTable, table_of
+from ggplan.planning.fitting import Fitted, fit, replaced
+from ggplan.planning.importance import coverage_of
+from ggplan.planning.layout import file_order, place
+from ggplan.planning.makers import Chosen, assign
+from ggplan.planning.plan import Effort, Nonfinite, Plan, PlannedTensor
+from ggplan.planning.provenance import output_metadata
+from ggplan.planning.roles import roles_in
+from ggplan.planning.written import recipe_of
+from ggplan.text import names_in_words
+
+if TYPE_CHECKING:
+    from ggplan.imatrix import Imatrix
+
+
+def make_plan(
+    model: Model,
+    recipe: Chosen = None,
+    *,
+    imatrix: Imatrix | None = None,
+    fallback: FallbackTable | None = None,
+    strict: bool = False,
+    nonfinite: Nonfinite = "refuse",
+    effort: Effort = "default",
+) -> Plan:
+    """Apply a recipe to a model: `lay_out` of what `assign` gives.
+
+    Parameters
+    ----------
+    recipe
+        A recipe, a stock mix, an assignment, a recipe's file, or a name as `-r` takes it: a file's, a shipped
+        recipe's (`glm4moe/hq4_k`), a mix's (`Q4_K_M`). Without one every tensor keeps its type: the plan of a
+        plain conversion.
+    imatrix, fallback, strict, nonfinite, effort
+        As for `lay_out`.
+
+    Raises
+    ------
+    RecipeError
+        If there is no recipe or mix of the name, or the recipe has errors.
+    PlanError, ImatrixError
+        As `lay_out`.
+    """
+    assignment = assign(model, recipe, has_imatrix=imatrix is not None)
+    return lay_out(
+        model,
+        assignment,
+        imatrix=imatrix,
+        fallback=fallback,
+        strict=strict,
+        nonfinite=nonfinite,
+        effort=effort,
+    )
+
+
+def lay_out(
+    model: Model,
+    assignment: Assignment,
+    *,
+    imatrix: Imatrix | None = None,
+    fallback: FallbackTable | None = None,
+    strict: bool = False,
+    nonfinite: Nonfinite = "refuse",
+    effort: Effort = "default",
+) -> Plan:
+    """The plan of an assignment: types that fit, bytes, places, metadata. No weight is read.
+
+    Parameters
+    ----------
+    imatrix
+        Importance of each column, for the encoders that use it.
+    fallback
+        Whose table replaces a type that a shape forbids: llama.cpp's or ik_llama.cpp's; None for that of
+        the engine the recipe's `@target` names, llama.cpp's where it names none.
+    strict
+        Refuse any fallback that the recipe does not write itself as a chain.
+    nonfinite
+        What becomes of weights that are NaN or infinite: an error, zeros, or themselves where the type can
+        hold them (f32, f16, bf16).
+    effort
+        "best" encodes with less error than llama.cpp, in as many bytes and more time, where ggplan knows how.
+
+    Raises
+    ------
+    PlanError
+        If the assignment is not of the model's tensors, a shape forbids a type and no fallback exists, or
+        `strict` forbids the fallback.
+    ImatrixError
+        If an entry of the imatrix does not have its tensor's size.
+    """
+    table = fallback or table_of(assignment.recipe)
+    fitted = sorted(fit(model, assignment, table), key=lambda f: file_order(f.tensor.name))
+    for found in fitted:
+        if found.fault is not None:
+            raise found.error()
+    if strict:
+        _refuse_fallbacks(fitted)
+    sizes = [f.type.tensor_bytes(f.tensor.shape) for f in fitted]
+    offsets, data_bytes = place(sizes)
+    roles = roles_in(model)
+    rules = assignment.recipe.rules if assignment.recipe is not None else ()
+    planned = tuple(
+        PlannedTensor(
+            tensor=f.tensor,
+            type=f.type,
+            decision=f.decision,
+            role=roles[f.tensor.name],
+            rule=None if f.decision.rule is None else rules[f.decision.rule],
+            chosen_by=assignment.chosen_by(f.tensor.name),
+            coverage=coverage_of(f.tensor, f.type, imatrix),
+            n_bytes=size,
+            offset=offset,
+        )
+        for f, size, offset in zip(fitted, sizes, offsets, strict=True)
+    )
+    recipe = None if assignment.keeps_types else recipe_of(model, assignment, table)
+    weights_by_type = ((f.type, f.tensor.n_weights) for f in fitted)
+    return Plan(
+        model=model,
+        assignment=assignment,
+        recipe=recipe,
+        tensors=planned,
+        metadata=output_metadata(model, recipe, imatrix, weights_by_type, nonfinite, table, effort),
+        imatrix=imatrix,
+        fallback=table,
+        data_bytes=data_bytes,
+        nonfinite=nonfinite,
+        effort=effort,
+    )
+
+
+def _refuse_fallbacks(fitted: Sequence[Fitted]) -> None:
+    groups: dict[str, list[str]] = {}
+    for f in fitted:
+        if f.asked is not None:
+            groups.setdefault(replaced(f.asked, f.type, f.tensor.n_columns), []).append(f.tensor.name)
+    if groups:
+        n_tensors = sum(map(len, groups.values()))
+        lines = "".join(f"\n  {names_in_words(names)}: {what}" for what, names in groups.items())
+        raise PlanError(
+            f"{n_tensors} tensors need a fallback, which --strict forbids:{lines}",
+            hint="write the second choice into the rule as a chain: `q6_K | q8_0`",
+        )
