@@ -27,14 +27,17 @@ _COSTS = 8  # findings whose cost is reckoned
 
 @cache
 def lint_rules() -> dict[str, LintRule]:
-    """All rules by their codes, ascending: what the modules of `ggplan.linting.rules` hold."""
-    names = [f"{home.__name__}.{module.name}" for module in pkgutil.iter_modules(home.__path__)]
-    values = [value for name in names for value in vars(importlib.import_module(name)).values()]
-    return {rule.code: rule for rule in sorted(set(filter(_is_rule, values)), key=lambda rule: rule.code)}
-
-
-def _is_rule(value: object) -> bool:
-    return isinstance(value, LintRule)
+    """All rules by their codes, ascending, with their pages: what the modules of `ggplan.linting.rules`
+    hold.
+    """
+    names = [f"{home.__name__}.{found.name}" for found in pkgutil.iter_modules(home.__path__)]
+    found = {
+        value.code: value.with_page(module.__doc__ or "")
+        for module in map(importlib.import_module, names)
+        for value in vars(module).values()
+        if isinstance(value, LintRule)
+    }
+    return dict(sorted(found.items()))
 
 
 @cache

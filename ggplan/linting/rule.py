@@ -8,8 +8,8 @@ how to mend what it found. The engine (`ggplan.linting.engine`) finds the module
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, ClassVar
 
 from ggplan.rules import Fix, Location, Severity
 
@@ -20,28 +20,37 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What a rule found at one place. Each kind is a subclass that holds the facts and words them.
+    """What a rule found at one place. Each kind is a subclass that holds the facts, and words of them.
 
     Attributes
     ----------
     at
         Where; line 0 is the file as a whole.
+    fixes
+        The edits that may mend it, the likeliest first; of several, the best is found by trying.
+    says
+        What is wrong, in one line that stands alone, with `{f.name}` for a fact.
+    advice
+        What to write instead, or "", likewise.
     """
 
     at: Location
+    fixes: tuple[Fix | None, ...] = field(default=(), kw_only=True)
+    says: ClassVar[str] = ""
+    advice: ClassVar[str] = ""
 
     @property
     def message(self) -> str:
-        """What is wrong, in one line that stands alone."""
-        raise NotImplementedError
+        """What is wrong."""
+        return self.says.format(f=self)
 
     def help(self, fix: Fix | None) -> str:
-        """What to write instead, or ""; `fix` is what `fix` gave."""
-        return ""
+        """What to write instead; `fix` is what `fix` gave."""
+        return self.advice.format(f=self)
 
     def fix(self, case: Case, trials: Trials) -> Fix | None:
-        """The edits that mend it; several may be tried, within what `trials` allows."""
-        return None
+        """The edits that mend it, if any."""
+        return trials.best([fix for fix in self.fixes if fix is not None])
 
     @property
     def cost_bytes(self) -> int | None:
@@ -67,13 +76,10 @@ class LintRule:
     severity
         An error: the recipe cannot do what it says. A warning: it hardly does what was meant. A note: a fact
         that one should know, and no mistake.
-    title, why, example, instead
-        The page: what is wrong, why it matters, and lines of a recipe with the mistake and without.
     check
         Gives the findings; None for an error that the parser raises.
     yields_to
-        Codes whose findings on the same line, or with a fix that edits it, explain this one: it is then
-        dropped.
+        Codes whose findings on the same line, or with a fix that edits it, explain this one: it is dropped.
     needs_model
         Whether names and shapes are looked at, not the text alone.
     reads_patterns
@@ -82,20 +88,22 @@ class LintRule:
         Whether it is asked last, and told only of what stays when all other findings are mended.
     shows_cost
         Whether the engine reckons what the mistake costs, by what the types weigh once it is mended.
+    title, why, example, instead
+        The page, which stands in the module's docstring; see `with_page`.
     """
 
     code: str
     severity: Severity
-    title: str
-    why: str
-    example: str = ""
-    instead: str = ""
     check: Callable[[Case], Iterable[Finding]] | None = None
     yields_to: tuple[str, ...] = ()
     needs_model: bool = True
     reads_patterns: bool = False
     when_mended: bool = False
     shows_cost: bool = False
+    title: str = ""
+    why: str = ""
+    example: str = ""
+    instead: str = ""
 
     @property
     def page(self) -> str:
@@ -106,3 +114,21 @@ class LintRule:
         if self.instead:
             parts.append(f"{'Instead' if self.example else 'Write'}:\n\n```recipe\n{self.instead}\n```")
         return "\n\n".join(parts) + "\n"
+
+    def with_page(self, docstring: str) -> LintRule:
+        """The rule with its page out of a docstring: title, what it means, a recipe that is wrong (`-`),
+        right (`+`).
+
+        GP017: nothing uses a name
+            A `@let` that nothing uses is left over.
+            - @let MOE = {1..46}
+        """
+        _, found, rest = docstring.partition(f"\n{self.code}: ")
+        title, *lines = rest.partition("\n\n")[0].strip().split("\n") if found else [""]
+        lines = [line.strip() for line in lines]
+        parts: dict[str, list[str]] = {"- ": [], "+ ": [], "": []}
+        for line in lines:
+            mark = line[:2] if line[:2] in parts else ""
+            parts[mark].append(line[len(mark) :])
+        why, wrong, right = " ".join(parts[""]), "\n".join(parts["- "]), "\n".join(parts["+ "])
+        return replace(self, title=title, why=why, example=wrong, instead=right)

@@ -72,7 +72,7 @@ def test_the_example_of_a_rule_has_its_mistake_and_what_to_write_has_not(code: s
 def test_plan_and_rules_check_say_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = load_recipe(name)
     models = [inventory(model) for model in inventories()]
-    # Those it is for, with all fixes tried; then, for time, the others with none, and no nearest names sought.
+    # Those it is for, with all fixes tried; then, to save time, the others with none, and no nearest names.
     for is_own in (True, False):
         for model in models:
             if (model.architecture == (recipe.architecture or "glm4moe")) == is_own:

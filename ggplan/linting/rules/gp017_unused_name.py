@@ -1,4 +1,11 @@
-"""GP017: a `@let` that nothing uses."""
+r"""A `@let` that nothing uses.
+
+GP017: nothing uses a name
+    A `@let` that nothing uses is left over, or its name is misspelt where it was meant.
+    - @let MOE = {1..46}
+    + @let MOE = {1..46}
+    + blk\.${MOE}\.ffn_up_exps\.weight = q4_K
+"""
 
 from __future__ import annotations
 
@@ -7,8 +14,7 @@ from dataclasses import dataclass
 
 from ggplan.linting.case import Case
 from ggplan.linting.rule import Finding, LintRule
-from ggplan.linting.trials import Trials
-from ggplan.rules import Edit, Fix
+from ggplan.rules.draft import deleting
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,30 +22,13 @@ class UnusedName(Finding):
     """The name of a `@let`."""
 
     name: str
-
-    @property
-    def message(self) -> str:
-        return f"nothing uses `{self.name}`"
-
-    def help(self, fix: Fix | None) -> str:
-        return "delete the line"
-
-    def fix(self, case: Case, trials: Trials) -> Fix:
-        return Fix((Edit(self.at.file, self.at.line, 1, None, ""),), safe=True)
+    says = "nothing uses `{f.name}`"
+    advice = "delete the line"
 
 
 def check(case: Case) -> Iterator[UnusedName]:
     for name, at in case.recipe.unused:
-        yield UnusedName(at, name)
+        yield UnusedName(at, name, fixes=(deleting(at.file, at.line, safe=True),))
 
 
-GP017 = LintRule(
-    "GP017",
-    "warning",
-    "nothing uses a name",
-    "A `@let` that nothing uses is left over, or its name is misspelt where it was meant.",
-    "@let MOE = {1..46}",
-    "@let MOE = {1..46}\nblk\\.${MOE}\\.ffn_up_exps\\.weight = q4_K",
-    check,
-    needs_model=False,
-)
+GP017 = LintRule("GP017", "warning", check, needs_model=False)

@@ -1,4 +1,9 @@
-"""GP018: so many rules that their patterns are not looked at one by one."""
+"""So many rules that their patterns are not looked at one by one.
+
+GP018: very many rules
+    Of more than 2,000 rules ggplan checks what they match and decide, but not what each pattern looks
+    like. Ranges and roles need fewer rules.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +18,7 @@ from ggplan.linting.rule import Finding, LintRule
 class ManyRules(Finding):
     """A recipe of more than `MANY_RULES`."""
 
-    @property
-    def message(self) -> str:
-        return f"more than {MANY_RULES:,} rules: what single patterns look like was not checked"
+    says = f"more than {MANY_RULES:,} rules: what single patterns look like was not checked"
 
 
 def check(case: Case) -> Iterator[ManyRules]:
@@ -23,11 +26,4 @@ def check(case: Case) -> Iterator[ManyRules]:
         yield ManyRules(case.file)
 
 
-GP018 = LintRule(
-    "GP018",
-    "note",
-    "very many rules",
-    f"Of more than {MANY_RULES:,} rules ggplan checks what they match and decide, but not what each pattern "
-    "looks like. Ranges and roles need fewer rules.",
-    check=check,
-)
+GP018 = LintRule("GP018", "note", check)

@@ -1,4 +1,10 @@
-"""GP101: a rule that matches no tensor, with the word that was probably meant."""
+r"""A rule that matches no tensor, with the word that was probably meant.
+
+GP101: a rule matches no tensor
+    It is misspelt, written for another model, or for blocks that this one does not have.
+    - ffn_dwon_exps\.weight = q6_K
+    + ffn_down_exps\.weight = q6_K
+"""
 
 from __future__ import annotations
 
@@ -41,9 +47,7 @@ class DeadRule(Finding):
     n_blocks: int
     is_searched: bool
 
-    @property
-    def message(self) -> str:
-        return "the rule matches no tensor of the model"
+    says = "the rule matches no tensor of the model"
 
     def help(self, fix: Fix | None) -> str:
         pattern = self.rule.pattern
@@ -126,14 +130,4 @@ def _other_blocks(rule: Rule, case: Case) -> Iterator[str]:
         yield before + blocks_text(numbers, rule.pattern[place[0] : place[1]]) + after
 
 
-GP101 = LintRule(
-    "GP101",
-    "warning",
-    "a rule matches no tensor",
-    "It is misspelt, written for another model, or for blocks that this one does not have.",
-    r"ffn_dwon_exps\.weight = q6_K",
-    r"ffn_down_exps\.weight = q6_K",
-    check,
-    yields_to=("GP111",),
-    shows_cost=True,
-)
+GP101 = LintRule("GP101", "warning", check, yields_to=("GP111",), shows_cost=True)

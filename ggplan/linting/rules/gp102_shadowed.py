@@ -1,9 +1,24 @@
-r"""GP102 and GP104: rules that never decide, because rules above take all they match; rules there twice.
+r"""Rules that never decide, because rules above take all they match; rules there twice.
 
 Exact, for it asks what rules match and decide on the names of a model, never what a pattern looks like.
 `output\.weight = q8_0` at the top of a recipe takes all `attn_output` tensors: of 379 published recipes 51
 hold that slip. A rule that loses tensors only because they are protected is not shadowed, and neither is an
 inherited one: to be overruled is what `@base` is for.
+
+GP102: a rule never decides
+    The first rule that matches decides, and rules above take every tensor this one matches. The
+    classic: an unanchored `output\.weight` is found in every `attn_output.weight`.
+    - output\.weight = q8_0
+    - attn_output\.weight = iq4_xs
+    + ^output\.weight$ = q8_0
+    + attn_output\.weight = iq4_xs
+
+GP104: a rule is there twice
+    A rule above matches exactly the same tensors, so this one never decides. If the types differ, one
+    of the two is not meant.
+    - attn_q\.weight = q8_0
+    - attn_q\.weight$ = q6_K
+    + attn_q\.weight$ = q6_K
 """
 
 from __future__ import annotations
@@ -68,10 +83,9 @@ class ShadowedRule(Finding):
             if fix.edits[0].length is not None:
                 return f"{line} reaches too far: write `{fix.edits[0].text}` there"
             return "delete it: its tensors get this type already" if self.same_types else "delete it"
-        narrow = "narrow the pattern of"
-        if not first.pattern.startswith("^") and not first.roles:
-            return f"the first match wins: anchor the pattern of {line} with `^`, or put this rule above it"
-        return f"the first match wins: {narrow} {line}, or put this rule above it"
+        anchor = not first.pattern.startswith("^") and not first.roles
+        what = f"anchor the pattern of {line} with `^`" if anchor else f"narrow the pattern of {line}"
+        return f"the first match wins: {what}, or put this rule above it"
 
     def fix(self, case: Case, trials: Trials) -> Fix:
         """Narrow the rule that takes too much, or move the narrow rule above the broad one, or delete it."""
@@ -93,59 +107,34 @@ class ShadowedRule(Finding):
 
 @dataclass(frozen=True, slots=True)
 class CatchAll(Finding):
-    """A rule that matches most of the model and leaves nothing to several below: told once, where it
-    stands.
-    """
+    """A rule that matches most of the model and leaves nothing to several below: told once, at its line."""
 
-    rule: Rule
     n_matched: int
     n_below: int
-
-    @property
-    def message(self) -> str:
-        return f"the rule matches {self.n_matched:,} tensors and leaves nothing to {self.n_below} below"
-
-    def help(self, fix: Fix | None) -> str:
-        return "move it below them all"
-
-    def fix(self, case: Case, trials: Trials) -> Fix | None:
-        rule = self.rule
-        if case.recipe.order != "first" or rule.file != case.recipe.file or rule.expanded:
-            return None
-        lines = split_lines(case.recipe.text)
-        end = "" if not lines[-1].strip() else "\n"
-        moved = Edit(rule.file, len(lines), len(lines[-1]) + 1, 0, f"{end}{lines[rule.line - 1]}\n")
-        return Fix((Edit(rule.file, rule.line, 1, None, ""), moved), safe=False)
+    says = "the rule matches {f.n_matched:,} tensors and leaves nothing to {f.n_below} below"
+    advice = "move it below them all"
 
 
 @dataclass(frozen=True, slots=True)
 class Duplicate(Finding):
-    """A rule that matches the same tensors as one above."""
+    """A rule that matches the same tensors as one above, and the types of that one if they are others."""
 
-    rule: Rule
-    first: Rule
-
-    @property
-    def same_types(self) -> bool:
-        """Whether both give the same types."""
-        return self.first.choice.types == self.rule.choice.types
+    first: str
+    types: str
 
     @property
     def message(self) -> str:
-        told = f"{lines_of(self.first, self.rule)} matches the same tensors"
-        return told if self.same_types else f"{told}, as {self.first.choice.text}"
+        return f"{self.first} matches the same tensors" + (f", as {self.types}" if self.types else "")
 
     def help(self, fix: Fix | None) -> str:
-        return "delete it" if self.same_types else "delete the one you do not mean"
-
-    def fix(self, case: Case, trials: Trials) -> Fix:
-        return deleted(self.rule, safe=self.same_types)
+        return "delete the one you do not mean" if self.types else "delete it"
 
 
 def check_shadowed(case: Case) -> Iterator[ShadowedRule | CatchAll]:
     rules = case.recipe.rules
     for index, n_below in _catch_all(case).items():
-        yield CatchAll(rules[index].location, rules[index], len(case.members[index]), n_below)
+        fix = _moved_down(case, rules[index])
+        yield CatchAll(rules[index].location, len(case.members[index]), n_below, fixes=(fix,))
     searched = 0
     for index, takers in _shadowed(case):
         if _twin(case, index) is not None:
@@ -165,8 +154,20 @@ def check_shadowed(case: Case) -> Iterator[ShadowedRule | CatchAll]:
 def check_twice(case: Case) -> Iterator[Duplicate]:
     for index, _ in _shadowed(case):
         if (twin := _twin(case, index)) is not None:
-            rule = case.recipe.rules[index]
-            yield Duplicate(rule.location, rule, case.recipe.rules[twin])
+            rule, first = case.recipe.rules[index], case.recipe.rules[twin]
+            is_same = rule.choice.types == first.choice.types
+            types, fix = "" if is_same else first.choice.text, deleted(rule, safe=is_same)
+            yield Duplicate(rule.location, lines_of(first, rule), types, fixes=(fix,))
+
+
+def _moved_down(case: Case, rule: Rule) -> Fix | None:
+    """The fix that makes a rule the last."""
+    if case.recipe.order != "first" or rule.file != case.recipe.file or rule.expanded:
+        return None
+    lines = split_lines(case.recipe.text)
+    end = "" if not lines[-1].strip() else "\n"
+    moved = Edit(rule.file, len(lines), len(lines[-1]) + 1, 0, f"{end}{lines[rule.line - 1]}\n")
+    return Fix((Edit(rule.file, rule.line, 1, None, ""), moved), safe=False)
 
 
 def _shadowed(case: Case) -> Iterator[tuple[int, dict[int, int]]]:
@@ -197,27 +198,5 @@ def _catch_all(case: Case) -> dict[int, int]:
     }
 
 
-GP102 = LintRule(
-    "GP102",
-    "warning",
-    "a rule never decides",
-    "The first rule that matches decides, and rules above take every tensor this one matches. The "
-    r"classic: an unanchored `output\.weight` is found in every `attn_output.weight`.",
-    "output\\.weight = q8_0\nattn_output\\.weight = iq4_xs",
-    "^output\\.weight$ = q8_0\nattn_output\\.weight = iq4_xs",
-    check_shadowed,
-    yields_to=("GP111",),
-    shows_cost=True,
-)
-GP104 = LintRule(
-    "GP104",
-    "warning",
-    "a rule is there twice",
-    "A rule above matches exactly the same tensors, so this one never decides. If the types differ, one "
-    "of the two is not meant.",
-    "attn_q\\.weight = q8_0\nattn_q\\.weight$ = q6_K",
-    r"attn_q\.weight$ = q6_K",
-    check_twice,
-    yields_to=("GP111",),
-    shows_cost=True,
-)
+GP102 = LintRule("GP102", "warning", check_shadowed, yields_to=("GP111",), shows_cost=True)
+GP104 = LintRule("GP104", "warning", check_twice, yields_to=("GP111",), shows_cost=True)

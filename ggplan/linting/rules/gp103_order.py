@@ -1,5 +1,15 @@
-"""GP103 and GP109: what hangs on the order of the rules. Notes, for exceptions above a general rule look
+r"""What hangs on the order of the rules. Notes, for exceptions above a general rule look
 just so.
+
+GP103: a rule loses tensors to rules above
+    Exceptions above a general rule look just so; this note only says which tensors are concerned.
+    - blk\.{first 4}\.ffn_down_exps = q6_K
+    - ffn_down_exps = q4_K
+
+GP109: the order of matching decides
+    Some tensors get another type where the last match wins, as llama.cpp did in 2025. ggplan, today's
+    llama.cpp and ik_llama.cpp take the first match; `ggplan rules export` writes rules that do not
+    overlap.
 """
 
 from __future__ import annotations
@@ -18,10 +28,7 @@ class PartlyShadowed(Finding):
 
     first: str
     lost: str
-
-    @property
-    def message(self) -> str:
-        return f"{self.first} and rules like it take {self.lost} before this rule"
+    says = "{f.first} and rules like it take {f.lost} before this rule"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +36,8 @@ class OrderDecides(Finding):
     """Tensors that get another type where the last match wins."""
 
     tensors: str
-
-    @property
-    def message(self) -> str:
-        return f"where the last match wins, as in llama.cpp of 2025, {self.tensors} get another type"
-
-    def help(self, fix: object) -> str:
-        return "`ggplan rules export` writes rules that do not overlap"
+    says = "where the last match wins, as in llama.cpp of 2025, {f.tensors} get another type"
+    advice = "`ggplan rules export` writes rules that do not overlap"
 
 
 def check_lost(case: Case) -> Iterator[PartlyShadowed]:
@@ -62,22 +64,6 @@ def check_order(case: Case) -> Iterator[OrderDecides]:
 
 
 GP103 = LintRule(
-    "GP103",
-    "note",
-    "a rule loses tensors to rules above",
-    "Exceptions above a general rule look just so; this note only says which tensors are concerned.",
-    "blk\\.{first 4}\\.ffn_down_exps = q6_K\nffn_down_exps = q4_K",
-    check=check_lost,
-    yields_to=("GP101", "GP102", "GP104", "GP111"),
-    reads_patterns=True,
+    "GP103", "note", check_lost, yields_to=("GP101", "GP102", "GP104", "GP111"), reads_patterns=True
 )
-GP109 = LintRule(
-    "GP109",
-    "note",
-    "the order of matching decides",
-    "Some tensors get another type where the last match wins, as llama.cpp did in 2025. ggplan, today's "
-    "llama.cpp and ik_llama.cpp take the first match; `ggplan rules export` writes rules that do not "
-    "overlap.",
-    check=check_order,
-    reads_patterns=True,
-)
+GP109 = LintRule("GP109", "note", check_order, reads_patterns=True)

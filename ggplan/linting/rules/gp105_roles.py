@@ -1,8 +1,14 @@
-r"""GP105: a pattern that cuts a word and so reaches tensors of several roles.
+r"""A pattern that cuts a word and so reaches tensors of several roles.
 
 A pattern is searched for anywhere in a name, so `ffn_gate` is found in `ffn_gate.weight`, in
 `ffn_gate_exps.weight` and in the router, `ffn_gate_inp.weight`. That may be meant; it is a slip where the
 pattern holds a whole word of GGUF, the word goes on in some of the names, and these have other roles.
+
+GP105: a pattern reaches several roles
+    It ends or begins inside a word, and the names it is found in have different uses: `ffn_gate` is in
+    the dense gate, in the experts' gate and in the router. Write whole words.
+    - ffn_gate = q4_K
+    + ffn_gate(_exps|_shexp)?\. = q4_K
 """
 
 from __future__ import annotations
@@ -45,11 +51,9 @@ class SeveralRoles(Finding):
         return f"the pattern reaches {len(self.roles)} roles: {join(self.roles)}"
 
     def help(self, fix: Fix | None) -> str:
-        return (
-            f"write `{fix.edits[0].text}`"
-            if fix
-            else "end the word with `\\.`, or begin it with `^` or `\\.`"
-        )
+        if fix is None:
+            return "end the word with `\\.`, or begin it with `^` or `\\.`"
+        return f"write `{fix.edits[0].text}`"
 
     def fix(self, case: Case, trials: Trials) -> Fix | None:
         patterns = _narrower(self.rule, case, self.index)
@@ -148,11 +152,6 @@ def _top_level(pattern: str) -> Iterator[tuple[str, str, int]]:
 GP105 = LintRule(
     "GP105",
     "warning",
-    "a pattern reaches several roles",
-    "It ends or begins inside a word, and the names it is found in have different uses: `ffn_gate` is in "
-    "the dense gate, in the experts' gate and in the router. Write whole words.",
-    "ffn_gate = q4_K",
-    r"ffn_gate(_exps|_shexp)?\. = q4_K",
     check,
     yields_to=("GP101", "GP102", "GP104", "GP111"),
     reads_patterns=True,

@@ -1,4 +1,11 @@
-r"""GP106: dots that stand for any character where only a dot is meant."""
+r"""Dots that stand for any character where only a dot is meant.
+
+GP106: a dot is not escaped
+    `.` stands for any character: `blk.1.` is found in `blk.10.`, `blk.11.` and so on. Write `\.` for a
+    dot.
+    - blk.1.ffn_down\.weight = q6_K
+    + blk\.1\.ffn_down\.weight = q6_K
+"""
 
 from __future__ import annotations
 
@@ -9,9 +16,7 @@ import re2
 
 from ggplan.linting.case import Case
 from ggplan.linting.rule import Finding, LintRule
-from ggplan.linting.trials import Trials
 from ggplan.linting.wording import part_of, rewritten
-from ggplan.rules import Fix, Rule
 from ggplan.rules.patterns import tokens
 
 _SEARCHES = 100_000  # names searched, all rules together
@@ -21,10 +26,10 @@ _SEARCHES = 100_000  # names searched, all rules together
 class BareDot(Finding):
     """The pattern with its dots escaped, and how many tensors match now and then."""
 
-    rule: Rule
     escaped: str
     n_now: int
     n_then: int
+    advice = "write `{f.escaped}`"
 
     @property
     def message(self) -> str:
@@ -32,12 +37,6 @@ class BareDot(Finding):
         if self.n_now == self.n_then:
             return told
         return f"{told}: the pattern matches {self.n_now:,} tensors, with `\\.` {self.n_then:,}"
-
-    def help(self, fix: Fix | None) -> str:
-        return f"write `{self.escaped}`"
-
-    def fix(self, case: Case, trials: Trials) -> Fix | None:
-        return rewritten(self.rule, self.escaped, safe=self.n_now == self.n_then)
 
 
 def check(case: Case) -> Iterator[BareDot]:
@@ -53,7 +52,9 @@ def check(case: Case) -> Iterator[BareDot]:
         search = re2.compile(replace(rule, pattern=escaped).regex(case.blocks.count)).search
         n_then = sum(bool(search(t.name.encode("utf-8", "surrogatepass"))) for t in case.tensors)
         if n_then:
-            yield BareDot(part_of(rule, min(places), 1), rule, escaped, len(case.members[i]), n_then)
+            n_now = len(case.members[i])
+            fix = rewritten(rule, escaped, safe=n_now == n_then)
+            yield BareDot(part_of(rule, min(places), 1), escaped, n_now, n_then, fixes=(fix,))
 
 
 def _bare_dots(pattern: str) -> frozenset[int]:
@@ -66,16 +67,4 @@ def _bare_dots(pattern: str) -> frozenset[int]:
     )
 
 
-GP106 = LintRule(
-    "GP106",
-    "warning",
-    "a dot is not escaped",
-    r"`.` stands for any character: `blk.1.` is found in `blk.10.`, `blk.11.` and so on. Write `\.` for "
-    "a dot.",
-    r"blk.1.ffn_down\.weight = q6_K",
-    r"blk\.1\.ffn_down\.weight = q6_K",
-    check,
-    yields_to=("GP111",),
-    reads_patterns=True,
-    shows_cost=True,
-)
+GP106 = LintRule("GP106", "warning", check, yields_to=("GP111",), reads_patterns=True, shows_cost=True)

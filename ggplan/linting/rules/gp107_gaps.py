@@ -1,7 +1,13 @@
-r"""GP107: blocks that one rule forgot and its siblings did not.
+r"""Blocks that one rule forgot and its siblings did not.
 
 A recipe that lists blocks, `blk\.([1-9]|[1-3][0-9]|4[0-5])\.`, is one digit away from leaving out the last.
 The blocks of each kind (`ffn_up_exps.weight`) are known exactly, and so are those its rules decide.
+
+GP107: blocks are left out
+    A list of blocks misses some that its siblings have: one digit is easily lost in
+    `([1-9]|[1-3][0-9]|4[0-5])`. Ranges such as `{1..46}` are easier to get right.
+    - blk\.{1..45}\.ffn_up_exps\.weight = q4_K
+    + blk\.{1..46}\.ffn_up_exps\.weight = q4_K
 """
 
 from __future__ import annotations
@@ -12,9 +18,7 @@ from dataclasses import dataclass
 
 from ggplan.linting.case import Case
 from ggplan.linting.rule import Finding, LintRule
-from ggplan.linting.trials import Trials
 from ggplan.linting.wording import block_list, blocks_of, blocks_text, kinds, part_of, rewritten, some
-from ggplan.rules import Fix, Rule
 from ggplan.rules.roles import block_of
 from ggplan.text import printable
 
@@ -36,11 +40,11 @@ class Gap(Finding):
         Kinds that have rules in the same blocks.
     """
 
-    rule: Rule
     left: tuple[int, ...]
     told: str
     beside: tuple[str, ...]
     pattern: str
+    advice = "write `{f.pattern}`"
 
     @property
     def message(self) -> str:
@@ -49,12 +53,6 @@ class Gap(Finding):
             return told
         kinds_ = ", ".join(f"`{printable(kind)}`" for kind in self.beside[:2])
         return f"{told}, while {kinds_} of the same blocks are not"
-
-    def help(self, fix: Fix | None) -> str:
-        return f"write `{self.pattern}`"
-
-    def fix(self, case: Case, trials: Trials) -> Fix | None:
-        return rewritten(self.rule, self.pattern, safe=False)
 
     @property
     def explains(self) -> frozenset[int]:
@@ -86,17 +84,13 @@ def check(case: Case) -> Iterator[Gap]:
         rule, (start, stop) = case.recipe.rules[index], listing[index]
         numbers = blocks_text(blocks_of(case, case.members[index]) | blocks, rule.pattern[start:stop])
         pattern = rule.pattern[:start] + numbers + rule.pattern[stop:]
-        yield Gap(part_of(rule, start, stop - start), rule, tuple(left), some(case, left), beside, pattern)
+        at, fix = part_of(rule, start, stop - start), rewritten(rule, pattern, safe=False)
+        yield Gap(at, tuple(left), some(case, left), beside, pattern, fixes=(fix,))
 
 
 GP107 = LintRule(
     "GP107",
     "warning",
-    "blocks are left out",
-    "A list of blocks misses some that its siblings have: one digit is easily lost in "
-    "`([1-9]|[1-3][0-9]|4[0-5])`. Ranges such as `{1..46}` are easier to get right.",
-    r"blk\.{1..45}\.ffn_up_exps\.weight = q4_K",
-    r"blk\.{1..46}\.ffn_up_exps\.weight = q4_K",
     check,
     yields_to=("GP101", "GP102", "GP104", "GP111"),
     reads_patterns=True,

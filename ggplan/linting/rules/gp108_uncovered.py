@@ -1,4 +1,9 @@
-"""GP108: tensors that no rule speaks of, but for those whose lack of a rule another finding explains."""
+"""Tensors that no rule speaks of, but for those whose lack of a rule another finding explains.
+
+GP108: tensors without a rule
+    They keep the type they have in the source, usually bf16, which is rarely meant.
+    + @default q8_0
+"""
 
 from __future__ import annotations
 
@@ -8,7 +13,6 @@ from dataclasses import dataclass
 
 from ggplan.linting.case import Case
 from ggplan.linting.rule import Finding, LintRule
-from ggplan.linting.trials import Trials
 from ggplan.linting.wording import blocks_of, blocks_text, kind_of, some
 from ggplan.rules import Edit, Fix
 from ggplan.rules.recipe import split_lines
@@ -51,12 +55,6 @@ class Uncovered(Finding):
         more = f" and {len(self.rules) - 1} more" if len(self.rules) > 1 else ""
         return f"add `{self.rules[0]}`{more}, or `@default q8_0` for all the rest"
 
-    def fix(self, case: Case, trials: Trials) -> Fix:
-        lines = split_lines(case.recipe.text)
-        lead = "" if not lines[-1].strip() else "\n"
-        text = lead + "\n".join(self.rules) + "\n"
-        return Fix((Edit(case.recipe.file, len(lines), len(lines[-1]) + 1, 0, text),), safe=False)
-
 
 def check(case: Case) -> Iterator[Uncovered]:
     missing = [t for t in case.uncovered() if t not in case.explained]
@@ -68,6 +66,10 @@ def check(case: Case) -> Iterator[Uncovered]:
     groups: dict[tuple[str, str], list[int]] = {}
     for t in missing:
         groups.setdefault((kind_of(case.tensors[t].name), fitted[t].type.name), []).append(t)
+    rules = tuple(_rule_for(case, members) for members in groups.values())
+    lines = split_lines(case.recipe.text)
+    lead = "" if not lines[-1].strip() else "\n"
+    edit = Edit(case.recipe.file, len(lines), len(lines[-1]) + 1, 0, lead + "\n".join(rules) + "\n")
     yield Uncovered(
         case.file,
         some(case, missing),
@@ -75,7 +77,8 @@ def check(case: Case) -> Iterator[Uncovered]:
         tuple(sorted({fitted[t].type.name for t in missing})),
         sum(fitted[t].type.tensor_bytes(case.tensors[t].shape) for t in missing),
         len(case.kept(protected=True)),
-        tuple(_rule_for(case, members) for members in groups.values()),
+        rules,
+        fixes=(Fix((edit,), safe=False),),
     )
 
 
@@ -92,12 +95,4 @@ def _rule_for(case: Case, members: list[int]) -> str:
     return rf"^blk\.{blocks}\.{kind}$ = {type_}"
 
 
-GP108 = LintRule(
-    "GP108",
-    "warning",
-    "tensors without a rule",
-    "They keep the type they have in the source, usually bf16, which is rarely meant.",
-    instead="@default q8_0",
-    check=check,
-    when_mended=True,
-)
+GP108 = LintRule("GP108", "warning", check, when_mended=True)

@@ -1,4 +1,10 @@
-r"""GP111: `[12]` as a whole block number is 1 or 2, and `{1,3}` behind a dot repeats the dot."""
+r"""`[12]` as a whole block number is 1 or 2, and `{1,3}` behind a dot repeats the dot.
+
+GP111: digits that are no block number
+    `[12]` is one digit, 1 or 2, not block 12; `{3}` behind a dot repeats the dot.
+    - blk\.[12]\.ffn_down_exps\.weight = q6_K
+    + blk\.12\.ffn_down_exps\.weight = q6_K
+"""
 
 from __future__ import annotations
 
@@ -8,45 +14,24 @@ from dataclasses import dataclass
 
 from ggplan.linting.case import Case
 from ggplan.linting.rule import Finding, LintRule
-from ggplan.linting.trials import Trials
 from ggplan.linting.wording import join, part_of, rewritten
-from ggplan.rules import Fix, Rule
+from ggplan.rules import Fix
 from ggplan.rules.patterns import tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Digits(Finding):
-    """A piece of a pattern that is no block number.
+    """A piece of a pattern, what it is instead of a block number, and what was meant or else can be."""
 
-    Attributes
-    ----------
-    start, text
-        The piece.
-    told
-        What it is instead.
-    meant, one_by_one
-        The number or range that was probably meant; else the digits as it has them.
-    """
-
-    rule: Rule
-    start: int
     text: str
     told: str
     meant: str
     one_by_one: str
-
-    @property
-    def message(self) -> str:
-        return f"`{self.text}` {self.told}"
+    says = "`{f.text}` {f.told}"
 
     def help(self, fix: Fix | None) -> str:
         other = "" if self.meant == self.one_by_one else f", or `{self.one_by_one}` for these digits"
         return f"write `{self.meant}`{other}"
-
-    def fix(self, case: Case, trials: Trials) -> Fix | None:
-        before, after = self.rule.pattern[: self.start], self.rule.pattern[self.start + len(self.text) :]
-        patterns = [before + new + after for new in dict.fromkeys((self.meant, self.one_by_one))]
-        return trials.best([fix for p in patterns if (fix := rewritten(self.rule, p, safe=False))])
 
 
 def check(case: Case) -> Iterator[Digits]:
@@ -71,7 +56,10 @@ def check(case: Case) -> Iterator[Digits]:
                 told = "repeats the dot before it; it is no block number"
             else:
                 continue
-            yield Digits(part_of(rule, start, len(text)), rule, start, text, told, meant, one_by_one)
+            head, tail = rule.pattern[:start], rule.pattern[start + len(text) :]
+            patterns = [head + new + tail for new in dict.fromkeys((meant, one_by_one))]
+            fixes = tuple(rewritten(rule, pattern, safe=False) for pattern in patterns)
+            yield Digits(part_of(rule, start, len(text)), text, told, meant, one_by_one, fixes=fixes)
 
 
 def _written_range(text: str) -> tuple[int, int] | None:
@@ -90,14 +78,4 @@ def _is_block(pieces: list[tuple[str, str, int]], at: int) -> bool:
     return starts is not None and after in (r"\.", ".", ")", "|")
 
 
-GP111 = LintRule(
-    "GP111",
-    "warning",
-    "digits that are no block number",
-    "`[12]` is one digit, 1 or 2, not block 12; `{3}` behind a dot repeats the dot.",
-    r"blk\.[12]\.ffn_down_exps\.weight = q6_K",
-    r"blk\.12\.ffn_down_exps\.weight = q6_K",
-    check,
-    reads_patterns=True,
-    shows_cost=True,
-)
+GP111 = LintRule("GP111", "warning", check, reads_patterns=True, shows_cost=True)

@@ -1,53 +1,50 @@
-"""GP201 and GP212: a shape forbids the type, and the fallback table has another, or none."""
+r"""A shape forbids the type, and the fallback table has another, or none.
+
+GP201: a shape forbids the type
+    A row must hold whole blocks of the type, and 1408 weights are no whole blocks of 256. The engine's
+    fallback table puts another type in its place. Say in the rule which one you want there.
+    - ffn_down_exps\.weight = q6_K
+    + ffn_down_exps\.weight = q6_K | q8_0
+
+GP212: a shape forbids the type, and nothing takes its place
+    The engine would stop here: its fallback table has no type for such rows. End the chain in one that
+    fits.
+    - @target ik_llama.cpp
+    - ffn_down_exps\.weight = tq2_0
+    + @target ik_llama.cpp
+    + ffn_down_exps\.weight = tq2_0 | q8_0
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ggplan.errors import PlanError
 from ggplan.ggml_types import GgmlType
 from ggplan.linting.case import Case
 from ggplan.linting.rule import Finding, LintRule
-from ggplan.linting.trials import Trials
 from ggplan.linting.wording import rechosen, some
 from ggplan.planning import Fitted
 from ggplan.planning.fitting import replaced
-from ggplan.rules import Choice, Fix
+from ggplan.rules import Choice
 
 
 @dataclass(frozen=True, slots=True)
 class Fallback(Finding):
-    """Tensors whose type the fallback table replaces.
+    """Tensors whose type the fallback table replaces, their weights, and the chain that says the same."""
 
-    Attributes
-    ----------
-    choice
-        What asked for the type; None where no recipe did.
-    tensors
-        They, in words.
-    n_columns, n_weights
-        Their row length, and weights together.
-    chain
-        What the choice would be with the fallbacks written out.
-    """
-
-    choice: Choice | None
     tensors: str
     n_columns: int
     n_weights: int
     asked: GgmlType
     got: GgmlType
     chain: str
+    advice = "say what you want there: `{f.chain}`"
 
     @property
     def message(self) -> str:
         return f"{self.tensors}: {replaced(self.asked, self.got, self.n_columns)}"
-
-    def help(self, fix: Fix | None) -> str:
-        return f"say what you want there: `{self.chain}`"
-
-    def fix(self, case: Case, trials: Trials) -> Fix | None:
-        return rechosen(self.choice, self.chain, safe=True)
 
     @property
     def cost_bytes(self) -> int:
@@ -58,19 +55,10 @@ class Fallback(Finding):
 class NoType(Finding):
     """The first tensor that cannot have its type, nor any in its place, and why."""
 
-    choice: Choice
-    fault: str
-    advice: str
-
-    @property
-    def message(self) -> str:
-        return self.fault
-
-    def help(self, fix: Fix | None) -> str:
-        return self.advice
-
-    def fix(self, case: Case, trials: Trials) -> Fix | None:
-        return rechosen(self.choice, _chain(self.choice, "f16"), safe=False)
+    tensor: str
+    fault: PlanError
+    says = "{f.tensor}: {f.fault.message}"
+    advice = "{f.fault.hint}"
 
 
 def check_fallbacks(case: Case) -> Iterator[Fallback]:
@@ -81,8 +69,8 @@ def check_fallbacks(case: Case) -> Iterator[Fallback]:
         instead = dict.fromkeys(other for other_rule, _, _, other in groups if other_rule == rule)
         order = map(str, sorted(instead, key=lambda type_: -type_.block_size))
         chain = _chain(choice, *order) if choice is not None else f"{asked} | {got}"
-        told = some(case, members)
-        yield Fallback(case.place(rule), choice, told, n_columns, n_weights, asked, got, chain)
+        told, fix = some(case, members), rechosen(choice, chain, safe=True)
+        yield Fallback(case.place(rule), told, n_columns, n_weights, asked, got, chain, fixes=(fix,))
 
 
 def _replaced(f: Fitted) -> tuple[int | None, GgmlType, int, GgmlType] | None:
@@ -92,8 +80,8 @@ def _replaced(f: Fitted) -> tuple[int | None, GgmlType, int, GgmlType] | None:
 def check_no_type(case: Case) -> Iterator[NoType]:
     for t, f in enumerate(case.fitted):
         if f.fault is not None and (choice := case.choice(f.decision.rule)) is not None:
-            fault = f"{some(case, [t])}: {f.fault.message}"
-            yield NoType(choice.location, choice, fault, f.fault.hint)
+            fix = rechosen(choice, _chain(choice, "f16"), safe=False)
+            yield NoType(choice.location, some(case, [t]), f.fault, fixes=(fix,))
             return
 
 
@@ -101,24 +89,5 @@ def _chain(choice: Choice, *more: str) -> str:
     return " | ".join([*map(str, choice.types), *more]) + "!" * choice.forced
 
 
-GP201 = LintRule(
-    "GP201",
-    "warning",
-    "a shape forbids the type",
-    "A row must hold whole blocks of the type, and 1408 weights are no whole blocks of 256. The engine's "
-    "fallback table puts another type in its place. Say in the rule which one you want there.",
-    r"ffn_down_exps\.weight = q6_K",
-    r"ffn_down_exps\.weight = q6_K | q8_0",
-    check_fallbacks,
-    yields_to=("GP212",),
-)
-GP212 = LintRule(
-    "GP212",
-    "error",
-    "a shape forbids the type, and nothing takes its place",
-    "The engine would stop here: its fallback table has no type for such rows. End the chain in one that "
-    "fits.",
-    "@target ik_llama.cpp\nffn_down_exps\\.weight = tq2_0",
-    "@target ik_llama.cpp\nffn_down_exps\\.weight = tq2_0 | q8_0",
-    check_no_type,
-)
+GP201 = LintRule("GP201", "warning", check_fallbacks, yields_to=("GP212",))
+GP212 = LintRule("GP212", "error", check_no_type)

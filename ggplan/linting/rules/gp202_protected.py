@@ -1,4 +1,24 @@
-"""GP202, GP203 and GP213: rules that meet tensors which llama-quantize never quantizes."""
+r"""Rules that meet tensors which llama-quantize never quantizes.
+
+GP202: a rule for protected tensors only is passed over
+    llama-quantize never quantizes norms, biases, vectors and routers, and neither does a rule with a
+    quantized type: the next rule is tried. This rule decides nothing else, so write the float type they
+    keep.
+    - ffn_gate_inp\.weight = q8_0
+    + ffn_gate_inp\.weight = f32
+
+GP203: a protected tensor is forced
+    `!` gives a tensor a type that llama-quantize would refuse it. Make sure that your engine loads the
+    file.
+    - ffn_gate_inp\.weight = q8_0!
+    + ffn_gate_inp\.weight = f32
+
+GP213: protected tensors are passed over
+    A rule matches norms, biases, vectors or routers beside other tensors. llama-quantize never
+    quantizes them, and neither does ggplan: the next rule is tried, and without one they stay as they
+    are.
+    - blk = q8_0
+"""
 
 from __future__ import annotations
 
@@ -8,69 +28,38 @@ from dataclasses import dataclass
 from ggplan.ggml_types import GgmlType
 from ggplan.linting.case import Case
 from ggplan.linting.rule import Finding, LintRule
-from ggplan.linting.trials import Trials
 from ggplan.linting.wording import rechosen, some
 from ggplan.planning import Fitted
-from ggplan.rules import Choice, Fix
 
 
 @dataclass(frozen=True, slots=True)
 class PassedOver(Finding):
-    """Tensors that a rule passes over.
+    """Tensors that a rule passes over, why the first is protected, the rule's type, and what they stay."""
 
-    Attributes
-    ----------
-    tensors, reason
-        They in words, and why the first is protected.
-    kept
-        What they are written in.
-    """
-
-    choice: Choice
     tensors: str
     reason: str | None
+    type: GgmlType
     kept: str
-
-    @property
-    def message(self) -> str:
-        return f"{self.tensors}: {self.reason}; {self.choice.types[0]} is passed over"
-
-    def help(self, fix: Fix | None) -> str:
-        return f"write `{self.kept}`, which it stays, or force it with `{self.choice.types[0]}!`"
-
-    def fix(self, case: Case, trials: Trials) -> Fix | None:
-        return rechosen(self.choice, self.kept, safe=True)
+    says = "{f.tensors}: {f.reason}; {f.type} is passed over"
+    advice = "write `{f.kept}`, which it stays, or force it with `{f.type}!`"
 
 
 @dataclass(frozen=True, slots=True)
 class PassedOverByTheWay(PassedOver):
     """The same by a rule that decides other tensors: nothing to mend."""
 
-    def help(self, fix: Fix | None) -> str:
-        return ""
-
-    def fix(self, case: Case, trials: Trials) -> None:
-        return None
+    advice = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Forced(Finding):
     """Protected tensors that `!` gives a quantized type."""
 
-    choice: Choice
     tensors: str
     type: GgmlType
     source: GgmlType
-
-    @property
-    def message(self) -> str:
-        return f"{self.tensors}: forced to {self.type}; llama-quantize would keep {self.source}"
-
-    def help(self, fix: Fix | None) -> str:
-        return f"write `{self.source}`, unless your engine loads it so"
-
-    def fix(self, case: Case, trials: Trials) -> Fix | None:
-        return rechosen(self.choice, str(self.source), safe=False)
+    says = "{f.tensors}: forced to {f.type}; llama-quantize would keep {f.source}"
+    advice = "write `{f.source}`, unless your engine loads it so"
 
 
 def check_meant(case: Case) -> Iterator[PassedOver]:
@@ -84,8 +73,8 @@ def check_by_the_way(case: Case) -> Iterator[PassedOver]:
 def check_forced(case: Case) -> Iterator[Forced]:
     for (rule,), members in case.grouped(_forced).items():
         first, choice = case.fitted[members[0]], case.choice(rule)
-        assert choice is not None
-        yield Forced(choice.location, choice, some(case, members), first.type, first.tensor.type)
+        fix = rechosen(choice, str(first.tensor.type), safe=False)
+        yield Forced(case.place(rule), some(case, members), first.type, first.tensor.type, fixes=(fix,))
 
 
 def _forced(f: Fitted) -> tuple[int | None] | None:
@@ -106,37 +95,11 @@ def _passed_over(case: Case, kind: type[PassedOver], *, decides: bool) -> Iterat
             types = {case.fitted[t].type.name for t in members}
             kept = types.pop() if len(types) == 1 else "f32"
             reason = case.fitted[min(members)].decision.protected
-            yield kind(rule.choice.location, rule.choice, some(case, members), reason, kept)
+            fixes = () if decides else (rechosen(rule.choice, kept, safe=True),)
+            at, type_ = rule.choice.location, rule.choice.types[0]
+            yield kind(at, some(case, members), reason, type_, kept, fixes=fixes)
 
 
-GP202 = LintRule(
-    "GP202",
-    "warning",
-    "a rule for protected tensors only is passed over",
-    "llama-quantize never quantizes norms, biases, vectors and routers, and neither does a rule with a "
-    "quantized type: the next rule is tried. This rule decides nothing else, so write the float type "
-    "they keep.",
-    r"ffn_gate_inp\.weight = q8_0",
-    r"ffn_gate_inp\.weight = f32",
-    check_meant,
-)
-GP203 = LintRule(
-    "GP203",
-    "warning",
-    "a protected tensor is forced",
-    "`!` gives a tensor a type that llama-quantize would refuse it. Make sure that your engine loads the "
-    "file.",
-    r"ffn_gate_inp\.weight = q8_0!",
-    r"ffn_gate_inp\.weight = f32",
-    check_forced,
-    shows_cost=True,
-)
-GP213 = LintRule(
-    "GP213",
-    "note",
-    "protected tensors are passed over",
-    "A rule matches norms, biases, vectors or routers beside other tensors. llama-quantize never "
-    "quantizes them, and neither does ggplan: the next rule is tried, and without one they stay as they are.",
-    "blk = q8_0",
-    check=check_by_the_way,
-)
+GP202 = LintRule("GP202", "warning", check_meant)
+GP203 = LintRule("GP203", "warning", check_forced, shows_cost=True)
+GP213 = LintRule("GP213", "note", check_by_the_way)

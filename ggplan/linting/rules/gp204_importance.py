@@ -1,4 +1,17 @@
-"""GP204, GP206 and GP207: types that want an importance matrix, and what the one that is given lacks."""
+"""Types that want an importance matrix, and what the one that is given lacks.
+
+GP204: the type needs an imatrix
+    llama-quantize refuses iq1, iq2 and iq3_xxs without an importance matrix: unweighted, they lose too
+    much. Of some ggml cannot encode a block without: there `ggplan convert` stops before it writes a
+    byte.
+
+GP206: the imatrix does not know a tensor
+    It is encoded without importance: check that the imatrix is this model's.
+
+GP207: the imatrix has no data for some experts
+    They were never routed to while it was collected, so their columns count alike. Collect it from more
+    text.
+"""
 
 from __future__ import annotations
 
@@ -12,46 +25,46 @@ from ggplan.linting.wording import some
 from ggplan.planning import Fitted
 from ggplan.planning.importance import coverage_of
 from ggplan.planning.plan import Coverage
-from ggplan.rules import Fix
 from ggplan.stock import needs_imatrix
 from ggplan.text import printable
 
 
 @dataclass(frozen=True, slots=True)
 class NeedsImatrix(Finding):
-    """Tensors of one type that llama-quantize refuses without an imatrix; the encoder may too."""
+    """Tensors of one type that llama-quantize refuses without an imatrix."""
 
     tensors: str
     type: str
-    is_impossible: bool
+    says = "{f.tensors}: llama-quantize refuses {f.type} without an imatrix; expect garbage"
+    advice = "give one with --imatrix, or choose a type of more bits"
 
-    @property
-    def message(self) -> str:
-        if self.is_impossible:
-            return f"{self.tensors}: {self.type} cannot be encoded without an imatrix"
-        return f"{self.tensors}: llama-quantize refuses {self.type} without an imatrix; expect garbage"
 
-    def help(self, fix: Fix | None) -> str:
-        return "give one with --imatrix, or choose a type of more bits"
+@dataclass(frozen=True, slots=True)
+class CannotDoWithout(NeedsImatrix):
+    """The same of a type that no encoder can do without."""
+
+    says = "{f.tensors}: {f.type} cannot be encoded without an imatrix"
 
 
 @dataclass(frozen=True, slots=True)
 class NoEntry(Finding):
-    """Tensors that the imatrix has no entry for, and the type where llama-quantize would refuse it so."""
+    """Tensors that the imatrix has no entry for."""
 
     tensors: str
     imatrix: str
-    refused: str
+    says = "{f.tensors}: no entry in {f.imatrix}; encoded without importance"
 
-    @property
-    def message(self) -> str:
-        what = "encoded without importance"
-        if self.refused:
-            what = f"llama-quantize refuses {self.refused} without importance; expect garbage"
-        return f"{self.tensors}: no entry in {self.imatrix}; {what}"
 
-    def help(self, fix: Fix | None) -> str:
-        return "collect an imatrix of this very model, or choose a type of more bits" if self.refused else ""
+@dataclass(frozen=True, slots=True)
+class RefusedWithoutEntry(NoEntry):
+    """The same, of a type that llama-quantize refuses so."""
+
+    type: str
+    says = (
+        "{f.tensors}: no entry in {f.imatrix}; llama-quantize refuses {f.type} without importance; expect "
+        "garbage"
+    )
+    advice = "collect an imatrix of this very model, or choose a type of more bits"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,21 +73,18 @@ class UnseenExperts(Finding):
 
     tensor: str
     imatrix: str
-    n_unseen: int
-    n_experts: int
-
-    @property
-    def message(self) -> str:
-        return (
-            f"{self.tensor}: {self.n_unseen} of {self.n_experts} experts were never routed to in "
-            f"{self.imatrix}; their columns count alike"
-        )
+    coverage: Coverage
+    says = (
+        "{f.tensor}: {f.coverage.n_unseen} of {f.coverage.n_matrices} experts were never routed to in "
+        "{f.imatrix}; their columns count alike"
+    )
 
 
 def check_given(case: Case) -> Iterator[NeedsImatrix]:
     if case.imatrix is None:
         for (rule, type_), members in case.grouped(_needing).items():
-            yield NeedsImatrix(case.place(rule), some(case, members), type_.name, type_.requires_imatrix)
+            kind = CannotDoWithout if type_.requires_imatrix else NeedsImatrix
+            yield kind(case.place(rule), some(case, members), type_.name)
 
 
 def check_entries(case: Case) -> Iterator[NoEntry]:
@@ -85,15 +95,17 @@ def check_entries(case: Case) -> Iterator[NoEntry]:
         if not coverage.n_matrices:
             refused = _needing(case.fitted[t])
             groups.setdefault("" if refused is None else refused[1].name, []).append(t)
+    file = printable(case.imatrix.path.name)
     for name, members in groups.items():
-        yield NoEntry(case.file, some(case, members), printable(case.imatrix.path.name), name)
+        told = some(case, members)
+        yield RefusedWithoutEntry(case.file, told, file, name) if name else NoEntry(case.file, told, file)
 
 
 def check_experts(case: Case) -> Iterator[UnseenExperts]:
     for t, coverage in _coverage(case):
         if coverage.n_unseen and case.imatrix is not None:
             tensor, file = printable(case.tensors[t].name), printable(case.imatrix.path.name)
-            yield UnseenExperts(case.file, tensor, file, coverage.n_unseen, coverage.n_matrices)
+            yield UnseenExperts(case.file, tensor, file, coverage)
 
 
 def _needing(f: Fitted) -> tuple[int | None, GgmlType] | None:
@@ -109,26 +121,6 @@ def _coverage(case: Case) -> Iterator[tuple[int, Coverage]]:
             yield t, coverage
 
 
-GP204 = LintRule(
-    "GP204",
-    "note",
-    "the type needs an imatrix",
-    "llama-quantize refuses iq1, iq2 and iq3_xxs without an importance matrix: unweighted, they lose too "
-    "much. Of some ggml cannot encode a block without: there `ggplan convert` stops before it writes a byte.",
-    check=check_given,
-)
-GP206 = LintRule(
-    "GP206",
-    "warning",
-    "the imatrix does not know a tensor",
-    "It is encoded without importance: check that the imatrix is this model's.",
-    check=check_entries,
-)
-GP207 = LintRule(
-    "GP207",
-    "note",
-    "the imatrix has no data for some experts",
-    "They were never routed to while it was collected, so their columns count alike. Collect it from "
-    "more text.",
-    check=check_experts,
-)
+GP204 = LintRule("GP204", "note", check_given)
+GP206 = LintRule("GP206", "warning", check_entries)
+GP207 = LintRule("GP207", "note", check_experts)

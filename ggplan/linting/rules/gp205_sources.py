@@ -1,4 +1,14 @@
-"""GP205 and GP211: weights that are quantized twice, or written with more bits than they have."""
+r"""Weights that are quantized twice, or written with more bits than they have.
+
+GP205: a quantized tensor is quantized again
+    Each encoding loses. Start from the original weights, or let the tensor keep its type.
+
+GP211: the type is wider than the source
+    More bits than the source has say nothing more: bf16 weights in f32 take twice the bytes and give
+    the same results.
+    - attn_q\.weight = f32
+    + attn_q\.weight = bf16
+"""
 
 from __future__ import annotations
 
@@ -8,43 +18,28 @@ from dataclasses import dataclass
 from ggplan.ggml_types import GgmlType
 from ggplan.linting.case import Case
 from ggplan.linting.rule import Finding, LintRule
-from ggplan.linting.trials import Trials
 from ggplan.linting.wording import rechosen, some
 from ggplan.planning import Fitted
-from ggplan.rules import Choice, Fix
 
 
 @dataclass(frozen=True, slots=True)
 class Twice(Finding):
-    """Tensors quantized in the source, and the other quantized type they get."""
+    """Tensors quantized in the source, their weights, and the other quantized type they get."""
 
-    choice: Choice | None
     tensors: str
     n_weights: int
     source: GgmlType
     type: GgmlType
-
-    @property
-    def message(self) -> str:
-        return f"{self.tensors}: {self.source} in the source, encoded again as {self.type}"
-
-    def help(self, fix: Fix | None) -> str:
-        return f"each encoding loses: write `{self.source}`, or start from the original weights"
-
-    def fix(self, case: Case, trials: Trials) -> Fix | None:
-        return rechosen(self.choice, str(self.source), safe=False)
+    says = "{f.tensors}: {f.source} in the source, encoded again as {f.type}"
+    advice = "each encoding loses: write `{f.source}`, or start from the original weights"
 
 
 @dataclass(frozen=True, slots=True)
 class Wider(Twice):
     """Tensors that get more bits than the source has."""
 
-    @property
-    def message(self) -> str:
-        return f"{self.tensors}: {self.source} in the source, written as {self.type}"
-
-    def help(self, fix: Fix | None) -> str:
-        return f"more bits say no more: write `{self.source}`"
+    says = "{f.tensors}: {f.source} in the source, written as {f.type}"
+    advice = "more bits say no more: write `{f.source}`"
 
     @property
     def cost_bytes(self) -> int:
@@ -78,23 +73,9 @@ def _grouped(case: Case, kind: type[Twice], is_meant: Callable[[Fitted], bool]) 
 
     for (rule, source, type_), members in case.grouped(key).items():
         n_weights = sum(case.tensors[t].n_weights for t in members)
-        yield kind(case.place(rule), case.choice(rule), some(case, members), n_weights, source, type_)
+        fix = rechosen(case.choice(rule), str(source), safe=False)
+        yield kind(case.place(rule), some(case, members), n_weights, source, type_, fixes=(fix,))
 
 
-GP205 = LintRule(
-    "GP205",
-    "warning",
-    "a quantized tensor is quantized again",
-    "Each encoding loses. Start from the original weights, or let the tensor keep its type.",
-    check=check_twice,
-)
-GP211 = LintRule(
-    "GP211",
-    "warning",
-    "the type is wider than the source",
-    "More bits than the source has say nothing more: bf16 weights in f32 take twice the bytes and give "
-    "the same results.",
-    r"attn_q\.weight = f32",
-    r"attn_q\.weight = bf16",
-    check_wider,
-)
+GP205 = LintRule("GP205", "warning", check_twice)
+GP211 = LintRule("GP211", "warning", check_wider)

@@ -1,4 +1,17 @@
-"""GP208 and GP210: types that ggplan cannot write, or the engine of `@target` does not know."""
+r"""Types that ggplan cannot write, or the engine of `@target` does not know.
+
+GP208: ggplan cannot write the type
+    It knows the type's size, so it can plan with it; `ggplan convert` refuses it. Choose one that
+    `ggplan types` shows with `writes`.
+
+GP210: the target does not know the type
+    `@target llama.cpp` promises that llama.cpp loads the file; iq4_k, iq5_ks, q6_0 and others are
+    ik_llama.cpp's own.
+    - @target llama.cpp
+    - ffn_up_exps\.weight = iq4_k
+    + @target llama.cpp
+    + ffn_up_exps\.weight = q4_K
+"""
 
 from __future__ import annotations
 
@@ -8,10 +21,8 @@ from dataclasses import dataclass
 from ggplan.ggml_types import TYPES, GgmlType
 from ggplan.linting.case import Case
 from ggplan.linting.rule import Finding, LintRule
-from ggplan.linting.trials import Trials
 from ggplan.linting.wording import rechosen, some
 from ggplan.planning import Fitted
-from ggplan.rules import Choice, Fix
 
 _OWN = [t for t in TYPES if t.engine == "llama.cpp" and t.is_quantized and not t.internal and t.encodable]
 
@@ -22,35 +33,18 @@ class CannotWrite(Finding):
 
     tensors: str
     type: GgmlType
-
-    @property
-    def message(self) -> str:
-        return f"{self.tensors}: ggplan cannot write {self.type.described}"
-
-    def help(self, fix: Fix | None) -> str:
-        return "`ggplan types` shows which types can be written"
+    says = "{f.tensors}: ggplan cannot write {f.type.described}"
+    advice = "`ggplan types` shows which types can be written"
 
 
 @dataclass(frozen=True, slots=True)
 class ForeignType(Finding):
     """A type of ik_llama.cpp where llama.cpp is the target, and llama.cpp's of about as many bits."""
 
-    choice: Choice
     type: GgmlType
     near: GgmlType
-
-    @property
-    def message(self) -> str:
-        return f"llama.cpp does not know {self.type}, a type of ik_llama.cpp"
-
-    def help(self, fix: Fix | None) -> str:
-        bits = f"{self.near.bits_per_weight:.4g} bits a weight"
-        return f"write `{self.near}` ({bits}), or `@target ik_llama.cpp`"
-
-    def fix(self, case: Case, trials: Trials) -> Fix | None:
-        types = [self.near if t == self.type else t for t in self.choice.types]
-        text = " | ".join(map(str, types)) + "!" * self.choice.forced
-        return rechosen(self.choice, text, safe=False)
+    says = "llama.cpp does not know {f.type}, a type of ik_llama.cpp"
+    advice = "write `{f.near}` ({f.near.bits_per_weight:.4g} bits a weight), or `@target ik_llama.cpp`"
 
 
 def check_writable(case: Case) -> Iterator[CannotWrite]:
@@ -69,24 +63,10 @@ def check_target(case: Case) -> Iterator[ForeignType]:
         for type_, at in zip(choice.types, choice.locations, strict=True):
             if type_.engine != "llama.cpp":
                 near = min(_OWN, key=lambda t: (abs(t.bits_per_weight - type_.bits_per_weight), t.name))
-                yield ForeignType(at, choice, type_, near)
+                types = [near if t == type_ else t for t in choice.types]
+                text = " | ".join(map(str, types)) + "!" * choice.forced
+                yield ForeignType(at, type_, near, fixes=(rechosen(choice, text, safe=False),))
 
 
-GP208 = LintRule(
-    "GP208",
-    "note",
-    "ggplan cannot write the type",
-    "It knows the type's size, so it can plan with it; `ggplan convert` refuses it. Choose one that "
-    "`ggplan types` shows with `writes`.",
-    check=check_writable,
-)
-GP210 = LintRule(
-    "GP210",
-    "error",
-    "the target does not know the type",
-    "`@target llama.cpp` promises that llama.cpp loads the file; iq4_k, iq5_ks, q6_0 and others are "
-    "ik_llama.cpp's own.",
-    "@target llama.cpp\nffn_up_exps\\.weight = iq4_k",
-    "@target llama.cpp\nffn_up_exps\\.weight = q4_K",
-    check_target,
-)
+GP208 = LintRule("GP208", "note", check_writable)
+GP210 = LintRule("GP210", "error", check_target)

@@ -1,4 +1,10 @@
-"""GP209: a recipe for another architecture than the model's."""
+"""A recipe for another architecture than the model's.
+
+GP209: the recipe is for another architecture
+    `@arch` names another than the model's; rules on names may match nothing or the wrong tensors.
+    - @arch glm4
+    + @arch glm4moe
+"""
 
 from __future__ import annotations
 
@@ -7,8 +13,8 @@ from dataclasses import dataclass
 
 from ggplan.linting.case import Case
 from ggplan.linting.rule import Finding, LintRule
-from ggplan.linting.trials import Trials
-from ggplan.rules import Edit, Fix, Location
+from ggplan.rules import Fix, Location
+from ggplan.rules.draft import replacing
 from ggplan.rules.recipe import split_lines
 from ggplan.text import printable
 
@@ -19,26 +25,20 @@ class OtherArchitecture(Finding):
 
     recipe: str
     model: str
-
-    @property
-    def message(self) -> str:
-        return f"the recipe is for {printable(self.recipe)}, the model is {printable(self.model)}"
+    says = "the recipe is for {f.recipe}, the model is {f.model}"
 
     def help(self, fix: Fix | None) -> str:
-        other = f", or write `@arch {printable(self.model)}`" if fix else ""
-        return f"choose another recipe{other}"
-
-    def fix(self, case: Case, trials: Trials) -> Fix | None:
-        if not self.at.line:
-            return None
-        at = self.at
-        return Fix((Edit(at.file, at.line, at.column, at.length, self.model),), safe=False)
+        return "choose another recipe" + (f", or write `@arch {self.model}`" if fix else "")
 
 
 def check(case: Case) -> Iterator[OtherArchitecture]:
     recipe, model = case.recipe, case.model
     if recipe.architecture and model.architecture and recipe.architecture != model.architecture:
-        yield OtherArchitecture(_place(case), recipe.architecture, model.architecture)
+        at = _place(case)
+        fix = replacing(at, model.architecture, safe=False) if at.line else None
+        yield OtherArchitecture(
+            at, printable(recipe.architecture), printable(model.architecture), fixes=(fix,)
+        )
 
 
 def _place(case: Case) -> Location:
@@ -50,12 +50,4 @@ def _place(case: Case) -> Location:
     return case.file
 
 
-GP209 = LintRule(
-    "GP209",
-    "warning",
-    "the recipe is for another architecture",
-    "`@arch` names another than the model's; rules on names may match nothing or the wrong tensors.",
-    "@arch glm4",
-    "@arch glm4moe",
-    check,
-)
+GP209 = LintRule("GP209", "warning", check)

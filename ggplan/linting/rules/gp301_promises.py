@@ -1,5 +1,15 @@
-"""GP301 and GP302: what `@assert` and `@test` demand of the plan, where it is not so once all else is
+"""What `@assert` and `@test` demand of the plan, where it is not so once all else is
 mended.
+
+GP301: an assertion does not hold
+    `@assert` says what must be true of the plan: its bpw or size, that no tensor is uncovered, or one
+    tensor's type.
+    - @assert bpw <= 4.5
+
+GP302: a test fails
+    `@test NAME -> TYPE` says which type one tensor must get, with fallbacks. Correct the rules, or the
+    test.
+    - @test blk.7.ffn_down_exps.weight -> q6_K
 """
 
 from __future__ import annotations
@@ -13,10 +23,10 @@ from dataclasses import dataclass, field, replace
 from ggplan.ggml_types import GgmlType
 from ggplan.linting.case import Case
 from ggplan.linting.rule import Finding, LintRule
-from ggplan.linting.trials import Trials
 from ggplan.linting.wording import some
 from ggplan.planning.roles import device_of
-from ggplan.rules import Assertion, Edit, Fix, TypeTest
+from ggplan.rules import Assertion, Fix, TypeTest
+from ggplan.rules.draft import replacing
 from ggplan.rules.recipe import Location
 from ggplan.rules.roles import expand_role
 from ggplan.text import format_bytes, printable
@@ -30,21 +40,14 @@ _COMPARE: dict[str, Callable[[float, float], bool]] = {
 
 @dataclass(frozen=True, slots=True)
 class UnknownTensor(Finding):
-    """A tensor that the model lacks, the nearest one, and whether to write that instead."""
+    """A tensor that the model lacks, and the nearest one."""
 
     name: str
     near: str
-    is_mended: bool
-
-    @property
-    def message(self) -> str:
-        return f"the model has no tensor `{printable(self.name[:100])}`"
+    says = "the model has no tensor `{f.name}`"
 
     def help(self, fix: Fix | None) -> str:
         return f"the nearest is `{printable(self.near)}`" if self.near else "name a tensor of the model"
-
-    def fix(self, case: Case, trials: Trials) -> Fix | None:
-        return _replaced(self.at, self.near) if self.near and self.is_mended else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,18 +56,11 @@ class FalseAssertion(Finding):
 
     fact: str
     instead: str
-
-    @property
-    def message(self) -> str:
-        return self.fact
+    says = "{f.fact}"
 
     def help(self, fix: Fix | None) -> str:
-        if not self.instead:
-            return "correct the rules, or what is demanded of them"
-        return f"correct the rules, or write `@assert {printable(self.instead)}`"
-
-    def fix(self, case: Case, trials: Trials) -> Fix | None:
-        return _replaced(self.at, self.instead) if self.instead else None
+        instead = f"write `@assert {printable(self.instead)}`" if self.instead else "what is demanded of them"
+        return f"correct the rules, or {instead}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,19 +73,14 @@ class FailedTest(Finding):
     by: str
     asked: GgmlType | None
     n_columns: int
+    advice = "correct the rules, or write `{f.got}`"
 
     @property
     def message(self) -> str:
-        told = f"{printable(self.tensor)} gets {self.got}, not {self.wanted}: {self.by} decides"
+        told = f"{self.tensor} gets {self.got}, not {self.wanted}: {self.by} decides"
         if self.asked is None:
             return told
         return f"{told} on {self.asked}, which does not fit its rows of {self.n_columns}"
-
-    def help(self, fix: Fix | None) -> str:
-        return f"correct the rules, or write `{self.got}`"
-
-    def fix(self, case: Case, trials: Trials) -> Fix:
-        return _replaced(self.at, self.got.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,18 +163,23 @@ def _assertion(facts: _Facts, promise: Assertion) -> Outcome:
     if isinstance(promise.value, GgmlType):
         index = facts.find(promise.of)
         if index is None:
-            finding = UnknownTensor(at, promise.of, facts.nearest(promise.of), is_mended=False)
+            finding = UnknownTensor(at, printable(promise.of[:100]), facts.nearest(promise.of))
             return Outcome("GP301", text, "no such tensor", finding)
         found = facts.case.fitted[index].type
         if (found == promise.value) == (promise.comparison == "=="):
             return Outcome("GP301", text, found.name, None)
-        fact = f"{printable(promise.of)} is {found}"
-        return Outcome("GP301", text, found.name, FalseAssertion(at, fact, f"type({promise.of}) == {found}"))
+        fact, instead = f"{printable(promise.of)} is {found}", f"type({promise.of}) == {found}"
+        return Outcome("GP301", text, found.name, _false(at, fact, instead))
     value, told = facts.measure(promise)
     if _COMPARE[promise.comparison](value, promise.value):
         return Outcome("GP301", text, told, None)
     fact = f"{promise.text} does not hold: it is {told}"
-    return Outcome("GP301", text, told, FalseAssertion(at, fact, _true_of(promise, value)))
+    return Outcome("GP301", text, told, _false(at, fact, _true_of(promise, value)))
+
+
+def _false(at: Location, fact: str, instead: str) -> FalseAssertion:
+    fix = replacing(at, instead, safe=False) if instead else None
+    return FalseAssertion(at, fact, instead, fixes=(fix,))
 
 
 def _measure(case: Case, promise: Assertion) -> tuple[float, str]:
@@ -213,7 +209,9 @@ def _test(facts: _Facts, promise: TypeTest) -> Outcome:
     name_at, type_at = promise.locations
     index = facts.find(promise.name)
     if index is None:
-        finding = UnknownTensor(name_at, promise.name, facts.nearest(promise.name), is_mended=True)
+        near = facts.nearest(promise.name)
+        fix = replacing(name_at, near, safe=False) if near else None
+        finding = UnknownTensor(name_at, printable(promise.name[:100]), near, fixes=(fix,))
         return Outcome("GP302", text, "no such tensor", finding)
     d = facts.case.fitted[index]
     if d.type == promise.type:
@@ -221,7 +219,9 @@ def _test(facts: _Facts, promise: TypeTest) -> Outcome:
     by = "@default" if d.decision.reason == "default" else "no rule"
     if d.decision.rule is not None:
         by = facts.case.recipe.rules[d.decision.rule].where
-    failed = FailedTest(type_at, promise.name, d.type, promise.type, by, d.asked, d.tensor.n_columns)
+    fix = replacing(type_at, d.type.name, safe=False)
+    name, n_columns = printable(promise.name), d.tensor.n_columns
+    failed = FailedTest(type_at, name, d.type, promise.type, by, d.asked, n_columns, fixes=(fix,))
     return Outcome("GP302", text, d.type.name, failed)
 
 
@@ -238,27 +238,5 @@ def _true_of(promise: Assertion, value: float) -> str:
     return f"{subject} {promise.comparison[0]}= {away(value / unit * digits) / digits:g}{suffix}"
 
 
-def _replaced(at: Location, text: str) -> Fix:
-    return Fix((Edit(at.file, at.line, at.column, at.length, text),), safe=False)
-
-
-GP301 = LintRule(
-    "GP301",
-    "error",
-    "an assertion does not hold",
-    "`@assert` says what must be true of the plan: its bpw or size, that no tensor is uncovered, or one "
-    "tensor's type.",
-    "@assert bpw <= 4.5",
-    check=check_assertions,
-    when_mended=True,
-)
-GP302 = LintRule(
-    "GP302",
-    "error",
-    "a test fails",
-    "`@test NAME -> TYPE` says which type one tensor must get, with fallbacks. Correct the rules, or the "
-    "test.",
-    "@test blk.7.ffn_down_exps.weight -> q6_K",
-    check=check_tests,
-    when_mended=True,
-)
+GP301 = LintRule("GP301", "error", check_assertions, when_mended=True)
+GP302 = LintRule("GP302", "error", check_tests, when_mended=True)
