@@ -36,6 +36,17 @@ def test_every_code_that_is_raised_has_a_page() -> None:
                 assert node.value in RULES, module
 
 
+def test_a_rule_is_one_module_named_after_its_first_code() -> None:
+    homes: dict[str, list[str]] = {}
+    for module in (ROOT / "ggplan" / "linting" / "rules").glob("gp*.py"):
+        codes = re.findall(r"^(GP\d{3}) = LintRule", module.read_text(encoding="utf-8"), re.MULTILINE)
+        assert module.name.startswith(f"{min(codes).lower()}_")
+        for code in codes:
+            homes.setdefault(code, []).append(module.name)
+    assert {code: len(modules) for code, modules in homes.items()} == dict.fromkeys(RULES, 1)
+    assert all(rule.title and rule.why for rule in RULES.values())
+
+
 def test_rules_yield_to_rules_that_exist() -> None:
     for rule in RULES.values():
         assert set(rule.yields_to) < set(RULES)
