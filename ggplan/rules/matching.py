@@ -7,9 +7,9 @@ over a rule that would quantize a protected tensor and goes on with the next.
 RE2 never backtracks, but patterns written to be slow (`a(a|b){60}b` a thousand times over) still cost up to
 one step for each instruction of their programs and each character of the names. A beginning that names have
 in common counts once, for the automaton remembers where it led. So the steps of a recipe on a model are
-known before the first is taken, and a recipe is legal on every machine or on none. `MAX_STEPS` leaves room
-for a rule on each tensor of the largest models, or ten thousand plain words on GLM-4.5-Air. RE2 takes 1e8
-of the slowest steps a second, and more than 1e9 on real names.
+known before the first is taken, and a recipe is legal on every machine or on none. `MAX_STEPS` lets through
+whatever the parser does on GLM-4.5-Air, whose names have 9,699 such characters. RE2 takes 1e8 of the slowest
+steps a second, on names that are made for them too, and more than 1e9 on real names.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from ggplan.rules.roles import Blocks, block_of, roles_of
 
 _MAX_MATCHES = 2_000_000  # of all rules and names together, names that the same rules match counted once
 _SET_MEMORY = 64 << 20  # holds the largest set of programs that the parser lets through
-MAX_STEPS = 2_500_000_000
+MAX_STEPS = 5_000_000_000
 
 
 def match(recipe: Recipe, names: Sequence[str]) -> tuple[tuple[int, ...], ...]:
