@@ -14,6 +14,7 @@ from ggplan.inventories import inventories_of, inventory, names_of_inventories
 from ggplan.model import Model, TensorInfo
 from ggplan.planning import Assignment, FallbackTable, Fitted, decide, fit
 from ggplan.rules import Blocks, Choice, Location, Recipe, Rule, parse_recipe, roles_of
+from ggplan.stock import Mix
 
 if TYPE_CHECKING:
     from ggplan.imatrix import Imatrix
@@ -40,6 +41,8 @@ class Case:
         For each rule the indices of the tensors it matches.
     decided
         For each rule the indices of those it decides.
+    mix
+        The stock mix that decided, if one did.
     imatrix
         The importance matrix that is given, or None.
     mended
@@ -54,6 +57,7 @@ class Case:
     fitted: tuple[Fitted, ...]
     members: tuple[frozenset[int], ...]
     decided: tuple[frozenset[int], ...]
+    mix: Mix | None = None
     imatrix: Imatrix | None = None
     mended: Case | None = None
     explained: frozenset[int] = frozenset()
@@ -196,6 +200,7 @@ def case_of(
         fitted,
         tuple(joined(groups.get(rule, [])) for rule in range(n_rules)),
         tuple(frozenset(decided.get(rule, ())) for rule in range(n_rules)),
+        assignment.mix,
         imatrix,
     )
 

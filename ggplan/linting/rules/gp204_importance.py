@@ -82,7 +82,7 @@ class UnseenExperts(Finding):
 
 def check_given(case: Case) -> Iterator[NeedsImatrix]:
     if case.imatrix is None:
-        for (rule, type_), members in case.grouped(_needing).items():
+        for (rule, type_), members in case.grouped(lambda f: _needing(case, f)).items():
             kind = CannotDoWithout if type_.requires_imatrix else NeedsImatrix
             yield kind(case.place(rule), some(case, members), type_.name)
 
@@ -93,7 +93,7 @@ def check_entries(case: Case) -> Iterator[NoEntry]:
     groups: dict[str, list[int]] = {}
     for t, coverage in _coverage(case):
         if not coverage.n_matrices:
-            refused = _needing(case.fitted[t])
+            refused = _needing(case, case.fitted[t])
             groups.setdefault("" if refused is None else refused[1].name, []).append(t)
     file = printable(case.imatrix.path.name)
     for name, members in groups.items():
@@ -108,9 +108,9 @@ def check_experts(case: Case) -> Iterator[UnseenExperts]:
             yield UnseenExperts(case.file, tensor, file, coverage)
 
 
-def _needing(f: Fitted) -> tuple[int | None, GgmlType] | None:
+def _needing(case: Case, f: Fitted) -> tuple[int | None, GgmlType] | None:
     """The rule and type of a tensor that llama-quantize refuses without importance."""
-    is_refused = f.type.requires_imatrix or needs_imatrix(None, f.tensor.name, f.type)
+    is_refused = f.type.requires_imatrix or needs_imatrix(case.mix, f.tensor.name, f.type)
     return (f.decision.rule, f.type) if is_refused and f.type != f.tensor.type else None
 
 

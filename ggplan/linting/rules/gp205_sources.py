@@ -59,8 +59,10 @@ def _is_twice(f: Fitted) -> bool:
 
 
 def _is_wider(f: Fitted) -> bool:
+    # A mix such as F32 is asked for by its type; a rule may not have been meant so.
+    is_ruled = f.decision.reason in ("rule", "default") and f.decision.protected is None
     is_wider = f.type.bits_per_weight > f.tensor.type.bits_per_weight
-    return is_wider and not _is_twice(f) and f.decision.protected is None
+    return is_ruled and is_wider and not _is_twice(f)
 
 
 def _grouped(case: Case, kind: type[Twice], is_meant: Callable[[Fitted], bool]) -> Iterator[Twice]:
