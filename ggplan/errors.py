@@ -10,6 +10,8 @@ from __future__ import annotations
 class Error(Exception):
     """The base of every error that is the input's fault, not ggplan's.
 
+    `is_rendered` is true of errors whose message is shown as it is, without `error: ` before it.
+
     Parameters
     ----------
     message
@@ -17,6 +19,8 @@ class Error(Exception):
     hint
         What to do instead, or "".
     """
+
+    is_rendered = False
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
@@ -28,8 +32,16 @@ class CheckpointError(Error):
     """A checkpoint (safetensors, GGUF, config, tokenizer) is damaged, incomplete or of an unknown kind."""
 
 
+class NoSuchCheckpointError(CheckpointError):
+    """There is nothing at the path that was given for a checkpoint."""
+
+
 class TypeNameError(Error):
-    """A text is not the name of a ggml type."""
+    """A text is not the name of a ggml type; `meant` is the name of the type that probably is, or ""."""
+
+    def __init__(self, message: str, *, hint: str = "", meant: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.meant = meant
 
 
 class RecipeError(Error):

@@ -375,20 +375,25 @@ def parse_type(text: str) -> GgmlType:
             raise TypeNameError(
                 f"`{name}` is a llama.cpp mix of several types, not a tensor type",
                 hint=f"use `{base}` for every tensor of the rule" if base else "name one tensor type",
+                meant=base or "",
             )
-        near = difflib.get_close_matches(name.lower(), _BY_NAME, n=1, cutoff=0.5)
-        raise TypeNameError(
-            f"unknown tensor type `{name}`",
-            hint=f"the nearest name is `{_BY_NAME[near[0]].name}`"
-            if near
-            else "`ggplan types` lists all types",
-        )
+        meant = _nearest(name)
+        hint = f"the nearest name is `{meant}`" if meant else "`ggplan types` lists all types"
+        raise TypeNameError(f"unknown tensor type `{name}`", hint=hint, meant=meant)
     if found.internal:
         raise TypeNameError(
             f"`{found.name}` is a type of intermediate results; no file can hold it",
             hint="`ggplan types` lists the types a rule can name",
+            meant=_nearest(name),
         )
     return found
+
+
+def _nearest(name: str) -> str:
+    """The type with the most similar name that a file can hold, or ""."""
+    known = {entry.name.lower(): entry.name for entry in TYPES if not entry.internal}
+    near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
+    return known[near[0]] if near else ""
 
 
 def type_by_id(type_id: int) -> GgmlType | None:

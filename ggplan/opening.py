@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ggplan.errors import CheckpointError
+from ggplan.errors import CheckpointError, NoSuchCheckpointError
 from ggplan.model import Model
 from ggplan.sources.files import begins_with
 from ggplan.text import printable
@@ -36,8 +36,9 @@ def open_model(path: str | Path, *, pre: str | None = None) -> Model:
     if is_folder:
         return _open_folder(path, pre)
     if not is_file:
-        what = "is not a file or a folder" if path.exists() else "does not exist"
-        raise CheckpointError(f"{shown} {what}")
+        if path.exists():
+            raise CheckpointError(f"{shown} is not a file or a folder")
+        raise NoSuchCheckpointError(f"{shown} does not exist")
     if path.suffix in (".safetensors", ".bin", ".pt", ".pth"):
         raise CheckpointError(
             f"{shown} is one file of a Hugging Face checkpoint",
@@ -64,9 +65,7 @@ def open_model_or_inventory(name: str, *, pre: str | None = None) -> Model:
 
     try:
         return open_model(name, pre=pre)
-    except CheckpointError as error:
-        if "does not exist" not in error.message:
-            raise
+    except NoSuchCheckpointError as error:
         try:
             return inventory(name)
         except CheckpointError as unknown:

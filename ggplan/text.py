@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+_SHOWN_NAMES = 3
 _UNITS = ("KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 
 
 def printable(text: str) -> str:
     """`text` with every control character escaped, so that a name from a file cannot drive a terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def names_in_words(names: Sequence[str], *, quote: str = "") -> str:
+    """Tensors by their names: `blk.7.ffn_up.weight`, or `46 tensors (a, b, c, …)`; `quote` is put around
+    one.
+    """
+    shown = ", ".join(map(printable, names[:_SHOWN_NAMES]))
+    if len(names) == 1:
+        return f"{quote}{shown}{quote}"
+    return f"{len(names):,} tensors ({shown}{', …' if len(names) > _SHOWN_NAMES else ''})"
 
 
 def format_bytes(n_bytes: int) -> str:

@@ -31,9 +31,8 @@ ALLOWED = {
         "version", "errors", "text", "ggml_types", "metadata", "model", "sources", "rules", "imatrix",
         "stock", "recovering",
     },
-    "checking": {
-        "errors", "text", "ggml_types", "metadata", "model", "inventories", "rules", "planning", "imatrix",
-        "opening",
+    "linting": {
+        "errors", "text", "ggml_types", "model", "inventories", "rules", "imatrix", "stock", "planning",
     },
     "dialects": {
         "errors", "text", "ggml_types", "metadata", "model", "sources", "arch", "rules", "stock",

@@ -66,14 +66,15 @@ def commands_of(group: click.Group, path: list[str]) -> Iterator[list[str]]:
 
 def diagnostics_page() -> str:
     """The page of all codes, as `ggplan rules check --explain` prints them."""
-    from ggplan.rules.codes import PAGES, page_text
+    from ggplan.linting import lint_rules
 
     head = [
         "# Diagnostics of recipes\n\nMade by `tools/make_docs.py`; `ggplan rules check --explain` prints "
         "one.\n\n| code | what is wrong |\n|---|---|"
     ]
-    rows = [f"| [{code}](#{anchor(code, page.title)}) | {page.title} |" for code, page in PAGES.items()]
-    return "\n".join([*head, *rows, "", *(page_text(code) for code in PAGES)])
+    rules = lint_rules().values()
+    rows = [f"| [{rule.code}](#{anchor(rule.code, rule.title)}) | {rule.title} |" for rule in rules]
+    return "\n".join([*head, *rows, "", *(rule.page for rule in rules)])
 
 
 def anchor(code: str, title: str) -> str:

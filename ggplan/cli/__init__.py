@@ -84,7 +84,7 @@ def main() -> None:
         _say("interrupted")
         sys.exit(130)
     except Error as error:
-        _say(error.message if error.message.startswith("error") else f"error: {error.message}")
+        _say(error.message if error.is_rendered else f"error: {error.message}")
         if error.hint:
             _say(f"help: {error.hint}")
         sys.exit(1)

@@ -120,11 +120,12 @@ def convert_command(
     """
     # NumPy's threads for matrices, which no conversion multiplies, would spin beside the first chunks.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    from ggplan.cli.output import print_diagnostics, print_json
+    from ggplan.cli.output import print_findings, print_json
     from ggplan.cli.planned import plan_from
+    from ggplan.linting import check_plan
 
     plan = plan_from(model, planning)
-    print_diagnostics(plan, quiet=quiet)
+    print_findings(check_plan(plan), notes=not quiet, err=True)
     result = run_conversion(plan, output, writing.of(plan), quiet=quiet)
     if as_json:
         from ggplan.cli.reusing import reuse_json

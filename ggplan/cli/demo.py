@@ -43,8 +43,9 @@ def demo_command(folder: str) -> None:
     from pathlib import Path
 
     from ggplan.cli.convert import run_conversion
-    from ggplan.cli.output import print_diagnostics, print_plan, print_table
+    from ggplan.cli.output import print_findings, print_plan, print_table
     from ggplan.conversion import ConvertOptions
+    from ggplan.linting import check_plan
     from ggplan.opening import open_model
     from ggplan.planning import make_plan
     from ggplan.rules import load_recipe, parse_recipe
@@ -61,7 +62,7 @@ def demo_command(folder: str) -> None:
         click.echo()
         plan = make_plan(model, seed)
         print_plan(plan)
-        print_diagnostics(plan)
+        print_findings(check_plan(plan), err=True)
         click.echo("\n2. The conversion: from the checkpoint to each mix in one pass\n")
         rows = []
         for name, text in _MIXES:

@@ -1,4 +1,4 @@
-"""Printing: tables, diagnostics and JSON; the data to stdout, everything else to stderr."""
+"""Printing: tables, findings and JSON; the data to stdout, everything else to stderr."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import click
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from ggplan.linting import Report
     from ggplan.planning import Plan, Share
 
 # A pipe has no width; this one keeps the longest tensor names of today on one line.
@@ -82,22 +83,67 @@ def print_plan(plan: Plan) -> None:
     )
 
 
-def print_diagnostics(plan: Plan, *, quiet: bool = False) -> None:
-    """The findings about a plan on stderr: those that point into the recipe as a compiler shows them."""
-    from rich.text import Text
+def print_findings(report: Report, *, notes: bool = True, err: bool = False, most: int | None = None) -> None:
+    """What the linter found, as a compiler shows it; a note takes one line.
 
+    Parameters
+    ----------
+    err
+        Print to stderr.
+    most
+        How many findings to show.
+    """
     from ggplan.rules import render
+    from ggplan.text import printable
 
-    err = console(sys.stderr)
-    for finding in plan.diagnostics:
-        if finding.severity == "note":
-            if not quiet:
-                place = f"{finding.file}:{finding.line}: " if finding.line else ""
-                note = Text.assemble((f"note[{finding.code}]", "cyan"), f": {place}{finding.message}")
-                err.print(note, soft_wrap=True)
-            continue
-        line = plan.recipe.source_line(finding.line, finding.file) if plan.recipe else ""
-        click.echo(render(finding, line, color=err.is_terminal and not err.no_color) + "\n", err=True)
+    stream = sys.stderr if err else sys.stdout
+    color = (stream.isatty() and not os.environ.get("NO_COLOR")) or bool(os.environ.get("FORCE_COLOR"))
+    for finding in report.diagnostics[:most]:
+        if finding.severity != "note":
+            shown = render(finding, report.source_line(finding), color=color)
+            click.echo(shown + "\n", err=err, color=color)
+        elif notes:
+            where = printable(finding.file) + (f":{finding.line}:{finding.column}" if finding.line else "")
+            place = f"{where}: " if where else ""
+            click.echo(f"note[{finding.code}]: {place}{printable(finding.message)}", err=err)
+    hidden = len(report.diagnostics[most:]) if most is not None else 0
+    if hidden:
+        click.echo(f"{hidden:,} more are not shown; --json lists all\n", err=err)
+
+
+def findings_json(report: Report) -> list[dict[str, object]]:
+    """What the linter found; spans of edits end before `end_column`, a deleted line where the next begins."""
+    return [
+        {
+            "code": d.code,
+            "severity": d.severity,
+            "message": d.message,
+            "file": d.file,
+            "line": d.line,
+            "column": d.column,
+            "length": d.length,
+            "source": report.source_line(d),
+            "help": d.help,
+            "cost_bytes": d.cost_bytes,
+            "fix": None
+            if d.fix is None
+            else {
+                "safe": d.fix.safe,
+                "edits": [
+                    {
+                        "file": edit.file,
+                        "line": edit.line,
+                        "column": edit.column,
+                        "end_line": edit.line + (edit.length is None),
+                        "end_column": 1 if edit.length is None else edit.column + edit.length,
+                        "text": edit.text,
+                    }
+                    for edit in d.fix.edits
+                ],
+            },
+        }
+        for d in report.diagnostics
+    ]
 
 
 def format_count(number: int) -> str:

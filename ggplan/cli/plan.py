@@ -42,10 +42,14 @@ def plan_command(
     MODEL is a Hugging Face folder, a GGUF file, or an inventory (a tensor map, or the JSON of
     `ggplan inspect --json`). No weight is read.
     """
-    from ggplan.cli.output import print_diagnostics, print_plan, print_table
+    from ggplan.cli.output import findings_json, print_findings, print_plan, print_table
     from ggplan.cli.planned import plan_from
+    from ggplan.linting import check_plan
+    from ggplan.planning.importance import importance_refusal
+    from ggplan.text import printable
 
     plan = plan_from(model, planning)
+    report = check_plan(plan)
     reuse = None
     if reuse_path:
         from ggplan.conversion.reuse import find_reusable, open_earlier
@@ -58,7 +62,8 @@ def plan_command(
         from ggplan.cli.reusing import reuse_json
         from ggplan.planning.export import plan_json
 
-        document = json.dumps({**plan_json(plan), **reuse_json(reuse, plan)}, indent=2)
+        found = {"diagnostics": findings_json(report)}
+        document = json.dumps({**plan_json(plan), **found, **reuse_json(reuse, plan)}, indent=2)
         if output:
             Path(output).write_text(document + "\n", encoding="utf-8")
         if as_json:
@@ -88,4 +93,7 @@ def plan_command(
             from ggplan.cli.reusing import describe_reuse
 
             click.echo(describe_reuse(reuse, plan, proven=False))
-    print_diagnostics(plan)
+    print_findings(report, err=True)
+    if (refusal := importance_refusal(plan)) is not None:
+        click.echo(f"error: `ggplan convert` refuses this: {printable(refusal.message)}", err=True)
+        click.echo(f"help: {refusal.hint}", err=True)

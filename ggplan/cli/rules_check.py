@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from ggplan.checking import Report
+    from ggplan.linting import Report
     from ggplan.rules import Diagnostic
 
 SCHEMA = "ggplan/check@1"
@@ -53,7 +53,7 @@ def check_command(
         return
     if not recipes:
         raise click.UsageError("name a recipe, or a code with --explain")
-    from ggplan.checking import check_recipe
+    from ggplan.linting import check_recipe
     from ggplan.opening import open_model_or_inventory
 
     subject = open_model_or_inventory(model) if model else None
@@ -80,11 +80,12 @@ def check_command(
 
 
 def _explain(code: str) -> None:
-    from ggplan.rules.codes import PAGES, page_text
+    from ggplan.linting import lint_rules
 
-    if code.upper() not in PAGES:
-        raise click.UsageError(f"there is no code {code!r}; codes are {', '.join(PAGES)}")
-    click.echo(page_text(code.upper()), nl=False)
+    known = lint_rules()
+    if code.upper() not in known:
+        raise click.UsageError(f"there is no code {code!r}; codes are {', '.join(known)}")
+    click.echo(known[code.upper()].page, nl=False)
 
 
 def _write(texts: dict[str, str]) -> None:
@@ -116,22 +117,10 @@ def _write(texts: dict[str, str]) -> None:
 
 
 def _print(report: Report, mended: int, *, no_notes: bool) -> None:
-    from ggplan.rules import render
+    from ggplan.cli.output import print_findings
     from ggplan.text import printable
 
-    color = _colored()
-    for finding in report.diagnostics[:_SHOWN]:
-        if finding.severity == "note":
-            if not no_notes:
-                place = printable(finding.file) + (
-                    f":{finding.line}:{finding.column}" if finding.line else ""
-                )
-                click.echo(f"note[{finding.code}]: {place}: {printable(finding.message)}\n")
-            continue
-        click.echo(render(finding, report.source_line(finding), color=color) + "\n", color=color)
-    hidden = len(report.diagnostics) - _SHOWN
-    if hidden > 0:
-        click.echo(f"{hidden:,} more are not shown; --json lists all\n")
+    print_findings(report, notes=not no_notes, most=_SHOWN)
     against = "its text alone" if report.model is None else printable(str(report.model.path))
     counts = _counts(report.diagnostics)
     told = ", ".join(f"{n} {kind}{'s' * (n > 1)}" for kind, n in counts.items() if n) or "nothing to say"
@@ -152,15 +141,8 @@ def _counts(found: tuple[Diagnostic, ...]) -> dict[str, int]:
     return {kind: sum(d.severity == kind for d in found) for kind in ("error", "warning", "note")}
 
 
-def _colored() -> bool:
-    import os
-    import sys
-
-    return (sys.stdout.isatty() and not os.environ.get("NO_COLOR")) or bool(os.environ.get("FORCE_COLOR"))
-
-
 def _print_json(reports: list[tuple[Report, int]]) -> None:
-    import json
+    from ggplan.cli.output import findings_json, print_json
 
     files = [
         {
@@ -169,36 +151,8 @@ def _print_json(reports: list[tuple[Report, int]]) -> None:
             "clean": report.clean,
             "mended": mended,
             **_counts(report.diagnostics),
-            "diagnostics": [_finding_json(d, report) for d in report.diagnostics],
+            "diagnostics": findings_json(report),
         }
         for report, mended in reports
     ]
-    click.echo(json.dumps({"schema": SCHEMA, "recipes": files}, indent=2, ensure_ascii=True))
-
-
-def _finding_json(finding: Diagnostic, report: Report) -> dict[str, object]:
-    """A finding; spans of edits end before `end_column`, a deleted line ends where the next begins."""
-    edits = [
-        {
-            "file": edit.file,
-            "line": edit.line,
-            "column": edit.column,
-            "end_line": edit.line + (edit.length is None),
-            "end_column": 1 if edit.length is None else edit.column + edit.length,
-            "text": edit.text,
-        }
-        for edit in (finding.fix.edits if finding.fix else ())
-    ]
-    return {
-        "code": finding.code,
-        "severity": finding.severity,
-        "message": finding.message,
-        "file": finding.file,
-        "line": finding.line,
-        "column": finding.column,
-        "length": finding.length,
-        "source": report.source_line(finding),
-        "help": finding.help,
-        "cost_bytes": finding.cost_bytes,
-        "fix": None if finding.fix is None else {"safe": finding.fix.safe, "edits": edits},
-    }
+    print_json({"schema": SCHEMA, "recipes": files})

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from ggplan.checking.explaining import Explanation
+    from ggplan.linting.explaining import Explanation
 
 _EPILOG = """\b
 Examples:
@@ -31,8 +31,8 @@ Examples:
 @click.option("--json", "as_json", is_flag=True, help="Print the explanation as JSON.")
 def explain_command(tensor: str, recipe_name: str, model_name: str | None, as_json: bool) -> None:
     """Show every rule that matches TENSOR, which one decides, and what its shape does to the type."""
-    from ggplan.checking.explaining import explain
     from ggplan.cli.rules_subject import recipe_and_model
+    from ggplan.linting.explaining import explain
 
     recipe, model = recipe_and_model(recipe_name, model_name)
     found = explain(model, recipe, tensor)

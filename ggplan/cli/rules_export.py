@@ -32,10 +32,10 @@ def export_command(recipe: str, dialect: str, model_name: str | None, output: st
     lower-casing and lack of comments change nothing. The list is read back before it is printed, and must
     give every tensor its type. What the tool cannot say is an error.
     """
-    from ggplan.checking import subject_of
     from ggplan.cli.output import write_new
     from ggplan.dialects import export_recipe
     from ggplan.errors import CheckpointError
+    from ggplan.linting import subject_of
     from ggplan.opening import open_model_or_inventory
     from ggplan.planning import assign, find_recipe
     from ggplan.rules import Recipe

@@ -18,8 +18,8 @@ Examples:
 @click.option("-o", "--output", type=click.Path(), help="Write to this file, which must not exist.")
 def new_command(model_name: str, name: str, output: str | None) -> None:
     """Write a commented recipe for a model: a rule for each role it has, its size, and tests."""
-    from ggplan.checking.starting import starting_recipe
     from ggplan.cli.output import write_new
+    from ggplan.linting.starting import starting_recipe
     from ggplan.opening import open_model_or_inventory
     from ggplan.text import printable
 

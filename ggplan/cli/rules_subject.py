@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 
 def recipe_and_model(recipe_name: str, model_name: str | None) -> tuple[Recipe, Model]:
     """The recipe, and the model of this name or the shipped inventory that the recipe is for."""
-    from ggplan.checking import subject_of
     from ggplan.errors import CheckpointError
     from ggplan.inventories import inventories
+    from ggplan.linting import subject_of
     from ggplan.opening import open_model_or_inventory
     from ggplan.rules import load_recipe
 

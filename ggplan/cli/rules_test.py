@@ -23,10 +23,11 @@ Examples:
 @click.option("--json", "as_json", is_flag=True, help="Print the outcomes as JSON.")
 def test_command(recipes: tuple[str, ...], model_name: str | None, as_json: bool) -> None:
     """Run the @assert and @test lines of RECIPEs; exit 1 if one fails."""
-    from ggplan.checking.case import make_case
-    from ggplan.checking.promises import outcomes
     from ggplan.cli.rules_subject import recipe_and_model
-    from ggplan.planning.fallback import table_of
+    from ggplan.linting import lint_rules
+    from ggplan.linting.case import make_case
+    from ggplan.linting.engine import diagnostic
+    from ggplan.linting.rules.gp301_promises import outcomes
     from ggplan.rules import render
     from ggplan.text import printable
 
@@ -34,7 +35,7 @@ def test_command(recipes: tuple[str, ...], model_name: str | None, as_json: bool
     documents = []
     for name in recipes:
         recipe, model = recipe_and_model(name, model_name)
-        found = list(outcomes(make_case(model, recipe, table_of(recipe))))
+        found = list(outcomes(make_case(model, recipe)))
         total += len(found)
         failed += sum(outcome.finding is not None for outcome in found)
         documents.append(
@@ -50,8 +51,9 @@ def test_command(recipes: tuple[str, ...], model_name: str | None, as_json: bool
             if outcome.finding is None:
                 click.echo(printable(f"ok      {outcome.text}  ({outcome.actual})"))
             else:
-                line = recipe.source_line(outcome.finding.line, outcome.finding.file)
-                click.echo(f"FAILED  {printable(outcome.text)}\n{render(outcome.finding, line)}\n")
+                broken = diagnostic(lint_rules()[outcome.code], outcome.finding, None)
+                line = recipe.source_line(broken.line, broken.file)
+                click.echo(f"FAILED  {printable(outcome.text)}\n{render(broken, line)}\n")
         kept = sum(outcome.finding is None for outcome in found)
         click.echo(
             f"{printable(recipe.file)} against {printable(str(model.path))}: {kept} of {len(found)} hold"

@@ -11,6 +11,7 @@ from pathlib import Path
 from ggplan.conversion.inputs import input_files
 from ggplan.errors import ConversionError, PlanError
 from ggplan.planning import Plan, PlannedTensor
+from ggplan.planning.importance import importance_refusal
 from ggplan.text import printable
 
 # What earlier conversions may have left in a checkpoint's folder.
@@ -30,9 +31,8 @@ def check_convertible(plan: Plan, *, allow_requantize: bool) -> None:
             f"{printable(str(plan.model.path))} is an inventory: names and shapes without weights",
             hint="give the checkpoint's folder or a GGUF file",
         )
-    for finding in plan.diagnostics:
-        if finding.severity == "error":
-            raise PlanError(finding.message, hint=finding.help)
+    if (refusal := importance_refusal(plan)) is not None:
+        raise refusal
     work = [t for t in plan.tensors if not t.is_copied]
     _refuse(
         [t for t in work if t.tensor.rows is None],

@@ -147,9 +147,7 @@ def _prove(lines: Sequence[Flat[K]], wanted: Mapping[str, K]) -> None:
     """Match all patterns with all names: each name must match its own pattern and no other."""
     names = list(wanted)
     said = [line.said for line in lines]
-    found = match_patterns(
-        [line.pattern for line in lines], [n.replace(NUMBER, "0") for n in names], seconds=20
-    )
+    found = match_patterns([line.pattern for line in lines], [n.replace(NUMBER, "0") for n in names])
     for name, hits in zip(names, found, strict=True):
         if len(hits) != 1 or said[hits[0]] != wanted[name]:
             raise RecipeError(

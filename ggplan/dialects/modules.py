@@ -19,10 +19,8 @@ from ggplan.planning.fallback import fallback_type
 from ggplan.recovering import Wanted, cover, write_recipe
 from ggplan.recovering.patterns import escape
 from ggplan.rules import Recipe
-from ggplan.rules.matching import match_patterns
+from ggplan.rules.matching import MAX_STEPS, match_patterns, n_characters, program_of
 from ggplan.text import printable
-
-_SECONDS = 3.0  # for a hundred thousand modules; RE2 takes one step a character whatever the pattern
 
 
 def need_model(source: Source, model: Model | None) -> Model:
@@ -45,10 +43,12 @@ def hits_of(source: Source, patterns: Sequence[str], names: Sequence[str]) -> tu
     if not patterns:
         return ((),) * len(names)
     try:
-        return match_patterns(patterns, names, seconds=_SECONDS)
-    except (TimeoutError, OverflowError):
+        if program_of(patterns) * n_characters(names) > MAX_STEPS:
+            raise OverflowError
+        return match_patterns(patterns, names)
+    except OverflowError:
         raise source.fault(
-            0, "matching the patterns takes too long", "write fewer and simpler ones"
+            0, "matching the patterns takes too many steps", "write fewer and simpler ones"
         ) from None
 
 

@@ -36,10 +36,6 @@ def plan_json(plan: Plan) -> dict[str, object]:
         },
         "by_class": [_share_json(share) for share in by_role(plan)],
         "by_type": [_share_json(share) for share in by_type(plan)],
-        "diagnostics": [
-            {"code": d.code, "severity": d.severity, "message": d.message, "file": d.file, "line": d.line}
-            for d in plan.diagnostics
-        ],
         "tensors": [_tensor_json(planned) for planned in plan.tensors],
     }
 

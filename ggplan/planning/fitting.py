@@ -13,7 +13,7 @@ from ggplan.errors import PlanError
 from ggplan.ggml_types import GgmlType
 from ggplan.model import Model, TensorInfo
 from ggplan.planning.assignment import Assignment, Decision, unknown_tensor
-from ggplan.planning.fallback import FallbackTable, fallback_type, table_of
+from ggplan.planning.fallback import FallbackTable, fallback_type, remainder, table_of
 from ggplan.planning.protection import kept_type
 from ggplan.text import printable
 
@@ -73,6 +73,11 @@ def fit(model: Model, assignment: Assignment, fallback: FallbackTable | None = N
             raise unknown_tensor(name, names, printable(str(model.path)))
     table = fallback or table_of(assignment.recipe)
     return tuple(fitted(tensor, decisions[tensor.name], table) for tensor in model.tensors)
+
+
+def replaced(asked: GgmlType, got: GgmlType, n_columns: int) -> str:
+    """A fallback in words: `rows of 1408 do not fit q6_K (1408 % 256 = 128); q8_0 takes its place`."""
+    return f"rows of {n_columns} do not fit {asked} ({remainder(asked, n_columns)}); {got} takes its place"
 
 
 def allows(tensor: TensorInfo, type_: GgmlType) -> bool:

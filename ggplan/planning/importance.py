@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ggplan.errors import ImatrixError
+from ggplan.errors import ImatrixError, PlanError
 from ggplan.ggml_types import GgmlType
 from ggplan.model import TensorInfo
-from ggplan.planning.plan import Coverage, Effort
+from ggplan.planning.plan import Coverage, Effort, Plan
+from ggplan.stock import needs_imatrix
+from ggplan.text import names_in_words, printable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -62,6 +64,34 @@ def coverage_of(tensor: TensorInfo, type_: GgmlType, imatrix: Imatrix | None) ->
     if entry is None:
         return Coverage(0)
     return Coverage(len(entry.values), len(entry.matrices_without_data))
+
+
+def importance_refusal(plan: Plan) -> PlanError | None:
+    """Why a plan cannot be carried out for want of importance; None if it can.
+
+    Some types ggml cannot encode without. Others llama-quantize refuses to, and so does a plan of one of its
+    mixes, which promises llama-quantize's file.
+    """
+    lacking = [
+        t
+        for t in plan.tensors
+        if t.type != t.tensor.type and (t.coverage is None or not t.coverage.n_matrices)
+    ]
+    mix = plan.assignment.mix
+    impossible = [t for t in lacking if t.type.requires_imatrix]
+    refused = [t for t in lacking if mix is not None and needs_imatrix(mix, t.name, t.type)]
+    found = impossible or refused
+    if not found:
+        return None
+    names, types = [t.name for t in found], ", ".join(sorted({t.type.name for t in found}))
+    what = f"{types} cannot be encoded" if impossible else f"llama-quantize refuses {types}"
+    if plan.imatrix is None:
+        message = f"{names_in_words(names)}: {what} without an imatrix"
+        return PlanError(message, hint="give one with --imatrix, or choose a type of more bits")
+    message = (
+        f"{names_in_words(names)}: no entry in {printable(plan.imatrix.path.name)}; {what} without importance"
+    )
+    return PlanError(message, hint="collect an imatrix of this very model, or choose a type of more bits")
 
 
 def importance_of(

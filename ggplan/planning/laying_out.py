@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 
 from ggplan.errors import PlanError
 from ggplan.model import Model
-from ggplan.planning import findings
 from ggplan.planning.assignment import Assignment
-from ggplan.planning.fallback import FallbackTable, remainder, table_of
-from ggplan.planning.fitting import Fitted, fit
+from ggplan.planning.fallback import FallbackTable, table_of
+from ggplan.planning.fitting import Fitted, fit, replaced
 from ggplan.planning.importance import coverage_of
 from ggplan.planning.layout import file_order, place
 from ggplan.planning.makers import Chosen, assign
@@ -18,8 +17,7 @@ from ggplan.planning.plan import Effort, Nonfinite, Plan, PlannedTensor
 from ggplan.planning.provenance import output_metadata
 from ggplan.planning.roles import roles_in
 from ggplan.planning.written import recipe_of
-from ggplan.rules import Diagnostic
-from ggplan.text import printable
+from ggplan.text import names_in_words
 
 if TYPE_CHECKING:
     from ggplan.imatrix import Imatrix
@@ -135,7 +133,6 @@ def lay_out(
         recipe=recipe,
         tensors=planned,
         metadata=output_metadata(model, recipe, imatrix, weights_by_type, nonfinite, table, effort),
-        diagnostics=_diagnostics(model, assignment, planned, imatrix),
         imatrix=imatrix,
         fallback=table,
         data_bytes=data_bytes,
@@ -144,40 +141,15 @@ def lay_out(
     )
 
 
-def _diagnostics(
-    model: Model, assignment: Assignment, planned: Sequence[PlannedTensor], imatrix: Imatrix | None
-) -> tuple[Diagnostic, ...]:
-    if assignment.recipe is not None:
-        about_types = findings.about_rules(model, assignment.recipe, planned)
-    else:
-        about_types = findings.about_fallbacks(None, planned)
-    return (
-        *about_types,
-        *findings.about_imatrix(planned, imatrix, assignment.mix),
-        *findings.about_types(planned),
-    )
-
-
 def _refuse_fallbacks(fitted: Sequence[Fitted]) -> None:
-    members: dict[str, list[str]] = {}  # the tensors of which the same is to be said
+    groups: dict[str, list[str]] = {}
     for f in fitted:
-        if (asked := f.asked) is not None:
-            n = f.tensor.n_columns
-            reason = f"rows of {n} do not fit {asked.name} ({remainder(asked, n)})"
-            members.setdefault(f"{reason}; {f.type.name} takes its place", []).append(f.tensor.name)
-    if not members:
-        return
-    lines = [f"{_some(names)}: {reason}" for reason, names in members.items()]
-    raise PlanError(
-        f"{sum(map(len, members.values()))} tensors need a fallback, which --strict forbids:\n  "
-        + "\n  ".join(lines),
-        hint="write the second choice into the rule as a chain: `q6_K | q8_0`",
-    )
-
-
-def _some(names: Sequence[str]) -> str:
-    """Tensors in words: one name, or `46 tensors (a, b, c, …)`."""
-    shown = ", ".join(map(printable, names[:_SHOWN]))
-    return (
-        shown if len(names) == 1 else f"{len(names)} tensors ({shown}{', …' if len(names) > _SHOWN else ''})"
-    )
+        if f.asked is not None:
+            groups.setdefault(replaced(f.asked, f.type, f.tensor.n_columns), []).append(f.tensor.name)
+    if groups:
+        n_tensors = sum(map(len, groups.values()))
+        lines = "".join(f"\n  {names_in_words(names)}: {what}" for what, names in groups.items())
+        raise PlanError(
+            f"{n_tensors} tensors need a fallback, which --strict forbids:{lines}",
+            hint="write the second choice into the rule as a chain: `q6_K | q8_0`",
+        )

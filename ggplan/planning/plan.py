@@ -13,7 +13,7 @@ from ggplan.planning.assignment import Assignment, Decision
 from ggplan.planning.fallback import FallbackTable
 from ggplan.planning.layout import encode_header
 from ggplan.planning.roles import Role
-from ggplan.rules import Diagnostic, Recipe, Rule
+from ggplan.rules import Recipe, Rule
 
 if TYPE_CHECKING:
     from ggplan.imatrix import Imatrix
@@ -107,8 +107,6 @@ class Plan:
     metadata
         The key-value pairs of the output file. The hashes of the inputs are zeros of their length until
         `ggplan.conversion.input_hashes` fills them in: planning reads no input.
-    diagnostics
-        What the user should know: dead rules, uncovered tensors, fallbacks, tensors passed over, ...
     imatrix
         The importance matrix the encoders will use, or None.
     fallback
@@ -126,7 +124,6 @@ class Plan:
     recipe: Recipe | None
     tensors: tuple[PlannedTensor, ...]
     metadata: Metadata
-    diagnostics: tuple[Diagnostic, ...]
     imatrix: Imatrix | None
     fallback: FallbackTable
     data_bytes: int

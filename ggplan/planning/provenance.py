@@ -17,7 +17,7 @@ from ggplan.ggml_types import F32, QUANTIZATION_VERSION, GgmlType
 from ggplan.metadata import Metadata, MetadataType, array, string, uint32
 from ggplan.model import Model
 from ggplan.rules import Recipe
-from ggplan.rules.recording import record_parts
+from ggplan.rules.loading import record_parts
 from ggplan.stock import PURE, find_mix, is_mix
 from ggplan.version import __version__
 

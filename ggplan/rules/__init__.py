@@ -9,9 +9,7 @@ r"""The recipe language: ordered rules `PATTERN = TYPE`, of which the first that
 
 from __future__ import annotations
 
-from ggplan.rules.codes import CODES
 from ggplan.rules.diagnostics import Diagnostic, Edit, Fix, InvalidRecipeError, Severity, render
-from ggplan.rules.lint import dead_rules, shadowed_rules
 from ggplan.rules.loading import load_recipe, shipped_recipes
 from ggplan.rules.matching import match
 from ggplan.rules.parser import parse_recipe
@@ -19,7 +17,6 @@ from ggplan.rules.recipe import Assertion, Choice, Location, Recipe, Rule, TypeT
 from ggplan.rules.roles import ROLES, Blocks, roles_of
 
 __all__ = [
-    "CODES",
     "ROLES",
     "Assertion",
     "Blocks",
@@ -33,12 +30,10 @@ __all__ = [
     "Rule",
     "Severity",
     "TypeTest",
-    "dead_rules",
     "load_recipe",
     "match",
     "parse_recipe",
     "render",
     "roles_of",
-    "shadowed_rules",
     "shipped_recipes",
 ]

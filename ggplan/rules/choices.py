@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 
 from ggplan.errors import TypeNameError
@@ -71,16 +70,10 @@ def _bad_type(draft: Draft, text: str, error: TypeNameError, at: Location) -> No
     """An unknown type, and the one that is surely or probably meant."""
     names = [t.name for t in TYPES if not t.internal]
     same = [name for name in names if _letters(name) == _letters(text)]
-    meant = re.match(r"use `([^`]+)`", error.hint)  # the type that a mix is named after
-    near = difflib.get_close_matches(text.lower(), [name.lower() for name in names], n=1, cutoff=0.5)
-    help, fix = error.hint, None
+    help = error.hint
+    fix = replacing(at, error.meant, safe=False) if error.meant else None
     if len(same) == 1:
         help, fix = f"write `{same[0]}`", replacing(at, same[0], safe=True)
-    elif meant:
-        fix = replacing(at, meant[1], safe=False)
-    elif near:
-        name = parse_type(near[0]).name
-        help, fix = f"the nearest name is `{name}`", replacing(at, name, safe=False)
     draft.error("GP002", error.message, at, help, fix)
 
 

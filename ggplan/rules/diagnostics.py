@@ -13,8 +13,6 @@ Lines and columns count from 1, columns in characters (not bytes, not terminal c
 strangers, so everything printed is escaped first, and the carets are then placed by the width the escaped
 text has in a terminal: tabs become four spaces, East Asian wide characters count two cells, combining
 marks none.
-
-`codes` holds what each code means.
 """
 
 from __future__ import annotations
@@ -66,7 +64,7 @@ class Diagnostic:
     Attributes
     ----------
     code
-        A key of `CODES`.
+        `GP` and three digits; `ggplan.linting` holds what each means.
     message
         One line that stands alone.
     file
@@ -101,6 +99,8 @@ class Diagnostic:
 
 class InvalidRecipeError(RecipeError):
     """A recipe with errors: the message is all of them rendered, `diagnostics` are the values."""
+
+    is_rendered = True
 
     def __init__(self, message: str, diagnostics: tuple[Diagnostic, ...]) -> None:
         super().__init__(message)

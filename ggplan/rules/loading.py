@@ -7,21 +7,25 @@ that name beside the package.
 What `@include` and `@base` name is looked for beside the file they stand in, and never outside the folder of
 the recipe that was asked for, symbolic links resolved: a recipe from a stranger reads nothing else. Where
 there is no such file, a shipped recipe of the name will do.
+
+A file records the recipe it was made by. The texts of `@include` and `@base` are recorded by the names by
+which the recipe reaches them from its own folder, with no word of where that folder was.
 """
 
 from __future__ import annotations
 
 import difflib
 import errno
+import json
 import os
 import posixpath
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib import resources
 from importlib.resources.abc import Traversable
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from ggplan.rules.diagnostics import Diagnostic, InvalidRecipeError, invalid_recipe
 from ggplan.rules.draft import Follow, FollowError
@@ -117,6 +121,42 @@ def _files_beside(path: str) -> list[str]:
 def shipped_recipes() -> tuple[str, ...]:
     """The names of the recipes that ship with ggplan, sorted."""
     return tuple(_shipped())
+
+
+def record_parts(recipe: Recipe) -> str:
+    """The texts that a recipe includes and inherits, as JSON: {name: text}; "" where there are none."""
+    folder = os.path.dirname(recipe.file)
+    named = {_name_from(folder, file): text for file, text in recipe.parts}
+    return json.dumps(named, ensure_ascii=False, sort_keys=True) if named else ""
+
+
+def follow_recorded(parts: str) -> Follow:
+    """How a recorded recipe finds what it includes.
+
+    Raises
+    ------
+    ValueError
+        If `parts` is not what `record_parts` gives.
+    """
+    texts = json.loads(parts) if parts else {}
+    if not isinstance(texts, Mapping) or not all(isinstance(text, str) for text in texts.values()):
+        raise ValueError("the recorded parts of the recipe are no texts")
+
+    def follow(target: str, file: str) -> tuple[str, str]:
+        folder = posixpath.dirname(file) if file in texts else ""
+        beside = posixpath.normpath(posixpath.join(folder, target))
+        for name in (beside, f"{target.removesuffix(_ENDING)}{_ENDING}"):
+            if name in texts:
+                return name, texts[name]
+        raise FollowError(f"`{printable(target)}` is not recorded beside the recipe")
+
+    return follow
+
+
+def _name_from(folder: str, file: str) -> str:
+    if file.removesuffix(_ENDING) in shipped_recipes():
+        return file
+    return PurePath(os.path.relpath(file, folder or ".")).as_posix()
 
 
 @cache

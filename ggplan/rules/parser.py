@@ -96,6 +96,7 @@ def _parse(text: str, name: str, follow: Follow | None, heirs: tuple[str, ...]) 
         tests=tuple(draft.tests),
         unused=tuple(draft.unused.items()),
         parts=parts_read,
+        program=draft.program,
     )
     if base is None:
         return recipe
@@ -103,6 +104,7 @@ def _parse(text: str, name: str, follow: Follow | None, heirs: tuple[str, ...]) 
         recipe,
         rules=recipe.rules + base.rules,
         n_inherited=len(base.rules),
+        program=recipe.program + base.program,
         default=recipe.default or base.default,
         architecture=recipe.architecture or base.architecture,
         target=recipe.target or base.target,

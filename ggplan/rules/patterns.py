@@ -23,7 +23,7 @@ Limits
 ------
 Compiled, a pattern is a program of about one instruction per character, and `{1000}` repeats them. A search
 takes at most (instructions) x (characters of the name) steps, so the programs of a recipe are bounded,
-each and together.
+each and together, and `matching` bounds the steps.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 import re2
 
@@ -61,27 +62,36 @@ _SHARED_ESCAPES = frozenset("dDwWsSbBtnrfv")
 _ESCAPE_HELP = dict.fromkeys("zZ", "write `$` for the end of the name") | {
     "A": "write `^` for the start of the name"
 }
+PatternFault = Literal[
+    "too long", "too large", "not ASCII", "escape", "lone backslash", "back-reference", "set", "POSIX class",
+    "never closed", "closes nothing", "repeats nothing", "repeats a repetition", "possessive", "look-around",
+    "named group", "atomic group", "flags", "block range", "brace", "character range", "refused by RE2",
+]  # fmt: skip
+"""What is wrong with a pattern; `repairs` knows what each was probably meant to be."""
+
 _LISTING = "list what shall match, such as `(1[0-9]|2[0-4])`, and put exceptions into a rule above"
 _LOOK_AROUND = "look-around is not portable: RE2 has none"
 _BACK_REFERENCE = "back-references are not portable: RE2 has none"
 _NAMED_GROUP = "named groups are not portable"
-_FOREIGN_GROUPS = {
-    "(?=": (_LOOK_AROUND, _LISTING),
-    "(?!": (_LOOK_AROUND, _LISTING),
-    "(?<=": (_LOOK_AROUND, _LISTING),
-    "(?<!": (_LOOK_AROUND, _LISTING),
-    "(?P=": (_BACK_REFERENCE, _LISTING),
-    "(?P<": (_NAMED_GROUP, "write `(` without the name"),
-    "(?<": (_NAMED_GROUP, "write `(` without the name"),
-    "(?>": ("atomic groups are not portable", "write `(?:`"),
+_FOREIGN_GROUPS: dict[str, tuple[PatternFault, str, str]] = {
+    "(?=": ("look-around", _LOOK_AROUND, _LISTING),
+    "(?!": ("look-around", _LOOK_AROUND, _LISTING),
+    "(?<=": ("look-around", _LOOK_AROUND, _LISTING),
+    "(?<!": ("look-around", _LOOK_AROUND, _LISTING),
+    "(?P=": ("back-reference", _BACK_REFERENCE, _LISTING),
+    "(?P<": ("named group", _NAMED_GROUP, "write `(` without the name"),
+    "(?<": ("named group", _NAMED_GROUP, "write `(` without the name"),
+    "(?>": ("atomic group", "atomic groups are not portable", "write `(?:`"),
     "(?": (
+        "flags",
         "`(?` is portable only as `(?:`",
         r"write both cases for `(?i)`: `[Aa]`; or `\(` for the character",
     ),
 }
+_BACKWARDS = "invalid character class range"
 _RE2_HELP = {
     "invalid repetition size": "repeat at most 1,000 times, the smaller number first",
-    "invalid character class range": "write the smaller character first: `[a-z]`",
+    _BACKWARDS: "write the smaller character first: `[a-z]`",
 }
 
 
@@ -90,6 +100,7 @@ class PatternError(Exception):
     """A pattern that no rule may have; `start` and `length` are characters of the pattern."""
 
     code: str
+    kind: PatternFault
     message: str
     start: int
     length: int
@@ -109,6 +120,7 @@ def check_pattern(pattern: str) -> int:
     if len(pattern) > MAX_PATTERN_CHARACTERS:
         raise PatternError(
             "GP009",
+            "too long",
             f"the pattern has {len(pattern):,} characters; {MAX_PATTERN_CHARACTERS:,} are allowed",
             0,
             len(pattern),
@@ -117,7 +129,7 @@ def check_pattern(pattern: str) -> int:
     if found := re.search(r"[^\x00-\x7f]+", pattern):
         message = "the pattern holds characters that are not ASCII; std::regex takes each for several"
         help = "tensor names are ASCII; `.` stands for any character"
-        raise PatternError("GP004", message, found.start(), len(found[0]), help)
+        raise PatternError("GP004", "not ASCII", message, found.start(), len(found[0]), help)
     _check_portable(pattern)
     try:
         resolved = resolve(pattern, _TYPICAL_BLOCKS)
@@ -174,18 +186,25 @@ def _check_portable(pattern: str) -> None:
             open_groups.append(start)
         elif token["group_end"]:
             if not open_groups:
-                raise PatternError("GP003", "`)` closes no group", start, 1, r"write `\)` for the character")
+                raise PatternError(
+                    "GP003",
+                    "closes nothing",
+                    "`)` closes no group",
+                    start,
+                    1,
+                    r"write `\)` for the character",
+                )
             open_groups.pop()
         elif token["range"]:
             _check_range(text, start)
         elif token["brace"]:
             help = r"write `\{` for the character"
             message = "`{` begins neither a repetition such as `{2,3}` nor a range such as `{0..46}`"
-            raise PatternError("GP004", message, start, 1, help)
+            raise PatternError("GP004", "brace", message, start, 1, help)
         before = "nothing" if token["group"] or token["anchor"] or text in (r"\b", r"\B") else "atom"
     if open_groups:
         help = r"write `\(` for the character"
-        raise PatternError("GP003", "`(` is never closed", open_groups[-1], 1, help)
+        raise PatternError("GP003", "never closed", "`(` is never closed", open_groups[-1], 1, help)
 
 
 def _check_range(text: str, start: int) -> None:
@@ -193,58 +212,67 @@ def _check_range(text: str, start: int) -> None:
         parse_range(text[1:-1])
     except RangeError as error:
         if error.instead is not None:
-            raise PatternError("GP015", error.message, start, len(text), error.help, error.instead) from None
+            raise PatternError(
+                "GP015", "block range", error.message, start, len(text), error.help, error.instead
+            ) from None
         at = start + 1 + error.start
-        raise PatternError("GP015", error.message, at, max(1, error.length), error.help) from None
+        raise PatternError(
+            "GP015", "block range", error.message, at, max(1, error.length), error.help
+        ) from None
 
 
 def _check_escape(letter: str, start: int) -> None:
     if not letter:
         help = r"write `\\` for the character"
-        raise PatternError("GP003", r"the pattern ends in a lone `\`", start, 1, help)
+        raise PatternError("GP003", "lone backslash", r"the pattern ends in a lone `\`", start, 1, help)
     if letter.isascii() and letter.isdigit():
-        raise PatternError("GP004", _BACK_REFERENCE, start, 2, _LISTING)
+        raise PatternError("GP004", "back-reference", _BACK_REFERENCE, start, 2, _LISTING)
     if letter.isascii() and letter.isalpha() and letter not in _SHARED_ESCAPES:
         message = f"`\\{letter}` does not mean the same to RE2, llama.cpp and Python"
         help = _ESCAPE_HELP.get(letter, f"write `{letter}` for the letter")
-        raise PatternError("GP004", message, start, 2, help)
+        raise PatternError("GP004", "escape", message, start, 2, help)
 
 
 def _check_set(text: str, *, closed: bool, start: int) -> None:
     if not closed:
-        raise PatternError("GP003", "`[` is never closed", start, 1, r"write `\[` for the character")
+        raise PatternError(
+            "GP003", "never closed", "`[` is never closed", start, 1, r"write `\[` for the character"
+        )
     if found := re.match(r"\[\^?\]", text):
         help = r"write `\]` for the character"
-        raise PatternError("GP004", "an empty set `[]` is not portable", start, len(found[0]), help)
+        raise PatternError("GP004", "set", "an empty set `[]` is not portable", start, len(found[0]), help)
     for escape in re.finditer(r"\\(.)", text[:-1], re.DOTALL):
         _check_escape(escape[1], start + escape.start())
     if found := re.search(r"\[[:.=]|\\[dDwWsS]-(?!\])|-\\[dDwWsS]|\\[bB]", text[1:]):
         message = f"`{found[0]}` inside a set is not portable"
         help = "write the characters: `[0-9a-z]`"
-        raise PatternError("GP004", message, start + 1 + found.start(), len(found[0]), help)
+        kind: PatternFault = "POSIX class" if found[0] == "[:" else "set"
+        raise PatternError("GP004", kind, message, start + 1 + found.start(), len(found[0]), help)
 
 
 def _check_repeat(text: str, before: str, start: int) -> str:
     """Check what a repetition repeats, and return what a next one would."""
     if before == "nothing":
         help = rf"write `\{text}` for the character, or `.{text}` for anything"
-        raise PatternError("GP003", f"`{text}` repeats nothing", start, len(text), help)
+        raise PatternError("GP003", "repeats nothing", f"`{text}` repeats nothing", start, len(text), help)
     if before == "atom":
         return "repeat"
     if before == "repeat" and text == "?":
         return "lazy repeat"
     if before == "repeat" and text == "+":
         help = "leave the last `+` out"
-        raise PatternError("GP004", "possessive repetition is not portable", start, 1, help)
+        raise PatternError("GP004", "possessive", "possessive repetition is not portable", start, 1, help)
     help = "put what it shall repeat into a group: `(?:...)`"
-    raise PatternError("GP003", f"`{text}` repeats a repetition", start, len(text), help)
+    raise PatternError(
+        "GP003", "repeats a repetition", f"`{text}` repeats a repetition", start, len(text), help
+    )
 
 
 def _foreign_group(pattern: str, start: int) -> PatternError:
     """The error for a group `(?...` that is not `(?:`."""
     opening = max((g for g in _FOREIGN_GROUPS if pattern.startswith(g, start)), key=len)
-    message, help = _FOREIGN_GROUPS[opening]
-    return PatternError("GP004", message, start, len(opening), help)
+    kind, message, help = _FOREIGN_GROUPS[opening]
+    return PatternError("GP004", kind, message, start, len(opening), help)
 
 
 def _from_re2(pattern: str, error: re2.error) -> PatternError:
@@ -252,8 +280,13 @@ def _from_re2(pattern: str, error: re2.error) -> PatternError:
     reason, _, fragment = error.args[0].decode("utf-8", "replace").partition(": ")
     if "too large" in reason:
         message = "the pattern is too large when its repetitions are written out"
-        return PatternError("GP009", message, 0, len(pattern), "repeat less: `.*` in place of `.{1000}`")
+        return PatternError(
+            "GP009", "too large", message, 0, len(pattern), "repeat less: `.*` in place of `.{1000}`"
+        )
     start = pattern.find(fragment) if fragment else -1
     if start < 0:
-        return PatternError("GP003", reason, 0, len(pattern))
-    return PatternError("GP003", f"{reason} `{fragment}`", start, len(fragment), _RE2_HELP.get(reason, ""))
+        return PatternError("GP003", "refused by RE2", reason, 0, len(pattern))
+    kind: PatternFault = "character range" if reason == _BACKWARDS else "refused by RE2"
+    return PatternError(
+        "GP003", kind, f"{reason} `{fragment}`", start, len(fragment), _RE2_HELP.get(reason, "")
+    )

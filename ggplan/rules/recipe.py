@@ -68,6 +68,11 @@ class Choice:
         """Where the chain begins, from 1."""
         return self.locations[0].column
 
+    @property
+    def location(self) -> Location:
+        """The span of the chain."""
+        return Location(self.file, self.line, self.column, len(self.text))
+
 
 @dataclass(frozen=True, slots=True)
 class Rule:
@@ -199,6 +204,8 @@ class Recipe:
         Name and place of each `@let` of the file itself that nothing uses.
     parts
         File name and text of everything that `@include` and `@base` brought in.
+    program
+        RE2 instructions of all patterns together, as `patterns.check_pattern` counts them.
     """
 
     name: str
@@ -217,6 +224,7 @@ class Recipe:
     tests: tuple[TypeTest, ...] = ()
     unused: tuple[tuple[str, Location], ...] = ()
     parts: tuple[tuple[str, str], ...] = ()
+    program: int = 0
 
     def source_line(self, line: int, file: str = "") -> str:
         """Line `line` (from 1) of the recipe, or of the part `file` of it, without its line end.

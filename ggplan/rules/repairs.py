@@ -2,7 +2,7 @@ r"""What a faulty pattern was probably meant to be.
 
 Each mistake has its own remedies, tried in order: a bracket that is never closed is closed at the next
 place where that gives a pattern (before `\.`, then at the end), and only then taken for a character. With
-the names of a model at hand, `ggplan.checking` takes the first that matches a tensor.
+the names of a model at hand, `ggplan.linting` takes the first that matches a tensor.
 """
 
 from __future__ import annotations
@@ -54,45 +54,45 @@ def _candidates(pattern: str, error: PatternError) -> Iterator[Repair]:
         yield Repair(before + error.instead + after, certain=True)
     if fault in _SPELLINGS:
         yield Repair(before + _SPELLINGS[fault] + after, certain=True)
-    elif error.code == "GP003" and "never closed" in error.message:
+    elif error.kind == "never closed":
         close = "]" if fault == "[" else ")"
         for at in _places_to_close(pattern, stop):
             yield Repair(pattern[:at] + close + pattern[at:], certain=False)
         yield Repair(f"{before}\\{fault}{after}", certain=False)
-    elif error.code == "GP003" and fault == ")":
+    elif error.kind == "closes nothing":
         yield Repair(before + after, certain=False)
         yield Repair(f"{before}\\{fault}{after}", certain=False)
-    elif error.code == "GP003" and "repeats nothing" in error.message:
+    elif error.kind == "repeats nothing":
         yield Repair(f"{before}.{fault}{after}", certain=False)
         yield Repair(before + after, certain=False)
-    elif error.code == "GP003" and ("repeats a repetition" in error.message or fault == "\\"):
+    elif error.kind in ("repeats a repetition", "lone backslash"):
         yield Repair(before + after, certain=False)
-    elif "smaller" in error.help and (pair := re.fullmatch(r"(.)-(.)", fault)):
+    elif error.kind == "character range" and (pair := re.fullmatch(r"(.)-(.)", fault)):
         yield Repair(f"{before}{pair[2]}-{pair[1]}{after}", certain=False)
     elif error.code == "GP004":
         yield from _portable(pattern, error, before, fault, after)
 
 
 def _portable(pattern: str, error: PatternError, before: str, fault: str, after: str) -> Iterator[Repair]:
-    if error.message.startswith("possessive"):
+    if error.kind == "possessive":
         yield Repair(before + after, certain=True)
-    elif error.message.startswith("named groups") and (name := re.match(r"[^<>()]*>", after)):
+    elif error.kind == "named group" and (name := re.match(r"[^<>()]*>", after)):
         yield Repair(f"{before}({after[name.end() :]}", certain=True)
-    elif fault == "(?" and (flags := re.match(r"[a-zA-Z]+\)", after)):
+    elif error.kind == "flags" and (flags := re.match(r"[a-zA-Z]+\)", after)):
         yield Repair(before + after[flags.end() :], certain=False)
-    elif fault.startswith("[:"):
+    elif error.kind == "POSIX class":
         classes = {"alpha": "A-Za-z", "digit": "0-9", "alnum": "A-Za-z0-9", "lower": "a-z"}
         name = re.match(r"\[:(\w+):\]", pattern[error.start :])
         if name and name[1] in classes:
             yield Repair(before + classes[name[1]] + pattern[error.start + name.end() :], certain=True)
-    elif re.fullmatch(r"\\[A-Za-z]", fault):
+    elif error.kind == "escape":
         yield Repair(before + fault[1] + after, certain=False)
-    elif fault == "{":
+    elif error.kind == "brace":
         yield Repair(f"{before}\\{{{after}", certain=False)
-    elif not fault.isascii():
+    elif error.kind == "not ASCII":
         plain = {"\u2013": "-", "\u2014": "-", "\u2212": "-", "\u00a0": "", "\uff0e": "."}
         yield Repair(before + "".join(plain.get(c, ".") for c in fault) + after, certain=False)
-    elif fault in ("(?!", "(?="):
+    elif error.kind == "look-around":
         yield from _without_look_ahead(before, fault, after)
 
 

@@ -22,7 +22,7 @@ from ggplan.model import Model, TensorInfo
 from ggplan.planning import Effort, FallbackTable, Nonfinite, Plan, make_plan
 from ggplan.planning.provenance import INPUTS, PLAN, VERSION
 from ggplan.rules import Recipe, parse_recipe
-from ggplan.rules.recording import follow_recorded
+from ggplan.rules.loading import follow_recorded
 from ggplan.text import printable
 from ggplan.verification.faults import HEADER, Fault
 from ggplan.verification.workers import Progress, each

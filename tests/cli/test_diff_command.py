@@ -153,7 +153,8 @@ def test_a_mix_that_needs_an_imatrix_is_planned_but_not_written_without(tmp_path
     model = Path(str(importlib.resources.files("ggplan") / "demo_model"))
     planned = run("plan", model, "-r", "Q2_K_S", "--pre", "glm4")
     assert planned.returncode == 0, planned.stderr
-    assert "error[GP204]" in planned.stderr
+    assert "note[GP204]" in planned.stderr
+    assert "error: `ggplan convert` refuses this" in planned.stderr
     done = run("convert", model, tmp_path / "out.gguf", "-r", "Q2_K_S", "--pre", "glm4")
     assert done.returncode == 1
     assert "without an imatrix" in done.stderr

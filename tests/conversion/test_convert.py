@@ -12,6 +12,7 @@ from ggplan import Model, make_plan, open_model, parse_recipe
 from ggplan.conversion import chunks
 from ggplan.conversion.encoding import encode_chunk
 from ggplan.errors import ConversionError, PlanError
+from ggplan.linting import check_plan
 
 RNG = np.random.default_rng(7)
 N_EXPERTS = 4
@@ -227,7 +228,7 @@ def test_each_expert_is_encoded_with_its_own_importance(source: Path, tmp_path: 
     write_imatrix(tmp_path / "imatrix.gguf", {name: sums}, {name: counts})
     imatrix = ggplan.load_imatrix(tmp_path / "imatrix.gguf")
     plan = make_plan(open_model(source), parse_recipe(RECIPE), imatrix=imatrix)
-    codes = {d.code for d in plan.diagnostics}
+    codes = {d.code for d in check_plan(plan).diagnostics}
     assert {"GP206", "GP207"} <= codes
     ggplan.convert(plan, tmp_path / "out.gguf", ggplan.ConvertOptions(threads=2))
 

@@ -15,7 +15,9 @@ import ggplan.stock
 from ggplan.cli import cli
 from ggplan.errors import PlanError
 from ggplan.ggml_types import TYPES
+from ggplan.linting import check_plan
 from ggplan.planning import Plan
+from ggplan.planning.importance import importance_refusal
 
 RNG = np.random.default_rng(0)
 WEIGHTS = {
@@ -66,14 +68,21 @@ def plan_of(source: Path, recipe: str, imatrix: Path | None = None) -> Plan:
 
 
 def found(plan: Plan, code: str) -> list[tuple[str, str]]:
-    return [(d.severity, d.message) for d in plan.diagnostics if d.code == code]
+    return [(d.severity, d.message) for d in check_plan(plan).diagnostics if d.code == code]
+
+
+def refusal(plan: Plan) -> str:
+    error = importance_refusal(plan)
+    return "" if error is None else error.message
 
 
 def test_without_an_imatrix(source: Path, tmp_path: Path) -> None:
     plan = plan_of(source, IQ1_S)
+    assert "2 tensors" in refusal(plan)
+    assert refusal(plan).endswith("iq1_s cannot be encoded without an imatrix")
     ((severity, message),) = found(plan, "GP204")
-    assert severity == "error"
-    assert "2 tensors" in message
+    assert severity == "note"
+    assert message.startswith("2 tensors (blk.0.ffn_")
     assert message.endswith("iq1_s cannot be encoded without an imatrix")
     with pytest.raises(PlanError, match=r"^2 tensors \(blk\.0\.ffn_.*: iq1_s cannot be encoded") as caught:
         ggplan.convert(plan, tmp_path / "out.gguf")
@@ -81,14 +90,23 @@ def test_without_an_imatrix(source: Path, tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model.gguf"]
 
 
+def test_the_plan_tells_that_it_cannot_be_carried_out(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "my.recipe").write_text(IQ1_S)
+    done = CliRunner().invoke(cli, ["plan", str(source), "-r", str(tmp_path / "my.recipe")])
+    assert done.exit_code == 0
+    assert "error: `ggplan convert` refuses this: 2 tensors (blk.0.ffn_" in done.stderr
+    assert "help: give one with --imatrix" in done.stderr
+
+
 def test_with_an_imatrix_that_lacks_a_tensor(source: Path, tmp_path: Path) -> None:
     path, _ = imatrix_of(tmp_path, "blk.0.ffn_up.weight")
     plan = plan_of(source, IQ1_S, path)
-    ((severity, message),) = found(plan, "GP206")
-    assert severity == "error"
-    assert message == (
+    assert refusal(plan) == (
         "blk.0.ffn_down.weight: no entry in imatrix.gguf; iq1_s cannot be encoded without importance"
     )
+    ((severity, message),) = found(plan, "GP206")
+    assert severity == "warning"
+    assert message.startswith("`blk.0.ffn_down.weight`: no entry in imatrix.gguf; ")
     with pytest.raises(PlanError, match=r"ffn_down.weight: no entry in imatrix\.gguf; iq1_s cannot"):
         ggplan.convert(plan, tmp_path / "out.gguf")
     assert not (tmp_path / "out.gguf").exists()
@@ -108,7 +126,8 @@ def test_with_an_imatrix(source: Path, tmp_path: Path) -> None:
 def test_what_llama_quantize_refuses_is_warned_of_and_written(source: Path, tmp_path: Path) -> None:
     plan = plan_of(source, "ffn = iq1_m\ntoken_embd = iq1_m\n")
     ((severity, message),) = found(plan, "GP204")
-    assert severity == "warning"
+    assert severity == "note"
+    assert refusal(plan) == ""
     assert "token_embd" not in message
     assert message.endswith("llama-quantize refuses iq1_m without an imatrix; expect garbage")
     ggplan.convert(plan, tmp_path / "out.gguf")
@@ -117,13 +136,13 @@ def test_what_llama_quantize_refuses_is_warned_of_and_written(source: Path, tmp_
     plan = plan_of(source, "ffn = iq1_m\ntoken_embd = iq1_m\n", path)
     ((severity, message),) = found(plan, "GP206")
     assert severity == "warning"
-    assert message.startswith("blk.0.ffn_down.weight: no entry in imatrix.gguf; llama-quantize refuses")
+    assert message.startswith("`blk.0.ffn_down.weight`: no entry in imatrix.gguf; llama-quantize refuses")
 
 
 def test_a_stock_mix_is_refused_where_llama_quantize_refuses_it(source: Path, tmp_path: Path) -> None:
     mix = ggplan.find_mix("IQ3_XXS")
     plan = ggplan.make_plan(ggplan.open_model(source), mix.purely())
-    assert [severity for severity, _ in found(plan, "GP204")] == ["error"]
+    assert refusal(plan).endswith("llama-quantize refuses iq3_xxs without an imatrix")
     with pytest.raises(PlanError, match="llama-quantize refuses iq3_xxs without an imatrix"):
         ggplan.convert(plan, tmp_path / "out.gguf")
 

@@ -6,6 +6,7 @@ from glm_4_5_air import model as glm_4_5_air
 
 from ggplan import Model, TensorInfo, load_recipe, make_plan, parse_recipe, parse_type
 from ggplan.errors import PlanError
+from ggplan.linting import check_plan
 from ggplan.planning import Plan, Role, by_role, by_type
 from ggplan.planning.export import plan_json
 
@@ -20,11 +21,11 @@ def types_of(plan: Plan) -> dict[str, str]:
 
 
 def codes_of(plan: Plan) -> list[str]:
-    return [d.code for d in plan.diagnostics]
+    return [d.code for d in check_plan(plan).diagnostics]
 
 
 def message_of(plan: Plan, code: str) -> str:
-    (found,) = [d for d in plan.diagnostics if d.code == code]
+    (found,) = [d for d in check_plan(plan).diagnostics if d.code == code]
     return found.message
 
 
@@ -73,7 +74,7 @@ def test_broad_rules_pass_protected_tensors_over(pattern: str, type_: str) -> No
     assert types["blk.0.attn_q.weight"] == type_
     for name in ("blk.0.attn_norm.weight", "blk.0.attn_q.bias", "blk.0.ffn_gate_inp.weight"):
         assert types[name] == "f32"
-    note = next(d for d in plan.diagnostics if d.code == "GP202")
+    note = next(d for d in check_plan(plan).diagnostics if d.code == "GP213")
     assert note.severity == "note"
 
 
@@ -92,7 +93,7 @@ def test_f32_is_never_refused() -> None:
 def test_a_rule_meant_for_protected_tensors_may_not_quantize_them_unless_forced() -> None:
     plan = make_plan(SMALL, parse_recipe("ffn_gate_inp = q8_0\n@default q8_0", "r"))
     assert types_of(plan)["blk.0.ffn_gate_inp.weight"] == "f32"
-    (warning,) = [d for d in plan.diagnostics if d.code == "GP202"]
+    (warning,) = [d for d in check_plan(plan).diagnostics if d.code == "GP202"]
     assert warning.severity == "warning"
     assert "router" in warning.message
     assert "`q8_0!`" in warning.help
@@ -230,7 +231,7 @@ def test_the_seed_recipe_on_a_real_model() -> None:
     assert types["blk.3.attn_q.weight"] == "q8_0"
     assert types["blk.3.ffn_up_shexp.weight"] == types["token_embd.weight"] == "bf16"
     assert types["blk.3.attn_norm.weight"] == types["blk.3.ffn_gate_inp.weight"] == "f32"
-    assert not [d for d in plan.diagnostics if d.severity != "note"]
+    assert not [d for d in check_plan(plan).diagnostics if d.severity != "note"]
 
 
 def test_the_plan_as_json_says_all() -> None:

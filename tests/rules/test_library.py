@@ -8,8 +8,8 @@ from types import ModuleType
 
 import pytest
 
-from ggplan.checking import check_recipe
 from ggplan.inventories import inventories, inventory
+from ggplan.linting import check_recipe
 from ggplan.planning import Plan, make_plan
 from ggplan.rules import load_recipe, shipped_recipes
 from ggplan.rules.formatting import format_recipe

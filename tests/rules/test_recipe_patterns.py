@@ -1,6 +1,7 @@
 """The portable subset of regular expressions, and matching all rules at once."""
 
 import contextlib
+import itertools
 import re
 import time
 
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ggplan.errors import RecipeError
+from ggplan.inventories import inventory
 from ggplan.rules import Choice, InvalidRecipeError, Recipe, Rule, match, parse_recipe
 from ggplan.rules.matching import match_patterns
 
@@ -160,13 +162,41 @@ def test_catastrophic_patterns_are_fast(pattern: str) -> None:
     assert time.thread_time() - begin < 1
 
 
-def test_patterns_made_to_be_slow_are_stopped() -> None:
-    slow = [rf"(a|b)*a(a|b){{{n % 60}}}b{n}" for n in range(500)]
-    tensors = [format(n * 2654435761 % 2**64, "064b").translate({48: "a", 49: "b"}) for n in range(1, 5000)]
+def slow_recipe(n_rules: int) -> tuple[Recipe, list[str]]:
+    """A recipe that takes RE2 a step for most instructions and characters, and names that make it do so."""
+    slow = [rf"(a|b)*a(a|b){{{n % 60}}}b{n}" for n in range(n_rules)]
+    numbers = (format(n * 2654435761 % 2**64, "064b") for n in range(1, 1000))
+    recipe = parse_recipe("".join(f"{pattern} = q8_0\n" for pattern in slow))
+    return recipe, [number.translate({48: "a", 49: "b"}) for number in numbers]
+
+
+def test_patterns_made_to_be_slow_are_refused_before_they_run() -> None:
+    recipe, tensors = slow_recipe(2000)
     begin = time.thread_time()
-    with pytest.raises(TimeoutError):
-        match_patterns(slow, tensors, seconds=0.2)
-    assert time.thread_time() - begin < 2
+    with pytest.raises(InvalidRecipeError, match=r"may take \d,\d{3},\d{3},\d{3} steps; 5,000,000,000 are"):
+        match(recipe, tensors)
+    assert time.thread_time() - begin < 1
+
+
+def test_what_is_legal_depends_on_steps_and_never_on_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, tensors = slow_recipe(2000)
+    few = slow_recipe(10)[0]
+    with pytest.raises(InvalidRecipeError) as caught:
+        match(recipe, tensors)
+    # A machine on which an hour passes between any two looks at a clock.
+    hours = itertools.count(0, 3600)
+    for clock in ("time", "monotonic", "perf_counter", "process_time", "thread_time"):
+        monkeypatch.setattr(time, clock, lambda: float(next(hours)))
+    assert len(match(few, tensors)) == len(tensors)
+    with pytest.raises(InvalidRecipeError) as again:
+        match(recipe, tensors)
+    assert again.value.diagnostics == caught.value.diagnostics
+
+
+def test_a_rule_for_each_tensor_of_the_largest_model_is_legal() -> None:
+    names = [t.name for t in inventory("GLM-4.5").tensors]
+    recipe = parse_recipe("".join(f"{re.escape(name)} = q8_0\n" for name in names))
+    assert all(i in hits for i, hits in enumerate(match(recipe, names)))
 
 
 def test_a_real_recipe_takes_milliseconds() -> None:

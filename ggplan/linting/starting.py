@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ggplan.checking.wording import kind_of
+from ggplan.linting.wording import kind_of
 from ggplan.model import Model
 from ggplan.planning import make_plan
 from ggplan.planning.protection import n_dimensions, protected_reason

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ggplan.checking import Report, check_recipe, subject_of
 from ggplan.inventories import inventory
+from ggplan.linting import Report, check_plan, check_recipe, subject_of
 from ggplan.planning import make_plan
 from ggplan.rules import Diagnostic, load_recipe, parse_recipe, render, shipped_recipes
 
@@ -184,7 +184,7 @@ def test_two_mistakes_in_one_line_take_two_rounds(tmp_path: Path) -> None:
 
 
 def test_safe_fixes_change_no_type_and_no_meaning(tmp_path: Path) -> None:
-    from ggplan.checking.case import make_case
+    from ggplan.linting.case import make_case
 
     model = inventory("GLM-4.5-Air")
     for right, wrong, code, _ in MISTAKES.values():
@@ -192,9 +192,9 @@ def test_safe_fixes_change_no_type_and_no_meaning(tmp_path: Path) -> None:
         texts, count = report.fixed()
         if not count or code < "GP017":
             continue
-        before = make_case(model, parse_recipe(CLEAN.replace(right, wrong)), "llama.cpp")
-        after = make_case(model, parse_recipe(texts[report.file]), "llama.cpp")
-        assert [d.type for d in before.decisions] == [d.type for d in after.decisions], code
+        before = make_case(model, parse_recipe(CLEAN.replace(right, wrong)))
+        after = make_case(model, parse_recipe(texts[report.file]))
+        assert [f.type for f in before.fitted] == [f.type for f in after.fitted], code
 
 
 def test_the_finding_in_the_documentation_is_real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,7 +253,7 @@ def test_a_recipe_may_overrule_what_it_inherits(tmp_path: Path) -> None:
     path.write_text("@base glm4moe/balanced\n@role experts.down = q6_K | q8_0\n@role attention = q6_K\n")
     model = inventory("GLM-4.6")
     assert said(check_recipe(path, model)) == []
-    assert [d.code for d in make_plan(model, load_recipe(path)).diagnostics if d.severity != "note"] == []
+    assert said(check_plan(make_plan(model, load_recipe(path)))) == []
 
 
 def test_a_recipe_finds_its_model() -> None:
@@ -337,7 +337,7 @@ def test_no_recipe_of_a_stranger_takes_long_or_much(tmp_path: Path, name: str) -
     path.write_text("@arch glm4moe\n" + HOSTILE[name] + "\n")
     program = (
         "import re, time\n"
-        "from ggplan.checking import check_recipe\n"
+        "from ggplan.linting import check_recipe\n"
         f"begin = time.process_time(); check_recipe({str(path)!r})\n"
         # The peak of this program alone: ru_maxrss keeps that of the process it was forked from.
         "peak = re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1]\n"

@@ -5,11 +5,11 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass
 
-from ggplan.checking.case import make_case
 from ggplan.errors import PlanError
 from ggplan.ggml_types import GgmlType
+from ggplan.linting.case import make_case
 from ggplan.model import Model, TensorInfo
-from ggplan.planning.fallback import FallbackTable, remainder, table_of
+from ggplan.planning.fallback import FallbackTable, remainder
 from ggplan.planning.roles import Device, device_of
 from ggplan.rules import Choice, Recipe, Rule
 from ggplan.text import printable
@@ -74,13 +74,13 @@ def explain(model: Model, recipe: Recipe, name: str, fallback: FallbackTable | N
     PlanError
         If the model has no tensor of this name.
     """
-    case = make_case(model, recipe, fallback or table_of(recipe))
+    case = make_case(model, recipe, fallback)
     index = next((i for i, t in enumerate(model.tensors) if t.name == name), None)
     if index is None:
         near = difflib.get_close_matches(name[:100], [t.name for t in model.tensors], n=1)
         hint = f"the nearest is {printable(near[0])}" if near else "`ggplan inspect` lists the tensors"
         raise PlanError(f"the model has no tensor {printable(name[:100])}", hint=hint)
-    fitted, tensor = case.decisions[index], model.tensors[index]
+    fitted, tensor = case.fitted[index], model.tensors[index]
     decision = fitted.decision
     steps = [
         Step(

@@ -1,0 +1,14 @@
+"""The linter of recipes: what a recipe says against what it will do, each finding with a code and a remedy.
+
+    >>> report = check_recipe("my.recipe")
+    >>> [(d.code, d.line, d.column) for d in report.diagnostics]
+
+Every code has a module in `ggplan.linting.rules` with its page, its check, its findings and their fixes;
+`rule` says what a rule is made of, `engine` asks them.
+"""
+
+from ggplan.linting.case import subject_of
+from ggplan.linting.check import Report, check_plan, check_recipe
+from ggplan.linting.engine import lint_rules
+
+__all__ = ["Report", "check_plan", "check_recipe", "lint_rules", "subject_of"]

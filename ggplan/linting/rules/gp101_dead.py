@@ -1,0 +1,133 @@
+r"""A rule that matches no tensor, with the word that was probably meant.
+
+GP101: a rule matches no tensor
+    It is misspelt, written for another model, or for blocks that this one does not have.
+    - ffn_dwon_exps\.weight = q6_K
+    + ffn_down_exps\.weight = q6_K
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import re2
+
+from ggplan.inventories import words as words_of_gguf
+from ggplan.linting.case import Case
+from ggplan.linting.rule import Finding, LintRule
+from ggplan.linting.trials import Trials
+from ggplan.linting.wording import block_list, blocks_of, blocks_text, deleted, kind_of, rewritten
+from ggplan.rules import Edit, Fix, Rule
+
+_MOST_SEARCHED = 50  # dead rules that get a suggestion
+_WORD = re.compile(r"[A-Za-z_]{3,}")
+_HUB_WORDS = {
+    "q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v", "o_proj": "attn_output",
+    "gate_proj": "ffn_gate", "up_proj": "ffn_up", "down_proj": "ffn_down", "embed_tokens": "token_embd",
+    "lm_head": "output", "layers": "blk", "self_attn": "attn_", "input_layernorm": "attn_norm",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class DeadRule(Finding):
+    """A rule without a tensor.
+
+    Attributes
+    ----------
+    n_blocks
+        Blocks of the model.
+    is_searched
+        Whether a similar pattern is looked for.
+    """
+
+    rule: Rule
+    n_blocks: int
+    is_searched: bool
+
+    says = "the rule matches no tensor of the model"
+
+    def help(self, fix: Fix | None) -> str:
+        pattern = self.rule.pattern
+        if "=" in pattern:
+            return "write one rule a line: the last `=` of a line parts the pattern from the type"
+        if fix is not None and fix.edits[0].length is not None:
+            return f"write `{fix.edits[0].text}`"
+        if any(word in pattern and word not in words_of_gguf() for word in _HUB_WORDS):
+            return "these are Hugging Face's names; a recipe speaks GGUF's, such as `blk.7.attn_q.weight`"
+        if self.n_blocks and re.search(r"blk\\?\.", pattern):
+            return f"the model's blocks are 0 to {self.n_blocks - 1}; correct the rule or delete it"
+        return "compare it with the model's tensor names, or delete it"
+
+    def fix(self, case: Case, trials: Trials) -> Fix:
+        if split := _split(self.rule):
+            return split
+        near = _nearby(self.rule, case) if self.is_searched else ()
+        fixes = [fix for pattern in near if (fix := rewritten(self.rule, pattern, safe=False))]
+        alive = [fix for fix in fixes if (tried := trials.tried([fix])) and _decides(tried, self.rule)]
+        return trials.best(alive) or deleted(self.rule, safe=False)
+
+
+def check(case: Case) -> Iterator[DeadRule]:
+    dead = [rule for i, rule in case.rules() if not case.members[i]]
+    for n, rule in enumerate(dead):
+        yield DeadRule(rule.location, rule, case.blocks.count, n < _MOST_SEARCHED)
+
+
+def _decides(case: Case, rule: Rule) -> bool:
+    """Whether the rule that now stands on the line decides a tensor."""
+    return any(
+        case.decided[i] for i, r in enumerate(case.recipe.rules) if (r.file, r.line) == (rule.file, rule.line)
+    )
+
+
+def _split(rule: Rule) -> Fix | None:
+    """A list `a=q8_0,b=q4_K`, as ik_llama.cpp's command line has it, as one rule a line."""
+    if "=" not in rule.pattern or "," not in rule.pattern or rule.expanded:
+        return None
+    whole = f"{rule.pattern}={rule.choice.text}"
+    rules = [item.rpartition("=") for item in whole.split(",") if item.strip()]
+    if not all(pattern.strip() and type_.strip() for pattern, _, type_ in rules):
+        return None
+    text = "\n".join(f"{pattern.strip()} = {type_.strip()}" for pattern, _, type_ in rules)
+    length = rule.choice.column + len(rule.choice.text) - rule.column
+    return Fix((Edit(rule.file, rule.line, rule.column, length, text),), safe=False)
+
+
+def _nearby(rule: Rule, case: Case) -> Iterator[str]:
+    """Patterns like this one with a word that the model's names hold."""
+    pattern = rule.pattern
+    yield from _other_blocks(rule, case)
+    names = " ".join(sorted({kind_of(t.name) for t in case.tensors}))
+    words = sorted(set(re.findall(r"[a-z0-9_]+", names)) | {"blk", "weight", "bias"})
+    parts = sorted({p for w in words for p in (w, *w.split("_"))})
+    for found in _WORD.finditer(re.sub(r"\\[a-z]", "  ", pattern)):
+        word = found[0]
+        if word in names or word in words_of_gguf() or word in ("blk", "first", "last"):
+            continue
+        if word in _HUB_WORDS:
+            yield pattern[: found.start()] + _HUB_WORDS[word] + pattern[found.end() :]
+        near = difflib.get_close_matches(word.lower(), words, n=2, cutoff=0.7)
+        for instead in near + difflib.get_close_matches(word.lower(), parts, n=1, cutoff=0.7):
+            yield pattern[: found.start()] + instead + pattern[found.end() :]
+    if pattern.endswith("$") and "weight" not in pattern:
+        yield pattern[:-1] + r"\.weight$"
+    if pattern.lower() != pattern and not re.search(r"\\[DSWB]", pattern):
+        yield pattern.lower()
+
+
+def _other_blocks(rule: Rule, case: Case) -> Iterator[str]:
+    """The pattern for the blocks that have such a tensor and no rule for it."""
+    place = block_list(rule)
+    if place is None:
+        return
+    before, after = rule.pattern[: place[0]], rule.pattern[place[1] :]
+    search = re2.compile(replace(rule, pattern=rf"{before}\d+{after}").regex(case.blocks.count)).search
+    free = [t for t, d in enumerate(case.fitted) if d.decision.rule is None and search(d.tensor.name)]
+    if numbers := blocks_of(case, free):
+        yield before + blocks_text(numbers, rule.pattern[place[0] : place[1]]) + after
+
+
+GP101 = LintRule("GP101", "warning", check, yields_to=("GP111",), shows_cost=True)

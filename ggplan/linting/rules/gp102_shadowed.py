@@ -1,0 +1,202 @@
+r"""Rules that never decide, because rules above take all they match; rules there twice.
+
+Exact, for it asks what rules match and decide on the names of a model, never what a pattern looks like.
+`output\.weight = q8_0` at the top of a recipe takes all `attn_output` tensors: of 379 published recipes 51
+hold that slip. A rule that loses tensors only because they are protected is not shadowed, and neither is an
+inherited one: to be overruled is what `@base` is for.
+
+GP102: a rule never decides
+    The first rule that matches decides, and rules above take every tensor this one matches. The
+    classic: an unanchored `output\.weight` is found in every `attn_output.weight`.
+    - output\.weight = q8_0
+    - attn_output\.weight = iq4_xs
+    + ^output\.weight$ = q8_0
+    + attn_output\.weight = iq4_xs
+
+GP104: a rule is there twice
+    A rule above matches exactly the same tensors, so this one never decides. If the types differ, one
+    of the two is not meant.
+    - attn_q\.weight = q8_0
+    - attn_q\.weight$ = q6_K
+    + attn_q\.weight$ = q6_K
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ggplan.linting.case import Case
+from ggplan.linting.rule import Finding, LintRule
+from ggplan.linting.rules.gp105_roles import whole_word_pattern
+from ggplan.linting.trials import Trials
+from ggplan.linting.wording import deleted, lines_of, rewritten
+from ggplan.rules import Edit, Fix, Rule
+from ggplan.rules.recipe import split_lines
+
+_MANY_BELOW = 3
+_MOST_SEARCHED = 50  # shadowed rules that get more than "delete it"
+
+
+@dataclass(frozen=True, slots=True)
+class ShadowedRule(Finding):
+    """A rule whose tensors rules above take.
+
+    Attributes
+    ----------
+    takers
+        The rules above, and how many tensors each takes.
+    n_matched
+        Tensors it matches; those that nobody takes are protected.
+    same_types
+        Whether all takers give the same types.
+    is_searched
+        Whether a fix is looked for.
+    """
+
+    index: int
+    rule: Rule
+    takers: tuple[tuple[Rule, int], ...]
+    n_matched: int
+    same_types: bool
+    is_searched: bool
+
+    @property
+    def message(self) -> str:
+        first, n_first = self.takers[0]
+        line, n_taken = lines_of(first, self.rule), sum(n for _, n in self.takers)
+        tensors = "the only tensor" if self.n_matched == 1 else f"all {self.n_matched:,} tensors"
+        rest = ""
+        if n_taken < self.n_matched:
+            tensors = f"{n_taken:,} of the {self.n_matched:,} tensors"
+            rest = ", the others are protected"
+        if len(self.takers) == 1:
+            return f"the rule never decides: {line} takes {tensors} it matches{rest}"
+        told = f"rules above take {tensors} it matches, first {line} ({n_first:,}){rest}"
+        return f"the rule never decides: {told}"
+
+    def help(self, fix: Fix | None) -> str:
+        first, _ = self.takers[0]
+        line = lines_of(first, self.rule)
+        if fix is not None and len(fix.edits) == 1:
+            if fix.edits[0].length is not None:
+                return f"{line} reaches too far: write `{fix.edits[0].text}` there"
+            return "delete it: its tensors get this type already" if self.same_types else "delete it"
+        anchor = not first.pattern.startswith("^") and not first.roles
+        what = f"anchor the pattern of {line} with `^`" if anchor else f"narrow the pattern of {line}"
+        return f"the first match wins: {what}, or put this rule above it"
+
+    def fix(self, case: Case, trials: Trials) -> Fix:
+        """Narrow the rule that takes too much, or move the narrow rule above the broad one, or delete it."""
+        rule, first = self.rule, self.takers[0][0]
+        fixes: list[Fix | None] = []
+        if self.is_searched and len(self.takers) == 1:
+            taker = next(iter(case.takers(self.index)))
+            if narrow := whole_word_pattern(first, case, taker):
+                fixes.append(rewritten(first, narrow, safe=False))
+            movable = case.recipe.order == "first" and first.file == rule.file and not rule.expanded
+            if case.members[self.index] < case.members[taker] and movable:
+                line = case.recipe.source_line(rule.line, rule.file)
+                insert = Edit(first.file, first.line, 1, 0, f"{line}\n")
+                fixes.append(Fix((Edit(rule.file, rule.line, 1, None, ""), insert), safe=False))
+        if self.is_searched and self.same_types:
+            fixes.append(deleted(rule, safe=True))
+        return trials.best([fix for fix in fixes if fix]) or deleted(rule, safe=False)
+
+
+@dataclass(frozen=True, slots=True)
+class CatchAll(Finding):
+    """A rule that matches most of the model and leaves nothing to several below: told once, at its line."""
+
+    n_matched: int
+    n_below: int
+    says = "the rule matches {f.n_matched:,} tensors and leaves nothing to {f.n_below} below"
+    advice = "move it below them all"
+
+
+@dataclass(frozen=True, slots=True)
+class Duplicate(Finding):
+    """A rule that matches the same tensors as one above, and the types of that one if they are others."""
+
+    first: str
+    types: str
+
+    @property
+    def message(self) -> str:
+        return f"{self.first} matches the same tensors" + (f", as {self.types}" if self.types else "")
+
+    def help(self, fix: Fix | None) -> str:
+        return "delete the one you do not mean" if self.types else "delete it"
+
+
+def check_shadowed(case: Case) -> Iterator[ShadowedRule | CatchAll]:
+    rules = case.recipe.rules
+    for index, n_below in _catch_all(case).items():
+        fix = _moved_down(case, rules[index])
+        yield CatchAll(rules[index].location, len(case.members[index]), n_below, fixes=(fix,))
+    searched = 0
+    for index, takers in _shadowed(case):
+        if _twin(case, index) is not None:
+            continue
+        searched += 1
+        yield ShadowedRule(
+            rules[index].location,
+            index,
+            rules[index],
+            tuple((rules[t], n) for t, n in takers.items()),
+            len(case.members[index]),
+            all(rules[t].choice.types == rules[index].choice.types for t in takers),
+            searched <= _MOST_SEARCHED,
+        )
+
+
+def check_twice(case: Case) -> Iterator[Duplicate]:
+    for index, _ in _shadowed(case):
+        if (twin := _twin(case, index)) is not None:
+            rule, first = case.recipe.rules[index], case.recipe.rules[twin]
+            is_same = rule.choice.types == first.choice.types
+            types, fix = "" if is_same else first.choice.text, deleted(rule, safe=is_same)
+            yield Duplicate(rule.location, lines_of(first, rule), types, fixes=(fix,))
+
+
+def _moved_down(case: Case, rule: Rule) -> Fix | None:
+    """The fix that makes a rule the last."""
+    if case.recipe.order != "first" or rule.file != case.recipe.file or rule.expanded:
+        return None
+    lines = split_lines(case.recipe.text)
+    end = "" if not lines[-1].strip() else "\n"
+    moved = Edit(rule.file, len(lines), len(lines[-1]) + 1, 0, f"{end}{lines[rule.line - 1]}\n")
+    return Fix((Edit(rule.file, rule.line, 1, None, ""), moved), safe=False)
+
+
+def _shadowed(case: Case) -> Iterator[tuple[int, dict[int, int]]]:
+    """The shadowed rules, but those below a rule that catches all."""
+    catching = _catch_all(case)
+    for index, _ in case.rules():
+        takers = case.takers(index)
+        if case.is_shadowed(index) and not (len(takers) == 1 and next(iter(takers)) in catching):
+            yield index, takers
+
+
+def _twin(case: Case, index: int) -> int | None:
+    """The rule above that matches the same tensors."""
+    return next((t for t in case.takers(index) if case.members[t] == case.members[index]), None)
+
+
+def _catch_all(case: Case) -> dict[int, int]:
+    """Rules that match half the model or more, and how many rules below they alone shadow."""
+    below: Counter[int] = Counter()
+    for index, _ in case.rules():
+        takers = case.takers(index)
+        if case.is_shadowed(index) and len(takers) == 1:
+            below[next(iter(takers))] += 1
+    return {
+        index: n
+        for index, n in below.items()
+        if n >= _MANY_BELOW and 2 * len(case.members[index]) >= len(case.tensors)
+    }
+
+
+GP102 = LintRule("GP102", "warning", check_shadowed, yields_to=("GP111",), shows_cost=True)
+GP104 = LintRule("GP104", "warning", check_twice, yields_to=("GP111",), shows_cost=True)

@@ -1,0 +1,69 @@
+r"""What hangs on the order of the rules. Notes, for exceptions above a general rule look
+just so.
+
+GP103: a rule loses tensors to rules above
+    Exceptions above a general rule look just so; this note only says which tensors are concerned.
+    - blk\.{first 4}\.ffn_down_exps = q6_K
+    - ffn_down_exps = q4_K
+
+GP109: the order of matching decides
+    Some tensors get another type where the last match wins, as llama.cpp did in 2025. ggplan, today's
+    llama.cpp and ik_llama.cpp take the first match; `ggplan rules export` writes rules that do not
+    overlap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ggplan.linting.case import Case
+from ggplan.linting.rule import Finding, LintRule
+from ggplan.linting.wording import lines_of, some
+
+
+@dataclass(frozen=True, slots=True)
+class PartlyShadowed(Finding):
+    """The first rule that takes tensors from this one, and the tensors."""
+
+    first: str
+    lost: str
+    says = "{f.first} and rules like it take {f.lost} before this rule"
+
+
+@dataclass(frozen=True, slots=True)
+class OrderDecides(Finding):
+    """Tensors that get another type where the last match wins."""
+
+    tensors: str
+    says = "where the last match wins, as in llama.cpp of 2025, {f.tensors} get another type"
+    advice = "`ggplan rules export` writes rules that do not overlap"
+
+
+def check_lost(case: Case) -> Iterator[PartlyShadowed]:
+    for i, rule in case.rules():
+        takers = case.takers(i)  # not of those that are passed over
+        if takers and case.decided[i]:
+            first = case.recipe.rules[next(iter(takers))]
+            lost = [t for t in case.members[i] if case.fitted[t].decision.rule in takers]
+            yield PartlyShadowed(rule.location, lines_of(first, rule), some(case, lost))
+
+
+def check_order(case: Case) -> Iterator[OrderDecides]:
+    rules = case.recipe.rules
+    other: list[int] = []
+    for t, decision in enumerate(f.decision for f in case.fitted):
+        usable = [i for i in decision.matching if i not in decision.passed_over]
+        if decision.rule is not None and len(usable) > 1:
+            last = rules[usable[-1]].choice
+            if last.types != rules[decision.rule].choice.types:
+                other.append(t)
+    if other:
+        rule = rules[case.fitted[other[0]].decision.rule or 0]
+        yield OrderDecides(rule.location, some(case, other))
+
+
+GP103 = LintRule(
+    "GP103", "note", check_lost, yields_to=("GP101", "GP102", "GP104", "GP111"), reads_patterns=True
+)
+GP109 = LintRule("GP109", "note", check_order, reads_patterns=True)

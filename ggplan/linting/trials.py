@@ -1,0 +1,151 @@
+"""Trials: what a recipe would be with fixes applied.
+
+A fix is only worth offering if it helps. So candidates are tried: the fix is applied to the text, the text is
+read again, and the decisions it leads to are compared. Trying costs some milliseconds each, so a check tries
+only so many.
+
+The edits of one fix go in together or not at all. A fix that touches what an earlier one has changed waits
+for the next round, for its columns are no longer true.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from ggplan.errors import RecipeError
+from ggplan.linting.case import Case, make_case
+from ggplan.model import Model
+from ggplan.planning import FallbackTable
+from ggplan.rules import Edit, Fix, Recipe, parse_recipe
+from ggplan.rules.draft import Follow, FollowError
+
+MAX_TRIALS = 32
+_LARGEST_TRIED = 500_000  # lines times tensors; larger recipes get the first fix untried
+_BOM = "\ufeff"
+
+
+@dataclass(slots=True)
+class Trials:
+    """A recipe's texts, the model it is judged by, and how many more fixes may be tried.
+
+    Attributes
+    ----------
+    texts
+        The recipe's own text and those it draws in, by file name.
+    """
+
+    file: str
+    follow: Follow | None
+    texts: dict[str, str]
+    model: Model | None = None
+    table: FallbackTable | None = None
+    left: int = MAX_TRIALS
+    _cases: dict[tuple[str, ...], Case | None] = field(default_factory=dict)
+
+    def parse(self, changed: Mapping[str, str]) -> Recipe:
+        """The recipe with these texts in place of its own.
+
+        Raises
+        ------
+        RecipeError
+            If they do not parse.
+        """
+        texts = {**self.texts, **changed}
+
+        def follow(target: str, file: str) -> tuple[str, str]:
+            if self.follow is None:
+                raise FollowError("a recipe without a file cannot draw in others", "save it as a file")
+            found, text = self.follow(target, file)
+            return found, texts.get(found, text)
+
+        return parse_recipe(texts[self.file], self.file, follow=follow)
+
+    def tried(self, fixes: Iterable[Fix]) -> Case | None:
+        """The case that these fixes lead to; None where they do not parse, or no more may be tried."""
+        if self.model is None or self.left <= 0:
+            return None
+        n_lines = sum(text.count("\n") + 1 for text in self.texts.values())
+        if n_lines * len(self.model.tensors) > _LARGEST_TRIED:
+            return None
+        applied = apply_fixes(self.texts, fixes)
+        key = tuple(f"{file}\0{text}" for file, text in sorted(applied.texts.items()))
+        if key not in self._cases:
+            self.left -= 1
+            try:
+                self._cases[key] = make_case(self.model, self.parse(applied.texts), self.table)
+            except RecipeError:
+                self._cases[key] = None
+        return self._cases[key]
+
+    def best(self, fixes: Sequence[Fix]) -> Fix | None:
+        """The fix that leaves the fewest idle rules and uncovered tensors; the first of equals."""
+        if len(fixes) < 2:
+            return fixes[0] if fixes else None
+        cases = [(i, self.tried([fix])) for i, fix in enumerate(fixes)]
+        scores = [(10 * case.n_idle() + len(case.uncovered()), i) for i, case in cases if case]
+        return fixes[min(scores)[1]] if scores else fixes[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """The texts after a round of fixes: those that changed, and how many fixes went in."""
+
+    texts: dict[str, str]
+    count: int
+
+
+def apply_fixes(texts: Mapping[str, str], fixes: Iterable[Fix]) -> Applied:
+    """Apply fixes to the texts of the files they name, each where it does not meet an earlier one.
+
+    Parameters
+    ----------
+    texts
+        File name to text. A fix with an edit elsewhere is left out.
+    """
+    spans: dict[str, list[tuple[int, int, str]]] = {}
+    starts = {file: _line_starts(text) for file, text in texts.items()}
+    count = 0
+    for fix in fixes:
+        found = [_span(edit, texts, starts) for edit in fix.edits]
+        placed = [(edit.file, *span) for edit, span in zip(fix.edits, found, strict=True) if span]
+        if len(placed) < len(fix.edits) or any(_meets(spans.get(f, ()), a, b) for f, a, b, _ in placed):
+            continue
+        for file, start, stop, text in placed:
+            spans.setdefault(file, []).append((start, stop, text))
+        count += 1
+    changed = {}
+    for file, edits in spans.items():
+        text = texts[file]
+        for start, stop, new in sorted(edits, reverse=True):
+            text = text[:start] + new + text[stop:]
+        changed[file] = text
+    return Applied(changed, count)
+
+
+def _line_starts(text: str) -> list[int]:
+    """Where each line begins, and where the text ends; a byte order mark is in no line."""
+    starts = [1 if text.startswith(_BOM) else 0]
+    while (end := text.find("\n", starts[-1])) >= 0:
+        starts.append(end + 1)
+    return [*starts, len(text)]
+
+
+def _span(
+    edit: Edit, texts: Mapping[str, str], starts: Mapping[str, list[int]]
+) -> tuple[int, int, str] | None:
+    known = starts.get(edit.file)
+    if known is None or not 0 < edit.line < len(known):
+        return None
+    begin, end = known[edit.line - 1], known[edit.line]
+    if edit.length is None:
+        return begin, end, edit.text
+    start = begin + edit.column - 1
+    stop = start + edit.length
+    # An edit may not reach over its line's end.
+    line = texts[edit.file][begin:end].rstrip("\r\n")
+    return (start, stop, edit.text) if stop <= begin + len(line) else None
+
+
+def _meets(spans: Iterable[tuple[int, int, str]], start: int, stop: int) -> bool:
+    return any((start < b and a < stop) or (a, b) == (start, stop) for a, b, _ in spans)

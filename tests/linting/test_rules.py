@@ -1,0 +1,101 @@
+"""What every rule of the linter keeps: a page that is true, one severity, and the same words everywhere."""
+
+import ast
+import difflib
+import re
+from pathlib import Path
+
+import pytest
+
+from ggplan.inventories import inventories, inventory
+from ggplan.linting import check_plan, check_recipe, lint_rules
+from ggplan.linting.check import check_text
+from ggplan.linting.trials import Trials
+from ggplan.planning import make_plan
+from ggplan.rules import InvalidRecipeError, load_recipe, parse_recipe, shipped_recipes
+
+ROOT = Path(__file__).parents[2]
+RULES = lint_rules()
+DENSE = {"GP106"}  # codes whose example is for a model without experts
+
+
+def test_every_code_is_documented_with_its_page() -> None:
+    page = (ROOT / "docs" / "diagnostics.md").read_text(encoding="utf-8")
+    for code, rule in RULES.items():
+        assert rule.page in page, "run tools/make_docs.py"
+        assert f"| [{code}](#" in page
+        assert f"| {rule.title} |" in page
+    assert re.findall(r"^## (GP\d+)", page, re.MULTILINE) == list(RULES)
+    assert list(RULES) == sorted(RULES)
+
+
+def test_every_code_that_is_raised_has_a_page() -> None:
+    for module in (ROOT / "ggplan").rglob("*.py"):
+        for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and re.fullmatch(r"GP\d\d\d", str(node.value)):
+                assert node.value in RULES, module
+
+
+def test_a_rule_is_one_module_named_after_its_first_code() -> None:
+    homes: dict[str, list[str]] = {}
+    for module in (ROOT / "ggplan" / "linting" / "rules").glob("gp*.py"):
+        codes = re.findall(r"^(GP\d{3}) = LintRule", module.read_text(encoding="utf-8"), re.MULTILINE)
+        assert module.name.startswith(f"{min(codes).lower()}_")
+        for code in codes:
+            homes.setdefault(code, []).append(module.name)
+    assert {code: len(modules) for code, modules in homes.items()} == dict.fromkeys(RULES, 1)
+    assert all(rule.title and rule.why for rule in RULES.values())
+
+
+def test_rules_yield_to_rules_that_exist() -> None:
+    for rule in RULES.values():
+        assert set(rule.yields_to) < set(RULES)
+        assert rule.check is not None or (rule.severity, rule.code < "GP017") == ("error", True)
+
+
+@pytest.mark.parametrize("code", [code for code, rule in RULES.items() if rule.instead])
+def test_what_a_page_tells_to_write_is_a_recipe(code: str) -> None:
+    recipe = RULES[code].instead
+    if "@include" not in recipe:
+        parse_recipe(recipe)
+
+
+@pytest.mark.parametrize("code", [code for code, rule in RULES.items() if rule.example and not rule.check])
+def test_the_example_of_an_error_has_its_mistake(code: str) -> None:
+    with pytest.raises(InvalidRecipeError) as caught:
+        parse_recipe(RULES[code].example)
+    assert [d.code for d in caught.value.diagnostics] == [code]
+
+
+@pytest.mark.parametrize("code", [code for code, rule in RULES.items() if rule.example and rule.check])
+def test_the_example_of_a_rule_has_its_mistake_and_what_to_write_has_not(code: str) -> None:
+    rule = RULES[code]
+    model = inventory("Qwen3-8B" if code in DENSE else "GLM-4.5-Air")
+    report = check_text(rule.example, "x.recipe", model=model)
+    (severity,) = {d.severity for d in report.diagnostics if d.code == code}
+    assert severity == rule.severity
+    if rule.instead:
+        report = check_text(rule.instead, "x.recipe", model=model)
+        assert code not in {d.code for d in report.diagnostics}
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_plan_and_rules_check_say_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = load_recipe(name)
+    models = [inventory(model) for model in inventories()]
+    # Those it is for, with all fixes tried; then, to save time, the others with none, and no nearest names.
+    for is_own in (True, False):
+        for model in models:
+            if (model.architecture == recipe.architecture) == is_own:
+                report = check_recipe(name, model)
+                assert check_plan(make_plan(model, recipe)).diagnostics == report.diagnostics, model.path
+        monkeypatch.setattr(Trials, "tried", lambda self, fixes: None)
+        monkeypatch.setattr(difflib, "get_close_matches", lambda *_, **__: [])
+
+
+def test_plan_and_rules_check_say_the_same_of_what_is_wrong() -> None:
+    text = "output\\.weight = q8_0\nattn_output\\.weight = iq2_xs\nffn_down_exps = q6_K\nattn_v = f32\n"
+    model = inventory("GLM-4.5-Air")
+    report = check_text(text, "x.recipe", model=model)
+    assert {d.code for d in report.diagnostics} >= {"GP102", "GP108", "GP201", "GP211"}
+    assert check_plan(make_plan(model, parse_recipe(text, "x.recipe"))).diagnostics == report.diagnostics
