@@ -167,8 +167,8 @@ def ggmls(
     survived = np.ones(len(rows), np.bool_)
     step = PIECE_ROWS
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    os.environ["GGML_NO_BACKTRACE"] = "1"  # lest each abort start a debugger
-    # Its tables are built here, not in each child anew.
+    os.environ["GGML_NO_BACKTRACE"] = "1"  # or each abort would start a debugger
+    # Its tables are built once here, not in each child.
     block = np.ones((1, type_.block_size), np.float32)
     ggml_reference.quantize(block, type_.name, block[0], None, library)
     while done[0] < len(rows):
@@ -186,7 +186,7 @@ def ggmls(
             os._exit(0)
         os.waitpid(child, 0)
         if done[0] < len(rows):
-            # It died: row by row from here on, and not the row it died of.
+            # It crashed: from here on row by row, without the row that caused it.
             survived[done[0]] = step > 1
             done[0] += step == 1
             step = 1

@@ -1,9 +1,9 @@
-"""Write `ggplan/quants/grids.txt` from llama.cpp's `ggml/src/ggml-common.h`.
+"""Write `ggplan/quants/formats/grids.txt` from llama.cpp's `ggml/src/ggml-common.h`.
 
     python tools/make_grids.py path/to/llama.cpp
 
-The header has each point of a grid as one number whose bytes are the coordinates; `ggplan/quants/grids.py`
-says what is kept of it.
+The header has each point of a grid as one number whose bytes are the coordinates;
+`ggplan/quants/formats/grids.py` says what is kept of it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-TARGET = Path(__file__).parent.parent / "ggplan" / "quants" / "grids.txt"
+TARGET = Path(__file__).parent.parent / "ggplan" / "quants" / "formats" / "grids.txt"
 # The name in the header, coordinates in a point, and bits that the number of a coordinate's level takes.
 GRIDS = {
     "iq2_xxs": ("iq2xxs_grid", 8, 2),

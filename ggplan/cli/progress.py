@@ -12,10 +12,20 @@ if TYPE_CHECKING:
 
 
 def bytes_bar(*, quiet: bool) -> Progress:
-    """A bar that counts bytes, with their speed and the time that is left."""
-    from rich.progress import DownloadColumn, TransferSpeedColumn
+    """A bar that counts bytes, with their speed and the time that is left.
 
-    return _bar(DownloadColumn(binary_units=True), TransferSpeedColumn(), quiet=quiet)
+    It says when a kernel is being compiled, which takes seconds at its first use on a machine.
+    """
+    from rich.progress import DownloadColumn, ProgressColumn, Task, TransferSpeedColumn
+    from rich.text import Text
+
+    from ggplan.quants.kernels import is_compiling
+
+    class Compiling(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text("compiling encoders, once on this machine" if is_compiling() else "")
+
+    return _bar(DownloadColumn(binary_units=True), TransferSpeedColumn(), Compiling(), quiet=quiet)
 
 
 def chunks_bar(*, quiet: bool) -> Progress:

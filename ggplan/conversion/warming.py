@@ -1,10 +1,9 @@
 """Have the encoders of a plan ready when the first rows are.
 
-On a machine's first run a kernel takes some tenths of a second to compile, or seconds where no translation of
-it is shipped (`quants.translations`); on later ones it takes milliseconds to load. So a thread goes through
-the types of the plan in the order of the file, while the conversion checks its inputs, reserves space and
-reads; and it is at the second type while workers encode to the first. A worker that comes too early waits
-only for its own kernel.
+On a machine's first run a kernel takes seconds to compile; on later ones it takes milliseconds to load. So a
+thread goes through the types of the plan in the order of the file, while the conversion checks its inputs,
+reserves space and reads; and it is at the second type while workers encode to the first. A worker that comes
+too early waits for its own kernel only.
 """
 
 from __future__ import annotations

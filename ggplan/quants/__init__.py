@@ -81,7 +81,7 @@ def quantize(
         iq2_xs and iq1_s have no plain encoder.
     effort
         "default" for ggml's bytes, "best" for less error in as many bytes and up to ten times the time; that
-        minds an imatrix whatever the type. A type without such a search is written as by default.
+        uses an imatrix for every type. A type without such a search is written as by default.
 
     Returns
     -------
@@ -105,7 +105,7 @@ def quantize(
     weights = _as_float32(_as_array(rows), "weights")
     if weights.ndim == 0:
         raise QuantizationError(
-            "a single number is no row of weights", hint="pass an array of shape (..., n)"
+            "a single number is not a row of weights", hint="pass an array of shape (..., n)"
         )
     n = weights.shape[-1]
     if not target.fits(n):
@@ -152,7 +152,7 @@ def dequantize(blocks: ArrayLike, type: str | GgmlType) -> F32Array:
         raise QuantizationError(f"blocks are bytes (uint8), not {data.dtype}")
     if data.ndim == 0:
         raise QuantizationError(
-            "a single byte is no row of blocks", hint="pass an array of shape (..., row bytes)"
+            "a single byte is not a row of blocks", hint="pass an array of shape (..., row bytes)"
         )
     row_bytes = data.shape[-1]
     n_blocks, rest = divmod(row_bytes, source.block_bytes)

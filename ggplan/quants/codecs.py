@@ -12,7 +12,7 @@ shapes fit, weights are finite: the callers in `ggplan.quants` see to it. `impor
 or None, and ignored by the types that have no use for it.
 
 Most types have a second encoder, for `effort="best"`: the same blocks, in the same layout, with less error
-than ggml's (see `best`). It has a use for an importance whatever the type.
+than ggml's (see `best`). It uses importance for every type.
 """
 
 from __future__ import annotations

@@ -19,9 +19,9 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from ggplan.quants.accelerate import inline, kernel
 from ggplan.quants.codecs import Rows
 from ggplan.quants.half import halves_of
+from ggplan.quants.kernels import I64, F32s, U16s, inline, kernel
 from ggplan.quants.memory import load, store
 from ggplan.quants.vector import bits_of, float_of_bits
 
@@ -38,29 +38,29 @@ def encode_f32(rows: F32Array, importance: F32Array | None, out: Bytes) -> None:
 
 def encode_f16(rows: F32Array, importance: F32Array | None, out: Bytes) -> None:
     """Round `rows` (n, columns) to halves in `out` (n, 2 columns)."""
-    _f16(rows.reshape(-1), out.view(np.uint16).reshape(-1))
+    _f16(rows, rows.size, out.view(np.uint16))
 
 
 def encode_bf16(rows: F32Array, importance: F32Array | None, out: Bytes) -> None:
     """Round `rows` (n, columns) to bfloat16 in `out` (n, 2 columns)."""
-    _bf16(rows.reshape(-1), out.view(np.uint16).reshape(-1))
+    _bf16(rows, rows.size, out.view(np.uint16))
 
 
 @kernel
-def _f16(weights: Any, out: Any) -> None:
-    whole = weights.size // _LANES * _LANES
+def _f16(weights: F32s, count: I64, out: U16s) -> None:
+    whole = count // _LANES * _LANES
     for at in range(0, whole, _LANES):
         store(out, at, halves_of(load(weights, at, _LANES)))
-    for at in range(whole, weights.size):
+    for at in range(whole, count):
         store(out, at, halves_of(load(weights, at, 1)))
 
 
 @kernel
-def _bf16(weights: Any, out: Any) -> None:
-    whole = weights.size // _LANES * _LANES
+def _bf16(weights: F32s, count: I64, out: U16s) -> None:
+    whole = count // _LANES * _LANES
     for at in range(0, whole, _LANES):
         store(out, at, _upper_halves(load(weights, at, _LANES)))
-    for at in range(whole, weights.size):
+    for at in range(whole, count):
         store(out, at, _upper_halves(load(weights, at, 1)))
 
 
@@ -87,7 +87,7 @@ def decode_f16(blocks: Bytes, out: F32Array) -> None:
 
 def decode_bf16(blocks: Bytes, out: F32Array) -> None:
     """Widen the bfloat16 numbers in `blocks` (n, 2) to `out` (n, 1)."""
-    _widened(blocks.view("<u2").reshape(-1), out.reshape(-1))
+    _widened(blocks.view("<u2"), out.size, out)
 
 
 def widened(rows: Rows) -> F32Array:
@@ -95,14 +95,14 @@ def widened(rows: Rows) -> F32Array:
     if rows.dtype != np.uint16:
         return cast(F32Array, rows)
     wide = np.empty(rows.shape, np.float32)
-    _widened(rows.reshape(-1), wide.reshape(-1))
+    _widened(np.ascontiguousarray(rows), wide.size, wide)
     return wide
 
 
 @kernel
-def _widened(halves: Any, out: Any) -> None:
-    whole = halves.size // _LANES * _LANES
+def _widened(halves: U16s, count: I64, out: F32s) -> None:
+    whole = count // _LANES * _LANES
     for at in range(0, whole, _LANES):
         store(out, at, float_of_bits(load(halves, at, _LANES) << 16))
-    for at in range(whole, halves.size):
+    for at in range(whole, count):
         store(out, at, float_of_bits(load(halves, at, 1) << 16))

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ggplan.quants.accelerate import inline
+from ggplan.quants.kernels import inline
 from ggplan.quants.vector import absolute, bits_of, float_of_bits, lane, maximum, select, splat
 
 _2_POW_112 = np.float32(2.0**112)

@@ -27,6 +27,25 @@ _I32 = ir.IntType(32)
 _ELEMENTS = {"f32": ir.FloatType(), "i32": _I32, "i64": ir.IntType(64), "mask": ir.IntType(1)}
 
 
+_NUMBERS = {
+    types.float32: ir.FloatType(),
+    **{
+        getattr(types, f"{sign}int{bits}"): ir.IntType(bits) for sign in ("", "u") for bits in (8, 16, 32, 64)
+    },
+}
+
+
+def llvm_type_of(number: types.Type) -> ir.Type:
+    """LLVM's type of a number in memory."""
+    return _NUMBERS[number]
+
+
+def llvm_function(builder: Any, name: str, result: ir.Type, arguments: list[ir.Type]) -> ir.Function:
+    """A function that LLVM has by itself, by its name after `llvm.`."""
+    known = builder.module.globals.get(f"llvm.{name}")
+    return known or ir.Function(builder.module, ir.FunctionType(result, arguments), f"llvm.{name}")
+
+
 class Lanes(types.Type):  # type: ignore[misc]
     """The Numba type of `count` lanes of one kind: "f32", "i32", "i64" or "mask"."""
 

@@ -9,11 +9,14 @@ a line that says what it is.
 Its name says what it was made of: a digest of the kernel's name and argument types, of the processor and its
 features, of the versions of Numba and llvmlite, and of all sources in this package, since a kernel takes its
 steps from several of them. So a file is never out of date, only out of use. Files are written under another
-name and renamed, so any number of processes may write and read; and what is damaged is made anew.
+name and renamed, so any number of processes may write and read; a damaged file is made again.
 
-They lie in a folder for the sources' digest, under `NUMBA_CACHE_DIR` where that is set, else under
-`XDG_CACHE_HOME/ggplan` or `~/.cache/ggplan`. Where that cannot be written, each process compiles anew.
-Folders of other versions that nobody used for 30 days are removed.
+Numba's own cache would not do: reading it takes an import of Numba, half a second of processor time, and it
+looks at the source of the kernel alone, not at the steps that it takes from other modules.
+
+Files are in a folder for the sources' digest, under `NUMBA_CACHE_DIR` where that is set, else under
+`XDG_CACHE_HOME/ggplan` or `~/.cache/ggplan`. It is made at first use. Where it cannot be written, each
+process compiles again. Folders of other versions that were not used for 30 days are removed.
 """
 
 from __future__ import annotations
@@ -60,7 +63,10 @@ class MachineCode:
 def name_of(function: Callable[..., Any], types: Sequence[object], *others: object) -> str:
     """A file name for a kernel with arguments of these types."""
     name = f"{function.__module__}.{function.__qualname__}"
-    digest = hashlib.sha256(repr((name, types, *others)).encode())
+    # What tells kernels apart that one function makes.
+    captured = [cell.cell_contents for cell in function.__closure__ or ()]
+    captured = [(getattr(v, "__module__", ""), getattr(v, "__qualname__", v)) for v in captured]
+    digest = hashlib.sha256(repr((name, captured, types, *others)).encode())
     source = Path(function.__code__.co_filename)
     if source.parent != Path(__file__).parent:
         with contextlib.suppress(OSError):
@@ -68,28 +74,12 @@ def name_of(function: Callable[..., Any], types: Sequence[object], *others: obje
     return f"{re.sub(r'[^A-Za-z0-9_.]', '-', name)[-80:]}-{digest.hexdigest()[:16]}"
 
 
-def place_of(function: Callable[..., Any], types: Sequence[object]) -> Path | None:
+def place_of(function: Callable[..., Any], types: Sequence[str]) -> Path | None:
     """Where the machine code of a kernel is kept, or None where nothing can be."""
-    if not CACHE_FOLDER:
+    folder = cache_folder()
+    if folder is None:
         return None
-    name = name_of(function, types, target(), versions(), sys.platform, sys.byteorder)
-    return Path(CACHE_FOLDER) / f"{name}.o"
-
-
-def assemble(translation: str) -> MachineCode:
-    """Make machine code of a kernel in LLVM's language, for this processor."""
-    import llvmlite.binding as llvm
-
-    machine = target_machine()
-    module = llvm.parse_assembly(translation)
-    module.triple, module.data_layout = llvm.get_process_triple(), str(machine.target_data)
-    return MachineCode(machine.emit_object(module), tuple(called_from(module)))
-
-
-def called_from(module: Any) -> list[str]:
-    """The functions that are called from a module and are not in it; LLVM's own are."""
-    declared = [function.name for function in module.functions if function.is_declaration]
-    return sorted(name for name in declared if not name.startswith("llvm."))
+    return folder / f"{name_of(function, types, target(), versions(), sys.platform, sys.byteorder)}.o"
 
 
 def read(place: Path | None) -> MachineCode | None:
@@ -132,7 +122,7 @@ def load(code: MachineCode) -> int:
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), target_machine())
     engine.add_object_file(llvm.ObjectFileRef.from_data(code.object_file))
     engine.finalize_object()
-    _engines.append(engine)
+    _engines.append(engine)  # it owns the code
     address: int = engine.get_function_address(SYMBOL)
     if not address:
         raise RuntimeError("the object file has no kernel")
@@ -221,13 +211,14 @@ def versions() -> tuple[str, str]:
 def sources_digest() -> str:
     """What tells one version of this package's sources from another."""
     digest = hashlib.sha256()
-    for source in sorted(Path(__file__).parent.glob("*.py")):
+    for source in sorted(Path(__file__).parent.rglob("*.py")):
         digest.update(source.read_bytes())
     return digest.hexdigest()[:16]
 
 
-def _cache_folder() -> str:
-    """The folder of kept files, or "" where it cannot be written."""
+@cache
+def cache_folder() -> Path | None:
+    """The folder of kept files, made now if need be, or None where it cannot be written."""
     name = f"kernels-{sources_digest()}"
     if users_own := os.environ.get("NUMBA_CACHE_DIR"):
         folder = Path(users_own) / f"ggplan-{name}"
@@ -240,8 +231,8 @@ def _cache_folder() -> str:
             _remove_old_folders(folder)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError:
-        return ""
-    return str(folder)
+        return None
+    return folder
 
 
 def _remove_old_folders(own: Path) -> None:
@@ -256,9 +247,7 @@ def _remove_old_folders(own: Path) -> None:
 @cache
 def _note_use() -> None:
     """Let the folder's time tell, to the day, when it was last used."""
+    folder = cache_folder()
     with contextlib.suppress(OSError):
-        if time.time() - os.stat(CACHE_FOLDER).st_mtime > _DAY:
-            os.utime(CACHE_FOLDER)
-
-
-CACHE_FOLDER = _cache_folder()
+        if folder is not None and time.time() - folder.stat().st_mtime > _DAY:
+            os.utime(folder)

@@ -1,8 +1,6 @@
-"""What kernels do with memory: load lanes (`vector`), store them, transpose them, and have room of their own.
+"""What kernels do with memory: load lanes (`vector`), store them, transpose them.
 
-Indices count elements of a flat array and are not checked. Instead of an array there may be a pointer: Numba
-passes seven numbers for an array and counts its owners, so steps that share many arrays compile in half the
-time with pointers.
+Memory is a pointer to numbers of one type (`kernels`); indices count from it and are not checked.
 """
 
 from __future__ import annotations
@@ -11,54 +9,41 @@ import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ggplan.quants.accelerate import deferred, intrinsic
+from ggplan.quants.kernels import deferred, intrinsic
 
 if TYPE_CHECKING:
     from llvmlite import ir
     from numba import types
-    from numba.core import cgutils
-    from numba.np import arrayobj as arrays
 
     from ggplan.quants import lanes as kinds
 else:
     ir = deferred("llvmlite.ir")
     types = deferred("numba.types")
-    cgutils = deferred("numba.core.cgutils")
-    arrays = deferred("numba.np.arrayobj")
     kinds = deferred("ggplan.quants.lanes")
 
 
-def _data(context: Any, builder: Any, array_type: Any, array: Any) -> Any:
-    if isinstance(array_type, types.CPointer):
-        return array
-    return context.make_array(array_type)(context, builder, array).data
+def _address(builder: Any, element: Any, memory: Any, index: Any, count: int) -> Any:
+    vector = ir.VectorType(kinds.llvm_type_of(element), count)
+    return builder.bitcast(builder.gep(memory, [index]), vector.as_pointer())
 
 
-def _address(context: Any, builder: Any, array_type: Any, array: Any, index: Any, count: int) -> Any:
-    vector = ir.VectorType(context.get_data_type(array_type.dtype), count)
-    data = _data(context, builder, array_type, array)
-    return builder.bitcast(builder.gep(data, [index]), vector.as_pointer())
-
-
-def read_lanes(context: Any, builder: Any, array_type: Any, array: Any, index: Any, count: int) -> Any:
-    """LLVM code that reads `count` neighbours of an array; for use in intrinsics."""
-    value = builder.load(_address(context, builder, array_type, array, index, count))
-    value.align = array_type.dtype.bitwidth // 8
+def _read(builder: Any, element: Any, memory: Any, index: Any, count: int) -> Any:
+    value = builder.load(_address(builder, element, memory, index, count))
+    value.align = element.bitwidth // 8
     return value
 
 
-def _write(context: Any, builder: Any, array_type: Any, array: Any, index: Any, value: Any) -> None:
+def _write(builder: Any, element: Any, memory: Any, index: Any, value: Any) -> None:
     count = value.type.count
-    if array_type.dtype in (types.uint8, types.uint16):
-        value = builder.trunc(value, ir.VectorType(ir.IntType(array_type.dtype.bitwidth), count))
-    address = _address(context, builder, array_type, array, index, count)
-    builder.store(value, address).align = array_type.dtype.bitwidth // 8
+    if element in (types.uint8, types.uint16):
+        value = builder.trunc(value, ir.VectorType(ir.IntType(element.bitwidth), count))
+    builder.store(value, _address(builder, element, memory, index, count)).align = element.bitwidth // 8
 
 
-def read_weights(context: Any, builder: Any, array_type: Any, array: Any, index: Any, count: int) -> Any:
-    """As `read_lanes`, but what is uint16 are the bits of bfloat16: they become float32."""
-    value = read_lanes(context, builder, array_type, array, index, count)
-    if array_type.dtype != types.uint16:
+def read_weights(builder: Any, element: Any, memory: Any, index: Any, count: int) -> Any:
+    """LLVM code that reads neighbours; what is uint16 are the bits of bfloat16, and becomes float32."""
+    value = _read(builder, element, memory, index, count)
+    if element != types.uint16:
         return value
     wide = ir.VectorType(ir.IntType(32), count)
     bits = builder.shl(builder.zext(value, wide), ir.Constant(wide, [16] * count))
@@ -66,113 +51,73 @@ def read_weights(context: Any, builder: Any, array_type: Any, array: Any, index:
 
 
 @intrinsic
-def load_weights(typing_context: Any, array: Any, index: Any, count: Any) -> Any:
-    """Read `count` (a constant) neighbours of rows, float32 or the bits of bfloat16 in uint16, as float32."""
+def load_weights(typing_context: Any, memory: Any, index: Any, count: Any) -> Any:
+    """Read `count` (a constant) neighbouring weights, float32 or the bits of bfloat16, as float32."""
     lanes = kinds.Lanes("f32", count.literal_value)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return read_weights(context, builder, array, arguments[0], arguments[1], lanes.count)
+        return read_weights(builder, memory.dtype, arguments[0], arguments[1], lanes.count)
 
-    return lanes(array, types.intp, count), generate
+    return lanes(memory, types.intp, count), generate
 
 
 @intrinsic
-def load(typing_context: Any, array: Any, index: Any, count: Any) -> Any:
+def load(typing_context: Any, memory: Any, index: Any, count: Any) -> Any:
     """Read `count` (a constant) neighbours: float32 and int32 as they are, shorter ones as unsigned."""
-    lanes = kinds.Lanes("f32" if array.dtype == types.float32 else "i32", count.literal_value)
+    lanes = kinds.Lanes("f32" if memory.dtype == types.float32 else "i32", count.literal_value)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        value = read_lanes(context, builder, array, arguments[0], arguments[1], lanes.count)
-        return builder.zext(value, lanes.llvm_type) if array.dtype in (types.uint8, types.uint16) else value
+        value = _read(builder, memory.dtype, arguments[0], arguments[1], lanes.count)
+        is_short = memory.dtype in (types.uint8, types.uint16)
+        return builder.zext(value, lanes.llvm_type) if is_short else value
 
-    return lanes(array, types.intp, count), generate
+    return lanes(memory, types.intp, count), generate
 
 
 @intrinsic
-def store(typing_context: Any, array: Any, index: Any, value: Any) -> Any:
-    """Write lanes to neighbours; to arrays of uint8 or uint16 go the low bits of each int32."""
+def store(typing_context: Any, memory: Any, index: Any, value: Any) -> Any:
+    """Write lanes to neighbours; to uint8 or uint16 go the low bits of each int32."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        _write(context, builder, array, *arguments)
+        _write(builder, memory.dtype, *arguments)
         return context.get_dummy_value()
 
-    return types.void(array, types.intp, value), generate
+    return types.void(memory, types.intp, value), generate
 
 
 @intrinsic
-def store_bytes(typing_context: Any, array: Any, index: Any, number: Any, count: Any) -> Any:
-    """Write the lowest `count` (a constant) bytes of an integer to an array of uint8, the lowest first."""
+def store_bytes(typing_context: Any, memory: Any, index: Any, number: Any, count: Any) -> Any:
+    """Write the lowest `count` (a constant) bytes of an integer to memory with uint8, the lowest first."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        to_array, at, integer, _ = arguments
+        to_memory, at, integer, _ = arguments
         n_bytes = count.literal_value
         lowest = builder.trunc(integer, ir.IntType(8 * n_bytes))
         lanes = builder.bitcast(lowest, ir.VectorType(ir.IntType(8), n_bytes))
-        _write(context, builder, array, to_array, at, lanes)
+        _write(builder, memory.dtype, to_memory, at, lanes)
         return context.get_dummy_value()
 
-    return types.void(array, types.intp, number, count), generate
+    return types.void(memory, types.intp, number, count), generate
 
 
-def _new(element: str) -> Callable[..., Any]:
-    def new(typing_context: Any, count: Any) -> Any:
-        array_type = types.Array(getattr(types, element), 1, "C")
-
-        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            size = ir.Constant(ir.IntType(64), array_type.dtype.bitwidth // 8)
-            owner = context.nrt.meminfo_alloc_aligned(
-                builder, builder.mul(arguments[0], size), ir.Constant(ir.IntType(32), 64)
-            )
-            data = context.nrt.meminfo_data(builder, owner)
-            array = context.make_array(array_type)(context, builder)
-            data = builder.bitcast(data, array.data.type)
-            arrays.populate_array(array, data, [arguments[0]], [size], size, owner)
-            return array._getvalue()
-
-        return array_type(types.intp), generate
-
-    return new
-
-
-# Room for so many numbers, from the beginning of a cache line on: lanes that straddle two lines cost more.
-new_floats = intrinsic(_new("float32"))
-new_integers = intrinsic(_new("int32"))
-
-
-def _pointer(element: str) -> Callable[..., Any]:
-    def pointer(typing_context: Any, array: Any, index: Any) -> Any:
+def _part(element: str) -> Callable[..., Any]:
+    def part(typing_context: Any, memory: Any, index: Any) -> Any:
         pointer_type = types.CPointer(getattr(types, element))
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            data = _data(context, builder, array, arguments[0])
-            address = builder.gep(data, [arguments[1]])
-            return builder.bitcast(address, context.get_data_type(pointer_type))
+            address = builder.gep(arguments[0], [arguments[1]])
+            return builder.bitcast(address, kinds.llvm_type_of(pointer_type.dtype).as_pointer())
 
-        return pointer_type(array, types.intp), generate
+        return pointer_type(memory, types.intp), generate
 
-    return pointer
-
-
-# A pointer to an element of an array, or of what another pointer points to; `pointer[i]` counts from there.
-# It keeps nothing alive: the array must still be in use.
-floats_at = intrinsic(_pointer("float32"))
-integers_at = intrinsic(_pointer("int32"))
+    return part
 
 
-@intrinsic
-def pointers(typing_context: Any, arrays: Any) -> Any:
-    """Pointers to the first elements of a named tuple's arrays, in a tuple of the same names."""
-    pointer_types = [types.CPointer(array.dtype) for array in arrays.types]
-    result = types.NamedTuple(pointer_types, arrays.instance_class)
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        items = [
-            _data(context, builder, array, builder.extract_value(arguments[0], n))
-            for n, array in enumerate(arrays.types)
-        ]
-        return context.make_tuple(builder, result, items)
-
-    return result(arrays), generate
+# The memory from an element on, as numbers of a type.
+floats_at = intrinsic(_part("float32"))
+integers_at = intrinsic(_part("int32"))
+shorts_at = intrinsic(_part("uint16"))
+bytes_at = intrinsic(_part("uint8"))
 
 
 def _turned(builder: Any, rows: list[Any]) -> list[Any]:
@@ -204,17 +149,20 @@ def _transposition(runs: int) -> Callable[..., Any]:
             def nth(start: Any, step: Any, n: int) -> Any:
                 return builder.add(start, builder.mul(step, ir.Constant(ir.IntType(64), n)))
 
-            from_array, start, step, to_array, to_start, to_step = arguments
+            from_memory, start, step, to_memory, to_start, to_step = arguments
             rows = [
-                read_weights(context, builder, source, from_array, nth(start, step, n), 16)
-                for n in range(runs)
+                read_weights(builder, source.dtype, from_memory, nth(start, step, n), 16) for n in range(runs)
             ]
+            if runs == 8:
+                rows += rows
             if runs == 64:
                 rows = [_four_bytes(builder, rows[n : n + 4]) for n in range(0, 64, 4)]
             for n, column in enumerate(_turned(builder, rows)):
                 if runs == 64:
                     column = builder.bitcast(column, ir.VectorType(ir.IntType(8), 64))
-                _write(context, builder, target, to_array, nth(to_start, to_step, n), column)
+                if runs == 8:
+                    column = builder.shuffle_vector(column, column, kinds.lane_indices(list(range(8))))
+                _write(builder, target.dtype, to_memory, nth(to_start, to_step, n), column)
             return context.get_dummy_value()
 
         intp = types.intp
@@ -223,30 +171,25 @@ def _transposition(runs: int) -> Callable[..., Any]:
     return transposition
 
 
-# Turn 16 runs of 16 numbers, a stride apart, into the 16 columns of 16 runs, another stride apart: float32 or
-# the bits of bfloat16 to float32, int32 to int32, the low 8 bits of int32 to uint8. And 64 runs of such low
-# 8 bits into 16 runs of 64 uint8, with no more shuffles: four bytes are turned as one number. Both take
-# (source, index, stride, target, target_index, target_stride).
+# Turn 16 runs of 16 numbers, a stride apart, into the 16 columns of 16 runs, another stride apart: float32
+# or the bits of bfloat16 to float32, int32 to int32, the low 8 bits of int32 to uint8. The same for 8 runs,
+# into 16 columns of 8. And 64 runs of such low 8 bits into 16 runs of 64 uint8, with no more shuffles: four
+# bytes are turned as one number. All take (source, index, stride, target, target_index, target_stride).
 transpose = intrinsic(_transposition(16))
+transpose_eight = intrinsic(_transposition(8))
 transpose_bytes = intrinsic(_transposition(64))
 
 
 @intrinsic
-def prefetch(typing_context: Any, array: Any, index: Any) -> Any:
+def prefetch(typing_context: Any, memory: Any, index: Any) -> Any:
     """Ask for the cache line of an element that is soon to be read; it need not exist."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         i32 = ir.IntType(32)
-        pointer = builder.bitcast(
-            builder.gep(_data(context, builder, array, arguments[0]), [arguments[1]]),
-            ir.IntType(8).as_pointer(),
-        )
-        function = cgutils.get_or_insert_function(
-            builder.module,
-            ir.FunctionType(ir.VoidType(), [pointer.type, i32, i32, i32]),
-            "llvm.prefetch.p0",
-        )
-        builder.call(function, [pointer, ir.Constant(i32, 0), ir.Constant(i32, 2), ir.Constant(i32, 1)])
+        address = builder.bitcast(builder.gep(arguments[0], [arguments[1]]), ir.IntType(8).as_pointer())
+        function = kinds.llvm_function(builder, "prefetch.p0", ir.VoidType(), [address.type, i32, i32, i32])
+        # To read, of middling use afterwards, data.
+        builder.call(function, [address, ir.Constant(i32, 0), ir.Constant(i32, 2), ir.Constant(i32, 1)])
         return context.get_dummy_value()
 
-    return types.void(array, types.intp), generate
+    return types.void(memory, types.intp), generate

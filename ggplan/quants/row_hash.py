@@ -9,8 +9,8 @@ RFC 4418), and SHA-256 sees what is left. A strip of up to 1024 weights, taken a
 
 The last strip of a row ends in zeros up to a multiple of 16 weights. a and b are 512 + 8 random words each,
 one after the other. Two strips that differ have the same two sums for one in 2^64 of all keys. The key is not
-secret, so this tells weights apart that differ by chance, by training or by damage; it is no signature, and
-who wants two tensors with the same hash can make them.
+secret, so this tells weights apart that differ by chance, by training or by damage; it is not a signature:
+two tensors with the same hash can be made on purpose.
 
 A row's hash depends on that row alone; so rows can be hashed in any portions.
 """
@@ -19,13 +19,12 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ggplan.quants.accelerate import kernel
 from ggplan.quants.codecs import Rows
+from ggplan.quants.kernels import I64, F32s, I32s, U64s, Weights, kernel
 from ggplan.quants.memory import load, load_weights
 from ggplan.quants.vector import (
     bits_of,
@@ -67,7 +66,7 @@ def hash_rows(rows: Rows) -> tuple[NDArray[np.uint8], float]:
     if sums.size:
         whole = rows if n_columns % _LANES == 0 else np.pad(rows, ((0, 0), (0, -n_columns % _LANES)))
         words = np.ascontiguousarray(whole)
-        _nh(words.reshape(-1), words.shape[1], _key(), sums.reshape(-1), largest)
+        _nh(words, *words.shape, _key(), sums, largest)
     return sums.view(np.uint8), float(largest[0])
 
 
@@ -78,11 +77,12 @@ def _key() -> NDArray[np.int32]:
 
 
 @kernel
-def _nh(words: Any, n_columns: Any, key: Any, sums: Any, magnitude: Any) -> None:
+def _nh(words: Weights, n_rows: I64, n_columns: I64, key: I32s, sums: U64s, magnitude: F32s) -> None:
     """Fill `sums`, two for each strip, and write down the largest magnitude."""
     largest = splat(0, _LANES)
     at = 0
-    for start in range(0, words.size, n_columns):
+    for row in range(n_rows):
+        start = row * n_columns
         for strip in range(start, start + n_columns, _STRIP):
             stop = min(strip + _STRIP, start + n_columns)
             word = bits_of(load_weights(words, strip, _LANES))

@@ -16,20 +16,18 @@ import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ggplan.quants.accelerate import deferred, intrinsic
+from ggplan.quants.kernels import deferred, intrinsic
 from ggplan.quants.machine_code import has_rounding, has_wide_registers
 from ggplan.quants.memory import read_weights
 
 if TYPE_CHECKING:
     from llvmlite import ir
     from numba import types
-    from numba.core import cgutils
 
     from ggplan.quants import lanes as kinds
 else:
     ir = deferred("llvmlite.ir")
     types = deferred("numba.types")
-    cgutils = deferred("numba.core.cgutils")
     kinds = deferred("ggplan.quants.lanes")
 
 # Lanes that a kernel works on at once: two AVX-512 registers hide each other's latency; else 16.
@@ -112,9 +110,7 @@ maximum = intrinsic(_extremum(">"))  # a > b ? a : b
 
 
 def _call(builder: Any, name: str, value: Any) -> Any:
-    function = cgutils.get_or_insert_function(
-        builder.module, ir.FunctionType(value.type, [value.type]), f"llvm.{name}.v{value.type.count}f32"
-    )
+    function = kinds.llvm_function(builder, f"{name}.v{value.type.count}f32", value.type, [value.type])
     return builder.call(function, [value])
 
 
@@ -249,14 +245,14 @@ def _fold_blocks(symbol: str, of_magnitudes: bool = False) -> Callable[..., Any]
     16 blocks come to 16 lanes in 15 such steps.
     """
 
-    def fold(typing_context: Any, array: Any, start: Any) -> Any:
+    def fold(typing_context: Any, memory: Any, start: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             def extreme(first: Any, second: Any) -> Any:
                 return builder.select(builder.fcmp_ordered(symbol, first, second), first, second)
 
             def sixteen(offset: int) -> Any:
                 at = builder.add(arguments[1], ir.Constant(ir.IntType(64), offset))
-                lanes = read_weights(context, builder, array, arguments[0], at, 16)
+                lanes = read_weights(builder, memory.dtype, arguments[0], at, 16)
                 return _call(builder, "fabs", lanes) if of_magnitudes else lanes
 
             def folded(block: int, n_blocks: int) -> Any:
@@ -269,7 +265,7 @@ def _fold_blocks(symbol: str, of_magnitudes: bool = False) -> Callable[..., Any]
 
             return folded(0, 16)
 
-        return kinds.Lanes("f32", 16)(array, types.intp), generate
+        return kinds.Lanes("f32", 16)(memory, types.intp), generate
 
     return fold
 

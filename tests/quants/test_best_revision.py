@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from ggplan import parse_type, quantize
-from ggplan.quants.codecs import BEST_ENCODERS
+from ggplan.ggml_types import TYPES
 from ggplan.quants.revisions import BEST_REVISION
 
 KEPT = Path(__file__).parent.parent / "data" / "best_revision.json"
@@ -44,7 +44,7 @@ def digests() -> dict[str, dict[str, str]]:
     """The SHA-256 of what each type's search writes of the sample, with and without the importance."""
     weights, importance = sample()
     found: dict[str, dict[str, str]] = {}
-    for name in sorted(BEST_ENCODERS):
+    for name in sorted(t.name for t in TYPES if t.best_encoder):
         cases = {"imatrix": importance}
         if not parse_type(name).requires_imatrix:
             cases["plain"] = None

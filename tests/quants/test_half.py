@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ggplan.quants.accelerate import kernel
 from ggplan.quants.half import float_from_half, floats_of, half_from_float, halves_of
+from ggplan.quants.kernels import I64, F32s, I32s, U16s, kernel
 from ggplan.quants.memory import load, store
 
 
 @kernel
-def to_halves(floats: NDArray[np.float32], scalar: NDArray[np.uint16], lanes: NDArray[np.int32]) -> None:
-    for i in range(floats.size):
+def to_halves(count: I64, floats: F32s, scalar: U16s, lanes: I32s) -> None:
+    for i in range(count):
         scalar[i] = half_from_float(floats[i])
-    for i in range(0, floats.size, 16):
+    for i in range(0, count, 16):
         store(lanes, i, halves_of(load(floats, i, 16)))
 
 
 @kernel
-def to_floats(halves: NDArray[np.int32], scalar: NDArray[np.float32], lanes: NDArray[np.float32]) -> None:
-    for i in range(halves.size):
+def to_floats(count: I64, halves: I32s, scalar: F32s, lanes: F32s) -> None:
+    for i in range(count):
         scalar[i] = float_from_half(np.uint16(halves[i]))
-    for i in range(0, halves.size, 16):
+    for i in range(0, count, 16):
         store(lanes, i, floats_of(load(halves, i, 16)))
 
 
@@ -35,7 +34,7 @@ def test_float_to_half() -> None:
     floats = (signs_and_exponents | fractions).reshape(-1).view(np.float32)
     scalar = np.empty(floats.size, np.uint16)
     lanes = np.empty(floats.size, np.int32)
-    to_halves(floats, scalar, lanes)
+    to_halves(floats.size, floats, scalar, lanes)
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         expected = floats.astype(np.float16).view(np.uint16)
     nans = np.isnan(floats)
@@ -47,7 +46,7 @@ def test_float_to_half() -> None:
 def test_half_to_float() -> None:
     halves = np.arange(1 << 16, dtype=np.int32)
     scalar, lanes = np.empty((2, halves.size), np.float32)
-    to_floats(halves, scalar, lanes)
+    to_floats(halves.size, halves, scalar, lanes)
     expected = halves.astype(np.uint16).view(np.float16).astype(np.float32)
     for values in (scalar, lanes):
         assert np.array_equal(np.isnan(values), np.isnan(expected))

@@ -17,7 +17,8 @@ from distributions import DISTRIBUTIONS, importances
 from numpy.typing import NDArray
 
 from ggplan.ggml_types import parse_type
-from ggplan.quants import dequantize, encode_into, iq1_m, iq1_s, quantize
+from ggplan.quants import dequantize, encode_into, quantize
+from ggplan.quants.searches import iq1
 
 GOLDENS = Path(__file__).parent.parent / "data" / "iq1_m.npz"
 
@@ -132,6 +133,7 @@ def test_no_rows() -> None:
 def test_one_kernel_serves_all_callers() -> None:
     rng = np.random.default_rng(5)
     importance = importances(rng, 512)
+    before = [kernel.variants for kernel in (iq1.iq1_s, iq1.iq1_m)]
     for n_rows in (1, 20):
         rows = rng.standard_normal((n_rows, 512), np.float32)
         for writable in (True, False):
@@ -139,4 +141,5 @@ def test_one_kernel_serves_all_callers() -> None:
             encode(rows, "iq1_s", importance)
             encode(rows, "iq1_m", importance)
             encode(rows, "iq1_m", None)
-    assert len(iq1_s._encode.signatures) == len(iq1_m._encode.signatures) == 1
+    for kernel, variants in zip((iq1.iq1_s, iq1.iq1_m), before, strict=True):
+        assert set(kernel.variants) == {*variants, np.dtype(np.float32)}

@@ -9,7 +9,8 @@ from distributions import DISTRIBUTIONS, importances
 from numpy.typing import NDArray
 
 from ggplan.ggml_types import parse_type
-from ggplan.quants import dequantize, encode_into, iq4_xs
+from ggplan.quants import dequantize, encode_into
+from ggplan.quants.searches import iq4_xs
 
 IQ4_XS = parse_type("iq4_xs")
 
@@ -78,4 +79,4 @@ def test_one_kernel_serves_all_callers() -> None:
             rows.flags.writeable = importance.flags.writeable = writable
             encode(rows, None)
             encode(rows, importance)
-    assert len(iq4_xs._encode.signatures) == 1
+    assert len(iq4_xs._search.variants) == 1

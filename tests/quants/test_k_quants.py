@@ -14,10 +14,18 @@ from distributions import DISTRIBUTIONS, importances
 from numpy.typing import NDArray
 
 from ggplan.ggml_types import parse_type
-from ggplan.quants import encode_into, q2_k, q3_k, q6_k, q45_k
+from ggplan.quants import encode_into
+from ggplan.quants.searches import affine, symmetric
 
 TYPES = ["q2_K", "q3_K", "q4_K", "q5_K", "q6_K"]
-KERNELS = [q2_k._encode, q3_k._encode, q3_k._encode_with_importance, q45_k._encode, q6_k._encode]
+KERNELS = [
+    affine._plain,
+    affine._plain_q2_k,
+    affine._with_importance,
+    symmetric._q3_k,
+    symmetric._q3_k_with_importance,
+    symmetric._q6_k,
+]
 
 # Nine superblocks a row: tiles of sixteen begin and end anywhere in a row.
 COLUMNS = 9 * 256
@@ -104,7 +112,7 @@ def test_one_kernel_serves_all_callers() -> None:
             for type_name in TYPES:
                 encode(rows, type_name, None)
                 encode(rows, type_name, importance)
-    assert [len(kernel.signatures) for kernel in KERNELS] == [1] * len(KERNELS)
+    assert [len(kernel.variants) for kernel in KERNELS] == [1] * len(KERNELS)
 
 
 def test_a_machine_of_another_width_gives_the_same_bytes() -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ggplan.quants.grids import grid
-from ggplan.quants.neighbours import NO_KEY, grid_neighbours
+from ggplan.quants.formats.grids import grid
+from ggplan.quants.searches.neighbours import NO_KEY, grid_neighbours
 
 # The number of least distances that ggml calls `nwant`.
 N_DISTANCES = {"iq2_xxs": 2, "iq2_xs": 2, "iq2_s": 1, "iq3_xxs": 2, "iq3_s": 3, "iq1_s": 3}
@@ -20,7 +20,7 @@ each_grid = pytest.mark.parametrize("name", N_DISTANCES)
 
 PROGRAM = """
 import sys, zlib
-from ggplan.quants.neighbours import grid_neighbours
+from ggplan.quants.searches.neighbours import grid_neighbours
 found = grid_neighbours("iq3_s")
 print(zlib.crc32(found.index_of.tobytes() + found.lists.tobytes()))
 """
@@ -31,7 +31,9 @@ def test_the_key_of_a_point_gives_its_index(name: str) -> None:
     found = grid_neighbours(name)
     shifts = found.bits * np.arange(found.points.shape[1])
     keys = (found.points.astype(int) << shifts).sum(axis=1)
+    assert found.keys.tolist() == keys.tolist()
     assert found.index_of[keys].tolist() == list(range(len(found.points)))
+    assert keys[0] == 0  # what stands for the points of nothing
     assert (found.index_of >= 0).sum() == len(found.points)
     assert np.array_equal(np.unique(grid(name))[found.points], grid(name))
 

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import platform
-from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from ggplan.quants import machine_code
-from ggplan.quants.accelerate import kernel
-from ggplan.quants.memory import load, prefetch, store, store_bytes, transpose, transpose_bytes
+from ggplan.quants.kernels import F32s, I32s, U8s, kernel
+from ggplan.quants.memory import (
+    load,
+    prefetch,
+    store,
+    store_bytes,
+    transpose,
+    transpose_bytes,
+    transpose_eight,
+)
 from ggplan.quants.vector import (
     absolute,
     all_lanes,
@@ -46,7 +52,7 @@ SPECIAL = np.array(
 
 
 @kernel
-def arithmetic(a: Any, b: Any, out: Any) -> None:
+def arithmetic(a: F32s, b: F32s, out: F32s) -> None:
     x = load(a, 0, 16)
     y = load(b, 0, 16)
     three = np.float32(3)
@@ -101,7 +107,7 @@ def test_floats_are_cs() -> None:
 
 
 @kernel
-def integers(a: Any, floats: Any, out: Any, as_bytes: Any, answers: Any) -> None:
+def integers(a: I32s, floats: F32s, out: I32s, as_bytes: U8s, answers: I32s) -> None:
     x = load(a, 0, 16)
     store(out, 0, (x << 3) | 5)
     store(out, 16, (x >> 2) ^ ~x)
@@ -141,21 +147,34 @@ def test_integers_are_cs() -> None:
 
 
 @kernel
-def turn(source: Any, target: Any) -> None:
+def turn_integers(source: I32s, target: I32s, as_bytes: U8s, of_eight: U8s) -> None:
+    transpose(source, 1, 40, target, 2, 20)
+    transpose(source, 1, 40, as_bytes, 2, 20)
+    transpose_eight(source, 1, 40, of_eight, 2, 20)
+
+
+@kernel
+def turn_floats(source: F32s, target: F32s) -> None:
     transpose(source, 1, 40, target, 2, 20)
 
 
 def test_transpose() -> None:
     source = np.arange(640, dtype=np.int32)
     expected = source.reshape(16, 40)[:, 1:17].T
-    for given, dtype in ((np.int32, np.int32), (np.float32, np.float32), (np.int32, np.uint8)):
-        target: NDArray[Any] = np.zeros(2 + 16 * 20, dtype)
-        turn(source.astype(given), target)
-        assert np.array_equal(target[2:].reshape(16, 20)[:, :16], expected.astype(dtype))
+    size = 2 + 16 * 20
+    target, as_bytes, of_eight = np.zeros(size, np.int32), np.zeros(size, np.uint8), np.zeros(size, np.uint8)
+    turn_integers(source, target, as_bytes, of_eight)
+    of_floats = np.zeros(size, np.float32)
+    turn_floats(source.astype(np.float32), of_floats)
+    for found in (target, of_floats, as_bytes):
+        assert np.array_equal(found[2:].reshape(16, 20)[:, :16], expected.astype(found.dtype))
+    found = of_eight[2:].reshape(16, 20)
+    assert np.array_equal(found[:, :8], expected[:, :8].astype(np.uint8))
+    assert not found[:, 8:].any()
 
 
 @kernel
-def turn_bytes(source: Any, target: Any) -> None:
+def turn_bytes(source: I32s, target: U8s) -> None:
     prefetch(source, 0)
     prefetch(source, 1 << 40)  # which is not there
     transpose_bytes(source, 1, 20, target, 3, 70)
@@ -172,7 +191,7 @@ def test_transpose_of_bytes() -> None:
 
 
 @kernel
-def to_whole(values: Any, out: Any) -> None:
+def to_whole(values: F32s, out: F32s) -> None:
     store(out, 0, rounded(load(values, 0, 16)))
 
 
@@ -191,7 +210,7 @@ def test_processors_that_round(processor: str, one_step: bool, monkeypatch: pyte
 
 
 @kernel
-def fold_blocks(weights: Any, out: Any) -> None:
+def fold_blocks(weights: F32s, out: F32s) -> None:
     store(out, 0, smallest_of_blocks(weights, 3))
     store(out, 16, largest_of_blocks(weights, 3))
     store(out, 32, largest_magnitude_of_blocks(weights, 3))
@@ -211,7 +230,7 @@ def test_extremes_of_blocks() -> None:
 
 
 @kernel
-def write_bytes(numbers: Any, out: Any) -> None:
+def write_bytes(numbers: I32s, out: U8s) -> None:
     store_bytes(out, 1, numbers[0], 2)
     store_bytes(out, 4, numbers[1], 4)
     store_bytes(out, 9, np.uint16(numbers[2]), 2)

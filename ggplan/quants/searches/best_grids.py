@@ -1,0 +1,351 @@
+"""The search of best efforts for iq3_*, iq2_* and iq1_*: scales, and with them points of the grid.
+
+    iq3, iq2    weight = d (2 s + 1) unit (sign point)      unit 1, 1/4 or 1/8; s from 0 to 15
+    iq1         weight = d (2 s + 1) (point +- 1/8)         s from 0 to 7
+
+ggml rounds weights one by one, and where that gives no point of the grid tries some that are near. It chooses
+signs before, by what they cost where all levels are free, and once the scales are rounded it does not search
+the points again. Here, for any scale, a group gets the best of all points with the best of all signs or
+shifts (see `best_points`), and scales are found with that:
+
+1. Fit: find the best real scale of each sub-block, of trials that give the largest weight about the highest
+   value, and then by least squares under the points of the best.
+2. Round together: try many d. The s nearest to a scale is best, and a deviation ds from the fit costs
+   sum(w q^2) ds^2, q the point.
+3. Choose: with d fixed, try the s found and its neighbours, and search all points again for each.
+4. Solve: with s and points fixed, d follows by least squares. Back to 3, until nothing moves; then the d
+   that follows from the best is stored, a little larger in some types.
+
+More trials, more d or more rounds take two thousandths off the error at most.
+
+Superblocks whose error does not become less than that of ggml's fields (see `best`) keep those. In the others
+sub-blocks of zeros are where they belong, where ggml's iq3_s lets indices and signs move up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ggplan.quants.formats.fields import Grid, memory_of
+from ggplan.quants.half import halves_of
+from ggplan.quants.kernels import F32, I64, F32s, I32s, U8s, U16s, Weights, inline, kernel, scratch
+from ggplan.quants.memory import floats_at, integers_at, load, store
+from ggplan.quants.searches.best import as_half, load_and_weigh, to_beat
+from ggplan.quants.searches.best_points import (
+    CHOICE_ROOM,
+    EVEN,
+    FREE,
+    MEMORY_ROOM,
+    SHIFTED,
+    Points,
+    choice_in,
+    error_of_levels,
+    find_odd,
+    keep,
+    least_error,
+    memory_in,
+    place_of,
+    points_of,
+    sums_of_points,
+    take_points,
+)
+from ggplan.quants.searches.superblock import (
+    SHIFT,
+    SUPERBLOCK,
+    TILE,
+    Superblocks,
+    first_superblock,
+    load_tile,
+    position,
+)
+from ggplan.quants.vector import (
+    WIDTH,
+    absolute,
+    any_lane,
+    float_of,
+    integer_of,
+    lane,
+    maximum,
+    minimum,
+    repeat,
+    select,
+    splat,
+)
+
+_ZERO = np.float32(0)
+_ONE = np.float32(1)
+_TWO = np.float32(2)
+_HALF = np.float32(0.5)
+_INFINITY = np.float32(np.inf)
+_TRIALS = 12
+_UNITS = 24
+
+
+class Rules(NamedTuple):
+    """What differs between types with the same kind of groups.
+
+    Attributes
+    ----------
+    size
+        Weights in a sub-block.
+    highest
+        The highest s.
+    first, step
+        Trial k is the scale that makes first + step k of the largest weight.
+    unit
+        What d (2 s + 1) is multiplied by.
+    stored
+        How many times as large as the best d is stored. Where that is not 1, all that counts at last is
+        whether the block is still better than the default's.
+    rounds
+        How often to choose.
+    together
+        Whether a sub-block has one shift, not one for each group.
+    """
+
+    size: Any
+    highest: Any
+    first: Any
+    step: Any
+    unit: Any = 1
+    stored: Any = 1
+    rounds: Any = 3
+    together: Any = False
+
+
+class Room(NamedTuple):
+    """What a search works on.
+
+    Attributes
+    ----------
+    memory
+        The superblocks, and what is found for groups.
+    kept, trial
+        The best choice, and another.
+    fits
+        float32 [16 sub_block + lane]: the best real scales; 256 numbers on, what moving them costs.
+    sums
+        float32 (3 WIDTH,).
+    """
+
+    memory: Any
+    kept: Any
+    trial: Any
+    fits: Any
+    sums: Any
+
+
+_SIZES = (MEMORY_ROOM, CHOICE_ROOM, CHOICE_ROOM, 2 * 16 * TILE, 3 * WIDTH)
+_PLACES = tuple(accumulate(_SIZES[:-1], initial=0))
+
+
+def improve(
+    kernel: Callable[..., None],
+    grid: str,
+    rules: Rules,
+    search: Callable[[Superblocks], Grid],
+    weights_of: Callable[[Grid, NDArray[np.float32]], None],
+    given: Superblocks,
+) -> Grid:
+    """What `search` finds, improved by one of the kernels below with the name of a grid."""
+    found = search(given)
+    before = np.empty((given.n, SUPERBLOCK), np.float32)
+    with np.errstate(all="ignore"):  # ggml's scales may be infinite
+        weights_of(found, before)
+    kernel(
+        *given[:-1], scratch(sum(_SIZES)), before, *rules, *points_of(grid),
+        *memory_of(found), found.signs.shape[1],
+    )  # fmt: skip
+    return found
+
+
+def _kernel(name: str, group: int, kind: int) -> Callable[..., None]:
+    """The kernel for groups of so many weights and a kind of search."""
+
+    def search(
+        weights: Weights, count: I64, columns: F32s, per_row: I64, skipped: I64, memory: F32s,
+        before: F32s, size: I64, highest: I64, first_trial: F32, step: F32, unit: F32, stored: F32,
+        rounds: I64, together: I64, values: F32s, starts: I32s, lower: I32s, keys: I32s, index_of: I32s,
+        d_bits: U16s, scales: U8s, indices: U16s, signs: U8s, n_signs: I64,
+    ) -> None:  # fmt: skip
+        rules = Rules(size, highest, first_trial, step, unit, stored, rounds, together)
+        points = Points(values, starts, lower, keys, index_of)
+        room = _room_in(memory)
+        tile, trial, kept = room.memory, room.trial, room.kept
+        for number in range((count + TILE - 1) // TILE):
+            first = first_superblock(number, count)
+            load_and_weigh(weights, columns, per_row, skipped, first, size, tile)
+            if kind == EVEN:
+                find_odd(tile)
+            default_error = to_beat(_error(tile, before, first, size))
+            least = default_error
+            best_d = splat(_ZERO, TILE)
+            any_better = best_d < _ZERO
+            moving = ~any_better
+            d = best_d
+            next_d = best_d
+            turn = 0
+            while turn < 2 + rules.rounds:
+                searching = turn <= rules.rounds
+                unit_d = repeat(d * rules.unit, WIDTH)
+                error = splat(_ZERO, TILE)
+                sum_rq = splat(_ZERO, TILE)
+                sum_q2 = splat(_ZERO, TILE)
+                for at in range(0, SUPERBLOCK // size * TILE, WIDTH):
+                    # At first the real scale is searched, then its integer.
+                    largest = _largest_magnitude(tile.weights, size * at, size)
+                    middle = load(trial.levels, at, WIDTH)
+                    level = middle
+                    scale = splat(_ZERO, WIDTH)
+                    lowest = splat(_INFINITY, WIDTH)
+                    n_trials = 3 if turn else _TRIALS
+                    for k in range(n_trials if searching else 0):
+                        this = maximum(minimum(middle + (k - 1), rules.highest), 0)
+                        this_scale = unit_d * float_of(2 * this + 1)
+                        if turn == 0:
+                            this_scale = largest / (rules.first + np.float32(k) * rules.step)
+                        if turn == 0 and kind == SHIFTED:
+                            this_error = error_of_levels(points, rules, tile, at, this_scale)
+                        else:
+                            this_error = least_error(points, rules, tile, group, kind, at, this_scale)
+                        better = this_error < lowest
+                        lowest = select(better, this_error, lowest)
+                        scale = select(better, this_scale, scale)
+                        level = select(better, this, level)
+                    if turn:
+                        scale = unit_d * float_of(2 * level + 1)
+                    if searching:
+                        take_points(points, rules, tile, group, kind, at, scale, trial)
+                    part, part_rq, part_q2 = sums_of_points(
+                        points, rules, tile, group, kind, at, scale, trial
+                    )
+                    if turn == 0:
+                        store(room.fits, at, scale + select(part_q2 > _ZERO, part_rq / part_q2, _ZERO))
+                        store(room.fits, 16 * TILE + at, part_q2)
+                    else:
+                        store(trial.levels, at, level)
+                        integer = float_of(2 * level + 1)
+                        store(room.sums, 0, part)
+                        store(room.sums, WIDTH, part_rq * integer)
+                        store(room.sums, 2 * WIDTH, part_q2 * integer * integer)
+                        for i in range(0, WIDTH, TILE):
+                            error = error + load(room.sums, i, TILE)
+                            sum_rq = sum_rq + load(room.sums, WIDTH + i, TILE)
+                            sum_q2 = sum_q2 + load(room.sums, 2 * WIDTH + i, TILE)
+                if turn == 0:
+                    d = _round_together(room.fits, rules, trial.levels)
+                else:
+                    # A lane that has stopped stays so, whatever its neighbours do.
+                    better = (error < least) & moving
+                    if not searching and rules.stored != _ONE:
+                        better = error < default_error
+                        any_better = better
+                    any_better = any_better | better
+                    least = select(better, error, least)
+                    next_d = select(better, d + sum_rq / (sum_q2 * rules.unit), next_d)
+                    best_d = select(better, d, best_d)
+                    keep(better, trial, kept)
+                    d = as_half(d + sum_rq / (sum_q2 * rules.unit))
+                    if turn > 1:
+                        moving = better
+                    if searching and (turn == rules.rounds or not any_lane(moving)):
+                        turn = rules.rounds
+                        moving = any_better
+                        d = as_half(next_d * rules.stored)
+                        keep(any_better, kept, trial)
+                turn = turn + 1
+            halves = halves_of(best_d)
+            for r in range(TILE):
+                if lane(any_better, r):
+                    n = first + r
+                    d_bits[n] = lane(halves, r)
+                    for j in range(SUPERBLOCK // size):
+                        scales[n * (SUPERBLOCK // size) + j] = kept.levels[j * TILE + r]
+                    for g in range(SUPERBLOCK // group):
+                        key = kept.keys[place_of(g * group, size, group) + r]
+                        indices[n * (SUPERBLOCK // group) + g] = index_of[key]
+                    for g in range(n_signs):
+                        at = place_of(g * (SUPERBLOCK // n_signs), size, 8)
+                        signs[n * n_signs + g] = kept.marks[at + r]
+
+    search.__qualname__ = name
+    return kernel(search)
+
+
+fours = _kernel("fours", 4, FREE)  # iq3_s
+even_fours = _kernel("even_fours", 4, EVEN)  # iq3_xxs
+eights = _kernel("eights", 8, FREE)  # iq2_s
+even_eights = _kernel("even_eights", 8, EVEN)  # iq2_xs and iq2_xxs
+shifted_eights = _kernel("shifted_eights", 8, SHIFTED)  # iq1_m and iq1_s
+
+
+@inline
+def _room_in(room: Any) -> Any:
+    return Room(
+        memory_in(room),
+        choice_in(integers_at(room, _PLACES[1])),
+        choice_in(integers_at(room, _PLACES[2])),
+        floats_at(room, _PLACES[3]),
+        floats_at(room, _PLACES[4]),
+    )
+
+
+@inline
+def _error(tile: Any, before: Any, first: Any, size: Any) -> Any:
+    """The error of sixteen superblocks that are read as `before` has them, from number `first` on."""
+    load_tile(before, first, size, tile.columns)
+    error = splat(_ZERO, TILE)
+    for i in range(SUPERBLOCK):
+        at = position(i // size, i % size, size)
+        residue = load(tile.weights, at, TILE) - load(tile.columns, at, TILE)
+        error = error + load(tile.errors, at, TILE) * residue * residue
+    return error
+
+
+@inline
+def _largest_magnitude(tile: Any, start: Any, size: Any) -> Any:
+    largest = splat(_ZERO, WIDTH)
+    for at in range(start, start + size * WIDTH, WIDTH):
+        largest = maximum(largest, absolute(load(tile, at, WIDTH)))
+    return largest
+
+
+@inline
+def _round_together(fits: Any, rules: Any, levels: Any) -> Any:
+    """Find d, a half, and the s whose products come closest to `fits`."""
+    count = SUPERBLOCK // rules.size
+    highest = np.float32(2 * rules.highest + 1)
+    largest = splat(_ZERO, TILE)
+    for j in range(count):
+        largest = maximum(largest, load(fits, j * TILE, TILE))
+    best = largest / highest
+    least = splat(_INFINITY, TILE)
+    for k in range(_UNITS):
+        share = highest * (np.float32(0.65) + np.float32(k) * np.float32(0.02))
+        d = largest / share
+        inverse = share / largest
+        cost = splat(_ZERO, TILE)
+        for j in range(count):
+            scale = load(fits, j * TILE, TILE)
+            ds = d * (_TWO * _nearest_level(scale * inverse, rules) + _ONE) - scale
+            cost = cost + load(fits, (16 + j) * TILE, TILE) * ds * ds
+        better = cost < least
+        least = select(better, cost, least)
+        best = select(better, d, best)
+    d = as_half(best / rules.unit)
+    inverse = _ONE / (d * rules.unit)
+    for j in range(count):
+        store(levels, j * TILE, integer_of(_nearest_level(load(fits, j * TILE, TILE) * inverse, rules)))
+    return d
+
+
+@inline
+def _nearest_level(steps: Any, rules: Any) -> Any:
+    """s, for which 2 s + 1 is nearest, float32."""
+    highest = np.float32(rules.highest)
+    return maximum(minimum((steps - _ONE) * _HALF + SHIFT, SHIFT + highest), SHIFT) - SHIFT

@@ -1,0 +1,474 @@
+"""The best points of a grid for given scales: an exact search of all of iq3_*, iq2_* and iq1_*'s.
+
+A group's error is the sum of what its two halves cost, and of half a group there are few:
+
+    four weights of 3 levels      81 halves      two weights of 8 levels      64 halves
+
+So the errors of all halves are added up first, in as many lanes as there are sub-blocks side by side; then
+each point takes one comparison, since points with the same upper half share the addition.
+
+Besides its error each half has another one, and each group another best point:
+
+    FREE       signs are free: there is none
+    EVEN       the number of negative weights in eight must be even: the error with the cheapest sign changed,
+               where that is odd. The best group takes one half as it is, and the other error of the other.
+    SHIFTED    weights are scale (level + shift): the error with the shift down, an eighth less, not up
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ggplan.quants.formats.grids import grid
+from ggplan.quants.kernels import inline
+from ggplan.quants.memory import floats_at, integers_at, load, store
+from ggplan.quants.searches.neighbours import grid_neighbours
+from ggplan.quants.searches.superblock import SUPERBLOCK, TILE
+from ggplan.quants.vector import WIDTH, absolute, minimum, select, splat
+
+FREE, EVEN, SHIFTED = range(3)
+
+_ZERO = np.float32(0)
+_FOUR = np.float32(4)
+_EIGHTH = np.float32(0.125)
+_INFINITY = np.float32(np.inf)
+
+
+class Points(NamedTuple):
+    """The points of a grid, ordered by their upper halves.
+
+    A half's number has its first weight's level as its lowest digit.
+
+    Attributes
+    ----------
+    values
+        float32 (levels,): what the levels stand for.
+    starts
+        int32 (halves + 1,): the first point with each upper half, and the number of points.
+    lower
+        int32 (points,): the lower half, times `WIDTH`.
+    keys
+        int32 (points,): all levels, two bits each for eight weights, three bits for four.
+    index_of
+        int32: the index of each key of a point.
+    """
+
+    values: Any
+    starts: Any
+    lower: Any
+    keys: Any
+    index_of: Any
+
+
+class Memory(NamedTuple):
+    """What a search works on: sixteen superblocks, and the errors of one group's halves.
+
+    Attributes
+    ----------
+    weights, errors
+        The weights and what their errors count, laid out as in `superblock`.
+    columns
+        As large: the importance of columns, or what ggml's fields are read as.
+    flips
+        float32 [WIDTH eight + lane]: 4 where the number of negative weights is odd and must be even, else 0.
+    parts, other_parts
+        float32 [WIDTH (n part + number) + lane]: of a half's two parts the errors, and the others; for `EVEN`
+        what it costs to change the cheapest sign.
+    halves
+        float32 [WIDTH (n (2 other + half) + number) + lane]: the errors of both halves, and the others.
+    least
+        float32 [WIDTH (2 group + other) + lane]: the least errors of eight weights' groups.
+    """
+
+    weights: Any
+    errors: Any
+    columns: Any
+    flips: Any
+    parts: Any
+    other_parts: Any
+    halves: Any
+    least: Any
+
+
+class PointChoice(NamedTuple):
+    """What is chosen for sixteen superblocks; groups stand where their weights do in a tile.
+
+    Attributes
+    ----------
+    levels
+        int32 [16 sub_block + lane]: s.
+    keys
+        int32: the points of groups.
+    marks
+        int32: the signs of eight weights, a bit each; or 1 where their shift is down.
+    other_keys
+        int32: the points of groups with a changed sign or the other shift.
+    """
+
+    levels: Any
+    keys: Any
+    marks: Any
+    other_keys: Any
+
+
+@cache
+def points_of(name: str) -> Points:
+    """The points of a grid, by its name in `formats.grids`."""
+    known = grid_neighbours(name)
+    values = np.unique(grid(name))
+    size = known.points.shape[1]
+    digits = len(values) ** np.arange(size // 2)
+    lower, upper = known.points[:, : size // 2] @ digits, known.points[:, size // 2 :] @ digits
+    order = upper.argsort(kind="stable")
+    starts = upper[order].searchsorted(np.arange(len(values) ** (size // 2) + 1))
+    return Points(
+        values.astype(np.float32),
+        starts.astype(np.int32),
+        (WIDTH * lower[order]).astype(np.int32),
+        known.keys[order],
+        known.index_of,
+    )
+
+
+# How many numbers of four bytes take `Memory` and `PointChoice`, for groups of 8 and of 4.
+_PARTS = (_ALL := SUPERBLOCK * TILE, _ALL, _ALL, _ALL // 8, 18 * WIDTH, 18 * WIDTH, 4 * 81 * WIDTH, 4 * WIDTH)
+_CHOICES = (16 * TILE, _ALL // 4, _ALL // 8, _ALL // 4)
+_STARTS, _CHOICE_STARTS = tuple(accumulate(_PARTS, initial=0)), tuple(accumulate(_CHOICES, initial=0))
+MEMORY_ROOM, CHOICE_ROOM = _STARTS[-1], _CHOICE_STARTS[-1]
+_CHOSEN = _CHOICE_STARTS[3]
+
+
+@inline
+def memory_in(room: Any) -> Any:
+    """Part memory of `MEMORY_ROOM` numbers."""
+    return Memory(
+        room,
+        floats_at(room, _STARTS[1]),
+        floats_at(room, _STARTS[2]),
+        floats_at(room, _STARTS[3]),
+        floats_at(room, _STARTS[4]),
+        floats_at(room, _STARTS[5]),
+        floats_at(room, _STARTS[6]),
+        floats_at(room, _STARTS[7]),
+    )
+
+
+@inline
+def choice_in(room: Any) -> Any:
+    """Part memory of `CHOICE_ROOM` numbers."""
+    return PointChoice(
+        room,
+        integers_at(room, _CHOICE_STARTS[1]),
+        integers_at(room, _CHOICE_STARTS[2]),
+        integers_at(room, _CHOICE_STARTS[3]),
+    )
+
+
+@inline
+def keep(better: Any, choice: Any, kept: Any) -> None:
+    """Take a choice, but for what was not chosen (`other_keys`), in the lanes that are better."""
+    for at in range(0, _CHOSEN, TILE):
+        store(kept.levels, at, select(better, load(choice.levels, at, TILE), load(kept.levels, at, TILE)))
+
+
+@inline
+def place_of(i: Any, size: Any, group: Any) -> Any:
+    """Where lane 0 of the group of a superblock's weight i stands."""
+    at = i // size * TILE
+    inside = at % WIDTH
+    return (size * (at - inside) + WIDTH * (i % size)) // group + inside
+
+
+@inline
+def find_odd(memory: Any) -> None:
+    """Fill `memory.flips`."""
+    for at in range(0, SUPERBLOCK // 8 * TILE, WIDTH):
+        odd = splat(_ZERO, WIDTH)
+        for i in range(8):
+            odd = select(load(memory.weights, 8 * at + WIDTH * i, WIDTH) < _ZERO, _FOUR - odd, odd)
+        store(memory.flips, at, odd)
+
+
+@inline
+def least_error(points: Any, rules: Any, memory: Any, group: Any, kind: Any, at: Any, scale: Any) -> Any:
+    """The least error of sub-blocks with given scales."""
+    size = rules.size
+    total = splat(_ZERO, WIDTH)
+    total_other = total
+    for eight in range(size * at, size * (at + WIDTH), 8 * WIDTH):
+        for g in range(8 // group):
+            _add_up(points, memory, group, kind, eight, eight + WIDTH * group * g, scale)
+            least, other = _least_of_group(points, memory, group, kind)
+            store(memory.least, WIDTH * 2 * g, least)
+            store(memory.least, WIDTH * (2 * g + 1), other)
+        least = load(memory.least, 0, WIDTH)
+        other = load(memory.least, WIDTH, WIDTH)
+        if group == 4:
+            second = load(memory.least, WIDTH * 2, WIDTH)
+            other = minimum(least + load(memory.least, WIDTH * 3, WIDTH), other + second)
+            least = least + second
+        if kind == SHIFTED and not rules.together:
+            least = minimum(least, other)
+            other = least
+        total = total + least
+        total_other = total_other + other
+    if kind == FREE:
+        return total
+    if kind == EVEN:
+        return total_other
+    return minimum(total, total_other)
+
+
+@inline
+def error_of_levels(points: Any, rules: Any, memory: Any, at: Any, scale: Any) -> Any:
+    """The error of sub-blocks with shifts, were all levels of eight weights free."""
+    size = rules.size
+    total = splat(_ZERO, WIDTH)
+    total_other = total
+    for eight in range(size * at, size * (at + WIDTH), 8 * WIDTH):
+        sum_up = splat(_ZERO, WIDTH)
+        sum_down = sum_up
+        for k in range(8):
+            up, down = _error(points, memory, SHIFTED, eight + WIDTH * k, 0, scale, scale)
+            for level in range(1, 3):
+                next_up, next_down = _error(points, memory, SHIFTED, eight + WIDTH * k, level, scale, scale)
+                up = minimum(next_up, up)
+                down = minimum(next_down, down)
+            sum_up = sum_up + up
+            sum_down = sum_down + down
+        if not rules.together:
+            sum_up = minimum(sum_up, sum_down)
+            sum_down = sum_up
+        total = total + sum_up
+        total_other = total_other + sum_down
+    return minimum(total, total_other)
+
+
+@inline
+def take_points(
+    points: Any, rules: Any, memory: Any, group: Any, kind: Any, at: Any, scale: Any, choice: Any
+) -> None:
+    """Choose the points, and signs or shifts, of sub-blocks with given scales."""
+    size = rules.size
+    balance = splat(_ZERO, WIDTH)
+    for eight in range(size * at, size * (at + WIDTH), 8 * WIDTH):
+        for g in range(8 // group):
+            _add_up(points, memory, group, kind, eight, eight + WIDTH * group * g, scale)
+            least, key, other, other_key = _point_of_group(points, memory, group, kind)
+            store(memory.least, WIDTH * 2 * g, least)
+            store(memory.least, WIDTH * (2 * g + 1), other)
+            store(choice.keys, eight // group + WIDTH * g, key)
+            store(choice.other_keys, eight // group + WIDTH * g, other_key)
+        least = load(memory.least, 0, WIDTH)
+        other = load(memory.least, WIDTH, WIDTH)
+        if kind == SHIFTED:
+            balance = balance + (other - least)
+            if not rules.together:
+                _take_shift(choice, eight // 8, other < least)
+        if kind == EVEN and group == 8:
+            store(choice.keys, eight // 8, load(choice.other_keys, eight // 8, WIDTH))
+        if kind == EVEN and group == 4:
+            in_second = least + load(memory.least, WIDTH * 3, WIDTH)
+            in_first = other + load(memory.least, WIDTH * 2, WIDTH) < in_second
+            _take_other(choice, eight // 4, in_first)
+            _take_other(choice, eight // 4 + WIDTH, ~in_first)
+        if kind != SHIFTED:
+            _take_signs(points, memory, group, kind, eight, choice)
+    if kind == SHIFTED and rules.together:
+        for eight in range(size * at, size * (at + WIDTH), 8 * WIDTH):
+            _take_shift(choice, eight // 8, balance < _ZERO)
+
+
+@inline
+def _take_other(choice: Any, place: Any, these: Any) -> None:
+    key = load(choice.keys, place, WIDTH)
+    store(choice.keys, place, select(these, load(choice.other_keys, place, WIDTH), key))
+
+
+@inline
+def _take_shift(choice: Any, place: Any, down: Any) -> None:
+    _take_other(choice, place, down)
+    store(choice.marks, place, select(down, splat(1, WIDTH), 0))
+
+
+@inline
+def _take_signs(points: Any, memory: Any, group: Any, kind: Any, eight: Any, choice: Any) -> None:
+    """Let eight weights have their own signs, but for the cheapest where that must be changed."""
+    signs = splat(0, WIDTH)
+    least = splat(_INFINITY, WIDTH)
+    cheapest = splat(1, WIDTH)
+    for k in range(8):
+        x = load(memory.weights, eight + WIDTH * k, WIDTH)
+        signs = signs | select(x < _ZERO, splat(1 << k, WIDTH), 0)
+        if kind == EVEN:
+            key = load(choice.keys, eight // group + WIDTH * (k // group), WIDTH)
+            cost = load(memory.errors, eight + WIDTH * k, WIDTH) * absolute(x)
+            cost = cost * _value(points, key, k % group, group)
+            less = cost < least
+            least = select(less, cost, least)
+            cheapest = select(less, splat(1 << k, WIDTH), cheapest)
+    if kind == EVEN:
+        signs = signs ^ select(load(memory.flips, eight // 8, WIDTH) > _ZERO, cheapest, 0)
+    store(choice.marks, eight // 8, signs)
+
+
+@inline
+def sums_of_points(
+    points: Any, rules: Any, memory: Any, group: Any, kind: Any, at: Any, scale: Any, choice: Any
+) -> Any:
+    """Of chosen points: the error, the sum of weight * residue * q and that of weight * q * q."""
+    size = rules.size
+    error = splat(_ZERO, WIDTH)
+    sum_rq = splat(_ZERO, WIDTH)
+    sum_q2 = splat(_ZERO, WIDTH)
+    for eight in range(size * at, size * (at + WIDTH), 8 * WIDTH):
+        marks = load(choice.marks, eight // 8, WIDTH)
+        for k in range(8):
+            x = load(memory.weights, eight + WIDTH * k, WIDTH)
+            w = load(memory.errors, eight + WIDTH * k, WIDTH)
+            key = load(choice.keys, eight // group + WIDTH * (k // group), WIDTH)
+            q = _value(points, key, k % group, group)
+            if kind == SHIFTED:
+                q = q + select(marks != 0, -_EIGHTH, splat(_EIGHTH, WIDTH))
+            else:
+                q = select((marks >> k) & 1 != 0, -q, q)
+            residue = x - scale * q
+            wr = w * residue
+            error = error + wr * residue
+            sum_rq = sum_rq + wr * q
+            sum_q2 = sum_q2 + w * q * q
+    return error, sum_rq, sum_q2
+
+
+@inline
+def _value(points: Any, key: Any, i: Any, group: Any) -> Any:
+    """The value of weight i of points."""
+    bits = 2 if group == 8 else 3
+    level = (key >> (bits * i)) & ((1 << bits) - 1)
+    value = splat(points.values[0], WIDTH)
+    for k in range(1, 3 if group == 8 else 8):
+        value = select(level == k, points.values[k], value)
+    return value
+
+
+@inline
+def _add_up(points: Any, memory: Any, group: Any, kind: Any, eight: Any, at: Any, scale: Any) -> None:
+    """Find the errors of all halves of the group at `at`, one of the eight weights at `eight`."""
+    n = 9 if group == 8 else 8
+    flips = load(memory.flips, eight // 8, WIDTH)
+    for half in range(2):
+        for part in range(2):
+            to = WIDTH * n * part
+            if group == 8:
+                i = at + WIDTH * (4 * half + 2 * part)
+                for b in range(3):
+                    upper, upper_other = _error(points, memory, kind, i + WIDTH, b, scale, flips)
+                    for a in range(3):
+                        lower, lower_other = _error(points, memory, kind, i, a, scale, flips)
+                        store(memory.parts, to, lower + upper)
+                        if kind == EVEN:
+                            store(memory.other_parts, to, minimum(lower_other, upper_other))
+                        if kind == SHIFTED:
+                            store(memory.other_parts, to, lower_other + upper_other)
+                        to = to + WIDTH
+            else:
+                i = at + WIDTH * (2 * half + part)
+                for a in range(8):
+                    error, other = _error(points, memory, kind, i, a, scale, flips)
+                    store(memory.parts, to, error)
+                    if kind == EVEN:
+                        store(memory.other_parts, to, other)
+                    to = to + WIDTH
+        to = WIDTH * n * n * half
+        for b in range(n):
+            upper = load(memory.parts, WIDTH * (n + b), WIDTH)
+            upper_other = load(memory.other_parts, WIDTH * (n + b), WIDTH)
+            for a in range(n):
+                error = load(memory.parts, WIDTH * a, WIDTH) + upper
+                store(memory.halves, to, error)
+                if kind == EVEN:
+                    error = error + minimum(load(memory.other_parts, WIDTH * a, WIDTH), upper_other)
+                    store(memory.halves, to + WIDTH * 2 * n * n, error)
+                if kind == SHIFTED:
+                    error = load(memory.other_parts, WIDTH * a, WIDTH) + upper_other
+                    store(memory.halves, to + WIDTH * 2 * n * n, error)
+                to = to + WIDTH
+
+
+@inline
+def _error(points: Any, memory: Any, kind: Any, at: Any, level: Any, scale: Any, flips: Any) -> Any:
+    """The error of weights at a level; then what changing the sign adds, or that with the other shift."""
+    x = load(memory.weights, at, WIDTH)
+    w = load(memory.errors, at, WIDTH)
+    if kind == SHIFTED:
+        residue = x - scale * (points.values[level] + _EIGHTH)
+        other_residue = x - scale * (points.values[level] - _EIGHTH)
+        return w * residue * residue, w * other_residue * other_residue
+    x = absolute(x)
+    y = scale * points.values[level]
+    residue = x - y
+    return w * residue * residue, flips * w * x * y
+
+
+@inline
+def _least_of_group(points: Any, memory: Any, group: Any, kind: Any) -> Any:
+    """The least error of the group that was added up; that with a changed sign or the other shift."""
+    n = 81 if group == 8 else 64
+    least = splat(_INFINITY, WIDTH)
+    least_other = least
+    for b in range(n):
+        start = points.starts[b]
+        end = points.starts[b + 1]
+        if start < end:
+            lower = splat(_INFINITY, WIDTH)
+            lower_other = lower
+            for k in range(start, end):
+                at = points.lower[k]
+                lower = minimum(load(memory.halves, at, WIDTH), lower)
+                if kind != FREE:
+                    lower_other = minimum(load(memory.halves, at + WIDTH * 2 * n, WIDTH), lower_other)
+            upper = load(memory.halves, WIDTH * (n + b), WIDTH)
+            least = minimum(upper + lower, least)
+            if kind != FREE:
+                upper_other = load(memory.halves, WIDTH * (3 * n + b), WIDTH)
+                least_other = minimum(_other(kind, lower, lower_other, upper, upper_other), least_other)
+    return least, least_other
+
+
+@inline
+def _other(kind: Any, lower: Any, lower_other: Any, upper: Any, upper_other: Any) -> Any:
+    """The error of both halves, with a changed sign in one or the other shift in both."""
+    if kind == EVEN:
+        return minimum(upper_other + lower, upper + lower_other)
+    return upper_other + lower_other
+
+
+@inline
+def _point_of_group(points: Any, memory: Any, group: Any, kind: Any) -> Any:
+    """The same with the keys of the points, the first of several."""
+    n = 81 if group == 8 else 64
+    least = splat(_INFINITY, WIDTH)
+    least_other = least
+    key = splat(points.keys[0], WIDTH)
+    other_key = key
+    for b in range(n):
+        upper = load(memory.halves, WIDTH * (n + b), WIDTH)
+        upper_other = load(memory.halves, WIDTH * (3 * n + b), WIDTH)
+        for k in range(points.starts[b], points.starts[b + 1]):
+            at = points.lower[k]
+            lower = load(memory.halves, at, WIDTH)
+            error = upper + lower
+            better = error < least
+            least = select(better, error, least)
+            key = select(better, points.keys[k], key)
+            if kind != FREE:
+                lower_other = load(memory.halves, at + WIDTH * 2 * n, WIDTH)
+                error = _other(kind, lower, lower_other, upper, upper_other)
+                better = error < least_other
+                least_other = select(better, error, least_other)
+                other_key = select(better, points.keys[k], other_key)
+    return least, key, least_other, other_key
