@@ -1,6 +1,6 @@
 """ggplan plans and writes mixed-precision GGUF files.
 
-The library is what the command line uses; these names are its public face:
+The command line uses this library; its public names are these:
 
     >>> import ggplan
     >>> model = ggplan.open_model("GLM-4.5-Air")

@@ -1,8 +1,8 @@
-"""What two files, plans or recipes give the same tensors: which differ, in which class, by how many bytes.
+"""Compare the types that two files, plans or recipes give the same tensors, with the bytes of each role.
 
-A *side* is a table of tensors: name, shape, type, class, bytes. It is made of a model (its types as they are
-stored), of a plan, or of the JSON that `ggplan plan --json` prints. Two tensors are the same if type and
-shape are; a tensor that one side lacks differs.
+A *side* is a table of tensors: name, shape, type, role, bytes. It is made from a model (its types as they are
+stored), a plan, or the JSON that `ggplan plan --json` prints. Two tensors are equal if their types and shapes
+are; a tensor that only one side has differs.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class SideTensor:
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One of the two that are compared: what to call it, and its tensors by name."""
+    """One of the two that are compared: its label, and its tensors by name."""
 
     label: str
     tensors: Mapping[str, SideTensor]
@@ -43,7 +43,7 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A tensor on both sides; None where a side lacks it."""
+    """A tensor on both sides; None for a side that lacks it."""
 
     name: str
     before: SideTensor | None
@@ -51,7 +51,7 @@ class Pair:
 
     @property
     def role(self) -> str:
-        """Its class."""
+        """Its role."""
         entry = self.before or self.after
         assert entry is not None
         return entry.role
@@ -63,7 +63,7 @@ class Pair:
 
     @property
     def verdict(self) -> str:
-        """What differs: the type, the shape, or that a side lacks it; "" where nothing does."""
+        """What differs: the type, the shape, or that a side lacks it; "" if nothing does."""
         if self.before is None or self.after is None:
             return "only in B" if self.before is None else "only in A"
         if self.before.shape != self.after.shape:
@@ -90,7 +90,7 @@ class Total:
 
 @dataclass(frozen=True, slots=True)
 class Differences:
-    """The two sides, all tensors (in the first side's order), and the totals by class."""
+    """The two sides, all tensors (in the first side's order), and the totals by role."""
 
     sides: tuple[Side, Side]
     pairs: tuple[Pair, ...]
@@ -145,10 +145,10 @@ def side_of_json(document: Mapping[str, object], label: str) -> Side:
     Raises
     ------
     PlanError
-        If the document is no such plan.
+        If the document is not such a plan.
     """
     if document.get("schema") != PLAN_SCHEMA:
-        raise PlanError(f"{printable(label)} is no plan: its schema is not {PLAN_SCHEMA}")
+        raise PlanError(f"{printable(label)} is not a plan: its schema is not {PLAN_SCHEMA}")
     listed = document.get("tensors")
     entries = {}
     roles = {role.value for role in Role}
@@ -181,9 +181,9 @@ def compare(first: Side, second: Side) -> Differences:
 
 
 def transitions(changes: Iterable[Pair]) -> tuple[tuple[str, str, str, Total], ...]:
-    """Changes of one class from one type to another summed up: class, type before, type after, total.
+    """Changes of one role from one type to another summed up: role, type before, type after, total.
 
-    The type is "" where a side lacks the tensor. The largest change in bytes comes first.
+    The type is "" if a side lacks the tensor. The largest change in bytes comes first.
     """
     groups: dict[tuple[str, str, str], list[Pair]] = {}
     for change in changes:
@@ -193,14 +193,14 @@ def transitions(changes: Iterable[Pair]) -> tuple[tuple[str, str, str, Total], .
     return tuple(sorted(found, key=lambda row: (-abs(row[3].bytes[1] - row[3].bytes[0]), row[:3])))
 
 
-def comparison_json(comparison: Differences, *, every_tensor: bool = False) -> dict[str, object]:
-    """The comparison as an object of plain JSON types."""
+def differences_json(differences: Differences, *, every_tensor: bool = False) -> dict[str, object]:
+    """The differences as an object of plain JSON types."""
     return {
         "schema": SCHEMA,
-        "sides": [side.label for side in comparison.sides],
-        "same": comparison.is_same,
-        "total": _total_json(comparison.total),
-        "by_class": [_total_json(total) for total in comparison.by_role],
+        "sides": [side.label for side in differences.sides],
+        "same": differences.is_same,
+        "total": _total_json(differences.total),
+        "by_class": [_total_json(total) for total in differences.by_role],
         "tensors": [
             {
                 "name": pair.name,
@@ -209,7 +209,7 @@ def comparison_json(comparison: Differences, *, every_tensor: bool = False) -> d
                 "before": _tensor_json(pair.before),
                 "after": _tensor_json(pair.after),
             }
-            for pair in (comparison.pairs if every_tensor else comparison.changes)
+            for pair in (differences.pairs if every_tensor else differences.changes)
         ],
     }
 

@@ -1,4 +1,4 @@
-"""The errors ggplan raises for what a user can mend.
+"""The errors ggplan raises for faults that a user can correct.
 
 Each carries what a message needs: what is wrong, where (file, line, tensor) and a hint what to do.
 The library raises them, the command line prints them as one line and exits 1, nothing else does.

@@ -2,7 +2,7 @@
 
 A value is a type and its little-endian encoding; arrays hold their item type, their length and the
 encoded items. Keeping the bytes means that a tokenizer with 150,000 tokens is copied from one file to
-another without ever becoming Python objects, and that what is written is what was read.
+another without ever becoming Python objects, and that the written bytes are the bytes that were read.
 
 Format: the GGUF specification (ggml, `docs/gguf.md`), version 3:
 
@@ -71,7 +71,7 @@ class MetadataValue:
     length: int = 0
 
     def encode(self) -> bytes:
-        """The value as it stands in a GGUF header: type, then data."""
+        """The value as in a GGUF header: type, then data."""
         if self.item_type is None:
             return struct.pack("<I", self.type) + self.data
         return struct.pack("<IIQ", self.type, self.item_type, self.length) + self.data
@@ -117,7 +117,7 @@ def _encode_one(kind: MetadataType, value: Scalar) -> bytes:
     try:
         return struct.pack(_FORMATS[kind], value)
     except (struct.error, OverflowError) as error:
-        raise CheckpointError(f"the metadata value {value!r} is no {kind.name.lower()}") from error
+        raise CheckpointError(f"the metadata value {value!r} is not a valid {kind.name.lower()}") from error
 
 
 def scalar(kind: MetadataType, value: Scalar) -> MetadataValue:

@@ -1,12 +1,12 @@
-"""Model: what every checkpoint becomes before rules meet it, whatever kind of file it came from.
+"""Model: what every checkpoint becomes before rules are applied, whatever kind of file it came from.
 
 Tensors have GGUF names (`blk.7.ffn_down_exps.weight`) and shapes with rows first, as NumPy has them: the
 last dimension is the row's length, ggml's `ne0`. A tensor of any number of dimensions is also a matrix
-of `n_rows` rows of `n_columns` weights; experts stacked in three dimensions are rows upon rows. Rows are
-the unit in which weights are read, encoded and written, so no tensor is ever in memory as a whole.
+of `n_rows` rows of `n_columns` weights; the rows of experts stacked in three dimensions follow one another.
+Rows are the unit in which weights are read, encoded and written, so no tensor is ever in memory as a whole.
 
-Whoever reads weights does so through a `RowSource`. It states the type its rows are in, so nobody has to
-read a row to find out, and bfloat16 reaches an encoder without being widened first.
+All code that reads weights does so through a `RowSource`. It states the type of its rows, so the type is
+known without reading a row, and bfloat16 reaches an encoder without being widened first.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-# How NumPy holds rows of single floats; rows of all other types are bytes.
+# The NumPy types for rows of float types; rows of all other types are bytes.
 _ARRAYS = {F32: "<f4", F16: "<f2", BF16: "<u2"}
 
 
@@ -46,10 +46,11 @@ class RowSource:
         `read(start, stop)` gives rows `start` up to `stop` as a C-contiguous array: (stop - start, n_columns)
         float32 for f32, float16 for f16, and uint16, the bits, for bf16; for any other type
         (stop - start, bytes of a row) uint8, the bytes that a GGUF file has. Safe to call from several
-        threads at once. Raises `CheckpointError` where a file fails, ValueError for rows that are not there.
+        threads at once. Raises `CheckpointError` if a file cannot be read, ValueError for rows that do not
+        exist.
     fault
-        Reads what belongs to the weights besides themselves, such as scales, and says what is wrong with
-        it; "" where nothing is. It tells in seconds what reading all rows would tell after hours.
+        Reads the data that the weights depend on, such as scales, and says what is wrong with it; "" if
+        nothing is. It finds in seconds what reading all rows would find after hours.
     """
 
     dtype: GgmlType
@@ -104,7 +105,7 @@ class RowSource:
 
 
 def empty_rows(dtype: GgmlType, n_rows: int, n_columns: int) -> NDArray[Any]:
-    """An array, not filled, for so many rows of a type, as `RowSource.read` gives them."""
+    """An uninitialised array for `n_rows` rows of a type, as `RowSource.read` gives them."""
     import numpy as np
 
     if (array := _ARRAYS.get(dtype)) is not None:
@@ -113,7 +114,7 @@ def empty_rows(dtype: GgmlType, n_rows: int, n_columns: int) -> NDArray[Any]:
 
 
 def require_rows(start: int, stop: int, n_rows: int) -> None:
-    """Raise ValueError unless `start` up to `stop` are rows of a tensor that has so many."""
+    """Raise ValueError unless `start` up to `stop` are rows of a tensor with `n_rows` rows."""
     if not 0 <= start <= stop <= n_rows:
         raise ValueError(f"rows {start} to {stop} of {n_rows}")
 
@@ -141,7 +142,7 @@ class TensorInfo:
         cannot decode.
     stored
         The rows in `type` as a GGUF file stores them, which are copied where the type stays; None where
-        the source is no GGUF file. For float types this is `rows`.
+        the source is not a GGUF file. For float types this is `rows`.
     """
 
     name: str

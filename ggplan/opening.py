@@ -82,7 +82,7 @@ def _open_folder(path: Path, pre: str | None) -> Model:
 
             return open_gguf(first[0])
         found = f"it holds {len(first)} GGUF models; name one" if first else "it holds no config.json"
-        raise CheckpointError(f"{printable(str(path))} is no checkpoint: {found}")
+        raise CheckpointError(f"{printable(str(path))} is not a checkpoint: {found}")
     from ggplan.arch import to_gguf
     from ggplan.sources.huggingface import open_checkpoint
 

@@ -1,4 +1,4 @@
-"""Text that is safe and pleasant to print: untrusted names, byte counts, the name that was meant."""
+"""Text for printing: untrusted names made safe, byte counts with units, and the nearest known name."""
 
 from __future__ import annotations
 

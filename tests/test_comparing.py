@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import ggplan
-from ggplan.comparing import compare, comparison_json, side_of_json, side_of_model, side_of_plan, transitions
+from ggplan.comparing import compare, differences_json, side_of_json, side_of_model, side_of_plan, transitions
 from ggplan.ggml_types import parse_type
 from ggplan.model import Model, TensorInfo
 from ggplan.planning.export import plan_json
@@ -36,33 +36,33 @@ def side(model: Model, recipe: str, label: str = "side") -> object:
 
 
 def test_the_same_types_are_the_same_whatever_the_rules(model: Model) -> None:
-    comparison = compare(
+    differences = compare(
         side(model, "@default q8_0"), side(model, "attn = q8_0\nexps = q8_0\ntoken = q8_0\n_norm = f32")
     )
-    assert comparison.is_same
-    assert comparison.changes == ()
-    assert comparison.total.bytes[0] == comparison.total.bytes[1]
-    assert not transitions(comparison.changes)
+    assert differences.is_same
+    assert differences.changes == ()
+    assert differences.total.bytes[0] == differences.total.bytes[1]
+    assert not transitions(differences.changes)
 
 
 def test_changes_are_counted_by_class_in_bytes(model: Model) -> None:
-    comparison = compare(
+    differences = compare(
         side(model, "exps = q4_K | q5_0\n@default q8_0"),
         side(model, "ffn_up = q8_0\nexps = q6_K | q8_0\n@default q8_0"),
     )
-    assert not comparison.is_same
-    assert [(p.name, p.verdict) for p in comparison.changes] == [
+    assert not differences.is_same
+    assert [(p.name, p.verdict) for p in differences.changes] == [
         ("blk.0.ffn_down_exps.weight", "type"),
         ("blk.0.ffn_up_exps.weight", "type"),
     ]
-    by_role = {total.label: total for total in comparison.by_role}
+    by_role = {total.label: total for total in differences.by_role}
     experts = by_role["routed experts"]
     n = 4 * 256 * 352
     assert (experts.n_tensors, experts.n_different) == (2, 2)
     assert experts.bytes == (n * 22 // 32 + n * 144 // 256, 2 * n * 34 // 32)
     assert experts.bits_per_weight == ((5.5 + 4.5) / 2, 8.5)
     assert by_role["attention"].n_different == 0
-    assert [(r, a, b, t.n_tensors) for r, a, b, t in transitions(comparison.changes)] == [
+    assert [(r, a, b, t.n_tensors) for r, a, b, t in transitions(differences.changes)] == [
         ("routed experts", "q4_K", "q8_0", 1),
         ("routed experts", "q5_0", "q8_0", 1),
     ]
@@ -73,8 +73,8 @@ def test_missing_tensors_and_other_shapes_differ(model: Model) -> None:
         model,
         tensors=(*model.tensors[:2], replace(model.tensors[2], shape=(512, 256)), *model.tensors[4:]),
     )
-    comparison = compare(side_of_model(model), side_of_model(fewer))
-    assert [(p.name, p.verdict) for p in comparison.changes] == [
+    differences = compare(side_of_model(model), side_of_model(fewer))
+    assert [(p.name, p.verdict) for p in differences.changes] == [
         ("blk.0.attn_q.weight", "shape"),
         ("blk.0.ffn_down_exps.weight", "only in A"),
     ]
@@ -109,8 +109,8 @@ def test_damaged_plans_are_refused(model: Model, damage: dict[str, object]) -> N
 
 
 def test_json_lists_what_differs_or_everything(model: Model) -> None:
-    comparison = compare(side(model, "@default q8_0", "A"), side(model, "attn = q6_K\n@default q8_0", "B"))
-    short, long = comparison_json(comparison), comparison_json(comparison, every_tensor=True)
+    differences = compare(side(model, "@default q8_0", "A"), side(model, "attn = q6_K\n@default q8_0", "B"))
+    short, long = differences_json(differences), differences_json(differences, every_tensor=True)
     assert json.loads(json.dumps(short)) == short
     assert short["sides"] == ["A", "B"]
     assert short["same"] is False

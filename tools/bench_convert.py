@@ -3,7 +3,7 @@
     python tools/bench_convert.py [--json FILE] [--docs]
 
 A llama-shaped model of random bf16 weights (594 million by default) is written once to the cache folder. Each
-type is converted a few times by turns: by a call of `llama_cpp.llama_model_quantize` (`pure`; what
+type is converted a few times, alternating: by a call of `llama_cpp.llama_model_quantize` (`pure`; what
 llama-quantize calls), by ggplan's calls from `open_model` to `convert`, and by the program `ggplan convert`
 from its start to its end. Each has a process of its own; what calls need is imported before the clock starts,
 and the outputs of the last are removed. The best of each counts, because these machines are shared. Processor
@@ -180,7 +180,7 @@ def write_model(path: Path, n_layers: int) -> None:
 
 
 def bench(source: Path, type_: str, arguments: argparse.Namespace, folder: Path) -> Result:
-    """Convert to one type by all ways, by turns."""
+    """Convert to one type by all ways, alternating."""
     recipe = folder / f"{type_}.recipe"
     recipe.write_text(RECIPE.format(type=type_))
     theirs, ours = folder / "peer.gguf", folder / "ggplan.gguf"
@@ -230,7 +230,7 @@ def bench(source: Path, type_: str, arguments: argparse.Namespace, folder: Path)
 
 
 def remove(output: Path) -> None:
-    """Remove an output, so that nobody's time is spent on freeing the last one."""
+    """Remove an output, so that freeing it counts in no measured time."""
     for path in (output, output.with_name(output.name + ".sha256")):
         path.unlink(missing_ok=True)
 

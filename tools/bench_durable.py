@@ -1,4 +1,4 @@
-"""What it costs that no work can be lost: conversions with and without a journal, in turn, in one run.
+"""Measure the cost of the journal: conversions with and without one, alternating, in one run.
 
     python tools/bench_durable.py [--types q4_K,q8_0] [--repeats 3] [--folder FOLDER]
 

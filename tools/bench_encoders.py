@@ -4,13 +4,13 @@
     python tools/bench_encoders.py q4_K q6_K --json out.json
     python tools/bench_encoders.py --model MODEL --docs     on a model's weights, into docs/performance.md
 
-Both take the same rows by turns, so that what else runs on the machine meets both. One thread: rows that stay
-in cache, the thread's CPU time, the median of the ratios of neighbours. All threads: rows of its own for each
-thread, wall time. "Of memory" is how much of the machine's speed at copying a large array remains when an
-encoder streams through rows that are in no cache, by turns with copies, counting bytes read and written; it
-can be more than all of it, since to read is cheaper than to write. First use is a fresh process from its
-first line to the first row, with an empty cache folder and with a full one, the best of three. ggml is the
-wheel `libggml-python`, or another with --library.
+Both take the same rows, alternating, so that other work on the machine affects both. One thread: rows that
+stay in cache, the thread's CPU time, the median of the ratios of neighbours. All threads: rows of its own for
+each thread, wall time. "Of memory" is how much of the machine's speed at copying a large array remains when
+an encoder streams through rows that are in no cache, alternating with copies, counting bytes read and
+written; it can be more than 100 %, since reading is cheaper than writing. First use is a fresh process from
+its first line to the first row, with an empty cache folder and with a full one, the best of three. ggml is
+the wheel `libggml-python`, or another with --library.
 """
 
 from __future__ import annotations
@@ -197,7 +197,7 @@ def against_memory(
 ) -> tuple[float, float]:
     """How fast one thread copies memory, GB/s read and written, and an encoder's share of that.
 
-    Both go through rows that are in no cache, by turns; the best of each counts.
+    Both go through rows that are in no cache, alternating; the best of each counts.
     """
     many = np.tile(rows, (STREAMED_ROWS // len(rows), 1))
     copy = np.zeros_like(many)

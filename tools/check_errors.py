@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Hold the error bars of `ggplan measure` to what they promise, on real text.
+"""Check the error bars of `ggplan measure` on real text.
 
     ggplan measure demo/*.gguf --text ppl_graphs/texts/bible.txt --record demo.json
     python tools/check_errors.py demo.scores/*.npz

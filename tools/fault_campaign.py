@@ -1,4 +1,4 @@
-"""Let everything that can go wrong go wrong with conversions, many times, and print what came of it.
+"""Cause every kind of failure in conversions, many times, and print the results.
 
     python tools/fault_campaign.py [--seed N] [--scale PERCENT]
 

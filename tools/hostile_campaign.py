@@ -1,9 +1,9 @@
-"""Break files by the thousand and see that nothing but a clear refusal comes of it.
+"""Damage thousands of files and check that each is refused clearly.
 
     python tools/hostile_campaign.py --count 1000 --seed 1 [--keep FOLDER]
 
-Mutated GGUF files and Hugging Face folders go through `ggplan inspect`, `convert` and `verify`; what is
-promised of them stands in tests/hostile/campaign.py, of which the default tests run a small sample.
+Mutated GGUF files and Hugging Face folders go through `ggplan inspect`, `convert` and `verify`.
+tests/hostile/campaign.py has the conditions they must meet; the default tests run a small sample of it.
 """
 
 from __future__ import annotations

@@ -2,11 +2,11 @@
 
     python tools/make_goldens.py [LLAMA_CPP]
 
-For each case, transformers makes a random tiny model (`tests/oracle/reference_models.py`). Kept of it are its
+For each case, transformers makes a random tiny model (`tests/oracle/reference_models.py`). The tool keeps its
 config and the names, types and shapes of its tensors: `tests/data/hf/CASE.json`. The checkpoint is then
 written with weights that any machine can make (`tests/arch/tiny_checkpoints.py`) and converted by llama.cpp.
-Kept of that are the keys and the hash of each tensor's bytes: `tests/data/goldens/CASE.json`. Run it when the
-pinned llama.cpp changes, read the differences, and commit them.
+Of the result it keeps the keys and the hash of each tensor's bytes: `tests/data/goldens/CASE.json`. Run it
+when the pinned llama.cpp changes, read the differences, and commit them.
 
 Needs what `tools/install-oracles` installs; llama.cpp's source tree is the argument, the one GGPLAN_LLAMA_CPP
 names, or the one it keeps.
@@ -68,7 +68,7 @@ def describe(folder: Path) -> dict:
 
 
 def pretty(value: object, indent: int = 0) -> str:
-    """JSON in which whatever fits into a line stands in a line."""
+    """JSON with every value that fits into a line on one line."""
     flat, pad = json.dumps(value), " " * (indent + 1)
     if len(flat) + indent <= 100 or not isinstance(value, dict | list):
         return flat

@@ -92,7 +92,7 @@ class Experts:
 
 
 @dataclass(frozen=True)
-class Config:
+class Dimensions:
     """What names and shapes follow from. `dense_layers` have a plain FFN of width `dense`."""
 
     hub: str
@@ -114,24 +114,24 @@ GLM_NORMS = ("attn_norm", "post_attention_norm")
 
 
 def glm(hub: str, layers: int, hidden: int, dense: int, dense_layers: int, experts: Experts, nextn: str,
-        head_norms: bool, also: tuple[str, ...] = ()) -> Config:  # fmt: skip
+        head_norms: bool) -> Dimensions:  # fmt: skip
     attention = Attention(96, 8, 128, bias=True, head_norms=head_norms)
-    return Config(hub, "glm4moe", layers, hidden, 151552, attention, dense, dense_layers, experts, GLM_NORMS,
-                  nextn, also)  # fmt: skip
+    return Dimensions(hub, "glm4moe", layers, hidden, 151552, attention, dense, dense_layers, experts,
+                      GLM_NORMS, nextn)  # fmt: skip
 
 
 def qwen3moe(hub: str, layers: int, hidden: int, heads: int, kv: int, experts: Experts,
-             also: tuple[str, ...] = ()) -> Config:  # fmt: skip
+             also: tuple[str, ...] = ()) -> Dimensions:  # fmt: skip
     attention = Attention(heads, kv, 128, head_norms=True)
-    return Config(hub, "qwen3moe", layers, hidden, 151936, attention, experts=experts, also=also)
+    return Dimensions(hub, "qwen3moe", layers, hidden, 151936, attention, experts=experts, also=also)
 
 
 def dense(hub: str, architecture: str, layers: int, hidden: int, heads: int, width: int, vocabulary: int,
-          also: tuple[str, ...] = ()) -> Config:  # fmt: skip
+          also: tuple[str, ...] = ()) -> Dimensions:  # fmt: skip
     qwen = architecture == "qwen3"
     attention = Attention(heads, 8, 128, head_norms=qwen)
     head = () if qwen else (("rope_freqs.weight", "f32", (64,)),)
-    return Config(
+    return Dimensions(
         hub, architecture, layers, hidden, vocabulary, attention, width, layers, also=also, head=head
     )
 
@@ -139,17 +139,17 @@ def dense(hub: str, architecture: str, layers: int, hidden: int, heads: int, wid
 _GLM_LARGE = Experts(160, 8, 1536, shared=True, router_bias=True)
 _DEEPSEEK = Experts(256, 8, 2048, shared=True, router_bias=True)
 
-CONFIGS = {
+MODELS = {
     "GLM-4.5-Air": glm("zai-org/GLM-4.5-Air", 47, 4096, 10944, 1,
                        Experts(128, 8, 1408, shared=True, router_bias=True), "whole", False),
     "GLM-4.5": glm("zai-org/GLM-4.5", 93, 5120, 12288, 3, _GLM_LARGE, "whole", True),
     "GLM-4.6": glm("zai-org/GLM-4.6", 93, 5120, 12288, 3, _GLM_LARGE, "bare", True),
     "GLM-4.7": glm("zai-org/GLM-4.7", 93, 5120, 12288, 3, _GLM_LARGE, "whole", True),
-    "DeepSeek-V3": Config("deepseek-ai/DeepSeek-V3", "deepseek2", 61, 7168, 129280, Latent(128), 18432, 3,
+    "DeepSeek-V3": Dimensions("deepseek-ai/DeepSeek-V3", "deepseek2", 61, 7168, 129280, Latent(128), 18432, 3,
                           _DEEPSEEK,
                           also=("DeepSeek-V3-0324", "DeepSeek-R1", "DeepSeek-R1-0528", "DeepSeek-V3.1",
                                 "DeepSeek-V3.1-Terminus")),
-    "Kimi-K2": Config("moonshotai/Kimi-K2-Instruct", "deepseek2", 61, 7168, 163840, Latent(64), 18432, 1,
+    "Kimi-K2": Dimensions("moonshotai/Kimi-K2-Instruct", "deepseek2", 61, 7168, 163840, Latent(64), 18432, 1,
                       Experts(384, 8, 2048, shared=True, router_bias=True),
                       also=("Kimi-K2-Instruct", "Kimi-K2-Instruct-0905", "Kimi-K2-Thinking")),
     "Qwen3-235B-A22B": qwen3moe("Qwen/Qwen3-235B-A22B", 94, 4096, 64, 4, Experts(128, 8, 1536),
@@ -160,12 +160,12 @@ CONFIGS = {
     "Qwen3-30B-A3B": qwen3moe("Qwen/Qwen3-30B-A3B", 48, 2048, 32, 4, Experts(128, 8, 768),
                               ("Qwen3-30B-A3B-Instruct-2507", "Qwen3-30B-A3B-Thinking-2507",
                                "Qwen3-Coder-30B-A3B", "Qwen3-Coder-30B-A3B-Instruct")),
-    "MiniMax-M2": Config("MiniMaxAI/MiniMax-M2", "minimax-m2", 62, 3072, 200064,
+    "MiniMax-M2": Dimensions("MiniMaxAI/MiniMax-M2", "minimax-m2", 62, 3072, 200064,
                          Attention(48, 8, 128, row_norms=True),
                          experts=Experts(256, 8, 1536, router_bias=True)),
-    "gpt-oss-20b": Config("openai/gpt-oss-20b", "gpt-oss", 24, 2880, 201088, Attention(64, 8, 64),
+    "gpt-oss-20b": Dimensions("openai/gpt-oss-20b", "gpt-oss", 24, 2880, 201088, Attention(64, 8, 64),
                           experts=Experts(32, 4, 2880)),
-    "gpt-oss-120b": Config("openai/gpt-oss-120b", "gpt-oss", 36, 2880, 201088, Attention(64, 8, 64),
+    "gpt-oss-120b": Dimensions("openai/gpt-oss-120b", "gpt-oss", 36, 2880, 201088, Attention(64, 8, 64),
                            experts=Experts(128, 4, 2880)),
     "Llama-3.1-8B": dense("meta-llama/Llama-3.1-8B", "llama", 32, 4096, 32, 14336, 128256,
                           ("Llama-3.1-8B-Instruct",)),
@@ -179,29 +179,29 @@ CONFIGS = {
 
 def main() -> None:
     DATA.mkdir(parents=True, exist_ok=True)
-    for name, config in CONFIGS.items():
-        (DATA / f"{name}.txt").write_text(text(config), encoding="utf-8")
+    for name, dimensions in MODELS.items():
+        (DATA / f"{name}.txt").write_text(text(dimensions), encoding="utf-8")
 
 
-def text(config: Config) -> str:
+def text(dimensions: Dimensions) -> str:
     """The file of one model."""
     lines = [
-        f"# {config.hub}; made by tools/make_inventories.py",
-        f"architecture {config.architecture}",
-        *(f"also {name}" for name in config.also),
-        *(f"{key} {value}" for key, value in numbers(config).items()),
+        f"# {dimensions.hub}; made by tools/make_inventories.py",
+        f"architecture {dimensions.architecture}",
+        *(f"also {name}" for name in dimensions.also),
+        *(f"{key} {value}" for key, value in numbers(dimensions).items()),
         "",
     ]
     outside = [
-        ("token_embd.weight", "bf16", (config.vocabulary, config.hidden)),
-        ("output_norm.weight", "f32", (config.hidden,)),
-        ("output.weight", "bf16", (config.vocabulary, config.hidden)),
-        *config.head,
+        ("token_embd.weight", "bf16", (dimensions.vocabulary, dimensions.hidden)),
+        ("output_norm.weight", "f32", (dimensions.hidden,)),
+        ("output.weight", "bf16", (dimensions.vocabulary, dimensions.hidden)),
+        *dimensions.head,
     ]
     lines += [_line(*line) for line in outside]
     runs: dict[Line, list[int]] = {}
-    for layer in range(config.layers):
-        for line in block(config, layer):
+    for layer in range(dimensions.layers):
+        for line in block(dimensions, layer):
             runs.setdefault(line, []).append(layer)
     for (name, type_, shape), layers in runs.items():
         assert layers == list(range(layers[0], layers[-1] + 1)), name
@@ -213,48 +213,48 @@ def _line(name: str, type_: str, shape: tuple[int, ...]) -> str:
     return " ".join((name, type_, *map(str, shape)))
 
 
-def numbers(config: Config) -> dict[str, int]:
+def numbers(dimensions: Dimensions) -> dict[str, int]:
     """The metadata that plans depend on, without the architecture before each key."""
     found = {
-        "block_count": config.layers,
-        "embedding_length": config.hidden,
-        "attention.head_count": config.attention.heads,
-        "attention.head_count_kv": config.attention.kv_heads,
+        "block_count": dimensions.layers,
+        "embedding_length": dimensions.hidden,
+        "attention.head_count": dimensions.attention.heads,
+        "attention.head_count_kv": dimensions.attention.kv_heads,
     }
-    if config.experts:
-        found |= {"expert_count": config.experts.count, "expert_used_count": config.experts.used}
-    if config.nextn:
+    if dimensions.experts:
+        found |= {"expert_count": dimensions.experts.count, "expert_used_count": dimensions.experts.used}
+    if dimensions.nextn:
         found["nextn_predict_layers"] = 1
     return found
 
 
-def block(config: Config, layer: int) -> Iterator[Line]:
+def block(dimensions: Dimensions, layer: int) -> Iterator[Line]:
     """The tensors of one block."""
-    hidden = config.hidden
-    if config.architecture == "gpt-oss":
-        yield from gpt_oss_block(config)
+    hidden = dimensions.hidden
+    if dimensions.architecture == "gpt-oss":
+        yield from gpt_oss_block(dimensions)
         return
-    for norm in config.norms:
+    for norm in dimensions.norms:
         yield f"{norm}.weight", "f32", (hidden,)
-    yield from config.attention.lines(hidden)
-    if layer < config.dense_layers:
-        yield "ffn_gate.weight", "bf16", (config.dense, hidden)
-        yield "ffn_up.weight", "bf16", (config.dense, hidden)
-        yield "ffn_down.weight", "bf16", (hidden, config.dense)
-    elif config.experts:
-        yield from config.experts.lines(hidden)
-    if config.nextn and layer == config.layers - 1:
+    yield from dimensions.attention.lines(hidden)
+    if layer < dimensions.dense_layers:
+        yield "ffn_gate.weight", "bf16", (dimensions.dense, hidden)
+        yield "ffn_up.weight", "bf16", (dimensions.dense, hidden)
+        yield "ffn_down.weight", "bf16", (hidden, dimensions.dense)
+    elif dimensions.experts:
+        yield from dimensions.experts.lines(hidden)
+    if dimensions.nextn and layer == dimensions.layers - 1:
         yield "nextn.eh_proj.weight", "bf16", (hidden, 2 * hidden)
         for norm in ("enorm", "hnorm", "shared_head_norm"):
             yield f"nextn.{norm}.weight", "f32", (hidden,)
-        if config.nextn == "whole":
-            yield "nextn.embed_tokens.weight", "bf16", (config.vocabulary, hidden)
-            yield "nextn.shared_head_head.weight", "bf16", (config.vocabulary, hidden)
+        if dimensions.nextn == "whole":
+            yield "nextn.embed_tokens.weight", "bf16", (dimensions.vocabulary, hidden)
+            yield "nextn.shared_head_head.weight", "bf16", (dimensions.vocabulary, hidden)
 
 
-def gpt_oss_block(config: Config) -> Iterator[Line]:
+def gpt_oss_block(dimensions: Dimensions) -> Iterator[Line]:
     """gpt-oss has biases everywhere, attention sinks, and experts that were trained in MXFP4."""
-    hidden, attention, experts = config.hidden, config.attention, config.experts
+    hidden, attention, experts = dimensions.hidden, dimensions.attention, dimensions.experts
     assert isinstance(attention, Attention)
     assert experts is not None
     for norm in GLM_NORMS:

@@ -2,7 +2,7 @@
 
     python tools/make_library.py
 
-A new recipe needs one line `#   NAME` for each inventory it is for; `ggplan/rules/library.py` tells the form.
+A new recipe needs one line `#   NAME` for each inventory it is for; `ggplan/rules/library.py` has the format.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def table() -> str:
 
 
 def rows(entry: ShippedRecipe) -> list[str]:
-    """A row for each model; the name and the summary stand in the first."""
+    """A row for each model; the name and the summary are in the first."""
     made = []
     for i, f in enumerate(entry.figures):
         name = f"[`{entry.name}`]({entry.name}.recipe)" if i == 0 else ""

@@ -27,8 +27,8 @@ from ggplan.charts.points import panels
 from ggplan.charts.quality import draw_quality
 from ggplan.measure import (
     MeasureOptions,
+    MeasureResult,
     OpenRecord,
-    Result,
     TextFile,
     embedded_engine,
     external_engine,
@@ -117,7 +117,7 @@ def watch(what: str, done: int, of: int) -> None:
         print(f"{what}: {done} of {of}", flush=True)
 
 
-def keep(record: OpenRecord, result: Result, name: str) -> None:
+def keep(record: OpenRecord, result: MeasureResult, name: str) -> None:
     """Write the record, its table and its charts."""
     merged = record.add(result.record, result.scores)
     record.path.with_suffix(".csv").write_text(record_to_csv(merged), "utf-8")

@@ -3,8 +3,8 @@
 The result is that of llama.cpp's `convert_hf_to_gguf.py`: the same tensors in the same order, equal byte for
 byte in bf16 and f32, and the same keys. The tests compare both on random models of each architecture.
 
-An architecture is a small module (`llama`, `qwen3`, `glm4moe`, `deepseek2`) that states a table of tensors
-and a function for its keys; what they share stands in `architecture`, `tensors`, `transforms` and `metadata`.
+An architecture is a small module (`llama`, `qwen3`, `glm4moe`, `deepseek2`) with a table of tensors and a
+function for its keys; shared code is in `architecture`, `tensors`, `transforms` and `metadata`.
 To add one, write such a module and name it in `ARCHITECTURES`.
 """
 
@@ -15,10 +15,10 @@ import re
 from ggplan.arch.architecture import Architecture
 from ggplan.arch.config import Config
 from ggplan.arch.deepseek2 import DEEPSEEK_V2, DEEPSEEK_V3
+from ggplan.arch.general_keys import general_keys, quantization_version
 from ggplan.arch.glm4moe import GLM4_MOE
 from ggplan.arch.llama import LLAMA, MISTRAL, MIXTRAL
 from ggplan.arch.metadata import Keys
-from ggplan.arch.provenance import provenance, quantization_version
 from ggplan.arch.qwen3 import QWEN3, QWEN3_MOE
 from ggplan.arch.tensors import convert_tensors
 from ggplan.arch.tokenizer import tokenizer_metadata
@@ -50,7 +50,7 @@ def to_gguf(checkpoint: HfCheckpoint, *, pre: str | None = None) -> Model:
     checkpoint
         The opened folder.
     pre
-        llama.cpp's name of the pre-tokenizer, for a tokenizer that it does not know.
+        llama.cpp's name of the pre-tokenizer, for a tokenizer that is not recognised.
 
     Raises
     ------
@@ -59,7 +59,7 @@ def to_gguf(checkpoint: HfCheckpoint, *, pre: str | None = None) -> Model:
     """
     if pre is not None and not _PRE.fullmatch(pre):
         raise CheckpointError(
-            f"'{shown(pre)}' is no name of a pre-tokenizer",
+            f"'{shown(pre)}' is not the name of a pre-tokenizer",
             hint="such names are glm4, qwen2, llama-bpe, deepseek-v3",
         )
     where = shown(checkpoint.path)
@@ -73,7 +73,7 @@ def to_gguf(checkpoint: HfCheckpoint, *, pre: str | None = None) -> Model:
     keys = Keys(architecture.name)
     architecture.write_keys(keys, config)
     metadata = {
-        **provenance(checkpoint, architecture.name, tensors),
+        **general_keys(checkpoint, architecture.name, tensors),
         **keys.values,
         **quantization_version(),
         **tokenizer_metadata(checkpoint, config.count("vocab_size"), architecture.tokenizer, pre),
@@ -82,7 +82,7 @@ def to_gguf(checkpoint: HfCheckpoint, *, pre: str | None = None) -> Model:
 
 
 def _refuse_embedders(checkpoint: HfCheckpoint) -> None:
-    """Models that give vectors or ranks have the architectures of those that give text, and other keys."""
+    """Refuse models that give vectors or ranks: they have the architectures of text models but other keys."""
     names = f"{checkpoint.path.name} {checkpoint.config.get('_name_or_path')}".lower()
     if (checkpoint.path / "modules.json").exists() or "qwen3-reranker" in names:
         raise CheckpointError(

@@ -1,7 +1,7 @@
-"""What an architecture states, and the parts of tables that most of them share.
+"""The contents of an architecture, and the parts of tables that most architectures share.
 
 An architecture is a table of tensors, a function that writes its keys, the defaults of its transformers
-class that reach the GGUF, and what is special about its tokenizer. Each stands in a module of its own.
+class that reach the GGUF, and the special rules of its tokenizer. Each is a module of its own.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ LAYER, BLOCK = "model.layers.{}.", "blk.{}."
 
 @dataclass(frozen=True, slots=True)
 class TokenizerRules:
-    """What is special about a family's tokenizers.
+    """The special rules of a family's tokenizers.
 
     Attributes
     ----------
     sentencepiece
-        Whether the converter takes `tokenizer.model` where there is one.
+        Whether the converter uses `tokenizer.model` if there is one.
     llama_style
         Whether the converter writes `add_space_prefix`, and no BOS for a vocabulary of 49152 tokens.
     special_tokens
@@ -50,9 +50,9 @@ class Architecture:
     write_keys
         Writes the keys of the architecture.
     defaults
-        What transformers assumes where config.json is silent.
+        The values that transformers assumes if config.json has none.
     tokenizer
-        What is special about the tokenizer.
+        The special rules of the tokenizer.
     """
 
     name: str
@@ -69,12 +69,12 @@ def head_width(config: Config) -> int:
 
 
 def heads_kv(config: Config) -> int:
-    """Heads of K and V: as many as of Q where config.json says null."""
+    """Heads of K and V: as many as of Q if config.json says null."""
     return config.optional_count("num_key_value_heads") or config.count("num_attention_heads")
 
 
 def embeddings(config: Config) -> list[TensorSpec]:
-    """The embedding, the last norm and the output, which is absent where it is the embedding itself."""
+    """The embedding, the last norm and the output, which is absent if it is the embedding itself."""
     width, vocab = config.count("hidden_size"), config.count("vocab_size")
     tied = config.flag("tie_word_embeddings")
     return [
@@ -85,7 +85,7 @@ def embeddings(config: Config) -> list[TensorSpec]:
 
 
 def attention(config: Config, *, permute: bool = False) -> list[TensorSpec]:
-    """Grouped-query attention, its norm before it, and biases where the checkpoint has them."""
+    """Grouped-query attention, the norm before it, and biases if the checkpoint has them."""
     width, head = config.count("hidden_size"), head_width(config)
     n_heads, n_kv = config.count("num_attention_heads"), heads_kv(config)
     specs = [TensorSpec(LAYER + "input_layernorm.weight", BLOCK + "attn_norm.weight", (width,))]

@@ -1,9 +1,9 @@
 """A model's config.json, with every value checked.
 
 Hugging Face writes a flat JSON object whose keys depend on the model class. transformers fills in what a
-file leaves out, so old checkpoints rely on its defaults; an architecture states those that end up in a GGUF.
+file leaves out, so old checkpoints rely on its defaults; an architecture has those that end up in a GGUF.
 The values are not trusted: a count must be an integer of 32 bits, a count of layers no larger than the number
-of tensors, and any other value is an error that names the key.
+of tensors; any other value is an error that names the key.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ class Config:
     n_tensors: int
 
     def with_defaults(self, **defaults: object) -> Config:
-        """The same, where an absent key has a default."""
+        """The same config with defaults for absent keys."""
         return replace(self, values={**defaults, **self.values})
 
     def section(self, key: str) -> Config:
-        """The object under `key`; empty where it is absent or null."""
+        """The object under `key`; empty if it is absent or null."""
         value = self.values.get(key)
         if value is None:
             value = {}
         if not isinstance(value, dict):
-            raise self.wrong(key, "is no object")
+            raise self.wrong(key, "is not an object")
         return Config(f"{key} in {self.where}", value, self.n_tensors)
 
     def count(self, key: str, *, least: int = 1) -> int:
@@ -56,7 +56,7 @@ class Config:
         return value
 
     def optional_count(self, key: str, *, least: int = 1) -> int | None:
-        """A whole number from `least` up; None where it is absent or null."""
+        """A whole number from `least` up; None if it is absent or null."""
         value = self.values.get(key)
         if value is None:
             return None
@@ -72,7 +72,7 @@ class Config:
         return value
 
     def optional_number(self, key: str) -> float | None:
-        """A finite number; None where it is absent or null."""
+        """A finite number; None if it is absent or null."""
         value = self.values.get(key)
         if value is None:
             return None
@@ -81,18 +81,18 @@ class Config:
         return float(value)  # type: ignore[arg-type]
 
     def flag(self, key: str) -> bool:
-        """True or false; false where it is absent or null."""
+        """True or false; false if it is absent or null."""
         return bool(self.optional_flag(key))
 
     def optional_flag(self, key: str) -> bool | None:
-        """True or false; None where it is absent or null."""
+        """True or false; None if it is absent or null."""
         value = self.values.get(key)
         if value is not None and not isinstance(value, bool):
             raise self.wrong(key, f"is {_brief(value)}, not true or false")
         return value
 
     def optional_text(self, key: str) -> str | None:
-        """A text; None where it is absent or null."""
+        """A text; None if it is absent or null."""
         value = self.values.get(key)
         if value is not None and not isinstance(value, str):
             raise self.wrong(key, f"is {_brief(value)}, not a text")
@@ -104,7 +104,7 @@ class Config:
 
 
 def _fits_float32(value: object) -> bool:
-    return isinstance(value, int | float) and abs(value) < 3.4e38  # not so NaN and infinity
+    return isinstance(value, int | float) and abs(value) < 3.4e38  # false for NaN and infinity
 
 
 def _brief(value: object) -> str:

@@ -108,7 +108,7 @@ def _n_dense(config: Config) -> int:
 
 def _write_keys(keys: Keys, config: Config) -> None:
     rank, rope = config.count("kv_lora_rank"), config.count("qk_rope_head_dim")
-    # Overwritten below; transformers' own classes have it, and so their keys have their place here.
+    # Overwritten below; it comes first here because the order of keys is that of transformers' classes.
     head_dim = rope if config.optional_text("model_type") in ("deepseek_v2", "deepseek_v3") else None
     base_keys(keys, config, n_blocks=config.count("num_hidden_layers"), head_dim=head_dim, n_heads_kv=1)
     keys.count("leading_dense_block_count", _n_dense(config))

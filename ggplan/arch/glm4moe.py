@@ -1,6 +1,6 @@
 """GLM-4.5, GLM-4.5-Air, GLM-4.6 and GLM-4.7: the GGUF architecture `glm4moe`.
 
-The first layers are dense, the others have routed experts and a shared one. After the last layer stand those
+The first layers are dense, the others have routed experts and a shared one. The last are followed by layers
 that predict further tokens (`num_nextn_predict_layers`, "MTP"): layers with experts, plus `nextn` tensors of
 their own. They are kept, as llama.cpp does. transformers' `save_pretrained` drops them; then they are absent.
 

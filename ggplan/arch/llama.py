@@ -98,12 +98,12 @@ def _keys(keys: Keys, config: Config, head_dim: int | None) -> None:
 
 
 def _rope_factors(config: Config) -> list[TensorInfo]:
-    """What Llama 3.1 divides the frequencies of its rotations by.
+    """The divisors of the rotation frequencies in Llama 3.1.
 
     A wave longer than the old context / low_freq_factor is stretched by `factor`, one shorter than the old
-    context / high_freq_factor is kept, and those between go smoothly from the one to the other. Computed in
-    float32 as the converter does, but for the power, which torch gives with an error of up to one unit in
-    the last place, and other ones on other processors: here it is rounded correctly.
+    context / high_freq_factor is kept, and between them the factor changes smoothly. Computed in float32 as
+    in the converter, except for the power: torch computes it with an error of up to one unit in the last
+    place, which differs between processors; here it is rounded correctly.
     """
     rope = rope_parameters(config)
     if (rope.optional_text("rope_type") or "").lower() != "llama3":

@@ -49,7 +49,7 @@ class Keys:
 
 
 def rope_parameters(config: Config) -> Config:
-    """What config.json says of rotary embeddings, wherever it says it, under transformers 5's names.
+    """The settings of rotary embeddings in config.json, from either place, under transformers 5's names.
 
     Up to version 4 transformers wrote `rope_theta` and `partial_rotary_factor` beside an object
     `rope_scaling` with `type` or `rope_type`; since version 5 all is in `rope_parameters`.
@@ -69,7 +69,7 @@ def base_keys(keys: Keys, config: Config, *, n_blocks: int, head_dim: int | None
     Parameters
     ----------
     keys
-        Where to.
+        Where they are written.
     config
         The model's config, defaults filled in.
     n_blocks
@@ -100,7 +100,7 @@ def base_keys(keys: Keys, config: Config, *, n_blocks: int, head_dim: int | None
 
 
 def n_experts(config: Config) -> int | None:
-    """Routed experts of a layer, under whichever of its names the config has."""
+    """Routed experts of a layer, under any of the names that configs use."""
     for key in ("num_local_experts", "num_experts", "n_routed_experts"):
         if config.values.get(key) is not None:
             return config.count(key)

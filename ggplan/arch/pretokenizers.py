@@ -1,18 +1,18 @@
 """Which pre-tokenizer a tokenizer uses, by the name llama.cpp gives it.
 
 A byte-level BPE first cuts text into words by a regular expression, then merges bytes within words. llama.cpp
-has these expressions built in, and a GGUF names the one to use: `tokenizer.ggml.pre`. Nothing in a Hugging
-Face folder says the name, so llama.cpp's converter recognises tokenizers by what they do: it encodes a fixed
+has these expressions built in, and a GGUF names the one to use: `tokenizer.ggml.pre`. No file of a Hugging
+Face folder has the name, so llama.cpp's converter recognises a tokenizer by its output: it encodes a fixed
 text and looks up the SHA-256 of the token ids, written as Python prints a list. The hash depends on the
-vocabulary, so a tokenizer trained anew is never recognised, whatever its expression; then the user names it.
+vocabulary, so a newly trained tokenizer is never recognised, whatever its expression; then the user must give
+the name.
 
 The text and the hashes: `get_vocab_base_pre` in `conversion/base.py` of llama.cpp b11434. They were made with
 transformers 4, whose Llama classes put the BOS token before the ids by themselves.
 
-A tokenizer.json comes from strangers and holds regular expressions for a backtracking matcher. Each of its
-attempts is bounded, but a few expressions made for the purpose still take minutes for a line of text. So
-encoding is done in a thread of its own, in Rust and without Python's lock, and is given up after a time that
-is thousands of times what it should take.
+A tokenizer.json is not trusted and holds regular expressions for a backtracking matcher. Each of its attempts
+is bounded, but a few hostile expressions can still take minutes for a line of text. So encoding is done in a
+separate thread, in Rust and without Python's lock, and is stopped after thousands of times the normal time.
 """
 
 from __future__ import annotations
@@ -138,15 +138,15 @@ PRETOKENIZERS = {
 }
 
 
-def recognise(tokenizer: Tokenizer, settings: Mapping[str, object]) -> str | None:
-    """The name of the pre-tokenizer, or None where llama.cpp does not know the tokenizer.
+def recognise_pretokenizer(tokenizer: Tokenizer, settings: Mapping[str, object]) -> str | None:
+    """The name of the pre-tokenizer, or None if llama.cpp does not know the tokenizer.
 
     Parameters
     ----------
     tokenizer
-        tokenizer.json, opened.
+        The opened tokenizer.json.
     settings
-        tokenizer_config.json.
+        The values of tokenizer_config.json.
     """
     return next(
         (PRETOKENIZERS[h] for h in map(_hash, _encodings(tokenizer, settings)) if h in PRETOKENIZERS), None
@@ -178,7 +178,7 @@ def encoded(
     Raises
     ------
     TimeoutError
-        If it takes longer than `_SECONDS`. Whatever else the library raises is raised here too.
+        If it takes longer than `_SECONDS`. Other errors of the library are raised here too.
     """
     if not texts:
         return []

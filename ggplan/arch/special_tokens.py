@@ -1,7 +1,7 @@
-"""Special tokens: which token begins and ends a text, and which of them the engine adds by itself.
+"""Special tokens: which tokens begin and end a text, and which of them the engine adds by itself.
 
-Three files of a Hugging Face folder tell, each in its own way, and they do not always agree. They are read in
-the order of llama.cpp's converter, with its oddities, since chats depend on the result:
+Three files of a Hugging Face folder have this information, each in its own way, and they do not always agree.
+They are read in the order of llama.cpp's converter, with its special cases, since chats depend on the result:
 
     tokenizer.json          its post-processor shows which tokens are put around a text; it wins over the
                             `add_bos_token` of tokenizer_config.json
@@ -38,7 +38,7 @@ Json = Mapping[str, object]
 
 @dataclass(slots=True)
 class SpecialTokens:
-    """What is known so far: ids and "add it" by kind, and the settings, which the post-processor changes."""
+    """The tokens found so far: ids and "add" flags by kind, and the settings after the post-processor."""
 
     settings: dict[str, object]
     kinds: list[str] = field(default_factory=lambda: list(_KINDS))
@@ -46,7 +46,7 @@ class SpecialTokens:
     add: dict[str, bool] = field(default_factory=dict)
 
     def set_id(self, kind: str, number: object) -> None:
-        """Note the id of a kind; the first one stays. A value that is not a number is ignored."""
+        """Set the id of a kind if it has none yet. A value that is not a number is ignored."""
         if type(number) is int:
             if number < 0:
                 raise CheckpointError(f"the id of the {kind} token is {number}")
@@ -121,7 +121,7 @@ def _read_template(found: SpecialTokens, processor: Json, *, has_settings: bool)
             found.add["bos"] = first in (settings.get("bos_token"), settings.get("cls_token"))
         if last:
             if has_settings and last != settings.get("eos_token"):
-                # The template's token is what ends a text; what the settings call EOS then ends a turn.
+                # The template's token ends a text; the EOS of the settings then ends a turn.
                 spare = next((kind for kind in ("eot", "eom") if kind not in found.kinds), None)
                 if spare:
                     found.kinds.append(spare)
@@ -134,7 +134,7 @@ def _read_template(found: SpecialTokens, processor: Json, *, has_settings: bool)
 def _read_pair(
     found: SpecialTokens, pair: Sequence[object], first: str | None, last: str | None, *, has_settings: bool
 ) -> None:
-    """Whether a separator stands between the two texts of a pair."""
+    """Whether there is a separator between the two texts of a pair."""
     if not pair:
         return
     start = 1 if first and _special(pair[0]) == first else 0
@@ -195,7 +195,7 @@ def _template_file(checkpoint: HfCheckpoint) -> object:
 
 
 def normalizer_flags(tokenizer: Json) -> Metadata:
-    """Whether text is lowercased and stripped of accents before it is cut."""
+    """Whether text is lowercased and stripped of accents before it is tokenized."""
     keys: Metadata = {}
     normalizer = _object(tokenizer.get("normalizer"))
     parts = _list(normalizer.get("normalizers")) if normalizer.get("type") == "Sequence" else [normalizer]

@@ -1,21 +1,21 @@
 """From the checkpoint's tensors to the GGUF's, by a table of names.
 
-An architecture states its tensors as a table of `TensorSpec`. Each says which name of the checkpoint becomes
-which name of the GGUF, what shape the config demands, how the rows are transformed, and in which kind of
-layers it stands. `{}` in a name of the checkpoint stands for a number, the layer's and then the expert's; in
-a name of the GGUF for the layer's. From the table follow all errors before a weight is read: a tensor that
-has no place in it, a missing one, a wrong shape.
+An architecture has a table of `TensorSpec`. Each says which name in the checkpoint becomes which name in the
+GGUF, which shape the config requires, how the rows are transformed, and which kind of layers has the tensor.
+`{}` in a name of the checkpoint stands for a number, first the layer's and then the expert's; in a name of
+the GGUF for the layer's. The table shows all errors before a weight is read: a tensor that is not in it, a
+missing one, a wrong shape.
 
-One name may have several specs: of the same layers for several GGUF tensors that are made of one tensor, and
-of different kinds of layers, with other shapes and other GGUF tensors, for a model whose layers differ.
+One name may have several specs: in the same layers, if several GGUF tensors are made from one tensor; in
+different kinds of layers, with other shapes and other GGUF tensors, if the layers of a model differ.
 
 The order is that of llama.cpp's converter, so that the same types give the same file: computed tensors, then
-the checkpoint's files by name, in each the tensors by name; a layer's experts follow where the last of them
-is met.
+the checkpoint's files by name, in each the tensors by name; a layer's experts stand in the place of the last
+of them.
 
 Types (`ModelBase.prepare_tensors`, `conversion/base.py` of llama.cpp b11434): vectors, `*_norm.weight`, the
-router and whatever is not called `*.weight` stay f32; all else keeps the checkpoint's float type, and bf16
-takes the place of fp8.
+router and tensors not called `*.weight` stay f32; all others keep the checkpoint's float type, and fp8
+becomes bf16.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from ggplan.sources.files import shown
 from ggplan.sources.schemes import READABLE
 from ggplan.sources.tensors import CheckpointTensor
 
-# The kinds of layers: dense or with experts ("moe"), and maybe one that predicts further tokens ("mtp"). A
-# model whose layers differ in another way names kinds of its own besides.
+# The kinds of layers: dense or with experts ("moe"), and possibly one that predicts further tokens ("mtp"). A
+# model whose layers differ in another way adds kinds of its own.
 Kinds = frozenset[str]
 DENSE: Kinds = frozenset({"dense"})
 MOE: Kinds = frozenset({"moe"})
 MTP: Kinds = frozenset({"moe", "mtp"})
 
-# Buffers that old versions of transformers saved beside the weights; every engine computes them anew.
+# Buffers that old versions of transformers saved beside the weights; every engine computes them itself.
 _BUFFERS = (".attention.masked_bias", ".attention.bias", ".rotary_emb.inv_freq")
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,8}")
 
@@ -57,11 +57,11 @@ class TensorSpec:
     shape
         The shape the checkpoint's tensor must have.
     kind
-        The kind of layer it stands in, "" for all layers.
+        The kind of layer that has it, "" for all layers.
     optional
-        Whether it may be absent, then from all layers of this kind.
+        Whether it may be absent, but only from all layers of this kind.
     transform
-        Makes the rows of the GGUF tensor, and its shape, from those of the checkpoint's. Experts are
+        Makes the rows and the shape of the GGUF tensor from those of the checkpoint's tensor. Experts are
         stacked instead.
     """
 
@@ -90,9 +90,9 @@ class Table:
     Attributes
     ----------
     specs
-        Those of experts in the order in which the converter writes a layer's experts.
+        All specs; those of experts in the order in which the converter writes a layer's experts.
     layers
-        For each layer its kinds; a layer of kind "mtp" may be absent as a whole.
+        The kinds of each layer; a layer of kind "mtp" may be absent as a whole.
     n_experts
         Experts in each layer of kind "moe".
     computed
@@ -128,7 +128,7 @@ def convert_tensors(
 
 @dataclass(slots=True)
 class _Assembly:
-    """The tensors met so far."""
+    """The tensors added so far."""
 
     table: Table
     where: str
@@ -187,7 +187,7 @@ class _Assembly:
             )
 
     def check_complete(self) -> None:
-        """Raise for the first tensor that the table demands and that was not met."""
+        """Raise for the first tensor that the table requires and the checkpoint lacks."""
         present = {layer for _, layer, _ in self.met}
         layers = [k for k, kinds in enumerate(self.table.layers) if "mtp" not in kinds or k in present]
         for spec in self.table.specs:
@@ -203,7 +203,7 @@ class _Assembly:
                     )
 
     def _places(self, spec: TensorSpec, layers: Iterable[int]) -> Iterable[tuple[int, int]]:
-        """Each layer and expert that the spec stands for; -1 where it has none."""
+        """Each layer and expert that has a tensor of the spec; -1 for a spec without them."""
         if not spec.per_layer:
             return iter([(-1, -1)])
         experts = range(self.table.n_experts) if spec.per_expert else (-1,)
@@ -211,7 +211,7 @@ class _Assembly:
 
 
 def split_numbers(name: str) -> tuple[str, int, int]:
-    """A name with its first two numbers taken out, and these numbers; -1 where there is none."""
+    """A name without its first two numbers, and these numbers; -1 for a missing one."""
     numbers = [-1, -1]
     parts = name.split(".")
     found = 0

@@ -1,10 +1,10 @@
 """The tokenizer of a Hugging Face folder as GGUF keys: `tokenizer.ggml.*` and the chat template.
 
-What is supported is what nearly all of today's models have: byte-level BPE in tokenizer.json, which llama.cpp
-calls "gpt2". The vocabulary is tokenizer.json's, changed by tokenizer_config.json as transformers does: added
-tokens get the latter's flags, and tokens that only it knows are added. Ids without a token, up to the rows of
-the embedding, become `[PADn]`. Each token has a type: 1 normal, 3 control (never shown, never typed), 4
-user-defined (found in text before merging), 5 unused.
+Supported is the kind that nearly all of today's models have: byte-level BPE in tokenizer.json, which
+llama.cpp calls "gpt2". The vocabulary is tokenizer.json's, changed by tokenizer_config.json as transformers
+does: added tokens get the latter's flags, and tokens that only it knows are added. Ids without a token, up to
+the rows of the embedding, become `[PADn]`. Each token has a type: 1 normal, 3 control (never shown, never
+typed), 4 user-defined (found in text before merging), 5 unused.
 
 The `tokenizers` library, the one behind transformers, does the reading and the encoding that recognises the
 pre-tokenizer. `get_vocab_base` and `_set_vocab_*` in `conversion/base.py` of llama.cpp b11434.
@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from ggplan.arch.architecture import TokenizerRules
-from ggplan.arch.pretokenizers import encoded, recognise
+from ggplan.arch.pretokenizers import encoded, recognise_pretokenizer
 from ggplan.arch.special_tokens import Json, chat_templates, normalizer_flags, read_special_tokens
 from ggplan.errors import CheckpointError
 from ggplan.metadata import Metadata, MetadataType, array, boolean, string
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from tokenizers import AddedToken, Tokenizer
 
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5
-# Normalizers that cannot make a short text long. Byte-level BPE has no use for others.
+# Normalizers that cannot make a short text long. Byte-level BPE does not need others.
 _NORMALIZERS = {"NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents", "Strip", "Sequence"}
 _OTHER_KINDS = {
     "tokenizer.model": "a sentencepiece tokenizer (tokenizer.model)",
@@ -50,7 +50,7 @@ def tokenizer_metadata(
     vocab_size
         Rows of the embedding.
     rules
-        What is special about the family.
+        The special rules of the family.
     pre
         The pre-tokenizer's name, or None to recognise it.
 
@@ -67,7 +67,7 @@ def tokenizer_metadata(
         keys["tokenizer.ggml.add_space_prefix"] = boolean(prefix)
     with _guarded(where):
         tokenizer = _open(checkpoint, settings or {})
-        name = pre or recognise(tokenizer, settings or {})
+        name = pre or recognise_pretokenizer(tokenizer, settings or {})
         if name is None:
             raise CheckpointError(
                 f"{where}: llama.cpp does not know this tokenizer, so its pre-tokenizer cannot be recognised",
@@ -98,7 +98,7 @@ def tokenizer_metadata(
 
 
 def _read_document(checkpoint: HfCheckpoint, rules: TokenizerRules) -> Json:
-    """tokenizer.json, parsed and found to be byte-level BPE."""
+    """tokenizer.json, parsed and checked to be byte-level BPE."""
     folder = checkpoint.path
     others = [kind for name, kind in _OTHER_KINDS.items() if (folder / name).exists()]
     document = checkpoint.read_json("tokenizer.json")
@@ -154,7 +154,7 @@ def _items(processor: Mapping[str, object], key: str) -> list[dict[str, object]]
 
 @contextmanager
 def _guarded(where: str) -> Iterator[None]:
-    """Turn any failure of the tokenizers library into an error; a panic in Rust is no `Exception`."""
+    """Turn any failure of the tokenizers library into an error; a panic in Rust is not an `Exception`."""
     try:
         with _silenced():
             yield
@@ -207,7 +207,7 @@ def _configured_tokens(settings: Json) -> list[AddedToken]:
 
 
 def _named_tokens(settings: Json) -> list[AddedToken]:
-    """The tokens that have a role: `bos_token` and its like, and those named special."""
+    """The tokens with a special use: `bos_token`, `eos_token` and so on, and those named special."""
     roles = [settings.get(f"{kind}_token") for kind in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")]
     for key in ("additional_special_tokens", "extra_special_tokens"):
         more = settings.get(key)
@@ -285,7 +285,7 @@ def _merges(document: Json, checkpoint: HfCheckpoint, where: str) -> list[str]:
     texts = []
     for merge in merges:
         if not (isinstance(merge, list) and len(merge) == 2 and all(isinstance(part, str) for part in merge)):
-            raise CheckpointError(f"{where} has a merge that is no pair of tokens: {shown(merge)}")
+            raise CheckpointError(f"{where} has a merge that is not a pair of tokens: {shown(merge)}")
         texts.append(" ".join(part.replace(" ", "\u0120") for part in merge))
     return texts
 

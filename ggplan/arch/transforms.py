@@ -1,9 +1,9 @@
 """Transforms: how the rows of a GGUF tensor come from rows of the checkpoint's tensors.
 
 A transform takes the row source of a tensor, or of several, and gives that of the GGUF tensor: its shape, and
-a reader that reads little more than the rows it is asked for, keeps nothing between calls, and so may run in
-any number of threads. Rows are moved in the type they have; only what takes rows apart (`permuted` of a bias,
-`transposed_slices`) needs weights stored one by one.
+a reader that reads little more than the rows it is asked for and keeps no state, so it may run in any number
+of threads. Rows keep their type; only transforms that split rows (`permuted` of a bias, `transposed_slices`)
+need weights stored one by one.
 
 What llama.cpp's converter does to tensors (`conversion/*.py` of b11434), as rows:
 
@@ -54,7 +54,7 @@ def stacked(sources: Sequence[RowSource]) -> RowSource:
         return rows
 
     def fault() -> str:
-        """That of the first tensor that has one."""
+        """The fault of the first tensor that has one."""
         return next((fault for source in sources if (fault := source.fault())), "")
 
     return RowSource(first.dtype, (len(sources), *first.shape), read, fault)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def draw_context(records: Sequence[Record], *, title: str = "") -> Drawing:
-    """Draw tokens per second against tokens in the cache, reading on the left, writing on the right.
+    """Draw tokens per second against tokens in the cache: reading a prompt on the left, writing on the right.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""What every chart hands on to the file writer, and what all of them have in common."""
+"""`Drawing`, which every chart gives to the file writer, and the heading, caption and table of all charts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Drawing:
     Attributes
     ----------
     title, description
-        What the picture is and what it shows, for those who do not see it.
+        What the picture is and what it shows, for readers who cannot see it.
     titles
         The tooltip of each named part (`gid`) of the drawing.
     table
@@ -44,7 +44,7 @@ def write_heading(figure: Figure, text: str) -> None:
 
 
 def write_caption(figure: Figure, text: str) -> None:
-    """What was measured and how to read it, lower left, in lines that fit."""
+    """What was measured and how to read it, lower left, in lines as wide as the figure."""
     room = int(_CHARACTERS_PER_INCH * figure.get_figwidth())
     lines = [line for part in text.splitlines() for line in textwrap.wrap(part, room)]
     figure.text(0.02, 0.02, "\n".join(lines), fontsize=8, color=MUTED.light, va="bottom", linespacing=1.45)

@@ -1,7 +1,7 @@
-"""Which mixes are worth choosing: nothing smaller is as good, nothing better is as small.
+"""Which mixes are worth choosing: no smaller mix is as good, and no better mix is as small.
 
 A mix is *dominated* if another is no larger and better; if that lead is within one standard error of the
-difference, the two are a *tie*. How sure a lead is says `ggplan.measure.guard`.
+difference, the two are a *tie*. `ggplan.measure.guard` computes the lead and its error.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def standings(
 ) -> list[Standing]:
     """The standing of each point; small y is good, and so is small x unless `more_is_better`.
 
-    Where no error of a difference is known, or only one that measures the text, it counts as it is.
+    A difference without a known error, or with an unpaired one, counts as certain.
     """
     costs = [-x for x in xs] if more_is_better else list(xs)
     found = []
@@ -44,9 +44,9 @@ def standings(
 
 
 def _is_certain(lead: Lead | None, drawn: float, saved: float) -> bool:
-    """Whether a lead in quality, or where no error is known an equal quality for less, is no chance.
+    """Whether a lead in quality is more than chance; without an error, equal quality at a lower cost counts.
 
-    Where divergences are known they decide, whatever else is drawn.
+    If KL divergences are known they decide, whatever metric is drawn.
     """
     if lead is None or lead.method == "unpaired":
         value, error = drawn, 0.0

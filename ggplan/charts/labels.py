@@ -1,9 +1,9 @@
-"""Names beside their points, none upon another.
+"""Place names beside their points so that none covers another.
 
 Each label tries places around its point, near ones first, and takes the first where it covers no label, no
 marker and no error bar and stays inside the axes; from farther places a thin line leads back. Important
-points choose first. The order and the places are fixed, so the same points give the same picture. What finds
-no place goes without a label and is counted: its name is in the point's title and in the record.
+points choose first. The order and the places are fixed, so the same points give the same picture. A label
+that finds no place is left out and counted: its name is still in the point's title and in the record.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def place_labels(
     return placed
 
 
-def anchor(place: Placed, size: tuple[float, float], point: tuple[float, float]) -> tuple[float, float]:
+def leader_end(place: Placed, size: tuple[float, float], point: tuple[float, float]) -> tuple[float, float]:
     """Where the leader of a label ends: the nearest point of its box."""
     return _nearest_on(place, *size, *point)
 
@@ -102,7 +102,7 @@ def _place(
     for ring in _RINGS:
         for angle in _ANGLES:
             dx, dy = math.cos(math.radians(angle)), math.sin(math.radians(angle))
-            # The label's side that looks at the point stands on the ring.
+            # The side of the label that faces the point lies on the ring.
             left = x + ring * dx - (0 if dx > 0.3 else width if dx < -0.3 else width / 2)
             low = y + ring * dy - (0 if dy > 0.8 else height if dy < -0.8 else height / 2)
             box = (left, low, left + width, low + height)

@@ -1,6 +1,6 @@
 """A figure as SVG, PNG or HTML, the same bytes every time.
 
-In an SVG text stays text, and what has a name in the drawing (`gid`) gets it as a `<title>`, which browsers
+In an SVG text stays text, and each named part of the drawing (`gid`) gets a `<title>`, which browsers
 show and screen readers read. `auto` puts the dark colours behind `prefers-color-scheme`; programs that do not
 know it show the light ones.
 """
@@ -27,7 +27,7 @@ _PNG_DPI = 200
 
 
 def save(drawing: Drawing, path: str | Path, theme: Theme = "auto") -> None:
-    """Write a drawing; the ending of `path` says how.
+    """Write a drawing; the ending of `path` gives the format.
 
     Parameters
     ----------
@@ -75,7 +75,7 @@ def _svg(drawing: Drawing, theme: Theme) -> str:
         return found[0] if name is None else f"{found[0]}<title>{_escaped(name)}</title>"
 
     text = re.sub(r'<g id="([^"]+)">', titled, text)
-    # Whoever has not DejaVu Sans, in which the places were measured, gets a sans of about its width.
+    # Places were measured in DejaVu Sans; a reader without it gets a sans-serif of about the same width.
     text = text.replace("'DejaVu Sans'", "'DejaVu Sans', Verdana, sans-serif")
     return _darkened(text) if theme == "dark" else text
 

@@ -1,4 +1,4 @@
-"""From records to points: one quantization under one set of conditions, with what the axes need.
+"""From records to points: one quantization under one set of conditions, with the values for the axes.
 
 Measurements are comparable only if text, context, number of chunks, engine, build and base are the same.
 Points of several conditions are refused unless the caller says `mixed`.
@@ -43,7 +43,7 @@ class Point:
     tg
         Tokens per second when writing, at the shortest context measured; None where not measured.
     contender
-        What it is compared with others by.
+        Its measurement and scores, for comparing it with others.
     """
 
     name: str
@@ -60,14 +60,14 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """The points of one text, and what was measured how, for the caption.
+    """The points of one text, and how they were measured, for the caption.
 
     Attributes
     ----------
     text
         What to call the text.
     base, base_y
-        The base's name and, where the axis has a place for it, its value.
+        The base's name and, if it can be drawn on this axis, its value.
     n_weights
         Weights of the model, 0 where unknown: ties bytes to bits per weight.
     """
@@ -105,7 +105,7 @@ def panels(
     mixed: bool = False,
     scores: Scores | None = None,
 ) -> list[Panel]:
-    """One panel for each text of choice and held out, in that order.
+    """One panel for each text, the text of choice before the held-out one.
 
     Parameters
     ----------
@@ -122,7 +122,7 @@ def panels(
     Raises
     ------
     ChartError
-        If there is nothing to draw, or what there is must not stand on one axis.
+        If there is nothing to draw, or the points must not share an axis.
     """
     items = [
         _Item(record, quantization, measurement)
@@ -223,7 +223,7 @@ def _differences(items: Iterable[_Item], texts: Mapping[Text, str]) -> str:
 
 
 def _base(items: Sequence[_Item]) -> tuple[str, float | None]:
-    """The base's name and perplexity: what measurements compare with, else the most exact one there is."""
+    """The name and perplexity of the base of the measurements, else of the most exact quantization."""
     bases = [item for item in items if item.is_base]
     named = {b.sha256 or b.name: b.name for b in (item.measurement.base for item in items) if b != Base()}
     if len(named) == 1:

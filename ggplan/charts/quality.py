@@ -1,7 +1,7 @@
-"""What each quantization loses against what it costs: the chart people choose by.
+"""What each quantization loses against what it costs: the chart for choosing a mix.
 
-Smaller is to the left (or faster to the right), better is down. The staircase joins the mixes that nothing
-beats; dominated ones are pale, ties hollow. Error bars are one standard error, pale where not paired.
+Smaller is to the left (or faster to the right), better is down. The staircase joins the mixes that no other
+dominates; dominated ones are pale, ties hollow. Error bars are one standard error, pale where not paired.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ggplan.charts.drawing import Drawing, html_table, write_caption, write_heading
 from ggplan.charts.frontier import Leads, Standing, staircase, standings
-from ggplan.charts.labels import Box, anchor, place_labels
+from ggplan.charts.labels import Box, leader_end, place_labels
 from ggplan.charts.points import QUALITIES, Panel, Point
 from ggplan.charts.style import (
     BACKGROUND,
@@ -111,7 +111,7 @@ _X_LABELS = {"size": "size of the file", "bpw": "bits per weight", "speed": "tok
 
 
 def _draw_panel(panel: Panel, ax: Axes, cost: Cost, prefix: str, titles: dict[str, str]) -> int:
-    """Draw one text's points; the number of those that found no room for their name."""
+    """Draw one text's points; returns how many of them have no room for their name."""
     placed = [(x, p) for p in panel.points if (x := _x_of(p, cost)) is not None]
     if not placed:
         needs = {"size": "a size", "bpw": "bits per weight", "speed": "tokens per second"}[cost]
@@ -169,7 +169,7 @@ def _scale_axes(
         lowest = max(lowest, min(ys) / 3)
         ax.set_ylim(lowest / 1.5, highest * 1.6)
     elif panel.quality == "dppl" and max(ys) > 10 * -min(ys):
-        # Within the noise a loss can be negative, where a logarithm has no place for it.
+        # Within the noise a loss can be negative, and a negative number has no logarithm.
         threshold = max(_noise(points) or 0.0, -2 * min(ys), max(ys) / 1000)
         ax.set_yscale("symlog", linthresh=threshold, linscale=0.6)
         ax.set_ylim(1.3 * min(lowest, -0.5 * threshold), highest * 1.6)
@@ -191,7 +191,7 @@ def _scale_axes(
 
 
 def _noise(points: Sequence[Point]) -> float | None:
-    """The smallest paired error: what no difference on this text can be told apart by."""
+    """The smallest paired error: smaller differences cannot be seen on this text."""
     errors = [p.error for p in points if p.paired and p.error]
     return min(errors) if errors else None
 
@@ -245,7 +245,7 @@ def _reference_lines(ax: Axes, panel: Panel, points: Sequence[Point]) -> list[Bo
 
 
 def _legend(ax: Axes, series: Sequence[str], faster: bool) -> Box:
-    """Who made which, in the corner where the worst would be; the box it takes."""
+    """The authors, in the corner where the worst mixes would be; returns the box it takes."""
     for k, name in enumerate(series):
         ax.plot(
             [], [], linestyle="none", marker=MARKERS[k % len(MARKERS)], markersize=_MARKER,
@@ -257,7 +257,7 @@ def _legend(ax: Axes, series: Sequence[str], faster: bool) -> Box:
 
 
 def _size_axis(ax: Axes, panel: Panel, cost: Cost, unit: int) -> None:
-    """The same sizes a second time: as bits per weight, or as GiB."""
+    """A second axis for the same sizes: bits per weight beside GiB, or the reverse."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
     if cost == "speed" or not panel.n_weights:
@@ -298,7 +298,7 @@ def _line_boxes(ax: Axes, corners: Sequence[tuple[float, float]]) -> list[Box]:
 
 
 def _point_boxes(ax: Axes, x: float, point: Point) -> list[Box]:
-    """What a label must not cover of a point: its marker and its error bar."""
+    """The parts of a point that no label may cover: its marker and its error bar."""
     from matplotlib.figure import Figure
 
     figure = ax.get_figure()
@@ -337,7 +337,7 @@ def _name_points(
         sizes.append((right - left, top - bottom))
         x, y = ax.transData.transform((xs[i], points[i].y))
         centre = (float(x), float(y))
-        # Of points of one name in one place, one is named.
+        # If points of one name lie in one place, only one is named.
         near = [j for j, c in zip(order, centres, strict=False) if math.dist(c, centre) < _MARKER]
         if any(points[j].name == points[i].name for j in near):
             twins.add(i)
@@ -359,7 +359,7 @@ def _name_points(
         text.set_position(tuple(ax.transAxes.inverted().transform((place.x, place.y))))
         text.set_verticalalignment("bottom")
         if place.leader:
-            end = ax.transAxes.inverted().transform(anchor(place, size, centre))
+            end = ax.transAxes.inverted().transform(leader_end(place, size, centre))
             start = ax.transAxes.inverted().transform(centre)
             ax.plot(
                 [start[0], end[0]], [start[1], end[1]], transform=ax.transAxes, color=FAINT.light,

@@ -1,4 +1,4 @@
-"""The look of all charts: two themes, a palette for every eye, and files that do not change by themselves.
+"""The look of all charts: two themes, colours that colour-blind readers can tell apart, reproducible files.
 
 Colours are Okabe and Ito's (Color Universal Design, 2008), darkened or lightened where they would not reach a
 contrast of 3:1 on the background; every series has a shape of its own too. Charts are drawn in the light

@@ -1,4 +1,4 @@
-"""The mix at a glance: a cell for each layer and kind of tensor, coloured by the bits of its type."""
+"""The types of a mix: a cell for each layer and kind of tensor, coloured by the bits of its type."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def _draw_cell(
 
 
 def _colour(bits: float) -> str:
-    """From a pale yellow at 1.5 bits over blue to a dark purple at 32, evenly on a logarithm."""
+    """From pale yellow at 1.5 bits through blue to dark purple at 32 bits, evenly on a logarithmic scale."""
     from matplotlib.colors import LinearSegmentedColormap, to_hex
 
     scale = LinearSegmentedColormap.from_list(

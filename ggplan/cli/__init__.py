@@ -89,7 +89,7 @@ def main() -> None:
             _say(f"help: {error.hint}")
         sys.exit(1)
     except BrokenPipeError:
-        # The reader has gone (`ggplan types | head`): leave without a word.
+        # The reader of the pipe has ended (`ggplan types | head`): exit without a message.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:

@@ -147,7 +147,7 @@ def _draw_quality(
 
 
 def _warn(records: list[Record], paths: list[Path], drawn: list[Panel], scores: Scores) -> None:
-    """Scores that are not used; where the held-out text tells another story than the one chosen by."""
+    """Print notes on scores that are not used, and where the held-out text contradicts the text of choice."""
     from ggplan.measure import disagreements
     from ggplan.measure.record_file import stray_scores
     from ggplan.text import printable
@@ -155,7 +155,7 @@ def _warn(records: list[Record], paths: list[Path], drawn: list[Panel], scores: 
     strays = stray_scores(records, *paths)
     if strays:
         click.echo(
-            f"note: {printable(str(strays[0]))} is not used: no measurement owns these scores"
+            f"note: {printable(str(strays[0]))} is not used: these scores belong to no measurement"
             + (f" ({len(strays):,} such files)" if len(strays) > 1 else ""),
             err=True,
         )

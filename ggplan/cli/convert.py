@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ggplan.cli.options import PlanningOptions, as_one, planning_options, reuse_option
+from ggplan.cli.options import PlanningOptions, as_one, plan_from, planning_options, reuse_option
 from ggplan.cli.sizes import ByteCount
 
 if TYPE_CHECKING:
@@ -26,13 +26,13 @@ Examples:
   ggplan convert my-model out.gguf -r my.recipe --split-max-size 48G
   ggplan convert my-model new.gguf -r new.recipe --reuse old.gguf   encodes only what the recipes differ in
 
-Stopped by Ctrl-C, a full disk or a power cut? Give the same command again: it goes on where it stopped.
+Stopped by Ctrl-C, a full disk or a power cut? Give the same command again: it continues where it stopped.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class WritingOptions:
-    """What the command line says of how to write: `ConvertOptions` by names."""
+    """The options of the command line for writing; `ConvertOptions` with names instead of models."""
 
     threads: int | None
     memory: int
@@ -46,7 +46,7 @@ class WritingOptions:
     no_resume: bool
 
     def of(self, plan: Plan) -> ConvertOptions:
-        """The options for a plan, which `--split-like source` may speak of."""
+        """The options for a plan; `--split-like source` is its model."""
         from ggplan.conversion import ConvertOptions
 
         return ConvertOptions(
@@ -75,14 +75,14 @@ class WritingOptions:
     default="1G",
     show_default=True,
     metavar="SIZE",
-    help="Memory for weights in flight, besides the program's own.",
+    help="Memory for weights being converted, besides the program's own.",
 )
 @click.option(
     "--split-max-size",
     "split_max_bytes",
     type=ByteCount(1000),
     metavar="SIZE",
-    help="Write OUTPUT-00001-of-N.gguf and so on, each with at most so many bytes of tensors (48G, 500M).",
+    help="Write OUTPUT-00001-of-N.gguf and so on, each with at most this many bytes of tensors (48G, 500M).",
 )
 @click.option(
     "--split-max-tensors",
@@ -93,11 +93,11 @@ class WritingOptions:
 @click.option(
     "--split-like",
     metavar="MODEL",
-    help="The same, with each tensor in the file it is in there; `source` stands for the model that is read.",
+    help="The same, with each tensor in the same file as in this model; `source` is the model that is read.",
 )
 @reuse_option
 @click.option("--force", is_flag=True, help="Replace OUTPUT if it exists, once the new file is complete.")
-@click.option("--restart", is_flag=True, help="Throw away an unfinished OUTPUT.part and begin anew.")
+@click.option("--restart", is_flag=True, help="Discard an unfinished OUTPUT.part and begin again.")
 @click.option(
     "--no-resume", is_flag=True, help="Keep no journal: a run that is stopped leaves nothing behind."
 )
@@ -116,12 +116,11 @@ def convert_command(
 
     MODEL is a Hugging Face folder or a GGUF file. OUTPUT appears when it is complete, with the SHA-256 of
     each tensor beside it (OUTPUT.sha256). Until then the work is in OUTPUT.part and OUTPUT.part.journal, and
-    the same command goes on where it was stopped.
+    the same command continues where it was stopped.
     """
-    # NumPy's threads for matrices, which no conversion multiplies, would spin beside the first chunks.
+    # NumPy's threads for matrix products, which no conversion needs, would spin beside the first chunks.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from ggplan.cli.output import print_findings, print_json
-    from ggplan.cli.planned import plan_from
     from ggplan.linting import check_plan
 
     plan = plan_from(model, planning)
@@ -149,7 +148,7 @@ def convert_command(
             from ggplan.cli.reusing import describe_reuse
 
             click.echo(describe_reuse(result.reuse, plan, proven=True))
-        click.echo(describe(plan, result))
+        click.echo(describe_conversion(plan, result))
 
 
 def run_conversion(
@@ -165,7 +164,7 @@ def run_conversion(
     kept = 0
 
     def resumed(n_bytes: int) -> None:
-        # A reset counts these bytes as done without taking them for speed.
+        # A reset counts these bytes as done without counting them in the speed.
         nonlocal kept
         kept += n_bytes
         bar.reset(task, completed=kept)
@@ -193,7 +192,7 @@ def _model_to_split_like(plan: Plan, named: str | None) -> Model | None:
     return plan.model if is_source else open_model(named)
 
 
-def describe(plan: Plan, result: ConversionResult) -> str:
+def describe_conversion(plan: Plan, result: ConversionResult) -> str:
     """One line about a finished conversion."""
     from ggplan.cli.output import format_count
     from ggplan.text import format_bytes, printable

@@ -1,4 +1,4 @@
-"""`ggplan demo`: the whole program on a small model that ships with it."""
+"""`ggplan demo`: all steps of the program on a small model that ships with it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PRE_TOKENIZER = "glm4"
 _SEED_RECIPE = "glm4moe/hq4_k"
 _TEXT = "joshua.txt"
 _CHUNKS = 12
-# The seed recipe and, to compare it with, the same type for every tensor that may be quantized.
+# The demo's recipe and, for comparison, one type for every tensor that may be quantized.
 _MIXES = (
     ("bf16", "@default bf16"),
     ("q8_0", "@default q8_0"),

@@ -1,4 +1,4 @@
-"""`ggplan diff`: what two recipes, plans or files make of the same tensors."""
+"""`ggplan diff`: compare the types that two recipes, plans or files give the same tensors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _RECIPES = (".recipe", ".txt")
 
 
 class _Trouble(click.ClickException):
-    """An error that is not "they differ"."""
+    """An error, as opposed to a difference between the two sides."""
 
     exit_code = 2
 
@@ -56,11 +56,11 @@ def diff_command(
     """Compare what A and B give the same tensors: types, bytes, bits per weight, by class.
 
     A and B are recipes (files, shipped ones, or llama-quantize's mixes), plans (`ggplan plan -o`), GGUF
-    files, Hugging Face folders or inventories. Recipes need a model: -m, or else the other side's.
+    files, Hugging Face folders or inventories. A recipe needs a model: -m, or else the one on the other side.
 
     Exits 0 if no tensor differs, 1 if some do, 2 if something went wrong.
     """
-    from ggplan.comparing import compare, comparison_json
+    from ggplan.comparing import compare, differences_json
     from ggplan.errors import Error
 
     try:
@@ -69,14 +69,14 @@ def diff_command(
         raise _Trouble(f"{error.message}{f' (help: {error.hint})' if error.hint else ''}") from None
     except OSError as error:
         raise _Trouble(f"{error.strerror or error}: {error.filename}") from None
-    comparison = compare(*sides)
+    differences = compare(*sides)
     if as_json:
         from ggplan.cli.output import print_json
 
-        print_json(comparison_json(comparison, every_tensor=every_tensor))
+        print_json(differences_json(differences, every_tensor=every_tensor))
     else:
-        _print(comparison, every_tensor)
-    if not comparison.is_same:
+        _print(differences, every_tensor)
+    if not differences.is_same:
         sys.exit(1)
 
 
@@ -139,14 +139,14 @@ def _planned(name: str, model: Model | None, imatrix: Imatrix | None) -> Side:
     return side_of_assignment(model, assignment, name)
 
 
-def _print(comparison: Differences, every_tensor: bool) -> None:
+def _print(differences: Differences, every_tensor: bool) -> None:
     from ggplan.cli.output import print_table
     from ggplan.comparing import transitions
     from ggplan.text import format_bytes, printable
 
-    total = comparison.total
-    labels = [printable(side.label) for side in comparison.sides]
-    if comparison.is_same and not every_tensor:
+    total = differences.total
+    labels = [printable(side.label) for side in differences.sides]
+    if differences.is_same and not every_tensor:
         click.echo(
             f"{labels[0]} and {labels[1]}: no difference in {total.n_tensors:,} tensors "
             f"({format_bytes(total.bytes[0])}, {total.bits_per_weight[0]:.3f} bpw)"
@@ -158,7 +158,7 @@ def _print(comparison: Differences, every_tensor: bool) -> None:
             [("tensor", "left"), ("A", "left"), ("B", "left"), ("change", "right"), ("", "left")],
             (
                 [pair.name, _type(pair.before), _type(pair.after), _change(pair.bytes), pair.verdict]
-                for pair in comparison.pairs
+                for pair in differences.pairs
             ),
         )
     else:
@@ -166,12 +166,12 @@ def _print(comparison: Differences, every_tensor: bool) -> None:
             [("class", "left"), ("tensors", "right"), ("A", "left"), ("B", "left"), ("change", "right")],
             (
                 [role, f"{part.n_tensors:,}", before or "missing", after or "missing", _change(part.bytes)]
-                for role, before, after, part in transitions(comparison.changes)
+                for role, before, after, part in transitions(differences.changes)
             ),
         )
     columns = [("", "left"), ("tensors", "right"), ("differ", "right"), ("A", "right"), ("B", "right")]
     columns += [("change", "right"), ("bpw A", "right"), ("bpw B", "right")]
-    print_table(columns, (_total_row(part) for part in (*comparison.by_role, total)))
+    print_table(columns, (_total_row(part) for part in (*differences.by_role, total)))
 
 
 def _total_row(total: Total) -> list[str]:

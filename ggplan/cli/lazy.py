@@ -8,7 +8,7 @@ import click
 
 
 class LazyGroup(click.Group):
-    """A group that knows where its commands are: name -> `module:attribute`."""
+    """A group with a table of the places of its commands: name -> `module:attribute`."""
 
     def __init__(self, *args: object, homes: dict[str, str], **kwargs: object) -> None:
         super().__init__(*args, **kwargs)  # type: ignore[arg-type]

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
         Engine,
         Measurement,
         MeasureOptions,
+        MeasureResult,
         Metric,
         Quantization,
         Record,
-        Result,
         Subject,
         TextFile,
     )
@@ -43,7 +43,7 @@ Examples:
 @click.command("measure", epilog=_EPILOG, short_help="Perplexity and KL divergence against a base.")
 @click.argument("files", nargs=-1, type=click.Path(), metavar="FILE...")
 @click.option("--text", type=click.Path(), help="The text to measure on, and to choose by.")
-@click.option("--held-out", type=click.Path(), help="A second text that has no say in the choice.")
+@click.option("--held-out", type=click.Path(), help="A second text, not used to choose a mix.")
 @click.option(
     "--base",
     type=click.Path(),
@@ -70,14 +70,16 @@ Examples:
 @click.option("--csv", "table", type=click.Path(), metavar="FILE", help="Write the figures as a CSV table.")
 @click.option("--model-name", help="The model's name in the record [default: as the file says].")
 @click.option("--hardware", help="The hardware's name in the record [default: the CPU].")
-@click.option("--parse", is_flag=True, help="FILEs are logs and tables of earlier runs: read, do not run.")
+@click.option(
+    "--parse", is_flag=True, help="FILEs are logs and tables of earlier runs: read them, run nothing."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress bar, no notes.")
 def measure_command(**given: Any) -> None:
     """Measure GGUF files against the unquantized model, on the same tokens.
 
-    The errors behind ± are one standard error, of differences paired token by token and scattered over
-    chunks: a difference of less than two of them may be chance.
+    The number after ± is one standard error, computed from differences on the same tokens and their scatter
+    over chunks: a difference of less than two of them may be chance.
     """
     from pathlib import Path
 
@@ -117,7 +119,7 @@ def measure_command(**given: Any) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """The command line."""
+    """The values of the command line."""
 
     files: tuple[str, ...]
     text: str | None
@@ -140,7 +142,7 @@ class _Asked:
 
 
 def _check_usage(asked: _Asked) -> None:
-    """Refuse what would overwrite a file that is read, or another that is written."""
+    """Refuse options that would overwrite a file that is read, or another that is written."""
     from pathlib import Path
 
     if not asked.files:
@@ -164,7 +166,7 @@ def _check_usage(asked: _Asked) -> None:
 
 @contextlib.contextmanager
 def _opened(record: str | None) -> Iterator[OpenRecord | None]:
-    """The record, locked until the block ends, or None where none is wanted."""
+    """The record, locked until the block ends, or None without --record."""
     from ggplan.measure import open_record
 
     if not record:
@@ -242,7 +244,7 @@ def run_measurement(
     *,
     into: Record | None = None,
     quiet: bool = False,
-) -> Result:
+) -> MeasureResult:
     """Measure, with a progress bar on stderr where that is a terminal."""
     from ggplan.cli.progress import chunks_bar
     from ggplan.measure import measure
@@ -260,7 +262,7 @@ def run_measurement(
 
 
 def _finish(found: Record, merged: Record, asked: _Asked) -> None:
-    """Print what was found; write the table of all that is known."""
+    """Print the new figures; write the CSV table of all that are known."""
     from pathlib import Path
 
     from ggplan.cli.output import print_json
@@ -348,8 +350,8 @@ _COLUMNS: tuple[tuple[str, Callable[[Quantization, Measurement], str]], ...] = (
 )
 
 
-def _print_guards(result: Result) -> None:
-    """What must be said before anyone calls a mix the better one."""
+def _print_guards(result: MeasureResult) -> None:
+    """Print ties and disagreements, which must be known before one mix is called better."""
     from ggplan.measure import disagreements, ties
     from ggplan.text import printable
 

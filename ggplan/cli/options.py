@@ -1,4 +1,4 @@
-"""Options that several commands share, and options that a command gets as one value."""
+"""Options that several commands share, as one value for each command, and the plan made from them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from ggplan.planning import Effort, FallbackTable, Nonfinite
+    from ggplan.planning import Effort, FallbackTable, Nonfinite, Plan
+    from ggplan.rules import Recipe
+    from ggplan.stock import Mix
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 def as_one(parameter: str, kind: type) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """A decorator: the options named as the fields of a dataclass reach the command as one argument of it."""
+    """A decorator: the options named as the fields of a dataclass become one argument of that class."""
     fields = [field.name for field in dataclasses.fields(kind)]
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -33,7 +35,7 @@ def as_one(parameter: str, kind: type) -> Callable[[Callable[..., Any]], Callabl
 
 @dataclass(frozen=True, slots=True)
 class PlanningOptions:
-    """What `planning_options` gives a command."""
+    """The values of `planning_options`."""
 
     recipe_name: str | None
     pure: bool
@@ -55,7 +57,7 @@ def planning_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "(Q4_K_M). Default: keep all types.",
         ),
         click.option(
-            "--pure", is_flag=True, help="With a mix: its own type for every tensor, more bits for none."
+            "--pure", is_flag=True, help="With a mix: its own type for every tensor, without exceptions."
         ),
         click.option(
             "--imatrix", "imatrix_path", type=click.Path(), metavar="FILE",
@@ -73,7 +75,7 @@ def planning_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--effort", type=click.Choice(["default", "best"]), default="default", show_default=True,
             help="llama.cpp's bytes, or the least error in as many bytes, in up to ten times the time.",
         ),
-        click.option("--strict", is_flag=True, help="Refuse any fallback the recipe does not write itself."),
+        click.option("--strict", is_flag=True, help="Refuse any fallback that is not a chain of the recipe."),
         click.option(
             "--pre", metavar="NAME",
             help="The pre-tokenizer's name in llama.cpp, where the tokenizer is not recognised.",
@@ -82,6 +84,42 @@ def planning_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(options):
         command = option(command)
     return command
+
+
+def plan_from(model_path: str, options: PlanningOptions) -> Plan:
+    """Open the model, load recipe and imatrix, and plan."""
+    from ggplan.opening import open_model_or_inventory
+    from ggplan.planning import make_plan
+
+    recipe = _recipe_or_mix(options.recipe_name, options.pure)
+    model = open_model_or_inventory(model_path, pre=options.pre)
+    imatrix = None
+    if options.imatrix_path:
+        from ggplan.imatrix import load_imatrix
+
+        imatrix = load_imatrix(options.imatrix_path)
+    return make_plan(
+        model,
+        recipe,
+        imatrix=imatrix,
+        fallback=options.fallback,
+        strict=options.strict,
+        nonfinite=options.nonfinite,
+        effort=options.effort,
+    )
+
+
+def _recipe_or_mix(name: str | None, pure: bool) -> Recipe | Mix | None:
+    """The recipe or mix that `-r` names; with `--pure` it must be a mix."""
+    from ggplan.planning import find_recipe
+    from ggplan.stock import Mix
+
+    found = find_recipe(name) if name is not None else None
+    if not pure:
+        return found
+    if not isinstance(found, Mix):
+        raise click.UsageError("--pure belongs to one of llama-quantize's mixes, such as -r Q4_K_M")
+    return found.purely()
 
 
 def reuse_option(command: _Command) -> _Command:

@@ -1,4 +1,4 @@
-"""`ggplan plan`: what a recipe makes of a model, and what it costs, without reading a weight."""
+"""`ggplan plan`: the types and sizes that a recipe gives a model, without reading a weight."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ggplan.cli.options import planning_options, reuse_option
+from ggplan.cli.options import plan_from, planning_options, reuse_option
 
 if TYPE_CHECKING:
     from ggplan.cli.options import PlanningOptions
@@ -43,7 +43,6 @@ def plan_command(
     `ggplan inspect --json`). No weight is read.
     """
     from ggplan.cli.output import findings_json, print_findings, print_plan, print_table
-    from ggplan.cli.planned import plan_from
     from ggplan.linting import check_plan
     from ggplan.planning.importance import importance_refusal
     from ggplan.text import printable

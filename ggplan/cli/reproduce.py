@@ -36,7 +36,7 @@ _SHOWN_FAULTS = 20
 )
 @click.option("-t", "--threads", type=click.IntRange(min=1), help="Threads [default: one per CPU].")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress bar; of an equal file, say nothing.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress bar; no output for an equal file.")
 def reproduce_command(
     file: str,
     checkpoint: str,
@@ -50,8 +50,9 @@ def reproduce_command(
 ) -> None:
     """Make FILE again from CHECKPOINT, and compare every byte.
 
-    FILE is an output of ggplan, or any file of a split set; it carries the recipe and the choices it was made
-    with, and the hashes of its inputs. Exits 0 where all is equal, 1 where anything differs, which is named.
+    FILE is an output of ggplan, or any file of a split set; it contains the recipe and the options it was
+    made with, and the hashes of its inputs. Exits 0 if all bytes are equal, 1 if anything differs, and names
+    it.
     """
     from pathlib import Path
 
@@ -91,9 +92,9 @@ def reproduce_command(
 
 
 def _open_checkpoint(checkpoint: str, file: str, pre: str | None) -> Model:
-    """The checkpoint; where its tokenizer is not recognised, with the pre-tokenizer that the file names.
+    """The checkpoint; if its tokenizer is not recognised, with the pre-tokenizer that the file names.
 
-    Only there: what can be found out without the file is not believed of it.
+    Only then: a fact that can be found without the file is never taken from it.
     """
     from ggplan.errors import CheckpointError
     from ggplan.opening import open_model

@@ -1,4 +1,4 @@
-"""What `--reuse` copies, and why it does not copy the rest."""
+"""Describe what `--reuse` copies, and why it does not copy the other tensors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _NAMED = 2
 
 
 def describe_reuse(reuse: Reuse, plan: Plan, *, proven: bool) -> str:
-    """A line for what is copied, and one for each reason why others are not, the weightiest first."""
+    """A line for the copied tensors, and one for each reason why others are not copied, most bytes first."""
     from ggplan.text import format_bytes, printable
 
     file = printable(reuse.path.name)
@@ -35,7 +35,7 @@ def describe_reuse(reuse: Reuse, plan: Plan, *, proven: bool) -> str:
 
 
 def reuse_json(reuse: Reuse | None, plan: Plan) -> dict[str, object]:
-    """The key `reuse` of a JSON document; nothing where nothing was to be reused."""
+    """The key `reuse` of a JSON document; empty without --reuse."""
     if reuse is None:
         return {}
     return {

@@ -1,8 +1,8 @@
-"""What Ctrl-C and SIGTERM mean while a conversion runs.
+"""Ctrl-C and SIGTERM while a conversion runs.
 
-The first asks for an orderly stop: chunks at work are finished, what was written is recorded, one line says
-how far it came, and the exit code is 130 or 143. The second ends the process at once, which loses no more
-than what was not yet recorded.
+The first signal asks for an orderly stop: chunks in work are finished, written bytes are recorded, one line
+says how much is done, and the exit code is 130 or 143. The second ends the process at once, which loses only
+the bytes not yet recorded.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import click
 
 @contextmanager
 def orderly_stop() -> Iterator[None]:
-    """Make the first signal inside the block a `KeyboardInterrupt`, and of that an exit with a message."""
+    """Turn the first signal in the block into a `KeyboardInterrupt`, and that into an exit with a message."""
     received: list[int] = []
 
     def stop(number: int, _frame: FrameType | None) -> None:

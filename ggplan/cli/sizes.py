@@ -20,8 +20,8 @@ else:
 class ByteCount(_Type):
     """A positive number of bytes.
 
-    `GiB` always counts in powers of 1024 and `GB` in powers of 1000; a bare `G` as `kilo` says, because
-    memory is sold by the one and llama.cpp splits files by the other.
+    `GiB` always counts in powers of 1024 and `GB` in powers of 1000. A bare `G` counts in powers of `kilo`:
+    1024 for memory, 1000 for split sets, as llama.cpp does.
     """
 
     name = "size"
@@ -37,5 +37,5 @@ class ByteCount(_Type):
         kilo = self.kilo if found is None or not found[3] else 1024 if found[3].lower() == "ib" else 1000
         n_bytes = 0 if found is None else int(float(found[1]) * kilo ** _POWERS[found[2].lower()])
         if n_bytes < 1:
-            self.fail(f"'{value}' is no size; sizes look like 48G, 500M, 1.5GiB", param, ctx)
+            self.fail(f"'{value}' is not a size; sizes look like 48G, 500M, 1.5GiB", param, ctx)
         return n_bytes

@@ -20,9 +20,9 @@ Examples:
 @click.command("types", epilog=_EPILOG, short_help="List the ggml types.")
 @click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
 def types_command(as_json: bool) -> None:
-    """List the ggml types: size, block, who knows them, what ggplan can do with them.
+    """List the ggml types: size, block, which engine knows them, what ggplan can do with them.
 
-    Below stand the names of llama-quantize's mixes, which `-r` takes like a recipe.
+    After them come the names of llama-quantize's mixes, which `-r` takes like a recipe.
     """
     from ggplan.cli.output import print_json, print_table
     from ggplan.ggml_types import TYPES

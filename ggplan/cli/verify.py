@@ -10,7 +10,7 @@ import click
 if TYPE_CHECKING:
     from ggplan.planning import FallbackTable
     from ggplan.verification import Verification
-    from ggplan.verification.comparison import TensorError
+    from ggplan.verification.source_errors import TensorError
 
 _EPILOG = """\b
 Examples:
@@ -25,11 +25,17 @@ _SHOWN_ERRORS = 40
 @click.command("verify", epilog=_EPILOG, short_help="Check a GGUF file, alone or against its source.")
 @click.argument("file")
 @click.option("--against", metavar="CHECKPOINT", help="Measure each tensor's error against this checkpoint.")
-@click.option("--exact", is_flag=True, help="Plan and encode anew, from --against, and compare every byte.")
+@click.option("--exact", is_flag=True, help="Plan and encode again, from --against, and compare every byte.")
 @click.option(
     "--manifest", metavar="FILE", help="Checksums of the tensors.  [default: FILE.sha256, if it exists]"
 )
-@click.option("-r", "--recipe", "recipe_name", metavar="RECIPE", help="For --exact: not the recorded recipe.")
+@click.option(
+    "-r",
+    "--recipe",
+    "recipe_name",
+    metavar="RECIPE",
+    help="For --exact: use this instead of the recorded recipe.",
+)
 @click.option(
     "--imatrix", "imatrix_path", metavar="FILE", help="For --exact: the importance matrix that was used."
 )
@@ -41,7 +47,7 @@ _SHOWN_ERRORS = 40
 @click.option("--pre", metavar="NAME", help="For --against: the pre-tokenizer's name in llama.cpp.")
 @click.option("-t", "--threads", type=click.IntRange(min=1), help="Threads [default: one per CPU].")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress bar; of a sound file, say nothing.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress bar; no output for a sound file.")
 def verify_command(
     file: str,
     against: str | None,
@@ -132,7 +138,9 @@ def _print(found: Verification, quiet: bool) -> None:
         f"{format_bytes(found.n_bytes)}: {'; '.join(checks)}"
     )
     if not found.manifest:
-        click.echo("note: there is no manifest (.sha256), so flipped bits in weights go unseen", err=True)
+        click.echo(
+            "note: there is no manifest (.sha256), so flipped bits in weights cannot be found", err=True
+        )
 
 
 def _row(error: TensorError) -> list[str]:

@@ -1,9 +1,9 @@
 """The unit of work: a run of rows of one tensor that is read, encoded and written as one.
 
-A chunk is large enough that Python's share of the time is negligible, even where encoding is as fast as
-memory. It is small enough that its float32 rows (4 MiB) stay in the cache that cores share, and that all
-threads have work to the end. Memory depends on the chunk alone: an expert tensor of 3.8 billion weights is
-only more chunks.
+A chunk is large enough that the time spent in Python is negligible, even if encoding is as fast as memory. It
+is small enough that its float32 rows (4 MiB) stay in the cache that cores share, and that all threads have
+work until the end. Memory depends on the size of a chunk alone: an expert tensor of 3.8 billion weights only
+has more chunks.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Chunk:
     """Rows `start` up to `stop` of a tensor, and where their bytes go in the file.
 
     `importance` is the whole tensor's, (n_slices, n_columns), or None; `nonfinite` and `effort` are the
-    plan's. `reused` has the tensor's rows in an earlier output, where they were proven to be the same.
+    plan's. `reused` has the tensor's rows in an earlier output, if they were proven to be the same.
     """
 
     planned: PlannedTensor
@@ -47,7 +47,7 @@ class Chunk:
 
 
 def read_rows(planned: PlannedTensor, start: int, stop: int) -> Rows:
-    """Rows of a tensor as its encoder is given them: the bits of bfloat16 where it takes these, else float32.
+    """Rows of a tensor in the form its encoder takes: the bits of bfloat16 if it takes these, else float32.
 
     Raises
     ------
@@ -63,7 +63,7 @@ def read_rows(planned: PlannedTensor, start: int, stop: int) -> Rows:
 
 
 def takes_bf16(planned: PlannedTensor) -> bool:
-    """Whether a tensor's encoder is given bfloat16: those of types with blocks widen it as they go."""
+    """Whether a tensor's encoder takes bfloat16: those of types with blocks widen it while they encode."""
     rows = planned.tensor.rows
     return planned.type.is_quantized and rows is not None and rows.dtype == BF16
 
@@ -71,7 +71,7 @@ def takes_bf16(planned: PlannedTensor) -> bool:
 def chunks_of(plan: Plan, chunk_weights: int = CHUNK_WEIGHTS) -> Iterator[Chunk]:
     """All chunks of a plan, in the order of the file.
 
-    A tensor's importance is read when its first chunk is asked for, and lives as long as its chunks.
+    A tensor's importance is read when its first chunk is asked for, and kept as long as its chunks.
     """
     data_start = len(plan.header)
     for planned in plan.tensors:

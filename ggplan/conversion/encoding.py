@@ -16,7 +16,7 @@ from ggplan.quants.soundness import are_sound
 
 
 def encode_chunk(chunk: Chunk, source: RunningHash | None = None) -> memoryview:
-    """The bytes of a chunk as they stand in the output; `source` is told of the rows they are made of.
+    """The bytes of a chunk in the output; the rows they are encoded from are added to the hash `source`.
 
     Raises
     ------
@@ -32,7 +32,7 @@ def encode_chunk(chunk: Chunk, source: RunningHash | None = None) -> memoryview:
         data = tensor.stored.read_bytes(chunk.start, chunk.stop)
         return bytes_by_policy(data, tensor, chunk.start, chunk.nonfinite)
     rows = read_rows(planned, chunk.start, chunk.stop)
-    # To hash the rows tells their largest magnitude too, infinity for a NaN; else it is not known.
+    # Hashing the rows also gives their largest magnitude, infinity for a NaN; without it that is not known.
     largest = math.inf if source is None else add_rows(source, chunk.start, rows)
     finite = largest < math.inf or first_nonfinite(rows) < 0
     if not finite:

@@ -1,7 +1,7 @@
 """The fingerprint of a plan: everything the bytes of the output depend on.
 
-Unfinished work may be finished only under the same fingerprint, and where it differs the message says what
-differs. So it is not a single hash but a table: the name of each thing, and its value. The header of the
+Unfinished work may be finished only under the same fingerprint, and if it differs the message says what
+differs. So it is not a single hash but a table of names and values. The header of the
 output holds much of it (metadata, types, places, the recipe's text); the recipe has its own line, so that a
 message can name it.
 """
@@ -39,7 +39,7 @@ def fingerprint(
         "the recipe": "none" if plan.recipe is None else plan.recipe.sha256,
         _FILES: ", ".join(f"{path.name}: {part.file_bytes}" for path, part in files),
     }
-    # Options are plain values of the plan: the fallback table, and what may be added to it.
+    # Options are plain values of the plan, such as the fallback table.
     for field in dataclasses.fields(plan):
         value = getattr(plan, field.name)
         if isinstance(value, str | bool | int | float) and field.name != "data_bytes":
@@ -59,12 +59,11 @@ def best_revision(effort: Effort) -> int | None:
 
 
 def differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """What two plans differ in, by name, the causes first."""
+    """The names of the values that differ between two plans, causes first."""
     if before.get("ggplan") != now.get("ggplan"):
         return [f"it was begun by ggplan {before.get('ggplan')}, this is {now.get('ggplan')}"]
     labels = [label for label in {**now, **before} if before.get(label) != now.get(label)]
-    # Sizes and headers differ whenever a recipe does; they are named only where nothing else explains the
-    # difference.
+    # Sizes and headers differ whenever a recipe does; they are named only if nothing else differs.
     causes = [label for label in labels if not label.startswith((_FILES, _HEADER))]
     return [_difference(label, before, now) for label in causes] or labels
 

@@ -1,21 +1,21 @@
 """What becomes of weights that are not finite, or too large for their type.
 
 NaN and infinity in a checkpoint mean damage or a training that overflowed; one of them makes its block
-useless, and in a norm the whole model. So they are refused, by name, unless the plan says otherwise
-(`Plan.nonfinite`):
+useless, or in a norm the whole model. So they are refused, with the tensor's name, unless the plan says
+otherwise (`Plan.nonfinite`):
 
     refuse    an error that names the tensor, counts them and gives the first place
     zero      each becomes 0; a finite weight too large for f16 becomes its largest number, 65504, and one
               too large for bf16 the largest of that
     keep      f32, f16 and bf16 take them as they are, and infinity for what is too large for f16; no type
-              with blocks can hold them, so there they are still refused
+              with blocks can hold them, so for these they are still refused
 
 Floats in copied bytes are treated in the same way. The weights of a copied block whose scale is not finite
 are lost: the block is refused, or with `zero` becomes a block of zero bytes, weights of 0. A finite weight so
-large that its block's scale overflows is always refused: the type is wrong for it.
+large that its block's scale overflows is always refused: the tensor needs another type.
 
-Scales of fp8 weights must be positive and finite. With `zero` and `keep` they are multiplied as they are, and
-the products checked like any weight; so a scale of zero makes zeros.
+Scales of fp8 weights must be positive and finite. With `zero` and `keep` they are used as they are, and the
+products are checked like any weight; so a scale of zero gives zeros.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _SMALL_WEIGHTS = 1 << 21
 def rows_by_policy(
     rows: NDArray[np.float32], tensor: TensorInfo, type_: GgmlType, policy: Nonfinite
 ) -> NDArray[np.float32]:
-    """`rows`, known to hold NaN or infinity, as the policy has them; encode `keep` with `keep_into`.
+    """`rows`, known to hold NaN or infinity, changed by the policy; encode `keep` with `keep_into`.
 
     Raises
     ------
@@ -63,9 +63,9 @@ def rows_by_policy(
 
 
 def keep_into(rows: NDArray[np.float32], type_: GgmlType, out: NDArray[np.uint8]) -> None:
-    """Put the NaNs of `rows` into their encoding, as ggml's conversions have them: quiet, the sign kept.
+    """Put the NaNs of `rows` into their encoding as ggml's conversions do: quiet NaNs with the sign kept.
 
-    The encoders know only numbers; infinities they get right.
+    The encoders handle finite numbers and infinities, but not NaNs.
     """
     if type_ == F32:
         return
@@ -112,7 +112,7 @@ def overflow_by_policy(
 
 
 def bytes_by_policy(data: memoryview, tensor: TensorInfo, start: int, policy: Nonfinite) -> memoryview:
-    """Bytes that are copied, rows of `tensor` from row `start` on, as the policy has them.
+    """Bytes that are copied, rows of `tensor` from row `start` on, changed by the policy.
 
     Raises
     ------
@@ -142,7 +142,7 @@ def bytes_by_policy(data: memoryview, tensor: TensorInfo, start: int, policy: No
 
 
 def check_early(plan: Plan) -> None:
-    """Refuse before hours of work what can be found in seconds, such as damaged scales.
+    """Find before hours of work what can be found in seconds, such as damaged scales.
 
     Raises
     ------
@@ -150,7 +150,7 @@ def check_early(plan: Plan) -> None:
         If the source cannot be read.
     ConversionError
         If the plan refuses a weight of a tensor with up to 2 Mi weights, or the row source of any tensor
-        knows of a fault.
+        reports a fault.
     """
     if plan.nonfinite == "zero":
         return

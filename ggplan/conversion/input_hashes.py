@@ -1,11 +1,11 @@
-"""The hashes of what a plan was made of, filled into its metadata when its file is written.
+"""The hashes of the inputs of a plan, filled into its metadata when its file is written.
 
     ggplan.inputs        array of strings, `SHA-256 NAME`, in the order of the names
     ggplan.plan.sha256   the SHA-256 of the output's header without this key and `ggplan.version`
 
-Planning reads no input and only keeps the place of these hashes (see `ggplan.planning.provenance`). Small
-inputs are hashed whole, and so is the imatrix. Of the weights only what is known without reading them is
-hashed here: `tensors`, the names, shapes and types. That does not depend on how a checkpoint is cut into
+Planning does not read the inputs and only leaves room for these hashes (see `ggplan.planning.provenance`).
+Small inputs are hashed whole, and so is the imatrix. For the weights only what is known without reading them
+is hashed here: `tensors`, the names, shapes and types. That does not depend on how a checkpoint is cut into
 files, and neither does the output. The weights themselves are hashed when they are read, into the manifest
 beside the output.
 """
@@ -50,26 +50,26 @@ def input_hashes(model: Model, imatrix: Imatrix | None, names: Iterable[str] | N
     Parameters
     ----------
     names
-        Which inputs; by default all there are.
+        Which inputs; by default all.
 
     Raises
     ------
     CheckpointError
-        If a file cannot be read any more.
+        If a file can no longer be read.
     """
     wanted = input_names(model, imatrix) if names is None else names
     return {name: _input_sha256(name, model, imatrix) for name in wanted}
 
 
 def with_input_hashes(plan: Plan) -> Plan:
-    """The plan with the hashes of its inputs, and its own, in the metadata; one that has them is returned.
+    """The plan with the hashes of its inputs, and its own, in the metadata; unchanged if it has them.
 
     Neither sizes nor places change.
 
     Raises
     ------
     CheckpointError
-        If an input cannot be read any more.
+        If an input can no longer be read.
     """
     if plan.metadata.get(PLAN) != string(NOT_HASHED):
         return plan
@@ -83,7 +83,7 @@ def with_input_hashes(plan: Plan) -> Plan:
 
 
 def recorded_inputs(metadata: Metadata) -> dict[str, str] | None:
-    """What `ggplan.inputs` of an output says, by name; None where the key is missing or damaged."""
+    """The hashes in `ggplan.inputs` of an output, by name; None if the key is missing or damaged."""
     value = metadata.get(INPUTS)
     if value is None or value.item_type is not MetadataType.STRING:
         return None
@@ -126,7 +126,7 @@ def _file_sha256(path: Path) -> str:
 
 @functools.lru_cache(64)
 def _sha256(path: Path, size: int, _mtime_ns: int) -> str:
-    """The hash of a file; asked again for the same file as it was, it is not read again."""
+    """The hash of a file, cached as long as its size and time are the same."""
     digest = hashlib.sha256()
     for at in range(0, size, _PIECE):
         digest.update(read_at(path, at, min(_PIECE, size - at)))

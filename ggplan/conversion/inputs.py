@@ -2,10 +2,10 @@
 
 A conversion that is resumed after days must not mix two versions of a checkpoint, and no reader notices that
 a file of the same size has other weights. Size, time of change and the hash of the header show it, unless
-somebody forges them, and cost milliseconds where hashing 700 GB would cost a quarter of an hour.
+they are forged, and take milliseconds; hashing 700 GB would take a quarter of an hour.
 
-The header of a safetensors file is known by its length, its first eight bytes; of any other file the first
-4 MiB take its place.
+The length of a safetensors header is in the first eight bytes of the file; of any other file the first 4 MiB
+are hashed instead.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def input_states(plan: Plan) -> dict[Path, InputState]:
 
 
 def changed_input(states: dict[Path, InputState]) -> Path | None:
-    """The first file that is not what it was, by its size and time; None if all are."""
+    """The first file whose size or time has changed; None if none has."""
     for path, state in states.items():
         try:
             now = os.stat(path)

@@ -5,8 +5,8 @@ It is a text file that only grows, one JSON object a line, each line with the st
     {"plan": {"ggplan": "0.1.0", "the recipe": "9c1f…", …}} 5be0a3d1c7e2f904
     {"bytes": 268435456, "file": 0, "sha256": "77ab…", "tensor": "blk.3.ffn_up_exps.weight"} 0c4e…
 
-The first line is the plan's fingerprint. Each other line says that the first `bytes` bytes of a tensor were
-written, made durable, and have this hash; it is written after they were. For a whole tensor it also gives, as
+The first line is the plan's fingerprint. Each other line says that the first `bytes` bytes of a tensor are
+written and durable, and have this hash; the line is written after that. For a whole tensor it also gives, as
 `source`, the hash of the weights it was made of. A tensor's bytes are hashed in order, so one running hash
 serves the journal and, when the tensor is whole, the manifest.
 
@@ -53,7 +53,7 @@ TensorKey = tuple[int, str]
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """What a journal says: the plan it was made under (None if that cannot be read) and the marks."""
+    """The contents of a journal: its plan (None if that cannot be read) and the marks."""
 
     plan: Fingerprint | None = None
     marks: dict[TensorKey, list[Mark]] = field(default_factory=dict)
@@ -67,7 +67,7 @@ class Journal:
     descriptor: int
 
     def read(self) -> Recorded:
-        """All lines that are sound."""
+        """Read all undamaged lines."""
         size = os.fstat(self.descriptor).st_size
         if size > _SIZE_LIMIT:
             return Recorded()
@@ -83,7 +83,7 @@ class Journal:
         return Recorded(plan, recorded.marks) if plan is not None else Recorded()
 
     def begin(self, plan: Fingerprint) -> None:
-        """Discard what was recorded, and begin under this plan."""
+        """Discard all records, and begin again with this plan."""
         os.ftruncate(self.descriptor, 0)
         self._append([{"plan": plan}])
 
@@ -99,7 +99,7 @@ class Journal:
 
     def _append(self, entries: Iterable[dict[str, object]]) -> None:
         at = os.fstat(self.descriptor).st_size
-        # A torn line is ended first, so that what follows stands on lines of its own.
+        # An incomplete line is ended first, so that new records begin on a line of their own.
         torn = at > 0 and os.pread(self.descriptor, 1, at - 1) != b"\n"
         data = (b"\n" if torn else b"") + b"".join(_line(entry) for entry in entries)
         view = memoryview(data)
@@ -128,7 +128,7 @@ def open_journal(path: Path) -> Journal:
     Raises
     ------
     ConversionError
-        If another run holds the lock, or the name is taken by something else than a file.
+        If another run holds the lock, or the name belongs to something that is not a file.
     OSError
         If the file cannot be created.
     """
@@ -140,7 +140,7 @@ def open_journal(path: Path) -> Journal:
         except BaseException:
             os.close(descriptor)
             raise
-        # The run that held the lock may have removed the file meanwhile; then another one must be made.
+        # The run that held the lock may have removed the file meanwhile; then a new one must be created.
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), os.stat(path)):
                 return Journal(path, descriptor)
@@ -171,7 +171,7 @@ def _check(text: bytes) -> bytes:
 
 
 def _parse(line: bytes) -> dict[str, object]:
-    """The object of a line; empty for a line that is not sound."""
+    """The object of a line; empty for a damaged line."""
     text, _, check = line.rpartition(b" ")
     if not text or check != _check(text):
         return {}

@@ -5,8 +5,8 @@ The format is that of llama.cpp's `llama-gguf-hash`, so that its `--check` reads
     sha256    HEX  FILE:TENSOR
 
 (b11434, `examples/gguf-hash/gguf-hash.cpp`: the hash's name padded to eight characters, then the hash of the
-tensor's bytes without padding.) One more line for each file, of a kind that program passes over, covers what
-stands before the data: the metadata and the table of tensors, padding included.
+tensor's bytes without padding.) One more line for each file, of a kind which that program ignores, has the
+hash of all bytes before the data: the metadata and the table of tensors, padding included.
 
     header-sha256  HEX  FILE
 
@@ -43,10 +43,10 @@ _SIZE_LIMIT = 64 << 20
 
 @dataclass(frozen=True, slots=True)
 class FileHashes:
-    """What a manifest says of one file: the hash of its header, and of each tensor by name (hex digits).
+    """The hashes of one file in a manifest: of its header, and of each tensor by name (hex digits).
 
-    `sources` and `importances` are the hashes of the tensors that have one, `revisions` the revisions of the
-    search of those that were encoded with best effort.
+    `sources` and `importances` have hashes for tensors that were encoded, `revisions` the revision of the
+    search for those that were encoded with best effort.
     """
 
     file: str
@@ -59,7 +59,7 @@ class FileHashes:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """A manifest that was read; ask it by the names a GGUF file gives."""
+    """A manifest that was read; look-ups take the names in a GGUF file."""
 
     path: Path
     tensor_lines: Mapping[str, str]
@@ -126,7 +126,7 @@ def read_manifest(path: Path) -> Manifest:
         if not path.is_file():
             raise CheckpointError(f"there is no manifest {shown}")
         if (size := path.stat().st_size) > _SIZE_LIMIT:
-            raise CheckpointError(f"{shown} is no manifest: it has {size:,} bytes")
+            raise CheckpointError(f"{shown} is not a manifest: it has {size:,} bytes")
         text = path.read_bytes().decode("utf-8", "replace")
     except OSError as error:
         raise CheckpointError(f"cannot read {shown}: {error.strerror or error}") from error
@@ -138,7 +138,7 @@ def read_manifest(path: Path) -> Manifest:
         elif found := _REVISION_LINE.fullmatch(line):
             revisions[found[2]] = int(found[1])
     if not lines[_TENSOR] and not lines[_HEADER]:
-        raise CheckpointError(f"{shown} is no manifest: no line gives a SHA-256 of a tensor")
+        raise CheckpointError(f"{shown} is not a manifest: no line gives a SHA-256 of a tensor")
     making = {kind: lines[kind] for kind in (_SOURCE, _IMPORTANCE)}
     return Manifest(path, lines[_TENSOR], lines[_HEADER], making, revisions)
 

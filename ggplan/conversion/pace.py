@@ -1,9 +1,9 @@
-"""How many threads and how large chunks fit into a budget of memory.
+"""The number of threads and the size of chunks that fit into a memory budget.
 
-A chunk that is being encoded holds its rows as they are stored, as float32 and as blocks, and what the steps
-between them need; one that only waits to be hashed holds its blocks. Both are counted by the weight, at the
-most any type needs. A chunk has at least one row, so a row can be too long for a budget; a tensor cannot.
-Where memory is short chunks become smaller, down to an eighth, before threads become fewer.
+A chunk that is being encoded holds its rows as they are stored, as float32 and as blocks, and the scratch
+memory of the steps between; one that waits to be hashed holds only its blocks. Both are counted as bytes per
+weight, for the type that needs most. A chunk has at least one row, so a row can be too long for a budget, but
+a tensor cannot. If memory is short, chunks become smaller, down to an eighth, before threads become fewer.
 """
 
 from __future__ import annotations
@@ -59,11 +59,11 @@ def choose_pace(plan: Plan, n_threads: int, memory: int) -> Pace:
 
 
 def keep_freed_memory(pace: Pace) -> None:
-    """Have the C library keep the memory of a chunk for the next one.
+    """Make the C library keep the memory of a chunk for the next one.
 
-    Otherwise it returns the memory to the system, which clears the pages anew, with a page fault each: a
-    tenth of the time of a conversion to q8_0. glibc keeps twice as much as the largest array that was mapped
-    and freed so far (mallopt(3), M_MMAP_THRESHOLD), so one is made and freed here without being used.
-    Elsewhere this does nothing.
+    Otherwise it returns the memory to the system, and each page is cleared again at a page fault: a tenth of
+    the time of a conversion to q8_0. glibc keeps twice as much as the largest array that was mapped and freed
+    so far (mallopt(3), M_MMAP_THRESHOLD), so an unused array is allocated and freed here. With other C
+    libraries this has no effect.
     """
     np.empty(pace.chunk_weights * _WORKING, np.uint8)

@@ -1,8 +1,9 @@
 """A file of the output while it is being written: `OUT.gguf.part`.
 
-It has its final size from the start. Where the file system can, its space is reserved too (posix_fallocate),
-so that a disk which is too small fails in the first second instead of the fifth hour. glibc imitates the call
-where the file system has none, by writing a byte to every block; Linux' own fallocate tells the two apart.
+It has its final size from the start. If the file system supports it, its space is reserved too
+(posix_fallocate), so that a disk which is too small fails in the first second instead of the fifth hour. If
+the file system does not, glibc imitates the call by writing a byte to every block; Linux' own fallocate shows
+which is the case.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ class PartFile:
     path, part
         Its final name, and the name it has until it is complete.
     plan
-        What goes into it.
+        The plan of its contents.
     is_final
-        Whether it has the final name already: an earlier run was stopped after it renamed this file.
+        Whether it already has the final name, because an earlier run was stopped after renaming it.
     """
 
     number: int
@@ -53,8 +54,8 @@ class PartFile:
         """Up to `n_bytes` from `offset` on, less at the end of the file."""
         return os.pread(self.descriptor, n_bytes, offset)
 
-    def write_frame(self) -> None:
-        """Give the file its size, and write all that is not weights: the header, zeros between tensors."""
+    def write_all_but_weights(self) -> None:
+        """Give the file its size, and write everything except weights: the header, zeros between tensors."""
         plan = self.plan
         os.ftruncate(self.descriptor, plan.file_bytes)
         self.write(memoryview(plan.header), 0)
@@ -64,14 +65,14 @@ class PartFile:
             at = tensor.offset + tensor.n_bytes
             self.write(memoryview(bytes(end - at)), data_at + at)
 
-    def has_frame(self) -> bool:
+    def has_size_and_header(self) -> bool:
         """Whether the file has the planned size and header."""
         size = os.fstat(self.descriptor).st_size
         header = self.plan.header
         return size == self.plan.file_bytes and self.read(0, len(header)) == header
 
     def sync_data(self) -> None:
-        """Make what was written durable."""
+        """Make the written data durable."""
         getattr(os, "fdatasync", os.fsync)(self.descriptor)
 
     def sync(self) -> None:
@@ -90,7 +91,7 @@ def part_path(path: Path) -> Path:
 
 
 def open_part(number: int, path: Path, plan: Plan, *, keep: bool) -> PartFile:
-    """Open the part file of an output, a new one unless it is there and `keep` is true."""
+    """Open the part file of an output, a new one unless it exists and `keep` is true."""
     part = part_path(path)
     if not keep:
         part.unlink(missing_ok=True)
@@ -106,7 +107,7 @@ def open_final(number: int, path: Path, plan: Plan) -> PartFile:
 
 
 def check_space(paths: list[tuple[Path, int]]) -> None:
-    """Refuse a folder with too little room for part files of these sizes; blocks they have count as room.
+    """Refuse a folder with too little room for part files of these sizes; blocks they already have are free.
 
     Raises
     ------
@@ -138,7 +139,7 @@ def reserve(part: PartFile) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make what was created, renamed or removed in `folder` survive a power cut, where that can be done."""
+    """Make the names in `folder` durable, so that they survive a power cut, if the system can do that."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""Refuse what is sure to fail, before the first byte is written."""
+"""Refuse a conversion that must fail, before the first byte is written."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def check_convertible(plan: Plan, *, allow_requantize: bool) -> None:
     Raises
     ------
     PlanError
-        Naming the first tensor that is in the way, and how many others.
+        With the first tensor that prevents it, and how many others do.
     """
     if plan.model.kind == "inventory":
         raise PlanError(
@@ -53,7 +53,7 @@ def check_convertible(plan: Plan, *, allow_requantize: bool) -> None:
 
 
 def check_target(plan: Plan, outputs: Sequence[Path], sidecars: Sequence[Path]) -> None:
-    """Refuse names that no output can have: in a folder that is not there, of a folder, of an input.
+    """Refuse names that an output cannot have: in a missing folder, of a folder, of an input.
 
     Parameters
     ----------
@@ -70,7 +70,7 @@ def check_target(plan: Plan, outputs: Sequence[Path], sidecars: Sequence[Path]) 
     shown = printable(str(outputs[0]))
     folder = outputs[0].parent
     if "\0" in str(outputs[0]):
-        raise ConversionError(f"{shown} is no name of a file")
+        raise ConversionError(f"{shown} is not the name of a file")
     if not folder.is_dir():
         raise ConversionError(f"the folder of {shown} does not exist")
     sources = _source_files(plan)
@@ -93,7 +93,7 @@ def check_absent(outputs: Sequence[Path]) -> None:
 
 
 def check_readable(plan: Plan) -> None:
-    """Read the first and the last row of each tensor, so that what cannot be read fails now.
+    """Read the first and the last row of each tensor, so that unreadable data fails now.
 
     Raises
     ------
@@ -128,7 +128,7 @@ def _check_name(path: Path, sources: dict[tuple[int, int], Path]) -> None:
 
 
 def _source_files(plan: Plan) -> dict[tuple[int, int], Path]:
-    """What must not be written to, by device and inode: inputs, and all else a checkpoint's folder has."""
+    """Files that must not be written to, by device and inode: inputs, and other files of the checkpoint."""
     paths = list(input_files(plan))
     if plan.model.kind == "hf":
         paths += [path for path in plan.model.path.iterdir() if path.suffix not in _OUTPUT_SUFFIXES]

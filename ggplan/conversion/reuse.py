@@ -1,18 +1,18 @@
-"""Copy tensors that an earlier conversion has already encoded in the same way from its output.
+"""Copy tensors from the output of an earlier conversion that encoded them in the same way.
 
-An encoder's bytes follow from the weights, the type, the effort and the importance. Where an earlier output
-of ggplan has a tensor of the same shape and type, made with the same effort and importance, two things remain
-to be proven, both before a byte is copied:
+An encoder's bytes depend on the weights, the type, the effort and the importance. If an earlier output of
+ggplan has a tensor of the same shape and type, made with the same effort and importance, two things must
+still be proven before a byte is copied:
 
     the weights are the same    the hash of the source's rows, which are read again, is the recorded one
     the bytes are undamaged     their SHA-256 is the recorded one
 
-What was recorded is in the manifest beside the earlier output, `OLD.gguf.sha256` (see `manifest`). What is
-not proven is encoded. So the output is the same with `--reuse` or without, unless the manifest is forged:
-reuse only your own files. Stopped work may be resumed with or without `--reuse`.
+The records are in the manifest beside the earlier output, `OLD.gguf.sha256` (see `manifest`). A tensor
+without this proof is encoded. So the output is the same with and without `--reuse`, unless the manifest is
+forged: reuse only your own files. Stopped work may be resumed with or without `--reuse`.
 
-The default effort's bytes are llama.cpp's, in every version of ggplan. Those of best effort are what its
-search finds, so there the revision of the search must be the same too.
+The bytes of default effort are llama.cpp's, in every version of ggplan. The bytes of best effort depend on
+its search, so there the revision of the search must be the same too.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Earlier:
     model
         The file, or its split set.
     manifest
-        What was recorded; None where `trouble` says why nothing of the file can be reused.
+        Its records; None if nothing of the file can be reused, for the reason in `trouble`.
     """
 
     model: Model
@@ -63,7 +63,7 @@ class Earlier:
 
 @dataclass(frozen=True, slots=True)
 class Reusable:
-    """A tensor of an earlier output: its rows there, and what was recorded of it."""
+    """A tensor of an earlier output: its rows there, and its records."""
 
     planned: PlannedTensor
     stored: RowSource
@@ -73,16 +73,16 @@ class Reusable:
 
 @dataclass(frozen=True, slots=True)
 class Reuse:
-    """What of a plan comes from an earlier output.
+    """The tensors of a plan that are copied from an earlier output.
 
     Attributes
     ----------
     path
         The earlier output.
     tensors
-        Those that are copied, by name; before the proof, those that may be.
+        The tensors to copy, by name; before the proof, the candidates.
     reasons
-        Why each of the others is not.
+        Why each of the others is not copied.
     """
 
     path: Path
@@ -108,7 +108,7 @@ def open_earlier(path: str | Path) -> Earlier:
     Raises
     ------
     CheckpointError
-        If it is no GGUF file, or damaged in its header.
+        If it is not a GGUF file, or its header is damaged.
     """
     path = Path(path)
     model = open_gguf(path)
@@ -127,7 +127,7 @@ def open_earlier(path: str | Path) -> Earlier:
 
 
 def find_reusable(plan: Plan, earlier: Earlier) -> Reuse:
-    """What of a plan may be copied from an earlier output, by all that is known without reading weights.
+    """The tensors that may be copied from an earlier output, as far as is known without reading weights.
 
     Raises
     ------
@@ -150,7 +150,7 @@ def find_reusable(plan: Plan, earlier: Earlier) -> Reuse:
 def prove_reusable(
     reuse: Reuse, wanted: Iterable[str], n_threads: int, run_weights: int, stop: threading.Event
 ) -> Reuse:
-    """Prove for each wanted tensor that weights and bytes are those recorded, and take out the others.
+    """Prove for each wanted tensor that weights and bytes are as recorded, and remove the others.
 
     Parameters
     ----------
@@ -161,7 +161,7 @@ def prove_reusable(
     """
     names = set(wanted)
     chosen = [found for name, found in reuse.tensors.items() if name in names]
-    # The largest first, so that no thread is left alone with it at the end.
+    # The largest first, so that it is not the last one, read by a single thread.
     chosen.sort(key=lambda found: -found.planned.tensor.n_weights)
     tensors: dict[str, Reusable] = {}
     reasons = {**reuse.reasons, **dict.fromkeys(reuse.tensors.keys() - names, "written by an earlier run")}
@@ -182,11 +182,11 @@ def prove_reusable(
 
 
 def _differing_choice(plan: Plan, earlier: Model) -> str:
-    """What the earlier plan chose otherwise for all tensors, or ""."""
+    """An option of the earlier plan that differs for all tensors, or ""."""
     effort = _text(earlier.metadata, "ggplan.effort", "default")
     if effort != plan.effort:
         return f"it was made with --effort {printable(effort)}"
-    # Where nothing was refused, no weight was there that another policy would change.
+    # If `refuse` refused nothing, there is no weight that another policy would change.
     nonfinite = _text(earlier.metadata, "ggplan.nonfinite", "refuse")
     if nonfinite not in ("refuse", plan.nonfinite):
         return f"it was made with --nonfinite {printable(nonfinite)}"
@@ -196,7 +196,7 @@ def _differing_choice(plan: Plan, earlier: Model) -> str:
 def _reusable(
     plan: Plan, planned: PlannedTensor, there: TensorInfo | None, manifest: Manifest | None, trouble: str
 ) -> Reusable | str:
-    """The tensor in the earlier output, or why it is not taken from there."""
+    """The tensor in the earlier output, or the reason why it is not copied."""
     if planned.is_copied:
         return "copied from the source"
     if not has_source_hash(planned):

@@ -1,7 +1,7 @@
 """The SHA-256 of a tensor whose bytes arrive in pieces, from several threads and in any order.
 
-A hash must see its bytes in order, so a piece that comes early waits until those before it are in. The thread
-that fills the gap hashes all that can be hashed; the others continue with their work.
+A hash needs its bytes in order, so a piece that comes early waits for the pieces before it. The thread that
+fills the gap hashes all pieces that are now in order; the others continue with their work.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class RunningHash:
     """The hash of the first `done` bytes of a tensor of `n_bytes`.
 
-    `expected` is what the whole is known to have, in hex digits: until it has, nothing of it is marked.
+    `expected` is the known hash of the whole, in hex digits; no mark is made until the whole has that hash.
     """
 
     expected: str | None = None
@@ -36,11 +36,11 @@ class RunningHash:
 
     @property
     def complete(self) -> bool:
-        """Whether all bytes are in."""
+        """Whether all bytes have been added."""
         return self.done == self.n_bytes
 
     def add(self, data: memoryview, start: int) -> int:
-        """Take the bytes from `start` on; returns how many pieces, this or earlier ones, are hashed by it."""
+        """Add the bytes from `start` on; returns how many pieces, also earlier ones, could now be hashed."""
         with self._lock:
             self._waiting[start] = data
             if self._busy:
@@ -61,17 +61,17 @@ class RunningHash:
 
     @property
     def is_wrong(self) -> bool:
-        """Whether all bytes are in, and are not those expected."""
+        """Whether all bytes have been added, and do not have the expected hash."""
         return self.expected is not None and self.complete and self.mark().sha256 != self.expected
 
     def mark(self) -> Mark:
-        """How far the hash is, and what it is there."""
+        """The number of bytes hashed so far, and their hash."""
         with self._lock:
             done, snapshot = self.done, self._snapshot
         return Mark(done, snapshot.hexdigest())
 
     def new_mark(self) -> Mark | None:
-        """As `mark`, or None where nothing came in since this was last asked."""
+        """As `mark`, or None if nothing was hashed since the last call."""
         if self.done == self._marked or (self.expected is not None and not self.complete):
             return None
         mark = self.mark()

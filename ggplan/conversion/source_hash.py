@@ -1,9 +1,9 @@
-"""What the manifest says of a tensor's making: the hash of the weights that were encoded, and of the imatrix.
+"""The hashes of a tensor's inputs for the manifest: of the weights that were encoded, and of the importance.
 
-The rows are hashed as the encoder gets them, as float32: so the hash does not depend on how a
-checkpoint is sharded or stored, and it covers all that stands between the file and the encoder, such as the
-scales of fp8 weights, experts that are stacked and heads that are permuted. Types without blocks have none;
-to encode these takes no longer than to prove anything about them.
+The rows are hashed as the encoder gets them, as float32. So the hash does not depend on how a checkpoint is
+sharded or stored, and it covers every step between the file and the encoder, such as the scales of fp8
+weights, stacked experts and permuted heads. Types without blocks have no such hash: encoding them takes no
+longer than proving that their weights are the same.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def has_source_hash(planned: PlannedTensor) -> bool:
 
 
 def new_source_hash(planned: PlannedTensor) -> RunningHash:
-    """A hash that waits for the rows of a tensor."""
+    """A new hash for the rows of a tensor."""
     tensor = planned.tensor
     size = f"ggplan rows 2: {tensor.n_rows} x {tensor.n_columns}\n"
     kept = hashlib.sha256(size.encode("ascii"))
@@ -33,7 +33,7 @@ def new_source_hash(planned: PlannedTensor) -> RunningHash:
 
 
 def add_rows(source: RunningHash, start: int, rows: Rows) -> float:
-    """Tell the hash of a tensor's rows from `start` on; returns their largest magnitude (see `hash_rows`)."""
+    """Add a tensor's rows from `start` on to the hash; returns their largest magnitude (see `hash_rows`)."""
     hashes, largest = hash_rows(rows)
     source.add(hashes.reshape(-1).data, start * hashes.shape[1])
     return largest
@@ -42,7 +42,7 @@ def add_rows(source: RunningHash, start: int, rows: Rows) -> float:
 def source_hash_of(
     planned: PlannedTensor, run_weights: int, is_stopped: Callable[[], bool] = lambda: False
 ) -> str:
-    """The hash of a tensor's weights, which are read for it, so many at a time; "" where it was stopped.
+    """The hash of a tensor's weights, read in runs for this; "" if it was stopped.
 
     Raises
     ------
@@ -59,7 +59,7 @@ def source_hash_of(
 
 
 def importance_hash(plan: Plan, planned: PlannedTensor) -> str:
-    """The SHA-256 of the importance a tensor is encoded with, in hex digits; "" where there is none."""
+    """The SHA-256 of the importance a tensor is encoded with, in hex digits; "" if there is none."""
     importance = importance_of(planned.tensor, planned.type, plan.imatrix, plan.effort)
     if importance is None:
         return ""

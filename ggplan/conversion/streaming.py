@@ -1,12 +1,12 @@
-"""convert: write the GGUF of a plan, so that no work is lost.
+"""convert: write the GGUF of a plan without losing work when it is stopped.
 
 The plan knows every tensor's place, so each thread takes the next chunk, reads its rows, encodes them and
 writes the bytes at their final offset; the bytes do not depend on how many threads there are, on the size of
 chunks, or on where an earlier run was stopped.
 
-Nothing appears under the final name until the file is whole (see `ggplan.conversion.unfinished`). What is
-sure to fail is refused before anything is written. What fails later leaves its work behind if the same
-command could finish it, and nothing at all if it could not.
+The file gets its final name when it is complete (see `ggplan.conversion.unfinished`). A conversion that must
+fail is refused before anything is written. One that fails later keeps its work if the same command could
+finish it, and removes everything if it could not.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ from ggplan.planning.splits import set_path, split_path, split_plan
 from ggplan.text import format_bytes, printable
 
 CHECKPOINT_BYTES = 256 << 20
-"""How much is written between two moments at which it is made durable and recorded. A sixteenth of a small
-output, but no less than 16 MiB, is less."""
+"""Bytes written between two checkpoints, at which they are made durable and recorded. For a small output it
+is a sixteenth of it, but at least 16 MiB."""
 CHECKPOINT_SECONDS = 5.0
-"""How much time passes between them at the most, since slow encoders write little in much time."""
+"""The most seconds between two checkpoints, since slow encoders write few bytes in that time."""
 
 Progress = Callable[[int], None]
 """Called with a number of bytes, from any thread, one call at a time."""
@@ -62,7 +62,7 @@ class ConversionResult:
     Attributes
     ----------
     path
-        The output; of a split set the first file, which opens it.
+        The output; of a split set the first file.
     paths
         All files of the output.
     manifest
@@ -74,7 +74,7 @@ class ConversionResult:
     seconds
         How long this run took.
     reuse
-        With `reuse`, what was copied from there, and why the rest was not.
+        With `reuse`, the tensors that were copied, and why the others were not.
     """
 
     path: Path
@@ -96,22 +96,22 @@ class ConvertOptions:
     threads
         Threads that read, encode and write; by default one for each CPU this process may use.
     memory
-        Bytes that chunks may take, besides the interpreter and its libraries; fewer threads run where
-        it is little.
+        Bytes that chunks may take, besides the interpreter and its libraries; if it is small, fewer threads
+        run.
     allow_requantize
         Encode tensors that are quantized in the source to another quantized type.
     force
         Replace files that exist, once the new ones are complete.
     resume
-        Keep a journal, and go on with work that was begun; else the work of a run that fails is removed.
+        Keep a journal, and continue unfinished work; without it, the work of a run that fails is removed.
     restart
-        Throw away work that was begun, of this plan or another.
+        Discard unfinished work, of this plan or another.
     split_max_bytes, split_max_tensors, split_like
-        Write a split set: with at most so many bytes of tensors in a file, so many tensors, or with the
-        tensors of each file as another model has them. One of the three at most.
+        Write a split set: with at most this many bytes of tensors in a file, at most this many tensors, or
+        with the tensors of each file as in another model. At most one of the three.
     reuse
-        An earlier output of ggplan, by any of its files. Tensors it has that would be encoded to the same
-        bytes are copied from it, once that is proven.
+        An earlier output of ggplan, by any of its files. Tensors in it that would be encoded to the same
+        bytes are copied from it, after this has been proven.
     """
 
     threads: int | None = None
@@ -139,9 +139,9 @@ def convert(
 ) -> ConversionResult:
     """Write the file a plan describes, or the set of files.
 
-    Stopped at any moment, by a signal, a full disk or a power cut, the same call goes on where it stopped
-    and ends in the same bytes. Until then `path` is not there, or is the old file. A `KeyboardInterrupt`
-    waits for the chunks at work and passes through.
+    If it is stopped at any moment, by a signal, a full disk or a power cut, the same call continues there and
+    gives the same bytes. Until then `path` does not exist, or is the old file. A `KeyboardInterrupt` waits
+    for the chunks that are being encoded and is raised again.
 
     Parameters
     ----------
@@ -150,9 +150,9 @@ def convert(
         while it is written, `PATH.part` and `PATH.part.journal`. A split set is called
         `PATH-00001-of-00003.gguf` and so on, after `path` without its `.gguf`.
     progress
-        Told of every piece of data written.
+        Called for every piece of data written.
     resumed
-        Told of every tensor's bytes that an earlier run wrote, before anything is written.
+        Called for the bytes of every tensor that an earlier run wrote, before anything is written.
 
     Raises
     ------
@@ -163,7 +163,7 @@ def convert(
         If the target cannot be written, another run is writing it, work of another plan is in the way, or a
         weight is not finite.
     CheckpointError
-        If the source cannot be read, or changes meanwhile.
+        If the source cannot be read, or changes during the conversion.
     """
     started = time.monotonic()
     path = Path(path)
@@ -258,7 +258,7 @@ def _write(
 
 
 def _take_proven(work: UnfinishedOutput, reuse: Reuse, pace: Pace) -> Reuse:
-    """Prove what may be reused of that which is not begun, and have it copied."""
+    """Prove which tensors may be reused, of those not begun, and mark them to be copied."""
     keys = {t.name: (part.number, t.name) for part in work.parts for t in part.plan.tensors}
     wanted = [name for name in reuse.tensors if work.hashes[keys[name]].done == 0]
     proven = prove_reusable(reuse, wanted, pace.n_threads, pace.chunk_weights, threading.Event())
@@ -272,7 +272,7 @@ def _take_proven(work: UnfinishedOutput, reuse: Reuse, pace: Pace) -> Reuse:
 
 
 def _run(work: UnfinishedOutput, pace: Pace, progress: Progress) -> None:
-    """Encode and write all that is not there."""
+    """Encode and write all bytes that are missing."""
     n_bytes = sum(part.plan.file_bytes for part in work.parts)
     step = min(CHECKPOINT_BYTES, max(16 << 20, n_bytes // 16))
     unsynced = 0
@@ -301,7 +301,7 @@ def _run(work: UnfinishedOutput, pace: Pace, progress: Progress) -> None:
 
 
 def _tasks(work: UnfinishedOutput, chunk_weights: int) -> Iterator[Task]:
-    """The chunks that are not kept, in the order of the files."""
+    """The chunks that an earlier run did not finish, in the order of the files."""
     for part in work.parts:
         keys = [(part.number, t.name) for t in part.plan.tensors]
         if all(work.hashes[key].complete and key not in work.sources for key in keys):
@@ -326,7 +326,7 @@ def _refuse_changed(states: dict[Path, InputState]) -> None:
 def _keep_or_discard(
     work: UnfinishedOutput, error: BaseException, output: Path, n_bytes: int, states: dict[Path, InputState]
 ) -> None:
-    """Keep the work if the same command could go on with it, else remove it; the error tells which."""
+    """Keep the work if the same command could continue it, else remove it; the error says which."""
     if work.is_finished:
         error.add_note(f"{printable(str(output))} is complete")
         return
@@ -340,7 +340,7 @@ def _keep_or_discard(
     work.close()
     note = (
         f"{format_bytes(kept)} of {format_bytes(n_bytes)} are kept in {printable(str(part_path(output)))}; "
-        "the same command goes on from there"
+        "the same command continues from there"
     )
     error.add_note(note)
     if isinstance(error, Error):
@@ -352,4 +352,4 @@ def _notes(error: BaseException) -> str:
 
 
 def _ignore(n_bytes: int) -> None:
-    """The progress of a call that was given none."""
+    """The progress function of a call without one."""

@@ -1,14 +1,14 @@
-"""The files of a conversion under way: journal, part files, and how far each tensor is.
+"""The files of an unfinished conversion: journal, part files, and how much of each tensor is written.
 
     OUT.gguf.part           the output, at its final size; tensors are filled in any order
     OUT.gguf.part.journal   which bytes of it are certainly on the disk, and the lock
-    OUT.gguf                appears when all is done, by renaming
+    OUT.gguf                the part file, renamed when all is done
 
-The order of steps is what makes this safe against a stop at any moment. Bytes are made durable before the
-journal mentions them. The journal is removed last, after the renames are durable, so as long as there is one,
-there may be something left to do. The files of a set are renamed from the last to the first, the one that
-opens the set. A run that finds a final file where a part should be, and everything in it as the journal
-says, was stopped between two renames, and goes on from there.
+The order of steps makes this safe against a stop at any moment. Bytes are made durable before the journal
+records them. The journal is removed last, after the renames are durable, so as long as it exists there may be
+work to do. The files of a set are renamed from the last to the first, because the first opens the set. If a
+run finds a final file instead of a part file, and its contents agree with the journal, an earlier run was
+stopped between two renames, and this one continues from there.
 """
 
 from __future__ import annotations
@@ -60,19 +60,19 @@ class UnfinishedOutput:
     parts
         The files of the output, in order.
     hashes
-        How far each tensor is.
+        The running hash of each tensor, with the number of bytes written.
     sources
-        The same of the weights that are read, for tensors whose source is hashed.
+        The same for the weights that are read, of tensors whose source is hashed.
     known_sources
         The hashes of sources that were read before: by an earlier run, or for `--reuse`.
     reused
         The rows, in an earlier output, of tensors that are copied from there.
     resumed_bytes
-        Bytes of tensors that an earlier run wrote and that are right.
+        Bytes of tensors that an earlier run wrote and that have the recorded hash.
     recorded
         Bytes of each tensor that the journal has recorded.
     made
-        Files of this run that a run without a journal removes where it fails.
+        Files that a run without a journal removes if it fails.
     """
 
     journal: Journal
@@ -88,7 +88,7 @@ class UnfinishedOutput:
     is_finished: bool = False
 
     def checkpoint(self) -> None:
-        """Make what was written durable, then record it in the journal."""
+        """Make the written bytes durable, then record them in the journal."""
         marks = {
             key: replace(mark, source=self.source_of(key)) if mark.n_bytes == hash_.n_bytes else mark
             for key, hash_ in self.hashes.items()
@@ -101,21 +101,21 @@ class UnfinishedOutput:
             self.recorded.update((key, mark.n_bytes) for key, mark in marks.items())
 
     def source_of(self, key: TensorKey) -> str:
-        """The hash of the weights a tensor is made of; "" where it is not wanted, or not known yet."""
+        """The hash of the weights a tensor is encoded from; "" if it is not needed, or not known yet."""
         source = self.sources.get(key)
         if source is not None and source.complete:
             return source.mark().sha256
         return self.known_sources.get(key, "")
 
     def finish(self, manifest: Path) -> None:
-        """Give the files their final names; everything must be written by now."""
+        """Give the files their final names; all bytes must be written."""
         self.checkpoint()
         for part in self.parts:
             if missing := [
                 t.name for t in part.plan.tensors if not self.hashes[part.number, t.name].complete
             ]:
                 raise ConversionError(f"{printable(missing[0])} was not written to its end")
-            if not part.has_frame():
+            if not part.has_size_and_header():
                 raise ConversionError(f"{printable(str(part.part))} was changed by another program")
             if not part.is_final:
                 part.sync()
@@ -134,7 +134,7 @@ class UnfinishedOutput:
         self._close_parts()
 
     def save(self) -> int:
-        """Record as much as can be; returns the bytes of tensors that a later run will find."""
+        """Record as much as possible; returns the bytes of tensors that a later run will find."""
         with contextlib.suppress(OSError):
             self.checkpoint()
         return sum(self.recorded.values())
@@ -175,12 +175,12 @@ class UnfinishedOutput:
 def check_journal(
     recorded: Recorded, now: Fingerprint, output: Path, *, resume: bool, restart: bool
 ) -> Recorded:
-    """What of a journal may be used; an empty one where the work begins anew.
+    """The records of a journal that may be used; empty if the work begins again.
 
     Raises
     ------
     ConversionError
-        If there is work of another plan, or work that this run would not go on with, and no `restart`.
+        If there is work of another plan, or work that this run would not continue, and no `restart`.
     """
     if restart or recorded.plan is None:
         return Recorded()
@@ -210,7 +210,7 @@ def find_renamed(files: Sequence[tuple[Path, Plan]], recorded: Recorded) -> dict
             continue
         part = open_final(number, path, plan)
         hashes = (kept_hash(part, t.offset, t.n_bytes, marks[t.name]) for t in plan.tensors)
-        if part.has_frame() and all(hash_.complete for hash_ in hashes):
+        if part.has_size_and_header() and all(hash_.complete for hash_ in hashes):
             found[number] = part
         else:
             part.close()
@@ -223,7 +223,7 @@ def open_parts(
     recorded: Recorded,
     renamed: Mapping[int, PartFile],
 ) -> None:
-    """Open or create the part files, reserve their space, and write all of them but the weights.
+    """Open or create the part files, reserve their space, and write everything except the weights.
 
     Raises
     ------
@@ -244,7 +244,7 @@ def open_parts(
         part = open_part(number, path, plan, keep=recorded.plan is not None)
         work.parts.append(part)
         reserve(part)
-        part.write_frame()
+        part.write_all_but_weights()
     sync_folder(files[0][0].parent)
 
 
@@ -255,7 +255,7 @@ def check_kept(
     resumed: Callable[[int], None],
     stop: threading.Event,
 ) -> None:
-    """Hash again what the journal says is there; what is not right will be written anew."""
+    """Hash the bytes in the journal again; those with another hash will be written again."""
     jobs = [(part, tensor) for part in work.parts for tensor in part.plan.tensors]
     with ThreadPoolExecutor(n_threads) as pool:
         try:
@@ -285,7 +285,7 @@ def check_kept(
 def kept_hash(
     part: PartFile, offset: int, n_bytes: int, marks: Sequence[Mark], stop: threading.Event | None = None
 ) -> RunningHash:
-    """The hash of as much of a tensor as is in the file and agrees with the marks."""
+    """The hash of the part of a tensor that is in the file and agrees with the marks."""
     hash_, good, done, at = hashlib.sha256(), hashlib.sha256(), 0, 0
     for mark in sorted(marks, key=lambda mark: mark.n_bytes):
         if not at <= mark.n_bytes <= n_bytes:
@@ -313,7 +313,7 @@ def remove_stale_parts(output: Path, files: Sequence[tuple[Path, Plan]]) -> None
 
 
 def _write_durably(path: Path, text: str) -> None:
-    """Write a small file anew."""
+    """Write a small file and make it durable."""
     path.unlink(missing_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:

@@ -1,9 +1,9 @@
 """The threads of a conversion: each takes the next chunk, reads, encodes, writes and hashes it.
 
-No thread waits for another but for memory: a chunk that is written keeps its bytes until those before it in
-the tensor are hashed, and the number of chunks in that state is bounded. The kernels, the hash and the calls
+A thread waits for others only because of memory: a written chunk keeps its bytes until those before it in the
+tensor are hashed, and the number of such chunks is limited. The kernels, the hash and the calls
 of the file system release the GIL. The calling thread does none of this work; from time to time it makes
-durable what was written, and signals reach it at once.
+written bytes durable, and it handles signals at once.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _TICK_SECONDS = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A chunk, the file it goes to, its tensor's hash, and that of the tensor's source where it is wanted."""
+    """A chunk, the file it goes to, its tensor's hash, and that of the tensor's source if it is needed."""
 
     chunk: Chunk
     part: PartFile
@@ -34,12 +34,12 @@ class Task:
 
     @property
     def start(self) -> int:
-        """Where the chunk's bytes begin in the tensor."""
+        """The first byte of the chunk in the tensor."""
         return self.chunk.file_offset - len(self.part.plan.header) - self.chunk.planned.offset
 
     @property
     def stop(self) -> int:
-        """Where they end."""
+        """The end of the chunk in the tensor, in bytes."""
         planned = self.chunk.planned
         row_bytes = planned.type.row_bytes(planned.tensor.n_columns)
         return self.start + (self.chunk.stop - self.chunk.start) * row_bytes
@@ -53,7 +53,7 @@ def run(
     written: Callable[[int], None],
     tick: Callable[[], None],
 ) -> None:
-    """Work through all tasks; the first error of any thread stops all and is raised here.
+    """Do all tasks; the first error in any thread stops all and is raised here.
 
     Parameters
     ----------
@@ -62,7 +62,7 @@ def run(
     written
         Called with the number of bytes just written, from any thread, one call at a time.
     tick
-        Called now and then from the calling thread, while there is work.
+        Called from time to time from the calling thread, while there is work.
     """
     lock = threading.Lock()
     stop = threading.Event()
@@ -86,7 +86,7 @@ def run(
             failures.append(error)
             stop.set()
         finally:
-            # Wake a thread that waits for room: at an error, or at the end, where no chunk is left.
+            # Wake a thread that waits for room: after an error, or at the end, when no chunk is left.
             room.release()
 
     workers = [threading.Thread(target=work, name=f"ggplan-{i}", daemon=True) for i in range(n_threads)]
@@ -108,13 +108,13 @@ def run(
 
 
 def _do(task: Task, lock: threading.Lock, written: Callable[[int], None]) -> int:
-    """Carry out a task; returns how many chunks need no memory any more."""
+    """Do a task; returns how many chunks no longer need memory."""
     if task.stop <= task.hash.done:
         _read_again(task)
         return 1
     data = encode_chunk(task.chunk, task.source)
     start = task.start
-    # After a resume the first chunk of a tensor may begin in what is kept.
+    # After a resume the first chunk of a tensor may overlap the bytes that are kept.
     if start < task.hash.done:
         data, start = data[task.hash.done - start :], task.hash.done
     task.part.write(data, len(task.part.plan.header) + task.chunk.planned.offset + start)
@@ -127,7 +127,7 @@ def _do(task: Task, lock: threading.Lock, written: Callable[[int], None]) -> int
 
 
 def _read_again(task: Task) -> None:
-    """Hash the source of a chunk that an earlier run wrote, but not the rest of its tensor."""
+    """Hash the source of a chunk that an earlier run wrote without finishing its tensor."""
     chunk = task.chunk
     if task.source is not None:
         add_rows(task.source, chunk.start, read_rows(chunk.planned, chunk.start, chunk.stop))

@@ -1,11 +1,11 @@
-r"""Dialects: the ways other tools say which tensor gets which type, read as recipes and written from them.
+r"""Dialects: the formats in which other tools say which tensor gets which type, imported and exported.
 
     >>> print(import_recipe(r"output\.weight=q8_0,blk\..*=iq4_k", "list").text)  # doctest: +SKIP
 
 `import_recipe` reads a text, whose dialect it detects, and gives the text of a recipe; `export_recipe` writes
-what a recipe gives a model as a list that every tool reads alike (see `flatten`), and checks that by reading
-it back. A dialect with GGUF's names is imported without a model; one with Hugging Face's names
-(`re:.*q_proj`, `model.layers.0.mlp`) or with numbers of layers needs the model.
+the types that a recipe gives a model, as a list that every tool reads in the same way (see `flatten`), and
+checks it by reading it back. A dialect with GGUF names is imported without a model; one with Hugging Face
+names (`re:.*q_proj`, `model.layers.0.mlp`) or with layer numbers needs the model.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ggplan.dialects import (
     thireus,
     torchao,
 )
-from ggplan.dialects.flatten import settled
+from ggplan.dialects.flatten import fitted_types
 from ggplan.dialects.ik_llama import BLOCK
 from ggplan.dialects.source import Imported, Source
 from ggplan.errors import RecipeError
@@ -43,9 +43,9 @@ class Dialect:
     Attributes
     ----------
     read
-        Makes the recipe's text from a source, the recipe's name, a model or None, and the number of a list.
+        Makes the recipe's text from a source, the recipe's name, a model or None, and the number of the list.
     write
-        Makes the text from a recipe and a model, and what there is to say about it.
+        Makes the text from a recipe and a model, and notes about it.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Dialect:
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """A recipe in another dialect; `notes` say how it is used and what the dialect cannot hold."""
+    """A recipe in another dialect; `notes` say how to use it and what the dialect cannot express."""
 
     dialect: str
     text: str
@@ -65,7 +65,7 @@ class Exported:
 
 def _read_llama_quantize(source: Source, name: str, model: Model | None, block: int | None) -> Imported:
     if "--tensor-type" in source.text:
-        return llama_quantize.import_command(source, name, model)
+        return llama_quantize.import_command_line(source, name, model)
     return llama_quantize.import_file(source, name, model)
 
 
@@ -95,7 +95,7 @@ DIALECTS = {
 }
 """By name, in the order of the documentation."""
 
-# A model card may hold several dialects: the first sign that stands in it decides.
+# A model card may hold several dialects: the first of these that is found decides.
 _SIGNS = (
     ("mlx", r"\A\s*mixed_\d_\d\s*\Z|--quant-predicate"),
     ("layer-types", r"\bLAYER_TYPES\s*=|--layer-types"),
@@ -143,52 +143,52 @@ def import_recipe(
     model: Model | None = None,
     block: int | None = None,
 ) -> Imported:
-    """The recipe that a text of another tool stands for.
+    """The recipe with the same meaning as a text of another tool.
 
     Parameters
     ----------
     file
-        What messages call the text.
+        The name of the text in messages.
     dialect
         A key of `DIALECTS`; "" to detect it from the text.
     name
-        The recipe's name; "" for one after the file.
+        The recipe's name; "" for the file's.
     model
         The model or inventory it is for, where the dialect needs one.
     block
-        Which of several lists in a text, from 1.
+        The number of the list to read, from 1, if the text has several.
 
     Raises
     ------
     RecipeError
-        If there is no such dialect, the text is not of it, or says what no recipe can; the message names file
-        and line.
+        If there is no such dialect, the text is not in it, or a recipe cannot express it; the message names
+        file and line.
     """
     source = Source(text.removeprefix("\ufeff").replace("\r\n", "\n"), file)
     known = _dialect(dialect or detect(source))
     stem = file.replace("\\", "/").rpartition("/")[2]
     title = name or (stem.rpartition(".")[0] or stem if stem != "-" else "imported")
     imported = known.read(source, title, model, block)
-    parse_recipe(imported.text, f"{file}, imported")  # what was written must read
+    parse_recipe(imported.text, f"{file}, imported")  # the written text must be a valid recipe
     return imported
 
 
 def export_recipe(recipe: Recipe | Assignment, model: Model, dialect: str) -> Exported:
-    """The types that a recipe, or an assignment, gives a model, in another dialect and exact for this model.
+    """The types that a recipe or an assignment gives a model, in another dialect; exact for this model.
 
     The text is read back before it is returned, and must give each tensor the recipe's type.
 
     Raises
     ------
     RecipeError
-        If there is no such dialect, or it cannot say what the recipe does to a tensor.
+        If there is no such dialect, or it cannot express the type of a tensor.
     """
     known = _dialect(dialect)
     text, notes = known.write(recipe, model)
     back = parse_recipe(
         import_recipe(text, recipe.name, dialect=dialect, model=model).text, "the exported list"
     )
-    for wanted, got in zip(settled(recipe, model), settled(back, model), strict=True):
+    for wanted, got in zip(fitted_types(recipe, model), fitted_types(back, model), strict=True):
         if wanted.type != got.type:
             name = printable(wanted.tensor.name)
             raise RecipeError(

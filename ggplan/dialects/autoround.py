@@ -4,10 +4,10 @@ r"""AutoRound's `layer_config`, and the `quantization_config` of its checkpoints
      "extra_config": {"lm_head": {"bits": 16}, ".*down_proj": {"bits": 8, "group_size": 32}}}
 
 The outer scheme is for all linear modules in the blocks, not for `lm_head` and the embeddings. A key of
-`extra_config` is a module's name, or a text or regular expression that is searched for in the names.
+`extra_config` is a module's name, or a text or a regular expression that is searched for in the names.
 Expressions are applied after names, in order, and the last that matches decides. A value may be a scheme's
 name (`W8A16`) or a ggml type (`gguf:q4_k`). `data_type: int_asym_dq` says that the scales are quantized too,
-as k-quants do it.
+as in k-quants.
 
 auto-round b9f3d00 (`auto_round/compressors/utils.py`).
 """
@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from ggplan.dialects.hf_names import LINEAR, modules_of
 from ggplan.dialects.literals import read_config, read_python
 from ggplan.dialects.modules import expanded, flat_modules, hits_of, need_model, recipe_of_types
-from ggplan.dialects.schemes import DOUBLE, Scheme, nearest, preset
 from ggplan.dialects.source import Imported, Source
+from ggplan.dialects.weight_formats import DOUBLY_QUANTIZED, WeightFormat, named_format, nearest_type
 from ggplan.ggml_types import GgmlType
 from ggplan.model import Model
 from ggplan.planning import Assignment
@@ -41,7 +41,7 @@ class _Config:
 
 
 def import_(source: Source, name: str, model: Model | None) -> Imported:
-    """A layer_config or quantization_config."""
+    """Import a layer_config or quantization_config."""
     model = need_model(source, model)
     config = _config(source)
     modules = modules_of(model)
@@ -116,10 +116,10 @@ def _type(
         named = re.fullmatch(r"gguf:(\w+)", value, re.I)
         if named:
             return source.type(named[1], source.line_of(value))
-        scheme = preset(value)
-        if scheme is None:
+        format_ = named_format(value)
+        if format_ is None:
             raise source.fault(0, f"{key[:80]}: the scheme `{value[:60]}` is unknown")
-        scheme = Scheme(scheme.bits, scheme.group, scheme.symmetric, scheme.is_float)
+        format_ = WeightFormat(format_.bits, format_.group, format_.symmetric, format_.is_float)
     elif isinstance(value, dict):
         said = {**general, **value}
         bits, group, data_type = (
@@ -132,15 +132,15 @@ def _type(
         is_float = "fp" in data_type or data_type.startswith(("float", "bf"))
         double = data_type.endswith("_dq") or "super_bits" in said
         symmetric = is_float or (said.get("sym") is not False and "asym" not in data_type)
-        scheme = Scheme(bits, max(0, group), symmetric, is_float, double)
+        format_ = WeightFormat(bits, max(0, group), symmetric, is_float, double)
     else:
         raise source.fault(0, f"{key[:80]}: the value is not a scheme", "write bits, group_size and sym")
     try:
-        type_, same = nearest(scheme, DOUBLE)
+        type_, same = nearest_type(format_, DOUBLY_QUANTIZED)
     except ValueError as error:
         raise source.fault(0, f"{key[:80]}: {error}") from None
     if not same and type_ is not None:
-        notes.append(f"{scheme.described}; the nearest type is {type_.name}")
+        notes.append(f"{format_.described}; the nearest type is {type_.name}")
     return type_
 
 
@@ -151,16 +151,16 @@ def _pattern(source: Source, key: str) -> str:
 
 
 def export(recipe: Recipe | Assignment, model: Model) -> tuple[str, list[str]]:
-    """A layer_config as JSON, and what to say about it."""
+    """A layer_config as JSON, and notes about it."""
     config: dict[str, object] = {}
-    for line in flat_modules(recipe, model, "AutoRound", list(DOUBLE)):
+    for line in flat_modules(recipe, model, "AutoRound", list(DOUBLY_QUANTIZED)):
         if not line.said:
             config[line.pattern] = {"bits": 16, "data_type": "float"}
             continue
-        scheme = DOUBLE[line.said]
-        kind = f"int_{'sym' if scheme.symmetric else 'asym'}_dq" if scheme.double else "int"
+        format_ = DOUBLY_QUANTIZED[line.said]
+        kind = f"int_{'sym' if format_.symmetric else 'asym'}_dq" if format_.double else "int"
         config[line.pattern] = {
-            "bits": scheme.bits, "group_size": scheme.group, "sym": scheme.symmetric, "data_type": kind,
+            "bits": format_.bits, "group_size": format_.group, "sym": format_.symmetric, "data_type": kind,
         }  # fmt: skip
     lines = [f"    {json.dumps(key)}: {json.dumps(value)}" for key, value in config.items()]
     return '{\n  "layer_config": {\n' + ",\n".join(lines) + "\n  }\n}\n", [

@@ -9,7 +9,7 @@ r"""Recipes of llm-compressor, and the quantization_config of compressed-tensors
 
 A target is a module's name, `re:` and a regular expression matched from the left (Python's `re.match`), or a
 class (`Linear`, `Embedding`). `ignore` decides first, then names, then expressions, then classes.
-Modules that nothing names stay as they are. Of several modifiers that name a module, the last decides.
+Modules that no target matches stay as they are. If several modifiers match a module, the last decides.
 
 compressed-tensors ac8e2ba (`utils/match.py`, `quantization/quant_scheme.py`), llm-compressor ab1ba3e.
 """
@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from ggplan.dialects.hf_names import EMBEDDING, LINEAR, modules_of
 from ggplan.dialects.literals import read_config
 from ggplan.dialects.modules import expanded, flat_modules, hits_of, need_model, recipe_of_types
-from ggplan.dialects.schemes import SCHEMES, Scheme, nearest, preset
 from ggplan.dialects.source import Imported, Source, inert
+from ggplan.dialects.weight_formats import WEIGHT_FORMATS, WeightFormat, named_format, nearest_type
 from ggplan.ggml_types import GgmlType
 from ggplan.model import Model
 from ggplan.planning import Assignment
@@ -35,7 +35,7 @@ _NAME, _EXPRESSION, _CLASS = range(3)
 
 @dataclass(frozen=True, slots=True)
 class _Target:
-    """A target, which kind it is (`_NAME`, ...), and its type: None leaves the module as it is."""
+    """A target, its kind (`_NAME`, ...), and its type: None leaves the module as it is."""
 
     text: str
     kind: int
@@ -43,7 +43,7 @@ class _Target:
 
 
 def import_(source: Source, name: str, model: Model | None) -> Imported:
-    """A recipe or a quantization_config."""
+    """Import a recipe or a quantization_config."""
     model = need_model(source, model)
     modules = modules_of(model)
     names = expanded(modules)
@@ -73,7 +73,7 @@ def import_(source: Source, name: str, model: Model | None) -> Imported:
 
 
 def _modifiers(value: object, depth: int) -> Iterator[dict[object, object]]:
-    """All objects that say how to quantize, at any depth."""
+    """All objects with quantization settings, at any depth."""
     if depth > _DEPTH:
         return
     if isinstance(value, dict):
@@ -113,8 +113,8 @@ def _type(source: Source, how: object, notes: list[str]) -> GgmlType | None:
     if how is None:
         return None
     if isinstance(how, str):
-        scheme = preset(how)
-        if scheme is None:
+        format_ = named_format(how)
+        if format_ is None:
             raise source.fault(
                 source.line_of(how), f"the scheme `{how[:60]}` is unknown", "state `config_groups`"
             )
@@ -126,17 +126,17 @@ def _type(source: Source, how: object, notes: list[str]) -> GgmlType | None:
         grouped = how.get("strategy") in (None, "group", "tensor_group", "GROUP") and group > 0
         is_float = how.get("type") == "float"
         symmetric = is_float or how.get("symmetric") is not False
-        scheme = Scheme(bits, group if grouped else 0, symmetric, is_float)
-        name = scheme.described
+        format_ = WeightFormat(bits, group if grouped else 0, symmetric, is_float)
+        name = format_.described
     else:
         raise source.fault(0, "a scheme is a name such as W4A16, or an object with `num_bits`")
     try:
-        type_, same = nearest(scheme)
+        type_, same = nearest_type(format_)
     except ValueError as error:
         raise source.fault(0, f"{name}: {error}") from None
     if not same and type_ is not None:
-        stated = "" if name == scheme.described else f"{name}: "
-        notes.append(f"{stated}{scheme.described}; the nearest type is {type_.name}")
+        stated = "" if name == format_.described else f"{name}: "
+        notes.append(f"{stated}{format_.described}; the nearest type is {type_.name}")
     return type_
 
 
@@ -157,7 +157,7 @@ def _target(source: Source, text: str, type_: GgmlType | None) -> _Target:
 def _hits(
     source: Source, targets: Sequence[_Target], names: Sequence[str], kinds: Sequence[str]
 ) -> list[tuple[int, ...]]:
-    """For each module the targets that name it."""
+    """For each module the targets that match it."""
     expressions = [i for i, target in enumerate(targets) if target.kind == _EXPRESSION]
     by_class = {k: [i for i, t in enumerate(targets) if t.text == k] for k in (LINEAR, EMBEDDING)}
     by_name: dict[str, list[int]] = {}
@@ -172,8 +172,8 @@ def _hits(
 
 
 def export(recipe: Recipe | Assignment, model: Model) -> tuple[str, list[str]]:
-    """A recipe of llm-compressor, and what to say about it."""
-    lines = flat_modules(recipe, model, "compressed-tensors", list(SCHEMES))
+    """A recipe of llm-compressor, and notes about it."""
+    lines = flat_modules(recipe, model, "compressed-tensors", list(WEIGHT_FORMATS))
     text = [
         f"# {inert(recipe.name)} for {inert(model.path.name)}.",
         "# Groups are called after the ggml types they stand for.",
@@ -184,17 +184,17 @@ def export(recipe: Recipe | Assignment, model: Model) -> tuple[str, list[str]]:
     ]
     said = list(dict.fromkeys(line.said for line in lines if line.said))
     for name in said:
-        scheme = SCHEMES[name]
+        format_ = WEIGHT_FORMATS[name]
         text.append(f"        {name}:")
         text.append("          targets:")
         text += [f"            - 're:{line.pattern}'" for line in lines if line.said == name]
         text += [
             "          weights:",
-            f"            num_bits: {scheme.bits}",
-            f"            type: {'float' if scheme.is_float else 'int'}",
-            f"            symmetric: {'true' if scheme.symmetric else 'false'}",
+            f"            num_bits: {format_.bits}",
+            f"            type: {'float' if format_.is_float else 'int'}",
+            f"            symmetric: {'true' if format_.symmetric else 'false'}",
             "            strategy: group",
-            f"            group_size: {scheme.group}",
+            f"            group_size: {format_.group}",
         ]
     if not said:
         text[-1] += " {}"

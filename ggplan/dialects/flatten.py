@@ -1,13 +1,13 @@
-r"""Flattening: the types that a recipe gives a model, as a list that every tool reads alike.
+r"""Flattening: the types that a recipe gives a model, as a list that every tool reads in the same way.
 
 A recipe's meaning depends on order, on what its patterns match, on chains and on protected tensors. Other
 tools take the last match or the first, lower-case patterns, and have no comments and no chains. The list made
-here means the same to all of them:
+here has the same meaning in all of them:
 
 - *flattened*: one type for each tensor, the one it has in a plan, fallbacks included;
 - *anchored*: each pattern matches whole names;
 - *disjoint*: no name of the model is matched by two patterns, so that order does not matter;
-- *plain*: lower case, no blank, comma, quote or `=`, only what std::regex, RE2 and Python read alike.
+- *plain*: lower case, no blank, comma, quote or `=`, only syntax that std::regex, RE2 and Python share.
 
 Tensors that differ only in their layer become one line, and so do names that have one type in the same
 layers:
@@ -24,10 +24,8 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from ggplan.errors import RecipeError
-from ggplan.ggml_types import GgmlType
-from ggplan.model import Model, TensorInfo
+from ggplan.model import Model
 from ggplan.planning import Chosen, Fitted, assign, fit
-from ggplan.planning.protection import kept_type
 from ggplan.recovering.patterns import names_pattern
 from ggplan.rules.matching import match_patterns
 from ggplan.rules.ranges import alternation
@@ -35,25 +33,25 @@ from ggplan.text import printable
 
 _BLOCK = re.compile(r"(.*?\b(?:blk|layers)\.)(0|[1-9]\d{0,3})\.(.+)", re.ASCII | re.DOTALL)
 _PLAIN = re.compile(r"[^a-z0-9_.*-]")
-_ANY = "\x01"  # stands for a character that not all tools leave alone; written as `.`
+_ANY = "\x01"  # stands for a character that some tools change; written as `.`
 _LONGEST = 1_000
 NUMBER = "*"
-"""In a name to be flattened: any number."""
+"""Stands for any number in a name to be flattened."""
 
 K = TypeVar("K", bound=Hashable)
 
 
 @dataclass(frozen=True, slots=True)
 class Flat(Generic[K]):
-    """One line: a pattern, and what it says of the names it matches."""
+    """One line: a pattern, and the value for the names it matches."""
 
     pattern: str
     said: K
     names: tuple[str, ...]
 
 
-def settled(chosen: Chosen, model: Model) -> list[Fitted]:
-    """What each tensor of the model gets that can have a choice of type: all but integers.
+def fitted_types(chosen: Chosen, model: Model) -> list[Fitted]:
+    """The type of each tensor of the model whose type can be chosen: all except integers.
 
     Raises
     ------
@@ -67,20 +65,15 @@ def settled(chosen: Chosen, model: Model) -> list[Fitted]:
     return fitted
 
 
-def kept_types(tensors: Sequence[TensorInfo]) -> list[GgmlType]:
-    """The types tensors have in a file where nothing is said of them."""
-    return [kept_type(tensor) for tensor in tensors]
-
-
 def flatten(
     wanted: Mapping[str, K], *, names_of: Callable[[Sequence[str]], str] = names_pattern, lower: bool = True
 ) -> list[Flat[K]]:
-    r"""Disjoint, anchored patterns that say of each name what is wanted.
+    r"""Disjoint, anchored patterns that give each name its value.
 
     Parameters
     ----------
     wanted
-        For each name what shall be said of it; a name may hold `NUMBER`, which becomes `\d+`.
+        The value for each name; a name may hold `NUMBER`, which becomes `\d+`.
     names_of
         Writes several names as one pattern.
     lower
@@ -122,7 +115,7 @@ def flatten(
 def _within_length(
     head: str, rests: list[str], names_of: Callable[[Sequence[str]], str], lower: bool
 ) -> list[tuple[list[str], str]]:
-    """The names in as many patterns as their length asks for."""
+    """The names in as many patterns as the limit of length requires."""
     body = names_of([_masked(rest, lower) for rest in rests]).replace(r"\*", r"\d+")
     pattern = f"^{head}{body}$"
     if len(pattern) <= _LONGEST or len(rests) == 1:

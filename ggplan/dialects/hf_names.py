@@ -4,8 +4,8 @@ r"""The name map between GGUF and Hugging Face, by the tables of `ggplan.arch`.
     blk.3.ffn_down_exps.weight  model.layers.3.mlp.experts.*.down_proj     one module for each expert
     blk.3.attn_k_b.weight       model.layers.3.self_attn.kv_b_proj         attn_v_b is the other part of it
 
-Names depend on neither weights nor config.json: the tables are built from a config in which every count is 1,
-and of the model classes of an architecture the one whose names cover most of the model's is taken.
+Names depend neither on weights nor on config.json: the tables are built from a config in which every count is
+1. If an architecture has several model classes, the one whose names cover most of the model's names is taken.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from functools import cache
 
 from ggplan.arch import ARCHITECTURES
 from ggplan.arch.config import Config
-from ggplan.dialects.flatten import NUMBER, kept_types
+from ggplan.dialects.flatten import NUMBER
 from ggplan.errors import CheckpointError, RecipeError
 from ggplan.ggml_types import GgmlType
 from ggplan.model import Model, TensorInfo
-from ggplan.planning.protection import n_dimensions, protected_reason
+from ggplan.planning.protection import kept_type, n_dimensions, protected_reason
 from ggplan.text import printable
 
 _COUNTS = (
@@ -42,13 +42,13 @@ class Module:
     Attributes
     ----------
     name
-        Its name; `NUMBER` stands for the expert.
+        Its name, with `NUMBER` for the expert.
     tensors
         The GGUF's tensors that hold its weight.
     own
-        The type they have where no rule says otherwise.
+        The type they have if no rule matches.
     n_experts
-        How many modules it stands for; 1 for a module that is not an expert.
+        The number of modules it stands for; 1 for a module that is not an expert.
     """
 
     name: str
@@ -77,7 +77,7 @@ def modules_of(model: Model) -> tuple[Module, ...]:
         If ggplan has no Hugging Face names for the architecture or for one of the tensors.
     """
     tensors = [t for t in model.tensors if t.type.kind != "integer"]
-    own = kept_types(tensors)
+    own = [kept_type(tensor) for tensor in tensors]
     wanted = [(t, o) for t, o in zip(tensors, own, strict=True) if not _protected(t)]
     templates = {_template(t.name)[0] for t, _ in wanted}
     maps = _maps(model.architecture)

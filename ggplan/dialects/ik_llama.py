@@ -1,6 +1,6 @@
 r"""ik_llama.cpp's dialect: `--custom-q "PATTERN=TYPE,PATTERN=TYPE"`, and the bash idiom around it.
 
-The list is split at commas and each rule at `=`, so no pattern can hold either. A pattern is searched for,
+The list is split at commas and each rule at `=`, so a pattern can hold neither. A pattern is searched for,
 case-sensitive; the first that matches decides. In scripts and model cards such lists are written on several
 lines:
 
@@ -23,7 +23,7 @@ import re
 from dataclasses import dataclass
 
 from ggplan.dialects.llama_quantize import Command, flat_rules, protected_notes, read_command, rest_of
-from ggplan.dialects.source import MAX_ENTRIES, Entry, Imported, Source, entries_text, recipe_text
+from ggplan.dialects.source import MAX_RULES, Imported, ImportedRule, Source, imported_text, rules_text
 from ggplan.model import Model
 from ggplan.planning import Assignment
 from ggplan.rules import Recipe
@@ -56,7 +56,7 @@ def import_(source: Source, name: str, model: Model | None, block: int | None = 
         following = [b.end for b in blocks if b.end > chosen.end]
         head = Source(source.text[: following[0]] if following else source.text, source.file)
         command = read_command(head, chosen.end) or Command()
-        body: list[Entry | str] = list(_entries(source, chosen.body, chosen.line))
+        body: list[ImportedRule | str] = list(_entries(source, chosen.body, chosen.line))
         what = "rules for ik_llama.cpp's --custom-q"
     else:
         command = read_command(source, 0) or Command()
@@ -64,15 +64,15 @@ def import_(source: Source, name: str, model: Model | None, block: int | None = 
         what = "a command line of ik_llama.cpp's llama-quantize"
         if not command.custom:
             body, what = list(_entries(source, source.text, 1)), "a list of ik_llama.cpp's --custom-q"
-    entries = [e for e in body if isinstance(e, Entry)]
+    entries = [e for e in body if isinstance(e, ImportedRule)]
     if not entries:
         raise source.fault(0, "there are no rules `PATTERN=TYPE,PATTERN=TYPE`")
     rest, notes = rest_of(source, command, model)
     notes = [*command.notes, *notes, *protected_notes(entries)]
-    laid_out = iter(entries_text(entries))
-    lines = [next(laid_out) if isinstance(part, Entry) else part for part in body]
-    lines = [*entries_text(command.flags), *lines, *rest]
-    text = recipe_text(source, what, name, lines, notes, ["@target ik_llama.cpp"])
+    laid_out = iter(rules_text(entries))
+    lines = [next(laid_out) if isinstance(part, ImportedRule) else part for part in body]
+    lines = [*rules_text(command.flags), *lines, *rest]
+    text = imported_text(source, what, name, lines, notes, ["@target ik_llama.cpp"])
     return Imported("ik_llama.cpp", text, tuple(notes))
 
 
@@ -107,9 +107,9 @@ def _blocks(source: Source) -> list[_Block]:
     return found
 
 
-def _entries(source: Source, text: str, first: int) -> list[Entry | str]:
+def _entries(source: Source, text: str, first: int) -> list[ImportedRule | str]:
     """Rules, and comment lines as they are; blank lines between them stay."""
-    found: list[Entry | str] = []
+    found: list[ImportedRule | str] = []
     for number, whole in enumerate(text.split("\n"), first):
         line, hash_, comment = whole.partition("#")
         if not line.strip():
@@ -127,17 +127,19 @@ def _entries(source: Source, text: str, first: int) -> list[Entry | str]:
             if not (pattern and equals and type_) or "=" in pattern:
                 raise source.fault(number, f"`{rule[:80]}` is not a rule `PATTERN=TYPE`")
             found.append(
-                Entry(source.pattern(pattern, number), source.type(type_, number), number, comment.strip())
+                ImportedRule(
+                    source.pattern(pattern, number), source.type(type_, number), number, comment.strip()
+                )
             )
-        if len(found) > MAX_ENTRIES:
-            raise source.fault(number, f"a recipe may hold {MAX_ENTRIES:,} rules")
+        if len(found) > MAX_RULES:
+            raise source.fault(number, f"a recipe may hold {MAX_RULES:,} rules")
     while found and found[-1] == "":
         found.pop()
     return found
 
 
 def export(recipe: Recipe | Assignment, model: Model) -> tuple[str, list[str]]:
-    """The bash idiom, and what to say about it."""
+    """The bash idiom, and notes about it."""
     rules = flat_rules(recipe, model, "ik_llama.cpp", "ik_llama.cpp")
     lines = "".join(f"{pattern}={type_.name}\n" for pattern, type_, _ in rules)
     text = (

@@ -5,8 +5,8 @@ r"""steampunque's LAYER_TYPES: one of llama-quantize's mixes for each layer, in 
        ]'
     FLAGS="--token-embedding-type Q4_K --output-tensor-type Q6_K"
 
-A layer's tensors get the types that its mix gives them in a model of that mix alone. Tensors outside the
-layers that no flag names get the type of the first layer's mix. So a recipe can be written only for a given
+A layer's tensors get the types that its mix gives them if the whole model has that mix. Tensors outside the
+layers that no flag names get the types of the first layer's mix. So a recipe can be written only for a given
 model.
 """
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 
-from ggplan.dialects.flatten import settled
+from ggplan.dialects.flatten import fitted_types
 from ggplan.dialects.modules import fitting, need_model
 from ggplan.dialects.source import Imported, Source, inert
 from ggplan.errors import PlanError, RecipeError
@@ -33,7 +33,7 @@ _FLAGS = {"token_embd.weight": "--token-embedding-type", "output.weight": "--out
 
 
 def import_(source: Source, name: str, model: Model | None) -> Imported:
-    """A script or model card with LAYER_TYPES and FLAGS."""
+    """Import a script or model card with LAYER_TYPES and FLAGS."""
     model = need_model(source, model)
     found = _LIST.search(source.text)
     if found is None:
@@ -79,11 +79,11 @@ def import_(source: Source, name: str, model: Model | None) -> Imported:
 
 
 def _fitted(source: Source, mixes: dict[str, Mix], model: Model) -> dict[str, dict[str, Fitted]]:
-    """For each mix what it gives each tensor."""
+    """For each mix the type it gives each tensor."""
     found = {}
     for name, mix in mixes.items():
         try:
-            found[name] = {d.tensor.name: d for d in settled(mix, model)}
+            found[name] = {d.tensor.name: d for d in fitted_types(mix, model)}
         except PlanError as error:
             raise source.fault(0, f"{name} for this model: {error.message}", error.hint) from None
     return found
@@ -100,8 +100,8 @@ def _flags(source: Source, start: int) -> dict[str, GgmlType]:
 
 
 def export(recipe: Recipe | Assignment, model: Model) -> tuple[str, list[str]]:
-    """LAYER_TYPES and FLAGS, where each layer of the recipe is one of a mix."""
-    wanted = {d.tensor.name: d for d in settled(recipe, model)}
+    """LAYER_TYPES and FLAGS, if each layer of the recipe is that of a mix."""
+    wanted = {d.tensor.name: d for d in fitted_types(recipe, model)}
     layers: dict[int, list[str]] = {}
     for name, fitted in wanted.items():
         layer = block_of(name)
@@ -112,7 +112,7 @@ def export(recipe: Recipe | Assignment, model: Model) -> tuple[str, list[str]]:
         if len(answers) == len(layers):
             break
         try:
-            given = {d.tensor.name: d.type for d in settled(mix, model)}
+            given = {d.tensor.name: d.type for d in fitted_types(mix, model)}
         except PlanError:
             continue
         for layer, names in layers.items():

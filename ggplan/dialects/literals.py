@@ -1,10 +1,9 @@
-"""Values out of JSON, YAML and Python texts, without running anything.
+"""Read values from JSON, YAML and Python texts, without running anything.
 
-JSON and YAML give plain values. Of Python the syntax tree is read: literals are kept, a call
-`Int8Config(group=32)` becomes a dict with `_type`, `torch.int4` becomes its text, and a variable the value
-that was assigned to it above. The length of texts is limited, YAML aliases are refused (a few lines of them
-make gigabytes), and too deep a nesting is an error, found before the text is parsed (libyaml takes quadratic
-time).
+JSON and YAML give plain values. Python is read as a syntax tree: literals are kept, a call
+`Int8Config(group=32)` becomes a dict with `_type`, `torch.int4` becomes its text, and a variable becomes the
+value assigned to it above. The length of texts is limited, YAML aliases are refused (a few lines of them make
+gigabytes), and too deep nesting is an error, found before the text is parsed (libyaml takes quadratic time).
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ def read_config(source: Source) -> object:
     Raises
     ------
     RecipeError
-        If it is neither; with the place.
+        If it is neither; the message has the place.
     """
     _check_size(source)
     if source.text.lstrip()[:1] in ("{", "["):
@@ -57,12 +56,12 @@ def read_config(source: Source) -> object:
 
 
 def read_python(source: Source) -> list[tuple[str, object]]:
-    """What a Python text assigns and calls: the name assigned to (or "") and the value, in order.
+    """The assignments and calls of a Python text: the name assigned to (or "") and the value, in order.
 
     Raises
     ------
     RecipeError
-        If it is not Python; with the line.
+        If it is not Python; the message has the line.
     """
     _check_size(source)
     try:

@@ -16,12 +16,13 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ggplan.dialects.flatten import flatten, kept_types, settled
-from ggplan.dialects.source import MAX_ENTRIES, Entry, Imported, Source, entries_text, recipe_text
+from ggplan.dialects.flatten import fitted_types, flatten
+from ggplan.dialects.source import MAX_RULES, Imported, ImportedRule, Source, imported_text, rules_text
 from ggplan.errors import PlanError, RecipeError, TypeNameError
 from ggplan.ggml_types import Engine, GgmlType, parse_type
 from ggplan.model import Model
 from ggplan.planning import Assignment, mix_types, recipe_of
+from ggplan.planning.protection import kept_type
 from ggplan.rules import Recipe
 from ggplan.stock import find_mix, is_mix
 from ggplan.text import printable
@@ -36,19 +37,19 @@ _FLAGS = {"--output-tensor-type": r"^output\.weight$", "--token-embedding-type":
 
 @dataclass(slots=True)
 class Command:
-    """What a command line of llama-quantize says about types.
+    """The options of a llama-quantize command that choose types.
 
     Attributes
     ----------
     flags
         The rules of `--output-tensor-type` and `--token-embedding-type`.
     rules
-        `--tensor-type` and `--custom-q`, each with its line.
+        The rules of `--tensor-type` and `--custom-q`, each with its line.
     mix
         The type of the whole file, as written, or "".
     """
 
-    flags: list[Entry] = field(default_factory=list)
+    flags: list[ImportedRule] = field(default_factory=list)
     rules: list[tuple[str, int]] = field(default_factory=list)
     custom: list[tuple[str, int]] = field(default_factory=list)
     mix: str = ""
@@ -57,8 +58,8 @@ class Command:
     notes: list[str] = field(default_factory=list)
 
 
-def import_command(source: Source, name: str, model: Model | None) -> Imported:
-    """A command line with `--tensor-type`, in a script or alone."""
+def import_command_line(source: Source, name: str, model: Model | None) -> Imported:
+    """Import a command line with `--tensor-type`, in a script or alone."""
     command = read_command(source, 0)
     if command is None:
         raise source.fault(
@@ -69,7 +70,7 @@ def import_command(source: Source, name: str, model: Model | None) -> Imported:
 
 
 def import_file(source: Source, name: str, model: Model | None) -> Imported:
-    """A `--tensor-type-file`."""
+    """Import a `--tensor-type-file`."""
     entries = []
     for number, line in enumerate(source.text.split("\n"), 1):
         for token in line.split():
@@ -77,25 +78,30 @@ def import_file(source: Source, name: str, model: Model | None) -> Imported:
                 hint = "delete comments, or read them with `--dialect thireus`"
                 raise source.fault(number, "llama-quantize knows no comments and stops here", hint)
             entries.append(_entry(source, token, number))
-        if len(entries) > MAX_ENTRIES:
-            raise source.fault(number, f"a recipe may hold {MAX_ENTRIES:,} rules")
+        if len(entries) > MAX_RULES:
+            raise source.fault(number, f"a recipe may hold {MAX_RULES:,} rules")
     return _written(source, name, "a tensor-type file of llama-quantize", Command(), entries, model)
 
 
-def _entry(source: Source, text: str, line: int) -> Entry:
+def _entry(source: Source, text: str, line: int) -> ImportedRule:
     pattern, equals, type_ = text.partition("=")
     if "(?" in text:
         source.pattern(text.rpartition("=")[0] or text, line)  # look-around
     if not (pattern and equals and type_):
         raise source.fault(line, f"`{text[:80]}` is not a rule `PATTERN=TYPE`")
-    checked = source.pattern(pattern, line)  # a fault is shown as it stands in the text
+    checked = source.pattern(pattern, line)  # a fault is shown with the text as written
     if checked != checked.lower():
         checked = source.pattern(checked.lower(), line)
-    return Entry(checked, source.type(type_, line), line)
+    return ImportedRule(checked, source.type(type_, line), line)
 
 
 def _written(
-    source: Source, name: str, what: str, command: Command, entries: Sequence[Entry], model: Model | None
+    source: Source,
+    name: str,
+    what: str,
+    command: Command,
+    entries: Sequence[ImportedRule],
+    model: Model | None,
 ) -> Imported:
     notes = list(command.notes)
     if re.search(r"\\[DSWB]", source.text):
@@ -104,14 +110,14 @@ def _written(
         )
     rest, more = rest_of(source, command, model)
     notes += more + protected_notes(entries)
-    body = [*entries_text([*command.flags, *entries]), *rest]
+    body = [*rules_text([*command.flags, *entries]), *rest]
     if not entries and not command.flags and not rest:
         raise source.fault(0, "there are no rules")
-    return Imported("llama-quantize", recipe_text(source, what, name, body, notes), tuple(notes))
+    return Imported("llama-quantize", imported_text(source, what, name, body, notes), tuple(notes))
 
 
-def protected_notes(entries: Sequence[Entry]) -> list[str]:
-    """Notes on rules that llama-quantize ignores and ggplan does not."""
+def protected_notes(entries: Sequence[ImportedRule]) -> list[str]:
+    """Notes on rules that ggplan applies and llama-quantize ignores."""
     found = [
         e.pattern
         for e in entries
@@ -123,7 +129,7 @@ def protected_notes(entries: Sequence[Entry]) -> list[str]:
 
 
 def rest_of(source: Source, command: Command, model: Model | None) -> tuple[list[str], list[str]]:
-    """What the type of the whole file says of tensors that no rule names: lines of a recipe, and notes."""
+    """What the type of the whole file gives tensors that no rule matches: lines of a recipe, and notes."""
     if not command.mix:
         return [], []
     if not is_mix(command.mix):
@@ -154,8 +160,8 @@ def rest_of(source: Source, command: Command, model: Model | None) -> tuple[list
 def read_command(source: Source, start: int, *, assignments: frozenset[str] = frozenset()) -> Command | None:
     """The first command of llama-quantize from character `start`, or None.
 
-    A command goes on where a line ends in a backslash. Arguments that are shell variables are not followed,
-    but those named in `assignments` may stand there.
+    A line that ends in a backslash continues. Shell variables in arguments are not expanded, but those named
+    in `assignments` are allowed.
     """
     found = re.compile(r"llama-quantize\b|^[ \t]*--tensor-type\b|^[ \t]*--custom-q\b", re.M).search(
         source.text, start
@@ -182,7 +188,7 @@ def _words(source: Source, start: int) -> list[tuple[str, int]]:
 
 
 def _logical_line(text: str, start: int) -> list[str]:
-    """The physical lines of a command; one that ends inside quotes takes the next ones with it."""
+    """The physical lines of a command; a line that ends inside quotes continues on the next."""
     pieces: list[str] = []
     held = ""
     for line in text[start:].split("\n"):
@@ -220,7 +226,7 @@ def _parse_command(source: Source, words: list[tuple[str, int]], assignments: fr
             command.notes.append(f"the rules in {value[0]} are not here; import that file too")
             at += 1
         elif word in _FLAGS:
-            command.flags.append(Entry(_FLAGS[word], source.type(*value), line, word))
+            command.flags.append(ImportedRule(_FLAGS[word], source.type(*value), line, word))
             at += 1
         elif word == "--tensor-type":
             command.rules.append(value)
@@ -259,9 +265,9 @@ def flat_rules(
     Parameters
     ----------
     tool
-        Whose rules they become, for messages.
+        The tool that reads the rules, for messages.
     engine
-        Whose types may be used.
+        The engine whose types may be used.
     everything
         Whether protected tensors are named too.
 
@@ -270,8 +276,8 @@ def flat_rules(
     RecipeError
         If the tool cannot give a tensor the type that the recipe gives it.
     """
-    decisions = settled(recipe, model)
-    kept = kept_types([d.tensor for d in decisions])
+    decisions = fitted_types(recipe, model)
+    kept = [kept_type(d.tensor) for d in decisions]
     wanted: dict[str, tuple[str, bool]] = {}
     for fitted, own in zip(decisions, kept, strict=True):
         name, type_, protected = fitted.tensor.name, fitted.type, fitted.decision.protected is not None
@@ -290,7 +296,7 @@ def flat_rules(
 
 
 def export(recipe: Recipe | Assignment, model: Model) -> tuple[str, list[str]]:
-    """A `--tensor-type-file`, and what to say about it."""
+    """A `--tensor-type-file`, and notes about it."""
     rules = flat_rules(recipe, model, "llama-quantize", "llama.cpp")
     text = "".join(f"{pattern}={type_.name}\n" for pattern, type_, _ in rules)
     return text, [

@@ -1,8 +1,9 @@
 r"""mlx-lm's mixed predicates: `mlx_lm.convert --quant-predicate mixed_3_6`.
 
 A predicate has two numbers of bits. Value and down projections get the higher one in the first and the last
-eighth of the layers and in every third layer between, embeddings and output always; all other tensors get the
-lower one. mlx stores a scale and a smallest weight for groups of 64; ggml's nearest types are the k-quants.
+eighth of the layers and in every third layer between, and embeddings and output get it always; all other
+tensors get the lower one. mlx stores a scale and a smallest weight for groups of 64; ggml's nearest types are
+the k-quants.
 
 mlx-lm d78bf58 (`mlx_lm/convert.py`); `mixed_3_5`, `mixed_3_8` and `mixed_4_8` are mlx-vlm's.
 """
@@ -11,9 +12,9 @@ from __future__ import annotations
 
 import re
 
-from ggplan.dialects.flatten import settled
+from ggplan.dialects.flatten import fitted_types
 from ggplan.dialects.modules import need_model
-from ggplan.dialects.source import Imported, Source, recipe_text
+from ggplan.dialects.source import Imported, Source, imported_text
 from ggplan.errors import RecipeError
 from ggplan.ggml_types import parse_type
 from ggplan.model import Model
@@ -27,7 +28,7 @@ _TYPES = {2: "q2_K", 3: "q3_K", 4: "q4_K", 5: "q5_K", 6: "q6_K", 8: "q8_0"}
 
 
 def import_(source: Source, name: str, model: Model | None) -> Imported:
-    """The name of a predicate, alone or on a command line."""
+    """Import the name of a predicate, alone or on a command line."""
     model = need_model(source, model)
     found = re.search(r"\bmixed_\d_\d\b", source.text)
     if found is None or found[0] not in PREDICATES:
@@ -48,7 +49,7 @@ def import_(source: Source, name: str, model: Model | None) -> Imported:
     notes = ("groups of 64 with a scale and a smallest weight become k-quants",)
     head = [f"@arch {model.architecture}"] if model.architecture else []
     what = f"mlx-lm's {found[0]}, for {model.path.name}"
-    return Imported("mlx", recipe_text(source, what, name, body, notes, head), notes)
+    return Imported("mlx", imported_text(source, what, name, body, notes, head), notes)
 
 
 def _chain(name: str) -> str:
@@ -58,11 +59,11 @@ def _chain(name: str) -> str:
 
 def export(recipe: Recipe | Assignment, model: Model) -> tuple[str, list[str]]:
     """The name of the predicate that gives the recipe's types."""
-    wanted = [d.type for d in settled(recipe, model)]
+    wanted = [d.type for d in fitted_types(recipe, model)]
     nearest, fewest = "", len(wanted) + 1
     for predicate in PREDICATES:
         like = parse_recipe(import_(Source(predicate, predicate), predicate, model).text)
-        differing = sum(d.type != w for d, w in zip(settled(like, model), wanted, strict=True))
+        differing = sum(d.type != w for d, w in zip(fitted_types(like, model), wanted, strict=True))
         if differing < fewest:
             nearest, fewest = predicate, differing
     if fewest:

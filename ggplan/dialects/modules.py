@@ -1,4 +1,4 @@
-r"""What the dialects with Hugging Face names share: from modules to a recipe, and from a recipe to modules.
+r"""Shared code of the dialects with Hugging Face names: from modules to a recipe, and back.
 
 A GGUF tensor holds all experts of a layer in one type. A text that gives experts of one layer different
 schemes cannot be written as a recipe.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ggplan.dialects.flatten import Flat, flatten, settled
+from ggplan.dialects.flatten import Flat, fitted_types, flatten
 from ggplan.dialects.hf_names import Module, modules_of
 from ggplan.dialects.source import Imported, Source, inert
 from ggplan.errors import PlanError, RecipeError
@@ -96,12 +96,12 @@ def recipe_of_types(
 
 
 def fitting(type_: GgmlType, tensor: TensorInfo) -> GgmlType:
-    """The type, or what llama.cpp puts in its place for rows of this length.
+    """The type, or llama.cpp's fallback for it if rows have this length.
 
     Raises
     ------
     PlanError
-        If llama.cpp has no replacement.
+        If llama.cpp has no fallback.
     """
     return type_ if type_.fits(tensor.n_columns) else fallback_type(type_, tensor.n_columns, "llama.cpp")
 
@@ -116,15 +116,15 @@ def _gives(asked: GgmlType, tensor: TensorInfo, wanted: GgmlType) -> bool:
 def flat_modules(
     recipe: Recipe | Assignment, model: Model, tool: str, known: Sequence[str]
 ) -> list[Flat[str]]:
-    """The recipe's types by module, as disjoint patterns; "" says that the module is left as it is.
+    """The recipe's types by module, as disjoint patterns; "" leaves the module as it is.
 
     Raises
     ------
     RecipeError
-        If the tool has nothing like a type, or a tensor shares its module with one of another type.
+        If the tool has no format for a type, or a tensor shares its module with one of another type.
     """
     types = {}
-    for fitted in settled(recipe, model):
+    for fitted in fitted_types(recipe, model):
         types[fitted.tensor.name] = fitted.type
         own = fitted.tensor.type
         if fitted.decision.protected is not None and fitted.type not in (own, parse_type("f32")):

@@ -1,7 +1,7 @@
 """A text in another tool's dialect: its lines, errors with their places, and the recipe made of it.
 
-Such texts come from strangers. Patterns must be of the portable subset (`ggplan.rules.patterns`), types must
-be ggml's; anything else becomes an error with file, line and the text at fault.
+Such texts are not trusted. Patterns must be in the portable subset (`ggplan.rules.patterns`), types must
+be ggml's; anything else is an error with file, line and the faulty text.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from ggplan.rules.diagnostics import invalid_recipe
 from ggplan.rules.patterns import PatternError, check_pattern, tokens
 from ggplan.text import printable
 
-MAX_ENTRIES = 10_000  # rules of one recipe
+MAX_RULES = 10_000  # rules of one recipe
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A text and what messages call it."""
+    """A text and its name in messages."""
 
     text: str
     file: str
@@ -32,7 +32,7 @@ class Source:
         return RecipeError(f"{place}: {printable(message)}", hint=printable(hint))
 
     def line_of(self, text: str) -> int:
-        """The line in which `text` first stands, as it is or with its backslashes doubled; 0 for none."""
+        """The first line that contains `text`, as it is or with its backslashes doubled; 0 for none."""
         for written in (text, text.replace("\\", "\\\\")):
             if (at := self.text.find(written)) >= 0:
                 return self.text.count("\n", 0, at) + 1
@@ -41,11 +41,11 @@ class Source:
     def finding(
         self, code: str, message: str, line: int, text: str, help: str, start: int = 0, length: int = 0
     ) -> RecipeError:
-        """The error for a span of `text`, which stands in a line, with the line and carets under the span."""
+        """The error for a span of `text` in a line, with the line and carets under the span."""
         lines = self.text.split("\n")
         whole = lines[line - 1] if 0 < line <= len(lines) else ""
         at = whole.find(text)
-        if at < 0 and (doubled := text.replace("\\", "\\\\")) in whole:  # in quotes that escape
+        if at < 0 and (doubled := text.replace("\\", "\\\\")) in whole:  # in quotes with escapes
             at, length = whole.find(doubled), len(doubled)
             start = 0
         at = max(0, at) + start
@@ -54,7 +54,7 @@ class Source:
         return invalid_recipe([found], lines)
 
     def type(self, text: str, line: int) -> GgmlType:
-        """The ggml type that stands in a line."""
+        """The ggml type that `text`, in this line, names."""
         try:
             return parse_type(text)
         except TypeNameError as error:
@@ -82,7 +82,7 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class ImportedRule:
     """A rule of an imported list, and its line."""
 
     pattern: str
@@ -93,12 +93,12 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """A recipe out of another dialect.
+    """A recipe imported from another dialect.
 
     Attributes
     ----------
     dialect
-        Which it was.
+        The dialect.
     text
         The recipe, whose comments hold the notes.
     notes
@@ -110,8 +110,8 @@ class Imported:
     notes: tuple[str, ...] = ()
 
 
-def entries_text(entries: Sequence[Entry]) -> list[str]:
-    """The entries as lines of a recipe, `=` in one column."""
+def rules_text(entries: Sequence[ImportedRule]) -> list[str]:
+    """The rules as lines of a recipe, `=` in one column."""
     width = max((len(e.pattern) for e in entries if len(e.pattern) <= 76), default=0)
     return [
         f"{e.pattern:<{width}} = {e.type.name}{f'  # {inert(e.comment)}' if e.comment else ''}"
@@ -119,7 +119,7 @@ def entries_text(entries: Sequence[Entry]) -> list[str]:
     ]
 
 
-def recipe_text(
+def imported_text(
     source: Source,
     what: str,
     name: str,
@@ -132,9 +132,9 @@ def recipe_text(
     Parameters
     ----------
     what
-        What the source is, for the first line.
+        The kind of source, for the first line.
     body
-        Rules and what else stands below the directives of `head`.
+        Rules and other lines below the directives of `head`.
     """
     lines = [f"# From {inert(source.file)}, {what}."]
     lines += [f"# Note: {inert(note)}" for note in notes]
@@ -143,5 +143,5 @@ def recipe_text(
 
 
 def inert(text: str) -> str:
-    """`text` without anything that ends a line or begins a comment."""
+    """`text` without line ends and `#`, so that it stays inside a comment or a name."""
     return " ".join(printable(text).replace("#", "").split())

@@ -1,20 +1,20 @@
 r"""Recipes of Thireus' GGUF Tool Suite: `^PATTERN$=TYPE` line by line, `#` comments, every tensor named.
 
-They are recipes of ggplan as they stand (see `docs/recipes.md`), so importing one checks it and puts a
-heading above; its own comments, sizes and checksums stay.
+They are valid recipes of ggplan (see `docs/recipes.md`), so importing one checks it and adds a heading; its
+comments, sizes and checksums are kept.
 """
 
 from __future__ import annotations
 
 from ggplan.dialects.llama_quantize import flat_rules
-from ggplan.dialects.source import Imported, Source, recipe_text
+from ggplan.dialects.source import Imported, Source, imported_text
 from ggplan.model import Model
 from ggplan.planning import Assignment
 from ggplan.rules import Recipe, parse_recipe
 
 
 def import_(source: Source, name: str, model: Model | None) -> Imported:
-    """A list of rules, one a line, with comments."""
+    """Import a list of rules, one a line, with comments."""
     for number, line in enumerate(source.text.split("\n"), 1):
         rule = line.partition("#")[0].strip()
         if not rule:
@@ -27,7 +27,7 @@ def import_(source: Source, name: str, model: Model | None) -> Imported:
     if not parse_recipe(source.text, source.file).rules:
         raise source.fault(0, "there are no rules")
     body = source.text.removeprefix("\ufeff").replace("\r\n", "\n").rstrip("\n").split("\n")
-    return Imported("thireus", recipe_text(source, "a recipe of Thireus' GGUF Tool Suite", name, body))
+    return Imported("thireus", imported_text(source, "a recipe of Thireus' GGUF Tool Suite", name, body))
 
 
 def export(recipe: Recipe | Assignment, model: Model) -> tuple[str, list[str]]:

@@ -4,7 +4,7 @@ r"""torchao's `FqnToConfig` (once `ModuleFqnToConfig`): Python text, or the JSON
 
 A key is the name of a weight or module, `re:` and a regular expression that must match the whole of either,
 or `_default` for every other linear module. Names are tried before expressions, weights before modules, and
-of several expressions the first decides; None leaves a module as it is. Python is read, never run.
+the first of several expressions decides; None leaves a module as it is. Python is read, never run.
 
 torchao 0.14 (`torchao/quantization/quant_api.py`).
 """
@@ -17,8 +17,8 @@ from collections.abc import Mapping
 from ggplan.dialects.hf_names import LINEAR, modules_of
 from ggplan.dialects.literals import read_config, read_python
 from ggplan.dialects.modules import expanded, flat_modules, hits_of, need_model, recipe_of_types
-from ggplan.dialects.schemes import SCHEMES, Scheme, nearest
 from ggplan.dialects.source import Imported, Source, inert
+from ggplan.dialects.weight_formats import WEIGHT_FORMATS, WeightFormat, nearest_type
 from ggplan.ggml_types import GgmlType
 from ggplan.model import Model
 from ggplan.planning import Assignment
@@ -30,7 +30,7 @@ _DEPTH = 20
 
 
 def import_(source: Source, name: str, model: Model | None) -> Imported:
-    """A FqnToConfig."""
+    """Import a FqnToConfig."""
     model = need_model(source, model)
     if source.text.lstrip().startswith("{") and '"' in source.text and "FqnToConfig(" not in source.text:
         table = _table(read_config(source), 0)
@@ -94,28 +94,28 @@ def _type(source: Source, key: str, value: object, notes: list[str]) -> GgmlType
     name = value["_type"]
     inner = value.get("_data")
     said = inner if isinstance(inner, dict) else value
-    scheme = _scheme(name, said)
-    if scheme is None:
+    format_ = _format(name, said)
+    if format_ is None:
         raise source.fault(
             source.line_of(key), f"`{key[:80]}`: {name[:60]} says nothing about weights that ggplan reads"
         )
     try:
-        type_, same = nearest(scheme)
+        type_, same = nearest_type(format_)
     except ValueError as error:
         raise source.fault(source.line_of(key), f"`{key[:80]}`: {error}") from None
     if not same and type_ is not None:
-        notes.append(f"{name}: {scheme.described}; the nearest type is {type_.name}")
+        notes.append(f"{name}: {format_.described}; the nearest type is {type_.name}")
     return type_
 
 
-def _scheme(name: str, said: Mapping[object, object]) -> Scheme | None:
-    """The scheme of a config class: its weights, not its activations."""
+def _format(name: str, said: Mapping[object, object]) -> WeightFormat | None:
+    """The format of a config class: its weights, not its activations."""
     if "NVFP4" in name:
-        return SCHEMES["nvfp4"]
+        return WEIGHT_FORMATS["nvfp4"]
     if "MXFP4" in name or name.startswith("MXDynamic"):
-        return SCHEMES["mxfp4"]
+        return WEIGHT_FORMATS["mxfp4"]
     if name.startswith(("Float8", "FPX")):
-        return Scheme(8, is_float=True)
+        return WeightFormat(8, is_float=True)
     weights = re.search(r"Int(\d|x)Weight|^U?Int(\d|X)", name)
     if weights is None:
         return None
@@ -129,7 +129,7 @@ def _scheme(name: str, said: Mapping[object, object]) -> Scheme | None:
     asymmetric = "ASYM" in mapping.upper() or name in ("Int4WeightOnlyConfig", "UIntXWeightOnlyConfig")
     if name == "Int4WeightOnlyConfig" and not group:
         group = 128
-    return Scheme(bits, group, symmetric=not asymmetric)
+    return WeightFormat(bits, group, symmetric=not asymmetric)
 
 
 def _group(said: Mapping[object, object], granularity: object) -> int:
@@ -145,8 +145,8 @@ def _group(said: Mapping[object, object], granularity: object) -> int:
 
 
 def export(recipe: Recipe | Assignment, model: Model) -> tuple[str, list[str]]:
-    """Python text that makes a FqnToConfig, and what to say about it."""
-    known = [name for name, scheme in SCHEMES.items() if not scheme.is_float]
+    """Python text that makes a FqnToConfig, and notes about it."""
+    known = [name for name, format_ in WEIGHT_FORMATS.items() if not format_.is_float]
     lines = flat_modules(recipe, model, "torchao", known)
     text = [
         f"# {inert(recipe.name)} for {inert(model.path.name)}.",
@@ -158,12 +158,12 @@ def export(recipe: Recipe | Assignment, model: Model) -> tuple[str, list[str]]:
         "",
     ]
     for name in dict.fromkeys(line.said for line in lines if line.said):
-        scheme = SCHEMES[name]
+        format_ = WEIGHT_FORMATS[name]
         text += [
             f"{name} = IntxWeightOnlyConfig(",
-            f"    weight_dtype=torch.int{scheme.bits},",
-            f"    granularity=PerGroup({scheme.group}),",
-            f"    mapping_type=MappingType.{'SYMMETRIC' if scheme.symmetric else 'ASYMMETRIC'},",
+            f"    weight_dtype=torch.int{format_.bits},",
+            f"    granularity=PerGroup({format_.group}),",
+            f"    mapping_type=MappingType.{'SYMMETRIC' if format_.symmetric else 'ASYMMETRIC'},",
             ")",
         ]
     text.append("config = FqnToConfig(OrderedDict([")

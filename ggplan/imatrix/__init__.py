@@ -1,8 +1,8 @@
 """Importance matrices: how much each column of a weight matters, measured by running a model on text.
 
-`llama-imatrix` sums the squares of what flows into every matrix, column by column, and counts the tokens;
-their quotient, the mean square of a column's input, weighs the errors of an encoder. An expert's sums are
-its own, since each token visits only a few of them.
+`llama-imatrix` sums the squares of the inputs of every matrix, column by column, and counts the tokens. The
+quotient, the mean square of a column's input, is the weight of that column's errors in an encoder. Each
+expert has its own sums, since each token visits only a few experts.
 
 A file has one of two forms, GGUF or legacy; `load_imatrix` opens both and checks every value.
 """

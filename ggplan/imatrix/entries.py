@@ -1,7 +1,7 @@
-"""What an imatrix holds for one weight, and for a model.
+"""The values an imatrix holds for one weight, and for a model.
 
-A large model's imatrix has a gigabyte, but only one weight's entry is used at a time. So entries are read
-from the file when they are looked up, and are not kept.
+The imatrix of a large model has a gigabyte, but only one weight's entry is used at a time. So an entry is
+read from the file when it is looked up, and is not kept in memory.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class ImatrixEntry:
     values
         (n_matrices, n_columns) float32, the mean square of each column's input as llama-quantize computes
         it; all ones for a matrix that saw no token. Some files do not separate the matrices of a stacked
-        weight: they then stand in one long row, which `for_tensor` cuts.
+        weight: their values then are one long row, which `for_tensor` cuts.
     counts
         (n_matrices,) int64: the tokens each matrix saw; of a legacy file, one number of batches for all.
     """
@@ -77,7 +77,7 @@ class Imatrix:
     datasets
         The texts it was measured on, as the file names them.
     chunk_count
-        How many chunks of text were run; 0 where the file does not say.
+        How many chunks of text were run; 0 if the file does not say.
     entries
         By the weight's name. A look-up reads the file: look up once for each tensor.
     """

@@ -4,7 +4,7 @@
    these come first, and its finding is dropped on a line that they have found or would mend.
 2. Then all fixes are tried together, and the rules that hang on the rest (`when_mended`) are asked: where a
    misspelt rule matches nothing, the tensors it was meant for are not also told as uncovered.
-3. Costs are reckoned by trying fixes one by one.
+3. Costs are computed by trying fixes one by one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ggplan.linting.rule import Finding, LintRule
 from ggplan.linting.trials import Trials
 from ggplan.rules import Diagnostic, Fix
 
-_COSTS = 8  # findings whose cost is reckoned
+_COSTS = 8  # findings whose cost is computed
 
 
 @cache

@@ -87,7 +87,7 @@ class LintRule:
     when_mended
         Whether it is asked last, and told only of what stays when all other findings are mended.
     shows_cost
-        Whether the engine reckons what the mistake costs, by what the types weigh once it is mended.
+        Whether the engine computes what the mistake costs, by what the types weigh once it is mended.
     title, why, example, instead
         The page, which stands in the module's docstring; see `with_page`.
     """

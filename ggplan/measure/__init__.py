@@ -1,6 +1,6 @@
 """Measure quantizations: perplexity and KL divergence by a real llama.cpp, kept as records.
 
-An engine runs the files, a result holds the figures and every token's scores:
+An engine runs the files; a result holds the figures and the scores of every token:
 
 engine = external_engine("llama-perplexity", ["-ngl", "99"])        # or embedded_engine()
 texts = [TextFile(Path("wiki.test.raw"))]
@@ -11,7 +11,7 @@ with open_record("air.json") as kept:
 
 from ggplan.measure.engines import Engine, embedded_engine, external_engine
 from ggplan.measure.guard import Contender, Disagreement, Lead, Tie, disagreements, lead, ties
-from ggplan.measure.measuring import MeasureOptions, Result, TextFile, largest, measure
+from ggplan.measure.measuring import MeasureOptions, MeasureResult, TextFile, largest, measure
 from ggplan.measure.record import (
     METRICS,
     Base,
@@ -35,12 +35,12 @@ __all__ = [
     "Engine",
     "Lead",
     "MeasureOptions",
+    "MeasureResult",
     "Measurement",
     "Metric",
     "OpenRecord",
     "Quantization",
     "Record",
-    "Result",
     "Subject",
     "TextFile",
     "Tie",

@@ -7,8 +7,8 @@ little endian and without padding between the parts,
     per chunk, for each of its n_ctx - 1 - n_ctx/2 scored positions:
         scale:f32  min_log_prob:f32  codes:u16[n_vocab]  (one u16 more where n_vocab is odd)
 
-with log p(token) = scale * code + min_log_prob. What is more than 16 nats below the most likely token is cut
-off there. The same file serves both engines, and anyone's own llama-perplexity.
+with log p(token) = scale * code + min_log_prob. Values more than 16 nats below the most likely token are cut
+off there. Both engines read and write this file, and so does any llama-perplexity.
 
 Only the second half of each context is scored, so that every token has at least n_ctx/2 tokens before it.
 """
@@ -38,8 +38,8 @@ _MAX_CODE = np.float32(65535)
 
 
 @dataclass(frozen=True, slots=True)
-class Frame:
-    """Which tokens are scored: the text cut into chunks of n_ctx tokens.
+class ChunkedText:
+    """A text cut into chunks of n_ctx tokens, which says which tokens are scored.
 
     Attributes
     ----------
@@ -73,7 +73,7 @@ class Frame:
 
 
 def is_base_logits(path: Path) -> bool:
-    """Whether a file begins as one of log-probabilities does.
+    """Whether a file begins with the magic of a file of log-probabilities.
 
     Raises
     ------
@@ -89,29 +89,29 @@ def is_base_logits(path: Path) -> bool:
         raise MeasureError(f"cannot read {printable(str(path))}: {error.strerror}") from error
 
 
-def read_frame(read: Callable[[int], bytes | None]) -> Frame | None:
-    """The frame a file begins with; `read(n)` gives the next n bytes, or None if there are fewer.
+def read_chunked_text(read: Callable[[int], bytes | None]) -> ChunkedText | None:
+    """The chunked text that a file begins with; `read(n)` gives the next n bytes, or None if there are fewer.
 
     Raises
     ------
     MeasureError
-        If it is no such file, or damaged.
+        If it is not such a file, or is damaged.
     """
     head = read(_HEAD.size)
     if head is None:
         return None
     magic, n_ctx, n_vocab, n_chunks = _HEAD.unpack(head)
     if magic != _MAGIC:
-        raise MeasureError("this is no file of log-probabilities (llama-perplexity writes them)")
+        raise MeasureError("this is not a file of log-probabilities (llama-perplexity writes them)")
     if not (4 <= n_ctx <= 1 << 24 and 0 < n_vocab <= 1 << 24 and 0 < n_chunks <= 1 << 24):
-        raise MeasureError(f"this is damaged: {n_chunks} chunks of {n_ctx} tokens out of {n_vocab}")
+        raise MeasureError(f"the file is damaged: {n_chunks} chunks of {n_ctx} tokens out of {n_vocab}")
     raw = read(4 * n_ctx * n_chunks)
     if raw is None:
         return None
     tokens = np.frombuffer(raw, "<i4").reshape(n_chunks, n_ctx).astype(np.int32)
     if tokens.min() < 0 or tokens.max() >= n_vocab:
-        raise MeasureError(f"this is damaged: a token is not in the vocabulary of {n_vocab}")
-    return Frame(n_ctx, n_vocab, tokens)
+        raise MeasureError(f"the file is damaged: a token is not in the vocabulary of {n_vocab}")
+    return ChunkedText(n_ctx, n_vocab, tokens)
 
 
 def compress(logits: NDArray[np.float32], row_codes: int) -> NDArray[np.uint16]:
@@ -143,7 +143,7 @@ class BaseLogits:
     Raises
     ------
     MeasureError
-        If the file is not one, or is not whole.
+        If the file is not one, or is incomplete.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -154,12 +154,12 @@ class BaseLogits:
         except OSError as error:
             raise MeasureError(f"cannot read {shown}: {error.strerror}") from error
         try:
-            self.frame, self._start = self._read_frame(shown)
+            self.chunked, self._start = self._read_chunked_text(shown)
         except BaseException:
             os.close(self._file)
             raise
 
-    def _read_frame(self, shown: str) -> tuple[Frame, int]:
+    def _read_chunked_text(self, shown: str) -> tuple[ChunkedText, int]:
         size = os.fstat(self._file).st_size
         at = 0
 
@@ -169,12 +169,15 @@ class BaseLogits:
             return self._read(at - n, n) if at <= size else None
 
         try:
-            frame = read_frame(read)
+            chunked = read_chunked_text(read)
         except MeasureError as error:
             raise MeasureError(f"{shown}: {error.message}") from None
         start = at
-        if frame is not None and size == start + frame.n_chunks * frame.n_scored * frame.row_codes * 2:
-            return frame, start
+        if (
+            chunked is not None
+            and size == start + chunked.n_chunks * chunked.n_scored * chunked.row_codes * 2
+        ):
+            return chunked, start
         raise MeasureError(f"{shown} is not whole", hint="measure the base model again")
 
     def _read(self, offset: int, n_bytes: int) -> bytes:
@@ -189,10 +192,10 @@ class BaseLogits:
 
     def rows(self, chunk: int, start: int, stop: int) -> NDArray[np.uint16]:
         """Positions `start` up to `stop` of a chunk, (n, row_codes)."""
-        row_bytes = 2 * self.frame.row_codes
-        first = chunk * self.frame.n_scored + start
+        row_bytes = 2 * self.chunked.row_codes
+        first = chunk * self.chunked.n_scored + start
         raw = self._read(self._start + first * row_bytes, (stop - start) * row_bytes)
-        return np.frombuffer(raw, "<u2").reshape(stop - start, self.frame.row_codes)
+        return np.frombuffer(raw, "<u2").reshape(stop - start, self.chunked.row_codes)
 
     def close(self) -> None:
         """Close the file."""
@@ -208,11 +211,11 @@ class BaseLogits:
 
 
 def write_base_logits(
-    path: str | Path, frame: Frame, chunks: Iterator[NDArray[np.float32]]
+    path: str | Path, chunked: ChunkedText, chunks: Iterator[NDArray[np.float32]]
 ) -> Iterator[NDArray[np.float32]]:
-    """Write the file of these logits, (n_scored, n_vocab) a chunk, handing each chunk on when it is written.
+    """Write the file of these logits, (n_scored, n_vocab) for each chunk; yields each chunk after writing it.
 
-    The file appears under its name when the last chunk is written.
+    The file gets its name when the last chunk is written.
 
     Raises
     ------
@@ -223,11 +226,11 @@ def write_base_logits(
     part = path.with_name(path.name + ".part")
     try:
         with part.open("wb") as file:
-            file.write(_HEAD.pack(_MAGIC, frame.n_ctx, frame.n_vocab, frame.n_chunks))
-            file.write(frame.tokens.astype("<i4").tobytes())
+            file.write(_HEAD.pack(_MAGIC, chunked.n_ctx, chunked.n_vocab, chunked.n_chunks))
+            file.write(chunked.tokens.astype("<i4").tobytes())
             for logits in chunks:
                 for rows in np.array_split(logits, max(1, logits.size >> 22)):
-                    file.write(compress(rows, frame.row_codes).astype("<u2").tobytes())
+                    file.write(compress(rows, chunked.row_codes).astype("<u2").tobytes())
                 yield logits
         os.replace(part, path)
     except OSError as error:

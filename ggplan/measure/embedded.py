@@ -1,15 +1,15 @@
 """llama.cpp inside Python: logits of every scored token through llama-cpp-python's low-level API.
 
 It feeds the model exactly what llama-perplexity does (b11434): the text is cut into chunks of n_ctx tokens,
-the first token of each is replaced by BOS where the model wants one, as many chunks as fit into a batch of
-2048 tokens go through together, and the second half of each gives logits. So the figures are its figures.
+the first token of each is replaced by BOS if the model needs one, as many chunks as fit into a batch of
+2048 tokens are run together, and the second half of each gives logits. So the figures are the same.
 
 This runs in a process of its own, because llama.cpp aborts the whole process on some damaged files:
 
     python -m ggplan.measure.embedded REQUEST.json
 
-It prints one JSON object a line: {"chunks": [done, of]} as it goes on, {"failed": message, "hint": ...} when
-it must give up. The scores are then in the file that the request names.
+It prints one JSON object a line: {"chunks": [done, of]} for progress, {"failed": message, "hint": ...} if it
+fails. At the end the scores are in the file that the request names.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ggplan.errors import Error, MeasureError
-from ggplan.measure.base_logits import BaseLogits, Frame, write_base_logits
-from ggplan.measure.scores import join, score_chunk
+from ggplan.measure.base_logits import BaseLogits, ChunkedText, write_base_logits
+from ggplan.measure.scores import join_scores, score_chunk
 from ggplan.text import printable
 
 if TYPE_CHECKING:
@@ -45,9 +45,9 @@ class EmbeddedModel:
     n_ctx
         Tokens of a chunk.
     threads
-        Threads of llama.cpp, or None for its own choice.
+        Threads of llama.cpp, or None for its default.
     n_gpu_layers
-        Layers on the GPU, where llama-cpp-python was built for one.
+        Layers on the GPU, if llama-cpp-python was built for one.
 
     Raises
     ------
@@ -70,7 +70,7 @@ class EmbeddedModel:
         options.use_extra_bufts = False
         self._model = api.llama_model_load_from_file(str(path).encode(), options)
         if not self._model:
-            raise MeasureError(f"llama.cpp cannot load {shown}: {self._last_words()}")
+            raise MeasureError(f"llama.cpp cannot load {shown}: {self._last_lines()}")
         self._vocab = api.llama_model_get_vocab(self._model)
         self.n_ctx = n_ctx
         self.n_vocab: int = api.llama_vocab_n_tokens(self._vocab)
@@ -83,16 +83,16 @@ class EmbeddedModel:
             context.n_threads = context.n_threads_batch = threads
         self._context = api.llama_init_from_model(self._model, context)
         if not self._context:
-            raise MeasureError(f"llama.cpp cannot run {shown}: {self._last_words()}")
+            raise MeasureError(f"llama.cpp cannot run {shown}: {self._last_lines()}")
 
     def _on_log(self, level: int, text: bytes, user_data: object) -> None:
         if level == _ERROR and text:
             self._said.append(text.decode("utf-8", "replace").strip())
 
-    def _last_words(self) -> str:
+    def _last_lines(self) -> str:
         return printable("; ".join(self._said[-2:])) or "it does not say why"
 
-    def frame(self, text: bytes, n_chunks: int | None) -> Frame:
+    def chunked(self, text: bytes, n_chunks: int | None) -> ChunkedText:
         """Cut a text into chunks.
 
         Raises
@@ -114,20 +114,20 @@ class EmbeddedModel:
             )
         n = min(n_whole, n_chunks or n_whole)
         whole = np.ctypeslib.as_array(tokens)[: n * self.n_ctx].reshape(n, self.n_ctx).copy()
-        return Frame(self.n_ctx, self.n_vocab, whole)
+        return ChunkedText(self.n_ctx, self.n_vocab, whole)
 
-    def logits(self, frame: Frame) -> Iterator[NDArray[np.float32]]:
-        """Logits of each chunk's scored positions, (n_scored, n_vocab); good until the next is asked for.
+    def logits(self, chunked: ChunkedText) -> Iterator[NDArray[np.float32]]:
+        """Logits of each chunk's scored positions, (n_scored, n_vocab); valid until the next is asked for.
 
         Raises
         ------
         MeasureError
             If llama.cpp fails.
         """
-        for start in range(0, frame.n_chunks, self._n_sequences):
-            yield from self._run(frame, range(start, min(start + self._n_sequences, frame.n_chunks)))
+        for start in range(0, chunked.n_chunks, self._n_sequences):
+            yield from self._run(chunked, range(start, min(start + self._n_sequences, chunked.n_chunks)))
 
-    def _run(self, frame: Frame, chunks: range) -> Iterator[NDArray[np.float32]]:
+    def _run(self, chunked: ChunkedText, chunks: range) -> Iterator[NDArray[np.float32]]:
         api, n_ctx, first = self._api, self.n_ctx, self.n_ctx // 2
         api.llama_memory_clear(api.llama_get_memory(self._context), True)
         parts: list[NDArray[np.float32]] = []
@@ -135,27 +135,27 @@ class EmbeddedModel:
         try:
             for begin in range(0, n_ctx, _BATCH):
                 end = min(begin + _BATCH, n_ctx)
-                n_outputs = self._fill(batch, frame, chunks, begin, end)
+                n_outputs = self._fill(batch, chunked, chunks, begin, end)
                 if api.llama_decode(self._context, batch):
-                    raise MeasureError(f"llama.cpp failed: {self._last_words()}")
+                    raise MeasureError(f"llama.cpp failed: {self._last_lines()}")
                 if n_ctx > _BATCH and n_outputs:
                     parts.append(self._outputs(0, n_outputs).copy())
         finally:
             api.llama_batch_free(batch)
         if parts:
-            yield np.concatenate(parts)[: frame.n_scored]
+            yield np.concatenate(parts)[: chunked.n_scored]
             return
         for i in range(len(chunks)):
-            yield self._outputs(i * (n_ctx - first), frame.n_scored)
+            yield self._outputs(i * (n_ctx - first), chunked.n_scored)
 
-    def _fill(self, batch: Any, frame: Frame, chunks: range, begin: int, end: int) -> int:
-        """Put positions `begin` up to `end` of the chunks into the batch; the number of outputs."""
+    def _fill(self, batch: Any, chunked: ChunkedText, chunks: range, begin: int, end: int) -> int:
+        """Put positions `begin` up to `end` of the chunks into the batch; returns the number of outputs."""
         add_bos = self._api.llama_vocab_get_add_bos(self._vocab)
         bos = self._api.llama_vocab_bos(self._vocab)
         n = n_outputs = 0
         for sequence, chunk in enumerate(chunks):
             for position in range(begin, end):
-                token = bos if add_bos and position == 0 else int(frame.tokens[chunk, position])
+                token = bos if add_bos and position == 0 else int(chunked.tokens[chunk, position])
                 batch.token[n] = token
                 batch.pos[n] = position
                 batch.n_seq_id[n] = 1
@@ -179,7 +179,7 @@ class EmbeddedModel:
 
 
 def build() -> str:
-    """Which llama.cpp it is, for the record.
+    """The build of llama.cpp, for the record.
 
     Raises
     ------
@@ -210,7 +210,7 @@ def _llama_cpp() -> Any:
 
 
 def main(arguments: list[str]) -> int:
-    """Carry out the request; the exit code."""
+    """Carry out the request; returns the exit code."""
     try:
         _score(json.loads(Path(arguments[0]).read_text("utf-8")))
     except Error as error:
@@ -226,24 +226,24 @@ def _score(request: dict[str, Any]) -> None:
     text = Path(request["text"]).read_bytes()
     base = BaseLogits(request["base"]) if request["base"] else None
     if base is None:
-        frame = model.frame(text, request["n_chunks"])
+        chunked = model.chunked(text, request["n_chunks"])
     else:
-        frame = base.frame
-        own = model.frame(text, frame.n_chunks)
-        if own.n_vocab != frame.n_vocab or not np.array_equal(own.tokens, frame.tokens):
+        chunked = base.chunked
+        own = model.chunked(text, chunked.n_chunks)
+        if own.n_vocab != chunked.n_vocab or not np.array_equal(own.tokens, chunked.tokens):
             raise MeasureError(
                 f"{request['base']} is of another text or of a model with another tokenizer",
                 hint="measure the base model again",
             )
-    chunks = model.logits(frame)
+    chunks = model.logits(chunked)
     if request["keep_logits"]:
-        chunks = write_base_logits(request["keep_logits"], frame, chunks)
+        chunks = write_base_logits(request["keep_logits"], chunked, chunks)
     scores = []
     for i, logits in enumerate(chunks):
-        rows = base.rows(i, 0, frame.n_scored) if base else None
-        scores.append(score_chunk(logits, frame.targets[i], rows))
-        _say(chunks=[i + 1, frame.n_chunks])
-    join(scores).save(request["scores"])
+        rows = base.rows(i, 0, chunked.n_scored) if base else None
+        scores.append(score_chunk(logits, chunked.targets[i], rows))
+        _say(chunks=[i + 1, chunked.n_chunks])
+    join_scores(scores).save(request["scores"])
 
 
 def _say(**line: Any) -> None:

@@ -1,4 +1,4 @@
-"""The two engines under one shape: one function that runs the base, one that runs a model beside it."""
+"""The two engines with one interface: a function runs the base, another runs a model and compares it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 from ggplan.errors import MeasureError
 from ggplan.measure import llama_perplexity
 from ggplan.measure.base_logits import BaseLogits
-from ggplan.measure.llama_perplexity import Progress, Run
+from ggplan.measure.llama_perplexity import ChunkProgress, Run
 from ggplan.measure.scores import TokenScores
 from ggplan.text import printable
 
@@ -24,7 +24,7 @@ EMBEDDED = "llama-cpp-python"
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """What runs models.
+    """A program that runs models.
 
     Attributes
     ----------
@@ -39,8 +39,8 @@ class Engine:
 
     name: str
     build: str
-    run_base: Callable[[Path, Path, Path, int, int | None, Progress | None], Run]
-    run_model: Callable[[Path, Path, BaseLogits, Progress | None], Run]
+    run_base: Callable[[Path, Path, Path, int, int | None, ChunkProgress | None], Run]
+    run_model: Callable[[Path, Path, BaseLogits, ChunkProgress | None], Run]
 
 
 def external_engine(path: str, options: Sequence[str] = ()) -> Engine:
@@ -56,13 +56,13 @@ def external_engine(path: str, options: Sequence[str] = ()) -> Engine:
         raise MeasureError(f"{printable(path)} is not on the PATH")
 
     def run_base(
-        model: Path, text: Path, keep: Path, n_ctx: int, n_chunks: int | None, progress: Progress | None
+        model: Path, text: Path, keep: Path, n_ctx: int, n_chunks: int | None, progress: ChunkProgress | None
     ) -> Run:
         return llama_perplexity.run_base(
             found, model, text, keep, n_ctx=n_ctx, n_chunks=n_chunks, options=options, progress=progress
         )
 
-    def run_model(model: Path, text: Path, base: BaseLogits, progress: Progress | None) -> Run:
+    def run_model(model: Path, text: Path, base: BaseLogits, progress: ChunkProgress | None) -> Run:
         return llama_perplexity.run_model(found, model, text, base, options=options, progress=progress)
 
     return Engine(Path(found).name, llama_perplexity.engine_build(found), run_base, run_model)
@@ -80,27 +80,27 @@ def embedded_engine(*, threads: int | None = None, n_gpu_layers: int = 0) -> Eng
 
     build = embedded.build()
 
-    def run(model: Path, text: Path, progress: Progress | None, **more: Any) -> Run:
+    def run(model: Path, text: Path, progress: ChunkProgress | None, **more: Any) -> Run:
         request = {"model": str(model), "text": str(text), "threads": threads, "n_gpu_layers": n_gpu_layers}
         return _run_worker(request | more, progress)
 
     def run_base(
-        model: Path, text: Path, keep: Path, n_ctx: int, n_chunks: int | None, progress: Progress | None
+        model: Path, text: Path, keep: Path, n_ctx: int, n_chunks: int | None, progress: ChunkProgress | None
     ) -> Run:
         return run(model, text, progress, n_ctx=n_ctx, n_chunks=n_chunks, base=None, keep_logits=str(keep))
 
-    def run_model(model: Path, text: Path, base: BaseLogits, progress: Progress | None) -> Run:
-        frame = base.frame
+    def run_model(model: Path, text: Path, base: BaseLogits, progress: ChunkProgress | None) -> Run:
+        chunked = base.chunked
         return run(
-            model, text, progress, n_ctx=frame.n_ctx, n_chunks=frame.n_chunks, base=str(base.path),
+            model, text, progress, n_ctx=chunked.n_ctx, n_chunks=chunked.n_chunks, base=str(base.path),
             keep_logits=None,
         )  # fmt: skip
 
     return Engine(EMBEDDED, build, run_base, run_model)
 
 
-def _run_worker(request: dict[str, Any], progress: Progress | None) -> Run:
-    """Carry out a request in a process that may die of a damaged model without taking us along."""
+def _run_worker(request: dict[str, Any], progress: ChunkProgress | None) -> Run:
+    """Carry out a request in a separate process, so that a damaged model can crash only that one."""
     with tempfile.TemporaryDirectory(prefix="ggplan-") as folder:
         scores, order = Path(folder) / "scores.npz", Path(folder) / "request.json"
         order.write_text(json.dumps(request | {"scores": str(scores)}), "utf-8")
@@ -134,7 +134,7 @@ def _run_worker(request: dict[str, Any], progress: Progress | None) -> Run:
             raise failed
         if process.returncode:
             raise MeasureError(
-                f"llama.cpp died of {printable(Path(request['model']).name)} (exit {process.returncode})",
+                f"llama.cpp crashed on {printable(Path(request['model']).name)} (exit {process.returncode})",
                 hint="`ggplan verify` checks the file",
             )
         return Run(TokenScores.load(scores))

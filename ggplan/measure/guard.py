@@ -1,12 +1,12 @@
-"""Three questions before a mix is called the better one: by how much does it lead, is that more than chance,
-and does it hold on a text that had no say in the choice?
+"""Three questions before a mix is called better: by how much, is that more than chance, and is it also better
+on a text that was not used to choose it?
 
-Two files read the same tokens. Where every token's scores were kept, the error of their difference is that of
-the paired difference, in which the text's own scatter cancels. Where they were not, the errors of both are
+Two files read the same tokens. If the scores of every token were kept, the error of the difference is that of
+the paired difference, in which the scatter of the text itself cancels. If not, the errors of both are
 combined as if they were independent, which is an upper bound and calls too many pairs a tie.
 
-Who tries thirty recipes on one text and keeps the best has tuned to that text: the winner is partly the one
-that suits its tokens. A second, held-out text shows how much of the lead is real.
+If thirty recipes are tried on one text and the best is kept, it is tuned to that text: part of its lead comes
+from these tokens. A second, held-out text shows how much of the lead is real.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from typing import Literal
 from ggplan.measure.record import Conditions, Measurement, Quantization, Use
 from ggplan.measure.record_file import Scores
 from ggplan.measure.scores import TokenScores
-from ggplan.measure.statistics import Difference, difference, same_tokens
+from ggplan.measure.statistics import DifferenceMetric, difference, same_tokens
 
-RANKING: tuple[Difference, ...] = ("kld", "delta_ln_ppl")
-"""What files are ranked by: the first of these that is known of both; perplexity where neither is."""
+RANKING: tuple[DifferenceMetric, ...] = ("kld", "delta_ln_ppl")
+"""The metrics files are ranked by: the first that is known of both; perplexity if neither is."""
 
 Method = Literal["paired", "independent", "unpaired", "none"]
 
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """A file on one text, and every token's scores where they were kept."""
+    """A file on one text, and the scores of every token if they were kept."""
 
     name: str
     measurement: Measurement
@@ -44,9 +44,9 @@ class Lead:
     Attributes
     ----------
     metric
-        What it is a difference of.
+        The metric that is compared.
     value, error
-        The difference and its standard error, None where nothing is known of it.
+        The difference and its standard error, None if no error is known.
     method
         How the error was found: from the *paired* differences of tokens; from two errors taken as
         *independent*; from two *unpaired* errors, which measure the text far more than the files.
@@ -81,7 +81,7 @@ class Disagreement:
     Attributes
     ----------
     certain
-        Whether both differences are larger than two standard errors, so that chance is no excuse.
+        Whether both differences are larger than two standard errors, so that it is hardly chance.
     """
 
     better_chosen: str
@@ -130,14 +130,14 @@ def ties(quantizations: Sequence[Quantization], scores: Scores) -> list[Tie]:
 
 
 def _ranked(group: Sequence[Contender]) -> list[Contender]:
-    """Best first, by what is known of all; those of which nothing is known are left out."""
+    """Best first, by the metric that all have; files without any metric are left out."""
     known = [c for c in group if "ppl" in c.measurement.metrics]
     metric = next((m for m in RANKING if all(m in c.measurement.metrics for c in known)), "ppl")
     return sorted(known, key=lambda c: c.measurement.metrics[metric].value)
 
 
 def disagreements(quantizations: Sequence[Quantization], scores: Scores) -> list[Disagreement]:
-    """Pairs whose order differs between the texts. A difference within one standard error is no order."""
+    """Pairs whose order differs between the texts. A difference within one standard error does not count."""
     found = []
     for a, b in combinations(quantizations, 2):
         pairs = [_last_pair(a, b, use, scores) for use in ("choose", "held out")]
@@ -156,7 +156,7 @@ def disagreements(quantizations: Sequence[Quantization], scores: Scores) -> list
 def _last_pair(
     a: Quantization, b: Quantization, use: Use, scores: Scores
 ) -> tuple[Contender, Contender] | None:
-    """Both files on the text of this use, under the last conditions that they share."""
+    """Both files on the text with this use, under the last conditions that they share."""
     of_a, of_b = (
         {m.conditions: m for m in q.measurements if m.use == use and not q.is_base_of(m)} for q in (a, b)
     )

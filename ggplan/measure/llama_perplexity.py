@@ -1,15 +1,15 @@
-"""The user's own llama-perplexity (llama.cpp's or ik_llama.cpp's): run, watched, and asked for every token.
+"""Run the user's own llama-perplexity (llama.cpp's or ik_llama.cpp's) and score every token.
 
 llama-perplexity prints sums only, and writes all log-probabilities of a model to a file when it is told
 `--kl-divergence-base FILE` without `--kl-divergence`. For the base model that file is what we keep. For the
-others the file is a pipe: each chunk is compared with the base's while the engine computes the next, and
-nothing of the tens of gigabytes is stored. The file keeps log-probabilities in steps of 16/65535 nats, which
-moves a mean divergence by about 0.000002; the perplexity is the one that is printed.
+others the file is a pipe: each chunk is compared with the base's while the engine computes the next, so the
+tens of gigabytes are never stored. The file keeps log-probabilities in steps of 16/65535 nats, which
+changes a mean KL divergence by about 0.000002; the perplexity is the one that is printed.
 
-Two failures of llama-perplexity are known and mended here (b11434). It can end well without printing its last
-lines; then the perplexity is that of the log-probabilities, which differs by a millionth. And on some virtual
-machines its AMX path dies (SIGILL or SIGSEGV) on quantized files; then it is run again, with
-LLAMA_ARG_REPACK=0, which leaves that path out.
+Two faults of llama-perplexity are worked around here (b11434). It can exit with 0 without printing its last
+lines; then the perplexity is computed from the log-probabilities, which differs by a millionth. And on some
+virtual machines its AMX code crashes (SIGILL or SIGSEGV) on quantized files; then it is run again with
+LLAMA_ARG_REPACK=0, which avoids that code.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from pathlib import Path
 import numpy as np
 
 from ggplan.errors import MeasureError
-from ggplan.measure.base_logits import BaseLogits, Frame, log_probs, read_frame
-from ggplan.measure.scores import TokenScores, join, score_chunk
+from ggplan.measure.base_logits import BaseLogits, ChunkedText, log_probs, read_chunked_text
+from ggplan.measure.scores import TokenScores, join_scores, score_chunk
 from ggplan.text import printable
 
 NAME = "llama-perplexity"
-Progress = Callable[[int, int], None]
+ChunkProgress = Callable[[int, int], None]
 """Called with the number of chunks done and the number of all."""
 
 _FINAL = re.compile(rb"Final estimate: PPL[^=\r\n]{0,60}= ([0-9.]+) \+/- ([0-9.]+)")
@@ -51,9 +51,9 @@ class Run:
     Attributes
     ----------
     ppl, ppl_error
-        As the engine prints them behind `Final estimate`; None where it prints nothing.
+        As the engine prints them after `Final estimate`; None if it prints nothing.
     notes
-        What had to be done to get there, for the user.
+        What was worked around, for the user.
     """
 
     scores: TokenScores
@@ -72,7 +72,7 @@ def find_engine(path: str | None) -> str | None:
     """
     found = shutil.which(path or NAME)
     if path and found is None:
-        raise MeasureError(f"{printable(path)} is no program", hint="give the path of a llama-perplexity")
+        raise MeasureError(f"{printable(path)} is not a program", hint="give the path of a llama-perplexity")
     return found
 
 
@@ -95,14 +95,14 @@ def run_base(
     n_ctx: int,
     n_chunks: int | None,
     options: Sequence[str] = (),
-    progress: Progress | None = None,
+    progress: ChunkProgress | None = None,
 ) -> Run:
     """Run the base model and keep its log-probabilities in `keep`.
 
     Raises
     ------
     MeasureError
-        If the engine fails, with its last words.
+        If the engine fails, with the last lines it printed.
     """
     keep = Path(keep)
     part = keep.with_name(keep.name + ".part")
@@ -128,23 +128,23 @@ def run_model(
     base: BaseLogits,
     *,
     options: Sequence[str] = (),
-    progress: Progress | None = None,
+    progress: ChunkProgress | None = None,
 ) -> Run:
     """Run a model on the chunks of `base` and compare every token.
 
     Raises
     ------
     MeasureError
-        If the engine fails, with its last words, or cuts the text into other tokens than the base.
+        If the engine fails, with the last lines it printed, or cuts the text into other tokens than the base.
     """
-    frame = base.frame
+    chunked = base.chunked
     with tempfile.TemporaryDirectory(prefix="ggplan-") as folder:
         pipe = Path(folder) / "logits"
         os.mkfifo(pipe)
-        command = _command(engine, model, text, pipe, frame.n_ctx, frame.n_chunks, options)
+        command = _command(engine, model, text, pipe, chunked.n_ctx, chunked.n_chunks, options)
         return _persistently(
             lambda environment: _watch(
-                command, environment, lambda engine: _compare(pipe, base, engine, progress), frame.n_chunks
+                command, environment, lambda engine: _compare(pipe, base, engine, progress), chunked.n_chunks
             )
         )
 
@@ -161,7 +161,7 @@ def _command(
 
 
 class _PassingError(Exception):
-    """The engine failed in a way that another run may mend."""
+    """The engine failed in a way that may not happen in another run."""
 
     def __init__(self, why: str, *, without_repack: bool) -> None:
         super().__init__(why)
@@ -169,7 +169,7 @@ class _PassingError(Exception):
 
 
 def _persistently(run: Callable[[dict[str, str]], Run]) -> Run:
-    """Run, and run again after the failures that are known to pass."""
+    """Run, and run again after failures that may not happen again."""
     environment = dict(os.environ)
     notes: list[str] = []
     for attempt in range(1, _ATTEMPTS + 1):
@@ -194,11 +194,11 @@ def _watch(
     environment: dict[str, str],
     score: Callable[[subprocess.Popen[bytes]], TokenScores | None],
     n_chunks: int | None,
-    progress: Progress | None = None,
+    progress: ChunkProgress | None = None,
 ) -> Run:
     """Start the engine, read what it prints, and score what it writes.
 
-    `score` gives None where that is cut off; `progress` is told of the chunks that the engine prints.
+    `score` gives None if that is incomplete; `progress` is called for the chunks that the engine prints.
     """
     try:
         process = subprocess.Popen(
@@ -225,18 +225,20 @@ def _watch(
     if process.returncode in _CRASHES:
         raise _PassingError(f"crashed (exit {process.returncode})", without_repack=True)
     if process.returncode:
-        words = _last_words(said)
+        words = _last_lines(said)
         if not words:
-            raise _PassingError(f"failed without a word (exit {process.returncode})", without_repack=False)
+            raise _PassingError(
+                f"failed and printed nothing (exit {process.returncode})", without_repack=False
+            )
         raise MeasureError(f"{NAME} failed (exit {process.returncode}): {words}")
     if scores is None:
         if b"you need at least" in said:
-            raise MeasureError(f"the text is too short: {_last_words(said)}")
+            raise MeasureError(f"the text is too short: {_last_lines(said)}")
         if b"[1]" in said:
             raise _PassingError("ended before its last chunk", without_repack=False)
-        if _telling_lines(said):
-            raise MeasureError(f"{NAME} measured nothing: {_last_words(said)}")
-        raise _PassingError(f"measured nothing ({_last_words(said)})", without_repack=False)
+        if _error_lines(said):
+            raise MeasureError(f"{NAME} measured nothing: {_last_lines(said)}")
+        raise _PassingError(f"measured nothing ({_last_lines(said)})", without_repack=False)
     final = _FINAL.search(said)
     if final is None:
         note = "ended without its last line; the perplexity is that of the log-probabilities it wrote"
@@ -245,7 +247,7 @@ def _watch(
 
 
 def _listen(
-    process: subprocess.Popen[bytes], said: bytearray, n_chunks: int | None, progress: Progress | None
+    process: subprocess.Popen[bytes], said: bytearray, n_chunks: int | None, progress: ChunkProgress | None
 ) -> None:
     """Keep the end of what is printed; `[12]4.5678,` says that chunk 12 is done."""
     assert process.stdout is not None
@@ -269,13 +271,13 @@ def _lines(said: bytearray) -> list[str]:
     return [line for line in lines if line]
 
 
-def _telling_lines(said: bytearray) -> list[str]:
-    """Those that say what went wrong; none where the engine ended before the thread that logs them."""
+def _error_lines(said: bytearray) -> list[str]:
+    """The lines about errors; none if the engine ended before its logging thread printed them."""
     return [line for line in _lines(said) if re.search(r"\berror\b|\bE \b|failed|need at least|unable", line)]
 
 
-def _last_words(said: bytearray) -> str:
-    return printable("; ".join((_telling_lines(said) or _lines(said))[-2:]))
+def _last_lines(said: bytearray) -> str:
+    return printable("; ".join((_error_lines(said) or _lines(said))[-2:]))
 
 
 def _kept_scores(part: Path, process: subprocess.Popen[bytes]) -> TokenScores | None:
@@ -289,39 +291,39 @@ def _kept_scores(part: Path, process: subprocess.Popen[bytes]) -> TokenScores | 
 
 
 def _compare(
-    pipe: Path, base: BaseLogits, process: subprocess.Popen[bytes], progress: Progress | None
+    pipe: Path, base: BaseLogits, process: subprocess.Popen[bytes], progress: ChunkProgress | None
 ) -> TokenScores | None:
-    """Score what comes through the pipe; None when the engine ends before all of it came."""
-    frame, scores = base.frame, []
+    """Score what comes through the pipe; None if the engine ends before all of it has come."""
+    chunked, scores = base.chunked, []
     with _open_pipe(pipe, process) as read:
-        own = read_frame(read)
+        own = read_chunked_text(read)
         if own is None:
             return None
-        if own.n_vocab != frame.n_vocab or not np.array_equal(own.tokens, frame.tokens):
+        if own.n_vocab != chunked.n_vocab or not np.array_equal(own.tokens, chunked.tokens):
             process.kill()
             raise MeasureError(
                 f"the log-probabilities in {printable(str(base.path))} are of another text,"
                 " or of a model with another tokenizer",
                 hint="measure the base model again",
             )
-        step = max(1, (1 << 22) // frame.n_vocab)
-        for chunk in range(frame.n_chunks):
+        step = max(1, (1 << 22) // chunked.n_vocab)
+        for chunk in range(chunked.n_chunks):
             parts = []
-            for start in range(0, frame.n_scored, step):
-                stop = min(start + step, frame.n_scored)
-                raw = read((stop - start) * frame.row_codes * 2)
+            for start in range(0, chunked.n_scored, step):
+                stop = min(start + step, chunked.n_scored)
+                raw = read((stop - start) * chunked.row_codes * 2)
                 if raw is None:
                     return None
-                rows = np.frombuffer(raw, "<u2").reshape(stop - start, frame.row_codes)
-                targets = frame.targets[chunk, start:stop]
-                mine = log_probs(rows, frame.n_vocab)
+                rows = np.frombuffer(raw, "<u2").reshape(stop - start, chunked.row_codes)
+                targets = chunked.targets[chunk, start:stop]
+                mine = log_probs(rows, chunked.n_vocab)
                 parts.append(score_chunk(mine, targets, base.rows(chunk, start, stop), normalized=True))
-            scores.append(join(parts, axis=1))
+            scores.append(join_scores(parts, axis=1))
             if progress is not None:
-                progress(chunk + 1, frame.n_chunks)
-        while read(1) is not None:  # let the engine end in its own time
+                progress(chunk + 1, chunked.n_chunks)
+        while read(1) is not None:  # until the engine has ended
             pass
-    return join(scores)
+    return join_scores(scores)
 
 
 @contextlib.contextmanager
@@ -360,12 +362,12 @@ def _open_pipe(pipe: Path, process: subprocess.Popen[bytes]) -> Iterator[Callabl
 
 
 def _nll_of(base: BaseLogits) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
-    """-ln p of every token that came, from a kept file."""
-    frame: Frame = base.frame
-    nll = np.empty((frame.n_chunks, frame.n_scored), np.float32)
-    for chunk in range(frame.n_chunks):
-        rows = base.rows(chunk, 0, frame.n_scored)
+    """-ln p of every token of the text, from a kept file."""
+    chunked: ChunkedText = base.chunked
+    nll = np.empty((chunked.n_chunks, chunked.n_scored), np.float32)
+    for chunk in range(chunked.n_chunks):
+        rows = base.rows(chunk, 0, chunked.n_scored)
         head = np.ascontiguousarray(rows[:, :4]).view(np.float32)
-        codes = rows[np.arange(frame.n_scored), 4 + frame.targets[chunk]]
+        codes = rows[np.arange(chunked.n_scored), 4 + chunked.targets[chunk]]
         nll[chunk] = -(codes.astype(np.float32) * head[:, 0] + head[:, 1])
     return nll

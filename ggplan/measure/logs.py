@@ -1,10 +1,10 @@
-"""What llama.cpp's own tools print, read back: llama-perplexity, llama-bench, llama-sweep-bench.
+"""Parse the output of llama.cpp's own tools: llama-perplexity, llama-bench, llama-sweep-bench.
 
 None of them but llama-bench has a format meant for machines, and the forms differ between builds and forks:
 
 - `Final estimate: PPL = 4.6273 +/- 0.02805`, in newer ik_llama.cpp `PPL over 565 chunks for n_ctx=512 = ...`;
   strided runs (`--ppl-stride`) end with `[n]ppl,` of the last chunk.
-- the blocks behind `--kl-divergence`; `±` may have become `+/-` or `_`, `Δp` `Dp` or `?p` on the way through
+- the blocks of `--kl-divergence`; `±` may have become `+/-` or `_`, `Δp` `Dp` or `?p` on the way through
   a terminal, and old builds print `99.0%` where they mean 99.9 %.
 - llama-bench as markdown, CSV, JSON or JSON lines; sweep-bench (ik_llama.cpp) as markdown or JSON lines.
 
@@ -53,7 +53,7 @@ _KLD_LINES: tuple[tuple[str, re.Pattern[str], float], ...] = tuple(
 
 
 @dataclass(frozen=True, slots=True)
-class Quality:
+class PerplexityRun:
     """One run of llama-perplexity."""
 
     metrics: Mapping[str, Metric]
@@ -70,7 +70,7 @@ class Quality:
 
 @dataclass(frozen=True, slots=True)
 class NamedSpeed:
-    """One line of a benchmark; `model` is what it says of the model, or ""."""
+    """One line of a benchmark; `model` is the model as the line names it, or ""."""
 
     model: str
     n_bytes: int
@@ -88,13 +88,13 @@ def is_perplexity_log(text: str) -> bool:
     return bool(_STARTS.search(text) or FINAL.search(text) or "====== Perplexity statistics" in text)
 
 
-def parse_perplexity_log(text: str) -> Quality:
+def parse_perplexity_log(text: str) -> PerplexityRun:
     """The run in a log of llama-perplexity: plain, strided or with `--kl-divergence`.
 
     Raises
     ------
     MeasureError
-        If the log ends before the result: the last chunk of an unfinished run is no result.
+        If the log ends before the result: the last chunk of an unfinished run is not a result.
     """
     started, final = _STARTS.search(text), FINAL.search(text)
     n_chunks = int(started[1]) if started else int(final[1] or 0) if final else 0
@@ -109,7 +109,9 @@ def parse_perplexity_log(text: str) -> Quality:
     if not metrics:
         at = f" after chunk {chunks[-1][0]} of {n_chunks}" if chunks else ""
         raise MeasureError(f"the log ends{at} before its result", hint="run llama-perplexity again")
-    return Quality(metrics, n_ctx, n_chunks, model[1] if model else "", build[1].strip() if build else "")
+    return PerplexityRun(
+        metrics, n_ctx, n_chunks, model[1] if model else "", build[1].strip() if build else ""
+    )
 
 
 def _kld_block(text: str) -> dict[str, Metric]:
@@ -143,7 +145,7 @@ def _metric(name: str, found: re.Match[str], scale: float) -> Metric:
 
 
 def parse_sweep_bench(text: str) -> list[Speed]:
-    """The lines of a llama-sweep-bench run, markdown or JSON lines; [] if it is none."""
+    """The lines of a llama-sweep-bench run, markdown or JSON lines; [] for any other text."""
     speeds = []
     for row in _tables(text):
         if "N_KV" in row and "S_PP t/s" in row:
@@ -164,7 +166,7 @@ def _speed(n_kv: object, pp: object, tg: object) -> Speed:
 
 
 def parse_llama_bench(text: str) -> list[NamedSpeed]:
-    """The tests of a llama-bench run in any of its forms but SQL; [] if it is none."""
+    """The tests of a llama-bench run in any of its forms but SQL; [] for any other text."""
     return [*_bench_markdown(text), *_bench_items(text)]
 
 
@@ -217,7 +219,7 @@ def _bench_speed(test: str, depth: int, rate: float) -> Speed:
 
 
 def merge_speeds(speeds: Sequence[Speed]) -> tuple[Speed, ...]:
-    """One entry a place: llama-bench gives reading and writing on two lines."""
+    """One entry for each number of cached tokens: llama-bench gives reading and writing on two lines."""
     merged: dict[tuple[int, str, str, str], Speed] = {}
     for s in speeds:
         place = (s.n_kv, s.engine, s.build, s.hardware)

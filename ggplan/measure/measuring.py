@@ -23,7 +23,7 @@ import numpy as np
 from ggplan.errors import MeasureError
 from ggplan.measure.base_logits import BaseLogits, is_base_logits
 from ggplan.measure.engines import Engine
-from ggplan.measure.llama_perplexity import Progress, Run
+from ggplan.measure.llama_perplexity import ChunkProgress, Run
 from ggplan.measure.record import (
     Base,
     Measurement,
@@ -40,9 +40,9 @@ from ggplan.measure.statistics import metrics_of
 from ggplan.measure.subjects import (
     FileState,
     Subject,
-    describe,
     model_facts,
     open_subjects,
+    quantization_of,
     read_state,
     with_names,
 )
@@ -61,7 +61,7 @@ class TextFile:
 
 @dataclass(frozen=True, slots=True)
 class MeasureOptions:
-    """How to measure, and what to call things.
+    """How to measure, and the names for the record.
 
     Attributes
     ----------
@@ -69,7 +69,7 @@ class MeasureOptions:
         Tokens of a chunk (None: 512), and how many chunks at most (None: the whole text). A base that is
         given by its log-probabilities has both fixed.
     model_name
-        The model's name in the record; by default what the base calls it.
+        The model's name in the record; by default the one in the base.
     hardware
         For the record; by default the CPU's name.
     keep_logits
@@ -85,14 +85,14 @@ class MeasureOptions:
 
 
 class Watcher(Protocol):
-    """Told how far a measurement is."""
+    """Called with the progress of a measurement."""
 
     def __call__(self, what: str, done: int, of: int) -> None:
         """`done` of `of` chunks of `what` (`hq4_k on eval.txt`) are computed."""
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class MeasureResult:
     """What `measure` found.
 
     Attributes
@@ -104,7 +104,7 @@ class Result:
     base
         What the others were compared with.
     notes
-        What must be known of the figures, and what the engine had to be helped with.
+        Warnings about the figures, and faults of the engine that were worked around.
     """
 
     record: Record
@@ -119,7 +119,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class _Text:
-    """A text whose digest was taken."""
+    """A text and its digest."""
 
     facts: Text
     use: Use
@@ -128,7 +128,7 @@ class _Text:
 
 @dataclass(frozen=True, slots=True)
 class _KeptBase:
-    """A base that is known by its log-probabilities on one text."""
+    """A base that is given by its log-probabilities on one text."""
 
     facts: Base
     state: FileState
@@ -143,7 +143,7 @@ def measure(
     *,
     into: Record | None = None,
     watcher: Watcher | None = None,
-) -> Result:
+) -> MeasureResult:
     """Measure quantizations of one model against a base.
 
     Parameters
@@ -155,15 +155,15 @@ def measure(
     base
         The GGUF of the unquantized model, or a file of its log-probabilities kept from an earlier run.
     into
-        The record that the result will be merged into: what does not go with it is refused beforehand, and
-        log-probabilities that it knows the base of are that base's.
+        The record that the result will be merged into: a file of another model is refused before an engine
+        starts, and the base of a file of log-probabilities is looked up in it.
     watcher
-        Told of progress.
+        Called with progress.
 
     Raises
     ------
     MeasureError
-        If a file cannot be measured or is another model's, an engine fails, or a text is too short.
+        If a file cannot be measured or is of another model, an engine fails, or a text is too short.
     CheckpointError
         If a file is no GGUF.
     """
@@ -176,7 +176,7 @@ def measure(
     _check_outputs(options.keep_logits, subjects, read_texts)
     _check_vocabularies(subjects, against)
     model = _model(subjects, against, options.model_name, into)
-    described = [describe(subject) for subject in subjects]
+    described = [quantization_of(subject) for subject in subjects]
     facts = _base_facts(against, None)
     found: dict[str, list[Measurement]] = {s.sha256: [] for s in subjects}
     scores: dict[tuple[str, str], TokenScores] = {}
@@ -196,11 +196,11 @@ def measure(
                 scores[subject.sha256, text.facts.sha256] = run.scores
                 notes.extend((*run.notes, *_nan_note(subject.name, measurement, run.scores)))
     quantizations = tuple(replace(q, measurements=tuple(found[q.file.sha256])) for q in described)
-    return Result(Record(model, quantizations), scores, facts, tuple(dict.fromkeys(notes)))
+    return MeasureResult(Record(model, quantizations), scores, facts, tuple(dict.fromkeys(notes)))
 
 
 def largest(subjects: Sequence[Subject]) -> Subject:
-    """The largest of what is measured, which is the base where none is named.
+    """The largest of the files, which is the base if none is named.
 
     Raises
     ------
@@ -223,12 +223,12 @@ def _measurement(
     n_nan = int((~run.scores.finite).sum())
     metrics = metrics_of(run.scores)
     if run.ppl is not None and not n_nan:
-        # The engine's own sum is finer than the log-probabilities it writes down.
+        # The engine's own sum is more exact than the log-probabilities it writes.
         metrics["ppl"] = replace(metrics.get("ppl", Metric(run.ppl)), value=run.ppl)
     return Measurement(
         text=text.facts,
-        n_ctx=logits.frame.n_ctx,
-        n_chunks=logits.frame.n_chunks,
+        n_ctx=logits.chunked.n_ctx,
+        n_chunks=logits.chunked.n_chunks,
         n_tokens=run.scores.nll.size,
         engine=engine.name,
         metrics=metrics,
@@ -252,7 +252,7 @@ def _nan_note(name: str, measurement: Measurement, scores: TokenScores) -> Itera
 
 
 def _read_texts(texts: Sequence[TextFile]) -> list[_Text]:
-    """Take the texts' digests; two of one name go by their folders too."""
+    """Read the texts and their digests; two of one name get their folders' names too."""
     if not texts:
         raise MeasureError("there is no text to measure on", hint="name one with --text")
     states = [read_state(text.path) for text in texts]
@@ -271,7 +271,7 @@ def _read_texts(texts: Sequence[TextFile]) -> list[_Text]:
 
 
 def _kept_base(base: str | Path | Subject, into: Record | None) -> _KeptBase | None:
-    """The base, if it is a file of log-probabilities; of which file, where the record knows it."""
+    """The base, if it is a file of log-probabilities; with its model file, if the record knows that."""
     if isinstance(base, Subject) or not is_base_logits(Path(base)):
         return None
     state = read_state(Path(base))
@@ -283,7 +283,7 @@ def _kept_base(base: str | Path | Subject, into: Record | None) -> _KeptBase | N
 
 
 def _check_options(options: MeasureOptions, texts: Sequence[_Text], kept: _KeptBase | None) -> None:
-    """Refuse what would not be heeded."""
+    """Refuse options that would have no effect."""
     if options.keep_logits is not None and len(texts) > 1:
         raise MeasureError("the base's log-probabilities can be kept for one text, not for two")
     if kept is None:
@@ -294,10 +294,10 @@ def _check_options(options: MeasureOptions, texts: Sequence[_Text], kept: _KeptB
     if options.keep_logits is not None:
         raise MeasureError(f"{shown} already keeps the base's log-probabilities")
     with BaseLogits(kept.state.path) as logits:
-        frame = logits.frame
-    if options.n_ctx not in (None, frame.n_ctx) or options.n_chunks not in (None, frame.n_chunks):
+        chunked = logits.chunked
+    if options.n_ctx not in (None, chunked.n_ctx) or options.n_chunks not in (None, chunked.n_chunks):
         raise MeasureError(
-            f"{shown} is of {frame.n_chunks} chunks of {frame.n_ctx} tokens",
+            f"{shown} is of {chunked.n_chunks} chunks of {chunked.n_ctx} tokens",
             hint="leave --ctx and --chunks out, or give the base model itself",
         )
 
@@ -312,7 +312,7 @@ def _check_outputs(keep: Path | None, subjects: Sequence[Subject], texts: Sequen
 def _subjects(
     files: Iterable[str | Path | Subject], base: str | Path | Subject | None
 ) -> tuple[Subject, ...]:
-    """What is measured, each once, the base first if it is a file."""
+    """The files to measure, each once, the base first if it is one of them."""
     given = [*([] if base is None else [base]), *files]
     if not given:
         raise MeasureError("there is no file to measure")
@@ -323,9 +323,9 @@ def _subjects(
 def _model(
     subjects: Sequence[Subject], against: Subject | _KeptBase, name: str | None, into: Record | None
 ) -> ModelFacts:
-    """The model that is measured, which must be the record's.
+    """The model that is measured, which must be that of the record.
 
-    A name that is not given is the base's, or where there are only its log-probabilities the files'.
+    A name that is not given is taken from the base, or from the files if the base is log-probabilities.
     """
     facts = [model_facts(s) for s in ([against] if isinstance(against, Subject) else subjects)]
     if name is None and len({f.name for f in facts}) > 1:
@@ -341,12 +341,12 @@ def _model(
 
 
 def _check_vocabularies(subjects: Sequence[Subject], against: Subject | _KeptBase) -> None:
-    """Refuse a model with another vocabulary than the base's; the engine would, after the base has run."""
+    """Refuse a model with another vocabulary than the base's; the engine would do so after the base's run."""
     if isinstance(against, Subject):
         expected, whose = against.n_vocab, against.name
     else:
         with BaseLogits(against.state.path) as logits:
-            expected, whose = logits.frame.n_vocab, str(against.state.path)
+            expected, whose = logits.chunked.n_vocab, str(against.state.path)
     for subject in subjects:
         if expected and subject.n_vocab and subject.n_vocab != expected:
             raise MeasureError(
@@ -359,7 +359,7 @@ def _check_vocabularies(subjects: Sequence[Subject], against: Subject | _KeptBas
 def _base_run(
     base: Subject | _KeptBase, text: _Text, engine: Engine, options: MeasureOptions, watcher: Watcher | None
 ) -> Iterator[tuple[BaseLogits, Run | None]]:
-    """The base's log-probabilities of a text, and the run that made them, if there was one."""
+    """The base's log-probabilities of a text, and the run that made them, or None."""
     if isinstance(base, _KeptBase):
         with BaseLogits(base.state.path) as logits:
             yield logits, None
@@ -380,7 +380,7 @@ def _base_facts(against: Subject | _KeptBase, keep: Path | None) -> Base:
     return Base(against.name, against.sha256, logits)
 
 
-def _watch(watcher: Watcher | None, name: str, text: _Text) -> Progress | None:
+def _watch(watcher: Watcher | None, name: str, text: _Text) -> ChunkProgress | None:
     if watcher is None:
         return None
     what = f"{name} on {text.facts.name}"
@@ -388,7 +388,7 @@ def _watch(watcher: Watcher | None, name: str, text: _Text) -> Progress | None:
 
 
 def _cpu_name() -> str:
-    """The CPU's name, where the system tells it."""
+    """The CPU's name, if the system gives it, else the processor family's."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines():
             if line.startswith("model name"):

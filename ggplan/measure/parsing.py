@@ -1,4 +1,4 @@
-"""Files of earlier runs and other people's tables, whatever their kind, as records."""
+"""Logs of earlier runs and published tables of any known kind, as records."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def parse_files(
     Parameters
     ----------
     model_name
-        The model that files are of which do not name one; of a database of several, the one to take.
+        The model of files that do not name one; of a database of several models, the one to take.
     text
-        The text that llama-perplexity was run on, which its log does not say.
+        The text that llama-perplexity was run on; its log does not name it.
 
     Returns
     -------
@@ -145,7 +145,7 @@ def _name_of(stem: str) -> str:
 
 
 def _uniquely_named(quantizations: Iterable[Quantization]) -> tuple[Quantization, ...]:
-    """Two of a name are told apart by their author, their bits per weight, and at last a number."""
+    """Quantizations with different names: author, bits per weight or a number are added to equal ones."""
     taken: dict[str, Quantization] = {}
     for q in quantizations:
         more = [f" ({q.author})" if q.author else "", f" {q.bpw:g}" if q.bpw else ""]

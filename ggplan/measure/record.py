@@ -1,11 +1,11 @@
-"""The record: what is known of a model's quantizations. Its file is told in `record_json`.
+"""The record: what is known of a model's quantizations. `record_json` describes its file.
 
 A quantization is known by the digest of its file, a text by the digest of its bytes, a base by the digest of
-its file. Names are for people; where two files have one name, the digest's first digits stand behind it.
+its file. Names are for people; where two files have one name, the digest's first digits are added to it.
 
 A metric's `error` is one standard error. `method` says of what: *paired chunks* (differences on the same
 tokens, their scatter taken over chunks, which allows for correlation within a chunk), *paired tokens* (as
-llama-perplexity prints behind its ± where a base is given: tokens taken as independent), *unpaired chunks*
+llama-perplexity prints after ± if a base is given: tokens taken as independent), *unpaired chunks*
 and *unpaired tokens* (without a base: they measure the text far more than the quantization).
 """
 
@@ -38,7 +38,7 @@ METRICS = {
     "delta_p_rms": "root mean square change of the right token's probability",
     "same_top": "share of tokens at which the most likely token is the base's",
 }
-"""Names of metrics and what they say. Shares and probabilities are fractions, not per cent."""
+"""Names of metrics and their meaning. Shares and probabilities are fractions, not per cent."""
 
 _DIGITS = 8
 # A log's size is without the header, a model card's is rounded.
@@ -56,7 +56,7 @@ class Metric:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """The text something was measured on; without a digest where a log does not say which it was."""
+    """The text something was measured on; without a digest if only a log names it."""
 
     name: str
     sha256: str = ""
@@ -64,9 +64,9 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """What was compared with: the file's digest, and that of its log-probabilities if they were kept.
+    """The base of a measurement: the file's digest, and that of its log-probabilities if they were kept.
 
-    Of a base that is known by kept log-probabilities alone, `sha256` is theirs.
+    If a base is known only by its kept log-probabilities, `sha256` is theirs.
     """
 
     name: str = ""
@@ -75,7 +75,7 @@ class Base:
 
 
 class Conditions(NamedTuple):
-    """What must be equal for two measurements to be compared."""
+    """The conditions that must be equal for two measurements to be comparable."""
 
     text: str
     context: int
@@ -107,7 +107,7 @@ class Measurement:
 
     @property
     def conditions(self) -> Conditions:
-        """What it was measured under; text and base by their digests where they are known."""
+        """The conditions of the measurement; text and base by their digests if these are known."""
         return Conditions(
             self.text.sha256 or self.text.name, self.n_ctx, self.n_chunks, self.engine, self.build,
             self.base.sha256 or self.base.name,
@@ -175,7 +175,7 @@ class Quantization:
     speeds: tuple[Speed, ...] = ()
 
     def is_base_of(self, measurement: Measurement) -> bool:
-        """Whether this is what a measurement compares with: by digest, by name where a log has no digest."""
+        """Whether this is the base of a measurement: by digest, or by name if a log has no digest."""
         base = measurement.base
         if base.sha256 and self.file.sha256:
             return base.sha256 == self.file.sha256
@@ -184,7 +184,7 @@ class Quantization:
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """Whose quantizations they are."""
+    """The model that a record's quantizations are of."""
 
     name: str
     architecture: str = ""
@@ -222,10 +222,10 @@ def check_same_model(old: ModelFacts, new: ModelFacts) -> None:
 
 
 def merge(old: Record, new: Record) -> Record:
-    """`old` with what `new` knows better.
+    """`old`, brought up to date with `new`.
 
     Quantizations are the same by the digest of their file. One without a digest (from a log) belongs to the
-    only one of its name, if sizes allow it. A measurement of the same conditions, and a speed at the same
+    only one with its name, if the sizes agree. A measurement of the same conditions, and a speed at the same
     place, is replaced by the newer; facts that the newer leaves empty stay.
 
     Raises
@@ -291,7 +291,7 @@ def _filled(old: _Facts, new: _Facts) -> _Facts:
 
 
 def tell_apart(quantizations: Iterable[Quantization]) -> tuple[Quantization, ...]:
-    """The quantizations, with the digest's first digits behind a name that several files have."""
+    """The quantizations, with the digest's first digits added to a name that several files have."""
     plain = [(q, _plain_name(q)) for q in quantizations]
     names = [name for _, name in plain]
     return tuple(
@@ -303,12 +303,12 @@ def tell_apart(quantizations: Iterable[Quantization]) -> tuple[Quantization, ...
 
 
 def _plain_name(q: Quantization) -> str:
-    """The name without the digits that `tell_apart` put behind it."""
+    """The name without the digits that `tell_apart` added."""
     return q.name.removesuffix(f" ({q.file.sha256[:_DIGITS]})") if q.file.sha256 else q.name
 
 
 def text_names(record: Record) -> dict[Text, str]:
-    """What to call each text of a record: its name, with the digest's first digits if several have it."""
+    """The shown name of each text of a record, with the digest's first digits if several have one name."""
     texts = dict.fromkeys(m.text for q in record.quantizations for m in q.measurements)
     names = [text.name for text in texts]
     return {
@@ -331,7 +331,7 @@ CSV_COLUMNS = (
 
 
 def record_to_csv(record: Record) -> str:
-    """The record's measurements as a table of one metric a line, for those who plot elsewhere."""
+    """The record's measurements as a table with one metric a line, for other plotting programs."""
     out = io.StringIO()
     table = csv.writer(out, lineterminator="\n")
     table.writerow(CSV_COLUMNS)

@@ -1,14 +1,14 @@
-"""A record's files: the record itself, and beside it every token's scores.
+"""The files of a record: the record itself, and beside it the scores of every token.
 
     air.json            the record
     air.json.lock       while a measurement into it runs
     air.scores/         the scores of each file on each text, one .npz each
 
 A measurement takes hours, so the record is opened, checked and locked before it begins; a second one into
-the same record is refused at once. What is written appears under its name when it is whole.
+the same record is refused at once. A file gets its name when it is complete.
 
 Scores belong to a file and to the conditions it was measured under, both known by digest. The name of an
-.npz is made of these, and they stand in it once more in full.
+.npz is made from these, and the file contains them in full.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def load_record(path: str | Path) -> Record:
     Raises
     ------
     MeasureError
-        If the file cannot be read or is not a record, naming the file and the place in it.
+        If the file cannot be read or is not a record; the message has the file and the place in it.
     """
     path = Path(path)
     shown = printable(str(path))
@@ -70,12 +70,12 @@ def save_record(record: Record, path: str | Path) -> None:
         If the file cannot be written.
     """
     text = json.dumps(record_to_json(record), indent=1, ensure_ascii=False, allow_nan=False)
-    # A name that is not Unicode becomes an escape, which is JSON too.
+    # A name that is not valid Unicode is written as an escape, which is valid JSON.
     write_whole(Path(path), f"{text}\n".encode("utf-8", "backslashreplace"))
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file beside its place, then give it its name, so that it is never half a file.
+    """Write a file under another name, then rename it, so that an incomplete file never has the final name.
 
     Raises
     ------
@@ -112,7 +112,7 @@ class OpenRecord:
     record: Record | None
 
     def add(self, new: Record, scores: Mapping[tuple[str, str], TokenScores] | None = None) -> Record:
-        """Merge what was found into the file; what the file then holds.
+        """Merge new figures into the file; returns the record that the file then holds.
 
         Parameters
         ----------
@@ -122,9 +122,9 @@ class OpenRecord:
         Raises
         ------
         MeasureError
-            If the file cannot be written, or was made another model's meanwhile.
+            If the file cannot be written, or holds another model by now.
         """
-        # Read again: a file system without locks keeps nobody out.
+        # Read again: on a file system without locks another run may have written it.
         merged = merge(load_record(self.path), new) if self.path.exists() else new
         if scores:
             _keep_scores(scores_folder(self.path), new, scores)
@@ -134,7 +134,7 @@ class OpenRecord:
 
 @contextlib.contextmanager
 def open_record(path: str | Path) -> Iterator[OpenRecord]:
-    """Open a record to add to it, or a new one; nobody else can until the block ends.
+    """Open a record to add to it, or create one; no other run can until the block ends.
 
     Raises
     ------
@@ -159,7 +159,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _take(lock: Path, shown: str) -> int:
-    """Create and lock a file; its descriptor, which holds the lock."""
+    """Create and lock a file; returns its descriptor, which holds the lock."""
     while True:
         try:
             descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
@@ -178,7 +178,7 @@ def _take(lock: Path, shown: str) -> int:
             if error.errno not in _NO_LOCKS:
                 os.close(descriptor)
                 raise MeasureError(f"cannot lock {shown}: {error.strerror}") from error
-        # The run that held the lock may have removed the file meanwhile; then this one locks nothing.
+        # The run that held the lock may have removed the file meanwhile; then this lock is worthless.
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), os.stat(lock)):
                 return descriptor
@@ -193,7 +193,7 @@ def scores_folder(record: str | Path) -> Path:
 def kept_scores(*records: str | Path) -> Scores:
     """A function that finds the scores kept beside these records.
 
-    It raises `MeasureError` where a file of scores is damaged or not what its name says.
+    It raises `MeasureError` if a file of scores is damaged or does not belong to its name.
     """
     folders = [scores_folder(record) for record in records]
 
@@ -207,8 +207,9 @@ def kept_scores(*records: str | Path) -> Scores:
 
 
 def stray_scores(records: Iterable[Record], *paths: str | Path) -> list[Path]:
-    """Files of scores beside these records that none of their measurements owns: those of an older ggplan,
-    which named them by names, or of what was measured again under other conditions.
+    """Files of scores beside these records that belong to none of their measurements.
+
+    An older ggplan named them by file names, or the file was measured again under other conditions.
     """
     owned = {
         _file_name(_key(q, m)) for record in records for q in record.quantizations for m in q.measurements
@@ -231,7 +232,7 @@ def _keep_scores(folder: Path, record: Record, scores: Mapping[tuple[str, str], 
 
 
 def _key(quantization: Quantization, measurement: Measurement) -> str:
-    """What scores belong to, as one text."""
+    """The file and conditions that scores belong to, as one text."""
     return json.dumps([quantization.file.sha256, *measurement.conditions])
 
 

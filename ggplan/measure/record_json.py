@@ -1,4 +1,4 @@
-"""The record as JSON: its form, its schema, and how older forms are read.
+"""The record as JSON: its form, its schema, and the migrations of older forms.
 
     {
       "schema": "ggplan.record/3",
@@ -26,12 +26,12 @@
       ]
     }
 
-`use` is "choose" for the text a mix was chosen by, "held out" for one that had no say in it. Unknown keys are
-refused, so that a misspelt one is not lost in silence; absent optional ones are "", 0 or empty.
-`docs/record.schema.json` is the JSON schema, which is read off the dataclasses of `record`.
+`use` is "choose" for the text a mix is chosen by, "held out" for one that was not used to choose. Unknown
+keys are refused, so that a misspelt one is not lost in silence; absent optional ones are "", 0 or empty.
+`docs/record.schema.json` is the JSON schema, which is generated from the dataclasses of `record`.
 
-The number in "schema" is the form's version. A record of an older one is brought up to date by the
-migrations from its number on, each of which makes one version into the next:
+The number in "schema" is the version of the form. An older record goes through the migrations from its number
+on, each of which turns one version into the next:
 
 1  metrics "kld_mean", "kld_90", "kld_99", "kld_999"; a base is named, not known by its digest
 2  metrics "kld", "kld90", "kld99", "kld999"
@@ -60,7 +60,7 @@ def record_to_json(record: r.Record) -> dict[str, Any]:
 
 
 def is_record(value: object) -> bool:
-    """Whether JSON values say that they are a record, of whatever version."""
+    """Whether JSON values are marked as a record, of any version."""
     return isinstance(value, dict) and str(value.get("schema", "")).startswith(_SCHEMA)
 
 
@@ -70,7 +70,7 @@ def record_from_json(value: object) -> r.Record:
     Raises
     ------
     ValueError
-        Naming the place that does not fit.
+        With the place that is wrong.
     """
     members = _members(value, "the file")
     schema = str(members.pop("schema", None))
@@ -93,11 +93,11 @@ def _check_unique(what: str, values: list[str]) -> None:
         raise ValueError(f"two quantizations {what} {printable(twice)!r}")
 
 
-# Migrations: JSON objects whose form is not checked yet. What they do not expect they leave to the reader.
+# Migrations get JSON objects whose form is not checked yet. They leave unexpected values to the reader.
 
 
 def _to_2(record: dict[str, Any]) -> dict[str, Any]:
-    """Name the divergence's metrics as charts do."""
+    """Name the metrics of KL divergence as charts do."""
     new_names = {"kld_mean": "kld", "kld_90": "kld90", "kld_99": "kld99", "kld_999": "kld999"}
 
     def renamed(measurement: dict[str, Any]) -> dict[str, Any]:
@@ -110,7 +110,7 @@ def _to_2(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _to_3(record: dict[str, Any]) -> dict[str, Any]:
-    """Know bases by their digests, and keep once what was measured of one file under two names."""
+    """Identify bases by digests, and join the entries of one file under two names."""
     digests = {str(q.get("name")): _digest(q) for q in _objects(record, "quantizations")}
 
     def with_base(measurement: dict[str, Any]) -> dict[str, Any]:
@@ -138,7 +138,7 @@ def _digest(quantization: dict[str, Any]) -> str:
 
 
 def _joined(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """One quantization of two entries; of what both measured under the same conditions, the later one's."""
+    """One quantization from two entries; of equal conditions, the later entry's measurement is kept."""
     lists: dict[str, Any] = {}
     for key, facts in (
         ("measurements", ("text", "n_ctx", "n_chunks", "engine", "build", "base")),

@@ -1,4 +1,4 @@
-"""What one model said of every scored token, beside what the base said of it.
+"""The probabilities that a model gives every scored token, beside those of the base.
 
 The sums are llama-perplexity's (b11434): float32 logits, sums in double, base log-probabilities as its file
 keeps them, the divergence taken over the tokens to which the base gives more than e^-16.
@@ -28,17 +28,17 @@ _PIECE = 1 << 22
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class TokenComparison:
     """A model beside the base, per scored token; arrays (n_chunks, n_scored).
 
     Attributes
     ----------
     nll_base
-        -ln p of the token that came, as the base has it, nats; float32.
+        -ln p of the token of the text by the base, nats; float32.
     kld
         KL divergence of the model's distribution from the base's, nats; float32.
     delta_p
-        p of the token that came, minus the base's; float32.
+        p of the token of the text, minus the base's; float32.
     same_top
         Whether the most likely token is the base's; bool.
     """
@@ -51,17 +51,17 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class TokenScores:
-    """-ln p of every token that came, (n_chunks, n_scored) float32, and the comparison with a base.
+    """-ln p of every token of the text, (n_chunks, n_scored) float32, and the comparison with a base.
 
-    A token for which the model or its base gives no number has NaN or an infinity here; see `finite`.
+    If the model or its base computes no number for a token, there is a NaN or an infinity here; see `finite`.
     """
 
     nll: NDArray[np.float32]
-    comparison: Comparison | None = None
+    comparison: TokenComparison | None = None
 
     @property
     def finite(self) -> NDArray[np.bool_]:
-        """Whether all scores of a token are finite numbers, (n_chunks, n_scored); only these have a mean."""
+        """Whether all scores of a token are finite numbers, (n_chunks, n_scored); only these are averaged."""
         finite = np.isfinite(self.nll)
         if self.comparison is not None:
             for values in (self.comparison.nll_base, self.comparison.kld, self.comparison.delta_p):
@@ -69,16 +69,16 @@ class TokenScores:
         return finite
 
     def to_bytes(self, key: str = "") -> bytes:
-        """The scores, compressed (.npz), with a text that says what they belong to."""
+        """The scores, compressed (.npz), with a key that says what they belong to."""
         arrays: dict[str, Any] = {"nll": self.nll, "key": np.array(key)}
         if self.comparison is not None:
-            arrays |= {f.name: getattr(self.comparison, f.name) for f in fields(Comparison)}
+            arrays |= {f.name: getattr(self.comparison, f.name) for f in fields(TokenComparison)}
         file = io.BytesIO()
         np.savez_compressed(file, **arrays)
         return file.getvalue()
 
     def save(self, path: str | Path, key: str = "") -> None:
-        """Keep the scores in a file."""
+        """Write the scores to a file."""
         Path(path).write_bytes(self.to_bytes(key))
 
     @staticmethod
@@ -88,7 +88,7 @@ class TokenScores:
         Parameters
         ----------
         key
-            What they must belong to; None for anything.
+            The key they must have; None for any.
 
         Raises
         ------
@@ -99,7 +99,7 @@ class TokenScores:
             with np.load(Path(path), allow_pickle=False) as kept:
                 arrays = dict(kept)
             nll, found = arrays.pop("nll"), str(arrays.pop("key", ""))
-            scores = TokenScores(nll, Comparison(**arrays) if arrays else None)
+            scores = TokenScores(nll, TokenComparison(**arrays) if arrays else None)
         except (OSError, ValueError, TypeError, KeyError, EOFError, zlib.error, zipfile.BadZipFile) as error:
             raise MeasureError(f"{printable(str(path))} holds no scores of tokens: {error}") from error
         if any(a.shape != nll.shape or a.ndim != 2 for a in arrays.values()):
@@ -123,21 +123,21 @@ def score_chunk(
     logits
         (n_scored, n_vocab).
     normalized
-        The logits are log-probabilities as the file of the base keeps them. What is cut off there makes them
-        sum to a little more than 1, so they must not be normalized again.
+        The logits are log-probabilities as the file of the base keeps them. Since small ones are cut off
+        there, the probabilities sum to a little more than 1, and must not be normalized again.
     targets
-        (n_scored,), the tokens that came.
+        (n_scored,), the tokens of the text.
     base
         The base's rows (n_scored, row codes) of its file, or None.
     """
     step = max(1, _PIECE // logits.shape[1])
     pieces = [slice(i, i + step) for i in range(0, len(logits), step)]
-    return join(
+    return join_scores(
         [_score(logits[p], targets[p], None if base is None else base[p], normalized) for p in pieces], axis=1
     )
 
 
-def join(parts: Sequence[TokenScores], axis: int = 0) -> TokenScores:
+def join_scores(parts: Sequence[TokenScores], axis: int = 0) -> TokenScores:
     """Scores of several chunks (axis 0), or of several pieces of one chunk (axis 1), as one."""
     nll = np.concatenate([p.nll for p in parts], axis)
     compared = [p.comparison for p in parts if p.comparison is not None]
@@ -145,10 +145,10 @@ def join(parts: Sequence[TokenScores], axis: int = 0) -> TokenScores:
         return TokenScores(nll)
     return TokenScores(
         nll,
-        Comparison(
+        TokenComparison(
             **{
                 f.name: np.concatenate([getattr(c, f.name) for c in compared], axis)
-                for f in fields(Comparison)
+                for f in fields(TokenComparison)
             }
         ),
     )
@@ -177,5 +177,5 @@ def _score(
     same_top = logits.argmax(axis=1) == p_base.argmax(axis=1)
     return TokenScores(
         nll[None],
-        Comparison(nll_base[None], kld[None], (np.exp(-nll) - np.exp(-nll_base))[None], same_top[None]),
+        TokenComparison(nll_base[None], kld[None], (np.exp(-nll) - np.exp(-nll_base))[None], same_top[None]),
     )

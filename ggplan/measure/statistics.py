@@ -1,10 +1,10 @@
-"""From scores of tokens to figures with honest error bars.
+"""From scores of tokens to figures with their standard errors.
 
-Two quantizations of a model are measured on the same tokens, so most of the scatter of their perplexities is
-the text's and cancels in the difference: errors of differences are *paired*. Tokens of one chunk share a
-context and are not independent, so the scatter is taken between chunks (a cluster-robust standard error: for
-a mean over C chunks of equal size, the standard deviation of the chunks' means over the root of C). What is
-not a mean is linearised (delta method): with m the mean of -ln p,
+Two quantizations of a model are measured on the same tokens, so most of the scatter of their perplexities
+comes from the text and cancels in the difference: errors of differences are *paired*. Tokens of one chunk
+share a context and are not independent, so the scatter is taken between chunks (a cluster-robust standard
+error: for a mean over C chunks of equal size, the standard deviation of the chunks' means over the root of
+C). A metric that is not a mean is linearised (delta method): with m the mean of -ln p,
 
     ppl            exp(m)                          d ppl       = ppl dm
     delta_ppl      exp(m) - exp(m_base)            d delta     = ppl dm - ppl_base dm_base
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     Values = NDArray[np.float64]
     Mask = NDArray[np.bool_]
 
-Difference = Literal["delta_ln_ppl", "kld"]
+DifferenceMetric = Literal["delta_ln_ppl", "kld"]
 
 PERCENTILES = {"kld_median": 0.5, "kld90": 0.9, "kld99": 0.99, "kld999": 0.999}
 _BOOTSTRAPS = 300
@@ -40,10 +40,10 @@ _BOOTSTRAPS = 300
 
 @np.errstate(invalid="ignore", over="ignore")  # of tokens that are left out, and of exp of a huge loss
 def metrics_of(scores: TokenScores) -> dict[str, Metric]:
-    """All metrics the scores allow, each with its standard error over chunks.
+    """All metrics that the scores allow, each with its standard error over chunks.
 
-    Tokens without finite scores are left out. With fewer than two chunks there is no error to give; with no
-    token there is no metric.
+    Tokens without finite scores are left out. With fewer than two chunks there is no error; without tokens
+    there is no metric.
     """
     paired: ErrorMethod = "paired chunks"
     use = scores.finite
@@ -78,7 +78,7 @@ def metrics_of(scores: TokenScores) -> dict[str, Metric]:
 
 
 def same_tokens(a: TokenScores, b: TokenScores) -> bool:
-    """Whether two files were measured on the same tokens, as far as scores tell: beside the same base."""
+    """Whether two files were measured on the same tokens, as far as scores show: beside the same base."""
     bases = [s.comparison.nll_base for s in (a, b) if s.comparison is not None]
     return a.nll.shape == b.nll.shape and all(
         np.array_equal(base, bases[0], equal_nan=True) for base in bases
@@ -86,18 +86,18 @@ def same_tokens(a: TokenScores, b: TokenScores) -> bool:
 
 
 @np.errstate(invalid="ignore")
-def difference(a: TokenScores, b: TokenScores, metric: Difference = "delta_ln_ppl") -> Metric | None:
-    """By how much `a` loses more than `b`, with the paired error of that: whether two mixes differ at all.
+def difference(a: TokenScores, b: TokenScores, metric: DifferenceMetric = "delta_ln_ppl") -> Metric | None:
+    """By how much `a` loses more than `b`, with the paired error of the difference.
 
     Parameters
     ----------
     metric
         "delta_ln_ppl" for ln(perplexity of `a` / perplexity of `b`), "kld" for the difference of their
-        divergences from the base.
+        KL divergences from the base.
 
     Returns
     -------
-    None where a token of both has no finite score, or where one has no divergence.
+    None if no token has a finite score in both, or if one has no KL divergence.
 
     Raises
     ------
@@ -146,8 +146,8 @@ def _mean(values: Values, use: Mask) -> Metric:
 def _metric(value: float, influence: Values, use: Mask, method: ErrorMethod) -> Metric:
     """A metric whose error is the scatter, over chunks, of each token's influence on it.
 
-    `use` says which tokens count. Chunks may count different numbers of them, so each is weighed by its own:
-    its sum of what its tokens lie above the mean.
+    `use` says which tokens count. Chunks may have different numbers of them, so a chunk enters with the sum
+    of its tokens' differences from the mean.
     """
     n_chunks = int(use.any(axis=1).sum())
     if n_chunks < 2:
@@ -162,7 +162,7 @@ def _token_error(values: Values) -> float:
 
 
 def _percentile(values: NDArray[np.float32], fraction: float) -> float:
-    """llama-perplexity's interpolation, place and all in float32."""
+    """The percentile with llama-perplexity's interpolation, computed in float32."""
     ordered = np.sort(values, axis=None)
     if fraction == 0.5:
         middle = ordered.size // 2

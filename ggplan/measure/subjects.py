@@ -1,8 +1,8 @@
-"""What is measured: a GGUF file or a split set, known by the digest of its bytes.
+"""Subjects of measurement: a GGUF file or a split set, known by the digest of its bytes.
 
-A path is only the way to a file: a link, a copy and another shard of the same set lead to the same subject,
-and two files of one name in two folders are two subjects. What a file says of itself (its model, its recipe,
-the bytes of each role and type) goes into the record.
+A path does not identify a file: a link, a copy and another shard of the same set give the same subject, and
+two files of one name in two folders are two subjects. The model, the recipe and the bytes of each role and
+type are read from the file and go into the record.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 _WORDS = re.compile(r"(?<=[-_.])")
 
 Progress = Callable[[int], None]
-"""Called with a number of bytes that were read."""
+"""Called with the number of bytes just read."""
 
 
 @dataclass(frozen=True, slots=True)
 class FileState:
-    """A file's digest, and what the system says of it as long as it is not written to."""
+    """A file's digest, and its size and times, which change when it is written to."""
 
     path: Path
     sha256: str
@@ -65,17 +65,17 @@ class Subject:
     Attributes
     ----------
     path
-        What an engine is given: the file, the first one of a set.
+        The path for an engine: the file, or the first one of a set.
     files
         All files, in order.
     sha256
-        As `FileFacts.sha256`.
+        The digest, as in `FileFacts.sha256`.
     n_bytes
         Bytes of all files.
     name
-        What tables call it.
+        Its name in tables.
     model
-        What the file holds.
+        The model in the file.
     """
 
     path: Path
@@ -86,7 +86,7 @@ class Subject:
     model: Model
 
     def check_unchanged(self) -> None:
-        """As `FileState.check_unchanged`, for all files."""
+        """`FileState.check_unchanged` of all files."""
         for file in self.files:
             file.check_unchanged()
 
@@ -98,12 +98,12 @@ class Subject:
 
 
 def read_state(path: Path, progress: Progress | None = None) -> FileState:
-    """Take a file's digest.
+    """Compute a file's digest.
 
     Raises
     ------
     MeasureError
-        If it cannot be read, or is written to meanwhile.
+        If it cannot be read, or is written to at the same time.
     """
     digest, size = hashlib.sha256(), 0
     try:
@@ -124,12 +124,13 @@ def read_state(path: Path, progress: Progress | None = None) -> FileState:
 def open_subjects(
     paths: Iterable[str | Path], progress: Callable[[Path, int], Progress] | None = None
 ) -> tuple[Subject, ...]:
-    """Open what is to be measured, in the order given; a subject for each path, not named yet.
+    """Open the files to measure, in the order given; a subject for each path, not named yet.
 
     Parameters
     ----------
     progress
-        Called with a file or set and its bytes before they are read; what it returns is told of the reading.
+        Called with a file or set and its bytes before they are read; returns a function to call while
+        reading.
 
     Raises
     ------
@@ -143,7 +144,7 @@ def open_subjects(
     for path in map(Path, paths):
         model = open_model(path)
         if model.kind != "gguf":
-            raise MeasureError(f"{printable(str(path))} is no GGUF file", hint="convert it first")
+            raise MeasureError(f"{printable(str(path))} is not a GGUF file", hint="convert it first")
         new = [file for file in model.files if os.path.realpath(file) not in states]
         told = progress(path, sum(f.stat().st_size for f in new)) if new and progress is not None else None
         states |= {os.path.realpath(file): read_state(file, told) for file in new}
@@ -154,8 +155,10 @@ def open_subjects(
 
 
 def with_names(subjects: Iterable[Subject]) -> tuple[Subject, ...]:
-    """Each subject once, under names that differ: without what all begin with, behind its folder's name or
-    before its digest's first digits where others have the same.
+    """Each subject once, under different names.
+
+    Names have no common beginning. If several are equal, the folder's name stands in front, or else the
+    digest's first digits at the end.
     """
     once: dict[str, Subject] = {}
     for subject in subjects:
@@ -173,14 +176,14 @@ def with_names(subjects: Iterable[Subject]) -> tuple[Subject, ...]:
 
 
 def _plainness(subject: Subject) -> tuple[bool, int, str]:
-    """By which of several paths a subject goes, whichever came first: by a file's rather than a link's."""
+    """A sort key for several paths of one subject, whatever their order: a file before a link."""
     return subject.path.is_symlink(), len(str(subject.path)), str(subject.path)
 
 
 def short_names(names: Sequence[str]) -> list[str]:
-    """File names without what all begin with: `GLM-4.5-Air-Q4_K_M`, `GLM-4.5-Air-bf16` → `Q4_K_M`, `bf16`.
+    """File names without their common beginning: `GLM-4.5-Air-Q4_K_M`, `GLM-4.5-Air-bf16` → `Q4_K_M`, `bf16`.
 
-    Only whole words go, and all are kept if two would become one or one nothing.
+    Only whole words are cut, and nothing is cut if two names would become the same or one empty.
     """
     different = list(dict.fromkeys(names))
     words = [_WORDS.split(name) for name in different]
@@ -198,8 +201,8 @@ def model_facts(subject: Subject) -> ModelFacts:
     return ModelFacts(named or _SHARD.sub("", subject.path.stem), model.architecture, n_weights)
 
 
-def describe(subject: Subject) -> Quantization:
-    """What a file says of itself: its size, its parts, the recipe it was made by."""
+def quantization_of(subject: Subject) -> Quantization:
+    """The quantization in a file: its size, its parts, the recipe it was made by."""
     model = subject.model
     n_weights = sum(t.n_weights for t in model.tensors)
     tensor_bytes = sum(t.n_bytes for t in model.tensors)

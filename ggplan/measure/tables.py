@@ -1,13 +1,14 @@
-"""Tables of results that people publish, read as records: model cards, chart data, Thireus' files.
+"""Published tables of results as records: model cards, chart data, Thireus' files.
 
-- model cards in ubergarm's way: a heading `IQ4_K 65.4 GiB (4.89 BPW)` (the name may be in backticks or bold,
-  `BPW` in any case), and below it `Final estimate: PPL = 4.6273 +/- 0.02805` (or the longer newer form);
+- model cards in ubergarm's format: a heading `IQ4_K 65.4 GiB (4.89 BPW)` (the name may be in backticks or
+  bold, `BPW` in any case), and below it `Final estimate: PPL = 4.6273 +/- 0.02805` (or the longer newer
+  form);
 - the data behind forum charts (ik_llama.cpp discussion 715): a JSON list of
   `{"name", "ppl": "3.3469 +/- 0.01936", "size": GiB, "bpw", "url"}`, or an object that holds it as "data";
 - Thireus' `ppl_graphs`: CSV `QTYPE,bpw,ppl`, and the database `model|author|quant|bpw|ppl|url`.
 
-What such tables do not say (the text, the context) stays empty; points of different sources are not
-comparable for that alone.
+Facts that such tables do not give (the text, the context) stay empty, so points of different sources cannot
+be compared.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _HEADING = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """A published quantization and the model it is of ("" where the table does not say)."""
+    """A published quantization and its model ("" if the table does not name it)."""
 
     model: str
     quantization: Quantization
@@ -110,13 +111,13 @@ def parse_thireus_csv(text: str, model: str) -> Iterator[Published]:
 
 
 def is_thireus_database(text: str) -> bool:
-    """Whether the lines are `model|author|quant|bpw|ppl|url`, the address left out where there is none."""
+    """Whether the lines are `model|author|quant|bpw|ppl|url`, without the address if there is none."""
     lines = [line for line in text.splitlines() if line.strip()]
     return bool(lines) and all(line.count("|") in (4, 5) and line[0] != "|" for line in lines)
 
 
 def parse_thireus_database(text: str) -> Iterator[Published]:
-    """The points of a database; lines behind `#` are switched off."""
+    """The points of a database; lines that begin with `#` are ignored."""
     for line in text.splitlines():
         if not line.strip() or line.startswith("#"):
             continue

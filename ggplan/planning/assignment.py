@@ -1,17 +1,17 @@
 """Assignment: the type of each tensor of a model, and who chose it.
 
     blk.3.ffn_down_exps.weight   q6_K   rule 7 of the recipe
-    blk.3.attn_norm.weight       f32    kept, for it is a norm
+    blk.3.attn_norm.weight       f32    kept, because it is a norm
     output.weight                q6_K   the mix Q4_K_M
 
-It knows nothing of bytes, places or engines: a type may be one that the tensor's rows cannot hold, and
-`ggplan.planning.fitting` says what is written then. Five makers give one:
+It has no bytes, offsets or engines: a type may be one that the tensor's rows cannot hold, and
+`ggplan.planning.fitting` decides what is written then. Five functions make one:
 
     decide(model, recipe)         the rules of a recipe              ggplan.planning.decisions
     mix_types(model, mix)         what llama-quantize's mix gives    ggplan.planning.makers
-    stored_types(model)           the types in a file                the same
-    types_by_hand(model, types)   a table that the caller made       the same
-    kept_types(model)             a conversion without quantizing    the same
+    stored_types(model)           the types in a file                ggplan.planning.makers
+    types_by_hand(model, types)   a table that the caller made       ggplan.planning.makers
+    kept_types(model)             a conversion without quantizing    ggplan.planning.makers
 
 and `lay_out` makes a `Plan` of any of them.
 """
@@ -29,20 +29,20 @@ from ggplan.stock import Mix
 from ggplan.text import nearest, printable
 
 Reason = Literal["rule", "default", "mix", "optimiser", "file", "hand", "kept"]
-"""Who chose a type: a rule, `@default`, a stock mix, the optimiser, a file's own types, the caller; or
-nobody, and the tensor is written as a plain conversion writes it."""
+"""What chose a type: a rule, `@default`, a stock mix, the optimiser, a file's own types, the caller; or
+nothing ("kept"), and the tensor is written as a plain conversion writes it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The type a tensor shall have, and why.
+    """The type chosen for a tensor, and why.
 
     Attributes
     ----------
     type
-        What was chosen. Of a rule's chain the first type that the tensor's shape allows, else the last.
+        The chosen type. From a rule's chain, the first type that the tensor's shape allows, else the last.
     reason
-        Who chose it.
+        What chose it.
     protected
         Why llama-quantize would not quantize the tensor (see `ggplan.planning.protection`), or None.
     rule
@@ -52,7 +52,7 @@ class Decision:
     matching
         The indices of all rules that match the tensor, ascending.
     passed_over
-        Those of them that would have decided, were the tensor not protected.
+        Those of them that would decide if the tensor were not protected.
     """
 
     type: GgmlType
@@ -71,16 +71,16 @@ class Assignment:
     Attributes
     ----------
     name
-        What it is called: the recipe's name, the mix's (`Q4_K_M`, `Q4_K_M pure`), the file's; "" where every
-        tensor keeps its type.
+        The recipe's name, the mix's (`Q4_K_M`, `Q4_K_M pure`) or the file's; "" if every tensor keeps its
+        type.
     decisions
         By the tensor's name.
     recipe
-        The recipe whose rules decided, if rules did; `Decision.rule` counts in it.
+        The recipe whose rules decided, if rules did; `Decision.rule` is an index into its rules.
     mix
         The stock mix that decided, if one did.
     description
-        One line on where the types come from, for the head of a recipe that is written from them.
+        One line on where the types come from, for the heading of a recipe that is written from them.
     """
 
     name: str
@@ -91,13 +91,13 @@ class Assignment:
 
     @property
     def keeps_types(self) -> bool:
-        """Whether nobody chose any type, so that there is nothing to record."""
+        """Whether every tensor keeps its type, so that there is nothing to record."""
         if self.recipe is not None or self.mix is not None:
             return False
         return all(decision.reason == "kept" for decision in self.decisions.values())
 
     def decision(self, name: str) -> Decision:
-        """What was decided for one tensor.
+        """The decision for one tensor.
 
         Raises
         ------
@@ -110,9 +110,9 @@ class Assignment:
         return found
 
     def chosen_by(self, name: str) -> str:
-        """Who chose a tensor's type, for tables: `hq4_k.recipe:14`, `@default`, `Q4_K_M`, `kept`.
+        """What chose a tensor's type, for tables: `hq4_k.recipe:14`, `@default`, `Q4_K_M`, `kept`.
 
-        Raises as `decision`.
+        Raises what `decision` raises.
         """
         decision = self.decision(name)
         match decision.reason:

@@ -1,16 +1,15 @@
 r"""decide: the rules of a recipe, tried in order, give each tensor its type.
 
-The first rule that matches a tensor decides. Three things can come between the two, and the linter tells of
-each:
+The first rule that matches a tensor decides. There are three exceptions, and the linter reports each:
 
 - The tensor is *protected* (see `ggplan.planning.protection`): a rule of a quantized type passes it over,
   and so does a rule of a 16-bit float that also matches other tensors (`.* = bf16` is not meant for norms).
-  A rule that matches protected tensors only (`_norm\.weight = f16`), gives f32, or is forced (`q8_0!`),
+  A rule that matches only protected tensors (`_norm\.weight = f16`), gives f32, or is forced (`q8_0!`),
   applies.
 - The tensor's rows do not hold whole blocks of the type: the next type of the rule's chain is taken. After
   the last one the engine's fallback table decides (see `ggplan.planning.fitting`).
 - No rule matches: `@default` decides; without one the tensor keeps its own type. Norms and vectors that
-  no rule claims are written as f32, which every llama.cpp graph expects.
+  no rule matches are written as f32, which every llama.cpp graph expects.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ def decide(model: Model, recipe: Recipe) -> Assignment:
 def _decision(
     tensor: TensorInfo, recipe: Recipe, protected: str | None, hits: tuple[int, ...], skipped: int
 ) -> Decision:
-    """What becomes of a tensor that these rules match, the first `skipped` of which pass it over."""
+    """The decision for a tensor that these rules match; the first `skipped` of them pass it over."""
     default = recipe.default
     if tensor.type.kind == "integer":
         return Decision(tensor.type, "kept", protected, matching=hits)

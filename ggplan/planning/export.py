@@ -1,4 +1,4 @@
-"""A plan as JSON, for other programs: one object with a version of its own."""
+"""A plan as JSON, for other programs: one object with its own version."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""What to do when a row does not hold whole blocks: the fallbacks of both engines.
+"""Fallbacks: the type that an engine writes if a row does not hold whole blocks of the type asked for.
 
 Only the row's length counts (ggml's ne0). A type's row in `ggplan.ggml_types` names its fallback in either
-engine. The two differ where ik_llama.cpp has a type of its own (`q6_0`) or prefers `iq4_nl`, and where
-nothing fits: ik_llama.cpp stops; llama.cpp writes f16, and stops only for types of blocks longer than 32 for
-which it names no fallback (nvfp4, q1_0).
+engine. They differ if ik_llama.cpp has a type of its own (`q6_0`) or prefers `iq4_nl`, and if no
+fallback fits: then ik_llama.cpp stops; llama.cpp writes f16, and stops only for types with blocks longer than
+32 for which it names no fallback (nvfp4, q1_0).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def fallback_type(asked: GgmlType, n_columns: int, table: FallbackTable) -> Ggml
     Raises
     ------
     PlanError
-        Where the engine of the table would stop too.
+        If the engine of the table would stop, too.
     """
     name = asked.ik_fallback if table == "ik" else asked.fallback
     found = parse_type(name) if name else None

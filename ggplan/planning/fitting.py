@@ -1,8 +1,8 @@
 """Fitting: the types an assignment asks for, against the shapes of the model.
 
-A row holds whole blocks of a type, or the type cannot be used. Where it cannot, the fallback table of an
-engine (see `ggplan.planning.fallback`) puts another in its place; where the table has none, there is a fault,
-which `lay_out` raises and a check reports.
+A type can be used only if a row holds whole blocks of it. If not, the fallback table of an engine (see
+`ggplan.planning.fallback`) gives another type; if the table has none, there is a fault, which `lay_out`
+raises and a check reports.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ggplan.text import printable
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """A tensor, what was decided for it, and the type it gets.
+    """A tensor, the decision for it, and the type it gets.
 
     Attributes
     ----------
@@ -54,8 +54,8 @@ def fit(model: Model, assignment: Assignment, fallback: FallbackTable | None = N
     Parameters
     ----------
     fallback
-        Whose table replaces a type that a shape forbids; None for that of the engine which the recipe's
-        `@target` names, llama.cpp's where it names none.
+        Whose table replaces a type that a shape forbids; None for the engine that the recipe's `@target`
+        names, llama.cpp if it names none.
 
     Raises
     ------

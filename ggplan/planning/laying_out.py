@@ -1,4 +1,4 @@
-"""lay_out: the plan of an assignment, every byte in its place; make_plan: an assignment and its plan."""
+"""lay_out: the plan of an assignment, with every byte's place; make_plan: an assignment and its plan."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ def make_plan(
     Parameters
     ----------
     recipe
-        A recipe, a stock mix, an assignment, a recipe's file, or a name as `-r` takes it: a file's, a shipped
-        recipe's (`glm4moe/hq4_k`), a mix's (`Q4_K_M`). Without one every tensor keeps its type: the plan of a
-        plain conversion.
+        A recipe, a stock mix, an assignment, the file of a recipe, or any name that `-r` takes: a file, a
+        shipped recipe (`glm4moe/hq4_k`), a mix (`Q4_K_M`). Without one every tensor keeps its type: the plan
+        of a plain conversion.
     imatrix, fallback, strict, nonfinite, effort
         As for `lay_out`.
 

@@ -1,4 +1,4 @@
-"""Where every byte of the GGUF goes, known before a weight is read.
+"""The place of every byte of the GGUF, known before a weight is read.
 
 A GGUF file (version 3; ggml, `docs/gguf.md`) is
 
@@ -8,7 +8,7 @@ A GGUF file (version 3; ggml, `docs/gguf.md`) is
     padding to 32
     tensor data, each tensor padded to 32; `offset` counts from the start of this part
 
-so types and shapes alone fix the whole file.
+so metadata, types and shapes alone determine the whole layout.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ggplan.planning.roles import layer_of
 ALIGNMENT = 32
 VERSION = 3
 
-TensorRecord = tuple[str, tuple[int, ...], int, int]
+TensorEntry = tuple[str, tuple[int, ...], int, int]
 """Name, shape (rows first), type id, offset in the data part."""
 
 
@@ -32,9 +32,9 @@ def padded(n_bytes: int) -> int:
 
 
 def file_order(name: str) -> tuple[int, bytes]:
-    """The sort key of llama-quantize's tensor order: first what is in no block, then by block and name.
+    """The sort key of llama-quantize's order: first tensors outside the blocks, then by block and name.
 
-    The order depends on the names alone, so the same model gives the same file whatever its shards.
+    The order depends on the names alone, so the same model gives the same file, however it is sharded.
     """
     layer = layer_of(name)
     return (-1 if layer is None else layer, name.encode("utf-8"))
@@ -49,7 +49,7 @@ def place(sizes: Iterable[int]) -> tuple[list[int], int]:
     return offsets, at
 
 
-def encode_header(metadata: Metadata, tensors: Sequence[TensorRecord]) -> bytes:
+def encode_header(metadata: Metadata, tensors: Sequence[TensorEntry]) -> bytes:
     """The file up to its data part, padding included."""
     parts = [b"GGUF", struct.pack("<IQQ", VERSION, len(tensors), len(metadata))]
     for key, value in metadata.items():

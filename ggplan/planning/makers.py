@@ -1,6 +1,6 @@
 """Assignments that no recipe makes: a stock mix's, a file's own types, a caller's table, all types kept.
 
-`assign` takes whatever stands for one of them, or for a recipe, and gives the assignment for a model.
+`assign` takes any of them, or a recipe, or a name, and gives the assignment for a model.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ggplan.stock import MIXES, Mix, choose_types, facts_of, find_mix, is_mix
 from ggplan.text import format_bytes, nearest, printable
 
 Chosen = Recipe | Mix | Assignment | str | Path | None
-"""What can stand for an assignment: see `assign`."""
+"""What `assign` makes an assignment of."""
 
 
 def assign(model: Model, chosen: Chosen, *, has_imatrix: bool = False) -> Assignment:
@@ -31,8 +31,8 @@ def assign(model: Model, chosen: Chosen, *, has_imatrix: bool = False) -> Assign
     Parameters
     ----------
     chosen
-        A recipe, a stock mix, an assignment (which is returned), a recipe's file, or a name as `-r` takes it
-        (see `find_recipe`). None keeps all types.
+        A recipe, a stock mix, an assignment (which is returned), the file of a recipe, or any name that `-r`
+        takes (see `find_recipe`). None keeps all types.
     has_imatrix
         Whether there is an importance matrix; some mixes choose other types then.
 
@@ -53,9 +53,9 @@ def assign(model: Model, chosen: Chosen, *, has_imatrix: bool = False) -> Assign
 
 
 def find_recipe(name: str | Path) -> Recipe | Mix:
-    """What `-r` names: a recipe's file, a shipped recipe, or one of llama-quantize's mixes.
+    """The recipe or mix that `-r` names: a file, a shipped recipe, or one of llama-quantize's mixes.
 
-    A file that exists goes before a mix or a shipped recipe of the same name; a `Path` is always a file.
+    A file that exists is preferred to a mix or a shipped recipe of the same name; a `Path` is always a file.
 
     Raises
     ------
@@ -69,7 +69,7 @@ def find_recipe(name: str | Path) -> Recipe | Mix:
     mixes = [mix.name for mix in MIXES]
     if (near := nearest(name, (*shipped_recipes(), *mixes))) in mixes:
         raise RecipeError(
-            f"{printable(name)} is no recipe's file, no shipped recipe and none of llama-quantize's mixes",
+            f"{printable(name)} is not a recipe's file, a shipped recipe or one of llama-quantize's mixes",
             hint=f"the nearest is {near}; `ggplan types` lists the mixes",
         )
     return load_recipe(name)
@@ -86,7 +86,7 @@ def mix_types(model: Model, mix: Mix, *, has_imatrix: bool = False) -> Assignmen
     Raises
     ------
     PlanError
-        If a shape forbids a type and llama.cpp has no fallback, or a layer is not the model's.
+        If a shape forbids a type and llama.cpp has no fallback, or a tensor is in none of the model's layers.
     """
     tensors = sorted(model.tensors, key=lambda t: file_order(t.name))
     decisions = {t.name: _kept(t) for t in tensors}
@@ -111,7 +111,7 @@ def stored_types(model: Model, name: str = "") -> Assignment:
     Parameters
     ----------
     name
-        What the assignment is called; by default as the file, without its ending.
+        The name of the assignment; by default the file's, without its ending.
     """
     decisions = {t.name: Decision(t.type, "file", protection_of(t)) for t in model.tensors}
     n_bytes = sum(t.n_bytes for t in model.tensors)

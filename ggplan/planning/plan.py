@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """What an imatrix knows of a tensor.
+    """What an imatrix has for a tensor.
 
     Attributes
     ----------
     n_matrices
         Matrices (experts) it has importance for; 0 where it has no entry for the tensor.
     n_unseen
-        Those of them that saw no token, so that their columns count alike.
+        Those of them that saw no token, so that all their columns have the same weight.
     """
 
     n_matrices: int
@@ -46,15 +46,15 @@ class PlannedTensor:
     type
         The type it is written in.
     decision
-        The type that was chosen and why; `type` is another where the tensor's shape forbids that one.
+        The type that was chosen and why; `type` is another one if the tensor's shape forbids that.
     role
-        Its class in tables.
+        Its role in tables.
     rule
-        The rule that chose the type; None where something else did.
+        The rule that chose the type; None if something else did.
     chosen_by
-        Who chose the type, for tables: `hq4_k.recipe:14`, `@default`, `Q4_K_M`, `kept`.
+        What chose the type, for tables: `hq4_k.recipe:14`, `@default`, `Q4_K_M`, `kept`.
     coverage
-        What the imatrix knows of it; None without an imatrix, and for types that have no use for one.
+        What the imatrix has for it; None without an imatrix, and for types that do not use one.
     n_bytes, offset
         Its size, and its place in the file's data part.
     """
@@ -76,7 +76,7 @@ class PlannedTensor:
 
     @property
     def asked(self) -> GgmlType | None:
-        """The type that was chosen, where its shape forbids that and `type` takes its place; else None."""
+        """The chosen type, if its shape forbids that and `type` replaces it; else None."""
         return None if self.type == self.decision.type else self.decision.type
 
     @property
@@ -88,25 +88,25 @@ class PlannedTensor:
 Effort = Literal["default", "best"]
 """How the encoders search: for llama.cpp's bytes, or for the least error in as many bytes."""
 Nonfinite = Literal["refuse", "zero", "keep"]
-"""What becomes of weights that are NaN or infinite; `ggplan.conversion.finiteness` tells it in full."""
+"""What becomes of weights that are NaN or infinite; see `ggplan.conversion.finiteness`."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A model's assignment laid out: what the output is, to the byte.
+    """A model's assignment laid out: the output, to the byte.
 
     Attributes
     ----------
     assignment
         The type of each tensor, and why.
     recipe
-        The recipe that the output records: the one that decided, or where none did, one that says the same.
-        None where every tensor keeps its type.
+        The recipe that the output records: the one that decided, or if none did, one that gives the same
+        types. None if every tensor keeps its type.
     tensors
         In the order of the output file.
     metadata
-        The key-value pairs of the output file. The hashes of the inputs are zeros of their length until
-        `ggplan.conversion.input_hashes` fills them in: planning reads no input.
+        The key-value pairs of the output file. The hashes of the inputs are filled with zeros until
+        `ggplan.conversion.input_hashes` fills them in: planning does not read the inputs.
     imatrix
         The importance matrix the encoders will use, or None.
     fallback

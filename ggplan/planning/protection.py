@@ -2,7 +2,7 @@
 
 Facts from llama.cpp b11434, `src/llama-quant.cpp`, `tensor_allows_quantization`: everything with fewer
 than two dimensions, everything whose name does not end in `weight`, and the names below. A quantized
-type there costs quality or makes the file unloadable, and gains next to nothing in bytes.
+type there costs quality or makes the file unloadable, and saves almost no bytes.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _WHOLE_NAMES = frozenset({"position_embd.weight", "token_types.weight"})
 
 
 def is_vector_or_norm(name: str, n_dimensions: int) -> bool:
-    """Whether the tensor is one of those every llama.cpp graph wants in float32."""
+    """Whether the tensor is one that every llama.cpp graph needs in float32."""
     return n_dimensions < 2 or "_norm.weight" in name
 
 
@@ -60,13 +60,13 @@ def protection_of(tensor: TensorInfo) -> str | None:
 
 
 def kept_type(tensor: TensorInfo) -> GgmlType:
-    """The type a tensor is written in where nobody chose one: its own, f32 for norms and vectors."""
+    """The type a tensor is written in if nothing chose one: its own, or f32 for norms and vectors."""
     is_plain = tensor.type.decodable and tensor.type.is_float
     return F32 if is_plain and is_vector_or_norm(tensor.name, n_dimensions(tensor.shape)) else tensor.type
 
 
 def n_dimensions(shape: tuple[int, ...]) -> int:
-    """Dimensions as ggml counts them: leading ones (rows first) do not count."""
+    """Dimensions as ggml counts them: leading dimensions of 1 (rows first) do not count."""
     for i, size in enumerate(shape):
         if size > 1:
             return len(shape) - i

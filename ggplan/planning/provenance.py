@@ -1,10 +1,10 @@
 """The key-value pairs of the output: the model's own, and those that say how the file was made.
 
-    ggplan.recipe.text   the recipe; so the file can be made again from its checkpoint
+    ggplan.recipe.text   the recipe, so that the file can be made again from its checkpoint
     ggplan.inputs        array of strings, `SHA-256 NAME`, in the order of the names
     ggplan.plan.sha256   the SHA-256 of the output's header without this key and `ggplan.version`
 
-Hashes have a fixed length, so a plan keeps their place with zeros, and they are filled in when the file is
+Hashes have a fixed length, so a plan has zeros in their place, and they are filled in when the file is
 written (see `ggplan.conversion.input_hashes`).
 """
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 INPUTS, PLAN, VERSION = "ggplan.inputs", "ggplan.plan.sha256", "ggplan.version"
 TENSORS, METADATA, IMATRIX = "tensors", "metadata", "imatrix"
-"""Names of inputs that are no files of the checkpoint's folder."""
+"""Names of inputs that are not files in the checkpoint's folder."""
 NOT_HASHED = "0" * 64
 SETTINGS = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 """The small files of a Hugging Face folder, which are inputs by their own names."""
@@ -49,7 +49,7 @@ def output_metadata(
     weights_by_type
         A type and a number of weights for each tensor, to name the file's type.
     nonfinite, fallback, effort
-        The plan's; recorded where they are not the default.
+        The plan's; recorded if they are not the default.
     """
     metadata = {
         key: value
@@ -63,7 +63,7 @@ def output_metadata(
     # A mixed file is named after the type that holds most of its weights.
     largest = max(totals, key=lambda type_: totals[type_], default=F32)
     named = recipe.name.removesuffix(PURE) if recipe is not None else ""
-    # A mix's name counts where its recorded recipe stands for it too.
+    # The mix counts too if the recipe is one that was recorded for it.
     file_type = find_mix(named).file_type if is_mix(named) else largest.file_type
     if file_type is not None:
         metadata["general.file_type"] = uint32(file_type)
@@ -87,7 +87,7 @@ def output_metadata(
         metadata["ggplan.nonfinite"] = string(nonfinite)
     if effort != "default":
         metadata["ggplan.effort"] = string(effort)
-    if model.kind != "inventory":  # whose weights and settings are not there to be hashed
+    if model.kind != "inventory":  # an inventory has no weights and settings to hash
         lines = [f"{NOT_HASHED} {name}" for name in input_names(model, imatrix)]
         metadata[INPUTS] = array(MetadataType.STRING, lines)
         metadata[PLAN] = string(NOT_HASHED)

@@ -1,8 +1,9 @@
-"""What a tensor is for, read from its GGUF name.
+"""The role of a tensor, read from its GGUF name.
 
-The classes are the ones people budget by: what stays on the GPU (attention, shared experts, dense FFN,
-norms), what goes to RAM (routed experts), what is read once per token (embeddings, output), and the
-extra prediction layer (nextn) that most programs skip. The names are read by `ggplan.rules.roles`.
+Roles group tensors as users budget for them; tables call the column "class". They are: what stays on the GPU
+(attention, shared experts, dense FFN, norms), what goes to RAM (routed experts), what is read once per token
+(embeddings, output), and the extra prediction layer (nextn) that most programs skip. The names are read by
+`ggplan.rules.roles`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from ggplan.rules.roles import block_of, named_roles
 
 
 class Role(StrEnum):
-    """The class of a tensor; the order is the order of tables."""
+    """The role of a tensor; the order is the order of tables."""
 
     ATTENTION = "attention"
     SHARED_EXPERTS = "shared experts"
@@ -51,12 +52,12 @@ def layer_of(name: str) -> int | None:
 
 
 def role_of(name: str, n_dimensions: int, nextn_layers: range = range(0)) -> Role:
-    """The class of a tensor.
+    """The role of a tensor.
 
     Parameters
     ----------
     n_dimensions
-        Vectors are "norms and small" whatever their name.
+        Tensors of one dimension are "norms and small", whatever their name.
     nextn_layers
         The blocks that are next-token prediction layers as a whole, from the model's metadata.
     """
@@ -70,15 +71,15 @@ def role_of(name: str, n_dimensions: int, nextn_layers: range = range(0)) -> Rol
 
 
 def roles_in(model: Model) -> dict[str, Role]:
-    """The class of each tensor of a model, by name."""
+    """The role of each tensor of a model, by name."""
     nextn = _nextn_layers(model)
     return {t.name: role_of(t.name, n_dimensions(t.shape), nextn) for t in model.tensors}
 
 
 def device_of(name: str) -> Device:
-    """Where a tensor is meant to live: routed experts and embeddings in RAM, all else on the GPU.
+    """The device a tensor is meant for: routed experts and embeddings in RAM, all others on the GPU.
 
-    What llama.cpp does with `-ngl 99 --cpu-moe`; embeddings are looked up on the CPU in any case.
+    This is what llama.cpp does with `-ngl 99 --cpu-moe`; embeddings are looked up on the CPU in any case.
     """
     roles = named_roles(name)
     return "cpu" if roles and (roles[0].startswith("experts.") or roles[0] == "embeddings") else "gpu"
@@ -90,7 +91,7 @@ def _nextn_layers(model: Model) -> range:
     values = [model.metadata[key].decode() if key in model.metadata else None for key in keys]
     count, nextn = (value if isinstance(value, int) else 0 for value in values)
     if not nextn:
-        # An inventory has no metadata; the tensors of such a block give it away.
+        # An inventory has no metadata; such a block is recognised by its tensors.
         layers = {
             t.name.split(".")[1] for t in model.tensors if ".nextn." in t.name and t.name.startswith("blk.")
         }

@@ -1,8 +1,8 @@
 """A plan in several files: llama.cpp's split sets, `NAME-00001-of-00003.gguf`.
 
-Each file of a set is a GGUF of its own, with its own tensors and offsets, so it is a plan of its own here.
+Each file of a set is a complete GGUF with its own tensors and offsets, so here it is a plan of its own.
 The first carries the model's metadata; all carry `split.no` (from 0), `split.count` and
-`split.tensors.count`, which counts the tensors of the whole set. Which tensor goes where follows the program
+`split.tensors.count`, which counts the tensors of the whole set. Tensors are distributed as by the program
 that users would run:
 
     by size     a file is closed where the next tensor would make it larger than the limit. Tensors count
@@ -11,7 +11,7 @@ that users would run:
     like        every tensor goes to the file it is in elsewhere, in that file's order
 
 llama.cpp b11434: `tools/gguf-split/gguf-split.cpp` (size and number; where the *first* tensor is larger than
-the limit it stops, ggplan goes on), `src/llama-quant.cpp` (`--keep-split`), `llama_split_path` in
+the limit it stops, ggplan continues), `src/llama-quant.cpp` (`--keep-split`), `llama_split_path` in
 `src/llama.cpp`. The two write the three keys in different orders; so does this module.
 """
 
@@ -40,7 +40,7 @@ _BY_QUANTIZER = ("split.no", "split.count", "split.tensors.count")
 def split_plan(
     plan: Plan, *, max_bytes: int | None = None, max_tensors: int | None = None, like: Model | None = None
 ) -> tuple[Plan, ...]:
-    """The plans of the files of a set, in order; the plan itself where nothing asks for a split.
+    """The plans of the files of a set, in order; the plan itself if no split is asked for.
 
     Parameters
     ----------
@@ -79,7 +79,7 @@ def split_path(output: Path, number: int, count: int) -> Path:
 
 
 def set_path(output: Path) -> Path:
-    """What a set is called as a whole, for the files that belong to all of it: `NAME.gguf`."""
+    """The name of a set as a whole, for the files that belong to all of it: `NAME.gguf`."""
     return output.with_name(_stem(output) + ".gguf")
 
 
@@ -114,12 +114,12 @@ def _like(tensors: Sequence[PlannedTensor], like: Model) -> list[list[PlannedTen
         groups[places[tensor.name][0]].append(tensor)
     for group in groups:
         group.sort(key=lambda tensor: places[tensor.name])
-    # Shards of a checkpoint may hold only experts that were counted to an earlier shard.
+    # A shard of a checkpoint may hold only experts of a tensor that is counted in an earlier shard.
     return groups if like.kind == "gguf" else [group for group in groups if group]
 
 
 def _number(tensor: TensorInfo, numbers: dict[str, int]) -> int:
-    """The file a tensor is in: the first one for experts out of several, or for what was computed."""
+    """The number of a tensor's file; the first of several for stacked experts, 0 for computed tensors."""
     return numbers.get(tensor.origin.partition(" and ")[0], 0)
 
 

@@ -1,4 +1,4 @@
-"""Where the bytes are: a plan summed up by class and by type."""
+"""Where the bytes are: a plan summed up by role and by type."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ggplan.planning.roles import Role
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """One line of a summary: a class or type, how many tensors, weights and bytes, and which types."""
+    """One line of a summary: a role or type, how many tensors, weights and bytes, and which types."""
 
     label: str
     n_tensors: int
@@ -27,7 +27,7 @@ class Share:
 
 
 def by_role(plan: Plan) -> tuple[Share, ...]:
-    """One share for each class that has tensors, in the order of `Role`."""
+    """One share for each role that has tensors, in the order of `Role`."""
     order = {role.value: i for i, role in enumerate(Role)}
     return _shares(plan, lambda t: t.role.value, lambda label: order[label])
 

@@ -1,7 +1,7 @@
-"""The recipe that says what an assignment says: few readable rules, found from the types.
+"""The recipe that gives the types of an assignment: few readable rules, found from the types.
 
-A file records the recipe it was made by, so that it can be made again. Where no recipe chose the types (a
-stock mix, another file's types, a table) one is written from them, by `ggplan.recovering`. It is checked
+A file records the recipe it was made by, so that it can be made again. If the types come from something else
+(a stock mix, another file's types, a table), `ggplan.recovering` writes a recipe for them. It is checked
 before it is used: parsed and applied, it must give exactly these types.
 """
 
@@ -29,8 +29,8 @@ _LAYER = re.compile(r"\bblk\.\d+\.", re.ASCII)
 def recipe_of(model: Model, assignment: Assignment, fallback: FallbackTable | None = None) -> Recipe:
     """The recipe that gives the model the types of the assignment.
 
-    It is the recipe that decided, or the shortest found. No rule of the latter names a tensor whose type is
-    the same in every file: integers, and norms and vectors in f32.
+    It is the recipe that decided, or else the shortest found. The latter has no rule for a tensor whose type
+    is the same in every file: integers, and norms and vectors in f32.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ def recipe_of(model: Model, assignment: Assignment, fallback: FallbackTable | No
 def recipe_from_types(model: Model, name: str = "") -> Recipe:
     """The shortest recipe found that gives a model with these tensors the types they have here.
 
-    Every tensor is covered but those whose type is no choice: integers, and norms and vectors in f32.
+    Every tensor is covered except those whose type cannot be chosen: integers, and norms and vectors in f32.
 
     Raises
     ------
@@ -85,7 +85,7 @@ def recipe_from_types(model: Model, name: str = "") -> Recipe:
 
 
 def _named(fitted: list[Fitted]) -> list[Fitted]:
-    """The tensors that the rules shall name: all whose type may be another in another source.
+    """The tensors that the rules must name: all whose type may differ in another source.
 
     A forced rule for a protected tensor must not reach the same tensor of another layer, so where one is
     named, all of its kind are.
@@ -107,7 +107,7 @@ def _kind(fitted: Fitted) -> str:
 
 
 def _default(wanted: list[Wanted], assignment: Assignment) -> GgmlType | None:
-    """A mix's own type, unless shapes leave little of it; None leaves the choice to `cover`."""
+    """A mix's own type, unless few tensors get it; None leaves the choice to `cover`."""
     if assignment.mix is None:
         return None
     n_bytes: dict[GgmlType, int] = {}
@@ -118,7 +118,7 @@ def _default(wanted: list[Wanted], assignment: Assignment) -> GgmlType | None:
 
 
 def _prove(recipe: Recipe, model: Model, fitted: dict[str, Fitted], named: set[str]) -> None:
-    """Apply the recipe to a model whose tensors have other types, so that one no rule reaches is noticed."""
+    """Apply the recipe to a model whose tensors have other types, so that an uncovered tensor is noticed."""
     others = tuple(_in_another_type(t) if t.name in named else t for t in model.tensors)
     stranger = replace(model, tensors=others)
     for given in fit(stranger, decide(stranger, recipe), "llama.cpp"):

@@ -1,22 +1,22 @@
 r"""Find few rules that give each tensor its type.
 
 Tensors of one *kind* differ only in their layer (`attn_v.weight` of `blk.0` to `blk.46`). For each kind one
-answer is the base, given to all its layers by a last rule `\d+` or by `@default`; every other answer is an
-exception, a rule above that names layers. A recipe has then
+answer is the base: a last rule with `\d+`, or `@default`, gives it to all layers. Every other answer is an
+exception: a rule above that one, which names layers. So a recipe has
 
     one rule for each base answer  +  one for each set of exceptions that can share a pattern.
 
-Two exceptions with the same answer can share a pattern if the layers of neither are layers where the other's
-kind must have an answer that is still to come. Layers that a kind does not have, or that a rule above has
-decided, are free, so that sets of layers that look different often fit together. A kind of one answer may
-join an exception as a guest, where that saves the rule of its base.
+Two exceptions with the same answer can share a pattern unless one kind would get this answer in a layer
+where a later rule must give it another. Layers that a kind does not have, or that an earlier rule has
+decided, can be in the pattern or not, so sets of layers that look different often fit together. A kind with a
+single answer may join an exception if that saves the rule of its base.
 
-A chain of types makes one answer of two where shapes tell them apart: `q6_K | q8_0` is q8_0 for rows that
-are no whole blocks of q6_K, and q6_K for all others. Chains are tried pair by pair and kept where they save
+A chain of types turns two answers into one if shapes tell them apart: `q6_K | q8_0` is q8_0 for rows that
+are not whole blocks of q6_K, and q6_K for all others. Chains are tried pair by pair and kept if they save
 rules.
 
-Which kinds share a rule is a clique cover, which greed solves well here (few answers, few different sets);
-which answer is the base is found by trying, kind by kind, until nothing gets shorter.
+Which kinds share a rule is a clique cover. A greedy search solves it well here, with few answers and few
+different sets. Which answer is the base is found by trying, kind by kind, until nothing gets shorter.
 """
 
 from __future__ import annotations
@@ -32,9 +32,7 @@ from ggplan.recovering.writing import Cover, CoverRule, Wanted
 
 _BLOCK = re.compile(r"(.*?\bblk\.)(0|[1-9]\d{0,3})\.(.+)", re.ASCII | re.DOTALL)
 _PASSES = 4
-_EFFORT = (
-    1_000_000  # exceptions looked at in the search; a real file needs a tenth, and no file may take for ever
-)
+_EFFORT = 1_000_000  # exceptions tried in the search; real files need a tenth; a limit for made-up ones
 _GROUPS = 100  # exceptions with one answer that are tried as hosts of another
 _LONGEST = 1_000  # characters of a pattern; a recipe allows no more
 
@@ -62,8 +60,8 @@ _Chains = dict[GgmlType, GgmlType]
 
 
 @dataclass(slots=True)
-class _Effort:
-    """How much searching is left: when it is spent, the best so far is taken."""
+class _Budget:
+    """How much searching is left; when it is 0, the best result so far is taken."""
 
     left: int = _EFFORT
 
@@ -104,7 +102,7 @@ class _Kind:
 
 @dataclass(slots=True, eq=False)
 class _Exception:
-    """Kinds that share an answer in some layers; in the `barred` ones an answer is still to come."""
+    """Kinds that share an answer in some layers; in the `barred` layers a later rule gives another answer."""
 
     prefix: str
     answer: _Answer
@@ -137,12 +135,12 @@ def cover(wanted: Iterable[Wanted], *, default: GgmlType | None = None) -> Cover
     Parameters
     ----------
     default
-        What `@default` shall say; without it the type that saves the most rules.
+        The type of `@default`; None for the one that saves the most rules.
     """
-    parts, effort = _parts(wanted), _Effort()
-    chains = _choose_chains(parts, default, effort)
-    effort.left = max(effort.left, _EFFORT // 10)
-    return _cover(parts, chains, default, effort)
+    parts, budget = _parts(wanted), _Budget()
+    chains = _choose_chains(parts, default, budget)
+    budget.left = max(budget.left, _EFFORT // 10)
+    return _cover(parts, chains, default, budget)
 
 
 def _parts(wanted: Iterable[Wanted]) -> list[_Part]:
@@ -158,7 +156,7 @@ def _parts(wanted: Iterable[Wanted]) -> list[_Part]:
     return list(parts.values())
 
 
-def _choose_chains(parts: Sequence[_Part], default: GgmlType | None, effort: _Effort) -> _Chains:
+def _choose_chains(parts: Sequence[_Part], default: GgmlType | None, budget: _Budget) -> _Chains:
     """The chains that save rules; a type is in one at most."""
     columns: dict[GgmlType, set[int]] = {}
     for part in parts:
@@ -173,13 +171,13 @@ def _choose_chains(parts: Sequence[_Part], default: GgmlType | None, effort: _Ef
         if first != second and not all(first.fits(n) for n in columns[second])
     ]
     chains: _Chains = {}
-    best = len(_cover(parts, chains, default, effort).rules) if pairs else 0
+    best = len(_cover(parts, chains, default, budget).rules) if pairs else 0
     while pairs:
         found = None
         for first, second in pairs:
-            if effort.left <= 0:
+            if budget.left <= 0:
                 return chains
-            now = len(_cover(parts, {**chains, first: second}, default, effort).rules)
+            now = len(_cover(parts, {**chains, first: second}, default, budget).rules)
             if now < best:
                 best, found = now, (first, second)
         if found is None:
@@ -189,13 +187,13 @@ def _choose_chains(parts: Sequence[_Part], default: GgmlType | None, effort: _Ef
     return chains
 
 
-def _cover(parts: Sequence[_Part], chains: _Chains, default: GgmlType | None, effort: _Effort) -> Cover:
+def _cover(parts: Sequence[_Part], chains: _Chains, default: GgmlType | None, budget: _Budget) -> Cover:
     """The rules under these chains."""
     kinds, singles = _sorted_out(parts, chains)
     given = None
     if default is not None:
         given = _answer(default.name, *((chains[default].name,) if default in chains else ()))
-    _choose_bases(kinds, singles, given, effort)
+    _choose_bases(kinds, singles, given, budget)
     chosen = given or _choose_default(kinds, singles)
     exceptions, based = _arrange(kinds, chosen)
     rules = [
@@ -210,7 +208,7 @@ def _cover(parts: Sequence[_Part], chains: _Chains, default: GgmlType | None, ef
 
 
 def _answer_of(tensor: Wanted, chains: _Chains) -> _Answer:
-    """The tensor's type, as the chain that gives it where there is one."""
+    """The tensor's type, as a chain if one gives it."""
     type_ = tensor.type
     if tensor.protected:
         return _answer(type_.name, forced=type_ != F32)
@@ -236,7 +234,7 @@ _Single = tuple[_Answer, Wanted]
 
 
 def _sorted_out(parts: Iterable[_Part], chains: _Chains) -> tuple[list[_Kind], list[_Single]]:
-    """The kinds, each with its most frequent answer as base, and the tensors that stand in no block."""
+    """The kinds, each with its most frequent answer as base, and the tensors outside the blocks."""
     kinds: dict[tuple[str, str], _Kind] = {}
     singles: list[_Single] = []
     for part in parts:
@@ -253,34 +251,34 @@ def _sorted_out(parts: Iterable[_Part], chains: _Chains) -> tuple[list[_Kind], l
 
 
 def _choose_bases(
-    kinds: Sequence[_Kind], singles: Sequence[_Single], given: _Answer | None, effort: _Effort
+    kinds: Sequence[_Kind], singles: Sequence[_Single], given: _Answer | None, budget: _Budget
 ) -> None:
-    """Choose the base of each kind; `given` is the answer of `@default` where that is no choice.
+    """Choose the base of each kind; `given` is the answer of `@default` if the caller chose it.
 
     Kinds with the same answers in the same layers get the same base.
     """
     families: dict[tuple[str, frozenset[tuple[_Answer, int]]], list[_Kind]] = {}
     for kind in kinds:
         families.setdefault((kind.prefix, frozenset(kind.layers.items())), []).append(kind)
-    heads = [family[0] for family in families.values()]  # one of each stands for all
+    heads = [family[0] for family in families.values()]  # all kinds of a family get the base of its first
     mixed = [head for head in heads if len(head.layers) > 1]
     best: tuple[int, int] | None = None
     bases: list[_Answer] = []
-    # Changing one kind at a time may stop at a local minimum, so start again with each answer as no base.
+    # Changing one kind at a time may stop at a local minimum, so start again, without one answer at a time.
     answers = sorted({answer for head in mixed for answer in head.layers}, key=lambda a: a.order)
     n_exceptions = sum(len(head.layers) for head in heads)
     price = n_exceptions * (1 + min(_GROUPS, n_exceptions // max(1, len(answers))) // 8)
     for avoided in (None, *answers):
         for head in mixed:
             head.base = head.most_frequent(but=avoided)
-        _improve(heads, mixed, effort, price)
+        _improve(heads, mixed, budget, price)
         default = given or _choose_default(heads, singles)
         in_rules = {answer for answer, tensor in singles if not _by_default(tensor, answer, default)}
         n_rules, length = _cost(heads, default)
         if best is None or (n_rules + len(in_rules), length) < best:
             best, bases = (n_rules + len(in_rules), length), [head.base for head in mixed]
-        effort.left -= price
-        if effort.left <= 0:
+        budget.left -= price
+        if budget.left <= 0:
             break
     for head, base in zip(mixed, bases, strict=True):
         head.base = base
@@ -289,15 +287,15 @@ def _choose_bases(
             kind.base = family[0].base
 
 
-def _improve(heads: Sequence[_Kind], mixed: Sequence[_Kind], effort: _Effort, price: int) -> None:
+def _improve(heads: Sequence[_Kind], mixed: Sequence[_Kind], budget: _Budget, price: int) -> None:
     """Change one base after the other while that lowers the cost."""
     best = _cost(heads)
     for _ in range(_PASSES):
         before = best
         for head in mixed:
             for answer in sorted(head.layers, key=lambda a: a.order):
-                effort.left -= price
-                if effort.left <= 0:
+                budget.left -= price
+                if budget.left <= 0:
                     return
                 old, head.base = head.base, answer
                 now = _cost(heads) if answer != old else best
@@ -329,7 +327,7 @@ def _arrange(kinds: Sequence[_Kind], default: _Answer | None) -> tuple[list[_Exc
     items: list[_Exception] = []
     for kind in kinds:
         barred = kind.layers[kind.base]
-        # From the last of its rules to the first: what comes later is barred to what comes before.
+        # From the last of its rules to the first: layers of a later rule are barred in an earlier one.
         for answer in sorted(kind.layers, key=lambda a: rank[a], reverse=True):
             if answer != kind.base:
                 needed = kind.layers[answer]

@@ -1,7 +1,7 @@
 r"""Sets of layers and sets of names as patterns of the recipe language.
 
 A set of layers is an int whose bit `i` stands for layer `i`; Python's ints make union, difference and "do
-these overlap" one operation whatever the model's depth. In a pattern it is a range, `{0..4,7,40..46}` (see
+these overlap" one operation each. In a pattern it is a range, `{0..4,7,40..46}` (see
 `ggplan.rules.ranges`), which may not be one or two single numbers: these are `7` and `(1|3)`.
 
 Names are split at what they share: first the ending (`.weight`), then the head up to the first `_`, then a

@@ -1,4 +1,4 @@
-"""What is asked of `cover` and what it finds, and the text of a recipe: a heading, the rules in a column."""
+"""Input and result of `cover`, and the text of a recipe: a heading, then rules with `=` in one column."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from ggplan.ggml_types import GgmlType
 from ggplan.text import format_bytes, printable
 
-_WIDEST = 76  # patterns longer than this do not push the column
+_WIDEST = 76  # longer patterns do not move the column of `=`
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A tensor and the type it shall get.
+    """A tensor and the type it must get.
 
     Attributes
     ----------
@@ -43,7 +43,7 @@ class CoverRule:
 
 @dataclass(frozen=True, slots=True)
 class Cover:
-    """Rules in their order, the chain of `@default` (empty: there is none), and what is left to it."""
+    """Rules in their order, the chain of `@default` (empty if there is none), and the tensors left to it."""
 
     rules: tuple[CoverRule, ...]
     default: tuple[GgmlType, ...]
@@ -86,5 +86,5 @@ def _weight(n_tensors: int, n_bytes: int) -> str:
 
 
 def _inert(text: str) -> str:
-    """`text` without anything that ends a line or begins a comment."""
+    """`text` without line ends and `#`, so that it stays inside a comment or a name."""
     return printable(text).replace("#", "")

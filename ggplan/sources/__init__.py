@@ -1,9 +1,9 @@
-"""Readers of checkpoints: one module for each kind of file, which knows that format and nothing else.
+"""Readers of checkpoints: one module for each file format.
 
 `gguf` opens GGUF files and split sets, `huggingface` folders of safetensors, `inventory` lists of names
-and shapes without weights. They share three rules. Every length, offset and count of a file is a Python
+and shapes without weights. They share three rules. Every length, offset and count in a file is a Python
 integer and is checked against the file's size before it is used. Weights are read by position into
-buffers, row by row, never by mapping the file into memory: a file that shrinks under a mapping kills
-the process, a short read is an error with a name. And what a file says is shown only with its control
-characters escaped. `schemes` puts together what is stored in several tensors.
+buffers, row by row, and files are never mapped into memory: if a mapped file shrinks, the process is killed,
+but a short read is an error with the file's name. Text from a file is shown only with control characters
+escaped. `schemes` joins weights that are stored in several tensors.
 """

@@ -1,11 +1,11 @@
 """Reading bytes, and rows of weights, from files that are not trusted.
 
-A read opens the file, reads at a position, and closes it. That costs a few microseconds beside reads of
-many kilobytes. In return a checkpoint of a thousand shards never meets the limit of open files, readers have
-no state, so any thread may use them, and nothing needs closing.
+A read opens the file, reads at a position, and closes it. That costs a few microseconds, little beside reads
+of many kilobytes. In return a checkpoint of a thousand shards never reaches the limit of open files, readers
+have no state, so any thread may use them, and nothing needs closing.
 
-Only regular files are opened. A FIFO would block for ever, and opening a device may have effects. Both are
-refused before the open, and again after it by the descriptor, in case the file was swapped in between.
+Only regular files are opened. Opening a FIFO would block forever, and opening a device may have side effects.
+Both are refused before the open, and again after it by the descriptor, in case the file was replaced between.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _KINDS = {
 
 
 def shown(text: object) -> str:
-    """A path or an untrusted name as it may stand in a message: escaped, and cut where it is too long."""
+    """A path or an untrusted name for a message: escaped, and cut if it is too long."""
     whole = str(text)
     if len(whole) > _SHOWN_LENGTH:
         whole = whole[: _SHOWN_LENGTH - 3] + "..."
@@ -47,14 +47,14 @@ def shown(text: object) -> str:
 
 
 def listed(names: list[str]) -> str:
-    """The first few of some untrusted names, and how many there are besides."""
+    """The first few of some untrusted names, and how many more there are."""
     some = ", ".join(shown(name) for name in names[:_LISTED])
     return f"{some} and {len(names) - _LISTED} more" if len(names) > _LISTED else some
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[int]:
-    """The file's descriptor; whatever the system refuses inside the block becomes a `CheckpointError`."""
+    """The file's descriptor; errors of the system inside the block become a `CheckpointError`."""
     descriptor = -1
     try:
         _require_regular(path, os.stat(path).st_mode)
@@ -130,7 +130,7 @@ def read_array(path: Path, offset: int, n_bytes: int) -> NDArray[np.uint8]:
 
 
 def rows_in_file(path: Path, offset: int, dtype: GgmlType, shape: tuple[int, ...]) -> RowSource:
-    """The rows of a tensor that lie one after another in a file, from byte `offset` on."""
+    """The rows of a tensor that are stored one after another in a file, from byte `offset` on."""
     n_columns = shape[-1] if shape else 1
     n_rows, row_bytes = math.prod(shape[:-1]), dtype.row_bytes(n_columns)
 
@@ -150,7 +150,7 @@ def begins_with(path: Path, magic: bytes) -> bool:
 
 
 def read_whole(path: Path, limit: int) -> bytes:
-    """A whole small file, refused where it is larger than `limit` bytes."""
+    """A whole small file, refused if it is larger than `limit` bytes."""
     with _opened(path) as descriptor:
         size = os.fstat(descriptor).st_size
         if size > limit:

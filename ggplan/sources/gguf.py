@@ -2,9 +2,9 @@
 
 A split set (`llama-gguf-split`, `--split-max-size`) is files named `NAME-00001-of-00003.gguf` that carry
 `split.no` (from 0), `split.count` and `split.tensors.count`; the first holds the model's metadata. Any of
-them opens the set. The keys of the split are the files', not the model's, and are dropped.
+them opens the set. The keys of the split belong to the files, not to the model, and are dropped.
 
-Every type of the table has rows of a fixed number of bytes, so rows are found by multiplication.
+Rows of every type have a fixed number of bytes, so the place of a row is found by multiplication.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def open_gguf(path: Path) -> Model:
 
 
 def _weights(stored: RowSource) -> RowSource | None:
-    """The rows as floats, decoded where they are blocks; None where ggplan cannot decode them."""
+    """The rows as floats, decoded if they are blocks; None if ggplan cannot decode them."""
     if not stored.dtype.decodable:
         return None
     return stored if stored.dtype in (F32, F16, BF16) else stored.as_float32()
@@ -112,7 +112,7 @@ def _integer(header: GgufHeader, key: str, default: int) -> int:
         return default
     number = value.decode() if value.item_type is None else None
     if not isinstance(number, int) or isinstance(number, bool):
-        raise CheckpointError(f"{shown(header.path)}: {key} is no integer")
+        raise CheckpointError(f"{shown(header.path)}: {key} is not an integer")
     return number
 
 
@@ -121,5 +121,5 @@ def _architecture(header: GgufHeader) -> str:
     if value is None:
         return ""
     if value.type is not MetadataType.STRING:
-        raise CheckpointError(f"{shown(header.path)}: general.architecture is no string")
+        raise CheckpointError(f"{shown(header.path)}: general.architecture is not a string")
     return str(value.decode())

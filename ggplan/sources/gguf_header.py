@@ -7,9 +7,9 @@
     data: the tensors in order, each padded to the alignment; offsets count from here
 
 Versions 2 and 3 have this layout; 3 only allows big-endian files too, which ggplan does not read. The
-reference is llama.cpp b11434, `ggml/src/gguf.cpp`: what it refuses is refused here. Added are checks it
-leaves to its callers (the tensors end inside the file) and bounds far above any real file (`_HEADER_LIMIT`,
-`_COUNT_LIMIT`). The padding after the last tensor may be missing, as in llama.cpp's loader.
+reference is llama.cpp b11434, `ggml/src/gguf.cpp`: a file that it refuses is refused here. Added are checks
+that it leaves to its callers (the tensors end inside the file) and limits far above any real file
+(`_HEADER_LIMIT`, `_COUNT_LIMIT`). The padding after the last tensor may be missing, as in llama.cpp's loader.
 
 Arrays are skipped by arithmetic, those of strings by their lengths alone, and kept as bytes, so a
 tokenizer of 250,000 tokens costs milliseconds.
@@ -34,7 +34,7 @@ _INT64_MAX = (1 << 63) - 1
 # A header of a large model has about 20 MB and a few thousand tensors.
 _HEADER_LIMIT = 256 << 20
 _COUNT_LIMIT = 1 << 18
-# A tensor with no weights can claim any other dimension; no reader should have to count such rows.
+# The limit of a dimension: a tensor without weights could claim any number of rows.
 _EMPTY_LIMIT = 1 << 31
 _MIN_PAIR_BYTES = 8 + 1 + 4 + 1
 _MIN_TENSOR_BYTES = 8 + 4 + 4 + 8
@@ -44,7 +44,7 @@ _U64 = struct.Struct("<Q")
 
 @dataclass(frozen=True, slots=True)
 class TensorRecord:
-    """One tensor as the header states it: shape with rows first, offset from the file's first byte."""
+    """One tensor as in the header: shape with rows first, offset from the file's first byte."""
 
     name: str
     shape: tuple[int, ...]
@@ -55,7 +55,7 @@ class TensorRecord:
 
 @dataclass(frozen=True, slots=True)
 class GgufHeader:
-    """A checked header: every tensor lies whole inside the file, one after another.
+    """A checked header: all tensors lie completely inside the file, one after another.
 
     `end` is where the last tensor's record ends, `data_at` where the data begins; between them is padding.
     """
@@ -75,7 +75,7 @@ def read_header(path: Path) -> GgufHeader:
     Raises
     ------
     CheckpointError
-        If the file is no GGUF file of version 2 or 3, or breaks a rule of the format.
+        If the file is not a GGUF file of version 2 or 3, or breaks a rule of the format.
     """
     cursor = _Cursor(path)
     version, n_tensors, n_pairs = _read_start(cursor)
@@ -92,7 +92,7 @@ def read_header(path: Path) -> GgufHeader:
         n_bytes = type_.tensor_bytes(shape) if 0 not in shape else 0
         if offset != expected:
             raise cursor.error(
-                f"tensor '{shown(name)}' has offset {offset:,} where {expected:,} is due: tensors follow one "
+                f"tensor '{shown(name)}' has offset {offset:,} instead of {expected:,}: tensors follow one "
                 f"another, each aligned to {alignment}"
             )
         if data_at + offset + n_bytes > cursor.size:
@@ -106,7 +106,7 @@ def read_header(path: Path) -> GgufHeader:
 
 
 class _Cursor:
-    """A position in a file's header; reads ahead in windows and refuses to pass the end."""
+    """A position in a file's header; reads ahead in windows and never passes the end."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -124,7 +124,7 @@ class _Cursor:
         return self.size - self.position
 
     def require(self, n_bytes: int, what: str) -> None:
-        """Refuse to read `n_bytes` more where the file or the limit of headers ends before."""
+        """Refuse to read `n_bytes` more if the file or the limit of headers ends before."""
         if n_bytes > self.remaining:
             raise self.error(
                 f"{what} would take {n_bytes:,} bytes, but {self.remaining:,} are left of the file"
@@ -178,14 +178,14 @@ def _read_start(cursor: _Cursor) -> tuple[int, int, int]:
     """The version, the number of tensors and the number of key-value pairs."""
     magic = cursor.take(min(4, cursor.size), "the magic")
     if magic != b"GGUF":
-        raise cursor.error(f"this is no GGUF file: it begins with {shown(magic)}")
+        raise cursor.error(f"this is not a GGUF file: it begins with {shown(magic)}")
     version = cursor.u32("the version")
     if version & 0xFFFF == 0 and version:
         raise cursor.error("this is a big-endian GGUF file, which ggplan does not read")
     if version not in (2, 3):
         raise CheckpointError(
             f"{shown(cursor.path)}: this is GGUF version {version}; ggplan reads versions 2 and 3",
-            hint="make the file anew from the original checkpoint" if version < 2 else "",
+            hint="make the file again from the original checkpoint" if version < 2 else "",
         )
     counts = []
     for what, least in (("tensors", _MIN_TENSOR_BYTES), ("key-value pairs", _MIN_PAIR_BYTES)):
@@ -203,7 +203,7 @@ def _read_metadata(cursor: _Cursor, n_pairs: int) -> Metadata:
         if not key:
             raise cursor.error(f"key {number} is empty")
         if key in metadata:
-            raise cursor.error(f"the key '{shown(key)}' stands twice in the metadata")
+            raise cursor.error(f"the key '{shown(key)}' occurs twice in the metadata")
         metadata[key] = _read_value(cursor, f"the value of '{shown(key)}'")
     return metadata
 
@@ -290,7 +290,7 @@ def _read_tensors(cursor: _Cursor, n_tensors: int) -> list[tuple[str, tuple[int,
 
 
 def shape_fault(shape: tuple[int, ...], type_: GgmlType) -> str:
-    """What forbids a shape (rows first) to a tensor of this type in any GGUF file, or ""."""
+    """Why a tensor of this type cannot have a shape (rows first) in a GGUF file, or ""."""
     if len(shape) > _MAX_DIMS:
         return f"has {len(shape):,} dimensions; the format allows {_MAX_DIMS}"
     n_weights = math.prod(max(extent, 1) for extent in shape)

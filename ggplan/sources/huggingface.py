@@ -6,7 +6,8 @@ shards are read in the same way (see `pytorch`). The folder is untrusted: a shar
 name, so that no index reaches out of the folder. Links are followed, since in the Hugging Face cache every
 file is a link to a blob elsewhere; links are made by the program that fills the folder, not by the index.
 
-Nothing of a folder is ever run: no `auto_map` code, no chat template, no pickle unless by torch's rules.
+No code of a folder is ever run: no `auto_map`, no chat template, and a pickle only under torch's
+restrictions.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from ggplan.errors import CheckpointError
 from ggplan.sources.files import listed, read_whole, shown
 from ggplan.sources.json_files import SIZE_LIMIT, load_object
 from ggplan.sources.safetensors import read_tensors
-from ggplan.sources.schemes import join_tensors, read_quantization
+from ggplan.sources.schemes import join_tensors, read_quantization_config
 from ggplan.sources.tensors import CheckpointTensor, StoredTensor
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -30,20 +31,20 @@ _NUMBERED = re.compile(r"(.*-)(\d{5})-of-(\d{5})(\.\w+)", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class _Form:
-    """A kind of files that weights come in.
+    """A file format for weights.
 
     Attributes
     ----------
     title
-        What to call it.
+        Its name in messages.
     single, index
-        The file where one holds all, and the index of shards.
+        The name of a single file with all weights, and of the index of shards.
     shard_name
-        What an index may name.
+        The names that an index may contain.
     unlisted
-        What counts as a shard where no index is.
+        The names that count as shards if there is no index.
     read
-        The tensors of each file.
+        Gives the tensors of each file.
     """
 
     title: str
@@ -90,7 +91,7 @@ class HfCheckpoint:
         config.json, parsed.
     tensors
         By name; shards in the order of their names, and within a shard the tensors too, which is the
-        order in which llama.cpp's converter meets them. What is stored quantized comes as weights (see
+        order in which llama.cpp's converter reads them. Quantized tensors are given as weights (see
         `schemes`), without its scales.
     files
         The files of weights, in the order of their names.
@@ -102,12 +103,12 @@ class HfCheckpoint:
     files: tuple[Path, ...] = ()
 
     def read_json(self, name: str) -> dict[str, object] | None:
-        """A JSON file of the folder, parsed; None where there is none."""
+        """A JSON file of the folder, parsed; None if there is none."""
         path = self.path / name
         return load_object(path) if os.path.exists(path) else None
 
     def read_text(self, name: str) -> str | None:
-        """A UTF-8 text file of the folder; None where there is none."""
+        """A UTF-8 text file of the folder; None if there is none."""
         path = self.path / name
         if not os.path.exists(path):
             return None
@@ -118,7 +119,7 @@ class HfCheckpoint:
 
 
 def open_checkpoint(folder: Path) -> HfCheckpoint:
-    """Open a Hugging Face folder: its config, and where each tensor lies. No weights are read.
+    """Open a Hugging Face folder: its config, and the place of each tensor. No weights are read.
 
     Raises
     ------
@@ -133,7 +134,7 @@ def open_checkpoint(folder: Path) -> HfCheckpoint:
             f"{where} holds no config.json", hint="give the folder of one model, with config and tokenizer"
         )
     config = load_object(folder / "config.json")
-    quantization = read_quantization(config, folder)
+    quantization = read_quantization_config(config, folder)
     stored = _read_shards(folder)
     if not stored:
         raise CheckpointError(f"{where}: its files of weights hold no tensors")
@@ -175,7 +176,7 @@ def _shards(folder: Path) -> tuple[_Form, list[str], dict[str, str]]:
 
 
 def _weight_map(folder: Path, form: _Form) -> dict[str, str]:
-    """The index's map of tensor names to shard names; empty where there is no index."""
+    """The index's map of tensor names to shard names; empty if there is no index."""
     path = folder / form.index
     if not os.path.exists(path):
         return {}
@@ -209,7 +210,7 @@ def _check_index(path: Path, weight_map: dict[str, str], tensors: dict[str, Stor
 
 
 def _unlisted_shards(folder: Path, form: _Form) -> list[str]:
-    """The files of a form in a folder without an index, and those its numbering says are missing."""
+    """The files of a format in a folder without an index, and those missing by their numbering."""
     names = [name for name in _file_names(folder) if form.unlisted.fullmatch(name)]
     if names and (numbered := _NUMBERED.fullmatch(names[0])):
         stem, _, count, suffix = numbered.groups()

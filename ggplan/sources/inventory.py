@@ -45,7 +45,7 @@ def open_inventory(path: Path) -> Model:
     Raises
     ------
     CheckpointError
-        If the file is neither, or states something impossible; the message names the line or tensor.
+        If the file is neither, or has an impossible value; the message names the line or tensor.
     """
     data = read_whole(path, SIZE_LIMIT)
     if data.lstrip()[:1] == b"{":
@@ -88,7 +88,7 @@ def _from_map(path: Path, text: str) -> Model:
             if not tensors:
                 raise _no_inventory(path)
             raise CheckpointError(
-                f"{where}: this is no line of a tensor map",
+                f"{where}: this is not a line of a tensor map",
                 hint="a line is FILE:SHA256:NAME:shape=(NE0, NE1):dtype=TYPE:elements=N:bytes=N",
             )
         shape = tuple(int(extent) for extent in reversed(found["shape"].split(", ")))
@@ -110,7 +110,7 @@ def _from_map(path: Path, text: str) -> Model:
 def _from_json(path: Path, root: dict[str, object]) -> Model:
     where = shown(path)
     if root.get("schema") != SCHEMA:
-        raise CheckpointError(f"{where} is no inventory: its schema is not {SCHEMA!r}")
+        raise CheckpointError(f"{where} is not an inventory: its schema is not {SCHEMA!r}")
     architecture, metadata = root.get("architecture", ""), root.get("metadata", {})
     entries = root.get("tensors")
     if not isinstance(architecture, str) or not isinstance(metadata, dict) or not isinstance(entries, list):
@@ -128,7 +128,7 @@ def _from_json(path: Path, root: dict[str, object]) -> Model:
 def _fields(entry: object, where: str) -> tuple[str, tuple[int, ...], str, str]:
     """Name, shape, type and stored_as of a tensor's JSON."""
     if not isinstance(entry, dict):
-        raise CheckpointError(f"{where} is no object")
+        raise CheckpointError(f"{where} is not an object")
     name, shape, type_name = entry.get("name"), entry.get("shape"), entry.get("type")
     stored_as = entry.get("stored_as", type_name)
     if not (isinstance(name, str) and isinstance(type_name, str) and isinstance(stored_as, str)):
@@ -145,7 +145,7 @@ def _fields(entry: object, where: str) -> tuple[str, tuple[int, ...], str, str]:
 def _tensor(
     name: str, shape: tuple[int, ...], type_name: str, origin: str, where: str, stored_as: str = ""
 ) -> TensorInfo:
-    """A tensor without weights, once its name, shape and type are what a GGUF file can hold."""
+    """A tensor without weights; its name, shape and type must be possible in a GGUF file."""
     type_ = _TYPES.get(type_name.lower())
     if type_ is None:
         raise CheckpointError(
@@ -190,7 +190,7 @@ def _read_metadata(entries: dict[str, object], where: str) -> Metadata:
     for key, entry in entries.items():
         here = f"{where}: the metadata '{shown(key)}'"
         if not isinstance(entry, dict):
-            raise CheckpointError(f"{here} is no object")
+            raise CheckpointError(f"{here} is not an object")
         kind, value = entry.get("type"), entry.get("value")
         if kind != "array":
             type_ = _value_type(kind, here)
@@ -198,7 +198,7 @@ def _read_metadata(entries: dict[str, object], where: str) -> Metadata:
         elif "value" in entry:
             type_ = _value_type(entry.get("item_type"), here)
             if not isinstance(value, list):
-                raise CheckpointError(f"{here} is no list")
+                raise CheckpointError(f"{here} is not a list")
             metadata[key] = array(type_, [_read_scalar(type_, item, here) for item in value])
     return metadata
 
@@ -222,5 +222,5 @@ def _read_scalar(type_: MetadataType, value: object, where: str) -> Scalar:
     else:
         fits = type(value) is int
     if not fits:
-        raise CheckpointError(f"{where} is no {type_.name.lower()}: {shown(value)}")
+        raise CheckpointError(f"{where} is not a valid {type_.name.lower()}: {shown(value)}")
     return value  # type: ignore[return-value]

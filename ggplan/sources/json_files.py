@@ -1,8 +1,8 @@
 """JSON that is not trusted: config.json, tokenizer.json, shard indexes, safetensors headers.
 
-Python's parser is made strict where it is lax (an object may not repeat a key; NaN is no value; a lone
-surrogate is no text, since it could never be written again) and bounded where it is not: the bytes, the
-number of values and the depth. Infinity stays: configs of Mamba-like models hold it as a limit of time steps.
+Python's parser is made stricter (an object may not repeat a key; NaN is not a value; a lone surrogate is not
+a text, since it could never be written again) and gets limits: of bytes, of the number of values and of
+depth. Infinity is allowed: configs of Mamba-like models have it as a limit of time steps.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def load_object(path: Path) -> dict[str, object]:
     Raises
     ------
     CheckpointError
-        If the file cannot be read, is larger than `SIZE_LIMIT`, or is not a sound JSON object.
+        If the file cannot be read, is larger than `SIZE_LIMIT`, or is not a valid JSON object.
     """
     return parse_object(read_whole(path, SIZE_LIMIT), shown(path))
 
@@ -41,13 +41,13 @@ def parse_object(data: bytes, where: str) -> dict[str, object]:
         if _SURROGATE.search(data):
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except RecursionError as error:
-        raise CheckpointError(f"{where} is no sound JSON: it is nested too deeply") from error
+        raise CheckpointError(f"{where} is not valid JSON: it is nested too deeply") from error
     except UnicodeError as error:
-        raise CheckpointError(f"{where} is no sound JSON: its text is not UTF-8") from error
+        raise CheckpointError(f"{where} is not valid JSON: its text is not UTF-8") from error
     except ValueError as error:
-        raise CheckpointError(f"{where} is no sound JSON: {shown(error)}") from error
+        raise CheckpointError(f"{where} is not valid JSON: {shown(error)}") from error
     if not isinstance(value, dict):
-        raise CheckpointError(f"{where} is no JSON object")
+        raise CheckpointError(f"{where} is not a JSON object")
     return value
 
 
@@ -56,11 +56,11 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     if len(found) != len(pairs):
         seen: set[str] = set()
         repeated = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"the key '{shown(repeated)}' stands twice in one object")
+        raise ValueError(f"the key '{shown(repeated)}' occurs twice in one object")
     return found
 
 
 def _constant(name: str) -> float:
     if name == "NaN":
-        raise ValueError("NaN is no JSON value")
+        raise ValueError("NaN is not a JSON value")
     return float(name)

@@ -4,12 +4,12 @@
     NAME/data/0, 1, ... the storages, little-endian
 
 The pickle is a program and is interpreted only by torch 2.10 or later with `weights_only=True`, in a separate
-process (see `pytorch_listing`). What comes back is a list of places, which is not trusted either: a tensor
-must be a row of weights within a storage, and the storage a member of the archive, from its first byte to its
-last. After that weights are read by position, like those of safetensors, without torch.
+process (see `pytorch_listing`). The result is a list of places, which is not trusted either: a tensor must be
+a run of weights within a storage, and the storage a member of the archive, from its first byte to its last.
+After that weights are read by position, like those of safetensors, without torch.
 
-Several tensors may share a storage, or be the same one (tied weights). A tensor whose weights do not lie in
-the order of its rows (a transpose) is refused; no published checkpoint is known to have one.
+Several tensors may share a storage, or be the same one (tied weights). A tensor whose weights are not stored
+in the order of its rows (a transpose) is refused; no published checkpoint is known to have one.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def read_tensors(paths: Sequence[Path]) -> list[dict[str, StoredTensor]]:
 
 
 def _records_of(path: Path) -> dict[str, ZipRecord]:
-    """The members of an archive, once its pickle is small and its byte order known."""
+    """The members of an archive, after a check of the pickle's size and the byte order."""
     where = shown(path)
     if not is_zip(path):
         raise CheckpointError(
@@ -72,7 +72,7 @@ def _records_of(path: Path) -> dict[str, ZipRecord]:
     records = read_records(path)
     pickles = [record for name, record in records.items() if name.endswith("/data.pkl")]
     if len(pickles) != 1 or pickles[0].n_bytes > _PICKLE_LIMIT:
-        raise CheckpointError(f"{where} is no PyTorch checkpoint: it must hold one data.pkl of sound size")
+        raise CheckpointError(f"{where} is not a PyTorch checkpoint: it must hold one data.pkl of sound size")
     order = records.get(pickles[0].name.removesuffix("data.pkl") + "byteorder")
     if order is not None and read_at(path, order.offset, min(order.n_bytes, 8)) != b"little":
         raise CheckpointError(f"{where} is not little-endian", hint=_SAVE_AGAIN)
@@ -80,9 +80,9 @@ def _records_of(path: Path) -> dict[str, ZipRecord]:
 
 
 def _listed_by_torch(paths: Sequence[Path]) -> list[list[object]]:
-    """What `pytorch_listing` says of each file: entries that are still to be checked."""
+    """The answer of `pytorch_listing` for each file: entries that are not checked yet."""
     program = Path(__file__).with_name("pytorch_listing.py")
-    # Not from the working folder: it may be the checkpoint's, with a torch.py in it.
+    # Not in the working folder, which may be the checkpoint's and contain a torch.py.
     command = [sys.executable, "-P", str(program), *(os.path.abspath(path) for path in paths)]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("TORCH_")}
     environment |= {"TORCH_DEVICE_BACKEND_AUTOLOAD": "0", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -167,7 +167,7 @@ def _tensor(path: Path, storages: Mapping[int, ZipRecord], entry: object) -> Sto
         )
     storage = storages.get(where_it_lies) if type(where_it_lies) is int else None
     if storage is None or storage.n_bytes != n_storage:
-        raise CheckpointError(f"{where} has a storage that is no member of the archive; it is damaged")
+        raise CheckpointError(f"{where} has a storage that is not a member of the archive; it is damaged")
     if first * size + n_bytes > storage.n_bytes:
         end = first * size + n_bytes
         raise CheckpointError(
@@ -177,7 +177,7 @@ def _tensor(path: Path, storages: Mapping[int, ZipRecord], entry: object) -> Sto
 
 
 def _in_order(shape: list[int], stride: object) -> bool:
-    """Whether weights lie one after another as their rows do; a dimension of one has any stride."""
+    """Whether weights are stored in the order of rows; a dimension of 1 may have any stride."""
     if not isinstance(stride, list) or len(stride) != len(shape):
         return False
     due = 1

@@ -3,12 +3,12 @@
     python -P pytorch_listing.py FILE...
 
 A pickle is a program. torch (2.10 or later) interprets it with `weights_only=True`, which lets it build
-tensors and plain containers and nothing else; and this happens here, in a process that may use little memory
-and little time and whose answer is not trusted, so that whatever a pickle does to its interpreter stays in
-this process. Nothing of ggplan is imported. `map_location="meta"` leaves the weights unread; torch notes
-where in the file each storage lies.
+tensors and plain containers and nothing else. It runs here, in a process with little memory and time and
+whose answer is not trusted, so that a pickle which breaks its interpreter affects only this process. No
+module of ggplan is imported. With `map_location="meta"` the weights are not read; torch keeps the place of
+each storage in the file.
 
-Printed is one JSON object: `{"files": [[entry, ...], ...]}` with entries `[name, dtype, shape, stride, first
+It prints one JSON object: `{"files": [[entry, ...], ...]}` with entries `[name, dtype, shape, stride, first
 weight in the storage, bytes of the storage, where it lies]`, or `{"error": kind, "text": what}`.
 """
 
@@ -22,7 +22,7 @@ import re
 import sys
 from typing import Any
 
-_MEMORY = 2 << 30  # on top of what torch takes for itself
+_MEMORY = 2 << 30  # besides torch's own memory
 _SECONDS = 60
 _OLDEST = (2, 10)
 
@@ -55,13 +55,13 @@ def _items(loaded: object) -> list[tuple[str, Any]]:
     if not isinstance(loaded, dict):
         raise TypeError(f"it holds a {type(loaded).__name__}, not tensors by name")
     if not all(type(name) is str for name in loaded):
-        raise TypeError("it holds tensors whose names are no strings")
+        raise TypeError("it holds tensors whose names are not strings")
     return list(loaded.items())
 
 
 def _entry(torch: Any, name: str, value: Any) -> list[object]:
     if not isinstance(value, torch.Tensor):
-        raise TypeError(f"{name!r:.200} is no tensor but a {type(value).__name__}")
+        raise TypeError(f"{name!r:.200} is not a tensor but a {type(value).__name__}")
     if value.layout is not torch.strided or value.is_quantized or value.dim() > 8:
         raise TypeError(f"{name!r:.200} is a sparse, quantized or otherwise special tensor")
     storage = value.untyped_storage()

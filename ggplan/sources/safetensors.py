@@ -4,11 +4,11 @@
 
 The header maps names to `{"dtype": "BF16", "shape": [rows, columns], "data_offsets": [begin, end]}`, with
 offsets that count from the first byte of the data, and may hold one object of strings, `__metadata__`. The
-tensors must cover the data exactly, without a hole, an overlap or a byte to spare; so nothing can be
+tensors must cover the data exactly, without a hole, an overlap or a byte left over, so that nothing can be
 hidden in the file, and no tensor can read another's bytes.
 
 Rules: safetensors 0.8.0, `safetensors/src/tensor.rs` (`SafeTensors::read_metadata`, `Metadata::validate`).
-Stricter here: a name may not stand twice, not even with the same contents.
+Stricter here: a name may not occur twice, not even with the same contents.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["HEADER_LIMIT", "StoredTensor", "read_tensors"]
 HEADER_LIMIT = 100_000_000
 # NumPy's own limit; and it keeps the product of a shape from becoming a number of a million digits.
 _MAX_DIMENSIONS = 64
-# A tensor with no weights can claim any other dimension; no reader should have to count such rows.
+# The limit of a dimension: a tensor without weights could claim any number of rows.
 _EMPTY_LIMIT = 1 << 31
 
 
@@ -41,10 +41,10 @@ def read_tensors(path: Path) -> dict[str, StoredTensor]:
     where = shown(path)
     size = file_size(path)
     if size < 8:
-        raise CheckpointError(f"{where} is no safetensors file: it has {size} bytes")
+        raise CheckpointError(f"{where} is not a safetensors file: it has {size} bytes")
     length = int.from_bytes(read_at(path, 0, 8), "little")
     if length > HEADER_LIMIT:
-        raise CheckpointError(f"{where} is no safetensors file: its header would have {length:,} bytes")
+        raise CheckpointError(f"{where} is not a safetensors file: its header would have {length:,} bytes")
     if 8 + length > size:
         raise CheckpointError(
             f"{where} is truncated: its header has {length:,} bytes, the file {size:,}",
@@ -62,7 +62,7 @@ def _check_metadata(metadata: object, where: str) -> None:
     if metadata is None:
         return
     if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
-        raise CheckpointError(f"{where}: __metadata__ is no object of strings")
+        raise CheckpointError(f"{where}: __metadata__ is not an object of strings")
 
 
 def _tensor(path: Path, name: str, entry: object, data_at: int, size: int) -> StoredTensor:
@@ -94,7 +94,7 @@ def _tensor(path: Path, name: str, entry: object, data_at: int, size: int) -> St
 
 
 def _are_sizes(value: object) -> bool:
-    """Whether a JSON value is a list of integers from 0 to 2^64 - 1 (`True` is no integer here)."""
+    """Whether a JSON value is a list of integers from 0 to 2^64 - 1 (`True` is not an integer here)."""
     return isinstance(value, list) and all(type(item) is int and 0 <= item < 1 << 64 for item in value)
 
 

@@ -1,4 +1,4 @@
-"""Tensors of a Hugging Face checkpoint: one as it lies in a file, and one as the weights it holds.
+"""Tensors of a Hugging Face checkpoint: as they are stored in files, and as the weights they hold.
 
 Any tensor is also a matrix: the last dimension is the row, all others together count the rows. A vector
 is one row, a scalar a row of one. Rows are what is read, so memory does not grow with the tensor.
@@ -53,16 +53,16 @@ DTYPE_BITS = {
     "I64": 64,
     "U64": 64,
 }
-# The types whose tensors are weights as they are, without scales.
+# The types whose values are the weights, without scales.
 PLAIN: dict[str, GgmlType] = {"BF16": BF16, "F16": F16, "F32": F32}
 _READABLE = (*PLAIN, "F8_E4M3")
-# NumPy turns the codes into 8-byte indices: in pieces these stay in the cache, which doubles the speed.
+# NumPy turns the codes into 8-byte indices; in small pieces these stay in the cache, which doubles the speed.
 _PIECE = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """A tensor as it lies in a file: `n_bytes` bytes from byte `offset` of `file` on.
+    """A tensor as it is stored in a file: `n_bytes` bytes from byte `offset` of `file` on.
 
     `dtype` is the safetensors name of its type, `shape` has rows first and is `()` for a scalar.
     """
@@ -90,7 +90,7 @@ class StoredTensor:
         Raises
         ------
         CheckpointError
-            If the type is no float type that ggplan reads, or the file fails.
+            If the type is not a float type that ggplan reads, or the file cannot be read.
         """
         import numpy as np
 
@@ -123,15 +123,15 @@ class CheckpointTensor:
     Attributes
     ----------
     name
-        The checkpoint's name of it: `model.layers.0.mlp.down_proj.weight`.
+        Its name in the checkpoint: `model.layers.0.mlp.down_proj.weight`.
     file
-        Where its weights are; scales may be in another file.
+        The file with its weights; scales may be in another file.
     stored_as
-        How they are stored, in the words of the format: `BF16`, `F8_E4M3`.
+        How they are stored, in the format's own terms: `BF16`, `F8_E4M3`.
     shape
         Rows first; `()` for a scalar.
     rows
-        The weights; None where ggplan does not read the way they are stored.
+        The weights; None if ggplan cannot read the way they are stored.
     """
 
     name: str

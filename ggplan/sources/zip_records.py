@@ -1,13 +1,12 @@
-"""Where the members of an uncompressed zip archive lie: the container of PyTorch's checkpoints.
+"""The places of the members in an uncompressed zip archive, the container of PyTorch's checkpoints.
 
     member*      local header "PK 3 4", name, extra, data, perhaps a data descriptor
     directory    a header "PK 1 2" for each member: name, sizes, where its local header is
     end          for large archives "PK 6 6" and its locator "PK 6 7"; always "PK 5 6", 22 bytes
 
 A zip is read from its end, so two programs may read one file as two different things. Here the archive must
-begin with its first member and end with its end record, members must be stored as they are, lie apart from
-one another before the directory, and have one name each, the same in both headers. Format: PKWARE's APPNOTE
-6.3.
+begin with its first member and end with its end record. Members must be uncompressed, must not overlap, must
+lie before the directory, and must have one name each, the same in both headers. Format: PKWARE's APPNOTE 6.3.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ _DIRECTORY_LIMIT = 64 << 20
 
 @dataclass(frozen=True, slots=True)
 class ZipRecord:
-    """A member: its name, and where its bytes lie in the file."""
+    """A member: its name, and the place of its bytes in the file."""
 
     name: str
     offset: int
@@ -42,7 +41,7 @@ class ZipRecord:
 
 
 def is_zip(path: Path) -> bool:
-    """Whether a file begins as such an archive does."""
+    """Whether a file begins like such an archive."""
     return read_at(path, 0, min(4, file_size(path))) == _LOCAL
 
 
@@ -81,7 +80,7 @@ def read_records(path: Path) -> dict[str, ZipRecord]:
 def _read_end(path: Path, where: str, size: int) -> tuple[int, int, int, int]:
     """How many members there are, where the directory begins, its bytes, and where the end records begin."""
     if size < _END_STRUCT.size or not is_zip(path):
-        raise CheckpointError(f"{where} is no zip archive")
+        raise CheckpointError(f"{where} is not a zip archive")
     at = size - _END_STRUCT.size
     mark, disk, first_disk, here, count, n_bytes, offset, comment = _END_STRUCT.unpack(
         read_at(path, at, _END_STRUCT.size)
@@ -147,7 +146,7 @@ def _read_entry(path: Path, where: str, directory: bytes, at: int, limit: int) -
 
 
 def _widened(where: str, extra: bytes, *sizes: int) -> tuple[int, ...]:
-    """Sizes of 32 bits; those that do not fit stand in the extra field 1, in this order, with 64 bits."""
+    """Sizes of 32 bits; those that do not fit are in the extra field 1, in this order, with 64 bits."""
     if _U32 not in sizes:
         return sizes
     at = 0

@@ -1,9 +1,9 @@
 """What a mix needs to know about a model besides its tensors: layers, experts, heads per key-value head.
 
 llama.cpp b11434 reads these from the file's metadata (`src/llama-model.cpp`, `load_hparams`). An inventory of
-names and shapes has no metadata; there the tensors tell the same: experts are the slices of a stacked expert
-tensor, and attention's output takes one column per query head's dimension where its value gives one row per
-key-value head's.
+names and shapes has no metadata; then the shapes of tensors give the same numbers: experts are the slices of
+a stacked expert tensor, and the number of heads per key-value head is the columns of attention's output
+divided by the rows of its value projection.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from ggplan.model import Model, TensorInfo
 _LAYER = re.compile(r"^blk\.(\d{1,9})\.")
 _EXPERTS = re.compile(r"^blk\.\d{1,9}\.ffn_(?:gate_up|gate|up|down)_exps\.weight$")
 
-# Architectures whose model of so many layers llama.cpp calls a 70B (`src/models/*.cpp`); the mixes give its
-# attn_v, shared by eight heads, more bits.
+# Architectures, and the number of layers at which llama.cpp calls a model of theirs a 70B
+# (`src/models/*.cpp`); the mixes give its attn_v, shared by eight heads, more bits.
 _LAYERS_OF_70B = {"llama": 80, "llama-embed": 80, "qwen2": 80, "deci": 80, "olmo": 80, "jais2": 68}
 
 
@@ -59,7 +59,7 @@ def facts_of(model: Model) -> Facts:
         numbers = [int(found[1]) for t in model.tensors if (found := _LAYER.match(t.name))]
         layers = max(numbers, default=-1) + 1
     if experts is None:
-        # Where there is metadata, no count of experts means that there are none.
+        # If there is metadata but no count of experts, the model has none.
         experts = 0 if heads is not None else _experts_in(model.tensors)
     if heads is None:
         shared = _heads_per_kv_head_in(model.tensors)

@@ -5,8 +5,8 @@ Names and aliases: llama.cpp b11434, `tools/quantize/quantize.cpp`, QUANT_OPTION
 stand in a file's `general.file_type`. A type's row in `ggplan.ggml_types` holds the number of the mix that is
 named after it (`q4_K`: Q4_K_M); the numbers of all other mixes stand here.
 
-A name promises less than it says: most of an `IQ2_S` file is iq2_xs, most of an `IQ2_M` file iq2_s, most of
-an `IQ3_XS` file iq3_s.
+A name does not always give the type of most tensors: most of an `IQ2_S` file is iq2_xs, most of an `IQ2_M`
+file iq2_s, most of an `IQ3_XS` file iq3_s.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ggplan.ggml_types import GgmlType, parse_type
 from ggplan.text import nearest, printable
 
 PURE = " pure"
-"""What the recipe of a pure mix has behind its name."""
+"""What is added to the mix's name in the name of a pure mix's recipe."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Mix:
     file_type
         Its number in `general.file_type`.
     type
-        What tensors get that nothing else is said about.
+        The type of tensors for which the mix has no exception.
     pure
         Give every tensor `type`, without more bits anywhere (`llama-quantize --pure`).
     """
@@ -53,7 +53,7 @@ class Mix:
 
 
 def _mix(name: str, type: str, file_type: int | None = None) -> Mix:
-    """A mix; without a number of its own it has that of its type."""
+    """A mix; `file_type` is by default the number of its type."""
     found = parse_type(type)
     number = found.file_type if file_type is None else file_type
     assert number is not None

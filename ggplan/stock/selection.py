@@ -5,14 +5,14 @@ From llama.cpp b11434, `src/llama-quant.cpp` (`llama_tensor_get_type_impl` and w
 - Attention's value and the FFN's down projection hurt most when they lose bits. The M mixes give them more
   in the first eighth of the layers, in the last eighth, and in every third between.
 - A value projection that four or more heads share is small, so more bits there cost next to nothing.
-- Mixtral's eight experts make attention a small part of the model: it gets q8_0. Other numbers of experts
-  get nothing.
+- In a model with eight experts (Mixtral) attention is a small part: it gets q8_0. Models with another number
+  of experts get nothing like it.
 - The output (or embeddings that are tied to it) gets q6_K, q5_K in the smallest mixes.
 - Below three bits, the embeddings get more than the rest.
 
-Two habits of the original matter for getting the same types, and are kept. Layers are counted by the tensors
-of a category met so far, not by their names, except for FFN tensors of models with experts. And the
-order of counting is that of the output file (see `ggplan.planning.layout`).
+Two details of the original change the types, so they are kept. Layers are counted by the tensors of a
+category met so far, not by their names, except for FFN tensors of models with experts. And the order of
+counting is that of the output file (see `ggplan.planning.layout`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ggplan.text import printable
 
 
 class Category(Enum):
-    """What a mix tells apart."""
+    """The kinds of tensors that a mix treats differently."""
 
     OUTPUT = auto()
     EMBEDDING = auto()
@@ -49,8 +49,8 @@ _WHOLE_NAMES = {
     "token_embd.weight": Category.EMBEDDING,
     "per_layer_token_embd.weight": Category.EMBEDDING,
 }
-# Tried in order; the first that stands anywhere in the name decides. Experts and shared experts are
-# categories of no own, multi-head latent attention's parts (attn_q_a, attn_k_b, ...) are OTHER.
+# Tried in order; the first that is found anywhere in the name decides. Experts and shared experts have no
+# category of their own, multi-head latent attention's parts (attn_q_a, attn_k_b, ...) are OTHER.
 _PARTS = (
     ("attn_qkv.weight", Category.VALUE),
     ("attn_kv_b.weight", Category.VALUE),
@@ -184,7 +184,7 @@ class _Chooser:
         return "mxfp4" if is_stack else "q8_0"
 
     def _smallest(self, category: Category) -> str | None:
-        """The mixes below three bits, which know few exceptions."""
+        """The mixes below three bits, which have few exceptions."""
         better = "iq3_s" if self.mix in ("IQ2_S", "IQ2_M") else "q2_K"
         if category is Category.VALUE:
             return "q4_K" if self.is_grouped or self.facts.n_experts >= 4 else better
@@ -278,7 +278,8 @@ class _Chooser:
             case "IQ4_NL" | "IQ4_XS":
                 return "q5_K" if first_eighth and not self.has_imatrix else None
             case "Q4_0" | "Q5_0":
-                # An imatrix can lead these astray in the first layers; a minimum per block mends that.
+                # With an imatrix these types can fail in the first layers; types with a minimum per block do
+                # not.
                 return f"{self.default.name[:3]}1" if first_eighth and self.has_imatrix else None
         return None
 
@@ -293,7 +294,7 @@ class _Chooser:
         }.get(self.mix)  # fmt: skip
 
     def _count(self, category: Category) -> int:
-        """How many of the category came before."""
+        """How many tensors of the category came before."""
         i = self.met[category]
         self.met[category] = i + 1
         return i

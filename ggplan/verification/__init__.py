@@ -1,4 +1,4 @@
-"""Is a GGUF file whole, sound, what its manifest says, and how far is it from its source?"""
+"""Verify GGUF files: structure, scales, checksums, errors against the source, and exactness of the bytes."""
 
 from ggplan.verification.exactness import plan_again
 from ggplan.verification.faults import HEADER, Fault

@@ -1,7 +1,7 @@
 """One pass over a file's bytes: padding, scales, floats and checksums, in memory that does not grow.
 
 A tensor is read in pieces of whole blocks; each piece is hashed and its scales are checked, so the disk is
-read once. Padding must be zero: then nothing is hidden in it, and a flipped bit there is found too. The
+read once. Padding must be zero, so that nothing is hidden in it, and a flipped bit there is found too. The
 hashes are compared with those of the manifest that `ggplan convert` writes beside a file.
 """
 
@@ -28,7 +28,7 @@ _PIECE_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class TensorContents:
-    """What one tensor holds: its sha256, and what is wrong with it."""
+    """The sha256 of one tensor, and its faults."""
 
     header: GgufHeader
     record: TensorRecord
@@ -75,7 +75,7 @@ def check_tensor(header: GgufHeader, record: TensorRecord, progress: Progress | 
     return TensorContents(header, record, digest.hexdigest(), tuple(faults))
 
 
-def check_frame(header: GgufHeader) -> list[Fault]:
+def check_around_tensors(header: GgufHeader) -> list[Fault]:
     """The faults around the tensors: in the padding of the header, and bytes after the last tensor."""
     name, size = header.path.name, file_size(header.path)
     faults = []
@@ -98,7 +98,7 @@ def header_sha256(header: GgufHeader) -> str:
 
 
 def find_manifest(headers: Sequence[GgufHeader], given: Path | None) -> Manifest | None:
-    """The manifest that is given, or else the one that lies beside the file; None where there is none.
+    """The given manifest, or else the one beside the file; None if there is none.
 
     Raises
     ------
@@ -112,7 +112,7 @@ def find_manifest(headers: Sequence[GgufHeader], given: Path | None) -> Manifest
 def checksum_faults(
     manifest: Manifest, headers: Sequence[GgufHeader], contents: Sequence[TensorContents]
 ) -> list[Fault]:
-    """What differs from the manifest: headers, tensors, tensors that only one of the two has."""
+    """The differences from the manifest: headers, tensors, tensors that only one of the two has."""
     faults = []
     for header in headers:
         stated = manifest.header_sha256(_label(manifest, header))
@@ -141,7 +141,7 @@ def _end(header: GgufHeader, record: TensorRecord) -> int:
 
 
 def _padding_fault(path: Path, start: int, stop: int) -> str:
-    """Where padding is not zero, or ""."""
+    """The first place where padding is not zero, or ""."""
     for at in range(start, stop, _PIECE_BYTES):
         data = read_at(path, at, min(_PIECE_BYTES, stop - at))
         rest = data.lstrip(b"\0")
@@ -151,7 +151,7 @@ def _padding_fault(path: Path, start: int, stop: int) -> str:
 
 
 def _label(manifest: Manifest, header: GgufHeader) -> str:
-    """What the manifest calls a file: its name, or the path it was hashed by."""
+    """The file's name in the manifest: its name, or the path under which it was hashed."""
     name = header.path.name
     return (
         name if manifest.tensors_of(name) or not manifest.tensors_of(str(header.path)) else str(header.path)

@@ -1,8 +1,8 @@
 """Prove that a file holds exactly what its plan encodes: plan again, encode again, compare every byte.
 
-A file written by ggplan carries its recipe, so the checkpoint (and the imatrix, where one was used) is all
-that is needed to make its plan again. If types, metadata and bytes are equal, the file was made from this
-checkpoint and this recipe and nothing else: no weight was changed on the way, by accident or on purpose.
+A file written by ggplan contains its recipe, so only the checkpoint (and the imatrix, if one was used) is
+needed to make its plan again. If types, metadata and bytes are equal, the file was made from this checkpoint
+and this recipe and nothing else: no weight was changed, by accident or on purpose.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def plan_again(
     written, source
         The file and the checkpoint it was made from.
     recipe, imatrix, fallback
-        Used instead of what is recorded. Of an imatrix only the name is recorded, never its values.
+        Used instead of the recorded ones. For an imatrix only the name is recorded, never the values.
 
     Raises
     ------
@@ -83,7 +83,7 @@ def plan_again(
 
 
 def _as_recorded(planned: Metadata, written: Metadata) -> Metadata:
-    """The keys that the version of ggplan which wrote the file knew, and that version's number."""
+    """The keys that the ggplan which wrote the file knew, and the number of that version."""
     keys = {key: value for key, value in planned.items() if key in written or key not in (INPUTS, PLAN)}
     return {**keys, VERSION: written[VERSION]} if VERSION in written else keys
 
@@ -173,13 +173,13 @@ def _recorded_recipe(written: Model, shown: str) -> Recipe | None:
 
 
 def _recorded(metadata: Metadata, key: str, choices: Any, default: str) -> Any:
-    """What is recorded under a key, if it is one of the choices of a `Literal`."""
+    """The value recorded under a key, if it is one of the choices of a `Literal`."""
     found = text_of(metadata, key)
     return found if found in get_args(choices) else default
 
 
 def text_of(metadata: Metadata, key: str) -> str | None:
-    """The string under a key, or None where there is none."""
+    """The string under a key, or None if there is none."""
     value = metadata.get(key)
     decoded = value.decode() if value is not None and value.item_type is None else None
     return decoded if isinstance(decoded, str) else None

@@ -1,11 +1,13 @@
-"""What verifying finds: faults, each with the place it is in."""
+"""Faults, which verifying finds, each with its place."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["header", "padding", "scale", "value", "checksum", "missing", "shape", "bytes", "unreadable"]
+FaultKind = Literal[
+    "header", "padding", "scale", "value", "checksum", "missing", "shape", "bytes", "unreadable"
+]
 
 HEADER = "header"
 """The place of a fault that belongs to no tensor: in the metadata or the table of tensors."""
@@ -24,12 +26,12 @@ class Fault:
         is not finite, a checksum, a tensor that is missing, its shape, its bytes against the plan's, or that
         the data cannot be read.
     message
-        What is wrong, and how much of it; does not name the tensor, and is safe to print.
+        What is wrong, and how much of it; does not name the tensor. It is safe to print.
     file
         The name of the file.
     """
 
     where: str
-    kind: Kind
+    kind: FaultKind
     message: str
     file: str

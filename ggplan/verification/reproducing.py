@@ -1,15 +1,15 @@
-"""reproduce: make a file again from its checkpoint and what it says of itself, and compare.
+"""reproduce: make a file again from its checkpoint and its own records, and compare.
 
 Four steps, each of which says what differs:
 
     inputs      the recorded hashes (`ggplan.inputs`) against those of the checkpoint and the imatrix
     plan        made again from the recorded recipe and choices
-    bytes       header, tensors, padding: all of the file against what the plan gives
-    weights     of a tensor that differs: does the checkpoint hold the weights that the manifest recorded?
+    bytes       header, tensors, padding: the whole file against the plan
+    weights     for a tensor that differs: does the checkpoint hold the weights that the manifest recorded?
 
-The last step tells two causes apart: the file was tampered with or its encoders were faulty, or this is not
-the checkpoint it was made from. A file of another version of ggplan is compared by the keys that version
-wrote.
+The last step distinguishes two causes: the file was changed or its encoders were faulty, or this is not the
+checkpoint it was made from. For a file of another version of ggplan, the keys that version wrote are
+compared.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _RUN_WEIGHTS = 1 << 18
 
 @dataclass(frozen=True, slots=True)
 class InputDifference:
-    """An input whose hash is not the recorded one; a hash is "" where there is none."""
+    """An input whose hash is not the recorded one; a missing hash is ""."""
 
     name: str
     recorded: str
@@ -60,13 +60,13 @@ class Reproduction:
     files
         The file, or those of its split set.
     n_tensors, n_bytes
-        What was compared.
+        The number of tensors and bytes that were compared.
     plan
         The plan that was made again.
     inputs
-        Inputs that differ; None where the file does not record any.
+        Inputs that differ; None if the file does not record any.
     faults
-        Where the file differs from what its plan gives; empty where every byte is equal.
+        The differences between the file and its plan; empty if every byte is equal.
     output
         The new file, if one was asked for.
     """
@@ -81,7 +81,7 @@ class Reproduction:
 
     @property
     def is_equal(self) -> bool:
-        """Whether the file is what its checkpoint and its recipe give, byte for byte."""
+        """Whether checkpoint and recipe give this file, byte for byte."""
         return not self.faults and not self.inputs
 
 
@@ -106,7 +106,7 @@ def reproduce(
     imatrix
         The importance matrix that was used.
     output
-        Where to write the new file too; for a split set, its files.
+        A path to write the new file to; for a split set, its files.
     force
         Replace `output` if it exists.
 
@@ -126,7 +126,7 @@ def reproduce(
     found = verify(path, plan=plan, threads=threads, progress=progress)
     # Keys that differ only because inputs differ: the inputs are reported instead.
     implied = {f"the key {key} differs from the plan's" for key in (INPUTS, PLAN)} if inputs else set()
-    # Infinite weights that the plan keeps are no faults.
+    # Infinite weights that the plan keeps are not faults.
     kept = ("value",) if plan.nonfinite == "keep" else ()
     faults = [f for f in found.faults if f.message not in implied and f.kind not in kept]
     if not faults and not inputs:
@@ -166,7 +166,7 @@ def _header_faults(path: Path, written: Model, plan: Plan) -> list[Fault]:
         return [Fault(HEADER, "bytes", f"{len(headers)} files, the plan gives {len(parts)}", path.name)]
     faults = []
     for header, part in zip(headers, parts, strict=True):
-        # The two programs that write split sets order their keys in two ways, and ggplan knows both.
+        # The two programs that write split sets order the keys in different ways; both orders are accepted.
         splits = {key: value for key, value in header.metadata.items() if key in _SPLITS}
         own = {key: value for key, value in part.metadata.items() if key not in _SPLITS}
         part = dataclasses.replace(part, metadata={**own, **splits} if len(headers) > 1 else own)
@@ -180,7 +180,7 @@ _SPLITS = ("split.no", "split.count", "split.tensors.count")
 
 
 def _with_causes(faults: list[Fault], path: Path, plan: Plan) -> list[Fault]:
-    """The faults; of tensors with other bytes also whether the checkpoint has the weights of the manifest."""
+    """The faults; with other bytes, also whether the checkpoint has the weights of the manifest."""
     headers = read_set(path) if faults else []
     try:
         manifest = find_manifest(headers, None) if headers else None

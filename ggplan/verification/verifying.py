@@ -1,4 +1,4 @@
-"""verify: is this file whole and sound, and does it agree with its manifest?
+"""verify: is this file complete and undamaged, and does it agree with its manifest?
 
 Four questions, each answered for every tensor in one pass over the file:
 
@@ -21,16 +21,16 @@ from ggplan.errors import CheckpointError
 from ggplan.model import Model
 from ggplan.sources.files import file_size
 from ggplan.sources.gguf import open_gguf, read_set
-from ggplan.verification.comparison import TensorError, compare
 from ggplan.verification.contents import (
     TensorContents,
-    check_frame,
+    check_around_tensors,
     check_tensor,
     checksum_faults,
     find_manifest,
 )
 from ggplan.verification.exactness import prove
 from ggplan.verification.faults import HEADER, Fault
+from ggplan.verification.source_errors import TensorError, compare_with_source
 from ggplan.verification.workers import Progress, each
 
 if TYPE_CHECKING:
@@ -39,18 +39,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What was found.
+    """The result of verifying a file.
 
     Attributes
     ----------
     files
         The file, or those of its split set.
     n_tensors, n_bytes
-        What was read.
+        The number of tensors and bytes that were read.
     manifest
-        The manifest that the checksums were compared with; None where there is none.
+        The manifest that the checksums were compared with, or None.
     faults
-        All that is wrong, in the order of the file; empty for a sound file.
+        All faults, in the order of the file; empty for a sound file.
     errors
         Against a checkpoint: each tensor's error, worst first; else empty.
     not_compared
@@ -70,7 +70,7 @@ class Verification:
 
     @property
     def is_sound(self) -> bool:
-        """Whether nothing is wrong."""
+        """Whether there is no fault."""
         return not self.faults
 
 
@@ -90,9 +90,9 @@ def verify(
     against
         The checkpoint it was made from: each tensor's error is measured.
     plan
-        The plan it was made by, as `plan_again` gives it: every byte is compared with what that encodes.
+        The plan it was made by, from `plan_again`: every byte is compared with the bytes this plan encodes.
     manifest
-        Checksums of the tensors; by default those that `convert` wrote beside the file, where they exist.
+        Checksums of the tensors; by default those that `convert` wrote beside the file, if they exist.
     threads
         Threads that read; by default one for each CPU this process may use.
     progress
@@ -101,7 +101,7 @@ def verify(
     Raises
     ------
     CheckpointError
-        If the file or the manifest cannot be opened; what is wrong inside the file is a fault, not an error.
+        If the file or the manifest cannot be opened; damage inside the file is a fault, not an error.
     """
     path = Path(path)
     file_size(path)
@@ -112,7 +112,7 @@ def verify(
         fault = Fault(HEADER, "header", error.message, path.name)
         return Verification((path,), 0, 0, None, (fault,))
     sums = find_manifest(headers, None if manifest is None else Path(manifest))
-    faults = [fault for header in headers for fault in check_frame(header)]
+    faults = [fault for header in headers for fault in check_around_tensors(header)]
     work = ((header, record) for header in headers for record in header.tensors)
     contents: list[TensorContents] = []
     for found in each(work, lambda pair: check_tensor(*pair, progress), threads):
@@ -123,7 +123,7 @@ def verify(
     errors: tuple[TensorError, ...] = ()
     skipped: tuple[str, ...] = ()
     if against is not None:
-        measured, more, unread = compare(written, against, threads, progress)
+        measured, more, unread = compare_with_source(written, against, threads, progress)
         errors, skipped = tuple(measured), tuple(unread)
         faults += more
     if plan is not None:

@@ -1,4 +1,4 @@
-"""Several pieces of work at a time, in threads: reading, hashing and decoding release the GIL."""
+"""Do several pieces of work at once, in threads: reading, hashing and decoding release the GIL."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def each(items: Iterable[Item], work: Callable[[Item], Result], threads: int | N
     """The results of `work` on every item, in the order of the items.
 
     Items are taken only a few ahead of the results, so there may be millions. The first error is raised, and
-    no further item is begun.
+    no further item is started.
     """
     n_threads = threads or available_cpus()
     ahead: deque[Future[Result]] = deque()

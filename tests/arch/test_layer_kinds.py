@@ -12,7 +12,7 @@ from ggplan.arch.transforms import sliced
 from ggplan.errors import CheckpointError
 from ggplan.model import TensorInfo
 from ggplan.sources.safetensors import read_tensors
-from ggplan.sources.schemes import Quantization, join_tensors
+from ggplan.sources.schemes import QuantizationConfig, join_tensors
 
 LAYER, BLOCK = "model.layers.{}.", "blk.{}."
 LINEAR, FULL = "linear_attention", "full_attention"
@@ -66,7 +66,7 @@ SOURCES = {
 def converted(tmp_path: Path, shapes: dict[str, list[int]]) -> dict[str, TensorInfo]:
     path = tmp_path / "m.safetensors"
     write_tensors(path, {name: ("BF16", shape) for name, shape in shapes.items()})
-    checkpoint = join_tensors(read_tensors(path), Quantization(tmp_path, {}))
+    checkpoint = join_tensors(read_tensors(path), QuantizationConfig(tmp_path, {}))
     tensors = convert_tensors(checkpoint, Table(SPECS, LAYERS, n_experts=2), "m")
     return {tensor.name: tensor for tensor in tensors}
 

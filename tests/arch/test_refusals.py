@@ -204,7 +204,9 @@ def test_a_tokenizer_that_llama_cpp_does_not_know(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("pre", ["", "two words", "x" * 99, "glm4\n"])
 def test_a_pre_tokenizer_without_a_sound_name(tmp_path: Path, pre: str) -> None:
-    assert "no name of a pre-tokenizer" in tokenizer_refusal(tmp_path, lambda document: None, pre).message
+    assert (
+        "not the name of a pre-tokenizer" in tokenizer_refusal(tmp_path, lambda document: None, pre).message
+    )
 
 
 @pytest.mark.parametrize(

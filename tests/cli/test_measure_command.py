@@ -83,7 +83,7 @@ def test_without_an_engine_it_says_how_to_get_one(tmp_path: Path, monkeypatch: p
     with pytest.raises(MeasureError, match="llama-cpp-python") as error:
         measure(KLD, "--text", KLD)
     assert "ggplan[measure]" in error.value.hint
-    with pytest.raises(MeasureError, match="no program"):
+    with pytest.raises(MeasureError, match="not a program"):
         measure(KLD, "--text", KLD, "--engine", tmp_path / "nothing")
 
 

@@ -92,7 +92,7 @@ def test_a_fault_names_its_tensor(made: tuple[Path, Path]) -> None:
         (["{target}", "--imatrix", "x"], 2, "are for --exact"),
         (["{target}", "--pre", "x"], 2, "--pre is for --against"),
         (["{target}.gone"], 1, "No such file"),
-        (["{target}", "--manifest", "{target}"], 1, "is no manifest"),
+        (["{target}", "--manifest", "{target}"], 1, "is not a manifest"),
         (["{target}", "--manifest", "{target}.gone"], 1, "there is no manifest"),
         (["{source}", "--against", "{source}", "--exact"], 1, "does not say how it was made"),
     ],

@@ -129,7 +129,7 @@ def test_what_llama_quantize_refuses_is_warned_of_and_written(source: Path, tmp_
     assert severity == "note"
     assert refusal(plan) == ""
     assert "token_embd" not in message
-    assert message.endswith("llama-quantize refuses iq1_m without an imatrix; expect garbage")
+    assert message.endswith("llama-quantize refuses iq1_m without an imatrix; the weights will be useless")
     ggplan.convert(plan, tmp_path / "out.gguf")
 
     path, _ = imatrix_of(tmp_path, "blk.0.ffn_up.weight", "token_embd.weight")

@@ -62,6 +62,6 @@ def test_names_lead_to_inventories_in_any_case() -> None:
 
 def test_the_files_are_what_the_tool_makes() -> None:
     data = resources.files("ggplan.inventories") / "data"
-    assert {f.name for f in data.iterdir()} == {f"{name}.txt" for name in make_inventories.CONFIGS}
-    for name, config in make_inventories.CONFIGS.items():
+    assert {f.name for f in data.iterdir()} == {f"{name}.txt" for name in make_inventories.MODELS}
+    for name, config in make_inventories.MODELS.items():
         assert (data / f"{name}.txt").read_text("utf-8") == make_inventories.text(config)

@@ -86,25 +86,25 @@ def logits_of(model: Path, tokens: np.ndarray) -> list[np.ndarray]:
 
 def stub_engine(log: list[str] | None = None) -> "Engine":
     """The engine inside Python; `log` gets the name of each file it runs."""
-    from ggplan.measure.base_logits import BaseLogits, Frame, write_base_logits
+    from ggplan.measure.base_logits import BaseLogits, ChunkedText, write_base_logits
     from ggplan.measure.engines import Engine
     from ggplan.measure.llama_perplexity import Run
-    from ggplan.measure.scores import join, score_chunk
+    from ggplan.measure.scores import join_scores, score_chunk
 
     def run_base(model, text, keep, n_ctx, n_chunks, progress) -> Run:
         tokens = tokens_of(text.read_bytes(), n_ctx, n_chunks)
-        frame = Frame(n_ctx, N_VOCAB, tokens)
-        chunks = write_base_logits(keep, frame, iter(logits_of(model, tokens)))
-        return run(model, frame, list(chunks), None)
+        chunked = ChunkedText(n_ctx, N_VOCAB, tokens)
+        chunks = write_base_logits(keep, chunked, iter(logits_of(model, tokens)))
+        return run(model, chunked, list(chunks), None)
 
     def run_model(model, text, base: BaseLogits, progress) -> Run:
-        return run(model, base.frame, logits_of(model, base.frame.tokens), base)
+        return run(model, base.chunked, logits_of(model, base.chunked.tokens), base)
 
-    def run(model: Path, frame: "Frame", chunks: list[np.ndarray], base: BaseLogits | None) -> Run:
+    def run(model: Path, chunked: "ChunkedText", chunks: list[np.ndarray], base: BaseLogits | None) -> Run:
         if log is not None:
             log.append(model.name)
-        rows = [base.rows(i, 0, frame.n_scored) if base else None for i in range(frame.n_chunks)]
-        return Run(join([score_chunk(c, frame.targets[i], rows[i]) for i, c in enumerate(chunks)]))
+        rows = [base.rows(i, 0, chunked.n_scored) if base else None for i in range(chunked.n_chunks)]
+        return Run(join_scores([score_chunk(c, chunked.targets[i], rows[i]) for i, c in enumerate(chunks)]))
 
     return Engine("stub", "b1", run_base, run_model)
 

@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 
 from ggplan.errors import MeasureError
-from ggplan.measure.base_logits import BaseLogits, Frame, compress, log_probs, write_base_logits
+from ggplan.measure.base_logits import BaseLogits, ChunkedText, compress, log_probs, write_base_logits
 from ggplan.measure.scores import score_chunk
 
 
 def written(path: Path, n_vocab: int = 37, n_ctx: int = 16, n_chunks: int = 3) -> list[np.ndarray]:
     random = np.random.default_rng(n_vocab)
     tokens = random.integers(0, n_vocab, (n_chunks, n_ctx), dtype=np.int32)
-    frame = Frame(n_ctx, n_vocab, tokens)
-    chunks = [random.normal(0, 4, (frame.n_scored, n_vocab)).astype(np.float32) for _ in range(n_chunks)]
-    assert all(a is b for a, b in zip(write_base_logits(path, frame, iter(chunks)), chunks, strict=True))
+    chunked = ChunkedText(n_ctx, n_vocab, tokens)
+    chunks = [random.normal(0, 4, (chunked.n_scored, n_vocab)).astype(np.float32) for _ in range(n_chunks)]
+    assert all(a is b for a, b in zip(write_base_logits(path, chunked, iter(chunks)), chunks, strict=True))
     return chunks
 
 
@@ -29,8 +29,8 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 def test_log_probabilities_come_back(tmp_path: Path, n_vocab: int) -> None:
     chunks = written(tmp_path / "base", n_vocab)
     with BaseLogits(tmp_path / "base") as base:
-        assert base.frame.n_scored == 7
-        assert base.frame.targets.shape == (3, 7)
+        assert base.chunked.n_scored == 7
+        assert base.chunked.targets.shape == (3, 7)
         for i, logits in enumerate(chunks):
             expected = log_softmax(logits)
             kept = log_probs(base.rows(i, 0, 7), n_vocab)
@@ -49,7 +49,7 @@ def test_equal_logits_have_no_scale() -> None:
 def test_kept_log_probabilities_stand_for_the_logits(tmp_path: Path) -> None:
     logits = written(tmp_path / "base", 400, n_chunks=1)[0]
     with BaseLogits(tmp_path / "base") as base:
-        rows, targets = base.rows(0, 0, 7), base.frame.targets[0]
+        rows, targets = base.rows(0, 0, 7), base.chunked.targets[0]
         exact = score_chunk(logits, targets, rows)
         again = score_chunk(log_probs(rows, 400), targets, rows, normalized=True)
     assert exact.comparison is not None
@@ -66,7 +66,7 @@ def test_kept_log_probabilities_stand_for_the_logits(tmp_path: Path) -> None:
     ("change", "message"),
     [
         (lambda raw: b"", "not whole"),
-        (lambda raw: b"GGUF" + raw[4:], "no file of log-probabilities"),
+        (lambda raw: b"GGUF" + raw[4:], "not a file of log-probabilities"),
         (lambda raw: raw[:-1], "not whole"),
         (lambda raw: raw + b"\0", "not whole"),
         (lambda raw: raw[:8] + struct.pack("<I", 1 << 30) + raw[12:], "damaged"),

@@ -19,7 +19,7 @@ from ggplan.measure import (
     ties,
 )
 from ggplan.measure.record import FileFacts, Text
-from ggplan.measure.scores import Comparison
+from ggplan.measure.scores import TokenComparison
 
 N_CHUNKS, N_SCORED = 30, 100
 BASE = Base("bf16", "base")
@@ -34,7 +34,7 @@ def scores(kld: float, loss: float, seed: int, nan: int = 0) -> TokenScores:
     nll[0, :nan] = np.nan
     divergence = kld * hard * np.exp(0.02 * own.standard_normal(hard.shape))
     delta = (np.exp(-nll) - np.exp(-base)).astype(np.float32)
-    comparison = Comparison(base.astype(np.float32), divergence.astype(np.float32), delta, nll < 2)
+    comparison = TokenComparison(base.astype(np.float32), divergence.astype(np.float32), delta, nll < 2)
     return TokenScores(nll, comparison)
 
 

@@ -13,8 +13,8 @@ import ggplan
 from ggplan.errors import CheckpointError, MeasureError
 from ggplan.measure import (
     MeasureOptions,
+    MeasureResult,
     Record,
-    Result,
     TextFile,
     TokenScores,
     kept_scores,
@@ -30,7 +30,7 @@ from ggplan.measure.record import ModelFacts
 SMALL = MeasureOptions(n_ctx=16, hardware="a test")
 
 
-def run(files, texts, base, options: MeasureOptions = SMALL, **more) -> Result:
+def run(files, texts, base, options: MeasureOptions = SMALL, **more) -> MeasureResult:
     texts = texts if isinstance(texts, list) else [texts]
     texts = [t if isinstance(t, TextFile) else TextFile(t) for t in texts]
     return measure(files, texts, base, stub_engine(), options, **more)
@@ -49,7 +49,7 @@ def perplexity(model: Path, text: Path) -> float:
     return float(np.exp((log_sums - right).mean()))
 
 
-def figures(result: Result) -> dict[str, tuple[float, bool]]:
+def figures(result: MeasureResult) -> dict[str, tuple[float, bool]]:
     """Per digest, the perplexity and whether there is a divergence."""
     return {
         q.file.sha256: (q.measurements[0].metrics["ppl"].value, "kld" in q.measurements[0].metrics)

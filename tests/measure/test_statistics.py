@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ggplan.errors import MeasureError
-from ggplan.measure.scores import Comparison, TokenScores, join
+from ggplan.measure.scores import TokenComparison, TokenScores, join_scores
 from ggplan.measure.statistics import difference, metrics_of, token_errors
 
 
@@ -19,7 +19,7 @@ def scores(n_chunks: int, seed: int, shift: float = 0.02, correlation: float = 1
     kld = random.gamma(0.5, 0.02, shape) * np.exp(of_chunk)
     return TokenScores(
         nll.astype(np.float32),
-        Comparison(
+        TokenComparison(
             base.astype(np.float32),
             kld.astype(np.float32),
             (np.exp(-nll) - np.exp(-base)).astype(np.float32),
@@ -54,7 +54,7 @@ def test_paired_errors_are_several_times_smaller() -> None:
 
 def test_the_truth_lies_within_two_errors_95_times_of_100() -> None:
     names = ("delta_ln_ppl", "kld", "kld99", "same_top", "delta_p_rms")
-    truth = metrics_of(join([scores(40, seed=1000 + i) for i in range(60)]))
+    truth = metrics_of(join_scores([scores(40, seed=1000 + i) for i in range(60)]))
     hits = dict.fromkeys(names, 0)
     for seed in range(100):
         metrics = metrics_of(scores(40, seed))
@@ -92,7 +92,7 @@ def test_the_base_beside_itself_differs_in_nothing() -> None:
     s = scores(6, seed=5)
     assert s.comparison is not None
     nothing = np.zeros_like(s.nll)
-    same = TokenScores(s.nll, Comparison(s.nll, nothing, nothing, np.ones(s.nll.shape, np.bool_)))
+    same = TokenScores(s.nll, TokenComparison(s.nll, nothing, nothing, np.ones(s.nll.shape, np.bool_)))
     metrics = metrics_of(same)
     assert metrics["delta_ppl"].value == 0
     assert metrics["delta_p_rms"].value == 0

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from ggplan.errors import CheckpointError
 from ggplan.model import RowSource
 from ggplan.sources.safetensors import read_tensors
-from ggplan.sources.schemes import Quantization, join_tensors
+from ggplan.sources.schemes import QuantizationConfig, join_tensors
 
 CODES = np.array([code for code in range(256) if code & 127 != 127], np.uint8)
 
@@ -22,7 +22,7 @@ def opened(path: Path, block: tuple[int, int] | None, **tensors: object) -> dict
     """The rows of each tensor, with the block that a config would state."""
     write_safetensors(path, tensors)
     config = {"quant_method": "fp8", "weight_block_size": None if block is None else list(block)}
-    joined = join_tensors(read_tensors(path), Quantization(Path("folder"), config))
+    joined = join_tensors(read_tensors(path), QuantizationConfig(Path("folder"), config))
     return {name: tensor.rows for name, tensor in joined.items()}
 
 

@@ -28,9 +28,9 @@ def aligned_to(alignment: int, kind: int = U32) -> bytes:
 # name: (file, what the message must say). After llama.cpp's tests/test-gguf.cpp, public advisories
 # (CVE-2024-21802, -21825, -21836, -23496, -23605, CVE-2025-53630, CVE-2026-27940, -33298) and our own malice.
 REFUSED = {
-    "empty file": (b"", "no GGUF file"),
-    "half a magic": (b"GG", "no GGUF file"),
-    "magic": (gguf(magic=b"FUGG"), "no GGUF file"),
+    "empty file": (b"", "not a GGUF file"),
+    "half a magic": (b"GG", "not a GGUF file"),
+    "magic": (gguf(magic=b"FUGG"), "not a GGUF file"),
     "only the magic": (b"GGUF", "the version would take 4 bytes"),
     "version 0": (gguf(version=0), "version 0"),
     "version 1": (gguf(version=1), "version 1"),
@@ -56,7 +56,7 @@ REFUSED = {
     "key length past the end": (gguf([text("k", 99) + bytes(32)]), "key 0 would take 99 bytes"),
     "empty key": (gguf([pair("", U8, b"\0")]), "key 0 is empty"),
     "key that is not UTF-8": (gguf([pair(b"\xff\xfe", U8, b"\0")]), "key 0 is not UTF-8"),
-    "duplicate key": (gguf([pair("k", U8, b"\0"), pair("k", I32, bytes(4))]), "'k' stands twice"),
+    "duplicate key": (gguf([pair("k", U8, b"\0"), pair("k", I32, bytes(4))]), "'k' occurs twice"),
     "value type 13": (gguf([pair("k", 13, bytes(8))]), "'k' has the unknown type 13"),
     "value type -1": (gguf([pair("k", 2**32 - 1, bytes(8))]), "unknown type 4294967295"),
     "array of arrays": (gguf([array("k", ARRAY, 1, bytes(12))]), "array of arrays"),
@@ -120,24 +120,24 @@ REFUSED = {
     ),
     "offset that wraps into the header": (
         gguf((), [record("a", (8,), 0, 2**64 - 32)], bytes(32)),
-        "0 is due",
+        "instead of 0",
     ),
     "offset that is not aligned": (
         gguf((), [record("a", (5,), 0, 0), record("b", (5,), 0, 20)], bytes(64)),
-        "20 where 32 is due",
+        "20 instead of 32",
     ),
     "overlap": (
         gguf((), [record("a", (16,), 0, 0), record("b", (16,), 0, 32)], bytes(96)),
-        "32 where 64 is due",
+        "32 instead of 64",
     ),
     "all tensors in one place": (
         gguf((), [record(f"t{k}", (16,), 0, 0) for k in range(50)], bytes(64)),
         "'t1' has offset 0",
     ),
-    "gap": (gguf((), [record("a", (8,), 0, 0), record("b", (8,), 0, 64)], bytes(96)), "64 where 32 is due"),
+    "gap": (gguf((), [record("a", (8,), 0, 0), record("b", (8,), 0, 64)], bytes(96)), "64 instead of 32"),
     "laid out by another alignment": (
         gguf([aligned_to(64)], [record("a", (8,), 0, 0), record("b", (8,), 0, 32)], bytes(128), alignment=64),
-        "32 where 64 is due",
+        "32 instead of 64",
     ),
     "data cut short": (gguf((), [record("a", (8,), 0, 0)], bytes(31)), "it is truncated"),
     "no data": (gguf((), [record("a", (8,), 0, 0)], alignment=1), "before its data begins"),

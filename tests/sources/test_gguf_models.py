@@ -199,7 +199,7 @@ def test_a_set_that_the_gguf_package_writes(tmp_path: Path) -> None:
         ({"first": shard(0, 4, [], 3)}, "one of 4 files of a split model"),
         ({"first": shard(0, 65535, [], 3)}, "one of 65,535 files"),
         ({"third": b"GGUF"}, "m-00003"),
-        ({"first": handmade([pair("split.count", STRING, text("3"))])}, "split.count is no integer"),
+        ({"first": handmade([pair("split.count", STRING, text("3"))])}, "split.count is not an integer"),
     ],
 )
 def test_a_set_that_does_not_fit_together(tmp_path: Path, changes: dict[str, bytes], said: str) -> None:
@@ -232,7 +232,7 @@ def test_the_architecture(tmp_path: Path) -> None:
     path.write_bytes(handmade())
     assert open_gguf(path).architecture == ""
     path.write_bytes(handmade([pair("general.architecture", I32, bytes(4))]))
-    with pytest.raises(CheckpointError, match=r"general\.architecture is no string"):
+    with pytest.raises(CheckpointError, match=r"general\.architecture is not a string"):
         open_gguf(path)
 
 

@@ -209,7 +209,7 @@ def test_more_shards_than_open_files(tmp_path: Path) -> None:
         ({"quant_method": ["x"]}, "'x'"),
         ({"quant_method": "fp8", "weight_block_size": [0, 128]}, r"impossible weight_block_size \[0, 128\]"),
         ({"quant_method": "fp8", "weight_block_size": 128}, "impossible weight_block_size 128"),
-        ([], "quantization_config in config.json is no object"),
+        ([], "quantization_config in config.json is not an object"),
     ],
 )
 @pytest.mark.parametrize("nested", [False, True])

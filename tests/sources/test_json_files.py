@@ -9,22 +9,22 @@ from ggplan.errors import CheckpointError
 from ggplan.sources.json_files import load_object, parse_object
 
 REFUSED = {
-    "nothing": (b"", "no sound JSON"),
-    "a list": (b"[1]", "no JSON object"),
-    "a number": (b"1", "no JSON object"),
-    "half": (b'{"a": 1', "no sound JSON"),
-    "two": (b"{} {}", "no sound JSON"),
-    "byte-order mark": (b"\xef\xbb\xbf{}", "no sound JSON"),
+    "nothing": (b"", "not valid JSON"),
+    "a list": (b"[1]", "not a JSON object"),
+    "a number": (b"1", "not a JSON object"),
+    "half": (b'{"a": 1', "not valid JSON"),
+    "two": (b"{} {}", "not valid JSON"),
+    "byte-order mark": (b"\xef\xbb\xbf{}", "not valid JSON"),
     "UTF-16": ('{"a": 1}'.encode("utf-16"), "not UTF-8"),
     "latin-1": (b'{"a": "\xe9"}', "not UTF-8"),
     "lone surrogate": (rb'{"a": "\ud800"}', "not UTF-8"),
-    "repeated key": (b'{"a": 1, "a": 1}', "'a' stands twice"),
-    "repeated key inside": (b'{"a": [{"b\\u001b": 1, "b\\u001b": 2}]}', r"'b\x1b' stands twice"),
+    "repeated key": (b'{"a": 1, "a": 1}', "'a' occurs twice"),
+    "repeated key inside": (b'{"a": [{"b\\u001b": 1, "b\\u001b": 2}]}', r"'b\x1b' occurs twice"),
     "NaN": (b'{"a": NaN}', "NaN"),
     "depth": (b'{"a":' * 10**6, "nested too deeply"),
     "depth of lists": (b'{"a":' + b"[" * 10**6, "nested too deeply"),
-    "number of a million digits": (b'{"a": 1' + b"0" * 10**6 + b"}", "no sound JSON"),
-    "control character": (b'{"a": "\x1b"}', "no sound JSON"),
+    "number of a million digits": (b'{"a": 1' + b"0" * 10**6 + b"}", "not valid JSON"),
+    "control character": (b'{"a": "\x1b"}', "not valid JSON"),
 }
 
 

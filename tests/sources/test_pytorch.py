@@ -83,17 +83,17 @@ def test_an_answer_that_is_sound(tmp_path: Path, stand_in: Any) -> None:
     [
         ("entry(at=AT, first=1)", "'x' ends at byte 36 of a storage of 32"),
         ("entry(at=AT, first=-1)", "impossible shape"),
-        ("entry(at=AT + 1)", "no member of the archive"),
-        ("entry(at=None)", "no member of the archive"),
-        ("entry(at=AT, nbytes=64)", "no member of the archive"),
-        ("entry(at=0)", "no member of the archive"),
+        ("entry(at=AT + 1)", "not a member of the archive"),
+        ("entry(at=None)", "not a member of the archive"),
+        ("entry(at=AT, nbytes=64)", "not a member of the archive"),
+        ("entry(at=0)", "not a member of the archive"),
         ("entry(at=AT, shape=(1 << 62, 1 << 62), stride=(1 << 62, 1))", "ends at byte"),
         ("entry(at=AT, shape=(4, 2), stride=(1, 4))", "does not lie in the order of its rows"),
         ("entry(at=AT, stride=(0, 1))", "does not lie in the order of its rows"),
         ("entry(at=AT, dtype='torch.quint4x2')", "unknown dtype quint4x2"),
         ("entry(at=AT, layout='sparse')", "sparse, quantized or otherwise special"),
         ("entry(at=AT, shape=(1,) * 9, stride=(1,) * 9)", "special tensor"),
-        ("[1, 2]", "is no tensor but a list"),
+        ("[1, 2]", "is not a tensor but a list"),
         ("sys.stdout.write('x')", "could not list its tensors"),
     ],
 )
@@ -110,7 +110,7 @@ def test_an_answer_that_lies(tmp_path: Path, stand_in: Any, entry: str, said: st
     [
         ("raise ValueError('a\\x1b[31m\\nb')", r"torch refuses its pickle: a\\x1b\[31m$"),
         ("return [1]", "it holds a list, not tensors by name"),
-        ("return {1: entry()}", "names are no strings"),
+        ("return {1: entry()}", "names are not strings"),
         ("import os; os.kill(os.getpid(), 11)", "could not list its tensors"),
         ("import os; os._exit(0)", "could not list its tensors"),
         ("print('[' * 100000); import os; sys.stdout.flush(); os._exit(0)", "could not list its tensors"),
@@ -167,8 +167,8 @@ def test_a_torch_in_the_checkpoint_is_not_imported(
 @pytest.mark.parametrize(
     ("members", "said"),
     [
-        ({"m/data/0": b"x"}, "no PyTorch checkpoint"),
-        ({"m/data.pkl": b".", "n/data.pkl": b"."}, "no PyTorch checkpoint"),
+        ({"m/data/0": b"x"}, "not a PyTorch checkpoint"),
+        ({"m/data.pkl": b".", "n/data.pkl": b"."}, "not a PyTorch checkpoint"),
         ({"m/data.pkl": b".", "m/byteorder": b"big"}, "not little-endian"),
     ],
 )
@@ -238,8 +238,8 @@ def test_what_torch_saves(tmp_path: Path) -> None:
         (lambda torch: {"t": torch.randn(4, 6)[:, :3]}, "does not lie in the order"),
         (lambda torch: {"t": torch.zeros(1).expand(1000)}, "does not lie in the order"),
         (lambda torch: {"t": torch.eye(4).to_sparse()}, "sparse, quantized or otherwise special"),
-        (lambda torch: {"state_dict": {"t": torch.ones(2)}}, "'state_dict' is no tensor but a dict"),
-        (lambda torch: {"t": torch.ones(2), "epoch": 3}, "'epoch' is no tensor but a int"),
+        (lambda torch: {"state_dict": {"t": torch.ones(2)}}, "'state_dict' is not a tensor but a dict"),
+        (lambda torch: {"t": torch.ones(2), "epoch": 3}, "'epoch' is not a tensor but a int"),
         (lambda torch: torch.ones(2), "it holds a Tensor, not tensors by name"),
         (lambda torch: torch.nn.Linear(2, 2), "torch refuses its pickle: Weights only load failed"),
     ],

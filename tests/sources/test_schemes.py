@@ -15,11 +15,11 @@ from ggplan.errors import CheckpointError
 from ggplan.ggml_types import BF16, F32
 from ggplan.model import RowSource
 from ggplan.sources.safetensors import read_tensors
-from ggplan.sources.schemes import SCHEMES, Group, Quantization, Recognised, join_tensors
+from ggplan.sources.schemes import SCHEMES, Group, QuantizationConfig, Recognised, join_tensors
 from ggplan.sources.tensors import StoredTensor
 
 ONES = np.full((4, 4), 0x38)
-NOTHING = Quantization(Path("folder"), {})
+NOTHING = QuantizationConfig(Path("folder"), {})
 
 
 def stored(tmp_path: Path, **tensors: object) -> dict[str, StoredTensor]:
@@ -30,7 +30,7 @@ def stored(tmp_path: Path, **tensors: object) -> dict[str, StoredTensor]:
 def halves(name: str = "halves", keys: tuple[str, ...] = ()) -> SimpleNamespace:
     """A scheme as a later module would be: `X.qweight` (bytes) times `X.step`, under the name `X.weight`."""
 
-    def recognise(tensors: Mapping[str, StoredTensor], config: Quantization) -> Recognised:
+    def recognise(tensors: Mapping[str, StoredTensor], config: QuantizationConfig) -> Recognised:
         modules = [name.removesuffix(".qweight") for name in tensors if name.endswith(".qweight")]
         groups = [
             Group(m + ".weight", name, {"codes": tensors[m + ".qweight"], "step": tensors[m + ".step"]})
@@ -38,7 +38,7 @@ def halves(name: str = "halves", keys: tuple[str, ...] = ()) -> SimpleNamespace:
         ]
         return Recognised(groups, [m + ".input_step" for m in modules if m + ".input_step" in tensors], keys)
 
-    def join(group: Group, config: Quantization) -> RowSource:
+    def join(group: Group, config: QuantizationConfig) -> RowSource:
         codes, step = group.parts["codes"], group.parts["step"]
         raw = np.fromfile(codes.file, np.uint8, codes.n_bytes, offset=codes.offset).reshape(codes.shape)
         return RowSource(F32, codes.shape, lambda start, stop: raw[start:stop] * step.read_floats(0, 1))
@@ -113,12 +113,12 @@ def test_what_no_scheme_joins_stays_as_it_is_stored(tmp_path: Path) -> None:
 def test_keys_of_the_config_that_nobody_knows(tmp_path: Path, config: dict[str, object], said: str) -> None:
     tensors = stored(tmp_path, w=fp8(ONES), w_scale=np.float32([1]))
     with pytest.raises(CheckpointError, match=re.escape(said)):
-        join_tensors(tensors, Quantization(Path("folder"), config))
+        join_tensors(tensors, QuantizationConfig(Path("folder"), config))
 
 
 def test_a_key_is_known_if_any_scheme_names_it(tmp_path: Path) -> None:
     tensors = stored(tmp_path, w=fp8(ONES), w_scale=np.float32([1]))
-    config = Quantization(Path("folder"), {"quant_method": "fp8", "step_bits": 4})
+    config = QuantizationConfig(Path("folder"), {"quant_method": "fp8", "step_bits": 4})
     assert list(join_tensors(tensors, config, (*SCHEMES, halves(keys=("step_bits",))))) == ["w"]
 
 
@@ -163,5 +163,5 @@ PUBLISHED = {
 @pytest.mark.parametrize("config", PUBLISHED.values(), ids=PUBLISHED.keys())
 def test_published_configs_are_read(tmp_path: Path, config: dict[str, object]) -> None:
     tensors = stored(tmp_path, w=fp8(ONES), w_scale=np.float32([2]))
-    weights = join_tensors(tensors, Quantization(Path("folder"), config))["w"]
+    weights = join_tensors(tensors, QuantizationConfig(Path("folder"), config))["w"]
     assert weights.rows.read(0, 1).tolist() == [[2] * 4]

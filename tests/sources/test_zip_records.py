@@ -59,9 +59,9 @@ DIRECTORY = SOUND.index(b"PK\x01\x02")
 WIDE = with_zip64_end(SOUND)
 N = 1 << 30
 REFUSED = {
-    "nothing": (b"", "no zip archive"),
-    "a pickle": (b"\x80\x02}q\x00." + bytes(40), "no zip archive"),
-    "something before": (b"MZ" + SOUND, "no zip archive"),
+    "nothing": (b"", "not a zip archive"),
+    "a pickle": (b"\x80\x02}q\x00." + bytes(40), "not a zip archive"),
+    "something before": (b"MZ" + SOUND, "not a zip archive"),
     "something behind": (SOUND + b"\x80\x04", "does not end as a zip archive does"),
     "another archive behind": (SOUND + archive({"m/data.pkl": b"x"}), "does not lie right before"),
     "a comment": (archive(comment=b"hi"), "does not end as a zip archive does"),

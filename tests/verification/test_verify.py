@@ -132,7 +132,7 @@ def test_tensors_that_only_one_side_has(tmp_path: Path) -> None:
     assert "the manifest does not list it" in faults.values()
     assert "the manifest lists it, the file does not have it" in faults.values()
     manifest.write_text("nothing")
-    with pytest.raises(CheckpointError, match="is no manifest"):
+    with pytest.raises(CheckpointError, match="is not a manifest"):
         verify(path)
     with pytest.raises(CheckpointError, match="there is no manifest"):
         verify(path, manifest=tmp_path / "gone")

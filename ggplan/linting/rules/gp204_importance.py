@@ -35,7 +35,7 @@ class NeedsImatrix(Finding):
 
     tensors: str
     type: str
-    says = "{f.tensors}: llama-quantize refuses {f.type} without an imatrix; expect garbage"
+    says = "{f.tensors}: llama-quantize refuses {f.type} without an imatrix; the weights will be useless"
     advice = "give one with --imatrix, or choose a type of more bits"
 
 

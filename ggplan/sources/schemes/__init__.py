@@ -1,9 +1,9 @@
-"""The ways in which checkpoints store weights quantized, one module each, and the tensors they give.
+"""The ways in which checkpoints store quantized weights, one module each, and the tensors they give.
 
-To add one, write a module as `scheme.Scheme` describes it and name it in `SCHEMES`. Nothing is passed over in
-silence: a tensor that two schemes claim, a stated quantization that none reads and a key of the config that
-none knows are refused by name here, and a tensor that no scheme joins goes on as it is stored, so that an
-architecture which has no place for its name or type refuses it by name there.
+To add one, write a module as `scheme.Scheme` describes it and name it in `SCHEMES`. Nothing is ignored
+silently: a tensor that two schemes claim, a quantization that no scheme reads and a key of the config that
+none knows are refused by name here. A tensor that no scheme joins is given as it is stored, and an
+architecture that does not have its name or type refuses it by name.
 """
 
 from __future__ import annotations
@@ -13,18 +13,24 @@ from collections.abc import Collection, Mapping, Sequence
 from ggplan.errors import CheckpointError
 from ggplan.sources.files import listed, shown
 from ggplan.sources.schemes import fp8
-from ggplan.sources.schemes.scheme import Group, Quantization, Recognised, Scheme, read_quantization
+from ggplan.sources.schemes.scheme import (
+    Group,
+    QuantizationConfig,
+    Recognised,
+    Scheme,
+    read_quantization_config,
+)
 from ggplan.sources.tensors import PLAIN, CheckpointTensor, StoredTensor
 
 __all__ = [
     "READABLE",
     "SCHEMES",
     "Group",
-    "Quantization",
+    "QuantizationConfig",
     "Recognised",
     "Scheme",
     "join_tensors",
-    "read_quantization",
+    "read_quantization_config",
 ]
 
 SCHEMES: tuple[Scheme, ...] = (fp8,)
@@ -33,7 +39,7 @@ READABLE = ", ".join((*PLAIN, *(scheme.NAME for scheme in SCHEMES)))
 
 
 def join_tensors(
-    stored: Mapping[str, StoredTensor], config: Quantization, schemes: Sequence[Scheme] = SCHEMES
+    stored: Mapping[str, StoredTensor], config: QuantizationConfig, schemes: Sequence[Scheme] = SCHEMES
 ) -> dict[str, CheckpointTensor]:
     """The tensors of weights that the tensors of the files hold, by name, in the order of the files.
 
@@ -70,8 +76,8 @@ def join_tensors(
     return tensors
 
 
-def _check_config(config: Quantization, found: Sequence[Recognised]) -> None:
-    """Refuse a config that says what no scheme knows."""
+def _check_config(config: QuantizationConfig, found: Sequence[Recognised]) -> None:
+    """Refuse a config with a method or key that no scheme knows."""
     if config.values and not found:
         kind = str(config.method)
         if "format" in config.values:
@@ -89,7 +95,7 @@ def _check_config(config: Quantization, found: Sequence[Recognised]) -> None:
         )
 
 
-def _claim(claimed: set[str], names: Collection[str], config: Quantization) -> None:
+def _claim(claimed: set[str], names: Collection[str], config: QuantizationConfig) -> None:
     for name in names:
         if name in claimed:
             raise CheckpointError(

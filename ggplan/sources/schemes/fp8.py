@@ -19,7 +19,7 @@ from ggplan.errors import CheckpointError
 from ggplan.ggml_types import F32
 from ggplan.model import RowSource, require_rows
 from ggplan.sources.files import shown
-from ggplan.sources.schemes.scheme import Group, Quantization, Recognised
+from ggplan.sources.schemes.scheme import Group, QuantizationConfig, Recognised
 from ggplan.sources.tensors import StoredTensor
 
 if TYPE_CHECKING:
@@ -32,11 +32,11 @@ _DEFAULT_BLOCK = (128, 128)
 _RUN = 1 << 18
 _SCALE_DTYPES = ("F32", "BF16", "F16")
 _SCALE_SUFFIXES = ("_scale_inv", "_scale")
-# Scales of activations and caches, which weights have no use for.
+# Scales of activations and caches, on which weights do not depend.
 _UNUSED_SUFFIXES = ("activation_scale", "input_scale", "output_scale", ".k_scale", ".v_scale")
 _FLOAT_FORMATS = ("float-quantized", "naive-quantized")  # of compressed-tensors
-# Keys that are obeyed, and those that change no weight: they are about activations and caches, say who wrote
-# the file, or list modules that are quantized or not, which the tensors show more reliably.
+# Keys that are used, and keys that change no weight: they are about activations and caches, say who wrote the
+# file, or list modules that are quantized or not, which the tensors show more reliably.
 _KEYS = frozenset({
     "quant_method", "weight_block_size", "format", "config_groups", "transform_config",
     "activation_scheme", "kv_cache_scheme", "kv_cache_quant_algo", "fmt", "scale_fmt", "quant_algo",
@@ -47,7 +47,7 @@ _KEYS = frozenset({
 })  # fmt: skip
 
 
-def recognise(tensors: Mapping[str, StoredTensor], config: Quantization) -> Recognised | None:
+def recognise(tensors: Mapping[str, StoredTensor], config: QuantizationConfig) -> Recognised | None:
     """Every F8_E4M3 tensor with its scales; see `Scheme`."""
     if not _is_named(config):
         return None
@@ -67,7 +67,7 @@ def recognise(tensors: Mapping[str, StoredTensor], config: Quantization) -> Reco
     return Recognised(groups, unused, _KEYS)
 
 
-def join(group: Group, config: Quantization) -> RowSource:
+def join(group: Group, config: QuantizationConfig) -> RowSource:
     """The products of codes and scales, in f32; see `Scheme`."""
     weight, scale = group.parts["weight"], group.parts["scale"]
     scaled = _scaled(weight, scale, _block(config))
@@ -91,7 +91,7 @@ class _Scaled:
     block_columns: int
 
     def read(self, start: int, stop: int) -> NDArray[np.float32]:
-        """Rows `start` up to `stop`; a code or a scale that is NaN or infinite makes weights that are."""
+        """Rows `start` up to `stop`; a NaN or infinite code or scale gives NaN or infinite weights."""
         import numpy as np
 
         require_rows(start, stop, self.n_rows)
@@ -119,7 +119,7 @@ class _Scaled:
         return rows
 
     def fault(self) -> str:
-        """How many scales are not finite, zero or negative, and the first; or ""."""
+        """The number of scales that are not finite and positive, and the first of them; or ""."""
         import numpy as np
 
         n_scales = self.scale.n_weights
@@ -141,7 +141,7 @@ class _Scaled:
         )
 
     def _scale_row(self, row: int) -> int:
-        """Which row of scales belongs to a row of weights."""
+        """The row of scales that belongs to a row of weights."""
         slice_, within = divmod(row, self.slice_rows)
         return slice_ * -(-self.slice_rows // self.block_rows) + within // self.block_rows
 
@@ -191,15 +191,15 @@ def _scale_of(tensor: StoredTensor, stored: Mapping[str, StoredTensor]) -> Store
     return found[0]
 
 
-def _is_named(config: Quantization) -> bool:
-    """Whether the config names fp8, or no method at all, which leaves it to the tensors."""
+def _is_named(config: QuantizationConfig) -> bool:
+    """Whether the config names fp8, or no method at all; then the tensors decide."""
     if config.method == "compressed-tensors":
         return config.values.get("format") in _FLOAT_FORMATS
     return config.method in (None, "fp8")
 
 
-def _block(config: Quantization) -> tuple[int, int] | None:
-    """Rows and columns that share a scale; None where the config says that there are no blocks."""
+def _block(config: QuantizationConfig) -> tuple[int, int] | None:
+    """Rows and columns that share a scale; None if the config says that there are no blocks."""
     if config.values.get("transform_config"):
         raise CheckpointError(
             f"{config.where}: its weights were transformed (transform_config in config.json), which ggplan "
@@ -219,7 +219,7 @@ def _block(config: Quantization) -> tuple[int, int] | None:
     return block[0], block[1]
 
 
-def _compressed_block(config: Quantization) -> object:
+def _compressed_block(config: QuantizationConfig) -> object:
     """The block of a compressed-tensors checkpoint with one group of fp8 weights; None for scales by row."""
     groups = config.values.get("config_groups")
     group = next(iter(groups.values())) if isinstance(groups, dict) and len(groups) == 1 else None

@@ -1,14 +1,15 @@
-"""What a scheme is: a way of storing weights in several tensors, such as codes and scales.
+"""A scheme is a way of storing weights in several tensors, such as codes and scales.
 
 A scheme is a module with the name and the two functions of `Scheme`:
 
-    NAME                         what messages call it
+    NAME                         its name in messages
     recognise(tensors, config)   which tensors of the checkpoint belong together, by name, type and shape
     join(group, config)          the rows that one such group of tensors stands for
 
-The tensors decide, not the config: published configs name modules that are stored plainly and leave out some
-that are not. The config gives what tensors cannot say (the shape of blocks, how zero points are counted), and
-every key of it must be accounted for. Several schemes may recognise groups in one checkpoint.
+The tensors decide, not the config: published configs name modules that are not quantized and leave out some
+that are. The config gives facts that tensors do not have (the shape of blocks, how zero points are counted),
+and every key of it must be used or known to be irrelevant. Several schemes may recognise groups in one
+checkpoint.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ from ggplan.sources.tensors import StoredTensor
 
 
 @dataclass(frozen=True, slots=True)
-class Quantization:
-    """What a checkpoint's config.json says about how its weights are stored.
+class QuantizationConfig:
+    """The quantization settings in a checkpoint's config.json.
 
     Attributes
     ----------
     folder
-        The checkpoint's, where some forms keep files of their own (`hf_quant_config.json`).
+        The checkpoint's folder; some schemes have files of their own there (`hf_quant_config.json`).
     values
         The object `quantization_config`; empty where there is none.
     """
@@ -46,22 +47,22 @@ class Quantization:
 
     @property
     def method(self) -> object:
-        """The `quant_method`, which may be absent or no text."""
+        """The `quant_method`, which may be absent or not a text."""
         return self.values.get("quant_method")
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Tensors of the files that hold one tensor of weights together.
+    """Tensors of the files that together hold one tensor of weights.
 
     Attributes
     ----------
     name
-        What the weights are called where they are stored plainly: `model.layers.0.mlp.down_proj.weight`.
+        The name of the weights in an unquantized checkpoint: `model.layers.0.mlp.down_proj.weight`.
     stored_as
         How they are stored, for tables and messages: `F8_E4M3`.
     parts
-        The tensors, by what the scheme calls them. The first gives the tensor's place among the others and
+        The tensors, by the scheme's names for them. The first gives the tensor's place among the others and
         its file.
     """
 
@@ -72,7 +73,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Recognised:
-    """What a scheme found in a checkpoint.
+    """The tensors of a scheme in a checkpoint.
 
     Attributes
     ----------
@@ -81,8 +82,8 @@ class Recognised:
     unused
         Names of tensors that the weights do not depend on, such as scales of activations.
     keys
-        The keys of the config that the scheme obeys, or that do not change what the weights are. A key
-        that no scheme names is refused. What stands inside a key is for the scheme to check.
+        The keys of the config that the scheme uses, or that do not change the weights. A key that no scheme
+        names is refused. The scheme itself checks the value of a key.
     """
 
     groups: Sequence[Group]
@@ -91,12 +92,12 @@ class Recognised:
 
 
 class Scheme(Protocol):
-    """What the module of a scheme has."""
+    """The contents of a scheme's module."""
 
     NAME: str
 
-    def recognise(self, tensors: Mapping[str, StoredTensor], config: Quantization) -> Recognised | None:
-        """What of a checkpoint is stored in this way; None where the config names another way for all of it.
+    def recognise(self, tensors: Mapping[str, StoredTensor], config: QuantizationConfig) -> Recognised | None:
+        """The tensors that are stored in this way; None if the config names another way for all tensors.
 
         Parameters
         ----------
@@ -109,7 +110,7 @@ class Scheme(Protocol):
             If tensors of this scheme lack a part, or the config contradicts itself.
         """
 
-    def join(self, group: Group, config: Quantization) -> RowSource:
+    def join(self, group: Group, config: QuantizationConfig) -> RowSource:
         """The rows of a group; no weight is read.
 
         A scheme whose scales can be damaged gives the rows a `fault`.
@@ -121,13 +122,13 @@ class Scheme(Protocol):
         """
 
 
-def read_quantization(config: Mapping[str, object], folder: Path) -> Quantization:
+def read_quantization_config(config: Mapping[str, object], folder: Path) -> QuantizationConfig:
     """The quantization of a config.json, its own or that of its `text_config`.
 
     Raises
     ------
     CheckpointError
-        If it is no object, or both have one and these differ.
+        If it is not an object, or both have one and these differ.
     """
     where = shown(folder)
     values = config.get("quantization_config")
@@ -141,5 +142,5 @@ def read_quantization(config: Mapping[str, object], folder: Path) -> Quantizatio
     if values is None:
         values = {}
     if not isinstance(values, dict):
-        raise CheckpointError(f"{where}: quantization_config in config.json is no object")
-    return Quantization(folder, values)
+        raise CheckpointError(f"{where}: quantization_config in config.json is not an object")
+    return QuantizationConfig(folder, values)

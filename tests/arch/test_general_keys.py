@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ggplan.arch.provenance import provenance
+from ggplan.arch.general_keys import general_keys
 from ggplan.ggml_types import BF16
 from ggplan.model import TensorInfo
 from ggplan.sources.huggingface import HfCheckpoint
@@ -42,7 +42,7 @@ def tensor(name: str, *shape: int) -> TensorInfo:
 
 
 def facts(path: Path, config: dict, tensors: list[TensorInfo]) -> dict[str, object]:
-    keys = provenance(HfCheckpoint(path, config, {}), "llama", tensors)
+    keys = general_keys(HfCheckpoint(path, config, {}), "llama", tensors)
     return {key: value.decode() for key, value in keys.items()}
 
 

@@ -1,7 +1,7 @@
 """The `general.*` keys: name, size, origin and sampling parameters of the model.
 
-Names are guessed from the model card (README.md), config.json and the folder, since no file states them
-as such: a hub name like `GLM-4.5-Air` or `Llama-3.1-8B-Instruct` is cut at its hyphens, and each part is a
+Names are guessed from the model card (README.md), config.json and the folder, since no file has them
+separately: a hub name like `GLM-4.5-Air` or `Llama-3.1-8B-Instruct` is cut at its hyphens, and each part is a
 version, a size, the name of a finetune or a part of the base name. The size label counts weights: `128x9.4B`
 means 128 experts, each of which with all shared weights has 9.4 billion.
 
@@ -38,7 +38,7 @@ _NAME_KEYS = (
     "description",
     "size_label",
 )
-# What generation_config.json suggests: its key, GGUF's key and type.
+# Sampling parameters in generation_config.json: its key, GGUF's key and type.
 _SAMPLING = (
     ("sequence", "sequence", MetadataType.STRING),
     ("top_k", "top_k", MetadataType.INT32),
@@ -55,7 +55,7 @@ _SAMPLING = (
 )
 
 
-def provenance(checkpoint: HfCheckpoint, architecture: str, tensors: Sequence[TensorInfo]) -> Metadata:
+def general_keys(checkpoint: HfCheckpoint, architecture: str, tensors: Sequence[TensorInfo]) -> Metadata:
     """The `general.*` keys that open a GGUF: all but the file type and the quantization version."""
     n_weights = sum(tensor.n_weights for tensor in tensors)
     card = _model_card(checkpoint)
@@ -87,7 +87,7 @@ def quantization_version() -> Metadata:
 
 
 def size_label(tensors: Sequence[TensorInfo]) -> str:
-    """The size of a model for people: `27M`, or experts by the weights one expert works with, `16x3.6M`."""
+    """The size of a model as a label: `27M`, or with experts, each with its shared weights, `16x3.6M`."""
     n_shared = n_expert = n_slices = n_stacks = 0
     for tensor in tensors:
         if "_exps." in tensor.name and len(tensor.shape) >= 3:
@@ -109,7 +109,7 @@ def _short_count(n: int) -> str:
 
 
 def _names(checkpoint: HfCheckpoint, card: Mapping[str, object], n_weights: int) -> dict[str, str]:
-    """What the card says, then what its hub name in config.json says, then what the folder is called."""
+    """Names from the card, then from the hub name in config.json, then from the folder's name."""
     names: dict[str, str] = {}
     for key in _NAME_KEYS:
         for source in (key, f"model_{key}"):
@@ -128,7 +128,7 @@ def _names(checkpoint: HfCheckpoint, card: Mapping[str, object], n_weights: int)
 
 
 def _parts_of_name(hub_name: str, n_weights: int) -> dict[str, str]:
-    """What a hub name such as `org/Base-8B-Instruct-v0.2` says, under GGUF's keys."""
+    """The parts of a hub name such as `org/Base-8B-Instruct-v0.2`, under GGUF's keys."""
     if " " in hub_name:
         return {"name": hub_name}
     organization, _, name = hub_name.rpartition("/")
@@ -182,7 +182,7 @@ def _kind_of_word(word: str, position: int) -> str:
 
 
 def _size_word(word: str, n_weights: int) -> tuple[str, str]:
-    """A size in one spelling; a number far from the model's own is rather the length of a context."""
+    """A size in one spelling; a number far from the model's size is taken for a context length."""
     word = word.replace("_", ".")
     if word[-1].isdecimal():  # 7b1 is 7.1b
         word = f"{word[:-2]}.{word[-1]}{word[-2]}"
@@ -198,7 +198,7 @@ def _size_word(word: str, n_weights: int) -> tuple[str, str]:
 
 
 def _find_base_name(words: Sequence[str], kinds: Sequence[set[str]]) -> None:
-    """Mark the words at the start as the base name, but for versions at its end, and odd ones as finetune."""
+    """Mark the words at the start as base name, except versions at its end, and unknown words as finetune."""
     leading = True
     for word, kind in zip(words, kinds, strict=True):
         leading = leading and ((not kind and word[0].isalpha()) or "version" in kind)
@@ -243,7 +243,7 @@ def _sampling(checkpoint: HfCheckpoint) -> Metadata:
     try:
         settings = checkpoint.read_json("generation_config.json") or {}
     except CheckpointError:
-        return {}  # only a suggestion: one that cannot be read is left out
+        return {}  # these are only suggestions: an unreadable file is ignored
     keys: Metadata = {}
     for source, target, kind in _SAMPLING:
         value = settings.get(source)
@@ -255,7 +255,7 @@ def _sampling(checkpoint: HfCheckpoint) -> Metadata:
 
 
 def _model_card(checkpoint: HfCheckpoint) -> Mapping[str, object]:
-    """The YAML between two lines of three hyphens that opens README.md; empty where there is none."""
+    """The YAML between two lines of three hyphens at the start of README.md; empty if there is none."""
     try:
         lines = (checkpoint.read_text("README.md") or "").splitlines()
     except CheckpointError:
@@ -263,7 +263,7 @@ def _model_card(checkpoint: HfCheckpoint) -> Mapping[str, object]:
     if lines[:1] != ["---"] or "---" not in lines[1:]:
         return {}
     text = "\n".join(lines[1 : lines.index("---", 1)])
-    # Tabs stand in some published cards; an unquoted `no` is Norwegian, not false.
+    # Some published cards contain tabs; an unquoted `no` means Norwegian, not false.
     text = re.sub(r"^(\s*-\s*)no$", r'\1"no"', text.replace("\t", "  "), flags=re.M)
     if len(text) > _CARD_LIMIT:
         return {}
@@ -277,6 +277,6 @@ def _model_card(checkpoint: HfCheckpoint) -> Mapping[str, object]:
 
 
 def _texts(value: object) -> list[str]:
-    """A text or a list of texts, numbers among them as text, all else left out."""
+    """A text or a list of texts; numbers become texts, other values are left out."""
     values = value if isinstance(value, list) else [value]
     return [str(v) for v in values if type(v) in (str, int, float) and v != ""]

@@ -56,7 +56,7 @@ class TensorError:
     worst_row_relative: float
 
 
-def compare(
+def compare_with_source(
     written: Model, source: Model, threads: int | None = None, progress: Progress | None = None
 ) -> tuple[list[TensorError], list[Fault], list[str]]:
     """Compare every tensor of a file with its source.
