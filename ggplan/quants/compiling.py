@@ -23,6 +23,7 @@ import numba
 import numba.extending
 from numba import types
 
+from ggplan.errors import QuantizationError
 from ggplan.quants import machine_code
 from ggplan.quants.machine_code import SYMBOL, MachineCode
 
@@ -35,6 +36,8 @@ _STEP_FLAGS: dict[str, Any] = {
     "no_cpython_wrapper": True,
     "no_cfunc_wrapper": True,
 }
+
+_OPTIMIZED = 3
 
 Steps = Set[Callable[..., Any]]
 
@@ -57,10 +60,14 @@ def compile_kernel(
 
     Raises
     ------
+    QuantizationError
+        If Numba was told to compile nothing.
     TypeError
         If it calls what only Numba or Python has, for example to raise an exception, which the step of a
         range does that is no constant.
     """
+    if numba.config.DISABLE_JIT:
+        raise QuantizationError("encoders cannot be compiled where NUMBA_DISABLE_JIT is set", hint="unset it")
     with _lock, _no_garbage_collection():
         signature = types.void(*[_numba_type(name) for name in type_names])
         compiled = numba.cfunc(signature, **_FLAGS)(_for_numba(function, steps, intrinsics))
@@ -89,11 +96,14 @@ def _strip(module: Any) -> None:
     for value in (*module.functions, *module.global_variables):
         if not value.is_declaration and value.name != SYMBOL:
             value.linkage = llvm.Linkage.internal
+    builder = llvm.create_pass_builder(machine_code.target_machine(), llvm.PipelineTuningOptions())
+    if numba.config.OPT != _OPTIMIZED:  # Numba was told to optimize less (NUMBA_OPT): then LLVM does it here
+        builder.getModulePassManager().run(module, builder)
     passes = llvm.create_new_module_pass_manager()
     passes.add_ipsccp_pass()
     passes.add_simplify_cfg_pass()
     passes.add_global_dead_code_eliminate_pass()
-    passes.run(module, llvm.create_pass_builder(machine_code.target_machine(), llvm.PipelineTuningOptions()))
+    passes.run(module, builder)
 
 
 def _for_numba(value: Any, steps: Steps, intrinsics: Steps) -> Any:

@@ -129,7 +129,11 @@ class Kernel:
             annotation for name, annotation in function.__annotations__.items() if name != "return"
         )
         unknown = set(self.parameters) - set(_EXPECTED)
-        if unknown or len(self.parameters) != function.__code__.co_argcount:
+        if (
+            unknown
+            or self.parameters.count("Weights") > 1
+            or len(self.parameters) != function.__code__.co_argcount
+        ):
             raise TypeError(f"{function.__qualname__}: its annotations are no signature of a kernel")
         self._expected = tuple(_EXPECTED[kind] for kind in self.parameters)
         self._lock = threading.Lock()

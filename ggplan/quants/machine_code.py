@@ -6,10 +6,11 @@ a line that says what it is.
     {"sha256": of what follows, "externals": ["log2"]}
     the object file
 
-Its name says what it was made of: a digest of the kernel's name and argument types, of the processor and its
-features, of the versions of Numba and llvmlite, and of all sources in this package, since a kernel takes its
-steps from several of them. So a file is never out of date, only out of use. Files are written under another
-name and renamed, so any number of processes may write and read; a damaged file is made again.
+Its name says what it was made of: a digest of the kernel's name and argument types, of the processor and
+its features, of Numba's settings and the versions of Numba and llvmlite, and of all sources in this
+package, since a kernel takes its steps from several of them. So a file is never out of date, only out of
+use. Files are written under another name and renamed, so any number of processes may write and read; a
+damaged file is made again.
 
 Numba's own cache would not do: reading it takes an import of Numba, half a second of processor time, and it
 looks at the source of the kernel alone, not at the steps that it takes from other modules.
@@ -24,7 +25,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import hashlib
-import importlib.util
 import json
 import os
 import re
@@ -41,6 +41,7 @@ from typing import Any
 SYMBOL = "kernel"
 """The name of each kernel's function."""
 
+_PLACE = "NUMBA_CACHE_DIR"
 _KEPT_SECONDS = 30 * 24 * 3600
 _DAY = 24 * 3600
 _OLD_FOLDER = re.compile(r"(ggplan-)?(numba|kernels)-[0-9a-f]{16}", re.ASCII)
@@ -68,42 +69,37 @@ def name_of(function: Callable[..., Any], types: Sequence[object], *others: obje
     captured = [(getattr(v, "__module__", ""), getattr(v, "__qualname__", v)) for v in captured]
     digest = hashlib.sha256(repr((name, captured, types, *others)).encode())
     source = Path(function.__code__.co_filename)
-    if source.parent != Path(__file__).parent:
+    if Path(__file__).parent not in source.parents:  # else the folder's name says what it was
         with contextlib.suppress(OSError):
             digest.update(source.read_bytes())
     return f"{re.sub(r'[^A-Za-z0-9_.]', '-', name)[-80:]}-{digest.hexdigest()[:16]}"
 
 
-def place_of(function: Callable[..., Any], types: Sequence[str]) -> Path | None:
-    """Where the machine code of a kernel is kept, or None where nothing can be."""
-    folder = cache_folder()
-    if folder is None:
-        return None
-    return folder / f"{name_of(function, types, target(), versions(), sys.platform, sys.byteorder)}.o"
+def place_of(function: Callable[..., Any], types: Sequence[str]) -> Path:
+    """Where the machine code of a kernel is kept."""
+    made_of = target(), versions(), _settings(), sys.platform, sys.byteorder
+    return cache_folder() / f"{name_of(function, types, *made_of)}.o"
 
 
-def read(place: Path | None) -> MachineCode | None:
+def read(place: Path) -> MachineCode | None:
     """What is kept there, unless it is missing or damaged."""
-    if place is None:
-        return None
     try:
         head, _, body = place.read_bytes().partition(b"\n")
         about = json.loads(head)
         if about["sha256"] != hashlib.sha256(body).hexdigest():
             return None
         code = MachineCode(body, tuple(map(str, about["externals"])))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     _note_use()
     return code if is_linkable(code.externals) else None
 
 
-def keep(code: MachineCode, place: Path | None) -> None:
+def keep(code: MachineCode, place: Path) -> None:
     """Keep it for later processes, where that can be done."""
-    if place is None:
-        return
     about = {"sha256": hashlib.sha256(code.object_file).hexdigest(), "externals": code.externals}
     with contextlib.suppress(OSError):
+        make_cache_folder()
         descriptor, waiting = tempfile.mkstemp(dir=place.parent, suffix=".new")
         try:
             with open(descriptor, "wb") as file:
@@ -196,15 +192,17 @@ def _initialize() -> None:
 
 @cache
 def versions() -> tuple[str, str]:
-    """What tells Numba's version, without importing it, and llvmlite's version."""
-    import llvmlite
+    """The versions of Numba, without importing it, and of llvmlite."""
+    from importlib.metadata import version
 
-    numba = importlib.util.find_spec("numba")
-    assert numba is not None
-    assert numba.origin is not None
-    # importlib.metadata would know, but takes longer to import than a kernel takes to load.
-    version = Path(numba.origin).with_name("_version.py").read_bytes()
-    return hashlib.sha256(version).hexdigest(), str(llvmlite.__version__)
+    return version("numba"), version("llvmlite")
+
+
+def _settings() -> tuple[tuple[str, str], ...]:
+    """Numba's settings in the environment, some of which change the code; not where it keeps its own."""
+    return tuple(
+        sorted(item for item in os.environ.items() if item[0].startswith("NUMBA_") and item[0] != _PLACE)
+    )
 
 
 @cache
@@ -217,22 +215,27 @@ def sources_digest() -> str:
 
 
 @cache
-def cache_folder() -> Path | None:
-    """The folder of kept files, made now if need be, or None where it cannot be written."""
+def cache_folder() -> Path:
+    """The folder of kept files, which may not exist."""
     name = f"kernels-{sources_digest()}"
-    if users_own := os.environ.get("NUMBA_CACHE_DIR"):
-        folder = Path(users_own) / f"ggplan-{name}"
-    else:
-        home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        folder = Path(home) / "ggplan" / name
-    try:
-        if not folder.is_dir():
-            folder.mkdir(parents=True, exist_ok=True)
-            _remove_old_folders(folder)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError:
-        return None
-    return folder
+    if users_own := os.environ.get(_PLACE):
+        return Path(users_own) / f"ggplan-{name}"
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(home) / "ggplan" / name
+
+
+def make_cache_folder() -> None:
+    """Make the folder of kept files where it does not exist, and remove old ones beside it.
+
+    Raises
+    ------
+    OSError
+        If that cannot be done.
+    """
+    folder = cache_folder()
+    if not folder.is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        _remove_old_folders(folder)
 
 
 def _remove_old_folders(own: Path) -> None:
@@ -249,5 +252,5 @@ def _note_use() -> None:
     """Let the folder's time tell, to the day, when it was last used."""
     folder = cache_folder()
     with contextlib.suppress(OSError):
-        if folder is not None and time.time() - folder.stat().st_mtime > _DAY:
+        if time.time() - folder.stat().st_mtime > _DAY:
             os.utime(folder)

@@ -35,7 +35,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggplan.quants.formats.grids import grid
-from ggplan.quants.machine_code import cache_folder
+from ggplan.quants.machine_code import cache_folder, make_cache_folder
 
 # How many different distances from a key count as near.
 _DISTANCES = {"iq2_xxs": 2, "iq2_xs": 2, "iq2_s": 1, "iq3_xxs": 2, "iq3_s": 3, "iq1_s": 3}
@@ -84,13 +84,11 @@ def grid_neighbours(name: str) -> GridNeighbours:
     bits = 2 if len(levels) == 3 else 3
     keys = (points.astype(np.int32) << (bits * np.arange(points.shape[1]))).sum(axis=1, dtype=np.int32)
     # The name of a kept file tells the grid it was made of, that of its folder the code that made it.
-    folder = cache_folder()
-    file = folder and folder / f"neighbours-{name}-{zlib.crc32(values.tobytes()):08x}.npz"
-    found = _read(file) if file else None
+    file = cache_folder() / f"neighbours-{name}-{zlib.crc32(values.tobytes()):08x}.npz"
+    found = _read(file)
     if found is None:
         found = _find(points, keys, bits, len(levels), _DISTANCES[name])
-        if file:
-            _keep(file, *found)
+        _keep(file, *found)
     index_of, lists = found
     for table in (points, keys, index_of, lists):
         table.flags.writeable = False
@@ -158,7 +156,9 @@ def _read(file: Path) -> _Tables | None:
 
 def _keep(file: Path, index_of: NDArray[np.int32], lists: NDArray[np.uint16]) -> None:
     """Keep tables for later processes, where that can be done: they see a whole file or none."""
-    with contextlib.suppress(OSError), tempfile.TemporaryDirectory(dir=file.parent) as folder:
-        new = Path(folder) / file.name
-        np.savez(new, index_of=index_of, lists=lists)
-        os.replace(new, file)
+    with contextlib.suppress(OSError):
+        make_cache_folder()
+        with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+            new = Path(folder) / file.name
+            np.savez(new, index_of=index_of, lists=lists)
+            os.replace(new, file)
