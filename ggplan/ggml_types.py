@@ -83,7 +83,7 @@ class GgmlType:
         "required", ggml cannot encode it without one.
     encoder, decoder
         The functions that write the type from float32 and read it to float32, as `module:function` below
-        `ggplan.quants` (see `ggplan.quants.codecs`); "" where ggplan has none. The docstring of that module is
+        `ggplan.quants` (see `ggplan.quants.codecs`); "" where ggplan has none. That module's docstring is
         the type's page: its layout, its formula and where they come from.
     best_encoder
         The encoder for `effort="best"`; "" where that is the default one.
