@@ -5,17 +5,39 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
+    from rich.progress import Progress, TaskID
 
 
-def bytes_bar(*, quiet: bool) -> Progress:
+class NoBar:
+    """Stands for a bar that is not shown, without the time that it takes to import one."""
+
+    def __enter__(self) -> NoBar:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+    def add_task(self, description: str, total: float | None = None) -> TaskID:
+        """As `rich.progress.Progress.add_task`."""
+        return cast("TaskID", 0)
+
+    def advance(self, task: TaskID, advance: float = 1) -> None:
+        """As `rich.progress.Progress.advance`."""
+
+    def reset(self, task: TaskID, *, completed: float = 0) -> None:
+        """As `rich.progress.Progress.reset`."""
+
+
+def bytes_bar(*, quiet: bool) -> Progress | NoBar:
     """A bar that counts bytes, with their speed and the time that is left.
 
     It says when a kernel is being compiled, which takes seconds at its first use on a machine.
     """
+    if not _is_shown(quiet):
+        return NoBar()
     from rich.progress import DownloadColumn, ProgressColumn, Task, TransferSpeedColumn
     from rich.text import Text
 
@@ -56,6 +78,10 @@ def _bar(*counts: object, quiet: bool) -> Progress:
         *counts,  # type: ignore[arg-type]  # columns
         TimeRemainingColumn(),
         console=console(sys.stderr),
-        disable=quiet or not sys.stderr.isatty(),
+        disable=not _is_shown(quiet),
         transient=True,
     )
+
+
+def _is_shown(quiet: bool) -> bool:
+    return not quiet and sys.stderr.isatty()

@@ -21,7 +21,6 @@ from __future__ import annotations
 import difflib
 import re
 from functools import cache
-from importlib import resources
 from pathlib import Path
 
 from ggplan.errors import CheckpointError
@@ -79,6 +78,8 @@ def words() -> frozenset[str]:
 
 @cache
 def _texts() -> dict[str, str]:
+    from importlib import resources  # it imports what unpacks wheels, which plans have no need of
+
     folder = resources.files(__name__) / _FOLDER
     files = sorted((f for f in folder.iterdir() if f.name.endswith(_ENDING)), key=lambda f: f.name)
     return {file.name.removesuffix(_ENDING): file.read_text("utf-8") for file in files}

@@ -25,6 +25,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import hashlib
+import importlib.util
 import json
 import os
 import re
@@ -193,9 +194,18 @@ def _initialize() -> None:
 @cache
 def versions() -> tuple[str, str]:
     """The versions of Numba, without importing it, and of llvmlite."""
+    import llvmlite
+
+    # The standard place of an installed package's version is the name of a folder beside it. To ask
+    # importlib.metadata takes longer than to load a kernel, since it imports the reader of e-mail.
+    numba = importlib.util.find_spec("numba")
+    beside = Path(numba.origin).parents[1] if numba is not None and numba.origin else None
+    found = sorted(folder.name for folder in beside.glob("numba-*.dist-info")) if beside else []
+    if len(found) == 1:
+        return found[0], str(llvmlite.__version__)
     from importlib.metadata import version
 
-    return version("numba"), version("llvmlite")
+    return version("numba"), str(llvmlite.__version__)
 
 
 def _settings() -> tuple[tuple[str, str], ...]:

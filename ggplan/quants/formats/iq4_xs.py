@@ -28,11 +28,10 @@ from ggplan.quants.formats.fields import (
 from ggplan.quants.formats.levels import IQ4_LEVELS
 from ggplan.quants.kernels import I64, U8s, U16s, kernel
 from ggplan.quants.memory import load, store, store_bytes
-from ggplan.quants.searches import best_symmetric, iq4_xs
+from ggplan.quants.searches import iq4_xs
 from ggplan.quants.searches.superblock import encode_superblocks
 
 _BYTES = 136
-_BEST = best_symmetric.Rules(32, 0, -32, first=105, step=5, trials=7, wide=2, narrow=1)
 
 
 def encode(rows: Rows, importance: F32Array | None, out: Bytes) -> None:
@@ -42,7 +41,10 @@ def encode(rows: Rows, importance: F32Array | None, out: Bytes) -> None:
 
 def encode_best(rows: Rows, importance: F32Array | None, out: Bytes) -> None:
     """Write 136 bytes for 256 weights, with less error than ggml's."""
-    encode_superblocks(partial(best_symmetric.improve, iq4_xs.search, _BEST), pack, rows, importance, out)
+    from ggplan.quants.searches import best_symmetric
+
+    rules = best_symmetric.Rules(32, 0, -32, first=105, step=5, trials=7, wide=2, narrow=1)
+    encode_superblocks(partial(best_symmetric.improve, iq4_xs.search, rules), pack, rows, importance, out)
 
 
 def decode(blocks: Bytes, out: F32Array) -> None:

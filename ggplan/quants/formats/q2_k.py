@@ -31,7 +31,7 @@ from ggplan.quants.formats.fields import (
 )
 from ggplan.quants.kernels import I64, U8s, U16s, kernel
 from ggplan.quants.memory import load, store, store_bytes
-from ggplan.quants.searches import affine, best_affine
+from ggplan.quants.searches import affine
 from ggplan.quants.searches.superblock import Superblocks, encode_superblocks
 
 _RULES = affine.Rules(16, 3, 15, first=-0.5, step=0.1, trials=16)
@@ -46,6 +46,8 @@ def encode(rows: Rows, importance: F32Array | None, out: Bytes) -> None:
 
 def encode_best(rows: Rows, importance: F32Array | None, out: Bytes) -> None:
     """Write 84 bytes for 256 weights, with less error than ggml's."""
+    from ggplan.quants.searches import best_affine
+
     encode_superblocks(partial(best_affine.improve, search, _RULES), pack, rows, importance, out)
 
 

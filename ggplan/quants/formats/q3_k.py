@@ -33,11 +33,10 @@ from ggplan.quants.formats.fields import (
 )
 from ggplan.quants.kernels import I64, U8s, U16s, kernel
 from ggplan.quants.memory import load, store, store_bytes
-from ggplan.quants.searches import best_symmetric, symmetric
+from ggplan.quants.searches import symmetric
 from ggplan.quants.searches.superblock import encode_superblocks
 
 _BYTES = 110
-_BEST = best_symmetric.Rules(16, -4, -32, first=2.5, step=0.15, trials=16, wide=4, narrow=3)
 
 
 def encode(rows: Rows, importance: F32Array | None, out: Bytes) -> None:
@@ -47,7 +46,10 @@ def encode(rows: Rows, importance: F32Array | None, out: Bytes) -> None:
 
 def encode_best(rows: Rows, importance: F32Array | None, out: Bytes) -> None:
     """Write 110 bytes for 256 weights, with less error than ggml's."""
-    improve = partial(best_symmetric.improve, symmetric.search_q3_k, _BEST)
+    from ggplan.quants.searches import best_symmetric
+
+    rules = best_symmetric.Rules(16, -4, -32, first=2.5, step=0.15, trials=16, wide=4, narrow=3)
+    improve = partial(best_symmetric.improve, symmetric.search_q3_k, rules)
     encode_superblocks(improve, pack, rows, importance, out)
 
 

@@ -35,7 +35,7 @@ from ggplan.quants.formats.fields import (
 )
 from ggplan.quants.kernels import I64, U8s, U16s, kernel
 from ggplan.quants.memory import load, store, store_bytes
-from ggplan.quants.searches import affine, best_affine
+from ggplan.quants.searches import affine
 from ggplan.quants.searches.superblock import Superblocks, encode_superblocks
 
 _RULES = affine.Rules(32, 15, 63, first=-1.0, step=0.1, trials=21)
@@ -57,11 +57,15 @@ def encode_q5_k(rows: Rows, importance: F32Array | None, out: Bytes) -> None:
 
 def encode_best_q4_k(rows: Rows, importance: F32Array | None, out: Bytes) -> None:
     """Write 144 bytes for 256 weights, with less error than ggml's."""
+    from ggplan.quants.searches import best_affine
+
     encode_superblocks(partial(best_affine.improve, search_q4_k, _RULES), pack, rows, importance, out)
 
 
 def encode_best_q5_k(rows: Rows, importance: F32Array | None, out: Bytes) -> None:
     """Write 176 bytes for 256 weights, with less error than ggml's."""
+    from ggplan.quants.searches import best_affine
+
     encode_superblocks(partial(best_affine.improve, search_q5_k, _Q5_RULES), pack, rows, importance, out)
 
 

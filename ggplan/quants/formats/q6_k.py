@@ -32,11 +32,10 @@ from ggplan.quants.formats.fields import (
 )
 from ggplan.quants.kernels import I64, U8s, U16s, kernel
 from ggplan.quants.memory import load, store, store_bytes
-from ggplan.quants.searches import best_symmetric, symmetric
+from ggplan.quants.searches import symmetric
 from ggplan.quants.searches.superblock import encode_superblocks
 
 _BYTES = 210
-_BEST = best_symmetric.Rules(16, -32, -128, first=29, step=0.3, trials=13, wide=12, narrow=3)
 
 
 def encode(rows: Rows, importance: F32Array | None, out: Bytes) -> None:
@@ -46,7 +45,10 @@ def encode(rows: Rows, importance: F32Array | None, out: Bytes) -> None:
 
 def encode_best(rows: Rows, importance: F32Array | None, out: Bytes) -> None:
     """Write 210 bytes for 256 weights, with less error than ggml's."""
-    improve = partial(best_symmetric.improve, symmetric.search_q6_k, _BEST)
+    from ggplan.quants.searches import best_symmetric
+
+    rules = best_symmetric.Rules(16, -32, -128, first=29, step=0.3, trials=13, wide=12, narrow=3)
+    improve = partial(best_symmetric.improve, symmetric.search_q6_k, rules)
     encode_superblocks(improve, pack, rows, importance, out)
 
 
