@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from ggplan.errors import PlanError
 from ggplan.ggml_types import BF16, F16, F32, GgmlType
@@ -19,9 +20,11 @@ from ggplan.planning.fallback import FallbackTable
 from ggplan.planning.fitting import Fitted, fit
 from ggplan.planning.makers import stored_types
 from ggplan.planning.protection import is_vector_or_norm, n_dimensions
-from ggplan.recovering import Wanted, cover, write_recipe
 from ggplan.rules import Recipe, parse_recipe
 from ggplan.text import printable
+
+if TYPE_CHECKING:
+    from ggplan.recovering import Wanted
 
 _LAYER = re.compile(r"\bblk\.\d+\.", re.ASCII)
 
@@ -44,6 +47,8 @@ def recipe_of(model: Model, assignment: Assignment, fallback: FallbackTable | No
     """
     if assignment.recipe is not None:
         return assignment.recipe
+    from ggplan.recovering import Wanted, cover, write_recipe
+
     fitted = {f.tensor.name: f for f in fit(model, assignment, fallback)}
     for found in fitted.values():
         if found.fault is not None:
