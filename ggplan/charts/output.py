@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import html
 import io
-import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ggplan.charts.drawing import Drawing
 from ggplan.charts.style import ALL, BACKGROUND, TEXT, Theme, settings
-from ggplan.errors import ChartError
+from ggplan.errors import ChartError, MeasureError
+from ggplan.measure.outputs import write_whole
 from ggplan.text import printable
 
 if TYPE_CHECKING:
@@ -48,14 +48,10 @@ def save(drawing: Drawing, path: str | Path, theme: Theme = "auto") -> None:
         data = (svg if kind == ".svg" else _page(svg, drawing.title, drawing.table, theme)).encode("utf-8")
     else:
         raise ChartError(f"{printable(str(path))} is none of {', '.join(KINDS)}")
-    part = path.with_name(path.name + ".part")
     try:
-        part.write_bytes(data)
-        os.replace(part, path)
-    except OSError as error:
-        raise ChartError(f"cannot write {printable(str(path))}: {error.strerror}") from error
-    finally:
-        part.unlink(missing_ok=True)
+        write_whole(path, data)
+    except MeasureError as error:
+        raise ChartError(error.message, hint=error.hint) from error
 
 
 def _svg(drawing: Drawing, theme: Theme) -> str:

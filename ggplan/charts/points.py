@@ -70,6 +70,8 @@ class Panel:
         The base's name and, if it can be drawn on this axis, its value.
     n_weights
         Weights of the model, 0 where unknown: ties bytes to bits per weight.
+    n_left_out
+        Measurements that are no points, because they do not have the quality that is drawn.
     """
 
     model: str
@@ -82,6 +84,7 @@ class Panel:
     measurement: Measurement
     n_weights: int
     n_conditions: int = 1
+    n_left_out: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,17 +181,20 @@ def _panel(
             f"the points were measured under {len(conditions)} conditions: {_differences(items, texts)}",
             hint="choose with --text, or draw them all the same with --mixed",
         )
-    base, base_ppl = _base(items)
-    quality = chosen or _best_quality(items, base)
-    points, base_y = [], None
+    base, bases = _bases(items)
+    quality = chosen or _best_quality(items, base, bases)
+    points, of_bases, n_left_out = [], set(), 0
     for item in items:
         q, m = item.quantization, item.measurement
-        is_base = item.is_base or q.name == base
-        found = _value(m, quality, base_ppl)
-        if is_base:
-            base_y = found[0] if found and quality in ("ppl", "dppl") else base_y
-        if found is None or (is_base and quality != "ppl"):
+        is_base = item in bases
+        found = _value(m, quality, _base_ppl(item, bases))
+        if is_base and quality != "ppl":
             continue
+        if found is None:
+            n_left_out += 1
+            continue
+        if is_base:
+            of_bases.add(found[0])
         series = q.author or (item.record.model.name if len(models) > 1 else "")
         name = q.name.removesuffix(f" ({series})")
         y, error, paired = found
@@ -198,11 +204,10 @@ def _panel(
     if not points:
         raise ChartError(f"no point has the metric {_metric(quality)}", hint="another --metric may be there")
     first = max(items, key=lambda item: len(item.measurement.metrics))
-    if quality == "dppl":
-        base_y = 0.0
+    base_y = 0.0 if quality == "dppl" else next(iter(of_bases)) if len(of_bases) == 1 else None
     return Panel(
         " and ".join(models), texts[first.measurement.text], quality, tuple(points), base, base_y,
-        first.measurement.use, first.measurement, first.record.model.n_weights, len(conditions),
+        first.measurement.use, first.measurement, first.record.model.n_weights, len(conditions), n_left_out,
     )  # fmt: skip
 
 
@@ -222,20 +227,36 @@ def _differences(items: Iterable[_Item], texts: Mapping[Text, str]) -> str:
     return "; ".join(found) or "texts or bases of one name"
 
 
-def _base(items: Sequence[_Item]) -> tuple[str, float | None]:
-    """The name and perplexity of the base of the measurements, else of the most exact quantization."""
-    bases = [item for item in items if item.is_base]
-    named = {b.sha256 or b.name: b.name for b in (item.measurement.base for item in items) if b != Base()}
-    if len(named) == 1:
-        name = bases[0].quantization.name if bases else next(iter(named.values()))
-    else:
-        last_words = {
-            item.quantization.name.lower().split(" ")[0].split("-")[-1]: item.quantization.name
-            for item in reversed(items)
-        }
-        name = next((last_words[t] for t in _BASES if t in last_words), "")
-    of_base = (item.measurement.metrics for item in items if item.quantization.name == name)
-    return name, next((metrics["ppl"].value for metrics in of_base if "ppl" in metrics), None)
+def _bases(items: Sequence[_Item]) -> tuple[str, list[_Item]]:
+    """The name of the base, and its measurements among the items.
+
+    A stated base is known by its digest. Only if no measurement states one (those of logs do not), the most
+    exact quantization is taken for it by its name, and never one that is itself compared with something.
+    """
+    stated = {b.sha256 or b.name: b.name for b in (item.measurement.base for item in items) if b != Base()}
+    if stated:
+        bases = [item for item in items if item.is_base]
+        names = [item.quantization.name for item in bases] if len(stated) == 1 else []
+        return " and ".join(dict.fromkeys(names or stated.values())), bases
+    compared = {item.quantization.name for item in items if item.measurement.has_comparison}
+    last_words = {
+        name.lower().split(" ")[0].split("-")[-1]: name
+        for name in (item.quantization.name for item in reversed(items))
+        if name not in compared
+    }
+    name = next((last_words[t] for t in _BASES if t in last_words), "")
+    return name, [item for item in items if name and item.quantization.name == name]
+
+
+def _base_ppl(item: _Item, bases: Sequence[_Item]) -> float | None:
+    """The perplexity of an item's base, under the same conditions if it is known; None if it is not known."""
+    if item.measurement.base != Base():
+        bases = [b for b in bases if b.quantization.is_base_of(item.measurement)]
+    metrics = [
+        b.measurement.metrics
+        for b in sorted(bases, key=lambda b: b.measurement.conditions != item.measurement.conditions)
+    ]
+    return next((m["ppl"].value for m in metrics if "ppl" in m), None)
 
 
 def _metric(quality: Quality) -> str:
@@ -243,8 +264,8 @@ def _metric(quality: Quality) -> str:
     return "delta_ln_ppl" if quality == "dppl" else quality
 
 
-def _best_quality(items: Sequence[_Item], base: str) -> Quality:
-    others = [item.measurement.metrics for item in items if item.quantization.name != base]
+def _best_quality(items: Sequence[_Item], base: str, bases: Sequence[_Item]) -> Quality:
+    others = [item.measurement.metrics for item in items if item not in bases]
     others = others or [item.measurement.metrics for item in items]
     if all("kld" in metrics for metrics in others):
         return "kld"

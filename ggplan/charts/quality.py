@@ -412,6 +412,12 @@ def _caption(panels: Sequence[Panel], cost: Cost) -> str:
     if any(p.paired for p in points):
         apart = any(p.paired and p.contender.scores is None for p in points)
         how.append("Hollow: a tie within one error" + (_INDEPENDENT if apart else "."))
+    if any(p.contender.measurement.n_nan for p in points):
+        how.append("NaN tokens are left out: two files' figures may be over different tokens.")
+    left_out = sum(panel.n_left_out for panel in panels)
+    left_out += sum(_x_of(p, cost) is None for p in points)
+    if left_out:
+        how.append(f"Without this quality or cost, not drawn: {left_out}.")
     if any(panel.n_conditions > 1 for panel in panels):
         how.append(f"MIXED: {sum(p.n_conditions for p in panels)} different conditions on one axis.")
     measured = printable(", ".join(facts)) + "."

@@ -81,10 +81,14 @@ def chart_command(
     from pathlib import Path
 
     from ggplan.charts.output import KINDS, save
+    from ggplan.measure.outputs import find_same
     from ggplan.text import printable
 
     if Path(output).suffix.lower() not in KINDS:
         raise click.UsageError(f"-o {printable(output)}: the name must end in {', '.join(KINDS)}")
+    same = find_same(Path(output), map(Path, files))
+    if same is not None:
+        raise click.UsageError(f"-o would overwrite {printable(str(same))}, which is read")
     if kind == "types":
         drawing = _types(files, recipe, pre, title)
     else:

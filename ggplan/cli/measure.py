@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from ggplan.errors import MeasureError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
         Record,
         Subject,
         TextFile,
+        Watched,
     )
     from ggplan.measure.record_file import OpenRecord
 
@@ -83,7 +85,7 @@ def measure_command(**given: Any) -> None:
     """
     from pathlib import Path
 
-    from ggplan.measure import MeasureOptions, TextFile
+    from ggplan.measure import MeasureOptions, TextFile, merge
 
     asked = _Asked(**given)
     _check_usage(asked)
@@ -105,16 +107,25 @@ def measure_command(**given: Any) -> None:
     )
     with _opened(asked.record) as kept:
         files, base = _subjects(asked)
+        _check_files(asked, files, base)
         into = kept.record if kept is not None else None
         result = run_measurement(files, texts, base, engine, options, into=into, quiet=asked.quiet)
         if not asked.quiet:
             for note in result.notes:
                 click.echo(f"note: {note}", err=True)
+        merged = merge(into, result.record) if into is not None else result.record
+        failed = []
         if kept is not None:
-            merged = kept.add(result.record, result.scores)
-    _finish(result.record, merged if kept is not None else result.record, asked)
+            try:
+                merged = kept.add(result.record, result.scores)
+            except MeasureError as error:
+                failed.append(error)
+    # The figures took hours: they are printed even if they cannot be kept.
+    _finish(result.record, merged, asked, failed)
     if not asked.as_json:
         _print_guards(result)
+    if failed:
+        raise MeasureError("; ".join(error.message for error in failed), hint=failed[0].hint)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,23 +156,59 @@ def _check_usage(asked: _Asked) -> None:
     """Refuse options that would overwrite a file that is read, or another that is written."""
     from pathlib import Path
 
+    from ggplan.measure.outputs import check_writable
+
     if not asked.files:
         raise click.UsageError("name at least one FILE to measure")
     if asked.record and asked.record.lower().endswith(".csv"):
         raise click.UsageError("--record is a JSON file; --csv FILE writes a table")
-    if asked.table and not Path(asked.table).absolute().parent.is_dir():
-        raise click.UsageError(f"--csv {asked.table}: its folder does not exist")
     read = [f for f in (asked.text, asked.held_out, asked.base, *asked.files) if f]
-    # A record may be among the FILEs of --parse: then the others are added to it.
-    outputs = {"--record": asked.record, "--csv": asked.table, "--keep-logits": asked.keep_logits}
-    taken = {os.path.realpath(f): f"{f}, which is read" for f in read}
-    for option, path in outputs.items():
-        if not path:
-            continue
-        there = taken.get(os.path.realpath(path))
-        if there is not None and not (option == "--record" and asked.parse):
-            raise click.UsageError(f"{option} would overwrite {there}")
-        taken[os.path.realpath(path)] = f"{path}, which {option} writes"
+    _check_outputs(asked, [Path(f) for f in read])
+    for option, path in (("--csv", asked.table), ("--keep-logits", asked.keep_logits)):
+        if path:
+            try:
+                check_writable(Path(path))
+            except MeasureError as error:
+                raise click.UsageError(f"{option}: {error.message}") from error
+
+
+def _check_files(asked: _Asked, files: Sequence[Subject], base: Subject | str) -> None:
+    """Refuse outputs that would overwrite a shard of a set, which the command line need not name."""
+    subjects = [*files, *([] if isinstance(base, str) else [base])]
+    _check_outputs(asked, [file.path for subject in subjects for file in subject.files])
+
+
+def _check_outputs(asked: _Asked, read: Sequence[Path]) -> None:
+    """Refuse an output that is one of the files that are read, or another output, by whatever links."""
+    from pathlib import Path
+
+    from ggplan.measure.base_logits import part_of_logits
+    from ggplan.measure.outputs import find_same
+    from ggplan.measure.record_file import written_beside
+    from ggplan.text import printable
+
+    written: list[tuple[str, Path]] = []
+    if asked.record:
+        record = Path(asked.record)
+        # A record may be among the FILEs of --parse: then the others are added to it.
+        inputs = [path for path in read if not asked.parse or find_same(record, [path]) is None]
+        written += [("--record", path) for path in (record, *written_beside(record))]
+    else:
+        inputs = list(read)
+    if asked.table:
+        written.append(("--csv", Path(asked.table)))
+    if asked.keep_logits:
+        keep = Path(asked.keep_logits)
+        written += [("--keep-logits", path) for path in (keep, part_of_logits(keep))]
+    for number, (option, path) in enumerate(written):
+        there = find_same(path, inputs if option == "--record" else read)
+        if there is not None:
+            raise click.UsageError(f"{option} would overwrite {printable(str(there))}, which is read")
+        for other, earlier in written[:number]:
+            if other != option and find_same(path, [earlier]) is not None:
+                raise click.UsageError(
+                    f"{option} would overwrite {printable(str(earlier))}, which {other} writes"
+                )
 
 
 @contextlib.contextmanager
@@ -180,7 +227,6 @@ def _parse(asked: _Asked) -> None:
     """Read logs and tables of earlier runs."""
     from pathlib import Path
 
-    from ggplan.errors import MeasureError
     from ggplan.measure.parsing import parse_files
     from ggplan.text import printable
 
@@ -190,7 +236,10 @@ def _parse(asked: _Asked) -> None:
             names = ", ".join(printable(r.model.name) for r in records[:6])
             raise MeasureError(f"these are of several models ({names})", hint="choose one with --model-name")
         for found in records:
-            _finish(found, kept.add(found) if kept is not None else found, asked)
+            failed: list[MeasureError] = []
+            _finish(found, kept.add(found) if kept is not None else found, asked, failed)
+            if failed:
+                raise failed[0]
 
 
 def _subjects(asked: _Asked) -> tuple[list[Subject], Subject | str]:
@@ -251,33 +300,39 @@ def run_measurement(
     from ggplan.text import printable
 
     with chunks_bar(quiet=quiet) as bar:
-        tasks: dict[str, TaskID] = {}
+        tasks: dict[Watched, TaskID] = {}
 
-        def watch(what: str, done: int, of: int) -> None:
+        def watch(what: Watched, done: int, of: int) -> None:
             if what not in tasks:
-                tasks[what] = bar.add_task(printable(what), total=of)
+                tasks[what] = bar.add_task(printable(str(what)), total=of)
             bar.update(tasks[what], completed=done)
 
         return measure(files, texts, base, engine, options, into=into, watcher=watch)
 
 
-def _finish(found: Record, merged: Record, asked: _Asked) -> None:
-    """Print the new figures; write the CSV table of all that are known."""
+def _finish(found: Record, merged: Record, asked: _Asked, failed: list[MeasureError]) -> None:
+    """Write the CSV table of all figures that are known, and print the new ones.
+
+    `failed` holds what could not be written, and gets an error of the table.
+    """
     from pathlib import Path
 
     from ggplan.cli.output import print_json
     from ggplan.measure import record_to_csv
-    from ggplan.measure.record_file import write_whole
+    from ggplan.measure.outputs import write_whole
     from ggplan.measure.record_json import record_to_json
     from ggplan.text import printable
 
     if asked.table:
-        write_whole(Path(asked.table), record_to_csv(merged).encode("utf-8", "backslashreplace"))
+        try:
+            write_whole(Path(asked.table), record_to_csv(merged).encode("utf-8", "backslashreplace"))
+        except MeasureError as error:
+            failed.append(error)
     if asked.as_json:
         print_json(record_to_json(found))
         return
     print_record(found)
-    if asked.record:
+    if asked.record and not failed:
         click.echo(f"kept in {printable(asked.record)}")
 
 
@@ -306,6 +361,11 @@ def print_record(record: Record) -> None:
             ([cell(q, m) for _, cell in columns] for q, m in rows),
             title,
         )
+        if len(rows) > 1 and any(m.n_nan for _, m in rows):
+            click.echo(
+                "note: a file's figures leave its NaN tokens out,"
+                " so figures of two files may be over different tokens"
+            )
 
 
 def _size(quantization: Quantization, _: Measurement) -> str:

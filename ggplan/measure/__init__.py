@@ -11,7 +11,7 @@ with open_record("air.json") as kept:
 
 from ggplan.measure.engines import Engine, embedded_engine, external_engine
 from ggplan.measure.guard import Contender, Disagreement, Lead, Tie, disagreements, lead, ties
-from ggplan.measure.measuring import MeasureOptions, MeasureResult, TextFile, largest, measure
+from ggplan.measure.measuring import MeasureOptions, MeasureResult, TextFile, Watched, largest, measure
 from ggplan.measure.record import (
     METRICS,
     Base,
@@ -45,6 +45,7 @@ __all__ = [
     "TextFile",
     "Tie",
     "TokenScores",
+    "Watched",
     "difference",
     "disagreements",
     "embedded_engine",

@@ -210,6 +210,11 @@ class BaseLogits:
         self.close()
 
 
+def part_of_logits(path: Path) -> Path:
+    """The file that an engine writes before it is complete and gets its name."""
+    return path.with_name(path.name + ".part")
+
+
 def write_base_logits(
     path: str | Path, chunked: ChunkedText, chunks: Iterator[NDArray[np.float32]]
 ) -> Iterator[NDArray[np.float32]]:
@@ -223,7 +228,7 @@ def write_base_logits(
         If the file cannot be written.
     """
     path = Path(path)
-    part = path.with_name(path.name + ".part")
+    part = part_of_logits(path)
     try:
         with part.open("wb") as file:
             file.write(_HEAD.pack(_MAGIC, chunked.n_ctx, chunked.n_vocab, chunked.n_chunks))

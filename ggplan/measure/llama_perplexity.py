@@ -29,7 +29,13 @@ from pathlib import Path
 import numpy as np
 
 from ggplan.errors import MeasureError
-from ggplan.measure.base_logits import BaseLogits, ChunkedText, log_probs, read_chunked_text
+from ggplan.measure.base_logits import (
+    BaseLogits,
+    ChunkedText,
+    log_probs,
+    part_of_logits,
+    read_chunked_text,
+)
 from ggplan.measure.scores import TokenScores, join_scores, score_chunk
 from ggplan.text import printable
 
@@ -105,7 +111,7 @@ def run_base(
         If the engine fails, with the last lines it printed.
     """
     keep = Path(keep)
-    part = keep.with_name(keep.name + ".part")
+    part = part_of_logits(keep)
     command = _command(engine, model, text, part, n_ctx, n_chunks, options)
     try:
         run = _persistently(

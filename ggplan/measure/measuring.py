@@ -21,9 +21,10 @@ from typing import Protocol
 import numpy as np
 
 from ggplan.errors import MeasureError
-from ggplan.measure.base_logits import BaseLogits, is_base_logits
+from ggplan.measure.base_logits import BaseLogits, is_base_logits, part_of_logits
 from ggplan.measure.engines import Engine
 from ggplan.measure.llama_perplexity import ChunkProgress, Run
+from ggplan.measure.outputs import check_writable, find_same
 from ggplan.measure.record import (
     Base,
     Measurement,
@@ -84,11 +85,24 @@ class MeasureOptions:
     keep_logits: Path | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """A file on a text; names are for people, digests tell two apart."""
+
+    name: str
+    text: str
+    sha256: str
+    text_sha256: str
+
+    def __str__(self) -> str:
+        return f"{self.name} on {self.text}"
+
+
 class Watcher(Protocol):
     """Called with the progress of a measurement."""
 
-    def __call__(self, what: str, done: int, of: int) -> None:
-        """`done` of `of` chunks of `what` (`hq4_k on eval.txt`) are computed."""
+    def __call__(self, what: Watched, done: int, of: int) -> None:
+        """`done` of `of` chunks of a file on a text (`hq4_k on eval.txt`) are computed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,9 +185,10 @@ def measure(
     read_texts = _read_texts(texts)
     kept = _kept_base(base, into)
     _check_options(options, read_texts, kept)
-    subjects = _subjects(files, base if kept is None else None)
+    opened = _opened(files, base if kept is None else None)
+    subjects = with_names(opened)
     against = kept or subjects[0]
-    _check_outputs(options.keep_logits, subjects, read_texts)
+    _check_output(options.keep_logits, opened, read_texts)
     _check_vocabularies(subjects, against)
     model = _model(subjects, against, options.model_name, into)
     described = [quantization_of(subject) for subject in subjects]
@@ -187,7 +202,7 @@ def measure(
             for subject in subjects:
                 run = base_run if subject is against else None
                 if run is None:
-                    watch = _watch(watcher, subject.name, text)
+                    watch = _watch(watcher, subject, text)
                     run = engine.run_model(subject.path, text.state.path, logits, watch)
                 subject.check_unchanged()
                 text.state.check_unchanged()
@@ -252,7 +267,7 @@ def _nan_note(name: str, measurement: Measurement, scores: TokenScores) -> Itera
 
 
 def _read_texts(texts: Sequence[TextFile]) -> list[_Text]:
-    """Read the texts and their digests; two of one name get their folders' names too."""
+    """Read the texts and their digests; two of one name get their folders' names or digests too."""
     if not texts:
         raise MeasureError("there is no text to measure on", hint="name one with --text")
     states = [read_state(text.path) for text in texts]
@@ -263,7 +278,10 @@ def _read_texts(texts: Sequence[TextFile]) -> list[_Text]:
         )
     names = [text.path.name for text in texts]
     if len(set(names)) < len(names):
-        names = [f"{text.path.absolute().parent.name}/{text.path.name}" for text in texts]
+        folders = [f"{text.path.absolute().parent.name}/{text.path.name}" for text in texts]
+        unique = len(set(folders)) == len(folders)
+        digits = [f"{name} ({digest[:8]})" for name, digest in zip(names, digests, strict=True)]
+        names = folders if unique else digits
     return [
         _Text(Text(name, state.sha256), text.use, state)
         for name, text, state in zip(names, texts, states, strict=True)
@@ -302,22 +320,28 @@ def _check_options(options: MeasureOptions, texts: Sequence[_Text], kept: _KeptB
         )
 
 
-def _check_outputs(keep: Path | None, subjects: Sequence[Subject], texts: Sequence[_Text]) -> None:
-    inputs = [file.path for subject in subjects for file in subject.files]
+def _check_output(keep: Path | None, opened: Sequence[Subject], texts: Sequence[_Text]) -> None:
+    """Refuse to keep log-probabilities where that cannot be, or would overwrite what is read.
+
+    An engine writes beside the file before it has its name.
+    """
+    if keep is None:
+        return
+    inputs = [file.path for subject in opened for file in subject.files]
     inputs += [text.state.path for text in texts]
-    if keep is not None and any(os.path.realpath(keep) == os.path.realpath(path) for path in inputs):
-        raise MeasureError(f"{printable(str(keep))} is read here, so nothing can be kept in it")
+    for path in (keep, part_of_logits(keep)):
+        if find_same(path, inputs) is not None:
+            raise MeasureError(f"{printable(str(path))} is read here, so nothing can be kept in it")
+    check_writable(keep)
 
 
-def _subjects(
-    files: Iterable[str | Path | Subject], base: str | Path | Subject | None
-) -> tuple[Subject, ...]:
-    """The files to measure, each once, the base first if it is one of them."""
+def _opened(files: Iterable[str | Path | Subject], base: str | Path | Subject | None) -> list[Subject]:
+    """All files to measure, as they are given, the base first if it is one of them."""
     given = [*([] if base is None else [base]), *files]
     if not given:
         raise MeasureError("there is no file to measure")
     opened = iter(open_subjects(path for path in given if not isinstance(path, Subject)))
-    return with_names([s if isinstance(s, Subject) else next(opened) for s in given])
+    return [s if isinstance(s, Subject) else next(opened) for s in given]
 
 
 def _model(
@@ -366,7 +390,7 @@ def _base_run(
         return
     with tempfile.TemporaryDirectory(prefix="ggplan-") as folder:
         keep = options.keep_logits or Path(folder) / "base.logits"
-        watch = _watch(watcher, base.name, text)
+        watch = _watch(watcher, base, text)
         n_ctx = options.n_ctx or DEFAULT_CONTEXT
         run = engine.run_base(base.path, text.state.path, keep, n_ctx, options.n_chunks, watch)
         with BaseLogits(keep) as logits:
@@ -380,10 +404,10 @@ def _base_facts(against: Subject | _KeptBase, keep: Path | None) -> Base:
     return Base(against.name, against.sha256, logits)
 
 
-def _watch(watcher: Watcher | None, name: str, text: _Text) -> ChunkProgress | None:
+def _watch(watcher: Watcher | None, subject: Subject, text: _Text) -> ChunkProgress | None:
     if watcher is None:
         return None
-    what = f"{name} on {text.facts.name}"
+    what = Watched(subject.name, text.facts.name, subject.sha256, text.facts.sha256)
     return lambda done, of: watcher(what, done, of)
 
 

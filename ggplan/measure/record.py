@@ -106,6 +106,11 @@ class Measurement:
     n_nan: int = 0
 
     @property
+    def has_comparison(self) -> bool:
+        """Whether a metric compares with the base; the base itself has none."""
+        return bool(self.metrics.keys() - {"ppl"})
+
+    @property
     def conditions(self) -> Conditions:
         """The conditions of the measurement; text and base by their digests if these are known."""
         return Conditions(
@@ -175,11 +180,16 @@ class Quantization:
     speeds: tuple[Speed, ...] = ()
 
     def is_base_of(self, measurement: Measurement) -> bool:
-        """Whether this is the base of a measurement: by digest, or by name if a log has no digest."""
+        """Whether this is the base of a measurement: by digest, or by name if one of the two has no digest.
+
+        A file that was itself compared with a base of its own name is another file.
+        """
         base = measurement.base
         if base.sha256 and self.file.sha256:
             return base.sha256 == self.file.sha256
-        return bool(base.name) and base.name == self.name
+        if not base.name or base.name != self.name:
+            return False
+        return not any(m.base == base and m.has_comparison for m in self.measurements)
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ggplan.errors import MeasureError
+from ggplan.measure.outputs import check_writable, write_whole
 from ggplan.measure.record import Measurement, Quantization, Record, merge
 from ggplan.measure.record_json import record_from_json, record_to_json
 from ggplan.measure.scores import TokenScores
@@ -74,28 +75,6 @@ def save_record(record: Record, path: str | Path) -> None:
     write_whole(Path(path), f"{text}\n".encode("utf-8", "backslashreplace"))
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file under another name, then rename it, so that an incomplete file never has the final name.
-
-    Raises
-    ------
-    MeasureError
-        If it cannot be written.
-    """
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except OSError as error:
-        raise MeasureError(f"cannot write {printable(str(path))}: {error.strerror}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
-
-
 @dataclass(frozen=True, slots=True)
 class OpenRecord:
     """A record that is locked for adding to it.
@@ -122,13 +101,21 @@ class OpenRecord:
         Raises
         ------
         MeasureError
-            If the file cannot be written, or holds another model by now.
+            If the file cannot be written, or holds another model by now; if only the scores cannot be
+            written, the message says that the figures are kept.
         """
         # Read again: on a file system without locks another run may have written it.
         merged = merge(load_record(self.path), new) if self.path.exists() else new
-        if scores:
-            _keep_scores(scores_folder(self.path), new, scores)
         save_record(merged, self.path)
+        if scores:
+            try:
+                _keep_scores(scores_folder(self.path), new, scores)
+            except MeasureError as error:
+                raise MeasureError(
+                    f"{error.message}; the figures are kept in {printable(str(self.path))},"
+                    " but not all scores of the tokens",
+                    hint=error.hint,
+                ) from error
         return merged
 
 
@@ -139,16 +126,24 @@ def open_record(path: str | Path) -> Iterator[OpenRecord]:
     Raises
     ------
     MeasureError
-        If the file is not a record, is being added to by another run, or its folder cannot be written.
+        If the file is not a record, is being added to by another run, or the record or the folder of its
+        scores cannot be written.
     """
     path = Path(os.path.realpath(path))
+    if scores_folder(path) == path:
+        raise MeasureError(
+            f"{printable(str(path))} would be the record and the folder of its scores",
+            hint="give the record a name that ends in .json",
+        )
     with _locked(path):
+        check_writable(path)
+        _check_scores_folder(scores_folder(path))
         yield OpenRecord(path, load_record(path) if path.exists() else None)
 
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    lock = path.with_name(path.name + ".lock")
+    lock = _lock_of(path)
     descriptor = _take(lock, printable(str(path)))
     try:
         yield
@@ -156,6 +151,25 @@ def _locked(path: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):
             lock.unlink(missing_ok=True)
         os.close(descriptor)
+
+
+def _check_scores_folder(folder: Path) -> None:
+    """Refuse a folder that scores could not be written to; one that does not exist is created and removed."""
+    created = not os.path.lexists(folder)
+    _make_folder(folder)
+    try:
+        check_writable(folder / _file_name('["", ""]'))
+    finally:
+        if created:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise MeasureError(f"cannot write {printable(str(folder))}: {error.strerror}") from error
 
 
 def _take(lock: Path, shown: str) -> int:
@@ -183,6 +197,16 @@ def _take(lock: Path, shown: str) -> int:
             if os.path.samestat(os.fstat(descriptor), os.stat(lock)):
                 return descriptor
         os.close(descriptor)
+
+
+def written_beside(record: str | Path) -> tuple[Path, Path]:
+    """What is written beside a record: its lock, and the folder of its scores."""
+    path = Path(os.path.realpath(record))
+    return _lock_of(path), scores_folder(path)
+
+
+def _lock_of(path: Path) -> Path:
+    return path.with_name(path.name + ".lock")
 
 
 def scores_folder(record: str | Path) -> Path:
@@ -219,10 +243,7 @@ def stray_scores(records: Iterable[Record], *paths: str | Path) -> list[Path]:
 
 
 def _keep_scores(folder: Path, record: Record, scores: Mapping[tuple[str, str], TokenScores]) -> None:
-    try:
-        folder.mkdir(exist_ok=True)
-    except OSError as error:
-        raise MeasureError(f"cannot write {printable(str(folder))}: {error.strerror}") from error
+    _make_folder(folder)
     for quantization in record.quantizations:
         for measurement in quantization.measurements:
             found = scores.get((quantization.file.sha256, measurement.text.sha256))

@@ -1,5 +1,6 @@
 """Charts as files: the same bytes every time, text as text, what may stand on one axis and what may not."""
 
+import dataclasses
 import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -159,6 +160,39 @@ def test_perplexity_without_divergence_is_drawn_as_its_loss() -> None:
     assert panel.quality == "dppl"
     assert not any(p.paired for p in panel.points)
     assert "Pale bars: unpaired" in draw_quality([panel]).description
+
+
+def test_a_file_that_was_compared_is_no_base_whatever_its_name() -> None:
+    """Neither in logs, which state no base, nor beside a base of the same name that has no digest."""
+    for base in (Base(), Base("q8_0")):
+        logs = record(quantization("q8_0", 8.5, 0.001, base=base), quantization("q4_K", 4.5, 0.03, base=base))
+        (panel,) = panels([logs])
+        assert panel.quality == "kld"
+        assert [p.name for p in panel.points] == ["q8_0", "q4_K"]
+
+
+def test_each_loss_of_perplexity_is_from_its_own_base() -> None:
+    def only_ppl(name: str, ppl: float, base: str) -> Quantization:
+        q = quantization(name, 5, None, base=Base(base, base))
+        m = q.measurements[0]
+        m = dataclasses.replace(m, metrics={"ppl": Metric(ppl)})
+        return dataclasses.replace(q, measurements=(m,))
+
+    two = record(
+        only_ppl("A", 10, "A"), only_ppl("B", 20, "B"), only_ppl("a", 11, "A"), only_ppl("b", 21, "B")
+    )
+    (panel,) = panels([two], mixed=True)
+    assert {p.name: p.y for p in panel.points} == {"a": pytest.approx(10), "b": pytest.approx(5)}
+    assert panel.base == "A and B"
+
+
+def test_what_is_not_drawn_is_counted() -> None:
+    some = record(*MIXES.quantizations, quantization("odd", 3, None))
+    assert (
+        "Without this quality or cost, not drawn: 1."
+        in draw_quality(panels([some], quality="kld")).description
+    )
+    assert "not drawn" not in draw_quality(panels([MIXES])).description
 
 
 @pytest.mark.parametrize("metric", ["kld", "dppl", "ppl"])

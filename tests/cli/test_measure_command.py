@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -11,7 +12,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+import ggplan.cli.measure
 from ggplan.cli import cli
+from ggplan.cli.progress import chunks_bar
 from ggplan.errors import ChartError, MeasureError
 from ggplan.measure import load_record
 
@@ -262,3 +265,157 @@ def test_a_text_of_an_ambiguous_name_is_chosen_by_its_digest(lab: Path) -> None:
     measure("demo-q4_K.gguf", "--base", "demo-bf16.gguf", "--text", "renamed.txt", *more)
     assert chart("--text", "renamed.txt").exit_code == 0
     assert {"q8_0", "q4_K"} <= {t.partition(":")[0] for t in titles_of(lab / "x.svg")}
+
+
+def keeping(*more: str):
+    """Measure with an option that must be refused."""
+    command = ["measure", "demo-q8_0.gguf", "demo-bf16.gguf", "--text", "eval.txt", "-c", "16", *more]
+    return CliRunner().invoke(cli, command)
+
+
+@pytest.mark.parametrize(
+    ("more", "message", "code"),
+    [
+        (["--record", "air.json"], "air.scores: File exists", 1),
+        (["--record", "x.scores"], "the record and the folder of its scores", 1),
+        (["--record", "a folder"], "a folder: it is a folder", 1),
+        (["--csv", "a folder"], "--csv: cannot write a folder: it is a folder", 2),
+        (["--csv", "n" * 250], "File name too long", 2),
+        (["--keep-logits", "a folder"], "--keep-logits: cannot write a folder: it is a folder", 2),
+        (["--keep-logits", "no/x"], "--keep-logits: cannot write no/x: its folder does not exist", 2),
+    ],
+)
+def test_outputs_that_cannot_be_written_are_refused_before_the_engine(
+    lab: Path, more: list[str], message: str, code: int
+) -> None:
+    (lab / "a folder").mkdir()
+    (lab / "air.scores").touch()
+    before = sorted(lab.iterdir())
+    done = keeping(*more)
+    assert done.exit_code == code
+    assert message in done.output + str(getattr(done.exception, "message", ""))
+    assert runs(lab) == []
+    assert sorted(lab.iterdir()) == before
+
+
+@pytest.mark.parametrize("link", ["hardlink", "symlink"])
+def test_no_output_overwrites_what_is_read_by_a_link(lab: Path, link: str) -> None:
+    for name in ("table.csv", "demo.json.lock", "base.logits.part"):
+        (lab / name).hardlink_to(lab / "eval.txt") if link == "hardlink" else (lab / name).symlink_to(
+            "eval.txt"
+        )
+    before = {path: path.read_bytes() for path in lab.iterdir() if path.is_file()}
+    outputs = (("--csv", "table.csv"), ("--record", "demo.json"), ("--keep-logits", "base.logits"))
+    for option, name in outputs:
+        done = keeping(option, name)
+        assert done.exit_code == 2
+        assert f"{option} would overwrite eval.txt, which is read" in done.output
+    assert {path: path.read_bytes() for path in lab.iterdir() if path.is_file()} == before
+    assert runs(lab) == []
+
+
+@pytest.mark.parametrize("other", ["air.json", "air.json.lock", "air.scores"])
+def test_no_output_overwrites_what_belongs_to_the_record(lab: Path, other: str) -> None:
+    done = keeping("--record", "air.json", "--csv", other)
+    assert done.exit_code == 2
+    assert "--csv would overwrite" in done.output
+    assert "which --record writes" in done.output
+    assert runs(lab) == []
+
+
+@pytest.mark.parametrize("option", ["--csv", "--keep-logits"])
+@pytest.mark.parametrize("copied", [False, True])
+def test_no_output_overwrites_a_shard_that_is_not_named(lab: Path, option: str, copied: bool) -> None:
+    first = write_model(lab / "set" / "demo-q6_K.gguf", 0.4, 6, split=2)
+    sets = [first]
+    if copied:
+        shutil.copytree(lab / "set", lab / "a longer copy")
+        sets.append(lab / "a longer copy" / first.name)
+    shard = sets[-1].with_name(first.name.replace("00001-of", "00002-of"))
+    before = shard.read_bytes()
+    base = ("--base", "demo-bf16.gguf")
+    done = measure(*sets, *base, "--text", "eval.txt", "-c", 16, option, shard)
+    assert done.exit_code == 2
+    assert f"{option} would overwrite" in done.output
+    assert shard.read_bytes() == before
+    assert runs(lab) == []
+
+
+@pytest.mark.parametrize("broken", ["record", "scores", "table"])
+def test_figures_are_printed_and_kept_where_possible_if_one_output_fails(
+    lab: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    target = {"record": "air.json", "scores": "air.scores", "table": "air.csv"}[broken]
+
+    def late(*arguments: object, **more: object) -> object:
+        result = run_measurement(*arguments, **more)
+        path = lab / target
+        path.touch() if broken == "scores" else path.mkdir()
+        return result
+
+    run_measurement = ggplan.cli.measure.run_measurement
+    monkeypatch.setattr(ggplan.cli.measure, "run_measurement", late)
+    done = keeping("--record", "air.json", "--csv", "air.csv")
+    assert isinstance(done.exception, MeasureError)
+    assert target in done.exception.message
+    assert "99 % KLD" in done.output
+    assert "kept in" not in done.output
+    assert (lab / "air.csv").is_file() == (broken != "table")
+    assert (lab / "air.json").is_file() == (broken != "record")
+    if broken == "scores":
+        assert "the figures are kept in" in done.exception.message
+
+
+def test_a_chart_has_a_file_whose_name_is_that_of_the_kept_base(lab: Path) -> None:
+    (lab / "n").mkdir()
+    options = ("--text", "eval.txt", "-c", 16)
+    measure("demo-bf16.gguf", *options, "--keep-logits", "n/q8_0.logits")
+    done = measure(
+        "demo-q8_0.gguf",
+        "demo-q4_K.gguf",
+        "--base",
+        "n/q8_0.logits",
+        "--text",
+        "eval.txt",
+        "--record",
+        "b.json",
+    )
+    assert done.exit_code == 0
+    for metric in ("kld", "dppl"):
+        command = ["chart", "b.json", "-o", "b.svg", "--metric", metric]
+        assert CliRunner().invoke(cli, command, catch_exceptions=False).exit_code == 0
+        assert {"q8_0", "q4_K"} <= {t.partition(":")[0] for t in titles_of(lab / "b.svg")}
+
+
+def test_a_chart_does_not_overwrite_its_record(lab: Path) -> None:
+    measure("demo-q8_0.gguf", "demo-bf16.gguf", "--text", "eval.txt", "-c", 16, "--record", "r.json")
+    (lab / "r.svg").hardlink_to(lab / "r.json")
+    done = CliRunner().invoke(cli, ["chart", "r.json", "-o", "r.svg"])
+    assert done.exit_code == 2
+    assert "-o would overwrite r.json" in done.output
+    assert (lab / "r.svg").samefile(lab / "r.json")
+
+
+def test_runs_of_one_name_have_a_progress_bar_each(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bar = chunks_bar(quiet=True)
+    monkeypatch.setattr("ggplan.cli.progress.chunks_bar", lambda quiet: bar)
+    for file, text in (("m.gguf", "b on c"), ("m on b.gguf", "c")):
+        write_model(lab / file, 0.1, len(text))
+        write_text(lab / text, len(text))
+    files = ["m.gguf", "m on b.gguf", "demo-bf16.gguf"]
+    texts = ("--text", "b on c", "--held-out", "c")
+    assert measure(*files, *texts, "-c", 16).exit_code == 0
+    told = [task.description for task in bar.tasks]
+    assert len(told) == 6
+    assert told.count("m on b on c") == 2
+    assert all(task.finished for task in bar.tasks)
+
+
+def test_figures_over_different_tokens_are_noted_where_they_are_shown(lab: Path) -> None:
+    write_model(lab / "demo-q2_K.gguf", 0.5, nan=2)
+    options = ("--base", "demo-bf16.gguf", "--text", "eval.txt", "-c", 16)
+    said = "over different tokens"
+    assert said not in measure("demo-q8_0.gguf", *options).output
+    assert said in measure("demo-q2_K.gguf", *options, "--record", "r.json").output
+    CliRunner().invoke(cli, ["chart", "r.json", "-o", "r.html"], catch_exceptions=False)
+    assert said in (lab / "r.html").read_text()

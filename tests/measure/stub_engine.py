@@ -95,12 +95,16 @@ def stub_engine(log: list[str] | None = None) -> "Engine":
         tokens = tokens_of(text.read_bytes(), n_ctx, n_chunks)
         chunked = ChunkedText(n_ctx, N_VOCAB, tokens)
         chunks = write_base_logits(keep, chunked, iter(logits_of(model, tokens)))
-        return run(model, chunked, list(chunks), None)
+        return run(model, chunked, list(chunks), None, progress)
 
     def run_model(model, text, base: BaseLogits, progress) -> Run:
-        return run(model, base.chunked, logits_of(model, base.chunked.tokens), base)
+        return run(model, base.chunked, logits_of(model, base.chunked.tokens), base, progress)
 
-    def run(model: Path, chunked: "ChunkedText", chunks: list[np.ndarray], base: BaseLogits | None) -> Run:
+    def run(
+        model: Path, chunked: "ChunkedText", chunks: list[np.ndarray], base: BaseLogits | None, progress
+    ) -> Run:
+        if progress is not None:
+            progress(len(chunks), len(chunks))
         if log is not None:
             log.append(model.name)
         rows = [base.rows(i, 0, chunked.n_scored) if base else None for i in range(chunked.n_chunks)]

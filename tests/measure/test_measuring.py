@@ -381,3 +381,36 @@ def test_scores_of_something_else_are_not_taken(tmp_path: Path, text: Path, bf16
     TokenScores(np.zeros((2, 3), np.float32)).save(ours, "")
     with pytest.raises(MeasureError, match="belong to another"):
         find(q, m)
+
+
+def test_log_probabilities_are_kept_only_where_nothing_is_lost(
+    tmp_path: Path, text: Path, bf16: Path
+) -> None:
+    first = write_model(tmp_path / "set" / "tiny-q4.gguf", 0.4, 6, split=2)
+    shard = sorted(first.parent.iterdir())[1]
+    (tmp_path / "link").hardlink_to(shard)
+    (tmp_path / "keep.part").hardlink_to(text)
+    (tmp_path / "folder").mkdir()
+    log: list[str] = []
+    for name, message in (
+        ("link", "is read here"),
+        ("keep", r"keep\.part is read here"),
+        ("folder", "it is a folder"),
+        ("no/keep", "its folder does not exist"),
+    ):
+        options = dataclasses.replace(SMALL, keep_logits=tmp_path / name)
+        with pytest.raises(MeasureError, match=message):
+            measure([first], [TextFile(text)], bf16, stub_engine(log), options)
+    assert log == []
+    assert text.exists()
+
+
+def test_progress_tells_texts_of_one_name_apart(tmp_path: Path, bf16: Path) -> None:
+    texts = [write_text(tmp_path / folder / "a" / "eval.txt", i) for i, folder in enumerate("xy")]
+    seen = []
+    uses = [TextFile(texts[0], "choose"), TextFile(texts[1], "held out")]
+    result = run([], uses, bf16, watcher=lambda what, done, of: seen.append(what))
+    assert [what.text_sha256 for what in seen] == [digest(text) for text in texts]
+    assert [str(what) for what in seen] == [f"tiny-bf16 on eval.txt ({digest(text)[:8]})" for text in texts]
+    (q,) = result.record.quantizations
+    assert len({m.text.name for m in q.measurements}) == 2
