@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from ggplan.errors import PlanError
 from ggplan.model import Model
@@ -17,7 +17,7 @@ from ggplan.planning.plan import Effort, Nonfinite, Plan, PlannedTensor
 from ggplan.planning.provenance import output_metadata
 from ggplan.planning.roles import roles_in
 from ggplan.planning.written import recipe_of
-from ggplan.text import names_in_words
+from ggplan.text import names_in_words, nearest, printable
 
 if TYPE_CHECKING:
     from ggplan.imatrix import Imatrix
@@ -95,12 +95,21 @@ def lay_out(
     Raises
     ------
     PlanError
-        If the assignment is not of the model's tensors, a shape forbids a type and no fallback exists, or
-        `strict` forbids the fallback.
+        If the assignment is not of the model's tensors, a shape forbids a type and no fallback exists, `strict`
+        forbids the fallback, or an option has no such value.
     ImatrixError
         If an entry of the imatrix does not have its tensor's size.
     """
     table = fallback or table_of(assignment.recipe)
+    for option, value, values in (
+        ("fallback", table, get_args(FallbackTable)),
+        ("nonfinite", nonfinite, get_args(Nonfinite)),
+        ("effort", effort, get_args(Effort)),
+    ):
+        if value not in values:
+            near = nearest(str(value), values)
+            hint = f"the nearest is {near}" if near else f"choose from {', '.join(values)}"
+            raise PlanError(f"{option} cannot be {printable(str(value))}", hint=hint)
     fitted = sorted(fit(model, assignment, table), key=lambda f: file_order(f.tensor.name))
     for found in fitted:
         if found.fault is not None:

@@ -67,6 +67,8 @@ def find_recipe(name: str | Path) -> Recipe | Mix:
     if is_mix(name):
         return find_mix(name)
     mixes = [mix.name for mix in MIXES]
+    if any(shipped.endswith(f"/{name.lower()}") for shipped in shipped_recipes()):
+        return load_recipe(name)  # which tells the whole name
     if (near := nearest(name, (*shipped_recipes(), *mixes))) in mixes:
         raise RecipeError(
             f"{printable(name)} is not a recipe's file, a shipped recipe or one of llama-quantize's mixes",

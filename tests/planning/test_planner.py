@@ -243,3 +243,13 @@ def test_the_plan_as_json_says_all() -> None:
     assert totals["file_bytes"] == plan.file_bytes == len(plan.header) + plan.data_bytes
     down = next(t for t in found["tensors"] if t["name"] == "blk.0.ffn_down_exps.weight")
     assert (down["type"], down["fallback_from"], down["rule"]["line"]) == ("q5_0", "q4_K", 1)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "near"),
+    [("effort", "bset", "best"), ("nonfinite", "zeor", "zero"), ("fallback", "ikk", "ik")],
+)
+def test_an_option_without_such_a_value_is_refused(option: str, value: str, near: str) -> None:
+    with pytest.raises(PlanError, match=f"{option} cannot be {value}") as caught:
+        make_plan(SMALL, None, **{option: value})
+    assert near in caught.value.hint
