@@ -95,8 +95,8 @@ def lay_out(
     Raises
     ------
     PlanError
-        If the assignment is not of the model's tensors, a shape forbids a type and no fallback exists, `strict`
-        forbids the fallback, or an option has no such value.
+        If the assignment is not of the model's tensors, a shape forbids a type and no fallback exists,
+        `strict` forbids the fallback, or an option has no such value.
     ImatrixError
         If an entry of the imatrix does not have its tensor's size.
     """
