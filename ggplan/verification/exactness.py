@@ -142,9 +142,11 @@ def _metadata_faults(written: Metadata, planned: Metadata, file: str) -> list[Fa
     faults = []
     for key in sorted(written.keys() | planned.keys()):
         if not key.startswith(layout) and written.get(key) != planned.get(key):
-            what = "differs from" if key in written and key in planned else "is only in"
-            whose = "the plan's" if what == "differs from" else "the file" if key in written else "the plan"
-            faults.append(Fault(HEADER, "bytes", f"the key {printable(key)} {what} {whose}", file))
+            both = key in written and key in planned
+            only = "file" if key in written else "plan"
+            said = "differs from the plan's" if both else f"is only in the {only}"
+            differing = key if both else ""
+            faults.append(Fault(HEADER, "bytes", f"the key {printable(key)} {said}", file, differing))
     return faults
 
 

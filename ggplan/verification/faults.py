@@ -29,9 +29,12 @@ class Fault:
         What is wrong, and how much of it; does not name the tensor. It is safe to print.
     file
         The name of the file.
+    key
+        The metadata key that differs from the plan's, or "".
     """
 
     where: str
     kind: FaultKind
     message: str
     file: str
+    key: str = ""

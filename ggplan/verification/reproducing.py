@@ -125,10 +125,10 @@ def reproduce(
     inputs = _differing_inputs(written, checkpoint, imatrix)
     found = verify(path, plan=plan, threads=threads, progress=progress)
     # Keys that differ only because inputs differ: the inputs are reported instead.
-    implied = {f"the key {key} differs from the plan's" for key in (INPUTS, PLAN)} if inputs else set()
+    implied = (INPUTS, PLAN) if inputs else ()
     # Infinite weights that the plan keeps are not faults.
     kept = ("value",) if plan.nonfinite == "keep" else ()
-    faults = [f for f in found.faults if f.message not in implied and f.kind not in kept]
+    faults = [f for f in found.faults if f.key not in implied and f.kind not in kept]
     if not faults and not inputs:
         faults += _header_faults(path, written, plan)
     faults = _with_causes(faults, path, plan)
