@@ -19,7 +19,8 @@ from ggplan.planning.fallback import fallback_type
 from ggplan.recovering import Wanted, cover, write_recipe
 from ggplan.recovering.patterns import escape
 from ggplan.rules import Recipe
-from ggplan.rules.matching import MAX_STEPS, match_patterns, n_characters, program_of
+from ggplan.rules.matching import match_patterns, program_of, steps_of
+from ggplan.rules.steps import MAX_STEPS
 from ggplan.text import printable
 
 
@@ -43,7 +44,7 @@ def hits_of(source: Source, patterns: Sequence[str], names: Sequence[str]) -> tu
     if not patterns:
         return ((),) * len(names)
     try:
-        if program_of(patterns) * n_characters(names) > MAX_STEPS:
+        if steps_of(patterns, names, program_of(patterns)) > MAX_STEPS:
             raise OverflowError
         return match_patterns(patterns, names)
     except OverflowError:

@@ -14,6 +14,8 @@ from ggplan.inventories import inventories_of, inventory, names_of_inventories
 from ggplan.model import Model, TensorInfo
 from ggplan.planning import Assignment, FallbackTable, Fitted, decide, fit
 from ggplan.rules import Blocks, Choice, Location, Recipe, Rule, parse_recipe, roles_of
+from ggplan.rules.matching import recipe_steps
+from ggplan.rules.steps import MAX_STEPS
 from ggplan.stock import Mix
 
 if TYPE_CHECKING:
@@ -218,6 +220,8 @@ def subject_of(recipe: Recipe) -> Model | None:
         return None
     models = [inventory(name) for name in candidates]
     if len(models) == 1 or len(recipe.rules) * len(models[0].tensors) > _LARGEST_TRIED:
+        return models[0]
+    if sum(recipe_steps(recipe, [t.name for t in model.tensors]) for model in models) > MAX_STEPS:
         return models[0]
     return min(models, key=lambda model: _misfits(recipe, model))
 

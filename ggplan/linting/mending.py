@@ -78,7 +78,11 @@ def _best_repair(finding: Diagnostic, texts: dict[str, str], trials: Trials) -> 
         (edit,) = fix.edits
         line = split_lines(texts[edit.file])[edit.line - 1]
         alone = line[: edit.column - 1] + edit.text + line[edit.column - 1 + (edit.length or 0) :]
-        case = Trials(finding.file, None, {finding.file: alone}, trials.model, trials.table, left=1).tried([])
+        one = Trials(
+            finding.file, None, {finding.file: alone}, trials.model, trials.table, 1, trials.steps_left
+        )
+        case = one.tried([])
+        trials.steps_left = one.steps_left
         if case is not None and case.recipe.rules and case.members[0]:
             return replace(finding, fix=fix, help=f"write `{edit.text}`", others=())
     return replace(finding, others=())

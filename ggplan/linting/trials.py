@@ -2,7 +2,7 @@
 
 A fix is only worth offering if it helps. So candidates are tried: the fix is applied to the text, the text is
 read again, and the decisions it leads to are compared. Trying costs some milliseconds each, so a check tries
-only so many.
+only so many, and all of its trials together may take no more steps of matching than one recipe may.
 
 The edits of one fix go in together or not at all. A fix that touches what an earlier one has changed waits
 for the next round, for its columns are no longer true.
@@ -19,6 +19,8 @@ from ggplan.model import Model
 from ggplan.planning import FallbackTable
 from ggplan.rules import Edit, Fix, Recipe, parse_recipe
 from ggplan.rules.draft import Follow, FollowError
+from ggplan.rules.matching import recipe_steps
+from ggplan.rules.steps import MAX_STEPS
 
 MAX_TRIALS = 32
 _LARGEST_TRIED = 500_000  # lines times tensors; larger recipes get the first fix untried
@@ -27,12 +29,14 @@ _BOM = "\ufeff"
 
 @dataclass(slots=True)
 class Trials:
-    """A recipe's texts, the model it is judged by, and how many more fixes may be tried.
+    """A recipe's texts, the model it is judged by, and how much more may be tried.
 
     Attributes
     ----------
     texts
         The recipe's own text and those it draws in, by file name.
+    left, steps_left
+        How many more fixes may be tried, and how many steps matching may take for them.
     """
 
     file: str
@@ -41,6 +45,7 @@ class Trials:
     model: Model | None = None
     table: FallbackTable | None = None
     left: int = MAX_TRIALS
+    steps_left: int = MAX_STEPS
     _cases: dict[tuple[str, ...], Case | None] = field(default_factory=dict)
 
     def parse(self, changed: Mapping[str, str]) -> Recipe:
@@ -72,11 +77,23 @@ class Trials:
         key = tuple(f"{file}\0{text}" for file, text in sorted(applied.texts.items()))
         if key not in self._cases:
             self.left -= 1
-            try:
-                self._cases[key] = make_case(self.model, self.parse(applied.texts), self.table)
-            except RecipeError:
-                self._cases[key] = None
+            self._cases[key] = self._case(self.model, applied.texts)
         return self._cases[key]
+
+    def _case(self, model: Model, changed: Mapping[str, str]) -> Case | None:
+        try:
+            recipe = self.parse(changed)
+        except RecipeError:
+            return None
+        steps = recipe_steps(recipe, [tensor.name for tensor in model.tensors])
+        if steps > self.steps_left:
+            self.left = 0
+            return None
+        self.steps_left -= steps
+        try:
+            return make_case(model, recipe, self.table)
+        except RecipeError:
+            return None
 
     def best(self, fixes: Sequence[Fix]) -> Fix | None:
         """The fix that leaves the fewest idle rules and uncovered tensors; the first of equals."""

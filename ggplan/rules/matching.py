@@ -4,19 +4,14 @@
 GLM-4.5-Air take 3 ms. The planner wants every rule that matches, not only the first, because it passes
 over a rule that would quantize a protected tensor and goes on with the next.
 
-RE2 never backtracks, but patterns written to be slow (`a(a|b){60}b` a thousand times over) still cost up to
-one step for each instruction of their programs and each character of the names. A beginning that names have
-in common counts once, for the automaton remembers where it led. So the steps of a recipe on a model are
-known before the first is taken, and a recipe is legal on every machine or on none. `MAX_STEPS` lets through
-whatever the parser does on GLM-4.5-Air, whose names have 9,699 such characters. RE2 takes 1e8 of the slowest
-steps a second, on names that are made for them too, and more than 1e9 on real names.
+RE2 never backtracks, but patterns written to be slow (`a(a|b){60}b` a thousand times over) can still take
+minutes. So the steps of a recipe on a model are counted before the first is taken (`steps`), and a recipe is
+legal on every machine or on none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
-from itertools import pairwise
 
 import re2
 
@@ -26,10 +21,11 @@ from ggplan.rules.patterns import PATTERN_MEMORY, re2_options
 from ggplan.rules.ranges import Range
 from ggplan.rules.recipe import Recipe, Rule
 from ggplan.rules.roles import Blocks, block_of, roles_of
+from ggplan.rules.steps import MAX_STEPS, count_steps
 
 _MAX_MATCHES = 2_000_000  # of all rules and names together, names that the same rules match counted once
-_SET_MEMORY = 64 << 20  # holds the largest set of programs that the parser lets through
-MAX_STEPS = 5_000_000_000
+_SET_MEMORY = 128 << 20  # holds the largest set of programs that the parser lets through, and an automaton
+_STATE_BYTES = 4  # of the automaton for an instruction, at each character
 
 
 def match(recipe: Recipe, names: Sequence[str]) -> tuple[tuple[int, ...], ...]:
@@ -47,12 +43,13 @@ def match(recipe: Recipe, names: Sequence[str]) -> tuple[tuple[int, ...], ...]:
         refuses them.
     """
     blocks = Blocks.of(names)
-    if (steps := recipe.program * n_characters(names)) > MAX_STEPS:
-        message = f"matching the rules may take {steps:,} steps; {MAX_STEPS:,} are allowed"
-        help = "write fewer and simpler rules, without counted repetitions such as `{60}`"
-        raise invalid_recipe([Diagnostic("GP009", "error", message, recipe.file, help=help)])
+    patterns = [rule.regex(blocks.count) for rule in recipe.rules]
     try:
-        found = match_patterns([rule.regex(blocks.count) for rule in recipe.rules], names)
+        if steps_of(patterns, names, recipe.program) > MAX_STEPS:
+            message = f"matching the rules may take more than {MAX_STEPS:,} steps"
+            help = "write fewer and simpler rules, without counted repetitions such as `{60}`"
+            raise invalid_recipe([Diagnostic("GP009", "error", message, recipe.file, help=help)])
+        found = match_patterns(patterns, names)
         return _with_roles(recipe.rules, names, blocks, found)
     except OverflowError:
         message = f"the rules match names more than {_MAX_MATCHES:,} times together"
@@ -95,9 +92,25 @@ def _with_roles(
     return tuple(answers)
 
 
-def n_characters(names: Sequence[str]) -> int:
-    """The characters of all names, those at the beginning that several names have in common counted once."""
-    return _characters(tuple(names))
+def recipe_steps(recipe: Recipe, names: Sequence[str]) -> int:
+    """The most steps that `match` takes, or more than `MAX_STEPS` where it refuses them.
+
+    Raises
+    ------
+    re2.error, UnicodeEncodeError
+        If RE2 refuses a pattern that was put into the recipe by hand.
+    """
+    n_blocks = Blocks.of(names).count
+    return steps_of([rule.regex(n_blocks) for rule in recipe.rules], names, recipe.program)
+
+
+def steps_of(patterns: Sequence[str], names: Sequence[str], program: int) -> int:
+    """The most steps that `match_patterns` takes; `program` is the instructions of all patterns together."""
+    longest = max((len(name.encode("utf-8", "surrogatepass")) for name in names), default=0)
+    # `match_patterns` goes through the names in order. Either half of the memory holds what the automaton
+    # made of the last one, or nothing is sure to be remembered.
+    share = program * longest * _STATE_BYTES <= _SET_MEMORY // 2
+    return count_steps(patterns, names, share=share)
 
 
 def program_of(patterns: Sequence[str]) -> int:
@@ -112,15 +125,6 @@ def program_of(patterns: Sequence[str]) -> int:
         return sum(re2.compile(p, re2_options(PATTERN_MEMORY)).programsize for p in patterns)
     except re2.error as error:
         raise OverflowError from error
-
-
-@lru_cache(maxsize=8)  # a check asks for the same model again and again
-def _characters(names: tuple[str, ...]) -> int:
-    found = 0
-    for before, name in pairwise(("", *sorted(names))):
-        common = next((i for i, (a, b) in enumerate(zip(before, name, strict=False)) if a != b), len(before))
-        found += len(name) - common
-    return found
 
 
 def match_patterns(
@@ -142,11 +146,12 @@ def match_patterns(
         automaton.Add(pattern)
     automaton.Compile()
     sentinel = len(patterns)
-    answers = []
+    answers: list[tuple[int, ...]] = [()] * len(names)
     n_matches = 0
     shared: dict[tuple[int, ...], tuple[int, ...]] = {}  # the tensors of a role have one answer
-    for name in names:
-        raw = name.encode("utf-8", "surrogatepass")
+    # In order, so that what the automaton knows of a common beginning is used before it is forgotten.
+    for at in sorted(range(len(names)), key=names.__getitem__):
+        raw = names[at].encode("utf-8", "surrogatepass")
         found = automaton.Match(raw)
         if found and sentinel in found:
             hits = tuple(sorted(found)[:-1])
@@ -156,7 +161,7 @@ def match_patterns(
             n_matches += len(hits)
             if n_matches > _MAX_MATCHES:
                 raise OverflowError
-        answers.append(shared.setdefault(hits, hits))
+        answers[at] = shared.setdefault(hits, hits)
     return tuple(answers)
 
 

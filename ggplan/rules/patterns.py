@@ -23,7 +23,7 @@ Limits
 ------
 Compiled, a pattern is a program of about one instruction per character, and `{1000}` repeats them. A search
 takes at most (instructions) x (characters of the name) steps, so the programs of a recipe are bounded,
-each and together, and `matching` bounds the steps.
+each and together, and `steps` bounds the steps.
 """
 
 from __future__ import annotations
@@ -278,6 +278,7 @@ def _foreign_group(pattern: str, start: int) -> PatternError:
 def _from_re2(pattern: str, error: re2.error) -> PatternError:
     """RE2's own complaint, `reason: fragment` in bytes, with the fragment's place in the pattern."""
     reason, _, fragment = error.args[0].decode("utf-8", "replace").partition(": ")
+    # RE2 says in words alone why it refuses, and has no program whose size could be looked at.
     if "too large" in reason:
         message = "the pattern is too large when its repetitions are written out"
         return PatternError(

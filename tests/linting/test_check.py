@@ -4,16 +4,21 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ggplan import Model, TensorInfo, parse_type
 from ggplan.inventories import inventory
 from ggplan.linting import Report, check_plan, check_recipe, subject_of
-from ggplan.planning import make_plan
-from ggplan.rules import Diagnostic, load_recipe, parse_recipe, render, shipped_recipes
+from ggplan.linting.check import check_text
+from ggplan.planning import decisions, make_plan
+from ggplan.rules import Diagnostic, Recipe, load_recipe, parse_recipe, render, shipped_recipes
+from ggplan.rules.matching import recipe_steps
+from ggplan.rules.steps import MAX_STEPS
 
 # A recipe for GLM-4.5-Air with which nothing is wrong.
 CLEAN = r"""# GLM-4.5-Air
@@ -355,3 +360,23 @@ def test_no_recipe_of_a_stranger_takes_long_or_much(tmp_path: Path, name: str) -
     seconds, kilobytes = map(float, done.stdout.split())
     assert seconds < 3  # of a busy machine's time
     assert kilobytes < 200 * 1024
+
+
+def test_all_trials_together_take_no_more_steps_than_one_recipe_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = (format(n * 2654435761 % 2**64, "064b") for n in range(1, 21))
+    names = [number.translate({48: "a", 49: "b"}) for number in numbers]
+    infos = tuple(TensorInfo(name, (64, 64), parse_type("bf16"), "x.map", "bf16") for name in names)
+    steps: list[int] = []
+
+    def counted(recipe: Recipe, names: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+        steps.append(recipe_steps(recipe, names))
+        return ((),) * len(names)  # as if no rule matched
+
+    monkeypatch.setattr(decisions, "match", counted)
+    slow = "".join(f"(a|b)*a(a|b){{{n % 60}}}b{n} = q8_0\n" for n in range(500))
+    dead = "".join(f"{name[:40]}.{name[41:]} x = q8_0\n{name[:30]}A = q8_0\n" for name in names)
+    report = check_text(slow + dead, "x.recipe", None, Model(Path("x.map"), "inventory", "", {}, infos))
+    assert report.diagnostics
+    assert 1 < len(steps) < 10
+    assert max(steps) < MAX_STEPS
+    assert sum(steps) <= MAX_STEPS + max(steps)  # all trials, and the recipe itself

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from ggplan.errors import RecipeError
 from ggplan.inventories import inventory
 from ggplan.rules import Choice, InvalidRecipeError, Recipe, Rule, match, parse_recipe
-from ggplan.rules.matching import match_patterns
+from ggplan.rules.matching import match_patterns, recipe_steps
+from ggplan.rules.steps import MAX_STEPS
 
 NAMES = (
     "token_embd.weight",
@@ -162,20 +163,43 @@ def test_catastrophic_patterns_are_fast(pattern: str) -> None:
     assert time.thread_time() - begin < 1
 
 
-def slow_recipe(n_rules: int) -> tuple[Recipe, list[str]]:
+def slow_recipe(n_rules: int, n_names: int = 1000) -> tuple[Recipe, list[str]]:
     """A recipe that takes RE2 a step for most instructions and characters, and names that make it do so."""
     slow = [rf"(a|b)*a(a|b){{{n % 60}}}b{n}" for n in range(n_rules)]
-    numbers = (format(n * 2654435761 % 2**64, "064b") for n in range(1, 1000))
+    numbers = (format(n * 2654435761 % 2**64, "064b") for n in range(1, n_names + 1))
     recipe = parse_recipe("".join(f"{pattern} = q8_0\n" for pattern in slow))
     return recipe, [number.translate({48: "a", 49: "b"}) for number in numbers]
 
 
-def test_patterns_made_to_be_slow_are_refused_before_they_run() -> None:
-    recipe, tensors = slow_recipe(2000)
-    begin = time.thread_time()
-    with pytest.raises(InvalidRecipeError, match=r"may take \d,\d{3},\d{3},\d{3} steps; 5,000,000,000 are"):
+@pytest.mark.parametrize(("n_rules", "n_names"), [(1000, 150), (2000, 380), (2000, 1000)])
+def test_patterns_made_to_be_slow_are_refused_before_they_run(n_rules: int, n_names: int) -> None:
+    recipe, tensors = slow_recipe(n_rules, n_names)
+    assert recipe_steps(recipe, tensors) > MAX_STEPS
+    with pytest.raises(InvalidRecipeError, match="may take more than 250,000,000 steps"):
         match(recipe, tensors)
-    assert time.thread_time() - begin < 1
+
+
+def test_slow_patterns_count_as_nearly_all_of_their_instructions() -> None:
+    recipe, tensors = slow_recipe(100, 20)
+    at_most = recipe.program * sum(map(len, tensors))
+    assert at_most / 2 < recipe_steps(recipe, tensors) < at_most
+
+
+def test_a_beginning_that_many_names_share_counts_for_each_where_the_automaton_cannot_hold_it() -> None:
+    recipe, (name, *_) = slow_recipe(4900, 1)
+    few, many = [f"{name}{n}" for n in range(2)], [f"{name}{n}" for n in range(1000)]
+    assert recipe_steps(slow_recipe(10)[0], many) < 20 * recipe_steps(slow_recipe(10)[0], few)
+    assert recipe_steps(recipe, many) > MAX_STEPS
+
+
+@pytest.mark.parametrize(
+    "pattern", ["a", "x", "(a|b){2,40}", "(a?){30}", "((a|b)*b)*", "^a", "a.*b", "(|a|ab)+$", "a*?b"]
+)
+def test_a_pattern_takes_more_steps_on_more_names_and_never_fewer(pattern: str) -> None:
+    recipe, tensors = parse_recipe(f"{pattern} = q8_0"), slow_recipe(1, 40)[1]
+    counts = [recipe_steps(recipe, tensors[:n]) for n in range(1, 41)]
+    assert counts == sorted(counts)
+    assert counts[-1] >= sum(map(len, tensors)) - 63 * 40 // 2  # each starts at every character
 
 
 def test_what_is_legal_depends_on_steps_and_never_on_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,6 +220,8 @@ def test_what_is_legal_depends_on_steps_and_never_on_time(monkeypatch: pytest.Mo
 def test_a_rule_for_each_tensor_of_the_largest_model_is_legal() -> None:
     names = [t.name for t in inventory("GLM-4.5").tensors]
     recipe = parse_recipe("".join(f"{re.escape(name)} = q8_0\n" for name in names))
+    assert len(names) == 1761
+    assert 6 * recipe_steps(recipe, names) < MAX_STEPS
     assert all(i in hits for i, hits in enumerate(match(recipe, names)))
 
 
