@@ -25,7 +25,7 @@ import re2
 
 from ggplan.rules.patterns import PATTERN_MEMORY, re2_options, tokens
 
-MAX_STEPS = 250_000_000
+MAX_STEPS = 400_000_000
 """A recipe with a rule for each of the 1,761 tensors of GLM-4.5 takes 38 million. RE2 takes 80 million of the
 slowest a second, and a thousand million on real names."""
 _EMPTY_PROGRAM = 4  # instructions that every program of RE2 has
