@@ -153,7 +153,7 @@ class _Asked:
 
 
 def _check_usage(asked: _Asked) -> None:
-    """Refuse options that would overwrite a file that is read, or another that is written."""
+    """Refuse options that would overwrite a file that is read, written by another, or of another kind."""
     from pathlib import Path
 
     from ggplan.measure.outputs import check_writable
@@ -170,6 +170,27 @@ def _check_usage(asked: _Asked) -> None:
                 check_writable(Path(path))
             except MeasureError as error:
                 raise click.UsageError(f"{option}: {error.message}") from error
+    _check_kinds(asked)
+
+
+def _check_kinds(asked: _Asked) -> None:
+    """Refuse to overwrite a file that an earlier run did not write as the same output."""
+    from pathlib import Path
+
+    from ggplan.measure.base_logits import not_logits
+    from ggplan.measure.outputs import is_of_another_kind
+    from ggplan.measure.record import CSV_HEADER
+    from ggplan.text import printable
+
+    if asked.table and is_of_another_kind(Path(asked.table), CSV_HEADER.encode("ascii")):
+        raise click.UsageError(
+            f"--csv would overwrite {printable(asked.table)}, which is no table of `ggplan measure`"
+        )
+    other = not_logits(Path(asked.keep_logits)) if asked.keep_logits else None
+    if other is not None:
+        raise click.UsageError(
+            f"--keep-logits would overwrite {printable(str(other))}, which is no file of log-probabilities"
+        )
 
 
 def _check_files(asked: _Asked, files: Sequence[Subject], base: Subject | str) -> None:

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ggplan.errors import MeasureError
+from ggplan.measure.outputs import is_of_another_kind
 from ggplan.text import printable
 
 if TYPE_CHECKING:
@@ -208,6 +209,18 @@ class BaseLogits:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def not_logits(path: Path) -> Path | None:
+    """The file that keeping log-probabilities in `path` would destroy: one of another kind there, or where
+    an engine writes before; None if there is none.
+
+    Raises
+    ------
+    MeasureError
+        If a file cannot be read.
+    """
+    return next((p for p in (path, part_of_logits(path)) if is_of_another_kind(p, _MAGIC)), None)
 
 
 def part_of_logits(path: Path) -> Path:

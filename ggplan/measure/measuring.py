@@ -21,7 +21,7 @@ from typing import Protocol
 import numpy as np
 
 from ggplan.errors import MeasureError
-from ggplan.measure.base_logits import BaseLogits, is_base_logits, part_of_logits
+from ggplan.measure.base_logits import BaseLogits, is_base_logits, not_logits, part_of_logits
 from ggplan.measure.engines import Engine
 from ggplan.measure.llama_perplexity import ChunkProgress, Run
 from ggplan.measure.outputs import check_writable, find_same
@@ -321,7 +321,7 @@ def _check_options(options: MeasureOptions, texts: Sequence[_Text], kept: _KeptB
 
 
 def _check_output(keep: Path | None, opened: Sequence[Subject], texts: Sequence[_Text]) -> None:
-    """Refuse to keep log-probabilities where that cannot be, or would overwrite what is read.
+    """Refuse to keep log-probabilities where that cannot be, or would overwrite what is read or another file.
 
     An engine writes beside the file before it has its name.
     """
@@ -333,6 +333,12 @@ def _check_output(keep: Path | None, opened: Sequence[Subject], texts: Sequence[
         if find_same(path, inputs) is not None:
             raise MeasureError(f"{printable(str(path))} is read here, so nothing can be kept in it")
     check_writable(keep)
+    other = not_logits(keep)
+    if other is not None:
+        raise MeasureError(
+            f"{printable(str(other))} is no file of log-probabilities, so it is not overwritten",
+            hint="keep them in a file of another name",
+        )
 
 
 def _opened(files: Iterable[str | Path | Subject], base: str | Path | Subject | None) -> list[Subject]:

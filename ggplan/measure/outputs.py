@@ -54,6 +54,24 @@ def check_writable(path: Path) -> None:
         raise MeasureError(f"cannot write {shown}: {error.strerror}") from error
 
 
+def is_of_another_kind(path: Path, start: bytes) -> bool:
+    """Whether there is a file that does not begin as files of a kind do; an empty one is of any kind.
+
+    Raises
+    ------
+    MeasureError
+        If it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            found = file.read(len(start))
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise MeasureError(f"cannot read {printable(str(path))}: {error.strerror}") from error
+    return found not in (b"", start)
+
+
 def find_same(path: Path, others: Iterable[Path]) -> Path | None:
     """The first of some paths that leads to the same file, by a symbolic or a hard link too, or None."""
     wanted = _identity(path)

@@ -338,6 +338,8 @@ CSV_COLUMNS = (
     "model", "name", "n_bytes", "bpw", "text", "use", "n_ctx", "n_chunks", "n_tokens", "engine", "build",
     "metric", "value", "error", "method", "n_nan", "base",
 )  # fmt: skip
+CSV_HEADER = ",".join(CSV_COLUMNS)
+"""The first line of `record_to_csv`."""
 
 
 def record_to_csv(record: Record) -> str:

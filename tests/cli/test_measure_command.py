@@ -298,6 +298,34 @@ def test_outputs_that_cannot_be_written_are_refused_before_the_engine(
     assert sorted(lab.iterdir()) == before
 
 
+@pytest.mark.parametrize("option", ["--csv", "--keep-logits"])
+def test_only_a_file_of_its_own_kind_is_written_over(lab: Path, option: str) -> None:
+    model = write_model(lab / "other.gguf", 0.3)
+    (lab / "kept.part").write_bytes(model.read_bytes())
+    before = {path: path.read_bytes() for path in lab.iterdir() if path.is_file()}
+    refused = {"other.gguf": "other.gguf"} | ({"kept": "kept.part"} if option == "--keep-logits" else {})
+    for name, there in refused.items():
+        done = keeping(option, name)
+        assert done.exit_code == 2
+        assert f"{option} would overwrite {there}, which is no" in done.output
+    assert {path: path.read_bytes() for path in lab.iterdir() if path.is_file()} == before
+    assert runs(lab) == []
+    (lab / "written").touch()  # an empty file loses nothing
+    for text in ("eval.txt", "second.txt"):
+        write_text(lab / text, len(text))
+        done = measure("demo-bf16.gguf", "--text", text, "-c", 16, option, "written")
+        assert done.exit_code == 0
+        assert (lab / "written").stat().st_size > 0
+
+
+def test_reading_logs_writes_over_no_other_file(lab: Path) -> None:
+    (lab / "notes.csv").write_text("mine")
+    done = CliRunner().invoke(cli, ["measure", "--parse", str(KLD), "--csv", "notes.csv"])
+    assert done.exit_code == 2
+    assert "--csv would overwrite notes.csv, which is no table" in done.output
+    assert (lab / "notes.csv").read_text() == "mine"
+
+
 @pytest.mark.parametrize("link", ["hardlink", "symlink"])
 def test_no_output_overwrites_what_is_read_by_a_link(lab: Path, link: str) -> None:
     for name in ("table.csv", "demo.json.lock", "base.logits.part"):

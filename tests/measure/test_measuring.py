@@ -391,8 +391,11 @@ def test_log_probabilities_are_kept_only_where_nothing_is_lost(
     (tmp_path / "link").hardlink_to(shard)
     (tmp_path / "keep.part").hardlink_to(text)
     (tmp_path / "folder").mkdir()
+    notes = tmp_path / "notes"
+    notes.write_text("mine")
     log: list[str] = []
     for name, message in (
+        ("notes", "notes is no file of log-probabilities, so it is not overwritten"),
         ("link", "is read here"),
         ("keep", r"keep\.part is read here"),
         ("folder", "it is a folder"),
@@ -403,6 +406,7 @@ def test_log_probabilities_are_kept_only_where_nothing_is_lost(
             measure([first], [TextFile(text)], bf16, stub_engine(log), options)
     assert log == []
     assert text.exists()
+    assert notes.read_text() == "mine"
 
 
 def test_progress_tells_texts_of_one_name_apart(tmp_path: Path, bf16: Path) -> None:
