@@ -189,6 +189,7 @@ def measure(
     subjects = with_names(opened)
     against = kept or subjects[0]
     _check_output(options.keep_logits, opened, read_texts)
+    _check_architectures(subjects)
     _check_vocabularies(subjects, against)
     model = _model(subjects, against, options.model_name, into)
     described = [quantization_of(subject) for subject in subjects]
@@ -368,6 +369,19 @@ def _model(
     if into is not None:
         check_same_model(into.model, model)
     return model
+
+
+def _check_architectures(subjects: Sequence[Subject]) -> None:
+    """Refuse files of several architectures; an engine runs them if their vocabularies agree."""
+    known = [(s.name, s.model.architecture) for s in subjects if s.model.architecture]
+    for name, architecture in known[1:]:
+        first, expected = known[0]
+        if architecture != expected:
+            raise MeasureError(
+                f"{printable(name)} is of another model than {printable(first)}:"
+                f" its architecture is {printable(architecture)}, not {printable(expected)}",
+                hint="measure it against a base of its own model",
+            )
 
 
 def _check_vocabularies(subjects: Sequence[Subject], against: Subject | _KeptBase) -> None:

@@ -222,6 +222,19 @@ def test_a_model_may_have_the_records_name(tmp_path: Path, text: Path, bf16: Pat
     assert run([], text, bf16, named, into=into).record.model.name == "GLM"
 
 
+def test_another_architecture_is_refused_before_the_engine(
+    tmp_path: Path, text: Path, bf16: Path, q8: Path
+) -> None:
+    other = write_model(tmp_path / "other.gguf", 0.0, architecture="qwen3")
+    keep = tmp_path / "base.logits"
+    run([], text, bf16, dataclasses.replace(SMALL, keep_logits=keep))
+    log: list[str] = []
+    for files, base, options in (([q8, other], bf16, SMALL), ([q8, other], keep, MeasureOptions())):
+        with pytest.raises(MeasureError, match="its architecture is qwen3, not llama"):
+            measure(files, [TextFile(text)], base, stub_engine(log), options)
+    assert log == []
+
+
 def test_another_vocabulary_is_refused_before_the_engine(tmp_path: Path, text: Path, bf16: Path) -> None:
     other = write_model(tmp_path / "other.gguf", 0.0, n_vocab=41)
     log: list[str] = []
