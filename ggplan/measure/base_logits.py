@@ -32,6 +32,13 @@ from ggplan.text import printable
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+MIN_CHUNKS = 2
+"""Chunks that a text must have: llama-perplexity refuses a shorter one."""
+MAX_ADDED_TOKENS = 16
+"""A text has at most as many tokens as bytes, and so many that a tokenizer adds (BOS, a leading space)."""
+LONGER_TEXT = "give a longer text or a smaller --ctx"
+"""The hint where a text is too short."""
+
 _MAGIC = b"_logits_"
 _HEAD = struct.Struct("<8sIii")
 _CUT_OFF = np.float32(16)

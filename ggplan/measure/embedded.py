@@ -24,7 +24,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ggplan.errors import Error, MeasureError
-from ggplan.measure.base_logits import BaseLogits, ChunkedText, write_base_logits
+from ggplan.measure.base_logits import (
+    LONGER_TEXT,
+    MAX_ADDED_TOKENS,
+    MIN_CHUNKS,
+    BaseLogits,
+    ChunkedText,
+    write_base_logits,
+)
 from ggplan.measure.scores import join_scores, score_chunk
 from ggplan.text import printable
 
@@ -101,16 +108,16 @@ class EmbeddedModel:
             If it is shorter than two chunks.
         """
         text = text.removesuffix(b"\n")
-        room = len(text) + 16
+        room = len(text) + MAX_ADDED_TOKENS
         tokens = (ctypes.c_int32 * room)()
         found = self._api.llama_tokenize(self._vocab, text, len(text), tokens, room, True, False)
         if found < 0:
             raise MeasureError("the text cannot be cut into tokens")
         n_whole = found // self.n_ctx
-        if n_whole < 2:
+        if n_whole < MIN_CHUNKS:
             raise MeasureError(
                 f"the text has {found} tokens, which is less than two chunks of {self.n_ctx}",
-                hint="give a longer text or a smaller --ctx",
+                hint=LONGER_TEXT,
             )
         n = min(n_whole, n_chunks or n_whole)
         whole = np.ctypeslib.as_array(tokens)[: n * self.n_ctx].reshape(n, self.n_ctx).copy()

@@ -30,6 +30,7 @@ import numpy as np
 
 from ggplan.errors import MeasureError
 from ggplan.measure.base_logits import (
+    LONGER_TEXT,
     BaseLogits,
     ChunkedText,
     log_probs,
@@ -45,6 +46,8 @@ ChunkProgress = Callable[[int, int], None]
 
 _FINAL = re.compile(rb"Final estimate: PPL[^=\r\n]{0,60}= ([0-9.]+) \+/- ([0-9.]+)")
 _BUILD = re.compile(rb"version: ([^\r\n]{1,80})")
+_TOO_SHORT = re.compile(rb"you need at least (\d{1,9}) tokens")
+_N_TOKENS = re.compile(rb"tokenizes to only (\d{1,9}) tokens")
 _CRASHES = (-4, -11, 132, 139)
 _ATTEMPTS = 5
 _TAIL = 1 << 16
@@ -228,6 +231,12 @@ def _watch(
         raise
     finally:
         listener.join()
+    # Whatever the exit code: another run would end the same way.
+    short = _TOO_SHORT.search(said)
+    if short is not None:
+        n_tokens = _N_TOKENS.search(said)
+        has = f"it has {int(n_tokens[1]):,} tokens, and " if n_tokens else ""
+        raise MeasureError(f"the text is too short: {has}{int(short[1]):,} are needed", hint=LONGER_TEXT)
     if process.returncode in _CRASHES:
         raise _PassingError(f"crashed (exit {process.returncode})", without_repack=True)
     if process.returncode:
@@ -238,8 +247,6 @@ def _watch(
             )
         raise MeasureError(f"{NAME} failed (exit {process.returncode}): {words}")
     if scores is None:
-        if b"you need at least" in said:
-            raise MeasureError(f"the text is too short: {_last_lines(said)}")
         if b"[1]" in said:
             raise _PassingError("ended before its last chunk", without_repack=False)
         if _error_lines(said):

@@ -21,7 +21,15 @@ from typing import Protocol
 import numpy as np
 
 from ggplan.errors import MeasureError
-from ggplan.measure.base_logits import BaseLogits, is_base_logits, not_logits, part_of_logits
+from ggplan.measure.base_logits import (
+    LONGER_TEXT,
+    MAX_ADDED_TOKENS,
+    MIN_CHUNKS,
+    BaseLogits,
+    is_base_logits,
+    not_logits,
+    part_of_logits,
+)
 from ggplan.measure.engines import Engine
 from ggplan.measure.llama_perplexity import ChunkProgress, Run
 from ggplan.measure.outputs import check_writable, find_same
@@ -185,6 +193,7 @@ def measure(
     read_texts = _read_texts(texts)
     kept = _kept_base(base, into)
     _check_options(options, read_texts, kept)
+    _check_lengths(read_texts, kept, options)
     opened = _opened(files, base if kept is None else None)
     subjects = with_names(opened)
     against = kept or subjects[0]
@@ -319,6 +328,21 @@ def _check_options(options: MeasureOptions, texts: Sequence[_Text], kept: _KeptB
             f"{shown} is of {chunked.n_chunks} chunks of {chunked.n_ctx} tokens",
             hint="leave --ctx and --chunks out, or give the base model itself",
         )
+
+
+def _check_lengths(texts: Sequence[_Text], kept: _KeptBase | None, options: MeasureOptions) -> None:
+    """Refuse a text that has too few bytes; one that has enough may still have too few tokens."""
+    n_ctx = options.n_ctx or DEFAULT_CONTEXT
+    if kept is not None:
+        with BaseLogits(kept.state.path) as logits:
+            n_ctx = logits.chunked.n_ctx
+    for text in texts:
+        if text.state.n_bytes + MAX_ADDED_TOKENS < MIN_CHUNKS * n_ctx:
+            raise MeasureError(
+                f"{printable(text.facts.name)} is too short: it has {text.state.n_bytes:,} bytes, which are"
+                f" fewer than the tokens of {MIN_CHUNKS} chunks of {n_ctx:,}",
+                hint=LONGER_TEXT,
+            )
 
 
 def _check_output(keep: Path | None, opened: Sequence[Subject], texts: Sequence[_Text]) -> None:

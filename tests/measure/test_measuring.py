@@ -17,6 +17,7 @@ from ggplan.measure import (
     Record,
     TextFile,
     TokenScores,
+    external_engine,
     kept_scores,
     largest,
     load_record,
@@ -292,6 +293,39 @@ def test_a_file_that_changes_while_it_is_measured_is_refused(text: Path, bf16: P
         measure(
             subjects, [TextFile(text)], subjects[0], dataclasses.replace(engine, run_model=run_model), SMALL
         )
+
+
+def test_a_text_that_must_be_too_short_is_refused_before_the_engine(
+    tmp_path: Path, text: Path, bf16: Path, q8: Path
+) -> None:
+    keep = tmp_path / "base.logits"
+    run([], text, bf16, dataclasses.replace(SMALL, keep_logits=keep))
+    short = write_text(tmp_path / "short.txt", 2, 15)
+    log: list[str] = []
+    for base, options in ((bf16, SMALL), (keep, MeasureOptions())):
+        with pytest.raises(MeasureError, match=r"short\.txt is too short: it has 15 bytes") as error:
+            measure([q8], [TextFile(short)], base, stub_engine(log), options)
+        assert "longer text" in error.value.hint
+    with pytest.raises(MeasureError, match="2 chunks of 512"):
+        measure([q8], [TextFile(text)], bf16, stub_engine(log))
+    assert log == []
+
+
+@pytest.mark.parametrize("code", [0, 1, 139])
+def test_a_text_of_too_few_tokens_is_named_however_the_engine_ends(
+    tmp_path: Path, text: Path, bf16: Path, code: int
+) -> None:
+    program, started = tmp_path / "llama-perplexity", tmp_path / "started"
+    program.write_text(
+        f'#!/bin/sh\n[ "$1" = --version ] && exit\necho >> {started}\n'
+        "echo 'perplexity: you need at least 32 tokens to evaluate perplexity with a context of 16'\n"
+        f"echo 'perplexity: the data file you provided tokenizes to only 20 tokens'\nexit {code}\n"
+    )
+    program.chmod(0o755)
+    with pytest.raises(MeasureError, match="too short: it has 20 tokens, and 32 are needed") as error:
+        measure([], [TextFile(text)], bf16, external_engine(str(program)), SMALL)
+    assert "longer text" in error.value.hint
+    assert len(started.read_text().splitlines()) == 1, "it cannot end otherwise in another run"
 
 
 def test_kept_log_probabilities_are_their_files(
