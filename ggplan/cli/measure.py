@@ -258,9 +258,39 @@ def _parse(asked: _Asked) -> None:
             raise MeasureError(f"these are of several models ({names})", hint="choose one with --model-name")
         for found in records:
             failed: list[MeasureError] = []
-            _finish(found, kept.add(found) if kept is not None else found, asked, failed)
+            merged = found
+            if kept is not None:
+                merged = kept.add(found)
+                _carry_scores(kept, found, asked, failed)
+            _finish(found, merged, asked, failed)
             if failed:
                 raise failed[0]
+
+
+def _carry_scores(kept: OpenRecord, found: Record, asked: _Asked, failed: list[MeasureError]) -> None:
+    """Copy the scores beside the records that were read, and say which there are not.
+
+    `failed` gets an error of writing them.
+    """
+    from ggplan.measure.record_file import carry_scores
+    from ggplan.text import printable
+
+    try:
+        carried = carry_scores(asked.files, kept, found)
+    except MeasureError as error:
+        failed.append(error)
+        return
+    if asked.quiet:
+        return
+    notes = [f"not carried over: {why}" for why in carried.unused]
+    if carried.missing:
+        named = ", ".join(printable(name) for name in carried.missing[:6])
+        more = f" and {len(carried.missing) - 6:,} more" if len(carried.missing) > 6 else ""
+        notes.append(
+            f"no scores of tokens are kept of {named}{more}; differences from others have larger errors"
+        )
+    for note in notes:
+        click.echo(f"note: {note}", err=True)
 
 
 def _subjects(asked: _Asked) -> tuple[list[Subject], Subject | str]:

@@ -20,7 +20,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,14 +108,8 @@ class OpenRecord:
         merged = merge(load_record(self.path), new) if self.path.exists() else new
         save_record(merged, self.path)
         if scores:
-            try:
+            with _writing_scores(self.path):
                 _keep_scores(scores_folder(self.path), new, scores)
-            except MeasureError as error:
-                raise MeasureError(
-                    f"{error.message}; the figures are kept in {printable(str(self.path))},"
-                    " but not all scores of the tokens",
-                    hint=error.hint,
-                ) from error
         return merged
 
 
@@ -151,6 +145,19 @@ def _locked(path: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):
             lock.unlink(missing_ok=True)
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _writing_scores(record: Path) -> Iterator[None]:
+    """Say in an error that the record itself is written."""
+    try:
+        yield
+    except MeasureError as error:
+        raise MeasureError(
+            f"{error.message}; the figures are kept in {printable(str(record))},"
+            " but not all scores of the tokens",
+            hint=error.hint,
+        ) from error
 
 
 def _check_scores_folder(folder: Path) -> None:
@@ -228,6 +235,77 @@ def kept_scores(*records: str | Path) -> Scores:
         return None if found is None else TokenScores.load(found, key)
 
     return find
+
+
+@dataclass(frozen=True, slots=True)
+class CarriedScores:
+    """What became of the scores that belong to the measurements of records that were put together.
+
+    Attributes
+    ----------
+    missing
+        Measured files that have none, as `q4_K on eval.txt`.
+    unused
+        Why files of scores beside the records were not taken.
+    """
+
+    missing: tuple[str, ...]
+    unused: tuple[str, ...]
+
+
+def carry_scores(records: Sequence[str | Path], into: OpenRecord, new: Record) -> CarriedScores:
+    """Copy the scores kept beside records to another record that has their measurements.
+
+    Parameters
+    ----------
+    records
+        The files of the records; of several that have scores of the same file under the same conditions, the
+        last counts, as its figures do.
+    into
+        The record with the measurements.
+    new
+        The measurements whose scores are wanted; without a file's digest there are none.
+
+    Raises
+    ------
+    MeasureError
+        If the scores cannot be written.
+    """
+    target = scores_folder(into.path)
+    missing, unused = [], []
+    for quantization in new.quantizations:
+        for measurement in quantization.measurements if quantization.file.sha256 else ():
+            key = _key(quantization, measurement)
+            name = _file_name(key)
+            for record in (*reversed(records), into.path):
+                path = scores_folder(os.path.realpath(record)) / name
+                if not path.exists():
+                    continue
+                try:
+                    scores = TokenScores.load(path, key)
+                except MeasureError as error:
+                    unused.append(error.message)
+                    continue
+                if path.parent != target:
+                    with _writing_scores(into.path):
+                        _make_folder(target)
+                        write_whole(target / name, scores.to_bytes(key))
+                break
+            else:
+                missing.append(f"{quantization.name} on {measurement.text.name}")
+    for stray in stray_scores([new], *_other_records(records, target)):
+        unused.append(f"the scores in {printable(str(stray))} belong to no measurement")
+    return CarriedScores(tuple(missing), tuple(dict.fromkeys(unused)))
+
+
+def _other_records(paths: Sequence[str | Path], target: Path) -> Iterator[str]:
+    """Those of some files that are records and have another folder of scores than `target` beside them."""
+    for path in dict.fromkeys(os.path.realpath(path) for path in paths):
+        folder = scores_folder(path)
+        if folder != target and folder.is_dir():
+            with contextlib.suppress(MeasureError):  # a log, which has no scores
+                load_record(path)
+                yield path
 
 
 def stray_scores(records: Iterable[Record], *paths: str | Path) -> list[Path]:

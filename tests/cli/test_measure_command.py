@@ -16,7 +16,7 @@ import ggplan.cli.measure
 from ggplan.cli import cli
 from ggplan.cli.progress import chunks_bar
 from ggplan.errors import ChartError, MeasureError
-from ggplan.measure import load_record
+from ggplan.measure import OpenRecord, kept_scores, load_record
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "measure"))
 
@@ -296,6 +296,68 @@ def test_outputs_that_cannot_be_written_are_refused_before_the_engine(
     assert message in done.output + str(getattr(done.exception, "message", ""))
     assert runs(lab) == []
     assert sorted(lab.iterdir()) == before
+
+
+def test_records_are_put_together_with_their_scores(lab: Path) -> None:
+    options = ("--base", "demo-bf16.gguf", "--text", "eval.txt")
+    measure("demo-q8_0.gguf", *options, "-c", 16, "--record", "a.json")
+    measure("demo-q8_0.gguf", *options, "-c", 32, "--record", "a.json")
+    measure("demo-q4_K.gguf", *options, "-c", 16, "--record", "b.json")
+    before = {
+        path.name: path.read_bytes() for folder in "ab" for path in (lab / f"{folder}.scores").iterdir()
+    }
+    assert len(before) == 5
+    done = measure("--parse", "a.json", "b.json", "--record", "all.json")
+    assert done.exit_code == 0
+    assert "note" not in done.output
+    find, kept = kept_scores("all.json"), load_record("all.json")
+    assert sorted(path.name for path in (lab / "all.scores").iterdir()) == sorted(before)
+    assert all(find(q, m) is not None for q in kept.quantizations for m in q.measurements)
+    again = measure("--parse", "all.json", "b.json", "--record", "all.json")
+    assert again.exit_code == 0
+    assert "note" not in again.output
+    assert sorted(path.name for path in (lab / "all.scores").iterdir()) == sorted(before)
+
+
+def test_scores_that_cannot_be_carried_over_fail_after_the_figures(
+    lab: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ("--base", "demo-bf16.gguf", "--text", "eval.txt", "-c", 16)
+    measure("demo-q8_0.gguf", *options, "--record", "a.json")
+    add = OpenRecord.add
+    monkeypatch.setattr(OpenRecord, "add", lambda kept, new: (lab / "all.scores").touch() or add(kept, new))
+    done = CliRunner().invoke(cli, ["measure", "--parse", "a.json", "--record", "all.json"])
+    assert isinstance(done.exception, MeasureError)
+    assert "the figures are kept in" in done.exception.message
+    assert "99 % KLD" in done.output
+    assert len(load_record("all.json").quantizations) == 2
+
+
+@pytest.mark.parametrize("fault", ["missing", "damaged", "of another file"])
+def test_scores_that_are_not_carried_over_are_named(lab: Path, fault: str) -> None:
+    options = ("--base", "demo-bf16.gguf", "--text", "eval.txt", "-c", 16)
+    measure("demo-q8_0.gguf", *options, "--record", "a.json")
+    measure("demo-q4_K.gguf", *options, "--record", "b.json")
+    prefix = digest(lab / "demo-q4_K.gguf")[:12]
+    (path,) = (lab / "b.scores").glob(f"{prefix}*")
+    other = next(
+        p for p in (lab / "a.scores").iterdir() if p.name[:12] == digest(lab / "demo-q8_0.gguf")[:12]
+    )
+    path.unlink() if fault == "missing" else path.write_bytes(
+        b"" if fault == "damaged" else other.read_bytes()
+    )
+    done = measure("--parse", "a.json", "b.json", KLD, "--model-name", "Tiny", "--record", "all.json")
+    assert done.exit_code == 0
+    assert "no scores of tokens are kept of q4_K on eval.txt;" in done.output
+    assert ("not carried over: " in done.output) == (fault != "missing")
+    assert (path.name in done.output) == (fault != "missing")
+    assert len(list((lab / "all.scores").iterdir())) == 2
+    stray = path.rename(path.with_name("q4_K.eval.txt.npz")) if path.exists() else None
+    if stray is not None:
+        done = measure("--parse", "a.json", "b.json", "--record", "all.json")
+        assert f"{stray.name} belong to no measurement" in done.output
+    quiet = measure("--parse", "a.json", "b.json", "--record", "other.json", "-q")
+    assert "note" not in quiet.output
 
 
 @pytest.mark.parametrize("option", ["--csv", "--keep-logits"])
