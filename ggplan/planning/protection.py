@@ -31,6 +31,13 @@ _NAMES = re.compile(
     r"|a\.rvq\.codebook|mm\.a\.code_embd"
 )
 _WHOLE_NAMES = frozenset({"position_embd.weight", "token_types.weight"})
+_OF_SEVERAL = {
+    "it has one dimension": "they have one dimension",
+    "its name does not end in `weight`": "their names do not end in `weight`",
+    "it is a norm": "they are norms",
+    "it is the router": "they are routers",
+    "llama.cpp reads it as float": "llama.cpp reads them as float",
+}
 
 
 def is_vector_or_norm(name: str, n_dimensions: int) -> bool:
@@ -52,6 +59,11 @@ def protected_reason(name: str, n_dimensions: int) -> str | None:
     if name in _WHOLE_NAMES or _NAMES.search(name):
         return "llama.cpp reads it as float"
     return None
+
+
+def reason_of(reason: str, n_tensors: int) -> str:
+    """What `protected_reason` gave, said of one tensor or of several."""
+    return reason if n_tensors == 1 else _OF_SEVERAL[reason]
 
 
 def protection_of(tensor: TensorInfo) -> str | None:

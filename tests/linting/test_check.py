@@ -15,6 +15,7 @@ from ggplan import Model, TensorInfo, parse_type
 from ggplan.inventories import inventory
 from ggplan.linting import Report, check_plan, check_recipe, subject_of
 from ggplan.linting.check import check_text
+from ggplan.opening import open_model_or_inventory
 from ggplan.planning import decisions, make_plan
 from ggplan.rules import Diagnostic, Recipe, load_recipe, parse_recipe, render, shipped_recipes
 from ggplan.rules.matching import recipe_steps
@@ -380,3 +381,41 @@ def test_all_trials_together_take_no_more_steps_than_one_recipe_may(monkeypatch:
     assert 1 < len(steps) < 10
     assert max(steps) < MAX_STEPS
     assert sum(steps) <= MAX_STEPS + max(steps)  # all trials, and the recipe itself
+
+
+def applied(report: Report, *, unsafe: bool = False) -> str:
+    texts, _ = report.fixed(unsafe=unsafe)
+    return texts.get(report.file, report.texts[report.file])
+
+
+def test_a_safe_fix_keeps_what_a_shadowed_rule_says(tmp_path: Path) -> None:
+    text = "attn_ = q8_0\nattn_q\\. = q4_K\n@default q8_0\n"
+    report = check(tmp_path, text)
+    assert [(d.code, d.line) for d in said(report)] == [("GP102", 2)]
+    assert ("GP213", 2) in {(d.code, d.line) for d in report.diagnostics}  # its biases
+    assert applied(report) == text
+
+
+def test_protected_tensors_of_several_types_have_no_safe_fix(tmp_path: Path) -> None:
+    path = tmp_path / "x.map"
+    line = "a.gguf:{sha}:{name}:shape={shape}:dtype=bf16:elements={n}:bytes={size}\n"
+    text = ""
+    for name, shape, n in (("attn_norm", (64,), 64), ("ffn_gate_inp", (64, 8), 512)):
+        full = f"blk.0.{name}.weight"
+        text += line.format(sha="0123456789abcdef" * 4, name=full, shape=shape, n=n, size=2 * n)
+    path.write_text(text)
+    recipe = tmp_path / "x.recipe"
+    recipe.write_text("norm|inp = q8_0\n")
+    (finding,) = said(check_recipe(recipe, open_model_or_inventory(str(path))))
+    assert (finding.code, finding.fix) == ("GP202", None)
+    assert "they stay f32 and bf16" in finding.help
+
+
+def test_tensors_are_passed_over_each_for_its_own_reason(tmp_path: Path) -> None:
+    report = check(tmp_path, ".* = iq2_xs\n")
+    (message,) = [d.message for d in report.diagnostics if d.code == "GP213"]
+    shown = re.findall(r"(\d+ tensors) \([^)]*\): ([a-z ]+);", message)
+    assert shown == [("285 tensors", "they have one dimension"), ("46 tensors", "they are routers")]
+    report = check(tmp_path, "^blk\\.7\\.ffn_gate_inp\\.weight$ = q8_0\n@default q8_0\n")
+    (finding,) = said(report)
+    assert finding.message == "`blk.7.ffn_gate_inp.weight`: it is the router; q8_0 is passed over"

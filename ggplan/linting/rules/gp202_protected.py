@@ -2,7 +2,7 @@ r"""Rules that meet tensors which llama-quantize never quantizes.
 
 GP202: a rule for protected tensors only is passed over
     llama-quantize never quantizes norms, biases, vectors and routers, and neither does a rule with a
-    quantized type: the next rule is tried. This rule decides nothing else, so write the float type they
+    quantized type: the next rule is tried. This rule matches nothing else, so write the float type they
     keep.
     - ffn_gate_inp\.weight = q8_0
     + ffn_gate_inp\.weight = f32
@@ -28,27 +28,51 @@ from dataclasses import dataclass
 from ggplan.ggml_types import GgmlType
 from ggplan.linting.case import Case
 from ggplan.linting.rule import Finding, LintRule
-from ggplan.linting.wording import rechosen, some
+from ggplan.linting.wording import join, rechosen, some
 from ggplan.planning import Fitted
+from ggplan.planning.protection import reason_of
+from ggplan.rules import Fix
 
 
 @dataclass(frozen=True, slots=True)
 class PassedOver(Finding):
-    """Tensors that a rule passes over, why the first is protected, the rule's type, and what they stay."""
+    """Tensors that a rule passes over.
 
-    tensors: str
-    reason: str | None
+    Attributes
+    ----------
+    reasons
+        The tensors in words, those that are protected for the same reason together, and the reason.
+    n_tensors
+        How many.
+    type
+        The rule's.
+    kept
+        The types they stay, by name.
+    """
+
+    reasons: tuple[tuple[str, str], ...]
+    n_tensors: int
     type: GgmlType
-    kept: str
-    says = "{f.tensors}: {f.reason}; {f.type} is passed over"
-    advice = "write `{f.kept}`, which it stays, or force it with `{f.type}!`"
+    kept: tuple[str, ...]
+
+    @property
+    def message(self) -> str:
+        told = "; ".join(f"{tensors}: {reason}" for tensors, reason in self.reasons)
+        return f"{told}; {self.type} is passed over"
+
+    def help(self, fix: Fix | None) -> str:
+        stay = "which it stays" if self.n_tensors == 1 else "which they stay"
+        if len(self.kept) > 1:
+            return f"they stay {join(self.kept)}: write one of these, or force it with `{self.type}!`"
+        return f"write `{self.kept[0]}`, {stay}, or force it with `{self.type}!`"
 
 
 @dataclass(frozen=True, slots=True)
 class PassedOverByTheWay(PassedOver):
     """The same by a rule that decides other tensors: nothing to mend."""
 
-    advice = ""
+    def help(self, fix: Fix | None) -> str:
+        return ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +87,11 @@ class Forced(Finding):
 
 
 def check_meant(case: Case) -> Iterator[PassedOver]:
-    return _passed_over(case, PassedOver, decides=False)
+    return _passed_over(case, PassedOver, only_protected=True)
 
 
 def check_by_the_way(case: Case) -> Iterator[PassedOver]:
-    return _passed_over(case, PassedOverByTheWay, decides=True)
+    return _passed_over(case, PassedOverByTheWay, only_protected=False)
 
 
 def check_forced(case: Case) -> Iterator[Forced]:
@@ -82,22 +106,33 @@ def _forced(f: Fitted) -> tuple[int | None] | None:
     return (f.decision.rule,) if is_forced else None
 
 
-def _passed_over(case: Case, kind: type[PassedOver], *, decides: bool) -> Iterator[PassedOver]:
-    """The tensors that each of the recipe's own rules passes over, of rules that decide others or do not."""
+def _passed_over(case: Case, kind: type[PassedOver], *, only_protected: bool) -> Iterator[PassedOver]:
+    """The tensors that each of the recipe's own rules passes over, of rules that match only such or others.
+
+    A rule that matches others too was meant for these, even where rules above have taken them all.
+    """
     together = case.grouped(lambda f: f.decision.passed_over or None)  # the same for tensors of a kind
     passed: dict[int, list[int]] = {}
     for rules, tensors in together.items():
         for i in rules:
             passed.setdefault(i, []).extend(tensors)
+    unprotected = {t for t, f in enumerate(case.fitted) if f.decision.protected is None}
     for i, rule in case.rules():
-        if i in passed and bool(case.decided[i]) == decides:
-            members = passed[i]
-            types = {case.fitted[t].type.name for t in members}
-            kept = types.pop() if len(types) == 1 else "f32"
-            reason = case.fitted[min(members)].decision.protected
-            fixes = () if decides else (rechosen(rule.choice, kept, safe=True),)
+        if i in passed and case.members[i].isdisjoint(unprotected) == only_protected:
+            members = sorted(passed[i])
+            kept = tuple(dict.fromkeys(case.fitted[t].type.name for t in members))
+            # Where they stay of several types, one type for all of them would change some.
+            fixes = (rechosen(rule.choice, kept[0], safe=True),) if only_protected and len(kept) == 1 else ()
             at, type_ = rule.choice.location, rule.choice.types[0]
-            yield kind(at, some(case, members), reason, type_, kept, fixes=fixes)
+            yield kind(at, _reasons(case, members), len(members), type_, kept, fixes=fixes)
+
+
+def _reasons(case: Case, members: list[int]) -> tuple[tuple[str, str], ...]:
+    """Protected tensors in words and why they are, by the reason."""
+    by_reason: dict[str, list[int]] = {}
+    for t in members:
+        by_reason.setdefault(case.fitted[t].decision.protected or "", []).append(t)
+    return tuple((some(case, ts), reason_of(reason, len(ts))) for reason, ts in by_reason.items())
 
 
 GP202 = LintRule("GP202", "warning", check_meant)
