@@ -12,6 +12,7 @@ import difflib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import re2
 
@@ -23,6 +24,7 @@ from ggplan.linting.wording import block_list, blocks_of, blocks_text, deleted, 
 from ggplan.rules import Edit, Fix, Rule
 
 _MOST_SEARCHED = 50  # dead rules that get a suggestion
+_HIGHEST_BLOCK = 499  # that a rule is taken to list
 _WORD = re.compile(r"[A-Za-z_]{3,}")
 _HUB_WORDS = {
     "q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v", "o_proj": "attn_output",
@@ -58,15 +60,17 @@ class DeadRule(Finding):
         if any(word in pattern and word not in words_of_gguf() for word in _HUB_WORDS):
             return "these are Hugging Face's names; a recipe speaks GGUF's, such as `blk.7.attn_q.weight`"
         if self.n_blocks and re.search(r"blk\\?\.", pattern):
-            return f"the model's blocks are 0 to {self.n_blocks - 1}; correct the rule or delete it"
+            return f"the model has blocks 0 to {self.n_blocks - 1}; correct the rule or delete it"
         return "compare it with the model's tensor names, or delete it"
 
-    def fix(self, case: Case, trials: Trials) -> Fix:
+    def fix(self, case: Case, trials: Trials) -> Fix | None:
         if split := _split(self.rule):
             return split
         near = _nearby(self.rule, case) if self.is_searched else ()
         fixes = [fix for pattern in near if (fix := rewritten(self.rule, pattern, safe=False))]
         alive = [fix for fix in fixes if (tried := trials.tried([fix])) and _decides(tried, self.rule)]
+        if not alive and self.is_searched and _lists_only_missing(self.rule, case):
+            return None  # nothing tells which block was meant
         return trials.best(alive) or deleted(self.rule, safe=False)
 
 
@@ -100,12 +104,15 @@ def _nearby(rule: Rule, case: Case) -> Iterator[str]:
     """Patterns like this one with a word that the model's names hold."""
     pattern = rule.pattern
     yield from _other_blocks(rule, case)
-    names = " ".join(sorted({kind_of(t.name) for t in case.tensors}))
+    names = " ".join(sorted({f".{kind_of(t.name)}" for t in case.tensors}))
     words = sorted(set(re.findall(r"[a-z0-9_]+", names)) | {"blk", "weight", "bias"})
     parts = sorted({p for w in words for p in (w, *w.split("_"))})
     for found in _WORD.finditer(re.sub(r"\\[a-z]", "  ", pattern)):
         word = found[0]
-        if word in names or word in words_of_gguf() or word in ("blk", "first", "last"):
+        # Beside an escaped dot a word must be whole: `ffn_down_exp` may go on, `ffn_down_exp\.` is a slip.
+        left = "." if pattern.endswith("\\.", 0, found.start()) else ""
+        right = "." if pattern.startswith("\\.", found.end()) else ""
+        if left + word + right in names or word in words_of_gguf() or word in ("blk", "first", "last"):
             continue
         if word in _HUB_WORDS:
             yield pattern[: found.start()] + _HUB_WORDS[word] + pattern[found.end() :]
@@ -119,15 +126,38 @@ def _nearby(rule: Rule, case: Case) -> Iterator[str]:
 
 
 def _other_blocks(rule: Rule, case: Case) -> Iterator[str]:
-    """The pattern for the blocks that have such a tensor and no rule for it."""
+    """The pattern for the blocks that have such a tensor and no rule for it, if they are no more than it
+    lists: a rule for one block was not meant for all.
+    """
     place = block_list(rule)
     if place is None:
         return
     before, after = rule.pattern[: place[0]], rule.pattern[place[1] :]
     search = re2.compile(replace(rule, pattern=rf"{before}\d+{after}").regex(case.blocks.count)).search
     free = [t for t, d in enumerate(case.fitted) if d.decision.rule is None and search(d.tensor.name)]
-    if numbers := blocks_of(case, free):
+    numbers = blocks_of(case, free)
+    if numbers and len(numbers) <= len(_listed(rule, case)):
         yield before + blocks_text(numbers, rule.pattern[place[0] : place[1]]) + after
+
+
+def _listed(rule: Rule, case: Case) -> frozenset[int]:
+    """The block numbers that a pattern lists, whether the model has them or not."""
+    if (place := block_list(rule)) is None:
+        return frozenset()
+    numbers = replace(rule, pattern=f"^(?:{rule.pattern[place[0] : place[1]]})$", whole=False)
+    return _numbers(numbers.regex(case.blocks.count))
+
+
+@lru_cache(maxsize=64)
+def _numbers(pattern: str) -> frozenset[int]:
+    search = re2.compile(pattern).search
+    return frozenset(number for number in range(_HIGHEST_BLOCK + 1) if search(str(number)))
+
+
+def _lists_only_missing(rule: Rule, case: Case) -> bool:
+    """Whether a pattern lists blocks, and none that the model has."""
+    listed = _listed(rule, case)
+    return bool(listed) and min(listed) >= case.blocks.count
 
 
 GP101 = LintRule("GP101", "warning", check, yields_to=("GP111",), shows_cost=True)
