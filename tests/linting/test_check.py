@@ -419,3 +419,31 @@ def test_tensors_are_passed_over_each_for_its_own_reason(tmp_path: Path) -> None
     report = check(tmp_path, "^blk\\.7\\.ffn_gate_inp\\.weight$ = q8_0\n@default q8_0\n")
     (finding,) = said(report)
     assert finding.message == "`blk.7.ffn_gate_inp.weight`: it is the router; q8_0 is passed over"
+
+
+def test_a_rule_for_a_missing_block_does_not_become_one_for_all(tmp_path: Path) -> None:
+    for pattern in ("^blk\\.99\\.", "^blk\\.{98..99}\\.ffn_down_exps", "^blk\\.(98|99)\\.ffn_down_exps"):
+        report = check(tmp_path, f"{pattern} = q2_K\n")
+        (finding,) = [d for d in report.diagnostics if d.code == "GP101"]
+        assert "the model has blocks 0 to 46" in finding.help, pattern
+        assert finding.fix is None
+
+
+def test_anchoring_is_advised_only_where_it_helps(tmp_path: Path) -> None:
+    text = "attn_ = q8_0\nattn_q\\.weight = q6_K\n@default q8_0\n"
+    (shadowed,) = said(check(tmp_path, text))
+    assert shadowed.code == "GP102"
+    assert "`^`" not in shadowed.help
+    assert "narrow the pattern of line 1" in shadowed.help
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        (r"ffn_down_exp\.weight", r"ffn_down_exps\.weight"),
+        (r"^blk\.7\.ttn_q\.weight", r"^blk\.7\.attn_q\.weight"),
+    ],
+)
+def test_a_word_that_lacks_a_letter_gets_the_nearest(tmp_path: Path, wrong: str, right: str) -> None:
+    (dead,) = [d for d in check(tmp_path, f"{wrong} = q6_K\n").diagnostics if d.code == "GP101"]
+    assert dead.help == f"write `{right}`"

@@ -25,7 +25,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import re2
 
 from ggplan.linting.case import Case
 from ggplan.linting.rule import Finding, LintRule
@@ -53,6 +55,8 @@ class ShadowedRule(Finding):
         Whether all takers give the same types.
     is_searched
         Whether a fix is looked for.
+    may_anchor
+        Whether `^` before the first taker's pattern would let some of these tensors go, and only these.
     """
 
     index: int
@@ -61,6 +65,7 @@ class ShadowedRule(Finding):
     n_matched: int
     same_types: bool
     is_searched: bool
+    may_anchor: bool
 
     @property
     def message(self) -> str:
@@ -83,9 +88,8 @@ class ShadowedRule(Finding):
             if fix.edits[0].length is not None:
                 return f"{line} reaches too far: write `{fix.edits[0].text}` there"
             return "delete it: its tensors get this type already" if self.same_types else "delete it"
-        anchor = not first.pattern.startswith("^") and not first.roles
-        what = f"anchor the pattern of {line} with `^`" if anchor else f"narrow the pattern of {line}"
-        return f"the first match wins: {what}, or put this rule above it"
+        how = f"anchor the pattern of {line} with `^`" if self.may_anchor else f"narrow the pattern of {line}"
+        return f"the first match wins: {how}, or put this rule above it"
 
     def fix(self, case: Case, trials: Trials) -> Fix:
         """Narrow the rule that takes too much, or move the narrow rule above the broad one, or delete it."""
@@ -148,6 +152,7 @@ def check_shadowed(case: Case) -> Iterator[ShadowedRule | CatchAll]:
             len(case.members[index]),
             all(rules[t].choice.types == rules[index].choice.types for t in takers),
             searched <= _MOST_SEARCHED,
+            searched <= _MOST_SEARCHED and _may_anchor(case, index, next(iter(takers))),
         )
 
 
@@ -158,6 +163,21 @@ def check_twice(case: Case) -> Iterator[Duplicate]:
             is_same = rule.choice.types == first.choice.types
             types, fix = "" if is_same else first.choice.text, deleted(rule, safe=is_same)
             yield Duplicate(rule.location, lines_of(first, rule), types, fixes=(fix,))
+
+
+def _may_anchor(case: Case, index: int, taker: int) -> bool:
+    """Whether `^` before the taker's pattern keeps all else that it decides, and lets go of a tensor of the
+    rule's.
+    """
+    rule, members = case.recipe.rules[taker], case.members[index]
+    others = case.decided[taker] - members
+    if rule.roles or rule.expanded or rule.whole or rule.pattern.startswith("^") or not others:
+        return False
+    search = re2.compile(replace(rule, pattern=f"^{rule.pattern}").regex(case.blocks.count)).search
+    names = case.tensors
+    return all(search(names[t].name) for t in others) and not all(
+        search(names[t].name) for t in case.decided[taker] & members
+    )
 
 
 def _moved_down(case: Case, rule: Rule) -> Fix | None:
