@@ -122,6 +122,11 @@ class LintRule:
         GP017: nothing uses a name
             A `@let` that nothing uses is left over.
             - @let MOE = {1..46}
+
+        Raises
+        ------
+        ValueError
+            If the docstring has no such page.
         """
         _, found, rest = docstring.partition(f"\n{self.code}: ")
         title, *lines = rest.partition("\n\n")[0].strip().split("\n") if found else [""]
@@ -131,4 +136,9 @@ class LintRule:
             mark = line[:2] if line[:2] in parts else ""
             parts[mark].append(line[len(mark) :])
         why, wrong, right = " ".join(parts[""]), "\n".join(parts["- "]), "\n".join(parts["+ "])
+        if not title or not why:
+            raise ValueError(
+                f"the module's docstring has no page of {self.code}: it opens with a line of its own; "
+                f"below stand `{self.code}: TITLE` and, indented, what it means"
+            )
         return replace(self, title=title, why=why, example=wrong, instead=right)

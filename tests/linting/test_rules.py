@@ -2,6 +2,7 @@
 
 import ast
 import difflib
+import importlib
 import re
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import pytest
 
 from ggplan.inventories import inventories, inventory
 from ggplan.linting import check_plan, check_recipe, lint_rules
+from ggplan.linting.case import make_case
 from ggplan.linting.check import check_text
+from ggplan.linting.rule import LintRule
 from ggplan.linting.trials import Trials
 from ggplan.planning import make_plan
 from ggplan.rules import InvalidRecipeError, load_recipe, parse_recipe, shipped_recipes
@@ -99,3 +102,30 @@ def test_plan_and_rules_check_say_the_same_of_what_is_wrong() -> None:
     report = check_text(text, "x.recipe", model=model)
     assert {d.code for d in report.diagnostics} >= {"GP102", "GP108", "GP201", "GP211"}
     assert check_plan(make_plan(model, parse_recipe(text, "x.recipe"))).diagnostics == report.diagnostics
+
+
+@pytest.mark.parametrize(
+    "docstring", ["GP999: a title\n    What it means.\n", "A line.\n\nGP999: a title\n", ""]
+)
+def test_a_rule_without_a_page_is_refused_at_import(docstring: str) -> None:
+    rule = LintRule("GP999", "note")
+    with pytest.raises(ValueError, match="no page of GP999"):
+        rule.with_page(docstring)
+
+
+def test_the_example_of_a_new_rule_in_the_contributing_guide_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guide = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    (source,) = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
+    (tmp_path / "gp999_default.py").write_text(source, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module("gp999_default")
+    rule = module.GP999
+    assert isinstance(rule, LintRule)
+    page = rule.with_page(module.__doc__ or "")
+    assert page.check is not None
+    model = inventory("GLM-4.5-Air")
+    (finding,) = page.check(make_case(model, parse_recipe(page.example)))
+    assert finding.message
+    assert list(page.check(make_case(model, parse_recipe(page.instead)))) == []
