@@ -281,6 +281,7 @@ def test_a_disk_that_refuses_leaves_nothing(source: Path, tmp_path: Path) -> Non
 def test_demo_runs_offline_and_its_files_are_sound(tmp_path: Path) -> None:
     done = run("demo", "-o", tmp_path / "demo")
     assert done.returncode == 0, done.stderr
+    assert "error" not in done.stderr
     files = {p.name: p.stat().st_size for p in (tmp_path / "demo").iterdir()}
     assert len(files) >= 3
     assert (
