@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 # A pipe has no width; this one keeps the longest tensor names of today on one line.
 _PIPE_WIDTH = 140
+_SHOWN = 200  # findings
 
 
 def console(stream: TextIO | None = None) -> Console:
@@ -83,22 +84,20 @@ def print_plan(plan: Plan) -> None:
     )
 
 
-def print_findings(report: Report, *, notes: bool = True, err: bool = False, most: int | None = None) -> None:
-    """What the linter found, as a compiler shows it; a note takes one line.
+def print_findings(report: Report, *, notes: bool = True, err: bool = False) -> None:
+    """What the linter found, as a compiler shows it, the first 200; a note takes one line.
 
     Parameters
     ----------
     err
         Print to stderr.
-    most
-        How many findings to show.
     """
     from ggplan.rules import render
     from ggplan.text import printable
 
     stream = sys.stderr if err else sys.stdout
     color = (stream.isatty() and not os.environ.get("NO_COLOR")) or bool(os.environ.get("FORCE_COLOR"))
-    for finding in report.diagnostics[:most]:
+    for finding in report.diagnostics[:_SHOWN]:
         if finding.severity != "note":
             shown = render(finding, report.source_line(finding), color=color)
             click.echo(shown + "\n", err=err, color=color)
@@ -106,9 +105,11 @@ def print_findings(report: Report, *, notes: bool = True, err: bool = False, mos
             where = printable(finding.file) + (f":{finding.line}:{finding.column}" if finding.line else "")
             place = f"{where}: " if where else ""
             click.echo(f"note[{finding.code}]: {place}{printable(finding.message)}", err=err)
-    hidden = len(report.diagnostics[most:]) if most is not None else 0
-    if hidden:
-        click.echo(f"{hidden:,} more are not shown; --json lists all\n", err=err)
+    if hidden := report.diagnostics[_SHOWN:]:
+        n_errors = sum(finding.severity == "error" for finding in hidden)
+        errors = f", {n_errors:,} of them errors" if n_errors else ""
+        all_ = "`--json` of `ggplan plan` and `ggplan rules check` lists all"
+        click.echo(f"{len(hidden):,} more are not shown{errors}; {all_}\n", err=err)
 
 
 def findings_json(report: Report) -> list[dict[str, object]]:

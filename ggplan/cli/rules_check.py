@@ -12,7 +12,6 @@ if TYPE_CHECKING:
 
 SCHEMA = "ggplan/check@1"
 _FIX_ROUNDS = 10
-_SHOWN = 200
 
 _EPILOG = """\b
 Examples:
@@ -120,7 +119,7 @@ def _print(report: Report, mended: int, *, no_notes: bool) -> None:
     from ggplan.cli.output import print_findings
     from ggplan.text import printable
 
-    print_findings(report, notes=not no_notes, most=_SHOWN)
+    print_findings(report, notes=not no_notes)
     against = "its text alone" if report.model is None else printable(str(report.model.path))
     counts = _counts(report.diagnostics)
     told = ", ".join(f"{n} {kind}{'s' * (n > 1)}" for kind, n in counts.items() if n) or "nothing to say"

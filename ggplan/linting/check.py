@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,7 +46,7 @@ class Report:
 
     def source_line(self, finding: Diagnostic) -> str:
         """The line a finding is about, for `render`."""
-        lines = split_lines(self.texts.get(finding.file, ""))
+        lines = _lines(self.texts.get(finding.file, ""))
         return lines[finding.line - 1] if 0 < finding.line <= len(lines) else ""
 
     @property
@@ -58,6 +59,11 @@ class Report:
         fixes = [d.fix for d in self.diagnostics if d.fix is not None and (unsafe or d.fix.safe)]
         applied = apply_fixes(self.texts, dict.fromkeys(fixes))
         return applied.texts, applied.count
+
+
+@lru_cache(maxsize=4)  # findings are printed one by one, thousands of the same text
+def _lines(text: str) -> list[str]:
+    return split_lines(text)
 
 
 def check_recipe(name_or_path: str | Path, model: Model | None = None) -> Report:

@@ -232,3 +232,24 @@ def test_lists_of_many_rules_are_checked_in_time(tmp_path: Path) -> None:
     begin = time.perf_counter()
     assert run("check", path, "-m", "GLM-4.5-Air").returncode == 1
     assert time.perf_counter() - begin < 20
+
+
+@pytest.mark.parametrize("command", [("plan", "GLM-4.5-Air", "-r"), ("rules", "check", "-m", "GLM-4.5-Air")])
+def test_of_very_many_findings_the_first_are_shown_and_the_rest_counted(
+    tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    path = tmp_path / "x.recipe"
+    dead = "".join(f"zzz{n} = q8_0\n" for n in range(1_000))
+    path.write_text(f"{dead}@default q8_0\n@assert bpw <= 2\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "ggplan", *command, str(path)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    told = done.stdout + done.stderr
+    assert told.count("[GP101]") == 200
+    (hidden,) = re.findall(r"(\d+) more are not shown, 1 of them errors", told)
+    assert int(hidden) >= 801
