@@ -133,7 +133,18 @@ def _print(report: Report, mended: int, *, no_notes: bool) -> None:
     if len(fixes) > safe:
         click.echo(f"{len(fixes) - safe} can be mended with --fix --unsafe-fixes, which may change types")
     if report.model is None and not any(d.severity == "error" for d in report.diagnostics):
-        click.echo("give a model with -m, or say in the recipe which it is for: `@arch glm4moe`")
+        click.echo(_how_to_name_a_model(report.architecture))
+
+
+def _how_to_name_a_model(architecture: str) -> str:
+    if not architecture:
+        return "give a model with -m, or say in the recipe which it is for: `@arch glm4moe`"
+    from ggplan.inventories import inventories, inventory
+    from ggplan.text import nearest, printable
+
+    near = nearest(architecture, {inventory(name).architecture for name in inventories()})
+    known = f" (the nearest is `@arch {near}`)" if near else ""
+    return f"no model of `@arch {printable(architecture)}` ships with ggplan{known}: give one with -m"
 
 
 def _counts(found: tuple[Diagnostic, ...]) -> dict[str, int]:

@@ -37,12 +37,15 @@ class Report:
         What it was checked against, or None: its syntax alone.
     diagnostics
         In the order of the lines.
+    architecture
+        What the recipe says that it is for, or "".
     """
 
     file: str
     texts: dict[str, str]
     model: Model | None
     diagnostics: tuple[Diagnostic, ...]
+    architecture: str = ""
 
     def source_line(self, finding: Diagnostic) -> str:
         """The line a finding is about, for `render`."""
@@ -99,7 +102,8 @@ def check_text(text: str, file: str, follow: Follow | None = None, model: Model 
         if recipe is not None:
             about_text = lint(make_case(_NO_MODEL, recipe), trials, text_only=True)
         found = [*mended.errors, *about_text]
-        return Report(file, original, trials.model, in_order_of_the_text(found, file))
+        architecture = recipe.architecture if recipe is not None else ""
+        return Report(file, original, trials.model, in_order_of_the_text(found, file), architecture)
     mended = with_best_repairs(mended, original, trials)
     assert mended.recipe is not None
     found = lint(make_case(trials.model, mended.recipe), trials)

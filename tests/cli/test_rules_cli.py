@@ -253,3 +253,12 @@ def test_of_very_many_findings_the_first_are_shown_and_the_rest_counted(
     assert told.count("[GP101]") == 200
     (hidden,) = re.findall(r"(\d+) more are not shown, 1 of them errors", told)
     assert int(hidden) >= 801
+
+
+def test_an_architecture_without_a_shipped_model_is_told_with_the_nearest(tmp_path: Path) -> None:
+    path = tmp_path / "x.recipe"
+    path.write_text("@arch glm4mo\nattn = q8_0\n@default q8_0\n")
+    told = run("check", path).stdout
+    assert "no model of `@arch glm4mo` ships with ggplan (the nearest is `@arch glm4moe`)" in told
+    path.write_text("attn = q8_0\n@default q8_0\n")
+    assert "say in the recipe which it is for" in run("check", path).stdout
