@@ -79,6 +79,9 @@ _SMALLEST = 1e-45  # only zeros are below
 # In a key, whether the levels as rounded were no point.
 _OFF = 1 << 16
 
+# How many scales `fit` finds for a tile.
+_FITS = SUPERBLOCK // 32 * TILE
+
 # What stands for the scale of a sub-block of nothing.
 _NO_SCALE = 255
 
@@ -148,9 +151,6 @@ class Memory(NamedTuple):
     found
         int32 [16 number + lane]: sixteen levels of scales, or eight and no more (`_NO_SCALE`: a sub-block of
         nothing); from `_SIGNS` on the signs of eight weights, from `_KEYS` on the keys of points.
-    fit
-        float32: sixteen sub-blocks of 32 magnitudes and of as many weights of their errors, then two scales
-        for each.
     """
 
     tile: Any
@@ -163,7 +163,6 @@ class Memory(NamedTuple):
     scales: Any
     signs: Any
     found: Any
-    fit: Any
 
 
 _MOST_TRIALS = 31
@@ -180,7 +179,6 @@ _SIZES = Memory(
     scales=SUPERBLOCK // 16 * TILE,
     signs=4 * WIDTH,
     found=(_KEYS + SUPERBLOCK // 4) * TILE,
-    fit=(2 * 32 + 2) * TILE,
 )
 _PLACES = Memory(*accumulate(_SIZES[:-1], initial=0))
 _ROOM = sum(_SIZES)
@@ -191,8 +189,13 @@ def search(kernel: Callable[..., None], grid: str, rules: Rules, given: Superblo
     groups = 64 if kernel is fours else 32
     d = np.empty(given.n, np.float16)
     found = np.empty((given.n, _KEYS + groups), np.uint16)
+    room = scratch(_ROOM)
+    fits = None
+    if kernel is fitted_eights:
+        fits = np.empty((given.n + TILE - 1) // TILE * _FITS, np.float32)
+        fit(*given[:-1], room, rules.even, rules.energy, fits)
     kernel(
-        *given[:-1], scratch(_ROOM), *rules, *search_table(grid), d.view(np.uint16), found, found.shape[1],
+        *given[:-1], room, fits, *rules, *search_table(grid), d.view(np.uint16), found, found.shape[1],
     )  # fmt: skip
     levels = found[:, :_SIGNS] if kernel is eights else found[:, : _SIGNS // 2]
     nothing = levels == _NO_SCALE
@@ -225,7 +228,7 @@ def _kernel(name: str, size: int, group: int, highest: int, is_fitted: bool = Fa
     middle = np.float32(highest)
 
     def search(
-        weights: Weights, count: I64, columns: F32s, per_row: I64, skipped: I64, room: F32s,
+        weights: Weights, count: I64, columns: F32s, per_row: I64, skipped: I64, room: F32s, fits: F32s,
         even: I64, energy: F32, background: F32, nothing: F32, step: F32, reach: I64, again: I64, stored: F32,
         neighbours_of: I32s, fields: I32s, keys: I32s, d: U16s, found: U16s, n_found: I64,
     ) -> None:  # fmt: skip
@@ -243,7 +246,7 @@ def _kernel(name: str, size: int, group: int, highest: int, is_fitted: bool = Fa
                 largest = _split_signs(rules, at, size, memory)
                 left_out = largest < rules.nothing
                 if is_fitted:
-                    scale = _fitted(memory)
+                    scale = load(fits, _FITS * number + at, WIDTH)
                     largest = scale * _THREE
                     left_out = left_out | (largest <= _ZERO)
                 else:
@@ -262,6 +265,35 @@ eights = _kernel("eights", 16, 8, 5)  # iq2_s and iq2_xs
 fitted_eights = _kernel("fitted_eights", 32, 8, 5, is_fitted=True)  # iq2_xxs
 
 
+@kernel
+def fit(
+    weights: Weights, count: I64, columns: F32s, per_row: I64, skipped: I64, room: F32s,
+    even: I64, energy: F32, fits: F32s,
+) -> None:  # fmt: skip
+    """The scales of sub-blocks of 32 weights, if there were no grid but all levels from 0 to 4.
+
+    `fits` is float32 [_FITS tile + 16 sub_block + lane].
+    """
+    rules = Rules(even, energy, _ZERO, _ZERO, _ZERO, 0, 0, _ONE)
+    memory = _memory_in(room)
+    values = memory.lanes
+    weight = floats_at(values, 32 * TILE)
+    for number in range((count + TILE - 1) // TILE):
+        first = first_superblock(number, count)
+        load_tile(weights, first, 32, memory.tile)
+        load_tile(columns, (skipped + first) % per_row, 32, memory.columns)
+        squares = sum_of_squares(memory.tile, 32)
+        for at in range(0, _FITS, WIDTH):
+            _weigh(per_row, squares, rules, at, 32, memory)
+            _split_signs(rules, at, 32, memory)
+            for part in range(0, WIDTH, TILE):
+                for i in range(32):
+                    store(values, TILE * i, load(memory.sub_blocks, WIDTH * i + part, TILE))
+                    store(weight, TILE * i, load(memory.sub_blocks, WIDTH * (32 + i) + part, TILE))
+                scale = quantize_scales(values, weight, 32, np.float32(4), memory.points)
+                store(fits, _FITS * number + at + part, scale)
+
+
 @inline
 def _memory_in(room: Any) -> Any:
     return Memory(
@@ -275,21 +307,7 @@ def _memory_in(room: Any) -> Any:
         floats_at(room, _PLACES.scales),
         integers_at(room, _PLACES.signs),
         integers_at(room, _PLACES.found),
-        floats_at(room, _PLACES.fit),
     )
-
-
-@inline
-def _fitted(memory: Any) -> Any:
-    """The scales of sub-blocks, if there were no grid but all levels from 0 to 4."""
-    weight = floats_at(memory.fit, 32 * TILE)
-    scales = floats_at(memory.fit, 2 * 32 * TILE)
-    for part in range(0, WIDTH, TILE):
-        for i in range(32):
-            store(memory.fit, TILE * i, load(memory.sub_blocks, WIDTH * i + part, TILE))
-            store(weight, TILE * i, load(memory.sub_blocks, WIDTH * (32 + i) + part, TILE))
-        store(scales, part, quantize_scales(memory.fit, weight, 32, np.float32(4), memory.points))
-    return load(scales, 0, WIDTH)
 
 
 @inline
