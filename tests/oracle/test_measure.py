@@ -58,7 +58,7 @@ def their_own(programs: Path, files: dict[str, Path], folder: Path) -> dict[str,
     common = ["-f", TEXT, "--kl-divergence-base", kept, "-t", "1", "--chunks", str(N_CHUNKS)]
 
     def run(*command: str | Path) -> str:
-        for _ in range(8):
+        for _ in range(40):
             done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | QUIET)
             if "Final estimate" in done.stdout + done.stderr or "Same top p:" in done.stdout:
                 return done.stdout + done.stderr
