@@ -90,7 +90,7 @@ def test_an_interrupted_conversion_goes_on(source: Path, out: Path, tmp_path: Pa
     ggplan.convert(plan, tmp_path / "whole.gguf")
     error = stopped(plan, out)
     assert names(out.parent) == ["out.gguf.part", "out.gguf.part.journal"]
-    assert "the same command goes on" in error.__notes__[0]
+    assert "the same command continues" in error.__notes__[0]
 
     told: list[int] = []
     written: list[int] = []

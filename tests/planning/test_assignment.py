@@ -9,6 +9,7 @@ import ggplan
 from ggplan.comparing import compare, side_of_assignment, side_of_model
 from ggplan.errors import PlanError, RecipeError, TypeNameError
 from ggplan.inventories import inventory
+from ggplan.linting import check_plan
 from ggplan.metadata import string
 from ggplan.model import Model, TensorInfo
 from ggplan.planning import (
@@ -152,7 +153,7 @@ def test_types_by_hand() -> None:
         down: "q5_0",  # rows of 352
     }
     plan = lay_out(MODEL, assignment)
-    assert [d.code for d in plan.diagnostics] == ["GP201"]
+    assert [d.code for d in check_plan(plan).diagnostics] == ["GP201"]
     assert plan.assignment.chosen_by("output.weight") == "by hand"
     assert plan.recipe is not None
     assert types_of(MODEL, decide(MODEL, plan.recipe)) == types_of(MODEL, assignment)

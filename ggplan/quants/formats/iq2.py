@@ -32,7 +32,7 @@ from ggplan.quants.codecs import Rows
 from ggplan.quants.formats.fields import Bytes, F32Array, Grid, half_at, join_bits, put_half, split_bits
 from ggplan.quants.formats.grids import even_signs, multiply, signed
 from ggplan.quants.formats.iq3 import join_words, split_words
-from ggplan.quants.searches import best_grids, grids
+from ggplan.quants.searches import best_grids, grid_rules, grids
 from ggplan.quants.searches.superblock import encode_superblocks
 
 _HALF = np.float32(0.5)
@@ -100,9 +100,9 @@ weights_of_iq2_s = partial(_weights_of, "iq2_s")
 weights_of_iq2_xs = partial(_weights_of, "iq2_xs")
 weights_of_iq2_xxs = partial(_weights_of, "iq2_xxs")
 
-_search_iq2_s = partial(grids.search, grids.eights, "iq2_s", grids.IQ2_S)
-_search_iq2_xs = partial(grids.search, grids.eights, "iq2_xs", grids.IQ2_XS)
-_search_iq2_xxs = partial(grids.search, grids.fitted_eights, "iq2_xxs", grids.IQ2_XXS)
+_search_iq2_s = partial(grids.search, grids.eights, "iq2_s", grid_rules.IQ2_S)
+_search_iq2_xs = partial(grids.search, grids.eights, "iq2_xs", grid_rules.IQ2_XS)
+_search_iq2_xxs = partial(grids.search, grids.fitted_eights, "iq2_xxs", grid_rules.IQ2_XXS)
 
 # The d with the least error makes weights too small on the whole, by as much as the error is large, and so
 # what comes out of a layer: see `formats.iq1`. It costs some hundredths of the error to store it larger.

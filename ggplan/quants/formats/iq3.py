@@ -38,7 +38,7 @@ from ggplan.quants.formats.fields import (
     split_single_bits,
 )
 from ggplan.quants.formats.grids import even_signs, multiply, signed
-from ggplan.quants.searches import best_grids, grids
+from ggplan.quants.searches import best_grids, grid_rules, grids
 from ggplan.quants.searches.superblock import encode_superblocks
 
 _HALF = np.float32(0.5)
@@ -110,8 +110,8 @@ def join_words(fields: Grid) -> Bytes:
     return words.view(np.uint8)
 
 
-_search_iq3_s = partial(grids.search, grids.fours, "iq3_s", grids.IQ3_S)
-_search_iq3_xxs = partial(grids.search, grids.fours, "iq3_xxs", grids.IQ3_XXS)
+_search_iq3_s = partial(grids.search, grids.fours, "iq3_s", grid_rules.IQ3_S)
+_search_iq3_xxs = partial(grids.search, grids.fours, "iq3_xxs", grid_rules.IQ3_XXS)
 _improve_iq3_s = partial(
     best_grids.improve,
     best_grids.fours,

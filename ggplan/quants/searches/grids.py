@@ -38,7 +38,7 @@ from ggplan.quants.formats.fields import Grid
 from ggplan.quants.half import halves_of
 from ggplan.quants.kernels import F32, I64, F32s, I32s, U16s, Weights, inline, kernel, scratch
 from ggplan.quants.memory import floats_at, integers_at, load, store, transpose
-from ggplan.quants.searches.ggml import NOTHING, quantize_scales
+from ggplan.quants.searches.ggml import quantize_scales
 from ggplan.quants.searches.grid_points import (
     TERMS,
     SearchTable,
@@ -48,6 +48,7 @@ from ggplan.quants.searches.grid_points import (
     search_table,
     stretch,
 )
+from ggplan.quants.searches.grid_rules import ALL, NEIGHBOURS, WITH_NEIGHBOURS, Rules
 from ggplan.quants.searches.superblock import (
     SUPERBLOCK,
     TILE,
@@ -73,8 +74,6 @@ _ZERO = np.float32(0)
 _ONE = np.float32(1)
 _THREE = np.float32(3)
 _HALF = np.float32(0.5)
-_SMALL = 1e-8
-_SMALLEST = 1e-45  # only zeros are below
 
 # In a key, whether the levels as rounded were no point.
 _OFF = 1 << 16
@@ -84,47 +83,6 @@ _FITS = SUPERBLOCK // 32 * TILE
 
 # What stands for the scale of a sub-block of nothing.
 _NO_SCALE = 255
-
-# Which groups are searched again under the scale found.
-NEIGHBOURS, WITH_NEIGHBOURS, ALL = range(3)
-
-
-class Rules(NamedTuple):
-    """What differs between types with the same groups and sub-blocks.
-
-    Attributes
-    ----------
-    even
-        Whether the number of negative weights in eight must be even.
-    energy, background
-        The error of x weighs qw sqrt(energy ms + x^2), or background energy ms + x^2 without importance qw,
-        ms being the mean square of the superblock's weights.
-    nothing
-        A sub-block whose largest magnitude is below this is nothing.
-    step, reach
-        Trials are step * k apart, k from -reach to reach.
-    again
-        Which groups are searched again: `NEIGHBOURS`, those that have got a neighbour; `WITH_NEIGHBOURS`, all
-        of a sub-block that has one, or for which no trial was any good; `ALL`.
-    stored
-        How many times as large as found d is stored.
-    """
-
-    even: Any
-    energy: Any
-    background: Any
-    nothing: Any
-    step: Any
-    reach: Any
-    again: Any
-    stored: Any
-
-
-IQ3_S = Rules(False, 2, 0, _SMALLEST, 0.2, 9, WITH_NEIGHBOURS, 1.033)
-IQ3_XXS = Rules(True, 2, 0, _SMALL, 0.2, 15, NEIGHBOURS, 1.0125)
-IQ2_S = Rules(False, 2, 0.25, _SMALL, 0.1, 9, NEIGHBOURS, 0.9875)
-IQ2_XS = Rules(True, 1, 0, float(NOTHING), 0.1, 9, NEIGHBOURS, 1)
-IQ2_XXS = Rules(True, 1, 0, float(NOTHING), 0.1, 6, ALL, 1)
 
 
 class Memory(NamedTuple):
