@@ -165,7 +165,7 @@ if [ "$1" = --version ] || [ -e {lost} ]; then exec {real} "$@"; fi
 touch {lost}
 {real} "$@" 2>&1 | grep -v "E perplexity"
 """
-    short.write_text("In the beginning")
+    short.write_text("In the beginning " * 70)  # enough bytes, so that only an engine can tell
     engine = external_engine(fake(tmp_path, script), ["-t", "1"])
     with pytest.raises(MeasureError, match=r"two chunks|too short"):
         measure([files["q8_0"]], [TextFile(short)], files["bf16"], engine)
@@ -177,7 +177,7 @@ def test_what_llama_cpp_cannot_do_is_told_in_its_words(
     kind: str, engines: dict[str, Engine], files: dict[str, Path], tmp_path: Path
 ) -> None:
     short = tmp_path / "short.txt"
-    short.write_text("In the beginning")
+    short.write_text("In the beginning " * 70)  # enough bytes, so that only an engine can tell
     with pytest.raises(MeasureError, match=r"two chunks|too short"):
         measure([files["q8_0"]], [TextFile(short)], files["bf16"], engines[kind])
     damaged = tmp_path / "damaged.gguf"
