@@ -192,6 +192,8 @@ class Model:
         In the checkpoint's order; names are unique.
     files
         The files the weights are in, in order; empty for an inventory.
+    notes
+        What the files say that is not used, or is taken otherwise: one sentence each, to be shown once.
     """
 
     path: Path
@@ -200,3 +202,4 @@ class Model:
     metadata: Metadata
     tensors: tuple[TensorInfo, ...]
     files: tuple[Path, ...] = ()
+    notes: tuple[str, ...] = ()

@@ -3,9 +3,18 @@
 Two forms are read. A tensor map, as the GGUF Tool Suite publishes them, is text with one tensor a line,
 shapes in ggml's order (ne0 first):
 
-    FILE:SHA256:NAME:shape=(4096, 151552):dtype=bf16:elements=620756992:bytes=1241513984
+    FILE:SHA256:NAME:shape=(4096, 151552):dtype=bf16:elements=620756992:bytes=1241513984:imatrix=SHA256
 
-and ggplan's own JSON, which `ggplan inspect --json` prints, with shapes rows first:
+The fields after the name have no fixed order; `imatrix`, the hash of the importance matrix that a tensor was
+quantized with, is there for some tensors, and `bytes` is not always what the tensor takes in a file:
+
+    - many maps leave out the bytes that ik_llama.cpp's types have at the head of each row;
+    - some count the padding up to the next tensor (GGUF aligns each to 32 bytes), so a scalar takes 32.
+
+ggplan plans with the sizes of its own table of types and says so once for each kind of difference. A size
+that neither explains is a damaged line.
+
+The other form is ggplan's own JSON, which `ggplan inspect --json` prints, with shapes rows first:
 
     {"schema": "ggplan/inventory@1", "architecture": "glm4moe",
      "metadata": {"glm4moe.block_count": {"type": "uint32", "value": 47}, ...},
@@ -28,15 +37,18 @@ from ggplan.model import Model, TensorInfo
 from ggplan.sources.files import read_whole, shown
 from ggplan.sources.gguf_header import MAX_NAME_BYTES, shape_fault
 from ggplan.sources.json_files import SIZE_LIMIT, parse_object
+from ggplan.text import format_bytes, printable
 
 SCHEMA = "ggplan/inventory@1"
 _ARRAY_LIMIT = 1024
 _TYPES = {type_.name.lower(): type_ for type_ in TYPES}
-_LINE = re.compile(
-    r"(?P<file>[^:]+):[0-9a-f]{64}:(?P<name>[^:]+):shape=\((?P<shape>\d{1,19}(?:, \d{1,19}){0,3}),?\)"
-    r":dtype=(?P<type>\w{1,32}):elements=(?P<weights>\d{1,20}):bytes=(?P<bytes>\d{1,20})",
-    re.ASCII,
-)
+_HEAD = re.compile(r"(?P<file>[^:]+):[0-9a-fA-F]{64}:(?P<name>[^:]+):(?P<fields>[^=:]+=.*)", re.ASCII)
+_SHAPE = re.compile(r"\( *(\d{1,19}(?: *, *\d{1,19}){0,3}) *,? *\)", re.ASCII)
+_COUNT = re.compile(r"\d{1,20}", re.ASCII)
+_TYPE = re.compile(r"\w{1,32}", re.ASCII)
+_KNOWN_FIELDS = ("shape", "dtype", "elements", "bytes", "imatrix")
+_ALIGNMENTS = tuple(1 << power for power in range(3, 13))
+_MOST_ROW_BYTES = 16  # that a type may have at the head of a row
 
 
 def open_inventory(path: Path) -> Model:
@@ -51,10 +63,16 @@ def open_inventory(path: Path) -> Model:
     if data.lstrip()[:1] == b"{":
         return _from_json(path, parse_object(data, shown(path)))
     try:
-        text = data.decode("utf-8")
+        text = data.decode("utf-8-sig")
     except UnicodeError as error:
         raise _no_inventory(path) from error
     return _from_map(path, text)
+
+
+def is_map(text: str) -> bool:
+    """Whether the first line of a text that says anything is a line of a tensor map."""
+    first = next((line for line in text.lstrip("\ufeff").split("\n") if line.strip()), "")
+    return _fields_of(first.strip()) is not None
 
 
 def inventory_json(model: Model) -> dict[str, object]:
@@ -79,11 +97,12 @@ def _no_inventory(path: Path) -> CheckpointError:
 
 def _from_map(path: Path, text: str) -> Model:
     tensors: dict[str, TensorInfo] = {}
+    notes = _MapNotes()
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         where = f"{shown(path)}:{number}"
-        found = _LINE.fullmatch(line.strip())
+        found = _fields_of(line.strip())
         if found is None:
             if not tensors:
                 raise _no_inventory(path)
@@ -91,20 +110,111 @@ def _from_map(path: Path, text: str) -> Model:
                 f"{where}: this is not a line of a tensor map",
                 hint="a line is FILE:SHA256:NAME:shape=(NE0, NE1):dtype=TYPE:elements=N:bytes=N",
             )
-        shape = tuple(int(extent) for extent in reversed(found["shape"].split(", ")))
-        tensor = _tensor(found["name"], shape, found["type"], found["file"], where)
-        if tensor.n_weights != int(found["weights"]):
+        file, name, shape, fields = found
+        tensor = _tensor(name, shape, fields["dtype"], file, where)
+        if tensor.n_weights != int(fields["elements"]):
             raise CheckpointError(
-                f"{where}: the shape has {tensor.n_weights} elements, not {found['weights']}"
+                f"{where}: the shape has {tensor.n_weights} elements, not {fields['elements']}"
             )
-        if tensor.n_bytes != int(found["bytes"]):
-            raise CheckpointError(
-                f"{where}: {tensor.type} takes {tensor.n_bytes} bytes, not {found['bytes']}"
-            )
+        notes.compare(tensor, int(fields["bytes"]), where)
+        notes.look_at(tensor, fields, where)
         _add(tensors, tensor, where)
     if not tensors:
         raise _no_inventory(path)
-    return Model(path, "inventory", "", {}, tuple(tensors.values()))
+    return Model(path, "inventory", "", {}, tuple(tensors.values()), notes=notes.told(shown(path)))
+
+
+def _fields_of(line: str) -> tuple[str, str, tuple[int, ...], dict[str, str]] | None:
+    """File, tensor, shape (rows first) and fields of a line of a map; None if it is no such line."""
+    head = _HEAD.fullmatch(line)
+    if head is None:
+        return None
+    fields: dict[str, str] = {}
+    for part in head["fields"].split(":"):
+        key, _, value = part.partition("=")
+        if key in fields:
+            return None
+        fields[key] = value
+    shape = _SHAPE.fullmatch(fields.get("shape", ""))
+    if shape is None or _TYPE.fullmatch(fields.get("dtype", "")) is None:
+        return None
+    if not all(_COUNT.fullmatch(fields.get(key, "")) for key in ("elements", "bytes")):
+        return None
+    extents = tuple(int(extent) for extent in reversed(shape[1].split(",")))
+    return head["file"], head["name"], extents, fields
+
+
+class _MapNotes:
+    """What a map says otherwise than ggplan, or what ggplan does not use: tensors by kind."""
+
+    def __init__(self) -> None:
+        self._scales: dict[str, int] = {}  # tensor: bytes that the map leaves out
+        self._padded: dict[str, int] = {}  # tensor: bytes that the map adds
+        self._imatrices: dict[str, int] = {}  # hash: tensors
+        self._unknown: dict[str, str] = {}  # field: the first line that has it
+
+    def compare(self, tensor: TensorInfo, n_bytes: int, where: str) -> None:
+        """Hold the size that a map says against the one that type and shape give.
+
+        Raises
+        ------
+        CheckpointError
+            If neither row scales nor padding explain the difference.
+        """
+        if n_bytes == tensor.n_bytes:
+            return
+        extra = tensor.type.row_extra_bytes
+        blocks = tensor.n_bytes - tensor.n_rows * extra
+        row_bytes, rest = divmod(n_bytes - blocks, tensor.n_rows)
+        if extra and rest == 0 and 0 <= row_bytes <= _MOST_ROW_BYTES:
+            self._scales[tensor.name] = tensor.n_bytes - n_bytes
+            return
+        for without_padding in (tensor.n_bytes, blocks):
+            if any(n_bytes == -(-without_padding // a) * a for a in _ALIGNMENTS):
+                self._padded[tensor.name] = n_bytes - without_padding
+                if without_padding != tensor.n_bytes:
+                    self._scales[tensor.name] = tensor.n_bytes - without_padding
+                return
+        raise CheckpointError(f"{where}: {tensor.type} takes {tensor.n_bytes} bytes, not {n_bytes}")
+
+    def look_at(self, tensor: TensorInfo, fields: dict[str, str], where: str) -> None:
+        """Keep which fields a line has that ggplan does not use."""
+        if "imatrix" in fields:
+            self._imatrices[fields["imatrix"]] = self._imatrices.get(fields["imatrix"], 0) + 1
+        for key in fields:
+            if key not in _KNOWN_FIELDS:
+                self._unknown.setdefault(key, where)
+
+    def told(self, file: str) -> tuple[str, ...]:
+        """One note for each kind."""
+        notes = []
+        if self._scales:
+            missing = sum(self._scales.values())
+            counted = f"{format_bytes(abs(missing))} {'less' if missing > 0 else 'more'}"
+            notes.append(
+                f"{file} counts {counted} for the scales of rows of {_some(self._scales)}; "
+                "ggplan plans with its own sizes"
+            )
+        if self._padded:
+            notes.append(
+                f"{file} counts {format_bytes(sum(self._padded.values()))} of padding as part of "
+                f"{_some(self._padded)}; ggplan plans with its own sizes"
+            )
+        for digest, n_tensors in self._imatrices.items():
+            count = f"{n_tensors:,} tensor{'s' * (n_tensors > 1)}"
+            notes.append(
+                f"{file} names the importance matrix {printable(digest[:12])} for {count}; "
+                "a plan does not use it (`--imatrix FILE` takes the matrix itself)"
+            )
+        for key, where in self._unknown.items():
+            notes.append(f"{where}: the field '{printable(key[:60])}' is not known and is not used")
+        return tuple(notes)
+
+
+def _some(tensors: dict[str, int]) -> str:
+    """A count of tensors and the first one's name."""
+    first = printable(next(iter(tensors)))
+    return f"tensor {first}" if len(tensors) == 1 else f"{len(tensors):,} tensors, the first {first}"
 
 
 def _from_json(path: Path, root: dict[str, object]) -> Model:
