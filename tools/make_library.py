@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 
 from ggplan.inventories import inventories, inventory
-from ggplan.planning import Plan, Role, make_plan
+from ggplan.planning import Plan, in_memory, make_plan
 from ggplan.rules import load_recipe
 from ggplan.rules.library import ShippedRecipe, library
 
@@ -42,23 +42,18 @@ def with_figures(text: str, path: Path) -> str:
     return "\n".join(lines)
 
 
-def figures(plan: Plan) -> tuple[float, float, float, float, float]:
-    """Size, bits per weight, RAM, RAM that a token reads, and GPU; sizes in GiB."""
-    metadata, architecture = plan.model.metadata, plan.model.architecture
-    used = metadata.get(f"{architecture}.expert_used_count")
-    count = metadata.get(f"{architecture}.expert_count")
-    share = int(str(used.decode())) / int(str(count.decode())) if used and count else 0.0
-    loaded = [t for t in plan.tensors if t.role is not Role.NEXTN]
-    experts = sum(t.n_bytes for t in loaded if "_exps." in t.name)  # gpt-oss has biases of experts
-    ram = experts + sum(t.n_bytes for t in loaded if t.role is Role.EMBEDDINGS)
-    gpu = sum(t.n_bytes for t in loaded) - ram
-    size = plan.tensor_bytes
-    return size / GIB, plan.bits_per_weight, ram / GIB, experts * share / GIB, gpu / GIB
+def figures(plan: Plan) -> tuple[float, float, float | None, float | None, float]:
+    """Size, bits per weight, RAM, RAM that a token reads, and GPU; sizes in GiB. No RAM without experts."""
+    memory = in_memory(plan)
+    per_token = memory.ram_per_token
+    ram = (None, None) if per_token is None else (memory.ram / GIB, per_token / GIB)
+    return plan.tensor_bytes / GIB, plan.bits_per_weight, *ram, memory.gpu / GIB
 
 
 def table() -> str:
     """The table of all recipes."""
-    head = "| recipe | model | GiB | bpw | GiB of RAM a token reads | what it is |\n|---|---|--:|--:|--:|---|"
+    head = "| recipe | model | GiB | bpw | GPU | RAM | of it per token | what it is |\n"
+    head += "|---|---|--:|--:|--:|--:|--:|---|"
     return "\n".join([head, *(row for entry in library() for row in rows(entry))]) + "\n"
 
 
@@ -67,9 +62,10 @@ def rows(entry: ShippedRecipe) -> list[str]:
     made = []
     for i, f in enumerate(entry.figures):
         name = f"[`{entry.name}`]({entry.name}.recipe)" if i == 0 else ""
-        token = f"{f.ram_per_token:.2f}" if f.ram_per_token is not None else "all"
+        ram = f"{f.ram:.1f} | {f.ram_per_token:.2f}" if f.ram and f.ram_per_token else " | "
+        size = f"{f.size:.2f} | {f.bits_per_weight:.3f} | {f.gpu:.1f} | {ram}"
         summary = entry.summary if i == 0 else ""
-        made.append(f"| {name} | {f.model} | {f.size:.2f} | {f.bits_per_weight:.3f} | {token} | {summary} |")
+        made.append(f"| {name} | {f.model} | {size} | {summary} |")
     return made
 
 

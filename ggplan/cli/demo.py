@@ -79,7 +79,8 @@ def demo_command(folder: str) -> None:
                 ]
             )
             click.echo(f"  wrote {printable(rows[-1][0])}")
-    print_table([("file", "left"), ("size", "right"), ("bpw", "right"), ("took", "right")], rows)
+    print_table([("file", "left"), ("size", "right"), ("bpw", "right"), ("took", "right")], rows,
+                least=("took",))  # fmt: skip
     measured = _measure([out / f"demo-{name}.gguf" for name, _ in _MIXES], out)
     best = printable(str(out / "demo-hq4_k.gguf"))
     click.echo(

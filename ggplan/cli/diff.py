@@ -140,7 +140,7 @@ def _planned(name: str, model: Model | None, imatrix: Imatrix | None) -> Side:
 
 
 def _print(differences: Differences, every_tensor: bool) -> None:
-    from ggplan.cli.output import print_table
+    from ggplan.cli.output import Table, print_tables
     from ggplan.comparing import transitions
     from ggplan.text import format_bytes, printable
 
@@ -154,24 +154,27 @@ def _print(differences: Differences, every_tensor: bool) -> None:
         return
     click.echo(f"A  {labels[0]}\nB  {labels[1]}")
     if every_tensor:
-        print_table(
+        tensors = Table(
             [("tensor", "left"), ("A", "left"), ("B", "left"), ("change", "right"), ("", "left")],
-            (
+            [
                 [pair.name, _type(pair.before), _type(pair.after), _change(pair.bytes), pair.verdict]
                 for pair in differences.pairs
-            ),
+            ],
+            least=("change",),
         )
     else:
-        print_table(
+        tensors = Table(
             [("class", "left"), ("tensors", "right"), ("A", "left"), ("B", "left"), ("change", "right")],
-            (
+            [
                 [role, f"{part.n_tensors:,}", before or "missing", after or "missing", _change(part.bytes)]
                 for role, before, after, part in transitions(differences.changes)
-            ),
+            ],
+            least=("tensors",),
         )
     columns = [("", "left"), ("tensors", "right"), ("differ", "right"), ("A", "right"), ("B", "right")]
     columns += [("change", "right"), ("bpw A", "right"), ("bpw B", "right")]
-    print_table(columns, (_total_row(part) for part in (*differences.by_role, total)))
+    totals = [_total_row(part) for part in (*differences.by_role, total)]
+    print_tables([tensors, Table(columns, totals, least=("tensors", "bpw A", "bpw B", "A", "B"))])
 
 
 def _total_row(total: Total) -> list[str]:

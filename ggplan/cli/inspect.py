@@ -59,6 +59,7 @@ def inspect_command(
             [name, f"{n:,}", format_count(weights), format_bytes(size)]
             for name, (n, weights, size) in sorted(by_type.items(), key=lambda item: -item[1][2])
         ),
+        least=("weights", "tensors"),
     )
     if show_metadata:
         print_table(
@@ -69,6 +70,8 @@ def inspect_command(
                 else [key, value.type.name.lower(), _shown([value.decode()], 1)]
                 for key, value in opened.metadata.items()
             ),
+            least=("type",),
+            wraps="value",
         )
     if show_tensors:
         print_table(
@@ -89,6 +92,7 @@ def inspect_command(
                 ]
                 for t in opened.tensors
             ),
+            least=("stored as", "size", "shape"),
         )
 
 

@@ -411,6 +411,7 @@ def print_record(record: Record) -> None:
             [(heading, "left" if heading == "name" else "right") for heading, _ in columns],
             ([cell(q, m) for _, cell in columns] for q, m in rows),
             title,
+            least=("RMS Δp %", "same top %", "bpw", "99 % KLD", "ΔPPL %", "size"),
         )
         if len(rows) > 1 and any(m.n_nan for _, m in rows):
             click.echo(

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TextIO
 
 import click
@@ -14,11 +15,12 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ggplan.linting import Report
-    from ggplan.planning import Plan, Share
+    from ggplan.planning import Memory, Plan, Share
 
 # A pipe has no width; this one keeps the longest tensor names of today on one line.
 _PIPE_WIDTH = 140
 _SHOWN = 200  # findings
+_WRAPPED = 24  # the characters that a wrapping column keeps, where it has so many
 
 
 def console(stream: TextIO | None = None) -> Console:
@@ -35,25 +37,115 @@ def print_json(value: object) -> None:
     click.echo(json.dumps(value, indent=2, ensure_ascii=True))
 
 
-def print_table(columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[str]], title: str = "") -> None:
-    """A plain table on stdout; `columns` are headings with "left" or "right"."""
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A plain table; names stay whole, and where the terminal is narrow, columns go.
+
+    Attributes
+    ----------
+    columns
+        Headings with "left" or "right".
+    least
+        The headings of columns that may go, the least important first.
+    wraps
+        The heading of the one column whose text may wrap where it is long; no other does.
+    """
+
+    columns: Sequence[tuple[str, str]]
+    rows: Sequence[Sequence[str]]
+    title: str = ""
+    least: Sequence[str] = ()
+    wraps: str | None = None
+
+    def filled(self) -> list[str]:
+        """The headings of all columns but those that say nothing: no heading and no text."""
+        return [h for i, (h, _) in enumerate(self.columns) if h or any(row[i] for row in self.rows)]
+
+    def width(self, shown: Sequence[str]) -> int:
+        """Characters that it takes with these columns."""
+        from rich.cells import cell_len
+
+        total = 1
+        for i, (heading, _) in enumerate(self.columns):
+            if heading in shown:
+                widest = max(map(cell_len, (heading, *(row[i] for row in self.rows))))
+                total += 2 + (min(widest, _WRAPPED) if heading == self.wraps else widest) + 1
+        return total
+
+
+def print_table(
+    columns: Sequence[tuple[str, str]],
+    rows: Iterable[Sequence[str]],
+    title: str = "",
+    *,
+    least: Sequence[str] = (),
+    wraps: str | None = None,
+) -> None:
+    """A plain table on stdout, as `Table` describes it."""
+    print_tables([Table(columns, list(rows), title, least, wraps)])
+
+
+def print_tables(tables: Iterable[Table]) -> None:
+    """Plain tables on stdout; what was left out for lack of width is told on stderr, once."""
+    gone: dict[str, None] = {}
+    needed = 0
+    for table in tables:
+        shown = _fitting(table, console().width)
+        left_out = [heading for heading in table.filled() if heading not in shown]
+        if left_out:
+            needed = max(needed, table.width(table.filled()))
+            gone |= dict.fromkeys(left_out)
+        _print_columns(table, shown)
+    if gone:
+        click.echo(
+            f"note: left out for lack of width: {', '.join(gone)}; COLUMNS={needed} shows all", err=True
+        )
+
+
+def _fitting(table: Table, width: int) -> list[str]:
+    """The headings that are shown at this width."""
+    shown = table.filled()
+    gone = []
+    for heading in table.least:
+        if table.width(shown) <= width:
+            break
+        shown.remove(heading)
+        gone.append(heading)
+    for heading in reversed(gone[:-1]):  # a wide column that went later may have made room for it
+        if table.width([*shown, heading]) <= width:
+            shown.append(heading)
+    return shown
+
+
+def _print_columns(table: Table, shown: Sequence[str]) -> None:
     from rich import box
-    from rich.table import Table
+    from rich.table import Table as RichTable
     from rich.text import Text
 
     from ggplan.text import printable
 
-    table = Table(title=Text(title, "bold") if title else None, title_justify="left", box=box.SIMPLE_HEAD)
-    for heading, justify in columns:
-        table.add_column(heading, justify="right" if justify == "right" else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(printable(cell)) for cell in row))
-    console().print(table)
+    drawn = RichTable(
+        title=Text(table.title, "bold") if table.title else None, title_justify="left", box=box.SIMPLE_HEAD
+    )
+    indices = [i for i, (heading, _) in enumerate(table.columns) if heading in shown]
+    for heading, justify in (table.columns[i] for i in indices):
+        drawn.add_column(
+            heading,
+            justify="right" if justify == "right" else "left",
+            overflow="fold",
+            no_wrap=heading != table.wraps,
+        )
+    for row in table.rows:
+        drawn.add_row(*(Text(printable(row[i])) for i in indices))
+    # A name that is longer than the terminal is wide stays on its line, too.
+    out = console()
+    out.width = max(out.width, table.width(shown))
+    out.print(drawn)
 
 
-def print_plan(plan: Plan) -> None:
-    """The summary of a plan: where the bytes are by class and by type, and the total."""
-    from ggplan.planning import by_role, by_type
+def print_plan(plan: Plan, *, every_tensor: bool = False) -> None:
+    """The summary of a plan: where the bytes are by class, by type and by memory, and the total."""
+    from ggplan.planning import by_role, by_type, in_memory
     from ggplan.text import format_bytes, printable
 
     model = plan.model
@@ -74,14 +166,53 @@ def print_plan(plan: Plan) -> None:
             f"{share.bits_per_weight:.3f}",
         ]
 
-    print_table([*columns, ("types", "left")], ([*row(s), " ".join(s.types)] for s in by_role(plan)))
-    print_table(columns, (row(s) for s in by_type(plan)))
+    least = ("share", "weights", "tensors", "bpw")
+    roles = [[*row(s), " ".join(s.types)] for s in by_role(plan)]
+    print_tables(
+        [
+            *([_tensors_of(plan)] if every_tensor else []),
+            Table([*columns, ("types", "left")], roles, least=least, wraps="types"),
+            Table(columns, [row(s) for s in by_type(plan)], least=least),
+        ]
+    )
+    click.echo(describe_memory(in_memory(plan)))
     size = "at least " if model.kind == "inventory" else ""
     click.echo(
         f"{len(plan.tensors):,} tensors, {format_count(plan.n_weights)} weights, "
         f"file {size}{format_bytes(plan.file_bytes)} ({plan.file_bytes:,} bytes), "
         f"{plan.bits_per_weight:.3f} bpw"
     )
+
+
+def _tensors_of(plan: Plan) -> Table:
+    """Every tensor, its types and what chose the one it gets."""
+    from ggplan.text import format_bytes
+
+    columns = [("tensor", "left"), ("shape", "left"), ("from", "left"), ("to", "left"), ("size", "right")]
+    rows = [
+        [
+            t.name,
+            " × ".join(str(n) for n in t.tensor.shape),
+            t.tensor.stored_as,
+            t.type.name,
+            format_bytes(t.n_bytes),
+            t.chosen_by,
+            f"fallback from {t.asked.name}" if t.asked else "",
+        ]
+        for t in plan.tensors
+    ]
+    least = ("from", "shape", "size", "chosen by")
+    return Table([*columns, ("chosen by", "left"), ("", "left")], rows, least=least)
+
+
+def describe_memory(memory: Memory) -> str:
+    """What llama.cpp puts on the GPU and in RAM with -ngl 99 --cpu-moe, and what it does not load."""
+    from ggplan.text import format_bytes
+
+    token = memory.ram_per_token
+    read = "" if token is None else f" ({format_bytes(round(token))} per token)"
+    nextn = f", nextn {format_bytes(memory.nextn)} not loaded" if memory.nextn else ""
+    return f"GPU {format_bytes(memory.gpu)}, RAM {format_bytes(memory.ram)}{read}{nextn}"
 
 
 def print_findings(report: Report, *, notes: bool = True, err: bool = False) -> None:

@@ -42,7 +42,7 @@ def plan_command(
     MODEL is a Hugging Face folder, a GGUF file, or an inventory (a tensor map, or the JSON of
     `ggplan inspect --json`). No weight is read.
     """
-    from ggplan.cli.output import findings_json, print_findings, print_plan, print_table
+    from ggplan.cli.output import findings_json, print_findings, print_plan
     from ggplan.linting import check_plan
     from ggplan.planning.importance import importance_refusal
     from ggplan.text import printable
@@ -68,26 +68,7 @@ def plan_command(
         if as_json:
             click.echo(document)
     if not as_json:
-        if show_tensors:
-            from ggplan.text import format_bytes
-
-            print_table(
-                [("tensor", "left"), ("shape", "left"), ("from", "left"), ("to", "left"),
-                 ("size", "right"), ("chosen by", "left"), ("", "left")],
-                (
-                    [
-                        t.name,
-                        " × ".join(str(n) for n in t.tensor.shape),
-                        t.tensor.stored_as,
-                        t.type.name,
-                        format_bytes(t.n_bytes),
-                        t.chosen_by,
-                        f"fallback from {t.asked.name}" if t.asked else "",
-                    ]
-                    for t in plan.tensors
-                ),
-            )  # fmt: skip
-        print_plan(plan)
+        print_plan(plan, every_tensor=show_tensors)
         if reuse is not None:
             from ggplan.cli.reusing import describe_reuse
 

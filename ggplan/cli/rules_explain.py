@@ -50,8 +50,9 @@ def _print(found: Explanation) -> None:
     tensor = found.tensor
     shape = " × ".join(map(str, tensor.shape))
     roles = ", ".join(found.roles) or "no known role"
-    place = "RAM" if found.device == "cpu" else "GPU"
-    click.echo(f"{printable(tensor.name)}: {shape}, {tensor.stored_as}; {roles}; meant for {place}")
+    places = [{"cpu": "RAM", "gpu": "GPU"}[device] for device in found.devices]
+    place = f"meant for {' and '.join(places)}" if places else "loaded only to draft tokens"
+    click.echo(f"{printable(tensor.name)}: {shape}, {tensor.stored_as}; {roles}; {place}")
     if found.protected:
         click.echo(f"protected: {found.protected}, so rules with quantized types pass it over")
     click.echo()
@@ -90,7 +91,8 @@ def _json(found: Explanation) -> dict[str, object]:
         "shape": list(found.tensor.shape),
         "source_type": found.tensor.stored_as,
         "roles": list(found.roles),
-        "device": found.device,
+        "device": found.devices[0] if found.devices else None,
+        "devices": list(found.devices),
         "protected": found.protected,
         "rules": [
             {

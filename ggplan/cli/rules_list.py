@@ -26,8 +26,11 @@ Examples:
 def list_command(names: tuple[str, ...], as_json: bool) -> None:
     """List the shipped recipes, by family: what each gives on the models it is for.
 
-    Sizes are of all tensors. "token reads" is how much of the routed experts, which are meant for RAM, one
-    token needs: the bandwidth of the RAM divided by it bounds the tokens per second.
+    All sizes are GiB. The first is of all tensors; "GPU" and "RAM" are where llama.cpp puts them with
+    -ngl 99 --cpu-moe, without the block that only predicts further tokens. "per token" is what one token
+    reads of the RAM: the bandwidth of the RAM divided by it bounds the tokens per second.
+
+    Exits 0, 1 if no recipe is for a name, 2 if the command line is wrong.
     """
     entries = _asked(names)
     if as_json:
@@ -35,8 +38,10 @@ def list_command(names: tuple[str, ...], as_json: bool) -> None:
 
         print_json({"schema": SCHEMA, "recipes": [_json(entry) for entry in entries]})
         return
-    for family in dict.fromkeys(entry.family for entry in entries):
-        _print(family, [entry for entry in entries if entry.family == family])
+    families = dict.fromkeys(entry.family for entry in entries)
+    needed = [_print(family, [entry for entry in entries if entry.family == family]) for family in families]
+    if wide := max(needed, default=0):
+        click.echo(f"note: columns are left out for lack of width; COLUMNS={wide} shows all", err=True)
     click.echo("`-r NAME` uses one, as in `ggplan plan MODEL -r glm4moe/hq4_k`")
 
 
@@ -73,28 +78,57 @@ def _asked(names: tuple[str, ...]) -> list[ShippedRecipe]:
     return found
 
 
-def _print(family: str, entries: list[ShippedRecipe]) -> None:
-    """The table of a family: a recipe to a row, in it a line for each model."""
-    from rich import box
-    from rich.table import Table
+_HEADINGS = ("GiB", "bpw", "GPU", "RAM", "per token")
+_LEAST = ("bpw", "per token", "GPU", "RAM")
+_GAP = "   "
+
+
+def _print(family: str, entries: list[ShippedRecipe]) -> int:
+    """The recipes of a family: name, sentence, and a line of figures for each model.
+
+    Returns the width that would show every column, or 0 where all are shown.
+    """
+    import textwrap
 
     from ggplan.cli.output import console
 
-    table = Table(title=family or "any mixture of experts", title_justify="left", box=box.SIMPLE_HEAD)
-    for heading in ("recipe", "model"):
-        table.add_column(heading, no_wrap=True)
-    for heading in ("GiB", "bpw", "token reads"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("what it is")
-    for entry in entries:
-        columns = zip(*(_cells(figures) for figures in entry.figures), strict=True)
-        table.add_row(entry.name, *("\n".join(cells) for cells in columns), entry.summary)
-    console().print(table)
+    width = console().width
+    title = family or "any mixture of experts"
+    rows = [[(f.model, *_cells(f)) for f in entry.figures] for entry in entries]
+    table = [(title, *_HEADINGS), *(row for group in rows for row in group)]
+    widths = [max(len(row[i]) for row in table) for i in range(len(_HEADINGS) + 1)]
+    widths[0] = max(len(row[0]) for row in table[1:])  # the title may stand over the next column
+    shown = list(_HEADINGS)
+
+    def needed(headings: list[str]) -> int:
+        parts = (widths[1 + _HEADINGS.index(heading)] + len(_GAP) for heading in headings)
+        return 2 + max(widths[0], len(title) - 2) + sum(parts)
+
+    for heading in _LEAST:
+        if needed(shown) > width:
+            shown.remove(heading)
+    columns = [i + 1 for i, heading in enumerate(_HEADINGS) if heading in shown]
+    names = max(widths[0], len(title) - 2)
+
+    def line(indent: str, first: str, row: tuple[str, ...]) -> str:
+        cells = (f"{row[i]:>{widths[i]}}" for i in columns)
+        return _GAP.join([f"{indent}{first:<{names + 2 - len(indent)}}", *cells]).rstrip()
+
+    click.echo(line("", title, table[0]))
+    for entry, group in zip(entries, rows, strict=True):
+        click.echo(f"\n{entry.name}")
+        click.echo(textwrap.indent(textwrap.fill(entry.summary, max(width - 2, 20)), "  "))
+        for row in group:
+            click.echo(line("  ", row[0], row))
+    click.echo()
+    return 0 if len(shown) == len(_HEADINGS) else needed(list(_HEADINGS))
 
 
-def _cells(figures: Figures) -> tuple[str, str, str, str]:
-    token = "all" if figures.ram_per_token is None else f"{figures.ram_per_token:.2f} GiB"
-    return figures.model, f"{figures.size:.2f}", f"{figures.bits_per_weight:.3f}", token
+def _cells(figures: Figures) -> tuple[str, str, str, str, str]:
+    size, bits = f"{figures.size:.2f}", f"{figures.bits_per_weight:.3f}"
+    ram = "" if figures.ram is None else f"{figures.ram:.1f}"
+    token = "" if figures.ram_per_token is None else f"{figures.ram_per_token:.2f}"
+    return size, bits, f"{figures.gpu:.1f}", ram, token
 
 
 def _json(entry: ShippedRecipe) -> dict[str, object]:

@@ -67,6 +67,8 @@ def types_command(as_json: bool) -> None:
             ]
             for t in types
         ),
+        least=("id", "block", "bytes", "engine"),
+        wraps="ggplan",
     )  # fmt: skip
     names = textwrap.fill(" ".join(mix.name for mix in MIXES), 96, break_on_hyphens=False)
     click.echo(f"mixes of types, for -r:\n{textwrap.indent(names, '  ')}")

@@ -111,6 +111,7 @@ def _print(found: Verification, quiet: bool) -> None:
             [("tensor", "left"), ("from", "left"), ("to", "left"), ("rmse", "right"), ("relative", "right"),
              ("cosine", "right"), ("worst row", "right"), ("its relative", "right")],
             (_row(error) for error in found.errors[:_SHOWN_ERRORS]),
+            least=("worst row", "its relative", "from", "rmse", "cosine"),
         )  # fmt: skip
         if len(found.errors) > _SHOWN_ERRORS:
             click.echo(f"and {len(found.errors) - _SHOWN_ERRORS:,} more with smaller errors (--json has all)")

@@ -9,8 +9,8 @@ from ggplan.errors import PlanError
 from ggplan.ggml_types import GgmlType
 from ggplan.linting.case import make_case
 from ggplan.model import Model, TensorInfo
+from ggplan.planning.devices import Device, devices_in
 from ggplan.planning.fallback import FallbackTable, remainder
-from ggplan.planning.roles import Device, device_of
 from ggplan.rules import Choice, Recipe, Rule
 from ggplan.text import printable
 
@@ -47,7 +47,7 @@ class Explanation:
 
     tensor: TensorInfo
     roles: tuple[str, ...]
-    device: Device
+    devices: tuple[Device, ...]
     protected: str | None
     steps: tuple[Step, ...]
     trials: tuple[Trial, ...]
@@ -108,7 +108,7 @@ def explain(model: Model, recipe: Recipe, name: str, fallback: FallbackTable | N
     return Explanation(
         tensor=tensor,
         roles=case.roles(index),
-        device=device_of(tensor.name),
+        devices=devices_in(model)[tensor.name],
         protected=decision.protected,
         steps=tuple(steps),
         trials=_trials(tensor, deciding, fitted.type, fitted.asked),

@@ -8,6 +8,7 @@
 
 from ggplan.planning.assignment import Assignment, Decision
 from ggplan.planning.decisions import decide
+from ggplan.planning.devices import Memory, devices_in, memory_of
 from ggplan.planning.fallback import FallbackTable
 from ggplan.planning.fitting import Fitted, fit
 from ggplan.planning.laying_out import lay_out, make_plan
@@ -22,7 +23,7 @@ from ggplan.planning.makers import (
 )
 from ggplan.planning.plan import Effort, Nonfinite, Plan, PlannedTensor
 from ggplan.planning.roles import Role, role_of
-from ggplan.planning.summary import Share, by_role, by_type
+from ggplan.planning.summary import Share, by_role, by_type, in_memory
 from ggplan.planning.written import recipe_from_types, recipe_of
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "Effort",
     "FallbackTable",
     "Fitted",
+    "Memory",
     "Nonfinite",
     "Plan",
     "PlannedTensor",
@@ -41,11 +43,14 @@ __all__ = [
     "by_role",
     "by_type",
     "decide",
+    "devices_in",
     "find_recipe",
     "fit",
+    "in_memory",
     "kept_types",
     "lay_out",
     "make_plan",
+    "memory_of",
     "mix_types",
     "recipe_from_types",
     "recipe_of",

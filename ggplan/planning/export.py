@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from ggplan.planning.devices import Memory
 from ggplan.planning.plan import Plan, PlannedTensor
-from ggplan.planning.summary import Share, by_role, by_type
+from ggplan.planning.summary import Share, by_role, by_type, in_memory
 
 SCHEMA = "ggplan/plan@1"
 
@@ -34,9 +35,19 @@ def plan_json(plan: Plan) -> dict[str, object]:
             "file_bytes": plan.file_bytes,
             "bits_per_weight": plan.bits_per_weight,
         },
+        "memory": _memory_json(in_memory(plan)),
         "by_class": [_share_json(share) for share in by_role(plan)],
         "by_type": [_share_json(share) for share in by_type(plan)],
         "tensors": [_tensor_json(planned) for planned in plan.tensors],
+    }
+
+
+def _memory_json(memory: Memory) -> dict[str, object]:
+    return {
+        "ram_bytes": memory.ram,
+        "ram_bytes_per_token": memory.ram_per_token,
+        "gpu_bytes": memory.gpu,
+        "nextn_bytes": memory.nextn,
     }
 
 

@@ -1,15 +1,14 @@
 """The role of a tensor, read from its GGUF name.
 
-Roles group tensors as users budget for them; tables call the column "class". They are: what stays on the GPU
-(attention, shared experts, dense FFN, norms), what goes to RAM (routed experts), what is read once per token
-(embeddings, output), and the extra prediction layer (nextn) that most programs skip. The names are read by
-`ggplan.rules.roles`.
+Roles group tensors as users budget for them; tables call the column "class". They are: what every token reads
+(attention, shared experts, dense FFN, norms), what it reads a few of (routed experts), what is read once per
+token (embeddings, output), and the extra prediction layer (nextn) that most programs skip. The names are read
+by `ggplan.rules.roles`; in which memory a tensor is, `ggplan.planning.devices` says.
 """
 
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Literal
 
 from ggplan.model import Model
 from ggplan.planning.protection import n_dimensions
@@ -43,7 +42,6 @@ _CLASSES = {
     "norm": Role.SMALL,
     "nextn": Role.NEXTN,
 }
-Device = Literal["gpu", "cpu"]
 
 
 def layer_of(name: str) -> int | None:
@@ -72,20 +70,11 @@ def role_of(name: str, n_dimensions: int, nextn_layers: range = range(0)) -> Rol
 
 def roles_in(model: Model) -> dict[str, Role]:
     """The role of each tensor of a model, by name."""
-    nextn = _nextn_layers(model)
+    nextn = nextn_layers(model)
     return {t.name: role_of(t.name, n_dimensions(t.shape), nextn) for t in model.tensors}
 
 
-def device_of(name: str) -> Device:
-    """The device a tensor is meant for: routed experts and embeddings in RAM, all others on the GPU.
-
-    This is what llama.cpp does with `-ngl 99 --cpu-moe`; embeddings are looked up on the CPU in any case.
-    """
-    roles = named_roles(name)
-    return "cpu" if roles and (roles[0].startswith("experts.") or roles[0] == "embeddings") else "gpu"
-
-
-def _nextn_layers(model: Model) -> range:
+def nextn_layers(model: Model) -> range:
     """The blocks that only predict further tokens: the last `nextn_predict_layers` of the model."""
     keys = [f"{model.architecture}.{name}" for name in ("block_count", "nextn_predict_layers")]
     values = [model.metadata[key].decode() if key in model.metadata else None for key in keys]

@@ -1,4 +1,4 @@
-"""Where the bytes are: a plan summed up by role and by type."""
+"""Where the bytes are: a plan summed up by role, by type and by memory."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ggplan.ggml_types import TYPES
+from ggplan.planning.devices import Memory, memory_of
 from ggplan.planning.plan import Plan, PlannedTensor
 from ggplan.planning.roles import Role
 
@@ -36,6 +37,11 @@ def by_type(plan: Plan) -> tuple[Share, ...]:
     """One share for each type in use, in the order of the type table."""
     order = {entry.name: i for i, entry in enumerate(TYPES)}
     return _shares(plan, lambda t: t.type.name, lambda label: order[label])
+
+
+def in_memory(plan: Plan) -> Memory:
+    """How much of the output is in RAM and on the GPU when llama.cpp runs it."""
+    return memory_of(plan.model, {t.name: t.n_bytes for t in plan.tensors})
 
 
 def _shares(

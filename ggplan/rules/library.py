@@ -8,9 +8,9 @@
 
 The first line is the summary, of one sentence. A line of three blanks and the name of an inventory tells
 what the recipe gives for that model: the size of all tensors, their bits per weight, and where they go with
-`llama.cpp -ngl 99 --cpu-moe`. RAM holds the routed experts, of which a token reads the few it is routed to,
-and the token embeddings; the GPU all else, which every token reads. Neither counts the block that only
-predicts further tokens (nextn). Of a model without experts no RAM is told.
+`llama.cpp -ngl 99 --cpu-moe` (`ggplan.planning.devices` has the definition). RAM holds the routed experts, of
+which a token reads the few it is routed to, and the token embeddings; the GPU all else, which every token
+reads. Neither counts the block that only predicts further tokens (nextn). Without experts no RAM is told.
 
 `tools/make_library.py` writes these lines, and a test plans every recipe to see that they are true.
 """

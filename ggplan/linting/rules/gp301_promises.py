@@ -24,7 +24,7 @@ from ggplan.ggml_types import GgmlType
 from ggplan.linting.case import Case
 from ggplan.linting.rule import Finding, LintRule
 from ggplan.linting.wording import some
-from ggplan.planning.roles import device_of
+from ggplan.planning import Fitted, devices_in
 from ggplan.rules import Assertion, Fix, TypeTest
 from ggplan.rules.draft import replacing
 from ggplan.rules.recipe import Location
@@ -188,7 +188,7 @@ def _measure(case: Case, promise: Assertion) -> tuple[float, str]:
         replaced = [i for i, d in enumerate(case.fitted) if d.asked is not None]
         found = case.uncovered() if promise.quantity == "uncovered" else replaced
         return len(found), f"{len(found)}" + (f", {some(case, found)}" if found else "")
-    chosen = [d for i, d in enumerate(case.fitted) if not promise.of or _belongs(case, i, promise.of)]
+    chosen = _members(case, promise.of)
     n_bytes = sum(d.type.tensor_bytes(d.tensor.shape) for d in chosen)
     if promise.quantity == "size":
         return n_bytes, format_bytes(n_bytes)
@@ -197,9 +197,17 @@ def _measure(case: Case, promise: Assertion) -> tuple[float, str]:
     return bpw, f"{bpw:.4f}"
 
 
-def _belongs(case: Case, index: int, of: str) -> bool:
+def _members(case: Case, of: str) -> list[Fitted]:
+    """The tensors of a role or in a memory; all for ""."""
+    if not of:
+        return list(case.fitted)
     if of in ("gpu", "cpu"):
-        return device_of(case.tensors[index].name) == of
+        devices = devices_in(case.model)
+        return [d for d in case.fitted if of in devices[d.tensor.name]]
+    return [d for i, d in enumerate(case.fitted) if _has_role(case, i, of)]
+
+
+def _has_role(case: Case, index: int, of: str) -> bool:
     wanted = expand_role(of) or ()
     return any(role in wanted for role in case.roles(index))
 
