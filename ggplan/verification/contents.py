@@ -92,8 +92,8 @@ def checksum_faults(listing: Listing, found: Hashed) -> list[Fault]:
     first = found.headers[0].path.name
     shown = printable(listing.manifest.path.name)
     if not listing.tensors and not listing.files:
-        listed = ", ".join(list(listing.manifest.files)[:3])
-        return [Fault(HEADER, "missing", f"{shown} does not list it; it lists {listed}", first)]
+        others = ", ".join(list(listing.manifest.files)[:3])
+        return [Fault(HEADER, "missing", f"{shown} does not list it; it lists {others}", first)]
     faults = []
     for header in found.headers:
         name = header.path.name

@@ -97,7 +97,7 @@ def listing_notes(listing: Listing) -> list[str]:
         notes.append(f"{printable(now)} is listed as {was} in {shown}{more}")
     if regrouped := listing.regrouped:
         notes.append(
-            f"its tensors are listed in {shown} under {len(regrouped)} files ({listed(regrouped)}): it was "
+            f"its tensors are listed in {shown} under {len(regrouped)} files ({listed(list(regrouped))}): it was "
             "split or merged since, so its metadata was not compared"
         )
     return notes
