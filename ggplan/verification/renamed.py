@@ -96,9 +96,10 @@ def listing_notes(listing: Listing) -> list[str]:
         )
         notes.append(f"{printable(now)} is listed as {was} in {shown}{more}")
     if regrouped := listing.regrouped:
+        files = f"{len(regrouped)} files ({listed(list(regrouped))})"
         notes.append(
-            f"its tensors are listed in {shown} under {len(regrouped)} files ({listed(list(regrouped))}): it was "
-            "split or merged since, so its metadata was not compared"
+            f"its tensors are listed in {shown} under {files}: it was split or merged since, so its metadata was "
+            "not compared"
         )
     return notes
 
