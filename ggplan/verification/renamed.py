@@ -98,8 +98,8 @@ def listing_notes(listing: Listing) -> list[str]:
     if regrouped := listing.regrouped:
         files = f"{len(regrouped)} files ({listed(list(regrouped))})"
         notes.append(
-            f"its tensors are listed in {shown} under {files}: it was split or merged since, so its metadata was "
-            "not compared"
+            f"its tensors are listed in {shown} under {files}: it was split or merged since, so its metadata "
+            "was not compared"
         )
     return notes
 
