@@ -96,15 +96,18 @@ def _open_checkpoint(checkpoint: str, file: str, pre: str | None) -> Model:
 
     Only then: a fact that can be found without the file is never taken from it.
     """
+    from pathlib import Path
+
     from ggplan.errors import CheckpointError
     from ggplan.opening import open_model
     from ggplan.text import printable
     from ggplan.verification.exactness import text_of
+    from ggplan.verification.renamed import open_files
 
     try:
         return open_model(checkpoint, pre=pre)
     except CheckpointError:
-        recorded = None if pre else text_of(open_model(file).metadata, "tokenizer.ggml.pre")
+        recorded = None if pre else text_of(open_files(Path(file)).model.metadata, "tokenizer.ggml.pre")
         if recorded is None:
             raise
         source = open_model(checkpoint, pre=recorded)
@@ -124,6 +127,8 @@ def _print(found: Reproduction, checkpoint: Path, quiet: bool) -> None:
         click.echo(f"error: {place}: {printable(fault.message)}", err=True)
     if len(found.faults) > _SHOWN_FAULTS:
         click.echo(f"error: and {len(found.faults) - _SHOWN_FAULTS:,} more differences", err=True)
+    for note in found.notes:
+        click.echo(f"note: {note}", err=True)
     if found.inputs is None:
         click.echo("note: the file does not record its inputs", err=True)
     if found.output is not None and not quiet:
@@ -148,6 +153,7 @@ def _as_json(found: Reproduction, checkpoint: Path) -> dict[str, object]:
         "tensors": found.n_tensors,
         "bytes": found.n_bytes,
         "inputs": None if found.inputs is None else [asdict(difference) for difference in found.inputs],
+        "notes": list(found.notes),
         "faults": [asdict(fault) for fault in found.faults],
         "output": None if found.output is None else str(found.output),
     }

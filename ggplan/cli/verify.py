@@ -27,7 +27,9 @@ _SHOWN_ERRORS = 40
 @click.option("--against", metavar="CHECKPOINT", help="Measure each tensor's error against this checkpoint.")
 @click.option("--exact", is_flag=True, help="Plan and encode again, from --against, and compare every byte.")
 @click.option(
-    "--manifest", metavar="FILE", help="Checksums of the tensors.  [default: FILE.sha256, if it exists]"
+    "--manifest",
+    metavar="FILE",
+    help="Checksums of the tensors.  [default: FILE.sha256, or the .sha256 file beside it that lists it]",
 )
 @click.option(
     "-r",
@@ -64,7 +66,8 @@ def verify_command(
     """Verify FILE, a GGUF file or any file of a split set.
 
     Checked are the header, the padding, every block's scale and every float, and the checksums of the
-    manifest that `ggplan convert` writes. Exits 0 for a sound file, 1 for a fault.
+    manifest that `ggplan convert` writes, or of a file by `llama-gguf-hash --sha256` or `sha256sum`. FILE may
+    have been renamed since. Exits 0 for a sound file, 1 for a fault.
     """
     if exact and against is None:
         raise click.UsageError("--exact needs --against: the checkpoint that the file was made from")
@@ -79,11 +82,14 @@ def verify_command(
     source = open_model(against, pre=pre) if against else None
     plan = None
     if exact and source is not None:
+        from pathlib import Path
+
         from ggplan.imatrix import load_imatrix
         from ggplan.rules import load_recipe
+        from ggplan.verification.renamed import open_files
 
         plan = plan_again(
-            open_model(file),
+            open_files(Path(file)).model,
             source,
             recipe=load_recipe(recipe_name) if recipe_name else None,
             imatrix=load_imatrix(imatrix_path) if imatrix_path else None,
@@ -126,6 +132,8 @@ def _print(found: Verification, quiet: bool) -> None:
         )
     if len(found.faults) > _SHOWN_FAULTS:
         click.echo(f"error: and {len(found.faults) - _SHOWN_FAULTS:,} more faults", err=True)
+    for note in found.notes:
+        click.echo(f"note: {note}", err=True)
     if found.faults or quiet:
         return
     files = f"{len(found.files)} files, " if len(found.files) > 1 else ""
@@ -175,6 +183,8 @@ def _as_json(found: Verification) -> dict[str, object]:
         "tensors": found.n_tensors,
         "bytes": found.n_bytes,
         "manifest": None if found.manifest is None else str(found.manifest),
+        "listed_as": {} if found.listing is None else found.listing.renamed,
+        "notes": list(found.notes),
         "faults": [asdict(fault) for fault in found.faults],
         "errors": [plain(error) for error in found.errors],
         "not_compared": list(found.not_compared),

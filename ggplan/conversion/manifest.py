@@ -19,13 +19,17 @@ found its blocks (`ggplan.quants.revisions`).
     importance  HEX  FILE:TENSOR
     best-revision  NUMBER  FILE:TENSOR
 
+Lines of `sha256sum` (`HEX  FILE`, `SHA256 (FILE) = HEX`) are read too: the hash of all bytes of a file. So
+is llama-gguf-hash's line for a whole file, `sha256  HEX  FILE`: the hash of the data of all its tensors, in
+their order.
+
 Control characters in names are escaped, so that a name is always one line.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,6 +41,9 @@ _SOURCE, _IMPORTANCE, _REVISION = "source-rows", "importance", "best-revision"
 _KINDS = (_TENSOR, _HEADER, _SOURCE, _IMPORTANCE)
 _REVISION_LINE = re.compile(rf"{_REVISION}[ \t]+([0-9]{{1,9}})[ \t]+(.+)")
 _LINE = re.compile(rf"({'|'.join(_KINDS)})[ \t]+([0-9a-fA-F]{{64}})[ \t]+(.+)")
+_WHOLE = "file"
+# GNU's and BSD's line for a whole file; a star stands before the name of a file that was read as binary.
+_WHOLE_LINE = re.compile(r"(?:([0-9a-fA-F]{64})[ \t]+\*?(.+)|SHA256 \((.+)\) = ([0-9a-fA-F]{64}))")
 _SPLIT_NAME = re.compile(r"(.+)-\d{5}-of-\d{5}(\.gguf)", re.DOTALL | re.ASCII)
 _SIZE_LIMIT = 64 << 20
 
@@ -46,7 +53,8 @@ class FileHashes:
     """The hashes of one file in a manifest: of its header, and of each tensor by name (hex digits).
 
     `sources` and `importances` have hashes for tensors that were encoded, `revisions` the revision of the
-    search for those that were encoded with best effort.
+    search for those that were encoded with best effort. Other programs give `data`, the hash of the data of
+    all tensors in their order, without padding, and `whole`, that of all bytes of the file; "" if none did.
     """
 
     file: str
@@ -55,42 +63,46 @@ class FileHashes:
     sources: Mapping[str, str] = field(default_factory=dict)
     importances: Mapping[str, str] = field(default_factory=dict)
     revisions: Mapping[str, int] = field(default_factory=dict)
+    data: str = ""
+    whole: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """A manifest that was read; look-ups take the names in a GGUF file."""
+    """A manifest that was read: what it lists of each file, by the name (escaped) that it gives the file.
+
+    Look-ups take the names in a GGUF file.
+    """
 
     path: Path
-    tensor_lines: Mapping[str, str]
-    header_lines: Mapping[str, str]
-    making_lines: Mapping[str, Mapping[str, str]]
-    revision_lines: Mapping[str, int]
+    files: Mapping[str, FileHashes]
 
     def tensor_sha256(self, file: str, tensor: str) -> str | None:
         """The hash of a tensor's bytes; None where the manifest does not list it."""
-        return self.tensor_lines.get(_label(file, tensor))
+        return self._of(file).tensors.get(printable(tensor))
 
     def header_sha256(self, file: str) -> str | None:
         """The hash of all bytes before the data; None where no line gives it (llama-gguf-hash has none)."""
-        return self.header_lines.get(printable(file))
+        return self._of(file).header or None
 
     def source_hash(self, file: str, tensor: str) -> str | None:
         """The hash of the weights a tensor was encoded from; None where it was not recorded."""
-        return self.making_lines[_SOURCE].get(_label(file, tensor))
-
-    def importance_hash(self, file: str, tensor: str) -> str | None:
-        """The hash of the importance a tensor was encoded with; None where there was none."""
-        return self.making_lines[_IMPORTANCE].get(_label(file, tensor))
-
-    def best_revision(self, file: str, tensor: str) -> int | None:
-        """The revision of the search that found a tensor's blocks; None with default effort."""
-        return self.revision_lines.get(_label(file, tensor))
+        return self._of(file).sources.get(printable(tensor))
 
     def tensors_of(self, file: str) -> tuple[str, ...]:
         """The names (escaped) of all tensors that are listed for a file."""
-        start = printable(file) + ":"
-        return tuple(label.removeprefix(start) for label in self.tensor_lines if label.startswith(start))
+        return tuple(self._of(file).tensors)
+
+    def sets(self) -> list[list[FileHashes]]:
+        """The files, those of a split set together."""
+        found: dict[tuple[str, ...], list[FileHashes]] = {}
+        for name, listed in self.files.items():
+            named = _SPLIT_NAME.fullmatch(name)
+            found.setdefault((named[1], named[2]) if named else (name,), []).append(listed)
+        return list(found.values())
+
+    def _of(self, file: str) -> FileHashes:
+        return self.files.get(printable(file)) or FileHashes(file, "", {})
 
 
 def manifest_path(output: Path) -> Path:
@@ -130,17 +142,55 @@ def read_manifest(path: Path) -> Manifest:
         text = path.read_bytes().decode("utf-8", "replace")
     except OSError as error:
         raise CheckpointError(f"cannot read {shown}: {error.strerror or error}") from error
-    lines: dict[str, dict[str, str]] = {kind: {} for kind in _KINDS}
-    revisions: dict[str, int] = {}
-    for line in (line.rstrip("\r") for line in text.split("\n")):
-        if found := _LINE.fullmatch(line):
-            lines[found[1]][found[3]] = found[2].lower()
-        elif found := _REVISION_LINE.fullmatch(line):
-            revisions[found[2]] = int(found[1])
-    if not lines[_TENSOR] and not lines[_HEADER]:
+    found: dict[str, dict[str, dict[str, str]]] = {kind: {} for kind in (*_KINDS, _REVISION, _WHOLE)}
+    lines = [line.rstrip("\r") for line in text.split("\n")]
+    parsed = [line for line in map(_parsed, lines) if line is not None]
+    headers = {label for kind, _, label in parsed if kind == _HEADER}
+    for kind, value, label in parsed:
+        file, tensor = _split_label(label, headers) if kind not in (_HEADER, _WHOLE) else (label, "")
+        found[kind].setdefault(file, {})[tensor] = value
+    if not (found[_TENSOR] or found[_HEADER] or found[_WHOLE]):
         raise CheckpointError(f"{shown} is not a manifest: no line gives a SHA-256 of a tensor")
-    making = {kind: lines[kind] for kind in (_SOURCE, _IMPORTANCE)}
-    return Manifest(path, lines[_TENSOR], lines[_HEADER], making, revisions)
+    files = {}
+    for file in dict.fromkeys(name for kind in (_TENSOR, _HEADER, _WHOLE) for name in found[kind]):
+        of = {kind: dict(listed.get(file, {})) for kind, listed in found.items()}
+        data = of[_TENSOR].pop("", "")
+        header, whole = of[_HEADER].get("", ""), of[_WHOLE].get("", "")
+        revisions = {name: int(number) for name, number in of[_REVISION].items()}
+        files[file] = FileHashes(
+            file, header, of[_TENSOR], of[_SOURCE], of[_IMPORTANCE], revisions, data, whole
+        )
+    return Manifest(path, files)
+
+
+def _parsed(line: str) -> tuple[str, str, str] | None:
+    """The kind of a line, its hash (or number) and its label; None for a line of an unknown kind."""
+    if found := _LINE.fullmatch(line):
+        return found[1], found[2].lower(), found[3]
+    if found := _REVISION_LINE.fullmatch(line):
+        return _REVISION, found[1], found[2]
+    if found := _WHOLE_LINE.fullmatch(line):
+        return _WHOLE, (found[1] or found[4]).lower(), found[2] or found[3]
+    return None
+
+
+def _split_label(label: str, files: Set[str]) -> tuple[str, str]:
+    """The file and the tensor of a label; of a label without a tensor "".
+
+    Both may contain colons. Files that have a line of their own are known; others end in `.gguf`.
+    """
+    at = label.find(":")
+    while at >= 0:
+        if label[:at] in files:
+            return label[:at], label[at + 1 :]
+        at = label.find(":", at + 1)
+    file, suffix, tensor = label.partition(".gguf:")
+    if suffix:
+        return file + ".gguf", tensor
+    if label.endswith(".gguf"):
+        return label, ""
+    file, _, tensor = label.rpartition(":")
+    return file or tensor, tensor if file else ""
 
 
 def _label(file: str, tensor: str) -> str:

@@ -7,9 +7,10 @@ still be proven before a byte is copied:
     the weights are the same    the hash of the source's rows, which are read again, is the recorded one
     the bytes are undamaged     their SHA-256 is the recorded one
 
-The records are in the manifest beside the earlier output, `OLD.gguf.sha256` (see `manifest`). A tensor
-without this proof is encoded. So the output is the same with and without `--reuse`, unless the manifest is
-forged: reuse only your own files. Stopped work may be resumed with or without `--reuse`.
+The records are in the manifest beside the earlier output, `OLD.gguf.sha256` (see `manifest`), or in another
+one there that lists its header, if it was renamed (see `listing`). A tensor without this proof is encoded. So
+the output is the same with and without `--reuse`, unless the manifest is forged: reuse only your own files.
+Stopped work may be resumed with or without `--reuse`.
 
 The bytes of default effort are llama.cpp's, in every version of ggplan. The bytes of best effort depend on
 its search, so there the revision of the search must be the same too.
@@ -26,7 +27,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ggplan.conversion.fingerprint import best_revision
-from ggplan.conversion.manifest import Manifest, manifest_path, read_manifest
+from ggplan.conversion.listing import Listing, beside, find_by_header, hashed, list_files
+from ggplan.conversion.manifest import manifest_path
 from ggplan.conversion.source_hash import (
     has_source_hash,
     importance_hash,
@@ -36,12 +38,8 @@ from ggplan.errors import CheckpointError
 from ggplan.metadata import Metadata
 from ggplan.model import Model, RowSource, TensorInfo
 from ggplan.planning import Plan, PlannedTensor
-from ggplan.sources.files import file_size, read_at
 from ggplan.sources.gguf import open_gguf, read_set
-from ggplan.sources.gguf_header import GgufHeader
 from ggplan.text import printable
-
-_PIECE = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +50,12 @@ class Earlier:
     ----------
     model
         The file, or its split set.
-    manifest
+    listing
         Its records; None if nothing of the file can be reused, for the reason in `trouble`.
     """
 
     model: Model
-    manifest: Manifest | None
+    listing: Listing | None
     trouble: str = ""
 
 
@@ -112,18 +110,23 @@ def open_earlier(path: str | Path) -> Earlier:
     """
     path = Path(path)
     model = open_gguf(path)
-    place = manifest_path(path)
     if "ggplan.version" not in model.metadata:
         return Earlier(model, None, "the file was not written by ggplan")
+    found = hashed(read_set(path))
+    place = manifest_path(path)
     try:
-        manifest = read_manifest(place)
+        manifests = beside(found.headers)
     except CheckpointError as error:
         return Earlier(model, None, error.message)
-    for header in read_set(path):
-        if manifest.header_sha256(header.path.name) != _header_sha256(header):
-            trouble = f"its header is not the one that {printable(place.name)} was made of"
-            return Earlier(model, None, trouble)
-    return Earlier(model, manifest)
+    manifest = find_by_header(manifests, found)
+    if manifest is None and not place.exists():
+        return Earlier(model, None, f"there is no manifest {printable(str(place))}")
+    listing = list_files(manifest, found) if manifest is not None else None
+    for now, digest in found.header_hashes.items():
+        if listing is None or now not in listing.files or listing.files[now].header != digest:
+            shown = printable((manifest.path if manifest is not None else place).name)
+            return Earlier(model, None, f"its header is not the one that {shown} was made of")
+    return Earlier(model, listing)
 
 
 def find_reusable(plan: Plan, earlier: Earlier) -> Reuse:
@@ -139,7 +142,7 @@ def find_reusable(plan: Plan, earlier: Earlier) -> Reuse:
     tensors: dict[str, Reusable] = {}
     reasons: dict[str, str] = {}
     for planned in plan.tensors:
-        found = _reusable(plan, planned, there.get(planned.name), earlier.manifest, trouble)
+        found = _reusable(plan, planned, there.get(planned.name), earlier.listing, trouble)
         if isinstance(found, Reusable):
             tensors[planned.name] = found
         else:
@@ -194,14 +197,14 @@ def _differing_choice(plan: Plan, earlier: Model) -> str:
 
 
 def _reusable(
-    plan: Plan, planned: PlannedTensor, there: TensorInfo | None, manifest: Manifest | None, trouble: str
+    plan: Plan, planned: PlannedTensor, there: TensorInfo | None, listing: Listing | None, trouble: str
 ) -> Reusable | str:
     """The tensor in the earlier output, or the reason why it is not copied."""
     if planned.is_copied:
         return "copied from the source"
     if not has_source_hash(planned):
         return "without blocks, as fast to encode"
-    if manifest is None or trouble:
+    if listing is None or trouble:
         return trouble
     if there is None or there.stored is None:
         return "not in the earlier file"
@@ -209,15 +212,14 @@ def _reusable(
         return "another shape"
     if there.type != planned.type:
         return f"{there.type.name} in the earlier file"
-    file = there.origin
-    sha256, source = manifest.tensor_sha256(file, there.name), manifest.source_hash(file, there.name)
-    if sha256 is None or source is None:
+    listed, name = listing.tensors.get(there.name), printable(there.name)
+    if listed is None or name not in listed.sources:
         return "its source is not recorded"
-    if manifest.best_revision(file, there.name) != best_revision(plan.effort):
+    if listed.revisions.get(name) != best_revision(plan.effort):
         return f"the encoders of --effort {plan.effort} are of another revision"
-    if (manifest.importance_hash(file, there.name) or "") != importance_hash(plan, planned):
+    if listed.importances.get(name, "") != importance_hash(plan, planned):
         return "another importance (imatrix)"
-    return Reusable(planned, there.stored, sha256, source)
+    return Reusable(planned, there.stored, listed.tensors[name], listed.sources[name])
 
 
 def _objection(found: Reusable, run_weights: int, stop: threading.Event) -> str:
@@ -236,15 +238,6 @@ def _objection(found: Reusable, run_weights: int, stop: threading.Event) -> str:
         return "damaged in the earlier file"
     source = source_hash_of(found.planned, run_weights, stop.is_set)
     return "" if source == found.source else "other weights"
-
-
-def _header_sha256(header: GgufHeader) -> str:
-    """The hash of all bytes before the data, padding included."""
-    digest = hashlib.sha256()
-    end = min(header.data_at, file_size(header.path))
-    for at in range(0, end, _PIECE):
-        digest.update(read_at(header.path, at, min(_PIECE, end - at)))
-    return digest.hexdigest()
 
 
 def _text(metadata: Metadata, key: str, default: str) -> str:

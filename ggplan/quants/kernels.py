@@ -34,6 +34,7 @@ import importlib
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
@@ -169,17 +170,22 @@ class Kernel:
                     for kind in self.parameters
                 ]
                 place = machine_code.place_of(self.function, types)
-                code = machine_code.read(place)
-                if code is None:
-                    from ggplan.quants.compiling import compile_kernel
-
-                    with _announced(self.function.__qualname__):
-                        code = compile_kernel(self.function, types, _steps, _intrinsics)
-                    machine_code.keep(code, place)
+                code = machine_code.read(place) or self._compiled(types, place)
                 numbers = {kind: c_type for kind, (_, c_type) in _NUMBERS.items()}
                 c_types = [numbers.get(kind, ctypes.c_void_p) for kind in self.parameters]
                 self._entries[weights] = ctypes.CFUNCTYPE(None, *c_types)(machine_code.load(code))
             return self._entries[weights]
+
+    def _compiled(self, types: list[str], place: Path) -> machine_code.MachineCode:
+        """Compile it and keep it, unless another process did so while this one waited for it."""
+        with _announced(self.function.__qualname__), machine_code.compiling_alone(place):
+            code = machine_code.read(place)
+            if code is None:
+                from ggplan.quants.compiling import compile_kernel
+
+                code = compile_kernel(self.function, types, _steps, _intrinsics)
+                machine_code.keep(code, place)
+            return code
 
 
 def _address(array: Any) -> int:

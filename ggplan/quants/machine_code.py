@@ -10,7 +10,7 @@ Its name says what it was made of: a digest of the kernel's name and argument ty
 its features, of Numba's settings and the versions of Numba and llvmlite, and of all sources in this
 package, since a kernel takes its steps from several of them. So a file is never out of date, only out of
 use. Files are written under another name and renamed, so any number of processes may write and read; a
-damaged file is made again.
+damaged file is made again. While one process compiles a kernel, others that need it wait for it.
 
 Numba's own cache would not do: reading it takes an import of Numba, half a second of processor time, and it
 looks at the source of the kernel alone, not at the steps that it takes from other modules.
@@ -33,7 +33,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -45,6 +45,7 @@ SYMBOL = "kernel"
 _PLACE = "NUMBA_CACHE_DIR"
 _KEPT_SECONDS = 30 * 24 * 3600
 _DAY = 24 * 3600
+_WAITED_SECONDS, _POLLED_SECONDS = 60, 0.02
 _OLD_FOLDER = re.compile(r"(ggplan-)?(numba|kernels)-[0-9a-f]{16}", re.ASCII)
 
 
@@ -109,6 +110,41 @@ def keep(code: MachineCode, place: Path) -> None:
         except BaseException:
             os.unlink(waiting)
             raise
+
+
+@contextlib.contextmanager
+def compiling_alone(place: Path) -> Iterator[None]:
+    """Wait while another process compiles the kernel that is kept there, so that it is compiled once.
+
+    A process that was stopped is not waited for longer than a minute. Where files cannot be locked, nobody
+    waits, and the kernel is compiled twice.
+    """
+    lock = place.with_suffix(".lock")
+    try:
+        import fcntl
+
+        make_cache_folder()
+        held = lock.open("wb")
+    except (ImportError, OSError):
+        yield
+        return
+    with held:
+        give_up = time.monotonic() + _WAITED_SECONDS
+        while time.monotonic() < give_up:
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(_POLLED_SECONDS)
+            except OSError:
+                break
+            else:
+                break
+        try:
+            yield
+        finally:
+            # Those who wait on it find the kernel kept when they are let in.
+            with contextlib.suppress(OSError):
+                lock.unlink()
 
 
 def load(code: MachineCode) -> int:

@@ -10,6 +10,7 @@ Rows of every type have a fixed number of bytes, so the place of a row is found 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from ggplan.errors import CheckpointError
@@ -21,16 +22,23 @@ from ggplan.sources.gguf_header import GgufHeader, read_header
 
 _SPLIT_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL | re.ASCII)
 
+_MOST_FILES = 99_999  # their numbers have five digits
 
-def open_gguf(path: Path) -> Model:
+
+def open_gguf(path: Path, headers: Sequence[GgufHeader] | None = None) -> Model:
     """Open a GGUF file, or the split set it belongs to. No weights are read.
+
+    Parameters
+    ----------
+    headers
+        Those of the set, in order, where `find_set` found them; by default those that `read_set` reads.
 
     Raises
     ------
     CheckpointError
         If a file is damaged, of another version, or missing from its set.
     """
-    headers = read_set(path)
+    headers = headers or read_set(path)
     metadata = {key: value for key, value in headers[0].metadata.items() if not key.startswith("split.")}
     tensors: dict[str, TensorInfo] = {}
     for header in headers:
@@ -96,6 +104,67 @@ def read_set(path: Path) -> list[GgufHeader]:
                 f"its name file {number + 1} of {count}"
             )
     return headers
+
+
+def find_set(path: Path) -> list[list[GgufHeader]]:
+    """As `read_set`, but files may have other names: the files that may be each of the set, in order.
+
+    llama.cpp finds the files of a set by their names. Where these do not fit, the others are looked for in
+    the folder by what they say of themselves: their number, and how many files and tensors the set has.
+    Files whose names fit are another set's.
+
+    Raises
+    ------
+    CheckpointError
+        As `read_set`, if there is no file for a number.
+    """
+    try:
+        return [[header] for header in read_set(path)]
+    except CheckpointError:
+        given = read_header(path)
+        places = _places(given)
+        if places is None:
+            raise
+        number, *whole = places
+        found: list[list[GgufHeader]] = [[] for _ in range(whole[0])]
+        for other in sorted(path.parent.glob("*.gguf")):
+            try:
+                header = read_header(other)
+            except CheckpointError:
+                continue
+            its = _places(header)
+            if its is not None and its[1:] == tuple(whole) and its[0] != number and not _is_in_a_set(other):
+                found[its[0]].append(header)
+        found[number] = [given]
+        if not all(found):
+            raise
+        return found
+
+
+def set_names(headers: Sequence[GgufHeader]) -> list[str]:
+    """The names that the files of a set must have for llama.cpp to find them, after the first one's."""
+    first, count = headers[0].path.name, len(headers)
+    if count == 1:
+        return [first]
+    named = _SPLIT_NAME.fullmatch(first)
+    prefix = named[1] if named else first.removesuffix(".gguf")
+    return [f"{prefix}-{number:05d}-of-{count:05d}.gguf" for number in range(1, count + 1)]
+
+
+def _is_in_a_set(path: Path) -> bool:
+    """Whether the names of a file and of the rest of its set fit."""
+    try:
+        return bool(read_set(path))
+    except CheckpointError:
+        return False
+
+
+def _places(header: GgufHeader) -> tuple[int, int, int] | None:
+    """The number of a file in its set, of the set's files, and of its tensors; None without a set."""
+    number, count = _integer(header, "split.no", -1), _integer(header, "split.count", 1)
+    if not 0 <= number < count or count > _MOST_FILES:
+        return None
+    return number, count, _integer(header, "split.tensors.count", -1)
 
 
 def _check_total(first: GgufHeader, n_files: int, n_tensors: int) -> None:

@@ -8,13 +8,12 @@ hashes are compared with those of the manifest that `ggplan convert` writes besi
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from ggplan.conversion.manifest import Manifest, manifest_path, read_manifest
+from ggplan.conversion.listing import Hashed, Listing, whole_sha256
 from ggplan.errors import CheckpointError
 from ggplan.quants.soundness import is_checkable, unsound_blocks
 from ggplan.sources.files import file_size, read_at
@@ -88,51 +87,52 @@ def check_around_tensors(header: GgufHeader) -> list[Fault]:
     return faults
 
 
-def header_sha256(header: GgufHeader) -> str:
-    """The hash of all bytes before the data, padding included."""
-    digest = hashlib.sha256()
-    end = min(header.data_at, file_size(header.path))
-    for at in range(0, end, _PIECE_BYTES):
-        digest.update(read_at(header.path, at, min(_PIECE_BYTES, end - at)))
-    return digest.hexdigest()
-
-
-def find_manifest(headers: Sequence[GgufHeader], given: Path | None) -> Manifest | None:
-    """The given manifest, or else the one beside the file; None if there is none.
-
-    Raises
-    ------
-    CheckpointError
-        If the manifest cannot be read.
-    """
-    path = given or manifest_path(headers[0].path)
-    return read_manifest(path) if given or path.exists() else None
-
-
-def checksum_faults(
-    manifest: Manifest, headers: Sequence[GgufHeader], contents: Sequence[TensorContents]
-) -> list[Fault]:
+def checksum_faults(listing: Listing, found: Hashed) -> list[Fault]:
     """The differences from the manifest: headers, tensors, tensors that only one of the two has."""
+    first = found.headers[0].path.name
+    shown = printable(listing.manifest.path.name)
+    if not listing.tensors and not listing.files:
+        others = ", ".join(list(listing.manifest.files)[:3])
+        return [Fault(HEADER, "missing", f"{shown} does not list it; it lists {others}", first)]
     faults = []
-    for header in headers:
-        stated = manifest.header_sha256(_label(manifest, header))
-        if stated is not None and stated != header_sha256(header):
+    for header in found.headers:
+        name = header.path.name
+        stated = listing.files.get(name)
+        if stated is not None and stated.header and stated.header != found.header_hashes[name]:
             message = "the metadata or the table of tensors is not the one the manifest was made of"
-            faults.append(Fault(HEADER, "checksum", message, header.path.name))
-        there = {printable(record.name) for record in header.tensors}
-        faults += [
-            Fault(name, "missing", "the manifest lists it, the file does not have it", header.path.name)
-            for name in manifest.tensors_of(_label(manifest, header))
-            if name not in there
-        ]
-    for found in contents:
-        stated = manifest.tensor_sha256(_label(manifest, found.header), found.record.name)
-        name, file = found.record.name, found.header.path.name
-        if stated is None:
-            faults.append(Fault(name, "missing", "the manifest does not list it", file))
-        elif found.sha256 and stated != found.sha256:
-            faults.append(Fault(name, "checksum", "its sha256 is not the manifest's", file))
+            faults.append(Fault(HEADER, "checksum", message, name))
+        if stated is not None and stated.whole and stated.whole != whole_sha256(header.path):
+            faults.append(Fault(HEADER, "checksum", f"the file's sha256 is not the one in {shown}", name))
+        if stated is not None and stated.data and stated.data != data_sha256(header):
+            message = f"the sha256 of all tensors is not the one in {shown}"
+            faults.append(Fault(HEADER, "checksum", message, name))
+    faults += [
+        Fault(name, "missing", "the manifest lists it, the file does not have it", file)
+        for name, file in listing.missing
+    ]
+    if not listing.tensors:  # it has the hashes of whole files only
+        return faults
+    for header in found.headers:
+        for record in header.tensors:
+            listed = listing.tensors.get(record.name)
+            digest = found.tensor_hashes.get(record.name)
+            if listed is None:
+                message = "the manifest does not list it"
+                faults.append(Fault(record.name, "missing", message, header.path.name))
+            elif digest and listed.tensors[printable(record.name)] != digest:
+                message = "its sha256 is not the manifest's"
+                faults.append(Fault(record.name, "checksum", message, header.path.name))
     return faults
+
+
+def data_sha256(header: GgufHeader) -> str:
+    """The hash of the data of all tensors of a file, in their order and without padding."""
+    digest = hashlib.sha256()
+    for record in header.tensors:
+        stop = record.offset + record.n_bytes
+        for at in range(record.offset, stop, _PIECE_BYTES):
+            digest.update(read_at(header.path, at, min(_PIECE_BYTES, stop - at)))
+    return digest.hexdigest()
 
 
 def _end(header: GgufHeader, record: TensorRecord) -> int:
@@ -148,11 +148,3 @@ def _padding_fault(path: Path, start: int, stop: int) -> str:
         if rest:
             return f"byte {at + len(data) - len(rest):,} of the file is 0x{rest[0]:02x}"
     return ""
-
-
-def _label(manifest: Manifest, header: GgufHeader) -> str:
-    """The file's name in the manifest: its name, or the path under which it was hashed."""
-    name = header.path.name
-    return (
-        name if manifest.tensors_of(name) or not manifest.tensors_of(str(header.path)) else str(header.path)
-    )

@@ -21,18 +21,17 @@ from typing import TYPE_CHECKING
 
 from ggplan.conversion import ConvertOptions, convert
 from ggplan.conversion.input_hashes import input_hashes, recorded_inputs
+from ggplan.conversion.listing import Listing
 from ggplan.conversion.source_hash import has_source_hash, source_hash_of
-from ggplan.errors import CheckpointError
 from ggplan.model import Model
 from ggplan.planning import Plan
 from ggplan.planning.provenance import INPUTS, PLAN
 from ggplan.planning.splits import split_plan
 from ggplan.sources.files import file_size, read_at
-from ggplan.sources.gguf import open_gguf, read_set
 from ggplan.text import printable
-from ggplan.verification.contents import find_manifest
 from ggplan.verification.exactness import plan_again
 from ggplan.verification.faults import HEADER, Fault
+from ggplan.verification.renamed import open_files
 from ggplan.verification.verifying import verify
 from ggplan.verification.workers import Progress
 
@@ -69,6 +68,8 @@ class Reproduction:
         The differences between the file and its plan; empty if every byte is equal.
     output
         The new file, if one was asked for.
+    notes
+        What is no fault: that a file is listed under another name, or that llama.cpp needs other names.
     """
 
     files: tuple[Path, ...]
@@ -78,6 +79,7 @@ class Reproduction:
     inputs: tuple[InputDifference, ...] | None
     faults: tuple[Fault, ...]
     output: Path | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def is_equal(self) -> bool:
@@ -120,7 +122,7 @@ def reproduce(
         If `output` cannot be written.
     """
     path = Path(path)
-    written = open_gguf(path)
+    written = open_files(path).model
     plan = plan_again(written, checkpoint, imatrix=imatrix)
     inputs = _differing_inputs(written, checkpoint, imatrix)
     found = verify(path, plan=plan, threads=threads, progress=progress)
@@ -131,7 +133,8 @@ def reproduce(
     faults = [f for f in found.faults if f.key not in implied and f.kind not in kept]
     if not faults and not inputs:
         faults += _header_faults(path, written, plan)
-    faults = _with_causes(faults, path, plan)
+    if found.listing is not None:
+        faults = _with_causes(faults, found.listing, plan)
     made = None
     if output is not None:
         like = written if len(written.files) > 1 else None
@@ -141,7 +144,9 @@ def reproduce(
             ConvertOptions(threads=threads, allow_requantize=True, force=force, split_like=like),
             progress=progress,
         ).path
-    return Reproduction(found.files, found.n_tensors, found.n_bytes, plan, inputs, tuple(faults), made)
+    return Reproduction(
+        found.files, found.n_tensors, found.n_bytes, plan, inputs, tuple(faults), made, found.notes
+    )
 
 
 def _differing_inputs(
@@ -160,7 +165,7 @@ def _differing_inputs(
 
 def _header_faults(path: Path, written: Model, plan: Plan) -> list[Fault]:
     """Headers with the plan's keys and tensors but other bytes: in another order, or at other offsets."""
-    headers = read_set(path)
+    headers = open_files(path).headers
     parts = split_plan(plan, like=written) if len(headers) > 1 else (plan,)
     if len(parts) != len(headers):
         return [Fault(HEADER, "bytes", f"{len(headers)} files, the plan gives {len(parts)}", path.name)]
@@ -179,23 +184,16 @@ def _header_faults(path: Path, written: Model, plan: Plan) -> list[Fault]:
 _SPLITS = ("split.no", "split.count", "split.tensors.count")
 
 
-def _with_causes(faults: list[Fault], path: Path, plan: Plan) -> list[Fault]:
+def _with_causes(faults: list[Fault], listing: Listing, plan: Plan) -> list[Fault]:
     """The faults; with other bytes, also whether the checkpoint has the weights of the manifest."""
-    headers = read_set(path) if faults else []
-    try:
-        manifest = find_manifest(headers, None) if headers else None
-    except CheckpointError:
-        manifest = None
-    if manifest is None:
-        return faults
-    files = {record.name: header.path.name for header in headers for record in header.tensors}
     planned = {tensor.name: tensor for tensor in plan.tensors}
     explained = []
     for fault in faults:
         tensor = planned.get(fault.where)
         if fault.kind == "bytes" and tensor is not None and has_source_hash(tensor):
-            recorded = manifest.source_hash(files[tensor.name], tensor.name)
-            if recorded is not None:
+            listed = listing.tensors.get(tensor.name)
+            recorded = listed and listed.sources.get(printable(tensor.name))
+            if recorded:
                 same = source_hash_of(tensor, _RUN_WEIGHTS) == recorded
                 cause = "though its weights are" if same else "and its weights in the checkpoint are not"
                 message = f"{fault.message}, {cause} those it was made of, by the manifest"

@@ -8,28 +8,30 @@ Four questions, each answered for every tensor in one pass over the file:
     source       with a checkpoint: how far the weights are from it; on request, whether the bytes are
                  exactly what the plan encodes
 
-A split set is verified as one.
+A split set is verified as one. Files may have been renamed (see `renamed`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import dataclasses
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ggplan.conversion.listing import Listing
+from ggplan.conversion.manifest import manifest_path, read_manifest
 from ggplan.errors import CheckpointError
 from ggplan.model import Model
 from ggplan.sources.files import file_size
-from ggplan.sources.gguf import open_gguf, read_set
 from ggplan.verification.contents import (
     TensorContents,
     check_around_tensors,
     check_tensor,
     checksum_faults,
-    find_manifest,
 )
 from ggplan.verification.exactness import prove
 from ggplan.verification.faults import HEADER, Fault
+from ggplan.verification.renamed import find_listing, listing_notes, open_files
 from ggplan.verification.source_errors import TensorError, compare_with_source
 from ggplan.verification.workers import Progress, each
 
@@ -51,6 +53,10 @@ class Verification:
         The manifest that the checksums were compared with, or None.
     faults
         All faults, in the order of the file; empty for a sound file.
+    notes
+        What is no fault: that a file is listed under another name, or that llama.cpp needs other names.
+    listing
+        The listed file that each file is; None without a manifest.
     errors
         Against a checkpoint: each tensor's error, worst first; else empty.
     not_compared
@@ -67,6 +73,8 @@ class Verification:
     errors: tuple[TensorError, ...] = ()
     not_compared: tuple[str, ...] = ()
     proven: bool = False
+    notes: tuple[str, ...] = ()
+    listing: Listing | None = field(default=None, repr=False)
 
     @property
     def is_sound(self) -> bool:
@@ -92,7 +100,8 @@ def verify(
     plan
         The plan it was made by, from `plan_again`: every byte is compared with the bytes this plan encodes.
     manifest
-        Checksums of the tensors; by default those that `convert` wrote beside the file, if they exist.
+        Checksums of the tensors; by default those that `convert` wrote beside the file, if they exist, or a
+        manifest in the same folder that lists this file under another name.
     threads
         Threads that read; by default one for each CPU this process may use.
     progress
@@ -105,21 +114,26 @@ def verify(
     """
     path = Path(path)
     file_size(path)
+    given = None if manifest is None else read_manifest(Path(manifest))
+    if given is None and manifest_path(path).exists():
+        read_manifest(manifest_path(path))  # what is wrong with it is no fault of the file
     try:
-        headers = read_set(path)
-        written = open_gguf(path)
+        files = open_files(path, given)
     except CheckpointError as error:
         fault = Fault(HEADER, "header", error.message, path.name)
         return Verification((path,), 0, 0, None, (fault,))
-    sums = find_manifest(headers, None if manifest is None else Path(manifest))
+    headers, written = files.headers, files.model
     faults = [fault for header in headers for fault in check_around_tensors(header)]
     work = ((header, record) for header in headers for record in header.tensors)
     contents: list[TensorContents] = []
     for found in each(work, lambda pair: check_tensor(*pair, progress), threads):
         faults += found.faults
         contents.append(found)
-    if sums is not None:
-        faults += checksum_faults(sums, headers, contents)
+    hashes = {found.record.name: found.sha256 for found in contents if found.sha256}
+    found_hashes = dataclasses.replace(files.hashed, tensor_hashes=hashes)
+    listing = find_listing(files, found_hashes)
+    if listing is not None:
+        faults += checksum_faults(listing, found_hashes)
     errors: tuple[TensorError, ...] = ()
     skipped: tuple[str, ...] = ()
     if against is not None:
@@ -132,9 +146,11 @@ def verify(
         files=tuple(header.path for header in headers),
         n_tensors=len(contents),
         n_bytes=sum(found.record.n_bytes for found in contents),
-        manifest=None if sums is None else sums.path,
+        manifest=None if listing is None else listing.manifest.path,
         faults=tuple(faults),
         errors=errors,
         not_compared=skipped,
         proven=plan is not None,
+        notes=(*files.notes, *(listing_notes(listing) if listing is not None else ())),
+        listing=listing,
     )

@@ -2,11 +2,10 @@
 
 import importlib.resources
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
+import program
 import pytest
 
 import ggplan
@@ -37,11 +36,7 @@ EXPECTED = r"""
 
 
 def run(*arguments: str | Path, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "ggplan", *map(str, arguments)],
-        capture_output=True, text=True, timeout=120, check=False, cwd=folder,
-        env=os.environ | {"COLUMNS": "120"},
-    )  # fmt: skip
+    return program.run(*arguments, folder=folder, COLUMNS="120")
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import program
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -17,15 +18,7 @@ WRONG = "@arch glm4moe\noutput\\.weight = Q8_O\n^blk.1. = q8_0\n@default bf16\n"
 
 
 def run(*arguments: str | Path, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "ggplan", "rules", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        input=stdin,
-        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
-    )
+    return program.run("rules", *arguments, stdin=stdin, **environment)
 
 
 @pytest.fixture
@@ -241,14 +234,7 @@ def test_of_very_many_findings_the_first_are_shown_and_the_rest_counted(
     path = tmp_path / "x.recipe"
     dead = "".join(f"zzz{n} = q8_0\n" for n in range(1_000))
     path.write_text(f"{dead}@default q8_0\n@assert bpw <= 2\n")
-    done = subprocess.run(
-        [sys.executable, "-m", "ggplan", *command, str(path)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
+    done = program.run(*command, path)
     told = done.stdout + done.stderr
     assert told.count("[GP101]") == 200
     (hidden,) = re.findall(r"(\d+) more are not shown, 1 of them errors", told)

@@ -9,7 +9,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from test_cli import run
+from program import run
 
 NAME = "blk.0.attn_q.weight"
 

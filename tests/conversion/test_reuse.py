@@ -203,6 +203,15 @@ def test_without_a_manifest_or_under_another_header_nothing_is_copied(
     assert fresh_and_reused(plan_of(source), old).reasons[UP] == "its source is not recorded"
 
 
+@pytest.mark.parametrize("manifest", ["old.gguf.sha256", "other.gguf.sha256"])
+def test_a_renamed_file_is_reused(
+    source: Path, old: Path, manifest: str, tmp_path: Path, fresh_and_reused: Callable[..., reuse.Reuse]
+) -> None:
+    renamed = old.rename(tmp_path / "other.gguf")
+    (tmp_path / "old.gguf.sha256").rename(tmp_path / manifest)
+    assert UP in fresh_and_reused(plan_of(source), renamed).tensors
+
+
 def test_a_file_of_another_program_is_not_reused(
     source: Path, tmp_path: Path, fresh_and_reused: Callable[..., reuse.Reuse]
 ) -> None:

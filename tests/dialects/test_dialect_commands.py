@@ -1,23 +1,13 @@
-"""`ggplan rules import` and `export` as processes."""
+"""`ggplan rules import` and `export` as a user meets them."""
 
-import os
 import subprocess
-import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+import program
 
 
 def run(*arguments: str | Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "ggplan", "rules", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        input=stdin,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
+    return program.run("rules", *arguments, stdin=stdin)
 
 
 def test_there_and_back(tmp_path: Path) -> None:

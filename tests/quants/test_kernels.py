@@ -126,6 +126,43 @@ def test_several_processes_may_start_with_an_empty_cache(module: Path, tmp_path:
     assert len(list(tmp_path.glob("cache/*/*"))) == 2
 
 
+COMPILING = """
+import sys, time
+import ggplan.quants.compiling as compiling
+whole = compiling.compile_kernel
+def slowly(function, *rest):
+    print("compiles", flush=True)
+    time.sleep(2)
+    return whole(function, *rest)
+compiling.compile_kernel = slowly
+import halving
+"""
+
+
+def test_what_one_process_compiles_others_wait_for(module: Path, tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(COMPILING)
+    cache = {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    processes = [start(tmp_path / "slow.py", **cache) for _ in range(3)]
+    outputs = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0]
+    # Two kernels, for float32 and for bfloat16, and each of them once.
+    assert sum(output.count("compiles") for output in outputs) == 2
+    assert len(list(tmp_path.glob("cache/*/*"))) == 2
+
+
+def test_a_lock_that_a_dead_process_left_holds_nobody_up(module: Path, tmp_path: Path) -> None:
+    cache = {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    assert has_compiled(start(module, **cache))
+    kept = list(tmp_path.glob("cache/*/*.o"))
+    for path in kept:
+        path.with_suffix(".lock").touch()
+        path.unlink()
+    began = time.monotonic()
+    assert has_compiled(start(module, **cache))
+    assert time.monotonic() - began < 50  # a held lock is waited for for a minute
+    assert sorted(tmp_path.glob("cache/*/*")) == sorted(kept)
+
+
 def test_a_change_of_processor_or_source_makes_another_kernel(module: Path, tmp_path: Path) -> None:
     cache = {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
     assert has_compiled(start(module, **cache))

@@ -1,0 +1,269 @@
+"""Files that were renamed are found in their manifest, and the flipped byte in them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+from program import run
+from sound_files import WEIGHTS, write_converted, write_manifest, write_source, write_split
+
+import ggplan
+from ggplan.errors import CheckpointError
+from ggplan.sources.gguf_header import read_header
+from ggplan.verification import HEADER, Verification, verify
+from ggplan.verification.reproducing import reproduce
+
+QUERY = "blk.0.attn_q.weight"
+
+
+def flip(path: Path, tensor: str | None = QUERY) -> None:
+    """A bit of a tensor's last byte, or of the header's."""
+    data = bytearray(path.read_bytes())
+    records = {record.name: record for record in read_header(path).tensors}
+    at = data.index(b"tiny") if tensor is None else records[tensor].offset + records[tensor].n_bytes - 1
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+def faults_of(found: Verification) -> list[tuple[str, str, str]]:
+    return [(fault.where, fault.kind, fault.file) for fault in found.faults]
+
+
+def split_set(folder: Path, name: str = "set") -> list[Path]:
+    """A split set of three files by ggplan, with its manifest."""
+    source = write_source(folder / "source.gguf")
+    plan = ggplan.make_plan(ggplan.open_model(source), ggplan.parse_recipe("@default q8_0 | bf16"))
+    return list(
+        ggplan.convert(plan, folder / f"{name}.gguf", ggplan.ConvertOptions(split_max_tensors=2)).paths
+    )
+
+
+@pytest.mark.parametrize("manifest", ["with it", "stays", "elsewhere"])
+def test_a_renamed_file_is_found_in_its_manifest(tmp_path: Path, manifest: str) -> None:
+    _, path = write_converted(tmp_path)
+    new = path.rename(tmp_path / "new name.gguf")
+    sums = tmp_path / "out.gguf.sha256"
+    options: dict[str, object] = {}
+    if manifest == "with it":
+        sums = sums.rename(tmp_path / "new name.gguf.sha256")
+    elif manifest == "elsewhere":
+        (tmp_path / "sums").mkdir()
+        sums = options["manifest"] = sums.rename(tmp_path / "sums" / "any.txt")
+    found = verify(new, **options)
+    assert found.is_sound
+    assert found.manifest == sums
+    assert found.notes == (f"new name.gguf is listed as out.gguf in {sums.name}",)
+    flip(new)
+    assert faults_of(verify(new, **options)) == [(QUERY, "checksum", "new name.gguf")]
+    flip(new)
+    flip(new, None)
+    assert (HEADER, "checksum", "new name.gguf") in faults_of(verify(new, **options))
+
+
+def test_the_command_says_the_other_name_once(tmp_path: Path) -> None:
+    source, path = write_converted(tmp_path)
+    new = path.rename(tmp_path / "new.gguf")
+    done = run("verify", new)
+    assert done.returncode == 0
+    assert done.stderr == "note: new.gguf is listed as out.gguf in out.gguf.sha256\n"
+    assert "checksums agree" in done.stdout
+    flip(new)
+    done = run("verify", new)
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        f"error: new.gguf: {QUERY}: its sha256 is not the manifest's",
+        "note: new.gguf is listed as out.gguf in out.gguf.sha256",
+    ]
+    found = json.loads(run("verify", new, "--json").stdout)
+    assert found["manifest"] == str(tmp_path / "out.gguf.sha256")
+    assert found["listed_as"] == {"new.gguf": "out.gguf"}
+    assert len(found["notes"]) == 1
+    assert [fault["where"] for fault in found["faults"]] == [QUERY]
+    done = run("reproduce", new, source)
+    assert done.returncode == 1
+    assert f"new.gguf: {QUERY}: row 5 is not what the plan encodes, though its weights are" in done.stderr
+    assert done.stderr.count("listed as out.gguf") == 1
+    assert json.loads(run("reproduce", new, source, "--json").stdout)["notes"] == found["notes"]
+
+
+def test_of_several_manifests_the_one_with_its_hashes_is_taken(tmp_path: Path) -> None:
+    source = write_source(tmp_path / "source.gguf")
+    for name in ("q8_0", "q4_0", "q5_0"):
+        plan = ggplan.make_plan(ggplan.open_model(source), ggplan.parse_recipe(f"@default {name} | bf16"))
+        ggplan.convert(plan, tmp_path / f"{name}.gguf")
+    # Two files that changed their names, and their manifests did not.
+    (tmp_path / "q8_0.gguf").rename(tmp_path / "x.gguf")
+    (tmp_path / "q4_0.gguf").rename(tmp_path / "q8_0.gguf")
+    (tmp_path / "x.gguf").rename(tmp_path / "q4_0.gguf")
+    found = verify(tmp_path / "q8_0.gguf")
+    assert (found.is_sound, found.manifest) == (True, tmp_path / "q4_0.gguf.sha256")
+    assert found.notes == ("q8_0.gguf is listed as q4_0.gguf in q4_0.gguf.sha256",)
+    # One manifest of many files: by the header, and where that is damaged by the bytes.
+    sums = tmp_path / "SHA256SUMS"
+    sums.write_text("".join(path.read_text() for path in sorted(tmp_path.glob("*.gguf.sha256"))))
+    new = (tmp_path / "q5_0.gguf").rename(tmp_path / "new.gguf")
+    assert verify(new, manifest=sums).is_sound
+    flip(new, None)
+    assert faults_of(verify(new, manifest=sums)) == [(HEADER, "checksum", "new.gguf")]
+
+
+def test_the_manifest_of_another_quantization_is_not_taken(tmp_path: Path) -> None:
+    source, path = write_converted(tmp_path)
+    plan = ggplan.make_plan(ggplan.open_model(source), ggplan.parse_recipe("exps = q8_0\n@default bf16"))
+    (tmp_path / "other.gguf.sha256").unlink(missing_ok=True)
+    other = ggplan.convert(plan, tmp_path / "other.gguf")
+    other.manifest.unlink()
+    assert verify(other.path).manifest is None
+    assert verify(other.path).notes == ()
+    # Nor if it is the only one left.
+    path.unlink()
+    assert verify(other.path).manifest is None
+
+
+def test_a_manifest_of_llama_gguf_hash_is_found_by_the_tensors(tmp_path: Path) -> None:
+    _, path = write_converted(tmp_path)
+    sums = tmp_path / "out.gguf.sha256"
+    own = [line for line in sums.read_text().splitlines() if line.startswith("sha256 ")]
+    data = hashlib.sha256(b"".join(t.data.tobytes() for t in gguf.GGUFReader(path).tensors)).hexdigest()
+    theirs = [line.replace("  out.gguf", "  models/out.gguf") for line in own]
+    sums.write_text("\n".join([*theirs, f"sha256    {data}  models/out.gguf"]) + "\n")
+    assert verify(path).is_sound
+    assert verify(path).notes == ()  # only the folder is another
+    new = path.rename(tmp_path / "new.gguf")
+    assert verify(new).manifest == sums
+    assert verify(new).notes == ("new.gguf is listed as models/out.gguf in out.gguf.sha256",)
+    flip(new, "token_embd.weight")
+    assert [where for where, _, _ in faults_of(verify(new, manifest=sums))] == [HEADER, "token_embd.weight"]
+
+
+@pytest.mark.parametrize("style", ["gnu", "binary", "bsd"])
+def test_the_hash_of_a_whole_file(tmp_path: Path, style: str) -> None:
+    _, path = write_converted(tmp_path)
+    flag = {"gnu": [], "binary": ["-b"], "bsd": ["--tag"]}[style]
+    sums = tmp_path / "out.gguf.sha256"
+    done = subprocess.run(["sha256sum", *flag, path.name], cwd=tmp_path, capture_output=True, check=True)
+    sums.write_bytes(done.stdout)
+    assert verify(path).is_sound
+    assert verify(path).manifest == sums
+    path.rename(tmp_path / "new.gguf")
+    sums.rename(tmp_path / "new.gguf.sha256")
+    found = verify(tmp_path / "new.gguf")
+    assert found.is_sound
+    assert found.notes == ("new.gguf is listed as out.gguf in new.gguf.sha256",)
+    flip(tmp_path / "new.gguf")
+    (fault,) = verify(tmp_path / "new.gguf").faults
+    assert fault.message == "the file's sha256 is not the one in new.gguf.sha256"
+
+
+def test_what_a_given_manifest_does_not_list_is_a_fault(tmp_path: Path) -> None:
+    _, path = write_converted(tmp_path)
+    other = write_source(tmp_path / "other.gguf", {"another.weight": np.ones((2, 64), np.float32)})
+    (fault,) = verify(path, manifest=write_manifest(other)).faults
+    assert fault.message == "other.gguf.sha256 does not list it; it lists other.gguf"
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["new-00001-of-00003.gguf", "new-00002-of-00003.gguf", "new-00003-of-00003.gguf"],
+        ["new-00001-of-00003.gguf", "set-00002-of-00003.gguf", "other.gguf"],
+        ["set-00002-of-00003.gguf", "set-00003-of-00003.gguf", "set-00001-of-00003.gguf"],
+        ["a.gguf", "b.gguf", "c.gguf"],
+    ],
+)
+def test_a_split_set_whose_files_were_renamed(tmp_path: Path, names: list[str]) -> None:
+    paths = split_set(tmp_path)
+    source = ggplan.open_model(tmp_path / "source.gguf")
+    for number, path in enumerate(paths):
+        path.rename(tmp_path / f"{number}")
+    new = [(tmp_path / f"{number}").rename(tmp_path / name) for number, name in enumerate(names)]
+    for path in new:
+        found = verify(path)
+        assert found.is_sound, found.faults
+        assert found.files == tuple(new)
+        assert found.manifest == tmp_path / "set.gguf.sha256"
+    listed, *rest = reversed(found.notes)
+    assert f"{names[0]} is listed as set-00001-of-00003.gguf in set.gguf.sha256" in listed
+    fits = names[1:] == [f"{names[0][:-20]}-0000{n}-of-00003.gguf" for n in (2, 3)]
+    assert [note.startswith("llama.cpp finds the files of a split set by their names") for note in rest] == (
+        [] if fits else [True]
+    )
+    assert reproduce(new[1], source).is_equal
+    where = read_header(new[2]).tensors[0].name
+    flip(new[2], where)
+    assert faults_of(verify(new[0])) == [(where, "checksum", names[2])]
+    done = run("verify", new[1], "--against", tmp_path / "source.gguf", "--exact", "--json")
+    faults = json.loads(done.stdout)["faults"]
+    assert [(fault["where"], fault["kind"]) for fault in faults] == [(where, "checksum"), (where, "bytes")]
+
+
+def test_renamed_files_of_two_sets_are_told_apart_by_the_manifest(tmp_path: Path) -> None:
+    paths = [write_split(tmp_path), write_split(tmp_path)][0]
+    mixed = tmp_path / "mixed"
+    mixed.mkdir()
+    write_manifest(paths[0]).rename(mixed / "a.gguf.sha256")
+    for number, path in enumerate(paths):
+        path.rename(mixed / f"a{number}.gguf")
+    for number, path in enumerate(write_split(tmp_path, ("q4_0", "f16"))):
+        path.rename(mixed / f"b{number}.gguf")
+    found = verify(mixed / "a0.gguf")
+    assert found.is_sound
+    assert [path.name for path in found.files] == ["a0.gguf", "a1.gguf"]
+    (fault,) = verify(mixed / "b0.gguf").faults
+    assert "2 files may be the same part of the split model: a1.gguf, b1.gguf" in fault.message
+
+
+def test_a_set_with_fitting_names_lends_no_file(tmp_path: Path) -> None:
+    paths = write_split(tmp_path)
+    lone = tmp_path / "lone.gguf"
+    lone.write_bytes(paths[0].read_bytes())
+    (fault,) = verify(lone).faults
+    assert "its name does not end in" in fault.message
+    (tmp_path / "elsewhere").mkdir()
+    paths[1].rename(tmp_path / "elsewhere" / paths[1].name)
+    (fault,) = verify(paths[0]).faults
+    assert "1 of 2 files of the set are missing" in fault.message
+
+
+def test_a_set_that_was_merged_or_split_since(tmp_path: Path) -> None:
+    paths = split_set(tmp_path)
+    sums = tmp_path / "set.gguf.sha256"
+    whole = ggplan.make_plan(ggplan.open_model(paths[0]))
+    one = ggplan.convert(whole, tmp_path / "one.gguf")
+    one.manifest.unlink()
+    found = verify(one.path, manifest=sums)
+    assert found.is_sound
+    (note,) = found.notes
+    assert note.startswith("its tensors are listed in set.gguf.sha256 under 3 files")
+    assert note.endswith("it was split or merged since, so its metadata was not compared")
+    flip(one.path)
+    assert faults_of(verify(one.path, manifest=sums)) == [(QUERY, "checksum", "one.gguf")]
+    # And the other way: one file's manifest, and the set.
+    flip(one.path)
+    alone = write_manifest(one.path)
+    assert verify(paths[1], manifest=alone).is_sound
+    flip(paths[1], name := read_header(paths[1]).tensors[0].name)
+    assert faults_of(verify(paths[0], manifest=alone)) == [(name, "checksum", paths[1].name)]
+
+
+def test_a_manifest_beside_it_that_is_broken_is_an_error(tmp_path: Path) -> None:
+    _, path = write_converted(tmp_path)
+    (tmp_path / "notes.sha256").write_text("nothing")  # no manifest of anything
+    assert verify(path).is_sound
+    (tmp_path / "out.gguf.sha256").write_text("nothing")
+    with pytest.raises(CheckpointError, match="is not a manifest"):
+        verify(path)
+
+
+def test_all_tensors_are_hashed(tmp_path: Path) -> None:
+    _, path = write_converted(tmp_path)
+    new = path.rename(tmp_path / "n.gguf")
+    for name in WEIGHTS:
+        flip(new, name)
+    assert {where for where, _, _ in faults_of(verify(new))} == set(WEIGHTS)
