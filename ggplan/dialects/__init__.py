@@ -24,6 +24,7 @@ from ggplan.dialects import (
     thireus,
     torchao,
 )
+from ggplan.dialects.command_lines import without_quotation
 from ggplan.dialects.flatten import fitted_types
 from ggplan.dialects.ik_llama import BLOCK
 from ggplan.dialects.source import Imported, Source
@@ -63,12 +64,6 @@ class Exported:
     notes: tuple[str, ...] = ()
 
 
-def _read_llama_quantize(source: Source, name: str, model: Model | None, block: int | None) -> Imported:
-    if "--tensor-type" in source.text:
-        return llama_quantize.import_command_line(source, name, model)
-    return llama_quantize.import_file(source, name, model)
-
-
 def _without_blocks(
     read: Callable[[Source, str, Model | None], Imported],
 ) -> Callable[[Source, str, Model | None, int | None], Imported]:
@@ -78,7 +73,7 @@ def _without_blocks(
 DIALECTS = {
     dialect.name: dialect
     for dialect in (
-        Dialect("llama-quantize", "llama-quantize", _read_llama_quantize, llama_quantize.export),
+        Dialect("llama-quantize", "llama-quantize", llama_quantize.import_, llama_quantize.export),
         Dialect("ik_llama.cpp", "ik_llama.cpp", ik_llama.import_, ik_llama.export),
         Dialect("thireus", "the GGUF Tool Suite", _without_blocks(thireus.import_), thireus.export),
         Dialect(
@@ -100,7 +95,6 @@ _SIGNS = (
     ("mlx", r"\A\s*mixed_\d_\d\s*\Z|--quant-predicate"),
     ("layer-types", r"\bLAYER_TYPES\s*=|--layer-types"),
     ("ik_llama.cpp", BLOCK.pattern + r"|--custom-q\b"),
-    ("llama-quantize", r"--tensor-type(-file)?\b"),
     ("torchao", r"FqnToConfig\b|fqn_to_config"),
     (
         "compressed-tensors",
@@ -120,7 +114,12 @@ def detect(source: Source) -> str:
     RecipeError
         If it is in none of them.
     """
-    for name, sign in _SIGNS:
+    for name, sign in _SIGNS[:3]:
+        if re.search(sign, source.text, re.M):
+            return name
+    if commands := llama_quantize.commands_of(source):
+        return "ik_llama.cpp" if any(c.of == "ik_llama.cpp" for c in commands) else "llama-quantize"
+    for name, sign in _SIGNS[3:]:
         if re.search(sign, source.text, re.M):
             return name
     rules = [rule for line in source.text.split("\n") if (rule := line.partition("#")[0].strip())]
@@ -164,7 +163,7 @@ def import_recipe(
         If there is no such dialect, the text is not in it, or a recipe cannot express it; the message names
         file and line.
     """
-    source = Source(text.removeprefix("\ufeff").replace("\r\n", "\n"), file)
+    source = Source(without_quotation(text.removeprefix("\ufeff").replace("\r\n", "\n")), file)
     known = _dialect(dialect or detect(source))
     stem = file.replace("\\", "/").rpartition("/")[2]
     title = name or (stem.rpartition(".")[0] or stem if stem != "-" else "imported")

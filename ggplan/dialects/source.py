@@ -83,12 +83,13 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class ImportedRule:
-    """A rule of an imported list, and its line."""
+    """A rule of an imported list, and its line; `forced` if it is meant for protected tensors too."""
 
     pattern: str
     type: GgmlType
     line: int
     comment: str = ""
+    forced: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,10 +114,11 @@ class Imported:
 def rules_text(entries: Sequence[ImportedRule]) -> list[str]:
     """The rules as lines of a recipe, `=` in one column."""
     width = max((len(e.pattern) for e in entries if len(e.pattern) <= 76), default=0)
-    return [
-        f"{e.pattern:<{width}} = {e.type.name}{f'  # {inert(e.comment)}' if e.comment else ''}"
-        for e in entries
-    ]
+    lines = []
+    for e in entries:
+        comment = f"  # {inert(e.comment)}" if e.comment else ""
+        lines.append(f"{e.pattern:<{width}} = {e.type.name}{'!' * e.forced}{comment}")
+    return lines
 
 
 def imported_text(
