@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 from ggplan.dialects.llama_quantize import commands_of, flat_rules, one_of, plain_notes, recipe_text
 from ggplan.dialects.quantize_command import Command
-from ggplan.dialects.source import MAX_RULES, Imported, ImportedRule, Source
+from ggplan.dialects.source import MAX_RULES, Imported, ImportedRule, Source, with_dots
 from ggplan.model import Model
 from ggplan.planning import Assignment
 from ggplan.rules import Recipe
@@ -164,7 +164,10 @@ def _entries(source: Source, text: str, first: int) -> list[ImportedRule | str]:
                 raise source.fault(number, f"`{rule[:80]}` is not a rule `PATTERN=TYPE`")
             found.append(
                 ImportedRule(
-                    source.pattern(pattern, number), source.type(type_, number), number, comment.strip()
+                    with_dots(source.pattern(pattern, number)),
+                    source.type(type_, number),
+                    number,
+                    comment.strip(),
                 )
             )
         if len(found) > MAX_RULES:

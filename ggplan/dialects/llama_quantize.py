@@ -19,7 +19,15 @@ from ggplan.dialects.command_lines import command_lines
 from ggplan.dialects.flatten import fitted_types, flatten
 from ggplan.dialects.modules import fitting
 from ggplan.dialects.quantize_command import Command, mix_of, read_command
-from ggplan.dialects.source import MAX_RULES, Imported, ImportedRule, Source, imported_text, rules_text
+from ggplan.dialects.source import (
+    MAX_RULES,
+    Imported,
+    ImportedRule,
+    Source,
+    imported_text,
+    rules_text,
+    with_dots,
+)
 from ggplan.errors import PlanError, RecipeError, TypeNameError
 from ggplan.ggml_types import Engine, GgmlType, parse_type
 from ggplan.model import Model
@@ -140,7 +148,7 @@ def _entry(source: Source, text: str, line: int) -> ImportedRule:
     checked = source.pattern(pattern, line)  # a fault is shown with the text as written
     if checked != checked.lower():
         checked = source.pattern(checked.lower(), line)
-    return ImportedRule(checked, source.type(type_, line), line)
+    return ImportedRule(with_dots(checked), source.type(type_, line), line)
 
 
 def _written(

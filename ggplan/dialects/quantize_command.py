@@ -190,7 +190,7 @@ def read_command(source: Source, words: CommandLine) -> Command:
     if words.has_comments:
         command.notes.append("comment lines stand inside the command; a shell would end it there")
     positional: list[tuple[str, int]] = []
-    engines: dict[str, tuple[str, int]] = {}
+    engines: dict[Named, tuple[str, int]] = {}
     types: dict[str, ImportedRule] = {}
     at = 0
     while at < len(words.words):
@@ -240,7 +240,7 @@ def read_command(source: Source, words: CommandLine) -> Command:
         (a, line), (b, other) = engines.values()
         raise source.fault(max(line, other), f"no llama-quantize has both {a} and {b}",
                            f"{a} is {next(iter(engines))}'s, {b} is {list(engines)[1]}'s")  # fmt: skip
-    command.of = next(iter(engines), "") or _mix_engine(command.mix)  # type: ignore[assignment]
+    command.of = next(iter(engines), _mix_engine(command.mix))
     _order(command, types)
     return command
 
