@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from ggplan.cli.rules_import import NAMES
+from ggplan.cli.rules_import import WRITTEN
 
 _EPILOG = """\b
 Examples:
@@ -16,7 +16,7 @@ Examples:
 
 @click.command("export", epilog=_EPILOG, short_help="Write a recipe as another tool reads it.")
 @click.argument("recipe")
-@click.option("--dialect", type=click.Choice(NAMES), required=True, help="Which tool is to read it.")
+@click.option("--dialect", type=click.Choice(WRITTEN), required=True, help="Which tool is to read it.")
 @click.option(
     "-m",
     "--model",

@@ -13,13 +13,27 @@ NAMES = (
     "torchao",
     "layer-types",
     "mlx",
+    "gptq",
+    "awq",
+    "bitsandbytes",
+    "modelopt",
+    "fp8",
+    "fbgemm_fp8",
+    "mxfp4",
+    "hqq",
+    "quanto",
+    "eetq",
 )
+WRITTEN = NAMES[:8]
+"""The dialects that are written, too."""
 
 _EPILOG = """\b
 Examples:
   ggplan rules import tensor-types.txt -o my.recipe       llama-quantize's --tensor-type-file
   ggplan rules import README.md --block 2                 the second `custom="..."` of a model card
+  ggplan rules import quant.bat -m Qwen3-8B               the command line of llama-quantize in a script
   ggplan rules import recipe.yaml -m GLM-4.5-Air          llm-compressor's, on Hugging Face names
+  ggplan rules import config.json -m Qwen3-30B-A3B        GPTQ, AWQ, FP8, MLX, ... as the config says
   ggplan rules import mixed_3_6 -m Qwen3-8B               mlx-lm's mixed predicate
 """
 
@@ -35,7 +49,7 @@ Examples:
     help="A checkpoint, an inventory, or the name of a shipped one.",
 )
 @click.option(
-    "--block", type=click.IntRange(1), metavar="N", help="Which of several lists in one text, from 1."
+    "--block", type=click.IntRange(1), metavar="N", help="Which of several lists or command lines in one text, from 1."
 )
 @click.option("--name", metavar="NAME", default="", help="What `@name` says [default: the file's name].")
 @click.option("-o", "--output", type=click.Path(), help="Write to this file, which must not exist.")
@@ -44,9 +58,9 @@ def import_command(
 ) -> None:
     """Read FILE, or standard input for `-`, and write the recipe that says the same.
 
-    FILE is a list, a script, a model card or a config of another tool. What a recipe cannot say is an error;
-    what it says otherwise stands as a note in its first lines. Lists on Hugging Face names and on layers
-    need -m.
+    FILE is a list, a script or batch file, a thread, a model card or a config of another tool. What a recipe
+    cannot say is an error; an option or key that is not taken over, or is said otherwise, stands as a note in
+    its first lines and on stderr. Lists on Hugging Face names and on layers need -m.
     """
     import os
     import sys
@@ -58,6 +72,7 @@ def import_command(
     from ggplan.opening import open_model_or_inventory
     from ggplan.rules.loading import recipe_text
     from ggplan.rules.parser import MAX_BYTES
+    from ggplan.text import printable
 
     if file == "-":
         data = sys.stdin.buffer.read(MAX_BYTES + 1)
@@ -74,6 +89,5 @@ def import_command(
     model = open_model_or_inventory(model_name) if model_name else None
     imported = import_recipe(text, file, dialect=dialect or "", name=name, model=model, block=block)
     write_new(imported.text, output)
-    if output is not None:
-        for note in imported.notes:
-            click.echo(f"note: {note}", err=True)
+    for note in imported.notes:
+        click.echo(f"note: {printable(note)}", err=True)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from ggplan.dialects import (
     autoround,
+    checkpoint_configs,
     compressed_tensors,
     ik_llama,
     layer_types,
@@ -24,8 +25,10 @@ from ggplan.dialects import (
     thireus,
     torchao,
 )
+from ggplan.dialects.command_lines import without_quotation
 from ggplan.dialects.flatten import fitted_types
 from ggplan.dialects.ik_llama import BLOCK
+from ggplan.dialects.recognising import recognised
 from ggplan.dialects.source import Imported, Source
 from ggplan.errors import RecipeError
 from ggplan.model import Model
@@ -45,13 +48,13 @@ class Dialect:
     read
         Makes the recipe's text from a source, the recipe's name, a model or None, and the number of the list.
     write
-        Makes the text from a recipe and a model, and notes about it.
+        Makes the text from a recipe and a model, and notes about it; None for a dialect that is only read.
     """
 
     name: str
     title: str
     read: Callable[[Source, str, Model | None, int | None], Imported]
-    write: Callable[[Recipe | Assignment, Model], tuple[str, list[str]]]
+    write: Callable[[Recipe | Assignment, Model], tuple[str, list[str]]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,22 +66,21 @@ class Exported:
     notes: tuple[str, ...] = ()
 
 
-def _read_llama_quantize(source: Source, name: str, model: Model | None, block: int | None) -> Imported:
-    if "--tensor-type" in source.text:
-        return llama_quantize.import_command_line(source, name, model)
-    return llama_quantize.import_file(source, name, model)
-
-
 def _without_blocks(
     read: Callable[[Source, str, Model | None], Imported],
 ) -> Callable[[Source, str, Model | None, int | None], Imported]:
-    return lambda source, name, model, block: read(source, name, model)
+    def read_one(source: Source, name: str, model: Model | None, block: int | None) -> Imported:
+        if block not in (None, 1):
+            raise source.fault(0, f"there is no list {block}; this dialect has one")
+        return read(source, name, model)
+
+    return read_one
 
 
 DIALECTS = {
     dialect.name: dialect
     for dialect in (
-        Dialect("llama-quantize", "llama-quantize", _read_llama_quantize, llama_quantize.export),
+        Dialect("llama-quantize", "llama-quantize", llama_quantize.import_, llama_quantize.export),
         Dialect("ik_llama.cpp", "ik_llama.cpp", ik_llama.import_, ik_llama.export),
         Dialect("thireus", "the GGUF Tool Suite", _without_blocks(thireus.import_), thireus.export),
         Dialect(
@@ -91,6 +93,10 @@ DIALECTS = {
         Dialect("torchao", "torchao", _without_blocks(torchao.import_), torchao.export),
         Dialect("layer-types", "LAYER_TYPES", _without_blocks(layer_types.import_), layer_types.export),
         Dialect("mlx", "mlx-lm", _without_blocks(mlx.import_), mlx.export),
+        *(
+            Dialect(name, title, _without_blocks(checkpoint_configs.reader(name)))
+            for name, title in checkpoint_configs.TITLES.items()
+        ),
     )
 }
 """By name, in the order of the documentation."""
@@ -100,7 +106,6 @@ _SIGNS = (
     ("mlx", r"\A\s*mixed_\d_\d\s*\Z|--quant-predicate"),
     ("layer-types", r"\bLAYER_TYPES\s*=|--layer-types"),
     ("ik_llama.cpp", BLOCK.pattern + r"|--custom-q\b"),
-    ("llama-quantize", r"--tensor-type(-file)?\b"),
     ("torchao", r"FqnToConfig\b|fqn_to_config"),
     (
         "compressed-tensors",
@@ -120,7 +125,14 @@ def detect(source: Source) -> str:
     RecipeError
         If it is in none of them.
     """
-    for name, sign in _SIGNS:
+    if (config := recognised(source)) is not None:
+        return config.dialect
+    for name, sign in _SIGNS[:3]:
+        if re.search(sign, source.text, re.M):
+            return name
+    if commands := llama_quantize.commands_of(source):
+        return "ik_llama.cpp" if any(c.of == "ik_llama.cpp" for c in commands) else "llama-quantize"
+    for name, sign in _SIGNS[3:]:
         if re.search(sign, source.text, re.M):
             return name
     rules = [rule for line in source.text.split("\n") if (rule := line.partition("#")[0].strip())]
@@ -164,8 +176,12 @@ def import_recipe(
         If there is no such dialect, the text is not in it, or a recipe cannot express it; the message names
         file and line.
     """
-    source = Source(text.removeprefix("\ufeff").replace("\r\n", "\n"), file)
+    source = Source(without_quotation(text.removeprefix("\ufeff").replace("\r\n", "\n")), file)
     known = _dialect(dialect or detect(source))
+    config = recognised(source)
+    if config is not None and config.dialect != known.name:
+        raise source.fault(0, f"this is a config of {_dialect(config.dialect).title}, not of {known.title}",
+                           f"read it with --dialect {config.dialect}")  # fmt: skip
     stem = file.replace("\\", "/").rpartition("/")[2]
     title = name or (stem.rpartition(".")[0] or stem if stem != "-" else "imported")
     imported = known.read(source, title, model, block)
@@ -184,6 +200,11 @@ def export_recipe(recipe: Recipe | Assignment, model: Model, dialect: str) -> Ex
         If there is no such dialect, or it cannot express the type of a tensor.
     """
     known = _dialect(dialect)
+    if known.write is None:
+        others = ", ".join(d.name for d in DIALECTS.values() if d.write is not None)
+        raise RecipeError(
+            f"ggplan reads the configs of {known.title}, and writes none", hint=f"it writes {others}"
+        )
     text, notes = known.write(recipe, model)
     back = parse_recipe(
         import_recipe(text, recipe.name, dialect=dialect, model=model).text, "the exported list"

@@ -16,12 +16,22 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from ggplan.dialects.checkpoint_configs import class_notes
 from ggplan.dialects.hf_names import LINEAR, modules_of
 from ggplan.dialects.literals import read_config, read_python
-from ggplan.dialects.modules import expanded, flat_modules, hits_of, need_model, recipe_of_types
+from ggplan.dialects.modules import (
+    expanded,
+    flat_modules,
+    hits_of,
+    need_model,
+    recipe_of_types,
+    unmet_note,
+)
+from ggplan.dialects.recognising import recognised
+from ggplan.dialects.settings import Settings
 from ggplan.dialects.source import Imported, Source
 from ggplan.dialects.weight_formats import DOUBLY_QUANTIZED, WeightFormat, named_format, nearest_type
 from ggplan.ggml_types import GgmlType
@@ -31,19 +41,24 @@ from ggplan.rules import Recipe
 
 _LAYERS = ("layer_config", "extra_config")
 _GENERAL = ("bits", "group_size", "sym", "data_type", "scheme")
+_WHERE = ("block_name_to_quantize", "to_quant_block_names", "quant_lm_head")
 _META = re.compile(r"\.\*|[\^$|()\[\]?+]")
 
 
 @dataclass(frozen=True, slots=True)
 class _Config:
+    """The outer scheme; for each key of the layers its settings or scheme; all that was read; more notes."""
+
     general: Mapping[str, object]
     layers: Mapping[str, object]
+    read: Sequence[Settings]
+    notes: Sequence[str]
 
 
 def import_(source: Source, name: str, model: Model | None) -> Imported:
     """Import a layer_config or quantization_config."""
     model = need_model(source, model)
-    config = _config(source)
+    config = _config(source, model)
     modules = modules_of(model)
     names = expanded(modules)
     notes: list[str] = []
@@ -51,10 +66,11 @@ def import_(source: Source, name: str, model: Model | None) -> Imported:
     if any(key in config.general for key in ("bits", "scheme")):
         general = _type(source, "the general scheme", {}, config.general, notes)
         kinds = [module.kind for module in modules for _ in range(module.n_experts)]
-        types = [
-            general if kind == LINEAR and "layers." in n else None
-            for n, kind in zip(names, kinds, strict=True)
-        ]
+        blocks = tuple(f"{block}." for block in _blocks(source, config.general))
+        for i, (n, kind) in enumerate(zip(names, kinds, strict=True)):
+            in_blocks = "layers." in n and (not blocks or n.startswith(blocks))
+            is_output = n == "lm_head" and config.general.get("quant_lm_head") is True
+            types[i] = general if kind == LINEAR and (in_blocks or is_output) else None
     places = {n: i for i, n in enumerate(names)}
     expressions = {}
     for key, value in config.layers.items():
@@ -73,44 +89,67 @@ def import_(source: Source, name: str, model: Model | None) -> Imported:
     for i, key in enumerate(keys):
         if i not in met and expressions[key] is not None:
             notes.append(f"`{key}` matches no module of {model.path.name} that is quantized")
+    notes += unmet_note([k for i, k in enumerate(keys) if i not in met and expressions[k] is None], model)
+    notes += [*config.notes, *(note for settings in config.read for note in settings.left_out())]
     return recipe_of_types(source, "autoround", name, model, modules, types, list(dict.fromkeys(notes)))
 
 
-def _config(source: Source) -> _Config:
-    if source.text.lstrip().startswith("{") or not re.search(r"^\s*[\w.]+\s*[=(]", source.text, re.M):
+def _blocks(source: Source, general: Mapping[str, object]) -> list[str]:
+    """The names of the blocks that are quantized; none for all."""
+    stated = general.get("block_name_to_quantize") or general.get("to_quant_block_names") or []
+    values = stated.split(",") if isinstance(stated, str) else stated
+    if not isinstance(values, list):
+        raise source.fault(0, "block_name_to_quantize is a list of names")
+    flat = [name for value in values for name in (value if isinstance(value, list) else [value])]
+    return [str(name).strip() for name in flat]
+
+
+def _config(source: Source, model: Model) -> _Config:
+    recognised_ = recognised(source)
+    values: list[tuple[str, object]]
+    notes: list[str] = []
+    if recognised_ is not None:
+        values = [("", recognised_.settings)]
+        notes = [*class_notes(recognised_, model), *recognised_.notes]
+    elif source.text.lstrip().startswith("{") or not re.search(r"^\s*[\w.]+\s*[=(]", source.text, re.M):
         try:
             values = [("", read_config(source))]
         except Exception:
             if not source.text.lstrip().startswith("{"):
                 raise
-            values = read_python(source)
+            values = list(read_python(source))
     else:
-        values = read_python(source)
+        values = list(read_python(source))
     general: dict[str, object] = {}
     layers: dict[str, object] = {}
+    read = []
     for name, value in values:
-        if not isinstance(value, dict):
+        if not isinstance(value, dict | Settings):
             continue
-        inner = value.get("quantization_config")
-        value = inner if isinstance(inner, dict) else value
-        found = next((value[key] for key in _LAYERS if isinstance(value.get(key), dict)), None)
-        general |= {key: value[key] for key in _GENERAL if key in value}
-        if found is not None:
-            layers |= found
-        elif name in _LAYERS or not any(key in value for key in (*_GENERAL, "_type")):
-            layers |= value
-    layers = {str(key): value for key, value in layers.items()}
+        settings = value if isinstance(value, Settings) else Settings(value)
+        outer, settings = settings, settings.inner("quantization_config") or settings
+        found = next((inner for key in _LAYERS if (inner := settings.inner(key)) is not None), None)
+        stated = {key: settings.get(key) for key in (*_GENERAL, *_WHERE) if key in settings}
+        general |= stated
+        if found is None and (name in _LAYERS or not any(key in settings for key in (*_GENERAL, "_type"))):
+            found = settings
+        if stated or found is not None:
+            read.append(outer)
+        for key in found or ():
+            layers[key] = (found.inner(key) or found.get(key)) if found is not None else None
     if not layers and not general:
         raise source.fault(
             0, "there is no layer_config", "AutoRound's is a dict: module -> bits, group_size, sym"
         )
-    return _Config(general, layers)
+    return _Config(general, layers, read, notes)
 
 
 def _type(
     source: Source, key: str, general: Mapping[str, object], value: object, notes: list[str]
 ) -> GgmlType | None:
-    if isinstance(value, dict) and isinstance(value.get("scheme"), str):
+    if isinstance(value, Settings):
+        value = {key: value.get(key) for key in (*_GENERAL, "super_bits") if key in value}
+    if isinstance(value, Mapping) and isinstance(value.get("scheme"), str):
         value = value["scheme"]
     if isinstance(value, str):
         named = re.fullmatch(r"gguf:(\w+)", value, re.I)
@@ -120,7 +159,7 @@ def _type(
         if format_ is None:
             raise source.fault(0, f"{key[:80]}: the scheme `{value[:60]}` is unknown")
         format_ = WeightFormat(format_.bits, format_.group, format_.symmetric, format_.is_float)
-    elif isinstance(value, dict):
+    elif isinstance(value, Mapping):
         said = {**general, **value}
         bits, group, data_type = (
             said.get("bits", 16),

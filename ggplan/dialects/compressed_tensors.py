@@ -19,9 +19,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from ggplan.dialects.checkpoint_configs import class_notes, names_at
 from ggplan.dialects.hf_names import EMBEDDING, LINEAR, modules_of
 from ggplan.dialects.literals import read_config
-from ggplan.dialects.modules import expanded, flat_modules, hits_of, need_model, recipe_of_types
+from ggplan.dialects.modules import (
+    expanded,
+    flat_modules,
+    hits_of,
+    need_model,
+    recipe_of_types,
+    unmet_note,
+)
+from ggplan.dialects.recognising import recognised
+from ggplan.dialects.settings import Settings
 from ggplan.dialects.source import Imported, Source, inert
 from ggplan.dialects.weight_formats import WEIGHT_FORMATS, WeightFormat, named_format, nearest_type
 from ggplan.ggml_types import GgmlType
@@ -50,16 +60,21 @@ def import_(source: Source, name: str, model: Model | None) -> Imported:
     kinds = [module.kind for module in modules for _ in range(module.n_experts)]
     notes: list[str] = []
     types: list[GgmlType | None] = [None] * len(names)
-    modifiers = list(_modifiers(read_config(source), 0))
+    config = recognised(source)
+    value = read_config(source)
+    root = config.settings if config else Settings(value if isinstance(value, dict | list) else {})
+    modifiers = list(_modifiers(root, 0))
     if not modifiers:
         hint = "a recipe of llm-compressor has `targets` and `scheme`, or `config_groups`"
         raise source.fault(0, "there is no modifier that quantizes", hint)
     for modifier in modifiers:
         targets = _targets(source, modifier, notes)
-        ignored = [_target(source, text, None) for text in _texts(source, modifier.get("ignore"), "ignore")]
+        ignored = [_target(source, text, None) for text in names_at(source, modifier, "ignore")]
         hits = _hits(source, targets, names, kinds)
         left = _hits(source, ignored, names, kinds)
         met = {i for found in hits for i in found}
+        idle = {i for found in left for i in found}
+        notes += unmet_note([t.text for i, t in enumerate(ignored) if i not in idle], model)
         for i, target in enumerate(targets):
             if i not in met and target.type is not None:
                 notes.append(f"`{target.text}` matches no module of {model.path.name} that is quantized")
@@ -67,45 +82,47 @@ def import_(source: Source, name: str, model: Model | None) -> Imported:
             if found and not out:
                 best = min(found, key=lambda i: (targets[i].kind, i))
                 types[at] = targets[best].type
+    if config is not None:
+        notes += [*class_notes(config, model), *config.notes]
+    notes += root.left_out()
     return recipe_of_types(
         source, "compressed-tensors", name, model, modules, types, list(dict.fromkeys(notes))
     )
 
 
-def _modifiers(value: object, depth: int) -> Iterator[dict[object, object]]:
+def _modifiers(settings: Settings, depth: int) -> Iterator[Settings]:
     """All objects with quantization settings, at any depth."""
     if depth > _DEPTH:
         return
-    if isinstance(value, dict):
-        if "config_groups" in value or ("scheme" in value and not isinstance(value.get("weights"), dict)):
-            yield value
-            return
-        for inner in value.values():
-            yield from _modifiers(inner, depth + 1)
-    elif isinstance(value, list):
-        for inner in value:
+    if "config_groups" in settings or "scheme" in settings:
+        yield settings
+        return
+    for key in settings:
+        inner = settings.inner(key)
+        if inner is not None:
             yield from _modifiers(inner, depth + 1)
 
 
-def _targets(source: Source, modifier: dict[object, object], notes: list[str]) -> list[_Target]:
+def _targets(source: Source, modifier: Settings, notes: list[str]) -> list[_Target]:
     """The targets of a modifier, in order."""
-    stated: list[tuple[object, object]] = []  # scheme, targets
-    groups = modifier.get("config_groups")
-    if isinstance(groups, dict):
-        for name, group in groups.items():
-            if isinstance(group, dict):
-                stated.append((group.get("weights"), group.get("targets", [LINEAR])))
-            elif isinstance(group, list):  # `W4A16: [targets]`
-                stated.append((name, group))
-    scheme = modifier.get("scheme")
-    if isinstance(scheme, dict):
-        stated += scheme.items()
-    elif scheme is not None:
-        stated.append((scheme, modifier.get("targets", [LINEAR])))
+    stated: list[tuple[object, list[str]]] = []  # scheme, targets
+    groups = modifier.inner("config_groups")
+    for name in groups or ():
+        group = groups.inner(name) if groups is not None else None
+        if groups is not None and isinstance(groups.get(name), list):  # `W4A16: [targets]`
+            stated.append((name, names_at(source, groups, name)))
+        elif group is not None:
+            how = group.inner("weights") or group.get("weights")
+            stated.append((how, names_at(source, group, "targets") or [LINEAR]))
+    scheme = modifier.inner("scheme")
+    if scheme is not None:
+        stated += [(key, names_at(source, scheme, key)) for key in scheme]
+    elif modifier.get("scheme") is not None:
+        stated.append((modifier.get("scheme"), names_at(source, modifier, "targets") or [LINEAR]))
     found = []
     for how, targets in stated:
         type_ = _type(source, how, notes)
-        found += [_target(source, text, type_) for text in _texts(source, targets, "targets")]
+        found += [_target(source, text, type_) for text in targets]
     return found
 
 
@@ -119,13 +136,14 @@ def _type(source: Source, how: object, notes: list[str]) -> GgmlType | None:
                 source.line_of(how), f"the scheme `{how[:60]}` is unknown", "state `config_groups`"
             )
         name = how
-    elif isinstance(how, dict):
-        bits, group = how.get("num_bits", 8), how.get("group_size") or 0
+    elif isinstance(how, Settings):
+        bits, group = how.get("num_bits", default=8), how.get("group_size", default=0)
         if type(bits) is not int or type(group) is not int or not 1 <= bits <= 64:
             raise source.fault(0, "`num_bits` and `group_size` of a scheme are whole numbers")
         grouped = how.get("strategy") in (None, "group", "tensor_group", "GROUP") and group > 0
-        is_float = how.get("type") == "float"
-        symmetric = is_float or how.get("symmetric") is not False
+        is_float, symmetric = how.get("type") == "float", how.get("symmetric") is not False
+        symmetric = symmetric or is_float
+        how.get("dynamic")
         format_ = WeightFormat(bits, group if grouped else 0, symmetric, is_float)
         name = format_.described
     else:
@@ -138,13 +156,6 @@ def _type(source: Source, how: object, notes: list[str]) -> GgmlType | None:
         stated = "" if name == format_.described else f"{name}: "
         notes.append(f"{stated}{format_.described}; the nearest type is {type_.name}")
     return type_
-
-
-def _texts(source: Source, value: object, key: str) -> list[str]:
-    values = [value] if isinstance(value, str) else [] if value is None else value
-    if not isinstance(values, list) or not all(isinstance(text, str) for text in values):
-        raise source.fault(0, f"`{key}` is a list of names")
-    return values
 
 
 def _target(source: Source, text: str, type_: GgmlType | None) -> _Target:

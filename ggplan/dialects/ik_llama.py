@@ -20,10 +20,12 @@ ik_llama.cpp 8337e4c: `examples/quantize/quantize.cpp`, `src/llama-quantize.cpp`
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ggplan.dialects.llama_quantize import Command, flat_rules, protected_notes, read_command, rest_of
-from ggplan.dialects.source import MAX_RULES, Imported, ImportedRule, Source, imported_text, rules_text
+from ggplan.dialects.llama_quantize import commands_of, flat_rules, one_of, plain_notes, recipe_text
+from ggplan.dialects.quantize_command import Command
+from ggplan.dialects.source import MAX_RULES, Imported, ImportedRule, Source, with_dots
 from ggplan.model import Model
 from ggplan.planning import Assignment
 from ggplan.rules import Recipe
@@ -39,41 +41,75 @@ _EXPANSION = re.compile(r"\$(\{|\(|[A-Za-z_])|`")
 class _Block:
     line: int
     body: str
+    start: int
     end: int
+
+
+@dataclass(frozen=True, slots=True)
+class _List:
+    """A list of rules, and the command that uses it; without a block the rules stand in the command."""
+
+    block: _Block | None
+    command: Command
+
+    @property
+    def line(self) -> int:
+        return self.block.line if self.block is not None else self.command.line
+
+    def meaning(self) -> object:
+        return (self.block.body if self.block is not None else "", self.command.meaning())
 
 
 def import_(source: Source, name: str, model: Model | None, block: int | None = None) -> Imported:
     """A script or model card with `custom="..."`, a command line with `--custom-q`, or the bare list."""
-    blocks = _blocks(source)
-    if len(blocks) > 1 and block is None:
-        places = ", ".join(str(b.line) for b in blocks)
-        raise source.fault(blocks[1].line, f"there are {len(blocks)} lists of rules, in lines {places}",
-                           f"choose one with --block 1 to {len(blocks)}")  # fmt: skip
-    if block is not None and not 1 <= block <= max(1, len(blocks)):
-        raise source.fault(0, f"there is no list {block}; there are {len(blocks)}")
-    if blocks:
-        chosen = blocks[(block or 1) - 1]
-        following = [b.end for b in blocks if b.end > chosen.end]
-        head = Source(source.text[: following[0]] if following else source.text, source.file)
-        command = read_command(head, chosen.end) or Command()
-        body: list[ImportedRule | str] = list(_entries(source, chosen.body, chosen.line))
-        what = "rules for ik_llama.cpp's --custom-q"
+    blocks, commands = _blocks(source), commands_of(source)
+    foreign = next((c for c in commands if c.of == "llama.cpp"), None)
+    if foreign is not None:
+        raise source.fault(foreign.line, "this is a command line of llama.cpp's llama-quantize",
+                           "read it with --dialect llama-quantize")  # fmt: skip
+    lists, others = _lists(blocks, commands)
+    if not lists:
+        what = "a list of ik_llama.cpp's --custom-q"
+        body = _entries(source, source.text, 1)
+        command = one_of(source, [Command()], block, lambda _: 1, id)
     else:
-        command = read_command(source, 0) or Command()
-        body = [e for text, line in command.custom for e in _entries(source, text, line)]
-        what = "a command line of ik_llama.cpp's llama-quantize"
-        if not command.custom:
-            body, what = list(_entries(source, source.text, 1)), "a list of ik_llama.cpp's --custom-q"
-    entries = [e for e in body if isinstance(e, ImportedRule)]
-    if not entries:
+        chosen = one_of(source, lists, block, lambda c: c.line, _List.meaning)
+        command = chosen.command
+        if chosen.block is not None:
+            what = "rules for ik_llama.cpp's --custom-q"
+            body = _entries(source, chosen.block.body, chosen.block.line)
+        else:
+            what = "a command line of ik_llama.cpp's llama-quantize"
+            body = []
+        body += [e for text, line in command.custom for e in _entries(source, text, line)]
+        if command.has_variable and chosen.block is None:
+            message = "the rules of --custom-q stand in a variable of the shell that is not set here"
+            raise source.fault(command.line, message, 'a list is `custom="PATTERN=TYPE,..."`')
+    command.of = "ik_llama.cpp"
+    if not lists and not any(isinstance(entry, ImportedRule) for entry in body):
         raise source.fault(0, "there are no rules `PATTERN=TYPE,PATTERN=TYPE`")
-    rest, notes = rest_of(source, command, model)
-    notes = [*command.notes, *notes, *protected_notes(entries)]
-    laid_out = iter(rules_text(entries))
-    lines = [next(laid_out) if isinstance(part, ImportedRule) else part for part in body]
-    lines = [*rules_text(command.flags), *lines, *rest]
-    text = imported_text(source, what, name, lines, notes, ["@target ik_llama.cpp"])
+    notes = [*command.notes, *plain_notes(others)]
+    text, notes = recipe_text(source, name, what, command, body, model, notes, ["@target ik_llama.cpp"])
     return Imported("ik_llama.cpp", text, tuple(notes))
+
+
+def _lists(blocks: Sequence[_Block], commands: Sequence[Command]) -> tuple[list[_List], list[Command]]:
+    """The lists of rules of a text, in its order, and the commands that belong to none.
+
+    A block is used by the commands behind it that name a variable, up to the next block.
+    """
+    found: list[_List] = []
+    left = list(commands)
+    for at, block in enumerate(blocks):
+        end = blocks[at + 1].start if at + 1 < len(blocks) else None
+        users = [c for c in left if c.has_variable and c.start > block.end and (end is None or c.start < end)]
+        found += [_List(block, command) for command in users or [Command(line=block.line)]]
+        left = [c for c in left if c not in users]
+    found += [_List(None, command) for command in left if command.chooses]
+    others = [c for c in left if not c.chooses]
+    if not found:
+        return [_List(None, command) for command in others], []
+    return sorted(found, key=lambda one: one.line), others
 
 
 def _blocks(source: Source) -> list[_Block]:
@@ -101,7 +137,7 @@ def _blocks(source: Source) -> list[_Block]:
                     )
                     raise source.fault(line + offset, message, "put in its place what the shell would")
             body = re.sub(r'\\([$`"\\\n])', r"\1", body)
-        found.append(_Block(line, body, at))
+        found.append(_Block(line, body, block.start(), at))
         if len(found) > _MAX_BLOCKS:
             raise source.fault(line, f"there are more than {_MAX_BLOCKS} lists of rules")
     return found
@@ -128,7 +164,10 @@ def _entries(source: Source, text: str, first: int) -> list[ImportedRule | str]:
                 raise source.fault(number, f"`{rule[:80]}` is not a rule `PATTERN=TYPE`")
             found.append(
                 ImportedRule(
-                    source.pattern(pattern, number), source.type(type_, number), number, comment.strip()
+                    with_dots(source.pattern(pattern, number)),
+                    source.type(type_, number),
+                    number,
+                    comment.strip(),
                 )
             )
         if len(found) > MAX_RULES:

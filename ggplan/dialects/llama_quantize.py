@@ -12,64 +12,119 @@ llama.cpp b11434: `tools/quantize/quantize.cpp`, `src/llama-quant.cpp`.
 from __future__ import annotations
 
 import re
-import shlex
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
+from ggplan.dialects.command_lines import command_lines
 from ggplan.dialects.flatten import fitted_types, flatten
-from ggplan.dialects.source import MAX_RULES, Imported, ImportedRule, Source, imported_text, rules_text
+from ggplan.dialects.modules import fitting
+from ggplan.dialects.quantize_command import Command, mix_of, read_command
+from ggplan.dialects.source import (
+    MAX_RULES,
+    Imported,
+    ImportedRule,
+    Source,
+    imported_text,
+    rules_text,
+    with_dots,
+)
 from ggplan.errors import PlanError, RecipeError, TypeNameError
 from ggplan.ggml_types import Engine, GgmlType, parse_type
 from ggplan.model import Model
-from ggplan.planning import Assignment, mix_types, recipe_of
+from ggplan.planning import Assignment, decide
+from ggplan.planning.layout import file_order
 from ggplan.planning.protection import kept_type
-from ggplan.rules import Recipe
-from ggplan.stock import find_mix, is_mix
+from ggplan.recovering import Wanted, cover, write_recipe
+from ggplan.rules import Recipe, parse_recipe
+from ggplan.stock import Mix, choose_types, facts_of
 from ggplan.text import printable
 
 _PROTECTED = re.compile(r"norm|bias|gate_inp")
-_WITH_VALUE = re.compile(
-    r"--(imatrix|(in|ex)clude-weights|override-kv|prune-layers|max-buffer-size|repack-pattern"
-    r"|(attn|ffn)-[a-z-]+-type)"
-)
-_FLAGS = {"--output-tensor-type": r"^output\.weight$", "--token-embedding-type": r"^token_embd\.weight$"}
+_OUTPUT = r"^output\.weight$"
+T = TypeVar("T")
 
 
-@dataclass(slots=True)
-class Command:
-    """The options of a llama-quantize command that choose types.
-
-    Attributes
-    ----------
-    flags
-        The rules of `--output-tensor-type` and `--token-embedding-type`.
-    rules
-        The rules of `--tensor-type` and `--custom-q`, each with its line.
-    mix
-        The type of the whole file, as written, or "".
-    """
-
-    flags: list[ImportedRule] = field(default_factory=list)
-    rules: list[tuple[str, int]] = field(default_factory=list)
-    custom: list[tuple[str, int]] = field(default_factory=list)
-    mix: str = ""
-    line: int = 0
-    pure: bool = False
-    notes: list[str] = field(default_factory=list)
-
-
-def import_command_line(source: Source, name: str, model: Model | None) -> Imported:
-    """Import a command line with `--tensor-type`, in a script or alone."""
-    command = read_command(source, 0)
-    if command is None:
-        raise source.fault(
-            0, "there is no command line of llama-quantize", "give a `--tensor-type-file` as it is"
-        )
+def import_(source: Source, name: str, model: Model | None, block: int | None = None) -> Imported:
+    """Import a command line of llama-quantize, in a script or alone, or a `--tensor-type-file`."""
+    commands = commands_of(source)
+    if not commands:
+        return _import_file(source, name, model, block)
+    foreign = next((c for c in commands if c.of == "ik_llama.cpp"), None)
+    if foreign is not None:
+        raise source.fault(foreign.line, "this is a command line of ik_llama.cpp's llama-quantize",
+                           "read it with --dialect ik_llama.cpp")  # fmt: skip
+    command, notes = one_command(source, commands, block)
     entries = [_entry(source, text, line) for text, line in command.rules]
-    return _written(source, name, "a command line of llama-quantize", command, entries, model)
+    return _written(source, name, "a command line of llama-quantize", command, entries, model, notes)
 
 
-def import_file(source: Source, name: str, model: Model | None) -> Imported:
+def commands_of(source: Source) -> list[Command]:
+    """All commands of llama-quantize in a text.
+
+    Raises
+    ------
+    RecipeError
+        If there are only commands that are commented out, or one has an option that llama-quantize has not.
+    """
+    lines, silent = command_lines(source)
+    if silent and not lines:
+        places = ", ".join(map(str, silent[:5]))
+        raise source.fault(silent[0], f"the command lines are comments (line {places})",
+                           "take away what makes them comments")  # fmt: skip
+    return [read_command(source, line) for line in lines]
+
+
+def one_command(source: Source, commands: Sequence[Command], block: int | None) -> tuple[Command, list[str]]:
+    """The command to read, and a note on each that chooses no types.
+
+    Raises
+    ------
+    RecipeError
+        If there are several with different rules and none was chosen.
+    """
+    choosing = [c for c in commands if c.chooses] or list(commands)
+    notes = plain_notes([c for c in commands if c not in choosing])
+    return one_of(source, choosing, block, lambda c: c.line, Command.meaning), notes
+
+
+def plain_notes(commands: Sequence[Command]) -> list[str]:
+    """Notes on commands beside the one that is read, without a rule of their own."""
+    return [
+        f"the command in line {c.line} has no rules, only {c.mix or 'no type'}; it is another file's"
+        for c in commands
+    ]
+
+
+def one_of(
+    source: Source,
+    found: Sequence[T],
+    block: int | None,
+    line: Callable[[T], int],
+    meaning: Callable[[T], object],
+) -> T:
+    """The list of rules to read: the only one, or number `block` (from 1) of those that differ.
+
+    Raises
+    ------
+    RecipeError
+        If there are several and none was chosen, or fewer than the number.
+    """
+    differing: dict[object, T] = {}
+    for candidate in found:
+        differing.setdefault(meaning(candidate), candidate)
+    lists = list(differing.values())
+    if len(lists) > 1 and block is None:
+        places = ", ".join(str(line(c)) for c in lists[:20])
+        raise source.fault(line(lists[1]), f"there are {len(lists)} lists of rules, in lines {places}",
+                           f"choose one with --block 1 to {len(lists)}")  # fmt: skip
+    if block is not None and not 1 <= block <= len(lists):
+        raise source.fault(
+            0, f"there is no list {block}; there {'is' if len(lists) == 1 else 'are'} {len(lists)}"
+        )
+    return lists[(block or 1) - 1]
+
+
+def _import_file(source: Source, name: str, model: Model | None, block: int | None) -> Imported:
     """Import a `--tensor-type-file`."""
     entries = []
     for number, line in enumerate(source.text.split("\n"), 1):
@@ -80,7 +135,8 @@ def import_file(source: Source, name: str, model: Model | None) -> Imported:
             entries.append(_entry(source, token, number))
         if len(entries) > MAX_RULES:
             raise source.fault(number, f"a recipe may hold {MAX_RULES:,} rules")
-    return _written(source, name, "a tensor-type file of llama-quantize", Command(), entries, model)
+    one_of(source, [entries], block, lambda _: 1, len)
+    return _written(source, name, "a tensor-type file of llama-quantize", Command(), entries, model, [])
 
 
 def _entry(source: Source, text: str, line: int) -> ImportedRule:
@@ -92,7 +148,7 @@ def _entry(source: Source, text: str, line: int) -> ImportedRule:
     checked = source.pattern(pattern, line)  # a fault is shown with the text as written
     if checked != checked.lower():
         checked = source.pattern(checked.lower(), line)
-    return ImportedRule(checked, source.type(type_, line), line)
+    return ImportedRule(with_dots(checked), source.type(type_, line), line)
 
 
 def _written(
@@ -102,18 +158,83 @@ def _written(
     command: Command,
     entries: Sequence[ImportedRule],
     model: Model | None,
+    notes: list[str],
 ) -> Imported:
-    notes = list(command.notes)
     if re.search(r"\\[DSWB]", source.text):
         notes.append(
             r"llama-quantize lower-cases patterns; `\D`, `\S`, `\W`, `\B` are written as it reads them"
         )
-    rest, more = rest_of(source, command, model)
-    notes += more + protected_notes(entries)
-    body = [*rules_text([*command.flags, *entries]), *rest]
-    if not entries and not command.flags and not rest:
-        raise source.fault(0, "there are no rules")
-    return Imported("llama-quantize", imported_text(source, what, name, body, notes), tuple(notes))
+    text, notes = recipe_text(source, name, what, command, entries, model, [*command.notes, *notes])
+    return Imported("llama-quantize", text, tuple(notes))
+
+
+def recipe_text(
+    source: Source,
+    name: str,
+    what: str,
+    command: Command,
+    body: Sequence[ImportedRule | str],
+    model: Model | None,
+    notes: Sequence[str],
+    head: Sequence[str] = (),
+) -> tuple[str, list[str]]:
+    """A recipe of rules (and comment lines) and of the command they belong to, and all notes about it.
+
+    Raises
+    ------
+    RecipeError
+        If there is nothing that gives a tensor a type.
+    """
+    notes = list(notes)
+    rules = [entry for entry in body if isinstance(entry, ImportedRule)]
+    before, parts, more = _of_options(command, model)
+    rest, about = rest_of(source, command, [*before, *rules, *parts], model)
+    notes += [*more, *about, *protected_notes(rules)]
+    if not (rules or before or parts or rest):
+        raise source.fault(0, "there are no rules `PATTERN=TYPE`, and no type of the whole file")
+    laid = rules_text([*before, *rules, *parts])
+    laid_out = iter(laid)
+    lines = [next(laid_out) for _ in before]
+    lines += [next(laid_out) if isinstance(entry, ImportedRule) else entry for entry in body]
+    lines += [*laid_out, *(rest if laid else rest[1:])]
+    architecture = model.architecture if model is not None else command.architecture
+    if model is not None and command.architecture not in ("", model.architecture):
+        notes.append(f"the command is for {command.architecture}, {model.path.name} is {model.architecture}")
+    top = [f"@arch {architecture}"] if architecture else []
+    return imported_text(source, what, name, lines, notes, [*top, *head]), notes
+
+
+def _of_options(
+    command: Command, model: Model | None
+) -> tuple[list[ImportedRule], list[ImportedRule], list[str]]:
+    """The rules of options before and after all others, and notes; those that meet no tensor are left out."""
+    names = None if model is None else [tensor.name for tensor in model.tensors]
+    before, parts, notes = list(command.flags), list(command.parts), []
+    if command.leaves_output:
+        before = [rule for rule in before if rule.pattern != _OUTPUT]
+        own = {} if model is None else {t.name: kept_type(t) for t in model.tensors}
+        type_ = own.get("output.weight")
+        if type_ is not None:
+            before.append(ImportedRule(_OUTPUT, type_, command.line, "--leave-output-tensor"))
+        elif model is None:
+            notes.append(
+                "--leave-output-tensor: output.weight keeps the type that the model has, which -m MODEL tells"
+            )
+    for rule in before if names is not None and "output.weight" not in names else ():
+        if rule.pattern == _OUTPUT:  # tied: the embeddings are the output
+            before.remove(rule)
+            parts.append(ImportedRule(r"^token_embd\.weight$", rule.type, rule.line, rule.comment))
+            break
+    for rule in command.flags:
+        if rule.pattern == r"^token_embd\.weight$" and names and "per_layer_token_embd.weight" in names:
+            parts.append(ImportedRule(r"^per_layer_token_embd\.weight$", rule.type, rule.line, rule.comment))
+    if names is not None and model is not None:
+        for rules in (before, parts):
+            for rule in list(rules):
+                if not any(re.search(rule.pattern, name) for name in names):
+                    rules.remove(rule)
+                    notes.append(f"{rule.comment} is for no tensor of {model.path.name}")
+    return before, parts, notes
 
 
 def protected_notes(entries: Sequence[ImportedRule]) -> list[str]:
@@ -128,11 +249,17 @@ def protected_notes(entries: Sequence[ImportedRule]) -> list[str]:
     return [f"llama-quantize leaves norms, biases and the router alone; here `{found[0]}` is applied"]
 
 
-def rest_of(source: Source, command: Command, model: Model | None) -> tuple[list[str], list[str]]:
-    """What the type of the whole file gives tensors that no rule matches: lines of a recipe, and notes."""
+def rest_of(
+    source: Source, command: Command, rules: Sequence[ImportedRule], model: Model | None
+) -> tuple[list[str], list[str]]:
+    """What the type of the whole file gives tensors that none of `rules` matches: lines, and notes."""
     if not command.mix:
         return [], []
-    if not is_mix(command.mix):
+    tool = "ik_llama.cpp" if command.of == "ik_llama.cpp" else "llama.cpp"
+    if command.mix.upper() == "COPY":
+        return [], ["with COPY llama-quantize keeps every type and ignores all rules; here they apply"]
+    mix = mix_of(command)
+    if mix is None:
         try:
             type_ = parse_type(command.mix)
         except TypeNameError:
@@ -140,121 +267,59 @@ def rest_of(source: Source, command: Command, model: Model | None) -> tuple[list
         notes = []
         if type_.is_float:
             notes = [f"with {command.mix} for the whole file llama-quantize ignores its --tensor-type rules"]
+        elif not command.pure:
+            notes = [
+                f"{command.mix} is a mix of ik_llama.cpp's, which gives some tensors more bits; here what no"
+                f" rule names is {type_.name}"
+            ]
         return ["", f"@default {type_.name}"], notes
-    mix = find_mix(command.mix)
-    if command.pure:
+    if mix.type.is_float:
+        ignored = "--custom-q" if tool == "ik_llama.cpp" else "--tensor-type"
+        notes = [f"with {command.mix} for the whole file llama-quantize ignores its {ignored} rules"]
+        return ["", f"@default {mix.type.name}"], notes if command.rules or command.custom else []
+    if command.pure or mix.name == "Q8_0":  # which has no exception
         return ["", f"@default {mix.type.name}"], []
     if model is None:
         note = f"{mix.name} depends on the model: -m MODEL writes it out, without one all is {mix.type.name}"
         return ["", f"@default {mix.type.name}"], [note]
+    notes = []
+    if tool == "ik_llama.cpp":
+        notes.append(
+            f"{mix.name} is written out as llama.cpp has it; ik_llama.cpp gives some tensors other types"
+        )
+    lines = _of_mix(source, command, mix, rules, model)
+    return ["", f"# {mix.name}, written out for this model", *lines] if lines else [], notes
+
+
+def _of_mix(
+    source: Source, command: Command, mix: Mix, rules: Sequence[ImportedRule], model: Model
+) -> list[str]:
+    """Rules for the tensors whose type the mix decides.
+
+    A tensor that a rule matches does not count among the layers of llama.cpp's mix; it does in ik_llama.cpp.
+    """
+    ruled = decide(model, parse_recipe("\n".join(rules_text(rules)), source.file)).decisions
+    tensors = [t for t in sorted(model.tensors, key=lambda t: file_order(t.name)) if t.type.kind != "integer"]
+    open_ = [ruled[t.name].protected is None for t in tensors]
+    free = [ruled[t.name].reason != "rule" for t in tensors]
+    counts = open_ if command.of == "ik_llama.cpp" else [o and f for o, f in zip(open_, free, strict=True)]
+    wanted = []
     try:
-        rest = recipe_of(model, mix_types(model, mix))
+        chosen = choose_types(
+            mix, tensors, facts_of(model), quantizable=counts, has_imatrix=command.has_imatrix
+        )
+        for tensor, type_, is_open, is_free in zip(tensors, chosen, open_, free, strict=True):
+            if is_open and is_free:
+                given = kept_type(tensor) if type_ is None else fitting(type_, tensor)
+                n_bytes = given.tensor_bytes(tensor.shape)
+                wanted.append(Wanted(tensor.name, given, tensor.n_columns, False, n_bytes))
     except PlanError as error:
         raise source.fault(command.line, f"{mix.name} for this model: {error.message}", error.hint) from None
-    lines = [
-        line for line in rest.text.split("\n") if not line.startswith(("@recipe", "@name", "@arch", "# "))
-    ]
-    return ["", f"# {mix.name}, written out for this model", *[line for line in lines if line]], []
-
-
-def read_command(source: Source, start: int, *, assignments: frozenset[str] = frozenset()) -> Command | None:
-    """The first command of llama-quantize from character `start`, or None.
-
-    A line that ends in a backslash continues. Shell variables in arguments are not expanded, but those named
-    in `assignments` are allowed.
-    """
-    found = re.compile(r"llama-quantize\b|^[ \t]*--tensor-type\b|^[ \t]*--custom-q\b", re.M).search(
-        source.text, start
-    )
-    while found is not None:
-        words = _words(source, found.start())
-        if any(word.startswith(("--tensor-type", "--custom-q")) for word, _ in words):
-            return _parse_command(source, words, assignments)
-        found = re.compile(r"llama-quantize\b").search(source.text, max(found.end(), start))
-    return None
-
-
-def _words(source: Source, start: int) -> list[tuple[str, int]]:
-    """The words of the command that begins at `start`, each with its line."""
-    line = source.text.count("\n", 0, start) + 1
-    words: list[tuple[str, int]] = []
-    for piece in _logical_line(source.text, start):
-        try:
-            words += [(word, line) for word in shlex.split(piece)]
-        except ValueError:
-            raise source.fault(line, "the command ends inside a quotation") from None
-        line += piece.count("\n") + 1
-    return words
-
-
-def _logical_line(text: str, start: int) -> list[str]:
-    """The physical lines of a command; a line that ends inside quotes continues on the next."""
-    pieces: list[str] = []
-    held = ""
-    for line in text[start:].split("\n"):
-        stripped = line.rstrip()
-        held = f"{held}\n{stripped}" if held else stripped
-        body = held.removesuffix("\\") if held.endswith("\\") and not held.endswith("\\\\") else held
-        if body.count("'") % 2 or body.count('"') % 2:
-            if len(held) > 200_000:
-                break
-            continue
-        pieces.append(body)
-        if body == held:
-            return pieces
-        held = ""
-    return [*pieces, held] if held else pieces
-
-
-def _parse_command(source: Source, words: list[tuple[str, int]], assignments: frozenset[str]) -> Command:
-    command = Command(line=words[0][1])
-    positional: list[tuple[str, int]] = []
-    at = 0
-    while at < len(words):
-        word, line = words[at]
-        value = words[at + 1] if at + 1 < len(words) else ("", line)
-        at += 1
-        if word in (";", "&&", "||", "|", ">", "2>&1", "```"):
-            break
-        if word == "--pure":
-            command.pure = True
-        elif word == "--leave-output-tensor":
-            command.notes.append(
-                "--leave-output-tensor keeps the type of output.weight; no rule here says so"
-            )
-        elif word == "--tensor-type-file":
-            command.notes.append(f"the rules in {value[0]} are not here; import that file too")
-            at += 1
-        elif word in _FLAGS:
-            command.flags.append(ImportedRule(_FLAGS[word], source.type(*value), line, word))
-            at += 1
-        elif word == "--tensor-type":
-            command.rules.append(value)
-            at += 1
-        elif word == "--custom-q":
-            if not re.fullmatch(r"\$\{?\w+\}?", value[0]):
-                command.custom.append(value)
-            at += 1
-        elif _WITH_VALUE.fullmatch(word):
-            if word.endswith("-type"):
-                command.notes.append(f"{word} {value[0]} is not taken over")
-            at += 1
-        elif not word.startswith("--"):
-            positional.append((word, line))
-    named = [word for word, _ in positional if not word.isdecimal()]
-    # llama-quantize IN [OUT] TYPE [THREADS]
-    if len(named) > 1 and _names_types(named[-1]):
-        command.mix = named[-1]
-    return command
-
-
-def _names_types(word: str) -> bool:
-    if word.upper() == "COPY":
-        return False
-    try:
-        return is_mix(word) or parse_type(word) is not None
-    except TypeNameError:
-        return re.fullmatch(r"i?q\d_[a-z0-9_]+", word, re.I) is not None
+    if not wanted:
+        return []
+    most = max({w.type for w in wanted}, key=lambda t: sum(w.n_bytes for w in wanted if w.type == t))
+    text = write_recipe(cover(wanted, default=mix.type if most == mix.type else None), name="")
+    return [line for line in text.split("\n") if line and not line.startswith(("@recipe", "@name"))]
 
 
 def flat_rules(

@@ -1,22 +1,36 @@
-r"""mlx-lm's mixed predicates: `mlx_lm.convert --quant-predicate mixed_3_6`.
+r"""mlx-lm: the mixed predicates of `mlx_lm.convert --quant-predicate`, and the config.json it writes.
 
 A predicate has two numbers of bits. Value and down projections get the higher one in the first and the last
 eighth of the layers and in every third layer between, and embeddings and output get it always; all other
 tensors get the lower one. mlx stores a scale and a smallest weight for groups of 64; ggml's nearest types are
 the k-quants.
 
-mlx-lm d78bf58 (`mlx_lm/convert.py`); `mixed_3_5`, `mixed_3_8` and `mixed_4_8` are mlx-vlm's.
+A config.json has `quantization`: bits, group_size and mode for all modules, embeddings and output too, and
+others for single modules, by name, or `false` for one that is not quantized. The experts of a layer are one
+module, `switch_mlp`:
+
+    {"quantization": {"group_size": 64, "bits": 4, "lm_head": {"group_size": 64, "bits": 6},
+                      "model.layers.0.mlp.switch_mlp.down_proj": false}}
+
+mlx-lm d78bf58 (`mlx_lm/utils.py`, `mlx_lm/convert.py`); `mixed_3_5`, `mixed_3_8` and `mixed_4_8` are
+mlx-vlm's.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
-from ggplan.dialects.flatten import fitted_types
-from ggplan.dialects.modules import need_model
+from ggplan.dialects.checkpoint_configs import class_notes, whole
+from ggplan.dialects.flatten import NUMBER, fitted_types
+from ggplan.dialects.hf_names import modules_of
+from ggplan.dialects.modules import need_model, recipe_of_types
+from ggplan.dialects.recognising import Config, recognised
+from ggplan.dialects.settings import Settings
 from ggplan.dialects.source import Imported, Source, imported_text
+from ggplan.dialects.weight_formats import WEIGHT_FORMATS, WeightFormat, nearest_type
 from ggplan.errors import RecipeError
-from ggplan.ggml_types import parse_type
+from ggplan.ggml_types import GgmlType, parse_type
 from ggplan.model import Model
 from ggplan.planning import Assignment
 from ggplan.recovering.patterns import layers_pattern, runs
@@ -28,8 +42,11 @@ _TYPES = {2: "q2_K", 3: "q3_K", 4: "q4_K", 5: "q5_K", 6: "q6_K", 8: "q8_0"}
 
 
 def import_(source: Source, name: str, model: Model | None) -> Imported:
-    """Import the name of a predicate, alone or on a command line."""
+    """Import the name of a predicate, alone or on a command line, or a config.json."""
     model = need_model(source, model)
+    config = recognised(source)
+    if config is not None:
+        return _import_config(source, config, name, model)
     found = re.search(r"\bmixed_\d_\d\b", source.text)
     if found is None or found[0] not in PREDICATES:
         raise source.fault(0, "there is no mixed predicate", f"there are {', '.join(PREDICATES)}")
@@ -50,6 +67,59 @@ def import_(source: Source, name: str, model: Model | None) -> Imported:
     head = [f"@arch {model.architecture}"] if model.architecture else []
     what = f"mlx-lm's {found[0]}, for {model.path.name}"
     return Imported("mlx", imported_text(source, what, name, body, notes, head), notes)
+
+
+def _import_config(source: Source, config: Config, name: str, model: Model) -> Imported:
+    settings, notes = config.settings, [*class_notes(config, model), *config.notes]
+    general = _type(source, settings, settings, notes)
+    exceptions: dict[str, GgmlType | None] = {}
+    for key in settings:
+        said = settings.inner(key)
+        if said is not None and not isinstance(settings.get(key), list):
+            exceptions[key] = _type(source, said, settings, notes)
+        elif isinstance(value := settings.get(key), bool):
+            exceptions[key] = general if value else None
+    notes += settings.left_out()
+    modules, types = modules_of(model), []
+    met = set()
+    for module in modules:
+        known = next((key for key in _names(module.name) if key in exceptions), None)
+        met.add(known)
+        types += [exceptions[known] if known is not None else general] * module.n_experts
+    for key, type_ in exceptions.items():
+        if key not in met:
+            what = "unquantized" if type_ is None else type_.name
+            notes.append(f"`{key}` ({what}) matches no module of {model.path.name} whose type can be chosen")
+    return recipe_of_types(source, "mlx", name, model, modules, types, list(dict.fromkeys(notes)))
+
+
+_OF_MIXTRAL = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
+
+
+def _names(module: str) -> Iterator[str]:
+    """What mlx-lm may call a module; the experts of a layer are `switch_mlp`."""
+    head, star, tail = module.partition(f"experts.{NUMBER}.")
+    plain = f"{head}switch_mlp.{_OF_MIXTRAL.get(tail, tail)}" if star else module
+    for name in (module, plain):
+        yield from (name, f"language_model.{name}", name.replace("model.", "model.language_model.", 1))
+
+
+def _type(source: Source, said: Settings, general: Settings, notes: list[str]) -> GgmlType | None:
+    mode = str(said.get("mode", default=general.get("mode", default="affine")))
+    bits = whole(source, said, "bits", default=whole(source, general, "bits"))
+    group = whole(source, said, "group_size", default=whole(source, general, "group_size"))
+    floats = {"mxfp4": WEIGHT_FORMATS["mxfp4"], "nvfp4": WEIGHT_FORMATS["nvfp4"]}
+    floats["mxfp8"] = WeightFormat(8, 32, is_float=True)
+    if mode != "affine" and mode not in floats:
+        raise source.fault(source.line_of(mode), f"{said.path}mode {mode[:40]} is unknown")
+    format_ = floats.get(mode) or WeightFormat(bits, group, symmetric=False)
+    try:
+        type_, same = nearest_type(format_)
+    except ValueError as error:
+        raise source.fault(0, f"{said.path}bits: {error}") from None
+    if not same and type_ is not None:
+        notes.append(f"{format_.described}; the nearest type is {type_.name}")
+    return type_
 
 
 def _chain(name: str) -> str:

@@ -6,6 +6,7 @@ schemes cannot be written as a recipe.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from ggplan.dialects.flatten import Flat, fitted_types, flatten
@@ -37,6 +38,21 @@ def need_model(source: Source, model: Model | None) -> Model:
 def expanded(modules: Sequence[Module]) -> list[str]:
     """The names of all modules, with one name for each expert."""
     return [name for module in modules for name in module.names()]
+
+
+# Modules that are never quantized in a GGUF, or are in no text model's: to leave them out says nothing new.
+_NO_MATTER = re.compile(
+    r"gate\b|router|norm|lm_head|embed|visual|vision|audio|mtp|projector|rotary|conv1d|bias|output"
+)
+
+
+def unmet_note(left_out: Sequence[str], model: Model) -> list[str]:
+    """A note on names of modules to leave out that the model has not, but for those that change nothing."""
+    unmet = [name for name in left_out if not _NO_MATTER.search(name)]
+    if not unmet:
+        return []
+    more = f" (and {len(unmet) - 1:,} more)" if len(unmet) > 1 else ""
+    return [f"`{unmet[0]}`{more} is to stay as it is, and matches no module of {model.path.name}"]
 
 
 def hits_of(source: Source, patterns: Sequence[str], names: Sequence[str]) -> tuple[tuple[int, ...], ...]:

@@ -6,6 +6,7 @@ be ggml's; anything else is an error with file, line and the faulty text.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -61,7 +62,13 @@ class Source:
             raise self.finding("GP002", error.message, line, text, error.hint) from None
 
     def pattern(self, text: str, line: int) -> str:
-        """A regular expression of another tool, checked to mean the same in a recipe."""
+        """A regular expression of another tool, checked to mean the same in a recipe.
+
+        Raises
+        ------
+        RecipeError
+            If it is none, or has another meaning there.
+        """
         try:
             check_pattern(text)
         except PatternError as error:
@@ -83,12 +90,13 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class ImportedRule:
-    """A rule of an imported list, and its line."""
+    """A rule of an imported list, and its line; `forced` if it is meant for protected tensors too."""
 
     pattern: str
     type: GgmlType
     line: int
     comment: str = ""
+    forced: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,13 +118,35 @@ class Imported:
     notes: tuple[str, ...] = ()
 
 
+def with_dots(pattern: str) -> str:
+    r"""The pattern with `\.` for each `.` that can only be the dot between parts of a GGUF name.
+
+    That is the one behind `blk` or a layer's number, and the one before `weight` or `bias`; people leave the
+    backslash out there. A dot beside another dot may stand for a digit, and stays.
+    """
+    pieces = list(tokens(pattern))
+    found = []
+    for n, (kind, text, start) in enumerate(pieces):
+        after = pieces[n + 1] if n + 1 < len(pieces) else ("", "", 0)
+        before, behind = pattern[:start], pattern[start + 1 :]
+        is_dot = kind == "character" and text == "." and after[0] != "repeat" and after[1] not in (".", r"\.")
+        is_part = (
+            re.search(r"(^|[^a-z0-9_])blk$", before)
+            or (re.search(r"blk\\?\..*[\])\d*+]$", before) and re.match("[a-z(]", behind))
+            or (re.match(r"(weight|bias)(?![a-z0-9_])", behind) and not before.endswith("."))
+        )
+        found.append(r"\." if is_dot and is_part else text)
+    return "".join(found)
+
+
 def rules_text(entries: Sequence[ImportedRule]) -> list[str]:
     """The rules as lines of a recipe, `=` in one column."""
     width = max((len(e.pattern) for e in entries if len(e.pattern) <= 76), default=0)
-    return [
-        f"{e.pattern:<{width}} = {e.type.name}{f'  # {inert(e.comment)}' if e.comment else ''}"
-        for e in entries
-    ]
+    lines = []
+    for e in entries:
+        comment = f"  # {inert(e.comment)}" if e.comment else ""
+        lines.append(f"{e.pattern:<{width}} = {e.type.name}{'!' * e.forced}{comment}")
+    return lines
 
 
 def imported_text(

@@ -14,9 +14,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from ggplan.dialects.checkpoint_configs import class_notes, names_at, transformers_patterns
 from ggplan.dialects.hf_names import LINEAR, modules_of
 from ggplan.dialects.literals import read_config, read_python
 from ggplan.dialects.modules import expanded, flat_modules, hits_of, need_model, recipe_of_types
+from ggplan.dialects.recognising import recognised
+from ggplan.dialects.settings import Settings
 from ggplan.dialects.source import Imported, Source, inert
 from ggplan.dialects.weight_formats import WEIGHT_FORMATS, WeightFormat, nearest_type
 from ggplan.ggml_types import GgmlType
@@ -27,19 +30,35 @@ from ggplan.rules import Recipe
 _CALLS = ("FqnToConfig", "ModuleFqnToConfig")
 _KEYS = ("fqn_to_config", "module_fqn_to_config")
 _DEPTH = 20
+_OLD_NAMES = {
+    "int4_weight_only": "Int4WeightOnlyConfig",
+    "int8_weight_only": "Int8WeightOnlyConfig",
+    "int8_dynamic_activation_int8_weight": "Int8DynamicActivationInt8WeightConfig",
+    "int8_dynamic_activation_int4_weight": "Int8DynamicActivationInt4WeightConfig",
+    "float8_weight_only": "Float8WeightOnlyConfig",
+    "float8_dynamic_activation_float8_weight": "Float8DynamicActivationFloat8WeightConfig",
+}
 
 
 def import_(source: Source, name: str, model: Model | None) -> Imported:
     """Import a FqnToConfig."""
     model = need_model(source, model)
-    if source.text.lstrip().startswith("{") and '"' in source.text and "FqnToConfig(" not in source.text:
+    notes: list[str] = []
+    excluded: list[str] = []
+    config = recognised(source)
+    if config is not None:
+        table = _saved(source, config.settings)
+        excluded = names_at(source, config.settings, "modules_to_not_convert")
+        if config.settings.get("include_input_output_embeddings") is True:
+            notes.append("include_input_output_embeddings: embeddings and output are not taken over")
+        notes += [*class_notes(config, model), *config.notes, *config.settings.left_out()]
+    elif source.text.lstrip().startswith("{") and '"' in source.text and "FqnToConfig(" not in source.text:
         table = _table(read_config(source), 0)
     else:
         tables = [_table(value, 0) for _, value in read_python(source)]
         table = next((t for t in tables if t is not None), None)
     if table is None:
         raise source.fault(0, "there is no FqnToConfig")
-    notes: list[str] = []
     modules = modules_of(model)
     names = expanded(modules)
     kinds = [module.kind for module in modules for _ in range(module.n_experts)]
@@ -56,9 +75,30 @@ def import_(source: Source, name: str, model: Model | None) -> Imported:
             chosen.append(types[n])
         elif weight or whole:
             chosen.append(types[expressions[(weight or whole)[0]]])
+        elif kind == LINEAR and not (config is not None and n == "lm_head"):
+            chosen.append(types.get("_default"))
         else:
-            chosen.append(types.get("_default") if kind == LINEAR else None)
+            chosen.append(None)
+    out = hits_of(source, [p for n in excluded for p in transformers_patterns(source, n)], names)
+    chosen = [None if found else type_ for found, type_ in zip(out, chosen, strict=True)]
     return recipe_of_types(source, "torchao", name, model, modules, chosen, list(dict.fromkeys(notes)))
+
+
+def _saved(source: Source, settings: Settings) -> Mapping[object, object] | None:
+    """The table of a quantization_config: transformers saves one config for all, or a FqnToConfig."""
+    stated = settings.get("quant_type")
+    if isinstance(stated, str):
+        arguments = settings.get("quant_type_kwargs", default={})
+        name = _OLD_NAMES.get(stated)
+        if name is None or not isinstance(arguments, dict):
+            raise source.fault(source.line_of(stated), f"quant_type {stated[:60]} is unknown",
+                               f"ggplan reads {', '.join(_OLD_NAMES)}")  # fmt: skip
+        return {"_default": {"_type": name, **arguments}}
+    table = _table(stated, 0) or _table({key: settings.get(key) for key in _KEYS if key in settings}, 0)
+    if table is not None:
+        return table
+    default = stated.get("default", stated) if isinstance(stated, dict) else None
+    return {"_default": default} if isinstance(default, dict) else None
 
 
 def _table(value: object, depth: int) -> Mapping[object, object] | None:
@@ -93,8 +133,9 @@ def _type(source: Source, key: str, value: object, notes: list[str]) -> GgmlType
         raise source.fault(source.line_of(key), f"`{key[:80]}`: the value is not a config of torchao")
     name = value["_type"]
     inner = value.get("_data")
-    said = inner if isinstance(inner, dict) else value
+    said = Settings(inner if isinstance(inner, dict) else value, f"{key}.")
     format_ = _format(name, said)
+    notes += said.left_out()
     if format_ is None:
         raise source.fault(
             source.line_of(key), f"`{key[:80]}`: {name[:60]} says nothing about weights that ggplan reads"
@@ -108,8 +149,10 @@ def _type(source: Source, key: str, value: object, notes: list[str]) -> GgmlType
     return type_
 
 
-def _format(name: str, said: Mapping[object, object]) -> WeightFormat | None:
+def _format(name: str, said: Settings) -> WeightFormat | None:
     """The format of a config class: its weights, not its activations."""
+    for key in ("weight_dtype", "granularity", "group_size"):
+        said.get(key)
     if "NVFP4" in name:
         return WEIGHT_FORMATS["nvfp4"]
     if "MXFP4" in name or name.startswith("MXDynamic"):
@@ -119,12 +162,12 @@ def _format(name: str, said: Mapping[object, object]) -> WeightFormat | None:
     weights = re.search(r"Int(\d|x)Weight|^U?Int(\d|X)", name)
     if weights is None:
         return None
-    dtype = re.search(r"u?int(\d)", str(said.get("weight_dtype") or said.get("dtype") or ""))
+    dtype = re.search(r"u?int(\d)", str(said.get("weight_dtype", "dtype", default="")))
     digit = weights[1] or weights[2]
     bits = int(dtype[1]) if dtype else int(digit) if digit.isdigit() else 8
-    granularity = said.get("granularity") or said.get("weight_granularity")
+    granularity = said.get("granularity", "weight_granularity")
     group = _group(said, granularity)
-    mapping = str(said.get("mapping_type") or said.get("weight_mapping_type") or "")
+    mapping = str(said.get("mapping_type", "weight_mapping_type", default=""))
     # int4 weight-only kernels keep a zero point; everything else is symmetric unless it says so
     asymmetric = "ASYM" in mapping.upper() or name in ("Int4WeightOnlyConfig", "UIntXWeightOnlyConfig")
     if name == "Int4WeightOnlyConfig" and not group:
@@ -132,7 +175,7 @@ def _format(name: str, said: Mapping[object, object]) -> WeightFormat | None:
     return WeightFormat(bits, group, symmetric=not asymmetric)
 
 
-def _group(said: Mapping[object, object], granularity: object) -> int:
+def _group(said: Settings, granularity: object) -> int:
     group: object = said.get("group_size")
     if isinstance(granularity, dict):
         inner = granularity.get("_data")
