@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ggplan.arch.config import Config
-from ggplan.errors import CheckpointError
 from ggplan.metadata import Metadata, MetadataValue, boolean, float32, string, uint32
 from ggplan.sources.files import shown
 
@@ -126,5 +125,5 @@ def _rope_keys(keys: Keys, config: Config) -> None:
         keys.number("rope.scaling.yarn_beta_fast", rope.optional_number("beta_fast"))
         keys.number("rope.scaling.yarn_beta_slow", rope.optional_number("beta_slow"))
     elif kind in ("longrope", "su"):
-        raise CheckpointError(f"{rope.where}: ggplan does not know the rope_type '{kind}'")
+        keys.text("rope.scaling.type", "longrope")
     keys.number("rope.freq_base", rope.optional_number("rope_theta"))
