@@ -1,9 +1,9 @@
 """The errors ggplan raises for faults that a user can correct.
 
-Each carries what a message needs: what is wrong, where (file, line, tensor) and a hint what to do. A hint is in
-the library's words (`pre="glm4"`); where the command line calls the same thing by another name (`--pre glm4`),
-the error has both. `str(error)` is the message and the hint in the library's words; the command line prints the
-message after `error: ` and its own hint after `help: `, and exits 1.
+Each carries what a message needs: what is wrong, where (file, line, tensor) and a hint what to do. A hint is
+in the library's words (`pre="glm4"`); where the command line calls the same thing by another name
+(`--pre glm4`), the error has both. `str(error)` is the message with the library's hint. The command line
+prints the message after `error: ` and its own hint after `help: `, and exits 1.
 """
 
 from __future__ import annotations
@@ -46,9 +46,11 @@ class CheckpointError(Error):
 
 
 class TokenizerError(CheckpointError):
-    """A checkpoint's tokenizer is of a kind that ggplan cannot write, or not known to llama.cpp; only converting
-    needs it.
-    """
+    """A tokenizer of a kind that ggplan cannot write, or unknown to llama.cpp; only converting needs it."""
+
+
+class TruncatedError(CheckpointError):
+    """A file that ends before its data does, or a set that lacks files; the headers that are there are whole."""
 
 
 class NoSuchCheckpointError(CheckpointError):

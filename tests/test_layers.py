@@ -44,7 +44,7 @@ ALLOWED = {
         "quants",
     },
     "verification": {
-        "errors", "text", "ggml_types", "metadata", "model", "sources", "opening", "rules", "imatrix",
+        "errors", "text", "ggml_types", "metadata", "model", "sources", "arch", "opening", "rules", "imatrix",
         "planning", "conversion", "quants",
     },
     "measure": {

@@ -94,7 +94,14 @@ def to_gguf(checkpoint: HfCheckpoint, *, pre: str | None = None) -> Model:
     }
     notes = (*checkpoint.notes, *_notes(config, stored))
     return Model(
-        checkpoint.path, "hf", architecture.name, metadata, tensors, checkpoint.files, notes, obstacle
+        checkpoint.path,
+        "hf",
+        architecture.name,
+        metadata,
+        tensors,
+        checkpoint.files,
+        notes,
+        checkpoint.truncated or obstacle,
     )
 
 
@@ -111,7 +118,7 @@ def _by_known_names(checkpoint: HfCheckpoint, where: str) -> dict[str, Checkpoin
         name = name.removeprefix("model.") if name.startswith("model.lm_head.") else name
         if name in found:
             raise CheckpointError(
-                f"{where} holds the same tensor under two names, '{shown(found[name].name)}' and '{shown(stated)}'"
+                f"{where} holds one tensor under two names, '{shown(found[name].name)}' and '{shown(stated)}'"
             )
         found[name] = tensor
     return found
@@ -122,8 +129,8 @@ def _notes(config: Config, names: Collection[str]) -> tuple[str, ...]:
     notes = []
     if config.values.get("tie_word_embeddings") is False and "lm_head.weight" not in names:
         notes.append(
-            f"{config.where} says tie_word_embeddings false, but there is no lm_head.weight: llama.cpp uses the "
-            "embedding as output"
+            f"{config.where} says tie_word_embeddings false, but there is no lm_head.weight: llama.cpp uses "
+            "the embedding as output"
         )
     for key, part in _BIAS_KEYS.items():
         if config.values.get(key) is True and not any(n.endswith(".bias") and part in n for n in names):
@@ -131,8 +138,8 @@ def _notes(config: Config, names: Collection[str]) -> tuple[str, ...]:
     rope = rope_parameters(config)
     if rope.values.get("rope_type") in ("longrope", "su"):
         notes.append(
-            f"{rope.where}: llama.cpp uses no longrope factors with this architecture, so a context longer than "
-            "the original one gives wrong results"
+            f"{rope.where}: llama.cpp uses no longrope factors with this architecture, so a context longer "
+            "than the original one gives wrong results"
         )
     return tuple(notes)
 

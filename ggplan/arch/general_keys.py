@@ -87,7 +87,7 @@ def general_keys(checkpoint: HfCheckpoint, architecture: str, tensors: Sequence[
     keys |= _ancestors("base_model", card, ("base_model", "base_models", "base_model_sources"), n_weights)
     keys |= _ancestors("dataset", card, ("datasets", "dataset", "dataset_sources"), n_weights)
     for key, sources in (("tags", ("tags", "pipeline_tag")), ("languages", ("languages", "language"))):
-        if values := [text for source in sources for text in _texts(card.get(source))]:
+        if values := [text for source in sources for text in _texts(card.get(source), empty=True)]:
             keys[f"general.{key}"] = array(MetadataType.STRING, values)
     return keys
 
@@ -300,7 +300,7 @@ def _model_card(checkpoint: HfCheckpoint) -> Mapping[str, object]:
     return card if isinstance(card, dict) else {}
 
 
-def _texts(value: object) -> list[str]:
-    """A text or a list of texts; numbers become texts, other values are left out."""
+def _texts(value: object, *, empty: bool = False) -> list[str]:
+    """A text or a list of texts; numbers become texts, other values and empty texts are left out."""
     values = value if isinstance(value, list) else [value]
-    return [str(v) for v in values if type(v) in (str, int, float) and v != ""]
+    return [str(v) for v in values if type(v) in (str, int, float) and (empty or v != "")]

@@ -51,9 +51,10 @@ def rope_parameters(config: Config) -> Config:
     """The settings of rotary embeddings in config.json, from either place, under transformers 5's names.
 
     Up to version 4 transformers wrote `rope_theta` and `partial_rotary_factor` beside an object
-    `rope_scaling` with `type` or `rope_type`; since version 5 all is in `rope_parameters`.
+    `rope_scaling` with `type` or `rope_type`; since version 5 all is in `rope_parameters`, but `rope_scaling`
+    wins where a config has both.
     """
-    key = "rope_parameters" if config.values.get("rope_parameters") is not None else "rope_scaling"
+    key = "rope_scaling" if config.values.get("rope_scaling") else "rope_parameters"
     section = config.section(key)
     outer = ("rope_theta", "partial_rotary_factor", "original_max_position_embeddings")
     mirrored = {name: config.values[name] for name in outer if config.values.get(name) is not None}

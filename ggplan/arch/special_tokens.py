@@ -52,7 +52,7 @@ class SpecialTokens:
             if number < 0:
                 raise TokenizerError(
                     f"{where}: the id of the {kind} token is {number}, which no token has",
-                    hint=f"llama.cpp's converter refuses it too: give {kind}_token_id a token's id there, or null",
+                    hint=f"llama.cpp's converter refuses it too: set {kind}_token_id to a token's id or null",
                 )
             self.ids.setdefault(kind, number)
 

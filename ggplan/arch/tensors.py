@@ -64,9 +64,9 @@ class TensorSpec:
         Makes the rows and the shape of the GGUF tensor from those of the checkpoint's tensor. Experts are
         stacked instead.
     bias
-        Whether a matrix `X.weight` may have a vector `X.bias` beside it, which becomes the same GGUF tensor's
-        `.bias`. Models have biases where their config says so (`attention_bias`, `mlp_bias`), or where someone
-        trained them; the converter writes those that are there.
+        Whether a matrix `X.weight` may have a vector `X.bias` beside it, which becomes the `.bias` of the
+        same GGUF tensor. Configs announce biases (`attention_bias`, `mlp_bias`), but the converter writes
+        those that are there.
     """
 
     source: str
@@ -79,8 +79,8 @@ class TensorSpec:
 
     def of_bias(self) -> TensorSpec | None:
         """The spec of the bias, which has the same transform; None where there can be none."""
-        is_matrix = self.source.endswith(".weight") and self.target.endswith(".weight") and len(self.shape) == 2
-        if not self.bias or not is_matrix or self.per_expert:
+        is_weight = self.source.endswith(".weight") and self.target.endswith(".weight")
+        if not (self.bias and is_weight and len(self.shape) == 2) or self.per_expert:
             return None
         source, target = (f"{name.removesuffix('.weight')}.bias" for name in (self.source, self.target))
         return replace(self, source=source, target=target, shape=self.shape[:1], optional=True)

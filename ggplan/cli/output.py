@@ -76,7 +76,7 @@ def print_plan(plan: Plan) -> None:
 
     print_table([*columns, ("types", "left")], ([*row(s), " ".join(s.types)] for s in by_role(plan)))
     print_table(columns, (row(s) for s in by_type(plan)))
-    size = "at least " if model.kind == "inventory" else ""
+    size = "at least " if model.kind == "inventory" or model.obstacle is not None else ""
     click.echo(
         f"{len(plan.tensors):,} tensors, {format_count(plan.n_weights)} weights, "
         f"file {size}{format_bytes(plan.file_bytes)} ({plan.file_bytes:,} bytes), "

@@ -96,20 +96,22 @@ def _open_checkpoint(checkpoint: str, file: str, pre: str | None) -> Model:
 
     Only then: a fact that can be found without the file is never taken from it.
     """
-    from ggplan.errors import CheckpointError
+    from ggplan.cli.options import print_notes
+    from ggplan.errors import TokenizerError
     from ggplan.opening import open_model
     from ggplan.text import printable
     from ggplan.verification.exactness import text_of
 
-    try:
-        return open_model(checkpoint, pre=pre)
-    except CheckpointError:
+    source = open_model(checkpoint, pre=pre)
+    if isinstance(source.obstacle, TokenizerError):
         recorded = None if pre else text_of(open_model(file).metadata, "tokenizer.ggml.pre")
-        if recorded is None:
-            raise
-        source = open_model(checkpoint, pre=recorded)
-        click.echo(f"note: the pre-tokenizer is the recorded one, {printable(recorded)}", err=True)
-        return source
+        if recorded is not None:
+            source = open_model(checkpoint, pre=recorded)
+            click.echo(f"note: the pre-tokenizer is the recorded one, {printable(recorded)}", err=True)
+    if source.obstacle is not None:
+        raise source.obstacle
+    print_notes(source)
+    return source
 
 
 def _print(found: Reproduction, checkpoint: Path, quiet: bool) -> None:

@@ -52,10 +52,10 @@ def import_command(
     import sys
     from pathlib import Path
 
+    from ggplan.cli.options import open_noted
     from ggplan.cli.output import write_new
     from ggplan.dialects import import_recipe
     from ggplan.errors import RecipeError
-    from ggplan.opening import open_model_or_inventory
     from ggplan.rules.loading import recipe_text
     from ggplan.rules.parser import MAX_BYTES
 
@@ -71,7 +71,7 @@ def import_command(
         text = file
     else:
         text = recipe_text(Path(file))[0]
-    model = open_model_or_inventory(model_name) if model_name else None
+    model = open_noted(model_name) if model_name else None
     imported = import_recipe(text, file, dialect=dialect or "", name=name, model=model, block=block)
     write_new(imported.text, output)
     if output is not None:

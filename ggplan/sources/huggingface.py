@@ -1,14 +1,14 @@
 """A Hugging Face checkpoint: a folder with config.json, a tokenizer and weights in safetensors files.
 
-The index decides: `model.safetensors.index.json` (`weight_map`: tensor name to file name) names the files that
-are read. Without one they are the files `model*.safetensors`, or if there are none any other `.safetensors`.
-Where there are no safetensors, `pytorch_model.bin` and its shards are read in the same way (see `pytorch`).
+The index decides: `model.safetensors.index.json` (`weight_map`: tensor name to file name) names the files
+that are read. Without one they are the files `model*.safetensors`. Where there are neither,
+`pytorch_model.bin` and its shards are read in the same way (see `pytorch`), and at last any `.safetensors`.
 These are the files that llama.cpp's converter reads (b11434, `conversion/base.py`, `index_tensors`); files of
 weights beside them are noted.
 
 The folder is untrusted: a shard's name must be a bare file name, so that no index reaches out of the folder.
-Links are followed, since in the Hugging Face cache every file is a link to a blob elsewhere; links are made by
-the program that fills the folder, not by the index.
+Links are followed, since in the Hugging Face cache every file is a link to a blob elsewhere; links are made
+by the program that fills the folder, not by the index.
 
 No code of a folder is ever run: no `auto_map`, no chat template, and a pickle only under torch's
 restrictions.
@@ -20,12 +20,13 @@ import os
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
-from ggplan.errors import CheckpointError
+from ggplan.errors import CheckpointError, TruncatedError
 from ggplan.sources.files import listed, read_whole, shown
 from ggplan.sources.json_files import SIZE_LIMIT, load_object
-from ggplan.sources.safetensors import read_tensors
+from ggplan.sources.safetensors import read_file
 from ggplan.sources.schemes import join_tensors, read_quantization_config
 from ggplan.sources.tensors import CheckpointTensor, StoredTensor
 
@@ -34,6 +35,9 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _BARE_NAME = r"[\w+=@-][\w .,+=@()\[\]~#&'!%-]*"
 _SHARD_LIMIT = 100_000
 _NUMBERED = re.compile(r"(.*-)(\d{5})-of-(\d{5})(\.\w+)", re.ASCII)
+
+
+_Contents = tuple[list[dict[str, StoredTensor]], TruncatedError | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +55,7 @@ class _Form:
     unlisted
         The names that are read if there is no index.
     read
-        Gives the tensors of each file.
+        Gives the tensors of each file, and the error of the first that is truncated.
     """
 
     title: str
@@ -59,13 +63,18 @@ class _Form:
     index: str
     shard_name: re.Pattern[str]
     unlisted: re.Pattern[str]
-    read: Callable[[Sequence[Path]], list[dict[str, StoredTensor]]]
+    read: Callable[[Sequence[Path]], _Contents]
 
 
-def _read_pytorch(paths: Sequence[Path]) -> list[dict[str, StoredTensor]]:
+def _read_safetensors(paths: Sequence[Path]) -> _Contents:
+    found = [read_file(path) for path in paths]
+    return [tensors for tensors, _ in found], next((error for _, error in found if error), None)
+
+
+def _read_pytorch(paths: Sequence[Path]) -> _Contents:
     from ggplan.sources import pytorch
 
-    return pytorch.read_tensors(paths)
+    return pytorch.read_tensors(paths), None
 
 
 _SAFETENSORS = _Form(
@@ -74,7 +83,7 @@ _SAFETENSORS = _Form(
     "model.safetensors.index.json",
     re.compile(_BARE_NAME + r"\.safetensors", re.ASCII),
     re.compile(r"model.*\.safetensors", re.DOTALL),
-    lambda paths: [read_tensors(path) for path in paths],
+    _read_safetensors,
 )
 _PYTORCH = _Form(
     "PyTorch",
@@ -104,6 +113,8 @@ class HfCheckpoint:
         The files of weights, in the order of their names.
     notes
         What a user should know of the folder: files that were not read, and why.
+    truncated
+        The error of the first file that ends before its data does, which only a reader of headers accepts.
     """
 
     path: Path
@@ -111,6 +122,7 @@ class HfCheckpoint:
     tensors: Mapping[str, CheckpointTensor]
     files: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
+    truncated: TruncatedError | None = None
 
     def read_json(self, name: str) -> dict[str, object] | None:
         """A JSON file of the folder, parsed; None if there is none."""
@@ -131,8 +143,13 @@ class HfCheckpoint:
         return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def open_checkpoint(folder: Path) -> HfCheckpoint:
+def open_checkpoint(folder: Path, *, header_only: bool = False) -> HfCheckpoint:
     """Open a Hugging Face folder: its config, and the place of each tensor. No weights are read.
+
+    Parameters
+    ----------
+    header_only
+        Accept safetensors files that end before their data does.
 
     Raises
     ------
@@ -148,27 +165,32 @@ def open_checkpoint(folder: Path) -> HfCheckpoint:
         )
     config = load_object(folder / "config.json")
     quantization = read_quantization_config(config, folder)
-    stored, notes = _read_shards(folder)
+    stored, notes, truncated = _read_shards(folder)
+    if truncated is not None and not header_only:
+        raise truncated
     if not stored:
         raise CheckpointError(f"{where}: its files of weights hold no tensors")
     files = tuple(sorted({tensor.file for tensor in stored.values()}))
-    return HfCheckpoint(folder, config, join_tensors(stored, quantization), files, notes)
+    return HfCheckpoint(folder, config, join_tensors(stored, quantization), files, notes, truncated)
 
 
-def _read_shards(folder: Path) -> tuple[dict[str, StoredTensor], tuple[str, ...]]:
-    """The tensors of the files that are read, by name, and notes about the others."""
+def _read_shards(
+    folder: Path,
+) -> tuple[dict[str, StoredTensor], tuple[str, ...], TruncatedError | None]:
+    """The tensors of the files that are read, by name; notes about the others; and what is truncated."""
     form, names, weight_map = _shards(folder)
     if missing := [name for name in names if not os.path.exists(folder / name)]:
         raise CheckpointError(
             f"{shown(folder)}: {len(missing)} of {len(names)} shards are missing: {listed(missing)}",
             hint="download them into the folder",
         )
-    found = dict(zip(names, form.read([folder / name for name in names]), strict=True))
-    why = f"{form.index} does not name" if weight_map else f"{names[0]} has all tensors of"
+    contents, truncated = form.read([folder / name for name in names])
+    found = dict(zip(names, contents, strict=True))
+    why = f"{form.index} does not name" if weight_map else f"{form.single} has all tensors of"
     if not weight_map and found.get(form.single, {}).keys() >= {t for shard in found.values() for t in shard}:
         found = {form.single: found[form.single]}
     elif not weight_map:
-        why = f"the weights are in {form.title} files called {names[0][:5]}*, not in"
+        why = f"the weights are in {_beginning(names)}*, not in"
     tensors: dict[str, StoredTensor] = {}
     for name, shard in found.items():
         for tensor in shard.values():
@@ -182,7 +204,7 @@ def _read_shards(folder: Path) -> tuple[dict[str, StoredTensor], tuple[str, ...]
     notes = _stray_files(folder, found.keys(), why)
     if weight_map:
         notes += _check_index(folder / form.index, weight_map, tensors)
-    return tensors, notes
+    return tensors, notes, truncated
 
 
 def _shards(folder: Path) -> tuple[_Form, list[str], dict[str, str]]:
@@ -196,6 +218,13 @@ def _shards(folder: Path) -> tuple[_Form, list[str], dict[str, str]]:
     if others := _numbered([name for name in names if name.endswith(".safetensors")]):
         return _SAFETENSORS, others, {}
     raise _no_weights(folder)
+
+
+def _beginning(names: Sequence[str]) -> str:
+    """What the sorted names of shards begin with, without a number."""
+    pairs = zip(names[0], names[-1], strict=False)
+    same = "".join(a for a, _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+    return same.rstrip("0123456789-") if len(names) > 1 else names[0]
 
 
 def _stray_files(folder: Path, read: Collection[str], why: str) -> tuple[str, ...]:
@@ -229,9 +258,7 @@ def _weight_map(folder: Path, form: _Form) -> dict[str, str]:
     return weight_map
 
 
-def _check_index(
-    path: Path, weight_map: dict[str, str], tensors: dict[str, StoredTensor]
-) -> tuple[str, ...]:
+def _check_index(path: Path, weight_map: dict[str, str], tensors: dict[str, StoredTensor]) -> tuple[str, ...]:
     """Refuse an index that does not list the tensors of its shards; note one that errs only in places."""
     where = shown(path)
     found = {name: tensor.file.name for name, tensor in tensors.items()}

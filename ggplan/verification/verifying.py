@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from ggplan.errors import CheckpointError
 from ggplan.model import Model
-from ggplan.sources.files import file_size
+from ggplan.sources.files import file_size, shown
 from ggplan.sources.gguf import open_gguf, read_set
 from ggplan.verification.contents import (
     TensorContents,
@@ -27,6 +27,7 @@ from ggplan.verification.contents import (
     check_tensor,
     checksum_faults,
     find_manifest,
+    unknown_pretokenizer,
 )
 from ggplan.verification.exactness import prove
 from ggplan.verification.faults import HEADER, Fault
@@ -109,10 +110,12 @@ def verify(
         headers = read_set(path)
         written = open_gguf(path)
     except CheckpointError as error:
-        fault = Fault(HEADER, "header", error.message, path.name)
+        fault = Fault(HEADER, "header", error.message.removeprefix(f"{shown(path)}: "), path.name)
         return Verification((path,), 0, 0, None, (fault,))
+    unknown = unknown_pretokenizer(written)
     sums = find_manifest(headers, None if manifest is None else Path(manifest))
-    faults = [fault for header in headers for fault in check_around_tensors(header)]
+    faults = [unknown] if unknown is not None else []
+    faults += [fault for header in headers for fault in check_around_tensors(header)]
     work = ((header, record) for header in headers for record in header.tensors)
     contents: list[TensorContents] = []
     for found in each(work, lambda pair: check_tensor(*pair, progress), threads):

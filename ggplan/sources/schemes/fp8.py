@@ -1,13 +1,14 @@
 """fp8: 8-bit floats with scales beside them, given as the float32 weights they stand for.
 
-The codes are F8_E4M3 in nearly all models; a few have F8_E5M2, which has more range and fewer steps.
+The codes are F8_E4M3 in nearly all models; a few have F8_E5M2, with more range and fewer steps.
 
-DeepSeek-V3 and models like it store a matrix as `X.weight` (F8_E4M3) and `X.weight_scale_inv`, one float for
-each block of 128 x 128 weights (`quantization_config.weight_block_size`); the last block of a row or
-column may be cut short. compressed-tensors calls the same thing `X.weight_scale`, mostly with one scale
-for each row, and NVIDIA's ModelOpt with one for the whole matrix or for each row. Always a weight is `float32(code) * float32(scale)`, one rounding, which is what
-llama.cpp's converter computes (b11434, `conversion/base.py`, `dequant_model`): the same float32 here,
-bit for bit, but for any range of rows and without the matrix of repeated scales.
+DeepSeek-V3 and models like it store a matrix as `X.weight` and `X.weight_scale_inv`, one float for each block
+of 128 x 128 weights (`quantization_config.weight_block_size`); the last block of a row or column may be cut
+short. compressed-tensors calls the same thing `X.weight_scale`, mostly with one scale for each row, and
+NVIDIA's ModelOpt has one for the whole matrix or for each row. A weight is always
+`float32(code) * float32(scale)`, one rounding, which is what llama.cpp's converter computes (b11434,
+`conversion/base.py`, `dequant_model`): the same float32 here, bit for bit, but for any range of rows and
+without the matrix of repeated scales.
 """
 
 from __future__ import annotations
@@ -66,7 +67,8 @@ def recognise(tensors: Mapping[str, StoredTensor], config: QuantizationConfig) -
     for name, tensor in tensors.items():
         if name.endswith("_scale_inv") and name not in scales:
             raise CheckpointError(
-                f"{shown(tensor.file)}: the scales '{shown(name)}' have no F8_E4M3 tensor, or one of F8_E5M2, beside them"
+                f"{shown(tensor.file)}: the scales '{shown(name)}' have no F8_E4M3 tensor beside them, nor "
+                "one of F8_E5M2"
             )
     unused = [name for name in tensors if groups and name not in scales and name.endswith(_UNUSED_SUFFIXES)]
     return Recognised(groups, unused, _KEYS | _MODELOPT_KEYS if config.method == "modelopt" else _KEYS)

@@ -151,7 +151,7 @@ def read_quantization_config(config: Mapping[str, object], folder: Path) -> Quan
 
 
 def _modelopt_config(folder: Path) -> dict[str, object]:
-    """What NVIDIA's ModelOpt says in a file of its own, `hf_quant_config.json`; old versions say it only there.
+    """What NVIDIA's ModelOpt says in `hf_quant_config.json`; old versions say it only there.
 
     It holds `{"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "FP8", ...}}`.
     """
