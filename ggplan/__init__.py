@@ -73,10 +73,16 @@ _HOME = {
 __all__ = ["__version__", *_HOME]
 
 
-def __getattr__(name: str) -> object:
-    if name not in _HOME:
-        raise AttributeError(f"module 'ggplan' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOME[name]), name)
+if not TYPE_CHECKING:  # a type checker that saw it would take any name for one of ours
+
+    def __getattr__(name: str) -> object:
+        if name not in _HOME:
+            import difflib
+
+            near = difflib.get_close_matches(name, _HOME, n=1)
+            meant = f"; the nearest is {near[0]}" if near else ""
+            raise AttributeError(f"module 'ggplan' has no attribute {name!r}{meant}", name=name)
+        return getattr(importlib.import_module(_HOME[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -1,7 +1,9 @@
 """The errors ggplan raises for faults that a user can correct.
 
-Each carries what a message needs: what is wrong, where (file, line, tensor) and a hint what to do.
-The library raises them, the command line prints them as one line and exits 1, nothing else does.
+Each carries what a message needs: what is wrong, where (file, line, tensor) and a hint what to do. A hint is
+in the library's words (`pre="glm4"`); where the command line calls the same thing by another name
+(`--pre glm4`), the error has both. `str(error)` is the message with the library's hint. The command line
+prints the message after `error: ` and its own hint after `help: `, and exits 1.
 """
 
 from __future__ import annotations
@@ -18,18 +20,37 @@ class Error(Exception):
         One sentence that stands alone and names the culprit (file, tensor, line).
     hint
         What to do instead, or "".
+    cli_hint
+        The same in the words of the command line, if these differ.
     """
 
     is_rendered = False
 
-    def __init__(self, message: str, *, hint: str = "") -> None:
+    def __init__(self, message: str, *, hint: str = "", cli_hint: str = "") -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.cli_hint = cli_hint or hint
+
+    def add_hint(self, text: str) -> None:
+        """Put a sentence behind the hint, in both wordings."""
+        self.hint = f"{self.hint}; {text}" if self.hint else text
+        self.cli_hint = f"{self.cli_hint}; {text}" if self.cli_hint else text
+
+    def __str__(self) -> str:
+        return f"{self.message} (help: {self.hint})" if self.hint else self.message
 
 
 class CheckpointError(Error):
     """A checkpoint (safetensors, GGUF, config, tokenizer) is damaged, incomplete or of an unknown kind."""
+
+
+class TokenizerError(CheckpointError):
+    """A tokenizer of a kind that ggplan cannot write, or unknown to llama.cpp; only converting needs it."""
+
+
+class TruncatedError(CheckpointError):
+    """A file that ends before its data does, or a set that lacks files; its headers are whole."""
 
 
 class NoSuchCheckpointError(CheckpointError):

@@ -14,11 +14,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ggplan.errors import Error
 from ggplan.ggml_types import BF16, F16, F32, GgmlType
 from ggplan.metadata import Metadata
+from ggplan.text import format_bytes, nearest, printable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -174,7 +177,7 @@ class TensorInfo:
         return self.type.tensor_bytes(self.shape)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Model:
     """A checkpoint, ready for rules: metadata and tensors, no weights in memory.
 
@@ -193,7 +196,11 @@ class Model:
     files
         The files the weights are in, in order; empty for an inventory.
     notes
-        What the files say that is not used, or is taken otherwise: one sentence each, to be shown once.
+        What a user should know of the checkpoint, a sentence each: files that were not read, facts of its
+        config that llama.cpp does not use, sizes of a map that are taken otherwise.
+    obstacle
+        Why it cannot be converted, though its tensors are known: its tokenizer is not known to llama.cpp, or
+        only headers were read. None if nothing is in the way.
     """
 
     path: Path
@@ -203,3 +210,61 @@ class Model:
     tensors: tuple[TensorInfo, ...]
     files: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
+    obstacle: Error | None = None
+
+    def __getitem__(self, name: str) -> TensorInfo:
+        """The tensor of this name.
+
+        Raises
+        ------
+        KeyError
+            If there is none, with the nearest name.
+        """
+        for tensor in self.tensors:
+            if tensor.name == name:
+                return tensor
+        near = nearest(name, (tensor.name for tensor in self.tensors))
+        raise KeyError(f"no tensor {name!r}" + (f"; the nearest is {near!r}" if near else ""))
+
+    def __contains__(self, name: object) -> bool:
+        """Whether there is a tensor of this name."""
+        return any(tensor.name == name for tensor in self.tensors)
+
+    @property
+    def n_weights(self) -> int:
+        """Weights in all tensors."""
+        return sum(tensor.n_weights for tensor in self.tensors)
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all tensors in their own types."""
+        return sum(tensor.n_bytes for tensor in self.tensors)
+
+    def bytes_by_type(self) -> dict[GgmlType, tuple[int, int, int]]:
+        """Tensors, weights and bytes of each type, the type with most bytes first."""
+        found: dict[GgmlType, tuple[int, int, int]] = {}
+        for tensor in self.tensors:
+            n, n_weights, n_bytes = found.get(tensor.type, (0, 0, 0))
+            found[tensor.type] = (n + 1, n_weights + tensor.n_weights, n_bytes + tensor.n_bytes)
+        return dict(sorted(found.items(), key=lambda item: -item[1][2]))
+
+    def __repr__(self) -> str:
+        """One line: `<Model GLM-4.5-Air: glm4moe, 803 tensors, 200 GiB>`."""
+        return f"<Model {printable(self.path.name)}: {self._in_words()}>"
+
+    def _repr_html_(self) -> str:
+        """The types and their sizes as a table, for notebooks."""
+        rows = "".join(
+            f"<tr><td>{escape(type_.name)}</td><td>{n:,}</td><td>{n_weights:,}</td>"
+            f"<td>{format_bytes(n_bytes)}</td></tr>"
+            for type_, (n, n_weights, n_bytes) in self.bytes_by_type().items()
+        )
+        return (
+            f"<p><b>{escape(printable(self.path.name))}</b>: {escape(self._in_words())}</p>"
+            "<table><thead><tr><th>type</th><th>tensors</th><th>weights</th><th>size</th></tr></thead>"
+            f"<tbody>{rows}</tbody></table>"
+        )
+
+    def _in_words(self) -> str:
+        architecture = printable(self.architecture) or "unknown architecture"
+        return f"{architecture}, {len(self.tensors):,} tensors, {format_bytes(self.n_bytes)}"

@@ -18,7 +18,7 @@ ALLOWED = {
     "ggml_types": {"errors"},
     "metadata": {"errors"},
     "quants": {"errors", "ggml_types"},
-    "model": {"ggml_types", "metadata", "quants"},
+    "model": {"errors", "text", "ggml_types", "metadata", "quants"},
     "sources": {"errors", "text", "ggml_types", "metadata", "model", "quants"},
     "imatrix": {"errors", "text", "ggml_types", "metadata", "model", "sources"},
     "arch": {"errors", "text", "ggml_types", "metadata", "model", "sources"},
@@ -44,7 +44,7 @@ ALLOWED = {
         "quants",
     },
     "verification": {
-        "errors", "text", "ggml_types", "metadata", "model", "sources", "opening", "rules", "imatrix",
+        "errors", "text", "ggml_types", "metadata", "model", "sources", "arch", "opening", "rules", "imatrix",
         "planning", "conversion", "quants",
     },
     "measure": {

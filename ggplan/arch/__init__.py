@@ -10,7 +10,7 @@ To add one, write such a module and name it in `ARCHITECTURES`.
 
 from __future__ import annotations
 
-import re
+from collections.abc import Collection
 
 from ggplan.arch.architecture import Architecture
 from ggplan.arch.config import Config
@@ -18,7 +18,8 @@ from ggplan.arch.deepseek2 import DEEPSEEK_V2, DEEPSEEK_V3
 from ggplan.arch.general_keys import general_keys, quantization_version
 from ggplan.arch.glm4moe import GLM4_MOE
 from ggplan.arch.llama import LLAMA, MISTRAL, MIXTRAL
-from ggplan.arch.metadata import Keys
+from ggplan.arch.metadata import Keys, rope_parameters
+from ggplan.arch.pretokenizers import require_pretokenizer
 from ggplan.arch.qwen3 import QWEN3, QWEN3_MOE
 from ggplan.arch.tensors import convert_tensors
 from ggplan.arch.tokenizer import tokenizer_metadata
@@ -26,20 +27,32 @@ from ggplan.errors import CheckpointError
 from ggplan.model import Model
 from ggplan.sources.files import shown
 from ggplan.sources.huggingface import HfCheckpoint
+from ggplan.sources.tensors import CheckpointTensor
 
 # By the first of `architectures` in config.json.
 ARCHITECTURES: dict[str, Architecture] = {
     "DeepseekV2ForCausalLM": DEEPSEEK_V2,
     "DeepseekV3ForCausalLM": DEEPSEEK_V3,
     "Glm4MoeForCausalLM": GLM4_MOE,
+    "LLaMAForCausalLM": LLAMA,
     "LlamaForCausalLM": LLAMA,
+    "LlamaModel": LLAMA,
     "MistralForCausalLM": MISTRAL,
     "MixtralForCausalLM": MIXTRAL,
     "Qwen3ForCausalLM": QWEN3,
+    "Qwen3Model": QWEN3,
     "Qwen3MoeForCausalLM": QWEN3_MOE,
 }
 _BY_LLAMA_CPP = "make a GGUF of it with llama.cpp's convert_hf_to_gguf.py and give ggplan that"
-_PRE = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_BODY = ("model.", "lm_head.")
+# Keys of config.json that announce biases, and what the names of such tensors contain.
+_BIAS_KEYS = {
+    "attention_bias": "attn",
+    "qkv_bias": "attn",
+    "use_qkv_bias": "attn",
+    "mlp_bias": "mlp",
+    "use_bias": "",
+}
 
 
 def to_gguf(checkpoint: HfCheckpoint, *, pre: str | None = None) -> Model:
@@ -55,30 +68,80 @@ def to_gguf(checkpoint: HfCheckpoint, *, pre: str | None = None) -> Model:
     Raises
     ------
     CheckpointError
-        If the architecture is not supported, or config, tensors and tokenizer do not fit together.
+        If the architecture is not supported, config, tensors and tokenizer do not fit together, or llama.cpp
+        knows no pre-tokenizer called `pre`. A tokenizer that is sound, but cannot be written, is the model's
+        `obstacle` instead.
     """
-    if pre is not None and not _PRE.fullmatch(pre):
-        raise CheckpointError(
-            f"'{shown(pre)}' is not the name of a pre-tokenizer",
-            hint="such names are glm4, qwen2, llama-bpe, deepseek-v3",
-        )
+    if pre is not None:
+        require_pretokenizer(pre)
     where = shown(checkpoint.path)
     architecture = _architecture(checkpoint)
     _refuse_embedders(checkpoint)
     config = Config(shown(checkpoint.path / "config.json"), checkpoint.config, len(checkpoint.tensors))
     config = config.with_defaults(**architecture.defaults)
-    tensors = convert_tensors(
-        checkpoint.tensors, architecture.table(config, checkpoint.tensors.keys()), where
-    )
+    stored = _by_known_names(checkpoint, where)
+    tensors = convert_tensors(stored, architecture.table(config, stored.keys()), where)
     keys = Keys(architecture.name)
     architecture.write_keys(keys, config)
+    tokenizer, obstacle = tokenizer_metadata(
+        checkpoint, config.count("vocab_size"), architecture.tokenizer, pre
+    )
     metadata = {
         **general_keys(checkpoint, architecture.name, tensors),
         **keys.values,
         **quantization_version(),
-        **tokenizer_metadata(checkpoint, config.count("vocab_size"), architecture.tokenizer, pre),
+        **tokenizer,
     }
-    return Model(checkpoint.path, "hf", architecture.name, metadata, tensors, checkpoint.files)
+    notes = (*checkpoint.notes, *_notes(config, stored))
+    return Model(
+        checkpoint.path,
+        "hf",
+        architecture.name,
+        metadata,
+        tensors,
+        checkpoint.files,
+        notes,
+        checkpoint.truncated or obstacle,
+    )
+
+
+def _by_known_names(checkpoint: HfCheckpoint, where: str) -> dict[str, CheckpointTensor]:
+    """The tensors by the names that a causal language model has.
+
+    A model saved without its head (`LlamaModel`) has names without `model.`, one saved as a part of a larger
+    model has `language_model.` in them.
+    """
+    found: dict[str, CheckpointTensor] = {}
+    for stated, tensor in checkpoint.tensors.items():
+        name = stated.replace("language_model.", "")
+        name = name if name.startswith(_BODY) else f"model.{name}"
+        name = name.removeprefix("model.") if name.startswith("model.lm_head.") else name
+        if name in found:
+            raise CheckpointError(
+                f"{where} holds one tensor under two names, '{shown(found[name].name)}' and '{shown(stated)}'"
+            )
+        found[name] = tensor
+    return found
+
+
+def _notes(config: Config, names: Collection[str]) -> tuple[str, ...]:
+    """What config.json says and the tensors do not, or llama.cpp does not use."""
+    notes = []
+    if config.values.get("tie_word_embeddings") is False and "lm_head.weight" not in names:
+        notes.append(
+            f"{config.where} says tie_word_embeddings false, but there is no lm_head.weight: llama.cpp uses "
+            "the embedding as output"
+        )
+    for key, part in _BIAS_KEYS.items():
+        if config.values.get(key) is True and not any(n.endswith(".bias") and part in n for n in names):
+            notes.append(f"{config.where} says {key}, but the checkpoint has no such bias")
+    rope = rope_parameters(config)
+    if rope.values.get("rope_type") in ("longrope", "su"):
+        notes.append(
+            f"{rope.where}: llama.cpp uses no longrope factors with this architecture, so a context longer "
+            "than the original one gives wrong results"
+        )
+    return tuple(notes)
 
 
 def _refuse_embedders(checkpoint: HfCheckpoint) -> None:

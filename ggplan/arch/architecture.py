@@ -74,31 +74,31 @@ def heads_kv(config: Config) -> int:
 
 
 def embeddings(config: Config) -> list[TensorSpec]:
-    """The embedding, the last norm and the output, which is absent if it is the embedding itself."""
+    """The embedding, the last norm and the output.
+
+    Where there is no output, llama.cpp uses the embedding in its place, whatever the config says.
+    """
     width, vocab = config.count("hidden_size"), config.count("vocab_size")
-    tied = config.flag("tie_word_embeddings")
     return [
-        TensorSpec("model.embed_tokens.weight", "token_embd.weight", (vocab, width)),
+        TensorSpec("model.embed_tokens.weight", "token_embd.weight", (vocab, width), bias=False),
         TensorSpec("model.norm.weight", "output_norm.weight", (width,)),
-        TensorSpec("lm_head.weight", "output.weight", (vocab, width), optional=tied),
+        TensorSpec("lm_head.weight", "output.weight", (vocab, width), optional=True),
     ]
 
 
 def attention(config: Config, *, permute: bool = False) -> list[TensorSpec]:
-    """Grouped-query attention, the norm before it, and biases if the checkpoint has them."""
+    """Grouped-query attention and the norm before it."""
     width, head = config.count("hidden_size"), head_width(config)
     n_heads, n_kv = config.count("num_attention_heads"), heads_kv(config)
     specs = [TensorSpec(LAYER + "input_layernorm.weight", BLOCK + "attn_norm.weight", (width,))]
     for part, heads in (("q", n_heads), ("k", n_kv), ("v", n_kv)):
         source, target = f"{LAYER}self_attn.{part}_proj.", f"{BLOCK}attn_{part}."
         transform = partial(permuted, n_heads=heads) if permute and part != "v" else plain
-        specs += [
-            TensorSpec(source + "weight", target + "weight", (heads * head, width), transform=transform),
-            TensorSpec(source + "bias", target + "bias", (heads * head,), optional=True, transform=transform),
-        ]
+        specs.append(
+            TensorSpec(source + "weight", target + "weight", (heads * head, width), transform=transform)
+        )
     source, target = LAYER + "self_attn.o_proj.", BLOCK + "attn_output."
     specs.append(TensorSpec(source + "weight", target + "weight", (width, n_heads * head)))
-    specs.append(TensorSpec(source + "bias", target + "bias", (width,), optional=True))
     return specs
 
 

@@ -76,8 +76,8 @@ def _attention(config: Config) -> list[TensorSpec]:
         *q,
         TensorSpec(source + "kv_a_proj_with_mqa.weight", target + "kv_a_mqa.weight", (rank + rope, width)),
         TensorSpec(source + "kv_a_layernorm.weight", target + "kv_a_norm.weight", (rank,)),
-        TensorSpec(kv_b, target + "k_b.weight", kv_shape, transform=k_part),
-        TensorSpec(kv_b, target + "v_b.weight", kv_shape, transform=v_part),
+        TensorSpec(kv_b, target + "k_b.weight", kv_shape, transform=k_part, bias=False),
+        TensorSpec(kv_b, target + "v_b.weight", kv_shape, transform=v_part, bias=False),
         TensorSpec(source + "o_proj.weight", target + "output.weight", (width, n_heads * v)),
     ]
 

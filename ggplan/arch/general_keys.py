@@ -38,6 +38,17 @@ _NAME_KEYS = (
     "description",
     "size_label",
 )
+_ANCESTOR_PARTS = (
+    "name",
+    "author",
+    "version",
+    "organization",
+    "description",
+    "url",
+    "doi",
+    "uuid",
+    "repo_url",
+)
 # Sampling parameters in generation_config.json: its key, GGUF's key and type.
 _SAMPLING = (
     ("sequence", "sequence", MetadataType.STRING),
@@ -73,10 +84,10 @@ def general_keys(checkpoint: HfCheckpoint, architecture: str, tensors: Sequence[
     for key in (*_NAME_KEYS, "license", "license.name", "license.link"):
         if text := names.get(key):
             keys[f"general.{key}"] = string(text)
-    keys |= _ancestors("base_model", _texts(card.get("base_model")), n_weights)
-    keys |= _ancestors("dataset", _texts(card.get("datasets", card.get("dataset"))), n_weights)
+    keys |= _ancestors("base_model", card, ("base_model", "base_models", "base_model_sources"), n_weights)
+    keys |= _ancestors("dataset", card, ("datasets", "dataset", "dataset_sources"), n_weights)
     for key, sources in (("tags", ("tags", "pipeline_tag")), ("languages", ("languages", "language"))):
-        if values := [text for source in sources for text in _texts(card.get(source))]:
+        if values := [text for source in sources for text in _texts(card.get(source), empty=True)]:
             keys[f"general.{key}"] = array(MetadataType.STRING, values)
     return keys
 
@@ -212,25 +223,38 @@ def _find_base_name(words: Sequence[str], kinds: Sequence[set[str]]) -> None:
         kind.remove("basename")
 
 
-def _ancestors(key: str, sources: Sequence[str], n_weights: int) -> Metadata:
-    """The models or datasets this one was made from, by hub name or address."""
-    keys: Metadata = {f"general.{key}.count": uint32(len(sources))} if sources else {}
-    for k, source in enumerate(sources):
-        is_url = source.startswith(("http://", "https://", "ssh://"))
-        on_hub = _HUB_URL.match(source)
-        parts = {} if is_url and not on_hub else _parts_of_name(on_hub[1] if on_hub else source, n_weights)
-        about = {
-            "name": _title(parts.get("name", "")),
-            "version": parts.get("version", ""),
-            "organization": _title(parts.get("organization", "")),
-            "repo_url": source
-            if is_url
-            else f"https://huggingface.co/{source}"
-            if "organization" in parts
-            else "",
-        }
-        keys |= {f"general.{key}.{k}.{part}": string(text) for part, text in about.items() if text}
+def _ancestors(key: str, card: Mapping[str, object], sources: Sequence[str], n_weights: int) -> Metadata:
+    """The models or datasets this one was made from, by hub name, address or object.
+
+    Every entry counts, also one that says nothing (`base_model: [null]`), and a card that has the key with no
+    entry (`datasets: null`) has a count of 0: so does the converter.
+    """
+    source = next((source for source in sources if source in card), None)
+    if source is None:
+        return {}
+    value = card[source]
+    entries = value if isinstance(value, list) else [value] if isinstance(value, str) else []
+    keys: Metadata = {f"general.{key}.count": uint32(len(entries))}
+    for k, entry in enumerate(entries):
+        about = _named_ancestor(entry, n_weights) if isinstance(entry, str) else entry
+        if isinstance(about, dict):
+            texts = {part: about[part] for part in _ANCESTOR_PARTS if isinstance(about.get(part), str)}
+            keys |= {f"general.{key}.{k}.{part}": string(text) for part, text in texts.items() if text}
     return keys
+
+
+def _named_ancestor(source: str, n_weights: int) -> dict[str, str]:
+    """What the hub name or the address of a model or dataset says of it."""
+    is_url = source.startswith(("http://", "https://", "ssh://"))
+    on_hub = _HUB_URL.match(source)
+    parts = {} if is_url and not on_hub else _parts_of_name(on_hub[1] if on_hub else source, n_weights)
+    address = f"https://huggingface.co/{source}" if "organization" in parts else ""
+    return {
+        "name": _title(parts.get("name", "")),
+        "version": parts.get("version", ""),
+        "organization": _title(parts.get("organization", "")),
+        "repo_url": source if is_url else address,
+    }
 
 
 def _title(name: str) -> str:
@@ -276,7 +300,7 @@ def _model_card(checkpoint: HfCheckpoint) -> Mapping[str, object]:
     return card if isinstance(card, dict) else {}
 
 
-def _texts(value: object) -> list[str]:
-    """A text or a list of texts; numbers become texts, other values are left out."""
+def _texts(value: object, *, empty: bool = False) -> list[str]:
+    """A text or a list of texts; numbers become texts, other values and empty texts are left out."""
     values = value if isinstance(value, list) else [value]
-    return [str(v) for v in values if type(v) in (str, int, float) and v != ""]
+    return [str(v) for v in values if type(v) in (str, int, float) and (empty or v != "")]

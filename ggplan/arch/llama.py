@@ -37,17 +37,8 @@ _WIDEST_HEAD = 65536
 def _dense(config: Config, names: Collection[str]) -> Table:
     width, n_columns = config.count("hidden_size"), config.count("intermediate_size")
     matrices = ffn("mlp.", "", n_columns, width)
-    biases = [
-        TensorSpec(
-            m.source.replace(".weight", ".bias"),
-            m.target.replace(".weight", ".bias"),
-            m.shape[:1],
-            optional=True,
-        )
-        for m in matrices
-    ]
     return Table(
-        [*_common(config), *matrices, *biases],
+        [*_common(config), *matrices],
         [DENSE] * config.layers("num_hidden_layers"),
         computed=_rope_factors(config),
     )

@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ggplan.arch.config import Config
-from ggplan.errors import CheckpointError
 from ggplan.metadata import Metadata, MetadataValue, boolean, float32, string, uint32
 from ggplan.sources.files import shown
 
@@ -52,9 +51,10 @@ def rope_parameters(config: Config) -> Config:
     """The settings of rotary embeddings in config.json, from either place, under transformers 5's names.
 
     Up to version 4 transformers wrote `rope_theta` and `partial_rotary_factor` beside an object
-    `rope_scaling` with `type` or `rope_type`; since version 5 all is in `rope_parameters`.
+    `rope_scaling` with `type` or `rope_type`; since version 5 all is in `rope_parameters`, but `rope_scaling`
+    wins where a config has both.
     """
-    key = "rope_parameters" if config.values.get("rope_parameters") is not None else "rope_scaling"
+    key = "rope_scaling" if config.values.get("rope_scaling") else "rope_parameters"
     section = config.section(key)
     outer = ("rope_theta", "partial_rotary_factor", "original_max_position_embeddings")
     mirrored = {name: config.values[name] for name in outer if config.values.get(name) is not None}
@@ -126,5 +126,5 @@ def _rope_keys(keys: Keys, config: Config) -> None:
         keys.number("rope.scaling.yarn_beta_fast", rope.optional_number("beta_fast"))
         keys.number("rope.scaling.yarn_beta_slow", rope.optional_number("beta_slow"))
     elif kind in ("longrope", "su"):
-        raise CheckpointError(f"{rope.where}: ggplan does not know the rope_type '{kind}'")
+        keys.text("rope.scaling.type", "longrope")
     keys.number("rope.freq_base", rope.optional_number("rope_theta"))

@@ -22,6 +22,10 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from ggplan.errors import CheckpointError
+from ggplan.sources.files import shown
+from ggplan.text import nearest
+
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
@@ -133,9 +137,34 @@ viking 7fc505bd3104ca1083b150b17d088b59534ede9bde81f0dd2090967d7fe52cee
 youtu 9d70134b369a70e5735009b6de918f7581b5211f7c074d1f89f753aea8248af1
 """
 
+# Names that llama.cpp reads from a GGUF with byte-level BPE (b11434, `src/llama-vocab.cpp`) and its converter
+# never writes, and those that it writes for tokenizers of other kinds.
+_ONLY_READ = {"default", "glm5", "jina-de", "jina-es", "llada-moe", "llama-v3", "llama3", "mpt", "whitespace"}
+_OF_OTHER_KINDS = {"bert-bge-large", "jina-v2-en"}
+
 PRETOKENIZERS = {
     hash: name for name, hash in (line.split() for line in _NAMES_AND_HASHES.strip().splitlines())
 }
+
+PRETOKENIZER_NAMES = frozenset(PRETOKENIZERS.values()) - _OF_OTHER_KINDS | _ONLY_READ
+"""The names that llama.cpp knows; it does not load a GGUF with another."""
+
+
+def require_pretokenizer(name: str) -> None:
+    """Refuse a name that llama.cpp does not know.
+
+    Raises
+    ------
+    CheckpointError
+        With the nearest name.
+    """
+    if name in PRETOKENIZER_NAMES:
+        return
+    near = nearest(name, PRETOKENIZER_NAMES)
+    raise CheckpointError(
+        f"'{shown(name)}' is not the name of a pre-tokenizer in llama.cpp",
+        hint=f"the nearest is {near}" if near else "such names are glm4, qwen2, llama-bpe, deepseek-v3",
+    )
 
 
 def recognise_pretokenizer(tokenizer: Tokenizer, settings: Mapping[str, object]) -> str | None:

@@ -17,8 +17,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ggplan.errors import CheckpointError
+from ggplan.errors import TokenizerError
 from ggplan.metadata import Metadata, MetadataType, array, boolean, string, uint32
+from ggplan.sources.files import shown
 from ggplan.sources.huggingface import HfCheckpoint
 
 _KINDS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
@@ -45,11 +46,14 @@ class SpecialTokens:
     ids: dict[str, int] = field(default_factory=dict)
     add: dict[str, bool] = field(default_factory=dict)
 
-    def set_id(self, kind: str, number: object) -> None:
+    def set_id(self, kind: str, number: object, where: str) -> None:
         """Set the id of a kind if it has none yet. A value that is not a number is ignored."""
         if type(number) is int:
             if number < 0:
-                raise CheckpointError(f"the id of the {kind} token is {number}")
+                raise TokenizerError(
+                    f"{where}: the id of the {kind} token is {number}, which no token has",
+                    hint=f"llama.cpp's converter refuses it too: set {kind}_token_id to a token's id or null",
+                )
             self.ids.setdefault(kind, number)
 
     def metadata(self) -> Metadata:
@@ -64,7 +68,7 @@ class SpecialTokens:
         return keys
 
 
-def read_special_tokens(tokenizer: Json, settings: Json | None, config: Json) -> SpecialTokens:
+def read_special_tokens(tokenizer: Json, settings: Json | None, checkpoint: HfCheckpoint) -> SpecialTokens:
     """The special tokens of a folder: its tokenizer.json, tokenizer_config.json (if any) and config.json."""
     found = SpecialTokens(dict(settings or {}))
     _read_post_processor(found, tokenizer, has_settings=bool(settings))
@@ -76,9 +80,10 @@ def read_special_tokens(tokenizer: Json, settings: Json | None, config: Json) ->
                 found.add.setdefault(kind, stated)
             text = _content(found.settings.get(f"{kind}_token"))
             if text is not None:
-                found.set_id(kind, next((t.get("id") for t in contents if t.get("content") == text), None))
+                number = next((t.get("id") for t in contents if t.get("content") == text), None)
+                found.set_id(kind, number, shown(checkpoint.path / "tokenizer.json"))
     for kind in found.kinds:
-        found.set_id(kind, config.get(f"{kind}_token_id"))
+        found.set_id(kind, checkpoint.config.get(f"{kind}_token_id"), shown(checkpoint.path / "config.json"))
     return found
 
 

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ggplan.arch.transforms import plain, stacked
 from ggplan.errors import CheckpointError
@@ -63,6 +63,10 @@ class TensorSpec:
     transform
         Makes the rows and the shape of the GGUF tensor from those of the checkpoint's tensor. Experts are
         stacked instead.
+    bias
+        Whether a matrix `X.weight` may have a vector `X.bias` beside it, which becomes the `.bias` of the
+        same GGUF tensor. Configs announce biases (`attention_bias`, `mlp_bias`), but the converter writes
+        those that are there.
     """
 
     source: str
@@ -71,6 +75,15 @@ class TensorSpec:
     kind: str = ""
     optional: bool = False
     transform: Callable[[RowSource], RowSource] = plain
+    bias: bool = True
+
+    def of_bias(self) -> TensorSpec | None:
+        """The spec of the bias, which has the same transform; None where there can be none."""
+        is_weight = self.source.endswith(".weight") and self.target.endswith(".weight")
+        if not (self.bias and is_weight and len(self.shape) == 2) or self.per_expert:
+            return None
+        source, target = (f"{name.removesuffix('.weight')}.bias" for name in (self.source, self.target))
+        return replace(self, source=source, target=target, shape=self.shape[:1], optional=True)
 
     @property
     def per_layer(self) -> bool:
@@ -113,6 +126,11 @@ def convert_tensors(
 ) -> tuple[TensorInfo, ...]:
     """The GGUF's tensors, in order; no weight is read.
 
+    Parameters
+    ----------
+    tensors
+        By the names that the table has, whatever the checkpoint calls them.
+
     Raises
     ------
     CheckpointError
@@ -121,7 +139,7 @@ def convert_tensors(
     assembly = _Assembly(table, where)
     for name, tensor in tensors.items():
         if not name.endswith(_BUFFERS) and not table.ignore(name):
-            assembly.add(tensor)
+            assembly.add(name, tensor)
     assembly.check_complete()
     return (*table.computed, *assembly.done)
 
@@ -135,15 +153,17 @@ class _Assembly:
     done: list[TensorInfo] = field(default_factory=list)
     met: set[tuple[str, int, int]] = field(default_factory=set)  # source, layer, expert
     experts: dict[int, dict[tuple[str, int], CheckpointTensor]] = field(default_factory=dict)
+    specs: list[TensorSpec] = field(init=False)
     by_source: dict[str, list[TensorSpec]] = field(init=False)
 
     def __post_init__(self) -> None:
         self.by_source = {}
-        for spec in self.table.specs:
+        self.specs = [*self.table.specs, *filter(None, (spec.of_bias() for spec in self.table.specs))]
+        for spec in self.specs:
             self.by_source.setdefault(spec.source, []).append(spec)
 
-    def add(self, tensor: CheckpointTensor) -> None:
-        source, layer, expert = split_numbers(tensor.name)
+    def add(self, name: str, tensor: CheckpointTensor) -> None:
+        source, layer, expert = split_numbers(name)
         specs = [s for s in self.by_source.get(source, ()) if self._has_place(s, layer, expert)]
         if not specs:
             raise CheckpointError(
@@ -190,7 +210,7 @@ class _Assembly:
         """Raise for the first tensor that the table requires and the checkpoint lacks."""
         present = {layer for _, layer, _ in self.met}
         layers = [k for k, kinds in enumerate(self.table.layers) if "mtp" not in kinds or k in present]
-        for spec in self.table.specs:
+        for spec in self.specs:
             if spec.optional and not any((spec.source, *p) in self.met for p in self._places(spec, layers)):
                 continue
             for place in self._places(spec, layers):

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from ggplan.arch.architecture import TokenizerRules
 from ggplan.arch.pretokenizers import encoded, recognise_pretokenizer
 from ggplan.arch.special_tokens import Json, chat_templates, normalizer_flags, read_special_tokens
-from ggplan.errors import CheckpointError
+from ggplan.errors import CheckpointError, TokenizerError
 from ggplan.metadata import Metadata, MetadataType, array, boolean, string
 from ggplan.sources.files import shown
 from ggplan.sources.huggingface import HfCheckpoint
@@ -40,8 +40,10 @@ _OTHER_KINDS = {
 
 def tokenizer_metadata(
     checkpoint: HfCheckpoint, vocab_size: int, rules: TokenizerRules, pre: str | None
-) -> Metadata:
-    """The keys of the checkpoint's tokenizer.
+) -> tuple[Metadata, TokenizerError | None]:
+    """The keys of the checkpoint's tokenizer, and why they cannot be written, if so.
+
+    Then the keys are those that are known, which is none for a tokenizer of another kind.
 
     Parameters
     ----------
@@ -57,44 +59,59 @@ def tokenizer_metadata(
     Raises
     ------
     CheckpointError
-        If the tokenizer is missing, damaged, of another kind, or its pre-tokenizer is unknown.
+        If the tokenizer is damaged or another model's.
     """
+    keys: Metadata = {}
+    try:
+        unknown = _write_keys(keys, checkpoint, vocab_size, rules, pre)
+    except TokenizerError as error:
+        return keys, error
+    return keys, unknown
+
+
+def _write_keys(
+    keys: Metadata, checkpoint: HfCheckpoint, vocab_size: int, rules: TokenizerRules, pre: str | None
+) -> TokenizerError | None:
+    """Write the keys, in the converter's order; the error for an unknown pre-tokenizer, which has no key."""
     document = _read_document(checkpoint, rules)
     where = shown(checkpoint.path / "tokenizer.json")
     settings = checkpoint.read_json("tokenizer_config.json")
-    keys: Metadata = {}
     if rules.llama_style and isinstance(prefix := (settings or {}).get("add_prefix_space"), bool):
         keys["tokenizer.ggml.add_space_prefix"] = boolean(prefix)
     with _guarded(where):
         tokenizer = _open(checkpoint, settings or {})
         name = pre or recognise_pretokenizer(tokenizer, settings or {})
-        if name is None:
-            raise CheckpointError(
-                f"{where}: llama.cpp does not know this tokenizer, so its pre-tokenizer cannot be recognised",
-                hint="name it with --pre NAME, e.g. glm4, qwen2, llama-bpe, deepseek-v3: the model whose "
-                "tokenizer splits text alike",
-            )
         tokens, types = _tokens(tokenizer, vocab_size, where)
         added = {token.content: number for number, token in tokenizer.get_added_tokens_decoder().items()}
     keys["tokenizer.ggml.model"] = string("gpt2")
-    keys["tokenizer.ggml.pre"] = string(name)
+    if name is not None:
+        keys["tokenizer.ggml.pre"] = string(name)
     keys["tokenizer.ggml.tokens"] = array(MetadataType.STRING, tokens)
     keys["tokenizer.ggml.token_type"] = array(MetadataType.INT32, types)
     if merges := _merges(document, checkpoint, where):
         keys["tokenizer.ggml.merges"] = array(MetadataType.STRING, merges)
-    special = read_special_tokens(document, settings, checkpoint.config)
+    special = read_special_tokens(document, settings, checkpoint)
     for kind, text in rules.special_tokens.items():
         if text not in added:
             raise CheckpointError(
                 f"{where} lacks the token '{text}', which marks {kind} in models of this family"
             )
-        special.set_id(kind, added[text])
+        special.set_id(kind, added[text], where)
     keys |= special.metadata()
     keys |= chat_templates(checkpoint, settings)
     keys |= normalizer_flags(document)
     if rules.llama_style and vocab_size == 49152:
         keys["tokenizer.ggml.add_bos_token"] = boolean(False)
-    return keys
+    return None if name is not None else _unknown(where)
+
+
+def _unknown(where: str) -> TokenizerError:
+    alike = "e.g. glm4, qwen2, llama-bpe, deepseek-v3: the model whose tokenizer splits text alike"
+    return TokenizerError(
+        f"{where}: llama.cpp does not know this tokenizer, so its pre-tokenizer cannot be recognised",
+        hint=f"name it with pre=NAME, {alike}",
+        cli_hint=f"name it with --pre NAME, {alike}",
+    )
 
 
 def _read_document(checkpoint: HfCheckpoint, rules: TokenizerRules) -> Json:
@@ -104,16 +121,20 @@ def _read_document(checkpoint: HfCheckpoint, rules: TokenizerRules) -> Json:
     document = checkpoint.read_json("tokenizer.json")
     if document is None or (rules.sentencepiece and (folder / "tokenizer.model").exists()):
         if not others:
-            raise CheckpointError(f"{shown(folder)} holds no tokenizer.json")
-        raise CheckpointError(
+            raise TokenizerError(
+                f"{shown(folder)} holds no tokenizer.json", hint="download the tokenizer's files as well"
+            )
+        raise TokenizerError(
             f"{shown(folder)} has {others[0]}, which ggplan does not read yet",
             hint="make a GGUF of it with llama.cpp's convert_hf_to_gguf.py and give ggplan that",
         )
     model = document.get("model")
     kind = model.get("type") if isinstance(model, dict) else None
-    if not isinstance(model, dict) or kind != "BPE" or model.get("byte_fallback"):
+    if not isinstance(model, dict) or not isinstance(kind, str):
+        raise CheckpointError(f"{shown(folder / 'tokenizer.json')} has no kind of model, but '{shown(kind)}'")
+    if kind != "BPE" or model.get("byte_fallback"):
         what = "sentencepiece BPE" if kind == "BPE" else f"'{shown(kind)}'"
-        raise CheckpointError(
+        raise TokenizerError(
             f"{shown(folder / 'tokenizer.json')} is {what}; ggplan reads byte-level BPE",
             hint="make a GGUF of it with llama.cpp's convert_hf_to_gguf.py and give ggplan that",
         )

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ggplan.cli.options import header_only_option
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -60,6 +62,7 @@ Examples:
 @click.option("--mixed", is_flag=True, help="Draw different texts, contexts or engines on one axis.")
 @click.option("-r", "--recipe", metavar="RECIPE", help="For `types`: the recipe to apply to the model.")
 @click.option("--pre", metavar="NAME", help="For `types`: the pre-tokenizer's name of a checkpoint.")
+@header_only_option
 @click.option("--model-name", help="Of a file that holds several models, the one to draw.")
 @click.option("--title", default="", help="The heading.")
 @click.option(
@@ -71,8 +74,8 @@ Examples:
 )
 def chart_command(
     files: tuple[str, ...], output: str, kind: str, metric: Quality | None, cost: Cost | None,
-    text: str | None, mixed: bool, recipe: str | None, pre: str | None, model_name: str | None, title: str,
-    theme: Theme,
+    text: str | None, mixed: bool, recipe: str | None, pre: str | None, header_only: bool,
+    model_name: str | None, title: str, theme: Theme,
 ) -> None:  # fmt: skip
     """Draw FILEs: records of `ggplan measure`, or any log or table it can parse; a model for `types`.
 
@@ -90,7 +93,7 @@ def chart_command(
     if same is not None:
         raise click.UsageError(f"-o would overwrite {printable(str(same))}, which is read")
     if kind == "types":
-        drawing = _types(files, recipe, pre, title)
+        drawing = _types(files, recipe, pre, header_only, title)
     else:
         paths = [Path(f) for f in files]
         records = _records(paths, model_name)
@@ -103,14 +106,16 @@ def chart_command(
     click.echo(f"wrote {printable(output)}")
 
 
-def _types(files: tuple[str, ...], recipe: str | None, pre: str | None, title: str) -> Drawing:
+def _types(
+    files: tuple[str, ...], recipe: str | None, pre: str | None, header_only: bool, title: str
+) -> Drawing:
     from ggplan.charts.types_map import draw_types
-    from ggplan.opening import open_model_or_inventory
+    from ggplan.cli.options import open_noted
     from ggplan.planning import assign
 
     if len(files) != 1:
         raise click.UsageError("--kind types draws one model")
-    model = open_model_or_inventory(files[0], pre=pre)
+    model = open_noted(files[0], pre=pre, header_only=header_only)
     return draw_types(model, assign(model, recipe), title=title)
 
 

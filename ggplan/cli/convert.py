@@ -123,7 +123,7 @@ def convert_command(
     from ggplan.cli.output import print_findings, print_json
     from ggplan.linting import check_plan
 
-    plan = plan_from(model, planning)
+    plan = plan_from(model, planning, convertible=True, quiet=quiet)
     print_findings(check_plan(plan), notes=not quiet, err=True)
     result = run_conversion(plan, output, writing.of(plan), quiet=quiet)
     if as_json:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+
+from ggplan.cli.options import header_only_option, open_noted
 
 if TYPE_CHECKING:
     from ggplan.comparing import Differences, Side, SideTensor, Total
@@ -42,6 +45,7 @@ class _Trouble(click.ClickException):
     help="The importance matrix; some of llama-quantize's mixes choose other types with one.",
 )
 @click.option("--pre", metavar="NAME", help="The pre-tokenizer's name in llama.cpp, as for `ggplan plan`.")
+@header_only_option
 @click.option("--all", "every_tensor", is_flag=True, help="List every tensor, not sums of those that differ.")
 @click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON.")
 def diff_command(
@@ -50,6 +54,7 @@ def diff_command(
     model: str | None,
     imatrix_path: str | None,
     pre: str | None,
+    header_only: bool,
     every_tensor: bool,
     as_json: bool,
 ) -> None:
@@ -64,7 +69,7 @@ def diff_command(
     from ggplan.errors import Error
 
     try:
-        sides = _sides((first, second), model, imatrix_path, pre)
+        sides = _sides((first, second), model, imatrix_path, _Opening(pre, header_only))
     except Error as error:
         raise _Trouble(f"{error.message}{f' (help: {error.hint})' if error.hint else ''}") from None
     except OSError as error:
@@ -80,23 +85,32 @@ def diff_command(
         sys.exit(1)
 
 
-def _sides(
-    names: tuple[str, str], model_path: str | None, imatrix_path: str | None, pre: str | None
-) -> tuple[Side, Side]:
-    from ggplan.opening import open_model_or_inventory as open_model
+@dataclass(frozen=True, slots=True)
+class _Opening:
+    """How models are opened."""
 
-    model = open_model(model_path, pre=pre) if model_path else None
+    pre: str | None
+    header_only: bool
+
+    def open(self, name: str, *, shipped: bool = True) -> Model:
+        return open_noted(name, pre=self.pre, header_only=self.header_only, shipped=shipped)
+
+
+def _sides(
+    names: tuple[str, str], model_path: str | None, imatrix_path: str | None, opening: _Opening
+) -> tuple[Side, Side]:
+    model = opening.open(model_path) if model_path else None
     imatrix = None
     if imatrix_path:
         from ggplan.imatrix import load_imatrix
 
         imatrix = load_imatrix(imatrix_path)
-    found: list[Side | None] = [None if _is_recipe(name) else _stored(name, pre) for name in names]
+    found: list[Side | None] = [None if _is_recipe(name) else _stored(name, opening) for name in names]
     if model is None and None in found:
         other = next((n for n, side in zip(names, found, strict=True) if side and not _is_json(n)), None)
         if other is None:
             raise click.UsageError("a recipe needs a model: give one with -m")
-        model = open_model(other, pre=pre)
+        model = opening.open(other)
     sides = [
         side or _planned(name, model, imatrix)
         for name, side in zip(names, found, strict=True)
@@ -114,10 +128,9 @@ def _is_json(name: str) -> bool:
     return Path(name).suffix == ".json"
 
 
-def _stored(name: str, pre: str | None) -> Side:
+def _stored(name: str, opening: _Opening) -> Side:
     """A plan's JSON, or a model."""
     from ggplan.comparing import side_of_json, side_of_model
-    from ggplan.opening import open_model
     from ggplan.planning.export import SCHEMA
 
     if _is_json(name):
@@ -127,7 +140,7 @@ def _stored(name: str, pre: str | None) -> Side:
         document = parse_object(read_whole(Path(name), SIZE_LIMIT), name)
         if document.get("schema") == SCHEMA:
             return side_of_json(document, name)
-    return side_of_model(open_model(name, pre=pre), name)
+    return side_of_model(opening.open(name, shipped=False), name)
 
 
 def _planned(name: str, model: Model | None, imatrix: Imatrix | None) -> Side:

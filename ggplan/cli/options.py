@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
+    from ggplan.model import Model
     from ggplan.planning import Effort, FallbackTable, Nonfinite, Plan
     from ggplan.rules import Recipe
     from ggplan.stock import Mix
@@ -86,13 +87,72 @@ def planning_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def plan_from(model_path: str, options: PlanningOptions) -> Plan:
-    """Open the model, load recipe and imatrix, and plan."""
+def header_only_option(command: _Command) -> _Command:
+    """`--header-only`, for commands that read no weights."""
+    return click.option(
+        "--header-only",
+        is_flag=True,
+        help="Also read a file that is cut short, or a set of which files are missing: no weights are read.",
+    )(command)
+
+
+def open_noted(
+    name: str, *, pre: str | None = None, header_only: bool = False, shipped: bool = True, quiet: bool = False
+) -> Model:
+    """Open a model and print its notes to stderr, and what would keep it from being converted.
+
+    Parameters
+    ----------
+    shipped
+        Take the inventory of this name that ships with ggplan where there is no file.
+    quiet
+        Print nothing.
+    """
+    from ggplan.opening import open_model, open_model_or_inventory
+
+    opening = open_model_or_inventory if shipped else open_model
+    model = opening(name, pre=pre, header_only=header_only)
+    if not quiet:
+        print_notes(model)
+    return model
+
+
+def print_notes(model: Model) -> None:
+    """Print what a user should know of a model, to stderr."""
+    for note in model.notes:
+        click.echo(f"note: {note}", err=True)
+    from ggplan.errors import TokenizerError
+
+    if (obstacle := model.obstacle) is not None:
+        mendable = isinstance(obstacle, TokenizerError) and obstacle.cli_hint
+        hint = f"; to convert it, {obstacle.cli_hint}" if mendable else "; `ggplan convert` refuses it"
+        click.echo(f"note: {obstacle.message}{hint}", err=True)
+
+
+def plan_from(
+    model_path: str,
+    options: PlanningOptions,
+    *,
+    header_only: bool = False,
+    convertible: bool = False,
+    quiet: bool = False,
+) -> Plan:
+    """Open the model, load recipe and imatrix, and plan.
+
+    Parameters
+    ----------
+    convertible
+        Refuse a model that cannot be converted.
+    """
     from ggplan.opening import open_model_or_inventory
     from ggplan.planning import make_plan
 
     recipe = _recipe_or_mix(options.recipe_name, options.pure)
-    model = open_model_or_inventory(model_path, pre=options.pre)
+    model = open_model_or_inventory(model_path, pre=options.pre, header_only=header_only)
+    if convertible and model.obstacle is not None:
+        raise model.obstacle
+    if not quiet:
+        print_notes(model)
     imatrix = None
     if options.imatrix_path:
         from ggplan.imatrix import load_imatrix

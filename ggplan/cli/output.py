@@ -176,7 +176,7 @@ def print_plan(plan: Plan, *, every_tensor: bool = False) -> None:
         ]
     )
     click.echo(describe_memory(in_memory(plan)))
-    size = "at least " if model.kind == "inventory" else ""
+    size = "at least " if model.kind == "inventory" or model.obstacle is not None else ""
     click.echo(
         f"{len(plan.tensors):,} tensors, {format_count(plan.n_weights)} weights, "
         f"file {size}{format_bytes(plan.file_bytes)} ({plan.file_bytes:,} bytes), "

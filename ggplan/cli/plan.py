@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ggplan.cli.options import plan_from, planning_options, reuse_option
+from ggplan.cli.options import header_only_option, plan_from, planning_options, reuse_option
 
 if TYPE_CHECKING:
     from ggplan.cli.options import PlanningOptions
@@ -17,6 +17,7 @@ Examples:
   ggplan plan air.gguf -r my.recipe --tensors           every tensor, and the rule that chose its type
   ggplan plan air.map -r my.recipe --json | jq .totals  from an inventory, for a program
   ggplan plan GLM-4.5-Air -r Q4_K_M                     what llama-quantize would make of it
+  ggplan plan part.gguf -r my.recipe --header-only      of a file of which only the first bytes are there
   ggplan plan GLM-4.5-Air -r my.recipe --strict         fail if any shape needs a fallback
   ggplan plan GLM-4.5-Air -r my.recipe --reuse old.gguf   what need not be encoded again
 """
@@ -25,6 +26,7 @@ Examples:
 @click.command("plan", epilog=_EPILOG, short_help="Show what a recipe makes of a model, to the byte.")
 @click.argument("model")
 @planning_options
+@header_only_option
 @reuse_option
 @click.option("--tensors", "show_tensors", is_flag=True, help="List every tensor.")
 @click.option("--json", "as_json", is_flag=True, help="Print the whole plan as JSON.")
@@ -32,6 +34,7 @@ Examples:
 def plan_command(
     model: str,
     planning: PlanningOptions,
+    header_only: bool,
     reuse_path: str | None,
     show_tensors: bool,
     as_json: bool,
@@ -47,7 +50,7 @@ def plan_command(
     from ggplan.planning.importance import importance_refusal
     from ggplan.text import printable
 
-    plan = plan_from(model, planning)
+    plan = plan_from(model, planning, header_only=header_only)
     report = check_plan(plan)
     reuse = None
     if reuse_path:
@@ -76,4 +79,4 @@ def plan_command(
     print_findings(report, err=True)
     if (refusal := importance_refusal(plan)) is not None:
         click.echo(f"error: `ggplan convert` refuses this: {printable(refusal.message)}", err=True)
-        click.echo(f"help: {refusal.hint}", err=True)
+        click.echo(f"help: {refusal.cli_hint}", err=True)

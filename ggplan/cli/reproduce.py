@@ -98,21 +98,23 @@ def _open_checkpoint(checkpoint: str, file: str, pre: str | None) -> Model:
     """
     from pathlib import Path
 
-    from ggplan.errors import CheckpointError
+    from ggplan.cli.options import print_notes
+    from ggplan.errors import TokenizerError
     from ggplan.opening import open_model
     from ggplan.text import printable
     from ggplan.verification.exactness import text_of
     from ggplan.verification.renamed import open_files
 
-    try:
-        return open_model(checkpoint, pre=pre)
-    except CheckpointError:
+    source = open_model(checkpoint, pre=pre)
+    if isinstance(source.obstacle, TokenizerError):
         recorded = None if pre else text_of(open_files(Path(file)).model.metadata, "tokenizer.ggml.pre")
-        if recorded is None:
-            raise
-        source = open_model(checkpoint, pre=recorded)
-        click.echo(f"note: the pre-tokenizer is the recorded one, {printable(recorded)}", err=True)
-        return source
+        if recorded is not None:
+            source = open_model(checkpoint, pre=recorded)
+            click.echo(f"note: the pre-tokenizer is the recorded one, {printable(recorded)}", err=True)
+    if source.obstacle is not None:
+        raise source.obstacle
+    print_notes(source)
+    return source
 
 
 def _print(found: Reproduction, checkpoint: Path, quiet: bool) -> None:

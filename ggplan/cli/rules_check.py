@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
+    from ggplan.cli.options import open_noted
     from ggplan.linting import Report
     from ggplan.rules import Diagnostic
 
@@ -53,9 +54,8 @@ def check_command(
     if not recipes:
         raise click.UsageError("name a recipe, or a code with --explain")
     from ggplan.linting import check_recipe
-    from ggplan.opening import open_model_or_inventory
 
-    subject = open_model_or_inventory(model) if model else None
+    subject = open_noted(model) if model else None
     reports = []
     for recipe in recipes:
         report = check_recipe(recipe, subject)

@@ -32,17 +32,17 @@ def export_command(recipe: str, dialect: str, model_name: str | None, output: st
     lower-casing and lack of comments change nothing. The list is read back before it is printed, and must
     give every tensor its type. What the tool cannot say is an error.
     """
+    from ggplan.cli.options import open_noted
     from ggplan.cli.output import write_new
     from ggplan.dialects import export_recipe
     from ggplan.errors import CheckpointError
     from ggplan.linting import subject_of
-    from ggplan.opening import open_model_or_inventory
     from ggplan.planning import assign, find_recipe
     from ggplan.rules import Recipe
     from ggplan.text import printable
 
     loaded = find_recipe(recipe)
-    model = open_model_or_inventory(model_name) if model_name else None
+    model = open_noted(model_name) if model_name else None
     if model is None and isinstance(loaded, Recipe):
         model = subject_of(loaded)
     if model is None:

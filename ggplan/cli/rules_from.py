@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from ggplan.cli.options import header_only_option
+
 _EPILOG = """\b
 Examples:
   ggplan rules from published-UD-Q4_K_XL.gguf > theirs.recipe    how did they make it?
@@ -23,6 +25,7 @@ Examples:
 @click.option("-o", "--output", type=click.Path(), help="Write the recipe to this file.")
 @click.option("--force", is_flag=True, help="Replace the file if it exists.")
 @click.option("--pre", metavar="NAME", help="The pre-tokenizer's name in llama.cpp, as for `ggplan plan`.")
+@header_only_option
 def from_command(
     model: str,
     name: str,
@@ -32,6 +35,7 @@ def from_command(
     output: str | None,
     force: bool,
     pre: str | None,
+    header_only: bool,
 ) -> None:
     """Write the shortest recipe that gives every tensor the type it has in MODEL.
 
@@ -41,8 +45,8 @@ def from_command(
     """
     from pathlib import Path
 
+    from ggplan.cli.options import open_noted
     from ggplan.errors import RecipeError
-    from ggplan.opening import open_model_or_inventory
     from ggplan.planning import mix_types, recipe_of, stored_types
     from ggplan.stock import MIXES, find_mix
 
@@ -53,7 +57,7 @@ def from_command(
     except RecipeError as error:
         known = ", ".join(m.name for m in MIXES)
         raise click.UsageError(f"{error.message}; {error.hint}; there are {known}") from None
-    opened = open_model_or_inventory(model, pre=pre)
+    opened = open_noted(model, pre=pre, header_only=header_only)
     if mix is None:
         assignment = stored_types(opened, name)
     else:

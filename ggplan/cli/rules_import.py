@@ -49,7 +49,10 @@ Examples:
     help="A checkpoint, an inventory, or the name of a shipped one.",
 )
 @click.option(
-    "--block", type=click.IntRange(1), metavar="N", help="Which of several lists or command lines in one text, from 1."
+    "--block",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Which of several lists or command lines in one text, from 1.",
 )
 @click.option("--name", metavar="NAME", default="", help="What `@name` says [default: the file's name].")
 @click.option("-o", "--output", type=click.Path(), help="Write to this file, which must not exist.")
@@ -66,10 +69,10 @@ def import_command(
     import sys
     from pathlib import Path
 
+    from ggplan.cli.options import open_noted
     from ggplan.cli.output import write_new
     from ggplan.dialects import import_recipe
     from ggplan.errors import RecipeError
-    from ggplan.opening import open_model_or_inventory
     from ggplan.rules.loading import recipe_text
     from ggplan.rules.parser import MAX_BYTES
     from ggplan.text import printable
@@ -86,7 +89,7 @@ def import_command(
         text = file
     else:
         text = recipe_text(Path(file))[0]
-    model = open_model_or_inventory(model_name) if model_name else None
+    model = open_noted(model_name) if model_name else None
     imported = import_recipe(text, file, dialect=dialect or "", name=name, model=model, block=block)
     write_new(imported.text, output)
     for note in imported.notes:

@@ -18,13 +18,11 @@ Examples:
 @click.option("-o", "--output", type=click.Path(), help="Write to this file, which must not exist.")
 def new_command(model_name: str, name: str, output: str | None) -> None:
     """Write a commented recipe for a model: a rule for each role it has, its size, and tests."""
+    from ggplan.cli.options import open_noted
     from ggplan.cli.output import write_new
     from ggplan.linting.starting import starting_recipe
-    from ggplan.opening import open_model_or_inventory
     from ggplan.text import printable
 
-    text = starting_recipe(
-        open_model_or_inventory(model_name), " ".join(name.split()).replace("#", "") or "start"
-    )
+    text = starting_recipe(open_noted(model_name), " ".join(name.split()).replace("#", "") or "start")
     shown = printable(output or "")
     write_new(text, output, f"; check it with `ggplan rules check {shown}`")

@@ -11,14 +11,14 @@ if TYPE_CHECKING:
 
 def recipe_and_model(recipe_name: str, model_name: str | None) -> tuple[Recipe, Model]:
     """The recipe, and the model of this name or the shipped inventory that the recipe is for."""
+    from ggplan.cli.options import open_noted
     from ggplan.errors import CheckpointError
     from ggplan.inventories import inventories
     from ggplan.linting import subject_of
-    from ggplan.opening import open_model_or_inventory
     from ggplan.rules import load_recipe
 
     recipe = load_recipe(recipe_name)
-    model = open_model_or_inventory(model_name) if model_name else subject_of(recipe)
+    model = open_noted(model_name) if model_name else subject_of(recipe)
     if model is None:
         raise CheckpointError(
             "the recipe does not say which model it is for",

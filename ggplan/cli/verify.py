@@ -46,7 +46,7 @@ _SHOWN_ERRORS = 40
     type=click.Choice(["llama.cpp", "ik"]),
     help="For --exact: the fallback table that was used.",
 )
-@click.option("--pre", metavar="NAME", help="For --against: the pre-tokenizer's name in llama.cpp.")
+@click.option("--pre", metavar="NAME", help="For --exact: the pre-tokenizer's name in llama.cpp.")
 @click.option("-t", "--threads", type=click.IntRange(min=1), help="Threads [default: one per CPU].")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress bar; no output for a sound file.")
@@ -75,11 +75,13 @@ def verify_command(
         raise click.UsageError("--recipe, --imatrix and --fallback are for --exact")
     if pre and against is None:
         raise click.UsageError("--pre is for --against")
+    from ggplan.cli.options import open_noted
     from ggplan.cli.output import print_json
-    from ggplan.opening import open_model
     from ggplan.verification import plan_again
 
-    source = open_model(against, pre=pre) if against else None
+    source = open_noted(against, pre=pre, shipped=False, quiet=quiet or exact) if against else None
+    if exact and source is not None and source.obstacle is not None:
+        raise source.obstacle
     plan = None
     if exact and source is not None:
         from pathlib import Path

@@ -25,7 +25,11 @@ def check_convertible(plan: Plan, *, allow_requantize: bool) -> None:
     ------
     PlanError
         With the first tensor that prevents it, and how many others do.
+    CheckpointError
+        If the model has an obstacle: an unknown tokenizer, or weights that are not there.
     """
+    if plan.model.obstacle is not None:
+        raise plan.model.obstacle
     if plan.model.kind == "inventory":
         raise PlanError(
             f"{printable(str(plan.model.path))} is an inventory: names and shapes without weights",

@@ -8,7 +8,8 @@ A GGUF file (version 3; ggml, `docs/gguf.md`) is
     padding to 32
     tensor data, each tensor padded to 32; `offset` counts from the start of this part
 
-so metadata, types and shapes alone determine the whole layout.
+so metadata, types and shapes alone determine the whole layout. Trailing dimensions of 1 are left out, as ggml
+does when llama-quantize writes a file (`ggml_n_dims`): a matrix of one row is written with one dimension.
 """
 
 from __future__ import annotations
@@ -55,10 +56,16 @@ def encode_header(metadata: Metadata, tensors: Sequence[TensorEntry]) -> bytes:
     for key, value in metadata.items():
         parts += [_string(key), value.encode()]
     for name, shape, type_id, offset in tensors:
-        dims = tuple(reversed(shape))
+        dims = written_shape(shape)[::-1]
         parts += [_string(name), struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, type_id, offset)]
     header = b"".join(parts)
     return header.ljust(padded(len(header)), b"\0")
+
+
+def written_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape (rows first) that a header has for this one: without leading dimensions of 1."""
+    first = next((k for k, extent in enumerate(shape) if extent != 1), len(shape) - 1)
+    return shape[first:] or (1,)
 
 
 def _string(text: str) -> bytes:

@@ -13,7 +13,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from ggplan.errors import CheckpointError
+from ggplan.errors import CheckpointError, TruncatedError
 from ggplan.ggml_types import BF16, F16, F32
 from ggplan.metadata import MetadataType
 from ggplan.model import Model, RowSource, TensorInfo
@@ -25,20 +25,27 @@ _SPLIT_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL | re.ASCII)
 _MOST_FILES = 99_999  # their numbers have five digits
 
 
-def open_gguf(path: Path, headers: Sequence[GgufHeader] | None = None) -> Model:
+def open_gguf(path: Path, headers: Sequence[GgufHeader] | None = None, *, header_only: bool = False) -> Model:
     """Open a GGUF file, or the split set it belongs to. No weights are read.
 
     Parameters
     ----------
     headers
         Those of the set, in order, where `find_set` found them; by default those that `read_set` reads.
+    header_only
+        Accept a file that ends before its data does, and a set of which files are missing: the model has the
+        tensors of the headers that are there, and cannot be converted (`Model.obstacle`).
 
     Raises
     ------
+    TruncatedError
+        If a file ends before its data does, or is missing from its set.
     CheckpointError
-        If a file is damaged, of another version, or missing from its set.
+        If a file is damaged or of another version.
     """
-    headers = headers or read_set(path)
+    missing = None
+    if headers is None:
+        headers, missing = _read_set(path, header_only)
     metadata = {key: value for key, value in headers[0].metadata.items() if not key.startswith("split.")}
     tensors: dict[str, TensorInfo] = {}
     for header in headers:
@@ -58,9 +65,18 @@ def open_gguf(path: Path, headers: Sequence[GgufHeader] | None = None) -> Model:
                 rows=_weights(stored),
                 stored=stored,
             )
-    _check_total(headers[0], len(headers), len(tensors))
-    files = tuple(header.path for header in headers)
-    return Model(path, "gguf", _architecture(headers[0]), metadata, tuple(tensors.values()), files)
+    obstacle = missing or next((header.truncated for header in headers if header.truncated), None)
+    if missing is None:
+        _check_total(headers[0], len(headers), len(tensors))
+    return Model(
+        path,
+        "gguf",
+        _architecture(headers[0]),
+        metadata,
+        tuple(tensors.values()),
+        tuple(header.path for header in headers),
+        obstacle=obstacle,
+    )
 
 
 def _weights(stored: RowSource) -> RowSource | None:
@@ -78,10 +94,15 @@ def read_set(path: Path) -> list[GgufHeader]:
     CheckpointError
         As `open_gguf`.
     """
-    header = read_header(path)
+    return _read_set(path, header_only=False)[0]
+
+
+def _read_set(path: Path, header_only: bool) -> tuple[list[GgufHeader], TruncatedError | None]:
+    """The headers, and the error of a set that lacks files."""
+    header = read_header(path, header_only=header_only)
     count = _integer(header, "split.count", 1)
     if count <= 1:
-        return [header]
+        return [header], None
     named = _SPLIT_NAME.fullmatch(path.name)
     if named is None or int(named[3]) != count:
         raise CheckpointError(
@@ -90,20 +111,25 @@ def read_set(path: Path) -> list[GgufHeader]:
             hint="give the files of the set back the names they were made with",
         )
     paths = [path.with_name(f"{named[1]}-{number:05d}-of-{named[3]}.gguf") for number in range(1, count + 1)]
+    incomplete = None
     if missing := [part.name for part in paths if not part.exists()]:
-        raise CheckpointError(
+        incomplete = TruncatedError(
             f"{shown(path)}: {len(missing)} of {count} files of the set are missing: {listed(missing)}",
-            hint="download them into the same folder",
+            hint="download them into the same folder; header_only=True reads what is there",
+            cli_hint="download them into the same folder; `ggplan inspect --header-only` shows what is there",
         )
-    headers = [read_header(part) for part in paths]
-    for number, part in enumerate(headers):
+        if not header_only:
+            raise incomplete
+    there = [(number, part) for number, part in enumerate(paths) if part.name not in missing]
+    headers = [read_header(part, header_only=header_only) for _, part in there]
+    for (number, _), part in zip(there, headers, strict=True):
         stated = (_integer(part, "split.no", -1), _integer(part, "split.count", -1))
         if stated != (number, count):
             raise CheckpointError(
                 f"{shown(part.path)}: its metadata makes it file {stated[0] + 1} of {stated[1]}, "
                 f"its name file {number + 1} of {count}"
             )
-    return headers
+    return headers, incomplete
 
 
 def find_set(path: Path) -> list[list[GgufHeader]]:

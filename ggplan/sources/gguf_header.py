@@ -22,7 +22,7 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-from ggplan.errors import CheckpointError
+from ggplan.errors import CheckpointError, TruncatedError
 from ggplan.ggml_types import GgmlType, type_by_id
 from ggplan.metadata import FIXED_SIZES, Metadata, MetadataType, MetadataValue
 from ggplan.sources.files import file_size, read_at, shown
@@ -55,9 +55,10 @@ class TensorRecord:
 
 @dataclass(frozen=True, slots=True)
 class GgufHeader:
-    """A checked header: all tensors lie completely inside the file, one after another.
+    """A checked header: all tensors lie one after another, and inside the file unless it is `truncated`.
 
     `end` is where the last tensor's record ends, `data_at` where the data begins; between them is padding.
+    `truncated` is the error of a file that ends before its data, which only a reader of headers accepts.
     """
 
     path: Path
@@ -67,13 +68,21 @@ class GgufHeader:
     alignment: int
     end: int
     data_at: int
+    truncated: TruncatedError | None = None
 
 
-def read_header(path: Path) -> GgufHeader:
+def read_header(path: Path, *, header_only: bool = False) -> GgufHeader:
     """Read and check the header of one GGUF file.
+
+    Parameters
+    ----------
+    header_only
+        Accept a file that ends before its data does, such as the first megabytes of a download.
 
     Raises
     ------
+    TruncatedError
+        If the file ends before its data does.
     CheckpointError
         If the file is not a GGUF file of version 2 or 3, or breaks a rule of the format.
     """
@@ -84,10 +93,9 @@ def read_header(path: Path) -> GgufHeader:
     stated = _read_tensors(cursor, n_tensors)
     end = cursor.position
     data_at = padded(end, alignment)
-    if stated and data_at > cursor.size:
-        raise cursor.error("the file ends before its data begins; it is truncated")
     tensors = []
     expected = 0
+    cut = ""
     for name, shape, type_, offset in stated:
         n_bytes = type_.tensor_bytes(shape) if 0 not in shape else 0
         if offset != expected:
@@ -95,14 +103,28 @@ def read_header(path: Path) -> GgufHeader:
                 f"tensor '{shown(name)}' has offset {offset:,} instead of {expected:,}: tensors follow one "
                 f"another, each aligned to {alignment}"
             )
-        if data_at + offset + n_bytes > cursor.size:
-            raise cursor.error(
-                f"tensor '{shown(name)}' ends at byte {data_at + offset + n_bytes:,} of a file of "
-                f"{cursor.size:,} bytes; it is truncated"
-            )
+        if data_at + offset + n_bytes > cursor.size and not cut:
+            cut = name
         tensors.append(TensorRecord(name, shape, type_, data_at + offset, n_bytes))
         expected = padded(expected + n_bytes, alignment)
-    return GgufHeader(path, version, metadata, tuple(tensors), alignment, end, data_at)
+    truncated = None
+    if stated and (cut or data_at > cursor.size):
+        truncated = _truncated(cursor, tensors, cut)
+        if not header_only:
+            raise truncated
+    return GgufHeader(path, version, metadata, tuple(tensors), alignment, end, data_at, truncated)
+
+
+def _truncated(cursor: _Cursor, tensors: list[TensorRecord], name: str) -> TruncatedError:
+    """The error of a file that ends before its data, or within the data of the tensor `name`."""
+    size, whole = cursor.size, tensors[-1].offset + tensors[-1].n_bytes
+    where = "before its data begins" if size <= tensors[0].offset else f"within tensor '{shown(name)}'"
+    return TruncatedError(
+        f"{shown(cursor.path)}: the file ends {where}; it is truncated: it has {size:,} bytes and should "
+        f"have {whole:,}",
+        hint="download it again; header_only=True reads its header alone",
+        cli_hint="download it again; `ggplan inspect --header-only` shows what its header says",
+    )
 
 
 class _Cursor:
@@ -127,7 +149,8 @@ class _Cursor:
         """Refuse to read `n_bytes` more if the file or the limit of headers ends before."""
         if n_bytes > self.remaining:
             raise self.error(
-                f"{what} would take {n_bytes:,} bytes, but {self.remaining:,} are left of the file"
+                f"{what} would take {n_bytes:,} bytes, but {self.remaining:,} are left of the file; its "
+                "header is damaged or truncated"
             )
         if self.position + n_bytes > _HEADER_LIMIT:
             raise self.error(f"{what} makes its header larger than {_HEADER_LIMIT:,} bytes")

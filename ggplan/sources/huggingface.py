@@ -1,10 +1,14 @@
 """A Hugging Face checkpoint: a folder with config.json, a tokenizer and weights in safetensors files.
 
-The weights are `model.safetensors`, or shards named by `model.safetensors.index.json` (`weight_map`: tensor
-name to file name), or shards without an index. Where there are no safetensors, `pytorch_model.bin` and its
-shards are read in the same way (see `pytorch`). The folder is untrusted: a shard's name must be a bare file
-name, so that no index reaches out of the folder. Links are followed, since in the Hugging Face cache every
-file is a link to a blob elsewhere; links are made by the program that fills the folder, not by the index.
+The index decides: `model.safetensors.index.json` (`weight_map`: tensor name to file name) names the files
+that are read. Without one they are the files `model*.safetensors`. Where there are neither,
+`pytorch_model.bin` and its shards are read in the same way (see `pytorch`), and at last any `.safetensors`.
+These are the files that llama.cpp's converter reads (b11434, `conversion/base.py`, `index_tensors`); files of
+weights beside them are noted.
+
+The folder is untrusted: a shard's name must be a bare file name, so that no index reaches out of the folder.
+Links are followed, since in the Hugging Face cache every file is a link to a blob elsewhere; links are made
+by the program that fills the folder, not by the index.
 
 No code of a folder is ever run: no `auto_map`, no chat template, and a pickle only under torch's
 restrictions.
@@ -14,19 +18,26 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
-from ggplan.errors import CheckpointError
+from ggplan.errors import CheckpointError, TruncatedError
 from ggplan.sources.files import listed, read_whole, shown
 from ggplan.sources.json_files import SIZE_LIMIT, load_object
-from ggplan.sources.safetensors import read_tensors
+from ggplan.sources.safetensors import read_file
 from ggplan.sources.schemes import join_tensors, read_quantization_config
 from ggplan.sources.tensors import CheckpointTensor, StoredTensor
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+# No separator of folders, no drive, nothing that could be taken for the folder itself.
+_BARE_NAME = r"[\w+=@-][\w .,+=@()\[\]~#&'!%-]*"
+_SHARD_LIMIT = 100_000
 _NUMBERED = re.compile(r"(.*-)(\d{5})-of-(\d{5})(\.\w+)", re.ASCII)
+
+
+_Contents = tuple[list[dict[str, StoredTensor]], TruncatedError | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +53,9 @@ class _Form:
     shard_name
         The names that an index may contain.
     unlisted
-        The names that count as shards if there is no index.
+        The names that are read if there is no index.
     read
-        Gives the tensors of each file.
+        Gives the tensors of each file, and the error of the first that is truncated.
     """
 
     title: str
@@ -52,29 +63,34 @@ class _Form:
     index: str
     shard_name: re.Pattern[str]
     unlisted: re.Pattern[str]
-    read: Callable[[Sequence[Path]], list[dict[str, StoredTensor]]]
+    read: Callable[[Sequence[Path]], _Contents]
 
 
-def _read_pytorch(paths: Sequence[Path]) -> list[dict[str, StoredTensor]]:
+def _read_safetensors(paths: Sequence[Path]) -> _Contents:
+    found = [read_file(path) for path in paths]
+    return [tensors for tensors, _ in found], next((error for _, error in found if error), None)
+
+
+def _read_pytorch(paths: Sequence[Path]) -> _Contents:
     from ggplan.sources import pytorch
 
-    return pytorch.read_tensors(paths)
+    return pytorch.read_tensors(paths), None
 
 
 _SAFETENSORS = _Form(
     "safetensors",
     "model.safetensors",
     "model.safetensors.index.json",
-    re.compile(r"[\w.+=@-]+\.safetensors", re.ASCII),
-    re.compile(r".*\.safetensors", re.DOTALL),
-    lambda paths: [read_tensors(path) for path in paths],
+    re.compile(_BARE_NAME + r"\.safetensors", re.ASCII),
+    re.compile(r"model.*\.safetensors", re.DOTALL),
+    _read_safetensors,
 )
 _PYTORCH = _Form(
     "PyTorch",
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
-    re.compile(r"[\w.+=@-]+\.bin", re.ASCII),
-    re.compile(r"pytorch_model[\w.+=@-]*\.bin", re.ASCII),
+    re.compile(_BARE_NAME + r"\.bin", re.ASCII),
+    re.compile(r"pytorch_model.*\.bin", re.DOTALL),
     _read_pytorch,
 )
 
@@ -95,12 +111,18 @@ class HfCheckpoint:
         `schemes`), without its scales.
     files
         The files of weights, in the order of their names.
+    notes
+        What a user should know of the folder: files that were not read, and why.
+    truncated
+        The error of the first file that ends before its data does, which only a reader of headers accepts.
     """
 
     path: Path
     config: dict[str, object]
     tensors: Mapping[str, CheckpointTensor]
     files: tuple[Path, ...] = ()
+    notes: tuple[str, ...] = ()
+    truncated: TruncatedError | None = None
 
     def read_json(self, name: str) -> dict[str, object] | None:
         """A JSON file of the folder, parsed; None if there is none."""
@@ -108,18 +130,26 @@ class HfCheckpoint:
         return load_object(path) if os.path.exists(path) else None
 
     def read_text(self, name: str) -> str | None:
-        """A UTF-8 text file of the folder; None if there is none."""
+        """A UTF-8 text file of the folder, with LF for CR LF and for CR as Python's text mode (and so the
+        converter) has it; None if there is none.
+        """
         path = self.path / name
         if not os.path.exists(path):
             return None
         try:
-            return read_whole(path, SIZE_LIMIT).decode("utf-8")
+            text = read_whole(path, SIZE_LIMIT).decode("utf-8")
         except UnicodeError as error:
             raise CheckpointError(f"{shown(path)} is not UTF-8 text") from error
+        return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def open_checkpoint(folder: Path) -> HfCheckpoint:
+def open_checkpoint(folder: Path, *, header_only: bool = False) -> HfCheckpoint:
     """Open a Hugging Face folder: its config, and the place of each tensor. No weights are read.
+
+    Parameters
+    ----------
+    header_only
+        Accept safetensors files that end before their data does.
 
     Raises
     ------
@@ -135,44 +165,79 @@ def open_checkpoint(folder: Path) -> HfCheckpoint:
         )
     config = load_object(folder / "config.json")
     quantization = read_quantization_config(config, folder)
-    stored = _read_shards(folder)
+    stored, notes, truncated = _read_shards(folder)
+    if truncated is not None and not header_only:
+        raise truncated
     if not stored:
         raise CheckpointError(f"{where}: its files of weights hold no tensors")
     files = tuple(sorted({tensor.file for tensor in stored.values()}))
-    return HfCheckpoint(folder, config, join_tensors(stored, quantization), files)
+    return HfCheckpoint(folder, config, join_tensors(stored, quantization), files, notes, truncated)
 
 
-def _read_shards(folder: Path) -> dict[str, StoredTensor]:
+def _read_shards(
+    folder: Path,
+) -> tuple[dict[str, StoredTensor], tuple[str, ...], TruncatedError | None]:
+    """The tensors of the files that are read, by name; notes about the others; and what is truncated."""
     form, names, weight_map = _shards(folder)
     if missing := [name for name in names if not os.path.exists(folder / name)]:
         raise CheckpointError(
             f"{shown(folder)}: {len(missing)} of {len(names)} shards are missing: {listed(missing)}",
             hint="download them into the folder",
         )
+    contents, truncated = form.read([folder / name for name in names])
+    found = dict(zip(names, contents, strict=True))
+    why = f"{form.index} does not name" if weight_map else f"{form.single} has all tensors of"
+    if not weight_map and found.get(form.single, {}).keys() >= {t for shard in found.values() for t in shard}:
+        found = {form.single: found[form.single]}
+    elif not weight_map:
+        why = f"the weights are in {_beginning(names)}*, not in"
     tensors: dict[str, StoredTensor] = {}
-    for name, found in zip(names, form.read([folder / name for name in names]), strict=True):
-        for tensor in found.values():
+    for name, shard in found.items():
+        for tensor in shard.values():
             if (earlier := tensors.get(tensor.name)) is not None:
                 raise CheckpointError(
                     f"{shown(folder)}: tensor '{shown(tensor.name)}' is in two shards, "
-                    f"{shown(earlier.file.name)} and {shown(name)}"
+                    f"{shown(earlier.file.name)} and {shown(name)}",
+                    hint="take the file away that is not of this model",
                 )
             tensors[tensor.name] = tensor
+    notes = _stray_files(folder, found.keys(), why)
     if weight_map:
-        _check_index(folder / form.index, weight_map, tensors)
-    return tensors
+        notes += _check_index(folder / form.index, weight_map, tensors)
+    return tensors, notes, truncated
 
 
 def _shards(folder: Path) -> tuple[_Form, list[str], dict[str, str]]:
     """The form of the weights, the files' names in order, and the index's map, which may be empty."""
+    names = _file_names(folder)
     for form in (_SAFETENSORS, _PYTORCH):
-        if os.path.exists(folder / form.single):
-            return form, [form.single], {}
         if weight_map := _weight_map(folder, form):
             return form, sorted(set(weight_map.values())), weight_map
-        if names := _unlisted_shards(folder, form):
-            return form, names, {}
+        if shards := _numbered([name for name in names if form.unlisted.fullmatch(name)]):
+            return form, shards, {}
+    if others := _numbered([name for name in names if name.endswith(".safetensors")]):
+        return _SAFETENSORS, others, {}
     raise _no_weights(folder)
+
+
+def _beginning(names: Sequence[str]) -> str:
+    """What the sorted names of shards begin with, without a number."""
+    pairs = zip(names[0], names[-1], strict=False)
+    same = "".join(a for a, _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+    return same.rstrip("0123456789-") if len(names) > 1 else names[0]
+
+
+def _stray_files(folder: Path, read: Collection[str], why: str) -> tuple[str, ...]:
+    """A note about files of weights that were not read."""
+    strays = [
+        name
+        for name in _file_names(folder)
+        if name not in read and (name.endswith(".safetensors") or _PYTORCH.unlisted.fullmatch(name))
+    ]
+    if not strays:
+        return ()
+    them = "it" if len(strays) == 1 else "them"
+    return (f"{shown(folder)}: not read: {listed(strays)}; {why} {them}",)
 
 
 def _weight_map(folder: Path, form: _Form) -> dict[str, str]:
@@ -193,29 +258,40 @@ def _weight_map(folder: Path, form: _Form) -> dict[str, str]:
     return weight_map
 
 
-def _check_index(path: Path, weight_map: dict[str, str], tensors: dict[str, StoredTensor]) -> None:
+def _check_index(path: Path, weight_map: dict[str, str], tensors: dict[str, StoredTensor]) -> tuple[str, ...]:
+    """Refuse an index that does not list the tensors of its shards; note one that errs only in places."""
     where = shown(path)
     found = {name: tensor.file.name for name, tensor in tensors.items()}
-    if misplaced := [name for name, shard in weight_map.items() if found.get(name) != shard]:
+    if missing := [name for name in weight_map if name not in found]:
         raise CheckpointError(
-            f"{where}: {len(misplaced)} tensors are not in the shard it names, the first "
-            f"'{shown(misplaced[0])}' "
-            f"in {shown(weight_map[misplaced[0]])}"
+            f"{where}: {len(missing)} tensors are not in the shard it names, the first "
+            f"'{shown(missing[0])}' in {shown(weight_map[missing[0]])}",
+            hint="download the shard again: it is another version's, or incomplete",
         )
     if extra := [name for name in found if name not in weight_map]:
         raise CheckpointError(
             f"{where} does not list {len(extra)} tensors of the shards, the first '{shown(extra[0])}' "
-            f"in {shown(found[extra[0]])}"
+            f"in {shown(found[extra[0]])}",
+            hint="download the index again: it is another version's",
         )
+    if misplaced := [name for name, shard in weight_map.items() if found[name] != shard]:
+        first = misplaced[0]
+        many = "1 tensor is" if len(misplaced) == 1 else f"{len(misplaced):,} tensors are"
+        return (
+            f"{where}: {many} in another shard than it says, the first '{shown(first)}' in "
+            f"{shown(found[first])}, not {shown(weight_map[first])}",
+        )
+    return ()
 
 
-def _unlisted_shards(folder: Path, form: _Form) -> list[str]:
-    """The files of a format in a folder without an index, and those missing by their numbering."""
-    names = [name for name in _file_names(folder) if form.unlisted.fullmatch(name)]
-    if names and (numbered := _NUMBERED.fullmatch(names[0])):
-        stem, _, count, suffix = numbered.groups()
-        names += [f"{stem}{number:05d}-of-{count}{suffix}" for number in range(1, int(count) + 1)]
-    return sorted(set(names))
+def _numbered(names: list[str]) -> list[str]:
+    """Names of shards, sorted, with those that are missing by the numbering of the others."""
+    whole = set(names)
+    for name in names:
+        if (numbered := _NUMBERED.fullmatch(name)) and len(whole) <= _SHARD_LIMIT:
+            stem, _, count, suffix = numbered.groups()
+            whole |= {f"{stem}{number:05d}-of-{count}{suffix}" for number in range(1, int(count) + 1)}
+    return sorted(whole)
 
 
 def _file_names(folder: Path) -> list[str]:

@@ -16,12 +16,12 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from ggplan.errors import CheckpointError
+from ggplan.errors import CheckpointError, TruncatedError
 from ggplan.sources.files import file_size, read_at, shown
 from ggplan.sources.json_files import parse_object
 from ggplan.sources.tensors import DTYPE_BITS, StoredTensor
 
-__all__ = ["HEADER_LIMIT", "StoredTensor", "read_tensors"]
+__all__ = ["HEADER_LIMIT", "StoredTensor", "read_file", "read_tensors"]
 
 HEADER_LIMIT = 100_000_000
 # NumPy's own limit; and it keeps the product of a shape from becoming a number of a million digits.
@@ -35,11 +35,52 @@ def read_tensors(path: Path) -> dict[str, StoredTensor]:
 
     Raises
     ------
+    TruncatedError
+        If the file ends before its data does.
     CheckpointError
-        If the header breaks a rule of the format or the file does not have the size it says.
+        As `read_file`.
     """
-    where = shown(path)
-    size = file_size(path)
+    tensors, truncated = read_file(path)
+    if truncated is not None:
+        raise truncated
+    return tensors
+
+
+def read_file(path: Path) -> tuple[dict[str, StoredTensor], TruncatedError | None]:
+    """The tensors, and the error of a file that ends before its data does.
+
+    Raises
+    ------
+    CheckpointError
+        If the header breaks a rule of the format or the file is larger than it says.
+    """
+    where, size = shown(path), file_size(path)
+    header, data_at = _read_header(path, where, size)
+    header.pop("__metadata__", None)
+    tensors = [_tensor(path, name, entry, data_at) for name, entry in sorted(header.items())]
+    truncated = _truncation(tensors, where, size)
+    try:
+        _check_coverage(tensors, where, data_at, size)
+    except CheckpointError as error:
+        raise truncated or error from None
+    return {tensor.name: tensor for tensor in tensors}, truncated
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The strings of `__metadata__`; empty if there are none.
+
+    Raises
+    ------
+    CheckpointError
+        As `read_file`.
+    """
+    header, _ = _read_header(path, shown(path), file_size(path))
+    metadata = header.get("__metadata__")
+    return dict(metadata) if isinstance(metadata, dict) else {}
+
+
+def _read_header(path: Path, where: str, size: int) -> tuple[dict[str, object], int]:
+    """The header, parsed, and where the data begins."""
     if size < 8:
         raise CheckpointError(f"{where} is not a safetensors file: it has {size} bytes")
     length = int.from_bytes(read_at(path, 0, 8), "little")
@@ -47,15 +88,26 @@ def read_tensors(path: Path) -> dict[str, StoredTensor]:
         raise CheckpointError(f"{where} is not a safetensors file: its header would have {length:,} bytes")
     if 8 + length > size:
         raise CheckpointError(
-            f"{where} is truncated: its header has {length:,} bytes, the file {size:,}",
+            f"{where} is truncated: its header has {length:,} bytes, the file has {size:,}",
             hint="download the file again",
         )
     header = parse_object(read_at(path, 8, length), f"the header of {where}")
-    _check_metadata(header.pop("__metadata__", None), where)
-    data_at = 8 + length
-    tensors = [_tensor(path, name, entry, data_at, size) for name, entry in sorted(header.items())]
-    _check_coverage(tensors, where, data_at, size)
-    return {tensor.name: tensor for tensor in tensors}
+    _check_metadata(header.get("__metadata__"), where)
+    return header, 8 + length
+
+
+def _truncation(tensors: list[StoredTensor], where: str, size: int) -> TruncatedError | None:
+    """The error of a file that ends before one of its tensors does."""
+    cut = [tensor for tensor in tensors if tensor.offset + tensor.n_bytes > size]
+    if not cut:
+        return None
+    end = max(tensor.offset + tensor.n_bytes for tensor in cut)
+    first = min(cut, key=lambda tensor: tensor.offset)
+    return TruncatedError(
+        f"{where}: the file is truncated: it has {size:,} bytes and should have {end:,}; it ends within "
+        f"tensor '{shown(first.name)}'",
+        hint="download the file again",
+    )
 
 
 def _check_metadata(metadata: object, where: str) -> None:
@@ -65,7 +117,7 @@ def _check_metadata(metadata: object, where: str) -> None:
         raise CheckpointError(f"{where}: __metadata__ is not an object of strings")
 
 
-def _tensor(path: Path, name: str, entry: object, data_at: int, size: int) -> StoredTensor:
+def _tensor(path: Path, name: str, entry: object, data_at: int) -> StoredTensor:
     where = f"{shown(path)}: tensor '{shown(name)}'"
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
         raise CheckpointError(f"{where} lacks its dtype, shape or data_offsets")
@@ -77,11 +129,6 @@ def _tensor(path: Path, name: str, entry: object, data_at: int, size: int) -> St
     if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise CheckpointError(f"{where} has the impossible data_offsets {shown(offsets)}")
     begin, end = offsets
-    if data_at + end > size:
-        raise CheckpointError(
-            f"{where} ends at byte {data_at + end:,} of a file of {size:,} bytes; the file is truncated",
-            hint="download the file again",
-        )
     n_bits = math.prod(shape) * DTYPE_BITS[dtype]
     if n_bits != 8 * (end - begin):
         raise CheckpointError(
@@ -107,5 +154,5 @@ def _check_coverage(tensors: list[StoredTensor], where: str, data_at: int, size:
                 f"{where}: tensor '{shown(tensor.name)}' {what}: it begins at {tensor.offset:,}, not {at:,}"
             )
         at += tensor.n_bytes
-    if at != size:
+    if at < size:
         raise CheckpointError(f"{where} has {size - at:,} bytes that belong to no tensor")

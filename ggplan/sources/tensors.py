@@ -3,10 +3,12 @@
 Any tensor is also a matrix: the last dimension is the row, all others together count the rows. A vector
 is one row, a scalar a row of one. Rows are what is read, so memory does not grow with the tensor.
 
-How the float types become float32, each without rounding:
+How the float types become float32, each but F64 without rounding:
 
+    F64       rounded to the nearest, ties to even, as the converter does
     BF16      the upper half of a float32: shift the 16 bits up
     F16       IEEE half, converted by the processor
+    F8_E5M2   the upper half of an F16
     F8_E4M3   sign, 4 exponent bits of bias 7, 3 mantissa bits: a table of 256 values. There is no
               infinity; 0x7F and 0xFF are NaN ("FP8 Formats for Deep Learning", Micikevicius et al., 2022)
 """
@@ -21,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from ggplan.errors import CheckpointError
 from ggplan.ggml_types import BF16, F16, F32, GgmlType
-from ggplan.model import RowSource
+from ggplan.model import RowSource, require_rows
 from ggplan.sources.files import read_array, rows_in_file, shown
 
 if TYPE_CHECKING:
@@ -55,7 +57,9 @@ DTYPE_BITS = {
 }
 # The types whose values are the weights, without scales.
 PLAIN: dict[str, GgmlType] = {"BF16": BF16, "F16": F16, "F32": F32}
-_READABLE = (*PLAIN, "F8_E4M3")
+# Types of full precision, which stay f32 when no rule matches.
+_FULL = ("F32", "F64")
+_READABLE = (*PLAIN, "F8_E4M3", "F8_E5M2", "F64")
 # NumPy turns the codes into 8-byte indices; in small pieces these stay in the cache, which doubles the speed.
 _PIECE = 1 << 16
 
@@ -80,9 +84,16 @@ class StoredTensor:
         return math.prod(self.shape)
 
     def rows(self) -> RowSource | None:
-        """Its rows, in its own type; None for a type that does not hold weights by itself."""
+        """Its rows, in its own type, F64 in f32; None for a type that does not hold weights by itself."""
+        if self.dtype == "F64":
+            return RowSource(F32, self.shape, self._read_double_rows)
         dtype = PLAIN.get(self.dtype)
         return None if dtype is None else rows_in_file(self.file, self.offset, dtype, self.shape)
+
+    def _read_double_rows(self, start: int, stop: int) -> NDArray[np.float32]:
+        n_columns = self.shape[-1] if self.shape else 1
+        require_rows(start, stop, math.prod(self.shape[:-1]))
+        return self.read_floats(start * n_columns, stop * n_columns).reshape(stop - start, n_columns)
 
     def read_floats(self, start: int, stop: int) -> NDArray[np.float32]:
         """Values `start` up to `stop`, in the order of the file, as a float32 vector.
@@ -103,8 +114,13 @@ class StoredTensor:
         raw = read_array(self.file, self.offset + start * size, (stop - start) * size)
         if self.dtype == "F32":
             return raw.view("<f4")
+        if self.dtype == "F64":
+            with np.errstate(over="ignore"):
+                return raw.view("<f8").astype(np.float32)
         if self.dtype == "F16":
             return raw.view("<f2").astype(np.float32)
+        if self.dtype == "F8_E5M2":
+            return (raw.astype("<u2") << 8).view("<f2").astype(np.float32)
         if self.dtype == "BF16":
             from ggplan.quants.floats import widened
 
@@ -149,7 +165,7 @@ class CheckpointTensor:
         """
         if self.rows is None:
             return None
-        return BF16 if self.rows.dtype == F32 and self.stored_as != "F32" else self.rows.dtype
+        return BF16 if self.rows.dtype == F32 and self.stored_as not in _FULL else self.rows.dtype
 
 
 @functools.cache

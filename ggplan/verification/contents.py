@@ -13,12 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
+from ggplan.arch.pretokenizers import PRETOKENIZER_NAMES
 from ggplan.conversion.listing import Hashed, Listing, whole_sha256
 from ggplan.errors import CheckpointError
+from ggplan.model import Model
 from ggplan.quants.soundness import is_checkable, unsound_blocks
 from ggplan.sources.files import file_size, read_at
 from ggplan.sources.gguf_header import GgufHeader, TensorRecord, padded
-from ggplan.text import printable
+from ggplan.text import nearest, printable
 from ggplan.verification.faults import HEADER, Fault
 from ggplan.verification.workers import Progress
 
@@ -85,6 +87,21 @@ def check_around_tensors(header: GgufHeader) -> list[Fault]:
     if size > end:
         faults.append(Fault(HEADER, "header", f"{size - end:,} bytes after the last tensor", name))
     return faults
+
+
+def unknown_pretokenizer(written: Model) -> Fault | None:
+    """The fault of a byte-level BPE whose pre-tokenizer llama.cpp does not know, which it does not load."""
+    values = {
+        key: value.decode()
+        for key in ("tokenizer.ggml.model", "tokenizer.ggml.pre")
+        if (value := written.metadata.get(key)) is not None and value.item_type is None
+    }
+    name = values.get("tokenizer.ggml.pre")
+    if values.get("tokenizer.ggml.model") != "gpt2" or name is None or name in PRETOKENIZER_NAMES:
+        return None
+    near = nearest(str(name), PRETOKENIZER_NAMES)
+    said = f"tokenizer.ggml.pre is '{printable(str(name))}', which llama.cpp does not know"
+    return Fault(HEADER, "header", said + (f"; the nearest is {near}" if near else ""), written.files[0].name)
 
 
 def checksum_faults(listing: Listing, found: Hashed) -> list[Fault]:

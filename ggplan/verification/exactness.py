@@ -20,6 +20,7 @@ from ggplan.errors import CheckpointError, PlanError
 from ggplan.metadata import Metadata
 from ggplan.model import Model, TensorInfo
 from ggplan.planning import Effort, FallbackTable, Nonfinite, Plan, make_plan
+from ggplan.planning.layout import written_shape
 from ggplan.planning.provenance import INPUTS, PLAN, VERSION
 from ggplan.rules import Recipe, parse_recipe
 from ggplan.rules.loading import follow_recorded
@@ -104,7 +105,7 @@ def prove(
         elif tensor.type != planned.type:
             types = f"it is {tensor.type} here and {planned.type} by the plan"
             faults.append(Fault(planned.name, "bytes", types, tensor.origin))
-        elif tensor.shape != planned.tensor.shape:
+        elif written_shape(tensor.shape) != written_shape(planned.tensor.shape):
             shapes = f"its shape is {list(tensor.shape)} here and {list(planned.tensor.shape)} by the plan"
             faults.append(Fault(planned.name, "shape", shapes, tensor.origin))
         else:

@@ -22,12 +22,13 @@ from ggplan.conversion.listing import Listing
 from ggplan.conversion.manifest import manifest_path, read_manifest
 from ggplan.errors import CheckpointError
 from ggplan.model import Model
-from ggplan.sources.files import file_size
+from ggplan.sources.files import file_size, shown
 from ggplan.verification.contents import (
     TensorContents,
     check_around_tensors,
     check_tensor,
     checksum_faults,
+    unknown_pretokenizer,
 )
 from ggplan.verification.exactness import prove
 from ggplan.verification.faults import HEADER, Fault
@@ -120,10 +121,12 @@ def verify(
     try:
         files = open_files(path, given)
     except CheckpointError as error:
-        fault = Fault(HEADER, "header", error.message, path.name)
+        fault = Fault(HEADER, "header", error.message.removeprefix(f"{shown(path)}: "), path.name)
         return Verification((path,), 0, 0, None, (fault,))
     headers, written = files.headers, files.model
-    faults = [fault for header in headers for fault in check_around_tensors(header)]
+    unknown = unknown_pretokenizer(written)
+    faults = [unknown] if unknown is not None else []
+    faults += [fault for header in headers for fault in check_around_tensors(header)]
     work = ((header, record) for header in headers for record in header.tensors)
     contents: list[TensorContents] = []
     for found in each(work, lambda pair: check_tensor(*pair, progress), threads):

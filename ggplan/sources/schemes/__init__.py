@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 SCHEMES: tuple[Scheme, ...] = (fp8,)
-READABLE = ", ".join((*PLAIN, *(scheme.NAME for scheme in SCHEMES)))
+READABLE = ", ".join((*PLAIN, "F64", *(scheme.NAME for scheme in SCHEMES)))
 """The ways of storing weights that ggplan reads, for messages."""
 
 
@@ -80,11 +80,11 @@ def _check_config(config: QuantizationConfig, found: Sequence[Recognised]) -> No
     """Refuse a config with a method or key that no scheme knows."""
     if config.values and not found:
         kind = str(config.method)
-        if "format" in config.values:
-            kind += f" ({config.values['format']})"
+        if named := config.values.get("format") or config.values.get("quant_algo"):
+            kind += f" ({named})"
         raise CheckpointError(
             f"{config.where} is quantized by {shown(kind)}, which ggplan does not read",
-            hint="use the original checkpoint in bf16, or fp8 with weight_scale_inv",
+            hint="use the original checkpoint in bf16 or fp8",
         )
     known = {key for result in found for key in result.keys}
     if unknown := [key for key in config.values if key not in known]:

@@ -1,11 +1,14 @@
 """fp8: 8-bit floats with scales beside them, given as the float32 weights they stand for.
 
-DeepSeek-V3 and models like it store a matrix as `X.weight` (F8_E4M3) and `X.weight_scale_inv`, one float for
-each block of 128 x 128 weights (`quantization_config.weight_block_size`); the last block of a row or
-column may be cut short. compressed-tensors calls the same thing `X.weight_scale`, mostly with one scale
-for each row. Either way a weight is `float32(code) * float32(scale)`, one rounding, which is what
-llama.cpp's converter computes (b11434, `conversion/base.py`, `dequant_model`): the same float32 here,
-bit for bit, but for any range of rows and without the matrix of repeated scales.
+The codes are F8_E4M3 in nearly all models; a few have F8_E5M2, with more range and fewer steps.
+
+DeepSeek-V3 and models like it store a matrix as `X.weight` and `X.weight_scale_inv`, one float for each block
+of 128 x 128 weights (`quantization_config.weight_block_size`); the last block of a row or column may be cut
+short. compressed-tensors calls the same thing `X.weight_scale`, mostly with one scale for each row, and
+NVIDIA's ModelOpt has one for the whole matrix or for each row. A weight is always
+`float32(code) * float32(scale)`, one rounding, which is what llama.cpp's converter computes (b11434,
+`conversion/base.py`, `dequant_model`): the same float32 here, bit for bit, but for any range of rows and
+without the matrix of repeated scales.
 """
 
 from __future__ import annotations
@@ -26,14 +29,15 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-NAME = "F8_E4M3 with scales"
-_DTYPE = "F8_E4M3"
+NAME = "F8_E4M3 or F8_E5M2 with scales"
+_DTYPES = ("F8_E4M3", "F8_E5M2")
 _DEFAULT_BLOCK = (128, 128)
 _RUN = 1 << 18
 _SCALE_DTYPES = ("F32", "BF16", "F16")
 _SCALE_SUFFIXES = ("_scale_inv", "_scale")
 # Scales of activations and caches, on which weights do not depend.
 _UNUSED_SUFFIXES = ("activation_scale", "input_scale", "output_scale", ".k_scale", ".v_scale")
+_MODELOPT_ALGORITHMS = (None, "FP8", "FP8_PER_CHANNEL_PER_TOKEN")
 _FLOAT_FORMATS = ("float-quantized", "naive-quantized")  # of compressed-tensors
 # Keys that are used, and keys that change no weight: they are about activations and caches, say who wrote the
 # file, or list modules that are quantized or not, which the tensors show more reliably.
@@ -46,25 +50,28 @@ _KEYS = frozenset({
     "modules_to_not_convert", "ignored_layers", "ignore", "exclude_modules", "packed_modules_mapping",
 })  # fmt: skip
 
+_MODELOPT_KEYS = frozenset({"quantized_layers", "group_size"})
+
 
 def recognise(tensors: Mapping[str, StoredTensor], config: QuantizationConfig) -> Recognised | None:
-    """Every F8_E4M3 tensor with its scales; see `Scheme`."""
+    """Every tensor of 8-bit floats with its scales; see `Scheme`."""
     if not _is_named(config):
         return None
     _block(config)
     groups = [
-        Group(name, _DTYPE, {"weight": tensor, "scale": _scale_of(tensor, tensors)})
+        Group(name, tensor.dtype, {"weight": tensor, "scale": _scale_of(tensor, tensors)})
         for name, tensor in tensors.items()
-        if tensor.dtype == _DTYPE
+        if tensor.dtype in _DTYPES
     ]
     scales = {group.parts["scale"].name for group in groups}
     for name, tensor in tensors.items():
         if name.endswith("_scale_inv") and name not in scales:
             raise CheckpointError(
-                f"{shown(tensor.file)}: the scales '{shown(name)}' have no {_DTYPE} tensor beside them"
+                f"{shown(tensor.file)}: the scales '{shown(name)}' have no F8_E4M3 tensor beside them, nor "
+                "one of F8_E5M2"
             )
     unused = [name for name in tensors if groups and name not in scales and name.endswith(_UNUSED_SUFFIXES)]
-    return Recognised(groups, unused, _KEYS)
+    return Recognised(groups, unused, _KEYS | _MODELOPT_KEYS if config.method == "modelopt" else _KEYS)
 
 
 def join(group: Group, config: QuantizationConfig) -> RowSource:
@@ -185,7 +192,7 @@ def _scale_of(tensor: StoredTensor, stored: Mapping[str, StoredTensor]) -> Store
     if len(found) != 1:
         what = "has two sets of scales" if found else "has no scales"
         raise CheckpointError(
-            f"{shown(tensor.file)}: the {_DTYPE} tensor '{shown(tensor.name)}' {what}",
+            f"{shown(tensor.file)}: the {tensor.dtype} tensor '{shown(tensor.name)}' {what}",
             hint=f"its scales should be '{shown(tensor.name)}_scale_inv'",
         )
     return found[0]
@@ -195,7 +202,20 @@ def _is_named(config: QuantizationConfig) -> bool:
     """Whether the config names fp8, or no method at all; then the tensors decide."""
     if config.method == "compressed-tensors":
         return config.values.get("format") in _FLOAT_FORMATS
+    if config.method == "modelopt":
+        return _only_fp8(config)
     return config.method in (None, "fp8")
+
+
+def _only_fp8(config: QuantizationConfig) -> bool:
+    """Whether a config of ModelOpt has 8-bit floats alone, for the model and for each layer that it names."""
+    layers = config.values.get("quantized_layers")
+    each = layers.values() if isinstance(layers, dict) else ()
+    algorithms = [layer.get("quant_algo") for layer in each if isinstance(layer, dict)]
+    whole = config.values.get("quant_algo")
+    if whole != "MIXED_PRECISION" or not algorithms:
+        algorithms.append(whole)
+    return all(algorithm in _MODELOPT_ALGORITHMS for algorithm in algorithms)
 
 
 def _block(config: QuantizationConfig) -> tuple[int, int] | None:
@@ -208,6 +228,8 @@ def _block(config: QuantizationConfig) -> tuple[int, int] | None:
         )
     if config.method == "compressed-tensors":
         block = _compressed_block(config)
+    elif config.method == "modelopt":
+        return None
     else:
         block = config.values.get("weight_block_size", list(_DEFAULT_BLOCK))
     if block is None:

@@ -14,6 +14,7 @@ checkpoint.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from typing import Protocol
 from ggplan.errors import CheckpointError
 from ggplan.model import RowSource
 from ggplan.sources.files import shown
+from ggplan.sources.json_files import load_object
 from ggplan.sources.tensors import StoredTensor
 
 
@@ -143,4 +145,20 @@ def read_quantization_config(config: Mapping[str, object], folder: Path) -> Quan
         values = {}
     if not isinstance(values, dict):
         raise CheckpointError(f"{where}: quantization_config in config.json is not an object")
+    if values.get("quant_method") in (None, "modelopt"):
+        values = {**_modelopt_config(folder), **values}
     return QuantizationConfig(folder, values)
+
+
+def _modelopt_config(folder: Path) -> dict[str, object]:
+    """What NVIDIA's ModelOpt says in `hf_quant_config.json`; old versions say it only there.
+
+    It holds `{"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "FP8", ...}}`.
+    """
+    path = folder / "hf_quant_config.json"
+    document = load_object(path) if os.path.exists(path) else {}
+    producer, values = document.get("producer"), document.get("quantization")
+    name = producer.get("name") if isinstance(producer, dict) else None
+    if not isinstance(values, dict) or not isinstance(name, str):
+        return {}
+    return {"quant_method": name.lower(), **values}
