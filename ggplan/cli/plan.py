@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ggplan.cli.findings import FindingOptions, finding_options
 from ggplan.cli.options import plan_from, planning_options, reuse_option
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ Examples:
 @click.argument("model")
 @planning_options
 @reuse_option
+@finding_options
 @click.option("--tensors", "show_tensors", is_flag=True, help="List every tensor.")
 @click.option("--json", "as_json", is_flag=True, help="Print the whole plan as JSON.")
 @click.option("-o", "--output", type=click.Path(), help="Write the whole plan as JSON to this file.")
@@ -33,6 +35,7 @@ def plan_command(
     model: str,
     planning: PlanningOptions,
     reuse_path: str | None,
+    findings: FindingOptions,
     show_tensors: bool,
     as_json: bool,
     output: str | None,
@@ -42,13 +45,14 @@ def plan_command(
     MODEL is a Hugging Face folder, a GGUF file, or an inventory (a tensor map, or the JSON of
     `ggplan inspect --json`). No weight is read.
     """
-    from ggplan.cli.output import findings_json, print_findings, print_plan, print_table
+    from ggplan.cli.findings import findings_json, print_findings
+    from ggplan.cli.output import print_plan, print_table
     from ggplan.linting import check_plan
     from ggplan.planning.importance import importance_refusal
     from ggplan.text import printable
 
     plan = plan_from(model, planning)
-    report = check_plan(plan)
+    report = check_plan(plan, findings.selection)
     reuse = None
     if reuse_path:
         from ggplan.conversion.reuse import find_reusable, open_earlier
@@ -92,7 +96,7 @@ def plan_command(
             from ggplan.cli.reusing import describe_reuse
 
             click.echo(describe_reuse(reuse, plan, proven=False))
-    print_findings(report, err=True)
+    print_findings(report, notes=findings.shows_notes, err=True)
     if (refusal := importance_refusal(plan)) is not None:
         click.echo(f"error: `ggplan convert` refuses this: {printable(refusal.message)}", err=True)
         click.echo(f"help: {refusal.hint}", err=True)

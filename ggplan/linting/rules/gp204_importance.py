@@ -122,5 +122,5 @@ def _coverage(case: Case) -> Iterator[tuple[int, Coverage]]:
 
 
 GP204 = LintRule("GP204", "note", check_given)
-GP206 = LintRule("GP206", "warning", check_entries)
-GP207 = LintRule("GP207", "note", check_experts)
+GP206 = LintRule("GP206", "warning", check_entries, needs_imatrix=True)
+GP207 = LintRule("GP207", "note", check_experts, needs_imatrix=True)
