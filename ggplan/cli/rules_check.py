@@ -232,8 +232,8 @@ def _print_summary(done: Sequence[Fixed]) -> None:
     if safe:
         parts.append(f"{safe:,} can be mended with --fix")
     if n_unsafe:
-        more = " more" if safe else ""
-        parts.append(f"{n_unsafe:,}{more} with --fix --unsafe-fixes, which may change types")
+        more = "more" if safe else "can be mended"
+        parts.append(f"{n_unsafe:,} {more} with --fix --unsafe-fixes, which may change types")
     click.echo("; ".join(parts))
 
 

@@ -89,7 +89,7 @@ def check_recipe(
     RecipeError
         If the file cannot be read at all, or matching its rules may take too many steps.
     """
-    text, file, follow = recipe_text(name_or_path)
+    text, file, follow = recipe_text(name_or_path, "" if model is None else model.architecture)
     return check_text(text, file, follow, model, selection)
 
 

@@ -94,7 +94,7 @@ def fix_recipe(
     RecipeError
         As `check_recipe`.
     """
-    text, file, follow = recipe_text(name_or_path)
+    text, file, follow = recipe_text(name_or_path, "" if model is None else model.architecture)
     changed: dict[str, str] = {}
 
     def follow_changed(target: str, parent: str) -> tuple[str, str]:

@@ -160,4 +160,4 @@ def _lists_only_missing(rule: Rule, case: Case) -> bool:
     return bool(listed) and min(listed) >= case.blocks.count
 
 
-GP101 = LintRule("GP101", "warning", check, yields_to=("GP111",), shows_cost=True)
+GP101 = LintRule("GP101", "warning", check, yields_to=("GP111", "GP209"), shows_cost=True)
