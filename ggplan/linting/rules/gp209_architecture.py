@@ -108,7 +108,8 @@ def check(case: Case) -> Iterator[Finding]:
         yield from _other_family(case, told, idle)
     elif told and asked != told and (model.architecture or asked in _shipped() or _misspelt(asked)):
         at = _place(case)
-        fix = replacing(at, told, safe=False) if at.line else None
+        # A slip of the pen; another architecture's name may be right, and the model the wrong one.
+        fix = replacing(at, told, safe=_misspelt(asked) == told) if at.line else None
         places = tuple(case.recipe.rules[i].location for i in _alive_in(case, idle, asked))
         shown = (printable(asked), printable(told), not model.architecture)
         yield OtherArchitecture(at, *shown, places, fixes=(fix,))
