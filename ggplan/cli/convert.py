@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ggplan.cli.findings import FindingOptions, finding_options
 from ggplan.cli.options import PlanningOptions, as_one, plan_from, planning_options, reuse_option
 from ggplan.cli.sizes import ByteCount
 
@@ -96,6 +97,7 @@ class WritingOptions:
     help="The same, with each tensor in the same file as in this model; `source` is the model that is read.",
 )
 @reuse_option
+@finding_options
 @click.option("--force", is_flag=True, help="Replace OUTPUT if it exists, once the new file is complete.")
 @click.option("--restart", is_flag=True, help="Discard an unfinished OUTPUT.part and begin again.")
 @click.option(
@@ -109,6 +111,7 @@ def convert_command(
     output: str,
     planning: PlanningOptions,
     writing: WritingOptions,
+    findings: FindingOptions,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -120,11 +123,13 @@ def convert_command(
     """
     # NumPy's threads for matrix products, which no conversion needs, would spin beside the first chunks.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    from ggplan.cli.output import print_findings, print_json
+    from ggplan.cli.findings import print_findings
+    from ggplan.cli.output import print_json
     from ggplan.linting import check_plan
 
     plan = plan_from(model, planning, convertible=True, quiet=quiet)
-    print_findings(check_plan(plan), notes=not quiet, err=True)
+    report = check_plan(plan, findings.selection)
+    print_findings(report, notes=False if quiet else findings.shows_notes, err=True)
     result = run_conversion(plan, output, writing.of(plan), quiet=quiet)
     if as_json:
         from ggplan.cli.reusing import reuse_json

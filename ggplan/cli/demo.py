@@ -44,7 +44,8 @@ def demo_command(folder: str) -> None:
     from pathlib import Path
 
     from ggplan.cli.convert import run_conversion
-    from ggplan.cli.output import print_findings, print_plan, print_table
+    from ggplan.cli.findings import print_findings
+    from ggplan.cli.output import print_plan, print_table
     from ggplan.conversion import ConvertOptions
     from ggplan.linting import check_plan
     from ggplan.opening import open_model

@@ -147,12 +147,12 @@ def plan_from(
     from ggplan.opening import open_model_or_inventory
     from ggplan.planning import make_plan
 
-    recipe = _recipe_or_mix(options.recipe_name, options.pure)
     model = open_model_or_inventory(model_path, pre=options.pre, header_only=header_only)
     if convertible and model.obstacle is not None:
         raise model.obstacle
     if not quiet:
         print_notes(model)
+    recipe = _recipe_or_mix(options.recipe_name, options.pure, model.architecture)
     imatrix = None
     if options.imatrix_path:
         from ggplan.imatrix import load_imatrix
@@ -169,12 +169,12 @@ def plan_from(
     )
 
 
-def _recipe_or_mix(name: str | None, pure: bool) -> Recipe | Mix | None:
+def _recipe_or_mix(name: str | None, pure: bool, architecture: str) -> Recipe | Mix | None:
     """The recipe or mix that `-r` names; with `--pure` it must be a mix."""
     from ggplan.planning import find_recipe
     from ggplan.stock import Mix
 
-    found = find_recipe(name) if name is not None else None
+    found = find_recipe(name, architecture) if name is not None else None
     if not pure:
         return found
     if not isinstance(found, Mix):

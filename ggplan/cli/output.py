@@ -1,4 +1,4 @@
-"""Printing: tables, findings and JSON; the data to stdout, everything else to stderr."""
+"""Printing: tables and JSON; the data to stdout, everything else to stderr."""
 
 from __future__ import annotations
 
@@ -14,12 +14,10 @@ import click
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ggplan.linting import Report
     from ggplan.planning import Memory, Plan, Share
 
 # A pipe has no width; this one keeps the longest tensor names of today on one line.
 _PIPE_WIDTH = 140
-_SHOWN = 200  # findings
 _WRAPPED = 24  # the characters that a wrapping column keeps, where it has so many
 
 
@@ -213,69 +211,6 @@ def describe_memory(memory: Memory) -> str:
     read = "" if token is None else f" ({format_bytes(round(token))} per token)"
     nextn = f", nextn {format_bytes(memory.nextn)} not loaded" if memory.nextn else ""
     return f"GPU {format_bytes(memory.gpu)}, RAM {format_bytes(memory.ram)}{read}{nextn}"
-
-
-def print_findings(report: Report, *, notes: bool = True, err: bool = False) -> None:
-    """What the linter found, as a compiler shows it, the first 200; a note takes one line.
-
-    Parameters
-    ----------
-    err
-        Print to stderr.
-    """
-    from ggplan.rules import render
-    from ggplan.text import printable
-
-    stream = sys.stderr if err else sys.stdout
-    color = (stream.isatty() and not os.environ.get("NO_COLOR")) or bool(os.environ.get("FORCE_COLOR"))
-    for finding in report.diagnostics[:_SHOWN]:
-        if finding.severity != "note":
-            shown = render(finding, report.source_line(finding), color=color)
-            click.echo(shown + "\n", err=err, color=color)
-        elif notes:
-            where = printable(finding.file) + (f":{finding.line}:{finding.column}" if finding.line else "")
-            place = f"{where}: " if where else ""
-            click.echo(f"note[{finding.code}]: {place}{printable(finding.message)}", err=err)
-    if hidden := report.diagnostics[_SHOWN:]:
-        n_errors = sum(finding.severity == "error" for finding in hidden)
-        errors = f", {n_errors:,} of them errors" if n_errors else ""
-        all_ = "`--json` of `ggplan plan` and `ggplan rules check` lists all"
-        click.echo(f"{len(hidden):,} more are not shown{errors}; {all_}\n", err=err)
-
-
-def findings_json(report: Report) -> list[dict[str, object]]:
-    """What the linter found; spans of edits end before `end_column`, a deleted line where the next begins."""
-    return [
-        {
-            "code": d.code,
-            "severity": d.severity,
-            "message": d.message,
-            "file": d.file,
-            "line": d.line,
-            "column": d.column,
-            "length": d.length,
-            "source": report.source_line(d),
-            "help": d.help,
-            "cost_bytes": d.cost_bytes,
-            "fix": None
-            if d.fix is None
-            else {
-                "safe": d.fix.safe,
-                "edits": [
-                    {
-                        "file": edit.file,
-                        "line": edit.line,
-                        "column": edit.column,
-                        "end_line": edit.line + (edit.length is None),
-                        "end_column": 1 if edit.length is None else edit.column + edit.length,
-                        "text": edit.text,
-                    }
-                    for edit in d.fix.edits
-                ],
-            },
-        }
-        for d in report.diagnostics
-    ]
 
 
 def format_count(number: int) -> str:

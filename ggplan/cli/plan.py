@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ggplan.cli.findings import FindingOptions, finding_options
 from ggplan.cli.options import header_only_option, plan_from, planning_options, reuse_option
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ Examples:
 @planning_options
 @header_only_option
 @reuse_option
+@finding_options
 @click.option("--tensors", "show_tensors", is_flag=True, help="List every tensor.")
 @click.option("--json", "as_json", is_flag=True, help="Print the whole plan as JSON.")
 @click.option("-o", "--output", type=click.Path(), help="Write the whole plan as JSON to this file.")
@@ -36,6 +38,7 @@ def plan_command(
     planning: PlanningOptions,
     header_only: bool,
     reuse_path: str | None,
+    findings: FindingOptions,
     show_tensors: bool,
     as_json: bool,
     output: str | None,
@@ -45,13 +48,14 @@ def plan_command(
     MODEL is a Hugging Face folder, a GGUF file, or an inventory (a tensor map, or the JSON of
     `ggplan inspect --json`). No weight is read.
     """
-    from ggplan.cli.output import findings_json, print_findings, print_plan
+    from ggplan.cli.findings import findings_json, print_findings
+    from ggplan.cli.output import print_plan
     from ggplan.linting import check_plan
     from ggplan.planning.importance import importance_refusal
     from ggplan.text import printable
 
     plan = plan_from(model, planning, header_only=header_only)
-    report = check_plan(plan)
+    report = check_plan(plan, findings.selection)
     reuse = None
     if reuse_path:
         from ggplan.conversion.reuse import find_reusable, open_earlier
@@ -76,7 +80,7 @@ def plan_command(
             from ggplan.cli.reusing import describe_reuse
 
             click.echo(describe_reuse(reuse, plan, proven=False))
-    print_findings(report, err=True)
+    print_findings(report, notes=findings.shows_notes, err=True)
     if (refusal := importance_refusal(plan)) is not None:
         click.echo(f"error: `ggplan convert` refuses this: {printable(refusal.message)}", err=True)
         click.echo(f"help: {refusal.cli_hint}", err=True)

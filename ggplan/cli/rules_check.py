@@ -2,25 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import click
 
+from ggplan.cli.findings import FindingOptions, finding_options
+
 if TYPE_CHECKING:
-    from ggplan.cli.options import open_noted
-    from ggplan.linting import Report
-    from ggplan.rules import Diagnostic
+    from ggplan.linting import Fixed, Report, Selection
+    from ggplan.linting.fixing import AppliedFix
+    from ggplan.model import Model
 
 SCHEMA = "ggplan/check@1"
-_FIX_ROUNDS = 10
+_FORMATS = ("text", "json", "github", "sarif")
 
 _EPILOG = """\b
 Examples:
   ggplan rules check my.recipe                     against the shipped inventory it is for
   ggplan rules check my.recipe -m GLM-4.5-Air      against a model
-  ggplan rules check my.recipe --fix               mend what has only one meaning
+  ggplan rules check my.recipe --fix               mend what has only one meaning, and say what was done
+  ggplan rules check my.recipe --fix --diff        show what --fix would change
+  ggplan rules check my.recipe --ignore GP106,GP2  without these findings
+  ggplan rules check *.recipe --output-format github
   ggplan rules check --explain GP102               what a code means
+
+A comment in the recipe silences a finding on its line, or on the next: `# ggplan: ignore GP103`; one in the
+whole file: `# ggplan: ignore-file GP103`.
+
+Exit codes: 0 nothing but notes, 1 errors or warnings, 2 wrong usage. With --diff: 1 if there is a change.
 """
+
+
+@dataclass(frozen=True, slots=True)
+class _FixOptions:
+    """What is done with fixes."""
+
+    fix: bool
+    unsafe_fixes: bool
+    diff: bool
 
 
 @click.command(
@@ -32,16 +53,23 @@ Examples:
 )
 @click.option("--fix", is_flag=True, help="Apply the fixes that cannot change what was meant.")
 @click.option("--unsafe-fixes", is_flag=True, help="With --fix: apply those too that may change types.")
-@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
-@click.option("--no-notes", is_flag=True, help="Leave out the notes.")
+@click.option("--diff", is_flag=True, help="Show what --fix would change, and write nothing.")
+@finding_options
+@click.option(
+    "--output-format", "form", type=click.Choice(_FORMATS), default="text", show_default=True,
+    help="Text, JSON, annotations of a GitHub workflow, or SARIF 2.1.0.",
+)  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="The same as --output-format json.")
 @click.option("--explain", "code", metavar="CODE", help="Print the page of a code, such as GP102, and exit.")
 def check_command(
     recipes: tuple[str, ...],
     model: str | None,
     fix: bool,
     unsafe_fixes: bool,
+    diff: bool,
+    findings: FindingOptions,
+    form: str,
     as_json: bool,
-    no_notes: bool,
     code: str | None,
 ) -> None:
     """Check RECIPEs: their text, what their rules match, the types they give.
@@ -49,45 +77,78 @@ def check_command(
     Exits 1 if there is more to say than notes.
     """
     if code is not None:
-        _explain(code)
+        print_page(code)
         return
     if not recipes:
         raise click.UsageError("name a recipe, or a code with --explain")
-    from ggplan.linting import check_recipe
+    if as_json and form not in ("text", "json"):
+        raise click.UsageError(f"--json and --output-format {form} exclude each other")
+    form = "json" if as_json else form
+    if diff and form != "text":
+        raise click.UsageError(f"--diff prints a diff, not {form}")
+    if unsafe_fixes and not (fix or diff):
+        raise click.UsageError("--unsafe-fixes needs --fix or --diff")
+    from ggplan.cli.options import open_noted
 
     subject = open_noted(model) if model else None
-    reports = []
-    for recipe in recipes:
-        report = check_recipe(recipe, subject)
-        mended = 0
-        if fix:
-            for _ in range(_FIX_ROUNDS):
-                texts, count = report.fixed(unsafe=unsafe_fixes)
-                if not count:
-                    break
-                _write(texts)
-                mended += count
-                report = check_recipe(recipe, subject)
-        reports.append((report, mended))
-    if as_json:
-        _print_json(reports)
+    options = _FixOptions(fix, unsafe_fixes, diff)
+    done = [_checked(recipe, subject, findings.selection, options, form) for recipe in recipes]
+    if diff:
+        _print_diffs(done)
+        return
+    if form == "json":
+        _print_json(done, notes=findings.notes)
+    elif form == "github":
+        from ggplan.cli.findings import print_github
+
+        print_github([fixed.report for fixed in done], notes=findings.shows_notes)
+    elif form == "sarif":
+        from ggplan.cli.findings import sarif
+        from ggplan.cli.output import print_json
+
+        print_json(sarif([_without_notes(fixed.report, findings.notes) for fixed in done]))
     else:
-        for report, mended in reports:
-            _print(report, mended, no_notes=no_notes)
-    if not all(report.clean for report, _ in reports):
+        for fixed in done:
+            _print(fixed, notes=findings.shows_notes)
+        _print_summary(done)
+    if not all(fixed.report.clean for fixed in done):
         raise SystemExit(1)
 
 
-def _explain(code: str) -> None:
+def _checked(
+    recipe: str, model: Model | None, selection: Selection, options: _FixOptions, form: str
+) -> Fixed:
+    """The recipe checked and, where that is asked for, mended; a file that cannot be read is an error too."""
+    from ggplan.linting import Fixed, Report, check_recipe, fix_recipe
+    from ggplan.rules import InvalidRecipeError
+
+    try:
+        if not (options.fix or options.diff):
+            return Fixed(check_recipe(recipe, model, selection), {}, {}, (), 0)
+        fixed = fix_recipe(recipe, model, selection, unsafe=options.unsafe_fixes)
+    except InvalidRecipeError as error:
+        if form == "text":
+            click.echo(error.message, err=True)
+        return Fixed(Report(recipe, {}, model, error.diagnostics), {}, {}, (), 0)
+    if fixed.texts and not options.diff:
+        write_texts(fixed.texts)
+    return fixed
+
+
+def print_page(code: str) -> None:
+    """Print what a code means; a code that does not exist is wrong usage."""
     from ggplan.linting import lint_rules
+    from ggplan.linting.ignoring import nearest_code
 
     known = lint_rules()
     if code.upper() not in known:
-        raise click.UsageError(f"there is no code {code!r}; codes are {', '.join(known)}")
+        near = nearest_code(code, known)
+        hint = f"the nearest is {near}" if near else f"codes are {', '.join(known)}"
+        raise click.UsageError(f"there is no code {code!r}; {hint}")
     click.echo(known[code.upper()].page, nl=False)
 
 
-def _write(texts: dict[str, str]) -> None:
+def write_texts(texts: dict[str, str]) -> None:
     """Put new texts in place of files, each at once or not at all, with their mode."""
     import os
     import tempfile
@@ -115,25 +176,85 @@ def _write(texts: dict[str, str]) -> None:
             raise
 
 
-def _print(report: Report, mended: int, *, no_notes: bool) -> None:
-    from ggplan.cli.output import print_findings
+def _print(fixed: Fixed, *, notes: bool | None) -> None:
+    """The findings of a recipe, what was mended, and a line that counts."""
+    from ggplan.cli.findings import counted, in_words, print_findings
     from ggplan.text import printable
 
-    print_findings(report, notes=not no_notes)
+    report = fixed.report
+    if not report.texts:  # it could not be read, which has been told
+        return
+    print_findings(report, notes=notes)
+    for edit in fixed.applied:
+        click.echo(f"fixed {printable(edit.file)}:{edit.line} {edit.code}: {_in_words(edit)}")
     against = "its text alone" if report.model is None else printable(str(report.model.path))
-    counts = _counts(report.diagnostics)
-    told = ", ".join(f"{n} {kind}{'s' * (n > 1)}" for kind, n in counts.items() if n) or "nothing to say"
-    fixes = [d.fix for d in report.diagnostics if d.fix is not None and d.severity != "note"]
-    safe = sum(fix.safe for fix in fixes)
-    click.echo(f"{printable(report.file)} against {against}: {told}")
-    if mended:
-        click.echo(f"{mended} mended")
-    if safe:
-        click.echo(f"{safe} can be mended with --fix")
-    if len(fixes) > safe:
-        click.echo(f"{len(fixes) - safe} can be mended with --fix --unsafe-fixes, which may change types")
+    told = in_words(counted(report.diagnostics)) or "nothing to say"
+    silenced = f"; {report.n_silenced:,} silenced by comments" if report.n_silenced else ""
+    click.echo(f"{printable(report.file)} against {against}: {told}{silenced}")
     if report.model is None and not any(d.severity == "error" for d in report.diagnostics):
         click.echo(_how_to_name_a_model(report.architecture))
+
+
+def _in_words(edit: AppliedFix) -> str:
+    from ggplan.text import printable
+
+    if edit.kind in ("deleted", "moved"):
+        return f"{edit.kind} `{printable(edit.before.strip())}`"
+    if edit.kind == "added":
+        lines = [line for line in edit.after.splitlines() if line.strip()]
+        more = f" and {len(lines) - 1:,} more lines" if len(lines) > 1 else ""
+        return f"added `{printable(lines[0].strip())}`{more}" if lines else "added an empty line"
+    if not edit.after:
+        return f"deleted `{printable(edit.before.strip())}`"
+    if not edit.before:
+        return f"inserted `{printable(edit.after.strip())}`"
+    return f"`{printable(edit.before)}` is now `{printable(edit.after)}`"
+
+
+def _print_summary(done: Sequence[Fixed]) -> None:
+    """The last line: what was found in all recipes, what was mended, what can be."""
+    from ggplan.cli.findings import counted, in_words
+
+    reports = [fixed.report for fixed in done]
+    found = [d for report in reports for d in report.diagnostics if d.severity != "note"]
+    n_fixed = sum(fixed.n_fixes for fixed in done)
+    if not found and not n_fixed:
+        if len(done) > 1:
+            click.echo(f"{len(done)} recipes: nothing wrong")
+        return
+    where = f" in {len(done)} recipes" if len(done) > 1 else ""
+    told = in_words(counted(found))
+    parts = [f"found {told}{where}" if told else f"nothing wrong is left{where}"]
+    if n_fixed:
+        parts = [f"mended {n_fixed:,}{where}", f"{told} left" if told else "nothing wrong is left"]
+    fixes = [d.fix for d in found if d.fix is not None]
+    safe, n_unsafe = sum(fix.safe for fix in fixes), sum(not fix.safe for fix in fixes)
+    if safe:
+        parts.append(f"{safe:,} can be mended with --fix")
+    if n_unsafe:
+        more = "more" if safe else "can be mended"
+        parts.append(f"{n_unsafe:,} {more} with --fix --unsafe-fixes, which may change types")
+    click.echo("; ".join(parts))
+
+
+def _print_diffs(done: Sequence[Fixed]) -> None:
+    """The changes on stdout, a count on stderr; exits 1 if there is one, or what --fix cannot mend."""
+    from ggplan.cli.findings import counted, in_words
+    from ggplan.text import printable
+
+    for fixed in done:
+        for line in fixed.diff().split("\n")[:-1]:
+            click.echo("".join(c if c in "\t\r" else printable(c) for c in line))
+    n_files = sum(len(fixed.texts) for fixed in done)
+    left = [d for fixed in done for d in fixed.report.diagnostics if d.severity != "note"]
+    told = f"; {in_words(counted(left))} would be left" if left else ""
+    n_fixes = sum(fixed.n_fixes for fixed in done)
+    files = f"{n_files} file{'s' * (n_files != 1)}"
+    click.echo(
+        f"--fix would mend {n_fixes:,} in {files}{told}" if n_files else f"nothing to mend{told}", err=True
+    )
+    if n_files or left:
+        raise SystemExit(1)
 
 
 def _how_to_name_a_model(architecture: str) -> str:
@@ -147,22 +268,31 @@ def _how_to_name_a_model(architecture: str) -> str:
     return f"no model of `@arch {printable(architecture)}` ships with ggplan{known}: give one with -m"
 
 
-def _counts(found: tuple[Diagnostic, ...]) -> dict[str, int]:
-    return {kind: sum(d.severity == kind for d in found) for kind in ("error", "warning", "note")}
+def _without_notes(report: Report, notes: bool | None) -> Report:
+    from dataclasses import replace
+
+    if notes is not False:
+        return report
+    return replace(report, diagnostics=tuple(d for d in report.diagnostics if d.severity != "note"))
 
 
-def _print_json(reports: list[tuple[Report, int]]) -> None:
-    from ggplan.cli.output import findings_json, print_json
+def _print_json(done: Sequence[Fixed], *, notes: bool | None) -> None:
+    from dataclasses import asdict
+
+    from ggplan.cli.findings import counted, findings_json
+    from ggplan.cli.output import print_json
 
     files = [
         {
-            "file": report.file,
-            "model": None if report.model is None else str(report.model.path),
-            "clean": report.clean,
-            "mended": mended,
-            **_counts(report.diagnostics),
-            "diagnostics": findings_json(report),
+            "file": fixed.report.file,
+            "model": None if fixed.report.model is None else str(fixed.report.model.path),
+            "clean": fixed.report.clean,
+            "mended": fixed.n_fixes,
+            **counted(fixed.report.diagnostics),
+            "silenced": fixed.report.n_silenced,
+            "diagnostics": findings_json(_without_notes(fixed.report, notes)),
+            "fixes": [asdict(edit) for edit in fixed.applied],
         }
-        for report, mended in reports
+        for fixed in done
     ]
     print_json({"schema": SCHEMA, "recipes": files})

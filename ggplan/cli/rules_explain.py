@@ -1,26 +1,34 @@
-"""`ggplan rules explain`: why a tensor gets its type."""
+"""`ggplan rules explain`: why a tensor gets its type, what rules do with many, and what a code means."""
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import click
 
 if TYPE_CHECKING:
-    from ggplan.linting.explaining import Explanation
+    from ggplan.ggml_types import GgmlType
+    from ggplan.linting.explaining import Explanation, Share, Survey
+    from ggplan.model import Model
+
+_CODE = re.compile(r"GP\d{3}", re.IGNORECASE)
+_LINE = re.compile(r"(?:(?P<file>[^=]+):)?(?P<line>\d{1,6})")
 
 _EPILOG = """\b
 Examples:
   ggplan rules explain blk.7.ffn_down_exps.weight -r glm4moe/hq4_k -m GLM-4.5-Air
-  ggplan rules explain output.weight -r my.recipe --json
+  ggplan rules explain ffn_down -r my.recipe              a pattern: which rules take its tensors
+  ggplan rules explain '@role experts' -r my.recipe       the same of a role
+  ggplan rules explain 12 -r my.recipe                    the rule on line 12: what it decides and loses
+  ggplan rules explain norms.recipe:3 -r my.recipe        the same of an included file
+  ggplan rules explain GP103                              what a code means
 """
 
 
-@click.command("explain", epilog=_EPILOG, short_help="Show why a tensor gets its type.")
-@click.argument("tensor")
-@click.option(
-    "-r", "--recipe", "recipe_name", required=True, metavar="RECIPE", help="A recipe file, or a shipped one."
-)
+@click.command("explain", epilog=_EPILOG, short_help="Show why tensors get their types.")
+@click.argument("subject", metavar="TENSOR|PATTERN|LINE|CODE")
+@click.option("-r", "--recipe", "recipe_name", metavar="RECIPE", help="A recipe file, or a shipped one.")
 @click.option(
     "-m",
     "--model",
@@ -29,19 +37,116 @@ Examples:
     help="A checkpoint, an inventory, or a shipped one's name.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the explanation as JSON.")
-def explain_command(tensor: str, recipe_name: str, model_name: str | None, as_json: bool) -> None:
-    """Show every rule that matches TENSOR, which one decides, and what its shape does to the type."""
+def explain_command(subject: str, recipe_name: str | None, model_name: str | None, as_json: bool) -> None:
+    """Show every rule that matches TENSOR, which one decides, and what its shape does to the type.
+
+    Of a PATTERN, or the rule on a LINE, show all its tensors: which rules decide them, and which lose them to
+    which. Of a CODE of `ggplan rules check`, print the page.
+    """
+    from ggplan.cli.output import print_json
+
+    if _CODE.fullmatch(subject):
+        from ggplan.cli.rules_check import print_page
+
+        print_page(subject)
+        return
+    if recipe_name is None:
+        raise click.UsageError("name a recipe with -r")
     from ggplan.cli.rules_subject import recipe_and_model
-    from ggplan.linting.explaining import explain
+    from ggplan.linting.explaining import explain, explain_line, explain_pattern
 
     recipe, model = recipe_and_model(recipe_name, model_name)
-    found = explain(model, recipe, tensor)
+    if any(tensor.name == subject for tensor in model.tensors):
+        found = explain(model, recipe, subject)
+        if as_json:
+            print_json(_json(found))
+        else:
+            _print(found)
+        return
+    line = _LINE.fullmatch(subject)
+    survey = (
+        explain_line(model, recipe, int(line["line"]), line["file"] or "")
+        if line
+        else explain_pattern(model, recipe, subject)
+    )
     if as_json:
-        import json
-
-        click.echo(json.dumps(_json(found), indent=2, ensure_ascii=True))
+        print_json(_survey_json(survey))
     else:
-        _print(found)
+        _print_survey(survey, model)
+
+
+def _print_survey(survey: Survey, model: Model) -> None:
+    from ggplan.text import format_bytes, printable
+
+    shown = printable(model.path.name)
+    if not survey.tensors:
+        click.echo(f"{survey.subject} matches no tensor of {shown}")
+        return
+    n = len(survey.tensors)
+    size = format_bytes(survey.n_bytes)
+    click.echo(f"{survey.subject} matches {n:,} tensor{'s' * (n > 1)} of {shown}, {size} as decided\n")
+    for share in survey.shares:
+        where = share.rule.where if share.rule else "@default"
+        mark = "→" if share.decides else " "
+        left = f"{where}  {_pattern(share.rule)}".rstrip()
+        click.echo(printable(f"{mark} {left} = {share.choice.text}"))
+        for line in _deeds(share):
+            click.echo(f"    {line}")
+    if survey.kept:
+        click.echo("  no rule decides")
+        for line in _by_type(survey.kept):
+            click.echo(f"    {line}")
+
+
+def _deeds(share: Share) -> list[str]:
+    """What a rule does, a line for each type it gives and each rule it loses to."""
+    found = [f"decides {line}" for line in _by_type(share.decides)]
+    found += [f"loses {_counted(names)} to {rule.where}" for rule, names in share.loses]
+    if share.passed_over:
+        found.append(f"passes over {_counted(share.passed_over)}, which {_are(share.passed_over)} protected")
+    return found
+
+
+def _by_type(tensors: tuple[tuple[str, GgmlType], ...]) -> list[str]:
+    types = dict.fromkeys(type_ for _, type_ in tensors)
+    return [f"{_counted([n for n, t in tensors if t == type_])}: {type_}" for type_ in types]
+
+
+def _counted(names: tuple[str, ...] | list[str]) -> str:
+    from ggplan.linting.wording import by_blocks
+
+    kinds = by_blocks(names)
+    more = f" and {len(kinds) - 4:,} more kinds" if len(kinds) > 5 else ""
+    return f"{len(names):,} ({', '.join(kinds[: 4 if more else 5])}{more})"
+
+
+def _are(names: tuple[str, ...]) -> str:
+    return "is" if len(names) == 1 else "are"
+
+
+def _survey_json(survey: Survey) -> dict[str, object]:
+    return {
+        "schema": "ggplan/survey@1",
+        "subject": survey.subject,
+        "tensors": list(survey.tensors),
+        "bytes": survey.n_bytes,
+        "rules": [
+            {
+                "file": share.choice.file,
+                "line": share.choice.line,
+                "pattern": _pattern(share.rule) or "@default",
+                "types": share.choice.text,
+                "decides": {name: type_.name for name, type_ in share.decides},
+                "loses": [
+                    {"file": rule.file, "line": rule.line, "tensors": list(names)}
+                    for rule, names in share.loses
+                ],
+                "passed_over": list(share.passed_over),
+            }
+            for share in survey.shares
+        ],
+        "kept": {name: type_.name for name, type_ in survey.kept},
+    }
 
 
 def _print(found: Explanation) -> None:

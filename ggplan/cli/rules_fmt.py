@@ -23,7 +23,7 @@ def fmt_command(recipes: tuple[str, ...], check: bool) -> None:
     import sys
     from pathlib import Path
 
-    from ggplan.cli.rules_check import _write
+    from ggplan.cli.rules_check import write_texts
     from ggplan.rules.formatting import format_recipe
     from ggplan.rules.loading import recipe_text
     from ggplan.rules.parser import parse_recipe
@@ -43,7 +43,7 @@ def fmt_command(recipes: tuple[str, ...], check: bool) -> None:
         if check:
             click.echo(f"{printable(name)} would change")
             continue
-        _write({file: new})
+        write_texts({file: new})
         click.echo(f"{printable(name)} laid out")
     if check and changed:
         raise SystemExit(1)

@@ -17,8 +17,9 @@ def recipe_and_model(recipe_name: str, model_name: str | None) -> tuple[Recipe, 
     from ggplan.linting import subject_of
     from ggplan.rules import load_recipe
 
-    recipe = load_recipe(recipe_name)
-    model = open_noted(model_name) if model_name else subject_of(recipe)
+    model = open_noted(model_name) if model_name else None
+    recipe = load_recipe(recipe_name, "" if model is None else model.architecture)
+    model = model or subject_of(recipe)
     if model is None:
         raise CheckpointError(
             "the recipe does not say which model it is for",

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -67,6 +68,26 @@ def names_of_inventories() -> dict[str, str]:
     for name, text in _texts().items():
         found |= {line.removeprefix("also "): name for line in text.split("\n") if line.startswith("also ")}
     return found
+
+
+def architecture_of(names: Iterable[str]) -> str:
+    """The architecture that has tensors of just these names, or "" where several or none of those shipped do.
+
+    What a model may lack (tied embeddings have no output matrix) does not count, and neither do blocks.
+    """
+    wanted = _kinds(names)
+    found = {inventory(name).architecture for name in inventories() if _kinds_in(name) == wanted}
+    return found.pop() if len(found) == 1 else ""
+
+
+def _kinds(names: Iterable[str]) -> frozenset[str]:
+    kinds = {re.sub(r"^blk\.\d+\.", "", name) for name in names}
+    return frozenset(k for k in kinds if not k.startswith(("output.", "rope_freqs.", "nextn.")))
+
+
+@cache
+def _kinds_in(name: str) -> frozenset[str]:
+    return _kinds(tensor.name for tensor in inventory(name).tensors)
 
 
 @cache

@@ -4,11 +4,23 @@
     >>> [(d.code, d.line, d.column) for d in report.diagnostics]
 
 Every code has a module in `ggplan.linting.rules` with its page, its check, its findings and their fixes;
-`rule` says what a rule is made of, `engine` asks them.
+`rule` says what a rule is made of, `engine` asks them, `ignoring` says which findings are told.
 """
 
 from ggplan.linting.case import subject_of
 from ggplan.linting.check import Report, check_plan, check_recipe
 from ggplan.linting.engine import lint_rules
+from ggplan.linting.fixing import Fixed, fix_recipe
+from ggplan.linting.ignoring import Selection, selection
 
-__all__ = ["Report", "check_plan", "check_recipe", "lint_rules", "subject_of"]
+__all__ = [
+    "Fixed",
+    "Report",
+    "Selection",
+    "check_plan",
+    "check_recipe",
+    "fix_recipe",
+    "lint_rules",
+    "selection",
+    "subject_of",
+]

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 from ggplan.inventories import inventories_of, inventory, names_of_inventories
+from ggplan.linting.ignoring import IgnoreComment, ignore_comments
 from ggplan.model import Model, TensorInfo
 from ggplan.planning import Assignment, FallbackTable, Fitted, decide, fit
 from ggplan.rules import Blocks, Choice, Location, Recipe, Rule, parse_recipe, roles_of
@@ -51,6 +52,9 @@ class Case:
         The same case once everything found so far is mended; None where that was not tried.
     explained
         The tensors whose lack of a rule an earlier finding explains.
+    idle_codes
+        For each comment that silences findings, the codes of which it has silenced none, though they were
+        looked for.
     """
 
     model: Model
@@ -63,6 +67,7 @@ class Case:
     imatrix: Imatrix | None = None
     mended: Case | None = None
     explained: frozenset[int] = frozenset()
+    idle_codes: tuple[tuple[IgnoreComment, tuple[str, ...]], ...] = ()
     _takers: dict[frozenset[int], dict[int, int]] = field(default_factory=dict, compare=False)
 
     @property
@@ -74,6 +79,10 @@ class Case:
     def file(self) -> Location:
         """The recipe as a whole."""
         return Location(self.recipe.file, 0, 0, 1)
+
+    def comments(self) -> tuple[IgnoreComment, ...]:
+        """The comments that silence findings, of the recipe and of all it draws in."""
+        return ignore_comments([(self.recipe.file, self.recipe.text), *self.recipe.parts])
 
     @property
     def has_many_rules(self) -> bool:

@@ -1,4 +1,6 @@
-"""check_recipe and check_plan: everything there is to say about a recipe, in the order of its lines."""
+"""check_recipe, fix_recipe and check_plan: everything there is to say about a recipe, in the order of its
+lines.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from ggplan.linting.case import NO_RECIPE, case_of, make_case, subject_of
 from ggplan.linting.engine import in_order_of_the_text, lint
+from ggplan.linting.ignoring import EVERYTHING, Selection
 from ggplan.linting.mending import parse_mended, with_best_repairs
 from ggplan.linting.trials import Trials, apply_fixes
 from ggplan.model import Model
@@ -39,6 +42,8 @@ class Report:
         In the order of the lines.
     architecture
         What the recipe says that it is for, or "".
+    n_silenced
+        How many more findings comments in the recipe have silenced.
     """
 
     file: str
@@ -46,6 +51,7 @@ class Report:
     model: Model | None
     diagnostics: tuple[Diagnostic, ...]
     architecture: str = ""
+    n_silenced: int = 0
 
     def source_line(self, finding: Diagnostic) -> str:
         """The line a finding is about, for `render`."""
@@ -57,11 +63,15 @@ class Report:
         """Whether nothing but notes was found."""
         return all(d.severity == "note" for d in self.diagnostics)
 
+    def fixable(self, *, unsafe: bool = False) -> list[Diagnostic]:
+        """The findings with a fix that would be applied: a safe one, or any."""
+        return [d for d in self.diagnostics if d.fix is not None and (unsafe or d.fix.safe)]
+
     def fixed(self, *, unsafe: bool = False) -> tuple[dict[str, str], int]:
         """The texts that change when the fixes are applied, safe ones or all, and how many were."""
-        fixes = [d.fix for d in self.diagnostics if d.fix is not None and (unsafe or d.fix.safe)]
+        fixes = [d.fix for d in self.fixable(unsafe=unsafe)]
         applied = apply_fixes(self.texts, dict.fromkeys(fixes))
-        return applied.texts, applied.count
+        return applied.texts, len(applied.fixes)
 
 
 @lru_cache(maxsize=4)  # findings are printed one by one, thousands of the same text
@@ -69,7 +79,9 @@ def _lines(text: str) -> list[str]:
     return split_lines(text)
 
 
-def check_recipe(name_or_path: str | Path, model: Model | None = None) -> Report:
+def check_recipe(
+    name_or_path: str | Path, model: Model | None = None, selection: Selection = EVERYTHING
+) -> Report:
     """Check a recipe against a model, or against the shipped inventory that it is for.
 
     Raises
@@ -77,11 +89,17 @@ def check_recipe(name_or_path: str | Path, model: Model | None = None) -> Report
     RecipeError
         If the file cannot be read at all, or matching its rules may take too many steps.
     """
-    text, file, follow = recipe_text(name_or_path)
-    return check_text(text, file, follow, model)
+    text, file, follow = recipe_text(name_or_path, "" if model is None else model.architecture)
+    return check_text(text, file, follow, model, selection)
 
 
-def check_text(text: str, file: str, follow: Follow | None = None, model: Model | None = None) -> Report:
+def check_text(
+    text: str,
+    file: str,
+    follow: Follow | None = None,
+    model: Model | None = None,
+    selection: Selection = EVERYTHING,
+) -> Report:
     """Check the text of a recipe, which messages call `file`; `follow` finds what it draws in.
 
     Raises
@@ -98,23 +116,31 @@ def check_text(text: str, file: str, follow: Follow | None = None, model: Model 
         original = {**dict(recipe.parts), **original}
         trials.model = model or subject_of(recipe)
     if recipe is None or trials.model is None:
-        about_text = []
+        about_text: list[Diagnostic] = []
+        n_silenced = 0
         if recipe is not None:
-            about_text = lint(make_case(_NO_MODEL, recipe), trials, text_only=True)
+            case = make_case(_NO_MODEL, recipe)
+            about_text, n_silenced = lint(case, trials, text_only=True, selection=selection)
         found = [*mended.errors, *about_text]
         architecture = recipe.architecture if recipe is not None else ""
-        return Report(file, original, trials.model, in_order_of_the_text(found, file), architecture)
+        ordered = in_order_of_the_text(found, file)
+        return Report(file, original, trials.model, ordered, architecture, n_silenced)
     mended = with_best_repairs(mended, original, trials)
     assert mended.recipe is not None
-    found = lint(make_case(trials.model, mended.recipe), trials)
+    found, n_silenced = lint(make_case(trials.model, mended.recipe), trials, selection=selection)
     found = [d for d in found if (d.file, d.line) not in mended.touched or d.line == 0]
-    return Report(file, original, trials.model, in_order_of_the_text([*mended.errors, *found], file))
+    if mended.errors:  # what a comment is for may stand on a line that cannot be read
+        found = [d for d in found if d.code != "GP019"]
+    ordered = in_order_of_the_text([*mended.errors, *found], file)
+    return Report(file, original, trials.model, ordered, mended.recipe.architecture, n_silenced)
 
 
-def check_plan(plan: Plan) -> Report:
+def check_plan(plan: Plan, selection: Selection = EVERYTHING) -> Report:
     """What `check_recipe` says of the plan's recipe and model, and what the plan's imatrix lacks."""
     recipe = plan.assignment.recipe or NO_RECIPE
     texts = {**dict(recipe.parts), recipe.file: recipe.text}
     trials = Trials(recipe.file, following(recipe.file), dict(texts), plan.model, plan.fallback)
     case = case_of(plan.model, plan.assignment, plan.fallback, plan.imatrix)
-    return Report(recipe.file, texts, plan.model, in_order_of_the_text(lint(case, trials), recipe.file))
+    found, n_silenced = lint(case, trials, selection=selection)
+    ordered = in_order_of_the_text(found, recipe.file)
+    return Report(recipe.file, texts, plan.model, ordered, recipe.architecture, n_silenced)

@@ -4,7 +4,9 @@
    these come first, and its finding is dropped on a line that they have found or would mend.
 2. Then all fixes are tried together, and the rules that hang on the rest (`when_mended`) are asked: where a
    misspelt rule matches nothing, the tensors it was meant for are not also told as uncovered.
-3. Costs are computed by trying fixes one by one.
+3. What the run has not selected, or a comment silences, is dropped, and comments that silence nothing are
+   found (`about_comments`).
+4. Costs are computed by trying fixes one by one.
 """
 
 from __future__ import annotations
@@ -12,15 +14,16 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from graphlib import TopologicalSorter
 
 from ggplan.linting import rules as home
 from ggplan.linting.case import Case
+from ggplan.linting.ignoring import EVERYTHING, IgnoreComment, Selection
 from ggplan.linting.rule import Finding, LintRule
 from ggplan.linting.trials import Trials
-from ggplan.rules import Diagnostic, Fix
+from ggplan.rules import Diagnostic, Fix, Location
 
 _COSTS = 8  # findings whose cost is computed
 
@@ -45,48 +48,100 @@ def _in_order() -> tuple[LintRule, ...]:
     """The rules that check, those that others yield to first, those that wait for all others last."""
     known = lint_rules()
     order = TopologicalSorter({code: rule.yields_to for code, rule in known.items()}).static_order()
-    return tuple(sorted((known[code] for code in order if known[code].check), key=lambda r: r.when_mended))
+    checking = [known[code] for code in order if known[code].check]
+    return tuple(sorted(checking, key=lambda r: (r.about_comments, r.when_mended)))
 
 
 @dataclass(frozen=True, slots=True)
-class _Told:
+class _Found:
     rule: LintRule
     finding: Finding
     fix: Fix | None
+    is_told: bool
 
     def places(self) -> set[tuple[str, int]]:
-        """The line it is about, and those its fix edits."""
+        """The lines it is about, and those its fix edits."""
         edits = self.fix.edits if self.fix is not None else ()
-        return {(self.finding.at.file, self.finding.at.line), *((edit.file, edit.line) for edit in edits)}
+        lines = [self.finding.at, *self.finding.also_at]
+        return {(at.file, at.line) for at in (*lines, *edits)}
 
 
-def lint(case: Case, trials: Trials, *, text_only: bool = False) -> list[Diagnostic]:
-    """Everything that the rules find, in no order.
+@dataclass(slots=True)
+class _Silence:
+    """The comments that silence findings, and what each has silenced."""
+
+    comments: tuple[IgnoreComment, ...]
+    used: set[tuple[int, str]] = field(default_factory=set)
+
+    def covers(self, code: str, at: Location) -> bool:
+        """Whether a comment silences a finding; every comment that does is then of use."""
+        hits = {
+            (i, code)
+            for i, comment in enumerate(self.comments)
+            if comment.is_valid and comment.at.file == at.file and comment.line in (0, at.line)
+            and any(code == text.upper() for text, _ in comment.codes)
+        }  # fmt: skip
+        self.used |= hits
+        return bool(hits)
+
+    def idle(self, asked: set[str]) -> tuple[tuple[IgnoreComment, tuple[str, ...]], ...]:
+        """The comments with codes that were looked for, and of which they have silenced none."""
+        found = [
+            (comment, tuple(t for t, _ in comment.codes if t.upper() in asked - self._used_by(i)))
+            for i, comment in enumerate(self.comments)
+            if comment.is_valid
+        ]
+        return tuple((comment, idle) for comment, idle in found if idle)
+
+    def _used_by(self, index: int) -> set[str]:
+        return {code for i, code in self.used if i == index}
+
+
+def lint(
+    case: Case, trials: Trials, *, text_only: bool = False, selection: Selection = EVERYTHING
+) -> tuple[list[Diagnostic], int]:
+    """Everything that the rules find, in no order, and how many findings comments have silenced.
 
     Parameters
     ----------
     text_only
         Ask only the rules that need no model.
+    selection
+        The codes that are told. A finding that is not told, or that a comment silences, still explains
+        others, but is not taken as mended.
     """
     if case.has_many_rules:
         trials.left = 0
-    told: list[_Told] = []
+    silence = _Silence(case.comments())
+    found: list[_Found] = []
+    asked: set[str] = set()
+    n_silenced = 0
     for rule in _in_order():
         if (rule.reads_patterns and case.has_many_rules) or (rule.needs_model and text_only):
             continue
-        if rule.when_mended and (fixes := [t.fix for t in told if t.fix is not None]):
+        if rule.when_mended and (fixes := [f.fix for f in found if f.fix is not None and f.is_told]):
             case = replace(case, mended=trials.tried(fixes))
+        if rule.about_comments:
+            case = replace(case, idle_codes=silence.idle(asked))
+        is_selected = selection.covers(rule.code)
+        if is_selected and not (rule.needs_imatrix and case.imatrix is None):
+            asked.add(rule.code)
         assert rule.check is not None
-        found = list(rule.check(case))
-        case = replace(case, explained=case.explained.union(*(f.explains for f in found)))
-        taken = {place for t in told if t.rule.code in rule.yields_to for place in t.places()}
-        kept = [f for f in found if (f.at.file, f.at.line) not in taken]
-        told += [_Told(rule, finding, finding.fix(case, trials)) for finding in kept]
+        findings = list(rule.check(case))
+        taken = {place for f in found if f.rule.code in rule.yields_to for place in f.places()}
+        for finding in findings:
+            if (finding.at.file, finding.at.line) in taken:
+                continue
+            is_silenced = is_selected and silence.covers(rule.code, finding.at)
+            n_silenced += is_silenced
+            is_told = is_selected and not is_silenced
+            found.append(_Found(rule, finding, finding.fix(case, trials), is_told))
+        case = replace(case, explained=case.explained.union(*(f.explains for f in findings)))
     trials.left = min(trials.left, _COSTS)
-    return [_with_cost(t, case, trials) for t in told]
+    return [_with_cost(f, case, trials) for f in found if f.is_told], n_silenced
 
 
-def _with_cost(told: _Told, case: Case, trials: Trials) -> Diagnostic:
+def _with_cost(told: _Found, case: Case, trials: Trials) -> Diagnostic:
     """The finding with the bytes its mending would save or add."""
     finding = diagnostic(told.rule, told.finding, told.fix)
     if not told.rule.shows_cost or told.fix is None or told.fix.safe or finding.cost_bytes is not None:

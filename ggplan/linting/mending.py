@@ -48,11 +48,17 @@ def parse_mended(trials: Trials) -> Mended:
             new = [d for d in error.diagnostics if (d.file, d.line) not in mended.touched]
             again = [d for d in error.diagnostics if (d.file, d.line) in mended.touched]
             mended.errors += new
-            if any(d.file != trials.file or not d.line or d.code == _LIMIT for d in (*new, *again)):
+            if any(_is_beyond(d, trials.file) for d in (*new, *again)):
                 break
             _mend(trials, new, again)
             mended.touched |= {(d.file, d.line) for d in new}
     return mended
+
+
+def _is_beyond(error: Diagnostic, file: str) -> bool:
+    """Whether an error cannot be mended line by line."""
+    splits = error.fix is not None and any("\n" in edit.text for edit in error.fix.edits)
+    return error.file != file or not error.line or error.code == _LIMIT or splits
 
 
 def with_best_repairs(mended: Mended, original: dict[str, str], trials: Trials) -> Mended:

@@ -62,6 +62,11 @@ class Finding:
         """The tensors that have no rule because of it."""
         return frozenset()
 
+    @property
+    def also_at(self) -> tuple[Location, ...]:
+        """Further lines that it is about: a rule that yields to this one's is silent on them too."""
+        return ()
+
 
 @dataclass(frozen=True, slots=True)
 class LintRule:
@@ -86,6 +91,10 @@ class LintRule:
         Whether each pattern is looked at; not done in recipes of very many rules.
     when_mended
         Whether it is asked last, and told only of what stays when all other findings are mended.
+    needs_imatrix
+        Whether it looks at an importance matrix, which only plans have.
+    about_comments
+        Whether it looks at what comments have silenced, and so is asked after all others.
     shows_cost
         Whether the engine computes what the mistake costs, by what the types weigh once it is mended.
     title, why, example, instead
@@ -99,6 +108,8 @@ class LintRule:
     needs_model: bool = True
     reads_patterns: bool = False
     when_mended: bool = False
+    needs_imatrix: bool = False
+    about_comments: bool = False
     shows_cost: bool = False
     title: str = ""
     why: str = ""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from ggplan.linting.wording import kind_of
+from ggplan.inventories import architecture_of
+from ggplan.linting.wording import kind_of, rule_for
 from ggplan.model import Model
 from ggplan.planning import make_plan
 from ggplan.planning.protection import n_dimensions, protected_reason
 from ggplan.rules import ROLES, Blocks, parse_recipe, roles_of
+from ggplan.rules.formatting import format_recipe
 from ggplan.text import format_bytes, printable
 
 # Role, its types, and why. In the order in which they decide.
@@ -24,44 +26,67 @@ _RULES = (
     ("experts.down", "q6_K | q8_0 | f16", "Writes straight into the residual stream and forgives less."),
     ("embeddings", "q8_0 | f16", "Looked up, not multiplied; may stay in RAM."),
     ("output", "q8_0 | f16", "Chooses the words."),
-    ("nextn", "q8_0 | f16", "What only predicts further tokens, and no rule above has taken."),
 )
+_OTHERS = "q8_0 | f16"
 _PLAIN = {"dense": "q5_K | q5_1 | f16"}  # of a model without experts, where it is most of the file
 
 
 def starting_recipe(model: Model, name: str = "start") -> str:
-    """The text of a commented recipe for a model: by roles, complete, with its size and tests."""
+    """The text of a commented recipe for a model: by roles, complete, with its size and tests.
+
+    The rules do not overlap, so their order decides nothing. What is quantized in the source keeps its type.
+    """
     blocks = Blocks.of(t.name for t in model.tensors)
-    weights: dict[str, int] = {}
-    for tensor in model.tensors:
-        for role in roles_of(tensor.name, blocks)[:1]:
-            weights[role] = weights.get(role, 0) + tensor.n_bytes
-    has_experts = any(role.startswith("experts.") for role in weights)
+    roles = [set(roles_of(t.name, blocks)) for t in model.tensors]
+    has_experts = any(role.startswith("experts.") for found in roles for role in found)
+    architecture = model.architecture or architecture_of(t.name for t in model.tensors)
     shown = printable(model.path.name)
     lines = [f"# A start for {shown}: {'experts in RAM, all else on the GPU' if has_experts else 'dense'}."]
     lines += ["# The first rule that matches decides. Sizes are those of the source.", "@recipe 1"]
-    lines += [f"@name {name}", *([f"@arch {model.architecture}"] if model.architecture else []), ""]
+    lines += [f"@name {name}", *([f"@arch {architecture}"] if architecture else []), ""]
+    left = [i for i, t in enumerate(model.tensors) if t.type.kind != "integer"]
     for words, chain, why in _RULES:
-        size = sum(weights.get(role, 0) for role in words.split(", "))
-        if not size:
-            continue
+        members = [i for i in left if not roles[i].isdisjoint(words.split(", "))]
+        left = [i for i in left if roles[i].isdisjoint(words.split(", "))]
         types = _PLAIN.get(words, chain) if not has_experts else chain
-        lines += [f"# {why} {format_bytes(size)}.", f"@role {words} = {types}", ""]
+        lines += _section(model, members, f"@role {words}", types, why)
+    of_nextn = [i for i in left if "nextn" in roles[i]]
+    lines += _section(
+        model, of_nextn, "", _OTHERS, "What only predicts further tokens, and has no other role."
+    )
+    if others := [i for i in left if "nextn" not in roles[i]]:
+        counted = f"{len(others):,} tensor{'s have names' if len(others) > 1 else ' has a name'} of no role."
+        whole = "@default" if not any(model.tensors[i].type.is_quantized for i in others) else ""
+        lines += _section(model, others, whole, _OTHERS, counted)
     text = "\n".join(lines)
     plan = make_plan(model, parse_recipe(text, "start.recipe"))
     tests = [t for t in plan.tensors if _worth_a_test(t.name, n_dimensions(t.tensor.shape))]
     first = {kind_of(t.name): t for t in reversed(tests)}
     largest = sorted(first.values(), key=lambda t: -t.tensor.n_weights)[:6]
-    left = sum(1 for t in plan.tensors if t.rule is None)
-    if left:
-        text += f"\n# {left} tensors have names of no role.\n@default q8_0 | f16\n"
-        plan = make_plan(model, parse_recipe(text, "start.recipe"))
     limit = plan.bits_per_weight + 0.005
     promises = [f"@assert bpw <= {limit:.2f}", "@assert uncovered == 0"]
-    types_of = {t.name: t.type.name for t in plan.tensors}
-    promises += [f"@test {t.name} -> {types_of[t.name]}" for t in largest]
+    promises += [f"@test {t.name} -> {t.type.name}" for t in largest]
     gives = f"{format_bytes(plan.tensor_bytes)}, {plan.bits_per_weight:.3f} bpw"
-    return f"{text}\n# It gives {gives}. `ggplan rules test` holds it to that.\n" + "\n".join(promises) + "\n"
+    text += f"\n# It gives {gives}. `ggplan rules test` holds it to that.\n" + "\n".join(promises) + "\n"
+    return format_recipe(text)
+
+
+def _section(model: Model, members: list[int], whole: str, types: str, why: str) -> list[str]:
+    """The rules for some tensors, with a comment: `whole`, such as `@role dense`, or one for each kind."""
+    if not members:
+        return []
+    size = sum(model.tensors[i].n_bytes for i in members)
+    kept = {model.tensors[i].type for i in members if model.tensors[i].type.is_quantized}
+    is_mixed = bool(kept) and (len(kept) > 1 or not all(model.tensors[i].type in kept for i in members))
+    lines = [f"# {why} {format_bytes(size)}{', quantized in the source and kept so' if kept else ''}."]
+    if whole and not is_mixed:
+        equals = " " if whole == "@default" else " = "
+        return [*lines, f"{whole}{equals}{kept.pop() if kept else types}", ""]
+    groups: dict[tuple[str, str], list[int]] = {}
+    for i in members:
+        kind, type_ = kind_of(model.tensors[i].name), model.tensors[i].type
+        groups.setdefault((kind, type_.name if type_ in kept else types), []).append(i)
+    return [*lines, *(rule_for(model.tensors, found, chain) for (_, chain), found in groups.items()), ""]
 
 
 def _worth_a_test(name: str, n_dims: int) -> bool:

@@ -106,10 +106,10 @@ class Trials:
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """The texts after a round of fixes: those that changed, and how many fixes went in."""
+    """The texts after a round of fixes: those that changed, and the fixes that went in."""
 
     texts: dict[str, str]
-    count: int
+    fixes: tuple[Fix, ...]
 
 
 def apply_fixes(texts: Mapping[str, str], fixes: Iterable[Fix]) -> Applied:
@@ -122,7 +122,7 @@ def apply_fixes(texts: Mapping[str, str], fixes: Iterable[Fix]) -> Applied:
     """
     spans: dict[str, list[tuple[int, int, str]]] = {}
     starts = {file: _line_starts(text) for file, text in texts.items()}
-    count = 0
+    done: list[Fix] = []
     for fix in fixes:
         found = [_span(edit, texts, starts) for edit in fix.edits]
         placed = [(edit.file, *span) for edit, span in zip(fix.edits, found, strict=True) if span]
@@ -130,14 +130,15 @@ def apply_fixes(texts: Mapping[str, str], fixes: Iterable[Fix]) -> Applied:
             continue
         for file, start, stop, text in placed:
             spans.setdefault(file, []).append((start, stop, text))
-        count += 1
+        done.append(fix)
     changed = {}
     for file, edits in spans.items():
         text = texts[file]
+        line_end = "\r\n" if "\r\n" in text else "\n"
         for start, stop, new in sorted(edits, reverse=True):
-            text = text[:start] + new + text[stop:]
+            text = text[:start] + new.replace("\n", line_end) + text[stop:]
         changed[file] = text
-    return Applied(changed, count)
+    return Applied(changed, tuple(done))
 
 
 def _line_starts(text: str) -> list[int]:

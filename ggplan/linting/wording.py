@@ -7,10 +7,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from ggplan.linting.case import Case
+from ggplan.model import TensorInfo
 from ggplan.rules import Choice, Edit, Fix, Location, Rule
 from ggplan.rules.ranges import alternation
 from ggplan.rules.roles import block_of
-from ggplan.text import names_in_words
+from ggplan.text import names_in_words, printable
 
 _NUMBER = re.compile(r"^blk\.\d+\.")
 _ANY_BLOCK = re.compile(r"(\\d|\[0-9\]|\.)[+*]\??|\\d\{\d+,\d*\}")
@@ -71,6 +72,34 @@ def rechosen(choice: Choice | None, text: str, *, safe: bool) -> Fix | None:
 def deleted(rule: Rule, *, safe: bool) -> Fix:
     """The fix that deletes a rule's line."""
     return Fix((Edit(rule.file, rule.line, 1, None, ""),), safe)
+
+
+def by_blocks(names: Iterable[str]) -> list[str]:
+    """Names with the blocks of each kind joined: `blk.{1..46}.ffn_up_exps.weight`, in their order."""
+    found: dict[str, set[int]] = {}
+    for name in names:
+        block = block_of(name)
+        found.setdefault(kind_of(name), set()).update(() if block is None else (block,))
+    return [_in_blocks(kind, numbers) for kind, numbers in found.items()]
+
+
+def _in_blocks(kind: str, numbers: set[int]) -> str:
+    if not numbers:
+        return printable(kind)
+    return f"blk.{min(numbers) if len(numbers) == 1 else blocks_text(numbers, '{')}.{printable(kind)}"
+
+
+def rule_for(tensors: Sequence[TensorInfo], members: Sequence[int], types: str) -> str:
+    r"""A rule for some of a model's tensors, all of one kind: `^blk\.{1..46}\.ffn_up\.weight$ = bf16`."""
+    name = tensors[members[0]].name
+    kind = re.sub(r"([.+*?()\[\]{}|^$\\])", r"\\\1", kind_of(name))
+    if block_of(name) is None:
+        return f"^{kind}$ = {types}"
+    numbers = {block_of(tensors[i].name) for i in members} - {None}
+    of_kind = {block_of(t.name) for t in tensors if kind_of(t.name) == kind_of(name)} - {None}
+    listed = {number for number in numbers if number is not None}
+    blocks = r"\d+" if numbers == of_kind else blocks_text(listed, "{")
+    return rf"^blk\.{blocks}\.{kind}$ = {types}"
 
 
 def block_list(rule: Rule) -> tuple[int, int] | None:

@@ -13,6 +13,7 @@ from ggplan.errors import ImatrixError, PlanError
 from ggplan.ggml_types import GgmlType
 from ggplan.model import TensorInfo
 from ggplan.planning.plan import Coverage, Effort, Plan
+from ggplan.rules import Blocks, roles_of
 from ggplan.stock import needs_imatrix
 from ggplan.text import names_in_words, printable
 
@@ -66,6 +67,18 @@ def coverage_of(tensor: TensorInfo, type_: GgmlType, imatrix: Imatrix | None) ->
     return Coverage(len(entry.values), len(entry.matrices_without_data))
 
 
+def nextn_hint(order: str = "first") -> str:
+    """What to do about nextn blocks, whose tensors no imatrix has an entry for.
+
+    They are not run while an imatrix is collected. `order` is the recipe's; "" where a mix decides.
+    """
+    why = "no imatrix has data for nextn blocks, which are not run while it is collected"
+    if not order:
+        return f"{why}: write the mix as a recipe with `ggplan rules from --mix`, and a rule for them in it"
+    where = "above" if order == "first" else "below"
+    return f"{why}: write a rule for them {where} the others, such as `@role nextn = q8_0`"
+
+
 def importance_refusal(plan: Plan) -> PlanError | None:
     """Why a plan cannot be carried out for want of importance; None if it can.
 
@@ -85,13 +98,18 @@ def importance_refusal(plan: Plan) -> PlanError | None:
         return None
     names, types = [t.name for t in found], ", ".join(sorted({t.type.name for t in found}))
     what = f"{types} cannot be encoded" if impossible else f"llama-quantize refuses {types}"
+    blocks, recipe = Blocks.of(t.name for t in plan.tensors), plan.assignment.recipe
+    only_nextn = all("nextn" in roles_of(name, blocks) for name in names)
+    for_nextn = nextn_hint("" if recipe is None else recipe.order)
     if plan.imatrix is None:
         message = f"{names_in_words(names)}: {what} without an imatrix"
-        return PlanError(message, hint="give one with --imatrix, or choose a type of more bits")
+        hint = for_nextn if only_nextn else "give one with --imatrix, or choose a type of more bits"
+        return PlanError(message, hint=hint)
     message = (
         f"{names_in_words(names)}: no entry in {printable(plan.imatrix.path.name)}; {what} without importance"
     )
-    return PlanError(message, hint="collect an imatrix of this very model, or choose a type of more bits")
+    hint = for_nextn if only_nextn else "collect an imatrix of this very model, or choose a type of more bits"
+    return PlanError(message, hint=hint)
 
 
 def importance_of(

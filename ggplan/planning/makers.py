@@ -44,7 +44,7 @@ def assign(model: Model, chosen: Chosen, *, has_imatrix: bool = False) -> Assign
         If a mix has no type for a tensor.
     """
     if isinstance(chosen, str | Path):
-        chosen = find_recipe(chosen)
+        chosen = find_recipe(chosen, model.architecture)
     if chosen is None:
         return kept_types(model)
     if isinstance(chosen, Mix):
@@ -52,10 +52,11 @@ def assign(model: Model, chosen: Chosen, *, has_imatrix: bool = False) -> Assign
     return decide(model, chosen) if isinstance(chosen, Recipe) else chosen
 
 
-def find_recipe(name: str | Path) -> Recipe | Mix:
+def find_recipe(name: str | Path, architecture: str = "") -> Recipe | Mix:
     """The recipe or mix that `-r` names: a file, a shipped recipe, or one of llama-quantize's mixes.
 
     A file that exists is preferred to a mix or a shipped recipe of the same name; a `Path` is always a file.
+    Where there is none, the nearest recipe of the model's `architecture` is named in the hint.
 
     Raises
     ------
@@ -63,18 +64,19 @@ def find_recipe(name: str | Path) -> Recipe | Mix:
         If it is none of them, with the nearest name in the hint; or if the recipe has errors.
     """
     if isinstance(name, Path) or _exists(name):
-        return load_recipe(name)
+        return load_recipe(name, architecture)
     if is_mix(name):
         return find_mix(name)
     mixes = [mix.name for mix in MIXES]
     if any(shipped.endswith(f"/{name.lower()}") for shipped in shipped_recipes()):
-        return load_recipe(name)  # which tells the whole name
-    if (near := nearest(name, (*shipped_recipes(), *mixes))) in mixes:
+        return load_recipe(name, architecture)  # which tells the whole name
+    tails = [shipped.rpartition("/")[2] for shipped in shipped_recipes()]
+    if (near := nearest(name, (*shipped_recipes(), *tails, *mixes))) in mixes:
         raise RecipeError(
             f"{printable(name)} is not a recipe's file, a shipped recipe or one of llama-quantize's mixes",
             hint=f"the nearest is {near}; `ggplan types` lists the mixes",
         )
-    return load_recipe(name)
+    return load_recipe(name, architecture)
 
 
 def kept_types(model: Model) -> Assignment:

@@ -11,6 +11,16 @@ from ggplan.rules.draft import Draft, Mapped, replacing
 from ggplan.rules.recipe import Choice, Location
 
 MAX_CHAIN = 16
+_SYNONYMS = {
+    "fp32": "f32", "float32": "f32", "float": "f32", "fp16": "f16", "float16": "f16", "half": "f16",
+    "bfloat16": "bf16", "brain16": "bf16",
+}  # fmt: skip
+_BITS = re.compile(r"u?int(\d)|(\d)-?bits?", re.IGNORECASE)
+_OF_BITS = {
+    "8": ("q8_0",), "6": ("q6_K",), "5": ("q5_K", "q5_0"), "4": ("q4_K", "iq4_xs", "q4_0"),
+    "3": ("q3_K", "iq3_s"), "2": ("q2_K", "iq2_xs"),
+}  # fmt: skip
+_SQUASHED_MIX = re.compile(r"(?:ud)?q(\d)k(?:xxs|xs|s|m|l|xl|xxl)")
 LONGEST_TYPE = 40  # characters; more is not worth a search for the nearest name
 
 
@@ -70,11 +80,20 @@ def _bad_type(draft: Draft, text: str, error: TypeNameError, at: Location) -> No
     """An unknown type, and the one that is surely or probably meant."""
     names = [t.name for t in TYPES if not t.internal]
     same = [name for name in names if _letters(name) == _letters(text)]
-    help = error.hint
+    message, help = error.message, error.hint
     fix = replacing(at, error.meant, safe=False) if error.meant else None
+    if (synonym := _SYNONYMS.get(text.lower())) is not None:
+        same = [synonym]
     if len(same) == 1:
         help, fix = f"write `{same[0]}`", replacing(at, same[0], safe=True)
-    draft.error("GP002", error.message, at, help, fix)
+    elif (bits := _BITS.fullmatch(text)) and (near := _OF_BITS.get(bits[1] or bits[2])):
+        help = f"ggml's types of about as many bits are {', '.join(f'`{name}`' for name in near)}"
+        fix = replacing(at, near[0], safe=False)
+    elif "_" not in text and (mix := _SQUASHED_MIX.fullmatch(_letters(text))):
+        base = f"q{mix[1]}_K"
+        message = f"`{text}` is a mix of several types, not a tensor type"
+        help, fix = f"use `{base}` for every tensor of the rule", replacing(at, base, safe=False)
+    draft.error("GP002", message, at, help, fix)
 
 
 def _letters(name: str) -> str:

@@ -67,10 +67,16 @@ def read_directive(draft: Draft, line: int, content: Mapped, comment: str) -> No
 
 
 def _unknown(draft: Draft, word: str, at: Location) -> None:
-    near = difflib.get_close_matches(word.lower(), READERS, n=1) if len(word) < 40 else []
+    # `@default=q8_0`: the word ends where its letters do.
+    letters = re.match(r"@[A-Za-z_-]*", word)
+    name, rest = (letters[0], word[letters.end() :].lstrip("=:")) if letters else (word, "")
+    near = difflib.get_close_matches(name.lower(), READERS, n=1) if len(name) < 40 else []
     known = ", ".join(f"`{known}`" for known in READERS)
+    meant = f"{near[0]} {rest}".strip() if near else ""
     help = f"the nearest is `{near[0]}`" if near else f"the directives are {known}"
-    fix = replacing(at, near[0], safe=True) if near else None
+    if rest and near:
+        help = f"write `{meant}`"
+    fix = replacing(at, meant, safe=True) if near else None
     draft.error("GP006", f"unknown directive `{word[:40]}`", at, help, fix)
 
 

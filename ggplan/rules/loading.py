@@ -37,21 +37,26 @@ _ENDING = ".recipe"
 _DEPTH = 3  # folders below tensor_rules that are searched
 
 
-def load_recipe(name_or_path: str | Path) -> Recipe:
+def load_recipe(name_or_path: str | Path, architecture: str = "") -> Recipe:
     """Read a recipe: a file, or one of `shipped_recipes()` by its name.
 
     A file that exists goes before a shipped recipe of the same name; a `Path` is always a file.
+
+    Parameters
+    ----------
+    architecture
+        Of the model it is for: where there is no such recipe, the nearest of the model's own family is named.
 
     Raises
     ------
     RecipeError
         If there is no such file or recipe, the file cannot be read, or its text has errors.
     """
-    text, name, follow = recipe_text(name_or_path)
+    text, name, follow = recipe_text(name_or_path, architecture)
     return parse_recipe(text, name, follow=follow)
 
 
-def recipe_text(name_or_path: str | Path) -> tuple[str, str, Follow]:
+def recipe_text(name_or_path: str | Path, architecture: str = "") -> tuple[str, str, Follow]:
     """The text of a recipe that `load_recipe` would read, what messages call it, and how it draws in others.
 
     Raises
@@ -64,7 +69,7 @@ def recipe_text(name_or_path: str | Path) -> tuple[str, str, Follow]:
     if isinstance(name_or_path, str) and known in _shipped() and not _is_file(name):
         file = f"{known}{_ENDING}"
         return _decode(_shipped()[known].read_bytes(), file), file, _follow_shipped
-    data = _read(name, look_up=isinstance(name_or_path, str))
+    data = _read(name, look_up=isinstance(name_or_path, str), architecture=architecture)
     return _decode(data, name), name, following(name)
 
 
@@ -189,14 +194,14 @@ def _is_file(name: str) -> bool:
         return False
 
 
-def _read(path: str, *, look_up: bool) -> bytes:
+def _read(path: str, *, look_up: bool, architecture: str = "") -> bytes:
     """The bytes of a regular file, at most `MAX_BYTES` of them."""
     # Without O_NONBLOCK, opening a FIFO would wait for a writer.
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except (OSError, ValueError) as error:
         if isinstance(error, ValueError) or error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
-            raise _missing(path, look_up) from None
+            raise _missing(path, look_up, architecture) from None
         raise _unreadable(path, _reason(error)) from None
     try:
         mode = os.fstat(descriptor).st_mode
@@ -245,16 +250,25 @@ def _unreadable(path: str, reason: str, help: str = "") -> InvalidRecipeError:
     )
 
 
-def _missing(path: str, look_up: bool) -> InvalidRecipeError:
+def _missing(path: str, look_up: bool, architecture: str) -> InvalidRecipeError:
     names = shipped_recipes()
     available = "`ggplan rules list` tells which are shipped"
     if not look_up:
         found = Diagnostic("GP012", "error", "there is no such recipe file", path)
         return invalid_recipe([found])
-    near = _near(path, names)
+    own = (name for name, named in _architectures().items() if named == architecture)
+    near = (_near(path, tuple(own)) if architecture else []) or _near(path, names)
     help = f"the nearest is `{near[0]}`; {available}" if near else available
     message = "there is neither a file nor a shipped recipe of this name"
     return invalid_recipe([Diagnostic("GP012", "error", message, path, help=help)])
+
+
+@cache
+def _architectures() -> dict[str, str]:
+    """What the `@arch` of each shipped recipe says; "" of those for any model."""
+    texts = {name: file.read_text("utf-8") for name, file in _shipped().items()}
+    named = {name: re.search(r"^@arch +(\S+)", text, re.MULTILINE) for name, text in texts.items()}
+    return {name: found[1] if found else "" for name, found in named.items()}
 
 
 def _near(name: str, names: tuple[str, ...]) -> list[str]:

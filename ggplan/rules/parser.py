@@ -20,6 +20,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import PurePath
 from typing import Literal, cast
@@ -31,6 +32,7 @@ from ggplan.rules.choices import LONGEST_TYPE, parse_choice
 from ggplan.rules.diagnostics import Diagnostic, Edit, Fix, InvalidRecipeError, invalid_recipe
 from ggplan.rules.directives import read_directive
 from ggplan.rules.draft import Draft, Follow, FollowError, Mapped, deleting, replacing
+from ggplan.rules.pasting import as_meant
 from ggplan.rules.patterns import MAX_PROGRAM, PatternError, check_pattern
 from ggplan.rules.recipe import Location, Recipe, Rule, Target, split_lines
 from ggplan.rules.repairs import repaired_patterns
@@ -190,14 +192,26 @@ def _check_text(text: str, file: str) -> None:
     if char == "\0":
         message, help = "the recipe holds a NUL byte; this is no text file", ""
     elif char == "\r":
-        help = "end lines with LF or CRLF"
+        message, help = "the recipe holds a CR without LF, an old Mac's line end", "end lines with LF or CRLF"
     elif char >= "\ud800":
         message = f"the recipe holds the surrogate U+{ord(char):04X}, which is no character"
     line = before.count("\n") + 1
     column = len(before.removeprefix("\ufeff").rpartition("\n")[2]) + 1
-    fix = Fix((Edit(file, line, column, 1, ""),), safe=True) if help == "remove it" else None
+    fix = None
+    if char == "\r":
+        fix = Fix(tuple(_lone_returns(text, file)), safe=True)
+    elif help == "remove it":
+        fix = Fix((Edit(file, line, column, 1, ""),), safe=True)
     error = Diagnostic("GP010", "error", message, file, line, column, 1, help, fix)
     raise invalid_recipe([error], split_lines(text))
+
+
+def _lone_returns(text: str, file: str) -> Iterator[Edit]:
+    """Edits that put LF for each CR which ends a line alone."""
+    for line, content in enumerate(split_lines(text), start=1):
+        for column, char in enumerate(content, start=1):
+            if char == "\r":
+                yield Edit(file, line, column, 1, "\n")
 
 
 def too_large(file: str) -> Diagnostic:
@@ -220,6 +234,9 @@ def _read_line(draft: Draft, line: int, text: str) -> None:
     content = Mapped.plain(body, 0).strip()
     if not content.text:
         return
+    if (meant := as_meant(content.text)) is not None:
+        _not_as_meant(draft, line, content, *meant)
+        return
     if content.text.startswith("@") and not content.text.startswith("@role"):
         read_directive(draft, line, content, comment.strip())
         return
@@ -231,6 +248,18 @@ def _read_line(draft: Draft, line: int, text: str) -> None:
         read_directive(draft, line, content, comment.strip())
     else:
         _read_rule(draft, line, content, comment.strip())
+
+
+def _not_as_meant(draft: Draft, line: int, content: Mapped, meant: str, what: str) -> None:
+    """The error for a line that a forum, a word processor or a shell has changed."""
+    at = draft.span(line, content)
+    if meant:
+        message, help, fix = f"the line holds {what}", f"write `{meant}`", replacing(at, meant, safe=True)
+        if meant.startswith("#"):
+            message = f"the line is {what}"
+    else:
+        message, help, fix = f"the line is {what}", "delete it", deleting(at.file, at.line, safe=True)
+    draft.error("GP008", message, at, help, fix)
 
 
 def _read_rule(draft: Draft, line: int, content: Mapped, comment: str) -> None:

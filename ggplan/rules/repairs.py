@@ -88,6 +88,9 @@ def _portable(pattern: str, error: PatternError, before: str, fault: str, after:
     elif error.kind == "escape":
         yield Repair(before + fault[1] + after, certain=False)
     elif error.kind == "brace":
+        if listed := re.match(r"([\w.]+(?:,[\w.]+)+)\}", after):  # `{k,v}` as a shell has it
+            either = "|".join(listed[1].split(","))
+            yield Repair(f"{before}({either}){after[listed.end() :]}", certain=False)
         yield Repair(f"{before}\\{{{after}", certain=False)
     elif error.kind == "not ASCII":
         plain = {"\u2013": "-", "\u2014": "-", "\u2212": "-", "\u00a0": "", "\uff0e": "."}

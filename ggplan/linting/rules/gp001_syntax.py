@@ -35,6 +35,13 @@ GP007: a pattern or a type is missing
     - ffn_down_exps\.weight = q6_K |
     + ffn_down_exps\.weight = q6_K | q8_0
 
+GP008: the line is not as it was meant
+    A forum, a chat or a word processor has changed it: quotes, marks of lists, blanks that do not break,
+    characters that only look like those of the keyboard; or it was copied with a piece of the page or the
+    script around it. No tensor name holds such characters.
+    - * "attn_q\.weight" = "q8_0",
+    + attn_q\.weight = q8_0
+
 GP009: a limit is exceeded
     A recipe may come from anywhere, so its size (1 MiB), rules (10,000), patterns (1,000 characters,
     and what they compile to) and the steps to match them are bounded. Join patterns of one type, and
@@ -88,6 +95,7 @@ GP003 = LintRule("GP003", "error")
 GP004 = LintRule("GP004", "error")
 GP006 = LintRule("GP006", "error")
 GP007 = LintRule("GP007", "error")
+GP008 = LintRule("GP008", "error")
 GP009 = LintRule("GP009", "error")
 GP010 = LintRule("GP010", "error")
 GP011 = LintRule("GP011", "error")

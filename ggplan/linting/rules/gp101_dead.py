@@ -33,6 +33,19 @@ _HUB_WORDS = {
 }  # fmt: skip
 
 
+# What a string of a program, a forum that eats backslashes, and other names of experts make of a pattern.
+_SLIPS = tuple(
+    (re.compile(wrong), right)
+    for wrong, right in (
+        (r"\\\\", r"\\"),
+        (r"(?<=[.(])d(?=[+*])", r"\\d"),
+        (r"_?shared_experts?(?![a-z])", "_shexp"),
+        (r"_experts?(?![a-z])", "_exps"),
+        (r"(?<![a-z])experts?(?![a-z])", "exps"),
+    )
+)
+
+
 @dataclass(frozen=True, slots=True)
 class DeadRule(Finding):
     """A rule without a tensor.
@@ -43,11 +56,14 @@ class DeadRule(Finding):
         Blocks of the model.
     is_searched
         Whether a similar pattern is looked for.
+    in_blocks
+        The blocks that have such tensors, where the rule lists others.
     """
 
     rule: Rule
     n_blocks: int
     is_searched: bool
+    in_blocks: str
 
     says = "the rule matches no tensor of the model"
 
@@ -59,9 +75,11 @@ class DeadRule(Finding):
             return f"write `{fix.edits[0].text}`"
         if any(word in pattern and word not in words_of_gguf() for word in _HUB_WORDS):
             return "these are Hugging Face's names; a recipe speaks GGUF's, such as `blk.7.attn_q.weight`"
+        if self.in_blocks:
+            return f"the model has such tensors in {self.in_blocks}; correct the rule or delete it"
         if self.n_blocks and re.search(r"blk\\?\.", pattern):
             return f"the model has blocks 0 to {self.n_blocks - 1}; correct the rule or delete it"
-        return "compare it with the model's tensor names, or delete it"
+        return "compare it with the names that `ggplan inspect` lists, or delete it"
 
     def fix(self, case: Case, trials: Trials) -> Fix | None:
         if split := _split(self.rule):
@@ -77,7 +95,31 @@ class DeadRule(Finding):
 def check(case: Case) -> Iterator[DeadRule]:
     dead = [rule for i, rule in case.rules() if not case.members[i]]
     for n, rule in enumerate(dead):
-        yield DeadRule(rule.location, rule, case.blocks.count, n < _MOST_SEARCHED)
+        is_searched = n < _MOST_SEARCHED
+        found = _blocks_with(rule, case) if is_searched else set()
+        yield DeadRule(rule.location, rule, case.blocks.count, is_searched, _in_words(found))
+
+
+def _blocks_with(rule: Rule, case: Case) -> set[int]:
+    """The blocks that have tensors like those of a rule which lists other blocks."""
+    place = block_list(rule)
+    listed = _listed(rule, case)
+    if place is None or not listed or min(listed) >= case.blocks.count:
+        return set()
+    anywhere = replace(rule, pattern=rf"{rule.pattern[: place[0]]}\d+{rule.pattern[place[1] :]}")
+    search = re2.compile(anywhere.regex(case.blocks.count)).search
+    return blocks_of(case, (t for t, info in enumerate(case.tensors) if search(info.name)))
+
+
+def _in_words(blocks: set[int]) -> str:
+    """`block 0`, `blocks 1 to 46`, or "" for none."""
+    if not blocks:
+        return ""
+    low, high = min(blocks), max(blocks)
+    if low == high:
+        return f"block {low}"
+    some = "" if len(blocks) == high - low + 1 else "some of "
+    return f"{some}blocks {low} to {high}"
 
 
 def _decides(case: Case, rule: Rule) -> bool:
@@ -104,6 +146,9 @@ def _nearby(rule: Rule, case: Case) -> Iterator[str]:
     """Patterns like this one with a word that the model's names hold."""
     pattern = rule.pattern
     yield from _other_blocks(rule, case)
+    for wrong, right in _SLIPS:
+        if (mended := wrong.sub(right, pattern)) != pattern:
+            yield mended
     names = " ".join(sorted({f".{kind_of(t.name)}" for t in case.tensors}))
     words = sorted(set(re.findall(r"[a-z0-9_]+", names)) | {"blk", "weight", "bias"})
     parts = sorted({p for w in words for p in (w, *w.split("_"))})
@@ -160,4 +205,4 @@ def _lists_only_missing(rule: Rule, case: Case) -> bool:
     return bool(listed) and min(listed) >= case.blocks.count
 
 
-GP101 = LintRule("GP101", "warning", check, yields_to=("GP111",), shows_cost=True)
+GP101 = LintRule("GP101", "warning", check, yields_to=("GP111", "GP209"), shows_cost=True)

@@ -6,8 +6,8 @@ hold that slip. A rule that loses tensors only because they are protected is not
 inherited one: to be overruled is what `@base` is for.
 
 GP102: a rule never decides
-    The first rule that matches decides, and rules above take every tensor this one matches. The
-    classic: an unanchored `output\.weight` is found in every `attn_output.weight`.
+    The first rule that matches decides (under `@order last` the last), and others take every tensor
+    this one matches. The classic: an unanchored `output\.weight` is found in every `attn_output.weight`.
     - output\.weight = q8_0
     - attn_output\.weight = iq4_xs
     + ^output\.weight$ = q8_0
@@ -66,6 +66,7 @@ class ShadowedRule(Finding):
     same_types: bool
     is_searched: bool
     may_anchor: bool
+    order: str
 
     @property
     def message(self) -> str:
@@ -78,7 +79,8 @@ class ShadowedRule(Finding):
             rest = ", the others are protected"
         if len(self.takers) == 1:
             return f"the rule never decides: {line} takes {tensors} it matches{rest}"
-        told = f"rules above take {tensors} it matches, first {line} ({n_first:,}){rest}"
+        where = "above" if self.order == "first" else "below"
+        told = f"rules {where} take {tensors} it matches, first {line} ({n_first:,}){rest}"
         return f"the rule never decides: {told}"
 
     def help(self, fix: Fix | None) -> str:
@@ -89,7 +91,8 @@ class ShadowedRule(Finding):
                 return f"{line} reaches too far: write `{fix.edits[0].text}` there"
             return "delete it: its tensors get this type already" if self.same_types else "delete it"
         how = f"anchor the pattern of {line} with `^`" if self.may_anchor else f"narrow the pattern of {line}"
-        return f"the first match wins: {how}, or put this rule above it"
+        where = "above" if self.order == "first" else "below"
+        return f"the {self.order} match wins: {how}, or put this rule {where} it"
 
     def fix(self, case: Case, trials: Trials) -> Fix:
         """Narrow the rule that takes too much, or move the narrow rule above the broad one, or delete it."""
@@ -99,10 +102,13 @@ class ShadowedRule(Finding):
             taker = next(iter(case.takers(self.index)))
             if narrow := whole_word_pattern(first, case, taker):
                 fixes.append(rewritten(first, narrow, safe=False))
-            movable = case.recipe.order == "first" and first.file == rule.file and not rule.expanded
+            movable = first.file == rule.file and not rule.expanded
             if case.members[self.index] < case.members[taker] and movable:
                 line = case.recipe.source_line(rule.line, rule.file)
                 insert = Edit(first.file, first.line, 1, 0, f"{line}\n")
+                if self.order == "last":
+                    end = len(case.recipe.source_line(first.line, first.file)) + 1
+                    insert = Edit(first.file, first.line, end, 0, f"\n{line}")
                 fixes.append(Fix((Edit(rule.file, rule.line, 1, None, ""), insert), safe=False))
         if self.is_searched and self.same_types:
             fixes.append(deleted(rule, safe=True))
@@ -115,8 +121,15 @@ class CatchAll(Finding):
 
     n_matched: int
     n_below: int
-    says = "the rule matches {f.n_matched:,} tensors and leaves nothing to {f.n_below} below"
-    advice = "move it below them all"
+    order: str
+
+    @property
+    def message(self) -> str:
+        where = "below" if self.order == "first" else "above"
+        return f"the rule matches {self.n_matched:,} tensors and leaves nothing to {self.n_below} {where}"
+
+    def help(self, fix: Fix | None) -> str:
+        return f"move it {'below' if self.order == 'first' else 'above'} them all"
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +151,9 @@ def check_shadowed(case: Case) -> Iterator[ShadowedRule | CatchAll]:
     rules = case.recipe.rules
     for index, n_below in _catch_all(case).items():
         fix = _moved_down(case, rules[index])
-        yield CatchAll(rules[index].location, len(case.members[index]), n_below, fixes=(fix,))
+        yield CatchAll(
+            rules[index].location, len(case.members[index]), n_below, case.recipe.order, fixes=(fix,)
+        )
     searched = 0
     for index, takers in _shadowed(case):
         if _twin(case, index) is not None:
@@ -153,6 +168,7 @@ def check_shadowed(case: Case) -> Iterator[ShadowedRule | CatchAll]:
             all(rules[t].choice.types == rules[index].choice.types for t in takers),
             searched <= _MOST_SEARCHED,
             searched <= _MOST_SEARCHED and _may_anchor(case, index, next(iter(takers))),
+            case.recipe.order,
         )
 
 
@@ -181,10 +197,14 @@ def _may_anchor(case: Case, index: int, taker: int) -> bool:
 
 
 def _moved_down(case: Case, rule: Rule) -> Fix | None:
-    """The fix that makes a rule the last."""
-    if case.recipe.order != "first" or rule.file != case.recipe.file or rule.expanded:
+    """The fix that lets all other rules go first."""
+    if rule.file != case.recipe.file or rule.expanded:
         return None
     lines = split_lines(case.recipe.text)
+    if case.recipe.order == "last":
+        top = min(r.line for _, r in case.rules() if r.file == rule.file)
+        raised = Edit(rule.file, top, 1, 0, f"{lines[rule.line - 1]}\n")
+        return Fix((Edit(rule.file, rule.line, 1, None, ""), raised), safe=False)
     end = "" if not lines[-1].strip() else "\n"
     moved = Edit(rule.file, len(lines), len(lines[-1]) + 1, 0, f"{end}{lines[rule.line - 1]}\n")
     return Fix((Edit(rule.file, rule.line, 1, None, ""), moved), safe=False)

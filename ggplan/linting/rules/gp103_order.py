@@ -1,7 +1,7 @@
 r"""What hangs on the order of the rules. Notes, for exceptions above a general rule look
 just so.
 
-GP103: a rule loses tensors to rules above
+GP103: a rule loses tensors to other rules
     Exceptions above a general rule look just so; this note only says which tensors are concerned.
     - blk\.{first 4}\.ffn_down_exps = q6_K
     - ffn_down_exps = q4_K
@@ -24,19 +24,34 @@ from ggplan.linting.wording import lines_of, some
 
 @dataclass(frozen=True, slots=True)
 class PartlyShadowed(Finding):
-    """The first rule that takes tensors from this one, and the tensors."""
+    """The first rule that takes tensors from this one, how many more do, and the tensors."""
 
     first: str
+    n_more: int
     lost: str
-    says = "{f.first} and rules like it take {f.lost} before this rule"
+
+    @property
+    def message(self) -> str:
+        if not self.n_more:
+            return f"{self.first} takes {self.lost} before this rule"
+        more = f"{self.n_more} more rule{'s' * (self.n_more > 1)}"
+        return f"{self.first} and {more} take {self.lost} before this rule"
 
 
 @dataclass(frozen=True, slots=True)
 class OrderDecides(Finding):
-    """Tensors that get another type where the last match wins."""
+    """Tensors that get another type where the other match wins, the last or under `@order last` the first."""
 
     tensors: str
-    says = "where the last match wins, as in llama.cpp of 2025, {f.tensors} get another type"
+    order: str
+
+    @property
+    def message(self) -> str:
+        other = "last match wins, as in llama.cpp of 2025"
+        if self.order == "last":
+            other = "first match wins, as in today's llama.cpp"
+        return f"where the {other}, {self.tensors} get another type"
+
     advice = "`ggplan rules export` writes rules that do not overlap"
 
 
@@ -46,7 +61,7 @@ def check_lost(case: Case) -> Iterator[PartlyShadowed]:
         if takers and case.decided[i]:
             first = case.recipe.rules[next(iter(takers))]
             lost = [t for t in case.members[i] if case.fitted[t].decision.rule in takers]
-            yield PartlyShadowed(rule.location, lines_of(first, rule), some(case, lost))
+            yield PartlyShadowed(rule.location, lines_of(first, rule), len(takers) - 1, some(case, lost))
 
 
 def check_order(case: Case) -> Iterator[OrderDecides]:
@@ -60,7 +75,7 @@ def check_order(case: Case) -> Iterator[OrderDecides]:
                 other.append(t)
     if other:
         rule = rules[case.fitted[other[0]].decision.rule or 0]
-        yield OrderDecides(rule.location, some(case, other))
+        yield OrderDecides(rule.location, some(case, other), case.recipe.order)
 
 
 GP103 = LintRule(

@@ -7,16 +7,14 @@ GP108: tensors without a rule
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ggplan.linting.case import Case
 from ggplan.linting.rule import Finding, LintRule
-from ggplan.linting.wording import blocks_of, blocks_text, kind_of, some
+from ggplan.linting.wording import kind_of, rule_for, some
 from ggplan.rules import Edit, Fix
 from ggplan.rules.recipe import split_lines
-from ggplan.rules.roles import block_of
 from ggplan.text import format_bytes, printable
 
 
@@ -66,7 +64,9 @@ def check(case: Case) -> Iterator[Uncovered]:
     groups: dict[tuple[str, str], list[int]] = {}
     for t in missing:
         groups.setdefault((kind_of(case.tensors[t].name), fitted[t].type.name), []).append(t)
-    rules = tuple(_rule_for(case, members) for members in groups.values())
+    rules = tuple(
+        rule_for(case.tensors, members, fitted[members[0]].type.name) for members in groups.values()
+    )
     lines = split_lines(case.recipe.text)
     lead = "" if not lines[-1].strip() else "\n"
     edit = Edit(case.recipe.file, len(lines), len(lines[-1]) + 1, 0, lead + "\n".join(rules) + "\n")
@@ -80,19 +80,6 @@ def check(case: Case) -> Iterator[Uncovered]:
         rules,
         fixes=(Fix((edit,), safe=False),),
     )
-
-
-def _rule_for(case: Case, members: list[int]) -> str:
-    r"""A rule for tensors of one kind and type: `^blk\.{1..46}\.ffn_up\.weight$ = bf16`."""
-    name = case.tensors[members[0]].name
-    type_ = case.fitted[members[0]].type
-    kind = re.sub(r"([.+*?()\[\]{}|^$\\])", r"\\\1", kind_of(name))
-    if block_of(name) is None:
-        return f"^{kind}$ = {type_}"
-    numbers = blocks_of(case, members)
-    of_kind = (i for i, t in enumerate(case.tensors) if kind_of(t.name) == kind_of(name))
-    blocks = r"\d+" if numbers == blocks_of(case, of_kind) else blocks_text(numbers, "{")
-    return rf"^blk\.{blocks}\.{kind}$ = {type_}"
 
 
 GP108 = LintRule("GP108", "warning", check, when_mended=True)

@@ -6,7 +6,8 @@ GP204: the type needs an imatrix
     byte.
 
 GP206: the imatrix does not know a tensor
-    It is encoded without importance: check that the imatrix is this model's.
+    It is encoded without importance: check that the imatrix is this model's. No imatrix has data for nextn
+    blocks, for these are not run while it is collected: write a rule for them.
 
 GP207: the imatrix has no data for some experts
     They were never routed to while it was collected, so their columns count alike. Collect it from more
@@ -17,14 +18,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ggplan.ggml_types import GgmlType
-from ggplan.linting.case import Case
+from ggplan.linting.case import NO_RECIPE, Case
 from ggplan.linting.rule import Finding, LintRule
 from ggplan.linting.wording import some
 from ggplan.planning import Fitted
-from ggplan.planning.importance import coverage_of
+from ggplan.planning.importance import coverage_of, nextn_hint
 from ggplan.planning.plan import Coverage
+from ggplan.rules import Fix
 from ggplan.stock import needs_imatrix
 from ggplan.text import printable
 
@@ -36,7 +39,7 @@ class NeedsImatrix(Finding):
     tensors: str
     type: str
     says = "{f.tensors}: llama-quantize refuses {f.type} without an imatrix; the weights will be useless"
-    advice = "give one with --imatrix, or choose a type of more bits"
+    advice = "give `ggplan convert` one with --imatrix, or choose a type of more bits"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +55,12 @@ class NoEntry(Finding):
 
     tensors: str
     imatrix: str
+    for_nextn: str
     says = "{f.tensors}: no entry in {f.imatrix}; encoded without importance"
+    otherwise: ClassVar[str] = "check that the imatrix is of this very model"
+
+    def help(self, fix: Fix | None) -> str:
+        return self.for_nextn or self.otherwise
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +72,7 @@ class RefusedWithoutEntry(NoEntry):
         "{f.tensors}: no entry in {f.imatrix}; llama-quantize refuses {f.type} without importance; expect "
         "garbage"
     )
-    advice = "collect an imatrix of this very model, or choose a type of more bits"
+    otherwise = "collect an imatrix of this very model, or choose a type of more bits"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,15 +98,17 @@ def check_given(case: Case) -> Iterator[NeedsImatrix]:
 def check_entries(case: Case) -> Iterator[NoEntry]:
     if case.imatrix is None:
         return
-    groups: dict[str, list[int]] = {}
+    groups: dict[tuple[str, bool], list[int]] = {}
     for t, coverage in _coverage(case):
         if not coverage.n_matrices:
             refused = _needing(case, case.fitted[t])
-            groups.setdefault("" if refused is None else refused[1].name, []).append(t)
+            key = ("" if refused is None else refused[1].name, "nextn" in case.roles(t))
+            groups.setdefault(key, []).append(t)
     file = printable(case.imatrix.path.name)
-    for name, members in groups.items():
-        told = some(case, members)
-        yield RefusedWithoutEntry(case.file, told, file, name) if name else NoEntry(case.file, told, file)
+    hint = nextn_hint("" if case.recipe is NO_RECIPE else case.recipe.order)
+    for (name, is_nextn), members in groups.items():
+        facts = (case.file, some(case, members), file, hint if is_nextn else "")
+        yield RefusedWithoutEntry(*facts, name) if name else NoEntry(*facts)
 
 
 def check_experts(case: Case) -> Iterator[UnseenExperts]:
@@ -122,5 +132,5 @@ def _coverage(case: Case) -> Iterator[tuple[int, Coverage]]:
 
 
 GP204 = LintRule("GP204", "note", check_given)
-GP206 = LintRule("GP206", "warning", check_entries)
-GP207 = LintRule("GP207", "note", check_experts)
+GP206 = LintRule("GP206", "warning", check_entries, needs_imatrix=True)
+GP207 = LintRule("GP207", "note", check_experts, needs_imatrix=True)
