@@ -40,6 +40,9 @@ METRICS = {
 }
 """Names of metrics and their meaning. Shares and probabilities are fractions, not per cent."""
 
+UNNAMED = "unnamed model"
+"""The name of a model that no log and no option names."""
+
 _DIGITS = 8
 # A log's size is without the header, a model card's is rounded.
 _SIZE_TOLERANCE = 0.05
@@ -269,9 +272,14 @@ def _place_of(q: Quantization, known: Sequence[Quantization]) -> int | None:
     return hashed[0] if len(hashed) == 1 and _could_be_one(known[hashed[0]], q) else None
 
 
+def could_be_one_size(a: int, b: int) -> bool:
+    """Whether two sizes may be of one file: one is not known (0), or they differ by 5 % at most."""
+    low, high = sorted((a, b))
+    return not low or high - low <= _SIZE_TOLERANCE * high
+
+
 def _could_be_one(a: Quantization, b: Quantization) -> bool:
-    sizes = sorted((a.file.n_bytes, b.file.n_bytes))
-    return not sizes[0] or sizes[1] - sizes[0] <= _SIZE_TOLERANCE * sizes[1]
+    return could_be_one_size(a.file.n_bytes, b.file.n_bytes)
 
 
 def _merged(old: Quantization, new: Quantization) -> Quantization:
