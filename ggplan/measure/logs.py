@@ -28,7 +28,7 @@ from ggplan.measure.log_lines import (
     lines_of,
 )
 from ggplan.measure.perplexity_logs import OpenPerplexity, PerplexityRun
-from ggplan.measure.record import Quantization, Speed
+from ggplan.measure.record import SWEEP_ENGINE, Quantization, Speed
 from ggplan.measure.speed_logs import BenchTest, OpenBench, OpenSweep
 from ggplan.measure.tables import NoFigure, columns_of, json_documents, published_row
 from ggplan.text import printable
@@ -52,6 +52,8 @@ class Run:
         The file as the result itself names it, "" and 0 where it does not.
     settings
         What tells it from other runs of the file in the same table.
+    is_log
+        Whether more than the result of llama-perplexity is there.
     """
 
     line: int
@@ -62,6 +64,7 @@ class Run:
     name: str = ""
     n_bytes: int = 0
     settings: str = ""
+    is_log: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +118,7 @@ def parse_perplexity_log(text: str) -> PerplexityRun:
 
 def parse_sweep_bench(text: str) -> list[Speed]:
     """The rows of all llama-sweep-bench runs in a text, markdown or JSON lines; [] for any other text."""
-    return [s for run in read_log(text).runs for s in run.speeds if s.engine == "llama-sweep-bench"]
+    return [s for run in read_log(text).runs for s in run.speeds if s.engine == SWEEP_ENGINE]
 
 
 def parse_llama_bench(text: str) -> list[BenchTest]:
@@ -289,7 +292,8 @@ class _Scanner:
             self.leave_out(run.line, why)
             return
         if isinstance(run, OpenPerplexity):
-            self.runs.append(Run(run.line, run.facts, quality=run.result()))
+            is_log = run.started or run.chunk > 0
+            self.runs.append(Run(run.line, run.facts, quality=run.result(), is_log=is_log))
         elif isinstance(run, OpenSweep):
             self.runs.append(Run(run.line, run.facts, speeds=tuple(run.speeds)))
         else:

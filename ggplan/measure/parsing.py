@@ -83,28 +83,35 @@ def parse_files(
     MeasureError
         If a file is none of these, damaged, or has no result; or if a size or a file is of no entry.
     """
-    told = note or (lambda _: None)
     records: dict[str, Record] = {}
-    origins: dict[str, str] = {}
+    from_logs: set[str] = set()
     left = dict(sizes or {})
     unused = list(files)
     for path in paths:
-        shown = printable(str(path))
-        try:
-            found = _parse_file(path, text, lambda said, shown=shown: told(f"{shown}: {said}"))  # type: ignore[misc]
-            of_models = _by_model(found, model_name, lambda said, shown=shown: told(f"{shown}: {said}"))  # type: ignore[misc]
-        except MeasureError as error:
-            raise MeasureError(f"{shown}: {error.message}", hint=error.hint) from None
-        for record in of_models:
-            named = record
-            if not isinstance(found, Record):
-                named = _told_apart(record, records, path, origins)
+        found, is_record = _read(path, text, model_name, note)
+        for record in found:
+            named = record if is_record else _told_apart(record, records, path, from_logs)
             named = _with_sizes(named, left)
             named = _with_files(named, files, unused, is_only=len(paths) == 1)
             old = records.get(named.model.name)
             records[named.model.name] = merge(old, named) if old else named
     _check_used(left, unused, records)
     return list(records.values())
+
+
+def _read(path: Path, text: Text, model_name: str | None, note: Note | None) -> tuple[list[Record], bool]:
+    """The records that a file gives, and whether it is one itself."""
+    shown = printable(str(path))
+
+    def told(said: str) -> None:
+        if note is not None:
+            note(f"{shown}: {said}")
+
+    try:
+        found = _parse_file(path, text, told)
+        return _by_model(found, model_name, told), isinstance(found, Record)
+    except MeasureError as error:
+        raise MeasureError(f"{shown}: {error.message}", hint=error.hint) from None
 
 
 def _parse_file(path: Path, text: Text, told: Note) -> Record | list[_Entry]:
@@ -199,9 +206,11 @@ def _entry(run: Run, path: Path, text: Text) -> _Entry:
     measurements: tuple[Measurement, ...] = ()
     if quality is not None:
         on = Text(facts.text) if facts.text and text == tables.UNKNOWN_TEXT else text
+        # A card does not say by which engine.
+        engine = "llama-perplexity" if run.is_log or not facts.name else ""
         measurements = (
             Measurement(
-                on, quality.n_ctx, quality.n_chunks, quality.n_tokens, "llama-perplexity", quality.metrics,
+                on, quality.n_ctx, quality.n_chunks, quality.n_tokens, engine, quality.metrics,
                 build=quality.build,
             ),
         )  # fmt: skip
@@ -231,9 +240,8 @@ def _by_model(found: Record | list[_Entry], wanted: str | None, told: Note) -> l
     if wanted is not None and wanted in named:
         others = [name for name in named if name != wanted]
         if others:
-            told(
-                f"{_words(others)} {'are' if len(others) > 1 else 'is'} left out: --model-name takes {printable(wanted)}"
-            )
+            verb = "are" if len(others) > 1 else "is"
+            told(f"{_words(others)} {verb} left out, only {printable(wanted)} is taken")
         by_model = {wanted: by_model[wanted]}
     elif wanted is not None and len(named) > 1:
         like = nearest(wanted, named)
@@ -242,6 +250,8 @@ def _by_model(found: Record | list[_Entry], wanted: str | None, told: Note) -> l
             hint=f"did you mean {printable(like)}?" if like else "",
         )
     elif wanted is not None:
+        for name in (name for name in named if name != wanted):
+            told(f"its model {printable(name)} is recorded as {printable(wanted)}")
         by_model = {wanted: [entry.quantization for entry in found]}
     elif "" in by_model and len(named) == 1:
         # Runs of one model, of which not all logs name it.
@@ -269,28 +279,29 @@ def _uniquely_named(quantizations: Iterable[Quantization]) -> tuple[Quantization
     return tuple(taken.values())
 
 
-def _told_apart(record: Record, known: Mapping[str, Record], path: Path, origins: dict[str, str]) -> Record:
-    """The record, with the file's name added to a quantization that another file has other figures of.
+def _told_apart(record: Record, known: Mapping[str, Record], path: Path, from_logs: set[str]) -> Record:
+    """The record, with the file's name added to a quantization that another log has other figures of.
 
-    `origins` holds the names that came from logs and tables, not from records.
+    `from_logs` holds the names that came from logs and tables, not from records.
     """
     old = known.get(record.model.name)
     before = {q.name: q for q in old.quantizations} if old else {}
     named = []
     for q in record.quantizations:
         there = before.get(q.name)
-        if there is not None and q.name in origins and _measure_the_same(there, q):
+        if there is not None and q.name in from_logs and _measure_the_same(there, q):
             q = replace(q, name=f"{q.name} ({path.stem})")
-        origins[q.name] = str(path)
+        from_logs.add(q.name)
         named.append(q)
     return replace(record, quantizations=_uniquely_named(named))
 
 
 def _measure_the_same(old: Quantization, new: Quantization) -> bool:
     """Whether two entries have other figures of one thing, so that they cannot be one."""
-    places = {(s.engine, s.build, s.hardware): s for s in old.speeds}
-    if new.speeds and old.speeds and new.speeds != old.speeds:
-        return any((s.engine, s.build, s.hardware) in places for s in new.speeds)
+    if new.speeds != old.speeds:
+        places = {(s.engine, s.build, s.hardware) for s in old.speeds}
+        if any((s.engine, s.build, s.hardware) in places for s in new.speeds):
+            return True
     measured = {m.conditions: m.metrics for m in old.measurements}
     return any(measured.get(m.conditions, m.metrics) != m.metrics for m in new.measurements)
 
@@ -334,10 +345,10 @@ def _with_files(record: Record, files: Sequence[Subject], unused: list[Subject],
             model = replace(of_file, name=named, url=model.url)
             if subject in unused:
                 unused.remove(subject)
-    first = Record(model)
+    merged = Record(model)
     for q in quantizations:
-        first = merge(first, Record(model, (q,)))
-    return first
+        merged = merge(merged, Record(model, (q,)))
+    return merged
 
 
 def _check_size(q: Quantization, n_bytes: int, whose: str) -> None:
@@ -355,5 +366,5 @@ def _check_used(left: Mapping[str, int], unused: Sequence[Subject], records: Map
     if wrong:
         raise MeasureError(
             f"{printable(wrong[0])} is of none of the results, which are of {_words(names)}",
-            hint="a size is given for the name of a result, NAME=24.6MiB; a file is of the result with its name",
+            hint="a size is given for the name of a result (NAME=24.6MiB), a file is of the result of its name",
         )

@@ -43,6 +43,8 @@ METRICS = {
 UNNAMED = "unnamed model"
 """The name of a model that no log and no option names."""
 
+SWEEP_ENGINE = "llama-sweep-bench"
+
 _DIGITS = 8
 # A log's size is without the header, a model card's is rounded.
 _SIZE_TOLERANCE = 0.05
@@ -234,12 +236,20 @@ def check_same_model(old: ModelFacts, new: ModelFacts) -> None:
         )
 
 
+def named(record: Record, model_name: str | None) -> Record:
+    """The record with this name for its model, if it is of a model that nothing named."""
+    if model_name is None or record.model.name != UNNAMED:
+        return record
+    return dataclasses.replace(record, model=dataclasses.replace(record.model, name=model_name))
+
+
 def merge(old: Record, new: Record) -> Record:
     """`old`, brought up to date with `new`.
 
     Quantizations are the same by the digest of their file. One without a digest (from a log) belongs to the
-    only one with its name, if the sizes agree. A measurement of the same conditions, and a speed at the same
-    place, is replaced by the newer; facts that the newer leaves empty stay.
+    only one with its name, if the sizes agree. A measurement of the same conditions, a speed at the same
+    place and a whole sweep of the same engine are replaced by the newer; facts that the newer leaves empty
+    stay.
 
     Raises
     ------
@@ -288,13 +298,20 @@ def _merged(old: Quantization, new: Quantization) -> Quantization:
         before = measurements.get(m.conditions, m)
         base = m.base if m.base.logits else dataclasses.replace(m.base, logits=before.base.logits)
         measurements[m.conditions] = dataclasses.replace(m, base=base)
-    speeds = {(s.n_kv, s.engine, s.build, s.hardware): s for s in (*old.speeds, *new.speeds)}
+    # A sweep is one run: rows of a newer one take the place of all.
+    swept = {_speed_conditions(s) for s in new.speeds if s.engine == SWEEP_ENGINE}
+    kept = [s for s in old.speeds if _speed_conditions(s) not in swept]
+    speeds = {(s.n_kv, *_speed_conditions(s)): s for s in (*kept, *new.speeds)}
     return dataclasses.replace(
         _filled(old, new),
         name=old.name,
         measurements=tuple(measurements.values()),
         speeds=tuple(speeds.values()),
     )
+
+
+def _speed_conditions(speed: Speed) -> tuple[str, str, str]:
+    return speed.engine, speed.build, speed.hardware
 
 
 _Facts = TypeVar("_Facts", Quantization, ModelFacts)

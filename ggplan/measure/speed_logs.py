@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ggplan.measure.log_lines import SIZE, Facts, bytes_of
-from ggplan.measure.record import Speed
+from ggplan.measure.record import SWEEP_ENGINE, Speed
 
 _SWEEP_START = re.compile(r"^main: n_kv_max = \d+,.*?n_ubatch = (\d+)")
 _RATE = re.compile(r"\d+(?:\.\d+)?(?:[eE][-+]?\d+)?")
@@ -153,7 +153,7 @@ def sweep_row(cells: Mapping[str, object]) -> SweepRow | None:
     try:
         speed = Speed(
             int(str(n_kv)), float(str(reading)), None if writing is None else float(str(writing)),
-            "llama-sweep-bench",
+            SWEEP_ENGINE,
         )  # fmt: skip
         row = SweepRow(int(str(pp or 0)), int(str(tg or 0)), speed)
     except ValueError:

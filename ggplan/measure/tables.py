@@ -37,7 +37,7 @@ _COLUMNS: tuple[tuple[str, str], ...] = (
     ("model", r"model"),
     (
         "name",
-        r"(?:q(?:uant)?[ _-]?types?|quants?|quantization|name|file ?name|file|gguf|mix|recipe|type|ftype|link)",
+        r"q(?:uant)?[ _-]?types?|quants?|quantization|name|file(?: ?name)?|gguf|mix|recipe|f?type|link",
     ),
     ("author", r"author|quantizer|by"),
     ("url", r"url"),
@@ -163,8 +163,8 @@ def _metric(kind: str, value: str, error: str, factor: float) -> Metric:
     number = round(factor * float(value), 12)
     if not error or re.fullmatch(_NUMBER, error.strip()) is None:
         return Metric(number)
-    method = "unpaired tokens" if kind == "ppl" else "paired tokens"
-    return Metric(number, round(factor * float(error), 12), method)
+    spread = round(factor * float(error), 12)
+    return Metric(number, spread, "unpaired tokens" if kind == "ppl" else "paired tokens")
 
 
 def _bytes(cell: str, unit: str) -> int:
