@@ -154,7 +154,7 @@ class _Asked:
     hardware: str | None
     parse: bool
     sizes: tuple[tuple[str, int], ...]
-    ggufs: tuple[str, ...]
+    ggufs: tuple[tuple[str, str], ...]
     as_json: bool
     quiet: bool
 
@@ -170,7 +170,8 @@ def _check_usage(asked: _Asked) -> None:
     _check_parse(asked)
     if asked.record and asked.record.lower().endswith(".csv"):
         raise click.UsageError("--record is a JSON file; --csv FILE writes a table")
-    read = [f for f in (asked.text, asked.held_out, asked.base, *asked.files, *asked.ggufs) if f]
+    read = [f for f in (asked.text, asked.held_out, asked.base, *asked.files) if f]
+    read += [path for _, path in asked.ggufs]
     _check_outputs(asked, [Path(f) for f in read])
     for option, path in (("--csv", asked.table), ("--keep-logits", asked.keep_logits)):
         if path:
@@ -281,20 +282,21 @@ def _parse(asked: _Asked) -> None:
     from ggplan.cli.progress import reading_bar
     from ggplan.measure import open_subjects
     from ggplan.measure.parsing import parse_files
+    from ggplan.measure.sizes import with_sizes
     from ggplan.measure.tables import UNKNOWN_TEXT
     from ggplan.text import printable
 
     with _opened(asked) as kept:
         with reading_bar(quiet=asked.quiet) as reading:
-            subjects = open_subjects(asked.ggufs, reading)
+            subjects = open_subjects([path for _, path in asked.ggufs], reading)
         records = parse_files(
             [Path(f) for f in asked.files],
             model_name=asked.model_name,
             text=_text_of_logs(asked) or UNKNOWN_TEXT,
-            sizes=dict(asked.sizes),
-            files=subjects,
             note=None if asked.quiet else _note,
         )
+        files = [(name, subject) for (name, _), subject in zip(asked.ggufs, subjects, strict=True)]
+        records = with_sizes(records, dict(asked.sizes), files)
         if len(records) > 1 and (asked.record or asked.table or asked.as_json):
             names = ", ".join(printable(r.model.name) for r in records[:6])
             raise MeasureError(

@@ -15,8 +15,9 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 if TYPE_CHECKING:
     _Type = click.ParamType[int]
     _NamedType = click.ParamType[tuple[str, int]]
+    _FileType = click.ParamType[tuple[str, str]]
 else:
-    _Type = _NamedType = click.ParamType  # generic since click 8.2
+    _Type = _NamedType = _FileType = click.ParamType  # generic since click 8.2
 
 
 class ByteCount(_Type):
@@ -60,14 +61,31 @@ class NamedSize(_NamedType):
         return name, ByteCount(1024).convert(size, param, ctx)
 
 
+class NamedFile(_FileType):
+    """`NAME=FILE`, or a file alone; a file whose own name has `=` in it is taken as it is."""
+
+    name = "named file"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, str]:
+        """Parse an option's text."""
+        if isinstance(value, tuple):
+            return value
+        import os
+
+        name, equals, path = str(value).partition("=")
+        return (name, path) if equals and not os.path.exists(str(value)) else ("", str(value))
+
+
 def measured_file_options(command: _Command) -> _Command:
-    """`--size` and `--gguf`, the files that logs are of, as `sizes` and `ggufs`."""
+    """`--size` and `--gguf`, the files that logs are of, as `sizes` and `ggufs`, each with a name."""
     command = click.option(
         "--gguf",
         "ggufs",
         multiple=True,
-        type=click.Path(),
-        metavar="FILE",
+        type=NamedFile(),
+        metavar="[NAME=]FILE",
         help="Of logs: the file that was measured, for its size and digest; can be repeated.",
     )(command)
     return click.option(

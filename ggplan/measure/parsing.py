@@ -24,12 +24,11 @@ from ggplan.measure.record import (
     Quantization,
     Record,
     Text,
-    could_be_one_size,
     merge,
+    would_replace,
 )
 from ggplan.measure.record_json import is_record, record_from_json
-from ggplan.measure.subjects import Subject, model_facts, quantization_of
-from ggplan.text import decode_text, format_bytes, nearest, printable
+from ggplan.text import decode_text, nearest, printable
 
 _MAX_BYTES = 256 << 20
 _TOOLS = re.compile(r"^(?:perplexity|ppl|kld|sweep-bench|llama-bench|bench)[._-]", re.IGNORECASE)
@@ -54,8 +53,6 @@ def parse_files(
     *,
     model_name: str | None = None,
     text: Text = tables.UNKNOWN_TEXT,
-    sizes: Mapping[str, int] | None = None,
-    files: Sequence[Subject] = (),
     note: Note | None = None,
 ) -> list[Record]:
     """Read logs of llama-perplexity, llama-bench and sweep-bench, model cards and published tables.
@@ -67,10 +64,6 @@ def parse_files(
         take.
     text
         The text that llama-perplexity was run on; its log names it only where the command line is part of it.
-    sizes
-        Bytes of files, by the names of the entries.
-    files
-        The files that were measured: their entries get size, digest and recipe.
     note
         Called with what is left out and why: a run without a result, a row without a figure.
 
@@ -81,21 +74,16 @@ def parse_files(
     Raises
     ------
     MeasureError
-        If a file is none of these, damaged, or has no result; or if a size or a file is of no entry.
+        If a file is none of these, damaged, or has no result.
     """
     records: dict[str, Record] = {}
     from_logs: set[str] = set()
-    left = dict(sizes or {})
-    unused = list(files)
     for path in paths:
         found, is_record = _read(path, text, model_name, note)
         for record in found:
             named = record if is_record else _told_apart(record, records, path, from_logs)
-            named = _with_sizes(named, left)
-            named = _with_files(named, files, unused, is_only=len(paths) == 1)
             old = records.get(named.model.name)
             records[named.model.name] = merge(old, named) if old else named
-    _check_used(left, unused, records)
     return list(records.values())
 
 
@@ -289,82 +277,8 @@ def _told_apart(record: Record, known: Mapping[str, Record], path: Path, from_lo
     named = []
     for q in record.quantizations:
         there = before.get(q.name)
-        if there is not None and q.name in from_logs and _measure_the_same(there, q):
+        if there is not None and q.name in from_logs and would_replace(there, q):
             q = replace(q, name=f"{q.name} ({path.stem})")
         from_logs.add(q.name)
         named.append(q)
     return replace(record, quantizations=_uniquely_named(named))
-
-
-def _measure_the_same(old: Quantization, new: Quantization) -> bool:
-    """Whether two entries have other figures of one thing, so that they cannot be one."""
-    if new.speeds != old.speeds:
-        places = {(s.engine, s.build, s.hardware) for s in old.speeds}
-        if any((s.engine, s.build, s.hardware) in places for s in new.speeds):
-            return True
-    measured = {m.conditions: m.metrics for m in old.measurements}
-    return any(measured.get(m.conditions, m.metrics) != m.metrics for m in new.measurements)
-
-
-def _with_sizes(record: Record, left: dict[str, int]) -> Record:
-    """The record with the sizes that are given by name, which are taken out of `left`."""
-    named = []
-    for q in record.quantizations:
-        n_bytes = left.pop(q.name, 0)
-        if n_bytes:
-            _check_size(q, n_bytes, "the given size")
-            q = replace(q, file=replace(q.file, n_bytes=n_bytes))
-        named.append(q)
-    return replace(record, quantizations=tuple(named))
-
-
-def _with_files(record: Record, files: Sequence[Subject], unused: list[Subject], *, is_only: bool) -> Record:
-    """The record with what is known of the measured files, which are taken out of `unused`."""
-    quantizations = list(record.quantizations)
-    alone = is_only and len(quantizations) == 1 and len(files) == 1
-    model = record.model
-    for subject in files:
-        names = {file.path.name for file in subject.files}
-        own = without_ending(subject.path.name)
-        for place, q in enumerate(quantizations):
-            fits = q.file.name in names if q.file.name else q.name == own or q.name.startswith(f"{own} ")
-            if not (fits or alone):
-                continue
-            _check_size(q, subject.n_bytes, printable(str(subject.path)))
-            facts = quantization_of(subject)
-            quantizations[place] = replace(
-                q,
-                file=facts.file,
-                bpw=facts.bpw,
-                recipe=facts.recipe,
-                imatrix=facts.imatrix,
-                parts=facts.parts,
-            )
-            of_file = model_facts(subject)
-            named = of_file.name if model.name == UNNAMED else model.name
-            model = replace(of_file, name=named, url=model.url)
-            if subject in unused:
-                unused.remove(subject)
-    merged = Record(model)
-    for q in quantizations:
-        merged = merge(merged, Record(model, (q,)))
-    return merged
-
-
-def _check_size(q: Quantization, n_bytes: int, whose: str) -> None:
-    if not could_be_one_size(q.file.n_bytes, n_bytes):
-        raise MeasureError(
-            f"{printable(q.name)} has {format_bytes(q.file.n_bytes)} by its log, and {whose}"
-            f" {format_bytes(n_bytes)}"
-        )
-
-
-def _check_used(left: Mapping[str, int], unused: Sequence[Subject], records: Mapping[str, Record]) -> None:
-    """Refuse sizes and files that are of no entry."""
-    names = [q.name for record in records.values() for q in record.quantizations]
-    wrong = [*left, *(str(subject.path) for subject in unused)]
-    if wrong:
-        raise MeasureError(
-            f"{printable(wrong[0])} is of none of the results, which are of {_words(names)}",
-            hint="a size is given for the name of a result (NAME=24.6MiB), a file is of the result of its name",
-        )

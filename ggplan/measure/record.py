@@ -236,6 +236,16 @@ def check_same_model(old: ModelFacts, new: ModelFacts) -> None:
         )
 
 
+def would_replace(old: Quantization, new: Quantization) -> bool:
+    """Whether `merge` would replace figures of one quantization by others, so that they are of two runs."""
+    if new.speeds != old.speeds:
+        places = {_speed_conditions(s) for s in old.speeds}
+        if any(_speed_conditions(s) in places for s in new.speeds):
+            return True
+    measured = {m.conditions: m.metrics for m in old.measurements}
+    return any(measured.get(m.conditions, m.metrics) != m.metrics for m in new.measurements)
+
+
 def named(record: Record, model_name: str | None) -> Record:
     """The record with this name for its model, if it is of a model that nothing named."""
     if model_name is None or record.model.name != UNNAMED:
