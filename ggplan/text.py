@@ -1,11 +1,20 @@
-"""Text for printing: untrusted names made safe, byte counts with units, and the nearest known name."""
+"""Text that comes in and goes out: encodings, names made safe, byte counts with units, the nearest name."""
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterable, Sequence
 
 _SHOWN_NAMES = 3
 _UNITS = ("KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
+_MARKS = (  # UTF-32's mark begins with that of UTF-16
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+_SAMPLE = 512
 
 
 def printable(text: str) -> str:
@@ -42,3 +51,29 @@ def nearest(name: str, known: Iterable[str]) -> str:
     by_lower = {k.lower(): k for k in known}
     found = difflib.get_close_matches(name[:100].lower(), by_lower, n=1)
     return by_lower[found[0]] if found else ""
+
+
+def decode_text(raw: bytes, errors: str = "replace") -> str:
+    """The text in a user's file, with LF at the ends of lines, whatever program wrote it.
+
+    It is UTF-8 unless a byte order mark says otherwise: `>` in Windows PowerShell writes UTF-16. UTF-16
+    without a mark is known by the zero in every other byte of its beginning.
+
+    Parameters
+    ----------
+    errors
+        What becomes of bytes that are no text, as for `bytes.decode`; by default each becomes U+FFFD.
+
+    Raises
+    ------
+    UnicodeDecodeError
+        If `errors` is "strict" and there are such bytes.
+    """
+    mark, encoding = next(((m, e) for m, e in _MARKS if raw.startswith(m)), (b"", ""))
+    if not encoding:
+        sample = raw[:_SAMPLE]
+        zeros = [sample[start::2].count(0) for start in (0, 1)]
+        enough = len(sample) // 4
+        is_utf16 = len(sample) >= 4 and max(zeros) > enough and not min(zeros)
+        encoding = ("utf-16-be" if zeros[0] else "utf-16-le") if is_utf16 else "utf-8"
+    return raw[len(mark) :].decode(encoding, errors).replace("\r\n", "\n")

@@ -103,7 +103,8 @@ def _measure(files: list[Path], out: Path) -> bool:
     from ggplan.charts.output import save
     from ggplan.charts.points import panels
     from ggplan.charts.quality import draw_quality
-    from ggplan.cli.measure import print_record, run_measurement
+    from ggplan.cli.figures import print_record
+    from ggplan.cli.measure import run_measurement
     from ggplan.measure import MeasureOptions, TextFile, embedded_engine, save_record
     from ggplan.measure.embedded import is_installed
     from ggplan.text import printable

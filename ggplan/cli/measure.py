@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from ggplan.cli.figures import print_guards, print_record
+from ggplan.cli.sizes import measured_file_options
 from ggplan.errors import MeasureError
 
 if TYPE_CHECKING:
@@ -20,16 +21,14 @@ if TYPE_CHECKING:
 
     from ggplan.measure import (
         Engine,
-        Measurement,
         MeasureOptions,
         MeasureResult,
-        Metric,
-        Quantization,
         Record,
         Subject,
         TextFile,
         Watched,
     )
+    from ggplan.measure.record import Text
     from ggplan.measure.record_file import OpenRecord
 
 _EPILOG = """\b
@@ -39,12 +38,17 @@ Examples:
   ggplan measure air.gguf --base air-bf16.gguf --text wiki.test.raw --engine ~/ik/bin/llama-perplexity \\
       --engine-args "-ngl 99 -ot exps=CPU -t 16"
   ggplan measure --parse perplexity.log sweep-bench.txt --record air.json
+  ggplan measure --parse q4.log --text wiki.test.raw --gguf air-Q4_K_M.gguf --record air.json
 """
 
 
 @click.command("measure", epilog=_EPILOG, short_help="Perplexity and KL divergence against a base.")
 @click.argument("files", nargs=-1, type=click.Path(), metavar="FILE...")
-@click.option("--text", type=click.Path(), help="The text to measure on, and to choose by.")
+@click.option(
+    "--text",
+    type=click.Path(),
+    help="The text to measure on, and to choose by; with --parse, that of the logs.",
+)
 @click.option("--held-out", type=click.Path(), help="A second text, not used to choose a mix.")
 @click.option(
     "--base",
@@ -75,6 +79,7 @@ Examples:
 @click.option(
     "--parse", is_flag=True, help="FILEs are logs and tables of earlier runs: read them, run nothing."
 )
+@measured_file_options
 @click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress bar, no notes.")
 def measure_command(**given: Any) -> None:
@@ -105,7 +110,7 @@ def measure_command(**given: Any) -> None:
         hardware=asked.hardware,
         keep_logits=Path(asked.keep_logits) if asked.keep_logits else None,
     )
-    with _opened(asked.record) as kept:
+    with _opened(asked) as kept:
         files, base = _subjects(asked)
         _check_files(asked, files, base)
         into = kept.record if kept is not None else None
@@ -123,7 +128,7 @@ def measure_command(**given: Any) -> None:
     # The figures took hours: they are printed even if they cannot be kept.
     _finish(result.record, merged, asked, failed)
     if not asked.as_json:
-        _print_guards(result)
+        print_guards(result)
     if failed:
         raise MeasureError("; ".join(error.message for error in failed), hint=failed[0].hint)
 
@@ -148,6 +153,8 @@ class _Asked:
     model_name: str | None
     hardware: str | None
     parse: bool
+    sizes: tuple[tuple[str, int], ...]
+    ggufs: tuple[tuple[str, str], ...]
     as_json: bool
     quiet: bool
 
@@ -160,9 +167,11 @@ def _check_usage(asked: _Asked) -> None:
 
     if not asked.files:
         raise click.UsageError("name at least one FILE to measure")
+    _check_parse(asked)
     if asked.record and asked.record.lower().endswith(".csv"):
         raise click.UsageError("--record is a JSON file; --csv FILE writes a table")
     read = [f for f in (asked.text, asked.held_out, asked.base, *asked.files) if f]
+    read += [path for _, path in asked.ggufs]
     _check_outputs(asked, [Path(f) for f in read])
     for option, path in (("--csv", asked.table), ("--keep-logits", asked.keep_logits)):
         if path:
@@ -171,6 +180,28 @@ def _check_usage(asked: _Asked) -> None:
             except MeasureError as error:
                 raise click.UsageError(f"{option}: {error.message}") from error
     _check_kinds(asked)
+
+
+def _check_parse(asked: _Asked) -> None:
+    """Refuse options that would have no effect, with --parse or without it."""
+    measuring = {
+        "--held-out": asked.held_out,
+        "--base": asked.base,
+        "--ctx": asked.ctx,
+        "--chunks": asked.chunks,
+        "--engine": asked.engine,
+        "--engine-args": asked.engine_args,
+        "--threads": asked.threads,
+        "--gpu-layers": asked.gpu_layers,
+        "--keep-logits": asked.keep_logits,
+        "--hardware": asked.hardware,
+    }
+    parsing = {"--size": asked.sizes, "--gguf": asked.ggufs}
+    useless = [option for option, value in (measuring if asked.parse else parsing).items() if value]
+    if useless and asked.parse:
+        raise click.UsageError(f"--parse only reads what was measured before: leave out {', '.join(useless)}")
+    if useless:
+        raise click.UsageError(f"{useless[0]} belongs to --parse; a FILE that is measured has its own size")
 
 
 def _check_kinds(asked: _Asked) -> None:
@@ -233,14 +264,14 @@ def _check_outputs(asked: _Asked, read: Sequence[Path]) -> None:
 
 
 @contextlib.contextmanager
-def _opened(record: str | None) -> Iterator[OpenRecord | None]:
+def _opened(asked: _Asked) -> Iterator[OpenRecord | None]:
     """The record, locked until the block ends, or None without --record."""
     from ggplan.measure import open_record
 
-    if not record:
+    if not asked.record:
         yield None
         return
-    with open_record(record) as kept:
+    with open_record(asked.record, model_name=asked.model_name) as kept:
         yield kept
 
 
@@ -248,14 +279,30 @@ def _parse(asked: _Asked) -> None:
     """Read logs and tables of earlier runs."""
     from pathlib import Path
 
+    from ggplan.cli.progress import reading_bar
+    from ggplan.measure import open_subjects
     from ggplan.measure.parsing import parse_files
+    from ggplan.measure.sizes import with_sizes
+    from ggplan.measure.tables import UNKNOWN_TEXT
     from ggplan.text import printable
 
-    with _opened(asked.record) as kept:
-        records = parse_files([Path(f) for f in asked.files], model_name=asked.model_name)
+    with _opened(asked) as kept:
+        with reading_bar(quiet=asked.quiet) as reading:
+            subjects = open_subjects([path for _, path in asked.ggufs], reading)
+        records = parse_files(
+            [Path(f) for f in asked.files],
+            model_name=asked.model_name,
+            text=_text_of_logs(asked) or UNKNOWN_TEXT,
+            note=None if asked.quiet else _note,
+        )
+        files = [(name, subject) for (name, _), subject in zip(asked.ggufs, subjects, strict=True)]
+        records = with_sizes(records, dict(asked.sizes), files)
         if len(records) > 1 and (asked.record or asked.table or asked.as_json):
             names = ", ".join(printable(r.model.name) for r in records[:6])
-            raise MeasureError(f"these are of several models ({names})", hint="choose one with --model-name")
+            raise MeasureError(
+                f"these are of several models ({names})",
+                hint="--model-name takes one of them, or gives all the same name",
+            )
         for found in records:
             failed: list[MeasureError] = []
             merged = found
@@ -265,6 +312,23 @@ def _parse(asked: _Asked) -> None:
             _finish(found, merged, asked, failed)
             if failed:
                 raise failed[0]
+
+
+def _text_of_logs(asked: _Asked) -> Text | None:
+    """The text that logs are of, by its digest, or None without --text."""
+    from pathlib import Path
+
+    from ggplan.measure.record import Text
+    from ggplan.measure.subjects import read_state
+
+    if asked.text is None:
+        return None
+    path = Path(asked.text)
+    return Text(path.name, read_state(path).sha256)
+
+
+def _note(said: str) -> None:
+    click.echo(f"note: {said}", err=True)
 
 
 def _carry_scores(kept: OpenRecord, found: Record, asked: _Asked, failed: list[MeasureError]) -> None:
@@ -297,17 +361,11 @@ def _subjects(asked: _Asked) -> tuple[list[Subject], Subject | str]:
     """The files and the base: the one that is named, else the largest of the files."""
     from pathlib import Path
 
-    from ggplan.cli.progress import bytes_bar
+    from ggplan.cli.progress import reading_bar
     from ggplan.measure import largest, open_subjects
     from ggplan.measure.base_logits import is_base_logits
-    from ggplan.text import printable
 
-    with bytes_bar(quiet=asked.quiet) as bar:
-
-        def reading(path: Path, n_bytes: int) -> Callable[[int], None]:
-            task = bar.add_task(printable(f"reading {path.name}"), total=n_bytes)
-            return lambda n: bar.advance(task, n)
-
+    with reading_bar(quiet=asked.quiet) as reading:
         if asked.base is None:
             subjects = list(open_subjects(asked.files, reading))
             return subjects, largest(subjects)
@@ -385,97 +443,3 @@ def _finish(found: Record, merged: Record, asked: _Asked, failed: list[MeasureEr
     print_record(found)
     if asked.record and not failed:
         click.echo(f"kept in {printable(asked.record)}")
-
-
-def print_record(record: Record) -> None:
-    """A table for each text (and context, engine) that something was measured on, the largest file first."""
-    from ggplan.cli.output import print_table
-    from ggplan.measure.record import quantizations_by_size, text_names
-    from ggplan.text import printable
-
-    texts = text_names(record)
-    groups: dict[tuple[object, ...], list[tuple[Quantization, Measurement]]] = {}
-    for quantization in quantizations_by_size(record.quantizations):
-        for measurement in quantization.measurements:
-            groups.setdefault(measurement.conditions, []).append((quantization, measurement))
-    for rows in groups.values():
-        first = rows[0][1]
-        use = f" ({first.use})" if first.use else ""
-        shape = (
-            f"{first.n_chunks} × {first.n_ctx} tokens, {first.n_tokens:,} scored" if first.n_tokens else ""
-        )
-        facts = [f"{texts[first.text]}{use}", shape, " ".join((first.engine, first.build)).strip()]
-        title = f"{record.model.name} on " + ", ".join(printable(fact) for fact in facts if fact)
-        columns = [c for c in _COLUMNS if any(c[1](q, m) for q, m in rows)]
-        print_table(
-            [(heading, "left" if heading == "name" else "right") for heading, _ in columns],
-            ([cell(q, m) for _, cell in columns] for q, m in rows),
-            title,
-            least=("RMS Δp %", "same top %", "bpw", "99 % KLD", "ΔPPL %", "size"),
-        )
-        if len(rows) > 1 and any(m.n_nan for _, m in rows):
-            click.echo(
-                "note: a file's figures leave its NaN tokens out,"
-                " so figures of two files may be over different tokens"
-            )
-
-
-def _size(quantization: Quantization, _: Measurement) -> str:
-    from ggplan.text import format_bytes
-
-    return format_bytes(quantization.file.n_bytes) if quantization.file.n_bytes else ""
-
-
-def _delta_percent(_: Quantization, measurement: Measurement) -> str:
-    change = measurement.metrics.get("delta_ln_ppl")
-    if change is None:
-        return ""
-    ratio = math.exp(change.value)
-    value = f"{100 * (ratio - 1):+.2f}"
-    return value if change.error is None else f"{value} ± {100 * ratio * change.error:.2f}"
-
-
-def _metric(name: str, scale: float, digits: int) -> Callable[[Quantization, Measurement], str]:
-    def cell(_: Quantization, measurement: Measurement) -> str:
-        metric = measurement.metrics.get(name)
-        return "" if metric is None else _with_error(metric, scale, digits)
-
-    return cell
-
-
-def _with_error(metric: Metric, scale: float, digits: int) -> str:
-    value = f"{scale * metric.value:.{digits}f}"
-    return value if metric.error is None else f"{value} ± {scale * metric.error:.{digits}f}"
-
-
-_COLUMNS: tuple[tuple[str, Callable[[Quantization, Measurement], str]], ...] = (
-    ("name", lambda q, _: q.name),
-    ("size", _size),
-    ("bpw", lambda q, _: f"{q.bpw:.3f}" if q.bpw else ""),
-    ("PPL", _metric("ppl", 1, 4)),
-    ("ΔPPL %", _delta_percent),
-    ("KLD", _metric("kld", 1, 5)),
-    ("99 % KLD", _metric("kld99", 1, 4)),
-    ("RMS Δp %", _metric("delta_p_rms", 100, 2)),
-    ("same top %", _metric("same_top", 100, 2)),
-    ("NaN tokens", lambda _, m: f"{m.n_nan:,}" if m.n_nan else ""),
-)
-
-
-def _print_guards(result: MeasureResult) -> None:
-    """Print ties and disagreements, which must be known before one mix is called better."""
-    from ggplan.measure import disagreements, ties
-    from ggplan.text import printable
-
-    for tie in ties(result.record.quantizations, result.scores_of):
-        click.echo(
-            f"note: {printable(tie.first)} and {printable(tie.second)} are a tie on"
-            f" {printable(tie.measurement.text.name)}: they differ by less than one standard error"
-        )
-    for found in disagreements(result.record.quantizations, result.scores_of):
-        how = "" if found.certain else ", though not by two standard errors"
-        click.echo(
-            f"warning: {printable(found.better_chosen)} wins on the text of choice, but"
-            f" {printable(found.better_held_out)} on the held-out one{how}:"
-            " the choice may be tuned to the text"
-        )

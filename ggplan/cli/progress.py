@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.progress import Progress, TaskID
 
 
@@ -65,6 +67,20 @@ def progress_bar(what: str, total: int | None, *, quiet: bool) -> Iterator[Calla
     with bytes_bar(quiet=quiet) as bar:
         task = bar.add_task(printable(what), total=total)
         yield lambda n_bytes: bar.advance(task, n_bytes)
+
+
+@contextmanager
+def reading_bar(*, quiet: bool) -> Iterator[Callable[[Path, int], Callable[[int], None]]]:
+    """A bar for each file that is read whole, as `ggplan.measure.open_subjects` calls it."""
+    from ggplan.text import printable
+
+    with bytes_bar(quiet=quiet) as bar:
+
+        def reading(path: Path, n_bytes: int) -> Callable[[int], None]:
+            task = bar.add_task(printable(f"reading {path.name}"), total=n_bytes)
+            return lambda n: bar.advance(task, n)
+
+        yield reading
 
 
 def _bar(*counts: object, quiet: bool) -> Progress:

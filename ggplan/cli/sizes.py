@@ -1,20 +1,23 @@
-"""Byte counts on the command line: `48G`, `1.5GiB`, `500M`."""
+"""Byte counts on the command line, `48G`, `1.5GiB`, `500M`, and the sizes of files that logs are of."""
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 _SIZE = re.compile(r"(\d{1,12}(?:\.\d{1,6})?)\s*([kmgt]?)(ib|b)?", re.IGNORECASE | re.ASCII)
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
-
+_Command = TypeVar("_Command", bound=Callable[..., Any])
 
 if TYPE_CHECKING:
     _Type = click.ParamType[int]
+    _NamedType = click.ParamType[tuple[str, int]]
+    _FileType = click.ParamType[tuple[str, str]]
 else:
-    _Type = click.ParamType  # generic since click 8.2
+    _Type = _NamedType = _FileType = click.ParamType  # generic since click 8.2
 
 
 class ByteCount(_Type):
@@ -39,3 +42,53 @@ class ByteCount(_Type):
         if n_bytes < 1:
             self.fail(f"'{value}' is not a size; sizes look like 48G, 500M, 1.5GiB", param, ctx)
         return n_bytes
+
+
+class NamedSize(_NamedType):
+    """`NAME=24.6MiB`: a name, which may hold `=` itself, and a number of bytes."""
+
+    name = "named size"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, int]:
+        """Parse an option's text."""
+        if isinstance(value, tuple):
+            return value
+        name, _, size = str(value).rpartition("=")
+        if not name:
+            self.fail(f"'{value}' is not NAME=SIZE, such as Q4_K_M=24.6MiB", param, ctx)
+        return name, ByteCount(1024).convert(size, param, ctx)
+
+
+class NamedFile(_FileType):
+    """`NAME=FILE`, or a file alone; a file whose own name has `=` in it is taken as it is."""
+
+    name = "named file"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, str]:
+        """Parse an option's text."""
+        if isinstance(value, tuple):
+            return value
+        import os
+
+        name, equals, path = str(value).partition("=")
+        return (name, path) if equals and not os.path.exists(str(value)) else ("", str(value))
+
+
+def measured_file_options(command: _Command) -> _Command:
+    """`--size` and `--gguf`, the files that logs are of, as `sizes` and `ggufs`, each with a name."""
+    command = click.option(
+        "--gguf",
+        "ggufs",
+        multiple=True,
+        type=NamedFile(),
+        metavar="[NAME=]FILE",
+        help="Of logs: the file that was measured, for its size and digest; can be repeated.",
+    )(command)
+    return click.option(
+        "--size", "sizes", multiple=True, type=NamedSize(), metavar="NAME=SIZE",
+        help="Of logs: the size of the file called NAME, such as Q4_K_M=24.6MiB; can be repeated.",
+    )(command)  # fmt: skip

@@ -1,91 +1,101 @@
-"""Parse the output of llama.cpp's own tools: llama-perplexity, llama-bench, llama-sweep-bench.
+"""The runs in a text: logs of llama.cpp's own tools, model cards, and whatever a script put together.
 
-None of them but llama-bench has a format meant for machines, and the forms differ between builds and forks:
+A text may hold many runs: logs one after another, tables below headings, a log that was cut short before the
+next began. It is read once, line by line. A run takes the lines that continue it; a line that cannot be its
+next ends it, and what stands before a run (`log_lines`) begins the next. So figures of two runs never meet in
+one. Runs without a result are listed with their line, never passed over.
 
-- `Final estimate: PPL = 4.6273 +/- 0.02805`, in newer ik_llama.cpp `PPL over 565 chunks for n_ctx=512 = ...`;
-  strided runs (`--ppl-stride`) end with `[n]ppl,` of the last chunk.
-- the blocks of `--kl-divergence`; `±` may have become `+/-` or `_`, `Δp` `Dp` or `?p` on the way through
-  a terminal, and old builds print `99.0%` where they mean 99.9 %.
-- llama-bench as markdown, CSV, JSON or JSON lines; sweep-bench (ik_llama.cpp) as markdown or JSON lines.
-
-Lines may begin with a time and a level. All patterns are linear and searched for line by line.
+All patterns are linear, and searched for line by line.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from ggplan.errors import MeasureError
-from ggplan.measure.record import Metric, Speed
+from ggplan.measure import perplexity_logs as perplexity
+from ggplan.measure import speed_logs as speeds
+from ggplan.measure.log_lines import (
+    NO_FACTS,
+    Facts,
+    Line,
+    Stage,
+    bench_build,
+    contradict,
+    facts_in,
+    joined,
+    lines_of,
+)
+from ggplan.measure.perplexity_logs import OpenPerplexity, PerplexityRun
+from ggplan.measure.record import SWEEP_ENGINE, Quantization, Speed
+from ggplan.measure.speed_logs import BenchTest, OpenBench, OpenSweep
+from ggplan.measure.tables import NoFigure, columns_of, json_documents, published_row
+from ggplan.text import printable
 
-_NUMBER = r"(-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)"
-_ERROR = rf"(?:\s*(?:±|\+/-|_|\?)\s*{_NUMBER})?"
-FINAL = re.compile(rf"Final estimate: PPL(?: over (\d+) chunks for n_ctx=(\d+))? = {_NUMBER} \+/- {_NUMBER}")
-_STARTS = re.compile(
-    r"(?:calculating perplexity|computing) over (\d+) chunks(?:, n_ctx=(\d+))?(?:, batch_size=\d+)?"
-)
-_CHUNK = re.compile(r"\[(\d+)\](\d+\.\d+),")
-_MODEL = re.compile(r"loaded meta data with .* from (\S+\.gguf)")
-_NAME = re.compile(r"general\.name str\s+= ([^\r\n]{1,100})")
-_BUILD = re.compile(r"(?:build(?:_info)?[:=] ?|version: )([^\r\n]{1,80})")
-_KLD_LINES: tuple[tuple[str, re.Pattern[str], float], ...] = tuple(
-    (name, re.compile(rf"^{start}\s*:\s*{_NUMBER}{_ERROR}"), scale)
-    for name, start, scale in (
-        ("ppl", r"Mean PPL\(Q\)", 1),
-        ("delta_ln_ppl", r"Mean ln\(PPL\(Q\)/PPL\(base\)\)", 1),
-        ("delta_ppl", r"Mean PPL\(Q\)-PPL\(base\)", 1),
-        ("kld", r"Mean\s+KLD", 1),
-        ("kld_max", r"Maximum KLD", 1),
-        ("kld999", r"99\.9%\s+KLD", 1),
-        ("kld99", r"99\.0%\s+KLD", 1),
-        ("kld90", r"90\.0%\s+KLD", 1),
-        ("kld_median", r"Median\s+KLD", 1),
-        ("delta_p_mean", r"Mean\s+\S{1,2}p", 0.01),
-        ("delta_p_rms", r"RMS \S{1,2}p", 0.01),
-        ("same_top", r"Same top p", 0.01),
-    )
-)
+_Open = OpenPerplexity | OpenSweep | OpenBench
 
 
 @dataclass(frozen=True, slots=True)
-class PerplexityRun:
-    """One run of llama-perplexity."""
+class Run:
+    """One run in a text.
 
-    metrics: Mapping[str, Metric]
-    n_ctx: int
-    n_chunks: int
-    model_file: str = ""
-    build: str = ""
+    Attributes
+    ----------
+    line
+        Where it starts.
+    facts
+        What stands before it.
+    quality, speeds, row
+        Its result: of llama-perplexity, of a benchmark, or a row of a table of results.
+    name, n_bytes
+        The file as the result itself names it, "" and 0 where it does not.
+    settings
+        What tells it from other runs of the file in the same table.
+    is_log
+        Whether more than the result of llama-perplexity is there.
+    """
 
-    @property
-    def n_tokens(self) -> int:
-        """Scored tokens, where the context is known."""
-        return self.n_chunks * (self.n_ctx - 1 - self.n_ctx // 2) if self.n_ctx else 0
+    line: int
+    facts: Facts
+    quality: PerplexityRun | None = None
+    speeds: tuple[Speed, ...] = ()
+    row: Quantization | None = None
+    name: str = ""
+    n_bytes: int = 0
+    settings: str = ""
+    is_log: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class NamedSpeed:
-    """One line of a benchmark; `model` is the model as the line names it, or ""."""
+class LeftOut:
+    """A run or a row without a result that can be kept: its line, and why."""
 
-    model: str
-    n_bytes: int
-    speed: Speed
-
-
-def model_name_in(text: str) -> str:
-    """The model's name, where the loader printed the metadata; else ""."""
-    found = _NAME.search(text)
-    return found[1].strip() if found else ""
+    line: int
+    why: str
 
 
-def is_perplexity_log(text: str) -> bool:
-    """Whether llama-perplexity printed this."""
-    return bool(_STARTS.search(text) or FINAL.search(text) or "====== Perplexity statistics" in text)
+@dataclass(frozen=True, slots=True)
+class Log:
+    """The runs in a text, in their order.
+
+    Attributes
+    ----------
+    is_of_llama_cpp
+        Whether any line is of llama.cpp's loader.
+    """
+
+    runs: tuple[Run, ...]
+    left_out: tuple[LeftOut, ...]
+    is_of_llama_cpp: bool
+
+
+def read_log(text: str) -> Log:
+    """The runs in a text; a text with none has none."""
+    scanner = _Scanner()
+    for line in lines_of(text):
+        scanner.read(line)
+    return scanner.finished()
 
 
 def parse_perplexity_log(text: str) -> PerplexityRun:
@@ -94,162 +104,333 @@ def parse_perplexity_log(text: str) -> PerplexityRun:
     Raises
     ------
     MeasureError
-        If the log ends before the result: the last chunk of an unfinished run is not a result.
+        If the log ends before the result, or holds several runs.
     """
-    started, final = _STARTS.search(text), FINAL.search(text)
-    n_chunks = int(started[1]) if started else int(final[1] or 0) if final else 0
-    n_ctx = int((started and started[2]) or (final and final[2]) or 0)
-    model, build = _MODEL.search(text), _BUILD.search(text)
-    metrics = _kld_block(text)
-    if not metrics and final:
-        metrics = {"ppl": Metric(float(final[3]), float(final[4]), "unpaired tokens")}
-    chunks = _CHUNK.findall(text)
-    if not metrics and "strided perplexity" in text and chunks and int(chunks[-1][0]) == n_chunks:
-        metrics = {"ppl": Metric(float(chunks[-1][1]))}
-    if not metrics:
-        at = f" after chunk {chunks[-1][0]} of {n_chunks}" if chunks else ""
-        raise MeasureError(f"the log ends{at} before its result", hint="run llama-perplexity again")
-    return PerplexityRun(
-        metrics, n_ctx, n_chunks, model[1] if model else "", build[1].strip() if build else ""
-    )
-
-
-def _kld_block(text: str) -> dict[str, Metric]:
-    metrics: dict[str, Metric] = {}
-    begun = False
-    for line in text.splitlines():
-        begun = begun or "====== Perplexity statistics" in line
-        if not begun:
-            continue
-        for name, pattern, scale in _KLD_LINES:
-            found = pattern.match(line.strip())
-            if found is None:
-                continue
-            # Builds before 2025 print two lines `99.0%`: the first is the 99.9th percentile.
-            key = "kld999" if name == "kld99" and "kld99" not in metrics and _is_old(text) else name
-            key = "kld99" if key == "kld999" and "kld999" in metrics else key
-            metrics[key] = _metric(name, found, scale)
-    return metrics
-
-
-def _is_old(text: str) -> bool:
-    return len(re.findall(r"^99\.0%\s+KLD", text, re.MULTILINE)) > 1
-
-
-def _metric(name: str, found: re.Match[str], scale: float) -> Metric:
-    value = round(scale * float(found[1]), 9)
-    if found[2] is None:
-        return Metric(value)
-    error = round(scale * float(found[2]), 9)
-    return Metric(value, error, "unpaired tokens" if name == "ppl" else "paired tokens")
+    log = read_log(text)
+    found = [run.quality for run in log.runs if run.quality is not None]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise MeasureError(f"the log has {len(found)} runs", hint="read it with `read_log`")
+    why = log.left_out[0].why if log.left_out else "the log has no result of llama-perplexity"
+    raise MeasureError(why, hint="run llama-perplexity again")
 
 
 def parse_sweep_bench(text: str) -> list[Speed]:
-    """The lines of a llama-sweep-bench run, markdown or JSON lines; [] for any other text."""
-    speeds = []
-    for row in _tables(text):
-        if "N_KV" in row and "S_PP t/s" in row:
-            speeds.append(_speed(row["N_KV"], row["S_PP t/s"], row.get("S_TG t/s")))
-    for item in _json_lines(text):
-        if "n_kv" in item and "speed_pp" in item:
-            speeds.append(_speed(item["n_kv"], item["speed_pp"], item.get("speed_tg")))
-    return speeds
+    """The rows of all llama-sweep-bench runs in a text, markdown or JSON lines; [] for any other text."""
+    return [s for run in read_log(text).runs for s in run.speeds if s.engine == SWEEP_ENGINE]
 
 
-def _speed(n_kv: object, pp: object, tg: object) -> Speed:
+def parse_llama_bench(text: str) -> list[BenchTest]:
+    """The tests of a llama-bench run in any of its forms but SQL that read or write; [] for any other text.
+
+    Raises
+    ------
+    MeasureError
+        If a test is not numbers.
+    """
+    scanner = _Scanner()
+    for line in lines_of(text):
+        scanner.read(line)
+    scanner.close()
+    tests = [*scanner.tests, *(test for group in _machine_tests(text) for test in group)]
+    return [test for test in tests if test.speed is not None]
+
+
+def bench_runs_in(text: str) -> list[Run]:
+    """The runs of llama-bench's CSV or JSON, which are no lines of a log; [] for any other text.
+
+    Raises
+    ------
+    MeasureError
+        If a test is not numbers.
+    """
+    return [
+        _bench_run(run, 0, NO_FACTS) for tests in _machine_tests(text) for run in speeds.bench_runs(tests)
+    ]
+
+
+def _machine_tests(text: str) -> list[list[BenchTest]]:
+    groups: list[Sequence[Mapping[str, object]]] = [speeds.bench_csv(text)]
+    if text.lstrip().startswith("["):
+        lists = [value for value in json_documents(text) if isinstance(value, list)]
+        groups += [[i for i in items if isinstance(i, dict) and "avg_ts" in i] for items in lists]
     try:
-        return Speed(
-            int(str(n_kv)), float(str(pp)), None if tg is None else float(str(tg)), "llama-sweep-bench"
-        )
-    except ValueError as error:
-        raise MeasureError(f"a line of the benchmark is not numbers: {error}") from None
+        return [list(speeds.bench_items(group)) for group in groups if group]
+    except (ValueError, KeyError) as error:
+        raise MeasureError(f"a test of the benchmark is not numbers: {error}") from None
 
 
-def parse_llama_bench(text: str) -> list[NamedSpeed]:
-    """The tests of a llama-bench run in any of its forms but SQL; [] for any other text."""
-    return [*_bench_markdown(text), *_bench_items(text)]
+@dataclass(slots=True)
+class _Scanner:
+    """The state between two lines.
 
+    `stage` is the place of the last fact in their order; `claimed` says whether a run has begun since then.
+    """
 
-def _bench_markdown(text: str) -> Iterator[NamedSpeed]:
-    for row in _tables(text):
-        if "test" not in row or "t/s" not in row or "model" not in row:
-            continue
-        test = re.match(r"(pp|tg) ?(\d+)(?: @ d(\d+))?$", row["test"])
-        value = re.match(_NUMBER, row["t/s"])
-        if test is None or value is None:
-            continue  # `pp512+tg128` mixes both
-        size = re.match(rf"{_NUMBER} ([KMG])iB", row.get("size", ""))
-        n_bytes = int(float(size[1]) * 1024 ** ("KMG".index(size[2]) + 1)) if size else 0
-        rate = float(value[1])
-        yield NamedSpeed(row["model"], n_bytes, _bench_speed(test[1], int(test[3] or 0), rate))
+    runs: list[Run] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
+    tests: list[BenchTest] = field(default_factory=list)
+    facts: Facts = NO_FACTS
+    stage: Stage = Stage.NOTHING
+    claimed: bool = False
+    open: _Open | None = None
+    time: int = 0
+    fenced: bool = False
+    is_strided: bool = False
+    headings: tuple[str, ...] = ()
+    is_stray: bool = False
+    is_of_llama_cpp: bool = False
 
+    def read(self, line: Line) -> None:
+        """Take the next line."""
+        if line.time is not None:
+            if line.time < self.time:
+                self.new_process()
+            self.time = line.time
+        text = line.text
+        if text.startswith("```"):
+            self.fenced = not self.fenced
+        stripped = text.strip()
+        if stripped.startswith("|") and stripped.endswith("|") and len(stripped) > 1:
+            self.table_row(line, stripped)
+            return
+        self.headings = ()
+        told = facts_in(text, fenced=self.fenced)
+        if told is not None:
+            self.fact(*told)
+            return
+        if build := bench_build(text):
+            if isinstance(self.open, OpenBench):
+                self.open.build = build
+            return
+        if text.startswith("{") and (item := speeds.json_line(text)) is not None:
+            self.json_item(line, item)
+            return
+        self.perplexity(line)
 
-def _bench_items(text: str) -> Iterator[NamedSpeed]:
-    items: list[Mapping[str, object]] = list(_json_lines(text))
-    if not items and text.lstrip().startswith("["):
-        try:
-            whole = json.loads(text)
-        except (ValueError, RecursionError):
-            whole = []
-        items = [item for item in whole if isinstance(item, dict)]
-    if not items and "build_commit" in text:
-        start = text.index("build_commit")
-        items = list(csv.DictReader(io.StringIO(text[start:])))
-    for item in items:
-        if "avg_ts" not in item:
-            continue
-        try:
-            n_prompt, n_gen = int(str(item.get("n_prompt", 0))), int(str(item.get("n_gen", 0)))
-            depth, rate = int(str(item.get("n_depth", 0))), float(str(item["avg_ts"]))
-            n_bytes = int(str(item.get("model_size", 0)))
-        except ValueError as error:
-            raise MeasureError(f"a test of the benchmark is not numbers: {error}") from None
-        if bool(n_prompt) == bool(n_gen):
-            continue
-        speed = _bench_speed("pp" if n_prompt else "tg", depth, rate)
-        build = f"{item.get('build_number', '')} ({item.get('build_commit', '')})"
-        hardware = str(item.get("gpu_info") or item.get("cpu_info") or "")
-        named = Speed(speed.n_kv, speed.pp, speed.tg, speed.engine, build, hardware)
-        yield NamedSpeed(str(item.get("model_filename", "")), n_bytes, named)
+    def fact(self, stage: Stage, facts: Facts) -> None:
+        """Take a fact, which may begin the next run."""
+        unnamed = stage is Stage.HEADING and not facts.name
+        if unnamed and self.open is not None and not isinstance(self.open, OpenBench):
+            return  # a remark within a log
+        if stage is Stage.BELOW_HEADING and self.stage is not Stage.HEADING:
+            return  # a size that is of nothing
+        self.is_of_llama_cpp = self.is_of_llama_cpp or stage >= Stage.BUILD
+        again = stage == self.stage and stage is not Stage.MODEL
+        again = again and (stage is Stage.HEADING or contradict(self.facts, facts))
+        if self.claimed or self.open is not None or stage < self.stage or again:
+            self.new_process()
+        self.facts = joined(self.facts, facts)
+        self.stage = max(self.stage, stage)
 
+    def new_process(self) -> None:
+        """End the run, and forget what stood before it."""
+        self.close()
+        self.facts, self.stage, self.claimed = NO_FACTS, Stage.NOTHING, False
+        self.is_strided, self.is_stray, self.time = False, False, 0
 
-def _bench_speed(test: str, depth: int, rate: float) -> Speed:
-    pp, tg = (rate, None) if test == "pp" else (None, rate)
-    return Speed(depth, pp, tg, "llama-bench")
+    def perplexity(self, line: Line) -> None:
+        """Take a line that may be of llama-perplexity, or the start of a sweep."""
+        text = line.text
+        if "strided perplexity" in text:
+            self.is_strided = True
+        if (started := perplexity.start_of(line, self.own_facts(), is_strided=self.is_strided)) is not None:
+            self.begin(started)
+            return
+        if (swept := speeds.sweep_at(text, line.number, self.own_facts())) is not None:
+            self.begin(swept)
+            return
+        if other := perplexity.other_score(text):
+            self.begin(None)
+            self.leave_out(line.number, f"a run of {other}, which records do not keep")
+            return
+        if isinstance(self.open, OpenPerplexity):
+            if not perplexity.feed(self.open, line):
+                self.close()
+            elif self.open.is_done:
+                self.close()
+                return
+            else:
+                return
+        if perplexity.is_result(text):
+            self.headless(line)
+        elif perplexity.is_stray(line):
+            self.stray(line, "lines of a result whose beginning is missing")
 
+    def headless(self, line: Line) -> None:
+        """Begin a run with its result: a card has no more than that, a log lost its beginning."""
+        run = OpenPerplexity(line.number, self.own_facts())
+        if not perplexity.feed(run, line):
+            self.stray(line, "lines of a result whose beginning is missing")
+            return
+        self.begin(run, keeps_facts=True)
+        if run.is_done:
+            self.close()
 
-def merge_speeds(speeds: Sequence[Speed]) -> tuple[Speed, ...]:
-    """One entry for each number of cached tokens: llama-bench gives reading and writing on two lines."""
-    merged: dict[tuple[int, str, str, str], Speed] = {}
-    for s in speeds:
-        place = (s.n_kv, s.engine, s.build, s.hardware)
-        old = merged.get(place, s)
-        pp, tg = (s.pp if s.pp is not None else old.pp), (s.tg if s.tg is not None else old.tg)
-        merged[place] = Speed(s.n_kv, pp, tg, s.engine, s.build, s.hardware)
-    return tuple(merged.values())
+    def own_facts(self) -> Facts:
+        """The facts for a run that begins here; those before another run's start are that run's."""
+        return NO_FACTS if self.claimed else self.facts
 
+    def begin(self, run: _Open | None, *, keeps_facts: bool = False) -> None:
+        """End the run before, and begin this one.
 
-def _tables(text: str) -> Iterator[dict[str, str]]:
-    """The rows of all markdown tables, by heading."""
-    headings: list[str] = []
-    for line in text.splitlines():
-        line = line.strip()
-        if not (line.startswith("|") and line.endswith("|")):
-            headings = []
-            continue
-        cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if not headings:
-            headings = cells
-        elif len(cells) == len(headings) and not set(line) <= set("|-: "):
-            yield dict(zip(headings, cells, strict=True))
+        With `keeps_facts` a heading before it also counts for further results below it.
+        """
+        self.close()
+        self.open = run
+        self.is_stray = False
+        if not keeps_facts or self.stage > Stage.BELOW_HEADING:
+            self.claimed = True
 
+    def close(self) -> None:
+        """End the run, which is kept if it has a result."""
+        run, self.open = self.open, None
+        if run is None:
+            return
+        if why := run.unfinished():
+            self.leave_out(run.line, why)
+            return
+        if isinstance(run, OpenPerplexity):
+            is_log = run.started or run.chunk > 0
+            self.runs.append(Run(run.line, run.facts, quality=run.result(), is_log=is_log))
+        elif isinstance(run, OpenSweep):
+            self.runs.append(Run(run.line, run.facts, speeds=tuple(run.speeds)))
+        else:
+            self.tests += run.tests
+            for found in speeds.bench_runs(run.tests, run.build):
+                self.runs.append(_bench_run(found, run.line, run.facts))
+                for test in found.left_out:
+                    only = "a record keeps one speed of reading and one of writing at a depth"
+                    self.leave_out(run.line, f"the test {printable(test)}: {only}")
 
-def _json_lines(text: str) -> Iterator[dict[str, object]]:
-    for line in text.splitlines():
-        if line.startswith("{") and line.rstrip().endswith("}"):
+    def leave_out(self, line: int, why: str) -> None:
+        """List what is not kept."""
+        self.left_out.append(LeftOut(line, why))
+
+    def stray(self, line: Line, why: str) -> None:
+        """List lines of a run that is not open, once."""
+        if not self.is_stray:
+            self.leave_out(line.number, why)
+        self.is_stray = True
+
+    def json_item(self, line: Line, item: Mapping[str, object]) -> None:
+        """Take a JSON line of a benchmark."""
+        if "n_kv" in item and "speed_pp" in item:
+            self.sweep_row(line, item, ())
+        elif "avg_ts" in item:
             try:
-                item = json.loads(line)
-            except (ValueError, RecursionError):
-                continue
-            if isinstance(item, dict):
-                yield item
+                (test,) = speeds.bench_items([item])
+            except ValueError as error:
+                raise MeasureError(
+                    f"line {line.number}: a test of the benchmark is not numbers: {error}"
+                ) from None
+            if not isinstance(self.open, OpenBench) or self.open.headings:
+                self.begin(OpenBench(line.number, self.own_facts()))
+            assert isinstance(self.open, OpenBench)
+            self.open.tests.append(test)
+
+    def table_row(self, line: Line, row: str) -> None:
+        """Take a row of a markdown table."""
+        cells = tuple(cell.strip() for cell in row.strip("|").split("|"))
+        if set(row) <= set("|-: "):
+            return
+        if speeds.is_sweep(cells):
+            if not (isinstance(self.open, OpenSweep) and not self.open.headings and not self.open.speeds):
+                self.begin(OpenSweep(line.number, self.own_facts()))
+            assert isinstance(self.open, OpenSweep)
+            self.open.headings = cells
+            if "B" in cells:
+                self.open.wrong = (
+                    "a table of llama-batched-bench, whose speeds are of several sequences at once"
+                )
+        elif speeds.is_bench(cells):
+            self.begin(OpenBench(line.number, self.own_facts(), cells))
+        elif isinstance(self.open, OpenSweep | OpenBench) and self.takes(self.open, line, cells):
+            return
+        elif self.headings:
+            self.result_row(line, cells)
+        else:
+            self.headings = cells
+
+    def takes(self, run: OpenSweep | OpenBench, line: Line, cells: tuple[str, ...]) -> bool:
+        """Whether a row is of an open benchmark."""
+        if len(cells) != len(run.headings):
+            return False
+        named = dict(zip(run.headings, cells, strict=True))
+        if isinstance(run, OpenSweep):
+            self.sweep_row(line, named, run.headings)
+            return True
+        test = speeds.bench_test(named)
+        if test is not None:
+            run.tests.append(test)
+        else:
+            self.leave_out(line.number, f"the test {printable(named['test'])} has no rate")
+        return True
+
+    def sweep_row(self, line: Line, cells: Mapping[str, object], headings: tuple[str, ...]) -> None:
+        """Take a row of a sweep: the next of the open run, or the first of another."""
+        row = speeds.sweep_row(cells)
+        if row is None:
+            self.leave_out(line.number, "a row of a sweep that is not numbers")
+            return
+        run = self.open
+        if isinstance(run, OpenSweep) and (run.wrong or speeds.continues(run, row)):
+            speeds.take(run, row)
+            return
+        if row.speed.n_kv == 0 or (not isinstance(run, OpenSweep) and not headings and not self.is_stray):
+            self.begin(OpenSweep(line.number, self.own_facts(), headings))
+            assert isinstance(self.open, OpenSweep)
+            speeds.take(self.open, row)
+            return
+        at = (
+            f", N_KV {run.speeds[-1].n_kv:,} is followed by {row.speed.n_kv:,}"
+            if isinstance(run, OpenSweep) and run.speeds
+            else ""
+        )
+        self.close()
+        self.open = OpenSweep(line.number, NO_FACTS, headings, row.n_prompt, row.n_written)
+        self.open.wrong = f"rows of a sweep whose beginning is missing{at}"
+        self.claimed = True
+        speeds.take(self.open, row)
+
+    def result_row(self, line: Line, cells: tuple[str, ...]) -> None:
+        """Take a row of a table of results; other tables are of no concern."""
+        columns = columns_of(self.headings)
+        if columns is None or len(cells) != len(self.headings):
+            return
+        found = published_row(columns, cells)
+        if isinstance(found, NoFigure):
+            self.leave_out(line.number, found.why)
+        else:
+            self.close()
+            facts = Facts(model=self.facts.model)
+            self.runs.append(Run(line.number, facts, row=found, name=found.name))
+
+    def finished(self) -> Log:
+        """All runs, after the last line."""
+        self.close()
+        runs, left_out = self.runs, self.left_out
+        if any(run.facts.name or run.row for run in runs):
+            # A card: what stands below a heading of another kind is of no file.
+            stray = [run for run in runs if run.facts.heading and not run.facts.name and not run.facts.file]
+            runs = [run for run in runs if run not in stray]
+            left_out = left_out + [
+                LeftOut(
+                    run.line,
+                    f"a result below the heading {printable(run.facts.heading)!r}, which names no file",
+                )
+                for run in stray
+            ]
+        return Log(tuple(runs), tuple(sorted(left_out, key=lambda left: left.line)), self.is_of_llama_cpp)
+
+
+def _bench_run(found: speeds.BenchRun, line: int, facts: Facts) -> Run:
+    return Run(
+        line,
+        replace(facts, name=""),
+        speeds=found.speeds,
+        name=found.model,
+        n_bytes=found.n_bytes,
+        settings=found.settings,
+    )

@@ -1,34 +1,71 @@
-"""Logs of earlier runs and published tables of any known kind, as records."""
+"""Logs of earlier runs and published tables of any known kind, as records.
+
+Each run and each row is an entry of its own, named by what stands before it: a heading, a command line, the
+file that the loader opened. What names nothing is called after its file. Entries of several files become one
+only if they do not measure the same.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ggplan.errors import MeasureError
 from ggplan.measure import logs, tables
-from ggplan.measure.record import FileFacts, Measurement, ModelFacts, Quantization, Record, Text, merge
+from ggplan.measure.log_lines import without_ending
+from ggplan.measure.logs import Run
+from ggplan.measure.record import (
+    UNNAMED,
+    FileFacts,
+    Measurement,
+    ModelFacts,
+    Quantization,
+    Record,
+    Text,
+    merge,
+    would_replace,
+)
 from ggplan.measure.record_json import is_record, record_from_json
-from ggplan.text import printable
+from ggplan.text import decode_text, nearest, printable
 
 _MAX_BYTES = 256 << 20
-_UNNAMED = "unnamed model"
 _TOOLS = re.compile(r"^(?:perplexity|ppl|kld|sweep-bench|llama-bench|bench)[._-]", re.IGNORECASE)
+_SHOWN = 6
+
+Note = Callable[[str], None]
+"""Called with a sentence about something that was read but is not in the records."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A quantization that a file gives; `model` is "" and `is_named` false where the file does not say."""
+
+    model: str
+    quantization: Quantization
+    is_named: bool = True
+    line: int = 0
 
 
 def parse_files(
-    paths: Sequence[Path], *, model_name: str | None = None, text: Text = tables.UNKNOWN_TEXT
+    paths: Sequence[Path],
+    *,
+    model_name: str | None = None,
+    text: Text = tables.UNKNOWN_TEXT,
+    note: Note | None = None,
 ) -> list[Record]:
     """Read logs of llama-perplexity, llama-bench and sweep-bench, model cards and published tables.
 
     Parameters
     ----------
     model_name
-        The model of files that do not name one; of a database of several models, the one to take.
+        The model's name in the record, whatever a file calls it; of a file of several models, the one to
+        take.
     text
-        The text that llama-perplexity was run on; its log does not name it.
+        The text that llama-perplexity was run on; its log names it only where the command line is part of it.
+    note
+        Called with what is left out and why: a run without a result, a row without a figure.
 
     Returns
     -------
@@ -37,34 +74,35 @@ def parse_files(
     Raises
     ------
     MeasureError
-        If a file is none of these, or damaged.
+        If a file is none of these, damaged, or has no result.
     """
     records: dict[str, Record] = {}
+    from_logs: set[str] = set()
     for path in paths:
-        shown = printable(str(path))
-        try:
-            found = _parse_file(path, text)
-        except MeasureError as error:
-            raise MeasureError(f"{shown}: {error.message}", hint=error.hint) from None
-        if isinstance(found, Record):
-            _add(records, found)
-            continue
-        by_model: dict[str, list[Quantization]] = {}
-        for item in found:
-            by_model.setdefault(item.model or model_name or _UNNAMED, []).append(item.quantization)
-        for model, quantizations in by_model.items():
-            _add(records, Record(ModelFacts(model), _uniquely_named(quantizations)))
-    if model_name in records:
-        return [records[model_name]]
+        found, is_record = _read(path, text, model_name, note)
+        for record in found:
+            named = record if is_record else _told_apart(record, records, path, from_logs)
+            old = records.get(named.model.name)
+            records[named.model.name] = merge(old, named) if old else named
     return list(records.values())
 
 
-def _add(records: dict[str, Record], new: Record) -> None:
-    old = records.get(new.model.name)
-    records[new.model.name] = merge(old, new) if old else new
+def _read(path: Path, text: Text, model_name: str | None, note: Note | None) -> tuple[list[Record], bool]:
+    """The records that a file gives, and whether it is one itself."""
+    shown = printable(str(path))
+
+    def told(said: str) -> None:
+        if note is not None:
+            note(f"{shown}: {said}")
+
+    try:
+        found = _parse_file(path, text, told)
+        return _by_model(found, model_name, told), isinstance(found, Record)
+    except MeasureError as error:
+        raise MeasureError(f"{shown}: {error.message}", hint=error.hint) from None
 
 
-def _parse_file(path: Path, text: Text) -> Record | list[tables.Published]:
+def _parse_file(path: Path, text: Text, told: Note) -> Record | list[_Entry]:
     try:
         with path.open("rb") as file:
             raw = file.read(_MAX_BYTES + 1)
@@ -72,25 +110,51 @@ def _parse_file(path: Path, text: Text) -> Record | list[tables.Published]:
         raise MeasureError(f"cannot be read: {error.strerror}") from error
     if len(raw) > _MAX_BYTES:
         raise MeasureError(f"is larger than any log ({_MAX_BYTES >> 20} MiB)")
-    content = raw.decode("utf-8", "replace").replace("\r\n", "\n")
-    if content.lstrip().startswith(("{", "[")):
-        value = tables.chart_data_of(content)
-        if is_record(value):
-            try:
-                return record_from_json(value)
-            except ValueError as error:
-                raise MeasureError(str(error)) from None
-        if value is not None and not _is_benchmark(value):
-            return list(tables.parse_chart_data(value))
-    found = _published(content, path) or _benchmarks(content, path)
-    if logs.is_perplexity_log(content) and not found:
-        found = [_perplexity(content, path, text)]
-    if not found:
-        raise MeasureError(
-            "is no log or table that ggplan knows",
-            hint="it reads llama-perplexity, llama-bench, llama-sweep-bench, model cards and Thireus' tables",
+    content = decode_text(raw)
+    if content.lstrip().startswith(("{", "[")) and (found := _json(content)) is not None:
+        return found
+    table: tables.TableRows | None = None
+    if tables.is_results_csv(content):
+        table = tables.parse_results_csv(content, path.stem)
+    elif tables.is_thireus_database(content):
+        table = tables.parse_thireus_database(content)
+    if table is not None:
+        for line, why in table.left_out:
+            told(f"line {line}: {why}; the row is left out")
+        if not table.rows:
+            raise MeasureError("no row of the table has a figure")
+        return [_Entry(p.model, p.quantization, line=p.line) for p in table.rows]
+    log = logs.read_log(content)
+    runs = [*log.runs, *logs.bench_runs_in(content)]
+    if not runs:
+        raise _nothing(content, log)
+    for left in log.left_out:
+        told(f"line {left.line}: {left.why}; it is left out")
+    entries = [_entry(run, path, text) for run in runs]
+    unnamed = [str(e.line) for e in entries if not e.is_named]
+    if len(unnamed) > 1:
+        more = ", …" if len(unnamed) > _SHOWN else ""
+        told(
+            f"{len(unnamed)} runs name no file (lines {', '.join(unnamed[:_SHOWN])}{more});"
+            " they are called after this one and numbered"
         )
-    return found
+    return entries
+
+
+def _json(content: str) -> Record | list[_Entry] | None:
+    """The records, points or tests that a text of JSON holds; None of a text of JSON lines."""
+    values = tables.json_documents(content)
+    if values and all(map(is_record, values)):
+        try:
+            first, *others = map(record_from_json, values)
+        except ValueError as error:
+            raise MeasureError(str(error)) from None
+        for other in others:
+            first = merge(first, other)
+        return first
+    if len(values) != 1 or _is_benchmark(values[0]):
+        return None
+    return [_Entry(p.model, p.quantization) for p in tables.parse_chart_data(values[0])]
 
 
 def _is_benchmark(value: object) -> bool:
@@ -98,50 +162,97 @@ def _is_benchmark(value: object) -> bool:
     return bool(items) and all(isinstance(i, dict) and ("avg_ts" in i or "speed_pp" in i) for i in items)
 
 
-def _published(content: str, path: Path) -> list[tables.Published]:
-    if tables.is_thireus_csv(content):
-        return list(tables.parse_thireus_csv(content, path.stem))
-    if tables.is_thireus_database(content):
-        return list(tables.parse_thireus_database(content))
-    return list(tables.parse_model_card(content)) if tables.is_model_card(content) else []
-
-
-def _benchmarks(content: str, path: Path) -> list[tables.Published]:
-    sweep = logs.parse_sweep_bench(content)
-    if sweep:
-        quantization = Quantization(_name_of(path.stem), speeds=logs.merge_speeds(sweep))
-        return [tables.Published(logs.model_name_in(content), quantization)]
-    by_model: dict[tuple[str, int], list[logs.NamedSpeed]] = {}
-    for named in logs.parse_llama_bench(content):
-        by_model.setdefault((named.model, named.n_bytes), []).append(named)
-    return [
-        tables.Published(
-            "",
-            Quantization(
-                _name_of(Path(model).name) or _name_of(path.stem),
-                FileFacts(n_bytes=n_bytes),
-                speeds=logs.merge_speeds([named.speed for named in speeds]),
-            ),
+def _nothing(content: str, log: logs.Log) -> MeasureError:
+    """Why a text has no result."""
+    rerun = "run it again, or leave the file out"
+    if len(log.left_out) == 1:
+        return MeasureError(f"line {log.left_out[0].line}: {log.left_out[0].why}", hint=rerun)
+    if log.left_out:
+        named = "; ".join(f"line {left.line}: {left.why}" for left in log.left_out[:_SHOWN])
+        return MeasureError(f"none of its {len(log.left_out)} runs has a result: {named}", hint=rerun)
+    if log.is_of_llama_cpp:
+        return MeasureError("is a log of llama.cpp that ends before any result", hint=rerun)
+    if content.startswith("version https://git-lfs.github.com/"):
+        return MeasureError("is a Git LFS pointer, not the file", hint="run `git lfs pull` in its folder")
+    if re.match(r"(?i)(?:QTYPE|tensor|model),", content.lstrip("# \n")):
+        return MeasureError(
+            "is a table without results of whole files", hint="`ggplan inspect` shows tables of sensitivities"
         )
-        for (model, n_bytes), speeds in by_model.items()
+    return MeasureError(
+        "is no log or table that ggplan knows",
+        hint="it reads llama-perplexity, llama-bench, llama-sweep-bench, model cards and Thireus' tables",
+    )
+
+
+def _entry(run: Run, path: Path, text: Text) -> _Entry:
+    """The entry of a run in a text."""
+    if run.row is not None:
+        return _Entry(run.facts.model, run.row, line=run.line)
+    facts, quality = run.facts, run.quality
+    file = Path(run.name).name if run.name.endswith(".gguf") else facts.file
+    name = facts.name or _name_of(run.name) or without_ending(file)
+    measurements: tuple[Measurement, ...] = ()
+    if quality is not None:
+        on = Text(facts.text) if facts.text and text == tables.UNKNOWN_TEXT else text
+        # A card does not say by which engine.
+        engine = "llama-perplexity" if run.is_log or not facts.name else ""
+        measurements = (
+            Measurement(
+                on, quality.n_ctx, quality.n_chunks, quality.n_tokens, engine, quality.metrics,
+                build=quality.build,
+            ),
+        )  # fmt: skip
+    quantization = Quantization(
+        (name or _name_of(path.stem)) + (f" ({run.settings})" if run.settings else ""),
+        FileFacts(file, n_bytes=run.n_bytes or facts.n_bytes),
+        facts.bpw,
+        measurements=measurements,
+        speeds=tuple(replace(s, build=s.build or facts.build) for s in run.speeds),
+    )
+    return _Entry(facts.model, quantization, bool(name), run.line)
+
+
+def _name_of(name: str) -> str:
+    """`kld.glm4moe-tiny.Q4_K_M` and `m/glm4moe-tiny.Q4_K_M.gguf` → `glm4moe-tiny.Q4_K_M`."""
+    return _TOOLS.sub("", without_ending(Path(name).name if name.endswith(".gguf") else name))
+
+
+def _by_model(found: Record | list[_Entry], wanted: str | None, told: Note) -> list[Record]:
+    """The records that a file gives, with the name that was asked for."""
+    if isinstance(found, Record):
+        return [found if wanted is None else replace(found, model=replace(found.model, name=wanted))]
+    by_model: dict[str, list[Quantization]] = {}
+    for entry in found:
+        by_model.setdefault(entry.model, []).append(entry.quantization)
+    named = [name for name in by_model if name]
+    if wanted is not None and wanted in named:
+        others = [name for name in named if name != wanted]
+        if others:
+            verb = "are" if len(others) > 1 else "is"
+            told(f"{_words(others)} {verb} left out, only {printable(wanted)} is taken")
+        by_model = {wanted: by_model[wanted]}
+    elif wanted is not None and len(named) > 1:
+        like = nearest(wanted, named)
+        raise MeasureError(
+            f"it is of several models ({_words(named)}), none of which is called {printable(wanted)}",
+            hint=f"did you mean {printable(like)}?" if like else "",
+        )
+    elif wanted is not None:
+        for name in (name for name in named if name != wanted):
+            told(f"its model {printable(name)} is recorded as {printable(wanted)}")
+        by_model = {wanted: [entry.quantization for entry in found]}
+    elif "" in by_model and len(named) == 1:
+        # Runs of one model, of which not all logs name it.
+        by_model = {named[0]: [entry.quantization for entry in found]}
+    return [
+        Record(ModelFacts(model or UNNAMED), _uniquely_named(quantizations))
+        for model, quantizations in by_model.items()
     ]
 
 
-def _perplexity(content: str, path: Path, text: Text) -> tables.Published:
-    quality = logs.parse_perplexity_log(content)
-    measurement = Measurement(
-        text, quality.n_ctx, quality.n_chunks, quality.n_tokens, "llama-perplexity", quality.metrics,
-        build=quality.build,
-    )  # fmt: skip
-    file = Path(quality.model_file).name
-    name = _name_of(file or path.stem)
-    quantization = Quantization(name, FileFacts(file), measurements=(measurement,))
-    return tables.Published(logs.model_name_in(content), quantization)
-
-
-def _name_of(stem: str) -> str:
-    """`kld.glm4moe-tiny.Q4_K_M` and `glm4moe-tiny.Q4_K_M.gguf` → `glm4moe-tiny.Q4_K_M`."""
-    return _TOOLS.sub("", stem.removesuffix(".gguf"))
+def _words(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
+    return ", ".join(printable(name) for name in names[:_SHOWN]) + more
 
 
 def _uniquely_named(quantizations: Iterable[Quantization]) -> tuple[Quantization, ...]:
@@ -154,3 +265,20 @@ def _uniquely_named(quantizations: Iterable[Quantization]) -> tuple[Quantization
         name = next(n for n in names if n not in taken)
         taken[name] = replace(q, name=name)
     return tuple(taken.values())
+
+
+def _told_apart(record: Record, known: Mapping[str, Record], path: Path, from_logs: set[str]) -> Record:
+    """The record, with the file's name added to a quantization that another log has other figures of.
+
+    `from_logs` holds the names that came from logs and tables, not from records.
+    """
+    old = known.get(record.model.name)
+    before = {q.name: q for q in old.quantizations} if old else {}
+    named = []
+    for q in record.quantizations:
+        there = before.get(q.name)
+        if there is not None and q.name in from_logs and would_replace(there, q):
+            q = replace(q, name=f"{q.name} ({path.stem})")
+        from_logs.add(q.name)
+        named.append(q)
+    return replace(record, quantizations=_uniquely_named(named))

@@ -40,6 +40,11 @@ METRICS = {
 }
 """Names of metrics and their meaning. Shares and probabilities are fractions, not per cent."""
 
+UNNAMED = "unnamed model"
+"""The name of a model that no log and no option names."""
+
+SWEEP_ENGINE = "llama-sweep-bench"
+
 _DIGITS = 8
 # A log's size is without the header, a model card's is rounded.
 _SIZE_TOLERANCE = 0.05
@@ -231,12 +236,30 @@ def check_same_model(old: ModelFacts, new: ModelFacts) -> None:
         )
 
 
+def would_replace(old: Quantization, new: Quantization) -> bool:
+    """Whether `merge` would replace figures of one quantization by others, so that they are of two runs."""
+    if new.speeds != old.speeds:
+        places = {_speed_conditions(s) for s in old.speeds}
+        if any(_speed_conditions(s) in places for s in new.speeds):
+            return True
+    measured = {m.conditions: m.metrics for m in old.measurements}
+    return any(measured.get(m.conditions, m.metrics) != m.metrics for m in new.measurements)
+
+
+def named(record: Record, model_name: str | None) -> Record:
+    """The record with this name for its model, if it is of a model that nothing named."""
+    if model_name is None or record.model.name != UNNAMED:
+        return record
+    return dataclasses.replace(record, model=dataclasses.replace(record.model, name=model_name))
+
+
 def merge(old: Record, new: Record) -> Record:
     """`old`, brought up to date with `new`.
 
     Quantizations are the same by the digest of their file. One without a digest (from a log) belongs to the
-    only one with its name, if the sizes agree. A measurement of the same conditions, and a speed at the same
-    place, is replaced by the newer; facts that the newer leaves empty stay.
+    only one with its name, if the sizes agree. A measurement of the same conditions, a speed at the same
+    place and a whole sweep of the same engine are replaced by the newer; facts that the newer leaves empty
+    stay.
 
     Raises
     ------
@@ -269,9 +292,14 @@ def _place_of(q: Quantization, known: Sequence[Quantization]) -> int | None:
     return hashed[0] if len(hashed) == 1 and _could_be_one(known[hashed[0]], q) else None
 
 
+def could_be_one_size(a: int, b: int) -> bool:
+    """Whether two sizes may be of one file: one is not known (0), or they differ by 5 % at most."""
+    low, high = sorted((a, b))
+    return not low or high - low <= _SIZE_TOLERANCE * high
+
+
 def _could_be_one(a: Quantization, b: Quantization) -> bool:
-    sizes = sorted((a.file.n_bytes, b.file.n_bytes))
-    return not sizes[0] or sizes[1] - sizes[0] <= _SIZE_TOLERANCE * sizes[1]
+    return could_be_one_size(a.file.n_bytes, b.file.n_bytes)
 
 
 def _merged(old: Quantization, new: Quantization) -> Quantization:
@@ -280,13 +308,20 @@ def _merged(old: Quantization, new: Quantization) -> Quantization:
         before = measurements.get(m.conditions, m)
         base = m.base if m.base.logits else dataclasses.replace(m.base, logits=before.base.logits)
         measurements[m.conditions] = dataclasses.replace(m, base=base)
-    speeds = {(s.n_kv, s.engine, s.build, s.hardware): s for s in (*old.speeds, *new.speeds)}
+    # A sweep is one run: rows of a newer one take the place of all.
+    swept = {_speed_conditions(s) for s in new.speeds if s.engine == SWEEP_ENGINE}
+    kept = [s for s in old.speeds if _speed_conditions(s) not in swept]
+    speeds = {(s.n_kv, *_speed_conditions(s)): s for s in (*kept, *new.speeds)}
     return dataclasses.replace(
         _filled(old, new),
         name=old.name,
         measurements=tuple(measurements.values()),
         speeds=tuple(speeds.values()),
     )
+
+
+def _speed_conditions(speed: Speed) -> tuple[str, str, str]:
+    return speed.engine, speed.build, speed.hardware
 
 
 _Facts = TypeVar("_Facts", Quantization, ModelFacts)

@@ -26,12 +26,14 @@ from pathlib import Path
 
 from ggplan.errors import MeasureError
 from ggplan.measure.outputs import check_writable, write_whole
-from ggplan.measure.record import Measurement, Quantization, Record, merge
+from ggplan.measure.record import Measurement, Quantization, Record, merge, named
 from ggplan.measure.record_json import record_from_json, record_to_json
 from ggplan.measure.scores import TokenScores
-from ggplan.text import printable
+from ggplan.text import decode_text, printable
 
 MAX_BYTES = 64 << 20
+# What a lock holds; a file of the lock's name that holds something else is the user's, and stays.
+_LOCK = b"held by ggplan measure\n"
 # Some network file systems have no locks.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 
@@ -57,7 +59,7 @@ def load_record(path: str | Path) -> Record:
     if len(raw) > MAX_BYTES:
         raise MeasureError(f"{shown} is larger than any record ({MAX_BYTES >> 20} MiB)")
     try:
-        return record_from_json(json.loads(raw.decode("utf-8")))
+        return record_from_json(json.loads(decode_text(raw, "strict")))
     except (ValueError, RecursionError) as error:
         raise MeasureError(f"{shown} is not a record: {error}") from error
 
@@ -85,10 +87,13 @@ class OpenRecord:
         The file, links resolved.
     record
         What it held when it was opened; None if there was no file.
+    model_name
+        The model's name from now on, if the file holds figures of a model that nothing named.
     """
 
     path: Path
     record: Record | None
+    model_name: str | None = None
 
     def add(self, new: Record, scores: Mapping[tuple[str, str], TokenScores] | None = None) -> Record:
         """Merge new figures into the file; returns the record that the file then holds.
@@ -105,7 +110,7 @@ class OpenRecord:
             written, the message says that the figures are kept.
         """
         # Read again: on a file system without locks another run may have written it.
-        merged = merge(load_record(self.path), new) if self.path.exists() else new
+        merged = merge(named(load_record(self.path), self.model_name), new) if self.path.exists() else new
         save_record(merged, self.path)
         if scores:
             with _writing_scores(self.path):
@@ -114,8 +119,13 @@ class OpenRecord:
 
 
 @contextlib.contextmanager
-def open_record(path: str | Path) -> Iterator[OpenRecord]:
+def open_record(path: str | Path, *, model_name: str | None = None) -> Iterator[OpenRecord]:
     """Open a record to add to it, or create one; no other run can until the block ends.
+
+    Parameters
+    ----------
+    model_name
+        The name for the model of a record whose figures came from logs that name none.
 
     Raises
     ------
@@ -132,7 +142,8 @@ def open_record(path: str | Path) -> Iterator[OpenRecord]:
     with _locked(path):
         check_writable(path)
         _check_scores_folder(scores_folder(path))
-        yield OpenRecord(path, load_record(path) if path.exists() else None)
+        record = named(load_record(path), model_name) if path.exists() else None
+        yield OpenRecord(path, record, model_name)
 
 
 @contextlib.contextmanager
@@ -143,7 +154,8 @@ def _locked(path: Path) -> Iterator[None]:
         yield
     finally:
         with contextlib.suppress(OSError):
-            lock.unlink(missing_ok=True)
+            if os.pread(descriptor, len(_LOCK) + 1, 0) == _LOCK:
+                lock.unlink(missing_ok=True)
         os.close(descriptor)
 
 
@@ -202,6 +214,8 @@ def _take(lock: Path, shown: str) -> int:
         # The run that held the lock may have removed the file meanwhile; then this lock is worthless.
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), os.stat(lock)):
+                if not os.fstat(descriptor).st_size:
+                    os.pwrite(descriptor, _LOCK, 0)
                 return descriptor
         os.close(descriptor)
 

@@ -195,29 +195,39 @@ def short_names(names: Sequence[str]) -> list[str]:
 
 def model_facts(subject: Subject) -> ModelFacts:
     """The model a file is of."""
-    model = subject.model
+    facts = model_facts_of(subject.model)
+    return facts if facts.name else replace(facts, name=_SHARD.sub("", subject.path.stem))
+
+
+def model_facts_of(model: Model) -> ModelFacts:
+    """The model that a GGUF says it is of; its name is "" where it does not say."""
     named = _text(model, "general.name") or _text(model, "general.basename")
-    n_weights = sum(t.n_weights for t in model.tensors)
-    return ModelFacts(named or _SHARD.sub("", subject.path.stem), model.architecture, n_weights)
+    return ModelFacts(named, model.architecture, sum(t.n_weights for t in model.tensors))
 
 
 def quantization_of(subject: Subject) -> Quantization:
     """The quantization in a file: its size, its parts, the recipe it was made by."""
-    model = subject.model
+    shards = tuple(f.sha256 for f in subject.files) if len(subject.files) > 1 else ()
+    file = FileFacts(subject.path.name, subject.sha256, subject.n_bytes, shards)
+    return replace(facts_of(subject.model), name=subject.name, file=file)
+
+
+def facts_of(model: Model) -> Quantization:
+    """The quantization in a GGUF as its header tells it, without a digest and a name."""
     n_weights = sum(t.n_weights for t in model.tensors)
     tensor_bytes = sum(t.n_bytes for t in model.tensors)
-    shards = tuple(f.sha256 for f in subject.files) if len(subject.files) > 1 else ()
     return Quantization(
-        name=subject.name,
-        file=FileFacts(subject.path.name, subject.sha256, subject.n_bytes, shards),
+        name="",
+        file=FileFacts(model.files[0].name, n_bytes=sum(file.stat().st_size for file in model.files)),
         bpw=round(8 * tensor_bytes / n_weights, 4) if n_weights else 0.0,
         recipe=RecipeFacts(_text(model, "ggplan.recipe.name"), _text(model, "ggplan.recipe.sha256")),
         imatrix=_text(model, "quantize.imatrix.file"),
-        parts=_parts(model),
+        parts=parts_of(model),
     )
 
 
-def _parts(model: Model) -> tuple[Part, ...]:
+def parts_of(model: Model) -> tuple[Part, ...]:
+    """The bytes of each role and type of a model, as it is stored."""
     sums: dict[tuple[str, str], list[int]] = {}
     roles = roles_in(model)
     for tensor in model.tensors:

@@ -1,68 +1,275 @@
-"""Published tables of results as records: model cards, chart data, Thireus' files.
+"""Published tables of results: rows with a name and figures.
 
-- model cards in ubergarm's format: a heading `IQ4_K 65.4 GiB (4.89 BPW)` (the name may be in backticks or
-  bold, `BPW` in any case), and below it `Final estimate: PPL = 4.6273 +/- 0.02805` (or the longer newer
-  form);
+- any table, of markdown or CSV, with a column of names (`quant`, `QTYPE`, `name`, `file`) and one of figures
+  (`PPL`, `mean KLD`, `99.9% KLD`, `same top p`), as in llama.cpp's own pages and on model cards; Thireus'
+  `QTYPE,bpw,ppl` is one;
+- Thireus' database `model|author|quant|bpw|ppl|url`;
 - the data behind forum charts (ik_llama.cpp discussion 715): a JSON list of
-  `{"name", "ppl": "3.3469 +/- 0.01936", "size": GiB, "bpw", "url"}`, or an object that holds it as "data";
-- Thireus' `ppl_graphs`: CSV `QTYPE,bpw,ppl`, and the database `model|author|quant|bpw|ppl|url`.
+  `{"name", "ppl": "3.3469 +/- 0.01936", "size": GiB, "bpw", "url"}`, or an object that holds it as "data".
 
-Facts that such tables do not give (the text, the context) stay empty, so points of different sources cannot
-be compared.
+A row without a figure is left out, and its line told. Facts that such tables do not give (the text, the
+context) stay empty, so points of different sources cannot be compared.
 """
 
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ggplan.errors import MeasureError
-from ggplan.measure.logs import FINAL
+from ggplan.measure.log_lines import SIZE, bytes_of
 from ggplan.measure.record import FileFacts, Measurement, Metric, Quantization, Text
 from ggplan.text import printable
 
 UNKNOWN_TEXT = Text("text not recorded")
 _GIB = 1 << 30
-_HEADING = re.compile(
-    r"^#{1,6}\s+[*`_]*([A-Za-z][\w.+-]{0,80})[*`_]*\s+(\d+(?:\.\d+)?)\s*(GiB|MiB)\s*\(\s*(\d+(?:\.\d+)?)\s*(?i:bpw)\s*\)"
+_NUMBER = r"(-?\d{1,12}(?:\.\d{1,12})?(?:[eE][-+]?\d{1,3})?)"
+_FIGURE = re.compile(rf"\s*{_NUMBER}\s*%?(?:\s*(?:\+/-|±|_|\ufffd)\s*{_NUMBER}\s*%?)?\s*$")
+_EMPTY = re.compile(r"(?:-+|—|–|\?+|n/?a|nan|none|null|tbd|404)?", re.IGNORECASE)
+"""What stands in a cell without a figure; 404 is Thireus' mark."""
+
+# Columns by their headings, in lower case without markup, brackets and their contents.
+_COLUMNS: tuple[tuple[str, str], ...] = (
+    ("model", r"model"),
+    (
+        "name",
+        r"q(?:uant)?[ _-]?types?|quants?|quantization|name|file(?: ?name)?|gguf|mix|recipe|f?type|link",
+    ),
+    ("author", r"author|quantizer|by"),
+    ("url", r"url"),
+    ("note", r"notes?|comments?|remarks?"),
+    ("bpw", r"bpw|bits ?(?:/|per) ?weight"),
+    ("size", r"(?:file |model )?size|(?:size )?[gm]i?b"),
+    ("ppl", r"(?:final |mean )?(?:ppl|perplexity)(?:\(q\))?"),
+    ("error", r"±|\+/-|(?:ppl[ _]?)?(?:error|err|stderr|std ?err(?:or)?)"),
+    ("kld999", r"99\.9 ?% ?kld?|kld ?99\.9 ?%?|kld ?999"),
+    ("kld99", r"99(?:\.0)? ?% ?kld|kld ?99(?:\.0)? ?%?"),
+    ("kld90", r"90(?:\.0)? ?% ?kld|kld ?90(?:\.0)? ?%?"),
+    ("kld_max", r"max(?:imum)? kld"),
+    ("kld_median", r"median kld"),
+    ("kld", r"(?:mean )?(?:kld|kl[- ]divergence|kl[- ]div)"),
+    ("delta_p_rms", r"rms δp"),
+    ("delta_p_mean", r"mean δp"),
+    ("same_top", r"same top(?: ?p)?(?: ?%)?"),
 )
+_METRICS = (
+    "ppl",
+    "kld",
+    "kld_max",
+    "kld999",
+    "kld99",
+    "kld90",
+    "kld_median",
+    "delta_p_rms",
+    "delta_p_mean",
+    "same_top",
+)
+_PER_CENT = ("delta_p_rms", "delta_p_mean", "same_top")
 
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """A published quantization and its model ("" if the table does not name it)."""
+    """A published quantization, its model ("" if the table does not name it) and its line."""
 
     model: str
     quantization: Quantization
+    line: int = 0
 
 
-def is_model_card(text: str) -> bool:
-    """Whether there is a heading with a name, a size and bits per weight."""
-    return any(_HEADING.match(line) for line in text.splitlines())
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """What the columns of a table are: the place of each that is read, and the unit of sizes."""
+
+    places: Mapping[str, int]
+    unit: str
+    unread: tuple[str, ...]
 
 
-def parse_model_card(text: str) -> Iterator[Published]:
-    """The quantizations of a model card that have a perplexity."""
-    heading: re.Match[str] | None = None
-    for line in text.splitlines():
-        found = _HEADING.match(line)
-        if found is not None:
-            heading = found
+@dataclass(frozen=True, slots=True)
+class NoFigure:
+    """Why a row gives no quantization; `is_damaged` if a cell holds something that is no figure."""
+
+    why: str
+    is_damaged: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TableRows:
+    """The rows of a table, and why others are left out, with their lines."""
+
+    rows: tuple[Published, ...]
+    left_out: tuple[tuple[int, str], ...]
+
+
+def columns_of(headings: Sequence[str]) -> Columns | None:
+    """The columns of a table of results; None of a table without names or without figures."""
+    places: dict[str, int] = {}
+    unit, unread = "", []
+    for place, heading in enumerate(headings):
+        plain = re.sub(r"[*`]", "", heading).strip()
+        bare = re.sub(r"\s*[\[(](?!q\b)[^\])]*[\])]", "", plain.lower()).strip()
+        kind = next((kind for kind, pattern in _COLUMNS if re.fullmatch(pattern, bare)), "")
+        if not kind or kind in places:
+            unread.append(plain)
             continue
-        if line.startswith("#"):
-            heading = None
-        final = FINAL.search(line)
-        if heading is not None and final is not None:
-            n_chunks, n_ctx = int(final[1] or 0), int(final[2] or 0)
-            metric = Metric(float(final[3]), float(final[4]), "unpaired tokens")
-            unit = _GIB if heading[3] == "GiB" else _GIB >> 10
-            n_bytes = round(float(heading[2]) * unit)
-            measurement = _measured(metric, n_ctx, n_chunks)
-            yield Published("", _quantization(heading[1], n_bytes, float(heading[4]), measurement))
-            heading = None
+        places[kind] = place
+        if kind == "size" and (found := re.search(r"\b([GM]i?B)\b", plain, re.IGNORECASE)):
+            unit = found[1]
+    if "name" not in places and "model" in places:
+        places["name"] = places.pop("model")
+    if "name" not in places or not any(name in places for name in _METRICS):
+        return None
+    return Columns(places, unit, tuple(unread))
+
+
+def published_row(columns: Columns, cells: Sequence[str]) -> Quantization | NoFigure:
+    """The quantization in a row of a table, or why there is none."""
+    plain = [re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", re.sub(r"[*`]", "", cell)).strip() for cell in cells]
+    named = {kind: plain[place] for kind, place in columns.places.items()}
+    name = named["name"]
+    if _EMPTY.fullmatch(name):
+        return NoFigure("a row without a name")
+    shown = printable(name)[:60]
+    metrics: dict[str, Metric] = {}
+    for kind in _METRICS:
+        cell = named.get(kind, "")
+        if _EMPTY.fullmatch(cell):
+            continue
+        found = _FIGURE.match(cell)
+        if found is None:
+            return NoFigure(f"{shown}: the {kind} {printable(cell)[:40]!r} is not a number", is_damaged=True)
+        factor = 0.01 if kind in _PER_CENT else 1.0
+        error = found[2] if found[2] is not None else named.get("error", "") if kind == "ppl" else ""
+        metrics[kind] = _metric(kind, found[1], error, factor)
+    if not metrics:
+        what = [kind for kind in _METRICS if kind in columns.places]
+        return NoFigure(f"{shown} has no {' or '.join(what)}")
+    size = named.get("size", "")
+    n_bytes = _bytes(size, columns.unit)
+    bpw = re.match(r"\d{1,3}(?:\.\d{1,9})?", named.get("bpw", ""))
+    quantization = Quantization(
+        name, FileFacts(n_bytes=n_bytes), float(bpw[0]) if bpw else 0.0,
+        measurements=(Measurement(UNKNOWN_TEXT, 0, 0, 0, "", metrics),),
+    )  # fmt: skip
+    more = {kind: named.get(kind, "") for kind in ("author", "url", "note")}
+    return replace(quantization, author=more["author"], url=more["url"], note=more["note"])
+
+
+def _metric(kind: str, value: str, error: str, factor: float) -> Metric:
+    number = round(factor * float(value), 12)
+    if not error or re.fullmatch(_NUMBER, error.strip()) is None:
+        return Metric(number)
+    spread = round(factor * float(error), 12)
+    return Metric(number, spread, "unpaired tokens" if kind == "ppl" else "paired tokens")
+
+
+def _bytes(cell: str, unit: str) -> int:
+    found = re.match(SIZE, cell)
+    if found is not None:
+        return bytes_of(found[1], found[2])
+    number = re.fullmatch(r"\d{1,7}(?:\.\d{1,6})?", cell)
+    return bytes_of(number[0], unit) if number and unit else 0
+
+
+def is_results_csv(text: str) -> bool:
+    """Whether the first line is the heading of a table of results, as `QTYPE,bpw,ppl`."""
+    return "," in _first(text) and columns_of(_cells(_first(text))) is not None
+
+
+def parse_results_csv(text: str, model: str) -> TableRows:
+    """The rows of a CSV table whose file is named after the model.
+
+    Raises
+    ------
+    MeasureError
+        If a figure is not a number; the message has the line.
+    """
+    reader = csv.reader(io.StringIO(text))
+    columns: Columns | None = None
+    rows, left_out = [], []
+    for cells in reader:
+        if not any(cell.strip() for cell in cells) or cells[0].startswith("#"):
+            continue
+        if columns is None:
+            columns, width = columns_of([cell.strip() for cell in cells]), len(cells)
+            assert columns is not None
+            continue
+        if len(cells) != width:
+            raise MeasureError(f"line {reader.line_num}: it has {len(cells)} cells, and the heading {width}")
+        found = published_row(columns, cells)
+        if isinstance(found, NoFigure):
+            if found.is_damaged:
+                raise MeasureError(f"line {reader.line_num}: {found.why}")
+            left_out.append((reader.line_num, found.why))
+        else:
+            own = cells[columns.places["model"]].strip() if "model" in columns.places else model
+            _check(found, reader.line_num)
+            rows.append(Published(own, found, reader.line_num))
+    return TableRows(tuple(rows), tuple(left_out))
+
+
+def _first(text: str) -> str:
+    lines = (line for line in text.split("\n") if line.strip() and not line.startswith("#"))
+    return next(lines, "").strip()
+
+
+def _cells(line: str) -> list[str]:
+    return [cell.strip() for cell in next(csv.reader([line]), [])]
+
+
+def _check(quantization: Quantization, line: int) -> None:
+    """Refuse figures that cannot be."""
+    for metric in quantization.measurements[0].metrics.values():
+        if not abs(metric.value) < 1e12:
+            raise MeasureError(f"line {line}: the figure {metric.value} cannot be")
+    ppl = quantization.measurements[0].metrics.get("ppl")
+    if ppl is not None and ppl.value < 0:
+        raise MeasureError(f"line {line}: the ppl {ppl.value:g} cannot be")
+
+
+def is_thireus_database(text: str) -> bool:
+    """Whether the lines are `model|author|quant|bpw|ppl|url`, without the address if there is none."""
+    cells = [cell.strip().lower() for cell in _first(text).split("|")]
+    if len(cells) not in (5, 6) or not cells[0]:
+        return False
+    return cells[3] == "bpw" or all(_EMPTY.fullmatch(c) or _FIGURE.match(c) for c in cells[3:5])
+
+
+def parse_thireus_database(text: str) -> TableRows:
+    """The rows of a database; lines that begin with `#` are ignored.
+
+    Raises
+    ------
+    MeasureError
+        If a line has another number of cells, or a figure is not a number; the message has the line.
+    """
+    columns = Columns({"model": 0, "author": 1, "name": 2, "bpw": 3, "ppl": 4, "url": 5}, "", ())
+    rows, left_out = [], []
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        cells = [cell.strip() for cell in line.split("|")]
+        if len(cells) not in (5, 6):
+            raise MeasureError(
+                f"line {number}: it has {len(cells)} cells, not model|author|quant|bpw|ppl|url"
+            )
+        if [cell.lower() for cell in cells[3:5]] == ["bpw", "ppl"]:
+            continue  # a heading
+        found = published_row(columns, [*cells, ""][:6])
+        if isinstance(found, NoFigure):
+            if found.is_damaged:
+                raise MeasureError(f"line {number}: {found.why}")
+            left_out.append((number, found.why))
+        elif not cells[0]:
+            left_out.append((number, f"{printable(found.name)} has no model"))
+        else:
+            _check(found, number)
+            rows.append(Published(cells[0], found, number))
+    return TableRows(tuple(rows), tuple(left_out))
 
 
 def parse_chart_data(value: object) -> Iterator[Published]:
@@ -83,57 +290,17 @@ def parse_chart_data(value: object) -> Iterator[Published]:
             raise MeasureError(f"point {i + 1} has no name or no ppl")
         if point.get("skip"):
             continue
-        found = re.match(r"\s*(\d+(?:\.\d+)?)(?:\s*(?:\+/-|±)\s*(\d+(?:\.\d+)?))?\s*$", str(point["ppl"]))
+        found = _FIGURE.match(str(point["ppl"]))
         if found is None:
             raise MeasureError(f"the perplexity of point {i + 1} is {printable(str(point['ppl']))[:40]!r}")
-        error = found[2]
-        metric = (
-            Metric(float(found[1]), float(error), "unpaired tokens") if error else Metric(float(found[1]))
-        )
+        metric = _metric("ppl", found[1], found[2] or "", 1.0)
         size, bpw = _number(point.get("size", 0), "size"), _number(point.get("bpw", 0), "bpw")
-        quantization = _quantization(str(point["name"]), round(size * _GIB), bpw, _measured(metric))
-        url, note = str(point.get("url") or ""), str(point.get("comment") or "")
-        yield Published(title, replace(quantization, url=url, note=note))
-
-
-def is_thireus_csv(text: str) -> bool:
-    """Whether the first line is the heading of a Thireus table."""
-    return text.partition("\n")[0].strip().lower() == "qtype,bpw,ppl"
-
-
-def parse_thireus_csv(text: str, model: str) -> Iterator[Published]:
-    """The points of a table `QTYPE,bpw,ppl`, whose file is named after the model."""
-    for row in csv.DictReader(text.splitlines()):
-        values = {str(k).lower(): v for k, v in row.items()}
-        metric = Metric(_number(values.get("ppl"), "ppl"))
-        bpw = _number(values.get("bpw"), "bpw")
-        yield Published(model, _quantization(str(values["qtype"]), 0, bpw, _measured(metric)))
-
-
-def is_thireus_database(text: str) -> bool:
-    """Whether the lines are `model|author|quant|bpw|ppl|url`, without the address if there is none."""
-    lines = [line for line in text.splitlines() if line.strip()]
-    return bool(lines) and all(line.count("|") in (4, 5) and line[0] != "|" for line in lines)
-
-
-def parse_thireus_database(text: str) -> Iterator[Published]:
-    """The points of a database; lines that begin with `#` are ignored."""
-    for line in text.splitlines():
-        if not line.strip() or line.startswith("#"):
-            continue
-        model, author, name, bpw, ppl, *url = (cell.strip() for cell in line.split("|"))
-        metric = Metric(_number(ppl, "ppl"))
-        quantization = _quantization(name, 0, _number(bpw, "bpw"), _measured(metric))
-        yield Published(model, replace(quantization, author=author, url="".join(url)))
-
-
-def _quantization(name: str, n_bytes: int, bpw: float, measurement: Measurement) -> Quantization:
-    return Quantization(name, FileFacts(n_bytes=n_bytes), bpw, measurements=(measurement,))
-
-
-def _measured(metric: Metric, n_ctx: int = 0, n_chunks: int = 0) -> Measurement:
-    n_tokens = n_chunks * (n_ctx - 1 - n_ctx // 2) if n_ctx else 0
-    return Measurement(UNKNOWN_TEXT, n_ctx, n_chunks, n_tokens, "", {"ppl": metric})
+        quantization = Quantization(
+            str(point["name"]), FileFacts(n_bytes=round(size * _GIB)), bpw,
+            url=str(point.get("url") or ""), note=str(point.get("comment") or ""),
+            measurements=(Measurement(UNKNOWN_TEXT, 0, 0, 0, "", {"ppl": metric}),),
+        )  # fmt: skip
+        yield Published(title, quantization)
 
 
 def _number(value: object, what: str) -> float:
@@ -146,9 +313,17 @@ def _number(value: object, what: str) -> float:
     return number
 
 
-def chart_data_of(text: str) -> object:
-    """The JSON in a text, or None."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
+def json_documents(text: str) -> list[object]:
+    """The JSON documents that a text consists of, one after another; [] of any other text."""
+    found: list[object] = []
+    decoder, at = json.JSONDecoder(), 0
+    while at < len(text):
+        if text[at].isspace():
+            at += 1
+            continue
+        try:
+            value, at = decoder.raw_decode(text, at)
+        except (ValueError, RecursionError):
+            return []
+        found.append(value)
+    return found

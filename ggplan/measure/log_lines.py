@@ -1,0 +1,221 @@
+"""A line of a log: what is put before it, and the facts that it tells of the run that follows.
+
+Logs reach us through terminals, forums and Windows. So a line may begin with colours, with `> ` of a
+quotation or with llama.cpp's time and level (`0.00.041.233 I `), and `±` and `Δ` may have become other
+characters.
+
+The facts of a run stand before it, in this order: a heading or a command line of the script that ran it, the
+build, the file that the loader opened, and the model's name and size:
+
+    ## air-Q4_K_M.gguf
+    + llama-perplexity -m air-Q4_K_M.gguf -f wiki.test.raw
+    build: 3919 (fde9b8d2) with cc (Ubuntu 11.4.0) 11.4.0 for x86_64-linux-gnu
+    llama_model_loader: loaded meta data with 44 key-value pairs and 803 tensors from air-Q4_K_M.gguf
+    print_info: file size   = 65.44 GiB (4.89 BPW)
+
+A fact that stands earlier in this order than one already known begins the next run.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from enum import IntEnum
+from pathlib import PurePosixPath
+
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_QUOTED = re.compile(r"^(?:\s?>)+\s?")
+_TIMED = re.compile(r"^(\d+)\.(\d\d)\.(\d{3})\.(\d{3}) [A-Z] ")
+# Facts stand at the beginning of a line; a line of chunks may have a megabyte.
+_LONGEST = 2000
+
+_UNITS = {"kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40,
+          "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}  # fmt: skip
+SIZE = r"(\d{1,7}(?:\.\d{1,6})?)\s*([KMGT]i?B)\b"
+_BPW = r"(?:\s*[(,]?\s*(\d{1,2}(?:\.\d{1,6})?)\s*(?i:bpw|bits per weight)\)?)?"
+_LOADED = re.compile(r"loaded meta data with .{0,80}? from (.{1,400}?)(?: \(version |$)")
+_LOADING = re.compile(r"(?:loading model(?: from)?|load model):? '?(.{1,400}?\.gguf)\b")
+_NAME = re.compile(r"general\.name (?:\s*str)?\s*= (.{1,100})")
+_FILE_SIZE = re.compile(rf"(?:file|model) size\s*= {SIZE}{_BPW}")
+_BUILD = re.compile(r"^(?:main: )?(?:build(?:_info)?\s*[:=] ?|version: (?=b?\d))(.{1,80})")
+_BENCH_BUILD = re.compile(r"^build: ([0-9a-f]{6,12}) \((\d{1,7})\)\s*$")
+_OPTION = r"""[ =](?:"([^"]{1,400})"|'([^']{1,400})'|(\S{1,400}))"""
+_COMMAND = re.compile(r"(?:perplexity|sweep-bench|llama-bench|main)(?:\.exe)?[\"']?\s.*?-")
+_COMMAND_MODEL = re.compile(rf"\s(?:-m|--model){_OPTION}")
+_CONTINUED = re.compile(rf"^\s+(?:-m|--model){_OPTION}")
+_COMMAND_TEXT = re.compile(rf"\s(?:-f|--file){_OPTION}")
+_HEADING = re.compile(r"^\s*(?:(#{1,6})\s+|(={2,}|-{2,}|\*{2,})\s*)(\S.*?)\s*[=#*-]*\s*$")
+_BULLET = re.compile(rf"^\s*[-*+]\s+([*`_]*[A-Za-z][\w.+-]{{0,80}}[*`_]*\s*:?\s+{SIZE}.*)$")
+_GGUF = re.compile(r"([^\s`*\"'()\[\]|]{1,300})\.gguf\b")
+_SHARD = re.compile(r"-\d{5}-of-\d{5}$")
+_MARKUP = re.compile(r"[*`]|(?:^|(?<=\s))_+(?=\w)|(?<=\w)_+(?=\s|$)|</?\w+>")
+_LINK = re.compile(r"\[([^\]]{1,200})\]\([^)]{0,400}\)")
+_TYPE = re.compile(
+    r"\b(?:UD-)?(?:I?Q[1-8](?:_\w+)?|TQ[12]_0|B?F16|FP?16|F32|MXFP4(?:_\w+)?|NVFP4)\b", re.IGNORECASE
+)
+_OWN_LINE = re.compile(rf"^\s*(?:[-*]\s+)?(?:(?:file |model )?size\W{{1,4}})?{SIZE}{_BPW}\s*$", re.IGNORECASE)
+
+
+class Stage(IntEnum):
+    """The places of facts before a run, in their order."""
+
+    NOTHING = 0
+    HEADING = 1
+    BELOW_HEADING = 2
+    COMMAND = 3
+    BUILD = 4
+    FILE = 5
+    MODEL = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What stands before a run.
+
+    Attributes
+    ----------
+    name
+        The quantization as a heading calls it.
+    file
+        The file of the model, without its folders.
+    model
+        The model's name.
+    n_bytes, bpw
+        Size of the file and bits per weight, 0 where not printed.
+    text
+        The text's file as a command line has it.
+    heading
+        A heading that names no quantization.
+    """
+
+    name: str = ""
+    file: str = ""
+    model: str = ""
+    n_bytes: int = 0
+    bpw: float = 0.0
+    build: str = ""
+    text: str = ""
+    heading: str = ""
+
+
+NO_FACTS = Facts()
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line without what is put before it; `time` is llama.cpp's in microseconds, or None."""
+
+    number: int
+    text: str
+    time: int | None = None
+
+
+def lines_of(text: str) -> Iterator[Line]:
+    """The lines of a log; what a carriage return overwrites counts as a line of its own."""
+    for number, whole in enumerate(text.split("\n"), 1):
+        for part in whole.split("\r") if "\r" in whole else (whole,):
+            plain = _QUOTED.sub("", _COLOUR.sub("", part))
+            found = _TIMED.match(plain)
+            if found is None:
+                yield Line(number, plain)
+                continue
+            minutes, seconds, milli, micro = map(int, found.groups())
+            time = ((minutes * 60 + seconds) * 1000 + milli) * 1000 + micro
+            yield Line(number, plain[found.end() :], time)
+
+
+def bytes_of(number: str, unit: str) -> int:
+    """The bytes of a size: `65.44` and `GiB`; `GB` counts in powers of 1000."""
+    return round(float(number) * _UNITS[unit.lower()])
+
+
+def bench_build(line: str) -> str:
+    """The build as llama-bench prints it below its table, `build: 8cf427ff (5163)`, or ""."""
+    found = _BENCH_BUILD.match(line)
+    return f"{found[2]} ({found[1]})" if found else ""
+
+
+def facts_in(line: str, *, fenced: bool = False) -> tuple[Stage, Facts] | None:
+    """The facts that a line tells, and their place in the order; None of most lines.
+
+    Parameters
+    ----------
+    fenced
+        The line is of a block of code, where `#` begins a comment and not a heading.
+    """
+    line = line[:_LONGEST]
+    if found := _LOADED.search(line) or _LOADING.search(line):
+        return Stage.FILE, Facts(file=_base_name(found[1]))
+    if found := _FILE_SIZE.search(line):
+        return Stage.MODEL, Facts(n_bytes=bytes_of(found[1], found[2]), bpw=float(found[3] or 0))
+    if found := _NAME.search(line):
+        return Stage.MODEL, Facts(model=found[1].strip())
+    if (found := _BUILD.match(line)) and not bench_build(line):
+        return Stage.BUILD, Facts(build=found[1].strip())
+    if ".gguf" in line and _COMMAND.search(line) and (model := _COMMAND_MODEL.search(line)):
+        text = _COMMAND_TEXT.search(line)
+        file = _base_name(_chosen(model))
+        return Stage.COMMAND, Facts(file=file, text=_base_name(_chosen(text)) if text else "")
+    if ".gguf" in line and (model := _CONTINUED.match(line)):
+        return Stage.COMMAND, Facts(file=_base_name(_chosen(model)))
+    return _heading_in(line, fenced)
+
+
+def _heading_in(line: str, fenced: bool) -> tuple[Stage, Facts] | None:
+    if found := _BULLET.match(line):
+        return Stage.HEADING, _named_by(found[1])
+    if found := _OWN_LINE.match(line):
+        return Stage.BELOW_HEADING, Facts(n_bytes=bytes_of(found[1], found[2]), bpw=float(found[3] or 0))
+    found = _HEADING.match(line)
+    if found is None or "statistics" in line:
+        return None
+    facts = _named_by(found[3])
+    is_rule = found[1] is None
+    if is_rule and not (facts.file or facts.n_bytes or line.rstrip().endswith(found[2])):
+        return None
+    if not facts.name and (fenced or is_rule):
+        return None
+    return Stage.HEADING, facts
+
+
+def _named_by(heading: str) -> Facts:
+    """The facts in a heading: a `.gguf`, a name before a size, or the name of a type somewhere in it."""
+    plain = _MARKUP.sub("", _LINK.sub(r"\1", heading)).strip()
+    size = re.search(SIZE + _BPW, plain)
+    n_bytes, bpw = (bytes_of(size[1], size[2]), float(size[3] or 0)) if size else (0, 0.0)
+    file = _GGUF.search(plain)
+    if file is not None:
+        base = _base_name(file[1])
+        return Facts(name=without_ending(base), file=f"{base}.gguf", n_bytes=n_bytes, bpw=bpw)
+    before = plain[: size.start()].strip(" :,(-") if size else ""
+    if before and " " not in before:
+        return Facts(name=before, n_bytes=n_bytes, bpw=bpw)
+    if _TYPE.search(plain):
+        return Facts(name=(before or plain)[:80], n_bytes=n_bytes, bpw=bpw)
+    return Facts(heading=plain[:80] or "-")
+
+
+def contradict(known: Facts, new: Facts) -> bool:
+    """Whether a fact of a line is already known, and another."""
+    pairs = [(getattr(known, name), getattr(new, name)) for name in Facts.__slots__]
+    return any(old and told and old != told for old, told in pairs)
+
+
+def joined(known: Facts, new: Facts) -> Facts:
+    """The facts known so far with those of one more line."""
+    told = {f: getattr(new, f) for f in Facts.__slots__ if getattr(new, f)}
+    return replace(known, **told)
+
+
+def without_ending(name: str) -> str:
+    """`air-Q4_K-00001-of-00003.gguf` → `air-Q4_K`."""
+    return _SHARD.sub("", name.removesuffix(".gguf"))
+
+
+def _base_name(path: str) -> str:
+    return PurePosixPath(path.replace("\\", "/").strip("\"' ")).name
+
+
+def _chosen(found: re.Match[str]) -> str:
+    return found[1] or found[2] or found[3]

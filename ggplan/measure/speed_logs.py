@@ -1,0 +1,292 @@
+"""Results of llama-sweep-bench (ik_llama.cpp) and llama-bench.
+
+A sweep is one table, as markdown or JSON lines: a row for each number of tokens in the cache, which grows by
+the tokens of a prompt from row to row. A row that does not go on so is another run's.
+
+llama-bench prints a table of tests, as markdown, CSV, JSON or JSON lines. Tests of one file with the same
+settings are one run; a test that comes again is another run.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from ggplan.measure.log_lines import SIZE, Facts, bytes_of
+from ggplan.measure.record import SWEEP_ENGINE, Speed
+
+_SWEEP_START = re.compile(r"^main: n_kv_max = \d+,.*?n_ubatch = (\d+)")
+_RATE = re.compile(r"\d+(?:\.\d+)?(?:[eE][-+]?\d+)?")
+_TEST = re.compile(r"(pp|tg) ?(\d+)(?: @ d(\d+))?$")
+# What differs between the tests of one run.
+_MEASURED = ("test", "t/s", "n_prompt", "n_gen", "n_depth", "test_time", "avg_ns", "stddev_ns", "avg_ts",
+             "stddev_ts", "samples_ns", "samples_ts")  # fmt: skip
+_FILE_KEYS = ("model", "model_filename", "model_type", "size", "model_size", "params", "model_n_params",
+              "build_commit", "build_number", "cpu_info", "gpu_info")  # fmt: skip
+
+
+@dataclass(slots=True)
+class OpenSweep:
+    """A sweep whose rows are being read.
+
+    Attributes
+    ----------
+    headings
+        The columns of its table, () of JSON lines and before the table.
+    n_prompt, n_written
+        Tokens that each row reads and writes.
+    is_log
+        Whether it is a whole log and no table alone: its rows are without gaps, from 0 on.
+    wrong
+        Why the run is no sweep that can be read, or "".
+    """
+
+    line: int
+    facts: Facts
+    headings: tuple[str, ...] = ()
+    n_prompt: int = 0
+    n_written: int = 0
+    is_log: bool = False
+    speeds: list[Speed] = field(default_factory=list)
+    wrong: str = ""
+
+    def unfinished(self) -> str:
+        """Why there is no result, or ""."""
+        return self.wrong or (
+            "" if self.speeds else "this is a sweep-bench log without a row: it ended before the first"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class SweepRow:
+    """One row of a sweep: tokens read and written, with `speed.n_kv` tokens in the cache before."""
+
+    n_prompt: int
+    n_written: int
+    speed: Speed
+
+
+@dataclass(frozen=True, slots=True)
+class BenchTest:
+    """One test of llama-bench.
+
+    Attributes
+    ----------
+    model
+        The model as the line names it.
+    test
+        `pp512 @ d4096`.
+    settings
+        All that must be equal for two tests to be of one run, by column.
+    speed
+        None of tests that mix reading and writing.
+    """
+
+    model: str
+    n_bytes: int
+    test: str
+    settings: Mapping[str, str]
+    speed: Speed | None
+
+
+@dataclass(slots=True)
+class OpenBench:
+    """A table of llama-bench whose rows are being read."""
+
+    line: int
+    facts: Facts
+    headings: tuple[str, ...] = ()
+    tests: list[BenchTest] = field(default_factory=list)
+    build: str = ""
+
+    def unfinished(self) -> str:
+        """Why there is no result, or ""."""
+        return (
+            ""
+            if any(t.speed for t in self.tests)
+            else "a llama-bench table without a test of reading or writing"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class BenchRun:
+    """One file with one set of settings; `settings` in words only where several runs of the file differ."""
+
+    model: str
+    n_bytes: int
+    settings: str
+    speeds: tuple[Speed, ...]
+    left_out: tuple[str, ...]
+
+
+def sweep_at(line: str, number: int, facts: Facts) -> OpenSweep | None:
+    """The sweep that begins with the line `main: n_kv_max = ...`, or None."""
+    found = _SWEEP_START.match(line)
+    if found is None:
+        return None
+    run = OpenSweep(number, facts, n_prompt=int(found[1]), is_log=True)
+    if "is_pp_shared" in line:
+        run.wrong = "this is a log of llama-batched-bench, whose speeds are of several sequences at once"
+    return run
+
+
+def is_sweep(headings: Sequence[str]) -> bool:
+    """Whether a table is of llama-sweep-bench, or of llama-batched-bench, which has one column more."""
+    return "N_KV" in headings and "S_PP t/s" in headings
+
+
+def sweep_row(cells: Mapping[str, object]) -> SweepRow | None:
+    """A row of a table or a JSON line of a sweep; None where it is not numbers.
+
+    Raises
+    ------
+    ValueError
+        If a number cannot be.
+    """
+    names = ("PP", "TG", "N_KV", "S_PP t/s", "S_TG t/s")
+    keys = names if "N_KV" in cells else ("pp", "tg", "n_kv", "speed_pp", "speed_tg")
+    pp, tg, n_kv, reading, writing = (cells.get(key) for key in keys)
+    try:
+        speed = Speed(
+            int(str(n_kv)), float(str(reading)), None if writing is None else float(str(writing)),
+            SWEEP_ENGINE,
+        )  # fmt: skip
+        row = SweepRow(int(str(pp or 0)), int(str(tg or 0)), speed)
+    except ValueError:
+        return None
+    rates = [rate for rate in (speed.pp, speed.tg) if rate is not None]
+    return row if speed.n_kv >= 0 and all(0 <= rate < 1e9 for rate in rates) else None
+
+
+def continues(run: OpenSweep, row: SweepRow) -> bool:
+    """Whether a row may be the next of a sweep."""
+    if not run.speeds:
+        if run.is_log:
+            return row.speed.n_kv == 0 and row.n_prompt == run.n_prompt
+        return True
+    before = run.speeds[-1].n_kv
+    step = row.speed.n_kv - before
+    same = (row.n_prompt, row.n_written) == (run.n_prompt, run.n_written)
+    return same and step > 0 and (not run.is_log or step == row.n_prompt)
+
+
+def take(run: OpenSweep, row: SweepRow) -> None:
+    """Add a row."""
+    run.n_prompt, run.n_written = row.n_prompt, row.n_written
+    run.speeds.append(row.speed)
+
+
+def is_bench(headings: Sequence[str]) -> bool:
+    """Whether a table is of llama-bench."""
+    return {"model", "test", "t/s"} <= set(headings)
+
+
+def bench_test(cells: Mapping[str, str]) -> BenchTest | None:
+    """A row of llama-bench's table; None where it holds no rate."""
+    value = _RATE.match(cells["t/s"])
+    if value is None:
+        return None
+    size = re.match(SIZE, cells.get("size", ""))
+    found = _TEST.match(cells["test"])
+    settings = {key: cell for key, cell in cells.items() if key not in _MEASURED}
+    speed = _speed(found[1], int(found[3] or 0), float(value[0])) if found else None
+    n_bytes = int(float(size[1]) * bytes_of("1", size[2])) if size else 0
+    return BenchTest(cells["model"], n_bytes, cells["test"], settings, speed)
+
+
+def bench_items(items: Sequence[Mapping[str, object]]) -> Iterator[BenchTest]:
+    """Tests of llama-bench's forms for machines: CSV, JSON and JSON lines.
+
+    Raises
+    ------
+    ValueError
+        If a test is not numbers.
+    """
+    for item in items:
+        n_prompt, n_gen = int(str(item.get("n_prompt") or 0)), int(str(item.get("n_gen") or 0))
+        depth, rate = int(str(item.get("n_depth") or 0)), float(str(item["avg_ts"]))
+        n_bytes = int(str(item.get("model_size") or 0))
+        kind = "pp" if n_prompt and not n_gen else "tg" if n_gen and not n_prompt else ""
+        speed = _speed(kind, depth, rate) if kind else None
+        if speed is not None:
+            build = f"{item.get('build_number', '')} ({item.get('build_commit', '')})"
+            hardware = str(item.get("gpu_info") or item.get("cpu_info") or "")
+            speed = replace(speed, build=build, hardware=hardware)
+        test = f"{kind}{n_prompt or n_gen}" if kind else f"pp{n_prompt}+tg{n_gen}"
+        settings = {str(key): str(value) for key, value in item.items() if key not in _MEASURED}
+        name = str(item.get("model_filename", ""))
+        yield BenchTest(name, n_bytes, test + (f" @ d{depth}" if depth else ""), settings, speed)
+
+
+def bench_csv(text: str) -> list[Mapping[str, object]]:
+    """The rows of llama-bench's CSV in a text; [] where it has none."""
+    start = text.find("build_commit")
+    if start < 0 or "avg_ts" not in text[start:].partition("\n")[0]:
+        return []
+    return [dict(row) for row in csv.DictReader(io.StringIO(text[start:])) if row.get("avg_ts")]
+
+
+def json_line(line: str) -> dict[str, object] | None:
+    """The JSON object that a line is, or None."""
+    if not (line.startswith("{") and line.rstrip().endswith("}")):
+        return None
+    try:
+        item = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return item if isinstance(item, dict) else None
+
+
+def bench_runs(tests: Sequence[BenchTest], build: str = "") -> list[BenchRun]:
+    """The runs that tests are of."""
+    groups: list[tuple[Mapping[str, str], list[BenchTest]]] = []
+    for test in tests:
+        fitting = [g for s, g in groups if s == test.settings and test.test not in [t.test for t in g]]
+        if fitting:
+            fitting[-1].append(test)
+        else:
+            groups.append((test.settings, [test]))
+    varied = {
+        key
+        for settings, _ in groups
+        for key, value in settings.items()
+        if key not in _FILE_KEYS and any(other.get(key) != value for other, _ in groups)
+    }
+    runs = []
+    for settings, group in groups:
+        speeds, left_out = _merged(group, build)
+        if speeds:
+            words = ", ".join(f"{key} {settings[key]}" for key in settings if key in varied)
+            runs.append(BenchRun(group[0].model, group[0].n_bytes, words, speeds, left_out))
+    return runs
+
+
+def _merged(tests: Sequence[BenchTest], build: str) -> tuple[tuple[Speed, ...], tuple[str, ...]]:
+    """One speed for each number of tokens in the cache; reading and writing are two tests.
+
+    A record has one speed of reading at a place: of `pp512` and `pp2048` the first counts, and the other is
+    returned.
+    """
+    merged: dict[int, Speed] = {}
+    left_out = []
+    for test in tests:
+        new = test.speed
+        if new is None:
+            left_out.append(test.test)
+            continue
+        old = merged.get(new.n_kv, replace(new, pp=None, tg=None))
+        if (new.pp is not None and old.pp is not None) or (new.tg is not None and old.tg is not None):
+            left_out.append(test.test)
+            continue
+        pp, tg = (new.pp if new.pp is not None else old.pp), (new.tg if new.tg is not None else old.tg)
+        merged[new.n_kv] = replace(new, pp=pp, tg=tg, build=new.build or build)
+    return tuple(merged.values()), tuple(left_out)
+
+
+def _speed(kind: str, depth: int, rate: float) -> Speed:
+    pp, tg = (rate, None) if kind == "pp" else (None, rate)
+    return Speed(depth, pp, tg, "llama-bench")
