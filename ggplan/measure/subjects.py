@@ -213,11 +213,12 @@ def quantization_of(subject: Subject) -> Quantization:
         bpw=round(8 * tensor_bytes / n_weights, 4) if n_weights else 0.0,
         recipe=RecipeFacts(_text(model, "ggplan.recipe.name"), _text(model, "ggplan.recipe.sha256")),
         imatrix=_text(model, "quantize.imatrix.file"),
-        parts=_parts(model),
+        parts=parts_of(model),
     )
 
 
-def _parts(model: Model) -> tuple[Part, ...]:
+def parts_of(model: Model) -> tuple[Part, ...]:
+    """The bytes of each role and type of a model, as it is stored."""
     sums: dict[tuple[str, str], list[int]] = {}
     roles = roles_in(model)
     for tensor in model.tensors:
