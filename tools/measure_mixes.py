@@ -21,10 +21,9 @@ import zipfile
 from pathlib import Path
 
 import ggplan
-from ggplan.charts.output import save
-from ggplan.charts.parts import draw_parts
+from ggplan.charts import draw_parts
 from ggplan.charts.points import panels
-from ggplan.charts.quality import draw_quality
+from ggplan.charts.quality import draw_panels
 from ggplan.measure import (
     MeasureOptions,
     MeasureResult,
@@ -83,7 +82,7 @@ def convert_mixes(model_name: str, recipes: list[str], folder: Path) -> list[Pat
     """Write the bf16 file and all mixes; their names are the recipes'."""
     if model_name == "demo-model":
         model = ggplan.open_model(str(importlib.resources.files("ggplan") / "demo_model"), pre="glm4")
-        recipes = ["glm4moe/hq4_k", *recipes]
+        recipes = [str(ROOT / "ggplan" / "demo_model" / "hq6_k.recipe"), *recipes]
     elif model_name == "SmolLM2-135M":
         model = ggplan.open_model(smollm2(folder))
     else:
@@ -124,10 +123,10 @@ def keep(record: OpenRecord, result: MeasureResult, name: str) -> None:
     record.path.with_suffix(".csv").write_text(record_to_csv(merged), "utf-8")
     note = CAVEATS.get(name, "")
     for suffix, drawing in (
-        ("", draw_quality(panels([merged], scores=kept_scores(record.path)), note=note)),
-        ("-parts", draw_parts([merged])),
+        ("", draw_panels(panels([merged], scores=kept_scores(record.path)), note=note)),
+        ("-parts", draw_parts(merged)),
     ):
-        save(drawing, FOLDER / f"{name}{suffix}.svg")
+        drawing.save(FOLDER / f"{name}{suffix}.svg")
 
 
 CAVEATS = {

@@ -1,6 +1,19 @@
-"""Charts of records: what each quantization costs and what it loses, drawn the same way every time.
+"""Charts: what each quantization loses against what it costs, where its bytes are, its types, its speed.
 
-    save(draw_quality(load_points(records)), "chart.svg")
+    record = ggplan.measure.load_record("air.json")
+    draw_quality(record)                                # a notebook shows it
+    draw_quality(record, x="bpw").save("air.svg")       # or .png, or .html with the numbers
+    draw_parts(ggplan.open_model("air-hq4_k.gguf"))     # where the GiB are: of records, models and plans
+    draw_types(ggplan.make_plan(model, "glm4moe/hq4_k"))
+    draw_context(record)                                # tokens per second as the cache fills
 
-The same records give the same bytes: no dates, no random ids, text as text.
+The same input gives the same bytes: no dates, no random ids, text as text.
 """
+
+from ggplan.charts.context import draw_context
+from ggplan.charts.output import Drawing
+from ggplan.charts.parts import draw_parts
+from ggplan.charts.quality import draw_quality
+from ggplan.charts.types_map import draw_types
+
+__all__ = ["Drawing", "draw_context", "draw_parts", "draw_quality", "draw_types"]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ggplan.charts.drawing import Drawing, write_caption, write_heading
-from ggplan.charts.style import MARKERS, SERIES, new_figure, settings
+from ggplan.charts.drawing import PAIR_WIDTH, Key, finish, html_table, new_figure
+from ggplan.charts.output import Drawing
+from ggplan.charts.scales import Scale, apply_scale
+from ggplan.charts.style import MARKERS, MUTED, SERIES, Ink, marks_of, settings
 from ggplan.errors import ChartError
 from ggplan.measure.record import Quantization, Record, Speed
 from ggplan.text import printable
@@ -15,7 +18,17 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-def draw_context(records: Sequence[Record], *, title: str = "") -> Drawing:
+_Curve = tuple[Record, Quantization]
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    ink: Ink
+    marker: str
+    dash: str
+
+
+def draw_context(records: Record | Sequence[Record], *, title: str = "") -> Drawing:
     """Draw tokens per second against tokens in the cache: reading a prompt on the left, writing on the right.
 
     Raises
@@ -23,72 +36,101 @@ def draw_context(records: Sequence[Record], *, title: str = "") -> Drawing:
     ChartError
         If no quantization has speeds at two places or more.
     """
-    curves = [(r, q) for r in records for q in r.quantizations if len({s.n_kv for s in q.speeds}) > 1]
+    given = [records] if isinstance(records, Record) else records
+    curves = [(r, q) for r in given for q in r.quantizations if len({s.n_kv for s in q.speeds}) > 1]
     if not curves:
         raise ChartError(
             "no record has speeds at several contexts",
-            hint="`ggplan measure --parse` reads llama-sweep-bench",
+            hint="`ggplan measure --parse` reads llama-sweep-bench, and llama-bench with several depths (-d)",
         )
     models = list(dict.fromkeys(r.model.name for r, _ in curves))
+    looks = _looks(curves)
     titles: dict[str, str] = {}
     with settings():
-        figure, (reading, writing) = new_figure(4.6, 2, 10.5)
-        figure.subplots_adjust(left=0.075, right=0.975, top=0.8, bottom=0.2, wspace=0.18)
+        figure, panels = new_figure(3.2, 2, PAIR_WIDTH, left=0.75, above=0.3, gap=0.75)
         heading = title or f"{' and '.join(models)}: speed against context"
-        write_heading(figure, heading)
-        reading.set_title("reading a prompt", fontsize=10)
-        writing.set_title("writing", fontsize=10)
-        for ax, kind in ((reading, "pp"), (writing, "tg")):
-            for k, (_, quantization) in enumerate(curves):
-                _draw_curve(ax, quantization, kind, k, titles)
-            ax.set_ylim(bottom=0)
+        last = max(s.n_kv for _, q in curves for s in q.speeds)
+        across = Scale("linear", -0.03 * last, 1.03 * last)
+        for ax, kind, name in zip(panels, ("pp", "tg"), ("reading a prompt", "writing"), strict=True):
+            rates = [rate for _, q in curves for s in q.speeds if (rate := getattr(s, kind)) is not None]
+            ax.set_title(name, fontsize=10, pad=8)
+            apply_scale(ax, Scale("linear", 0, 1.08 * max(rates, default=1.0)), "y", lambda v: f"{v:g}")
+            apply_scale(ax, across, "x", _in_k, _round_numbers(last))
+            for k, ((_, quantization), look) in enumerate(zip(curves, looks, strict=True)):
+                _draw_curve(ax, quantization, kind, look, f"{kind}-{k}", titles)
             ax.set_xlabel("tokens in the cache")
             ax.set_ylabel("tokens per second, higher is better")
-            ax.xaxis.set_major_formatter(lambda v, _: f"{v / 1024:g}k" if v else "0")
-            _round_ticks(ax)
-        if len(curves) > 1:
-            writing.legend(loc="upper right", fontsize=8)
-        speeds = [s for _, q in curves for s in q.speeds]
-        caption = _caption(speeds, [q.name for _, q in curves])
-        write_caption(figure, caption)
-    return Drawing(figure, heading, caption.replace("\n", " "), titles, _table(curves))
+            if not rates:
+                ax.text(0.5, 0.5, "not measured", transform=ax.transAxes, ha="center", color=MUTED.light)
+        names = [_name(r, q, models) for r, q in curves]
+        keys = [Key(name, look.ink, look.marker) for name, look in zip(names, looks, strict=True)]
+        caption = _caption([s for _, q in curves for s in q.speeds])
+        finish(figure, heading, caption, keys)
+    return Drawing(figure, heading, caption, titles, _table(curves))
 
 
-def _draw_curve(ax: Axes, quantization: Quantization, kind: str, k: int, titles: dict[str, str]) -> None:
+def _looks(curves: Sequence[_Curve]) -> list[_Look]:
+    """How each curve looks: in its author's colour if there are several authors, else in one of its own."""
+    marks = marks_of([q.author for _, q in curves])
+    dashes = ("-", "--", "-.", ":")
+    if len(marks) < 2:
+        n = len(SERIES)
+        return [
+            _Look(SERIES[k % n], MARKERS[k % len(MARKERS)], dashes[k // n % 4]) for k in range(len(curves))
+        ]
+    looks = []
+    seen: dict[str, int] = {}
+    for _, q in curves:
+        k = seen[q.author] = seen.get(q.author, -1) + 1
+        first = MARKERS.index(marks[q.author].marker)
+        looks.append(_Look(marks[q.author].ink, MARKERS[(first + k) % len(MARKERS)], dashes[k % 4]))
+    return looks
+
+
+def _name(record: Record, quantization: Quantization, models: Sequence[str]) -> str:
+    author = f" by {quantization.author}" if quantization.author not in ("", quantization.name) else ""
+    name = quantization.name.removesuffix(f" ({quantization.author})") + author
+    return f"{record.model.name}: {name}" if len(models) > 1 else name
+
+
+def _draw_curve(
+    ax: Axes, quantization: Quantization, kind: str, look: _Look, gid: str, titles: dict[str, str]
+) -> None:
     speeds = sorted((s.n_kv, s.pp if kind == "pp" else s.tg) for s in quantization.speeds)
     known = [(n, rate) for n, rate in speeds if rate is not None]
     if not known:
         return
     (line,) = ax.plot(
-        *zip(*known, strict=True), color=SERIES[k % len(SERIES)].light, marker=MARKERS[k % len(MARKERS)],
-        markersize=4.5, linewidth=1.5, label=printable(quantization.name),
+        *zip(*known, strict=True), color=look.ink.light, marker=look.marker, markersize=4.5, linewidth=1.5,
+        linestyle=look.dash,
     )  # fmt: skip
-    gid = f"{kind}-{k}"
     line.set_gid(gid)
     (first, fast), (last, slow) = known[0], known[-1]
     titles[gid] = f"{quantization.name}: {fast:.4g} t/s at {first}, {slow:.4g} t/s at {last} tokens"
 
 
-def _round_ticks(ax: Axes) -> None:
-    """Ticks at round numbers of 1024 tokens."""
-    high = ax.get_xlim()[1]
-    step = next((s for s in (256, 1024, 2048, 4096, 8192, 16384, 32768, 65536) if high / s <= 9), 131072)
-    ax.set_xticks(range(0, int(high) + 1, step))
+def _in_k(value: float) -> str:
+    return f"{value / 1024:g}k" if value >= 1024 else f"{value:g}"
 
 
-def _caption(speeds: Sequence[Speed], names: Sequence[str]) -> str:
+def _round_numbers(last: int) -> list[float]:
+    """Numbers of tokens from 0 to the last in steps of a power of two, nine at most."""
+    step = 1
+    while last / step > 8:
+        step *= 2
+    return [float(n) for n in range(0, last + 1, step)]
+
+
+def _caption(speeds: Sequence[Speed]) -> str:
     engines = dict.fromkeys(f"{s.engine} {s.build}".strip() for s in speeds)
     hardware = dict.fromkeys(s.hardware for s in speeds if s.hardware)
     facts = [f"Measured by {', '.join(e for e in engines if e) or 'an engine that is not recorded'}"]
     if hardware:
         facts.append(f"on {', '.join(hardware)}")
-    one = f"\n{names[0]}" if len(names) == 1 else ""
-    return printable(" ".join(facts)) + "." + (f"\n{printable(one.strip())}" if one else "")
+    return printable(" ".join(facts)) + "."
 
 
 def _table(curves: Sequence[tuple[Record, Quantization]]) -> str:
-    from ggplan.charts.drawing import html_table
-
     rows = [
         [
             q.name,

@@ -12,8 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-Box = tuple[float, float, float, float]
-"""Left, bottom, right, top, in pixels."""
+from ggplan.charts.drawing import Box
 
 _RINGS = (7.0, 12.0, 19.0, 28.0, 40.0, 54.0, 72.0, 92.0)
 _ANGLES = (
@@ -106,7 +105,7 @@ def _place(
             left = x + ring * dx - (0 if dx > 0.3 else width if dx < -0.3 else width / 2)
             low = y + ring * dy - (0 if dy > 0.8 else height if dy < -0.8 else height / 2)
             box = (left, low, left + width, low + height)
-            if not _inside(box, frame) or any(_overlap(box, other) for other in (*taken, *lines)):
+            if not is_inside(box, frame) or any(overlap(box, other) for other in (*taken, *lines)):
                 continue
             if any(_crosses(box, leader) for leader in leaders):
                 continue
@@ -123,11 +122,13 @@ def _nearest_on(place: Placed, width: float, height: float, x: float, y: float) 
     return min(max(x, place.x), place.x + width), min(max(y, place.y), place.y + height)
 
 
-def _inside(box: Box, frame: Box) -> bool:
+def is_inside(box: Box, frame: Box) -> bool:
+    """Whether a box is inside another."""
     return box[0] >= frame[0] and box[1] >= frame[1] and box[2] <= frame[2] and box[3] <= frame[3]
 
 
-def _overlap(a: Box, b: Box) -> bool:
+def overlap(a: Box, b: Box) -> bool:
+    """Whether two boxes overlap, or nearly touch."""
     return (
         a[0] - _PADDING < b[2]
         and b[0] < a[2] + _PADDING

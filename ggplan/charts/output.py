@@ -1,4 +1,4 @@
-"""A figure as SVG, PNG or HTML, the same bytes every time.
+"""`Drawing`: a figure as SVG, PNG or HTML, the same bytes every time.
 
 In an SVG text stays text, and each named part of the drawing (`gid`) gets a `<title>`, which browsers
 show and screen readers read. `auto` puts the dark colours behind `prefers-color-scheme`; programs that do not
@@ -10,11 +10,13 @@ from __future__ import annotations
 import html
 import io
 import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ggplan.charts.drawing import Drawing
-from ggplan.charts.style import ALL, BACKGROUND, TEXT, Theme, settings
+from ggplan.charts.style import ALL, BACKGROUND, TEXT, Ink, Theme, settings
 from ggplan.errors import ChartError, MeasureError
 from ggplan.measure.outputs import write_whole
 from ggplan.text import printable
@@ -26,32 +28,72 @@ KINDS = (".svg", ".png", ".html")
 _PNG_DPI = 200
 
 
-def save(drawing: Drawing, path: str | Path, theme: Theme = "auto") -> None:
-    """Write a drawing; the ending of `path` gives the format.
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """A chart: a figure and what goes with it into a file. A notebook shows it.
 
-    Parameters
+    Attributes
     ----------
-    theme
-        "auto" follows the reader's setting in SVG and HTML; a PNG has one theme, which is then the light one.
-
-    Raises
-    ------
-    ChartError
-        If the ending is unknown or the file cannot be written.
+    figure
+        matplotlib's figure, in the light theme.
+    title, description
+        What the picture is and what it shows, for readers who cannot see it.
+    titles
+        The tooltip of each named part (`gid`) of the drawing.
+    table
+        HTML of the data.
+    inks
+        Colours of this chart besides those of all charts.
     """
-    path = Path(path)
-    kind = path.suffix.lower()
-    if kind == ".png":
-        data = _png(drawing.figure, theme)
-    elif kind in KINDS:
-        svg = _svg(drawing, theme)
-        data = (svg if kind == ".svg" else _page(svg, drawing.title, drawing.table, theme)).encode("utf-8")
-    else:
-        raise ChartError(f"{printable(str(path))} is none of {', '.join(KINDS)}")
-    try:
-        write_whole(path, data)
-    except MeasureError as error:
-        raise ChartError(error.message, hint=error.hint) from error
+
+    figure: Figure = field(repr=False)
+    title: str
+    description: str = field(repr=False)
+    titles: Mapping[str, str] = field(repr=False)
+    table: str = field(default="", repr=False)
+    inks: tuple[Ink, ...] = field(default=(), repr=False)
+
+    def save(self, path: str | Path, theme: Theme = "auto") -> None:
+        """Write the chart; the ending of `path`, .svg, .png or .html, gives the format.
+
+        Parameters
+        ----------
+        theme
+            "auto" follows the reader's setting in SVG and HTML; a PNG has one theme, which is then the light
+            one.
+
+        Raises
+        ------
+        ChartError
+            If the ending is unknown or the file cannot be written.
+        """
+        path = Path(path)
+        kind = path.suffix.lower()
+        if kind == ".png":
+            data = _png(self, theme)
+        elif kind == ".svg":
+            data = _svg(self, theme).encode("utf-8")
+        elif kind == ".html":
+            data = _page(_svg(self, theme), self.title, self.table, theme).encode("utf-8")
+        else:
+            raise ChartError(f"{printable(str(path))} is none of {', '.join(KINDS)}")
+        try:
+            write_whole(path, data)
+        except MeasureError as error:
+            raise ChartError(error.message, hint=error.hint) from error
+
+    def to_svg(self, theme: Theme = "auto") -> str:
+        """The chart as an SVG document."""
+        return _svg(self, theme)
+
+    def _repr_svg_(self) -> str:
+        """What a notebook shows: its page may be light or dark whatever the system's setting."""
+        return _svg(self, "light")
+
+    @property
+    def _colours(self) -> dict[str, str]:
+        """The dark colour of each light one."""
+        return {ink.light: ink.dark for ink in (*ALL, *self.inks)}
 
 
 def _svg(drawing: Drawing, theme: Theme) -> str:
@@ -62,7 +104,7 @@ def _svg(drawing: Drawing, theme: Theme) -> str:
     text = buffer.getvalue()
     text = re.sub(r" <metadata>.*?</metadata>\n", "", text[text.index("<svg") :], flags=re.DOTALL)
     opening, closing, rest = text.partition(">")
-    style = f"\n <style>{_dark_rules()}</style>" if theme == "auto" else ""
+    style = f"\n <style>{_dark_rules(drawing)}</style>" if theme == "auto" else ""
     words = f"\n <title>{_escaped(drawing.title)}</title>\n <desc>{_escaped(drawing.description)}</desc>"
     text = f'{opening} role="img"{closing}{words}{style}{rest}'
 
@@ -73,49 +115,53 @@ def _svg(drawing: Drawing, theme: Theme) -> str:
     text = re.sub(r'<g id="([^"]+)">', titled, text)
     # Places were measured in DejaVu Sans; a reader without it gets a sans-serif of about the same width.
     text = text.replace("'DejaVu Sans'", "'DejaVu Sans', Verdana, sans-serif")
-    return _darkened(text) if theme == "dark" else text
+    return _darkened(text, drawing) if theme == "dark" else text
 
 
 def _escaped(text: str) -> str:
     return html.escape(printable(text), quote=False)
 
 
-def _darkened(text: str) -> str:
-    colours = {ink.light: ink.dark for ink in ALL}
-    return re.sub("|".join(colours), lambda found: colours[found[0]], text)
+def _darkened(text: str, drawing: Drawing) -> str:
+    colours = drawing._colours
+    return re.sub(r"((?:fill|stroke): )(#[0-9a-f]{6})", lambda f: f[1] + colours.get(f[2], f[2]), text)
 
 
-def _dark_rules() -> str:
+def _dark_rules(drawing: Drawing) -> str:
     """CSS that turns each light colour, wherever it is set, into the dark one."""
     rules = [
-        f'[style*="{what}: {ink.light}"]{{{what}:{ink.dark} !important}}'
-        for ink in ALL
+        f'[style*="{what}: {light}"]{{{what}:{dark} !important}}'
+        for light, dark in drawing._colours.items()
         for what in ("fill", "stroke")
     ]
     return "@media (prefers-color-scheme: dark){" + "".join(rules) + "}"
 
 
-def _png(figure: Figure, theme: Theme) -> bytes:
-    if theme == "dark":
-        _repaint(figure)
+def _png(drawing: Drawing, theme: Theme) -> bytes:
     buffer = io.BytesIO()
-    with settings():
-        figure.savefig(buffer, format="png", dpi=_PNG_DPI, metadata={"Software": None})
+    undo = _repaint(drawing) if theme == "dark" else []
+    try:
+        with settings():
+            drawing.figure.savefig(buffer, format="png", dpi=_PNG_DPI, metadata={"Software": None})
+    finally:
+        for put_back in reversed(undo):
+            put_back()
     return buffer.getvalue()
 
 
-def _repaint(figure: Figure) -> None:
-    """Give every artist its dark colour."""
+def _repaint(drawing: Drawing) -> list[Callable[[], object]]:
+    """Give every artist its dark colour; returns what gives it the light one again."""
     from matplotlib.colors import to_hex, to_rgba
 
-    dark = {ink.light: ink.dark for ink in ALL}
+    dark = drawing._colours
+    undo: list[Callable[[], object]] = []
 
     def turned(colour: object) -> object:
         rgba = to_rgba(colour)  # type: ignore[arg-type]
         name = to_hex(rgba)
         return (*to_rgba(dark[name])[:3], rgba[3]) if name in dark else colour
 
-    for artist in figure.findobj():
+    for artist in drawing.figure.findobj():
         for part in ("color", "facecolor", "edgecolor", "markerfacecolor", "markeredgecolor"):
             get, put = getattr(artist, f"get_{part}", None), getattr(artist, f"set_{part}", None)
             if get is None or put is None:
@@ -126,6 +172,8 @@ def _repaint(figure: Figure) -> None:
             except ValueError:
                 continue  # "none", "auto"
             put(colours)
+            undo.append(partial(put, value))
+    return undo
 
 
 def _is_list(value: object) -> bool:

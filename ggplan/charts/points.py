@@ -13,7 +13,17 @@ from typing import Literal
 
 from ggplan.errors import ChartError
 from ggplan.measure.guard import Contender
-from ggplan.measure.record import Base, Conditions, Measurement, Quantization, Record, Text, Use, text_names
+from ggplan.measure.record import (
+    Base,
+    Conditions,
+    Measurement,
+    Metric,
+    Quantization,
+    Record,
+    Text,
+    Use,
+    text_names,
+)
 from ggplan.measure.record_file import Scores
 from ggplan.text import printable
 
@@ -66,8 +76,8 @@ class Panel:
     ----------
     text
         What to call the text.
-    base, base_y
-        The base's name and, if it can be drawn on this axis, its value.
+    base, base_y, base_ppl
+        The base's name, its value if it can be drawn on this axis, and its perplexity if it was measured.
     n_weights
         Weights of the model, 0 where unknown: ties bytes to bits per weight.
     n_left_out
@@ -80,6 +90,7 @@ class Panel:
     points: tuple[Point, ...]
     base: str
     base_y: float | None
+    base_ppl: Metric | None
     use: Use
     measurement: Measurement
     n_weights: int
@@ -207,7 +218,8 @@ def _panel(
     base_y = 0.0 if quality == "dppl" else next(iter(of_bases)) if len(of_bases) == 1 else None
     return Panel(
         " and ".join(models), texts[first.measurement.text], quality, tuple(points), base, base_y,
-        first.measurement.use, first.measurement, first.record.model.n_weights, len(conditions), n_left_out,
+        _one_ppl(bases), first.measurement.use, first.measurement, first.record.model.n_weights,
+        len(conditions), n_left_out,
     )  # fmt: skip
 
 
@@ -246,6 +258,12 @@ def _bases(items: Sequence[_Item]) -> tuple[str, list[_Item]]:
     }
     name = next((last_words[t] for t in _BASES if t in last_words), "")
     return name, [item for item in items if name and item.quantization.name == name]
+
+
+def _one_ppl(bases: Sequence[_Item]) -> Metric | None:
+    """The perplexity of the base, if there is one base."""
+    found = [b.measurement.metrics["ppl"] for b in bases if "ppl" in b.measurement.metrics]
+    return found[0] if found and len({metric.value for metric in found}) == 1 else None
 
 
 def _base_ppl(item: _Item, bases: Sequence[_Item]) -> float | None:

@@ -1,129 +1,206 @@
-"""The types of a mix: a cell for each layer and kind of tensor, coloured by the bits of its type."""
+"""The types of a mix: a row for each kind of tensor, a column for each layer, coloured by bits per weight.
+
+Types with equal bits have equal colours, so each has a letter too; neighbours of one type are one strip that
+has the type's name if there is room. Tensors outside the layers are strips across all of them.
+"""
 
 from __future__ import annotations
 
-import math
 import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING
 
-from ggplan.charts.drawing import Drawing, html_table, write_caption, write_heading
-from ggplan.charts.style import BACKGROUND, new_figure, settings
+from ggplan.charts.drawing import (
+    PAIR_WIDTH,
+    WIDTH,
+    Key,
+    finish,
+    html_table,
+    new_figure,
+    set_ticks,
+    shortened,
+    text_width,
+)
+from ggplan.charts.output import Drawing
+from ggplan.charts.style import BACKGROUND, TEXT, Ink, ink_of_bits, ink_on, settings
+from ggplan.charts.tensors import Drawable, TypedTensor, typed
 from ggplan.errors import ChartError
 from ggplan.ggml_types import GgmlType
-from ggplan.model import Model
-from ggplan.planning import Assignment, fit
-from ggplan.planning.layout import file_order
-from ggplan.planning.roles import Role, roles_in
+from ggplan.planning import Assignment, Role
 from ggplan.text import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-
-_ON_DARK, _ON_PALE = "#fdfdfd", "#33373d"  # the cells keep their colours in both themes
 _BLOCK = re.compile(r"^blk\.(\d{1,6})\.(.+?)(?:\.weight)?$")
+_ROW, _WIDEST_CELL, _NARROWEST_FIGURE = 0.26, 1.1, 6.4
+_NAME_SIZE, _LETTER_SIZE = 7.0, 6.5
+_MOST_LAYERS = 1000
 
 
-def draw_types(model: Model, assignment: Assignment, *, title: str = "") -> Drawing:
-    """Draw the types that an assignment gives a model.
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A row of the map: the type at each layer, and what the tensor there is called."""
+
+    label: str
+    cells: Mapping[int, GgmlType]
+    name: str
+    is_whole: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    ink: Ink
+    on: Ink
+    letter: str
+
+
+def draw_types(subject: Drawable, assignment: Assignment | None = None, *, title: str = "") -> Drawing:
+    """Draw the types of all matrices of a model or a plan.
 
     Vectors and norms are left out: they are float everywhere.
+
+    Parameters
+    ----------
+    subject
+        A plan, or a model; of a model, the types it is stored in.
+    assignment
+        The types to draw instead of a model's own.
 
     Raises
     ------
     ChartError
-        If the model has no blocks.
+        If the model has no matrices in blocks.
     PlanError
         If a shape forbids a type and no fallback exists.
     """
-    from matplotlib.patches import Patch
-
-    cells: dict[tuple[str, int], GgmlType] = {}
-    order: dict[str, int] = {}
-    roles = roles_in(model)
-    fitted = sorted(fit(model, assignment), key=lambda f: file_order(f.tensor.name))
-    for tensor in fitted:
-        if tensor.fault is not None:
-            raise tensor.error()
-        name = tensor.tensor.name
-        found = _BLOCK.match(name)
-        if found is None or sum(n > 1 for n in tensor.tensor.shape) < 2:
-            continue
-        kind = found[2]
-        order.setdefault(kind, list(Role).index(roles[name]))
-        cells[kind, int(found[1])] = tensor.type
-    if not cells:
-        raise ChartError(f"{printable(str(model.path))} has no blocks to draw")
-    kinds = sorted(order, key=lambda kind: (order[kind], kind))
-    layers = range(max(layer for _, layer in cells) + 1)
-    types = sorted(set(cells.values()), key=lambda t: (t.bits_per_weight, t.name))
-    colours = {t.name: _colour(t.bits_per_weight) for t in types}
+    found = typed(subject, assignment)
+    rows, n_layers = _rows_of(found.tensors)
+    if not n_layers:
+        raise ChartError(f"{printable(found.model)} has no blocks to draw")
+    if n_layers > _MOST_LAYERS:
+        raise ChartError(f"{printable(found.model)} has {n_layers:,} layers; {_MOST_LAYERS:,} can be drawn")
+    types = sorted({t for row in rows for t in row.cells.values()}, key=lambda t: (t.bits_per_weight, t.name))
+    looks = _looks(types)
     titles: dict[str, str] = {}
-    width, height = max(6.4, min(14.0, 2.6 + 0.2 * len(layers))), 1.82 + 0.26 * len(kinds)
+    left = min(3.2, 0.35 + 0.078 * max(len(row.label) for row in rows))
+    room = (WIDTH if n_layers < 32 else PAIR_WIDTH) - left - 0.2
+    cell = min(_WIDEST_CELL, room / n_layers)
+    width = max(_NARROWEST_FIGURE, left + cell * n_layers + 0.2)
+    heading = title or f"{found.name}: types by layer"
     with settings():
-        figure, (ax,) = new_figure(height, 1, width)
-        left = (0.35 + 0.085 * max(map(len, kinds))) / width
-        figure.subplots_adjust(left=left, right=1 - 0.2 / width, top=1 - 0.5 / height, bottom=1.02 / height)
-        heading = title or f"{assignment.name or model.path.name}: types by layer"
-        write_heading(figure, heading)
-        for (kind, layer), type_ in cells.items():
-            _draw_cell(ax, layer, kinds.index(kind), type_, colours[type_.name], len(layers), titles, kind)
-        ax.set_xlim(-0.5, len(layers) - 0.5)
-        ax.set_ylim(len(kinds) - 0.5, -0.5)
-        ax.set_yticks(range(len(kinds)), [printable(k) for k in kinds], fontsize=8.5)
-        ax.set_xticks([n for n in layers if n % (5 if len(layers) > 16 else 1) == 0])
+        figure, (ax,) = new_figure(
+            _ROW * len(rows), 1, width, left=left, right=width - left - cell * n_layers, above=0.08
+        )
+        ax.set_xlim(-0.5, n_layers - 0.5)
+        ax.set_ylim(len(rows) - 0.5, -0.5)
+        for y, row in enumerate(rows):
+            _draw_row(figure, ax, y, row, looks, cell, titles)
+        labels = [shortened(figure, row.label, left - 0.2, 8.5) for row in rows]
+        ax.set_yticks(range(len(rows)), labels, fontsize=8.5, color=TEXT.light)
+        set_ticks(ax.xaxis, range(n_layers), [str(n) for n in range(n_layers)])
+        if n_layers > 12:
+            step = next(s for s in (5, 10, 20, 50, 100) if n_layers / s <= 20)
+            set_ticks(ax.xaxis, range(0, n_layers, step), [str(n) for n in range(0, n_layers, step)])
         ax.set_xlabel("layer")
         ax.grid(visible=False)
         ax.tick_params(length=0)
         for spine in ax.spines.values():
             spine.set_visible(False)
-        handles = [Patch(color=colours[t.name]) for t in types]
-        figure.legend(
-            handles, [t.name for t in types], loc="lower left", bbox_to_anchor=(0.01, 0.24 / height),
-            ncols=len(types), fontsize=8, handlelength=0.9, handletextpad=0.4, columnspacing=1.2,
-        )  # fmt: skip
-        whole = [f for f in fitted if not f.tensor.name.startswith("blk.") and len(f.tensor.shape) > 1]
-        others = ", ".join(f"{f.tensor.name.removesuffix('.weight')} {f.type.name}" for f in whole)
-        caption = printable(
-            f"Darker: more bits. Outside the layers: {others}." if others else "Darker: more bits."
+        keys = [Key(t.name, looks[t.name].ink, "", looks[t.name].letter, looks[t.name].on) for t in types]
+        caption = "The stronger the colour, the more bits a weight has."
+        if any(len(row.cells) < n_layers for row in rows):
+            caption += " Blank: the layer has no such tensor."
+        finish(figure, heading, caption, keys)
+    table = [
+        [row.name if row.is_whole else row.label, "" if row.is_whole else str(layer), t.name]
+        for row in rows
+        for layer, t in sorted(row.cells.items())[: 1 if row.is_whole else None]
+    ]
+    inks = tuple(dict.fromkeys(look.ink for look in looks.values()))
+    return Drawing(figure, heading, caption, titles, html_table(("tensor", "layer", "type"), table), inks)
+
+
+def _rows_of(tensors: Sequence[TypedTensor]) -> tuple[list[_Row], int]:
+    """Embeddings first, then the kinds of tensors in layers by role, then all others; and the layers."""
+    kinds: dict[str, dict[int, GgmlType]] = {}
+    order: dict[str, int] = {}
+    whole = []
+    for tensor in tensors:
+        if not tensor.is_matrix:
+            continue
+        block = _BLOCK.match(tensor.name)
+        if block is None:
+            whole.append(tensor)
+            continue
+        order.setdefault(block[2], list(Role).index(tensor.role))
+        kinds.setdefault(block[2], {})[int(block[1])] = tensor.type
+    n_layers = max((layer for cells in kinds.values() for layer in cells), default=-1) + 1
+    inside = [_Row(kind, kinds[kind], kind) for kind in sorted(kinds, key=lambda k: (order[k], k))]
+
+    def across(tensor: TypedTensor) -> _Row:
+        cells = dict.fromkeys(range(min(n_layers, _MOST_LAYERS)), tensor.type)
+        return _Row(tensor.name.removesuffix(".weight"), cells, tensor.name, is_whole=True)
+
+    first = [across(t) for t in whole if t.role == Role.EMBEDDINGS]
+    last = [across(t) for t in whole if t.role != Role.EMBEDDINGS]
+    return [*first, *inside, *last], n_layers
+
+
+def _looks(types: Sequence[GgmlType]) -> dict[str, _Look]:
+    """Colour and letter of each type: A has the fewest bits."""
+    looks = {}
+    for k, type_ in enumerate(types):
+        ink = ink_of_bits(type_.bits_per_weight)
+        looks[type_.name] = _Look(
+            ink, ink_on(ink), "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"[k % 52]
         )
-        write_caption(figure, caption)
-    rows = [[kind, str(layer), t.name] for (kind, layer), t in sorted(cells.items(), key=lambda c: c[0])]
-    return Drawing(figure, heading, caption, titles, html_table(("tensor", "layer", "type"), rows))
+    return looks
 
 
-def _draw_cell(
+def _draw_row(
+    figure: Figure,
     ax: Axes,
-    layer: int,
-    row: int,
-    type_: GgmlType,
-    colour: str,
-    n_layers: int,
+    y: int,
+    row: _Row,
+    looks: Mapping[str, _Look],
+    cell: float,
     titles: dict[str, str],
-    kind: str,
 ) -> None:
     from matplotlib.patches import Rectangle
 
-    cell = Rectangle(
-        (layer - 0.5, row - 0.5), 1, 1, facecolor=colour, edgecolor=BACKGROUND.light, linewidth=0.8
-    )
-    gid = f"cell-{len(titles)}"
-    cell.set_gid(gid)
-    titles[gid] = f"blk.{layer}.{kind}: {type_.name}, {type_.bits_per_weight:g} bits per weight"
-    ax.add_patch(cell)
-    if n_layers <= 12:
-        dark = type_.bits_per_weight >= 4
+    for start, end, type_ in _strips(row.cells):
+        look = looks[type_.name]
+        bits = f"{type_.name}, {type_.bits_per_weight:g} bits per weight"
+        pieces = [(start, end)] if row.is_whole else [(n, n + 1) for n in range(start, end)]
+        for first, after in pieces:
+            patch = Rectangle(
+                (first - 0.5, y - 0.5), after - first, 1, facecolor=look.ink.light,
+                edgecolor=look.ink.light, linewidth=0.3,
+            )  # fmt: skip
+            gid = f"cell-{len(titles)}"
+            patch.set_gid(gid)
+            titles[gid] = f"{row.name if row.is_whole else f'blk.{first}.{row.label}'}: {bits}"
+            ax.add_patch(patch)
+        frame = Rectangle(
+            (start - 0.5, y - 0.5), end - start, 1, fill=False, edgecolor=BACKGROUND.light, linewidth=1.2
+        )
+        ax.add_patch(frame)
+        room = cell * (end - start) - 0.06
+        fits = text_width(figure, type_.name, _NAME_SIZE) <= room
         ax.text(
-            layer, row, type_.name, ha="center", va="center", fontsize=7,
-            color=_ON_DARK if dark else _ON_PALE,
+            (start + end - 1) / 2, y, type_.name if fits else look.letter, ha="center", va="center_baseline",
+            color=look.on.light, fontsize=_NAME_SIZE if fits else min(_LETTER_SIZE, 72 * (room + 0.05)),
         )  # fmt: skip
 
 
-def _colour(bits: float) -> str:
-    """From pale yellow at 1.5 bits through blue to dark purple at 32 bits, evenly on a logarithmic scale."""
-    from matplotlib.colors import LinearSegmentedColormap, to_hex
-
-    scale = LinearSegmentedColormap.from_list(
-        "bits", ["#fbe9a9", "#8fd0a5", "#2f8fb0", "#27408b", "#1b1b45", "#5b2a5e"]
-    )
-    return to_hex(scale(min(1.0, max(0.0, math.log2(bits / 1.5) / math.log2(32 / 1.5)))))
+def _strips(cells: Mapping[int, GgmlType]) -> Iterator[tuple[int, int, GgmlType]]:
+    """Neighbouring layers of one type: the first, the one after the last, and the type."""
+    for (_, type_), run in groupby(
+        enumerate(sorted(cells)), key=lambda pair: (pair[1] - pair[0], cells[pair[1]])
+    ):
+        layers = [layer for _, layer in run]
+        yield layers[0], layers[-1] + 1, type_

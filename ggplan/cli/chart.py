@@ -1,20 +1,23 @@
-"""`ggplan chart`: pictures of records and of mixes."""
+"""`ggplan chart`: pictures of records, of logs, and of mixes."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 import click
 
-from ggplan.cli.options import header_only_option
+from ggplan.cli.options import as_one, header_only_option
+from ggplan.cli.sizes import measured_file_options
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ggplan.charts.drawing import Drawing
+    from ggplan.charts import Drawing
     from ggplan.charts.points import Panel, Quality
     from ggplan.charts.quality import Cost
     from ggplan.charts.style import Theme
+    from ggplan.charts.tensors import TypedTensors
     from ggplan.measure import Record
     from ggplan.measure.record_file import Scores
 
@@ -23,11 +26,45 @@ Examples:
   ggplan chart air.json -o air.svg                    what each mix loses against its size
   ggplan chart air.json -o air.svg --metric kld99 --x bpw
   ggplan chart air.json -o fast.svg --x speed         against tokens per second
+  ggplan chart q8.log q4.log -o ppl.svg --gguf q8.gguf --size q4=24.6MiB
+  ggplan chart sweep-bench.log -o ctx.svg             speed against context
+  ggplan chart air-hq4_k.gguf -o types.svg            the type of every tensor
+  ggplan chart GLM-4.5-Air -r my.recipe -o types.svg
   ggplan chart air.json -o gib.svg --kind parts       where the GiB are, by role and type
-  ggplan chart sweep-bench.log -o ctx.svg --kind context
-  ggplan chart air-hq4_k.gguf -o types.svg --kind types
-  ggplan chart GLM-4.5-Air -r my.recipe -o types.svg --kind types
+  ggplan chart GLM-4.5-Air -r glm4moe/hq4_k -r glm4moe/small -o gib.svg --kind parts
 """
+_Kind = Literal["quality", "context", "parts", "types"]
+_USED: dict[_Kind, set[str]] = {
+    "quality": {"metric", "cost", "text", "mixed", "model_name", "sizes", "ggufs"},
+    "context": {"model_name"},
+    "parts": {"recipes", "pre", "header_only", "model_name", "ggufs"},
+    "types": {"recipes", "pre", "header_only"},
+}
+_OPTIONS = {
+    "metric": "--metric", "cost": "--x", "text": "--text", "mixed": "--mixed", "recipes": "-r",
+    "pre": "--pre", "header_only": "--header-only", "model_name": "--model-name", "sizes": "--size",
+    "ggufs": "--gguf",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """The values of the options that not every kind of chart uses."""
+
+    metric: Quality | None
+    cost: Cost | None
+    text: str | None
+    mixed: bool
+    sizes: tuple[tuple[str, int], ...]
+    ggufs: tuple[tuple[str, str], ...]
+    recipes: tuple[str, ...]
+    pre: str | None
+    header_only: bool
+    model_name: str | None
+
+    @property
+    def given(self) -> set[str]:
+        return {name for name in _OPTIONS if getattr(self, name)}
 
 
 @click.command("chart", epilog=_EPILOG, short_help="Draw records: quality against size, speed, types.")
@@ -43,9 +80,8 @@ Examples:
 @click.option(
     "--kind",
     type=click.Choice(["quality", "context", "parts", "types"]),
-    default="quality",
-    show_default=True,
-    help="Quality against cost, speed against context, bytes by role, types by layer.",
+    help="Quality against cost, speed against context, bytes by role, types by layer [default: types of a "
+    "model or a plan, else quality, else context].",
 )
 @click.option(
     "--metric",
@@ -60,8 +96,16 @@ Examples:
 )
 @click.option("--text", metavar="NAME", help="Draw what was measured on this text only.")
 @click.option("--mixed", is_flag=True, help="Draw different texts, contexts or engines on one axis.")
-@click.option("-r", "--recipe", metavar="RECIPE", help="For `types`: the recipe to apply to the model.")
-@click.option("--pre", metavar="NAME", help="For `types`: the pre-tokenizer's name of a checkpoint.")
+@measured_file_options
+@click.option(
+    "-r",
+    "--recipe",
+    "recipes",
+    multiple=True,
+    metavar="RECIPE",
+    help="For types and parts: the recipe or mix to apply to the model; several for parts.",
+)
+@click.option("--pre", metavar="NAME", help="For types and parts: the pre-tokenizer's name of a checkpoint.")
 @header_only_option
 @click.option("--model-name", help="Of a file that holds several models, the one to draw.")
 @click.option("--title", default="", help="The heading.")
@@ -72,18 +116,17 @@ Examples:
     show_default=True,
     help="`auto` follows the reader's setting in SVG and HTML.",
 )
+@as_one("asked", _Asked)
 def chart_command(
-    files: tuple[str, ...], output: str, kind: str, metric: Quality | None, cost: Cost | None,
-    text: str | None, mixed: bool, recipe: str | None, pre: str | None, header_only: bool,
-    model_name: str | None, title: str, theme: Theme,
-) -> None:  # fmt: skip
-    """Draw FILEs: records of `ggplan measure`, or any log or table it can parse; a model for `types`.
+    files: tuple[str, ...], output: str, kind: _Kind | None, title: str, theme: Theme, asked: _Asked
+) -> None:
+    """Draw FILEs: records of `ggplan measure`, any log or table it can parse, models, plans (JSON).
 
     The same input gives the same bytes. Text stays text, points carry their names and numbers.
     """
     from pathlib import Path
 
-    from ggplan.charts.output import KINDS, save
+    from ggplan.charts.output import KINDS
     from ggplan.measure.outputs import find_same
     from ggplan.text import printable
 
@@ -92,67 +135,141 @@ def chart_command(
     same = find_same(Path(output), map(Path, files))
     if same is not None:
         raise click.UsageError(f"-o would overwrite {printable(str(same))}, which is read")
-    if kind == "types":
-        drawing = _types(files, recipe, pre, header_only, title)
-    else:
-        paths = [Path(f) for f in files]
-        records = _records(paths, model_name)
-        drawing = (
-            _draw_quality(records, paths, metric, cost, text, mixed, title)
-            if kind == "quality"
-            else _draw(kind, records, title)
-        )
-    save(drawing, output, theme)
+    if kind is not None:
+        _refuse_unused(kind, asked)
+    drawing = _draw(files, kind, asked, title)
+    drawing.save(output, theme)
     click.echo(f"wrote {printable(output)}")
 
 
-def _types(
-    files: tuple[str, ...], recipe: str | None, pre: str | None, header_only: bool, title: str
-) -> Drawing:
-    from ggplan.charts.types_map import draw_types
+def _refuse_unused(kind: _Kind, asked: _Asked) -> None:
+    """Refuse an option that this kind of chart does not use."""
+    for name in sorted(asked.given - _USED[kind]):
+        kinds = " and ".join(f"--kind {k}" for k, used in _USED.items() if name in used)
+        raise click.UsageError(f"{_OPTIONS[name]} belongs to {kinds}, not to --kind {kind}")
+
+
+def _draw(files: tuple[str, ...], kind: _Kind | None, asked: _Asked, title: str) -> Drawing:
+    from pathlib import Path
+
+    models = [name for name in files if _is_model(name)]
+    others = [Path(name) for name in files if name not in models]
+    if kind == "types" or (kind is None and models):
+        _refuse_unused("types", asked)
+        return _draw_types(files, asked, title)
+    if kind == "parts":
+        return _draw_parts(models, others, asked, title)
+    if models:
+        from ggplan.errors import ChartError
+        from ggplan.text import printable
+
+        raise ChartError(
+            f"{printable(models[0])} is a model or a plan, not a record or a log",
+            hint="--kind types or --kind parts draws it",
+        )
+    if asked.recipes:
+        raise click.UsageError("-r applies to a model (--kind types, --kind parts), not to a record or a log")
+    records = _records(others, asked)
+    if kind is None:
+        kind = _kind_for(records, asked)
+        _refuse_unused(kind, asked)
+    if kind == "context":
+        from ggplan.charts import draw_context
+
+        return draw_context(records, title=title)
+    return _draw_quality(records, others, asked, title)
+
+
+def _is_model(name: str) -> bool:
+    """Whether a name on the command line is a model, an inventory or a plan, not a record or a log."""
+    from pathlib import Path
+
+    from ggplan.charts.tensors import is_plan
+    from ggplan.inventories import inventories
+    from ggplan.sources.inventory import SCHEMA
+
+    path = Path(name)
+    if path.is_dir() or path.suffix in (".gguf", ".safetensors"):
+        return True
+    try:
+        with path.open("rb") as file:
+            start = file.read(2000)
+    except OSError:
+        return name in inventories()
+    is_map = b":shape=(" in start and b":dtype=" in start
+    is_json = start.lstrip().startswith(b"{") and SCHEMA.encode() in start
+    return start.startswith(b"GGUF") or is_map or is_json or is_plan(start)
+
+
+def _kind_for(records: list[Record], asked: _Asked) -> _Kind:
+    """Quality, or if nothing was measured, speed against context; that is told."""
+    quantizations = [q for record in records for q in record.quantizations]
+    curves = any(len({s.n_kv for s in q.speeds}) > 1 for q in quantizations)
+    if any(q.measurements for q in quantizations) or not curves or asked.given - _USED["context"]:
+        return "quality"
+    click.echo("note: no perplexity or KL divergence is in it, so this is --kind context", err=True)
+    return "context"
+
+
+def _draw_types(files: tuple[str, ...], asked: _Asked, title: str) -> Drawing:
+    from ggplan.charts import draw_types
+
+    if len(files) != 1 or len(asked.recipes) > 1:
+        raise click.UsageError("--kind types draws one model, by one recipe")
+    return draw_types(_tensors(files[0], asked)[0], title=title)
+
+
+def _draw_parts(models: list[str], others: list[Path], asked: _Asked, title: str) -> Drawing:
+    from ggplan.charts import draw_parts
+
+    if others and asked.recipes:
+        raise click.UsageError("-r applies to a model, not to a record or a log")
+    records = _records(others, asked) if others else []
+    return draw_parts([*records, *(t for name in models for t in _tensors(name, asked))], title=title)
+
+
+def _tensors(name: str, asked: _Asked) -> list[TypedTensors]:
+    """The tensors of a model or a plan, once for each recipe."""
+    from pathlib import Path
+
+    from ggplan.charts.tensors import is_plan_file, read_plan, typed
     from ggplan.cli.options import open_noted
     from ggplan.planning import assign
 
-    if len(files) != 1:
-        raise click.UsageError("--kind types draws one model")
-    model = open_noted(files[0], pre=pre, header_only=header_only)
-    return draw_types(model, assign(model, recipe), title=title)
+    if is_plan_file(Path(name)):
+        if asked.recipes:
+            raise click.UsageError("-r applies to a model; a plan has its types already")
+        return [read_plan(Path(name))]
+    model = open_noted(name, pre=asked.pre, header_only=asked.header_only)
+    if not asked.recipes:
+        return [typed(model)]
+    return [typed(model, assign(model, recipe)) for recipe in asked.recipes]
 
 
-def _records(paths: list[Path], model_name: str | None) -> list[Record]:
+def _records(paths: list[Path], asked: _Asked) -> list[Record]:
+    from pathlib import Path
+
     from ggplan.errors import ChartError
     from ggplan.measure.parsing import parse_files
+    from ggplan.measure.sizes import with_sizes
     from ggplan.text import printable
 
-    records = parse_files(paths, model_name=model_name)
-    if len(records) > 1 and model_name is None and len(paths) == 1:
+    records = parse_files(paths, model_name=asked.model_name)
+    if len(records) > 1 and asked.model_name is None and len(paths) == 1:
         names = ", ".join(printable(r.model.name) for r in records[:6])
         raise ChartError(f"the file is of several models ({names})", hint="choose one with --model-name")
-    return records
+    return with_sizes(records, dict(asked.sizes), [(name, Path(file)) for name, file in asked.ggufs])
 
 
-def _draw(kind: str, records: list[Record], title: str) -> Drawing:
-    if kind == "context":
-        from ggplan.charts.context import draw_context
-
-        return draw_context(records, title=title)
-    from ggplan.charts.parts import draw_parts
-
-    return draw_parts(records, title=title)
-
-
-def _draw_quality(
-    records: list[Record], paths: list[Path], metric: Quality | None, cost: Cost | None, text: str | None,
-    mixed: bool, title: str,
-) -> Drawing:  # fmt: skip
+def _draw_quality(records: list[Record], paths: list[Path], asked: _Asked, title: str) -> Drawing:
     from ggplan.charts.points import panels
-    from ggplan.charts.quality import draw_quality
+    from ggplan.charts.quality import draw_panels
     from ggplan.measure import kept_scores
 
     scores = kept_scores(*paths)
-    drawn = panels(records, quality=metric, text=text, mixed=mixed, scores=scores)
+    drawn = panels(records, quality=asked.metric, text=asked.text, mixed=asked.mixed, scores=scores)
     _warn(records, paths, drawn, scores)
-    return draw_quality(drawn, cost=cost, title=title)
+    return draw_panels(drawn, cost=asked.cost, title=title)
 
 
 def _warn(records: list[Record], paths: list[Path], drawn: list[Panel], scores: Scores) -> None:

@@ -100,9 +100,7 @@ def _measure(files: list[Path], out: Path) -> bool:
     """Measure the mixes and draw them, where the embedded engine is installed."""
     import importlib.resources
 
-    from ggplan.charts.output import save
-    from ggplan.charts.points import panels
-    from ggplan.charts.quality import draw_quality
+    from ggplan.charts import draw_quality
     from ggplan.cli.figures import print_record
     from ggplan.cli.measure import run_measurement
     from ggplan.measure import MeasureOptions, TextFile, embedded_engine, save_record
@@ -120,7 +118,7 @@ def _measure(files: list[Path], out: Path) -> bool:
         options = MeasureOptions(n_chunks=_CHUNKS, model_name="demo-model")
         result = run_measurement(files, [TextFile(text)], files[0], embedded_engine(), options)
     save_record(result.record, out / "demo.json")
-    save(draw_quality(panels([result.record], scores=result.scores_of)), out / "demo.svg")
+    draw_quality(result.record, scores=result.scores_of).save(out / "demo.svg")
     print_record(result.record)
     click.echo(f"drawn in {printable(str(out / 'demo.svg'))}\n")
     return True

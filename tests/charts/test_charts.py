@@ -10,12 +10,9 @@ import pytest
 from click.testing import CliRunner
 
 import ggplan
-from ggplan.charts.context import draw_context
-from ggplan.charts.output import save
-from ggplan.charts.parts import draw_parts
+from ggplan.charts import draw_context, draw_parts, draw_quality, draw_types
 from ggplan.charts.points import panels
-from ggplan.charts.quality import draw_quality
-from ggplan.charts.types_map import draw_types
+from ggplan.charts.quality import draw_panels
 from ggplan.cli import cli
 from ggplan.errors import ChartError
 from ggplan.measure import Base, Measurement, Metric, Quantization, Record, save_record
@@ -87,14 +84,14 @@ def titles_of(path: Path) -> list[str]:
 @pytest.mark.parametrize("theme", ["auto", "light", "dark"])
 def test_the_same_record_gives_the_same_bytes(tmp_path: Path, ending: str, theme: str) -> None:
     for name in ("one", "two"):
-        save(draw_quality(panels([MIXES])), tmp_path / f"{name}{ending}", theme)
+        draw_quality(MIXES).save(tmp_path / f"{name}{ending}", theme)
     one = (tmp_path / f"one{ending}").read_bytes()
     assert one == (tmp_path / f"two{ending}").read_bytes()
     assert sorted(p.name for p in tmp_path.iterdir()) == [f"one{ending}", f"two{ending}"]
 
 
 def test_text_stays_text_and_points_carry_titles(tmp_path: Path) -> None:
-    save(draw_quality(panels([MIXES])), tmp_path / "x.svg")
+    draw_quality(MIXES).save(tmp_path / "x.svg")
     texts, titles = texts_of(tmp_path / "x.svg"), titles_of(tmp_path / "x.svg")
     assert {"q8_0", "q6_K", "hq4_k", "q4_K", "q4_0", "q2_K"} <= set(texts)
     assert "bits per weight" in texts
@@ -104,9 +101,9 @@ def test_text_stays_text_and_points_carry_titles(tmp_path: Path) -> None:
 
 
 def test_the_theme_follows_the_reader_or_not(tmp_path: Path) -> None:
-    drawing = draw_quality(panels([MIXES]))
+    drawing = draw_quality(MIXES)
     for theme in ("auto", "light", "dark"):
-        save(drawing, tmp_path / f"{theme}.svg", theme)
+        drawing.save(tmp_path / f"{theme}.svg", theme)
     auto, light, dark = ((tmp_path / f"{t}.svg").read_text() for t in ("auto", "light", "dark"))
     assert "prefers-color-scheme: dark" in auto
     assert "prefers-color-scheme" not in light
@@ -121,8 +118,8 @@ def test_the_theme_follows_the_reader_or_not(tmp_path: Path) -> None:
 def test_a_dark_png_is_dark(tmp_path: Path) -> None:
     from matplotlib.image import imread
 
-    save(draw_quality(panels([MIXES])), tmp_path / "light.png", "light")
-    save(draw_quality(panels([MIXES])), tmp_path / "dark.png", "dark")
+    draw_quality(MIXES).save(tmp_path / "light.png", "light")
+    draw_quality(MIXES).save(tmp_path / "dark.png", "dark")
     assert np.median(imread(tmp_path / "light.png")[..., :3]) > 0.9
     assert np.median(imread(tmp_path / "dark.png")[..., :3]) < 0.1
 
@@ -137,7 +134,7 @@ def test_other_conditions_do_not_share_an_axis(change: dict) -> None:
     mixed = record(*MIXES.quantizations, Quantization("odd", odd.file, 5, measurements=(other,)))
     with pytest.raises(ChartError, match="under 2 conditions"):
         panels([mixed])
-    assert "MIXED" in draw_quality(panels([mixed], mixed=True)).description
+    assert "MIXED" in draw_panels(panels([mixed], mixed=True)).description
 
 
 def test_two_texts_are_two_panels_and_a_turned_ranking_is_told(tmp_path: Path) -> None:
@@ -159,7 +156,7 @@ def test_perplexity_without_divergence_is_drawn_as_its_loss() -> None:
     (panel,) = panels([plain])
     assert panel.quality == "dppl"
     assert not any(p.paired for p in panel.points)
-    assert "Pale bars: unpaired" in draw_quality([panel]).description
+    assert "Pale bars: unpaired" in draw_panels([panel]).description
 
 
 def test_a_file_that_was_compared_is_no_base_whatever_its_name() -> None:
@@ -190,15 +187,15 @@ def test_what_is_not_drawn_is_counted() -> None:
     some = record(*MIXES.quantizations, quantization("odd", 3, None))
     assert (
         "Without this quality or cost, not drawn: 1."
-        in draw_quality(panels([some], quality="kld")).description
+        in draw_panels(panels([some], quality="kld")).description
     )
-    assert "not drawn" not in draw_quality(panels([MIXES])).description
+    assert "not drawn" not in draw_quality(MIXES).description
 
 
 @pytest.mark.parametrize("metric", ["kld", "dppl", "ppl"])
 @pytest.mark.parametrize("cost", ["size", "bpw", "speed"])
 def test_every_axis_draws(metric: str, cost: str) -> None:
-    drawing = draw_quality(panels([MIXES], quality=metric), cost=cost)
+    drawing = draw_panels(panels([MIXES], quality=metric), cost=cost)
     assert len(drawing.titles) >= 6
 
 
@@ -222,7 +219,7 @@ def test_sixty_points_have_names_that_keep_apart(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     sizes = random.uniform(2, 9, 60)
     many = record(*(quantization(f"mix-{i}", s, 2**-s * random.uniform(1, 2)) for i, s in enumerate(sizes)))
-    drawing = draw_quality(panels([many]))
+    drawing = draw_panels(panels([many]))
     named = [t for t in drawing.figure.axes[0].texts if t.get_text().startswith("mix-")]
     assert len(named) > 40
     boxes = [t.get_window_extent() for t in named]
@@ -232,7 +229,7 @@ def test_sixty_points_have_names_that_keep_apart(tmp_path: Path) -> None:
 def test_names_from_strangers_are_harmless(tmp_path: Path) -> None:
     hostile = record(quantization("<script>\x1b[31m$x_1$&\"'", 5, 0.1), quantization("b", 6, 0.01))
     for ending in (".svg", ".html"):
-        save(draw_quality(panels([hostile])), tmp_path / f"x{ending}")
+        draw_panels(panels([hostile])).save(tmp_path / f"x{ending}")
         text = (tmp_path / f"x{ending}").read_text()
         assert "<script>" not in text
         assert "\x1b" not in text
@@ -241,13 +238,13 @@ def test_names_from_strangers_are_harmless(tmp_path: Path) -> None:
 
 def test_speed_against_context(tmp_path: Path) -> None:
     records = parse_files([LOGS / "sweep-bench.GLM-4.5-Air_16384_4096.txt"])
-    save(draw_context(records), tmp_path / "x.svg")
+    draw_context(records).save(tmp_path / "x.svg")
     assert "GLM 4.5 Air: speed against context" in texts_of(tmp_path / "x.svg")
     assert any("3203 t/s at 0" in t for t in titles_of(tmp_path / "x.svg"))
 
 
 def test_where_the_bytes_are(tmp_path: Path) -> None:
-    save(draw_parts([MIXES]), tmp_path / "x.html")
+    draw_parts([MIXES]).save(tmp_path / "x.html")
     page = (tmp_path / "x.html").read_text()
     assert "where the GiB are" in page
     assert "routed experts as q4_K: 8.00 GiB" in page
@@ -258,7 +255,7 @@ def test_types_by_layer(tmp_path: Path) -> None:
 
     model = ggplan.open_model(str(importlib.resources.files("ggplan") / "demo_model"), pre="glm4")
     assignment = decide(model, ggplan.load_recipe("glm4moe/hq4_k"))
-    save(draw_types(model, assignment), tmp_path / "x.svg")
+    draw_types(model, assignment).save(tmp_path / "x.svg")
     titles = titles_of(tmp_path / "x.svg")
     assert any(t.startswith("blk.1.ffn_gate_exps: q4_K, 4.5 bits") for t in titles)
     assert "q4_K" in texts_of(tmp_path / "x.svg")
