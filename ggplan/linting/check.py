@@ -69,7 +69,7 @@ class Report:
 
     def fixed(self, *, unsafe: bool = False) -> tuple[dict[str, str], int]:
         """The texts that change when the fixes are applied, safe ones or all, and how many were."""
-        fixes = [d.fix for d in self.fixable(unsafe=unsafe)]
+        fixes = [d.fix for d in self.fixable(unsafe=unsafe) if d.fix is not None]
         applied = apply_fixes(self.texts, dict.fromkeys(fixes))
         return applied.texts, len(applied.fixes)
 
