@@ -4,7 +4,7 @@ lines.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -62,6 +62,10 @@ class Report:
     def clean(self) -> bool:
         """Whether nothing but notes was found."""
         return all(d.severity == "note" for d in self.diagnostics)
+
+    def without(self, code: str) -> Report:
+        """The report without the findings of a code."""
+        return replace(self, diagnostics=tuple(d for d in self.diagnostics if d.code != code))
 
     def fixable(self, *, unsafe: bool = False) -> list[Diagnostic]:
         """The findings with a fix that would be applied: a safe one, or any."""
