@@ -75,8 +75,16 @@ def main() -> None:
         cli.main(prog_name="ggplan", standalone_mode=False)
     except click.exceptions.Abort:
         sys.exit(130)
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        if isinstance(error.__cause__, Error):
+            _tell(error.__cause__)
+        else:
+            _say(f"error: {error.format_message()}")
+        if isinstance(error, click.UsageError) and error.ctx is not None:
+            _say(f"help: see `{error.ctx.command_path} --help`")
         sys.exit(error.exit_code)
     except click.exceptions.Exit as leaving:
         sys.exit(leaving.exit_code)
@@ -84,9 +92,7 @@ def main() -> None:
         _say("interrupted")
         sys.exit(130)
     except Error as error:
-        _say(error.message if error.is_rendered else f"error: {error.message}")
-        if error.cli_hint:
-            _say(f"help: {error.cli_hint}")
+        _tell(error)
         sys.exit(1)
     except BrokenPipeError:
         # The reader of the pipe has ended (`ggplan types | head`): exit without a message.
@@ -109,6 +115,12 @@ def main() -> None:
 
 def _terminated(_signal: int, _frame: FrameType | None) -> None:
     sys.exit(143)
+
+
+def _tell(error: Error) -> None:
+    _say(error.message if error.is_rendered else f"error: {error.message}")
+    if error.cli_hint:
+        _say(f"help: {error.cli_hint}")
 
 
 def _say(line: str) -> None:

@@ -126,9 +126,12 @@ def convert_command(
     from ggplan.cli.findings import print_findings
     from ggplan.cli.output import print_json
     from ggplan.linting import check_plan
+    from ggplan.planning.importance import importance_refusal
 
     plan = plan_from(model, planning, convertible=True, quiet=quiet)
     report = check_plan(plan, findings.selection)
+    if plan.assignment.mix is None and importance_refusal(plan) is not None:
+        report = report.without("GP204")  # the error that follows says the same
     print_findings(report, notes=False if quiet else findings.shows_notes, err=True)
     result = run_conversion(plan, output, writing.of(plan), quiet=quiet)
     if as_json:

@@ -71,7 +71,7 @@ def diff_command(
     try:
         sides = _sides((first, second), model, imatrix_path, _Opening(pre, header_only))
     except Error as error:
-        raise _Trouble(f"{error.message}{f' (help: {error.hint})' if error.hint else ''}") from None
+        raise _Trouble(error.message) from error
     except OSError as error:
         raise _Trouble(f"{error.strerror or error}: {error.filename}") from None
     differences = compare(*sides)

@@ -80,7 +80,11 @@ def plan_command(
             from ggplan.cli.reusing import describe_reuse
 
             click.echo(describe_reuse(reuse, plan, proven=False))
-    print_findings(report, notes=findings.shows_notes, err=True)
-    if (refusal := importance_refusal(plan)) is not None:
+    refusal = importance_refusal(plan)
+    # Of a recipe, the refusal says what GP204 does; of a mix, only that says why.
+    says_it_too = refusal is not None and plan.assignment.mix is None
+    told = report.without("GP204") if says_it_too else report
+    print_findings(told, notes=findings.shows_notes, err=True)
+    if refusal is not None:
         click.echo(f"error: `ggplan convert` refuses this: {printable(refusal.message)}", err=True)
         click.echo(f"help: {refusal.cli_hint}", err=True)

@@ -4,7 +4,7 @@ lines.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -63,13 +63,17 @@ class Report:
         """Whether nothing but notes was found."""
         return all(d.severity == "note" for d in self.diagnostics)
 
+    def without(self, code: str) -> Report:
+        """The report without the findings of a code."""
+        return replace(self, diagnostics=tuple(d for d in self.diagnostics if d.code != code))
+
     def fixable(self, *, unsafe: bool = False) -> list[Diagnostic]:
         """The findings with a fix that would be applied: a safe one, or any."""
         return [d for d in self.diagnostics if d.fix is not None and (unsafe or d.fix.safe)]
 
     def fixed(self, *, unsafe: bool = False) -> tuple[dict[str, str], int]:
         """The texts that change when the fixes are applied, safe ones or all, and how many were."""
-        fixes = [d.fix for d in self.fixable(unsafe=unsafe)]
+        fixes = [d.fix for d in self.fixable(unsafe=unsafe) if d.fix is not None]
         applied = apply_fixes(self.texts, dict.fromkeys(fixes))
         return applied.texts, len(applied.fixes)
 

@@ -63,7 +63,7 @@ class _Found:
         """The lines it is about, and those its fix edits."""
         edits = self.fix.edits if self.fix is not None else ()
         lines = [self.finding.at, *self.finding.also_at]
-        return {(at.file, at.line) for at in (*lines, *edits)}
+        return {(at.file, at.line) for at in lines} | {(edit.file, edit.line) for edit in edits}
 
 
 @dataclass(slots=True)

@@ -185,7 +185,9 @@ def _survey(case: Case, subject: str, members: list[int]) -> Survey:
 
 def _share(case: Case, index: int, members: list[int]) -> Share:
     """What a rule does with those of the tensors that it matches."""
-    decides, passed_over, loses = [], [], {}
+    decides: list[tuple[str, GgmlType]] = []
+    passed_over: list[str] = []
+    loses: dict[int, list[str]] = {}
     for t in members:
         name, decision = case.tensors[t].name, case.fitted[t].decision
         if decision.rule == index:

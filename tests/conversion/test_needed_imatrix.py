@@ -96,6 +96,7 @@ def test_the_plan_tells_that_it_cannot_be_carried_out(source: Path, tmp_path: Pa
     assert done.exit_code == 0
     assert "error: `ggplan convert` refuses this: 2 tensors (blk.0.ffn_" in done.stderr
     assert "help: give one with --imatrix" in done.stderr
+    assert done.stderr.count("cannot be encoded") == 1
 
 
 def test_with_an_imatrix_that_lacks_a_tensor(source: Path, tmp_path: Path) -> None:
@@ -110,6 +111,32 @@ def test_with_an_imatrix_that_lacks_a_tensor(source: Path, tmp_path: Path) -> No
     with pytest.raises(PlanError, match=r"ffn_down.weight: no entry in imatrix\.gguf; iq1_s cannot"):
         ggplan.convert(plan, tmp_path / "out.gguf")
     assert not (tmp_path / "out.gguf").exists()
+
+
+def test_nextn_blocks_want_a_rule_not_an_imatrix(tmp_path: Path) -> None:
+    source = tmp_path / "model.gguf"
+    names = ("blk.0.ffn_up.weight", "blk.1.ffn_up.weight", "blk.1.nextn.eh_proj.weight")
+    writer = gguf.GGUFWriter(source, "glm4moe")
+    for name in names:
+        writer.add_tensor(name, WEIGHTS["blk.0.ffn_up.weight"])
+    finish(writer)
+    path, _ = imatrix_of(tmp_path, "blk.0.ffn_up.weight")
+    for order, where in (("first", "above"), ("last", "below")):
+        plan = plan_of(source, f"@order {order}\n.* = iq1_s\n", path)
+        (told,) = [d for d in check_plan(plan).diagnostics if d.code == "GP206"]
+        assert told.message.startswith("2 tensors (blk.1.ffn_up.weight, blk.1.nextn.eh_proj.weight)")
+        for hint in (told.help, getattr(importance_refusal(plan), "hint", "")):
+            assert hint.startswith("no imatrix has data for nextn blocks")
+            assert f"write a rule for them {where} the others, such as `@role nextn = q8_0`" in hint
+    # With the rule there is nothing to refuse.
+    plan = plan_of(source, "@role nextn = q8_0\n.* = iq1_s\n", path)
+    assert importance_refusal(plan) is None
+    # Others are told apart from them: these want another imatrix.
+    plan = plan_of(source, ".* = iq1_s\n", imatrix_of(tmp_path, "output.weight")[0])
+    helps = [d.help for d in check_plan(plan).diagnostics if d.code == "GP206"]
+    assert len(helps) == 2
+    assert any("of this very model" in help for help in helps)
+    assert any("nextn" in help for help in helps)
 
 
 def test_with_an_imatrix(source: Path, tmp_path: Path) -> None:

@@ -56,9 +56,7 @@ class UnknownCode(Finding):
     says = "`{f.text}` is no code"
 
     def help(self, fix: Fix | None) -> str:
-        return (
-            f"the nearest is `{self.near}`" if self.near else "`ggplan rules explain GP102` explains a code"
-        )
+        return f"the nearest is `{self.near}`" if self.near else "name a code as findings do, such as `GP102`"
 
 
 @dataclass(frozen=True, slots=True)
