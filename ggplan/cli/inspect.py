@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from ggplan.allocation import Figure
 
 _EPILOG = """\b
 Examples:
@@ -12,6 +16,7 @@ Examples:
   ggplan inspect GLM-4.5-Air --tensors           every tensor under its GGUF name
   ggplan inspect model.gguf --metadata           the key-value pairs
   ggplan inspect GLM-4.5-Air --json > air.json   an inventory that `ggplan plan` reads
+  ggplan inspect kld_results.csv                 a table of sensitivities, by role and type
 """
 _SHOWN_ITEMS = 6
 _SHOWN_CHARACTERS = 100
@@ -25,10 +30,27 @@ _SHOWN_CHARACTERS = 100
 @click.option(
     "--pre", metavar="NAME", help="The pre-tokenizer's name in llama.cpp, where it is not recognised."
 )
+@click.option(
+    "--figure",
+    type=click.Choice(["kld", "ppl", "top_p"]),
+    help="What a table of sensitivities holds [default: as its name or its comments say].",
+)
 def inspect_command(
-    model: str, show_tensors: bool, show_metadata: bool, as_json: bool, pre: str | None
-) -> None:
-    """Show what is in MODEL: a Hugging Face folder, a GGUF file or an inventory."""
+    model: str, show_tensors: bool, show_metadata: bool, as_json: bool, pre: str | None,
+    figure: Figure | None,
+) -> None:  # fmt: skip
+    """Show what is in MODEL: a Hugging Face folder, a GGUF file, an inventory or a table of sensitivities."""
+    from ggplan.allocation import is_sensitivity_table
+
+    if is_sensitivity_table(model):
+        from ggplan.cli.sensitivities import show_sensitivities
+
+        if show_metadata or pre:
+            raise click.UsageError("a table of sensitivities has no metadata and no tokenizer")
+        show_sensitivities(model, figure=figure, all_places=show_tensors, as_json=as_json)
+        return
+    if figure:
+        raise click.UsageError("--figure is of tables of sensitivities, and MODEL is none")
     from ggplan.cli.output import format_count, print_json, print_table
     from ggplan.opening import open_model
     from ggplan.text import format_bytes, printable
