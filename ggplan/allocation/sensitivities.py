@@ -337,12 +337,12 @@ def _by_lines(
         type_ = _type(text, row.line)
         if type_ in figures.get(name, {}) or type_ in missing.get(name, []):
             raise MeasureError(f"line {row.line}: {printable(name)} as {type_} is there twice")
-        found = _figure(row, columns[values[0]], values[0], type_, figure, marks)
+        value = _figure(row, columns[values[0]], values[0], type_, figure, marks)
         figures.setdefault(name, {})
-        if found is None:
+        if value is None:
             missing.setdefault(name, []).append(type_)
         else:
-            figures[name][type_] = found
+            figures[name][type_] = value
     places = tuple(
         Sensitivity(name, f"^{re.escape(name)}$", values_, tuple(missing.get(name, ())))
         for name, values_ in figures.items()
