@@ -31,6 +31,7 @@ ALLOWED = {
         "version", "errors", "text", "ggml_types", "metadata", "model", "sources", "rules", "imatrix",
         "stock", "recovering",
     },
+    "allocation": {"errors", "text", "ggml_types"},
     "linting": {
         "errors", "text", "ggml_types", "model", "inventories", "rules", "imatrix", "stock", "planning",
     },

@@ -27,7 +27,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 
@@ -97,6 +97,7 @@ class Result:
 
 def main() -> None:
     arguments = parse_arguments()
+    check_peer()
     folder = Path(arguments.folder)
     folder.mkdir(parents=True, exist_ok=True)
     source = folder / f"bench-{arguments.layers}.gguf"
@@ -238,15 +239,9 @@ def remove(output: Path) -> None:
 def timed_call(program: str, *arguments: object) -> Took:
     """What a call took inside a process of its own."""
     command = [sys.executable, "-c", program, *map(str, arguments)]
-    done = subprocess.run(
-        command,
-        check=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        cwd=ROOT,
-        env=users(),
-    )
+    done = subprocess.run(command, capture_output=True, check=False, text=True, cwd=ROOT, env=users())
+    if done.returncode:
+        fail(command[:2], done.stderr)
     took = next(line for line in done.stdout.splitlines() if line.startswith("took "))
     return Took(*map(float, took.split()[1:]))
 
@@ -255,13 +250,32 @@ def timed_program(command: Sequence[str], **environment: str) -> Took:
     """What a program took, from its start to its end."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     started = time.perf_counter()
-    subprocess.run(
-        command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT,
+    done = subprocess.run(
+        command, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=ROOT,
         env=users() | environment,
     )  # fmt: skip
     seconds = time.perf_counter() - started
+    if done.returncode:
+        fail(command, done.stderr)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return Took(seconds, after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
+
+
+def fail(command: Sequence[str], said: str) -> NoReturn:
+    """End with the last lines that a program said."""
+    last = "\n".join(said.strip().splitlines()[-5:]) or "it does not say why"
+    sys.exit(f"error: {' '.join(command)} failed:\n{last}")
+
+
+def check_peer() -> None:
+    """End with the reason where llama.cpp inside Python, which is compared with, cannot be used."""
+    from ggplan.measure.embedded import why_missing
+
+    if why := why_missing():
+        sys.exit(
+            f"error: {why}\nhelp: pip install --force-reinstall --no-cache-dir --no-deps llama-cpp-python, or"
+            " set LLAMA_CPP_LIB_PATH to the folder of the libraries that tools/install-oracles builds"
+        )
 
 
 def users() -> dict[str, str]:

@@ -104,13 +104,13 @@ def _measure(files: list[Path], out: Path) -> bool:
     from ggplan.cli.figures import print_record
     from ggplan.cli.measure import run_measurement
     from ggplan.measure import MeasureOptions, TextFile, embedded_engine, save_record
-    from ggplan.measure.embedded import is_installed
+    from ggplan.measure.embedded import why_missing
     from ggplan.text import printable
 
-    if not is_installed():
+    if why := why_missing():
         click.echo(
-            "   Not measured: that needs an engine. `pip install 'ggplan[measure]'` builds llama.cpp into\n"
-            "   Python; then this demo measures the mixes and draws them.\n"
+            f"   Not measured: {printable(why)}.\n   `pip install --no-cache-dir 'ggplan[measure]'` builds"
+            " llama.cpp into Python; then this demo measures\n   the mixes and draws them.\n"
         )
         return False
     click.echo("3. The measurement: what each mix loses, by llama.cpp\n")

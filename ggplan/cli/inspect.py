@@ -10,6 +10,7 @@ import click
 from ggplan.cli.options import header_only_option, print_notes
 
 if TYPE_CHECKING:
+    from ggplan.allocation import Figure
     from ggplan.errors import TruncatedError
     from ggplan.model import Model
 
@@ -21,6 +22,7 @@ Examples:
   ggplan inspect GLM-4.5-Air --json > air.json   an inventory that `ggplan plan` reads
   ggplan inspect model-00001-of-00047.safetensors   one file, under its own names
   head -c 20M model.gguf > part.gguf; ggplan inspect part.gguf --header-only   the header alone
+  ggplan inspect kld_results.csv                 a table of sensitivities, by role and type
 """
 _SHOWN_ITEMS = 6
 _SHOWN_CHARACTERS = 100
@@ -34,20 +36,33 @@ _SHOWN_CHARACTERS = 100
 @click.option(
     "--pre", metavar="NAME", help="The pre-tokenizer's name in llama.cpp, where it is not recognised."
 )
+@click.option(
+    "--figure",
+    type=click.Choice(["kld", "ppl", "top_p"]),
+    help="What a table of sensitivities holds [default: as its name or its comments say].",
+)
 @header_only_option
 def inspect_command(
-    model: str,
-    show_tensors: bool,
-    show_metadata: bool,
-    as_json: bool,
-    pre: str | None,
-    header_only: bool,
-) -> None:
-    """Show what is in MODEL: a Hugging Face folder, a GGUF file, an inventory, or one .safetensors file.
+    model: str, show_tensors: bool, show_metadata: bool, as_json: bool, pre: str | None,
+    figure: Figure | None, header_only: bool,
+) -> None:  # fmt: skip
+    """Show what is in MODEL: a Hugging Face folder, a GGUF file, an inventory, one .safetensors file or a
+    table of sensitivities.
 
     Of a file that is cut short its header is shown all the same. That is an error (exit code 1) unless
     --header-only says that it is meant.
     """
+    from ggplan.allocation import is_sensitivity_table
+
+    if is_sensitivity_table(model):
+        from ggplan.cli.sensitivities import show_sensitivities
+
+        if show_metadata or pre or header_only:
+            raise click.UsageError("a table of sensitivities has no metadata and no tokenizer")
+        show_sensitivities(model, figure=figure, all_places=show_tensors, as_json=as_json)
+        return
+    if figure:
+        raise click.UsageError("--figure is of tables of sensitivities, and MODEL is none")
     from ggplan.errors import TruncatedError
     from ggplan.opening import open_model
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +27,10 @@ if TYPE_CHECKING:
         Record,
         Subject,
         TextFile,
+        TokenScores,
         Watched,
     )
+    from ggplan.measure.measuring import Keep
     from ggplan.measure.record import Text
     from ggplan.measure.record_file import OpenRecord
 
@@ -114,7 +117,15 @@ def measure_command(**given: Any) -> None:
         files, base = _subjects(asked)
         _check_files(asked, files, base)
         into = kept.record if kept is not None else None
-        result = run_measurement(files, texts, base, engine, options, into=into, quiet=asked.quiet)
+        done: list[Record] = []
+        keep = functools.partial(_keep, kept, done)
+        try:
+            result = run_measurement(
+                files, texts, base, engine, options, into=into, quiet=asked.quiet, keep=keep
+            )
+        except BaseException:
+            _show_kept(done, asked)
+            raise
         if not asked.quiet:
             for note in result.notes:
                 click.echo(f"note: {note}", err=True)
@@ -393,6 +404,34 @@ def _engine(asked: _Asked) -> Engine:
     return external_engine(path or "llama-perplexity", own + arguments)
 
 
+def _keep(
+    kept: OpenRecord | None,
+    done: list[Record],
+    figures: Record,
+    scores: Mapping[tuple[str, str], TokenScores],
+) -> None:
+    """Keep the figures of a file as soon as they are there.
+
+    What cannot be written now is written with the rest at the end, which says why if it fails.
+    """
+    done.append(figures)
+    if kept is not None:
+        with contextlib.suppress(MeasureError):
+            kept.add(figures, scores)
+
+
+def _show_kept(done: Sequence[Record], asked: _Asked) -> None:
+    """Print the figures of the files that were measured before another one failed."""
+    from ggplan.measure import merge
+    from ggplan.text import printable
+
+    if not done or asked.as_json:
+        return
+    print_record(functools.reduce(merge, done))
+    if asked.record:
+        click.echo(f"these are kept in {printable(asked.record)}")
+
+
 def run_measurement(
     files: Sequence[str | Path | Subject],
     texts: Sequence[TextFile],
@@ -402,6 +441,7 @@ def run_measurement(
     *,
     into: Record | None = None,
     quiet: bool = False,
+    keep: Keep | None = None,
 ) -> MeasureResult:
     """Measure, with a progress bar on stderr where that is a terminal."""
     from ggplan.cli.progress import chunks_bar
@@ -416,7 +456,7 @@ def run_measurement(
                 tasks[what] = bar.add_task(printable(str(what)), total=of)
             bar.update(tasks[what], completed=done)
 
-        return measure(files, texts, base, engine, options, into=into, watcher=watch)
+        return measure(files, texts, base, engine, options, into=into, watcher=watch, keep=keep)
 
 
 def _finish(found: Record, merged: Record, asked: _Asked, failed: list[MeasureError]) -> None:

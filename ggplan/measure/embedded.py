@@ -15,6 +15,7 @@ fails. At the end the scores are in the file that the request names.
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import json
 import sys
 from collections.abc import Iterator
@@ -197,23 +198,44 @@ def build() -> str:
 
 
 def is_installed() -> bool:
-    """Whether llama-cpp-python can be imported."""
+    """Whether llama-cpp-python is installed and loads."""
+    return not why_missing()
+
+
+def why_missing() -> str:
+    """Why the engine cannot be used: it is not installed, or does not load; "" if it can be used."""
     try:
         _llama_cpp()
-    except MeasureError:
-        return False
-    return True
+    except MeasureError as error:
+        return error.message
+    return ""
 
 
 def _llama_cpp() -> Any:
+    other = "or name a llama-perplexity with --engine PATH"
     try:
         import llama_cpp
-    except (ImportError, OSError, RuntimeError, FileNotFoundError) as error:
+    except Exception as error:  # its own loader raises RuntimeError, AttributeError and OSError
+        if not _is_found():
+            raise MeasureError(
+                f"the embedded engine needs llama-cpp-python ({error})",
+                hint=f"pip install 'ggplan[measure]', {other}",
+            ) from error
+        reason = printable(" ".join(str(error).split()))[:300] or type(error).__name__
         raise MeasureError(
-            f"the embedded engine needs llama-cpp-python ({error})",
-            hint="pip install 'ggplan[measure]', or name a llama-perplexity with --engine PATH",
+            f"llama-cpp-python is installed, but does not load: {reason}",
+            hint="build it again: pip install --force-reinstall --no-cache-dir --no-deps llama-cpp-python,"
+            f" {other}",
         ) from error
     return llama_cpp
+
+
+def _is_found() -> bool:
+    """Whether llama-cpp-python is installed, whatever becomes of importing it."""
+    try:
+        return importlib.util.find_spec("llama_cpp") is not None
+    except (ImportError, ValueError):  # a None in its place in sys.modules
+        return False
 
 
 def main(arguments: list[str]) -> int:

@@ -74,7 +74,7 @@ def embedded_engine(*, threads: int | None = None, n_gpu_layers: int = 0) -> Eng
     Raises
     ------
     MeasureError
-        If llama-cpp-python is not installed.
+        If llama-cpp-python is not installed, or does not load.
     """
     from ggplan.measure import embedded
 
@@ -97,6 +97,21 @@ def embedded_engine(*, threads: int | None = None, n_gpu_layers: int = 0) -> Eng
         )  # fmt: skip
 
     return Engine(EMBEDDED, build, run_base, run_model)
+
+
+def default_engine(*, threads: int | None = None, n_gpu_layers: int = 0) -> Engine:
+    """The llama-perplexity on the PATH, else llama.cpp through llama-cpp-python.
+
+    Raises
+    ------
+    MeasureError
+        If there is neither; where llama-cpp-python is installed and does not load, with the reason.
+    """
+    found = llama_perplexity.find_engine(None)
+    if found is None:
+        return embedded_engine(threads=threads, n_gpu_layers=n_gpu_layers)
+    options = ["-t", str(threads)] if threads else []
+    return external_engine(found, options + (["-ngl", str(n_gpu_layers)] if n_gpu_layers else []))
 
 
 def _run_worker(request: dict[str, Any], progress: ChunkProgress | None) -> Run:

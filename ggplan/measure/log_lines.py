@@ -57,6 +57,12 @@ _TYPE = re.compile(
 _OWN_LINE = re.compile(rf"^\s*(?:[-*]\s+)?(?:(?:file |model )?size\W{{1,4}})?{SIZE}{_BPW}\s*$", re.IGNORECASE)
 
 
+# One of these is in every line with a fact; most lines of a log have none.
+_HINTS = re.compile(
+    r"^\s*[-#=*+]|\.gguf|general\.name|build|version: |[KMGT]i?B\b|loaded meta data", re.IGNORECASE
+)
+
+
 class Stage(IntEnum):
     """The places of facts before a run, in their order."""
 
@@ -115,8 +121,9 @@ def lines_of(text: str) -> Iterator[Line]:
     """The lines of a log; what a carriage return overwrites counts as a line of its own."""
     for number, whole in enumerate(text.split("\n"), 1):
         for part in whole.split("\r") if "\r" in whole else (whole,):
-            plain = _QUOTED.sub("", _COLOUR.sub("", part))
-            found = _TIMED.match(plain)
+            plain = _COLOUR.sub("", part) if "\x1b" in part else part
+            plain = _QUOTED.sub("", plain) if plain.lstrip()[:1] == ">" else plain
+            found = _TIMED.match(plain) if plain[:1].isdigit() else None
             if found is None:
                 yield Line(number, plain)
                 continue
@@ -145,6 +152,8 @@ def facts_in(line: str, *, fenced: bool = False) -> tuple[Stage, Facts] | None:
         The line is of a block of code, where `#` begins a comment and not a heading.
     """
     line = line[:_LONGEST]
+    if not _HINTS.search(line):
+        return None
     if found := _LOADED.search(line) or _LOADING.search(line):
         return Stage.FILE, Facts(file=_base_name(found[1]))
     if found := _FILE_SIZE.search(line):

@@ -355,6 +355,8 @@ class _Scanner:
 
     def takes(self, run: OpenSweep | OpenBench, line: Line, cells: tuple[str, ...]) -> bool:
         """Whether a row is of an open benchmark."""
+        if isinstance(run, OpenSweep) and not run.headings and speeds.has_sweep_cells(cells):
+            run.headings = speeds.SWEEP_HEADINGS  # lost on the way, by a search for numbers
         if len(cells) != len(run.headings):
             return False
         named = dict(zip(run.headings, cells, strict=True))

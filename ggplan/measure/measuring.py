@@ -13,7 +13,7 @@ import datetime
 import os
 import platform
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -30,7 +30,7 @@ from ggplan.measure.base_logits import (
     not_logits,
     part_of_logits,
 )
-from ggplan.measure.engines import Engine
+from ggplan.measure.engines import Engine, default_engine
 from ggplan.measure.llama_perplexity import ChunkProgress, Run
 from ggplan.measure.outputs import check_writable, find_same
 from ggplan.measure.record import (
@@ -106,6 +106,10 @@ class Watched:
         return f"{self.name} on {self.text}"
 
 
+Keep = Callable[[Record, Mapping[tuple[str, str], TokenScores]], object]
+"""Called with the figures of one file on one text, and its scores by the digests of file and text."""
+
+
 class Watcher(Protocol):
     """Called with the progress of a measurement."""
 
@@ -158,13 +162,14 @@ class _KeptBase:
 
 def measure(
     files: Iterable[str | Path | Subject],
-    texts: Sequence[TextFile],
-    base: str | Path | Subject,
-    engine: Engine,
+    texts: str | Path | TextFile | Sequence[TextFile],
+    base: str | Path | Subject | None = None,
+    engine: Engine | None = None,
     options: MeasureOptions | None = None,
     *,
     into: Record | None = None,
     watcher: Watcher | None = None,
+    keep: Keep | None = None,
 ) -> MeasureResult:
     """Measure quantizations of one model against a base.
 
@@ -173,14 +178,20 @@ def measure(
     files
         GGUF files, of split sets any shard; the base may be among them.
     texts
-        One text, or one to choose by and one held out.
+        The file of a text, or one to choose by and one held out.
     base
-        The GGUF of the unquantized model, or a file of its log-probabilities kept from an earlier run.
+        The GGUF of the unquantized model, or a file of its log-probabilities kept from an earlier run; by
+        default the largest of the files.
+    engine
+        By default the llama-perplexity on the PATH, else llama.cpp inside llama-cpp-python.
     into
         The record that the result will be merged into: a file of another model is refused before an engine
         starts, and the base of a file of log-probabilities is looked up in it.
     watcher
         Called with progress.
+    keep
+        Called with the figures of each file on each text when they are there, so that they can be kept before
+        a later file fails.
 
     Raises
     ------
@@ -190,6 +201,12 @@ def measure(
         If a file is no GGUF.
     """
     options = options or MeasureOptions()
+    engine = engine or default_engine()
+    if isinstance(texts, str | Path | TextFile):
+        texts = [texts if isinstance(texts, TextFile) else TextFile(Path(texts))]
+    if base is None:
+        files = _as_subjects(files)
+        base = largest(files)
     read_texts = _read_texts(texts)
     kept = _kept_base(base, into)
     _check_options(options, read_texts, kept)
@@ -201,7 +218,7 @@ def measure(
     _check_architectures(subjects)
     _check_vocabularies(subjects, against)
     model = _model(subjects, against, options.model_name, into)
-    described = [quantization_of(subject) for subject in subjects]
+    described = {subject.sha256: quantization_of(subject) for subject in subjects}
     facts = _base_facts(against, None)
     found: dict[str, list[Measurement]] = {s.sha256: [] for s in subjects}
     scores: dict[tuple[str, str], TokenScores] = {}
@@ -220,8 +237,19 @@ def measure(
                 found[subject.sha256].append(measurement)
                 scores[subject.sha256, text.facts.sha256] = run.scores
                 notes.extend((*run.notes, *_nan_note(subject.name, measurement, run.scores)))
-    quantizations = tuple(replace(q, measurements=tuple(found[q.file.sha256])) for q in described)
+                if keep is not None:
+                    done = replace(described[subject.sha256], measurements=(measurement,))
+                    key = (subject.sha256, text.facts.sha256)
+                    keep(Record(model, (done,)), {key: run.scores})
+    quantizations = tuple(replace(q, measurements=tuple(found[key])) for key, q in described.items())
     return MeasureResult(Record(model, quantizations), scores, facts, tuple(dict.fromkeys(notes)))
+
+
+def _as_subjects(files: Iterable[str | Path | Subject]) -> list[Subject]:
+    """The files as subjects, those that are not opened yet opened together."""
+    given = list(files)
+    opened = iter(open_subjects(file for file in given if not isinstance(file, Subject)))
+    return [file if isinstance(file, Subject) else next(opened) for file in given]
 
 
 def largest(subjects: Sequence[Subject]) -> Subject:
@@ -371,8 +399,7 @@ def _opened(files: Iterable[str | Path | Subject], base: str | Path | Subject | 
     given = [*([] if base is None else [base]), *files]
     if not given:
         raise MeasureError("there is no file to measure")
-    opened = iter(open_subjects(path for path in given if not isinstance(path, Subject)))
-    return [s if isinstance(s, Subject) else next(opened) for s in given]
+    return _as_subjects(given)
 
 
 def _model(

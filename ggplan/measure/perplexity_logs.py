@@ -30,6 +30,7 @@ STARTS = re.compile(
     r"(calculating perplexity|computing) over (\d+) chunks(?:, n_ctx=(\d+))?(?:, batch_size=\d+)?"
 )
 _CHUNK = re.compile(r"\[(\d+)\](\d+\.\d+|-?nan|-?inf),")
+_LONGEST_ROW = 400
 _ROW = re.compile(r"^\s*(\d{1,7})\s")
 _ROW_FIGURE = re.compile(_NUMBER + _ERROR)
 _BLOCK = re.compile(r"=== (Perplexity|KL divergence|Token probability) statistics")
@@ -141,7 +142,7 @@ class OpenPerplexity:
 
 def start_of(line: Line, facts: Facts, *, is_strided: bool) -> OpenPerplexity | None:
     """The run that begins at this line, or None."""
-    found = STARTS.search(line.text)
+    found = STARTS.search(line.text) if " over " in line.text else None
     if found is None:
         return None
     return OpenPerplexity(
@@ -152,7 +153,7 @@ def start_of(line: Line, facts: Facts, *, is_strided: bool) -> OpenPerplexity | 
 
 def other_score(line: str) -> str:
     """`HellaSwag` and the like, where a line begins such a run of llama-perplexity; else ""."""
-    found = _OTHER_SCORES.search(line[:200])
+    found = _OTHER_SCORES.search(line[:200]) if "score" in line else None
     return found[1] if found else ""
 
 
@@ -167,14 +168,14 @@ def feed(run: OpenPerplexity, line: Line) -> bool:
     A line that has nothing of a result is taken by every run.
     """
     text = line.text
-    if (found := FINAL.search(text)) is not None:
+    if "Final estimate" in text and (found := FINAL.search(text)) is not None:
         return _feed_final(run, found)
     if text.startswith("[") and (chunks := _CHUNK.findall(text)):
         return _feed_chunks(run, chunks)
     if run.is_divergence or run.block >= 0:
         if _ROW.match(text) and run.block < 0:
             return _feed_row(run, text)
-        if (found := _BLOCK.search(text)) is not None:
+        if "===" in text and (found := _BLOCK.search(text)) is not None:
             return _feed_block(run, _BLOCKS.index(found[1]))
         if run.block >= 0:
             return _feed_statistic(run, text.strip())
@@ -189,7 +190,7 @@ def feed(run: OpenPerplexity, line: Line) -> bool:
 def is_stray(line: Line) -> bool:
     """Whether a line is of statistics or chunks, though no run is open: its run lost its beginning."""
     text = line.text.strip()
-    if any(pattern.match(text) for _, pattern, _, _ in _KLD_LINES):
+    if text[:1] in "MRS9" and any(pattern.match(text) for _, pattern, _, _ in _KLD_LINES):
         return True
     return len(_row_figures(line.text)) == len(_COLUMNS)
 
@@ -233,7 +234,7 @@ def _feed_chunks(run: OpenPerplexity, chunks: list[tuple[str, str]]) -> bool:
 
 def _row_figures(text: str) -> tuple[str, ...]:
     found = _ROW.match(text)
-    if found is None:
+    if found is None or len(text) > _LONGEST_ROW:
         return ()
     figures = [(m[1], m[2]) for m in _ROW_FIGURE.finditer(text[found.end() :])]
     return tuple(value for value, _ in figures) if all(error for _, error in figures[:3]) else ()

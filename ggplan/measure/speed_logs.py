@@ -21,6 +21,7 @@ from ggplan.measure.record import SWEEP_ENGINE, Speed
 
 _SWEEP_START = re.compile(r"^main: n_kv_max = \d+,.*?n_ubatch = (\d+)")
 _RATE = re.compile(r"\d+(?:\.\d+)?(?:[eE][-+]?\d+)?")
+SWEEP_HEADINGS = ("PP", "TG", "N_KV", "T_PP s", "S_PP t/s", "T_TG s", "S_TG t/s")
 _TEST = re.compile(r"(pp|tg) ?(\d+)(?: @ d(\d+))?$")
 # What differs between the tests of one run.
 _MEASURED = ("test", "t/s", "n_prompt", "n_gen", "n_depth", "test_time", "avg_ns", "stddev_ns", "avg_ts",
@@ -137,6 +138,11 @@ def sweep_at(line: str, number: int, facts: Facts) -> OpenSweep | None:
 def is_sweep(headings: Sequence[str]) -> bool:
     """Whether a table is of llama-sweep-bench, or of llama-batched-bench, which has one column more."""
     return "N_KV" in headings and "S_PP t/s" in headings
+
+
+def has_sweep_cells(cells: Sequence[str]) -> bool:
+    """Whether cells without a heading are numbers, as many as a row of a sweep has."""
+    return len(cells) == len(SWEEP_HEADINGS) and all(_RATE.fullmatch(cell) for cell in cells)
 
 
 def sweep_row(cells: Mapping[str, object]) -> SweepRow | None:

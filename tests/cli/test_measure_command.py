@@ -437,14 +437,13 @@ def test_figures_are_printed_and_kept_where_possible_if_one_output_fails(
 ) -> None:
     target = {"record": "air.json", "scores": "air.scores", "table": "air.csv"}[broken]
 
-    def late(*arguments: object, **more: object) -> object:
-        result = run_measurement(*arguments, **more)
+    def breaking(*arguments: object, **more: object) -> object:
         path = lab / target
         path.touch() if broken == "scores" else path.mkdir()
-        return result
+        return run_measurement(*arguments, **more)
 
     run_measurement = ggplan.cli.measure.run_measurement
-    monkeypatch.setattr(ggplan.cli.measure, "run_measurement", late)
+    monkeypatch.setattr(ggplan.cli.measure, "run_measurement", breaking)
     done = keeping("--record", "air.json", "--csv", "air.csv")
     assert isinstance(done.exception, MeasureError)
     assert target in done.exception.message

@@ -18,7 +18,7 @@ DATA = Path(__file__).parent.parent / "data"
 CASES, LOGS = DATA / "cases", DATA / "logs"
 IK = """\
 main: build = 4089 (6908b72)
-llama_model_loader: loaded meta data with 44 key-value pairs and 8 tensors from /m/{name}.gguf (version GGUF V3)
+llama_model_loader: loaded meta data with 44 key-value pairs and 8 tensors from /m/{name}.gguf (version V3)
 llm_load_print_meta: model size       = 47.828 GiB (3.719 BPW)
 llm_load_print_meta: general.name     = {name}
 perplexity: calculating perplexity over 4 chunks, n_ctx=512, batch_size=512, n_seq=1
@@ -137,7 +137,7 @@ def test_signs_of_a_wrong_encoding(tmp_path: Path, way: tuple[str, str]) -> None
 
 def test_a_log_cut_short_after_a_whole_one(tmp_path: Path) -> None:
     path, notes = tmp_path / "x.log", []
-    cut = OWN["kld.glm4moe-tiny.Q2_K.txt"].split("\n")[:39]
+    cut = OWN["kld.glm4moe-tiny.Q2_K.txt"].split("\n")[:38]
     path.write_text(OWN["kld.glm4moe-tiny.Q4_K_M.txt"] + "\n".join(cut), encoding="utf-8")
     (record,) = parse_files([path], note=notes.append)
     (quantization,) = record.quantizations

@@ -1,0 +1,412 @@
+"""Published tables of sensitivities: how much a model loses when tensors get a type.
+
+Thireus' GGUF Tool Suite publishes them as CSV, `kld_results.csv`, `ppl_results.csv` and `topp_results.csv`:
+
+    QTYPE,blk.0.attn_k.weight,blk.0.attn_q.weight,...    the model with this tensor alone at the type
+    iq1_kt,0.005400,404,...
+
+    QTYPE,bpw,group0                                     the model with all tensors of a group at the type;
+    q4_K,4.509094,0.023768                               group0 is the whole model
+
+Other forms hold the same: `tensor,...,kld` with a line for each tensor, whose type a comment tells (`# ...
+when this tensor alone is iq1_kt`), and `model,bf16,q8_0,...` with a line for each model.
+
+A figure that was not measured is an empty cell, 404, or 0: no type but an unquantized one loses exactly
+nothing, and no perplexity is 0. (0 per cent of equal tokens can be measured.)
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from ggplan.errors import MeasureError, TypeNameError
+from ggplan.ggml_types import parse_type
+from ggplan.text import decode_text, printable
+
+Figure = Literal["kld", "ppl", "top_p"]
+Of = Literal["tensor", "group", "model"]
+
+FIGURES: dict[Figure, str] = {
+    "kld": "mean KL divergence from the unquantized model, nats",
+    "ppl": "perplexity",
+    "top_p": "tokens whose most likely one is the unquantized model's, per cent",
+}
+"""What a figure is."""
+SITUATIONS: dict[Of, str] = {
+    "tensor": "of the model with this tensor alone at the type",
+    "group": "of the model with the tensors of this group at the type",
+    "model": "of the model with all tensors at the type",
+}
+"""What a figure is a figure of."""
+SCHEMA = "ggplan.sensitivities/1"
+
+_MAX_BYTES = 64 << 20
+_START = 4096
+_HEADS = ("qtype", "tensor", "model")
+_UNQUANTIZED = ("bf16", "f16", "f32")
+_WHOLE = "group0"
+_TENSOR = re.compile(r"[A-Za-z]\w*(?:\.\w+)+")
+_SHAPE = ("columns", "rows", "slices")
+_FIGURE_NAMES: tuple[tuple[Figure, str], ...] = (
+    ("kld", r"kld|kl[ _-]divergence"),
+    ("ppl", r"ppl|perplexity"),
+    ("top_p", r"top[ _-]?p"),
+)
+_ALONE = re.compile(r"\bis (\w+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Sensitivity:
+    """The figures of one tensor, one group, or the whole model.
+
+    Attributes
+    ----------
+    name
+        As the table calls it.
+    pattern
+        A regular expression, searched for in GGUF names, that finds its tensors.
+    figures
+        By the names of types.
+    missing
+        Types that the table marks as not measured.
+    """
+
+    name: str
+    pattern: str
+    figures: Mapping[str, float]
+    missing: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Sensitivities:
+    """A table of sensitivities.
+
+    Attributes
+    ----------
+    figure
+        What the figures are, a key of `FIGURES`.
+    of
+        What they are figures of, a key of `SITUATIONS`.
+    places
+        The tensors or groups, in the table's order.
+    bpw
+        Bits per weight of the whole model by type, where the table has them.
+    model
+        The model's name, where the table has it.
+    remarks
+        The comments of the table, which credit its authors.
+    marks
+        How many figures are marked as missing, by the mark.
+    """
+
+    figure: Figure
+    of: Of
+    places: tuple[Sensitivity, ...]
+    bpw: Mapping[str, float] = field(default_factory=dict)
+    model: str = ""
+    remarks: tuple[str, ...] = ()
+    marks: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def types(self) -> tuple[str, ...]:
+        """The types of the table, in its order."""
+        return tuple(dict.fromkeys(t for place in self.places for t in (*place.figures, *place.missing)))
+
+    def of_tensor(self, name: str) -> Mapping[str, float]:
+        """The figures for a tensor, by type; {} where the table has none."""
+        found = next((place for place in self.places if re.search(place.pattern, name)), None)
+        return found.figures if found is not None else {}
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """The cells of a line, and the line's number."""
+
+    line: int
+    cells: tuple[str, ...]
+
+
+def is_sensitivity_table(path: str | Path) -> bool:
+    """Whether a file begins as such a table does; False where there is no file."""
+    try:
+        with open(path, "rb") as file:
+            start = decode_text(file.read(_START))
+    except (OSError, ValueError):
+        return False
+    lines = (line for line in start.split("\n") if line.strip() and not line.startswith("#"))
+    head, comma, _ = next(lines, "").partition(",")
+    return bool(comma) and head.strip().strip('"').lower() in _HEADS
+
+
+def read_sensitivities(
+    path: str | Path, *, figure: Figure | None = None, groups: Mapping[str, str] | None = None
+) -> tuple[Sensitivities, ...]:
+    """Read a table of sensitivities.
+
+    Parameters
+    ----------
+    figure
+        What the figures are; by default as the table or the name of the file says.
+    groups
+        Patterns of the tensors of groups, by the groups' names; `group0` is the whole model.
+
+    Returns
+    -------
+    One value; of a table with a line for each model, one for each.
+
+    Raises
+    ------
+    MeasureError
+        If the file cannot be read or is no such table, with the line.
+    """
+    path = Path(path)
+    shown = printable(str(path))
+    try:
+        with path.open("rb") as file:
+            raw = file.read(_MAX_BYTES + 1)
+    except OSError as error:
+        raise MeasureError(f"cannot read {shown}: {error.strerror}") from error
+    if len(raw) > _MAX_BYTES:
+        raise MeasureError(f"{shown} is larger than any table ({_MAX_BYTES >> 20} MiB)")
+    text = decode_text(raw)
+    remarks = tuple(line.lstrip("# ").strip() for line in text.split("\n") if line.startswith("#"))
+    try:
+        head, *rows = _rows(text)
+        kind = head.cells[0].lower() if head.cells else ""
+        if kind not in _HEADS:
+            raise MeasureError("it begins with none of QTYPE, tensor, model")
+        if not {name.lower() for name in head.cells} - {"qtype", "bpw", "ppl", "kld"}:
+            raise MeasureError(
+                "it is a table of results of whole files, not of sensitivities",
+                hint="`ggplan measure --parse` reads it",
+            )
+        known = figure or _figure_in(" ".join(remarks)) or _figure_in(path.stem)
+        if kind == "tensor":
+            return (_by_lines(head, rows, remarks, figure),)
+        if known is None:
+            raise MeasureError(
+                "neither a comment nor the file's name says what its figures are",
+                hint=f"say what they are: {', '.join(get_args(Figure))} (`--figure`)",
+            )
+        if kind == "model":
+            return tuple(_by_models(head, rows, remarks, known))
+        return (_by_types(head, rows, remarks, known, groups or {}),)
+    except MeasureError as error:
+        raise MeasureError(f"{shown}: {error.message}", hint=error.hint) from None
+
+
+def sensitivities_json(table: Sensitivities) -> dict[str, Any]:
+    """The table as JSON values."""
+    return {
+        "schema": SCHEMA,
+        "figure": table.figure,
+        "of": table.of,
+        "model": table.model,
+        "remarks": list(table.remarks),
+        "bpw": dict(table.bpw),
+        "places": [
+            {
+                "name": place.name,
+                "pattern": place.pattern,
+                "figures": dict(place.figures),
+                "missing": list(place.missing),
+            }
+            for place in table.places
+        ],
+    }
+
+
+def _rows(text: str) -> list[_Row]:
+    """The lines of the table, all as long as the first."""
+    reader = csv.reader(io.StringIO(text))
+    rows: list[_Row] = []
+    try:
+        for cells in reader:
+            if not any(cell.strip() for cell in cells) or cells[0].startswith("#"):
+                continue
+            rows.append(_Row(reader.line_num, tuple(cell.strip() for cell in cells)))
+            if len(cells) != len(rows[0].cells):
+                raise MeasureError(
+                    f"line {reader.line_num}: it has {len(cells)} cells, and the heading {len(rows[0].cells)}"
+                )
+    except csv.Error as error:
+        raise MeasureError(f"line {reader.line_num}: {error}") from None
+    if len(rows) < 2:
+        raise MeasureError("the table has no line below its heading")
+    twice = [name for name in rows[0].cells if rows[0].cells.count(name) > 1]
+    if twice:
+        raise MeasureError(f"line {rows[0].line}: two columns are called {printable(twice[0])!r}")
+    return rows
+
+
+def _figure_in(text: str) -> Figure | None:
+    found = [figure for figure, pattern in _FIGURE_NAMES if re.search(pattern, text, re.IGNORECASE)]
+    return found[0] if len(found) == 1 else None
+
+
+def _by_types(
+    head: _Row, rows: Sequence[_Row], remarks: tuple[str, ...], figure: Figure, groups: Mapping[str, str]
+) -> Sensitivities:
+    """A table with a line for each type and a column for each tensor or group."""
+    columns = {name: place for place, name in enumerate(head.cells[1:], 1)}
+    bpw_place = columns.pop("bpw", None)
+    patterns = {name: _pattern(name, head.line, groups) for name in columns}
+    of: Of = (
+        "model"
+        if list(columns) == [_WHOLE]
+        else "tensor"
+        if all(map(_TENSOR.fullmatch, columns))
+        else "group"
+    )
+    figures: dict[str, dict[str, float]] = {name: {} for name in columns}
+    missing: dict[str, list[str]] = {name: [] for name in columns}
+    marks: dict[str, int] = {}
+    bpw: dict[str, float] = {}
+    seen: dict[str, int] = {}
+    for row in rows:
+        type_ = _type(row.cells[0], row.line)
+        if type_ in seen:
+            raise MeasureError(f"line {row.line}: {type_} is also on line {seen[type_]}")
+        seen[type_] = row.line
+        if bpw_place is not None and (value := _number(row, bpw_place, "bpw")) not in (None, 0.0, 404.0):
+            bpw[type_] = float(value or 0)
+        for name, place in columns.items():
+            found = _figure(row, place, name, type_, figure, marks)
+            if found is None:
+                missing[name].append(type_)
+            else:
+                figures[name][type_] = found
+    places = tuple(Sensitivity(n, patterns[n], figures[n], tuple(missing[n])) for n in columns)
+    return Sensitivities(figure, of, places, bpw, remarks=remarks, marks=marks)
+
+
+def _pattern(name: str, line: int, groups: Mapping[str, str]) -> str:
+    if name in groups:
+        try:
+            re.compile(groups[name])
+        except re.error as error:
+            raise MeasureError(f"the pattern of {printable(name)} is none: {error}") from None
+        return groups[name]
+    if name == _WHOLE:
+        return ""
+    if _TENSOR.fullmatch(name):
+        return f"^{re.escape(name)}$"
+    if re.fullmatch(r"group\d+", name):
+        raise MeasureError(
+            f"line {line}: {name} is a group whose tensors the table does not name",
+            hint="give the patterns of groups to `read_sensitivities`",
+        )
+    raise MeasureError(f"line {line}: the column {printable(name)!r} is neither a tensor nor a group")
+
+
+def _by_lines(
+    head: _Row, rows: Sequence[_Row], remarks: tuple[str, ...], asked: Figure | None
+) -> Sensitivities:
+    """A table with a line for each tensor."""
+    columns = {name.lower(): place for place, name in enumerate(head.cells)}
+    type_place = next((columns[name] for name in ("type", "qtype") if name in columns), None)
+    values = [name for name in columns if _figure_in(name) is not None]
+    unknown = [name for name in columns if name not in ("tensor", "type", "qtype", *_SHAPE, *values)]
+    if unknown or len(values) != 1:
+        what = (
+            f"the column {printable(unknown[0])!r} is not known"
+            if unknown
+            else "it has no figures, or several"
+        )
+        raise MeasureError(f"line {head.line}: {what}")
+    figure = asked or _figure_in(values[0])
+    assert figure is not None
+    alone = next((found for remark in remarks if (found := _ALONE.search(remark))), None)
+    if type_place is None and alone is None:
+        raise MeasureError("neither a column nor a comment says which type the tensors had")
+    figures: dict[str, dict[str, float]] = {}
+    missing: dict[str, list[str]] = {}
+    marks: dict[str, int] = {}
+    for row in rows:
+        name = row.cells[columns["tensor"]]
+        if not _TENSOR.fullmatch(name):
+            raise MeasureError(f"line {row.line}: {printable(name)!r} is no name of a tensor")
+        text = row.cells[type_place] if type_place is not None else alone[1] if alone else ""
+        type_ = _type(text, row.line)
+        if type_ in figures.get(name, {}) or type_ in missing.get(name, []):
+            raise MeasureError(f"line {row.line}: {printable(name)} as {type_} is there twice")
+        value = _figure(row, columns[values[0]], values[0], type_, figure, marks)
+        figures.setdefault(name, {})
+        if value is None:
+            missing.setdefault(name, []).append(type_)
+        else:
+            figures[name][type_] = value
+    places = tuple(
+        Sensitivity(name, f"^{re.escape(name)}$", values_, tuple(missing.get(name, ())))
+        for name, values_ in figures.items()
+    )
+    return Sensitivities(figure, "tensor", places, remarks=remarks, marks=marks)
+
+
+def _by_models(
+    head: _Row, rows: Sequence[_Row], remarks: tuple[str, ...], figure: Figure
+) -> Iterator[Sensitivities]:
+    """A table with a line for each model and a column for each type."""
+    types = [_type(name, head.line) for name in head.cells[1:]]
+    for row in rows:
+        marks: dict[str, int] = {}
+        found = {
+            type_: _figure(row, place, type_, type_, figure, marks) for place, type_ in enumerate(types, 1)
+        }
+        figures = {type_: value for type_, value in found.items() if value is not None}
+        missing = tuple(type_ for type_, value in found.items() if value is None)
+        place = Sensitivity(row.cells[0], "", figures, missing)
+        yield Sensitivities(figure, "model", (place,), model=row.cells[0], remarks=remarks, marks=marks)
+
+
+def _type(name: str, line: int) -> str:
+    try:
+        return parse_type(name).name
+    except TypeNameError as error:
+        raise MeasureError(f"line {line}: {error.message}", hint=error.hint) from None
+
+
+def _number(row: _Row, place: int, column: str) -> float | None:
+    """The number in a cell, None where it is empty."""
+    cell = row.cells[place].removesuffix("%").strip()
+    if not cell:
+        return None
+    try:
+        number = float(cell)
+    except ValueError:
+        number = math.inf
+    if math.isinf(number):
+        shown = printable(cell)[:40]
+        raise MeasureError(f"line {row.line}, column {printable(column)}: {shown!r} is not a number")
+    return number
+
+
+def _figure(
+    row: _Row, place: int, column: str, type_: str, figure: Figure, marks: dict[str, int]
+) -> float | None:
+    """The figure in a cell, None where a mark says that it was not measured; `marks` counts these."""
+    number = _number(row, place, column)
+    mark = ""
+    if number is None:
+        mark = "empty"
+    elif math.isnan(number):
+        mark = "nan"
+    elif number == 404:
+        mark = "404"
+    elif number == 0 and figure != "top_p" and not (figure == "kld" and type_ in _UNQUANTIZED):
+        mark = "0"
+    if mark:
+        marks[mark] = marks.get(mark, 0) + 1
+        return None
+    assert number is not None
+    cannot = number < 0 if figure != "kld" else number < -1
+    if cannot or (figure == "top_p" and number > 100):
+        raise MeasureError(f"line {row.line}, column {printable(column)}: {number:g} cannot be")
+    return number
