@@ -416,14 +416,15 @@ def way_to_write(type_: GgmlType, recipe: str, model: str) -> str:
     recipe, model
         What the user calls them, for the commands; "" for no name.
     """
-    recipe, model = shlex.quote(recipe or "RECIPE"), shlex.quote(model or "MODEL")
     if type_.engine == "llama.cpp":
         return "`ggplan types` shows which types can be written"
+    recipe, model = shlex.quote(recipe or "RECIPE"), shlex.quote(model or "MODEL")
+    is_gguf = model.strip("'").lower().endswith(".gguf")
+    first, source = ("", model) if is_gguf else (f"`ggplan convert {model} bf16.gguf`, ", "bf16.gguf")
     return (
-        "ik_llama.cpp's llama-quantize writes such a file from a GGUF in bf16: "
-        f"`ggplan convert {model} bf16.gguf`, "
-        f"`ggplan rules export {recipe} --dialect ik_llama.cpp -m bf16.gguf -o rules.sh`, "
-        '`. ./rules.sh; llama-quantize --custom-q "$custom" bf16.gguf OUT.gguf Q8_0`'
+        f"ik_llama.cpp's llama-quantize writes such a file from a GGUF in bf16: {first}"
+        f"`ggplan rules export {recipe} --dialect ik_llama.cpp -m {source} -o rules.sh`, "
+        f'`. ./rules.sh; llama-quantize --custom-q "$custom" {source} OUT.gguf Q8_0`'
     )
 
 
