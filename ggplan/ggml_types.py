@@ -29,6 +29,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
+import shlex
 from dataclasses import dataclass
 from typing import Literal
 
@@ -160,6 +161,18 @@ class GgmlType:
     def described(self) -> str:
         """The name, for messages, with who alone knows the type where that is not llama.cpp."""
         return self.name if self.engine == "llama.cpp" else f"{self.name} (a type of {self.engine})"
+
+    @property
+    def plain(self) -> GgmlType:
+        """The type whose rows this one interleaves, the type itself where it interleaves none.
+
+        No file holds q8_K, the type of intermediate results that q8_k_r8 interleaves; ik_llama.cpp puts q8_0
+        in its place.
+        """
+        if self.row_group == 1:
+            return self
+        name = self.name.rpartition("_r")[0].lower()
+        return _BY_NAME["q8_0" if name == "q8_k" else name]
 
     def fits(self, n_columns: int) -> bool:
         """Tell whether a row of `n_columns` weights holds whole blocks."""
@@ -393,6 +406,26 @@ def parse_type(text: str) -> GgmlType:
             meant=_nearest(name),
         )
     return found
+
+
+def way_to_write(type_: GgmlType, recipe: str, model: str) -> str:
+    """How a file with a type that ggplan cannot write is made, or which types it can write.
+
+    Parameters
+    ----------
+    recipe, model
+        What the user calls them, for the commands; "" for no name.
+    """
+    if type_.engine == "llama.cpp":
+        return "`ggplan types` shows which types can be written"
+    recipe, model = shlex.quote(recipe or "RECIPE"), shlex.quote(model or "MODEL")
+    is_gguf = model.strip("'").lower().endswith(".gguf")
+    first, source = ("", model) if is_gguf else (f"`ggplan convert {model} bf16.gguf`, ", "bf16.gguf")
+    return (
+        f"ik_llama.cpp's llama-quantize writes such a file from a GGUF in bf16: {first}"
+        f"`ggplan rules export {recipe} --dialect ik_llama.cpp -m {source} -o rules.sh`, "
+        f'`. ./rules.sh; llama-quantize --custom-q "$custom" {source} OUT.gguf Q8_0`'
+    )
 
 
 def _nearest(name: str) -> str:

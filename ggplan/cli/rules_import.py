@@ -52,7 +52,7 @@ Examples:
     "--block",
     type=click.IntRange(1),
     metavar="N",
-    help="Which of several lists or command lines in one text, from 1.",
+    help="Which of several lists or commands in one text, from 1.",
 )
 @click.option("--name", metavar="NAME", default="", help="What `@name` says [default: the file's name].")
 @click.option("-o", "--output", type=click.Path(), help="Write to this file, which must not exist.")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ggplan.conversion.inputs import input_files
 from ggplan.errors import ConversionError, PlanError
+from ggplan.ggml_types import way_to_write
 from ggplan.planning import Plan, PlannedTensor
 from ggplan.planning.importance import importance_refusal
 from ggplan.text import printable
@@ -43,10 +44,12 @@ def check_convertible(plan: Plan, *, allow_requantize: bool) -> None:
         lambda t: f"ggplan cannot read {t.tensor.stored_as} yet",
         "keep the tensor's type, which copies its bytes",
     )
+    unwritable = [t for t in work if not t.type.encodable]
+    recipe = plan.recipe.file if plan.recipe is not None else ""
     _refuse(
-        [t for t in work if not t.type.encodable],
+        unwritable,
         lambda t: f"ggplan cannot write {t.type.described}",
-        "`ggplan types` shows which types can be written",
+        way_to_write(unwritable[0].type, recipe, str(plan.model.path)) if unwritable else "",
     )
     if not allow_requantize:
         _refuse(

@@ -176,7 +176,7 @@ def import_recipe(
         If there is no such dialect, the text is not in it, or a recipe cannot express it; the message names
         file and line.
     """
-    source = Source(without_quotation(text.removeprefix("\ufeff").replace("\r\n", "\n")), file)
+    source = Source(without_quotation(re.sub(r"\r+\n", "\n", text.removeprefix("\ufeff"))), file)
     known = _dialect(dialect or detect(source))
     config = recognised(source)
     if config is not None and config.dialect != known.name:

@@ -47,7 +47,8 @@ class Scheme:
     default
         The type of all linear modules in the blocks; None leaves them as they are.
     exceptions
-        Patterns and their types, None for modules that are not quantized; the first that matches decides.
+        Patterns, their types, None for modules that are not quantized, and how the config says it; the first
+        that matches decides.
     takes_output, takes_embeddings
         Whether `default` is for these, too.
     only
@@ -55,7 +56,7 @@ class Scheme:
     """
 
     default: GgmlType | None = None
-    exceptions: list[tuple[str, GgmlType | None]] = field(default_factory=list)
+    exceptions: list[tuple[str, GgmlType | None, str]] = field(default_factory=list)
     takes_output: bool = False
     takes_embeddings: bool = False
     only: list[str] = field(default_factory=list)
@@ -121,7 +122,7 @@ def _of_scheme(
     modules = modules_of(model)
     names = expanded(modules)
     kinds = [module.kind for module in modules for _ in range(module.n_experts)]
-    hits = hits_of(source, [pattern for pattern, _ in scheme.exceptions], names)
+    hits = hits_of(source, [pattern for pattern, _, _ in scheme.exceptions], names)
     within = hits_of(source, scheme.only, names)
     types: list[GgmlType | None] = []
     for module, kind, found, inside in zip(names, kinds, hits, within, strict=True):
@@ -134,14 +135,13 @@ def _of_scheme(
         else:
             types.append(scheme.default if scheme.takes_embeddings else None)
     met = {i for found in hits for i in found}
-    for i, (pattern, type_) in enumerate(scheme.exceptions):
+    left_out = []
+    for i, (_, type_, said) in enumerate(scheme.exceptions):
         if i not in met and type_ is not None:
-            notes.append(
-                f"`{pattern}` ({type_.name}) matches no module of {model.path.name} that is quantized"
-            )
-    notes += unmet_note(
-        [p for i, (p, type_) in enumerate(scheme.exceptions) if type_ is None and i not in met], model
-    )
+            notes.append(f"`{said}` ({type_.name}) matches no module of {model.path.name} that is quantized")
+        elif i not in met:
+            left_out.append(said)
+    notes += unmet_note(left_out, model)
     return recipe_of_types(source, dialect, name, model, modules, types, list(dict.fromkeys(notes)))
 
 
@@ -205,11 +205,11 @@ def _gptq(source: Source, settings: Settings, scheme: Scheme) -> None:
                 source.line_of(pattern), f"`{key[:80]}` of dynamic is an object with bits, ..."
             )
         if sign == "-:":
-            scheme.exceptions.append((checked, None))
+            scheme.exceptions.append((checked, None, key))
             if said is not None and list(said):
                 scheme.notes.append(f"dynamic `{key}` is not quantized; what it says besides is left out")
         elif said is not None:
-            scheme.exceptions.append((checked, _integers(source, said, scheme, settings)))
+            scheme.exceptions.append((checked, _integers(source, said, scheme, settings), key))
     inside = settings.get("modules_in_block_to_quantize", "inside_layer_modules", default=[])
     if not isinstance(inside, list):
         raise source.fault(0, f"{settings.path}modules_in_block_to_quantize is a list of lists of names")
@@ -229,7 +229,7 @@ def _awq(source: Source, settings: Settings, scheme: Scheme) -> None:
     format_ = WeightFormat(bits, max(0, group), symmetric=not asymmetric)
     scheme.default = _type(source, scheme, format_, "the config")
     for key in ("modules_to_not_convert", "ignored_layers"):
-        scheme.exceptions += [(escape(part), None) for part in names_at(source, settings, key)]
+        scheme.exceptions += [(escape(part), None, part) for part in names_at(source, settings, key)]
     scheme.takes_output = settings.get("lm_head") is True
 
 
@@ -270,7 +270,7 @@ def _hqq(source: Source, settings: Settings, scheme: Scheme) -> None:
             inner = holder.inner(tag) if holder is not None else None
             params = inner.inner("weight_quant_params") or inner if inner is not None else None
             if params is not None and ("nbits" in params or "bits" in params):
-                scheme.exceptions.append((rf"\.{escape(tag)}$", of(params)))
+                scheme.exceptions.append((rf"\.{escape(tag)}$", of(params), tag))
     if weights is None and not scheme.exceptions:
         raise source.fault(0, "hqq: there is no quant_config with weight_quant_params")
     _exclude(source, settings, scheme, "skip_modules", "modules_to_not_convert")
@@ -322,12 +322,12 @@ def _modelopt(source: Source, settings: Settings, scheme: Scheme) -> None:
     if nested is not None:  # hf_quant_config.json read as a whole
         settings = nested
     for key in names_at(source, settings, "ignore") + names_at(source, settings, "exclude_modules"):
-        scheme.exceptions.append((_wild(key), None))
+        scheme.exceptions.append((_wild(key), None, key))
     layers = settings.inner("quantized_layers")
     for name in layers or ():
         said = layers.inner(name) if layers is not None else None
         if said is not None:
-            scheme.exceptions.append((_wild(name), _of_algorithm(source, said, scheme, settings)))
+            scheme.exceptions.append((_wild(name), _of_algorithm(source, said, scheme, settings), name))
     algorithm = settings.get("quant_algo")
     groups = settings.inner("config_groups")
     if algorithm in (None, "MIXED_PRECISION") and groups is not None and layers is None:
@@ -373,22 +373,22 @@ def _wild(key: str) -> str:
 
 def _exclude(source: Source, settings: Settings, scheme: Scheme, *keys: str) -> None:
     """Modules that are not quantized, in transformers' way; they decide before all other exceptions."""
-    out: list[tuple[str, GgmlType | None]] = []
+    out: list[tuple[str, GgmlType | None, str]] = []
     for key in keys:
         for name in names_at(source, settings, key):
-            out += [(pattern, None) for pattern in transformers_patterns(source, name)]
+            out.append((transformers_pattern(source, name), None, name))
             if name == "lm_head":
                 scheme.takes_output = False
     scheme.exceptions[:0] = out
 
 
-def transformers_patterns(source: Source, name: str) -> list[str]:
-    """The patterns of a name in transformers' lists of modules that are not converted."""
+def transformers_pattern(source: Source, name: str) -> str:
+    """The pattern of a name in transformers' lists of modules that are not converted."""
     try:
         pattern = source.pattern(name, source.line_of(name))
     except RecipeError:  # a name with a bracket or the like
         pattern = escape(name)
-    return [rf"^(?:{pattern})(\.|$)", f"{escape(name)}$"]
+    return rf"^(?:{pattern})(?:\.|$)|{escape(name)}$"
 
 
 READERS: dict[str, Read] = {

@@ -27,7 +27,9 @@ def import_(source: Source, name: str, model: Model | None) -> Imported:
     if not parse_recipe(source.text, source.file).rules:
         raise source.fault(0, "there are no rules")
     body = source.text.removeprefix("\ufeff").replace("\r\n", "\n").rstrip("\n").split("\n")
-    return Imported("thireus", imported_text(source, "a recipe of Thireus' GGUF Tool Suite", name, body))
+    head = [f"@arch {model.architecture}"] if model is not None and model.architecture else []
+    what = "a recipe of Thireus' GGUF Tool Suite"
+    return Imported("thireus", imported_text(source, what, name, body, head=head))
 
 
 def export(recipe: Recipe | Assignment, model: Model) -> tuple[str, list[str]]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from ggplan.dialects.checkpoint_configs import class_notes, names_at, transformers_patterns
+from ggplan.dialects.checkpoint_configs import class_notes, names_at, transformers_pattern
 from ggplan.dialects.hf_names import LINEAR, modules_of
 from ggplan.dialects.literals import read_config, read_python
 from ggplan.dialects.modules import expanded, flat_modules, hits_of, need_model, recipe_of_types
@@ -79,7 +79,7 @@ def import_(source: Source, name: str, model: Model | None) -> Imported:
             chosen.append(types.get("_default"))
         else:
             chosen.append(None)
-    out = hits_of(source, [p for n in excluded for p in transformers_patterns(source, n)], names)
+    out = hits_of(source, [transformers_pattern(source, n) for n in excluded], names)
     chosen = [None if found else type_ for found, type_ in zip(out, chosen, strict=True)]
     return recipe_of_types(source, "torchao", name, model, modules, chosen, list(dict.fromkeys(notes)))
 

@@ -3,6 +3,10 @@
 A type can be used only if a row holds whole blocks of it. If not, the fallback table of an engine (see
 `ggplan.planning.fallback`) gives another type; if the table has none, there is a fault, which `lay_out`
 raises and a check reports.
+
+ik_llama.cpp looks the rows of `token_embd.weight` up one by one, so it does not interleave them, nor rows
+that are no whole groups: the plain type takes the place of such an `_rN` type (`src/llama-quantize.cpp`,
+interleaved_properties).
 """
 
 from __future__ import annotations
@@ -77,6 +81,8 @@ def fit(model: Model, assignment: Assignment, fallback: FallbackTable | None = N
 
 def replaced(asked: GgmlType, got: GgmlType, n_columns: int) -> str:
     """A fallback in words: `rows of 1408 do not fit q6_K (1408 % 256 = 128); q8_0 takes its place`."""
+    if asked.fits(n_columns):
+        return f"ik_llama.cpp cannot interleave its rows as {asked} does; {got} takes its place"
     return f"rows of {n_columns} do not fit {asked} ({remainder(asked, n_columns)}); {got} takes its place"
 
 
@@ -88,7 +94,11 @@ def allows(tensor: TensorInfo, type_: GgmlType) -> bool:
 def fitted(tensor: TensorInfo, decision: Decision, table: FallbackTable) -> Fitted:
     """The type one tensor gets for what was decided."""
     asked = decision.type
-    if decision.reason == "kept" or allows(tensor, asked):
+    if decision.reason == "kept":
+        return Fitted(tensor, decision, asked)
+    if table == "ik" and asked.fits(tensor.n_columns) and not _interleaves(asked, tensor):
+        return Fitted(tensor, decision, asked.plain)
+    if allows(tensor, asked):
         return Fitted(tensor, decision, asked)
     if asked.fits(tensor.n_columns):
         reason = f"{asked.name} interleaves {asked.row_group} rows and {tensor.n_rows} rows do not divide"
@@ -97,3 +107,10 @@ def fitted(tensor: TensorInfo, decision: Decision, table: FallbackTable) -> Fitt
         return Fitted(tensor, decision, fallback_type(asked, tensor.n_columns, table))
     except PlanError as error:
         return Fitted(tensor, decision, kept_type(tensor), error)
+
+
+def _interleaves(type_: GgmlType, tensor: TensorInfo) -> bool:
+    """Whether ik_llama.cpp stores the tensor's rows as the type asks for."""
+    return type_.row_group == 1 or (
+        tensor.name != "token_embd.weight" and tensor.n_rows % type_.row_group == 0
+    )

@@ -187,8 +187,10 @@ def test_types_of_ik_llama_cpp_are_named_as_such(source: Path, tmp_path: Path) -
     plan = plan_of(source, "ffn = iq2_k\n@default f32\n")
     ((_, message),) = found(plan, "GP208")
     assert message.endswith("ggplan cannot write iq2_k (a type of ik_llama.cpp)")
-    with pytest.raises(PlanError, match=r"cannot write iq2_k \(a type of ik_llama\.cpp\)"):
+    with pytest.raises(PlanError, match=r"cannot write iq2_k \(a type of ik_llama\.cpp\)") as caught:
         ggplan.convert(plan, tmp_path / "out.gguf")
+    assert f"ggplan convert {source} bf16.gguf" in caught.value.hint
+    assert "--dialect ik_llama.cpp" in caught.value.hint
 
 
 def test_the_list_of_types_tells() -> None:

@@ -28,6 +28,15 @@ def test_a_predicate_needs_no_file() -> None:
     assert "@name mixed_3_6" in run("import", "mixed_3_6", "-m", "Qwen3-8B").stdout
 
 
+def test_what_is_not_taken_over_is_said_twice() -> None:
+    case = ROOT / "tests" / "data" / "cases" / "prune-and-override.txt"
+    done = run("import", case)
+    assert done.returncode == 0
+    for option in ("--prune-layers", "--override-kv", "--exclude-weights"):
+        assert f"# Note: {option}: " in done.stdout
+        assert f"note: {option}: " in done.stderr
+
+
 def test_faults_are_one_message() -> None:
     done = run("import", "-", stdin="attn_(?=q)=q8_0\n")
     assert done.returncode == 1

@@ -254,6 +254,11 @@ def test_any_text_is_a_recipe_or_an_error(text: str, dialect: str) -> None:
     "llama-quantize '\n" * 5_000,
     "custom=\"a=b\"\n" * 20_000,
     "(.*)*(.*)*X{1000}=q8_0",
+    "echo llama-quantize -x " * 20_000,
+    "llama-quantize --pure a.gguf \\\n" * 10_000,
+    "llama-quantize --pure '" + "x\n" * 150_000,
+    "> " * 100_000 + "--tensor-type a=q8_0",
+    "llama-quantize --tensor-type " + "blk." * 200 + "=q8_0 a.gguf b.gguf Q8_0",
 ])  # fmt: skip
 def test_nothing_hangs(text: str) -> None:
     start = time.thread_time()

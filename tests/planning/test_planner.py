@@ -166,6 +166,38 @@ def test_interleaved_rows_must_divide() -> None:
         make_plan(model, parse_recipe(".* = q4_k_r4"))
 
 
+def test_what_ik_llama_cpp_does_not_interleave_gets_the_plain_type() -> None:
+    model = model_of(
+        ("token_embd.weight", (64, 256), "bf16"),
+        ("blk.0.attn_q.weight", (6, 256), "bf16"),
+        ("blk.0.attn_k.weight", (8, 256), "bf16"),
+        ("blk.0.attn_v.weight", (8, 96), "bf16"),
+    )
+    recipe = parse_recipe("@target ik_llama.cpp\nattn_[qk] = q8_k_r8\n@default iq4_k_r4", "my.recipe")
+    plan = make_plan(model, recipe)
+    assert types_of(plan) == {
+        "token_embd.weight": "iq4_k", "blk.0.attn_q.weight": "q8_0", "blk.0.attn_k.weight": "q8_k_r8",
+        "blk.0.attn_v.weight": "q5_0",
+    }  # fmt: skip
+    told = [d.message for d in check_plan(plan).diagnostics if d.code == "GP214"]
+    assert len(told) == 2
+    assert any("token_embd.weight" in m and "iq4_k takes the place of iq4_k_r4" in m for m in told)
+    assert "blk.0.attn_v.weight" in message_of(plan, "GP201")  # the rows of 96, not the interleaved ones
+    alone = make_plan(model_of(("token_embd.weight", (64, 256), "bf16")), parse_recipe(".* = iq4_k_r4"))
+    assert types_of(alone)["token_embd.weight"] == "iq4_k_r4"  # no target: as it is said
+
+
+def test_how_a_file_in_types_of_ik_llama_cpp_is_made_is_said() -> None:
+    plan = make_plan(SMALL, parse_recipe("@target ik_llama.cpp\n@default iq4_k | q6_0", "my.recipe"))
+    told = message_of(plan, "GP215")
+    for part in (
+        "ggplan convert",
+        "ggplan rules export my.recipe --dialect ik_llama.cpp",
+        "llama-quantize --custom-q",
+    ):
+        assert part in told
+
+
 def test_dead_rules_and_uncovered_tensors_are_shown() -> None:
     plan = make_plan(SMALL, parse_recipe("ssm_ = q8_0\nattn_q = q4_K", "my.recipe"))
     assert "GP101" in codes_of(plan)

@@ -74,7 +74,9 @@ def check_fallbacks(case: Case) -> Iterator[Fallback]:
 
 
 def _replaced(f: Fitted) -> tuple[int | None, GgmlType, int, GgmlType] | None:
-    return None if f.asked is None else (f.decision.rule, f.asked, f.tensor.n_columns, f.type)
+    if f.asked is None or f.asked.plain == f.type:  # rows that are not interleaved: GP214
+        return None
+    return f.decision.rule, f.asked, f.tensor.n_columns, f.type
 
 
 def check_no_type(case: Case) -> Iterator[NoType]:

@@ -11,6 +11,21 @@ GP210: the target does not know the type
     - ffn_up_exps\.weight = iq4_k
     + @target llama.cpp
     + ffn_up_exps\.weight = q4_K
+
+GP214: ik_llama.cpp does not interleave these rows
+    It looks the rows of `token_embd.weight` up one by one, and interleaves none that are no whole groups. The
+    plain type takes the place of an `_rN` type there. Name the plain type for that tensor, above.
+    - @target ik_llama.cpp
+    - .* = iq4_k_r4
+    + @target ik_llama.cpp
+    + ^token_embd\.weight$ = iq4_k
+    + .* = iq4_k_r4
+
+GP215: ik_llama.cpp is to write the file
+    ggplan plans with its types and does not encode them. Make a GGUF in bf16, write the rules as its
+    llama-quantize reads them, and give it both.
+    - @target ik_llama.cpp
+    - ffn_up_exps\.weight = iq4_k
 """
 
 from __future__ import annotations
@@ -18,7 +33,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ggplan.ggml_types import TYPES, GgmlType
+from ggplan.ggml_types import TYPES, GgmlType, way_to_write
 from ggplan.linting.case import Case
 from ggplan.linting.rule import Finding, LintRule
 from ggplan.linting.wording import rechosen, some
@@ -56,6 +71,45 @@ def _unwritable(f: Fitted) -> tuple[int | None, GgmlType] | None:
     return None if f.type.encodable or f.type == f.tensor.type else (f.decision.rule, f.type)
 
 
+@dataclass(frozen=True, slots=True)
+class NotInterleaved(Finding):
+    """Tensors whose rows ik_llama.cpp does not interleave, the type asked for and the one in its place."""
+
+    tensors: str
+    asked: GgmlType
+    got: GgmlType
+    says = "{f.tensors}: ik_llama.cpp does not interleave the rows; {f.got} takes the place of {f.asked}"
+    advice = "write a rule with {f.got} for it, above"
+
+
+def check_interleaved(case: Case) -> Iterator[NotInterleaved]:
+    for (rule, asked, got), members in case.grouped(_not_interleaved).items():
+        yield NotInterleaved(case.place(rule), some(case, members), asked, got)
+
+
+def _not_interleaved(f: Fitted) -> tuple[int | None, GgmlType, GgmlType] | None:
+    asked = f.asked
+    return None if asked is None or asked.plain != f.type else (f.decision.rule, asked, f.type)
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenByIk(Finding):
+    """How many tensors have types of ik_llama.cpp, and how such a file is made."""
+
+    n_tensors: int
+    way: str
+    says = "types that ggplan does not write, tensors: {f.n_tensors:,}; {f.way}"
+    advice = "or choose a type that `ggplan types` shows with `writes`"
+
+
+def check_written_by_ik(case: Case) -> Iterator[WrittenByIk]:
+    types = [f.type for f in case.fitted if _unwritable(f) and f.type.engine == "ik_llama.cpp"]
+    if types and case.recipe.target != "llama.cpp":
+        model = "" if case.model.kind == "inventory" else str(case.model.path)
+        way = way_to_write(types[0], case.recipe.file, model)
+        yield WrittenByIk(case.file, len(types), way)
+
+
 def check_target(case: Case) -> Iterator[ForeignType]:
     if case.recipe.target != "llama.cpp":
         return
@@ -69,4 +123,6 @@ def check_target(case: Case) -> Iterator[ForeignType]:
 
 
 GP208 = LintRule("GP208", "note", check_writable)
+GP215 = LintRule("GP215", "note", check_written_by_ik)
+GP214 = LintRule("GP214", "note", check_interleaved)
 GP210 = LintRule("GP210", "error", check_target)

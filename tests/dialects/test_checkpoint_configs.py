@@ -1,0 +1,221 @@
+"""The quantization_config of checkpoints: whose it is, what it gives each module, what it says besides."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ggplan.dialects import export_recipe, import_recipe
+from ggplan.errors import RecipeError
+from ggplan.inventories import inventory
+from ggplan.planning import decide, fit
+from ggplan.rules import parse_recipe
+
+CASES = Path(__file__).parents[1] / "data" / "cases"
+MOE, DENSE = "Qwen3-30B-A3B", "Qwen3-8B"
+
+
+def types(config: object, name: str = MOE, **options: str) -> dict[str, str]:
+    text = config if isinstance(config, str) else json.dumps(config)
+    model = inventory(name)
+    recipe = parse_recipe(import_recipe(text, "config.json", model=model, **options).text)
+    return {f.tensor.name: f.type.name for f in fit(model, decide(model, recipe))}
+
+
+def imported(config: object, name: str = MOE) -> tuple[str, str]:
+    text = config if isinstance(config, str) else json.dumps(config)
+    found = import_recipe(text, "config.json", model=inventory(name) if name else None)
+    assert all(note.replace("#", "") in found.text for note in found.notes)
+    return found.dialect, "\n".join(found.notes)
+
+
+def message(config: object, **options: str) -> str:
+    text = config if isinstance(config, str) else json.dumps(config)
+    with pytest.raises(RecipeError) as caught:
+        import_recipe(text, "config.json", model=inventory(MOE), **options)
+    return f"{caught.value.message} | {caught.value.hint}"
+
+
+def quantized(method: str, **values: object) -> dict[str, object]:
+    return {
+        "architectures": ["Qwen3MoeForCausalLM"],
+        "quantization_config": {"quant_method": method, **values},
+    }
+
+
+def test_dynamic_of_gptq() -> None:
+    text = (CASES / "gptq-dynamic-config.json").read_text()
+    dialect, notes = imported(text)
+    assert dialect == "gptq"
+    assert "desc_act = true" in notes
+    found = types(text)
+    assert found["blk.3.ffn_down_exps.weight"] == "q8_0"
+    assert found["blk.3.ffn_gate_exps.weight"] == "q4_0"
+    assert found["blk.3.ffn_gate_inp.weight"] == "f32"
+    assert found["output.weight"] == "bf16"
+    ordered = {
+        "-:.*layers\\.[0-3]\\..*": {},
+        "+:.*down_proj": {"bits": 8},
+        ".*self_attn.*": {"sym": False, "secret": 1},
+    }
+    config = quantized("gptq", bits=4, group_size=32, sym=True, lm_head=True, dynamic=ordered, rotation="qr")
+    found = types(config)
+    assert found["blk.3.ffn_down_exps.weight"] == "bf16"  # the first that matches decides
+    assert found["blk.4.ffn_down_exps.weight"] == "q8_0"
+    assert found["blk.4.attn_q.weight"] == "q4_K"
+    assert found["blk.4.ffn_up_exps.weight"] == "q4_0"
+    assert found["output.weight"] == "q4_0"
+    notes = imported(config)[1]
+    assert "dynamic..*self_attn.*.secret = 1" in notes
+    assert 'left out, as ggplan does not know it: dynamic..*self_attn.*.secret = 1, rotation = "qr"' in notes
+    some = quantized("gptq", bits=4, group_size=128, modules_in_block_to_quantize=[["self_attn.q_proj"]])
+    assert types(some)["blk.0.attn_q.weight"] == "q4_0"
+    assert types(some)["blk.0.attn_k.weight"] == "bf16"
+
+
+def test_modules_that_awq_does_not_convert() -> None:
+    config = quantized(
+        "awq", bits=4, group_size=128, zero_point=True, version="gemm",
+        modules_to_not_convert=["mlp.gate", "self_attn", "layers.1."],
+    )  # fmt: skip
+    dialect, notes = imported(config)
+    assert dialect == "awq"
+    assert 'version = "gemm"' in notes
+    found = types(config)
+    assert found["blk.0.ffn_up_exps.weight"] == "q4_K"
+    assert found["blk.0.attn_q.weight"] == "bf16"
+    assert found["blk.1.ffn_up_exps.weight"] == "bf16"
+    assert found["blk.10.ffn_up_exps.weight"] == "q4_K"
+    assert types({"w_bit": 4, "q_group_size": 32, "zero_point": False})["blk.0.attn_q.weight"] == "q4_0"
+    assert "is to stay" not in notes
+    odd = quantized("awq", bits=4, group_size=128, modules_to_not_convert=["talker.7"])
+    assert "`talker\\.7` is to stay as it is, and matches no module" in imported(odd)[1]
+
+
+INT8 = {"_type": "Int8WeightOnlyConfig", "_data": {}}
+OLD = {"quant_type": "int4_weight_only", "quant_type_kwargs": {"group_size": 32}}
+GROUPS = {"g": {"targets": ["Linear"], "weights": {"num_bits": 8}}}
+
+
+@pytest.mark.parametrize(("config", "dialect", "type_"), [
+    (quantized("bitsandbytes", load_in_4bit=True, bnb_4bit_quant_type="nf4"), "bitsandbytes", "iq4_nl"),
+    (quantized("bitsandbytes", load_in_8bit=True), "bitsandbytes", "q8_0"),
+    (quantized("fp8", weight_block_size=[128, 128], activation_scheme="dynamic"), "fp8", "q8_0"),
+    (quantized("fbgemm_fp8", activation_scale_ub=1200.0), "fbgemm_fp8", "q8_0"),
+    (quantized("modelopt", quant_algo="NVFP4", ignore=["lm_head"]), "modelopt", "nvfp4"),
+    ({"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "FP8", "exclude_modules": []}},
+     "modelopt", "q8_0"),
+    (quantized("hqq", quant_config={"weight_quant_params": {"nbits": 4, "group_size": 64}}), "hqq", "q4_K"),
+    (quantized("quanto", weights="int8", activations=None), "quanto", "q8_0"),
+    (quantized("eetq", weights="int8"), "eetq", "q8_0"),
+    (quantized("torchao", quant_type={"default": INT8}), "torchao", "q8_0"),
+    (quantized("torchao", **OLD), "torchao", "q4_K"),
+    (quantized("auto-round", bits=4, group_size=32, sym=True), "autoround", "q4_0"),
+    (quantized("compressed-tensors", config_groups=GROUPS), "compressed-tensors", "q8_0"),
+    ({"text_config": quantized("gptq", bits=8, group_size=-1)}, "gptq", "q8_0"),
+    ({"bits": 4, "group_size": 32, "desc_act": False, "sym": True}, "gptq", "q4_0"),
+    ({"quantization": {"bits": 4, "group_size": 32}}, "mlx", "q4_K"),
+])  # fmt: skip
+def test_a_config_is_known_by_what_it_is(config: object, dialect: str, type_: str) -> None:
+    assert imported(config)[0] == dialect
+    assert types(config)["blk.5.attn_q.weight"] == type_
+    assert types(config)["blk.5.ffn_gate_inp.weight"] == "f32"
+    other = "autoround" if dialect != "autoround" else "gptq"
+    assert f"read it with --dialect {dialect}" in message(config, dialect=other)
+
+
+@pytest.mark.parametrize("method", ["exl3", "aqlm", "vptq", "quark", "bitnet", "higgs"])
+def test_methods_that_are_not_read_are_refused_by_name(method: str) -> None:
+    told = message(quantized(method, bits=4, group_size=128))
+    assert f"does not read the quant_method {method}" in told
+    assert "it reads autoround, awq, bitsandbytes" in told
+
+
+def test_a_model_without_quantization() -> None:
+    assert "states no quantization" in message({"architectures": ["Qwen3MoeForCausalLM"], "hidden_size": 8})
+    assert "no dialect that ggplan knows" in message({"x": 1})
+    with pytest.raises(RecipeError, match="reads the configs of GPTQ, and writes none"):
+        export_recipe(parse_recipe("@default q8_0"), inventory(DENSE), "gptq")
+
+
+KEYS = {
+    "gptq": {"bits": 4, "group_size": 128},
+    "awq": {"bits": 4, "group_size": 128},
+    "bitsandbytes": {"load_in_4bit": True},
+    "auto-round": {"bits": 4, "group_size": 128, "sym": True},
+    "compressed-tensors": {"config_groups": GROUPS},
+    "torchao": {"quant_type": {"default": INT8}},
+    "modelopt": {"quant_algo": "FP8"},
+    "fp8": {"weight_block_size": [128, 128]},
+    "mxfp4": {},
+    "hqq": {"quant_config": {"weight_quant_params": {"nbits": 4, "group_size": 64}}},
+    "quanto": {"weights": "int8"},
+    "eetq": {"weights": "int8"},
+}
+
+
+@pytest.mark.parametrize("method", KEYS)
+def test_no_key_is_dropped_without_a_word(method: str) -> None:
+    config = quantized(method, **KEYS[method], zzz_new={"deep": [1, 2]}, yyy=False)
+    notes = imported(config)[1]
+    assert 'zzz_new = {"deep": [1, 2]}' in notes
+    assert "yyy = false" in notes
+
+
+def test_names_that_are_not_converted() -> None:
+    left = ["lm_head", "model.layers.1.mlp", "self_attn.q_proj", "model.layers.[2-3].self_attn"]
+    found = types(quantized("fp8", modules_to_not_convert=left))
+    assert found["blk.1.ffn_up_exps.weight"] == "bf16"
+    assert found["blk.10.ffn_up_exps.weight"] == "q8_0"
+    assert found["blk.7.attn_q.weight"] == "bf16"
+    assert found["blk.2.attn_k.weight"] == "bf16"
+    assert found["blk.4.attn_k.weight"] == "q8_0"
+    wild = types(quantized("modelopt", quant_algo="FP8", ignore=["model.layers.1.*", "*.self_attn.k_proj"]))
+    assert wild["blk.1.attn_q.weight"] == wild["blk.5.attn_k.weight"] == "bf16"
+    assert wild["blk.10.attn_q.weight"] == "q8_0"
+    layers = {"model.layers.0.mlp.experts": {"quant_algo": "NVFP4", "group_size": 16}}
+    mixed = types(quantized("modelopt", quant_algo="MIXED_PRECISION", quantized_layers=layers))
+    assert mixed["blk.0.ffn_up_exps.weight"] == "nvfp4"
+    assert mixed["blk.1.ffn_up_exps.weight"] == "bf16"
+
+
+def test_mlx_by_module() -> None:
+    text = (CASES / "mlx-config-by-module.json").read_text()
+    dialect, notes = imported(text)
+    assert dialect == "mlx"
+    assert "`model.layers.0.mlp.gate` (q8_0) matches no module" in notes  # the router stays a float
+    found = types(text)
+    assert found["output.weight"] == "q6_K"
+    assert found["blk.1.attn_v.weight"] == "q6_K"
+    assert found["blk.2.attn_v.weight"] == found["token_embd.weight"] == "q4_K"
+    said = {"bits": 4, "group_size": 32, "mode": "mxfp4", "model.layers.0.mlp.switch_mlp.down_proj": False,
+            "language_model.model.layers.1.self_attn.q_proj": {"bits": 8, "group_size": 64, "mode": "affine"},
+            "model.embed_tokens": True}  # fmt: skip
+    found = types({"quantization": said, "quantization_config": said})
+    assert found["blk.0.ffn_down_exps.weight"] == "bf16"
+    assert found["blk.1.ffn_down_exps.weight"] == "mxfp4"
+    assert found["blk.1.attn_q.weight"] == "q8_0"
+    assert found["token_embd.weight"] == "mxfp4"
+    assert (
+        "otherwise than quantization"
+        in imported({"quantization": said, "quantization_config": {"bits": 4}})[1]
+    )
+
+
+def test_blocks_of_autoround_and_another_model() -> None:
+    config = quantized(
+        "auto-round", bits=4, group_size=32, block_name_to_quantize="model.layers.0,model.layers.1"
+    )
+    assert types(config)["blk.1.attn_q.weight"] == "q4_0"
+    assert types(config)["blk.10.attn_q.weight"] == "bf16"
+    assert "is for Qwen3MoeForCausalLM (qwen3moe), Qwen3-8B is qwen3" in imported(config, DENSE)[1]
+
+
+def test_experts_of_gpt_oss() -> None:
+    left = ["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]
+    config = {"architectures": ["GptOssForCausalLM"], **quantized("mxfp4", modules_to_not_convert=left)}
+    config["architectures"] = ["GptOssForCausalLM"]
+    found = types(config, "gpt-oss-20b")
+    assert found["blk.0.ffn_up_exps.weight"] == "mxfp4"
+    assert found["blk.0.attn_q.weight"] == "bf16"
+    assert parse_recipe(import_recipe(json.dumps(config), "x").text).architecture == "gpt-oss"
