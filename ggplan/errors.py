@@ -50,7 +50,7 @@ class TokenizerError(CheckpointError):
 
 
 class TruncatedError(CheckpointError):
-    """A file that ends before its data does, or a set that lacks files; the headers that are there are whole."""
+    """A file that ends before its data does, or a set that lacks files; the headers there are whole."""
 
 
 class NoSuchCheckpointError(CheckpointError):

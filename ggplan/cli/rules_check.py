@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from ggplan.cli.options import open_noted
     from ggplan.linting import Report
     from ggplan.rules import Diagnostic
 
@@ -53,6 +52,7 @@ def check_command(
         return
     if not recipes:
         raise click.UsageError("name a recipe, or a code with --explain")
+    from ggplan.cli.options import open_noted
     from ggplan.linting import check_recipe
 
     subject = open_noted(model) if model else None

@@ -214,7 +214,10 @@ def _read_start(cursor: _Cursor) -> tuple[int, int, int]:
     for what, least in (("tensors", _MIN_TENSOR_BYTES), ("key-value pairs", _MIN_PAIR_BYTES)):
         count = cursor.u64(f"the number of {what}")
         if count * least > cursor.remaining or count > _COUNT_LIMIT:
-            raise cursor.error(f"{count:,} {what} cannot be in a file of {cursor.size:,} bytes")
+            raise cursor.error(
+                f"{count:,} {what} cannot be in a file of {cursor.size:,} bytes; its header is damaged or "
+                "truncated"
+            )
         counts.append(count)
     return version, counts[0], counts[1]
 
