@@ -85,8 +85,8 @@ def main() -> None:
         sys.exit(130)
     except Error as error:
         _say(error.message if error.is_rendered else f"error: {error.message}")
-        if error.cli_hint:
-            _say(f"help: {error.cli_hint}")
+        if error.hint:
+            _say(f"help: {error.hint}")
         sys.exit(1)
     except BrokenPipeError:
         # The reader of the pipe has ended (`ggplan types | head`): exit without a message.

@@ -98,4 +98,4 @@ def plan_command(
     print_findings(report, err=True)
     if (refusal := importance_refusal(plan)) is not None:
         click.echo(f"error: `ggplan convert` refuses this: {printable(refusal.message)}", err=True)
-        click.echo(f"help: {refusal.cli_hint}", err=True)
+        click.echo(f"help: {refusal.hint}", err=True)

@@ -122,8 +122,7 @@ def _truncated(cursor: _Cursor, tensors: list[TensorRecord], name: str) -> Trunc
     return TruncatedError(
         f"{shown(cursor.path)}: the file ends {where}; it is truncated: it has {size:,} bytes and should "
         f"have {whole:,}",
-        hint="download it again; header_only=True reads its header alone",
-        cli_hint="download it again; `ggplan inspect --header-only` shows what its header says",
+        hint="download it again; `ggplan inspect --header-only` shows what its header says",
     )
 
 

@@ -78,11 +78,11 @@ def test_convert_needs_the_name_and_takes_no_other(folder: Path, tmp_path: Path)
     unnamed = run("convert", folder, output)
     assert isinstance(unnamed.exception, Error)
     assert UNKNOWN in unnamed.exception.message
-    assert "--pre NAME" in unnamed.exception.cli_hint
+    assert "--pre NAME" in unnamed.exception.hint
     assert "note:" not in unnamed.stderr
     misspelt = run("convert", folder, output, "--pre", "glm-4")
     assert isinstance(misspelt.exception, Error)
-    assert misspelt.exception.cli_hint == "the nearest is glm4"
+    assert misspelt.exception.hint == "the nearest is glm4"
     assert not output.exists()
     assert run("convert", folder, output, "--pre", "glm4").exit_code == 0
 
