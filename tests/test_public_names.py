@@ -63,6 +63,7 @@ def test_tensors_by_name() -> None:
     assert model["token_embd.weight"].name == "token_embd.weight"
     assert "token_embd.weight" in model
     assert "token_embd" not in model
+    assert tuple(model) == model.tensors
     with pytest.raises(KeyError, match=r"no tensor 'token_emb\.weight'; the nearest is 'token_embd\.weight'"):
         model["token_emb.weight"]
 
