@@ -1,12 +1,27 @@
 """The errors ggplan raises for faults that a user can correct.
 
-Each carries what a message needs: what is wrong, where (file, line, tensor) and a hint what to do. A hint is
-in the library's words (`pre="glm4"`); where the command line calls the same thing by another name
-(`--pre glm4`), the error has both. `str(error)` is the message with the library's hint. The command line
-prints the message after `error: ` and its own hint after `help: `, and exits 1.
+Each carries what a message needs: what is wrong, where (file, line, tensor) and a hint what to do. A hint
+names an option as the command line does (`--pre NAME`), which prints the message after `error: ` and the hint
+after `help: `, and exits 1. `str(error)` has both, the options as arguments of the library (`pre=NAME`); a
+command in backticks stays a command.
 """
 
 from __future__ import annotations
+
+import re
+
+# Options without a value, and what they are in the library; all others are `name=value`.
+_FLAGS = {
+    "allow-requantize": "allow_requantize=True",
+    "force": "force=True",
+    "header-only": "header_only=True",
+    "mixed": "mixed=True",
+    "no-resume": "resume=False",
+    "restart": "restart=True",
+    "strict": "strict=True",
+}
+# A value is a placeholder in capitals, or a word that is a choice.
+_OPTION = re.compile(r"`[^`]*`|--([a-z]+(?:-[a-z]+)*)(?: ([A-Z]+\b|zero\b|keep\b))?")
 
 
 class Error(Exception):
@@ -20,25 +35,28 @@ class Error(Exception):
         One sentence that stands alone and names the culprit (file, tensor, line).
     hint
         What to do instead, or "".
-    cli_hint
-        The same in the words of the command line, if these differ.
     """
 
     is_rendered = False
 
-    def __init__(self, message: str, *, hint: str = "", cli_hint: str = "") -> None:
+    def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
-        self.cli_hint = cli_hint or hint
-
-    def add_hint(self, text: str) -> None:
-        """Put a sentence behind the hint, in both wordings."""
-        self.hint = f"{self.hint}; {text}" if self.hint else text
-        self.cli_hint = f"{self.cli_hint}; {text}" if self.cli_hint else text
 
     def __str__(self) -> str:
-        return f"{self.message} (help: {self.hint})" if self.hint else self.message
+        return f"{self.message} (help: {_OPTION.sub(_argument, self.hint)})" if self.hint else self.message
+
+
+def _argument(option: re.Match[str]) -> str:
+    """An option as the argument of a function; a command in backticks as it is."""
+    name, value = option[1], option[2]
+    if name is None:
+        return option[0]
+    if name in _FLAGS:
+        return _FLAGS[name] + (f" {value}" if value else "")
+    shown = repr(value) if value and value.islower() else value or "..."
+    return f"{name.replace('-', '_')}={shown}"
 
 
 class CheckpointError(Error):
@@ -50,7 +68,7 @@ class TokenizerError(CheckpointError):
 
 
 class TruncatedError(CheckpointError):
-    """A file that ends before its data does, or a set that lacks files; its headers are whole."""
+    """A file that ends before its data does, or a set that lacks files; the headers there are whole."""
 
 
 class NoSuchCheckpointError(CheckpointError):

@@ -12,7 +12,7 @@ known without reading a row, and bfloat16 reaches an encoder without being widen
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -225,6 +225,10 @@ class Model:
                 return tensor
         near = nearest(name, (tensor.name for tensor in self.tensors))
         raise KeyError(f"no tensor {name!r}" + (f"; the nearest is {near!r}" if near else ""))
+
+    def __iter__(self) -> Iterator[TensorInfo]:
+        """The tensors."""
+        return iter(self.tensors)
 
     def __contains__(self, name: object) -> bool:
         """Whether there is a tensor of this name."""

@@ -23,7 +23,16 @@ ROOT = Path(__file__).parent.parent
 ORACLE = ROOT / "tests" / "oracle"
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "arch")]
 
-from tiny_checkpoints import DATA, OUTTYPES, golden_keys, golden_tensors, read_case, write_case  # noqa: E402
+from folder_variants import VARIANTS as FOLDERS  # noqa: E402
+from tiny_checkpoints import (  # noqa: E402
+    DATA,
+    OUTTYPES,
+    golden_keys,
+    golden_summary,
+    golden_tensors,
+    read_case,
+    write_case,
+)
 from tokenizer_variants import BASE, VARIANTS  # noqa: E402
 
 from ggplan.sources.gguf import open_gguf  # noqa: E402
@@ -85,8 +94,8 @@ def main() -> None:
         subprocess.run([sys.executable, ORACLE / "reference_models.py", work / "models"], check=True)
         jobs = []
 
-        def job(folder: Path) -> None:
-            outtype = OUTTYPES.get(folder.name, "bf16")
+        def job(folder: Path, outtype: str | None = None) -> None:
+            outtype = outtype or OUTTYPES.get(folder.name, "bf16")
             output = f"{folder}.gguf"
             jobs.append({"folder": str(folder), "output": output, "outtype": outtype, "pre": "glm4"})
 
@@ -97,6 +106,8 @@ def main() -> None:
             folder = write_case(work / "tokenizers" / variant.__name__, read_case(BASE))
             variant(folder)
             job(folder)
+        for name, of_folder in FOLDERS.items():
+            job(of_folder.write(work / "folders" / name), of_folder.outtype)
         (work / "jobs.json").write_text(json.dumps(jobs))
         subprocess.run(
             [sys.executable, ORACLE / "run_converter.py", llama_cpp, work / "jobs.json"], check=True
@@ -109,6 +120,8 @@ def main() -> None:
             v.__name__: golden_keys(open_gguf(work / "tokenizers" / f"{v.__name__}.gguf")) for v in VARIANTS
         }
         (DATA / "goldens" / "tokenizers.json").write_text(pretty(tokenizers) + "\n")
+        folders = {name: golden_summary(open_gguf(work / "folders" / f"{name}.gguf")) for name in FOLDERS}
+        (DATA / "goldens" / "variants.json").write_text(pretty(folders) + "\n")
 
 
 if __name__ == "__main__":

@@ -106,11 +106,10 @@ def _write_keys(
 
 
 def _unknown(where: str) -> TokenizerError:
-    alike = "e.g. glm4, qwen2, llama-bpe, deepseek-v3: the model whose tokenizer splits text alike"
     return TokenizerError(
         f"{where}: llama.cpp does not know this tokenizer, so its pre-tokenizer cannot be recognised",
-        hint=f"name it with pre=NAME, {alike}",
-        cli_hint=f"name it with --pre NAME, {alike}",
+        hint="name it with --pre NAME, e.g. glm4, qwen2, llama-bpe, deepseek-v3: the model whose tokenizer "
+        "splits text alike",
     )
 
 

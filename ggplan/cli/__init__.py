@@ -119,8 +119,8 @@ def _terminated(_signal: int, _frame: FrameType | None) -> None:
 
 def _tell(error: Error) -> None:
     _say(error.message if error.is_rendered else f"error: {error.message}")
-    if error.cli_hint:
-        _say(f"help: {error.cli_hint}")
+    if error.hint:
+        _say(f"help: {error.hint}")
 
 
 def _say(line: str) -> None:

@@ -124,8 +124,8 @@ def print_notes(model: Model) -> None:
     from ggplan.errors import TokenizerError
 
     if (obstacle := model.obstacle) is not None:
-        mendable = isinstance(obstacle, TokenizerError) and obstacle.cli_hint
-        hint = f"; to convert it, {obstacle.cli_hint}" if mendable else "; `ggplan convert` refuses it"
+        mendable = isinstance(obstacle, TokenizerError) and obstacle.hint
+        hint = f"; to convert it, {obstacle.hint}" if mendable else "; `ggplan convert` refuses it"
         click.echo(f"note: {obstacle.message}{hint}", err=True)
 
 

@@ -87,4 +87,4 @@ def plan_command(
     print_findings(told, notes=findings.shows_notes, err=True)
     if refusal is not None:
         click.echo(f"error: `ggplan convert` refuses this: {printable(refusal.message)}", err=True)
-        click.echo(f"help: {refusal.cli_hint}", err=True)
+        click.echo(f"help: {refusal.hint}", err=True)

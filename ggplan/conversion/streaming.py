@@ -344,7 +344,7 @@ def _keep_or_discard(
     )
     error.add_note(note)
     if isinstance(error, Error):
-        error.add_hint(note)
+        error.hint = f"{error.hint}; {note}" if error.hint else note
 
 
 def _notes(error: BaseException) -> str:

@@ -96,7 +96,7 @@ def _refuse_substitute(path: Path, descriptor: int) -> None:
         size_of_file = f" of {int(stated[1]):,} bytes" if stated else ""
         raise CheckpointError(
             f"{shown(path)} is a Git LFS pointer, not the file{size_of_file} itself",
-            hint=f"run `git lfs pull` in {shown(path.parent)}",
+            hint=f"run `git lfs pull` in {printable(str(path.parent))}",
         )
     if _PAGE.match(start):
         raise CheckpointError(

@@ -115,8 +115,7 @@ def _read_set(path: Path, header_only: bool) -> tuple[list[GgufHeader], Truncate
     if missing := [part.name for part in paths if not part.exists()]:
         incomplete = TruncatedError(
             f"{shown(path)}: {len(missing)} of {count} files of the set are missing: {listed(missing)}",
-            hint="download them into the same folder; header_only=True reads what is there",
-            cli_hint="download them into the same folder; `ggplan inspect --header-only` shows what is there",
+            hint="download them into the same folder; `ggplan inspect --header-only` shows what is there",
         )
         if not header_only:
             raise incomplete

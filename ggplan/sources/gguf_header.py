@@ -122,8 +122,7 @@ def _truncated(cursor: _Cursor, tensors: list[TensorRecord], name: str) -> Trunc
     return TruncatedError(
         f"{shown(cursor.path)}: the file ends {where}; it is truncated: it has {size:,} bytes and should "
         f"have {whole:,}",
-        hint="download it again; header_only=True reads its header alone",
-        cli_hint="download it again; `ggplan inspect --header-only` shows what its header says",
+        hint="download it again; `ggplan inspect --header-only` shows what its header says",
     )
 
 
@@ -214,7 +213,10 @@ def _read_start(cursor: _Cursor) -> tuple[int, int, int]:
     for what, least in (("tensors", _MIN_TENSOR_BYTES), ("key-value pairs", _MIN_PAIR_BYTES)):
         count = cursor.u64(f"the number of {what}")
         if count * least > cursor.remaining or count > _COUNT_LIMIT:
-            raise cursor.error(f"{count:,} {what} cannot be in a file of {cursor.size:,} bytes")
+            raise cursor.error(
+                f"{count:,} {what} cannot be in a file of {cursor.size:,} bytes; its header is damaged or "
+                "truncated"
+            )
         counts.append(count)
     return version, counts[0], counts[1]
 

@@ -31,6 +31,11 @@ def weights(name: str, dtype: str, n: int) -> bytes:
     if dtype == "F32":
         raw = np.frombuffer(hashlib.shake_256(name.encode()).digest(4 * n), "<u4")
         return ((raw & 0x807FFFFF) | (121 + (raw >> 23) % 7) << 23).astype("<u4").tobytes()
+    if dtype == "F64":  # more digits than a float32 has
+        return (np.frombuffer(weights(name, "F32", n), "<f4").astype("<f8") * 1.0000000123).tobytes()
+    if dtype == "F8_E5M2":
+        codes = np.frombuffer(weights(name, "F8_E4M3", n), np.uint8)
+        return np.where(codes & 0x7C == 0x7C, codes & 0xBF, codes).astype(np.uint8).tobytes()
     raw = np.frombuffer(hashlib.shake_256(name.encode()).digest(2 * n), "<u2")
     if dtype == "F16":
         return ((raw & 0x83FF) | (9 + (raw >> 10) % 7) << 10).astype("<u2").tobytes()
@@ -113,6 +118,11 @@ def tensor_bytes(tensor: TensorInfo) -> bytes:
     assert rows.shape == (tensor.n_rows, tensor.n_columns)
     assert rows.dtype == np.float32
     return encode(rows, tensor.type.name)
+
+
+def golden_summary(model: Model) -> dict[str, object]:
+    """The keys, and one hash of all that `golden_tensors` says."""
+    return {"keys": golden_keys(model), "tensors": digest(json.dumps(golden_tensors(model)).encode())}
 
 
 def digest(data: bytes) -> str:

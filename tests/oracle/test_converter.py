@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from folder_variants import VARIANTS as FOLDERS
 from tiny_checkpoints import OUTTYPES, read_case, tensor_bytes, write_case
 from tokenizer_variants import BASE, VARIANTS
 
@@ -40,6 +41,30 @@ MODELS = (
     "qwen3moe_silent",
 )
 TOKENIZERS = {f"tokenizer_{variant.__name__}": variant for variant in VARIANTS}
+
+
+@pytest.fixture(scope="session")
+def folders(
+    convert: Callable, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], tuple[Model, Model]]:
+    """A variant of a folder as ggplan opens it, and as llama.cpp converted it."""
+    work = tmp_path_factory.mktemp("folders")
+    jobs = [
+        {"folder": variant.write(work / name), "output": work / f"{name}.gguf", "outtype": variant.outtype}
+        for name, variant in FOLDERS.items()
+    ]
+    convert([{**job, "pre": "glm4"} for job in jobs])
+    return lambda name: (
+        to_gguf(open_checkpoint(work / name), pre="glm4"),
+        open_gguf(work / f"{name}.gguf"),
+    )
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_folders_equal_the_converters(folders: Callable, name: str) -> None:
+    ours, theirs = folders(name)
+    assert_same_keys(ours, theirs)
+    assert_same_tensors(ours, theirs)
 
 
 @pytest.fixture(scope="session")
