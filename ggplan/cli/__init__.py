@@ -71,6 +71,8 @@ cli.add_command(demo_command)
 def main() -> None:
     """Run the command line; exit 0 done, 1 the work failed, 2 wrong usage, 130 interrupted."""
     signal.signal(signal.SIGTERM, _terminated)
+    # Numba compiles nothing but ggplan's kernels here, and these are optimized later (quants.compiling).
+    os.environ.setdefault("NUMBA_OPT", "0")
     try:
         cli.main(prog_name="ggplan", standalone_mode=False)
     except click.exceptions.Abort:

@@ -5,13 +5,14 @@ and an addition, and each IEEE operation rounds once, in the order in which it i
 `error_model="numpy"` makes x/0 an inf or a nan, as in C, instead of an exception.
 
 A kernel becomes a C function by `numba.cfunc`. Its steps become functions that are pasted into it, its
-intrinsics Numba's. What Numba makes of all of it is taken as LLVM's language (`inspect_llvm`), and becomes an
-object file that calls nothing but C's library, so it runs where Numba was never imported.
+intrinsics Numba's. What Numba makes of all of it is taken as LLVM's language (`inspect_llvm`), optimized
+here, and becomes an object file that calls nothing but C's library, so it runs where Numba was never imported.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import threading
 from collections.abc import Callable, Iterator, Sequence, Set
@@ -36,8 +37,6 @@ _STEP_FLAGS: dict[str, Any] = {
     "no_cpython_wrapper": True,
     "no_cfunc_wrapper": True,
 }
-
-_OPTIMIZED = 3
 
 Steps = Set[Callable[..., Any]]
 
@@ -68,12 +67,12 @@ def compile_kernel(
     """
     if numba.config.DISABLE_JIT:
         raise QuantizationError("encoders cannot be compiled where NUMBA_DISABLE_JIT is set", hint="unset it")
-    with _lock, _no_garbage_collection():
+    with _lock, _no_garbage_collection(), _no_optimization():
         signature = types.void(*[_numba_type(name) for name in type_names])
         compiled = numba.cfunc(signature, **_FLAGS)(_for_numba(function, steps, intrinsics))
         module = llvm.parse_assembly(compiled.inspect_llvm())
     module.get_function(compiled.native_name).name = SYMBOL
-    _strip(module)
+    _optimize(module)
     called = called_from(module)
     missing = [
         name for name in called if name.startswith(("numba", "Py")) or not machine_code.is_linkable([name])
@@ -89,16 +88,15 @@ def called_from(module: Any) -> list[str]:
     return sorted(name for name in declared if not name.startswith("llvm."))
 
 
-def _strip(module: Any) -> None:
-    """Remove what the kernel does not need: functions that are pasted into it already, and Numba's report of
-    exceptions, which none raises.
+def _optimize(module: Any) -> None:
+    """Optimize the kernel with its steps pasted into it, and remove what it does not need: the steps
+    themselves, and Numba's report of exceptions, which none raises.
     """
     for value in (*module.functions, *module.global_variables):
         if not value.is_declaration and value.name != SYMBOL:
             value.linkage = llvm.Linkage.internal
     builder = llvm.create_pass_builder(machine_code.target_machine(), llvm.PipelineTuningOptions())
-    if numba.config.OPT != _OPTIMIZED:  # Numba was told to optimize less (NUMBA_OPT): then LLVM does it here
-        builder.getModulePassManager().run(module, builder)
+    builder.getModulePassManager().run(module, builder)
     passes = llvm.create_new_module_pass_manager()
     passes.add_ipsccp_pass()
     passes.add_simplify_cfg_pass()
@@ -150,3 +148,22 @@ def _no_garbage_collection() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
+
+
+@contextlib.contextmanager
+def _no_optimization() -> Iterator[None]:
+    """Let Numba optimize nothing: it would do so for each step, and again in each kernel that takes it."""
+    level = numba.config.OPT
+    if level:
+        _choose_code_generation()
+    numba.config.OPT = type(level)(0)
+    try:
+        yield
+    finally:
+        numba.config.OPT = level
+
+
+@functools.cache
+def _choose_code_generation() -> None:
+    """Let Numba set up LLVM while its own level is set: what others compile in this process depends on it."""
+    numba.cfunc("void()")(lambda: None)

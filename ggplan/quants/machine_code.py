@@ -245,9 +245,12 @@ def versions() -> tuple[str, str]:
 
 
 def _settings() -> tuple[tuple[str, str], ...]:
-    """Numba's settings in the environment, some of which change the code; not where it keeps its own."""
+    """Numba's settings in the environment, some of which change the code: not `_PLACE`, nor how far Numba
+    optimizes, since kernels are optimized in `compiling`.
+    """
+    without = (_PLACE, "NUMBA_OPT")
     return tuple(
-        sorted(item for item in os.environ.items() if item[0].startswith("NUMBA_") and item[0] != _PLACE)
+        sorted(item for item in os.environ.items() if item[0].startswith("NUMBA_") and item[0] not in without)
     )
 
 

@@ -277,6 +277,20 @@ largest_magnitude_of_blocks = intrinsic(_fold_blocks(">", of_magnitudes=True))
 
 
 @intrinsic
+def add_runs(typing_context: Any, total: Any, values: Any) -> Any:
+    """Add to lanes each run of as many lanes of `values`, one after the other."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        sums, addends = arguments
+        for start in range(0, values.count, total.count):
+            run = kinds.lane_indices(list(range(start, start + total.count)))
+            sums = builder.fadd(sums, builder.shuffle_vector(addends, addends, run))
+        return sums
+
+    return total(total, values), generate
+
+
+@intrinsic
 def lane_sum(typing_context: Any, value: Any) -> Any:
     """The sum of int64 lanes, modulo 2^64."""
 

@@ -49,6 +49,7 @@ from ggplan.quants.searches.superblock import (
 from ggplan.quants.vector import (
     WIDTH,
     absolute,
+    add_runs,
     any_lane,
     float_of,
     integer_of,
@@ -194,7 +195,7 @@ def _refine(
             _keep(d == d, count, scales, mins, new_scales, new_mins)
         this_error = _choose(
             weights, errors, size, highest, largest, this_d, this_dmin, new_scales, new_mins,
-            narrow if turn else wide, tile.scratch,
+            narrow if turn else wide,
         )  # fmt: skip
         better = this_error < least
         moved = turn == 0 or any_lane(better)
@@ -216,7 +217,7 @@ def _keep(better: Any, count: Any, new_scales: Any, new_mins: Any, scales: Any, 
 @inline
 def _choose(
     weights: Any, errors: Any, size: Any, highest: Any, largest: Any,
-    d: Any, dmin: Any, scales: Any, mins: Any, radius: Any, scratch: Any,
+    d: Any, dmin: Any, scales: Any, mins: Any, radius: Any,
 ) -> Any:  # fmt: skip
     """Move `scales` and `mins` to the best integers within `radius`; return the error of superblocks."""
     ceiling = SHIFT + np.float32(highest)
@@ -254,9 +255,7 @@ def _choose(
                 best_min = select(better, this_min, best_min)
         store(scales, at, best_scale)
         store(mins, at, best_min)
-        store(scratch, 0, least)
-        for part in range(0, WIDTH, TILE):
-            total = total + load(scratch, part, TILE)
+        total = add_runs(total, least)
     return total
 
 

@@ -44,15 +44,12 @@ from ggplan.quants.searches.best_points import (
     SHIFTED,
     Points,
     choice_in,
-    error_of_levels,
     find_odd,
     keep,
-    least_error,
     memory_in,
     place_of,
+    point_steps,
     points_of,
-    sums_of_points,
-    take_points,
 )
 from ggplan.quants.searches.superblock import (
     SHIFT,
@@ -66,6 +63,7 @@ from ggplan.quants.searches.superblock import (
 from ggplan.quants.vector import (
     WIDTH,
     absolute,
+    add_runs,
     any_lane,
     float_of,
     integer_of,
@@ -129,18 +127,15 @@ class Room(NamedTuple):
         The best choice, and another.
     fits
         float32 [16 sub_block + lane]: the best real scales; 256 numbers on, what moving them costs.
-    sums
-        float32 (3 WIDTH,).
     """
 
     memory: Any
     kept: Any
     trial: Any
     fits: Any
-    sums: Any
 
 
-_SIZES = (MEMORY_ROOM, CHOICE_ROOM, CHOICE_ROOM, 2 * 16 * TILE, 3 * WIDTH)
+_SIZES = (MEMORY_ROOM, CHOICE_ROOM, CHOICE_ROOM, 2 * 16 * TILE)
 _PLACES = tuple(accumulate(_SIZES[:-1], initial=0))
 
 
@@ -166,6 +161,8 @@ def improve(
 
 def _kernel(name: str, group: int, kind: int) -> Callable[..., None]:
     """The kernel for groups of so many weights and a kind of search."""
+    least_error, error_of_levels, take_points, sums_of_points = point_steps(group, kind)
+    n_groups = SUPERBLOCK // group
 
     def search(
         weights: Weights, count: I64, columns: F32s, per_row: I64, skipped: I64, memory: F32s,
@@ -177,6 +174,7 @@ def _kernel(name: str, group: int, kind: int) -> Callable[..., None]:
         points = Points(values, starts, lower, keys, index_of)
         room = _room_in(memory)
         tile, trial, kept = room.memory, room.trial, room.kept
+        n_scales = SUPERBLOCK // size
         for number in range((count + TILE - 1) // TILE):
             first = first_superblock(number, count)
             load_and_weigh(weights, columns, per_row, skipped, first, size, tile)
@@ -196,7 +194,7 @@ def _kernel(name: str, group: int, kind: int) -> Callable[..., None]:
                 error = splat(_ZERO, TILE)
                 sum_rq = splat(_ZERO, TILE)
                 sum_q2 = splat(_ZERO, TILE)
-                for at in range(0, SUPERBLOCK // size * TILE, WIDTH):
+                for at in range(0, n_scales * TILE, WIDTH):
                     # At first the real scale is searched, then its integer.
                     largest = _largest_magnitude(tile.weights, size * at, size)
                     middle = load(trial.levels, at, WIDTH)
@@ -209,10 +207,10 @@ def _kernel(name: str, group: int, kind: int) -> Callable[..., None]:
                         this_scale = unit_d * float_of(2 * this + 1)
                         if turn == 0:
                             this_scale = largest / (rules.first + np.float32(k) * rules.step)
-                        if turn == 0 and kind == SHIFTED:
+                        if kind == SHIFTED and turn == 0:
                             this_error = error_of_levels(points, rules, tile, at, this_scale)
                         else:
-                            this_error = least_error(points, rules, tile, group, kind, at, this_scale)
+                            this_error = least_error(points, rules, tile, at, this_scale)
                         better = this_error < lowest
                         lowest = select(better, this_error, lowest)
                         scale = select(better, this_scale, scale)
@@ -220,23 +218,17 @@ def _kernel(name: str, group: int, kind: int) -> Callable[..., None]:
                     if turn:
                         scale = unit_d * float_of(2 * level + 1)
                     if searching:
-                        take_points(points, rules, tile, group, kind, at, scale, trial)
-                    part, part_rq, part_q2 = sums_of_points(
-                        points, rules, tile, group, kind, at, scale, trial
-                    )
+                        take_points(points, rules, tile, at, scale, trial)
+                    part, part_rq, part_q2 = sums_of_points(points, rules, tile, at, scale, trial)
                     if turn == 0:
                         store(room.fits, at, scale + select(part_q2 > _ZERO, part_rq / part_q2, _ZERO))
                         store(room.fits, 16 * TILE + at, part_q2)
                     else:
                         store(trial.levels, at, level)
                         integer = float_of(2 * level + 1)
-                        store(room.sums, 0, part)
-                        store(room.sums, WIDTH, part_rq * integer)
-                        store(room.sums, 2 * WIDTH, part_q2 * integer * integer)
-                        for i in range(0, WIDTH, TILE):
-                            error = error + load(room.sums, i, TILE)
-                            sum_rq = sum_rq + load(room.sums, WIDTH + i, TILE)
-                            sum_q2 = sum_q2 + load(room.sums, 2 * WIDTH + i, TILE)
+                        error = add_runs(error, part)
+                        sum_rq = add_runs(sum_rq, part_rq * integer)
+                        sum_q2 = add_runs(sum_q2, part_q2 * integer * integer)
                 if turn == 0:
                     d = _round_together(room.fits, rules, trial.levels)
                 else:
@@ -264,14 +256,14 @@ def _kernel(name: str, group: int, kind: int) -> Callable[..., None]:
                 if lane(any_better, r):
                     n = first + r
                     d_bits[n] = lane(halves, r)
-                    for j in range(SUPERBLOCK // size):
-                        scales[n * (SUPERBLOCK // size) + j] = kept.levels[j * TILE + r]
-                    for g in range(SUPERBLOCK // group):
-                        key = kept.keys[place_of(g * group, size, group) + r]
-                        indices[n * (SUPERBLOCK // group) + g] = index_of[key]
+                    for j in range(n_scales):
+                        scales[n_scales * n + j] = kept.levels[TILE * j + r]
+                    for g in range(n_groups):
+                        index = index_of[kept.keys[place_of(group * g, size, group) + r]]
+                        indices[n_groups * n + g] = index
                     for g in range(n_signs):
-                        at = place_of(g * (SUPERBLOCK // n_signs), size, 8)
-                        signs[n * n_signs + g] = kept.marks[at + r]
+                        at = place_of(SUPERBLOCK // n_signs * g, size, 8)
+                        signs[n_signs * n + g] = kept.marks[at + r]
 
     search.__qualname__ = name
     return kernel(search)
@@ -291,7 +283,6 @@ def _room_in(room: Any) -> Any:
         choice_in(integers_at(room, _PLACES[1])),
         choice_in(integers_at(room, _PLACES[2])),
         floats_at(room, _PLACES[3]),
-        floats_at(room, _PLACES[4]),
     )
 
 

@@ -193,282 +193,309 @@ def find_odd(memory: Any) -> None:
         store(memory.flips, at, odd)
 
 
-@inline
-def least_error(points: Any, rules: Any, memory: Any, group: Any, kind: Any, at: Any, scale: Any) -> Any:
-    """The least error of sub-blocks with given scales."""
-    size = rules.size
-    total = splat(_ZERO, WIDTH)
-    total_other = total
-    for eight in range(size * at, size * (at + WIDTH), 8 * WIDTH):
-        for g in range(8 // group):
-            _add_up(points, memory, group, kind, eight, eight + WIDTH * group * g, scale)
-            least, other = _least_of_group(points, memory, group, kind)
-            store(memory.least, WIDTH * 2 * g, least)
-            store(memory.least, WIDTH * (2 * g + 1), other)
-        least = load(memory.least, 0, WIDTH)
-        other = load(memory.least, WIDTH, WIDTH)
-        if group == 4:
-            second = load(memory.least, WIDTH * 2, WIDTH)
-            other = minimum(least + load(memory.least, WIDTH * 3, WIDTH), other + second)
-            least = least + second
-        if kind == SHIFTED and not rules.together:
-            least = minimum(least, other)
-            other = least
-        total = total + least
-        total_other = total_other + other
-    if kind == FREE:
+class PointSteps(NamedTuple):
+    """What `point_steps` makes.
+
+    Attributes
+    ----------
+    least_error
+        (points, rules, memory, at, scale): the least error of sub-blocks with given scales.
+    error_of_levels
+        The same arguments: the error of sub-blocks with shifts, were all levels of eight weights free.
+    take_points
+        (points, rules, memory, at, scale, choice): choose the points, and signs or shifts, of sub-blocks with
+        given scales.
+    sums_of_points
+        The same arguments: of chosen points the error, the sum of weight * residue * q and that of
+        weight * q * q.
+    """
+
+    least_error: Any
+    error_of_levels: Any
+    take_points: Any
+    sums_of_points: Any
+
+
+def point_steps(group: int, kind: int) -> PointSteps:
+    """The steps of a search for groups of so many weights.
+
+    Both numbers are constants in them. So Numba removes what is meant for others first of all, and spends no
+    time on it.
+    """
+    is_even, is_shifted, has_other = kind == EVEN, kind == SHIFTED, kind != FREE
+    of_eight = group == 8
+    n_groups, group_width = 8 // group, WIDTH * group
+    # The levels of a weight, their bits in a key, and of how many numbers are a part and a half of a group.
+    n_levels, bits, n = (3, 2, 9) if of_eight else (8, 3, 8)
+    n_halves = n * n
+    half_width = WIDTH * n_halves
+    others = 2 * half_width
+
+    @inline
+    def least_error(points: Any, rules: Any, memory: Any, at: Any, scale: Any) -> Any:
+        total = splat(_ZERO, WIDTH)
+        total_other = total
+        for eight in range(rules.size * at, rules.size * (at + WIDTH), 8 * WIDTH):
+            for g in range(n_groups):
+                add_up(points, memory, eight, eight + group_width * g, scale)
+                least_of_group(points, memory, floats_at(memory.least, 2 * WIDTH * g))
+            least = load(memory.least, 0, WIDTH)
+            if has_other:
+                other = load(memory.least, WIDTH, WIDTH)
+                if not of_eight:
+                    in_second = least + load(memory.least, 3 * WIDTH, WIDTH)
+                    other = minimum(in_second, other + load(memory.least, 2 * WIDTH, WIDTH))
+                if is_shifted and not rules.together:
+                    least = minimum(least, other)
+                    other = least
+                total_other = total_other + other
+            if not of_eight:
+                least = least + load(memory.least, 2 * WIDTH, WIDTH)
+            total = total + least
+        if is_even:
+            total = total_other
+        if is_shifted:
+            total = minimum(total, total_other)
         return total
-    if kind == EVEN:
-        return total_other
-    return minimum(total, total_other)
 
-
-@inline
-def error_of_levels(points: Any, rules: Any, memory: Any, at: Any, scale: Any) -> Any:
-    """The error of sub-blocks with shifts, were all levels of eight weights free."""
-    size = rules.size
-    total = splat(_ZERO, WIDTH)
-    total_other = total
-    for eight in range(size * at, size * (at + WIDTH), 8 * WIDTH):
-        sum_up = splat(_ZERO, WIDTH)
-        sum_down = sum_up
-        for k in range(8):
-            up, down = _error(points, memory, SHIFTED, eight + WIDTH * k, 0, scale, scale)
-            for level in range(1, 3):
-                next_up, next_down = _error(points, memory, SHIFTED, eight + WIDTH * k, level, scale, scale)
-                up = minimum(next_up, up)
-                down = minimum(next_down, down)
-            sum_up = sum_up + up
-            sum_down = sum_down + down
-        if not rules.together:
-            sum_up = minimum(sum_up, sum_down)
+    @inline
+    def error_of_levels(points: Any, rules: Any, memory: Any, at: Any, scale: Any) -> Any:
+        total = splat(_ZERO, WIDTH)
+        total_other = total
+        for eight in range(rules.size * at, rules.size * (at + WIDTH), 8 * WIDTH):
+            sum_up = splat(_ZERO, WIDTH)
             sum_down = sum_up
-        total = total + sum_up
-        total_other = total_other + sum_down
-    return minimum(total, total_other)
-
-
-@inline
-def take_points(
-    points: Any, rules: Any, memory: Any, group: Any, kind: Any, at: Any, scale: Any, choice: Any
-) -> None:
-    """Choose the points, and signs or shifts, of sub-blocks with given scales."""
-    size = rules.size
-    balance = splat(_ZERO, WIDTH)
-    for eight in range(size * at, size * (at + WIDTH), 8 * WIDTH):
-        for g in range(8 // group):
-            _add_up(points, memory, group, kind, eight, eight + WIDTH * group * g, scale)
-            least, key, other, other_key = _point_of_group(points, memory, group, kind)
-            store(memory.least, WIDTH * 2 * g, least)
-            store(memory.least, WIDTH * (2 * g + 1), other)
-            store(choice.keys, eight // group + WIDTH * g, key)
-            store(choice.other_keys, eight // group + WIDTH * g, other_key)
-        least = load(memory.least, 0, WIDTH)
-        other = load(memory.least, WIDTH, WIDTH)
-        if kind == SHIFTED:
-            balance = balance + (other - least)
+            for i in range(eight, eight + 8 * WIDTH, WIDTH):
+                up, down = error_of(points, memory, i, 0, scale, scale)
+                for level in range(1, n_levels):
+                    next_up, next_down = error_of(points, memory, i, level, scale, scale)
+                    up = minimum(next_up, up)
+                    down = minimum(next_down, down)
+                sum_up = sum_up + up
+                sum_down = sum_down + down
             if not rules.together:
-                _take_shift(choice, eight // 8, other < least)
-        if kind == EVEN and group == 8:
-            store(choice.keys, eight // 8, load(choice.other_keys, eight // 8, WIDTH))
-        if kind == EVEN and group == 4:
-            in_second = least + load(memory.least, WIDTH * 3, WIDTH)
-            in_first = other + load(memory.least, WIDTH * 2, WIDTH) < in_second
-            _take_other(choice, eight // 4, in_first)
-            _take_other(choice, eight // 4 + WIDTH, ~in_first)
-        if kind != SHIFTED:
-            _take_signs(points, memory, group, kind, eight, choice)
-    if kind == SHIFTED and rules.together:
-        for eight in range(size * at, size * (at + WIDTH), 8 * WIDTH):
-            _take_shift(choice, eight // 8, balance < _ZERO)
+                sum_up = minimum(sum_up, sum_down)
+                sum_down = sum_up
+            total = total + sum_up
+            total_other = total_other + sum_down
+        return minimum(total, total_other)
+
+    @inline
+    def take_points(points: Any, rules: Any, memory: Any, at: Any, scale: Any, choice: Any) -> None:
+        balance = splat(_ZERO, WIDTH)
+        start, end = rules.size * at, rules.size * (at + WIDTH)
+        for eight in range(start, end, 8 * WIDTH):
+            first = eight // group
+            for g in range(n_groups):
+                add_up(points, memory, eight, eight + group_width * g, scale)
+                point_of_group(
+                    points, memory, floats_at(memory.least, 2 * WIDTH * g), first + WIDTH * g, choice
+                )
+            if has_other:
+                least = load(memory.least, 0, WIDTH)
+                other = load(memory.least, WIDTH, WIDTH)
+            if is_shifted:
+                balance = balance + (other - least)
+                if not rules.together:
+                    take_shift(choice, first, other < least)
+            elif is_even and of_eight:
+                store(choice.keys, first, load(choice.other_keys, first, WIDTH))
+            elif is_even:
+                in_second = least + load(memory.least, 3 * WIDTH, WIDTH)
+                in_first = other + load(memory.least, 2 * WIDTH, WIDTH) < in_second
+                take_other(choice, first, in_first)
+                take_other(choice, first + WIDTH, ~in_first)
+            if not is_shifted:
+                take_signs(points, memory, eight, choice)
+        if is_shifted and rules.together:
+            for first in range(start // group, end // group, WIDTH):
+                take_shift(choice, first, balance < _ZERO)
+
+    @inline
+    def sums_of_points(points: Any, rules: Any, memory: Any, at: Any, scale: Any, choice: Any) -> Any:
+        error = splat(_ZERO, WIDTH)
+        sum_rq = splat(_ZERO, WIDTH)
+        sum_q2 = splat(_ZERO, WIDTH)
+        for eight in range(rules.size * at, rules.size * (at + WIDTH), 8 * WIDTH):
+            marks = load(choice.marks, eight // 8, WIDTH)
+            for k in range(8):
+                x = load(memory.weights, eight + WIDTH * k, WIDTH)
+                w = load(memory.errors, eight + WIDTH * k, WIDTH)
+                q = value_of(points, choice, eight, k)
+                if is_shifted:
+                    q = q + select(marks != 0, -_EIGHTH, splat(_EIGHTH, WIDTH))
+                else:
+                    q = select((marks >> k) & 1 != 0, -q, q)
+                residue = x - scale * q
+                wr = w * residue
+                error = error + wr * residue
+                sum_rq = sum_rq + wr * q
+                sum_q2 = sum_q2 + w * q * q
+        return error, sum_rq, sum_q2
+
+    @inline
+    def value_of(points: Any, choice: Any, eight: Any, k: Any) -> Any:
+        """The value of weight k of eight, with the points chosen."""
+        key = load(choice.keys, eight // group + WIDTH * (k // group), WIDTH)
+        level = (key >> (bits * (k % group))) & ((1 << bits) - 1)
+        value = splat(points.values[0], WIDTH)
+        for other in range(1, n_levels):
+            value = select(level == other, points.values[other], value)
+        return value
+
+    @inline
+    def take_signs(points: Any, memory: Any, eight: Any, choice: Any) -> None:
+        """Let eight weights have their own signs, but for the cheapest where that must be changed."""
+        signs = splat(0, WIDTH)
+        least = splat(_INFINITY, WIDTH)
+        cheapest = splat(1, WIDTH)
+        for k in range(8):
+            x = load(memory.weights, eight + WIDTH * k, WIDTH)
+            bit = splat(1 << k, WIDTH)
+            signs = signs | select(x < _ZERO, bit, 0)
+            if is_even:
+                cost = load(memory.errors, eight + WIDTH * k, WIDTH) * absolute(x)
+                cost = cost * value_of(points, choice, eight, k)
+                less = cost < least
+                least = select(less, cost, least)
+                cheapest = select(less, bit, cheapest)
+        if is_even:
+            signs = signs ^ select(load(memory.flips, eight // 8, WIDTH) > _ZERO, cheapest, 0)
+        store(choice.marks, eight // 8, signs)
+
+    @inline
+    def add_up(points: Any, memory: Any, eight: Any, at: Any, scale: Any) -> None:
+        """Find the errors of all halves of the group at `at`, one of the eight weights at `eight`."""
+        flips = scale
+        if is_even:
+            flips = load(memory.flips, eight // 8, WIDTH)
+        for half in range(2):
+            to = 0
+            for part in range(2):
+                if of_eight:
+                    i = at + WIDTH * (4 * half + 2 * part)
+                    for b in range(n_levels):
+                        upper, upper_other = error_of(points, memory, i + WIDTH, b, scale, flips)
+                        for a in range(n_levels):
+                            lower, lower_other = error_of(points, memory, i, a, scale, flips)
+                            store(memory.parts, to, lower + upper)
+                            if is_even:
+                                store(memory.other_parts, to, minimum(lower_other, upper_other))
+                            if is_shifted:
+                                store(memory.other_parts, to, lower_other + upper_other)
+                            to = to + WIDTH
+                else:
+                    i = at + WIDTH * (2 * half + part)
+                    for a in range(n_levels):
+                        error, other = error_of(points, memory, i, a, scale, flips)
+                        store(memory.parts, to, error)
+                        if is_even:
+                            store(memory.other_parts, to, other)
+                        to = to + WIDTH
+            to = half_width * half
+            for b in range(WIDTH * n, 2 * WIDTH * n, WIDTH):
+                upper = load(memory.parts, b, WIDTH)
+                upper_other = load(memory.other_parts, b, WIDTH)
+                for a in range(0, WIDTH * n, WIDTH):
+                    error = load(memory.parts, a, WIDTH) + upper
+                    store(memory.halves, to, error)
+                    if is_even:
+                        error = error + minimum(load(memory.other_parts, a, WIDTH), upper_other)
+                    if is_shifted:
+                        error = load(memory.other_parts, a, WIDTH) + upper_other
+                    if has_other:
+                        store(memory.halves, to + others, error)
+                    to = to + WIDTH
+
+    @inline
+    def error_of(points: Any, memory: Any, at: Any, level: Any, scale: Any, flips: Any) -> Any:
+        """The error of weights at a level; then what changing the sign adds, or that with the other shift."""
+        x = load(memory.weights, at, WIDTH)
+        w = load(memory.errors, at, WIDTH)
+        if is_shifted:
+            residue = x - scale * (points.values[level] + _EIGHTH)
+            other_residue = x - scale * (points.values[level] - _EIGHTH)
+            return w * residue * residue, w * other_residue * other_residue
+        x = absolute(x)
+        y = scale * points.values[level]
+        residue = x - y
+        if is_even:
+            flips = flips * w * x * y
+        return w * residue * residue, flips
+
+    @inline
+    def least_of_group(points: Any, memory: Any, found: Any) -> None:
+        """Find the least error of the group that was added up, and with a changed sign or the other shift."""
+        least = splat(_INFINITY, WIDTH)
+        least_other = least
+        for b in range(n_halves):
+            start = points.starts[b]
+            end = points.starts[b + 1]
+            if start < end:
+                lower = splat(_INFINITY, WIDTH)
+                lower_other = lower
+                for k in range(start, end):
+                    at = points.lower[k]
+                    lower = minimum(load(memory.halves, at, WIDTH), lower)
+                    if has_other:
+                        lower_other = minimum(load(memory.halves, others + at, WIDTH), lower_other)
+                upper = load(memory.halves, half_width + WIDTH * b, WIDTH)
+                least = minimum(upper + lower, least)
+                if has_other:
+                    upper_other = load(memory.halves, others + half_width + WIDTH * b, WIDTH)
+                    least_other = minimum(other_of(lower, lower_other, upper, upper_other), least_other)
+        store(found, 0, least)
+        if has_other:
+            store(found, WIDTH, least_other)
+
+    @inline
+    def other_of(lower: Any, lower_other: Any, upper: Any, upper_other: Any) -> Any:
+        """The error of both halves, with a changed sign in one or the other shift in both."""
+        if is_even:
+            return minimum(upper_other + lower, upper + lower_other)
+        return upper_other + lower_other
+
+    @inline
+    def point_of_group(points: Any, memory: Any, found: Any, place: Any, choice: Any) -> None:
+        """The same, and choose the points, the first of several."""
+        least = splat(_INFINITY, WIDTH)
+        least_other = least
+        key = splat(points.keys[0], WIDTH)
+        other_key = key
+        for b in range(n_halves):
+            upper = load(memory.halves, half_width + WIDTH * b, WIDTH)
+            if has_other:
+                upper_other = load(memory.halves, others + half_width + WIDTH * b, WIDTH)
+            for k in range(points.starts[b], points.starts[b + 1]):
+                at = points.lower[k]
+                lower = load(memory.halves, at, WIDTH)
+                error = upper + lower
+                better = error < least
+                least = select(better, error, least)
+                key = select(better, points.keys[k], key)
+                if has_other:
+                    error = other_of(lower, load(memory.halves, others + at, WIDTH), upper, upper_other)
+                    better = error < least_other
+                    least_other = select(better, error, least_other)
+                    other_key = select(better, points.keys[k], other_key)
+        store(found, 0, least)
+        store(choice.keys, place, key)
+        if has_other:
+            store(found, WIDTH, least_other)
+            store(choice.other_keys, place, other_key)
+
+    return PointSteps(least_error, error_of_levels, take_points, sums_of_points)
 
 
 @inline
-def _take_other(choice: Any, place: Any, these: Any) -> None:
+def take_other(choice: Any, place: Any, these: Any) -> None:
+    """Choose the other points in some lanes."""
     key = load(choice.keys, place, WIDTH)
     store(choice.keys, place, select(these, load(choice.other_keys, place, WIDTH), key))
 
 
 @inline
-def _take_shift(choice: Any, place: Any, down: Any) -> None:
-    _take_other(choice, place, down)
+def take_shift(choice: Any, place: Any, down: Any) -> None:
+    """Let the shift be down in some lanes."""
+    take_other(choice, place, down)
     store(choice.marks, place, select(down, splat(1, WIDTH), 0))
-
-
-@inline
-def _take_signs(points: Any, memory: Any, group: Any, kind: Any, eight: Any, choice: Any) -> None:
-    """Let eight weights have their own signs, but for the cheapest where that must be changed."""
-    signs = splat(0, WIDTH)
-    least = splat(_INFINITY, WIDTH)
-    cheapest = splat(1, WIDTH)
-    for k in range(8):
-        x = load(memory.weights, eight + WIDTH * k, WIDTH)
-        signs = signs | select(x < _ZERO, splat(1 << k, WIDTH), 0)
-        if kind == EVEN:
-            key = load(choice.keys, eight // group + WIDTH * (k // group), WIDTH)
-            cost = load(memory.errors, eight + WIDTH * k, WIDTH) * absolute(x)
-            cost = cost * _value(points, key, k % group, group)
-            less = cost < least
-            least = select(less, cost, least)
-            cheapest = select(less, splat(1 << k, WIDTH), cheapest)
-    if kind == EVEN:
-        signs = signs ^ select(load(memory.flips, eight // 8, WIDTH) > _ZERO, cheapest, 0)
-    store(choice.marks, eight // 8, signs)
-
-
-@inline
-def sums_of_points(
-    points: Any, rules: Any, memory: Any, group: Any, kind: Any, at: Any, scale: Any, choice: Any
-) -> Any:
-    """Of chosen points: the error, the sum of weight * residue * q and that of weight * q * q."""
-    size = rules.size
-    error = splat(_ZERO, WIDTH)
-    sum_rq = splat(_ZERO, WIDTH)
-    sum_q2 = splat(_ZERO, WIDTH)
-    for eight in range(size * at, size * (at + WIDTH), 8 * WIDTH):
-        marks = load(choice.marks, eight // 8, WIDTH)
-        for k in range(8):
-            x = load(memory.weights, eight + WIDTH * k, WIDTH)
-            w = load(memory.errors, eight + WIDTH * k, WIDTH)
-            key = load(choice.keys, eight // group + WIDTH * (k // group), WIDTH)
-            q = _value(points, key, k % group, group)
-            if kind == SHIFTED:
-                q = q + select(marks != 0, -_EIGHTH, splat(_EIGHTH, WIDTH))
-            else:
-                q = select((marks >> k) & 1 != 0, -q, q)
-            residue = x - scale * q
-            wr = w * residue
-            error = error + wr * residue
-            sum_rq = sum_rq + wr * q
-            sum_q2 = sum_q2 + w * q * q
-    return error, sum_rq, sum_q2
-
-
-@inline
-def _value(points: Any, key: Any, i: Any, group: Any) -> Any:
-    """The value of weight i of points."""
-    bits = 2 if group == 8 else 3
-    level = (key >> (bits * i)) & ((1 << bits) - 1)
-    value = splat(points.values[0], WIDTH)
-    for k in range(1, 3 if group == 8 else 8):
-        value = select(level == k, points.values[k], value)
-    return value
-
-
-@inline
-def _add_up(points: Any, memory: Any, group: Any, kind: Any, eight: Any, at: Any, scale: Any) -> None:
-    """Find the errors of all halves of the group at `at`, one of the eight weights at `eight`."""
-    n = 9 if group == 8 else 8
-    flips = load(memory.flips, eight // 8, WIDTH)
-    for half in range(2):
-        for part in range(2):
-            to = WIDTH * n * part
-            if group == 8:
-                i = at + WIDTH * (4 * half + 2 * part)
-                for b in range(3):
-                    upper, upper_other = _error(points, memory, kind, i + WIDTH, b, scale, flips)
-                    for a in range(3):
-                        lower, lower_other = _error(points, memory, kind, i, a, scale, flips)
-                        store(memory.parts, to, lower + upper)
-                        if kind == EVEN:
-                            store(memory.other_parts, to, minimum(lower_other, upper_other))
-                        if kind == SHIFTED:
-                            store(memory.other_parts, to, lower_other + upper_other)
-                        to = to + WIDTH
-            else:
-                i = at + WIDTH * (2 * half + part)
-                for a in range(8):
-                    error, other = _error(points, memory, kind, i, a, scale, flips)
-                    store(memory.parts, to, error)
-                    if kind == EVEN:
-                        store(memory.other_parts, to, other)
-                    to = to + WIDTH
-        to = WIDTH * n * n * half
-        for b in range(n):
-            upper = load(memory.parts, WIDTH * (n + b), WIDTH)
-            upper_other = load(memory.other_parts, WIDTH * (n + b), WIDTH)
-            for a in range(n):
-                error = load(memory.parts, WIDTH * a, WIDTH) + upper
-                store(memory.halves, to, error)
-                if kind == EVEN:
-                    error = error + minimum(load(memory.other_parts, WIDTH * a, WIDTH), upper_other)
-                    store(memory.halves, to + WIDTH * 2 * n * n, error)
-                if kind == SHIFTED:
-                    error = load(memory.other_parts, WIDTH * a, WIDTH) + upper_other
-                    store(memory.halves, to + WIDTH * 2 * n * n, error)
-                to = to + WIDTH
-
-
-@inline
-def _error(points: Any, memory: Any, kind: Any, at: Any, level: Any, scale: Any, flips: Any) -> Any:
-    """The error of weights at a level; then what changing the sign adds, or that with the other shift."""
-    x = load(memory.weights, at, WIDTH)
-    w = load(memory.errors, at, WIDTH)
-    if kind == SHIFTED:
-        residue = x - scale * (points.values[level] + _EIGHTH)
-        other_residue = x - scale * (points.values[level] - _EIGHTH)
-        return w * residue * residue, w * other_residue * other_residue
-    x = absolute(x)
-    y = scale * points.values[level]
-    residue = x - y
-    return w * residue * residue, flips * w * x * y
-
-
-@inline
-def _least_of_group(points: Any, memory: Any, group: Any, kind: Any) -> Any:
-    """The least error of the group that was added up; that with a changed sign or the other shift."""
-    n = 81 if group == 8 else 64
-    least = splat(_INFINITY, WIDTH)
-    least_other = least
-    for b in range(n):
-        start = points.starts[b]
-        end = points.starts[b + 1]
-        if start < end:
-            lower = splat(_INFINITY, WIDTH)
-            lower_other = lower
-            for k in range(start, end):
-                at = points.lower[k]
-                lower = minimum(load(memory.halves, at, WIDTH), lower)
-                if kind != FREE:
-                    lower_other = minimum(load(memory.halves, at + WIDTH * 2 * n, WIDTH), lower_other)
-            upper = load(memory.halves, WIDTH * (n + b), WIDTH)
-            least = minimum(upper + lower, least)
-            if kind != FREE:
-                upper_other = load(memory.halves, WIDTH * (3 * n + b), WIDTH)
-                least_other = minimum(_other(kind, lower, lower_other, upper, upper_other), least_other)
-    return least, least_other
-
-
-@inline
-def _other(kind: Any, lower: Any, lower_other: Any, upper: Any, upper_other: Any) -> Any:
-    """The error of both halves, with a changed sign in one or the other shift in both."""
-    if kind == EVEN:
-        return minimum(upper_other + lower, upper + lower_other)
-    return upper_other + lower_other
-
-
-@inline
-def _point_of_group(points: Any, memory: Any, group: Any, kind: Any) -> Any:
-    """The same with the keys of the points, the first of several."""
-    n = 81 if group == 8 else 64
-    least = splat(_INFINITY, WIDTH)
-    least_other = least
-    key = splat(points.keys[0], WIDTH)
-    other_key = key
-    for b in range(n):
-        upper = load(memory.halves, WIDTH * (n + b), WIDTH)
-        upper_other = load(memory.halves, WIDTH * (3 * n + b), WIDTH)
-        for k in range(points.starts[b], points.starts[b + 1]):
-            at = points.lower[k]
-            lower = load(memory.halves, at, WIDTH)
-            error = upper + lower
-            better = error < least
-            least = select(better, error, least)
-            key = select(better, points.keys[k], key)
-            if kind != FREE:
-                lower_other = load(memory.halves, at + WIDTH * 2 * n, WIDTH)
-                error = _other(kind, lower, lower_other, upper, upper_other)
-                better = error < least_other
-                least_other = select(better, error, least_other)
-                other_key = select(better, points.keys[k], other_key)
-    return least, key, least_other, other_key

@@ -21,7 +21,7 @@ import numpy as np
 from ggplan.quants.formats.fields import Symmetric, empty_symmetric, memory_of
 from ggplan.quants.half import floats_of, halves_of
 from ggplan.quants.kernels import F32, I64, F32s, U8s, U16s, Weights, inline, kernel
-from ggplan.quants.memory import floats_at, integers_at, load, store
+from ggplan.quants.memory import integers_at, load, store
 from ggplan.quants.searches.best import EVEN, IQ4, as_half, load_and_weigh, nearest_level, to_beat
 from ggplan.quants.searches.ggml import find_extreme
 from ggplan.quants.searches.iq4_xs import round_to_levels
@@ -39,6 +39,7 @@ from ggplan.quants.searches.superblock import (
 from ggplan.quants.searches.symmetric import round_weights, store_fields
 from ggplan.quants.vector import (
     WIDTH,
+    add_runs,
     any_lane,
     float_of,
     integer_of,
@@ -185,13 +186,12 @@ def _refine(
     count = SUPERBLOCK // size
     weights, errors, scales = tile.weights, tile.errors, tile.scales
     new_scales = _proposed(tile)
-    scratch = floats_at(tile.columns, SUPERBLOCK)
     least = splat(_INFINITY, TILE)
     default_error = least
     error = least
     moved = True
     for turn in range(2 + _ROUNDS):
-        error, change = _measure(weights, errors, size, kind, lowest, d, scales, scratch)
+        error, change = _measure(weights, errors, size, kind, lowest, d, scales)
         if turn == 0:
             least = to_beat(error)
             default_error = least
@@ -201,9 +201,7 @@ def _refine(
             this_d = as_half(d + change)
             _keep(d == d, count, scales, new_scales)
         radius = narrow if turn else wide
-        this_error = _choose(
-            weights, errors, size, kind, lowest, lowest_scale, this_d, new_scales, radius, scratch
-        )
+        this_error = _choose(weights, errors, size, kind, lowest, lowest_scale, this_d, new_scales, radius)
         better = this_error < least
         moved = turn == 0 or any_lane(better)
         least = select(better, this_error, least)
@@ -220,9 +218,7 @@ def _keep(better: Any, count: Any, new_scales: Any, scales: Any) -> None:
 
 
 @inline
-def _measure(
-    weights: Any, errors: Any, size: Any, kind: Any, lowest: Any, d: Any, scales: Any, sums: Any
-) -> Any:
+def _measure(weights: Any, errors: Any, size: Any, kind: Any, lowest: Any, d: Any, scales: Any) -> Any:
     """The error of superblocks, each weight worked out as by a decoder, and the change of d that is best."""
     floor = np.float32(lowest)
     ceiling = -floor - _ONE
@@ -247,20 +243,16 @@ def _measure(
             part = part + wr * residue
             part_rq = part_rq + wr * q
             part_q2 = part_q2 + w * q * q
-        store(sums, 0, part)
-        store(sums, WIDTH, part_rq)
-        store(sums, 2 * WIDTH, part_q2)
-        for i in range(0, WIDTH, TILE):
-            total = total + load(sums, i, TILE)
-            sum_rq = sum_rq + load(sums, WIDTH + i, TILE)
-            sum_q2 = sum_q2 + load(sums, 2 * WIDTH + i, TILE)
+        total = add_runs(total, part)
+        sum_rq = add_runs(sum_rq, part_rq)
+        sum_q2 = add_runs(sum_q2, part_q2)
     return total, sum_rq / sum_q2
 
 
 @inline
 def _choose(
     weights: Any, errors: Any, size: Any, kind: Any, lowest: Any, lowest_scale: Any,
-    d: Any, scales: Any, radius: Any, scratch: Any,
+    d: Any, scales: Any, radius: Any,
 ) -> Any:  # fmt: skip
     """Move `scales` to the best integers within `radius` of them and their negatives; return the errors."""
     floor = np.float32(lowest)
@@ -285,9 +277,7 @@ def _choose(
                 least = select(better, error, least)
                 best = select(better, this, best)
         store(scales, at, best)
-        store(scratch, 0, least)
-        for part in range(0, WIDTH, TILE):
-            total = total + load(scratch, part, TILE)
+        total = add_runs(total, least)
     return total
 
 
