@@ -9,7 +9,8 @@ The command line uses this library; its public names are these:
 
     >>> blocks = ggplan.quantize(weights, "q4_K")  # (rows, n) float32 -> (rows, row bytes) uint8
 
-Names are imported at first use, so `import ggplan` loads neither numba nor NumPy.
+`ggplan.charts` draws and `ggplan.measure` measures. Names are imported at first use, so `import ggplan` loads
+neither numba nor NumPy nor matplotlib.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from typing import TYPE_CHECKING
 from ggplan.version import __version__
 
 if TYPE_CHECKING:
+    from ggplan import charts as charts
+    from ggplan import measure as measure
     from ggplan.conversion import ConvertOptions as ConvertOptions
     from ggplan.conversion import convert as convert
     from ggplan.errors import Error as Error
@@ -70,13 +73,19 @@ _HOME = {
     "find_mix": "ggplan.stock",
 }
 
-__all__ = ["__version__", *_HOME]
+# Packages whose names are public under their own.
+_PACKAGES = ("charts", "measure")
 
+__all__ = ["__version__", *_PACKAGES, *_HOME]
 
-def __getattr__(name: str) -> object:
-    if name not in _HOME:
-        raise AttributeError(f"module 'ggplan' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOME[name]), name)
+if not TYPE_CHECKING:  # a type checker sees the names above, and no others
+
+    def __getattr__(name: str) -> object:
+        if name in _PACKAGES:
+            return importlib.import_module(f"ggplan.{name}")
+        if name not in _HOME:
+            raise AttributeError(f"module 'ggplan' has no attribute {name!r}")
+        return getattr(importlib.import_module(_HOME[name]), name)
 
 
 def __dir__() -> list[str]:
