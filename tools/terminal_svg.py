@@ -14,8 +14,8 @@ _FONTS = "'DejaVu Sans Mono',Menlo,Consolas,'Liberation Mono',monospace"
 def terminal_svg(printed: str, title: str, description: str) -> str:
     """Draw what a program printed, ANSI codes and all.
 
-    Whatever that font is, each run of text is stretched to its own number of columns (`textLength`), so tables
-    stay aligned.
+    Whatever that font is, each run of text is stretched to its own number of columns (`textLength`), so that
+    tables stay aligned.
     """
     lines = Text.from_ansi(printed.rstrip("\n")).split("\n")
     console = Console(width=1000)

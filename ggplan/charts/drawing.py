@@ -225,8 +225,10 @@ def set_ticks(axis: Axis, places: Sequence[float], labels: Sequence[str]) -> Non
 
 
 def _collide(axis: Axis) -> bool:
+    from matplotlib.axis import XAxis
+
     boxes = sorted(text_box(label) for label in axis.get_ticklabels() if label.get_text())
-    flat = axis.axis_name == "x"
+    flat = isinstance(axis, XAxis)
     ends = [(b[0], b[2]) if flat else (b[1], b[3]) for b in boxes]
     ends.sort()
     room = 5 if flat else 1

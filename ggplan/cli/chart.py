@@ -242,14 +242,24 @@ def _tensors(name: str, asked: _Asked) -> list[TypedTensors]:
     from pathlib import Path
 
     from ggplan.charts.tensors import is_plan_file, read_plan, typed
+    from ggplan.errors import ChartError, CheckpointError
     from ggplan.opening import open_model_or_inventory
     from ggplan.planning import assign
+    from ggplan.text import printable
 
     if is_plan_file(Path(name)):
         if asked.recipes:
             raise click.UsageError("-r applies to a model; a plan has its types already")
         return [read_plan(Path(name))]
-    model = open_model_or_inventory(name, pre=asked.pre)
+    try:
+        model = open_model_or_inventory(name, pre=asked.pre)
+    except CheckpointError:
+        if _is_model(name) or not Path(name).is_file():
+            raise
+        raise ChartError(
+            f"{printable(name)} is no model, inventory or plan",
+            hint="records and logs are drawn by --kind quality, context and parts",
+        ) from None
     if not asked.recipes:
         return [typed(model)]
     return [typed(model, assign(model, recipe)) for recipe in asked.recipes]
