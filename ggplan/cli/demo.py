@@ -57,8 +57,8 @@ def demo_command(folder: str) -> None:
         model = open_model(model_folder, pre=_PRE_TOKENIZER)
         own = load_recipe(model_folder / _RECIPE)
         click.echo(
-            "1. The plan: what the recipe makes of the model, before a weight is read. It is glm4moe/hq4_k,\n"
-            "   fitted to a model whose embeddings and output are nearly half of it: they are q8_0, not bf16.\n"
+            "1. The plan: what the recipe makes of the model, before a weight is read. It is glm4moe/hq4_k\n"
+            "   fitted to a model whose embeddings and output are nearly half of it: q8_0, not bf16.\n"
         )
         for rule in own.rules:
             click.echo(f"  {rule.pattern:<60} = {rule.choice.text}")

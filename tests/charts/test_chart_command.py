@@ -134,9 +134,7 @@ def test_a_file_gives_its_log_all_that_it_knows(gguf: Path) -> None:
         (["--kind", "types", "--text", "a"], "--text belongs to --kind quality"),
     ],
 )
-def test_an_option_that_is_not_used_is_refused(
-    kept: Path, out: Path, arguments: list[str], said: str
-) -> None:
+def test_an_unused_option_is_refused(kept: Path, out: Path, arguments: list[str], said: str) -> None:
     assert said in chart(kept, "-o", out, *arguments, code=2)
     assert not out.exists()
 
