@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
@@ -21,13 +20,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
-from rich.console import Console
-from rich.text import Text
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "planning"))
 
 import glm_4_5_air  # noqa: E402
+from terminal_svg import terminal_svg  # noqa: E402
 
 from ggplan.measure.record_json import record_schema  # noqa: E402
 from ggplan.sources.inventory import inventory_json  # noqa: E402
@@ -88,9 +86,9 @@ def draw_plan() -> None:
         inventory.write_text(json.dumps(inventory_json(glm_4_5_air.model())), encoding="utf-8")
         recipe.write_text(readme_recipe(), encoding="utf-8")
         printed = run(["plan", inventory.name, "-r", recipe.name], folder)
-    picture = Console(record=True, file=io.StringIO(), width=WIDTH)
-    picture.print(Text.from_ansi("$ ggplan plan GLM-4.5-Air -r air.recipe\n" + printed))
-    picture.save_svg(str(ROOT / "docs" / "plan.svg"), title="ggplan", unique_id="plan")
+    command = "ggplan plan GLM-4.5-Air -r air.recipe"
+    picture = terminal_svg(f"$ {command}\n{printed}", command, "Sizes of GLM-4.5-Air by class and by type.")
+    (ROOT / "docs" / "plan.svg").write_text(picture, encoding="utf-8")
 
 
 def readme_recipe() -> str:

@@ -50,8 +50,10 @@ class Unit:
     name: str
 
     def shown(self, n_bytes: int) -> str:
-        """A size with three significant digits: `80.7 GiB`, `0.36 MiB`."""
+        """A size with two decimals or three digits: `80.7 GiB`, `0.36 MiB`."""
         value = n_bytes / self.n_bytes
+        if 0 < value < 0.005:
+            return f"<0.01 {self.name}"
         digits = 2 if value < 9.995 else 1 if value < 99.95 else 0
         return f"{value:.{digits}f} {self.name}"
 
@@ -225,8 +227,10 @@ def set_ticks(axis: Axis, places: Sequence[float], labels: Sequence[str]) -> Non
 
 
 def _collide(axis: Axis) -> bool:
+    from matplotlib.axis import XAxis
+
     boxes = sorted(text_box(label) for label in axis.get_ticklabels() if label.get_text())
-    flat = axis.axis_name == "x"
+    flat = isinstance(axis, XAxis)
     ends = [(b[0], b[2]) if flat else (b[1], b[3]) for b in boxes]
     ends.sort()
     room = 5 if flat else 1

@@ -10,9 +10,8 @@ from __future__ import annotations
 import html
 import io
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +21,7 @@ from ggplan.measure.outputs import write_whole
 from ggplan.text import printable
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.figure import Figure
 
 KINDS = (".svg", ".png", ".html")
@@ -138,30 +138,30 @@ def _dark_rules(drawing: Drawing) -> str:
 
 
 def _png(drawing: Drawing, theme: Theme) -> bytes:
+    artists = drawing.figure.findobj()
+    before = [vars(artist).copy() for artist in artists]
     buffer = io.BytesIO()
-    undo = _repaint(drawing) if theme == "dark" else []
     try:
+        if theme == "dark":
+            _repaint(artists, drawing._colours)
         with settings():
             drawing.figure.savefig(buffer, format="png", dpi=_PNG_DPI, metadata={"Software": None})
     finally:
-        for put_back in reversed(undo):
-            put_back()
+        for artist, state in zip(artists, before, strict=True):
+            vars(artist).update(state)
     return buffer.getvalue()
 
 
-def _repaint(drawing: Drawing) -> list[Callable[[], object]]:
-    """Give every artist its dark colour; returns what gives it the light one again."""
+def _repaint(artists: Sequence[Artist], dark: Mapping[str, str]) -> None:
+    """Give every artist its dark colour."""
     from matplotlib.colors import to_hex, to_rgba
-
-    dark = drawing._colours
-    undo: list[Callable[[], object]] = []
 
     def turned(colour: object) -> object:
         rgba = to_rgba(colour)  # type: ignore[arg-type]
         name = to_hex(rgba)
         return (*to_rgba(dark[name])[:3], rgba[3]) if name in dark else colour
 
-    for artist in drawing.figure.findobj():
+    for artist in artists:
         for part in ("color", "facecolor", "edgecolor", "markerfacecolor", "markeredgecolor"):
             get, put = getattr(artist, f"get_{part}", None), getattr(artist, f"set_{part}", None)
             if get is None or put is None:
@@ -172,8 +172,6 @@ def _repaint(drawing: Drawing) -> list[Callable[[], object]]:
             except ValueError:
                 continue  # "none", "auto"
             put(colours)
-            undo.append(partial(put, value))
-    return undo
 
 
 def _is_list(value: object) -> bool:

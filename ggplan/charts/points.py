@@ -147,8 +147,10 @@ def panels(
     names = {t: name for record in records for t, name in text_names(record).items()}
     measured = items if text is None else _on_text(items, text, names)
     if not measured:
+        has_speeds = any(q.speeds for record in records for q in record.quantizations)
         raise ChartError(
-            f"nothing was measured on {printable(text)}" if text else "the record holds no measurement"
+            f"nothing was measured on {printable(text)}" if text else "the record holds no measurement",
+            hint="it has speeds, which --kind context draws" if has_speeds and not text else "",
         )
     models = list(dict.fromkeys(item.record.model.name for item in measured))
     if len(models) > 1 and not mixed:

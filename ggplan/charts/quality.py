@@ -156,8 +156,8 @@ def draw_panels(
             f" {printable(note)}" if note else ""
         )
         if unnamed:
-            points, them = ("point has", "it") if unnamed == 1 else ("points have", "them")
-            caption += f" {unnamed} {points} no room for a name here; hover over {them} in the SVG."
+            have, them = ("point has", "it") if unnamed == 1 else ("points have", "them")
+            caption += f" {unnamed} {have} no room for a name here; hover over {them} in the SVG."
         keys = [Key(name or "no author", mark.ink, mark.marker) for name, mark in marks.items()]
         finish(figure, heading, caption, keys if any(marks) else ())
     table = quality_table(shown, unit, faster=chosen == "speed")

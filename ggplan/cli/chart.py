@@ -234,13 +234,23 @@ def _tensors(name: str, asked: _Asked) -> list[TypedTensors]:
 
     from ggplan.charts.tensors import is_plan_file, read_plan, typed
     from ggplan.cli.options import open_noted
+    from ggplan.errors import ChartError, CheckpointError
     from ggplan.planning import assign
+    from ggplan.text import printable
 
     if is_plan_file(Path(name)):
         if asked.recipes:
             raise click.UsageError("-r applies to a model; a plan has its types already")
         return [read_plan(Path(name))]
-    model = open_noted(name, pre=asked.pre, header_only=asked.header_only)
+    try:
+        model = open_noted(name, pre=asked.pre, header_only=asked.header_only)
+    except CheckpointError:
+        if _is_model(name) or not Path(name).is_file():
+            raise
+        raise ChartError(
+            f"{printable(name)} is no model, inventory or plan",
+            hint="records and logs are drawn by --kind quality, context and parts",
+        ) from None
     if not asked.recipes:
         return [typed(model)]
     return [typed(model, assign(model, recipe)) for recipe in asked.recipes]

@@ -15,14 +15,14 @@ Examples:
   ggplan demo -o /tmp/demo
 """
 _PRE_TOKENIZER = "glm4"
-_SEED_RECIPE = "glm4moe/hq4_k"
+_RECIPE = "hq6_k.recipe"
 _TEXT = "joshua.txt"
 _CHUNKS = 12
 # The demo's recipe and, for comparison, one type for every tensor that may be quantized.
 _MIXES = (
     ("bf16", "@default bf16"),
     ("q8_0", "@default q8_0"),
-    ("hq4_k", None),
+    ("hq6_k", None),
     ("q4_K", "@default q4_K"),
     ("q2_K", "@default q2_K"),
 )
@@ -40,7 +40,6 @@ def demo_command(folder: str) -> None:
     and compared with llama.cpp.
     """
     import importlib.resources
-    from dataclasses import replace
     from pathlib import Path
 
     from ggplan.cli.convert import run_conversion
@@ -57,19 +56,21 @@ def demo_command(folder: str) -> None:
     out.mkdir(parents=True, exist_ok=True)
     with importlib.resources.as_file(importlib.resources.files("ggplan") / "demo_model") as model_folder:
         model = open_model(model_folder, pre=_PRE_TOKENIZER)
-        # Its promises are about the models that it was made for.
-        seed = replace(load_recipe(_SEED_RECIPE), assertions=(), tests=())
-        click.echo("1. The plan: what the recipe makes of the model, before a weight is read\n")
-        for rule in seed.rules:
+        own = load_recipe(model_folder / _RECIPE)
+        click.echo(
+            "1. The plan: what the recipe makes of the model, before a weight is read. It is glm4moe/hq4_k\n"
+            "   fitted to a model whose embeddings and output are nearly half of it: q8_0, not bf16.\n"
+        )
+        for rule in own.rules:
             click.echo(f"  {rule.pattern:<60} = {rule.choice.text}")
         click.echo()
-        plan = make_plan(model, seed)
+        plan = make_plan(model, own)
         print_plan(plan)
         print_findings(check_plan(plan), err=True)
         click.echo("\n2. The conversion: from the checkpoint to each mix in one pass\n")
         rows = []
         for name, text in _MIXES:
-            mix = make_plan(model, seed if text is None else parse_recipe(text, name))
+            mix = make_plan(model, own if text is None else parse_recipe(text, name))
             result = run_conversion(mix, str(out / f"demo-{name}.gguf"), ConvertOptions(force=True))
             rows.append(
                 [
@@ -83,7 +84,7 @@ def demo_command(folder: str) -> None:
     print_table([("file", "left"), ("size", "right"), ("bpw", "right"), ("took", "right")], rows,
                 least=("took",))  # fmt: skip
     measured = _measure([out / f"demo-{name}.gguf" for name, _ in _MIXES], out)
-    best = printable(str(out / "demo-hq4_k.gguf"))
+    best = printable(str(out / "demo-hq6_k.gguf"))
     click.echo(
         ("4" if measured else "3") + ". Run them with llama.cpp\n\n"
         f'  llama-completion -m {best} -p "And it came to pass" -n 40 --no-warmup\n'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
@@ -14,6 +15,7 @@ from ggplan.planning.fallback import FallbackTable
 from ggplan.planning.layout import encode_header
 from ggplan.planning.roles import Role
 from ggplan.rules import Recipe, Rule
+from ggplan.text import format_bytes, printable
 
 if TYPE_CHECKING:
     from ggplan.imatrix import Imatrix
@@ -91,7 +93,7 @@ Nonfinite = Literal["refuse", "zero", "keep"]
 """What becomes of weights that are NaN or infinite; see `ggplan.conversion.finiteness`."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan:
     """A model's assignment laid out: the output, to the byte.
 
@@ -129,6 +131,48 @@ class Plan:
     data_bytes: int
     nonfinite: Nonfinite = "refuse"
     effort: Effort = "default"
+
+    def __repr__(self) -> str:
+        return f"<Plan: {self._words}>"
+
+    def _repr_html_(self) -> str:
+        """Where the bytes are, by role: what a notebook shows."""
+        rows = []
+        for role in Role:
+            tensors = [t for t in self.tensors if t.role == role]
+            if not tensors:
+                continue
+            n_bytes = sum(t.n_bytes for t in tensors)
+            n_weights = sum(t.tensor.n_weights for t in tensors)
+            sizes: dict[str, int] = {}
+            for t in tensors:
+                sizes[t.type.name] = sizes.get(t.type.name, 0) + t.n_bytes
+            rows.append(
+                (
+                    role.value,
+                    f"{len(tensors):,}",
+                    f"{n_weights:,}",
+                    format_bytes(n_bytes),
+                    f"{n_bytes / self.tensor_bytes:.1%}" if self.tensor_bytes else "",
+                    f"{8 * n_bytes / n_weights:.3f}" if n_weights else "",
+                    " ".join(sorted(sizes, key=lambda name: (-sizes[name], name))),
+                )
+            )
+        headings = ("", "tensors", "weights", "size", "share", "bpw", "types")
+        head = "".join(f"<th>{heading}</th>" for heading in headings)
+        body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
+        caption = f"<caption>{html.escape(self._words)}</caption>"
+        return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+    @property
+    def _words(self) -> str:
+        """The plan in one line: whose types of which model, and the size."""
+        chosen = f"{printable(self.assignment.name)} of " if self.assignment.name else ""
+        least = "at least " if self.model.kind == "inventory" else ""
+        return (
+            f"{chosen}{printable(self.model.path.name)}, {len(self.tensors):,} tensors,"
+            f" {least}{format_bytes(self.file_bytes)}, {self.bits_per_weight:.3f} bpw"
+        )
 
     @cached_property
     def header(self) -> bytes:

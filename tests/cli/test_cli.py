@@ -273,13 +273,14 @@ def test_demo_runs_offline_and_its_files_are_sound(tmp_path: Path) -> None:
     assert "error" not in done.stderr
     files = {p.name: p.stat().st_size for p in (tmp_path / "demo").iterdir()}
     assert len(files) >= 3
-    assert (
-        files["demo-q2_K.gguf"] < files["demo-q4_K.gguf"] < files["demo-hq4_k.gguf"] < files["demo-bf16.gguf"]
-    )
+    mixes = ("q2_K", "q4_K", "hq6_k", "q8_0", "bf16")
+    sizes = [files[f"demo-{mix}.gguf"] for mix in mixes]
+    assert sizes == sorted(sizes)
     types = {
-        t.name: t.tensor_type.name for t in gguf.GGUFReader(tmp_path / "demo" / "demo-hq4_k.gguf").tensors
+        t.name: t.tensor_type.name for t in gguf.GGUFReader(tmp_path / "demo" / "demo-hq6_k.gguf").tensors
     }
-    assert types["blk.1.ffn_up_exps.weight"] == "Q4_K"
+    assert types["blk.1.ffn_up_exps.weight"] == "Q6_K"
+    assert types["token_embd.weight"] == types["output.weight"] == "Q8_0"
     assert types["blk.1.ffn_down_exps.weight"] == "Q8_0"  # rows of 64 do not divide by 256
     assert types["blk.1.attn_q.weight"] == "Q8_0"
     assert types["blk.1.ffn_gate_inp.weight"] == "F32"
