@@ -15,6 +15,7 @@ from types import FrameType
 import click
 
 from ggplan.cli.chart import chart_command
+from ggplan.cli.completion import VARIABLE, completion_command, offer_values
 from ggplan.cli.convert import convert_command
 from ggplan.cli.demo import demo_command
 from ggplan.cli.diff import diff_command
@@ -66,12 +67,15 @@ cli.add_command(chart_command)
 cli.add_command(rules_group)
 cli.add_command(types_command)
 cli.add_command(demo_command)
+cli.add_command(completion_command)
 
 
 def main() -> None:
     """Run the command line; exit 0 done, 1 the work failed, 2 wrong usage, 130 interrupted."""
     signal.signal(signal.SIGTERM, _terminated)
     try:
+        if VARIABLE in os.environ:
+            offer_values(cli)
         cli.main(prog_name="ggplan", standalone_mode=False)
     except click.exceptions.Abort:
         sys.exit(130)

@@ -159,7 +159,7 @@ def test_a_lock_that_a_dead_process_left_holds_nobody_up(module: Path, tmp_path:
         path.unlink()
     began = time.monotonic()
     assert has_compiled(start(module, **cache))
-    assert time.monotonic() - began < 50  # a held lock is waited for for a minute
+    assert time.monotonic() - began < 25
     assert sorted(tmp_path.glob("cache/*/*")) == sorted(kept)
 
 
