@@ -116,8 +116,8 @@ def keep(code: MachineCode, place: Path) -> None:
 def compiling_alone(place: Path) -> Iterator[None]:
     """Wait while another process compiles the kernel that is kept there, so that it is compiled once.
 
-    A process that was stopped is not waited for longer than half a minute. Where files cannot be locked, nobody
-    waits, and the kernel is compiled twice.
+    A process that was stopped is not waited for longer than half a minute. Where files cannot be locked,
+    nobody waits, and the kernel is compiled twice.
     """
     lock = place.with_suffix(".lock")
     try:
