@@ -5,11 +5,16 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import hypothesis
 import pytest
 from xdist.scheduler import LoadFileScheduling
 
 # The runner of parallel tests tells its workers a width of 80; tables are tested at the width of a pipe.
 os.environ.pop("COLUMNS", None)
+
+# How long an example takes says how busy the machine is. Tests about time have limits of their own.
+hypothesis.settings.register_profile("ggplan", deadline=None)
+hypothesis.settings.load_profile("ggplan")
 
 # ggml makes its tables of grids, for half a minute, in each process that encodes to them.
 _OF_GGMLS_GRIDS = {
