@@ -15,6 +15,7 @@ from types import FrameType
 import click
 
 from ggplan.cli.chart import chart_command
+from ggplan.cli.completion import VARIABLE, completion_command, offer_values
 from ggplan.cli.convert import convert_command
 from ggplan.cli.demo import demo_command
 from ggplan.cli.diff import diff_command
@@ -66,6 +67,7 @@ cli.add_command(chart_command)
 cli.add_command(rules_group)
 cli.add_command(types_command)
 cli.add_command(demo_command)
+cli.add_command(completion_command)
 
 
 def main() -> None:
@@ -74,6 +76,8 @@ def main() -> None:
     # Numba compiles nothing but ggplan's kernels here, and these are optimized later (quants.compiling).
     os.environ.setdefault("NUMBA_OPT", "0")
     try:
+        if VARIABLE in os.environ:
+            offer_values(cli)
         cli.main(prog_name="ggplan", standalone_mode=False)
     except click.exceptions.Abort:
         sys.exit(130)

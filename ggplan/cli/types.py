@@ -13,22 +13,26 @@ if TYPE_CHECKING:
 _EPILOG = """\b
 Examples:
   ggplan types
+  ggplan types q4_K iq4_xs                     only these
   ggplan types --json | jq '.types[] | select(.encodable) | .name'
 """
 
 
 @click.command("types", epilog=_EPILOG, short_help="List the ggml types.")
+@click.argument("names", metavar="[TYPE]...", nargs=-1)
 @click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
-def types_command(as_json: bool) -> None:
+def types_command(names: tuple[str, ...], as_json: bool) -> None:
     """List the ggml types: size, block, which engine knows them, what ggplan can do with them.
 
-    After them come the names of llama-quantize's mixes, which `-r` takes like a recipe.
+    With names, only these types. After all types come the names of llama-quantize's mixes, which `-r` takes
+    like a recipe.
     """
     from ggplan.cli.output import print_json, print_table
-    from ggplan.ggml_types import TYPES
+    from ggplan.ggml_types import TYPES, parse_type
     from ggplan.stock import MIXES
 
-    types = [t for t in TYPES if not t.internal]
+    types = [parse_type(name) for name in names] or [t for t in TYPES if not t.internal]
+    mixes = () if names else MIXES
     if as_json:
         fields = ("name", "id", "block_size", "block_bytes", "row_extra_bytes", "row_group")
         print_json(
@@ -47,7 +51,7 @@ def types_command(as_json: bool) -> None:
                     for t in types
                 ],
                 "mixes": [
-                    {"name": mix.name, "file_type": mix.file_type, "type": mix.type.name} for mix in MIXES
+                    {"name": mix.name, "file_type": mix.file_type, "type": mix.type.name} for mix in mixes
                 ],
             }
         )
@@ -70,8 +74,9 @@ def types_command(as_json: bool) -> None:
         least=("id", "block", "bytes", "engine"),
         wraps="ggplan",
     )  # fmt: skip
-    names = textwrap.fill(" ".join(mix.name for mix in MIXES), 96, break_on_hyphens=False)
-    click.echo(f"mixes of types, for -r:\n{textwrap.indent(names, '  ')}")
+    if mixes:
+        listed = textwrap.fill(" ".join(mix.name for mix in mixes), 96, break_on_hyphens=False)
+        click.echo(f"mixes of types, for -r:\n{textwrap.indent(listed, '  ')}")
 
 
 def _abilities(type_: GgmlType) -> str:

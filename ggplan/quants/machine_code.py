@@ -45,7 +45,7 @@ SYMBOL = "kernel"
 _PLACE = "NUMBA_CACHE_DIR"
 _KEPT_SECONDS = 30 * 24 * 3600
 _DAY = 24 * 3600
-_WAITED_SECONDS, _POLLED_SECONDS = 60, 0.02
+_WAITED_SECONDS, _POLLED_SECONDS = 30, 0.02
 _OLD_FOLDER = re.compile(r"(ggplan-)?(numba|kernels)-[0-9a-f]{16}", re.ASCII)
 
 
@@ -116,8 +116,8 @@ def keep(code: MachineCode, place: Path) -> None:
 def compiling_alone(place: Path) -> Iterator[None]:
     """Wait while another process compiles the kernel that is kept there, so that it is compiled once.
 
-    A process that was stopped is not waited for longer than a minute. Where files cannot be locked, nobody
-    waits, and the kernel is compiled twice.
+    A process that was stopped is not waited for longer than half a minute. Where files cannot be locked,
+    nobody waits, and the kernel is compiled twice.
     """
     lock = place.with_suffix(".lock")
     try:

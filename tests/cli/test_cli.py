@@ -16,7 +16,7 @@ from program import run
 from ggplan.ggml_types import TYPES
 
 ROOT = Path(__file__).parent.parent.parent
-COMMANDS = ("plan", "convert", "inspect", "types", "demo", "verify", "reproduce")
+COMMANDS = ("plan", "convert", "inspect", "types", "demo", "verify", "reproduce", "completion")
 
 SHA = "0123456789abcdef" * 4
 MAP = f"""\
@@ -153,6 +153,16 @@ def test_types_lists_what_can_be_written() -> None:
     assert types["iq4_ks"]["engine"] == "ik_llama.cpp"
     assert "q8_1" not in types
     assert "q4_K" in run("types").stdout
+
+
+def test_types_lists_those_that_are_named() -> None:
+    told = json.loads(run("types", "IQ4_XS", "q4_K", "--json").stdout)
+    assert [row["name"] for row in told["types"]] == ["iq4_xs", "q4_K"]
+    assert told["mixes"] == []
+    assert re.findall(r"^  (\w+) ", run("types", "q4_K").stdout, re.M) == ["type", "q4_K"]
+    done = run("types", "q4_Q")
+    assert done.returncode == 1
+    assert "q4_Q" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,7 @@ def test_no_rows() -> None:
 
 
 def test_one_kernel_serves_all_callers() -> None:
+    used = set(iq4_xs._search.variants)  # by other tests, with bfloat16
     rng = np.random.default_rng(5)
     importance = importances(rng, 512)
     for n_rows in (1, 20):
@@ -79,4 +80,4 @@ def test_one_kernel_serves_all_callers() -> None:
             rows.flags.writeable = importance.flags.writeable = writable
             encode(rows, None)
             encode(rows, importance)
-    assert len(iq4_xs._search.variants) == 1
+    assert set(iq4_xs._search.variants) == used | {np.dtype(np.float32)}

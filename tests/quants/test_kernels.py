@@ -103,27 +103,26 @@ def module(tmp_path: Path) -> Path:
 def test_kernels_are_kept_where_the_user_wants_them(variable: str, module: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     assert has_compiled(start(module, **{variable: str(cache)}))
-    kept, _ = sorted(cache.glob("**/*.o"))  # for float32 and for bfloat16
-    # Found again, and Numba not even imported; what is damaged is made anew.
+    assert len(list(cache.glob("**/*.o"))) == 2  # for float32 and for bfloat16
+    # Found again, and Numba not even imported.
     assert not has_compiled(start(module, **{variable: str(cache)}))
+
+
+def test_what_is_damaged_is_made_anew(module: Path, tmp_path: Path) -> None:
+    cache = {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    assert has_compiled(start(module, **cache))
+    kept, _ = sorted(tmp_path.glob("cache/**/*.o"))
     whole = kept.read_bytes()
     for damaged in (b"", whole[:1000] + b"?" + whole[1001:]):
         kept.write_bytes(damaged)
-        assert has_compiled(start(module, **{variable: str(cache)}))
+        assert has_compiled(start(module, **cache))
         assert kept.stat().st_size > 1000
-    assert not has_compiled(start(module, **{variable: str(cache)}))
+    assert not has_compiled(start(module, **cache))
 
 
 def test_kernels_work_where_nothing_can_be_kept(module: Path) -> None:
     assert has_compiled(start(module, XDG_CACHE_HOME="/dev/null"))
     assert not list(module.parent.glob("**/*.o"))
-
-
-def test_several_processes_may_start_with_an_empty_cache(module: Path, tmp_path: Path) -> None:
-    processes = [start(module, NUMBA_CACHE_DIR=str(tmp_path / "cache")) for _ in range(4)]
-    for process in processes:
-        has_compiled(process)
-    assert len(list(tmp_path.glob("cache/*/*"))) == 2
 
 
 COMPILING = """
@@ -132,19 +131,21 @@ import ggplan.quants.compiling as compiling
 whole = compiling.compile_kernel
 def slowly(function, *rest):
     print("compiles", flush=True)
-    time.sleep(2)
+    time.sleep(1)
     return whole(function, *rest)
 compiling.compile_kernel = slowly
 import halving
 """
 
 
-def test_what_one_process_compiles_others_wait_for(module: Path, tmp_path: Path) -> None:
+def test_of_several_processes_with_an_empty_cache_one_compiles_and_the_others_wait(
+    module: Path, tmp_path: Path
+) -> None:
     (tmp_path / "slow.py").write_text(COMPILING)
     cache = {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
-    processes = [start(tmp_path / "slow.py", **cache) for _ in range(3)]
+    processes = [start(tmp_path / "slow.py", **cache) for _ in range(4)]
     outputs = [process.communicate()[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0, 0]
+    assert [process.returncode for process in processes] == [0, 0, 0, 0]
     # Two kernels, for float32 and for bfloat16, and each of them once.
     assert sum(output.count("compiles") for output in outputs) == 2
     assert len(list(tmp_path.glob("cache/*/*"))) == 2
@@ -159,7 +160,7 @@ def test_a_lock_that_a_dead_process_left_holds_nobody_up(module: Path, tmp_path:
         path.unlink()
     began = time.monotonic()
     assert has_compiled(start(module, **cache))
-    assert time.monotonic() - began < 50  # a held lock is waited for for a minute
+    assert time.monotonic() - began < 25
     assert sorted(tmp_path.glob("cache/*/*")) == sorted(kept)
 
 

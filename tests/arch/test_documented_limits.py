@@ -1,0 +1,70 @@
+"""What the README says cannot be read is refused by name, and what it says can be read is all there is."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from tiny_checkpoints import read_case, write_case
+
+from ggplan import ggml_types
+from ggplan.arch import ARCHITECTURES, to_gguf
+from ggplan.errors import CheckpointError
+from ggplan.sources.huggingface import open_checkpoint
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def limits() -> str:
+    return README.partition("**cannot read yet**")[2].partition("\n## ")[0]
+
+
+@pytest.mark.parametrize("method", ["GPTQ", "AWQ", "bitsandbytes", "MXFP4"])
+def test_quantizations_that_cannot_be_read(tmp_path: Path, method: str) -> None:
+    assert method in limits()
+    folder = write_case(tmp_path, read_case("llama_tied"))
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": method.lower(), "bits": 4}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=method.lower()):
+        to_gguf(open_checkpoint(folder), pre="glm4")
+
+
+def test_families_that_cannot_be_read(tmp_path: Path) -> None:
+    folder = write_case(tmp_path, read_case("llama_tied"))
+    config = json.loads((folder / "config.json").read_text())
+    config["architectures"] = ["BloomForCausalLM"]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="BloomForCausalLM") as error:
+        to_gguf(open_checkpoint(folder), pre="glm4")
+    assert "convert_hf_to_gguf.py" in error.value.hint
+    assert "convert_hf_to_gguf.py" in limits()
+
+
+def test_types_that_cannot_be_written_or_decoded() -> None:
+    assert "ik_llama.cpp" in limits()
+    for row in ggml_types.TYPES:
+        assert (row.encodable or row.decodable) <= (row.engine == "llama.cpp"), row.name
+
+
+def test_every_family_that_can_be_read_is_named() -> None:
+    (line,) = re.findall(r"- \*\*Reads\*\*.*?(?=\n- )", README, re.DOTALL)
+    text = " ".join(line.split())
+    for name in ARCHITECTURES:
+        family = name.removesuffix("ForCausalLM").lower()
+        known = {"deepseekv2": "DeepSeek-V2", "deepseekv3": "V3", "glm4moe": "GLM-4.5", "qwen3moe": "Qwen3-MoE"}
+        assert known.get(family, family).lower() in text.lower(), name
+
+
+def test_links_and_names_of_files_in_the_front_door_exist() -> None:
+    for page in ("README.md", "CONTRIBUTING.md"):
+        text = (ROOT / page).read_text(encoding="utf-8")
+        links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)]+)\)", text)]
+        paths = re.findall(r"`((?:ggplan|tests|tools|docs|tensor_rules)/[\w./-]+)`", text)
+        assert links
+        for place in {*links, *paths} - {""}:
+            is_example = "gp999" in place
+            assert is_example or (ROOT / place).exists(), f"{page}: {place}"
