@@ -23,6 +23,7 @@ from ggplan.cli.measure import measure_command
 from ggplan.cli.plan import plan_command
 from ggplan.cli.reproduce import reproduce_command
 from ggplan.cli.rules import rules_group
+from ggplan.cli.trouble import say, say_error, say_usage_error
 from ggplan.cli.types import types_command
 from ggplan.cli.verify import verify_command
 from ggplan.errors import Error
@@ -69,47 +70,40 @@ cli.add_command(demo_command)
 
 
 def main() -> None:
-    """Run the command line; exit 0 done, 1 the work failed, 2 wrong usage, 130 interrupted."""
+    """Run the command line; `ggplan.cli.trouble` has the exit codes."""
     signal.signal(signal.SIGTERM, _terminated)
     try:
         cli.main(prog_name="ggplan", standalone_mode=False)
     except click.exceptions.Abort:
         sys.exit(130)
     except click.ClickException as error:
-        error.show()
+        say_usage_error(error)
         sys.exit(error.exit_code)
     except click.exceptions.Exit as leaving:
         sys.exit(leaving.exit_code)
     except KeyboardInterrupt:
-        _say("interrupted")
+        say("interrupted")
         sys.exit(130)
     except Error as error:
-        _say(error.message if error.is_rendered else f"error: {error.message}")
-        if error.hint:
-            _say(f"help: {error.hint}")
+        say_error(error)
         sys.exit(1)
     except BrokenPipeError:
         # The reader of the pipe has ended (`ggplan types | head`): exit without a message.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        name = f" ({printable(str(error.filename))})" if error.filename else ""
-        _say(f"error: {error.strerror or error}{name}")
+        say_error(error)
         sys.exit(1)
     except MemoryError:
-        _say("error: out of memory")
+        say("error: out of memory")
         sys.exit(1)
     except Exception as error:
         if os.environ.get("GGPLAN_TRACEBACK"):
             traceback.print_exc()
-        _say(f"error: a bug in ggplan: {type(error).__name__}: {printable(str(error))}")
-        _say("help: please report it, with the traceback that GGPLAN_TRACEBACK=1 prints")
+        say(f"error: a bug in ggplan: {type(error).__name__}: {printable(str(error))}")
+        say("help: please report it, with the traceback that GGPLAN_TRACEBACK=1 prints")
         sys.exit(1)
 
 
 def _terminated(_signal: int, _frame: FrameType | None) -> None:
     sys.exit(143)
-
-
-def _say(line: str) -> None:
-    click.echo(line, err=True)

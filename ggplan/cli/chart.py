@@ -77,6 +77,8 @@ def chart_command(
     """Draw FILEs: records of `ggplan measure`, or any log or table it can parse; a model for `types`.
 
     The same input gives the same bytes. Text stays text, points carry their names and numbers.
+
+    Exits 0; 1 if a file cannot be read, or does not hold what is to be drawn; 2 for wrong usage.
     """
     from pathlib import Path
 
@@ -105,13 +107,14 @@ def chart_command(
 
 def _types(files: tuple[str, ...], recipe: str | None, pre: str | None, title: str) -> Drawing:
     from ggplan.charts.types_map import draw_types
-    from ggplan.opening import open_model_or_inventory
+    from ggplan.cli.options import opened, recipe_or_mix_of_name
     from ggplan.planning import assign
 
     if len(files) != 1:
         raise click.UsageError("--kind types draws one model")
-    model = open_model_or_inventory(files[0], pre=pre)
-    return draw_types(model, assign(model, recipe), title=title)
+    chosen = recipe_or_mix_of_name(recipe) if recipe else None
+    model = opened(files[0], pre=pre)
+    return draw_types(model, assign(model, chosen), title=title)
 
 
 def _records(paths: list[Path], model_name: str | None) -> list[Record]:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import click
 
+from ggplan.cli.options import json_option, opened, pre_option, quiet_option
+
 _EPILOG = """\b
 Examples:
   ggplan inspect model.gguf                      types and sizes
@@ -21,34 +23,35 @@ _SHOWN_CHARACTERS = 100
 @click.argument("model")
 @click.option("--tensors", "show_tensors", is_flag=True, help="List every tensor.")
 @click.option("--metadata", "show_metadata", is_flag=True, help="List the key-value pairs.")
-@click.option("--json", "as_json", is_flag=True, help="Print an inventory as JSON.")
-@click.option(
-    "--pre", metavar="NAME", help="The pre-tokenizer's name in llama.cpp, where it is not recognised."
-)
+@pre_option
+@json_option("an inventory")
+@quiet_option
 def inspect_command(
-    model: str, show_tensors: bool, show_metadata: bool, as_json: bool, pre: str | None
+    model: str, show_tensors: bool, show_metadata: bool, pre: str | None, as_json: bool, quiet: bool
 ) -> None:
-    """Show what is in MODEL: a Hugging Face folder, a GGUF file or an inventory."""
+    """Show what is in MODEL: a Hugging Face folder, a GGUF file or an inventory (`-`: on standard input).
+
+    Exits 0; 1 if it cannot be opened; 2 for wrong usage.
+    """
     from ggplan.cli.output import format_count, print_json, print_table
-    from ggplan.opening import open_model
     from ggplan.text import format_bytes, printable
 
-    opened = open_model(model, pre=pre)
+    found = opened(model, pre=pre, quiet=quiet)
     if as_json:
         from ggplan.sources.inventory import inventory_json
 
-        print_json(inventory_json(opened))
+        print_json(inventory_json(found))
         return
-    n_weights = sum(t.n_weights for t in opened.tensors)
-    n_bytes = sum(t.n_bytes for t in opened.tensors)
+    n_weights = sum(t.n_weights for t in found.tensors)
+    n_bytes = sum(t.n_bytes for t in found.tensors)
     kinds = {"hf": "Hugging Face checkpoint", "gguf": "GGUF", "inventory": "inventory without weights"}
-    click.echo(f"{printable(str(opened.path))} · {kinds[opened.kind]}")
+    click.echo(f"{printable(str(found.path))} · {kinds[found.kind]}")
     click.echo(
-        f"{printable(opened.architecture or 'unknown architecture')}, {len(opened.tensors):,} tensors, "
+        f"{printable(found.architecture or 'unknown architecture')}, {len(found.tensors):,} tensors, "
         f"{format_count(n_weights)} weights, {format_bytes(n_bytes)} as GGUF"
     )
     by_type: dict[str, list[int]] = {}
-    for tensor in opened.tensors:
+    for tensor in found.tensors:
         group = by_type.setdefault(tensor.type.name, [0, 0, 0])
         group[0] += 1
         group[1] += tensor.n_weights
@@ -68,7 +71,7 @@ def inspect_command(
                 [key, value.type.name.lower(), _shown(value.decode_items(_SHOWN_ITEMS), value.length)]
                 if value.item_type is not None
                 else [key, value.type.name.lower(), _shown([value.decode()], 1)]
-                for key, value in opened.metadata.items()
+                for key, value in found.metadata.items()
             ),
             least=("type",),
             wraps="value",
@@ -90,7 +93,7 @@ def inspect_command(
                     t.type.name,
                     format_bytes(t.n_bytes),
                 ]
-                for t in opened.tensors
+                for t in found.tensors
             ),
             least=("stored as", "size", "shape"),
         )

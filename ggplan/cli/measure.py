@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ggplan.cli.options import json_option, quiet_option, refuse_other_names, threads_option
 from ggplan.errors import MeasureError
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ Examples:
     help="A llama-perplexity, or `embedded` (llama-cpp-python) [default: one on the PATH, else embedded].",
 )
 @click.option("--engine-args", default="", metavar="ARGS", help="Passed on to llama-perplexity.")
-@click.option("-t", "--threads", type=click.IntRange(min=1), help="Threads of the engine.")
+@threads_option
 @click.option("-ngl", "--gpu-layers", type=click.IntRange(min=0), default=0, help="Layers on the GPU.")
 @click.option("--keep-logits", type=click.Path(), metavar="FILE", help="Keep the base's log-probabilities.")
 @click.option("--record", type=click.Path(), metavar="JSON", help="Add the results to this record.")
@@ -75,13 +76,15 @@ Examples:
 @click.option(
     "--parse", is_flag=True, help="FILEs are logs and tables of earlier runs: read them, run nothing."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress bar, no notes.")
+@json_option("the record")
+@quiet_option
 def measure_command(**given: Any) -> None:
     """Measure GGUF files against the unquantized model, on the same tokens.
 
     The number after ± is one standard error, computed from differences on the same tokens and their scatter
     over chunks: a difference of less than two of them may be chance.
+
+    Exits 0; 1 if a file, text or log cannot be read, measured or kept; 2 for wrong usage.
     """
     from pathlib import Path
 
@@ -94,6 +97,7 @@ def measure_command(**given: Any) -> None:
         return
     if asked.text is None:
         raise click.UsageError("--text is missing: the text to measure on")
+    _check_names(asked)
     texts = [TextFile(Path(asked.text), "choose" if asked.held_out else "")]
     if asked.held_out:
         texts.append(TextFile(Path(asked.held_out), "held out"))
@@ -171,6 +175,12 @@ def _check_usage(asked: _Asked) -> None:
             except MeasureError as error:
                 raise click.UsageError(f"{option}: {error.message}") from error
     _check_kinds(asked)
+
+
+def _check_names(asked: _Asked) -> None:
+    """Refuse names of recipes and inventories, before an engine is looked for."""
+    for name in (*asked.files, *([asked.base] if asked.base else [])):
+        refuse_other_names(name)
 
 
 def _check_kinds(asked: _Asked) -> None:

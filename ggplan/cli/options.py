@@ -1,4 +1,11 @@
-"""Options that several commands share, as one value for each command, and the plan made from them."""
+"""Options that several commands share, spelled and explained alike, and the names that are given to them.
+
+    -m, --model    a model      -o, --output   a file to write         --json        data for programs
+    -r, --recipe   a recipe     --force        replace what is there   -q, --quiet   errors alone on stderr
+    --imatrix, --fallback, --pre, -t/--threads
+
+`opened` and `recipe_of_name` are the way from a name to what it stands for, in every command.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
+    from ggplan.model import Model
     from ggplan.planning import Effort, FallbackTable, Nonfinite, Plan
     from ggplan.rules import Recipe
     from ggplan.stock import Mix
@@ -33,6 +41,123 @@ def as_one(parameter: str, kind: type) -> Callable[[Callable[..., Any]], Callabl
     return decorate
 
 
+def json_option(what: str) -> Callable[[_Command], _Command]:
+    """`--json`: print `what` as JSON."""
+    return click.option("--json", "as_json", is_flag=True, help=f"Print {what} as JSON.")
+
+
+def quiet_option(command: _Command) -> _Command:
+    """`-q`, `--quiet`: errors stay, all else on stderr goes."""
+    return click.option(
+        "-q", "--quiet", is_flag=True, help="No progress bar, no notes, no warnings: errors only."
+    )(command)
+
+
+def force_option(what: str = "the file") -> Callable[[_Command], _Command]:
+    """`--force`: replace `what` if it exists."""
+    return click.option("--force", is_flag=True, help=f"Replace {what} if it exists.")
+
+
+def output_option(what: str) -> Callable[[_Command], _Command]:
+    """`-o`, `--output`: the file to write instead of standard output."""
+    return click.option("-o", "--output", type=click.Path(), metavar="FILE", help=what)
+
+
+def model_option(command: _Command) -> _Command:
+    """`-m`, `--model`: what a recipe is looked at with."""
+    return click.option(
+        "-m", "--model", "model_name", metavar="MODEL",
+        help="A checkpoint, a GGUF file, an inventory (a file, or a shipped one's name), or `-`.",
+    )(command)  # fmt: skip
+
+
+def fallback_option(command: _Command) -> _Command:
+    """`--fallback`: the engine whose table replaces a type that a shape forbids."""
+    return click.option(
+        "--fallback", type=click.Choice(["llama.cpp", "ik"]),
+        help="Whose table replaces a type that a shape forbids [default: as @target, else llama.cpp].",
+    )(command)  # fmt: skip
+
+
+def imatrix_option(command: _Command) -> _Command:
+    """`--imatrix`: an importance matrix."""
+    return click.option(
+        "--imatrix", "imatrix_path", type=click.Path(), metavar="FILE",
+        help="Importance matrix (GGUF or .dat) for the encoders that use it.",
+    )(command)  # fmt: skip
+
+
+def pre_option(command: _Command) -> _Command:
+    """`--pre`: the pre-tokenizer, where the tokenizer is not recognised."""
+    return click.option(
+        "--pre", metavar="NAME",
+        help="The pre-tokenizer's name in llama.cpp, where the tokenizer is not recognised.",
+    )(command)  # fmt: skip
+
+
+def threads_option(command: _Command) -> _Command:
+    """`-t`, `--threads`."""
+    return click.option(
+        "-t", "--threads", type=click.IntRange(min=1), metavar="N", help="Threads [default: one per CPU]."
+    )(command)
+
+
+def opened(name: str, *, pre: str | None = None, weights: bool = False, quiet: bool = False) -> Model:
+    """The model that a name stands for; its notes go to stderr."""
+    from ggplan.naming import model_named
+
+    model = model_named(name, pre=pre, weights=weights)
+    note(*model.notes, quiet=quiet)
+    return model
+
+
+def recipe_of_name(name: str, *, quiet: bool = False) -> Recipe:
+    """The recipe that a name stands for; a mix is refused."""
+    from ggplan.naming import recipe_named
+
+    _note_other_meaning(name, quiet)
+    return recipe_named(name)
+
+
+def refuse_other_names(name: str) -> None:
+    """Refuse a name that is no file but of a shipped inventory, a recipe or a mix, by what it is."""
+    from ggplan.naming import kind_named
+
+    if kind_named(name) in ("mix", "recipe", "inventory"):
+        opened(name, weights=True)
+
+
+def refuse_mix(name: str) -> None:
+    """Refuse what is not the name of a recipe but of a mix or a model."""
+    from ggplan.naming import kind_named, recipe_named
+
+    if kind_named(name) in ("mix", "inventory"):
+        recipe_named(name)
+
+
+def recipe_or_mix_of_name(name: str, *, quiet: bool = False) -> Recipe | Mix:
+    """The recipe or the mix that a name stands for."""
+    from ggplan.naming import recipe_or_mix_named
+
+    _note_other_meaning(name, quiet)
+    return recipe_or_mix_named(name)
+
+
+def _note_other_meaning(name: str, quiet: bool) -> None:
+    from ggplan.naming import other_meaning
+
+    if meaning := other_meaning(name):
+        note(f"{name} is a file here, which is read; the name is also {meaning}", quiet=quiet)
+
+
+def note(*lines: str, quiet: bool = False) -> None:
+    """Notes on stderr, one a line."""
+    from ggplan.text import printable
+
+    for line in () if quiet else lines:
+        click.echo(f"note: {printable(line)}", err=True)
+
+
 @dataclass(frozen=True, slots=True)
 class PlanningOptions:
     """The values of `planning_options`."""
@@ -45,6 +170,7 @@ class PlanningOptions:
     effort: Effort
     strict: bool
     pre: str | None
+    quiet: bool
 
 
 def planning_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -59,14 +185,8 @@ def planning_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--pure", is_flag=True, help="With a mix: its own type for every tensor, without exceptions."
         ),
-        click.option(
-            "--imatrix", "imatrix_path", type=click.Path(), metavar="FILE",
-            help="Importance matrix (GGUF or .dat) for the encoders that use it.",
-        ),
-        click.option(
-            "--fallback", type=click.Choice(["llama.cpp", "ik"]),
-            help="Whose table replaces a type that a shape forbids [default: as @target, else llama.cpp].",
-        ),
+        imatrix_option,
+        fallback_option,
         click.option(
             "--nonfinite", type=click.Choice(["refuse", "zero", "keep"]), default="refuse", show_default=True,
             help="Weights that are NaN or infinite: an error, zeros, or kept in f32, f16 and bf16.",
@@ -76,23 +196,20 @@ def planning_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="llama.cpp's bytes, or the least error in as many bytes, in up to ten times the time.",
         ),
         click.option("--strict", is_flag=True, help="Refuse any fallback that is not a chain of the recipe."),
-        click.option(
-            "--pre", metavar="NAME",
-            help="The pre-tokenizer's name in llama.cpp, where the tokenizer is not recognised.",
-        ),
+        pre_option,
+        quiet_option,
     )  # fmt: skip
     for option in reversed(options):
         command = option(command)
     return command
 
 
-def plan_from(model_path: str, options: PlanningOptions) -> Plan:
+def plan_from(model_name: str, options: PlanningOptions, *, weights: bool = False) -> Plan:
     """Open the model, load recipe and imatrix, and plan."""
-    from ggplan.opening import open_model_or_inventory
     from ggplan.planning import make_plan
 
-    recipe = _recipe_or_mix(options.recipe_name, options.pure)
-    model = open_model_or_inventory(model_path, pre=options.pre)
+    recipe = _recipe_or_mix(options)
+    model = opened(model_name, pre=options.pre, weights=weights, quiet=options.quiet)
     imatrix = None
     if options.imatrix_path:
         from ggplan.imatrix import load_imatrix
@@ -109,13 +226,13 @@ def plan_from(model_path: str, options: PlanningOptions) -> Plan:
     )
 
 
-def _recipe_or_mix(name: str | None, pure: bool) -> Recipe | Mix | None:
+def _recipe_or_mix(options: PlanningOptions) -> Recipe | Mix | None:
     """The recipe or mix that `-r` names; with `--pure` it must be a mix."""
-    from ggplan.planning import find_recipe
     from ggplan.stock import Mix
 
-    found = find_recipe(name) if name is not None else None
-    if not pure:
+    name = options.recipe_name
+    found = recipe_or_mix_of_name(name, quiet=options.quiet) if name is not None else None
+    if not options.pure:
         return found
     if not isinstance(found, Mix):
         raise click.UsageError("--pure belongs to one of llama-quantize's mixes, such as -r Q4_K_M")

@@ -288,17 +288,46 @@ def format_count(number: int) -> str:
     return f"{value:.3g} T"
 
 
-def write_new(text: str, output: str | None, advice: str = "") -> None:
-    """Print a text, or write it to a file that must not exist; `advice` says what to do with the file."""
-    from ggplan.errors import RecipeError
+def write_new(
+    text: str, output: str | None, advice: str = "", *, force: bool = False, quiet: bool = False
+) -> None:
+    """Print a text, or write it to a file, whole or not at all; `advice` says what to do with the file.
+
+    Raises
+    ------
+    Error
+        If the file exists and is not to be replaced.
+    """
+    import contextlib
+    import tempfile
+    from pathlib import Path
+
+    from ggplan.errors import Error
     from ggplan.text import printable
 
     if output is None:
         click.echo(text, nl=False)
         return
+    path = Path(output)
+    if path.exists() and not force:
+        raise Error(f"{printable(output)} exists", hint="name another file, or give --force to replace it")
+    if path.exists() and not path.is_file():
+        raise Error(f"{printable(output)} is not a file", hint="name another one")
+    handle, temporary = tempfile.mkstemp(prefix=".ggplan-", dir=path.parent)
     try:
-        with open(output, "x", encoding="utf-8", newline="") as file:
+        with open(handle, "w", encoding="utf-8", newline="") as file:
             file.write(text)
-    except FileExistsError:
-        raise RecipeError(f"{printable(output)} exists", hint="name another file, or delete it") from None
-    click.echo(f"{printable(output)} written{advice}")
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+    if not quiet:
+        click.echo(f"{printable(output)} written{advice}", err=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask

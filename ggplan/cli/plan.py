@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ggplan.cli.options import plan_from, planning_options, reuse_option
+from ggplan.cli.options import (
+    force_option,
+    json_option,
+    output_option,
+    plan_from,
+    planning_options,
+    reuse_option,
+)
 
 if TYPE_CHECKING:
     from ggplan.cli.options import PlanningOptions
@@ -27,22 +34,27 @@ Examples:
 @planning_options
 @reuse_option
 @click.option("--tensors", "show_tensors", is_flag=True, help="List every tensor.")
-@click.option("--json", "as_json", is_flag=True, help="Print the whole plan as JSON.")
-@click.option("-o", "--output", type=click.Path(), help="Write the whole plan as JSON to this file.")
+@output_option("Write the whole plan as JSON to this file.")
+@force_option("the file of -o")
+@json_option("the whole plan")
 def plan_command(
     model: str,
     planning: PlanningOptions,
     reuse_path: str | None,
     show_tensors: bool,
-    as_json: bool,
     output: str | None,
+    force: bool,
+    as_json: bool,
 ) -> None:
     """Show what a recipe makes of MODEL, to the byte.
 
-    MODEL is a Hugging Face folder, a GGUF file, or an inventory (a tensor map, or the JSON of
-    `ggplan inspect --json`). No weight is read.
+    MODEL is a Hugging Face folder, a GGUF file, an inventory (a tensor map, or the JSON of
+    `ggplan inspect --json`), the name of one that ships with ggplan (GLM-4.5-Air), or `-` for an inventory on
+    standard input. No weight is read. "GPU" and "RAM" are where llama.cpp puts it with -ngl 99 --cpu-moe.
+
+    Exits 0, even where convert would refuse the plan; 1 if there is no plan; 2 for wrong usage.
     """
-    from ggplan.cli.output import findings_json, print_findings, print_plan
+    from ggplan.cli.output import findings_json, print_findings, print_plan, write_new
     from ggplan.linting import check_plan
     from ggplan.planning.importance import importance_refusal
     from ggplan.text import printable
@@ -56,7 +68,6 @@ def plan_command(
         reuse = find_reusable(plan, open_earlier(reuse_path))
     if output or as_json:
         import json
-        from pathlib import Path
 
         from ggplan.cli.reusing import reuse_json
         from ggplan.planning.export import plan_json
@@ -64,7 +75,7 @@ def plan_command(
         found = {"diagnostics": findings_json(report)}
         document = json.dumps({**plan_json(plan), **found, **reuse_json(reuse, plan)}, indent=2)
         if output:
-            Path(output).write_text(document + "\n", encoding="utf-8")
+            write_new(document + "\n", output, force=force, quiet=planning.quiet)
         if as_json:
             click.echo(document)
     if not as_json:
@@ -73,7 +84,7 @@ def plan_command(
             from ggplan.cli.reusing import describe_reuse
 
             click.echo(describe_reuse(reuse, plan, proven=False))
-    print_findings(report, err=True)
+    print_findings(report.errors() if planning.quiet else report, err=True)
     if (refusal := importance_refusal(plan)) is not None:
         click.echo(f"error: `ggplan convert` refuses this: {printable(refusal.message)}", err=True)
         click.echo(f"help: {refusal.hint}", err=True)

@@ -6,8 +6,18 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ggplan.cli.options import (
+    fallback_option,
+    json_option,
+    model_option,
+    opened,
+    quiet_option,
+    refuse_mix,
+)
+
 if TYPE_CHECKING:
     from ggplan.linting import Report
+    from ggplan.planning import FallbackTable
     from ggplan.rules import Diagnostic
 
 SCHEMA = "ggplan/check@1"
@@ -26,26 +36,29 @@ Examples:
     "check", epilog=_EPILOG, short_help="Find what is wrong with recipes, and what to write instead."
 )
 @click.argument("recipes", nargs=-1, metavar="[RECIPE]...")
-@click.option(
-    "-m", "--model", metavar="MODEL", help="A checkpoint, an inventory, or the name of a shipped one."
-)
+@model_option
+@fallback_option
 @click.option("--fix", is_flag=True, help="Apply the fixes that cannot change what was meant.")
 @click.option("--unsafe-fixes", is_flag=True, help="With --fix: apply those too that may change types.")
-@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+@json_option("the findings")
+@quiet_option
 @click.option("--no-notes", is_flag=True, help="Leave out the notes.")
 @click.option("--explain", "code", metavar="CODE", help="Print the page of a code, such as GP102, and exit.")
 def check_command(
     recipes: tuple[str, ...],
-    model: str | None,
+    model_name: str | None,
+    fallback: FallbackTable | None,
     fix: bool,
     unsafe_fixes: bool,
     as_json: bool,
+    quiet: bool,
     no_notes: bool,
     code: str | None,
 ) -> None:
     """Check RECIPEs: their text, what their rules match, the types they give.
 
-    Exits 1 if there is more to say than notes.
+    Exits 0 if there is nothing to say but notes; 1 if there is more, or a recipe or the model cannot be read;
+    2 for wrong usage.
     """
     if code is not None:
         _explain(code)
@@ -53,12 +66,14 @@ def check_command(
     if not recipes:
         raise click.UsageError("name a recipe, or a code with --explain")
     from ggplan.linting import check_recipe
-    from ggplan.opening import open_model_or_inventory
 
-    subject = open_model_or_inventory(model) if model else None
+    if fix and "-" in recipes:
+        raise click.UsageError("--fix changes files; standard input (`-`) is none")
+    subject = opened(model_name, quiet=quiet) if model_name else None
     reports = []
     for recipe in recipes:
-        report = check_recipe(recipe, subject)
+        refuse_mix(recipe)
+        report = check_recipe(recipe, subject, fallback=fallback)
         mended = 0
         if fix:
             for _ in range(_FIX_ROUNDS):
@@ -67,13 +82,13 @@ def check_command(
                     break
                 _write(texts)
                 mended += count
-                report = check_recipe(recipe, subject)
+                report = check_recipe(recipe, subject, fallback=fallback)
         reports.append((report, mended))
     if as_json:
         _print_json(reports)
     else:
         for report, mended in reports:
-            _print(report, mended, no_notes=no_notes)
+            _print(report.errors() if quiet else report, mended, no_notes=no_notes or quiet)
     if not all(report.clean for report, _ in reports):
         raise SystemExit(1)
 

@@ -6,8 +6,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ggplan.cli.options import fallback_option, json_option, model_option, quiet_option
+
 if TYPE_CHECKING:
     from ggplan.linting.explaining import Explanation
+    from ggplan.planning import FallbackTable
 
 _EPILOG = """\b
 Examples:
@@ -21,21 +24,27 @@ Examples:
 @click.option(
     "-r", "--recipe", "recipe_name", required=True, metavar="RECIPE", help="A recipe file, or a shipped one."
 )
-@click.option(
-    "-m",
-    "--model",
-    "model_name",
-    metavar="MODEL",
-    help="A checkpoint, an inventory, or a shipped one's name.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print the explanation as JSON.")
-def explain_command(tensor: str, recipe_name: str, model_name: str | None, as_json: bool) -> None:
-    """Show every rule that matches TENSOR, which one decides, and what its shape does to the type."""
+@model_option
+@fallback_option
+@json_option("the explanation")
+@quiet_option
+def explain_command(
+    tensor: str,
+    recipe_name: str,
+    model_name: str | None,
+    fallback: FallbackTable | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Show every rule that matches TENSOR, which one decides, and what its shape does to the type.
+
+    Exits 0; 1 if there is no such tensor, or the recipe or model cannot be read; 2 for wrong usage.
+    """
     from ggplan.cli.rules_subject import recipe_and_model
     from ggplan.linting.explaining import explain
 
-    recipe, model = recipe_and_model(recipe_name, model_name)
-    found = explain(model, recipe, tensor)
+    recipe, model = recipe_and_model(recipe_name, model_name, quiet=quiet)
+    found = explain(model, recipe, tensor, fallback)
     if as_json:
         import json
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from ggplan.cli.options import force_option, model_option, note, opened, output_option, quiet_option
+
 NAMES = (
     "llama-quantize",
     "ik_llama.cpp",
@@ -27,26 +29,31 @@ Examples:
 @click.command("import", epilog=_EPILOG, short_help="Read what other tools write as a recipe.")
 @click.argument("file")
 @click.option("--dialect", type=click.Choice(NAMES), help="Whose text it is [default: seen from the text].")
-@click.option(
-    "-m",
-    "--model",
-    "model_name",
-    metavar="MODEL",
-    help="A checkpoint, an inventory, or the name of a shipped one.",
-)
+@model_option
 @click.option(
     "--block", type=click.IntRange(1), metavar="N", help="Which of several lists in one text, from 1."
 )
 @click.option("--name", metavar="NAME", default="", help="What `@name` says [default: the file's name].")
-@click.option("-o", "--output", type=click.Path(), help="Write to this file, which must not exist.")
+@output_option("Write to this file.")
+@force_option("the file of -o")
+@quiet_option
 def import_command(
-    file: str, dialect: str | None, model_name: str | None, block: int | None, name: str, output: str | None
+    file: str,
+    dialect: str | None,
+    model_name: str | None,
+    block: int | None,
+    name: str,
+    output: str | None,
+    force: bool,
+    quiet: bool,
 ) -> None:
     """Read FILE, or standard input for `-`, and write the recipe that says the same.
 
     FILE is a list, a script, a model card or a config of another tool. What a recipe cannot say is an error;
     what it says otherwise stands as a note in its first lines. Lists on Hugging Face names and on layers
     need -m.
+
+    Exits 0; 1 if it cannot be read, said or written; 2 for wrong usage.
     """
     import os
     import sys
@@ -55,7 +62,6 @@ def import_command(
     from ggplan.cli.output import write_new
     from ggplan.dialects import import_recipe
     from ggplan.errors import RecipeError
-    from ggplan.opening import open_model_or_inventory
     from ggplan.rules.loading import recipe_text
     from ggplan.rules.parser import MAX_BYTES
 
@@ -71,9 +77,8 @@ def import_command(
         text = file
     else:
         text = recipe_text(Path(file))[0]
-    model = open_model_or_inventory(model_name) if model_name else None
+    model = opened(model_name, quiet=quiet) if model_name else None
     imported = import_recipe(text, file, dialect=dialect or "", name=name, model=model, block=block)
-    write_new(imported.text, output)
+    write_new(imported.text, output, force=force, quiet=quiet)
     if output is not None:
-        for note in imported.notes:
-            click.echo(f"note: {note}", err=True)
+        note(*imported.notes, quiet=quiet)

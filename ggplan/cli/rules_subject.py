@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ggplan.cli.options import opened, recipe_of_name
+
 if TYPE_CHECKING:
     from ggplan.model import Model
     from ggplan.rules import Recipe
 
 
-def recipe_and_model(recipe_name: str, model_name: str | None) -> tuple[Recipe, Model]:
+def recipe_and_model(
+    recipe_name: str, model_name: str | None, *, quiet: bool = False
+) -> tuple[Recipe, Model]:
     """The recipe, and the model of this name or the shipped inventory that the recipe is for."""
     from ggplan.errors import CheckpointError
     from ggplan.inventories import inventories
     from ggplan.linting import subject_of
-    from ggplan.opening import open_model_or_inventory
-    from ggplan.rules import load_recipe
 
-    recipe = load_recipe(recipe_name)
-    model = open_model_or_inventory(model_name) if model_name else subject_of(recipe)
+    recipe = recipe_of_name(recipe_name, quiet=quiet)
+    model = opened(model_name, quiet=quiet) if model_name else subject_of(recipe)
     if model is None:
         raise CheckpointError(
             "the recipe does not say which model it is for",

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ggplan.cli.options import json_option
+
 if TYPE_CHECKING:
     from ggplan.ggml_types import GgmlType
 
@@ -18,11 +20,13 @@ Examples:
 
 
 @click.command("types", epilog=_EPILOG, short_help="List the ggml types.")
-@click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
+@json_option("the table")
 def types_command(as_json: bool) -> None:
     """List the ggml types: size, block, which engine knows them, what ggplan can do with them.
 
     After them come the names of llama-quantize's mixes, which `-r` takes like a recipe.
+
+    Exits 0; 2 for wrong usage.
     """
     from ggplan.cli.output import print_json, print_table
     from ggplan.ggml_types import TYPES

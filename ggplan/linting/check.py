@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +18,7 @@ from ggplan.rules.loading import following, recipe_text
 from ggplan.rules.recipe import split_lines
 
 if TYPE_CHECKING:
-    from ggplan.planning import Plan
+    from ggplan.planning import FallbackTable, Plan
 
 _NO_MODEL = Model(Path(), "inventory", "", {}, ())
 
@@ -57,6 +57,10 @@ class Report:
         """Whether nothing but notes was found."""
         return all(d.severity == "note" for d in self.diagnostics)
 
+    def errors(self) -> Report:
+        """The errors alone."""
+        return replace(self, diagnostics=tuple(d for d in self.diagnostics if d.severity == "error"))
+
     def fixed(self, *, unsafe: bool = False) -> tuple[dict[str, str], int]:
         """The texts that change when the fixes are applied, safe ones or all, and how many were."""
         fixes = [d.fix for d in self.diagnostics if d.fix is not None and (unsafe or d.fix.safe)]
@@ -69,8 +73,15 @@ def _lines(text: str) -> list[str]:
     return split_lines(text)
 
 
-def check_recipe(name_or_path: str | Path, model: Model | None = None) -> Report:
+def check_recipe(
+    name_or_path: str | Path, model: Model | None = None, *, fallback: FallbackTable | None = None
+) -> Report:
     """Check a recipe against a model, or against the shipped inventory that it is for.
+
+    Parameters
+    ----------
+    fallback
+        Whose table replaces a type that a shape forbids; None for the engine that `@target` names.
 
     Raises
     ------
@@ -78,10 +89,17 @@ def check_recipe(name_or_path: str | Path, model: Model | None = None) -> Report
         If the file cannot be read at all, or matching its rules may take too many steps.
     """
     text, file, follow = recipe_text(name_or_path)
-    return check_text(text, file, follow, model)
+    return check_text(text, file, follow, model, fallback=fallback)
 
 
-def check_text(text: str, file: str, follow: Follow | None = None, model: Model | None = None) -> Report:
+def check_text(
+    text: str,
+    file: str,
+    follow: Follow | None = None,
+    model: Model | None = None,
+    *,
+    fallback: FallbackTable | None = None,
+) -> Report:
     """Check the text of a recipe, which messages call `file`; `follow` finds what it draws in.
 
     Raises
@@ -90,7 +108,7 @@ def check_text(text: str, file: str, follow: Follow | None = None, model: Model 
         If matching its rules may take too many steps.
     """
     original = {file: text}
-    trials = Trials(file, follow, dict(original), model)
+    trials = Trials(file, follow, dict(original), model, fallback)
     mended = parse_mended(trials)
     recipe = mended.recipe
     if recipe is not None:
@@ -106,7 +124,7 @@ def check_text(text: str, file: str, follow: Follow | None = None, model: Model 
         return Report(file, original, trials.model, in_order_of_the_text(found, file), architecture)
     mended = with_best_repairs(mended, original, trials)
     assert mended.recipe is not None
-    found = lint(make_case(trials.model, mended.recipe), trials)
+    found = lint(make_case(trials.model, mended.recipe, fallback), trials)
     found = [d for d in found if (d.file, d.line) not in mended.touched or d.line == 0]
     return Report(file, original, trials.model, in_order_of_the_text([*mended.errors, *found], file))
 

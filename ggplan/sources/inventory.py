@@ -59,7 +59,11 @@ def open_inventory(path: Path) -> Model:
     CheckpointError
         If the file is neither, or has an impossible value; the message names the line or tensor.
     """
-    data = read_whole(path, SIZE_LIMIT)
+    return parse_inventory(read_whole(path, SIZE_LIMIT), path)
+
+
+def parse_inventory(data: bytes, path: Path) -> Model:
+    """The inventory that a file holds; `path` names it in messages. Raises as `open_inventory`."""
     if data.lstrip()[:1] == b"{":
         return _from_json(path, parse_object(data, shown(path)))
     try:
