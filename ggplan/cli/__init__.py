@@ -42,6 +42,12 @@ A recipe gives every tensor of a model a type by ordered regex rules, the first 
 
 ggplan shows what the file will cost and writes it in one pass, with llama.cpp's own bytes.
 
+A MODEL is a path, the name of an inventory that ships with ggplan (GLM-4.5-Air), or `-`. A RECIPE is a path,
+the name of a recipe that ships (glm4moe/hq4_k) or of one of llama-quantize's mixes (Q4_K_M), or `-`. A file
+that exists is read, whatever else its name would be; `-` is standard input.
+
+Exit codes: 0 done; 1 the work failed, or a check found a fault; 2 wrong usage; 130 interrupted.
+
 \b
 Examples:
   ggplan demo                                              try it on a small built-in model

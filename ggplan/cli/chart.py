@@ -107,13 +107,13 @@ def chart_command(
 
 def _types(files: tuple[str, ...], recipe: str | None, pre: str | None, title: str) -> Drawing:
     from ggplan.charts.types_map import draw_types
-    from ggplan.cli.options import opened, recipe_or_mix_of_name
+    from ggplan.cli.options import open_noted, recipe_or_mix_of_name
     from ggplan.planning import assign
 
     if len(files) != 1:
         raise click.UsageError("--kind types draws one model")
     chosen = recipe_or_mix_of_name(recipe) if recipe else None
-    model = opened(files[0], pre=pre)
+    model = open_noted(files[0], pre=pre)
     return draw_types(model, assign(model, chosen), title=title)
 
 

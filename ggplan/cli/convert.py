@@ -13,7 +13,7 @@ from ggplan.cli.options import (
     as_one,
     force_option,
     json_option,
-    opened,
+    open_noted,
     plan_from,
     planning_options,
     reuse_option,
@@ -210,7 +210,7 @@ def _model_to_split_like(plan: Plan, named: str | None) -> Model | None:
     if named is None:
         return None
     is_source = Path(named) == plan.model.path or (named == "source" and not Path(named).exists())
-    return plan.model if is_source else opened(named)
+    return plan.model if is_source else open_noted(named)
 
 
 def describe_conversion(plan: Plan, result: ConversionResult) -> str:

@@ -12,7 +12,7 @@ from ggplan.cli.options import (
     json_option,
     model_option,
     note,
-    opened,
+    open_noted,
     pre_option,
     quiet_option,
 )
@@ -88,7 +88,7 @@ def _sides(
     from ggplan.model import Model
     from ggplan.naming import PlanDocument, anything_named, other_meaning
 
-    model = opened(model_name, pre=pre, quiet=quiet) if model_name else None
+    model = open_noted(model_name, pre=pre, quiet=quiet) if model_name else None
     imatrix = None
     if imatrix_path:
         from ggplan.imatrix import load_imatrix

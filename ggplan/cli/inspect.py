@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import click
 
-from ggplan.cli.options import json_option, opened, pre_option, quiet_option
+from ggplan.cli.options import json_option, open_noted, pre_option, quiet_option
 
 _EPILOG = """\b
 Examples:
@@ -36,7 +36,7 @@ def inspect_command(
     from ggplan.cli.output import format_count, print_json, print_table
     from ggplan.text import format_bytes, printable
 
-    found = opened(model, pre=pre, quiet=quiet)
+    found = open_noted(model, pre=pre, quiet=quiet)
     if as_json:
         from ggplan.sources.inventory import inventory_json
 

@@ -4,7 +4,7 @@
     -r, --recipe   a recipe     --force        replace what is there   -q, --quiet   errors alone on stderr
     --imatrix, --fallback, --pre, -t/--threads
 
-`opened` and `recipe_of_name` are the way from a name to what it stands for, in every command.
+`open_noted` and `recipe_of_name` are the way from a name to what it stands for, in every command.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def threads_option(command: _Command) -> _Command:
     )(command)
 
 
-def opened(name: str, *, pre: str | None = None, weights: bool = False, quiet: bool = False) -> Model:
+def open_noted(name: str, *, pre: str | None = None, weights: bool = False, quiet: bool = False) -> Model:
     """The model that a name stands for; its notes go to stderr."""
     from ggplan.naming import model_named
 
@@ -124,7 +124,7 @@ def refuse_other_names(name: str) -> None:
     from ggplan.naming import kind_named
 
     if kind_named(name) in ("mix", "recipe", "inventory"):
-        opened(name, weights=True)
+        open_noted(name, weights=True)
 
 
 def refuse_mix(name: str) -> None:
@@ -209,7 +209,7 @@ def plan_from(model_name: str, options: PlanningOptions, *, weights: bool = Fals
     from ggplan.planning import make_plan
 
     recipe = _recipe_or_mix(options)
-    model = opened(model_name, pre=options.pre, weights=weights, quiet=options.quiet)
+    model = open_noted(model_name, pre=options.pre, weights=weights, quiet=options.quiet)
     imatrix = None
     if options.imatrix_path:
         from ggplan.imatrix import load_imatrix

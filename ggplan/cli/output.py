@@ -61,15 +61,18 @@ class Table:
         """The headings of all columns but those that say nothing: no heading and no text."""
         return [h for i, (h, _) in enumerate(self.columns) if h or any(row[i] for row in self.rows)]
 
-    def width(self, shown: Sequence[str]) -> int:
-        """Characters that it takes with these columns."""
+    def width(self, shown: Sequence[str], *, least: bool = False) -> int:
+        """Characters that these columns take; with `least`, where the one that wraps has a word on a line."""
         from rich.cells import cell_len
+
+        def width_of(text: str) -> int:
+            return max(map(cell_len, text.split() or [""])) if least else min(cell_len(text), _WRAPPED)
 
         total = 1
         for i, (heading, _) in enumerate(self.columns):
             if heading in shown:
-                widest = max(map(cell_len, (heading, *(row[i] for row in self.rows))))
-                total += 2 + (min(widest, _WRAPPED) if heading == self.wraps else widest) + 1
+                measured = width_of if heading == self.wraps else cell_len
+                total += 2 + max(map(measured, (heading, *(row[i] for row in self.rows)))) + 1
         return total
 
 
@@ -139,7 +142,7 @@ def _print_columns(table: Table, shown: Sequence[str]) -> None:
         drawn.add_row(*(Text(printable(row[i])) for i in indices))
     # A name that is longer than the terminal is wide stays on its line, too.
     out = console()
-    out.width = max(out.width, table.width(shown))
+    out.width = max(out.width, table.width(shown, least=True))
     out.print(drawn)
 
 

@@ -12,7 +12,7 @@ from ggplan.cli.options import (
     imatrix_option,
     json_option,
     note,
-    opened,
+    open_noted,
     output_option,
     pre_option,
     quiet_option,
@@ -63,7 +63,7 @@ def reproduce_command(
     pre-tokenizer is taken.
 
     Exits 0 if all bytes are equal; 1 if anything differs, which is named, or cannot be read; 2 for wrong
-    usage.
+    usage, or if FILE does not say how it was made.
     """
     from pathlib import Path
 
@@ -114,14 +114,14 @@ def _open_checkpoint(checkpoint: str, file: str, pre: str | None, quiet: bool) -
     from ggplan.verification.exactness import text_of
 
     try:
-        return opened(checkpoint, pre=pre, weights=True, quiet=quiet)
+        return open_noted(checkpoint, pre=pre, weights=True, quiet=quiet)
     except NoSuchCheckpointError:
         raise
     except CheckpointError:
-        recorded = None if pre else text_of(opened(file, weights=True).metadata, "tokenizer.ggml.pre")
+        recorded = None if pre else text_of(open_noted(file, weights=True).metadata, "tokenizer.ggml.pre")
         if recorded is None:
             raise
-        source = opened(checkpoint, pre=recorded, weights=True, quiet=quiet)
+        source = open_noted(checkpoint, pre=recorded, weights=True, quiet=quiet)
         note(f"the pre-tokenizer is the recorded one, {recorded}", quiet=quiet)
         return source
 

@@ -10,7 +10,7 @@ from ggplan.cli.options import (
     fallback_option,
     json_option,
     model_option,
-    opened,
+    open_noted,
     quiet_option,
     refuse_mix,
 )
@@ -69,7 +69,7 @@ def check_command(
 
     if fix and "-" in recipes:
         raise click.UsageError("--fix changes files; standard input (`-`) is none")
-    subject = opened(model_name, quiet=quiet) if model_name else None
+    subject = open_noted(model_name, quiet=quiet) if model_name else None
     reports = []
     for recipe in recipes:
         refuse_mix(recipe)

@@ -11,7 +11,7 @@ from ggplan.cli.options import (
     force_option,
     model_option,
     note,
-    opened,
+    open_noted,
     output_option,
     quiet_option,
     recipe_or_mix_of_name,
@@ -62,7 +62,7 @@ def export_command(
     from ggplan.rules import Recipe
 
     loaded = recipe_or_mix_of_name(recipe, quiet=quiet)
-    model = opened(model_name, quiet=quiet) if model_name else None
+    model = open_noted(model_name, quiet=quiet) if model_name else None
     if model is None and isinstance(loaded, Recipe):
         model = subject_of(loaded)
     if model is None:

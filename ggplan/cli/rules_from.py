@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from ggplan.cli.options import force_option, opened, output_option, pre_option, quiet_option
+from ggplan.cli.options import force_option, open_noted, output_option, pre_option, quiet_option
 
 _EPILOG = """\b
 Examples:
@@ -62,7 +62,7 @@ def from_command(
         raise click.UsageError(f"{error.message}; {error.hint}; there are {known}") from None
     if output is not None and os.path.lexists(output) and not force:
         raise click.UsageError(f"{printable(output)} exists; --force replaces it")
-    found = opened(model, pre=pre, quiet=quiet)
+    found = open_noted(model, pre=pre, quiet=quiet)
     if mix is None:
         assignment = stored_types(found, name)
     else:

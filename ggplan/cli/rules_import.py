@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from ggplan.cli.options import force_option, model_option, note, opened, output_option, quiet_option
+from ggplan.cli.options import force_option, model_option, note, open_noted, output_option, quiet_option
 
 NAMES = (
     "llama-quantize",
@@ -56,28 +56,19 @@ def import_command(
     Exits 0; 1 if it cannot be read, said or written; 2 for wrong usage.
     """
     import os
-    import sys
     from pathlib import Path
 
     from ggplan.cli.output import write_new
     from ggplan.dialects import import_recipe
-    from ggplan.errors import RecipeError
     from ggplan.rules.loading import recipe_text
-    from ggplan.rules.parser import MAX_BYTES
 
     if file == "-":
-        data = sys.stdin.buffer.read(MAX_BYTES + 1)
-        if len(data) > MAX_BYTES:
-            raise RecipeError(f"standard input has more than {MAX_BYTES:,} bytes")
-        try:
-            text = data.decode("utf-8")
-        except UnicodeDecodeError:
-            raise RecipeError("standard input is not UTF-8 text") from None
+        text = recipe_text(file)[0]
     elif dialect in (None, "mlx") and file.startswith("mixed_") and not os.path.exists(file):
         text = file
     else:
         text = recipe_text(Path(file))[0]
-    model = opened(model_name, quiet=quiet) if model_name else None
+    model = open_noted(model_name, quiet=quiet) if model_name else None
     imported = import_recipe(text, file, dialect=dialect or "", name=name, model=model, block=block)
     write_new(imported.text, output, force=force, quiet=quiet)
     if output is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from ggplan.cli.options import force_option, model_option, opened, output_option, quiet_option
+from ggplan.cli.options import force_option, model_option, open_noted, output_option, quiet_option
 
 _EPILOG = """\b
 Examples:
@@ -34,6 +34,6 @@ def new_command(
     from ggplan.linting.starting import starting_recipe
     from ggplan.text import printable
 
-    text = starting_recipe(opened(asked, quiet=quiet), " ".join(name.split()).replace("#", "") or "start")
+    text = starting_recipe(open_noted(asked, quiet=quiet), " ".join(name.split()).replace("#", "") or "start")
     shown = printable(output or "")
     write_new(text, output, f"; check it with `ggplan rules check {shown}`", force=force, quiet=quiet)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ggplan.cli.options import opened, recipe_of_name
+from ggplan.cli.options import open_noted, recipe_of_name
 
 if TYPE_CHECKING:
     from ggplan.model import Model
@@ -20,7 +20,7 @@ def recipe_and_model(
     from ggplan.linting import subject_of
 
     recipe = recipe_of_name(recipe_name, quiet=quiet)
-    model = opened(model_name, quiet=quiet) if model_name else subject_of(recipe)
+    model = open_noted(model_name, quiet=quiet) if model_name else subject_of(recipe)
     if model is None:
         raise CheckpointError(
             "the recipe does not say which model it is for",

@@ -11,7 +11,7 @@ from ggplan.cli.options import (
     fallback_option,
     imatrix_option,
     json_option,
-    opened,
+    open_noted,
     pre_option,
     quiet_option,
     recipe_of_name,
@@ -85,13 +85,13 @@ def verify_command(
     from ggplan.verification import plan_again
 
     refuse_other_names(file)
-    source = opened(against, pre=pre, weights=True, quiet=quiet) if against else None
+    source = open_noted(against, pre=pre, weights=True, quiet=quiet) if against else None
     plan = None
     if exact and source is not None:
         from ggplan.imatrix import load_imatrix
 
         plan = plan_again(
-            opened(file, quiet=quiet),
+            open_noted(file, quiet=quiet),
             source,
             recipe=recipe_of_name(recipe_name, quiet=quiet) if recipe_name else None,
             imatrix=load_imatrix(imatrix_path) if imatrix_path else None,
