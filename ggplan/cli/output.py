@@ -62,11 +62,13 @@ class Table:
         return [h for i, (h, _) in enumerate(self.columns) if h or any(row[i] for row in self.rows)]
 
     def width(self, shown: Sequence[str], *, least: bool = False) -> int:
-        """Characters that these columns take; with `least`, where the one that wraps has a word on a line."""
+        """Characters that these columns take; with `least`, where the one that wraps is at its narrowest."""
         from rich.cells import cell_len
 
         def width_of(text: str) -> int:
-            return max(map(cell_len, text.split() or [""])) if least else min(cell_len(text), _WRAPPED)
+            if not least:
+                return min(cell_len(text), _WRAPPED)
+            return min(max(map(cell_len, text.split() or [""])), _WRAPPED // 2)
 
         total = 1
         for i, (heading, _) in enumerate(self.columns):
@@ -109,7 +111,7 @@ def _fitting(table: Table, width: int) -> list[str]:
     """The headings that are shown at this width."""
     shown = table.filled()
     gone = []
-    for heading in table.least:
+    for heading in (h for h in table.least if h in table.filled()):
         if table.width(shown) <= width:
             break
         shown.remove(heading)

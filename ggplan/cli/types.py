@@ -28,7 +28,7 @@ def types_command(as_json: bool) -> None:
 
     Exits 0; 2 for wrong usage.
     """
-    from ggplan.cli.output import print_json, print_table
+    from ggplan.cli.output import console, print_json, print_table
     from ggplan.ggml_types import TYPES
     from ggplan.stock import MIXES
 
@@ -74,7 +74,8 @@ def types_command(as_json: bool) -> None:
         least=("id", "block", "bytes", "engine"),
         wraps="ggplan",
     )  # fmt: skip
-    names = textwrap.fill(" ".join(mix.name for mix in MIXES), 96, break_on_hyphens=False)
+    width = min(console().width - 2, 96)
+    names = textwrap.fill(" ".join(mix.name for mix in MIXES), width, break_on_hyphens=False)
     click.echo(f"mixes of types, for -r:\n{textwrap.indent(names, '  ')}")
 
 

@@ -413,3 +413,28 @@ def test_every_tensor_keeps_its_name_on_one_line_at_60_columns() -> None:
     done = run("plan", "GLM-4.5-Air", "-r", "glm4moe/hq4_k", "--tensors", columns=60)
     assert "\n  blk.46.nextn.shared_head_norm.weight " in done.out
     assert max(map(len, done.out.splitlines())) <= 90
+
+
+LOGS = Path(__file__).parent.parent / "data" / "logs"
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100])
+@pytest.mark.parametrize(
+    "command",
+    [
+        f"measure --parse {LOGS / 'kld.glm4moe-tiny.Q4_K_M.txt'}",
+        "inspect GLM-4.5-Air --metadata",
+        "types",
+        "rules list",
+    ],
+)
+def test_tables_fit_and_say_what_they_leave_out(command: str, width: int) -> None:
+    done = run(*command.split(), columns=width)
+    assert done.code == 0, done.err
+    table = [line for line in done.out.splitlines() if line.startswith(("  ", " ─"))]
+    assert table
+    assert max(map(len, table)) <= max(width, 64)
+    full = run(*command.split(), columns=240)
+    assert "left out" not in full.err
+    if width == 40 and not command.startswith("inspect"):
+        assert "left out" in done.err
