@@ -127,10 +127,11 @@ def refuse_other_names(name: str) -> None:
         open_noted(name, weights=True)
 
 
-def refuse_mix(name: str) -> None:
-    """Refuse what is not the name of a recipe but of a mix or a model."""
+def check_is_recipe(name: str, *, quiet: bool = False) -> None:
+    """Refuse the name of a mix or a model; a file that is called as one of them is read, with a note."""
     from ggplan.naming import kind_named, recipe_named
 
+    _note_other_meaning(name, quiet)
     if kind_named(name) in ("mix", "inventory"):
         recipe_named(name)
 

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 import click
 
 from ggplan.cli.options import (
+    check_is_recipe,
     fallback_option,
     json_option,
     model_option,
     open_noted,
     quiet_option,
-    refuse_mix,
 )
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def check_command(
     subject = open_noted(model_name, quiet=quiet) if model_name else None
     reports = []
     for recipe in recipes:
-        refuse_mix(recipe)
+        check_is_recipe(recipe, quiet=quiet)
         report = check_recipe(recipe, subject, fallback=fallback)
         mended = 0
         if fix:

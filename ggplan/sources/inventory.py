@@ -207,8 +207,8 @@ class _MapNotes:
         for digest, n_tensors in self._imatrices.items():
             count = f"{n_tensors:,} tensor{'s' * (n_tensors > 1)}"
             notes.append(
-                f"{file} names the importance matrix {printable(digest[:12])} for {count}; "
-                "a plan does not use it (`--imatrix FILE` takes the matrix itself)"
+                f"{file} names the importance matrix {printable(digest[:12])} for {count}: "
+                "its hash alone, which ggplan does not use"
             )
         for key, where in self._unknown.items():
             notes.append(f"{where}: the field '{printable(key[:60])}' is not known and is not used")

@@ -213,19 +213,21 @@ def test_a_file_called_as_something_that_ships_is_read_and_it_is_said(here: Path
     (here / "Q4_K_M").write_text(RECIPE)
     (here / "glm4moe").mkdir()
     (here / "glm4moe" / "hq4_k").write_text(RECIPE)
+    commands = (
+        "plan my.map -r NAME",
+        "diff NAME Q8_0 -m my.map",
+        "rules test NAME -m my.map",
+        "rules check NAME -m my.map",
+        "rules explain output.weight -r NAME -m my.map",
+        "rules export NAME -m my.map --dialect thireus",
+    )
     for name, kind in (("Q4_K_M", "one of llama-quantize's mixes"), ("glm4moe/hq4_k", "a recipe that ships")):
-        for command in (
-            f"plan my.map -r {name}",
-            f"diff {name} Q8_0 -m my.map",
-            f"rules test {name} -m my.map",
-        ):
-            done = run(*command.split(), folder=here)
-            notes = [
-                line for line in done.err.splitlines() if line.startswith(f"note: {name} is a file here")
-            ]
+        for command in (command.replace("NAME", name).split() for command in commands):
+            done = run(*command, folder=here)
+            notes = [line for line in done.err.splitlines() if f"note: {name} is a file here" in line]
             assert len(notes) == 1, done.err
             assert kind in notes[0]
-            assert not run(*command.split(), "-q", folder=here).err.count("note:")
+            assert "note:" not in run(*command, "-q", folder=here).err
 
 
 def test_the_library_resolves_as_the_command_line(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
