@@ -1,43 +1,75 @@
-"""open_model: what kind of checkpoint is at this path, and the model in it."""
+"""open_model: the model that a name stands for: a path, a shipped inventory, standard input."""
 
 from __future__ import annotations
 
-from itertools import islice
+import difflib
+import os
 from pathlib import Path
 
 from ggplan.errors import CheckpointError, NoSuchCheckpointError
+from ggplan.inventories import inventories, inventory, names_of_inventories
 from ggplan.model import Model
 from ggplan.sources.files import begins_with
+from ggplan.standard_input import NAME, SHOWN, read_standard_input
 from ggplan.text import nearest, printable
 
-_LISTED = 1000  # names of a folder among which a misspelt one is looked for
+_MOST_BESIDE = 1_000  # files of a folder that are looked at for a similar name
+_ALIKE = 0.75
+_ENDINGS = (".gguf", ".safetensors", ".map", ".json", ".txt", ".recipe")  # of files, not of models
 
 
-def open_model(path: str | Path, *, pre: str | None = None, header_only: bool = False) -> Model:
+def open_model(
+    name: str | Path, *, pre: str | None = None, header_only: bool = False, weights: bool = False
+) -> Model:
     """Open a checkpoint without reading its weights.
 
     A model that cannot be converted says why in its `obstacle`; what a user should know is in its `notes`.
 
     Parameters
     ----------
-    path
-        A Hugging Face folder (safetensors, or with torch installed pytorch_model.bin), a GGUF file (any shard
-        of a split set will do), or an inventory: a text tensor map or the JSON that `ggplan inspect --json`
-        writes.
+    name
+        A path: of a Hugging Face folder (safetensors, or with torch installed pytorch_model.bin), a GGUF file
+        (any shard of a split set will do), or an inventory: a text tensor map or the JSON that
+        `ggplan inspect --json` writes. Where no file or folder is of the name: an inventory that ships with
+        ggplan. `-` is an inventory on standard input. A `Path` is always a path.
     pre
         The pre-tokenizer's name in llama.cpp, for a Hugging Face tokenizer that is not recognised. Only
         converting needs it.
     header_only
         Accept a file that ends before its data does, and a split set of which files are missing: its headers
         are read, and it cannot be converted.
+    weights
+        Refuse what has no weights.
 
     Raises
     ------
+    NoSuchCheckpointError
+        If there is nothing of this name; the hint has the nearest.
     CheckpointError
-        If the path does not exist, is of no known kind, or its files are damaged or incomplete; or if
-        llama.cpp knows no pre-tokenizer called `pre`.
+        If what is there is of no known kind, or its files are damaged or incomplete; or if llama.cpp knows no
+        pre-tokenizer called `pre`.
     """
-    path = Path(path)
+    if name == NAME:
+        model = _from_standard_input()
+    elif isinstance(name, str) and not _exists(name) and _is_shipped(name):
+        if weights:
+            raise _nothing_at(Path(name))
+        return inventory(name)
+    else:
+        model = _open_path(Path(name), pre, header_only)
+    if weights and model.kind == "inventory":
+        raise CheckpointError(
+            f"{printable(str(model.path))} is an inventory: names and shapes without weights",
+            hint="give the checkpoint's folder or a GGUF file",
+        )
+    return model
+
+
+open_model_or_inventory = open_model
+"""The earlier name of `open_model`."""
+
+
+def _open_path(path: Path, pre: str | None, header_only: bool) -> Model:
     shown = printable(str(path))
     try:
         is_folder, is_file = path.is_dir(), path.is_file()
@@ -48,7 +80,7 @@ def open_model(path: str | Path, *, pre: str | None = None, header_only: bool = 
     if not is_file:
         if path.exists():
             raise CheckpointError(f"{shown} is not a file or a folder")
-        raise NoSuchCheckpointError(f"{shown} does not exist", hint=_nearest_beside(path))
+        raise _nothing_at(path)
     if path.suffix in (".safetensors", ".bin", ".pt", ".pth"):
         raise CheckpointError(
             f"{shown} is one file of a Hugging Face checkpoint",
@@ -64,34 +96,59 @@ def open_model(path: str | Path, *, pre: str | None = None, header_only: bool = 
     return open_inventory(path)
 
 
-def _nearest_beside(path: Path) -> str:
-    """The nearest name in the same folder, as a hint, or ""."""
-    try:
-        near = nearest(path.name, (entry.name for entry in islice(path.parent.iterdir(), _LISTED)))
-    except (OSError, ValueError):
+def _from_standard_input() -> Model:
+    from ggplan.sources.inventory import parse_inventory
+    from ggplan.sources.json_files import SIZE_LIMIT
+
+    data = read_standard_input(SIZE_LIMIT, CheckpointError)
+    if data.startswith(b"GGUF"):
+        raise CheckpointError(
+            "standard input is a GGUF file, which is not read in order", hint="name the file"
+        )
+    return parse_inventory(data, Path(SHOWN))
+
+
+def _nothing_at(path: Path) -> NoSuchCheckpointError:
+    """There is no such file or folder: whether an inventory is called so, and the nearest name."""
+    if _is_shipped(str(path)):
+        return NoSuchCheckpointError(
+            f"no folder ./{printable(str(path))}; the name is also a shipped inventory, without weights",
+            hint="give the path of the checkpoint's folder or of a GGUF file",
+        )
+    return NoSuchCheckpointError(f"{printable(str(path))} does not exist", hint=_hint_for(path))
+
+
+def _hint_for(path: Path) -> str:
+    """What a name that nothing has was probably meant to be."""
+    beside = {Path(name).stem: name for name in _names_in(path.parent) if Path(name).suffix == path.suffix}
+    if similar := difflib.get_close_matches(path.stem[:100], beside, n=1, cutoff=_ALIKE):
+        return f"the nearest is {printable(str(path.parent / beside[similar[0]]))}"
+    if path.parent != Path():
+        is_shipped = _is_shipped(path.name)
+        return f"{printable(path.name)} is a shipped inventory, without weights" if is_shipped else ""
+    if path.suffix in _ENDINGS:
         return ""
-    return f"the nearest is {printable(str(path.with_name(near)))}" if near else ""
+    near = nearest(path.name, names_of_inventories())
+    known = f"the nearest is {near}" if near else f"shipped are {', '.join(inventories())}"
+    return f"nor does ggplan ship an inventory of this name; {known}"
 
 
-def open_model_or_inventory(name: str, *, pre: str | None = None, header_only: bool = False) -> Model:
-    """Open what is at this path, or the shipped inventory of this name where nothing is.
+def _is_shipped(name: str) -> bool:
+    return name.lower() in {known.lower() for known in names_of_inventories()}
 
-    Raises
-    ------
-    CheckpointError
-        As `open_model`; if it is neither, with the nearest inventory's name.
-    """
-    from ggplan.inventories import inventory
 
+def _exists(name: str) -> bool:
     try:
-        return open_model(name, pre=pre, header_only=header_only)
-    except NoSuchCheckpointError as error:
-        try:
-            return inventory(name)
-        except CheckpointError as unknown:
-            beside = f"{error.hint}; " if error.hint else ""
-            hint = f"{beside}nor does ggplan ship an inventory of this name; {unknown.hint}"
-            raise CheckpointError(error.message, hint=hint) from None
+        return os.path.lexists(name)
+    except ValueError:  # a NUL in the name
+        return True
+
+
+def _names_in(folder: Path) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))[:_MOST_BESIDE]
+    except OSError:
+        return []
 
 
 def _open_folder(path: Path, pre: str | None, header_only: bool) -> Model:

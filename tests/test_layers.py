@@ -15,6 +15,7 @@ ALLOWED = {
     "version": set(),
     "errors": set(),
     "text": set(),
+    "standard_input": {"errors"},
     "ggml_types": {"errors"},
     "metadata": {"errors"},
     "quants": {"errors", "ggml_types"},
@@ -23,8 +24,8 @@ ALLOWED = {
     "imatrix": {"errors", "text", "ggml_types", "metadata", "model", "sources"},
     "arch": {"errors", "text", "ggml_types", "metadata", "model", "sources"},
     "inventories": {"errors", "text", "ggml_types", "metadata", "model"},
-    "opening": {"errors", "text", "model", "sources", "arch", "inventories"},
-    "rules": {"errors", "text", "ggml_types"},
+    "opening": {"errors", "text", "standard_input", "model", "sources", "arch", "inventories"},
+    "rules": {"errors", "text", "standard_input", "ggml_types"},
     "stock": {"errors", "text", "ggml_types", "metadata", "model"},
     "recovering": {"text", "ggml_types"},
     "planning": {
@@ -38,6 +39,10 @@ ALLOWED = {
     "dialects": {
         "errors", "text", "ggml_types", "metadata", "model", "sources", "arch", "rules", "stock",
         "recovering", "planning",
+    },
+    "naming": {
+        "errors", "text", "standard_input", "model", "sources", "opening", "inventories", "rules", "stock",
+        "planning",
     },
     "comparing": {"errors", "text", "ggml_types", "model", "planning"},
     "conversion": {

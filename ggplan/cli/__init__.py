@@ -24,6 +24,7 @@ from ggplan.cli.measure import measure_command
 from ggplan.cli.plan import plan_command
 from ggplan.cli.reproduce import reproduce_command
 from ggplan.cli.rules import rules_group
+from ggplan.cli.trouble import say, say_error, say_usage_error
 from ggplan.cli.types import types_command
 from ggplan.cli.verify import verify_command
 from ggplan.errors import Error
@@ -41,6 +42,12 @@ A recipe gives every tensor of a model a type by ordered regex rules, the first 
     ffn_down_exps\\.weight$      = q6_K | q8_0   # q8_0 where rows do not divide by 256
 
 ggplan shows what the file will cost and writes it in one pass, with llama.cpp's own bytes.
+
+A MODEL is a path, the name of an inventory that ships with ggplan (GLM-4.5-Air), or `-`. A RECIPE is a path,
+the name of a recipe that ships (glm4moe/hq4_k) or of one of llama-quantize's mixes (Q4_K_M), or `-`. A file
+that exists is read, whatever else its name would be; `-` is standard input.
+
+Exit codes: 0 done; 1 the work failed, or a check found a fault; 2 wrong usage; 130 interrupted.
 
 \b
 Examples:
@@ -71,7 +78,7 @@ cli.add_command(completion_command)
 
 
 def main() -> None:
-    """Run the command line; exit 0 done, 1 the work failed, 2 wrong usage, 130 interrupted."""
+    """Run the command line; `ggplan.cli.trouble` has the exit codes."""
     signal.signal(signal.SIGTERM, _terminated)
     # Numba compiles nothing but ggplan's kernels here, and these are optimized later (quants.compiling).
     os.environ.setdefault("NUMBA_OPT", "0")
@@ -81,53 +88,34 @@ def main() -> None:
         cli.main(prog_name="ggplan", standalone_mode=False)
     except click.exceptions.Abort:
         sys.exit(130)
-    except click.exceptions.NoArgsIsHelpError as error:
-        error.show()
-        sys.exit(error.exit_code)
     except click.ClickException as error:
-        if isinstance(error.__cause__, Error):
-            _tell(error.__cause__)
-        else:
-            _say(f"error: {error.format_message()}")
-        if isinstance(error, click.UsageError) and error.ctx is not None:
-            _say(f"help: see `{error.ctx.command_path} --help`")
+        say_usage_error(error)
         sys.exit(error.exit_code)
     except click.exceptions.Exit as leaving:
         sys.exit(leaving.exit_code)
     except KeyboardInterrupt:
-        _say("interrupted")
+        say("interrupted")
         sys.exit(130)
     except Error as error:
-        _tell(error)
+        say_error(error)
         sys.exit(1)
     except BrokenPipeError:
         # The reader of the pipe has ended (`ggplan types | head`): exit without a message.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        name = f" ({printable(str(error.filename))})" if error.filename else ""
-        _say(f"error: {error.strerror or error}{name}")
+        say_error(error)
         sys.exit(1)
     except MemoryError:
-        _say("error: out of memory")
+        say("error: out of memory")
         sys.exit(1)
     except Exception as error:
         if os.environ.get("GGPLAN_TRACEBACK"):
             traceback.print_exc()
-        _say(f"error: a bug in ggplan: {type(error).__name__}: {printable(str(error))}")
-        _say("help: please report it, with the traceback that GGPLAN_TRACEBACK=1 prints")
+        say(f"error: a bug in ggplan: {type(error).__name__}: {printable(str(error))}")
+        say("help: please report it, with the traceback that GGPLAN_TRACEBACK=1 prints")
         sys.exit(1)
 
 
 def _terminated(_signal: int, _frame: FrameType | None) -> None:
     sys.exit(143)
-
-
-def _tell(error: Error) -> None:
-    _say(error.message if error.is_rendered else f"error: {error.message}")
-    if error.hint:
-        _say(f"help: {error.hint}")
-
-
-def _say(line: str) -> None:
-    click.echo(line, err=True)

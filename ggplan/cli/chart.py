@@ -123,6 +123,8 @@ def chart_command(
     """Draw FILEs: records of `ggplan measure`, any log or table it can parse, models, plans (JSON).
 
     The same input gives the same bytes. Text stays text, points carry their names and numbers.
+
+    Exits 0; 1 if a file cannot be read, or does not hold what is to be drawn; 2 for wrong usage.
     """
     from pathlib import Path
 
@@ -233,7 +235,7 @@ def _tensors(name: str, asked: _Asked) -> list[TypedTensors]:
     from pathlib import Path
 
     from ggplan.charts.tensors import is_plan_file, read_plan, typed
-    from ggplan.cli.options import open_noted
+    from ggplan.cli.options import open_noted, recipe_or_mix_of_name
     from ggplan.errors import ChartError, CheckpointError
     from ggplan.planning import assign
     from ggplan.text import printable
@@ -253,7 +255,8 @@ def _tensors(name: str, asked: _Asked) -> list[TypedTensors]:
         ) from None
     if not asked.recipes:
         return [typed(model)]
-    return [typed(model, assign(model, recipe)) for recipe in asked.recipes]
+    chosen = [recipe_or_mix_of_name(name, model.architecture) for name in asked.recipes]
+    return [typed(model, assign(model, recipe)) for recipe in chosen]
 
 
 def _records(paths: list[Path], asked: _Asked) -> list[Record]:

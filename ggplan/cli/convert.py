@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING
 import click
 
 from ggplan.cli.findings import FindingOptions, finding_options
-from ggplan.cli.options import PlanningOptions, as_one, plan_from, planning_options, reuse_option
+from ggplan.cli.options import (
+    PlanningOptions,
+    as_one,
+    force_option,
+    json_option,
+    open_noted,
+    plan_from,
+    planning_options,
+    reuse_option,
+    threads_option,
+)
 from ggplan.cli.sizes import ByteCount
 
 if TYPE_CHECKING:
@@ -68,7 +78,7 @@ class WritingOptions:
 @click.argument("model")
 @click.argument("output", type=click.Path())
 @planning_options
-@click.option("-t", "--threads", type=click.IntRange(min=1), help="Threads [default: one per CPU].")
+@threads_option
 @click.option("--allow-requantize", is_flag=True, help="Encode tensors that are quantized already.")
 @click.option(
     "--memory",
@@ -98,13 +108,15 @@ class WritingOptions:
 )
 @reuse_option
 @finding_options
-@click.option("--force", is_flag=True, help="Replace OUTPUT if it exists, once the new file is complete.")
+@click.option(
+    "--no-assert", is_flag=True, help="Write it even if an @assert or @test of the recipe does not hold."
+)
+@force_option("OUTPUT, once the new file is complete,")
 @click.option("--restart", is_flag=True, help="Discard an unfinished OUTPUT.part and begin again.")
 @click.option(
     "--no-resume", is_flag=True, help="Keep no journal: a run that is stopped leaves nothing behind."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress bar, no notes.")
+@json_option("the result")
 @as_one("writing", WritingOptions)
 def convert_command(
     model: str,
@@ -112,27 +124,37 @@ def convert_command(
     planning: PlanningOptions,
     writing: WritingOptions,
     findings: FindingOptions,
+    no_assert: bool,
     as_json: bool,
-    quiet: bool,
 ) -> None:
     """Convert MODEL to the GGUF file OUTPUT, in one pass.
 
     MODEL is a Hugging Face folder or a GGUF file. OUTPUT appears when it is complete, with the SHA-256 of
     each tensor beside it (OUTPUT.sha256). Until then the work is in OUTPUT.part and OUTPUT.part.journal, and
     the same command continues where it was stopped.
+
+    Exits 0 once OUTPUT is whole; 1 if it could not be written, or if the recipe has errors or an @assert or
+    @test that does not hold; 2 for wrong usage.
     """
     # NumPy's threads for matrix products, which no conversion needs, would spin beside the first chunks.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from ggplan.cli.findings import print_findings
     from ggplan.cli.output import print_json
+    from ggplan.errors import PlanError
     from ggplan.linting import check_plan
     from ggplan.planning.importance import importance_refusal
 
-    plan = plan_from(model, planning, convertible=True, quiet=quiet)
+    quiet = planning.quiet
+    plan = plan_from(model, planning, convertible=True)
     report = check_plan(plan, findings.selection)
     if plan.assignment.mix is None and importance_refusal(plan) is not None:
         report = report.without("GP204")  # the error that follows says the same
-    print_findings(report, notes=False if quiet else findings.shows_notes, err=True)
+    print_findings(report.errors() if quiet else report, notes=findings.shows_notes, err=True)
+    if (broken := len(report.errors().diagnostics)) and not no_assert:
+        raise PlanError(
+            f"nothing is written: the recipe has {broken:,} error{'s' * (broken > 1)} for this model",
+            hint="correct the rules or the promises, or give --no-assert",
+        )
     result = run_conversion(plan, output, writing.of(plan), quiet=quiet)
     if as_json:
         from ggplan.cli.reusing import reuse_json
@@ -192,12 +214,10 @@ def _model_to_split_like(plan: Plan, named: str | None) -> Model | None:
     """The model that `--split-like` names."""
     from pathlib import Path
 
-    from ggplan.opening import open_model
-
     if named is None:
         return None
     is_source = Path(named) == plan.model.path or (named == "source" and not Path(named).exists())
-    return plan.model if is_source else open_model(named)
+    return plan.model if is_source else open_noted(named)
 
 
 def describe_conversion(plan: Plan, result: ConversionResult) -> str:

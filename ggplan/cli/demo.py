@@ -38,6 +38,8 @@ def demo_command(folder: str) -> None:
 
     The model is trained (on the King James Bible and Python's documentation), so the files can be run
     and compared with llama.cpp.
+
+    Exits 0; 1 if a file cannot be written; 2 for wrong usage.
     """
     import importlib.resources
     from pathlib import Path

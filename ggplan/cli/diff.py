@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from ggplan.cli.options import header_only_option, open_noted
+from ggplan.cli.options import (
+    header_only_option,
+    imatrix_option,
+    json_option,
+    model_option,
+    note,
+    note_model,
+    open_noted,
+    pre_option,
+    quiet_option,
+)
 
 if TYPE_CHECKING:
     from ggplan.comparing import Differences, Side, SideTensor, Total
     from ggplan.imatrix import Imatrix
     from ggplan.model import Model
+    from ggplan.naming import PlanDocument
+    from ggplan.rules import Recipe
+    from ggplan.stock import Mix
 
 _EPILOG = """\b
 Examples:
@@ -24,56 +36,46 @@ Examples:
   ggplan diff a.gguf b.gguf --all                        every tensor
   ggplan diff plan-monday.json plan-friday.json --json   two plans, for a program
 """
-_RECIPES = (".recipe", ".txt")
-
-
-class _Trouble(click.ClickException):
-    """An error, as opposed to a difference between the two sides."""
-
-    exit_code = 2
 
 
 @click.command("diff", epilog=_EPILOG, short_help="Compare two recipes, plans or files.")
 @click.argument("first", metavar="A")
 @click.argument("second", metavar="B")
-@click.option("-m", "--model", metavar="MODEL", help="The model or inventory that recipes are applied to.")
-@click.option(
-    "--imatrix",
-    "imatrix_path",
-    type=click.Path(),
-    metavar="FILE",
-    help="The importance matrix; some of llama-quantize's mixes choose other types with one.",
-)
-@click.option("--pre", metavar="NAME", help="The pre-tokenizer's name in llama.cpp, as for `ggplan plan`.")
+@model_option
+@imatrix_option
+@pre_option
 @header_only_option
 @click.option("--all", "every_tensor", is_flag=True, help="List every tensor, not sums of those that differ.")
-@click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON.")
+@json_option("the comparison")
+@quiet_option
 def diff_command(
     first: str,
     second: str,
-    model: str | None,
+    model_name: str | None,
     imatrix_path: str | None,
     pre: str | None,
     header_only: bool,
     every_tensor: bool,
     as_json: bool,
+    quiet: bool,
 ) -> None:
     """Compare what A and B give the same tensors: types, bytes, bits per weight, by class.
 
     A and B are recipes (files, shipped ones, or llama-quantize's mixes), plans (`ggplan plan -o`), GGUF
-    files, Hugging Face folders or inventories. A recipe needs a model: -m, or else the one on the other side.
+    files, Hugging Face folders or inventories (files, or shipped ones); `-` is standard input. A recipe needs
+    a model: -m, or else the one on the other side. Some of llama-quantize's mixes choose other types with an
+    imatrix.
 
-    Exits 0 if no tensor differs, 1 if some do, 2 if something went wrong.
+    Exits 0 if no tensor differs, 1 if some do, 2 for wrong usage or if something went wrong, as diff(1) does.
     """
+    from ggplan.cli.trouble import TroubleError
     from ggplan.comparing import compare, differences_json
     from ggplan.errors import Error
 
     try:
-        sides = _sides((first, second), model, imatrix_path, _Opening(pre, header_only))
-    except Error as error:
-        raise _Trouble(error.message) from error
-    except OSError as error:
-        raise _Trouble(f"{error.strerror or error}: {error.filename}") from None
+        sides = _sides((first, second), model_name, imatrix_path, _Opening(pre, header_only, quiet))
+    except (Error, OSError) as error:
+        raise TroubleError(error) from None
     differences = compare(*sides)
     if as_json:
         from ggplan.cli.output import print_json
@@ -91,65 +93,52 @@ class _Opening:
 
     pre: str | None
     header_only: bool
-
-    def open(self, name: str, *, shipped: bool = True) -> Model:
-        return open_noted(name, pre=self.pre, header_only=self.header_only, shipped=shipped)
+    quiet: bool
 
 
 def _sides(
-    names: tuple[str, str], model_path: str | None, imatrix_path: str | None, opening: _Opening
+    names: tuple[str, str], model_name: str | None, imatrix_path: str | None, opening: _Opening
 ) -> tuple[Side, Side]:
-    model = opening.open(model_path) if model_path else None
+    from ggplan.model import Model
+    from ggplan.naming import PlanDocument, anything_named, other_meaning
+
+    pre, header_only, quiet = opening.pre, opening.header_only, opening.quiet
+    model = None
+    if model_name:
+        model = open_noted(model_name, pre=pre, header_only=header_only, quiet=quiet)
     imatrix = None
     if imatrix_path:
         from ggplan.imatrix import load_imatrix
 
         imatrix = load_imatrix(imatrix_path)
-    found: list[Side | None] = [None if _is_recipe(name) else _stored(name, opening) for name in names]
-    if model is None and None in found:
-        other = next((n for n, side in zip(names, found, strict=True) if side and not _is_json(n)), None)
-        if other is None:
-            raise click.UsageError("a recipe needs a model: give one with -m")
-        model = opening.open(other)
-    sides = [
-        side or _planned(name, model, imatrix)
-        for name, side in zip(names, found, strict=True)
-        if side or model
-    ]
+    found = [anything_named(name, pre=pre, header_only=header_only) for name in names]
+    for name, side in zip(names, found, strict=True):
+        if meaning := other_meaning(name):
+            note(f"{name} is a file here, which is read; the name is also {meaning}", quiet=quiet)
+        if isinstance(side, Model):
+            note_model(side, quiet=quiet)
+    if model is None:
+        model = next((side for side in found if isinstance(side, Model)), None)
+    if model is None and not all(isinstance(side, PlanDocument) for side in found):
+        raise click.UsageError("a recipe needs a model: give one with -m")
+    sides = [_side(side, name, model, imatrix) for name, side in zip(names, found, strict=True)]
     return sides[0], sides[1]
 
 
-def _is_recipe(name: str) -> bool:
-    path = Path(name)
-    return path.suffix in _RECIPES or not path.exists()
-
-
-def _is_json(name: str) -> bool:
-    return Path(name).suffix == ".json"
-
-
-def _stored(name: str, opening: _Opening) -> Side:
-    """A plan's JSON, or a model."""
-    from ggplan.comparing import side_of_json, side_of_model
-    from ggplan.planning.export import SCHEMA
-
-    if _is_json(name):
-        from ggplan.sources.files import read_whole
-        from ggplan.sources.json_files import SIZE_LIMIT, parse_object
-
-        document = parse_object(read_whole(Path(name), SIZE_LIMIT), name)
-        if document.get("schema") == SCHEMA:
-            return side_of_json(document, name)
-    return side_of_model(opening.open(name, shipped=False), name)
-
-
-def _planned(name: str, model: Model | None, imatrix: Imatrix | None) -> Side:
-    from ggplan.comparing import side_of_assignment
+def _side(
+    named: Model | Recipe | Mix | PlanDocument, name: str, model: Model | None, imatrix: Imatrix | None
+) -> Side:
+    from ggplan.comparing import side_of_assignment, side_of_json, side_of_model
+    from ggplan.model import Model
+    from ggplan.naming import PlanDocument
     from ggplan.planning import assign
 
+    if isinstance(named, PlanDocument):
+        return side_of_json(named.content, name)
+    if isinstance(named, Model):
+        return side_of_model(named, name)
     assert model is not None
-    assignment = assign(model, name, has_imatrix=imatrix is not None)
-    return side_of_assignment(model, assignment, name)
+    return side_of_assignment(model, assign(model, named, has_imatrix=imatrix is not None), name)
 
 
 def _print(differences: Differences, every_tensor: bool) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ggplan.cli.options import header_only_option, print_notes
+from ggplan.cli.options import header_only_option, json_option, note_model, pre_option, quiet_option
 
 if TYPE_CHECKING:
     from ggplan.allocation import Figure
@@ -32,25 +32,26 @@ _SHOWN_CHARACTERS = 100
 @click.argument("model")
 @click.option("--tensors", "show_tensors", is_flag=True, help="List every tensor.")
 @click.option("--metadata", "show_metadata", is_flag=True, help="List the key-value pairs.")
-@click.option("--json", "as_json", is_flag=True, help="Print an inventory as JSON.")
-@click.option(
-    "--pre", metavar="NAME", help="The pre-tokenizer's name in llama.cpp, where it is not recognised."
-)
+@pre_option
 @click.option(
     "--figure",
     type=click.Choice(["kld", "ppl", "top_p"]),
     help="What a table of sensitivities holds [default: as its name or its comments say].",
 )
 @header_only_option
+@json_option("an inventory")
+@quiet_option
 def inspect_command(
-    model: str, show_tensors: bool, show_metadata: bool, as_json: bool, pre: str | None,
-    figure: Figure | None, header_only: bool,
+    model: str, show_tensors: bool, show_metadata: bool, pre: str | None, figure: Figure | None,
+    header_only: bool, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
-    """Show what is in MODEL: a Hugging Face folder, a GGUF file, an inventory, one .safetensors file or a
-    table of sensitivities.
+    """Show what is in MODEL: a Hugging Face folder, a GGUF file, an inventory (`-`: on standard input), one
+    .safetensors file or a table of sensitivities.
 
     Of a file that is cut short its header is shown all the same. That is an error (exit code 1) unless
     --header-only says that it is meant.
+
+    Exits 0; 1 if it cannot be opened, or is cut short; 2 for wrong usage.
     """
     from ggplan.allocation import is_sensitivity_table
 
@@ -64,40 +65,40 @@ def inspect_command(
     if figure:
         raise click.UsageError("--figure is of tables of sensitivities, and MODEL is none")
     from ggplan.errors import TruncatedError
-    from ggplan.opening import open_model
+    from ggplan.naming import model_named
 
     if _is_safetensors_file(model):
         truncated = _inspect_safetensors(model, show_tensors, show_metadata, as_json)
     else:
-        opened = open_model(model, pre=pre, header_only=True)
+        opened = model_named(model, pre=pre, header_only=True)
         truncated = opened.obstacle if isinstance(opened.obstacle, TruncatedError) else None
         if truncated is None or header_only:
-            print_notes(opened)
+            note_model(opened, quiet=quiet)
         _inspect_model(opened, show_tensors, show_metadata, as_json)
     if truncated is not None and not header_only:
         raise truncated
 
 
-def _inspect_model(opened: Model, show_tensors: bool, show_metadata: bool, as_json: bool) -> None:
+def _inspect_model(found: Model, show_tensors: bool, show_metadata: bool, as_json: bool) -> None:
     from ggplan.cli.output import format_count, print_json, print_table
     from ggplan.text import format_bytes, printable
 
     if as_json:
         from ggplan.sources.inventory import inventory_json
 
-        print_json(inventory_json(opened))
+        print_json(inventory_json(found))
         return
     kinds = {"hf": "Hugging Face checkpoint", "gguf": "GGUF", "inventory": "inventory without weights"}
-    click.echo(f"{printable(str(opened.path))} · {kinds[opened.kind]}")
+    click.echo(f"{printable(str(found.path))} · {kinds[found.kind]}")
     click.echo(
-        f"{printable(opened.architecture or 'unknown architecture')}, {len(opened.tensors):,} tensors, "
-        f"{format_count(opened.n_weights)} weights, {format_bytes(opened.n_bytes)} as GGUF"
+        f"{printable(found.architecture or 'unknown architecture')}, {len(found.tensors):,} tensors, "
+        f"{format_count(found.n_weights)} weights, {format_bytes(found.n_bytes)} as GGUF"
     )
     print_table(
         [("type", "left"), ("tensors", "right"), ("weights", "right"), ("size", "right")],
         (
             [type_.name, f"{n:,}", format_count(weights), format_bytes(size)]
-            for type_, (n, weights, size) in opened.bytes_by_type().items()
+            for type_, (n, weights, size) in found.bytes_by_type().items()
         ),
         least=("weights", "tensors"),
     )
@@ -108,7 +109,7 @@ def _inspect_model(opened: Model, show_tensors: bool, show_metadata: bool, as_js
                 [key, value.type.name.lower(), _shown(value.decode_items(_SHOWN_ITEMS), value.length)]
                 if value.item_type is not None
                 else [key, value.type.name.lower(), _shown([value.decode()], 1)]
-                for key, value in opened.metadata.items()
+                for key, value in found.metadata.items()
             ),
             least=("type",),
             wraps="value",
@@ -130,7 +131,7 @@ def _inspect_model(opened: Model, show_tensors: bool, show_metadata: bool, as_js
                     t.type.name,
                     format_bytes(t.n_bytes),
                 ]
-                for t in opened.tensors
+                for t in found.tensors
             ),
             least=("stored as", "size", "shape"),
         )

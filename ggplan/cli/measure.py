@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ggplan.cli.figures import print_guards, print_record
+from ggplan.cli.options import json_option, quiet_option, refuse_other_names, threads_option
 from ggplan.cli.sizes import measured_file_options
 from ggplan.errors import MeasureError
 
@@ -72,7 +73,7 @@ Examples:
     help="A llama-perplexity, or `embedded` (llama-cpp-python) [default: one on the PATH, else embedded].",
 )
 @click.option("--engine-args", default="", metavar="ARGS", help="Passed on to llama-perplexity.")
-@click.option("-t", "--threads", type=click.IntRange(min=1), help="Threads of the engine.")
+@threads_option
 @click.option("-ngl", "--gpu-layers", type=click.IntRange(min=0), default=0, help="Layers on the GPU.")
 @click.option("--keep-logits", type=click.Path(), metavar="FILE", help="Keep the base's log-probabilities.")
 @click.option("--record", type=click.Path(), metavar="JSON", help="Add the results to this record.")
@@ -83,13 +84,15 @@ Examples:
     "--parse", is_flag=True, help="FILEs are logs and tables of earlier runs: read them, run nothing."
 )
 @measured_file_options
-@click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress bar, no notes.")
+@json_option("the record")
+@quiet_option
 def measure_command(**given: Any) -> None:
     """Measure GGUF files against the unquantized model, on the same tokens.
 
     The number after ± is one standard error, computed from differences on the same tokens and their scatter
     over chunks: a difference of less than two of them may be chance.
+
+    Exits 0; 1 if a file, text or log cannot be read, measured or kept; 2 for wrong usage.
     """
     from pathlib import Path
 
@@ -102,6 +105,7 @@ def measure_command(**given: Any) -> None:
         return
     if asked.text is None:
         raise click.UsageError("--text is missing: the text to measure on")
+    _check_names(asked)
     texts = [TextFile(Path(asked.text), "choose" if asked.held_out else "")]
     if asked.held_out:
         texts.append(TextFile(Path(asked.held_out), "held out"))
@@ -213,6 +217,12 @@ def _check_parse(asked: _Asked) -> None:
         raise click.UsageError(f"--parse only reads what was measured before: leave out {', '.join(useless)}")
     if useless:
         raise click.UsageError(f"{useless[0]} belongs to --parse; a FILE that is measured has its own size")
+
+
+def _check_names(asked: _Asked) -> None:
+    """Refuse names of recipes and inventories, before an engine is looked for."""
+    for name in (*asked.files, *([asked.base] if asked.base else [])):
+        refuse_other_names(name)
 
 
 def _check_kinds(asked: _Asked) -> None:

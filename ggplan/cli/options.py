@@ -1,4 +1,11 @@
-"""Options that several commands share, as one value for each command, and the plan made from them."""
+"""Options that several commands share, spelled and explained alike, and the names that are given to them.
+
+    -m, --model    a model      -o, --output   a file to write         --json        data for programs
+    -r, --recipe   a recipe     --force        replace what is there   -q, --quiet   errors alone on stderr
+    --imatrix, --fallback, --pre, --header-only, -t/--threads
+
+`open_noted` and `recipe_of_name` are the way from a name to what it stands for, in every command.
+"""
 
 from __future__ import annotations
 
@@ -34,6 +41,131 @@ def as_one(parameter: str, kind: type) -> Callable[[Callable[..., Any]], Callabl
     return decorate
 
 
+def json_option(what: str) -> Callable[[_Command], _Command]:
+    """`--json`: print `what` as JSON."""
+    return click.option("--json", "as_json", is_flag=True, help=f"Print {what} as JSON.")
+
+
+def quiet_option(command: _Command) -> _Command:
+    """`-q`, `--quiet`: errors stay, all else on stderr goes."""
+    return click.option(
+        "-q", "--quiet", is_flag=True, help="No progress bar, no notes, no warnings: errors only."
+    )(command)
+
+
+def force_option(what: str = "the file") -> Callable[[_Command], _Command]:
+    """`--force`: replace `what` if it exists."""
+    return click.option("--force", is_flag=True, help=f"Replace {what} if it exists.")
+
+
+def output_option(what: str) -> Callable[[_Command], _Command]:
+    """`-o`, `--output`: the file to write instead of standard output."""
+    return click.option("-o", "--output", type=click.Path(), metavar="FILE", help=what)
+
+
+def model_option(command: _Command) -> _Command:
+    """`-m`, `--model`: what a recipe is looked at with."""
+    return click.option(
+        "-m", "--model", "model_name", metavar="MODEL",
+        help="A checkpoint, a GGUF file, an inventory (a file, or a shipped one's name), or `-`.",
+    )(command)  # fmt: skip
+
+
+def fallback_option(command: _Command) -> _Command:
+    """`--fallback`: the engine whose table replaces a type that a shape forbids."""
+    return click.option(
+        "--fallback", type=click.Choice(["llama.cpp", "ik"]),
+        help="Whose table replaces a type that a shape forbids [default: as @target, else llama.cpp].",
+    )(command)  # fmt: skip
+
+
+def imatrix_option(command: _Command) -> _Command:
+    """`--imatrix`: an importance matrix."""
+    return click.option(
+        "--imatrix", "imatrix_path", type=click.Path(), metavar="FILE",
+        help="Importance matrix (GGUF or .dat) for the encoders that use it.",
+    )(command)  # fmt: skip
+
+
+def pre_option(command: _Command) -> _Command:
+    """`--pre`: the pre-tokenizer, where the tokenizer is not recognised."""
+    return click.option(
+        "--pre", metavar="NAME",
+        help="The pre-tokenizer's name in llama.cpp, where the tokenizer is not recognised.",
+    )(command)  # fmt: skip
+
+
+def threads_option(command: _Command) -> _Command:
+    """`-t`, `--threads`."""
+    return click.option(
+        "-t", "--threads", type=click.IntRange(min=1), metavar="N", help="Threads [default: one per CPU]."
+    )(command)
+
+
+def open_noted(
+    name: str,
+    *,
+    pre: str | None = None,
+    header_only: bool = False,
+    weights: bool = False,
+    quiet: bool = False,
+) -> Model:
+    """The model that a name stands for; its notes go to stderr."""
+    from ggplan.naming import model_named
+
+    model = model_named(name, pre=pre, header_only=header_only, weights=weights)
+    note_model(model, quiet=quiet)
+    return model
+
+
+def recipe_of_name(name: str, architecture: str = "", *, quiet: bool = False) -> Recipe:
+    """The recipe that a name stands for; a mix is refused. Those of the architecture are nearest."""
+    from ggplan.naming import recipe_named
+
+    _note_other_meaning(name, quiet)
+    return recipe_named(name, architecture)
+
+
+def refuse_other_names(name: str) -> None:
+    """Refuse a name that is no file but of a shipped inventory, a recipe or a mix, by what it is."""
+    from ggplan.naming import kind_named
+
+    if kind_named(name) in ("mix", "recipe", "inventory"):
+        open_noted(name, weights=True)
+
+
+def check_is_recipe(name: str, *, quiet: bool = False) -> None:
+    """Refuse the name of a mix or a model; a file that is called as one of them is read, with a note."""
+    from ggplan.naming import kind_named, recipe_named
+
+    _note_other_meaning(name, quiet)
+    if kind_named(name) in ("mix", "inventory"):
+        recipe_named(name)
+
+
+def recipe_or_mix_of_name(name: str, architecture: str = "", *, quiet: bool = False) -> Recipe | Mix:
+    """The recipe or the mix that a name stands for. Recipes of the architecture are nearest."""
+    from ggplan.naming import recipe_or_mix_named
+
+    _note_other_meaning(name, quiet)
+    return recipe_or_mix_named(name, architecture)
+
+
+def _note_other_meaning(name: str, quiet: bool) -> None:
+    from ggplan.naming import other_meaning
+
+    if meaning := other_meaning(name):
+        note(f"{name} is a file here, which is read; the name is also {meaning}", quiet=quiet)
+
+
+def note(*lines: str, quiet: bool = False) -> None:
+    """Notes on stderr, one a line."""
+    from ggplan.text import printable
+
+    for line in () if quiet else lines:
+        click.echo(f"note: {printable(line)}", err=True)
+
+
 @dataclass(frozen=True, slots=True)
 class PlanningOptions:
     """The values of `planning_options`."""
@@ -46,6 +178,7 @@ class PlanningOptions:
     effort: Effort
     strict: bool
     pre: str | None
+    quiet: bool
 
 
 def planning_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -60,14 +193,8 @@ def planning_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--pure", is_flag=True, help="With a mix: its own type for every tensor, without exceptions."
         ),
-        click.option(
-            "--imatrix", "imatrix_path", type=click.Path(), metavar="FILE",
-            help="Importance matrix (GGUF or .dat) for the encoders that use it.",
-        ),
-        click.option(
-            "--fallback", type=click.Choice(["llama.cpp", "ik"]),
-            help="Whose table replaces a type that a shape forbids [default: as @target, else llama.cpp].",
-        ),
+        imatrix_option,
+        fallback_option,
         click.option(
             "--nonfinite", type=click.Choice(["refuse", "zero", "keep"]), default="refuse", show_default=True,
             help="Weights that are NaN or infinite: an error, zeros, or kept in f32, f16 and bf16.",
@@ -77,10 +204,8 @@ def planning_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="llama.cpp's bytes, or the least error in as many bytes, in up to ten times the time.",
         ),
         click.option("--strict", is_flag=True, help="Refuse any fallback that is not a chain of the recipe."),
-        click.option(
-            "--pre", metavar="NAME",
-            help="The pre-tokenizer's name in llama.cpp, where the tokenizer is not recognised.",
-        ),
+        pre_option,
+        quiet_option,
     )  # fmt: skip
     for option in reversed(options):
         command = option(command)
@@ -96,46 +221,19 @@ def header_only_option(command: _Command) -> _Command:
     )(command)
 
 
-def open_noted(
-    name: str, *, pre: str | None = None, header_only: bool = False, shipped: bool = True, quiet: bool = False
-) -> Model:
-    """Open a model and print its notes to stderr, and what would keep it from being converted.
-
-    Parameters
-    ----------
-    shipped
-        Take the inventory of this name that ships with ggplan where there is no file.
-    quiet
-        Print nothing.
-    """
-    from ggplan.opening import open_model, open_model_or_inventory
-
-    opening = open_model_or_inventory if shipped else open_model
-    model = opening(name, pre=pre, header_only=header_only)
-    if not quiet:
-        print_notes(model)
-    return model
-
-
-def print_notes(model: Model) -> None:
-    """Print what a user should know of a model, to stderr."""
-    for note in model.notes:
-        click.echo(f"note: {note}", err=True)
+def note_model(model: Model, *, quiet: bool = False) -> None:
+    """Tell on stderr what a user should know of a model, and what would keep it from being converted."""
     from ggplan.errors import TokenizerError
 
+    note(*model.notes, quiet=quiet)
     if (obstacle := model.obstacle) is not None:
         mendable = isinstance(obstacle, TokenizerError) and obstacle.hint
         hint = f"; to convert it, {obstacle.hint}" if mendable else "; `ggplan convert` refuses it"
-        click.echo(f"note: {obstacle.message}{hint}", err=True)
+        note(f"{obstacle.message}{hint}", quiet=quiet)
 
 
 def plan_from(
-    model_path: str,
-    options: PlanningOptions,
-    *,
-    header_only: bool = False,
-    convertible: bool = False,
-    quiet: bool = False,
+    model_name: str, options: PlanningOptions, *, header_only: bool = False, convertible: bool = False
 ) -> Plan:
     """Open the model, load recipe and imatrix, and plan.
 
@@ -144,15 +242,14 @@ def plan_from(
     convertible
         Refuse a model that cannot be converted.
     """
-    from ggplan.opening import open_model_or_inventory
+    from ggplan.naming import model_named
     from ggplan.planning import make_plan
 
-    model = open_model_or_inventory(model_path, pre=options.pre, header_only=header_only)
+    model = model_named(model_name, pre=options.pre, header_only=header_only, weights=convertible)
     if convertible and model.obstacle is not None:
         raise model.obstacle
-    if not quiet:
-        print_notes(model)
-    recipe = _recipe_or_mix(options.recipe_name, options.pure, model.architecture)
+    note_model(model, quiet=options.quiet)
+    recipe = _recipe_or_mix(options, model.architecture)
     imatrix = None
     if options.imatrix_path:
         from ggplan.imatrix import load_imatrix
@@ -169,13 +266,15 @@ def plan_from(
     )
 
 
-def _recipe_or_mix(name: str | None, pure: bool, architecture: str) -> Recipe | Mix | None:
+def _recipe_or_mix(options: PlanningOptions, architecture: str) -> Recipe | Mix | None:
     """The recipe or mix that `-r` names; with `--pure` it must be a mix."""
-    from ggplan.planning import find_recipe
     from ggplan.stock import Mix
 
-    found = find_recipe(name, architecture) if name is not None else None
-    if not pure:
+    name = options.recipe_name
+    found = None
+    if name is not None:
+        found = recipe_or_mix_of_name(name, architecture, quiet=options.quiet)
+    if not options.pure:
         return found
     if not isinstance(found, Mix):
         raise click.UsageError("--pure belongs to one of llama-quantize's mixes, such as -r Q4_K_M")

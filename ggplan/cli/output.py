@@ -59,15 +59,20 @@ class Table:
         """The headings of all columns but those that say nothing: no heading and no text."""
         return [h for i, (h, _) in enumerate(self.columns) if h or any(row[i] for row in self.rows)]
 
-    def width(self, shown: Sequence[str]) -> int:
-        """Characters that it takes with these columns."""
+    def width(self, shown: Sequence[str], *, least: bool = False) -> int:
+        """Characters that these columns take; with `least`, where the one that wraps is at its narrowest."""
         from rich.cells import cell_len
+
+        def width_of(text: str) -> int:
+            if not least:
+                return min(cell_len(text), _WRAPPED)
+            return min(max(map(cell_len, text.split() or [""])), _WRAPPED // 2)
 
         total = 1
         for i, (heading, _) in enumerate(self.columns):
             if heading in shown:
-                widest = max(map(cell_len, (heading, *(row[i] for row in self.rows))))
-                total += 2 + (min(widest, _WRAPPED) if heading == self.wraps else widest) + 1
+                measured = width_of if heading == self.wraps else cell_len
+                total += 2 + max(map(measured, (heading, *(row[i] for row in self.rows)))) + 1
         return total
 
 
@@ -104,7 +109,7 @@ def _fitting(table: Table, width: int) -> list[str]:
     """The headings that are shown at this width."""
     shown = table.filled()
     gone = []
-    for heading in table.least:
+    for heading in (h for h in table.least if h in table.filled()):
         if table.width(shown) <= width:
             break
         shown.remove(heading)
@@ -137,7 +142,7 @@ def _print_columns(table: Table, shown: Sequence[str]) -> None:
         drawn.add_row(*(Text(printable(row[i])) for i in indices))
     # A name that is longer than the terminal is wide stays on its line, too.
     out = console()
-    out.width = max(out.width, table.width(shown))
+    out.width = max(out.width, table.width(shown, least=True))
     out.print(drawn)
 
 
@@ -223,17 +228,46 @@ def format_count(number: int) -> str:
     return f"{value:.3g} T"
 
 
-def write_new(text: str, output: str | None, advice: str = "") -> None:
-    """Print a text, or write it to a file that must not exist; `advice` says what to do with the file."""
-    from ggplan.errors import RecipeError
+def write_new(
+    text: str, output: str | None, advice: str = "", *, force: bool = False, quiet: bool = False
+) -> None:
+    """Print a text, or write it to a file, whole or not at all; `advice` says what to do with the file.
+
+    Raises
+    ------
+    Error
+        If the file exists and is not to be replaced.
+    """
+    import contextlib
+    import tempfile
+    from pathlib import Path
+
+    from ggplan.errors import Error
     from ggplan.text import printable
 
     if output is None:
         click.echo(text, nl=False)
         return
+    path = Path(output)
+    if path.exists() and not force:
+        raise Error(f"{printable(output)} exists", hint="name another file, or give --force to replace it")
+    if path.exists() and not path.is_file():
+        raise Error(f"{printable(output)} is not a file", hint="name another one")
+    handle, temporary = tempfile.mkstemp(prefix=".ggplan-", dir=path.parent)
     try:
-        with open(output, "x", encoding="utf-8", newline="") as file:
+        with open(handle, "w", encoding="utf-8", newline="") as file:
             file.write(text)
-    except FileExistsError:
-        raise RecipeError(f"{printable(output)} exists", hint="name another file, or delete it") from None
-    click.echo(f"{printable(output)} written{advice}")
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+    if not quiet:
+        click.echo(f"{printable(output)} written{advice}", err=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING
 import click
 
 from ggplan.cli.findings import FindingOptions, finding_options
-from ggplan.cli.options import header_only_option, plan_from, planning_options, reuse_option
+from ggplan.cli.options import (
+    force_option,
+    header_only_option,
+    json_option,
+    output_option,
+    plan_from,
+    planning_options,
+    reuse_option,
+)
 
 if TYPE_CHECKING:
     from ggplan.cli.options import PlanningOptions
@@ -31,8 +39,9 @@ Examples:
 @reuse_option
 @finding_options
 @click.option("--tensors", "show_tensors", is_flag=True, help="List every tensor.")
-@click.option("--json", "as_json", is_flag=True, help="Print the whole plan as JSON.")
-@click.option("-o", "--output", type=click.Path(), help="Write the whole plan as JSON to this file.")
+@output_option("Write the whole plan as JSON to this file.")
+@force_option("the file of -o")
+@json_option("the whole plan")
 def plan_command(
     model: str,
     planning: PlanningOptions,
@@ -40,16 +49,20 @@ def plan_command(
     reuse_path: str | None,
     findings: FindingOptions,
     show_tensors: bool,
-    as_json: bool,
     output: str | None,
+    force: bool,
+    as_json: bool,
 ) -> None:
     """Show what a recipe makes of MODEL, to the byte.
 
-    MODEL is a Hugging Face folder, a GGUF file, or an inventory (a tensor map, or the JSON of
-    `ggplan inspect --json`). No weight is read.
+    MODEL is a Hugging Face folder, a GGUF file, an inventory (a tensor map, or the JSON of
+    `ggplan inspect --json`), the name of one that ships with ggplan (GLM-4.5-Air), or `-` for an inventory on
+    standard input. No weight is read. "GPU" and "RAM" are where llama.cpp puts it with -ngl 99 --cpu-moe.
+
+    Exits 0, even where convert would refuse the plan; 1 if there is no plan; 2 for wrong usage.
     """
     from ggplan.cli.findings import findings_json, print_findings
-    from ggplan.cli.output import print_plan
+    from ggplan.cli.output import print_plan, write_new
     from ggplan.linting import check_plan
     from ggplan.planning.importance import importance_refusal
     from ggplan.text import printable
@@ -63,7 +76,6 @@ def plan_command(
         reuse = find_reusable(plan, open_earlier(reuse_path))
     if output or as_json:
         import json
-        from pathlib import Path
 
         from ggplan.cli.reusing import reuse_json
         from ggplan.planning.export import plan_json
@@ -71,7 +83,7 @@ def plan_command(
         found = {"diagnostics": findings_json(report)}
         document = json.dumps({**plan_json(plan), **found, **reuse_json(reuse, plan)}, indent=2)
         if output:
-            Path(output).write_text(document + "\n", encoding="utf-8")
+            write_new(document + "\n", output, force=force, quiet=planning.quiet)
         if as_json:
             click.echo(document)
     if not as_json:
@@ -84,7 +96,7 @@ def plan_command(
     # Of a recipe, the refusal says what GP204 does; of a mix, only that says why.
     says_it_too = refusal is not None and plan.assignment.mix is None
     told = report.without("GP204") if says_it_too else report
-    print_findings(told, notes=findings.shows_notes, err=True)
+    print_findings(told.errors() if planning.quiet else told, notes=findings.shows_notes, err=True)
     if refusal is not None:
         click.echo(f"error: `ggplan convert` refuses this: {printable(refusal.message)}", err=True)
         click.echo(f"help: {refusal.hint}", err=True)

@@ -7,6 +7,18 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ggplan.cli.options import (
+    force_option,
+    imatrix_option,
+    json_option,
+    note,
+    note_model,
+    output_option,
+    pre_option,
+    quiet_option,
+    threads_option,
+)
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -26,17 +38,13 @@ _SHOWN_FAULTS = 20
 )
 @click.argument("file")
 @click.argument("checkpoint")
-@click.option("--imatrix", "imatrix_path", metavar="FILE", help="The importance matrix that was used.")
-@click.option("-o", "--output", type=click.Path(), help="Write the new file here too.")
-@click.option("--force", is_flag=True, help="Replace --output if it exists.")
-@click.option(
-    "--pre",
-    metavar="NAME",
-    help="The pre-tokenizer's name in llama.cpp [default: the recorded one, if not recognised].",
-)
-@click.option("-t", "--threads", type=click.IntRange(min=1), help="Threads [default: one per CPU].")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress bar; no output for an equal file.")
+@imatrix_option
+@pre_option
+@threads_option
+@output_option("Write the new file here too.")
+@force_option("the file of -o")
+@json_option("the result")
+@quiet_option
 def reproduce_command(
     file: str,
     checkpoint: str,
@@ -51,23 +59,29 @@ def reproduce_command(
     """Make FILE again from CHECKPOINT, and compare every byte.
 
     FILE is an output of ggplan, or any file of a split set; it contains the recipe and the options it was
-    made with, and the hashes of its inputs. Exits 0 if all bytes are equal, 1 if anything differs, and names
-    it.
+    made with, and the hashes of its inputs. Where CHECKPOINT's tokenizer is not recognised, the recorded
+    pre-tokenizer is taken.
+
+    Exits 0 if all bytes are equal; 1 if anything differs, which is named, or cannot be read; 2 for wrong
+    usage, or if FILE does not say how it was made.
     """
     from pathlib import Path
 
     from ggplan.cli.progress import progress_bar
     from ggplan.errors import ConversionError, PlanError
+    from ggplan.text import printable
     from ggplan.verification.reproducing import reproduce
 
     if output and Path(output).exists() and not force:
-        raise ConversionError(f"{output!r} exists", hint="give --force to replace it")
+        raise ConversionError(
+            f"{printable(output)} exists", hint="name another file, or give --force to replace it"
+        )
     imatrix = None
     if imatrix_path:
         from ggplan.imatrix import load_imatrix
 
         imatrix = load_imatrix(imatrix_path)
-    source = _open_checkpoint(checkpoint, file, pre)
+    source = _open_checkpoint(checkpoint, file, pre, quiet)
     try:
         with progress_bar(file, None, quiet=quiet) as advance:
             found = reproduce(
@@ -91,29 +105,27 @@ def reproduce_command(
         sys.exit(1)
 
 
-def _open_checkpoint(checkpoint: str, file: str, pre: str | None) -> Model:
+def _open_checkpoint(checkpoint: str, file: str, pre: str | None, quiet: bool) -> Model:
     """The checkpoint; if its tokenizer is not recognised, with the pre-tokenizer that the file names.
 
     Only then: a fact that can be found without the file is never taken from it.
     """
     from pathlib import Path
 
-    from ggplan.cli.options import print_notes
     from ggplan.errors import TokenizerError
-    from ggplan.opening import open_model
-    from ggplan.text import printable
+    from ggplan.naming import model_named
     from ggplan.verification.exactness import text_of
     from ggplan.verification.renamed import open_files
 
-    source = open_model(checkpoint, pre=pre)
+    source = model_named(checkpoint, pre=pre, weights=True)
     if isinstance(source.obstacle, TokenizerError):
         recorded = None if pre else text_of(open_files(Path(file)).model.metadata, "tokenizer.ggml.pre")
         if recorded is not None:
-            source = open_model(checkpoint, pre=recorded)
-            click.echo(f"note: the pre-tokenizer is the recorded one, {printable(recorded)}", err=True)
+            source = model_named(checkpoint, pre=recorded, weights=True)
+            note(f"the pre-tokenizer is the recorded one, {recorded}", quiet=quiet)
     if source.obstacle is not None:
         raise source.obstacle
-    print_notes(source)
+    note_model(source, quiet=quiet)
     return source
 
 
@@ -129,8 +141,7 @@ def _print(found: Reproduction, checkpoint: Path, quiet: bool) -> None:
         click.echo(f"error: {place}: {printable(fault.message)}", err=True)
     if len(found.faults) > _SHOWN_FAULTS:
         click.echo(f"error: and {len(found.faults) - _SHOWN_FAULTS:,} more differences", err=True)
-    for note in found.notes:
-        click.echo(f"note: {note}", err=True)
+    note(*found.notes)
     if found.inputs is None:
         click.echo("note: the file does not record its inputs", err=True)
     if found.output is not None and not quiet:

@@ -23,7 +23,7 @@ _EPILOG = """\b
 Examples:
   ggplan rules check my.recipe -m GLM-4.5-Air       what is wrong with it, and what to write instead
   ggplan rules explain output.weight -r my.recipe   why does this tensor get its type?
-  ggplan rules new --from GLM-4.5-Air               a commented recipe to start from
+  ggplan rules new -m GLM-4.5-Air                   a commented recipe to start from
 """
 
 

@@ -9,11 +9,19 @@ from typing import TYPE_CHECKING
 import click
 
 from ggplan.cli.findings import FindingOptions, finding_options
+from ggplan.cli.options import (
+    check_is_recipe,
+    fallback_option,
+    model_option,
+    open_noted,
+    quiet_option,
+)
 
 if TYPE_CHECKING:
     from ggplan.linting import Fixed, Report, Selection
     from ggplan.linting.fixing import AppliedFix
     from ggplan.model import Model
+    from ggplan.planning import FallbackTable
 
 SCHEMA = "ggplan/check@1"
 _FORMATS = ("text", "json", "github", "sarif")
@@ -30,8 +38,6 @@ Examples:
 
 A comment in the recipe silences a finding on its line, or on the next: `# ggplan: ignore GP103`; one in the
 whole file: `# ggplan: ignore-file GP103`.
-
-Exit codes: 0 nothing but notes, 1 errors or warnings, 2 wrong usage. With --diff: 1 if there is a change.
 """
 
 
@@ -48,9 +54,8 @@ class _FixOptions:
     "check", epilog=_EPILOG, short_help="Find what is wrong with recipes, and what to write instead."
 )
 @click.argument("recipes", nargs=-1, metavar="[RECIPE]...")
-@click.option(
-    "-m", "--model", metavar="MODEL", help="A checkpoint, an inventory, or the name of a shipped one."
-)
+@model_option
+@fallback_option
 @click.option("--fix", is_flag=True, help="Apply the fixes that cannot change what was meant.")
 @click.option("--unsafe-fixes", is_flag=True, help="With --fix: apply those too that may change types.")
 @click.option("--diff", is_flag=True, help="Show what --fix would change, and write nothing.")
@@ -60,21 +65,25 @@ class _FixOptions:
     help="Text, JSON, annotations of a GitHub workflow, or SARIF 2.1.0.",
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="The same as --output-format json.")
+@quiet_option
 @click.option("--explain", "code", metavar="CODE", help="Print the page of a code, such as GP102, and exit.")
 def check_command(
     recipes: tuple[str, ...],
-    model: str | None,
+    model_name: str | None,
+    fallback: FallbackTable | None,
     fix: bool,
     unsafe_fixes: bool,
     diff: bool,
     findings: FindingOptions,
     form: str,
     as_json: bool,
+    quiet: bool,
     code: str | None,
 ) -> None:
     """Check RECIPEs: their text, what their rules match, the types they give.
 
-    Exits 1 if there is more to say than notes.
+    Exits 0 if there is nothing to say but notes; 1 if there is more, with --diff a change, or if a recipe or
+    the model cannot be read; 2 for wrong usage.
     """
     if code is not None:
         print_page(code)
@@ -88,11 +97,14 @@ def check_command(
         raise click.UsageError(f"--diff prints a diff, not {form}")
     if unsafe_fixes and not (fix or diff):
         raise click.UsageError("--unsafe-fixes needs --fix or --diff")
-    from ggplan.cli.options import open_noted
-
-    subject = open_noted(model) if model else None
+    if (fix or diff) and "-" in recipes:
+        raise click.UsageError(f"--{'fix' if fix else 'diff'} changes files; standard input (`-`) is none")
+    subject = open_noted(model_name, quiet=quiet) if model_name else None
+    for recipe in recipes:
+        check_is_recipe(recipe, quiet=quiet)
     options = _FixOptions(fix, unsafe_fixes, diff)
-    done = [_checked(recipe, subject, findings.selection, options, form) for recipe in recipes]
+    asked = _Asked(subject, findings.selection, fallback)
+    done = [_checked(recipe, asked, options, form) for recipe in recipes]
     if diff:
         _print_diffs(done)
         return
@@ -109,27 +121,38 @@ def check_command(
         print_json(sarif([_without_notes(fixed.report, findings.notes) for fixed in done]))
     else:
         for fixed in done:
-            _print(fixed, notes=findings.shows_notes)
-        _print_summary(done)
+            _print(fixed, notes=findings.shows_notes, quiet=quiet)
+        if not quiet:
+            _print_summary(done)
     if not all(fixed.report.clean for fixed in done):
         raise SystemExit(1)
 
 
-def _checked(
-    recipe: str, model: Model | None, selection: Selection, options: _FixOptions, form: str
-) -> Fixed:
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What recipes are checked against, and what is told of them."""
+
+    model: Model | None
+    selection: Selection
+    fallback: FallbackTable | None
+
+
+def _checked(recipe: str, asked: _Asked, options: _FixOptions, form: str) -> Fixed:
     """The recipe checked and, where that is asked for, mended; a file that cannot be read is an error too."""
     from ggplan.linting import Fixed, Report, check_recipe, fix_recipe
     from ggplan.rules import InvalidRecipeError
 
     try:
         if not (options.fix or options.diff):
-            return Fixed(check_recipe(recipe, model, selection), {}, {}, (), 0)
-        fixed = fix_recipe(recipe, model, selection, unsafe=options.unsafe_fixes)
+            report = check_recipe(recipe, asked.model, asked.selection, fallback=asked.fallback)
+            return Fixed(report, {}, {}, (), 0)
+        fixed = fix_recipe(
+            recipe, asked.model, asked.selection, fallback=asked.fallback, unsafe=options.unsafe_fixes
+        )
     except InvalidRecipeError as error:
         if form == "text":
             click.echo(error.message, err=True)
-        return Fixed(Report(recipe, {}, model, error.diagnostics), {}, {}, (), 0)
+        return Fixed(Report(recipe, {}, asked.model, error.diagnostics), {}, {}, (), 0)
     if fixed.texts and not options.diff:
         write_texts(fixed.texts)
     return fixed
@@ -176,7 +199,7 @@ def write_texts(texts: dict[str, str]) -> None:
             raise
 
 
-def _print(fixed: Fixed, *, notes: bool | None) -> None:
+def _print(fixed: Fixed, *, notes: bool | None, quiet: bool) -> None:
     """The findings of a recipe, what was mended, and a line that counts."""
     from ggplan.cli.findings import counted, in_words, print_findings
     from ggplan.text import printable
@@ -184,7 +207,9 @@ def _print(fixed: Fixed, *, notes: bool | None) -> None:
     report = fixed.report
     if not report.texts:  # it could not be read, which has been told
         return
-    print_findings(report, notes=notes)
+    print_findings(report.errors() if quiet else report, notes=notes)
+    if quiet:
+        return
     for edit in fixed.applied:
         click.echo(f"fixed {printable(edit.file)}:{edit.line} {edit.code}: {_in_words(edit)}")
     against = "its text alone" if report.model is None else printable(str(report.model.path))

@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ggplan.cli.options import fallback_option, json_option, model_option, quiet_option
+
 if TYPE_CHECKING:
     from ggplan.ggml_types import GgmlType
     from ggplan.linting.explaining import Explanation, Share, Survey
     from ggplan.model import Model
+    from ggplan.planning import FallbackTable
 
 _CODE = re.compile(r"GP\d{3}", re.IGNORECASE)
 _LINE = re.compile(r"(?:(?P<file>[^=]+):)?(?P<line>\d{1,6})")
@@ -29,19 +32,24 @@ Examples:
 @click.command("explain", epilog=_EPILOG, short_help="Show why tensors get their types.")
 @click.argument("subject", metavar="TENSOR|PATTERN|LINE|CODE")
 @click.option("-r", "--recipe", "recipe_name", metavar="RECIPE", help="A recipe file, or a shipped one.")
-@click.option(
-    "-m",
-    "--model",
-    "model_name",
-    metavar="MODEL",
-    help="A checkpoint, an inventory, or a shipped one's name.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print the explanation as JSON.")
-def explain_command(subject: str, recipe_name: str | None, model_name: str | None, as_json: bool) -> None:
+@model_option
+@fallback_option
+@json_option("the explanation")
+@quiet_option
+def explain_command(
+    subject: str,
+    recipe_name: str | None,
+    model_name: str | None,
+    fallback: FallbackTable | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
     """Show every rule that matches TENSOR, which one decides, and what its shape does to the type.
 
     Of a PATTERN, or the rule on a LINE, show all its tensors: which rules decide them, and which lose them to
     which. Of a CODE of `ggplan rules check`, print the page.
+
+    Exits 0; 1 if there is no such tensor or rule, or the recipe or model cannot be read; 2 for wrong usage.
     """
     from ggplan.cli.output import print_json
 
@@ -55,9 +63,9 @@ def explain_command(subject: str, recipe_name: str | None, model_name: str | Non
     from ggplan.cli.rules_subject import recipe_and_model
     from ggplan.linting.explaining import explain, explain_line, explain_pattern
 
-    recipe, model = recipe_and_model(recipe_name, model_name)
+    recipe, model = recipe_and_model(recipe_name, model_name, quiet=quiet)
     if any(tensor.name == subject for tensor in model.tensors):
-        found = explain(model, recipe, subject)
+        found = explain(model, recipe, subject, fallback)
         if as_json:
             print_json(_json(found))
         else:
@@ -65,9 +73,9 @@ def explain_command(subject: str, recipe_name: str | None, model_name: str | Non
         return
     line = _LINE.fullmatch(subject)
     survey = (
-        explain_line(model, recipe, int(line["line"]), line["file"] or "")
+        explain_line(model, recipe, int(line["line"]), line["file"] or "", fallback)
         if line
-        else explain_pattern(model, recipe, subject)
+        else explain_pattern(model, recipe, subject, fallback)
     )
     if as_json:
         print_json(_survey_json(survey))

@@ -18,9 +18,10 @@ Examples:
 def fmt_command(recipes: tuple[str, ...], check: bool) -> None:
     """Rewrite RECIPEs in ggplan's layout: `=` aligned, types as ggml spells them, comments kept.
 
-    A recipe with errors is left alone.
+    A recipe with errors is left alone. `-` is standard input, printed to standard output.
+
+    Exits 0; 1 if one has errors or cannot be written, or would change with --check; 2 for wrong usage.
     """
-    import sys
     from pathlib import Path
 
     from ggplan.cli.rules_check import write_texts
@@ -31,17 +32,17 @@ def fmt_command(recipes: tuple[str, ...], check: bool) -> None:
 
     changed = 0
     for name in recipes:
-        if name == "-":
-            click.echo(format_recipe(sys.stdin.read()), nl=False)
-            continue
-        text, file, follow = recipe_text(Path(name))
+        text, file, follow = recipe_text("-" if name == "-" else Path(name))
         parse_recipe(text, file, follow=follow)
         new = format_recipe(text)
+        if name == "-" and not check:
+            click.echo(new, nl=False)
+            continue
         if new == text:
             continue
         changed += 1
         if check:
-            click.echo(f"{printable(name)} would change")
+            click.echo(f"{printable(file)} would change")
             continue
         write_texts({file: new})
         click.echo(f"{printable(name)} laid out")

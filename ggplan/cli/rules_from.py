@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import click
 
-from ggplan.cli.options import header_only_option
+from ggplan.cli.options import (
+    force_option,
+    header_only_option,
+    open_noted,
+    output_option,
+    pre_option,
+    quiet_option,
+)
 
 _EPILOG = """\b
 Examples:
@@ -22,33 +29,38 @@ Examples:
 )
 @click.option("--pure", is_flag=True, help="With --mix: its own type for every tensor, more bits for none.")
 @click.option("--with-imatrix", is_flag=True, help="With --mix: as if there were an importance matrix.")
-@click.option("-o", "--output", type=click.Path(), help="Write the recipe to this file.")
-@click.option("--force", is_flag=True, help="Replace the file if it exists.")
-@click.option("--pre", metavar="NAME", help="The pre-tokenizer's name in llama.cpp, as for `ggplan plan`.")
+@pre_option
 @header_only_option
+@output_option("Write the recipe to this file.")
+@force_option("the file of -o")
+@quiet_option
 def from_command(
     model: str,
     name: str,
     mix_name: str | None,
     pure: bool,
     with_imatrix: bool,
+    pre: str | None,
     output: str | None,
     force: bool,
-    pre: str | None,
     header_only: bool,
+    quiet: bool,
 ) -> None:
     """Write the shortest recipe that gives every tensor the type it has in MODEL.
 
     MODEL is a GGUF file, an inventory (a file, or one that ships with ggplan), or a Hugging Face folder.
     The recipe is exact: before it is printed it is applied to the same names and shapes, and must give the
     same types.
-    """
-    from pathlib import Path
 
-    from ggplan.cli.options import open_noted
+    Exits 0; 1 if it cannot be read or written; 2 for wrong usage, or if the file of -o exists.
+    """
+    import os
+
+    from ggplan.cli.output import write_new
     from ggplan.errors import RecipeError
     from ggplan.planning import mix_types, recipe_of, stored_types
     from ggplan.stock import MIXES, find_mix
+    from ggplan.text import printable
 
     if mix_name is None and (pure or with_imatrix):
         raise click.UsageError("--pure and --with-imatrix belong to --mix")
@@ -57,17 +69,11 @@ def from_command(
     except RecipeError as error:
         known = ", ".join(m.name for m in MIXES)
         raise click.UsageError(f"{error.message}; {error.hint}; there are {known}") from None
-    opened = open_noted(model, pre=pre, header_only=header_only)
+    if output is not None and os.path.lexists(output) and not force:
+        raise click.UsageError(f"{printable(output)} exists; --force replaces it")
+    found = open_noted(model, pre=pre, header_only=header_only, quiet=quiet)
     if mix is None:
-        assignment = stored_types(opened, name)
+        assignment = stored_types(found, name)
     else:
-        assignment = mix_types(opened, mix.purely() if pure else mix, has_imatrix=with_imatrix)
-    recipe = recipe_of(opened, assignment)
-    if output is None:
-        click.echo(recipe.text, nl=False)
-        return
-    try:
-        with Path(output).open("w" if force else "x", encoding="utf-8") as file:
-            file.write(recipe.text)
-    except FileExistsError:
-        raise click.UsageError(f"{output} exists; --force replaces it") from None
+        assignment = mix_types(found, mix.purely() if pure else mix, has_imatrix=with_imatrix)
+    write_new(recipe_of(found, assignment).text, output, force=force, quiet=quiet)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from ggplan.cli.options import force_option, model_option, note, open_noted, output_option, quiet_option
+
 NAMES = (
     "llama-quantize",
     "ik_llama.cpp",
@@ -41,13 +43,7 @@ Examples:
 @click.command("import", epilog=_EPILOG, short_help="Read what other tools write as a recipe.")
 @click.argument("file")
 @click.option("--dialect", type=click.Choice(NAMES), help="Whose text it is [default: seen from the text].")
-@click.option(
-    "-m",
-    "--model",
-    "model_name",
-    metavar="MODEL",
-    help="A checkpoint, an inventory, or the name of a shipped one.",
-)
+@model_option
 @click.option(
     "--block",
     type=click.IntRange(1),
@@ -55,42 +51,41 @@ Examples:
     help="Which of several lists or commands in one text, from 1.",
 )
 @click.option("--name", metavar="NAME", default="", help="What `@name` says [default: the file's name].")
-@click.option("-o", "--output", type=click.Path(), help="Write to this file, which must not exist.")
+@output_option("Write to this file.")
+@force_option("the file of -o")
+@quiet_option
 def import_command(
-    file: str, dialect: str | None, model_name: str | None, block: int | None, name: str, output: str | None
+    file: str,
+    dialect: str | None,
+    model_name: str | None,
+    block: int | None,
+    name: str,
+    output: str | None,
+    force: bool,
+    quiet: bool,
 ) -> None:
     """Read FILE, or standard input for `-`, and write the recipe that says the same.
 
     FILE is a list, a script or batch file, a thread, a model card or a config of another tool. What a recipe
     cannot say is an error; an option or key that is not taken over, or is said otherwise, stands as a note in
     its first lines and on stderr. Lists on Hugging Face names and on layers need -m.
+
+    Exits 0; 1 if it cannot be read, said or written; 2 for wrong usage.
     """
     import os
-    import sys
     from pathlib import Path
 
-    from ggplan.cli.options import open_noted
     from ggplan.cli.output import write_new
     from ggplan.dialects import import_recipe
-    from ggplan.errors import RecipeError
     from ggplan.rules.loading import recipe_text
-    from ggplan.rules.parser import MAX_BYTES
-    from ggplan.text import printable
 
     if file == "-":
-        data = sys.stdin.buffer.read(MAX_BYTES + 1)
-        if len(data) > MAX_BYTES:
-            raise RecipeError(f"standard input has more than {MAX_BYTES:,} bytes")
-        try:
-            text = data.decode("utf-8")
-        except UnicodeDecodeError:
-            raise RecipeError("standard input is not UTF-8 text") from None
+        text = recipe_text(file)[0]
     elif dialect in (None, "mlx") and file.startswith("mixed_") and not os.path.exists(file):
         text = file
     else:
         text = recipe_text(Path(file))[0]
-    model = open_noted(model_name) if model_name else None
+    model = open_noted(model_name, quiet=quiet) if model_name else None
     imported = import_recipe(text, file, dialect=dialect or "", name=name, model=model, block=block)
-    write_new(imported.text, output)
-    for note in imported.notes:
-        click.echo(f"note: {printable(note)}", err=True)
+    write_new(imported.text, output, force=force, quiet=quiet)
+    note(*imported.notes, quiet=quiet)

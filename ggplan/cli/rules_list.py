@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ggplan.cli.options import json_option
+
 if TYPE_CHECKING:
     from ggplan.rules.library import Figures, ShippedRecipe
 
@@ -22,7 +24,7 @@ Examples:
 
 @click.command("list", epilog=_EPILOG, short_help="List the recipes that ship with ggplan.")
 @click.argument("names", nargs=-1, metavar="[MODEL|FAMILY]...")
-@click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
+@json_option("the list")
 def list_command(names: tuple[str, ...], as_json: bool) -> None:
     """List the shipped recipes, by family: what each gives on the models it is for.
 
@@ -30,7 +32,7 @@ def list_command(names: tuple[str, ...], as_json: bool) -> None:
     -ngl 99 --cpu-moe, without the block that only predicts further tokens. "per token" is what one token
     reads of the RAM: the bandwidth of the RAM divided by it bounds the tokens per second.
 
-    Exits 0, 1 if no recipe is for a name, 2 if the command line is wrong.
+    Exits 0, 1 if no recipe is for a name, 2 for wrong usage.
     """
     entries = _asked(names)
     if as_json:

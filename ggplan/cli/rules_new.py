@@ -4,25 +4,36 @@ from __future__ import annotations
 
 import click
 
+from ggplan.cli.options import force_option, model_option, open_noted, output_option, quiet_option
+
 _EPILOG = """\b
 Examples:
-  ggplan rules new --from GLM-4.5-Air -o my.recipe
-  ggplan rules new --from model.gguf > my.recipe
+  ggplan rules new -m GLM-4.5-Air -o my.recipe
+  ggplan rules new -m model.gguf > my.recipe
 """
 
 
 @click.command("new", epilog=_EPILOG, short_help="Write a commented recipe for a model.")
-@click.option("--from", "model_name", required=True, metavar="MODEL",
-              help="A checkpoint, an inventory, or the name of a shipped one.")  # fmt: skip
-@click.option("--name", default="start", show_default=True, help="What `@name` says.")
-@click.option("-o", "--output", type=click.Path(), help="Write to this file, which must not exist.")
-def new_command(model_name: str, name: str, output: str | None) -> None:
-    """Write a commented recipe for a model: a rule for each role it has, its size, and tests."""
-    from ggplan.cli.options import open_noted
+@model_option
+@click.option("--from", "from_name", metavar="MODEL", hidden=True)
+@click.option("--name", default="start", show_default=True, metavar="NAME", help="What `@name` says.")
+@output_option("Write to this file.")
+@force_option("the file of -o")
+@quiet_option
+def new_command(
+    model_name: str | None, from_name: str | None, name: str, output: str | None, force: bool, quiet: bool
+) -> None:
+    """Write a commented recipe for a model: a rule for each role it has, its size, and tests.
+
+    Exits 0; 1 if the model cannot be read or the recipe not written; 2 for wrong usage.
+    """
+    asked = model_name or from_name
+    if asked is None:
+        raise click.UsageError("name the model with -m")
     from ggplan.cli.output import write_new
     from ggplan.linting.starting import starting_recipe
     from ggplan.text import printable
 
-    text = starting_recipe(open_noted(model_name), " ".join(name.split()).replace("#", "") or "start")
+    text = starting_recipe(open_noted(asked, quiet=quiet), " ".join(name.split()).replace("#", "") or "start")
     shown = printable(output or "")
-    write_new(text, output, f"; check it with `ggplan rules check {shown}`")
+    write_new(text, output, f"; check it with `ggplan rules check {shown}`", force=force, quiet=quiet)

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
+
+from ggplan.cli.options import fallback_option, json_option, model_option, quiet_option
+
+if TYPE_CHECKING:
+    from ggplan.planning import FallbackTable
 
 _EPILOG = """\b
 Examples:
@@ -13,16 +20,21 @@ Examples:
 
 @click.command("test", epilog=_EPILOG, short_help="Hold recipes to their @assert and @test lines.")
 @click.argument("recipes", nargs=-1, required=True, metavar="RECIPE...")
-@click.option(
-    "-m",
-    "--model",
-    "model_name",
-    metavar="MODEL",
-    help="A checkpoint, an inventory, or a shipped one's name.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print the outcomes as JSON.")
-def test_command(recipes: tuple[str, ...], model_name: str | None, as_json: bool) -> None:
-    """Run the @assert and @test lines of RECIPEs; exit 1 if one fails."""
+@model_option
+@fallback_option
+@json_option("the outcomes")
+@quiet_option
+def test_command(
+    recipes: tuple[str, ...],
+    model_name: str | None,
+    fallback: FallbackTable | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Run the @assert and @test lines of RECIPEs.
+
+    Exits 0 if all hold; 1 if one fails, or a recipe or model cannot be read; 2 for wrong usage.
+    """
     from ggplan.cli.rules_subject import recipe_and_model
     from ggplan.linting import lint_rules
     from ggplan.linting.case import make_case
@@ -34,8 +46,8 @@ def test_command(recipes: tuple[str, ...], model_name: str | None, as_json: bool
     failed = total = 0
     documents = []
     for name in recipes:
-        recipe, model = recipe_and_model(name, model_name)
-        found = list(outcomes(make_case(model, recipe)))
+        recipe, model = recipe_and_model(name, model_name, quiet=quiet)
+        found = list(outcomes(make_case(model, recipe, fallback)))
         total += len(found)
         failed += sum(outcome.finding is not None for outcome in found)
         documents.append(
@@ -49,7 +61,8 @@ def test_command(recipes: tuple[str, ...], model_name: str | None, as_json: bool
             continue
         for outcome in found:
             if outcome.finding is None:
-                click.echo(printable(f"ok      {outcome.text}  ({outcome.actual})"))
+                if not quiet:
+                    click.echo(printable(f"ok      {outcome.text}  ({outcome.actual})"))
             else:
                 broken = diagnostic(lint_rules()[outcome.code], outcome.finding, None)
                 line = recipe.source_line(broken.line, broken.file)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ggplan.cli.options import json_option
+
 if TYPE_CHECKING:
     from ggplan.ggml_types import GgmlType
 
@@ -20,14 +22,16 @@ Examples:
 
 @click.command("types", epilog=_EPILOG, short_help="List the ggml types.")
 @click.argument("names", metavar="[TYPE]...", nargs=-1)
-@click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
+@json_option("the table")
 def types_command(names: tuple[str, ...], as_json: bool) -> None:
     """List the ggml types: size, block, which engine knows them, what ggplan can do with them.
 
     With names, only these types. After all types come the names of llama-quantize's mixes, which `-r` takes
     like a recipe.
+
+    Exits 0; 1 if there is no such type; 2 for wrong usage.
     """
-    from ggplan.cli.output import print_json, print_table
+    from ggplan.cli.output import console, print_json, print_table
     from ggplan.ggml_types import TYPES, parse_type
     from ggplan.stock import MIXES
 
@@ -75,7 +79,8 @@ def types_command(names: tuple[str, ...], as_json: bool) -> None:
         wraps="ggplan",
     )  # fmt: skip
     if mixes:
-        listed = textwrap.fill(" ".join(mix.name for mix in mixes), 96, break_on_hyphens=False)
+        width = min(console().width - 2, 96)
+        listed = textwrap.fill(" ".join(mix.name for mix in mixes), width, break_on_hyphens=False)
         click.echo(f"mixes of types, for -r:\n{textwrap.indent(listed, '  ')}")
 
 

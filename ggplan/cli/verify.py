@@ -7,6 +7,18 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ggplan.cli.options import (
+    fallback_option,
+    imatrix_option,
+    json_option,
+    open_noted,
+    pre_option,
+    quiet_option,
+    recipe_of_name,
+    refuse_other_names,
+    threads_option,
+)
+
 if TYPE_CHECKING:
     from ggplan.planning import FallbackTable
     from ggplan.verification import Verification
@@ -38,18 +50,12 @@ _SHOWN_ERRORS = 40
     metavar="RECIPE",
     help="For --exact: use this instead of the recorded recipe.",
 )
-@click.option(
-    "--imatrix", "imatrix_path", metavar="FILE", help="For --exact: the importance matrix that was used."
-)
-@click.option(
-    "--fallback",
-    type=click.Choice(["llama.cpp", "ik"]),
-    help="For --exact: the fallback table that was used.",
-)
-@click.option("--pre", metavar="NAME", help="For --exact: the pre-tokenizer's name in llama.cpp.")
-@click.option("-t", "--threads", type=click.IntRange(min=1), help="Threads [default: one per CPU].")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress bar; no output for a sound file.")
+@imatrix_option
+@fallback_option
+@pre_option
+@threads_option
+@json_option("the result")
+@quiet_option
 def verify_command(
     file: str,
     against: str | None,
@@ -67,7 +73,10 @@ def verify_command(
 
     Checked are the header, the padding, every block's scale and every float, and the checksums of the
     manifest that `ggplan convert` writes, or of a file by `llama-gguf-hash --sha256` or `sha256sum`. FILE may
-    have been renamed since. Exits 0 for a sound file, 1 for a fault.
+    manifest that `ggplan convert` writes, or of a file by `llama-gguf-hash --sha256` or `sha256sum`. FILE may
+    have been renamed since. --recipe, --imatrix and --fallback are for --exact, --pre is for --against.
+
+    Exits 0 for a sound file; 1 for a fault, or if a file cannot be opened; 2 for wrong usage.
     """
     if exact and against is None:
         raise click.UsageError("--exact needs --against: the checkpoint that the file was made from")
@@ -75,11 +84,13 @@ def verify_command(
         raise click.UsageError("--recipe, --imatrix and --fallback are for --exact")
     if pre and against is None:
         raise click.UsageError("--pre is for --against")
-    from ggplan.cli.options import open_noted
     from ggplan.cli.output import print_json
     from ggplan.verification import plan_again
 
-    source = open_noted(against, pre=pre, shipped=False, quiet=quiet or exact) if against else None
+    refuse_other_names(file)
+    source = None
+    if against:
+        source = open_noted(against, pre=pre, weights=True, quiet=quiet or exact)
     if exact and source is not None and source.obstacle is not None:
         raise source.obstacle
     plan = None
@@ -87,13 +98,12 @@ def verify_command(
         from pathlib import Path
 
         from ggplan.imatrix import load_imatrix
-        from ggplan.rules import load_recipe
         from ggplan.verification.renamed import open_files
 
         plan = plan_again(
             open_files(Path(file)).model,
             source,
-            recipe=load_recipe(recipe_name) if recipe_name else None,
+            recipe=recipe_of_name(recipe_name, quiet=quiet) if recipe_name else None,
             imatrix=load_imatrix(imatrix_path) if imatrix_path else None,
             fallback=fallback,
         )

@@ -32,7 +32,7 @@ from ggplan.dialects.recognising import recognised
 from ggplan.dialects.source import Imported, Source
 from ggplan.errors import RecipeError
 from ggplan.model import Model
-from ggplan.planning import Assignment
+from ggplan.planning import Assignment, FallbackTable, types_by_hand
 from ggplan.rules import Recipe, parse_recipe
 from ggplan.text import nearest, printable
 
@@ -189,10 +189,17 @@ def import_recipe(
     return imported
 
 
-def export_recipe(recipe: Recipe | Assignment, model: Model, dialect: str) -> Exported:
+def export_recipe(
+    recipe: Recipe | Assignment, model: Model, dialect: str, *, fallback: FallbackTable | None = None
+) -> Exported:
     """The types that a recipe or an assignment gives a model, in another dialect; exact for this model.
 
     The text is read back before it is returned, and must give each tensor the recipe's type.
+
+    Parameters
+    ----------
+    fallback
+        Whose table replaces a type that a shape forbids; None for the engine that `@target` names.
 
     Raises
     ------
@@ -205,6 +212,9 @@ def export_recipe(recipe: Recipe | Assignment, model: Model, dialect: str) -> Ex
         raise RecipeError(
             f"ggplan reads the configs of {known.title}, and writes none", hint=f"it writes {others}"
         )
+    if fallback is not None:
+        fitted = fitted_types(recipe, model, fallback)
+        recipe = types_by_hand(model, {f.tensor.name: f.type for f in fitted}, recipe.name)
     text, notes = known.write(recipe, model)
     back = parse_recipe(
         import_recipe(text, recipe.name, dialect=dialect, model=model).text, "the exported list"

@@ -25,7 +25,7 @@ from typing import Generic, TypeVar
 
 from ggplan.errors import RecipeError
 from ggplan.model import Model
-from ggplan.planning import Chosen, Fitted, assign, fit
+from ggplan.planning import Chosen, FallbackTable, Fitted, assign, fit
 from ggplan.recovering.patterns import names_pattern
 from ggplan.rules.matching import match_patterns
 from ggplan.rules.ranges import alternation
@@ -50,7 +50,7 @@ class Flat(Generic[K]):
     names: tuple[str, ...]
 
 
-def fitted_types(chosen: Chosen, model: Model) -> list[Fitted]:
+def fitted_types(chosen: Chosen, model: Model, fallback: FallbackTable | None = None) -> list[Fitted]:
     """The type of each tensor of the model whose type can be chosen: all except integers.
 
     Raises
@@ -58,7 +58,7 @@ def fitted_types(chosen: Chosen, model: Model) -> list[Fitted]:
     PlanError
         If a shape forbids a type and no fallback exists.
     """
-    fitted = [f for f in fit(model, assign(model, chosen)) if f.tensor.type.kind != "integer"]
+    fitted = [f for f in fit(model, assign(model, chosen), fallback) if f.tensor.type.kind != "integer"]
     for found in fitted:
         if found.fault is not None:
             raise found.error()

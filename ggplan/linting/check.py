@@ -21,7 +21,7 @@ from ggplan.rules.loading import following, recipe_text
 from ggplan.rules.recipe import split_lines
 
 if TYPE_CHECKING:
-    from ggplan.planning import Plan
+    from ggplan.planning import FallbackTable, Plan
 
 _NO_MODEL = Model(Path(), "inventory", "", {}, ())
 
@@ -71,6 +71,10 @@ class Report:
         """The findings with a fix that would be applied: a safe one, or any."""
         return [d for d in self.diagnostics if d.fix is not None and (unsafe or d.fix.safe)]
 
+    def errors(self) -> Report:
+        """The errors alone."""
+        return replace(self, diagnostics=tuple(d for d in self.diagnostics if d.severity == "error"))
+
     def fixed(self, *, unsafe: bool = False) -> tuple[dict[str, str], int]:
         """The texts that change when the fixes are applied, safe ones or all, and how many were."""
         fixes = [d.fix for d in self.fixable(unsafe=unsafe) if d.fix is not None]
@@ -84,9 +88,18 @@ def _lines(text: str) -> list[str]:
 
 
 def check_recipe(
-    name_or_path: str | Path, model: Model | None = None, selection: Selection = EVERYTHING
+    name_or_path: str | Path,
+    model: Model | None = None,
+    selection: Selection = EVERYTHING,
+    *,
+    fallback: FallbackTable | None = None,
 ) -> Report:
     """Check a recipe against a model, or against the shipped inventory that it is for.
+
+    Parameters
+    ----------
+    fallback
+        Whose table replaces a type that a shape forbids; None for the engine that `@target` names.
 
     Raises
     ------
@@ -94,7 +107,7 @@ def check_recipe(
         If the file cannot be read at all, or matching its rules may take too many steps.
     """
     text, file, follow = recipe_text(name_or_path, "" if model is None else model.architecture)
-    return check_text(text, file, follow, model, selection)
+    return check_text(text, file, follow, model, selection, fallback=fallback)
 
 
 def check_text(
@@ -103,6 +116,8 @@ def check_text(
     follow: Follow | None = None,
     model: Model | None = None,
     selection: Selection = EVERYTHING,
+    *,
+    fallback: FallbackTable | None = None,
 ) -> Report:
     """Check the text of a recipe, which messages call `file`; `follow` finds what it draws in.
 
@@ -112,7 +127,7 @@ def check_text(
         If matching its rules may take too many steps.
     """
     original = {file: text}
-    trials = Trials(file, follow, dict(original), model)
+    trials = Trials(file, follow, dict(original), model, fallback)
     mended = parse_mended(trials)
     recipe = mended.recipe
     if recipe is not None:
@@ -131,7 +146,8 @@ def check_text(
         return Report(file, original, trials.model, ordered, architecture, n_silenced)
     mended = with_best_repairs(mended, original, trials)
     assert mended.recipe is not None
-    found, n_silenced = lint(make_case(trials.model, mended.recipe), trials, selection=selection)
+    case = make_case(trials.model, mended.recipe, fallback)
+    found, n_silenced = lint(case, trials, selection=selection)
     found = [d for d in found if (d.file, d.line) not in mended.touched or d.line == 0]
     if mended.errors:  # what a comment is for may stand on a line that cannot be read
         found = [d for d in found if d.code != "GP019"]

@@ -16,6 +16,7 @@ from ggplan.linting.check import Report, check_text
 from ggplan.linting.ignoring import EVERYTHING, Selection
 from ggplan.linting.trials import apply_fixes
 from ggplan.model import Model
+from ggplan.planning.fallback import FallbackTable
 from ggplan.rules import Diagnostic, Edit
 from ggplan.rules.loading import recipe_text
 from ggplan.rules.recipe import split_lines
@@ -85,6 +86,7 @@ def fix_recipe(
     model: Model | None = None,
     selection: Selection = EVERYTHING,
     *,
+    fallback: FallbackTable | None = None,
     unsafe: bool = False,
 ) -> Fixed:
     """Apply the fixes of a recipe's findings, the safe ones or all; nothing is written.
@@ -101,7 +103,7 @@ def fix_recipe(
         found, original = follow(target, parent)
         return found, changed.get(found, original)
 
-    report = check_text(text, file, follow, model, selection)
+    report = check_text(text, file, follow, model, selection, fallback=fallback)
     before: dict[str, str] = {}
     origins: dict[str, list[int]] = {}
     applied: list[AppliedFix] = []
@@ -123,7 +125,9 @@ def fix_recipe(
             known = origins.get(name) or list(range(1, len(lines) + 1))
             origins[name] = _moved(known, lines, split_lines(new))
         changed |= done.texts
-        report = check_text(changed.get(file, text), file, follow_changed, model, selection)
+        report = check_text(
+            changed.get(file, text), file, follow_changed, model, selection, fallback=fallback
+        )
     after = {name: changed[name] for name in before if changed[name] != before[name]}
     return Fixed(report, {name: before[name] for name in after}, after, tuple(applied), n_fixes)
 

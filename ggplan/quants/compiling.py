@@ -5,8 +5,9 @@ and an addition, and each IEEE operation rounds once, in the order in which it i
 `error_model="numpy"` makes x/0 an inf or a nan, as in C, instead of an exception.
 
 A kernel becomes a C function by `numba.cfunc`. Its steps become functions that are pasted into it, its
-intrinsics Numba's. What Numba makes of all of it is taken as LLVM's language (`inspect_llvm`), optimized here,
-and becomes an object file that calls nothing but C's library, so it runs where Numba was never imported.
+intrinsics Numba's. What Numba makes of all of it is taken as LLVM's language (`inspect_llvm`), optimized
+here, and becomes an object file that calls nothing but C's library, so it runs where Numba was never
+imported.
 """
 
 from __future__ import annotations

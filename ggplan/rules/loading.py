@@ -27,10 +27,12 @@ from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path, PurePath
 
+from ggplan.errors import RecipeError
 from ggplan.rules.diagnostics import Diagnostic, InvalidRecipeError, invalid_recipe
 from ggplan.rules.draft import Follow, FollowError
 from ggplan.rules.parser import MAX_BYTES, parse_recipe, too_large
 from ggplan.rules.recipe import Recipe
+from ggplan.standard_input import NAME, SHOWN, read_standard_input
 from ggplan.text import printable
 
 _ENDING = ".recipe"
@@ -38,7 +40,7 @@ _DEPTH = 3  # folders below tensor_rules that are searched
 
 
 def load_recipe(name_or_path: str | Path, architecture: str = "") -> Recipe:
-    """Read a recipe: a file, or one of `shipped_recipes()` by its name.
+    """Read a recipe: a file, one of `shipped_recipes()` by its name, or standard input for `-`.
 
     A file that exists goes before a shipped recipe of the same name; a `Path` is always a file.
 
@@ -65,6 +67,8 @@ def recipe_text(name_or_path: str | Path, architecture: str = "") -> tuple[str, 
         If there is no such file or recipe, or it is not text.
     """
     name = os.fspath(name_or_path)
+    if name_or_path == NAME:
+        return _decode(read_standard_input(MAX_BYTES, RecipeError), SHOWN), SHOWN, following(SHOWN)
     known = name.removesuffix(_ENDING).replace(os.sep, "/")
     if isinstance(name_or_path, str) and known in _shipped() and not _is_file(name):
         file = f"{known}{_ENDING}"
@@ -257,8 +261,8 @@ def _missing(path: str, look_up: bool, architecture: str) -> InvalidRecipeError:
         found = Diagnostic("GP012", "error", "there is no such recipe file", path)
         return invalid_recipe([found])
     own = (name for name, named in _architectures().items() if named == architecture)
-    near = (_near(path, tuple(own)) if architecture else []) or _near(path, names)
-    help = f"the nearest is `{near[0]}`; {available}" if near else available
+    near = _beside(path) or (_near(path, tuple(own)) if architecture else []) or _near(path, names)
+    help = f"the nearest is `{printable(near[0])}`; {available}" if near else available
     message = "there is neither a file nor a shipped recipe of this name"
     return invalid_recipe([Diagnostic("GP012", "error", message, path, help=help)])
 
@@ -269,6 +273,15 @@ def _architectures() -> dict[str, str]:
     texts = {name: file.read_text("utf-8") for name, file in _shipped().items()}
     named = {name: re.search(r"^@arch +(\S+)", text, re.MULTILINE) for name, text in texts.items()}
     return {name: found[1] if found else "" for name, found in named.items()}
+
+
+def _beside(path: str) -> list[str]:
+    """The recipe file beside this path whose name is most like it: `my.recipe` for `my`."""
+    folder, _, name = path.rpartition("/")
+    files = [file for file in _files_beside(path) if file.endswith(_ENDING)]
+    by_stem = {file.removesuffix(_ENDING): file for file in files}
+    similar = difflib.get_close_matches(name.removesuffix(_ENDING)[:100], by_stem, n=1, cutoff=0.8)
+    return [f"{folder}/{by_stem[s]}" if folder else by_stem[s] for s in similar]
 
 
 def _near(name: str, names: tuple[str, ...]) -> list[str]:

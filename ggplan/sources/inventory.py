@@ -59,7 +59,11 @@ def open_inventory(path: Path) -> Model:
     CheckpointError
         If the file is neither, or has an impossible value; the message names the line or tensor.
     """
-    data = read_whole(path, SIZE_LIMIT)
+    return parse_inventory(read_whole(path, SIZE_LIMIT), path)
+
+
+def parse_inventory(data: bytes, path: Path) -> Model:
+    """The inventory that a file holds; `path` names it in messages. Raises as `open_inventory`."""
     if data.lstrip()[:1] == b"{":
         return _from_json(path, parse_object(data, shown(path)))
     try:
@@ -203,8 +207,8 @@ class _MapNotes:
         for digest, n_tensors in self._imatrices.items():
             count = f"{n_tensors:,} tensor{'s' * (n_tensors > 1)}"
             notes.append(
-                f"{file} names the importance matrix {printable(digest[:12])} for {count}; "
-                "a plan does not use it (`--imatrix FILE` takes the matrix itself)"
+                f"{file} names the importance matrix {printable(digest[:12])} for {count}: "
+                "its hash alone, which ggplan does not use"
             )
         for key, where in self._unknown.items():
             notes.append(f"{where}: the field '{printable(key[:60])}' is not known and is not used")

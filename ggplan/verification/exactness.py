@@ -64,7 +64,7 @@ def plan_again(
     if VERSION not in written.metadata and recipe is None:
         raise PlanError(
             f"{shown} does not say how it was made: ggplan did not write it",
-            hint="give the recipe with --recipe",
+            hint="`ggplan verify FILE --against CHECKPOINT --exact --recipe RECIPE` takes one",
         )
     if imatrix is None and (name := text_of(written.metadata, _IMATRIX)):
         raise PlanError(
@@ -170,7 +170,7 @@ def _recorded_recipe(written: Model, shown: str) -> Recipe | None:
     if recipe is None or recipe.sha256 != recorded:
         raise PlanError(
             f"{shown}: the recorded recipe does not have its recorded hash",
-            hint="give the recipe with --recipe",
+            hint="`ggplan verify FILE --against CHECKPOINT --exact --recipe RECIPE` takes one",
         )
     return recipe
 

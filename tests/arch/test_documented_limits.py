@@ -55,7 +55,12 @@ def test_every_family_that_can_be_read_is_named() -> None:
     text = " ".join(line.split())
     for name in ARCHITECTURES:
         family = name.removesuffix("ForCausalLM").lower()
-        known = {"deepseekv2": "DeepSeek-V2", "deepseekv3": "V3", "glm4moe": "GLM-4.5", "qwen3moe": "Qwen3-MoE"}
+        known = {
+            "deepseekv2": "DeepSeek-V2",
+            "deepseekv3": "V3",
+            "glm4moe": "GLM-4.5",
+            "qwen3moe": "Qwen3-MoE",
+        }
         assert known.get(family, family).lower() in text.lower(), name
 
 

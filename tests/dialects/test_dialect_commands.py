@@ -5,6 +5,8 @@ from pathlib import Path
 
 import program
 
+ROOT = Path(__file__).resolve().parents[2]
+
 
 def run(*arguments: str | Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
     return program.run("rules", *arguments, stdin=stdin)

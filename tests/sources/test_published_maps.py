@@ -35,7 +35,7 @@ def test_the_imatrix_field_is_read_and_named_once(name: str, n_tensors: int) -> 
     model = open_inventory(CASES / f"{name}.map")
     assert len(model.tensors) == n_tensors
     (note,) = model.notes
-    assert "names the importance matrix cdcdcdcdcdcd for 1 tensor;" in note
+    assert "names the importance matrix cdcdcdcdcdcd for 1 tensor: its hash alone" in note
     assert make_plan(model, "moe-offload").tensor_bytes > 0
 
 
@@ -93,8 +93,8 @@ def test_each_kind_of_difference_has_its_own_note(tmp_path: Path) -> None:
         "ggplan plans with its own sizes",
         f"{path} counts 28 B of padding as part of tensor blk.0.layer_output_scale.weight; "
         "ggplan plans with its own sizes",
-        f"{path} names the importance matrix abababababab for 2 tensors; a plan does not use it "
-        "(`--imatrix FILE` takes the matrix itself)",
+        f"{path} names the importance matrix abababababab for 2 tensors: its hash alone, "
+        "which ggplan does not use",
     ]
 
 

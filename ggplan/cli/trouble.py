@@ -1,0 +1,59 @@
+"""How errors are shown and what the program exits with: one style, one place.
+
+Two lines on stderr: `error: ` with what is wrong and where, and `help: ` with what to do instead.
+
+Exit codes: 0 done; 1 the work failed, or a check found a fault; 2 wrong usage, and for `diff`, as for
+diff(1), any error; 130 interrupted; 143 terminated.
+"""
+
+from __future__ import annotations
+
+from typing import IO, Any
+
+import click
+
+from ggplan.errors import Error
+from ggplan.text import printable
+
+
+class TroubleError(click.ClickException):
+    """An error of `diff`, where 1 says that the sides differ."""
+
+    exit_code = 2
+
+    def __init__(self, error: Error | OSError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """Print it as every error is printed."""
+        say_error(self.error)
+
+
+def say_error(error: Error | OSError) -> None:
+    """Print an error and its hint on stderr."""
+    if isinstance(error, Error):
+        say(error.message if error.is_rendered else f"error: {error.message}")
+        if error.hint:
+            say(f"help: {error.hint}")
+        return
+    name = f" ({printable(str(error.filename))})" if error.filename else ""
+    say(f"error: {error.strerror or error}{name}")
+
+
+def say_usage_error(error: click.ClickException) -> None:
+    """Print what is wrong with a command line, after how it is used."""
+    if isinstance(error, TroubleError | click.exceptions.NoArgsIsHelpError):
+        error.show()
+        return
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    if context is not None:
+        say(context.get_usage())
+        if context.command.get_help_option(context) is not None:
+            say(f"Try '{context.command_path} {context.help_option_names[-1]}' for help.\n")
+    say(f"error: {error.format_message()}")
+
+
+def say(line: str) -> None:
+    """A line on stderr."""
+    click.echo(line, err=True)

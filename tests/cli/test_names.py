@@ -1,0 +1,442 @@
+"""One resolver of names, one set of options, one meaning of exit codes, in every command."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
+
+import click
+import gguf
+import numpy as np
+import pytest
+
+import ggplan
+from ggplan.cli import cli, main
+from ggplan.errors import CheckpointError
+from ggplan.naming import PlanDocument, anything_named, other_meaning
+from ggplan.rules import Recipe
+from ggplan.stock import Mix
+
+SHA = "ab" * 32
+MAP = "\n".join(
+    f"m.gguf:{SHA}:{name}:shape=({dims}):dtype=bf16:elements={n}:bytes={2 * n}:imatrix={SHA}"
+    for name, dims, n in (
+        ("token_embd.weight", "256, 100", 25600),
+        ("output.weight", "256, 100", 25600),
+        ("blk.0.ffn_down.weight", "352, 256", 90112),
+    )
+)
+RECIPE = "@arch llama\nffn = q6_K\n@default q8_0\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """How the program ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+def run(*arguments: str | Path, stdin: str = "", folder: Path | None = None, columns: int = 140) -> Done:
+    """Run the whole program in this process."""
+    given, out, err = (io.TextIOWrapper(io.BytesIO(text.encode()), "utf-8") for text in (stdin, "", ""))
+    code: object = 0
+    with (
+        mock.patch.multiple(sys, argv=["ggplan", *map(str, arguments)], stdin=given, stdout=out, stderr=err),
+        mock.patch.dict(os.environ, {"COLUMNS": str(columns)}),
+        contextlib.chdir(folder or "."),
+    ):
+        try:
+            main()
+        except SystemExit as leaving:
+            code = leaving.code or 0
+        out.flush(), err.flush()
+    texts = [stream.buffer.getvalue().decode() for stream in (out, err)]  # type: ignore[attr-defined]
+    assert isinstance(code, int)
+    return Done(code, *texts)
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Path:
+    """A folder with a map, a recipe and a GGUF file, and nothing called as a shipped model."""
+    (tmp_path / "my.map").write_text(MAP)
+    (tmp_path / "my.recipe").write_text(RECIPE)
+    (tmp_path / "promise.recipe").write_text("@arch llama\n@default q8_0\n@assert bpw <= 2\n")
+    writer = gguf.GGUFWriter(tmp_path / "my.gguf", "llama")
+    for name in ("token_embd.weight", "blk.0.attn_q.weight"):
+        writer.add_tensor(name, np.random.default_rng(0).standard_normal((64, 64), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return tmp_path
+
+
+def commands(group: click.Group = cli, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Every command, as one types it."""
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        found = group.get_command(context, name)
+        if isinstance(found, click.Group):
+            yield from commands(found, (*path, name))
+        else:
+            yield (*path, name)
+
+
+def command_of(path: tuple[str, ...]) -> click.Command:
+    found: click.Command = cli
+    for name in path:
+        assert isinstance(found, click.Group)
+        following = found.get_command(click.Context(found), name)
+        assert following is not None
+        found = following
+    return found
+
+
+NO_FOLDER = "error: no folder ./GLM-4.5-Air; the name is also a shipped inventory, without weights\n"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "convert GLM-4.5-Air out.gguf -r my.recipe",
+        "verify GLM-4.5-Air",
+        "verify my.gguf --against GLM-4.5-Air",
+        "reproduce GLM-4.5-Air my.map",
+        "reproduce my.gguf GLM-4.5-Air",
+        "measure GLM-4.5-Air --text my.recipe",
+        "measure my.gguf --base GLM-4.5-Air --text my.recipe",
+    ],
+)
+def test_a_name_without_weights_is_refused_where_they_are_needed(here: Path, command: str) -> None:
+    done = run(*command.split(), folder=here)
+    assert done.code == 1
+    assert done.err.startswith(NO_FOLDER), done.err
+    assert "\nhelp: " in done.err
+    assert not (here / "out.gguf").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (
+            "plan GLM-4.5-Air -r GLM-4.6",
+            "GLM-4.6 is a model, the shipped inventory of this name, not a recipe",
+        ),
+        ("plan glm4moe/hq4_k", "glm4moe/hq4_k is a recipe that ships with ggplan, not a model"),
+        ("inspect Q4_K_M", "Q4_K_M is one of llama-quantize's mixes, not a model"),
+        ("verify Q4_K_M", "Q4_K_M is one of llama-quantize's mixes, not a model"),
+        ("measure glm4moe/hq4_k --text x", "glm4moe/hq4_k is a recipe that ships with ggplan, not a model"),
+        ("rules check Q4_K_M", "Q4_K_M is one of llama-quantize's mixes, not a recipe"),
+        ("rules check GLM-4.6", "GLM-4.6 is a model, the shipped inventory of this name, not a recipe"),
+        ("rules test Q4_K_M -m GLM-4.6", "Q4_K_M is one of llama-quantize's mixes, not a recipe"),
+        ("rules explain a -r q4_k_m", "q4_k_m is one of llama-quantize's mixes, not a recipe"),
+        ("rules export GLM-4.6 --dialect thireus", "GLM-4.6 is a model"),
+        ("rules new -m moe-offload", "moe-offload is a recipe that ships with ggplan, not a model"),
+        ("rules from Q8_0", "Q8_0 is one of llama-quantize's mixes, not a model"),
+        ("chart Q8_0 --kind types -o a.svg", "Q8_0 is one of llama-quantize's mixes, not a model"),
+        ("inspect GLM-4.5-Aire", "GLM-4.5-Aire does not exist"),
+        ("inspect zai-org/GLM-4.5-Air", "zai-org/GLM-4.5-Air does not exist"),
+    ],
+)
+def test_a_name_of_another_kind_is_refused_by_what_it_is(here: Path, command: str, said: str) -> None:
+    done = run(*command.split(), folder=here)
+    assert done.code == 1
+    assert done.err.startswith(f"error: {said}"), done.err
+    assert "\nhelp: " in done.err
+
+
+@pytest.mark.parametrize(
+    ("command", "nearest"),
+    [
+        ("inspect GLM-4.5-Aire", "GLM-4.5-Air"),
+        ("inspect model.gguf", "modell.gguf"),
+        ("diff Q4_K_Z Q8_0 -m my.map", "Q4_K_S"),
+        ("plan my.map -r promises.recipe", "promise.recipe"),
+        ("plan my.map -r my", "my.recipe"),
+    ],
+)
+def test_the_nearest_name_is_told(here: Path, command: str, nearest: str) -> None:
+    (here / "modell.gguf").touch()
+    done = run(*command.split(), folder=here)
+    assert done.code in (1, 2)
+    assert nearest in done.err
+
+
+@pytest.mark.parametrize(
+    ("command", "given"),
+    [
+        ("plan - -r my.recipe", MAP),
+        ("plan my.map -r -", RECIPE),
+        ("inspect -", MAP),
+        ("rules explain output.weight -r - -m my.map", RECIPE),
+        ("rules explain output.weight -r my.recipe -m -", MAP),
+        ("rules test - -m my.map", RECIPE),
+        ("rules export - --dialect thireus -m my.map", RECIPE),
+        ("rules from -", MAP),
+        ("rules new -m -", MAP),
+        ("rules import - --dialect llama-quantize", "output=q8_0\n"),
+        ("rules fmt -", RECIPE),
+        ("rules check - -m my.map", "ffn = q8_0\n@default q8_0\n"),
+    ],
+)
+def test_standard_input_is_read_for_a_name(here: Path, command: str, given: str) -> None:
+    done = run(*command.split(), stdin=given, folder=here)
+    assert done.code == 0 or command.startswith("rules check"), done.err
+    assert done.out
+    assert "Traceback" not in done.err
+    assert "bug" not in done.err
+    empty = run(*command.split(), folder=here)
+    assert empty.code == 1
+    assert "standard input" in empty.err
+
+
+def test_diff_reads_either_side_from_standard_input(here: Path) -> None:
+    same = run("diff", "-", "my.recipe", "-m", "my.map", stdin=RECIPE, folder=here)
+    assert same.code == 0, same.err
+    plan = run("plan", "my.map", "-r", "my.recipe", "--json", folder=here).out
+    for given in (plan, MAP):
+        done = run("diff", "my.recipe", "-", "-m", "my.map", stdin=given, folder=here)
+        assert done.code == (0 if given == plan else 1), done.err
+    assert run("diff", "-", "my.map", stdin="\xff\0", folder=here).code == 2
+
+
+def test_a_file_called_as_something_that_ships_is_read_and_it_is_said(here: Path) -> None:
+    (here / "Q4_K_M").write_text(RECIPE)
+    (here / "glm4moe").mkdir()
+    (here / "glm4moe" / "hq4_k").write_text(RECIPE)
+    commands = (
+        "plan my.map -r NAME",
+        "diff NAME Q8_0 -m my.map",
+        "rules test NAME -m my.map",
+        "rules check NAME -m my.map",
+        "rules explain output.weight -r NAME -m my.map",
+        "rules export NAME -m my.map --dialect thireus",
+    )
+    for name, kind in (("Q4_K_M", "one of llama-quantize's mixes"), ("glm4moe/hq4_k", "a recipe that ships")):
+        for command in (command.replace("NAME", name).split() for command in commands):
+            done = run(*command, folder=here)
+            notes = [line for line in done.err.splitlines() if f"note: {name} is a file here" in line]
+            assert len(notes) == 1, done.err
+            assert kind in notes[0]
+            assert "note:" not in run(*command, "-q", folder=here).err
+
+
+def test_the_library_resolves_as_the_command_line(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(here)
+    assert ggplan.open_model("glm-4.5-air").architecture == "glm4moe"
+    assert ggplan.open_model("my.map").kind == "inventory"
+    with pytest.raises(CheckpointError, match=r"^no folder \./GLM-4\.5-Air; the name is also a"):
+        ggplan.open_model(Path("GLM-4.5-Air"))
+    with pytest.raises(CheckpointError, match=r"my\.map is an inventory: names and shapes without weights"):
+        ggplan.open_model("my.map", weights=True)
+    assert isinstance(anything_named("Q4_K_M"), Mix)
+    assert isinstance(anything_named("glm4moe/hq4_k"), Recipe)
+    assert isinstance(anything_named("my.recipe"), Recipe)
+    (here / "plan.json").write_text(json.dumps({"schema": "ggplan/plan@1", "tensors": []}))
+    assert isinstance(anything_named("plan.json"), PlanDocument)
+    (here / "rules").write_text(RECIPE)  # by what is in it, not by its ending
+    assert isinstance(anything_named("rules"), Recipe)
+    (here / "tensors.txt").write_text(MAP)
+    assert anything_named("tensors.txt").kind == "inventory"  # type: ignore[union-attr]
+    assert other_meaning("GLM-4.5-Air") == other_meaning("my.map") == ""
+
+
+SPELLED = {
+    "as_json": ["--json"],
+    "quiet": ["-q", "--quiet"],
+    "force": ["--force"],
+    "model_name": ["-m", "--model"],
+    "recipe_name": ["-r", "--recipe"],
+    "imatrix_path": ["--imatrix"],
+    "fallback": ["--fallback"],
+    "pre": ["--pre"],
+    "threads": ["-t", "--threads"],
+    "output": ["-o", "--output"],
+}
+TEXTS = {("rules", name) for name in ("new", "from", "import", "export")} | {("plan",), ("reproduce",)}
+
+
+@pytest.mark.parametrize("path", list(commands()), ids=" ".join)
+def test_options_are_spelled_and_explained_alike(path: tuple[str, ...]) -> None:
+    options = {p.name: p for p in command_of(path).params if isinstance(p, click.Option) and not p.hidden}
+    for name, option in options.items():
+        if name == "model_name" and path in (("measure",), ("chart",)):  # the name of a model in a record
+            continue
+        assert name not in SPELLED or option.opts == SPELLED[name]
+    if path in TEXTS:
+        assert {"output", "force", "quiet"} <= set(options)
+    if path[-1] not in ("chart", "demo", "types", "list", "fmt"):
+        assert "quiet" in options
+    if path[0] == "rules" and path[-1] in ("check", "explain", "test", "export"):
+        assert {"fallback", "model_name"} <= set(options)
+
+
+@pytest.mark.parametrize("path", list(commands()), ids=" ".join)
+def test_help_says_what_the_exit_codes_mean_and_wrong_usage_is_2(path: tuple[str, ...]) -> None:
+    said = " ".join(run(*path, "--help").out.split())
+    assert "Exits 0" in said or "Exit codes: 0" in said
+    assert "2 for wrong usage" in said or "2 wrong usage" in said
+    done = run(*path, "--no-such-option")
+    assert done.code == 2
+    assert "error: No such option" in done.err
+    assert "Error:" not in done.err
+
+
+CODES = [
+    (0, "plan my.map -r my.recipe"),
+    (1, "plan my.map -r no.recipe"),
+    (1, "plan my.map -r my.recipe --strict"),
+    (0, "convert my.gguf out.gguf -r Q8_0"),
+    (1, "convert my.gguf out.gguf -r no.recipe"),
+    (1, "convert my.gguf my.gguf -r Q8_0"),
+    (0, "inspect my.map"),
+    (1, "inspect no.map"),
+    (0, "verify my.gguf"),
+    (1, "verify my.map"),
+    (1, "reproduce my.gguf no-folder"),
+    (2, "reproduce my.gguf my.gguf"),
+    (0, "diff Q8_0 Q8_0 -m my.map"),
+    (1, "diff Q8_0 Q4_0 -m my.map"),
+    (2, "diff Q8_0 no.recipe -m my.map"),
+    (1, "measure no.gguf --text my.recipe"),
+    (1, "measure --parse my.recipe"),
+    (0, "chart my.map --kind types -o a.svg"),
+    (1, "chart my.recipe -o b.svg"),
+    (0, "types"),
+    (0, "rules list"),
+    (1, "rules list no-such-model"),
+    (0, "rules check glm4moe/hq4_k"),
+    (1, "rules check no.recipe"),
+    (0, "rules explain output.weight -r my.recipe -m my.map"),
+    (1, "rules explain no.weight -r my.recipe -m my.map"),
+    (0, "rules test my.recipe -m my.map"),
+    (1, "rules test promise.recipe -m my.map"),
+    (0, "rules fmt my.recipe"),
+    (1, "rules fmt no.recipe"),
+    (0, "rules new -m my.map"),
+    (0, "rules new --from my.map"),
+    (1, "rules new -m no.map"),
+    (1, "rules new -m my.map -o my.recipe"),
+    (0, "rules from my.map"),
+    (2, "rules from my.map -o my.recipe"),
+    (0, "rules from my.map -o my.recipe --force"),
+    (1, "rules import my.gguf"),
+    (0, "rules export my.recipe -m my.map --dialect thireus"),
+    (1, "rules export my.recipe -m my.map --dialect thireus -o my.map"),
+    (0, "rules export my.recipe -m my.map --dialect thireus -o my.map --force"),
+    (1, "plan my.map -o my.recipe"),
+    (0, "plan my.map -o my.recipe --force"),
+]
+
+
+@pytest.mark.parametrize(("code", "command"), CODES, ids=[command for _, command in CODES])
+def test_exit_codes(here: Path, code: int, command: str) -> None:
+    kept = (here / "my.recipe").read_text()
+    done = run(*command.split(), folder=here)
+    assert done.code == code, done.err
+    if code and not command.startswith(("diff", "rules test")):
+        assert "error" in done.err + done.out
+    if "--force" not in command and "fmt" not in command:
+        assert (here / "my.recipe").read_text() == kept
+    assert not [p.name for p in here.iterdir() if p.name.startswith(".ggplan-")]
+
+
+@pytest.mark.parametrize("quiet", [(), ("-q",)], ids=["", "-q"])
+def test_convert_refuses_a_recipe_whose_promise_does_not_hold(here: Path, quiet: tuple[str, ...]) -> None:
+    command = ["convert", "my.gguf", "out.gguf", "-r", "promise.recipe", *quiet]
+    done = run(*command, folder=here)
+    assert done.code == 1
+    assert "error[GP301]" in done.err
+    assert "error: nothing is written: the recipe has 1 error for this model\nhelp: " in done.err
+    assert not (here / "out.gguf").exists()
+    assert run(*command, "--no-assert", folder=here).code == 0
+    assert (here / "out.gguf").exists()
+
+
+def test_quiet_leaves_errors_alone_on_stderr(here: Path) -> None:
+    assert "note:" in run("plan", "my.map", "-r", "my.recipe", folder=here).err
+    assert run("plan", "my.map", "-r", "my.recipe", "-q", folder=here).err == ""
+    assert "error[GP301]" in run("plan", "my.map", "-r", "promise.recipe", "-q", folder=here).err
+
+
+@pytest.mark.parametrize(
+    ("head", "option", "type_"),
+    [("", (), "q5_1"), ("", ("--fallback", "ik"), "q6_0"), ("@target ik_llama.cpp\n", (), "q6_0"),
+     ("@target ik_llama.cpp\n", ("--fallback", "llama.cpp"), "q5_1")],
+)  # fmt: skip
+def test_rules_commands_fall_back_as_plan_does(
+    here: Path, head: str, option: tuple[str, ...], type_: str
+) -> None:
+    name = "blk.0.ffn_down.weight"
+    text = f"{head}@arch llama\n@default q5_K\n@test {name} -> {type_}\n"
+    (here / "r.recipe").write_text(text)
+    planned = json.loads(run("plan", "my.map", "-r", "r.recipe", *option, "--json", folder=here).out)
+    assert {t["name"]: t["type"] for t in planned["tensors"]}[name] == type_
+    assert run("rules", "test", "r.recipe", "-m", "my.map", *option, folder=here).code == 0
+    told = run("rules", "explain", name, "-r", "r.recipe", "-m", "my.map", *option, "--json", folder=here)
+    assert json.loads(told.out)["type"] == type_
+    assert "GP302" not in run("rules", "check", "r.recipe", "-m", "my.map", *option, folder=here).out
+    dialect = ("--dialect", "ik_llama.cpp")
+    out = run("rules", "export", "r.recipe", "-m", "my.map", *dialect, *option, folder=here).out
+    assert f"={type_}" in next(line for line in out.splitlines() if "ffn_down" in line)
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120])
+@pytest.mark.parametrize(
+    "command",
+    ["plan GLM-4.5-Air -r glm4moe/hq4_k", "diff Q4_K_M glm4moe/hq4_k -m GLM-4.5-Air", "inspect GLM-4.5-Air"],
+)
+def test_names_of_classes_never_wrap_and_columns_that_go_are_told(command: str, width: int) -> None:
+    done = run(*command.split(), columns=width)
+    if not command.startswith("inspect"):
+        for role in ("routed experts", "shared experts", "norms and small"):
+            assert any(line.startswith(f"  {role} ") for line in done.out.splitlines()), done.out
+    table = [line for line in done.out.splitlines() if line.startswith("  ")]
+    assert max(map(len, table)) <= max(width, 44)
+    lost = [line for line in done.err.splitlines() if line.startswith("note: left out for lack of width: ")]
+    assert len(lost) <= (width < 120)
+    if lost:
+        enough = int(lost[0].partition("COLUMNS=")[2].split()[0])
+        assert enough > width
+        wide = run(*command.split(), columns=enough)
+        assert "left out" not in wide.err
+
+
+def test_every_tensor_keeps_its_name_on_one_line_at_60_columns() -> None:
+    done = run("plan", "GLM-4.5-Air", "-r", "glm4moe/hq4_k", "--tensors", columns=60)
+    assert "\n  blk.46.nextn.shared_head_norm.weight " in done.out
+    assert max(map(len, done.out.splitlines())) <= 90
+
+
+LOGS = Path(__file__).parent.parent / "data" / "logs"
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100])
+@pytest.mark.parametrize(
+    "command",
+    [
+        f"measure --parse {LOGS / 'kld.glm4moe-tiny.Q4_K_M.txt'}",
+        "inspect GLM-4.5-Air --metadata",
+        "types",
+        "rules list",
+    ],
+)
+def test_tables_fit_and_say_what_they_leave_out(command: str, width: int) -> None:
+    done = run(*command.split(), columns=width)
+    assert done.code == 0, done.err
+    table = [line for line in done.out.splitlines() if line.startswith(("  ", " ─"))]
+    assert table
+    assert max(map(len, table)) <= max(width, 64)
+    full = run(*command.split(), columns=240)
+    assert "left out" not in full.err
+    if width == 40 and not command.startswith("inspect"):
+        assert "left out" in done.err
