@@ -116,6 +116,8 @@ def block_list(rule: Rule) -> tuple[int, int] | None:
         if depth == 0 and (rule.pattern.startswith(r"\.", at) or char == "."):
             break
         depth += (char in "([{") - (char in ")]}")
+        if depth < 0:  # the end of a group that `blk` stands in
+            break
         at += 2 if char == "\\" else 1
     text = rule.pattern[start:at]
     return (start, at) if re.search(r"\d|first|last", text) and not _ANY_BLOCK.fullmatch(text) else None

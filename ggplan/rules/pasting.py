@@ -24,6 +24,7 @@ _SIGN = re.compile("[ \t]*(?:===?|:=|=>|->|\u2192|\u21d2)[ \t]*(?=[^=>]+$)")
 _END = re.compile(r"(?<==)([^,;=]*)[,;]+$")
 _FENCE = re.compile(r"(```|~~~)[\w-]*")
 _SCRIPT = re.compile(r"""(?:export[ \t]+)?\w+=["']|["'\\]|EOF|\$\w+|#!.*""")
+_SUSPICIOUS = re.compile(r"""^(?:[-*+>~;/$\\]|\d+[.)]|EOF|#!)|["'`]|[,;]$|==|=>|:=|->""")
 _REMARK = re.compile(r"(?://|;|--[ \t]).*")
 
 
@@ -32,6 +33,8 @@ def as_meant(content: str) -> tuple[str, str] | None:
 
     "" stands for a line that is no rule at all, such as the fence of a code block.
     """
+    if content.isascii() and not _SUSPICIOUS.search(content):
+        return None
     for what, pattern in (
         ("the fence of a code block", _FENCE),
         ("a piece of a shell script, which `ggplan rules import` reads", _SCRIPT),

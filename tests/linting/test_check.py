@@ -429,6 +429,14 @@ def test_a_rule_for_a_missing_block_does_not_become_one_for_all(tmp_path: Path) 
         assert finding.fix is None
 
 
+@pytest.mark.parametrize(
+    "pattern", [r"(blk\.99)\.ffn_up", r"(blk\.1|blk\.2)\.zzz", r"blk\.[9]{3}\.zzz", r"(blk\.9\d)"]
+)
+def test_block_numbers_in_groups_are_read_or_left_alone(tmp_path: Path, pattern: str) -> None:
+    (finding,) = [d for d in check(tmp_path, f"{pattern} = q8_0\n").diagnostics if d.code == "GP101"]
+    assert finding.help
+
+
 def test_anchoring_is_advised_only_where_it_helps(tmp_path: Path) -> None:
     text = "attn_ = q8_0\nattn_q\\.weight = q6_K\n@default q8_0\n"
     (shadowed,) = said(check(tmp_path, text))

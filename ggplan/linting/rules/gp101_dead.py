@@ -22,6 +22,7 @@ from ggplan.linting.rule import Finding, LintRule
 from ggplan.linting.trials import Trials
 from ggplan.linting.wording import block_list, blocks_of, blocks_text, deleted, kind_of, rewritten
 from ggplan.rules import Edit, Fix, Rule
+from ggplan.rules.patterns import PATTERN_MEMORY, re2_options
 
 _MOST_SEARCHED = 50  # dead rules that get a suggestion
 _HIGHEST_BLOCK = 499  # that a rule is taken to list
@@ -106,8 +107,7 @@ def _blocks_with(rule: Rule, case: Case) -> set[int]:
     listed = _listed(rule, case)
     if place is None or not listed or min(listed) >= case.blocks.count:
         return set()
-    anywhere = replace(rule, pattern=rf"{rule.pattern[: place[0]]}\d+{rule.pattern[place[1] :]}")
-    search = re2.compile(anywhere.regex(case.blocks.count)).search
+    search = re2.compile(_in_any_block(rule, place).regex(case.blocks.count)).search
     return blocks_of(case, (t for t, info in enumerate(case.tensors) if search(info.name)))
 
 
@@ -178,11 +178,16 @@ def _other_blocks(rule: Rule, case: Case) -> Iterator[str]:
     if place is None:
         return
     before, after = rule.pattern[: place[0]], rule.pattern[place[1] :]
-    search = re2.compile(replace(rule, pattern=rf"{before}\d+{after}").regex(case.blocks.count)).search
+    search = re2.compile(_in_any_block(rule, place).regex(case.blocks.count)).search
     free = [t for t, d in enumerate(case.fitted) if d.decision.rule is None and search(d.tensor.name)]
     numbers = blocks_of(case, free)
     if numbers and len(numbers) <= len(_listed(rule, case)):
         yield before + blocks_text(numbers, rule.pattern[place[0] : place[1]]) + after
+
+
+def _in_any_block(rule: Rule, place: tuple[int, int]) -> Rule:
+    """The rule with any block number in place of those it lists."""
+    return replace(rule, pattern=rf"{rule.pattern[: place[0]]}\d+{rule.pattern[place[1] :]}")
 
 
 def _listed(rule: Rule, case: Case) -> frozenset[int]:
@@ -195,7 +200,10 @@ def _listed(rule: Rule, case: Case) -> frozenset[int]:
 
 @lru_cache(maxsize=64)
 def _numbers(pattern: str) -> frozenset[int]:
-    search = re2.compile(pattern).search
+    try:
+        search = re2.compile(pattern, re2_options(PATTERN_MEMORY)).search
+    except re2.error:  # `{0}` is a repetition, and repeats nothing here
+        return frozenset()
     return frozenset(number for number in range(_HIGHEST_BLOCK + 1) if search(str(number)))
 
 

@@ -22,7 +22,7 @@ GP213: protected tensors are passed over
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ggplan.ggml_types import GgmlType
@@ -117,17 +117,21 @@ def _passed_over(case: Case, kind: type[PassedOver], *, only_protected: bool) ->
         for i in rules:
             passed.setdefault(i, []).extend(tensors)
     unprotected = {t for t, f in enumerate(case.fitted) if f.decision.protected is None}
+    told: dict[tuple[int, ...], tuple[tuple[tuple[str, str], ...], tuple[str, ...]]] = {}  # many rules alike
     for i, rule in case.rules():
         if i in passed and case.members[i].isdisjoint(unprotected) == only_protected:
-            members = sorted(passed[i])
-            kept = tuple(dict.fromkeys(case.fitted[t].type.name for t in members))
+            members = tuple(sorted(passed[i]))
+            if members not in told:
+                types = dict.fromkeys(case.fitted[t].type.name for t in members)
+                told[members] = _reasons(case, members), tuple(types)
+            reasons, kept = told[members]
             # Where they stay of several types, one type for all of them would change some.
             fixes = (rechosen(rule.choice, kept[0], safe=True),) if only_protected and len(kept) == 1 else ()
             at, type_ = rule.choice.location, rule.choice.types[0]
-            yield kind(at, _reasons(case, members), len(members), type_, kept, fixes=fixes)
+            yield kind(at, reasons, len(members), type_, kept, fixes=fixes)
 
 
-def _reasons(case: Case, members: list[int]) -> tuple[tuple[str, str], ...]:
+def _reasons(case: Case, members: Sequence[int]) -> tuple[tuple[str, str], ...]:
     """Protected tensors in words and why they are, by the reason."""
     by_reason: dict[str, list[int]] = {}
     for t in members:
