@@ -114,7 +114,9 @@ def _parse_file(path: Path, text: Text, told: Note) -> Record | list[_Entry]:
     if content.lstrip().startswith(("{", "[")) and (found := _json(content)) is not None:
         return found
     table: tables.TableRows | None = None
-    if tables.is_results_csv(content):
+    if tables.is_record_csv(content):
+        table = tables.parse_record_csv(content)
+    elif tables.is_results_csv(content):
         table = tables.parse_results_csv(content, path.stem)
     elif tables.is_thireus_database(content):
         table = tables.parse_thireus_database(content)
