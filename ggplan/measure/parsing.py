@@ -103,6 +103,8 @@ def _read(path: Path, text: Text, model_name: str | None, note: Note | None) -> 
 
 
 def _parse_file(path: Path, text: Text, told: Note) -> Record | list[_Entry]:
+    if path.is_dir():
+        raise MeasureError("is a folder", hint="name the logs in it")
     try:
         with path.open("rb") as file:
             raw = file.read(_MAX_BYTES + 1)
