@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ggplan.text import format_bytes, printable
+from ggplan.text import decode_text, format_bytes, printable
 
 
 @pytest.mark.parametrize(
@@ -27,3 +27,21 @@ def test_nothing_printable_can_drive_a_terminal(text: str) -> None:
     shown = printable(text)
     assert shown.isprintable()
     assert shown == text or not text.isprintable()
+
+
+@pytest.mark.parametrize(
+    "encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-be"]
+)
+def test_text_of_any_windows_program(encoding: str) -> None:
+    text = "0.00.041.320 I perplexity: 20.7 ± 0.6\r\nΔp\r\n"
+    mark = "\ufeff" if encoding == "utf-32-be" else ""
+    assert decode_text((mark + text).encode(encoding)) == text.replace("\r\n", "\n")
+
+
+def test_text_without_a_mark_is_utf_8() -> None:
+    assert decode_text(b"") == ""
+    assert decode_text(b"a") == "a"
+    assert decode_text("±Δ中文".encode()) == "±Δ中文"
+    assert decode_text(b"20.7 \xb1 0.6") == "20.7 \ufffd 0.6"
+    with pytest.raises(UnicodeDecodeError):
+        decode_text(b"\xb1", "strict")

@@ -136,6 +136,8 @@ class _Row:
 def is_sensitivity_table(path: str | Path) -> bool:
     """Whether a file begins as such a table does; False where there is no file."""
     try:
+        if not Path(path).is_file():  # a pipe would wait for a writer
+            return False
         with open(path, "rb") as file:
             start = decode_text(file.read(_START))
     except (OSError, ValueError):
@@ -168,6 +170,8 @@ def read_sensitivities(
     """
     path = Path(path)
     shown = printable(str(path))
+    if path.exists() and not path.is_file():
+        raise MeasureError(f"{shown} is not a file")
     try:
         with path.open("rb") as file:
             raw = file.read(_MAX_BYTES + 1)

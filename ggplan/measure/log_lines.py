@@ -93,6 +93,8 @@ class Facts:
         The text's file as a command line has it.
     heading
         A heading that names no quantization.
+    level
+        The level of the heading, 1 for `#`.
     """
 
     name: str = ""
@@ -103,6 +105,7 @@ class Facts:
     build: str = ""
     text: str = ""
     heading: str = ""
+    level: int = 0
 
 
 NO_FACTS = Facts()
@@ -185,7 +188,7 @@ def _heading_in(line: str, fenced: bool) -> tuple[Stage, Facts] | None:
         return None
     if not facts.name and (fenced or is_rule):
         return None
-    return Stage.HEADING, facts
+    return Stage.HEADING, replace(facts, level=len(found[1] or "#"))
 
 
 def _named_by(heading: str) -> Facts:

@@ -214,6 +214,8 @@ class _Scanner:
         unnamed = stage is Stage.HEADING and not facts.name
         if unnamed and self.open is not None and not isinstance(self.open, OpenBench):
             return  # a remark within a log
+        if unnamed and self.facts.name and facts.level > self.facts.level > 0:
+            return  # a part of what the heading above names
         if stage is Stage.BELOW_HEADING and self.stage is not Stage.HEADING:
             return  # a size that is of nothing
         self.is_of_llama_cpp = self.is_of_llama_cpp or stage >= Stage.BUILD

@@ -103,6 +103,8 @@ def _read(path: Path, text: Text, model_name: str | None, note: Note | None) -> 
 
 
 def _parse_file(path: Path, text: Text, told: Note) -> Record | list[_Entry]:
+    if path.is_dir():
+        raise MeasureError("is a folder", hint="name the logs in it")
     try:
         with path.open("rb") as file:
             raw = file.read(_MAX_BYTES + 1)
@@ -114,7 +116,9 @@ def _parse_file(path: Path, text: Text, told: Note) -> Record | list[_Entry]:
     if content.lstrip().startswith(("{", "[")) and (found := _json(content)) is not None:
         return found
     table: tables.TableRows | None = None
-    if tables.is_results_csv(content):
+    if tables.is_record_csv(content):
+        table = tables.parse_record_csv(content)
+    elif tables.is_results_csv(content):
         table = tables.parse_results_csv(content, path.stem)
     elif tables.is_thireus_database(content):
         table = tables.parse_thireus_database(content)

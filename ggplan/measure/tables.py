@@ -4,6 +4,7 @@
   (`PPL`, `mean KLD`, `99.9% KLD`, `same top p`), as in llama.cpp's own pages and on model cards; Thireus'
   `QTYPE,bpw,ppl` is one;
 - Thireus' database `model|author|quant|bpw|ppl|url`;
+- the table that `ggplan measure --csv` writes;
 - the data behind forum charts (ik_llama.cpp discussion 715): a JSON list of
   `{"name", "ppl": "3.3469 +/- 0.01936", "size": GiB, "bpw", "url"}`, or an object that holds it as "data".
 
@@ -19,10 +20,22 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import cast, get_args
 
 from ggplan.errors import MeasureError
 from ggplan.measure.log_lines import SIZE, bytes_of
-from ggplan.measure.record import FileFacts, Measurement, Metric, Quantization, Text
+from ggplan.measure.record import (
+    CSV_HEADER,
+    METRICS,
+    Base,
+    ErrorMethod,
+    FileFacts,
+    Measurement,
+    Metric,
+    Quantization,
+    Text,
+    Use,
+)
 from ggplan.text import printable
 
 UNKNOWN_TEXT = Text("text not recorded")
@@ -229,6 +242,50 @@ def _check(quantization: Quantization, line: int) -> None:
     ppl = quantization.measurements[0].metrics.get("ppl")
     if ppl is not None and ppl.value < 0:
         raise MeasureError(f"line {line}: the ppl {ppl.value:g} cannot be")
+
+
+def is_record_csv(text: str) -> bool:
+    """Whether this is the table that `record_to_csv` writes."""
+    return _first(text) == CSV_HEADER
+
+
+def parse_record_csv(text: str) -> TableRows:
+    """The quantizations of a table that `record_to_csv` wrote; without digests, names tell files and texts.
+
+    Raises
+    ------
+    MeasureError
+        If a line is damaged.
+    """
+    reader = csv.DictReader(io.StringIO(text))
+    found: dict[tuple[str, str], Quantization] = {}
+    for row in reader:
+        line = reader.line_num
+        try:
+            metric = Metric(float(row["value"]), float(row["error"]) if row["error"] else None)
+            if row["metric"] not in METRICS or row["method"] not in get_args(ErrorMethod):
+                raise ValueError(f"{row['metric']} by {row['method']}")
+            if row["use"] not in get_args(Use):
+                raise ValueError(row["use"])
+            counts = [int(row[name]) for name in ("n_ctx", "n_chunks", "n_tokens", "n_nan", "n_bytes")]
+            bpw = float(row["bpw"])
+        except (ValueError, TypeError, KeyError) as error:
+            raise MeasureError(f"line {line}: it is damaged: {printable(str(error))[:80]}") from None
+        metric = replace(metric, method=cast("ErrorMethod", row["method"]))
+        key = (row["model"], row["name"])
+        q = found.get(key, Quantization(row["name"], FileFacts(n_bytes=counts[4]), bpw))
+        new = Measurement(
+            Text(row["text"]), counts[0], counts[1], counts[2], row["engine"], {row["metric"]: metric},
+            Base(row["base"]), row["build"], use=cast("Use", row["use"]), n_nan=counts[3],
+        )  # fmt: skip
+        same = [m for m in q.measurements if m.conditions == new.conditions]
+        if same and row["metric"] in same[0].metrics:
+            raise MeasureError(f"line {line}: {printable(q.name)} has a second {row['metric']}")
+        if same:
+            new = replace(new, metrics={**same[0].metrics, **new.metrics})
+        others = tuple(m for m in q.measurements if m not in same)
+        found[key] = replace(q, measurements=(*others, new))
+    return TableRows(tuple(Published(model, q) for (model, _), q in found.items()), ())
 
 
 def is_thireus_database(text: str) -> bool:

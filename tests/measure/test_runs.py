@@ -239,6 +239,15 @@ def test_a_table_of_results_on_a_card(tmp_path: Path) -> None:
     ]
 
 
+def test_a_heading_below_a_name_is_of_it(tmp_path: Path) -> None:
+    text = (
+        "## IQ4_K 65.4 GiB (4.892 BPW)\n### Perplexity\nFinal estimate: PPL = 4.6 +/- 0.02\n"
+        "## Thanks\nFinal estimate: PPL = 9.9 +/- 0.02\n"
+    )
+    found = entries(text, tmp_path / "card.md")
+    assert [(q.name, q.measurements[0].metrics["ppl"].value) for q in found] == [("IQ4_K", 4.6)]
+
+
 BULLETS = """\
 ## Quant Collection
 * `BF16` 664.707 GiB (16.003 BPW)
@@ -390,3 +399,17 @@ def test_a_file_of_another_size_than_its_log_says_is_refused(tmp_path: Path) -> 
     file = write_model(tmp_path / "air.gguf", 0.1)
     with pytest.raises(MeasureError, match=r"air has by its log 47\.8 GiB, and .*air\.gguf has"):
         with_sizes(parse_files([path]), {}, [("", file)])
+
+
+def test_the_table_of_ggplan_itself_is_read(tmp_path: Path) -> None:
+    from ggplan.measure import record_to_csv
+
+    records = parse_files([OWN_LOGS["kld.glm4moe-tiny.Q2_K.txt"], LOGS / "perplexity.glm4moe-tiny.bf16.txt"])
+    path = tmp_path / "air.csv"
+    path.write_text(record_to_csv(records[0]), encoding="utf-8")
+    (again,) = parse_files([path])
+    assert again.model == records[0].model
+    assert [figures(q) for q in again.quantizations] == [figures(q) for q in records[0].quantizations]
+    path.write_text(path.read_text("utf-8") * 2, encoding="utf-8")
+    with pytest.raises(MeasureError, match="line 15: it is damaged"):
+        parse_files([path])
