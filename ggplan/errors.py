@@ -71,6 +71,10 @@ class TruncatedError(CheckpointError):
     """A file that ends before its data does, or a set that lacks files; the headers there are whole."""
 
 
+class SubstituteError(CheckpointError):
+    """Something else lies where a file should: a Git LFS pointer, a web page."""
+
+
 class NoSuchCheckpointError(CheckpointError):
     """There is nothing at the path that was given for a checkpoint."""
 

@@ -92,7 +92,7 @@ def to_gguf(checkpoint: HfCheckpoint, *, pre: str | None = None) -> Model:
         **quantization_version(),
         **tokenizer,
     }
-    notes = (*checkpoint.notes, *_notes(config, stored))
+    notes = (*checkpoint.notes, *_notes(config, stored), *_unreadable(checkpoint))
     return Model(
         checkpoint.path,
         "hf",
@@ -142,6 +142,17 @@ def _notes(config: Config, names: Collection[str]) -> tuple[str, ...]:
             "than the original one gives wrong results"
         )
     return tuple(notes)
+
+
+def _unreadable(checkpoint: HfCheckpoint) -> list[str]:
+    """Notes about files that only add suggestions and names, and cannot be read."""
+    notes = []
+    for name, read in (("generation_config.json", checkpoint.read_json), ("README.md", checkpoint.read_text)):
+        try:
+            read(name)
+        except CheckpointError as error:
+            notes.append(f"{error.message}; what it says is left out")
+    return notes
 
 
 def _refuse_embedders(checkpoint: HfCheckpoint) -> None:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from ggplan.arch.architecture import TokenizerRules
 from ggplan.arch.pretokenizers import encoded, recognise_pretokenizer
 from ggplan.arch.special_tokens import Json, chat_templates, normalizer_flags, read_special_tokens
-from ggplan.errors import CheckpointError, TokenizerError
+from ggplan.errors import CheckpointError, SubstituteError, TokenizerError
 from ggplan.metadata import Metadata, MetadataType, array, boolean, string
 from ggplan.sources.files import shown
 from ggplan.sources.huggingface import HfCheckpoint
@@ -66,6 +66,8 @@ def tokenizer_metadata(
         unknown = _write_keys(keys, checkpoint, vocab_size, rules, pre)
     except TokenizerError as error:
         return keys, error
+    except SubstituteError as error:
+        return keys, TokenizerError(error.message, hint=error.hint)
     return keys, unknown
 
 

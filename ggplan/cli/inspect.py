@@ -141,7 +141,8 @@ def _is_safetensors_file(name: str) -> bool:
     """Whether it is one file of a checkpoint, not a folder."""
     from pathlib import Path
 
-    return Path(name).suffix == ".safetensors" and not Path(name).is_dir()
+    path = Path(name)
+    return path.suffix == ".safetensors" and path.exists() and not path.is_dir()
 
 
 def _inspect_safetensors(

@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ggplan.errors import CheckpointError
+from ggplan.errors import CheckpointError, SubstituteError
 from ggplan.ggml_types import GgmlType
 from ggplan.model import RowSource, empty_rows, require_rows
 from ggplan.text import printable
@@ -94,12 +94,12 @@ def _refuse_substitute(path: Path, descriptor: int) -> None:
     if size <= _POINTER_LIMIT and _POINTER.match(start):
         stated = _POINTER_SIZE.search(start)
         size_of_file = f" of {int(stated[1]):,} bytes" if stated else ""
-        raise CheckpointError(
+        raise SubstituteError(
             f"{shown(path)} is a Git LFS pointer, not the file{size_of_file} itself",
             hint=f"run `git lfs pull` in {printable(str(path.parent))}",
         )
     if _PAGE.match(start):
-        raise CheckpointError(
+        raise SubstituteError(
             f"{shown(path)} is a web page (HTML), not the file of this name",
             hint="the server may want a login: download the file again with `hf download`",
         )

@@ -94,6 +94,24 @@ def test_an_unknown_tokenizer_keeps_from_converting_alone(tmp_path: Path) -> Non
     assert {**model.metadata, "tokenizer.ggml.pre": named.metadata["tokenizer.ggml.pre"]} == named.metadata
 
 
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 5\n"
+
+
+def test_a_pointer_in_place_of_the_tokenizer_keeps_from_converting_alone(tmp_path: Path) -> None:
+    (changed(tmp_path) / "tokenizer.json").write_text(POINTER)
+    model = ggplan.open_model(tmp_path, pre="glm4")
+    assert isinstance(model.obstacle, TokenizerError)
+    assert model.obstacle.hint == f"run `git lfs pull` in {tmp_path}"
+
+
+@pytest.mark.parametrize("name", ["generation_config.json", "README.md"])
+def test_a_file_of_suggestions_that_cannot_be_read_is_noted(tmp_path: Path, name: str) -> None:
+    (changed(tmp_path) / name).write_text(POINTER)
+    (note,) = ggplan.open_model(tmp_path, pre="glm4").notes
+    assert f"{name} is a Git LFS pointer" in note
+    assert "is left out" in note
+
+
 @pytest.mark.parametrize(("pre", "near"), [("glm-4", "glm4"), ("Qwen2", "qwen2"), ("bert-bge-large", "such")])
 def test_a_name_that_llama_cpp_does_not_know(tmp_path: Path, pre: str, near: str) -> None:
     with pytest.raises(CheckpointError, match=r"not the name of a pre-tokenizer in llama\.cpp") as caught:
