@@ -1,11 +1,12 @@
 """`ggplan rules new` writes what `ggplan rules check` has nothing to say about, not even in a note."""
 
 from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
 
-from ggplan import parse_type
+from ggplan import open_model, parse_type
 from ggplan.inventories import inventories, inventory
 from ggplan.linting.check import check_text
 from ggplan.linting.starting import starting_recipe
@@ -43,6 +44,10 @@ def test_what_is_quantized_in_the_source_keeps_its_type() -> None:
     mixed = replace(model, tensors=tensors)
     plan = make_plan(mixed, parse_recipe(assert_clean(mixed)))
     assert all(t.type == t.tensor.type for t in plan.tensors if t.tensor.type.is_quantized)
+
+
+def test_it_is_clean_for_a_folder() -> None:
+    assert_clean(open_model(Path(str(files("ggplan") / "demo_model")), pre="glm4"))
 
 
 def test_names_of_no_role_have_a_default() -> None:
