@@ -96,6 +96,8 @@ def command_lines(source: Source) -> tuple[list[CommandLine], list[int]]:
     text = source.text
     found: list[CommandLine] = []
     silent: list[int] = []
+    if "--" not in text and "quantize" not in text.lower():
+        return found, silent
     end = 0
     starts = sorted(
         [(m.end(), m) for m in _PROGRAM.finditer(text)] + [(m.end(), m) for m in _BARE.finditer(text)],

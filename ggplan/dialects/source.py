@@ -124,6 +124,8 @@ def with_dots(pattern: str) -> str:
     That is the one behind `blk` or a layer's number, and the one before `weight` or `bias`; people leave the
     backslash out there. A dot beside another dot may stand for a digit, and stays.
     """
+    if "." not in pattern:
+        return pattern
     pieces = list(tokens(pattern))
     found = []
     for n, (kind, text, start) in enumerate(pieces):

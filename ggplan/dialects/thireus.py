@@ -7,7 +7,7 @@ comments, sizes and checksums are kept.
 from __future__ import annotations
 
 from ggplan.dialects.llama_quantize import flat_rules
-from ggplan.dialects.source import Imported, Source, imported_text
+from ggplan.dialects.source import MAX_RULES, Imported, Source, imported_text
 from ggplan.model import Model
 from ggplan.planning import Assignment
 from ggplan.rules import Recipe, parse_recipe
@@ -15,10 +15,14 @@ from ggplan.rules import Recipe, parse_recipe
 
 def import_(source: Source, name: str, model: Model | None) -> Imported:
     """Import a list of rules, one a line, with comments."""
+    n_rules = 0
     for number, line in enumerate(source.text.split("\n"), 1):
         rule = line.partition("#")[0].strip()
         if not rule:
             continue
+        n_rules += 1
+        if n_rules > MAX_RULES:
+            raise source.fault(number, f"a recipe may hold {MAX_RULES:,} rules")
         pattern, equals, type_ = (part.strip() for part in rule.rpartition("="))
         if not (pattern and equals) or pattern.startswith("@"):
             raise source.fault(number, f"`{rule[:80]}` is not a rule `PATTERN=TYPE`")

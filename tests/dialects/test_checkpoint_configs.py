@@ -89,7 +89,7 @@ def test_modules_that_awq_does_not_convert() -> None:
     assert types({"w_bit": 4, "q_group_size": 32, "zero_point": False})["blk.0.attn_q.weight"] == "q4_0"
     assert "is to stay" not in notes
     odd = quantized("awq", bits=4, group_size=128, modules_to_not_convert=["talker.7"])
-    assert "`talker\\.7` is to stay as it is, and matches no module" in imported(odd)[1]
+    assert "`talker.7` is to stay as it is, and matches no module" in imported(odd)[1]
 
 
 INT8 = {"_type": "Int8WeightOnlyConfig", "_data": {}}
