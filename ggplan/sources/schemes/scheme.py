@@ -146,7 +146,8 @@ def read_quantization_config(config: Mapping[str, object], folder: Path) -> Quan
     if not isinstance(values, dict):
         raise CheckpointError(f"{where}: quantization_config in config.json is not an object")
     if values.get("quant_method") in (None, "modelopt"):
-        values = {**_modelopt_config(folder), **values}
+        stated = {key: value for key, value in values.items() if key != "quant_method" or value is not None}
+        values = {**_modelopt_config(folder), **stated}
     return QuantizationConfig(folder, values)
 
 
