@@ -12,6 +12,8 @@ from xdist.scheduler import LoadFileScheduling
 # The runner of parallel tests tells its workers a width of 80; tables are tested at the width of a pipe.
 os.environ.pop("COLUMNS", None)
 
+# Kernels are compiled as the command line does it (`ggplan.quants.compiling`), in three quarters of the time.
+os.environ.setdefault("NUMBA_OPT", "0")
 # How long an example takes says how busy the machine is. Tests about time have limits of their own.
 hypothesis.settings.register_profile("ggplan", deadline=None)
 hypothesis.settings.load_profile("ggplan")

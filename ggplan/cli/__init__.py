@@ -1,7 +1,7 @@
 """The command line: parse arguments, call the library, print. No logic lives here.
 
-Command modules import click alone at the top; what a command needs is imported when it runs, so that
-`ggplan --help` answers at once.
+A command's module is imported when the command is asked for. It imports click alone at the top, and what the
+command needs when it runs, so that `ggplan --help` answers at once.
 """
 
 from __future__ import annotations
@@ -14,19 +14,9 @@ from types import FrameType
 
 import click
 
-from ggplan.cli.chart import chart_command
-from ggplan.cli.completion import VARIABLE, completion_command, offer_values
-from ggplan.cli.convert import convert_command
-from ggplan.cli.demo import demo_command
-from ggplan.cli.diff import diff_command
-from ggplan.cli.inspect import inspect_command
-from ggplan.cli.measure import measure_command
-from ggplan.cli.plan import plan_command
-from ggplan.cli.reproduce import reproduce_command
-from ggplan.cli.rules import rules_group
+from ggplan.cli.completion import VARIABLE, offer_values
+from ggplan.cli.lazy import LazyGroup
 from ggplan.cli.trouble import say, say_error, say_usage_error
-from ggplan.cli.types import types_command
-from ggplan.cli.verify import verify_command
 from ggplan.errors import Error
 from ggplan.text import printable
 from ggplan.version import __version__
@@ -57,30 +47,37 @@ Examples:
 """
 
 
-@click.group(help=_HELP, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+_COMMANDS = {
+    "chart": "ggplan.cli.chart:chart_command",
+    "completion": "ggplan.cli.completion:completion_command",
+    "convert": "ggplan.cli.convert:convert_command",
+    "demo": "ggplan.cli.demo:demo_command",
+    "diff": "ggplan.cli.diff:diff_command",
+    "inspect": "ggplan.cli.inspect:inspect_command",
+    "measure": "ggplan.cli.measure:measure_command",
+    "plan": "ggplan.cli.plan:plan_command",
+    "reproduce": "ggplan.cli.reproduce:reproduce_command",
+    "rules": "ggplan.cli.rules:rules_group",
+    "types": "ggplan.cli.types:types_command",
+    "verify": "ggplan.cli.verify:verify_command",
+}
+
+
+@click.group(
+    cls=LazyGroup,
+    homes=_COMMANDS,
+    help=_HELP,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(__version__, prog_name="ggplan")
 def cli() -> None:
     pass
 
 
-cli.add_command(plan_command)
-cli.add_command(convert_command)
-cli.add_command(verify_command)
-cli.add_command(reproduce_command)
-cli.add_command(inspect_command)
-cli.add_command(diff_command)
-cli.add_command(measure_command)
-cli.add_command(chart_command)
-cli.add_command(rules_group)
-cli.add_command(types_command)
-cli.add_command(demo_command)
-cli.add_command(completion_command)
-
-
 def main() -> None:
     """Run the command line; `ggplan.cli.trouble` has the exit codes."""
     signal.signal(signal.SIGTERM, _terminated)
-    # Numba compiles nothing but ggplan's kernels here, and these are optimized later (quants.compiling).
+    # Numba compiles nothing but kernels here: see `quants.compiling`.
     os.environ.setdefault("NUMBA_OPT", "0")
     try:
         if VARIABLE in os.environ:

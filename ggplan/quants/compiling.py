@@ -5,15 +5,17 @@ and an addition, and each IEEE operation rounds once, in the order in which it i
 `error_model="numpy"` makes x/0 an inf or a nan, as in C, instead of an exception.
 
 A kernel becomes a C function by `numba.cfunc`. Its steps become functions that are pasted into it, its
-intrinsics Numba's. What Numba makes of all of it is taken as LLVM's language (`inspect_llvm`), optimized
-here, and becomes an object file that calls nothing but C's library, so it runs where Numba was never
-imported.
+intrinsics Numba's. What Numba makes of all of it is taken as LLVM's language (`inspect_llvm`), and becomes an
+object file that calls nothing but C's library, so it runs where Numba was never imported.
+
+Numba optimizes each step by itself and generates code for it, and again in each step that takes it. With
+`NUMBA_OPT=0` it leaves that, and a kernel is optimized here, once: a quarter less time for the same code. The
+command line asks for it, where Numba compiles nothing but kernels.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import gc
 import threading
 from collections.abc import Callable, Iterator, Sequence, Set
@@ -30,6 +32,8 @@ from ggplan.quants import machine_code
 from ggplan.quants.machine_code import SYMBOL, MachineCode
 
 _FLAGS: dict[str, Any] = {"error_model": "numpy", "fastmath": False, "boundscheck": False}
+
+_OPTIMIZED = 3
 
 # Steps are called by nothing but kernels: they need no wrappers for Python and C.
 _STEP_FLAGS: dict[str, Any] = {
@@ -68,7 +72,7 @@ def compile_kernel(
     """
     if numba.config.DISABLE_JIT:
         raise QuantizationError("encoders cannot be compiled where NUMBA_DISABLE_JIT is set", hint="unset it")
-    with _lock, _no_garbage_collection(), _no_optimization():
+    with _lock, _no_garbage_collection():
         signature = types.void(*[_numba_type(name) for name in type_names])
         compiled = numba.cfunc(signature, **_FLAGS)(_for_numba(function, steps, intrinsics))
         module = llvm.parse_assembly(compiled.inspect_llvm())
@@ -90,14 +94,15 @@ def called_from(module: Any) -> list[str]:
 
 
 def _optimize(module: Any) -> None:
-    """Optimize the kernel with its steps pasted into it, and remove what it does not need: the steps
-    themselves, and Numba's report of exceptions, which none raises.
+    """Optimize where Numba did not, and remove what the kernel does not need: functions that are pasted into
+    it already, and Numba's report of exceptions, which none raises.
     """
     for value in (*module.functions, *module.global_variables):
         if not value.is_declaration and value.name != SYMBOL:
             value.linkage = llvm.Linkage.internal
     builder = llvm.create_pass_builder(machine_code.target_machine(), llvm.PipelineTuningOptions())
-    builder.getModulePassManager().run(module, builder)
+    if numba.config.OPT != _OPTIMIZED:
+        builder.getModulePassManager().run(module, builder)
     passes = llvm.create_new_module_pass_manager()
     passes.add_ipsccp_pass()
     passes.add_simplify_cfg_pass()
@@ -149,22 +154,3 @@ def _no_garbage_collection() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
-
-
-@contextlib.contextmanager
-def _no_optimization() -> Iterator[None]:
-    """Let Numba optimize nothing: it would do so for each step, and again in each kernel that takes it."""
-    level = numba.config.OPT
-    if level:
-        _choose_code_generation()
-    numba.config.OPT = type(level)(0)
-    try:
-        yield
-    finally:
-        numba.config.OPT = level
-
-
-@functools.cache
-def _choose_code_generation() -> None:
-    """Let Numba set up LLVM while its own level is set: what others compile in this process depends on it."""
-    numba.cfunc("void()")(lambda: None)

@@ -246,7 +246,7 @@ def versions() -> tuple[str, str]:
 
 def _settings() -> tuple[tuple[str, str], ...]:
     """Numba's settings in the environment, some of which change the code: not `_PLACE`, nor how far Numba
-    optimizes, since kernels are optimized in `compiling`.
+    optimizes, since `compiling` does what it leaves.
     """
     without = (_PLACE, "NUMBA_OPT")
     return tuple(
