@@ -5,7 +5,7 @@ check:  ## linters and types
 	ruff format --check .
 	mypy
 
-test:  ## the default suite, under three minutes
+test:  ## the default suite; CONTRIBUTING.md says what it takes
 	python -m pytest
 
 oracle:  ## against transformers, llama.cpp and its converter

@@ -16,9 +16,9 @@ import click
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-    _Type = click.ParamType[Any]
+    ParamType = click.ParamType[Any]
 else:
-    _Type = click.ParamType  # generic since click 8.2
+    ParamType = click.ParamType  # generic since click 8.2
 
 VARIABLE = "_GGPLAN_COMPLETE"
 _SHELLS = ("bash", "zsh", "fish")
@@ -62,12 +62,10 @@ def offer_values(group: click.Group) -> None:
                     parameter.type = _Offered(parameter.type, *values)
 
 
-class _Offered(_Type):
+class _Offered(ParamType):
     """A type of arguments with the values that a shell offers."""
 
-    def __init__(
-        self, kind: click.ParamType[Any], values: Callable[[], Iterable[str]], takes_files: bool
-    ) -> None:
+    def __init__(self, kind: ParamType, values: Callable[[], Iterable[str]], takes_files: bool) -> None:
         self.name = kind.name
         self._kind, self._values, self._takes_files = kind, values, takes_files
 
@@ -99,7 +97,7 @@ def _values_of(parameter: click.Parameter) -> tuple[Callable[[], Iterable[str]],
     return _VALUES.get(said) or _VALUES.get(parameter.name or "") or _VALUES.get(_kind_of(parameter.type))
 
 
-def _kind_of(kind: click.ParamType[Any]) -> str:
+def _kind_of(kind: ParamType) -> str:
     return "FILE" if isinstance(kind, click.Path) else ""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import lru_cache
 
 from ggplan.linting.case import Case
 from ggplan.model import TensorInfo
@@ -22,6 +23,7 @@ def some(case: Case, indices: Iterable[int]) -> str:
     return names_in_words([case.tensors[i].name for i in sorted(indices)], quote="`")
 
 
+@lru_cache(maxsize=1 << 14)
 def kind_of(name: str) -> str:
     """A name without its block: `ffn_down_exps.weight`; the same for every block."""
     return _NUMBER.sub("", name)

@@ -97,6 +97,7 @@ def _blocks_of(names: tuple[str, ...]) -> Blocks:
     return Blocks(count, frozenset(nextn))
 
 
+@lru_cache(maxsize=1 << 14)
 def block_of(name: str) -> int | None:
     """The block number of `blk.N.…`, or None for a tensor outside the blocks."""
     found = _BLOCK.match(name)

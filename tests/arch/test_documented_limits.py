@@ -17,6 +17,8 @@ from ggplan.sources.huggingface import open_checkpoint
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
+FAMILIES = {"deepseekv2": "DeepSeek-V2", "deepseekv3": "V3", "glm4moe": "GLM-4.5", "qwen3moe": "Qwen3-MoE"}
+
 
 def limits() -> str:
     return README.partition("**cannot read yet**")[2].partition("\n## ")[0]
@@ -55,13 +57,7 @@ def test_every_family_that_can_be_read_is_named() -> None:
     text = " ".join(line.split())
     for name in ARCHITECTURES:
         family = name.removesuffix("ForCausalLM").lower()
-        known = {
-            "deepseekv2": "DeepSeek-V2",
-            "deepseekv3": "V3",
-            "glm4moe": "GLM-4.5",
-            "qwen3moe": "Qwen3-MoE",
-        }
-        assert known.get(family, family).lower() in text.lower(), name
+        assert FAMILIES.get(family, family).lower() in text.lower(), name
 
 
 def test_links_and_names_of_files_in_the_front_door_exist() -> None:

@@ -69,12 +69,14 @@ def test_every_command_has_help_with_examples_and_is_documented(command: str) ->
 
 def test_help_answers_at_once() -> None:
     # The import test keeps heavy modules out; this keeps the whole start in sight, on a busy machine too.
+    program = "import time\nfrom ggplan.cli import cli\n"
+    program += "try:\n    cli.main(['--help'])\nfinally:\n    print(time.process_time())"
     times = []
     for _ in range(3):
-        started = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "ggplan", "--help"], capture_output=True, check=True)
-        times.append(time.perf_counter() - started)
-    assert min(times) < 1.0
+        command = [sys.executable, "-c", program]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        times.append(float(done.stdout.splitlines()[-1]))
+    assert min(times) < 0.5  # 0.15 s where nothing else runs
 
 
 def test_plan_prints_sizes_and_classes(tensor_map: Path, recipe: Path) -> None:
@@ -255,11 +257,12 @@ def test_a_stopped_conversion_leaves_no_file_of_that_name(tmp_path: Path, number
         str(tmp_path / "r.recipe"),
     ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not (tmp_path / "out.gguf.part").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
+    # It ends with the kernel that it is compiling, which takes a minute on a busy machine.
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == code
     assert "Traceback" not in errors
     # What was done by then is kept to go on with; nothing is, if nothing was.
