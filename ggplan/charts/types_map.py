@@ -111,7 +111,7 @@ def draw_types(subject: Drawable, assignment: Assignment | None = None, *, title
         for spine in ax.spines.values():
             spine.set_visible(False)
         keys = [Key(t.name, looks[t.name].ink, "", looks[t.name].letter, looks[t.name].on) for t in types]
-        caption = "The stronger the colour, the more bits a weight has."
+        caption = "The more bits a weight has, the more its colour stands out."
         if any(len(row.cells) < n_layers for row in rows):
             caption += " Blank: the layer has no such tensor."
         finish(figure, heading, caption, keys)
