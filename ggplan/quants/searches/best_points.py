@@ -217,11 +217,7 @@ class PointSteps(NamedTuple):
 
 
 def point_steps(group: int, kind: int) -> PointSteps:
-    """The steps of a search for groups of so many weights.
-
-    Both numbers are constants in them. So Numba removes what is meant for others first of all, and spends no
-    time on it.
-    """
+    """The steps for groups of so many weights: constants here, so Numba drops dead branches first."""
     is_even, is_shifted, has_other = kind == EVEN, kind == SHIFTED, kind != FREE
     of_eight = group == 8
     n_groups, group_width = 8 // group, WIDTH * group
