@@ -39,6 +39,8 @@ def completion_command(shell: str) -> None:
 
     With it the Tab key completes the names of shipped recipes, of llama-quantize's mixes, of models whose
     tensors ggplan knows, of types and lint codes, and of files.
+
+    Exits 0; 2 for wrong usage.
     """
     from click.shell_completion import ShellComplete, get_completion_class
 

@@ -42,16 +42,16 @@ def say_error(error: Error | OSError) -> None:
 
 
 def say_usage_error(error: click.ClickException) -> None:
-    """Print what is wrong with a command line, after how it is used."""
+    """Print what is wrong with a command line, and where its use is explained."""
     if isinstance(error, TroubleError | click.exceptions.NoArgsIsHelpError):
         error.show()
         return
-    context = error.ctx if isinstance(error, click.UsageError) else None
-    if context is not None:
-        say(context.get_usage())
-        if context.command.get_help_option(context) is not None:
-            say(f"Try '{context.command_path} {context.help_option_names[-1]}' for help.\n")
-    say(f"error: {error.format_message()}")
+    if isinstance(error.__cause__, Error):
+        say_error(error.__cause__)
+    else:
+        say(f"error: {error.format_message()}")
+    if isinstance(error, click.UsageError) and error.ctx is not None:
+        say(f"help: see `{error.ctx.command_path} --help`")
 
 
 def say(line: str) -> None:
