@@ -46,6 +46,7 @@ _WHOLE = "file"
 _WHOLE_LINE = re.compile(r"(?:([0-9a-fA-F]{64})[ \t]+\*?(.+)|SHA256 \((.+)\) = ([0-9a-fA-F]{64}))")
 _SPLIT_NAME = re.compile(r"(.+)-\d{5}-of-\d{5}(\.gguf)", re.DOTALL | re.ASCII)
 _SIZE_LIMIT = 64 << 20
+_COLONS = 64  # that a label is tried at: a line of nothing else would take the square of its length
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +181,9 @@ def _split_label(label: str, files: Set[str]) -> tuple[str, str]:
     Both may contain colons. Files that have a line of their own are known; others end in `.gguf`.
     """
     at = label.find(":")
-    while at >= 0:
+    for _ in range(_COLONS):
+        if at < 0:
+            break
         if label[:at] in files:
             return label[:at], label[at + 1 :]
         at = label.find(":", at + 1)

@@ -202,6 +202,28 @@ def test_mlx_by_module() -> None:
     )
 
 
+@pytest.mark.parametrize(("said", "type_"), [
+    ({"group_size": 64, "bits": 8}, "q8_0"),  # affine: nothing is taken from the general settings
+    ({"bits": 4}, "q4_K"),
+    ({"group_size": 32}, "q4_K"),
+    ({"mode": "mxfp8"}, "q8_0"),
+    ({"mode": "nvfp4"}, "nvfp4"),
+    ({"mode": "mxfp4"}, "mxfp4"),
+])  # fmt: skip
+@pytest.mark.parametrize("mode", ["mxfp4", "mxfp8"])
+def test_a_module_of_mlx_takes_nothing_from_the_general_mode(said: object, type_: str, mode: str) -> None:
+    general = {"bits": 4 if mode == "mxfp4" else 8, "group_size": 32, "mode": mode}
+    config = {"quantization": {**general, "model.layers.0.self_attn.q_proj": said}}
+    found = types(config, DENSE)
+    assert found["blk.0.attn_q.weight"] == type_
+    assert found["blk.1.attn_q.weight"] == ("mxfp4" if mode == "mxfp4" else "q8_0")
+
+
+def test_bits_that_a_mode_of_mlx_does_not_have() -> None:
+    said = {"bits": 4, "group_size": 64, "model.layers.0.self_attn.q_proj": {"mode": "mxfp4", "bits": 8}}
+    assert "mode mxfp4 has 4 bits in groups of 32 whatever" in imported({"quantization": said}, DENSE)[1]
+
+
 def test_blocks_of_autoround_and_another_model() -> None:
     config = quantized(
         "auto-round", bits=4, group_size=32, block_name_to_quantize="model.layers.0,model.layers.1"
