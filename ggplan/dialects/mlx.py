@@ -126,8 +126,8 @@ def _type(source: Source, said: Settings, general: Settings, notes: list[str]) -
     group = whole(source, said, "group_size", default=own.group if is_one else None)
     if own.is_float and (bits, group) != (own.bits, own.group):
         notes.append(
-            f"{said.path}mode {mode} has {own.bits} bits in groups of {own.group} whatever else is said, here "
-            f"{bits} bits in groups of {group}"
+            f"{said.path}mode {mode} has {own.bits} bits in groups of {own.group} whatever else is said, "
+            f"here {bits} bits in groups of {group}"
         )
     format_ = own if own.is_float else WeightFormat(bits, group, symmetric=False)
     try:

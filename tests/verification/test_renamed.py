@@ -100,7 +100,7 @@ def test_what_is_listed_by_its_name_is_what_was_meant(tmp_path: Path) -> None:
     for name in ("q8_0", "q4_0", "q5_0"):
         plan = ggplan.make_plan(ggplan.open_model(source), ggplan.parse_recipe(f"@default {name} | bf16"))
         ggplan.convert(plan, tmp_path / f"{name}.gguf")
-    # A file that was copied over another contradicts the manifest of its name, whatever another manifest says.
+    # A file that was copied over another contradicts the manifest of its name, whatever another says.
     kept = (tmp_path / "q8_0.gguf").read_bytes()
     shutil.copy(tmp_path / "q4_0.gguf", tmp_path / "q8_0.gguf")
     found = verify(tmp_path / "q8_0.gguf")
