@@ -34,6 +34,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ggplan.errors import CheckpointError
+from ggplan.sources.files import read_whole
 from ggplan.text import printable
 
 _TENSOR, _HEADER = "sha256", "header-sha256"
@@ -140,7 +141,7 @@ def read_manifest(path: Path) -> Manifest:
             raise CheckpointError(f"there is no manifest {shown}")
         if (size := path.stat().st_size) > _SIZE_LIMIT:
             raise CheckpointError(f"{shown} is not a manifest: it has {size:,} bytes")
-        text = path.read_bytes().decode("utf-8", "replace")
+        text = read_whole(path, _SIZE_LIMIT).decode("utf-8", "replace")
     except OSError as error:
         raise CheckpointError(f"cannot read {shown}: {error.strerror or error}") from error
     found: dict[str, dict[str, dict[str, str]]] = {kind: {} for kind in (*_KINDS, _REVISION, _WHOLE)}
