@@ -212,13 +212,11 @@ class _MapNotes:
         if self._imatrices:
             first = printable(next(iter(self._imatrices))[:12])
             n, n_tensors = len(self._imatrices), sum(self._imatrices.values())
-            matrix = (
-                f"importance matrix {first}" if n == 1 else f"{n:,} importance matrices, the first {first},"
-            )
             count = f"{n_tensors:,} tensor{'s' * (n_tensors > 1)}"
-            hashes = "its hash alone" if n == 1 else "their hashes alone"
-            the = "the " if n == 1 else ""
-            notes.append(f"{file} names {the}{matrix} for {count}: {hashes}, which ggplan does not use")
+            what, whose = f"the importance matrix {first}", "its hash alone"
+            if n > 1:
+                what, whose = f"{n:,} importance matrices, the first {first},", "their hashes alone"
+            notes.append(f"{file} names {what} for {count}: {whose}, which ggplan does not use")
         for key, where in list(self._unknown.items())[:_MOST_FIELDS]:
             notes.append(f"{where}: the field '{printable(key[:60])}' is not known and is not used")
         if (more := len(self._unknown) - _MOST_FIELDS) > 0:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import time
 from pathlib import Path
+from unittest import mock
 
 import gguf
 import numpy as np
@@ -18,6 +19,7 @@ from sound_files import WEIGHTS, write_converted, write_manifest, write_source, 
 import ggplan
 from ggplan.conversion.manifest import manifest_path
 from ggplan.errors import CheckpointError
+from ggplan.sources.gguf import find_set
 from ggplan.sources.gguf_header import read_header
 from ggplan.verification import HEADER, Verification, verify
 from ggplan.verification.reproducing import reproduce
@@ -311,3 +313,15 @@ def test_a_list_of_a_stranger_does_not_hang(tmp_path: Path) -> None:
     many.write_text(alike + manifest_path(path).read_text())
     assert verify(path, manifest=many).is_sound
     assert time.monotonic() - started < 30
+
+
+def test_a_folder_of_many_sets_is_read_once(tmp_path: Path) -> None:
+    paths = split_set(tmp_path)
+    for number in range(30):
+        for part, path in enumerate(paths, start=1):
+            shutil.copy(path, tmp_path / f"s{number}-{part:05d}-of-00003.gguf")
+    paths[0].rename(tmp_path / "lost.gguf")
+    with mock.patch("ggplan.sources.gguf.read_header", wraps=read_header) as counted:
+        found = find_set(tmp_path / "lost.gguf")
+    assert [len(candidates) for candidates in found] == [1, 1, 1]
+    assert counted.call_count < 250  # about two for each of the 93 files
