@@ -20,8 +20,17 @@ _FLAGS = {
     "restart": "restart=True",
     "strict": "strict=True",
 }
-# A value is a placeholder in capitals, or a word that is a choice.
-_OPTION = re.compile(r"`[^`]*`|--([a-z]+(?:-[a-z]+)*)(?: ([A-Z]+\b|zero\b|keep\b))?")
+# All others that a hint names. An option of another program is no argument of the library.
+_OPTIONS = frozenset(_FLAGS) | {
+    "base", "block", "chunks", "ctx", "dialect", "exact", "figure", "gguf", "imatrix", "kind", "memory",
+    "metric", "model-name", "no-assert", "nonfinite", "pre", "record", "size", "text", "x",
+}  # fmt: skip
+# An option is a word of its own: in a path, `--` is a part of a name. A value is a placeholder in capitals, a
+# range, or a word that is a choice.
+_OPTION = re.compile(
+    r"`[^`]*`|(?<!\S)--([a-z]+(?:-[a-z]+)*)(?![\w/.=-]\w)"
+    r"(?: ([A-Z]+\b|\d+ to \d+|(?:zero|keep|types|parts|quality|context)\b))?"
+)
 
 
 class Error(Exception):
@@ -51,11 +60,11 @@ class Error(Exception):
 def _argument(option: re.Match[str]) -> str:
     """An option as the argument of a function; a command in backticks as it is."""
     name, value = option[1], option[2]
-    if name is None:
+    if name not in _OPTIONS:
         return option[0]
     if name in _FLAGS:
         return _FLAGS[name] + (f" {value}" if value else "")
-    shown = repr(value) if value and value.islower() else value or "..."
+    shown = repr(value) if value and value[0].islower() else value or "..."
     return f"{name.replace('-', '_')}={shown}"
 
 

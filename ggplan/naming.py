@@ -13,6 +13,7 @@ Where one kind is asked for (`-m`, `-r`), a name of another kind is refused by s
 
 from __future__ import annotations
 
+import codecs
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -154,7 +155,7 @@ def _is_inventory(name: str) -> bool:
 
 
 def _from_standard_input() -> Model | Recipe | PlanDocument:
-    data = read_standard_input(SIZE_LIMIT, RecipeError)
+    data = read_standard_input(SIZE_LIMIT, RecipeError).removeprefix(codecs.BOM_UTF8)
     if data.lstrip()[:1] == b"{":
         content = parse_object(data, SHOWN)
         if content.get("schema") == PLAN_SCHEMA:

@@ -115,6 +115,11 @@ def _nothing_at(path: Path) -> NoSuchCheckpointError:
             f"no folder ./{printable(str(path))}; the name is also a shipped inventory, without weights",
             hint="give the path of the checkpoint's folder or of a GGUF file",
         )
+    if path.is_symlink():
+        return NoSuchCheckpointError(
+            f"{printable(str(path))} is a link to {printable(os.readlink(path))}, where there is nothing",
+            hint="download the file again, or link to where it is now",
+        )
     return NoSuchCheckpointError(f"{printable(str(path))} does not exist", hint=_hint_for(path))
 
 

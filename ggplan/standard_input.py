@@ -20,6 +20,8 @@ def read_standard_input(limit: int, error: type[Error]) -> bytes:
     error
         If it is empty, as it is when it is read a second time, or has more than `limit` bytes.
     """
+    if sys.stdin is None:  # it was closed before the program began
+        raise error("standard input is closed", hint="pipe something into it, or name a file")
     data = sys.stdin.buffer.read(limit + 1)
     if not data:
         raise error("standard input is empty", hint="`-` can be given once, with something piped into it")

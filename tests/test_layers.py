@@ -15,24 +15,25 @@ ALLOWED = {
     "version": set(),
     "errors": set(),
     "text": set(),
+    "substitutes": {"text"},
     "standard_input": {"errors"},
     "ggml_types": {"errors"},
     "metadata": {"errors"},
     "quants": {"errors", "ggml_types"},
     "model": {"errors", "text", "ggml_types", "metadata", "quants"},
-    "sources": {"errors", "text", "ggml_types", "metadata", "model", "quants"},
+    "sources": {"errors", "substitutes", "text", "ggml_types", "metadata", "model", "quants"},
     "imatrix": {"errors", "text", "ggml_types", "metadata", "model", "sources"},
     "arch": {"errors", "text", "ggml_types", "metadata", "model", "sources"},
     "inventories": {"errors", "text", "ggml_types", "metadata", "model"},
     "opening": {"errors", "text", "standard_input", "model", "sources", "arch", "inventories"},
-    "rules": {"errors", "text", "standard_input", "ggml_types"},
+    "rules": {"errors", "substitutes", "text", "standard_input", "ggml_types"},
     "stock": {"errors", "text", "ggml_types", "metadata", "model"},
     "recovering": {"text", "ggml_types"},
     "planning": {
         "version", "errors", "text", "ggml_types", "metadata", "model", "sources", "rules", "imatrix",
         "stock", "recovering",
     },
-    "allocation": {"errors", "text", "ggml_types"},
+    "allocation": {"errors", "substitutes", "text", "ggml_types"},
     "linting": {
         "errors", "text", "ggml_types", "model", "inventories", "rules", "imatrix", "stock", "planning",
     },
@@ -54,9 +55,9 @@ ALLOWED = {
         "planning", "conversion", "quants",
     },
     "measure": {
-        "errors", "text", "ggml_types", "metadata", "model", "sources", "opening", "planning",
+        "errors", "substitutes", "text", "ggml_types", "metadata", "model", "sources", "opening", "planning",
     },
-    "charts": {"errors", "text", "ggml_types", "model", "planning", "measure"},
+    "charts": {"errors", "substitutes", "text", "ggml_types", "model", "planning", "measure"},
 }  # fmt: skip
 # The library's front imports whatever it names, the command line whatever it needs.
 ALLOWED["__init__"] = set(ALLOWED)

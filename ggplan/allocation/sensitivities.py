@@ -28,6 +28,7 @@ from typing import Any, Literal, get_args
 
 from ggplan.errors import MeasureError, TypeNameError
 from ggplan.ggml_types import parse_type
+from ggplan.substitutes import find_substitute
 from ggplan.text import decode_text, printable
 
 Figure = Literal["kld", "ppl", "top_p"]
@@ -179,6 +180,8 @@ def read_sensitivities(
         raise MeasureError(f"cannot read {shown}: {error.strerror}") from error
     if len(raw) > _MAX_BYTES:
         raise MeasureError(f"{shown} is larger than any table ({_MAX_BYTES >> 20} MiB)")
+    if (found := find_substitute(raw, path)) is not None:
+        raise MeasureError(f"{shown} is {found.what}", hint=found.hint)
     text = decode_text(raw)
     remarks = tuple(line.lstrip("# ").strip() for line in text.split("\n") if line.startswith("#"))
     try:

@@ -80,7 +80,9 @@ def to_gguf(checkpoint: HfCheckpoint, *, pre: str | None = None) -> Model:
     config = Config(shown(checkpoint.path / "config.json"), checkpoint.config, len(checkpoint.tensors))
     config = config.with_defaults(**architecture.defaults)
     stored = _by_known_names(checkpoint, where)
-    tensors = convert_tensors(stored, architecture.table(config, stored.keys()), where)
+    tensors = convert_tensors(
+        stored, architecture.table(config, stored.keys()), where, is_whole=not checkpoint.lacks_shards
+    )
     keys = Keys(architecture.name)
     architecture.write_keys(keys, config)
     tokenizer, obstacle = tokenizer_metadata(

@@ -122,7 +122,7 @@ class Table:
 
 
 def convert_tensors(
-    tensors: Mapping[str, CheckpointTensor], table: Table, where: str
+    tensors: Mapping[str, CheckpointTensor], table: Table, where: str, *, is_whole: bool = True
 ) -> tuple[TensorInfo, ...]:
     """The GGUF's tensors, in order; no weight is read.
 
@@ -130,6 +130,8 @@ def convert_tensors(
     ----------
     tensors
         By the names that the table has, whatever the checkpoint calls them.
+    is_whole
+        False for a checkpoint of which shards are missing: the result has the tensors whose parts are there.
 
     Raises
     ------
@@ -140,7 +142,8 @@ def convert_tensors(
     for name, tensor in tensors.items():
         if not name.endswith(_BUFFERS) and not table.ignore(name):
             assembly.add(name, tensor)
-    assembly.check_complete()
+    if is_whole:
+        assembly.check_complete()
     return (*table.computed, *assembly.done)
 
 

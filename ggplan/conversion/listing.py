@@ -3,8 +3,8 @@
 The files of a manifest are taken set by set (a file that is not split is a set of its own). The set that a
 GGUF file or split set was listed as is the one with, in this order,
 
+    the name of a file that it has too       what is listed by this name is what was meant
     the hash of a header that it has too     types, shapes and metadata are the same
-    the name of a file that it has too
     the most bytes of tensors with the same hash
     the most tensors of the same name
 
@@ -109,25 +109,23 @@ def list_files(manifest: Manifest, found: Hashed) -> Listing:
     sizes = found.sizes()
     open_names = {printable(name): name for name in sizes}
     sets = manifest.sets()
+    by_likeness = _by_likeness(sets, found)
+    if not by_likeness and len(sets) == 1 and not any(listed.tensors for listed in sets[0]):
+        by_likeness = sets  # the hash of a whole file: nothing else can be meant
     taken: list[FileHashes] = []
     tensors: dict[str, FileHashes] = {}
-    while sets and (open_names or not taken):
-        chosen = max(sets, key=lambda files: _likeness(files, found, open_names, sizes))
-        sets.remove(chosen)
-        names = {name for listed in chosen for name in listed.tensors}
-        is_only_sum = not taken and not sets and not names  # of a whole file: nothing else can be meant
-        alike = is_only_sum or any(_likeness(chosen, found, open_names, sizes))
+    for files in by_likeness:
         # A further set is taken only as a whole: with other models, names are the same by chance.
-        if not alike or (taken and not names <= open_names.keys()):
-            if not taken:
-                break
+        if taken and not all(listed.tensors.keys() <= open_names.keys() for listed in files):
             continue
-        taken += chosen
-        for listed in chosen:
+        taken += files
+        for listed in files:
             for name in listed.tensors.keys() & open_names.keys():
                 tensors[open_names.pop(name)] = listed
-    files = _paired(taken, found, tensors)
-    there = {listed.file: now for now, listed in files.items()}
+        if not open_names:
+            break
+    paired = _paired(taken, found, tensors)
+    there = {listed.file: now for now, listed in paired.items()}
     present = {printable(name) for name in sizes}
     missing = [
         (name, there.get(listed.file, found.headers[0].path.name))
@@ -135,7 +133,7 @@ def list_files(manifest: Manifest, found: Hashed) -> Listing:
         for name in listed.tensors
         if name not in present
     ]
-    return Listing(manifest, files, tensors, tuple(missing))
+    return Listing(manifest, paired, tensors, tuple(missing))
 
 
 def beside(headers: Sequence[GgufHeader]) -> list[Manifest]:
@@ -181,18 +179,38 @@ def find_by_tensors(manifests: Sequence[Manifest], found: Hashed) -> Manifest | 
     return best
 
 
-def _likeness(
-    files: Sequence[FileHashes], found: Hashed, names: Mapping[str, str], sizes: Mapping[str, int]
-) -> tuple[int, int, int, int]:
-    """How much a listed set is like the files: more is larger, all zeros not at all."""
-    hashes = set(found.header_hashes.values())
-    own = {printable(name) for name in found.header_hashes} | {str(h.path) for h in found.headers}
-    return (
-        sum(listed.header in hashes for listed in files),
-        sum(listed.file in own or base_name(listed.file) in own for listed in files),
-        _agreeing(files, found, {n: size for n, size in sizes.items() if printable(n) in names}),
-        sum(len(listed.tensors.keys() & names.keys()) for listed in files),
-    )
+def lists_by_name(manifest: Manifest, found: Hashed) -> bool:
+    """Whether a manifest lists one of the files by the name that it has now."""
+    own = _own_names(found)
+    return any(name in own or base_name(name) in own for name in manifest.files)
+
+
+def _own_names(found: Hashed) -> set[str]:
+    return {printable(name) for name in found.header_hashes} | {str(h.path) for h in found.headers}
+
+
+def _by_likeness(sets: Sequence[list[FileHashes]], found: Hashed) -> list[list[FileHashes]]:
+    """The listed sets that are like the files in any way, those that are most like them first."""
+    hashes, own, sizes = set(found.header_hashes.values()), _own_names(found), found.sizes()
+    names = {printable(name) for name in sizes}
+    digests = {printable(name): (digest, sizes[name]) for name, digest in found.tensor_hashes.items()}
+
+    def likeness(files: Sequence[FileHashes]) -> tuple[int, int, int, int]:
+        shared = [(listed, name) for listed in files for name in listed.tensors if name in names]
+        return (
+            sum(listed.file in own or base_name(listed.file) in own for listed in files),
+            sum(listed.header in hashes for listed in files),
+            sum(
+                digests[name][1]
+                for listed, name in shared
+                if name in digests and listed.tensors[name] == digests[name][0]
+            ),
+            len(shared),
+        )
+
+    scored = [(likeness(files), files) for files in sets]
+    scored.sort(key=lambda pair: pair[0], reverse=True)
+    return [files for score, files in scored if any(score)]
 
 
 def _agreeing(files: Sequence[FileHashes], found: Hashed, sizes: Mapping[str, int]) -> int:

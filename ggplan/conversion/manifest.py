@@ -34,6 +34,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ggplan.errors import CheckpointError
+from ggplan.sources.files import read_whole
 from ggplan.text import printable
 
 _TENSOR, _HEADER = "sha256", "header-sha256"
@@ -46,6 +47,7 @@ _WHOLE = "file"
 _WHOLE_LINE = re.compile(r"(?:([0-9a-fA-F]{64})[ \t]+\*?(.+)|SHA256 \((.+)\) = ([0-9a-fA-F]{64}))")
 _SPLIT_NAME = re.compile(r"(.+)-\d{5}-of-\d{5}(\.gguf)", re.DOTALL | re.ASCII)
 _SIZE_LIMIT = 64 << 20
+_COLONS = 64  # that a label is tried at: a line of nothing else would take the square of its length
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +141,7 @@ def read_manifest(path: Path) -> Manifest:
             raise CheckpointError(f"there is no manifest {shown}")
         if (size := path.stat().st_size) > _SIZE_LIMIT:
             raise CheckpointError(f"{shown} is not a manifest: it has {size:,} bytes")
-        text = path.read_bytes().decode("utf-8", "replace")
+        text = read_whole(path, _SIZE_LIMIT).decode("utf-8", "replace")
     except OSError as error:
         raise CheckpointError(f"cannot read {shown}: {error.strerror or error}") from error
     found: dict[str, dict[str, dict[str, str]]] = {kind: {} for kind in (*_KINDS, _REVISION, _WHOLE)}
@@ -180,7 +182,9 @@ def _split_label(label: str, files: Set[str]) -> tuple[str, str]:
     Both may contain colons. Files that have a line of their own are known; others end in `.gguf`.
     """
     at = label.find(":")
-    while at >= 0:
+    for _ in range(_COLONS):
+        if at < 0:
+            break
         if label[:at] in files:
             return label[:at], label[at + 1 :]
         at = label.find(":", at + 1)

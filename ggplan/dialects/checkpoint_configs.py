@@ -11,7 +11,8 @@ keys and in how a name is matched:
     others     `modules_to_not_convert` and its kin: a regular expression for the name or a parent's, or
                the end of the name
 
-The output and the embeddings stay floats unless the config says otherwise.
+The output and the embeddings stay floats unless the config says otherwise. With transformers' own lists it
+says so by a list that does not name the output: only without a list is that left out.
 
 GPTQModel f4c327a (`quantization/config.py`), AutoAWQ 0.2.9 (`quantize/quantizer.py`), transformers 5.24
 (`quantizers/quantizers_utils.py`, `utils/quantization_config.py`), nvidia-modelopt 0.47, hqq 0.2.8.
@@ -53,6 +54,10 @@ class Scheme:
         Whether `default` is for these, too.
     only
         Patterns of the only modules that `default` is for; empty for all.
+    only_refines
+        Whether exceptions that have a type apply only to modules that `default` is for.
+    output_note
+        What to say where the output gets the default.
     """
 
     default: GgmlType | None = None
@@ -60,6 +65,8 @@ class Scheme:
     takes_output: bool = False
     takes_embeddings: bool = False
     only: list[str] = field(default_factory=list)
+    only_refines: bool = False
+    output_note: str = ""
     notes: list[str] = field(default_factory=list)
 
 
@@ -98,6 +105,8 @@ def reader(dialect: str) -> Callable[[Source, str, Model | None], Imported]:
         notes = [*config.notes, *scheme.notes]
         if dialect == "mxfp4" and not scheme.only:  # experts only: GGUF's own names do
             notes += config.settings.left_out()
+            if model is not None and not any("_exps." in tensor.name for tensor in model.tensors):
+                notes.append(f"{model.path.name} has no experts: the rule matches no tensor of it")
             body = [r"^blk\.\d+\.ffn_(gate|up|down|gate_up)_exps\.weight$ = mxfp4"]
             architecture = model.architecture if model is not None else _architecture(config)
             head = [f"@arch {architecture}"] if architecture else []
@@ -125,15 +134,24 @@ def _of_scheme(
     hits = hits_of(source, [pattern for pattern, _, _ in scheme.exceptions], names)
     within = hits_of(source, scheme.only, names)
     types: list[GgmlType | None] = []
+    beyond: dict[int, list[str]] = {}
     for module, kind, found, inside in zip(names, kinds, hits, within, strict=True):
-        if found:
-            types.append(scheme.exceptions[found[0]][1])
-        elif "layers." in module:
-            types.append(scheme.default if inside or not scheme.only else None)
-        elif kind == LINEAR:
-            types.append(scheme.default if scheme.takes_output else None)
+        if "layers." in module:
+            is_meant = bool(inside) or not scheme.only
         else:
-            types.append(scheme.default if scheme.takes_embeddings else None)
+            is_meant = scheme.takes_output if kind == LINEAR else scheme.takes_embeddings
+        type_ = scheme.exceptions[found[0]][1] if found else scheme.default
+        if found and type_ is not None and scheme.only_refines and not is_meant:
+            beyond.setdefault(found[0], []).append(module)
+        if not found and is_meant and module == "lm_head" and type_ is not None and scheme.output_note:
+            notes.append(scheme.output_note)
+        types.append(type_ if is_meant or (found and not scheme.only_refines) else None)
+    for i, modules_beyond in beyond.items():
+        said = scheme.exceptions[i][2]
+        more = f" and {len(modules_beyond) - 1:,} more" if len(modules_beyond) > 1 else ""
+        notes.append(
+            f"`{said}` also matches {modules_beyond[0]}{more}, which {TITLES[dialect]} does not quantize here"
+        )
     met = {i for found in hits for i in found}
     left_out = []
     for i, (_, type_, said) in enumerate(scheme.exceptions):
@@ -185,15 +203,18 @@ def _integers(
     if stated("data_type", "int") != "int":
         raise source.fault(source.line_of("data_type"), f"{settings.path}data_type: only int is read")
     bits, group, symmetric = stated("bits", None), stated("group_size", 128), stated("sym", True)
-    if type(bits) is not int or type(group) is not int or type(symmetric) is not bool:
+    if type(bits) is not int or type(group) is not int or type(symmetric) is not bool or not 0 < bits <= 64:
         raise source.fault(
-            0, f"{settings.path or 'the config: '}bits and group_size are whole numbers, sym is a bool"
+            0,
+            f"{settings.path or 'the config: '}bits (1 to 64) and group_size are whole numbers, "
+            "sym is a bool",
         )
     return _type(source, scheme, WeightFormat(bits, max(0, group), symmetric), settings.path or "the config")
 
 
 def _gptq(source: Source, settings: Settings, scheme: Scheme) -> None:
     scheme.default = _integers(source, settings, scheme)
+    scheme.only_refines = True
     scheme.takes_output = settings.get("lm_head") is True
     dynamic = settings.inner("dynamic")
     for key in dynamic or ():
@@ -249,6 +270,7 @@ def _bitsandbytes(source: Source, settings: Settings, scheme: Scheme) -> None:
         settings.get("bnb_4bit_quant_type", "bnb_4bit_use_double_quant")
         scheme.default = _type(source, scheme, WeightFormat(8), "the config")
     _exclude(source, settings, scheme, "llm_int8_skip_modules", "modules_to_not_convert")
+    _take_output(settings, scheme, "llm_int8_skip_modules", "modules_to_not_convert")
 
 
 def _hqq(source: Source, settings: Settings, scheme: Scheme) -> None:
@@ -274,6 +296,7 @@ def _hqq(source: Source, settings: Settings, scheme: Scheme) -> None:
     if weights is None and not scheme.exceptions:
         raise source.fault(0, "hqq: there is no quant_config with weight_quant_params")
     _exclude(source, settings, scheme, "skip_modules", "modules_to_not_convert")
+    _take_output(settings, scheme, "skip_modules", "modules_to_not_convert")
 
 
 def _quanto(source: Source, settings: Settings, scheme: Scheme) -> None:
@@ -285,12 +308,29 @@ def _quanto(source: Source, settings: Settings, scheme: Scheme) -> None:
     format_ = WeightFormat(int(found[2]), group, symmetric=found[2] == "8", is_float=found[1] == "float")
     scheme.default = _type(source, scheme, format_, "the config")
     _exclude(source, settings, scheme, "modules_to_not_convert")
+    _take_output(settings, scheme, "modules_to_not_convert")
 
 
 def _fp8(source: Source, settings: Settings, scheme: Scheme) -> None:
-    settings.get("qformat_weight", "weight_block_size", "fmt", "scale_fmt")
-    scheme.default = _type(source, scheme, WeightFormat(8, is_float=True), "the config")
+    settings.get("qformat_weight", "fmt", "scale_fmt")
+    block = settings.get("weight_block_size")
+    format_ = WeightFormat(8, is_float=True)
+    if block is None:
+        scheme.default = _type(source, scheme, format_, "the config")
+    else:
+        if not (isinstance(block, list) and len(block) == 2 and all(type(n) is int and n > 0 for n in block)):
+            raise source.fault(
+                source.line_of("weight_block_size"),
+                f"{settings.path}weight_block_size is two whole numbers, rows and columns",
+            )
+        scheme.default = nearest_type(format_)[0]
+        if scheme.default is not None:
+            scheme.notes.append(
+                f"8 bits as floats, a scale for each {block[0]} rows by {block[1]} columns; the nearest "
+                f"type is {scheme.default.name}"
+            )
     _exclude(source, settings, scheme, "modules_to_not_convert", "ignored_layers")
+    _take_output(settings, scheme, "modules_to_not_convert")
 
 
 def _mxfp4(source: Source, settings: Settings, scheme: Scheme) -> None:
@@ -377,9 +417,18 @@ def _exclude(source: Source, settings: Settings, scheme: Scheme, *keys: str) -> 
     for key in keys:
         for name in names_at(source, settings, key):
             out.append((transformers_pattern(source, name), None, name))
-            if name == "lm_head":
-                scheme.takes_output = False
     scheme.exceptions[:0] = out
+
+
+def _take_output(settings: Settings, scheme: Scheme, *keys: str) -> None:
+    """Quantize the output where a list of modules to leave out is there and does not name it.
+
+    transformers leaves the output out by itself only where there is no list (`get_modules_to_not_convert`).
+    """
+    said = next((key for key in keys if settings.get(key) is not None), None)
+    if said is not None:
+        scheme.takes_output = True
+        scheme.output_note = f"`{said}` does not name lm_head, so that transformers quantizes it too"
 
 
 def transformers_pattern(source: Source, name: str) -> str:

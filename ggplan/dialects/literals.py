@@ -17,6 +17,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from ggplan.dialects.source import Source
+from ggplan.text import printable
 
 _MAX_CHARACTERS = 256 << 10
 _MAX_VALUES = 100_000
@@ -36,7 +37,7 @@ def read_config(source: Source) -> object:
     _check_size(source)
     if source.text.lstrip()[:1] in ("{", "["):
         try:
-            return json.loads(source.text)
+            return json.loads(source.text, object_pairs_hook=lambda pairs: unique_keys(source, pairs))
         except json.JSONDecodeError:
             pass  # YAML in flow style, or an error that YAML tells
         except (RecursionError, ValueError):
@@ -53,6 +54,23 @@ def read_config(source: Source) -> object:
         raise source.fault(line, f"this is not YAML: {error.problem}") from None
     except (yaml.YAMLError, RecursionError, ValueError, OverflowError):
         raise source.fault(0, "this is not YAML that ggplan reads") from None
+
+
+def unique_keys(source: Source, pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """The object of a JSON text; of a key that stands twice in it a reader would take one without a word.
+
+    Raises
+    ------
+    RecipeError
+        If a key occurs twice.
+    """
+    found: dict[str, object] = {}
+    for key, value in pairs:
+        if key in found:
+            message = f"`{printable(key[:80])}` occurs twice in one object"
+            raise source.fault(source.line_of(f'"{key}"'), message, "take one of them out")
+        found[key] = value
+    return found
 
 
 def read_python(source: Source) -> list[tuple[str, object]]:

@@ -267,6 +267,11 @@ def rest_of(
         notes = []
         if type_.is_float:
             notes = [f"with {command.mix} for the whole file llama-quantize ignores its --tensor-type rules"]
+        elif type_.engine != "ik_llama.cpp" and tool == "llama.cpp":
+            notes = [
+                f"llama.cpp's llama-quantize refuses {command.mix} for a whole file, it has it for single "
+                f"tensors only; here what no rule names is {type_.name}"
+            ]
         elif not command.pure:
             notes = [
                 f"{command.mix} is a mix of ik_llama.cpp's, which gives some tensors more bits; here what no"

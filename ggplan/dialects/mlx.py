@@ -93,6 +93,13 @@ def _import_config(source: Source, config: Config, name: str, model: Model) -> I
     return recipe_of_types(source, "mlx", name, model, modules, types, list(dict.fromkeys(notes)))
 
 
+# The modes of mlx.core.quantize, with the bits and the group size that each has by default.
+_MODES = {
+    "affine": WeightFormat(4, 64, symmetric=False),
+    "mxfp4": WEIGHT_FORMATS["mxfp4"],
+    "nvfp4": WEIGHT_FORMATS["nvfp4"],
+    "mxfp8": WeightFormat(8, 32, is_float=True),
+}
 _OF_MIXTRAL = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
 
 
@@ -105,14 +112,24 @@ def _names(module: str) -> Iterator[str]:
 
 
 def _type(source: Source, said: Settings, general: Settings, notes: list[str]) -> GgmlType | None:
-    mode = str(said.get("mode", default=general.get("mode", default="affine")))
-    bits = whole(source, said, "bits", default=whole(source, general, "bits"))
-    group = whole(source, said, "group_size", default=whole(source, general, "group_size"))
-    floats = {"mxfp4": WEIGHT_FORMATS["mxfp4"], "nvfp4": WEIGHT_FORMATS["nvfp4"]}
-    floats["mxfp8"] = WeightFormat(8, 32, is_float=True)
-    if mode != "affine" and mode not in floats:
+    """The type of what `quantization` says of all modules, or of one.
+
+    A module takes nothing from the general settings: mlx-lm hands what is said of it to `to_quantized`, whose
+    mode is affine by default, and whose bits and group size are the mode's.
+    """
+    mode = str(said.get("mode", default="affine"))
+    own = _MODES.get(mode)
+    if own is None:
         raise source.fault(source.line_of(mode), f"{said.path}mode {mode[:40]} is unknown")
-    format_ = floats.get(mode) or WeightFormat(bits, group, symmetric=False)
+    is_one = said is not general
+    bits = whole(source, said, "bits", default=own.bits if is_one else None)
+    group = whole(source, said, "group_size", default=own.group if is_one else None)
+    if own.is_float and (bits, group) != (own.bits, own.group):
+        notes.append(
+            f"{said.path}mode {mode} has {own.bits} bits in groups of {own.group} whatever else is said, "
+            f"here {bits} bits in groups of {group}"
+        )
+    format_ = own if own.is_float else WeightFormat(bits, group, symmetric=False)
     try:
         type_, same = nearest_type(format_)
     except ValueError as error:

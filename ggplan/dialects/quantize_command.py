@@ -20,6 +20,7 @@ llama.cpp b11434: `tools/quantize/quantize.cpp`, `src/llama-quant.cpp`. ik_llama
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -192,6 +193,7 @@ def read_command(source: Source, words: CommandLine) -> Command:
     positional: list[tuple[str, int]] = []
     engines: dict[Named, tuple[str, int]] = {}
     types: dict[str, ImportedRule] = {}
+    behind: list[str] = []
     at = 0
     while at < len(words.words):
         word, line = words.words[at]
@@ -209,10 +211,8 @@ def read_command(source: Source, words: CommandLine) -> Command:
         value, value_line = values[0] if values else ("", line)
         if option.of:
             engines.setdefault(option.of, (word, line))
-        if positional and at < len(words.words):
-            command.notes.append(
-                f"llama-quantize reads options only before the file; {word} stands behind it"
-            )
+        if positional:
+            behind.append(word)
         if option.pattern:
             types[word] = ImportedRule(
                 option.pattern,
@@ -236,6 +236,8 @@ def read_command(source: Source, words: CommandLine) -> Command:
         if key and key[1] not in ("general", "tokenizer", "split", "quantize", "imatrix", "adapter"):
             command.architecture = key[1]
     _files_and_mix(source, command, positional)
+    if behind:
+        command.notes.append(_behind(behind))
     if len(engines) > 1:
         (a, line), (b, other) = engines.values()
         raise source.fault(max(line, other), f"no llama-quantize has both {a} and {b}",
@@ -243,6 +245,15 @@ def read_command(source: Source, words: CommandLine) -> Command:
     command.of = next(iter(engines), _mix_engine(command.mix))
     _order(command, types)
     return command
+
+
+def _behind(options: Sequence[str]) -> str:
+    said = ", ".join(options[:3]) + (f" and {len(options) - 3} more" if len(options) > 3 else "")
+    stands = "stands" if len(options) == 1 else "stand"
+    return (
+        f"llama-quantize reads options only before the file, and takes what follows the type for a number of "
+        f"threads; {said} {stands} behind it, and {'is' if len(options) == 1 else 'are'} read here as meant"
+    )
 
 
 def _order(command: Command, types: dict[str, ImportedRule]) -> None:

@@ -14,7 +14,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ggplan.dialects.literals import read_config
+from ggplan.dialects.literals import read_config, unique_keys
 from ggplan.dialects.settings import Settings
 from ggplan.dialects.source import Source
 from ggplan.text import printable
@@ -78,7 +78,7 @@ def recognised(source: Source) -> Config | None:
     if not source.text.lstrip().startswith("{"):
         return None
     try:
-        root = json.loads(source.text)
+        root = json.loads(source.text, object_pairs_hook=lambda pairs: unique_keys(source, pairs))
     except (ValueError, RecursionError):
         return None
     if not isinstance(root, dict):

@@ -45,10 +45,12 @@ def import_(source: Source, name: str, model: Model | None) -> Imported:
     model = need_model(source, model)
     notes: list[str] = []
     excluded: list[str] = []
+    has_list = False  # without one, transformers leaves the output out
     config = recognised(source)
     if config is not None:
         table = _saved(source, config.settings)
         excluded = names_at(source, config.settings, "modules_to_not_convert")
+        has_list = config.settings.get("modules_to_not_convert") is not None
         if config.settings.get("include_input_output_embeddings") is True:
             notes.append("include_input_output_embeddings: embeddings and output are not taken over")
         notes += [*class_notes(config, model), *config.notes, *config.settings.left_out()]
@@ -75,12 +77,14 @@ def import_(source: Source, name: str, model: Model | None) -> Imported:
             chosen.append(types[n])
         elif weight or whole:
             chosen.append(types[expressions[(weight or whole)[0]]])
-        elif kind == LINEAR and not (config is not None and n == "lm_head"):
+        elif kind == LINEAR and (config is None or n != "lm_head" or has_list):
             chosen.append(types.get("_default"))
         else:
             chosen.append(None)
     out = hits_of(source, [transformers_pattern(source, n) for n in excluded], names)
     chosen = [None if found else type_ for found, type_ in zip(out, chosen, strict=True)]
+    if has_list and any(n == "lm_head" and t is not None for n, t in zip(names, chosen, strict=True)):
+        notes.append("`modules_to_not_convert` does not name lm_head, so that transformers quantizes it too")
     return recipe_of_types(source, "torchao", name, model, modules, chosen, list(dict.fromkeys(notes)))
 
 

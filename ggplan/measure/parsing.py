@@ -28,6 +28,7 @@ from ggplan.measure.record import (
     would_replace,
 )
 from ggplan.measure.record_json import is_record, record_from_json
+from ggplan.substitutes import find_substitute
 from ggplan.text import decode_text, nearest, printable
 
 _MAX_BYTES = 256 << 20
@@ -112,6 +113,8 @@ def _parse_file(path: Path, text: Text, told: Note) -> Record | list[_Entry]:
         raise MeasureError(f"cannot be read: {error.strerror}") from error
     if len(raw) > _MAX_BYTES:
         raise MeasureError(f"is larger than any log ({_MAX_BYTES >> 20} MiB)")
+    if (substitute := find_substitute(raw, path)) is not None:
+        raise MeasureError(f"is {substitute.what}", hint=substitute.hint)
     content = decode_text(raw)
     if content.lstrip().startswith(("{", "[")) and (found := _json(content)) is not None:
         return found

@@ -33,6 +33,7 @@ from ggplan.rules.draft import Follow, FollowError
 from ggplan.rules.parser import MAX_BYTES, parse_recipe, too_large
 from ggplan.rules.recipe import Recipe
 from ggplan.standard_input import NAME, SHOWN, read_standard_input
+from ggplan.substitutes import find_substitute
 from ggplan.text import printable
 
 _ENDING = ".recipe"
@@ -221,6 +222,8 @@ def _read(path: str, *, look_up: bool, architecture: str = "") -> bytes:
         os.close(descriptor)
     if len(data) > MAX_BYTES:
         raise invalid_recipe([too_large(path)])
+    if (found := find_substitute(data, path)) is not None:
+        raise _unreadable(path, f"it is {found.what}", found.hint)
     return data
 
 

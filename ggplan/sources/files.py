@@ -8,15 +8,13 @@ Only regular files are opened. Opening a FIFO would block forever, and opening a
 Both are refused before the open, and again after it by the descriptor, in case the file was replaced between.
 
 Every reader first asks for a file's size, or reads it whole, and here it is told of a file that stands for
-another: a Git LFS pointer (a text of at most 1,024 bytes that a clone without LFS leaves in the place of each
-large file; git-lfs, `docs/spec.md`), or the page that a server sent instead of the file.
+another (see `substitutes`).
 """
 
 from __future__ import annotations
 
 import math
 import os
-import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from ggplan.errors import CheckpointError, SubstituteError
 from ggplan.ggml_types import GgmlType
 from ggplan.model import RowSource, empty_rows, require_rows
+from ggplan.substitutes import START, find_substitute
 from ggplan.text import printable
 
 if TYPE_CHECKING:
@@ -34,12 +33,6 @@ if TYPE_CHECKING:
 
 _SHOWN_LENGTH = 160
 _LISTED = 5
-_POINTER_LIMIT = 1024
-# The second is of the versions before the first release.
-_POINTER = re.compile(rb"version https://(?:git-lfs\.github|hawser\.github)\.com/spec/v\d+\r?\n")
-_POINTER_SIZE = re.compile(rb"^size (\d{1,19})\r?$", re.MULTILINE)
-_PAGE = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype\s+html|html[\s>])", re.IGNORECASE)
-_PAGE_START = 256
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a named pipe",
@@ -89,20 +82,9 @@ def _require_regular(path: Path, mode: int) -> None:
 
 def _refuse_substitute(path: Path, descriptor: int) -> None:
     """Refuse a Git LFS pointer and a web page that lie where a file should."""
-    size = os.fstat(descriptor).st_size
-    start = os.pread(descriptor, _POINTER_LIMIT if size <= _POINTER_LIMIT else _PAGE_START, 0)
-    if size <= _POINTER_LIMIT and _POINTER.match(start):
-        stated = _POINTER_SIZE.search(start)
-        size_of_file = f" of {int(stated[1]):,} bytes" if stated else ""
-        raise SubstituteError(
-            f"{shown(path)} is a Git LFS pointer, not the file{size_of_file} itself",
-            hint=f"run `git lfs pull` in {printable(str(path.parent))}",
-        )
-    if _PAGE.match(start):
-        raise SubstituteError(
-            f"{shown(path)} is a web page (HTML), not the file of this name",
-            hint="the server may want a login: download the file again with `hf download`",
-        )
+    found = find_substitute(os.pread(descriptor, START + 1, 0), path)
+    if found is not None:
+        raise SubstituteError(f"{shown(path)} is {found.what}", hint=found.hint)
 
 
 def file_size(path: Path) -> int:

@@ -152,13 +152,19 @@ def find_set(path: Path) -> list[list[GgufHeader]]:
             raise
         number, *whole = places
         found: list[list[GgufHeader]] = [[] for _ in range(whole[0])]
+        fitting: dict[str, bool] = {}
         for other in sorted(path.parent.glob("*.gguf")):
             try:
                 header = read_header(other)
             except CheckpointError:
                 continue
             its = _places(header)
-            if its is not None and its[1:] == tuple(whole) and its[0] != number and not _is_in_a_set(other):
+            if its is None or its[1:] != tuple(whole) or its[0] == number:
+                continue
+            stem = _stem(other)
+            if stem not in fitting:  # each set of names is looked at once, however many files it has
+                fitting[stem] = _is_in_a_set(other)
+            if not fitting[stem]:
                 found[its[0]].append(header)
         found[number] = [given]
         if not all(found):
@@ -174,6 +180,12 @@ def set_names(headers: Sequence[GgufHeader]) -> list[str]:
     named = _SPLIT_NAME.fullmatch(first)
     prefix = named[1] if named else first.removesuffix(".gguf")
     return [f"{prefix}-{number:05d}-of-{count:05d}.gguf" for number in range(1, count + 1)]
+
+
+def _stem(path: Path) -> str:
+    """What the names of the files of a set have in common; a name without a number is its own."""
+    named = _SPLIT_NAME.fullmatch(path.name)
+    return f"{named[1]}-of-{named[3]}" if named else path.name
 
 
 def _is_in_a_set(path: Path) -> bool:

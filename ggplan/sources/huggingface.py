@@ -18,21 +18,22 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 
 from ggplan.errors import CheckpointError, TruncatedError
-from ggplan.sources.files import listed, read_whole, shown
+from ggplan.sources.files import listed, read_at, read_whole, shown
 from ggplan.sources.json_files import SIZE_LIMIT, load_object
 from ggplan.sources.safetensors import read_file
 from ggplan.sources.schemes import join_tensors, read_quantization_config
 from ggplan.sources.tensors import CheckpointTensor, StoredTensor
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-# No separator of folders, no drive, nothing that could be taken for the folder itself.
-_BARE_NAME = r"[\w+=@-][\w .,+=@()\[\]~#&'!%-]*"
+_SEPARATORS = frozenset("/\\:")  # of folders and of a drive
+_PIECE = 1 << 22
 _SHARD_LIMIT = 100_000
 _NUMBERED = re.compile(r"(.*-)(\d{5})-of-(\d{5})(\.\w+)", re.ASCII)
 
@@ -50,8 +51,8 @@ class _Form:
         Its name in messages.
     single, index
         The name of a single file with all weights, and of the index of shards.
-    shard_name
-        The names that an index may contain.
+    ending
+        Of the names that an index may contain.
     unlisted
         The names that are read if there is no index.
     read
@@ -61,7 +62,7 @@ class _Form:
     title: str
     single: str
     index: str
-    shard_name: re.Pattern[str]
+    ending: str
     unlisted: re.Pattern[str]
     read: Callable[[Sequence[Path]], _Contents]
 
@@ -81,7 +82,7 @@ _SAFETENSORS = _Form(
     "safetensors",
     "model.safetensors",
     "model.safetensors.index.json",
-    re.compile(_BARE_NAME + r"\.safetensors", re.ASCII),
+    ".safetensors",
     re.compile(r"model.*\.safetensors", re.DOTALL),
     _read_safetensors,
 )
@@ -89,7 +90,7 @@ _PYTORCH = _Form(
     "PyTorch",
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
-    re.compile(_BARE_NAME + r"\.bin", re.ASCII),
+    ".bin",
     re.compile(r"pytorch_model.*\.bin", re.DOTALL),
     _read_pytorch,
 )
@@ -114,7 +115,10 @@ class HfCheckpoint:
     notes
         What a user should know of the folder: files that were not read, and why.
     truncated
-        The error of the first file that ends before its data does, which only a reader of headers accepts.
+        The error of shards that are missing, or of the first file that ends before its data does, which only
+        a reader of headers accepts.
+    lacks_shards
+        Whether shards are missing, so that tensors are.
     """
 
     path: Path
@@ -123,6 +127,7 @@ class HfCheckpoint:
     files: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
     truncated: TruncatedError | None = None
+    lacks_shards: bool = False
 
     def read_json(self, name: str) -> dict[str, object] | None:
         """A JSON file of the folder, parsed; None if there is none."""
@@ -149,7 +154,7 @@ def open_checkpoint(folder: Path, *, header_only: bool = False) -> HfCheckpoint:
     Parameters
     ----------
     header_only
-        Accept safetensors files that end before their data does.
+        Accept safetensors files that end before their data does, and a set of which shards are missing.
 
     Raises
     ------
@@ -165,46 +170,101 @@ def open_checkpoint(folder: Path, *, header_only: bool = False) -> HfCheckpoint:
         )
     config = load_object(folder / "config.json")
     quantization = read_quantization_config(config, folder)
-    stored, notes, truncated = _read_shards(folder)
-    if truncated is not None and not header_only:
-        raise truncated
+    weights = _read_shards(folder)
+    stored, problem = weights.tensors, weights.missing or weights.truncated
+    if problem is not None and (not header_only or not stored):
+        raise problem
     if not stored:
         raise CheckpointError(f"{where}: its files of weights hold no tensors")
     files = tuple(sorted({tensor.file for tensor in stored.values()}))
-    return HfCheckpoint(folder, config, join_tensors(stored, quantization), files, notes, truncated)
+    try:
+        tensors = join_tensors(stored, quantization)
+    except CheckpointError as error:  # the parts of a quantized tensor may be in several shards
+        raise weights.missing or error from None
+    return HfCheckpoint(folder, config, tensors, files, weights.notes, problem, weights.missing is not None)
 
 
-def _read_shards(
-    folder: Path,
-) -> tuple[dict[str, StoredTensor], tuple[str, ...], TruncatedError | None]:
-    """The tensors of the files that are read, by name; notes about the others; and what is truncated."""
+@dataclass(frozen=True, slots=True)
+class _Weights:
+    """The tensors of the files that are read, by name; notes about the others; what is not there."""
+
+    tensors: dict[str, StoredTensor]
+    notes: tuple[str, ...]
+    missing: TruncatedError | None
+    truncated: TruncatedError | None
+
+
+def _read_shards(folder: Path) -> _Weights:
     form, names, weight_map = _shards(folder)
-    if missing := [name for name in names if not os.path.exists(folder / name)]:
-        raise CheckpointError(
-            f"{shown(folder)}: {len(missing)} of {len(names)} shards are missing: {listed(missing)}",
-            hint="download them into the folder",
-        )
-    contents, truncated = form.read([folder / name for name in names])
-    found = dict(zip(names, contents, strict=True))
-    why = f"{form.index} does not name" if weight_map else f"{form.single} has all tensors of"
-    if not weight_map and found.get(form.single, {}).keys() >= {t for shard in found.values() for t in shard}:
-        found = {form.single: found[form.single]}
-    elif not weight_map:
-        why = f"the weights are in {_beginning(names)}*, not in"
+    there = [name for name in names if os.path.exists(folder / name)]
+    contents, truncated = form.read([folder / name for name in there])
+    found = dict(zip(there, contents, strict=True))
+    spare: list[str] = []
+    if not weight_map and _is_whole(found, form.single):
+        spare = [name for name in there if name != form.single]
+        _require_same(folder, form, found)
+        found, names = {form.single: found[form.single]}, [form.single]
+    missing = _missing_error(folder, names)
     tensors: dict[str, StoredTensor] = {}
     for name, shard in found.items():
         for tensor in shard.values():
             if (earlier := tensors.get(tensor.name)) is not None:
-                raise CheckpointError(
-                    f"{shown(folder)}: tensor '{shown(tensor.name)}' is in two shards, "
-                    f"{shown(earlier.file.name)} and {shown(name)}",
-                    hint="take the file away that is not of this model",
-                )
+                raise _in_two(folder, tensor.name, earlier.file.name, name)
             tensors[tensor.name] = tensor
-    notes = _stray_files(folder, found.keys(), why)
     if weight_map:
-        notes += _check_index(folder / form.index, weight_map, tensors)
-    return tensors, notes, truncated
+        notes = _stray_files(folder, found.keys(), f"{form.index} does not name")
+        known = {name: shard for name, shard in weight_map.items() if shard in found}
+        notes += _check_index(folder / form.index, known, tensors)
+    else:
+        notes = _spare_files(folder, spare, f"{form.single} has all tensors of")
+        source = form.single if len(names) == 1 else f"{_beginning(names)}*"
+        notes += _stray_files(folder, {*names, *spare}, f"the weights are in {source}, not in")
+    return _Weights(tensors, notes, missing, truncated)
+
+
+def _is_whole(found: Mapping[str, dict[str, StoredTensor]], single: str) -> bool:
+    """Whether one file has all tensors that others have, as where a model was saved whole and in shards."""
+    return bool(found.get(single)) and all(shard.keys() <= found[single].keys() for shard in found.values())
+
+
+def _require_same(folder: Path, form: _Form, found: Mapping[str, dict[str, StoredTensor]]) -> None:
+    """Refuse files after the single one, in the order of names, which have other weights under its names.
+
+    The converter reads all files in this order, and of tensors of one name it writes the last. So files
+    before the single one change nothing, those after it do, unless they hold the same.
+    """
+    whole = found[form.single]
+    for name in sorted(found):
+        for tensor in found[name].values() if name > form.single else ():
+            if not _same_bytes(whole[tensor.name], tensor):
+                raise _in_two(folder, tensor.name, form.single, name, ", with other weights")
+
+
+def _same_bytes(one: StoredTensor, other: StoredTensor) -> bool:
+    if (one.dtype, one.shape, one.n_bytes) != (other.dtype, other.shape, other.n_bytes):
+        return False
+    return all(
+        read_at(one.file, one.offset + at, min(_PIECE, one.n_bytes - at))
+        == read_at(other.file, other.offset + at, min(_PIECE, one.n_bytes - at))
+        for at in range(0, one.n_bytes, _PIECE)
+    )
+
+
+def _in_two(folder: Path, tensor: str, one: str, other: str, how: str = "") -> CheckpointError:
+    return CheckpointError(
+        f"{shown(folder)}: tensor '{shown(tensor)}' is in two shards, {shown(one)} and {shown(other)}{how}",
+        hint="take the file away that is not of this model",
+    )
+
+
+def _missing_error(folder: Path, names: Sequence[str]) -> TruncatedError | None:
+    missing = [name for name in names if not os.path.exists(folder / name)]
+    if not missing:
+        return None
+    return TruncatedError(
+        f"{shown(folder)}: {len(missing)} of {len(names)} shards are missing: {listed(missing)}",
+        hint="download them into the folder; `ggplan inspect --header-only` shows what is there",
+    )
 
 
 def _shards(folder: Path) -> tuple[_Form, list[str], dict[str, str]]:
@@ -234,10 +294,14 @@ def _stray_files(folder: Path, read: Collection[str], why: str) -> tuple[str, ..
         for name in _file_names(folder)
         if name not in read and (name.endswith(".safetensors") or _PYTORCH.unlisted.fullmatch(name))
     ]
-    if not strays:
+    return _spare_files(folder, strays, why)
+
+
+def _spare_files(folder: Path, names: list[str], why: str) -> tuple[str, ...]:
+    if not names:
         return ()
-    them = "it" if len(strays) == 1 else "them"
-    return (f"{shown(folder)}: not read: {listed(strays)}; {why} {them}",)
+    them = "it" if len(names) == 1 else "them"
+    return (f"{shown(folder)}: not read: {listed(names)}; {why} {them}",)
 
 
 def _weight_map(folder: Path, form: _Form) -> dict[str, str]:
@@ -249,13 +313,27 @@ def _weight_map(folder: Path, form: _Form) -> dict[str, str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{shown(path)} has no weight_map")
     for name, shard in weight_map.items():
-        if not isinstance(shard, str) or not form.shard_name.fullmatch(shard):
+        if not isinstance(shard, str) or not _is_plain(shard, form.ending):
+            leads_out = isinstance(shard, str) and (shard == ".." or not _SEPARATORS.isdisjoint(shard))
             raise CheckpointError(
                 f"{shown(path)} places tensor '{shown(name)}' in '{shown(shard)}', "
                 f"which is no plain name of a {form.title} file",
-                hint="do not trust this checkpoint: an index must not lead out of its folder",
+                hint="do not trust this checkpoint: an index must not lead out of its folder"
+                if leads_out
+                else "download the index again",
             )
     return weight_map
+
+
+def _is_plain(name: str, ending: str) -> bool:
+    """Whether this is the name of a file in the folder itself: no separator, no hidden file, no control."""
+    return (
+        name.endswith(ending)
+        and len(name) > len(ending)
+        and not name.startswith(".")
+        and _SEPARATORS.isdisjoint(name)
+        and not any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name)
+    )
 
 
 def _check_index(path: Path, weight_map: dict[str, str], tensors: dict[str, StoredTensor]) -> tuple[str, ...]:

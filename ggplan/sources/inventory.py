@@ -26,6 +26,7 @@ and is not in the model that is read back.
 
 from __future__ import annotations
 
+import codecs
 import math
 import re
 from pathlib import Path
@@ -64,6 +65,7 @@ def open_inventory(path: Path) -> Model:
 
 def parse_inventory(data: bytes, path: Path) -> Model:
     """The inventory that a file holds; `path` names it in messages. Raises as `open_inventory`."""
+    data = data.removeprefix(codecs.BOM_UTF8)  # some editors write one
     if data.lstrip()[:1] == b"{":
         return _from_json(path, parse_object(data, shown(path)))
     try:
@@ -148,6 +150,9 @@ def _fields_of(line: str) -> tuple[str, str, tuple[int, ...], dict[str, str]] | 
     return head["file"], head["name"], extents, fields
 
 
+_MOST_FIELDS = 8  # with a note of their own
+
+
 class _MapNotes:
     """What a map says otherwise than ggplan, or what ggplan does not use: tensors by kind."""
 
@@ -204,14 +209,18 @@ class _MapNotes:
                 f"{file} counts {format_bytes(sum(self._padded.values()))} of padding as part of "
                 f"{_some(self._padded)}; ggplan plans with its own sizes"
             )
-        for digest, n_tensors in self._imatrices.items():
+        if self._imatrices:
+            first = printable(next(iter(self._imatrices))[:12])
+            n, n_tensors = len(self._imatrices), sum(self._imatrices.values())
             count = f"{n_tensors:,} tensor{'s' * (n_tensors > 1)}"
-            notes.append(
-                f"{file} names the importance matrix {printable(digest[:12])} for {count}: "
-                "its hash alone, which ggplan does not use"
-            )
-        for key, where in self._unknown.items():
+            what, whose = f"the importance matrix {first}", "its hash alone"
+            if n > 1:
+                what, whose = f"{n:,} importance matrices, the first {first},", "their hashes alone"
+            notes.append(f"{file} names {what} for {count}: {whose}, which ggplan does not use")
+        for key, where in list(self._unknown.items())[:_MOST_FIELDS]:
             notes.append(f"{where}: the field '{printable(key[:60])}' is not known and is not used")
+        if (more := len(self._unknown) - _MOST_FIELDS) > 0:
+            notes.append(f"{file}: {more:,} more fields are not known and are not used")
         return tuple(notes)
 
 

@@ -20,6 +20,7 @@ from ggplan.conversion.listing import (
     hashed,
     header_sha256,
     list_files,
+    lists_by_name,
 )
 from ggplan.conversion.manifest import Manifest, manifest_path
 from ggplan.errors import CheckpointError
@@ -38,8 +39,9 @@ class OpenedFiles:
     ----------
     manifests
         The given one, or those in the folder.
-    is_given
-        Whether the manifest was given, or is named after the file, so that no other is meant.
+    own
+        The manifest that was given, or that is named after the file, or lists it by its name: no other is
+        meant, whatever another says of these bytes. None without one.
     notes
         That the names of a split set do not fit.
     """
@@ -48,7 +50,7 @@ class OpenedFiles:
     model: Model
     hashed: Hashed
     manifests: Sequence[Manifest]
-    is_given: bool
+    own: Manifest | None
     notes: tuple[str, ...]
 
 
@@ -64,25 +66,44 @@ def open_files(path: Path, manifest: Manifest | None = None) -> OpenedFiles:
     candidates = find_set(path)
     manifests = [manifest] if manifest is not None else beside([found[0] for found in candidates])
     headers = _chosen(candidates, manifests)
-    named = manifest_path(headers[0].path)
-    return OpenedFiles(
-        headers,
-        open_gguf(path, headers),
-        hashed(headers),
-        manifests,
-        manifest is not None or any(found.path == named for found in manifests),
-        tuple(_names_notes(headers)),
-    )
+    found = hashed(headers)
+    own = manifest if manifest is not None else _own(manifests, found)
+    notes = tuple(_names_notes(headers))
+    return OpenedFiles(headers, open_gguf(path, headers), found, manifests, own, notes)
 
 
 def find_listing(files: OpenedFiles, found: Hashed) -> Listing | None:
     """What a manifest says of the files, whose tensors were hashed; None without a manifest of them."""
-    manifest = find_by_header(files.manifests, found)
-    if manifest is None and files.is_given:
-        manifest = files.manifests[0]
-    if manifest is None:
-        manifest = find_by_tensors(files.manifests, found)
+    manifest = files.own or find_by_header(files.manifests, found) or find_by_tensors(files.manifests, found)
     return None if manifest is None else list_files(manifest, found)
+
+
+def other_notes(files: OpenedFiles) -> list[str]:
+    """A sentence where the files are not as their own manifest has them, but as another in the folder has."""
+    if files.own is None or find_by_header([files.own], files.hashed) is not None:
+        return []
+    other = find_by_header(files.manifests, files.hashed)
+    if other is None:
+        return []
+    listing = list_files(other, files.hashed)
+    now, was = next(((now, was.file) for now, was in listing.files.items()), ("", ""))
+    if not now:
+        return []
+    own, name = printable(files.own.path.name), printable(other.path.name)
+    return [
+        f"{printable(now)} has the header of {was} in {name}: if it was renamed, rename {own} with it, and "
+        "if it was copied over the file that was meant, make that again"
+    ]
+
+
+def _own(manifests: Sequence[Manifest], found: Hashed) -> Manifest | None:
+    """The manifest that is named after the file, or else one that lists it by the name it has now."""
+    named = manifest_path(found.headers[0].path)
+    own = next((manifest for manifest in manifests if manifest.path == named), None)
+    if own is not None:
+        return own
+    listing = [manifest for manifest in manifests if lists_by_name(manifest, found)]
+    return find_by_header(listing, found) or next(iter(listing), None)
 
 
 def listing_notes(listing: Listing) -> list[str]:

@@ -32,7 +32,7 @@ from ggplan.verification.contents import (
 )
 from ggplan.verification.exactness import prove
 from ggplan.verification.faults import HEADER, Fault
-from ggplan.verification.renamed import find_listing, listing_notes, open_files
+from ggplan.verification.renamed import find_listing, listing_notes, open_files, other_notes
 from ggplan.verification.source_errors import TensorError, compare_with_source
 from ggplan.verification.workers import Progress, each
 
@@ -154,6 +154,6 @@ def verify(
         errors=errors,
         not_compared=skipped,
         proven=plan is not None,
-        notes=(*files.notes, *(listing_notes(listing) if listing is not None else ())),
+        notes=(*files.notes, *(listing_notes(listing) if listing is not None else ()), *other_notes(files)),
         listing=listing,
     )

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 from folder_variants import VARIANTS
+from program import run
 from tiny_checkpoints import DATA, golden_keys, golden_summary, read_case, write_case
 
 import ggplan
 from ggplan.arch import to_gguf
-from ggplan.errors import CheckpointError, TokenizerError
+from ggplan.errors import CheckpointError, TokenizerError, TruncatedError
 from ggplan.sources.huggingface import open_checkpoint
 
 GOLDENS = json.loads((DATA / "goldens" / "variants.json").read_text())
@@ -125,3 +126,33 @@ def test_other_ways_of_modelopt_are_refused_by_name(tmp_path: Path, algorithm: s
     config = {"quant_method": "modelopt", "quant_algo": algorithm, **layers}
     with pytest.raises(CheckpointError, match=rf"is quantized by modelopt \({algorithm}\)"):
         open_checkpoint(changed(tmp_path, quantization_config=config))
+
+
+@pytest.mark.parametrize("has_index", [True, False])
+def test_a_folder_without_some_of_its_shards(tmp_path: Path, has_index: bool) -> None:
+    spec = read_case("qwen3")
+    whole = ggplan.open_model(write_case(tmp_path / "whole", spec), pre="glm4")
+    tensors = {name: tensor for shard in spec["shards"].values() for name, tensor in shard.items()}
+    names = sorted(tensors)
+    first, second = (f"model-0000{n}-of-00002.safetensors" for n in (1, 2))
+    spec["shards"] = {
+        first: {n: tensors[n] for n in names[::2]},
+        second: {n: tensors[n] for n in names[1::2]},
+    }
+    folder = write_case(tmp_path / "part", spec)
+    (folder / second).unlink()
+    if not has_index:
+        for path in folder.glob("*.index.json"):
+            path.unlink()
+    with pytest.raises(TruncatedError, match=f"1 of 2 shards are missing: {second}"):
+        ggplan.open_model(folder, pre="glm4")
+    model = ggplan.open_model(folder, pre="glm4", header_only=True)
+    assert isinstance(model.obstacle, TruncatedError)
+    assert {t.name for t in model.tensors} < {t.name for t in whole.tensors}
+    assert model.tensors
+    done = run("inspect", folder, "--header-only")
+    assert done.returncode == 0
+    assert f"1 of 2 shards are missing: {second}" in done.stdout + done.stderr
+    (folder / first).unlink()
+    with pytest.raises(CheckpointError):
+        ggplan.open_model(folder, pre="glm4", header_only=True)

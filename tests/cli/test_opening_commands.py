@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -182,3 +184,19 @@ def test_a_matrix_of_one_row_has_one_dimension_in_the_header() -> None:
         assert header[at + 8 : at + 9] == name.encode()
         assert int.from_bytes(header[at + 9 : at + 13], "little") == expected, name
         at += 13 + 8 * expected + 12
+
+
+def test_a_link_that_leads_nowhere(tmp_path: Path) -> None:
+    link = tmp_path / "model.gguf"
+    link.symlink_to(tmp_path / "blobs" / "4d4d")
+    done = run("inspect", link)
+    assert done.exit_code == 1
+    assert f"{link} is a link to {tmp_path}/blobs/4d4d, where there is nothing" in str(done.exception)
+    assert "the nearest is" not in str(done.exception)
+
+
+def test_standard_input_that_is_closed() -> None:
+    command = f"{shlex.quote(sys.executable)} -m ggplan inspect - <&-"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False)
+    assert "standard input is closed" in done.stderr

@@ -202,6 +202,88 @@ def test_mlx_by_module() -> None:
     )
 
 
+@pytest.mark.parametrize(("said", "type_"), [
+    ({"group_size": 64, "bits": 8}, "q8_0"),  # affine: nothing is taken from the general settings
+    ({"bits": 4}, "q4_K"),
+    ({"group_size": 32}, "q4_K"),
+    ({"mode": "mxfp8"}, "q8_0"),
+    ({"mode": "nvfp4"}, "nvfp4"),
+    ({"mode": "mxfp4"}, "mxfp4"),
+])  # fmt: skip
+@pytest.mark.parametrize("mode", ["mxfp4", "mxfp8"])
+def test_a_module_of_mlx_takes_nothing_from_the_general_mode(said: object, type_: str, mode: str) -> None:
+    general = {"bits": 4 if mode == "mxfp4" else 8, "group_size": 32, "mode": mode}
+    config = {"quantization": {**general, "model.layers.0.self_attn.q_proj": said}}
+    found = types(config, DENSE)
+    assert found["blk.0.attn_q.weight"] == type_
+    assert found["blk.1.attn_q.weight"] == ("mxfp4" if mode == "mxfp4" else "q8_0")
+
+
+def test_bits_that_a_mode_of_mlx_does_not_have() -> None:
+    said = {"bits": 4, "group_size": 64, "model.layers.0.self_attn.q_proj": {"mode": "mxfp4", "bits": 8}}
+    assert "mode mxfp4 has 4 bits in groups of 32 whatever" in imported({"quantization": said}, DENSE)[1]
+
+
+def test_dynamic_of_gptq_only_refines() -> None:
+    dynamic = {"+:.*": {"bits": 8}, "lm_head": {"bits": 8}}
+    config = quantized("gptq", bits=4, group_size=32, sym=True, dynamic=dynamic,
+                       modules_in_block_to_quantize=[["self_attn.q_proj"]])  # fmt: skip
+    found = types(config, DENSE)
+    assert found["blk.0.attn_q.weight"] == "q8_0"
+    left = ("token_embd", "output", "blk.0.attn_k", "blk.0.ffn_up", "blk.9.ffn_down")
+    assert {found[f"{name}.weight"] for name in left} == {"bf16"}
+    assert "`+:.*` also matches" in imported(config, DENSE)[1]
+    config["quantization_config"] |= {"lm_head": True}
+    assert types(config, DENSE)["output.weight"] == "q8_0"
+    assert types(config, DENSE)["token_embd.weight"] == "bf16"
+
+
+@pytest.mark.parametrize(("method", "key", "type_"), [
+    ("bitsandbytes", "llm_int8_skip_modules", "iq4_nl"),
+    ("fp8", "modules_to_not_convert", "q8_0"),
+    ("fbgemm_fp8", "modules_to_not_convert", "q8_0"),
+    ("eetq", "modules_to_not_convert", "q8_0"),
+    ("quanto", "modules_to_not_convert", "q8_0"),
+    ("hqq", "skip_modules", "q4_K"),
+    ("torchao", "modules_to_not_convert", "q8_0"),
+])  # fmt: skip
+def test_a_list_that_does_not_name_the_output(method: str, key: str, type_: str) -> None:
+    """transformers leaves the output out by itself only where there is no list."""
+    own = {} if method == "fbgemm_fp8" else KEYS[method]
+    for left, output in ((["self_attn.k_proj"], type_), ([], type_), (None, "bf16"), (["lm_head"], "bf16")):
+        config = quantized(method, **own, **{key: left})
+        assert types(config, DENSE)["output.weight"] == output
+        assert types(config, DENSE)["token_embd.weight"] == "bf16"
+        assert ("does not name lm_head" in imported(config, DENSE)[1]) == (output != "bf16")
+    # AWQ's own skips are always added.
+    awq = quantized("awq", bits=4, group_size=128, modules_to_not_convert=["self_attn.k_proj"])
+    assert types(awq, DENSE)["output.weight"] == "bf16"
+
+
+def test_blocks_of_fp8() -> None:
+    notes = imported(quantized("fp8", weight_block_size=[128, 64]))[1]
+    assert "a scale for each 128 rows by 64 columns" in notes
+    assert "one scale a row" not in notes
+    assert "one scale a row" in imported(quantized("fbgemm_fp8"))[1]
+    assert "weight_block_size is two whole numbers" in message(quantized("fp8", weight_block_size=128))
+
+
+def test_mxfp4_of_a_model_without_experts() -> None:
+    assert "Qwen3-8B has no experts" in imported(quantized("mxfp4"), DENSE)[1]
+    assert "has no experts" not in imported(quantized("mxfp4"))[1]
+    assert "has no experts" not in imported(quantized("mxfp4"), "")[1]
+
+
+@pytest.mark.parametrize("bits", [10**30, 0, -4, 65])
+def test_bits_that_are_none(bits: int) -> None:
+    assert "bits (1 to 64)" in message(quantized("gptq", bits=bits, group_size=128))
+
+
+def test_a_key_that_occurs_twice() -> None:
+    text = '{"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 32, "bits": 8}}'
+    assert "`bits` occurs twice in one object" in message(text)
+
+
 def test_blocks_of_autoround_and_another_model() -> None:
     config = quantized(
         "auto-round", bits=4, group_size=32, block_name_to_quantize="model.layers.0,model.layers.1"

@@ -231,3 +231,18 @@ def test_the_mix_is_for_what_no_rule_takes() -> None:
     whole = types(f"{PROGRAM} in.gguf out.gguf Q4_K_M", "Qwen3-30B-A3B")
     moe = inventory("Qwen3-30B-A3B")
     assert whole == {f.tensor.name: f.type.name for f in fit(moe, assign(moe, find_mix("Q4_K_M")))}
+
+
+@pytest.mark.parametrize("options", ["--output-tensor-type q6_K", "--pure", "--tensor-type a=q8_0 --pure"])
+def test_options_behind_the_type_are_noted(options: str) -> None:
+    """llama-quantize takes what follows the type for a number of threads."""
+    behind = import_recipe(f"{PROGRAM} in.gguf out.gguf q8_0 {options}", "x").notes
+    assert any("reads options only before the file" in n and options.split()[0] in n for n in behind)
+    before = import_recipe(f"{PROGRAM} {options} in.gguf out.gguf q8_0", "x").notes
+    assert not any("only before the file" in note for note in before)
+
+
+def test_a_type_that_is_no_type_of_a_whole_file() -> None:
+    notes = "\n".join(import_recipe(f"{PROGRAM} --tensor-type a=q8_0 in.gguf out.gguf NVFP4", "x").notes)
+    assert "llama.cpp's llama-quantize refuses NVFP4 for a whole file" in notes
+    assert "mix of ik_llama.cpp's" not in notes

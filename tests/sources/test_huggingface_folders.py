@@ -77,8 +77,15 @@ def test_shards_with_an_index(tmp_path: Path) -> None:
                 "m-2.safetensors\0",
                 "config.json",
                 "a\\m.safetensors",
-                "m\u0662.safetensors",
+                ".safetensors",
+                ".m-2.safetensors",
+                "C:m-2.safetensors",
+                "m-2\u0085.safetensors",
             )
+        ),
+        *(
+            ({"b": name}, "1 of 2 shards are missing")
+            for name in ("m\u0662.safetensors", "Modell ü~1.safetensors")
         ),
     ],
 )
@@ -131,6 +138,67 @@ def test_shards_without_an_index(tmp_path: Path) -> None:
     write_safetensors(path / "model-00002-of-00003.safetensors", {"a": ONES})
     with pytest.raises(CheckpointError, match="'a' is in two shards, model-00001-of-00003"):
         open_checkpoint(path)
+
+
+def test_names_of_shards_in_any_script(tmp_path: Path) -> None:
+    name = "模型 é.safetensors"
+    path = folder(tmp_path, **{name: {"a": ONES}, INDEX: {"weight_map": {"a": name}}})
+    assert list(open_checkpoint(path).tensors) == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("shard", "accused"),
+    [("../x.safetensors", True), ("a\\x.safetensors", True), ("c:x.safetensors", True), ("x.bin", False)],
+)
+def test_only_an_index_that_leads_out_is_not_to_be_trusted(tmp_path: Path, shard: str, accused: bool) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint(two_shards(tmp_path, b=shard))
+    assert caught.value.hint.startswith("do not trust") == accused
+
+
+@pytest.mark.parametrize("name", ["model-00001-of-00001.safetensors", "model.safetensors", "x.safetensors"])
+def test_a_shard_without_tensors(tmp_path: Path, name: str) -> None:
+    folder(tmp_path)
+    tmp_path.joinpath(name).write_bytes((2).to_bytes(8, "little") + b"{}")
+    with pytest.raises(CheckpointError, match="its files of weights hold no tensors"):
+        open_checkpoint(tmp_path)
+
+
+def test_other_weights_under_the_same_names(tmp_path: Path) -> None:
+    path = folder(tmp_path, **{"model.safetensors": {"a": ONES, "b": ONES}})
+    # The converter would write those of the file whose name comes last.
+    for later in ("model_ema.safetensors", "model.safetensors.safetensors"):
+        for tensors in ({"a": 2 * ONES}, {"a": ONES, "b": bf16(ONES)}):
+            write_safetensors(path / later, tensors)
+            with pytest.raises(
+                CheckpointError, match=f"is in two shards, .* and {later}, with other weights"
+            ):
+                open_checkpoint(path)
+        write_safetensors(path / later, {"b": ONES})
+        checkpoint = open_checkpoint(path)
+        assert {t.file.name for t in checkpoint.tensors.values()} == {"model.safetensors"}
+        assert checkpoint.notes == (f"{path}: not read: {later}; model.safetensors has all tensors of it",)
+        (path / later).unlink()
+
+
+def test_a_shard_of_another_download_beside_a_whole_model(tmp_path: Path) -> None:
+    stray = "model-00001-of-00003.safetensors"
+    path = folder(tmp_path, **{"model.safetensors": {"a": ONES, "b": ONES}, stray: {"a": 2 * ONES}})
+    checkpoint = open_checkpoint(path)
+    assert [t.file.name for t in checkpoint.tensors.values()] == ["model.safetensors"] * 2
+    assert checkpoint.notes == (f"{path}: not read: {stray}; model.safetensors has all tensors of it",)
+    write_safetensors(path / stray, {"c": ONES})  # now model.safetensors is not the whole of it
+    with pytest.raises(CheckpointError, match="2 of 4 shards are missing"):
+        open_checkpoint(path)
+
+
+def test_a_file_that_was_not_opened_is_not_said_to_be_known(tmp_path: Path) -> None:
+    path = folder(tmp_path, **{"model.safetensors": {"a": ONES}, "adapter_model.safetensors": {"z": ONES}})
+    (path / "pytorch_model.bin").write_bytes(b"")
+    assert open_checkpoint(path).notes == (
+        f"{path}: not read: adapter_model.safetensors, pytorch_model.bin; the weights are in "
+        "model.safetensors, not in them",
+    )
 
 
 def test_pickles_are_not_opened(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from handmade_gguf import small_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from program import run
 
 from ggplan.errors import CheckpointError, Error
 from ggplan.ggml_types import TYPES, parse_type
@@ -221,3 +222,23 @@ def test_damage_is_refused_or_harmless(
 def test_types_are_read_in_any_case(tmp_path: Path) -> None:
     model = open_inventory(written(tmp_path, line("a", "256", "Q4_k", 256, 144)))
     assert model.tensors[0].type is parse_type("q4_K")
+
+
+def test_a_byte_order_mark_before_an_inventory(tmp_path: Path) -> None:
+    text = json.dumps(inventory_json(open_inventory(written(tmp_path, MAP[0]))))
+    marked = open_inventory(written(tmp_path, b"\xef\xbb\xbf" + text.encode()))
+    assert [t.name for t in marked.tensors] == ["token_embd.weight"]
+    done = run("inspect", "-", "--json", stdin="\ufeff" + text)
+    assert (done.returncode, json.loads(done.stdout)["tensors"][0]["name"]) == (0, "token_embd.weight")
+
+
+def test_notes_of_a_map_are_summed_up(tmp_path: Path) -> None:
+    lines = [
+        line(f"blk.{n}.attn_norm.weight", "4096,", "f32", 4096, 16384) + f":imatrix={n:064x}:odd{n}=1"
+        for n in range(40)
+    ]
+    notes = open_inventory(written(tmp_path, "\n".join(lines))).notes
+    assert len([note for note in notes if "importance matri" in note]) == 1
+    assert "names 40 importance matrices, the first 000000000000, for 40 tensors" in "\n".join(notes)
+    assert "32 more fields are not known" in notes[-1]
+    assert len(notes) == 10

@@ -10,9 +10,14 @@ import numpy as np
 import pytest
 from handmade_gguf import gguf, record
 from handmade_safetensors import write_safetensors
+from program import run
 
 import ggplan
+from ggplan.allocation.sensitivities import read_sensitivities
+from ggplan.charts.tensors import read_plan
+from ggplan.conversion.manifest import read_manifest
 from ggplan.errors import CheckpointError, Error, TruncatedError
+from ggplan.measure.record_file import load_record
 from ggplan.sources.gguf import open_gguf
 from ggplan.sources.huggingface import open_checkpoint
 from ggplan.sources.json_files import load_object
@@ -46,6 +51,10 @@ READERS: dict[str, Callable[[Path], object]] = {
     "imatrix.dat": ggplan.load_imatrix,
     "imatrix.gguf": ggplan.load_imatrix,
     "model.map": ggplan.open_model,
+    "x.gguf.sha256": read_manifest,
+    "table.csv": read_sensitivities,
+    "record.json": load_record,
+    "plan.json": read_plan,
 }
 
 
@@ -150,3 +159,23 @@ def test_the_first_file_of_a_set_alone(tmp_path: Path) -> None:
     whole = open_gguf(path, header_only=True)
     assert [tensor.name for tensor in whole.tensors] == ["a.weight", "b.weight"]
     assert whole.obstacle is None
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("rules", "check", "FILE"), ("rules", "import", "FILE"),
+        ("inspect", "FILE"), ("chart", "FILE", "-o", "x.svg"),
+        ("plan", "Qwen3-8B", "-r", "FILE"), ("verify", "x.gguf", "--manifest", "FILE"),
+        ("measure", "--parse", "FILE"),
+    ],
+    ids=lambda command: " ".join(command[:2]),
+)  # fmt: skip
+def test_a_git_lfs_pointer_is_named_by_every_command(tmp_path: Path, command: tuple[str, ...]) -> None:
+    path = tmp_path / ("a.log" if "--parse" in command else "a.recipe")
+    path.write_text(POINTER)
+    (tmp_path / "x.gguf").write_bytes(b"GGUF")
+    done = run(*(str(path) if word == "FILE" else word for word in command), folder=tmp_path)
+    assert done.returncode == 1
+    assert "a Git LFS pointer, not the file of 4,976,698,672 bytes" in done.stderr + done.stdout
+    assert "git lfs pull" in done.stderr + done.stdout

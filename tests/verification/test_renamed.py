@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import subprocess
+import time
 from pathlib import Path
+from unittest import mock
 
 import gguf
 import numpy as np
@@ -14,7 +17,9 @@ from program import run
 from sound_files import WEIGHTS, write_converted, write_manifest, write_source, write_split
 
 import ggplan
+from ggplan.conversion.manifest import manifest_path
 from ggplan.errors import CheckpointError
+from ggplan.sources.gguf import find_set
 from ggplan.sources.gguf_header import read_header
 from ggplan.verification import HEADER, Verification, verify
 from ggplan.verification.reproducing import reproduce
@@ -92,15 +97,40 @@ def test_the_command_says_the_other_name_once(tmp_path: Path) -> None:
     assert json.loads(run("reproduce", new, source, "--json").stdout)["notes"] == found["notes"]
 
 
-def test_of_several_manifests_the_one_with_its_hashes_is_taken(tmp_path: Path) -> None:
+def test_what_is_listed_by_its_name_is_what_was_meant(tmp_path: Path) -> None:
     source = write_source(tmp_path / "source.gguf")
     for name in ("q8_0", "q4_0", "q5_0"):
         plan = ggplan.make_plan(ggplan.open_model(source), ggplan.parse_recipe(f"@default {name} | bf16"))
         ggplan.convert(plan, tmp_path / f"{name}.gguf")
+    # A file that was copied over another contradicts the manifest of its name, whatever another says.
+    kept = (tmp_path / "q8_0.gguf").read_bytes()
+    shutil.copy(tmp_path / "q4_0.gguf", tmp_path / "q8_0.gguf")
+    found = verify(tmp_path / "q8_0.gguf")
+    assert (found.is_sound, found.manifest) == (False, tmp_path / "q8_0.gguf.sha256")
+    assert {kind for _, kind, _ in faults_of(found)} == {"checksum"}
+    assert found.notes == (
+        "q8_0.gguf has the header of q4_0.gguf in q4_0.gguf.sha256: if it was renamed, rename "
+        "q8_0.gguf.sha256 with it, and if it was copied over the file that was meant, make that again",
+    )
+    assert run("verify", tmp_path / "q8_0.gguf").returncode == 1
+    # So it does where one list has both, or another than its own lists it.
+    both = tmp_path / "SHA256SUMS"
+    both.write_text("".join((tmp_path / f"{n}.gguf.sha256").read_text() for n in ("q8_0", "q4_0")))
+    assert not verify(tmp_path / "q8_0.gguf", manifest=both).is_sound
+    assert verify(tmp_path / "q4_0.gguf", manifest=both).is_sound
+    own = (tmp_path / "q8_0.gguf.sha256").rename(tmp_path / "zz.sha256")
+    found = verify(tmp_path / "q8_0.gguf")
+    assert (found.is_sound, found.manifest) == (False, own)
+    own.rename(tmp_path / "q8_0.gguf.sha256")
+    (tmp_path / "q8_0.gguf").write_bytes(kept)
     # Two files that changed their names, and their manifests did not.
     (tmp_path / "q8_0.gguf").rename(tmp_path / "x.gguf")
     (tmp_path / "q4_0.gguf").rename(tmp_path / "q8_0.gguf")
     (tmp_path / "x.gguf").rename(tmp_path / "q4_0.gguf")
+    found = verify(tmp_path / "q8_0.gguf")
+    assert (found.is_sound, found.manifest) == (False, tmp_path / "q8_0.gguf.sha256")
+    assert "q8_0.gguf has the header of q4_0.gguf in q4_0.gguf.sha256" in found.notes[0]
+    (tmp_path / "q8_0.gguf.sha256").rename(tmp_path / "else.sha256.old")
     found = verify(tmp_path / "q8_0.gguf")
     assert (found.is_sound, found.manifest) == (True, tmp_path / "q4_0.gguf.sha256")
     assert found.notes == ("q8_0.gguf is listed as q4_0.gguf in q4_0.gguf.sha256",)
@@ -267,3 +297,31 @@ def test_all_tensors_are_hashed(tmp_path: Path) -> None:
     for name in WEIGHTS:
         flip(new, name)
     assert {where for where, _, _ in faults_of(verify(new))} == set(WEIGHTS)
+
+
+def test_a_list_of_a_stranger_does_not_hang(tmp_path: Path) -> None:
+    _, path = write_converted(tmp_path)
+    hexes = "ab" * 32
+    header = f"header-sha256  {hexes}  x.gguf\n"
+    started = time.monotonic()
+    (tmp_path / "colons.sha256").write_text(f"{header}sha256  {hexes}  {':' * 2_000_000}\n")
+    assert verify(path).is_sound
+    many = tmp_path / "many.txt"
+    many.write_text("".join(f"{hexes}  {n}.bin\n" for n in range(20_000)) + manifest_path(path).read_text())
+    assert verify(path, manifest=many).is_sound
+    alike = "".join(f"sha256    {hexes}  {n}.gguf:{QUERY}\n" for n in range(5_000))
+    many.write_text(alike + manifest_path(path).read_text())
+    assert verify(path, manifest=many).is_sound
+    assert time.monotonic() - started < 30
+
+
+def test_a_folder_of_many_sets_is_read_once(tmp_path: Path) -> None:
+    paths = split_set(tmp_path)
+    for number in range(30):
+        for part, path in enumerate(paths, start=1):
+            shutil.copy(path, tmp_path / f"s{number}-{part:05d}-of-00003.gguf")
+    paths[0].rename(tmp_path / "lost.gguf")
+    with mock.patch("ggplan.sources.gguf.read_header", wraps=read_header) as counted:
+        found = find_set(tmp_path / "lost.gguf")
+    assert [len(candidates) for candidates in found] == [1, 1, 1]
+    assert counted.call_count < 250  # about two for each of the 93 files
