@@ -19,7 +19,7 @@ from fault_kinds import campaign
 
 SAMPLE = {
     "kill": 4, "kill_twice": 2, "kill_by_clock": 1, "fail": 4, "fail_to_write": 2, "write_short": 1,
-    "interrupt": 2, "interrupt_twice": 1, "damage": 3, "truncate_input": 1, "replace_old": 1,
+    "interrupt": 2, "interrupt_twice": 1, "damage": 4, "truncate_input": 1, "replace_old": 1,
 }  # fmt: skip
 
 
