@@ -7,9 +7,10 @@ caption below, and the figure becomes as tall as all of that takes.
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 
 from ggplan.charts.style import MUTED, TEXT, Ink
@@ -176,20 +177,38 @@ def _draw_key(figure: Figure, x: float, y: float, key: Key) -> None:
 def wrapped(figure: Figure, text: str, room: float, size: float, weight: str = "normal") -> list[str]:
     """A text in lines that take no more than so many inches; a word that is too long is cut."""
     lines: list[str] = []
-    line = ""
-    for word in text.split():
-        longer = f"{line} {word}" if line else word
-        if text_width(figure, longer, size, weight) <= room:
-            line = longer
+    words = text.split()
+    n_characters = int(144 * room / size)  # of a line, if they are half as wide as they are high
+    while words:
+        n = _n_fitting(lambda line: text_width(figure, line, size, weight) <= room, words, n_characters)
+        if n == 0 and len(words[0]) > 1:
+            width = text_width(figure, words[0], size, weight)
+            cut = max(1, int(len(words[0]) * room / width))
+            lines.append(words[0][:cut])
+            words[0] = words[0][cut:]
             continue
-        if line:
-            lines.append(line)
-        while text_width(figure, word, size, weight) > room and len(word) > 1:
-            n = max(1, int(len(word) * room / text_width(figure, word, size, weight)))
-            lines.append(word[:n])
-            word = word[n:]
-        line = word
-    return [*lines, line] if line else lines
+        n = max(1, n)
+        lines.append(" ".join(words[:n]))
+        n_characters = len(lines[-1]) + 2
+        words = words[n:]
+    return lines
+
+
+def _n_fitting(fits: Callable[[str], bool], words: Sequence[str], n_characters: int) -> int:
+    """How many of the first words fit in a line, looked for from those of about so many characters.
+
+    To measure a text takes long, and a word more makes it longer.
+    """
+    ends = list(accumulate(len(word) + 1 for word in words))
+    n = max(1, bisect_right(ends, n_characters))
+    if fits(" ".join(words[:n])):
+        while n < len(words) and fits(" ".join(words[: n + 1])):
+            n += 1
+        return n
+    n -= 1
+    while n > 0 and not fits(" ".join(words[:n])):
+        n -= 1
+    return n
 
 
 def shortened(figure: Figure, text: str, room: float, size: float) -> str:

@@ -88,7 +88,7 @@ def replaced(asked: GgmlType, got: GgmlType, n_columns: int) -> str:
 
 def allows(tensor: TensorInfo, type_: GgmlType) -> bool:
     """Whether a tensor's shape allows a type: whole blocks in a row, whole groups of rows."""
-    return type_.fits(tensor.n_columns) and tensor.n_rows % type_.row_group == 0
+    return type_.fits(tensor.n_columns) and (type_.row_group == 1 or tensor.n_rows % type_.row_group == 0)
 
 
 def fitted(tensor: TensorInfo, decision: Decision, table: FallbackTable) -> Fitted:

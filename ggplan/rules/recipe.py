@@ -7,6 +7,7 @@ Rules keep their text as written, so that a message can show it and a conversion
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import PurePath
 from typing import Literal
 
@@ -29,7 +30,12 @@ class Location:
     @property
     def where(self) -> str:
         """Short form for tables: `hq4_k.recipe:14`."""
-        return f"{PurePath(self.file).name or self.file}:{self.line}"
+        return f"{_last_part(self.file)}:{self.line}"
+
+
+@lru_cache(maxsize=64)  # a plan asks for each of its tensors
+def _last_part(file: str) -> str:
+    return PurePath(file).name or file
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from made_mixes import MIXES, quantization, record
 
 import ggplan
-from ggplan.charts import draw_context, draw_parts, draw_quality, draw_types
+from ggplan.charts import Drawing, draw_context, draw_parts, draw_quality, draw_types
 from ggplan.charts.points import panels
 from ggplan.charts.quality import draw_panels
 from ggplan.cli import cli
@@ -33,18 +33,26 @@ def titles_of(path: Path) -> list[str]:
     return [t.text or "" for t in ET.parse(path).iter(f"{SVG}title")]
 
 
+@pytest.fixture(scope="module")
+def twice() -> tuple[Drawing, Drawing]:
+    """One record, drawn two times."""
+    return draw_quality(MIXES), draw_quality(MIXES)
+
+
 @pytest.mark.parametrize("ending", [".svg", ".png", ".html"])
 @pytest.mark.parametrize("theme", ["auto", "light", "dark"])
-def test_the_same_record_gives_the_same_bytes(tmp_path: Path, ending: str, theme: str) -> None:
-    for name in ("one", "two"):
-        draw_quality(MIXES).save(tmp_path / f"{name}{ending}", theme)
+def test_the_same_record_gives_the_same_bytes(
+    twice: tuple[Drawing, Drawing], tmp_path: Path, ending: str, theme: str
+) -> None:
+    for name, drawing in zip(("one", "two"), twice, strict=True):
+        drawing.save(tmp_path / f"{name}{ending}", theme)
     one = (tmp_path / f"one{ending}").read_bytes()
     assert one == (tmp_path / f"two{ending}").read_bytes()
     assert sorted(p.name for p in tmp_path.iterdir()) == [f"one{ending}", f"two{ending}"]
 
 
-def test_text_stays_text_and_points_carry_titles(tmp_path: Path) -> None:
-    draw_quality(MIXES).save(tmp_path / "x.svg")
+def test_text_stays_text_and_points_carry_titles(twice: tuple[Drawing, Drawing], tmp_path: Path) -> None:
+    twice[0].save(tmp_path / "x.svg")
     texts, titles = texts_of(tmp_path / "x.svg"), titles_of(tmp_path / "x.svg")
     assert {"q8_0", "q6_K", "hq4_k", "q4_K", "q4_0", "q2_K"} <= set(texts)
     assert "bits per weight" in texts
@@ -53,8 +61,8 @@ def test_text_stays_text_and_points_carry_titles(tmp_path: Path) -> None:
     assert sum(t.startswith("q4_0: kld 0.05 ± 0.0025, 4.6 GiB") for t in titles) == 1
 
 
-def test_the_theme_follows_the_reader_or_not(tmp_path: Path) -> None:
-    drawing = draw_quality(MIXES)
+def test_the_theme_follows_the_reader_or_not(twice: tuple[Drawing, Drawing], tmp_path: Path) -> None:
+    drawing, _ = twice
     for theme in ("auto", "light", "dark"):
         drawing.save(tmp_path / f"{theme}.svg", theme)
     auto, light, dark = ((tmp_path / f"{t}.svg").read_text() for t in ("auto", "light", "dark"))
@@ -68,11 +76,11 @@ def test_the_theme_follows_the_reader_or_not(tmp_path: Path) -> None:
     assert used <= set(re.findall(r": (#[0-9a-f]{6})\"\]", auto)) | {"#ffffff"}
 
 
-def test_a_dark_png_is_dark(tmp_path: Path) -> None:
+def test_a_dark_png_is_dark(twice: tuple[Drawing, Drawing], tmp_path: Path) -> None:
     from matplotlib.image import imread
 
-    draw_quality(MIXES).save(tmp_path / "light.png", "light")
-    draw_quality(MIXES).save(tmp_path / "dark.png", "dark")
+    twice[0].save(tmp_path / "light.png", "light")
+    twice[0].save(tmp_path / "dark.png", "dark")
     assert np.median(imread(tmp_path / "light.png")[..., :3]) > 0.9
     assert np.median(imread(tmp_path / "dark.png")[..., :3]) < 0.1
 

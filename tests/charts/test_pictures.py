@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import xml.etree.ElementTree as ET
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from ggplan.ggml_types import TYPES
 from ggplan.inventories import inventory
 from ggplan.measure import Metric, Quantization, Record
 from ggplan.measure.record import FileFacts, ModelFacts, Part, Speed
-from ggplan.planning import assign
+from ggplan.planning import Plan, assign
 
 SVG = "{http://www.w3.org/2000/svg}"
 THEMES = ("light", "dark")
@@ -31,6 +32,22 @@ def texts_of(drawing: Drawing) -> list[str]:
 
 def boxes_of(labels: list[Any]) -> list[Any]:
     return [label.get_window_extent() for label in labels if label.get_text() and label.get_visible()]
+
+
+@cache
+def plan_of(recipe: str) -> Plan:
+    return ggplan.make_plan(inventory("GLM-4.5-Air"), f"glm4moe/{recipe}")
+
+
+@cache
+def types_of_plan() -> Drawing:
+    return draw_types(plan_of("hq4_k"))
+
+
+@cache
+def one_of_each() -> tuple[Drawing, ...]:
+    plan = ggplan.make_plan(inventory("Llama-3.1-8B"), "Q4_K_M")
+    return (draw_quality(MIXES), draw_parts(MIXES), draw_context(MIXES), draw_types(plan))
 
 
 def authored(q: Quantization, author: str) -> Quantization:
@@ -68,7 +85,7 @@ def test_contrast_is_that_of_the_guidelines() -> None:
 @pytest.mark.parametrize("theme", THEMES)
 def test_what_is_drawn_of_types_has_contrast(theme: str) -> None:
     """In the file itself, not only in the table of colours."""
-    drawing = draw_types(ggplan.make_plan(inventory("GLM-4.5-Air"), "glm4moe/hq4_k"))
+    drawing = types_of_plan()
     root = ET.fromstring(drawing.to_svg(theme))  # type: ignore[arg-type]
     cells = [g for g in root.iter(f"{SVG}g") if g.get("id", "").startswith("cell-")]
     assert len(cells) > 300
@@ -94,7 +111,7 @@ def test_types_with_equal_bits_have_different_letters() -> None:
 
 
 def test_embeddings_and_output_are_drawn() -> None:
-    drawing = draw_types(ggplan.make_plan(inventory("GLM-4.5-Air"), "glm4moe/hq4_k"))
+    drawing = types_of_plan()
     said = list(drawing.titles.values())
     assert any(t.startswith("token_embd.weight: bf16") for t in said)
     assert any(t.startswith("output.weight: bf16") for t in said)
@@ -109,7 +126,7 @@ def test_a_model_is_drawn_as_it_is_stored() -> None:
 
 
 def test_small_parts_are_named_below_the_bar() -> None:
-    drawing = draw_parts(ggplan.make_plan(inventory("GLM-4.5-Air"), "glm4moe/hq4_k"))
+    drawing = draw_parts(plan_of("hq4_k"))
     written = texts_of(drawing)
     assert {"q4_K", "q8_0"} <= set(written)
     assert any(t.startswith("shared experts bf16 1.45 GiB") for t in written)
@@ -121,7 +138,7 @@ def test_small_parts_are_named_below_the_bar() -> None:
 
 
 def test_notes_below_a_bar_keep_apart() -> None:
-    plans = [ggplan.make_plan(inventory("GLM-4.5-Air"), f"glm4moe/{r}") for r in ("hq4_k", "small")]
+    plans = [plan_of(recipe) for recipe in ("hq4_k", "small")]
     drawing = draw_parts([*plans, MIXES])
     boxes = boxes_of(drawing.figure.axes[0].texts)
     assert len(boxes) > 15
@@ -311,8 +328,7 @@ def test_a_drawing_shows_itself_and_is_not_changed_by_saving(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("theme", ["auto", "light", "dark"])
 def test_every_svg_has_title_and_description(theme: Any) -> None:
-    plan = ggplan.make_plan(inventory("Llama-3.1-8B"), "Q4_K_M")
-    for drawing in (draw_quality(MIXES), draw_parts(MIXES), draw_context(MIXES), draw_types(plan)):
+    for drawing in one_of_each():
         root = ET.fromstring(drawing.to_svg(theme))
         assert root.get("role") == "img"
         assert root.findtext(f"{SVG}title") == drawing.title
@@ -330,7 +346,7 @@ def test_names_are_no_formulas() -> None:
 
 
 def test_a_plan_shows_itself() -> None:
-    plan = ggplan.make_plan(inventory("GLM-4.5-Air"), "glm4moe/hq4_k")
+    plan = plan_of("hq4_k")
     assert repr(plan) == "<Plan: HQ4_K of GLM-4.5-Air, 803 tensors, at least 80.6 GiB, 6.271 bpw>"
     table = ET.fromstring(plan._repr_html_())
     rows = [[cell.text or "" for cell in row] for row in table.iter("tr")]

@@ -20,7 +20,7 @@ from ggplan.measure import OpenRecord, kept_scores, load_record
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "measure"))
 
-from stub_engine import write_model, write_program, write_text
+from stub_engine import stub_engine, write_model, write_program, write_text
 
 LOGS = Path(__file__).parent.parent / "data" / "logs"
 KLD, PLAIN = LOGS / "kld.glm4moe-tiny.Q4_K_M.txt", LOGS / "perplexity.glm4moe-tiny.bf16.txt"
@@ -100,7 +100,7 @@ def test_what_is_no_gguf_is_not_measured(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def lab_with_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a text, a base, two quantizations, and an engine on the PATH that logs its runs."""
     write_text(tmp_path / "eval.txt", 1)
     write_model(tmp_path / "demo-bf16.gguf", 0.0, n_columns=64)
@@ -111,6 +111,13 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("STUB_LOG", str(tmp_path / "runs"))
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def lab(lab_with_program: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same, but the engine's runs are calls in this process, which take no start of a program."""
+    monkeypatch.setattr("ggplan.measure.external_engine", lambda path, options: stub_engine())
+    return lab_with_program
 
 
 def runs(lab: Path) -> list[str]:
@@ -133,7 +140,8 @@ def by_file(output: str) -> dict[str, dict]:
     }
 
 
-def test_either_order_of_base_and_quantized_gives_the_same_figures(lab: Path) -> None:
+def test_either_order_of_base_and_quantized_gives_the_same_figures(lab_with_program: Path) -> None:
+    lab = lab_with_program
     options = ("--text", "eval.txt", "-c", 16, "--json")
     files = ["demo-q8_0.gguf", "demo-bf16.gguf"]
     found = [
@@ -149,7 +157,8 @@ def test_either_order_of_base_and_quantized_gives_the_same_figures(lab: Path) ->
     assert runs(lab) == ["demo-bf16.gguf", "demo-q8_0.gguf"] * 3
 
 
-def test_figures_scores_and_table_are_kept_where_asked(lab: Path) -> None:
+def test_figures_scores_and_table_are_kept_where_asked(lab_with_program: Path) -> None:
+    lab = lab_with_program
     (lab / "demo.csv").write_text("mine")
     options = ("--text", "eval.txt", "-c", 16, "--record", "demo.json")
     done = measure("demo-q8_0.gguf", "demo-bf16.gguf", *options)
@@ -178,8 +187,9 @@ def test_a_record_that_does_not_fit_is_refused_before_the_engine(lab: Path) -> N
 
 
 def test_of_two_runs_at_once_the_second_is_refused_and_neither_is_lost(
-    lab: Path, monkeypatch: pytest.MonkeyPatch
+    lab_with_program: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    lab = lab_with_program
     options = ["--text", "eval.txt", "-c", "16", "--record", "demo.json"]
     program = [sys.executable, "-m", "ggplan", "measure"]
     monkeypatch.setenv("STUB_WAIT", str(lab / "go"))
@@ -210,7 +220,8 @@ def test_two_texts_of_one_name_have_a_table_each(lab: Path) -> None:
     assert len(list((lab / "demo.scores").iterdir())) == 4
 
 
-def test_tokens_without_a_number_are_shown(lab: Path) -> None:
+def test_tokens_without_a_number_are_shown(lab_with_program: Path) -> None:
+    lab = lab_with_program
     write_model(lab / "demo-q2_K.gguf", 0.5, nan=2)
     done = measure("demo-q2_K.gguf", "demo-bf16.gguf", "--text", "eval.txt", "-c", 16)
     assert "q2_K gives no number for 2 of 84 tokens of eval.txt" in done.output

@@ -18,8 +18,8 @@ from fault_injection import (
 from fault_kinds import campaign
 
 SAMPLE = {
-    "kill": 6, "kill_twice": 3, "kill_by_clock": 2, "fail": 6, "fail_to_write": 2, "write_short": 1,
-    "interrupt": 3, "interrupt_twice": 1, "damage": 4, "truncate_input": 2, "replace_old": 2,
+    "kill": 4, "kill_twice": 2, "kill_by_clock": 1, "fail": 4, "fail_to_write": 2, "write_short": 1,
+    "interrupt": 2, "interrupt_twice": 1, "damage": 4, "truncate_input": 1, "replace_old": 1,
 }  # fmt: skip
 
 

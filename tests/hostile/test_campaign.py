@@ -19,12 +19,12 @@ MIB = 1 << 20
 
 
 @pytest.mark.parametrize("mutants", [gguf_mutants, checkpoint_mutants], ids=["gguf", "folder"])
-def test_a_hundred_mutants_break_no_promise(tmp_path: Path, mutants: object) -> None:
-    tally = campaign(mutants, tmp_path, seed=20, count=100)  # type: ignore[arg-type]
+def test_fifty_mutants_break_no_promise(tmp_path: Path, mutants: object) -> None:
+    tally = campaign(mutants, tmp_path, seed=20, count=50)  # type: ignore[arg-type]
     assert tally.failures == []
-    assert tally.taken + tally.refused == 100
+    assert tally.taken + tally.refused == 50
     assert tally.taken > 0
-    assert tally.refused > 50
+    assert tally.refused > 25
 
 
 def test_the_judge_sees_what_is_wrong() -> None:

@@ -4,7 +4,9 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -112,6 +114,15 @@ MISTAKES = {
 }  # fmt: skip
 
 
+@cache
+def report_of(name: str) -> Report:
+    """The report of CLEAN with one of the mistakes."""
+    right, wrong, _, _ = MISTAKES[name]
+    assert CLEAN.count(right) == 1, right
+    with tempfile.TemporaryDirectory() as folder:
+        return check(Path(folder), CLEAN.replace(right, wrong))
+
+
 def check(tmp_path: Path, text: str, model: str = "GLM-4.5-Air") -> Report:
     path = tmp_path / "air.recipe"
     path.write_text(text, newline="")
@@ -146,9 +157,8 @@ def test_nothing_is_said_of_what_is_right(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", MISTAKES)
 def test_each_mistake_has_one_finding_at_its_place_and_a_fix(tmp_path: Path, name: str) -> None:
-    right, wrong, code, marked = MISTAKES[name]
-    assert CLEAN.count(right) == 1, right
-    report = check(tmp_path, CLEAN.replace(right, wrong))
+    _, _, code, marked = MISTAKES[name]
+    report = report_of(name)
     (finding,) = said(report)
     assert finding.code == code
     assert finding.help
@@ -189,12 +199,12 @@ def test_two_mistakes_in_one_line_take_two_rounds(tmp_path: Path) -> None:
     assert fixed(tmp_path, report).clean
 
 
-def test_safe_fixes_change_no_type_and_no_meaning(tmp_path: Path) -> None:
+def test_safe_fixes_change_no_type_and_no_meaning() -> None:
     from ggplan.linting.case import make_case
 
     model = inventory("GLM-4.5-Air")
-    for right, wrong, code, _ in MISTAKES.values():
-        report = check(tmp_path, CLEAN.replace(right, wrong))
+    for name, (right, wrong, code, _) in MISTAKES.items():
+        report = report_of(name)
         texts, count = report.fixed()
         if not count or code < "GP017":
             continue
@@ -309,11 +319,9 @@ FRAGMENTS = [
 ]  # fmt: skip
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.lists(st.sampled_from(FRAGMENTS), max_size=40).map("".join))
 def test_any_text_is_checked_and_mended_without_a_fault(text: str) -> None:
-    import tempfile
-
     with tempfile.TemporaryDirectory() as folder:
         report = check(Path(folder), text, "Qwen3-30B-A3B")
         for finding in report.diagnostics:

@@ -108,7 +108,7 @@ MUTATIONS = {
 }  # fmt: skip
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     st.sampled_from(shipped_recipes()),
     st.lists(st.tuples(st.sampled_from(sorted(MUTATIONS)), st.integers(0, 10_000)), min_size=1, max_size=5),

@@ -107,10 +107,17 @@ def stub_engine(log: list[str] | None = None) -> "Engine":
             progress(len(chunks), len(chunks))
         if log is not None:
             log.append(model.name)
+        _note_run(model)
         rows = [base.rows(i, 0, chunked.n_scored) if base else None for i in range(chunked.n_chunks)]
         return Run(join_scores([score_chunk(c, chunked.targets[i], rows[i]) for i, c in enumerate(chunks)]))
 
     return Engine("stub", "b1", run_base, run_model)
+
+
+def _note_run(model: Path) -> None:
+    if log := os.environ.get("STUB_LOG"):
+        with open(log, "a") as file:
+            file.write(f"{model.name}\n")
 
 
 def write_program(folder: Path) -> Path:
@@ -133,9 +140,7 @@ def main() -> None:
     parser.add_argument("--chunks", type=int)
     parser.add_argument("--kl-divergence-base", type=Path, required=True)
     asked = parser.parse_args()
-    if log := os.environ.get("STUB_LOG"):
-        with open(log, "a") as file:
-            file.write(f"{asked.m.name}\n")
+    _note_run(asked.m)
     if wait := os.environ.get("STUB_WAIT"):
         while not os.path.exists(wait):
             time.sleep(0.02)

@@ -111,21 +111,21 @@ def outcomes(case: Case, *, suggest: bool = True) -> Iterator[Outcome]:
 
 
 def check_assertions(case: Case) -> Iterator[Finding]:
-    return _broken(replace(case, recipe=replace(case.recipe, tests=())))
+    return _broken(case, lambda c: replace(c, recipe=replace(c.recipe, tests=())))
 
 
 def check_tests(case: Case) -> Iterator[Finding]:
-    return _broken(replace(case, recipe=replace(case.recipe, assertions=())))
+    return _broken(case, lambda c: replace(c, recipe=replace(c.recipe, assertions=())))
 
 
-def _broken(case: Case) -> Iterator[Finding]:
-    stays = None
-    if case.mended is not None:
-        later = outcomes(case.mended, suggest=False)
+def _broken(case: Case, only: Callable[[Case], Case]) -> Iterator[Finding]:
+    """What is broken of the promises that `only` leaves, and stays so."""
+    broken = [(o.text, o.finding) for o in outcomes(only(case)) if o.finding is not None]
+    stays = {text for text, _ in broken}
+    if broken and case.mended is not None:
+        later = outcomes(only(case.mended), suggest=False)
         stays = {outcome.text for outcome in later if outcome.finding is not None}
-    for outcome in outcomes(case):
-        if outcome.finding is not None and (stays is None or outcome.text in stays):
-            yield outcome.finding
+    return (finding for text, finding in broken if text in stays)
 
 
 @dataclass(slots=True)
@@ -204,12 +204,8 @@ def _members(case: Case, of: str) -> list[Fitted]:
     if of in ("gpu", "cpu"):
         devices = devices_in(case.model)
         return [d for d in case.fitted if of in devices[d.tensor.name]]
-    return [d for i, d in enumerate(case.fitted) if _has_role(case, i, of)]
-
-
-def _has_role(case: Case, index: int, of: str) -> bool:
-    wanted = expand_role(of) or ()
-    return any(role in wanted for role in case.roles(index))
+    wanted = frozenset(expand_role(of) or ())
+    return [d for i, d in enumerate(case.fitted) if not wanted.isdisjoint(case.roles(i))]
 
 
 def _test(facts: _Facts, promise: TypeTest) -> Outcome:
