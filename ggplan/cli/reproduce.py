@@ -16,6 +16,7 @@ from ggplan.cli.options import (
     output_option,
     pre_option,
     quiet_option,
+    refuse_other_names,
     threads_option,
 )
 
@@ -81,6 +82,7 @@ def reproduce_command(
         from ggplan.imatrix import load_imatrix
 
         imatrix = load_imatrix(imatrix_path)
+    refuse_other_names(file)
     source = _open_checkpoint(checkpoint, file, pre, quiet)
     try:
         with progress_bar(file, None, quiet=quiet) as advance:

@@ -274,7 +274,7 @@ def test_options_are_spelled_and_explained_alike(path: tuple[str, ...]) -> None:
         assert name not in SPELLED or option.opts == SPELLED[name]
     if path in TEXTS:
         assert {"output", "force", "quiet"} <= set(options)
-    if path[-1] not in ("chart", "demo", "types", "list", "fmt"):
+    if path[-1] not in ("chart", "completion", "demo", "types", "list", "fmt"):
         assert "quiet" in options
     if path[0] == "rules" and path[-1] in ("check", "explain", "test", "export"):
         assert {"fallback", "model_name"} <= set(options)
