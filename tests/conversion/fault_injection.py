@@ -23,7 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -204,13 +204,24 @@ def trial_of_signal(server: FaultServer, scenario: Scenario, folder: Path, fault
 def trial_of_damage(
     server: FaultServer, scenario: Scenario, folder: Path, fault: dict[str, Any], damage: str, seed: int
 ) -> str:
-    """Kill a run and damage what it left; does the same command still end in the right bytes?"""
+    """Kill a run and damage what it left; does the same command still end in the right bytes?
+
+    A set of which files have their names already is its own only by its journal. Where that is damaged too,
+    the command says that a file exists, and ends well with --force.
+    """
     output = folder / "out.gguf"
     server.run(scenario.arguments, output, fault)
     dice = random.Random(seed)
     states = sorted(path for path in folder.iterdir() if ".part" in path.name)
     for path in [path for path in states if path.name.endswith(".journal") == damage.startswith("journal")]:
         apply_damage(path, damage.partition("-")[2], dice)
+    some_are_named = any(path.suffix == ".gguf" for path in folder.iterdir())
+    if damage.startswith("journal") and some_are_named and _leftovers(scenario, folder):
+        again = server.run(scenario.arguments, output, {})
+        if again.status not in (0, 1) or (again.status == 1 and " exists" not in again.stderr):
+            return f"{fault}: {damage}: exit {again.status}: {again.stderr}"
+        if again.status == 1:
+            scenario = replace(scenario, arguments=(*scenario.arguments, "--force"))
     return rerun(server, scenario, folder, {**fault, "damage": damage, "seed": seed})
 
 
