@@ -6,7 +6,7 @@ have a further mistake. The rounds end where nothing is left that may be fixed, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from difflib import SequenceMatcher, unified_diff
 from pathlib import Path
@@ -75,9 +75,7 @@ class Fixed:
         return "".join(
             line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n"
             for file, text in self.texts.items()
-            for line in unified_diff(
-                _whole_lines(self.before[file]), _whole_lines(text), f"a/{file}", f"b/{file}"
-            )
+            for line in _changes(self.before[file], text, file)
         )
 
 
@@ -130,6 +128,30 @@ def fix_recipe(
         )
     after = {name: changed[name] for name in before if changed[name] != before[name]}
     return Fixed(report, {name: before[name] for name in after}, after, tuple(applied), n_fixes)
+
+
+def _changes(before: str, after: str, file: str) -> Iterator[str]:
+    """The lines of a unified diff of one file."""
+    found = unified_diff(_whole_lines(before), _whole_lines(after))
+    if next(found, None) is not None:
+        next(found)
+        yield f"--- {_header_name(f'a/{file}')}\n"
+        yield f"+++ {_header_name(f'b/{file}')}\n"
+        yield from found
+
+
+def _header_name(name: str) -> str:
+    r"""A file name as `git diff` writes it and `patch` reads it: with characters that end a name, or that are
+    no text, in quotes and escaped (`"a/two\nlines"`), with a tab behind a name that holds blanks.
+    """
+    needs_quotes = any(c in '"\\' or ord(c) < 32 or ord(c) == 127 or "\ud800" <= c <= "\udfff" for c in name)
+    if not needs_quotes:
+        return f"{name}\t" if " " in name else name
+    escaped = (
+        f"\\{chr(byte)}" if byte in b'"\\' else chr(byte) if 32 <= byte < 127 else f"\\{byte:03o}"
+        for byte in name.encode("utf-8", "surrogateescape")
+    )
+    return f'"{"".join(escaped)}"'
 
 
 def _key(texts: dict[str, str]) -> tuple[tuple[str, str], ...]:

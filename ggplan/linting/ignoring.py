@@ -172,7 +172,7 @@ def _codes(file: str, number: int, line: str, start: int) -> Iterator[tuple[str,
             continue
         if not is_first and not re.match(r"gp-?\w*\d", text, re.IGNORECASE):
             return
-        if is_first and not re.match(r"[A-Za-z]+-?\w*\d|gp", text, re.IGNORECASE):
+        if is_first and not re.match(r"[A-Za-z](?:[A-Za-z]*-)?\w*\d|gp", text, re.IGNORECASE):
             return
         is_first = False
         yield text, Location(file, number, line.index(text, found.start()) + 1, len(text))
