@@ -60,7 +60,7 @@ class _FixOptions:
 @click.option(
     "--unsafe-fixes",
     is_flag=True,
-    help="With --fix: apply those too that may change types or files drawn in.",
+    help="With --fix: apply those too that may change types or other files.",
 )
 @click.option("--diff", is_flag=True, help="Show what --fix would change, and write nothing.")
 @finding_options

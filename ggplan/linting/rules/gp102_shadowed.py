@@ -87,12 +87,11 @@ class ShadowedRule(Finding):
         first, _ = self.takers[0]
         line = lines_of(first, self.rule)
         if fix is not None and len(fix.edits) == 1:
-            if (fix.edits[0].file, fix.edits[0].line) == (first.file, first.line) and fix.edits[
-                0
-            ].length is None:
+            (edit,) = fix.edits
+            if edit.length is not None:
+                return f"{line} reaches too far: write `{edit.text}` there"
+            if (edit.file, edit.line) == (first.file, first.line):
                 return f"delete {first.where}: this rule gives its tensors the same type"
-            if fix.edits[0].length is not None:
-                return f"{line} reaches too far: write `{fix.edits[0].text}` there"
             return "delete it: its tensors get this type already" if self.same_types else "delete it"
         how = f"anchor the pattern of {line} with `^`" if self.may_anchor else f"narrow the pattern of {line}"
         where = "above" if self.order == "first" else "below"
