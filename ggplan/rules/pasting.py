@@ -19,7 +19,7 @@ _SPACES = re.compile("[\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000]")
 _DASHES = re.compile("[\u2010-\u2015\u2212]")
 _QUOTES = "\"'`\u00b4\u2018\u2019\u201a\u201c\u201d\u201e\u00ab\u00bb"
 _LIST_MARK = re.compile(r"^(?:[-*+>\u2022]|\d{1,3}[.)])[ \t]+(?=\S.*=)")
-_OPTION = re.compile(r"^--?(?:tensor-type|custom-q)(?:[ \t]+(?=[^ \t].*=)|=(?=.*=))")
+_OPTION = re.compile(r"^--?(?:tensor-type|custom-q)(?:[ \t]+(?![ \t])|=)(?=.*=)")
 _SIGNS = ("===", "==", ":=", "=>", "->")
 _ARROW = re.compile("[\u2192\u21d2]")
 _END = re.compile(r"(?<==)([^,;=]*)[,;]+$")
