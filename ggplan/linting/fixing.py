@@ -114,12 +114,13 @@ def fix_recipe(
         if not done.fixes or _key(texts) in seen:
             break
         seen.add(_key(texts))
+        old_lines = {name: split_lines(old) for name, old in report.texts.items()}
         for fix in done.fixes:
-            applied += _edits(findings[fix], report.texts, origins)
+            applied += _edits(findings[fix], old_lines, origins)
         n_fixes += len(done.fixes)
         for name, new in done.texts.items():
             before.setdefault(name, report.texts[name])
-            lines = split_lines(report.texts[name])
+            lines = old_lines[name]
             known = origins.get(name) or list(range(1, len(lines) + 1))
             origins[name] = _moved(known, lines, split_lines(new))
         changed |= done.texts
@@ -158,10 +159,12 @@ def _key(texts: dict[str, str]) -> tuple[tuple[str, str], ...]:
     return tuple(sorted(texts.items()))
 
 
-def _edits(finding: Diagnostic, texts: dict[str, str], origins: dict[str, list[int]]) -> Iterable[AppliedFix]:
+def _edits(
+    finding: Diagnostic, lines: dict[str, list[str]], origins: dict[str, list[int]]
+) -> Iterable[AppliedFix]:
     """The edits of a finding's fix, a deletion and an insertion of the same line as one move."""
     assert finding.fix is not None
-    found = [_edit(finding.code, edit, texts, origins) for edit in finding.fix.edits]
+    found = [_edit(finding.code, edit, lines, origins) for edit in finding.fix.edits]
     deleted = {e.before: e for e in found if e.kind == "deleted"}
     added = {e.after.strip("\r\n") for e in found if e.kind == "added"}
     for edit in found:
@@ -171,8 +174,8 @@ def _edits(finding: Diagnostic, texts: dict[str, str], origins: dict[str, list[i
             yield edit
 
 
-def _edit(code: str, edit: Edit, texts: dict[str, str], origins: dict[str, list[int]]) -> AppliedFix:
-    line = split_lines(texts[edit.file])[edit.line - 1]
+def _edit(code: str, edit: Edit, lines: dict[str, list[str]], origins: dict[str, list[int]]) -> AppliedFix:
+    line = lines[edit.file][edit.line - 1]
     known = origins.get(edit.file)
     number = known[edit.line - 1] if known else edit.line
     if edit.length is None:

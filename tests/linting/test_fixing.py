@@ -3,6 +3,7 @@
 import random
 import re
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -206,3 +207,12 @@ def test_the_diff_of_a_file_of_any_name_is_one_that_patch_applies(name: str, tmp
     done = subprocess.run(["patch", "-p1"], input=diff.encode(), cwd="/", capture_output=True, check=False)
     assert done.returncode == 0, done.stdout
     assert path.read_text() == "# \u200bseen not\nattn_q = q8_0\n@default q8_0\n"
+
+
+def test_very_many_fixes_take_no_longer_than_their_lines(tmp_path: Path) -> None:
+    path = tmp_path / "x.recipe"
+    path.write_text("# ggplan: ignore GP106\n" * 9_000 + "@default q8_0\n")
+    began = time.process_time()
+    fixed = fix_recipe(path, inventory(AIR))
+    assert (fixed.n_fixes, list(fixed.texts.values())) == (9_000, ["@default q8_0\n"])
+    assert time.process_time() - began < 15  # 40 seconds and more where each edit looks at each line
