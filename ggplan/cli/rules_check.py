@@ -57,7 +57,11 @@ class _FixOptions:
 @model_option
 @fallback_option
 @click.option("--fix", is_flag=True, help="Apply the fixes that cannot change what was meant.")
-@click.option("--unsafe-fixes", is_flag=True, help="With --fix: apply those too that may change types.")
+@click.option(
+    "--unsafe-fixes",
+    is_flag=True,
+    help="With --fix: apply those too that may change types or other files.",
+)
 @click.option("--diff", is_flag=True, help="Show what --fix would change, and write nothing.")
 @finding_options
 @click.option(
@@ -258,18 +262,35 @@ def _print_summary(done: Sequence[Fixed]) -> None:
         parts.append(f"{safe:,} can be mended with --fix")
     if n_unsafe:
         more = "more" if safe else "can be mended"
-        parts.append(f"{n_unsafe:,} {more} with --fix --unsafe-fixes, which may change types")
+        files = " and other files" if _edits_other_files(reports) else ""
+        parts.append(f"{n_unsafe:,} {more} with --fix --unsafe-fixes, which may change types{files}")
     click.echo("; ".join(parts))
+
+
+def _edits_other_files(reports: Sequence[Report]) -> bool:
+    """Whether a fix that is no safe one edits a file which a recipe draws in."""
+    return any(
+        edit.file != report.file
+        for report in reports
+        for d in report.diagnostics
+        if d.fix is not None and not d.fix.safe and d.severity != "note"
+        for edit in d.fix.edits
+    )
 
 
 def _print_diffs(done: Sequence[Fixed]) -> None:
     """The changes on stdout, a count on stderr; exits 1 if there is one, or what --fix cannot mend."""
+    import sys
+
     from ggplan.cli.findings import counted, in_words
     from ggplan.text import printable
 
-    for fixed in done:
-        for line in fixed.diff().split("\n")[:-1]:
-            click.echo("".join(c if c in "\t\r" else printable(c) for c in line))
+    text = "".join(fixed.diff() for fixed in done)
+    if sys.stdout.isatty():
+        shown = text.replace("\r\n", "\n")
+        text = "".join(c if c in "\t\n" else printable(c) for c in shown)
+    # Else as it is, in the bytes of a recipe: `patch` compares them.
+    click.echo(text.encode(), nl=False)
     n_files = sum(len(fixed.texts) for fixed in done)
     left = [d for fixed in done for d in fixed.report.diagnostics if d.severity != "note"]
     told = f"; {in_words(counted(left))} would be left" if left else ""

@@ -4,9 +4,10 @@ lines.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
 from ggplan.linting.case import NO_RECIPE, case_of, make_case, subject_of
@@ -19,6 +20,7 @@ from ggplan.rules import Diagnostic
 from ggplan.rules.draft import Follow
 from ggplan.rules.loading import following, recipe_text
 from ggplan.rules.recipe import split_lines
+from ggplan.text import printable
 
 if TYPE_CHECKING:
     from ggplan.planning import FallbackTable, Plan
@@ -142,7 +144,7 @@ def check_text(
             about_text, n_silenced = lint(case, trials, text_only=True, selection=selection)
         found = [*mended.errors, *about_text]
         architecture = recipe.architecture if recipe is not None else ""
-        ordered = in_order_of_the_text(found, file)
+        ordered = in_order_of_the_text(_judged(found, file), file)
         return Report(file, original, trials.model, ordered, architecture, n_silenced)
     mended = with_best_repairs(mended, original, trials)
     assert mended.recipe is not None
@@ -151,8 +153,24 @@ def check_text(
     found = [d for d in found if (d.file, d.line) not in mended.touched or d.line == 0]
     if mended.errors:  # what a comment is for may stand on a line that cannot be read
         found = [d for d in found if d.code != "GP019"]
-    ordered = in_order_of_the_text([*mended.errors, *found], file)
+    ordered = in_order_of_the_text(_judged([*mended.errors, *found], file), file)
     return Report(file, original, trials.model, ordered, mended.recipe.architecture, n_silenced)
+
+
+def _judged(found: Iterable[Diagnostic], file: str) -> Iterator[Diagnostic]:
+    """The findings, with no fix called safe that edits a file which the recipe draws in.
+
+    Other recipes may draw it in as well. What the change does to them cannot be seen from here.
+    """
+    for finding in found:
+        fix = finding.fix
+        others = [edit.file for edit in fix.edits if edit.file != file] if fix is not None else []
+        if fix is None or not fix.safe or not others:
+            yield finding
+            continue
+        name = printable(PurePath(others[0]).name)
+        help = f"{finding.help}; --fix leaves {name} alone, for other recipes may draw it in"
+        yield replace(finding, fix=replace(fix, safe=False), help=help.removeprefix("; "))
 
 
 def check_plan(plan: Plan, selection: Selection = EVERYTHING) -> Report:
@@ -162,5 +180,5 @@ def check_plan(plan: Plan, selection: Selection = EVERYTHING) -> Report:
     trials = Trials(recipe.file, following(recipe.file), dict(texts), plan.model, plan.fallback)
     case = case_of(plan.model, plan.assignment, plan.fallback, plan.imatrix)
     found, n_silenced = lint(case, trials, selection=selection)
-    ordered = in_order_of_the_text(found, recipe.file)
+    ordered = in_order_of_the_text(_judged(found, recipe.file), recipe.file)
     return Report(recipe.file, texts, plan.model, ordered, recipe.architecture, n_silenced)

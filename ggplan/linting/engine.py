@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cache
 from graphlib import TopologicalSorter
@@ -68,33 +68,41 @@ class _Found:
 
 @dataclass(slots=True)
 class _Silence:
-    """The comments that silence findings, and what each has silenced."""
+    """The comments that silence findings, and what they have silenced.
+
+    Attributes
+    ----------
+    named, used
+        File, line (0 for the whole file) and code of what comments name, and of what they have silenced.
+    """
 
     comments: tuple[IgnoreComment, ...]
-    used: set[tuple[int, str]] = field(default_factory=set)
+    named: set[tuple[str, int, str]] = field(init=False)
+    used: set[tuple[str, int, str]] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.comments = tuple(comment for comment in self.comments if comment.is_valid)
+        self.named = {key for comment in self.comments for key, _ in _codes_at(comment)}
 
     def covers(self, code: str, at: Location) -> bool:
         """Whether a comment silences a finding; every comment that does is then of use."""
-        hits = {
-            (i, code)
-            for i, comment in enumerate(self.comments)
-            if comment.is_valid and comment.at.file == at.file and comment.line in (0, at.line)
-            and any(code == text.upper() for text, _ in comment.codes)
-        }  # fmt: skip
+        hits = self.named & {(at.file, 0, code), (at.file, at.line, code)}
         self.used |= hits
         return bool(hits)
 
     def idle(self, asked: set[str]) -> tuple[tuple[IgnoreComment, tuple[str, ...]], ...]:
         """The comments with codes that were looked for, and of which they have silenced none."""
         found = [
-            (comment, tuple(t for t, _ in comment.codes if t.upper() in asked - self._used_by(i)))
-            for i, comment in enumerate(self.comments)
-            if comment.is_valid
+            (comment, tuple(t for key, t in _codes_at(comment) if key[2] in asked and key not in self.used))
+            for comment in self.comments
         ]
         return tuple((comment, idle) for comment, idle in found if idle)
 
-    def _used_by(self, index: int) -> set[str]:
-        return {code for i, code in self.used if i == index}
+
+def _codes_at(comment: IgnoreComment) -> Iterator[tuple[tuple[str, int, str], str]]:
+    """What a comment silences, as file, line and code, each with the code as written."""
+    for text, _ in comment.codes:
+        yield (comment.at.file, comment.line, text.upper()), text
 
 
 def lint(

@@ -6,7 +6,7 @@ have a further mistake. The rounds end where nothing is left that may be fixed, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from difflib import SequenceMatcher, unified_diff
 from pathlib import Path
@@ -75,9 +75,7 @@ class Fixed:
         return "".join(
             line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n"
             for file, text in self.texts.items()
-            for line in unified_diff(
-                _whole_lines(self.before[file]), _whole_lines(text), f"a/{file}", f"b/{file}"
-            )
+            for line in _changes(self.before[file], text, file)
         )
 
 
@@ -116,12 +114,13 @@ def fix_recipe(
         if not done.fixes or _key(texts) in seen:
             break
         seen.add(_key(texts))
+        old_lines = {name: split_lines(old) for name, old in report.texts.items()}
         for fix in done.fixes:
-            applied += _edits(findings[fix], report.texts, origins)
+            applied += _edits(findings[fix], old_lines, origins)
         n_fixes += len(done.fixes)
         for name, new in done.texts.items():
             before.setdefault(name, report.texts[name])
-            lines = split_lines(report.texts[name])
+            lines = old_lines[name]
             known = origins.get(name) or list(range(1, len(lines) + 1))
             origins[name] = _moved(known, lines, split_lines(new))
         changed |= done.texts
@@ -132,14 +131,40 @@ def fix_recipe(
     return Fixed(report, {name: before[name] for name in after}, after, tuple(applied), n_fixes)
 
 
+def _changes(before: str, after: str, file: str) -> Iterator[str]:
+    """The lines of a unified diff of one file."""
+    found = unified_diff(_whole_lines(before), _whole_lines(after))
+    if next(found, None) is not None:
+        next(found)
+        yield f"--- {_header_name(f'a/{file}')}\n"
+        yield f"+++ {_header_name(f'b/{file}')}\n"
+        yield from found
+
+
+def _header_name(name: str) -> str:
+    r"""A file name as `git diff` writes it and `patch` reads it: with characters that end a name, or that are
+    no text, in quotes and escaped (`"a/two\nlines"`), with a tab behind a name that holds blanks.
+    """
+    needs_quotes = any(c in '"\\' or ord(c) < 32 or ord(c) == 127 or "\ud800" <= c <= "\udfff" for c in name)
+    if not needs_quotes:
+        return f"{name}\t" if " " in name else name
+    escaped = (
+        f"\\{chr(byte)}" if byte in b'"\\' else chr(byte) if 32 <= byte < 127 else f"\\{byte:03o}"
+        for byte in name.encode("utf-8", "surrogateescape")
+    )
+    return f'"{"".join(escaped)}"'
+
+
 def _key(texts: dict[str, str]) -> tuple[tuple[str, str], ...]:
     return tuple(sorted(texts.items()))
 
 
-def _edits(finding: Diagnostic, texts: dict[str, str], origins: dict[str, list[int]]) -> Iterable[AppliedFix]:
+def _edits(
+    finding: Diagnostic, lines: dict[str, list[str]], origins: dict[str, list[int]]
+) -> Iterable[AppliedFix]:
     """The edits of a finding's fix, a deletion and an insertion of the same line as one move."""
     assert finding.fix is not None
-    found = [_edit(finding.code, edit, texts, origins) for edit in finding.fix.edits]
+    found = [_edit(finding.code, edit, lines, origins) for edit in finding.fix.edits]
     deleted = {e.before: e for e in found if e.kind == "deleted"}
     added = {e.after.strip("\r\n") for e in found if e.kind == "added"}
     for edit in found:
@@ -149,8 +174,8 @@ def _edits(finding: Diagnostic, texts: dict[str, str], origins: dict[str, list[i
             yield edit
 
 
-def _edit(code: str, edit: Edit, texts: dict[str, str], origins: dict[str, list[int]]) -> AppliedFix:
-    line = split_lines(texts[edit.file])[edit.line - 1]
+def _edit(code: str, edit: Edit, lines: dict[str, list[str]], origins: dict[str, list[int]]) -> AppliedFix:
+    line = lines[edit.file][edit.line - 1]
     known = origins.get(edit.file)
     number = known[edit.line - 1] if known else edit.line
     if edit.length is None:

@@ -25,7 +25,8 @@ from ggplan.errors import RecipeError
 from ggplan.rules import Location
 from ggplan.rules.recipe import split_lines
 
-_COMMENT = re.compile(r"#[ \t]*ggplan[ \t]*:[ \t]*(?P<word>[A-Za-z][\w-]*)?")
+_COMMENT = re.compile(r"(?<!#)#+[ \t]*ggplan[ \t]*:[ \t]*(?P<word>[A-Za-z][\w-]*)")
+_CODE_FIRST = re.compile(r"[ \t:,;=(\[]*gp-?\w*\d", re.IGNORECASE)
 _WORD = re.compile(r"[^\s,;\[\]()]+")
 _WORDS = ("ignore", "ignore-file")
 # What other linters call it. A comment that begins with another word is prose.
@@ -135,14 +136,15 @@ def _of_file(file: str, text: str) -> Iterator[IgnoreComment]:
     if "ggplan" not in text:
         return
     lines = split_lines(text)
+    following = _following(lines)
     for number, line in enumerate(lines, start=1):
-        found = _COMMENT.search(line)
-        if found is None or not _is_meant(found["word"]):
+        found = _comment_of(line)
+        if found is None:
             continue
         start, word = found.start(), found["word"]
         target = 0 if word.lower() == "ignore-file" else number
         if target and not line.partition("#")[0].strip():
-            target = _next_line(lines, number)
+            target = following[number - 1]
         is_alone = not line[:start].strip()
         yield IgnoreComment(
             Location(file, number, start + 1, len(line) - start),
@@ -155,9 +157,27 @@ def _of_file(file: str, text: str) -> Iterator[IgnoreComment]:
         )
 
 
-def _is_meant(word: str | None) -> bool:
-    """Whether a comment `ggplan: WORD` is to silence something, though the word may be misspelt."""
-    if not word:
+def _comment_of(line: str) -> re.Match[str] | None:
+    """The part of a line's comment that silences something. It begins the comment or stands behind a remark;
+    in quotes or within a word it is only talked about.
+    """
+    first = line.find("#")
+    for found in _COMMENT.finditer(line):
+        remark = line[first : found.start()]
+        is_quoted = remark.count('"') % 2 or remark.count("`") % 2
+        if (not remark or (remark[-1] in " \t" and not is_quoted)) and _is_meant(line, found):
+            return found
+    return None
+
+
+def _is_meant(line: str, found: re.Match[str]) -> bool:
+    """Whether a comment `ggplan: WORD` is to silence something, though the word may be misspelt. Such a word
+    with others behind it that are no codes is prose: `ggplan: ignoring this is fine`.
+    """
+    word = found["word"]
+    if word in _WORDS:
+        return True
+    if line[found.end() :].strip() and not _CODE_FIRST.match(line, found.end()):
         return False
     near = difflib.get_close_matches(word.lower(), _WORDS, n=1, cutoff=0.7)
     return bool(near) or word.lower() in _SYNONYMS
@@ -172,16 +192,18 @@ def _codes(file: str, number: int, line: str, start: int) -> Iterator[tuple[str,
             continue
         if not is_first and not re.match(r"gp-?\w*\d", text, re.IGNORECASE):
             return
-        if is_first and not re.match(r"[A-Za-z]+-?\w*\d|gp", text, re.IGNORECASE):
+        if is_first and not re.match(r"[A-Za-z](?:[A-Za-z]*-)?\w*\d|gp", text, re.IGNORECASE):
             return
         is_first = False
         yield text, Location(file, number, line.index(text, found.start()) + 1, len(text))
 
 
-def _next_line(lines: list[str], number: int) -> int:
-    """The next line that is no comment, or -1 where that is empty."""
-    for later in range(number, len(lines)):
-        content = lines[later].strip()
+def _following(lines: list[str]) -> list[int]:
+    """For each line the number of the next that is no comment, or -1 where that is empty."""
+    found, following = -1, []
+    for number in range(len(lines), 0, -1):
+        following.append(found)
+        content = lines[number - 1].strip()
         if not content.startswith("#"):
-            return later + 1 if content else -1
-    return -1
+            found = number if content else -1
+    return following[::-1]

@@ -10,6 +10,7 @@ for the next round, for its columns are no longer true.
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -129,13 +130,13 @@ def apply_fixes(texts: Mapping[str, str], fixes: Iterable[Fix]) -> Applied:
         if len(placed) < len(fix.edits) or any(_meets(spans.get(f, ()), a, b) for f, a, b, _ in placed):
             continue
         for file, start, stop, text in placed:
-            spans.setdefault(file, []).append((start, stop, text))
+            insort(spans.setdefault(file, []), (start, stop, text))
         done.append(fix)
     changed = {}
     for file, edits in spans.items():
         text = texts[file]
         line_end = "\r\n" if "\r\n" in text else "\n"
-        for start, stop, new in sorted(edits, reverse=True):
+        for start, stop, new in reversed(edits):
             text = text[:start] + new.replace("\n", line_end) + text[stop:]
         changed[file] = text
     return Applied(changed, tuple(done))
@@ -165,5 +166,9 @@ def _span(
     return (start, stop, edit.text) if stop <= begin + len(line) else None
 
 
-def _meets(spans: Iterable[tuple[int, int, str]], start: int, stop: int) -> bool:
-    return any((start < b and a < stop) or (a, b) == (start, stop) for a, b, _ in spans)
+def _meets(spans: Sequence[tuple[int, int, str]], start: int, stop: int) -> bool:
+    """Whether a span meets one of these, which are in order and do not meet: only its neighbours can."""
+    at = bisect_left(spans, (start, stop, ""))
+    return any(
+        (start < b and a < stop) or (a, b) == (start, stop) for a, b, _ in spans[max(0, at - 1) : at + 1]
+    )

@@ -46,6 +46,7 @@ _PLACE = "NUMBA_CACHE_DIR"
 _KEPT_SECONDS = 30 * 24 * 3600
 _DAY = 24 * 3600
 _WAITED_SECONDS, _POLLED_SECONDS = 30, 0.02
+_has_given_up = False
 _OLD_FOLDER = re.compile(r"(ggplan-)?(numba|kernels)-[0-9a-f]{16}", re.ASCII)
 
 
@@ -116,35 +117,43 @@ def keep(code: MachineCode, place: Path) -> None:
 def compiling_alone(place: Path) -> Iterator[None]:
     """Wait while another process compiles the kernel that is kept there, so that it is compiled once.
 
-    A process that was stopped is not waited for longer than half a minute. Where files cannot be locked,
-    nobody waits, and the kernel is compiled twice.
+    A process that was stopped is not waited for longer than half a minute, and only once: after that, this
+    process compiles whatever others hold. Where files cannot be locked, nobody waits, and the kernel is
+    compiled twice.
     """
+    global _has_given_up
     lock = place.with_suffix(".lock")
     try:
         import fcntl
 
         make_cache_folder()
-        held = lock.open("wb")
+        # A link that somebody has put there is not followed, and nothing is emptied.
+        held = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     except (ImportError, OSError):
         yield
         return
-    with held:
+    is_got = False
+    try:
         give_up = time.monotonic() + _WAITED_SECONDS
-        while time.monotonic() < give_up:
+        while not is_got:
             try:
                 fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                is_got = True
             except BlockingIOError:
+                _has_given_up = _has_given_up or time.monotonic() >= give_up
+                if _has_given_up:
+                    break
                 time.sleep(_POLLED_SECONDS)
             except OSError:
                 break
-            else:
-                break
-        try:
-            yield
-        finally:
-            # Those who wait on it find the kernel kept when they are let in.
-            with contextlib.suppress(OSError):
+        yield
+    finally:
+        # Those who wait on it find the kernel kept when they are let in.
+        with contextlib.suppress(OSError):
+            # It was deleted, and may have been made anew, if another had it first.
+            if is_got and os.path.samestat(os.fstat(held), os.stat(lock, follow_symlinks=False)):
                 lock.unlink()
+        os.close(held)
 
 
 def load(code: MachineCode) -> int:

@@ -50,7 +50,8 @@ class Fix:
     Attributes
     ----------
     safe
-        Whether it says what the recipe plainly meant, or changes no tensor's type: what `--fix` applies.
+        Whether it says what the recipe plainly meant, or changes no tensor's type: what `--fix` applies. A
+        report calls none safe that edits another file than the recipe, which other recipes may draw in.
     """
 
     edits: tuple[Edit, ...]

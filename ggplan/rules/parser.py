@@ -306,8 +306,10 @@ def _no_equals(draft: Draft, line: int, content: Mapped) -> None:
     """A line that is no rule; where it ends in a type, the line mended."""
     help, fix = "a rule is `PATTERN = TYPE`; a comment begins with `#`", None
     at = draft.span(line, content)
-    found = re.fullmatch(r"([^ \t:]+?)[ \t]*(?:[ \t:]|->)[ \t]*([^ \t:>]+)", content.text)
-    if found and len(content.text) < 200 and len(found[2]) <= LONGEST_TYPE:
+    found = None
+    if len(content.text) < 200:  # the blanks of a long one may be shared out in very many ways
+        found = re.fullmatch(r"([^ \t:]+?)[ \t]*(?:[ \t:]|->)[ \t]*([^ \t:>]+)", content.text)
+    if found and len(found[2]) <= LONGEST_TYPE:
         try:
             parse_type(found[2].split("|")[0].rstrip("!"))
         except TypeNameError:

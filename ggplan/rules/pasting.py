@@ -19,8 +19,9 @@ _SPACES = re.compile("[\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000]")
 _DASHES = re.compile("[\u2010-\u2015\u2212]")
 _QUOTES = "\"'`\u00b4\u2018\u2019\u201a\u201c\u201d\u201e\u00ab\u00bb"
 _LIST_MARK = re.compile(r"^(?:[-*+>\u2022]|\d{1,3}[.)])[ \t]+(?=\S.*=)")
-_OPTION = re.compile(r"^--?(?:tensor-type|custom-q)(?:[ \t]+|=)(?=.*=)")
-_SIGN = re.compile("[ \t]*(?:===?|:=|=>|->|\u2192|\u21d2)[ \t]*(?=[^=>]+$)")
+_OPTION = re.compile(r"^--?(?:tensor-type|custom-q)(?:[ \t]+(?![ \t])|=)(?=.*=)")
+_SIGNS = ("===", "==", ":=", "=>", "->")
+_ARROW = re.compile("[\u2192\u21d2]")
 _END = re.compile(r"(?<==)([^,;=]*)[,;]+$")
 _FENCE = re.compile(r"(```|~~~)[\w-]*")
 _SCRIPT = re.compile(r"""(?:export[ \t]+)?\w+=["']|["'\\]|EOF|\$\w+|#!.*""")
@@ -83,10 +84,16 @@ def _inner(text: str) -> str:
 
 
 def _with_equals(text: str) -> str:
-    found = _SIGN.search(text)
-    if found is None or not _ends_in_type(text):
+    """The line with `=` for the sign before the type; an arrow is one only behind the last `=` and `>`."""
+    end = max(text.rfind("="), text.rfind(">")) + 1
+    sign = next((sign for sign in _SIGNS if text.endswith(sign, 0, end)), "")
+    start = end - len(sign)
+    if not sign and (arrow := _ARROW.search(text, end)):
+        start, end = arrow.span()
+    right = text[end:].lstrip(_BLANK)
+    if start == end or not right or not _ends_in_type(text):
         return text
-    return f"{text[: found.start()]} = {text[found.end() :]}"
+    return f"{text[:start].rstrip(_BLANK)} = {right}"
 
 
 def _ends_in_type(text: str) -> bool:

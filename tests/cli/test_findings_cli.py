@@ -197,12 +197,57 @@ def test_diff_shows_and_writes_nothing(recipe: str) -> None:
     for options in (("--fix", "--diff"), ("--diff",)):
         done = run("rules", "check", recipe, *options)
         assert done.exit_code == 1
-        assert f"--- a/{recipe}\n+++ b/{recipe}\n" in done.stdout
+        # The tab tells `patch` that the blanks are part of the name.
+        assert f"--- a/{recipe}\t\n+++ b/{recipe}\t\n" in done.stdout
         assert "-@let OLD = 100%: x, y\n" in done.stdout
         assert "--fix would mend 3 in 1 file; 1 warning would be left" in done.stderr
         assert Path(recipe).read_text() == RECIPE
     done = run("rules", "check", "glm4moe/hq4_k", "--diff")
     assert (done.exit_code, done.stdout) == (0, "")
+
+
+def test_a_diff_into_a_pipe_is_one_that_patch_applies(recipe: str) -> None:
+    path = Path("\u2066 two\tnames.recipe")
+    path.write_bytes("# GLM-4.5-Air \u200b\u202e\u00a0 seen\r\nattn = Q8O\r\n@default q8_0\r\n".encode())
+    command = [sys.executable, "-m", "ggplan", "rules", "check", str(path), recipe, "--diff"]
+    for locale in ("C.UTF-8", "POSIX"):
+        diff = subprocess.run(
+            command,
+            env={**os.environ, "LC_ALL": locale, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            check=False,
+        )
+        assert diff.returncode == 1, diff.stderr
+        dry = ["patch", "-p1", "--binary", "--dry-run"]
+        assert subprocess.run(dry, input=diff.stdout, capture_output=True, check=False).returncode == 0
+    done = subprocess.run(["patch", "-p1", "--binary"], input=diff.stdout, capture_output=True, check=False)
+    assert done.returncode == 0, done.stdout
+    after = "# GLM-4.5-Air \u200b\u202e\u00a0 seen\r\nattn = q8_0\r\n@default q8_0\r\n"
+    assert path.read_bytes() == after.encode()
+    assert "Q8O" not in Path(recipe).read_text()
+
+
+def test_a_diff_on_a_terminal_cannot_drive_it(recipe: str) -> None:
+    import pty
+
+    Path(recipe).write_text("# GLM-4.5-Air \u009b31m\u202e\nattn = Q8O\n@default q8_0\n")
+    reading, writing = pty.openpty()
+    try:
+        command = [sys.executable, "-m", "ggplan", "rules", "check", recipe, "--diff"]
+        subprocess.run(
+            command,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=writing,
+            stderr=subprocess.DEVNULL,
+            check=False,
+        )
+        shown = os.read(reading, 65536).decode()
+    finally:
+        os.close(reading)
+        os.close(writing)
+    assert "+attn = q8_0" in shown
+    assert "\\u202e" in shown
+    assert not {"\u009b", "\u202e"} & set(shown)
 
 
 @pytest.mark.parametrize(

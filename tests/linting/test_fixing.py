@@ -3,6 +3,7 @@
 import random
 import re
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from ggplan.errors import RecipeError
 from ggplan.inventories import inventory
-from ggplan.linting import fix_recipe, subject_of
+from ggplan.linting import check_recipe, fix_recipe, subject_of
 from ggplan.linting.case import make_case
 from ggplan.rules import InvalidRecipeError, parse_recipe, shipped_recipes
 from ggplan.rules.loading import recipe_text
@@ -147,3 +148,71 @@ def test_fixing_twice_changes_nothing_more_and_no_type(
     if model is not None:
         types = [[f.type for f in make_case(model, recipe).fitted] for recipe in (old, new)]
         assert types[0] == types[1]
+
+
+COMMON = "attn_q\\.weight$ = q6_K\nattn_k\\.weight$ = q5_K\n"
+
+
+@pytest.mark.parametrize(
+    ("own", "common", "left"),
+    [
+        ("attn_q\\.weight$ = q6_K\n", COMMON, ""),
+        ("attn_[qv]\\.weight$ = q6_K\n", COMMON, None),  # it takes more than the rule that is drawn in
+        ("(attn_q|attn_k)\\.weight$ = q6_K\n", COMMON, None),
+        ("attn_q\\.weight$ = q4_K\n", COMMON, None),
+        ("", COMMON + "attn_q\\.weight$ = q6_K\n", None),
+        ("", COMMON + "^token_embd.weight$ = q8_0\n", None),
+        ("", COMMON + "@let IDLE = x\n", None),
+        ("", COMMON + "attn_v = Q8O\n", None),
+        ("", COMMON + "attn_v = q6_K  # ggplan: ignore GP101\n", None),
+        ("", COMMON + "attn_v: q6_K\x07\n", None),
+    ],
+)
+def test_a_safe_fix_edits_the_recipe_alone_and_no_file_that_others_draw_in(
+    own: str, common: str, left: str | None, tmp_path: Path
+) -> None:
+    path, drawn_in = tmp_path / "a.recipe", tmp_path / "common.recipe"
+    path.write_text(f"{own}@include common.recipe\n@default q8_0\n")
+    drawn_in.write_text(common)
+    fixed = fix_recipe(path, inventory(AIR))
+    assert str(drawn_in) not in fixed.texts
+    assert {edit.file for edit in fixed.applied} <= {str(path)}
+    if left is not None:
+        assert fixed.texts == {str(path): f"{left}@include common.recipe\n@default q8_0\n"}
+        assert "delete a.recipe:1" in fix_recipe_help(path)
+    else:
+        assert fixed.texts == {}
+
+
+def fix_recipe_help(path: Path) -> str:
+    return " ".join(d.help for d in check_recipe(path, inventory(AIR)).diagnostics)
+
+
+def test_a_file_that_is_drawn_in_is_mended_where_that_is_asked_for(tmp_path: Path) -> None:
+    path, drawn_in = tmp_path / "a.recipe", tmp_path / "common.recipe"
+    path.write_text("@include common.recipe\n@default q8_0\n")
+    drawn_in.write_text("^token_embd.weight$ = q8_0\n")
+    assert "--fix leaves common.recipe alone" in fix_recipe_help(path)
+    fixed = fix_recipe(path, inventory(AIR), unsafe=True)
+    assert fixed.texts == {str(drawn_in): "^token_embd\\.weight$ = q8_0\n"}
+
+
+@pytest.mark.parametrize(
+    "name", ["two words", 'a "quoted" one', "two\nlines", "tab\there", "blättchen", "back\\slash"]
+)
+def test_the_diff_of_a_file_of_any_name_is_one_that_patch_applies(name: str, tmp_path: Path) -> None:
+    path = tmp_path / f"{name}.recipe"
+    path.write_text("# \u200bseen not\nattn_q = Q8O\n@default q8_0\n")
+    diff = fix_recipe(path, inventory(AIR)).diff()
+    done = subprocess.run(["patch", "-p1"], input=diff.encode(), cwd="/", capture_output=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert path.read_text() == "# \u200bseen not\nattn_q = q8_0\n@default q8_0\n"
+
+
+def test_very_many_fixes_take_no_longer_than_their_lines(tmp_path: Path) -> None:
+    path = tmp_path / "x.recipe"
+    path.write_text("# ggplan: ignore GP106\n" * 9_000 + "@default q8_0\n")
+    began = time.process_time()
+    fixed = fix_recipe(path, inventory(AIR))
+    assert (fixed.n_fixes, list(fixed.texts.values())) == (9_000, ["@default q8_0\n"])
+    assert time.process_time() - began < 15  # 40 seconds and more where each edit looks at each line

@@ -2,6 +2,7 @@
 without a word.
 """
 
+import time
 from pathlib import Path
 
 import pytest
@@ -162,3 +163,54 @@ def test_comments_of_included_files_count_there(tmp_path: Path) -> None:
     report = fix_recipe(path, inventory("GLM-4.5-Air")).report
     assert codes(report) == []
     assert report.n_silenced == 1
+
+
+@pytest.mark.parametrize(
+    "comment",
+    [
+        '# see "# ggplan: ignore GP102" in docs',
+        "# see '# ggplan: ignore GP102' in docs",
+        "# write `# ggplan: ignore GP102` to silence it",
+        '# "write # ggplan: ignore GP102 here"',
+        "# ggplan: ignoring this is fine",
+        "# ggplan: ignored in q4_K files",
+        "# ggplan: skip this layer, see GP102",
+        "# ggplan: Ignore what others say",
+    ],
+)
+def test_what_only_talks_of_such_comments_is_prose(comment: str) -> None:
+    for text in (SHADOWED.format(f"  {comment}"), f"{comment}\n{SHADOWED.format('')}"):
+        report = check(text)
+        assert [code for code, _ in codes(report)] == ["GP102"]
+        assert report.n_silenced == 0
+
+
+@pytest.mark.parametrize(
+    "comment", ["# ggplan: ingore", "# ggplan: noqa", "# ggplan: Ignore", "# ggplan: ingore gp102"]
+)
+def test_a_misspelt_word_is_told_and_its_fix_makes_no_other_error(comment: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.recipe"
+    path.write_text(SHADOWED.format(f"  {comment}"))
+    fixed = fix_recipe(path, inventory("GLM-4.5-Air"))
+    assert fixed.n_fixes == ("gp102" in comment)
+    for finding in check(path.read_text()).diagnostics:
+        if finding.code == "GP020":
+            assert ("and the codes" in finding.help) == (finding.fix is None) == ("gp102" not in comment)
+            break
+    else:
+        pytest.fail("it is not told")
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [f"foo{i}x = q4_K # ggplan: ignore GP101" for i in range(9_000)],
+        [f"foo{i}x = q4_K # ggplan: ignore-file GP101" for i in range(9_000)],
+        ["# ggplan: ignore GP101"] * 9_000 + ["foo = q4_K"],
+        ["foo = q4_K # ggplan: ignore " + "a" * 40_000, "foo = q4_K " + "#" * 100_000],
+    ],
+)
+def test_very_many_comments_and_findings_take_no_longer_than_their_lines(lines: list[str]) -> None:
+    began = time.process_time()
+    assert check("\n".join(lines) + "\n").diagnostics
+    assert time.process_time() - began < 20  # of the order of a minute and more where each meets each

@@ -6,10 +6,12 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from ggplan.quants import machine_code
 from ggplan.quants.kernels import scratch
 
 MODULE = """
@@ -257,3 +259,72 @@ def test_importing_makes_no_folder(tmp_path: Path) -> None:
 def test_out_of_memory_is_a_memory_error() -> None:
     with pytest.raises(MemoryError, match="allocate"):
         scratch(1 << 50)
+
+
+HOLDING = """
+import sys
+from pathlib import Path
+from ggplan.quants.machine_code import compiling_alone
+
+with compiling_alone(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where a kernel is kept, in a cache of the test's own."""
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "cache"))
+    machine_code.cache_folder.cache_clear()
+    machine_code.make_cache_folder()
+    yield machine_code.cache_folder() / "kernel.o"
+    machine_code.cache_folder.cache_clear()
+
+
+def test_who_has_given_up_waits_no_more_and_leaves_the_lock_to_its_holder(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine_code, "_WAITED_SECONDS", 0.5)
+    monkeypatch.setattr(machine_code, "_has_given_up", False)
+    places = [place, place.with_name("another.o")]
+    holders = [
+        subprocess.Popen([sys.executable, "-c", HOLDING, str(held)], stdin=subprocess.PIPE,
+                         stdout=subprocess.PIPE, text=True)
+        for held in places
+    ]  # fmt: skip
+    try:
+        for holder in holders:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == "held\n"
+        waited = []
+        for held in places:
+            began = time.monotonic()
+            with machine_code.compiling_alone(held):
+                waited.append(time.monotonic() - began)
+            assert held.with_suffix(".lock").exists()
+        assert waited[0] >= 0.5 > 0.3 > waited[1]
+    finally:
+        for holder in holders:
+            holder.communicate("")
+    assert [held.with_suffix(".lock").exists() for held in places] == [False, False]
+
+
+def test_a_lock_made_anew_is_not_deleted_by_who_held_the_old_one(place: Path) -> None:
+    lock = place.with_suffix(".lock")
+    with machine_code.compiling_alone(place):
+        lock.unlink()
+        lock.touch()
+    assert lock.exists()
+
+
+def test_a_link_in_the_place_of_a_lock_is_not_followed(place: Path, tmp_path: Path) -> None:
+    lock, precious, absent = place.with_suffix(".lock"), tmp_path / "precious", tmp_path / "absent"
+    precious.write_text("precious")
+    for target in (precious, absent):
+        lock.symlink_to(target)
+        with machine_code.compiling_alone(place):
+            pass
+        assert precious.read_text() == "precious"
+        assert not absent.exists()
+        lock.unlink()

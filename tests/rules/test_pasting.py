@@ -1,8 +1,11 @@
 """Lines as a forum, a word processor or a script has them: one error each, with the line as it was meant."""
 
+import time
+
 import pytest
 
 from ggplan.rules import InvalidRecipeError, parse_recipe
+from ggplan.rules.pasting import as_meant
 
 MEANT = {
     '"attn_q" = "q8_0"': "attn_q = q8_0",
@@ -91,3 +94,41 @@ def test_the_fix_of_a_directive_keeps_what_stands_behind_it() -> None:
         (error,) = caught.value.diagnostics
         assert error.fix is not None
         assert error.fix.edits[0].text == meant
+
+
+BLANKS = " " * 40_000
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"'{BLANKS}x",
+        f"a->{BLANKS}=>x",
+        f"--tensor-type{BLANKS}'x",
+        f"-{BLANKS}'x",
+        f"x{BLANKS}:{BLANKS}:",
+        "\u2192" * 40_000 + "=q8_0",
+        "=>" * 20_000 + "q8_0'",
+        "'" + " ," * 20_000,
+    ],
+)
+def test_a_long_line_takes_no_longer_than_its_length(line: str) -> None:
+    began = time.process_time()
+    with pytest.raises(InvalidRecipeError):
+        parse_recipe(f"{line}\n")
+    assert time.process_time() - began < 3  # and many times that where each blank may be the first
+
+
+@pytest.mark.parametrize(
+    ("line", "meant"),
+    [
+        ("a \t ===  q8_0", "a = q8_0"),
+        ("a = b => q8_0", "a = b = q8_0"),
+        ("a => b \u2192 c \u21d2 q8_0", "a = b \u2192 c \u21d2 q8_0"),
+        ("(?P<a>b)->q8_0", "(?P<a>b) = q8_0"),
+        ("--custom-q  attn_q=q8_0", "attn_q=q8_0"),
+    ],
+)
+def test_the_sign_is_the_last_that_can_be_one(line: str, meant: str) -> None:
+    found = as_meant(line)
+    assert (found[0] if found else "") == (meant if meant.isascii() else "")

@@ -82,8 +82,13 @@ class UnknownWord(Finding):
 
     text: str
     meant: str
+    names_codes: bool
     says = "`ggplan: {f.text}` ignores nothing"
-    advice = "write `ggplan: {f.meant}`"
+
+    def help(self, fix: Fix | None) -> str:
+        return f"write `ggplan: {self.meant}`" + (
+            "" if self.names_codes else " and the codes, such as `GP103`"
+        )
 
 
 def check_idle(case: Case) -> Iterator[IdleComment]:
@@ -99,8 +104,10 @@ def check_codes(case: Case) -> Iterator[Finding]:
     rules = lint_rules()
     for comment in case.comments():
         if not comment.is_valid:
-            fix = replacing(comment.word, comment.meant, safe=True)
-            yield UnknownWord(comment.word, printable(comment.word_text), comment.meant, fixes=(fix,))
+            # Without codes the right word would ignore nothing either.
+            fixes = (replacing(comment.word, comment.meant, safe=True),) if comment.codes else ()
+            text = printable(comment.word_text[:40])
+            yield UnknownWord(comment.word, text, comment.meant, bool(comment.codes), fixes=fixes)
             continue
         if not comment.codes:
             yield NoCodes(comment.at)
@@ -108,8 +115,8 @@ def check_codes(case: Case) -> Iterator[Finding]:
             rule = rules.get(text.upper())
             if rule is None:
                 near = nearest_code(text, rules)
-                fixes = (replacing(at, near, safe=False),) if near else ()
-                yield UnknownCode(at, printable(text[:40]), near, fixes=fixes)
+                nearest = (replacing(at, near, safe=False),) if near else ()
+                yield UnknownCode(at, printable(text[:40]), near, fixes=nearest)
             elif rule.check is None:
                 yield SyntaxCode(at, rule.code, fixes=(_without(comment, (text,)),))
 

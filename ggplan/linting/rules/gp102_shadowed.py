@@ -87,8 +87,11 @@ class ShadowedRule(Finding):
         first, _ = self.takers[0]
         line = lines_of(first, self.rule)
         if fix is not None and len(fix.edits) == 1:
-            if fix.edits[0].length is not None:
-                return f"{line} reaches too far: write `{fix.edits[0].text}` there"
+            (edit,) = fix.edits
+            if edit.length is not None:
+                return f"{line} reaches too far: write `{edit.text}` there"
+            if (edit.file, edit.line) == (first.file, first.line):
+                return f"delete {first.where}: this rule gives its tensors the same type"
             return "delete it: its tensors get this type already" if self.same_types else "delete it"
         how = f"anchor the pattern of {line} with `^`" if self.may_anchor else f"narrow the pattern of {line}"
         where = "above" if self.order == "first" else "below"
@@ -112,7 +115,12 @@ class ShadowedRule(Finding):
                 fixes.append(Fix((Edit(rule.file, rule.line, 1, None, ""), insert), safe=False))
         if self.is_searched and self.same_types:
             fixes.append(deleted(rule, safe=True))
-        return trials.best([fix for fix in fixes if fix]) or deleted(rule, safe=False)
+            if len(self.takers) == 1 and (own := _own_line_deleted(case, trials, first, rule)):
+                fixes.append(own)
+        known = [fix for fix in fixes if fix]
+        # Other recipes may draw in what this one does, so what mends this one's own lines comes first.
+        in_own_file = [fix for fix in known if all(edit.file == case.recipe.file for edit in fix.edits)]
+        return trials.best(in_own_file or known) or deleted(rule, safe=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,15 +144,32 @@ class CatchAll(Finding):
 class Duplicate(Finding):
     """A rule that matches the same tensors as one above, and the types of that one if they are others."""
 
-    first: str
-    types: str
+    rule: Rule
+    first: Rule
+
+    @property
+    def types(self) -> str:
+        """The other one's types, or "" if they are the same."""
+        first = self.first.choice
+        return "" if self.rule.choice.types == first.types else first.text
 
     @property
     def message(self) -> str:
-        return f"{self.first} matches the same tensors" + (f", as {self.types}" if self.types else "")
+        other = lines_of(self.first, self.rule)
+        return f"{other} matches the same tensors" + (f", as {self.types}" if self.types else "")
 
     def help(self, fix: Fix | None) -> str:
-        return "delete the one you do not mean" if self.types else "delete it"
+        if self.types or fix is None:
+            return "delete the one you do not mean"
+        is_other = fix is not None and fix.edits[0].file != self.rule.file
+        return f"delete {self.first.where}" if is_other else "delete it"
+
+    def fix(self, case: Case, trials: Trials) -> Fix | None:
+        """Delete the one below; where that is drawn in and the one above is the recipe's own, delete that."""
+        is_same = not self.types
+        if self.rule.file != case.recipe.file and self.first.file == case.recipe.file:
+            return _own_line_deleted(case, trials, self.first, self.rule) if is_same else None
+        return deleted(self.rule, safe=is_same)
 
 
 def check_shadowed(case: Case) -> Iterator[ShadowedRule | CatchAll]:
@@ -176,9 +201,16 @@ def check_twice(case: Case) -> Iterator[Duplicate]:
     for index, _ in _shadowed(case):
         if (twin := _twin(case, index)) is not None:
             rule, first = case.recipe.rules[index], case.recipe.rules[twin]
-            is_same = rule.choice.types == first.choice.types
-            types, fix = "" if is_same else first.choice.text, deleted(rule, safe=is_same)
-            yield Duplicate(rule.location, lines_of(first, rule), types, fixes=(fix,))
+            yield Duplicate(rule.location, rule, first)
+
+
+def _own_line_deleted(case: Case, trials: Trials, own: Rule, drawn_in: Rule) -> Fix | None:
+    """The fix that deletes a recipe's own rule where one that it draws in decides the same without it."""
+    if own.file != case.recipe.file or drawn_in.file == own.file:
+        return None
+    tried = trials.tried([fix := deleted(own, safe=True)])
+    stays = tried is not None and [f.type for f in tried.fitted] == [f.type for f in case.fitted]
+    return fix if stays else None
 
 
 def _may_anchor(case: Case, index: int, taker: int) -> bool:
