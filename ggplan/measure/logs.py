@@ -19,13 +19,16 @@ from ggplan.measure import speed_logs as speeds
 from ggplan.measure.log_lines import (
     NO_FACTS,
     Facts,
+    FactsBefore,
     Line,
     Stage,
     bench_build,
     contradict,
     facts_in,
-    joined,
+    is_failure,
     lines_of,
+    types_agree,
+    without_ending,
 )
 from ggplan.measure.perplexity_logs import OpenPerplexity, PerplexityRun
 from ggplan.measure.record import SWEEP_ENGINE, Quantization, Speed
@@ -165,14 +168,13 @@ def _machine_tests(text: str) -> list[list[BenchTest]]:
 class _Scanner:
     """The state between two lines.
 
-    `stage` is the place of the last fact in their order; `claimed` says whether a run has begun since then.
+    `before` has the facts since the last process began; `claimed` says whether they are a run's already.
     """
 
     runs: list[Run] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
     tests: list[BenchTest] = field(default_factory=list)
-    facts: Facts = NO_FACTS
-    stage: Stage = Stage.NOTHING
+    before: FactsBefore = field(default_factory=FactsBefore)
     claimed: bool = False
     open: _Open | None = None
     time: int = 0
@@ -198,7 +200,10 @@ class _Scanner:
         self.headings = ()
         told = facts_in(text, fenced=self.fenced)
         if told is not None:
-            self.fact(*told)
+            self.fact(*told, line.number)
+            return
+        if is_failure(text):
+            self.failure()
             return
         if build := bench_build(text):
             if isinstance(self.open, OpenBench):
@@ -209,28 +214,42 @@ class _Scanner:
             return
         self.perplexity(line)
 
-    def fact(self, stage: Stage, facts: Facts) -> None:
+    def fact(self, stage: Stage, facts: Facts, line: int) -> None:
         """Take a fact, which may begin the next run."""
+        known = self.before
         unnamed = stage is Stage.HEADING and not facts.name
         if unnamed and self.open is not None and not isinstance(self.open, OpenBench):
             return  # a remark within a log
-        if unnamed and self.facts.name and facts.level > self.facts.level > 0:
+        if unnamed and known.facts.name and facts.level > known.facts.level > 0:
             return  # a part of what the heading above names
-        if stage is Stage.BELOW_HEADING and self.stage is not Stage.HEADING:
+        if stage is Stage.BELOW_HEADING and known.stage is not Stage.HEADING:
             return  # a size that is of nothing
         self.is_of_llama_cpp = self.is_of_llama_cpp or stage >= Stage.BUILD
-        again = stage == self.stage and stage is not Stage.MODEL
-        again = again and (stage is Stage.HEADING or contradict(self.facts, facts))
-        if self.claimed or self.open is not None or stage < self.stage or again:
-            self.new_process()
-        self.facts = joined(self.facts, facts)
-        self.stage = max(self.stage, stage)
+        again = stage == known.stage and stage is not Stage.MODEL
+        again = again and (stage is Stage.HEADING or contradict(known.facts, facts))
+        again = again or (stage > Stage.HEADING and known.is_another_file(facts))
+        if self.claimed or self.open is not None or stage < known.stage or again:
+            self.new_process(facts.file if stage > Stage.HEADING else "")
+        self.before.add(stage, facts, line, fenced=self.fenced)
 
-    def new_process(self) -> None:
-        """End the run, and forget what stood before it."""
+    def new_process(self, opened: str = "") -> None:
+        """End the run, and forget what stood before it; `opened` is the file of the next."""
         self.close()
-        self.facts, self.stage, self.claimed = NO_FACTS, Stage.NOTHING, False
+        self.forget(Stage.NOTHING, opened)
+        self.claimed = False
         self.is_strided, self.is_stray, self.time = False, False, 0
+
+    def failure(self) -> None:
+        """End a process that says itself that it failed; a heading above it still counts."""
+        self.close()
+        self.forget(Stage.COMMAND)
+
+    def forget(self, first: Stage, opened: str = "") -> None:
+        """Forget facts from a place in their order on, and list those that no result is of."""
+        if not self.claimed:
+            for line, why in self.before.without_result(first, opened):
+                self.leave_out(line, why)
+        self.before.forget(first)
 
     def perplexity(self, line: Line) -> None:
         """Take a line that may be of llama-perplexity, or the start of a sweep."""
@@ -262,17 +281,28 @@ class _Scanner:
 
     def headless(self, line: Line) -> None:
         """Begin a run with its result: a card has no more than that, a log lost its beginning."""
-        run = OpenPerplexity(line.number, self.own_facts())
+        run = OpenPerplexity(line.number, NO_FACTS)
         if not perplexity.feed(run, line):
             self.stray(line, "lines of a result whose beginning is missing")
             return
+        run.facts = self.facts_without_start(is_torn=run.is_torn)
         self.begin(run, keeps_facts=True)
         if run.is_done:
             self.close()
 
     def own_facts(self) -> Facts:
         """The facts for a run that begins here; those before another run's start are that run's."""
-        return NO_FACTS if self.claimed else self.facts
+        return NO_FACTS if self.claimed else self.before.facts
+
+    def facts_without_start(self, *, is_torn: bool = False) -> Facts:
+        """The facts for a result whose start is not there, as on a card.
+
+        What llama.cpp printed above it may be of a run that was cut short, and then so may be the heading
+        above that; `is_torn` says that the result itself is the rest of a log.
+        """
+        if not self.claimed:
+            self.forget(Stage.NOTHING if is_torn or self.before.is_of_a_process() else Stage.BUILD)
+        return self.own_facts()
 
     def begin(self, run: _Open | None, *, keeps_facts: bool = False) -> None:
         """End the run before, and begin this one.
@@ -282,7 +312,7 @@ class _Scanner:
         self.close()
         self.open = run
         self.is_stray = False
-        if not keeps_facts or self.stage > Stage.BELOW_HEADING:
+        if not keeps_facts or self.before.stage > Stage.BELOW_HEADING:
             self.claimed = True
 
     def close(self) -> None:
@@ -300,8 +330,9 @@ class _Scanner:
             self.runs.append(Run(run.line, run.facts, speeds=tuple(run.speeds)))
         else:
             self.tests += run.tests
+            facts = _facts_of_bench(run)
             for found in speeds.bench_runs(run.tests, run.build):
-                self.runs.append(_bench_run(found, run.line, run.facts))
+                self.runs.append(_bench_run(found, run.line, facts))
                 for test in found.left_out:
                     only = "a record keeps one speed of reading and one of writing at a depth"
                     self.leave_out(run.line, f"the test {printable(test)}: {only}")
@@ -328,7 +359,7 @@ class _Scanner:
                     f"line {line.number}: a test of the benchmark is not numbers: {error}"
                 ) from None
             if not isinstance(self.open, OpenBench) or self.open.headings:
-                self.begin(OpenBench(line.number, self.own_facts()))
+                self.begin(OpenBench(line.number, self.facts_without_start()), keeps_facts=True)
             assert isinstance(self.open, OpenBench)
             self.open.tests.append(test)
 
@@ -339,7 +370,7 @@ class _Scanner:
             return
         if speeds.is_sweep(cells):
             if not (isinstance(self.open, OpenSweep) and not self.open.headings and not self.open.speeds):
-                self.begin(OpenSweep(line.number, self.own_facts()))
+                self.begin(OpenSweep(line.number, self.facts_without_start()), keeps_facts=True)
             assert isinstance(self.open, OpenSweep)
             self.open.headings = cells
             if "B" in cells:
@@ -347,7 +378,7 @@ class _Scanner:
                     "a table of llama-batched-bench, whose speeds are of several sequences at once"
                 )
         elif speeds.is_bench(cells):
-            self.begin(OpenBench(line.number, self.own_facts(), cells))
+            self.begin(OpenBench(line.number, self.facts_without_start(), cells), keeps_facts=True)
         elif isinstance(self.open, OpenSweep | OpenBench) and self.takes(self.open, line, cells):
             return
         elif self.headings:
@@ -383,7 +414,10 @@ class _Scanner:
             speeds.take(run, row)
             return
         if row.speed.n_kv == 0 or (not isinstance(run, OpenSweep) and not headings and not self.is_stray):
-            self.begin(OpenSweep(line.number, self.own_facts(), headings))
+            # The JSON lines of a sweep have no other start than their first.
+            is_start = row.speed.n_kv == 0 and not headings and "n_kv" in cells
+            facts = self.own_facts() if is_start else self.facts_without_start(is_torn=row.speed.n_kv > 0)
+            self.begin(OpenSweep(line.number, facts, headings), keeps_facts=not is_start)
             assert isinstance(self.open, OpenSweep)
             speeds.take(self.open, row)
             return
@@ -408,12 +442,14 @@ class _Scanner:
             self.leave_out(line.number, found.why)
         else:
             self.close()
-            facts = Facts(model=self.facts.model)
+            facts = Facts(model=self.before.facts.model)
             self.runs.append(Run(line.number, facts, row=found, name=found.name))
 
     def finished(self) -> Log:
         """All runs, after the last line."""
         self.close()
+        if self.runs or self.left_out:
+            self.forget(Stage.NOTHING)
         runs, left_out = self.runs, self.left_out
         if any(run.facts.name or run.row for run in runs):
             # A card: what stands below a heading of another kind is of no file.
@@ -429,10 +465,23 @@ class _Scanner:
         return Log(tuple(runs), tuple(sorted(left_out, key=lambda left: left.line)), self.is_of_llama_cpp)
 
 
+def _facts_of_bench(run: OpenBench) -> Facts:
+    """The facts before a table of llama-bench that are of its rows: of several models, no file is known.
+
+    A heading or command line that names a file tells more than the model's description in the rows.
+    """
+    (model, *others) = {(test.model, test.n_bytes) for test in run.tests}
+    facts = run.facts
+    name = facts.name or without_ending(facts.file)
+    if others or not (facts.file or types_agree(name, model[0])):
+        return Facts(model="" if others else facts.model, build=facts.build)
+    return replace(facts, name=name)
+
+
 def _bench_run(found: speeds.BenchRun, line: int, facts: Facts) -> Run:
     return Run(
         line,
-        replace(facts, name=""),
+        facts,
         speeds=found.speeds,
         name=found.model,
         n_bytes=found.n_bytes,

@@ -57,6 +57,8 @@ _KLD_LINES: tuple[tuple[str, re.Pattern[str], float, int], ...] = tuple(
 _ORDER = {name: place for place, (name, *_) in enumerate(_KLD_LINES)}
 # The columns of a chunk's row, and the factor from the metric to them.
 _COLUMNS = (("ppl", 1), ("delta_ln_ppl", 1), ("kld", 1), ("delta_p_rms", 100), ("same_top", 100))
+# The last chunk and the result print one number with four digits.
+_LAST_DIGIT = 1.01e-4
 _OTHER_SCORES = re.compile(r"(hellaswag|winogrande|multiple[ _]choice)[ _]score")
 
 
@@ -88,6 +90,8 @@ class OpenPerplexity:
         Whether its start was seen; without it there is only a result.
     chunk, value
         The number of the last chunk and the perplexity up to it.
+    is_torn
+        Whether its first chunks are missing.
     row
         The figures of a divergence run's last row, as printed.
     block
@@ -107,6 +111,7 @@ class OpenPerplexity:
     is_strided: bool = False
     chunk: int = 0
     value: float | None = None
+    is_torn: bool = False
     row: tuple[str, ...] = ()
     block: int = -1
     last: int = -1
@@ -130,6 +135,8 @@ class OpenPerplexity:
                 if pasted and self.last in ends
                 else "the log ends within its statistics, before its result"
             )
+        if self.started and not self.chunk and not self.is_divergence:
+            return "the log has no chunk of its run (standard output has them, so keep it too: `2>&1`)"
         at = f" after chunk {self.chunk}" if self.chunk else ""
         of = f" of {self.n_chunks}" if self.chunk and self.n_chunks else ""
         return f"the log ends{at}{of} before its result"
@@ -203,8 +210,8 @@ def _feed_final(run: OpenPerplexity, found: re.Match[str]) -> bool:
         or run.is_strided
         or (n_chunks and run.n_chunks and n_chunks != run.n_chunks)
         or (n_ctx and run.n_ctx and n_ctx != run.n_ctx)
-        or (run.chunk and run.n_chunks and run.chunk != run.n_chunks)
-        or (run.value is not None and abs(run.value - value) > 2e-4 * max(1.0, abs(value)))
+        or (run.started and run.chunk != run.n_chunks)
+        or (run.value is not None and abs(run.value - value) > _LAST_DIGIT)
     )
     if contradicts:
         return False
@@ -223,6 +230,7 @@ def _feed_chunks(run: OpenPerplexity, chunks: list[tuple[str, str]]) -> bool:
     beyond = run.n_chunks and numbers[-1] > run.n_chunks
     if run.is_divergence or run.block >= 0 or not follows or beyond:
         return False
+    run.is_torn = run.is_torn or numbers[0] != run.chunk + 1
     run.chunk, run.value = numbers[-1], float(chunks[-1][1])
     if not successive:
         run.wrong = "the numbers of its chunks do not follow each other, so lines of several runs are mixed"

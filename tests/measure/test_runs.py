@@ -1,10 +1,12 @@
 """Texts with several runs: each run is an entry of its own, and figures of two never meet in one."""
 
 import json
+import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from ggplan.errors import MeasureError
@@ -31,6 +33,25 @@ Final estimate: PPL over 4 chunks for n_ctx=512 = {b}.0704 +/- 0.02807
 OWN_LOGS = {path.name: path for path in [*LOGS.iterdir(), *CASES.glob("*glm*"), *CASES.glob("*GLM*")]}
 OWN = {name: OWN_LOGS[name].read_text("utf-8") for name in sorted(OWN_LOGS)}
 OWN |= {name: IK.format(name=name, a=a, b=b) for name, a, b in (("first", 5, 4), ("second", 7, 6))}
+OWN["command"] = "+ ./llama-perplexity -m /m/third.gguf -f third.raw -c 256\n" + (
+    IK.format(name="third", a=9, b=8)
+    .replace("4 chunks", "5 chunks").replace("n_ctx=512", "n_ctx=256").replace("[4]8", "[4]1.1,[5]8")
+    .replace("47.828 GiB (3.719", "50.5 GiB (4.25").replace("4089 (6908b72)", "4100 (1234567)")
+)  # fmt: skip
+OWN["divergence"] = (
+    "llama_model_loader: loaded meta data with 4 key-value pairs from /m/fourth-Q2_K.gguf (version V3)\n"
+    "print_info: file size   = 20.5 GiB (2.25 BPW)\n" + OWN["kld.glm4moe-tiny.Q2_K.txt"]
+)
+OWN["bench"] = """\
+$ llama-bench -m fifth.gguf -p 512 -n 128
+| model | size | params | backend | fa | test | t/s |
+| ----- | ---: | -----: | ------- | -: | ---- | --: |
+| air Q4_0 | 15.44 GiB | 110.47 B | CUDA | 0 | pp512 | 318.80 ± 3.24 |
+| air Q4_0 | 15.44 GiB | 110.47 B | CUDA | 0 | tg128 | 31.42 ± 0.59 |
+
+build: 8cf427ff (5163)
+"""
+STARTS = ("calculating perplexity over", "computing over", "main: n_kv_max", "| model")
 
 
 def figures(quantization: Quantization) -> set[tuple[object, ...]]:
@@ -38,19 +59,33 @@ def figures(quantization: Quantization) -> set[tuple[object, ...]]:
     return measured | {(s.n_kv, s.pp, s.tg) for s in quantization.speeds}
 
 
+def facts(q: Quantization) -> dict[str, object]:
+    """What an entry says of the file and its run, without what a text does not tell."""
+    told: dict[str, object] = {"name": q.name, "file": q.file.name, "size": q.file.n_bytes, "bpw": q.bpw}
+    for m in q.measurements:
+        text = m.text.name if m.text.name != "text not recorded" else ""
+        told |= {"text": text, "n_ctx": m.n_ctx, "chunks": m.n_chunks, "build": m.build}
+    for speed in q.speeds:
+        told |= {"build": speed.build}
+    return {key: value for key, value in told.items() if value}
+
+
 def entries(text: str, path: Path) -> list[Quantization]:
     path.write_text(text, encoding="utf-8")
     return [q for record in parse_files([path]) for q in record.quantizations]
 
 
+Whole = dict[str, tuple[set[tuple[object, ...]], dict[str, object]]]
+
+
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[tuple[object, ...]]]:
-    """The figures of each log alone."""
-    path = tmp_path_factory.mktemp("whole") / "x.log"
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """The figures of each log alone, and what it says of them."""
+    path = tmp_path_factory.mktemp("whole") / "joined.log"
     found = {}
     for name, text in OWN.items():
         (entry,) = entries(text, path)
-        found[name] = figures(entry)
+        found[name] = (figures(entry), facts(entry))
     return found
 
 
@@ -59,23 +94,150 @@ PIECES = st.tuples(
 )
 
 
-@settings(max_examples=300)
+def piece(name: str, start: int | None, end: int | None) -> list[str]:
+    """Lines of a log from `start` to `end`.
+
+    A log that lost its beginning lost the line that starts its run: one that begins between its first line
+    and that one, after another log that ends just there, could not be told from the rest of the other.
+    """
+    lines = OWN[name].split("\n")
+    first = next(i for i, line in enumerate(lines) if any(words in line for words in STARTS))
+    return lines[max(start, first + 1) if start else start : end]
+
+
+def last_row(lines: list[str]) -> str:
+    """The number of the last row of a divergence run."""
+    rows = [line for line in lines if line.strip()]
+    return rows[-1].split()[0] if rows else ""
+
+
+@settings(max_examples=400)
 @given(st.lists(PIECES, min_size=2, max_size=3))
 def test_joined_logs_never_give_a_mixed_entry(
-    tmp_path_factory: pytest.TempPathFactory,
-    whole: dict[str, set[tuple[object, ...]]],
-    pieces: list[tuple[str, int | None, int | None]],
+    tmp_path_factory: pytest.TempPathFactory, whole: Whole, pieces: list[tuple[str, int | None, int | None]]
 ) -> None:
-    cut = ["\n".join(OWN[name].split("\n")[start:end]) for name, start, end in pieces]
+    cut = [piece(*which) for which in pieces]
+    # A row after the row before it, of another log, goes on with it for all that the text says.
+    assume(
+        not any(
+            last_row(a).isdigit() and last_row(b[:1]) == str(int(last_row(a)) + 1) for a, b in pairwise(cut)
+        )
+    )
     path = tmp_path_factory.getbasetemp() / "joined.log"
     try:
-        found = entries("\n".join(cut), path)
+        found = entries("\n".join("\n".join(lines) for lines in cut), path)
     except MeasureError:
         found = []
     for entry in found:
-        assert any(figures(entry) <= whole[name] for name, *_ in pieces), entry
+        told = facts(entry)
+        told["name"] = re.sub(r"( [\d.]+)?( #\d+)?$", "", entry.name)
+        told = {key: value for key, value in told.items() if (key, value) != ("name", "joined")}
+        assert any(
+            figures(entry) <= whole[name][0] and told.items() <= whole[name][1].items() for name, *_ in pieces
+        ), entry
     if all(start in (None, 0) and end is None for _, start, end in pieces):
         assert len(found) == len(pieces)
+
+
+LOADER = """\
+llama_model_loader: loaded meta data with 44 key-value pairs and 803 tensors from {}.gguf (version GGUF V3)
+print_info: file size   = 65.44 GiB (4.89 BPW)
+"""
+RUN = """\
+perplexity: calculating perplexity over 2 chunks, n_ctx=512, batch_size=2048, n_seq=4
+[1]5.0000,[2]5.5000,
+Final estimate: PPL = 5.5000 +/- 0.02805
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "told"),
+    [
+        (
+            "+ llama-perplexity -m A-Q2_K.gguf -f t.raw\nerror: failed to open A-Q2_K.gguf: No such file\n",
+            "line 1: a run of A-Q2_K.gguf that ends before any result",
+        ),
+        (
+            "+ llama-perplexity -m A-Q2_K.gguf -f secret.raw\n",
+            "line 1: a run of A-Q2_K.gguf that ends before any result",
+        ),
+        ("## A-Q2_K.gguf\n", "line 1: the heading A-Q2_K.gguf: below it B-Q4_K.gguf was opened"),
+        ("=== A-Q2_K.gguf ===\nbuild: 1 (abc)\n", "line 1: the heading A-Q2_K.gguf: below it B-Q4_K.gguf"),
+        ("### `IQ5_K` run\n", "line 1: the heading IQ5_K run: below it B-Q4_K.gguf was opened"),
+        (LOADER.format("A-Q2_K"), "line 1: a run of A-Q2_K.gguf that ends before any result"),
+    ],
+)
+def test_what_the_loader_opens_is_what_was_measured(tmp_path: Path, before: str, told: str) -> None:
+    path, notes = tmp_path / "x.log", []
+    path.write_text(before + LOADER.format("B-Q4_K") + RUN, encoding="utf-8")
+    (record,) = parse_files([path], note=notes.append)
+    (entry,) = record.quantizations
+    assert facts(entry) == {
+        "name": "B-Q4_K", "file": "B-Q4_K.gguf", "size": round(65.44 * 2**30), "bpw": 4.89, "n_ctx": 512,
+        "chunks": 2,
+    }  # fmt: skip
+    assert len(notes) == 1
+    assert told in notes[0]
+
+
+@pytest.mark.parametrize(
+    ("heading", "opened", "name"),
+    [
+        ("## B.gguf", "B-00001-of-00003", "B"),
+        ("## Q4_K_M.gguf", "unsloth_Air-Q4_K_M", "Q4_K_M"),
+        ("### `Q4_K` with an imatrix", "Air-Q4_K_M", "Q4_K with an imatrix"),
+        ("## Smol FP16 59 GiB", "air-F16", "Smol FP16"),
+        ("+ llama-perplexity -m /m/B-00001-of-00003.gguf", "B-00001-of-00003", "B"),
+    ],
+)
+def test_other_names_of_the_file_that_was_opened(
+    tmp_path: Path, heading: str, opened: str, name: str
+) -> None:
+    (entry,) = entries(f"{heading}\n{LOADER.format(opened)}{RUN}", tmp_path / "x.log")
+    assert (entry.name, entry.file.name) == (name, f"{opened}.gguf")
+
+
+@pytest.mark.parametrize("rest", [RUN.split("\n", 1)[1], RUN.split("\n", 2)[2]])
+@pytest.mark.parametrize("start", ["", RUN.split("\n")[0].replace("over 2", "over 6") + "\n"])
+def test_the_rest_of_a_log_is_not_named_by_the_log_before(tmp_path: Path, start: str, rest: str) -> None:
+    """A log that ends after its loader, or after the start of its run, before the end of another log."""
+    path, notes = tmp_path / "x.log", []
+    path.write_text(f"## A.gguf\n{LOADER.format('A')}{start}{rest}", encoding="utf-8")
+    (record,) = parse_files([path], note=notes.append)
+    assert [{k: v for k, v in facts(q).items() if k != "chunks"} for q in record.quantizations] == [
+        {"name": "x"}
+    ]
+    assert any("line 2: a run of A.gguf" in n or "line 4: the log " in n for n in notes)
+
+
+def test_a_result_that_is_not_the_last_chunks(tmp_path: Path) -> None:
+    text = LOADER.format("A") + RUN.replace("PPL = 5.5000", "PPL = {}")
+    (entry,) = entries(text.format("5.5001"), tmp_path / "x.log")
+    assert entry.name == "A"
+    (entry,) = entries(text.format("5.5005"), tmp_path / "x.log")
+    assert facts(entry) == {"name": "x"}
+    assert entry.measurements[0].metrics["ppl"].value == 5.5005
+
+
+def test_one_command_of_several_models_names_none(tmp_path: Path) -> None:
+    table = BENCH + BENCH.split("\n")[2].replace("air Q4_K", "air Q8_0") + "\n"
+    text = "$ llama-bench -m a.gguf -m b.gguf\n" + table.replace("\nbuild: 8cf427ff (5163)\n", "")
+    assert {q.file.name for q in entries(text, tmp_path / "x.md")} == {""}
+
+
+def test_headings_name_the_tables_of_llama_bench_below_them(tmp_path: Path) -> None:
+    table = "\n".join(BENCH.split("\n")[:4])
+    text = f"## air-hq4_k.gguf\n{table}\n\n## air-q4_mine.gguf\n{table.replace('118.80', '218.80')}\n"
+    found = entries(text, tmp_path / "x.md")
+    assert [(q.name, q.file.name, q.speeds[0].pp) for q in found] == [
+        ("air-hq4_k", "air-hq4_k.gguf", 118.8),
+        ("air-q4_mine", "air-q4_mine.gguf", 218.8),
+    ]
+    other = BENCH.split("\n")[2].replace("air Q4_K", "air Q8_0")
+    found = entries(f"## air-hq4_k.gguf\n{table}\n{other}\n", tmp_path / "x.md")
+    assert [(q.name, q.file.name) for q in found] == [("air Q4_K", ""), ("air Q8_0", "")]
+    found = entries(f"## Q8_0 on my machine\n{table}\n", tmp_path / "x.md")
+    assert [q.name for q in found] == ["air Q4_K"]
 
 
 def test_three_logs_in_one_file() -> None:
