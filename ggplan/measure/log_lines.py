@@ -29,7 +29,7 @@ from ggplan.text import printable
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _QUOTED = re.compile(r"^(?:\s?>)+\s?")
-_TIMED = re.compile(r"^(\d+)\.(\d\d)\.(\d{3})\.(\d{3}) [A-Z] ")
+_TIMED = re.compile(r"^(\d{1,9})\.(\d\d)\.(\d{3})\.(\d{3}) [A-Z] ")
 # Facts stand at the beginning of a line; a line of chunks may have a megabyte.
 _LONGEST = 2000
 

@@ -10,7 +10,7 @@ All patterns are linear, and searched for line by line.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from ggplan.errors import MeasureError
@@ -27,13 +27,18 @@ from ggplan.measure.log_lines import (
     facts_in,
     is_failure,
     lines_of,
-    types_agree,
-    without_ending,
 )
 from ggplan.measure.perplexity_logs import OpenPerplexity, PerplexityRun
 from ggplan.measure.record import SWEEP_ENGINE, Quantization, Speed
 from ggplan.measure.speed_logs import BenchTest, OpenBench, OpenSweep
-from ggplan.measure.tables import NoFigure, columns_of, json_documents, published_row
+from ggplan.measure.tables import (
+    NoFigure,
+    columns_of,
+    json_documents,
+    published_row,
+    unread_words,
+    with_fractions,
+)
 from ggplan.text import printable
 
 _Open = OpenPerplexity | OpenSweep | OpenBench
@@ -154,14 +159,17 @@ def bench_runs_in(text: str) -> list[Run]:
 
 
 def _machine_tests(text: str) -> list[list[BenchTest]]:
-    groups: list[Sequence[Mapping[str, object]]] = [speeds.bench_csv(text)]
+    groups = speeds.bench_csv(text)
     if text.lstrip().startswith("["):
         lists = [value for value in json_documents(text) if isinstance(value, list)]
-        groups += [[i for i in items if isinstance(i, dict) and "avg_ts" in i] for items in lists]
-    try:
-        return [list(speeds.bench_items(group)) for group in groups if group]
-    except (ValueError, KeyError) as error:
-        raise MeasureError(f"a test of the benchmark is not numbers: {error}") from None
+        try:
+            groups += [
+                list(speeds.bench_items([i for i in items if isinstance(i, dict) and "avg_ts" in i]))
+                for items in lists
+            ]
+        except ValueError as error:
+            raise speeds.not_numbers(0, error) from None
+    return groups
 
 
 @dataclass(slots=True)
@@ -169,6 +177,7 @@ class _Scanner:
     """The state between two lines.
 
     `before` has the facts since the last process began; `claimed` says whether they are a run's already.
+    `headings`, `heading` and `rows` are of a table that may be one of results.
     """
 
     runs: list[Run] = field(default_factory=list)
@@ -181,6 +190,8 @@ class _Scanner:
     fenced: bool = False
     is_strided: bool = False
     headings: tuple[str, ...] = ()
+    heading: int = 0
+    rows: list[tuple[Line, tuple[str, ...]]] = field(default_factory=list)
     is_stray: bool = False
     is_of_llama_cpp: bool = False
 
@@ -197,7 +208,8 @@ class _Scanner:
         if stripped.startswith("|") and stripped.endswith("|") and len(stripped) > 1:
             self.table_row(line, stripped)
             return
-        self.headings = ()
+        if self.headings:
+            self.end_table()
         told = facts_in(text, fenced=self.fenced)
         if told is not None:
             self.fact(*told, line.number)
@@ -330,7 +342,7 @@ class _Scanner:
             self.runs.append(Run(run.line, run.facts, speeds=tuple(run.speeds)))
         else:
             self.tests += run.tests
-            facts = _facts_of_bench(run)
+            facts = speeds.facts_of_bench(run)
             for found in speeds.bench_runs(run.tests, run.build):
                 self.runs.append(_bench_run(found, run.line, facts))
                 for test in found.left_out:
@@ -355,9 +367,7 @@ class _Scanner:
             try:
                 (test,) = speeds.bench_items([item])
             except ValueError as error:
-                raise MeasureError(
-                    f"line {line.number}: a test of the benchmark is not numbers: {error}"
-                ) from None
+                raise speeds.not_numbers(line.number, error) from None
             if not isinstance(self.open, OpenBench) or self.open.headings:
                 self.begin(OpenBench(line.number, self.facts_without_start()), keeps_facts=True)
             assert isinstance(self.open, OpenBench)
@@ -368,6 +378,8 @@ class _Scanner:
         cells = tuple(cell.strip() for cell in row.strip("|").split("|"))
         if set(row) <= set("|-: "):
             return
+        if self.headings and len(cells) != len(self.headings):
+            self.end_table()
         if speeds.is_sweep(cells):
             if not (isinstance(self.open, OpenSweep) and not self.open.headings and not self.open.speeds):
                 self.begin(OpenSweep(line.number, self.facts_without_start()), keeps_facts=True)
@@ -382,9 +394,11 @@ class _Scanner:
         elif isinstance(self.open, OpenSweep | OpenBench) and self.takes(self.open, line, cells):
             return
         elif self.headings:
-            self.result_row(line, cells)
+            self.rows.append((line, cells))
+        elif speeds.has_sweep_cells(cells):
+            self.stray(line, "rows of a sweep whose beginning is missing")
         else:
-            self.headings = cells
+            self.headings, self.heading = cells, line.number
 
     def takes(self, run: OpenSweep | OpenBench, line: Line, cells: tuple[str, ...]) -> bool:
         """Whether a row is of an open benchmark."""
@@ -396,6 +410,8 @@ class _Scanner:
         if isinstance(run, OpenSweep):
             self.sweep_row(line, named, run.headings)
             return True
+        if not speeds.is_bench_row(named):
+            return False
         test = speeds.bench_test(named)
         if test is not None:
             run.tests.append(test)
@@ -432,21 +448,29 @@ class _Scanner:
         self.claimed = True
         speeds.take(self.open, row)
 
-    def result_row(self, line: Line, cells: tuple[str, ...]) -> None:
-        """Take a row of a table of results; other tables are of no concern."""
-        columns = columns_of(self.headings)
-        if columns is None or len(cells) != len(self.headings):
+    def end_table(self) -> None:
+        """Take the rows of a table of results; other tables are of no concern."""
+        headings, rows, self.headings, self.rows = self.headings, self.rows, (), []
+        columns = columns_of(headings) if rows else None
+        if columns is None:
             return
-        found = published_row(columns, cells)
-        if isinstance(found, NoFigure):
-            self.leave_out(line.number, found.why)
-        else:
-            self.close()
-            facts = Facts(model=self.before.facts.model)
+        self.close()
+        if columns.unread:
+            self.leave_out(self.heading, unread_words(columns.unread))
+        columns = with_fractions(columns, headings, [cells for _, cells in rows])
+        for line, cells in rows:
+            found = published_row(columns, cells)
+            if isinstance(found, NoFigure):
+                self.leave_out(line.number, found.why)
+                continue
+            own = cells[columns.places["model"]] if "model" in columns.places else ""
+            facts = Facts(model=own or self.before.facts.model)
             self.runs.append(Run(line.number, facts, row=found, name=found.name))
 
     def finished(self) -> Log:
         """All runs, after the last line."""
+        if self.headings:
+            self.end_table()
         self.close()
         if self.runs or self.left_out:
             self.forget(Stage.NOTHING)
@@ -465,25 +489,6 @@ class _Scanner:
         return Log(tuple(runs), tuple(sorted(left_out, key=lambda left: left.line)), self.is_of_llama_cpp)
 
 
-def _facts_of_bench(run: OpenBench) -> Facts:
-    """The facts before a table of llama-bench that are of its rows: of several models, no file is known.
-
-    A heading or command line that names a file tells more than the model's description in the rows.
-    """
-    (model, *others) = {(test.model, test.n_bytes) for test in run.tests}
-    facts = run.facts
-    name = facts.name or without_ending(facts.file)
-    if others or not (facts.file or types_agree(name, model[0])):
-        return Facts(model="" if others else facts.model, build=facts.build)
-    return replace(facts, name=name)
-
-
 def _bench_run(found: speeds.BenchRun, line: int, facts: Facts) -> Run:
-    return Run(
-        line,
-        facts,
-        speeds=found.speeds,
-        name=found.model,
-        n_bytes=found.n_bytes,
-        settings=found.settings,
-    )
+    run = Run(line, facts, speeds=found.speeds, name=found.model)
+    return replace(run, n_bytes=found.n_bytes, settings=found.settings)

@@ -25,11 +25,13 @@ from ggplan.measure.record import Metric
 
 _NUMBER = r"(-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?|-?nan(?:\([a-z]{1,8}\))?|-?inf)"
 _ERROR = rf"(?:\s*(?:\+/-|[^\s\d.,%-]{{1,3}})\s*{_NUMBER})?"
-FINAL = re.compile(rf"Final estimate: PPL(?: over (\d+) chunks for n_ctx=(\d+))? = {_NUMBER}{_ERROR}")
-STARTS = re.compile(
-    r"(calculating perplexity|computing) over (\d+) chunks(?:, n_ctx=(\d+))?(?:, batch_size=\d+)?"
+FINAL = re.compile(
+    rf"Final estimate: PPL(?: over (\d{{1,9}}) chunks for n_ctx=(\d{{1,9}}))? = {_NUMBER}{_ERROR}"
 )
-_CHUNK = re.compile(r"\[(\d+)\](\d+\.\d+|-?nan|-?inf),")
+STARTS = re.compile(
+    r"(calculating perplexity|computing) over (\d{1,9}) chunks(?:, n_ctx=(\d{1,9}))?(?:, batch_size=\d+)?"
+)
+_CHUNK = re.compile(r"\[(\d{1,9})\](\d+\.\d+|-?nan|-?inf),")
 _LONGEST_ROW = 400
 _ROW = re.compile(r"^\s*(\d{1,7})\s")
 _ROW_FIGURE = re.compile(_NUMBER + _ERROR)
