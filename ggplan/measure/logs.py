@@ -193,6 +193,7 @@ class _Scanner:
     heading: int = 0
     rows: list[tuple[Line, tuple[str, ...]]] = field(default_factory=list)
     is_stray: bool = False
+    row: tuple[str, ...] = ()
     is_of_llama_cpp: bool = False
 
     def read(self, line: Line) -> None:
@@ -249,7 +250,7 @@ class _Scanner:
         self.close()
         self.forget(Stage.NOTHING, opened)
         self.claimed = False
-        self.is_strided, self.is_stray, self.time = False, False, 0
+        self.is_strided, self.is_stray, self.time, self.row = False, False, 0, ()
 
     def failure(self) -> None:
         """End a process that says itself that it failed; a heading above it still counts."""
@@ -289,11 +290,12 @@ class _Scanner:
         if perplexity.is_result(text):
             self.headless(line)
         elif perplexity.is_stray(line):
+            self.row = perplexity.row_of(line)
             self.stray(line, "lines of a result whose beginning is missing")
 
     def headless(self, line: Line) -> None:
         """Begin a run with its result: a card has no more than that, a log lost its beginning."""
-        run = OpenPerplexity(line.number, NO_FACTS)
+        run = OpenPerplexity(line.number, NO_FACTS, row=self.row)
         if not perplexity.feed(run, line):
             self.stray(line, "lines of a result whose beginning is missing")
             return
@@ -323,7 +325,7 @@ class _Scanner:
         """
         self.close()
         self.open = run
-        self.is_stray = False
+        self.is_stray, self.row = False, ()
         if not keeps_facts or self.before.stage > Stage.BELOW_HEADING:
             self.claimed = True
 

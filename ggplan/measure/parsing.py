@@ -268,13 +268,13 @@ def _uniquely_named(quantizations: Iterable[Quantization]) -> tuple[Quantization
     for q in quantizations:
         by = q.name + (f" ({q.author})" if q.author else "")
         full = by + (f" {q.bpw:g}" if q.bpw else "")
-        name = next((name for name in (q.name, by, full) if name not in taken), "")
-        if not name:
-            number = numbers.get(full, 2)
-            while (name := f"{full} #{number}") in taken:
-                number += 1
-            numbers[full] = number + 1
-        taken[name] = replace(q, name=name)
+        free = [name for name in (q.name, by, full) if name not in taken]
+        number = numbers.get(full, 2)
+        while not free:
+            free = [name for name in (f"{full} #{number}",) if name not in taken]
+            number += 1
+            numbers[full] = number
+        taken[free[0]] = replace(q, name=free[0])
     return tuple(taken.values())
 
 

@@ -61,6 +61,8 @@ _ORDER = {name: place for place, (name, *_) in enumerate(_KLD_LINES)}
 _COLUMNS = (("ppl", 1), ("delta_ln_ppl", 1), ("kld", 1), ("delta_p_rms", 100), ("same_top", 100))
 # The last chunk and the result print one number with four digits.
 _LAST_DIGIT = 1.01e-4
+# Perplexities are printed with six digits, and people round them to three.
+_RATIO_TOLERANCE = 1e-3
 _OTHER_SCORES = re.compile(r"(hellaswag|winogrande|multiple[ _]choice)[ _]score")
 
 
@@ -201,7 +203,13 @@ def is_stray(line: Line) -> bool:
     text = line.text.strip()
     if text[:1] in "MRS9" and any(pattern.match(text) for _, pattern, _, _ in _KLD_LINES):
         return True
-    return len(_row_figures(line.text)) == len(_COLUMNS)
+    return bool(row_of(line))
+
+
+def row_of(line: Line) -> tuple[str, ...]:
+    """The figures of a row of a divergence run, () of another line."""
+    figures = _row_figures(line.text)
+    return figures if len(figures) == len(_COLUMNS) else ()
 
 
 def _feed_final(run: OpenPerplexity, found: re.Match[str]) -> bool:
@@ -305,6 +313,10 @@ def _contradiction(run: OpenPerplexity, name: str) -> str:
         digits = len(shown.partition(".")[2])
         if column == name and abs(run.metrics[name].value * factor - float(shown)) > 1.01 * 10.0**-digits:
             return "its statistics are not those of the chunks above them, so several runs are mixed"
+    if name == "delta_ppl" and {"ppl", "delta_ln_ppl"} <= run.metrics.keys():
+        ppl, ratio, delta = (run.metrics[n].value for n in ("ppl", "delta_ln_ppl", "delta_ppl"))
+        if ppl > 0 and ppl > delta and abs(math.log(ppl / (ppl - delta)) - ratio) > _RATIO_TOLERANCE:
+            return "its perplexities and their ratio do not go together, so several runs are mixed"
     return ""
 
 

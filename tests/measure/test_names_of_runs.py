@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import pytest
-from test_runs import BENCH, entries, facts
+from test_runs import BENCH, OWN, entries, facts
 
+from ggplan.errors import MeasureError
 from ggplan.measure.parsing import parse_files
 
 LOADER = """\
@@ -106,3 +107,14 @@ def test_headings_name_the_tables_of_llama_bench_below_them(tmp_path: Path) -> N
     assert [(q.name, q.file.name) for q in found] == [("air Q4_K", ""), ("air Q8_0", "")]
     found = entries(f"## Q8_0 on my machine\n{table}\n", tmp_path / "x.md")
     assert [q.name for q in found] == ["air Q4_K"]
+
+
+@pytest.mark.parametrize("with_row", [True, False])
+def test_statistics_of_two_pasted_results(tmp_path: Path, with_row: bool) -> None:
+    first, second = (OWN[f"kld.glm4moe-tiny.{q}.txt"].split("\n") for q in ("Q4_K_M", "Q2_K"))
+    start = next(i for i, line in enumerate(first) if line.startswith("====== Perplexity"))
+    cut = start + 8 if with_row else start + 2
+    path = tmp_path / "x.log"
+    path.write_text("\n".join(first[start - 2 * with_row : cut] + second[cut:]), encoding="utf-8")
+    with pytest.raises(MeasureError, match="several runs are mixed"):
+        parse_files([path])
