@@ -21,6 +21,7 @@ import csv
 import io
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -247,7 +248,7 @@ def _rows(text: str) -> list[_Row]:
         raise MeasureError(f"line {reader.line_num}: {error}") from None
     if len(rows) < 2:
         raise MeasureError("the table has no line below its heading")
-    twice = [name for name in rows[0].cells if rows[0].cells.count(name) > 1]
+    twice = [name for name, count in Counter(rows[0].cells).items() if count > 1]
     if twice:
         raise MeasureError(f"line {rows[0].line}: two columns are called {printable(twice[0])!r}")
     return rows

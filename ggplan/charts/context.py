@@ -18,7 +18,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-_Curve = tuple[Record, Quantization]
+@dataclass(frozen=True, slots=True)
+class _Curve:
+    """Speeds of a quantization by one engine, build and machine; `of` says which, if there are several."""
+
+    record: Record
+    quantization: Quantization
+    speeds: tuple[Speed, ...]
+    of: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,41 +44,63 @@ def draw_context(records: Record | Sequence[Record], *, title: str = "") -> Draw
         If no quantization has speeds at two places or more.
     """
     given = [records] if isinstance(records, Record) else records
-    curves = [(r, q) for r in given for q in r.quantizations if len({s.n_kv for s in q.speeds}) > 1]
+    curves = [curve for r in given for q in r.quantizations for curve in _curves(r, q)]
     if not curves:
         raise ChartError(
             "no record has speeds at several contexts",
             hint="`ggplan measure --parse` reads llama-sweep-bench, and llama-bench with several depths (-d)",
         )
-    models = list(dict.fromkeys(r.model.name for r, _ in curves))
+    models = list(dict.fromkeys(curve.record.model.name for curve in curves))
     looks = _looks(curves)
     titles: dict[str, str] = {}
     with settings():
         figure, panels = new_figure(3.2, 2, PAIR_WIDTH, left=0.75, above=0.3, gap=0.75)
         heading = title or f"{' and '.join(models)}: speed against context"
-        last = max(s.n_kv for _, q in curves for s in q.speeds)
+        last = max(s.n_kv for curve in curves for s in curve.speeds)
         across = Scale("linear", -0.03 * last, 1.03 * last)
         for ax, kind, name in zip(panels, ("pp", "tg"), ("reading a prompt", "writing"), strict=True):
-            rates = [rate for _, q in curves for s in q.speeds if (rate := getattr(s, kind)) is not None]
+            rates = [r for c in curves for s in c.speeds if (r := getattr(s, kind)) is not None]
             ax.set_title(name, fontsize=10, pad=8)
             apply_scale(ax, Scale("linear", 0, 1.08 * max(rates, default=1.0)), "y", lambda v: f"{v:g}")
             apply_scale(ax, across, "x", _in_k, _round_numbers(last))
-            for k, ((_, quantization), look) in enumerate(zip(curves, looks, strict=True)):
-                _draw_curve(ax, quantization, kind, look, f"{kind}-{k}", titles)
+            for k, (curve, look) in enumerate(zip(curves, looks, strict=True)):
+                _draw_curve(ax, curve, kind, look, f"{kind}-{k}", titles)
             ax.set_xlabel("tokens in the cache")
             ax.set_ylabel("tokens per second, higher is better")
             if not rates:
                 ax.text(0.5, 0.5, "not measured", transform=ax.transAxes, ha="center", color=MUTED.light)
-        names = [_name(r, q, models) for r, q in curves]
+        names = [_name(curve, models) for curve in curves]
         keys = [Key(name, look.ink, look.marker) for name, look in zip(names, looks, strict=True)]
-        caption = _caption([s for _, q in curves for s in q.speeds])
+        caption = _caption([s for curve in curves for s in curve.speeds])
         finish(figure, heading, caption, keys)
     return Drawing(figure, heading, caption, titles, _table(curves))
 
 
+def _curves(record: Record, quantization: Quantization) -> list[_Curve]:
+    """The curves of a quantization, [] where none has two places.
+
+    Speeds of two engines, builds or machines do not go on with each other.
+    """
+    groups: dict[tuple[str, str, str], list[Speed]] = {}
+    for speed in quantization.speeds:
+        groups.setdefault((speed.engine, speed.build, speed.hardware), []).append(speed)
+    if not any(len({speed.n_kv for speed in speeds}) > 1 for speeds in groups.values()):
+        return []
+    differ = [len({key[i] for key in groups}) > 1 for i in range(3)]
+    return [
+        _Curve(
+            record,
+            quantization,
+            tuple(sorted(speeds, key=lambda speed: speed.n_kv)),
+            ", ".join(fact or "not recorded" for fact, several in zip(key, differ, strict=True) if several),
+        )
+        for key, speeds in groups.items()
+    ]
+
+
 def _looks(curves: Sequence[_Curve]) -> list[_Look]:
     """How each curve looks: in its author's colour if there are several authors, else in one of its own."""
-    marks = marks_of([q.author for _, q in curves])
+    marks = marks_of([curve.quantization.author for curve in curves])
     dashes = ("-", "--", "-.", ":")
     if len(marks) < 2:
         n = len(SERIES)
@@ -80,23 +109,23 @@ def _looks(curves: Sequence[_Curve]) -> list[_Look]:
         ]
     looks = []
     seen: dict[str, int] = {}
-    for _, q in curves:
-        k = seen[q.author] = seen.get(q.author, -1) + 1
-        first = MARKERS.index(marks[q.author].marker)
-        looks.append(_Look(marks[q.author].ink, MARKERS[(first + k) % len(MARKERS)], dashes[k % 4]))
+    for author in (curve.quantization.author for curve in curves):
+        k = seen[author] = seen.get(author, -1) + 1
+        first = MARKERS.index(marks[author].marker)
+        looks.append(_Look(marks[author].ink, MARKERS[(first + k) % len(MARKERS)], dashes[k % 4]))
     return looks
 
 
-def _name(record: Record, quantization: Quantization, models: Sequence[str]) -> str:
+def _name(curve: _Curve, models: Sequence[str]) -> str:
+    record, quantization = curve.record, curve.quantization
     author = f" by {quantization.author}" if quantization.author not in ("", quantization.name) else ""
     name = quantization.name.removesuffix(f" ({quantization.author})") + author
+    name += f", {curve.of}" if curve.of else ""
     return f"{record.model.name}: {name}" if len(models) > 1 else name
 
 
-def _draw_curve(
-    ax: Axes, quantization: Quantization, kind: str, look: _Look, gid: str, titles: dict[str, str]
-) -> None:
-    speeds = sorted((s.n_kv, s.pp if kind == "pp" else s.tg) for s in quantization.speeds)
+def _draw_curve(ax: Axes, curve: _Curve, kind: str, look: _Look, gid: str, titles: dict[str, str]) -> None:
+    speeds = [(s.n_kv, s.pp if kind == "pp" else s.tg) for s in curve.speeds]
     known = [(n, rate) for n, rate in speeds if rate is not None]
     if not known:
         return
@@ -106,7 +135,7 @@ def _draw_curve(
     )  # fmt: skip
     line.set_gid(gid)
     (first, fast), (last, slow) = known[0], known[-1]
-    titles[gid] = f"{quantization.name}: {fast:.4g} t/s at {first}, {slow:.4g} t/s at {last} tokens"
+    titles[gid] = f"{curve.quantization.name}: {fast:.4g} t/s at {first}, {slow:.4g} t/s at {last} tokens"
 
 
 def _in_k(value: float) -> str:
@@ -130,15 +159,15 @@ def _caption(speeds: Sequence[Speed]) -> str:
     return printable(" ".join(facts)) + "."
 
 
-def _table(curves: Sequence[tuple[Record, Quantization]]) -> str:
+def _table(curves: Sequence[_Curve]) -> str:
     rows = [
         [
-            q.name,
+            curve.quantization.name + (f", {curve.of}" if curve.of else ""),
             str(s.n_kv),
             f"{s.pp:.2f}" if s.pp is not None else "",
             f"{s.tg:.2f}" if s.tg is not None else "",
         ]
-        for _, q in curves
-        for s in sorted(q.speeds, key=lambda s: s.n_kv)
+        for curve in curves
+        for s in curve.speeds
     ]
     return html_table(("name", "tokens in the cache", "reading t/s", "writing t/s"), rows)

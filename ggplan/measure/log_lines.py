@@ -13,20 +13,23 @@ build, the file that the loader opened, and the model's name and size:
     llama_model_loader: loaded meta data with 44 key-value pairs and 803 tensors from air-Q4_K_M.gguf
     print_info: file size   = 65.44 GiB (4.89 BPW)
 
-A fact that stands earlier in this order than one already known begins the next run.
+A fact that stands earlier in this order than one already known begins the next run, and so does a file
+that is another one than the file known so far: the loader says what was really opened.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from pathlib import PurePosixPath
 
+from ggplan.text import printable
+
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _QUOTED = re.compile(r"^(?:\s?>)+\s?")
-_TIMED = re.compile(r"^(\d+)\.(\d\d)\.(\d{3})\.(\d{3}) [A-Z] ")
+_TIMED = re.compile(r"^(\d{1,9})\.(\d\d)\.(\d{3})\.(\d{3}) [A-Z] ")
 # Facts stand at the beginning of a line; a line of chunks may have a megabyte.
 _LONGEST = 2000
 
@@ -54,6 +57,17 @@ _LINK = re.compile(r"\[([^\]]{1,200})\]\([^)]{0,400}\)")
 _TYPE = re.compile(
     r"\b(?:UD-)?(?:I?Q[1-8](?:_\w+)?|TQ[12]_0|B?F16|FP?16|F32|MXFP4(?:_\w+)?|NVFP4)\b", re.IGNORECASE
 )
+# Names of types alone, as quantizations are called by them: `UD-Q4_K_XL`, `IQ4_KSS`, `BF16`.
+_WHOLE_TYPE = re.compile(
+    r"(?<![A-Za-z0-9])(?:UD-)?(I?Q[1-8]_(?:K(?:SS|[STL])?(?:_[A-Z]{1,3})?|[A-Z]{1,3}|[01])|TQ[12]_0|B?F16|FP16|F32)"
+    r"(?![A-Za-z0-9])",
+    re.IGNORECASE,
+)
+_FAILED = re.compile(
+    r"failed to (?:open|load)\b.{0,400}(?:model|\.gguf)|(?:error loading|unable to load) model|^Killed\b"
+    r"|^terminate called|Segmentation fault|^Aborted\b|core dumped|^CUDA error"
+)
+_FAILURES = ("ailed to", "ng model", "load model", "Kill", "terminate", "fault", "Abort", "dump", "CUDA e")
 _OWN_LINE = re.compile(rf"^\s*(?:[-*]\s+)?(?:(?:file |model )?size\W{{1,4}})?{SIZE}{_BPW}\s*$", re.IGNORECASE)
 
 
@@ -165,9 +179,11 @@ def facts_in(line: str, *, fenced: bool = False) -> tuple[Stage, Facts] | None:
         return Stage.MODEL, Facts(model=found[1].strip())
     if (found := _BUILD.match(line)) and not bench_build(line):
         return Stage.BUILD, Facts(build=found[1].strip())
-    if ".gguf" in line and _COMMAND.search(line) and (model := _COMMAND_MODEL.search(line)):
+    if ".gguf" in line and _COMMAND.search(line) and (models := list(_COMMAND_MODEL.finditer(line))):
         text = _COMMAND_TEXT.search(line)
-        file = _base_name(_chosen(model))
+        # llama-bench takes several models, and then the line tells which run is of which file no more.
+        several = len(models) > 1 or _chosen(models[0]).count(".gguf") > 1
+        file = "" if several else _base_name(_chosen(models[0]))
         return Stage.COMMAND, Facts(file=file, text=_base_name(_chosen(text)) if text else "")
     if ".gguf" in line and (model := _CONTINUED.match(line)):
         return Stage.COMMAND, Facts(file=_base_name(_chosen(model)))
@@ -208,10 +224,110 @@ def _named_by(heading: str) -> Facts:
     return Facts(heading=plain[:80] or "-")
 
 
+def is_failure(line: str) -> bool:
+    """Whether a line says that a process of llama.cpp ended without a result."""
+    line = line[:_LONGEST]
+    return any(part in line for part in _FAILURES) and _FAILED.search(line) is not None
+
+
 def contradict(known: Facts, new: Facts) -> bool:
     """Whether a fact of a line is already known, and another."""
     pairs = [(getattr(known, name), getattr(new, name)) for name in Facts.__slots__]
     return any(old and told and old != told for old, told in pairs)
+
+
+def types_agree(heading: str, name: str) -> bool:
+    """Whether a name may be of what a heading calls so: both have the same type, or one has none.
+
+    `Q4_K` is also `Q4_K_M`, as llama-bench prints the one where files are called by the other.
+    """
+    asked, there = (
+        {t.upper().replace("FP", "F") for t in _WHOLE_TYPE.findall(text)} for text in (heading, name)
+    )
+    pairs = [(a, b) for a in asked for b in there]
+    return not pairs or any(a == b or a.startswith(f"{b}_") or b.startswith(f"{a}_") for a, b in pairs)
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    line: int
+    facts: Facts
+    fenced: bool
+
+
+@dataclass(slots=True)
+class FactsBefore:
+    """The facts told since the last run, by their place in the order."""
+
+    told: dict[Stage, _Told] = field(default_factory=dict)
+    facts: Facts = NO_FACTS
+
+    @property
+    def stage(self) -> Stage:
+        """The last place in the order of which a fact is known."""
+        return max(self.told, default=Stage.NOTHING)
+
+    def add(self, stage: Stage, facts: Facts, line: int, *, fenced: bool) -> None:
+        """Take the facts of a line; `fenced` says whether it is of a block of code."""
+        old = self.told.get(stage, _Told(line, NO_FACTS, fenced))
+        self.told[stage] = _Told(old.line, joined(old.facts, facts), old.fenced and fenced)
+        self._join()
+
+    def forget(self, first: Stage) -> None:
+        """Forget the facts from a place in the order on."""
+        self.told = {stage: told for stage, told in self.told.items() if stage < first}
+        self._join()
+
+    def _join(self) -> None:
+        self.facts = NO_FACTS
+        for stage in sorted(self.told):
+            self.facts = joined(self.facts, self.told[stage].facts)
+
+    def is_of_a_process(self) -> bool:
+        """Whether a line that llama.cpp itself prints is among them, and not in a block of code."""
+        return any(stage >= Stage.BUILD and not told.fenced for stage, told in self.told.items())
+
+    def is_another_file(self, new: Facts) -> bool:
+        """Whether a file is another one than those known.
+
+        Shards are one file, and a heading may shorten the name.
+        """
+        if not new.file:
+            return False
+        return any(
+            not _is_same_file(told.facts, new.file, shortened=stage is Stage.HEADING)
+            for stage, told in self.told.items()
+        )
+
+    def without_result(self, first: Stage, opened: str = "") -> list[tuple[int, str]]:
+        """What is to be told of facts, from a place in the order on, that no result is of: lines and why.
+
+        `opened` is the file that makes a heading the heading of another.
+        """
+        heading, found = self.told.get(Stage.HEADING), []
+        if heading and opened and not _is_same_file(heading.facts, opened, shortened=True):
+            name = printable(heading.facts.file or heading.facts.name)
+            found.append((heading.line, f"the heading {name}: below it {printable(opened)} was opened"))
+        process = [
+            told
+            for stage, told in self.told.items()
+            if stage >= max(first, Stage.COMMAND) and not (stage is Stage.COMMAND and told.fenced)
+        ]
+        files = [told.facts.file or told.facts.model for told in process]
+        if any(files):
+            name = next(file for file in files if file)
+            line = min(told.line for told in process)
+            found.append((line, f"a run of {printable(name)} that ends before any result"))
+        return found
+
+
+def _is_same_file(known: Facts, file: str, *, shortened: bool) -> bool:
+    """Whether a file may be the one known; `shortened` allows `Q4_K.gguf` for `air-Q4_K.gguf`."""
+    if not known.file:
+        return not known.name or types_agree(known.name, without_ending(file))
+    a, b = (without_ending(name).casefold() for name in (known.file, file))
+    short, long = sorted((a, b), key=len)
+    return a == b or (shortened and re.search(rf"[-_. ]{re.escape(short)}$", long) is not None)
 
 
 def joined(known: Facts, new: Facts) -> Facts:

@@ -10,7 +10,7 @@ All patterns are linear, and searched for line by line.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from ggplan.errors import MeasureError
@@ -19,18 +19,26 @@ from ggplan.measure import speed_logs as speeds
 from ggplan.measure.log_lines import (
     NO_FACTS,
     Facts,
+    FactsBefore,
     Line,
     Stage,
     bench_build,
     contradict,
     facts_in,
-    joined,
+    is_failure,
     lines_of,
 )
 from ggplan.measure.perplexity_logs import OpenPerplexity, PerplexityRun
 from ggplan.measure.record import SWEEP_ENGINE, Quantization, Speed
 from ggplan.measure.speed_logs import BenchTest, OpenBench, OpenSweep
-from ggplan.measure.tables import NoFigure, columns_of, json_documents, published_row
+from ggplan.measure.tables import (
+    NoFigure,
+    columns_of,
+    json_documents,
+    published_row,
+    unread_words,
+    with_fractions,
+)
 from ggplan.text import printable
 
 _Open = OpenPerplexity | OpenSweep | OpenBench
@@ -151,35 +159,41 @@ def bench_runs_in(text: str) -> list[Run]:
 
 
 def _machine_tests(text: str) -> list[list[BenchTest]]:
-    groups: list[Sequence[Mapping[str, object]]] = [speeds.bench_csv(text)]
+    groups = speeds.bench_csv(text)
     if text.lstrip().startswith("["):
         lists = [value for value in json_documents(text) if isinstance(value, list)]
-        groups += [[i for i in items if isinstance(i, dict) and "avg_ts" in i] for items in lists]
-    try:
-        return [list(speeds.bench_items(group)) for group in groups if group]
-    except (ValueError, KeyError) as error:
-        raise MeasureError(f"a test of the benchmark is not numbers: {error}") from None
+        try:
+            groups += [
+                list(speeds.bench_items([i for i in items if isinstance(i, dict) and "avg_ts" in i]))
+                for items in lists
+            ]
+        except ValueError as error:
+            raise speeds.not_numbers(0, error) from None
+    return groups
 
 
 @dataclass(slots=True)
 class _Scanner:
     """The state between two lines.
 
-    `stage` is the place of the last fact in their order; `claimed` says whether a run has begun since then.
+    `before` has the facts since the last process began; `claimed` says whether they are a run's already.
+    `headings`, `heading` and `rows` are of a table that may be one of results.
     """
 
     runs: list[Run] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
     tests: list[BenchTest] = field(default_factory=list)
-    facts: Facts = NO_FACTS
-    stage: Stage = Stage.NOTHING
+    before: FactsBefore = field(default_factory=FactsBefore)
     claimed: bool = False
     open: _Open | None = None
     time: int = 0
     fenced: bool = False
     is_strided: bool = False
     headings: tuple[str, ...] = ()
+    heading: int = 0
+    rows: list[tuple[Line, tuple[str, ...]]] = field(default_factory=list)
     is_stray: bool = False
+    row: tuple[str, ...] = ()
     is_of_llama_cpp: bool = False
 
     def read(self, line: Line) -> None:
@@ -195,10 +209,14 @@ class _Scanner:
         if stripped.startswith("|") and stripped.endswith("|") and len(stripped) > 1:
             self.table_row(line, stripped)
             return
-        self.headings = ()
+        if self.headings:
+            self.end_table()
         told = facts_in(text, fenced=self.fenced)
         if told is not None:
-            self.fact(*told)
+            self.fact(*told, line.number)
+            return
+        if is_failure(text):
+            self.failure()
             return
         if build := bench_build(text):
             if isinstance(self.open, OpenBench):
@@ -209,28 +227,42 @@ class _Scanner:
             return
         self.perplexity(line)
 
-    def fact(self, stage: Stage, facts: Facts) -> None:
+    def fact(self, stage: Stage, facts: Facts, line: int) -> None:
         """Take a fact, which may begin the next run."""
+        known = self.before
         unnamed = stage is Stage.HEADING and not facts.name
         if unnamed and self.open is not None and not isinstance(self.open, OpenBench):
             return  # a remark within a log
-        if unnamed and self.facts.name and facts.level > self.facts.level > 0:
+        if unnamed and known.facts.name and facts.level > known.facts.level > 0:
             return  # a part of what the heading above names
-        if stage is Stage.BELOW_HEADING and self.stage is not Stage.HEADING:
+        if stage is Stage.BELOW_HEADING and known.stage is not Stage.HEADING:
             return  # a size that is of nothing
         self.is_of_llama_cpp = self.is_of_llama_cpp or stage >= Stage.BUILD
-        again = stage == self.stage and stage is not Stage.MODEL
-        again = again and (stage is Stage.HEADING or contradict(self.facts, facts))
-        if self.claimed or self.open is not None or stage < self.stage or again:
-            self.new_process()
-        self.facts = joined(self.facts, facts)
-        self.stage = max(self.stage, stage)
+        again = stage == known.stage and stage is not Stage.MODEL
+        again = again and (stage is Stage.HEADING or contradict(known.facts, facts))
+        again = again or (stage > Stage.HEADING and known.is_another_file(facts))
+        if self.claimed or self.open is not None or stage < known.stage or again:
+            self.new_process(facts.file if stage > Stage.HEADING else "")
+        self.before.add(stage, facts, line, fenced=self.fenced)
 
-    def new_process(self) -> None:
-        """End the run, and forget what stood before it."""
+    def new_process(self, opened: str = "") -> None:
+        """End the run, and forget what stood before it; `opened` is the file of the next."""
         self.close()
-        self.facts, self.stage, self.claimed = NO_FACTS, Stage.NOTHING, False
-        self.is_strided, self.is_stray, self.time = False, False, 0
+        self.forget(Stage.NOTHING, opened)
+        self.claimed = False
+        self.is_strided, self.is_stray, self.time, self.row = False, False, 0, ()
+
+    def failure(self) -> None:
+        """End a process that says itself that it failed; a heading above it still counts."""
+        self.close()
+        self.forget(Stage.COMMAND)
+
+    def forget(self, first: Stage, opened: str = "") -> None:
+        """Forget facts from a place in their order on, and list those that no result is of."""
+        if not self.claimed:
+            for line, why in self.before.without_result(first, opened):
+                self.leave_out(line, why)
+        self.before.forget(first)
 
     def perplexity(self, line: Line) -> None:
         """Take a line that may be of llama-perplexity, or the start of a sweep."""
@@ -258,21 +290,33 @@ class _Scanner:
         if perplexity.is_result(text):
             self.headless(line)
         elif perplexity.is_stray(line):
+            self.row = perplexity.row_of(line)
             self.stray(line, "lines of a result whose beginning is missing")
 
     def headless(self, line: Line) -> None:
         """Begin a run with its result: a card has no more than that, a log lost its beginning."""
-        run = OpenPerplexity(line.number, self.own_facts())
+        run = OpenPerplexity(line.number, NO_FACTS, row=self.row)
         if not perplexity.feed(run, line):
             self.stray(line, "lines of a result whose beginning is missing")
             return
+        run.facts = self.facts_without_start(is_torn=run.is_torn)
         self.begin(run, keeps_facts=True)
         if run.is_done:
             self.close()
 
     def own_facts(self) -> Facts:
         """The facts for a run that begins here; those before another run's start are that run's."""
-        return NO_FACTS if self.claimed else self.facts
+        return NO_FACTS if self.claimed else self.before.facts
+
+    def facts_without_start(self, *, is_torn: bool = False) -> Facts:
+        """The facts for a result whose start is not there, as on a card.
+
+        What llama.cpp printed above it may be of a run that was cut short, and then so may be the heading
+        above that; `is_torn` says that the result itself is the rest of a log.
+        """
+        if not self.claimed:
+            self.forget(Stage.NOTHING if is_torn or self.before.is_of_a_process() else Stage.BUILD)
+        return self.own_facts()
 
     def begin(self, run: _Open | None, *, keeps_facts: bool = False) -> None:
         """End the run before, and begin this one.
@@ -281,8 +325,8 @@ class _Scanner:
         """
         self.close()
         self.open = run
-        self.is_stray = False
-        if not keeps_facts or self.stage > Stage.BELOW_HEADING:
+        self.is_stray, self.row = False, ()
+        if not keeps_facts or self.before.stage > Stage.BELOW_HEADING:
             self.claimed = True
 
     def close(self) -> None:
@@ -300,8 +344,9 @@ class _Scanner:
             self.runs.append(Run(run.line, run.facts, speeds=tuple(run.speeds)))
         else:
             self.tests += run.tests
+            facts = speeds.facts_of_bench(run)
             for found in speeds.bench_runs(run.tests, run.build):
-                self.runs.append(_bench_run(found, run.line, run.facts))
+                self.runs.append(_bench_run(found, run.line, facts))
                 for test in found.left_out:
                     only = "a record keeps one speed of reading and one of writing at a depth"
                     self.leave_out(run.line, f"the test {printable(test)}: {only}")
@@ -324,11 +369,9 @@ class _Scanner:
             try:
                 (test,) = speeds.bench_items([item])
             except ValueError as error:
-                raise MeasureError(
-                    f"line {line.number}: a test of the benchmark is not numbers: {error}"
-                ) from None
+                raise speeds.not_numbers(line.number, error) from None
             if not isinstance(self.open, OpenBench) or self.open.headings:
-                self.begin(OpenBench(line.number, self.own_facts()))
+                self.begin(OpenBench(line.number, self.facts_without_start()), keeps_facts=True)
             assert isinstance(self.open, OpenBench)
             self.open.tests.append(test)
 
@@ -337,9 +380,11 @@ class _Scanner:
         cells = tuple(cell.strip() for cell in row.strip("|").split("|"))
         if set(row) <= set("|-: "):
             return
+        if self.headings and len(cells) != len(self.headings):
+            self.end_table()
         if speeds.is_sweep(cells):
             if not (isinstance(self.open, OpenSweep) and not self.open.headings and not self.open.speeds):
-                self.begin(OpenSweep(line.number, self.own_facts()))
+                self.begin(OpenSweep(line.number, self.facts_without_start()), keeps_facts=True)
             assert isinstance(self.open, OpenSweep)
             self.open.headings = cells
             if "B" in cells:
@@ -347,13 +392,15 @@ class _Scanner:
                     "a table of llama-batched-bench, whose speeds are of several sequences at once"
                 )
         elif speeds.is_bench(cells):
-            self.begin(OpenBench(line.number, self.own_facts(), cells))
+            self.begin(OpenBench(line.number, self.facts_without_start(), cells), keeps_facts=True)
         elif isinstance(self.open, OpenSweep | OpenBench) and self.takes(self.open, line, cells):
             return
         elif self.headings:
-            self.result_row(line, cells)
+            self.rows.append((line, cells))
+        elif speeds.has_sweep_cells(cells):
+            self.stray(line, "rows of a sweep whose beginning is missing")
         else:
-            self.headings = cells
+            self.headings, self.heading = cells, line.number
 
     def takes(self, run: OpenSweep | OpenBench, line: Line, cells: tuple[str, ...]) -> bool:
         """Whether a row is of an open benchmark."""
@@ -365,6 +412,8 @@ class _Scanner:
         if isinstance(run, OpenSweep):
             self.sweep_row(line, named, run.headings)
             return True
+        if not speeds.is_bench_row(named):
+            return False
         test = speeds.bench_test(named)
         if test is not None:
             run.tests.append(test)
@@ -383,7 +432,10 @@ class _Scanner:
             speeds.take(run, row)
             return
         if row.speed.n_kv == 0 or (not isinstance(run, OpenSweep) and not headings and not self.is_stray):
-            self.begin(OpenSweep(line.number, self.own_facts(), headings))
+            # The JSON lines of a sweep have no other start than their first.
+            is_start = row.speed.n_kv == 0 and not headings and "n_kv" in cells
+            facts = self.own_facts() if is_start else self.facts_without_start(is_torn=row.speed.n_kv > 0)
+            self.begin(OpenSweep(line.number, facts, headings), keeps_facts=not is_start)
             assert isinstance(self.open, OpenSweep)
             speeds.take(self.open, row)
             return
@@ -398,22 +450,32 @@ class _Scanner:
         self.claimed = True
         speeds.take(self.open, row)
 
-    def result_row(self, line: Line, cells: tuple[str, ...]) -> None:
-        """Take a row of a table of results; other tables are of no concern."""
-        columns = columns_of(self.headings)
-        if columns is None or len(cells) != len(self.headings):
+    def end_table(self) -> None:
+        """Take the rows of a table of results; other tables are of no concern."""
+        headings, rows, self.headings, self.rows = self.headings, self.rows, (), []
+        columns = columns_of(headings) if rows else None
+        if columns is None:
             return
-        found = published_row(columns, cells)
-        if isinstance(found, NoFigure):
-            self.leave_out(line.number, found.why)
-        else:
-            self.close()
-            facts = Facts(model=self.facts.model)
+        self.close()
+        if columns.unread:
+            self.leave_out(self.heading, unread_words(columns.unread))
+        columns = with_fractions(columns, headings, [cells for _, cells in rows])
+        for line, cells in rows:
+            found = published_row(columns, cells)
+            if isinstance(found, NoFigure):
+                self.leave_out(line.number, found.why)
+                continue
+            own = cells[columns.places["model"]] if "model" in columns.places else ""
+            facts = Facts(model=own or self.before.facts.model)
             self.runs.append(Run(line.number, facts, row=found, name=found.name))
 
     def finished(self) -> Log:
         """All runs, after the last line."""
+        if self.headings:
+            self.end_table()
         self.close()
+        if self.runs or self.left_out:
+            self.forget(Stage.NOTHING)
         runs, left_out = self.runs, self.left_out
         if any(run.facts.name or run.row for run in runs):
             # A card: what stands below a heading of another kind is of no file.
@@ -430,11 +492,5 @@ class _Scanner:
 
 
 def _bench_run(found: speeds.BenchRun, line: int, facts: Facts) -> Run:
-    return Run(
-        line,
-        replace(facts, name=""),
-        speeds=found.speeds,
-        name=found.model,
-        n_bytes=found.n_bytes,
-        settings=found.settings,
-    )
+    run = Run(line, facts, speeds=found.speeds, name=found.model)
+    return replace(run, n_bytes=found.n_bytes, settings=found.settings)

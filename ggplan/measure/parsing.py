@@ -126,6 +126,8 @@ def _parse_file(path: Path, text: Text, told: Note) -> Record | list[_Entry]:
     elif tables.is_thireus_database(content):
         table = tables.parse_thireus_database(content)
     if table is not None:
+        if table.unread:
+            told(f"line {table.line}: {tables.unread_words(table.unread)}; it is left out")
         for line, why in table.left_out:
             told(f"line {line}: {why}; the row is left out")
         if not table.rows:
@@ -265,12 +267,17 @@ def _words(names: Sequence[str]) -> str:
 def _uniquely_named(quantizations: Iterable[Quantization]) -> tuple[Quantization, ...]:
     """Quantizations with different names: author, bits per weight or a number are added to equal ones."""
     taken: dict[str, Quantization] = {}
+    numbers: dict[str, int] = {}
     for q in quantizations:
-        more = [f" ({q.author})" if q.author else "", f" {q.bpw:g}" if q.bpw else ""]
-        names = [q.name, q.name + more[0], q.name + "".join(more)]
-        names += [f"{names[-1]} #{i}" for i in range(2, len(taken) + 3)]
-        name = next(n for n in names if n not in taken)
-        taken[name] = replace(q, name=name)
+        by = q.name + (f" ({q.author})" if q.author else "")
+        full = by + (f" {q.bpw:g}" if q.bpw else "")
+        free = [name for name in (q.name, by, full) if name not in taken]
+        number = numbers.get(full, 2)
+        while not free:
+            free = [name for name in (f"{full} #{number}",) if name not in taken]
+            number += 1
+            numbers[full] = number
+        taken[free[0]] = replace(q, name=free[0])
     return tuple(taken.values())
 
 

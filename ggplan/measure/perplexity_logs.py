@@ -25,11 +25,13 @@ from ggplan.measure.record import Metric
 
 _NUMBER = r"(-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?|-?nan(?:\([a-z]{1,8}\))?|-?inf)"
 _ERROR = rf"(?:\s*(?:\+/-|[^\s\d.,%-]{{1,3}})\s*{_NUMBER})?"
-FINAL = re.compile(rf"Final estimate: PPL(?: over (\d+) chunks for n_ctx=(\d+))? = {_NUMBER}{_ERROR}")
-STARTS = re.compile(
-    r"(calculating perplexity|computing) over (\d+) chunks(?:, n_ctx=(\d+))?(?:, batch_size=\d+)?"
+FINAL = re.compile(
+    rf"Final estimate: PPL(?: over (\d{{1,9}}) chunks for n_ctx=(\d{{1,9}}))? = {_NUMBER}{_ERROR}"
 )
-_CHUNK = re.compile(r"\[(\d+)\](\d+\.\d+|-?nan|-?inf),")
+STARTS = re.compile(
+    r"(calculating perplexity|computing) over (\d{1,9}) chunks(?:, n_ctx=(\d{1,9}))?(?:, batch_size=\d+)?"
+)
+_CHUNK = re.compile(r"\[(\d{1,9})\](\d+\.\d+|-?nan|-?inf),")
 _LONGEST_ROW = 400
 _ROW = re.compile(r"^\s*(\d{1,7})\s")
 _ROW_FIGURE = re.compile(_NUMBER + _ERROR)
@@ -57,6 +59,10 @@ _KLD_LINES: tuple[tuple[str, re.Pattern[str], float, int], ...] = tuple(
 _ORDER = {name: place for place, (name, *_) in enumerate(_KLD_LINES)}
 # The columns of a chunk's row, and the factor from the metric to them.
 _COLUMNS = (("ppl", 1), ("delta_ln_ppl", 1), ("kld", 1), ("delta_p_rms", 100), ("same_top", 100))
+# The last chunk and the result print one number with four digits.
+_LAST_DIGIT = 1.01e-4
+# Perplexities are printed with six digits, and people round them to three.
+_RATIO_TOLERANCE = 1e-3
 _OTHER_SCORES = re.compile(r"(hellaswag|winogrande|multiple[ _]choice)[ _]score")
 
 
@@ -88,6 +94,8 @@ class OpenPerplexity:
         Whether its start was seen; without it there is only a result.
     chunk, value
         The number of the last chunk and the perplexity up to it.
+    is_torn
+        Whether its first chunks are missing.
     row
         The figures of a divergence run's last row, as printed.
     block
@@ -107,6 +115,7 @@ class OpenPerplexity:
     is_strided: bool = False
     chunk: int = 0
     value: float | None = None
+    is_torn: bool = False
     row: tuple[str, ...] = ()
     block: int = -1
     last: int = -1
@@ -130,6 +139,8 @@ class OpenPerplexity:
                 if pasted and self.last in ends
                 else "the log ends within its statistics, before its result"
             )
+        if self.started and not self.chunk and not self.is_divergence:
+            return "the log has no chunk of its run (standard output has them, so keep it too: `2>&1`)"
         at = f" after chunk {self.chunk}" if self.chunk else ""
         of = f" of {self.n_chunks}" if self.chunk and self.n_chunks else ""
         return f"the log ends{at}{of} before its result"
@@ -192,7 +203,13 @@ def is_stray(line: Line) -> bool:
     text = line.text.strip()
     if text[:1] in "MRS9" and any(pattern.match(text) for _, pattern, _, _ in _KLD_LINES):
         return True
-    return len(_row_figures(line.text)) == len(_COLUMNS)
+    return bool(row_of(line))
+
+
+def row_of(line: Line) -> tuple[str, ...]:
+    """The figures of a row of a divergence run, () of another line."""
+    figures = _row_figures(line.text)
+    return figures if len(figures) == len(_COLUMNS) else ()
 
 
 def _feed_final(run: OpenPerplexity, found: re.Match[str]) -> bool:
@@ -203,8 +220,8 @@ def _feed_final(run: OpenPerplexity, found: re.Match[str]) -> bool:
         or run.is_strided
         or (n_chunks and run.n_chunks and n_chunks != run.n_chunks)
         or (n_ctx and run.n_ctx and n_ctx != run.n_ctx)
-        or (run.chunk and run.n_chunks and run.chunk != run.n_chunks)
-        or (run.value is not None and abs(run.value - value) > 2e-4 * max(1.0, abs(value)))
+        or (run.started and run.chunk != run.n_chunks)
+        or (run.value is not None and abs(run.value - value) > _LAST_DIGIT)
     )
     if contradicts:
         return False
@@ -223,6 +240,7 @@ def _feed_chunks(run: OpenPerplexity, chunks: list[tuple[str, str]]) -> bool:
     beyond = run.n_chunks and numbers[-1] > run.n_chunks
     if run.is_divergence or run.block >= 0 or not follows or beyond:
         return False
+    run.is_torn = run.is_torn or numbers[0] != run.chunk + 1
     run.chunk, run.value = numbers[-1], float(chunks[-1][1])
     if not successive:
         run.wrong = "the numbers of its chunks do not follow each other, so lines of several runs are mixed"
@@ -295,6 +313,10 @@ def _contradiction(run: OpenPerplexity, name: str) -> str:
         digits = len(shown.partition(".")[2])
         if column == name and abs(run.metrics[name].value * factor - float(shown)) > 1.01 * 10.0**-digits:
             return "its statistics are not those of the chunks above them, so several runs are mixed"
+    if name == "delta_ppl" and {"ppl", "delta_ln_ppl"} <= run.metrics.keys():
+        ppl, ratio, delta = (run.metrics[n].value for n in ("ppl", "delta_ln_ppl", "delta_ppl"))
+        if ppl > 0 and ppl > delta and abs(math.log(ppl / (ppl - delta)) - ratio) > _RATIO_TOLERANCE:
+            return "its perplexities and their ratio do not go together, so several runs are mixed"
     return ""
 
 

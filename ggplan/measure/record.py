@@ -14,6 +14,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, TypeVar
@@ -44,6 +45,9 @@ UNNAMED = "unnamed model"
 """The name of a model that no log and no option names."""
 
 SWEEP_ENGINE = "llama-sweep-bench"
+
+MAX_COUNT = (1 << 63) - 1
+"""The largest number of tokens, bytes or weights that a record holds."""
 
 _DIGITS = 8
 # A log's size is without the header, a model card's is rounded.
@@ -338,10 +342,10 @@ def _filled(old: _Facts, new: _Facts) -> _Facts:
 def tell_apart(quantizations: Iterable[Quantization]) -> tuple[Quantization, ...]:
     """The quantizations, with the digest's first digits added to a name that several files have."""
     plain = [(q, _plain_name(q)) for q in quantizations]
-    names = [name for _, name in plain]
+    names = Counter(name for _, name in plain)
     return tuple(
         dataclasses.replace(q, name=f"{name} ({q.file.sha256[:_DIGITS]})")
-        if q.file.sha256 and names.count(name) > 1
+        if q.file.sha256 and names[name] > 1
         else dataclasses.replace(q, name=name)
         for q, name in plain
     )

@@ -73,9 +73,15 @@ def save_record(record: Record, path: str | Path) -> None:
     Raises
     ------
     MeasureError
-        If the file cannot be written.
+        If the file cannot be written, or the record holds what could not be read again (a figure that is
+        not finite, a number of tokens below 0).
     """
-    text = json.dumps(record_to_json(record), indent=1, ensure_ascii=False, allow_nan=False)
+    members = record_to_json(record)
+    try:
+        record_from_json(members)
+    except ValueError as error:
+        raise MeasureError(f"the record for {printable(str(path))} cannot be: {error}") from None
+    text = json.dumps(members, indent=1, ensure_ascii=False, allow_nan=False)
     # A name that is not valid Unicode is written as an escape, which is valid JSON.
     write_whole(Path(path), f"{text}\n".encode("utf-8", "backslashreplace"))
 

@@ -44,6 +44,7 @@ import dataclasses
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, get_args
 
@@ -88,7 +89,7 @@ def record_from_json(value: object) -> r.Record:
 
 
 def _check_unique(what: str, values: list[str]) -> None:
-    twice = next((v for v in values if values.count(v) > 1), None)
+    twice = next((value for value, count in Counter(values).items() if count > 1), None)
     if twice is not None:
         raise ValueError(f"two quantizations {what} {printable(twice)!r}")
 
@@ -193,7 +194,7 @@ def _text(value: object, place: str) -> str:
 
 
 def _count(value: object, place: str) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 63:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= r.MAX_COUNT:
         raise ValueError(f"{place} is not a count")
     return value
 

@@ -9,23 +9,27 @@ settings are one run; a test that comes again is another run.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from ggplan.measure.log_lines import SIZE, Facts, bytes_of
-from ggplan.measure.record import SWEEP_ENGINE, Speed
+from ggplan.errors import MeasureError
+from ggplan.measure.log_lines import SIZE, Facts, bytes_of, types_agree, without_ending
+from ggplan.measure.record import MAX_COUNT, SWEEP_ENGINE, Speed
+from ggplan.measure.tables import csv_rows
+from ggplan.text import printable
 
-_SWEEP_START = re.compile(r"^main: n_kv_max = \d+,.*?n_ubatch = (\d+)")
+_SWEEP_START = re.compile(r"^main: n_kv_max = \d+,.*?n_ubatch = (\d{1,9})")
 _RATE = re.compile(r"\d+(?:\.\d+)?(?:[eE][-+]?\d+)?")
 SWEEP_HEADINGS = ("PP", "TG", "N_KV", "T_PP s", "S_PP t/s", "T_TG s", "S_TG t/s")
-_TEST = re.compile(r"(pp|tg) ?(\d+)(?: @ d(\d+))?$")
+_TEST = re.compile(r"(pp|tg) ?(\d{1,9})(?: @ d(\d{1,15}))?$")
 # What differs between the tests of one run.
 _MEASURED = ("test", "t/s", "n_prompt", "n_gen", "n_depth", "test_time", "avg_ns", "stddev_ns", "avg_ts",
              "stddev_ts", "samples_ns", "samples_ts")  # fmt: skip
+_CSV_HEAD = re.compile(r'^"?build_commit"?,.*avg_ts', re.MULTILINE)
+_MAX_RATE = 1e9
 _FILE_KEYS = ("model", "model_filename", "model_type", "size", "model_size", "params", "model_n_params",
               "build_commit", "build_number", "cpu_info", "gpu_info")  # fmt: skip
 
@@ -146,26 +150,16 @@ def has_sweep_cells(cells: Sequence[str]) -> bool:
 
 
 def sweep_row(cells: Mapping[str, object]) -> SweepRow | None:
-    """A row of a table or a JSON line of a sweep; None where it is not numbers.
-
-    Raises
-    ------
-    ValueError
-        If a number cannot be.
-    """
+    """A row of a table or a JSON line of a sweep; None where it is not numbers that can be."""
     names = ("PP", "TG", "N_KV", "S_PP t/s", "S_TG t/s")
     keys = names if "N_KV" in cells else ("pp", "tg", "n_kv", "speed_pp", "speed_tg")
     pp, tg, n_kv, reading, writing = (cells.get(key) for key in keys)
     try:
-        speed = Speed(
-            int(str(n_kv)), float(str(reading)), None if writing is None else float(str(writing)),
-            SWEEP_ENGINE,
-        )  # fmt: skip
-        row = SweepRow(int(str(pp or 0)), int(str(tg or 0)), speed)
+        written = None if writing is None else _rate(writing)
+        speed = Speed(_count(n_kv), _rate(reading), written, SWEEP_ENGINE)
+        return SweepRow(_count(pp or 0), _count(tg or 0), speed)
     except ValueError:
         return None
-    rates = [rate for rate in (speed.pp, speed.tg) if rate is not None]
-    return row if speed.n_kv >= 0 and all(0 <= rate < 1e9 for rate in rates) else None
 
 
 def continues(run: OpenSweep, row: SweepRow) -> bool:
@@ -191,10 +185,15 @@ def is_bench(headings: Sequence[str]) -> bool:
     return {"model", "test", "t/s"} <= set(headings)
 
 
+def is_bench_row(cells: Mapping[str, str]) -> bool:
+    """Whether a row as long as those of llama-bench's table is one: its test reads (pp) or writes (tg)."""
+    return cells["test"].startswith(("pp", "tg"))
+
+
 def bench_test(cells: Mapping[str, str]) -> BenchTest | None:
     """A row of llama-bench's table; None where it holds no rate."""
     value = _RATE.match(cells["t/s"])
-    if value is None:
+    if value is None or not float(value[0]) < _MAX_RATE:
         return None
     size = re.match(SIZE, cells.get("size", ""))
     found = _TEST.match(cells["test"])
@@ -210,12 +209,12 @@ def bench_items(items: Sequence[Mapping[str, object]]) -> Iterator[BenchTest]:
     Raises
     ------
     ValueError
-        If a test is not numbers.
+        If a test is not numbers, or not such as can be.
     """
     for item in items:
-        n_prompt, n_gen = int(str(item.get("n_prompt") or 0)), int(str(item.get("n_gen") or 0))
-        depth, rate = int(str(item.get("n_depth") or 0)), float(str(item["avg_ts"]))
-        n_bytes = int(str(item.get("model_size") or 0))
+        n_prompt, n_gen = _count(item.get("n_prompt") or 0), _count(item.get("n_gen") or 0)
+        depth, rate = _count(item.get("n_depth") or 0), _rate(item["avg_ts"])
+        n_bytes = _count(item.get("model_size") or 0)
         kind = "pp" if n_prompt and not n_gen else "tg" if n_gen and not n_prompt else ""
         speed = _speed(kind, depth, rate) if kind else None
         if speed is not None:
@@ -228,12 +227,39 @@ def bench_items(items: Sequence[Mapping[str, object]]) -> Iterator[BenchTest]:
         yield BenchTest(name, n_bytes, test + (f" @ d{depth}" if depth else ""), settings, speed)
 
 
-def bench_csv(text: str) -> list[Mapping[str, object]]:
-    """The rows of llama-bench's CSV in a text; [] where it has none."""
-    start = text.find("build_commit")
-    if start < 0 or "avg_ts" not in text[start:].partition("\n")[0]:
+def bench_csv(text: str) -> list[list[BenchTest]]:
+    """The tests of each of llama-bench's CSV tables in a text; [] where it has none.
+
+    Raises
+    ------
+    MeasureError
+        If a test is not numbers; the message has the line.
+    """
+    head = _CSV_HEAD.search(text)
+    if head is None:
         return []
-    return [dict(row) for row in csv.DictReader(io.StringIO(text[start:])) if row.get("avg_ts")]
+    start = head.start()
+    above = text.count("\n", 0, start)
+    tables: list[list[BenchTest]] = []
+    headings: list[str] = []
+    for line, cells in csv_rows(text[start:], above):
+        if cells[0] == "build_commit" and "avg_ts" in cells:
+            headings = cells
+            tables.append([])
+            continue
+        if len(cells) < len(headings):
+            continue  # a line of the log around it
+        try:
+            tables[-1] += bench_items([dict(zip(headings, cells, strict=True))])
+        except ValueError as error:
+            raise not_numbers(line, error) from None
+    return [tests for tests in tables if tests]
+
+
+def not_numbers(line: int, error: Exception) -> MeasureError:
+    """The error of a damaged test; `line` is 0 where it is not known."""
+    where = f"line {line}: " if line else ""
+    return MeasureError(f"{where}a test of the benchmark is not numbers: {printable(str(error))[:80]}")
 
 
 def json_line(line: str) -> dict[str, object] | None:
@@ -247,23 +273,34 @@ def json_line(line: str) -> dict[str, object] | None:
     return item if isinstance(item, dict) else None
 
 
+def facts_of_bench(run: OpenBench) -> Facts:
+    """The facts before a table of llama-bench that are of its rows: of several models, no file is known.
+
+    A heading or command line that names a file tells more than the model's description in the rows.
+    """
+    (model, *others) = {(test.model, test.n_bytes) for test in run.tests}
+    facts = run.facts
+    name = facts.name or without_ending(facts.file)
+    if others or not (facts.file or types_agree(name, model[0])):
+        return Facts(model="" if others else facts.model, build=facts.build)
+    return replace(facts, name=name)
+
+
 def bench_runs(tests: Sequence[BenchTest], build: str = "") -> list[BenchRun]:
     """The runs that tests are of."""
-    groups: list[tuple[Mapping[str, str], list[BenchTest]]] = []
+    groups: list[tuple[Mapping[str, str], dict[str, BenchTest]]] = []
+    last: dict[frozenset[tuple[str, str]], dict[str, BenchTest]] = {}
     for test in tests:
-        fitting = [g for s, g in groups if s == test.settings and test.test not in [t.test for t in g]]
-        if fitting:
-            fitting[-1].append(test)
-        else:
-            groups.append((test.settings, [test]))
-    varied = {
-        key
-        for settings, _ in groups
-        for key, value in settings.items()
-        if key not in _FILE_KEYS and any(other.get(key) != value for other, _ in groups)
-    }
+        key = frozenset(test.settings.items())
+        if test.test in last.get(key, {test.test: test}):
+            last[key] = {}
+            groups.append((test.settings, last[key]))
+        last[key][test.test] = test
+    keys = {key for settings, _ in groups for key in settings if key not in _FILE_KEYS}
+    varied = {key for key in keys if len({settings.get(key) for settings, _ in groups}) > 1}
     runs = []
-    for settings, group in groups:
+    for settings, by_name in groups:
+        group = list(by_name.values())
         speeds, left_out = _merged(group, build)
         if speeds:
             words = ", ".join(f"{key} {settings[key]}" for key in settings if key in varied)
@@ -296,3 +333,17 @@ def _merged(tests: Sequence[BenchTest], build: str) -> tuple[tuple[Speed, ...], 
 def _speed(kind: str, depth: int, rate: float) -> Speed:
     pp, tg = (rate, None) if kind == "pp" else (None, rate)
     return Speed(depth, pp, tg, "llama-bench")
+
+
+def _count(value: object) -> int:
+    number = int(str(value))
+    if not 0 <= number <= MAX_COUNT:
+        raise ValueError(f"{str(value)[:40]} is no count")
+    return number
+
+
+def _rate(value: object) -> float:
+    number = float(str(value))
+    if not (math.isfinite(number) and 0 <= number < _MAX_RATE):
+        raise ValueError(f"{str(value)[:40]} is no rate")
+    return number

@@ -17,6 +17,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +27,7 @@ from ggplan.errors import MeasureError
 from ggplan.measure.log_lines import SIZE, bytes_of
 from ggplan.measure.record import (
     CSV_HEADER,
+    MAX_COUNT,
     METRICS,
     Base,
     ErrorMethod,
@@ -81,6 +83,7 @@ _METRICS = (
     "delta_p_mean",
     "same_top",
 )
+_SHOWN = 6
 _PER_CENT = ("delta_p_rms", "delta_p_mean", "same_top")
 
 
@@ -95,11 +98,15 @@ class Published:
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """What the columns of a table are: the place of each that is read, and the unit of sizes."""
+    """What the columns of a table are: the place of each that is read, and the unit of sizes.
+
+    `unread` are the headings of those that are not read, `per_cent` the columns whose figures are per cent.
+    """
 
     places: Mapping[str, int]
-    unit: str
-    unread: tuple[str, ...]
+    unit: str = ""
+    unread: tuple[str, ...] = ()
+    per_cent: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,10 +119,15 @@ class NoFigure:
 
 @dataclass(frozen=True, slots=True)
 class TableRows:
-    """The rows of a table, and why others are left out, with their lines."""
+    """The rows of a table, and why others are left out, with their lines.
+
+    `unread` are columns that are not read; `line` is their heading's.
+    """
 
     rows: tuple[Published, ...]
     left_out: tuple[tuple[int, str], ...]
+    unread: tuple[str, ...] = ()
+    line: int = 0
 
 
 def columns_of(headings: Sequence[str]) -> Columns | None:
@@ -127,7 +139,7 @@ def columns_of(headings: Sequence[str]) -> Columns | None:
         bare = re.sub(r"\s*[\[(](?!q\b)[^\])]*[\])]", "", plain.lower()).strip()
         kind = next((kind for kind, pattern in _COLUMNS if re.fullmatch(pattern, bare)), "")
         if not kind or kind in places:
-            unread.append(plain)
+            unread += [plain] if plain else []
             continue
         places[kind] = place
         if kind == "size" and (found := re.search(r"\b([GM]i?B)\b", plain, re.IGNORECASE)):
@@ -136,7 +148,34 @@ def columns_of(headings: Sequence[str]) -> Columns | None:
         places["name"] = places.pop("model")
     if "name" not in places or not any(name in places for name in _METRICS):
         return None
-    return Columns(places, unit, tuple(unread))
+    return Columns(places, unit, tuple(unread), frozenset(_PER_CENT))
+
+
+def unread_words(unread: Sequence[str]) -> str:
+    """What is to be told of columns that are not read."""
+    names = ", ".join(printable(name)[:40] for name in unread[:_SHOWN])
+    more = f" and {len(unread) - _SHOWN:,} more" if len(unread) > _SHOWN else ""
+    column = "columns" if len(unread) > 1 else "column"
+    return f"what stands in the {column} {names}{more}, which records do not keep"
+
+
+def with_fractions(columns: Columns, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Columns:
+    """The columns, where shares of a table are fractions: none of them is above 1 or has a `%`.
+
+    Changes of probability may all be below one per cent: they count as fractions if the shares do.
+    """
+
+    def is_fraction(kind: str) -> bool:
+        place = columns.places.get(kind)
+        if place is None or "%" in headings[place]:
+            return False
+        figures = [(row[place], _FIGURE.match(row[place])) for row in rows]
+        values = [abs(float(found[1])) for cell, found in figures if found and "%" not in cell]
+        return bool(values) and max(values) <= 1 and not any("%" in cell for cell, _ in figures)
+
+    if not is_fraction("same_top"):
+        return columns
+    return replace(columns, per_cent=frozenset(kind for kind in _PER_CENT if not is_fraction(kind)))
 
 
 def published_row(columns: Columns, cells: Sequence[str]) -> Quantization | NoFigure:
@@ -155,9 +194,11 @@ def published_row(columns: Columns, cells: Sequence[str]) -> Quantization | NoFi
         found = _FIGURE.match(cell)
         if found is None:
             return NoFigure(f"{shown}: the {kind} {printable(cell)[:40]!r} is not a number", is_damaged=True)
-        factor = 0.01 if kind in _PER_CENT else 1.0
+        factor = 0.01 if kind in columns.per_cent else 1.0
         error = found[2] if found[2] is not None else named.get("error", "") if kind == "ppl" else ""
         metrics[kind] = _metric(kind, found[1], error, factor)
+        if not -1e12 < metrics[kind].value < 1e12:
+            return NoFigure(f"{shown}: the {kind} {printable(cell)[:40]!r} cannot be", is_damaged=True)
     if not metrics:
         what = [kind for kind in _METRICS if kind in columns.places]
         return NoFigure(f"{shown} has no {' or '.join(what)}")
@@ -177,6 +218,8 @@ def _metric(kind: str, value: str, error: str, factor: float) -> Metric:
     if not error or re.fullmatch(_NUMBER, error.strip()) is None:
         return Metric(number)
     spread = round(factor * float(error), 12)
+    if not 0 <= spread < 1e12:
+        return Metric(number)
     return Metric(number, spread, "unpaired tokens" if kind == "ppl" else "paired tokens")
 
 
@@ -201,28 +244,43 @@ def parse_results_csv(text: str, model: str) -> TableRows:
     MeasureError
         If a figure is not a number; the message has the line.
     """
-    reader = csv.reader(io.StringIO(text))
-    columns: Columns | None = None
-    rows, left_out = [], []
-    for cells in reader:
-        if not any(cell.strip() for cell in cells) or cells[0].startswith("#"):
-            continue
-        if columns is None:
-            columns, width = columns_of([cell.strip() for cell in cells]), len(cells)
-            assert columns is not None
-            continue
-        if len(cells) != width:
-            raise MeasureError(f"line {reader.line_num}: it has {len(cells)} cells, and the heading {width}")
-        found = published_row(columns, cells)
-        if isinstance(found, NoFigure):
-            if found.is_damaged:
-                raise MeasureError(f"line {reader.line_num}: {found.why}")
-            left_out.append((reader.line_num, found.why))
+    lines = [(at, cells) for at, cells in csv_rows(text) if not cells[0].startswith("#")]
+    (first, headings), *rows = lines
+    known = columns_of([cell.strip() for cell in headings])
+    assert known is not None
+    for line, cells in rows:
+        if len(cells) != len(headings):
+            raise MeasureError(f"line {line}: it has {len(cells)} cells, and the heading {len(headings)}")
+    columns = with_fractions(known, headings, [cells for _, cells in rows])
+    found, left_out = [], []
+    for line, cells in rows:
+        row = published_row(columns, cells)
+        if isinstance(row, NoFigure):
+            if row.is_damaged:
+                raise MeasureError(f"line {line}: {row.why}")
+            left_out.append((line, row.why))
         else:
             own = cells[columns.places["model"]].strip() if "model" in columns.places else model
-            _check(found, reader.line_num)
-            rows.append(Published(own, found, reader.line_num))
-    return TableRows(tuple(rows), tuple(left_out))
+            _check(row, line)
+            found.append(Published(own, row, line))
+    return TableRows(tuple(found), tuple(left_out), columns.unread, first)
+
+
+def csv_rows(text: str, above: int = 0) -> Iterator[tuple[int, list[str]]]:
+    """The rows of a CSV that are not empty, with their lines; `above` lines stand before it.
+
+    Raises
+    ------
+    MeasureError
+        If a line is no CSV or a cell longer than any; the message has the line.
+    """
+    reader = csv.reader(io.StringIO(text))
+    try:
+        for cells in reader:
+            if any(cell.strip() for cell in cells):
+                yield above + reader.line_num, cells
+    except csv.Error as error:
+        raise MeasureError(f"line {above + reader.line_num}: {error}") from None
 
 
 def _first(text: str) -> str:
@@ -231,14 +289,14 @@ def _first(text: str) -> str:
 
 
 def _cells(line: str) -> list[str]:
-    return [cell.strip() for cell in next(csv.reader([line]), [])]
+    try:
+        return [cell.strip() for cell in next(csv.reader([line]), [])]
+    except csv.Error:
+        return []
 
 
 def _check(quantization: Quantization, line: int) -> None:
     """Refuse figures that cannot be."""
-    for metric in quantization.measurements[0].metrics.values():
-        if not abs(metric.value) < 1e12:
-            raise MeasureError(f"line {line}: the figure {metric.value} cannot be")
     ppl = quantization.measurements[0].metrics.get("ppl")
     if ppl is not None and ppl.value < 0:
         raise MeasureError(f"line {line}: the ppl {ppl.value:g} cannot be")
@@ -257,18 +315,22 @@ def parse_record_csv(text: str) -> TableRows:
     MeasureError
         If a line is damaged.
     """
-    reader = csv.DictReader(io.StringIO(text))
     found: dict[tuple[str, str], Quantization] = {}
-    for row in reader:
-        line = reader.line_num
+    (_, headings), *rows = [(at, cells) for at, cells in csv_rows(text) if not cells[0].startswith("#")]
+    for line, cells in rows:
         try:
+            row = dict(zip(headings, cells, strict=True))
             metric = Metric(float(row["value"]), float(row["error"]) if row["error"] else None)
+            if not (math.isfinite(metric.value) and math.isfinite(metric.error or 0)):
+                raise ValueError(f"{row['value']} ± {row['error']}")
             if row["metric"] not in METRICS or row["method"] not in get_args(ErrorMethod):
                 raise ValueError(f"{row['metric']} by {row['method']}")
             if row["use"] not in get_args(Use):
                 raise ValueError(row["use"])
             counts = [int(row[name]) for name in ("n_ctx", "n_chunks", "n_tokens", "n_nan", "n_bytes")]
             bpw = float(row["bpw"])
+            if not (math.isfinite(bpw) and all(0 <= count <= MAX_COUNT for count in counts)):
+                raise ValueError("a number that cannot be")
         except (ValueError, TypeError, KeyError) as error:
             raise MeasureError(f"line {line}: it is damaged: {printable(str(error))[:80]}") from None
         metric = replace(metric, method=cast("ErrorMethod", row["method"]))
@@ -304,7 +366,7 @@ def parse_thireus_database(text: str) -> TableRows:
     MeasureError
         If a line has another number of cells, or a figure is not a number; the message has the line.
     """
-    columns = Columns({"model": 0, "author": 1, "name": 2, "bpw": 3, "ppl": 4, "url": 5}, "", ())
+    columns = Columns({"model": 0, "author": 1, "name": 2, "bpw": 3, "ppl": 4, "url": 5})
     rows, left_out = [], []
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip() or line.startswith("#"):
@@ -351,6 +413,8 @@ def parse_chart_data(value: object) -> Iterator[Published]:
         if found is None:
             raise MeasureError(f"the perplexity of point {i + 1} is {printable(str(point['ppl']))[:40]!r}")
         metric = _metric("ppl", found[1], found[2] or "", 1.0)
+        if not 0 <= metric.value < 1e12:
+            raise MeasureError(f"the perplexity of point {i + 1} cannot be: {metric.value:g}")
         size, bpw = _number(point.get("size", 0), "size"), _number(point.get("bpw", 0), "bpw")
         quantization = Quantization(
             str(point["name"]), FileFacts(n_bytes=round(size * _GIB)), bpw,

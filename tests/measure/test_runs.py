@@ -1,10 +1,12 @@
 """Texts with several runs: each run is an entry of its own, and figures of two never meet in one."""
 
 import json
+import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from ggplan.errors import MeasureError
@@ -31,11 +33,42 @@ Final estimate: PPL over 4 chunks for n_ctx=512 = {b}.0704 +/- 0.02807
 OWN_LOGS = {path.name: path for path in [*LOGS.iterdir(), *CASES.glob("*glm*"), *CASES.glob("*GLM*")]}
 OWN = {name: OWN_LOGS[name].read_text("utf-8") for name in sorted(OWN_LOGS)}
 OWN |= {name: IK.format(name=name, a=a, b=b) for name, a, b in (("first", 5, 4), ("second", 7, 6))}
+OWN["command"] = "+ ./llama-perplexity -m /m/third.gguf -f third.raw -c 256\n" + (
+    IK.format(name="third", a=9, b=8)
+    .replace("4 chunks", "5 chunks").replace("n_ctx=512", "n_ctx=256").replace("[4]8", "[4]1.1,[5]8")
+    .replace("47.828 GiB (3.719", "50.5 GiB (4.25").replace("4089 (6908b72)", "4100 (1234567)")
+)  # fmt: skip
+OWN["divergence"] = (
+    "llama_model_loader: loaded meta data with 4 key-value pairs from /m/fourth-Q2_K.gguf (version V3)\n"
+    "print_info: file size   = 20.5 GiB (2.25 BPW)\n" + OWN["kld.glm4moe-tiny.Q2_K.txt"]
+)
+OWN["bench"] = """\
+$ llama-bench -m fifth.gguf -p 512 -n 128
+| model | size | params | backend | fa | test | t/s |
+| ----- | ---: | -----: | ------- | -: | ---- | --: |
+| air Q4_0 | 15.44 GiB | 110.47 B | CUDA | 0 | pp512 | 318.80 ± 3.24 |
+| air Q4_0 | 15.44 GiB | 110.47 B | CUDA | 0 | tg128 | 31.42 ± 0.59 |
+
+build: 8cf427ff (5163)
+"""
+STARTS = ("calculating perplexity over", "computing over", "main: n_kv_max", "| model")
 
 
 def figures(quantization: Quantization) -> set[tuple[object, ...]]:
     measured = {(k, m.value, m.error) for r in quantization.measurements for k, m in r.metrics.items()}
-    return measured | {(s.n_kv, s.pp, s.tg) for s in quantization.speeds}
+    speeds = {(s.n_kv, what, getattr(s, what)) for s in quantization.speeds for what in ("pp", "tg")}
+    return measured | {speed for speed in speeds if speed[2] is not None}
+
+
+def facts(q: Quantization) -> dict[str, object]:
+    """What an entry says of the file and its run, without what a text does not tell."""
+    told: dict[str, object] = {"name": q.name, "file": q.file.name, "size": q.file.n_bytes, "bpw": q.bpw}
+    for m in q.measurements:
+        text = m.text.name if m.text.name != "text not recorded" else ""
+        told |= {"text": text, "n_ctx": m.n_ctx, "chunks": m.n_chunks, "build": m.build}
+    for speed in q.speeds:
+        told |= {"build": speed.build}
+    return {key: value for key, value in told.items() if value}
 
 
 def entries(text: str, path: Path) -> list[Quantization]:
@@ -43,14 +76,17 @@ def entries(text: str, path: Path) -> list[Quantization]:
     return [q for record in parse_files([path]) for q in record.quantizations]
 
 
+Whole = dict[str, tuple[set[tuple[object, ...]], dict[str, object]]]
+
+
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[tuple[object, ...]]]:
-    """The figures of each log alone."""
-    path = tmp_path_factory.mktemp("whole") / "x.log"
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """The figures of each log alone, and what it says of them."""
+    path = tmp_path_factory.mktemp("whole") / "joined.log"
     found = {}
     for name, text in OWN.items():
         (entry,) = entries(text, path)
-        found[name] = figures(entry)
+        found[name] = (figures(entry), facts(entry))
     return found
 
 
@@ -59,21 +95,55 @@ PIECES = st.tuples(
 )
 
 
-@settings(max_examples=300)
+def piece(name: str, start: int | None, end: int | None) -> list[str]:
+    """Lines of a log from `start` to `end`.
+
+    A log that lost its beginning lost the line that starts its run: one that begins between its first line
+    and that one, after another log that ends just there, could not be told from the rest of the other.
+    """
+    lines = OWN[name].split("\n")
+    first = next(i for i, line in enumerate(lines) if any(words in line for words in STARTS))
+    start = max(start, first + 1) if start else start
+    # So could statistics without a row of the chunks above them.
+    block = next((i for i, line in enumerate(lines) if line.startswith("====== Perplexity")), 0)
+    if start and start <= block:
+        start = min(start, block - 2)
+    return lines[start:end]
+
+
+def last_row(lines: list[str]) -> str:
+    """The number of the last row of a divergence run."""
+    rows = [line for line in lines if line.strip()]
+    return rows[-1].split()[0] if rows else ""
+
+
+@settings(max_examples=400)
 @given(st.lists(PIECES, min_size=2, max_size=3))
 def test_joined_logs_never_give_a_mixed_entry(
-    tmp_path_factory: pytest.TempPathFactory,
-    whole: dict[str, set[tuple[object, ...]]],
-    pieces: list[tuple[str, int | None, int | None]],
+    tmp_path_factory: pytest.TempPathFactory, whole: Whole, pieces: list[tuple[str, int | None, int | None]]
 ) -> None:
-    cut = ["\n".join(OWN[name].split("\n")[start:end]) for name, start, end in pieces]
+    cut = [piece(*which) for which in pieces]
+    # A row after the row before it, of another log, goes on with it for all that the text says; and a log
+    # that does not begin with a build or a command goes on with one that ended while it was loading.
+    filled = ([line for line in lines if line.strip()] for lines in cut)
+    for above, below in pairwise(lines for lines in filled if lines):
+        row = last_row(above)
+        assume(not (row.isdigit() and last_row(below[:1]) == str(int(row) + 1)))
+        has_start = any(words in line for line in above for words in STARTS)
+        is_head = any(words in line for line in below for words in STARTS)
+        assume(has_start or not is_head or below[0].startswith(("main: build", "+", "$")))
     path = tmp_path_factory.getbasetemp() / "joined.log"
     try:
-        found = entries("\n".join(cut), path)
+        found = entries("\n".join("\n".join(lines) for lines in cut), path)
     except MeasureError:
         found = []
     for entry in found:
-        assert any(figures(entry) <= whole[name] for name, *_ in pieces), entry
+        told = facts(entry)
+        told["name"] = re.sub(r"( [\d.]+)?( #\d+)?$", "", entry.name)
+        told = {key: value for key, value in told.items() if (key, value) != ("name", "joined")}
+        assert any(
+            figures(entry) <= whole[name][0] and told.items() <= whole[name][1].items() for name, *_ in pieces
+        ), entry
     if all(start in (None, 0) and end is None for _, start, end in pieces):
         assert len(found) == len(pieces)
 
@@ -235,7 +305,8 @@ def test_a_table_of_results_on_a_card(tmp_path: Path) -> None:
     }
     assert (second.name, dict(second.measurements[0].metrics)) == ("Q2_K", {"kld": Metric(0.4)})
     assert [note.partition(": ")[2] for note in notes] == [
-        "line 7: IQ2_M has no ppl or kld or kld999 or same_top; it is left out"
+        "line 4: what stands in the column imatrix, which records do not keep; it is left out",
+        "line 7: IQ2_M has no ppl or kld or kld999 or same_top; it is left out",
     ]
 
 
