@@ -73,7 +73,6 @@ def verify_command(
 
     Checked are the header, the padding, every block's scale and every float, and the checksums of the
     manifest that `ggplan convert` writes, or of a file by `llama-gguf-hash --sha256` or `sha256sum`. FILE may
-    manifest that `ggplan convert` writes, or of a file by `llama-gguf-hash --sha256` or `sha256sum`. FILE may
     have been renamed since. --recipe, --imatrix and --fallback are for --exact, --pre is for --against.
 
     Exits 0 for a sound file; 1 for a fault, or if a file cannot be opened; 2 for wrong usage.

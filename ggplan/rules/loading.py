@@ -32,7 +32,7 @@ from ggplan.rules.diagnostics import Diagnostic, InvalidRecipeError, invalid_rec
 from ggplan.rules.draft import Follow, FollowError
 from ggplan.rules.parser import MAX_BYTES, parse_recipe, too_large
 from ggplan.rules.recipe import Recipe
-from ggplan.standard_input import NAME, SHOWN, read_standard_input
+from ggplan.standard_input import EMPTY_NAME_HINT, NAME, SHOWN, read_standard_input
 from ggplan.text import printable
 
 _ENDING = ".recipe"
@@ -67,6 +67,8 @@ def recipe_text(name_or_path: str | Path, architecture: str = "") -> tuple[str, 
         If there is no such file or recipe, or it is not text.
     """
     name = os.fspath(name_or_path)
+    if not name:
+        raise RecipeError("the name of the recipe is empty", hint=EMPTY_NAME_HINT)
     if name_or_path == NAME:
         return _decode(read_standard_input(MAX_BYTES, RecipeError), SHOWN), SHOWN, following(SHOWN)
     known = name.removesuffix(_ENDING).replace(os.sep, "/")

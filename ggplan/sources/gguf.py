@@ -115,7 +115,7 @@ def _read_set(path: Path, header_only: bool) -> tuple[list[GgufHeader], Truncate
     if missing := [part.name for part in paths if not part.exists()]:
         incomplete = TruncatedError(
             f"{shown(path)}: {len(missing)} of {count} files of the set are missing: {listed(missing)}",
-            hint="download them into the same folder; `ggplan inspect --header-only` shows what is there",
+            hint="download them into the same folder; --header-only reads what is there",
         )
         if not header_only:
             raise incomplete
@@ -164,6 +164,15 @@ def find_set(path: Path) -> list[list[GgufHeader]]:
         if not all(found):
             raise
         return found
+
+
+def split_set_of(name: str) -> tuple[str, int]:
+    """The split set that the name of a file tells: what comes before the number, and how many files it has.
+
+    Of a file that is alone: its name, and 1.
+    """
+    named = _SPLIT_NAME.fullmatch(name)
+    return (named[1], int(named[3])) if named else (name, 1)
 
 
 def set_names(headers: Sequence[GgufHeader]) -> list[str]:

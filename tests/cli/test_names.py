@@ -19,7 +19,7 @@ import pytest
 
 import ggplan
 from ggplan.cli import cli, main
-from ggplan.errors import CheckpointError
+from ggplan.errors import CheckpointError, RecipeError
 from ggplan.naming import PlanDocument, anything_named, other_meaning
 from ggplan.rules import Recipe
 from ggplan.stock import Mix
@@ -440,3 +440,92 @@ def test_tables_fit_and_say_what_they_leave_out(command: str, width: int) -> Non
     assert "left out" not in full.err
     if width == 40 and not command.startswith("inspect"):
         assert "left out" in done.err
+
+
+@pytest.mark.parametrize(
+    ("command", "remedy"),
+    [
+        ("plan glm4moe/hq4_k", "give it with `-r glm4moe/hq4_k`"),
+        ("convert Q4_K_M out.gguf", "give it with `-r Q4_K_M`"),
+        ("inspect glm4moe/hq4_k", "`ggplan plan MODEL -r glm4moe/hq4_k`"),
+        ("verify Q4_K_M", "`ggplan plan MODEL -r Q4_K_M`"),
+        ("rules from glm4moe/hq4_k", "`ggplan plan MODEL -r glm4moe/hq4_k`"),
+        ("rules from Q4_K_M", "`ggplan rules from MODEL --mix Q4_K_M`"),
+        ("rules new -m Q4_K_M", "`ggplan plan MODEL -r Q4_K_M`"),
+    ],
+)
+def test_a_remedy_names_an_option_that_the_command_has(here: Path, command: str, remedy: str) -> None:
+    done = run(*command.split(), folder=here)
+    assert f"help: {remedy}" in done.err, done.err
+
+
+@pytest.mark.parametrize(
+    ("command", "remedy"),
+    [
+        ("plan cut.gguf", "; --header-only reads"),
+        ("rules from cut.gguf", "; --header-only reads"),
+        ("diff cut.gguf my.gguf", "; --header-only reads"),
+        ("chart cut.gguf --kind types -o a.svg", "; --header-only reads"),
+        ("convert cut.gguf out.gguf", "; `ggplan inspect --header-only` reads"),
+    ],
+)
+def test_the_remedy_for_a_file_that_is_cut_short_is_the_commands_own(
+    here: Path, command: str, remedy: str
+) -> None:
+    (here / "cut.gguf").write_bytes((here / "my.gguf").read_bytes()[:20_000])
+    done = run(*command.split(), folder=here)
+    assert "truncated" in done.err
+    assert remedy in done.err, done.err
+
+
+def test_a_folder_of_several_gguf_models_is_refused(here: Path) -> None:
+    folder = here / "several"
+    folder.mkdir()
+    whole = (here / "my.gguf").read_bytes()
+    (folder / "one.gguf").write_bytes(whole)
+    assert run("inspect", folder).code == 0
+    for name in ("set-00001-of-00002.gguf", "set-00002-of-00002.gguf"):
+        (folder / name).write_bytes(whole)
+    for command in (("inspect", folder), ("convert", folder, here / "out.gguf")):
+        done = run(*command)
+        assert done.code == 1
+        assert "holds 2 GGUF models: one.gguf, set-00001-of-00002.gguf" in done.err
+    (folder / "one.gguf").unlink()
+    (folder / "set-00001-of-00003.gguf").write_bytes(whole)  # of another set
+    assert "holds 2 GGUF models" in run("inspect", folder).err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("inspect", ""), "an argument is empty"),
+        (("plan", "my.map", "-r", ""), "the value of -r is empty"),
+        (("plan", "my.map", "--recipe="), "the value of --recipe is empty"),
+        (("plan", "my.map", "--imatrix", ""), "the value of --imatrix is empty"),
+        (("rules", "check", ""), "an argument is empty"),
+        (("rules", "check", "my.recipe", "-m", ""), "the value of -m is empty"),
+        (("verify", "my.gguf", "--against", ""), "the value of --against is empty"),
+    ],
+)
+def test_an_empty_name_is_refused(here: Path, arguments: tuple[str, ...], said: str) -> None:
+    done = run(*arguments, folder=here)
+    assert done.code == 2
+    assert f"error: {said}: if it is a variable of the shell, it is not set" in done.err
+
+
+def test_the_library_refuses_an_empty_name(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(here)
+    with pytest.raises(CheckpointError, match="the name of the model is empty"):
+        ggplan.open_model("")
+    with pytest.raises(RecipeError, match="the name of the recipe is empty"):
+        ggplan.load_recipe("")
+    with pytest.raises(RecipeError, match="the name of the recipe is empty"):
+        ggplan.make_plan(ggplan.open_model("my.map"), "")
+
+
+def test_a_folder_called_as_a_shipped_model_says_so(here: Path) -> None:
+    (here / "GLM-4.5-Air").mkdir()
+    done = run("plan", "GLM-4.5-Air", "-r", "Q4_K_M", folder=here)
+    assert done.code == 1
+    assert "holds no config.json and no GGUF file" in done.err
+    assert "GLM-4.5-Air is also a shipped inventory" in done.err
