@@ -28,7 +28,7 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Refuse an empty argument: `"$MODEL"` of an unset variable would be the folder one is in, or none."""
+        """Refuse an empty argument: `"$MODEL"` of an unset variable would be the current folder, or none."""
         for before, word in pairwise(["", *args]):
             option, equals, value = word.partition("=")
             empty = word == "" or (option.startswith("--") and equals and not value)

@@ -16,7 +16,6 @@ import click
 from ggplan.errors import Error
 from ggplan.text import printable
 
-
 _HEADER_ONLY = re.compile(r"--header-only\b(?!`)")
 _AS_RECIPE = re.compile(r"give it with `(-r ([^`]+))`")
 
@@ -70,7 +69,7 @@ def say_usage_error(error: click.ClickException) -> None:
         say(context.get_usage())
         if context.command.get_help_option(context) is not None:
             say(f"Try '{context.command_path} {context.help_option_names[-1]}' for help.\n")
-    say(f"error: {error.format_message()}")
+    say(f"error: {' '.join(error.format_message().split())}")
 
 
 def say(line: str) -> None:

@@ -12,6 +12,7 @@ from ggplan.cli.options import (
     imatrix_option,
     json_option,
     open_noted,
+    open_source_of,
     pre_option,
     quiet_option,
     recipe_of_name,
@@ -88,10 +89,10 @@ def verify_command(
 
     refuse_other_names(file)
     source = None
-    if against:
-        source = open_noted(against, pre=pre, weights=True, quiet=quiet or exact)
-    if exact and source is not None and source.obstacle is not None:
-        raise source.obstacle
+    if against and exact:
+        source = open_source_of(against, file, pre, quiet)
+    elif against:
+        source = open_noted(against, pre=pre, weights=True, quiet=quiet)
     plan = None
     if exact and source is not None:
         from pathlib import Path

@@ -247,7 +247,7 @@ def _bitsandbytes(source: Source, settings: Settings, scheme: Scheme) -> None:
         kind = settings.get("bnb_4bit_quant_type", default="fp4")
         if settings.get("bnb_4bit_use_double_quant", default=False) is True:
             scheme.notes.append(
-                "bnb_4bit_use_double_quant: its scales are of 8 bits; iq4_nl has one of 16 bits for 32 weights"
+                "bnb_4bit_use_double_quant: scales of 8 bits there; iq4_nl has one of 16 bits for 32 weights"
             )
         scheme.default = parse_type("iq4_nl")
         scheme.notes.append(

@@ -272,7 +272,8 @@ def _ignored_notes(command: Command, has_rules: bool, parts: Sequence[ImportedRu
     if not ignored:
         return []
     return [
-        f"with {command.mix} for the whole file llama-quantize ignores {', '.join(ignored)}; they are left out"
+        f"with {command.mix} for the whole file llama-quantize ignores {', '.join(ignored)}; "
+        "they are left out"
     ]
 
 

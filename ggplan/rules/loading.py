@@ -79,6 +79,11 @@ def recipe_text(name_or_path: str | Path, architecture: str = "") -> tuple[str, 
     return _decode(data, name), name, following(name)
 
 
+def shipped_file(name: str) -> str:
+    """The path of a recipe that ships with ggplan, to copy it from."""
+    return str(_shipped()[name.removesuffix(_ENDING).replace(os.sep, "/")])
+
+
 def following(recipe: str) -> Follow:
     """How the recipe in this file finds what it includes and inherits."""
     folder = os.path.realpath(os.path.dirname(recipe))

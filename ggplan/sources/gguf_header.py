@@ -141,12 +141,11 @@ class _Cursor:
         return CheckpointError(f"{shown(self.path)}: {message}")
 
     def ended(self, message: str, n_bytes: int) -> CheckpointError:
-        """The error of a header that needs `n_bytes` more than there are; a number no header has is damage."""
+        """The error of a header that needs `n_bytes` more than are left; what no header needs is damage."""
         if n_bytes > _HEADER_LIMIT:
             return self.error(f"{message}; its header is damaged")
         return CheckpointError(
-            f"{shown(self.path)}: the file ends within its header, of which a part is missing; it is truncated: "
-            f"{message}",
+            f"{shown(self.path)}: the file ends within its header; it is truncated: {message}",
             hint="download more of it: even --header-only needs the whole header, mostly some megabytes",
         )
 

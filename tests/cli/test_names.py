@@ -274,8 +274,9 @@ def test_options_are_spelled_and_explained_alike(path: tuple[str, ...]) -> None:
         assert name not in SPELLED or option.opts == SPELLED[name]
     if path in TEXTS:
         assert {"output", "force", "quiet"} <= set(options)
-    if path[-1] not in ("chart", "demo", "types", "list", "fmt"):
-        assert "quiet" in options
+    assert "quiet" in options
+    if path in (("chart",), ("demo",)):
+        assert "force" in options
     if path[0] == "rules" and path[-1] in ("check", "explain", "test", "export"):
         assert {"fallback", "model_name"} <= set(options)
 
@@ -529,3 +530,97 @@ def test_a_folder_called_as_a_shipped_model_says_so(here: Path) -> None:
     assert done.code == 1
     assert "holds no config.json and no GGUF file" in done.err
     assert "GLM-4.5-Air is also a shipped inventory" in done.err
+
+
+def test_a_word_of_the_command_line_that_is_no_choice_is_one_line(here: Path) -> None:
+    done = run("completion", folder=here)
+    assert done.code == 2
+    (error,) = [line for line in done.err.splitlines() if line.startswith("error: ")]
+    assert done.err.endswith(error + "\n")
+    assert all(shell in error for shell in ("bash", "zsh", "fish"))
+
+
+def test_a_chart_replaces_charts_alone(here: Path) -> None:
+    for name, mine in (
+        ("a.svg", b"<?xml version='1.0'?>\n<svg/>"),
+        ("a.png", b"notes"),
+        ("a.html", b"<html>"),
+    ):
+        (here / name).write_bytes(mine)
+        command = ("chart", "my.map", "--kind", "types", "-o", name)
+        done = run(*command, folder=here)
+        assert done.code == 2
+        assert f"-o would overwrite {name}, which is no chart of ggplan; --force replaces it" in done.err
+        assert (here / name).read_bytes() == mine
+        assert run(*command, "--force", folder=here).code == 0
+        drawn = (here / name).read_bytes()
+        assert run(*command, folder=here).code == 0  # its own is drawn anew
+        assert (here / name).read_bytes() == drawn != mine
+
+
+def test_the_demo_replaces_its_own_files_alone(here: Path) -> None:
+    (here / "demo").mkdir()
+    (here / "demo" / "demo-q8_0.gguf").write_text("mine")
+    done = run("demo", "-o", "demo", folder=here)
+    assert done.code == 2
+    assert "demo/demo-q8_0.gguf is no file of the demo" in done.err
+    assert (here / "demo" / "demo-q8_0.gguf").read_text() == "mine"
+
+
+@pytest.mark.parametrize("command", ["rules list", "types"])
+def test_quiet_leaves_out_what_was_left_out(here: Path, command: str) -> None:
+    told = run(*command.split(), folder=here, columns=50)
+    assert "left out for lack of width" in told.err
+    quiet = run(*command.split(), "-q", folder=here, columns=50)
+    assert (quiet.out, quiet.err) == (told.out, "")
+    assert run("rules", "fmt", "my.recipe", "-q", folder=here).out == ""
+
+
+@pytest.mark.parametrize("command", ["rules fmt", "rules check --fix", "rules fmt --check"])
+def test_what_ships_is_not_changed_and_can_be_copied(here: Path, command: str) -> None:
+    done = run(*command.split(), "glm4moe/hq4_k", folder=here)
+    assert done.code == 2
+    assert "glm4moe/hq4_k ships with ggplan and is not changed; copy it first: `cp " in done.err
+    path = done.err.partition("`cp ")[2].partition(" my.recipe`")[0]
+    assert Path(path).read_text("utf-8").lstrip().startswith(("#", "@"))
+    shown = run("rules", "check", "--diff", "glm4moe/hq4_k", folder=here)
+    assert shown.code == 0
+    assert "note: glm4moe/hq4_k ships with ggplan" in shown.err
+
+
+def test_a_diff_of_standard_input(here: Path) -> None:
+    text = "@arch glm4moe\nattn_q.weight = q8_0\n@default bf16\n"
+    (here / "dots.recipe").write_text(text)
+    named = run("rules", "check", "dots.recipe", "--diff", folder=here)
+    done = run("rules", "check", "-", "--diff", stdin=text, folder=here)
+    assert done.code == named.code == 1
+    assert done.out.replace("<stdin>", "dots.recipe") == named.out
+    assert "+" in done.out
+    assert "`-`" in run("rules", "check", "-", "--fix", stdin=text, folder=here).err
+
+
+def test_the_page_of_a_code_as_json(here: Path) -> None:
+    page = json.loads(run("rules", "explain", "gp102", "--json", folder=here).out)
+    assert page["schema"] == "ggplan/page@1"
+    assert page["code"] == "GP102"
+    assert page["page"] == run("rules", "explain", "GP102", folder=here).out
+
+
+def test_a_faulty_pattern_is_shown_alone(here: Path) -> None:
+    done = run("rules", "explain", "ffn_(down", "-r", "my.recipe", "-m", "my.map", folder=here)
+    assert done.code == 1
+    assert "1 | ffn_(down\n" in done.err
+    assert "= f32" not in done.err
+
+
+def test_what_convert_refuses_is_said_once(here: Path) -> None:
+    writer = gguf.GGUFWriter(here / "wide.gguf", "llama")
+    for name in ("token_embd.weight", "blk.0.attn_q.weight", "blk.0.ffn_up.weight", "output.weight"):
+        writer.add_tensor(name, np.random.default_rng(0).standard_normal((64, 256), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    done = run("convert", "wide.gguf", "out.gguf", "-r", "IQ2_XXS", folder=here)
+    assert done.code == 1
+    assert done.err.count("without an imatrix") == 1, done.err

@@ -223,7 +223,7 @@ def test_experts_of_gpt_oss() -> None:
 
 def test_scales_that_bitsandbytes_quantizes_twice_are_noted() -> None:
     double = quantized("bitsandbytes", load_in_4bit=True, bnb_4bit_use_double_quant=True)
-    assert "bnb_4bit_use_double_quant: its scales are of 8 bits" in imported(double)[1]
+    assert "bnb_4bit_use_double_quant: scales of 8 bits there" in imported(double)[1]
     once = quantized("bitsandbytes", load_in_4bit=True, bnb_4bit_use_double_quant=False)
     assert "double_quant" not in imported(once)[1]
 
