@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import difflib
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from ggplan.errors import CheckpointError, NoSuchCheckpointError
-from ggplan.inventories import inventories, inventory, names_of_inventories
+from ggplan.inventories import architecture_of, inventories, inventory, names_of_inventories
 from ggplan.model import Model
 from ggplan.sources.files import begins_with, listed
 from ggplan.standard_input import EMPTY_NAME_HINT, NAME, SHOWN, read_standard_input
@@ -95,7 +96,19 @@ def _open_path(path: Path, pre: str | None, header_only: bool) -> Model:
         return open_gguf(path, header_only=header_only)
     from ggplan.sources.inventory import open_inventory
 
-    return open_inventory(path)
+    return with_family(open_inventory(path))
+
+
+def with_family(model: Model) -> Model:
+    """An inventory that does not say its architecture, with the one whose tensors have just such names."""
+    if model.architecture or model.kind != "inventory":
+        return model
+    family = architecture_of(tensor.name for tensor in model.tensors)
+    if not family:
+        return model
+    shown = printable(model.path.name)
+    told = f"{shown} does not say its architecture; by the names of its tensors it is {family}"
+    return replace(model, architecture=family, notes=(*model.notes, told))
 
 
 def _from_standard_input() -> Model:
@@ -107,7 +120,7 @@ def _from_standard_input() -> Model:
         raise CheckpointError(
             "standard input is a GGUF file, which is not read in order", hint="name the file"
         )
-    return parse_inventory(data, Path(SHOWN))
+    return with_family(parse_inventory(data, Path(SHOWN)))
 
 
 def _nothing_at(path: Path) -> NoSuchCheckpointError:

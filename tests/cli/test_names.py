@@ -606,6 +606,40 @@ def test_the_page_of_a_code_as_json(here: Path) -> None:
     assert page["page"] == run("rules", "explain", "GP102", folder=here).out
 
 
+def test_a_map_of_windows_and_an_empty_one(here: Path) -> None:
+    (here / "utf16.map").write_text(MAP.replace("\n", "\r\n"), encoding="utf-16", newline="")
+    for command in (("inspect",), ("plan",), ("rules", "from")):
+        found, known = (run(*command, name, folder=here) for name in ("utf16.map", "my.map"))
+        assert (found.code, found.out.replace("utf16", "my")) == (0, known.out)
+    (here / "empty.map").write_bytes(b"\n")
+    assert run("inspect", "empty.map", folder=here).err.startswith("error: empty.map is empty\n")
+
+
+def test_what_import_does_not_read_is_told_by_what_it_is(here: Path) -> None:
+    done = run("rules", "import", "my.gguf", folder=here)
+    assert done.err.startswith("error: my.gguf is a GGUF file")
+    assert "`ggplan rules from my.gguf`" in done.err
+    assert "my.recipe is a recipe of ggplan's already" in run("rules", "import", "my.recipe", folder=here).err
+
+
+def test_a_map_is_of_the_family_that_its_names_tell(here: Path) -> None:
+    lines = [
+        f"m.gguf:{SHA}:{t.name}:shape=({', '.join(map(str, t.shape[::-1]))}):dtype={t.type.name}"
+        f":elements={t.n_weights}:bytes={t.n_bytes}"
+        for t in ggplan.open_model("GLM-4.5-Air").tensors
+    ]
+    (here / "air.map").write_text("\n".join(lines))
+    told = "air.map does not say its architecture; by the names of its tensors it is glm4moe"
+    shown = run("inspect", "air.map", folder=here)
+    assert shown.out.splitlines()[0].endswith("glm4moe") or "glm4moe" in shown.out
+    assert told in shown.err
+    assert "@arch glm4moe" in run("rules", "from", "air.map", folder=here).out
+    piped = run("plan", "-", stdin="\n".join(lines), folder=here)
+    assert "by the names of its tensors it is glm4moe" in piped.err
+    assert ggplan.open_model(here / "air.map").architecture == "glm4moe"
+    assert ggplan.open_model(here / "my.map").architecture == ""
+
+
 def test_a_faulty_pattern_is_shown_alone(here: Path) -> None:
     done = run("rules", "explain", "ffn_(down", "-r", "my.recipe", "-m", "my.map", folder=here)
     assert done.code == 1

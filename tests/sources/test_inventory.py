@@ -79,7 +79,7 @@ def test_a_map_that_errs(tmp_path: Path, bad: str, said: str) -> None:
     assert said in str(caught.value)
 
 
-@pytest.mark.parametrize("content", [b"", b"\n\n", b"hello", b"\xff\xfe", b"PK\x03\x04", bytes(1000)])
+@pytest.mark.parametrize("content", [b"hello", b"\xff\xfe", b"PK\x03\x04", bytes(1000)])
 def test_what_is_no_inventory(tmp_path: Path, content: bytes) -> None:
     with pytest.raises(CheckpointError, match="is neither a GGUF file, a tensor map nor an inventory"):
         open_inventory(written(tmp_path, content))
@@ -221,3 +221,9 @@ def test_damage_is_refused_or_harmless(
 def test_types_are_read_in_any_case(tmp_path: Path) -> None:
     model = open_inventory(written(tmp_path, line("a", "256", "Q4_k", 256, 144)))
     assert model.tensors[0].type is parse_type("q4_K")
+
+
+@pytest.mark.parametrize("content", [b"", b"\n\n", b" \r\n"])
+def test_an_empty_file_is_said_to_be_empty(tmp_path: Path, content: bytes) -> None:
+    with pytest.raises(CheckpointError, match="is empty"):
+        open_inventory(written(tmp_path, content))
