@@ -76,6 +76,15 @@ class Table:
         return total
 
 
+def echo_wrapped(text: str, *, then: str = "") -> None:
+    """A sentence on stdout, at most as wide as the terminal; `then` begins its further lines."""
+    import textwrap
+
+    width = console().width
+    for line in textwrap.wrap(text, width, subsequent_indent=then, break_on_hyphens=False) or [""]:
+        click.echo(line)
+
+
 def print_table(
     columns: Sequence[tuple[str, str]],
     rows: Iterable[Sequence[str]],

@@ -658,3 +658,15 @@ def test_what_convert_refuses_is_said_once(here: Path) -> None:
     done = run("convert", "wide.gguf", "out.gguf", "-r", "IQ2_XXS", folder=here)
     assert done.code == 1
     assert done.err.count("without an imatrix") == 1, done.err
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_sensitivities_and_speeds_fit_the_terminal(here: Path, width: int) -> None:
+    remark = "# mean KL divergence of M when this tensor alone is iq1_m_r4; columns are ne0, rows ne1"
+    figures = "\n".join(f"blk.{n}.ffn_down_exps.weight,4096,1024,1,0.000{n + 1}" for n in range(9))
+    (here / "kld.csv").write_text(f"{remark}\ntensor,columns,rows,slices,kld\n{figures}\n")
+    sweeps = Path(__file__).parents[1] / "data" / "cases" / "two-sweeps.log"
+    for command in (("inspect", "kld.csv"), ("measure", "--parse", str(sweeps))):
+        done = run(*command, folder=here, columns=width)
+        assert done.code == 0, done.err
+        assert max(map(len, done.out.splitlines())) <= width, done.out
