@@ -23,7 +23,7 @@ from typing import Literal
 from ggplan.errors import NoSuchCheckpointError, RecipeError
 from ggplan.inventories import names_of_inventories
 from ggplan.model import Model
-from ggplan.opening import open_model
+from ggplan.opening import open_model, with_family
 from ggplan.planning import find_recipe
 from ggplan.planning.export import SCHEMA as PLAN_SCHEMA
 from ggplan.rules import Recipe, load_recipe, parse_recipe, shipped_recipes
@@ -160,9 +160,9 @@ def _from_standard_input() -> Model | Recipe | PlanDocument:
         content = parse_object(data, SHOWN)
         if content.get("schema") == PLAN_SCHEMA:
             return PlanDocument(content)
-        return parse_inventory(data, Path(SHOWN))
+        return with_family(parse_inventory(data, Path(SHOWN)))
     if is_map(data[:_SNIFFED].decode("utf-8", "replace")):
-        return parse_inventory(data, Path(SHOWN))
+        return with_family(parse_inventory(data, Path(SHOWN)))
     try:
         return parse_recipe(data.decode("utf-8"), SHOWN, follow=following(SHOWN))
     except UnicodeDecodeError:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from ggplan.errors import CheckpointError, NoSuchCheckpointError
-from ggplan.inventories import inventories, inventory, names_of_inventories
+from ggplan.inventories import architecture_of, inventories, inventory, names_of_inventories
 from ggplan.model import Model
-from ggplan.sources.files import begins_with
-from ggplan.standard_input import NAME, SHOWN, read_standard_input
+from ggplan.sources.files import begins_with, listed
+from ggplan.standard_input import EMPTY_NAME_HINT, NAME, SHOWN, read_standard_input
 from ggplan.text import nearest, printable
 
 _MOST_BESIDE = 1_000  # files of a folder that are looked at for a similar name
@@ -49,6 +50,8 @@ def open_model(
         If what is there is of no known kind, or its files are damaged or incomplete; or if llama.cpp knows no
         pre-tokenizer called `pre`.
     """
+    if name == "":
+        raise NoSuchCheckpointError("the name of the model is empty", hint=EMPTY_NAME_HINT)
     if name == NAME:
         model = _from_standard_input()
     elif isinstance(name, str) and not _exists(name) and _is_shipped(name):
@@ -93,7 +96,19 @@ def _open_path(path: Path, pre: str | None, header_only: bool) -> Model:
         return open_gguf(path, header_only=header_only)
     from ggplan.sources.inventory import open_inventory
 
-    return open_inventory(path)
+    return with_family(open_inventory(path))
+
+
+def with_family(model: Model) -> Model:
+    """An inventory that does not say its architecture, with the one whose tensors have just such names."""
+    if model.architecture or model.kind != "inventory":
+        return model
+    family = architecture_of(tensor.name for tensor in model.tensors)
+    if not family:
+        return model
+    shown = printable(model.path.name)
+    told = f"{shown} does not say its architecture; by the names of its tensors it is {family}"
+    return replace(model, architecture=family, notes=(*model.notes, told))
 
 
 def _from_standard_input() -> Model:
@@ -105,7 +120,7 @@ def _from_standard_input() -> Model:
         raise CheckpointError(
             "standard input is a GGUF file, which is not read in order", hint="name the file"
         )
-    return parse_inventory(data, Path(SHOWN))
+    return with_family(parse_inventory(data, Path(SHOWN)))
 
 
 def _nothing_at(path: Path) -> NoSuchCheckpointError:
@@ -158,15 +173,32 @@ def _names_in(folder: Path) -> list[str]:
 
 def _open_folder(path: Path, pre: str | None, header_only: bool) -> Model:
     if not (path / "config.json").exists():
-        shards = sorted(path.glob("*.gguf"))
-        first = [s for s in shards if "-00001-of-" in s.name] or shards
-        if len(first) == 1:
-            from ggplan.sources.gguf import open_gguf
-
-            return open_gguf(first[0], header_only=header_only)
-        found = f"it holds {len(first)} GGUF models; name one" if first else "it holds no config.json"
-        raise CheckpointError(f"{printable(str(path))} is not a checkpoint: {found}")
+        return _open_only_gguf(path, header_only)
     from ggplan.arch import to_gguf
     from ggplan.sources.huggingface import open_checkpoint
 
     return to_gguf(open_checkpoint(path, header_only=header_only), pre=pre)
+
+
+def _open_only_gguf(folder: Path, header_only: bool) -> Model:
+    """The GGUF model of a folder that holds one: a file, or a split set, which counts once."""
+    from ggplan.sources.gguf import open_gguf, split_set_of
+
+    models: dict[tuple[str, int], Path] = {}
+    for path in sorted(folder.glob("*.gguf")):
+        models.setdefault(split_set_of(path.name), path)
+    if len(models) == 1:
+        return open_gguf(next(iter(models.values())), header_only=header_only)
+    shown = printable(str(folder))
+    if models:
+        raise CheckpointError(
+            f"{shown} holds {len(models)} GGUF models: {listed([path.name for path in models.values()])}",
+            hint=f"name one: {printable(str(next(iter(models.values()))))}",
+        )
+    is_shipped = _is_shipped(str(folder))
+    raise CheckpointError(
+        f"{shown} is not a checkpoint: it holds no config.json and no GGUF file",
+        hint=f"{shown} is also a shipped inventory, without weights; rename the folder to use that"
+        if is_shipped
+        else "",
+    )

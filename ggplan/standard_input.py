@@ -10,6 +10,8 @@ NAME = "-"
 """What stands for standard input where a name is asked for."""
 SHOWN = "<stdin>"
 """What messages call it."""
+EMPTY_NAME_HINT = "if it is a variable of the shell, it is not set"
+"""What is probably wrong where a name is empty."""
 
 
 def read_standard_input(limit: int, error: type[Error]) -> bytes:

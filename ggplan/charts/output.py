@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.figure import Figure
 
-KINDS = (".svg", ".png", ".html")
+STARTS = {".svg": b"<svg ", ".png": b"\x89PNG\r\n\x1a\n", ".html": b'<!doctype html>\n<html lang="en">\n'}
+"""What the files that are written begin with, by their ending."""
+KINDS = tuple(STARTS)
 _PNG_DPI = 200
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from ggplan.cli.options import as_one, header_only_option
+from ggplan.cli.options import as_one, force_option, header_only_option, note, quiet_option
 from ggplan.cli.sizes import measured_file_options
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ class _Asked:
     pre: str | None
     header_only: bool
     model_name: str | None
+    quiet: bool
 
     @property
     def given(self) -> set[str]:
@@ -116,9 +117,17 @@ class _Asked:
     show_default=True,
     help="`auto` follows the reader's setting in SVG and HTML.",
 )
+@force_option("any file of -o: without it, pictures alone are drawn anew")
+@quiet_option
 @as_one("asked", _Asked)
 def chart_command(
-    files: tuple[str, ...], output: str, kind: _Kind | None, title: str, theme: Theme, asked: _Asked
+    files: tuple[str, ...],
+    output: str,
+    kind: _Kind | None,
+    title: str,
+    theme: Theme,
+    force: bool,
+    asked: _Asked,
 ) -> None:
     """Draw FILEs: records of `ggplan measure`, any log or table it can parse, models, plans (JSON).
 
@@ -128,8 +137,8 @@ def chart_command(
     """
     from pathlib import Path
 
-    from ggplan.charts.output import KINDS
-    from ggplan.measure.outputs import find_same
+    from ggplan.charts.output import KINDS, STARTS
+    from ggplan.measure.outputs import find_same, is_of_another_kind
     from ggplan.text import printable
 
     if Path(output).suffix.lower() not in KINDS:
@@ -137,6 +146,11 @@ def chart_command(
     same = find_same(Path(output), map(Path, files))
     if same is not None:
         raise click.UsageError(f"-o would overwrite {printable(str(same))}, which is read")
+    start = STARTS[Path(output).suffix.lower()]
+    if not force and Path(output).is_file() and is_of_another_kind(Path(output), start):
+        raise click.UsageError(
+            f"-o would overwrite {printable(output)}, which is no chart of ggplan; --force replaces it"
+        )
     if kind is not None:
         _refuse_unused(kind, asked)
     drawing = _draw(files, kind, asked, title)
@@ -209,7 +223,7 @@ def _kind_for(records: list[Record], asked: _Asked) -> _Kind:
     curves = any(len({s.n_kv for s in q.speeds}) > 1 for q in quantizations)
     if any(q.measurements for q in quantizations) or not curves or asked.given - _USED["context"]:
         return "quality"
-    click.echo("note: no perplexity or KL divergence is in it, so this is --kind context", err=True)
+    note("no perplexity or KL divergence is in it, so this is --kind context", quiet=asked.quiet)
     return "context"
 
 
@@ -245,7 +259,7 @@ def _tensors(name: str, asked: _Asked) -> list[TypedTensors]:
             raise click.UsageError("-r applies to a model; a plan has its types already")
         return [read_plan(Path(name))]
     try:
-        model = open_noted(name, pre=asked.pre, header_only=asked.header_only)
+        model = open_noted(name, pre=asked.pre, header_only=asked.header_only, quiet=asked.quiet)
     except CheckpointError:
         if _is_model(name) or not Path(name).is_file():
             raise
@@ -255,7 +269,7 @@ def _tensors(name: str, asked: _Asked) -> list[TypedTensors]:
         ) from None
     if not asked.recipes:
         return [typed(model)]
-    chosen = [recipe_or_mix_of_name(name, model.architecture) for name in asked.recipes]
+    chosen = [recipe_or_mix_of_name(name, model.architecture, quiet=asked.quiet) for name in asked.recipes]
     return [typed(model, assign(model, recipe)) for recipe in chosen]
 
 
@@ -281,7 +295,8 @@ def _draw_quality(records: list[Record], paths: list[Path], asked: _Asked, title
 
     scores = kept_scores(*paths)
     drawn = panels(records, quality=asked.metric, text=asked.text, mixed=asked.mixed, scores=scores)
-    _warn(records, paths, drawn, scores)
+    if not asked.quiet:
+        _warn(records, paths, drawn, scores)
     return draw_panels(drawn, cost=asked.cost, title=title)
 
 

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ggplan.cli.options import quiet_option
+
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
@@ -34,11 +36,12 @@ Examples:
 
 @click.command("completion", epilog=_EPILOG, short_help="Print the script that completes ggplan in a shell.")
 @click.argument("shell", type=click.Choice(_SHELLS))
-def completion_command(shell: str) -> None:
+@quiet_option
+def completion_command(shell: str, quiet: bool) -> None:
     """Print a script that lets a shell complete ggplan's commands, options and names.
 
     With it the Tab key completes the names of shipped recipes, of llama-quantize's mixes, of models whose
-    tensors ggplan knows, of types and lint codes, and of files.
+    tensors ggplan knows, of types, lint codes and pre-tokenizers, and of files.
 
     Exits 0; 2 for wrong usage.
     """
@@ -81,8 +84,9 @@ class _Offered(ParamType):
         """The names that begin so, in any case, and files beside them; else what the shell makes of files."""
         from click.shell_completion import CompletionItem
 
-        begun = incomplete.lower()
-        names = [name for name in self._values() if name.lower().startswith(begun)]
+        before, comma, last = incomplete.rpartition(",") if param.metavar == "CODES" else ("", "", incomplete)
+        begun = last.lower()
+        names = [before + comma + name for name in self._values() if name.lower().startswith(begun)]
         if not self._takes_files:
             return [CompletionItem(name) for name in names]
         if not names:
@@ -134,6 +138,12 @@ def _codes() -> tuple[str, ...]:
     return tuple(lint_rules())
 
 
+def _pretokenizers() -> tuple[str, ...]:
+    from ggplan.arch.pretokenizers import PRETOKENIZER_NAMES
+
+    return tuple(sorted(PRETOKENIZER_NAMES))
+
+
 def _no_names() -> tuple[str, ...]:
     return ()
 
@@ -159,6 +169,9 @@ _VALUES: dict[str, tuple[Callable[[], Iterable[str]], bool]] = {
     "CHECKPOINT": (_models, True),
     "TYPE": (_types, False),
     "CODE": (_codes, False),
+    "CODES": (_codes, False),
+    "TENSOR": (_codes, False),
+    "pre": (_pretokenizers, False),
     "FILE": (_no_names, True),
     "PATH": (_no_names, True),
     "A": (_recipes, True),

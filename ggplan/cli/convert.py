@@ -147,8 +147,10 @@ def convert_command(
     quiet = planning.quiet
     plan = plan_from(model, planning, convertible=True)
     report = check_plan(plan, findings.selection)
-    if plan.assignment.mix is None and importance_refusal(plan) is not None:
-        report = report.without("GP204")  # the error that follows says the same
+    if importance_refusal(plan) is not None:
+        rest = report.without("GP204")
+        if no_assert or not rest.errors().diagnostics:
+            report = rest  # the error that follows says the same
     print_findings(report.errors() if quiet else report, notes=findings.shows_notes, err=True)
     if (broken := len(report.errors().diagnostics)) and not no_assert:
         raise PlanError(

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ggplan.cli.options import force_option, quiet_option
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -33,7 +35,9 @@ _MIXES = (
     "-o", "--output", "folder", type=click.Path(), default="ggplan-demo", show_default=True,
     help="Folder for the GGUF files.",
 )  # fmt: skip
-def demo_command(folder: str) -> None:
+@force_option("other files of the demo's names: without it, its own alone are written anew")
+@quiet_option
+def demo_command(folder: str, force: bool, quiet: bool) -> None:
     """Plan, convert and (with llama-cpp-python) measure a small built-in GLM-4.5-style MoE, offline.
 
     The model is trained (on the King James Bible and Python's documentation), so the files can be run
@@ -56,6 +60,8 @@ def demo_command(folder: str) -> None:
 
     out = Path(folder)
     out.mkdir(parents=True, exist_ok=True)
+    if not force:
+        _refuse_others(out)
     with importlib.resources.as_file(importlib.resources.files("ggplan") / "demo_model") as model_folder:
         model = open_model(model_folder, pre=_PRE_TOKENIZER)
         own = load_recipe(model_folder / _RECIPE)
@@ -68,12 +74,15 @@ def demo_command(folder: str) -> None:
         click.echo()
         plan = make_plan(model, own)
         print_plan(plan)
-        print_findings(check_plan(plan), err=True)
+        report = check_plan(plan)
+        print_findings(report.errors() if quiet else report, err=True)
         click.echo("\n2. The conversion: from the checkpoint to each mix in one pass\n")
         rows = []
         for name, text in _MIXES:
             mix = make_plan(model, own if text is None else parse_recipe(text, name))
-            result = run_conversion(mix, str(out / f"demo-{name}.gguf"), ConvertOptions(force=True))
+            result = run_conversion(
+                mix, str(out / f"demo-{name}.gguf"), ConvertOptions(force=True), quiet=quiet
+            )
             rows.append(
                 [
                     str(result.path),
@@ -97,6 +106,21 @@ def demo_command(folder: str) -> None:
         "  ggplan measure OUT.gguf --base BF16.gguf --text TEXT --record MODEL.json\n"
         "  ggplan chart MODEL.json -o MODEL.svg"
     )
+
+
+def _refuse_others(out: Path) -> None:
+    """Refuse a folder where files of another kind have the names of those that the demo writes."""
+    from ggplan.charts.output import STARTS
+    from ggplan.measure.outputs import is_of_another_kind
+    from ggplan.text import printable
+
+    starts = {f"demo-{name}.gguf": b"GGUF" for name, _ in _MIXES}
+    for name, start in (starts | {"demo.json": b"{", "demo.svg": STARTS[".svg"]}).items():
+        if is_of_another_kind(out / name, start):
+            raise click.UsageError(
+                f"{printable(str(out / name))} is no file of the demo; choose another folder with -o, or"
+                " --force replaces it"
+            )
 
 
 def _measure(files: list[Path], out: Path) -> bool:

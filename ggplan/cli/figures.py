@@ -66,9 +66,9 @@ def _print_speeds(record: Record) -> None:
                 rate = [f"{r:.2f}" if r is not None else "" for r in (speed.pp, speed.tg)]
                 name = quantization.name if speed is own[0] else ""
                 rows.append([name, speed.engine, f"{speed.n_kv:,}", *rate])
-    columns = [("name", "left"), ("engine", "left"), ("tokens in the cache", "right")]
+    columns = [("name", "left"), ("engine", "left"), ("tokens in cache", "right")]
     columns += [("reading t/s", "right"), ("writing t/s", "right")]
-    print_table(columns, rows, f"{printable(record.model.name)}: tokens per second")
+    print_table(columns, rows, f"{printable(record.model.name)}: tokens per second", least=("engine",))
 
 
 def _some(speeds: list[Speed]) -> list[Speed]:

@@ -290,3 +290,27 @@ def reuse_option(command: _Command) -> _Command:
         metavar="OLD.gguf",
         help="Copy from this earlier output what would be encoded to the same bytes.",
     )(command)
+
+
+def open_source_of(checkpoint: str, file: str, pre: str | None, quiet: bool) -> Model:
+    """The checkpoint; if its tokenizer is not recognised, with the pre-tokenizer that the file names.
+
+    Only then: a fact that can be found without the file is never taken from it.
+    """
+    from pathlib import Path
+
+    from ggplan.errors import TokenizerError
+    from ggplan.naming import model_named
+    from ggplan.verification.exactness import text_of
+    from ggplan.verification.renamed import open_files
+
+    source = model_named(checkpoint, pre=pre, weights=True)
+    if isinstance(source.obstacle, TokenizerError):
+        recorded = None if pre else text_of(open_files(Path(file)).model.metadata, "tokenizer.ggml.pre")
+        if recorded is not None:
+            source = model_named(checkpoint, pre=recorded, weights=True)
+            note(f"the pre-tokenizer is the recorded one, {recorded}", quiet=quiet)
+    if source.obstacle is not None:
+        raise source.obstacle
+    note_model(source, quiet=quiet)
+    return source

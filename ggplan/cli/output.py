@@ -76,6 +76,15 @@ class Table:
         return total
 
 
+def echo_wrapped(text: str, *, then: str = "") -> None:
+    """A sentence on stdout, at most as wide as the terminal; `then` begins its further lines."""
+    import textwrap
+
+    width = console().width
+    for line in textwrap.wrap(text, width, subsequent_indent=then, break_on_hyphens=False) or [""]:
+        click.echo(line)
+
+
 def print_table(
     columns: Sequence[tuple[str, str]],
     rows: Iterable[Sequence[str]],
@@ -83,12 +92,13 @@ def print_table(
     *,
     least: Sequence[str] = (),
     wraps: str | None = None,
+    quiet: bool = False,
 ) -> None:
     """A plain table on stdout, as `Table` describes it."""
-    print_tables([Table(columns, list(rows), title, least, wraps)])
+    print_tables([Table(columns, list(rows), title, least, wraps)], quiet=quiet)
 
 
-def print_tables(tables: Iterable[Table]) -> None:
+def print_tables(tables: Iterable[Table], *, quiet: bool = False) -> None:
     """Plain tables on stdout; what was left out for lack of width is told on stderr, once."""
     gone: dict[str, None] = {}
     needed = 0
@@ -99,7 +109,7 @@ def print_tables(tables: Iterable[Table]) -> None:
             needed = max(needed, table.width(table.filled()))
             gone |= dict.fromkeys(left_out)
         _print_columns(table, shown)
-    if gone:
+    if gone and not quiet:
         click.echo(
             f"note: left out for lack of width: {', '.join(gone)}; COLUMNS={needed} shows all", err=True
         )

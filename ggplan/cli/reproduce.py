@@ -12,7 +12,7 @@ from ggplan.cli.options import (
     imatrix_option,
     json_option,
     note,
-    note_model,
+    open_source_of,
     output_option,
     pre_option,
     quiet_option,
@@ -23,7 +23,6 @@ from ggplan.cli.options import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ggplan.model import Model
     from ggplan.verification.reproducing import Reproduction
 
 _EPILOG = """\b
@@ -83,7 +82,7 @@ def reproduce_command(
 
         imatrix = load_imatrix(imatrix_path)
     refuse_other_names(file)
-    source = _open_checkpoint(checkpoint, file, pre, quiet)
+    source = open_source_of(checkpoint, file, pre, quiet)
     try:
         with progress_bar(file, None, quiet=quiet) as advance:
             found = reproduce(
@@ -105,30 +104,6 @@ def reproduce_command(
         _print(found, source.path, quiet)
     if not found.is_equal:
         sys.exit(1)
-
-
-def _open_checkpoint(checkpoint: str, file: str, pre: str | None, quiet: bool) -> Model:
-    """The checkpoint; if its tokenizer is not recognised, with the pre-tokenizer that the file names.
-
-    Only then: a fact that can be found without the file is never taken from it.
-    """
-    from pathlib import Path
-
-    from ggplan.errors import TokenizerError
-    from ggplan.naming import model_named
-    from ggplan.verification.exactness import text_of
-    from ggplan.verification.renamed import open_files
-
-    source = model_named(checkpoint, pre=pre, weights=True)
-    if isinstance(source.obstacle, TokenizerError):
-        recorded = None if pre else text_of(open_files(Path(file)).model.metadata, "tokenizer.ggml.pre")
-        if recorded is not None:
-            source = model_named(checkpoint, pre=recorded, weights=True)
-            note(f"the pre-tokenizer is the recorded one, {recorded}", quiet=quiet)
-    if source.obstacle is not None:
-        raise source.obstacle
-    note_model(source, quiet=quiet)
-    return source
 
 
 def _print(found: Reproduction, checkpoint: Path, quiet: bool) -> None:

@@ -13,6 +13,7 @@ from ggplan.cli.options import (
     check_is_recipe,
     fallback_option,
     model_option,
+    note,
     open_noted,
     quiet_option,
 )
@@ -101,11 +102,13 @@ def check_command(
         raise click.UsageError(f"--diff prints a diff, not {form}")
     if unsafe_fixes and not (fix or diff):
         raise click.UsageError("--unsafe-fixes needs --fix or --diff")
-    if (fix or diff) and "-" in recipes:
-        raise click.UsageError(f"--{'fix' if fix else 'diff'} changes files; standard input (`-`) is none")
+    if fix and not diff and "-" in recipes:
+        raise click.UsageError("--fix changes files; standard input (`-`) is none: --diff shows the changes")
     subject = open_noted(model_name, quiet=quiet) if model_name else None
     for recipe in recipes:
         check_is_recipe(recipe, quiet=quiet)
+        if fix or diff:
+            refuse_shipped(recipe, only_shown=diff, quiet=quiet)
     options = _FixOptions(fix, unsafe_fixes, diff)
     asked = _Asked(subject, findings.selection, fallback)
     done = [_checked(recipe, asked, options, form) for recipe in recipes]
@@ -162,8 +165,30 @@ def _checked(recipe: str, asked: _Asked, options: _FixOptions, form: str) -> Fix
     return fixed
 
 
+def refuse_shipped(recipe: str, *, only_shown: bool = False, quiet: bool = False) -> None:
+    """Refuse to change a recipe that ships with ggplan; where the changes are only shown, say so."""
+    import shlex
+
+    from ggplan.naming import kind_named
+    from ggplan.rules.loading import shipped_file
+    from ggplan.text import printable
+
+    if kind_named(recipe) != "recipe":
+        return
+    told = f"{printable(recipe)} ships with ggplan and is not changed"
+    copy = f"copy it first: `cp {shlex.quote(printable(shipped_file(recipe)))} my.recipe`"
+    if not only_shown:
+        raise click.UsageError(f"{told}; {copy}")
+    note(f"{told}; {copy}", quiet=quiet)
+
+
 def print_page(code: str) -> None:
     """Print what a code means; a code that does not exist is wrong usage."""
+    click.echo(page_of(code), nl=False)
+
+
+def page_of(code: str) -> str:
+    """The page of a code; a code that does not exist is wrong usage."""
     from ggplan.linting import lint_rules
     from ggplan.linting.ignoring import nearest_code
 
@@ -172,7 +197,7 @@ def print_page(code: str) -> None:
         near = nearest_code(code, known)
         hint = f"the nearest is {near}" if near else f"codes are {', '.join(known)}"
         raise click.UsageError(f"there is no code {code!r}; {hint}")
-    click.echo(known[code.upper()].page, nl=False)
+    return known[code.upper()].page
 
 
 def write_texts(texts: dict[str, str]) -> None:

@@ -54,9 +54,13 @@ def explain_command(
     from ggplan.cli.output import print_json
 
     if _CODE.fullmatch(subject):
-        from ggplan.cli.rules_check import print_page
+        from ggplan.cli.rules_check import page_of, print_page
 
-        print_page(subject)
+        if as_json:
+            page = page_of(subject)
+            print_json({"schema": "ggplan/page@1", "code": subject.upper(), "page": page})
+        else:
+            print_page(subject)
         return
     if recipe_name is None:
         raise click.UsageError("name a recipe with -r")

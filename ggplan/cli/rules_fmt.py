@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from ggplan.cli.options import quiet_option
+
 _EPILOG = """\b
 Examples:
   ggplan rules fmt my.recipe              rewrite it in place
@@ -15,7 +17,8 @@ Examples:
 @click.command("fmt", epilog=_EPILOG, short_help="Lay recipes out alike, comments and meaning kept.")
 @click.argument("recipes", nargs=-1, required=True, metavar="RECIPE...")
 @click.option("--check", is_flag=True, help="Write nothing; exit 1 if a recipe would change.")
-def fmt_command(recipes: tuple[str, ...], check: bool) -> None:
+@quiet_option
+def fmt_command(recipes: tuple[str, ...], check: bool, quiet: bool) -> None:
     """Rewrite RECIPEs in ggplan's layout: `=` aligned, types as ggml spells them, comments kept.
 
     A recipe with errors is left alone. `-` is standard input, printed to standard output.
@@ -24,13 +27,15 @@ def fmt_command(recipes: tuple[str, ...], check: bool) -> None:
     """
     from pathlib import Path
 
-    from ggplan.cli.rules_check import write_texts
+    from ggplan.cli.rules_check import refuse_shipped, write_texts
     from ggplan.rules.formatting import format_recipe
     from ggplan.rules.loading import recipe_text
     from ggplan.rules.parser import parse_recipe
     from ggplan.text import printable
 
     changed = 0
+    for name in recipes:
+        refuse_shipped(name)
     for name in recipes:
         text, file, follow = recipe_text("-" if name == "-" else Path(name))
         parse_recipe(text, file, follow=follow)
@@ -45,6 +50,7 @@ def fmt_command(recipes: tuple[str, ...], check: bool) -> None:
             click.echo(f"{printable(file)} would change")
             continue
         write_texts({file: new})
-        click.echo(f"{printable(name)} laid out")
+        if not quiet:
+            click.echo(f"{printable(name)} laid out")
     if check and changed:
         raise SystemExit(1)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from ggplan.cli.options import force_option, model_option, note, open_noted, output_option, quiet_option
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 NAMES = (
     "llama-quantize",
@@ -73,19 +78,41 @@ def import_command(
     Exits 0; 1 if it cannot be read, said or written; 2 for wrong usage.
     """
     import os
+    import re
     from pathlib import Path
 
     from ggplan.cli.output import write_new
     from ggplan.dialects import import_recipe
+    from ggplan.errors import RecipeError
     from ggplan.rules.loading import recipe_text
+    from ggplan.text import printable
 
     if file == "-":
         text = recipe_text(file)[0]
     elif dialect in (None, "mlx") and file.startswith("mixed_") and not os.path.exists(file):
         text = file
     else:
+        _refuse_gguf(Path(file))
         text = recipe_text(Path(file))[0]
+    if dialect is None and re.search(r"^@(recipe|arch|default|name|target|let|role)\b", text, re.MULTILINE):
+        raise RecipeError(
+            f"{printable(file)} is a recipe of ggplan's already",
+            hint="give it with -r, or look at it with `ggplan rules check`",
+        )
     model = open_noted(model_name, quiet=quiet) if model_name else None
     imported = import_recipe(text, file, dialect=dialect or "", name=name, model=model, block=block)
     write_new(imported.text, output, force=force, quiet=quiet)
     note(*imported.notes, quiet=quiet)
+
+
+def _refuse_gguf(path: Path) -> None:
+    """Refuse a GGUF file, whose types another command reads."""
+    from ggplan.errors import RecipeError
+    from ggplan.sources.files import begins_with
+    from ggplan.text import printable
+
+    if path.is_file() and begins_with(path, b"GGUF"):
+        raise RecipeError(
+            f"{printable(str(path))} is a GGUF file, not rules of another tool",
+            hint=f"`ggplan rules from {printable(str(path))}` writes its types as a recipe",
+        )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ggplan.cli.options import json_option
+from ggplan.cli.options import json_option, note, quiet_option
 
 if TYPE_CHECKING:
     from ggplan.rules.library import Figures, ShippedRecipe
@@ -25,7 +25,8 @@ Examples:
 @click.command("list", epilog=_EPILOG, short_help="List the recipes that ship with ggplan.")
 @click.argument("names", nargs=-1, metavar="[MODEL|FAMILY]...")
 @json_option("the list")
-def list_command(names: tuple[str, ...], as_json: bool) -> None:
+@quiet_option
+def list_command(names: tuple[str, ...], as_json: bool, quiet: bool) -> None:
     """List the shipped recipes, by family: what each gives on the models it is for.
 
     All sizes are GiB. The first is of all tensors; "GPU" and "RAM" are where llama.cpp puts them with
@@ -43,7 +44,7 @@ def list_command(names: tuple[str, ...], as_json: bool) -> None:
     families = dict.fromkeys(entry.family for entry in entries)
     needed = [_print(family, [entry for entry in entries if entry.family == family]) for family in families]
     if wide := max(needed, default=0):
-        click.echo(f"note: columns are left out for lack of width; COLUMNS={wide} shows all", err=True)
+        note(f"columns are left out for lack of width; COLUMNS={wide} shows all", quiet=quiet)
     click.echo("`-r NAME` uses one, as in `ggplan plan MODEL -r glm4moe/hq4_k`")
 
 

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from statistics import median
 from typing import TYPE_CHECKING
 
-import click
-
 if TYPE_CHECKING:
     from ggplan.allocation import Figure, Sensitivities, Sensitivity
 
@@ -29,16 +27,17 @@ def show_sensitivities(path: str, *, figure: Figure | None, all_places: bool, as
 
 def _show(path: str, table: Sensitivities, *, all_places: bool) -> None:
     from ggplan.allocation.sensitivities import FIGURES, SITUATIONS
+    from ggplan.cli.output import echo_wrapped
     from ggplan.text import printable
 
     of = f" of {printable(table.model)}" if table.model else ""
-    click.echo(f"{printable(path)} · sensitivities{of}")
-    click.echo(f"{FIGURES[table.figure]}, {SITUATIONS[table.of]}")
+    echo_wrapped(f"{printable(path)} · sensitivities{of}")
+    echo_wrapped(f"{FIGURES[table.figure]}, {SITUATIONS[table.of]}")
     for remark in table.remarks:
-        click.echo(f"# {printable(remark)}")
+        echo_wrapped(f"# {printable(remark)}", then="# ")
     if table.marks:
         marks = ", ".join(f"{n:,} by {mark}" for mark, n in table.marks.items())
-        click.echo(f"not measured: {sum(table.marks.values()):,} figures ({marks})")
+        echo_wrapped(f"not measured: {sum(table.marks.values()):,} figures ({marks})")
     if all_places:
         _print_places(table)
     elif len(table.places) == 1:
@@ -62,7 +61,7 @@ def _print_curve(table: Sensitivities, place: Sensitivity) -> None:
 
 def _print_roles(table: Sensitivities) -> None:
     """The figures of all tensors of one name, whatever their block, for each type."""
-    from ggplan.cli.output import print_table
+    from ggplan.cli.output import echo_wrapped, print_table
 
     kinds: dict[tuple[str, str], list[float]] = {}
     n_missing: dict[tuple[str, str], int] = {}
@@ -81,8 +80,9 @@ def _print_roles(table: Sensitivities) -> None:
             [kind, type_, f"{len(found):,}", f"{n_missing.get((kind, type_), 0):,}", *_spread(found)]
             for (kind, type_), found in sorted(kinds.items(), key=lambda i: -median(i[1] or [-1.0]))
         ),
+        least=("missing", "measured", "smallest", "largest"),
     )
-    click.echo(f"{len(table.places):,} places, {len(table.types):,} types; --tensors lists every one")
+    echo_wrapped(f"{len(table.places):,} places, {len(table.types):,} types; --tensors lists every one")
 
 
 def _print_places(table: Sensitivities) -> None:

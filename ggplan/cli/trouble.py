@@ -8,12 +8,16 @@ diff(1), any error; 130 interrupted; 143 terminated.
 
 from __future__ import annotations
 
+import re
 from typing import IO, Any
 
 import click
 
 from ggplan.errors import Error
 from ggplan.text import printable
+
+_HEADER_ONLY = re.compile(r"--header-only\b(?!`)")
+_AS_RECIPE = re.compile(r"give it with `(-r ([^`]+))`")
 
 
 class TroubleError(click.ClickException):
@@ -28,6 +32,20 @@ class TroubleError(click.ClickException):
     def show(self, file: IO[Any] | None = None) -> None:
         """Print it as every error is printed."""
         say_error(self.error)
+
+
+def hint_for(command: click.Command, hint: str) -> str:
+    """A hint with options that this command has, or else with the command that has them."""
+    from ggplan.stock import is_mix
+
+    own = {option for parameter in command.params for option in parameter.opts}
+    if "--header-only" not in own:
+        hint = _HEADER_ONLY.sub("`ggplan inspect --header-only`", hint)
+    if "-r" in own and own & {"model", "checkpoint", "-m"}:
+        return hint
+    if "--mix" in own and (named := _AS_RECIPE.search(hint)) and is_mix(named[2]):
+        return _AS_RECIPE.sub(r"`ggplan rules from MODEL --mix \g<2>` writes it as a recipe", hint)
+    return _AS_RECIPE.sub(r"`ggplan plan MODEL \g<1>` says what it gives a model", hint)
 
 
 def say_error(error: Error | OSError) -> None:
@@ -49,7 +67,7 @@ def say_usage_error(error: click.ClickException) -> None:
     if isinstance(error.__cause__, Error):
         say_error(error.__cause__)
     else:
-        say(f"error: {error.format_message()}")
+        say(f"error: {' '.join(error.format_message().split())}")
     if isinstance(error, click.UsageError) and error.ctx is not None:
         say(f"help: see `{error.ctx.command_path} --help`")
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ggplan.cli.options import json_option
+from ggplan.cli.options import json_option, quiet_option
 
 if TYPE_CHECKING:
     from ggplan.ggml_types import GgmlType
@@ -23,7 +23,8 @@ Examples:
 @click.command("types", epilog=_EPILOG, short_help="List the ggml types.")
 @click.argument("names", metavar="[TYPE]...", nargs=-1)
 @json_option("the table")
-def types_command(names: tuple[str, ...], as_json: bool) -> None:
+@quiet_option
+def types_command(names: tuple[str, ...], as_json: bool, quiet: bool) -> None:
     """List the ggml types: size, block, which engine knows them, what ggplan can do with them.
 
     With names, only these types. After all types come the names of llama-quantize's mixes, which `-r` takes
@@ -77,6 +78,7 @@ def types_command(names: tuple[str, ...], as_json: bool) -> None:
         ),
         least=("id", "block", "bytes", "engine"),
         wraps="ggplan",
+        quiet=quiet,
     )  # fmt: skip
     if mixes:
         width = min(console().width - 2, 96)

@@ -12,6 +12,7 @@ from ggplan.cli.options import (
     imatrix_option,
     json_option,
     open_noted,
+    open_source_of,
     pre_option,
     quiet_option,
     recipe_of_name,
@@ -73,7 +74,6 @@ def verify_command(
 
     Checked are the header, the padding, every block's scale and every float, and the checksums of the
     manifest that `ggplan convert` writes, or of a file by `llama-gguf-hash --sha256` or `sha256sum`. FILE may
-    manifest that `ggplan convert` writes, or of a file by `llama-gguf-hash --sha256` or `sha256sum`. FILE may
     have been renamed since. --recipe, --imatrix and --fallback are for --exact, --pre is for --against.
 
     Exits 0 for a sound file; 1 for a fault, or if a file cannot be opened; 2 for wrong usage.
@@ -89,10 +89,10 @@ def verify_command(
 
     refuse_other_names(file)
     source = None
-    if against:
-        source = open_noted(against, pre=pre, weights=True, quiet=quiet or exact)
-    if exact and source is not None and source.obstacle is not None:
-        raise source.obstacle
+    if against and exact:
+        source = open_source_of(against, file, pre, quiet)
+    elif against:
+        source = open_noted(against, pre=pre, weights=True, quiet=quiet)
     plan = None
     if exact and source is not None:
         from pathlib import Path

@@ -86,12 +86,17 @@ def config_of(source: Source, dialect: str) -> Config:
     return config
 
 
+_CLASSES = {"GptOssForCausalLM": "gpt-oss"} | {key: arch.name for key, arch in ARCHITECTURES.items()}
+"""The architecture of GGUF for each class of transformers."""
+
+
 def class_notes(config: Config, model: Model) -> list[str]:
     """A note where the config is of another architecture than the model."""
     for name in config.architectures:
-        known = ARCHITECTURES.get(name)
-        if known is not None and known.name != model.architecture:
-            return [f"the config is for {name} ({known.name}), {model.path.name} is {model.architecture}"]
+        known = _CLASSES.get(name)
+        if known is not None and known != model.architecture:
+            is_ = model.architecture or "of no known architecture"
+            return [f"the config is for {name} ({known}), {model.path.name} is {is_}"]
     return []
 
 
@@ -107,6 +112,7 @@ def reader(dialect: str) -> Callable[[Source, str, Model | None], Imported]:
             notes += config.settings.left_out()
             if model is not None and not any("_exps." in tensor.name for tensor in model.tensors):
                 notes.append(f"{model.path.name} has no experts: the rule matches no tensor of it")
+            notes += class_notes(config, model) if model is not None else []
             body = [r"^blk\.\d+\.ffn_(gate|up|down|gate_up)_exps\.weight$ = mxfp4"]
             architecture = model.architecture if model is not None else _architecture(config)
             head = [f"@arch {architecture}"] if architecture else []
@@ -121,8 +127,7 @@ def reader(dialect: str) -> Callable[[Source, str, Model | None], Imported]:
 
 
 def _architecture(config: Config) -> str:
-    names = {"GptOssForCausalLM": "gpt-oss"} | {k: v.name for k, v in ARCHITECTURES.items()}
-    return next((names[c] for c in config.architectures if c in names), "")
+    return next((_CLASSES[c] for c in config.architectures if c in _CLASSES), "")
 
 
 def _of_scheme(
@@ -261,7 +266,10 @@ def _bitsandbytes(source: Source, settings: Settings, scheme: Scheme) -> None:
         raise source.fault(0, "bitsandbytes: one of load_in_4bit and load_in_8bit is true")
     if four:
         kind = settings.get("bnb_4bit_quant_type", default="fp4")
-        settings.get("bnb_4bit_use_double_quant")
+        if settings.get("bnb_4bit_use_double_quant", default=False) is True:
+            scheme.notes.append(
+                "bnb_4bit_use_double_quant: scales of 8 bits there; iq4_nl has one of 16 bits for 32 weights"
+            )
         scheme.default = parse_type("iq4_nl")
         scheme.notes.append(
             f"{kind}: 4 bits that stand for 16 uneven levels, in blocks of 64; the nearest type is iq4_nl"

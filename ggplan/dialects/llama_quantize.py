@@ -186,8 +186,17 @@ def recipe_text(
         If there is nothing that gives a tensor a type.
     """
     notes = list(notes)
-    rules = [entry for entry in body if isinstance(entry, ImportedRule)]
     before, parts, more = _of_options(command, model)
+    if _is_float_file(command):
+        kept = [entry for entry in body if not isinstance(entry, ImportedRule)]
+        notes += _ignored_notes(command, len(kept) < len(body), parts)
+        body, parts = kept, []
+    elif command.pure and command.rules:
+        notes.append(
+            "llama.cpp b11434 applies the rules of --tensor-type beside --pure, as here; earlier versions"
+            " ignored them"
+        )
+    rules = [entry for entry in body if isinstance(entry, ImportedRule)]
     rest, about = rest_of(source, command, [*before, *rules, *parts], model)
     notes += [*more, *about, *protected_notes(rules)]
     if not (rules or before or parts or rest):
@@ -210,7 +219,12 @@ def _of_options(
     """The rules of options before and after all others, and notes; those that meet no tensor are left out."""
     names = None if model is None else [tensor.name for tensor in model.tensors]
     before, parts, notes = list(command.flags), list(command.parts), []
-    if command.leaves_output:
+    if command.leaves_output and (names is None or "output.weight" in names):
+        notes += [
+            f"{rule.comment}: --leave-output-tensor goes before it, so output.weight keeps its type"
+            for rule in before
+            if rule.pattern == _OUTPUT
+        ]
         before = [rule for rule in before if rule.pattern != _OUTPUT]
         own = {} if model is None else {t.name: kept_type(t) for t in model.tensors}
         type_ = own.get("output.weight")
@@ -235,6 +249,32 @@ def _of_options(
                     rules.remove(rule)
                     notes.append(f"{rule.comment} is for no tensor of {model.path.name}")
     return before, parts, notes
+
+
+def _is_float_file(command: Command) -> bool:
+    """Whether the type of the whole file is F32, F16 or BF16."""
+    mix = mix_of(command)
+    if mix is not None:
+        return mix.type.is_float
+    try:
+        return bool(command.mix) and command.mix.upper() != "COPY" and parse_type(command.mix).is_float
+    except TypeNameError:
+        return False
+
+
+def _ignored_notes(command: Command, has_rules: bool, parts: Sequence[ImportedRule]) -> list[str]:
+    """What llama-quantize ignores where the whole file is of floats."""
+    ignored = [rule.comment for rule in parts]
+    if has_rules:
+        ignored.insert(
+            0, "all rules of " + ("--custom-q" if command.of == "ik_llama.cpp" else "--tensor-type")
+        )
+    if not ignored:
+        return []
+    return [
+        f"with {command.mix} for the whole file llama-quantize ignores {', '.join(ignored)}; "
+        "they are left out"
+    ]
 
 
 def protected_notes(entries: Sequence[ImportedRule]) -> list[str]:
@@ -265,23 +305,19 @@ def rest_of(
         except TypeNameError:
             return [], [f"{command.mix} is unknown here; what no rule names keeps its type"]
         notes = []
-        if type_.is_float:
-            notes = [f"with {command.mix} for the whole file llama-quantize ignores its --tensor-type rules"]
-        elif type_.engine != "ik_llama.cpp" and tool == "llama.cpp":
+        if not type_.is_float and type_.engine != "ik_llama.cpp" and tool == "llama.cpp":
             notes = [
                 f"llama.cpp's llama-quantize refuses {command.mix} for a whole file, it has it for single "
                 f"tensors only; here what no rule names is {type_.name}"
             ]
-        elif not command.pure:
+        elif not type_.is_float and not command.pure:
             notes = [
                 f"{command.mix} is a mix of ik_llama.cpp's, which gives some tensors more bits; here what no"
                 f" rule names is {type_.name}"
             ]
         return ["", f"@default {type_.name}"], notes
     if mix.type.is_float:
-        ignored = "--custom-q" if tool == "ik_llama.cpp" else "--tensor-type"
-        notes = [f"with {command.mix} for the whole file llama-quantize ignores its {ignored} rules"]
-        return ["", f"@default {mix.type.name}"], notes if command.rules or command.custom else []
+        return ["", f"@default {mix.type.name}"], []
     if command.pure or mix.name == "Q8_0":  # which has no exception
         return ["", f"@default {mix.type.name}"], []
     if model is None:

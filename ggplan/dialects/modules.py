@@ -103,7 +103,8 @@ def recipe_of_types(
     all_notes = list(notes)
     if replaced:
         all_notes.append(
-            f"{replaced} tensors have rows that do not hold whole blocks; they get llama.cpp's fallback"
+            f"{replaced} tensor{'s have' if replaced > 1 else ' has'} rows that do not hold whole blocks; "
+            "llama.cpp's fallback takes the type's place"
         )
     heading = [f"From {source.file}, for {model.path.name}.", *(f"Note: {note}" for note in all_notes)]
     text = write_recipe(

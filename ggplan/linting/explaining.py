@@ -16,7 +16,8 @@ from ggplan.linting.case import Case, make_case
 from ggplan.model import Model, TensorInfo
 from ggplan.planning.devices import Device, devices_in
 from ggplan.planning.fallback import FallbackTable, remainder
-from ggplan.rules import Choice, Recipe, Rule, match, parse_recipe
+from ggplan.rules import Choice, InvalidRecipeError, Recipe, Rule, match, parse_recipe
+from ggplan.rules.diagnostics import invalid_recipe
 from ggplan.text import printable
 
 
@@ -131,7 +132,10 @@ def explain_pattern(
     PlanError
         If the model has no such tensor.
     """
-    asked = parse_recipe(f"{pattern} = f32", "PATTERN")
+    try:
+        asked = parse_recipe(f"{pattern} = f32", "the pattern")
+    except InvalidRecipeError as error:  # shown with the pattern alone, as it was given
+        raise invalid_recipe(error.diagnostics, [pattern]) from None
     if not asked.rules:
         raise PlanError(f"{printable(pattern[:100])} is neither a tensor nor a pattern")
     names = [t.name for t in model.tensors]

@@ -65,6 +65,8 @@ def find_recipe(name: str | Path, architecture: str = "") -> Recipe | Mix:
     """
     if isinstance(name, Path) or _exists(name):
         return load_recipe(name, architecture)
+    if not name:
+        return load_recipe(name)  # which refuses it
     if is_mix(name):
         return find_mix(name)
     mixes = [mix.name for mix in MIXES]

@@ -32,7 +32,7 @@ from ggplan.rules.diagnostics import Diagnostic, InvalidRecipeError, invalid_rec
 from ggplan.rules.draft import Follow, FollowError
 from ggplan.rules.parser import MAX_BYTES, parse_recipe, too_large
 from ggplan.rules.recipe import Recipe
-from ggplan.standard_input import NAME, SHOWN, read_standard_input
+from ggplan.standard_input import EMPTY_NAME_HINT, NAME, SHOWN, read_standard_input
 from ggplan.substitutes import find_substitute
 from ggplan.text import printable
 
@@ -68,6 +68,8 @@ def recipe_text(name_or_path: str | Path, architecture: str = "") -> tuple[str, 
         If there is no such file or recipe, or it is not text.
     """
     name = os.fspath(name_or_path)
+    if not name:
+        raise RecipeError("the name of the recipe is empty", hint=EMPTY_NAME_HINT)
     if name_or_path == NAME:
         return _decode(read_standard_input(MAX_BYTES, RecipeError), SHOWN), SHOWN, following(SHOWN)
     known = name.removesuffix(_ENDING).replace(os.sep, "/")
@@ -76,6 +78,11 @@ def recipe_text(name_or_path: str | Path, architecture: str = "") -> tuple[str, 
         return _decode(_shipped()[known].read_bytes(), file), file, _follow_shipped
     data = _read(name, look_up=isinstance(name_or_path, str), architecture=architecture)
     return _decode(data, name), name, following(name)
+
+
+def shipped_file(name: str) -> str:
+    """The path of a recipe that ships with ggplan, to copy it from."""
+    return str(_shipped()[name.removesuffix(_ENDING).replace(os.sep, "/")])
 
 
 def following(recipe: str) -> Follow:

@@ -107,7 +107,7 @@ def _read_set(path: Path, header_only: bool) -> tuple[list[GgufHeader], Truncate
     if named is None or int(named[3]) != count:
         raise CheckpointError(
             f"{shown(path)} is one of {count:,} files of a split model, but its name does not end in "
-            f"-00001-of-{count:05d}.gguf",
+            f"-{_integer(header, 'split.no', 0) + 1:05d}-of-{count:05d}.gguf",
             hint="give the files of the set back the names they were made with",
         )
     paths = [path.with_name(f"{named[1]}-{number:05d}-of-{named[3]}.gguf") for number in range(1, count + 1)]
@@ -115,7 +115,7 @@ def _read_set(path: Path, header_only: bool) -> tuple[list[GgufHeader], Truncate
     if missing := [part.name for part in paths if not part.exists()]:
         incomplete = TruncatedError(
             f"{shown(path)}: {len(missing)} of {count} files of the set are missing: {listed(missing)}",
-            hint="download them into the same folder; `ggplan inspect --header-only` shows what is there",
+            hint="download them into the same folder; --header-only reads what is there",
         )
         if not header_only:
             raise incomplete
@@ -167,9 +167,31 @@ def find_set(path: Path) -> list[list[GgufHeader]]:
             if not fitting[stem]:
                 found[its[0]].append(header)
         found[number] = [given]
-        if not all(found):
-            raise
-        return found
+        if all(found):
+            return found
+        if _SPLIT_NAME.fullmatch(path.name):
+            raise  # which names the missing files
+        absent = [_ordinal(i) for i, files in enumerate(found) if not files]
+        raise TruncatedError(
+            f"{shown(path)}: {len(absent)} of {whole[0]:,} files of the set "
+            f"{'is' if len(absent) == 1 else 'are'} missing: {listed(absent)}; its name does not end in "
+            f"-{number + 1:05d}-of-{whole[0]:05d}.gguf, so they were looked for by their metadata",
+            hint="put them into the same folder, under any name",
+        ) from None
+
+
+def _ordinal(index: int) -> str:
+    """The place of a file in its set in words: `the first`, `number 7`."""
+    return "the first" if index == 0 else f"number {index + 1}"
+
+
+def split_set_of(name: str) -> tuple[str, int]:
+    """The split set that the name of a file tells: what comes before the number, and how many files it has.
+
+    Of a file that is alone: its name, and 1.
+    """
+    named = _SPLIT_NAME.fullmatch(name)
+    return (named[1], int(named[3])) if named else (name, 1)
 
 
 def set_names(headers: Sequence[GgufHeader]) -> list[str]:

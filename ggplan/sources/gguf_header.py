@@ -122,7 +122,7 @@ def _truncated(cursor: _Cursor, tensors: list[TensorRecord], name: str) -> Trunc
     return TruncatedError(
         f"{shown(cursor.path)}: the file ends {where}; it is truncated: it has {size:,} bytes and should "
         f"have {whole:,}",
-        hint="download it again; `ggplan inspect --header-only` shows what its header says",
+        hint="download it again; --header-only reads what its header says",
     )
 
 
@@ -140,6 +140,15 @@ class _Cursor:
     def error(self, message: str) -> CheckpointError:
         return CheckpointError(f"{shown(self.path)}: {message}")
 
+    def ended(self, message: str, n_bytes: int) -> CheckpointError:
+        """The error of a header that needs `n_bytes` more than are left; what no header needs is damage."""
+        if n_bytes > _HEADER_LIMIT:
+            return self.error(f"{message}; its header is damaged")
+        return CheckpointError(
+            f"{shown(self.path)}: the file ends within its header; it is truncated: {message}",
+            hint="download more of it: even --header-only needs the whole header, mostly some megabytes",
+        )
+
     @property
     def remaining(self) -> int:
         return self.size - self.position
@@ -147,9 +156,8 @@ class _Cursor:
     def require(self, n_bytes: int, what: str) -> None:
         """Refuse to read `n_bytes` more if the file or the limit of headers ends before."""
         if n_bytes > self.remaining:
-            raise self.error(
-                f"{what} would take {n_bytes:,} bytes, but {self.remaining:,} are left of the file; its "
-                "header is damaged or truncated"
+            raise self.ended(
+                f"{what} would take {n_bytes:,} bytes, but {self.remaining:,} are left of the file", n_bytes
             )
         if self.position + n_bytes > _HEADER_LIMIT:
             raise self.error(f"{what} makes its header larger than {_HEADER_LIMIT:,} bytes")
@@ -212,11 +220,10 @@ def _read_start(cursor: _Cursor) -> tuple[int, int, int]:
     counts = []
     for what, least in (("tensors", _MIN_TENSOR_BYTES), ("key-value pairs", _MIN_PAIR_BYTES)):
         count = cursor.u64(f"the number of {what}")
-        if count * least > cursor.remaining or count > _COUNT_LIMIT:
-            raise cursor.error(
-                f"{count:,} {what} cannot be in a file of {cursor.size:,} bytes; its header is damaged or "
-                "truncated"
-            )
+        if count > _COUNT_LIMIT:
+            raise cursor.error(f"{count:,} {what} are more than a file has; its header is damaged")
+        if count * least > cursor.remaining:
+            raise cursor.ended(f"{count:,} {what} cannot be in {cursor.size:,} bytes", count * least)
         counts.append(count)
     return version, counts[0], counts[1]
 
@@ -243,8 +250,9 @@ def _read_value(cursor: _Cursor, what: str) -> MetadataValue:
         if item_type is not MetadataType.STRING:
             return MetadataValue(kind, cursor.take(length * FIXED_SIZES[item_type], what), item_type, length)
         if length * 8 > cursor.remaining:
-            raise cursor.error(
-                f"{what} cannot hold {length:,} strings: {cursor.remaining:,} bytes are left of the file"
+            raise cursor.ended(
+                f"{what} cannot hold {length:,} strings: {cursor.remaining:,} bytes are left of the file",
+                length * 8,
             )
         start = cursor.position
         cursor.skip_strings(length, what)

@@ -342,13 +342,15 @@ def _check_index(path: Path, weight_map: dict[str, str], tensors: dict[str, Stor
     found = {name: tensor.file.name for name, tensor in tensors.items()}
     if missing := [name for name in weight_map if name not in found]:
         raise CheckpointError(
-            f"{where}: {len(missing)} tensors are not in the shard it names, the first "
+            f"{where}: {len(missing):,} {'tensor is' if len(missing) == 1 else 'tensors are'} "
+            "not in the shard it names, the first "
             f"'{shown(missing[0])}' in {shown(weight_map[missing[0]])}",
             hint="download the shard again: it is another version's, or incomplete",
         )
     if extra := [name for name in found if name not in weight_map]:
         raise CheckpointError(
-            f"{where} does not list {len(extra)} tensors of the shards, the first '{shown(extra[0])}' "
+            f"{where} does not list {len(extra):,} tensor{'s' * (len(extra) > 1)} of the shards, "
+            f"the first '{shown(extra[0])}' "
             f"in {shown(found[extra[0]])}",
             hint="download the index again: it is another version's",
         )

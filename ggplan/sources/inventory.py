@@ -26,7 +26,6 @@ and is not in the model that is read back.
 
 from __future__ import annotations
 
-import codecs
 import math
 import re
 from pathlib import Path
@@ -38,7 +37,7 @@ from ggplan.model import Model, TensorInfo
 from ggplan.sources.files import read_whole, shown
 from ggplan.sources.gguf_header import MAX_NAME_BYTES, shape_fault
 from ggplan.sources.json_files import SIZE_LIMIT, parse_object
-from ggplan.text import format_bytes, printable
+from ggplan.text import decode_text, format_bytes, printable
 
 SCHEMA = "ggplan/inventory@1"
 _ARRAY_LIMIT = 1024
@@ -49,6 +48,7 @@ _COUNT = re.compile(r"\d{1,20}", re.ASCII)
 _TYPE = re.compile(r"\w{1,32}", re.ASCII)
 _KNOWN_FIELDS = ("shape", "dtype", "elements", "bytes", "imatrix")
 _ALIGNMENTS = tuple(1 << power for power in range(3, 13))
+_WRITES_ONE = "`ggplan inspect --json MODEL` writes an inventory"
 _MOST_ROW_BYTES = 16  # that a type may have at the head of a row
 
 
@@ -65,13 +65,14 @@ def open_inventory(path: Path) -> Model:
 
 def parse_inventory(data: bytes, path: Path) -> Model:
     """The inventory that a file holds; `path` names it in messages. Raises as `open_inventory`."""
-    data = data.removeprefix(codecs.BOM_UTF8)  # some editors write one
-    if data.lstrip()[:1] == b"{":
-        return _from_json(path, parse_object(data, shown(path)))
+    if not data.strip():
+        raise CheckpointError(f"{shown(path)} is empty", hint=_WRITES_ONE)
     try:
-        text = data.decode("utf-8-sig")
+        text = decode_text(data, "strict")
     except UnicodeError as error:
         raise _no_inventory(path) from error
+    if text.lstrip()[:1] == "{":
+        return _from_json(path, parse_object(text.encode(), shown(path)))
     return _from_map(path, text)
 
 
@@ -97,7 +98,7 @@ def inventory_json(model: Model) -> dict[str, object]:
 def _no_inventory(path: Path) -> CheckpointError:
     return CheckpointError(
         f"{shown(path)} is neither a GGUF file, a tensor map nor an inventory",
-        hint="`ggplan inspect --json MODEL` writes an inventory",
+        hint=_WRITES_ONE,
     )
 
 

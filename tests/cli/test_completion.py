@@ -132,3 +132,19 @@ def test_a_real_bash_completes(folder: Path) -> None:
         "complete -o nosort -F _ggplan_completion ggplan",
         "glm4moe/hq4_k",
     ]
+
+
+@pytest.mark.parametrize(
+    "line", ["ggplan rules check r --select ", "ggplan plan m --ignore ", "ggplan rules explain "]
+)
+def test_codes_are_offered_where_they_are_taken(line: str) -> None:
+    assert offered(line) == list(lint_rules())
+    assert offered("ggplan rules check r --select GP101,gp10") == [
+        f"GP101,{code}" for code in lint_rules() if code.startswith("GP10")
+    ]
+    assert offered("ggplan rules explain GP10") == [code for code in lint_rules() if code.startswith("GP10")]
+
+
+def test_pretokenizers_are_offered() -> None:
+    assert {"glm4", "qwen2", "llama-bpe"} <= set(offered("ggplan convert a b --pre "))
+    assert offered("ggplan plan a --pre glm") == ["glm4", "glm5"]

@@ -19,7 +19,7 @@ import pytest
 
 import ggplan
 from ggplan.cli import cli, main
-from ggplan.errors import CheckpointError
+from ggplan.errors import CheckpointError, RecipeError
 from ggplan.naming import PlanDocument, anything_named, other_meaning
 from ggplan.rules import Recipe
 from ggplan.stock import Mix
@@ -274,8 +274,9 @@ def test_options_are_spelled_and_explained_alike(path: tuple[str, ...]) -> None:
         assert name not in SPELLED or option.opts == SPELLED[name]
     if path in TEXTS:
         assert {"output", "force", "quiet"} <= set(options)
-    if path[-1] not in ("chart", "completion", "demo", "types", "list", "fmt"):
-        assert "quiet" in options
+    assert "quiet" in options
+    if path in (("chart",), ("demo",)):
+        assert "force" in options
     if path[0] == "rules" and path[-1] in ("check", "explain", "test", "export"):
         assert {"fallback", "model_name"} <= set(options)
 
@@ -440,3 +441,232 @@ def test_tables_fit_and_say_what_they_leave_out(command: str, width: int) -> Non
     assert "left out" not in full.err
     if width == 40 and not command.startswith("inspect"):
         assert "left out" in done.err
+
+
+@pytest.mark.parametrize(
+    ("command", "remedy"),
+    [
+        ("plan glm4moe/hq4_k", "give it with `-r glm4moe/hq4_k`"),
+        ("convert Q4_K_M out.gguf", "give it with `-r Q4_K_M`"),
+        ("inspect glm4moe/hq4_k", "`ggplan plan MODEL -r glm4moe/hq4_k`"),
+        ("verify Q4_K_M", "`ggplan plan MODEL -r Q4_K_M`"),
+        ("rules from glm4moe/hq4_k", "`ggplan plan MODEL -r glm4moe/hq4_k`"),
+        ("rules from Q4_K_M", "`ggplan rules from MODEL --mix Q4_K_M`"),
+        ("rules new -m Q4_K_M", "`ggplan plan MODEL -r Q4_K_M`"),
+    ],
+)
+def test_a_remedy_names_an_option_that_the_command_has(here: Path, command: str, remedy: str) -> None:
+    done = run(*command.split(), folder=here)
+    assert f"help: {remedy}" in done.err, done.err
+
+
+@pytest.mark.parametrize(
+    ("command", "remedy"),
+    [
+        ("plan cut.gguf", "; --header-only reads"),
+        ("rules from cut.gguf", "; --header-only reads"),
+        ("diff cut.gguf my.gguf", "; --header-only reads"),
+        ("chart cut.gguf --kind types -o a.svg", "; --header-only reads"),
+        ("convert cut.gguf out.gguf", "; `ggplan inspect --header-only` reads"),
+    ],
+)
+def test_the_remedy_for_a_file_that_is_cut_short_is_the_commands_own(
+    here: Path, command: str, remedy: str
+) -> None:
+    (here / "cut.gguf").write_bytes((here / "my.gguf").read_bytes()[:20_000])
+    done = run(*command.split(), folder=here)
+    assert "truncated" in done.err
+    assert remedy in done.err, done.err
+
+
+def test_a_folder_of_several_gguf_models_is_refused(here: Path) -> None:
+    folder = here / "several"
+    folder.mkdir()
+    whole = (here / "my.gguf").read_bytes()
+    (folder / "one.gguf").write_bytes(whole)
+    assert run("inspect", folder).code == 0
+    for name in ("set-00001-of-00002.gguf", "set-00002-of-00002.gguf"):
+        (folder / name).write_bytes(whole)
+    for command in (("inspect", folder), ("convert", folder, here / "out.gguf")):
+        done = run(*command)
+        assert done.code == 1
+        assert "holds 2 GGUF models: one.gguf, set-00001-of-00002.gguf" in done.err
+    (folder / "one.gguf").unlink()
+    (folder / "set-00001-of-00003.gguf").write_bytes(whole)  # of another set
+    assert "holds 2 GGUF models" in run("inspect", folder).err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("inspect", ""), "an argument is empty"),
+        (("plan", "my.map", "-r", ""), "the value of -r is empty"),
+        (("plan", "my.map", "--recipe="), "the value of --recipe is empty"),
+        (("plan", "my.map", "--imatrix", ""), "the value of --imatrix is empty"),
+        (("rules", "check", ""), "an argument is empty"),
+        (("rules", "check", "my.recipe", "-m", ""), "the value of -m is empty"),
+        (("verify", "my.gguf", "--against", ""), "the value of --against is empty"),
+    ],
+)
+def test_an_empty_name_is_refused(here: Path, arguments: tuple[str, ...], said: str) -> None:
+    done = run(*arguments, folder=here)
+    assert done.code == 2
+    assert f"error: {said}: if it is a variable of the shell, it is not set" in done.err
+
+
+def test_the_library_refuses_an_empty_name(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(here)
+    with pytest.raises(CheckpointError, match="the name of the model is empty"):
+        ggplan.open_model("")
+    with pytest.raises(RecipeError, match="the name of the recipe is empty"):
+        ggplan.load_recipe("")
+    with pytest.raises(RecipeError, match="the name of the recipe is empty"):
+        ggplan.make_plan(ggplan.open_model("my.map"), "")
+
+
+def test_a_folder_called_as_a_shipped_model_says_so(here: Path) -> None:
+    (here / "GLM-4.5-Air").mkdir()
+    done = run("plan", "GLM-4.5-Air", "-r", "Q4_K_M", folder=here)
+    assert done.code == 1
+    assert "holds no config.json and no GGUF file" in done.err
+    assert "GLM-4.5-Air is also a shipped inventory" in done.err
+
+
+def test_a_word_of_the_command_line_that_is_no_choice_is_one_line(here: Path) -> None:
+    done = run("completion", folder=here)
+    assert done.code == 2
+    (error,) = [line for line in done.err.splitlines() if line.startswith("error: ")]
+    assert done.err.endswith(error + "\n")
+    assert all(shell in error for shell in ("bash", "zsh", "fish"))
+
+
+def test_a_chart_replaces_charts_alone(here: Path) -> None:
+    for name, mine in (
+        ("a.svg", b"<?xml version='1.0'?>\n<svg/>"),
+        ("a.png", b"notes"),
+        ("a.html", b"<html>"),
+    ):
+        (here / name).write_bytes(mine)
+        command = ("chart", "my.map", "--kind", "types", "-o", name)
+        done = run(*command, folder=here)
+        assert done.code == 2
+        assert f"-o would overwrite {name}, which is no chart of ggplan; --force replaces it" in done.err
+        assert (here / name).read_bytes() == mine
+        assert run(*command, "--force", folder=here).code == 0
+        drawn = (here / name).read_bytes()
+        assert run(*command, folder=here).code == 0  # its own is drawn anew
+        assert (here / name).read_bytes() == drawn != mine
+
+
+def test_the_demo_replaces_its_own_files_alone(here: Path) -> None:
+    (here / "demo").mkdir()
+    (here / "demo" / "demo-q8_0.gguf").write_text("mine")
+    done = run("demo", "-o", "demo", folder=here)
+    assert done.code == 2
+    assert "demo/demo-q8_0.gguf is no file of the demo" in done.err
+    assert (here / "demo" / "demo-q8_0.gguf").read_text() == "mine"
+
+
+@pytest.mark.parametrize("command", ["rules list", "types"])
+def test_quiet_leaves_out_what_was_left_out(here: Path, command: str) -> None:
+    told = run(*command.split(), folder=here, columns=50)
+    assert "left out for lack of width" in told.err
+    quiet = run(*command.split(), "-q", folder=here, columns=50)
+    assert (quiet.out, quiet.err) == (told.out, "")
+    assert run("rules", "fmt", "my.recipe", "-q", folder=here).out == ""
+
+
+@pytest.mark.parametrize("command", ["rules fmt", "rules check --fix", "rules fmt --check"])
+def test_what_ships_is_not_changed_and_can_be_copied(here: Path, command: str) -> None:
+    done = run(*command.split(), "glm4moe/hq4_k", folder=here)
+    assert done.code == 2
+    assert "glm4moe/hq4_k ships with ggplan and is not changed; copy it first: `cp " in done.err
+    path = done.err.partition("`cp ")[2].partition(" my.recipe`")[0]
+    assert Path(path).read_text("utf-8").lstrip().startswith(("#", "@"))
+    shown = run("rules", "check", "--diff", "glm4moe/hq4_k", folder=here)
+    assert shown.code == 0
+    assert "note: glm4moe/hq4_k ships with ggplan" in shown.err
+
+
+def test_a_diff_of_standard_input(here: Path) -> None:
+    text = "@arch glm4moe\nattn_q.weight = q8_0\n@default bf16\n"
+    (here / "dots.recipe").write_text(text)
+    named = run("rules", "check", "dots.recipe", "--diff", folder=here)
+    done = run("rules", "check", "-", "--diff", stdin=text, folder=here)
+    assert done.code == named.code == 1
+    assert done.out.replace("<stdin>", "dots.recipe") == named.out
+    assert "+" in done.out
+    assert "`-`" in run("rules", "check", "-", "--fix", stdin=text, folder=here).err
+
+
+def test_the_page_of_a_code_as_json(here: Path) -> None:
+    page = json.loads(run("rules", "explain", "gp102", "--json", folder=here).out)
+    assert page["schema"] == "ggplan/page@1"
+    assert page["code"] == "GP102"
+    assert page["page"] == run("rules", "explain", "GP102", folder=here).out
+
+
+def test_a_map_of_windows_and_an_empty_one(here: Path) -> None:
+    (here / "utf16.map").write_text(MAP.replace("\n", "\r\n"), encoding="utf-16", newline="")
+    for command in (("inspect",), ("plan",), ("rules", "from")):
+        found, known = (run(*command, name, folder=here) for name in ("utf16.map", "my.map"))
+        assert (found.code, found.out.replace("utf16", "my")) == (0, known.out)
+    (here / "empty.map").write_bytes(b"\n")
+    assert run("inspect", "empty.map", folder=here).err.startswith("error: empty.map is empty\n")
+
+
+def test_what_import_does_not_read_is_told_by_what_it_is(here: Path) -> None:
+    done = run("rules", "import", "my.gguf", folder=here)
+    assert done.err.startswith("error: my.gguf is a GGUF file")
+    assert "`ggplan rules from my.gguf`" in done.err
+    assert "my.recipe is a recipe of ggplan's already" in run("rules", "import", "my.recipe", folder=here).err
+
+
+def test_a_map_is_of_the_family_that_its_names_tell(here: Path) -> None:
+    lines = [
+        f"m.gguf:{SHA}:{t.name}:shape=({', '.join(map(str, t.shape[::-1]))}):dtype={t.type.name}"
+        f":elements={t.n_weights}:bytes={t.n_bytes}"
+        for t in ggplan.open_model("GLM-4.5-Air").tensors
+    ]
+    (here / "air.map").write_text("\n".join(lines))
+    told = "air.map does not say its architecture; by the names of its tensors it is glm4moe"
+    shown = run("inspect", "air.map", folder=here)
+    assert shown.out.splitlines()[0].endswith("glm4moe") or "glm4moe" in shown.out
+    assert told in shown.err
+    assert "@arch glm4moe" in run("rules", "from", "air.map", folder=here).out
+    piped = run("plan", "-", stdin="\n".join(lines), folder=here)
+    assert "by the names of its tensors it is glm4moe" in piped.err
+    assert ggplan.open_model(here / "air.map").architecture == "glm4moe"
+    assert ggplan.open_model(here / "my.map").architecture == ""
+
+
+def test_a_faulty_pattern_is_shown_alone(here: Path) -> None:
+    done = run("rules", "explain", "ffn_(down", "-r", "my.recipe", "-m", "my.map", folder=here)
+    assert done.code == 1
+    assert "1 | ffn_(down\n" in done.err
+    assert "= f32" not in done.err
+
+
+def test_what_convert_refuses_is_said_once(here: Path) -> None:
+    writer = gguf.GGUFWriter(here / "wide.gguf", "llama")
+    for name in ("token_embd.weight", "blk.0.attn_q.weight", "blk.0.ffn_up.weight", "output.weight"):
+        writer.add_tensor(name, np.random.default_rng(0).standard_normal((64, 256), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    done = run("convert", "wide.gguf", "out.gguf", "-r", "IQ2_XXS", folder=here)
+    assert done.code == 1
+    assert done.err.count("without an imatrix") == 1, done.err
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_sensitivities_and_speeds_fit_the_terminal(here: Path, width: int) -> None:
+    remark = "# mean KL divergence of M when this tensor alone is iq1_m_r4; columns are ne0, rows ne1"
+    figures = "\n".join(f"blk.{n}.ffn_down_exps.weight,4096,1024,1,0.000{n + 1}" for n in range(9))
+    (here / "kld.csv").write_text(f"{remark}\ntensor,columns,rows,slices,kld\n{figures}\n")
+    sweeps = Path(__file__).parents[1] / "data" / "cases" / "two-sweeps.log"
+    for command in (("inspect", "kld.csv"), ("measure", "--parse", str(sweeps))):
+        done = run(*command, folder=here, columns=width)
+        assert done.code == 0, done.err
+        assert max(map(len, done.out.splitlines())) <= width, done.out

@@ -95,3 +95,10 @@ def test_reproduce_needs_a_file_that_says_how_it_was_made(made: Path, tmp_path: 
     assert done.returncode == 2
     assert "does not say how it was made" in done.stderr
     assert run("reproduce", made / "old.gguf").returncode == 2
+
+
+def test_exactness_takes_the_recorded_pre_tokenizer_as_reproduce_does(made: Path) -> None:
+    done = run("verify", made / "old.gguf", "--against", DEMO, "--exact")
+    assert done.returncode == 0, done.stderr
+    assert "every byte is what the plan encodes" in done.stdout
+    assert "note: the pre-tokenizer is the recorded one, glm4" in done.stderr

@@ -301,3 +301,16 @@ def test_experts_of_gpt_oss() -> None:
     assert found["blk.0.ffn_up_exps.weight"] == "mxfp4"
     assert found["blk.0.attn_q.weight"] == "bf16"
     assert parse_recipe(import_recipe(json.dumps(config), "x").text).architecture == "gpt-oss"
+
+
+def test_scales_that_bitsandbytes_quantizes_twice_are_noted() -> None:
+    double = quantized("bitsandbytes", load_in_4bit=True, bnb_4bit_use_double_quant=True)
+    assert "bnb_4bit_use_double_quant: scales of 8 bits there" in imported(double)[1]
+    once = quantized("bitsandbytes", load_in_4bit=True, bnb_4bit_use_double_quant=False)
+    assert "double_quant" not in imported(once)[1]
+
+
+def test_a_config_of_gpt_oss_for_another_model_is_noted() -> None:
+    config = quantized("mxfp4") | {"architectures": ["GptOssForCausalLM"]}
+    notes = import_recipe(json.dumps(config), "config.json", model=inventory("Qwen3-8B")).notes
+    assert "the config is for GptOssForCausalLM (gpt-oss), Qwen3-8B is qwen3" in notes

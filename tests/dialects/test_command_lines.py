@@ -246,3 +246,32 @@ def test_a_type_that_is_no_type_of_a_whole_file() -> None:
     notes = "\n".join(import_recipe(f"{PROGRAM} --tensor-type a=q8_0 in.gguf out.gguf NVFP4", "x").notes)
     assert "llama.cpp's llama-quantize refuses NVFP4 for a whole file" in notes
     assert "mix of ik_llama.cpp's" not in notes
+
+
+def test_rules_beside_pure_apply_as_llama_cpp_has_it_now_and_are_noted() -> None:
+    text = f"{PROGRAM} --pure --tensor-type attn_v=q8_0 in.gguf out.gguf Q4_K_M"
+    assert rules_of(text) == [("attn_v", "q8_0")]
+    assert any("beside --pure" in note and "earlier versions" in note for note in notes_of(text))
+    assert not any("--pure" in note for note in notes_of(text.replace("--tensor-type attn_v=q8_0", "")))
+
+
+@pytest.mark.parametrize("file_type", ["F32", "F16", "BF16", "bf16", "32"])
+def test_rules_that_a_float_file_has_no_use_for_are_left_out(file_type: str) -> None:
+    text = f"{PROGRAM} --output-tensor-type q8_0 --tensor-type attn_v=q4_K in.gguf out.gguf {file_type}"
+    assert rules_of(text) == [(r"^output\.weight$", "q8_0")]  # which decides before the file's type does
+    assert any("ignores all rules of --tensor-type; they are left out" in note for note in notes_of(text))
+    custom = f"{PROGRAM} --custom-q attn_v=q4_K --attn-k-type q8_0 in.gguf out.gguf {file_type}"
+    assert rules_of(custom) == []
+    told = "\n".join(notes_of(custom))
+    assert "ignores all rules of --custom-q, --attn-k-type q8_0; they are left out" in told
+    assert not any("ignores" in note for note in notes_of(f"{PROGRAM} in.gguf out.gguf {file_type}"))
+
+
+def test_an_output_type_that_leaving_the_output_alone_overrides_is_noted() -> None:
+    text = f"{PROGRAM} --output-tensor-type q8_0 --leave-output-tensor in.gguf out.gguf Q4_0"
+    assert rules_of(text) == []
+    assert any(
+        note.startswith("--output-tensor-type q8_0: --leave-output-tensor goes before it")
+        for note in notes_of(text)
+    )
+    assert types(text, "Qwen3-8B")["output.weight"] == "bf16"

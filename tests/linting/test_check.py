@@ -164,8 +164,27 @@ def test_each_mistake_has_one_finding_at_its_place_and_a_fix(tmp_path: Path, nam
     assert finding.help
     if marked is not None:
         assert under_the_carets(report, finding) == marked
+    if name in ("too much", "a wrong test"):  # what is promised, its author alone takes back
+        assert finding.fix is None
+        return
     assert finding.fix is not None
     assert fixed(tmp_path, report).clean
+
+
+@pytest.mark.parametrize("text", ["size <= {:.1f} GiB", "bpw <= {:.3f}"])
+def test_a_promise_that_is_missed_by_little_is_told_with_enough_digits(tmp_path: Path, text: str) -> None:
+    fits = make_plan(inventory("GLM-4.5-Air"), parse_recipe(CLEAN)).tensors
+    n_bytes = sum(t.n_bytes for t in fits)
+    size = n_bytes / (1 << 30)
+    value = 8 * n_bytes / sum(t.tensor.n_weights for t in fits) if "bpw" in text else size
+    promise = text.format(value)
+    if float(promise.split()[2]) >= value:  # rounded up: just below
+        promise = text.replace(".1f", ".3f").replace(".3f", ".5f", "bpw" in text).format(value * (1 - 1e-5))
+    report = check(tmp_path, CLEAN.replace("@assert bpw <= 6.3", f"@assert {promise}"))
+    (finding,) = said(report)
+    told = finding.message.partition("it is ")[2].split()[0]
+    assert float(told) > float(promise.split()[2]), finding.message
+    assert float(told) == pytest.approx(value, rel=1e-4)
 
 
 TOGETHER = [

@@ -340,3 +340,25 @@ def test_control_characters_of_names_are_escaped(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         read_header(path)
     assert r"a\x1b[31m\n\u202e" in str(caught.value)
+
+
+def test_a_header_that_is_cut_anywhere_is_said_to_be_truncated(tmp_path: Path) -> None:
+    tokens = b"".join(text(f"token-{number}") for number in range(3000))
+    scores = struct.pack("<3000f", *[0.5] * 3000)
+    path = tmp_path / "whole.gguf"
+    path.write_bytes(
+        gguf(
+            [array("tokens", STRING, 3000, tokens), array("scores", F32, 3000, scores)],
+            [record("a", [32], 0, 0)],
+        )
+        + bytes(4096)
+    )
+    data, cut = path.read_bytes(), tmp_path / "cut.gguf"
+    end = read_header(path).end
+    for size in (24, 30, 60, 200, 20_000, 24_000, end - 60, end - 1):
+        cut.write_bytes(data[:size])
+        for header_only in (False, True):
+            with pytest.raises(CheckpointError, match="ends within its header") as caught:
+                read_header(cut, header_only=header_only)
+            assert "it is truncated" in caught.value.message
+            assert caught.value.hint.startswith("download more of it")

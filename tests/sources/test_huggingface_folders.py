@@ -61,7 +61,7 @@ def test_shards_with_an_index(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"c": "m-1.safetensors"}, "1 tensors are not in the shard it names, the first 'c' in m-1"),
+        ({"c": "m-1.safetensors"}, "1 tensor is not in the shard it names, the first 'c' in m-1"),
         ({"a": None, "c": "m-1.safetensors"}, "'c'"),
         ({"b": None}, None),
         ({"b": "m-3.safetensors"}, "1 of 2 shards are missing: m-3.safetensors"),
@@ -103,7 +103,7 @@ def test_an_index_that_errs(tmp_path: Path, changes: dict[str, str], said: str |
 def test_a_tensor_the_index_forgets(tmp_path: Path) -> None:
     index = {"weight_map": {"a": "m-1.safetensors"}}
     path = folder(tmp_path, **{"m-1.safetensors": {"a": ONES, "b": ONES}, INDEX: index})
-    with pytest.raises(CheckpointError, match="does not list 1 tensors of the shards, the first 'b' in m-1"):
+    with pytest.raises(CheckpointError, match="does not list 1 tensor of the shards, the first 'b' in m-1"):
         open_checkpoint(path)
 
 

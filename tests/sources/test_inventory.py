@@ -80,7 +80,7 @@ def test_a_map_that_errs(tmp_path: Path, bad: str, said: str) -> None:
     assert said in str(caught.value)
 
 
-@pytest.mark.parametrize("content", [b"", b"\n\n", b"hello", b"\xff\xfe", b"PK\x03\x04", bytes(1000)])
+@pytest.mark.parametrize("content", [b"hello", b"\xff\xfe", b"PK\x03\x04", bytes(1000)])
 def test_what_is_no_inventory(tmp_path: Path, content: bytes) -> None:
     with pytest.raises(CheckpointError, match="is neither a GGUF file, a tensor map nor an inventory"):
         open_inventory(written(tmp_path, content))
@@ -242,3 +242,9 @@ def test_notes_of_a_map_are_summed_up(tmp_path: Path) -> None:
     assert "names 40 importance matrices, the first 000000000000, for 40 tensors" in "\n".join(notes)
     assert "32 more fields are not known" in notes[-1]
     assert len(notes) == 10
+
+
+@pytest.mark.parametrize("content", [b"", b"\n\n", b" \r\n"])
+def test_an_empty_file_is_said_to_be_empty(tmp_path: Path, content: bytes) -> None:
+    with pytest.raises(CheckpointError, match="is empty"):
+        open_inventory(written(tmp_path, content))

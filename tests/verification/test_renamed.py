@@ -325,3 +325,20 @@ def test_a_folder_of_many_sets_is_read_once(tmp_path: Path) -> None:
         found = find_set(tmp_path / "lost.gguf")
     assert [len(candidates) for candidates in found] == [1, 1, 1]
     assert counted.call_count < 250  # about two for each of the 93 files
+
+
+def test_a_renamed_part_without_the_first_says_which_is_missing(tmp_path: Path) -> None:
+    first, second, third = split_set(tmp_path)
+    new = second.rename(tmp_path / "part b.gguf")
+    first.unlink()
+    third.rename(tmp_path / "part c.gguf")
+    done = run("verify", new)
+    assert done.returncode == 1
+    assert "1 of 3 files of the set is missing: the first; " in done.stderr
+    assert done.stderr.count(new.name) == 1
+    assert "-00002-of-00003.gguf" in done.stderr
+    (tmp_path / "part c.gguf").unlink()
+    done = run("verify", new)
+    assert "2 of 3 files of the set are missing: the first, number 3; " in done.stderr
+    with pytest.raises(CheckpointError, match=r"does not end in -00002-of-00003\.gguf"):
+        ggplan.open_model(new)

@@ -31,6 +31,8 @@ from ggplan.rules.recipe import Location
 from ggplan.rules.roles import expand_role
 from ggplan.text import format_bytes, printable
 
+_UNITS = ("KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
+_MOST_DIGITS = 15
 _MOST_SUGGESTED = 10  # unknown tensors that get the nearest name
 _COMPARE: dict[str, Callable[[float, float], bool]] = {
     "<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt,
@@ -173,13 +175,27 @@ def _assertion(facts: _Facts, promise: Assertion) -> Outcome:
     value, told = facts.measure(promise)
     if _COMPARE[promise.comparison](value, promise.value):
         return Outcome("GP301", text, told, None)
+    told = _told_apart(promise, value, told)
     fact = f"{promise.text} does not hold: it is {told}"
     return Outcome("GP301", text, told, _false(at, fact, _true_of(promise, value)))
 
 
 def _false(at: Location, fact: str, instead: str) -> FalseAssertion:
-    fix = replacing(at, instead, safe=False) if instead else None
-    return FalseAssertion(at, fact, instead, fixes=(fix,))
+    return FalseAssertion(at, fact, instead)  # no fix: what is promised, its author alone takes back
+
+
+def _told_apart(promise: Assertion, value: float, told: str) -> str:
+    """What is, with enough digits to see that the promise does not hold: not `it is 68.8 GiB` of 68.8 GiB."""
+    assert isinstance(promise.value, int | float)
+    if promise.quantity not in ("size", "bpw"):
+        return told
+    shown, blank, unit = told.partition(" ")
+    scale = 1024 ** ["", "B", *_UNITS].index(unit) / (1024 if unit else 1)
+    digits = len(shown.partition(".")[2])
+    while _COMPARE[promise.comparison](float(shown) * scale, promise.value) and digits < _MOST_DIGITS:
+        digits += 1
+        shown = f"{value / scale:.{digits}f}"
+    return shown + blank + unit
 
 
 def _measure(case: Case, promise: Assertion) -> tuple[float, str]:
@@ -223,9 +239,8 @@ def _test(facts: _Facts, promise: TypeTest) -> Outcome:
     by = "@default" if d.decision.reason == "default" else "no rule"
     if d.decision.rule is not None:
         by = facts.case.recipe.rules[d.decision.rule].where
-    fix = replacing(type_at, d.type.name, safe=False)
     name, n_columns = printable(promise.name), d.tensor.n_columns
-    failed = FailedTest(type_at, name, d.type, promise.type, by, d.asked, n_columns, fixes=(fix,))
+    failed = FailedTest(type_at, name, d.type, promise.type, by, d.asked, n_columns)
     return Outcome("GP302", text, d.type.name, failed)
 
 
