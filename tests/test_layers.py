@@ -54,7 +54,8 @@ ALLOWED = {
         "planning", "conversion", "quants",
     },
     "measure": {
-        "errors", "text", "ggml_types", "metadata", "model", "sources", "opening", "planning",
+        "errors", "text", "standard_input", "ggml_types", "metadata", "model", "sources", "opening",
+        "planning",
     },
     "charts": {"errors", "text", "ggml_types", "model", "planning", "measure"},
 }  # fmt: skip

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ggplan.charts.given import require_choice
 from ggplan.charts.style import ALL, BACKGROUND, TEXT, Ink, Theme, settings
 from ggplan.errors import ChartError, MeasureError
 from ggplan.measure.outputs import write_whole
@@ -65,8 +66,9 @@ class Drawing:
         Raises
         ------
         ChartError
-            If the ending is unknown or the file cannot be written.
+            If the ending or the theme is unknown, or the file cannot be written.
         """
+        require_choice("theme", theme, Theme)
         path = Path(path)
         kind = path.suffix.lower()
         if kind == ".png":
@@ -84,6 +86,7 @@ class Drawing:
 
     def to_svg(self, theme: Theme = "auto") -> str:
         """The chart as an SVG document."""
+        require_choice("theme", theme, Theme)
         return _svg(self, theme)
 
     def _repr_svg_(self) -> str:

@@ -24,6 +24,7 @@ from ggplan.charts.drawing import (
     unit_for,
 )
 from ggplan.charts.frontier import Leads, Standing, staircase, standings
+from ggplan.charts.given import GivenRecord, paths_of, records_of, require_choice
 from ggplan.charts.labels import is_inside, leader_end, overlap, place_labels
 from ggplan.charts.output import Drawing
 from ggplan.charts.points import QUALITIES, Panel, Point, Quality, panels
@@ -39,8 +40,7 @@ from ggplan.charts.scales import (
 from ggplan.charts.style import BACKGROUND, BAND, FAINT, MUTED, TEXT, Mark, marks_of, settings
 from ggplan.errors import ChartError
 from ggplan.measure.guard import lead
-from ggplan.measure.record import Record
-from ggplan.measure.record_file import Scores
+from ggplan.measure.record_file import Scores, kept_scores
 from ggplan.measure.subjects import short_names
 from ggplan.text import printable
 
@@ -67,7 +67,7 @@ _Y_WORDS: dict[Quality, str] = {
 
 
 def draw_quality(
-    records: Record | Sequence[Record],
+    records: GivenRecord | Sequence[GivenRecord],
     *,
     metric: Quality | None = None,
     x: Cost | None = None,
@@ -80,6 +80,8 @@ def draw_quality(
 
     Parameters
     ----------
+    records
+        Records, or the files of records, logs and tables.
     metric
         What is lost; by default the best that all measurements have: KL divergence, else perplexity above
         the base's, else perplexity.
@@ -97,9 +99,17 @@ def draw_quality(
     Raises
     ------
     ChartError
-        If there is nothing to draw, or the points must not share an axis.
+        If there is nothing to draw, the points must not share an axis, or `metric` or `x` has no such value.
+    MeasureError
+        If a file cannot be read.
     """
-    given = [records] if isinstance(records, Record) else records
+    if metric is not None:
+        require_choice("metric", metric, Quality)
+    if x is not None:
+        require_choice("x", x, Cost)
+    given = records_of(records)
+    if scores is None and (paths := paths_of(records)):
+        scores = kept_scores(*paths)
     return draw_panels(
         panels(given, quality=metric, text=text, mixed=mixed, scores=scores), cost=x, title=title
     )

@@ -120,7 +120,8 @@ class _Asked:
 def chart_command(
     files: tuple[str, ...], output: str, kind: _Kind | None, title: str, theme: Theme, asked: _Asked
 ) -> None:
-    """Draw FILEs: records of `ggplan measure`, any log or table it can parse, models, plans (JSON).
+    """Draw FILEs: records of `ggplan measure`, any log or table it can parse (`-`: standard input), models,
+    plans (JSON).
 
     The same input gives the same bytes. Text stays text, points carry their names and numbers.
 
@@ -267,7 +268,7 @@ def _records(paths: list[Path], asked: _Asked) -> list[Record]:
     from ggplan.measure.sizes import with_sizes
     from ggplan.text import printable
 
-    records = parse_files(paths, model_name=asked.model_name)
+    records = parse_files([str(path) for path in paths], model_name=asked.model_name)
     if len(records) > 1 and asked.model_name is None and len(paths) == 1:
         names = ", ".join(printable(r.model.name) for r in records[:6])
         raise ChartError(f"the file is of several models ({names})", hint="choose one with --model-name")

@@ -267,8 +267,8 @@ def parse_record_csv(text: str) -> TableRows:
                 raise ValueError(f"{row['metric']} by {row['method']}")
             if row["use"] not in get_args(Use):
                 raise ValueError(row["use"])
-            counts = [int(row[name]) for name in ("n_ctx", "n_chunks", "n_tokens", "n_nan", "n_bytes")]
-            bpw = float(row["bpw"])
+            counts = [int(row[name] or 0) for name in ("n_ctx", "n_chunks", "n_tokens", "n_nan", "n_bytes")]
+            bpw = float(row["bpw"] or 0)
         except (ValueError, TypeError, KeyError) as error:
             raise MeasureError(f"line {line}: it is damaged: {printable(str(error))[:80]}") from None
         metric = replace(metric, method=cast("ErrorMethod", row["method"]))
