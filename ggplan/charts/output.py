@@ -10,6 +10,7 @@ from __future__ import annotations
 import html
 import io
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
 
 KINDS = (".svg", ".png", ".html")
 _PNG_DPI = 200
+
+
+class FontWarning(UserWarning):
+    """A PNG has characters that its font cannot draw."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +68,8 @@ class Drawing:
             "auto" follows the reader's setting in SVG and HTML; a PNG has one theme, which is then the light
             one.
 
+        A PNG warns (`FontWarning`) of characters that its font lacks.
+
         Raises
         ------
         ChartError
@@ -73,6 +80,12 @@ class Drawing:
         kind = path.suffix.lower()
         if kind == ".png":
             data = _png(self, theme)
+            if lacking := _characters_without_glyph(self.figure):
+                warnings.warn(
+                    f"the font of the PNG lacks {lacking}, drawn as boxes; an SVG shows them",
+                    FontWarning,
+                    stacklevel=2,
+                )
         elif kind == ".svg":
             data = _svg(self, theme).encode("utf-8")
         elif kind == ".html":
@@ -153,6 +166,17 @@ def _png(drawing: Drawing, theme: Theme) -> bytes:
         for artist, state in zip(artists, before, strict=True):
             vars(artist).update(state)
     return buffer.getvalue()
+
+
+def _characters_without_glyph(figure: Figure) -> str:
+    """The characters of a figure's texts that its font cannot draw."""
+    from matplotlib.font_manager import findfont, get_font
+    from matplotlib.text import Text
+
+    texts = [artist.get_text() for artist in figure.findobj(Text) if isinstance(artist, Text)]
+    glyphs = get_font(findfont("DejaVu Sans")).get_charmap()
+    characters = dict.fromkeys(c for text in texts for c in text if c.isprintable() and ord(c) not in glyphs)
+    return printable("".join(characters))
 
 
 def _repaint(artists: Sequence[Artist], dark: Mapping[str, str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -129,7 +130,7 @@ def chart_command(
     """
     from pathlib import Path
 
-    from ggplan.charts.output import KINDS
+    from ggplan.charts.output import KINDS, FontWarning
     from ggplan.measure.outputs import find_same
     from ggplan.text import printable
 
@@ -141,7 +142,11 @@ def chart_command(
     if kind is not None:
         _refuse_unused(kind, asked)
     drawing = _draw(files, kind, asked, title)
-    drawing.save(output, theme)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", FontWarning)
+        drawing.save(output, theme)
+    for warning in caught:
+        click.echo(f"note: {warning.message}", err=True)
     click.echo(f"wrote {printable(output)}")
 
 
