@@ -83,8 +83,9 @@ def draw_parts(
     ChartError
         If no quantization's parts are known.
     """
-    is_several = isinstance(subjects, Sequence) and not isinstance(subjects, str)
-    bars = _bars_of(subjects if is_several else [subjects])
+    if isinstance(subjects, str) or not isinstance(subjects, Sequence):
+        subjects = [subjects]
+    bars = _bars_of(subjects)
     if not bars:
         raise ChartError(
             "no record says where its bytes are",

@@ -161,11 +161,8 @@ def panels(
     groups = _by_use(measured)
     order: tuple[Use, ...] = ("choose", "", "held out")
     shown = [groups[use] for use in order if use in groups]
-    if quality is None:
-        # The panels share an axis: the best that all of them have.
-        best = [_best_quality(items, *_bases(items)) for items in shown]
-        quality = next((q for q in ("ppl", "dppl") if q in best), "kld")
-    return [_panel(items, models, names, quality, mixed, scores) for items in shown]
+    drawn = quality or _best_of_all(shown)
+    return [_panel(items, models, names, drawn, mixed, scores) for items in shown]
 
 
 def _by_use(items: Sequence[_Item]) -> dict[Use, list[_Item]]:
@@ -315,6 +312,13 @@ def _base_ppl(item: _Item, bases: Sequence[_Item]) -> float | None:
 def _metric(quality: Quality) -> str:
     """The metric of a record that is drawn."""
     return "delta_ln_ppl" if quality == "dppl" else quality
+
+
+def _best_of_all(panels: Sequence[Sequence[_Item]]) -> Quality:
+    """The best that all panels have, which share an axis."""
+    best = [_best_quality(items, *_bases(items)) for items in panels]
+    order: tuple[Quality, ...] = ("ppl", "dppl")
+    return next((quality for quality in order if quality in best), "kld")
 
 
 def _best_quality(items: Sequence[_Item], base: str, bases: Sequence[_Item]) -> Quality:

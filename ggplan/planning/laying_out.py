@@ -102,8 +102,10 @@ def lay_out(
     """
     require_model(model)
     if not isinstance(assignment, Assignment):
-        shown = printable(repr(assignment))[:80]
-        raise TypeError(f"{shown} is not an assignment; ggplan.make_plan takes recipes and their names")
+        raise TypeError(
+            f"{printable(repr(assignment))[:80]} is not an assignment;"
+            " ggplan.make_plan takes recipes and their names"
+        )
     table = fallback or table_of(assignment.recipe)
     for option, value, values in (
         ("fallback", table, get_args(FallbackTable)),
