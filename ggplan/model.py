@@ -116,6 +116,13 @@ def empty_rows(dtype: GgmlType, n_rows: int, n_columns: int) -> NDArray[Any]:
     return np.empty((n_rows, dtype.row_bytes(n_columns)), np.uint8)
 
 
+def require_model(value: object) -> None:
+    """Raise TypeError, which says how to open one, unless `value` is a model."""
+    if not isinstance(value, Model):
+        shown = printable(repr(value))[:80]
+        raise TypeError(f"{shown} is not a model; ggplan.open_model opens a path or a name as one")
+
+
 def require_rows(start: int, stop: int, n_rows: int) -> None:
     """Raise ValueError unless `start` up to `stop` are rows of a tensor with `n_rows` rows."""
     if not 0 <= start <= stop <= n_rows:
@@ -219,7 +226,14 @@ class Model:
         ------
         KeyError
             If there is none, with the nearest name.
+        TypeError
+            If it is no name: a tensor has no number that a checkpoint and its GGUF share.
         """
+        if not isinstance(name, str):
+            raise TypeError(
+                f"a model's tensors are found by name, not by {type(name).__name__};"
+                " model.tensors[0] is the first of them"
+            )
         for tensor in self.tensors:
             if tensor.name == name:
                 return tensor

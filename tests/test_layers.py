@@ -55,7 +55,8 @@ ALLOWED = {
         "planning", "conversion", "quants",
     },
     "measure": {
-        "errors", "substitutes", "text", "ggml_types", "metadata", "model", "sources", "opening", "planning",
+        "errors", "substitutes", "text", "standard_input", "ggml_types", "metadata", "model", "sources",
+        "opening", "planning",
     },
     "charts": {"errors", "substitutes", "text", "ggml_types", "model", "planning", "measure"},
 }  # fmt: skip

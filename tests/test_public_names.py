@@ -24,7 +24,7 @@ def test_every_public_name_is_known_to_type_checkers() -> None:
     )
     imports = [node for node in block.body if isinstance(node, ast.ImportFrom)]
     homes = {alias.asname: node.module for node in imports for alias in node.names}
-    assert homes == ggplan._HOME
+    assert homes == {**ggplan._HOME, **dict.fromkeys(ggplan._PACKAGES, "ggplan")}
     assert set(ggplan.__all__) == {"__version__", *homes}
     for name in homes:
         assert getattr(ggplan, name) is not None
@@ -84,3 +84,46 @@ def test_names_in_a_notebook_are_text() -> None:
     model = dataclasses.replace(inventory("GLM-4.5-Air"), architecture="<b>x</b>", path=Path("<i>.gguf"))
     assert "<b>x" not in model._repr_html_()
     assert "<i>" not in model._repr_html_()
+
+
+def test_a_name_where_a_model_belongs_says_how_to_open_it() -> None:
+    for call in (ggplan.make_plan, ggplan.decide, ggplan.lay_out, ggplan.charts.draw_types):
+        with pytest.raises(TypeError, match=r"'GLM-4\.5-Air' is not a model; ggplan\.open_model"):
+            call("GLM-4.5-Air", "Q4_K_M")  # type: ignore[operator]
+    with pytest.raises(TypeError, match=r"'GLM-4\.5-Air' is not a plan; ggplan\.make_plan"):
+        ggplan.convert("GLM-4.5-Air", "x.gguf")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"is not a recipe; ggplan\.load_recipe"):
+        ggplan.decide(ggplan.open_model("GLM-4.5-Air"), "glm4moe/hq4_k")  # type: ignore[arg-type]
+
+
+def test_tensors_have_no_numbers() -> None:
+    with pytest.raises(TypeError, match=r"by name, not by int; model\.tensors\[0\]"):
+        ggplan.open_model("GLM-4.5-Air")[0]  # type: ignore[index]
+
+
+def test_records_and_logs_are_taken_by_path(tmp_path: Path) -> None:
+    table = tmp_path / "air.csv"
+    table.write_text("quant,size,kld\nQ8_0,24 GiB,0.01\nQ4_K,12 GiB,0.1\n")
+    (record,) = ggplan.measure.parse_files(str(table))
+    drawn = ggplan.charts.draw_quality(record).to_svg()
+    assert ggplan.charts.draw_quality(table).to_svg() == drawn
+    assert ggplan.charts.draw_quality([str(table)]).to_svg() == drawn
+    with pytest.raises(TypeError, match="3 is neither a record nor the path of one"):
+        ggplan.charts.draw_quality(3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"x": "siz"}, "x cannot be siz (help: the nearest is size)"),
+        ({"metric": "delta_ln_ppl"}, "metric cannot be delta_ln_ppl"),
+    ],
+)
+def test_a_misspelt_choice_of_a_chart_is_refused(tmp_path: Path, given: dict[str, str], said: str) -> None:
+    (tmp_path / "a.csv").write_text("quant,size,kld\nQ8_0,24 GiB,0.01\n")
+    with pytest.raises(ggplan.Error) as caught:
+        ggplan.charts.draw_quality(tmp_path / "a.csv", **given)  # type: ignore[arg-type]
+    assert said in str(caught.value)
+    with pytest.raises(ggplan.Error, match="theme cannot be drak"):
+        ggplan.charts.draw_quality(tmp_path / "a.csv").save(tmp_path / "x.png", "drak")  # type: ignore[arg-type]
+    assert not (tmp_path / "x.png").exists()

@@ -139,3 +139,60 @@ def test_options_that_are_of_models_are_refused(tmp_path: Path) -> None:
     path = table(tmp_path, TENSORS)
     assert CliRunner().invoke(cli, ["inspect", str(path), "--pre", "glm4"]).exit_code == 2
     assert CliRunner().invoke(cli, ["inspect", "GLM-4.5-Air", "--figure", "kld"]).exit_code == 2
+
+
+def test_a_figure_that_the_table_contradicts_is_refused(tmp_path: Path) -> None:
+    comment = "# mean KL divergence of M when this tensor alone is iq1_kt\n"
+    for text, who in (
+        (f"{comment}tensor,kld\na.weight,0.1\n", "its comments say that its figures are kld, not ppl"),
+        ("tensor,type,kld\na.weight,q4_K,0.1\n", "its column says that its figures are kld, not ppl"),
+        (f"{comment}QTYPE,a.weight\nq4_K,0.1\n", "its comments say that its figures are kld, not ppl"),
+    ):
+        with pytest.raises(MeasureError, match=who):
+            read_sensitivities(table(tmp_path, text), figure="ppl")
+        assert read_sensitivities(table(tmp_path, text), figure="kld")[0].figure == "kld"
+    path = table(tmp_path, TENSORS)  # kld_results.csv
+    done = CliRunner().invoke(cli, ["inspect", str(path), "--figure", "ppl"])
+    assert done.stderr == "note: by its name the file holds kld; it is read as ppl\n"
+    assert CliRunner().invoke(cli, ["inspect", str(path), "--figure", "ppl", "-q"]).stderr == ""
+
+
+def test_a_perplexity_in_per_cent_is_a_loss(tmp_path: Path) -> None:
+    text = "QTYPE,a.weight,b.weight,c.weight\niq1_m,0.01%,-0.5%,404\nq4_K,0.00%,404%,\n"
+    path = table(tmp_path, text, "ppl_results.csv")
+    for (found,) in (read_sensitivities(path), read_sensitivities(path, figure="ppl")):
+        assert found.figure == "dppl"
+        assert [dict(place.figures) for place in found.places] == [
+            {"iq1_m": 0.01, "q4_K": 0.0},
+            {"iq1_m": -0.5},
+            {},
+        ]
+    assert "loss of perplexity from the unquantized model's, per cent" in inspect(path)
+    by_line = table(tmp_path, "tensor,type,ppl\na.weight,q4_K,0.1%\n", "x.csv")
+    assert read_sensitivities(by_line)[0].figure == "dppl"
+    (plain,) = read_sensitivities(table(tmp_path, "QTYPE,a.weight\nq4_K,5.1\n", "ppl_results.csv"))
+    assert plain.figure == "ppl"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        (
+            "ppl_results.csv",
+            "QTYPE,a.weight\nq4_K,5.1\nq8_0,0.1%\n",
+            "line 3, column a.weight: '0.1%' is per cent, and '5.1' on line 2 is not",
+        ),
+        (
+            "kld_results.csv",
+            "QTYPE,a.weight\nq4_K,0.1%\n",
+            "line 2, column a.weight: '0.1%' is per cent, and a KL divergence is in nats",
+        ),
+        ("kld_results.csv", "tensor,q4_K,q8_0\na.weight,0.1,0.2\n", "the column 'q4_K' is not known"),
+    ],
+)
+def test_what_is_no_figure_of_the_table(tmp_path: Path, name: str, text: str, message: str) -> None:
+    with pytest.raises(MeasureError) as caught:
+        read_sensitivities(table(tmp_path, text, name))
+    assert message in caught.value.message
+    if "not known" in message:
+        assert "tensor, type and one of kld" in caught.value.hint

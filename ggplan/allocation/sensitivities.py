@@ -12,7 +12,9 @@ Other forms hold the same: `tensor,...,kld` with a line for each tensor, whose t
 when this tensor alone is iq1_kt`), and `model,bf16,q8_0,...` with a line for each model.
 
 A figure that was not measured is an empty cell, 404, or 0: no type but an unquantized one loses exactly
-nothing, and no perplexity is 0. (0 per cent of equal tokens can be measured.)
+nothing, and no perplexity is 0. (0 per cent of equal tokens can be measured, and a loss of 0.00 %.)
+
+Perplexities in per cent (`0.01%`) are how much larger they are than the unquantized model's.
 """
 
 from __future__ import annotations
@@ -32,12 +34,13 @@ from ggplan.ggml_types import parse_type
 from ggplan.substitutes import find_substitute
 from ggplan.text import decode_text, printable
 
-Figure = Literal["kld", "ppl", "top_p"]
+Figure = Literal["kld", "ppl", "dppl", "top_p"]
 Of = Literal["tensor", "group", "model"]
 
 FIGURES: dict[Figure, str] = {
     "kld": "mean KL divergence from the unquantized model, nats",
     "ppl": "perplexity",
+    "dppl": "loss of perplexity from the unquantized model's, per cent",
     "top_p": "tokens whose most likely one is the unquantized model's, per cent",
 }
 """What a figure is."""
@@ -58,7 +61,8 @@ _TENSOR = re.compile(r"[A-Za-z]\w*(?:\.\w+)+")
 _SHAPE = ("columns", "rows", "slices")
 _FIGURE_NAMES: tuple[tuple[Figure, str], ...] = (
     ("kld", r"kld|kl[ _-]divergence"),
-    ("ppl", r"ppl|perplexity"),
+    ("dppl", r"(?:\bd|delta[ _-]?)ppl"),
+    ("ppl", r"(?<!\bd)(?<!delta)(?<!delta[ _-])ppl|perplexity"),
     ("top_p", r"top[ _-]?p"),
 )
 _ALONE = re.compile(r"\bis (\w+)")
@@ -195,7 +199,9 @@ def read_sensitivities(
                 "it is a table of results of whole files, not of sensitivities",
                 hint="`ggplan measure --parse` reads it",
             )
-        known = figure or _figure_in(" ".join(remarks)) or _figure_in(path.stem)
+        said = _figure_in(" ".join(remarks))
+        _check_asked(figure, said, "its comments say")
+        known = figure or said or figure_of_name(path)
         if kind == "tensor":
             return (_by_lines(head, rows, remarks, figure),)
         if known is None:
@@ -254,6 +260,45 @@ def _rows(text: str) -> list[_Row]:
     return rows
 
 
+def figure_of_name(path: str | Path) -> Figure | None:
+    """What the figures of a table are by the name of its file; None if the name does not say."""
+    return _figure_in(Path(path).stem)
+
+
+def _check_asked(asked: Figure | None, said: Figure | None, who: str) -> None:
+    """Refuse to take figures for others than the table says."""
+    if asked and said and asked != said and {asked, said} != {"ppl", "dppl"}:
+        raise MeasureError(f"{who} that its figures are {said}, not {asked}", hint="leave --figure out")
+
+
+def _in_per_cent(head: _Row, rows: Sequence[_Row], places: Sequence[int], figure: Figure) -> Figure:
+    """The figure that the cells hold: a perplexity in per cent is a loss of perplexity.
+
+    Raises
+    ------
+    MeasureError
+        If some are in per cent and others are not, or it is a KL divergence.
+    """
+    first: dict[bool, tuple[_Row, int]] = {}
+    for row in rows:
+        for place in places:
+            cell = row.cells[place]
+            if re.fullmatch(r"(?:0*(?:\.0*)?|404(?:\.0*)?|[+-]?nan)\s*%?", cell, re.IGNORECASE) is None:
+                first.setdefault(cell.endswith("%"), (row, place))
+    if True not in first or figure == "top_p":
+        return figure
+    row, place = first[True]
+    at = f"line {row.line}, column {printable(head.cells[place])}: {printable(row.cells[place])[:40]!r}"
+    if figure == "kld":
+        raise MeasureError(f"{at} is per cent, and a KL divergence is in nats")
+    if False in first:
+        other, there = first[False]
+        raise MeasureError(
+            f"{at} is per cent, and {printable(other.cells[there])[:40]!r} on line {other.line} is not"
+        )
+    return "dppl"
+
+
 def _figure_in(text: str) -> Figure | None:
     found = [figure for figure, pattern in _FIGURE_NAMES if re.search(pattern, text, re.IGNORECASE)]
     return found[0] if len(found) == 1 else None
@@ -273,6 +318,7 @@ def _by_types(
         if all(map(_TENSOR.fullmatch, columns))
         else "group"
     )
+    figure = _in_per_cent(head, rows, list(columns.values()), figure)
     figures: dict[str, dict[str, float]] = {name: {} for name in columns}
     missing: dict[str, list[str]] = {name: [] for name in columns}
     marks: dict[str, int] = {}
@@ -319,18 +365,26 @@ def _by_lines(
 ) -> Sensitivities:
     """A table with a line for each tensor."""
     columns = {name.lower(): place for place, name in enumerate(head.cells)}
+    as_written = dict(zip(columns, head.cells, strict=False))
     type_place = next((columns[name] for name in ("type", "qtype") if name in columns), None)
     values = [name for name in columns if _figure_in(name) is not None]
     unknown = [name for name in columns if name not in ("tensor", "type", "qtype", *_SHAPE, *values)]
     if unknown or len(values) != 1:
         what = (
-            f"the column {printable(unknown[0])!r} is not known"
+            f"the column {printable(as_written[unknown[0]])!r} is not known"
             if unknown
             else "it has no figures, or several"
         )
-        raise MeasureError(f"line {head.line}: {what}")
-    figure = asked or _figure_in(values[0])
+        raise MeasureError(
+            f"line {head.line}: {what}",
+            hint="a table with a line for each tensor has the columns tensor, type and one of kld, ppl, dppl,"
+            " top_p; one with a column for each tensor begins with QTYPE",
+        )
+    said = _figure_in(values[0])
+    _check_asked(asked, said, "its column says")
+    figure = asked or said
     assert figure is not None
+    figure = _in_per_cent(head, rows, [columns[values[0]]], figure)
     alone = next((found for remark in remarks if (found := _ALONE.search(remark))), None)
     if type_place is None and alone is None:
         raise MeasureError("neither a column nor a comment says which type the tensors had")
@@ -363,6 +417,7 @@ def _by_models(
 ) -> Iterator[Sensitivities]:
     """A table with a line for each model and a column for each type."""
     types = [_type(name, head.line) for name in head.cells[1:]]
+    figure = _in_per_cent(head, rows, range(1, len(head.cells)), figure)
     for row in rows:
         marks: dict[str, int] = {}
         found = {
@@ -408,13 +463,14 @@ def _figure(
         mark = "nan"
     elif number == 404:
         mark = "404"
-    elif number == 0 and figure != "top_p" and not (figure == "kld" and type_ in _UNQUANTIZED):
+    elif number == 0 and figure not in ("top_p", "dppl") and not (figure == "kld" and type_ in _UNQUANTIZED):
         mark = "0"
     if mark:
         marks[mark] = marks.get(mark, 0) + 1
         return None
     assert number is not None
-    cannot = number < 0 if figure != "kld" else number < -1
+    least = {"kld": -1.0, "dppl": -100.0}.get(figure, 0.0)
+    cannot = number < least
     if cannot or (figure == "top_p" and number > 100):
         raise MeasureError(f"line {row.line}, column {printable(column)}: {number:g} cannot be")
     return number

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ggplan.charts.drawing import PAIR_WIDTH, Key, finish, html_table, new_figure
+from ggplan.charts.given import GivenRecord, records_of
 from ggplan.charts.output import Drawing
 from ggplan.charts.scales import Scale, apply_scale
 from ggplan.charts.style import MARKERS, MUTED, SERIES, Ink, marks_of, settings
@@ -35,16 +36,17 @@ class _Look:
     dash: str
 
 
-def draw_context(records: Record | Sequence[Record], *, title: str = "") -> Drawing:
+def draw_context(records: GivenRecord | Sequence[GivenRecord], *, title: str = "") -> Drawing:
     """Draw tokens per second against tokens in the cache: reading a prompt on the left, writing on the right.
 
     Raises
     ------
     ChartError
         If no quantization has speeds at two places or more.
+    MeasureError
+        If `records` names a file, and it cannot be read.
     """
-    given = [records] if isinstance(records, Record) else records
-    curves = [curve for r in given for q in r.quantizations for curve in _curves(r, q)]
+    curves = [curve for r in records_of(records) for q in r.quantizations for curve in _curves(r, q)]
     if not curves:
         raise ChartError(
             "no record has speeds at several contexts",

@@ -2,19 +2,21 @@
 
 Each label tries places around its point, near ones first, and takes the first where it covers no label, no
 marker and no error bar and stays inside the axes; from farther places a thin line leads back. Important
-points choose first. The order and the places are fixed, so the same points give the same picture. A label
-that finds no place is left out and counted: its name is still in the point's title and in the record.
+points choose first. The order and the places are fixed, so the same points give the same picture. Where
+there is no such place, a line may cross error bars, and shorter forms of the name are tried. A label that
+finds no place even so is left out and counted: its name is still in the point's title and in the record.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ggplan.charts.drawing import Box
 
 _RINGS = (7.0, 12.0, 19.0, 28.0, 40.0, 54.0, 72.0, 92.0)
+_FAR_RINGS = (*_RINGS, 115.0, 140.0, 170.0)
 _ANGLES = (
     25,
     155,
@@ -47,11 +49,15 @@ _NEAR = 13.0
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """Where a label stands: its lower left corner, and whether a line must lead to its point."""
+    """Where a label stands: its lower left corner, and whether a line must lead to its point.
+
+    `form` is the form of the label that is placed there: 0 the whole one, 1 the first of the shorter ones.
+    """
 
     x: float
     y: float
     leader: bool
+    form: int = 0
 
 
 def place_labels(
@@ -60,6 +66,9 @@ def place_labels(
     obstacles: Sequence[Box],
     frame: Box,
     lines: Sequence[Box] = (),
+    *,
+    bars: Sequence[Box] = (),
+    shorter: Sequence[Sequence[tuple[float, float]]] = (),
 ) -> list[Placed | None]:
     """A place for each label, or None; the first points choose first.
 
@@ -75,12 +84,23 @@ def place_labels(
         The axes.
     lines
         What no label may cover, but a leader may cross: other lines.
+    bars
+        What no label may cover, and a leader may cross only where there is no other place: error bars.
+    shorter
+        For each label the sizes of its shorter forms, the longest first.
     """
     taken = list(obstacles)
     leaders: list[tuple[float, float, float, float]] = []
     placed: list[Placed | None] = []
-    for (x, y), (width, height) in zip(points, sizes, strict=True):
-        place = _place(x, y, width, height, taken, leaders, lines, frame)
+    for number, ((x, y), whole) in enumerate(zip(points, sizes, strict=True)):
+        place = None
+        for form, (width, height) in enumerate((whole, *(shorter[number] if shorter else ()))):
+            place = _place(x, y, width, height, [*taken, *bars], leaders, lines, frame, _RINGS) or _place(
+                x, y, width, height, taken, leaders, [*lines, *bars], frame, _FAR_RINGS
+            )
+            if place is not None:
+                place = replace(place, form=form)
+                break
         placed.append(place)
         if place is not None:
             taken.append((place.x, place.y, place.x + width, place.y + height))
@@ -97,8 +117,9 @@ def leader_end(place: Placed, size: tuple[float, float], point: tuple[float, flo
 def _place(
     x: float, y: float, width: float, height: float, taken: Sequence[Box],
     leaders: Sequence[tuple[float, float, float, float]], lines: Sequence[Box], frame: Box,
+    rings: Sequence[float],
 ) -> Placed | None:  # fmt: skip
-    for ring in _RINGS:
+    for ring in rings:
         for angle in _ANGLES:
             dx, dy = math.cos(math.radians(angle)), math.sin(math.radians(angle))
             # The side of the label that faces the point lies on the ring.

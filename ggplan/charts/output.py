@@ -10,11 +10,13 @@ from __future__ import annotations
 import html
 import io
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ggplan.charts.given import require_choice
 from ggplan.charts.style import ALL, BACKGROUND, TEXT, Ink, Theme, settings
 from ggplan.errors import ChartError, MeasureError
 from ggplan.measure.outputs import write_whole
@@ -28,6 +30,10 @@ STARTS = {".svg": b"<svg ", ".png": b"\x89PNG\r\n\x1a\n", ".html": b'<!doctype h
 """What the files that are written begin with, by their ending."""
 KINDS = tuple(STARTS)
 _PNG_DPI = 200
+
+
+class FontWarning(UserWarning):
+    """A PNG has characters that its font cannot draw."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,15 +70,24 @@ class Drawing:
             "auto" follows the reader's setting in SVG and HTML; a PNG has one theme, which is then the light
             one.
 
+        A PNG warns (`FontWarning`) of characters that its font lacks.
+
         Raises
         ------
         ChartError
-            If the ending is unknown or the file cannot be written.
+            If the ending or the theme is unknown, or the file cannot be written.
         """
+        require_choice("theme", theme, Theme)
         path = Path(path)
         kind = path.suffix.lower()
         if kind == ".png":
             data = _png(self, theme)
+            if lacking := _characters_without_glyph(self.figure):
+                warnings.warn(
+                    f"the font of the PNG lacks {lacking}, drawn as boxes; an SVG shows them",
+                    FontWarning,
+                    stacklevel=2,
+                )
         elif kind == ".svg":
             data = _svg(self, theme).encode("utf-8")
         elif kind == ".html":
@@ -86,6 +101,7 @@ class Drawing:
 
     def to_svg(self, theme: Theme = "auto") -> str:
         """The chart as an SVG document."""
+        require_choice("theme", theme, Theme)
         return _svg(self, theme)
 
     def _repr_svg_(self) -> str:
@@ -152,6 +168,17 @@ def _png(drawing: Drawing, theme: Theme) -> bytes:
         for artist, state in zip(artists, before, strict=True):
             vars(artist).update(state)
     return buffer.getvalue()
+
+
+def _characters_without_glyph(figure: Figure) -> str:
+    """The characters of a figure's texts that its font cannot draw."""
+    from matplotlib.font_manager import findfont, get_font
+    from matplotlib.text import Text
+
+    texts = [artist.get_text() for artist in figure.findobj(Text) if isinstance(artist, Text)]
+    glyphs = get_font(findfont("DejaVu Sans")).get_charmap()
+    characters = dict.fromkeys(c for text in texts for c in text if c.isprintable() and ord(c) not in glyphs)
+    return printable("".join(characters))
 
 
 def _repaint(artists: Sequence[Artist], dark: Mapping[str, str]) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ggplan.charts.drawing import (
@@ -21,6 +22,7 @@ from ggplan.charts.drawing import (
     unit_for,
     wrapped,
 )
+from ggplan.charts.given import GivenRecord, records_of
 from ggplan.charts.output import Drawing
 from ggplan.charts.scales import Scale, apply_scale
 from ggplan.charts.style import BACKGROUND, MUTED, SERIES, TEXT, Ink, settings
@@ -65,20 +67,25 @@ class _Bar:
         return f", {8 * self.n_bytes / n_weights:.2f} bpw" if n_weights else ""
 
 
-def draw_parts(subjects: Record | Drawable | Sequence[Record | Drawable], *, title: str = "") -> Drawing:
+def draw_parts(
+    subjects: GivenRecord | Drawable | Sequence[GivenRecord | Drawable], *, title: str = ""
+) -> Drawing:
     """Draw the bytes of each role, the types written into them.
 
     Parameters
     ----------
     subjects
         Records, whose quantizations are drawn the largest first; models as they are stored; plans.
+        A path is that of a record.
 
     Raises
     ------
     ChartError
         If no quantization's parts are known.
     """
-    bars = _bars_of(subjects if isinstance(subjects, Sequence) else [subjects])
+    if isinstance(subjects, str) or not isinstance(subjects, Sequence):
+        subjects = [subjects]
+    bars = _bars_of(subjects)
     if not bars:
         raise ChartError(
             "no record says where its bytes are",
@@ -118,9 +125,12 @@ def draw_parts(subjects: Record | Drawable | Sequence[Record | Drawable], *, tit
     return Drawing(figure, heading, caption, titles, _table(bars, unit))
 
 
-def _bars_of(subjects: Sequence[Record | Drawable]) -> list[_Bar]:
+def _bars_of(subjects: Sequence[GivenRecord | Drawable]) -> list[_Bar]:
     bars = []
     for subject in subjects:
+        if isinstance(subject, str | Path):
+            bars += _bars_of(records_of(subject))
+            continue
         if isinstance(subject, Record):
             bars += [
                 _Bar(q.name, subject.model.name, q.parts)

@@ -158,11 +158,27 @@ def panels(
             f"these are different models: {', '.join(map(printable, models[:4]))}",
             hint="draw one, or --mixed",
         )
-    groups: dict[Use, list[_Item]] = {}
-    for item in measured:
-        groups.setdefault(item.measurement.use, []).append(item)
+    groups = _by_use(measured)
     order: tuple[Use, ...] = ("choose", "", "held out")
-    return [_panel(groups[use], models, names, quality, mixed, scores) for use in order if use in groups]
+    shown = [groups[use] for use in order if use in groups]
+    drawn = quality or _best_of_all(shown)
+    return [_panel(items, models, names, drawn, mixed, scores) for items in shown]
+
+
+def _by_use(items: Sequence[_Item]) -> dict[Use, list[_Item]]:
+    """The measurements by what their texts were used for.
+
+    What says nothing of a use belongs to the measurements of the same text that do.
+    """
+    uses: dict[str, set[Use]] = {}
+    for item in items:
+        uses.setdefault(item.measurement.conditions.text, set()).add(item.measurement.use)
+    groups: dict[Use, list[_Item]] = {}
+    for item in items:
+        stated = uses[item.measurement.conditions.text] - {""}
+        own = item.measurement.use
+        groups.setdefault(next(iter(stated)) if not own and len(stated) == 1 else own, []).append(item)
+    return groups
 
 
 def _on_text(items: Sequence[_Item], wanted: str, names: Mapping[Text, str]) -> list[_Item]:
@@ -185,7 +201,7 @@ def _on_text(items: Sequence[_Item], wanted: str, names: Mapping[Text, str]) -> 
 
 
 def _panel(
-    items: Sequence[_Item], models: Sequence[str], texts: Mapping[Text, str], chosen: Quality | None,
+    items: Sequence[_Item], models: Sequence[str], texts: Mapping[Text, str], quality: Quality,
     mixed: bool, scores: Scores | None,
 ) -> Panel:  # fmt: skip
     conditions = list(dict.fromkeys(item.measurement.conditions for item in items))
@@ -195,7 +211,6 @@ def _panel(
             hint="choose with --text, or draw them all the same with --mixed",
         )
     base, bases = _bases(items)
-    quality = chosen or _best_quality(items, base, bases)
     points, of_bases, n_left_out = [], set(), 0
     for item in items:
         q, m = item.quantization, item.measurement
@@ -215,12 +230,22 @@ def _panel(
         size = q.file.n_bytes
         points.append(Point(name, series, y, error, paired, size, q.bpw, _writing(q), contender, q.url))
     if not points:
-        raise ChartError(f"no point has the metric {_metric(quality)}", hint="another --metric may be there")
+        there = [
+            q
+            for q in QUALITIES
+            if any(
+                _value(i.measurement, q, _base_ppl(i, bases)) for i in items if q == "ppl" or i not in bases
+            )
+        ]
+        raise ChartError(
+            f"no point has the metric {quality}",
+            hint=f"there is {', '.join(there)} (--metric)" if there else "",
+        )
     first = max(items, key=lambda item: len(item.measurement.metrics))
     base_y = 0.0 if quality == "dppl" else next(iter(of_bases)) if len(of_bases) == 1 else None
     return Panel(
         " and ".join(models), texts[first.measurement.text], quality, tuple(points), base, base_y,
-        _one_ppl(bases), first.measurement.use, first.measurement, first.record.model.n_weights,
+        _one_ppl(bases), _use(items), first.measurement, first.record.model.n_weights,
         len(conditions), n_left_out,
     )  # fmt: skip
 
@@ -262,6 +287,11 @@ def _bases(items: Sequence[_Item]) -> tuple[str, list[_Item]]:
     return name, [item for item in items if name and item.quantization.name == name]
 
 
+def _use(items: Sequence[_Item]) -> Use:
+    """What the text of a panel was used for."""
+    return next((item.measurement.use for item in items if item.measurement.use), "")
+
+
 def _one_ppl(bases: Sequence[_Item]) -> Metric | None:
     """The perplexity of the base, if there is one base."""
     found = [b.measurement.metrics["ppl"] for b in bases if "ppl" in b.measurement.metrics]
@@ -284,9 +314,17 @@ def _metric(quality: Quality) -> str:
     return "delta_ln_ppl" if quality == "dppl" else quality
 
 
+def _best_of_all(panels: Sequence[Sequence[_Item]]) -> Quality:
+    """The best that all panels have, which share an axis."""
+    best = [_best_quality(items, *_bases(items)) for items in panels]
+    order: tuple[Quality, ...] = ("ppl", "dppl")
+    return next((quality for quality in order if quality in best), "kld")
+
+
 def _best_quality(items: Sequence[_Item], base: str, bases: Sequence[_Item]) -> Quality:
     others = [item.measurement.metrics for item in items if item not in bases]
-    others = others or [item.measurement.metrics for item in items]
+    if not others:  # the base alone, which has lost nothing
+        return "ppl"
     if all("kld" in metrics for metrics in others):
         return "kld"
     if base and all("delta_ln_ppl" in metrics or "ppl" in metrics for metrics in others):

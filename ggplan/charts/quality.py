@@ -24,6 +24,7 @@ from ggplan.charts.drawing import (
     unit_for,
 )
 from ggplan.charts.frontier import Leads, Standing, staircase, standings
+from ggplan.charts.given import GivenRecord, paths_of, records_of, require_choice
 from ggplan.charts.labels import is_inside, leader_end, overlap, place_labels
 from ggplan.charts.output import Drawing
 from ggplan.charts.points import QUALITIES, Panel, Point, Quality, panels
@@ -39,18 +40,19 @@ from ggplan.charts.scales import (
 from ggplan.charts.style import BACKGROUND, BAND, FAINT, MUTED, TEXT, Mark, marks_of, settings
 from ggplan.errors import ChartError
 from ggplan.measure.guard import lead
-from ggplan.measure.record import Record
-from ggplan.measure.record_file import Scores
+from ggplan.measure.record_file import Scores, kept_scores
 from ggplan.measure.subjects import short_names
 from ggplan.text import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.text import Text
 
 Cost = Literal["size", "bpw", "speed"]
 _MARKER, _SMALL_MARKER = 6.5, 4.5
 _LONG_NAME = 24
+_SHARES = (0.45, 0.28, 0.16)  # of a plot's width, the most that a name takes
 _X_LABELS: dict[Cost, str] = {
     "size": "size of the file",
     "bpw": "bits per weight",
@@ -67,7 +69,7 @@ _Y_WORDS: dict[Quality, str] = {
 
 
 def draw_quality(
-    records: Record | Sequence[Record],
+    records: GivenRecord | Sequence[GivenRecord],
     *,
     metric: Quality | None = None,
     x: Cost | None = None,
@@ -80,6 +82,8 @@ def draw_quality(
 
     Parameters
     ----------
+    records
+        Records, or the files of records, logs and tables.
     metric
         What is lost; by default the best that all measurements have: KL divergence, else perplexity above
         the base's, else perplexity.
@@ -97,9 +101,17 @@ def draw_quality(
     Raises
     ------
     ChartError
-        If there is nothing to draw, or the points must not share an axis.
+        If there is nothing to draw, the points must not share an axis, or `metric` or `x` has no such value.
+    MeasureError
+        If a file cannot be read.
     """
-    given = [records] if isinstance(records, Record) else records
+    if metric is not None:
+        require_choice("metric", metric, Quality)
+    if x is not None:
+        require_choice("x", x, Cost)
+    given = records_of(records)
+    if scores is None and (paths := paths_of(records)):
+        scores = kept_scores(*paths)
     return draw_panels(
         panels(given, quality=metric, text=text, mixed=mixed, scores=scores), cost=x, title=title
     )
@@ -218,9 +230,11 @@ def _draw_points(
     for i, (x, point, stand) in enumerate(zip(xs, points, standing, strict=True)):
         _draw_point(ax, x, point, stand, marks[point.series], f"{prefix}-{i}")
         titles[f"{prefix}-{i}"] = point_title(point, panel, unit)
-    boxes = [box for x, point in zip(xs, points, strict=True) for box in _point_boxes(ax, x, point)]
-    names, lines = _reference_lines(ax, panel, points, boxes)
-    return _name_points(ax, xs, points, standing, [*boxes, *names], [*_line_boxes(ax, corners), *lines])
+    markers = [_marker_box(ax, x, point) for x, point in zip(xs, points, strict=True)]
+    bars = [_bar_box(ax, x, point) for x, point in zip(xs, points, strict=True) if point.error]
+    names, lines = _reference_lines(ax, panel, points, [*markers, *bars])
+    lines += _line_boxes(ax, corners)
+    return _name_points(ax, xs, points, standing, [*markers, *names], lines, bars)
 
 
 def _leads(points: Sequence[Point]) -> Leads:
@@ -327,45 +341,54 @@ def _line_boxes(ax: Axes, corners: Sequence[tuple[float, float]]) -> list[Box]:
     ]
 
 
-def _point_boxes(ax: Axes, x: float, point: Point) -> list[Box]:
-    """The parts of a point that no label may cover: its marker and its error bar."""
+def _marker_box(ax: Axes, x: float, point: Point) -> Box:
+    """The pixels of a point's marker."""
     from matplotlib.figure import Figure
 
     figure = ax.get_figure()
     assert isinstance(figure, Figure)
     px, py = ax.transData.transform((x, point.y))
     half = _MARKER * figure.dpi / 72 / 2 + 1
-    boxes = [(px - half, py - half, px + half, py + half)]
-    if point.error:
-        low, high = ax.get_ylim()
-        ends = [min(max(point.y + s * point.error, low), high) for s in (-1, 1)]
-        bottom, top = (ax.transData.transform((x, y))[1] for y in ends)
-        boxes.append((px - 3, bottom, px + 3, top))
-    return boxes
+    return (px - half, py - half, px + half, py + half)
+
+
+def _bar_box(ax: Axes, x: float, point: Point) -> Box:
+    """The pixels of a point's error bar, as far as it is in the plot."""
+    low, high = ax.get_ylim()
+    error = point.error or 0.0
+    ends = [min(max(point.y + s * error, low), high) for s in (-1, 1)]
+    (px, bottom), (_, top) = (ax.transData.transform((x, y)) for y in ends)
+    return (px - 3, bottom, px + 3, top)
 
 
 def _name_points(
     ax: Axes, xs: Sequence[float], points: Sequence[Point], standing: Sequence[Standing],
-    boxes: Sequence[Box], lines: Sequence[Box],
+    boxes: Sequence[Box], lines: Sequence[Box], bars: Sequence[Box],
 ) -> int:  # fmt: skip
+    """Write the names beside the points; returns how many of them have no room for theirs."""
     from matplotlib.figure import Figure
 
     figure = ax.get_figure()
     assert isinstance(figure, Figure)
     order = sorted(range(len(points)), key=lambda i: (list(Standing).index(standing[i]), xs[i], points[i].y))
-    texts, sizes = [], []
+    texts: list[list[Text]] = []
+    sizes: list[list[tuple[float, float]]] = []
     centres: list[tuple[float, float]] = []
     twins: set[int] = set()
-    names = _short_names(points, figure, ax.get_window_extent().width / figure.dpi)
+    forms = _short_names(points, figure, ax.get_window_extent().width / figure.dpi)
     for i in order:
         frontier = standing[i] is Standing.FRONTIER
-        text = ax.text(
-            0, 0, printable(names[i]), fontsize=8.5 if frontier else 8, zorder=5, transform=None,
-            color=TEXT.light if frontier else MUTED.light, fontweight="bold" if frontier else "normal",
+        texts.append(
+            [
+                ax.text(
+                    0, 0, printable(name), fontsize=8.5 if frontier else 8, zorder=5, transform=None,
+                    color=TEXT.light if frontier else MUTED.light,
+                    fontweight="bold" if frontier else "normal",
+                )
+                for name in forms[i]
+            ]
         )  # fmt: skip
-        left, bottom, right, top = text_box(text)
-        texts.append(text)
-        sizes.append((right - left, top - bottom))
+        sizes.append([(b[2] - b[0], b[3] - b[1]) for b in map(text_box, texts[-1])])
         x, y = ax.transData.transform((xs[i], points[i].y))
         centre = (float(x), float(y))
         # If points of one name lie in one place, only one is named.
@@ -376,15 +399,21 @@ def _name_points(
     window = ax.get_window_extent()
     frame = (window.x0 + 2, window.y0 + 2, window.x1 - 1, window.y1 - 1)
     named = [k for k, i in enumerate(order) if i not in twins]
-    found = place_labels([centres[k] for k in named], [sizes[k] for k in named], boxes, frame, lines)
+    found = place_labels(
+        [centres[k] for k in named], [sizes[k][0] for k in named], boxes, frame, lines, bars=bars,
+        shorter=[sizes[k][1:] for k in named],
+    )  # fmt: skip
     by_place = dict(zip(named, found, strict=True))
     places = [by_place.get(k) for k in range(len(order))]
     unnamed = 0
-    for i, text, size, centre, place in zip(order, texts, sizes, centres, places, strict=True):
+    for i, in_forms, widths, centre, place in zip(order, texts, sizes, centres, places, strict=True):
+        for form, other in enumerate(in_forms):
+            if place is None or form != place.form:
+                other.remove()
         if place is None:
-            text.remove()
             unnamed += i not in twins
             continue
+        text, size = in_forms[place.form], widths[place.form]
         # Placed in pixels, kept as a share of the axes: the figure may be saved at any resolution.
         text.set_transform(ax.transAxes)
         text.set_position(tuple(ax.transAxes.inverted().transform((place.x, place.y))))
@@ -399,12 +428,17 @@ def _name_points(
     return unnamed
 
 
-def _short_names(points: Sequence[Point], figure: Figure, room: float) -> list[str]:
-    """Names to write beside points: if long, without what all begin with, and never half a plot wide."""
+def _short_names(points: Sequence[Point], figure: Figure, room: float) -> list[list[str]]:
+    """Names to write beside points: if long, without what all begin with, and never half a plot wide.
+
+    Each is followed by shorter forms, for points where it finds no place.
+    """
     names = [p.name for p in points]
     if max(map(len, names)) > _LONG_NAME:
         names = short_names(names)
-    return [shortened(figure, name, 0.45 * room, 8) for name in names]
+    return [
+        list(dict.fromkeys(shortened(figure, name, share * room, 8) for share in _SHARES)) for name in names
+    ]
 
 
 def _short(value: float) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from ggplan.charts.drawing import Unit, html_table
 from ggplan.charts.points import QUALITIES, Panel, Point
+from ggplan.measure.record import Measurement
 from ggplan.measure.tables import UNKNOWN_TEXT
 from ggplan.text import printable
 
@@ -28,15 +29,17 @@ def point_title(point: Point, panel: Panel, unit: Unit) -> str:
 
 def quality_caption(panels: Sequence[Panel], points: Sequence[Point], *, faster: bool) -> str:
     """What was measured and against what, and how to read the marks of the points that are drawn."""
-    m = panels[0].measurement
-    texts = " and ".join(f"{p.text} ({p.use})" if p.use else p.text for p in panels)
-    chunks = f", {m.n_chunks} chunks of {m.n_ctx} tokens" if m.n_chunks and m.n_ctx else ""
-    tokens = f", {m.n_tokens:,} of them scored" if m.n_tokens else ""
-    engine = f"{m.engine} {m.build}".strip()
-    known = m.text != UNKNOWN_TEXT
-    facts = [f"Measured on {texts}{chunks}{tokens}" if known else "It is not recorded on which text"]
-    if engine:
-        facts.append(f"by {engine}" + (f" on {m.hardware}" if m.hardware else ""))
+    # Panels that were measured alike are told together.
+    alike: dict[tuple[str, str], list[str]] = {}
+    for panel in panels:
+        name = f"{panel.text} ({panel.use})" if panel.use else panel.text
+        on = name if panel.measurement.text != UNKNOWN_TEXT else ""
+        alike.setdefault((_amounts(panel), _engines(panel)), []).append(on)
+    facts = []
+    for (amounts, engines), texts in alike.items():
+        on = " and ".join(text or "a text that is not recorded" for text in texts)
+        first = f"Measured on {on}{amounts}" if any(texts) else "It is not recorded on which text"
+        facts.append(f"{first}, by {engines}." if engines else f"{first}.")
     how = []
     if any(p.error and p.paired for p in points):
         how.append("Bars: one standard error of the difference on the same tokens.")
@@ -55,8 +58,33 @@ def quality_caption(panels: Sequence[Panel], points: Sequence[Point], *, faster:
         how.append(f"Without this quality or cost, not drawn: {left_out}.")
     if any(panel.n_conditions > 1 for panel in panels):
         how.append(f"MIXED: {sum(p.n_conditions for p in panels)} different conditions on one axis.")
-    dated = f" {m.date}." if m.date else ""
-    return printable(", ".join(facts)) + f".{dated}{_base(panels)}\n" + " ".join(how)
+    dates = list(dict.fromkeys(m.date for panel in panels for m in _measurements(panel) if m.date))
+    dated = f" {min(dates)}{f' to {max(dates)}' if len(dates) > 1 else ''}." if dates else ""
+    return printable(" ".join(facts)) + f"{dated}{_base(panels)}\n" + " ".join(how)
+
+
+def _measurements(panel: Panel) -> list[Measurement]:
+    """The measurements that a panel draws; where several are of one kind, the one with most metrics first."""
+    return [panel.measurement, *(p.contender.measurement for p in panel.points)]
+
+
+def _amounts(panel: Panel) -> str:
+    """How much of the text was measured; nothing that differs between the points."""
+    found = {(m.n_chunks, m.n_ctx, m.n_tokens) for m in _measurements(panel)}
+    if len(found) > 1:
+        return ""
+    ((n_chunks, n_ctx, n_tokens),) = found
+    chunks = f", {n_chunks} chunks of {n_ctx} tokens" if n_chunks and n_ctx else ""
+    return chunks + (f", {n_tokens:,} of them scored" if n_tokens else "")
+
+
+def _engines(panel: Panel) -> str:
+    """The engines of a panel's points, each with its build and hardware; "" if none is recorded."""
+    found = dict.fromkeys(
+        f"{m.engine} {m.build}".strip() + (f" on {m.hardware}" if m.hardware else "") if m.engine else ""
+        for m in _measurements(panel)
+    )
+    return " and by ".join(e or "an engine that is not recorded" for e in found) if any(found) else ""
 
 
 def _base(panels: Sequence[Panel]) -> str:

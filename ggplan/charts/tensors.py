@@ -9,7 +9,7 @@ from pathlib import Path
 from ggplan.errors import ChartError, Error
 from ggplan.ggml_types import GgmlType, parse_type
 from ggplan.measure.record import Part
-from ggplan.model import Model
+from ggplan.model import Model, require_model
 from ggplan.planning import Assignment, Plan, fit
 from ggplan.planning.export import SCHEMA
 from ggplan.planning.layout import file_order
@@ -93,6 +93,7 @@ def typed(subject: Drawable, assignment: Assignment | None = None) -> TypedTenso
         return TypedTensors(
             name, model, tuple(TypedTensor(t.name, t.tensor.shape, t.type, t.role) for t in subject.tensors)
         )
+    require_model(subject)
     roles, model = roles_in(subject), _name_of(subject)
     if assignment is None:
         pairs = [(t, t.type) for t in subject.tensors]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -129,7 +130,8 @@ def chart_command(
     force: bool,
     asked: _Asked,
 ) -> None:
-    """Draw FILEs: records of `ggplan measure`, any log or table it can parse, models, plans (JSON).
+    """Draw FILEs: records of `ggplan measure`, any log or table it can parse (`-`: standard input), models,
+    plans (JSON).
 
     The same input gives the same bytes. Text stays text, points carry their names and numbers.
 
@@ -137,7 +139,7 @@ def chart_command(
     """
     from pathlib import Path
 
-    from ggplan.charts.output import KINDS, STARTS
+    from ggplan.charts.output import KINDS, STARTS, FontWarning
     from ggplan.measure.outputs import find_same, is_of_another_kind
     from ggplan.text import printable
 
@@ -154,7 +156,10 @@ def chart_command(
     if kind is not None:
         _refuse_unused(kind, asked)
     drawing = _draw(files, kind, asked, title)
-    drawing.save(output, theme)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", FontWarning)
+        drawing.save(output, theme)
+    note(*(str(warning.message) for warning in caught), quiet=asked.quiet)
     click.echo(f"wrote {printable(output)}")
 
 
@@ -281,7 +286,7 @@ def _records(paths: list[Path], asked: _Asked) -> list[Record]:
     from ggplan.measure.sizes import with_sizes
     from ggplan.text import printable
 
-    records = parse_files(paths, model_name=asked.model_name)
+    records = parse_files([str(path) for path in paths], model_name=asked.model_name)
     if len(records) > 1 and asked.model_name is None and len(paths) == 1:
         names = ", ".join(printable(r.model.name) for r in records[:6])
         raise ChartError(f"the file is of several models ({names})", hint="choose one with --model-name")

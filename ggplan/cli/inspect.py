@@ -35,7 +35,7 @@ _SHOWN_CHARACTERS = 100
 @pre_option
 @click.option(
     "--figure",
-    type=click.Choice(["kld", "ppl", "top_p"]),
+    type=click.Choice(["kld", "ppl", "dppl", "top_p"]),
     help="What a table of sensitivities holds [default: as its name or its comments say].",
 )
 @header_only_option
@@ -60,7 +60,7 @@ def inspect_command(
 
         if show_metadata or pre or header_only:
             raise click.UsageError("a table of sensitivities has no metadata and no tokenizer")
-        show_sensitivities(model, figure=figure, all_places=show_tensors, as_json=as_json)
+        show_sensitivities(model, figure=figure, all_places=show_tensors, as_json=as_json, quiet=quiet)
         return
     if figure:
         raise click.UsageError("--figure is of tables of sensitivities, and MODEL is none")

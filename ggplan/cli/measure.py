@@ -42,6 +42,7 @@ Examples:
   ggplan measure air.gguf --base air-bf16.gguf --text wiki.test.raw --engine ~/ik/bin/llama-perplexity \\
       --engine-args "-ngl 99 -ot exps=CPU -t 16"
   ggplan measure --parse perplexity.log sweep-bench.txt --record air.json
+  ssh box cat q4.log | ggplan measure --parse -       `-` is standard input
   ggplan measure --parse q4.log --text wiki.test.raw --gguf air-Q4_K_M.gguf --record air.json
 """
 
@@ -298,8 +299,6 @@ def _opened(asked: _Asked) -> Iterator[OpenRecord | None]:
 
 def _parse(asked: _Asked) -> None:
     """Read logs and tables of earlier runs."""
-    from pathlib import Path
-
     from ggplan.cli.progress import reading_bar
     from ggplan.measure import open_subjects
     from ggplan.measure.parsing import parse_files
@@ -311,7 +310,7 @@ def _parse(asked: _Asked) -> None:
         with reading_bar(quiet=asked.quiet) as reading:
             subjects = open_subjects([path for _, path in asked.ggufs], reading)
         records = parse_files(
-            [Path(f) for f in asked.files],
+            asked.files,
             model_name=asked.model_name,
             text=_text_of_logs(asked) or UNKNOWN_TEXT,
             note=None if asked.quiet else _note,

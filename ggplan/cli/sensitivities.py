@@ -11,12 +11,19 @@ if TYPE_CHECKING:
     from ggplan.allocation import Figure, Sensitivities, Sensitivity
 
 
-def show_sensitivities(path: str, *, figure: Figure | None, all_places: bool, as_json: bool) -> None:
+def show_sensitivities(
+    path: str, *, figure: Figure | None, all_places: bool, as_json: bool, quiet: bool = False
+) -> None:
     """Print a table: what its figures are, and how they lie by role and by type."""
     from ggplan.allocation import read_sensitivities, sensitivities_json
+    from ggplan.allocation.sensitivities import figure_of_name
+    from ggplan.cli.options import note
     from ggplan.cli.output import print_json
 
     tables = read_sensitivities(path, figure=figure)
+    by_name = figure_of_name(path)
+    if figure and by_name not in (None, figure, tables[0].figure):
+        note(f"by its name the file holds {by_name}; it is read as {figure}", quiet=quiet)
     if as_json:
         values = [sensitivities_json(table) for table in tables]
         print_json(values[0] if len(values) == 1 else values)

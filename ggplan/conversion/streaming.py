@@ -166,6 +166,8 @@ def convert(
         If the source cannot be read, or changes during the conversion.
     """
     started = time.monotonic()
+    if not isinstance(plan, Plan):
+        raise TypeError(f"{printable(repr(plan))[:80]} is not a plan; ggplan.make_plan makes one")
     path = Path(path)
     if not path.name or path.is_dir():
         raise ConversionError(

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ggplan import standard_input
 from ggplan.errors import MeasureError
 from ggplan.measure import logs, tables
 from ggplan.measure.log_lines import without_ending
@@ -50,7 +51,7 @@ class _Entry:
 
 
 def parse_files(
-    paths: Sequence[Path],
+    paths: str | Path | Sequence[str | Path],
     *,
     model_name: str | None = None,
     text: Text = tables.UNKNOWN_TEXT,
@@ -60,6 +61,8 @@ def parse_files(
 
     Parameters
     ----------
+    paths
+        The files; "-" is standard input.
     model_name
         The model's name in the record, whatever a file calls it; of a file of several models, the one to
         take.
@@ -79,8 +82,10 @@ def parse_files(
     """
     records: dict[str, Record] = {}
     from_logs: set[str] = set()
-    for path in paths:
-        found, is_record = _read(path, text, model_name, note)
+    for given in [paths] if isinstance(paths, str | Path) else paths:
+        is_input = given == standard_input.NAME
+        path = Path("stdin" if is_input else given)
+        found, is_record = _read(path, text, model_name, note, is_input=is_input)
         for record in found:
             named = record if is_record else _told_apart(record, records, path, from_logs)
             old = records.get(named.model.name)
@@ -88,22 +93,25 @@ def parse_files(
     return list(records.values())
 
 
-def _read(path: Path, text: Text, model_name: str | None, note: Note | None) -> tuple[list[Record], bool]:
-    """The records that a file gives, and whether it is one itself."""
-    shown = printable(str(path))
+def _read(
+    path: Path, text: Text, model_name: str | None, note: Note | None, *, is_input: bool
+) -> tuple[list[Record], bool]:
+    """The records that a file, or standard input, gives, and whether it is one itself."""
+    shown = standard_input.SHOWN if is_input else printable(str(path))
 
     def told(said: str) -> None:
         if note is not None:
             note(f"{shown}: {said}")
 
     try:
-        found = _parse_file(path, text, told)
+        raw = standard_input.read_standard_input(_MAX_BYTES, MeasureError) if is_input else _bytes_of(path)
+        found = _parse(raw, path, text, told)
         return _by_model(found, model_name, told), isinstance(found, Record)
     except MeasureError as error:
         raise MeasureError(f"{shown}: {error.message}", hint=error.hint) from None
 
 
-def _parse_file(path: Path, text: Text, told: Note) -> Record | list[_Entry]:
+def _bytes_of(path: Path) -> bytes:
     if path.is_dir():
         raise MeasureError("is a folder", hint="name the logs in it")
     try:
@@ -115,6 +123,11 @@ def _parse_file(path: Path, text: Text, told: Note) -> Record | list[_Entry]:
         raise MeasureError(f"is larger than any log ({_MAX_BYTES >> 20} MiB)")
     if (substitute := find_substitute(raw, path)) is not None:
         raise MeasureError(f"is {substitute.what}", hint=substitute.hint)
+    return raw
+
+
+def _parse(raw: bytes, path: Path, text: Text, told: Note) -> Record | list[_Entry]:
+    """What the bytes of a file hold."""
     content = decode_text(raw)
     if content.lstrip().startswith(("{", "[")) and (found := _json(content)) is not None:
         return found
@@ -136,7 +149,7 @@ def _parse_file(path: Path, text: Text, told: Note) -> Record | list[_Entry]:
     log = logs.read_log(content)
     runs = [*log.runs, *logs.bench_runs_in(content)]
     if not runs:
-        raise _nothing(content, log)
+        raise _nothing(content, log, printable(str(path)))
     for left in log.left_out:
         told(f"line {left.line}: {left.why}; it is left out")
     entries = [_entry(run, path, text) for run in runs]
@@ -171,7 +184,7 @@ def _is_benchmark(value: object) -> bool:
     return bool(items) and all(isinstance(i, dict) and ("avg_ts" in i or "speed_pp" in i) for i in items)
 
 
-def _nothing(content: str, log: logs.Log) -> MeasureError:
+def _nothing(content: str, log: logs.Log, shown: str) -> MeasureError:
     """Why a text has no result."""
     rerun = "run it again, or leave the file out"
     if len(log.left_out) == 1:
@@ -183,9 +196,10 @@ def _nothing(content: str, log: logs.Log) -> MeasureError:
         return MeasureError("is a log of llama.cpp that ends before any result", hint=rerun)
     if content.startswith("version https://git-lfs.github.com/"):
         return MeasureError("is a Git LFS pointer, not the file", hint="run `git lfs pull` in its folder")
-    if re.match(r"(?i)(?:QTYPE|tensor|model),", content.lstrip("# \n")):
+    if re.match(r"""(?im)(?:\s*(?:\#.*)?\n)*\s*"?(?:QTYPE|tensor|model)"?\s*[,;\t]""", content):
         return MeasureError(
-            "is a table without results of whole files", hint="`ggplan inspect` shows tables of sensitivities"
+            "is a table without results of whole files, as tables of sensitivities are",
+            hint=f"`ggplan inspect {shown}` shows it",
         )
     return MeasureError(
         "is no log or table that ggplan knows",

@@ -14,6 +14,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -235,8 +236,10 @@ def check_same_model(old: ModelFacts, new: ModelFacts) -> None:
         )
         raise MeasureError(
             f"records of {first} and of {second} do not go together",
-            hint="take another record; if it is the same model under another name, --model-name gives it the"
-            " name in the record",
+            hint="take another record"
+            if differ
+            else "take another record; if it is the same model under another name, give the record's, with"
+            f" `--model-name {shlex.quote(printable(old.name))}`",
         )
 
 
@@ -382,15 +385,19 @@ CSV_HEADER = ",".join(CSV_COLUMNS)
 
 
 def record_to_csv(record: Record) -> str:
-    """The record's measurements as a table with one metric a line, for other plotting programs."""
+    """The record's measurements as a table with one metric a line, for other plotting programs.
+
+    A cell is empty where the fact is not known.
+    """
     out = io.StringIO()
     table = csv.writer(out, lineterminator="\n")
     table.writerow(CSV_COLUMNS)
     texts = text_names(record)
     for q in record.quantizations:
         for m in q.measurements:
-            facts = [record.model.name, q.name, q.file.n_bytes, f"{q.bpw:.4f}", texts[m.text], m.use, m.n_ctx,
-                     m.n_chunks, m.n_tokens, m.engine, m.build]  # fmt: skip
+            facts = [record.model.name, q.name, q.file.n_bytes or "", f"{q.bpw:.4f}" if q.bpw else "",
+                     texts[m.text], m.use, m.n_ctx or "", m.n_chunks or "", m.n_tokens or "", m.engine,
+                     m.build]  # fmt: skip
             for name, metric in m.metrics.items():
                 error = "" if metric.error is None else f"{metric.error:.6g}"
                 last = [name, f"{metric.value:.9g}", error, metric.method, m.n_nan, m.base.name]

@@ -64,7 +64,10 @@ def load_record(path: str | Path) -> Record:
     try:
         return record_from_json(json.loads(decode_text(raw, "strict")))
     except (ValueError, RecursionError) as error:
-        raise MeasureError(f"{shown} is not a record: {error}") from error
+        raise MeasureError(
+            f"{shown} is not a record: {error}",
+            hint="`ggplan measure --parse` and `ggplan.measure.parse_files` read logs and tables",
+        ) from error
 
 
 def save_record(record: Record, path: str | Path) -> None:

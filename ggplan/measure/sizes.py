@@ -51,10 +51,12 @@ def with_sizes(
         size, or a file has two results of one kind.
     """
     records = list(records)
+    given: set[_Place] = set()
     for name, n_bytes in sizes.items():
         at, place = _named(records, name)
         q = records[at].quantizations[place]
         _check_size(q, n_bytes, "the given size is")
+        given.add((at, place))
         records[at] = _put(records[at], place, replace(q, file=replace(q.file, n_bytes=n_bytes)))
     for name, file in files:
         subject = file if isinstance(file, Subject) else None
@@ -66,9 +68,38 @@ def with_sizes(
         of_file = quantization_of(subject) if subject else facts_of(model)
         for at, place in [_named(records, name)] if name else _of_file(records, path, model):
             q = records[at].quantizations[place]
-            _check_size(q, of_file.file.n_bytes, f"{printable(str(path))} has")
+            _check_size(q, of_file.file.n_bytes, f"{printable(str(path))} has", is_given=(at, place) in given)
             records[at] = _put(_with_model(records[at], model), place, _from_file(q, of_file))
-    return [_joined(record) for record in records]
+    return [_joined(record) for record in _of_one_model(records)]
+
+
+def _of_one_model(records: Sequence[Record]) -> list[Record]:
+    """The records, with those as one whose models have one name, as they may by what the files say."""
+    found: dict[str, Record] = {}
+    for record in records:
+        name = record.model.name
+        found[name] = _put_together(found[name], record) if name in found else record
+    return list(found.values())
+
+
+def _put_together(one: Record, other: Record) -> Record:
+    """Two records of one model; none of the figures of the first is replaced."""
+    together = merge(one, replace(other, quantizations=()))
+    for q in other.quantizations:
+        before = {known.name: known for known in together.quantizations}
+        merged = merge(together, replace(other, quantizations=(q,)))
+        lost = next((k for k in merged.quantizations if would_replace(before.get(k.name, k), k)), None)
+        if lost is not None:
+            raise _two_results(before[lost.name], q)
+        together = merged
+    return together
+
+
+def _two_results(one: Quantization, other: Quantization) -> MeasureError:
+    return MeasureError(
+        f"{printable(one.name)} and {printable(other.name)} are of the same file, and of one kind",
+        hint="leave one of the two results out",
+    )
 
 
 def _named(records: Sequence[Record], name: str) -> _Place:
@@ -142,10 +173,7 @@ def _joined(record: Record) -> Record:
     for q in record.quantizations:
         same = [k for k in joined.quantizations if q.file.sha256 and k.file.sha256 == q.file.sha256]
         if same and would_replace(same[0], q):
-            raise MeasureError(
-                f"{printable(same[0].name)} and {printable(q.name)} are of the same file, and of one kind",
-                hint="leave one of the two results out",
-            )
+            raise _two_results(same[0], q)
         joined = merge(joined, Record(record.model, (q,))) if same else _with(joined, q)
     return joined
 
@@ -154,11 +182,14 @@ def _with(record: Record, q: Quantization) -> Record:
     return replace(record, quantizations=(*record.quantizations, q))
 
 
-def _check_size(q: Quantization, n_bytes: int, whose: str) -> None:
+def _check_size(q: Quantization, n_bytes: int, whose: str, *, is_given: bool = False) -> None:
+    """Refuse a size that cannot be that of the file; `is_given` if the known one was given with it."""
     exact = bool(q.file.sha256)
     known = q.file.n_bytes
     if (exact and known not in (0, n_bytes)) or not could_be_one_size(known, n_bytes):
-        known_by = "was measured in a file of" if exact else "has by its log"
+        known_by = "was measured in a file of" if exact else "has by what was read"
+        if is_given:
+            known_by = "has by the given size"
         raise MeasureError(
             f"{printable(q.name)} {known_by} {format_bytes(known)}, and {whose} {format_bytes(n_bytes)}"
         )

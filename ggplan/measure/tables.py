@@ -327,8 +327,8 @@ def parse_record_csv(text: str) -> TableRows:
                 raise ValueError(f"{row['metric']} by {row['method']}")
             if row["use"] not in get_args(Use):
                 raise ValueError(row["use"])
-            counts = [int(row[name]) for name in ("n_ctx", "n_chunks", "n_tokens", "n_nan", "n_bytes")]
-            bpw = float(row["bpw"])
+            counts = [int(row[name] or 0) for name in ("n_ctx", "n_chunks", "n_tokens", "n_nan", "n_bytes")]
+            bpw = float(row["bpw"] or 0)
             if not (math.isfinite(bpw) and all(0 <= count <= MAX_COUNT for count in counts)):
                 raise ValueError("a number that cannot be")
         except (ValueError, TypeError, KeyError) as error:

@@ -15,11 +15,12 @@ The first rule that matches a tensor decides. There are three exceptions, and th
 from __future__ import annotations
 
 from ggplan.ggml_types import F32, GgmlType
-from ggplan.model import Model, TensorInfo
+from ggplan.model import Model, TensorInfo, require_model
 from ggplan.planning.assignment import Assignment, Decision
 from ggplan.planning.fitting import allows
 from ggplan.planning.protection import kept_type, protection_of
 from ggplan.rules import Choice, Recipe, match
+from ggplan.text import printable
 
 
 def decide(model: Model, recipe: Recipe) -> Assignment:
@@ -30,6 +31,12 @@ def decide(model: Model, recipe: Recipe) -> Assignment:
     RecipeError
         If matching the rules takes too long.
     """
+    require_model(model)
+    if not isinstance(recipe, Recipe):
+        raise TypeError(
+            f"{printable(repr(recipe))[:80]} is not a recipe; ggplan.load_recipe reads one,"
+            " and ggplan.make_plan takes its name"
+        )
     tensors = model.tensors
     protected = [protection_of(t) for t in tensors]
     matches = match(recipe, [t.name for t in tensors])

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, get_args
 
 from ggplan.errors import PlanError
-from ggplan.model import Model
+from ggplan.model import Model, require_model
 from ggplan.planning.assignment import Assignment
 from ggplan.planning.fallback import FallbackTable, table_of
 from ggplan.planning.fitting import Fitted, fit, replaced
@@ -100,6 +100,12 @@ def lay_out(
     ImatrixError
         If an entry of the imatrix does not have its tensor's size.
     """
+    require_model(model)
+    if not isinstance(assignment, Assignment):
+        raise TypeError(
+            f"{printable(repr(assignment))[:80]} is not an assignment;"
+            " ggplan.make_plan takes recipes and their names"
+        )
     table = fallback or table_of(assignment.recipe)
     for option, value, values in (
         ("fallback", table, get_args(FallbackTable)),

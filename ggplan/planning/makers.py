@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ggplan.errors import PlanError, RecipeError
 from ggplan.ggml_types import GgmlType, parse_type
-from ggplan.model import Model, TensorInfo
+from ggplan.model import Model, TensorInfo, require_model
 from ggplan.planning.assignment import Assignment, Decision, unknown_tensor
 from ggplan.planning.decisions import decide
 from ggplan.planning.fitting import fitted
@@ -43,6 +43,7 @@ def assign(model: Model, chosen: Chosen, *, has_imatrix: bool = False) -> Assign
     PlanError
         If a mix has no type for a tensor.
     """
+    require_model(model)
     if isinstance(chosen, str | Path):
         chosen = find_recipe(chosen, model.architecture)
     if chosen is None:

@@ -18,7 +18,7 @@ from ggplan.cli import cli
 from ggplan.errors import ChartError
 from ggplan.measure import Base, Measurement, Metric, Quantization, Record, save_record
 from ggplan.measure.parsing import parse_files
-from ggplan.measure.record import ModelFacts, Text
+from ggplan.measure.record import FileFacts, ModelFacts, Text
 from ggplan.planning import decide
 
 LOGS = Path(__file__).parent.parent / "data" / "logs"
@@ -229,3 +229,82 @@ def test_the_command_says_what_is_wrong(tmp_path: Path) -> None:
     assert run.invoke(cli, ["chart", str(path), "-o", "x.bmp"]).exit_code == 2
     with pytest.raises(ChartError, match="cannot write"):
         run.invoke(cli, ["chart", str(path), "-o", str(tmp_path / "no" / "x.svg")], catch_exceptions=False)
+
+
+def on_text(name: str, engine: str, use: str, metrics: dict, text: str = "a.txt") -> Quantization:
+    m = Measurement(Text(text, text), 512, 8, 2040, engine, metrics, use=use)  # type: ignore[arg-type]
+    return Quantization(name, FileFacts(n_bytes=1 << 30), 4.0, measurements=(m,))
+
+
+def test_a_text_is_one_panel_whether_or_not_its_use_is_said() -> None:
+    one = on_text("q4", "llama-perplexity", "choose", {"kld": Metric(0.1), "ppl": Metric(5.0)})
+    other = on_text("q5", "llama-cpp-python", "", {"kld": Metric(0.05), "ppl": Metric(4.9)})
+    joined = Record(ModelFacts("m"), (one, other))
+    with pytest.raises(ChartError, match="engine llama-perplexity / llama-cpp-python"):
+        draw_quality(joined)
+    mixed = draw_quality(joined, mixed=True).description
+    assert "by llama-perplexity and by llama-cpp-python. " in mixed
+    elsewhere = on_text("q5", "llama-cpp-python", "", {"ppl": Metric(4.9)}, "b.txt")
+    drawing = draw_quality(Record(ModelFacts("m"), (one, elsewhere)))
+    assert (
+        "Measured on a.txt (choose), 8 chunks of 512 tokens, 2,040 of them scored, by llama-perplexity."
+        in (drawing.description)
+    )
+    assert "Measured on b.txt, 8 chunks of 512 tokens, 2,040 of them scored, by llama-cpp-python." in (
+        drawing.description
+    )
+    assert drawing.title == "m: perplexity against size"  # all panels share an axis
+
+
+def test_one_perplexity_is_drawn_as_it_is(tmp_path: Path) -> None:
+    table = tmp_path / "one.csv"
+    table.write_text("quant,size,ppl\nQ8_0,24 GiB,6.1\n")
+    assert draw_quality(table).title.endswith("perplexity against size")
+    with pytest.raises(ChartError, match="no point has the metric dppl") as caught:
+        draw_quality(table, metric="dppl")
+    assert caught.value.hint == "there is ppl (--metric)"
+
+
+def test_a_point_among_error_bars_has_its_name(tmp_path: Path) -> None:
+    names = ["demo-Q2_K", "demo-Q3_K_M", "demo-Q4_K_M", "demo-Q8_0"]
+    points = [quantization(name, size, 0.1) for name, size in zip(names, (2.32, 2.7, 3.1, 4.96), strict=True)]
+    values = (44.1, 40.8, 40.1, 40.0)
+    points = [
+        dataclasses.replace(
+            q,
+            measurements=(
+                dataclasses.replace(
+                    q.measurements[0], base=Base(), metrics={"ppl": Metric(v, 6.5, "unpaired tokens")}
+                ),
+            ),
+        )
+        for q, v in zip(points, values, strict=True)
+    ]
+    draw_quality(Record(ModelFacts("m"), tuple(points)), metric="ppl").save(tmp_path / "x.svg")
+    assert set(names) <= set(texts_of(tmp_path / "x.svg"))
+
+
+def test_a_long_name_is_shortened_before_it_is_left_out(tmp_path: Path) -> None:
+    long = "a-very-long-name-of-a-quantization-" + "with-many-words-" * 3
+    rows = "".join(f"{long}{k},{1 + 0.02 * k:.2f} GiB,{0.1 - 0.0005 * k:.4f}\n" for k in range(12))
+    (tmp_path / "x.csv").write_text(f"quant,size,kld\n{rows}")
+    drawing = draw_quality(tmp_path / "x.csv")
+    assert "no room for a name" not in drawing.description
+
+
+def test_a_png_tells_of_characters_that_its_font_lacks(tmp_path: Path) -> None:
+    table = tmp_path / "x.csv"
+    table.write_text("quant,size,kld\n模型-Q8_0 🦙,24 GiB,0.01\nQ4_K é,12 GiB,0.1\n", encoding="utf-8")
+    done = CliRunner().invoke(cli, ["chart", str(table), "-o", str(tmp_path / "x.png")])
+    assert done.exit_code == 0
+    assert done.stderr.startswith("note: ")
+    assert "模" in done.stderr
+    assert "型" in done.stderr
+    assert "🦙" in done.stderr
+    assert "é" not in done.stderr
+    assert done.stderr.count("note") == 1
+    for name in ("x.svg", "x.html"):
+        done = CliRunner().invoke(cli, ["chart", str(table), "-o", str(tmp_path / name)])
+        assert done.stderr == ""
+    with pytest.warns(UserWarning, match="模型🦙"):
+        draw_quality(table).save(tmp_path / "y.png")

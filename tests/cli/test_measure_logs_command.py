@@ -163,3 +163,15 @@ def test_the_example_of_the_package(lab: Path) -> None:
     found = doctest.testmod(ggplan.measure)
     assert found.attempted == 5
     assert found.failed == 0
+
+
+def test_a_log_on_standard_input() -> None:
+    by_name = json.loads(measure("--parse", PLAIN, "--json").stdout)
+    done = CliRunner().invoke(cli, ["measure", "--parse", "-", "--json"], input=PLAIN.read_bytes())
+    (q,) = json.loads(done.stdout)["quantizations"]
+    assert q["name"] == "stdin"
+    assert q["measurements"] == by_name["quantizations"][0]["measurements"]
+    with pytest.raises(MeasureError, match="standard input is empty"):
+        CliRunner().invoke(cli, ["measure", "--parse", "-"], catch_exceptions=False)
+    with pytest.raises(MeasureError, match="<stdin>: is no log or table"):
+        CliRunner().invoke(cli, ["measure", "--parse", "-"], input="hello\n", catch_exceptions=False)

@@ -19,6 +19,13 @@ def test_sizes(text: str, kilo: int, n_bytes: int) -> None:
     assert ByteCount(kilo).convert(text, None, None) == n_bytes
 
 
+@pytest.mark.parametrize("text", ["3", "48", "1.5", "1023"])
+def test_a_small_number_needs_a_unit(text: str) -> None:
+    with pytest.raises(click.BadParameter, match=f"'{text}' has no unit: {text}G"):
+        ByteCount(1024).convert(text, None, None)
+    assert ByteCount(1024).convert("3B", None, None) == 3
+
+
 @pytest.mark.parametrize("text", ["", "G", "0", "-1G", "1X", "1e9", "0.1", "9" * 40, "١G"])
 def test_what_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(click.BadParameter, match="is not a size"):

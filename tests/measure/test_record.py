@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ggplan.errors import MeasureError
+from ggplan.measure.parsing import parse_files
 from ggplan.measure.record import (
     METRICS,
     Base,
@@ -151,16 +152,34 @@ def test_figures_beside_two_bases_are_both_kept() -> None:
 
 
 def test_records_of_two_models_do_not_mix() -> None:
-    with pytest.raises(MeasureError, match="of a and of b"):
-        merge(Record(ModelFacts("a")), Record(ModelFacts("b")))
-    with pytest.raises(MeasureError, match=r"a \(llama\) and of a \(glm4moe\)"):
+    with pytest.raises(MeasureError, match="of a 1 and of b") as caught:
+        merge(Record(ModelFacts("a 1")), Record(ModelFacts("b")))
+    assert "`--model-name 'a 1'`" in caught.value.hint
+    with pytest.raises(MeasureError, match=r"a \(llama\) and of a \(glm4moe\)") as caught:
         merge(Record(ModelFacts("a", "llama")), Record(ModelFacts("a", "glm4moe")))
+    assert "--model-name" not in caught.value.hint
 
 
 def test_the_csv_has_a_line_for_each_metric() -> None:
     table = record_to_csv(Record(ModelFacts("m"), (measured("q8", 5.0),))).splitlines()
     assert len(table) == 2
-    assert table[1] == "m,q8,10,0.0000,a.txt,,512,10,2550,llama-perplexity,,ppl,5,,none,0,"
+    assert table[1] == "m,q8,10,,a.txt,,512,10,2550,llama-perplexity,,ppl,5,,none,0,"
+
+
+def test_the_csv_is_empty_where_nothing_is_known(tmp_path: Path) -> None:
+    bare = Quantization("q", measurements=(Measurement(Text("t"), 0, 0, 0, "", {"ppl": Metric(5.0)}),))
+    table = record_to_csv(Record(ModelFacts("m"), (bare,)))
+    assert table.splitlines()[1] == "m,q,,,t,,,,,,,ppl,5,,none,0,"
+    (tmp_path / "t.csv").write_text(table)
+    (again,) = parse_files(tmp_path / "t.csv")
+    assert again == Record(ModelFacts("m"), (bare,))
+
+
+def test_a_log_that_is_no_record_points_to_what_reads_it(tmp_path: Path) -> None:
+    (tmp_path / "x.log").write_text("0.00 I system_info\n")
+    with pytest.raises(MeasureError, match="is not a record") as caught:
+        load_record(tmp_path / "x.log")
+    assert "`ggplan.measure.parse_files`" in caught.value.hint
 
 
 GOOD = {"schema": "ggplan.record/3", "model": {"name": "m"}, "quantizations": [{"name": "q"}]}

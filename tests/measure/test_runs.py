@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -468,8 +469,44 @@ def test_a_file_of_another_size_than_its_log_says_is_refused(tmp_path: Path) -> 
     path = tmp_path / "x.log"
     path.write_text(IK.format(name="air", a=5, b=4), encoding="utf-8")
     file = write_model(tmp_path / "air.gguf", 0.1)
-    with pytest.raises(MeasureError, match=r"air has by its log 47\.8 GiB, and .*air\.gguf has"):
+    with pytest.raises(MeasureError, match=r"air has by what was read 47\.8 GiB, and .*air\.gguf has"):
         with_sizes(parse_files([path]), {}, [("", file)])
+
+
+def test_a_size_that_was_given_is_not_called_the_logs(tmp_path: Path) -> None:
+    from stub_engine import write_model
+
+    (tmp_path / "air.csv").write_text("quant,ppl\nair,5\n")
+    file = write_model(tmp_path / "air.gguf", 0.1)
+    with pytest.raises(MeasureError, match=r"air has by the given size 30\.0 MiB"):
+        with_sizes(parse_files(tmp_path / "air.csv"), {"air": 30 << 20}, [("", file)])
+
+
+def test_a_record_and_a_log_become_one_when_the_file_names_the_model(tmp_path: Path) -> None:
+    from stub_engine import write_model
+
+    file = write_model(tmp_path / "glm4moe-tiny.Q2_K.gguf", 0.1)
+    (subject,) = open_subjects([file])
+    logs = parse_files(OWN_LOGS["kld.glm4moe-tiny.Q2_K.txt"])
+    (record,) = with_sizes(logs, {}, [("", subject)])
+    other = replace(record, quantizations=(Quantization("other"),))
+    (joined,) = with_sizes([other, *logs], {}, [("glm4moe-tiny.Q2_K", subject)])
+    assert [q.name for q in joined.quantizations] == ["other", "glm4moe-tiny.Q2_K"]
+    (metric,) = (q.measurements[0].metrics for q in logs[0].quantizations)
+    changed = replace(logs[0].quantizations[0].measurements[0], metrics={**metric, "ppl": Metric(1.5)})
+    q = replace(record.quantizations[0], name="mine", measurements=(changed,))
+    with pytest.raises(MeasureError, match="are of the same file, and of one kind"):
+        with_sizes([replace(record, quantizations=(q,)), *logs], {}, [("glm4moe-tiny.Q2_K", subject)])
+
+
+@pytest.mark.parametrize("head", ["", "# a comment, with a comma\n\n# and another\n"])
+@pytest.mark.parametrize("names", ["QTYPE,blk.0.attn_k.weight", "tensor,columns,kld", "model,bf16,q8_0"])
+def test_a_table_of_sensitivities_points_to_what_shows_it(tmp_path: Path, head: str, names: str) -> None:
+    path = tmp_path / "kld_results.csv"
+    path.write_text(f"{head}{names}\nq4_K{',0.1' * names.count(',')}\n")
+    with pytest.raises(MeasureError, match="sensitivities") as caught:
+        parse_files([path])
+    assert caught.value.hint == f"`ggplan inspect {path}` shows it"
 
 
 def test_the_table_of_ggplan_itself_is_read(tmp_path: Path) -> None:
