@@ -68,10 +68,6 @@ def open_model(
     return model
 
 
-open_model_or_inventory = open_model
-"""The earlier name of `open_model`."""
-
-
 def _open_path(path: Path, pre: str | None, header_only: bool) -> Model:
     shown = printable(str(path))
     try:

@@ -117,8 +117,6 @@ OPTIONS = {
 }  # fmt: skip
 """By name, those that give tensors types in the order in which they decide."""
 
-IK_OPTIONS = tuple(name for name, option in OPTIONS.items() if option.of == _IK)
-
 _SMALL = re.compile(r"IQ1_|IQ2_(XXS|XS|S|M|KS|KT)")
 """Mixes with which ik_llama.cpp has types of its own for most parts."""
 _EXPANDED = re.compile(r"\$[\w{(]|%\w+%|`")

@@ -17,7 +17,7 @@ from ggplan import Model, TensorInfo, parse_type
 from ggplan.inventories import inventory
 from ggplan.linting import Report, check_plan, check_recipe, subject_of
 from ggplan.linting.check import check_text
-from ggplan.opening import open_model_or_inventory
+from ggplan.opening import open_model
 from ggplan.planning import decisions, make_plan
 from ggplan.rules import Diagnostic, Recipe, load_recipe, parse_recipe, render, shipped_recipes
 from ggplan.rules.matching import recipe_steps
@@ -435,7 +435,7 @@ def test_protected_tensors_of_several_types_have_no_safe_fix(tmp_path: Path) -> 
     path.write_text(text)
     recipe = tmp_path / "x.recipe"
     recipe.write_text("norm|inp = q8_0\n")
-    (finding,) = said(check_recipe(recipe, open_model_or_inventory(str(path))))
+    (finding,) = said(check_recipe(recipe, open_model(str(path))))
     assert (finding.code, finding.fix) == ("GP202", None)
     assert "they stay f32 and bf16" in finding.help
 
