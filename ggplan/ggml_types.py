@@ -410,19 +410,24 @@ def parse_type(text: str) -> GgmlType:
     return found
 
 
-def way_to_write(type_: GgmlType, recipe: str, model: str) -> str:
+def way_to_write(type_: GgmlType, recipe: str, model: str, pre: str = "") -> str:
     """How a file with a type that ggplan cannot write is made, or which types it can write.
 
     Parameters
     ----------
     recipe, model
         What the user calls them, for the commands; "" for no name.
+    pre
+        The pre-tokenizer that the model was opened with, which converting it may have to be told; or "".
     """
     if type_.engine == "llama.cpp":
         return "`ggplan types` shows which types can be written"
     recipe, model = shlex.quote(recipe or "RECIPE"), shlex.quote(model or "MODEL")
     is_gguf = model.strip("'").lower().endswith(".gguf")
-    first, source = ("", model) if is_gguf else (f"`ggplan convert {model} bf16.gguf`, ", "bf16.gguf")
+    option = f" --pre {shlex.quote(pre)}" if pre else ""
+    first, source = f"`ggplan convert {model} bf16.gguf{option}`, ", "bf16.gguf"
+    if is_gguf:
+        first, source = "", model
     return (
         f"ik_llama.cpp's llama-quantize writes such a file from a GGUF in bf16: {first}"
         f"`ggplan rules export {recipe} --dialect ik_llama.cpp -m {source} -o rules.sh`, "

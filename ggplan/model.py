@@ -254,6 +254,12 @@ class Model:
         return sum(tensor.n_weights for tensor in self.tensors)
 
     @property
+    def pretokenizer(self) -> str:
+        """The pre-tokenizer's name in llama.cpp; "" where there is none."""
+        value = self.metadata.get("tokenizer.ggml.pre")
+        return "" if value is None else str(value.decode())
+
+    @property
     def n_bytes(self) -> int:
         """Bytes of all tensors in their own types."""
         return sum(tensor.n_bytes for tensor in self.tensors)

@@ -49,7 +49,9 @@ def check_convertible(plan: Plan, *, allow_requantize: bool) -> None:
     _refuse(
         unwritable,
         lambda t: f"ggplan cannot write {t.type.described}",
-        way_to_write(unwritable[0].type, recipe, str(plan.model.path)) if unwritable else "",
+        way_to_write(unwritable[0].type, recipe, str(plan.model.path), plan.model.pretokenizer)
+        if unwritable
+        else "",
     )
     if not allow_requantize:
         _refuse(

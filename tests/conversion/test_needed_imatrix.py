@@ -197,3 +197,11 @@ def test_the_list_of_types_tells() -> None:
     lines = CliRunner().invoke(cli, ["types"]).output.splitlines()
     needing = {line.split()[0] for line in lines if "with an imatrix only" in line}
     assert needing == {t.name for t in TYPES if t.requires_imatrix and t.encodable}
+
+
+def test_the_way_for_a_checkpoint_names_its_pre_tokenizer() -> None:
+    demo = Path(ggplan.__file__).parent / "demo_model"
+    recipe = ggplan.parse_recipe("ffn_(gate|up)_exps = iq4_k\n@default q8_0\n")
+    plan = ggplan.make_plan(ggplan.open_model(demo, pre="glm4"), recipe)
+    ((_, message),) = found(plan, "GP215")
+    assert f"`ggplan convert {demo} bf16.gguf --pre glm4`" in message

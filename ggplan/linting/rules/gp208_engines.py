@@ -106,7 +106,7 @@ def check_written_by_ik(case: Case) -> Iterator[WrittenByIk]:
     types = [f.type for f in case.fitted if _unwritable(f) and f.type.engine == "ik_llama.cpp"]
     if types and case.recipe.target != "llama.cpp":
         model = "" if case.model.kind == "inventory" else str(case.model.path)
-        way = way_to_write(types[0], case.recipe.file, model)
+        way = way_to_write(types[0], case.recipe.file, model, case.model.pretokenizer)
         yield WrittenByIk(case.file, len(types), way)
 
 
