@@ -189,7 +189,7 @@ def test_types_of_ik_llama_cpp_are_named_as_such(source: Path, tmp_path: Path) -
     assert message.endswith("ggplan cannot write iq2_k (a type of ik_llama.cpp)")
     with pytest.raises(PlanError, match=r"cannot write iq2_k \(a type of ik_llama\.cpp\)") as caught:
         ggplan.convert(plan, tmp_path / "out.gguf")
-    assert f"ggplan convert {source} bf16.gguf" in caught.value.hint
+    assert f"rules export '<recipe>' --dialect ik_llama.cpp -m {source}" in caught.value.hint
     assert "--dialect ik_llama.cpp" in caught.value.hint
 
 
