@@ -15,7 +15,7 @@ from pathlib import Path
 from ggplan.errors import MeasureError
 from ggplan.measure import logs, tables
 from ggplan.measure.log_lines import without_ending
-from ggplan.measure.logs import Run
+from ggplan.measure.log_runs import Log, Run, bench_runs_in
 from ggplan.measure.record import (
     UNNAMED,
     FileFacts,
@@ -134,7 +134,7 @@ def _parse_file(path: Path, text: Text, told: Note) -> Record | list[_Entry]:
             raise MeasureError("no row of the table has a figure")
         return [_Entry(p.model, p.quantization, line=p.line) for p in table.rows]
     log = logs.read_log(content)
-    runs = [*log.runs, *logs.bench_runs_in(content)]
+    runs = [*log.runs, *bench_runs_in(content)]
     if not runs:
         raise _nothing(content, log)
     for left in log.left_out:
@@ -171,7 +171,7 @@ def _is_benchmark(value: object) -> bool:
     return bool(items) and all(isinstance(i, dict) and ("avg_ts" in i or "speed_pp" in i) for i in items)
 
 
-def _nothing(content: str, log: logs.Log) -> MeasureError:
+def _nothing(content: str, log: Log) -> MeasureError:
     """Why a text has no result."""
     rerun = "run it again, or leave the file out"
     if len(log.left_out) == 1:

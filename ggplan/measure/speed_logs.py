@@ -128,6 +128,11 @@ class BenchRun:
     left_out: tuple[str, ...]
 
 
+def is_start(line: str) -> bool:
+    """Whether a line is the start of a sweep."""
+    return _SWEEP_START.match(line) is not None
+
+
 def sweep_at(line: str, number: int, facts: Facts) -> OpenSweep | None:
     """The sweep that begins with the line `main: n_kv_max = ...`, or None."""
     found = _SWEEP_START.match(line)
