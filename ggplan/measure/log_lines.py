@@ -278,8 +278,8 @@ def types_agree(heading: str, name: str) -> bool:
 _DUMP = "llama_model_loader: Dumping metadata"
 _STEPS = re.compile(
     r"(?P<load>^load: special_)|(?P<tensors>^(?:llm_)?load_tensors: )"
-    r"|(?P<new>constructing llama_context|KV buffer size)|(?P<context>compute buffer)|(?P<pool>llama threadpool init)"
-    r"|(?P<system>^system_info: )|(?P<tokens>^perplexity: tokenizing)"
+    r"|(?P<new>constructing llama_context|KV buffer size)|(?P<context>compute buffer)"
+    r"|(?P<pool>llama threadpool init)|(?P<system>^system_info: )|(?P<tokens>^perplexity: tokenizing)"
 )
 _STEP_HINTS = (
     "load: special_",

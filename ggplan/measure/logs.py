@@ -38,6 +38,7 @@ from ggplan.measure.tables import (
     NoFigure,
     columns_of,
     published_row,
+    unread_cell,
     unread_words,
     with_fractions,
 )
@@ -419,6 +420,8 @@ class _Scanner:
             if isinstance(found, NoFigure):
                 self.leave_out(line.number, found.why)
                 continue
+            if told := unread_cell(columns, cells):
+                self.leave_out(line.number, told)
             own = cells[columns.places["model"]] if "model" in columns.places else ""
             facts = Facts(model=own or self.before.facts.model, heading=self.before.facts.heading)
             self.runs.append(Run(line.number, facts, row=found, name=found.name))

@@ -39,7 +39,7 @@ OWN["command"] = "+ ./llama-perplexity -m /m/third.gguf -f third.raw -c 256\n" +
     .replace("47.828 GiB (3.719", "50.5 GiB (4.25").replace("4089 (6908b72)", "4100 (1234567)")
 )  # fmt: skip
 OWN["divergence"] = (
-    "0.00.001.000 I llama_model_loader: loaded meta data with 4 key-value pairs from /m/fourth-Q2_K.gguf (version V3)\n"
+    "0.00.001.000 I llama_model_loader: loaded meta data with 4 pairs from /m/fourth-Q2_K.gguf (version V3)\n"
     "0.00.002.000 I print_info: file size   = 20.5 GiB (2.25 BPW)\n" + OWN["kld.glm4moe-tiny.Q2_K.txt"]
 )
 OWN["bench"] = """\
