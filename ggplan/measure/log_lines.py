@@ -45,7 +45,7 @@ _FILE_SIZE = re.compile(rf"(?:file|model) size\s*= {SIZE}{_BPW}")
 _BUILD = re.compile(r"^(?:main: )?(?:build(?:_info)?\s*[:=] ?|version: (?=b?\d))(.{1,80})")
 _BENCH_BUILD = re.compile(r"^build: ([0-9a-f]{6,12}) \((\d{1,7})\)\s*$")
 _OPTION = r"""[ =](?:"([^"]{1,400})"|'([^']{1,400})'|(\S{1,400}))"""
-_COMMAND = re.compile(r"(?:perplexity|sweep-bench|llama-bench|main)(?:\.exe)?[\"']?\s.*?-")
+_COMMAND = re.compile(r"(?:^CMD\b|perplexity|sweep-bench|llama-bench|main)(?:\.exe)?[\"']?\s.*?-")
 _COMMAND_MODEL = re.compile(rf"\s(?:-m|--model){_OPTION}")
 _CONTINUED = re.compile(rf"^\s+(?:-m|--model){_OPTION}")
 _COMMAND_TEXT = re.compile(rf"\s(?:-f|--file){_OPTION}")

@@ -132,6 +132,9 @@ class _Scanner:
         if text.startswith("```"):
             self.fenced = not self.fenced
         stripped = text.strip()
+        if isinstance(self.open, OpenSweep) and speeds.is_ellipsis(stripped):
+            self.open.is_shortened = True
+            return
         if stripped.startswith("|") and stripped.endswith("|") and len(stripped) > 1:
             self.table_row(line, stripped)
             return

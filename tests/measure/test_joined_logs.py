@@ -121,3 +121,26 @@ def test_a_perplexity_below_one_cannot_be(tmp_path: Path) -> None:
     path.write_text("## Q8_0\nFinal estimate: PPL = 0.0000 +/- 0.00000\n", encoding="utf-8")
     with pytest.raises(MeasureError, match="none is below 1"):
         parse_files([path])
+
+
+@pytest.mark.parametrize("dots", ["...", "| ... | ... | ... | ... | ... | ... | ... |", "…", "[...]"])
+def test_a_sweep_from_which_rows_were_taken_out(tmp_path: Path, dots: str) -> None:
+    rows = [
+        f"|   512 |    128 | {n} |    1.279 |  {5000 - n}.03 |   11.250 |    91.02 |"
+        for n in range(0, 2560, 512)
+    ]
+    text = "CMD --model …/X-IQ4_XS.gguf \\\n"
+    text += "main: n_kv_max = 4096, n_batch = 512, n_ubatch = 512, flash_attn = 1\n"
+    (entry,) = entries(text + "\n".join([*rows[:2], dots, *rows[3:]]) + "\n", tmp_path / "x.log")
+    assert (entry.name, entry.file.name) == ("X-IQ4_XS", "X-IQ4_XS.gguf")
+    assert [(s.n_kv, s.pp) for s in entry.speeds] == [
+        (0, 5000.03),
+        (512, 4488.03),
+        (1536, 3464.03),
+        (2048, 2952.03),
+    ]
+    path, notes = tmp_path / "x.log", []
+    path.write_text(text + "\n".join([*rows[:2], *rows[3:]]) + "\n", encoding="utf-8")
+    (record,) = parse_files([path], note=notes.append)
+    assert [s.n_kv for s in record.quantizations[0].speeds] == [0, 512]
+    assert "beginning is missing" in notes[0]
