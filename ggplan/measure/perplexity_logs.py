@@ -228,7 +228,8 @@ def _is_cut(run: OpenPerplexity, found: re.Match[str], line: Line) -> bool:
     if value < _DIGITS and shown != found[3] and shown.startswith(found[3]):
         return True
     if run.started or run.chunk:
-        return line.is_open and (value < _DIGITS or error <= _DIGITS)
+        is_torn = bool(found[4]) and "n" not in found[4] and error <= _DIGITS
+        return is_torn or (line.is_open and (value < _DIGITS or error <= _DIGITS))
     return line.is_open and not found[4] and value < _DIGITS
 
 

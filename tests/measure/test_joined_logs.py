@@ -48,7 +48,7 @@ def test_the_whole_log_names_its_run(tmp_path: Path) -> None:
 def test_a_log_cut_while_loading_gives_the_next_nothing(
     tmp_path: Path, lines: int, times: tuple[bool, bool]
 ) -> None:
-    path, notes = tmp_path / "x.log", []
+    path, notes = tmp_path / "x.log", list[str]()
     cut = "".join(LOADER.splitlines(keepends=True)[:lines])
     # The second run's times go on from the first's, so that they do not tell the two apart.
     path.write_text(
@@ -112,6 +112,10 @@ def test_an_error_that_is_cut(tmp_path: Path, rest: str) -> None:
     path.write_text(RUN.split("5.5000 +/-")[0] + rest, encoding="utf-8")
     with pytest.raises(MeasureError, match="cut within its last line"):
         parse_files([path])
+    if rest.endswith("0"):
+        path.write_text(RUN.split("5.5000 +/-")[0] + "5.5000 +/- 0.0280\n", encoding="utf-8")
+        with pytest.raises(MeasureError, match="cut within its last line"):
+            parse_files([path])
     (entry,) = entries(RUN.rstrip("\n"), path)
     assert entry.measurements[0].metrics["ppl"].error == 0.02805
 
@@ -139,7 +143,7 @@ def test_a_sweep_from_which_rows_were_taken_out(tmp_path: Path, dots: str) -> No
         (1536, 3464.03),
         (2048, 2952.03),
     ]
-    path, notes = tmp_path / "x.log", []
+    path, notes = tmp_path / "x.log", list[str]()
     path.write_text(text + "\n".join([*rows[:2], *rows[3:]]) + "\n", encoding="utf-8")
     (record,) = parse_files([path], note=notes.append)
     assert [s.n_kv for s in record.quantizations[0].speeds] == [0, 512]

@@ -35,7 +35,7 @@ def test_spellings_of_columns_and_separators(
 
 
 def test_marks_are_no_figures_and_what_is_not_read_is_told(tmp_path: Path) -> None:
-    path, notes = tmp_path / "t.csv", []
+    path, notes = tmp_path / "t.csv", list[str]()
     path.write_text(
         "QTYPE,size,bpw,ppl\nq8_0,24600,8.5,4\nq4,,4,0\nq3,,3,404\nq2,,-1,5\nq1,,1.5,inf\n", encoding="utf-8"
     )
