@@ -37,6 +37,7 @@ _UNITS = {"kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40,
           "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}  # fmt: skip
 SIZE = r"(\d{1,7}(?:\.\d{1,6})?)\s*([KMGT]i?B)\b"
 _BPW = r"(?:\s*[(,]?\s*(\d{1,2}(?:\.\d{1,6})?)\s*(?i:bpw|bits per weight)\)?)?"
+_BITS = re.compile(r"[\s,(~@]*(?<![\w.])(\d{1,2}(?:\.\d{1,6})?)\s*(?i:bpw|bits per weight)\b\)?")
 _LOADED = re.compile(r"loaded meta data with .{0,80}? from (.{1,400}?)(?: \(version |$)")
 _LOADING = re.compile(r"(?:loading model(?: from)?|load model):? '?(.{1,400}?\.gguf)\b")
 _NAME = re.compile(r"general\.name (?:\s*str)?\s*= (.{1,100})")
@@ -44,12 +45,17 @@ _FILE_SIZE = re.compile(rf"(?:file|model) size\s*= {SIZE}{_BPW}")
 _BUILD = re.compile(r"^(?:main: )?(?:build(?:_info)?\s*[:=] ?|version: (?=b?\d))(.{1,80})")
 _BENCH_BUILD = re.compile(r"^build: ([0-9a-f]{6,12}) \((\d{1,7})\)\s*$")
 _OPTION = r"""[ =](?:"([^"]{1,400})"|'([^']{1,400})'|(\S{1,400}))"""
-_COMMAND = re.compile(r"(?:perplexity|sweep-bench|llama-bench|main)(?:\.exe)?[\"']?\s.*?-")
+_COMMAND = re.compile(r"(?:^CMD\b|perplexity|sweep-bench|llama-bench|main)(?:\.exe)?[\"']?\s.*?-")
 _COMMAND_MODEL = re.compile(rf"\s(?:-m|--model){_OPTION}")
 _CONTINUED = re.compile(rf"^\s+(?:-m|--model){_OPTION}")
 _COMMAND_TEXT = re.compile(rf"\s(?:-f|--file){_OPTION}")
 _HEADING = re.compile(r"^\s*(?:(#{1,6})\s+|(={2,}|-{2,}|\*{2,})\s*)(\S.*?)\s*[=#*-]*\s*$")
 _BULLET = re.compile(rf"^\s*[-*+]\s+([*`_]*[A-Za-z][\w.+-]{{0,80}}[*`_]*\s*:?\s+{SIZE}.*)$")
+# A name and its result in one line.
+_RESULT = r"Final estimate: PPL\b.*"
+_INLINE = re.compile(
+    rf"^\s*(?:[-*+]\s+)?([*`_]*[A-Za-z][\w.+-]{{0,120}}[*`_]*.{{0,80}}?)[\s`:,–—-]+{_RESULT}$"
+)
 _GGUF = re.compile(r"([^\s`*\"'()\[\]|]{1,300})\.gguf\b")
 _SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 _MARKUP = re.compile(r"[*`]|(?:^|(?<=\s))_+(?=\w)|(?<=\w)_+(?=\s|$)|</?\w+>")
@@ -73,7 +79,8 @@ _OWN_LINE = re.compile(rf"^\s*(?:[-*]\s+)?(?:(?:file |model )?size\W{{1,4}})?{SI
 
 # One of these is in every line with a fact; most lines of a log have none.
 _HINTS = re.compile(
-    r"^\s*[-#=*+]|\.gguf|general\.name|build|version: |[KMGT]i?B\b|loaded meta data", re.IGNORECASE
+    r"^\s*[-#=*+]|\.gguf|general\.name|build|version: |[KMGT]i?B\b|.Final estimate|loaded meta data",
+    re.IGNORECASE,
 )
 
 
@@ -127,26 +134,37 @@ NO_FACTS = Facts()
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line without what is put before it; `time` is llama.cpp's in microseconds, or None."""
+    """A line without what is put before it.
+
+    Attributes
+    ----------
+    time
+        llama.cpp's in microseconds, or None.
+    is_open
+        Whether it is the last and has no line end, so that it may be cut.
+    """
 
     number: int
     text: str
     time: int | None = None
+    is_open: bool = False
 
 
 def lines_of(text: str) -> Iterator[Line]:
     """The lines of a log; what a carriage return overwrites counts as a line of its own."""
-    for number, whole in enumerate(text.split("\n"), 1):
+    wholes = text.split("\n")
+    for number, whole in enumerate(wholes, 1):
+        is_open = number == len(wholes)
         for part in whole.split("\r") if "\r" in whole else (whole,):
             plain = _COLOUR.sub("", part) if "\x1b" in part else part
             plain = _QUOTED.sub("", plain) if plain.lstrip()[:1] == ">" else plain
             found = _TIMED.match(plain) if plain[:1].isdigit() else None
             if found is None:
-                yield Line(number, plain)
+                yield Line(number, plain, None, is_open)
                 continue
             minutes, seconds, milli, micro = map(int, found.groups())
             time = ((minutes * 60 + seconds) * 1000 + milli) * 1000 + micro
-            yield Line(number, plain[found.end() :], time)
+            yield Line(number, plain[found.end() :], time, is_open)
 
 
 def bytes_of(number: str, unit: str) -> int:
@@ -191,6 +209,10 @@ def facts_in(line: str, *, fenced: bool = False) -> tuple[Stage, Facts] | None:
 
 
 def _heading_in(line: str, fenced: bool) -> tuple[Stage, Facts] | None:
+    if "Final estimate" in line:
+        found = _INLINE.match(line)
+        facts = _named_by(found[1]) if found else NO_FACTS
+        return (Stage.HEADING, facts) if found and facts.name and _TYPE.search(facts.name) else None
     if found := _BULLET.match(line):
         return Stage.HEADING, _named_by(found[1])
     if found := _OWN_LINE.match(line):
@@ -212,6 +234,10 @@ def _named_by(heading: str) -> Facts:
     plain = _MARKUP.sub("", _LINK.sub(r"\1", heading)).strip()
     size = re.search(SIZE + _BPW, plain)
     n_bytes, bpw = (bytes_of(size[1], size[2]), float(size[3] or 0)) if size else (0, 0.0)
+    if not bpw and (bits := _BITS.search(plain)) is not None:
+        bpw = float(bits[1])
+        plain = plain[: bits.start()] + plain[bits.end() :]
+        size = re.search(SIZE, plain)
     file = _GGUF.search(plain)
     if file is not None:
         base = _base_name(file[1])
@@ -248,11 +274,81 @@ def types_agree(heading: str, name: str) -> bool:
     return not pairs or any(a == b or a.startswith(f"{b}_") or b.startswith(f"{a}_") for a, b in pairs)
 
 
+# What llama.cpp's tools print between opening the file and the start of the run, in its order.
+_DUMP = "llama_model_loader: Dumping metadata"
+_STEPS = re.compile(
+    r"(?P<load>^load: special_)|(?P<tensors>^(?:llm_)?load_tensors: )"
+    r"|(?P<new>constructing llama_context|KV buffer size)|(?P<context>compute buffer)"
+    r"|(?P<pool>llama threadpool init)|(?P<system>^system_info: )|(?P<tokens>^perplexity: tokenizing)"
+)
+_STEP_HINTS = (
+    "load: special_",
+    "load_tensors: ",
+    "constructing",
+    "KV buffer",
+    "compute buffer",
+    "threadpool init",
+    "system_info: ",
+    "tokenizing",
+)
+_ORDER = ("", "load", "tensors", "new", "context", "pool", "system", "tokens")
+_REPEATED = ("load", "tensors", "new", "context")
+
+
+@dataclass(slots=True)
+class Steps:
+    """How far a process has come, as its own lines tell.
+
+    Attributes
+    ----------
+    reached
+        The place of the last step in their order, 0 before the first.
+    is_dumped
+        Whether the loader printed the metadata, so the lines of the later steps are to be expected.
+    has_context
+        Whether the context was made, which every process does before its run.
+    """
+
+    reached: int = 0
+    is_dumped: bool = False
+    has_context: bool = False
+
+    def take(self, line: str) -> bool:
+        """Take a line; False where it is of an earlier step, and so of another process."""
+        if line.startswith(_DUMP):
+            self.is_dumped = True
+            return True
+        name = step_in(line)
+        if not name:
+            return True
+        place = _ORDER.index(name)
+        if self.lacks_context() and place > _ORDER.index("context"):
+            return False
+        if place < self.reached or (place == self.reached and name not in _REPEATED):
+            return False
+        self.reached = place
+        self.has_context = self.has_context or name == "context"
+        return True
+
+    def lacks_context(self) -> bool:
+        """Whether the loader printed all it does, but the context was never made: no run can follow."""
+        return self.is_dumped and not self.has_context
+
+
+def step_in(line: str) -> str:
+    """The step of a process that a line is of, or ""."""
+    if not any(hint in line for hint in _STEP_HINTS):
+        return ""
+    found = _STEPS.search(line[:_LONGEST])
+    return (found.lastgroup or "") if found else ""
+
+
 @dataclass(frozen=True, slots=True)
 class _Told:
     line: int
     facts: Facts
     fenced: bool
+    is_timed: bool = False
 
 
 @dataclass(slots=True)
@@ -267,10 +363,11 @@ class FactsBefore:
         """The last place in the order of which a fact is known."""
         return max(self.told, default=Stage.NOTHING)
 
-    def add(self, stage: Stage, facts: Facts, line: int, *, fenced: bool) -> None:
+    def add(self, stage: Stage, facts: Facts, line: Line, *, fenced: bool) -> None:
         """Take the facts of a line; `fenced` says whether it is of a block of code."""
-        old = self.told.get(stage, _Told(line, NO_FACTS, fenced))
-        self.told[stage] = _Told(old.line, joined(old.facts, facts), old.fenced and fenced)
+        old = self.told.get(stage, _Told(line.number, NO_FACTS, fenced))
+        known = joined(old.facts, facts)
+        self.told[stage] = _Told(old.line, known, old.fenced and fenced, line.time is not None)
         self._join()
 
     def forget(self, first: Stage) -> None:
@@ -286,6 +383,10 @@ class FactsBefore:
     def is_of_a_process(self) -> bool:
         """Whether a line that llama.cpp itself prints is among them, and not in a block of code."""
         return any(stage >= Stage.BUILD and not told.fenced for stage, told in self.told.items())
+
+    def is_otherwise_timed(self, *, is_timed: bool) -> bool:
+        """Whether llama.cpp printed the time before its own facts, and not now, or the other way round."""
+        return any(stage >= Stage.BUILD and told.is_timed != is_timed for stage, told in self.told.items())
 
     def is_another_file(self, new: Facts) -> bool:
         """Whether a file is another one than those known.

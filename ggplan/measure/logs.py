@@ -22,80 +22,29 @@ from ggplan.measure.log_lines import (
     FactsBefore,
     Line,
     Stage,
+    Steps,
     bench_build,
     contradict,
     facts_in,
     is_failure,
     lines_of,
+    step_in,
 )
+from ggplan.measure.log_runs import LeftOut, Log, Run, bench_run, machine_tests
 from ggplan.measure.perplexity_logs import OpenPerplexity, PerplexityRun
-from ggplan.measure.record import SWEEP_ENGINE, Quantization, Speed
+from ggplan.measure.record import SWEEP_ENGINE, Speed
 from ggplan.measure.speed_logs import BenchTest, OpenBench, OpenSweep
 from ggplan.measure.tables import (
     NoFigure,
     columns_of,
-    json_documents,
     published_row,
+    unread_cell,
     unread_words,
     with_fractions,
 )
 from ggplan.text import printable
 
 _Open = OpenPerplexity | OpenSweep | OpenBench
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """One run in a text.
-
-    Attributes
-    ----------
-    line
-        Where it starts.
-    facts
-        What stands before it.
-    quality, speeds, row
-        Its result: of llama-perplexity, of a benchmark, or a row of a table of results.
-    name, n_bytes
-        The file as the result itself names it, "" and 0 where it does not.
-    settings
-        What tells it from other runs of the file in the same table.
-    is_log
-        Whether more than the result of llama-perplexity is there.
-    """
-
-    line: int
-    facts: Facts
-    quality: PerplexityRun | None = None
-    speeds: tuple[Speed, ...] = ()
-    row: Quantization | None = None
-    name: str = ""
-    n_bytes: int = 0
-    settings: str = ""
-    is_log: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class LeftOut:
-    """A run or a row without a result that can be kept: its line, and why."""
-
-    line: int
-    why: str
-
-
-@dataclass(frozen=True, slots=True)
-class Log:
-    """The runs in a text, in their order.
-
-    Attributes
-    ----------
-    is_of_llama_cpp
-        Whether any line is of llama.cpp's loader.
-    """
-
-    runs: tuple[Run, ...]
-    left_out: tuple[LeftOut, ...]
-    is_of_llama_cpp: bool
 
 
 def read_log(text: str) -> Log:
@@ -141,42 +90,16 @@ def parse_llama_bench(text: str) -> list[BenchTest]:
     for line in lines_of(text):
         scanner.read(line)
     scanner.close()
-    tests = [*scanner.tests, *(test for group in _machine_tests(text) for test in group)]
+    tests = [*scanner.tests, *(test for group in machine_tests(text) for test in group)]
     return [test for test in tests if test.speed is not None]
-
-
-def bench_runs_in(text: str) -> list[Run]:
-    """The runs of llama-bench's CSV or JSON, which are no lines of a log; [] for any other text.
-
-    Raises
-    ------
-    MeasureError
-        If a test is not numbers.
-    """
-    return [
-        _bench_run(run, 0, NO_FACTS) for tests in _machine_tests(text) for run in speeds.bench_runs(tests)
-    ]
-
-
-def _machine_tests(text: str) -> list[list[BenchTest]]:
-    groups = speeds.bench_csv(text)
-    if text.lstrip().startswith("["):
-        lists = [value for value in json_documents(text) if isinstance(value, list)]
-        try:
-            groups += [
-                list(speeds.bench_items([i for i in items if isinstance(i, dict) and "avg_ts" in i]))
-                for items in lists
-            ]
-        except ValueError as error:
-            raise speeds.not_numbers(0, error) from None
-    return groups
 
 
 @dataclass(slots=True)
 class _Scanner:
     """The state between two lines.
 
-    `before` has the facts since the last process began; `claimed` says whether they are a run's already.
+    `before` has the facts since the last process began; `claimed` says whether they are a run's already,
+    `has_result` whether a heading has one below it; `steps` tell how far the process has come.
     `headings`, `heading` and `rows` are of a table that may be one of results.
     """
 
@@ -185,6 +108,8 @@ class _Scanner:
     tests: list[BenchTest] = field(default_factory=list)
     before: FactsBefore = field(default_factory=FactsBefore)
     claimed: bool = False
+    has_result: bool = False
+    steps: Steps = field(default_factory=Steps)
     open: _Open | None = None
     time: int = 0
     fenced: bool = False
@@ -203,9 +128,13 @@ class _Scanner:
                 self.new_process()
             self.time = line.time
         text = line.text
+        self.process(line)
         if text.startswith("```"):
             self.fenced = not self.fenced
         stripped = text.strip()
+        if isinstance(self.open, OpenSweep) and speeds.is_ellipsis(stripped):
+            self.open.is_shortened = True
+            return
         if stripped.startswith("|") and stripped.endswith("|") and len(stripped) > 1:
             self.table_row(line, stripped)
             return
@@ -213,7 +142,9 @@ class _Scanner:
             self.end_table()
         told = facts_in(text, fenced=self.fenced)
         if told is not None:
-            self.fact(*told, line.number)
+            self.fact(*told, line)
+            if perplexity.FINAL.search(text):
+                self.perplexity(line)
             return
         if is_failure(text):
             self.failure()
@@ -227,7 +158,21 @@ class _Scanner:
             return
         self.perplexity(line)
 
-    def fact(self, stage: Stage, facts: Facts, line: int) -> None:
+    def process(self, line: Line) -> None:
+        """Tell by a line of llama.cpp that another process began."""
+        is_timed = line.time is not None
+        is_log = not self.fenced and (is_timed or bool(step_in(line.text)))
+        if (is_timed and not self.claimed and self.before.is_otherwise_timed(is_timed=True)) or (
+            is_log and self.has_result and self.open is None
+        ):
+            self.new_process()
+            self.time = line.time or 0
+        if not self.steps.take(line.text):
+            self.new_process()
+            self.time = line.time or 0
+            self.steps.take(line.text)
+
+    def fact(self, stage: Stage, facts: Facts, line: Line) -> None:
         """Take a fact, which may begin the next run."""
         known = self.before
         unnamed = stage is Stage.HEADING and not facts.name
@@ -241,6 +186,9 @@ class _Scanner:
         again = stage == known.stage and stage is not Stage.MODEL
         again = again and (stage is Stage.HEADING or contradict(known.facts, facts))
         again = again or (stage > Stage.HEADING and known.is_another_file(facts))
+        again = again or (stage >= Stage.BUILD and known.is_otherwise_timed(is_timed=line.time is not None))
+        if stage is Stage.FILE:
+            self.steps = Steps()
         if self.claimed or self.open is not None or stage < known.stage or again:
             self.new_process(facts.file if stage > Stage.HEADING else "")
         self.before.add(stage, facts, line, fenced=self.fenced)
@@ -251,6 +199,7 @@ class _Scanner:
         self.forget(Stage.NOTHING, opened)
         self.claimed = False
         self.is_strided, self.is_stray, self.time, self.row = False, False, 0, ()
+        self.has_result, self.steps = False, Steps()
 
     def failure(self) -> None:
         """End a process that says itself that it failed; a heading above it still counts."""
@@ -267,6 +216,8 @@ class _Scanner:
     def perplexity(self, line: Line) -> None:
         """Take a line that may be of llama-perplexity, or the start of a sweep."""
         text = line.text
+        if speeds.is_start(text) or perplexity.STARTS.search(text):
+            self.without_cut(line)
         if "strided perplexity" in text:
             self.is_strided = True
         if (started := perplexity.start_of(line, self.own_facts(), is_strided=self.is_strided)) is not None:
@@ -292,6 +243,12 @@ class _Scanner:
         elif perplexity.is_stray(line):
             self.row = perplexity.row_of(line)
             self.stray(line, "lines of a result whose beginning is missing")
+
+    def without_cut(self, line: Line) -> None:
+        """Forget, where a run starts, what a process printed that cannot have come so far."""
+        is_other = self.before.is_otherwise_timed(is_timed=line.time is not None)
+        if not self.claimed and (is_other or self.steps.lacks_context()):
+            self.forget(Stage.NOTHING)
 
     def headless(self, line: Line) -> None:
         """Begin a run with its result: a card has no more than that, a log lost its beginning."""
@@ -328,6 +285,7 @@ class _Scanner:
         self.is_stray, self.row = False, ()
         if not keeps_facts or self.before.stage > Stage.BELOW_HEADING:
             self.claimed = True
+        self.has_result = keeps_facts
 
     def close(self) -> None:
         """End the run, which is kept if it has a result."""
@@ -346,7 +304,7 @@ class _Scanner:
             self.tests += run.tests
             facts = speeds.facts_of_bench(run)
             for found in speeds.bench_runs(run.tests, run.build):
-                self.runs.append(_bench_run(found, run.line, facts))
+                self.runs.append(bench_run(found, run.line, facts))
                 for test in found.left_out:
                     only = "a record keeps one speed of reading and one of writing at a depth"
                     self.leave_out(run.line, f"the test {printable(test)}: {only}")
@@ -465,8 +423,10 @@ class _Scanner:
             if isinstance(found, NoFigure):
                 self.leave_out(line.number, found.why)
                 continue
+            if told := unread_cell(columns, cells):
+                self.leave_out(line.number, told)
             own = cells[columns.places["model"]] if "model" in columns.places else ""
-            facts = Facts(model=own or self.before.facts.model)
+            facts = Facts(model=own or self.before.facts.model, heading=self.before.facts.heading)
             self.runs.append(Run(line.number, facts, row=found, name=found.name))
 
     def finished(self) -> Log:
@@ -476,10 +436,14 @@ class _Scanner:
         self.close()
         if self.runs or self.left_out:
             self.forget(Stage.NOTHING)
-        runs, left_out = self.runs, self.left_out
+        runs, left_out = _of_models(self.runs), self.left_out
         if any(run.facts.name or run.row for run in runs):
             # A card: what stands below a heading of another kind is of no file.
-            stray = [run for run in runs if run.facts.heading and not run.facts.name and not run.facts.file]
+            stray = [
+                run
+                for run in runs
+                if run.row is None and run.facts.heading and not run.facts.name and not run.facts.file
+            ]
             runs = [run for run in runs if run not in stray]
             left_out = left_out + [
                 LeftOut(
@@ -491,6 +455,17 @@ class _Scanner:
         return Log(tuple(runs), tuple(sorted(left_out, key=lambda left: left.line)), self.is_of_llama_cpp)
 
 
-def _bench_run(found: speeds.BenchRun, line: int, facts: Facts) -> Run:
-    run = Run(line, facts, speeds=found.speeds, name=found.model)
-    return replace(run, n_bytes=found.n_bytes, settings=found.settings)
+def _of_models(runs: list[Run]) -> list[Run]:
+    """The runs, where headings name the models of tables: several of them have a row of the same name."""
+    above: dict[str, set[str]] = {}
+    for run in runs:
+        if run.row is not None:
+            above.setdefault(run.name, set()).add(run.facts.heading)
+    if not any(len(headings - {""}) > 1 for headings in above.values()):
+        return runs
+    return [
+        replace(run, facts=replace(run.facts, model=run.facts.model or run.facts.heading))
+        if run.row is not None
+        else run
+        for run in runs
+    ]

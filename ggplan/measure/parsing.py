@@ -16,7 +16,7 @@ from ggplan import standard_input
 from ggplan.errors import MeasureError
 from ggplan.measure import logs, tables
 from ggplan.measure.log_lines import without_ending
-from ggplan.measure.logs import Run
+from ggplan.measure.log_runs import Log, Run, bench_runs_in
 from ggplan.measure.record import (
     UNNAMED,
     FileFacts,
@@ -35,6 +35,8 @@ from ggplan.text import decode_text, nearest, printable
 _MAX_BYTES = 256 << 20
 _TOOLS = re.compile(r"^(?:perplexity|ppl|kld|sweep-bench|llama-bench|bench)[._-]", re.IGNORECASE)
 _SHOWN = 6
+_FIRST_LINES, _LONGEST = 200, 2000
+_FIGURES = re.compile(r"\b(?:ppl|perplexity|kld)\b", re.IGNORECASE)
 
 Note = Callable[[str], None]
 """Called with a sentence about something that was read but is not in the records."""
@@ -143,11 +145,13 @@ def _parse(raw: bytes, path: Path, text: Text, told: Note) -> Record | list[_Ent
             told(f"line {table.line}: {tables.unread_words(table.unread)}; it is left out")
         for line, why in table.left_out:
             told(f"line {line}: {why}; the row is left out")
+        for line, what in table.cells_left_out:
+            told(f"line {line}: {what}; it is left out")
         if not table.rows:
             raise MeasureError("no row of the table has a figure")
         return [_Entry(p.model, p.quantization, line=p.line) for p in table.rows]
     log = logs.read_log(content)
-    runs = [*log.runs, *logs.bench_runs_in(content)]
+    runs = [*log.runs, *bench_runs_in(content)]
     if not runs:
         raise _nothing(content, log, printable(str(path)))
     for left in log.left_out:
@@ -184,7 +188,7 @@ def _is_benchmark(value: object) -> bool:
     return bool(items) and all(isinstance(i, dict) and ("avg_ts" in i or "speed_pp" in i) for i in items)
 
 
-def _nothing(content: str, log: logs.Log, shown: str) -> MeasureError:
+def _nothing(content: str, log: Log, shown: str) -> MeasureError:
     """Why a text has no result."""
     rerun = "run it again, or leave the file out"
     if len(log.left_out) == 1:
@@ -201,10 +205,33 @@ def _nothing(content: str, log: logs.Log, shown: str) -> MeasureError:
             "is a table without results of whole files, as tables of sensitivities are",
             hint=f"`ggplan inspect {shown}` shows it",
         )
+    if missing := _lacking(content):
+        return MeasureError(
+            missing, hint="a table has a row for each file, and columns like quant, size, PPL, mean KLD"
+        )
     return MeasureError(
         "is no log or table that ggplan knows",
-        hint="it reads llama-perplexity, llama-bench, llama-sweep-bench, model cards and Thireus' tables",
+        hint="it reads logs of llama-perplexity, llama-bench and llama-sweep-bench, model cards, and tables"
+        " (markdown, CSV, tabs or `;`) with a row for each file: a column of names (quant, name, file) and"
+        " one of figures (PPL, mean KLD); Thireus' tables are such",
     )
+
+
+def _lacking(content: str) -> str:
+    """What a table lacks that has a heading of figures in its first lines, or ""."""
+    for number, line in enumerate(content.split("\n")[:_FIRST_LINES], 1):
+        row = line.strip().strip("|").split("|") if "|" in line else tables.cells_of(line)
+        cells = [cell.strip() for cell in row]
+        named = [printable(cell)[:40] for cell in cells if _FIGURES.search(cell)]
+        if len(cells) < 2 or not named or len(line) > _LONGEST:
+            continue
+        what = f"line {number}: a table"
+        if cells[0] in named:
+            return f"{what} with {cells[0]} in a row and a column for each file, not the other way round"
+        if len(named) > 1:
+            return f"{what} with several columns of figures ({', '.join(named)}), none of them known"
+        return f"{what} without a column of names that is known, or without one of figures"
+    return ""
 
 
 def _entry(run: Run, path: Path, text: Text) -> _Entry:

@@ -61,6 +61,7 @@ _ORDER = {name: place for place, (name, *_) in enumerate(_KLD_LINES)}
 _COLUMNS = (("ppl", 1), ("delta_ln_ppl", 1), ("kld", 1), ("delta_p_rms", 100), ("same_top", 100))
 # The last chunk and the result print one number with four digits.
 _LAST_DIGIT = 1.01e-4
+_DIGITS = 4
 # Perplexities are printed with six digits, and people round them to three.
 _RATIO_TOLERANCE = 1e-3
 _OTHER_SCORES = re.compile(r"(hellaswag|winogrande|multiple[ _]choice)[ _]score")
@@ -180,7 +181,7 @@ def feed(run: OpenPerplexity, line: Line) -> bool:
     """
     text = line.text
     if "Final estimate" in text and (found := FINAL.search(text)) is not None:
-        return _feed_final(run, found)
+        return _feed_final(run, found, line)
     if text.startswith("[") and (chunks := _CHUNK.findall(text)):
         return _feed_chunks(run, chunks)
     if run.is_divergence or run.block >= 0:
@@ -189,7 +190,7 @@ def feed(run: OpenPerplexity, line: Line) -> bool:
         if "===" in text and (found := _BLOCK.search(text)) is not None:
             return _feed_block(run, _BLOCKS.index(found[1]))
         if run.block >= 0:
-            return _feed_statistic(run, text.strip())
+            return _feed_statistic(run, text.strip(), is_open=line.is_open)
         return True
     if (found := _BLOCK.search(text)) is not None:
         if run.started or run.chunk:
@@ -212,7 +213,30 @@ def row_of(line: Line) -> tuple[str, ...]:
     return figures if len(figures) == len(_COLUMNS) else ()
 
 
-def _feed_final(run: OpenPerplexity, found: re.Match[str]) -> bool:
+def _is_cut(run: OpenPerplexity, found: re.Match[str], line: Line) -> bool:
+    """Whether a final estimate is cut: llama.cpp prints four digits of it and five of its error.
+
+    What another log's first line was appended to shows by a digit after a number. A person may have rounded
+    the result on a card, which has no chunks.
+    """
+    value, error = (len((text or "").partition(".")[2]) for text in (found[3], found[4]))
+    if "n" in found[3]:
+        return False
+    if re.match(r"\.?\d", line.text[found.end() :]):
+        return True
+    shown = f"{run.value:.4f}" if run.value is not None else ""
+    if value < _DIGITS and shown != found[3] and shown.startswith(found[3]):
+        return True
+    if run.started or run.chunk:
+        is_torn = bool(found[4]) and "n" not in found[4] and error <= _DIGITS
+        return is_torn or (line.is_open and (value < _DIGITS or error <= _DIGITS))
+    return line.is_open and not found[4] and value < _DIGITS
+
+
+def _feed_final(run: OpenPerplexity, found: re.Match[str], line: Line) -> bool:
+    if not (run.is_divergence or run.block >= 0 or run.is_strided) and _is_cut(run, found, line):
+        run.is_done, run.wrong = True, "the log is cut within its last line"
+        return True
     n_chunks, n_ctx, value = int(found[1] or 0), int(found[2] or 0), float(found[3].partition("(")[0])
     contradicts = (
         run.is_divergence
@@ -230,6 +254,8 @@ def _feed_final(run: OpenPerplexity, found: re.Match[str]) -> bool:
     run.is_done = True
     if not math.isfinite(value):
         run.wrong = "its perplexity is not a number (nan or inf): weights or activations overflow"
+    elif value < 1:
+        run.wrong = f"its perplexity {found[3]} cannot be: none is below 1"
     return True
 
 
@@ -279,7 +305,7 @@ def _feed_block(run: OpenPerplexity, block: int) -> bool:
     return True
 
 
-def _feed_statistic(run: OpenPerplexity, text: str) -> bool:
+def _feed_statistic(run: OpenPerplexity, text: str, *, is_open: bool) -> bool:
     for name, pattern, scale, block in _KLD_LINES:
         found = pattern.match(text)
         if found is None:
@@ -294,6 +320,8 @@ def _feed_statistic(run: OpenPerplexity, text: str) -> bool:
         run.metrics[name] = _metric(name, found[1], found[2], scale)
         if contradiction := _contradiction(run, name):
             run.wrong = contradiction
+        if is_open and not re.search(r"\.\d{3} ?%$" if block == len(_BLOCKS) - 1 else r"\.\d{6}$", text):
+            run.wrong = "the log is cut within its last line"
         break
     if (found := _QUANTILE.match(text)) is not None:
         value = float(found[1].partition("(")[0])

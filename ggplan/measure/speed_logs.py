@@ -22,6 +22,7 @@ from ggplan.measure.tables import csv_rows
 from ggplan.text import printable
 
 _SWEEP_START = re.compile(r"^main: n_kv_max = \d+,.*?n_ubatch = (\d{1,9})")
+_ELLIPSIS = re.compile(r"[\s|\[(<]{0,40}(?:\.{3,9}|…|snip)[\s|\])>.…]{0,80}")
 _RATE = re.compile(r"\d+(?:\.\d+)?(?:[eE][-+]?\d+)?")
 SWEEP_HEADINGS = ("PP", "TG", "N_KV", "T_PP s", "S_PP t/s", "T_TG s", "S_TG t/s")
 _TEST = re.compile(r"(pp|tg) ?(\d{1,9})(?: @ d(\d{1,15}))?$")
@@ -48,6 +49,8 @@ class OpenSweep:
         Whether it is a whole log and no table alone: its rows are without gaps, from 0 on.
     wrong
         Why the run is no sweep that can be read, or "".
+    is_shortened
+        Whether the line before says that rows were taken out: `...`.
     """
 
     line: int
@@ -58,6 +61,7 @@ class OpenSweep:
     is_log: bool = False
     speeds: list[Speed] = field(default_factory=list)
     wrong: str = ""
+    is_shortened: bool = False
 
     def unfinished(self) -> str:
         """Why there is no result, or ""."""
@@ -128,6 +132,16 @@ class BenchRun:
     left_out: tuple[str, ...]
 
 
+def is_ellipsis(line: str) -> bool:
+    """Whether a line, or a row of a table, stands for others that a person took out."""
+    return _ELLIPSIS.fullmatch(line) is not None
+
+
+def is_start(line: str) -> bool:
+    """Whether a line is the start of a sweep."""
+    return _SWEEP_START.match(line) is not None
+
+
 def sweep_at(line: str, number: int, facts: Facts) -> OpenSweep | None:
     """The sweep that begins with the line `main: n_kv_max = ...`, or None."""
     found = _SWEEP_START.match(line)
@@ -171,6 +185,8 @@ def continues(run: OpenSweep, row: SweepRow) -> bool:
     before = run.speeds[-1].n_kv
     step = row.speed.n_kv - before
     same = (row.n_prompt, row.n_written) == (run.n_prompt, run.n_written)
+    if run.is_shortened:
+        return same and step > 0 and step % max(row.n_prompt, 1) == 0
     return same and step > 0 and (not run.is_log or step == row.n_prompt)
 
 
@@ -178,6 +194,7 @@ def take(run: OpenSweep, row: SweepRow) -> None:
     """Add a row."""
     run.n_prompt, run.n_written = row.n_prompt, row.n_written
     run.speeds.append(row.speed)
+    run.is_shortened = False
 
 
 def is_bench(headings: Sequence[str]) -> bool:

@@ -44,10 +44,12 @@ UNKNOWN_TEXT = Text("text not recorded")
 _GIB = 1 << 30
 _NUMBER = r"(-?\d{1,12}(?:\.\d{1,12})?(?:[eE][-+]?\d{1,3})?)"
 _FIGURE = re.compile(rf"\s*{_NUMBER}\s*%?(?:\s*(?:\+/-|±|_|\ufffd)\s*{_NUMBER}\s*%?)?\s*$")
-_EMPTY = re.compile(r"(?:-+|—|–|\?+|n/?a|nan|none|null|tbd|404)?", re.IGNORECASE)
+_DECIMAL_COMMA = re.compile(r"(?<![\d,.])(-?\d{1,12}),(\d{1,12})(?![\d,.])")
+_EMPTY = re.compile(r"(?:-+|—|–|\?+|n/?a|[+-]?nan|[+-]?inf(?:inity)?|none|null|tbd|404)?", re.IGNORECASE)
 """What stands in a cell without a figure; 404 is Thireus' mark."""
 
 # Columns by their headings, in lower case without markup, brackets and their contents.
+_KLD = r"(?:kld|kl[-_ ]?div(?:ergence)?)"
 _COLUMNS: tuple[tuple[str, str], ...] = (
     ("model", r"model"),
     (
@@ -58,18 +60,18 @@ _COLUMNS: tuple[tuple[str, str], ...] = (
     ("url", r"url"),
     ("note", r"notes?|comments?|remarks?"),
     ("bpw", r"bpw|bits ?(?:/|per) ?weight"),
-    ("size", r"(?:file |model )?size|(?:size )?[gm]i?b"),
-    ("ppl", r"(?:final |mean )?(?:ppl|perplexity)(?:\(q\))?"),
-    ("error", r"±|\+/-|(?:ppl[ _]?)?(?:error|err|stderr|std ?err(?:or)?)"),
+    ("size", r"(?:(?:file|model)[ _]?)?(?:size|größe)(?:[ _]?(?:in )?[kmgt]i?b)?|[kmgt]i?b"),
+    ("ppl", r"(?:(?:final|mean)[ _])?(?:ppl|perplexity)(?:\(q\))?(?:[ _]mean)?"),
+    ("error", r"±|\+/-|(?:ppl[ _]?)?(?:±|\+/-|error|err|stderr|std[ _]?err(?:or)?)"),
     ("kld999", r"99\.9 ?% ?kld?|kld ?99\.9 ?%?|kld ?999"),
     ("kld99", r"99(?:\.0)? ?% ?kld|kld ?99(?:\.0)? ?%?"),
     ("kld90", r"90(?:\.0)? ?% ?kld|kld ?90(?:\.0)? ?%?"),
-    ("kld_max", r"max(?:imum)? kld"),
-    ("kld_median", r"median kld"),
-    ("kld", r"(?:mean )?(?:kld|kl[- ]divergence|kl[- ]div)"),
-    ("delta_p_rms", r"rms δp"),
-    ("delta_p_mean", r"mean δp"),
-    ("same_top", r"same top(?: ?p)?(?: ?%)?"),
+    ("kld_max", rf"max(?:imum)?[ _]{_KLD}|{_KLD}[ _]max(?:imum)?"),
+    ("kld_median", rf"median[ _]{_KLD}|{_KLD}[ _]median"),
+    ("kld", rf"(?:(?:mean|avg|average)[ _])?{_KLD}(?:[ _](?:mean|avg|average))?"),
+    ("delta_p_rms", r"rms[ _](?:δ|delta[ _])p|(?:δ|delta[ _])p[ _]rms"),
+    ("delta_p_mean", r"mean[ _](?:δ|delta[ _])p|(?:δ|delta[ _])p[ _]mean"),
+    ("same_top", r"same[ _]top(?:[ _]?p)?(?: ?%)?"),
 )
 _METRICS = (
     "ppl",
@@ -84,6 +86,8 @@ _METRICS = (
     "same_top",
 )
 _SHOWN = 6
+# A mean near 0 is printed below it by the errors of its sum.
+_LEAST_KLD = 1e-3
 _PER_CENT = ("delta_p_rms", "delta_p_mean", "same_top")
 
 
@@ -121,13 +125,15 @@ class NoFigure:
 class TableRows:
     """The rows of a table, and why others are left out, with their lines.
 
-    `unread` are columns that are not read; `line` is their heading's.
+    `unread` are columns that are not read; `line` is their heading's. `cells_left_out` are sizes and bits
+    per weight that cannot be read in rows that are kept.
     """
 
     rows: tuple[Published, ...]
     left_out: tuple[tuple[int, str], ...]
     unread: tuple[str, ...] = ()
     line: int = 0
+    cells_left_out: tuple[tuple[int, str], ...] = ()
 
 
 def columns_of(headings: Sequence[str]) -> Columns | None:
@@ -142,7 +148,7 @@ def columns_of(headings: Sequence[str]) -> Columns | None:
             unread += [plain] if plain else []
             continue
         places[kind] = place
-        if kind == "size" and (found := re.search(r"\b([GM]i?B)\b", plain, re.IGNORECASE)):
+        if kind == "size" and (found := re.search(r"(?<![a-z])([KMGT]i?B)(?![a-z])", plain, re.IGNORECASE)):
             unit = found[1]
     if "name" not in places and "model" in places:
         places["name"] = places.pop("model")
@@ -199,6 +205,10 @@ def published_row(columns: Columns, cells: Sequence[str]) -> Quantization | NoFi
         metrics[kind] = _metric(kind, found[1], error, factor)
         if not -1e12 < metrics[kind].value < 1e12:
             return NoFigure(f"{shown}: the {kind} {printable(cell)[:40]!r} cannot be", is_damaged=True)
+        if kind == "kld" and metrics[kind].value < -_LEAST_KLD:
+            return NoFigure(f"{shown}: the kld {printable(cell)[:40]} cannot be: a mean is not below 0")
+        if kind == "ppl" and 0 <= metrics[kind].value < 1:
+            return NoFigure(f"{shown}: the ppl {printable(cell)[:40]} cannot be: none is below 1")
     if not metrics:
         what = [kind for kind in _METRICS if kind in columns.places]
         return NoFigure(f"{shown} has no {' or '.join(what)}")
@@ -211,6 +221,22 @@ def published_row(columns: Columns, cells: Sequence[str]) -> Quantization | NoFi
     )  # fmt: skip
     more = {kind: named.get(kind, "") for kind in ("author", "url", "note")}
     return replace(quantization, author=more["author"], url=more["url"], note=more["note"])
+
+
+def unread_cell(columns: Columns, cells: Sequence[str]) -> str:
+    """What is to be told of a row whose size or bits per weight are not read, or ""."""
+    told = []
+    for kind in ("size", "bpw"):
+        cell = re.sub(r"[*`]", "", cells[columns.places[kind]]).strip() if kind in columns.places else ""
+        if _EMPTY.fullmatch(cell):
+            continue
+        if kind == "size" and not _bytes(cell, columns.unit):
+            number = re.fullmatch(r"[\d.]+", cell)
+            told.append(f"the size {printable(cell)[:40]!r}, which {'has no unit' if number else 'is none'}")
+        if kind == "bpw" and not re.match(r"\d{1,3}(?:\.\d{1,9})?(?![\d.])", cell):
+            told.append(f"the bpw {printable(cell)[:40]!r}, which cannot be")
+    name = printable(cells[columns.places["name"]].strip())[:60]
+    return f"{name}: {' and '.join(told)}" if told else ""
 
 
 def _metric(kind: str, value: str, error: str, factor: float) -> Metric:
@@ -233,7 +259,7 @@ def _bytes(cell: str, unit: str) -> int:
 
 def is_results_csv(text: str) -> bool:
     """Whether the first line is the heading of a table of results, as `QTYPE,bpw,ppl`."""
-    return "," in _first(text) and columns_of(_cells(_first(text))) is not None
+    return columns_of(cells_of(_first(text))) is not None
 
 
 def parse_results_csv(text: str, model: str) -> TableRows:
@@ -244,7 +270,10 @@ def parse_results_csv(text: str, model: str) -> TableRows:
     MeasureError
         If a figure is not a number; the message has the line.
     """
-    lines = [(at, cells) for at, cells in csv_rows(text) if not cells[0].startswith("#")]
+    delimiter = _delimiter(_first(text))
+    lines = [(at, cells) for at, cells in csv_rows(text, 0, delimiter) if not cells[0].startswith("#")]
+    if delimiter == ";":
+        lines = [(at, [_DECIMAL_COMMA.sub(r"\1.\2", cell) for cell in cells]) for at, cells in lines]
     (first, headings), *rows = lines
     known = columns_of([cell.strip() for cell in headings])
     assert known is not None
@@ -252,7 +281,7 @@ def parse_results_csv(text: str, model: str) -> TableRows:
         if len(cells) != len(headings):
             raise MeasureError(f"line {line}: it has {len(cells)} cells, and the heading {len(headings)}")
     columns = with_fractions(known, headings, [cells for _, cells in rows])
-    found, left_out = [], []
+    found, left_out, cells_left_out = [], [], []
     for line, cells in rows:
         row = published_row(columns, cells)
         if isinstance(row, NoFigure):
@@ -263,10 +292,12 @@ def parse_results_csv(text: str, model: str) -> TableRows:
             own = cells[columns.places["model"]].strip() if "model" in columns.places else model
             _check(row, line)
             found.append(Published(own, row, line))
-    return TableRows(tuple(found), tuple(left_out), columns.unread, first)
+            if told := unread_cell(columns, cells):
+                cells_left_out.append((line, told))
+    return TableRows(tuple(found), tuple(left_out), columns.unread, first, tuple(cells_left_out))
 
 
-def csv_rows(text: str, above: int = 0) -> Iterator[tuple[int, list[str]]]:
+def csv_rows(text: str, above: int = 0, delimiter: str = ",") -> Iterator[tuple[int, list[str]]]:
     """The rows of a CSV that are not empty, with their lines; `above` lines stand before it.
 
     Raises
@@ -274,7 +305,7 @@ def csv_rows(text: str, above: int = 0) -> Iterator[tuple[int, list[str]]]:
     MeasureError
         If a line is no CSV or a cell longer than any; the message has the line.
     """
-    reader = csv.reader(io.StringIO(text))
+    reader = csv.reader(io.StringIO(text), delimiter=delimiter)
     try:
         for cells in reader:
             if any(cell.strip() for cell in cells):
@@ -288,9 +319,15 @@ def _first(text: str) -> str:
     return next(lines, "").strip()
 
 
-def _cells(line: str) -> list[str]:
+def _delimiter(heading: str) -> str:
+    """What separates cells, by the heading: a comma, a tab, or `;` where numbers have decimal commas."""
+    return max((",", ";", "\t"), key=heading.count)
+
+
+def cells_of(line: str) -> list[str]:
+    """The cells of one line, [] of none."""
     try:
-        return [cell.strip() for cell in next(csv.reader([line]), [])]
+        return [cell.strip() for cell in next(csv.reader([line], delimiter=_delimiter(line)), [])]
     except csv.Error:
         return []
 
@@ -367,7 +404,7 @@ def parse_thireus_database(text: str) -> TableRows:
         If a line has another number of cells, or a figure is not a number; the message has the line.
     """
     columns = Columns({"model": 0, "author": 1, "name": 2, "bpw": 3, "ppl": 4, "url": 5})
-    rows, left_out = [], []
+    rows, left_out, cells_left_out = [], [], []
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip() or line.startswith("#"):
             continue
@@ -388,7 +425,9 @@ def parse_thireus_database(text: str) -> TableRows:
         else:
             _check(found, number)
             rows.append(Published(cells[0], found, number))
-    return TableRows(tuple(rows), tuple(left_out))
+            if told := unread_cell(columns, cells):
+                cells_left_out.append((number, told))
+    return TableRows(tuple(rows), tuple(left_out), cells_left_out=tuple(cells_left_out))
 
 
 def parse_chart_data(value: object) -> Iterator[Published]:
@@ -413,7 +452,7 @@ def parse_chart_data(value: object) -> Iterator[Published]:
         if found is None:
             raise MeasureError(f"the perplexity of point {i + 1} is {printable(str(point['ppl']))[:40]!r}")
         metric = _metric("ppl", found[1], found[2] or "", 1.0)
-        if not 0 <= metric.value < 1e12:
+        if not 1 <= metric.value < 1e12:
             raise MeasureError(f"the perplexity of point {i + 1} cannot be: {metric.value:g}")
         size, bpw = _number(point.get("size", 0), "size"), _number(point.get("bpw", 0), "bpw")
         quantization = Quantization(

@@ -536,7 +536,7 @@ def test_a_word_of_the_command_line_that_is_no_choice_is_one_line(here: Path) ->
     done = run("completion", folder=here)
     assert done.code == 2
     (error,) = [line for line in done.err.splitlines() if line.startswith("error: ")]
-    assert done.err.endswith(error + "\n")
+    assert done.err == f"{error}\nhelp: see `ggplan completion --help`\n"
     assert all(shell in error for shell in ("bash", "zsh", "fish"))
 
 

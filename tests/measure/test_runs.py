@@ -40,8 +40,8 @@ OWN["command"] = "+ ./llama-perplexity -m /m/third.gguf -f third.raw -c 256\n" +
     .replace("47.828 GiB (3.719", "50.5 GiB (4.25").replace("4089 (6908b72)", "4100 (1234567)")
 )  # fmt: skip
 OWN["divergence"] = (
-    "llama_model_loader: loaded meta data with 4 key-value pairs from /m/fourth-Q2_K.gguf (version V3)\n"
-    "print_info: file size   = 20.5 GiB (2.25 BPW)\n" + OWN["kld.glm4moe-tiny.Q2_K.txt"]
+    "0.00.001.000 I llama_model_loader: loaded meta data with 4 pairs from /m/fourth-Q2_K.gguf (version V3)\n"
+    "0.00.002.000 I print_info: file size   = 20.5 GiB (2.25 BPW)\n" + OWN["kld.glm4moe-tiny.Q2_K.txt"]
 )
 OWN["bench"] = """\
 $ llama-bench -m fifth.gguf -p 512 -n 128

@@ -66,9 +66,14 @@ def test_an_unknown_name_is_told_the_nearest() -> None:
     assert "/hq4_k`; " in refusal("mix/hq4k")
 
 
-@pytest.mark.parametrize("name", ["a\0b", "x" * 10_000, "", "/dev/null/x", "no/../such", "../../etc"])
+@pytest.mark.parametrize("name", ["a\0b", "x" * 10_000, "/dev/null/x", "no/../such", "../../etc"])
 def test_impossible_names_are_refused(name: str) -> None:
     assert "GP012" in refusal(name)
+
+
+def test_an_empty_name_is_told_as_such() -> None:
+    with pytest.raises(RecipeError, match="the name of the recipe is empty"):
+        load_recipe("")
 
 
 def test_a_path_is_never_a_shipped_name() -> None:

@@ -217,7 +217,7 @@ def test_a_set_that_is_not_whole(tmp_path: Path) -> None:
     ):
         open_gguf(paths[2])
     renamed = paths[2].rename(tmp_path / "model.gguf")
-    with pytest.raises(CheckpointError, match="its name does not end in -00001-of-00003"):
+    with pytest.raises(CheckpointError, match="its name does not end in -00003-of-00003"):
         open_gguf(renamed)
 
 
