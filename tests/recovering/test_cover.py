@@ -152,7 +152,7 @@ def models(draw: st.DrawFn) -> list[Wanted]:
     return tensors
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(models())
 def test_any_types_come_back(tensors: list[Wanted]) -> None:
     assert types_given(tensors) == [t.type.name for t in tensors]
