@@ -6,11 +6,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ggplan.ggml_types import TYPES
-from ggplan.quants import EFFORTS, efforts_of, encode_into, first_nonfinite
+from ggplan.quants import efforts_of, encode_into, first_nonfinite
 from ggplan.quants.floats import widened
 from ggplan.quants.row_hash import hash_rows
 
 BLOCK_TYPES = [type_ for type_ in TYPES if type_.encodable and type_.is_quantized]
+# Best efforts read rows in one place for all types of a search (`searches.best.load_and_weigh`): one of each.
+ALIKE = ("q2_K", "q5_K", "q3_K", "iq3_xxs", "iq2_s", "iq2_xs", "iq2_xxs", "iq1_m", "iq1_s")
+CASES = [(t, "default") for t in BLOCK_TYPES] + [
+    (t, "best") for t in BLOCK_TYPES if "best" in efforts_of(t) and t.name not in ALIKE
+]
 RNG = np.random.default_rng(16)
 
 
@@ -25,11 +30,8 @@ def some_bits(n_rows: int, n_columns: int) -> np.ndarray:
     return bits
 
 
-@pytest.mark.parametrize("effort", EFFORTS)
-@pytest.mark.parametrize("type_", BLOCK_TYPES, ids=str)
+@pytest.mark.parametrize(("type_", "effort"), CASES, ids=str)
 def test_bytes_are_the_same(type_, effort: str) -> None:
-    if effort not in efforts_of(type_):
-        pytest.skip("has no other effort")
     n_columns = 2 * type_.block_size
     importances = [np.abs(RNG.standard_normal(n_columns, np.float32)) + np.float32(0.01)]
     importances += [] if type_.requires_imatrix else [None]
