@@ -59,9 +59,12 @@ def their_own(programs: Path, files: dict[str, Path], folder: Path) -> dict[str,
 
     def run(*command: str | Path) -> str:
         for _ in range(40):
-            done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | QUIET)
-            if "Final estimate" in done.stdout + done.stderr or "Same top p:" in done.stdout:
-                return done.stdout + done.stderr
+            done = subprocess.run(
+                command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True,
+                env=os.environ | QUIET,
+            )  # fmt: skip
+            if "Final estimate" in done.stdout or "Same top p:" in done.stdout:
+                return done.stdout
         raise AssertionError("llama-perplexity loses its last lines again and again")
 
     program = programs / "llama-perplexity"
