@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 from ggplan.errors import NoSuchCheckpointError, RecipeError
-from ggplan.inventories import names_of_inventories
+from ggplan.inventories import is_inventory, names_of_inventories
 from ggplan.model import Model
 from ggplan.opening import open_model, with_family
 from ggplan.planning import find_recipe
@@ -76,7 +76,7 @@ def recipe_or_mix_named(name: str, architecture: str = "") -> Recipe | Mix:
     RecipeError
         As `find_recipe`; for the name of a model with what it is.
     """
-    if not _exists(name) and not _kind_of_recipe(name) and _is_inventory(name):
+    if not _exists(name) and not _kind_of_recipe(name) and is_inventory(name):
         raise RecipeError(
             f"{printable(name)} is a model, the shipped inventory of this name, not a recipe",
             hint=f"`ggplan rules list {printable(name)}` names the recipes for it",
@@ -118,7 +118,7 @@ def anything_named(
     if _kind_of_recipe(name) or name.endswith(_RECIPE_ENDING):
         return find_recipe(name)
     known = (*names_of_inventories(), *shipped_recipes(), *(mix.name for mix in MIXES))
-    if not _is_inventory(name) and (near := nearest(name, known)):
+    if not is_inventory(name) and (near := nearest(name, known)):
         raise NoSuchCheckpointError(
             f"{printable(name)} is not a file, a shipped recipe, a mix or a shipped inventory",
             hint=f"the nearest is {near}",
@@ -134,7 +134,7 @@ def kind_named(name: str) -> Literal["file", "mix", "recipe", "inventory", ""]:
         return "mix"
     if _kind_of_recipe(name):
         return "recipe"
-    return "inventory" if _is_inventory(name) else ""
+    return "inventory" if is_inventory(name) else ""
 
 
 def other_meaning(name: str) -> str:
@@ -148,10 +148,6 @@ def _kind_of_recipe(name: str) -> str:
     if name.removesuffix(_RECIPE_ENDING).replace(os.sep, "/") in shipped_recipes():
         return "a recipe that ships with ggplan"
     return ""
-
-
-def _is_inventory(name: str) -> bool:
-    return name.lower() in {known.lower() for known in names_of_inventories()}
 
 
 def _from_standard_input() -> Model | Recipe | PlanDocument:

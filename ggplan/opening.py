@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ggplan.errors import CheckpointError, NoSuchCheckpointError
-from ggplan.inventories import architecture_of, inventories, inventory, names_of_inventories
+from ggplan.inventories import architecture_of, inventories, inventory, is_inventory, names_of_inventories
 from ggplan.model import Model
 from ggplan.sources.files import begins_with, listed
 from ggplan.standard_input import EMPTY_NAME_HINT, NAME, SHOWN, read_standard_input
@@ -54,7 +54,7 @@ def open_model(
         raise NoSuchCheckpointError("the name of the model is empty", hint=EMPTY_NAME_HINT)
     if name == NAME:
         model = _from_standard_input()
-    elif isinstance(name, str) and not _exists(name) and _is_shipped(name):
+    elif isinstance(name, str) and not _exists(name) and is_inventory(name):
         if weights:
             raise _nothing_at(Path(name))
         return inventory(name)
@@ -121,7 +121,7 @@ def _from_standard_input() -> Model:
 
 def _nothing_at(path: Path) -> NoSuchCheckpointError:
     """There is no such file or folder: whether an inventory is called so, and the nearest name."""
-    if _is_shipped(str(path)):
+    if is_inventory(str(path)):
         return NoSuchCheckpointError(
             f"no folder ./{printable(str(path))}; the name is also a shipped inventory, without weights",
             hint="give the path of the checkpoint's folder or of a GGUF file",
@@ -140,17 +140,13 @@ def _hint_for(path: Path) -> str:
     if similar := difflib.get_close_matches(path.stem[:100], beside, n=1, cutoff=_ALIKE):
         return f"the nearest is {printable(str(path.parent / beside[similar[0]]))}"
     if path.parent != Path():
-        is_shipped = _is_shipped(path.name)
+        is_shipped = is_inventory(path.name)
         return f"{printable(path.name)} is a shipped inventory, without weights" if is_shipped else ""
     if path.suffix in _ENDINGS:
         return ""
     near = nearest(path.name, names_of_inventories())
     known = f"the nearest is {near}" if near else f"shipped are {', '.join(inventories())}"
     return f"nor does ggplan ship an inventory of this name; {known}"
-
-
-def _is_shipped(name: str) -> bool:
-    return name.lower() in {known.lower() for known in names_of_inventories()}
 
 
 def _exists(name: str) -> bool:
@@ -191,7 +187,7 @@ def _open_only_gguf(folder: Path, header_only: bool) -> Model:
             f"{shown} holds {len(models)} GGUF models: {listed([path.name for path in models.values()])}",
             hint=f"name one: {printable(str(next(iter(models.values()))))}",
         )
-    is_shipped = _is_shipped(str(folder))
+    is_shipped = is_inventory(str(folder))
     raise CheckpointError(
         f"{shown} is not a checkpoint: it holds no config.json and no GGUF file",
         hint=f"{shown} is also a shipped inventory, without weights; rename the folder to use that"

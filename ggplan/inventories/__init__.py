@@ -70,6 +70,11 @@ def names_of_inventories() -> dict[str, str]:
     return found
 
 
+def is_inventory(name: str) -> bool:
+    """Whether `inventory` knows this name, in any case."""
+    return name.lower() in _names()
+
+
 def architecture_of(names: Iterable[str]) -> str:
     """The architecture that has tensors of just these names, or "" where several or none of those shipped do.
 
