@@ -45,7 +45,9 @@ _FILE_SIZE = re.compile(rf"(?:file|model) size\s*= {SIZE}{_BPW}")
 _BUILD = re.compile(r"^(?:main: )?(?:build(?:_info)?\s*[:=] ?|version: (?=b?\d))(.{1,80})")
 _BENCH_BUILD = re.compile(r"^build: ([0-9a-f]{6,12}) \((\d{1,7})\)\s*$")
 _OPTION = r"""[ =](?:"([^"]{1,400})"|'([^']{1,400})'|(\S{1,400}))"""
-_COMMAND = re.compile(r"(?:^CMD\b|perplexity|sweep-bench|llama-bench|main)(?:\.exe)?[\"']?\s.*?-")
+# The programs whose results are read, as command lines call them.
+PERPLEXITY, SWEEP, BENCH = "perplexity", "sweep-bench", "llama-bench"
+_COMMAND = re.compile(r"(?:^CMD\b|(perplexity|sweep-bench|llama-bench)|main)(?:\.exe)?[\"']?\s.*?-")
 _COMMAND_MODEL = re.compile(rf"\s(?:-m|--model){_OPTION}")
 _CONTINUED = re.compile(rf"^\s+(?:-m|--model){_OPTION}")
 _COMMAND_TEXT = re.compile(rf"\s(?:-f|--file){_OPTION}")
@@ -112,6 +114,8 @@ class Facts:
         Size of the file and bits per weight, 0 where not printed.
     text
         The text's file as a command line has it.
+    program
+        The program that a command line runs: `perplexity`, `sweep-bench`, `llama-bench`, or "".
     heading
         A heading that names no quantization.
     level
@@ -125,6 +129,7 @@ class Facts:
     bpw: float = 0.0
     build: str = ""
     text: str = ""
+    program: str = ""
     heading: str = ""
     level: int = 0
 
@@ -197,12 +202,14 @@ def facts_in(line: str, *, fenced: bool = False) -> tuple[Stage, Facts] | None:
         return Stage.MODEL, Facts(model=found[1].strip())
     if (found := _BUILD.match(line)) and not bench_build(line):
         return Stage.BUILD, Facts(build=found[1].strip())
-    if ".gguf" in line and _COMMAND.search(line) and (models := list(_COMMAND_MODEL.finditer(line))):
+    command = _COMMAND.search(line) if ".gguf" in line else None
+    if command and (models := list(_COMMAND_MODEL.finditer(line))):
         text = _COMMAND_TEXT.search(line)
         # llama-bench takes several models, and then the line tells which run is of which file no more.
         several = len(models) > 1 or _chosen(models[0]).count(".gguf") > 1
         file = "" if several else _base_name(_chosen(models[0]))
-        return Stage.COMMAND, Facts(file=file, text=_base_name(_chosen(text)) if text else "")
+        read = _base_name(_chosen(text)) if text else ""
+        return Stage.COMMAND, Facts(file=file, text=read, program=command[1] or "")
     if ".gguf" in line and (model := _CONTINUED.match(line)):
         return Stage.COMMAND, Facts(file=_base_name(_chosen(model)))
     return _heading_in(line, fenced)
@@ -379,6 +386,11 @@ class FactsBefore:
         self.facts = NO_FACTS
         for stage in sorted(self.told):
             self.facts = joined(self.facts, self.told[stage].facts)
+
+    def is_of_another_program(self, program: str) -> bool:
+        """Whether a command line runs another program than the one a result is of."""
+        told = self.told.get(Stage.COMMAND)
+        return bool(told and told.facts.program) and told.facts.program != program
 
     def is_of_a_process(self) -> bool:
         """Whether a line that llama.cpp itself prints is among them, and not in a block of code."""

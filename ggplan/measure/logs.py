@@ -17,7 +17,10 @@ from ggplan.errors import MeasureError
 from ggplan.measure import perplexity_logs as perplexity
 from ggplan.measure import speed_logs as speeds
 from ggplan.measure.log_lines import (
+    BENCH,
     NO_FACTS,
+    PERPLEXITY,
+    SWEEP,
     Facts,
     FactsBefore,
     Line,
@@ -218,6 +221,7 @@ class _Scanner:
         text = line.text
         if speeds.is_start(text) or perplexity.STARTS.search(text):
             self.without_cut(line)
+            self.without_others(SWEEP if speeds.is_start(text) else PERPLEXITY)
         if "strided perplexity" in text:
             self.is_strided = True
         if (started := perplexity.start_of(line, self.own_facts(), is_strided=self.is_strided)) is not None:
@@ -250,8 +254,14 @@ class _Scanner:
         if not self.claimed and (is_other or self.steps.lacks_context()):
             self.forget(Stage.NOTHING)
 
+    def without_others(self, program: str) -> None:
+        """Forget, where a result of a program begins, what stands before it and is of another one."""
+        if not self.claimed and self.before.is_of_another_program(program):
+            self.forget(Stage.NOTHING)
+
     def headless(self, line: Line) -> None:
         """Begin a run with its result: a card has no more than that, a log lost its beginning."""
+        self.without_others(PERPLEXITY)
         run = OpenPerplexity(line.number, NO_FACTS, row=self.row)
         if not perplexity.feed(run, line):
             self.stray(line, "lines of a result whose beginning is missing")
@@ -329,6 +339,7 @@ class _Scanner:
             except ValueError as error:
                 raise speeds.not_numbers(line.number, error) from None
             if not isinstance(self.open, OpenBench) or self.open.headings:
+                self.without_others(BENCH)
                 self.begin(OpenBench(line.number, self.facts_without_start()), keeps_facts=True)
             assert isinstance(self.open, OpenBench)
             self.open.tests.append(test)
@@ -342,6 +353,7 @@ class _Scanner:
             self.end_table()
         if speeds.is_sweep(cells):
             if not (isinstance(self.open, OpenSweep) and not self.open.headings and not self.open.speeds):
+                self.without_others(SWEEP)
                 self.begin(OpenSweep(line.number, self.facts_without_start()), keeps_facts=True)
             assert isinstance(self.open, OpenSweep)
             self.open.headings = cells
@@ -350,6 +362,7 @@ class _Scanner:
                     "a table of llama-batched-bench, whose speeds are of several sequences at once"
                 )
         elif speeds.is_bench(cells):
+            self.without_others(BENCH)
             self.begin(OpenBench(line.number, self.facts_without_start(), cells), keeps_facts=True)
         elif isinstance(self.open, OpenSweep | OpenBench) and self.takes(self.open, line, cells):
             return
@@ -391,6 +404,7 @@ class _Scanner:
             return
         if row.speed.n_kv == 0 or (not isinstance(run, OpenSweep) and not headings and not self.is_stray):
             # The JSON lines of a sweep have no other start than their first.
+            self.without_others(SWEEP)
             is_start = row.speed.n_kv == 0 and not headings and "n_kv" in cells
             facts = self.own_facts() if is_start else self.facts_without_start(is_torn=row.speed.n_kv > 0)
             self.begin(OpenSweep(line.number, facts, headings), keeps_facts=not is_start)

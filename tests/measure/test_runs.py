@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from ggplan.errors import MeasureError
@@ -118,7 +118,23 @@ def last_row(lines: list[str]) -> str:
     return rows[-1].split()[0] if rows else ""
 
 
+@pytest.mark.parametrize(
+    ("above", "below"),
+    [("bench", "command"), ("bench", "sweep-bench.GLM-4.5-Air_1024_1024.txt"), ("command", "bench")],
+)
+def test_a_command_names_the_file_of_its_own_programs_results_only(
+    tmp_path: Path, above: str, below: str
+) -> None:
+    lines = OWN[below].split("\n")
+    rest = lines[1:] if lines[0][:1] in "+$" else lines
+    text = "\n".join([OWN[above].split("\n")[0], *rest])
+    (entry,) = entries(text, tmp_path / "x.log")
+    assert entry.name not in ("third", "fifth") or entry.name == {"command": "third"}.get(below)
+    assert any("ends before any result" in left.why for left in read_log(text).left_out)
+
+
 @settings(max_examples=400)
+@example([("bench", None, 1), ("command", 1, None)])
 @given(st.lists(PIECES, min_size=2, max_size=3))
 def test_joined_logs_never_give_a_mixed_entry(
     tmp_path_factory: pytest.TempPathFactory, whole: Whole, pieces: list[tuple[str, int | None, int | None]]
