@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -148,6 +149,9 @@ class CheckpointTensor:
         Rows first; `()` for a scalar.
     rows
         The weights; None if ggplan cannot read the way they are stored.
+    codes, why_decoded, companions
+        Of quantized weights: the codes as rows of the ggml type that holds them exactly, or why there is
+        none, and the tensors that belong to them; see `schemes.Weights`.
     """
 
     name: str
@@ -155,6 +159,9 @@ class CheckpointTensor:
     stored_as: str
     shape: tuple[int, ...]
     rows: RowSource | None
+    codes: RowSource | None = None
+    why_decoded: str = ""
+    companions: Mapping[str, RowSource] = field(default_factory=dict)
 
     @property
     def type(self) -> GgmlType | None:

@@ -112,6 +112,11 @@ def piece(name: str, start: int | None, end: int | None) -> list[str]:
     return lines[start:end]
 
 
+def program_of(name: str) -> str:
+    """What ran a log of `OWN`."""
+    return next((program for program in ("bench", "sweep-bench") if name.startswith(program)), "perplexity")
+
+
 def last_row(lines: list[str]) -> str:
     """The number of the last row of a divergence run."""
     rows = [line for line in lines if line.strip()]
@@ -141,14 +146,19 @@ def test_joined_logs_never_give_a_mixed_entry(
 ) -> None:
     cut = [piece(*which) for which in pieces]
     # A row after the row before it, of another log, goes on with it for all that the text says; and a log
-    # that does not begin with a build or a command goes on with one that ended while it was loading.
-    filled = ([line for line in lines if line.strip()] for lines in cut)
-    for above, below in pairwise(lines for lines in filled if lines):
+    # that does not begin with a build or a command goes on with one of its program that ended before its run.
+    filled = [
+        (program_of(name), found)
+        for (name, *_), lines in zip(pieces, cut, strict=True)
+        if (found := [line for line in lines if line.strip()])
+    ]
+    for (above_program, above), (below_program, below) in pairwise(filled):
         row = last_row(above)
         assume(not (row.isdigit() and last_row(below[:1]) == str(int(row) + 1)))
         has_start = any(words in line for line in above for words in STARTS)
+        begins = below[0].startswith(("main: build", "+", "$"))
         is_head = any(words in line for line in below for words in STARTS)
-        assume(has_start or not is_head or below[0].startswith(("main: build", "+", "$")))
+        assume(has_start or begins or not (is_head or above_program == below_program))
     path = tmp_path_factory.getbasetemp() / "joined.log"
     try:
         found = entries("\n".join("\n".join(lines) for lines in cut), path)

@@ -15,7 +15,7 @@ from ggplan.errors import CheckpointError
 from ggplan.ggml_types import BF16, F32
 from ggplan.model import RowSource
 from ggplan.sources.safetensors import read_tensors
-from ggplan.sources.schemes import SCHEMES, Group, QuantizationConfig, Recognised, join_tensors
+from ggplan.sources.schemes import SCHEMES, Group, QuantizationConfig, Recognised, Weights, join_tensors
 from ggplan.sources.tensors import StoredTensor
 
 ONES = np.full((4, 4), 0x38)
@@ -38,10 +38,12 @@ def halves(name: str = "halves", keys: tuple[str, ...] = ()) -> SimpleNamespace:
         ]
         return Recognised(groups, [m + ".input_step" for m in modules if m + ".input_step" in tensors], keys)
 
-    def join(group: Group, config: QuantizationConfig) -> RowSource:
+    def join(group: Group, config: QuantizationConfig) -> Weights:
         codes, step = group.parts["codes"], group.parts["step"]
         raw = np.fromfile(codes.file, np.uint8, codes.n_bytes, offset=codes.offset).reshape(codes.shape)
-        return RowSource(F32, codes.shape, lambda start, stop: raw[start:stop] * step.read_floats(0, 1))
+        return Weights(
+            RowSource(F32, codes.shape, lambda start, stop: raw[start:stop] * step.read_floats(0, 1))
+        )
 
     return SimpleNamespace(NAME=name, recognise=recognise, join=join)
 

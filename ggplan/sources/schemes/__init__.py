@@ -18,6 +18,7 @@ from ggplan.sources.schemes.scheme import (
     QuantizationConfig,
     Recognised,
     Scheme,
+    Weights,
     read_quantization_config,
 )
 from ggplan.sources.tensors import PLAIN, CheckpointTensor, StoredTensor
@@ -29,6 +30,7 @@ __all__ = [
     "QuantizationConfig",
     "Recognised",
     "Scheme",
+    "Weights",
     "join_tensors",
     "read_quantization_config",
 ]
@@ -56,8 +58,11 @@ def join_tensors(
         for group in result.groups:
             _claim(claimed, [part.name for part in group.parts.values()], config)
             first = next(iter(group.parts.values()))
-            rows = scheme.join(group, config)
-            joined[first.name] = CheckpointTensor(group.name, first.file, group.stored_as, rows.shape, rows)
+            held = scheme.join(group, config)
+            joined[first.name] = CheckpointTensor(
+                group.name, first.file, group.stored_as, held.rows.shape, held.rows,
+                held.codes, held.why_decoded, held.companions,
+            )  # fmt: skip
         _claim(claimed, result.unused, config)
     tensors: dict[str, CheckpointTensor] = {}
     for name, tensor in stored.items():

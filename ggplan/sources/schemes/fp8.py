@@ -22,7 +22,7 @@ from ggplan.errors import CheckpointError
 from ggplan.ggml_types import F32
 from ggplan.model import RowSource, require_rows
 from ggplan.sources.files import shown
-from ggplan.sources.schemes.scheme import Group, QuantizationConfig, Recognised
+from ggplan.sources.schemes.scheme import Group, QuantizationConfig, Recognised, Weights
 from ggplan.sources.tensors import StoredTensor
 
 if TYPE_CHECKING:
@@ -74,11 +74,12 @@ def recognise(tensors: Mapping[str, StoredTensor], config: QuantizationConfig) -
     return Recognised(groups, unused, _KEYS | _MODELOPT_KEYS if config.method == "modelopt" else _KEYS)
 
 
-def join(group: Group, config: QuantizationConfig) -> RowSource:
+def join(group: Group, config: QuantizationConfig) -> Weights:
     """The products of codes and scales, in f32; see `Scheme`."""
     weight, scale = group.parts["weight"], group.parts["scale"]
     scaled = _scaled(weight, scale, _block(config))
-    return RowSource(F32, weight.shape, scaled.read, scaled.fault)
+    rows = RowSource(F32, weight.shape, scaled.read, scaled.fault)
+    return Weights(rows, why_decoded="no ggml type has 8-bit floats")
 
 
 @dataclass(frozen=True, slots=True)

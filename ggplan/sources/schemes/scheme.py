@@ -4,7 +4,7 @@ A scheme is a module with the name and the two functions of `Scheme`:
 
     NAME                         its name in messages
     recognise(tensors, config)   which tensors of the checkpoint belong together, by name, type and shape
-    join(group, config)          the rows that one such group of tensors stands for
+    join(group, config)          the weights that one such group of tensors stands for
 
 The tensors decide, not the config: published configs name modules that are not quantized and leave out some
 that are. The config gives facts that tensors do not have (the shape of blocks, how zero points are counted),
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -74,6 +74,31 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True)
+class Weights:
+    """What a group of tensors stands for.
+
+    Attributes
+    ----------
+    rows
+        The weights: the exact product of codes and scales, in f32.
+    codes
+        The same weights as rows of the ggml type that holds the codes exactly, bytes as a GGUF has them: q4_0
+        of symmetric 4-bit integers. Its `fault` says that a scale has no place there (float16 does not hold
+        it). None where no type holds the codes.
+    why_decoded
+        Why there are no `codes`, for people: "group_size 16 is no multiple of 32"; "" where there are.
+    companions
+        Tensors that belong to `codes` and to nothing else, by the end of their GGUF names: {"scale": rows}
+        of nvfp4, whose global scale llama.cpp applies after the product.
+    """
+
+    rows: RowSource
+    codes: RowSource | None = None
+    why_decoded: str = ""
+    companions: Mapping[str, RowSource] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Recognised:
     """The tensors of a scheme in a checkpoint.
 
@@ -112,8 +137,8 @@ class Scheme(Protocol):
             If tensors of this scheme lack a part, or the config contradicts itself.
         """
 
-    def join(self, group: Group, config: QuantizationConfig) -> RowSource:
-        """The rows of a group; no weight is read.
+    def join(self, group: Group, config: QuantizationConfig) -> Weights:
+        """The weights of a group; none is read.
 
         A scheme whose scales can be damaged gives the rows a `fault`.
 
