@@ -390,7 +390,7 @@ class FactsBefore:
     def is_of_another_program(self, program: str) -> bool:
         """Whether a command line runs another program than the one a result is of."""
         told = self.told.get(Stage.COMMAND)
-        return bool(told and told.facts.program) and told.facts.program != program
+        return told is not None and told.facts.program not in ("", program)
 
     def is_of_a_process(self) -> bool:
         """Whether a line that llama.cpp itself prints is among them, and not in a block of code."""
