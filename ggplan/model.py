@@ -208,6 +208,9 @@ class Model:
     obstacle
         Why it cannot be converted, though its tensors are known: its tokenizer is not known to llama.cpp, or
         only headers were read. None if nothing is in the way.
+    converter
+        The SHA-256 of the code of llama.cpp's converter, where that made names, keys and transforms of an
+        architecture that ggplan does not know itself; else "".
     """
 
     path: Path
@@ -218,6 +221,7 @@ class Model:
     files: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
     obstacle: Error | None = None
+    converter: str = ""
 
     def __getitem__(self, name: str) -> TensorInfo:
         """The tensor of this name.

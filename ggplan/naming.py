@@ -48,7 +48,12 @@ class PlanDocument:
 
 
 def model_named(
-    name: str, *, pre: str | None = None, header_only: bool = False, weights: bool = False
+    name: str,
+    *,
+    pre: str | None = None,
+    header_only: bool = False,
+    weights: bool = False,
+    converter: str | None = None,
 ) -> Model:
     """The model of this name, as `ggplan.opening.open_model` finds it.
 
@@ -58,7 +63,7 @@ def model_named(
         As `open_model`; for the name of a recipe or mix with what it is.
     """
     try:
-        return open_model(name, pre=pre, header_only=header_only, weights=weights)
+        return open_model(name, pre=pre, header_only=header_only, weights=weights, converter=converter)
     except NoSuchCheckpointError as error:
         kind = _kind_of_recipe(name)
         if kind:

@@ -20,7 +20,12 @@ _ENDINGS = (".gguf", ".safetensors", ".map", ".json", ".txt", ".recipe")  # of f
 
 
 def open_model(
-    name: str | Path, *, pre: str | None = None, header_only: bool = False, weights: bool = False
+    name: str | Path,
+    *,
+    pre: str | None = None,
+    header_only: bool = False,
+    weights: bool = False,
+    converter: str | Path | None = None,
 ) -> Model:
     """Open a checkpoint without reading its weights.
 
@@ -41,6 +46,9 @@ def open_model(
         are read, and it cannot be converted.
     weights
         Refuse what has no weights.
+    converter
+        A tree of llama.cpp, whose converter reads the checkpoint in ggplan's place, in a process of its own:
+        for Hugging Face folders of architectures that ggplan does not know.
 
     Raises
     ------
@@ -52,6 +60,8 @@ def open_model(
     """
     if name == "":
         raise NoSuchCheckpointError("the name of the model is empty", hint=EMPTY_NAME_HINT)
+    if converter is not None:
+        return _by_converter(name, Path(converter), pre)
     if name == NAME:
         model = _from_standard_input()
     elif isinstance(name, str) and not _exists(name) and is_inventory(name):
@@ -93,6 +103,20 @@ def _open_path(path: Path, pre: str | None, header_only: bool) -> Model:
     from ggplan.sources.inventory import open_inventory
 
     return with_family(open_inventory(path))
+
+
+def _by_converter(name: str | Path, tree: Path, pre: str | None) -> Model:
+    path = Path(name)
+    if name == NAME or not path.is_dir():
+        raise CheckpointError(
+            f"{printable(str(name))} is not a folder, and llama.cpp's converter reads Hugging Face folders",
+            hint="leave `--converter` out",
+        )
+    from ggplan.arch import is_known
+    from ggplan.bridge import open_by_converter
+
+    model = open_by_converter(path, tree, pre=pre)
+    return replace(model, converter="") if is_known(path) else model
 
 
 def with_family(model: Model) -> Model:

@@ -11,6 +11,7 @@ To add one, write such a module and name it in `ARCHITECTURES`.
 from __future__ import annotations
 
 from collections.abc import Collection
+from pathlib import Path
 
 from ggplan.arch.architecture import Architecture
 from ggplan.arch.config import Config
@@ -27,6 +28,7 @@ from ggplan.errors import CheckpointError
 from ggplan.model import Model
 from ggplan.sources.files import shown
 from ggplan.sources.huggingface import HfCheckpoint
+from ggplan.sources.json_files import load_object
 from ggplan.sources.tensors import CheckpointTensor
 
 # By the first of `architectures` in config.json.
@@ -43,7 +45,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "Qwen3Model": QWEN3,
     "Qwen3MoeForCausalLM": QWEN3_MOE,
 }
-_BY_LLAMA_CPP = "make a GGUF of it with llama.cpp's convert_hf_to_gguf.py and give ggplan that"
+_BY_LLAMA_CPP = "let llama.cpp's converter read it: `--converter DIR`, where DIR is a tree of llama.cpp"
 _BODY = ("model.", "lm_head.")
 # Keys of config.json that announce biases, and what the names of such tensors contain.
 _BIAS_KEYS = {
@@ -105,6 +107,12 @@ def to_gguf(checkpoint: HfCheckpoint, *, pre: str | None = None) -> Model:
         notes,
         checkpoint.truncated or obstacle,
     )
+
+
+def is_known(folder: Path) -> bool:
+    """Whether a folder's config.json names an architecture that ggplan reads itself."""
+    stated = load_object(folder / "config.json").get("architectures")
+    return isinstance(stated, list) and bool(stated) and stated[0] in ARCHITECTURES
 
 
 def _by_known_names(checkpoint: HfCheckpoint, where: str) -> dict[str, CheckpointTensor]:

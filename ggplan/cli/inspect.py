@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ggplan.cli.options import header_only_option, json_option, note_model, pre_option, quiet_option
+from ggplan.cli.options import (
+    converter_option,
+    header_only_option,
+    json_option,
+    note_converter,
+    note_model,
+    pre_option,
+    quiet_option,
+)
 
 if TYPE_CHECKING:
     from ggplan.allocation import Figure
@@ -33,6 +41,7 @@ _SHOWN_CHARACTERS = 100
 @click.option("--tensors", "show_tensors", is_flag=True, help="List every tensor.")
 @click.option("--metadata", "show_metadata", is_flag=True, help="List the key-value pairs.")
 @pre_option
+@converter_option
 @click.option(
     "--figure",
     type=click.Choice(["kld", "ppl", "dppl", "top_p"]),
@@ -42,8 +51,8 @@ _SHOWN_CHARACTERS = 100
 @json_option("an inventory")
 @quiet_option
 def inspect_command(
-    model: str, show_tensors: bool, show_metadata: bool, pre: str | None, figure: Figure | None,
-    header_only: bool, as_json: bool, quiet: bool,
+    model: str, show_tensors: bool, show_metadata: bool, pre: str | None, converter: str | None,
+    figure: Figure | None, header_only: bool, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Show what is in MODEL: a Hugging Face folder, a GGUF file, an inventory (`-`: on standard input), one
     .safetensors file or a table of sensitivities.
@@ -58,7 +67,7 @@ def inspect_command(
     if is_sensitivity_table(model):
         from ggplan.cli.sensitivities import show_sensitivities
 
-        if show_metadata or pre or header_only:
+        if show_metadata or pre or converter or header_only:
             raise click.UsageError("a table of sensitivities has no metadata and no tokenizer")
         show_sensitivities(model, figure=figure, all_places=show_tensors, as_json=as_json, quiet=quiet)
         return
@@ -70,7 +79,8 @@ def inspect_command(
     if _is_safetensors_file(model):
         truncated = _inspect_safetensors(model, show_tensors, show_metadata, as_json)
     else:
-        opened = model_named(model, pre=pre, header_only=True)
+        note_converter(converter, quiet=quiet)
+        opened = model_named(model, pre=pre, header_only=True, converter=converter)
         truncated = opened.obstacle if isinstance(opened.obstacle, TruncatedError) else None
         if truncated is None or header_only:
             note_model(opened, quiet=quiet)

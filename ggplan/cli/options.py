@@ -95,6 +95,14 @@ def pre_option(command: _Command) -> _Command:
     )(command)  # fmt: skip
 
 
+def converter_option(command: _Command) -> _Command:
+    """`--converter`: a tree of llama.cpp whose converter reads the checkpoint."""
+    return click.option(
+        "--converter", type=click.Path(), metavar="DIR",
+        help="A tree of llama.cpp, whose converter reads an architecture that ggplan does not know.",
+    )(command)  # fmt: skip
+
+
 def threads_option(command: _Command) -> _Command:
     """`-t`, `--threads`."""
     return click.option(
@@ -108,14 +116,22 @@ def open_noted(
     pre: str | None = None,
     header_only: bool = False,
     weights: bool = False,
+    converter: str | None = None,
     quiet: bool = False,
 ) -> Model:
     """The model that a name stands for; its notes go to stderr."""
     from ggplan.naming import model_named
 
-    model = model_named(name, pre=pre, header_only=header_only, weights=weights)
+    note_converter(converter, quiet=quiet)
+    model = model_named(name, pre=pre, header_only=header_only, weights=weights, converter=converter)
     note_model(model, quiet=quiet)
     return model
+
+
+def note_converter(converter: str | None, *, quiet: bool = False) -> None:
+    """Tell that llama.cpp's converter is started, which takes seconds."""
+    if converter is not None:
+        note(f"starting llama.cpp's converter in {converter}", quiet=quiet)
 
 
 def recipe_of_name(name: str, architecture: str = "", *, quiet: bool = False) -> Recipe:
@@ -178,6 +194,7 @@ class PlanningOptions:
     effort: Effort
     strict: bool
     pre: str | None
+    converter: str | None
     quiet: bool
 
 
@@ -205,6 +222,7 @@ def planning_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option("--strict", is_flag=True, help="Refuse any fallback that is not a chain of the recipe."),
         pre_option,
+        converter_option,
         quiet_option,
     )  # fmt: skip
     for option in reversed(options):
@@ -245,7 +263,14 @@ def plan_from(
     from ggplan.naming import model_named
     from ggplan.planning import make_plan
 
-    model = model_named(model_name, pre=options.pre, header_only=header_only, weights=convertible)
+    note_converter(options.converter, quiet=options.quiet)
+    model = model_named(
+        model_name,
+        pre=options.pre,
+        header_only=header_only,
+        weights=convertible,
+        converter=options.converter,
+    )
     if convertible and model.obstacle is not None:
         raise model.obstacle
     note_model(model, quiet=options.quiet)
@@ -292,7 +317,7 @@ def reuse_option(command: _Command) -> _Command:
     )(command)
 
 
-def open_source_of(checkpoint: str, file: str, pre: str | None, quiet: bool) -> Model:
+def open_source_of(checkpoint: str, file: str, pre: str | None, converter: str | None, quiet: bool) -> Model:
     """The checkpoint; if its tokenizer is not recognised, with the pre-tokenizer that the file names.
 
     Only then: a fact that can be found without the file is never taken from it.
@@ -304,7 +329,8 @@ def open_source_of(checkpoint: str, file: str, pre: str | None, quiet: bool) -> 
     from ggplan.verification.exactness import text_of
     from ggplan.verification.renamed import open_files
 
-    source = model_named(checkpoint, pre=pre, weights=True)
+    note_converter(converter, quiet=quiet)
+    source = model_named(checkpoint, pre=pre, weights=True, converter=converter)
     if isinstance(source.obstacle, TokenizerError):
         recorded = None if pre else text_of(open_files(Path(file)).model.metadata, "tokenizer.ggml.pre")
         if recorded is not None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ggplan.cli.options import (
+    converter_option,
     force_option,
     imatrix_option,
     json_option,
@@ -40,6 +41,7 @@ _SHOWN_FAULTS = 20
 @click.argument("checkpoint")
 @imatrix_option
 @pre_option
+@converter_option
 @threads_option
 @output_option("Write the new file here too.")
 @force_option("the file of -o")
@@ -52,6 +54,7 @@ def reproduce_command(
     output: str | None,
     force: bool,
     pre: str | None,
+    converter: str | None,
     threads: int | None,
     as_json: bool,
     quiet: bool,
@@ -82,7 +85,7 @@ def reproduce_command(
 
         imatrix = load_imatrix(imatrix_path)
     refuse_other_names(file)
-    source = open_source_of(checkpoint, file, pre, quiet)
+    source = open_source_of(checkpoint, file, pre, converter, quiet)
     try:
         with progress_bar(file, None, quiet=quiet) as advance:
             found = reproduce(

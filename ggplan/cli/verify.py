@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ggplan.cli.options import (
+    converter_option,
     fallback_option,
     imatrix_option,
     json_option,
@@ -54,6 +55,7 @@ _SHOWN_ERRORS = 40
 @imatrix_option
 @fallback_option
 @pre_option
+@converter_option
 @threads_option
 @json_option("the result")
 @quiet_option
@@ -66,6 +68,7 @@ def verify_command(
     imatrix_path: str | None,
     fallback: FallbackTable | None,
     pre: str | None,
+    converter: str | None,
     threads: int | None,
     as_json: bool,
     quiet: bool,
@@ -74,7 +77,8 @@ def verify_command(
 
     Checked are the header, the padding, every block's scale and every float, and the checksums of the
     manifest that `ggplan convert` writes, or of a file by `llama-gguf-hash --sha256` or `sha256sum`. FILE may
-    have been renamed since. --recipe, --imatrix and --fallback are for --exact, --pre is for --against.
+    have been renamed since. --recipe, --imatrix and --fallback are for --exact, --pre and
+    --converter are for --against.
 
     Exits 0 for a sound file; 1 for a fault, or if a file cannot be opened; 2 for wrong usage.
     """
@@ -82,17 +86,17 @@ def verify_command(
         raise click.UsageError("--exact needs --against: the checkpoint that the file was made from")
     if (recipe_name or imatrix_path or fallback) and not exact:
         raise click.UsageError("--recipe, --imatrix and --fallback are for --exact")
-    if pre and against is None:
-        raise click.UsageError("--pre is for --against")
+    if (pre or converter) and against is None:
+        raise click.UsageError("--pre and --converter are for --against")
     from ggplan.cli.output import print_json
     from ggplan.verification import plan_again
 
     refuse_other_names(file)
     source = None
     if against and exact:
-        source = open_source_of(against, file, pre, quiet)
+        source = open_source_of(against, file, pre, converter, quiet)
     elif against:
-        source = open_noted(against, pre=pre, weights=True, quiet=quiet)
+        source = open_noted(against, pre=pre, weights=True, converter=converter, quiet=quiet)
     plan = None
     if exact and source is not None:
         from pathlib import Path

@@ -44,6 +44,8 @@ def fingerprint(
         value = getattr(plan, field.name)
         if isinstance(value, str | bool | int | float) and field.name != "data_bytes":
             table[f"the option {field.name.replace('_', '-')}"] = str(value)
+    if plan.model.converter:
+        table["llama.cpp's converter"] = plan.model.converter
     if (revision := best_revision(plan.effort)) is not None:
         table["the revision of the best-effort encoders"] = str(revision)
     for path, state in states.items():

@@ -26,6 +26,7 @@ from ggplan.model import Model
 from ggplan.planning import Plan
 from ggplan.planning.layout import encode_header
 from ggplan.planning.provenance import (
+    CONVERTER,
     IMATRIX,
     INPUTS,
     METADATA,
@@ -94,6 +95,8 @@ def recorded_inputs(metadata: Metadata) -> dict[str, str] | None:
 def _input_sha256(name: str, model: Model, imatrix: Imatrix | None) -> str:
     if name == TENSORS:
         return _tensors_sha256(model)
+    if name == CONVERTER and model.converter:
+        return model.converter
     if name == METADATA and model.kind != "hf":
         return _metadata_sha256(model.metadata)
     if name == IMATRIX and imatrix is not None:

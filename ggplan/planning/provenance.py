@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ggplan.imatrix import Imatrix
 
 INPUTS, PLAN, VERSION = "ggplan.inputs", "ggplan.plan.sha256", "ggplan.version"
-TENSORS, METADATA, IMATRIX = "tensors", "metadata", "imatrix"
+TENSORS, METADATA, IMATRIX, CONVERTER = "tensors", "metadata", "imatrix", "converter"
 """Names of inputs that are not files in the checkpoint's folder."""
 NOT_HASHED = "0" * 64
 SETTINGS = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
@@ -100,4 +100,6 @@ def input_names(model: Model, imatrix: Imatrix | None) -> list[str]:
         names = [TENSORS, *(name for name in SETTINGS if (model.path / name).is_file())]
     else:
         names = [TENSORS, METADATA]
+    if model.converter:
+        names.append(CONVERTER)
     return sorted(names if imatrix is None else [*names, IMATRIX])
