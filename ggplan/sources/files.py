@@ -9,6 +9,8 @@ Both are refused before the open, and again after it by the descriptor, in case 
 
 Every reader first asks for a file's size, or reads it whole, and here it is told of a file that stands for
 another (see `substitutes`).
+
+A file on a server (`remote.RemotePath`) is read by the same functions: small ones from a copy, others by ranges.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from ggplan.errors import CheckpointError, SubstituteError
 from ggplan.ggml_types import GgmlType
 from ggplan.model import RowSource, empty_rows, require_rows
+from ggplan.sources.remote import RemoteFile, RemotePath
 from ggplan.substitutes import START, find_substitute
 from ggplan.text import printable
 
@@ -87,6 +90,27 @@ def _refuse_substitute(path: Path, descriptor: int) -> None:
         raise SubstituteError(f"{shown(path)} is {found.what}", hint=found.hint)
 
 
+def _on_server(path: Path) -> RemoteFile | None:
+    """The file of a remote path of which there is no copy on this machine; None for any other path."""
+    return path.only_remote() if isinstance(path, RemotePath) else None
+
+
+def _read_start(remote: RemoteFile, path: Path) -> None:
+    """Refuse what a server sends in the place of a file."""
+    raw = bytearray(min(START + 1, remote.size))
+    remote.read_into(0, memoryview(raw))
+    if (found := find_substitute(bytes(raw), path)) is not None:
+        raise SubstituteError(
+            f"{shown(path)} is {found.what}",
+            hint="give the address that the page's download button has (on the hub /resolve/, not /raw/)",
+        )
+
+
+def exists(path: Path) -> bool:
+    """Whether there is a file or folder of this path."""
+    return path.exists() if isinstance(path, RemotePath) else os.path.exists(path)
+
+
 def file_size(path: Path) -> int:
     """Bytes in a regular file.
 
@@ -95,9 +119,29 @@ def file_size(path: Path) -> int:
     CheckpointError
         If the file cannot be opened, or a Git LFS pointer or a web page is in its place.
     """
+    if (remote := _on_server(path)) is not None:
+        _read_start(remote, path)
+        return remote.size
     with _opened(path) as descriptor:
         _refuse_substitute(path, descriptor)
         return os.fstat(descriptor).st_size
+
+
+def size_and_version(path: Path) -> tuple[int, str]:
+    """The size of a file, and what changes with its contents: when it was changed, or a server's hash or ETag.
+
+    Raises
+    ------
+    CheckpointError
+        If it is gone, or was found to be another one on its server.
+    """
+    if (remote := _on_server(path)) is not None:
+        if remote.is_changed:
+            raise CheckpointError(f"{shown(path)} changed on the server")
+        return remote.size, f"version {remote.version}"
+    with _opened(path) as descriptor:
+        status = os.fstat(descriptor)
+        return status.st_size, f"changed {status.st_mtime_ns}"
 
 
 def read_at(path: Path, offset: int, n_bytes: int) -> bytes:
@@ -108,6 +152,10 @@ def read_at(path: Path, offset: int, n_bytes: int) -> bytes:
     CheckpointError
         If the file ends before, or cannot be read.
     """
+    if (remote := _on_server(path)) is not None:
+        raw = bytearray(n_bytes)
+        _read_remote(remote, path, offset, memoryview(raw))
+        return bytes(raw)
     parts: list[bytes] = []
     done = 0
     with _opened(path) as descriptor:
@@ -128,6 +176,9 @@ def read_into(path: Path, offset: int, target: memoryview) -> None:
     CheckpointError
         If the file ends before the buffer is full, or cannot be read.
     """
+    if (remote := _on_server(path)) is not None:
+        _read_remote(remote, path, offset, target)
+        return
     done = 0
     with _opened(path) as descriptor:
         while done < len(target):
@@ -135,6 +186,12 @@ def read_into(path: Path, offset: int, target: memoryview) -> None:
             if n_read == 0:
                 raise _truncated(path, offset, len(target), done)
             done += n_read
+
+
+def _read_remote(remote: RemoteFile, path: Path, offset: int, target: memoryview) -> None:
+    if offset + len(target) > remote.size:
+        raise _truncated(path, offset, len(target), max(0, remote.size - offset))
+    remote.read_into(offset, target)
 
 
 def read_array(path: Path, offset: int, n_bytes: int) -> NDArray[np.uint8]:
@@ -169,12 +226,21 @@ def begins_with(path: Path, magic: bytes) -> bool:
 
 def read_whole(path: Path, limit: int) -> bytes:
     """A whole small file, refused if it is larger than `limit` bytes, a Git LFS pointer or a web page."""
+    if (remote := _on_server(path)) is not None:
+        _refuse_large(path, remote.size, limit)
+        if remote.copy() is None:
+            _read_start(remote, path)
+            return read_at(path, 0, remote.size)
     with _opened(path) as descriptor:
         _refuse_substitute(path, descriptor)
         size = os.fstat(descriptor).st_size
-        if size > limit:
-            raise CheckpointError(f"{shown(path)} has {size:,} bytes; such a file may have {limit:,}")
+    _refuse_large(path, size, limit)
     return read_at(path, 0, size)
+
+
+def _refuse_large(path: Path, size: int, limit: int) -> None:
+    if size > limit:
+        raise CheckpointError(f"{shown(path)} has {size:,} bytes; such a file may have {limit:,}")
 
 
 def _truncated(path: Path, offset: int, n_bytes: int, done: int) -> CheckpointError:

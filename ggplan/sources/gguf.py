@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from ggplan.errors import CheckpointError, TruncatedError
@@ -19,6 +20,7 @@ from ggplan.metadata import MetadataType
 from ggplan.model import Model, RowSource, TensorInfo
 from ggplan.sources.files import listed, rows_in_file, shown
 from ggplan.sources.gguf_header import GgufHeader, read_header
+from ggplan.sources.remote import each
 
 _SPLIT_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL | re.ASCII)
 
@@ -112,16 +114,17 @@ def _read_set(path: Path, header_only: bool) -> tuple[list[GgufHeader], Truncate
         )
     paths = [path.with_name(f"{named[1]}-{number:05d}-of-{named[3]}.gguf") for number in range(1, count + 1)]
     incomplete = None
-    if missing := [part.name for part in paths if not part.exists()]:
+    there = each(paths, Path.exists)
+    if missing := [part.name for part, is_there in zip(paths, there, strict=True) if not is_there]:
         incomplete = TruncatedError(
             f"{shown(path)}: {len(missing)} of {count} files of the set are missing: {listed(missing)}",
             hint="download them into the same folder; --header-only reads what is there",
         )
         if not header_only:
             raise incomplete
-    there = [(number, part) for number, part in enumerate(paths) if part.name not in missing]
-    headers = [read_header(part, header_only=header_only) for _, part in there]
-    for (number, _), part in zip(there, headers, strict=True):
+    present = [(number, part) for number, part in enumerate(paths) if part.name not in missing]
+    headers = each([part for _, part in present], partial(read_header, header_only=header_only))
+    for (number, _), part in zip(present, headers, strict=True):
         stated = (_integer(part, "split.no", -1), _integer(part, "split.count", -1))
         if stated != (number, count):
             raise CheckpointError(

@@ -14,7 +14,6 @@ checkpoint.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Protocol
 
 from ggplan.errors import CheckpointError
 from ggplan.model import RowSource
-from ggplan.sources.files import shown
+from ggplan.sources.files import exists, shown
 from ggplan.sources.json_files import load_object
 from ggplan.sources.tensors import StoredTensor
 
@@ -182,7 +181,7 @@ def _modelopt_config(folder: Path) -> dict[str, object]:
     It holds `{"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "FP8", ...}}`.
     """
     path = folder / "hf_quant_config.json"
-    document = load_object(path) if os.path.exists(path) else {}
+    document = load_object(path) if exists(path) else {}
     producer, values = document.get("producer"), document.get("quantization")
     name = producer.get("name") if isinstance(producer, dict) else None
     if not isinstance(values, dict) or not isinstance(name, str):

@@ -1,0 +1,145 @@
+"""Addresses of models on the command line, and what they open as.
+
+    hf://org/name                       a repository of the hub, its main branch
+    hf://org/name@revision              at a branch, a tag, a commit or refs/pr/N
+    hf://org/name[@revision]/sub/x.gguf one file of it; of a split set, any
+    https://huggingface.co/org/name     the same, as a browser shows it; with /tree/, /blob/, /resolve/
+    https://host/path/model.gguf        a file on any server that gives ranges
+
+Where the hub is, huggingface_hub says (HF_ENDPOINT). A file on another server needs no huggingface_hub.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
+
+from ggplan.errors import CheckpointError, NoSuchCheckpointError
+from ggplan.sources.http_client import require_client, shown_url
+from ggplan.sources.http_ranges import HttpFile
+from ggplan.sources.remote import RemotePath
+from ggplan.text import printable
+
+_ID = r"(?P<name>[\w.-]+/[\w.-]+)"
+_HUB = re.compile(
+    rf"hf://(?:models/)?{_ID}(?:@(?P<revision>refs/(?:pr|convert)/[^/@]+|[^/@]+))?(?:/(?P<inside>.*))?",
+    re.I | re.A,
+)
+_PAGE = re.compile(
+    rf"/{_ID}(?:/(?:tree|blob|resolve|raw)/(?P<revision>refs/(?:pr|convert)/[^/]+|[^/]+)(?:/(?P<inside>.*))?)?/?",
+    re.A,
+)
+_OTHER_KINDS = ("datasets/", "spaces/", "kernels/", "buckets/")
+_HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
+_FORM = "hf://org/name, hf://org/name@revision, or hf://org/name/file.gguf"
+
+
+def open_address(address: str) -> RemotePath:
+    """The folder or file that an address is of.
+
+    Raises
+    ------
+    CheckpointError
+        If it is no address of a model, or nothing is there.
+    """
+    if address.lower().startswith("hf://"):
+        return _open_on_hub(address, _HUB.fullmatch(address), address[5:])
+    parts = _checked(address)
+    if _is_hub(address):
+        path = unquote(parts.path)
+        found = _PAGE.fullmatch(path)
+        if found is not None or path.strip("/").lower().startswith(_OTHER_KINDS):
+            return _open_on_hub(address, found, path.strip("/"))
+    require_client()
+    if not PurePosixPath(unquote(parts.path)).name or parts.path.endswith("/"):
+        raise CheckpointError(
+            f"{printable(shown_url(address))} names no file",
+            hint=f"give the address of a .gguf file, or a repository of the hub: {_FORM}",
+        )
+    path = Neighbours(address).path()
+    if not path.is_file():
+        raise NoSuchCheckpointError(
+            f"{printable(str(path))} does not exist", hint="check the address; names are case-sensitive"
+        )
+    return path
+
+
+def _open_on_hub(address: str, found: re.Match[str] | None, rest: str) -> RemotePath:
+    if rest.lower().startswith(_OTHER_KINDS):
+        kind = rest.partition("/")[0]
+        raise CheckpointError(
+            f"{printable(address)} is of the hub's {kind}, not a model", hint=f"give {_FORM}"
+        )
+    if found is None:
+        raise CheckpointError(f"{printable(address)} is no address of a model", hint=f"give {_FORM}")
+    from ggplan.sources.hub import open_repository
+
+    revision = unquote(found["revision"] or "")
+    inside = (found["inside"] or "").strip("/")
+    return open_repository(found["name"], revision).path(inside)
+
+
+def _is_hub(address: str) -> bool:
+    """Whether a web address is the hub's: Hugging Face's own, or the one that HF_ENDPOINT names."""
+    host = urlsplit(address).netloc.lower().rpartition("@")[2]
+    return host in (*_HOSTS, urlsplit(os.environ.get("HF_ENDPOINT", "")).netloc.lower() or _HOSTS[0])
+
+
+def _checked(address: str) -> object:
+    try:
+        parts = urlsplit(address)
+        _ = parts.port
+    except ValueError as error:
+        raise CheckpointError(f"{printable(address)} is no web address: {error}") from error
+    if not parts.hostname:
+        raise CheckpointError(f"{printable(address)} is no web address: it names no host")
+    return parts
+
+
+@dataclass(slots=True, eq=False)
+class Neighbours:
+    """A file on a server and those beside it, such as the rest of its split set (a `Place`).
+
+    There is no listing: whether a file is there is found out by asking for its first bytes.
+    """
+
+    address: str
+    _files: dict[str, HttpFile | None] = field(default_factory=dict, repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def path(self) -> RemotePath:
+        """The path of the file itself."""
+        parts = urlsplit(self.address)
+        return RemotePath(self, parts.hostname or "", unquote(parts.path).lstrip("/"))
+
+    def shown(self, inside: str) -> str:
+        """The address, without user, password and query."""
+        return shown_url(self._url(inside))
+
+    def find(self, inside: str) -> HttpFile | None:
+        """The file of this name; None if the server has none."""
+        with self._lock:
+            if inside in self._files:
+                return self._files[inside]
+        file: HttpFile | None = HttpFile(self._url(inside), printable(self.shown(inside)))
+        try:
+            assert file is not None
+            _ = file.size
+        except NoSuchCheckpointError:
+            file = None
+        with self._lock:
+            return self._files.setdefault(inside, file)
+
+    def names(self) -> Sequence[str]:
+        """The names of the files that were asked for and are there."""
+        with self._lock:
+            return sorted(name for name, file in self._files.items() if file is not None)
+
+    def _url(self, inside: str) -> str:
+        parts = urlsplit(self.address)
+        return urlunsplit((parts.scheme, parts.netloc, "/" + quote(inside), parts.query, ""))
