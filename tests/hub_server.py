@@ -90,10 +90,10 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
         """Silence."""
 
-    def do_HEAD(self) -> None:  # noqa: N802
+    def do_HEAD(self) -> None:
         self.do_GET()
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         hub = self.server.hub
         self.request_ = Request(self.command, self.path, dict(self.headers))
         hub.requests.append(self.request_)

@@ -2,8 +2,8 @@
 
 A conversion that is resumed after days must not mix two versions of a checkpoint, and no reader notices that
 a file of the same size has other weights. Size, time of change and the hash of the header show it, unless
-they are forged, and take milliseconds; hashing 700 GB would take a quarter of an hour. A file on a server has its
-hash or ETag instead, and its header is not read again for this.
+they are forged, and take milliseconds; hashing 700 GB would take a quarter of an hour. A file on a server has
+its hash or ETag instead, and its header is not read again for this.
 
 The length of a safetensors header is in the first eight bytes of the file; of any other file the first 4 MiB
 are hashed instead.

@@ -103,8 +103,9 @@ def check_absent(outputs: Sequence[Path]) -> None:
 
 
 def check_readable(plan: Plan) -> None:
-    """Read the first and the last row of each tensor, on a server of one in each file, so that unreadable data
-    fails now.
+    """Read the first and the last row of each tensor, so that unreadable data fails now.
+
+    On a server only those of one tensor in each file are read: a round trip for each would take minutes.
 
     Raises
     ------

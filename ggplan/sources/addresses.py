@@ -17,7 +17,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from urllib.parse import quote, unquote, urlsplit, urlunsplit
+from urllib.parse import SplitResult, quote, unquote, urlsplit, urlunsplit
 
 from ggplan.errors import CheckpointError, NoSuchCheckpointError
 from ggplan.sources.http_client import require_client, shown_url
@@ -51,10 +51,10 @@ def open_address(address: str) -> RemotePath:
         return _open_on_hub(address, _HUB.fullmatch(address), address[5:])
     parts = _checked(address)
     if _is_hub(address):
-        path = unquote(parts.path)
-        found = _PAGE.fullmatch(path)
-        if found is not None or path.strip("/").lower().startswith(_OTHER_KINDS):
-            return _open_on_hub(address, found, path.strip("/"))
+        page = unquote(parts.path)
+        found = _PAGE.fullmatch(page)
+        if found is not None or page.strip("/").lower().startswith(_OTHER_KINDS):
+            return _open_on_hub(address, found, page.strip("/"))
     require_client()
     if not PurePosixPath(unquote(parts.path)).name or parts.path.endswith("/"):
         raise CheckpointError(
@@ -90,7 +90,7 @@ def _is_hub(address: str) -> bool:
     return host in (*_HOSTS, urlsplit(os.environ.get("HF_ENDPOINT", "")).netloc.lower() or _HOSTS[0])
 
 
-def _checked(address: str) -> object:
+def _checked(address: str) -> SplitResult:
     try:
         parts = urlsplit(address)
         _ = parts.port

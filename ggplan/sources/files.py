@@ -10,7 +10,8 @@ Both are refused before the open, and again after it by the descriptor, in case 
 Every reader first asks for a file's size, or reads it whole, and here it is told of a file that stands for
 another (see `substitutes`).
 
-A file on a server (`remote.RemotePath`) is read by the same functions: small ones from a copy, others by ranges.
+A file on a server (`remote.RemotePath`) is read by the same functions: a small one from a copy, others by
+ranges.
 """
 
 from __future__ import annotations
@@ -128,7 +129,7 @@ def file_size(path: Path) -> int:
 
 
 def size_and_version(path: Path) -> tuple[int, str]:
-    """The size of a file, and what changes with its contents: when it was changed, or a server's hash or ETag.
+    """The size of a file, and what tells its contents: when it was changed, or a server's hash or ETag.
 
     Raises
     ------

@@ -1,7 +1,7 @@
 """The HTTP client of this process, and what its errors and headers mean.
 
-httpx2 is what huggingface_hub brings along; it is imported where the first address is read. One client holds the
-connections: threads share them, and each is used again.
+httpx2 is what huggingface_hub brings along; it is imported where the first address is read. One client holds
+the connections: threads share them, and each is used again.
 """
 
 from __future__ import annotations
@@ -68,17 +68,19 @@ if hasattr(os, "register_at_fork"):
 
 
 def origin(url: str) -> tuple[str, str, int]:
+    """The server of an address: scheme, host and port."""
     parts = urlsplit(url)
     port = parts.port or {"http": 80, "https": 443}.get(parts.scheme, 0)
     return parts.scheme, parts.hostname or "", port
 
 
 def etag_of(text: str) -> str:
+    """The text of an ETag, without its quotes and the mark of a weak one."""
     return text.removeprefix("W/").strip('"')
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds to wait: of `Retry-After`, as a number or a date, or of the hub's `RateLimit: "api";r=0;t=55`."""
+    """Seconds to wait: by `Retry-After`, a number or a date, or by the hub's `RateLimit: "api";r=0;t=55`."""
     text = headers.get("Retry-After", "").strip()
     if text.isdecimal():
         return float(text)
@@ -104,6 +106,7 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def is_name_fault(error: BaseException) -> bool:
+    """Whether the host's name was not found."""
     return any(isinstance(cause, socket.gaierror) for cause in causes(error))
 
 
@@ -116,6 +119,7 @@ def certificate_fault(error: BaseException) -> str:
 
 
 def in_words(error: Exception) -> str:
+    """What became of a connection."""
     for cause in causes(error):
         if isinstance(cause, socket.gaierror):
             return "the host's name is not known"

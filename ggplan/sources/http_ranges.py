@@ -5,19 +5,20 @@ Each request says `Range: bytes=FIRST-LAST` (RFC 9110, section 14) and is answer
 
     other bytes than were asked, another size, a packed body    the server is asked again, three times
     a cut connection, silence, fewer than 1 KiB/s               asked again for what is missing
-    408, 425, 429, 5xx                                          asked again, after `Retry-After` where it is given
+    408, 425, 429, 5xx                                          asked again, as `Retry-After` says
     another ETag, another commit of a repository                the file has changed: an error
     200 with the whole file                                     an error: the server gives no ranges
 
-Between tries without any progress the waits double, from a quarter of a second to half a minute; after two and
-a half minutes of them the error is raised, and a conversion keeps its work. A server that has never answered
-is given up sooner.
+Between tries without any progress the waits double, from a quarter of a second to half a minute; after two
+and a half minutes of them the error is raised, and a conversion keeps its work. A server that has never
+answered is given up sooner.
 
 Redirects are followed here and not by the library: a token is sent to the host that it belongs to and to no
-other, and https is never left. Where a redirect led (the hub gives addresses that are valid for an hour) is kept
-until it is refused.
+other, and https is never left. Where a redirect led (the hub gives addresses that are valid for an hour) is
+kept until it is refused.
 
-Small reads, such as those of headers and scales, are served from blocks of 64 KiB, the last of which are kept.
+Small reads, such as those of headers and scales, are served from blocks of 64 KiB, the last of which are
+kept.
 """
 
 from __future__ import annotations
@@ -64,7 +65,10 @@ _MOVED = (301, 302, 303, 307, 308)
 
 
 class _AgainError(Exception):
-    """This try failed, another may not: why, seconds to wait if the server named them, whether it is a lie."""
+    """A try that failed, where another may not.
+
+    `after` is the seconds to wait if the server named them; `is_lie` says that the answer itself is wrong.
+    """
 
     def __init__(self, why: str, *, after: float | None = None, is_lie: bool = False) -> None:
         super().__init__(why)
@@ -290,7 +294,7 @@ class HttpFile:
                 f"{self.expected.commit}, which was asked for",
                 hint="try again; if it is a mirror, ask the hub itself (unset HF_ENDPOINT)",
             )
-        hash_ = etag_of(response.headers.get("X-Linked-Etag") or response.headers.get("ETag", ""))
+        hash_ = etag_of(response.headers.get("X-Linked-Etag") or response.headers.get("ETag") or "")
         if self.expected.hash and _HASH.fullmatch(hash_) and hash_ != self.expected.hash:
             raise self._changed("its hash is not the one that the repository lists")
         size = response.headers.get("X-Linked-Size", "")
@@ -320,7 +324,8 @@ class HttpFile:
         first, last = int(told[1]), int(told[2])
         if first != offset or not first <= last < offset + n_bytes:
             raise _AgainError(
-                f"the server sends bytes {first:,} to {last:,}, asked for {offset:,} to {offset + n_bytes - 1:,}",
+                f"the server sends bytes {first:,} to {last:,}, asked for {offset:,} to "
+                f"{offset + n_bytes - 1:,}",
                 is_lie=True,
             )
         if told[3] != "*":

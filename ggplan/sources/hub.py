@@ -4,14 +4,14 @@ Opening it asks the hub twice: which commit the revision is, and which files tha
 and hashes. From then on the commit is asked for and nothing else, so that a branch that moves cannot mix two
 versions.
 
-`huggingface_hub` says where the hub is (HF_ENDPOINT), what the token is (`hf auth login`, HF_TOKEN), whether the
-network may be used (HF_HUB_OFFLINE), and keeps whole files in its cache (HF_HOME). Small files are fetched into
-that cache and compared with the hash that the repository lists: the SHA-256 of a file in LFS or Xet storage, else
-git's SHA-1. Weights are read by ranges and not kept. Files that are in the cache already, weights too, are read
-there, and with HF_HUB_OFFLINE all of them are.
+`huggingface_hub` says where the hub is (HF_ENDPOINT), what the token is (`hf auth login`, HF_TOKEN), whether
+the network may be used (HF_HUB_OFFLINE), and keeps whole files in its cache (HF_HOME). Small files are
+fetched into that cache and compared with the hash that the repository lists: the SHA-256 of a file in LFS or
+Xet storage, else git's SHA-1. Weights are read by ranges and not kept. Files that are in the cache already,
+weights too, are read there, and with HF_HUB_OFFLINE all of them are.
 
-The hash of weights is not checked: it is that of a whole file, and they are read in pieces, each where the output
-needs it. The hub says with each file which hash it has, and that is compared.
+The hash of weights is not checked: it is that of a whole file, and they are read in pieces, each when the
+output needs it. The hub says with each file which hash it has, and that is compared.
 """
 
 from __future__ import annotations
@@ -53,14 +53,15 @@ _FILE_LIMIT = 200_000
 _TRIES = 5
 _FETCHED_FIRST = (
     "config.json", "generation_config.json", "model.safetensors.index.json", "tokenizer.json",
-    "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "README.md", "chat_template.jinja",
-    "tokenizer.model", "merges.txt", "vocab.json", "tiktoken.model", "hf_quant_config.json",
+    "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "README.md",
+    "chat_template.jinja", "tokenizer.model", "merges.txt", "vocab.json", "tiktoken.model",
+    "hf_quant_config.json",
 )  # fmt: skip
 
 
 @dataclass(slots=True, eq=False)
 class HubFile:
-    """A file of a repository (a `ggplan.sources.remote.RemoteFile`): ranges over HTTP, or the copy in the cache.
+    """A file of a repository (a `ggplan.sources.remote.RemoteFile`), read by ranges or from the cache.
 
     `hash` is the SHA-256 of a file in LFS or Xet storage (64 digits), else git's SHA-1 of the blob (40).
     """
@@ -156,15 +157,14 @@ class Repository:
 
     def ranges_of(self, file: HubFile) -> HttpFile:
         """What reads ranges of a file."""
-        from huggingface_hub import constants, hf_hub_url
-        from huggingface_hub.utils import build_hf_headers
+        from huggingface_hub import constants, get_token, hf_hub_url
 
         require_client()
         if constants.HF_HUB_OFFLINE:
             raise _offline(self.shown(file.name), self.name)
         url = hf_hub_url(self.name, file.name, revision=self.commit, endpoint=constants.ENDPOINT)
-        told = build_hf_headers(library_name="ggplan", library_version=__version__)
-        headers = {key: value for key, value in told.items() if key.lower() == "authorization"}
+        token = None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
         title = printable(self.shown(file.name))
         return HttpFile(url, title, file.size, headers, Expected(self.commit, file.hash))
 
@@ -378,7 +378,8 @@ def _explain(error: Exception, where: str, name: str, revision: str) -> NoReturn
     if fault := certificate_fault(error):
         raise CheckpointError(
             f"{where}: the hub's certificate is not valid: {printable(fault)}",
-            hint="check the date of this machine; behind a company's proxy, name its certificates in SSL_CERT_FILE",
+            hint="check the date of this machine; behind a company's proxy, name its certificates in "
+            "SSL_CERT_FILE",
         ) from error
     raise CheckpointError(
         f"{where}: {in_words(error)}",
@@ -396,7 +397,11 @@ def _offline(where: str, name: str) -> CheckpointError:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """No progress bars and no warnings of huggingface_hub: what a user should know is in our own messages."""
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from huggingface_hub.utils import (  # type: ignore[attr-defined]
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
 
     logger = logging.getLogger("huggingface_hub")
     level, hidden = logger.level, are_progress_bars_disabled()

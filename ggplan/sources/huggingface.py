@@ -75,10 +75,10 @@ def _read_safetensors(paths: Sequence[Path]) -> _Contents:
 def _read_pytorch(paths: Sequence[Path]) -> _Contents:
     if any(isinstance(path, RemotePath) for path in paths):
         raise CheckpointError(
-            f"{shown(paths[0].parent)} holds its weights only as pickles ({listed([path.name for path in paths])}), "
-            "which are not read from a server",
-            hint="take a revision with safetensors (of many models there is one at @refs/pr/1 or so), or download it "
-            "and name the folder",
+            f"{shown(paths[0].parent)} holds its weights only as pickles "
+            f"({listed([path.name for path in paths])}), which are not read from a server",
+            hint="take a revision with safetensors (a pull request of the repository may have them: "
+            "@refs/pr/N), or download it and name the folder",
         )
     from ggplan.sources import pytorch
 

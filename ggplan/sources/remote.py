@@ -3,8 +3,8 @@
 A `RemotePath` is a `Path`, so all that is given a folder or a file takes it as it takes a local one: `/`,
 `name`, `suffix`, `parent`, `exists()`, `is_file()`, `iterdir()`, `glob()` answer from what is known of the
 server, and it prints as the user wrote it. Bytes are read by `ggplan.sources.files`, which asks for the
-`RemoteFile`. What the system is asked for by such a path (`os.stat`, `open`) is a copy on this machine: that of
-a small file is made at the first question, that of weights is refused.
+`RemoteFile`. What the system is asked for by such a path (`os.stat`, `open`) is a copy on this machine: that
+of a small file is made at the first question, that of weights is refused.
 
 What is remote is known from the listing of a repository, not by asking for each name.
 """
@@ -15,7 +15,7 @@ import fnmatch
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -24,14 +24,18 @@ from ggplan.errors import CheckpointError
 from ggplan.text import printable
 
 # A class made from `Path` itself has no flavour before Python 3.12.
-_Base = Path if TYPE_CHECKING else type(Path())
+if TYPE_CHECKING:
+    _Base = Path
+else:
+    _Base = type(Path())
 
 PARALLEL_READS = 16
-"""Ranges that are asked for at once. The threads that wait for them are the read-ahead: with a megabyte or two
-each, a round trip of 50 ms is hidden on lines of up to some gigabits."""
+"""Ranges that are asked for at once. The threads that wait for them are the read-ahead: with a megabyte or
+two each, a round trip of 50 ms is hidden on lines of up to some gigabits."""
 
 _SCHEMES = ("hf://", "http://", "https://")
-_Item, _Result = TypeVar("_Item"), TypeVar("_Result")
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
 class RemoteFile(Protocol):
@@ -59,14 +63,14 @@ class RemoteFile(Protocol):
         """
 
     def copy(self) -> Path | None:
-        """A whole copy on this machine, which is made if the file is small; None if it is not, or cannot be."""
+        """A whole copy on this machine, which is made if the file is small; None if there can be none."""
 
     def copy_there(self) -> Path | None:
         """The copy that is on this machine already; None if there is none."""
 
 
 class Place(Protocol):
-    """Files of one server that belong together: a repository of the hub at a commit, the neighbours of a URL."""
+    """Files of one server that belong together: a repository at a commit, or the neighbours of a URL."""
 
     def shown(self, inside: str) -> str:
         """The address of a file, or of the whole for "", without secrets."""
@@ -91,7 +95,7 @@ class RemotePath(_Base):
 
     __slots__ = ("_folder", "_inside", "_place")
 
-    def __new__(cls, place: Place, folder: str, inside: str = "") -> RemotePath:
+    def __new__(cls, place: Place, folder: str, inside: str = "") -> RemotePath:  # noqa: D102
         return super().__new__(cls, folder, inside)
 
     def __init__(self, place: Place, folder: str, inside: str = "") -> None:
@@ -190,22 +194,22 @@ class RemotePath(_Base):
         """Never."""
         return False
 
-    def iterdir(self) -> Iterator[RemotePath]:
+    def iterdir(self) -> Generator[RemotePath, None, None]:
         """The files and folders in it."""
         depth = len(self._inside) + 1 if self._inside else 0
         start = f"{self._inside}/" if self._inside else ""
         names = {n[depth:].partition("/")[0] for n in self._place.names() if n.startswith(start)}
-        return iter([self / name for name in sorted(names)])
+        yield from (self / name for name in sorted(names))
 
-    def glob(self, pattern: str, **_: Any) -> Iterator[RemotePath]:  # type: ignore[override]
+    def glob(self, pattern: str, **_: Any) -> Generator[RemotePath, None, None]:
         """The files and folders in it whose names fit a pattern without `/`."""
-        return iter([path for path in self.iterdir() if fnmatch.fnmatchcase(path.name, pattern)])
+        yield from (path for path in self.iterdir() if fnmatch.fnmatchcase(path.name, pattern))
 
-    def rglob(self, pattern: str, **_: Any) -> Iterator[RemotePath]:  # type: ignore[override]
+    def rglob(self, pattern: str, **_: Any) -> Generator[RemotePath, None, None]:
         """The files in it and below whose names fit a pattern without `/`."""
         start = f"{self._inside}/" if self._inside else ""
         names = [name for name in self._place.names() if name.startswith(start)]
-        return iter([self._at(n) for n in names if fnmatch.fnmatchcase(n.rpartition("/")[2], pattern)])
+        yield from (self._at(n) for n in names if fnmatch.fnmatchcase(n.rpartition("/")[2], pattern))
 
     def __fspath__(self) -> str:
         found = self._place.find(self._inside) if self._inside else None
