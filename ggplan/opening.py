@@ -73,7 +73,8 @@ def open_model(
             )
         from ggplan.sources.addresses import open_address
 
-        return _open_path(open_address(str(name)), pre, header_only)
+        found = _open_path(path := open_address(str(name)), pre, header_only)
+        return replace(found, notes=(*found.notes, path.place.told)) if path.place.told else found
     if converter is not None:
         return _by_converter(name, Path(converter), pre)
     if name == NAME:

@@ -208,9 +208,10 @@ def _is_model(name: str) -> bool:
     from ggplan.charts.tensors import is_plan
     from ggplan.inventories import inventories
     from ggplan.sources.inventory import SCHEMA
+    from ggplan.sources.remote import is_address
 
     path = Path(name)
-    if path.is_dir() or path.suffix in (".gguf", ".safetensors"):
+    if is_address(name) or path.is_dir() or path.suffix in (".gguf", ".safetensors"):
         return True
     try:
         with path.open("rb") as file:

@@ -30,6 +30,7 @@ Examples:
   ggplan inspect GLM-4.5-Air --tensors           every tensor under its GGUF name
   ggplan inspect model.gguf --metadata           the key-value pairs
   ggplan inspect GLM-4.5-Air --json > air.json   an inventory that `ggplan plan` reads
+  ggplan inspect hf://zai-org/GLM-4.5-Air        a checkpoint on the hub, by its headers alone
   ggplan inspect model-00001-of-00047.safetensors   one file, under its own names
   head -c 20M model.gguf > part.gguf; ggplan inspect part.gguf --header-only   the header alone
   ggplan inspect kld_results.csv                 a table of sensitivities, by role and type
@@ -57,7 +58,8 @@ def inspect_command(
     figure: Figure | None, header_only: bool, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Show what is in MODEL: a Hugging Face folder, a GGUF file, an inventory (`-`: on standard input), one
-    .safetensors file or a table of sensitivities.
+    .safetensors file, the address of one of these (hf://org/name, https://host/model.gguf) or a table of
+    sensitivities.
 
     Of a file that is cut short its header is shown all the same. That is an error (exit code 1) unless
     --header-only says that it is meant.

@@ -117,6 +117,11 @@ class Neighbours:
         parts = urlsplit(self.address)
         return RemotePath(self, parts.hostname or "", unquote(parts.path).lstrip("/"))
 
+    @property
+    def told(self) -> str:
+        """Nothing."""
+        return ""
+
     def shown(self, inside: str) -> str:
         """The address, without user, password and query."""
         return shown_url(self._url(inside))

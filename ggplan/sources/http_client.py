@@ -120,6 +120,10 @@ def certificate_fault(error: BaseException) -> str:
 
 def in_words(error: Exception) -> str:
     """What became of a connection."""
+    import httpx2
+
+    if isinstance(error, httpx2.LocalProtocolError):  # its text may quote a header, which may be a token
+        return "the request cannot be made: a header of it is not valid; is the token?"
     for cause in causes(error):
         if isinstance(cause, socket.gaierror):
             return "the host's name is not known"

@@ -57,10 +57,11 @@ _LONGEST_RETRY_AFTER = 300.0
 _REDIRECTS = 6
 _SLOW_SECONDS, _SLOW_BYTES = 30.0, 30 << 10
 _PROGRESS = 1 << 16  # bytes that count as progress
-_BLOCK, _KEPT_BLOCKS = 1 << 16, 64
+_BLOCK, _KEPT_BLOCKS = 1 << 16, 256  # 16 MiB for all files together
 _RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)", re.ASCII)
 _HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _AGAIN = (408, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529)
+_CHECK = "check the address"
 _MOVED = (301, 302, 303, 307, 308)
 
 
@@ -110,8 +111,6 @@ class HttpFile:
     etag: str = ""
     _target: str = ""
     _has_answered: bool = False
-    _blocks: OrderedDict[int, bytes] = field(default_factory=OrderedDict, repr=False)
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @property
     def size(self) -> int:
@@ -151,10 +150,8 @@ class HttpFile:
 
     def _block(self, number: int) -> bytes:
         """A block of the file; shorter at the end, empty after it."""
-        with self._lock:
-            if (kept := self._blocks.get(number)) is not None:
-                self._blocks.move_to_end(number)
-                return kept
+        if (kept := _blocks.get((self, number))) is not None:
+            return kept
         start = number * _BLOCK
         if 0 <= self.known_size <= start:
             return b""
@@ -162,10 +159,7 @@ class HttpFile:
         raw = bytearray(n_bytes)
         got = self._fill(start, memoryview(raw), may_end=self.known_size < 0)
         block = bytes(raw[:got])
-        with self._lock:
-            self._blocks[number] = block
-            while len(self._blocks) > _KEPT_BLOCKS:
-                self._blocks.popitem(last=False)
+        _blocks.put((self, number), block)
         return block
 
     def _fill(self, offset: int, target: memoryview, *, may_end: bool = False) -> int:
@@ -262,16 +256,19 @@ class HttpFile:
                 return response
             response.close()
             target, is_kept = self._redirected(target, response.headers.get("Location", "")), False
-        raise CheckpointError(f"{self.title}: the server redirects in circles")
+        raise CheckpointError(f"{self.title}: the server redirects in circles", hint=_CHECK)
 
     def _redirected(self, before: str, location: str) -> str:
         target = urljoin(before, location)
         there = urlsplit(target)
         if there.scheme not in ("http", "https") or not there.hostname or not location:
-            raise CheckpointError(f"{self.title}: the server redirects to what is no web address")
+            raise CheckpointError(
+                f"{self.title}: the server redirects to what is no web address", hint=_CHECK
+            )
         if urlsplit(before).scheme == "https" and there.scheme == "http":
             raise CheckpointError(
-                f"{self.title}: the server redirects from https to http, where anybody could change the bytes"
+                f"{self.title}: the server redirects from https to http, where anybody could change the bytes",
+                hint=_CHECK,
             )
         return target
 
@@ -383,7 +380,30 @@ class HttpFile:
             return NoSuchCheckpointError(
                 f"{self.title} does not exist ({status})", hint="check the address; names are case-sensitive"
             )
-        return CheckpointError(f"{self.title}: the server answers {status}", hint="check the address")
+        return CheckpointError(f"{self.title}: the server answers {status}", hint=_CHECK)
+
+
+class _Blocks:
+    """The blocks that were used last, of all files."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[tuple[HttpFile, int], bytes] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: tuple[HttpFile, int]) -> bytes | None:
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+            return self._kept.get(key)
+
+    def put(self, key: tuple[HttpFile, int], block: bytes) -> None:
+        with self._lock:
+            self._kept[key] = block
+            while len(self._kept) > _KEPT_BLOCKS:
+                self._kept.popitem(last=False)
+
+
+_blocks = _Blocks()
 
 
 def wait_before(tries: int, after: float | None, title: str) -> None:

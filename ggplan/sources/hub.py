@@ -22,7 +22,7 @@ import logging
 import os
 import threading
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -123,6 +123,12 @@ class Repository:
     revision: str
     commit: str
     files: dict[str, HubFile]
+
+    @property
+    def told(self) -> str:
+        """Which commit it is."""
+        is_stated = self.revision == self.commit
+        return "" if is_stated else f"{self.shown('')} is commit {self.commit} of hf://{self.name}"
 
     def shown(self, inside: str) -> str:
         """`hf://org/name@revision/inside`."""
@@ -321,7 +327,7 @@ def _asking(ask: Callable[[], _Result], where: str, name: str, revision: str) ->
 
     for tries in range(1, _TRIES + 1):
         try:
-            with _quiet():
+            with _quiet:
                 return ask()
         except CheckpointError:
             raise
@@ -394,23 +400,41 @@ def _offline(where: str, name: str) -> CheckpointError:
     )
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bars and no warnings of huggingface_hub: what a user should know is in our own messages."""
-    from huggingface_hub.utils import (  # type: ignore[attr-defined]
-        are_progress_bars_disabled,
-        disable_progress_bars,
-        enable_progress_bars,
-    )
+class _Quiet:
+    """No progress bars and no warnings of huggingface_hub while any thread is in here.
 
-    logger = logging.getLogger("huggingface_hub")
-    level, hidden = logger.level, are_progress_bars_disabled()
-    logger.setLevel(logging.CRITICAL)
-    if not hidden:
-        disable_progress_bars()
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-        if not hidden:
-            enable_progress_bars()
+    What a user should know of it is in our own messages.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._before: tuple[int, bool] = (0, False)
+
+    def __enter__(self) -> None:
+        from huggingface_hub.utils import (
+            are_progress_bars_disabled,  # type: ignore[attr-defined]
+            disable_progress_bars,  # type: ignore[attr-defined]
+        )
+
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                logger = logging.getLogger("huggingface_hub")
+                self._before = logger.level, are_progress_bars_disabled()
+                logger.setLevel(logging.CRITICAL)
+                if not self._before[1]:
+                    disable_progress_bars()
+
+    def __exit__(self, *error: object) -> None:
+        from huggingface_hub.utils import enable_progress_bars  # type: ignore[attr-defined]
+
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                logging.getLogger("huggingface_hub").setLevel(self._before[0])
+                if not self._before[1]:
+                    enable_progress_bars()
+
+
+_quiet = _Quiet()

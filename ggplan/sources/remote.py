@@ -16,7 +16,6 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -71,6 +70,10 @@ class RemoteFile(Protocol):
 
 class Place(Protocol):
     """Files of one server that belong together: a repository at a commit, or the neighbours of a URL."""
+
+    @property
+    def told(self) -> str:
+        """What a user should know of the place, as a note; or ""."""
 
     def shown(self, inside: str) -> str:
         """The address of a file, or of the whole for "", without secrets."""
@@ -260,10 +263,19 @@ def each(
         parallel = any(isinstance(item, RemotePath) for item in items)
     if len(items) < 2 or not parallel:
         return [read(item) for item in items]
+    from concurrent.futures import ThreadPoolExecutor
+
+    stop = threading.Event()
+
+    def work(item: _Item) -> _Result:
+        stop_reads_at(stop)
+        return read(item)
+
     with ThreadPoolExecutor(min(PARALLEL_READS, len(items)), "ggplan-remote") as pool:
         try:
-            return list(pool.map(read, items))
+            return list(pool.map(work, items))
         except BaseException:
+            stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
