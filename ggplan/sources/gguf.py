@@ -18,7 +18,7 @@ from ggplan.errors import CheckpointError, TruncatedError
 from ggplan.ggml_types import BF16, F16, F32
 from ggplan.metadata import MetadataType
 from ggplan.model import Model, RowSource, TensorInfo
-from ggplan.sources.files import listed, rows_in_file, shown
+from ggplan.sources.files import exists, listed, rows_in_file, shown
 from ggplan.sources.gguf_header import GgufHeader, read_header
 from ggplan.sources.remote import each
 
@@ -114,7 +114,7 @@ def _read_set(path: Path, header_only: bool) -> tuple[list[GgufHeader], Truncate
         )
     paths = [path.with_name(f"{named[1]}-{number:05d}-of-{named[3]}.gguf") for number in range(1, count + 1)]
     incomplete = None
-    there = each(paths, Path.exists)
+    there = each(paths, exists)
     if missing := [part.name for part, is_there in zip(paths, there, strict=True) if not is_there]:
         incomplete = TruncatedError(
             f"{shown(path)}: {len(missing)} of {count} files of the set are missing: {listed(missing)}",

@@ -267,7 +267,7 @@ class HttpFile:
             )
         if urlsplit(before).scheme == "https" and there.scheme == "http":
             raise CheckpointError(
-                f"{self.title}: the server redirects from https to http, where anybody could change the bytes",
+                f"{self.title}: the server redirects from https to http, where anybody could change it",
                 hint=_CHECK,
             )
         return target

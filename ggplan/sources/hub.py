@@ -49,8 +49,9 @@ if TYPE_CHECKING:
 
 SMALL_BYTES = 256 << 20
 """The largest file that is fetched whole."""
+_WEIGHTS = (".safetensors", ".gguf", ".bin", ".pt", ".pth")  # never fetched whole, however small
 _FILE_LIMIT = 200_000
-_TRIES = 5
+_TRIES, _FETCH_TRIES = 5, 3
 _FETCHED_FIRST = (
     "config.json", "generation_config.json", "model.safetensors.index.json", "tokenizer.json",
     "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "README.md",
@@ -98,7 +99,7 @@ class HubFile:
     def copy(self) -> Path | None:
         """The copy in huggingface_hub's cache; that of a small file is made."""
         with self._lock:
-            if self._copy is None and self.size <= SMALL_BYTES:
+            if self._copy is None and self.size <= SMALL_BYTES and not self.name.endswith(_WEIGHTS):
                 self._copy = self.repository.fetch(self)
             return self._copy
 
@@ -201,7 +202,8 @@ class Repository:
                 force_download=again,
             )
 
-        return Path(_asking(fetch, self.shown(file.name), self.name, self.revision))
+        # It asks several times itself.
+        return Path(_asking(fetch, self.shown(file.name), self.name, self.revision, n_tries=_FETCH_TRIES))
 
 
 def open_repository(name: str, revision: str = "") -> Repository:
@@ -320,12 +322,14 @@ def _is_sound(path: str) -> bool:
     )
 
 
-def _asking(ask: Callable[[], _Result], where: str, name: str, revision: str) -> _Result:
+def _asking(
+    ask: Callable[[], _Result], where: str, name: str, revision: str, *, n_tries: int = _TRIES
+) -> _Result:
     """The answer of a call of huggingface_hub, which is made again where that may help."""
     import httpx2
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-    for tries in range(1, _TRIES + 1):
+    for tries in range(1, n_tries + 1):
         try:
             with _quiet:
                 return ask()
@@ -333,13 +337,14 @@ def _asking(ask: Callable[[], _Result], where: str, name: str, revision: str) ->
             raise
         except HfHubHTTPError as error:
             status = error.response.status_code if error.response is not None else 0
-            if tries == _TRIES or not (status in (408, 425, 429) or status >= 500):
+            if tries == n_tries or not (status in (408, 425, 429) or status >= 500):
                 _explain(error, where, name, revision)
             wait_before(tries, retry_after(error.response.headers), where)
-        except (httpx2.TransportError, OSError) as error:
+        except (httpx2.TransportError, OSError, RuntimeError) as error:
+            # A RuntimeError is of a client that another thread has closed, as huggingface_hub does at faults.
             # A host that is not known, or whose certificate is not valid, is so a second later too.
             hopeless = certificate_fault(error) or (is_name_fault(error) and tries > 1)
-            if tries == _TRIES or hopeless or isinstance(error, OfflineModeIsEnabled):
+            if tries == n_tries or hopeless or isinstance(error, OfflineModeIsEnabled):
                 _explain(error, where, name, revision)
             wait_before(tries, None, where)
         except (ValueError, TypeError, KeyError, AttributeError) as error:  # JSON of another kind

@@ -29,7 +29,7 @@ LARGE = 1 << 20  # bytes from which on a file is in LFS storage, unless `lfs` sa
 
 @dataclass
 class Request:
-    """One request, as it came and was answered."""
+    """One request, as it came and was answered; the names of its headers are in small letters."""
 
     method: str
     path: str
@@ -95,7 +95,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         hub = self.server.hub
-        self.request_ = Request(self.command, self.path, dict(self.headers))
+        self.request_ = Request(self.command, self.path, {k.lower(): v for k, v in self.headers.items()})
         hub.requests.append(self.request_)
         path = unquote(urlsplit(self.path).path)
         try:
@@ -182,7 +182,9 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(404, b"", {"X-Error-Code": "EntryNotFound", **told})
         elif hub.is_lfs(name):
             size, hash_ = (hub.folder / name).stat().st_size, hub.hash(name)
-            where = f"{hub.blobs_elsewhere or hub.url}/blob/{hash_}?X-Amz-Signature=secret"
+            # Another host, as on the hub, by name.
+            other = hub.blobs_elsewhere or hub.url.replace("127.0.0.1", "localhost")
+            where = f"{other}/blob/{hash_}?X-Amz-Signature=secret"
             told |= {"X-Linked-Size": str(size), "X-Linked-Etag": f'"{hash_}"', "Location": where}
             self.answer(302, b"", told)
         else:
