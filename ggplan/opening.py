@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from ggplan.text import nearest, printable
 
 _MOST_BESIDE = 1_000  # files of a folder that are looked at for a similar name
 _ALIKE = 0.75
+_ON_HUB = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 _MOST_LISTED = 60  # models of a repository
 _BESIDE_A_MODEL = ("mmproj", "imatrix")  # what GGUF files of a repository are besides models
 _ENDINGS = (".gguf", ".safetensors", ".map", ".json", ".txt", ".recipe")  # of files, not of models
@@ -180,7 +182,10 @@ def _hint_for(path: Path) -> str:
         return f"the nearest is {printable(str(path.parent / beside[similar[0]]))}"
     if path.parent != Path():
         is_shipped = is_inventory(path.name)
-        return f"{printable(path.name)} is a shipped inventory, without weights" if is_shipped else ""
+        meant = [f"{printable(path.name)} is a shipped inventory, without weights"] if is_shipped else []
+        if _ON_HUB.fullmatch(str(path)) and path.suffix not in _ENDINGS and not path.parent.exists():
+            meant.append(f"a repository of the hub is named hf://{path}")
+        return "; ".join(meant)
     if path.suffix in _ENDINGS:
         return ""
     near = nearest(path.name, names_of_inventories())
@@ -224,12 +229,17 @@ def _open_only_gguf(folder: Path, header_only: bool) -> Model:
     from ggplan.sources.gguf import open_gguf, split_set_of
 
     models: dict[tuple[str, int], Path] = {}
+    beside: list[str] = []
     is_remote = isinstance(folder, RemotePath)  # repositories have a folder for each quantization
     for path in sorted(folder.rglob("*.gguf") if is_remote else folder.glob("*.gguf")):
-        if not (is_remote and path.name.startswith(_BESIDE_A_MODEL)):
+        if is_remote and path.name.startswith(_BESIDE_A_MODEL):
+            beside.append(path.name)
+        else:
             models.setdefault(split_set_of(str(path)), path)
     if len(models) == 1:
-        return open_gguf(next(iter(models.values())), header_only=header_only)
+        model = open_gguf(next(iter(models.values())), header_only=header_only)
+        told = f"{printable(str(folder))}: not read: {listed(beside)}, which by the name is no model"
+        return replace(model, notes=(*model.notes, told)) if beside else model
     shown = printable(str(folder))
     if models:
         names = [str(path)[len(str(folder)) + 1 :] for path in models.values()]

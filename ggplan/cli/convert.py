@@ -39,7 +39,8 @@ Examples:
   ggplan convert hf://zai-org/GLM-4.5-Air air.gguf -r glm4moe/hq4_k   from the hub, without a copy
   ggplan convert my-model new.gguf -r new.recipe --reuse old.gguf   encodes only what the recipes differ in
 
-Stopped by Ctrl-C, a full disk, a power cut or the network? Give the same command again: it continues where it stopped.
+Stopped by Ctrl-C, a full disk, a power cut or the network? Give the same command again: it continues where it
+stopped.
 """
 
 

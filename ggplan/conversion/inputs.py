@@ -18,7 +18,7 @@ from pathlib import Path
 from ggplan.errors import CheckpointError
 from ggplan.planning import Plan
 from ggplan.sources.files import file_size, read_at, size_and_version
-from ggplan.sources.remote import each, is_remote
+from ggplan.sources.remote import RemotePath, each
 
 _HEADER_LIMIT = 100_000_000  # of safetensors
 _BEGINNING = 4 << 20
@@ -68,7 +68,7 @@ def changed_input(states: dict[Path, InputState]) -> Path | None:
 def _state(path: Path) -> InputState:
     file_size(path)  # which refuses what is no such file
     size, version = size_and_version(path)
-    if is_remote(path) and version:
+    if isinstance(path, RemotePath) and path.file().version:
         return InputState(size, version, "not read")
     length = _BEGINNING
     if path.suffix == ".safetensors" and size >= 8:

@@ -136,7 +136,8 @@ def size_and_version(path: Path) -> tuple[int, str]:
     CheckpointError
         If it is gone, or was found to be another one on its server.
     """
-    if (remote := _on_server(path)) is not None:
+    if isinstance(path, RemotePath) and (path.file().version or path.only_remote()):
+        remote = path.file()  # its copy on this machine has the same version
         if remote.is_changed:
             raise CheckpointError(f"{shown(path)} changed on the server")
         return remote.size, f"version {remote.version}"

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     import httpx2
 
 FIRST_WAIT, LONGEST_WAIT = 0.25, 30.0
-_TRIES, _FIRST_TRIES, _LIES = 11, 4, 3
+_TRIES, _FIRST_TRIES, _NAME_TRIES, _LIES = 11, 6, 2, 3
 _LONGEST_RETRY_AFTER = 300.0
 _REDIRECTS = 6
 _SLOW_SECONDS, _SLOW_BYTES = 30.0, 30 << 10
@@ -179,7 +179,9 @@ class HttpFile:
                 _check_stop(self.title)
                 tries = 1 if done - before >= _PROGRESS else tries + 1
                 lies = lies + 1 if error.is_lie else 0
-                patience = _TRIES if self._has_answered else _FIRST_TRIES
+                patience = _TRIES
+                if not self._has_answered:
+                    patience = _NAME_TRIES if is_name_fault(error) else _FIRST_TRIES
                 if tries >= patience or lies >= _LIES:
                     raise self._given_up(error, tries) from error.__cause__
                 wait_before(tries, error.after, self.title)
@@ -192,7 +194,7 @@ class HttpFile:
             hint = (
                 "the server or a proxy between does not serve ranges rightly: download the file and name that"
             )
-        elif isinstance(error.__cause__, Exception) and is_name_fault(error.__cause__):
+        elif is_name_fault(error):
             hint = "check the name of the host, the connection and the proxy settings (HTTPS_PROXY)"
         return CheckpointError(f"{self.title}: {error.why}{many}", hint=hint)
 

@@ -347,6 +347,11 @@ def _asking(
             if tries == n_tries or hopeless or isinstance(error, OfflineModeIsEnabled):
                 _explain(error, where, name, revision)
             wait_before(tries, None, where)
+        except UnicodeEncodeError as error:
+            raise CheckpointError(
+                f"{printable(where)}: the token is none: it has letters that are not ASCII",
+                hint="`hf auth login` (or set HF_TOKEN rightly)",
+            ) from error
         except (ValueError, TypeError, KeyError, AttributeError) as error:  # JSON of another kind
             raise CheckpointError(
                 f"{where}: the server does not answer as the hub does: {printable(str(error))[:120]}",
@@ -417,29 +422,27 @@ class _Quiet:
         self._before: tuple[int, bool] = (0, False)
 
     def __enter__(self) -> None:
-        from huggingface_hub.utils import (
-            are_progress_bars_disabled,  # type: ignore[attr-defined]
-            disable_progress_bars,  # type: ignore[attr-defined]
-        )
+        from huggingface_hub import utils
 
         with self._lock:
             self._inside += 1
             if self._inside == 1:
                 logger = logging.getLogger("huggingface_hub")
-                self._before = logger.level, are_progress_bars_disabled()
+                is_disabled = utils.are_progress_bars_disabled()  # type: ignore[attr-defined]
+                self._before = logger.level, is_disabled
                 logger.setLevel(logging.CRITICAL)
-                if not self._before[1]:
-                    disable_progress_bars()
+                if not is_disabled:
+                    utils.disable_progress_bars()  # type: ignore[attr-defined]
 
     def __exit__(self, *error: object) -> None:
-        from huggingface_hub.utils import enable_progress_bars  # type: ignore[attr-defined]
+        from huggingface_hub import utils
 
         with self._lock:
             self._inside -= 1
             if self._inside == 0:
                 logging.getLogger("huggingface_hub").setLevel(self._before[0])
                 if not self._before[1]:
-                    enable_progress_bars()
+                    utils.enable_progress_bars()  # type: ignore[attr-defined]
 
 
 _quiet = _Quiet()

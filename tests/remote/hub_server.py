@@ -51,6 +51,7 @@ class Hub:
     lfs: Callable[[str], bool] | None = None
     fault: Callable[[Handler, int, int, int], bool] | None = None
     api_fault: Callable[[Handler], bool] | None = None
+    resolve_fault: Callable[[Handler, dict[str, str]], None] | None = None
     token: str = ""
     gated: bool = False
     blobs_elsewhere: str = ""
@@ -186,6 +187,8 @@ class Handler(BaseHTTPRequestHandler):
             other = hub.blobs_elsewhere or hub.url.replace("127.0.0.1", "localhost")
             where = f"{other}/blob/{hash_}?X-Amz-Signature=secret"
             told |= {"X-Linked-Size": str(size), "X-Linked-Etag": f'"{hash_}"', "Location": where}
+            if hub.resolve_fault is not None:
+                hub.resolve_fault(self, told)
             self.answer(302, b"", told)
         else:
             self._bytes(hub, name, {"ETag": f'"{hub.hash(name)}"', **told})

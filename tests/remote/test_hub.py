@@ -15,7 +15,6 @@ from served_model import DEMO, write_sharded
 import ggplan
 from ggplan.errors import CheckpointError, NoSuchCheckpointError
 from ggplan.sources.addresses import open_address
-from ggplan.sources.remote import RemotePath
 
 Use = Callable[[Hub], Hub]
 SECRET = "hf_secretsecretsecret"
@@ -225,19 +224,38 @@ def test_another_commit_midway(hub: Hub) -> None:
         assert "/resolve/main/" not in request.path
 
 
-def test_another_commit_or_hash_of_a_file(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = open_address("hf://org/name")
-    hub.lfs = lambda name: False  # the files are answered directly from here on
-    found = hub._hashes.copy()
-    hub.files_of = None  # type: ignore[attr-defined]
-    monkeypatch.setattr(hub, "commit", COMMIT)
-    file = path / "model-00001-of-00003.safetensors"
-    hub._hashes[file.name] = "e" * 64
-    with pytest.raises(CheckpointError, match="its hash is not the one that the repository lists"):
-        ggplan.open_model("hf://org/name") if not isinstance(file, RemotePath) else file.file().read_into(
-            0, memoryview(bytearray(100))
-        )
-    hub._hashes = found
+def test_what_the_hub_says_of_a_file_is_compared(hub: Hub) -> None:
+    shard = "model-00001-of-00003.safetensors"
+    for change, message in {
+        "commit": r"answers with commit d{40}, not with c0ffee",
+        "hash": "its hash is not the one that the repository lists",
+        "size": r"it has 5 bytes, the repository lists [\d,]+",
+    }.items():
+        path = open_address("hf://org/name") / shard
+        file = path.file()
+
+        def other(handler: Handler, told: dict[str, str], change: str = change) -> None:
+            key, text = {
+                "commit": ("X-Repo-Commit", "d" * 40),
+                "hash": ("X-Linked-Etag", '"' + "e" * 64 + '"'),
+                "size": ("X-Linked-Size", "5"),
+            }[change]
+            told[key] = text
+
+        hub.resolve_fault = other
+        with pytest.raises(CheckpointError, match=message) as caught:
+            file.read_into(0, memoryview(bytearray(100)))
+        assert caught.value.message.startswith(f"hf://org/name/{shard}")
+        assert file.is_changed
+        hub.resolve_fault = None
+
+
+def test_a_token_that_is_none(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secrét")
+    done = run("plan", "hf://org/name")
+    assert done.returncode == 1
+    assert "the token is none" in done.stderr
+    assert "secr" not in done.stderr
 
 
 def test_names_that_lead_out_of_the_folder(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -296,7 +314,9 @@ def test_repositories_of_gguf_files(hub: Hub, folder: Path, tmp_path: Path) -> N
             assert str(there.path) == address
     shutil.rmtree(served / "Q4_K_M")
     assert len(ggplan.open_model("hf://org/name").tensors) == len(here.tensors)
-    assert ggplan.open_model("hf://org/name").path.name == "m.gguf"
+    model = ggplan.open_model("hf://org/name")
+    assert model.path.name == "m.gguf"
+    assert "hf://org/name: not read: mmproj-F16.gguf, which by the name is no model" in model.notes
 
 
 def test_what_is_not_the_file(hub: Hub, tmp_path: Path) -> None:

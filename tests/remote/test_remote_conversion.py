@@ -156,6 +156,19 @@ def test_work_that_was_begun_from_another_version(hub: Hub, folder: Path, tmp_pa
         ggplan.convert(plan, output)
 
 
+def test_work_goes_on_after_the_files_were_downloaded(hub: Hub, expected: bytes, tmp_path: Path) -> None:
+    from huggingface_hub import snapshot_download
+
+    stop_midway(hub, tmp_path / "out.gguf")
+    snapshot_download("org/name", endpoint=hub.url)
+    hub.requests.clear()
+    done = run("convert", "hf://org/name", tmp_path / "out.gguf", *OPTIONS, "--json")
+    assert done.returncode == 0, done.stderr
+    assert '"resumed_bytes": 0' not in done.stdout
+    assert (tmp_path / "out.gguf").read_bytes() == expected
+    assert not [request for request in hub.requests if "/resolve/" in request.path]
+
+
 def stop_midway(hub: Hub, output: Path, number: int = signal.SIGKILL) -> tuple[int, str]:
     """Send a signal to a conversion in a process of its own that has recorded work; its code and errors."""
     is_over = threading.Event()
