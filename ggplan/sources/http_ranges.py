@@ -178,6 +178,8 @@ class HttpFile:
             except _AgainError as error:
                 _check_stop(self.title)
                 tries = 1 if done - before >= _PROGRESS else tries + 1
+                if error.is_lie:  # what came before it was noticed is not trusted either
+                    done = before
                 lies = lies + 1 if error.is_lie else 0
                 patience = _TRIES
                 if not self._has_answered:

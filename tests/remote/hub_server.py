@@ -227,6 +227,7 @@ class Handler(BaseHTTPRequestHandler):
 
 class Server(ThreadingHTTPServer):
     daemon_threads = True
+    request_queue_size = 64
     hub: Hub
 
     def handle_error(self, *_: object) -> None:

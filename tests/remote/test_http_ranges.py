@@ -126,7 +126,20 @@ def whole(handler: Handler, first: int, last: int, size: int) -> bool:
     return True
 
 
+def more(handler: Handler, first: int, last: int, size: int) -> bool:
+    """The range, and more than was asked for."""
+    handler.send_response(206)
+    handler.send_header("Content-Range", f"bytes {first}-{last}/{size}")
+    handler.send_header("Transfer-Encoding", "chunked")
+    handler.end_headers()
+    for piece in (DATA[first : last + 1], b"more"):
+        handler.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
+    handler.wfile.write(b"0\r\n\r\n")
+    return True
+
+
 LASTING = {
+    "more than asked": (more, "sends more than it says"),
     "another range": (answer_of(b"", Content_Range="bytes 0-{last}/{size}"), "the server sends bytes 0 to"),
     "no range": (answer_of(b"", Content_Range=""), "does not say which bytes"),
     "nonsense": (answer_of(b"", Content_Range="bytes 5-4/3"), "the server sends bytes 5 to 4"),
