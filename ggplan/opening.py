@@ -19,8 +19,6 @@ from ggplan.text import nearest, printable
 _MOST_BESIDE = 1_000  # files of a folder that are looked at for a similar name
 _ALIKE = 0.75
 _ON_HUB = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
-_MOST_LISTED = 60  # models of a repository
-_BESIDE_A_MODEL = ("mmproj", "imatrix")  # what GGUF files of a repository are besides models
 _ENDINGS = (".gguf", ".safetensors", ".map", ".json", ".txt", ".recipe")  # of files, not of models
 
 
@@ -226,28 +224,22 @@ def _holds_gguf_alone(path: Path) -> bool:
 
 def _open_only_gguf(folder: Path, header_only: bool) -> Model:
     """The GGUF model of a folder that holds one: a file, or a split set, which counts once."""
-    from ggplan.sources.gguf import open_gguf, split_set_of
+    from ggplan.sources.gguf import MOST_LISTED, models_in, open_gguf
 
-    models: dict[tuple[str, int], Path] = {}
-    beside: list[str] = []
-    is_remote = isinstance(folder, RemotePath)  # repositories have a folder for each quantization
-    for path in sorted(folder.rglob("*.gguf") if is_remote else folder.glob("*.gguf")):
-        if is_remote and path.name.startswith(_BESIDE_A_MODEL):
-            beside.append(path.name)
-        else:
-            models.setdefault(split_set_of(str(path)), path)
+    models, beside = models_in(folder)
     if len(models) == 1:
-        model = open_gguf(next(iter(models.values())), header_only=header_only)
-        told = f"{printable(str(folder))}: not read: {listed(beside)}, which by the name is no model"
+        model = open_gguf(models[0], header_only=header_only)
+        others = listed([path.name for path in beside])
+        told = f"{printable(str(folder))}: not read: {others}, which by the name is no model"
         return replace(model, notes=(*model.notes, told)) if beside else model
     shown = printable(str(folder))
     if models:
-        names = [str(path)[len(str(folder)) + 1 :] for path in models.values()]
+        names = [str(path)[len(str(folder)) + 1 :] for path in models]
+        is_whole = isinstance(folder, RemotePath) and len(names) <= MOST_LISTED
         raise CheckpointError(
             f"{shown} holds {len(models)} GGUF models: "
-            f"{', '.join(map(printable, names[:_MOST_LISTED])) if is_remote else listed(names)}"
-            + (f" and {len(names) - _MOST_LISTED} more" if is_remote and len(names) > _MOST_LISTED else ""),
-            hint=f"name one: {printable(str(next(iter(models.values()))))}",
+            f"{', '.join(map(printable, names)) if is_whole else listed(names)}",
+            hint=f"name one: {printable(str(models[0]))}",
         )
     is_shipped = is_inventory(str(folder))
     raise CheckpointError(

@@ -3,6 +3,7 @@
     hf://org/name                       a repository of the hub, its main branch
     hf://org/name@revision              at a branch, a tag, a commit or refs/pr/N
     hf://org/name[@revision]/sub/x.gguf one file of it; of a split set, any
+    hf://org/name[@revision]:Q4_K_M     its GGUF of this type, as llama.cpp's -hf names it
     https://huggingface.co/org/name     the same, as a browser shows it; with /tree/, /blob/, /resolve/
     https://host/path/model.gguf        a file on any server that gives ranges
 
@@ -20,6 +21,7 @@ from pathlib import PurePosixPath
 from urllib.parse import SplitResult, quote, unquote, urlsplit, urlunsplit
 
 from ggplan.errors import CheckpointError, NoSuchCheckpointError
+from ggplan.sources.gguf import MOST_LISTED, models_in
 from ggplan.sources.http_client import require_client, shown_url
 from ggplan.sources.http_ranges import HttpFile
 from ggplan.sources.remote import RemotePath
@@ -27,7 +29,8 @@ from ggplan.text import printable
 
 _ID = r"(?P<name>[\w.-]+/[\w.-]+)"
 _HUB = re.compile(
-    rf"hf://(?:models/)?{_ID}(?:@(?P<revision>refs/(?:pr|convert)/[^/@]+|[^/@]+))?(?:/(?P<inside>.*))?",
+    rf"hf://(?:models/)?{_ID}(?:@(?P<revision>refs/(?:pr|convert)/[^/@:]+|[^/@:]+))?"
+    r"(?::(?P<tag>[\w.-]+)|/(?P<inside>.*))?",
     re.I | re.A,
 )
 _PAGE = re.compile(
@@ -81,7 +84,27 @@ def _open_on_hub(address: str, found: re.Match[str] | None, rest: str) -> Remote
 
     revision = unquote(found["revision"] or "")
     inside = (found["inside"] or "").strip("/")
-    return open_repository(found["name"], revision).path(inside)
+    repository = open_repository(found["name"], revision)
+    tag = found.groupdict().get("tag")
+    return _of_type(repository.path(), tag) if tag else repository.path(inside)
+
+
+def _of_type(folder: RemotePath, tag: str) -> RemotePath:
+    """The one GGUF model of a repository that has `tag` in its name, as a word of it."""
+    word = re.compile(rf"(?:^|[-._/]){re.escape(tag)}(?:[-._]|$)", re.IGNORECASE | re.ASCII)
+    models, _ = models_in(folder)
+    fitting = [path for path in models if word.search(path.name)]
+    if len(fitting) == 1 and isinstance(fitting[0], RemotePath):
+        return fitting[0]
+    found = fitting or models
+    names = ", ".join(printable(str(path)[len(str(folder)) + 1 :]) for path in found[:MOST_LISTED])
+    many = f"{len(fitting) or 'no'} GGUF models of the type {printable(tag)}"
+    raise NoSuchCheckpointError(
+        f"{printable(str(folder))} holds {many}: {names}"
+        if fitting
+        else f"{printable(str(folder))} holds {many}" + (f", but {names}" if models else ""),
+        hint=f"name one: {printable(str(found[0]))}" if found else f"give {_FORM}",
+    )
 
 
 def _is_hub(address: str) -> bool:

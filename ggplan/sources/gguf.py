@@ -20,10 +20,13 @@ from ggplan.metadata import MetadataType
 from ggplan.model import Model, RowSource, TensorInfo
 from ggplan.sources.files import exists, listed, rows_in_file, shown
 from ggplan.sources.gguf_header import GgufHeader, read_header
-from ggplan.sources.remote import each
+from ggplan.sources.remote import RemotePath, each
 
 _SPLIT_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL | re.ASCII)
 
+MOST_LISTED = 60
+"""Models of a repository that a message lists."""
+_BESIDE_A_MODEL = ("mmproj", "imatrix")
 _MOST_FILES = 99_999  # their numbers have five digits
 
 
@@ -195,6 +198,23 @@ def split_set_of(name: str) -> tuple[str, int]:
     """
     named = _SPLIT_NAME.fullmatch(name)
     return (named[1], int(named[3])) if named else (name, 1)
+
+
+def models_in(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The GGUF models of a folder, each by its first file, and the files beside them that are no models.
+
+    A repository on a server is looked through with its folders, of which there may be one for each type, and
+    may have vision towers and importance matrices too.
+    """
+    models: dict[tuple[str, int], Path] = {}
+    beside = []
+    is_remote = isinstance(folder, RemotePath)
+    for path in sorted(folder.rglob("*.gguf") if is_remote else folder.glob("*.gguf")):
+        if is_remote and path.name.startswith(_BESIDE_A_MODEL):
+            beside.append(path)
+        else:
+            models.setdefault(split_set_of(str(path)), path)
+    return list(models.values()), beside
 
 
 def set_names(headers: Sequence[GgufHeader]) -> list[str]:

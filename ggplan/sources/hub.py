@@ -128,8 +128,7 @@ class Repository:
     @property
     def told(self) -> str:
         """Which commit it is."""
-        is_stated = self.revision == self.commit
-        return "" if is_stated else f"{self.shown('')} is commit {self.commit} of hf://{self.name}"
+        return "" if self.revision == self.commit else f"{self.shown('')} is at commit {self.commit}"
 
     def shown(self, inside: str) -> str:
         """`hf://org/name@revision/inside`."""

@@ -44,7 +44,7 @@ def test_a_repository_is_the_model_of_its_folder(hub: Hub, folder: Path) -> None
         (t.name, t.shape, t.type, t.origin, t.stored_as) for t in here
     ]
     assert [path.name for path in there.files] == [path.name for path in here.files]
-    assert there.notes == (*here.notes, f"hf://org/name is commit {COMMIT} of hf://org/name")
+    assert there.notes == (*here.notes, f"hf://org/name is at commit {COMMIT}")
     tensor = "blk.1.ffn_gate_exps.weight"
     assert (there[tensor].rows.read(5, 90) == here[tensor].rows.read(5, 90)).all()  # type: ignore[union-attr]
 
@@ -84,7 +84,7 @@ def test_ways_to_name_a_repository(hub: Hub, address: str) -> None:
     assert path.name == "name"
     assert path.is_dir()
     assert (path / "config.json").is_file()
-    told = "" if COMMIT in address else f"is commit {COMMIT} of hf://org/name"
+    told = "" if COMMIT in address else f"is at commit {COMMIT}"
     assert path.place.told.endswith(told)
 
 
@@ -317,6 +317,28 @@ def test_repositories_of_gguf_files(hub: Hub, folder: Path, tmp_path: Path) -> N
     model = ggplan.open_model("hf://org/name")
     assert model.path.name == "m.gguf"
     assert "hf://org/name: not read: mmproj-F16.gguf, which by the name is no model" in model.notes
+
+
+def test_a_quantization_by_its_name(hub: Hub, folder: Path, tmp_path: Path) -> None:
+    served = tmp_path / "served"
+    (served / "UD-Q4_K_XL").mkdir(parents=True)
+    assert run("convert", folder, served / "m-Q8_0.gguf", "--pre", "glm4", "-q", "-r", "Q8_0").returncode == 0
+    for name in ("m-Q4_K_M.gguf", "m-Q4_K_S.gguf", "UD-Q4_K_XL/m-UD-Q4_K_XL.gguf", "mmproj-Q8_0.gguf"):
+        shutil.copy(served / "m-Q8_0.gguf", served / name)
+    hub.folder = served
+    for tag, name in {
+        "Q8_0": "m-Q8_0.gguf",
+        "q4_k_m": "m-Q4_K_M.gguf",
+        "UD-Q4_K_XL": "UD-Q4_K_XL/m-UD-Q4_K_XL.gguf",
+        "Q4_K_XL": "UD-Q4_K_XL/m-UD-Q4_K_XL.gguf",
+    }.items():
+        assert str(open_address(f"hf://org/name:{tag}")) == f"hf://org/name/{name}"
+        assert str(open_address(f"hf://org/name@main:{tag}")) == f"hf://org/name@main/{name}"
+    for tag in ("Q4_K", "Q6_K", "m"):
+        done = run("plan", f"hf://org/name:{tag}")
+        assert done.returncode == 1
+        assert "GGUF models" in done.stderr
+        assert "m-Q4_K_S.gguf" in done.stderr
 
 
 def test_what_is_not_the_file(hub: Hub, tmp_path: Path) -> None:
