@@ -24,7 +24,7 @@ from ggplan.arch.architecture import (
     qk_norms,
 )
 from ggplan.arch.config import Config
-from ggplan.arch.metadata import GATING, Keys, base_keys, rope_parameters
+from ggplan.arch.metadata import GATING, Keys, base_keys, rotated_columns
 from ggplan.arch.tensors import DENSE, MOE, MTP, Table, TensorSpec
 
 
@@ -98,12 +98,7 @@ def _write_keys(keys: Keys, config: Config) -> None:
         head_dim=config.optional_count("head_dim"),
         n_heads_kv=heads_kv(config),
     )
-    rotated = rope_parameters(config).optional_number("partial_rotary_factor")
-    if rotated is None:
-        rotated = 0.5
-    if not 0 <= rotated <= 1:
-        raise config.wrong("partial_rotary_factor", f"is {rotated:g}, not a part of one")
-    keys.count("rope.dimension_count", int(head_width(config) * rotated))
+    keys.count("rope.dimension_count", rotated_columns(config, head_width(config), 0.5))
     keys.count("expert_feed_forward_length", config.count("moe_intermediate_size"))
     keys.count("expert_shared_count", config.count("n_shared_experts", least=0))
     keys.count("leading_dense_block_count", config.count("first_k_dense_replace", least=0))
@@ -136,3 +131,5 @@ GLM4_MOE = Architecture(
         special_tokens={"bos": "[gMASK]", "eot": "<|user|>", "unk": "<|endoftext|>", "eom": "<|observation|>"}
     ),
 )
+
+CLASSES = {"Glm4MoeForCausalLM": GLM4_MOE}

@@ -113,3 +113,5 @@ QWEN3_MOE = Architecture(
     _write_moe_keys,
     {**_DEFAULTS, "num_key_value_heads": 4, "num_experts": 128, "num_experts_per_tok": 8},
 )
+
+CLASSES = {"Qwen3ForCausalLM": QWEN3, "Qwen3Model": QWEN3, "Qwen3MoeForCausalLM": QWEN3_MOE}

@@ -170,3 +170,11 @@ MIXTRAL = Architecture(
     },
     _TOKENIZER,
 )
+
+CLASSES = {
+    "LLaMAForCausalLM": LLAMA,
+    "LlamaForCausalLM": LLAMA,
+    "LlamaModel": LLAMA,
+    "MistralForCausalLM": MISTRAL,
+    "MixtralForCausalLM": MIXTRAL,
+}

@@ -159,3 +159,5 @@ DEEPSEEK_V3 = Architecture(
         "norm_topk_prob": True,
     },
 )
+
+CLASSES = {"DeepseekV2ForCausalLM": DEEPSEEK_V2, "DeepseekV3ForCausalLM": DEEPSEEK_V3}
