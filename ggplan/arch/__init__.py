@@ -67,21 +67,27 @@ def to_gguf(checkpoint: HfCheckpoint, *, pre: str | None = None) -> Model:
     config = Config(shown(checkpoint.path / "config.json"), values, len(checkpoint.tensors))
     config = config.with_defaults(**architecture.defaults)
     stored, left_out = _by_known_names(checkpoint, where)
-    tensors = convert_tensors(
-        stored, architecture.table(config, stored.keys()), where, is_whole=not checkpoint.lacks_shards
-    )
+    table = architecture.table(config, {name: tensor.shape for name, tensor in stored.items()})
+    tensors = convert_tensors(stored, table, where, is_whole=not checkpoint.lacks_shards)
     keys = Keys(architecture.name)
     architecture.write_keys(keys, config)
     tokenizer, obstacle = tokenizer_metadata(
         checkpoint, config.count("vocab_size"), architecture.tokenizer, pre
     )
+    general = general_keys(checkpoint, architecture.name, tensors)
     metadata = {
-        **general_keys(checkpoint, architecture.name, tensors),
+        "general.architecture": general["general.architecture"],
+        **keys.early,
+        **general,
         **keys.values,
         **quantization_version(),
         **tokenizer,
     }
-    notes = (*checkpoint.notes, *_notes(config, stored, left_out), *_unreadable(checkpoint))
+    notes = (
+        *checkpoint.notes,
+        *_notes(config, [*stored, *(t.name for t in tensors)], left_out),
+        *_unreadable(checkpoint),
+    )
     return Model(
         checkpoint.path,
         "hf",
@@ -139,7 +145,8 @@ def _notes(config: Config, names: Collection[str], left_out: Sequence[Checkpoint
         if config.values.get(key) is True and not any(n.endswith(".bias") and part in n for n in names):
             notes.append(f"{config.where} says {key}, but the checkpoint has no such bias")
     rope = rope_parameters(config)
-    if rope.values.get("rope_type") in ("longrope", "su"):
+    has_factors = any(name.startswith("rope_factors_") for name in names)
+    if rope.values.get("rope_type") in ("longrope", "su") and not has_factors:
         notes.append(
             f"{rope.where}: llama.cpp uses no longrope factors with this architecture, so a context longer "
             "than the original one gives wrong results"

@@ -6,7 +6,7 @@ class that reach the GGUF, and the special rules of its tokenizer. Each is a mod
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -46,7 +46,8 @@ class Architecture:
     name
         The GGUF's `general.architecture`.
     table
-        The tensors, for a config and the names that the checkpoint holds.
+        The tensors, for a config and the shapes of the tensors that the checkpoint holds, by name. Both are
+        made up where only names are wanted, and there are no shapes then.
     write_keys
         Writes the keys of the architecture.
     defaults
@@ -56,7 +57,7 @@ class Architecture:
     """
 
     name: str
-    table: Callable[[Config, Collection[str]], Table]
+    table: Callable[[Config, Mapping[str, tuple[int, ...]]], Table]
     write_keys: Callable[[Keys, Config], None]
     defaults: Mapping[str, object]
     tokenizer: TokenizerRules = TokenizerRules()

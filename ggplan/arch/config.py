@@ -93,6 +93,13 @@ class Config:
             raise self.wrong(key, f"is not a list of whole numbers from {least} to {_UINT32_MAX}")
         return values  # type: ignore[return-value]
 
+    def numbers(self, key: str) -> list[float]:
+        """A list of finite numbers; empty if it is absent or null."""
+        values = self._list(key)
+        if not all(type(value) in (int, float) and _fits_float32(value) for value in values):
+            raise self.wrong(key, "is not a list of finite 32-bit numbers")
+        return [float(value) for value in values]  # type: ignore[arg-type]
+
     def texts(self, key: str) -> list[str]:
         """A list of texts; empty if it is absent or null."""
         values = self._list(key)

@@ -25,7 +25,7 @@ from ggplan.ggml_types import GgmlType
 from ggplan.model import RowSource
 
 # What a letter in SHAPES stands for: vocabulary, width of the model, of a head, of all heads of Q, of all
-# heads of K; columns of a dense feed-forward part, of an expert, of the shared expert; experts.
+# heads of K; columns of a dense feed-forward part, of an expert, of the shared expert; experts. 1 is one.
 SIZES = "VEHQKFMSX"
 _GATED = {"gate": "{}E", "up": "{}E", "down": "E{}"}
 # The shape of the checkpoint's matrix or vector that becomes a GGUF tensor, without the experts it is
@@ -42,6 +42,7 @@ SHAPES: Mapping[str, str] = {
     "blk.{}.attn_q_norm": "H",
     "blk.{}.attn_k_norm": "H",
     "blk.{}.ffn_gate_inp": "XE",
+    "blk.{}.ffn_gate_inp_shexp": "1E",
     "blk.{}.exp_probs_b": "X",
     **{f"blk.{{}}.ffn_{part}": shape.format("F") for part, shape in _GATED.items()},
     **{f"blk.{{}}.ffn_{part}_exps": shape.format("M") for part, shape in _GATED.items()},
@@ -197,6 +198,12 @@ class Layout:
             )
         ]
 
+    def shared_experts(self, prefix: str = "mlp.shared_experts.", kind: str = "moe") -> list[TensorSpec]:
+        """The expert that all tokens pass through; none where config.json says so."""
+        if self.sizes["S"] == 0:
+            return []
+        return self.layer(" ".join(f"{prefix}{part}_proj" for part in ("down", "gate", "up")), kind)
+
     def next_tokens(self, kind: str = "mtp") -> list[TensorSpec]:
         """What a layer that predicts further tokens has beside that of a layer."""
         width = self.config.count("hidden_size")
@@ -210,7 +217,17 @@ class Layout:
 
     def _shape(self, target: str) -> Shape:
         letters = SHAPES.get(target)
-        return None if letters is None else tuple(self.sizes[letter] for letter in letters)
+        return (
+            None
+            if letters is None
+            else tuple(1 if letter == "1" else self.sizes[letter] for letter in letters)
+        )
+
+
+def n_next_tokens(config: Config) -> int:
+    """Layers that predict further tokens, after the others."""
+    key = "num_nextn_predict_layers"
+    return 0 if config.values.get(key) is None else config.layers(key, least=0)
 
 
 def _usual_sizes(config: Config) -> dict[str, int | None]:

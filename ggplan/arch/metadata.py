@@ -26,6 +26,7 @@ class Keys:
 
     architecture: str
     values: Metadata = field(default_factory=dict)
+    early: Metadata = field(default_factory=dict)  # those that come before the general ones
 
     def count(self, key: str, value: int | None) -> None:
         """An unsigned 32-bit integer."""
@@ -34,6 +35,10 @@ class Keys:
     def number(self, key: str, value: float | None) -> None:
         """A 32-bit float."""
         self._put(key, None if value is None else float32(value))
+
+    def early_number(self, key: str, value: float) -> None:
+        """A 32-bit float that the converter writes with a computed tensor, before all other keys."""
+        self.early[f"{self.architecture}.{key}"] = float32(value)
 
     def flag(self, key: str, value: bool | None) -> None:
         """A bool."""

@@ -4,8 +4,8 @@
     model.layers.{}.mlp.experts.gate_proj  blk.{}.ffn_gate_exps    the experts of a layer, stacked
 
 The same name may stand for other tensors in other architectures (`post_attention_layernorm`), so the tables
-are asked for one. An architecture that the installed package does not have yet takes the names of a kin
-architecture that it has (`KIN`); a tensor that no table has is named in the family's module.
+are asked for one. Where they lag behind llama.cpp, the names of a kin architecture are taken (`KIN`); a
+tensor that no table has is named in the family's module.
 
 `gguf/tensor_mapping.py` and `gguf/constants.py` of gguf 0.19. The package takes a fifth of a second to
 import, so nothing does that before a Hugging Face folder is opened.
@@ -21,8 +21,8 @@ from ggplan.errors import CheckpointError
 if TYPE_CHECKING:
     from gguf import TensorNameMap
 
-# Architectures that gguf 0.19 lacks, and one that has the same names.
-KIN = {"deepseek32": "glm-dsa"}
+# Architectures that gguf 0.19 lacks in whole or in part, and one that has the names they lack.
+KIN = {"deepseek2": "glm4moe", "deepseek32": "glm-dsa"}
 
 
 def gguf_name(architecture: str, name: str) -> str:
@@ -41,14 +41,16 @@ def gguf_name(architecture: str, name: str) -> str:
     CheckpointError
         If the tables of the installed gguf package do not have it.
     """
-    tables = _tables(architecture)
-    found = tables.get_name(name.replace("{}", "0", 1), (".weight", ".bias")) if tables is not None else None
-    if found is None:
-        raise CheckpointError(
-            f"the installed gguf package has no name for {name} of {architecture}",
-            hint="install gguf 0.19 or newer: pip install -U gguf",
-        )
-    return found.replace("blk.0.", "blk.{}.", 1)
+    first = name.replace("{}", "0", 1)
+    for kin in (architecture, KIN.get(architecture, "")):
+        tables = _tables(kin)
+        found = tables.get_name(first, (".weight", ".bias")) if tables is not None else None
+        if found is not None:
+            return found.replace("blk.0.", "blk.{}.", 1)
+    raise CheckpointError(
+        f"the installed gguf package has no name for {name} of {architecture}",
+        hint="install gguf 0.19 or newer: pip install -U gguf",
+    )
 
 
 @cache
@@ -57,5 +59,4 @@ def _tables(architecture: str) -> TensorNameMap | None:
     from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 
     known = {name: number for number, name in MODEL_ARCH_NAMES.items()}
-    number = known.get(architecture, known.get(KIN.get(architecture, "")))
-    return None if number is None else get_tensor_name_map(number, 1)
+    return get_tensor_name_map(known[architecture], 1) if architecture in known else None

@@ -132,6 +132,8 @@ class Table:
         Tensors of the GGUF that the checkpoint does not hold.
     ignore
         Whether a tensor of this name is left out, as llama.cpp's converter does.
+    is_first
+        Whether what is made of a tensor of this name comes before all others.
     """
 
     specs: Sequence[TensorSpec]
@@ -139,6 +141,7 @@ class Table:
     n_experts: int = 0
     computed: Sequence[TensorInfo] = ()
     ignore: Callable[[str], bool] = lambda name: False
+    is_first: Callable[[str], bool] = lambda name: False
 
 
 def convert_tensors(
@@ -159,7 +162,7 @@ def convert_tensors(
         If a tensor is missing, unknown, of a wrong shape or of a type that holds no weights.
     """
     assembly = _Assembly(table, where)
-    for name, tensor in tensors.items():
+    for name, tensor in sorted(tensors.items(), key=lambda item: not table.is_first(item[0])):
         if not name.endswith(_BUFFERS) and not table.ignore(name):
             assembly.add(name, tensor)
     if is_whole:

@@ -13,6 +13,8 @@ What llama.cpp's converter does to tensors (`conversion/*.py` of b11434), as row
                llama.cpp rotates neighbours, so a head's rows 0, d/2, 1, d/2 + 1, ... become 0, 1, 2, 3, ...
     halves_first  the other way round: of the first rows of each head, even ones first, then odd ones
     every      every second row, from the first or the second on: gate and up that are interleaved
+    every_column  the same of columns
+    shifted    weights plus a number: norms that are stored less one
     sliced     some rows of each group: gate and up of a fused [gate; up], V's part of DeepSeek's kv_b
     k_b        K's part of DeepSeek's kv_b, each head transposed: llama.cpp multiplies it into the query
 """
@@ -148,6 +150,28 @@ def every(source: RowSource, step: int, offset: int) -> RowSource:
         return source.read(start * step + offset, (stop - 1) * step + offset + 1)[::step].copy()
 
     return RowSource(source.dtype, (*outer, n_rows // step, n_columns), read, source.fault)
+
+
+def every_column(source: RowSource, step: int, offset: int) -> RowSource:
+    """Columns `offset`, `offset + step`, ... of every row: biases of experts whose rows are interleaved."""
+    source = _by_weights(source)
+    shape = (*source.shape[:-1], source.n_columns // step)
+
+    def read(start: int, stop: int) -> NDArray[Any]:
+        return source.read(start, stop)[:, offset::step].copy()
+
+    return RowSource(source.dtype, shape, read, source.fault)
+
+
+def shifted(source: RowSource, by: float) -> RowSource:
+    """Every weight plus a number, in f32."""
+
+    def read(start: int, stop: int) -> NDArray[Any]:
+        import numpy as np
+
+        return source.read_float32(start, stop) + np.float32(by)
+
+    return RowSource(F32, source.shape, read, source.fault)
 
 
 def sliced(source: RowSource, group: int, offset: int, length: int) -> RowSource:

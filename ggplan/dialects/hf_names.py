@@ -114,5 +114,5 @@ def _maps(architecture: str) -> tuple[dict[str, str], ...]:
             continue
         for more in ({}, {"q_lora_rank": 2, "n_routed_experts": 2}):
             config = Config("names", {"head_dim": 4, **known.defaults, **more}, _MANY, assumed=2)
-            found.append({spec.target: spec.source for spec in known.table(config, ()).specs})
+            found.append({spec.target: spec.source for spec in known.table(config, {}).specs})
     return tuple(found)

@@ -1,4 +1,4 @@
-"""GLM-4.5, GLM-4.5-Air, GLM-4.6 and GLM-4.7: the GGUF architecture `glm4moe`.
+"""GLM-4.5, GLM-4.5-Air, GLM-4.6, GLM-4.7, text part of GLM-4.5V and 4.6V: the GGUF architecture `glm4moe`.
 
 The first layers are dense, the others have routed experts and a shared one. The last are followed by layers
 that predict further tokens (`num_nextn_predict_layers`, "MTP"): layers with experts, plus `nextn` tensors of
@@ -11,93 +11,43 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from ggplan.arch.architecture import (
-    BLOCK,
-    LAYER,
-    Architecture,
-    TokenizerRules,
-    attention,
-    embeddings,
-    ffn,
-    head_width,
-    heads_kv,
-    qk_norms,
-)
+from ggplan.arch.architecture import Architecture, TokenizerRules, head_width
 from ggplan.arch.config import Config
-from ggplan.arch.metadata import GATING, Keys, base_keys, rotated_columns
-from ggplan.arch.tensors import DENSE, MOE, MTP, Table, TensorSpec
+from ggplan.arch.layout import Layout, n_next_tokens
+from ggplan.arch.metadata import GATING, Keys, rotated_columns, text_keys
+from ggplan.arch.tensors import DENSE, MOE, MTP, Table
+
+# The EOT is not the tokenizer's EOS: GLM ends its turn with the name of the next speaker.
+GLM_TOKENS = TokenizerRules(
+    special_tokens={"bos": "[gMASK]", "eot": "<|user|>", "unk": "<|endoftext|>", "eom": "<|observation|>"}
+)
 
 
 def _table(config: Config, names: Collection[str]) -> Table:
-    width, n_columns = config.count("hidden_size"), config.count("moe_intermediate_size")
-    n_experts, n_shared = config.count("n_routed_experts"), config.count("n_shared_experts", least=0)
+    layout = Layout("glm4moe", config)
     n_layers, n_dense = config.layers("num_hidden_layers"), config.count("first_k_dense_replace", least=0)
     layers = [DENSE if k < n_dense else MOE for k in range(n_layers)]
     return Table(
         [
-            *embeddings(config),
-            *attention(config),
-            *qk_norms(config, optional=True),
-            TensorSpec(
-                LAYER + "post_attention_layernorm.weight", BLOCK + "post_attention_norm.weight", (width,)
+            *layout.outside("model.embed_tokens model.norm lm_head?"),
+            *layout.layer("input_layernorm post_attention_layernorm self_attn.q_norm? self_attn.k_norm?"),
+            *layout.layer("self_attn.q_proj self_attn.k_proj self_attn.v_proj self_attn.o_proj"),
+            *layout.layer("mlp.down_proj mlp.gate_proj mlp.up_proj", "dense"),
+            *layout.layer("mlp.gate", "moe"),
+            *layout.parameter(
+                "mlp.gate.e_score_correction_bias", "moe", like="mlp.gate.e_score_correction.bias"
             ),
-            *ffn("mlp.", "", config.count("intermediate_size"), width, "dense"),
-            TensorSpec(LAYER + "mlp.gate.weight", BLOCK + "ffn_gate_inp.weight", (n_experts, width), "moe"),
-            TensorSpec(
-                LAYER + "mlp.gate.e_score_correction_bias", BLOCK + "exp_probs_b.bias", (n_experts,), "moe"
-            ),
-            *ffn("mlp.experts.{}.", "_exps", n_columns, width, "moe"),
-            *(ffn("mlp.shared_experts.", "_shexp", n_shared * n_columns, width, "moe") if n_shared else ()),
-            *_next_token(width, config.count("vocab_size")),
+            *layout.experts(names),
+            *layout.shared_experts(),
+            *layout.next_tokens(),
         ],
-        [*layers, *[MTP] * _n_next(config)],
-        n_experts,
+        [*layers, *[MTP] * n_next_tokens(config)],
+        config.count("n_routed_experts"),
     )
-
-
-def _next_token(width: int, vocab: int) -> list[TensorSpec]:
-    target = BLOCK + "nextn."
-    return [
-        TensorSpec(LAYER + "eh_proj.weight", target + "eh_proj.weight", (width, 2 * width), "mtp"),
-        TensorSpec(
-            LAYER + "embed_tokens.weight",
-            target + "embed_tokens.weight",
-            (vocab, width),
-            "mtp",
-            optional=True,
-        ),
-        TensorSpec(LAYER + "enorm.weight", target + "enorm.weight", (width,), "mtp"),
-        TensorSpec(LAYER + "hnorm.weight", target + "hnorm.weight", (width,), "mtp"),
-        TensorSpec(
-            LAYER + "shared_head.head.weight",
-            target + "shared_head_head.weight",
-            (vocab, width),
-            "mtp",
-            optional=True,
-        ),
-        TensorSpec(
-            LAYER + "shared_head.norm.weight",
-            target + "shared_head_norm.weight",
-            (width,),
-            "mtp",
-            optional=True,
-        ),
-    ]
-
-
-def _n_next(config: Config) -> int:
-    key = "num_nextn_predict_layers"
-    return 0 if config.values.get(key) is None else config.layers(key, least=0)
 
 
 def _write_keys(keys: Keys, config: Config) -> None:
-    base_keys(
-        keys,
-        config,
-        n_blocks=config.count("num_hidden_layers") + _n_next(config),
-        head_dim=config.optional_count("head_dim"),
-        n_heads_kv=heads_kv(config),
-    )
+    text_keys(keys, config, n_blocks=config.count("num_hidden_layers") + n_next_tokens(config))
     keys.count("rope.dimension_count", rotated_columns(config, head_width(config), 0.5))
     keys.count("expert_feed_forward_length", config.count("moe_intermediate_size"))
     keys.count("expert_shared_count", config.count("n_shared_experts", least=0))
@@ -108,28 +58,24 @@ def _write_keys(keys: Keys, config: Config) -> None:
     keys.count("nextn_predict_layers", config.optional_count("num_nextn_predict_layers", least=0))
 
 
-GLM4_MOE = Architecture(
-    "glm4moe",
-    _table,
-    _write_keys,
-    {
-        "max_position_embeddings": 131072,
-        "num_key_value_heads": 8,
-        "rms_norm_eps": 1e-5,
-        "rope_theta": 10000.0,
-        "n_routed_experts": 128,
-        "n_shared_experts": 1,
-        "num_experts_per_tok": 8,
-        "n_group": 1,
-        "topk_group": 1,
-        "first_k_dense_replace": 1,
-        "routed_scaling_factor": 1.0,
-        "norm_topk_prob": True,
-    },
-    # The EOT is not the tokenizer's EOS: GLM ends its turn with the name of the next speaker.
-    TokenizerRules(
-        special_tokens={"bos": "[gMASK]", "eot": "<|user|>", "unk": "<|endoftext|>", "eom": "<|observation|>"}
-    ),
-)
+_DEFAULTS: dict[str, object] = {
+    "max_position_embeddings": 131072,
+    "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "n_routed_experts": 128,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 8,
+    "n_group": 1,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+    "routed_scaling_factor": 1.0,
+    "norm_topk_prob": True,
+}
 
-CLASSES = {"Glm4MoeForCausalLM": GLM4_MOE}
+CLASSES = {
+    "Glm4MoeForCausalLM": Architecture("glm4moe", _table, _write_keys, _DEFAULTS, GLM_TOKENS),
+    "Glm4vMoeForConditionalGeneration": Architecture(
+        "glm4moe", _table, _write_keys, _DEFAULTS | {"max_position_embeddings": 65536}, GLM_TOKENS
+    ),
+}
