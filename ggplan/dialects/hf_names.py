@@ -112,7 +112,7 @@ def _maps(architecture: str) -> tuple[dict[str, str], ...]:
     for known in architectures().values():
         if known.name != architecture:
             continue
-        for more in ({}, {"q_lora_rank": 2, "n_routed_experts": 2}):
+        for more in ({}, {"q_lora_rank": 2, "n_routed_experts": 2, "num_nextn_predict_layers": 1}):
             config = Config("names", {"head_dim": 4, **known.defaults, **more}, _MANY, assumed=2)
             found.append({spec.target: spec.source for spec in known.table(config, {}).specs})
     return tuple(found)

@@ -11,17 +11,14 @@ from collections.abc import Collection
 
 from ggplan.arch.architecture import Architecture
 from ggplan.arch.config import Config
+from ggplan.arch.families.qwen3 import require_experts_everywhere
 from ggplan.arch.layout import Layout
 from ggplan.arch.metadata import Keys, text_keys
 from ggplan.arch.tensors import MOE, Table
-from ggplan.errors import CheckpointError
 
 
 def _table(config: Config, names: Collection[str]) -> Table:
-    if config.values.get("mlp_only_layers") or config.optional_count("decoder_sparse_step") not in (None, 1):
-        raise CheckpointError(
-            f"{config.where} mixes layers with and without experts, which llama.cpp's qwen2moe has not"
-        )
+    require_experts_everywhere(config, "qwen2moe")
     layout = Layout("qwen2moe", config)
     return Table(
         [

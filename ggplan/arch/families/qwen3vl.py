@@ -15,6 +15,7 @@ from functools import partial
 
 from ggplan.arch.architecture import Architecture, TokenizerRules
 from ggplan.arch.config import Config
+from ggplan.arch.families.qwen3 import require_experts_everywhere
 from ggplan.arch.layout import Layout
 from ggplan.arch.metadata import Keys, text_keys
 from ggplan.arch.tensors import DENSE, MOE, Table, TensorSpec
@@ -31,6 +32,7 @@ def _dense(config: Config, names: Collection[str]) -> Table:
 
 
 def _moe(config: Config, shapes: Mapping[str, tuple[int, ...]]) -> Table:
+    require_experts_everywhere(config, "qwen3vlmoe")
     layout = Layout("qwen3vlmoe", config)
     transposed = (layout.sizes["X"], config.count("moe_intermediate_size"), config.count("hidden_size"))
     is_transposed = any(
