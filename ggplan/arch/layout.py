@@ -13,6 +13,7 @@ layers must have the same.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from functools import partial
 
 from ggplan.arch.architecture import LAYER, head_width, heads_kv
@@ -76,23 +77,20 @@ class Layout:
         self.config = config
         self.sizes = _usual_sizes(config) | sizes
 
-    def outside(self, names: str, **options: object) -> list[TensorSpec]:
-        """The modules outside the layers, by their whole names; see `layer` for the options."""
-        return self._modules("", names, **options)  # type: ignore[arg-type]
-
-    def layer(self, names: str, kind: str = "", **options: object) -> list[TensorSpec]:
-        """The modules of each layer of a kind, by their names in the layer.
-
-        Options are `shape` (of the checkpoint's tensor, None for a size that is left open), `transform`,
-        `bias` (whether a bias may stand beside the weight), `type` (whatever the checkpoint's is), and one of
-        `like` (the name under which the tables have it) and `to` (the GGUF's name within the layer, where
-        they do not).
-        """
-        return self._modules(LAYER, names, kind, **options)  # type: ignore[arg-type]
-
-    def _modules(
+    def outside(
         self,
-        prefix: str,
+        names: str,
+        *,
+        shape: Shape = None,
+        transform: Callable[[RowSource], RowSource] = plain,
+        type: GgmlType | None = None,
+    ) -> list[TensorSpec]:
+        """The modules outside the layers, by their whole names; see `layer`."""
+        specs = self.layer(names, prefix="", shape=shape, transform=transform, type=type)
+        return [replace(spec, bias=spec.target != "token_embd.weight") for spec in specs]
+
+    def layer(
+        self,
         names: str,
         kind: str = "",
         *,
@@ -102,7 +100,29 @@ class Layout:
         type: GgmlType | None = None,
         like: str = "",
         to: str = "",
+        prefix: str = LAYER,
     ) -> list[TensorSpec]:
+        """The modules of each layer of a kind, by their names in the layer.
+
+        Parameters
+        ----------
+        names
+            With a space between them; `?` behind one that may be absent from all these layers.
+        kind
+            The kind of layers that have them, "" for all.
+        shape
+            Of the checkpoint's tensor; None for what follows from the GGUF's name.
+        transform
+            Makes the GGUF tensor's rows of the checkpoint's.
+        bias
+            Whether a bias may stand beside the weight.
+        type
+            The type of the GGUF tensor, whatever the checkpoint's is.
+        like, to
+            The name under which the tables have it, or the GGUF's name in the layer where they do not.
+        prefix
+            What stands before the names.
+        """
         specs = []
         for written in names.split():
             name = written.removesuffix("?")
@@ -172,7 +192,7 @@ class Layout:
         specs = []
         for module in modules.split():
             source = module.replace(".experts.", ".experts.{}.")
-            (spec,) = self._modules(LAYER, source, kind, like=module)
+            (spec,) = self.layer(source, kind, like=module)
             specs.append(spec)
         return specs
 
