@@ -7,7 +7,8 @@ They are read in the order of llama.cpp's converter, with its special cases, sin
                             `add_bos_token` of tokenizer_config.json
     tokenizer_config.json   `bos_token`, `eos_token`, ... by text; the ids come from tokenizer.json's added
                             tokens; the chat template, unless `chat_template.jinja` or `.json` has it
-    config.json             `bos_token_id`, ... for kinds that no text named; a list of ids is ignored
+    config.json             `bos_token_id`, ... for kinds that no text named, also in `text_config`; a list of
+                            ids is ignored
 
 `SpecialVocab` in `gguf-py/gguf/vocab.py` of llama.cpp b11434.
 """
@@ -82,8 +83,11 @@ def read_special_tokens(tokenizer: Json, settings: Json | None, checkpoint: HfCh
             if text is not None:
                 number = next((t.get("id") for t in contents if t.get("content") == text), None)
                 found.set_id(kind, number, shown(checkpoint.path / "tokenizer.json"))
+    part = _object(checkpoint.config.get("text_config"))
     for kind in found.kinds:
-        found.set_id(kind, checkpoint.config.get(f"{kind}_token_id"), shown(checkpoint.path / "config.json"))
+        number = checkpoint.config.get(f"{kind}_token_id")
+        number = part.get(f"{kind}_token_id") if number is None else number
+        found.set_id(kind, number, shown(checkpoint.path / "config.json"))
     return found
 
 

@@ -10,14 +10,13 @@ import pytest
 from tiny_checkpoints import read_case, write_case
 
 from ggplan import ggml_types
-from ggplan.arch import ARCHITECTURES, to_gguf
+from ggplan.arch import to_gguf
+from ggplan.arch.families import architectures
 from ggplan.errors import CheckpointError
 from ggplan.sources.huggingface import open_checkpoint
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-
-FAMILIES = {"deepseekv2": "DeepSeek-V2", "deepseekv3": "V3", "glm4moe": "GLM-4.5", "qwen3moe": "Qwen3-MoE"}
 
 
 def limits() -> str:
@@ -52,12 +51,11 @@ def test_types_that_cannot_be_written_or_decoded() -> None:
         assert (row.encodable or row.decodable) <= (row.engine == "llama.cpp"), row.name
 
 
-def test_every_family_that_can_be_read_is_named() -> None:
-    (line,) = re.findall(r"- \*\*Reads\*\*.*?(?=\n- )", README, re.DOTALL)
-    text = " ".join(line.split())
-    for name in ARCHITECTURES:
-        family = name.removesuffix("ForCausalLM").removesuffix("Model").lower()
-        assert FAMILIES.get(family, family).lower() in text.lower(), name
+def test_every_class_that_can_be_read_is_named() -> None:
+    page = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
+    for name, architecture in architectures().items():
+        (row,) = re.findall(rf"^\| `{architecture.name}` \|.*$", page, re.M)
+        assert f"`{name}`" in row
 
 
 def test_links_and_names_of_files_in_the_front_door_exist() -> None:

@@ -20,7 +20,7 @@ from ggplan.planning import Chosen, assign, fit
 from ggplan.rules import parse_recipe
 from ggplan.stock import find_mix
 
-UNMAPPED = {"MiniMax-M2", "gpt-oss-120b", "gpt-oss-20b"}  # no Hugging Face names of their architectures
+UNMAPPED = {"MiniMax-M2"}  # no Hugging Face names of its architecture
 MAPPED = [name for name in inventories() if name not in UNMAPPED]
 HF = ("compressed-tensors", "autoround", "torchao")
 
@@ -354,3 +354,16 @@ def test_an_unknown_dialect_is_answered_with_the_nearest() -> None:
     assert caught.value.hint == "the nearest is llama-quantize"
     with pytest.raises(RecipeError, match="no dialect auto-round"):
         import_recipe("{}", "theirs", dialect="auto-round")
+
+
+@pytest.mark.parametrize("prefix", ["model.language_model.layers", "language_model.model.layers"])
+@pytest.mark.parametrize("method", ["awq", "fp8"])
+def test_names_in_a_model_that_also_sees(method: str, prefix: str) -> None:
+    def recipe(layers: str) -> str:
+        out = [f"{layers}.0.self_attn.q_proj", f"{layers}.1.mlp.gate", "lm_head"]
+        config = {"quantization_config": {"quant_method": method, "modules_to_not_convert": out}}
+        return import_recipe(json.dumps(config), "x", model=inventory("Qwen3-30B-A3B")).text
+
+    text = recipe("model.layers")
+    assert recipe(prefix).splitlines()[1:] == text.splitlines()[1:]
+    assert types(parse_recipe(text, "x"), "Qwen3-30B-A3B")["blk.0.attn_q.weight"] == "bf16"

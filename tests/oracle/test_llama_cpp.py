@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from family_cases import CASES
 
 import ggplan
 
@@ -26,21 +27,6 @@ ffn_(gate|up|down)_shexp=bf16
 ffn_(gate|up)_exps=q4_k
 ffn_down_exps=q8_0
 """
-
-
-ARCHITECTURES = (
-    "deepseek_v2",
-    "deepseek_v3",
-    "deepseek_v3_fp8",
-    "glm4moe",
-    "glm4moe_mtp",
-    "kimi_k2",
-    "llama",
-    "llama_tied",
-    "mixtral",
-    "qwen3",
-    "qwen3moe",
-)
 
 
 @pytest.fixture(scope="session")
@@ -134,13 +120,13 @@ def reference_ggufs(
                 "outtype": "bf16",
                 "pre": PRE,
             }
-            for case in ARCHITECTURES
+            for case in sorted(path.name for path in reference_models.iterdir())
         ]
     )
     return folder
 
 
-@pytest.mark.parametrize("case", ARCHITECTURES)
+@pytest.mark.parametrize("case", CASES)
 def test_every_architecture_measures_as_the_converters(
     programs: Path, reference_models: Path, reference_ggufs: Path, tmp_path: Path, case: str
 ) -> None:

@@ -10,22 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
+from functools import partial
 
-from ggplan.arch.architecture import (
-    BLOCK,
-    LAYER,
-    Architecture,
-    TokenizerRules,
-    attention,
-    embeddings,
-    ffn,
-    head_width,
-    heads_kv,
-)
+from ggplan.arch.architecture import Architecture, TokenizerRules, head_width, heads_kv
 from ggplan.arch.config import Config
+from ggplan.arch.layout import Layout
 from ggplan.arch.metadata import Keys, base_keys, rope_parameters
 from ggplan.arch.tensors import DENSE, MOE, Table, TensorSpec
-from ggplan.arch.transforms import constant
+from ggplan.arch.transforms import constant, permuted
 from ggplan.errors import CheckpointError
 from ggplan.ggml_types import F32
 from ggplan.model import TensorInfo
@@ -35,42 +27,43 @@ _WIDEST_HEAD = 65536
 
 
 def _dense(config: Config, names: Collection[str]) -> Table:
-    width, n_columns = config.count("hidden_size"), config.count("intermediate_size")
-    matrices = ffn("mlp.", "", n_columns, width)
+    layout = Layout("llama", config)
     return Table(
-        [*_common(config), *matrices],
+        [*_common(layout, config), *layout.layer("mlp.gate_proj mlp.up_proj mlp.down_proj")],
         [DENSE] * config.layers("num_hidden_layers"),
         computed=_rope_factors(config),
     )
 
 
 def _mixtral(config: Config, names: Collection[str]) -> Table:
-    width, n_columns = config.count("hidden_size"), config.count("intermediate_size")
-    n_experts = config.count("num_local_experts")
-    moe = LAYER + "block_sparse_moe."
+    layout = Layout("llama", config, M=config.count("intermediate_size"))
+    moe = "block_sparse_moe."
     return Table(
         [
-            *_common(config),
-            TensorSpec(moe + "gate.weight", BLOCK + "ffn_gate_inp.weight", (n_experts, width)),
-            TensorSpec(moe + "experts.{}.w1.weight", BLOCK + "ffn_gate_exps.weight", (n_columns, width)),
-            TensorSpec(moe + "experts.{}.w2.weight", BLOCK + "ffn_down_exps.weight", (width, n_columns)),
-            TensorSpec(moe + "experts.{}.w3.weight", BLOCK + "ffn_up_exps.weight", (n_columns, width)),
+            *_common(layout, config),
+            *layout.layer(moe + "gate"),
+            *layout.experts((), f"{moe}experts.w1 {moe}experts.w2 {moe}experts.w3"),
         ],
         [MOE] * config.layers("num_hidden_layers"),
-        n_experts,
+        config.count("num_local_experts"),
         _rope_factors(config),
     )
 
 
-def _common(config: Config) -> list[TensorSpec]:
+def _common(layout: Layout, config: Config) -> list[TensorSpec]:
     if head_width(config) % 2:
         raise CheckpointError(
             f"{config.where}: heads of {head_width(config)} columns cannot be rotated in pairs"
         )
-    norm = TensorSpec(
-        LAYER + "post_attention_layernorm.weight", BLOCK + "ffn_norm.weight", (config.count("hidden_size"),)
-    )
-    return [*embeddings(config), *attention(config, permute=True), norm]
+    of_q = partial(permuted, n_heads=config.count("num_attention_heads"))
+    of_k = partial(permuted, n_heads=heads_kv(config))
+    return [
+        *layout.outside("model.embed_tokens model.norm lm_head?"),
+        *layout.layer("input_layernorm"),
+        *layout.layer("self_attn.q_proj", transform=of_q),
+        *layout.layer("self_attn.k_proj", transform=of_k),
+        *layout.layer("self_attn.v_proj self_attn.o_proj post_attention_layernorm"),
+    ]
 
 
 def _write_keys(keys: Keys, config: Config) -> None:
@@ -170,3 +163,11 @@ MIXTRAL = Architecture(
     },
     _TOKENIZER,
 )
+
+CLASSES = {
+    "LLaMAForCausalLM": LLAMA,
+    "LlamaForCausalLM": LLAMA,
+    "LlamaModel": LLAMA,
+    "MistralForCausalLM": MISTRAL,
+    "MixtralForCausalLM": MIXTRAL,
+}
