@@ -72,16 +72,14 @@ def to_gguf(checkpoint: HfCheckpoint, *, pre: str | None = None) -> Model:
     )
     keys = Keys(architecture.name)
     architecture.write_keys(keys, config)
-    tokenizer, obstacle = tokenizer_metadata(
-        checkpoint, config.count("vocab_size"), architecture.tokenizer, pre
-    )
+    tokenizer = tokenizer_metadata(checkpoint, config.count("vocab_size"), architecture.tokenizer, pre)
     metadata = {
         **general_keys(checkpoint, architecture.name, tensors),
         **keys.values,
         **quantization_version(),
-        **tokenizer,
+        **tokenizer.keys,
     }
-    notes = (*checkpoint.notes, *_notes(config, stored, left_out), *_unreadable(checkpoint))
+    notes = (*checkpoint.notes, *_notes(config, stored, left_out), *_unreadable(checkpoint), *tokenizer.notes)
     return Model(
         checkpoint.path,
         "hf",
@@ -90,7 +88,7 @@ def to_gguf(checkpoint: HfCheckpoint, *, pre: str | None = None) -> Model:
         tensors,
         checkpoint.files,
         notes,
-        checkpoint.truncated or obstacle,
+        checkpoint.truncated or tokenizer.obstacle,
     )
 
 

@@ -13,7 +13,15 @@ from __future__ import annotations
 from collections.abc import Collection
 from functools import partial
 
-from ggplan.arch.architecture import BLOCK, LAYER, Architecture, embeddings, ffn, heads_kv
+from ggplan.arch.architecture import (
+    BLOCK,
+    LAYER,
+    Architecture,
+    TokenizerRules,
+    embeddings,
+    ffn,
+    heads_kv,
+)
 from ggplan.arch.config import Config
 from ggplan.arch.metadata import Keys, base_keys, rope_parameters
 from ggplan.arch.tensors import DENSE, MOE, Table, TensorSpec, split_numbers
@@ -129,6 +137,7 @@ def _write_keys(keys: Keys, config: Config) -> None:
     keys.number("rope.scaling.yarn_log_multiplier", None if mscale is None else 0.1 * mscale)
 
 
+_TOKENIZER = TokenizerRules(tiktoken=True)  # Kimi K2's
 _DEFAULTS = {"rms_norm_eps": 1e-6, "rope_theta": 10000.0}
 
 DEEPSEEK_V2 = Architecture(
@@ -142,6 +151,7 @@ DEEPSEEK_V2 = Architecture(
         "n_shared_experts": 2,
         "routed_scaling_factor": 1.0,
     },
+    _TOKENIZER,
 )
 DEEPSEEK_V3 = Architecture(
     "deepseek2",
@@ -158,6 +168,7 @@ DEEPSEEK_V3 = Architecture(
         "routed_scaling_factor": 2.5,
         "norm_topk_prob": True,
     },
+    _TOKENIZER,
 )
 
 CLASSES = {"DeepseekV2ForCausalLM": DEEPSEEK_V2, "DeepseekV3ForCausalLM": DEEPSEEK_V3}
