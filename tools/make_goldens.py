@@ -1,6 +1,6 @@
 """Write the goldens of tests/arch: what llama.cpp's converter makes of tiny checkpoints.
 
-    python tools/make_goldens.py [CASE...]
+    python tools/make_goldens.py [CASE...] [tokenizers]
 
 For each case (all those that `GOLDENS` of a file in `tests/oracle/families` names, or the given ones alone),
 transformers makes a random tiny model (`tests/oracle/reference_models.py`). The tool keeps its
@@ -77,10 +77,14 @@ def pretty(value: object, indent: int = 0) -> str:
 
 def main() -> None:
     llama_cpp = find_llama_cpp()
-    cases = sys.argv[1:] or GOLDENS
+    named = sys.argv[1:]
+    cases = [name for name in named if name != "tokenizers"] if named else GOLDENS
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
-        subprocess.run([sys.executable, ORACLE / "reference_models.py", work / "models", *cases], check=True)
+        if cases:
+            subprocess.run(
+                [sys.executable, ORACLE / "reference_models.py", work / "models", *cases], check=True
+            )
         jobs = []
 
         def job(folder: Path, outtype: str | None = None) -> None:
@@ -92,7 +96,7 @@ def main() -> None:
             (DATA / "hf" / f"{case}.json").write_text(pretty(describe(work / "models" / case)) + "\n")
             job(write_case(work / "tiny" / case, read_case(case)))
         is_whole = cases is GOLDENS
-        for variant in VARIANTS if is_whole else ():
+        for variant in VARIANTS if is_whole or "tokenizers" in named else ():
             folder = write_case(work / "tokenizers" / variant.__name__, read_case(BASE))
             variant(folder)
             job(folder)
@@ -106,12 +110,14 @@ def main() -> None:
             model = open_gguf(work / "tiny" / f"{case}.gguf")
             golden = {"keys": golden_keys(model), "tensors": golden_tensors(model)}
             (DATA / "goldens" / f"{case}.json").write_text(pretty(golden) + "\n")
-        if not is_whole:
+        if not (is_whole or "tokenizers" in named):
             return
         tokenizers = {
             v.__name__: golden_keys(open_gguf(work / "tokenizers" / f"{v.__name__}.gguf")) for v in VARIANTS
         }
         (DATA / "goldens" / "tokenizers.json").write_text(pretty(tokenizers) + "\n")
+        if not is_whole:
+            return
         folders = {name: golden_summary(open_gguf(work / "folders" / f"{name}.gguf")) for name in FOLDERS}
         (DATA / "goldens" / "variants.json").write_text(pretty(folders) + "\n")
 

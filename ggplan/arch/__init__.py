@@ -73,9 +73,7 @@ def to_gguf(checkpoint: HfCheckpoint, *, pre: str | None = None) -> Model:
     tensors = convert_tensors(stored, table, where, is_whole=not checkpoint.lacks_shards)
     keys = Keys(architecture.name)
     architecture.write_keys(keys, config)
-    tokenizer, obstacle = tokenizer_metadata(
-        checkpoint, config.count("vocab_size"), architecture.tokenizer, pre
-    )
+    tokenizer = tokenizer_metadata(checkpoint, config.count("vocab_size"), architecture.tokenizer, pre)
     general = general_keys(checkpoint, architecture.name, tensors)
     metadata = {
         "general.architecture": general["general.architecture"],
@@ -83,12 +81,13 @@ def to_gguf(checkpoint: HfCheckpoint, *, pre: str | None = None) -> Model:
         **general,
         **keys.values,
         **quantization_version(),
-        **tokenizer,
+        **tokenizer.keys,
     }
     notes = (
         *checkpoint.notes,
         *_notes(config, [*stored, *(t.name for t in tensors)], left_out),
         *_unreadable(checkpoint),
+        *tokenizer.notes,
     )
     return Model(
         checkpoint.path,
@@ -98,7 +97,7 @@ def to_gguf(checkpoint: HfCheckpoint, *, pre: str | None = None) -> Model:
         tensors,
         checkpoint.files,
         notes,
-        checkpoint.truncated or obstacle,
+        checkpoint.truncated or tokenizer.obstacle,
     )
 
 

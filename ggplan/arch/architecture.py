@@ -24,6 +24,12 @@ class TokenizerRules:
     ----------
     sentencepiece
         Whether the converter uses `tokenizer.model` if there is one.
+    byte_fallback
+        Whether it takes a tokenizer.json of BPE over characters, with byte fallback, for sentencepiece's.
+    tiktoken
+        Whether it uses `tiktoken.model` where there is no tokenizer.json.
+    space_prefix
+        The `add_space_prefix` that it writes after a vocabulary of sentencepiece; None for none.
     llama_style
         Whether the converter writes `add_space_prefix`, and no BOS for a vocabulary of 49152 tokens.
     special_tokens
@@ -31,6 +37,9 @@ class TokenizerRules:
     """
 
     sentencepiece: bool = False
+    byte_fallback: bool = False
+    tiktoken: bool = False
+    space_prefix: bool | None = None
     llama_style: bool = False
     special_tokens: Mapping[str, str] = field(default_factory=dict)
 

@@ -278,19 +278,22 @@ def test_an_expression_that_never_ends(tmp_path: Path) -> None:
     assert error.message.endswith("encoding a line of text takes more than 3 seconds")
 
 
-@pytest.mark.parametrize("name", ["tokenizer.model", "tiktoken.model", "tekken.json"])
-def test_other_kinds_of_tokenizers(tmp_path: Path, name: str) -> None:
-    write_case(tmp_path, read_case("mistral"))
+@pytest.mark.parametrize(
+    ("case", "name"),
+    [("glm4moe", "tokenizer.model"), ("mistral", "tiktoken.model"), ("mistral", "tekken.json")],
+)
+def test_other_kinds_of_tokenizers(tmp_path: Path, case: str, name: str) -> None:
+    write_case(tmp_path, read_case(case))
     (tmp_path / "tokenizer.json").rename(tmp_path / name)
-    with pytest.raises(CheckpointError, match=f"{name}.*does not read yet"):
+    with pytest.raises(TokenizerError, match=f"{name}.*does not read for this architecture"):
         convertible(tmp_path, None)
 
 
 def test_sentencepiece_wins_where_the_converter_lets_it(tmp_path: Path) -> None:
     write_case(tmp_path, read_case("mistral"))
     (tmp_path / "tokenizer.model").write_bytes(b"\n")
-    with pytest.raises(CheckpointError, match="sentencepiece"):
-        convertible(tmp_path, None)
+    with pytest.raises(CheckpointError, match="is no sentencepiece model"):
+        to_gguf(open_checkpoint(tmp_path))
 
 
 def test_no_tokenizer(tmp_path: Path) -> None:

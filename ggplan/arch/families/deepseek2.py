@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from ggplan.arch.architecture import Architecture
+from ggplan.arch.architecture import Architecture, TokenizerRules
 from ggplan.arch.config import Config
 from ggplan.arch.families.glm4moe import GLM_TOKENS
 from ggplan.arch.latent_attention import latent_keys, latent_table
@@ -40,6 +40,7 @@ def _write_glm_keys(keys: Keys, config: Config) -> None:
     keys.count("nextn_predict_layers", n_next or None)
 
 
+_TOKENIZER = TokenizerRules(tiktoken=True)  # Kimi K2's
 _DEFAULTS = {"rms_norm_eps": 1e-6, "rope_theta": 10000.0}
 
 _V2 = Architecture(
@@ -53,6 +54,7 @@ _V2 = Architecture(
         "n_shared_experts": 2,
         "routed_scaling_factor": 1.0,
     },
+    _TOKENIZER,
 )
 _V3 = Architecture(
     "deepseek2",
@@ -69,6 +71,7 @@ _V3 = Architecture(
         "routed_scaling_factor": 2.5,
         "norm_topk_prob": True,
     },
+    _TOKENIZER,
 )
 _GLM_LITE = Architecture(
     "deepseek2",

@@ -60,7 +60,7 @@ _GEMMA3 = Architecture(
         "sliding_window": 4096,
         "vocab_size": 262208,
     },
-    TokenizerRules(sentencepiece=True),
+    TokenizerRules(sentencepiece=True, space_prefix=False),
 )
 
 CLASSES = {"Gemma3ForCausalLM": _GEMMA3, "Gemma3ForConditionalGeneration": _GEMMA3}

@@ -128,7 +128,7 @@ def _positive(rope: Config, key: str, default: float) -> float:
     return default if value is None else value
 
 
-_TOKENIZER = TokenizerRules(sentencepiece=True, llama_style=True)
+_TOKENIZER = TokenizerRules(sentencepiece=True, byte_fallback=True, llama_style=True)
 
 LLAMA = Architecture(
     "llama",
