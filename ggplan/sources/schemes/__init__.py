@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from ggplan.errors import CheckpointError
 from ggplan.sources.files import listed, shown
-from ggplan.sources.schemes import fp8
+from ggplan.sources.schemes import bitsandbytes, fp8, hqq, torchao, w4a16_awq
 from ggplan.sources.schemes.scheme import (
     Group,
     QuantizationConfig,
@@ -21,6 +21,7 @@ from ggplan.sources.schemes.scheme import (
     Weights,
     read_quantization_config,
 )
+from ggplan.sources.schemes.unread import refuse_unread, unread
 from ggplan.sources.tensors import PLAIN, CheckpointTensor, StoredTensor
 
 __all__ = [
@@ -35,7 +36,7 @@ __all__ = [
     "read_quantization_config",
 ]
 
-SCHEMES: tuple[Scheme, ...] = (fp8,)
+SCHEMES: tuple[Scheme, ...] = (fp8, w4a16_awq, bitsandbytes, hqq, torchao)
 READABLE = ", ".join((*PLAIN, "F64", *(scheme.NAME for scheme in SCHEMES)))
 """The ways of storing weights that ggplan reads, for messages."""
 
@@ -50,6 +51,7 @@ def join_tensors(
     CheckpointError
         If the config names a quantization or a key that no scheme knows, or tensors do not fit together.
     """
+    refuse_unread(stored, config)
     found = [(scheme, result) for scheme in schemes if (result := scheme.recognise(stored, config))]
     _check_config(config, [result for _, result in found])
     joined: dict[str, CheckpointTensor] = {}
@@ -63,7 +65,8 @@ def join_tensors(
                 group.name, first.file, group.stored_as, held.rows.shape, held.rows,
                 held.codes, held.why_decoded, held.companions,
             )  # fmt: skip
-        _claim(claimed, result.unused, config)
+    # What one scheme has no use for, such as scales of activations, another may need, or not need either.
+    claimed.update(name for _, result in found for name in result.unused)
     tensors: dict[str, CheckpointTensor] = {}
     for name, tensor in stored.items():
         if name in joined:
@@ -84,13 +87,7 @@ def join_tensors(
 def _check_config(config: QuantizationConfig, found: Sequence[Recognised]) -> None:
     """Refuse a config with a method or key that no scheme knows."""
     if config.values and not found:
-        kind = str(config.method)
-        if named := config.values.get("format") or config.values.get("quant_algo"):
-            kind += f" ({named})"
-        raise CheckpointError(
-            f"{config.where} is quantized by {shown(kind)}, which ggplan does not read",
-            hint="use the original checkpoint in bf16 or fp8",
-        )
+        raise unread(config)
     known = {key for result in found for key in result.keys}
     if unknown := [key for key in config.values if key not in known]:
         raise CheckpointError(
