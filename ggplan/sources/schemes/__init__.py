@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from ggplan.errors import CheckpointError
 from ggplan.sources.files import listed, shown
-from ggplan.sources.schemes import fp8
+from ggplan.sources.schemes import compressed_integers, fp8
 from ggplan.sources.schemes.scheme import (
     Group,
     QuantizationConfig,
@@ -35,7 +35,7 @@ __all__ = [
     "read_quantization_config",
 ]
 
-SCHEMES: tuple[Scheme, ...] = (fp8,)
+SCHEMES: tuple[Scheme, ...] = (fp8, compressed_integers)
 READABLE = ", ".join((*PLAIN, "F64", *(scheme.NAME for scheme in SCHEMES)))
 """The ways of storing weights that ggplan reads, for messages."""
 
@@ -54,6 +54,7 @@ def join_tensors(
     _check_config(config, [result for _, result in found])
     joined: dict[str, CheckpointTensor] = {}
     claimed: set[str] = set()
+    unused = {name for _, result in found for name in result.unused}  # several schemes may name the same
     for scheme, result in found:
         for group in result.groups:
             _claim(claimed, [part.name for part in group.parts.values()], config)
@@ -63,7 +64,7 @@ def join_tensors(
                 group.name, first.file, group.stored_as, held.rows.shape, held.rows,
                 held.codes, held.why_decoded, held.companions,
             )  # fmt: skip
-        _claim(claimed, result.unused, config)
+    _claim(claimed, unused, config)
     tensors: dict[str, CheckpointTensor] = {}
     for name, tensor in stored.items():
         if name in joined:

@@ -94,7 +94,8 @@ def weight_groups(config: QuantizationConfig) -> tuple[WeightGroup, ...]:
     Raises
     ------
     CheckpointError
-        If a group is not as described, has a key that ggplan does not know, or the weights were transformed.
+        If a group is not as described, has a key that ggplan does not know, or the weights were transformed
+        or are sparse.
     """
     if not is_compressed_tensors(config):
         return ()
@@ -102,6 +103,14 @@ def weight_groups(config: QuantizationConfig) -> tuple[WeightGroup, ...]:
         raise CheckpointError(
             f"{config.where}: its weights were transformed (transform_config in config.json), which ggplan "
             "does not undo",
+            hint=_HINT,
+        )
+    sparsity = config.values.get("sparsity_config")
+    form = sparsity.get("format") if isinstance(sparsity, dict) else None
+    if form not in (None, "dense"):
+        raise CheckpointError(
+            f"{config.where} stores sparse weights as {shown(form)} (compressed-tensors), which ggplan does "
+            "not read",
             hint=_HINT,
         )
     stated = config.values.get("config_groups")
