@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from ggplan.errors import CheckpointError
 from ggplan.sources.files import listed, shown
-from ggplan.sources.schemes import bitsandbytes, fp8, hqq, torchao, w4a16_awq
+from ggplan.sources.schemes import bitsandbytes, compressed_integers, fp8, hqq, torchao, w4a16_awq
 from ggplan.sources.schemes.scheme import (
     Group,
     QuantizationConfig,
@@ -36,7 +36,7 @@ __all__ = [
     "read_quantization_config",
 ]
 
-SCHEMES: tuple[Scheme, ...] = (fp8, w4a16_awq, bitsandbytes, hqq, torchao)
+SCHEMES: tuple[Scheme, ...] = (fp8, compressed_integers, w4a16_awq, bitsandbytes, hqq, torchao)
 READABLE = ", ".join((*PLAIN, "F64", *(scheme.NAME for scheme in SCHEMES)))
 """The ways of storing weights that ggplan reads, for messages."""
 
