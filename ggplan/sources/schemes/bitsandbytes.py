@@ -115,7 +115,7 @@ def _four_bits(name: str, tensors: Mapping[str, StoredTensor]) -> Group:
             parts[key] = _part(tensors, f"{weight_name}.{key}", state)
     if weight_name + ".quant_map" in tensors:
         parts["quant_map"] = tensors[weight_name + ".quant_map"]
-    return Group(weight_name, f"bitsandbytes {kind}", parts)
+    return Group(weight_name, f"bitsandbytes {kind}", parts, kind)
 
 
 def _eight_bits(name: str, tensors: Mapping[str, StoredTensor]) -> Group:
@@ -215,7 +215,7 @@ def _is_size(value: object) -> bool:
 
 def _join_four_bits(group: Group) -> Weights:
     weight, absmax = group.parts["weight"], group.parts["absmax"]
-    kind = group.stored_as.rpartition(" ")[2]
+    kind = str(group.form)
     nested = "nested_absmax" in group.parts
     state = _state(group.parts["state"], kind, nested=nested)
     n_weights = math.prod(state.shape)

@@ -28,6 +28,12 @@ from ggplan.errors import CheckpointError
 from ggplan.ggml_types import F32
 from ggplan.model import RowSource, require_rows
 from ggplan.sources.files import read_array, shown
+from ggplan.sources.schemes import compressed_tensors
+from ggplan.sources.schemes.compressed_tensors import (
+    WeightGroup,
+    is_compressed_tensors,
+    weight_groups,
+)
 from ggplan.sources.schemes.grids import DEFAULT_BLOCK, Block, Grid, fitted
 from ggplan.sources.schemes.scaled import Scaled, as_scales, float_rows, misfit
 from ggplan.sources.schemes.scheme import Group, QuantizationConfig, Recognised, Weights
@@ -62,15 +68,10 @@ _FLOAT_FORMATS = ("float-quantized", "naive-quantized", "mxfp8-quantized")  # of
 # Keys that are used, and keys that change no weight: they are about activations and caches, say who wrote the
 # file, or list modules that are quantized or not, which the tensors show more reliably.
 _KEYS = frozenset({
-    "quant_method", "weight_block_size", "format", "config_groups", "transform_config",
-    "activation_scheme", "activation_scale_ub", "kv_cache_scheme", "kv_cache_quant_algo", "fmt", "scale_fmt",
-    "expert_dtype", "quant_algo", "dequantize",
-    "producer", "version", "quantization_status", "global_compression_ratio",
-    "sparsity_config", "moe_sparsity_config",
-    "modules_to_convert", "modules_to_not_convert", "ignored_layers", "ignore", "exclude_modules",
-    "packed_modules_mapping",
+    *compressed_tensors.KEYS, "weight_block_size", "activation_scheme", "activation_scale_ub", "fmt",
+    "scale_fmt", "expert_dtype", "quant_algo", "kv_cache_quant_algo", "producer",
+    "modules_to_convert", "modules_to_not_convert", "ignored_layers", "exclude_modules",
 })  # fmt: skip
-
 _MODELOPT_KEYS = frozenset({"quantized_layers", "group_size"})
 
 
@@ -79,14 +80,20 @@ def recognise(tensors: Mapping[str, StoredTensor], config: QuantizationConfig) -
     if config.method not in _METHODS:
         return None
     weights = [t for t in tensors.values() if t.dtype in _UNITS and not t.name.endswith(_NO_WEIGHTS)]
+    blocks = _blocks(config)
     if not weights and not _is_named(config):
         return None
-    _blocks(config)
     scales = {tensor.name: _scales_of(tensor, tensors) for tensor in weights}
     if not config.values and not any(scales.values()):
         plain = [t for t in tensors.values() if t.dtype in (*_UNITS, "F8_E8M0")]
         return Recognised([Group(t.name, t.dtype, {"weight": t}) for t in plain]) if plain else None
-    groups = [_group(tensor, scales[tensor.name], tensors) for tensor in weights]
+    layers, whole = _layers(config), _upper(config.values.get("quant_algo"))
+    groups = []
+    for tensor in weights:
+        parts = _parts(tensor, scales[tensor.name], tensors)
+        is_blockwise = _BLOCKWISE in (whole, _algorithm_of(tensor.name, layers))
+        grid = _grid(tensor, parts["scale"], blocks, is_blockwise=is_blockwise)
+        groups.append(Group(tensor.name, _name_of(tensor, parts["scale"], grid), parts, grid))
     claimed = {part.name for group in groups for part in group.parts.values()}
     _refuse_orphans(tensors, claimed)
     unused = [name for name in tensors if groups and name not in claimed and name.endswith(_UNUSED_SUFFIXES)]
@@ -95,11 +102,10 @@ def recognise(tensors: Mapping[str, StoredTensor], config: QuantizationConfig) -
 
 def join(group: Group, config: QuantizationConfig) -> Weights:
     """The products of codes and scales, in f32, and in bf16 where that is exact; see `Scheme`."""
-    weight = group.parts["weight"]
-    if "scale" not in group.parts:
+    weight, grid = group.parts["weight"], group.form
+    if not isinstance(grid, Grid):
         return Weights(_plain_rows(weight), why_decoded="no ggml type has 8-bit floats")
     scale = as_scales(group.parts["scale"])
-    grid = _grid(weight, scale, config)
     scaled = Scaled(float_rows(weight), scale, grid)
     rows = scaled.rows(weight.shape)
     if (zero := group.parts.get("zero_point")) is not None:
@@ -110,25 +116,29 @@ def join(group: Group, config: QuantizationConfig) -> Weights:
     return Weights(rows, why_decoded="no ggml type has 8-bit floats with scales that are no powers of two")
 
 
-def _group(tensor: StoredTensor, found: Sequence[StoredTensor], stored: Mapping[str, StoredTensor]) -> Group:
+def _name_of(tensor: StoredTensor, scale: StoredTensor, grid: Grid) -> str:
+    is_mx = scale.dtype in ("U8", "F8_E8M0") and (grid.block_rows, grid.block_columns) == (1, _MX_RUN)
+    return "MXFP8" if is_mx else tensor.dtype
+
+
+def _parts(
+    tensor: StoredTensor, found: Sequence[StoredTensor], stored: Mapping[str, StoredTensor]
+) -> dict[str, StoredTensor]:
     if len(found) != 1:
         raise CheckpointError(
             f"{shown(tensor.file)}: the {tensor.dtype} tensor '{shown(tensor.name)}' has "
             f"{'two sets of scales' if found else 'no scales'}",
             hint=f"its scales should be '{shown(tensor.name)}_scale_inv'",
         )
-    (scale,) = found
     if (second := stored.get(tensor.name + "_scale_2")) is not None:
         raise CheckpointError(
             f"{shown(second.file)}: '{shown(second.name)}' is a second scale of the {tensor.dtype} tensor "
             f"'{shown(tensor.name)}', which ggplan does not read"
         )
-    parts = {"weight": tensor, "scale": scale}
+    parts = {"weight": tensor, "scale": found[0]}
     if (zero := stored.get(tensor.name + "_zero_point")) is not None:
         parts["zero_point"] = zero
-    is_mx = scale.dtype in ("U8", "F8_E8M0") and scale.shape[-1:] == (-(-tensor.shape[-1] // _MX_RUN),)
-    is_mx = is_mx and scale.shape[:-1] == tensor.shape[:-1] and tensor.shape[-1] >= _MX_RUN
-    return Group(tensor.name, "MXFP8" if is_mx else tensor.dtype, parts)
+    return parts
 
 
 def _scales_of(tensor: StoredTensor, stored: Mapping[str, StoredTensor]) -> list[StoredTensor]:
@@ -152,12 +162,11 @@ def _refuse_orphans(tensors: Mapping[str, StoredTensor], claimed: set[str]) -> N
             )
 
 
-def _grid(weight: StoredTensor, scale: StoredTensor, config: QuantizationConfig) -> Grid:
-    blocks = _blocks(config)
-    squeezed = config.method == "modelopt" and _algorithm_of(weight.name, config) == _BLOCKWISE
-    if squeezed:
+def _grid(weight: StoredTensor, scale: StoredTensor, blocks: Sequence[Block], *, is_blockwise: bool) -> Grid:
+    scale = as_scales(scale)
+    if is_blockwise:
         blocks = blocks or (DEFAULT_BLOCK,)
-    grid = fitted(weight.shape, scale.shape, blocks, squeezed=squeezed)
+    grid = fitted(weight.shape, scale.shape, blocks, squeezed=is_blockwise)
     if grid is None:
         sizes = " or ".join(f"{rows} x {columns}" for rows, columns in dict.fromkeys(blocks))
         raise misfit(scale, weight.shape, f" in blocks of {sizes}" if sizes else "")
@@ -186,7 +195,7 @@ def _zero_fault(zero: StoredTensor) -> str:
 
 def _is_named(config: QuantizationConfig) -> bool:
     """Whether the config names fp8, or no method at all, so that a checkpoint without any is read too."""
-    if config.method == "compressed-tensors":
+    if is_compressed_tensors(config):
         return config.values.get("format") in _FLOAT_FORMATS and bool(_float_groups(config))
     if config.method == "modelopt":
         return _only_fp8(config)
@@ -209,14 +218,13 @@ def _layers(config: QuantizationConfig) -> dict[str, str | None]:
     return {name: _upper(layer.get("quant_algo")) for name, layer in stated if isinstance(layer, dict)}
 
 
-def _algorithm_of(name: str, config: QuantizationConfig) -> str | None:
-    """ModelOpt's algorithm for a tensor: of its module, of a module that holds it, or of the model."""
-    layers = _layers(config)
+def _algorithm_of(name: str, layers: Mapping[str, str | None]) -> str | None:
+    """ModelOpt's algorithm for a tensor: of its module, or of a module that holds it."""
     while "." in name:
         name = name.rpartition(".")[0]
         if name in layers:
             return layers[name]
-    return _upper(config.values.get("quant_algo"))
+    return None
 
 
 def _upper(value: object) -> str | None:
@@ -231,29 +239,22 @@ def _blocks(config: QuantizationConfig) -> tuple[Block, ...]:
             "does not undo",
             hint="use the original checkpoint in bf16",
         )
-    if config.method == "compressed-tensors":
-        stated = [weights.get("block_structure") for weights in _float_groups(config)]
-    else:
-        default = list(DEFAULT_BLOCK) if config.method in (None, "fp8") else None
-        stated = [config.values.get("weight_block_size", default)]
-    return tuple(_block(config, block) for block in stated if block is not None)
+    if is_compressed_tensors(config):
+        return tuple(group.block for group in _float_groups(config) if group.block is not None)
+    default = list(DEFAULT_BLOCK) if config.method in (None, "fp8") else None
+    block = config.values.get("weight_block_size", default)
+    return () if block is None else (_block(config, block),)
 
 
 def _block(config: QuantizationConfig, value: object) -> Block:
-    """A block of the config: [128, 128], or "128x128" in old files of compressed-tensors."""
-    parts: object = value
-    if isinstance(value, str) and value.isascii() and len(value) < 20:
-        parts = [int(part) if part.isdigit() else None for part in value.split("x")]
-    if not isinstance(parts, list) or len(parts) != 2 or not all(type(n) is int and n > 0 for n in parts):
+    """The block of a config, [128, 128]."""
+    if not isinstance(value, list) or len(value) != 2 or not all(type(n) is int and n > 0 for n in value):
         raise CheckpointError(
             f"{config.where}: config.json gives the impossible weight_block_size {shown(value)}"
         )
-    return parts[0], parts[1]
+    return value[0], value[1]
 
 
-def _float_groups(config: QuantizationConfig) -> list[dict[str, object]]:
-    """What a config of compressed-tensors says of weights in 8-bit floats, a part for each group of it."""
-    groups = config.values.get("config_groups")
-    each = groups.values() if isinstance(groups, dict) else ()
-    weights = [group.get("weights") for group in each if isinstance(group, dict)]
-    return [w for w in weights if isinstance(w, dict) and (w.get("type"), w.get("num_bits")) == ("float", 8)]
+def _float_groups(config: QuantizationConfig) -> list[WeightGroup]:
+    """What a config of compressed-tensors says of weights in 8-bit floats, an item for each group of it."""
+    return [group for group in weight_groups(config) if (group.type, group.bits) == ("float", 8)]

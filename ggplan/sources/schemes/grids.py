@@ -74,7 +74,7 @@ class Grid:
             return np.broadcast_to(rows, (stop - start, per_row))
         slices, within = np.divmod(np.arange(start, stop), self.slice_rows)
         owners = slices * -(-self.slice_rows // self.block_rows) + within // self.block_rows
-        return rows[owners - first]
+        return np.asarray(rows[owners - first])
 
     def apply(self, operation: np.ufunc, rows: NDArray[np.float32], scales: NDArray[np.float32]) -> None:
         """Change rows of weights in place by their scales: `rows = operation(rows, scales)`."""

@@ -49,7 +49,6 @@ _TYPES = {
     "IntxUnpackedToInt8Tensor": ("I8",),
     "Float8Tensor": ("F8_E4M3", "F8_E5M2"),
 }
-_INTEGERS = "torchao int"
 _TARGET = re.compile(r"int([1-8])", re.ASCII)
 _RUN = 1 << 18
 _DATA = ("qdata", "scale", "zero_point")
@@ -86,7 +85,8 @@ def join(group: Group, config: QuantizationConfig) -> Weights:
         return Weights(
             rows, why_decoded="no ggml type has 8-bit floats with scales that are no powers of two"
         )
-    bits = int(group.stored_as.removeprefix(_INTEGERS))
+    bits = group.form
+    assert isinstance(bits, int)
     form = Form(bits, zero is None or not _is_asymmetric(config.values), grid.block_columns)
     matrix = _matrix(codes, scale, zero, grid, form)
 
@@ -236,7 +236,8 @@ def _group(parameter: str, data: Mapping[str, StoredTensor], metadata: _Metadata
             f"shape "
             f"{shown(list(data['scale'].shape))}"
         )
-    return Group(parameter, f"{_INTEGERS}{_bits(facts.get('target_dtype'), where)}", parts)
+    bits = _bits(facts.get("target_dtype"), where)
+    return Group(parameter, f"torchao int{bits}", parts, bits)
 
 
 def _bits(target: object, where: str) -> int:
