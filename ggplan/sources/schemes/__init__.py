@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from ggplan.errors import CheckpointError
 from ggplan.sources.files import listed, shown
-from ggplan.sources.schemes import compressed_integers, fp8
+from ggplan.sources.schemes import compressed_integers, fp8, qweights
 from ggplan.sources.schemes.scheme import (
     Group,
     QuantizationConfig,
@@ -35,7 +35,7 @@ __all__ = [
     "read_quantization_config",
 ]
 
-SCHEMES: tuple[Scheme, ...] = (fp8, compressed_integers)
+SCHEMES: tuple[Scheme, ...] = (fp8, compressed_integers, qweights)
 READABLE = ", ".join((*PLAIN, "F64", *(scheme.NAME for scheme in SCHEMES)))
 """The ways of storing weights that ggplan reads, for messages."""
 
