@@ -12,7 +12,15 @@ from collections.abc import Collection, Mapping, Sequence
 
 from ggplan.errors import CheckpointError
 from ggplan.sources.files import listed, shown
-from ggplan.sources.schemes import bitsandbytes, compressed_integers, fp8, hqq, torchao, w4a16_awq
+from ggplan.sources.schemes import (
+    bitsandbytes,
+    compressed_integers,
+    fp8,
+    hqq,
+    qweights,
+    torchao,
+    w4a16_awq,
+)
 from ggplan.sources.schemes.scheme import (
     Group,
     QuantizationConfig,
@@ -36,7 +44,9 @@ __all__ = [
     "read_quantization_config",
 ]
 
-SCHEMES: tuple[Scheme, ...] = (fp8, compressed_integers, w4a16_awq, bitsandbytes, hqq, torchao)
+SCHEMES: tuple[Scheme, ...] = (
+    fp8, compressed_integers, qweights, w4a16_awq, bitsandbytes, hqq, torchao,
+)  # fmt: skip
 READABLE = ", ".join((*PLAIN, "F64", *(scheme.NAME for scheme in SCHEMES)))
 """The ways of storing weights that ggplan reads, for messages."""
 

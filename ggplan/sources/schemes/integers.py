@@ -41,6 +41,7 @@ _RUN = 1 << 18
 _TYPES = (("q4_0", 8), ("q5_0", 16), ("q8_0", 128))
 
 Fault = Callable[[], str]
+Order = Callable[[], "NDArray[np.intp]"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +50,8 @@ class IntegerMatrix:
 
     Attributes
     ----------
-    n_rows, n_columns
-        Of the weights.
+    n_rows, n_columns, n_groups
+        Of the weights, and the groups in a row.
     codes
         `codes(start, stop)` gives those rows as (stop - start, n_columns) int16.
     zeros
@@ -66,11 +67,12 @@ class IntegerMatrix:
 
     n_rows: int
     n_columns: int
+    n_groups: int
     codes: Callable[[int, int], NDArray[np.int16]]
     zeros: int | Callable[[int, int], NDArray[np.int16]]
     scales: Callable[[int, int], NDArray[np.float32]]
     group: int
-    order: Callable[[], NDArray[np.intp]] | None = None
+    order: Order | None = None
 
     def levels(self, start: int, stop: int) -> NDArray[np.int16]:
         """Codes less zero points."""
@@ -290,11 +292,23 @@ def _index_fault(tensor: StoredTensor, found: NDArray[np.intp], n_groups: int) -
     )
 
 
-def scale_fault(tensor: StoredTensor) -> str:
+def zero_range(matrix: IntegerMatrix) -> tuple[int, int]:
+    """The lowest and the highest zero point, read in pieces."""
+    if isinstance(matrix.zeros, int):
+        return matrix.zeros, matrix.zeros
+    step = max(1, PIECE // max(1, matrix.n_groups))
+    ends: list[int] = []
+    for start in range(0, matrix.n_rows, step):
+        found = matrix.zeros(start, min(start + step, matrix.n_rows))
+        ends += [int(found.min()), int(found.max())] if found.size else []
+    return min(ends, default=0), max(ends, default=0)
+
+
+def scale_fault(tensor: StoredTensor, what: str = "scale") -> str:
     """How many scales are not finite, and the first; "" if all are. Any sign is right, and so is 0."""
     import numpy as np
 
-    return _first_wrong(tensor, "not finite", lambda scales: ~np.isfinite(scales))
+    return _first_wrong(tensor, what, "not finite", lambda scales: ~np.isfinite(scales))
 
 
 def half_fault(tensor: StoredTensor) -> str:
@@ -308,11 +322,11 @@ def half_fault(tensor: StoredTensor) -> str:
         with np.errstate(over="ignore", invalid="ignore"):
             return np.not_equal(scales.astype(np.float16).astype(np.float32), scales)
 
-    return _first_wrong(tensor, "not exact in float16", inexact)
+    return _first_wrong(tensor, "scale", "not exact in float16", inexact)
 
 
 def _first_wrong(
-    tensor: StoredTensor, what: str, is_wrong: Callable[[NDArray[np.float32]], NDArray[np.bool_]]
+    tensor: StoredTensor, what: str, fault: str, is_wrong: Callable[[NDArray[np.float32]], NDArray[np.bool_]]
 ) -> str:
     import numpy as np
 
@@ -326,9 +340,9 @@ def _first_wrong(
         count += int(np.count_nonzero(wrong))
     if not count:
         return ""
-    many = "1 scale that is" if count == 1 else f"{count:,} scales that are"
+    many = f"1 {what} that is" if count == 1 else f"{count:,} {what}s that are"
     return (
-        f"'{shown(tensor.name)}' has {many} {what}, the first {value} at index {first:,} "
+        f"'{shown(tensor.name)}' has {many} {fault}, the first {value} at index {first:,} "
         f"({shown(tensor.file.name)})"
     )
 

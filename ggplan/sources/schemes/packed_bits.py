@@ -82,10 +82,11 @@ def planar(words: NDArray[np.uint32], bits: int, count: int) -> NDArray[np.uint8
     n_rows = words.shape[0]
     periods = words.reshape(n_rows, -1, bits)
     codes = np.zeros((n_rows, periods.shape[1], PERIOD), np.uint8)
+    count_whole = periods.shape[1] * PERIOD
     below = 0  # the bits, and so the words, of the planes before
     for width in _PLANES[bits]:
         plane = np.ascontiguousarray(periods[:, :, below : below + width]).reshape(n_rows, -1)
-        codes |= dense(plane, width, plane.size).reshape(codes.shape) << below
+        codes |= dense(plane, width, count_whole).reshape(codes.shape) << below
         below += width
     return codes.reshape(n_rows, -1)[:, :count]
 
