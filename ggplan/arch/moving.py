@@ -137,9 +137,7 @@ def _companions(info: TensorInfo, parts: Sequence[CheckpointTensor]) -> tuple[Te
         rows = _one_vector([part.companions.get(ending, _ONE) for part in parts])
         if rows.n_columns != (info.shape[0] if len(info.shape) == 3 else 1):
             return f"it has {rows.n_columns:,} numbers {ending}"
-        found.append(
-            TensorInfo(f"{stem}.{ending}", rows.shape, F32, info.origin, info.stored_as, rows, rows)
-        )
+        found.append(TensorInfo(f"{stem}.{ending}", rows.shape, F32, info.origin, info.stored_as, rows, rows))
     return tuple(found)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from ggplan.errors import CheckpointError
 from ggplan.sources.files import listed, shown
-from ggplan.sources.schemes import fp8
+from ggplan.sources.schemes import fp8, mxfp4, nvfp4
 from ggplan.sources.schemes.scheme import (
     Group,
     QuantizationConfig,
@@ -35,7 +35,7 @@ __all__ = [
     "read_quantization_config",
 ]
 
-SCHEMES: tuple[Scheme, ...] = (fp8,)
+SCHEMES: tuple[Scheme, ...] = (fp8, mxfp4, nvfp4)
 READABLE = ", ".join((*PLAIN, "F64", *(scheme.NAME for scheme in SCHEMES)))
 """The ways of storing weights that ggplan reads, for messages."""
 
@@ -63,7 +63,8 @@ def join_tensors(
                 group.name, first.file, group.stored_as, held.rows.shape, held.rows,
                 held.codes, held.why_decoded, held.companions,
             )  # fmt: skip
-        _claim(claimed, result.unused, config)
+    # What one scheme has no use for, such as scales of activations, another may need, or not need either.
+    claimed.update(name for _, result in found for name in result.unused)
     tensors: dict[str, CheckpointTensor] = {}
     for name, tensor in stored.items():
         if name in joined:
