@@ -83,13 +83,14 @@ def to_gguf(checkpoint: HfCheckpoint, *, pre: str | None = None) -> Model:
     tensors = convert_tensors(
         stored, architecture.table(config, stored.keys()), where, is_whole=not checkpoint.lacks_shards
     )
+    companions = [c for tensor in tensors if tensor.codes is not None for c in tensor.codes.companions]
     keys = Keys(architecture.name)
     architecture.write_keys(keys, config)
     tokenizer, obstacle = tokenizer_metadata(
         checkpoint, config.count("vocab_size"), architecture.tokenizer, pre
     )
     metadata = {
-        **general_keys(checkpoint, architecture.name, tensors),
+        **general_keys(checkpoint, architecture.name, [*tensors, *companions]),
         **keys.values,
         **quantization_version(),
         **tokenizer,

@@ -11,6 +11,7 @@ interleaved_properties).
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from ggplan.errors import PlanError
@@ -18,7 +19,7 @@ from ggplan.ggml_types import GgmlType
 from ggplan.model import Model, TensorInfo
 from ggplan.planning.assignment import Assignment, Decision, unknown_tensor
 from ggplan.planning.fallback import FallbackTable, fallback_type, remainder, table_of
-from ggplan.planning.protection import kept_type
+from ggplan.planning.protection import kept_type, protection_of
 from ggplan.text import printable
 
 
@@ -34,12 +35,15 @@ class Fitted:
     fault
         Why the tensor cannot have the type decided on, nor any in its place; else None. The message does not
         name the tensor, see `error`.
+    owner
+        The tensor that a companion belongs to (see `ggplan.model.Codes`); "" for a tensor of the model.
     """
 
     tensor: TensorInfo
     decision: Decision
     type: GgmlType
     fault: PlanError | None = None
+    owner: str = ""
 
     @property
     def asked(self) -> GgmlType | None:
@@ -77,6 +81,17 @@ def fit(model: Model, assignment: Assignment, fallback: FallbackTable | None = N
             raise unknown_tensor(name, names, printable(str(model.path)))
     table = fallback or table_of(assignment.recipe)
     return tuple(fitted(tensor, decisions[tensor.name], table) for tensor in model.tensors)
+
+
+def with_companions(fitted: Iterable[Fitted]) -> Iterator[Fitted]:
+    """The tensors of a file: the model's, and behind those that keep their codes their companions."""
+    for found in fitted:
+        yield found
+        tensor = found.tensor
+        if tensor.codes is not None and found.type == tensor.type:
+            for companion in tensor.codes.companions:
+                decision = Decision(companion.type, "kept", protection_of(companion))
+                yield Fitted(companion, decision, companion.type, owner=tensor.name)
 
 
 def replaced(asked: GgmlType, got: GgmlType, n_columns: int) -> str:

@@ -168,8 +168,13 @@ class CheckpointTensor:
     companions: Mapping[str, RowSource] = field(default_factory=dict)
 
     @property
+    def is_quantized(self) -> bool:
+        """Whether it is stored as codes that a scheme decodes."""
+        return self.codes is not None or bool(self.why_decoded)
+
+    @property
     def type(self) -> GgmlType | None:
-        """The type that the weights keep when no rule matches, or None where they cannot be read.
+        """The type that the weights keep where no rule matches and no codes are moved; None if unreadable.
 
         It is the type of the rows; but rows that are float32 because a formula gives float32 become bf16, as
         with llama.cpp's converter.

@@ -17,6 +17,8 @@ from ggplan.sources.schemes import (
     compressed_integers,
     fp8,
     hqq,
+    mxfp4,
+    nvfp4,
     qweights,
     torchao,
     w4a16_awq,
@@ -45,7 +47,7 @@ __all__ = [
 ]
 
 SCHEMES: tuple[Scheme, ...] = (
-    fp8, compressed_integers, qweights, w4a16_awq, bitsandbytes, hqq, torchao,
+    fp8, mxfp4, nvfp4, compressed_integers, qweights, w4a16_awq, bitsandbytes, hqq, torchao,
 )  # fmt: skip
 READABLE = ", ".join((*PLAIN, "F64", *(scheme.NAME for scheme in SCHEMES)))
 """The ways of storing weights that ggplan reads, for messages."""
