@@ -76,20 +76,19 @@ class Grid:
         owners = slices * -(-self.slice_rows // self.block_rows) + within // self.block_rows
         return np.asarray(rows[owners - first])
 
-    def apply(self, operation: np.ufunc, rows: NDArray[np.float32], scales: NDArray[np.float32]) -> None:
-        """Change rows of weights in place by their scales: `rows = operation(rows, scales)`."""
+    def multiply(self, rows: NDArray[np.float32], scales: NDArray[np.float32]) -> None:
+        """Multiply rows of weights, in place, by their scales as `scales` gives them."""
         import numpy as np
 
         count, per_row = scales.shape
         with np.errstate(over="ignore", invalid="ignore"):
             if per_row == 1 or self.block_columns == 1:
-                operation(rows, scales, out=rows)
+                rows *= scales
             elif self.n_columns % self.block_columns == 0:
                 blocks = rows.reshape(count, per_row, self.block_columns)
-                operation(blocks, scales[:, :, None], out=blocks)
+                blocks *= scales[:, :, None]
             else:
-                wide = np.repeat(scales, self.block_columns, axis=1)[:, : self.n_columns]
-                operation(rows, wide, out=rows)
+                rows *= np.repeat(scales, self.block_columns, axis=1)[:, : self.n_columns]
 
 
 def fitted(

@@ -1,8 +1,4 @@
-"""Weights that are codes times scales: `float32(code) * float32(scale)`, one rounding, for any rows.
-
-Integer codes may have zero points, which are subtracted before the product, without rounding.
-"""
-
+"""Weights that are codes times scales: `float32(code) * float32(scale)`, one rounding, for any rows."""
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -38,25 +34,18 @@ class Scaled:
         The scales, of a type that `read_floats` reads.
     grid
         Which scale belongs to which code.
-    zeros
-        `zeros(start, stop)` gives zero points in the order of the file, as float32, on the same grid; None
-        where all are 0.
     """
 
     codes: Callable[[int, int], NDArray[np.float32]]
     scale: StoredTensor
     grid: Grid
-    zeros: Callable[[int, int], NDArray[np.float32]] | None = None
 
     def read(self, start: int, stop: int) -> NDArray[np.float32]:
         """Rows `start` up to `stop`; a NaN or infinite code or scale gives NaN or infinite weights."""
-        import numpy as np
-
         require_rows(start, stop, self.grid.n_rows)
-        rows = self._differences(start, stop)
+        rows = self.codes(start, stop)
         if rows.size:
-            scales = self.grid.scales(self.scale.read_floats, start, stop)
-            self.grid.apply(np.multiply, rows, scales)
+            self.grid.multiply(rows, self.grid.scales(self.scale.read_floats, start, stop))
         return rows
 
     def rows(self, shape: tuple[int, ...]) -> RowSource:
@@ -106,14 +95,6 @@ class Scaled:
             f"{first:,} ({shown(self.scale.file.name)})"
         )
 
-    def _differences(self, start: int, stop: int) -> NDArray[np.float32]:
-        import numpy as np
-
-        rows = self.codes(start, stop)
-        if self.zeros is not None and rows.size:
-            self.grid.apply(np.subtract, rows, self.grid.scales(self.zeros, start, stop))
-        return rows
-
     def _has_codes(self, index: int) -> bool:
         """Whether a block, by the index of its scale, has a code that is not 0."""
         row, column = divmod(index, self.grid.per_row)
@@ -121,8 +102,7 @@ class Scaled:
         first, last = column * self.grid.block_columns, (column + 1) * self.grid.block_columns
         step = max(1, _RUN // max(self.grid.n_columns, 1))
         return any(
-            self._differences(at, min(at + step, stop))[:, first:last].any()
-            for at in range(start, stop, step)
+            self.codes(at, min(at + step, stop))[:, first:last].any() for at in range(start, stop, step)
         )
 
     def _bf16_fault(self, unit: int) -> str:

@@ -34,6 +34,7 @@ from ggplan.sources.schemes.integers import (
     half_fault,
     scale_fault,
     weights_of,
+    zero_range,
 )
 from ggplan.sources.schemes.scaled import Scaled, float_rows
 from ggplan.sources.schemes.scheme import Group, QuantizationConfig, Recognised, Weights
@@ -50,7 +51,6 @@ _TYPES = {
     "Float8Tensor": ("F8_E4M3", "F8_E5M2"),
 }
 _TARGET = re.compile(r"int([1-8])", re.ASCII)
-_RUN = 1 << 18
 _DATA = ("qdata", "scale", "zero_point")
 # Facts of a tensor on which its weights do not depend: how products are computed, and what the codes span.
 _UNUSED_FACTS = (
@@ -88,10 +88,15 @@ def join(group: Group, config: QuantizationConfig) -> Weights:
     bits = group.form
     assert isinstance(bits, int)
     form = Form(bits, zero is None or not _is_asymmetric(config.values), grid.block_columns)
-    matrix = _matrix(codes, scale, zero, grid, form)
+    matrix = _matrix(codes, scale, zero, grid)
 
     def codes_fault() -> str:
-        return (_zero_fault(zero) if form.symmetric and zero is not None else "") or half_fault(scale)
+        lowest, highest = zero_range(matrix) if form.symmetric else (0, 0)
+        if lowest or highest:
+            return (
+                f"'{shown(group.name)}' has zero points from {lowest} to {highest}; its config says 0"
+            )
+        return half_fault(scale)
 
     return weights_of(
         codes.shape, [matrix], form,
@@ -99,9 +104,7 @@ def join(group: Group, config: QuantizationConfig) -> Weights:
     )  # fmt: skip
 
 
-def _matrix(
-    codes: StoredTensor, scale: StoredTensor, zero: StoredTensor | None, grid: Grid, form: Form
-) -> IntegerMatrix:
+def _matrix(codes: StoredTensor, scale: StoredTensor, zero: StoredTensor | None, grid: Grid) -> IntegerMatrix:
     n_columns = codes.shape[-1]
     read_codes = _integers_of(codes)
 
@@ -118,7 +121,7 @@ def _matrix(
         def zeros(start: int, stop: int) -> NDArray[np.int16]:
             return grid.scales(read_zeros, start, stop)
 
-    return IntegerMatrix(grid.n_rows, n_columns, rows, zeros, scales, grid.block_columns)
+    return IntegerMatrix(grid.n_rows, n_columns, grid.per_row, rows, zeros, scales, grid.block_columns)
 
 
 def _integers_of(tensor: StoredTensor) -> Callable[[int, int], NDArray[np.int16]]:
@@ -128,17 +131,6 @@ def _integers_of(tensor: StoredTensor) -> Callable[[int, int], NDArray[np.int16]
         return read_array(tensor.file, tensor.offset + start, stop - start).view(np.int8).astype(np.int16)
 
     return read
-
-
-def _zero_fault(zero: StoredTensor) -> str:
-    """Where a zero point is not 0, though the config says that all are."""
-    read = _integers_of(zero)
-    for start in range(0, zero.n_weights, _RUN):
-        values = read(start, min(start + _RUN, zero.n_weights))
-        if values.any():
-            at = int((values != 0).argmax())
-            return f"'{shown(zero.name)}' has the zero point {values[at]} at index {start + at:,}, not 0"
-    return ""
 
 
 def _is_asymmetric(value: object) -> bool:

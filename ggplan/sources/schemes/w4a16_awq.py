@@ -132,4 +132,4 @@ def _matrix(weight: StoredTensor, scale: StoredTensor) -> IntegerMatrix:
     def scales(start: int, stop: int) -> NDArray[np.float32]:
         return scale.read_floats(start * n_groups, stop * n_groups).reshape(stop - start, n_groups)
 
-    return IntegerMatrix(scale.shape[0], n_columns, codes, 0, scales, n_columns // n_groups)
+    return IntegerMatrix(scale.shape[0], n_columns, n_groups, codes, 0, scales, n_columns // n_groups)
