@@ -167,6 +167,8 @@ def _grid(weight: StoredTensor, scale: StoredTensor, blocks: Sequence[Block], *,
     if is_blockwise:
         blocks = blocks or (DEFAULT_BLOCK,)
     grid = fitted(weight.shape, scale.shape, blocks, squeezed=is_blockwise)
+    if grid is None and scale.dtype == "F8_E8M0":  # MXFP8 may lie among weights in blocks
+        grid = fitted(weight.shape, scale.shape, [(1, _MX_RUN)])
     if grid is None:
         sizes = " or ".join(f"{rows} x {columns}" for rows, columns in dict.fromkeys(blocks))
         raise misfit(scale, weight.shape, f" in blocks of {sizes}" if sizes else "")
@@ -240,7 +242,9 @@ def _blocks(config: QuantizationConfig) -> tuple[Block, ...]:
             hint="use the original checkpoint in bf16",
         )
     if is_compressed_tensors(config):
-        return tuple(group.block for group in _float_groups(config) if group.block is not None)
+        groups = _float_groups(config)
+        runs = [(1, group.group_size) for group in groups if group.strategy == "group" and group.group_size]
+        return (*(group.block for group in groups if group.block is not None), *runs)
     default = list(DEFAULT_BLOCK) if config.method in (None, "fp8") else None
     block = config.values.get("weight_block_size", default)
     return () if block is None else (_block(config, block),)

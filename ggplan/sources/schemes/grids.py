@@ -3,7 +3,7 @@
     one scale for the matrix        [] or [1] or [1, 1]
     one for each row                [rows] or [rows, 1]
     one for each slice of a stack   [experts] or [experts, 1, 1]
-    one for each column             [1, columns], of a stack [experts, 1, columns]
+    one for each column of a slice  [experts, 1, columns]
     one for each block              [rows / block_rows, columns / block_columns], rounded up
     one for each run of a row       [rows, columns / run]
 
@@ -99,8 +99,8 @@ def fitted(
     Parameters
     ----------
     blocks
-        The blocks that the config names, rows and columns. Without any, blocks of 128 x 128 are tried, and
-        square blocks of a power of two.
+        The blocks that the config names, rows and columns; runs of a row are blocks of one row. Without any,
+        runs of any size are taken, blocks of 128 x 128, and square blocks of a power of two.
     squeezed
         Take scales whose extents of 1 are lost, or are in between ([rows, 1, columns, 1]), as blocks even
         where they could be one for each row.
@@ -128,18 +128,18 @@ def fitted(
         return cut(slice_rows, slice_rows, whole_row)
     if len(shape) < 2:
         return None
-    if scales == (*shape[:-2], 1, n_columns):
+    if len(shape) >= 3 and scales == (*shape[:-2], 1, n_columns):
         return cut(slice_rows, slice_rows, 1)
-    runs = scales[-1] if scales else 0
-    if runs > 1 and n_columns % runs == 0 and scales == (*shape[:-1], runs):
-        return cut(slice_rows, 1, n_columns // runs)
     return None if stated else _unstated(shape, scales, cut)
 
 
 def _unstated(
     shape: tuple[int, ...], scales: tuple[int, ...], cut: Callable[[int, int, int], Grid]
 ) -> Grid | None:
-    """The grid of blocks whose size no config names."""
+    """The grid of runs or blocks whose size no config names."""
+    runs = scales[-1] if scales else 0
+    if runs > 1 and shape[-1] % runs == 0 and scales == (*shape[:-1], runs):
+        return cut(shape[-2], 1, shape[-1] // runs)
     candidates = [DEFAULT_BLOCK]
     if len(scales) == len(shape) and scales[-1] and shape[-1] % scales[-1] == 0:
         side = shape[-1] // scales[-1]

@@ -1,4 +1,5 @@
 """Weights that are codes times scales: `float32(code) * float32(scale)`, one rounding, for any rows."""
+
 from __future__ import annotations
 
 from collections.abc import Callable

@@ -93,9 +93,7 @@ def join(group: Group, config: QuantizationConfig) -> Weights:
     def codes_fault() -> str:
         lowest, highest = zero_range(matrix) if form.symmetric else (0, 0)
         if lowest or highest:
-            return (
-                f"'{shown(group.name)}' has zero points from {lowest} to {highest}; its config says 0"
-            )
+            return f"'{shown(group.name)}' has zero points from {lowest} to {highest}; its config says 0"
         return half_fault(scale)
 
     return weights_of(
@@ -189,7 +187,7 @@ def _group(parameter: str, data: Mapping[str, StoredTensor], metadata: _Metadata
     kind, names = facts.pop("_type"), facts.pop("_names")
     if not isinstance(kind, str) or kind not in _TYPES:
         raise CheckpointError(
-            f"{where} is a {shown(kind)} of torchao, which ggplan does not read; it reads "
+            f"{where} is of torchao's type {shown(kind)}, which ggplan does not read; it reads "
             f"{', '.join(_TYPES)}",
             hint="use the original checkpoint in bf16",
         )
@@ -208,7 +206,7 @@ def _group(parameter: str, data: Mapping[str, StoredTensor], metadata: _Metadata
             f"{where} has the parts {listed(sorted(data))}; ggplan reads {', '.join(_DATA)}"
         )
     if codes.dtype not in _TYPES[kind]:
-        raise CheckpointError(f"{where} is {codes.dtype}, but a {kind} of torchao")
+        raise CheckpointError(f"{where} is {codes.dtype}, but of torchao's type {kind}")
     if data["scale"].dtype not in SCALE_DTYPES:
         raise CheckpointError(
             f"{where} has scales of {data['scale'].dtype}; ggplan reads {', '.join(SCALE_DTYPES)}"
