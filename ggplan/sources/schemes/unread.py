@@ -17,7 +17,7 @@ from ggplan.sources.tensors import StoredTensor
 _HINT = "use the original checkpoint in bf16 or fp8"
 READ_METHODS = (
     None, "fp8", "mxfp8", "fbgemm_fp8", "compressed-tensors", "modelopt", "gptq", "awq", "auto-round",
-    "mxfp4", "bitsandbytes", "hqq", "torchao",
+    "intel/auto-round", "autoround", "mxfp4", "bitsandbytes", "hqq", "torchao",
 )  # fmt: skip
 """The values of `quant_method` whose checkpoints a scheme reads."""
 # Layouts for kernels, and sparse ones: values of `format` or `checkpoint_format` in a config or a group.
