@@ -11,6 +11,7 @@ import numpy as np
 DTYPES = {
     np.dtype("f4"): "F32", np.dtype("f2"): "F16", np.dtype("f8"): "F64",
     np.dtype("i8"): "I64", np.dtype("i4"): "I32", np.dtype("u1"): "U8",
+    np.dtype("i2"): "I16", np.dtype("i1"): "I8",
 }  # fmt: skip
 
 

@@ -256,8 +256,8 @@ def test_more_shards_than_open_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("quantization", "said"),
     [
-        ({"quant_method": "awq", "bits": 4}, "is quantized by awq, which"),
-        ({"quant_method": "gptq"}, "gptq"),
+        ({"quant_method": "awq", "version": "tiles"}, "is quantized with version tiles of AWQ, which"),
+        ({"quant_method": "gptq", "checkpoint_format": "marlin"}, "checkpoint_format marlin of GPTQ"),
         ({"quant_method": "mxfp4"}, "mxfp4"),
         ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes"),
         (
