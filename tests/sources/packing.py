@@ -1,4 +1,4 @@
-"""Integers packed as quantizers pack them, one code after another: slow and plain, for tests to compare with."""
+"""Integers packed as quantizers pack them, one code after another: slow and plain, to compare with."""
 
 from __future__ import annotations
 

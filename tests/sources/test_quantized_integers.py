@@ -20,15 +20,30 @@ FOLDERS = sorted(
 NAMES = [folder.name for folder in FOLDERS]
 # The type that holds the codes, or a part of the reason why none does.
 MOVED = {
-    "autoround-export-gptq": "q4_0", "autoround-gptq-int4-g64": "q4_0", "autoround-raw-int2-g64-asym": "q4_0",
-    "awq-gemm-g128": "q5_0", "awq-gemv-g64": "q5_0", "awq-gemv-fast-g64": "rounded products",
-    "ct-int8-channel": "q8_0", "ct-mixed-precision": "", "ct-pack-int3-g64-dense": "q4_0",
-    "ct-pack-int3-g64-padded": "q4_0", "ct-pack-int4-asym-channel": "q5_0", "ct-pack-int4-asym-g64": "q5_0",
-    "ct-pack-int4-channel": "q4_0", "ct-pack-int4-g32-experts": "q4_0", "ct-pack-int4-g64-gidx": "weight_g_idx",
-    "ct-pack-int5-asym-g32-dense": "q8_0", "ct-pack-int8-g64": "q8_0", "gptq-int2-g64-sym": "q4_0",
-    "gptq-int4-channel": "q4_0", "gptq-int4-g128-sym": "q4_0", "gptq-int4-g64-asym-desc": "desc_act",
-    "gptq-planar-int5-g32": "q8_0", "gptq-v2-int4-g32-asym": "q5_0",
-}  # fmt: skip
+    "autoround-export-gptq": "q4_0",
+    "autoround-gptq-int4-g64": "q4_0",
+    "autoround-raw-int2-g64-asym": "q4_0",
+    "awq-gemm-g128": "q5_0",
+    "awq-gemv-g64": "q5_0",
+    "awq-gemv-fast-g64": "rounded products",
+    "ct-int8-channel": "q8_0",
+    "ct-mixed-precision": "",
+    "ct-pack-int3-g64-dense": "q4_0",
+    "ct-pack-int3-g64-padded": "q4_0",
+    "ct-pack-int4-asym-channel": "q5_0",
+    "ct-pack-int4-asym-g64": "q5_0",
+    "ct-pack-int4-channel": "q4_0",
+    "ct-pack-int4-g32-experts": "q4_0",
+    "ct-pack-int4-g64-gidx": "weight_g_idx",
+    "ct-pack-int5-asym-g32-dense": "q8_0",
+    "ct-pack-int8-g64": "q8_0",
+    "gptq-int2-g64-sym": "q4_0",
+    "gptq-int4-channel": "q4_0",
+    "gptq-int4-g128-sym": "q4_0",
+    "gptq-int4-g64-asym-desc": "desc_act",
+    "gptq-planar-int5-g32": "q8_0",
+    "gptq-v2-int4-g32-asym": "q5_0",
+}
 
 
 def opened(folder: Path) -> tuple[dict[str, StoredTensor], dict[str, CheckpointTensor]]:
