@@ -281,7 +281,8 @@ def test_awq_gemm(bits, n_outputs, group, by, seed, tmp_path_factory) -> None:
     }
     config = {
         "awq": {
-            "quant_method": "awq", "w_bit": bits, "q_group_size": group, "zero_point": True, "version": "GEMM",
+            "quant_method": "awq", "w_bit": bits, "q_group_size": group, "zero_point": True,
+            "version": "GEMM",
         },
         "auto-round": {
             "quant_method": "auto-round", "packing_format": "auto_round:auto_awq", "bits": bits,
