@@ -14,6 +14,7 @@ from handmade_safetensors import safetensors
 
 from ggplan.errors import CheckpointError
 from ggplan.sources.huggingface import open_checkpoint
+from ggplan.sources.tensors import DTYPE_BITS
 
 DATA = Path(__file__).parents[1] / "data/quantized/integers"
 NAMES = sorted(path.name for path in DATA.iterdir() if path.is_dir())
@@ -105,12 +106,10 @@ def change_tensor(rng: random.Random, tensors: Tensors) -> None:
     elif how == 2:
         tensors[name + rng.choice("x_")] = tensors.pop(name)
     elif how == 3:
-        new = rng.choice(WIDTHS[dtype])
-        ratio = {"8": 1, "16": 2, "32": 4, "64": 8}
-        old_size, size = (next(n for bits, n in ratio.items() if bits in d[1:3]) for d in (dtype, new))
-        wide = [*shape[:-1], shape[-1] * old_size // size] if shape else shape
-        if shape and shape[-1] * old_size % size == 0:
-            tensors[name] = (new, wide, raw)
+        new = rng.choice(WIDTHS.get(dtype, ("U8",)))
+        bits = shape[-1] * DTYPE_BITS[dtype] if shape else 0
+        if bits and bits % DTYPE_BITS[new] == 0:
+            tensors[name] = (new, [*shape[:-1], bits // DTYPE_BITS[new]], raw)
     elif how == 4:
         tensors[name] = (dtype, shape[::-1], raw)
     elif how == 5 and len(shape) == 2:
@@ -118,16 +117,16 @@ def change_tensor(rng: random.Random, tensors: Tensors) -> None:
         if shape[0] % factor == 0:
             tensors[name] = (dtype, [shape[0] // factor, shape[1] * factor], raw)
     elif how == 6:
-        tensors[name] = (dtype, rng.choice([[1, *shape], [*shape, 1], [len(raw) * 8 // bits_of(dtype)]]), raw)
+        tensors[name] = (
+            dtype,
+            rng.choice([[1, *shape], [*shape, 1], [len(raw) * 8 // DTYPE_BITS[dtype]]]),
+            raw,
+        )
     else:
         junk = bytearray(raw)
         for _ in range(rng.choice([1, 8, len(raw)])):
             junk[rng.randrange(len(junk))] = rng.randrange(256)
         tensors[name] = (dtype, shape, bytes(junk))
-
-
-def bits_of(dtype: str) -> int:
-    return int(dtype.split("_")[0].lstrip("BFIU"))
 
 
 def shrink(rng: random.Random, tensors: Tensors) -> None:

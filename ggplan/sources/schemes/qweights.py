@@ -223,8 +223,7 @@ def _gemm_layout(parts: Mapping[str, StoredTensor], settings: Settings) -> AwqLa
     n_columns, n_words = codes.shape
     n_groups, n_rows = scale.shape
     for bits in settings.bits or (4,):
-        unpack = packed_bits.interleaved if bits == 4 else packed_bits.dense
-        if n_words == packed_bits.n_words(unpack, bits, n_rows):
+        if n_words == packed_bits.n_words(packed_bits.dense, bits, n_rows):
             form = Form(bits, settings.symmetric, _group_size(scale, n_groups, n_columns, settings))
             return AwqLayout(form, "gemm", n_rows, n_columns, n_groups)
     stated = " or ".join(str(bits) for bits in settings.bits or (4,))
