@@ -54,9 +54,15 @@ READABLE = ", ".join((*PLAIN, "F64", *(scheme.NAME for scheme in SCHEMES)))
 
 
 def join_tensors(
-    stored: Mapping[str, StoredTensor], config: QuantizationConfig, schemes: Sequence[Scheme] = SCHEMES
+    stored: Mapping[str, StoredTensor],
+    config: QuantizationConfig,
+    schemes: Sequence[Scheme] = SCHEMES,
+    *,
+    notes: list[str] | None = None,
 ) -> dict[str, CheckpointTensor]:
     """The tensors of weights that the tensors of the files hold, by name, in the order of the files.
+
+    What a user should know of the way in which they are read is added to `notes`.
 
     Raises
     ------
@@ -66,6 +72,8 @@ def join_tensors(
     refuse_unread(stored, config)
     found = [(scheme, result) for scheme in schemes if (result := scheme.recognise(stored, config))]
     _check_config(config, [result for _, result in found])
+    if notes is not None:
+        notes += [note for _, result in found for note in result.notes]
     joined: dict[str, CheckpointTensor] = {}
     claimed: set[str] = set()
     for scheme, result in found:

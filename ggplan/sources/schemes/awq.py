@@ -71,16 +71,18 @@ def matrix_of(parts: Mapping[str, StoredTensor], layout: AwqLayout) -> IntegerMa
 
 def _gemm(parts: Mapping[str, StoredTensor], layout: AwqLayout) -> IntegerMatrix:
     scale, bits = parts["scale"], layout.form.bits
-    unpack = interleaved if bits == 4 else dense
 
     def transposed(tensor: StoredTensor, start: int, stop: int) -> NDArray[np.int16]:
         """Fields `start` up to `stop` of each row of a tensor, as rows."""
         import numpy as np
 
-        first, end, before = packed_bits.span(unpack, bits, start, stop, tensor.shape[1])
+        first, end, before = packed_bits.span(dense, bits, start, stop, tensor.shape[1])
         words = as_words(read_values(tensor, (0, tensor.shape[0]), (first, end)))
-        fields = unpack(words, bits, before + stop - start)[:, before:]
-        return np.ascontiguousarray(fields.T).astype(np.int16)
+        if bits == 4:
+            rows = interleaved(np.ascontiguousarray(words.T))[before:]
+            return rows[: stop - start].astype(np.int16)
+        fields = dense(words, bits, before + stop - start)[:, before:]
+        return np.ascontiguousarray(fields.T, np.int16)
 
     def read_scales(start: int, stop: int) -> NDArray[np.float32]:
         import numpy as np
@@ -99,7 +101,7 @@ def _gemv(parts: Mapping[str, StoredTensor], layout: AwqLayout) -> IntegerMatrix
         import numpy as np
 
         words = as_words(read_values(tensor, (start, stop), (0, tensor.shape[1])))
-        return dense(words, layout.form.bits, count).astype(np.int16)
+        return dense(words, layout.form.bits, count).astype(np.int16, order="C")
 
     def read_scales(start: int, stop: int) -> NDArray[np.float32]:
         found: NDArray[np.float32] = read_values(parts["scale"], (start, stop), (0, layout.n_groups))

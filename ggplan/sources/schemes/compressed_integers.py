@@ -172,7 +172,7 @@ def _matrix(parts: Mapping[str, StoredTensor], layout: Layout) -> IntegerMatrix:
         values = read_values(codes, (start, stop), (0, codes.shape[-1]))
         if unpack is not None:
             values = unpack(as_words(values), bits, n_columns)
-        return values.astype(np.int16)
+        return values.astype(np.int16, order="C")
 
     def by_row(tensor: StoredTensor, start: int, stop: int) -> NDArray[np.generic]:
         """Values of a tensor with one row for `block_rows` rows of weights."""

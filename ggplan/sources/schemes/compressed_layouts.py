@@ -1,8 +1,8 @@
 """How tensors of compressed-tensors hold integers: what shapes and config say together.
 
-Every number that stands in two places is compared: words and bits and columns, scales and groups, zero points
-and scales, `weight_shape` and rows. Where the config has several groups, the tensors must fit one of them; the
-names in its targets decide only where they fit more than one.
+Every number that stands in two places is compared: words and bits and columns, scales and groups, zero
+points and scales, `weight_shape` and rows. Where the config has several groups, the tensors must fit one of
+them; the names in its targets decide only where they fit more than one.
 """
 
 from __future__ import annotations

@@ -115,7 +115,12 @@ def weight_groups(config: QuantizationConfig) -> tuple[WeightGroup, ...]:
         )
     stated = config.values.get("config_groups")
     if not isinstance(stated, dict):
-        raise CheckpointError(f"{config.where}: quantization_config in config.json has no config_groups")
+        named = config.values.get("format")
+        raise CheckpointError(
+            f"{config.where} is quantized by compressed-tensors{f' ({shown(named)})' if named else ''}, but "
+            "config.json has no config_groups",
+            hint="use the config.json that belongs to these weights",
+        )
     groups = [_group(config, name, values) for name, values in stated.items()]
     return tuple(group for group in groups if group is not None)
 

@@ -66,7 +66,7 @@ def matrix_of(parts: Mapping[str, StoredTensor], layout: GptqLayout) -> IntegerM
         import numpy as np
 
         words = as_words(read_values(codes, (0, n_words), (start, stop)).T)
-        return unpack(words, bits, layout.n_columns).astype(np.int16)
+        return unpack(words, bits, layout.n_columns).astype(np.int16, order="C")
 
     def read_zeros(start: int, stop: int) -> NDArray[np.int16]:
         import numpy as np

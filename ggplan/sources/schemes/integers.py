@@ -53,7 +53,7 @@ class IntegerMatrix:
     n_rows, n_columns, n_groups
         Of the weights, and the groups in a row.
     codes
-        `codes(start, stop)` gives those rows as (stop - start, n_columns) int16.
+        `codes(start, stop)` gives those rows as a new C-contiguous (stop - start, n_columns) int16 array.
     zeros
         `zeros(start, stop)` gives the zero points of the groups of those rows, (stop - start, n_groups)
         int16; or the one zero point of all weights.
@@ -79,8 +79,9 @@ class IntegerMatrix:
         codes = self.codes(start, stop)
         if isinstance(self.zeros, int):
             codes -= self.zeros
-        else:
-            codes -= self._by_column(self.zeros(start, stop))
+            return codes
+        groups, zeros = self._by_group(codes, self.zeros(start, stop))
+        groups -= zeros
         return codes
 
     def read(self, start: int, stop: int) -> NDArray[np.float32]:
@@ -88,17 +89,20 @@ class IntegerMatrix:
         import numpy as np
 
         weights = self.levels(start, stop).astype(np.float32)
+        groups, scales = self._by_group(weights, self.scales(start, stop))
         with np.errstate(over="ignore", invalid="ignore"):
-            weights *= self._by_column(self.scales(start, stop))
+            groups *= scales
         return weights
 
-    def _by_column(self, values: NDArray[Any]) -> NDArray[Any]:
-        """Values of groups as values of columns."""
+    def _by_group(self, values: NDArray[Any], of_groups: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+        """The same values in a shape, and those of their groups, that NumPy combines one by one."""
         if self.order is not None:
-            return values[:, self.order()]
-        if values.shape[1] == 1:
-            return values
-        return values.repeat(self.group, axis=1)[:, : self.n_columns]
+            return values, of_groups[:, self.order()]
+        if of_groups.shape[1] == 1:
+            return values, of_groups
+        if self.n_columns == of_groups.shape[1] * self.group:
+            return values.reshape(len(values), -1, self.group), of_groups[:, :, None]
+        return values, of_groups.repeat(self.group, axis=1)[:, : self.n_columns]
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,11 @@ def dense(words: NDArray[np.uint32], bits: int, count: int) -> NDArray[np.uint8]
     n_rows, n_words = words.shape
     if bits == 8:
         return _bytes_of(words)[:, :count]
+    if bits == 4:
+        pairs = _bytes_of(words).astype("<u2")
+        pairs |= pairs << 4
+        pairs &= 0x0F0F
+        return _bytes_of(pairs)[:, :count]
     if 8 % bits == 0:
         whole = _bytes_of(words)
         per_byte = 8 // bits
@@ -91,19 +96,20 @@ def planar(words: NDArray[np.uint32], bits: int, count: int) -> NDArray[np.uint8
     return codes.reshape(n_rows, -1)[:, :count]
 
 
-def interleaved(words: NDArray[np.uint32], bits: int, count: int) -> NDArray[np.uint8]:
-    """AutoAWQ's codes of 4 bits."""
+def interleaved(words: NDArray[np.uint32]) -> NDArray[np.uint8]:
+    """AutoAWQ's codes of a matrix whose words lie in columns: eight rows of codes for each row of words."""
     import numpy as np
 
-    codes = np.empty((*words.shape, 8), np.uint8)
+    n_rows, n_columns = words.shape
+    codes = np.empty((n_rows, 8, n_columns), np.uint8)
     for j, nibble in enumerate(_NIBBLES):
-        codes[:, :, j] = words >> (4 * nibble) & _mask(bits)
-    return codes.reshape(words.shape[0], -1)[:, :count]
+        codes[:, j] = words >> (4 * nibble) & 15
+    return codes.reshape(-1, n_columns)
 
 
 def n_words(unpack: Unpack, bits: int, count: int) -> int:
     """The 32-bit words that `count` codes need."""
-    if unpack is padded or unpack is interleaved:
+    if unpack is padded:
         return -(-count // (32 // bits))
     if unpack is planar:
         return -(-count // PERIOD) * bits
@@ -112,8 +118,7 @@ def n_words(unpack: Unpack, bits: int, count: int) -> int:
 
 def span(unpack: Unpack, bits: int, start: int, stop: int, total: int) -> tuple[int, int, int]:
     """Where codes `start` up to `stop` of `total` words lie: first word, end, and codes before `start`."""
-    in_words = unpack is padded or unpack is interleaved
-    period, width = (32 // bits, 1) if in_words else (PERIOD, bits)
+    period, width = (32 // bits, 1) if unpack is padded else (PERIOD, bits)
     first, end = start // period, -(-stop // period)
     return first * width, min(end * width, total), start - first * period
 

@@ -101,7 +101,7 @@ def read_settings(config: QuantizationConfig) -> Settings:
     for key in _REFUSED_KEYS:
         if values.get(key):
             raise _refusal(config, f"{key} {shown(values[key])}")
-    if values.get("data_type", "int") not in ("int", None):
+    if values.get("data_type") not in (None, "int", "int_sym", "int_asym"):
         raise _refusal(config, f"data_type {shown(values['data_type'])}")
     modules = _modules(config)
     bits = [_number(config, values, ("bits", "w_bit"), 1, 8)]

@@ -20,6 +20,10 @@ from ggplan.sources.tensors import StoredTensor
 
 NAME = "integers of GPTQ, AWQ and AutoRound"
 _HINT = "download the file again, or use the original checkpoint in bf16"
+_NOTE = (
+    "its zero points are stored less 1 (GPTQ's first format) and are not symmetric; one of 0 is read as "
+    "GPTQModel writes it, with a carry from field to field (other tools lose it or read 16)"
+)
 _PARTS = {
     "codes": ("qweight",),
     "zero": ("qzeros", "scaled_zeros"),
@@ -37,7 +41,10 @@ def recognise(tensors: Mapping[str, StoredTensor], config: QuantizationConfig) -
         return None
     settings = read_settings(config)
     groups = [_group(module, tensors, settings, config) for module in modules]
-    return Recognised(groups, (), KEYS)
+    doubtful = settings.adds_one and any(
+        isinstance(group.form, GptqLayout) and not group.form.form.symmetric for group in groups
+    )
+    return Recognised(groups, (), KEYS, (f"{config.where}: {_NOTE}",) if doubtful else ())
 
 
 def join(group: Group, config: QuantizationConfig) -> Weights:
@@ -216,8 +223,7 @@ def _gemm_layout(parts: Mapping[str, StoredTensor], settings: Settings) -> AwqLa
     n_columns, n_words = codes.shape
     n_groups, n_rows = scale.shape
     for bits in settings.bits or (4,):
-        unpack = packed_bits.interleaved if bits == 4 else packed_bits.dense
-        if n_words == packed_bits.n_words(unpack, bits, n_rows):
+        if n_words == packed_bits.n_words(packed_bits.dense, bits, n_rows):
             form = Form(bits, settings.symmetric, _group_size(scale, n_groups, n_columns, settings))
             return AwqLayout(form, "gemm", n_rows, n_columns, n_groups)
     stated = " or ".join(str(bits) for bits in settings.bits or (4,))

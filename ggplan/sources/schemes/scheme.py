@@ -114,11 +114,14 @@ class Recognised:
     keys
         The keys of the config that the scheme uses, or that do not change the weights. A key that no scheme
         names is refused. The scheme itself checks the value of a key.
+    notes
+        What a user should know of the way in which they are read, a sentence each.
     """
 
     groups: Sequence[Group]
     unused: Collection[str] = ()
     keys: Collection[str] = ()
+    notes: Sequence[str] = ()
 
 
 class Scheme(Protocol):
