@@ -1,4 +1,4 @@
-"""The tiny quantized checkpoints of tests/data/quantized: their tensors, and what the libraries make of them."""
+"""The tiny quantized checkpoints of tests/data/quantized, and what the libraries make of their tensors."""
 
 from __future__ import annotations
 
