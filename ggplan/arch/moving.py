@@ -73,8 +73,8 @@ def _moved(
     """The rows of codes, or why there are none."""
     for number, part in enumerate(parts):
         if part.codes is None:
-            whose = f"expert {number}: " if len(parts) > 1 else ""
-            return whose + (part.why_decoded or f"it is stored as {part.stored_as}, not quantized")
+            why = part.why_decoded or f"it is stored as {part.stored_as}, not quantized"
+            return f"{why}: expert {number}" if len(parts) > 1 else why
     sources = [part.codes for part in parts if part.codes is not None]
     if transform is None:
         type_ = _common(sources)
