@@ -148,6 +148,9 @@ class Codes:
     companions
         Tensors that the file needs as long as it has the codes, and must not have with any other type:
         `blk.0.attn_q.scale` of nvfp4. `TensorInfo.rows` has them multiplied in already.
+    nearly
+        The same weights as rows of q4_1, exact but for the rounding of each block's minimum, where `stored`
+        needs a type of more bits; else None.
     settled
         Whether the scales were read (see `ggplan.planning.settling`).
     """
@@ -156,6 +159,7 @@ class Codes:
     decoded: GgmlType
     why_decoded: str = ""
     companions: tuple[TensorInfo, ...] = ()
+    nearly: RowSource | None = None
     settled: bool = False
 
     @property
@@ -235,7 +239,7 @@ class TensorInfo:
     def without_codes(self, why: str) -> TensorInfo:
         """The same tensor decoded; `why` its codes, which it must have, are not moved."""
         assert self.codes is not None
-        codes = replace(self.codes, why_decoded=why, companions=())
+        codes = replace(self.codes, why_decoded=why, companions=(), nearly=None)
         return replace(self, type=self.codes.decoded, stored=None, codes=codes)
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ggplan.arch.transforms import constant, stacked
 from ggplan.ggml_types import F32, GgmlType
 from ggplan.model import Codes, RowSource, TensorInfo, empty_rows, require_rows
-from ggplan.sources.codes import WIDER, widened
+from ggplan.sources.codes import Q4_0, WIDER, nearly_q4_1, widened
 from ggplan.sources.tensors import CheckpointTensor
 
 if TYPE_CHECKING:
@@ -58,7 +58,8 @@ def with_codes(
     companions = _companions(info, parts)
     if isinstance(companions, str):
         return _with(info, Codes(info.stored_as, info.type, companions))
-    return _with(info, Codes(info.stored_as, info.type, "", companions), moved)
+    codes = Codes(info.stored_as, info.type, "", companions, _nearly(parts, transform))
+    return _with(info, codes, moved)
 
 
 def _with(info: TensorInfo, codes: Codes, stored: RowSource | None = None) -> TensorInfo:
@@ -72,8 +73,8 @@ def _moved(
     """The rows of codes, or why there are none."""
     for number, part in enumerate(parts):
         if part.codes is None:
-            whose = f"expert {number}: " if len(parts) > 1 else ""
-            return whose + (part.why_decoded or f"it is stored as {part.stored_as}, not quantized")
+            why = part.why_decoded or f"it is stored as {part.stored_as}, not quantized"
+            return f"{why}: expert {number}" if len(parts) > 1 else why
     sources = [part.codes for part in parts if part.codes is not None]
     if transform is None:
         type_ = _common(sources)
@@ -81,6 +82,21 @@ def _moved(
             return "its experts have codes in " + " and ".join(dict.fromkeys(s.dtype.name for s in sources))
         return stacked([source if source.dtype == type_ else widened(source, type_) for source in sources])
     return transform(sources[0]) if moves_whole_rows(transform, sources[0], info.shape) else _SPLITS_ROWS
+
+
+def _nearly(parts: Sequence[CheckpointTensor], transform: Transform | None) -> RowSource | None:
+    """The codes in q4_1, where some need q5_0 to be exact and all can be had so."""
+    found = []
+    for part in parts:
+        rows = part.nearly
+        if rows is None and part.codes is not None and part.codes.dtype == Q4_0:
+            rows = nearly_q4_1(part.codes)
+        if rows is None:
+            return None
+        found.append(rows)
+    if all(part.nearly is None for part in parts):
+        return None
+    return stacked(found) if transform is None else transform(found[0])
 
 
 def _common(sources: Sequence[RowSource]) -> GgmlType | None:

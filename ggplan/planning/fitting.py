@@ -12,7 +12,7 @@ interleaved_properties).
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ggplan.errors import PlanError
 from ggplan.ggml_types import GgmlType
@@ -109,7 +109,9 @@ def allows(tensor: TensorInfo, type_: GgmlType) -> bool:
 def fitted(tensor: TensorInfo, decision: Decision, table: FallbackTable) -> Fitted:
     """The type one tensor gets for what was decided."""
     asked = decision.type
-    if decision.reason == "kept":
+    if decision.reason == "kept" or decision.keep is not None:
+        if tensor.codes is not None and tensor.codes.nearly is not None and asked != tensor.type:
+            tensor = replace(tensor, type=asked, stored=tensor.codes.nearly)
         return Fitted(tensor, decision, asked)
     if table == "ik" and asked.fits(tensor.n_columns) and not _interleaves(asked, tensor):
         return Fitted(tensor, decision, asked.plain)

@@ -9,6 +9,7 @@ from ggplan.errors import PlanError
 from ggplan.model import Model, require_model
 from ggplan.planning.assignment import Assignment
 from ggplan.planning.fallback import FallbackTable, table_of
+from ggplan.planning.fates import fates
 from ggplan.planning.fitting import Fitted, fit, replaced, with_companions
 from ggplan.planning.importance import coverage_of
 from ggplan.planning.layout import file_order, place
@@ -152,7 +153,16 @@ def lay_out(
         assignment=assignment,
         recipe=recipe,
         tensors=planned,
-        metadata=output_metadata(model, recipe, imatrix, weights_by_type, nonfinite, table, effort),
+        metadata=output_metadata(
+            model,
+            recipe,
+            imatrix,
+            weights_by_type,
+            nonfinite,
+            table,
+            effort,
+            [fate.line for fate in fates(planned)],
+        ),
         imatrix=imatrix,
         fallback=table,
         data_bytes=data_bytes,

@@ -61,7 +61,7 @@ def _settled(tensor: TensorInfo) -> TensorInfo:
     assert codes is not None
     assert stored is not None
     if fault := stored.fault():
-        return tensor.without_codes(fault)
+        return tensor.without_codes(f"{tensor.type} does not hold a scale of it exactly: {fault}")
     companions = tuple(companion for companion in codes.companions if not _is_one(companion))
     return replace(tensor, codes=replace(codes, companions=companions, settled=True))
 

@@ -8,8 +8,8 @@
 (llama.cpp b11434, `ggml/src/ggml-common.h`.) d is the checkpoint's scale in every one of them, so 4-bit codes
 are exact in q5_0 and 5-bit codes in q8_0: only the offset of the integers differs.
 
-q4_1 holds 16 neighbouring integers from any one on, which 4-bit codes with a zero point are; but their least
-one becomes m = f16(d * least), which is rounded: a relative error (RMSE) of 1e-4 to 4e-4 in published
+q4_1 holds 16 neighbouring integers from any one on, which 4-bit codes with a zero point are; but the first of
+them becomes m = f16(d * first), which is rounded: a relative error (RMSE) of 1e-4 to 4e-4 in published
 checkpoints, a hundredth of what encoding the weights anew as a 4-bit type adds.
 """
 
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ggplan.errors import CheckpointError
 from ggplan.ggml_types import GgmlType, parse_type
 from ggplan.model import RowSource
 
@@ -28,6 +29,8 @@ Q4_0, Q4_1, Q5_0, Q8_0 = (parse_type(name) for name in ("q4_0", "q4_1", "q5_0", 
 WIDER: dict[GgmlType, tuple[GgmlType, ...]] = {Q4_0: (Q5_0, Q8_0), Q5_0: (Q8_0,)}
 """The types that hold the integers of a type exactly, besides itself."""
 _BLOCK = 32
+# The integers of q5_0, those whose odd factor is the largest first.
+_BY_DIGITS = sorted(range(-16, 16), key=lambda n: -(abs(n) // (n & -n)) if n else 0)
 
 
 def widened(source: RowSource, type_: GgmlType) -> RowSource:
@@ -45,38 +48,44 @@ def widened(source: RowSource, type_: GgmlType) -> RowSource:
 
 
 def nearly_q4_1(source: RowSource) -> RowSource:
-    """Rows of q5_0 that hold 4-bit codes with zero points, in q4_1: exact but for the rounding of m.
+    """Rows of q4_0, or of q5_0 that hold 4-bit codes with zero points, in q4_1.
 
-    Raises ValueError when rows are read whose integers span more than 16 steps in a block.
+    Exact but for the rounding of m. The `fault` is that of the source. Rows raise CheckpointError when they
+    are read and the integers of a block are more than 15 apart, or m is no finite float16.
     """
-    assert source.dtype == Q5_0
+    assert source.dtype in (Q4_0, Q5_0)
 
     def read(start: int, stop: int) -> NDArray[np.uint8]:
         import numpy as np
 
         scales, integers = _unpacked(source.read(start, stop), source.dtype)
-        least = integers.min(axis=1, keepdims=True)
+        least = _bases(integers)
         codes = (integers - least).astype(np.uint8)
-        if codes.size and int(codes.max()) > 15:
-            raise ValueError("the codes of a block span more than 4 bits")
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             minima = (scales.view("<f2").astype(np.float32) * least).astype("<f2")
+        if codes.size and int(codes.max()) > 15:
+            raise CheckpointError("the codes of a block span more than 4 bits, so q4_1 does not hold them")
+        if not np.isfinite(minima).all():
+            raise CheckpointError("the minimum of a block is too large for q4_1", hint="write `keep`")
         packed = _joined(scales, minima.view("u1"), _nibbles(codes))
         return packed.reshape(stop - start, -1)
 
     return RowSource(Q4_1, source.shape, read, source.fault)
 
 
-def is_4_bit(source: RowSource) -> bool:
-    """Whether no block of these rows of q5_0 has integers more than 15 apart; reads all of them."""
+def _bases(integers: NDArray[np.int8]) -> NDArray[np.int8]:
+    """For each block the integer that q4_1 counts from: (blocks, 1).
+
+    Of those that leave no integer out, the one with the fewest binary digits, times which d needs the fewest.
+    """
     import numpy as np
 
-    step = max(1, (1 << 20) // max(1, source.n_columns))
-    for start in range(0, source.n_rows, step):
-        _, integers = _unpacked(source.read(start, min(start + step, source.n_rows)), source.dtype)
-        if integers.size and int(np.ptp(integers.astype(np.int16), axis=1).max()) > 15:
-            return False
-    return True
+    highest = integers.min(axis=1, keepdims=True)
+    lowest = integers.max(axis=1, keepdims=True) - np.int8(15)
+    found = highest.copy()
+    for base in _BY_DIGITS:
+        found[(lowest <= base) & (base <= highest)] = base
+    return found
 
 
 def _unpacked(rows: NDArray[np.uint8], type_: GgmlType) -> tuple[NDArray[np.uint8], NDArray[np.int8]]:
@@ -86,16 +95,19 @@ def _unpacked(rows: NDArray[np.uint8], type_: GgmlType) -> tuple[NDArray[np.uint
     blocks = rows.reshape(-1, type_.block_bytes)
     packed = blocks[:, -_BLOCK // 2 :]
     codes = np.concatenate((packed & 15, packed >> 4), axis=1)
-    offset = 8
+    offset = np.uint8(8)
     if type_ == Q5_0:
         codes |= np.unpackbits(blocks[:, 2:6], axis=1, bitorder="little") << 4
-        offset = 16
-    return np.ascontiguousarray(blocks[:, :2]), codes.view(np.int8) - np.int8(offset)
+        offset = np.uint8(16)
+    return np.ascontiguousarray(blocks[:, :2]), (codes - offset).view(np.int8)
 
 
 def _nibbles(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The lower four bits of 32 codes in 16 bytes."""
+    import numpy as np
+
     half = _BLOCK // 2
-    return codes[:, :half] & 15 | (codes[:, half:] & 15) << 4
+    return (codes[:, :half] & 15 | (codes[:, half:] & 15) << 4).astype(np.uint8, copy=False)
 
 
 def _q5_0(scales: NDArray[np.uint8], integers: NDArray[np.int8]) -> NDArray[np.uint8]:

@@ -153,9 +153,9 @@ class CheckpointTensor:
         Rows first; `()` for a scalar.
     rows
         The weights; None if ggplan cannot read the way they are stored.
-    codes, why_decoded, companions
+    codes, why_decoded, companions, nearly
         Of quantized weights: the codes as rows of the ggml type that holds them exactly, or why there is
-        none, and the tensors that belong to them; see `schemes.Weights`.
+        none, the tensors that belong to them, and the same codes in q4_1; see `schemes.Weights`.
     """
 
     name: str
@@ -166,6 +166,7 @@ class CheckpointTensor:
     codes: RowSource | None = None
     why_decoded: str = ""
     companions: Mapping[str, RowSource] = field(default_factory=dict)
+    nearly: RowSource | None = None
 
     @property
     def is_quantized(self) -> bool:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import struct
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from handmade_safetensors import safetensors
-from quantized_folders import QUANTIZED, goldens_of, rows_of, sha256_of, tensors_of
+from quantized_folders import QUANTIZED, edited, goldens_of, rows_of, sha256_of, tensors_of
 
 from ggplan.errors import CheckpointError
 from ggplan.quants import dequantize
@@ -101,27 +98,6 @@ def test_the_experts_of_deepseek_v4_are_mxfp4_beside_its_fp8() -> None:
     for name, golden in experts.items():
         assert sha256_of(rows_of(tensors[name]), golden["dtype"], zeros="positive") == golden["sha256"], name
     assert {name for name, tensor in tensors.items() if tensor.codes is not None} == experts.keys()
-
-
-def edited(folder: str, tmp_path: Path, edit: Callable[[dict], object]) -> Path:
-    """A copy of a checkpoint with its tensors edited: name to (dtype, shape, bytes)."""
-    target = tmp_path / folder
-    shutil.copytree(QUANTIZED / folder, target)
-    raw = (target / "model.safetensors").read_bytes()
-    size = struct.unpack("<Q", raw[:8])[0]
-    header = json.loads(raw[8 : 8 + size])
-    header.pop("__metadata__", None)
-    tensors = {
-        name: [t["dtype"], t["shape"], raw[8 + size + t["data_offsets"][0] : 8 + size + t["data_offsets"][1]]]
-        for name, t in header.items()
-    }
-    edit(tensors)
-    made, data = {}, b""
-    for name, (dtype, shape, part) in tensors.items():
-        made[name] = {"dtype": dtype, "shape": shape, "data_offsets": [len(data), len(data) + len(part)]}
-        data += part
-    (target / "model.safetensors").write_bytes(safetensors(made, data))
-    return target
 
 
 Q = "model.layers.0.self_attn.q_proj"

@@ -72,7 +72,8 @@ def regrouped(raw: NDArray[np.uint8], group: int) -> NDArray[np.uint8]:
 
     pairs = raw.reshape(len(raw), -1, group // 2)
     codes = np.stack((pairs & 15, pairs >> 4), axis=-1).reshape(len(raw), -1, group)
-    return codes[:, :, : group // 2] | codes[:, :, group // 2 :] << 4
+    packed: NDArray[np.uint8] = codes[:, :, : group // 2] | codes[:, :, group // 2 :] << 4
+    return packed
 
 
 def require_shape(scale: StoredTensor, shape: tuple[int, ...], weights: tuple[int, ...]) -> None:
@@ -94,7 +95,7 @@ def _pairs() -> NDArray[np.float32]:
     """The two values of each byte: (256, 2)."""
     import numpy as np
 
-    magnitudes = np.float32([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+    magnitudes = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
     values = np.concatenate((magnitudes, -magnitudes))
     raw = np.arange(256)
     return np.stack((values[raw & 15], values[raw >> 4]), axis=-1)

@@ -120,9 +120,9 @@ def _groups(tensors: Mapping[str, StoredTensor]) -> Iterator[Group]:
 def _scale_of(name: str, tensors: Mapping[str, StoredTensor]) -> StoredTensor | None:
     """The scales of a tensor by the names of all writers, if they are bytes of E8M0."""
     if name.endswith(".weight_packed"):
-        candidates = (name.removesuffix("_packed") + "_scale",)
+        candidates = [name.removesuffix("_packed") + "_scale"]
     elif name.endswith(".weight"):
-        candidates = (name + "_scale", name + "_scale_inv", name.removesuffix(".weight") + ".scale")
+        candidates = [name + "_scale", name + "_scale_inv", name.removesuffix(".weight") + ".scale"]
     else:
         return None
     for candidate in candidates:

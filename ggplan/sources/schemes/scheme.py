@@ -93,12 +93,16 @@ class Weights:
     companions
         Tensors that belong to `codes` and to nothing else, by the end of their GGUF names: {"scale": rows}
         of nvfp4, whose global scale llama.cpp applies after the product.
+    nearly
+        4-bit codes with zero points, whose `codes` are q5_0, as rows of q4_1 (`sources.codes.nearly_q4_1`),
+        which rounds the minimum of each block; else None.
     """
 
     rows: RowSource
     codes: RowSource | None = None
     why_decoded: str = ""
     companions: Mapping[str, RowSource] = field(default_factory=dict)
+    nearly: RowSource | None = None
 
 
 @dataclass(frozen=True, slots=True)
