@@ -32,7 +32,7 @@ FORMS = {
     "sparse-bitmask": {"m.weight.compressed": FLOATS, "m.weight.bitmask": BYTES},
     "marlin-24": {"m.weight_packed": INTS, "m.scale_packed": FLOATS, "m.meta": SHORTS},
     "NVFP4-CSF": {"m.weight": BYTES, "m.weight_scale.nvfp4_csf_fixed": BYTES},
-    "NVFP4_SVD": {"m.weight": BYTES, "m.svdquant_lora_a": FLOATS, "m.svdquant_lora_b": FLOATS},
+    "SVDQuant": {"m.weight": BYTES, "m.svdquant_lora_a": FLOATS, "m.svdquant_lora_b": FLOATS},
     "MLX": {"m.weight": ("U32", INTS), "m.scales": FLOATS, "m.biases": FLOATS},
     "humming": {"m.weight": INTS, "m.weight_scale": FLOATS},
     "BitNet": {"m.weight": BYTES, "m.weight_scale": ONE},

@@ -146,7 +146,7 @@ _SIGNS: Mapping[str, Callable[[str, StoredTensor, Tensors], str]] = {
     "bitmask": _beside("sparse-bitmask of compressed-tensors", "compressed"),
     "scale_packed": _beside("marlin-24 of compressed-tensors", "meta"),
     "nvfp4_csf_fixed": _always("NVFP4-CSF"),
-    "svdquant_lora_a": _always("NVFP4_SVD of ModelOpt"),
+    "svdquant_lora_a": _always("SVDQuant of ModelOpt (NVFP4_SVD)"),
     "scales": _scales,
     "weight_scale": _weight_scale,
 }
