@@ -263,6 +263,13 @@ def test_codes_of_hqq_in_a_float_type(bits: int, tmp_path: Path) -> None:
     check(opened(tmp_path / "t.safetensors", tensors, "hqq")["m.weight"], weights, rng)
 
 
+def test_three_values_in_two_bits_of_hqq(tmp_path: Path) -> None:
+    rng = np.random.default_rng(9)
+    tensors, weights = hqq((8, 20), 2, 1, 10, "float16", rng)
+    tensors["m.nbits"] = np.float32(1.58).reshape(())
+    check(opened(tmp_path / "t.safetensors", tensors, "hqq")["m.weight"], weights, rng)
+
+
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
@@ -360,6 +367,14 @@ def test_zero_points_where_the_config_has_none(tmp_path: Path) -> None:
     tensor = opened(tmp_path / "z.safetensors", tensors, "torchao", metadata, quant_type={})["m.weight"]
     assert "zero points from 0 to 3" in tensor.codes.fault()
     assert tensor.rows.read(1, 3).tolist() == [[1] * 32, [-2] * 32]
+
+
+def test_torchao_without_a_config(tmp_path: Path) -> None:
+    data = {"qdata": fp8(np.full((4, 8), 0x40)), "scale": np.ones((4, 1), "f4")}
+    tensors, metadata = torchao(data, "Float8Tensor", [1, 8])
+    write_safetensors(tmp_path / "t.safetensors", tensors, metadata)
+    joined = join_tensors(read_tensors(tmp_path / "t.safetensors"), QuantizationConfig(Path("folder"), {}))
+    assert joined["m.weight"].rows.read(3, 4).tolist() == [[2] * 8]
 
 
 @pytest.mark.parametrize("block", [[1, 8], [4, 8], [2, 4]])

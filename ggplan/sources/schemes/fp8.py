@@ -29,11 +29,7 @@ from ggplan.ggml_types import F32
 from ggplan.model import RowSource, require_rows
 from ggplan.sources.files import read_array, shown
 from ggplan.sources.schemes import compressed_tensors
-from ggplan.sources.schemes.compressed_tensors import (
-    WeightGroup,
-    is_compressed_tensors,
-    weight_groups,
-)
+from ggplan.sources.schemes.compressed_tensors import WeightGroup, is_compressed_tensors, weight_groups
 from ggplan.sources.schemes.grids import DEFAULT_BLOCK, Block, Grid, fitted
 from ggplan.sources.schemes.scaled import Scaled, as_scales, float_rows, misfit
 from ggplan.sources.schemes.scheme import Group, QuantizationConfig, Recognised, Weights
@@ -52,7 +48,7 @@ _WEIGHT = ".weight"
 # The names of scales: what is appended to the name of the weights, or stands in the place of `.weight`.
 _APPENDED = ("_scale_inv", "_scale")
 _IN_PLACE = (".scale", ".qscale_weight")
-_NO_WEIGHTS = (*_APPENDED, *_IN_PLACE, "_scale_2", "_scales", "_zero_point", "_scale_ub")
+_NO_WEIGHTS = (*_APPENDED, *_IN_PLACE, "_scale_2", "_scales", "_zero_point", "_scale_ub", "_qdata", ":qdata")
 # Scales of activations and caches, on which weights do not depend.
 _UNUSED_SUFFIXES = (
     "activation_scale", "input_scale", "output_scale", "input_scale_ub", ".k_scale", ".v_scale", ".q_scale",
@@ -60,10 +56,11 @@ _UNUSED_SUFFIXES = (
 )  # fmt: skip
 # Methods whose checkpoints may have 8-bit floats, some among weights that are stored otherwise.
 _METHODS = (
-    None, "fp8", "mxfp8", "fbgemm_fp8", "compressed-tensors", "modelopt", "auto-round", "mxfp4", "nvfp4",
+    None, "fp8", "mxfp8", "fbgemm_fp8", "compressed-tensors", "modelopt", "auto-round", "intel/auto-round",
+    "autoround", "mxfp4",
 )  # fmt: skip
-_MODELOPT_ALGORITHMS = (None, "FP8", "FP8_PER_CHANNEL_PER_TOKEN", "FP8_PB_WO", "MXFP8")
-_BLOCKWISE = "FP8_PB_WO"
+_BLOCKWISE = ("FP8_PB_WO", "FP8_PB_REAL_QUANT")
+_MODELOPT_ALGORITHMS = (None, "FP8", "FP8_PER_CHANNEL_PER_TOKEN", "MXFP8", *_BLOCKWISE)
 _FLOAT_FORMATS = ("float-quantized", "naive-quantized", "mxfp8-quantized")  # of compressed-tensors
 # Keys that are used, and keys that change no weight: they are about activations and caches, say who wrote the
 # file, or list modules that are quantized or not, which the tensors show more reliably.
@@ -91,7 +88,7 @@ def recognise(tensors: Mapping[str, StoredTensor], config: QuantizationConfig) -
     groups = []
     for tensor in weights:
         parts = _parts(tensor, scales[tensor.name], tensors)
-        is_blockwise = _BLOCKWISE in (whole, _algorithm_of(tensor.name, layers))
+        is_blockwise = whole in _BLOCKWISE or _algorithm_of(tensor.name, layers) in _BLOCKWISE
         grid = _grid(tensor, parts["scale"], blocks, is_blockwise=is_blockwise)
         groups.append(Group(tensor.name, _name_of(tensor, parts["scale"], grid), parts, grid))
     claimed = {part.name for group in groups for part in group.parts.values()}
@@ -222,7 +219,7 @@ def _layers(config: QuantizationConfig) -> dict[str, str | None]:
 
 def _algorithm_of(name: str, layers: Mapping[str, str | None]) -> str | None:
     """ModelOpt's algorithm for a tensor: of its module, or of a module that holds it."""
-    while "." in name:
+    while layers and "." in name:
         name = name.rpartition(".")[0]
         if name in layers:
             return layers[name]

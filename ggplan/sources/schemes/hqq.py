@@ -190,7 +190,9 @@ def _layout(group: Group) -> _Layout:
         if key in parts and _integers(parts[key], 1) != [0]:
             raise CheckpointError(f"{where} has scales or zero points that are quantized too ({key})")
     shape = _integers(parts["shape"], 2)
-    (bits,), (axis,) = _integers(parts["nbits"], 1), _integers(parts["axis"], 1)
+    (axis,) = _integers(parts["axis"], 1)
+    # HQQ says 1.58 bits of three values in 2.
+    bits = _integers(parts["nbits"], 1)[0] if parts["nbits"].dtype in _INTEGERS else 2
     packing = _text(parts["packing"])
     if not all(1 <= extent < 1 << 40 for extent in shape) or axis not in (0, 1):
         raise CheckpointError(f"{where} has the impossible shape {shown(shape)} or axis {axis}")

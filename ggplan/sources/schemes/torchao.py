@@ -142,6 +142,8 @@ def _is_asymmetric(value: object) -> bool:
 
 def _parameter(name: str) -> tuple[str, str] | None:
     """The parameter that a tensor is a part of, and which part: `a.weight`, `scale` of `a._weight_scale`."""
+    if "._" not in name and ":" not in name and not name.startswith("_"):
+        return None
     stem, colon, key = name.rpartition(":")
     if colon:
         return (stem, key) if key != "_data" else None
