@@ -239,9 +239,10 @@ def test_scales_of_other_forms_are_no_weights(tmp_path: Path) -> None:
         "quantized_layers": {"a": {"quant_algo": "FP8"}, "b": {"quant_algo": "NVFP4", "group_size": 16}},
     }  # fmt: skip
     joined = opened(tmp_path / "t.safetensors", tensors, **config)
-    assert {name: tensor.stored_as for name, tensor in joined.items()} == {
-        "a.weight": "F8_E4M3", "b.weight": "NVFP4"
-    }  # fmt: skip
+    found = {name: tensor.stored_as for name, tensor in joined.items()}
+    assert found == {"a.weight": "F8_E4M3", "b.weight": "NVFP4"}
+    alone = {name: value for name, value in tensors.items() if name.startswith("b.")}
+    assert opened(tmp_path / "b.safetensors", alone)["b.weight"].stored_as == "NVFP4"
 
 
 PUBLISHED = {

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 NAME = "F8_E4M3 or F8_E5M2 with scales"
 # Each type, and the exponent of the power of two that all its values are multiples of.
 _UNITS = {"F8_E4M3": -9, "F8_E5M2": -16, "F8_E4M3FNUZ": -10, "F8_E5M2FNUZ": -17}
+_CODES = (*_UNITS, "F8_E8M0")
 _MX_RUN = 32
 _RUN = 1 << 18
 _WEIGHT = ".weight"
@@ -76,14 +77,14 @@ def recognise(tensors: Mapping[str, StoredTensor], config: QuantizationConfig) -
     """Every tensor of 8-bit floats with its scales; see `Scheme`."""
     if config.method not in _METHODS:
         return None
-    weights = [t for t in tensors.values() if t.dtype in _UNITS and not t.name.endswith(_NO_WEIGHTS)]
+    candidates = [t for t in tensors.values() if t.dtype in _CODES and not t.name.endswith(_NO_WEIGHTS)]
+    weights = [tensor for tensor in candidates if tensor.dtype in _UNITS]
     blocks = _blocks(config)
     if not weights and not _is_named(config):
         return None
     scales = {tensor.name: _scales_of(tensor, tensors) for tensor in weights}
     if not config.values and not any(scales.values()):
-        plain = [t for t in tensors.values() if t.dtype in (*_UNITS, "F8_E8M0")]
-        return Recognised([Group(t.name, t.dtype, {"weight": t}) for t in plain]) if plain else None
+        return Recognised([Group(t.name, t.dtype, {"weight": t}) for t in candidates]) if candidates else None
     layers, whole = _layers(config), _upper(config.values.get("quant_algo"))
     groups = []
     for tensor in weights:
