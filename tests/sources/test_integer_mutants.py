@@ -9,10 +9,13 @@ import struct
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from handmade_safetensors import safetensors
 
 from ggplan.errors import CheckpointError
+from ggplan.model import RowSource
+from ggplan.quants import dequantize
 from ggplan.sources.huggingface import open_checkpoint
 from ggplan.sources.tensors import DTYPE_BITS
 
@@ -146,16 +149,35 @@ def read_all(folder: Path) -> int:
         return 1
     errors = 0
     for tensor in checkpoint.tensors.values():
-        for rows in (tensor.rows, tensor.codes):
-            if rows is None:
-                continue
-            try:
-                assert "\n" not in rows.fault()
-                rows.read(0, rows.n_rows)
-            except CheckpointError as error:
-                assert_one_line(error)
-                errors += 1
+        if tensor.rows is None:
+            continue
+        try:
+            fault = tensor.rows.fault()
+            assert "\n" not in fault
+            weights = tensor.rows.read(0, tensor.rows.n_rows)
+        except CheckpointError as error:
+            assert_one_line(error)
+            errors += 1
+            continue
+        errors += bool(fault)
+        if not fault and tensor.codes is not None:
+            errors += check_codes(tensor.codes, weights)
     return errors
+
+
+def check_codes(codes: RowSource, weights: np.ndarray) -> int:
+    """Codes without a fault are read, and decode to the weights; 1 if there is a fault."""
+    fault = codes.fault()
+    assert "\n" not in fault
+    if fault:
+        try:
+            codes.read(0, codes.n_rows)
+        except CheckpointError as error:
+            assert_one_line(error)
+        return 1
+    blocks = codes.read(0, codes.n_rows)
+    assert np.array_equal(dequantize(blocks, codes.dtype), weights)
+    return 0
 
 
 def assert_one_line(error: CheckpointError) -> None:

@@ -18,14 +18,14 @@ were not (compressed-tensors 0.9.4 to 0.20.1, `compressors/pack_quantized` and `
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ggplan.errors import CheckpointError
 from ggplan.sources.files import shown
 from ggplan.sources.schemes import compressed_tensors, integers, packed_bits
-from ggplan.sources.schemes.compressed_layouts import PACKED, Layout, layout_of, read_shapes
+from ggplan.sources.schemes.compressed_layouts import PACKED, Known, Layout, layout_of, read_shapes
 from ggplan.sources.schemes.compressed_tensors import WeightGroup, weight_groups
 from ggplan.sources.schemes.integers import IntegerMatrix
 from ggplan.sources.schemes.packed_bits import as_words, read_values
@@ -64,7 +64,8 @@ def recognise(tensors: Mapping[str, StoredTensor], config: QuantizationConfig) -
     if not is_named:
         stated = _groups_elsewhere(config)
     shapes = read_shapes([tensors[m + ".weight_shape"] for m in modules if m + ".weight_shape" in tensors])
-    groups = [_group(module, tensors, stated, shapes, config) for module in modules]
+    known: Known = {}
+    groups = [_group(module, tensors, stated, shapes, config, known) for module in modules]
     unused = [f"{module}.{name}" for module in modules for name in _UNUSED if f"{module}.{name}" in tensors]
     unused += [name for name in tensors if name.endswith(_UNUSED_SUFFIXES)]
     return Recognised(groups, unused, compressed_tensors.KEYS if is_named else ())
@@ -75,7 +76,9 @@ def join(group: Group, config: QuantizationConfig) -> Weights:
     layout = group.form
     assert isinstance(layout, Layout)
     parts = group.parts
-    matrices = [_matrix(slice_, layout) for slice_ in _slices(parts, layout)]
+
+    def matrix(i: int) -> IntegerMatrix:
+        return _matrix(_slice(parts, layout, i), layout)
 
     def fault() -> str:
         found = integers.scale_fault(parts["scale"])
@@ -85,10 +88,10 @@ def join(group: Group, config: QuantizationConfig) -> Weights:
         return found or _zero_fault(parts.get("zero"), layout)
 
     def codes_fault() -> str:
-        return integers.half_fault(parts["scale"]) or _level_fault(group.name, matrices, parts, layout)
+        return integers.half_fault(parts["scale"]) or _level_fault(group.name, matrix, parts, layout)
 
     return integers.weights_of(
-        layout.shape, matrices, layout.form, fault=fault, codes_fault=codes_fault, name=group.name
+        layout.shape, matrix, layout.form, fault=fault, codes_fault=codes_fault, name=group.name
     )
 
 
@@ -120,6 +123,7 @@ def _group(
     stated: Sequence[WeightGroup],
     shapes: Mapping[str, tuple[int, ...]],
     config: QuantizationConfig,
+    known: Known,
 ) -> Group:
     is_packed = module + PACKED in tensors
     names = {
@@ -140,22 +144,20 @@ def _group(
         if part in parts:
             integers.require_dtype(parts[part], what, _INTEGERS)
     shape = shapes.get(names["shape"])
-    layout = layout_of(module, parts, shape, stated, config)
+    layout = layout_of(module, parts, shape, stated, config, known)
     return Group(module + ".weight", f"int{layout.form.bits}", parts, layout)
 
 
-def _slices(parts: Mapping[str, StoredTensor], layout: Layout) -> list[Mapping[str, StoredTensor]]:
-    """The parts of each expert of a stacked tensor; of a matrix those that it has."""
+def _slice(parts: Mapping[str, StoredTensor], layout: Layout, i: int) -> Mapping[str, StoredTensor]:
+    """The parts of expert `i` of a stacked tensor; of a matrix those that it has."""
     if len(layout.shape) == 2:
-        return [parts]
-    shared = {name for name in parts if name == "order" and len(parts[name].shape) == 1}
-    return [
-        {
-            name: part if name in shared else integers.slice_of(part, i, layout.shape[0])
-            for name, part in parts.items()
-        }
-        for i in range(layout.shape[0])
-    ]
+        return parts
+    return {
+        name: part
+        if name == "order" and len(part.shape) == 1
+        else integers.slice_of(part, i, layout.shape[0])
+        for name, part in parts.items()
+    }
 
 
 def _matrix(parts: Mapping[str, StoredTensor], layout: Layout) -> IntegerMatrix:
@@ -233,14 +235,15 @@ def _zero_fault(zero: StoredTensor | None, layout: Layout) -> str:
 
 
 def _level_fault(
-    name: str, matrices: Sequence[IntegerMatrix], parts: Mapping[str, StoredTensor], layout: Layout
+    name: str, matrix_of: Callable[[int], IntegerMatrix], parts: Mapping[str, StoredTensor], layout: Layout
 ) -> str:
     """What makes levels leave the range that the form promises: zero points, or bytes of fewer bits."""
     lowest, highest = layout.form.levels
     is_loose = layout.unpack is None and layout.form.bits < 8
     if not is_loose and not (layout.form.symmetric and "zero" in parts):
         return ""
-    for matrix in matrices:
+    for i in range(layout.shape[0] if len(layout.shape) == 3 else 1):
+        matrix = matrix_of(i)
         step = max(1, integers.PIECE // max(1, matrix.n_columns))
         for start in range(0, matrix.n_rows, step):
             levels = matrix.levels(start, min(start + step, matrix.n_rows))

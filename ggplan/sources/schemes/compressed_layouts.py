@@ -57,12 +57,16 @@ class Layout:
         return -(-self.shape[-1] // self.form.group) if self.form.group else 1
 
 
+Known = dict[tuple[object, ...], dict[Layout, list[WeightGroup]]]
+
+
 def layout_of(
     module: str,
     parts: Mapping[str, StoredTensor],
     shape: tuple[int, ...] | None,
     stated: Sequence[WeightGroup],
     config: QuantizationConfig,
+    known: Known,
 ) -> Layout:
     """The layout on which the config's groups and the tensors' shapes agree.
 
@@ -72,12 +76,42 @@ def layout_of(
         "codes", "scale", and where they are there "zero" and "order".
     shape
         What `weight_shape` says; None where it is not there.
+    known
+        What was found for modules of the same shapes; more is added.
 
     Raises
     ------
     CheckpointError
         If they contradict each other.
     """
+    codes = parts["codes"]
+    key = (
+        codes.name.endswith(PACKED), shape,
+        tuple((name, part.dtype, part.shape) for name, part in parts.items()),
+    )  # fmt: skip
+    fitting = known.get(key)
+    if fitting is None:
+        fitting = known[key] = _fitting(module, parts, shape, stated, config)
+    if len(fitting) == 1:
+        return next(iter(fitting))
+    named = group_of(module, stated, config.where)
+    for layout, groups in fitting.items():
+        if named in groups:
+            return layout
+    raise CheckpointError(
+        f"{shown(codes.file)}: '{shown(codes.name)}' may have "
+        f"{' or '.join(str(layout.form.bits) for layout in fitting)} bits, and the config does not say which"
+    )
+
+
+def _fitting(
+    module: str,
+    parts: Mapping[str, StoredTensor],
+    shape: tuple[int, ...] | None,
+    stated: Sequence[WeightGroup],
+    config: QuantizationConfig,
+) -> dict[Layout, list[WeightGroup]]:
+    """The layouts that the tensors may have, and the groups that they fit; an error if there is none."""
     if not stated:
         raise CheckpointError(
             f"{config.where}: '{shown(parts['codes'].name)}' holds integers, but no group of config_groups "
@@ -92,18 +126,10 @@ def layout_of(
                 fitting.setdefault(layout, []).append(group)
         except CheckpointError as error:
             faults[i] = error
-    if len(fitting) == 1:
-        return next(iter(fitting))
-    named = group_of(module, stated, config.where)
     if not fitting:
+        named = group_of(module, stated, config.where)
         raise faults[stated.index(named) if named is not None else 0]
-    for layout, groups in fitting.items():
-        if named in groups:
-            return layout
-    raise CheckpointError(
-        f"{shown(parts['codes'].file)}: '{shown(parts['codes'].name)}' may have "
-        f"{' or '.join(str(layout.form.bits) for layout in fitting)} bits, and the config does not say which"
-    )
+    return fitting
 
 
 def _layouts(

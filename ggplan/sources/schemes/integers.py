@@ -16,7 +16,7 @@ a scale is kept, AutoRound's are negative for half of all groups):
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -136,19 +136,21 @@ class Form:
 
 def weights_of(
     shape: tuple[int, ...],
-    matrices: Sequence[IntegerMatrix],
+    matrix: Callable[[int], IntegerMatrix],
     form: Form,
     *,
     fault: Fault,
     codes_fault: Fault,
     name: str,
 ) -> Weights:
-    """The weights of a tensor whose slices are `matrices`: the experts of a stacked tensor, or one.
+    """The weights of a tensor.
 
     Parameters
     ----------
     shape
-        Of the weights, rows first.
+        Of the weights, rows first; three dimensions for stacked experts.
+    matrix
+        Gives the weights of expert `i`; of a matrix those of 0.
     fault, codes_fault
         What is wrong with the weights, and besides with the codes as a ggml type has them; see `RowSource`.
     name
@@ -159,8 +161,8 @@ def weights_of(
     def read(start: int, stop: int) -> NDArray[np.float32]:
         require_rows(start, stop, n_rows)
         rows: NDArray[np.float32] = empty_rows(F32, stop - start, n_columns)
-        for matrix, first, end, at in _pieces(matrices, start, stop):
-            rows[at : at + end - first] = matrix.read(first, end)
+        for i, first, end, at in _pieces(shape, start, stop):
+            rows[at : at + end - first] = matrix(i).read(first, end)
         return rows
 
     rows = RowSource(F32, shape, read, fault)
@@ -172,15 +174,16 @@ def weights_of(
     def read_codes(start: int, stop: int) -> NDArray[np.uint8]:
         require_rows(start, stop, n_rows)
         blocks: NDArray[np.uint8] = empty_rows(chosen, stop - start, n_columns)
-        for matrix, first, end, at in _pieces(matrices, start, stop):
-            levels = matrix.levels(first, end)
+        for i, first, end, at in _pieces(shape, start, stop):
+            slice_ = matrix(i)
+            levels = slice_.levels(first, end)
             if levels.size and not (levels.min() >= -offset and levels.max() < offset):
                 raise CheckpointError(
                     f"'{shown(name)}' has levels {levels.min()} to {levels.max()} in rows {first} to {end}; "
                     f"{chosen.name} holds {-offset} to {offset - 1}",
                     hint="write this tensor in another type",
                 )
-            blocks[at : at + end - first] = _blocks(levels, matrix.scales(first, end), matrix.group, chosen)
+            blocks[at : at + end - first] = _blocks(levels, slice_.scales(first, end), slice_.group, chosen)
         return blocks
 
     def all_faults() -> str:
@@ -189,20 +192,16 @@ def weights_of(
     return Weights(rows, RowSource(chosen, shape, read_codes, all_faults))
 
 
-def _pieces(
-    matrices: Sequence[IntegerMatrix], start: int, stop: int
-) -> list[tuple[IntegerMatrix, int, int, int]]:
+def _pieces(shape: tuple[int, ...], start: int, stop: int) -> Iterator[tuple[int, int, int, int]]:
     """Rows `start` up to `stop` in pieces: the slice, its rows, and their place after `start`."""
-    found = []
+    n_rows, n_columns = shape[-2:]
+    step = max(1, PIECE // max(1, n_columns * _ALIGNED)) * _ALIGNED
     at = start
     while at < stop:
-        matrix = matrices[at // matrices[0].n_rows]
-        first = at % matrix.n_rows
-        step = max(1, PIECE // max(1, matrix.n_columns * _ALIGNED)) * _ALIGNED
-        end = min(matrix.n_rows, first + stop - at, first - first % step + step)
-        found.append((matrix, first, end, at - start))
+        i, first = divmod(at, n_rows)
+        end = min(n_rows, first + stop - at, first - first % step + step)
+        yield i, first, end, at - start
         at += end - first
-    return found
 
 
 def _type_for(form: Form, n_columns: int) -> tuple[str, GgmlType | None, int]:

@@ -47,7 +47,8 @@ KEYS = frozenset({
     "max_input_length", "use_cuda_fp16", "cache_block_outputs", "pad_token_id", "do_fuse", "modules_to_fuse",
     "fuse_max_seq_len", "dequantize", "offload_to_disk", "offload_to_disk_path", "compression_ratio",
     "hessian", "gptaq", "failsafe", "fallback", "method", "adapter", "rotation", "is_marlin_format",
-    "kv_cache_scheme", "packed_modules_mapping", "optimize_checkpoint", "parallel_packing",
+    "kv_cache_scheme", "packed_modules_mapping", "parallel_packing", "nblocks", "not_use_best_mse",
+    "multimodal", "layer_config", "static_attention_dtype", "enable_adam", "attention_mask_dtype",
 })  # fmt: skip
 # Keys of settings for single modules besides: those that are used.
 _MODULE_KEYS = KEYS | {"name", "scheme", "rank"}
@@ -113,7 +114,7 @@ def read_settings(config: QuantizationConfig) -> Settings:
         sizes.append(_number(config, of_module, ("group_size",), -1, 1 << 30))
         signs.append(of_module.get("sym", values.get("sym")))
     layout, unpack, adds_one = _gptq_or_awq(config)
-    symmetric = all(sign is True for sign in signs) or values.get("zero_point") is False
+    symmetric = all(sign is True for sign in signs) and values.get("zero_point") is not True
     stated_bits = tuple(dict.fromkeys(n for n in bits if n is not None))
     if unpack is packed_bits.dense and layout == "gptq" and config.method == "gptq":
         unusual = [n for n in stated_bits if n in (5, 6, 7)]
@@ -159,8 +160,12 @@ def _gptq_or_awq(config: QuantizationConfig) -> tuple[str, Unpack, bool]:
 
 
 def _awq_version(config: QuantizationConfig) -> Version | None:
-    version = config.values.get("version")
-    if config.method != "awq" or version is None or config.values.get("backend") == "llm-awq":
+    """AWQ's version, or the format that GPTQModel states in its place."""
+    said = (config.values.get(key) for key in ("version", "checkpoint_format", "format"))
+    version = next((value for value in said if value is not None), None)
+    if config.method != "awq" or version in (None, "llm-awq", "llm_awq"):
+        return None
+    if config.values.get("backend") == "llm-awq":  # whose own layout does not depend on the version
         return None
     found = _AWQ_VERSIONS.get(version.lower()) if isinstance(version, str) else None
     if found is None:

@@ -37,8 +37,9 @@ def recognise(tensors: Mapping[str, StoredTensor], config: QuantizationConfig) -
     if config.method not in METHODS:
         return None
     modules = [name.removesuffix(".qweight") for name in tensors if name.endswith(".qweight")]
-    if config.method is None and not modules:
-        return None
+    if not modules and config.method not in ("gptq", "awq"):
+        # AutoRound also writes other forms, which its config says by values that are unknown here.
+        return Recognised([], (), KEYS) if config.method else None
     settings = read_settings(config)
     groups = [_group(module, tensors, settings, config) for module in modules]
     doubtful = settings.adds_one and any(
@@ -53,31 +54,35 @@ def join(group: Group, config: QuantizationConfig) -> Weights:
     assert isinstance(layout, GptqLayout | AwqLayout)
     if isinstance(layout, AwqLayout) and layout.version == "gemv_fast":
         return awq.fast_weights(parts, layout)
-    n_slices = parts["codes"].shape[0]
-    slices: list[Mapping[str, StoredTensor]] = [parts]
-    is_stacked = len(parts["codes"].shape) == 3
-    if is_stacked:
-        slices = [_slice(parts, i, n_slices) for i in range(n_slices)]
-    matrices = [_matrix(slice_, layout) for slice_ in slices]
-    shape = (*((n_slices,) if is_stacked else ()), layout.n_rows, layout.n_columns)
+    n_slices = parts["codes"].shape[0] if len(parts["codes"].shape) == 3 else 0
+
+    def slice_(i: int) -> Mapping[str, StoredTensor]:
+        return _slice(parts, i, n_slices) if n_slices else parts
+
+    def matrix(i: int) -> IntegerMatrix:
+        if isinstance(layout, GptqLayout):
+            return gptq.matrix_of(slice_(i), layout)
+        return awq.matrix_of(slice_(i), layout)
 
     def fault() -> str:
         found = integers.scale_fault(parts["scale"])
-        for slice_, matrix in zip(slices, matrices, strict=True):
-            if not found and matrix.order is not None:
-                found = integers.index_fault(slice_["order"], matrix.n_groups)
+        for i in range(n_slices or 1):
+            own = matrix(i)
+            if not found and own.order is not None:
+                found = integers.index_fault(slice_(i)["order"], own.n_groups)
             if not found and isinstance(layout, GptqLayout) and layout.form.symmetric:
-                found = gptq.miscounted(parts["zero"].name, matrix, layout)
+                found = gptq.miscounted(parts["zero"].name, own, layout)
         return found
 
     def codes_fault() -> str:
         found = integers.half_fault(parts["scale"])
-        for matrix in matrices:
-            found = found or _code_fault(parts, matrix, layout.form)
+        for i in range(n_slices or 1):
+            found = found or _code_fault(parts, matrix(i), layout.form)
         return found
 
+    shape = (*((n_slices,) if n_slices else ()), layout.n_rows, layout.n_columns)
     return integers.weights_of(
-        shape, matrices, layout.form, fault=fault, codes_fault=codes_fault, name=group.name
+        shape, matrix, layout.form, fault=fault, codes_fault=codes_fault, name=group.name
     )
 
 
@@ -86,12 +91,6 @@ def _slice(parts: Mapping[str, StoredTensor], i: int, n_slices: int) -> Mapping[
         name: part if name == "order" and len(part.shape) == 1 else integers.slice_of(part, i, n_slices)
         for name, part in parts.items()
     }
-
-
-def _matrix(parts: Mapping[str, StoredTensor], layout: GptqLayout | AwqLayout) -> IntegerMatrix:
-    if isinstance(layout, GptqLayout):
-        return gptq.matrix_of(parts, layout)
-    return awq.matrix_of(parts, layout)
 
 
 def _code_fault(parts: Mapping[str, StoredTensor], matrix: IntegerMatrix, form: Form) -> str:

@@ -203,8 +203,9 @@ def read_quantization_config(config: Mapping[str, object], folder: Path) -> Quan
 def _config_beside(folder: Path) -> dict[str, object]:
     """The settings of a checkpoint whose config.json has none: those of old GPTQ and AWQ tools."""
     for name, method in _FILES_BESIDE.items():
-        if os.path.exists(folder / name):
-            return {"quant_method": method, **load_object(folder / name)}
+        stated = load_object(folder / name) if os.path.exists(folder / name) else {}
+        if type(stated.get("bits", stated.get("w_bit"))) is int:  # other tools have files of these names
+            return {"quant_method": method, **stated}
     return {}
 
 
