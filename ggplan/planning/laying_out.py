@@ -55,6 +55,7 @@ def make_plan(
     PlanError, ImatrixError
         As `lay_out`.
     """
+    require_model(model)
     settled = settle(model)
     assignment = assign(settled, recipe, has_imatrix=imatrix is not None)
     if settled is not model and isinstance(recipe, Assignment):
@@ -81,6 +82,8 @@ def lay_out(
     effort: Effort = "default",
 ) -> Plan:
     """The plan of an assignment: types that fit, bytes, places, metadata. No weight is read.
+
+    Codes of a quantized checkpoint are taken as the model has them; `make_plan` settles it first.
 
     Parameters
     ----------

@@ -82,7 +82,7 @@ def _bases(integers: NDArray[np.int8]) -> NDArray[np.int8]:
 
     highest = integers.min(axis=1, keepdims=True)
     lowest = integers.max(axis=1, keepdims=True) - np.int8(15)
-    found = highest.copy()
+    found: NDArray[np.int8] = highest.copy()
     for base in _BY_DIGITS:
         found[(lowest <= base) & (base <= highest)] = base
     return found

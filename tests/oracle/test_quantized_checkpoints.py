@@ -44,7 +44,7 @@ def test_nvfp4_equals_the_converters(name: str, convert: Callable, tmp_path: Pat
 def test_llama_cpp_measures_the_same_with_codes_as_with_their_weights(
     name: str, llama_cpp: Path, tmp_path: Path
 ) -> None:
-    """Moved codes and decoded weights in f32 are one model; llama.cpp multiplies them with 8-bit activations."""
+    """They are one model, but llama.cpp multiplies codes with 8-bit activations, and f32 with f32."""
     folder = with_tokenizer(name, tmp_path)
     model = ggplan.open_model(folder, pre=PRE)
     results = []
