@@ -354,6 +354,18 @@ def test_integers_of_torchao(
         assert np.array_equal(tensor.codes.read_float32(0, shape[0]), expected)
 
 
+def test_stacked_integers_of_torchao(tmp_path: Path) -> None:
+    rng = np.random.default_rng(4)
+    codes, scale = rng.integers(-128, 128, (3, 5, 64)).astype("i1"), np.arange(1, 31).reshape(3, 5, 2) / 8
+    data = {"qdata": codes, "scale": scale.astype("f4"), "zero_point": np.zeros((3, 5, 2), "i1")}
+    tensors, metadata = torchao(data, "Int8Tensor", [1, 1, 32])
+    tensor = opened(tmp_path / "t.safetensors", tensors, "torchao", metadata)["m.weight"]
+    expected = codes.astype("f4") * scale.astype("f4").repeat(32, axis=-1)
+    check(tensor, expected, rng)
+    assert tensor.codes.fault() == ""
+    assert np.array_equal(tensor.codes.read_float32(3, 13), expected.reshape(15, 64)[3:13])
+
+
 def test_zero_points_where_the_config_has_none(tmp_path: Path) -> None:
     data = {
         "qdata": np.ones((4, 32), "i1"), "scale": np.ones((4, 1), "f4"), "zero_point": np.zeros((4, 1), "i1")

@@ -88,38 +88,45 @@ def join(group: Group, config: QuantizationConfig) -> Weights:
     bits = group.form
     assert isinstance(bits, int)
     form = Form(bits, zero is None or not _is_asymmetric(config.values), grid.block_columns)
-    matrix = _matrix(codes, scale, zero, grid)
+
+    def matrix(expert: int) -> IntegerMatrix:
+        return _matrix(codes, scale, zero, grid, expert)
 
     def codes_fault() -> str:
-        lowest, highest = zero_range(matrix) if form.symmetric else (0, 0)
-        if lowest or highest:
-            return f"'{shown(group.name)}' has zero points from {lowest} to {highest}; its config says 0"
+        for expert in range(grid.n_rows // max(1, codes.shape[-2]) if form.symmetric else 0):
+            lowest, highest = zero_range(matrix(expert))
+            if lowest or highest:
+                return f"'{shown(group.name)}' has zero points from {lowest} to {highest}; its config says 0"
         return half_fault(scale)
 
     return weights_of(
-        codes.shape, [matrix], form,
+        codes.shape, matrix, form,
         fault=lambda: scale_fault(scale), codes_fault=codes_fault, name=group.name,
     )  # fmt: skip
 
 
-def _matrix(codes: StoredTensor, scale: StoredTensor, zero: StoredTensor | None, grid: Grid) -> IntegerMatrix:
-    n_columns = codes.shape[-1]
-    read_codes = _integers_of(codes)
+def _matrix(
+    codes: StoredTensor, scale: StoredTensor, zero: StoredTensor | None, grid: Grid, expert: int
+) -> IntegerMatrix:
+    """The integers of a tensor, of a stacked one those of an expert."""
+    n_rows, n_columns = codes.shape[-2:]
+    read_codes, base = _integers_of(codes), expert * n_rows
 
     def rows(start: int, stop: int) -> NDArray[np.int16]:
-        return read_codes(start * n_columns, stop * n_columns).reshape(stop - start, n_columns)
+        first, last = (base + start) * n_columns, (base + stop) * n_columns
+        return read_codes(first, last).reshape(stop - start, n_columns)
 
     def scales(start: int, stop: int) -> NDArray[np.float32]:
-        return grid.scales(scale.read_floats, start, stop)
+        return grid.scales(scale.read_floats, base + start, base + stop)
 
     zeros: int | Callable[[int, int], NDArray[np.int16]] = 0
     if zero is not None:
         read_zeros = _integers_of(zero)
 
         def zeros(start: int, stop: int) -> NDArray[np.int16]:
-            return grid.scales(read_zeros, start, stop)
+            return grid.scales(read_zeros, base + start, base + stop)
 
-    return IntegerMatrix(grid.n_rows, n_columns, grid.per_row, rows, zeros, scales, grid.block_columns)
+    return IntegerMatrix(n_rows, n_columns, grid.per_row, rows, zeros, scales, grid.block_columns)
 
 
 def _integers_of(tensor: StoredTensor) -> Callable[[int, int], NDArray[np.int16]]:
@@ -133,11 +140,17 @@ def _integers_of(tensor: StoredTensor) -> Callable[[int, int], NDArray[np.int16]
 
 def _is_asymmetric(value: object) -> bool:
     """Whether the config says so anywhere: `"mapping_type": {"_data": "ASYMMETRIC", ...}`."""
-    if isinstance(value, Mapping):
-        mapping = value.get("mapping_type")
-        stated = mapping.get("_data") if isinstance(mapping, dict) else mapping
-        return stated == "ASYMMETRIC" or any(_is_asymmetric(part) for part in value.values())
-    return isinstance(value, list) and any(_is_asymmetric(part) for part in value)
+    left = [value]  # not a recursion: a config may be nested as deeply as its parser allows
+    while left:
+        part = left.pop()
+        if isinstance(part, Mapping):
+            mapping = part.get("mapping_type")
+            if (mapping.get("_data") if isinstance(mapping, dict) else mapping) == "ASYMMETRIC":
+                return True
+            left += part.values()
+        elif isinstance(part, list):
+            left += part
+    return False
 
 
 def _parameter(name: str) -> tuple[str, str] | None:

@@ -74,7 +74,7 @@ def join(group: Group, config: QuantizationConfig) -> Weights:
     weight, scale = group.parts["weight"], group.parts["scale"]
     matrix = _matrix(weight, scale)
     held = weights_of(
-        (matrix.n_rows, matrix.n_columns), [matrix], Form(_BITS, True, matrix.group),
+        (matrix.n_rows, matrix.n_columns), lambda _: matrix, Form(_BITS, True, matrix.group),
         fault=lambda: scale_fault(scale), codes_fault=lambda: half_fault(scale), name=group.name,
     )  # fmt: skip
     factor = group.parts.get("pre_quant_scale")
