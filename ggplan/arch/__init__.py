@@ -71,10 +71,11 @@ def to_gguf(checkpoint: HfCheckpoint, *, pre: str | None = None) -> Model:
     stored, left_out = _by_known_names(checkpoint, where)
     table = architecture.table(config, {name: tensor.shape for name, tensor in stored.items()})
     tensors = convert_tensors(stored, table, where, is_whole=not checkpoint.lacks_shards)
+    companions = [c for tensor in tensors if tensor.codes is not None for c in tensor.codes.companions]
     keys = Keys(architecture.name)
     architecture.write_keys(keys, config)
     tokenizer = tokenizer_metadata(checkpoint, config.count("vocab_size"), architecture.tokenizer, pre)
-    general = general_keys(checkpoint, architecture.name, tensors)
+    general = general_keys(checkpoint, architecture.name, [*tensors, *companions])
     metadata = {
         "general.architecture": general["general.architecture"],
         **keys.early,

@@ -15,7 +15,7 @@ of them.
 
 Types (`ModelBase.prepare_tensors`, `conversion/base.py` of llama.cpp b11434): vectors, `*_norm.weight`,
 routers, convolutions and tensors not called `*.weight` stay f32; all others keep the checkpoint's float type,
-and fp8 becomes bf16.
+and fp8 becomes bf16. Codes of a quantized checkpoint that a ggml type holds exactly are moved (see `moving`).
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from ggplan.arch.moving import with_codes
 from ggplan.arch.transforms import plain, stacked
 from ggplan.errors import CheckpointError
-from ggplan.ggml_types import F32, GgmlType
+from ggplan.ggml_types import BF16, F32, GgmlType
 from ggplan.model import RowSource, TensorInfo
 from ggplan.sources.files import shown
 from ggplan.sources.schemes import READABLE
@@ -282,18 +283,17 @@ def split_numbers(name: str) -> tuple[str, int, int]:
 def _info(spec: TensorSpec, layer: int, parts: Sequence[CheckpointTensor]) -> TensorInfo:
     name = spec.target.format(layer)
     files = list(dict.fromkeys(part.file.name for part in parts))
-    stored_as = dict.fromkeys(part.stored_as for part in parts)
+    form = ", ".join(dict.fromkeys(part.stored_as for part in parts))
     sources = [part.rows for part in parts if part.rows is not None]
     rows = stacked(sources) if spec.per_expert else spec.transform(sources[0])
     n_dims = len(rows.shape) - spec.per_expert
-    return TensorInfo(
-        name,
-        rows.shape,
-        gguf_type(name, n_dims, {part.type for part in parts if part.type is not None}, spec.type),
-        files[0] if len(files) == 1 else f"{files[0]} and {len(files) - 1} more",
-        ", ".join(stored_as),
-        rows,
-    )
+    type_ = gguf_type(name, n_dims, {part.type for part in parts if part.type is not None}, spec.type)
+    origin = files[0] if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
+    info = TensorInfo(name, rows.shape, type_, origin, form, rows)
+    if not any(part.is_quantized for part in parts):
+        return info
+    is_float = gguf_type(name, n_dims, {BF16}, spec.type) == F32
+    return with_codes(info, parts, None if spec.per_expert else spec.transform, is_float=is_float)
 
 
 def gguf_type(

@@ -38,6 +38,7 @@ from ggplan.linting.case import Case
 from ggplan.linting.rule import Finding, LintRule
 from ggplan.linting.wording import rechosen, some
 from ggplan.planning import Fitted
+from ggplan.rules import Keep
 
 _OWN = [t for t in TYPES if t.engine == "llama.cpp" and t.is_quantized and not t.internal and t.encodable]
 
@@ -115,7 +116,7 @@ def check_target(case: Case) -> Iterator[ForeignType]:
         return
     for choice in case.choices():
         for type_, at in zip(choice.types, choice.locations, strict=True):
-            if type_.engine != "llama.cpp":
+            if not isinstance(type_, Keep) and type_.engine != "llama.cpp":
                 near = min(_OWN, key=lambda t: (abs(t.bits_per_weight - type_.bits_per_weight), t.name))
                 types = [near if t == type_ else t for t in choice.types]
                 text = " | ".join(map(str, types)) + "!" * choice.forced
