@@ -95,7 +95,7 @@ def opened(folder: Path, config: dict[str, Any], tensors: dict[str, object]) -> 
         ),
         (
             {**compressed(), "format": "marlin-24"}, {},
-            "marlin-24 (compressed-tensors), which ggplan does not read",
+            "marlin-24",
         ),
         (
             {**compressed(), "sparsity_config": {"format": "sparse-24-bitmask"}}, {},
