@@ -197,7 +197,7 @@ def one_of(value: float) -> np.ndarray:
         (
             one_of(np.inf),
             "'m.weight_scale' has 1 scale that is not finite, the first inf at index 7",
-            "not finite",
+            "the first inf at index 7",
         ),
         (
             one_of(1e6),
