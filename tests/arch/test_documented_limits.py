@@ -23,7 +23,7 @@ def limits() -> str:
     return README.partition("**cannot read yet**")[2].partition("\n## ")[0]
 
 
-@pytest.mark.parametrize("method", ["GPTQ", "AWQ", "bitsandbytes", "MXFP4"])
+@pytest.mark.parametrize("method", ["bitsandbytes", "MXFP4"])
 def test_quantizations_that_cannot_be_read(tmp_path: Path, method: str) -> None:
     assert method in limits()
     folder = write_case(tmp_path, read_case("llama_tied"))

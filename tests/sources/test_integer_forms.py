@@ -372,3 +372,30 @@ def test_modules_of_several_bits_and_groups(tmp_path: Path) -> None:
     assert list(joined) == ["a.bias", "a.weight", "b.weight"]
     check(joined["a.weight"], wide.weights, rng, "q8_0")
     check(joined["b.weight"], narrow.weights, rng, "q4_0")
+
+
+def test_stacked_experts_of_gptq(tmp_path: Path) -> None:
+    rng = np.random.default_rng(8)
+    experts = [made(rng, (16, 64), 4, 32, symmetric=False, lowest=1) for _ in range(3)]
+    tensor = opened(
+        tmp_path / "t.safetensors",
+        {"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": False},
+        qweight=np.stack([packed(one.codes, 4, "dense").T for one in experts]),
+        qzeros=np.stack([packed(one.zeros.T - 1, 4, "dense") for one in experts]),
+        scales=np.stack([one.scales.T.astype(np.float16) for one in experts]),
+        g_idx=experts[0].groups.astype(np.int32),
+    )
+    check(tensor, np.stack([one.weights for one in experts]), rng, "q5_0")
+
+
+@pytest.mark.parametrize("shape", [(0, 64), (8, 0), (0, 0)])
+def test_matrices_without_weights(shape: tuple[int, int], tmp_path: Path) -> None:
+    config = {
+        "quant_method": "compressed-tensors", "format": "int-quantized",
+        "config_groups": {"g": {"targets": ["Linear"], "weights": {"num_bits": 8, "strategy": "channel"}}},
+    }  # fmt: skip
+    tensors = {"weight": np.zeros(shape, np.int8), "weight_scale": bf16(np.ones((shape[0], 1)))}
+    tensor = opened(tmp_path / "t.safetensors", config, **tensors)
+    assert tensor.rows is not None
+    assert tensor.rows.fault() == ""
+    assert tensor.rows.read(0, shape[0]).shape == shape

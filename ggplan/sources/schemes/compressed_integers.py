@@ -108,7 +108,10 @@ def _module(name: str, tensors: Mapping[str, StoredTensor]) -> str:
 
 
 def _groups_elsewhere(config: QuantizationConfig) -> list[WeightGroup]:
-    """What a config of another kind says of such tensors: AutoRound's export in this form, or nothing."""
+    """What a config of another kind says of such tensors, in groups without a name.
+
+    AutoRound's export in this form states bits and groups; without a config any bits are tried.
+    """
     bits, size = config.values.get("bits"), config.values.get("group_size")
     if type(bits) is int and type(size) is int and config.values.get("data_type", "int") == "int":
         strategy = "group" if size > 0 else "channel"
@@ -144,6 +147,8 @@ def _group(
         if part in parts:
             integers.require_dtype(parts[part], what, _INTEGERS)
     shape = shapes.get(names["shape"])
+    if not is_packed and not any(group.name for group in stated):  # of bytes without a config
+        stated = [group for group in stated if group.bits == 8]
     layout = layout_of(module, parts, shape, stated, config, known)
     return Group(module + ".weight", f"int{layout.form.bits}", parts, layout)
 

@@ -152,7 +152,7 @@ def weights_of(
     matrix
         Gives the weights of expert `i`; of a matrix those of 0.
     fault, codes_fault
-        What is wrong with the weights, and besides with the codes as a ggml type has them; see `RowSource`.
+        What is wrong with the weights, and what keeps the codes out of a ggml type; see `RowSource`.
     name
         The tensor, for messages.
     """
@@ -186,10 +186,7 @@ def weights_of(
             blocks[at : at + end - first] = _blocks(levels, slice_.scales(first, end), slice_.group, chosen)
         return blocks
 
-    def all_faults() -> str:
-        return fault() or codes_fault()
-
-    return Weights(rows, RowSource(chosen, shape, read_codes, all_faults))
+    return Weights(rows, RowSource(chosen, shape, read_codes, codes_fault))
 
 
 def _pieces(shape: tuple[int, ...], start: int, stop: int) -> Iterator[tuple[int, int, int, int]]:
@@ -315,7 +312,10 @@ def scale_fault(tensor: StoredTensor, what: str = "scale") -> str:
 
 
 def half_fault(tensor: StoredTensor) -> str:
-    """How many scales float16 does not hold exactly, and the first; "" if it holds all."""
+    """How many scales float16 does not hold exactly, and the first; "" if it holds all.
+
+    Scales of F16 are not read: whether they are finite is a question of the weights.
+    """
     import numpy as np
 
     if tensor.dtype == "F16":
@@ -323,7 +323,8 @@ def half_fault(tensor: StoredTensor) -> str:
 
     def inexact(scales: NDArray[np.float32]) -> NDArray[np.bool_]:
         with np.errstate(over="ignore", invalid="ignore"):
-            return np.not_equal(scales.astype(np.float16).astype(np.float32), scales)
+            halves = scales.astype(np.float16).astype(np.float32)
+        return np.not_equal(halves, scales) | ~np.isfinite(scales)
 
     return _first_wrong(tensor, "scale", "not exact in float16", inexact)
 

@@ -110,7 +110,9 @@ def read_settings(config: QuantizationConfig) -> Settings:
     signs = [values.get("sym")]
     for of_module in modules:
         number = _number(config, of_module, ("bits",), 1, 64)
-        bits.append(number if number is not None and number <= 8 else None)
+        if number is not None and number > 8:  # left as it was
+            continue
+        bits.append(number)
         sizes.append(_number(config, of_module, ("group_size",), -1, 1 << 30))
         signs.append(of_module.get("sym", values.get("sym")))
     layout, unpack, adds_one = _gptq_or_awq(config)

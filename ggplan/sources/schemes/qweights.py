@@ -125,14 +125,15 @@ def _group(
     integers.require_dtype(parts["scale"], "the scales", integers.SCALE_DTYPES)
     if "order" in parts:
         integers.require_dtype(parts["order"], "the groups of columns", ("I32", "I64"))
-    matrices = parts
-    n_dimensions = len(codes.shape)
-    if n_dimensions == 3 and codes.shape[0]:
-        matrices = dict(_slice(parts, 0, codes.shape[0]))
+    n_slices = codes.shape[0] if len(codes.shape) == 3 else 0
+    matrices = _slice(parts, 0, n_slices) if n_slices else parts
     for part in ("codes", "zero", "scale"):
-        if len(matrices[part].shape) != 2 or 0 in matrices[part].shape:
-            raise _fault(parts[part], f"has the shape {list(parts[part].shape)}, and is no matrix")
+        shape = parts[part].shape
+        if len(matrices[part].shape) != 2 or 0 in shape or (n_slices and shape[0] != n_slices):
+            raise _fault(parts[part], f"has the shape {list(shape)}, and is no matrix")
     layout = _layout(matrices, settings, config)
+    if n_slices and isinstance(layout, AwqLayout) and layout.version == "gemv_fast":
+        raise _fault(codes, f"has the shape {list(codes.shape)}, and is no matrix")
     kind = "GPTQ" if isinstance(layout, GptqLayout) else "AWQ"
     return Group(f"{module}.weight", f"{kind} int{layout.form.bits}", parts, layout)
 
@@ -193,28 +194,26 @@ def _gptq_layout(parts: Mapping[str, StoredTensor], settings: Settings) -> GptqL
     codes, zero, scale = parts["codes"], parts["zero"], parts["scale"]
     n_groups, n_rows = scale.shape
     unpack = settings.unpack
+    faults: list[CheckpointError] = []
     for bits in settings.bits or range(1, 9):
-        if zero.shape[1] != packed_bits.n_words(unpack, bits, n_rows):
+        needed = packed_bits.n_words(unpack, bits, n_rows)
+        if zero.shape[1] != needed:
+            what = f"has {zero.shape[1]} words in a row, {n_rows} zero points of {bits} bits need {needed}"
+            faults.append(_fault(zero, what))
             continue
-        whole = codes.shape[0] * 32 // bits
-        n_columns = parts["order"].n_weights if "order" in parts else whole
-        if packed_bits.n_words(unpack, bits, n_columns) != codes.shape[0]:
-            raise _fault(
-                codes, f"has {codes.shape[0]} rows of words for {n_columns} inputs of {bits} bits; they need "
-                f"{packed_bits.n_words(unpack, bits, n_columns)}",
-            )  # fmt: skip
+        n_columns = parts["order"].n_weights if "order" in parts else codes.shape[0] * 32 // bits
+        needed = packed_bits.n_words(unpack, bits, n_columns)
+        if codes.shape[0] != needed:
+            what = f"has {codes.shape[0]} rows of words, {n_columns} inputs of {bits} bits need {needed}"
+            faults.append(_fault(codes, what))
+            continue
         group = _group_size(scale, n_groups, n_columns, settings)
         reordered = ""
         if "order" in parts and settings.act_order and n_groups > 1:
             reordered = "columns are in the order of their activations (desc_act)"
         form = Form(bits, settings.symmetric, group, reordered)
         return GptqLayout(form, n_rows, n_columns, unpack, settings.adds_one)
-    stated = " or ".join(str(bits) for bits in settings.bits) or "1 to 8"
-    raise _fault(
-        zero,
-        f"has {zero.shape[1]} words in a row, {n_rows} zero points of {stated} bits need "
-        f"{' or '.join(str(packed_bits.n_words(unpack, bits, n_rows)) for bits in settings.bits)}",
-    )
+    raise faults[0]
 
 
 def _gemm_layout(parts: Mapping[str, StoredTensor], settings: Settings) -> AwqLayout:
@@ -249,8 +248,6 @@ def _fast_layout(parts: Mapping[str, StoredTensor], settings: Settings) -> AwqLa
         raise _fault(
             scale, f"has the shape {list(scale.shape)}, zero points {list(zero.shape)}, for {n_rows} outputs"
         )
-    if len(codes.shape) != len(parts["scale"].shape):
-        raise _fault(codes, f"has the shape {list(codes.shape)}, and is no matrix")
     group = 0
     if scale.shape[0] % 8 == 0:
         group = _padded_group(zero, scale.shape[0] // 8, n_columns, settings, is_needed=False)
