@@ -34,6 +34,7 @@ from ggplan.sources.schemes.e2m1 import (
     KEYS,
     read_raw,
     regrouped,
+    require_floats,
     require_shape,
     require_untransformed,
     rows_in,
@@ -100,8 +101,9 @@ class _Tensor:
         """Rows of weights."""
         import numpy as np
 
-        values = values_of(read_raw(self.codes, start, stop, self.n_rows)).reshape(stop - start, -1, _GROUP)
         per_row = self.shape[-1] // _GROUP
+        values = values_of(read_raw(self.codes, start, stop, self.n_rows))
+        values = values.reshape(stop - start, per_row, _GROUP)
         scales = self.scales.read_floats(start * per_row, stop * per_row).reshape(stop - start, per_row)
         whole = self.whole.read_floats(0, self.whole.n_weights)
         if whole.size > 1:  # one for each expert
@@ -121,8 +123,10 @@ class _Tensor:
         codes = regrouped(read_raw(self.codes, start, stop, self.n_rows), _GROUP)
         scales = read_raw(self.scales, start, stop, self.n_rows) & 0x7F
         n_blocks = self.shape[-1] // _SUPERBLOCK
-        parts = (part.reshape(stop - start, n_blocks, -1) for part in (scales, codes))
-        return np.concatenate(list(parts), axis=2).reshape(stop - start, -1)
+        scales = scales.reshape(stop - start, n_blocks, _SUPERBLOCK // _GROUP)
+        codes = codes.reshape(stop - start, n_blocks, _SUPERBLOCK // 2)
+        row_bytes = _NVFP4.row_bytes(self.shape[-1])
+        return np.concatenate((scales, codes), axis=2).reshape(stop - start, row_bytes)
 
     def fault(self) -> str:
         """Scales that are not numbers."""
@@ -158,6 +162,9 @@ def _tensor(group: Group) -> _Tensor:
     columns = group.parts.get("columns")
     if columns is not None:
         require_shape(columns, shape[-1:], shape)
+    for part in ("whole", "columns", "input"):
+        if part in group.parts:
+            require_floats(group.parts[part])
     return _Tensor(codes, scales, whole, columns, shape, whole.name.endswith("_global_scale"))
 
 
