@@ -19,6 +19,7 @@ from ggplan.arch.general_keys import general_keys, quantization_version
 from ggplan.arch.glm4moe import GLM4_MOE
 from ggplan.arch.llama import LLAMA, MISTRAL, MIXTRAL
 from ggplan.arch.metadata import Keys, rope_parameters
+from ggplan.arch.moving import activation_keys
 from ggplan.arch.pretokenizers import require_pretokenizer
 from ggplan.arch.qwen3 import QWEN3, QWEN3_MOE
 from ggplan.arch.tensors import convert_tensors
@@ -93,6 +94,7 @@ def to_gguf(checkpoint: HfCheckpoint, *, pre: str | None = None) -> Model:
         **general_keys(checkpoint, architecture.name, [*tensors, *companions]),
         **keys.values,
         **quantization_version(),
+        **activation_keys(tensors),
         **tokenizer,
     }
     notes = (*checkpoint.notes, *_notes(config, stored), *_unreadable(checkpoint))

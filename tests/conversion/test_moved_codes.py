@@ -86,11 +86,11 @@ def test_plan_shows_what_becomes_of_each_tensor(tmp_path: Path) -> None:
     assert "1 tensor in q4_0: NVFP4, encoded anew" in text
     assert any("ffn_up_exps.weight" in line and "moved from NVFP4" in line for line in text.split("\n"))
     plan = json.loads(ggplan("plan", source, "-r", recipe, "--json", *PRE))
-    fates = {t["name"]: t["codes"] for t in plan["tensors"]}
-    assert fates["blk.0.attn_q.weight"] == "NVFP4, encoded anew"
-    assert fates["blk.0.attn_k.weight"] == "moved from NVFP4"
-    assert fates["output.weight"] is None
-    assert {"fate": "NVFP4, encoded anew", "type": "q4_0", "tensors": 1, "bytes": 9216} in plan["codes"]
+    outcomes = {t["name"]: t["codes"] for t in plan["tensors"]}
+    assert outcomes["blk.0.attn_q.weight"] == "NVFP4, encoded anew"
+    assert outcomes["blk.0.attn_k.weight"] == "moved from NVFP4"
+    assert outcomes["output.weight"] is None
+    assert {"outcome": "NVFP4, encoded anew", "type": "q4_0", "tensors": 1, "bytes": 9216} in plan["codes"]
     assert [d["code"] for d in plan["diagnostics"] if d["severity"] == "warning"] == ["GP216"]
 
 

@@ -232,3 +232,21 @@ def test_mutants_give_weights_or_one_error(folder: str, tmp_path: Path) -> None:
                     assert len(rows.read(0, min(3, rows.n_rows))) == min(3, rows.n_rows)
     assert 5 < len(refused) < 60
     assert not [message for message in refused if "\n" in message]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, False),
+        ({"quant_algo": "W4A16_NVFP4"}, True),
+        ({"quant_algo": "MIXED_PRECISION", "quantized_layers": {Q: {"quant_algo": "W4A16_NVFP4"}}}, True),
+        ({"quant_algo": "W4A16_NVFP4", "quantized_layers": {Q: {"quant_algo": "NVFP4"}}}, False),
+        ({"quantized_layers": {"model.layers.0.self_attn": {"quant_algo": "W4A16_NVFP4"}}}, True),
+    ],
+)
+def test_weights_that_are_not_for_4_bit_activations(changes: dict, expected: bool, tmp_path: Path) -> None:
+    folder = edited("modelopt-nvfp4", tmp_path, lambda tensors: None)
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] |= changes
+    (folder / "config.json").write_text(json.dumps(config))
+    assert open_checkpoint(folder).tensors[f"{Q}.weight"].full_activations == expected

@@ -22,6 +22,7 @@ not fold that into the layer before; the weights then are those products, and no
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -52,6 +53,7 @@ _GROUP = 16
 _SUPERBLOCK = 64
 _UNUSED = (".input_scale", ".input_global_scale", ".k_scale", ".v_scale", ".output_scale")
 _NVFP4 = parse_type("nvfp4")
+_EXPERT = re.compile(r"\.experts\.\d+\.", re.ASCII)
 _RUN = 1 << 22  # bytes of scales that are looked at together
 
 
@@ -79,7 +81,22 @@ def join(group: Group, config: QuantizationConfig) -> Weights:
     companions = {"scale": _numbers(tensor.whole, tensor.is_divisor)}
     if (activations := group.parts.get("input")) is not None:
         companions["input_scale"] = _numbers(activations, tensor.is_divisor)
-    return Weights(rows, codes, companions=companions)
+    is_full = _algorithm(group.name, config) == "W4A16_NVFP4"
+    return Weights(rows, codes, companions=companions, full_activations=is_full)
+
+
+def _algorithm(name: str, config: QuantizationConfig) -> object:
+    """ModelOpt's name for the way in which a tensor is quantized: of its module or the nearest around it.
+
+    All experts of a layer have one, as llama.cpp's converter has it (`_tag_prec_a4`).
+    """
+    layers = config.values.get("quantized_layers")
+    module = _EXPERT.sub(".experts.", name).removesuffix(".weight")
+    while module and isinstance(layers, dict):
+        if isinstance(layer := layers.get(module), dict):
+            return layer.get("quant_algo")
+        module = module.rpartition(".")[0]
+    return config.values.get("quant_algo")
 
 
 @dataclass(frozen=True, slots=True)
