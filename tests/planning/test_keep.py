@@ -216,8 +216,17 @@ def test_codes_encoded_anew_in_as_few_bits_are_warned_about_and_kept_by_the_fix(
 
 def test_the_fix_that_makes_the_file_larger_is_not_safe() -> None:
     (warning,) = found("attn_k = q4_0")
+    assert warning.fix.edits[0].text == "keep(q4_1) | q4_0"
     assert not warning.fix.safe
     assert "5 to 8 %" in warning.message
+
+
+def test_codes_with_zero_points_in_q4_1_are_moved_there() -> None:
+    (warning,) = found("attn_k = q4_1")
+    assert warning.fix.edits[0].text == "keep(q4_1) | q4_1"
+    assert warning.fix.safe
+    assert "rounds the minimum" in warning.help
+    assert found("attn_k = keep(q4_1) | q4_1") == []
 
 
 def test_a_wider_type_is_warned_about_with_its_bytes() -> None:
