@@ -126,3 +126,17 @@ def test_an_export_says_that_the_other_tool_encodes_anew(tmp_path: Path) -> None
     done = run("rules", "export", recipe, "--dialect", "llama-quantize", "-m", source)
     assert done.returncode == 0
     assert "7 tensors have the types of the codes that `ggplan convert` moves" in done.stderr
+
+
+def test_diff_finds_no_difference_between_a_checkpoint_and_what_was_moved_from_it(tmp_path: Path) -> None:
+    source, out = with_tokenizer("modelopt-nvfp4", tmp_path), tmp_path / "out.gguf"
+    ggplan("convert", source, out, *PRE)
+    done = run("diff", source, out)
+    assert done.returncode == 0, done.stdout
+
+
+def test_an_imatrix_is_not_asked_for_codes_that_are_moved(tmp_path: Path) -> None:
+    source, recipe = with_tokenizer("modelopt-nvfp4", tmp_path), tmp_path / "r.recipe"
+    recipe.write_text("@default keep | q4_K | q8_0\n")
+    done = run("plan", source, "-r", recipe, *PRE)
+    assert "imatrix" not in done.stderr
