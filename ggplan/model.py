@@ -153,6 +153,8 @@ class Codes:
         needs a type of more bits; else None.
     settled
         Whether the scales were read (see `ggplan.planning.settling`).
+    full_activations
+        Whether the checkpoint says that they are not for activations of 4 bits.
     """
 
     form: str
@@ -161,6 +163,7 @@ class Codes:
     companions: tuple[TensorInfo, ...] = ()
     nearly: RowSource | None = None
     settled: bool = False
+    full_activations: bool = False
 
     @property
     def are_moved(self) -> bool:
@@ -168,7 +171,7 @@ class Codes:
         return not self.why_decoded
 
     @property
-    def fate(self) -> str:
+    def outcome(self) -> str:
         """What becomes of them, for tables: `moved from int4 group 128`, `decoded: ...`."""
         return f"decoded: {self.why_decoded}" if self.why_decoded else f"moved from {self.form}"
 

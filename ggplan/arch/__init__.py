@@ -20,6 +20,7 @@ from ggplan.arch.config import Config
 from ggplan.arch.families import architectures
 from ggplan.arch.general_keys import general_keys, quantization_version
 from ggplan.arch.metadata import Keys, rope_parameters
+from ggplan.arch.moving import activation_keys
 from ggplan.arch.multimodal import is_multimodal, is_of_another_part, model_class, text_values
 from ggplan.arch.pretokenizers import require_pretokenizer
 from ggplan.arch.tensors import convert_tensors
@@ -82,6 +83,7 @@ def to_gguf(checkpoint: HfCheckpoint, *, pre: str | None = None) -> Model:
         **general,
         **keys.values,
         **quantization_version(),
+        **activation_keys(tensors),
         **tokenizer.keys,
     }
     notes = (

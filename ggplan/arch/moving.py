@@ -10,12 +10,13 @@ What a transform does is found by trying: it is given rows that hold their own n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ggplan.arch.transforms import constant, stacked
 from ggplan.ggml_types import F32, GgmlType
+from ggplan.metadata import Metadata, MetadataType, array
 from ggplan.model import Codes, RowSource, TensorInfo, empty_rows, require_rows
 from ggplan.sources.codes import Q4_0, WIDER, nearly_q4_1, widened
 from ggplan.sources.tensors import CheckpointTensor
@@ -58,8 +59,28 @@ def with_codes(
     companions = _companions(info, parts)
     if isinstance(companions, str):
         return _with(info, Codes(info.stored_as, info.type, companions))
-    codes = Codes(info.stored_as, info.type, "", companions, _nearly(parts, transform))
+    codes = Codes(
+        info.stored_as,
+        info.type,
+        companions=companions,
+        nearly=_nearly(parts, transform),
+        full_activations=any(part.full_activations for part in parts),
+    )
     return _with(info, codes, moved)
+
+
+def activation_keys(tensors: Iterable[TensorInfo]) -> Metadata:
+    """The keys that keep llama.cpp from quantizing to 4 bits what it multiplies with some tensors.
+
+    `_tag_prec_a4` and `add_tensor_extra_prec_a4` of llama.cpp b11434, `conversion/base.py`.
+    """
+    names = sorted(t.name for t in tensors if t.codes is not None and t.codes.full_activations)
+    if not names:
+        return {}
+    return {
+        "general.tensor_extra.name": array(MetadataType.STRING, names),
+        "general.tensor_extra.prec_a4": array(MetadataType.BOOL, [False] * len(names)),
+    }
 
 
 def _with(info: TensorInfo, codes: Codes, stored: RowSource | None = None) -> TensorInfo:

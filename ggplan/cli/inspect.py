@@ -91,7 +91,7 @@ def inspect_command(
 
 def _inspect_model(found: Model, show_tensors: bool, show_metadata: bool, as_json: bool) -> None:
     from ggplan.cli.output import format_count, print_json, print_table
-    from ggplan.planning.fates import fates_in
+    from ggplan.planning.outcomes import outcomes_in
     from ggplan.text import format_bytes, printable
 
     if as_json:
@@ -113,8 +113,8 @@ def _inspect_model(found: Model, show_tensors: bool, show_metadata: bool, as_jso
         ),
         least=("weights", "tensors"),
     )
-    for fate in fates_in(found):
-        click.echo(printable(fate.line))
+    for outcome in outcomes_in(found):
+        click.echo(printable(outcome.line))
     if show_metadata:
         print_table(
             [("key", "left"), ("type", "left"), ("value", "left")],

@@ -269,8 +269,8 @@ def _trials(
     for type_ in choice.types if choice else ():
         if isinstance(type_, Keep):
             is_taken = type_ == keep
-            fate = "" if tensor.codes is None else f", {tensor.codes.fate}"
-            reason = f"`{type_}`{fate}" if is_taken else f"`{type_}` is for quantized sources{fate}"
+            told = "" if tensor.codes is None else f", {tensor.codes.outcome}"
+            reason = f"`{type_}`{told}" if is_taken else f"`{type_}` is for quantized sources{told}"
             found.append(Trial(chosen if is_taken else tensor.type, is_taken, reason))
             if is_taken:
                 break

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ggplan.planning.devices import Memory
-from ggplan.planning.fates import fate_of, fates
+from ggplan.planning.outcomes import outcome_of, outcomes
 from ggplan.planning.plan import Plan, PlannedTensor
 from ggplan.planning.summary import Share, by_role, by_type, in_memory
 
@@ -40,8 +40,13 @@ def plan_json(plan: Plan) -> dict[str, object]:
         "by_class": [_share_json(share) for share in by_role(plan)],
         "by_type": [_share_json(share) for share in by_type(plan)],
         "codes": [
-            {"fate": fate.words, "type": fate.type.name, "tensors": fate.n_tensors, "bytes": fate.n_bytes}
-            for fate in fates(plan.tensors)
+            {
+                "outcome": outcome.words,
+                "type": outcome.type.name,
+                "tensors": outcome.n_tensors,
+                "bytes": outcome.n_bytes,
+            }
+            for outcome in outcomes(plan.tensors)
         ],
         "tensors": [_tensor_json(planned) for planned in plan.tensors],
     }
@@ -73,7 +78,7 @@ def _tensor_json(planned: PlannedTensor) -> dict[str, object]:
         "name": planned.name,
         "shape": list(planned.tensor.shape),
         "source_type": planned.tensor.stored_as,
-        "codes": fate_of(planned) or None,
+        "codes": outcome_of(planned) or None,
         "type": planned.type.name,
         "class": planned.role.value,
         "bytes": planned.n_bytes,

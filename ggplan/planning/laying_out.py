@@ -9,11 +9,11 @@ from ggplan.errors import PlanError
 from ggplan.model import Model, require_model
 from ggplan.planning.assignment import Assignment
 from ggplan.planning.fallback import FallbackTable, table_of
-from ggplan.planning.fates import fates
 from ggplan.planning.fitting import Fitted, fit, replaced, with_companions
 from ggplan.planning.importance import coverage_of
 from ggplan.planning.layout import file_order, place
 from ggplan.planning.makers import Chosen, assign
+from ggplan.planning.outcomes import outcomes
 from ggplan.planning.plan import Effort, Nonfinite, Plan, PlannedTensor
 from ggplan.planning.provenance import output_metadata
 from ggplan.planning.roles import roles_in
@@ -164,7 +164,7 @@ def lay_out(
             nonfinite,
             table,
             effort,
-            [fate.line for fate in fates(planned)],
+            [outcome.line for outcome in outcomes(planned)],
         ),
         imatrix=imatrix,
         fallback=table,

@@ -54,7 +54,7 @@ def output_metadata(
     nonfinite, fallback, effort
         The plan's; recorded if they are not the default.
     codes
-        A line for each fate of codes (see `ggplan.planning.fates`).
+        A line for each outcome of codes (see `ggplan.planning.outcomes`).
     """
     metadata = {
         key: value

@@ -153,9 +153,10 @@ class CheckpointTensor:
         Rows first; `()` for a scalar.
     rows
         The weights; None if ggplan cannot read the way they are stored.
-    codes, why_decoded, companions, nearly
+    codes, why_decoded, companions, nearly, full_activations
         Of quantized weights: the codes as rows of the ggml type that holds them exactly, or why there is
-        none, the tensors that belong to them, and the same codes in q4_1; see `schemes.Weights`.
+        none, the tensors that belong to them, the same codes in q4_1, and whether they are for activations
+        of more than 4 bits; see `schemes.Weights`.
     """
 
     name: str
@@ -167,6 +168,7 @@ class CheckpointTensor:
     why_decoded: str = ""
     companions: Mapping[str, RowSource] = field(default_factory=dict)
     nearly: RowSource | None = None
+    full_activations: bool = False
 
     @property
     def is_quantized(self) -> bool:

@@ -75,7 +75,7 @@ def test_whole_rows_move_with_their_codes(transform: Callable[[RowSource], RowSo
     assert info.type == Q4_0
     assert info.stored is not None
     assert info.stored.shape == info.shape
-    assert info.codes.fate == "moved from Q4_0"
+    assert info.codes.outcome == "moved from Q4_0"
     np.testing.assert_array_equal(weights_of(info.stored), weights_of(info.rows))
 
 
@@ -97,7 +97,7 @@ def test_what_takes_rows_apart_decodes(transform: Callable[[RowSource], RowSourc
         return
     info = made(quantized(), transform=transform)
     assert (info.type, info.stored) == (BF16, None)
-    assert info.codes.fate == "decoded: the GGUF tensor is not made of whole rows of the checkpoint's"
+    assert info.codes.outcome == "decoded: the GGUF tensor is not made of whole rows of the checkpoint's"
 
 
 def test_experts_of_one_type_are_stacked() -> None:
@@ -119,7 +119,7 @@ def test_experts_of_which_one_has_no_codes_are_decoded() -> None:
     parts = [quantized(), quantized(seed=1, why="group_size 16 is no multiple of 32")]
     info = made(parts, "blk.{}.ffn_up_exps.weight")
     assert (info.type, info.stored) == (BF16, None)
-    assert info.codes.fate == "decoded: group_size 16 is no multiple of 32: expert 1"
+    assert info.codes.outcome == "decoded: group_size 16 is no multiple of 32: expert 1"
 
 
 def test_experts_of_types_that_have_nothing_in_common_are_decoded() -> None:
@@ -130,7 +130,7 @@ def test_experts_of_types_that_have_nothing_in_common_are_decoded() -> None:
 def test_a_router_stays_float() -> None:
     info = made(quantized(), "blk.{}.ffn_gate_inp.weight")
     assert (info.type, info.stored) == (F32, None)
-    assert info.codes.fate == "decoded: llama.cpp needs the tensor in float"
+    assert info.codes.outcome == "decoded: llama.cpp needs the tensor in float"
 
 
 def test_companions_have_one_number_for_each_expert_and_ones_where_there_is_none() -> None:

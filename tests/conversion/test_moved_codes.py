@@ -86,11 +86,11 @@ def test_plan_shows_what_becomes_of_each_tensor(tmp_path: Path) -> None:
     assert "1 tensor in q4_0: NVFP4, encoded anew" in text
     assert any("ffn_up_exps.weight" in line and "moved from NVFP4" in line for line in text.split("\n"))
     plan = json.loads(ggplan("plan", source, "-r", recipe, "--json", *PRE))
-    fates = {t["name"]: t["codes"] for t in plan["tensors"]}
-    assert fates["blk.0.attn_q.weight"] == "NVFP4, encoded anew"
-    assert fates["blk.0.attn_k.weight"] == "moved from NVFP4"
-    assert fates["output.weight"] is None
-    assert {"fate": "NVFP4, encoded anew", "type": "q4_0", "tensors": 1, "bytes": 9216} in plan["codes"]
+    outcomes = {t["name"]: t["codes"] for t in plan["tensors"]}
+    assert outcomes["blk.0.attn_q.weight"] == "NVFP4, encoded anew"
+    assert outcomes["blk.0.attn_k.weight"] == "moved from NVFP4"
+    assert outcomes["output.weight"] is None
+    assert {"outcome": "NVFP4, encoded anew", "type": "q4_0", "tensors": 1, "bytes": 9216} in plan["codes"]
     assert [d["code"] for d in plan["diagnostics"] if d["severity"] == "warning"] == ["GP216"]
 
 
@@ -126,3 +126,17 @@ def test_an_export_says_that_the_other_tool_encodes_anew(tmp_path: Path) -> None
     done = run("rules", "export", recipe, "--dialect", "llama-quantize", "-m", source)
     assert done.returncode == 0
     assert "7 tensors have the types of the codes that `ggplan convert` moves" in done.stderr
+
+
+def test_diff_finds_no_difference_between_a_checkpoint_and_what_was_moved_from_it(tmp_path: Path) -> None:
+    source, out = with_tokenizer("modelopt-nvfp4", tmp_path), tmp_path / "out.gguf"
+    ggplan("convert", source, out, *PRE)
+    done = run("diff", source, out)
+    assert done.returncode == 0, done.stdout
+
+
+def test_an_imatrix_is_not_asked_for_codes_that_are_moved(tmp_path: Path) -> None:
+    source, recipe = with_tokenizer("modelopt-nvfp4", tmp_path), tmp_path / "r.recipe"
+    recipe.write_text("@default keep | q4_K | q8_0\n")
+    done = run("plan", source, "-r", recipe, *PRE)
+    assert "imatrix" not in done.stderr

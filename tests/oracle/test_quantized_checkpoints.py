@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -21,13 +22,23 @@ PRE = "qwen2"
 TEXT = Path(__file__).parents[2] / "ggplan" / "demo_model" / "joshua.txt"
 
 
-@pytest.mark.parametrize("name", ["ct-nvfp4a16", "modelopt-nvfp4"])
-def test_nvfp4_equals_the_converters(name: str, convert: Callable, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "algorithm"),
+    [("ct-nvfp4a16", ""), ("modelopt-nvfp4", ""), ("modelopt-nvfp4", "W4A16_NVFP4")],
+)
+def test_nvfp4_equals_the_converters(name: str, algorithm: str, convert: Callable, tmp_path: Path) -> None:
     folder, output = with_tokenizer(name, tmp_path), tmp_path / "theirs.gguf"
+    if algorithm:
+        config = json.loads((folder / "config.json").read_text())
+        config["quantization_config"]["quant_algo"] = algorithm
+        (folder / "config.json").write_text(json.dumps(config))
+        (folder / "hf_quant_config.json").unlink()
     convert([{"folder": folder, "output": output, "outtype": "bf16", "pre": PRE}])
     ours, theirs = settle(ggplan.open_model(folder, pre=PRE)), open_gguf(output)
     keys = {key: value for key, value in theirs.metadata.items() if key != "general.file_type"}
-    assert {k: v.decode() for k, v in ours.metadata.items()} == {k: v.decode() for k, v in keys.items()}
+    assert ours.metadata == keys
+    assert list(ours.metadata) == list(keys)
+    assert ("general.tensor_extra.name" in keys) == bool(algorithm)
     found = {t.name: t for t in (*ours.tensors, *ours.companions)}
     assert found.keys() == {t.name for t in theirs.tensors}
     for tensor in theirs.tensors:

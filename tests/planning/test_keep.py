@@ -14,7 +14,7 @@ from ggplan.ggml_types import BF16, F32, GgmlType, parse_type
 from ggplan.linting import check_plan
 from ggplan.model import Codes, Model, RowSource, TensorInfo
 from ggplan.planning import Plan, assign, kept_types, lay_out, make_plan
-from ggplan.planning.fates import fates
+from ggplan.planning.outcomes import outcomes
 from ggplan.planning.settling import settle
 from ggplan.quants import dequantize, quantize
 from ggplan.rules import parse_recipe
@@ -136,7 +136,7 @@ def test_the_offsets_have_room_for_companions() -> None:
 
 def test_what_becomes_of_codes_is_summed_up_and_recorded() -> None:
     plan = make_plan(MODEL, parse_recipe("attn_q = q8_0\n.* = keep(q4_1)"))
-    lines = {fate.line for fate in fates(plan.tensors)}
+    lines = {outcome.line for outcome in outcomes(plan.tensors)}
     assert lines == {
         "1 tensor in q8_0: int4 group 128, encoded anew",
         "1 tensor in q4_1: moved from int4 asymmetric group 64, minima rounded to float16"
@@ -157,14 +157,14 @@ def faulty(model: Model = MODEL) -> Model:
 def test_a_scale_that_the_type_does_not_hold_decodes_that_tensor_alone() -> None:
     settled = settle(faulty())
     assert settled["blk.0.attn_q.weight"].type == BF16
-    assert settled["blk.0.attn_q.weight"].codes.fate == (
+    assert settled["blk.0.attn_q.weight"].codes.outcome == (
         "decoded: q4_0 does not hold a scale of it exactly: its scales 'x' hold 1e-09"
     )
     assert settled["blk.0.attn_k.weight"].type == Q5_0
     changed = {"attn_q.weight": "bf16"}
     assert types_of(make_plan(faulty())) == KEPT | changed
     assert planned(".* = keep | q8_0", faulty())["attn_q.weight"] == "q8_0"
-    (found,) = [f for f in fates(make_plan(faulty()).tensors) if f.type == BF16]
+    (found,) = [f for f in outcomes(make_plan(faulty()).tensors) if f.type == BF16]
     assert found.words == "decoded: q4_0 does not hold a scale of it exactly"
 
 
@@ -216,8 +216,17 @@ def test_codes_encoded_anew_in_as_few_bits_are_warned_about_and_kept_by_the_fix(
 
 def test_the_fix_that_makes_the_file_larger_is_not_safe() -> None:
     (warning,) = found("attn_k = q4_0")
+    assert warning.fix.edits[0].text == "keep(q4_1) | q4_0"
     assert not warning.fix.safe
     assert "5 to 8 %" in warning.message
+
+
+def test_codes_with_zero_points_in_q4_1_are_moved_there() -> None:
+    (warning,) = found("attn_k = q4_1")
+    assert warning.fix.edits[0].text == "keep(q4_1) | q4_1"
+    assert warning.fix.safe
+    assert "rounds the minimum" in warning.help
+    assert found("attn_k = keep(q4_1) | q4_1") == []
 
 
 def test_a_wider_type_is_warned_about_with_its_bytes() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from ggplan.quants import dequantize
 from ggplan.sources.huggingface import open_checkpoint
 from ggplan.sources.safetensors import read_tensors
 from ggplan.sources.schemes import QuantizationConfig, join_tensors, mxfp4
-from ggplan.sources.tensors import CheckpointTensor
+from ggplan.sources.tensors import DTYPE_BITS, CheckpointTensor
 
 FOLDERS = ["ct-mxfp4a16", "ct-nvfp4a16", "modelopt-nvfp4", "mxfp4-gpt-oss"]
 # modelopt's table has +0 for the code of -0.
@@ -171,3 +172,81 @@ def test_transformed_weights_are_refused(tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match="transform_config"):
         open_checkpoint(folder)
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_any_range_of_rows_can_be_read(folder: str) -> None:
+    for tensor in tensors_of(folder).values():
+        for rows in (tensor.rows, tensor.codes):
+            if rows is None or tensor.codes is None:
+                continue
+            whole = rows.read(0, rows.n_rows)
+            assert rows.read(5, 5).shape == (0, whole.shape[1])
+            np.testing.assert_array_equal(rows.read(3, 17), whole[3:17])
+            for start, stop in ((-1, 2), (0, rows.n_rows + 1), (2, 1)):
+                with pytest.raises(ValueError, match="rows"):
+                    rows.read(start, stop)
+
+
+DTYPES = ("U8", "I8", "BF16", "F16", "F32", "F8_E4M3", "F8_E8M0", "I32", "BOOL")
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_mutants_give_weights_or_one_error(folder: str, tmp_path: Path) -> None:
+    """Types, shapes and names that contradict each other; 60 of each checkpoint."""
+    rng = random.Random(folder)
+    refused: list[str] = []
+    for number in range(60):
+
+        def mutate(tensors: dict) -> None:
+            name = rng.choice([n for n in tensors if ".mlp.experts" in n or "q_proj" in n])
+            dtype, shape, data = tensors[name]
+            match rng.randrange(5):
+                case 0:
+                    tensors.pop(name)
+                case 1:
+                    tensors[rng.choice([*tensors, "x.weight", f"{name}_scale"])] = tensors.pop(name)
+                case 2:
+                    other = rng.choice(DTYPES)
+                    size = DTYPE_BITS[other] // 8
+                    n = len(data) // size
+                    tensors[name] = [other, [n], data[: n * size]]
+                case 3:
+                    extent = rng.choice([0, 1, 2, 16, 32])
+                    tensors[name] = [dtype, [extent, *shape], data * extent]
+                case 4:
+                    raw = bytearray(data)
+                    for _ in range(8):
+                        raw[rng.randrange(len(raw))] = rng.choice([0, 0x7F, 0x80, 0xFF])
+                    tensors[name] = [dtype, shape, bytes(raw)]
+
+        try:
+            tensors = open_checkpoint(edited(folder, tmp_path / str(number), mutate)).tensors
+        except CheckpointError as error:
+            refused.append(error.message)
+            continue
+        for tensor in tensors.values():
+            for rows in (tensor.rows, tensor.codes):
+                if rows is not None and rows.n_rows:
+                    rows.fault()
+                    assert len(rows.read(0, min(3, rows.n_rows))) == min(3, rows.n_rows)
+    assert 5 < len(refused) < 60
+    assert not [message for message in refused if "\n" in message]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, False),
+        ({"quant_algo": "W4A16_NVFP4"}, True),
+        ({"quant_algo": "MIXED_PRECISION", "quantized_layers": {Q: {"quant_algo": "W4A16_NVFP4"}}}, True),
+        ({"quant_algo": "W4A16_NVFP4", "quantized_layers": {Q: {"quant_algo": "NVFP4"}}}, False),
+        ({"quantized_layers": {"model.layers.0.self_attn": {"quant_algo": "W4A16_NVFP4"}}}, True),
+    ],
+)
+def test_weights_that_are_not_for_4_bit_activations(changes: dict, expected: bool, tmp_path: Path) -> None:
+    folder = edited("modelopt-nvfp4", tmp_path, lambda tensors: None)
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] |= changes
+    (folder / "config.json").write_text(json.dumps(config))
+    assert open_checkpoint(folder).tensors[f"{Q}.weight"].full_activations == expected

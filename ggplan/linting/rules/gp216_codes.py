@@ -18,6 +18,7 @@ from ggplan.ggml_types import GgmlType
 from ggplan.linting.case import Case
 from ggplan.linting.rule import Finding, LintRule
 from ggplan.linting.wording import rechosen, some
+from ggplan.model import TensorInfo
 from ggplan.planning import Fitted
 from ggplan.rules import Fix
 
@@ -45,6 +46,8 @@ class Again(Finding):
         return ", with an error of 5 to 8 %" if self.type.bits_per_weight < 5 else ""
 
     def help(self, fix: Fix | None) -> str:
+        if fix is not None and "keep(q4_1)" in fix.edits[0].text:
+            return "write `keep(q4_1)`, which moves the codes and rounds the minimum of each block"
         if self.type.bits_per_weight < self.source.bits_per_weight:
             return f"it saves {-self._more:.2g} bpw; `keep` moves the codes and loses nothing"
         return "write `keep`, which moves the codes and loses nothing"
@@ -63,7 +66,8 @@ def check(case: Case) -> Iterator[Again]:
         choice, n_weights = case.choice(rule), sum(case.tensors[t].n_weights for t in members)
         fix = None
         if choice is not None and type_.bits_per_weight >= 4:
-            fix = rechosen(choice, f"keep | {choice.text}", safe=_is_no_larger(case, rule))
+            keep = "keep" if source.bits_per_weight <= type_.bits_per_weight else _smallest(case, members)
+            fix = rechosen(choice, f"{keep} | {choice.text}", safe=_is_no_larger(case, rule, keep))
         told = some(case, members)
         yield Again(case.place(rule), told, n_weights, form, source, type_, fixes=(fix,))
 
@@ -76,11 +80,22 @@ def _key(f: Fitted) -> tuple[int | None, str, GgmlType, GgmlType] | None:
     return (f.decision.rule, codes.form, own, f.type) if is_again else None
 
 
-def _is_no_larger(case: Case, rule: int | None) -> bool:
+def _smallest(case: Case, members: list[int]) -> str:
+    """The `keep` of the fewest bits that the tensors have."""
+    codes = [case.tensors[t].codes for t in members]
+    return "keep(q4_1)" if all(c is not None and c.nearly is not None for c in codes) else "keep"
+
+
+def _is_no_larger(case: Case, rule: int | None, keep: str) -> bool:
     """Whether no tensor that the choice decides takes more bytes if it keeps its codes."""
     mine = [f for f in case.fitted if f.decision.rule == rule and f.decision.reason in ("rule", "default")]
     kept = [f for f in mine if f.tensor.is_quantized]
-    return all(f.tensor.type.bits_per_weight <= f.type.bits_per_weight for f in kept)
+    return all(_kept_bits(f.tensor, keep) <= f.type.bits_per_weight for f in kept)
+
+
+def _kept_bits(tensor: TensorInfo, keep: str) -> float:
+    nearly = tensor.codes.nearly if tensor.codes is not None and keep != "keep" else None
+    return (tensor.type if nearly is None else nearly.dtype).bits_per_weight
 
 
 GP216 = LintRule("GP216", "warning", check)

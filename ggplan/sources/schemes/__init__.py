@@ -83,7 +83,7 @@ def join_tensors(
             held = scheme.join(group, config)
             joined[first.name] = CheckpointTensor(
                 group.name, first.file, group.stored_as, held.rows.shape, held.rows,
-                held.codes, held.why_decoded, held.companions, held.nearly,
+                held.codes, held.why_decoded, held.companions, held.nearly, held.full_activations,
             )  # fmt: skip
     # What one scheme has no use for, such as scales of activations, another may need, or not need either.
     claimed.update(name for _, result in found for name in result.unused)

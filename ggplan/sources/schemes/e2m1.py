@@ -63,15 +63,16 @@ def values_of(raw: NDArray[np.uint8]) -> NDArray[np.float32]:
     """The values of rows of codes: (rows, bytes) give (rows, 2 x bytes)."""
     import numpy as np
 
-    return np.take(_pairs(), raw, axis=0).reshape(len(raw), -1)
+    return np.take(_pairs(), raw, axis=0).reshape(len(raw), raw.shape[1] * 2)
 
 
 def regrouped(raw: NDArray[np.uint8], group: int) -> NDArray[np.uint8]:
     """Rows of codes in the order of ggml's groups of this many: (rows, groups, group / 2) bytes."""
     import numpy as np
 
-    pairs = raw.reshape(len(raw), -1, group // 2)
-    codes = np.stack((pairs & 15, pairs >> 4), axis=-1).reshape(len(raw), -1, group)
+    n_groups = raw.shape[1] * 2 // group
+    pairs = raw.reshape(len(raw), n_groups, group // 2)
+    codes = np.stack((pairs & 15, pairs >> 4), axis=-1).reshape(len(raw), n_groups, group)
     packed: NDArray[np.uint8] = codes[:, :, : group // 2] | codes[:, :, group // 2 :] << 4
     return packed
 
@@ -82,6 +83,14 @@ def require_shape(scale: StoredTensor, shape: tuple[int, ...], weights: tuple[in
         raise CheckpointError(
             f"{shown(scale.file)}: the scales '{shown(scale.name)}' have the shape {list(scale.shape)}; "
             f"weights of shape {list(weights)} need {list(shape)}"
+        )
+
+
+def require_floats(scale: StoredTensor) -> None:
+    """Raise CheckpointError unless a tensor's values are floats of a type that scales have."""
+    if scale.dtype not in ("F32", "BF16", "F16"):
+        raise CheckpointError(
+            f"{shown(scale.file)}: the scale '{shown(scale.name)}' is {scale.dtype}, not F32, BF16 or F16"
         )
 
 

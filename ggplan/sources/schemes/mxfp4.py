@@ -62,17 +62,18 @@ def recognise(tensors: Mapping[str, StoredTensor], config: QuantizationConfig) -
 def join(group: Group, config: QuantizationConfig) -> Weights:
     """The weights in f32, and their codes as mxfp4; see `Scheme`."""
     weight, scale = group.parts["weight"], group.parts["scale"]
-    if group.name.endswith("_proj.weight") and weight.name.endswith("_blocks"):
+    if weight.name.endswith("_blocks"):
         shape = (*weight.shape[:-2], weight.shape[-2] * _BLOCK)
     else:
         shape = (*weight.shape[:-1], weight.shape[-1] * 2)
     require_shape(scale, (*shape[:-1], shape[-1] // _BLOCK), shape)
-    n_rows, n_columns = rows_in(shape), shape[-1]
+    n_rows, n_columns, n_blocks = rows_in(shape), shape[-1], shape[-1] // _BLOCK
 
     def read(start: int, stop: int) -> NDArray[np.float32]:
         import numpy as np
 
-        values = values_of(read_raw(weight, start, stop, n_rows)).reshape(stop - start, -1, _BLOCK)
+        values = values_of(read_raw(weight, start, stop, n_rows))
+        values = values.reshape(stop - start, n_blocks, _BLOCK)
         powers = read_raw(scale, start, stop, n_rows)
         with np.errstate(over="ignore", invalid="ignore"):
             values *= _powers_of_two()[powers][:, :, None]
@@ -83,10 +84,10 @@ def join(group: Group, config: QuantizationConfig) -> Weights:
 
         codes = regrouped(read_raw(weight, start, stop, n_rows), _BLOCK)
         powers = read_raw(scale, start, stop, n_rows)[:, :, None]
-        return np.concatenate((powers, codes), axis=2).reshape(stop - start, -1)
+        return np.concatenate((powers, codes), axis=2).reshape(stop - start, n_blocks * _MXFP4.block_bytes)
 
     def fault() -> str:
-        step = max(1, _RUN // max(1, n_columns // _BLOCK))
+        step = max(1, _RUN // max(1, n_blocks))
         for start in range(0, n_rows, step):
             if (read_raw(scale, start, min(start + step, n_rows), n_rows) == _NAN).any():
                 return f"its scales '{shown(scale.name)}' ({shown(scale.file)}) hold NaN"
@@ -115,6 +116,9 @@ def _groups(tensors: Mapping[str, StoredTensor]) -> Iterator[Group]:
                     f"{shown(weight.file)}: the tensor '{shown(name)}' is MXFP6, which ggplan does not read",
                     hint="use the original checkpoint in bf16 or fp8",
                 )
+            elif name != plain:
+                shape = (*weight.shape[:-1], weight.shape[-1] * 2)
+                require_shape(scale, (*shape[:-1], shape[-1] // _BLOCK), shape)
 
 
 def _scale_of(name: str, tensors: Mapping[str, StoredTensor]) -> StoredTensor | None:

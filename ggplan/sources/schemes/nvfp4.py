@@ -22,6 +22,7 @@ not fold that into the layer before; the weights then are those products, and no
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -34,6 +35,7 @@ from ggplan.sources.schemes.e2m1 import (
     KEYS,
     read_raw,
     regrouped,
+    require_floats,
     require_shape,
     require_untransformed,
     rows_in,
@@ -51,6 +53,7 @@ _GROUP = 16
 _SUPERBLOCK = 64
 _UNUSED = (".input_scale", ".input_global_scale", ".k_scale", ".v_scale", ".output_scale")
 _NVFP4 = parse_type("nvfp4")
+_EXPERT = re.compile(r"\.experts\.\d+\.", re.ASCII)
 _RUN = 1 << 22  # bytes of scales that are looked at together
 
 
@@ -78,7 +81,22 @@ def join(group: Group, config: QuantizationConfig) -> Weights:
     companions = {"scale": _numbers(tensor.whole, tensor.is_divisor)}
     if (activations := group.parts.get("input")) is not None:
         companions["input_scale"] = _numbers(activations, tensor.is_divisor)
-    return Weights(rows, codes, companions=companions)
+    is_full = _algorithm(group.name, config) == "W4A16_NVFP4"
+    return Weights(rows, codes, companions=companions, full_activations=is_full)
+
+
+def _algorithm(name: str, config: QuantizationConfig) -> object:
+    """ModelOpt's name for the way in which a tensor is quantized: of its module or the nearest around it.
+
+    All experts of a layer have one, as llama.cpp's converter has it (`_tag_prec_a4`).
+    """
+    layers = config.values.get("quantized_layers")
+    module = _EXPERT.sub(".experts.", name).removesuffix(".weight")
+    while module and isinstance(layers, dict):
+        if isinstance(layer := layers.get(module), dict):
+            return layer.get("quant_algo")
+        module = module.rpartition(".")[0]
+    return config.values.get("quant_algo")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +118,9 @@ class _Tensor:
         """Rows of weights."""
         import numpy as np
 
-        values = values_of(read_raw(self.codes, start, stop, self.n_rows)).reshape(stop - start, -1, _GROUP)
         per_row = self.shape[-1] // _GROUP
+        values = values_of(read_raw(self.codes, start, stop, self.n_rows))
+        values = values.reshape(stop - start, per_row, _GROUP)
         scales = self.scales.read_floats(start * per_row, stop * per_row).reshape(stop - start, per_row)
         whole = self.whole.read_floats(0, self.whole.n_weights)
         if whole.size > 1:  # one for each expert
@@ -121,8 +140,10 @@ class _Tensor:
         codes = regrouped(read_raw(self.codes, start, stop, self.n_rows), _GROUP)
         scales = read_raw(self.scales, start, stop, self.n_rows) & 0x7F
         n_blocks = self.shape[-1] // _SUPERBLOCK
-        parts = (part.reshape(stop - start, n_blocks, -1) for part in (scales, codes))
-        return np.concatenate(list(parts), axis=2).reshape(stop - start, -1)
+        scales = scales.reshape(stop - start, n_blocks, _SUPERBLOCK // _GROUP)
+        codes = codes.reshape(stop - start, n_blocks, _SUPERBLOCK // 2)
+        row_bytes = _NVFP4.row_bytes(self.shape[-1])
+        return np.concatenate((scales, codes), axis=2).reshape(stop - start, row_bytes)
 
     def fault(self) -> str:
         """Scales that are not numbers."""
@@ -158,6 +179,9 @@ def _tensor(group: Group) -> _Tensor:
     columns = group.parts.get("columns")
     if columns is not None:
         require_shape(columns, shape[-1:], shape)
+    for part in ("whole", "columns", "input"):
+        if part in group.parts:
+            require_floats(group.parts[part])
     return _Tensor(codes, scales, whole, columns, shape, whole.name.endswith("_global_scale"))
 
 

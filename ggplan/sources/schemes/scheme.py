@@ -96,6 +96,8 @@ class Weights:
     nearly
         4-bit codes with zero points, whose `codes` are q5_0, as rows of q4_1 (`sources.codes.nearly_q4_1`),
         which rounds the minimum of each block; else None.
+    full_activations
+        Whether the config says that the weights are not for activations of 4 bits, though they could be.
     """
 
     rows: RowSource
@@ -103,6 +105,7 @@ class Weights:
     why_decoded: str = ""
     companions: Mapping[str, RowSource] = field(default_factory=dict)
     nearly: RowSource | None = None
+    full_activations: bool = False
 
 
 @dataclass(frozen=True, slots=True)
