@@ -11,8 +11,9 @@ that all share. To add one, write such a module: see `docs/models.md`.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 
 from ggplan.arch.architecture import Architecture
@@ -69,7 +70,7 @@ def to_gguf(checkpoint: HfCheckpoint, *, pre: str | None = None) -> Model:
     values = text_values(checkpoint.config)
     config = Config(shown(checkpoint.path / "config.json"), values, len(checkpoint.tensors))
     config = config.with_defaults(**architecture.defaults)
-    stored, left_out = _by_known_names(checkpoint, where)
+    stored, left_out = _by_known_names(checkpoint, where, partial(architecture.rename, config))
     table = architecture.table(config, {name: tensor.shape for name, tensor in stored.items()})
     tensors = convert_tensors(stored, table, where, is_whole=not checkpoint.lacks_shards)
     companions = [c for tensor in tensors if tensor.codes is not None for c in tensor.codes.companions]
@@ -110,7 +111,7 @@ def is_known(folder: Path) -> bool:
 
 
 def _by_known_names(
-    checkpoint: HfCheckpoint, where: str
+    checkpoint: HfCheckpoint, where: str, rename: Callable[[str], str]
 ) -> tuple[dict[str, CheckpointTensor], list[CheckpointTensor]]:
     """The tensors by the names that a causal language model has, and those of the parts that see and hear.
 
@@ -126,7 +127,7 @@ def _by_known_names(
             continue
         name = stated.replace("language_model.", "")
         name = name if name.startswith(_BODY) else f"model.{name}"
-        name = name.removeprefix("model.") if name.startswith("model.lm_head.") else name
+        name = rename(name.removeprefix("model.") if name.startswith("model.lm_head.") else name)
         if name in found:
             raise CheckpointError(
                 f"{where} holds one tensor under two names, '{shown(found[name].name)}' and '{shown(stated)}'"

@@ -61,6 +61,9 @@ class Architecture:
         The values that transformers assumes if config.json has none.
     tokenizer
         The special rules of the tokenizer.
+    rename
+        The name that the table has of a checkpoint's tensor, for names that it would not have otherwise:
+        `model.mtp.layers.0.` of a family that keeps such layers after the others.
     """
 
     name: str
@@ -68,6 +71,7 @@ class Architecture:
     write_keys: Callable[[Keys, Config], None]
     defaults: Mapping[str, object]
     tokenizer: TokenizerRules = TokenizerRules()
+    rename: Callable[[Config, str], str] = lambda config, name: name
 
 
 def head_width(config: Config) -> int:

@@ -143,4 +143,4 @@ def latent_keys(keys: Keys, config: Config, *, n_blocks: int) -> None:
 
 
 # The `model_type` of configs whose transformers class has a `head_dim`.
-_WITH_HEAD_DIM = ("deepseek_v2", "deepseek_v3", "deepseek_v32", "glm_moe_dsa")
+_WITH_HEAD_DIM = ("deepseek_v2", "deepseek_v3", "deepseek_v32", "glm_moe_dsa", "youtu")

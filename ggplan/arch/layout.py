@@ -251,20 +251,27 @@ def n_next_tokens(config: Config) -> int:
 
 
 def _usual_sizes(config: Config) -> dict[str, int | None]:
-    head, n_heads = head_width(config), config.count("num_attention_heads")
-    dense = config.optional_count("intermediate_size")
-    expert = config.optional_count("moe_intermediate_size")
-    shared = config.optional_count("shared_expert_intermediate_size", least=0)
-    n_shared = config.optional_count("n_shared_experts", least=0)
+    """The sizes by letter; None for one that each layer has its own of."""
+
+    def one(key: str, *, least: int = 1) -> int | None:
+        is_of_layers = isinstance(config.values.get(key), list)
+        return None if is_of_layers else config.optional_count(key, least=least)
+
+    heads_differ = any(
+        isinstance(config.values.get(key), list) for key in ("num_attention_heads", "num_key_value_heads")
+    )
+    head = config.optional_count("head_dim") if heads_differ else head_width(config)
+    expert, shared = one("moe_intermediate_size"), one("shared_expert_intermediate_size", least=0)
+    n_shared = one("n_shared_experts", least=0)
     if shared is None and n_shared is not None and expert is not None:
         shared = n_shared * expert
     return {
         "V": config.count("vocab_size"),
         "E": config.count("hidden_size"),
         "H": head,
-        "Q": n_heads * head,
-        "K": heads_kv(config) * head,
-        "F": dense,
+        "Q": None if heads_differ or head is None else config.count("num_attention_heads") * head,
+        "K": None if heads_differ or head is None else heads_kv(config) * head,
+        "F": one("intermediate_size"),
         "M": expert,
         "S": shared,
         "X": n_experts(config),

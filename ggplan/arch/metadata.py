@@ -136,7 +136,7 @@ def text_keys(keys: Keys, config: Config, *, n_blocks: int | None = None) -> Non
 
     `n_blocks` counts the layers, those that predict further tokens included; None for those in config.json.
     """
-    heads = config.optional_count("num_key_value_heads") or config.count("num_attention_heads")
+    heads = _listed_or_count(config, "num_key_value_heads") or _listed_or_count(config, "num_attention_heads")
     base_keys(
         keys,
         config,
@@ -167,9 +167,12 @@ def base_keys(
     keys.count("block_count", n_blocks)
     keys.count("context_length", config.optional_count(_first(config, _CONTEXT)))
     keys.count("embedding_length", config.count("hidden_size"))
-    keys.count("feed_forward_length", config.optional_count(_first(config, _DENSE_COLUMNS)))
-    keys.count("attention.head_count", config.count("num_attention_heads"))
-    keys.count("attention.head_count_kv", n_heads_kv)
+    _per_layer(keys, "feed_forward_length", config, _first(config, _DENSE_COLUMNS))
+    _per_layer(keys, "attention.head_count", config, "num_attention_heads")
+    if n_heads_kv is None or not isinstance(config.values.get("num_key_value_heads"), list):
+        keys.count("attention.head_count_kv", n_heads_kv)
+    else:
+        keys.counts("attention.head_count_kv", config.counts("num_key_value_heads"))
     if config.optional_flag("is_causal") is False:
         keys.flag("attention.causal", False)
     _rope_keys(keys, config)
@@ -187,6 +190,21 @@ def base_keys(
         keys.count("expert_gating_func", GATING[scoring])
     keys.count("attention.key_length", head_dim)
     keys.count("attention.value_length", head_dim)
+
+
+def _listed_or_count(config: Config, key: str) -> int | None:
+    """A count, the largest where each layer has its own; None if it is absent."""
+    if isinstance(config.values.get(key), list):
+        return max(config.counts(key), default=None)
+    return config.optional_count(key)
+
+
+def _per_layer(keys: Keys, key: str, config: Config, name: str) -> None:
+    """Write a count, or a list of them where each layer has its own."""
+    if isinstance(config.values.get(name), list):
+        keys.counts(key, config.counts(name))
+    else:
+        keys.count(key, config.optional_count(name))
 
 
 def n_experts(config: Config) -> int | None:

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from ggplan.arch import families, to_gguf
 from ggplan.arch.config import Config
 from ggplan.arch.families import architectures
 from ggplan.arch.layout import Layout
+from ggplan.arch.metadata import Keys, text_keys
 from ggplan.arch.names import gguf_name
 from ggplan.arch.tensors import DENSE, MOE, Table, convert_tensors
 from ggplan.dialects.hf_names import modules_of
@@ -115,6 +117,47 @@ def test_sizes_that_no_config_states_are_those_of_the_other_layers(tmp_path: Pat
         converted([5, 5], [3])
     with pytest.raises(CheckpointError, match=r"has the shape 3 x 1, but in other layers it is 3"):
         converted([5, 4], [3, 1])
+
+
+def test_counts_that_each_layer_has_its_own_of() -> None:
+    values = {
+        "vocab_size": 8,
+        "hidden_size": 4,
+        "head_dim": 2,
+        "num_hidden_layers": 2,
+        "num_attention_heads": [2, 4],
+        "num_key_value_heads": [2, 0],
+        "intermediate_size": [6, 8],
+    }
+    config = Config("config.json", values, 9)
+    (q,) = Layout("qwen3", config).layer("self_attn.q_proj")
+    (down,) = Layout("qwen3", config).layer("mlp.down_proj")
+    assert (q.shape, down.shape) == ((None, 4), (4, None))
+    keys = Keys("x")
+    text_keys(keys, config)
+    written = {key: value.decode() for key, value in keys.values.items()}
+    assert written["x.attention.head_count"] == [2, 4]
+    assert written["x.attention.head_count_kv"] == [2, 0]
+    assert written["x.feed_forward_length"] == [6, 8]
+
+
+def test_a_family_may_rename_tensors_before_they_are_looked_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Layers that predict further tokens under a name of their own, after the others in the GGUF."""
+
+    def rename(config: Config, name: str) -> str:
+        return name.replace("model.mtp.0.", f"model.layers.{config.count('num_hidden_layers')}.")
+
+    whole = opened(tmp_path / "whole", "glm4moe_mtp")
+    known = architectures()
+    renaming = {**known, "Glm4MoeForCausalLM": replace(known["Glm4MoeForCausalLM"], rename=rename)}
+    monkeypatch.setattr("ggplan.arch.architectures", lambda: renaming)
+    spec = read_case("glm4moe_mtp")
+    for shard, tensors in spec["shards"].items():
+        spec["shards"][shard] = {n.replace("model.layers.3.", "mtp.0."): t for n, t in tensors.items()}
+    named = to_gguf(open_checkpoint(write_case(tmp_path / "named", spec)), pre="glm4")
+    assert {(t.name, t.shape) for t in named.tensors} == {(t.name, t.shape) for t in whole.tensors}
 
 
 def test_parts_that_see_are_left_out_with_a_note(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""DeepSeek V2, V3 and R1, Kimi K2, GLM-4.7-Flash: the GGUF architecture `deepseek2`.
+"""DeepSeek V2, V3 and R1, Kimi K2, GLM-4.7-Flash, Youtu-LLM: the GGUF architecture `deepseek2`.
 
 Multi-head latent attention: K and V of all heads are made from one narrow vector by `kv_b_proj`. llama.cpp
 multiplies K's part into the query and V's part into the output instead, so the matrix is cut in two and K's
@@ -91,6 +91,12 @@ _GLM_LITE = Architecture(
     },
     GLM_TOKENS,
 )
+_YOUTU = Architecture(
+    "deepseek2",
+    _table,
+    _write_keys,
+    {**_DEFAULTS, "max_position_embeddings": 131072, "tie_word_embeddings": True},
+)
 
 CLASSES = {
     "DeepseekV2ForCausalLM": _V2,
@@ -98,4 +104,5 @@ CLASSES = {
     "Glm4MoeLiteForCausalLM": _GLM_LITE,
     "KimiK25ForConditionalGeneration": _V3,
     "KimiVLForConditionalGeneration": _V3,
+    "YoutuForCausalLM": _YOUTU,
 }

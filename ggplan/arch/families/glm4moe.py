@@ -1,4 +1,4 @@
-"""GLM-4.5, GLM-4.5-Air, GLM-4.6, GLM-4.7, text part of GLM-4.5V and 4.6V: the GGUF architecture `glm4moe`.
+"""GLM-4.5, GLM-4.6, GLM-4.7, text part of GLM-4.5V and 4.6V, Solar-Open: the GGUF architecture `glm4moe`.
 
 The first layers are dense, the others have routed experts and a shared one. The last are followed by layers
 that predict further tokens (`num_nextn_predict_layers`, "MTP"): layers with experts, plus `nextn` tensors of
@@ -25,7 +25,8 @@ GLM_TOKENS = TokenizerRules(
 
 def _table(config: Config, names: Collection[str]) -> Table:
     layout = Layout("glm4moe", config)
-    n_layers, n_dense = config.layers("num_hidden_layers"), config.count("first_k_dense_replace", least=0)
+    n_layers = config.layers("num_hidden_layers")
+    n_dense = config.optional_count("first_k_dense_replace", least=0) or 0
     layers = [DENSE if k < n_dense else MOE for k in range(n_layers)]
     return Table(
         [
@@ -51,7 +52,7 @@ def _write_keys(keys: Keys, config: Config) -> None:
     keys.count("rope.dimension_count", rotated_columns(config, head_width(config), 0.5))
     keys.count("expert_feed_forward_length", config.count("moe_intermediate_size"))
     keys.count("expert_shared_count", config.count("n_shared_experts", least=0))
-    keys.count("leading_dense_block_count", config.count("first_k_dense_replace", least=0))
+    keys.count("leading_dense_block_count", config.optional_count("first_k_dense_replace", least=0))
     keys.count("expert_gating_func", GATING["sigmoid"])
     keys.number("expert_weights_scale", config.optional_number("routed_scaling_factor"))
     keys.flag("expert_weights_norm", config.optional_flag("norm_topk_prob"))
@@ -72,10 +73,22 @@ _DEFAULTS: dict[str, object] = {
     "routed_scaling_factor": 1.0,
     "norm_topk_prob": True,
 }
+_SOLAR_TOKENS = TokenizerRules(
+    special_tokens={
+        "eos": "<|endoftext|>",
+        "eot": "<|endoftext|>",
+        "unk": "<unk>",
+        "bos": "<|startoftext|>",
+    }
+)
+_SOLAR_DEFAULTS = {key: value for key, value in _DEFAULTS.items() if key != "first_k_dense_replace"}
 
 CLASSES = {
     "Glm4MoeForCausalLM": Architecture("glm4moe", _table, _write_keys, _DEFAULTS, GLM_TOKENS),
     "Glm4vMoeForConditionalGeneration": Architecture(
         "glm4moe", _table, _write_keys, _DEFAULTS | {"max_position_embeddings": 65536}, GLM_TOKENS
+    ),
+    "SolarOpenForCausalLM": Architecture(
+        "glm4moe", _table, _write_keys, _SOLAR_DEFAULTS | {"head_dim": 128}, _SOLAR_TOKENS
     ),
 }

@@ -5,7 +5,7 @@ from pathlib import Path
 import transformers as tf
 from making import SIZES, hub_style, save, silent
 
-GOLDENS = ("glm4", "glm4v")
+GOLDENS = ("chatglm", "glm4", "glm4v")
 VISION = {
     "depth": 1,
     "hidden_size": 32,
@@ -42,3 +42,7 @@ def glm4v(folder: Path) -> None:
     text = tf.Glm4vTextConfig(**SIZES, head_dim=16, rope_parameters=rope)
     config = tf.Glm4vConfig(text_config=text.to_dict(), vision_config=VISION)
     save(folder, config, cls=tf.Glm4vForConditionalGeneration)
+
+
+def chatglm(folder: Path) -> None:
+    save(folder, tf.GlmConfig(**SIZES, head_dim=16), shard="100KB")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 import transformers as tf
-from making import GLM, MLA, YARN, edit, hub_style, save
+from making import GLM, MLA, YARN, edit, hub_style, list_tokens, save
 from safetensors.torch import load_file, save_file
 
 GOLDENS = ("glm4v_moe", "glm4moe_lite_mtp", "glm_dsa_mtp", "deepseek_v32_mtp")
@@ -71,6 +71,26 @@ def glm_dsa_mtp(folder: Path) -> None:
     save(folder, tf.GlmMoeDsaConfig(**_DSA))
     _add_next(folder)
     edit(folder, lambda config: config.update(num_nextn_predict_layers=1))
+
+
+def solar_open(folder: Path) -> None:
+    """All layers have experts; its own special tokens stand for those of the small tokenizer."""
+    sizes = {
+        key: value for key, value in GLM.items() if key not in ("first_k_dense_replace", "num_mtp_layers")
+    }
+    del sizes["intermediate_size"]
+    save(folder, tf.SolarOpenConfig(**sizes), shard="100KB")
+    path = folder / "tokenizer.json"
+    text = path.read_text().replace('"[MASK]"', '"<unk>"').replace('"[sMASK]"', '"<|startoftext|>"')
+    path.write_text(text)
+
+
+def youtu(folder: Path) -> None:
+    """Latent attention without experts."""
+    moe = ("moe_intermediate_size", "num_experts_per_tok", "n_routed_experts", "n_group", "topk_group")
+    sizes = {key: value for key, value in MLA.items() if key not in (*moe, "first_k_dense_replace")}
+    save(folder, tf.YoutuConfig(**sizes, q_lora_rank=40))
+    list_tokens(folder)
 
 
 def glm_dsa_shared(folder: Path) -> None:
