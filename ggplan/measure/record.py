@@ -15,6 +15,7 @@ import csv
 import dataclasses
 import io
 import shlex
+from bisect import insort
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -275,23 +276,42 @@ def merge(old: Record, new: Record) -> Record:
     """
     check_same_model(old.model, new.model)
     merged = list(old.quantizations)
+    places: dict[tuple[str, str], list[int]] = {}
+    for at, q in enumerate(merged):
+        _enter(places, q, at)
     for q in new.quantizations:
-        at = _place_of(q, merged)
-        if at is None:
+        place = _place_of(q, merged, places)
+        if place is None:
             merged.append(q)
-        else:
-            merged[at] = _merged(merged[at], q)
+            _enter(places, q, len(merged) - 1)
+            continue
+        before, merged[place] = merged[place], _merged(merged[place], q)
+        if _keys(before) != _keys(merged[place]):
+            for key in _keys(before):
+                places[key].remove(place)
+            _enter(places, merged[place], place)
     return Record(_filled(old.model, new.model), tell_apart(merged))
 
 
-def _place_of(q: Quantization, known: Sequence[Quantization]) -> int | None:
-    """Which of the known quantizations `q` is."""
-    digest, name = q.file.sha256, _plain_name(q)
-    if digest:
-        same = [i for i, k in enumerate(known) if k.file.sha256 == digest]
-        if same:
-            return same[0]
-    named = [i for i, k in enumerate(known) if _plain_name(k) == name]
+def _keys(q: Quantization) -> tuple[tuple[str, str], ...]:
+    """What a quantization is found by: its name, and the digest of its file."""
+    named = ("name", _plain_name(q))
+    return (named, ("sha256", q.file.sha256)) if q.file.sha256 else (named,)
+
+
+def _enter(places: dict[tuple[str, str], list[int]], q: Quantization, at: int) -> None:
+    for key in _keys(q):
+        insort(places.setdefault(key, []), at)
+
+
+def _place_of(
+    q: Quantization, known: Sequence[Quantization], places: Mapping[tuple[str, str], Sequence[int]]
+) -> int | None:
+    """Which of the known quantizations `q` is; `places` has theirs, by `_keys`."""
+    digest = q.file.sha256
+    if digest and (same := places.get(("sha256", digest))):
+        return same[0]
+    named = places.get(("name", _plain_name(q)), ())
     bare = [i for i in named if not known[i].file.sha256 and (not digest or _could_be_one(known[i], q))]
     if bare or digest:
         return bare[0] if bare else None

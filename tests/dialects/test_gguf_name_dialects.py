@@ -50,8 +50,8 @@ def wanted_types(number: int, name: str) -> dict[str, str]:
 def recipes(name: str) -> list[Recipe]:
     """A recipe with layers, chains and roles, and the shipped ones for a model.
 
-    Models of one family differ in the numbers of their blocks: all recipes of the family are for the smallest,
-    two for the others.
+    Models of one family differ in the numbers of their blocks: all recipes of the family are for the
+    smallest, two for the others.
     """
     family = inventory(name).architecture
     models = [model for model in map(inventory, inventories()) if model.architecture == family]

@@ -21,8 +21,8 @@ from ggplan.rules import parse_recipe
 from ggplan.stock import find_mix
 
 UNMAPPED = {"MiniMax-M2", "gpt-oss-120b", "gpt-oss-20b"}  # no Hugging Face names of their architectures
-# The smallest of each family (the others differ in the numbers of their blocks), and two with other dense blocks
-# or numbers of experts.
+# The smallest of each family (the others differ in the numbers of their blocks), and two with other dense
+# blocks or numbers of experts.
 FAMILIES = sorted(
     {
         inventory(name).architecture: name
