@@ -8,7 +8,7 @@ only if they do not measure the same.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,11 +21,12 @@ from ggplan.measure.record import (
     UNNAMED,
     FileFacts,
     Measurement,
+    Merging,
     ModelFacts,
     Quantization,
     Record,
     Text,
-    merge,
+    begin_merge,
     would_replace,
 )
 from ggplan.measure.record_json import is_record, record_from_json
@@ -83,17 +84,20 @@ def parse_files(
     MeasureError
         If a file is none of these, damaged, or has no result.
     """
-    records: dict[str, Record] = {}
+    records: dict[str, Merging] = {}
     from_logs: set[str] = set()
     for given in [paths] if isinstance(paths, str | Path) else paths:
         is_input = given == standard_input.NAME
         path = Path("stdin" if is_input else given)
         found, is_record = _read(path, text, model_name, note, is_input=is_input)
         for record in found:
-            named = record if is_record else _told_apart(record, records, path, from_logs)
-            old = records.get(named.model.name)
-            records[named.model.name] = merge(old, named) if old else named
-    return list(records.values())
+            old = records.get(record.model.name)
+            named = record if is_record else _told_apart(record, old, path, from_logs)
+            if old is None:
+                records[record.model.name] = begin_merge(named)
+            else:
+                old.add(named)
+    return [merging.record() for merging in records.values()]
 
 
 def _read(
@@ -162,11 +166,12 @@ def _json(content: str) -> Record | list[_Entry] | None:
     if values and all(map(is_record, values)):
         try:
             first, *others = map(record_from_json, values)
+            merging = begin_merge(first)
         except ValueError as error:
             raise MeasureError(str(error)) from None
         for other in others:
-            first = merge(first, other)
-        return first
+            merging.add(other)
+        return merging.record()
     if len(values) != 1 or _is_benchmark(values[0]):
         return None
     return [_Entry(p.model, p.quantization) for p in tables.parse_chart_data(values[0])]
@@ -309,16 +314,14 @@ def _uniquely_named(quantizations: Iterable[Quantization]) -> tuple[Quantization
     return tuple(taken.values())
 
 
-def _told_apart(record: Record, known: Mapping[str, Record], path: Path, from_logs: set[str]) -> Record:
+def _told_apart(record: Record, known: Merging | None, path: Path, from_logs: set[str]) -> Record:
     """The record, with the file's name added to a quantization that another log has other figures of.
 
     `from_logs` holds the names that came from logs and tables, not from records.
     """
-    old = known.get(record.model.name)
-    before = {q.name: q for q in old.quantizations} if old else {}
     named = []
     for q in record.quantizations:
-        there = before.get(q.name)
+        there = known.named(q.name) if known is not None else None
         if there is not None and q.name in from_logs and would_replace(there, q):
             q = replace(q, name=f"{q.name} ({path.stem})")
         from_logs.add(q.name)

@@ -79,18 +79,8 @@ _COLUMNS: tuple[tuple[str, str], ...] = (
     ("delta_p_mean", r"mean[ _](?:δ|delta[ _])p|(?:δ|delta[ _])p[ _]mean"),
     ("same_top", r"same[ _]top(?:[ _]?p)?(?: ?%)?"),
 )
-_METRICS = (
-    "ppl",
-    "kld",
-    "kld_max",
-    "kld999",
-    "kld99",
-    "kld90",
-    "kld_median",
-    "delta_p_rms",
-    "delta_p_mean",
-    "same_top",
-)
+_METRICS = ("ppl", "kld", "kld_max", "kld999", "kld99", "kld90", "kld_median", "delta_p_rms", "delta_p_mean",
+            "same_top")  # fmt: skip
 _SHOWN = 6
 # A mean near 0 is printed below it by the errors of its sum.
 _LEAST_KLD = 1e-3
