@@ -8,7 +8,7 @@ only if they do not measure the same.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,21 +21,23 @@ from ggplan.measure.record import (
     UNNAMED,
     FileFacts,
     Measurement,
+    Merging,
     ModelFacts,
     Quantization,
     Record,
     Text,
-    merge,
+    begin_merge,
     would_replace,
 )
 from ggplan.measure.record_json import is_record, record_from_json
-from ggplan.substitutes import find_substitute
+from ggplan.substitutes import read_limited
 from ggplan.text import decode_text, nearest, printable
 
 _MAX_BYTES = 256 << 20
 _TOOLS = re.compile(r"^(?:perplexity|ppl|kld|sweep-bench|llama-bench|bench)[._-]", re.IGNORECASE)
 _SHOWN = 6
 _FIRST_LINES, _LONGEST = 200, 2000
+_SENSITIVITIES = re.compile(r"""\s*"?(?:QTYPE|tensor|model)"?\s*[,;\t]""", re.IGNORECASE)
 _FIGURES = re.compile(r"\b(?:ppl|perplexity|kld)\b", re.IGNORECASE)
 
 Note = Callable[[str], None]
@@ -82,17 +84,20 @@ def parse_files(
     MeasureError
         If a file is none of these, damaged, or has no result.
     """
-    records: dict[str, Record] = {}
+    records: dict[str, Merging] = {}
     from_logs: set[str] = set()
     for given in [paths] if isinstance(paths, str | Path) else paths:
         is_input = given == standard_input.NAME
         path = Path("stdin" if is_input else given)
         found, is_record = _read(path, text, model_name, note, is_input=is_input)
         for record in found:
-            named = record if is_record else _told_apart(record, records, path, from_logs)
-            old = records.get(named.model.name)
-            records[named.model.name] = merge(old, named) if old else named
-    return list(records.values())
+            old = records.get(record.model.name)
+            named = record if is_record else _told_apart(record, old, path, from_logs)
+            if old is None:
+                records[record.model.name] = begin_merge(named)
+            else:
+                old.add(named)
+    return [merging.record() for merging in records.values()]
 
 
 def _read(
@@ -105,27 +110,15 @@ def _read(
         if note is not None:
             note(f"{shown}: {said}")
 
+    if is_input:
+        raw = standard_input.read_standard_input(_MAX_BYTES, MeasureError)
+    else:
+        raw = read_limited(path, _MAX_BYTES, "log", MeasureError)
     try:
-        raw = standard_input.read_standard_input(_MAX_BYTES, MeasureError) if is_input else _bytes_of(path)
         found = _parse(raw, path, text, told)
         return _by_model(found, model_name, told), isinstance(found, Record)
     except MeasureError as error:
         raise MeasureError(f"{shown}: {error.message}", hint=error.hint) from None
-
-
-def _bytes_of(path: Path) -> bytes:
-    if path.is_dir():
-        raise MeasureError("is a folder", hint="name the logs in it")
-    try:
-        with path.open("rb") as file:
-            raw = file.read(_MAX_BYTES + 1)
-    except OSError as error:
-        raise MeasureError(f"cannot be read: {error.strerror}") from error
-    if len(raw) > _MAX_BYTES:
-        raise MeasureError(f"is larger than any log ({_MAX_BYTES >> 20} MiB)")
-    if (substitute := find_substitute(raw, path)) is not None:
-        raise MeasureError(f"is {substitute.what}", hint=substitute.hint)
-    return raw
 
 
 def _parse(raw: bytes, path: Path, text: Text, told: Note) -> Record | list[_Entry]:
@@ -173,11 +166,12 @@ def _json(content: str) -> Record | list[_Entry] | None:
     if values and all(map(is_record, values)):
         try:
             first, *others = map(record_from_json, values)
+            merging = begin_merge(first)
         except ValueError as error:
             raise MeasureError(str(error)) from None
         for other in others:
-            first = merge(first, other)
-        return first
+            merging.add(other)
+        return merging.record()
     if len(values) != 1 or _is_benchmark(values[0]):
         return None
     return [_Entry(p.model, p.quantization) for p in tables.parse_chart_data(values[0])]
@@ -198,9 +192,7 @@ def _nothing(content: str, log: Log, shown: str) -> MeasureError:
         return MeasureError(f"none of its {len(log.left_out)} runs has a result: {named}", hint=rerun)
     if log.is_of_llama_cpp:
         return MeasureError("is a log of llama.cpp that ends before any result", hint=rerun)
-    if content.startswith("version https://git-lfs.github.com/"):
-        return MeasureError("is a Git LFS pointer, not the file", hint="run `git lfs pull` in its folder")
-    if re.match(r"""(?im)(?:\s*(?:\#.*)?\n)*\s*"?(?:QTYPE|tensor|model)"?\s*[,;\t]""", content):
+    if _SENSITIVITIES.match(tables.first_line(content)):
         return MeasureError(
             "is a table without results of whole files, as tables of sensitivities are",
             hint=f"`ggplan inspect {shown}` shows it",
@@ -318,20 +310,18 @@ def _uniquely_named(quantizations: Iterable[Quantization]) -> tuple[Quantization
             free = [name for name in (f"{full} #{number}",) if name not in taken]
             number += 1
             numbers[full] = number
-        taken[free[0]] = replace(q, name=free[0])
+        taken[free[0]] = q if q.name == free[0] else replace(q, name=free[0])
     return tuple(taken.values())
 
 
-def _told_apart(record: Record, known: Mapping[str, Record], path: Path, from_logs: set[str]) -> Record:
+def _told_apart(record: Record, known: Merging | None, path: Path, from_logs: set[str]) -> Record:
     """The record, with the file's name added to a quantization that another log has other figures of.
 
     `from_logs` holds the names that came from logs and tables, not from records.
     """
-    old = known.get(record.model.name)
-    before = {q.name: q for q in old.quantizations} if old else {}
     named = []
     for q in record.quantizations:
-        there = before.get(q.name)
+        there = known.named(q.name) if known is not None else None
         if there is not None and q.name in from_logs and would_replace(there, q):
             q = replace(q, name=f"{q.name} ({path.stem})")
         from_logs.add(q.name)

@@ -15,8 +15,9 @@ import csv
 import dataclasses
 import io
 import shlex
+from bisect import insort
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, TypeVar
 
@@ -273,30 +274,86 @@ def merge(old: Record, new: Record) -> Record:
     MeasureError
         If the records are of two models.
     """
-    check_same_model(old.model, new.model)
-    merged = list(old.quantizations)
-    for q in new.quantizations:
-        at = _place_of(q, merged)
-        if at is None:
-            merged.append(q)
-        else:
-            merged[at] = _merged(merged[at], q)
-    return Record(_filled(old.model, new.model), tell_apart(merged))
+    merging = begin_merge(old)
+    merging.add(new)
+    return merging.record()
 
 
-def _place_of(q: Quantization, known: Sequence[Quantization]) -> int | None:
-    """Which of the known quantizations `q` is."""
-    digest, name = q.file.sha256, _plain_name(q)
-    if digest:
-        same = [i for i, k in enumerate(known) if k.file.sha256 == digest]
-        if same:
+@dataclass(slots=True)
+class Merging:
+    """Records that are put together one after another, in a time that grows as their quantizations.
+
+    `places` has the places of `quantizations` by name and by the digest of the file (`_keys`); `only` is the
+    first record while there is no other.
+    """
+
+    model: ModelFacts
+    quantizations: list[Quantization] = field(default_factory=list)
+    places: dict[tuple[str, str], list[int]] = field(default_factory=dict)
+    only: Record | None = None
+
+    def add(self, new: Record) -> None:
+        """Take a record in, as `merge` does.
+
+        Raises
+        ------
+        MeasureError
+            If it is of another model.
+        """
+        check_same_model(self.model, new.model)
+        self.model, self.only = _filled(self.model, new.model), None
+        for q in new.quantizations:
+            place = self._place_of(q)
+            if place is None:
+                self.quantizations.append(q)
+                self._enter(len(self.quantizations) - 1)
+                continue
+            before = self.quantizations[place]
+            self.quantizations[place] = _merged(before, q)
+            if _keys(before) != _keys(self.quantizations[place]):
+                for key in _keys(before):
+                    self.places[key].remove(place)
+                self._enter(place)
+
+    def named(self, name: str) -> Quantization | None:
+        """The quantization that is called so, if one is."""
+        found = [self.quantizations[i] for i in self.places.get(("name", name), ())]
+        bare = [q for q in found if not q.file.sha256]
+        return bare[0] if bare else found[0] if len(found) == 1 else None
+
+    def record(self) -> Record:
+        """All that was taken in."""
+        return self.only or Record(self.model, tell_apart(self.quantizations))
+
+    def _enter(self, place: int) -> None:
+        for key in _keys(self.quantizations[place]):
+            insort(self.places.setdefault(key, []), place)
+
+    def _place_of(self, q: Quantization) -> int | None:
+        """Which of the known quantizations `q` is."""
+        digest, known = q.file.sha256, self.quantizations
+        if digest and (same := self.places.get(("sha256", digest))):
             return same[0]
-    named = [i for i, k in enumerate(known) if _plain_name(k) == name]
-    bare = [i for i in named if not known[i].file.sha256 and (not digest or _could_be_one(known[i], q))]
-    if bare or digest:
-        return bare[0] if bare else None
-    hashed = [i for i in named if known[i].file.sha256]
-    return hashed[0] if len(hashed) == 1 and _could_be_one(known[hashed[0]], q) else None
+        named = self.places.get(("name", _plain_name(q)), ())
+        bare = [i for i in named if not known[i].file.sha256 and (not digest or _could_be_one(known[i], q))]
+        if bare or digest:
+            return bare[0] if bare else None
+        hashed = [i for i in named if known[i].file.sha256]
+        return hashed[0] if len(hashed) == 1 and _could_be_one(known[hashed[0]], q) else None
+
+
+def begin_merge(record: Record) -> Merging:
+    """What further records can be added to."""
+    merging = Merging(record.model, list(record.quantizations), only=record)
+    for place in range(len(merging.quantizations)):
+        merging._enter(place)
+    return merging
+
+
+def _keys(q: Quantization) -> tuple[tuple[str, str], ...]:
+    """What a quantization is found by: its name, and the digest of its file."""
+    named = ("name", _plain_name(q))
+    return (named, ("sha256", q.file.sha256)) if q.file.sha256 else (named,)
 
 
 def could_be_one_size(a: int, b: int) -> bool:

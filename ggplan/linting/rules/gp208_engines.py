@@ -99,8 +99,13 @@ class WrittenByIk(Finding):
 
     n_tensors: int
     way: str
-    says = "types that ggplan does not write, tensors: {f.n_tensors:,}; {f.way}"
     advice = "or choose a type that `ggplan types` shows with `writes`"
+
+    @property
+    def message(self) -> str:
+        several = self.n_tensors > 1
+        tensors = f"{self.n_tensors:,} tensors have types" if several else "1 tensor has a type"
+        return f"{tensors} that ik_llama.cpp writes and ggplan does not; {self.way}"
 
 
 def check_written_by_ik(case: Case) -> Iterator[WrittenByIk]:
