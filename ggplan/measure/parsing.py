@@ -29,7 +29,7 @@ from ggplan.measure.record import (
     would_replace,
 )
 from ggplan.measure.record_json import is_record, record_from_json
-from ggplan.substitutes import find_substitute
+from ggplan.substitutes import read_limited
 from ggplan.text import decode_text, nearest, printable
 
 _MAX_BYTES = 256 << 20
@@ -105,27 +105,15 @@ def _read(
         if note is not None:
             note(f"{shown}: {said}")
 
+    if is_input:
+        raw = standard_input.read_standard_input(_MAX_BYTES, MeasureError)
+    else:
+        raw = read_limited(path, _MAX_BYTES, "log", MeasureError)
     try:
-        raw = standard_input.read_standard_input(_MAX_BYTES, MeasureError) if is_input else _bytes_of(path)
         found = _parse(raw, path, text, told)
         return _by_model(found, model_name, told), isinstance(found, Record)
     except MeasureError as error:
         raise MeasureError(f"{shown}: {error.message}", hint=error.hint) from None
-
-
-def _bytes_of(path: Path) -> bytes:
-    if path.is_dir():
-        raise MeasureError("is a folder", hint="name the logs in it")
-    try:
-        with path.open("rb") as file:
-            raw = file.read(_MAX_BYTES + 1)
-    except OSError as error:
-        raise MeasureError(f"cannot be read: {error.strerror}") from error
-    if len(raw) > _MAX_BYTES:
-        raise MeasureError(f"is larger than any log ({_MAX_BYTES >> 20} MiB)")
-    if (substitute := find_substitute(raw, path)) is not None:
-        raise MeasureError(f"is {substitute.what}", hint=substitute.hint)
-    return raw
 
 
 def _parse(raw: bytes, path: Path, text: Text, told: Note) -> Record | list[_Entry]:
@@ -198,8 +186,6 @@ def _nothing(content: str, log: Log, shown: str) -> MeasureError:
         return MeasureError(f"none of its {len(log.left_out)} runs has a result: {named}", hint=rerun)
     if log.is_of_llama_cpp:
         return MeasureError("is a log of llama.cpp that ends before any result", hint=rerun)
-    if content.startswith("version https://git-lfs.github.com/"):
-        return MeasureError("is a Git LFS pointer, not the file", hint="run `git lfs pull` in its folder")
     if re.match(r"""(?im)(?:\s*(?:\#.*)?\n)*\s*"?(?:QTYPE|tensor|model)"?\s*[,;\t]""", content):
         return MeasureError(
             "is a table without results of whole files, as tables of sensitivities are",
