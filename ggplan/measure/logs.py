@@ -134,19 +134,25 @@ class _Scanner:
         self.process(line)
         if text.startswith("```"):
             self.fenced = not self.fenced
-        stripped = text.strip()
-        if isinstance(self.open, OpenSweep) and speeds.is_ellipsis(stripped):
+        if isinstance(self.open, OpenSweep) and speeds.is_ellipsis(text.strip()):
             self.open.is_shortened = True
             return
-        if stripped.startswith("|") and stripped.endswith("|") and len(stripped) > 1:
-            self.table_row(line, stripped)
-            return
+        if "|" in text:
+            stripped = text.strip()
+            if stripped.startswith("|") and stripped.endswith("|") and len(stripped) > 1:
+                self.table_row(line, stripped)
+                return
         if self.headings:
             self.end_table()
+        if not text or text.isspace():
+            return
+        if text.startswith("[") and perplexity.is_chunks(text):
+            self.perplexity(line)
+            return
         told = facts_in(text, fenced=self.fenced)
         if told is not None:
             self.fact(*told, line)
-            if perplexity.FINAL.search(text):
+            if "Final estimate" in text and perplexity.FINAL.search(text):
                 self.perplexity(line)
             return
         if is_failure(text):
@@ -163,17 +169,17 @@ class _Scanner:
 
     def process(self, line: Line) -> None:
         """Tell by a line of llama.cpp that another process began."""
-        is_timed = line.time is not None
-        is_log = not self.fenced and (is_timed or bool(step_in(line.text)))
+        is_timed, step = line.time is not None, step_in(line.text)
+        is_log = not self.fenced and (is_timed or bool(step))
         if (is_timed and not self.claimed and self.before.is_otherwise_timed(is_timed=True)) or (
             is_log and self.has_result and self.open is None
         ):
             self.new_process()
             self.time = line.time or 0
-        if not self.steps.take(line.text):
+        if not self.steps.take(line.text, step):
             self.new_process()
             self.time = line.time or 0
-            self.steps.take(line.text)
+            self.steps.take(line.text, step)
 
     def fact(self, stage: Stage, facts: Facts, line: Line) -> None:
         """Take a fact, which may begin the next run."""
@@ -219,16 +225,17 @@ class _Scanner:
     def perplexity(self, line: Line) -> None:
         """Take a line that may be of llama-perplexity, or the start of a sweep."""
         text = line.text
-        if speeds.is_start(text) or perplexity.STARTS.search(text):
-            self.without_cut(line)
-            self.without_others(SWEEP if speeds.is_start(text) else PERPLEXITY)
         if "strided perplexity" in text:
             self.is_strided = True
-        if (started := perplexity.start_of(line, self.own_facts(), is_strided=self.is_strided)) is not None:
-            self.begin(started)
-            return
-        if (swept := speeds.sweep_at(text, line.number, self.own_facts())) is not None:
-            self.begin(swept)
+        program = PERPLEXITY if perplexity.is_start(text) else SWEEP if speeds.is_start(text) else ""
+        if program:
+            self.without_cut(line)
+            self.without_others(program)
+            facts = self.own_facts()
+            if program == SWEEP:
+                self.begin(speeds.sweep_at(text, line.number, facts))
+            else:
+                self.begin(perplexity.start_of(line, facts, is_strided=self.is_strided))
             return
         if other := perplexity.other_score(text):
             self.begin(None)
@@ -347,7 +354,7 @@ class _Scanner:
     def table_row(self, line: Line, row: str) -> None:
         """Take a row of a markdown table."""
         cells = tuple(cell.strip() for cell in row.strip("|").split("|"))
-        if set(row) <= set("|-: "):
+        if not row.strip("|-: "):
             return
         if self.headings and len(cells) != len(self.headings):
             self.end_table()

@@ -36,6 +36,7 @@ _MAX_BYTES = 256 << 20
 _TOOLS = re.compile(r"^(?:perplexity|ppl|kld|sweep-bench|llama-bench|bench)[._-]", re.IGNORECASE)
 _SHOWN = 6
 _FIRST_LINES, _LONGEST = 200, 2000
+_SENSITIVITIES = re.compile(r"""\s*"?(?:QTYPE|tensor|model)"?\s*[,;\t]""", re.IGNORECASE)
 _FIGURES = re.compile(r"\b(?:ppl|perplexity|kld)\b", re.IGNORECASE)
 
 Note = Callable[[str], None]
@@ -186,7 +187,7 @@ def _nothing(content: str, log: Log, shown: str) -> MeasureError:
         return MeasureError(f"none of its {len(log.left_out)} runs has a result: {named}", hint=rerun)
     if log.is_of_llama_cpp:
         return MeasureError("is a log of llama.cpp that ends before any result", hint=rerun)
-    if re.match(r"""(?im)(?:\s*(?:\#.*)?\n)*\s*"?(?:QTYPE|tensor|model)"?\s*[,;\t]""", content):
+    if _SENSITIVITIES.match(tables.first_line(content)):
         return MeasureError(
             "is a table without results of whole files, as tables of sensitivities are",
             hint=f"`ggplan inspect {shown}` shows it",
@@ -304,7 +305,7 @@ def _uniquely_named(quantizations: Iterable[Quantization]) -> tuple[Quantization
             free = [name for name in (f"{full} #{number}",) if name not in taken]
             number += 1
             numbers[full] = number
-        taken[free[0]] = replace(q, name=free[0])
+        taken[free[0]] = q if q.name == free[0] else replace(q, name=free[0])
     return tuple(taken.values())
 
 

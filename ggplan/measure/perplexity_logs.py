@@ -28,10 +28,11 @@ _ERROR = rf"(?:\s*(?:\+/-|[^\s\d.,%-]{{1,3}})\s*{_NUMBER})?"
 FINAL = re.compile(
     rf"Final estimate: PPL(?: over (\d{{1,9}}) chunks for n_ctx=(\d{{1,9}}))? = {_NUMBER}{_ERROR}"
 )
-STARTS = re.compile(
+_STARTS = re.compile(
     r"(calculating perplexity|computing) over (\d{1,9}) chunks(?:, n_ctx=(\d{1,9}))?(?:, batch_size=\d+)?"
 )
 _CHUNK = re.compile(r"\[(\d{1,9})\](\d+\.\d+|-?nan|-?inf),")
+_CHUNKS = re.compile(rf"(?:{_CHUNK.pattern})+\s*")
 _LONGEST_ROW = 400
 _ROW = re.compile(r"^\s*(\d{1,7})\s")
 _ROW_FIGURE = re.compile(_NUMBER + _ERROR)
@@ -152,11 +153,15 @@ class OpenPerplexity:
         return PerplexityRun(metrics, self.n_ctx, self.n_chunks, self.facts.file, self.facts.build)
 
 
-def start_of(line: Line, facts: Facts, *, is_strided: bool) -> OpenPerplexity | None:
-    """The run that begins at this line, or None."""
-    found = STARTS.search(line.text) if " over " in line.text else None
-    if found is None:
-        return None
+def is_start(line: str) -> bool:
+    """Whether a line is the start of a run."""
+    return " over " in line and _STARTS.search(line) is not None
+
+
+def start_of(line: Line, facts: Facts, *, is_strided: bool) -> OpenPerplexity:
+    """The run that begins at this line (`is_start`)."""
+    found = _STARTS.search(line.text)
+    assert found is not None
     return OpenPerplexity(
         line.number, facts, int(found[2]), int(found[3] or 0), started=True,
         is_divergence=found[1] == "computing", is_strided=is_strided,
@@ -171,7 +176,14 @@ def other_score(line: str) -> str:
 
 def is_result(line: str) -> bool:
     """Whether a line belongs to a result or to the chunks before it."""
-    return "Final estimate: PPL" in line or bool(_BLOCK.search(line) or _CHUNK.match(line))
+    return "Final estimate: PPL" in line or bool(
+        ("===" in line and _BLOCK.search(line)) or (line.startswith("[") and _CHUNK.match(line))
+    )
+
+
+def is_chunks(line: str) -> bool:
+    """Whether a line has chunks and nothing else."""
+    return _CHUNKS.fullmatch(line) is not None
 
 
 def feed(run: OpenPerplexity, line: Line) -> bool:
@@ -192,7 +204,7 @@ def feed(run: OpenPerplexity, line: Line) -> bool:
         if run.block >= 0:
             return _feed_statistic(run, text.strip(), is_open=line.is_open)
         return True
-    if (found := _BLOCK.search(text)) is not None:
+    if "===" in text and (found := _BLOCK.search(text)) is not None:
         if run.started or run.chunk:
             return False
         return _feed_block(run, _BLOCKS.index(found[1]))
@@ -202,9 +214,9 @@ def feed(run: OpenPerplexity, line: Line) -> bool:
 def is_stray(line: Line) -> bool:
     """Whether a line is of statistics or chunks, though no run is open: its run lost its beginning."""
     text = line.text.strip()
-    if text[:1] in "MRS9" and any(pattern.match(text) for _, pattern, _, _ in _KLD_LINES):
+    if text.startswith(("M", "R", "S", "9")) and any(pattern.match(text) for _, pattern, _, _ in _KLD_LINES):
         return True
-    return bool(row_of(line))
+    return text[:1].isdigit() and bool(row_of(line))
 
 
 def row_of(line: Line) -> tuple[str, ...]:

@@ -139,14 +139,13 @@ def is_ellipsis(line: str) -> bool:
 
 def is_start(line: str) -> bool:
     """Whether a line is the start of a sweep."""
-    return _SWEEP_START.match(line) is not None
+    return line.startswith("main: n_kv_max") and _SWEEP_START.match(line) is not None
 
 
-def sweep_at(line: str, number: int, facts: Facts) -> OpenSweep | None:
-    """The sweep that begins with the line `main: n_kv_max = ...`, or None."""
+def sweep_at(line: str, number: int, facts: Facts) -> OpenSweep:
+    """The sweep that begins with the line `main: n_kv_max = ...` (`is_start`)."""
     found = _SWEEP_START.match(line)
-    if found is None:
-        return None
+    assert found is not None
     run = OpenSweep(number, facts, n_prompt=int(found[1]), is_log=True)
     if "is_pp_shared" in line:
         run.wrong = "this is a log of llama-batched-bench, whose speeds are of several sequences at once"

@@ -47,6 +47,12 @@ _FIGURE = re.compile(rf"\s*{_NUMBER}\s*%?(?:\s*(?:\+/-|±|_|\ufffd)\s*{_NUMBER}\
 _DECIMAL_COMMA = re.compile(r"(?<![\d,.])(-?\d{1,12}),(\d{1,12})(?![\d,.])")
 _EMPTY = re.compile(r"(?:-+|—|–|\?+|n/?a|[+-]?nan|[+-]?inf(?:inity)?|none|null|tbd|404)?", re.IGNORECASE)
 """What stands in a cell without a figure; 404 is Thireus' mark."""
+_MARKUP = re.compile(r"[*`]")
+_LINK = re.compile(r"\[([^\]]*)\]\([^)]*\)")
+_SIZE = re.compile(SIZE)
+_BARE_SIZE = re.compile(r"\d{1,7}(?:\.\d{1,6})?")
+_BPW = re.compile(r"\d{1,3}(?:\.\d{1,9})?")
+_ERROR = re.compile(_NUMBER)
 
 # Columns by their headings, in lower case without markup, brackets and their contents.
 _KLD = r"(?:kld|kl[-_ ]?div(?:ergence)?)"
@@ -186,12 +192,23 @@ def with_fractions(columns: Columns, headings: Sequence[str], rows: Sequence[Seq
 
 def published_row(columns: Columns, cells: Sequence[str]) -> Quantization | NoFigure:
     """The quantization in a row of a table, or why there is none."""
-    plain = [re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", re.sub(r"[*`]", "", cell)).strip() for cell in cells]
-    named = {kind: plain[place] for kind, place in columns.places.items()}
+    named = {kind: _plain(cells[place]) for kind, place in columns.places.items()}
     name = named["name"]
     if _EMPTY.fullmatch(name):
         return NoFigure("a row without a name")
-    shown = printable(name)[:60]
+    metrics = _metrics_in(named, columns.per_cent)
+    if isinstance(metrics, NoFigure):
+        return replace(metrics, why=printable(name)[:60] + metrics.why)
+    bpw = _BPW.match(named.get("bpw", ""))
+    return Quantization(
+        name, FileFacts(n_bytes=_bytes(named.get("size", ""), columns.unit)), float(bpw[0]) if bpw else 0.0,
+        author=named.get("author", ""), url=named.get("url", ""), note=named.get("note", ""),
+        measurements=(Measurement(UNKNOWN_TEXT, 0, 0, 0, "", metrics),),
+    )  # fmt: skip
+
+
+def _metrics_in(named: Mapping[str, str], per_cent: frozenset[str]) -> dict[str, Metric] | NoFigure:
+    """The figures of a row, or why there are none, to be put behind the row's name."""
     metrics: dict[str, Metric] = {}
     for kind in _METRICS:
         cell = named.get(kind, "")
@@ -199,35 +216,31 @@ def published_row(columns: Columns, cells: Sequence[str]) -> Quantization | NoFi
             continue
         found = _FIGURE.match(cell)
         if found is None:
-            return NoFigure(f"{shown}: the {kind} {printable(cell)[:40]!r} is not a number", is_damaged=True)
-        factor = 0.01 if kind in columns.per_cent else 1.0
+            return NoFigure(f": the {kind} {printable(cell)[:40]!r} is not a number", is_damaged=True)
+        factor = 0.01 if kind in per_cent else 1.0
         error = found[2] if found[2] is not None else named.get("error", "") if kind == "ppl" else ""
-        metrics[kind] = _metric(kind, found[1], error, factor)
-        if not -1e12 < metrics[kind].value < 1e12:
-            return NoFigure(f"{shown}: the {kind} {printable(cell)[:40]!r} cannot be", is_damaged=True)
-        if kind == "kld" and metrics[kind].value < -_LEAST_KLD:
-            return NoFigure(f"{shown}: the kld {printable(cell)[:40]} cannot be: a mean is not below 0")
-        if kind == "ppl" and 0 <= metrics[kind].value < 1:
-            return NoFigure(f"{shown}: the ppl {printable(cell)[:40]} cannot be: none is below 1")
-    if not metrics:
-        what = [kind for kind in _METRICS if kind in columns.places]
-        return NoFigure(f"{shown} has no {' or '.join(what)}")
-    size = named.get("size", "")
-    n_bytes = _bytes(size, columns.unit)
-    bpw = re.match(r"\d{1,3}(?:\.\d{1,9})?", named.get("bpw", ""))
-    quantization = Quantization(
-        name, FileFacts(n_bytes=n_bytes), float(bpw[0]) if bpw else 0.0,
-        measurements=(Measurement(UNKNOWN_TEXT, 0, 0, 0, "", metrics),),
-    )  # fmt: skip
-    more = {kind: named.get(kind, "") for kind in ("author", "url", "note")}
-    return replace(quantization, author=more["author"], url=more["url"], note=more["note"])
+        metric = metrics[kind] = _metric(kind, found[1], error, factor)
+        if not -1e12 < metric.value < 1e12:
+            return NoFigure(f": the {kind} {printable(cell)[:40]!r} cannot be", is_damaged=True)
+        if kind == "kld" and metric.value < -_LEAST_KLD:
+            return NoFigure(f": the kld {printable(cell)[:40]} cannot be: a mean is not below 0")
+        if kind == "ppl" and 0 <= metric.value < 1:
+            return NoFigure(f": the ppl {printable(cell)[:40]} cannot be: none is below 1")
+    return metrics or NoFigure(f" has no {' or '.join(kind for kind in _METRICS if kind in named)}")
+
+
+def _plain(cell: str) -> str:
+    """A cell without markup and the addresses of links."""
+    if "*" in cell or "`" in cell:
+        cell = _MARKUP.sub("", cell)
+    return (_LINK.sub(r"\1", cell) if "[" in cell else cell).strip()
 
 
 def unread_cell(columns: Columns, cells: Sequence[str]) -> str:
     """What is to be told of a row whose size or bits per weight are not read, or ""."""
     told = []
     for kind in ("size", "bpw"):
-        cell = re.sub(r"[*`]", "", cells[columns.places[kind]]).strip() if kind in columns.places else ""
+        cell = _MARKUP.sub("", cells[columns.places[kind]]).strip() if kind in columns.places else ""
         if _EMPTY.fullmatch(cell):
             continue
         if kind == "size" and not _bytes(cell, columns.unit):
@@ -235,13 +248,14 @@ def unread_cell(columns: Columns, cells: Sequence[str]) -> str:
             told.append(f"the size {printable(cell)[:40]!r}, which {'has no unit' if number else 'is none'}")
         if kind == "bpw" and not re.match(r"\d{1,3}(?:\.\d{1,9})?(?![\d.])", cell):
             told.append(f"the bpw {printable(cell)[:40]!r}, which cannot be")
-    name = printable(cells[columns.places["name"]].strip())[:60]
-    return f"{name}: {' and '.join(told)}" if told else ""
+    if not told:
+        return ""
+    return f"{printable(cells[columns.places['name']].strip())[:60]}: {' and '.join(told)}"
 
 
 def _metric(kind: str, value: str, error: str, factor: float) -> Metric:
     number = round(factor * float(value), 12)
-    if not error or re.fullmatch(_NUMBER, error.strip()) is None:
+    if not error or _ERROR.fullmatch(error.strip()) is None:
         return Metric(number)
     spread = round(factor * float(error), 12)
     if not 0 <= spread < 1e12:
@@ -250,16 +264,16 @@ def _metric(kind: str, value: str, error: str, factor: float) -> Metric:
 
 
 def _bytes(cell: str, unit: str) -> int:
-    found = re.match(SIZE, cell)
+    found = _SIZE.match(cell)
     if found is not None:
         return bytes_of(found[1], found[2])
-    number = re.fullmatch(r"\d{1,7}(?:\.\d{1,6})?", cell)
+    number = _BARE_SIZE.fullmatch(cell)
     return bytes_of(number[0], unit) if number and unit else 0
 
 
 def is_results_csv(text: str) -> bool:
     """Whether the first line is the heading of a table of results, as `QTYPE,bpw,ppl`."""
-    return columns_of(cells_of(_first(text))) is not None
+    return columns_of(cells_of(first_line(text))) is not None
 
 
 def parse_results_csv(text: str, model: str) -> TableRows:
@@ -270,7 +284,7 @@ def parse_results_csv(text: str, model: str) -> TableRows:
     MeasureError
         If a figure is not a number; the message has the line.
     """
-    delimiter = _delimiter(_first(text))
+    delimiter = _delimiter(first_line(text))
     lines = [(at, cells) for at, cells in csv_rows(text, 0, delimiter) if not cells[0].startswith("#")]
     if delimiter == ";":
         lines = [(at, [_DECIMAL_COMMA.sub(r"\1.\2", cell) for cell in cells]) for at, cells in lines]
@@ -314,7 +328,8 @@ def csv_rows(text: str, above: int = 0, delimiter: str = ",") -> Iterator[tuple[
         raise MeasureError(f"line {above + reader.line_num}: {error}") from None
 
 
-def _first(text: str) -> str:
+def first_line(text: str) -> str:
+    """The first line that is not empty and no comment."""
     lines = (line for line in text.split("\n") if line.strip() and not line.startswith("#"))
     return next(lines, "").strip()
 
@@ -341,7 +356,7 @@ def _check(quantization: Quantization, line: int) -> None:
 
 def is_record_csv(text: str) -> bool:
     """Whether this is the table that `record_to_csv` writes."""
-    return _first(text) == CSV_HEADER
+    return first_line(text) == CSV_HEADER
 
 
 def parse_record_csv(text: str) -> TableRows:
@@ -389,7 +404,7 @@ def parse_record_csv(text: str) -> TableRows:
 
 def is_thireus_database(text: str) -> bool:
     """Whether the lines are `model|author|quant|bpw|ppl|url`, without the address if there is none."""
-    cells = [cell.strip().lower() for cell in _first(text).split("|")]
+    cells = [cell.strip().lower() for cell in first_line(text).split("|")]
     if len(cells) not in (5, 6) or not cells[0]:
         return False
     return cells[3] == "bpw" or all(_EMPTY.fullmatch(c) or _FIGURE.match(c) for c in cells[3:5])
