@@ -25,16 +25,15 @@ from ggplan.measure.log_lines import (
     FactsBefore,
     Line,
     Stage,
-    Steps,
     bench_build,
     contradict,
     facts_in,
     is_failure,
     lines_of,
-    step_in,
 )
 from ggplan.measure.log_runs import LeftOut, Log, Run, bench_run, machine_tests
 from ggplan.measure.perplexity_logs import OpenPerplexity, PerplexityRun
+from ggplan.measure.process_steps import Steps, step_in
 from ggplan.measure.record import SWEEP_ENGINE, Speed
 from ggplan.measure.speed_logs import BenchTest, OpenBench, OpenSweep
 from ggplan.measure.tables import (

@@ -175,7 +175,8 @@ def test_joined_logs_never_give_a_mixed_entry(
             figures(entry) <= whole[name][0] and told.items() <= whole[name][1].items() for name, *_ in pieces
         ), entry
     if all(start in (None, 0) and end is None for _, start, end in pieces):
-        assert len(found) == len(pieces)
+        # The same run twice is one, where its log names the file.
+        assert len({name for name, *_ in pieces}) <= len(found) <= len(pieces)
 
 
 def test_three_logs_in_one_file() -> None:
