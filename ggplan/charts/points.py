@@ -26,7 +26,7 @@ from ggplan.measure.record import (
     text_names,
 )
 from ggplan.measure.record_file import Scores
-from ggplan.measure.tables import UNKNOWN_TEXT
+from ggplan.measure.table_rows import UNKNOWN_TEXT
 from ggplan.text import printable
 
 Quality = Literal["kld", "kld99", "kld999", "dppl", "ppl"]
@@ -272,7 +272,8 @@ def _differences(items: Iterable[_Item], texts: Mapping[Text, str]) -> str:
 
     def shown(m: Measurement) -> Conditions:
         base = m.base.name or m.base.sha256[:12]
-        return m.conditions._replace(text=texts[m.text], base=base or "not recorded")
+        text = "not recorded" if m.text == UNKNOWN_TEXT else texts[m.text]
+        return m.conditions._replace(text=text, base=base or "not recorded")
 
     conditions = list(dict.fromkeys(shown(item.measurement) for item in items))
     found = [

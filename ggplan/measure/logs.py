@@ -36,13 +36,14 @@ from ggplan.measure.perplexity_logs import OpenPerplexity, PerplexityRun
 from ggplan.measure.process_steps import Steps, step_in
 from ggplan.measure.record import SWEEP_ENGINE, Speed
 from ggplan.measure.speed_logs import BenchTest, OpenBench, OpenSweep
-from ggplan.measure.tables import (
+from ggplan.measure.table_rows import (
     NoFigure,
     columns_of,
     published_row,
     unread_cell,
+    unread_table,
     unread_words,
-    with_fractions,
+    with_forms,
 )
 from ggplan.text import printable
 
@@ -102,7 +103,8 @@ class _Scanner:
 
     `before` has the facts since the last process began; `claimed` says whether they are a run's already,
     `has_result` whether a heading has one below it; `steps` tell how far the process has come.
-    `headings`, `heading` and `rows` are of a table that may be one of results.
+    `headings`, `heading` and `rows` are of a table that may be one of results; `other_tables` are those of
+    other figures.
     """
 
     runs: list[Run] = field(default_factory=list)
@@ -119,6 +121,7 @@ class _Scanner:
     headings: tuple[str, ...] = ()
     heading: int = 0
     rows: list[tuple[Line, tuple[str, ...]]] = field(default_factory=list)
+    other_tables: list[LeftOut] = field(default_factory=list)
     is_stray: bool = False
     row: tuple[str, ...] = ()
     is_of_llama_cpp: bool = False
@@ -433,11 +436,13 @@ class _Scanner:
         headings, rows, self.headings, self.rows = self.headings, self.rows, (), []
         columns = columns_of(headings) if rows else None
         if columns is None:
+            if rows and (why := unread_table(headings)):
+                self.other_tables.append(LeftOut(self.heading, why))
             return
         self.close()
         if columns.unread:
             self.leave_out(self.heading, unread_words(columns.unread))
-        columns = with_fractions(columns, headings, [cells for _, cells in rows])
+        columns = with_forms(columns, headings, [cells for _, cells in rows])
         for line, cells in rows:
             found = published_row(columns, cells)
             if isinstance(found, NoFigure):
@@ -456,7 +461,8 @@ class _Scanner:
         self.close()
         if self.runs or self.left_out:
             self.forget(Stage.NOTHING)
-        runs, left_out = _of_models(self.runs), self.left_out
+        runs = _of_models(self.runs)
+        left_out = self.left_out + (self.other_tables if runs else [])
         if any(run.facts.name or run.row for run in runs):
             # A card: what stands below a heading of another kind is of no file.
             stray = [

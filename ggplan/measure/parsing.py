@@ -28,6 +28,7 @@ from ggplan.measure.record import (
     merge,
 )
 from ggplan.measure.record_json import is_record, record_from_json
+from ggplan.measure.table_rows import UNKNOWN_TEXT, unread_words
 from ggplan.substitutes import read_limited
 from ggplan.text import decode_text, nearest, printable
 
@@ -46,7 +47,7 @@ def parse_files(
     paths: str | Path | Sequence[str | Path],
     *,
     model_name: str | None = None,
-    text: Text = tables.UNKNOWN_TEXT,
+    text: Text = UNKNOWN_TEXT,
     note: Note | None = None,
 ) -> list[Record]:
     """Read logs of llama-perplexity, llama-bench and sweep-bench, model cards and published tables.
@@ -109,7 +110,7 @@ def _read(
 def _parse(raw: bytes, path: Path, text: Text, told: Note) -> Record | list[Entry]:
     """What the bytes of a file hold."""
     content = decode_text(raw)
-    if content.lstrip().startswith(("{", "[")) and (found := _json(content)) is not None:
+    if content.lstrip().startswith(("{", "[")) and (found := _json(content, told)) is not None:
         return found
     table: tables.TableRows | None = None
     if tables.is_record_csv(content):
@@ -119,15 +120,7 @@ def _parse(raw: bytes, path: Path, text: Text, told: Note) -> Record | list[Entr
     elif tables.is_thireus_database(content):
         table = tables.parse_thireus_database(content)
     if table is not None:
-        if table.unread:
-            told(f"line {table.line}: {tables.unread_words(table.unread)}; it is left out")
-        for line, why in table.left_out:
-            told(f"line {line}: {why}; the row is left out")
-        for line, what in table.cells_left_out:
-            told(f"line {line}: {what}; it is left out")
-        if not table.rows:
-            raise MeasureError("no row of the table has a figure")
-        return [Entry(p.model, p.quantization, line=p.line) for p in table.rows]
+        return _entries_of(table, told)
     log = logs.read_log(content)
     runs = [*log.runs, *bench_runs_in(content)]
     if not runs:
@@ -145,7 +138,21 @@ def _parse(raw: bytes, path: Path, text: Text, told: Note) -> Record | list[Entr
     return entries
 
 
-def _json(content: str) -> Record | list[Entry] | None:
+def _entries_of(table: tables.TableRows, told: Note) -> list[Entry]:
+    """The entries of a table, after telling what is left out of it."""
+    if table.unread:
+        where = f"line {table.line}: " if table.line else ""
+        told(f"{where}{unread_words(table.unread)}; it is left out")
+    for at, why in table.left_out:
+        told(f"{table.place} {at}: {why}; the {'row' if table.place == 'line' else 'point'} is left out")
+    for at, what in table.cells_left_out:
+        told(f"{table.place} {at}: {what}; it is left out")
+    if not table.rows:
+        raise MeasureError("no row of the table has a figure")
+    return [Entry(p.model, p.quantization, line=p.line) for p in table.rows]
+
+
+def _json(content: str, told: Note) -> Record | list[Entry] | None:
     """The records, points or tests that a text of JSON holds; None of a text of JSON lines."""
     values = tables.json_documents(content)
     if values and all(map(is_record, values)):
@@ -158,7 +165,7 @@ def _json(content: str) -> Record | list[Entry] | None:
         return first
     if len(values) != 1 or _is_benchmark(values[0]):
         return None
-    return [Entry(p.model, p.quantization) for p in tables.parse_chart_data(values[0])]
+    return _entries_of(tables.parse_chart_data(values[0]), told)
 
 
 def _is_benchmark(value: object) -> bool:
@@ -220,7 +227,7 @@ def _entry(run: Run, path: Path, text: Text) -> Entry:
     name = facts.name or _name_of(run.name) or without_ending(file)
     measurements: tuple[Measurement, ...] = ()
     if quality is not None:
-        on = Text(facts.text) if facts.text and text == tables.UNKNOWN_TEXT else text
+        on = Text(facts.text) if facts.text and text == UNKNOWN_TEXT else text
         # A card does not say by which engine.
         engine = "llama-perplexity" if run.is_log or not facts.name else ""
         measurements = (

@@ -14,8 +14,8 @@ from ggplan.measure.sizes import with_sizes
 
 def loader(file: str, size: str = "24.60 GiB (4.89 BPW)") -> str:
     return (
-        f"llama_model_loader: loaded meta data with 44 key-value pairs and 803 tensors from {file} (version GGUF V3)\n"
-        + (f"print_info: file size   = {size}\n" if size else "")
+        "llama_model_loader: loaded meta data with 44 key-value pairs and 803 tensors"
+        f" from {file} (version GGUF V3)\n" + (f"print_info: file size   = {size}\n" if size else "")
     )
 
 
@@ -55,7 +55,9 @@ def test_two_files_of_one_name_are_two(tmp_path: Path, second: str) -> None:
     assert [(q.name, q.bpw) for q in found] == [("m-Q4_K", 4.89), ("m-Q4_K (log1)", 8.5)]
     assert "it has 65.4 GiB, not 24.6 GiB; it is called m-Q4_K (log1)" in notes[0]
     assert len(parsed(tmp_path, log + other)[0]) == 2
-    third, _ = parsed(tmp_path, log, other, loader("m-Q4_K.gguf", "65.44 GiB (8.5 BPW)") + run("7.5000", 4096))
+    third, _ = parsed(
+        tmp_path, log, other, loader("m-Q4_K.gguf", "65.44 GiB (8.5 BPW)") + run("7.5000", 4096)
+    )
     assert [len(q.measurements) for q in third] == [1, 1 if second is SWEEP else 2]
 
 

@@ -336,7 +336,7 @@ def test_a_table_of_results_on_a_card(tmp_path: Path) -> None:
     }
     assert (second.name, dict(second.measurements[0].metrics)) == ("Q2_K", {"kld": Metric(0.4)})
     assert [note.partition(": ")[2] for note in notes] == [
-        "line 4: what stands in the column imatrix, which records do not keep; it is left out",
+        "line 4: what stands in the column imatrix, which ggplan does not read from tables; it is left out",
         "line 7: IQ2_M has no ppl or kld or kld999 or same_top; it is left out",
     ]
 
@@ -454,7 +454,7 @@ def test_rows_of_a_database_without_a_figure(tmp_path: Path) -> None:
     (record,) = parse_files([path], note=notes.append)
     assert [(q.name, q.author, q.url) for q in record.quantizations] == [("Q4", "ub", "https://x")]
     assert [note.partition(".psv: ")[2].partition(";")[0] for note in notes] == [
-        "line 3: Q2 has no ppl",
+        "line 3: Q2 has no ppl (404)",
         "line 4: Q3 has no model",
     ]
 
