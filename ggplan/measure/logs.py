@@ -13,9 +13,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from ggplan.errors import MeasureError
 from ggplan.measure import perplexity_logs as perplexity
 from ggplan.measure import speed_logs as speeds
+from ggplan.measure.bench_files import machine_tests
 from ggplan.measure.log_lines import (
     BENCH,
     NO_FACTS,
@@ -31,11 +31,10 @@ from ggplan.measure.log_lines import (
     is_failure,
     lines_of,
 )
-from ggplan.measure.log_runs import LeftOut, Log, Run, bench_run, machine_tests
-from ggplan.measure.perplexity_logs import OpenPerplexity, PerplexityRun
+from ggplan.measure.log_runs import LeftOut, Log, Run, bench_results, of_models
+from ggplan.measure.perplexity_logs import OpenPerplexity
 from ggplan.measure.process_steps import Steps, step_in
-from ggplan.measure.record import SWEEP_ENGINE, Speed
-from ggplan.measure.speed_logs import BenchTest, OpenBench, OpenSweep
+from ggplan.measure.speed_logs import OpenBench, OpenSweep
 from ggplan.measure.table_rows import (
     NoFigure,
     columns_of,
@@ -51,50 +50,24 @@ _Open = OpenPerplexity | OpenSweep | OpenBench
 
 
 def read_log(text: str) -> Log:
-    """The runs in a text; a text with none has none."""
-    scanner = _Scanner()
-    for line in lines_of(text):
-        scanner.read(line)
-    return scanner.finished()
-
-
-def parse_perplexity_log(text: str) -> PerplexityRun:
-    """The run in a log of llama-perplexity: plain, strided or with `--kl-divergence`.
+    """The runs in a text; a text with none has none.
 
     Raises
     ------
     MeasureError
-        If the log ends before the result, or holds several runs.
+        If a test of llama-bench is not numbers; the message has the line.
     """
-    log = read_log(text)
-    found = [run.quality for run in log.runs if run.quality is not None]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise MeasureError(f"the log has {len(found)} runs", hint="read it with `read_log`")
-    why = log.left_out[0].why if log.left_out else "the log has no result of llama-perplexity"
-    raise MeasureError(why, hint="run llama-perplexity again")
-
-
-def parse_sweep_bench(text: str) -> list[Speed]:
-    """The rows of all llama-sweep-bench runs in a text, markdown or JSON lines; [] for any other text."""
-    return [s for run in read_log(text).runs for s in run.speeds if s.engine == SWEEP_ENGINE]
-
-
-def parse_llama_bench(text: str) -> list[BenchTest]:
-    """The tests of a llama-bench run in any of its forms but SQL that read or write; [] for any other text.
-
-    Raises
-    ------
-    MeasureError
-        If a test is not numbers.
-    """
+    machine = machine_tests(text)
     scanner = _Scanner()
-    for line in lines_of(text):
+    for line in lines_of(machine.rest):
         scanner.read(line)
+    scanner.left_out += machine.left_out
     scanner.close()
-    tests = [*scanner.tests, *(test for group in machine_tests(text) for test in group)]
-    return [test for test in tests if test.speed is not None]
+    for group in machine.groups:
+        runs, left_out = bench_results(group, "", 0, NO_FACTS)
+        scanner.runs += [replace(run, line=group[0].line) for run in runs]
+        scanner.left_out += left_out
+    return scanner.finished()
 
 
 @dataclass(slots=True)
@@ -109,7 +82,6 @@ class _Scanner:
 
     runs: list[Run] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
-    tests: list[BenchTest] = field(default_factory=list)
     before: FactsBefore = field(default_factory=FactsBefore)
     claimed: bool = False
     has_result: bool = False
@@ -144,6 +116,8 @@ class _Scanner:
             if stripped.startswith("|") and stripped.endswith("|") and len(stripped) > 1:
                 self.table_row(line, stripped)
                 return
+            if stripped.startswith("|") and self.without_end(line, stripped):
+                return
         if self.headings:
             self.end_table()
         if not text or text.isspace():
@@ -164,9 +138,13 @@ class _Scanner:
             if isinstance(self.open, OpenBench):
                 self.open.build = build
             return
-        if text.startswith("{") and (item := speeds.json_line(text)) is not None:
-            self.json_item(line, item)
-            return
+        if text.startswith("{"):
+            if (item := speeds.json_line(text)) is not None:
+                self.json_item(line, item)
+                return
+            if speeds.is_cut_json(text):
+                self.leave_out(line.number, "a JSON line of a benchmark that is cut short")
+                return
         self.perplexity(line)
 
     def process(self, line: Line) -> None:
@@ -320,13 +298,9 @@ class _Scanner:
         elif isinstance(run, OpenSweep):
             self.runs.append(Run(run.line, run.facts, speeds=tuple(run.speeds)))
         else:
-            self.tests += run.tests
-            facts = speeds.facts_of_bench(run)
-            for found in speeds.bench_runs(run.tests, run.build):
-                self.runs.append(bench_run(found, run.line, facts))
-                for test in found.left_out:
-                    only = "a record keeps one speed of reading and one of writing at a depth"
-                    self.leave_out(run.line, f"the test {printable(test)}: {only}")
+            runs, left_out = bench_results(run.tests, run.build, run.line, speeds.facts_of_bench(run))
+            self.runs += runs
+            self.left_out += left_out
 
     def leave_out(self, line: int, why: str) -> None:
         """List what is not kept."""
@@ -344,9 +318,12 @@ class _Scanner:
             self.sweep_row(line, item, ())
         elif "avg_ts" in item:
             try:
-                (test,) = speeds.bench_items([item])
+                test = speeds.bench_item(item, line.number)
             except ValueError as error:
                 raise speeds.not_numbers(line.number, error) from None
+            if test is None:
+                self.leave_out(line.number, "a test of llama-bench without a rate")
+                return
             if not isinstance(self.open, OpenBench) or self.open.headings:
                 self.without_others(BENCH)
                 self.begin(OpenBench(line.number, self.facts_without_start()), keeps_facts=True)
@@ -355,7 +332,7 @@ class _Scanner:
 
     def table_row(self, line: Line, row: str) -> None:
         """Take a row of a markdown table."""
-        cells = tuple(cell.strip() for cell in row.strip("|").split("|"))
+        cells = _cells_of(row)
         if not row.strip("|-: "):
             return
         if self.headings and len(cells) != len(self.headings):
@@ -382,10 +359,35 @@ class _Scanner:
         else:
             self.headings, self.heading = cells, line.number
 
+    def without_end(self, line: Line, row: str) -> bool:
+        """Take a row without a `|` at its end: the tools print one, markdown need not have it."""
+        cells = _cells_of(row)
+        if isinstance(self.open, OpenSweep | OpenBench) and self.open.headings:
+            is_row = len(cells) == len(self.open.headings) or speeds.is_cut_row(self.open, cells)
+            if is_row:
+                self.cut_row(line)
+            return is_row
+        if self.headings and line.is_open:
+            self.leave_out(line.number, "a row of a table that is cut short")
+            return True
+        if self.headings and len(cells) == len(self.headings):
+            self.table_row(line, row)
+            return True
+        return False
+
+    def cut_row(self, line: Line) -> None:
+        """List a row of a benchmark that is cut; a sweep cannot go on after it."""
+        self.leave_out(line.number, "a row of a benchmark that is cut short")
+        if isinstance(self.open, OpenSweep):
+            self.close()
+
     def takes(self, run: OpenSweep | OpenBench, line: Line, cells: tuple[str, ...]) -> bool:
         """Whether a row is of an open benchmark."""
         if isinstance(run, OpenSweep) and not run.headings and speeds.has_sweep_cells(cells):
             run.headings = speeds.SWEEP_HEADINGS  # lost on the way, by a search for numbers
+        if speeds.is_cut_row(run, cells):
+            self.cut_row(line)
+            return True
         if len(cells) != len(run.headings):
             return False
         named = dict(zip(run.headings, cells, strict=True))
@@ -394,7 +396,7 @@ class _Scanner:
             return True
         if not speeds.is_bench_row(named):
             return False
-        test = speeds.bench_test(named)
+        test = speeds.bench_test(named, line.number)
         if test is not None:
             run.tests.append(test)
         else:
@@ -461,7 +463,7 @@ class _Scanner:
         self.close()
         if self.runs or self.left_out:
             self.forget(Stage.NOTHING)
-        runs = _of_models(self.runs)
+        runs = of_models(self.runs)
         left_out = self.left_out + (self.other_tables if runs else [])
         if any(run.facts.name or run.row for run in runs):
             # A card: what stands below a heading of another kind is of no file.
@@ -481,17 +483,5 @@ class _Scanner:
         return Log(tuple(runs), tuple(sorted(left_out, key=lambda left: left.line)), self.is_of_llama_cpp)
 
 
-def _of_models(runs: list[Run]) -> list[Run]:
-    """The runs, where headings name the models of tables: several of them have a row of the same name."""
-    above: dict[str, set[str]] = {}
-    for run in runs:
-        if run.row is not None:
-            above.setdefault(run.name, set()).add(run.facts.heading)
-    if not any(len(headings - {""}) > 1 for headings in above.values()):
-        return runs
-    return [
-        replace(run, facts=replace(run.facts, model=run.facts.model or run.facts.heading))
-        if run.row is not None
-        else run
-        for run in runs
-    ]
+def _cells_of(row: str) -> tuple[str, ...]:
+    return tuple(cell.strip() for cell in row.strip("|").split("|"))

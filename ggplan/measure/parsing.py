@@ -17,7 +17,8 @@ from ggplan.errors import MeasureError
 from ggplan.measure import logs, tables
 from ggplan.measure.entries import Entry, Known, joined_runs
 from ggplan.measure.log_lines import base_name, folder_of, without_ending
-from ggplan.measure.log_runs import Log, Run, bench_runs_in
+from ggplan.measure.log_runs import Log, Run
+from ggplan.measure.prefixes import without_prefixes
 from ggplan.measure.record import (
     UNNAMED,
     FileFacts,
@@ -29,7 +30,7 @@ from ggplan.measure.record import (
 )
 from ggplan.measure.record_json import is_record, record_from_json
 from ggplan.measure.table_rows import UNKNOWN_TEXT, unread_words
-from ggplan.substitutes import read_limited
+from ggplan.substitutes import find_substitute, read_limited
 from ggplan.text import decode_text, nearest, printable
 
 _MAX_BYTES = 256 << 20
@@ -93,6 +94,8 @@ def _read(
 
     if is_input:
         raw = standard_input.read_standard_input(_MAX_BYTES, MeasureError)
+        if (other := find_substitute(raw, path)) is not None:
+            raise MeasureError(f"{shown} is {other.what}", hint=other.hint)
     else:
         raw = read_limited(path, _MAX_BYTES, "log", MeasureError)
     try:
@@ -109,7 +112,7 @@ def _read(
 
 def _parse(raw: bytes, path: Path, text: Text, told: Note) -> Record | list[Entry]:
     """What the bytes of a file hold."""
-    content = decode_text(raw)
+    content = without_prefixes(decode_text(raw))
     if content.lstrip().startswith(("{", "[")) and (found := _json(content, told)) is not None:
         return found
     table: tables.TableRows | None = None
@@ -122,12 +125,11 @@ def _parse(raw: bytes, path: Path, text: Text, told: Note) -> Record | list[Entr
     if table is not None:
         return _entries_of(table, told)
     log = logs.read_log(content)
-    runs = [*log.runs, *bench_runs_in(content)]
-    if not runs:
+    if not log.runs:
         raise _nothing(content, log, printable(str(path)))
     for left in log.left_out:
         told(f"line {left.line}: {left.why}; it is left out")
-    entries = [_entry(run, path, text) for run in runs]
+    entries = [_entry(run, path, text) for run in log.runs]
     unnamed = [str(e.line) for e in entries if not e.is_named]
     if len(unnamed) > 1:
         more = ", …" if len(unnamed) > _SHOWN else ""
@@ -170,7 +172,7 @@ def _json(content: str, told: Note) -> Record | list[Entry] | None:
 
 def _is_benchmark(value: object) -> bool:
     items = value if isinstance(value, list) else [value]
-    return bool(items) and all(isinstance(i, dict) and ("avg_ts" in i or "speed_pp" in i) for i in items)
+    return any(isinstance(i, dict) and ("avg_ts" in i or "speed_pp" in i) for i in items)
 
 
 def _nothing(content: str, log: Log, shown: str) -> MeasureError:

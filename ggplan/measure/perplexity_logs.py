@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from ggplan.measure.log_lines import Facts, Line
 from ggplan.measure.record import Metric
 
-_NUMBER = r"(-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?|-?nan(?:\([a-z]{1,8}\))?|-?inf)"
+_NUMBER = r"(-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?|-?(?i:nan(?:\([a-z]{1,8}\))?|inf))"
 _ERROR = rf"(?:\s*(?:\+/-|[^\s\d.,%-]{{1,3}})\s*{_NUMBER})?"
 FINAL = re.compile(
     rf"Final estimate: PPL(?: over (\d{{1,9}}) chunks for n_ctx=(\d{{1,9}}))? = {_NUMBER}{_ERROR}"
@@ -65,6 +65,7 @@ _LAST_DIGIT = 1.01e-4
 _DIGITS = 4
 # Perplexities are printed with six digits, and people round them to three.
 _RATIO_TOLERANCE = 1e-3
+_OVERFLOW = "weights or activations overflow"
 _OTHER_SCORES = re.compile(r"(hellaswag|winogrande|multiple[ _]choice)[ _]score")
 
 
@@ -143,6 +144,8 @@ class OpenPerplexity:
             )
         if self.started and not self.chunk and not self.is_divergence:
             return "the log has no chunk of its run (standard output has them, so keep it too: `2>&1`)"
+        if self.value is not None and not math.isfinite(self.value):
+            return f"its perplexity is not a number (nan or inf) after chunk {self.chunk}: {_OVERFLOW}"
         at = f" after chunk {self.chunk}" if self.chunk else ""
         of = f" of {self.n_chunks}" if self.chunk and self.n_chunks else ""
         return f"the log ends{at}{of} before its result"
@@ -232,7 +235,7 @@ def _is_cut(run: OpenPerplexity, found: re.Match[str], line: Line) -> bool:
     the result on a card, which has no chunks.
     """
     value, error = (len((text or "").partition(".")[2]) for text in (found[3], found[4]))
-    if "n" in found[3]:
+    if "n" in found[3].lower():
         return False
     if re.match(r"\.?\d", line.text[found.end() :]):
         return True
@@ -265,7 +268,7 @@ def _feed_final(run: OpenPerplexity, found: re.Match[str], line: Line) -> bool:
     run.metrics["ppl"] = _metric("ppl", found[3], found[4], 1)
     run.is_done = True
     if not math.isfinite(value):
-        run.wrong = "its perplexity is not a number (nan or inf): weights or activations overflow"
+        run.wrong = f"its perplexity is not a number (nan or inf): {_OVERFLOW}"
     elif value < 1:
         run.wrong = f"its perplexity {found[3]} cannot be: none is below 1"
     return True
@@ -343,7 +346,7 @@ def _feed_statistic(run: OpenPerplexity, text: str, *, is_open: bool) -> bool:
     if run.last == _ORDER["same_top"]:
         run.is_done = True
         if not run.wrong and not all(math.isfinite(m.value) for m in run.metrics.values()):
-            run.wrong = "its statistics are not numbers (nan or inf): weights or activations overflow"
+            run.wrong = f"its statistics are not numbers (nan or inf): {_OVERFLOW}"
     return True
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
+from log_readers import parse_perplexity_log
 
 from ggplan.errors import MeasureError
-from ggplan.measure.logs import parse_perplexity_log, read_log
+from ggplan.measure.logs import read_log
 from ggplan.measure.parsing import parse_files
 from ggplan.measure.record import Metric, Quantization
 from ggplan.measure.sizes import with_sizes
