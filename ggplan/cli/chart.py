@@ -226,6 +226,8 @@ def _is_model(name: str) -> bool:
     path = Path(name)
     if path.is_dir() or path.suffix in (".gguf", ".safetensors"):
         return True
+    if path.exists() and not path.is_file():
+        return False  # a pipe can be read once
     try:
         with path.open("rb") as file:
             start = file.read(2000)
@@ -273,7 +275,7 @@ def _tensors(name: str, asked: _Asked) -> list[TypedTensors]:
     from ggplan.planning import assign
     from ggplan.text import printable
 
-    if is_plan_file(Path(name)):
+    if Path(name).is_file() and is_plan_file(Path(name)):
         if asked.recipes:
             raise click.UsageError("-r applies to a model; a plan has its types already")
         return [read_plan(Path(name))]

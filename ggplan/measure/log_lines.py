@@ -41,7 +41,8 @@ SIZE = r"(\d{1,7}(?:\.\d{1,6})?)\s*([KMGT]i?B)\b"
 _BPW = r"(?:(?:\s*[(,])?\s*(\d{1,2}(?:\.\d{1,6})?)\s*(?i:bpw|bits per weight)\)?)?"
 _BITS = re.compile(r"(?<![\w.])(\d{1,2}(?:\.\d{1,6})?)\s*(?i:bpw|bits per weight)\b\)?")
 _LOADED = re.compile(r".{0,80}? from (.{1,400}?)(?: \(version |$)")
-_LOADING = re.compile(r"(?:loading model(?: from)?|load model):? '?(.{1,400}?\.gguf)\b")
+_LOADING = re.compile(r"(?:loading model(?: from)?|load model):? '?")
+_LOADED_FILE = re.compile(r"(.{1,400}?\.gguf)\b")
 _NAME = re.compile(r"general\.name (?:\s*str)?\s*= (.{1,100})")
 _FILE_SIZE = re.compile(rf"(?:file|model) size\s*= {SIZE}{_BPW}")
 _BUILD = re.compile(r"^(?:main: )?(?:build(?:_info)?\s*[:=] ?|version: (?=b?\d))(.{1,80})")
@@ -198,7 +199,7 @@ def facts_in(line: str, *, fenced: bool = False) -> tuple[Stage, Facts] | None:
     has_gguf = ".gguf" in line
     if "load" in line and (
         found := ((at := line.find("loaded meta data with ")) >= 0 and _LOADED.match(line, at + 22))
-        or (has_gguf and _LOADING.search(line))
+        or (has_gguf and (start := _LOADING.search(line)) and _LOADED_FILE.match(line, start.end()))
     ):
         return Stage.FILE, _file_at(found[1])
     if " size" in line and (found := _FILE_SIZE.search(line)):
@@ -381,6 +382,14 @@ class FactsBefore:
             line = min(told.line for told in process)
             found.append((line, f"a run of {printable(name)} that ends before any result"))
         return found
+
+    def without_figure(self) -> list[tuple[int, str]]:
+        """What is to be told of a heading that names a file with its size, and has no result below it."""
+        told = self.told.get(Stage.HEADING)
+        below = self.told.get(Stage.BELOW_HEADING)
+        if told is None or not told.facts.name or not (told.facts.n_bytes or told.facts.bpw or below):
+            return []
+        return [(told.line, f"the heading {printable(told.facts.name)}: there is no result below it")]
 
 
 def _is_same_file(known: Facts, file: str, *, shortened: bool) -> bool:

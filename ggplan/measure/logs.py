@@ -76,8 +76,8 @@ class _Scanner:
 
     `before` has the facts since the last process began; `claimed` says whether they are a run's already,
     `has_result` whether a heading has one below it; `steps` tell how far the process has come.
-    `headings`, `heading` and `rows` are of a table that may be one of results; `other_tables` are those of
-    other figures.
+    `headings`, `heading` and `rows` are of a table that may be one of results; `others` is
+    what is told only where the text has results: tables of other figures, headings without any.
     """
 
     runs: list[Run] = field(default_factory=list)
@@ -93,7 +93,7 @@ class _Scanner:
     headings: tuple[str, ...] = ()
     heading: int = 0
     rows: list[tuple[Line, tuple[str, ...]]] = field(default_factory=list)
-    other_tables: list[LeftOut] = field(default_factory=list)
+    others: list[LeftOut] = field(default_factory=list)
     is_stray: bool = False
     row: tuple[str, ...] = ()
     is_of_llama_cpp: bool = False
@@ -145,6 +145,8 @@ class _Scanner:
             if speeds.is_cut_json(text):
                 self.leave_out(line.number, "a JSON line of a benchmark that is cut short")
                 return
+        if self.open is None and self.before.facts.name and not self.claimed and not self.fenced:
+            line = perplexity.card_result(line) or line
         self.perplexity(line)
 
     def process(self, line: Line) -> None:
@@ -198,8 +200,11 @@ class _Scanner:
     def forget(self, first: Stage, opened: str = "") -> None:
         """Forget facts from a place in their order on, and list those that no result is of."""
         if not self.claimed:
-            for line, why in self.before.without_result(first, opened):
+            found = self.before.without_result(first, opened)
+            for line, why in found:
                 self.leave_out(line, why)
+            if first is Stage.NOTHING and not found and not self.has_result:
+                self.others += [LeftOut(*told) for told in self.before.without_figure()]
         self.before.forget(first)
 
     def perplexity(self, line: Line) -> None:
@@ -439,7 +444,7 @@ class _Scanner:
         columns = columns_of(headings) if rows else None
         if columns is None:
             if rows and (why := unread_table(headings)):
-                self.other_tables.append(LeftOut(self.heading, why))
+                self.others.append(LeftOut(self.heading, why))
             return
         self.close()
         if columns.unread:
@@ -455,6 +460,7 @@ class _Scanner:
             own = cells[columns.places["model"]] if "model" in columns.places else ""
             facts = Facts(model=own or self.before.facts.model, heading=self.before.facts.heading)
             self.runs.append(Run(line.number, facts, row=found, name=found.name))
+            self.has_result = True
 
     def finished(self) -> Log:
         """All runs, after the last line."""
@@ -464,7 +470,7 @@ class _Scanner:
         if self.runs or self.left_out:
             self.forget(Stage.NOTHING)
         runs = of_models(self.runs)
-        left_out = self.left_out + (self.other_tables if runs else [])
+        left_out = self.left_out + (self.others if runs else [])
         if any(run.facts.name or run.row for run in runs):
             # A card: what stands below a heading of another kind is of no file.
             stray = [

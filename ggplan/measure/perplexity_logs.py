@@ -31,7 +31,13 @@ FINAL = re.compile(
 _STARTS = re.compile(
     r"(calculating perplexity|computing) over (\d{1,9}) chunks(?:, n_ctx=(\d{1,9}))?(?:, batch_size=\d+)?"
 )
-_CHUNK = re.compile(r"\[(\d{1,9})\](\d+\.\d+|-?nan|-?inf),")
+# As people write a result on a card.
+_CARD_RESULT = re.compile(
+    rf"[^\w\n]{{0,20}}(?:(?:final|mean|wiki(?:text|\.test)?)[ -]{{1,2}})?(?:ppl|perplexity)[\s*`]{{0,9}}[=:]"
+    rf"[\s*`]{{0,9}}{_NUMBER}{_ERROR}",
+    re.IGNORECASE,
+)
+_CHUNK = re.compile(r"\[(\d{1,9})\](\d+\.\d+|-?nan(?:\([a-z]{1,8}\))?|-?inf),")
 _CHUNKS = re.compile(rf"(?:{_CHUNK.pattern})+\s*")
 _LONGEST_ROW = 400
 _ROW = re.compile(r"^\s*(\d{1,7})\s")
@@ -189,6 +195,15 @@ def is_chunks(line: str) -> bool:
     return _CHUNKS.fullmatch(line) is not None
 
 
+def card_result(line: Line) -> Line | None:
+    """The line as llama-perplexity prints it, where a person wrote only `PPL = 4.8 +/- 0.02`; else None."""
+    found = _CARD_RESULT.match(line.text[:_LONGEST_ROW])
+    if found is None or re.match(r"[.,]?\d", line.text[found.end() :]):
+        return None
+    error = f" +/- {found[2]}" if found[2] else ""
+    return Line(line.number, f"Final estimate: PPL = {found[1]}{error}", line.time, is_open=False)
+
+
 def feed(run: OpenPerplexity, line: Line) -> bool:
     """Take a line into a run; False where it is a line of another run, and this one ends before it.
 
@@ -282,7 +297,7 @@ def _feed_chunks(run: OpenPerplexity, chunks: list[tuple[str, str]]) -> bool:
     if run.is_divergence or run.block >= 0 or not follows or beyond:
         return False
     run.is_torn = run.is_torn or numbers[0] != run.chunk + 1
-    run.chunk, run.value = numbers[-1], float(chunks[-1][1])
+    run.chunk, run.value = numbers[-1], float(chunks[-1][1].partition("(")[0])
     if not successive:
         run.wrong = "the numbers of its chunks do not follow each other, so lines of several runs are mixed"
     if run.is_strided and run.chunk == run.n_chunks:

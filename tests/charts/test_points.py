@@ -1,5 +1,7 @@
 """What a point is a loss against, what can be chosen, and what a chart says that it leaves out."""
 
+import os
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -108,3 +110,14 @@ def test_a_picture_of_types_names_its_model() -> None:
     drawn = draw_types(typed(model, assign(model, ggplan.parse_recipe("@default q4_K", "four"))))
     assert drawn.title == "GLM-4.5-Air, four: types by layer"
     assert draw_types(model).title == "GLM-4.5-Air: types by layer"
+
+
+def test_a_chart_of_a_pipe_reads_it_whole(tmp_path: Path) -> None:
+    rows = "".join(f"Q{i}_K,{i} GiB,{6 - i / 1000}\n" for i in range(1, 400))
+    os.mkfifo(tmp_path / "pipe")
+    text = f"quant,size,ppl\n{rows}"
+    writer = threading.Thread(target=(tmp_path / "pipe").write_text, args=(text,), daemon=True)
+    writer.start()
+    done = CliRunner().invoke(cli, ["chart", str(tmp_path / "pipe"), "-o", str(tmp_path / "a.html")])
+    assert done.exit_code == 0, done.output
+    assert "<td>Q399_K</td>" in (tmp_path / "a.html").read_text("utf-8")

@@ -21,7 +21,7 @@ def test_of(file: str, n_prompt: int, n_gen: int, rate: object) -> dict[str, obj
 test_of.__test__ = False  # type: ignore[attr-defined]
 A, A_TG, B = test_of("a.gguf", 512, 0, 99.0), test_of("a.gguf", 0, 128, 10.0), test_of("b.gguf", 512, 0, 50.0)
 RUN = """\
-llama_model_loader: loaded meta data with 44 key-value pairs and 803 tensors from m-Q4_K.gguf (version GGUF V3)
+llama_model_loader: loaded meta data with 44 key-value pairs and 803 tensors from m-Q4_K.gguf (version V3)
 perplexity: calculating perplexity over 2 chunks, n_ctx=512, batch_size=2048, n_seq=4
 [1]5.0000,[2]5.5000,
 Final estimate: PPL = 5.5000 +/- 0.02805
