@@ -16,6 +16,7 @@ from ggplan.measure.record import (
     ModelFacts,
     Quantization,
     Record,
+    Speed,
     could_be_one,
     merge,
     plain_name,
@@ -94,7 +95,7 @@ def _together(entries: list[Entry], told: Tell) -> list[Entry]:
         return entries
     first = entries[0].quantization
     measured: dict[Conditions, Measurement] = {}
-    speeds = {}
+    speeds: dict[tuple[str, str, str], tuple[Speed, ...]] = {}
     again: list[Entry] = []
     for entry in entries:
         q = entry.quantization

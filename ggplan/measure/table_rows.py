@@ -18,9 +18,9 @@ from ggplan.text import printable
 UNKNOWN_TEXT = Text("text not recorded")
 LONGEST_CELL = 2000
 """The most characters of a cell."""
-_NUMBER = r"(-?(?:\d{1,12}(?:\.\d{0,12})?|\.\d{1,12})(?:[eE][-+]?\d{1,3})?)"
+_NUMBER = r"(-?(?:\d{1,12}(?:\.\d{0,20})?|\.\d{1,20})(?:[eE][-+]?\d{1,3})?)"
 _FIGURE = re.compile(rf"\s*{_NUMBER}(?:\s*%)?(?:\s*(?:\+/-|\+-|±|_|\ufffd)\s*{_NUMBER}(?:\s*%)?)?\s*$")
-_DECIMAL_COMMA = re.compile(r"(?<![\d,.])(-?\d{0,12}),(\d{1,12})(?![\d,.])")
+_DECIMAL_COMMA = re.compile(r"(?<![\d,.])(-?\d{0,12}),(\d{1,20})(?![\d,.])")
 _THOUSANDS = re.compile(r"-?[1-9]\d{0,2},\d{3}(?!\d)")
 _POINT = re.compile(r"\d\.\d|(?<!\d)\.\d")
 _EMPTY = re.compile(r"(?:-+|—|–|\?+|n/?a|[+-]?nan|[+-]?inf(?:inity)?|none|null|tbd|404)?", re.IGNORECASE)
@@ -31,8 +31,8 @@ _LINK = re.compile(r"\[([^\]]{0,400})\]\([^)]{0,800}\)")
 _BRACKETS = re.compile(r"[\[(](?!q\b)[^\])]{0,200}[\])]")
 _UNIT = re.compile(r"(?<![a-z])([KMGT]i?B)(?![a-z])", re.IGNORECASE)
 _SIZE = re.compile(SIZE)
-_BARE_SIZE = re.compile(r"\d{1,7}(?:\.\d{1,6})?")
-_BPW = re.compile(r"(\d{1,3}(?:\.\d{1,9})?)(?:\s*bpw)?", re.IGNORECASE)
+_BARE_SIZE = re.compile(r"\d{1,7}(?:\.\d{1,20})?")
+_BPW = re.compile(r"(\d{1,3}(?:\.\d{1,20})?)(?:\s*bpw)?", re.IGNORECASE)
 _ERROR = re.compile(_NUMBER)
 # A heading that is of figures, whether they are read or not.
 _FIGURES = re.compile(

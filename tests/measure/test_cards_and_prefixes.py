@@ -1,4 +1,4 @@
-"""Results as people write them on cards, logs with what other programs put before each line, hostile lines."""
+"""Results as people write them on cards, what other programs put before each line, and hostile lines."""
 
 import io
 import time
