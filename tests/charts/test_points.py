@@ -113,11 +113,11 @@ def test_a_picture_of_types_names_its_model() -> None:
 
 
 def test_a_chart_of_a_pipe_reads_it_whole(tmp_path: Path) -> None:
-    rows = "".join(f"Q{i}_K,{i} GiB,{6 - i / 1000}\n" for i in range(1, 400))
+    rows = "".join(f"Q{i}_K,{i} GiB,{6 - i / 10},{'long ' * 200}\n" for i in range(1, 9))
     os.mkfifo(tmp_path / "pipe")
-    text = f"quant,size,ppl\n{rows}"
+    text = f"quant,size,ppl,note\n{rows}"
     writer = threading.Thread(target=(tmp_path / "pipe").write_text, args=(text,), daemon=True)
     writer.start()
     done = CliRunner().invoke(cli, ["chart", str(tmp_path / "pipe"), "-o", str(tmp_path / "a.html")])
     assert done.exit_code == 0, done.output
-    assert "<td>Q399_K</td>" in (tmp_path / "a.html").read_text("utf-8")
+    assert "<td>Q8_K</td>" in (tmp_path / "a.html").read_text("utf-8")
