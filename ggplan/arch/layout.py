@@ -200,8 +200,9 @@ class Layout:
         return specs
 
     def _fused_experts(self, names: Collection[str], kind: str) -> list[TensorSpec]:
-        n, columns, width = self.sizes["X"], self.sizes["M"], self.sizes["E"]
-        assert n is not None and columns is not None  # noqa: PT018
+        n = self.sizes["X"] or self.config.count("num_experts")
+        columns = self.sizes["M"] or self.config.count("moe_intermediate_size")
+        width = self.config.count("hidden_size")
         prefix, shape = LAYER + "mlp.experts.", (n, 2 * columns, width)
         suffix = ".weight" if any(name.endswith(".experts.gate_up_proj.weight") for name in names) else ""
         half = partial(sliced, group=2 * columns, length=columns)
