@@ -226,7 +226,7 @@ def test_experts_of_qwen3_vl_in_either_order(tmp_path: Path) -> None:
         ("glm_dsa_mtp", "model.layers.3.eh_proj.weight"),
         ("qwen2moe", "model.layers.1.mlp.shared_expert_gate.weight"),
         ("gemma3", "model.layers.1.pre_feedforward_layernorm.weight"),
-        ("phi3", "model.layers.1.self_attn.qkv_proj.weight"),
+        ("phi4", "model.layers.1.self_attn.qkv_proj.weight"),
         ("glm4", "model.layers.1.post_mlp_layernorm.weight"),
     ],
 )

@@ -29,7 +29,7 @@ _WIDEST_HEAD = 65536
 def _dense(config: Config, names: Collection[str]) -> Table:
     layout = Layout("llama", config)
     return Table(
-        [*_common(layout, config), *layout.layer("mlp.gate_proj mlp.up_proj mlp.down_proj")],
+        [*_common(layout, config), *layout.layer("mlp.{gate,up,down}_proj")],
         [DENSE] * config.layers("num_hidden_layers"),
         computed=_rope_factors(config),
     )
