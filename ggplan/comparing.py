@@ -15,6 +15,7 @@ from ggplan.ggml_types import parse_type
 from ggplan.model import Model
 from ggplan.planning import Assignment, Fitted, Plan, PlannedTensor, Role, fit, stored_types
 from ggplan.planning.export import SCHEMA as PLAN_SCHEMA
+from ggplan.planning.fitting import with_companions
 from ggplan.planning.layout import file_order
 from ggplan.planning.roles import roles_in
 from ggplan.text import printable
@@ -121,10 +122,15 @@ def side_of_assignment(model: Model, assignment: Assignment, label: str) -> Side
     PlanError
         If a shape forbids a type and no fallback exists.
     """
-    fitted = sorted(fit(model, assignment), key=lambda f: file_order(f.tensor.name))
-    for found in fitted:
+
+    def order(found: Fitted) -> tuple[int, bytes]:
+        return file_order(found.tensor.name)
+
+    fitted = fit(model, assignment)
+    for found in sorted(fitted, key=order):
         if found.fault is not None:
             raise found.error()
+    fitted = tuple(sorted(with_companions(fitted), key=order))
     roles = roles_in(model)
     return Side(label, {f.tensor.name: _side_tensor(f, roles[f.tensor.name]) for f in fitted})
 

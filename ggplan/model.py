@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -130,6 +130,53 @@ def require_rows(start: int, stop: int, n_rows: int) -> None:
 
 
 @dataclass(frozen=True, slots=True)
+class Codes:
+    """What becomes of the codes of a tensor that its checkpoint stores quantized.
+
+    Where a ggml type holds them exactly they are moved: `TensorInfo.type` is that type and
+    `TensorInfo.stored` has them, so that the tensor is copied where the type stays. Else the tensor is
+    decoded.
+
+    Attributes
+    ----------
+    form
+        How the checkpoint stores them, in its own words: `int4 group 128`.
+    decoded
+        The type of the decoded weights where no rule matches.
+    why_decoded
+        Why they are not moved, for people: "group_size 16 is no multiple of 32"; "" where they are.
+    companions
+        Tensors that the file needs as long as it has the codes, and must not have with any other type:
+        `blk.0.attn_q.scale` of nvfp4. `TensorInfo.rows` has them multiplied in already.
+    nearly
+        The same weights as rows of q4_1, exact but for the rounding of each block's minimum, where `stored`
+        needs a type of more bits; else None.
+    settled
+        Whether the scales were read (see `ggplan.planning.settling`).
+    full_activations
+        Whether the checkpoint says that they are not for activations of 4 bits.
+    """
+
+    form: str
+    decoded: GgmlType
+    why_decoded: str = ""
+    companions: tuple[TensorInfo, ...] = ()
+    nearly: RowSource | None = None
+    settled: bool = False
+    full_activations: bool = False
+
+    @property
+    def are_moved(self) -> bool:
+        """Whether a ggml type holds them exactly."""
+        return not self.why_decoded
+
+    @property
+    def outcome(self) -> str:
+        """What becomes of them, for tables: `moved from int4 group 128`, `decoded: ...`."""
+        return f"decoded: {self.why_decoded}" if self.why_decoded else f"moved from {self.form}"
+
+
+@dataclass(frozen=True, slots=True)
 class TensorInfo:
     """One tensor of a model.
 
@@ -141,8 +188,8 @@ class TensorInfo:
         Rows first; `shape[-1]` is ggml's ne0.
     type
         The type it keeps when no rule matches: for GGUF the type in the file, for Hugging Face
-        checkpoints the type llama.cpp's converter gives it (f32 for norms, vectors and the router, the
-        checkpoint's own float type for the rest).
+        checkpoints the type that holds its codes exactly, or the one llama.cpp's converter gives it (f32
+        for norms, vectors and the router, the checkpoint's own float type for the rest).
     origin
         Where its weights are, for messages: `model-00003-of-00047.safetensors`.
     stored_as
@@ -152,7 +199,10 @@ class TensorInfo:
         cannot decode.
     stored
         The rows in `type` as a GGUF file stores them, which are copied where the type stays; None where
-        the source is not a GGUF file. For float types this is `rows`.
+        the source has no such rows: a plain Hugging Face tensor, an inventory. For float types this is
+        `rows`.
+    codes
+        Of a tensor that a Hugging Face checkpoint stores quantized; else None.
     """
 
     name: str
@@ -162,6 +212,7 @@ class TensorInfo:
     stored_as: str
     rows: RowSource | None = None
     stored: RowSource | None = None
+    codes: Codes | None = None
 
     @property
     def n_columns(self) -> int:
@@ -182,6 +233,17 @@ class TensorInfo:
     def n_bytes(self) -> int:
         """Bytes of the tensor in its own type."""
         return self.type.tensor_bytes(self.shape)
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether it can be kept as it is quantized: its codes are moved, or a GGUF file has them."""
+        return self.type.is_quantized if self.codes is None else self.codes.are_moved
+
+    def without_codes(self, why: str) -> TensorInfo:
+        """The same tensor decoded; `why` its codes, which it must have, are not moved."""
+        assert self.codes is not None
+        codes = replace(self.codes, why_decoded=why, companions=(), nearly=None)
+        return replace(self, type=self.codes.decoded, stored=None, codes=codes)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -267,6 +329,11 @@ class Model:
     def n_bytes(self) -> int:
         """Bytes of all tensors in their own types."""
         return sum(tensor.n_bytes for tensor in self.tensors)
+
+    @property
+    def companions(self) -> tuple[TensorInfo, ...]:
+        """The tensors that belong to moved codes, which are not among `tensors`: see `Codes`."""
+        return tuple(c for t in self.tensors if t.codes is not None for c in t.codes.companions)
 
     def bytes_by_type(self) -> dict[GgmlType, tuple[int, int, int]]:
         """Tensors, weights and bytes of each type, the type with most bytes first."""

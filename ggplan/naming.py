@@ -24,7 +24,7 @@ from typing import Literal
 from ggplan.errors import NoSuchCheckpointError, RecipeError
 from ggplan.inventories import is_inventory, names_of_inventories
 from ggplan.model import Model
-from ggplan.opening import open_model, with_family
+from ggplan.opening import is_there, open_model, with_family
 from ggplan.planning import find_recipe
 from ggplan.planning.export import SCHEMA as PLAN_SCHEMA
 from ggplan.rules import Recipe, load_recipe, parse_recipe, shipped_recipes
@@ -83,7 +83,7 @@ def recipe_or_mix_named(name: str, architecture: str = "") -> Recipe | Mix:
     RecipeError
         As `find_recipe`; for the name of a model with what it is.
     """
-    if not _exists(name) and not _kind_of_recipe(name) and is_inventory(name):
+    if not is_there(name) and not _kind_of_recipe(name) and is_inventory(name):
         raise RecipeError(
             f"{printable(name)} is a model, the shipped inventory of this name, not a recipe",
             hint=f"`ggplan rules list {printable(name)}` names the recipes for it",
@@ -122,7 +122,7 @@ def anything_named(
         return _from_standard_input()
     if is_address(name):
         return open_model(name, pre=pre, header_only=header_only)
-    if _exists(name):
+    if is_there(name):
         return _from_path(name, pre, header_only)
     if _kind_of_recipe(name) or name.endswith(_RECIPE_ENDING):
         return find_recipe(name)
@@ -137,7 +137,7 @@ def anything_named(
 
 def kind_named(name: str) -> Literal["file", "mix", "recipe", "inventory", ""]:
     """What there is of this name, the first in the order of the page; "" for nothing."""
-    if name == NAME or is_address(name) or _exists(name):
+    if name == NAME or is_address(name) or is_there(name):
         return "file"
     if is_mix(name):
         return "mix"
@@ -148,7 +148,7 @@ def kind_named(name: str) -> Literal["file", "mix", "recipe", "inventory", ""]:
 
 def other_meaning(name: str) -> str:
     """What else a name that is a file would stand for, in words: `a recipe that ships with ggplan`; or ""."""
-    return _kind_of_recipe(name) if _exists(name) else ""
+    return _kind_of_recipe(name) if is_there(name) else ""
 
 
 def _kind_of_recipe(name: str) -> str:
@@ -193,10 +193,3 @@ def _from_path(name: str, pre: str | None, header_only: bool) -> Model | Recipe 
     if is_map(head.decode("utf-8", "replace")) or b"\0" in head:
         return open_model(path, pre=pre, header_only=header_only)
     return load_recipe(path)
-
-
-def _exists(name: str) -> bool:
-    try:
-        return os.path.lexists(name)
-    except ValueError:  # a NUL in the name
-        return False

@@ -79,7 +79,7 @@ def open_model(
         return _by_converter(name, Path(converter), pre)
     if name == NAME:
         model = _from_standard_input()
-    elif isinstance(name, str) and not _exists(name) and is_inventory(name):
+    elif isinstance(name, str) and not is_there(name) and is_inventory(name):
         if weights:
             raise _nothing_at(Path(name))
         return inventory(name)
@@ -191,11 +191,12 @@ def _hint_for(path: Path) -> str:
     return f"nor does ggplan ship an inventory of this name; {known}"
 
 
-def _exists(name: str) -> bool:
+def is_there(name: str) -> bool:
+    """Whether a file, a folder or a link is of this name, even one that leads nowhere."""
     try:
         return os.path.lexists(name)
     except ValueError:  # a NUL in the name
-        return True
+        return False
 
 
 def _names_in(folder: Path) -> list[str]:

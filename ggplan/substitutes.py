@@ -1,7 +1,8 @@
 """What may lie where a file should: a Git LFS pointer, or the page that a server sent instead of the file.
 
 A pointer is a text of at most 1,024 bytes that a clone without LFS leaves in the place of each large file
-(git-lfs, `docs/spec.md`). Every reader of files asks this before it says that a file is damaged.
+(git-lfs, `docs/spec.md`). Every reader of files asks this before it says that a file is damaged; those of
+small files read them here as a whole.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from ggplan.errors import Error
 from ggplan.text import printable
 
 START = 1024
@@ -45,3 +47,34 @@ def find_substitute(start: bytes, path: str | Path) -> Substitute | None:
             "the server may want a login: download the file again with `hf download`",
         )
     return None
+
+
+def read_limited(path: str | Path, limit: int, what: str, error: type[Error]) -> bytes:
+    """All bytes of a file, or of a pipe that has a name.
+
+    Parameters
+    ----------
+    limit
+        The most bytes that it may have.
+    what
+        What it is read as, for the message about a larger one: `record`, `table of sensitivities`.
+
+    Raises
+    ------
+    error
+        If it cannot be read, has more than `limit` bytes, or a Git LFS pointer or a web page is in its place.
+    """
+    shown = printable(str(path))
+    try:
+        with open(path, "rb") as file:
+            raw = file.read(limit + 1)
+    except IsADirectoryError:
+        raise error(f"{shown} is a folder", hint=f"give the path of a {what} in it") from None
+    except (OSError, ValueError) as failure:  # a NUL in the name
+        reason = failure.strerror if isinstance(failure, OSError) else failure
+        raise error(f"cannot read {shown}: {reason}") from failure
+    if len(raw) > limit:
+        raise error(f"{shown} is larger than any {what} ({limit >> 20} MiB)")
+    if (found := find_substitute(raw, path)) is not None:
+        raise error(f"{shown} is {found.what}", hint=found.hint)
+    return raw

@@ -15,7 +15,7 @@ ALLOWED = {
     "version": set(),
     "errors": set(),
     "text": set(),
-    "substitutes": {"text"},
+    "substitutes": {"errors", "text"},
     "standard_input": {"errors"},
     "ggml_types": {"errors"},
     "metadata": {"errors"},

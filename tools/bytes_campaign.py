@@ -2,10 +2,15 @@
 
     python tools/bytes_campaign.py --weights 10000000 --seed 1 [q4_K iq2_xs ...]
     python tools/bytes_campaign.py ... --processors host,haswell,generic
+    python tools/bytes_campaign.py ... --from "zero blocks"
 
 For every kind of weights in tests/quants/distributions.py, and every type without and with an imatrix, ggml
 encodes the rows, and ggplan does, cut at random into chunks that one to four threads take. On the other
 processors (Numba's names, which LLVM compiles for) ggplan's bytes are compared with those of the first.
+
+Ten million weights of each kind take a processor a day or so. So each kind is reported when it is done, in
+their order, and a run that was stopped goes on with `--from` and the first kind that it did not report: what
+is drawn depends on the seed and the kind alone.
 
 ggml stops the whole process where a grid search of its own fails, on weights of about 1e18 and more. So it
 runs in processes of its own, and rows it did not survive are left out and counted; after a hundred, so are
@@ -27,6 +32,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -52,24 +58,21 @@ def main() -> int:
     given = parse_arguments()
     if given.kind:
         return work(given)
-    first, *others = given.processors.split(",")
     kinds = list(DISTRIBUTIONS)
+    if given.start not in kinds:
+        print(f"no kind is named {given.start!r}: {', '.join(kinds)}", file=sys.stderr)
+        return 2
+    kinds = kinds[kinds.index(given.start) :]
+    print(f"seed {given.seed}, {given.weights / 1e6:g} M weights of each of {len(kinds)} kinds", flush=True)
     failures = 0
-    with tempfile.TemporaryDirectory() as folder:
-        for processor in (first, *others):
-            tally: dict[str, list[str]] = {}
-            started = time.monotonic()
-            with ThreadPoolExecutor(given.processes) as pool:
-                for lines in pool.map(lambda kind: run_kind(given, kind, processor, first, folder), kinds):  # noqa: B023
-                    for line in lines:
-                        name, _, fault = line.partition("\t")
-                        tally.setdefault(name, []).append(fault)
-            print(f"{processor}: {time.monotonic() - started:.0f} s")
-            for name, found in tally.items():
-                faults = [fault for fault in found if fault]
-                failures += sum("DIFFER" in fault for fault in faults)
-                many = len(found) * given.weights / 1e6
-                print(f"  {name:16} {many:7.1f} M weights  {'; '.join(faults) or 'equal'}", flush=True)
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(given.processes) as pool:
+        for kind, reports in zip(
+            kinds, pool.map(lambda kind: run_kind(given, kind, folder), kinds), strict=True
+        ):
+            for report in reports:
+                failures += len(report.differing)
+                print(f"{kind}: {report.summary()}", flush=True)
+    print("all equal" if not failures else f"{failures} comparisons DIFFER", flush=True)
     return 1 if failures else 0
 
 
@@ -81,24 +84,67 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--library", type=Path, help="ggml's libggml-base, if not the wheel's")
     parser.add_argument("--processors", default="host", help="host, or names that LLVM knows")
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument(
+        "--from",
+        dest="start",
+        metavar="KIND",
+        default=next(iter(DISTRIBUTIONS)),
+        help="leave out those before it",
+    )
     parser.add_argument("--kind", help=argparse.SUPPRESS)
     parser.add_argument("--digests", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
-def run_kind(given: argparse.Namespace, kind: str, processor: str, first: str, folder: str) -> list[str]:
-    """Have a process compare all types on one kind of weights; a line for each type."""
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What came of one kind of weights on one processor.
+
+    Attributes
+    ----------
+    compared
+        How many types, with and without an imatrix.
+    differing, aborted
+        A line for each whose bytes differ, and for each on which ggml aborts.
+    seconds
+        By the clock.
+    """
+
+    processor: str
+    compared: int
+    differing: list[str]
+    aborted: list[str]
+    seconds: float
+
+    def summary(self) -> str:
+        """One line."""
+        n_equal = self.compared - len(self.differing)
+        notes = "".join(f"; {line}" for line in (*self.differing, *self.aborted))
+        return f"{self.processor}, {n_equal} of {self.compared} types equal, {self.seconds:.0f} s{notes}"
+
+
+def run_kind(given: argparse.Namespace, kind: str, folder: str) -> list[Report]:
+    """Have a process for each processor compare all types on one kind of weights."""
     digests = Path(folder) / f"{list(DISTRIBUTIONS).index(kind)}.json"
     command = [sys.executable, __file__, *given.types, "--kind", kind, "--digests", str(digests)]
     command += ["--weights", str(given.weights), "--seed", str(given.seed)]
     if given.library:
         command += ["--library", str(given.library)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    if processor != "host":
-        environment["NUMBA_CPU_NAME"] = processor
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
-    lines = done.stdout.splitlines()
-    return lines if done.returncode == 0 else [*lines, f"{kind}\tDIFFER or failed: status {done.returncode}"]
+    reports = []
+    for processor in given.processors.split(","):
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        if processor != "host":
+            environment["NUMBA_CPU_NAME"] = processor
+        started = time.monotonic()
+        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
+        found = [line.partition("\t")[::2] for line in done.stdout.splitlines()]
+        differing = [f"{name}: {fault}" for name, fault in found if "DIFFER" in fault]
+        aborted = [f"{name}: {fault}" for name, fault in found if fault and "DIFFER" not in fault]
+        if done.returncode:
+            differing.append(f"failed with status {done.returncode} after {len(found)} types")
+        n_compared = len(found) + bool(done.returncode)
+        reports.append(Report(processor, n_compared, differing, aborted, time.monotonic() - started))
+    return reports
 
 
 def work(given: argparse.Namespace) -> int:
@@ -116,14 +162,14 @@ def work(given: argparse.Namespace) -> int:
         digests[name] = hashlib.sha256(ours).hexdigest()
         fault = ""
         if known is not None:
-            fault = "" if known[name] == digests[name] else f"{given.kind}: BYTES DIFFER"
+            fault = "" if known[name] == digests[name] else "BYTES DIFFER"
         else:
             theirs, survived = ggmls(rows, type_, importance, given.library)
             wrong = (ours != theirs).any(axis=1) & survived
             if wrong.any():
-                fault = f"{given.kind}: {int(wrong.sum())} of {n_rows} rows DIFFER"
+                fault = f"{int(wrong.sum())} of {n_rows} rows DIFFER"
             elif not survived.all():
-                fault = f"{given.kind}: ggml aborts on {int((~survived).sum())} of {n_rows} rows"
+                fault = f"ggml aborts on {int((~survived).sum())} of {n_rows} rows"
         print(f"{name}\t{fault}", flush=True)
     if known is None:
         given.digests.write_text(json.dumps(digests))

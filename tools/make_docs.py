@@ -1,10 +1,11 @@
 """Make the parts of the documentation that ggplan itself prints.
 
-    python tools/make_docs.py
+    python tools/make_docs.py [families]
 
 - docs/plan.svg: `ggplan plan` on GLM-4.5-Air's names and shapes with the README's own recipe.
 - docs/commands.md: every command's --help.
 - docs/diagnostics.md: the pages of the codes that `ggplan rules check` finds.
+- docs/models.md: the table of the families of models, from `ggplan/arch/families`; `families` makes it alone.
 - docs/record.schema.json: the schema of records of measurements.
 """
 
@@ -34,6 +35,9 @@ WIDTH = 100
 
 
 def main() -> None:
+    write_families()
+    if sys.argv[1:] == ["families"]:
+        return
     draw_plan()
     (ROOT / "docs" / "commands.md").write_text(commands_page(), encoding="utf-8")
     (ROOT / "docs" / "diagnostics.md").write_text(diagnostics_page(), encoding="utf-8")
@@ -78,6 +82,30 @@ def diagnostics_page() -> str:
 def anchor(code: str, title: str) -> str:
     """What GitHub calls the heading of a page."""
     return re.sub(r"[^a-z0-9 _-]", "", f"{code}: {title}".lower()).replace(" ", "-")
+
+
+def write_families() -> None:
+    """Put the table of families between its two marks in docs/models.md."""
+    page = ROOT / "docs" / "models.md"
+    begin, end = "<!-- families -->\n", "<!-- end of families -->"
+    before, _, rest = page.read_text(encoding="utf-8").partition(begin)
+    page.write_text(f"{before}{begin}{families_table()}{end}{rest.partition(end)[2]}", encoding="utf-8")
+
+
+def families_table() -> str:
+    """A row for each GGUF architecture: its models, and the classes of transformers that it is made of.
+
+    The models are what stands before the colon in the docstring of the family's module.
+    """
+    from ggplan.arch.families import families
+
+    rows = []
+    for module in families():
+        models = (module.__doc__ or "").partition(":")[0].replace("\n", " ")
+        for name in sorted({architecture.name for architecture in module.CLASSES.values()}):
+            classes = [f"`{key}`" for key, known in module.CLASSES.items() if known.name == name]
+            rows.append(f"| `{name}` | {models} | {', '.join(sorted(classes))} |\n")
+    return "| architecture | models | classes |\n| --- | --- | --- |\n" + "".join(sorted(rows))
 
 
 def draw_plan() -> None:

@@ -31,7 +31,7 @@ from typing import Any, Literal, get_args
 
 from ggplan.errors import MeasureError, TypeNameError
 from ggplan.ggml_types import parse_type
-from ggplan.substitutes import find_substitute
+from ggplan.substitutes import read_limited
 from ggplan.text import decode_text, printable
 
 Figure = Literal["kld", "ppl", "dppl", "top_p"]
@@ -178,16 +178,7 @@ def read_sensitivities(
     shown = printable(str(path))
     if path.exists() and not path.is_file():
         raise MeasureError(f"{shown} is not a file")
-    try:
-        with path.open("rb") as file:
-            raw = file.read(_MAX_BYTES + 1)
-    except OSError as error:
-        raise MeasureError(f"cannot read {shown}: {error.strerror}") from error
-    if len(raw) > _MAX_BYTES:
-        raise MeasureError(f"{shown} is larger than any table ({_MAX_BYTES >> 20} MiB)")
-    if (found := find_substitute(raw, path)) is not None:
-        raise MeasureError(f"{shown} is {found.what}", hint=found.hint)
-    text = decode_text(raw)
+    text = decode_text(read_limited(path, _MAX_BYTES, "table of sensitivities", MeasureError))
     remarks = tuple(line.lstrip("# ").strip() for line in text.split("\n") if line.startswith("#"))
     try:
         head, *rows = _rows(text)

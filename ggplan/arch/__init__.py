@@ -3,25 +3,27 @@
 The result is that of llama.cpp's `convert_hf_to_gguf.py`: the same tensors in the same order, equal byte for
 byte in bf16 and f32, and the same keys. The tests compare both on random models of each architecture.
 
-An architecture is a small module (`llama`, `qwen3`, `glm4moe`, `deepseek2`) with a table of tensors and a
-function for its keys; shared code is in `architecture`, `tensors`, `transforms` and `metadata`.
-To add one, write such a module and name it in `ARCHITECTURES`.
+A family of models is a small module in `families`, which says which tensors it has and what its keys are;
+`names` and `layout` make the GGUF's names and the shapes of them, `tensors` the tensors, `metadata` the keys
+that all share. To add one, write such a module: see `docs/models.md`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import math
+from collections.abc import Callable, Collection, Sequence
+from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 
 from ggplan.arch.architecture import Architecture
 from ggplan.arch.config import Config
-from ggplan.arch.deepseek2 import DEEPSEEK_V2, DEEPSEEK_V3
+from ggplan.arch.families import architectures
 from ggplan.arch.general_keys import general_keys, quantization_version
-from ggplan.arch.glm4moe import GLM4_MOE
-from ggplan.arch.llama import LLAMA, MISTRAL, MIXTRAL
 from ggplan.arch.metadata import Keys, rope_parameters
+from ggplan.arch.moving import activation_keys
+from ggplan.arch.multimodal import is_multimodal, is_of_another_part, model_class, text_values
 from ggplan.arch.pretokenizers import require_pretokenizer
-from ggplan.arch.qwen3 import QWEN3, QWEN3_MOE
 from ggplan.arch.tensors import convert_tensors
 from ggplan.arch.tokenizer import tokenizer_metadata
 from ggplan.errors import CheckpointError
@@ -31,20 +33,6 @@ from ggplan.sources.huggingface import HfCheckpoint
 from ggplan.sources.json_files import load_object
 from ggplan.sources.tensors import CheckpointTensor
 
-# By the first of `architectures` in config.json.
-ARCHITECTURES: dict[str, Architecture] = {
-    "DeepseekV2ForCausalLM": DEEPSEEK_V2,
-    "DeepseekV3ForCausalLM": DEEPSEEK_V3,
-    "Glm4MoeForCausalLM": GLM4_MOE,
-    "LLaMAForCausalLM": LLAMA,
-    "LlamaForCausalLM": LLAMA,
-    "LlamaModel": LLAMA,
-    "MistralForCausalLM": MISTRAL,
-    "MixtralForCausalLM": MIXTRAL,
-    "Qwen3ForCausalLM": QWEN3,
-    "Qwen3Model": QWEN3,
-    "Qwen3MoeForCausalLM": QWEN3_MOE,
-}
 _BY_LLAMA_CPP = "let llama.cpp's converter read it: `--converter DIR`, where DIR is a tree of llama.cpp"
 _BODY = ("model.", "lm_head.")
 # Keys of config.json that announce biases, and what the names of such tensors contain.
@@ -79,24 +67,32 @@ def to_gguf(checkpoint: HfCheckpoint, *, pre: str | None = None) -> Model:
     where = shown(checkpoint.path)
     architecture = _architecture(checkpoint)
     _refuse_embedders(checkpoint)
-    config = Config(shown(checkpoint.path / "config.json"), checkpoint.config, len(checkpoint.tensors))
+    values = text_values(checkpoint.config)
+    config = Config(shown(checkpoint.path / "config.json"), values, len(checkpoint.tensors))
     config = config.with_defaults(**architecture.defaults)
-    stored = _by_known_names(checkpoint, where)
-    tensors = convert_tensors(
-        stored, architecture.table(config, stored.keys()), where, is_whole=not checkpoint.lacks_shards
-    )
+    stored, left_out = _by_known_names(checkpoint, where, partial(architecture.rename, config))
+    table = architecture.table(config, {name: tensor.shape for name, tensor in stored.items()})
+    tensors = convert_tensors(stored, table, where, is_whole=not checkpoint.lacks_shards)
+    companions = [c for tensor in tensors if tensor.codes is not None for c in tensor.codes.companions]
     keys = Keys(architecture.name)
     architecture.write_keys(keys, config)
-    tokenizer, obstacle = tokenizer_metadata(
-        checkpoint, config.count("vocab_size"), architecture.tokenizer, pre
-    )
+    tokenizer = tokenizer_metadata(checkpoint, config.count("vocab_size"), architecture.tokenizer, pre)
+    general = general_keys(checkpoint, architecture.name, [*tensors, *companions])
     metadata = {
-        **general_keys(checkpoint, architecture.name, tensors),
+        "general.architecture": general["general.architecture"],
+        **keys.early,
+        **general,
         **keys.values,
         **quantization_version(),
-        **tokenizer,
+        **activation_keys(tensors),
+        **tokenizer.keys,
     }
-    notes = (*checkpoint.notes, *_notes(config, stored), *_unreadable(checkpoint))
+    notes = (
+        *checkpoint.notes,
+        *_notes(config, [*stored, *(t.name for t in tensors)], left_out),
+        *_unreadable(checkpoint),
+        *tokenizer.notes,
+    )
     return Model(
         checkpoint.path,
         "hf",
@@ -105,38 +101,51 @@ def to_gguf(checkpoint: HfCheckpoint, *, pre: str | None = None) -> Model:
         tensors,
         checkpoint.files,
         notes,
-        checkpoint.truncated or obstacle,
+        checkpoint.truncated or tokenizer.obstacle,
     )
 
 
 def is_known(folder: Path) -> bool:
     """Whether a folder's config.json names an architecture that ggplan reads itself."""
-    stated = load_object(folder / "config.json").get("architectures")
-    return isinstance(stated, list) and bool(stated) and stated[0] in ARCHITECTURES
+    return model_class(load_object(folder / "config.json")) in architectures()
 
 
-def _by_known_names(checkpoint: HfCheckpoint, where: str) -> dict[str, CheckpointTensor]:
-    """The tensors by the names that a causal language model has.
+def _by_known_names(
+    checkpoint: HfCheckpoint, where: str, rename: Callable[[str], str]
+) -> tuple[dict[str, CheckpointTensor], list[CheckpointTensor]]:
+    """The tensors by the names that a causal language model has, and those of the parts that see and hear.
 
     A model saved without its head (`LlamaModel`) has names without `model.`, one saved as a part of a larger
     model has `language_model.` in them.
     """
     found: dict[str, CheckpointTensor] = {}
+    left_out = []
+    has_other_parts = is_multimodal(checkpoint.config)
     for stated, tensor in checkpoint.tensors.items():
+        if has_other_parts and is_of_another_part(stated):
+            left_out.append(tensor)
+            continue
         name = stated.replace("language_model.", "")
         name = name if name.startswith(_BODY) else f"model.{name}"
-        name = name.removeprefix("model.") if name.startswith("model.lm_head.") else name
+        name = rename(name.removeprefix("model.") if name.startswith("model.lm_head.") else name)
         if name in found:
             raise CheckpointError(
                 f"{where} holds one tensor under two names, '{shown(found[name].name)}' and '{shown(stated)}'"
             )
         found[name] = tensor
-    return found
+    return found, left_out
 
 
-def _notes(config: Config, names: Collection[str]) -> tuple[str, ...]:
+def _notes(config: Config, names: Collection[str], left_out: Sequence[CheckpointTensor]) -> tuple[str, ...]:
     """What config.json says and the tensors do not, or llama.cpp does not use."""
     notes = []
+    if left_out:
+        n_weights = sum(math.prod(tensor.shape) for tensor in left_out)
+        notes.append(
+            f"{len(left_out)} tensors of the parts that see or hear ({n_weights:,} weights, e.g. "
+            f"{shown(left_out[0].name)}) are left out: llama.cpp keeps them in another file, which its "
+            "convert_hf_to_gguf.py makes with --mmproj"
+        )
     if config.values.get("tie_word_embeddings") is False and "lm_head.weight" not in names:
         notes.append(
             f"{config.where} says tie_word_embeddings false, but there is no lm_head.weight: llama.cpp uses "
@@ -146,7 +155,8 @@ def _notes(config: Config, names: Collection[str]) -> tuple[str, ...]:
         if config.values.get(key) is True and not any(n.endswith(".bias") and part in n for n in names):
             notes.append(f"{config.where} says {key}, but the checkpoint has no such bias")
     rope = rope_parameters(config)
-    if rope.values.get("rope_type") in ("longrope", "su"):
+    has_factors = any(name.startswith("rope_factors_") for name in names)
+    if rope.values.get("rope_type") in ("longrope", "su") and not has_factors:
         notes.append(
             f"{rope.where}: llama.cpp uses no longrope factors with this architecture, so a context longer "
             "than the original one gives wrong results"
@@ -176,12 +186,12 @@ def _refuse_embedders(checkpoint: HfCheckpoint) -> None:
 
 
 def _architecture(checkpoint: HfCheckpoint) -> Architecture:
-    stated = checkpoint.config.get("architectures")
-    name = stated[0] if isinstance(stated, list) and stated else None
-    if not isinstance(name, str) or name not in ARCHITECTURES:
-        what = f"the architecture '{shown(name)}'" if isinstance(name, str) else "no architecture"
+    name, known = model_class(checkpoint.config), architectures()
+    if name is None or name not in known:
+        what = f"the architecture '{shown(name)}'" if name is not None else "no architecture"
+        near = get_close_matches(name or "", known, n=3, cutoff=0.5)
+        nearest = f"; the nearest of the {len(known)} that ggplan reads: {', '.join(near)}" if near else ""
         raise CheckpointError(
-            f"{shown(checkpoint.path)} has {what}; supported are {', '.join(ARCHITECTURES)}",
-            hint=_BY_LLAMA_CPP,
+            f"{shown(checkpoint.path)} has {what}, which ggplan does not read{nearest}", hint=_BY_LLAMA_CPP
         )
-    return ARCHITECTURES[name]
+    return known[name]

@@ -29,11 +29,15 @@ class Config:
         The JSON object.
     n_tensors
         How many tensors the checkpoint has, which bounds how many layers it can have.
+    assumed
+        What stands for each absent count, where only the names of tensors are wanted; None for a model's
+        config, which must have them.
     """
 
     where: str
     values: Mapping[str, object]
     n_tensors: int
+    assumed: int | None = None
 
     def with_defaults(self, **defaults: object) -> Config:
         """The same config with defaults for absent keys."""
@@ -46,11 +50,13 @@ class Config:
             value = {}
         if not isinstance(value, dict):
             raise self.wrong(key, "is not an object")
-        return Config(f"{key} in {self.where}", value, self.n_tensors)
+        return Config(f"{key} in {self.where}", value, self.n_tensors, self.assumed)
 
     def count(self, key: str, *, least: int = 1) -> int:
         """A whole number from `least` up."""
         value = self.optional_count(key, least=least)
+        if value is None and self.assumed is not None:
+            return self.assumed
         if value is None:
             raise CheckpointError(f"{self.where} lacks {key}")
         return value
@@ -79,6 +85,33 @@ class Config:
         if type(value) not in (int, float) or not _fits_float32(value):
             raise self.wrong(key, f"is {_brief(value)}, not a finite 32-bit number")
         return float(value)  # type: ignore[arg-type]
+
+    def counts(self, key: str, *, least: int = 0) -> list[int]:
+        """A list of whole numbers from `least` up; empty if it is absent or null."""
+        values = self._list(key)
+        if not all(type(value) is int and least <= value <= _UINT32_MAX for value in values):
+            raise self.wrong(key, f"is not a list of whole numbers from {least} to {_UINT32_MAX}")
+        return values  # type: ignore[return-value]
+
+    def numbers(self, key: str) -> list[float]:
+        """A list of finite numbers; empty if it is absent or null."""
+        values = self._list(key)
+        if not all(type(value) in (int, float) and _fits_float32(value) for value in values):
+            raise self.wrong(key, "is not a list of finite 32-bit numbers")
+        return [float(value) for value in values]  # type: ignore[arg-type]
+
+    def texts(self, key: str) -> list[str]:
+        """A list of texts; empty if it is absent or null."""
+        values = self._list(key)
+        if not all(isinstance(value, str) for value in values):
+            raise self.wrong(key, "is not a list of texts")
+        return values  # type: ignore[return-value]
+
+    def _list(self, key: str) -> list[object]:
+        value = self.values.get(key)
+        if value is not None and not isinstance(value, list):
+            raise self.wrong(key, f"is {_brief(value)}, not a list")
+        return value or []
 
     def flag(self, key: str) -> bool:
         """True or false; false if it is absent or null."""

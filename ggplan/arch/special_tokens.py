@@ -7,7 +7,8 @@ They are read in the order of llama.cpp's converter, with its special cases, sin
                             `add_bos_token` of tokenizer_config.json
     tokenizer_config.json   `bos_token`, `eos_token`, ... by text; the ids come from tokenizer.json's added
                             tokens; the chat template, unless `chat_template.jinja` or `.json` has it
-    config.json             `bos_token_id`, ... for kinds that no text named; a list of ids is ignored
+    config.json             `bos_token_id`, ... for kinds that no text named, also in `text_config`; a list of
+                            ids is ignored
 
 `SpecialVocab` in `gguf-py/gguf/vocab.py` of llama.cpp b11434.
 """
@@ -39,11 +40,16 @@ Json = Mapping[str, object]
 
 @dataclass(slots=True)
 class SpecialTokens:
-    """The tokens found so far: ids and "add" flags by kind, and the settings after the post-processor."""
+    """The tokens found so far: ids and "add" flags by kind, and the settings after the post-processor.
+
+    `n_vocab` is the number of tokens where ids from there on are left out, which the converter does for
+    sentencepiece's.
+    """
 
     settings: dict[str, object]
     kinds: list[str] = field(default_factory=lambda: list(_KINDS))
     ids: dict[str, int] = field(default_factory=dict)
+    n_vocab: int | None = None
     add: dict[str, bool] = field(default_factory=dict)
 
     def set_id(self, kind: str, number: object, where: str) -> None:
@@ -54,7 +60,8 @@ class SpecialTokens:
                     f"{where}: the id of the {kind} token is {number}, which no token has",
                     hint=f"llama.cpp's converter refuses it too: set {kind}_token_id to a token's id or null",
                 )
-            self.ids.setdefault(kind, number)
+            if self.n_vocab is None or number < self.n_vocab:
+                self.ids.setdefault(kind, number)
 
     def metadata(self) -> Metadata:
         """The keys of the ids, then those of the flags."""
@@ -68,9 +75,16 @@ class SpecialTokens:
         return keys
 
 
-def read_special_tokens(tokenizer: Json, settings: Json | None, checkpoint: HfCheckpoint) -> SpecialTokens:
+def read_special_tokens(
+    tokenizer: Json,
+    settings: Json | None,
+    checkpoint: HfCheckpoint,
+    *,
+    n_vocab: int | None = None,
+    kinds: Sequence[str] = _KINDS,
+) -> SpecialTokens:
     """The special tokens of a folder: its tokenizer.json, tokenizer_config.json (if any) and config.json."""
-    found = SpecialTokens(dict(settings or {}))
+    found = SpecialTokens(dict(settings or {}), list(kinds), n_vocab=n_vocab)
     _read_post_processor(found, tokenizer, has_settings=bool(settings))
     if settings:
         contents = [token for token in _list(tokenizer.get("added_tokens")) if isinstance(token, dict)]
@@ -82,8 +96,11 @@ def read_special_tokens(tokenizer: Json, settings: Json | None, checkpoint: HfCh
             if text is not None:
                 number = next((t.get("id") for t in contents if t.get("content") == text), None)
                 found.set_id(kind, number, shown(checkpoint.path / "tokenizer.json"))
+    part = _object(checkpoint.config.get("text_config"))
     for kind in found.kinds:
-        found.set_id(kind, checkpoint.config.get(f"{kind}_token_id"), shown(checkpoint.path / "config.json"))
+        number = checkpoint.config.get(f"{kind}_token_id")
+        number = part.get(f"{kind}_token_id") if number is None else number
+        found.set_id(kind, number, shown(checkpoint.path / "config.json"))
     return found
 
 

@@ -13,9 +13,9 @@ The order is that of llama.cpp's converter, so that the same types give the same
 the checkpoint's files by name, in each the tensors by name; a layer's experts stand in the place of the last
 of them.
 
-Types (`ModelBase.prepare_tensors`, `conversion/base.py` of llama.cpp b11434): vectors, `*_norm.weight`, the
-router and tensors not called `*.weight` stay f32; all others keep the checkpoint's float type, and fp8
-becomes bf16.
+Types (`ModelBase.prepare_tensors`, `conversion/base.py` of llama.cpp b11434): vectors, `*_norm.weight`,
+routers, convolutions and tensors not called `*.weight` stay f32; all others keep the checkpoint's float type,
+and fp8 becomes bf16. Codes of a quantized checkpoint that a ggml type holds exactly are moved (see `moving`).
 """
 
 from __future__ import annotations
@@ -24,13 +24,17 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from ggplan.arch.moving import with_codes
 from ggplan.arch.transforms import plain, stacked
 from ggplan.errors import CheckpointError
-from ggplan.ggml_types import F32, GgmlType
+from ggplan.ggml_types import BF16, F32, GgmlType
 from ggplan.model import RowSource, TensorInfo
 from ggplan.sources.files import shown
 from ggplan.sources.schemes import READABLE
 from ggplan.sources.tensors import CheckpointTensor
+
+# A shape, rows first; None for a size, or for all, that must be the same in all layers.
+Shape = tuple[int | None, ...] | None
 
 # The kinds of layers: dense or with experts ("moe"), and possibly one that predicts further tokens ("mtp"). A
 # model whose layers differ in another way adds kinds of its own.
@@ -42,6 +46,17 @@ MTP: Kinds = frozenset({"moe", "mtp"})
 # Buffers that old versions of transformers saved beside the weights; every engine computes them itself.
 _BUFFERS = (".attention.masked_bias", ".attention.bias", ".rotary_emb.inv_freq")
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,8}")
+_BLOCK = re.compile(r"blk\.[0-9]+\.")
+# Routers, convolutions and small matrices that the converter leaves in f32, by their name in the layer.
+_ALWAYS_F32 = frozenset(
+    (
+        *("ffn_gate_inp", "ffn_gate_inp_shexp", "position_embd", "token_types", "indexer.proj"),
+        *("ssm_conv1d", "ssm_conv1d_q", "ssm_conv1d_k", "ssm_conv1d_v", "shortconv.conv"),
+        *("altup_correct_coef", "altup_predict_coef"),
+        *("time_mix_first", "time_mix_w1", "time_mix_w2", "time_mix_lerp_fused"),
+        *("time_mix_decay_w1", "time_mix_decay_w2"),
+    )
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +70,8 @@ class TensorSpec:
     target
         The GGUF's name, with `{}` for the layer.
     shape
-        The shape the checkpoint's tensor must have.
+        The shape the checkpoint's tensor must have. Sizes that config.json does not say are None; they, and a
+        shape that is None as a whole, must be the same in all layers.
     kind
         The kind of layer that has it, "" for all layers.
     optional
@@ -67,23 +83,28 @@ class TensorSpec:
         Whether a matrix `X.weight` may have a vector `X.bias` beside it, which becomes the `.bias` of the
         same GGUF tensor. Configs announce biases (`attention_bias`, `mlp_bias`), but the converter writes
         those that are there.
+    type
+        The type it keeps, whatever the checkpoint's is; None for the rules of all architectures.
     """
 
     source: str
     target: str
-    shape: tuple[int, ...]
+    shape: Shape
     kind: str = ""
     optional: bool = False
     transform: Callable[[RowSource], RowSource] = plain
     bias: bool = True
+    type: GgmlType | None = None
 
     def of_bias(self) -> TensorSpec | None:
         """The spec of the bias, which has the same transform; None where there can be none."""
         is_weight = self.source.endswith(".weight") and self.target.endswith(".weight")
-        if not (self.bias and is_weight and len(self.shape) == 2) or self.per_expert:
+        is_matrix = self.shape is None or len(self.shape) == 2
+        if not (self.bias and is_weight and is_matrix) or self.per_expert:
             return None
         source, target = (f"{name.removesuffix('.weight')}.bias" for name in (self.source, self.target))
-        return replace(self, source=source, target=target, shape=self.shape[:1], optional=True)
+        shape = (None,) if self.shape is None else self.shape[:1]
+        return replace(self, source=source, target=target, shape=shape, optional=True)
 
     @property
     def per_layer(self) -> bool:
@@ -112,6 +133,8 @@ class Table:
         Tensors of the GGUF that the checkpoint does not hold.
     ignore
         Whether a tensor of this name is left out, as llama.cpp's converter does.
+    is_first
+        Whether what is made of a tensor of this name comes before all others.
     """
 
     specs: Sequence[TensorSpec]
@@ -119,6 +142,7 @@ class Table:
     n_experts: int = 0
     computed: Sequence[TensorInfo] = ()
     ignore: Callable[[str], bool] = lambda name: False
+    is_first: Callable[[str], bool] = lambda name: False
 
 
 def convert_tensors(
@@ -139,7 +163,7 @@ def convert_tensors(
         If a tensor is missing, unknown, of a wrong shape or of a type that holds no weights.
     """
     assembly = _Assembly(table, where)
-    for name, tensor in tensors.items():
+    for name, tensor in sorted(tensors.items(), key=lambda item: not table.is_first(item[0])):
         if not name.endswith(_BUFFERS) and not table.ignore(name):
             assembly.add(name, tensor)
     if is_whole:
@@ -158,6 +182,7 @@ class _Assembly:
     experts: dict[int, dict[tuple[str, int], CheckpointTensor]] = field(default_factory=dict)
     specs: list[TensorSpec] = field(init=False)
     by_source: dict[str, list[TensorSpec]] = field(init=False)
+    shapes: dict[int, tuple[int, ...]] = field(default_factory=dict)  # by the spec's identity: the first met
 
     def __post_init__(self) -> None:
         self.by_source = {}
@@ -198,10 +223,19 @@ class _Assembly:
         return not spec.kind or spec.kind in self.table.layers[layer]
 
     def _check(self, spec: TensorSpec, tensor: CheckpointTensor) -> None:
-        if tensor.shape != spec.shape:
+        stated = spec.shape or (None,) * len(tensor.shape)
+        fits = len(stated) == len(tensor.shape) and all(
+            n in (None, m) for n, m in zip(stated, tensor.shape, strict=True)
+        )
+        if not fits or 0 in tensor.shape:
             raise CheckpointError(
                 f"{shown(tensor.file)}: tensor '{shown(tensor.name)}' has the shape {_by(tensor.shape)}, "
-                f"but config.json makes it {_by(spec.shape)}"
+                f"but config.json makes it {_by(stated)}"
+            )
+        if (first := self.shapes.setdefault(id(spec), tensor.shape)) != tensor.shape:
+            raise CheckpointError(
+                f"{shown(tensor.file)}: tensor '{shown(tensor.name)}' has the shape {_by(tensor.shape)}, "
+                f"but in other layers it is {_by(first)}"
             )
         if tensor.rows is None:
             raise CheckpointError(
@@ -249,27 +283,34 @@ def split_numbers(name: str) -> tuple[str, int, int]:
 def _info(spec: TensorSpec, layer: int, parts: Sequence[CheckpointTensor]) -> TensorInfo:
     name = spec.target.format(layer)
     files = list(dict.fromkeys(part.file.name for part in parts))
-    stored_as = dict.fromkeys(part.stored_as for part in parts)
+    form = ", ".join(dict.fromkeys(part.stored_as for part in parts))
     sources = [part.rows for part in parts if part.rows is not None]
     rows = stacked(sources) if spec.per_expert else spec.transform(sources[0])
     n_dims = len(rows.shape) - spec.per_expert
-    return TensorInfo(
-        name,
-        rows.shape,
-        gguf_type(name, n_dims, {part.type for part in parts if part.type is not None}),
-        files[0] if len(files) == 1 else f"{files[0]} and {len(files) - 1} more",
-        ", ".join(stored_as),
-        rows,
-    )
+    type_ = gguf_type(name, n_dims, {part.type for part in parts if part.type is not None}, spec.type)
+    origin = files[0] if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
+    info = TensorInfo(name, rows.shape, type_, origin, form, rows)
+    if not any(part.is_quantized for part in parts):
+        return info
+    is_float = gguf_type(name, n_dims, {BF16}, spec.type) == F32
+    return with_codes(info, parts, None if spec.per_expert else spec.transform, is_float=is_float)
 
 
-def gguf_type(name: str, n_dims: int, types: Collection[GgmlType]) -> GgmlType:
-    """The type of a GGUF tensor whose parts would keep the given types; experts may be stored in several."""
-    router = name.endswith(".ffn_gate_inp.weight")
-    if n_dims <= 1 or router or name.endswith("_norm.weight") or not name.endswith(".weight"):
+def gguf_type(
+    name: str, n_dims: int, types: Collection[GgmlType], wanted: GgmlType | None = None
+) -> GgmlType:
+    """The type of a GGUF tensor whose parts would keep the given types; experts may be stored in several.
+
+    `wanted` is the one that the family gives it, if any.
+    """
+    if n_dims <= 1 or name.endswith("_norm.weight"):
+        return F32
+    if wanted is not None:
+        return wanted
+    if not name.endswith(".weight") or _BLOCK.sub("", name).removesuffix(".weight") in _ALWAYS_F32:
         return F32
     return next(iter(types)) if len(types) == 1 else F32
 
 
-def _by(shape: tuple[int, ...]) -> str:
-    return " x ".join(str(n) for n in shape) or "of a scalar"
+def _by(shape: Sequence[int | None]) -> str:
+    return " x ".join("n" if n is None else str(n) for n in shape) or "of a scalar"

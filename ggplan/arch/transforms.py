@@ -11,6 +11,10 @@ What llama.cpp's converter does to tensors (`conversion/*.py` of b11434), as row
     stacked    one tensor per expert, one after the other: row r is row r mod n of expert r div n
     permuted   Q and K of Llama. transformers rotates the first half of a head against its second half,
                llama.cpp rotates neighbours, so a head's rows 0, d/2, 1, d/2 + 1, ... become 0, 1, 2, 3, ...
+    halves_first  the other way round: of the first rows of each head, even ones first, then odd ones
+    every      every second row, from the first or the second on: gate and up that are interleaved
+    every_column  the same of columns
+    shifted    weights plus a number: norms that are stored less one
     sliced     some rows of each group: gate and up of a fused [gate; up], V's part of DeepSeek's kv_b
     k_b        K's part of DeepSeek's kv_b, each head transposed: llama.cpp multiplies it into the query
 """
@@ -89,6 +93,85 @@ def _permuted_bias(source: RowSource, n_heads: int) -> RowSource:
         return rows.reshape(-1, n_heads, 2, half).swapaxes(2, 3).reshape(rows.shape)
 
     return RowSource(source.dtype, source.shape, read, source.fault)
+
+
+def halves_first(source: RowSource, group: int, length: int) -> RowSource:
+    """Of each `group` rows the first `length`, those with an even number before those with an odd one.
+
+    A bias, which is one row, has its columns moved so.
+    """
+    if len(source.shape) == 1:
+        return _halves_first_of_bias(source, group, length)
+    half = length // 2
+
+    def read(start: int, stop: int) -> NDArray[Any]:
+        rows = empty_rows(source.dtype, stop - start, source.n_columns)
+        for k, first, last in _groups(start, stop, group):
+            at, begin = k * group - start, k * group
+            for parity in (0, 1):
+                i, j = (min(max(n, parity * half), (parity + 1) * half) for n in (first, last))
+                if i < j:
+                    low = begin + 2 * (i - parity * half) + parity
+                    high = begin + 2 * (j - 1 - parity * half) + parity + 1
+                    rows[at + i : at + j] = source.read(low, high)[::2]
+            if last > length:
+                i = max(first, length)
+                rows[at + i : at + last] = source.read(begin + i, begin + last)
+        return rows
+
+    return RowSource(source.dtype, source.shape, read, source.fault)
+
+
+def _halves_first_of_bias(source: RowSource, group: int, length: int) -> RowSource:
+    source = _by_weights(source)
+
+    def read(start: int, stop: int) -> NDArray[Any]:
+        import numpy as np
+
+        heads = source.read(start, stop).reshape(-1, group)
+        parts = (heads[:, 0:length:2], heads[:, 1:length:2], heads[:, length:])
+        return np.concatenate(parts, axis=1).reshape(stop - start, source.n_columns)
+
+    return RowSource(source.dtype, source.shape, read, source.fault)
+
+
+def every(source: RowSource, step: int, offset: int) -> RowSource:
+    """Rows `offset`, `offset + step`, ...: a matrix of so many fewer rows; a vector's values likewise.
+
+    The rows of all other dimensions are counted on, so the last but one must be a multiple of `step`.
+    """
+    if len(source.shape) == 1:
+        raise ValueError("a vector has no rows to choose from")
+    *outer, n_rows, n_columns = source.shape
+
+    def read(start: int, stop: int) -> NDArray[Any]:
+        if start == stop:
+            return empty_rows(source.dtype, 0, n_columns)
+        return source.read(start * step + offset, (stop - 1) * step + offset + 1)[::step].copy()
+
+    return RowSource(source.dtype, (*outer, n_rows // step, n_columns), read, source.fault)
+
+
+def every_column(source: RowSource, step: int, offset: int) -> RowSource:
+    """Columns `offset`, `offset + step`, ... of every row: biases of experts whose rows are interleaved."""
+    source = _by_weights(source)
+    shape = (*source.shape[:-1], source.n_columns // step)
+
+    def read(start: int, stop: int) -> NDArray[Any]:
+        return source.read(start, stop)[:, offset::step].copy()
+
+    return RowSource(source.dtype, shape, read, source.fault)
+
+
+def shifted(source: RowSource, by: float) -> RowSource:
+    """Every weight plus a number, in f32."""
+
+    def read(start: int, stop: int) -> NDArray[Any]:
+        import numpy as np
+
+        return source.read_float32(start, stop) + np.float32(by)
+
+    return RowSource(F32, source.shape, read, source.fault)
 
 
 def sliced(source: RowSource, group: int, offset: int, length: int) -> RowSource:

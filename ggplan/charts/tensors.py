@@ -15,7 +15,7 @@ from ggplan.planning.export import SCHEMA
 from ggplan.planning.layout import file_order
 from ggplan.planning.protection import n_dimensions
 from ggplan.planning.roles import Role, roles_in
-from ggplan.substitutes import find_substitute
+from ggplan.substitutes import read_limited
 from ggplan.text import printable
 
 _MAX_BYTES = 256 << 20
@@ -137,16 +137,8 @@ def read_plan(path: Path) -> TypedTensors:
         If the file cannot be read, or is no such plan.
     """
     shown = printable(str(path))
+    raw = read_limited(path, _MAX_BYTES, "plan", ChartError)
     try:
-        with path.open("rb") as file:
-            raw = file.read(_MAX_BYTES + 1)
-    except OSError as error:
-        raise ChartError(f"cannot read {shown}: {error.strerror}") from error
-    if (substitute := find_substitute(raw, path)) is not None:
-        raise ChartError(f"{shown} is {substitute.what}", hint=substitute.hint)
-    try:
-        if len(raw) > _MAX_BYTES:
-            raise ValueError("it is larger than any plan")
         plan = json.loads(raw)
         recipe = plan["recipe"]["name"] if plan["recipe"] else ""
         model = Path(str(plan["model"]["path"])).name.removesuffix(".gguf")

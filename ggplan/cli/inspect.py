@@ -95,6 +95,7 @@ def inspect_command(
 
 def _inspect_model(found: Model, show_tensors: bool, show_metadata: bool, as_json: bool) -> None:
     from ggplan.cli.output import format_count, print_json, print_table
+    from ggplan.planning.outcomes import outcomes_in
     from ggplan.text import format_bytes, printable
 
     if as_json:
@@ -116,6 +117,8 @@ def _inspect_model(found: Model, show_tensors: bool, show_metadata: bool, as_jso
         ),
         least=("weights", "tensors"),
     )
+    for outcome in outcomes_in(found):
+        click.echo(printable(outcome.line))
     if show_metadata:
         print_table(
             [("key", "left"), ("type", "left"), ("value", "left")],
@@ -145,7 +148,7 @@ def _inspect_model(found: Model, show_tensors: bool, show_metadata: bool, as_jso
                     t.type.name,
                     format_bytes(t.n_bytes),
                 ]
-                for t in found.tensors
+                for t in (*found.tensors, *found.companions)
             ),
             least=("stored as", "size", "shape"),
         )

@@ -282,6 +282,12 @@ def plan_from(
     if convertible and model.obstacle is not None:
         raise model.obstacle
     note_model(model, quiet=options.quiet)
+    if any(tensor.codes is not None for tensor in model.tensors):
+        from ggplan.cli.progress import tensors_bar
+        from ggplan.planning.settling import settle
+
+        with tensors_bar("reading scales", quiet=options.quiet) as progress:
+            model = settle(model, progress)
     recipe = _recipe_or_mix(options, model.architecture)
     imatrix = None
     if options.imatrix_path:

@@ -159,6 +159,7 @@ def _print_columns(table: Table, shown: Sequence[str]) -> None:
 def print_plan(plan: Plan, *, every_tensor: bool = False) -> None:
     """The summary of a plan: where the bytes are by class, by type and by memory, and the total."""
     from ggplan.planning import by_role, by_type, in_memory
+    from ggplan.planning.outcomes import outcomes
     from ggplan.text import format_bytes, printable
 
     model = plan.model
@@ -188,6 +189,8 @@ def print_plan(plan: Plan, *, every_tensor: bool = False) -> None:
             Table(columns, [row(s) for s in by_type(plan)], least=least),
         ]
     )
+    for outcome in outcomes(plan.tensors):
+        click.echo(printable(outcome.line))
     click.echo(describe_memory(in_memory(plan)))
     size = "at least " if model.kind == "inventory" or model.obstacle is not None else ""
     click.echo(
@@ -199,6 +202,7 @@ def print_plan(plan: Plan, *, every_tensor: bool = False) -> None:
 
 def _tensors_of(plan: Plan) -> Table:
     """Every tensor, its types and what chose the one it gets."""
+    from ggplan.planning.outcomes import outcome_of
     from ggplan.text import format_bytes
 
     columns = [("tensor", "left"), ("shape", "left"), ("from", "left"), ("to", "left"), ("size", "right")]
@@ -210,7 +214,7 @@ def _tensors_of(plan: Plan) -> Table:
             t.type.name,
             format_bytes(t.n_bytes),
             t.chosen_by,
-            f"fallback from {t.asked.name}" if t.asked else "",
+            f"fallback from {t.asked.name}" if t.asked else outcome_of(t),
         ]
         for t in plan.tensors
     ]

@@ -60,6 +60,19 @@ def chunks_bar(*, quiet: bool) -> Progress:
 
 
 @contextmanager
+def tensors_bar(what: str, *, quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    """A bar that counts tensors; gives the function that is told how many are done, and of how many."""
+    if not _is_shown(quiet):
+        yield lambda done, total: None
+        return
+    from rich.progress import MofNCompleteColumn, TextColumn
+
+    with _bar(MofNCompleteColumn(), TextColumn("tensors"), quiet=quiet) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextmanager
 def progress_bar(what: str, total: int | None, *, quiet: bool) -> Iterator[Callable[[int], None]]:
     """Bytes done of `total`, or of a total that is not known; gives the function that adds to them."""
     from ggplan.text import printable

@@ -169,6 +169,12 @@ def _check_tensor_early(planned: PlannedTensor, policy: Nonfinite) -> None:
             hint="the checkpoint is damaged; download it again, or take the scales as they are with "
             "--nonfinite zero",
         )
+    unsettled = planned.is_copied and tensor.codes is not None and not tensor.codes.settled
+    if unsettled and tensor.stored is not None and (fault := tensor.stored.fault()):
+        raise ConversionError(
+            f"{printable(tensor.name)}: its codes cannot be moved to {tensor.type}: {fault}",
+            hint="plan with ggplan.make_plan, which decodes such a tensor",
+        )
     if tensor.n_weights > _SMALL_WEIGHTS:
         return
     if planned.is_copied and tensor.stored is not None:

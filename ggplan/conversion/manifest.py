@@ -71,29 +71,10 @@ class FileHashes:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """A manifest that was read: what it lists of each file, by the name (escaped) that it gives the file.
-
-    Look-ups take the names in a GGUF file.
-    """
+    """A manifest that was read: what it lists of each file, by the name (escaped) that it gives the file."""
 
     path: Path
     files: Mapping[str, FileHashes]
-
-    def tensor_sha256(self, file: str, tensor: str) -> str | None:
-        """The hash of a tensor's bytes; None where the manifest does not list it."""
-        return self._of(file).tensors.get(printable(tensor))
-
-    def header_sha256(self, file: str) -> str | None:
-        """The hash of all bytes before the data; None where no line gives it (llama-gguf-hash has none)."""
-        return self._of(file).header or None
-
-    def source_hash(self, file: str, tensor: str) -> str | None:
-        """The hash of the weights a tensor was encoded from; None where it was not recorded."""
-        return self._of(file).sources.get(printable(tensor))
-
-    def tensors_of(self, file: str) -> tuple[str, ...]:
-        """The names (escaped) of all tensors that are listed for a file."""
-        return tuple(self._of(file).tensors)
 
     def sets(self) -> list[list[FileHashes]]:
         """The files, those of a split set together."""
@@ -102,9 +83,6 @@ class Manifest:
             named = _SPLIT_NAME.fullmatch(name)
             found.setdefault((named[1], named[2]) if named else (name,), []).append(listed)
         return list(found.values())
-
-    def _of(self, file: str) -> FileHashes:
-        return self.files.get(printable(file)) or FileHashes(file, "", {})
 
 
 def manifest_path(output: Path) -> Path:

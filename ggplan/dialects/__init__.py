@@ -225,7 +225,23 @@ def export_recipe(
             raise RecipeError(
                 f"{name}: {known.title} cannot say {wanted.type.name} here; it would be {got.type.name}"
             )
-    return Exported(dialect, text, tuple(notes))
+    return Exported(dialect, text, (*notes, *_kept_notes(recipe, model)))
+
+
+def _kept_notes(chosen: Recipe | Assignment, model: Model) -> list[str]:
+    """A note on what `keep` means and no other tool can say."""
+    fitted = fitted_types(chosen, model)
+    moved = [f for f in fitted if f.tensor.codes is not None and f.tensor.is_quantized]
+    n_moved = sum(f.type == f.tensor.type for f in moved)
+    if n_moved:
+        return [
+            f"{n_moved:,} tensors have the types of the codes that `ggplan convert` moves; this tool decodes "
+            "and encodes them anew, which loses"
+        ]
+    n_kept = sum(f.decision.keep is not None for f in fitted)
+    if not n_kept:
+        return []
+    return [f"`keep` cannot be said here: {n_kept:,} tensors are named with the types that they have now"]
 
 
 def _dialect(name: str) -> Dialect:

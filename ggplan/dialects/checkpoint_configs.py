@@ -23,8 +23,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 
-from ggplan.arch import ARCHITECTURES
+from ggplan.arch.families import architectures
 from ggplan.dialects.hf_names import LINEAR, modules_of
 from ggplan.dialects.modules import expanded, hits_of, need_model, recipe_of_types, unmet_note
 from ggplan.dialects.recognising import Config, recognised
@@ -86,14 +87,16 @@ def config_of(source: Source, dialect: str) -> Config:
     return config
 
 
-_CLASSES = {"GptOssForCausalLM": "gpt-oss"} | {key: arch.name for key, arch in ARCHITECTURES.items()}
-"""The architecture of GGUF for each class of transformers."""
+@cache
+def _classes() -> dict[str, str]:
+    """The architecture of GGUF for each class of transformers."""
+    return {key: architecture.name for key, architecture in architectures().items()}
 
 
 def class_notes(config: Config, model: Model) -> list[str]:
     """A note where the config is of another architecture than the model."""
     for name in config.architectures:
-        known = _CLASSES.get(name)
+        known = _classes().get(name)
         if known is not None and known != model.architecture:
             is_ = model.architecture or "of no known architecture"
             return [f"the config is for {name} ({known}), {model.path.name} is {is_}"]
@@ -127,7 +130,7 @@ def reader(dialect: str) -> Callable[[Source, str, Model | None], Imported]:
 
 
 def _architecture(config: Config) -> str:
-    return next((_CLASSES[c] for c in config.architectures if c in _CLASSES), "")
+    return next((_classes()[c] for c in config.architectures if c in _classes()), "")
 
 
 def _of_scheme(

@@ -5,7 +5,7 @@ r"""The name map between GGUF and Hugging Face, by the tables of `ggplan.arch`.
     blk.3.attn_k_b.weight       model.layers.3.self_attn.kv_b_proj         attn_v_b is the other part of it
 
 Names depend neither on weights nor on config.json: the tables are built from a config in which every count is
-1. If an architecture has several model classes, the one whose names cover most of the model's names is taken.
+2. If an architecture has several model classes, the one whose names cover most of the model's names is taken.
 """
 
 from __future__ import annotations
@@ -15,21 +15,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 
-from ggplan.arch import ARCHITECTURES
 from ggplan.arch.config import Config
+from ggplan.arch.families import architectures
 from ggplan.dialects.flatten import NUMBER
-from ggplan.errors import CheckpointError, RecipeError
+from ggplan.errors import RecipeError
 from ggplan.ggml_types import GgmlType
 from ggplan.model import Model, TensorInfo
 from ggplan.planning.protection import kept_type, n_dimensions, protected_reason
 from ggplan.text import printable
 
-_COUNTS = (
-    "hidden_size vocab_size intermediate_size num_attention_heads num_key_value_heads head_dim"
-    " moe_intermediate_size n_routed_experts n_shared_experts num_experts num_local_experts"
-    " num_experts_per_tok first_k_dense_replace num_nextn_predict_layers num_hidden_layers kv_lora_rank"
-    " qk_rope_head_dim qk_nope_head_dim v_head_dim decoder_sparse_step"
-)
+_MANY = 1 << 10  # more tensors than the layers of a made-up config
 _BLOCK = re.compile(r"blk\.(\d{1,9})\.(.+)", re.ASCII | re.DOTALL)
 EMBEDDING = "Embedding"
 LINEAR = "Linear"
@@ -114,14 +109,10 @@ def _template(name: str) -> tuple[str, str]:
 def _maps(architecture: str) -> tuple[dict[str, str], ...]:
     """For each model class of a GGUF architecture: GGUF name -> Hugging Face name, with `{}` for numbers."""
     found = []
-    for known in ARCHITECTURES.values():
+    for known in architectures().values():
         if known.name != architecture:
             continue
-        for more in ({}, {"q_lora_rank": 1}):
-            values: dict[str, object] = {**dict.fromkeys(_COUNTS.split(), 1), "head_dim": 2, **more}
-            try:
-                table = known.table(Config("names", values, 1).with_defaults(**known.defaults), ())
-            except CheckpointError:
-                continue
-            found.append({spec.target: spec.source for spec in table.specs})
+        for more in ({}, {"q_lora_rank": 2, "n_routed_experts": 2, "num_nextn_predict_layers": 1}):
+            config = Config("names", {"head_dim": 4, **known.defaults, **more}, _MANY, assumed=2)
+            found.append({spec.target: spec.source for spec in known.table(config, {}).specs})
     return tuple(found)

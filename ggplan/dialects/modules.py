@@ -55,10 +55,19 @@ def unmet_note(left_out: Sequence[str], model: Model) -> list[str]:
     return [f"`{unmet[0]}`{more} is to stay as it is, and matches no module of {model.path.name}"]
 
 
+# A part of a name or of a pattern, with more of the name after it.
+_OF_TEXT_PART = re.compile(r"language_model\\?\.(?=\w)")
+
+
 def hits_of(source: Source, patterns: Sequence[str], names: Sequence[str]) -> tuple[tuple[int, ...], ...]:
-    """For each name the indices of the patterns that match, anchors included; patterns are matched by RE2."""
+    """For each name the indices of the patterns that match, anchors included; patterns are matched by RE2.
+
+    Where a model also sees or hears, its modules are `model.language_model.layers...` or
+    `language_model.model.layers...`; `names` are those of the text part alone.
+    """
     if not patterns:
         return ((),) * len(names)
+    patterns = [_OF_TEXT_PART.sub("", pattern) for pattern in patterns]
     try:
         if steps_of(patterns, names, program_of(patterns)) > MAX_STEPS:
             raise OverflowError

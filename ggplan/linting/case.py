@@ -6,12 +6,12 @@ The model may be a checkpoint or an inventory; `subject_of` finds the shipped in
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 from ggplan.inventories import inventories_of, inventory, names_of_inventories
-from ggplan.linting.ignoring import IgnoreComment, ignore_comments
+from ggplan.linting.ignoring import IgnoreComment, ignore_comments, unread_comments
 from ggplan.model import Model, TensorInfo
 from ggplan.planning import Assignment, FallbackTable, Fitted, decide, fit
 from ggplan.rules import Blocks, Choice, Location, Recipe, Rule, parse_recipe, roles_of
@@ -82,7 +82,14 @@ class Case:
 
     def comments(self) -> tuple[IgnoreComment, ...]:
         """The comments that silence findings, of the recipe and of all it draws in."""
-        return ignore_comments([(self.recipe.file, self.recipe.text), *self.recipe.parts])
+        return ignore_comments(self._texts())
+
+    def unread_comments(self) -> Iterator[tuple[Location, str]]:
+        """Where a comment is nearly one of these, and how it begins rightly."""
+        return unread_comments(self._texts())
+
+    def _texts(self) -> list[tuple[str, str]]:
+        return [(self.recipe.file, self.recipe.text), *self.recipe.parts]
 
     @property
     def has_many_rules(self) -> bool:

@@ -16,7 +16,7 @@ from ggplan.linting.case import Case, make_case
 from ggplan.model import Model, TensorInfo
 from ggplan.planning.devices import Device, devices_in
 from ggplan.planning.fallback import FallbackTable, remainder
-from ggplan.rules import Choice, InvalidRecipeError, Recipe, Rule, match, parse_recipe
+from ggplan.rules import Choice, InvalidRecipeError, Keep, Recipe, Rule, match, parse_recipe
 from ggplan.rules.diagnostics import invalid_recipe
 from ggplan.text import printable
 
@@ -254,7 +254,7 @@ def explain(model: Model, recipe: Recipe, name: str, fallback: FallbackTable | N
         devices=devices_in(model)[tensor.name],
         protected=decision.protected,
         steps=tuple(steps),
-        trials=_trials(tensor, deciding, fitted.type, fitted.asked),
+        trials=_trials(tensor, deciding, fitted.type, fitted.asked, decision.keep),
         type=fitted.type,
         chosen_by=chosen_by,
         fault="" if fitted.fault is None else fitted.error().message,
@@ -262,11 +262,19 @@ def explain(model: Model, recipe: Recipe, name: str, fallback: FallbackTable | N
 
 
 def _trials(
-    tensor: TensorInfo, choice: Choice | None, chosen: GgmlType, asked: GgmlType | None
+    tensor: TensorInfo, choice: Choice | None, chosen: GgmlType, asked: GgmlType | None, keep: Keep | None
 ) -> tuple[Trial, ...]:
     """The types of the chain up to the one that fits, and the fallback's."""
     found = []
     for type_ in choice.types if choice else ():
+        if isinstance(type_, Keep):
+            is_taken = type_ == keep
+            told = "" if tensor.codes is None else f", {tensor.codes.outcome}"
+            reason = f"`{type_}`{told}" if is_taken else f"`{type_}` is for quantized sources{told}"
+            found.append(Trial(chosen if is_taken else tensor.type, is_taken, reason))
+            if is_taken:
+                break
+            continue
         fits = type_.fits(tensor.n_columns) and tensor.n_rows % type_.row_group == 0
         reason = f"{remainder(type_, tensor.n_columns)}, " + (
             "whole blocks" if type_.fits(tensor.n_columns) else "no whole blocks"

@@ -26,6 +26,10 @@ from ggplan.rules import Location
 from ggplan.rules.recipe import split_lines
 
 _COMMENT = re.compile(r"(?<!#)#+[ \t]*ggplan[ \t]*:[ \t]*(?P<word>[A-Za-z][\w-]*)")
+# What is written as if it were one: in capitals, or without the colon.
+_UNREAD = re.compile(
+    r"#[ \t]*(?P<said>ggplan[ \t]*:?[ \t]*(?P<word>ignore(?:-file)?))[ \t:]+(?P<codes>gp-?\d)", re.IGNORECASE
+)
 _CODE_FIRST = re.compile(r"[ \t:,;=(\[]*gp-?\w*\d", re.IGNORECASE)
 _WORD = re.compile(r"[^\s,;\[\]()]+")
 _WORDS = ("ignore", "ignore-file")
@@ -130,6 +134,16 @@ class IgnoreComment:
 def ignore_comments(texts: Iterable[tuple[str, str]]) -> tuple[IgnoreComment, ...]:
     """All such comments of files, each given by name and text."""
     return tuple(comment for file, text in texts for comment in _of_file(file, text))
+
+
+def unread_comments(texts: Iterable[tuple[str, str]]) -> Iterator[tuple[Location, str]]:
+    """Where a comment is nearly one of these, as `# ggplan ignore GP102`, and how it begins rightly."""
+    for file, text in texts:
+        for number, line in enumerate(split_lines(text) if "gplan" in text.lower() else (), start=1):
+            found = _UNREAD.search(line) if _comment_of(line) is None else None
+            if found is not None and line.find("#") == found.start():
+                at = Location(file, number, found.start("said") + 1, len(found["said"]))
+                yield at, f"ggplan: {found['word'].lower()}"
 
 
 def _of_file(file: str, text: str) -> Iterator[IgnoreComment]:

@@ -1,7 +1,8 @@
 """The record: what is known of a model's quantizations. `record_json` describes its file.
 
 A quantization is known by the digest of its file, a text by the digest of its bytes, a base by the digest of
-its file. Names are for people; where two files have one name, the digest's first digits are added to it.
+its file. Names are for people; where two files have one name, the digest's first digits are added to it, or
+where that is not known the size.
 
 A metric's `error` is one standard error. `method` says of what: *paired chunks* (differences on the same
 tokens, their scatter taken over chunks, which allows for correlation within a chunk), *paired tokens* (as
@@ -15,13 +16,14 @@ import csv
 import dataclasses
 import io
 import shlex
+from bisect import insort
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, TypeVar
 
 from ggplan.errors import MeasureError
-from ggplan.text import printable
+from ggplan.text import format_bytes, printable
 
 ErrorMethod = Literal["paired chunks", "paired tokens", "unpaired chunks", "unpaired tokens", "none"]
 Use = Literal["choose", "held out", ""]
@@ -264,39 +266,92 @@ def merge(old: Record, new: Record) -> Record:
     """`old`, brought up to date with `new`.
 
     Quantizations are the same by the digest of their file. One without a digest (from a log) belongs to the
-    only one with its name, if the sizes agree. A measurement of the same conditions, a speed at the same
-    place and a whole sweep of the same engine are replaced by the newer; facts that the newer leaves empty
-    stay.
+    only one with its name, if sizes and bits per weight agree. A measurement of the same conditions, a speed
+    at the same place and a whole sweep of the same engine are replaced by the newer; facts that the newer
+    leaves empty stay.
 
     Raises
     ------
     MeasureError
         If the records are of two models.
     """
-    check_same_model(old.model, new.model)
-    merged = list(old.quantizations)
-    for q in new.quantizations:
-        at = _place_of(q, merged)
-        if at is None:
-            merged.append(q)
-        else:
-            merged[at] = _merged(merged[at], q)
-    return Record(_filled(old.model, new.model), tell_apart(merged))
+    merging = begin_merge(old)
+    merging.add(new)
+    return merging.record()
 
 
-def _place_of(q: Quantization, known: Sequence[Quantization]) -> int | None:
-    """Which of the known quantizations `q` is."""
-    digest, name = q.file.sha256, _plain_name(q)
-    if digest:
-        same = [i for i, k in enumerate(known) if k.file.sha256 == digest]
-        if same:
+@dataclass(slots=True)
+class Merging:
+    """Records that are put together one after another, in a time that grows as their quantizations.
+
+    `places` has the places of `quantizations` by name and by the digest of the file (`_keys`); `only` is the
+    first record while there is no other.
+    """
+
+    model: ModelFacts
+    quantizations: list[Quantization] = field(default_factory=list)
+    places: dict[tuple[str, str], list[int]] = field(default_factory=dict)
+    only: Record | None = None
+
+    def add(self, new: Record) -> None:
+        """Take a record in, as `merge` does.
+
+        Raises
+        ------
+        MeasureError
+            If it is of another model.
+        """
+        check_same_model(self.model, new.model)
+        self.model, self.only = _filled(self.model, new.model), None
+        for q in new.quantizations:
+            place = self._place_of(q)
+            if place is None:
+                self.quantizations.append(q)
+                self._enter(len(self.quantizations) - 1)
+                continue
+            before = self.quantizations[place]
+            self.quantizations[place] = _merged(before, q)
+            if _keys(before) != _keys(self.quantizations[place]):
+                for key in _keys(before):
+                    self.places[key].remove(place)
+                self._enter(place)
+
+    def called(self, name: str) -> list[Quantization]:
+        """The quantizations of this name, with or without what tells them apart."""
+        return [self.quantizations[i] for i in self.places.get(("name", name), ())]
+
+    def record(self) -> Record:
+        """All that was taken in."""
+        return self.only or Record(self.model, tell_apart(self.quantizations))
+
+    def _enter(self, place: int) -> None:
+        for key in _keys(self.quantizations[place]):
+            insort(self.places.setdefault(key, []), place)
+
+    def _place_of(self, q: Quantization) -> int | None:
+        """Which of the known quantizations `q` is."""
+        digest, known = q.file.sha256, self.quantizations
+        if digest and (same := self.places.get(("sha256", digest))):
             return same[0]
-    named = [i for i, k in enumerate(known) if _plain_name(k) == name]
-    bare = [i for i in named if not known[i].file.sha256 and (not digest or _could_be_one(known[i], q))]
-    if bare or digest:
-        return bare[0] if bare else None
-    hashed = [i for i in named if known[i].file.sha256]
-    return hashed[0] if len(hashed) == 1 and _could_be_one(known[hashed[0]], q) else None
+        named = [i for i in self.places.get(("name", plain_name(q)), ()) if could_be_one(known[i], q)]
+        bare = [i for i in named if not known[i].file.sha256]
+        if bare or digest:
+            return bare[0] if len(bare) == 1 else None
+        return named[0] if len(named) == 1 else None
+
+
+def begin_merge(record: Record) -> Merging:
+    """What further records can be added to."""
+    merging = Merging(record.model, list(record.quantizations), only=record)
+    for place in range(len(merging.quantizations)):
+        merging._enter(place)
+    return merging
+
+
+def _keys(q: Quantization) -> tuple[tuple[str, str], ...]:
+    """What a quantization is found by: its name, with and without marks, and the digest of its file."""
+    names = [("name", name) for name in dict.fromkeys((q.name, plain_name(q)))]
+    return (*names, ("sha256", q.file.sha256)) if q.file.sha256 else (*names,)
 
 
 def could_be_one_size(a: int, b: int) -> bool:
@@ -305,8 +360,10 @@ def could_be_one_size(a: int, b: int) -> bool:
     return not low or high - low <= _SIZE_TOLERANCE * high
 
 
-def _could_be_one(a: Quantization, b: Quantization) -> bool:
-    return could_be_one_size(a.file.n_bytes, b.file.n_bytes)
+def could_be_one(a: Quantization, b: Quantization) -> bool:
+    """Whether two quantizations of one name may be of one file, by their sizes and bits per weight."""
+    same_bits = not a.bpw or not b.bpw or abs(a.bpw - b.bpw) <= _SIZE_TOLERANCE * abs(a.bpw)
+    return same_bits and could_be_one_size(a.file.n_bytes, b.file.n_bytes)
 
 
 def _merged(old: Quantization, new: Quantization) -> Quantization:
@@ -321,7 +378,7 @@ def _merged(old: Quantization, new: Quantization) -> Quantization:
     speeds = {(s.n_kv, *_speed_conditions(s)): s for s in (*kept, *new.speeds)}
     return dataclasses.replace(
         _filled(old, new),
-        name=old.name,
+        name=plain_name(old),
         measurements=tuple(measurements.values()),
         speeds=tuple(speeds.values()),
     )
@@ -343,20 +400,38 @@ def _filled(old: _Facts, new: _Facts) -> _Facts:
 
 
 def tell_apart(quantizations: Iterable[Quantization]) -> tuple[Quantization, ...]:
-    """The quantizations, with the digest's first digits added to a name that several files have."""
-    plain = [(q, _plain_name(q)) for q in quantizations]
-    names = Counter(name for _, name in plain)
-    return tuple(
-        dataclasses.replace(q, name=f"{name} ({q.file.sha256[:_DIGITS]})")
-        if q.file.sha256 and names[name] > 1
-        else dataclasses.replace(q, name=name)
-        for q, name in plain
-    )
+    """The quantizations, with the digest's first digits added to a name that several files have.
+
+    Those without a digest get the size of their file, or bits per weight, or else a number.
+    """
+    plain = [(q, plain_name(q)) for q in quantizations]
+    names = Counter((name, bool(q.file.sha256)) for q, name in plain)
+    all_names = Counter(name for _, name in plain)
+    taken: set[str] = set()
+    numbers: Counter[str] = Counter()
+    found = []
+    for q, name in plain:
+        several = all_names[name] > 1 if q.file.sha256 else names[name, False] > 1
+        mark = next(iter(_marks(q)), "") if several else ""
+        full = whole = f"{name} ({mark})" if mark else name
+        while full in taken:
+            numbers[whole] += 1
+            full = f"{whole} #{numbers[whole] + 1}"
+        taken.add(full)
+        found.append(q if q.name == full else dataclasses.replace(q, name=full))
+    return tuple(found)
 
 
-def _plain_name(q: Quantization) -> str:
-    """The name without the digits that `tell_apart` added."""
-    return q.name.removesuffix(f" ({q.file.sha256[:_DIGITS]})") if q.file.sha256 else q.name
+def _marks(q: Quantization) -> list[str]:
+    """What may tell a file from others of its name, the surest first."""
+    size = format_bytes(q.file.n_bytes) if q.file.n_bytes else ""
+    return [m for m in (q.file.sha256[:_DIGITS], size, f"{q.bpw:g} bpw" if q.bpw else "") if m]
+
+
+def plain_name(q: Quantization) -> str:
+    """The name without the mark that `tell_apart` added."""
+    ends = (f" ({mark})" for mark in _marks(q))
+    return next((q.name.removesuffix(end) for end in ends if q.name.endswith(end)), q.name)
 
 
 def text_names(record: Record) -> dict[Text, str]:

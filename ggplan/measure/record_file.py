@@ -29,7 +29,7 @@ from ggplan.measure.outputs import check_writable, write_whole
 from ggplan.measure.record import Measurement, Quantization, Record, merge, named
 from ggplan.measure.record_json import record_from_json, record_to_json
 from ggplan.measure.scores import TokenScores
-from ggplan.substitutes import find_substitute
+from ggplan.substitutes import read_limited
 from ggplan.text import decode_text, printable
 
 MAX_BYTES = 64 << 20
@@ -50,17 +50,8 @@ def load_record(path: str | Path) -> Record:
     MeasureError
         If the file cannot be read or is not a record; the message has the file and the place in it.
     """
-    path = Path(path)
     shown = printable(str(path))
-    try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise MeasureError(f"cannot read {shown}: {error.strerror}") from error
-    if len(raw) > MAX_BYTES:
-        raise MeasureError(f"{shown} is larger than any record ({MAX_BYTES >> 20} MiB)")
-    if (found := find_substitute(raw, path)) is not None:
-        raise MeasureError(f"{shown} is {found.what}", hint=found.hint)
+    raw = read_limited(path, MAX_BYTES, "record", MeasureError)
     try:
         return record_from_json(json.loads(decode_text(raw, "strict")))
     except (ValueError, RecursionError) as error:

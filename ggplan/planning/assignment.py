@@ -24,7 +24,7 @@ from typing import Literal
 
 from ggplan.errors import PlanError
 from ggplan.ggml_types import GgmlType
-from ggplan.rules import Recipe
+from ggplan.rules import Keep, Recipe
 from ggplan.stock import Mix
 from ggplan.text import nearest, printable
 
@@ -53,6 +53,9 @@ class Decision:
         The indices of all rules that match the tensor, ascending.
     passed_over
         Those of them that would decide if the tensor were not protected.
+    keep
+        The `keep` of the chain that was taken, if one was: `type` is the tensor's own, or the type of
+        `keep(q4_1)`.
     """
 
     type: GgmlType
@@ -62,6 +65,7 @@ class Decision:
     forced: bool = False
     matching: tuple[int, ...] = ()
     passed_over: tuple[int, ...] = ()
+    keep: Keep | None = None
 
 
 @dataclass(frozen=True, slots=True)

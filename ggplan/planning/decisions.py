@@ -1,6 +1,6 @@
 r"""decide: the rules of a recipe, tried in order, give each tensor its type.
 
-The first rule that matches a tensor decides. There are three exceptions, and the linter reports each:
+The first rule that matches a tensor decides. There are exceptions, and the linter reports each:
 
 - The tensor is *protected* (see `ggplan.planning.protection`): a rule of a quantized type passes it over,
   and so does a rule of a 16-bit float that also matches other tensors (`.* = bf16` is not meant for norms).
@@ -8,6 +8,8 @@ The first rule that matches a tensor decides. There are three exceptions, and th
   applies.
 - The tensor's rows do not hold whole blocks of the type: the next type of the rule's chain is taken. After
   the last one the engine's fallback table decides (see `ggplan.planning.fitting`).
+- `keep` in a chain is taken by a tensor that is stored quantized (its type stays, so its bytes are copied),
+  by a protected one, and as the last of the chain by any.
 - No rule matches: `@default` decides; without one the tensor keeps its own type. Norms and vectors that
   no rule matches are written as f32, which every llama.cpp graph expects.
 """
@@ -19,7 +21,7 @@ from ggplan.model import Model, TensorInfo, require_model
 from ggplan.planning.assignment import Assignment, Decision
 from ggplan.planning.fitting import allows
 from ggplan.planning.protection import kept_type, protection_of
-from ggplan.rules import Choice, Recipe, match
+from ggplan.rules import Choice, Keep, Recipe, match
 from ggplan.text import printable
 
 
@@ -65,21 +67,32 @@ def _decision(
     if skipped < len(hits):
         rule = hits[skipped]
         choice = recipe.rules[rule].choice
-        return Decision(
-            _first_allowed(choice, tensor), "rule", protected, rule, choice.forced, hits, hits[:skipped]
-        )
+        type_, keep = _first_allowed(choice, tensor, protected)
+        return Decision(type_, "rule", protected, rule, choice.forced, hits, hits[:skipped], keep)
     if default is not None and (protected is None or default.forced):
-        type_ = _first_allowed(default, tensor)
-        return Decision(type_, "default", protected, None, default.forced, hits, hits[:skipped])
+        type_, keep = _first_allowed(default, tensor, protected)
+        return Decision(type_, "default", protected, None, default.forced, hits, hits[:skipped], keep)
     return Decision(kept_type(tensor), "kept", protected, matching=hits, passed_over=hits[:skipped])
 
 
 def _takes_protected(choice: Choice, is_broad: bool) -> bool:
     """Whether a rule is meant for protected tensors too; `is_broad` if it matches others as well."""
     first = choice.types[0]
-    return choice.forced or first == F32 or (first.is_float and not is_broad)
+    if choice.forced or isinstance(first, Keep) or first == F32:
+        return True
+    return first.is_float and not is_broad
 
 
-def _first_allowed(choice: Choice, tensor: TensorInfo) -> GgmlType:
-    """The first type of a chain that the tensor's shape allows, else the last."""
-    return next((type_ for type_ in choice.types if allows(tensor, type_)), choice.types[-1])
+def _first_allowed(choice: Choice, tensor: TensorInfo, protected: str | None) -> tuple[GgmlType, Keep | None]:
+    """The first type of a chain that the tensor's shape allows, or that it keeps; else the last."""
+    for wanted in choice.types:
+        if not isinstance(wanted, Keep):
+            if allows(tensor, wanted):
+                return wanted, None
+        elif tensor.is_quantized:
+            has_nearly = tensor.codes is not None and tensor.codes.nearly is not None
+            return (wanted.nearly if wanted.nearly and has_nearly else tensor.type), wanted
+        elif protected is not None and not choice.forced:
+            return kept_type(tensor), wanted
+    last = choice.types[-1]
+    return (kept_type(tensor), last) if isinstance(last, Keep) else (last, None)

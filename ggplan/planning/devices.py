@@ -54,7 +54,7 @@ class Memory:
 def devices_in(model: Model) -> dict[str, tuple[Device, ...]]:
     """The devices that hold each tensor: one of them, both for tied embeddings, none for nextn blocks."""
     nextn = nextn_layers(model)
-    names = {t.name for t in model.tensors}
+    names = {t.name for t in (*model.tensors, *model.companions)}
     return {name: _devices(name, nextn, tied=_is_tied(names)) for name in names}
 
 

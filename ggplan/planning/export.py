@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ggplan.planning.devices import Memory
+from ggplan.planning.outcomes import outcome_of, outcomes
 from ggplan.planning.plan import Plan, PlannedTensor
 from ggplan.planning.summary import Share, by_role, by_type, in_memory
 
@@ -38,6 +39,15 @@ def plan_json(plan: Plan) -> dict[str, object]:
         "memory": _memory_json(in_memory(plan)),
         "by_class": [_share_json(share) for share in by_role(plan)],
         "by_type": [_share_json(share) for share in by_type(plan)],
+        "codes": [
+            {
+                "outcome": outcome.words,
+                "type": outcome.type.name,
+                "tensors": outcome.n_tensors,
+                "bytes": outcome.n_bytes,
+            }
+            for outcome in outcomes(plan.tensors)
+        ],
         "tensors": [_tensor_json(planned) for planned in plan.tensors],
     }
 
@@ -68,6 +78,7 @@ def _tensor_json(planned: PlannedTensor) -> dict[str, object]:
         "name": planned.name,
         "shape": list(planned.tensor.shape),
         "source_type": planned.tensor.stored_as,
+        "codes": outcome_of(planned) or None,
         "type": planned.type.name,
         "class": planned.role.value,
         "bytes": planned.n_bytes,

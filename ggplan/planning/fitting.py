@@ -11,14 +11,15 @@ interleaved_properties).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 
 from ggplan.errors import PlanError
 from ggplan.ggml_types import GgmlType
 from ggplan.model import Model, TensorInfo
 from ggplan.planning.assignment import Assignment, Decision, unknown_tensor
 from ggplan.planning.fallback import FallbackTable, fallback_type, remainder, table_of
-from ggplan.planning.protection import kept_type
+from ggplan.planning.protection import kept_type, protection_of
 from ggplan.text import printable
 
 
@@ -34,12 +35,15 @@ class Fitted:
     fault
         Why the tensor cannot have the type decided on, nor any in its place; else None. The message does not
         name the tensor, see `error`.
+    owner
+        The tensor that a companion belongs to (see `ggplan.model.Codes`); "" for a tensor of the model.
     """
 
     tensor: TensorInfo
     decision: Decision
     type: GgmlType
     fault: PlanError | None = None
+    owner: str = ""
 
     @property
     def asked(self) -> GgmlType | None:
@@ -79,6 +83,17 @@ def fit(model: Model, assignment: Assignment, fallback: FallbackTable | None = N
     return tuple(fitted(tensor, decisions[tensor.name], table) for tensor in model.tensors)
 
 
+def with_companions(fitted: Iterable[Fitted]) -> Iterator[Fitted]:
+    """The tensors of a file: the model's, and behind those that keep their codes their companions."""
+    for found in fitted:
+        yield found
+        tensor = found.tensor
+        if tensor.codes is not None and found.type == tensor.type:
+            for companion in tensor.codes.companions:
+                decision = Decision(companion.type, "kept", protection_of(companion))
+                yield Fitted(companion, decision, companion.type, owner=tensor.name)
+
+
 def replaced(asked: GgmlType, got: GgmlType, n_columns: int) -> str:
     """A fallback in words: `rows of 1408 do not fit q6_K (1408 % 256 = 128); q8_0 takes its place`."""
     if asked.fits(n_columns):
@@ -94,7 +109,9 @@ def allows(tensor: TensorInfo, type_: GgmlType) -> bool:
 def fitted(tensor: TensorInfo, decision: Decision, table: FallbackTable) -> Fitted:
     """The type one tensor gets for what was decided."""
     asked = decision.type
-    if decision.reason == "kept":
+    if decision.reason == "kept" or decision.keep is not None:
+        if tensor.codes is not None and tensor.codes.nearly is not None and asked != tensor.type:
+            tensor = replace(tensor, type=asked, stored=tensor.codes.nearly)
         return Fitted(tensor, decision, asked)
     if table == "ik" and asked.fits(tensor.n_columns) and not _interleaves(asked, tensor):
         return Fitted(tensor, decision, asked.plain)

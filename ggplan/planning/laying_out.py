@@ -9,13 +9,15 @@ from ggplan.errors import PlanError
 from ggplan.model import Model, require_model
 from ggplan.planning.assignment import Assignment
 from ggplan.planning.fallback import FallbackTable, table_of
-from ggplan.planning.fitting import Fitted, fit, replaced
+from ggplan.planning.fitting import Fitted, fit, replaced, with_companions
 from ggplan.planning.importance import coverage_of
 from ggplan.planning.layout import file_order, place
 from ggplan.planning.makers import Chosen, assign
+from ggplan.planning.outcomes import outcomes
 from ggplan.planning.plan import Effort, Nonfinite, Plan, PlannedTensor
 from ggplan.planning.provenance import output_metadata
 from ggplan.planning.roles import roles_in
+from ggplan.planning.settling import settle, settle_assignment
 from ggplan.planning.written import recipe_of
 from ggplan.text import names_in_words, nearest, printable
 
@@ -35,7 +37,7 @@ def make_plan(
     nonfinite: Nonfinite = "refuse",
     effort: Effort = "default",
 ) -> Plan:
-    """Apply a recipe to a model: `lay_out` of what `assign` gives.
+    """Apply a recipe to a model: `lay_out` of what `assign` gives to the model once it is settled.
 
     Parameters
     ----------
@@ -53,9 +55,13 @@ def make_plan(
     PlanError, ImatrixError
         As `lay_out`.
     """
-    assignment = assign(model, recipe, has_imatrix=imatrix is not None)
+    require_model(model)
+    settled = settle(model)
+    assignment = assign(settled, recipe, has_imatrix=imatrix is not None)
+    if settled is not model and isinstance(recipe, Assignment):
+        assignment = settle_assignment(recipe, model, settled)
     return lay_out(
-        model,
+        settled,
         assignment,
         imatrix=imatrix,
         fallback=fallback,
@@ -76,6 +82,8 @@ def lay_out(
     effort: Effort = "default",
 ) -> Plan:
     """The plan of an assignment: types that fit, bytes, places, metadata. No weight is read.
+
+    Codes of a quantized checkpoint are taken as the model has them; `make_plan` settles it first.
 
     Parameters
     ----------
@@ -116,10 +124,11 @@ def lay_out(
             near = nearest(str(value), values)
             hint = f"the nearest is {near}" if near else f"choose from {', '.join(values)}"
             raise PlanError(f"{option} cannot be {printable(str(value))}", hint=hint)
-    fitted = sorted(fit(model, assignment, table), key=lambda f: file_order(f.tensor.name))
-    for found in fitted:
+    fitted = fit(model, assignment, table)
+    for found in sorted(fitted, key=_order):
         if found.fault is not None:
             raise found.error()
+    fitted = tuple(sorted(with_companions(fitted), key=_order))
     if strict:
         _refuse_fallbacks(fitted)
     sizes = [f.type.tensor_bytes(f.tensor.shape) for f in fitted]
@@ -133,7 +142,7 @@ def lay_out(
             decision=f.decision,
             role=roles[f.tensor.name],
             rule=None if f.decision.rule is None else rules[f.decision.rule],
-            chosen_by=assignment.chosen_by(f.tensor.name),
+            chosen_by="kept" if f.owner else assignment.chosen_by(f.tensor.name),
             coverage=coverage_of(f.tensor, f.type, imatrix),
             n_bytes=size,
             offset=offset,
@@ -147,13 +156,26 @@ def lay_out(
         assignment=assignment,
         recipe=recipe,
         tensors=planned,
-        metadata=output_metadata(model, recipe, imatrix, weights_by_type, nonfinite, table, effort),
+        metadata=output_metadata(
+            model,
+            recipe,
+            imatrix,
+            weights_by_type,
+            nonfinite,
+            table,
+            effort,
+            [outcome.line for outcome in outcomes(planned)],
+        ),
         imatrix=imatrix,
         fallback=table,
         data_bytes=data_bytes,
         nonfinite=nonfinite,
         effort=effort,
     )
+
+
+def _order(fitted: Fitted) -> tuple[int, bytes]:
+    return file_order(fitted.tensor.name)
 
 
 def _refuse_fallbacks(fitted: Sequence[Fitted]) -> None:

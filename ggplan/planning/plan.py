@@ -202,5 +202,9 @@ class Plan:
 
     @property
     def requantized(self) -> tuple[PlannedTensor, ...]:
-        """Tensors that are quantized in the source and would be quantized again, to another type."""
-        return tuple(t for t in self.tensors if t.tensor.type.is_quantized and t.type != t.tensor.type)
+        """Tensors of a GGUF file that are quantized in it and would be quantized again, to another type."""
+        return tuple(
+            t
+            for t in self.tensors
+            if t.tensor.type.is_quantized and t.type != t.tensor.type and t.tensor.codes is None
+        )

@@ -2,6 +2,7 @@
 
     ggplan.recipe.text   the recipe, so that the file can be made again from its checkpoint
     ggplan.inputs        array of strings, `SHA-256 NAME`, in the order of the names
+    ggplan.codes         array of strings, what became of the codes of a quantized checkpoint
     ggplan.plan.sha256   the SHA-256 of the output's header without this key and `ggplan.version`
 
 Hashes have a fixed length, so a plan has zeros in their place, and they are filled in when the file is
@@ -10,7 +11,7 @@ written (see `ggplan.conversion.input_hashes`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from ggplan.ggml_types import F32, QUANTIZATION_VERSION, GgmlType
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from ggplan.imatrix import Imatrix
 
 INPUTS, PLAN, VERSION = "ggplan.inputs", "ggplan.plan.sha256", "ggplan.version"
+CODES = "ggplan.codes"
 TENSORS, METADATA, IMATRIX, CONVERTER = "tensors", "metadata", "imatrix", "converter"
 """Names of inputs that are not files in the checkpoint's folder."""
 NOT_HASHED = "0" * 64
@@ -41,6 +43,7 @@ def output_metadata(
     nonfinite: str = "refuse",
     fallback: str = "llama.cpp",
     effort: str = "default",
+    codes: Sequence[str] = (),
 ) -> Metadata:
     """The output's metadata, in the model's order with new keys at the end.
 
@@ -50,6 +53,8 @@ def output_metadata(
         A type and a number of weights for each tensor, to name the file's type.
     nonfinite, fallback, effort
         The plan's; recorded if they are not the default.
+    codes
+        A line for each outcome of codes (see `ggplan.planning.outcomes`).
     """
     metadata = {
         key: value
@@ -87,6 +92,8 @@ def output_metadata(
         metadata["ggplan.nonfinite"] = string(nonfinite)
     if effort != "default":
         metadata["ggplan.effort"] = string(effort)
+    if codes:
+        metadata[CODES] = array(MetadataType.STRING, list(codes))
     if model.kind != "inventory":  # an inventory has no weights and settings to hash
         lines = [f"{NOT_HASHED} {name}" for name in input_names(model, imatrix)]
         metadata[INPUTS] = array(MetadataType.STRING, lines)

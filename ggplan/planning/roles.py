@@ -69,9 +69,10 @@ def role_of(name: str, n_dimensions: int, nextn_layers: range = range(0)) -> Rol
 
 
 def roles_in(model: Model) -> dict[str, Role]:
-    """The role of each tensor of a model, by name."""
+    """The role of each tensor of a model and each companion, by name."""
     nextn = nextn_layers(model)
-    return {t.name: role_of(t.name, n_dimensions(t.shape), nextn) for t in model.tensors}
+    tensors = (*model.tensors, *model.companions)
+    return {t.name: role_of(t.name, n_dimensions(t.shape), nextn) for t in tensors}
 
 
 def nextn_layers(model: Model) -> range:

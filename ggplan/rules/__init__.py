@@ -13,7 +13,7 @@ from ggplan.rules.diagnostics import Diagnostic, Edit, Fix, InvalidRecipeError, 
 from ggplan.rules.loading import load_recipe, shipped_recipes
 from ggplan.rules.matching import match
 from ggplan.rules.parser import parse_recipe
-from ggplan.rules.recipe import Assertion, Choice, Location, Recipe, Rule, TypeTest
+from ggplan.rules.recipe import Assertion, Choice, Keep, Location, Recipe, Rule, TypeTest
 from ggplan.rules.roles import ROLES, Blocks, roles_of
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "Edit",
     "Fix",
     "InvalidRecipeError",
+    "Keep",
     "Location",
     "Recipe",
     "Rule",

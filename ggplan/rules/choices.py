@@ -1,19 +1,20 @@
-"""The right side of a rule: a chain of types, `q6_K | q8_0`, perhaps forced with `!`."""
+"""The right side of a rule: a chain of types, `q6_K | q8_0` or `keep | q5_K`, perhaps forced with `!`."""
 
 from __future__ import annotations
 
 import re
 
 from ggplan.errors import TypeNameError
-from ggplan.ggml_types import TYPES, GgmlType, parse_type
+from ggplan.ggml_types import TYPES, GgmlType
 from ggplan.rules.diagnostics import Edit, Fix
 from ggplan.rules.draft import Draft, Mapped, replacing
-from ggplan.rules.recipe import Choice, Location
+from ggplan.rules.recipe import Choice, Keep, Location, Wanted, parse_wanted
 
 MAX_CHAIN = 16
 _SYNONYMS = {
     "fp32": "f32", "float32": "f32", "float": "f32", "fp16": "f16", "float16": "f16", "half": "f16",
     "bfloat16": "bf16", "brain16": "bf16",
+    "kept": "keep", "copy": "keep", "same": "keep", "source": "keep", "original": "keep", "as-is": "keep",
 }  # fmt: skip
 _BITS = re.compile(r"u?int(\d)|(\d)-?bits?", re.IGNORECASE)
 _OF_BITS = {
@@ -42,15 +43,25 @@ def parse_choice(draft: Draft, line: int, written: Mapped) -> Choice | None:
     if len(pieces) > MAX_CHAIN:
         draft.error("GP009", f"a chain may hold {MAX_CHAIN} types", draft.span(line, chain))
         return None
-    found = [(parse_type_at(draft, line, piece, chain), draft.span(line, piece)) for piece in pieces]
+    found = [(parse_wanted_at(draft, line, piece, chain), draft.span(line, piece)) for piece in pieces]
     types = tuple(type_ for type_, _ in found if type_ is not None)
     if len(types) < len(pieces):
         return None
     return Choice(types, forced, shown, tuple(location for _, location in found))
 
 
-def parse_type_at(draft: Draft, line: int, name: Mapped, chain: Mapped | None = None) -> GgmlType | None:
-    """One type; None after an error."""
+def parse_type_at(draft: Draft, line: int, name: Mapped) -> GgmlType | None:
+    """The type of an assertion or a test; None after an error."""
+    found = parse_wanted_at(draft, line, name)
+    if isinstance(found, Keep):
+        help = "write the type that is kept, such as `q4_0`"
+        draft.error("GP002", f"`{found}` is not one type", draft.span(line, name), help)
+        return None
+    return found
+
+
+def parse_wanted_at(draft: Draft, line: int, name: Mapped, chain: Mapped | None = None) -> Wanted | None:
+    """One type or `keep` of a chain; None after an error."""
     at = draft.span(line, name)
     text = name.text
     if not text:
@@ -70,7 +81,7 @@ def parse_type_at(draft: Draft, line: int, name: Mapped, chain: Mapped | None = 
         draft.error("GP002", "unknown tensor type", at, "`ggplan types` lists all types")
     else:
         try:
-            return parse_type(text)
+            return parse_wanted(text)
         except TypeNameError as error:
             _bad_type(draft, text, error, at)
     return None

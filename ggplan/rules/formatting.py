@@ -14,8 +14,7 @@ import re
 from dataclasses import dataclass
 
 from ggplan.errors import TypeNameError
-from ggplan.ggml_types import parse_type
-from ggplan.rules.recipe import split_lines
+from ggplan.rules.recipe import parse_wanted, split_lines
 
 _WIDEST = 72
 _WIDEST_CHOICE = 24
@@ -96,7 +95,7 @@ def _type(text: str) -> str:
     if len(text) > 40:
         return text
     try:
-        return parse_type(text).name
+        return str(parse_wanted(text))
     except TypeNameError:
         return text
 

@@ -3,7 +3,8 @@ r"""The parser of recipes: text in, `Recipe` out, or every error of the text at 
     recipe    = { line newline }
     line      = [ rule | directive ] [ "#" comment ]
     rule      = PATTERN "=" choice                 the last "=" of the line; blanks around it do not count
-    choice    = TYPE { "|" TYPE } [ "!" ]
+    choice    = wanted { "|" wanted } [ "!" ]
+    wanted    = TYPE | "keep" | "keep(q4_1)"
     directive = see `directives`
 
 Every line of a Thireus recipe (`^blk\.0\.ffn_down\.weight$=q8_0`) is such a line. `#` begins a comment
@@ -26,7 +27,6 @@ from pathlib import PurePath
 from typing import Literal, cast
 
 from ggplan.errors import TypeNameError
-from ggplan.ggml_types import parse_type
 from ggplan.rules import draft as drafts
 from ggplan.rules.choices import LONGEST_TYPE, parse_choice
 from ggplan.rules.diagnostics import Diagnostic, Edit, Fix, InvalidRecipeError, invalid_recipe
@@ -34,7 +34,7 @@ from ggplan.rules.directives import read_directive
 from ggplan.rules.draft import Draft, Follow, FollowError, Mapped, deleting, replacing
 from ggplan.rules.pasting import as_meant
 from ggplan.rules.patterns import MAX_PROGRAM, PatternError, check_pattern
-from ggplan.rules.recipe import Location, Recipe, Rule, Target, split_lines
+from ggplan.rules.recipe import Location, Recipe, Rule, Target, parse_wanted, split_lines
 from ggplan.rules.repairs import repaired_patterns
 from ggplan.text import printable
 
@@ -311,7 +311,7 @@ def _no_equals(draft: Draft, line: int, content: Mapped) -> None:
         found = re.fullmatch(r"([^ \t:]+?)[ \t]*(?:[ \t:]|->)[ \t]*([^ \t:>]+)", content.text)
     if found and len(found[2]) <= LONGEST_TYPE:
         try:
-            parse_type(found[2].split("|")[0].rstrip("!"))
+            parse_wanted(found[2].split("|")[0].rstrip("!"))
         except TypeNameError:
             pass
         else:

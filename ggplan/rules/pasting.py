@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Callable
 
 from ggplan.errors import TypeNameError
-from ggplan.ggml_types import parse_type
+from ggplan.rules.recipe import parse_wanted
 
 _BLANK = " \t"
 _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]")
@@ -100,7 +100,7 @@ def _ends_in_type(text: str) -> bool:
     """Whether the last word of a line is a type."""
     words = re.split(r"[\s=>|\u2192\u21d2]+", text.rstrip("!,; \t"))
     try:
-        parse_type(words[-1].strip(_QUOTES)[:40])
+        parse_wanted(words[-1].strip(_QUOTES)[:40])
     except TypeNameError:
         return False
     return True

@@ -6,12 +6,14 @@ Rules keep their text as written, so that a message can show it and a conversion
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import PurePath
 from typing import Literal
 
-from ggplan.ggml_types import GgmlType
+from ggplan.errors import TypeNameError
+from ggplan.ggml_types import GgmlType, parse_type
 from ggplan.rules.patterns import resolve
 from ggplan.rules.ranges import NOTHING, Range
 
@@ -39,13 +41,63 @@ def _last_part(file: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class Keep:
+    """`keep` in a chain: the type that the tensor has where no rule matches it.
+
+    Elsewhere than at the end of a chain it is taken by tensors that are stored quantized.
+
+    Attributes
+    ----------
+    nearly
+        The type of `keep(q4_1)`, which holds 4-bit codes with zero points within a rounding, in fewer bits
+        than the type that holds them exactly; None for `keep`.
+    """
+
+    nearly: GgmlType | None = None
+
+    def __str__(self) -> str:
+        return "keep" if self.nearly is None else f"keep({self.nearly})"
+
+
+Wanted = GgmlType | Keep
+"""What stands in a chain."""
+_KEEP = re.compile(r"keep[ \t]*(?:\([ \t]*([^()]*?)[ \t]*\))?", re.IGNORECASE | re.ASCII)
+
+
+def parse_wanted(text: str) -> Wanted:
+    """A type, `keep` or `keep(q4_1)`, in any case.
+
+    Raises
+    ------
+    TypeNameError
+        If it is none of them.
+    """
+    found = _KEEP.fullmatch(text.strip())
+    if found is None:
+        return parse_type(text)
+    if found[1] is None:
+        return Keep()
+    try:
+        type_ = parse_type(found[1])
+    except TypeNameError as error:
+        raise TypeNameError(error.message, hint="write `keep` or `keep(q4_1)`", meant="keep") from None
+    if type_.name != "q4_1":
+        raise TypeNameError(
+            f"`keep({type_})` has no meaning: codes are moved to the type that holds them exactly",
+            hint="write `keep`, or `keep(q4_1)` for 4-bit codes with zero points",
+            meant="keep",
+        )
+    return Keep(type_)
+
+
+@dataclass(frozen=True, slots=True)
 class Choice:
     """The right side of a rule: a chain of types, of which the first that fits is taken.
 
     Attributes
     ----------
     types
-        At least one, in the order of preference.
+        At least one type or `Keep`, in the order of preference.
     forced
         Whether the chain ends in `!` and so holds for protected tensors too.
     text
@@ -54,7 +106,7 @@ class Choice:
         Where each of `types` stands.
     """
 
-    types: tuple[GgmlType, ...]
+    types: tuple[Wanted, ...]
     forced: bool
     text: str
     locations: tuple[Location, ...]

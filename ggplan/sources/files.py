@@ -19,6 +19,8 @@ from __future__ import annotations
 import math
 import os
 import stat
+import threading
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -181,13 +183,17 @@ def read_into(path: Path, offset: int, target: memoryview) -> None:
     if (remote := _on_server(path)) is not None:
         _read_remote(remote, path, offset, target)
         return
-    done = 0
     with _opened(path) as descriptor:
-        while done < len(target):
-            n_read = os.preadv(descriptor, [target[done:]], offset + done)
-            if n_read == 0:
-                raise _truncated(path, offset, len(target), done)
-            done += n_read
+        _fill(path, descriptor, offset, target)
+
+
+def _fill(path: Path, descriptor: int, offset: int, target: memoryview) -> None:
+    done = 0
+    while done < len(target):
+        n_read = os.preadv(descriptor, [target[done:]], offset + done)
+        if n_read == 0:
+            raise _truncated(path, offset, len(target), done)
+        done += n_read
 
 
 def _read_remote(remote: RemoteFile, path: Path, offset: int, target: memoryview) -> None:
@@ -204,6 +210,81 @@ def read_array(path: Path, offset: int, n_bytes: int) -> NDArray[np.uint8]:
     if n_bytes:
         read_into(path, offset, raw.data)
     return raw
+
+
+# A read of its own for each row of a rectangle costs about as much as reading this many bytes more.
+_GAP = 1 << 14
+_RECTANGLE_PIECE = 1 << 23
+
+
+def read_rectangle(
+    path: Path, offset: int, row_bytes: int, rows: tuple[int, int], columns: tuple[int, int]
+) -> NDArray[np.uint8]:
+    """Part of each of some rows, as a new array (rows, bytes).
+
+    Parameters
+    ----------
+    offset, row_bytes
+        Where the first row of the matrix begins, and the bytes of each.
+    rows, columns
+        The first and the end of the rows, and of the bytes in a row.
+
+    Raises
+    ------
+    CheckpointError
+        As `read_at`.
+    """
+    import numpy as np
+
+    (first, end), (left, right) = rows, columns
+    n_rows, width = end - first, right - left
+    if width == row_bytes:
+        return read_array(path, offset + first * row_bytes, n_rows * row_bytes).reshape(n_rows, row_bytes)
+    found = np.empty((n_rows, width), np.uint8)
+    if not found.size:
+        return found
+    if row_bytes - width <= _GAP:
+        step = max(1, _RECTANGLE_PIECE // row_bytes)
+        for at in range(0, n_rows, step):
+            n = min(step, n_rows - at)
+            whole = read_array(path, offset + (first + at) * row_bytes, n * row_bytes)
+            found[at : at + n] = whole.reshape(n, row_bytes)[:, left:right]
+        return found
+    if _on_server(path) is not None:
+        band = _band_on_server(path, offset + first * row_bytes, n_rows * row_bytes)
+        found[:] = band.reshape(n_rows, row_bytes)[:, left:right]
+        return found
+    with _opened(path) as descriptor:
+        for i, row in enumerate(found):
+            at = offset + (first + i) * row_bytes + left
+            _fill(path, descriptor, at, row.data)
+    return found
+
+
+# Bands of rows that were read from servers for rectangles: each of the many rectangles of a band would be a
+# request for each row.
+_BANDS = 3
+_bands: OrderedDict[tuple[Path, int, int], NDArray[np.uint8]] = OrderedDict()
+_band_locks: dict[tuple[Path, int, int], threading.Lock] = {}
+_bands_lock = threading.Lock()
+
+
+def _band_on_server(path: Path, offset: int, n_bytes: int) -> NDArray[np.uint8]:
+    """Whole rows, of which the last few that were asked for are kept; threads wait for one another's."""
+    key = path, offset, n_bytes
+    with _bands_lock:
+        lock = _band_locks.setdefault(key, threading.Lock())
+    with lock:
+        with _bands_lock:
+            if (kept := _bands.get(key)) is not None:
+                _bands.move_to_end(key)
+                return kept
+        band = read_array(path, offset, n_bytes)
+        with _bands_lock:
+            _bands[key] = band
+            while len(_bands) > _BANDS:
+                _band_locks.pop(_bands.popitem(last=False)[0], None)
+    return band
 
 
 def rows_in_file(path: Path, offset: int, dtype: GgmlType, shape: tuple[int, ...]) -> RowSource:

@@ -184,11 +184,12 @@ def open_checkpoint(folder: Path, *, header_only: bool = False) -> HfCheckpoint:
     if not stored:
         raise CheckpointError(f"{where}: its files of weights hold no tensors")
     files = tuple(sorted({tensor.file for tensor in stored.values()}))
+    notes = list(weights.notes)
     try:
-        tensors = join_tensors(stored, quantization)
+        tensors = join_tensors(stored, quantization, notes=notes)
     except CheckpointError as error:  # the parts of a quantized tensor may be in several shards
         raise weights.missing or error from None
-    return HfCheckpoint(folder, config, tensors, files, weights.notes, problem, weights.missing is not None)
+    return HfCheckpoint(folder, config, tensors, files, tuple(notes), problem, weights.missing is not None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,12 +28,13 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from ggplan.errors import CheckpointError
 from ggplan.ggml_types import TYPES
 from ggplan.metadata import Metadata, MetadataType, MetadataValue, Scalar, array, scalar
-from ggplan.model import Model, TensorInfo
+from ggplan.model import Codes, Model, TensorInfo
 from ggplan.sources.files import read_whole, shown
 from ggplan.sources.gguf_header import MAX_NAME_BYTES, shape_fault
 from ggplan.sources.json_files import SIZE_LIMIT, parse_object
@@ -88,11 +89,25 @@ def inventory_json(model: Model) -> dict[str, object]:
         "schema": SCHEMA,
         "architecture": model.architecture,
         "metadata": {key: _value_json(value) for key, value in model.metadata.items()},
-        "tensors": [
-            {"name": t.name, "shape": list(t.shape), "type": t.type.name, "stored_as": t.stored_as}
-            for t in model.tensors
-        ],
+        "tensors": [_tensor_json(t) for t in model.tensors],
     }
+
+
+def _tensor_json(tensor: TensorInfo) -> dict[str, object]:
+    found: dict[str, object] = {
+        "name": tensor.name,
+        "shape": list(tensor.shape),
+        "type": tensor.type.name,
+        "stored_as": tensor.stored_as,
+    }
+    if (codes := tensor.codes) is not None:
+        found["codes"] = {
+            "form": codes.form,
+            "decoded": codes.decoded.name,
+            "why_decoded": codes.why_decoded,
+            "companions": [_tensor_json(companion) for companion in codes.companions],
+        }
+    return found
 
 
 def _no_inventory(path: Path) -> CheckpointError:
@@ -243,10 +258,32 @@ def _from_json(path: Path, root: dict[str, object]) -> Model:
         )
     tensors: dict[str, TensorInfo] = {}
     for number, entry in enumerate(entries):
-        name, shape, type_name, stored_as = _fields(entry, f"{where}: tensor {number}")
-        tensor = _tensor(name, shape, type_name, path.name, where, stored_as)
-        _add(tensors, tensor, where)
+        _add(tensors, _read_tensor(entry, path.name, where, f"{where}: tensor {number}"), where)
     return Model(path, "inventory", architecture, _read_metadata(metadata, where), tuple(tensors.values()))
+
+
+def _read_tensor(entry: object, origin: str, where: str, here: str) -> TensorInfo:
+    name, shape, type_name, stored_as = _fields(entry, here)
+    tensor = _tensor(name, shape, type_name, origin, where, stored_as)
+    assert isinstance(entry, dict)
+    if entry.get("codes") is None:
+        return tensor
+    return replace(tensor, codes=_read_codes(entry["codes"], tensor, where, f"{here}: `codes`"))
+
+
+def _read_codes(entry: object, tensor: TensorInfo, where: str, here: str) -> Codes:
+    """What becomes of a quantized tensor's codes; those of its companions have none."""
+    texts = [entry.get(key) for key in ("form", "decoded", "why_decoded")] if isinstance(entry, dict) else []
+    companions = entry.get("companions", []) if isinstance(entry, dict) else None
+    if not texts or not all(isinstance(text, str) for text in texts) or not isinstance(companions, list):
+        raise CheckpointError(f"{here} needs `form`, `decoded` and `why_decoded` as texts")
+    form, decoded, why_decoded = map(str, texts)
+    found = []
+    for number, companion in enumerate(companions):
+        name, shape, type_name, stored_as = _fields(companion, f"{here}: companion {number}")
+        found.append(_tensor(name, shape, type_name, tensor.origin, where, stored_as))
+    type_ = _tensor(tensor.name, tensor.shape, decoded, tensor.origin, where).type
+    return Codes(form, type_, why_decoded, tuple(found))
 
 
 def _fields(entry: object, where: str) -> tuple[str, tuple[int, ...], str, str]:

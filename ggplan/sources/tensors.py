@@ -11,13 +11,17 @@ How the float types become float32, each but F64 without rounding:
     F8_E5M2   the upper half of an F16
     F8_E4M3   sign, 4 exponent bits of bias 7, 3 mantissa bits: a table of 256 values. There is no
               infinity; 0x7F and 0xFF are NaN ("FP8 Formats for Deep Learning", Micikevicius et al., 2022)
+    F8_*FNUZ  the same fields with a bias that is greater by 1 (8 for E4M3, 16 for E5M2); no infinity, no
+              negative zero, and one NaN, 0x80 ("8-bit Numerical Formats for Deep Neural Networks",
+              Noune et al., 2022)
+    F8_E8M0   a power of two, 2^(code - 127); 0xFF is NaN (OCP Microscaling Formats 1.0, 5.4.1)
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -60,7 +64,7 @@ DTYPE_BITS = {
 PLAIN: dict[str, GgmlType] = {"BF16": BF16, "F16": F16, "F32": F32}
 # Types of full precision, which stay f32 when no rule matches.
 _FULL = ("F32", "F64")
-_READABLE = (*PLAIN, "F8_E4M3", "F8_E5M2", "F64")
+_READABLE = (*PLAIN, "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "F8_E8M0", "F64")
 # NumPy turns the codes into 8-byte indices; in small pieces these stay in the cache, which doubles the speed.
 _PIECE = 1 << 16
 
@@ -129,7 +133,7 @@ class StoredTensor:
         values = np.empty(raw.size, np.float32)
         for at in range(0, raw.size, _PIECE):
             piece = slice(at, at + _PIECE)
-            np.take(_e4m3_values(), raw[piece], out=values[piece], mode="clip")
+            np.take(_table(self.dtype), raw[piece], out=values[piece], mode="clip")
         return values
 
 
@@ -149,9 +153,10 @@ class CheckpointTensor:
         Rows first; `()` for a scalar.
     rows
         The weights; None if ggplan cannot read the way they are stored.
-    codes, why_decoded, companions
+    codes, why_decoded, companions, nearly, full_activations
         Of quantized weights: the codes as rows of the ggml type that holds them exactly, or why there is
-        none, and the tensors that belong to them; see `schemes.Weights`.
+        none, the tensors that belong to them, the same codes in q4_1, and whether they are for activations
+        of more than 4 bits; see `schemes.Weights`.
     """
 
     name: str
@@ -162,10 +167,17 @@ class CheckpointTensor:
     codes: RowSource | None = None
     why_decoded: str = ""
     companions: Mapping[str, RowSource] = field(default_factory=dict)
+    nearly: RowSource | None = None
+    full_activations: bool = False
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether it is stored as codes that a scheme decodes."""
+        return self.codes is not None or bool(self.why_decoded)
 
     @property
     def type(self) -> GgmlType | None:
-        """The type that the weights keep when no rule matches, or None where they cannot be read.
+        """The type that the weights keep where no rule matches and no codes are moved; None if unreadable.
 
         It is the type of the rows; but rows that are float32 because a formula gives float32 become bf16, as
         with llama.cpp's converter.
@@ -176,12 +188,27 @@ class CheckpointTensor:
 
 
 @functools.cache
-def _e4m3_values() -> NDArray[np.float32]:
-    """The value of each of the 256 codes: (-1)^s 2^(e-7) (1 + m/8), or 2^-6 m/8 where e is 0."""
+def _table(dtype: str) -> NDArray[np.float32]:
+    """The value of each of the 256 codes of an 8-bit float type."""
+    import numpy as np
+
+    if dtype == "F8_E8M0":
+        powers = np.ldexp(1.0, np.arange(256) - 127)
+        powers[255] = np.nan
+        return powers.astype(np.float32)
+    if dtype == "F8_E4M3":
+        return _small_floats(3, 7, (0x7F, 0xFF))
+    return _small_floats(3, 8, (0x80,)) if dtype == "F8_E4M3FNUZ" else _small_floats(2, 16, (0x80,))
+
+
+def _small_floats(mantissa_bits: int, bias: int, nans: Sequence[int]) -> NDArray[np.float32]:
+    """(-1)^s 2^(e-bias) (1 + m/2^bits), or 2^(1-bias) m/2^bits where e is 0, of the codes s, e, m."""
     import numpy as np
 
     codes = np.arange(256)
-    exponent, mantissa = codes >> 3 & 15, codes & 7
-    magnitude = np.where(exponent > 0, np.ldexp(1 + mantissa / 8, exponent - 7), np.ldexp(mantissa / 8, -6))
-    magnitude[codes & 0x7F == 0x7F] = np.nan
+    steps = 1 << mantissa_bits
+    exponent, fraction = (codes & 127) >> mantissa_bits, codes % steps / steps
+    lowest = np.ldexp(fraction, 1 - bias)
+    magnitude = np.where(exponent > 0, np.ldexp(1 + fraction, exponent - bias), lowest)
+    magnitude[list(nans)] = np.nan
     return np.copysign(magnitude, np.where(codes & 0x80, -1.0, 1.0)).astype(np.float32)

@@ -21,7 +21,7 @@ from ggplan.metadata import Metadata
 from ggplan.model import Model, TensorInfo
 from ggplan.planning import Effort, FallbackTable, Nonfinite, Plan, make_plan
 from ggplan.planning.layout import written_shape
-from ggplan.planning.provenance import INPUTS, PLAN, VERSION
+from ggplan.planning.provenance import CODES, INPUTS, PLAN, VERSION
 from ggplan.rules import Recipe, parse_recipe
 from ggplan.rules.loading import follow_recorded
 from ggplan.text import printable
@@ -85,7 +85,8 @@ def plan_again(
 
 def _as_recorded(planned: Metadata, written: Metadata) -> Metadata:
     """The keys that the ggplan which wrote the file knew, and the number of that version."""
-    keys = {key: value for key, value in planned.items() if key in written or key not in (INPUTS, PLAN)}
+    newer = (INPUTS, PLAN, CODES)
+    keys = {key: value for key, value in planned.items() if key in written or key not in newer}
     return {**keys, VERSION: written[VERSION]} if VERSION in written else keys
 
 

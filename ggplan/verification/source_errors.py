@@ -7,21 +7,30 @@ Both are read as rows of float32, w of the checkpoint and v of the file, and com
     cosine                   sum(v w) / sqrt(sum(v^2) sum(w^2)); 1 where both are 0
     worst row                the row whose own relative error is the largest
 
+A tensor `X.scale` of a GGUF, which llama.cpp multiplies into `X.weight` (nvfp4's scale of a whole tensor), is
+multiplied in first; in a Hugging Face checkpoint it is part of the weights.
+
 Sums are float64. A row that is zero in the checkpoint and not in the file has an infinite relative error.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ggplan.errors import CheckpointError
+from ggplan.ggml_types import F32
 from ggplan.model import Model, RowSource, TensorInfo
 from ggplan.text import printable
 from ggplan.verification.faults import Fault
 from ggplan.verification.workers import Progress, each
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 _RUN_WEIGHTS = 1 << 17
 
@@ -66,12 +75,13 @@ def compare_with_source(
     The errors, worst first; tensors that are missing, misshapen or unreadable; and the names of those that
     cannot be compared, because ggplan does not decode their type.
     """
-    sources = {tensor.name: tensor for tensor in source.tensors}
+    sources = {tensor.name: tensor for tensor in _scaled(source)}
+    companions = {tensor.name: tensor for tensor in source.companions}  # of types that the file may not have
     faults: list[Fault] = []
     skipped: list[str] = []
     pairs: list[tuple[TensorInfo, TensorInfo]] = []
-    for tensor in written.tensors:
-        twin = sources.pop(tensor.name, None)
+    for tensor in _scaled(written):
+        twin = sources.pop(tensor.name, None) or companions.get(tensor.name)
         if twin is None:
             faults.append(Fault(tensor.name, "missing", "the checkpoint has no such tensor", tensor.origin))
         elif not same_shape(twin.shape, tensor.shape):
@@ -90,6 +100,30 @@ def compare_with_source(
     faults += [result for result in results if isinstance(result, Fault)]
     errors.sort(key=lambda error: (-error.relative, error.name))
     return errors, faults, skipped
+
+
+def _scaled(model: Model) -> Iterator[TensorInfo]:
+    """The tensors of a model, those of a GGUF with a scale of their own multiplied by it."""
+    names = {t.name: t for t in model.tensors} if model.kind == "gguf" else {}
+    for tensor in model.tensors:
+        scale = names.get(f"{tensor.name.removesuffix('.weight')}.scale")
+        rows, factors = tensor.rows, None if scale is None else scale.rows
+        is_one_each = factors is not None and factors.n_columns in (1, math.prod(tensor.shape[:-2]))
+        if rows is None or factors is None or not is_one_each or not tensor.name.endswith(".weight"):
+            yield tensor
+        else:
+            yield replace(tensor, rows=_multiplied(rows, factors))
+
+
+def _multiplied(rows: RowSource, factors: RowSource) -> RowSource:
+    """Rows times a number, or times one for each slice."""
+
+    def read(start: int, stop: int) -> NDArray[np.float32]:
+        values = factors.read_float32(0, 1).reshape(-1)
+        slices = np.arange(start, stop) // max(1, rows.n_rows // values.size)
+        return rows.read_float32(start, stop) * values[slices, None]
+
+    return RowSource(F32, rows.shape, read, rows.fault)
 
 
 def same_shape(one: tuple[int, ...], other: tuple[int, ...]) -> bool:

@@ -19,7 +19,10 @@ VALUES = st.one_of(
     st.sampled_from([0.5, -1.5, 1e300, float("inf"), "", "x", "3", "\x00\x1b", "<sop>", "é" * 3]),
     st.sampled_from([[], [0], [[]], [None], ["a", "b"], {}, {"a": 1}, {"type": "x"}, [{"type": "BPE"}]]),
 )
-CASES = ("glm4moe_mtp", "llama_tied", "deepseek_v2_lite", "qwen3moe_fused", "mixtral")
+CASES = (
+    *("glm4moe_mtp", "llama_tied", "deepseek_v2_lite", "qwen3moe_fused", "mixtral"),
+    *("gpt_oss", "glm_dsa_mtp", "glm4v", "qwen3vlmoe", "gemma3_vision", "phi4_long"),
+)
 
 
 def places(document: object, path: tuple = ()) -> list[tuple]:

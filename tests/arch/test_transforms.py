@@ -9,7 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ggplan import parse_type, quantize
-from ggplan.arch.transforms import constant, permuted, plain, sliced, stacked, transposed_slices
+from ggplan.arch.transforms import (
+    constant,
+    every,
+    halves_first,
+    permuted,
+    plain,
+    sliced,
+    stacked,
+    transposed_slices,
+)
 from ggplan.ggml_types import BF16, F16, F32
 from ggplan.model import RowSource
 
@@ -46,10 +55,17 @@ def permuted_whole(values: np.ndarray, n_heads: int) -> np.ndarray:
     return halves.swapaxes(1, 2).reshape(values.shape)
 
 
+def halves_first_whole(values: np.ndarray, group: int, length: int) -> np.ndarray:
+    """Rows of each group as llama.cpp's converter orders them for M-RoPE, on the whole tensor."""
+    heads = values.reshape(-1, group, *values.shape[1:])
+    order = [*range(0, length, 2), *range(1, length, 2), *range(length, group)]
+    return heads[:, order].reshape(values.shape)
+
+
 @st.composite
 def readers(draw: st.DrawFn):
     """Rows, the whole tensor, what they are read from, and how many rows more than asked for may be read."""
-    kind = draw(st.sampled_from(["plain", "stacked", "permuted", "sliced", "k_b"]))
+    kind = draw(st.sampled_from(["plain", "stacked", "permuted", "halves_first", "every", "sliced", "k_b"]))
     heads, half, columns = draw(st.integers(1, 4)), draw(st.integers(1, 4)), draw(st.integers(1, 5))
     numbered = partial(new_numbered, dtype=draw(st.sampled_from(list(ARRAYS.values()))))
     if kind == "plain":
@@ -63,6 +79,16 @@ def readers(draw: st.DrawFn):
     if kind == "permuted":
         tensor = numbered(2 * heads * half, columns)
         return permuted(tensor.source, heads), permuted_whole(tensor.values, heads), [tensor], 0
+    if kind == "halves_first":
+        rest = draw(st.integers(0, 3))
+        tensor = numbered(heads * (2 * half + rest), columns)
+        whole = halves_first_whole(tensor.values, 2 * half + rest, 2 * half)
+        return halves_first(tensor.source, 2 * half + rest, 2 * half), whole, [tensor], 2 * heads * (half + 1)
+    if kind == "every":
+        step = draw(st.integers(1, 3))
+        offset = draw(st.integers(0, step - 1))
+        tensor = numbered(heads, step * half, columns)
+        return every(tensor.source, step, offset), tensor.values[:, offset::step], [tensor], 3 * heads * half
     n_k, n_v = draw(st.integers(1, 4)), draw(st.integers(1, 4))
     tensor = numbered(heads * (n_k + n_v), columns)
     groups = tensor.values.reshape(heads, n_k + n_v, columns)
@@ -103,6 +129,15 @@ def test_a_bias_is_permuted_by_columns(n_heads: int, half: int) -> None:
     assert source.read(1, 1).shape == (0, source.n_columns)
 
 
+@pytest.mark.parametrize(("group", "length"), [(2, 2), (7, 4), (16, 8)])
+def test_a_bias_has_its_halves_first_by_columns(group: int, length: int) -> None:
+    bias = new_numbered(3 * group)
+    source = halves_first(bias.source, group, length)
+    assert source.shape == bias.values.shape
+    np.testing.assert_array_equal(source.read(0, 1), halves_first_whole(bias.values, group, length)[None])
+    assert source.read(1, 1).shape == (0, source.n_columns)
+
+
 def test_experts_of_several_types_are_stacked_as_float32() -> None:
     tensors = [new_numbered(2, 3, dtype=np.float16), new_numbered(2, 3)]
     source = stacked([tensor.source for tensor in tensors])
@@ -118,6 +153,8 @@ def test_blocks_are_moved_by_rows_and_decoded_where_rows_are_taken_apart() -> No
     for moved, wanted in (
         (permuted(source, 2), blocks[order]),
         (sliced(source, 4, 1, 2), blocks[[1, 2, 5, 6]]),
+        (halves_first(source, 4, 4), blocks[[0, 2, 1, 3, 4, 6, 5, 7]]),
+        (every(source, 2, 1), blocks[1::2]),
         (stacked([source, source]), np.concatenate([blocks, blocks])),
     ):
         assert moved.dtype == source.dtype

@@ -1,10 +1,16 @@
 """Tokenizers as folders on the hub have them: each function changes the files of a small one."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from tiny_checkpoints import write_tensors
+
+from ggplan.sources.safetensors import read_tensors
+
 Json = dict
+DATA = Path(__file__).parent.parent / "data"
 
 
 def _change(folder: Path, name: str, change: Callable[[Json], None]) -> None:
@@ -167,6 +173,141 @@ def truncates(folder: Path) -> None:
     _tokenizer(folder, truncation=truncation)
 
 
+def _pieces(folder: Path) -> None:
+    """sentencepiece's tokenizer.model in place of tokenizer.json, with the settings that Llama 2 has."""
+    (folder / "tokenizer.json").unlink()
+    shutil.copy(DATA / "hf" / "small.model", folder / "tokenizer.model")
+    settings = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>"}
+    settings |= {"unk_token": "<unk>", "add_bos_token": True, "add_eos_token": False}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+def roles_in_a_map(folder: Path) -> None:
+    """special_tokens_map.json of older folders: it wins, and may name tokens that nothing else has."""
+    _settings(folder, bos_token="<sop>", eos_token="<eop>")
+    _change(folder, "tokenizer_config.json", lambda settings: settings.pop("added_tokens_decoder", None))
+    roles = {"bos_token": "[MASK]", "pad_token": {"content": "<new pad>"}, "unk_token": "the"}
+    (folder / "special_tokens_map.json").write_text(json.dumps(roles))
+
+
+def roles_in_a_map_that_is_not_read(folder: Path) -> None:
+    _settings(folder, added_tokens_decoder={"300": {"content": "<|endoftext|>", "special": True}})
+    (folder / "special_tokens_map.json").write_text(json.dumps({"pad_token": "<new pad>"}))
+
+
+def pieces(folder: Path) -> None:
+    _pieces(folder)
+
+
+def pieces_alone(folder: Path) -> None:
+    """The original folders: no settings, ids in config.json, one of them beyond the embedding."""
+    _pieces(folder)
+    (folder / "tokenizer_config.json").unlink()
+    _change(folder, "config.json", lambda c: c.update(bos_token_id=1, eos_token_id=2, pad_token_id=320))
+
+
+def pieces_and_more(folder: Path) -> None:
+    """Tokens that were added later, in two files; some replace pieces, one has no row in the embedding."""
+    _pieces(folder)
+    added = {"<extra>": 304, "plain": 305, "<gone>": 320}
+    (folder / "added_tokens.json").write_text(json.dumps(added))
+    decoder = {
+        "0": {"content": "<unk>", "special": True},
+        "1": {"content": "<s>", "special": True},
+        "2": {"content": "</s>", "special": True},
+        "305": {"content": "\u2581two\u2581words", "special": False},
+        "306": {"content": "<|im_end|>", "special": False},
+        "307": {"content": "[INST]", "special": True},
+        "400": {"content": "<far>", "special": True},
+    }
+    _settings(folder, added_tokens_decoder=decoder, add_prefix_space=True, chat_template="{{ x }}")
+
+
+def pieces_beside_json(folder: Path) -> None:
+    """Both files, as transformers saves them: ids of special tokens come from tokenizer.json."""
+    _pieces(folder)
+    _fallback(folder)
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"bos_token": "<s>", "eos_token": {"content": "</s>"}, "pad_token": "[PAD]"})
+    )
+
+
+def pieces_of_code_llama(folder: Path) -> None:
+    _pieces(folder)
+    _change(folder, "config.json", lambda config: config.update(vocab_size=32016))
+    path, table = folder / "model.safetensors", {}
+    for name, tensor in read_tensors(path).items():
+        is_wide = name in ("lm_head.weight", "model.embed_tokens.weight")
+        table[name] = (tensor.dtype, [32016, 64] if is_wide else list(tensor.shape))
+    write_tensors(path, table)
+    _settings(folder, prefix_token="<PRE>", eot_token="<EOT>")
+
+
+def _fallback(folder: Path, *more: Json) -> None:
+    """tokenizer.json as transformers makes it of the pieces: BPE with byte fallback."""
+    from sentencepiece import SentencePieceProcessor
+
+    processor = SentencePieceProcessor()
+    processor.LoadFromFile(str(DATA / "hf" / "small.model"))
+    vocab = {processor.IdToPiece(number): number for number in range(processor.GetPieceSize())}
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    added = [{"id": number, "content": text, **flags} for number, text in enumerate(("<unk>", "<s>", "</s>"))]
+    document = {
+        "version": "1.0",
+        "added_tokens": [*added, *({**flags, **token} for token in more)],
+        "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"},
+        "pre_tokenizer": None,
+        "post_processor": _LLAMA_TEMPLATE,
+        "decoder": {
+            "type": "Sequence",
+            "decoders": [
+                {"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "},
+                {"type": "ByteFallback"},
+                {"type": "Fuse"},
+            ],
+        },
+        "model": {
+            "type": "BPE",
+            "unk_token": "<unk>",
+            "fuse_unk": True,
+            "byte_fallback": True,
+            "vocab": vocab,
+            "merges": [],
+        },
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(document))
+
+
+_LLAMA_TEMPLATE = {
+    "type": "TemplateProcessing",
+    "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+    "pair": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+    "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}},
+}
+
+
+def byte_fallback(folder: Path) -> None:
+    """Llama 2 without tokenizer.model."""
+    _pieces(folder)
+    (folder / "tokenizer.model").unlink()
+    _fallback(folder)
+
+
+def byte_fallback_and_more(folder: Path) -> None:
+    """Tokens added behind those learnt: special by their role, by flag alone, and plain."""
+    _pieces(folder)
+    (folder / "tokenizer.model").unlink()
+    more = [
+        {"id": 304, "content": "<|im_end|>"},
+        {"id": 305, "content": "<flagged>"},
+        {"id": 306, "content": "plain", "special": False},
+    ]
+    _fallback(folder, *more)
+    settings = {"tokenizer_class": "LlamaTokenizerFast", "eos_token": "<|im_end|>", "pad_token": "<new>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "special_tokens_map.json").write_text(json.dumps({"unk_token": "<unk>", "bos_token": "plain"}))
+
+
 BASE = "mistral"  # the case whose tokenizer is varied
 VARIANTS = (
     begins,
@@ -185,4 +326,13 @@ VARIANTS = (
     further_templates,
     merges_as_text,
     truncates,
+    roles_in_a_map,
+    roles_in_a_map_that_is_not_read,
+    pieces,
+    pieces_alone,
+    pieces_and_more,
+    pieces_beside_json,
+    pieces_of_code_llama,
+    byte_fallback,
+    byte_fallback_and_more,
 )

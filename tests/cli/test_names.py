@@ -20,7 +20,7 @@ import pytest
 import ggplan
 from ggplan.cli import cli, main
 from ggplan.errors import CheckpointError, RecipeError
-from ggplan.naming import PlanDocument, anything_named, other_meaning
+from ggplan.naming import PlanDocument, anything_named, kind_named, other_meaning
 from ggplan.rules import Recipe
 from ggplan.stock import Mix
 
@@ -670,3 +670,10 @@ def test_sensitivities_and_speeds_fit_the_terminal(here: Path, width: int) -> No
         done = run(*command, folder=here, columns=width)
         assert done.code == 0, done.err
         assert max(map(len, done.out.splitlines())) <= width, done.out
+
+
+def test_no_file_is_called_by_a_name_with_a_null() -> None:
+    assert kind_named("a\0b") == other_meaning("a\0b") == ""
+    for ask in (anything_named, ggplan.open_model):
+        with pytest.raises(CheckpointError, match=r"^a\\x00b does not exist"):
+            ask("a\0b")

@@ -105,7 +105,7 @@ def test_a_set_holds_what_one_file_would(plan: Plan, tmp_path: Path) -> None:
     manifest = read_manifest(tmp_path / "set.gguf.sha256")
     assert result.manifest == manifest.path
     for path in result.paths:
-        assert manifest.tensors_of(path.name) == tuple(tensors_of(path))
+        assert list(manifest.files[path.name].tensors) == list(tensors_of(path))
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
@@ -184,9 +184,9 @@ def test_impossible_splits(plan: Plan, options: Callable[[Plan], dict[str, objec
 def test_a_manifest_ignores_what_llama_gguf_hash_would(tmp_path: Path) -> None:
     path = tmp_path / "m.sha256"
     path.write_text(f"xxh64     0011223344556677  m.gguf:t\nsha256    {'A' * 64}  m.gguf:t\r\nnonsense\n")
-    manifest = read_manifest(path)
-    assert manifest.tensor_sha256("m.gguf", "t") == "a" * 64
-    assert manifest.header_sha256("m.gguf") is None
+    listed = read_manifest(path).files["m.gguf"]
+    assert listed.tensors == {"t": "a" * 64}
+    assert listed.header == ""
     path.write_text("nothing of the kind")
     with pytest.raises(CheckpointError, match="not a manifest"):
         read_manifest(path)

@@ -9,7 +9,8 @@ Chooser = Callable[[str], "str | None"]
 
 
 def first_match(rules: list[tuple[str, str]]) -> Chooser:
-    return lambda name: next((t for p, t in rules if re.search(p, name)), None)
+    compiled = [(re.compile(pattern).search, type_) for pattern, type_ in rules]
+    return lambda name: next((type_ for found, type_ in compiled if found(name)), None)
 
 
 def last_match(rules: list[tuple[str, str]]) -> Chooser:

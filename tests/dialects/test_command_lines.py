@@ -117,7 +117,7 @@ def test_several_commands_are_several_recipes() -> None:
     text = "".join(
         f"{PROGRAM} --tensor-type attn_v={t} in.gguf o-{t}.gguf Q4_K_M\n" for t in ("q8_0", "q6_K")
     )
-    assert "there are 2 lists of rules, in lines 1, 2 | choose one with --block 1 to 2" in message(text)
+    assert "there are 2 lists of rules, in lines 1, 2 | choose one of them with --block N" in message(text)
     assert rules_of(text, block=2) == [("attn_v", "q6_K")]
     assert "there is no list 3; there are 2" in message(text, block=3)
     plain = f"{PROGRAM} in.gguf q8.gguf Q8_0\n{PROGRAM} {ONE_RULE} in.gguf out.gguf Q4_K_M\n"

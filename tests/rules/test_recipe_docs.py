@@ -12,7 +12,7 @@ DOCS = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text(encoding="u
 
 def test_the_recipes_in_the_documentation_parse() -> None:
     blocks = re.findall(r"```recipe\n(.*?)```", DOCS, re.DOTALL)
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     for block in blocks:
         recipe = parse_recipe(block)
         assert recipe.rules or recipe.tests

@@ -11,6 +11,7 @@ import numpy as np
 DTYPES = {
     np.dtype("f4"): "F32", np.dtype("f2"): "F16", np.dtype("f8"): "F64",
     np.dtype("i8"): "I64", np.dtype("i4"): "I32", np.dtype("u1"): "U8",
+    np.dtype("i2"): "I16", np.dtype("i1"): "I8",
 }  # fmt: skip
 
 
@@ -30,9 +31,13 @@ def bf16(values: np.ndarray) -> tuple[str, np.ndarray]:
     return "BF16", (np.asarray(values, np.float32).view(np.uint32) >> 16).astype(np.uint16)
 
 
-def write_safetensors(path: Path, tensors: dict[str, np.ndarray | tuple[str, np.ndarray]]) -> None:
+def write_safetensors(
+    path: Path,
+    tensors: dict[str, np.ndarray | tuple[str, np.ndarray]],
+    metadata: dict[str, str] | None = None,
+) -> None:
     """Write arrays, and codes with their dtype, as a sound file."""
-    header: dict[str, object] = {}
+    header: dict[str, object] = {} if metadata is None else {"__metadata__": metadata}
     data = b""
     for name, tensor in tensors.items():
         dtype, codes = tensor if isinstance(tensor, tuple) else (DTYPES[tensor.dtype], tensor)

@@ -3,10 +3,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ggplan.errors import CheckpointError
-from ggplan.sources.files import file_size, listed, read_at, read_into, read_whole, shown
+from ggplan.sources.files import file_size, listed, read_at, read_into, read_rectangle, read_whole, shown
 
 
 def test_reads_at_a_position(tmp_path: Path) -> None:
@@ -18,6 +19,24 @@ def test_reads_at_a_position(tmp_path: Path) -> None:
     target = bytearray(20)
     read_into(path, 80, memoryview(target))
     assert target == bytes(range(80, 100))
+
+
+@pytest.mark.parametrize("row_bytes", [8, 20_000, 9_000_000])  # read whole, row by row, and in pieces
+@pytest.mark.parametrize(
+    ("rows", "columns"), [((0, 2), (0, 8)), ((1, 2), (3, 7)), ((0, 2), (5, 5)), ((1, 1), (0, 4))]
+)
+def test_a_part_of_each_of_some_rows(
+    tmp_path: Path, row_bytes: int, rows: tuple[int, int], columns: tuple[int, int]
+) -> None:
+    path = tmp_path / "f"
+    matrix = np.random.default_rng(row_bytes).integers(0, 256, (2, row_bytes), np.uint8)
+    path.write_bytes(b"12345" + matrix.tobytes())
+    wide = columns[0], columns[1] if columns[1] < 8 else row_bytes
+    for left, right in (columns, wide):
+        found = read_rectangle(path, 5, row_bytes, rows, (left, right))
+        assert np.array_equal(found, matrix[rows[0] : rows[1], left:right])
+    with pytest.raises(CheckpointError, match="is truncated"):
+        read_rectangle(path, 6, row_bytes, (1, 2), (row_bytes - 4, row_bytes))
 
 
 @pytest.mark.parametrize(("offset", "n_bytes"), [(0, 101), (99, 2), (100, 1), (10**15, 1)])

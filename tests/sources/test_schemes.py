@@ -28,12 +28,12 @@ def stored(tmp_path: Path, **tensors: object) -> dict[str, StoredTensor]:
 
 
 def halves(name: str = "halves", keys: tuple[str, ...] = ()) -> SimpleNamespace:
-    """A scheme as a later module would be: `X.qweight` (bytes) times `X.step`, under the name `X.weight`."""
+    """A scheme as a later module would be: `X.levels` (bytes) times `X.step`, under the name `X.weight`."""
 
     def recognise(tensors: Mapping[str, StoredTensor], config: QuantizationConfig) -> Recognised:
-        modules = [name.removesuffix(".qweight") for name in tensors if name.endswith(".qweight")]
+        modules = [name.removesuffix(".levels") for name in tensors if name.endswith(".levels")]
         groups = [
-            Group(m + ".weight", name, {"codes": tensors[m + ".qweight"], "step": tensors[m + ".step"]})
+            Group(m + ".weight", name, {"codes": tensors[m + ".levels"], "step": tensors[m + ".step"]})
             for m in modules
         ]
         return Recognised(groups, [m + ".input_step" for m in modules if m + ".input_step" in tensors], keys)
@@ -54,7 +54,7 @@ def test_schemes_stand_side_by_side_in_one_checkpoint(tmp_path: Path) -> None:
         **{
             "a.weight": fp8(ONES),
             "a.weight_scale": np.float32([3]),
-            "b.qweight": np.arange(8, dtype="u1").reshape(2, 4),
+            "b.levels": np.arange(8, dtype="u1").reshape(2, 4),
             "b.step": np.float32([0.5]),
             "b.input_step": np.float32([9]),
             "c.weight": bf16(np.ones((2, 4))),
@@ -70,8 +70,8 @@ def test_schemes_stand_side_by_side_in_one_checkpoint(tmp_path: Path) -> None:
 
 
 def test_a_tensor_that_two_schemes_claim(tmp_path: Path) -> None:
-    tensors = stored(tmp_path, **{"b.qweight": np.zeros((2, 4), "u1"), "b.step": np.float32([1])})
-    with pytest.raises(CheckpointError, match=r"'b\.qweight' belongs to two quantized tensors"):
+    tensors = stored(tmp_path, **{"b.levels": np.zeros((2, 4), "u1"), "b.step": np.float32([1])})
+    with pytest.raises(CheckpointError, match=r"'b\.levels' belongs to two quantized tensors"):
         join_tensors(tensors, NOTHING, (halves(), halves("other")))
 
 
@@ -79,7 +79,7 @@ def test_weights_that_are_there_plain_and_quantized(tmp_path: Path) -> None:
     tensors = stored(
         tmp_path,
         **{
-            "b.qweight": np.zeros((2, 4), "u1"),
+            "b.levels": np.zeros((2, 4), "u1"),
             "b.step": np.float32([1]),
             "b.weight": np.ones((2, 4), "f4"),
         },
@@ -90,11 +90,11 @@ def test_weights_that_are_there_plain_and_quantized(tmp_path: Path) -> None:
 
 def test_what_no_scheme_joins_stays_as_it_is_stored(tmp_path: Path) -> None:
     """An architecture has no place for such a name, or does not take the type, and says so."""
-    tensors = stored(tmp_path, **{"x.qweight": np.zeros((2, 4), "i4"), "x.g_idx": np.zeros(4, "i4")})
+    tensors = stored(tmp_path, **{"x.levels": np.zeros((2, 4), "i4"), "x.g_idx": np.zeros(4, "i4")})
     joined = join_tensors(tensors, NOTHING)
     assert {name: (t.stored_as, t.shape, t.rows) for name, t in joined.items()} == {
         "x.g_idx": ("I32", (4,), None),
-        "x.qweight": ("I32", (2, 4), None),
+        "x.levels": ("I32", (2, 4), None),
     }
 
 

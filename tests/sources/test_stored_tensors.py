@@ -109,7 +109,7 @@ def test_rows_that_are_not_there(tmp_path: Path, start: int, stop: int) -> None:
         stored(tmp_path, "F32", np.zeros((8, 2), np.float32), (8, 2)).rows().read(start, stop)
 
 
-@pytest.mark.parametrize("dtype", ["F8_E8M0", "I64", "BOOL", "F8_E4M3FNUZ", "F4"])
+@pytest.mark.parametrize("dtype", ["U8", "I64", "BOOL", "F6_E2M3", "F4"])
 def test_other_types_are_listed_but_not_read(tmp_path: Path, dtype: str) -> None:
     tensor = stored(tmp_path, dtype, np.zeros(8, np.uint8), (1,))
     with pytest.raises(CheckpointError, match=f"tensor 't' is {dtype}; ggplan reads BF16, F16, F32, F8_E4M3"):

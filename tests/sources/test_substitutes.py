@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from ggplan.allocation.sensitivities import read_sensitivities
 from ggplan.charts.tensors import read_plan
 from ggplan.conversion.manifest import read_manifest
 from ggplan.errors import CheckpointError, Error, TruncatedError
+from ggplan.measure.parsing import parse_files
 from ggplan.measure.record_file import load_record
 from ggplan.sources.gguf import open_gguf
 from ggplan.sources.huggingface import open_checkpoint
@@ -55,7 +57,10 @@ READERS: dict[str, Callable[[Path], object]] = {
     "table.csv": read_sensitivities,
     "record.json": load_record,
     "plan.json": read_plan,
+    "a.log": parse_files,
 }
+WHOLE = {"table.csv": "table of sensitivities", "record.json": "record", "plan.json": "plan", "a.log": "log"}
+"""What is read at once, and what it is called."""
 
 
 @pytest.mark.parametrize("name", READERS)
@@ -67,6 +72,26 @@ def test_a_git_lfs_pointer_is_named_by_every_reader(tmp_path: Path, name: str, t
         READERS[name](path)
     assert caught.value.hint == f"run `git lfs pull` in {tmp_path}"
     assert str(caught.value).count("Git LFS pointer") == 1
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_what_is_read_whole_is_not_larger_than_any(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    with path.open("wb") as file:
+        file.truncate((1 << 40) - 1)  # without blocks on the disk
+    with pytest.raises(Error) as caught:
+        READERS[name](path)
+    assert re.fullmatch(rf"{path} is larger than any {WHOLE[name]} \((64|256) MiB\)", caught.value.message)
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_what_is_read_whole_is_a_file(tmp_path: Path, name: str) -> None:
+    with pytest.raises(Error) as caught:
+        READERS[name](tmp_path / name)
+    assert caught.value.message == f"cannot read {tmp_path / name}: No such file or directory"
+    (tmp_path / name).mkdir()
+    with pytest.raises(Error, match=rf"^{tmp_path / name} is (a folder|not a file)"):
+        READERS[name](tmp_path / name)
 
 
 def test_a_web_page_is_no_file_of_weights(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@ r"""Comments that silence findings: one that silences none, and one that cannot.
 GP019: a comment ignores nothing
     `# ggplan: ignore CODE` silences the findings of a code on its line, or on the next where it has a line
     of its own; `# ggplan: ignore-file CODE` does in the whole file. This one silences none: what it was for
-    is mended, or stands on another line.
+    is mended, or stands on another line; or it is not written so, and is not read (`# ggplan ignore GP102`).
     - ^output\.weight$ = q8_0  # ggplan: ignore GP102
     + ^output\.weight$ = q8_0
 
@@ -45,6 +45,15 @@ class IdleComment(Finding):
 
     def help(self, fix: Fix | None) -> str:
         return "delete the comment" if self.is_whole else f"leave out {join(self.codes)}"
+
+
+@dataclass(frozen=True, slots=True)
+class UnreadComment(Finding):
+    """A comment that is written nearly as one that ignores, and how such a one begins."""
+
+    begins: str
+    says = "this comment ignores nothing: it does not begin with `{f.begins}`"
+    advice = "write `# {f.begins}` and the codes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +100,9 @@ class UnknownWord(Finding):
         )
 
 
-def check_idle(case: Case) -> Iterator[IdleComment]:
+def check_idle(case: Case) -> Iterator[IdleComment | UnreadComment]:
+    for at, begins in case.unread_comments():
+        yield UnreadComment(at, begins, fixes=(replacing(at, begins, safe=False),))
     for comment, codes in case.idle_codes:
         is_whole = len(codes) == len(comment.codes)
         fix = _without(comment, codes)

@@ -31,7 +31,7 @@ from ggplan.linting.rule import Finding, LintRule
 from ggplan.linting.wording import join, rechosen, some
 from ggplan.planning import Fitted
 from ggplan.planning.protection import reason_of
-from ggplan.rules import Fix
+from ggplan.rules import Fix, Keep
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +127,8 @@ def _passed_over(case: Case, kind: type[PassedOver], *, only_protected: bool) ->
             reasons, kept = told[members]
             # Where they stay of several types, one type for all of them would change some.
             fixes = (rechosen(rule.choice, kept[0], safe=True),) if only_protected and len(kept) == 1 else ()
-            at, type_ = rule.choice.location, rule.choice.types[0]
+            at = rule.choice.location
+            type_ = next(t for t in rule.choice.types if not isinstance(t, Keep))  # keep is never passed over
             yield kind(at, reasons, len(members), type_, kept, fixes=fixes)
 
 

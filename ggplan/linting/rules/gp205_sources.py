@@ -55,14 +55,15 @@ def check_wider(case: Case) -> Iterator[Twice]:
 
 
 def _is_twice(f: Fitted) -> bool:
-    return f.tensor.type.is_quantized and f.type.is_quantized
+    is_moved = f.tensor.codes is not None  # codes of a checkpoint that is quantized: GP216
+    return f.tensor.type.is_quantized and f.type.is_quantized and not is_moved
 
 
 def _is_wider(f: Fitted) -> bool:
     # A mix such as F32 is asked for by its type; a rule may not have been meant so.
     is_ruled = f.decision.reason in ("rule", "default") and f.decision.protected is None
     is_wider = f.type.bits_per_weight > f.tensor.type.bits_per_weight
-    return is_ruled and is_wider and not _is_twice(f)
+    return is_ruled and is_wider and not (f.tensor.type.is_quantized and f.type.is_quantized)
 
 
 def _grouped(case: Case, kind: type[Twice], is_meant: Callable[[Fitted], bool]) -> Iterator[Twice]:

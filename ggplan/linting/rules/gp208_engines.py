@@ -38,6 +38,7 @@ from ggplan.linting.case import Case
 from ggplan.linting.rule import Finding, LintRule
 from ggplan.linting.wording import rechosen, some
 from ggplan.planning import Fitted
+from ggplan.rules import Keep
 
 _OWN = [t for t in TYPES if t.engine == "llama.cpp" and t.is_quantized and not t.internal and t.encodable]
 
@@ -98,8 +99,13 @@ class WrittenByIk(Finding):
 
     n_tensors: int
     way: str
-    says = "types that ggplan does not write, tensors: {f.n_tensors:,}; {f.way}"
     advice = "or choose a type that `ggplan types` shows with `writes`"
+
+    @property
+    def message(self) -> str:
+        several = self.n_tensors > 1
+        tensors = f"{self.n_tensors:,} tensors have types" if several else "1 tensor has a type"
+        return f"{tensors} that ik_llama.cpp writes and ggplan does not; {self.way}"
 
 
 def check_written_by_ik(case: Case) -> Iterator[WrittenByIk]:
@@ -115,7 +121,7 @@ def check_target(case: Case) -> Iterator[ForeignType]:
         return
     for choice in case.choices():
         for type_, at in zip(choice.types, choice.locations, strict=True):
-            if type_.engine != "llama.cpp":
+            if not isinstance(type_, Keep) and type_.engine != "llama.cpp":
                 near = min(_OWN, key=lambda t: (abs(t.bits_per_weight - type_.bits_per_weight), t.name))
                 types = [near if t == type_ else t for t in choice.types]
                 text = " | ".join(map(str, types)) + "!" * choice.forced

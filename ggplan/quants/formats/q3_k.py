@@ -90,9 +90,8 @@ def _pack(count: I64, d: U16s, scales: U8s, codes: U8s, out: U8s) -> None:
         low = load(scales, 16 * block, 8) + 32
         high = load(scales, 16 * block + 8, 8) + 32
         store(out, at + 96, (low & 15) | ((high & 15) << 4))
-        for j in range(4):
-            byte = 0
-            for k in range(4):
-                byte |= (((scales[16 * block + 4 * k + j] + 32) >> 4) & 3) << (2 * k)
-            out[at + 104 + j] = byte
+        bits = load(scales, 16 * block, 4) & 0
+        for k in range(4):
+            bits = bits | ((((load(scales, 16 * block + 4 * k, 4) + 32) >> 4) & 3) << (2 * k))
+        store(out, at + 104, bits)
         store_bytes(out, at + 108, d[block], 2)

@@ -121,12 +121,10 @@ def _pack(
         at = block * block_bytes
         store_bytes(out, at, d[block], 2)
         store_bytes(out, at + 2, dmin[block], 2)
-        for j in range(4):
-            scale = scales[8 * block + 4 + j]
-            low = mins[8 * block + 4 + j]
-            out[at + 4 + j] = scales[8 * block + j] | ((scale >> 4) << 6)
-            out[at + 8 + j] = mins[8 * block + j] | ((low >> 4) << 6)
-            out[at + 12 + j] = (scale & 15) | ((low & 15) << 4)
+        scale, low = load(scales, 8 * block + 4, 4), load(mins, 8 * block + 4, 4)
+        store(out, at + 4, load(scales, 8 * block, 4) | ((scale >> 4) << 6))
+        store(out, at + 8, load(mins, 8 * block, 4) | ((low >> 4) << 6))
+        store(out, at + 12, (scale & 15) | ((low & 15) << 4))
         at += 16
         if block_bytes == _Q5_BYTES:
             bits = load(codes, 256 * block, 32) >> 4

@@ -17,16 +17,18 @@ weights, their importance and what ggml's search found for it.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ggplan.quants.formats.levels import IQ4_LEVELS
 from ggplan.quants.half import floats_of, halves_of
 from ggplan.quants.kernels import inline
 from ggplan.quants.memory import load, store
 from ggplan.quants.searches.blocks import GROUP, load_blocks
-from ggplan.quants.searches.superblock import SUPERBLOCK, TILE, load_tile
+from ggplan.quants.searches.superblock import SUPERBLOCK, TILE, Superblocks, load_tile
 from ggplan.quants.vector import WIDTH, maximum, minimum, rounded, select, splat
 
 # An error must fall below this part of the default's to count as less: some hundred sums of float32
@@ -47,20 +49,31 @@ _LARGEST_FLOAT = np.finfo(np.float32).max
 _LARGEST_HALF = np.float32(65504)
 
 
+def weighed(given: Superblocks) -> Superblocks:
+    """The same, but `columns` is what errors count: the importance of columns, the largest of a superblock's
+    being 1. Without an importance matrix all count 1, as in a row of one superblock.
+    """
+    if given.columns is None:
+        return given._replace(columns=_ones(), per_row=1, skipped=0)
+    columns = given.columns.reshape(-1, SUPERBLOCK)
+    largest = np.fmax.reduce(columns, axis=1, keepdims=True, initial=_ZERO)
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        inverse = np.where(largest > _ZERO, np.minimum(_ONE / largest, _LARGEST_FLOAT), _ZERO)
+        return given._replace(columns=(columns * inverse).reshape(-1))
+
+
+@cache
+def _ones() -> NDArray[np.float32]:
+    return np.ones(TILE * SUPERBLOCK, np.float32)
+
+
 @inline
-def load_and_weigh(
+def load_both(
     weights: Any, columns: Any, per_row: Any, skipped: Any, first: Any, size: Any, tile: Any
 ) -> None:
-    """Load sixteen superblocks, and what their errors count: the importance of their columns, the largest
-    of a superblock's 1; without an importance matrix, where `per_row` is 0, all count 1.
-    """
+    """Load sixteen superblocks, and what their errors count (`weighed`)."""
     load_tile(weights, first, size, tile.weights)
-    if per_row > 0:
-        load_tile(columns, (skipped + first) % per_row, size, tile.columns)
-        _normalize(tile.columns, tile.errors, SUPERBLOCK * TILE, TILE)
-    else:
-        for at in range(0, SUPERBLOCK * TILE, TILE):
-            store(tile.errors, at, splat(_ONE, TILE))
+    load_tile(columns, (skipped + first) % per_row, size, tile.errors)
 
 
 @inline
@@ -77,19 +90,13 @@ def weigh_blocks(columns: Any, per_row: Any, first: Any, size: Any, errors: Any,
                 store(errors, at, splat(_ONE, GROUP))
         else:
             load_blocks(columns, place, size, errors)
-            _normalize(errors, errors, size * GROUP, GROUP)
+            largest = splat(_ZERO, GROUP)
+            for at in range(0, size * GROUP, GROUP):
+                largest = maximum(load(errors, at, GROUP), largest)
+            inverse = minimum(select(largest > _ZERO, _ONE / largest, _ZERO), _LARGEST_FLOAT)
+            for at in range(0, size * GROUP, GROUP):
+                store(errors, at, load(errors, at, GROUP) * inverse)
     return place
-
-
-@inline
-def _normalize(source: Any, target: Any, count: Any, width: Any) -> None:
-    """Write lanes divided by their largest number."""
-    largest = splat(_ZERO, width)
-    for at in range(0, count, width):
-        largest = maximum(load(source, at, width), largest)
-    inverse = minimum(select(largest > _ZERO, _ONE / largest, _ZERO), _LARGEST_FLOAT)
-    for at in range(0, count, width):
-        store(target, at, load(source, at, width) * inverse)
 
 
 @inline

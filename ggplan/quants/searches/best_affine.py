@@ -31,7 +31,7 @@ from ggplan.quants.half import floats_of, halves_of
 from ggplan.quants.kernels import I64, F32s, U8s, U16s, Weights, inline, kernel
 from ggplan.quants.memory import floats_at, integers_at, load, store
 from ggplan.quants.searches.affine import Rules, round_weights
-from ggplan.quants.searches.best import as_half, load_and_weigh, to_beat
+from ggplan.quants.searches.best import as_half, load_both, to_beat, weighed
 from ggplan.quants.searches.ggml import affine_search
 from ggplan.quants.searches.superblock import (
     SHIFT,
@@ -81,8 +81,9 @@ def improve(search: Callable[[Superblocks], Affine], rules: Rules, given: Superb
     before, proposed, after = search(given), empty_affine(given.n, n), empty_affine(given.n, n)
     shape = rules.size, rules.highest, rules.largest
     radii = _RADII if given.columns is None else _RADII_WITH_IMPORTANCE
-    _propose(*given, *shape, *memory_of(proposed)[:-1])
-    _improve(*given, *shape, *radii, *memory_of(before), *memory_of(proposed)[:-1], *memory_of(after))
+    counted = weighed(given)
+    _propose(*counted, *shape, *memory_of(proposed)[:-1])
+    _improve(*counted, *shape, *radii, *memory_of(before), *memory_of(proposed)[:-1], *memory_of(after))
     return after
 
 
@@ -96,8 +97,8 @@ def _propose(
     n = SUPERBLOCK // size
     for number in range((count + TILE - 1) // TILE):
         first = first_superblock(number, count)
-        load_and_weigh(weights, columns, per_row, skipped, first, size, tile)
-        fits = tile.columns  # which has become `errors`
+        load_both(weights, columns, per_row, skipped, first, size, tile)
+        fits = tile.columns  # of which nothing else is made
         _fit(tile.weights, tile.errors, size, highest, tile.scratch, fits)
         unit, unit_min = _round_together(fits, n, largest, tile.scales, tile.mins)
         store(d, first, halves_of(unit))
@@ -119,7 +120,7 @@ def _improve(
     n = SUPERBLOCK // size
     for number in range((count + TILE - 1) // TILE):
         first = first_superblock(number, count)
-        load_and_weigh(weights, columns, per_row, skipped, first, size, tile)
+        load_both(weights, columns, per_row, skipped, first, size, tile)
         load_small(old_scales, n, first, tile.scales)
         load_small(old_mins, n, first, tile.mins)
         proposed_scales, proposed_mins = _proposed(tile)
@@ -147,7 +148,7 @@ def _improve(
 
 @inline
 def _proposed(tile: Any) -> Any:
-    """Memory for proposed scales and mins, in that of the columns, which have become `errors`."""
+    """Memory for proposed scales and mins, in that of `columns`."""
     return integers_at(tile.columns, 0), integers_at(tile.columns, SUPERBLOCK)
 
 

@@ -25,7 +25,6 @@ sub-blocks of zeros are where they belong, where ggml's iq3_s lets indices and s
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,7 +34,7 @@ from ggplan.quants.formats.fields import Grid, memory_of
 from ggplan.quants.half import halves_of
 from ggplan.quants.kernels import F32, I64, F32s, I32s, U8s, U16s, Weights, inline, kernel, scratch
 from ggplan.quants.memory import floats_at, integers_at, load, store
-from ggplan.quants.searches.best import as_half, load_and_weigh, to_beat
+from ggplan.quants.searches.best import as_half, load_both, to_beat, weighed
 from ggplan.quants.searches.best_points import (
     CHOICE_ROOM,
     EVEN,
@@ -116,27 +115,12 @@ class Rules(NamedTuple):
     together: Any = False
 
 
-class Room(NamedTuple):
-    """What a search works on.
-
-    Attributes
-    ----------
-    memory
-        The superblocks, and what is found for groups.
-    kept, trial
-        The best choice, and another.
-    fits
-        float32 [16 sub_block + lane]: the best real scales; 256 numbers on, what moving them costs.
-    """
-
-    memory: Any
-    kept: Any
-    trial: Any
-    fits: Any
-
-
-_SIZES = (MEMORY_ROOM, CHOICE_ROOM, CHOICE_ROOM, 2 * 16 * TILE)
-_PLACES = tuple(accumulate(_SIZES[:-1], initial=0))
+# Where a search's memory has the best choice, another, and the best real scales: float32
+# [16 sub_block + lane], and 256 numbers on what moving them costs.
+_KEPT = MEMORY_ROOM
+_TRIAL = _KEPT + CHOICE_ROOM
+_FITS = _TRIAL + CHOICE_ROOM
+_ROOM = _FITS + 2 * 16 * TILE
 
 
 def improve(
@@ -153,7 +137,7 @@ def improve(
     with np.errstate(all="ignore"):  # ggml's scales may be infinite
         weights_of(found, before)
     kernel(
-        *given[:-1], scratch(sum(_SIZES)), before, *rules, *points_of(grid),
+        *weighed(given)[:-1], scratch(_ROOM), before, *rules, *points_of(grid),
         *memory_of(found), found.signs.shape[1],
     )  # fmt: skip
     return found
@@ -161,7 +145,7 @@ def improve(
 
 def _kernel(name: str, group: int, kind: int) -> Callable[..., None]:
     """The kernel for groups of so many weights and a kind of search."""
-    least_error, error_of_levels, take_points, sums_of_points = point_steps(group, kind)
+    search_points, error_of_levels, sums_of_points = point_steps(group, kind)
     n_groups = SUPERBLOCK // group
 
     def search(
@@ -172,12 +156,13 @@ def _kernel(name: str, group: int, kind: int) -> Callable[..., None]:
     ) -> None:  # fmt: skip
         rules = Rules(size, highest, first_trial, step, unit, stored, rounds, together)
         points = Points(values, starts, lower, keys, index_of)
-        room = _room_in(memory)
-        tile, trial, kept = room.memory, room.trial, room.kept
+        tile = memory_in(memory)
+        kept, trial = choice_in(integers_at(memory, _KEPT)), choice_in(integers_at(memory, _TRIAL))
+        fits = floats_at(memory, _FITS)
         n_scales = SUPERBLOCK // size
         for number in range((count + TILE - 1) // TILE):
             first = first_superblock(number, count)
-            load_and_weigh(weights, columns, per_row, skipped, first, size, tile)
+            load_both(weights, columns, per_row, skipped, first, size, tile)
             if kind == EVEN:
                 find_odd(tile)
             default_error = to_beat(_error(tile, before, first, size))
@@ -195,34 +180,35 @@ def _kernel(name: str, group: int, kind: int) -> Callable[..., None]:
                 sum_rq = splat(_ZERO, TILE)
                 sum_q2 = splat(_ZERO, TILE)
                 for at in range(0, n_scales * TILE, WIDTH):
-                    # At first the real scale is searched, then its integer.
+                    # At first the real scale is searched, from zero on, then its integer.
                     largest = _largest_magnitude(tile.weights, size * at, size)
                     middle = load(trial.levels, at, WIDTH)
                     level = middle
-                    scale = splat(_ZERO, WIDTH)
+                    scale = unit_d * float_of(2 * level + 1)
                     lowest = splat(_INFINITY, WIDTH)
                     n_trials = 3 if turn else _TRIALS
-                    for k in range(n_trials if searching else 0):
-                        this = maximum(minimum(middle + (k - 1), rules.highest), 0)
-                        this_scale = unit_d * float_of(2 * this + 1)
-                        if turn == 0:
-                            this_scale = largest / (rules.first + np.float32(k) * rules.step)
-                        if kind == SHIFTED and turn == 0:
+                    # After the trials, points are chosen for the best.
+                    for k in range(n_trials + 1 if searching else 0):
+                        choosing = k == n_trials
+                        this = level
+                        this_scale = scale
+                        if not choosing:
+                            this = maximum(minimum(middle + (k - 1), rules.highest), 0)
+                            this_scale = unit_d * float_of(2 * this + 1)
+                            if turn == 0:
+                                this_scale = largest / (rules.first + np.float32(k) * rules.step)
+                        if kind == SHIFTED and turn == 0 and not choosing:
                             this_error = error_of_levels(points, rules, tile, at, this_scale)
                         else:
-                            this_error = least_error(points, rules, tile, at, this_scale)
+                            this_error = search_points(points, rules, tile, at, this_scale, choosing, trial)
                         better = this_error < lowest
                         lowest = select(better, this_error, lowest)
                         scale = select(better, this_scale, scale)
                         level = select(better, this, level)
-                    if turn:
-                        scale = unit_d * float_of(2 * level + 1)
-                    if searching:
-                        take_points(points, rules, tile, at, scale, trial)
                     part, part_rq, part_q2 = sums_of_points(points, rules, tile, at, scale, trial)
                     if turn == 0:
-                        store(room.fits, at, scale + select(part_q2 > _ZERO, part_rq / part_q2, _ZERO))
-                        store(room.fits, 16 * TILE + at, part_q2)
+                        store(fits, at, scale + select(part_q2 > _ZERO, part_rq / part_q2, _ZERO))
+                        store(fits, 16 * TILE + at, part_q2)
                     else:
                         store(trial.levels, at, level)
                         integer = float_of(2 * level + 1)
@@ -230,7 +216,7 @@ def _kernel(name: str, group: int, kind: int) -> Callable[..., None]:
                         sum_rq = add_runs(sum_rq, part_rq * integer)
                         sum_q2 = add_runs(sum_q2, part_q2 * integer * integer)
                 if turn == 0:
-                    d = _round_together(room.fits, rules, trial.levels)
+                    d = _round_together(fits, rules, trial.levels)
                 else:
                     # A lane that has stopped stays so, whatever its neighbours do.
                     better = (error < least) & moving
@@ -274,16 +260,6 @@ even_fours = _kernel("even_fours", 4, EVEN)  # iq3_xxs
 eights = _kernel("eights", 8, FREE)  # iq2_s
 even_eights = _kernel("even_eights", 8, EVEN)  # iq2_xs and iq2_xxs
 shifted_eights = _kernel("shifted_eights", 8, SHIFTED)  # iq1_m and iq1_s
-
-
-@inline
-def _room_in(room: Any) -> Any:
-    return Room(
-        memory_in(room),
-        choice_in(integers_at(room, _PLACES[1])),
-        choice_in(integers_at(room, _PLACES[2])),
-        floats_at(room, _PLACES[3]),
-    )
 
 
 @inline

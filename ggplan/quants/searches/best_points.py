@@ -198,21 +198,19 @@ class PointSteps(NamedTuple):
 
     Attributes
     ----------
-    least_error
-        (points, rules, memory, at, scale): the least error of sub-blocks with given scales.
+    search_points
+        (points, rules, memory, at, scale, choosing, choice): the least error of sub-blocks with given scales;
+        where `choosing` is true, choose its points, and signs or shifts.
     error_of_levels
-        The same arguments: the error of sub-blocks with shifts, were all levels of eight weights free.
-    take_points
-        (points, rules, memory, at, scale, choice): choose the points, and signs or shifts, of sub-blocks with
-        given scales.
+        (points, rules, memory, at, scale): the error of sub-blocks with shifts, were all levels of eight
+        weights free.
     sums_of_points
-        The same arguments: of chosen points the error, the sum of weight * residue * q and that of
-        weight * q * q.
+        (points, rules, memory, at, scale, choice): of chosen points the error, the sum of
+        weight * residue * q and that of weight * q * q.
     """
 
-    least_error: Any
+    search_points: Any
     error_of_levels: Any
-    take_points: Any
     sums_of_points: Any
 
 
@@ -228,26 +226,55 @@ def point_steps(group: int, kind: int) -> PointSteps:
     others = 2 * half_width
 
     @inline
-    def least_error(points: Any, rules: Any, memory: Any, at: Any, scale: Any) -> Any:
+    def search_points(
+        points: Any, rules: Any, memory: Any, at: Any, scale: Any, choosing: Any, choice: Any
+    ) -> Any:
         total = splat(_ZERO, WIDTH)
         total_other = total
-        for eight in range(rules.size * at, rules.size * (at + WIDTH), 8 * WIDTH):
-            for g in range(n_groups):
-                add_up(points, memory, eight, eight + group_width * g, scale)
-                least_of_group(points, memory, floats_at(memory.least, 2 * WIDTH * g))
+        balance = total
+        start, end = rules.size * at, rules.size * (at + WIDTH)
+        for eight in range(start, end, 8 * WIDTH):
+            first = eight // group
+            if choosing:
+                for g in range(n_groups):
+                    add_up(points, memory, eight, eight + group_width * g, scale)
+                    found = floats_at(memory.least, 2 * WIDTH * g)
+                    point_of_group(points, memory, found, first + WIDTH * g, choice)
+            else:
+                for g in range(n_groups):
+                    add_up(points, memory, eight, eight + group_width * g, scale)
+                    least_of_group(points, memory, floats_at(memory.least, 2 * WIDTH * g))
             least = load(memory.least, 0, WIDTH)
             if has_other:
                 other = load(memory.least, WIDTH, WIDTH)
-                if not of_eight:
-                    in_second = least + load(memory.least, 3 * WIDTH, WIDTH)
-                    other = minimum(in_second, other + load(memory.least, 2 * WIDTH, WIDTH))
+            if is_even and not of_eight:
+                in_second = least + load(memory.least, 3 * WIDTH, WIDTH)
+                in_first = other + load(memory.least, 2 * WIDTH, WIDTH)
+                other = minimum(in_second, in_first)
+            if is_shifted:
+                balance = balance + (other - least)
+            if choosing:
                 if is_shifted and not rules.together:
-                    least = minimum(least, other)
-                    other = least
-                total_other = total_other + other
-            if not of_eight:
+                    take_shift(choice, first, other < least)
+                if is_even and of_eight:
+                    store(choice.keys, first, load(choice.other_keys, first, WIDTH))
+                if is_even and not of_eight:
+                    take_other(choice, first, in_first < in_second)
+                    take_other(choice, first + WIDTH, ~(in_first < in_second))
+                if not is_shifted:
+                    take_signs(points, memory, eight, choice)
+            if is_shifted and not rules.together:
+                least = minimum(least, other)
+                other = least
+            if not has_other and not of_eight:
                 least = least + load(memory.least, 2 * WIDTH, WIDTH)
-            total = total + least
+            if not is_even:
+                total = total + least
+            if has_other:
+                total_other = total_other + other
+        if is_shifted and choosing and rules.together:
+            for first in range(start // group, end // group, WIDTH):
+                take_shift(choice, first, balance < _ZERO)
         if is_even:
             total = total_other
         if is_shifted:
@@ -275,37 +302,6 @@ def point_steps(group: int, kind: int) -> PointSteps:
             total = total + sum_up
             total_other = total_other + sum_down
         return minimum(total, total_other)
-
-    @inline
-    def take_points(points: Any, rules: Any, memory: Any, at: Any, scale: Any, choice: Any) -> None:
-        balance = splat(_ZERO, WIDTH)
-        start, end = rules.size * at, rules.size * (at + WIDTH)
-        for eight in range(start, end, 8 * WIDTH):
-            first = eight // group
-            for g in range(n_groups):
-                add_up(points, memory, eight, eight + group_width * g, scale)
-                point_of_group(
-                    points, memory, floats_at(memory.least, 2 * WIDTH * g), first + WIDTH * g, choice
-                )
-            if has_other:
-                least = load(memory.least, 0, WIDTH)
-                other = load(memory.least, WIDTH, WIDTH)
-            if is_shifted:
-                balance = balance + (other - least)
-                if not rules.together:
-                    take_shift(choice, first, other < least)
-            elif is_even and of_eight:
-                store(choice.keys, first, load(choice.other_keys, first, WIDTH))
-            elif is_even:
-                in_second = least + load(memory.least, 3 * WIDTH, WIDTH)
-                in_first = other + load(memory.least, 2 * WIDTH, WIDTH) < in_second
-                take_other(choice, first, in_first)
-                take_other(choice, first + WIDTH, ~in_first)
-            if not is_shifted:
-                take_signs(points, memory, eight, choice)
-        if is_shifted and rules.together:
-            for first in range(start // group, end // group, WIDTH):
-                take_shift(choice, first, balance < _ZERO)
 
     @inline
     def sums_of_points(points: Any, rules: Any, memory: Any, at: Any, scale: Any, choice: Any) -> Any:
@@ -480,7 +476,7 @@ def point_steps(group: int, kind: int) -> PointSteps:
             store(found, WIDTH, least_other)
             store(choice.other_keys, place, other_key)
 
-    return PointSteps(least_error, error_of_levels, take_points, sums_of_points)
+    return PointSteps(search_points, error_of_levels, sums_of_points)
 
 
 @inline

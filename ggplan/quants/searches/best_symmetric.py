@@ -22,7 +22,7 @@ from ggplan.quants.formats.fields import Symmetric, empty_symmetric, memory_of
 from ggplan.quants.half import floats_of, halves_of
 from ggplan.quants.kernels import F32, I64, F32s, U8s, U16s, Weights, inline, kernel
 from ggplan.quants.memory import integers_at, load, store
-from ggplan.quants.searches.best import EVEN, IQ4, as_half, load_and_weigh, nearest_level, to_beat
+from ggplan.quants.searches.best import EVEN, IQ4, as_half, load_both, nearest_level, to_beat, weighed
 from ggplan.quants.searches.ggml import find_extreme
 from ggplan.quants.searches.iq4_xs import round_to_levels
 from ggplan.quants.searches.superblock import (
@@ -87,8 +87,9 @@ def improve(search: Callable[[Superblocks], Symmetric], rules: Rules, given: Sup
     before, proposed, after = search(given), empty_symmetric(given.n, n), empty_symmetric(given.n, n)
     propose, improve = _EVEN_KERNELS if rules.lowest else _IQ4_KERNELS
     shape, trials, radii = rules[:3], rules[3:6], rules[6:]
-    propose(*given, *shape, *trials, *memory_of(proposed)[:-1])
-    improve(*given, *shape, *radii, *memory_of(before), *memory_of(proposed)[:-1], *memory_of(after))
+    counted = weighed(given)
+    propose(*counted, *shape, *trials, *memory_of(proposed)[:-1])
+    improve(*counted, *shape, *radii, *memory_of(before), *memory_of(proposed)[:-1], *memory_of(after))
     return after
 
 
@@ -104,8 +105,8 @@ def _kernels(kind: int) -> tuple[Callable[..., None], Callable[..., None]]:
         n = SUPERBLOCK // size
         for number in range((count + TILE - 1) // TILE):
             first = first_superblock(number, count)
-            load_and_weigh(weights, columns, per_row, skipped, first, size, tile)
-            fits = tile.columns  # which has become `errors`
+            load_both(weights, columns, per_row, skipped, first, size, tile)
+            fits = tile.columns  # of which nothing else is made
             _fit(tile.weights, tile.errors, size, kind, lowest, first_level, step, trials, fits)
             store(d, first, halves_of(_round_together(fits, n, lowest_scale, tile.scales)))
             store_small(tile.scales, n, scales, first)
@@ -121,7 +122,7 @@ def _kernels(kind: int) -> tuple[Callable[..., None], Callable[..., None]]:
         n = SUPERBLOCK // size
         for number in range((count + TILE - 1) // TILE):
             first = first_superblock(number, count)
-            load_and_weigh(weights, columns, per_row, skipped, first, size, tile)
+            load_both(weights, columns, per_row, skipped, first, size, tile)
             load_signed(old_scales, n, first, tile.scales)
             load_signed(new_scales, n, first, _proposed(tile))
             unit, better = _refine(
@@ -147,7 +148,7 @@ def _kernels(kind: int) -> tuple[Callable[..., None], Callable[..., None]]:
 
 @inline
 def _proposed(tile: Any) -> Any:
-    """Memory for proposed scales, in that of the columns, which have become `errors`."""
+    """Memory for proposed scales, in that of `columns`."""
     return integers_at(tile.columns, 0)
 
 

@@ -60,8 +60,9 @@ SUPERBLOCK = 256
 TILE = 16
 SHIFT = np.float32(3 << 22)
 
-# Superblocks whose fields are found before they are packed.
-_BATCH = 1024
+# Superblocks whose fields are found before they are packed: many, since each batch costs Python a tenth of a
+# millisecond.
+_BATCH = 4096
 
 _SHIFT_BITS = int(SHIFT.view(np.int32))
 _ZERO = np.float32(0)

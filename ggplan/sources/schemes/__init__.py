@@ -12,7 +12,17 @@ from collections.abc import Collection, Mapping, Sequence
 
 from ggplan.errors import CheckpointError
 from ggplan.sources.files import listed, shown
-from ggplan.sources.schemes import fp8
+from ggplan.sources.schemes import (
+    bitsandbytes,
+    compressed_integers,
+    fp8,
+    hqq,
+    mxfp4,
+    nvfp4,
+    qweights,
+    torchao,
+    w4a16_awq,
+)
 from ggplan.sources.schemes.scheme import (
     Group,
     QuantizationConfig,
@@ -21,6 +31,7 @@ from ggplan.sources.schemes.scheme import (
     Weights,
     read_quantization_config,
 )
+from ggplan.sources.schemes.unread import refuse_unread, unread
 from ggplan.sources.tensors import PLAIN, CheckpointTensor, StoredTensor
 
 __all__ = [
@@ -35,23 +46,34 @@ __all__ = [
     "read_quantization_config",
 ]
 
-SCHEMES: tuple[Scheme, ...] = (fp8,)
+SCHEMES: tuple[Scheme, ...] = (
+    fp8, mxfp4, nvfp4, compressed_integers, qweights, w4a16_awq, bitsandbytes, hqq, torchao,
+)  # fmt: skip
 READABLE = ", ".join((*PLAIN, "F64", *(scheme.NAME for scheme in SCHEMES)))
 """The ways of storing weights that ggplan reads, for messages."""
 
 
 def join_tensors(
-    stored: Mapping[str, StoredTensor], config: QuantizationConfig, schemes: Sequence[Scheme] = SCHEMES
+    stored: Mapping[str, StoredTensor],
+    config: QuantizationConfig,
+    schemes: Sequence[Scheme] = SCHEMES,
+    *,
+    notes: list[str] | None = None,
 ) -> dict[str, CheckpointTensor]:
     """The tensors of weights that the tensors of the files hold, by name, in the order of the files.
+
+    What a user should know of the way in which they are read is added to `notes`.
 
     Raises
     ------
     CheckpointError
         If the config names a quantization or a key that no scheme knows, or tensors do not fit together.
     """
+    refuse_unread(stored, config)
     found = [(scheme, result) for scheme in schemes if (result := scheme.recognise(stored, config))]
     _check_config(config, [result for _, result in found])
+    if notes is not None:
+        notes += [note for _, result in found for note in result.notes]
     joined: dict[str, CheckpointTensor] = {}
     claimed: set[str] = set()
     for scheme, result in found:
@@ -61,9 +83,10 @@ def join_tensors(
             held = scheme.join(group, config)
             joined[first.name] = CheckpointTensor(
                 group.name, first.file, group.stored_as, held.rows.shape, held.rows,
-                held.codes, held.why_decoded, held.companions,
+                held.codes, held.why_decoded, held.companions, held.nearly, held.full_activations,
             )  # fmt: skip
-        _claim(claimed, result.unused, config)
+    # What one scheme has no use for, such as scales of activations, another may need, or not need either.
+    claimed.update(name for _, result in found for name in result.unused)
     tensors: dict[str, CheckpointTensor] = {}
     for name, tensor in stored.items():
         if name in joined:
@@ -84,13 +107,7 @@ def join_tensors(
 def _check_config(config: QuantizationConfig, found: Sequence[Recognised]) -> None:
     """Refuse a config with a method or key that no scheme knows."""
     if config.values and not found:
-        kind = str(config.method)
-        if named := config.values.get("format") or config.values.get("quant_algo"):
-            kind += f" ({named})"
-        raise CheckpointError(
-            f"{config.where} is quantized by {shown(kind)}, which ggplan does not read",
-            hint="use the original checkpoint in bf16 or fp8",
-        )
+        raise unread(config)
     known = {key for result in found for key in result.keys}
     if unknown := [key for key in config.values if key not in known]:
         raise CheckpointError(

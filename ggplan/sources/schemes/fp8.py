@@ -2,26 +2,36 @@
 
 The codes are F8_E4M3 in nearly all models; a few have F8_E5M2, with more range and fewer steps.
 
-DeepSeek-V3 and models like it store a matrix as `X.weight` and `X.weight_scale_inv`, one float for each block
-of 128 x 128 weights (`quantization_config.weight_block_size`); the last block of a row or column may be cut
-short. compressed-tensors calls the same thing `X.weight_scale`, mostly with one scale for each row, and
-NVIDIA's ModelOpt has one for the whole matrix or for each row. A weight is always
-`float32(code) * float32(scale)`, one rounding, which is what llama.cpp's converter computes (b11434,
+    DeepSeek-V3 and models like it   X.weight, X.weight_scale_inv   one float for a block of 128 x 128
+    DeepSeek-V4                      X.weight, X.scale              the same, powers of two (F8_E8M0)
+    compressed-tensors, ModelOpt     X.weight, X.weight_scale       for a row, a block, or the whole matrix
+    fbgemm (Llama 3.1 and 4)         X.weight, X.weight_scale       for a row; of stacked experts that are
+                                                                    stored transposed, for a column
+    MXFP8                            X.weight, X.weight_scale       U8: a power of two for 32 of a row
+    Mistral's own files              X.weight, X.qscale_weight      for the whole matrix
+
+The last block of a row or column may be cut short. A scale multiplies whatever its name says. A weight is
+always `float32(code) * float32(scale)`, one rounding, which is what llama.cpp's converter computes (b11434,
 `conversion/base.py`, `dequant_model`): the same float32 here, bit for bit, but for any range of rows and
-without the matrix of repeated scales.
+without the matrix of repeated scales. Where scales are powers of two the product has the few digits of the
+code, so bf16 holds it exactly; with other scales only f32 does.
+
+Where a checkpoint states no quantization and has no scales at all, the codes themselves are the weights.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ggplan.errors import CheckpointError
 from ggplan.ggml_types import F32
 from ggplan.model import RowSource, require_rows
-from ggplan.sources.files import shown
+from ggplan.sources.files import read_array, shown
+from ggplan.sources.schemes import compressed_tensors
+from ggplan.sources.schemes.compressed_tensors import WeightGroup, is_compressed_tensors, weight_groups
+from ggplan.sources.schemes.grids import DEFAULT_BLOCK, Block, Grid, fitted
+from ggplan.sources.schemes.scaled import Scaled, as_scales, float_rows, misfit
 from ggplan.sources.schemes.scheme import Group, QuantizationConfig, Recognised, Weights
 from ggplan.sources.tensors import StoredTensor
 
@@ -30,226 +40,223 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 NAME = "F8_E4M3 or F8_E5M2 with scales"
-_DTYPES = ("F8_E4M3", "F8_E5M2")
-_DEFAULT_BLOCK = (128, 128)
+# Each type, and the exponent of the power of two that all its values are multiples of.
+_UNITS = {"F8_E4M3": -9, "F8_E5M2": -16, "F8_E4M3FNUZ": -10, "F8_E5M2FNUZ": -17}
+_CODES = (*_UNITS, "F8_E8M0")
+_MX_RUN = 32
 _RUN = 1 << 18
-_SCALE_DTYPES = ("F32", "BF16", "F16")
-_SCALE_SUFFIXES = ("_scale_inv", "_scale")
+_WEIGHT = ".weight"
+# The names of scales: what is appended to the name of the weights, or stands in the place of `.weight`.
+_APPENDED = ("_scale_inv", "_scale")
+_IN_PLACE = (".scale", ".qscale_weight")
+_NO_WEIGHTS = (*_APPENDED, *_IN_PLACE, "_scale_2", "_scales", "_zero_point", "_scale_ub", "_qdata", ":qdata")
 # Scales of activations and caches, on which weights do not depend.
-_UNUSED_SUFFIXES = ("activation_scale", "input_scale", "output_scale", ".k_scale", ".v_scale")
-_MODELOPT_ALGORITHMS = (None, "FP8", "FP8_PER_CHANNEL_PER_TOKEN")
-_FLOAT_FORMATS = ("float-quantized", "naive-quantized")  # of compressed-tensors
+_UNUSED_SUFFIXES = (
+    "activation_scale", "input_scale", "output_scale", "input_scale_ub", ".k_scale", ".v_scale", ".q_scale",
+    ".qscale_act", ".input_global_scale", ".input_zero_point", ".output_zero_point",
+)  # fmt: skip
+# Methods whose checkpoints may have 8-bit floats, some among weights that are stored otherwise.
+_METHODS = (
+    None, "fp8", "mxfp8", "fbgemm_fp8", "compressed-tensors", "modelopt", "auto-round", "intel/auto-round",
+    "autoround", "mxfp4",
+)  # fmt: skip
+_BLOCKWISE = ("FP8_PB_WO", "FP8_PB_REAL_QUANT")
+_MODELOPT_ALGORITHMS = (None, "FP8", "FP8_PER_CHANNEL_PER_TOKEN", "MXFP8", *_BLOCKWISE)
+_FLOAT_FORMATS = ("float-quantized", "naive-quantized", "mxfp8-quantized")  # of compressed-tensors
 # Keys that are used, and keys that change no weight: they are about activations and caches, say who wrote the
 # file, or list modules that are quantized or not, which the tensors show more reliably.
 _KEYS = frozenset({
-    "quant_method", "weight_block_size", "format", "config_groups", "transform_config",
-    "activation_scheme", "kv_cache_scheme", "kv_cache_quant_algo", "fmt", "scale_fmt", "quant_algo",
-    "dequantize",
-    "producer", "version", "quantization_status", "global_compression_ratio",
-    "sparsity_config", "moe_sparsity_config",
-    "modules_to_not_convert", "ignored_layers", "ignore", "exclude_modules", "packed_modules_mapping",
+    *compressed_tensors.KEYS, "weight_block_size", "activation_scheme", "activation_scale_ub", "fmt",
+    "scale_fmt", "expert_dtype", "quant_algo", "kv_cache_quant_algo", "producer",
+    "modules_to_convert", "modules_to_not_convert", "ignored_layers", "exclude_modules",
 })  # fmt: skip
-
 _MODELOPT_KEYS = frozenset({"quantized_layers", "group_size"})
 
 
 def recognise(tensors: Mapping[str, StoredTensor], config: QuantizationConfig) -> Recognised | None:
     """Every tensor of 8-bit floats with its scales; see `Scheme`."""
-    if not _is_named(config):
+    if config.method not in _METHODS:
         return None
-    _block(config)
-    groups = [
-        Group(name, tensor.dtype, {"weight": tensor, "scale": _scale_of(tensor, tensors)})
-        for name, tensor in tensors.items()
-        if tensor.dtype in _DTYPES
-    ]
-    scales = {group.parts["scale"].name for group in groups}
-    for name, tensor in tensors.items():
-        if name.endswith("_scale_inv") and name not in scales:
-            raise CheckpointError(
-                f"{shown(tensor.file)}: the scales '{shown(name)}' have no F8_E4M3 tensor beside them, nor "
-                "one of F8_E5M2"
-            )
-    unused = [name for name in tensors if groups and name not in scales and name.endswith(_UNUSED_SUFFIXES)]
+    candidates = [t for t in tensors.values() if t.dtype in _CODES and not t.name.endswith(_NO_WEIGHTS)]
+    weights = [tensor for tensor in candidates if tensor.dtype in _UNITS]
+    blocks = _blocks(config)
+    if not weights and not _is_named(config):
+        return None
+    scales = {tensor.name: _scales_of(tensor, tensors) for tensor in weights}
+    if not config.values and not any(scales.values()):
+        return Recognised([Group(t.name, t.dtype, {"weight": t}) for t in candidates]) if candidates else None
+    layers, whole = _layers(config), _upper(config.values.get("quant_algo"))
+    groups = []
+    for tensor in weights:
+        parts = _parts(tensor, scales[tensor.name], tensors)
+        is_blockwise = whole in _BLOCKWISE or _algorithm_of(tensor.name, layers) in _BLOCKWISE
+        grid = _grid(tensor, parts["scale"], blocks, is_blockwise=is_blockwise)
+        groups.append(Group(tensor.name, _name_of(tensor, parts["scale"], grid), parts, grid))
+    claimed = {part.name for group in groups for part in group.parts.values()}
+    _refuse_orphans(tensors, claimed)
+    unused = [name for name in tensors if groups and name not in claimed and name.endswith(_UNUSED_SUFFIXES)]
     return Recognised(groups, unused, _KEYS | _MODELOPT_KEYS if config.method == "modelopt" else _KEYS)
 
 
 def join(group: Group, config: QuantizationConfig) -> Weights:
-    """The products of codes and scales, in f32; see `Scheme`."""
-    weight, scale = group.parts["weight"], group.parts["scale"]
-    scaled = _scaled(weight, scale, _block(config))
-    rows = RowSource(F32, weight.shape, scaled.read, scaled.fault)
-    return Weights(rows, why_decoded="no ggml type has 8-bit floats")
+    """The products of codes and scales, in f32, and in bf16 where that is exact; see `Scheme`."""
+    weight, grid = group.parts["weight"], group.form
+    if not isinstance(grid, Grid):
+        return Weights(_plain_rows(weight), why_decoded="no ggml type has 8-bit floats")
+    scale = as_scales(group.parts["scale"])
+    scaled = Scaled(float_rows(weight), scale, grid)
+    rows = scaled.rows(weight.shape)
+    if (zero := group.parts.get("zero_point")) is not None:
+        rows = RowSource(F32, weight.shape, scaled.read, lambda: scaled.fault() or _zero_fault(zero))
+        return Weights(rows, why_decoded="no ggml type has 8-bit floats with zero points")
+    if scale.dtype == "F8_E8M0" or config.values.get("scale_fmt") == "ue8m0":
+        return Weights(rows, scaled.bf16_rows(weight.shape, _UNITS[weight.dtype]))
+    return Weights(rows, why_decoded="no ggml type has 8-bit floats with scales that are no powers of two")
 
 
-@dataclass(frozen=True, slots=True)
-class _Scaled:
-    """An fp8 tensor and its scales, read as the product.
-
-    The rows are cut into slices of `slice_rows` (the experts of a stacked tensor, or one slice for all), a
-    slice into blocks of `block_rows` x `block_columns`; each block has one scale, in row-major order.
-    """
-
-    weight: StoredTensor
-    scale: StoredTensor
-    n_rows: int
-    n_columns: int
-    slice_rows: int
-    block_rows: int
-    block_columns: int
-
-    def read(self, start: int, stop: int) -> NDArray[np.float32]:
-        """Rows `start` up to `stop`; a NaN or infinite code or scale gives NaN or infinite weights."""
-        import numpy as np
-
-        require_rows(start, stop, self.n_rows)
-        n_columns = self.n_columns
-        rows = self.weight.read_floats(start * n_columns, stop * n_columns).reshape(stop - start, n_columns)
-        if rows.size == 0:
-            return rows
-        per_row = -(-n_columns // self.block_columns)
-        first = self._scale_row(start)
-        count = self._scale_row(stop - 1) + 1 - first
-        scales = self.scale.read_floats(first * per_row, (first + count) * per_row).reshape(count, per_row)
-        with np.errstate(over="ignore", invalid="ignore"):
-            if per_row == 1:
-                owners = [self._scale_row(row) - first for row in range(start, stop)]
-                rows *= scales[owners]
-                return rows
-            at = start
-            while at < stop:
-                within = at % self.slice_rows
-                block_end = min(within - within % self.block_rows + self.block_rows, self.slice_rows)
-                end = min(stop, at - within + block_end)
-                factors = np.repeat(scales[self._scale_row(at) - first], self.block_columns)
-                rows[at - start : end - start] *= factors[:n_columns]
-                at = end
-        return rows
-
-    def fault(self) -> str:
-        """The number of scales that are not finite and positive, and the first of them; or ""."""
-        import numpy as np
-
-        n_scales = self.scale.n_weights
-        count, first, value = 0, -1, 0.0
-        for start in range(0, n_scales, _RUN):
-            scales = self.scale.read_floats(start, min(start + _RUN, n_scales))
-            with np.errstate(invalid="ignore"):
-                wrong = ~((scales > 0) & (scales < np.inf))
-            if first < 0 and wrong.any():
-                first = start + int(wrong.argmax())
-                value = float(scales[first - start])
-            count += int(np.count_nonzero(wrong))
-        if not count:
-            return ""
-        many = "1 scale that is" if count == 1 else f"{count:,} scales that are"
-        return (
-            f"'{shown(self.scale.name)}' has {many} not finite and positive, the first {value} at index "
-            f"{first:,} ({shown(self.scale.file.name)})"
-        )
-
-    def _scale_row(self, row: int) -> int:
-        """The row of scales that belongs to a row of weights."""
-        slice_, within = divmod(row, self.slice_rows)
-        return slice_ * -(-self.slice_rows // self.block_rows) + within // self.block_rows
+def _name_of(tensor: StoredTensor, scale: StoredTensor, grid: Grid) -> str:
+    is_mx = scale.dtype in ("U8", "F8_E8M0") and (grid.block_rows, grid.block_columns) == (1, _MX_RUN)
+    return "MXFP8" if is_mx else tensor.dtype
 
 
-def _scaled(tensor: StoredTensor, scale: StoredTensor, block: tuple[int, int] | None) -> _Scaled:
-    if scale.dtype not in _SCALE_DTYPES:
-        raise CheckpointError(
-            f"{shown(scale.file)}: the scales '{shown(scale.name)}' are {scale.dtype}; "
-            f"ggplan reads {', '.join(_SCALE_DTYPES)}"
-        )
-    shape = tensor.shape
-    n_columns = shape[-1] if shape else 1
-    n_rows = math.prod(shape[:-1])
-    whole_row = max(n_columns, 1)
-
-    def cut(slice_rows: int, block_rows: int, block_columns: int) -> _Scaled:
-        return _Scaled(tensor, scale, n_rows, n_columns, slice_rows, block_rows, block_columns)
-
-    if len(shape) >= 2 and block is not None:
-        grid = (*shape[:-2], -(-shape[-2] // block[0]), -(-shape[-1] // block[1]))
-        if scale.shape == grid:
-            return cut(shape[-2], *block)
-    # Without blocks, dimensions are matched from the left: [rows], [rows, 1], [experts, 1, 1], [1] or [].
-    slice_rows = shape[-2] if len(shape) >= 2 else 1
-    extents = scale.shape + (1,) * (len(shape) - len(scale.shape))
-    if all(extent == 1 for extent in extents):
-        return cut(n_rows, max(n_rows, 1), whole_row)
-    if extents == (*shape[:-1], 1):
-        return cut(slice_rows, 1, whole_row)
-    if extents == (*shape[:-2], 1, 1):
-        return cut(slice_rows, max(slice_rows, 1), whole_row)
-    blocks = f" in blocks of {block[0]} x {block[1]}" if block else ""
-    raise CheckpointError(
-        f"{shown(scale.file)}: the scales '{shown(scale.name)}' of shape {list(scale.shape)} do not fit "
-        f"weights of shape {list(shape)}{blocks}"
-    )
-
-
-def _scale_of(tensor: StoredTensor, stored: Mapping[str, StoredTensor]) -> StoredTensor:
-    found = [stored[tensor.name + suffix] for suffix in _SCALE_SUFFIXES if tensor.name + suffix in stored]
+def _parts(
+    tensor: StoredTensor, found: Sequence[StoredTensor], stored: Mapping[str, StoredTensor]
+) -> dict[str, StoredTensor]:
     if len(found) != 1:
-        what = "has two sets of scales" if found else "has no scales"
         raise CheckpointError(
-            f"{shown(tensor.file)}: the {tensor.dtype} tensor '{shown(tensor.name)}' {what}",
+            f"{shown(tensor.file)}: the {tensor.dtype} tensor '{shown(tensor.name)}' has "
+            f"{'two sets of scales' if found else 'no scales'}",
             hint=f"its scales should be '{shown(tensor.name)}_scale_inv'",
         )
-    return found[0]
+    if (second := stored.get(tensor.name + "_scale_2")) is not None:
+        raise CheckpointError(
+            f"{shown(second.file)}: '{shown(second.name)}' is a second scale of the {tensor.dtype} tensor "
+            f"'{shown(tensor.name)}', which ggplan does not read"
+        )
+    parts = {"weight": tensor, "scale": found[0]}
+    if (zero := stored.get(tensor.name + "_zero_point")) is not None:
+        parts["zero_point"] = zero
+    return parts
+
+
+def _scales_of(tensor: StoredTensor, stored: Mapping[str, StoredTensor]) -> list[StoredTensor]:
+    """The scales of a tensor, by their names; one set if all is well."""
+    names = [tensor.name + suffix for suffix in _APPENDED]
+    if tensor.name.endswith(_WEIGHT):
+        names += [tensor.name.removesuffix(_WEIGHT) + name for name in _IN_PLACE]
+    return [stored[name] for name in names if name in stored]
+
+
+def _refuse_orphans(tensors: Mapping[str, StoredTensor], claimed: set[str]) -> None:
+    """Refuse scales by fp8's own name that belong to no fp8, nor to bytes of another scheme."""
+    for name, tensor in tensors.items():
+        if not name.endswith("_scale_inv") or name in claimed:
+            continue
+        weight = tensors.get(name.removesuffix("_scale_inv"))
+        if weight is None or weight.dtype not in ("I8", "U8"):
+            raise CheckpointError(
+                f"{shown(tensor.file)}: the scales '{shown(name)}' have no F8_E4M3 tensor beside them, nor "
+                "one of F8_E5M2"
+            )
+
+
+def _grid(weight: StoredTensor, scale: StoredTensor, blocks: Sequence[Block], *, is_blockwise: bool) -> Grid:
+    scale = as_scales(scale)
+    if is_blockwise:
+        blocks = blocks or (DEFAULT_BLOCK,)
+    grid = fitted(weight.shape, scale.shape, blocks, squeezed=is_blockwise)
+    if grid is None and scale.dtype == "F8_E8M0":  # MXFP8 may lie among weights in blocks
+        grid = fitted(weight.shape, scale.shape, [(1, _MX_RUN)])
+    if grid is None:
+        sizes = " or ".join(f"{rows} x {columns}" for rows, columns in dict.fromkeys(blocks))
+        raise misfit(scale, weight.shape, f" in blocks of {sizes}" if sizes else "")
+    return grid
+
+
+def _plain_rows(tensor: StoredTensor) -> RowSource:
+    rows = float_rows(tensor)
+    source = RowSource(F32, tensor.shape, rows)
+
+    def read(start: int, stop: int) -> NDArray[np.float32]:
+        require_rows(start, stop, source.n_rows)
+        return rows(start, stop)
+
+    return RowSource(F32, tensor.shape, read)
+
+
+def _zero_fault(zero: StoredTensor) -> str:
+    """What is wrong with zero points beside floats: any that is not 0, of whatever type it is."""
+    for start in range(0, zero.n_bytes, _RUN):
+        raw = read_array(zero.file, zero.offset + start, min(_RUN, zero.n_bytes - start))
+        if raw.any():
+            return f"'{shown(zero.name)}' has zero points that are not 0, which 8-bit floats cannot have"
+    return ""
 
 
 def _is_named(config: QuantizationConfig) -> bool:
-    """Whether the config names fp8, or no method at all; then the tensors decide."""
-    if config.method == "compressed-tensors":
-        return config.values.get("format") in _FLOAT_FORMATS
+    """Whether the config names fp8, or no method at all, so that a checkpoint without any is read too."""
+    if is_compressed_tensors(config):
+        return config.values.get("format") in _FLOAT_FORMATS and bool(_float_groups(config))
     if config.method == "modelopt":
         return _only_fp8(config)
-    return config.method in (None, "fp8")
+    return config.method in (None, "fp8", "mxfp8", "fbgemm_fp8")
 
 
 def _only_fp8(config: QuantizationConfig) -> bool:
     """Whether a config of ModelOpt has 8-bit floats alone, for the model and for each layer that it names."""
-    layers = config.values.get("quantized_layers")
-    each = layers.values() if isinstance(layers, dict) else ()
-    algorithms = [layer.get("quant_algo") for layer in each if isinstance(layer, dict)]
+    algorithms = list(_layers(config).values())
     whole = config.values.get("quant_algo")
     if whole != "MIXED_PRECISION" or not algorithms:
-        algorithms.append(whole)
+        algorithms.append(_upper(whole))
     return all(algorithm in _MODELOPT_ALGORITHMS for algorithm in algorithms)
 
 
-def _block(config: QuantizationConfig) -> tuple[int, int] | None:
-    """Rows and columns that share a scale; None if the config says that there are no blocks."""
+def _layers(config: QuantizationConfig) -> dict[str, str | None]:
+    """The algorithm of each layer that a config of ModelOpt names, in capitals."""
+    layers = config.values.get("quantized_layers")
+    stated = layers.items() if isinstance(layers, dict) else ()
+    return {name: _upper(layer.get("quant_algo")) for name, layer in stated if isinstance(layer, dict)}
+
+
+def _algorithm_of(name: str, layers: Mapping[str, str | None]) -> str | None:
+    """ModelOpt's algorithm for a tensor: of its module, or of a module that holds it."""
+    while layers and "." in name:
+        name = name.rpartition(".")[0]
+        if name in layers:
+            return layers[name]
+    return None
+
+
+def _upper(value: object) -> str | None:
+    return value.upper() if isinstance(value, str) else None
+
+
+def _blocks(config: QuantizationConfig) -> tuple[Block, ...]:
+    """Rows and columns that share a scale, all that the config names; none if it says there are no blocks."""
     if config.values.get("transform_config"):
         raise CheckpointError(
             f"{config.where}: its weights were transformed (transform_config in config.json), which ggplan "
             "does not undo",
             hint="use the original checkpoint in bf16",
         )
-    if config.method == "compressed-tensors":
-        block = _compressed_block(config)
-    elif config.method == "modelopt":
-        return None
-    else:
-        block = config.values.get("weight_block_size", list(_DEFAULT_BLOCK))
-    if block is None:
-        return None
-    if not isinstance(block, list) or len(block) != 2 or not all(type(n) is int and n > 0 for n in block):
-        raise CheckpointError(
-            f"{config.where}: config.json gives the impossible weight_block_size {shown(block)}"
-        )
-    return block[0], block[1]
+    if is_compressed_tensors(config):
+        groups = _float_groups(config)
+        runs = [(1, group.group_size) for group in groups if group.strategy == "group" and group.group_size]
+        return (*(group.block for group in groups if group.block is not None), *runs)
+    default = list(DEFAULT_BLOCK) if config.method in (None, "fp8") else None
+    block = config.values.get("weight_block_size", default)
+    return () if block is None else (_block(config, block),)
 
 
-def _compressed_block(config: QuantizationConfig) -> object:
-    """The block of a compressed-tensors checkpoint with one group of fp8 weights; None for scales by row."""
-    groups = config.values.get("config_groups")
-    group = next(iter(groups.values())) if isinstance(groups, dict) and len(groups) == 1 else None
-    weights = group.get("weights") if isinstance(group, dict) else None
-    if not isinstance(weights, dict) or (weights.get("type"), weights.get("num_bits")) != ("float", 8):
+def _block(config: QuantizationConfig, value: object) -> Block:
+    """The block of a config, [128, 128]."""
+    if not isinstance(value, list) or len(value) != 2 or not all(type(n) is int and n > 0 for n in value):
         raise CheckpointError(
-            f"{config.where} is quantized by compressed-tensors, but not as one group of 8-bit floats",
-            hint="use the original checkpoint in bf16",
+            f"{config.where}: config.json gives the impossible weight_block_size {shown(value)}"
         )
-    return weights.get("block_structure")
+    return value[0], value[1]
+
+
+def _float_groups(config: QuantizationConfig) -> list[WeightGroup]:
+    """What a config of compressed-tensors says of weights in 8-bit floats, an item for each group of it."""
+    return [group for group in weight_groups(config) if (group.type, group.bits) == ("float", 8)]

@@ -65,11 +65,14 @@ class Group:
     parts
         The tensors, by the scheme's names for them. The first gives the tensor's place among the others and
         its file.
+    form
+        What the scheme learned of the group in `recognise` and needs in `join`; of its own type.
     """
 
     name: str
     stored_as: str
     parts: Mapping[str, StoredTensor]
+    form: object = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +92,19 @@ class Weights:
     companions
         Tensors that belong to `codes` and to nothing else, by the end of their GGUF names: {"scale": rows}
         of nvfp4, whose global scale llama.cpp applies after the product.
+    nearly
+        4-bit codes with zero points, whose `codes` are q5_0, as rows of q4_1 (`sources.codes.nearly_q4_1`),
+        which rounds the minimum of each block; else None.
+    full_activations
+        Whether the config says that the weights are not for activations of 4 bits, though they could be.
     """
 
     rows: RowSource
     codes: RowSource | None = None
     why_decoded: str = ""
     companions: Mapping[str, RowSource] = field(default_factory=dict)
+    nearly: RowSource | None = None
+    full_activations: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,11 +120,14 @@ class Recognised:
     keys
         The keys of the config that the scheme uses, or that do not change the weights. A key that no scheme
         names is refused. The scheme itself checks the value of a key.
+    notes
+        What a user should know of the way in which they are read, a sentence each.
     """
 
     groups: Sequence[Group]
     unused: Collection[str] = ()
     keys: Collection[str] = ()
+    notes: Sequence[str] = ()
 
 
 class Scheme(Protocol):
@@ -148,16 +161,28 @@ class Scheme(Protocol):
         """
 
 
+# Files with the settings that are otherwise in config.json, and the method that they mean if they name none.
+_FILES_BESIDE = {
+    "quantize_config.json": "gptq",
+    "quant_config.json": "awq",
+    "quantization_config.json": "auto-round",
+}
+# What tensors do not show, and config.json may lack though the file beside it has it.
+_GPTQ_FORMATS = ("checkpoint_format", "format")
+
+
 def read_quantization_config(config: Mapping[str, object], folder: Path) -> QuantizationConfig:
-    """The quantization of a config.json, its own or that of its `text_config`.
+    """The quantization of a config.json, its own or that of its `text_config`, or of a file beside it.
 
     Raises
     ------
     CheckpointError
-        If it is not an object, or both have one and these differ.
+        If it is not an object, or two places have one and these differ.
     """
     where = shown(folder)
     values = config.get("quantization_config")
+    if values is None:  # the name that compressed-tensors had for it until 0.6
+        values = config.get("compression_config")
     text_config = config.get("text_config")
     inner = text_config.get("quantization_config") if isinstance(text_config, dict) else None
     if values is not None and inner is not None and values != inner:
@@ -166,13 +191,38 @@ def read_quantization_config(config: Mapping[str, object], folder: Path) -> Quan
         )
     values = inner if values is None else values
     if values is None:
-        values = {}
+        values = _config_beside(folder)
     if not isinstance(values, dict):
         raise CheckpointError(f"{where}: quantization_config in config.json is not an object")
+    if values.get("quant_method") == "gptq":
+        values = _with_gptq_format(values, folder)
     if values.get("quant_method") in (None, "modelopt"):
         stated = {key: value for key, value in values.items() if key != "quant_method" or value is not None}
         values = {**_modelopt_config(folder), **stated}
     return QuantizationConfig(folder, values)
+
+
+def _config_beside(folder: Path) -> dict[str, object]:
+    """The settings of a checkpoint whose config.json has none: those of old GPTQ and AWQ tools."""
+    for name, method in _FILES_BESIDE.items():
+        stated = load_object(folder / name) if exists(folder / name) else {}
+        if type(stated.get("bits", stated.get("w_bit"))) is int:  # other tools have files of these names
+            return {"quant_method": method, **stated}
+    return {}
+
+
+def _with_gptq_format(values: dict[str, object], folder: Path) -> dict[str, object]:
+    """The settings with the form of zero points that only `quantize_config.json` states."""
+    path = folder / "quantize_config.json"
+    beside = load_object(path) if exists(path) else {}
+    said = {key: beside[key] for key in _GPTQ_FORMATS if key in beside}
+    for key in said.keys() & values.keys():
+        if said[key] != values[key]:
+            raise CheckpointError(
+                f"{shown(path)} says {key}: {shown(said[key])}, config.json says {shown(values[key])}",
+                hint="keep the file that belongs to these weights",
+            )
+    return {**said, **values}
 
 
 def _modelopt_config(folder: Path) -> dict[str, object]:

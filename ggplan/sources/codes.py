@@ -1,0 +1,123 @@
+"""The codes of a checkpoint's integers in ggml's blocks of 32, from the type that holds them in a wider one.
+
+    q4_0   d:f16 16 bytes             d (q - 8)     byte j: weight j, weight j + 16 << 4
+    q4_1   d:f16 m:f16 16 bytes       d q + m       the same
+    q5_0   d:f16 high:u32 16 bytes    d (q - 16)    the same; bit i of `high` is the fifth of weight i
+    q8_0   d:f16 32 bytes             d q           signed bytes
+
+(llama.cpp b11434, `ggml/src/ggml-common.h`.) d is the checkpoint's scale in every one of them, so 4-bit codes
+are exact in q5_0 and 5-bit codes in q8_0: only the offset of the integers differs.
+
+q4_1 holds 16 neighbouring integers from any one on, which 4-bit codes with a zero point are; but the first of
+them becomes m = f16(d * first), which is rounded: a relative error (RMSE) of 1e-4 to 4e-4 in published
+checkpoints, a hundredth of what encoding the weights anew as a 4-bit type adds.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ggplan.errors import CheckpointError
+from ggplan.ggml_types import GgmlType, parse_type
+from ggplan.model import RowSource
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+Q4_0, Q4_1, Q5_0, Q8_0 = (parse_type(name) for name in ("q4_0", "q4_1", "q5_0", "q8_0"))
+WIDER: dict[GgmlType, tuple[GgmlType, ...]] = {Q4_0: (Q5_0, Q8_0), Q5_0: (Q8_0,)}
+"""The types that hold the integers of a type exactly, besides itself."""
+_BLOCK = 32
+# The integers of q5_0, those whose odd factor is the largest first.
+_BY_DIGITS = sorted(range(-16, 16), key=lambda n: -(abs(n) // (n & -n)) if n else 0)
+
+
+def widened(source: RowSource, type_: GgmlType) -> RowSource:
+    """Rows of integer codes in a wider type, exactly; `type_` is one of `WIDER` of theirs, or theirs."""
+    if type_ == source.dtype:
+        return source
+    assert type_ in WIDER[source.dtype]
+
+    def read(start: int, stop: int) -> NDArray[np.uint8]:
+        scales, integers = _unpacked(source.read(start, stop), source.dtype)
+        packed = _q5_0(scales, integers) if type_ == Q5_0 else _joined(scales, integers.view("u1"))
+        return packed.reshape(stop - start, -1)
+
+    return RowSource(type_, source.shape, read, source.fault)
+
+
+def nearly_q4_1(source: RowSource) -> RowSource:
+    """Rows of q4_0, or of q5_0 that hold 4-bit codes with zero points, in q4_1.
+
+    Exact but for the rounding of m. The `fault` is that of the source. Rows raise CheckpointError when they
+    are read and the integers of a block are more than 15 apart, or m is no finite float16.
+    """
+    assert source.dtype in (Q4_0, Q5_0)
+
+    def read(start: int, stop: int) -> NDArray[np.uint8]:
+        import numpy as np
+
+        scales, integers = _unpacked(source.read(start, stop), source.dtype)
+        least = _bases(integers)
+        codes = (integers - least).astype(np.uint8)
+        with np.errstate(over="ignore", invalid="ignore"):
+            minima = (scales.view("<f2").astype(np.float32) * least).astype("<f2")
+        if codes.size and int(codes.max()) > 15:
+            raise CheckpointError("the codes of a block span more than 4 bits, so q4_1 does not hold them")
+        if not np.isfinite(minima).all():
+            raise CheckpointError("the minimum of a block is too large for q4_1", hint="write `keep`")
+        packed = _joined(scales, minima.view("u1"), _nibbles(codes))
+        return packed.reshape(stop - start, -1)
+
+    return RowSource(Q4_1, source.shape, read, source.fault)
+
+
+def _bases(integers: NDArray[np.int8]) -> NDArray[np.int8]:
+    """For each block the integer that q4_1 counts from: (blocks, 1).
+
+    Of those that leave no integer out, the one with the fewest binary digits, times which d needs the fewest.
+    """
+    import numpy as np
+
+    highest = integers.min(axis=1, keepdims=True)
+    lowest = integers.max(axis=1, keepdims=True) - np.int8(15)
+    found: NDArray[np.int8] = highest.copy()
+    for base in _BY_DIGITS:
+        found[(lowest <= base) & (base <= highest)] = base
+    return found
+
+
+def _unpacked(rows: NDArray[np.uint8], type_: GgmlType) -> tuple[NDArray[np.uint8], NDArray[np.int8]]:
+    """The scales of rows, (blocks, 2) bytes, and their integers, (blocks, 32)."""
+    import numpy as np
+
+    blocks = rows.reshape(-1, type_.block_bytes)
+    packed = blocks[:, -_BLOCK // 2 :]
+    codes = np.concatenate((packed & 15, packed >> 4), axis=1)
+    offset = np.uint8(8)
+    if type_ == Q5_0:
+        codes |= np.unpackbits(blocks[:, 2:6], axis=1, bitorder="little") << 4
+        offset = np.uint8(16)
+    return np.ascontiguousarray(blocks[:, :2]), (codes - offset).view(np.int8)
+
+
+def _nibbles(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The lower four bits of 32 codes in 16 bytes."""
+    import numpy as np
+
+    half = _BLOCK // 2
+    return (codes[:, :half] & 15 | (codes[:, half:] & 15) << 4).astype(np.uint8, copy=False)
+
+
+def _q5_0(scales: NDArray[np.uint8], integers: NDArray[np.int8]) -> NDArray[np.uint8]:
+    import numpy as np
+
+    codes = (integers + np.int8(16)).view(np.uint8)
+    return _joined(scales, np.packbits(codes >> 4, axis=1, bitorder="little"), _nibbles(codes))
+
+
+def _joined(*parts: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    import numpy as np
+
+    return np.ascontiguousarray(np.concatenate(parts, axis=1))
