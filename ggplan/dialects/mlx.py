@@ -21,11 +21,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from ggplan.dialects.checkpoint_configs import class_notes, whole
+from ggplan.dialects.checkpoint_configs import class_notes
 from ggplan.dialects.flatten import NUMBER, fitted_types
 from ggplan.dialects.hf_names import modules_of
 from ggplan.dialects.modules import need_model, recipe_of_types
 from ggplan.dialects.recognising import Config, recognised
+from ggplan.dialects.scheme import whole
 from ggplan.dialects.settings import Settings
 from ggplan.dialects.source import Imported, Source, imported_text
 from ggplan.dialects.weight_formats import WEIGHT_FORMATS, WeightFormat, nearest_type
