@@ -84,10 +84,15 @@ def import_(source: Source, name: str, model: Model | None) -> Imported:
     keys = list(expressions)
     patterns = [_pattern(source, key) for key in keys]
     met: set[int] = set()
-    for at, found in enumerate(hits_of(source, patterns, names)):
+    hits = hits_of(source, patterns, names)
+    deciding = {found[-1] for found in hits if found}
+    for at, found in enumerate(hits):
         met.update(found)
         if found:
             types[at] = expressions[keys[found[-1]]]
+        for i in found[:-1]:
+            if i not in deciding and expressions[keys[i]] != types[at]:
+                notes.append(f"`{keys[i]}` never decides: `{keys[found[-1]]}` stands behind it")
     for i, key in enumerate(keys):
         if i not in met and expressions[key] is not None:
             notes.append(f"`{key}` matches no module of {model.path.name} that is quantized")
@@ -113,7 +118,7 @@ def _config(source: Source, model: Model) -> _Config:
     if recognised_ is not None:
         values = [("", recognised_.settings)]
         notes = [*class_notes(recognised_, model), *recognised_.notes]
-    elif source.text.lstrip().startswith("{") or not re.search(r"^\s*[\w.]+\s*[=(]", source.text, re.M):
+    elif source.text.lstrip().startswith("{") or not re.search(r"^[ \t]*[\w.]+[ \t]*[=(]", source.text, re.M):
         try:
             values = [("", read_config(source))]
         except Exception:
@@ -199,7 +204,7 @@ def _flag(source: Source, where: str, said: Mapping[str, object], key: str, *, d
 def _pattern(source: Source, key: str) -> str:
     if not _META.search(key):
         return re.sub(r"([.\\*{}])", r"\\\1", key)
-    return source.pattern(key, source.line_of(key))
+    return source.pattern(key)
 
 
 def export(recipe: Recipe | Assignment, model: Model) -> tuple[str, list[str]]:

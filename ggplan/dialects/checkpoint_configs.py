@@ -210,7 +210,7 @@ def _gptq(source: Source, settings: Settings, scheme: Scheme) -> None:
     dynamic = settings.inner("dynamic")
     for key in dynamic or ():
         sign, pattern = (key[:2], key[2:]) if key[:2] in ("+:", "-:") else ("+:", key)
-        checked = f"^(?:{source.pattern(pattern, source.line_of(pattern))})"
+        checked = f"^(?:{source.pattern(pattern)})"
         said = dynamic.inner(key) if dynamic is not None else None
         stated = dynamic.get(key) if dynamic is not None and said is None else None
         if stated not in (None, {}) and not (sign == "-:" and type(stated) is bool):

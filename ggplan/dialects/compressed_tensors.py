@@ -162,7 +162,7 @@ def _type(source: Source, how: object, notes: list[str]) -> GgmlType | None:
 
 def _target(source: Source, text: str, type_: GgmlType | None) -> _Target:
     if text.startswith("re:"):
-        source.pattern(text[3:], source.line_of(text))
+        source.pattern(text[3:])
         return _Target(text, _EXPRESSION, type_)
     return _Target(text, _CLASS if text in (LINEAR, EMBEDDING) else _NAME, type_)
 

@@ -117,7 +117,7 @@ def one_of(
     if len(lists) > 1 and block is None:
         places = ", ".join(str(line(c)) for c in lists[:20])
         raise source.fault(line(lists[1]), f"there are {len(lists)} lists of rules, in lines {places}",
-                           f"choose one with --block 1 to {len(lists)}")  # fmt: skip
+                           f"choose one: --block N, N from 1 to {len(lists)}")  # fmt: skip
     if block is not None and not 1 <= block <= len(lists):
         raise source.fault(
             0, f"there is no list {block}; there {'is' if len(lists) == 1 else 'are'} {len(lists)}"

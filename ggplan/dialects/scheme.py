@@ -149,7 +149,7 @@ def transformers_pattern(source: Source, name: str) -> str:
     except PatternError as error:
         if error.code == "GP003":  # it is no expression of Python's either
             return rf"{escape(name)}$"
-    pattern = source.pattern(name, source.line_of(name))
+    pattern = source.pattern(name)
     return "|".join([rf"^(?:{pattern})(?:\.|$)", *_up_to_a_dot(pattern), rf"{escape(name)}$"])
 
 

@@ -67,7 +67,7 @@ def import_(source: Source, name: str, model: Model | None) -> Imported:
     kinds = [module.kind for module in modules for _ in range(module.n_experts)]
     types = {str(key): _type(source, str(key), value, notes) for key, value in table.items()}
     expressions = [key for key in types if key.startswith("re:")]
-    patterns = [f"^(?:{source.pattern(key[3:], source.line_of(key))})$" for key in expressions]
+    patterns = [f"^(?:{source.pattern(key[3:])})$" for key in expressions]
     by_weight = hits_of(source, patterns, [f"{n}.weight" for n in names])
     by_module = hits_of(source, patterns, names)
     chosen: list[GgmlType | None] = []

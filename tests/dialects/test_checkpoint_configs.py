@@ -198,10 +198,35 @@ def test_mlx_by_module() -> None:
     assert found["blk.1.ffn_down_exps.weight"] == "mxfp4"
     assert found["blk.1.attn_q.weight"] == "q8_0"
     assert found["token_embd.weight"] == "mxfp4"
-    assert (
-        "otherwise than quantization"
-        in imported({"quantization": said, "quantization_config": {"bits": 4}})[1]
-    )
+    fewer = imported({"quantization": said, "quantization_config": {"bits": 4}})[1]
+    assert "quantization_config" not in fewer
+    other = imported({"quantization": said, "quantization_config": {"bits": 8, "foo": [1]}})[1]
+    assert "quantization_config.bits = 8 (quantization.bits = 4 is read)" in other
+    assert "quantization_config.foo = [1]" in other
+
+
+def test_what_mlx_does_not_know_is_noted_whatever_its_kind() -> None:
+    said = {
+        "group_size": 64,
+        "bits": 5,
+        "bar": 9,
+        "kind": "x",
+        "layers": [1],
+        "model.layers.0.zzz": {"bits": 4},
+    }
+    notes = imported({"quantization": said})[1]
+    assert "bar = 9" in notes
+    assert 'kind = "x"' in notes
+    assert "layers" in notes.replace("model.layers", "")
+    assert "`model.layers.0.zzz` (q4_K) matches no module" in notes
+
+
+def test_one_module_of_mlx_under_two_names() -> None:
+    name = "model.layers.3.self_attn.q_proj"
+    said = {"group_size": 64, "bits": 4, f"language_model.{name}": {"bits": 8}, name: False}
+    notes = imported({"quantization": said})[1]
+    assert f"`language_model.{name}` never decides: `{name}` is the same module" in notes
+    assert "matches no module" not in notes
 
 
 @pytest.mark.parametrize(("said", "type_"), [
@@ -435,6 +460,9 @@ def test_an_exception_that_never_decides_is_told() -> None:
     mixed = quantized("modelopt", quant_algo="MIXED_PRECISION", quantized_layers=layers,
                       exclude_modules=["model.layers.3*"])  # fmt: skip
     assert "`model.layers.3.self_attn.q_proj` never decides" in imported(mixed)[1]
+    later = {".*q_proj": {"bits": 3}, ".*self_attn.*": {"bits": 8}}
+    rounded = quantized("auto-round", bits=4, group_size=32, sym=True, extra_config=later)
+    assert "`.*q_proj` never decides: `.*self_attn.*` stands behind it" in imported(rounded)[1]
     # Nothing is lost where both say the same.
     same = quantized("fp8", modules_to_not_convert=["model.layers.3", "model.layers.3.mlp"])
     assert "never decides" not in imported(same)[1]
