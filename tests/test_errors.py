@@ -24,7 +24,7 @@ from ggplan.errors import CheckpointError, Error
         ("--model-name gives it a name", "model_name=... gives it a name"),
         ("`ggplan inspect --json MODEL` writes one", "`ggplan inspect --json MODEL` writes one"),
         ("use a-b -- or c", "use a-b -- or c"),
-        ("choose one with --block 1 to 2", "choose one with block=1 to 2"),
+        ("choose one: --block N, N from 1 to 2", "choose one: block=N, N from 1 to 2"),
         ("--kind types or --kind parts draws it", "kind='types' or kind='parts' draws it"),
         # Options of other programs, and what only looks like an option.
         ("the nearest is --output-tensor-type", "the nearest is --output-tensor-type"),

@@ -126,6 +126,7 @@ def verify_command(
 
 def _print(found: Verification, quiet: bool) -> None:
     from ggplan.cli.output import print_table
+    from ggplan.cli.trouble import hint_for
     from ggplan.text import format_bytes, printable
 
     if found.errors:
@@ -146,6 +147,8 @@ def _print(found: Verification, quiet: bool) -> None:
         click.echo(
             f"error: {printable(fault.file)}: {printable(fault.where)}: {printable(fault.message)}", err=True
         )
+        if fault.hint:
+            click.echo(f"help: {hint_for(verify_command, printable(fault.hint))}", err=True)
     if len(found.faults) > _SHOWN_FAULTS:
         click.echo(f"error: and {len(found.faults) - _SHOWN_FAULTS:,} more faults", err=True)
     for note in found.notes:

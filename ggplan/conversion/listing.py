@@ -16,8 +16,8 @@ split or merged since: then headers cannot be compared, but tensors can.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ggplan.conversion.manifest import FileHashes, Manifest, manifest_path, read_manifest
@@ -156,9 +156,48 @@ def beside(headers: Sequence[GgufHeader]) -> list[Manifest]:
 
 
 def find_by_header(manifests: Sequence[Manifest], found: Hashed) -> Manifest | None:
-    """The first manifest that lists the header of a file, whatever the name."""
+    """The manifest that lists the header of a file, whatever the name.
+
+    Two models may have one header: fine-tunes of one size. Of several manifests that list it, it is the one
+    with the most bytes of tensors of the same hash, and of two alike one whose files are not there any more.
+    """
+    known = _with_header(manifests, found)
+    if len(known) < 2:
+        return known[0] if known else None
+    sizes = found.sizes()
+
+    def likeness(manifest: Manifest) -> tuple[int, bool]:
+        listing = list_files(manifest, found)
+        files = {f.file: f for f in [*listing.tensors.values(), *listing.files.values()]}
+        return _agreeing(list(files.values()), found, sizes), _is_gone(manifest, files)
+
+    return max(known, key=likeness)  # the first of equals
+
+
+def tell_apart(manifests: Sequence[Manifest], found: Hashed) -> Hashed:
+    """The same with the hashes of as many tensors as tell which of several models with one header it is.
+
+    The smallest are read first. One that was damaged is like no model's, and the next is read.
+    """
     hashes = set(found.header_hashes.values())
-    return next((m for m in manifests if any(f.header in hashes for f in m.files.values())), None)
+    models = [files for m in manifests for files in m.sets() if any(f.header in hashes for f in files)]
+    stated = [{name: digest for f in files for name, digest in f.tensors.items()} for files in models]
+    if len(stated) < 2:
+        return found
+    digests: dict[str, str] = {}
+    records = [(record, header.path) for header in found.headers for record in header.tensors]
+    for record, path in sorted(records, key=lambda pair: pair[0].n_bytes):
+        name = printable(record.name)
+        if len({said.get(name, "") for said in stated}) < 2:
+            continue
+        try:
+            digest = _sha256_of(path, record.offset, record.offset + record.n_bytes)
+        except CheckpointError:
+            continue
+        digests[record.name] = digest
+        if any(said.get(name) == digest for said in stated):
+            break
+    return replace(found, tensor_hashes={**digests, **found.tensor_hashes})
 
 
 def find_by_tensors(manifests: Sequence[Manifest], found: Hashed) -> Manifest | None:
@@ -172,11 +211,25 @@ def find_by_tensors(manifests: Sequence[Manifest], found: Hashed) -> Manifest | 
     for manifest in manifests:
         listing = list_files(manifest, found)
         listed = {f.file: f for f in listing.tensors.values()}
-        is_gone = not any((manifest.path.parent / base_name(name)).exists() for name in listed)
         agreeing = _agreeing(list(listed.values()), found, sizes)
-        if is_gone and len(listing.tensors) == len(sizes) and not listing.missing and agreeing > most:
+        if (
+            _is_gone(manifest, listed)
+            and len(listing.tensors) == len(sizes)
+            and not listing.missing
+            and agreeing > most
+        ):
             best, most = manifest, float(agreeing)
     return best
+
+
+def _with_header(manifests: Sequence[Manifest], found: Hashed) -> list[Manifest]:
+    hashes = set(found.header_hashes.values())
+    return [m for m in manifests if any(f.header in hashes for f in m.files.values())]
+
+
+def _is_gone(manifest: Manifest, names: Iterable[str]) -> bool:
+    """Whether none of these listed files is there under its name."""
+    return not any((manifest.path.parent / base_name(name)).exists() for name in names)
 
 
 def lists_by_name(manifest: Manifest, found: Hashed) -> bool:
@@ -249,7 +302,7 @@ def _paired(
             continue
         same = [f for f in left if f.header == found.header_hashes[now]]
         same += [f for f in left if base_name(f.file) == printable(now)]
-        if same or len(left) == 1:
+        if same or (len(left) == 1 and sum(not lists[h.path.name] for h in found.headers) == 1):
             pairs[now] = (same or left)[0]
     return pairs
 

@@ -19,8 +19,8 @@ found its blocks (`ggplan.quants.revisions`).
     importance  HEX  FILE:TENSOR
     best-revision  NUMBER  FILE:TENSOR
 
-Lines of `sha256sum` (`HEX  FILE`, `SHA256 (FILE) = HEX`) are read too: the hash of all bytes of a file. So
-is llama-gguf-hash's line for a whole file, `sha256  HEX  FILE`: the hash of the data of all its tensors, in
+The hash of all bytes of a file, as other programs print it, is read too (see `foreign_lists`). So is
+llama-gguf-hash's line for a whole file, `sha256  HEX  FILE`: the hash of the data of all its tensors, in
 their order.
 
 Control characters in names are escaped, so that a name is always one line.
@@ -33,9 +33,10 @@ from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ggplan.conversion.foreign_lists import HINT, whole_file_hashes
 from ggplan.errors import CheckpointError
 from ggplan.sources.files import read_whole
-from ggplan.text import printable
+from ggplan.text import decode_text, printable
 
 _TENSOR, _HEADER = "sha256", "header-sha256"
 _SOURCE, _IMPORTANCE, _REVISION = "source-rows", "importance", "best-revision"
@@ -43,8 +44,6 @@ _KINDS = (_TENSOR, _HEADER, _SOURCE, _IMPORTANCE)
 _REVISION_LINE = re.compile(rf"{_REVISION}[ \t]+([0-9]{{1,9}})[ \t]+(.+)")
 _LINE = re.compile(rf"({'|'.join(_KINDS)})[ \t]+([0-9a-fA-F]{{64}})[ \t]+(.+)")
 _WHOLE = "file"
-# GNU's and BSD's line for a whole file; a star stands before the name of a file that was read as binary.
-_WHOLE_LINE = re.compile(r"(?:([0-9a-fA-F]{64})[ \t]+\*?(.+)|SHA256 \((.+)\) = ([0-9a-fA-F]{64}))")
 _SPLIT_NAME = re.compile(r"(.+)-\d{5}-of-\d{5}(\.gguf)", re.DOTALL | re.ASCII)
 _SIZE_LIMIT = 64 << 20
 _COLONS = 64  # that a label is tried at: a line of nothing else would take the square of its length
@@ -119,18 +118,25 @@ def read_manifest(path: Path) -> Manifest:
             raise CheckpointError(f"there is no manifest {shown}")
         if (size := path.stat().st_size) > _SIZE_LIMIT:
             raise CheckpointError(f"{shown} is not a manifest: it has {size:,} bytes")
-        text = read_whole(path, _SIZE_LIMIT).decode("utf-8", "replace")
+        text = decode_text(read_whole(path, _SIZE_LIMIT))
     except OSError as error:
         raise CheckpointError(f"cannot read {shown}: {error.strerror or error}") from error
     found: dict[str, dict[str, dict[str, str]]] = {kind: {} for kind in (*_KINDS, _REVISION, _WHOLE)}
     lines = [line.rstrip("\r") for line in text.split("\n")]
-    parsed = [line for line in map(_parsed, lines) if line is not None]
+    own = [_parsed(line) for line in lines]
+    parsed = [line for line in own if line is not None]
     headers = {label for kind, _, label in parsed if kind == _HEADER}
+    for file, digest in whole_file_hashes(
+        [line for line, said in zip(lines, own, strict=True) if said is None], path.stem
+    ):
+        found[_WHOLE].setdefault(file, {})[""] = digest
     for kind, value, label in parsed:
-        file, tensor = _split_label(label, headers) if kind not in (_HEADER, _WHOLE) else (label, "")
+        file, tensor = _split_label(label, headers) if kind != _HEADER else (label, "")
         found[kind].setdefault(file, {})[tensor] = value
     if not (found[_TENSOR] or found[_HEADER] or found[_WHOLE]):
-        raise CheckpointError(f"{shown} is not a manifest: no line gives a SHA-256 of a tensor")
+        raise CheckpointError(
+            f"{shown} is not a manifest: no line gives a SHA-256 of a tensor or a file", hint=HINT
+        )
     files = {}
     for file in dict.fromkeys(name for kind in (_TENSOR, _HEADER, _WHOLE) for name in found[kind]):
         of = {kind: dict(listed.get(file, {})) for kind, listed in found.items()}
@@ -149,8 +155,6 @@ def _parsed(line: str) -> tuple[str, str, str] | None:
         return found[1], found[2].lower(), found[3]
     if found := _REVISION_LINE.fullmatch(line):
         return _REVISION, found[1], found[2]
-    if found := _WHOLE_LINE.fullmatch(line):
-        return _WHOLE, (found[1] or found[4]).lower(), found[2] or found[3]
     return None
 
 

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ggplan.conversion.fingerprint import best_revision
-from ggplan.conversion.listing import Listing, beside, find_by_header, hashed, list_files
+from ggplan.conversion.listing import Listing, beside, find_by_header, hashed, list_files, tell_apart
 from ggplan.conversion.manifest import manifest_path
 from ggplan.conversion.source_hash import (
     has_source_hash,
@@ -118,6 +118,7 @@ def open_earlier(path: str | Path) -> Earlier:
         manifests = beside(found.headers)
     except CheckpointError as error:
         return Earlier(model, None, error.message)
+    found = tell_apart(manifests, found)
     manifest = find_by_header(manifests, found)
     if manifest is None and not place.exists():
         return Earlier(model, None, f"there is no manifest {printable(str(place))}")

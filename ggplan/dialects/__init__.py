@@ -136,7 +136,7 @@ def detect(source: Source) -> str:
         if re.search(sign, source.text, re.M):
             return name
     rules = [rule for line in source.text.split("\n") if (rule := line.partition("#")[0].strip())]
-    if rules and all(re.search(r"=[^=]*,.*=", rule) or rule.endswith(",") for rule in rules[:1]):
+    if rules and ("," in rules[0][rules[0].find("=") : rules[0].rfind("=")] or rules[0].endswith(",")):
         return "ik_llama.cpp"
     if rules and any("#" in line for line in source.text.split("\n")):
         return "thireus"

@@ -31,6 +31,7 @@ from ggplan.dialects.modules import (
     unmet_note,
 )
 from ggplan.dialects.recognising import recognised
+from ggplan.dialects.scheme import number_fault
 from ggplan.dialects.settings import Settings
 from ggplan.dialects.source import Imported, Source
 from ggplan.dialects.weight_formats import DOUBLY_QUANTIZED, WeightFormat, named_format, nearest_type
@@ -64,12 +65,13 @@ def import_(source: Source, name: str, model: Model | None) -> Imported:
     notes: list[str] = []
     types: list[GgmlType | None] = [None] * len(names)
     if any(key in config.general for key in ("bits", "scheme")):
+        with_output = _flag(source, "", config.general, "quant_lm_head", default=False)
         general = _type(source, "the general scheme", {}, config.general, notes)
         kinds = [module.kind for module in modules for _ in range(module.n_experts)]
         blocks = tuple(f"{block}." for block in _blocks(source, config.general))
         for i, (n, kind) in enumerate(zip(names, kinds, strict=True)):
             in_blocks = "layers." in n and (not blocks or n.startswith(blocks))
-            is_output = n == "lm_head" and config.general.get("quant_lm_head") is True
+            is_output = n == "lm_head" and with_output
             types[i] = general if kind == LINEAR and (in_blocks or is_output) else None
     places = {n: i for i, n in enumerate(names)}
     expressions = {}
@@ -82,10 +84,15 @@ def import_(source: Source, name: str, model: Model | None) -> Imported:
     keys = list(expressions)
     patterns = [_pattern(source, key) for key in keys]
     met: set[int] = set()
-    for at, found in enumerate(hits_of(source, patterns, names)):
+    hits = hits_of(source, patterns, names)
+    deciding = {found[-1] for found in hits if found}
+    for at, found in enumerate(hits):
         met.update(found)
         if found:
             types[at] = expressions[keys[found[-1]]]
+        for i in found[:-1]:
+            if i not in deciding and expressions[keys[i]] != types[at]:
+                notes.append(f"`{keys[i]}` never decides: `{keys[found[-1]]}` stands behind it")
     for i, key in enumerate(keys):
         if i not in met and expressions[key] is not None:
             notes.append(f"`{key}` matches no module of {model.path.name} that is quantized")
@@ -111,7 +118,7 @@ def _config(source: Source, model: Model) -> _Config:
     if recognised_ is not None:
         values = [("", recognised_.settings)]
         notes = [*class_notes(recognised_, model), *recognised_.notes]
-    elif source.text.lstrip().startswith("{") or not re.search(r"^\s*[\w.]+\s*[=(]", source.text, re.M):
+    elif source.text.lstrip().startswith("{") or not re.search(r"^[ \t]*[\w.]+[ \t]*[=(]", source.text, re.M):
         try:
             values = [("", read_config(source))]
         except Exception:
@@ -166,11 +173,15 @@ def _type(
             said.get("group_size") or 0,
             str(said.get("data_type", "int")),
         )
-        if type(bits) is not int or type(group) is not int or not 1 <= bits <= 64:
-            raise source.fault(0, f"{key[:80]}: bits and group_size are whole numbers")
+        for name, number in (("bits", bits), ("group_size", group)):
+            if fault := number_fault(name, number):
+                raise source.fault(0, f"{key[:80]}: {name} {fault}")
+        if not re.search("int|fp|float|bf16", data_type):
+            raise source.fault(0, f"{key[:80]}: data_type {data_type[:40]} is unknown")
+        symmetric_said = _flag(source, f"{key[:80]}: ", said, "sym", default=True)
         is_float = "fp" in data_type or data_type.startswith(("float", "bf"))
         double = data_type.endswith("_dq") or "super_bits" in said
-        symmetric = is_float or (said.get("sym") is not False and "asym" not in data_type)
+        symmetric = is_float or (symmetric_said and "asym" not in data_type)
         format_ = WeightFormat(bits, max(0, group), symmetric, is_float, double)
     else:
         raise source.fault(0, f"{key[:80]}: the value is not a scheme", "write bits, group_size and sym")
@@ -183,10 +194,17 @@ def _type(
     return type_
 
 
+def _flag(source: Source, where: str, said: Mapping[str, object], key: str, *, default: bool) -> bool:
+    value = default if said.get(key) is None else said[key]
+    if type(value) is not bool:
+        raise source.fault(source.line_of(f'"{key}"'), f"{where}{key} is true or false")
+    return value
+
+
 def _pattern(source: Source, key: str) -> str:
     if not _META.search(key):
         return re.sub(r"([.\\*{}])", r"\\\1", key)
-    return source.pattern(key, source.line_of(key))
+    return source.pattern(key)
 
 
 def export(recipe: Recipe | Assignment, model: Model) -> tuple[str, list[str]]:

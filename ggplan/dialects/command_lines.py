@@ -17,6 +17,7 @@ that are comments (`#`, `REM`, `::`) or are printed (`echo`) hold no command. No
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from dataclasses import dataclass
 from typing import Literal
 
@@ -29,19 +30,27 @@ _PROGRAM = re.compile(
     r"|(?<!\S)--quantize(?=\s)",
     re.I,
 )
-_BARE = re.compile(
-    r"^[ \t]*(?=--(?:tensor-type(?:-file)?|custom-q|output-tensor-type|token-embedding-type"
-    r"|(?:attn|ffn)-[a-z-]+-type)[ \t])",
-    re.M,
+_OPTION = re.compile(
+    r"(?<!\S)[\"']?--(?:tensor-type(?:-file)?|custom-q|output-tensor-type|token-embedding-type"
+    r"|(?:attn|ffn)-[a-z-]{1,20}-type)[\"']?(?=[ \t])"
 )
+# What stands for a program whose name is not known: a variable of a shell, a path, a script.
+_VARIABLE = r"\$\{?\w+\}?|\$env:\w+|%\w+%|!\w+!|\$\([^()]{1,200}\)"
+_OTHER_PROGRAM = re.compile(
+    rf"[\"']?(?:(?:{_VARIABLE})[\"']?(?:[\\/]\S*)?|\S{{0,500}}[\\/]\S{{1,500}}"
+    r"|\S{1,200}\.(?:exe|sh|bat|cmd|ps1|py))[\"']?",
+    re.I,
+)
+_ASSIGNED = re.compile(r"\w{1,200}\+?=.*|=|.*\(", re.DOTALL)
 _SILENT = re.compile(r"[ \t]*(?:#|//|<!--|::|@?rem\b|@?echo\b)|.*[;&|][ \t]*echo\b", re.I)
 _DRIVE = re.compile(r"(?<![A-Za-z])[A-Za-z]:\\")
 _ENDS = re.compile(r";|&&?|\|\|?|[012&]?>>?.*|<(?![^>]*>).*|```.*")
 _GOES_ON = {e: re.compile(rf"{re.escape(e)}[ \t]*\n") for e in "\\^`"}
 _COMMENT = re.compile(r"[ \t]*(?:#|::|rem\b)[^\n]*\n?", re.I)
 _FIRST_ARGUMENT = re.compile(r"(?:[ \t]|[\\^`][ \t]*\n)*(\S*)")
-_CONTINUES = {"\\": "sh", "^": "cmd", "`": "powershell"}
+_CONTINUES: dict[str, Shell] = {"\\": "sh", "^": "cmd", "`": "powershell"}
 _MAX_COMMANDS = 1_000
+_LONGEST_LINE = 2_000  # of it is looked at for what shell it is of
 _LONGEST_HEAD = 2_000  # characters before the name in its line
 _MAX_CHARACTERS = 400_000  # of one command
 
@@ -98,32 +107,95 @@ def command_lines(source: Source) -> tuple[list[CommandLine], list[int]]:
     silent: list[int] = []
     if "--" not in text and "quantize" not in text.lower():
         return found, silent
+    lines = _Lines(text)
     end = 0
+    passed: set[tuple[int, bool]] = set()
     starts = sorted(
-        [(m.end(), m) for m in _PROGRAM.finditer(text)] + [(m.end(), m) for m in _BARE.finditer(text)],
+        [(m.end(), m) for m in _PROGRAM.finditer(text)] + [(m.start(), m) for m in _OPTION.finditer(text)],
         key=lambda pair: pair[0],
     )
     for at, match in starts:
         if match.start() < end:
             continue
-        first = _FIRST_ARGUMENT.match(text, at)
-        if first is None or not _is_argument(first[1]):
+        start = at
+        command_start = max(end, lines.command_start(at))
+        if match.re is _OPTION:
+            place = (command_start, lines.number(command_start) == lines.number(at))
+            if place in passed:  # another option of the same sentence
+                continue
+            passed.add(place)
+            start = _behind_other_program(text, command_start, at)
+            if start < 0:
+                continue
+        first = _FIRST_ARGUMENT.match(text, start)
+        if first is None:
             continue
         before = max(0, match.start() - _LONGEST_HEAD)
-        head = text[max(before, text.rfind("\n", before, match.start()) + 1) : match.start()]
-        if match.re is _PROGRAM and not _is_program(match, head):
+        line_start = max(before, text.rfind("\n", before, match.start()) + 1)
+        head = text[line_start : match.start()]
+        if match.re is _OPTION:
+            head = text[command_start : min(start, command_start + _LONGEST_HEAD)]
+        if match.re is _PROGRAM and not (_is_argument(first[1], match, head) and _is_program(match, head)):
             continue
-        line = text.count("\n", 0, at) + 1
+        line = lines.number(start)
         if _SILENT.match(head):
-            silent.append(line)
+            if match.re is _PROGRAM:
+                silent.append(line)
             continue
         inline = head.replace("```", "").count("`") % 2 == 1
-        splitter = _Splitter(source, at, _shell(text, at, head, match[0]), inline=inline)
+        splitter = _Splitter(source, start, line, _shell(text, start, head, match[0]), inline=inline)
         end = splitter.split()
         found.append(CommandLine(line, match.start(), tuple(splitter.words), splitter.has_comments))
         if len(found) > _MAX_COMMANDS:
             raise source.fault(line, f"there are more than {_MAX_COMMANDS:,} command lines")
     return found, silent
+
+
+class _Lines:
+    """Where lines begin, and where the commands begin that go on over several of them."""
+
+    def __init__(self, text: str) -> None:
+        self._starts, self._commands = [0], [0]
+        goes_on = False
+        for line in text.split("\n"):
+            start = self._starts[-1]
+            self._commands.append(self._commands[-1] if goes_on else start)
+            goes_on = line.rstrip()[-1:] in _CONTINUES and not line.lstrip().startswith("```")
+            self._starts.append(start + len(line) + 1)
+
+    def number(self, at: int) -> int:
+        """The number of the line of a character, from 1."""
+        return bisect_right(self._starts, at)
+
+    def command_start(self, at: int) -> int:
+        """Where the line begins, or the first of those that are continued up to it."""
+        return self._commands[self.number(at)]
+
+
+def _behind_other_program(text: str, start: int, at: int) -> int:
+    """Where the arguments begin of a command whose first option that chooses types stands at `at`.
+
+    The command begins at `start`. Its program is a variable of the shell, a path or a script; where its lines
+    are continued any word. -1 for a sentence that names an option.
+    """
+    head = text[start:at]
+    if not head.strip():
+        return at
+    if len(head) > _MAX_CHARACTERS:
+        return -1
+    option = re.search(r"(?<!\S)--[a-z]", head)
+    found = re.finditer(r"\$\([^()\n]{0,200}\)\S*|\S+", head[: option.start() if option else len(head)])
+    words = [m for m in found if m[0] not in ("\\", "^", "`", "&", "$", ">", "%")]
+    if not words:
+        return -1 if option is None else start + option.start()
+    if any(_ASSIGNED.fullmatch(m[0]) for m in words[1:2]) or words[0][0].endswith("("):
+        return -1  # `$a = @(`, `ARGS=(`: arguments, of which the command is elsewhere
+    named = next(
+        (m for m in words if _OTHER_PROGRAM.fullmatch(m[0]) and ".gguf" not in m[0] and "=" not in m[0]), None
+    )
+    if named is None and "\n" in head:
+        named = next((m for m in words if not _ASSIGNED.fullmatch(m[0])), None)
+    return start + named.end() if named is not None else -1
 
 
 def _is_program(match: re.Match[str], head: str) -> bool:
@@ -133,8 +205,10 @@ def _is_program(match: re.Match[str], head: str) -> bool:
     return match["name"].lower() != "quantize" or bool(match["exe"]) or head[-1:] in ("/", "\\")
 
 
-def _is_argument(word: str) -> bool:
+def _is_argument(word: str, program: re.Match[str], head: str) -> bool:
     """Whether the word behind the program's name is an argument, not one of a sentence."""
+    if word.startswith("@"):  # PowerShell's array of arguments
+        return bool(program["exe"]) or head.lstrip().startswith("&")
     return word.startswith(("-", "\u2013", "\u2014", "$", "%", "'-", '"-')) or (
         bool(re.search(r"\.gguf\b|[\\/].*[\\/]|^\"?[A-Za-z]:\\|^[\"'$%{]", word))
     )
@@ -143,9 +217,9 @@ def _is_argument(word: str) -> bool:
 def _shell(text: str, at: int, head: str, program: str) -> Shell:
     """The shell whose rules split the command that begins at `at`."""
     stop = text.find("\n", at)
-    first = text[at : stop if stop >= 0 else len(text)].rstrip()
-    if first[-1:] in _CONTINUES and stop >= 0:
-        return _CONTINUES[first[-1]]  # type: ignore[return-value]
+    if stop >= 0 and (last := text[max(at, stop - _LONGEST_LINE) : stop].rstrip()[-1:]) in _CONTINUES:
+        return _CONTINUES[last]
+    first = text[at : min(at + _LONGEST_LINE, stop if stop >= 0 else len(text))]
     if re.match(r"[ \t]*(?:PS [^>\n]*>|&[ \t]|\$env:)", head):
         return "powershell"
     return "cmd" if ".exe" in program.lower() or _DRIVE.search(head + first) else "sh"
@@ -154,10 +228,10 @@ def _shell(text: str, at: int, head: str, program: str) -> Shell:
 class _Splitter:
     """Splits the command that begins at a character into words, as its shell does."""
 
-    def __init__(self, source: Source, at: int, shell: Shell, *, inline: bool) -> None:
+    def __init__(self, source: Source, at: int, line: int, shell: Shell, *, inline: bool) -> None:
         self.source, self.text, self.start, self.shell, self.inline = source, source.text, at, shell, inline
         self.escape = {"sh": "\\", "cmd": "^", "powershell": "`"}[shell]
-        self.line = self.text.count("\n", 0, at) + 1
+        self.line = line
         self.words: list[tuple[str, int]] = []
         self.has_comments = False
         self._word: list[str] = []
@@ -203,9 +277,8 @@ class _Splitter:
                     self._take(text[i + 1 : i + 2])
                     i += 2
             elif text.startswith("$(", i) and self.shell != "cmd":
-                stop = text.find("\n", i)
-                end = text.find(")", i, stop if stop >= 0 else len(text))
-                end = i if end < 0 else end
+                end = text.find(")", i, i + _LONGEST_LINE)
+                end = i if end < 0 or "\n" in text[i:end] else end
                 self._take(text[i : end + 1])
                 i = end + 1
             elif c == "#" and not self._begun and self.shell != "cmd":

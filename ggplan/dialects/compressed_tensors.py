@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from ggplan.dialects.checkpoint_configs import class_notes, names_at
+from ggplan.dialects.checkpoint_configs import class_notes
 from ggplan.dialects.hf_names import EMBEDDING, LINEAR, modules_of
 from ggplan.dialects.literals import read_config
 from ggplan.dialects.modules import (
@@ -31,6 +31,7 @@ from ggplan.dialects.modules import (
     unmet_note,
 )
 from ggplan.dialects.recognising import recognised
+from ggplan.dialects.scheme import flag, names_at, whole
 from ggplan.dialects.settings import Settings
 from ggplan.dialects.source import Imported, Source, inert
 from ggplan.dialects.weight_formats import WEIGHT_FORMATS, WeightFormat, named_format, nearest_type
@@ -137,11 +138,12 @@ def _type(source: Source, how: object, notes: list[str]) -> GgmlType | None:
             )
         name = how
     elif isinstance(how, Settings):
-        bits, group = how.get("num_bits", default=8), how.get("group_size", default=0)
-        if type(bits) is not int or type(group) is not int or not 1 <= bits <= 64:
-            raise source.fault(0, "`num_bits` and `group_size` of a scheme are whole numbers")
+        bits = whole(source, how, "num_bits", default=8)
+        group = whole(source, how, "group_size", default=0)
+        if how.get("type", default="int") not in ("int", "float"):
+            raise source.fault(source.line_of('"type"'), f"{how.path}type is int or float")
         grouped = how.get("strategy") in (None, "group", "tensor_group", "GROUP") and group > 0
-        is_float, symmetric = how.get("type") == "float", how.get("symmetric") is not False
+        is_float, symmetric = how.get("type") == "float", flag(source, how, "symmetric", default=True)
         symmetric = symmetric or is_float
         how.get("dynamic")
         format_ = WeightFormat(bits, group if grouped else 0, symmetric, is_float)
@@ -160,7 +162,7 @@ def _type(source: Source, how: object, notes: list[str]) -> GgmlType | None:
 
 def _target(source: Source, text: str, type_: GgmlType | None) -> _Target:
     if text.startswith("re:"):
-        source.pattern(text[3:], source.line_of(text))
+        source.pattern(text[3:])
         return _Target(text, _EXPRESSION, type_)
     return _Target(text, _CLASS if text in (LINEAR, EMBEDDING) else _NAME, type_)
 

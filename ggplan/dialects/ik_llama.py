@@ -31,7 +31,9 @@ from ggplan.planning import Assignment
 from ggplan.rules import Recipe
 
 BLOCK = re.compile(
-    r"^[ \t>]*(?:export[ \t]+|local[ \t]+)?(?P<name>\w*custom\w*|CUSTOM\w*)=(?P<quote>[\"'])(?P<body>)", re.M
+    r"^[ \t>]*(?:export[ \t]+|local[ \t]+)?"
+    r"(?P<name>\w{0,64}custom\w{0,64}|CUSTOM\w{0,64})=(?P<quote>[\"'])(?P<body>)",
+    re.M,
 )
 _MAX_BLOCKS = 100
 _EXPANSION = re.compile(r"\$(\{|\(|[A-Za-z_])|`")
@@ -114,13 +116,14 @@ def _lists(blocks: Sequence[_Block], commands: Sequence[Command]) -> tuple[list[
 
 def _blocks(source: Source) -> list[_Block]:
     """The quoted texts of `custom=` as bash reads them; assignments of `$(...)` are left out."""
-    found, at = [], 0
+    found, at, line, counted = [], 0, 1, 0
     while block := BLOCK.search(source.text, at):
         quote, start = block["quote"], block.end()
         end = start
         while end < len(source.text) and source.text[end] != quote:
             end += 2 if quote == '"' and source.text[end] == "\\" else 1
-        line = source.text.count("\n", 0, start) + 1
+        line += source.text.count("\n", counted, start)
+        counted = start
         if end >= len(source.text):
             raise source.fault(line, f"`{block['name']}={quote}` is never closed")
         body = source.text[start:end]

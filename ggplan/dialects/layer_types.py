@@ -27,8 +27,14 @@ from ggplan.rules.roles import block_of
 from ggplan.stock import MIXES, Mix, find_mix, is_mix
 from ggplan.text import printable
 
-_LIST = re.compile(r"LAYER_TYPES\s*=\s*(?P<quote>['\"]?)\s*\[(?P<body>[^']*?)\]\s*(?P=quote)\s*(?:$|\n)")
-_PAIR = re.compile(r"\[\s*(\d{1,4})\s*,\s*\\?\"?([A-Za-z0-9_]{1,20})\s*\\?\"?\s*\]")
+_BLANKS = r"\s{0,200}"  # without a limit two of them would try every division of many blanks
+_LIST = re.compile(
+    rf"LAYER_TYPES{_BLANKS}={_BLANKS}(?P<quote>['\"]?){_BLANKS}\[(?P<body>[^'=]*?)\]"
+    rf"{_BLANKS}(?P=quote){_BLANKS}(?:$|\n)"
+)
+_PAIR = re.compile(
+    rf"\[{_BLANKS}(\d{{1,4}}){_BLANKS},{_BLANKS}\\?\"?([A-Za-z0-9_]{{1,20}}){_BLANKS}\\?\"?{_BLANKS}\]"
+)
 _FLAGS = {"token_embd.weight": "--token-embedding-type", "output.weight": "--output-tensor-type"}
 
 
@@ -44,8 +50,8 @@ def import_(source: Source, name: str, model: Model | None) -> Imported:
         raise source.fault(first, f"`{left[:60]}` is not a layer and its mix", 'a layer is `[0,"Q4_K_M"]`')
     mixes: dict[int, Mix] = {}
     for pair in _PAIR.finditer(found["body"]):
-        line = source.text.count("\n", 0, found.start("body") + pair.start()) + 1
         if not is_mix(pair[2]):
+            line = source.text.count("\n", 0, found.start("body") + pair.start()) + 1
             raise source.fault(line, f"`{pair[2]}` is none of llama-quantize's mixes")
         mixes[int(pair[1])] = find_mix(pair[2])
     by_mix = _fitted(source, {mix.name: mix for mix in mixes.values()}, model)

@@ -41,6 +41,7 @@ from ggplan.text import printable
 
 _PROTECTED = re.compile(r"norm|bias|gate_inp")
 _OUTPUT = r"^output\.weight$"
+_EMBEDDINGS, _PER_LAYER = r"^token_embd\.weight$", r"^per_layer_token_embd\.weight$"
 T = TypeVar("T")
 
 
@@ -116,7 +117,7 @@ def one_of(
     if len(lists) > 1 and block is None:
         places = ", ".join(str(line(c)) for c in lists[:20])
         raise source.fault(line(lists[1]), f"there are {len(lists)} lists of rules, in lines {places}",
-                           f"choose one of them with --block N, N from 1 to {len(lists)}")  # fmt: skip
+                           f"choose one: --block N, N from 1 to {len(lists)}")  # fmt: skip
     if block is not None and not 1 <= block <= len(lists):
         raise source.fault(
             0, f"there is no list {block}; there {'is' if len(lists) == 1 else 'are'} {len(lists)}"
@@ -234,14 +235,30 @@ def _of_options(
             notes.append(
                 "--leave-output-tensor: output.weight keeps the type that the model has, which -m MODEL tells"
             )
-    for rule in before if names is not None and "output.weight" not in names else ():
-        if rule.pattern == _OUTPUT:  # tied: the embeddings are the output
+    for rule in before if names is None or "output.weight" not in names else ():
+        if rule.pattern != _OUTPUT:
+            continue
+        if names is None:
+            if not command.pure:
+                notes.append(
+                    f"{rule.comment}: of a model with tied embeddings it means the embeddings; -m MODEL tells"
+                )
+        elif command.pure:  # llama.cpp looks for tied embeddings only where it follows the mix
             before.remove(rule)
-            parts.append(ImportedRule(r"^token_embd\.weight$", rule.type, rule.line, rule.comment))
-            break
+            notes.append(
+                f"{rule.comment} is for no tensor of a model with tied embeddings, since --pure is given"
+            )
+        else:  # tied: the embeddings are the output
+            before.remove(rule)
+            parts += [
+                ImportedRule(pattern, rule.type, rule.line, rule.comment)
+                for pattern in (_EMBEDDINGS, _PER_LAYER)
+                if pattern == _EMBEDDINGS or "per_layer_token_embd.weight" in names
+            ]
+        break
     for rule in command.flags:
-        if rule.pattern == r"^token_embd\.weight$" and names and "per_layer_token_embd.weight" in names:
-            parts.append(ImportedRule(r"^per_layer_token_embd\.weight$", rule.type, rule.line, rule.comment))
+        if rule.pattern == _EMBEDDINGS and names and "per_layer_token_embd.weight" in names:
+            parts.insert(0, ImportedRule(_PER_LAYER, rule.type, rule.line, rule.comment))
     if names is not None and model is not None:
         for rules in (before, parts):
             for rule in list(rules):

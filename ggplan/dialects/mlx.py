@@ -19,13 +19,14 @@ mlx-vlm's.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
-from ggplan.dialects.checkpoint_configs import class_notes, whole
+from ggplan.dialects.checkpoint_configs import class_notes
 from ggplan.dialects.flatten import NUMBER, fitted_types
 from ggplan.dialects.hf_names import modules_of
 from ggplan.dialects.modules import need_model, recipe_of_types
 from ggplan.dialects.recognising import Config, recognised
+from ggplan.dialects.scheme import whole
 from ggplan.dialects.settings import Settings
 from ggplan.dialects.source import Imported, Source, imported_text
 from ggplan.dialects.weight_formats import WEIGHT_FORMATS, WeightFormat, nearest_type
@@ -74,17 +75,23 @@ def _import_config(source: Source, config: Config, name: str, model: Model) -> I
     general = _type(source, settings, settings, notes)
     exceptions: dict[str, GgmlType | None] = {}
     for key in settings:
-        said = settings.inner(key)
-        if said is not None and not isinstance(settings.get(key), list):
+        value = settings.peek(key)
+        if isinstance(value, Mapping) and (said := settings.inner(key)) is not None:
             exceptions[key] = _type(source, said, settings, notes)
-        elif isinstance(value := settings.get(key), bool):
-            exceptions[key] = general if value else None
+        elif isinstance(value, bool):
+            exceptions[key] = general if settings.get(key) else None
     notes += settings.left_out()
     modules, types = modules_of(model), []
-    met = set()
+    met: set[str] = set()
     for module in modules:
-        known = next((key for key in _names(module.name) if key in exceptions), None)
-        met.add(known)
+        keys = [key for key in _names(module.name) if key in exceptions]
+        known = keys[0] if keys else None
+        met.update(keys)
+        notes += [
+            f"`{key}` never decides: `{known}` is the same module"
+            for key in keys[1:]
+            if exceptions[key] != exceptions[keys[0]]
+        ]
         types += [exceptions[known] if known is not None else general] * module.n_experts
     for key, type_ in exceptions.items():
         if key not in met:

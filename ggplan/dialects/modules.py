@@ -42,17 +42,28 @@ def expanded(modules: Sequence[Module]) -> list[str]:
 
 # Modules that are never quantized in a GGUF, or are in no text model's: to leave them out says nothing new.
 _NO_MATTER = re.compile(
-    r"gate\b|router|norm|lm_head|embed|visual|vision|audio|mtp|projector|rotary|conv1d|bias|output"
+    r"gate|\w{0,40}(router|norm|embed|visual|vision|audio|projector|conv1d)\w{0,40}|lm_head|mtp\w{0,40}"
+    r"|rotary\w{0,40}|bias|output"
 )
+_SEGMENT = re.compile(r"[^\w(|)]+")
 
 
 def unmet_note(left_out: Sequence[str], model: Model) -> list[str]:
     """A note on names of modules to leave out that the model has not, but for those that change nothing."""
-    unmet = [name for name in left_out if not _NO_MATTER.search(name)]
+    unmet = [name for name in left_out if not _is_no_matter(name)]
     if not unmet:
         return []
     more = f" (and {len(unmet) - 1:,} more)" if len(unmet) > 1 else ""
-    return [f"`{unmet[0]}`{more} is to stay as it is, and matches no module of {model.path.name}"]
+    return [f"`{unmet[0][:200]}`{more} is to stay as it is, and matches no module of {model.path.name}"]
+
+
+def _is_no_matter(name: str) -> bool:
+    """Whether a whole segment of a name or pattern, or each of its alternatives, is such a module."""
+    for segment in _SEGMENT.split(name.replace("?:", "")):
+        words = segment.removeprefix("(").removesuffix(")").split("|")
+        if all(_NO_MATTER.fullmatch(word) for word in words):
+            return True
+    return False
 
 
 # A part of a name or of a pattern, with more of the name after it.

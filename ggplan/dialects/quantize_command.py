@@ -284,6 +284,12 @@ def _order(command: Command, types: dict[str, ImportedRule]) -> None:
 
 
 def _unknown(source: Source, word: str, line: int) -> Exception:
+    if word.lower() in ("-argumentlist", "-args", "-filepath", "-nonewwindow", "-wait"):
+        return source.fault(
+            line,
+            f"`{word}` is Start-Process's: the options of llama-quantize stand in a list of PowerShell's",
+            "write the command itself: & .\\llama-quantize.exe --tensor-type ... IN.gguf OUT.gguf TYPE",
+        )
     near = nearest("--" + word.lstrip("-\u2013\u2014").partition("=")[0], OPTIONS)
     if near and word != near and word.startswith(near + "="):
         hint = f"write {near} and its value with a blank between them"
@@ -310,15 +316,23 @@ def _type(source: Source, value: str, line: int) -> GgmlType:
 def _files_and_mix(source: Source, command: Command, positional: list[tuple[str, int]]) -> None:
     """Find the type among `IN [OUT] TYPE [THREADS]`, which is a name or a number."""
     for word, line in positional:
-        if re.search(r"\$\{\w+\[[@*]\]\}|\$[@*]", word):
+        if re.search(r"\$\{\w+\[[@*]\]\}|\$[@*]|^@\w+$", word):
             raise source.fault(line, f"`{word[:60]}` is filled in by the shell and may hold options",
+                               "put in its place what the shell would")  # fmt: skip
+    if len(positional) > 3 and _EXPANDED.match(positional[0][0]) and not _mix_name(positional[2][0]):
+        word, line = positional[0]
+        if not _mix_name(positional[1][0]) and _mix_name(positional[3][0]):
+            raise source.fault(line, f"`{word[:60]}` is filled in by the shell and holds options",
                                "put in its place what the shell would")  # fmt: skip
     rest = positional[1:]  # behind the input
     names = [i for i, (word, _) in enumerate(rest[:2]) if _mix_name(word)]
     if not names:
         said = rest[1] if len(rest) > 1 else None
         if said is not None and _EXPANDED.search(said[0]):
-            command.notes.append(f"the type of the whole file, `{said[0]}`, is filled in by the shell")
+            command.notes.append(
+                f"the type of the whole file, `{said[0][:60]}`, is filled in by the shell: what no rule "
+                "names keeps its type here; to give it one, put `@default TYPE` at the end of the recipe"
+            )
         elif said is not None and len(positional) <= 4:
             command.notes.append(
                 f"`{said[0][:60]}` is no type of a whole file; what no rule names keeps its type"

@@ -42,6 +42,7 @@ _SIGNS = (
     ("quanto", ("activations",)),
 )
 _BLOCKS = ("quantization_config", "quantization", "compression_config")
+_SHOWN, _LONGEST = 10, 60
 _OF_MODELS = ("architectures", "hidden_size", "num_hidden_layers", "n_layers")
 
 
@@ -105,9 +106,7 @@ def _config(source: Source, root: Mapping[str, object]) -> Config | None:
     if is_mlx:
         found.sort(key=lambda pair: not _is_mlx(pair[1]) or pair[0].endswith("config."))
     path, block = found[0]
-    notes = [
-        f"{other}… says otherwise than {path}…, which is read" for other, value in found[1:] if value != block
-    ]
+    notes = [note for other, value in found[1:] for note in _differing(path, block, other, value)]
     dialect = "mlx" if is_mlx else _dialect(source, block)
     if dialect is None:
         if path == "" and any(key in root for key in _OF_MODELS):
@@ -119,6 +118,25 @@ def _config(source: Source, root: Mapping[str, object]) -> Config | None:
     if root.get("expert_dtype") is not None:
         notes.append(f"expert_dtype = {root['expert_dtype']} is not read: look at the experts' types")
     return Config(dialect, Settings(block, path), architectures, tuple(map(printable, notes)))
+
+
+def _differing(path: str, block: Mapping[str, object], other: str, value: Mapping[str, object]) -> list[str]:
+    """A note on the keys in which a second block differs from the one that is read."""
+    said = []
+    for key, stated in value.items():
+        if key not in block and stated not in (None, {}, [], ""):
+            said.append(f"{other}{key} = {_short(stated)}")
+        elif key in block and block[key] != stated:
+            said.append(f"{other}{key} = {_short(stated)} ({path}{key} = {_short(block[key])} is read)")
+    if not said:
+        return []
+    more = f", and {len(said) - _SHOWN:,} more" if len(said) > _SHOWN else ""
+    return [f"left out, as {path.removesuffix('.')} is read: {', '.join(said[:_SHOWN])}{more}"]
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
 
 
 def _is_mlx(block: Mapping[str, object]) -> bool:

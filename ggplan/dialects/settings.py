@@ -73,6 +73,10 @@ class Settings:
         self._read.update(keys)
         return next((self._values[key] for key in keys if self._values.get(key) is not None), default)
 
+    def peek(self, key: str) -> object:
+        """The value of a key, which does not count as read by that."""
+        return self._values.get(key)
+
     def inner(self, key: str) -> Settings | None:
         """The object or array at a key, whose own keys are still to be read; None for other values."""
         value = self._values.get(key)

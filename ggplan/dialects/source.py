@@ -61,8 +61,10 @@ class Source:
         except TypeNameError as error:
             raise self.finding("GP002", error.message, line, text, error.hint) from None
 
-    def pattern(self, text: str, line: int) -> str:
+    def pattern(self, text: str, line: int | None = None) -> str:
         """A regular expression of another tool, checked to mean the same in a recipe.
+
+        `line` is where it stands; by default the first line that contains it.
 
         Raises
         ------
@@ -73,18 +75,31 @@ class Source:
             check_pattern(text)
         except PatternError as error:
             message = error.message
+            place = self.line_of(text) if line is None else line
             raise self.finding(
-                error.code, message, line, text, error.help, error.start, error.length
+                error.code, message, place, text, error.help, error.start, error.length
             ) from None
         for kind, piece, start in tokens(text):
             if kind == "range":
                 message = f"`{piece}` is a range of ggplan's recipes, not a regular expression"
                 raise self.finding(
-                    "GP004", message, line, text, "write the numbers: `(1|2|3)`", start, len(piece)
+                    "GP004",
+                    message,
+                    self.line_of(text) if line is None else line,
+                    text,
+                    "write the numbers: `(1|2|3)`",
+                    start,
+                    len(piece),
                 )
         if "#" in text:
             message = "a pattern with `#` cannot be said in a recipe, where `#` begins a comment"
-            raise self.finding("GP004", message, line, text, "write `.` for the character")
+            raise self.finding(
+                "GP004",
+                message,
+                self.line_of(text) if line is None else line,
+                text,
+                "write `.` for the character",
+            )
         return text.replace("@", r"\@") if text.startswith("@") else text
 
 

@@ -14,11 +14,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from ggplan.dialects.checkpoint_configs import class_notes, names_at, transformers_pattern
+from ggplan.dialects.checkpoint_configs import class_notes
 from ggplan.dialects.hf_names import LINEAR, modules_of
 from ggplan.dialects.literals import read_config, read_python
 from ggplan.dialects.modules import expanded, flat_modules, hits_of, need_model, recipe_of_types
 from ggplan.dialects.recognising import recognised
+from ggplan.dialects.scheme import names_at, transformers_pattern
 from ggplan.dialects.settings import Settings
 from ggplan.dialects.source import Imported, Source, inert
 from ggplan.dialects.weight_formats import WEIGHT_FORMATS, WeightFormat, nearest_type
@@ -66,7 +67,7 @@ def import_(source: Source, name: str, model: Model | None) -> Imported:
     kinds = [module.kind for module in modules for _ in range(module.n_experts)]
     types = {str(key): _type(source, str(key), value, notes) for key, value in table.items()}
     expressions = [key for key in types if key.startswith("re:")]
-    patterns = [f"^(?:{source.pattern(key[3:], source.line_of(key))})$" for key in expressions]
+    patterns = [f"^(?:{source.pattern(key[3:])})$" for key in expressions]
     by_weight = hits_of(source, patterns, [f"{n}.weight" for n in names])
     by_module = hits_of(source, patterns, names)
     chosen: list[GgmlType | None] = []

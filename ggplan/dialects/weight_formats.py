@@ -64,6 +64,21 @@ _BY_BITS = {8: "q8_0", 7: "q8_0", 6: "q6_K", 3: "q3_K", 2: "q2_K"}
 _PRESET = re.compile(r"W(\d{1,2})A(?:\d{1,2}|FP8|F8)(_ASYM)?", re.I)
 
 
+_HOW = r"(_?A\d{1,2}|_?(DYNAMIC|STATIC|BLOCK|RCEIL|MOE|KV|PC|PT|(W8)?A8)){0,3}"
+"""How activations or scales are made, which no weight depends on."""
+_NAMED = tuple(
+    (re.compile(known), format_)
+    for known, format_ in (
+        ("UNQUANTIZED|BF16|FP16", WeightFormat(16, is_float=True)),
+        (f"NVFP4{_HOW}", WEIGHT_FORMATS["nvfp4"]),
+        (f"MXFP4{_HOW}", WEIGHT_FORMATS["mxfp4"]),
+        (f"MXFP8{_HOW}", WeightFormat(8, 32, is_float=True)),
+        (f"FP8{_HOW}|FPW8A16", WeightFormat(8, is_float=True)),
+        (f"INT8{_HOW}", WeightFormat(8)),
+    )
+)
+
+
 def nearest_type(
     format_: WeightFormat, table: dict[str, WeightFormat] = WEIGHT_FORMATS
 ) -> tuple[GgmlType | None, bool]:
@@ -93,16 +108,9 @@ def nearest_type(
 def named_format(name: str) -> WeightFormat | None:
     """A format by its name in compressed-tensors or AutoRound: `W4A16`, `FP8_DYNAMIC`; None if unknown."""
     upper = name.upper().replace("-", "_")
-    if upper in ("UNQUANTIZED", "BF16", "FP16"):
-        return WeightFormat(16, is_float=True)
-    if upper.startswith("NVFP4"):
-        return WEIGHT_FORMATS["nvfp4"]
-    if upper.startswith("MXFP"):
-        return WEIGHT_FORMATS["mxfp4"] if upper.startswith("MXFP4") else WeightFormat(8, 32, is_float=True)
-    if upper.startswith("FP8"):
-        return WeightFormat(8, is_float=True)
-    if upper == "INT8":
-        return WeightFormat(8)
+    for known, format_ in _NAMED:
+        if known.fullmatch(upper):
+            return format_
     found = _PRESET.fullmatch(upper)
     if found is None:
         return None

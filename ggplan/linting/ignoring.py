@@ -33,6 +33,8 @@ _UNREAD = re.compile(
 _CODE_FIRST = re.compile(r"[ \t:,;=(\[]*gp-?\w*\d", re.IGNORECASE)
 _WORD = re.compile(r"[^\s,;\[\]()]+")
 _WORDS = ("ignore", "ignore-file")
+_LONGEST_WORD = 40  # of a misspelt one
+_MOST_ASKED = 16  # places of one line that may be misspelt
 # What other linters call it. A comment that begins with another word is prose.
 _SYNONYMS = {"noqa": "ignore", "disable": "ignore", "allow": "ignore", "skip": "ignore", "expect": "ignore"}
 
@@ -175,26 +177,39 @@ def _comment_of(line: str) -> re.Match[str] | None:
     """The part of a line's comment that silences something. It begins the comment or stands behind a remark;
     in quotes or within a word it is only talked about.
     """
-    first = line.find("#")
+    first = at = line.find("#")
+    end = len(line.rstrip())
+    quotes = backticks = asked = 0  # those of the remark, counted once however many places there are
     for found in _COMMENT.finditer(line):
-        remark = line[first : found.start()]
-        is_quoted = remark.count('"') % 2 or remark.count("`") % 2
-        if (not remark or (remark[-1] in " \t" and not is_quoted)) and _is_meant(line, found):
+        start = found.start()
+        quotes += line.count('"', at, start)
+        backticks += line.count("`", at, start)
+        at = start
+        if start != first and (line[start - 1] not in " \t" or quotes % 2 or backticks % 2):
+            continue
+        if found["word"] in _WORDS:
+            return found
+        asked += 1
+        if asked <= _MOST_ASKED and _is_meant(line, found, end):
             return found
     return None
 
 
-def _is_meant(line: str, found: re.Match[str]) -> bool:
-    """Whether a comment `ggplan: WORD` is to silence something, though the word may be misspelt. Such a word
+def _is_meant(line: str, found: re.Match[str], end: int) -> bool:
+    """Whether a comment `ggplan: WORD` is to silence something, though the word is misspelt. Such a word
     with others behind it that are no codes is prose: `ggplan: ignoring this is fine`.
+
+    Parameters
+    ----------
+    end
+        Where the line ends, without blanks.
     """
-    word = found["word"]
-    if word in _WORDS:
-        return True
-    if line[found.end() :].strip() and not _CODE_FIRST.match(line, found.end()):
+    word = found["word"].lower()
+    if len(word) > _LONGEST_WORD:
         return False
-    near = difflib.get_close_matches(word.lower(), _WORDS, n=1, cutoff=0.7)
-    return bool(near) or word.lower() in _SYNONYMS
+    if found.end() < end and not _CODE_FIRST.match(line, found.end()):
+        return False
+    return bool(difflib.get_close_matches(word, _WORDS, n=1, cutoff=0.7)) or word in _SYNONYMS
 
 
 def _codes(file: str, number: int, line: str, start: int) -> Iterator[tuple[str, Location]]:

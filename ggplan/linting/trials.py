@@ -135,11 +135,18 @@ def apply_fixes(texts: Mapping[str, str], fixes: Iterable[Fix]) -> Applied:
     changed = {}
     for file, edits in spans.items():
         text = texts[file]
-        line_end = "\r\n" if "\r\n" in text else "\n"
         for start, stop, new in reversed(edits):
-            text = text[:start] + new.replace("\n", line_end) + text[stop:]
+            text = text[:start] + new.replace("\n", _line_end(text, start)) + text[stop:]
         changed[file] = text
     return Applied(changed, tuple(done))
+
+
+def _line_end(text: str, at: int) -> str:
+    """How the line at a place ends; that of the line before it where it is the last and does not end."""
+    end = text.find("\n", at)
+    if end < 0:
+        end = text.rfind("\n", 0, at)
+    return "\r\n" if end > 0 and text[end - 1] == "\r" else "\n"
 
 
 def _line_starts(text: str) -> list[int]:

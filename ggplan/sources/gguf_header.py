@@ -210,6 +210,8 @@ class _Cursor:
 def _read_start(cursor: _Cursor) -> tuple[int, int, int]:
     """The version, the number of tensors and the number of key-value pairs."""
     magic = cursor.take(min(4, cursor.size), "the magic")
+    if not magic:
+        raise cursor.error("this is not a GGUF file: it is empty")
     if magic != b"GGUF":
         raise cursor.error(f"this is not a GGUF file: it begins with {shown(magic)}")
     version = cursor.u32("the version")

@@ -271,7 +271,9 @@ def _missing_error(folder: Path, names: Sequence[str]) -> TruncatedError | None:
         return None
     return TruncatedError(
         f"{shown(folder)}: {len(missing)} of {len(names)} shards are missing: {listed(missing)}",
-        hint="download them into the folder; `ggplan inspect --header-only` shows what is there",
+        hint="download them into the folder; `ggplan inspect --header-only` shows what is there"
+        if len(missing) < len(names)
+        else "download them into the folder, or take the index away to read what else is there",
     )
 
 

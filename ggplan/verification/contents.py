@@ -15,6 +15,7 @@ import numpy as np
 
 from ggplan.arch.pretokenizers import PRETOKENIZER_NAMES
 from ggplan.conversion.listing import Hashed, Listing, whole_sha256
+from ggplan.conversion.manifest import FileHashes
 from ggplan.errors import CheckpointError
 from ggplan.model import Model
 from ggplan.quants.soundness import is_checkable, unsound_blocks
@@ -115,6 +116,9 @@ def checksum_faults(listing: Listing, found: Hashed) -> list[Fault]:
     for header in found.headers:
         name = header.path.name
         stated = listing.files.get(name)
+        if not _is_covered(header, stated, listing):
+            what = "does not list it" if stated is None else "has a hash of its header, and none of its data"
+            faults.append(Fault(HEADER, "missing", f"{shown} {what}", name))
         if stated is not None and stated.header and stated.header != found.header_hashes[name]:
             message = "the metadata or the table of tensors is not the one the manifest was made of"
             faults.append(Fault(HEADER, "checksum", message, name))
@@ -130,16 +134,27 @@ def checksum_faults(listing: Listing, found: Hashed) -> list[Fault]:
     if not listing.tensors:  # it has the hashes of whole files only
         return faults
     for header in found.headers:
+        stated = listing.files.get(header.path.name)
+        has_all = stated is not None and bool(stated.whole or stated.data)
         for record in header.tensors:
             listed = listing.tensors.get(record.name)
             digest = found.tensor_hashes.get(record.name)
-            if listed is None:
+            if listed is None and not has_all:
                 message = "the manifest does not list it"
                 faults.append(Fault(record.name, "missing", message, header.path.name))
-            elif digest and listed.tensors[printable(record.name)] != digest:
+            elif listed is not None and digest and listed.tensors[printable(record.name)] != digest:
                 message = "its sha256 is not the manifest's"
                 faults.append(Fault(record.name, "checksum", message, header.path.name))
     return faults
+
+
+def _is_covered(header: GgufHeader, stated: FileHashes | None, listing: Listing) -> bool:
+    """Whether a manifest has a hash of a file's data, or of tensors, which are looked at one by one."""
+    if stated is not None and (stated.whole or stated.data):
+        return True
+    if listing.tensors:
+        return True
+    return stated is not None and not header.tensors
 
 
 def data_sha256(header: GgufHeader) -> str:

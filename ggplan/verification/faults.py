@@ -31,6 +31,8 @@ class Fault:
         The name of the file.
     key
         The metadata key that differs from the plan's, or "".
+    hint
+        What helps, or "".
     """
 
     where: str
@@ -38,3 +40,4 @@ class Fault:
     message: str
     file: str
     key: str = ""
+    hint: str = ""

@@ -78,14 +78,14 @@ def find_listing(files: OpenedFiles, found: Hashed) -> Listing | None:
     return None if manifest is None else list_files(manifest, found)
 
 
-def other_notes(files: OpenedFiles) -> list[str]:
+def other_notes(files: OpenedFiles, found: Hashed) -> list[str]:
     """A sentence where the files are not as their own manifest has them, but as another in the folder has."""
     if files.own is None or find_by_header([files.own], files.hashed) is not None:
         return []
-    other = find_by_header(files.manifests, files.hashed)
+    other = find_by_header(files.manifests, found)
     if other is None:
         return []
-    listing = list_files(other, files.hashed)
+    listing = list_files(other, found)
     now, was = next(((now, was.file) for now, was in listing.files.items()), ("", ""))
     if not now:
         return []

@@ -121,7 +121,9 @@ def verify(
     try:
         files = open_files(path, given)
     except CheckpointError as error:
-        fault = Fault(HEADER, "header", error.message.removeprefix(f"{shown(path)}: "), path.name)
+        fault = Fault(
+            HEADER, "header", error.message.removeprefix(f"{shown(path)}: "), path.name, hint=error.hint
+        )
         return Verification((path,), 0, 0, None, (fault,))
     headers, written = files.headers, files.model
     unknown = unknown_pretokenizer(written)
@@ -154,6 +156,10 @@ def verify(
         errors=errors,
         not_compared=skipped,
         proven=plan is not None,
-        notes=(*files.notes, *(listing_notes(listing) if listing is not None else ()), *other_notes(files)),
+        notes=(
+            *files.notes,
+            *(listing_notes(listing) if listing is not None else ()),
+            *other_notes(files, found_hashes),
+        ),
         listing=listing,
     )

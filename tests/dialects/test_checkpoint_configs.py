@@ -1,6 +1,8 @@
 """The quantization_config of checkpoints: whose it is, what it gives each module, what it says besides."""
 
+import contextlib
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -196,10 +198,35 @@ def test_mlx_by_module() -> None:
     assert found["blk.1.ffn_down_exps.weight"] == "mxfp4"
     assert found["blk.1.attn_q.weight"] == "q8_0"
     assert found["token_embd.weight"] == "mxfp4"
-    assert (
-        "otherwise than quantization"
-        in imported({"quantization": said, "quantization_config": {"bits": 4}})[1]
-    )
+    fewer = imported({"quantization": said, "quantization_config": {"bits": 4}})[1]
+    assert "quantization_config" not in fewer
+    other = imported({"quantization": said, "quantization_config": {"bits": 8, "foo": [1]}})[1]
+    assert "quantization_config.bits = 8 (quantization.bits = 4 is read)" in other
+    assert "quantization_config.foo = [1]" in other
+
+
+def test_what_mlx_does_not_know_is_noted_whatever_its_kind() -> None:
+    said = {
+        "group_size": 64,
+        "bits": 5,
+        "bar": 9,
+        "kind": "x",
+        "layers": [1],
+        "model.layers.0.zzz": {"bits": 4},
+    }
+    notes = imported({"quantization": said})[1]
+    assert "bar = 9" in notes
+    assert 'kind = "x"' in notes
+    assert "layers" in notes.replace("model.layers", "")
+    assert "`model.layers.0.zzz` (q4_K) matches no module" in notes
+
+
+def test_one_module_of_mlx_under_two_names() -> None:
+    name = "model.layers.3.self_attn.q_proj"
+    said = {"group_size": 64, "bits": 4, f"language_model.{name}": {"bits": 8}, name: False}
+    notes = imported({"quantization": said})[1]
+    assert f"`language_model.{name}` never decides: `{name}` is the same module" in notes
+    assert "matches no module" not in notes
 
 
 @pytest.mark.parametrize(("said", "type_"), [
@@ -232,7 +259,7 @@ def test_dynamic_of_gptq_only_refines() -> None:
     assert found["blk.0.attn_q.weight"] == "q8_0"
     left = ("token_embd", "output", "blk.0.attn_k", "blk.0.ffn_up", "blk.9.ffn_down")
     assert {found[f"{name}.weight"] for name in left} == {"bf16"}
-    assert "`+:.*` also matches" in imported(config, DENSE)[1]
+    assert "`+:.*` changes nothing for" in imported(config, DENSE)[1]
     config["quantization_config"] |= {"lm_head": True}
     assert types(config, DENSE)["output.weight"] == "q8_0"
     assert types(config, DENSE)["token_embd.weight"] == "bf16"
@@ -276,7 +303,7 @@ def test_mxfp4_of_a_model_without_experts() -> None:
 
 @pytest.mark.parametrize("bits", [10**30, 0, -4, 65])
 def test_bits_that_are_none(bits: int) -> None:
-    assert "bits (1 to 64)" in message(quantized("gptq", bits=bits, group_size=128))
+    assert "bits is 1 to 8" in message(quantized("gptq", bits=bits, group_size=128))
 
 
 def test_a_key_that_occurs_twice() -> None:
@@ -314,3 +341,147 @@ def test_a_config_of_gpt_oss_for_another_model_is_noted() -> None:
     config = quantized("mxfp4") | {"architectures": ["GptOssForCausalLM"]}
     notes = import_recipe(json.dumps(config), "config.json", model=inventory("Qwen3-8B")).notes
     assert "the config is for GptOssForCausalLM (gpt-oss), Qwen3-8B is qwen3" in notes
+
+
+def experts_left(*names: str, model: str = MOE) -> tuple[set[str], str]:
+    """The types that are left of MXFP4's experts where `names` are not converted, by layer; and the notes."""
+    config = quantized("mxfp4", modules_to_not_convert=list(names))
+    found = types(config, model)
+    left = {name.split(".")[1] for name, type_ in found.items() if "_exps." in name and type_ != "mxfp4"}
+    assert all(found[f"blk.{i}.attn_q.weight"] == "bf16" for i in range(9))
+    return left, imported(config, model)[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "left"),
+    [
+        ("model.layers.3", {"3"}),
+        ("model.layers.3.mlp", {"3"}),
+        ("model.layers.3.", {"3", *(str(n) for n in range(30, 40))}),  # the dot stands for a digit, too
+        (r"model\.layers\.3\.", {"3"}),
+        ("layers.3.mlp.experts", {"3"}),  # the end of the name
+        ("model.layers.(3|7).mlp.experts", {"3", "7"}),
+        ("model.layers.3.mlp.experts.down_proj", set()),  # asked for the experts of a layer together
+        ("model.layers.3.mlp.exp", set()),
+        ("self_attn", set()),
+    ],
+)
+def test_mxfp4_leaves_the_experts_that_transformers_leaves(name: str, left: set[str]) -> None:
+    """The values are those of transformers 5.24, `should_convert_module('model.layers.N.mlp.experts')`."""
+    found, notes = experts_left(name, "lm_head")
+    assert found == left
+    assert ("matches no module" in notes) == (name.endswith((".exp", "down_proj", "self_attn")))
+
+
+@pytest.mark.parametrize(
+    ("name", "left"),
+    [
+        ("model.layers.3.", {3, *range(30, 40)}),
+        ("model.layers.3..*|lm_head", {3, *range(30, 40)}),
+        (r"model.layers.3\.|model.layers.4", {3, 4}),
+        ("model.layers.1", {1}),
+        ("q_proj", set(range(48))),
+    ],
+)
+def test_names_end_at_a_boundary_as_in_transformers(name: str, left: set[int]) -> None:
+    found = types(quantized("fp8", modules_to_not_convert=[name]))
+    assert {i for i in range(48) if found[f"blk.{i}.attn_q.weight"] != "q8_0"} == left
+
+
+def test_expressions_that_re2_has_not_are_refused_by_name() -> None:
+    for method in ("fp8", "mxfp4", "torchao", "hqq", "bitsandbytes"):
+        told = message(quantized(method, **KEYS.get(method, {}),
+                                 modules_to_not_convert=["model.layers.0.mlp.(?!up)gate.*"]))  # fmt: skip
+        assert "GP004" in told
+        assert "(?!up)" in told
+    # What is no expression of Python's either is the end of a name.
+    odd = quantized("fp8", modules_to_not_convert=["*.q_proj"])
+    assert "`*.q_proj` is to stay as it is, and matches no module" in imported(odd)[1]
+
+
+@pytest.mark.parametrize("name", ["talker.gate_proj9", "model.layers.99.mlp.gate_up", "foo.outputs"])
+def test_a_part_of_a_word_does_not_hide_what_is_unmet(name: str) -> None:
+    config = quantized("fp8", modules_to_not_convert=[name, "model.visual", r"re:.*lm_head", "mlp.gate"])
+    assert f"`{name}` is to stay as it is" in imported(config)[1]
+
+
+@pytest.mark.parametrize(("method", "values", "told"), [
+    ("bitsandbytes", {"load_in_4bit": "false"}, "load_in_4bit is true or false"),
+    ("bitsandbytes", {"load_in_8bit": 1}, "load_in_8bit is true or false"),
+    ("bitsandbytes", {"load_in_4bit": True, "bnb_4bit_quant_type": "nf3"}, "is nf4 or fp4"),
+    ("gptq", {"bits": 4, "lm_head": "true"}, "lm_head is true or false"),
+    ("gptq", {"bits": 4, "sym": "false"}, "sym is true or false"),
+    ("gptq", {"bits": 4, "group_size": -5}, "group_size is a whole number, -1 for"),
+    ("gptq", {"bits": 4, "dynamic": {"+:.*q_proj": False}}, "not false | write `-:` before"),
+    ("gptq", {"bits": 4, "dynamic": {".*q_proj": 8}}, "is an object with bits, ..., not 8"),
+    ("gptq", {"bits": 4, "dynamic": {".*q_proj": {"bits": 9}}}, "dynamic..*q_proj.bits is 1 to 8"),
+    ("awq", {"bits": 100}, "bits is 1 to 8"),
+    ("awq", {"bits": 4, "zero_point": "no"}, "zero_point is true or false"),
+    ("awq", {"w_bit": 4, "q_group_size": -2}, "q_group_size is a whole number"),
+    ("awq", {"bits": 4, "lm_head": 0}, "lm_head is true or false"),
+    ("hqq", {"quant_config": {"weight_quant_params": {"nbits": 12}}}, "nbits is 1 to 8"),
+    ("modelopt", {"quant_algo": "FP8FOO"}, "quant_algo FP8FOO is unknown"),
+    ("modelopt", {"quant_algo": "NVFP4X"}, "quant_algo NVFP4X is unknown"),
+    ("modelopt", {"quant_algo": "W4A8_AWQ", "group_size": "128"}, "group_size is a whole number"),
+    ("modelopt", {"quant_algo": "W4A16_AWQ", "has_zero_point": "yes"}, "has_zero_point is true or false"),
+    ("auto-round", {"bits": 4, "sym": "false"}, "sym is true or false"),
+    ("auto-round", {"bits": 4, "quant_lm_head": "true"}, "quant_lm_head is true or false"),
+    ("auto-round", {"bits": 4, "group_size": -7}, "group_size"),
+    ("auto-round", {"bits": 12}, "bits"),
+    ("auto-round", {"scheme": "FP8FOO"}, "FP8FOO"),
+    ("compressed-tensors", {"config_groups": {"g": {"weights": {"num_bits": 4, "symmetric": "no"}}}},
+     "symmetric is true or false"),
+    ("compressed-tensors", {"config_groups": {"g": {"weights": {"num_bits": 40}}}}, "num_bits"),
+    ("compressed-tensors", {"config_groups": {"g": {"weights": {"num_bits": 4, "group_size": -7}}}},
+     "group_size"),
+    ("compressed-tensors", {"config_groups": {"g": {"weights": {"num_bits": 4, "type": "flaot"}}}}, "type"),
+])  # fmt: skip
+def test_values_of_the_wrong_kind_are_refused_by_name(
+    method: str, values: dict[str, object], told: str
+) -> None:
+    assert told in message(quantized(method, **values))
+
+
+@pytest.mark.parametrize(
+    ("name", "type_"),
+    [("FP8_PB_WO", "q8_0"), ("NVFP4_AWQ", "nvfp4"), ("W4A16_AWQ", "q4_0"), ("W4A8_NVFP4_FP8", "nvfp4"),
+     ("W8A8_SQ_PER_CHANNEL", "q8_0"), ("W4A8_MXFP4_FP8", "mxfp4"), ("fp8", "q8_0"), ("int4_awq", "q4_0")],
+)  # fmt: skip
+def test_algorithms_of_modelopt(name: str, type_: str) -> None:
+    assert types(quantized("modelopt", quant_algo=name))["blk.5.attn_q.weight"] == type_
+
+
+def test_an_exception_that_never_decides_is_told() -> None:
+    dynamic = {"+:.*self_attn.*": {"bits": 8}, "+:.*q_proj": {"bits": 3}, "-:.*k_proj": {}}
+    _, notes = imported(quantized("gptq", bits=4, group_size=32, dynamic=dynamic))
+    assert "`+:.*q_proj` never decides: `+:.*self_attn.*` stands before it" in notes
+    assert "`-:.*k_proj` never decides: `+:.*self_attn.*` stands before it" in notes
+    layers = {"model.layers.3.self_attn.q_proj": {"quant_algo": "FP8"}}
+    mixed = quantized("modelopt", quant_algo="MIXED_PRECISION", quantized_layers=layers,
+                      exclude_modules=["model.layers.3*"])  # fmt: skip
+    assert "`model.layers.3.self_attn.q_proj` never decides" in imported(mixed)[1]
+    later = {".*q_proj": {"bits": 3}, ".*self_attn.*": {"bits": 8}}
+    rounded = quantized("auto-round", bits=4, group_size=32, sym=True, extra_config=later)
+    assert "`.*q_proj` never decides: `.*self_attn.*` stands behind it" in imported(rounded)[1]
+    # Nothing is lost where both say the same.
+    same = quantized("fp8", modules_to_not_convert=["model.layers.3", "model.layers.3.mlp"])
+    assert "never decides" not in imported(same)[1]
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq", "fp8", "auto-round"])
+def test_embeddings_of_the_prediction_layers_stay(method: str) -> None:
+    found = types(quantized(method, **KEYS[method]), "GLM-4.5-Air")
+    assert found["blk.46.nextn.embed_tokens.weight"] == "bf16"
+    assert found["blk.46.attn_q.weight"] != "bf16"
+
+
+@pytest.mark.parametrize("name", ["(" * 5_000, "a.*" * 1_000 + "b", "gate|" * 60_000, "." * 100_000,
+                                  "x" * 300_000, "\\." * 50_000])  # fmt: skip
+def test_long_names_take_the_time_of_their_length(name: str) -> None:
+    start = time.process_time()
+    for method in ("fp8", "awq", "gptq", "compressed-tensors"):
+        key = {"compressed-tensors": "ignore"}.get(method, "modules_to_not_convert")
+        values = KEYS[method] | {key: [name]}
+        with contextlib.suppress(RecipeError):
+            imported(quantized(method, **values))
+    assert time.process_time() - start < 20

@@ -1,5 +1,8 @@
 """Command lines of llama-quantize as people paste them, and what becomes of each of their options."""
 
+import contextlib
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,7 @@ from ggplan.dialects.quantize_command import OPTIONS
 from ggplan.errors import RecipeError
 from ggplan.inventories import inventory
 from ggplan.linting.check import check_text
+from ggplan.model import Model
 from ggplan.planning import assign, decide, fit
 from ggplan.rules import parse_recipe
 from ggplan.stock import find_mix
@@ -117,7 +121,7 @@ def test_several_commands_are_several_recipes() -> None:
     text = "".join(
         f"{PROGRAM} --tensor-type attn_v={t} in.gguf o-{t}.gguf Q4_K_M\n" for t in ("q8_0", "q6_K")
     )
-    assert "there are 2 lists of rules, in lines 1, 2 | choose one of them with --block N" in message(text)
+    assert "there are 2 lists of rules, in lines 1, 2 | choose one: --block N, N from 1 to 2" in message(text)
     assert rules_of(text, block=2) == [("attn_v", "q6_K")]
     assert "there is no list 3; there are 2" in message(text, block=3)
     plain = f"{PROGRAM} in.gguf q8.gguf Q8_0\n{PROGRAM} {ONE_RULE} in.gguf out.gguf Q4_K_M\n"
@@ -275,3 +279,113 @@ def test_an_output_type_that_leaving_the_output_alone_overrides_is_noted() -> No
         for note in notes_of(text)
     )
     assert types(text, "Qwen3-8B")["output.weight"] == "bf16"
+
+
+TWO_RULES = [("attn_v", "q8_0"), ("ffn_down_exps", "q6_K")]
+FIRST, SECOND = "--tensor-type attn_v=q8_0", "--tensor-type ffn_down_exps=q6_K"
+
+
+@pytest.mark.parametrize("text", [
+    f"Q=./{PROGRAM}\n$Q {FIRST} \\\n  {SECOND} in.gguf out.gguf Q4_K_M\n",
+    f'"$Q" {FIRST} {SECOND} in.gguf out.gguf Q4_K_M\n',
+    f'"${{BIN}}/quantize" {FIRST} \\\n {SECOND} in.gguf out.gguf Q4_K_M\n',
+    f"set Q={PROGRAM}.exe\n%Q% {FIRST} ^\n  {SECOND} in.gguf out.gguf Q4_K_M\n",
+    f'call "%Q%" {FIRST} {SECOND} D:\\in.gguf D:\\out.gguf Q4_K_M\n',
+    f"!Q! {FIRST} ^\n{SECOND} in.gguf out.gguf Q4_K_M\n",
+    f'$q = ".\\{PROGRAM}.exe"\n& $q {FIRST} `\n  {SECOND} in.gguf out.gguf Q4_K_M\n',
+    f"& $env:Q {FIRST} `\n {SECOND} in.gguf out.gguf Q4_K_M\n",
+    f"$ CUDA_VISIBLE_DEVICES=0 nice -n 19 $Q --pure {FIRST} \\\n {SECOND} in.gguf out.gguf Q4_K\n",
+    f"$Q \\\n  --imatrix x.gguf \\\n  {FIRST} \\\n  {SECOND} \\\n  in.gguf out.gguf Q4_K_M\n",
+    f"$(which {PROGRAM}) {FIRST} \\\n {SECOND} in.gguf out.gguf Q4_K_M\n",
+    f"./my-quantizer {FIRST} {SECOND} in.gguf out.gguf Q4_K_M\n",
+    f"tools/quant.sh {FIRST} \\\n {SECOND} in.gguf out.gguf Q4_K_M\n",
+    f"myquant {FIRST} \\\n {SECOND} in.gguf out.gguf Q4_K_M\n",
+    f"$Q $IN $OUT {FIRST} {SECOND} Q4_K_M\n",
+    f"> $Q {FIRST} \\\n>   {SECOND} in.gguf out.gguf Q4_K_M\n",
+    f"# $Q --tensor-type attn_k=q4_0 in.gguf out.gguf Q2_K\n$Q {FIRST} {SECOND} in.gguf out.gguf Q4_K_M\n",
+    f"Give --tensor-type attn_k=q4_0 where you like.\n\n$Q {FIRST} {SECOND} in.gguf out.gguf Q4_K_M\n",
+])  # fmt: skip
+def test_the_program_may_be_a_variable_or_another_name(text: str) -> None:
+    assert rules_of(text) == TWO_RULES
+    assert default_of(text) == "q4_K"
+
+
+@pytest.mark.parametrize(("text", "told"), [
+    (f'$a = @("--tensor-type", "attn_v=q8_0")\n& .\\{PROGRAM}.exe @a in.gguf out.gguf Q4_K_M\n',
+     "`@a` is filled in by the shell"),
+    (f'$a = @(\n  "--tensor-type", "attn_v=q8_0"\n)\n& ".\\{PROGRAM}.exe" @a in.gguf out.gguf Q4_K_M\n',
+     "`@a` is filled in by the shell"),
+    (f"Start-Process .\\{PROGRAM}.exe -ArgumentList $x\n", "`-ArgumentList` is Start-Process's"),
+    (f"Start-Process -FilePath .\\{PROGRAM}.exe -Wait -ArgumentList '--tensor-type attn_v=q8_0 a b Q4_0'\n",
+     "is Start-Process's"),
+    (f'OPTS="--tensor-type attn_v=q8_0"\n{PROGRAM} $OPTS in.gguf out.gguf Q4_K_M\n', "`$OPTS` is filled in"),
+    (f"set OPTS=--tensor-type attn_v=q8_0\n{PROGRAM}.exe %OPTS% in.gguf out.gguf Q4_K_M\n",
+     "`%OPTS%` is filled in"),
+    (f'ARGS=(--tensor-type attn_v=q8_0)\n{PROGRAM} "${{ARGS[@]}}" in.gguf out.gguf Q4_K_M\n',
+     "is filled in by the shell"),
+])  # fmt: skip
+def test_options_in_a_variable_are_refused(text: str, told: str) -> None:
+    assert told in message(text)
+
+
+@pytest.mark.parametrize("mix", ["$quant", "%QUANT%", "${TYPE}"])
+def test_a_mix_in_a_variable_says_what_follows(mix: str) -> None:
+    notes = "\n".join(notes_of(f"{PROGRAM} {FIRST} in.gguf out.gguf {mix}\n"))
+    assert f"`{mix}`, is filled in by the shell" in notes
+    assert "what no rule names keeps its type here" in notes
+    assert "@default TYPE" in notes
+
+
+def tied() -> Model:
+    """A model without output.weight, whose embeddings are the output."""
+    model = inventory("GLM-4.5-Air")
+    return replace(model, tensors=tuple(t for t in model.tensors if t.name != "output.weight"))
+
+
+def test_the_type_of_the_output_is_for_tied_embeddings_but_with_pure() -> None:
+    """As llama-quantize of llama.cpp 0.3.36 writes them: with --pure they have the type of the file."""
+    flag = "--output-tensor-type q8_0"
+    told = f"{PROGRAM} {flag} in.gguf out.gguf Q4_K_M\n"
+    assert (r"^token_embd\.weight$", "q8_0") in rules_of(told, model=tied())
+    pure = f"{PROGRAM} --pure {flag} in.gguf out.gguf Q4_K\n"
+    assert rules_of(pure, model=tied()) == []
+    assert default_of(pure, model=tied()) == "q4_K"
+    assert any("since --pure is given" in note for note in notes_of(pure, model=tied()))
+    assert any("tied embeddings it means the embeddings" in note for note in notes_of(told))
+    assert not any("tied" in note for note in notes_of(pure))
+    whole = inventory("GLM-4.5-Air")
+    assert not any("tied" in note for note in notes_of(told, model=whole))
+    assert (r"^output\.weight$", "q8_0") in rules_of(pure, model=whole)
+
+
+@pytest.mark.parametrize("text", [
+    f"echo {PROGRAM} --pure\n" * 40_000,
+    f"# {PROGRAM} --pure " * 20_000,
+    f"{PROGRAM} is fine " * 20_000,
+    "Use --tensor-type attn_v=q8_0 " * 20_000,
+    "Use --tensor-type attn_v=q8_0 \\\n" * 20_000,
+    "# Use --tensor-type attn_v=q8_0 \\\n" * 20_000,
+    f"{PROGRAM} -a " + "$(" * 150_000,
+    f"{PROGRAM} --pure a b Q4_0; " * 990 + "x" * 300_000,
+    "> " * 200_000 + f"{PROGRAM} --pure",
+    "custom" * 60_000,
+    "custom=''\n" * 60_000,
+    "a=" + "," * 300_000,
+    "a=" * 150_000,
+    "LAYER_TYPES=[" * 20_000,
+    "LAYER_TYPES=" + " " * 200_000,
+    "LAYER_TYPES=[]" + " " * 200_000 + "x",
+    "LAYER_TYPES='[ [0,\"Q4_K\"" + " " * 200_000 + "]'",
+    "bits\n" + "\n" * 200_000 + "layer_config",
+    "{" + " " * 200_000 + "'bits' :",
+    "blk.0=q8_0\n" + "blk." * 100_000,
+    '{"quantization_config": {"quant_method": "fp8", "modules_to_not_convert": ['
+    + ", ".join(f'"model.layers.{i}.mlp"' for i in range(4_000)) + "]}}",
+])  # fmt: skip
+def test_long_texts_take_the_time_of_their_length(text: str) -> None:
+    start = time.process_time()
+    with contextlib.suppress(RecipeError):
+        import_recipe(text, "theirs.txt", model=inventory("Qwen3-8B"))
+    with contextlib.suppress(RecipeError):
+        import_recipe(text, "theirs.txt", dialect="autoround", model=inventory("Qwen3-8B"))
+    assert time.process_time() - start < 10

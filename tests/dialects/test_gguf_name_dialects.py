@@ -188,7 +188,7 @@ def test_the_bash_idiom_of_model_cards() -> None:
 
 def test_several_lists_in_one_card() -> None:
     two = CARD + CARD.replace("iq5_ks", "iq3_ks")
-    assert "choose one of them with --block N, N from 1 to 2" in _hint(two)
+    assert "choose one: --block N, N from 1 to 2" in _hint(two)
     assert ("blk\\..*\\.attn_output.*", "iq3_ks") in rules_of(import_recipe(two, "README.md", block=2).text)
     assert ("blk\\..*\\.attn_output.*", "iq5_ks") in rules_of(import_recipe(two, "README.md", block=1).text)
 

@@ -14,7 +14,8 @@ from ggplan.errors import RecipeError
 from ggplan.inventories import inventory
 from ggplan.linting import check_recipe, fix_recipe, subject_of
 from ggplan.linting.case import make_case
-from ggplan.rules import InvalidRecipeError, parse_recipe, shipped_recipes
+from ggplan.linting.trials import apply_fixes
+from ggplan.rules import Edit, Fix, InvalidRecipeError, parse_recipe, shipped_recipes
 from ggplan.rules.loading import recipe_text
 
 AIR = "GLM-4.5-Air"
@@ -216,3 +217,11 @@ def test_very_many_fixes_take_no_longer_than_their_lines(tmp_path: Path) -> None
     fixed = fix_recipe(path, inventory(AIR))
     assert (fixed.n_fixes, list(fixed.texts.values())) == (9_000, ["@default q8_0\n"])
     assert time.process_time() - began < 15  # 40 seconds and more where each edit looks at each line
+
+
+def test_a_fix_ends_lines_as_the_line_that_it_changes() -> None:
+    text = "# one\r\n# two\nfoo = q8_0\n\r\nbar = q8_0\r\nbaz = q4_0"
+    fixes = [Fix((Edit("x", line, 1, None, "new = q4_K\n"),), safe=True) for line in (3, 5)]
+    assert apply_fixes({"x": text}, fixes).texts["x"] == (
+        "# one\r\n# two\nnew = q4_K\n\r\nnew = q4_K\r\nbaz = q4_0"
+    )

@@ -240,3 +240,27 @@ def test_very_many_comments_and_findings_take_no_longer_than_their_lines(lines: 
     began = time.process_time()
     assert check("\n".join(lines) + "\n").diagnostics
     assert time.process_time() - began < 20  # of the order of a minute and more where each meets each
+
+
+@pytest.mark.parametrize(
+    "comment",
+    [
+        "# ggplan: x " * 70_000,
+        "# ggplan: ignoro " * 50_000,
+        '" # ggplan: ignore GP102 ` ' * 40_000,
+        "# ggplan: " + "ignore-" * 100_000,
+        "# " * 300_000,
+        "# ggplan: ignore " + "gp-" * 200_000,
+        "# ggplan: ignore " + "GP102, " * 30_000,
+    ],
+)
+def test_a_very_long_comment_takes_the_time_of_its_length(comment: str) -> None:
+    start = time.process_time()
+    ignore_comments([("x.recipe", f"attn_q = q8_0 {comment}\n")])
+    assert time.process_time() - start < 2
+
+
+def test_a_comment_behind_many_remarks_is_found() -> None:
+    remarks = "# ggplan: x said so " * 100
+    found = ignore_comments([("x.recipe", f"attn_q = q8_0 {remarks}# ggplan: ignore GP102\n")])
+    assert [code for code, _ in found[0].codes] == ["GP102"]

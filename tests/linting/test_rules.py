@@ -143,3 +143,11 @@ def test_the_example_of_a_new_rule_in_the_contributing_guide_works(
     (finding,) = page.check(make_case(model, parse_recipe(page.example)))
     assert finding.message
     assert list(page.check(make_case(model, parse_recipe(page.instead)))) == []
+
+
+def test_a_type_of_ik_llama_cpp_without_a_place_is_told_as_its() -> None:
+    for target, told in (("", True), ("@target ik_llama.cpp\n", False)):
+        text = f"@arch glm4moe\n{target}ffn_down_exps = iq4_ks\n@default q8_0\n"
+        report = check_text(text, "x.recipe", None, inventory("GLM-4.5-Air"))
+        found = [d for d in report.diagnostics if d.code in ("GP212", "GP201")]
+        assert any("`@target ik_llama.cpp`" in d.message for d in found) == told

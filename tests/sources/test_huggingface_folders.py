@@ -140,6 +140,19 @@ def test_shards_without_an_index(tmp_path: Path) -> None:
         open_checkpoint(path)
 
 
+def test_an_index_without_its_shards_beside_a_whole_model(tmp_path: Path) -> None:
+    shard = "model-00001-of-00002.safetensors"
+    path = folder(tmp_path, **{"model.safetensors": {"a": ONES}, INDEX: {"weight_map": {"a": shard}}})
+    with pytest.raises(CheckpointError, match="1 of 1 shards are missing") as caught:
+        open_checkpoint(path)
+    assert "take the index away" in caught.value.hint
+    assert "--header-only" not in caught.value.hint  # there is nothing to show
+    with pytest.raises(CheckpointError):
+        open_checkpoint(path, header_only=True)
+    (path / INDEX).unlink()
+    assert list(open_checkpoint(path).tensors) == ["a"]
+
+
 def test_names_of_shards_in_any_script(tmp_path: Path) -> None:
     name = "模型 é.safetensors"
     path = folder(tmp_path, **{name: {"a": ONES}, INDEX: {"weight_map": {"a": name}}})

@@ -17,7 +17,7 @@ from program import run
 from sound_files import WEIGHTS, write_converted, write_manifest, write_source, write_split
 
 import ggplan
-from ggplan.conversion.manifest import manifest_path
+from ggplan.conversion.manifest import manifest_path, read_manifest
 from ggplan.errors import CheckpointError
 from ggplan.sources.gguf import find_set
 from ggplan.sources.gguf_header import read_header
@@ -342,3 +342,167 @@ def test_a_renamed_part_without_the_first_says_which_is_missing(tmp_path: Path) 
     assert "2 of 3 files of the set are missing: the first, number 3; " in done.stderr
     with pytest.raises(CheckpointError, match=r"does not end in -00002-of-00003\.gguf"):
         ggplan.open_model(new)
+
+
+def fine_tunes(folder: Path) -> list[Path]:
+    """Two models of one header and other weights, m1.gguf and m2.gguf, each with its manifest."""
+    made = []
+    for n in (1, 2):
+        (folder / f"in{n}" / "tune").mkdir(parents=True)
+        rng = np.random.default_rng(n)
+        weights = {
+            name: values if "norm" in name else rng.standard_normal(values.shape, np.float32)
+            for name, values in WEIGHTS.items()
+        }
+        source = write_source(folder / f"in{n}" / "tune" / "source.gguf", weights)
+        plan = ggplan.make_plan(ggplan.open_model(source), ggplan.parse_recipe("@default q8_0 | bf16", "r"))
+        ggplan.convert(plan, folder / f"m{n}.gguf")
+        made.append(folder / f"m{n}.gguf")
+    return made
+
+
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("which", ["manifests", "one list"])
+def test_of_two_models_with_one_header_the_renamed_one_is_known(tmp_path: Path, n: int, which: str) -> None:
+    made = fine_tunes(tmp_path)
+    if which == "one list":
+        sums = [manifest_path(path) for path in made]
+        (tmp_path / "all.sha256").write_text("".join(path.read_text() for path in sums))
+        for path in sums:
+            path.unlink()
+    new = made[n - 1].rename(tmp_path / "z.gguf")
+    found = verify(new)
+    assert found.is_sound
+    assert found.listing is not None
+    assert found.listing.renamed == {"z.gguf": f"m{n}.gguf"}
+    assert run("verify", new).returncode == 0
+    source = tmp_path / f"in{n}" / "tune" / "source.gguf"
+    plan = ggplan.make_plan(ggplan.open_model(source), ggplan.parse_recipe("@default q8_0 | bf16", "r"))
+    done = ggplan.convert(plan, tmp_path / "again.gguf", ggplan.ConvertOptions(reuse=new))
+    assert done.reuse is not None
+    assert QUERY in done.reuse.tensors
+    assert not any("damaged" in reason for reason in done.reuse.reasons.values())
+    # And the flipped bit in it is found, as that of the model it is.
+    flip(new)
+    damaged = verify(new)
+    assert faults_of(damaged) == [(QUERY, "checksum", "z.gguf")]
+    assert damaged.listing is not None
+    assert damaged.listing.renamed == {"z.gguf": f"m{n}.gguf"}
+
+
+def whole_sums(paths: list[Path]) -> list[tuple[str, str]]:
+    return [(hashlib.sha256(path.read_bytes()).hexdigest(), path.name) for path in paths]
+
+
+@pytest.mark.parametrize("name", ["list.txt", "set.gguf.sha256"])
+@pytest.mark.parametrize("flipped", [False, True])
+def test_a_list_without_some_files_of_a_set_agrees_with_nothing_of_them(
+    tmp_path: Path, name: str, flipped: bool
+) -> None:
+    paths = split_set(tmp_path)
+    manifest_path(paths[0]).unlink()
+    (tmp_path / name).write_text("".join(f"{digest}  {file}\n" for digest, file in whole_sums(paths)[:-1]))
+    if flipped:
+        data = bytearray(paths[-1].read_bytes())
+        data[-1] ^= 1
+        paths[-1].write_bytes(data)
+    given = ["--manifest", tmp_path / name] if name == "list.txt" else []
+    done = run("verify", paths[0], *given)
+    assert done.returncode == 1
+    assert "agree" not in done.stdout
+    assert f"{paths[-1].name}: header: {name} does not list it" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    with (tmp_path / name).open("a") as file:
+        file.write("{}  {}\n".format(*whole_sums(paths)[-1]))
+    assert run("verify", paths[0], *given).returncode == 0
+
+
+def test_a_hash_of_the_header_alone_says_nothing_of_the_data(tmp_path: Path) -> None:
+    _, path = write_converted(tmp_path)
+    sums = manifest_path(path)
+    lines = sums.read_text().splitlines(keepends=True)
+    sums.write_text("".join(line for line in lines if line.startswith("header-sha256")))
+    done = run("verify", path)
+    assert done.returncode == 1
+    assert "has a hash of its header, and none of its data" in done.stderr
+    # Tensors that have no line of their own are those of a file that has one.
+    sums.write_text("".join(f"{digest}  {name}\n" for digest, name in whole_sums([path])) + lines[0])
+    assert run("verify", path).returncode == 0
+
+
+TABLE = (
+    "\nAlgorithm       Hash                                                                   Path\n"
+    "---------       ----                                                                   ----\n"
+    "SHA256          {HEX}       C:\\models\\{name}\n\n\n"
+)
+WINDOWS = {
+    "Get-FileHash": TABLE,
+    "its path is cut": TABLE.replace("{name}", "a long folder\\a lo..."),
+    "Format-List": "\n\nAlgorithm : SHA256\nHash      : {HEX}\nPath      : D:\\some folder\\{name}\n\n",
+    "Export-Csv": '"Algorithm","Hash","Path"\n"SHA256","{HEX}","D:\\m, n\\{name}"\n',
+    "certutil": "SHA256 hash of {name}:\n{hex}\nCertUtil: -hashfile command completed successfully.\n",
+    "older certutil": "SHA256 hash of file {name}:\n{pairs}\nCertUtil: -hashfile command completed.\n",
+    "German certutil": "SHA256-Hash von {name}:\n{hex}\nCertUtil: -hashfile-Befehl wurde ausgeführt.\n",
+    "a hash alone": "{hex}\n",
+    "sha256sum": "{hex} *{name}\n",
+    "sha256sum --tag": "SHA256 ({name}) = {hex}\n",
+    "openssl": "SHA2-256({name})= {hex}\n",
+    "a backslash": "\\{hex}  C:\\\\m\\\\{name}\n",
+}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le"])
+@pytest.mark.parametrize("program", WINDOWS)
+def test_lists_of_other_programs_are_read(tmp_path: Path, program: str, encoding: str) -> None:
+    _, path = write_converted(tmp_path)
+    manifest_path(path).unlink()
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    pairs = " ".join(digest[i : i + 2] for i in range(0, 64, 2))
+    text = WINDOWS[program].format(HEX=digest.upper(), hex=digest, pairs=pairs, name=path.name)
+    sums = tmp_path / "out.gguf.sha256"
+    sums.write_bytes(text.replace("\n", "\r\n").encode(encoding))
+    found = verify(path)
+    assert found.is_sound
+    assert found.manifest == sums
+    flip(path)
+    assert faults_of(verify(path)) == [(HEADER, "checksum", "out.gguf")]
+    assert not verify(path, manifest=sums.rename(tmp_path / "sums.txt")).is_sound
+
+
+def test_a_list_of_another_hash_says_what_is_read(tmp_path: Path) -> None:
+    _, path = write_converted(tmp_path)
+    (tmp_path / "md5.txt").write_text("d41d8cd98f00b204e9800998ecf8427e  out.gguf\n")
+    done = run("verify", path, "--manifest", tmp_path / "md5.txt")
+    assert done.returncode == 1
+    assert "no line gives a SHA-256 of a tensor or a file" in done.stderr
+    assert "certutil -hashfile FILE SHA256" in done.stderr
+
+
+def test_faults_of_a_set_come_with_a_remedy(tmp_path: Path) -> None:
+    paths = split_set(tmp_path)
+    shutil.copy(paths[1], tmp_path / "copy.gguf")
+    other = paths[2].rename(tmp_path / "renamed.gguf")
+    manifest_path(paths[0]).unlink()
+    done = run("verify", other)
+    assert done.returncode == 1
+    other.rename(tmp_path / "away")
+    done = run("verify", paths[0])
+    assert done.returncode == 1
+    assert "help: download them into the same folder" in done.stderr
+    assert "ggplan inspect --header-only" in done.stderr
+    (tmp_path / "empty.gguf").touch()
+    done = run("verify", tmp_path / "empty.gguf")
+    assert "this is not a GGUF file: it is empty" in done.stderr
+
+
+@pytest.mark.parametrize("line", [
+    "SHA256 (" + ") = " * 40_000, "SHA256 " * 30_000, "0" * 200_000, "SHA256 hash of " * 20_000,
+    ":" * 200_000, "sha256  " + "a" * 64 + " " * 100_000 + ":" * 100_000, "Hash : " * 30_000,
+    "a" * 64 + " " * 200_000, "Path : a\n" + " x\n" * 60_000, "\\" * 200_000, "-00001-of-00002" * 20_000,
+])  # fmt: skip
+def test_long_lines_of_a_list_take_the_time_of_their_length(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "sums.txt"
+    path.write_text(f"{line}\n{line}\n{'a' * 64}  x.gguf\n")
+    start = time.process_time()
+    read_manifest(path)
+    assert time.process_time() - start < 2

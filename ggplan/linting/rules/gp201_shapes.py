@@ -57,7 +57,8 @@ class NoType(Finding):
 
     tensor: str
     fault: PlanError
-    says = "{f.tensor}: {f.fault.message}"
+    foreign: str = ""
+    says = "{f.tensor}: {f.fault.message}{f.foreign}"
     advice = "{f.fault.hint}"
 
 
@@ -83,7 +84,11 @@ def check_no_type(case: Case) -> Iterator[NoType]:
     for t, f in enumerate(case.fitted):
         if f.fault is not None and (choice := case.choice(f.decision.rule)) is not None:
             fix = rechosen(choice, _chain(choice, "f16"), safe=False)
-            yield NoType(choice.location, some(case, [t]), f.fault, fixes=(fix,))
+            theirs = [type_.name for type_ in choice.types if type_.engine == "ik_llama.cpp"]
+            foreign = ""
+            if theirs and case.recipe.target != "ik_llama.cpp":
+                foreign = f"; {theirs[0]} is ik_llama.cpp's, which a line `@target ik_llama.cpp` chooses"
+            yield NoType(choice.location, some(case, [t]), f.fault, foreign, fixes=(fix,))
             return
 
 
