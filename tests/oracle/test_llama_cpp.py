@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from family_cases import CASES
+from tiny_checkpoints import OPTIONS
 
 import ggplan
 
@@ -119,6 +120,7 @@ def reference_ggufs(
                 "output": folder / f"{case}.gguf",
                 "outtype": "bf16",
                 "pre": PRE,
+                "options": OPTIONS.get(case, []),
             }
             for case in sorted(path.name for path in reference_models.iterdir())
         ]
