@@ -28,6 +28,7 @@ from family_cases import GOLDENS  # noqa: E402
 from folder_variants import VARIANTS as FOLDERS  # noqa: E402
 from tiny_checkpoints import (  # noqa: E402
     DATA,
+    OPTIONS,
     OUTTYPES,
     golden_keys,
     golden_summary,
@@ -91,6 +92,7 @@ def main() -> None:
             outtype = outtype or OUTTYPES.get(folder.name, "bf16")
             output = f"{folder}.gguf"
             jobs.append({"folder": str(folder), "output": output, "outtype": outtype, "pre": "glm4"})
+            jobs[-1]["options"] = OPTIONS.get(folder.name, [])
 
         for case in cases:
             (DATA / "hf" / f"{case}.json").write_text(pretty(describe(work / "models" / case)) + "\n")

@@ -11,7 +11,8 @@ that all share. To add one, write such a module: see `docs/models.md`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
@@ -69,8 +70,11 @@ def to_gguf(checkpoint: HfCheckpoint, *, pre: str | None = None) -> Model:
     _refuse_embedders(checkpoint)
     values = text_values(checkpoint.config)
     config = Config(shown(checkpoint.path / "config.json"), values, len(checkpoint.tensors))
+    architecture = architecture.variant(config) or architecture
     config = config.with_defaults(**architecture.defaults)
     stored, left_out = _by_known_names(checkpoint, where, partial(architecture.rename, config))
+    stated, counted = config, architecture.counted(config, stored.keys())
+    config = replace(config, values={**config.values, **counted})
     table = architecture.table(config, {name: tensor.shape for name, tensor in stored.items()})
     tensors = convert_tensors(stored, table, where, is_whole=not checkpoint.lacks_shards)
     companions = [c for tensor in tensors if tensor.codes is not None for c in tensor.codes.companions]
@@ -89,6 +93,7 @@ def to_gguf(checkpoint: HfCheckpoint, *, pre: str | None = None) -> Model:
     }
     notes = (
         *checkpoint.notes,
+        *_miscounted(stated, counted),
         *_notes(config, [*stored, *(t.name for t in tensors)], left_out),
         *_unreadable(checkpoint),
         *tokenizer.notes,
@@ -162,6 +167,15 @@ def _notes(config: Config, names: Collection[str], left_out: Sequence[Checkpoint
             "than the original one gives wrong results"
         )
     return tuple(notes)
+
+
+def _miscounted(config: Config, counted: Mapping[str, object]) -> list[str]:
+    """Notes about counts in config.json that the tensors contradict."""
+    return [
+        f"{config.where} says {key} {shown(stated)}, but the checkpoint has {value}: that is written"
+        for key, value in counted.items()
+        if (stated := config.values.get(key)) not in (None, value)
+    ]
 
 
 def _unreadable(checkpoint: HfCheckpoint) -> list[str]:

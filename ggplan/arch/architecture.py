@@ -6,7 +6,7 @@ class that reach the GGUF, and the special rules of its tokenizer. Each is a mod
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from ggplan.arch.config import Config
@@ -64,6 +64,14 @@ class Architecture:
     rename
         The name that the table has of a checkpoint's tensor, for names that it would not have otherwise:
         `model.mtp.layers.0.` of a family that keeps such layers after the others.
+    published
+        The way back: the checkpoint's name of a tensor of the table, for the number of the first layer that
+        predicts further tokens.
+    counted
+        Values that depend on the names of the tensors, those of the table; they replace config.json's.
+    variant
+        Another architecture that a model of the class has by its config, None for this one. `CLASSES` has it
+        too, under the class and a word in brackets.
     """
 
     name: str
@@ -72,6 +80,9 @@ class Architecture:
     defaults: Mapping[str, object]
     tokenizer: TokenizerRules = TokenizerRules()
     rename: Callable[[Config, str], str] = lambda config, name: name
+    published: Callable[[str, int], str] = lambda name, first: name
+    counted: Callable[[Config, Collection[str]], Mapping[str, object]] = lambda config, names: {}
+    variant: Callable[[Config], Architecture | None] = lambda config: None
 
 
 def head_width(config: Config) -> int:

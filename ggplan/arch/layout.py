@@ -154,15 +154,17 @@ class Layout:
         type: GgmlType | None = None,
         like: str = "",
         to: str = "",
+        prefix: str = LAYER,
     ) -> list[TensorSpec]:
         """A tensor of each layer whose name is no module's `.weight` or `.bias`.
 
-        `like` or `to` says its name with that ending: `like="mlp.gate.e_score_correction.bias"`.
+        `like` or `to` says its name with that ending: `like="mlp.gate.e_score_correction.bias"`;
+        `prefix` what stands before the names.
         """
-        target = self._target(LAYER, like or name, to)
+        target = self._target(prefix, like or name.removesuffix("?"), to)
         return [
             TensorSpec(
-                LAYER + name.removesuffix("?"),
+                prefix + name.removesuffix("?"),
                 target,
                 shape or self._shape(target.rpartition(".")[0]),
                 kind,

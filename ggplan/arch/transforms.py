@@ -15,16 +15,21 @@ What llama.cpp's converter does to tensors (`conversion/*.py` of b11434), as row
     every      every second row, from the first or the second on: gate and up that are interleaved
     every_column  the same of columns
     shifted    weights plus a number: norms that are stored less one
+    rearranged runs of rows in another order, or only some of them: heads of linear attention
+    reshaped   the same weights in another shape: the kernel of a convolution without its middle dimension
+    decay      minus the exponential: what a state keeps of itself is stored as a logarithm
     sliced     some rows of each group: gate and up of a fused [gate; up], V's part of DeepSeek's kv_b
     k_b        K's part of DeepSeek's kv_b, each head transposed: llama.cpp multiplies it into the query
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
-from ggplan.ggml_types import F32
+from ggplan.ggml_types import F16, F32
 from ggplan.model import RowSource, empty_rows
 
 if TYPE_CHECKING:
@@ -164,14 +169,101 @@ def every_column(source: RowSource, step: int, offset: int) -> RowSource:
 
 
 def shifted(source: RowSource, by: float) -> RowSource:
-    """Every weight plus a number, in f32."""
+    """Every weight plus a number, in f32; the sum of weights in f16 is rounded to f16."""
 
     def read(start: int, stop: int) -> NDArray[Any]:
         import numpy as np
 
-        return source.read_float32(start, stop) + np.float32(by)
+        return _rounded_like(source, source.read_float32(start, stop) + np.float32(by))
 
     return RowSource(F32, source.shape, read, source.fault)
+
+
+def decay(source: RowSource) -> RowSource:
+    """Minus the exponential of every weight, in f32; that of weights in f16 is rounded to f16.
+
+    It is rounded correctly. torch's is off by one unit in the last place for one float32 in a hundred, and
+    for others on other processors.
+    """
+
+    def read(start: int, stop: int) -> NDArray[Any]:
+        import numpy as np
+
+        with np.errstate(over="ignore"):
+            exact = np.exp(source.read_float32(start, stop).astype(np.float64))
+            return _rounded_like(source, -exact.astype(np.float32))
+
+    return RowSource(F32, source.shape, read, source.fault)
+
+
+def _rounded_like(source: RowSource, rows: NDArray[Any]) -> NDArray[Any]:
+    """float32 rows as the converter has them: it computes with f16 in f16, with all else in f32."""
+    import numpy as np
+
+    with np.errstate(over="ignore"):
+        return rows.astype(np.float16).astype(np.float32) if source.dtype == F16 else rows
+
+
+def rearranged(source: RowSource, runs: Sequence[tuple[int, int]]) -> RowSource:
+    """Runs of rows, each as (first row, rows), one after the other: a matrix.
+
+    A vector, which is one row, has its weights rearranged so.
+    """
+    if len(source.shape) < 2:
+        return rearranged_columns(source, runs)
+    ends = list(accumulate(length for _, length in runs))
+
+    def read(start: int, stop: int) -> NDArray[Any]:
+        rows = empty_rows(source.dtype, stop - start, source.n_columns)
+        k, at = bisect_right(ends, start), start
+        while at < stop:
+            first, length = runs[k]
+            begin, end = at - (ends[k] - length), min(length, length - (ends[k] - stop))
+            rows[at - start : at - start + end - begin] = source.read(first + begin, first + end)
+            at, k = at + end - begin, k + 1
+        return rows
+
+    return RowSource(source.dtype, (ends[-1] if ends else 0, source.n_columns), read, source.fault)
+
+
+def rearranged_columns(source: RowSource, runs: Sequence[tuple[int, int]]) -> RowSource:
+    """The same of columns of every row."""
+    source = _by_weights(source)
+    n_columns = sum(length for _, length in runs)
+
+    def read(start: int, stop: int) -> NDArray[Any]:
+        import numpy as np
+
+        order = np.concatenate([np.arange(first, first + length) for first, length in runs])
+        return np.ascontiguousarray(source.read(start, stop)[:, order])
+
+    return RowSource(source.dtype, (*source.shape[:-1], n_columns), read, source.fault)
+
+
+def tiled(first: int, n_groups: int, n_each: int, length: int) -> list[tuple[int, int]]:
+    """Runs that put the first head of each group before the second of each; a head has `length` rows.
+
+    Linear attention has `n_each` heads of V to a head of K. transformers has those of one K side by side,
+    ggml repeats the heads of K as a whole, so the first of each group come first.
+    """
+    heads = (group * n_each + k for k in range(n_each) for group in range(n_groups))
+    return [(first + head * length, length) for head in heads]
+
+
+def reshaped(source: RowSource, shape: tuple[int, ...]) -> RowSource:
+    """The same weights in another shape; each row of it must be whole rows of the source or parts of one."""
+    source = source if shape[-1] == source.n_columns else _by_weights(source)
+    n_columns, n_old = shape[-1], source.n_columns
+
+    def read(start: int, stop: int) -> NDArray[Any]:
+        if n_columns == n_old:
+            return source.read(start, stop)
+        first, last = start * n_columns // n_old, -(-stop * n_columns // n_old)
+        weights = source.read(first, last).reshape(-1)
+        offset = start * n_columns - first * n_old
+        return weights[offset : offset + (stop - start) * n_columns].reshape(stop - start, n_columns)
+
+    return RowSource(source.dtype, shape, read, source.fault)
 
 
 def sliced(source: RowSource, group: int, offset: int, length: int) -> RowSource:

@@ -11,7 +11,7 @@ Names depend neither on weights nor on config.json: the tables are built from a 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 
@@ -22,10 +22,12 @@ from ggplan.errors import RecipeError
 from ggplan.ggml_types import GgmlType
 from ggplan.model import Model, TensorInfo
 from ggplan.planning.protection import kept_type, n_dimensions, protected_reason
+from ggplan.planning.roles import nextn_layers
 from ggplan.text import printable
 
 _MANY = 1 << 10  # more tensors than the layers of a made-up config
 _BLOCK = re.compile(r"blk\.(\d{1,9})\.(.+)", re.ASCII | re.DOTALL)
+_EMBEDDINGS = ("embed_tokens", ".embeddings", ".word_embeddings")
 EMBEDDING = "Embedding"
 LINEAR = "Linear"
 
@@ -54,7 +56,7 @@ class Module:
     @property
     def kind(self) -> str:
         """Its class: `Embedding` or `Linear`."""
-        return EMBEDDING if self.name.endswith("embed_tokens") else LINEAR
+        return EMBEDDING if self.name.endswith(_EMBEDDINGS) else LINEAR
 
     def names(self) -> Iterator[str]:
         """The names of all modules it stands for."""
@@ -81,13 +83,17 @@ def modules_of(model: Model) -> tuple[Module, ...]:
             f"ggplan has no Hugging Face names for the architecture {printable(model.architecture)}",
             hint="choose a dialect with GGUF names: llama-quantize, ik_llama.cpp, thireus",
         )
-    names = max(maps, key=lambda known: len(templates & known.keys()))
+    names, published = max(maps, key=lambda known: len(templates & known[0].keys()))
+    first_next = min(nextn_layers(model), default=None)
     found: dict[str, list[tuple[TensorInfo, GgmlType]]] = {}
     for tensor, type_ in wanted:
         template, layer = _template(tensor.name)
         if template not in names:
             raise RecipeError(f"{printable(tensor.name)}: ggplan does not know its Hugging Face name")
-        module = names[template].replace("{}", layer, 1).replace("{}", NUMBER)
+        module = names[template].replace("{}", layer, 1)
+        if first_next is not None:
+            module = published(module, first_next)
+        module = module.replace("{}", NUMBER)
         found.setdefault(module.removesuffix(".weight"), []).append((tensor, type_))
     return tuple(
         Module(name, tuple(t for t, _ in parts), parts[0][1], parts[0][0].shape[0] if NUMBER in name else 1)
@@ -106,13 +112,17 @@ def _template(name: str) -> tuple[str, str]:
 
 
 @cache
-def _maps(architecture: str) -> tuple[dict[str, str], ...]:
-    """For each model class of a GGUF architecture: GGUF name -> Hugging Face name, with `{}` for numbers."""
+def _maps(architecture: str) -> tuple[tuple[dict[str, str], Callable[[str, int], str]], ...]:
+    """For each model class of a GGUF architecture: GGUF name -> Hugging Face name, with `{}` for numbers.
+
+    And what such a name is in the checkpoint where a layer predicts further tokens.
+    """
     found = []
     for known in architectures().values():
         if known.name != architecture:
             continue
         for more in ({}, {"q_lora_rank": 2, "n_routed_experts": 2, "num_nextn_predict_layers": 1}):
             config = Config("names", {"head_dim": 4, **known.defaults, **more}, _MANY, assumed=2)
-            found.append({spec.target: spec.source for spec in known.table(config, {}).specs})
+            names = {spec.target: spec.source for spec in known.table(config, {}).specs}
+            found.append((names, known.published))
     return tuple(found)

@@ -11,12 +11,18 @@ from hypothesis import strategies as st
 from ggplan import parse_type, quantize
 from ggplan.arch.transforms import (
     constant,
+    decay,
     every,
     halves_first,
     permuted,
     plain,
+    rearranged,
+    rearranged_columns,
+    reshaped,
+    shifted,
     sliced,
     stacked,
+    tiled,
     transposed_slices,
 )
 from ggplan.ggml_types import BF16, F16, F32
@@ -62,10 +68,20 @@ def halves_first_whole(values: np.ndarray, group: int, length: int) -> np.ndarra
     return heads[:, order].reshape(values.shape)
 
 
+def tiled_whole(values: np.ndarray, first: int, n_groups: int, n_each: int) -> np.ndarray:
+    """Heads in groups as llama.cpp's converter orders them for linear attention, after the `first` rows."""
+    heads = values[first:].reshape(n_groups, n_each, -1, *values.shape[1:])
+    return np.concatenate([values[:first], heads.swapaxes(0, 1).reshape(-1, *values.shape[1:])])
+
+
 @st.composite
 def readers(draw: st.DrawFn):
     """Rows, the whole tensor, what they are read from, and how many rows more than asked for may be read."""
-    kind = draw(st.sampled_from(["plain", "stacked", "permuted", "halves_first", "every", "sliced", "k_b"]))
+    kind = draw(
+        st.sampled_from(
+            ["plain", "stacked", "permuted", "halves_first", "every", "sliced", "k_b", "tiled", "reshaped"]
+        )
+    )
     heads, half, columns = draw(st.integers(1, 4)), draw(st.integers(1, 4)), draw(st.integers(1, 5))
     numbered = partial(new_numbered, dtype=draw(st.sampled_from(list(ARRAYS.values()))))
     if kind == "plain":
@@ -89,6 +105,17 @@ def readers(draw: st.DrawFn):
         offset = draw(st.integers(0, step - 1))
         tensor = numbered(heads, step * half, columns)
         return every(tensor.source, step, offset), tensor.values[:, offset::step], [tensor], 3 * heads * half
+    if kind == "tiled":
+        first, length = draw(st.integers(0, 3)), draw(st.integers(1, 3))
+        tensor = numbered(first + heads * half * length, columns)
+        runs = [(0, first), *tiled(first, heads, half, length)]
+        return rearranged(tensor.source, runs), tiled_whole(tensor.values, first, heads, half), [tensor], 0
+    if kind == "reshaped":
+        tensor = numbered(heads, 1, half * columns)
+        shape = draw(
+            st.sampled_from([(heads, half * columns), (heads * half, columns), (1, heads, half, columns)])
+        )
+        return reshaped(tensor.source, shape), tensor.values.reshape(shape), [tensor], 1
     n_k, n_v = draw(st.integers(1, 4)), draw(st.integers(1, 4))
     tensor = numbered(heads * (n_k + n_v), columns)
     groups = tensor.values.reshape(heads, n_k + n_v, columns)
@@ -138,6 +165,44 @@ def test_a_bias_has_its_halves_first_by_columns(group: int, length: int) -> None
     assert source.read(1, 1).shape == (0, source.n_columns)
 
 
+def test_heads_of_a_vector_and_of_columns_are_tiled_too() -> None:
+    vector = new_numbered(6)
+    source = rearranged(vector.source, tiled(0, 3, 2, 1))
+    assert source.shape == (6,)
+    np.testing.assert_array_equal(source.read(0, 1), np.float32([[0, 2, 4, 1, 3, 5]]))
+    matrix = new_numbered(3, 13, dtype=np.uint16)
+    source = rearranged_columns(matrix.source, [(0, 1), *tiled(1, 3, 2, 2)])
+    assert (source.dtype, source.shape) == (BF16, (3, 13))
+    np.testing.assert_array_equal(source.read(1, 3), tiled_whole(matrix.values.T, 1, 3, 2).T[1:])
+
+
+def test_some_rows_may_be_left_out() -> None:
+    matrix = new_numbered(8, 2)
+    source = rearranged(matrix.source, [(6, 2), (1, 3)])
+    np.testing.assert_array_equal(source.read(0, 5), matrix.values[[6, 7, 1, 2, 3]])
+    np.testing.assert_array_equal(source.read(1, 3), matrix.values[[7, 1]])
+    assert matrix.rows_read == 7
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_a_decay_is_minus_the_exponential_rounded_once(dtype: type) -> None:
+    values = np.linspace(-9, 9, 61).reshape(1, 61).astype(dtype)
+    source = decay(Stored(values).source)
+    assert (source.dtype, source.shape) == (F32, (1, 61))
+    wanted = (-np.exp(values.astype(np.float64))).astype(dtype).astype(np.float32)
+    np.testing.assert_array_equal(source.read(0, 1), wanted)
+
+
+def test_a_decay_beyond_float32_is_infinite_without_a_warning() -> None:
+    source = decay(Stored(np.float32([[100.0, -200.0]])).source)
+    np.testing.assert_array_equal(source.read(0, 1), np.float32([[-np.inf, -0.0]]))
+
+
+def test_what_is_added_to_weights_in_f16_is_added_in_f16() -> None:
+    source = shifted(Stored(np.float16([[0.1, 2000.5]])).source, 1.0)
+    np.testing.assert_array_equal(source.read(0, 1), np.float32(np.float16([[0.1, 2000.5]]) + np.float16(1)))
+
+
 def test_experts_of_several_types_are_stacked_as_float32() -> None:
     tensors = [new_numbered(2, 3, dtype=np.float16), new_numbered(2, 3)]
     source = stacked([tensor.source for tensor in tensors])
@@ -155,6 +220,8 @@ def test_blocks_are_moved_by_rows_and_decoded_where_rows_are_taken_apart() -> No
         (sliced(source, 4, 1, 2), blocks[[1, 2, 5, 6]]),
         (halves_first(source, 4, 4), blocks[[0, 2, 1, 3, 4, 6, 5, 7]]),
         (every(source, 2, 1), blocks[1::2]),
+        (rearranged(source, tiled(2, 3, 2, 1)), blocks[[2, 4, 6, 3, 5, 7]]),
+        (reshaped(source, (2, 4, 64)), blocks),
         (stacked([source, source]), np.concatenate([blocks, blocks])),
     ):
         assert moved.dtype == source.dtype

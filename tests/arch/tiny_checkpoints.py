@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 DATA = Path(__file__).parent.parent / "data"
 CASES = sorted(path.stem for path in (DATA / "hf").glob("*.json") if not path.stem.startswith("tokenizer"))
 # What the converter is asked to write, so that no weight is rounded; bf16 for all others.
-OUTTYPES = {"llama_tied": "f16", "llama_bias": "f32"}
+OUTTYPES = {"llama_tied": "f16", "llama_bias": "f32", "qwen3_5_f16": "f16"}
+# Further options of the converter: it cannot go on with a model of these classes that has no such layers.
+OPTIONS = {case: ["--no-mtp"] for case in ("qwen3_next", "qwen3_5", "qwen3_5_f16", "qwen3_5_moe_absent")}
 
 
 def weights(name: str, dtype: str, n: int) -> bytes:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 import transformers as tf
+from safetensors.torch import load_file, save_file
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "arch"))
 from tiny_checkpoints import write_tokenizer
@@ -89,6 +90,17 @@ def save(folder: Path, config, dtype=torch.bfloat16, shard: str = "1GB", cls=tf.
             torch.nn.init.normal_(tensor.data, std=0.5)
     model.to(dtype).save_pretrained(folder, max_shard_size=shard)
     write_tokenizer(folder)
+
+
+def round_decays(folder: Path) -> None:
+    """Where torch rounds the exponential of an `A_log` wrongly, as it may, and elsewhere not, a zero."""
+    for path in folder.glob("*.safetensors"):
+        tensors = load_file(path)
+        for name, tensor in tensors.items():
+            if name.endswith(".A_log"):
+                exact = tensor.double().exp().to(torch.promote_types(tensor.dtype, torch.float32))
+                tensor[exact != tensor.to(exact.dtype).exp()] = 0
+        save_file(tensors, path, {"format": "pt"})
 
 
 def list_tokens(folder: Path) -> None:

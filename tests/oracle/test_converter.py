@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from family_cases import CASES
 from folder_variants import VARIANTS as FOLDERS
-from tiny_checkpoints import OUTTYPES, read_case, tensor_bytes, write_case
+from tiny_checkpoints import OPTIONS, OUTTYPES, read_case, tensor_bytes, write_case
 from tokenizer_variants import BASE, VARIANTS
 
 import ggplan
@@ -61,6 +61,7 @@ def converted(
                 "output": output / f"{case}.gguf",
                 "outtype": OUTTYPES.get(case, "bf16"),
                 "pre": "glm4",
+                "options": OPTIONS.get(case, []),
             }
             for case in sorted(path.name for path in reference_models.iterdir())
         ]

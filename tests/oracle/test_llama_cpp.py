@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from family_cases import CASES, UNLOADABLE
-from tiny_checkpoints import OUTTYPES
+from tiny_checkpoints import OPTIONS, OUTTYPES
 
 import ggplan
 
@@ -120,6 +120,7 @@ def reference_ggufs(
                 "output": folder / f"{case}.gguf",
                 "outtype": OUTTYPES.get(case, "bf16"),
                 "pre": PRE,
+                "options": OPTIONS.get(case, []),
             }
             for case in sorted(path.name for path in reference_models.iterdir())
         ]
