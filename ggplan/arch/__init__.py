@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ggplan.arch.architecture import Architecture
 from ggplan.arch.config import Config
-from ggplan.arch.families import architectures
+from ggplan.arch.families import architecture_of, architectures
 from ggplan.arch.general_keys import general_keys, quantization_version
 from ggplan.arch.metadata import Keys, rope_parameters
 from ggplan.arch.moving import activation_keys
@@ -107,7 +107,7 @@ def to_gguf(checkpoint: HfCheckpoint, *, pre: str | None = None) -> Model:
 
 def is_known(folder: Path) -> bool:
     """Whether a folder's config.json names an architecture that ggplan reads itself."""
-    return model_class(load_object(folder / "config.json")) in architectures()
+    return architecture_of(load_object(folder / "config.json")) is not None
 
 
 def _by_known_names(
@@ -186,12 +186,13 @@ def _refuse_embedders(checkpoint: HfCheckpoint) -> None:
 
 
 def _architecture(checkpoint: HfCheckpoint) -> Architecture:
-    name, known = model_class(checkpoint.config), architectures()
-    if name is None or name not in known:
+    found = architecture_of(checkpoint.config)
+    if found is None:
+        name, known = model_class(checkpoint.config), architectures()
         what = f"the architecture '{shown(name)}'" if name is not None else "no architecture"
         near = get_close_matches(name or "", known, n=3, cutoff=0.5)
         nearest = f"; the nearest of the {len(known)} that ggplan reads: {', '.join(near)}" if near else ""
         raise CheckpointError(
             f"{shown(checkpoint.path)} has {what}, which ggplan does not read{nearest}", hint=_BY_LLAMA_CPP
         )
-    return known[name]
+    return found

@@ -27,11 +27,16 @@ _WIDEST_HEAD = 65536
 
 
 def _dense(config: Config, names: Collection[str]) -> Table:
-    layout = Layout("llama", config)
+    return dense_table("llama", config)
+
+
+def dense_table(architecture: str, config: Config) -> Table:
+    """The tensors of a dense model, which kin have under another architecture's name."""
+    layout = Layout(architecture, config)
     return Table(
         [*_common(layout, config), *layout.layer("mlp.gate_proj mlp.up_proj mlp.down_proj")],
         [DENSE] * config.layers("num_hidden_layers"),
-        computed=_rope_factors(config),
+        computed=rope_factors(config),
     )
 
 
@@ -46,7 +51,7 @@ def _mixtral(config: Config, names: Collection[str]) -> Table:
         ],
         [MOE] * config.layers("num_hidden_layers"),
         config.count("num_local_experts"),
-        _rope_factors(config),
+        rope_factors(config),
     )
 
 
@@ -66,7 +71,8 @@ def _common(layout: Layout, config: Config) -> list[TensorSpec]:
     ]
 
 
-def _write_keys(keys: Keys, config: Config) -> None:
+def write_keys(keys: Keys, config: Config) -> None:
+    """Write the keys of a dense model."""
     _keys(keys, config, head_width(config))
 
 
@@ -81,7 +87,7 @@ def _keys(keys: Keys, config: Config, head_dim: int | None) -> None:
     keys.count("rope.dimension_count", head_width(config))
 
 
-def _rope_factors(config: Config) -> list[TensorInfo]:
+def rope_factors(config: Config) -> list[TensorInfo]:
     """The divisors of the rotation frequencies in Llama 3.1.
 
     A wave longer than the old context / low_freq_factor is stretched by `factor`, one shorter than the old
@@ -97,7 +103,7 @@ def _rope_factors(config: Config) -> list[TensorInfo]:
         raise CheckpointError(f"{config.where}: heads of {n_columns} columns are too wide to be real")
     base, factor = _positive(rope, "rope_theta", 10000), _positive(rope, "factor", 8)
     low, high = _positive(rope, "low_freq_factor", 1), _positive(rope, "high_freq_factor", 4)
-    if low >= high:
+    if low > high:  # equal in Llama 4
         raise rope.wrong("low_freq_factor", "is not below high_freq_factor")
     context = _positive(rope, "original_max_position_embeddings", 8192)
     factors = _smooth_factors(n_columns, base, factor, low, high, context)
@@ -128,26 +134,26 @@ def _positive(rope: Config, key: str, default: float) -> float:
     return default if value is None else value
 
 
-_TOKENIZER = TokenizerRules(sentencepiece=True, byte_fallback=True, llama_style=True)
+LLAMA_TOKENIZER = TokenizerRules(sentencepiece=True, byte_fallback=True, llama_style=True)
 
 LLAMA = Architecture(
     "llama",
     _dense,
-    _write_keys,
+    write_keys,
     {"max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "rope_theta": 10000.0},
-    _TOKENIZER,
+    LLAMA_TOKENIZER,
 )
 MISTRAL = Architecture(
     "llama",
     _dense,
-    _write_keys,
+    write_keys,
     {
         "max_position_embeddings": 131072,
         "num_key_value_heads": 8,
         "rms_norm_eps": 1e-6,
         "rope_theta": 10000.0,
     },
-    _TOKENIZER,
+    LLAMA_TOKENIZER,
 )
 MIXTRAL = Architecture(
     "llama",
@@ -161,7 +167,7 @@ MIXTRAL = Architecture(
         "rms_norm_eps": 1e-5,
         "rope_theta": 1000000.0,
     },
-    _TOKENIZER,
+    LLAMA_TOKENIZER,
 )
 
 CLASSES = {
