@@ -24,6 +24,7 @@ from ggplan.arch.metadata import Keys, rope_parameters
 from ggplan.arch.moving import activation_keys
 from ggplan.arch.multimodal import is_multimodal, is_of_another_part, model_class, text_values
 from ggplan.arch.pretokenizers import require_pretokenizer
+from ggplan.arch.special_tokens import suppressed_tokens
 from ggplan.arch.tensors import convert_tensors
 from ggplan.arch.tokenizer import tokenizer_metadata
 from ggplan.errors import CheckpointError
@@ -76,6 +77,8 @@ def to_gguf(checkpoint: HfCheckpoint, *, pre: str | None = None) -> Model:
     companions = [c for tensor in tensors if tensor.codes is not None for c in tensor.codes.companions]
     keys = Keys(architecture.name)
     architecture.write_keys(keys, config)
+    if architecture.suppresses:
+        keys.values |= suppressed_tokens(checkpoint)
     tokenizer = tokenizer_metadata(checkpoint, config.count("vocab_size"), architecture.tokenizer, pre)
     general = general_keys(checkpoint, architecture.name, [*tensors, *companions])
     metadata = {

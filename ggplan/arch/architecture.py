@@ -24,8 +24,13 @@ class TokenizerRules:
     ----------
     sentencepiece
         Whether the converter uses `tokenizer.model` if there is one.
+    added_by_json
+        Whether it does not if `tokenizer_class` is GPT2Tokenizer, and else lets the tokens that
+        tokenizer.json adds win over all others, with their own flags: Phi-3.
     byte_fallback
         Whether it takes a tokenizer.json of BPE over characters, with byte fallback, for sentencepiece's.
+    gemma4
+        Whether such a tokenizer.json, with its merges, is Gemma 4's, a kind of its own in llama.cpp.
     tiktoken
         Whether it uses `tiktoken.model` where there is no tokenizer.json.
     space_prefix
@@ -37,7 +42,9 @@ class TokenizerRules:
     """
 
     sentencepiece: bool = False
+    added_by_json: bool = False
     byte_fallback: bool = False
+    gemma4: bool = False
     tiktoken: bool = False
     space_prefix: bool | None = None
     llama_style: bool = False
@@ -61,6 +68,8 @@ class Architecture:
         The values that transformers assumes if config.json has none.
     tokenizer
         The special rules of the tokenizer.
+    suppresses
+        Whether the tokens that generation_config.json suppresses have a key.
     rename
         The name that the table has of a checkpoint's tensor, for names that it would not have otherwise:
         `model.mtp.layers.0.` of a family that keeps such layers after the others.
@@ -71,6 +80,7 @@ class Architecture:
     write_keys: Callable[[Keys, Config], None]
     defaults: Mapping[str, object]
     tokenizer: TokenizerRules = TokenizerRules()
+    suppresses: bool = False
     rename: Callable[[Config, str], str] = lambda config, name: name
 
 

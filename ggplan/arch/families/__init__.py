@@ -1,9 +1,9 @@
 """The families of models, one module each: its tensors, its keys, the classes of transformers that have them.
 
 A module here is found by itself; there is no list to add it to. It has `CLASSES`, the `Architecture` of each
-class as `architectures` in config.json names it. Where models of one class differ by the `model_type` of their
-text part, that stands behind the name: `Mistral3ForConditionalGeneration (mistral4)`. `docs/models.md` says how
-a module is written.
+class as `architectures` in config.json names it. Where models of one class differ by the `model_type` of
+their text part, that stands behind the name: `Mistral3ForConditionalGeneration (mistral4)`. `docs/models.md`
+says how a module is written.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 Every n-th layer has experts and a shared one, the others are dense: `intermediate_size` is the experts',
 `intermediate_size_mlp` that of dense layers. A layer's experts are one tensor, stored transposed:
-`gate_up_proj` (experts, width, 2 n), gate first, and `down_proj` (experts, n, width). Q and K are not permuted.
+`gate_up_proj` (experts, width, 2 n), gate first, and `down_proj` (experts, n, width). Q and K are not
+permuted.
 
 `Llama4Model` in `conversion/llama.py` of llama.cpp b11434.
 """

@@ -1,8 +1,8 @@
 """Mistral Small 3.1 to 4 and Ministral 3, their text part: the GGUF architectures `mistral3` and `mistral4`.
 
-The text part's `model_type` tells them apart. Mistral Small 3 is Llama under another name. Ministral 3 has YaRN
-and scales attention by the position. Mistral Small 4 has multi-head latent attention and experts; a layer's
-experts are one tensor, in which gate and up stay together.
+The text part's `model_type` tells them apart. Mistral Small 3 is Llama under another name. Ministral 3 has
+YaRN and scales attention by the position. Mistral Small 4 has multi-head latent attention and experts; a
+layer's experts are one tensor, in which gate and up stay together.
 
 `Mistral3Model` in `conversion/mistral3.py` of llama.cpp b11434.
 """
