@@ -35,6 +35,8 @@ class TokenizerRules:
         Whether it uses `tiktoken.model` where there is no tokenizer.json.
     space_prefix
         The `add_space_prefix` that it writes after a vocabulary of sentencepiece; None for none.
+    prefix_last
+        Whether it writes `add_space_prefix` after that as tokenizer_config.json's `add_prefix_space` says.
     llama_style
         Whether the converter writes `add_space_prefix`, and no BOS for a vocabulary of 49152 tokens.
     special_tokens
@@ -47,6 +49,7 @@ class TokenizerRules:
     gemma4: bool = False
     tiktoken: bool = False
     space_prefix: bool | None = None
+    prefix_last: bool = False
     llama_style: bool = False
     special_tokens: Mapping[str, str] = field(default_factory=dict)
 

@@ -22,7 +22,12 @@ if TYPE_CHECKING:
     from gguf import TensorNameMap
 
 # Architectures that gguf 0.19 lacks in whole or in part, and one that has the names they lack.
-KIN = {"deepseek2": "glm4moe", "deepseek32": "glm-dsa"}
+KIN = {
+    "deepseek2": "glm4moe",
+    "deepseek32": "glm-dsa",
+    "hy_v3": "glm4moe",
+    "step35": "glm4moe",
+}
 
 
 def gguf_name(architecture: str, name: str) -> str:

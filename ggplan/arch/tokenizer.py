@@ -109,6 +109,8 @@ def _write_keys(
     keys |= normalizer_flags(document)
     if vocabulary.is_scored and rules.space_prefix is not None:
         keys["tokenizer.ggml.add_space_prefix"] = boolean(rules.space_prefix)
+    if rules.prefix_last and isinstance(prefix := (settings or {}).get("add_prefix_space"), bool):
+        keys["tokenizer.ggml.add_space_prefix"] = boolean(prefix)
     if vocabulary.model == "gemma4":
         keys["tokenizer.ggml.add_space_prefix"] = boolean(False)
         keys["tokenizer.ggml.add_bos_token"] = boolean(True)
