@@ -41,7 +41,7 @@ from tokenizer_variants import BASE, VARIANTS  # noqa: E402
 from ggplan.sources.gguf import open_gguf  # noqa: E402
 from ggplan.sources.safetensors import read_tensors  # noqa: E402
 
-KEPT_FILES = ("README.md", "generation_config.json")
+KEPT_FILES = ("README.md", "generation_config.json", "added_tokens.json")
 
 
 def find_llama_cpp() -> Path:
@@ -59,10 +59,12 @@ def describe(folder: Path) -> dict:
         shards[path.name] = {name: [t.dtype, list(t.shape)] for name, t in sorted(tensors.items())}
     config = json.loads((folder / "config.json").read_text())
     files = {name: (folder / name).read_text() for name in KEPT_FILES if (folder / name).exists()}
-    settings = (folder / "tokenizer_config.json").read_text()
-    if settings != (DATA / "hf" / "tokenizer_config.json").read_text():
-        files["tokenizer_config.json"] = settings
-    return {"config": config, "files": files, "shards": shards}
+    for name in ("tokenizer_config.json", "tokenizer.json"):
+        text = (folder / name).read_text()
+        if text != (DATA / "hf" / name).read_text():
+            files[name] = text
+    pieces = (folder / "tokenizer.model").exists()  # always the small ones
+    return {"config": config, "files": files, "shards": shards} | ({"pieces": True} if pieces else {})
 
 
 def pretty(value: object, indent: int = 0) -> str:

@@ -19,12 +19,13 @@ from pathlib import Path
 
 from ggplan.arch.architecture import Architecture
 from ggplan.arch.config import Config
-from ggplan.arch.families import architectures
+from ggplan.arch.families import architecture_of, architectures
 from ggplan.arch.general_keys import general_keys, quantization_version
 from ggplan.arch.metadata import Keys, rope_parameters
 from ggplan.arch.moving import activation_keys
 from ggplan.arch.multimodal import is_multimodal, is_of_another_part, model_class, text_values
 from ggplan.arch.pretokenizers import require_pretokenizer
+from ggplan.arch.special_tokens import suppressed_tokens
 from ggplan.arch.tensors import convert_tensors
 from ggplan.arch.tokenizer import tokenizer_metadata
 from ggplan.errors import CheckpointError
@@ -80,6 +81,8 @@ def to_gguf(checkpoint: HfCheckpoint, *, pre: str | None = None) -> Model:
     companions = [c for tensor in tensors if tensor.codes is not None for c in tensor.codes.companions]
     keys = Keys(architecture.name)
     architecture.write_keys(keys, config)
+    if architecture.suppresses:
+        keys.values |= suppressed_tokens(checkpoint)
     tokenizer = tokenizer_metadata(checkpoint, config.count("vocab_size"), architecture.tokenizer, pre)
     general = general_keys(checkpoint, architecture.name, [*tensors, *companions])
     metadata = {
@@ -112,7 +115,7 @@ def to_gguf(checkpoint: HfCheckpoint, *, pre: str | None = None) -> Model:
 
 def is_known(folder: Path) -> bool:
     """Whether a folder's config.json names an architecture that ggplan reads itself."""
-    return model_class(load_object(folder / "config.json")) in architectures()
+    return architecture_of(load_object(folder / "config.json")) is not None
 
 
 def _by_known_names(
@@ -200,12 +203,13 @@ def _refuse_embedders(checkpoint: HfCheckpoint) -> None:
 
 
 def _architecture(checkpoint: HfCheckpoint) -> Architecture:
-    name, known = model_class(checkpoint.config), architectures()
-    if name is None or name not in known:
+    found = architecture_of(checkpoint.config)
+    if found is None:
+        name, known = model_class(checkpoint.config), architectures()
         what = f"the architecture '{shown(name)}'" if name is not None else "no architecture"
         near = get_close_matches(name or "", known, n=3, cutoff=0.5)
         nearest = f"; the nearest of the {len(known)} that ggplan reads: {', '.join(near)}" if near else ""
         raise CheckpointError(
             f"{shown(checkpoint.path)} has {what}, which ggplan does not read{nearest}", hint=_BY_LLAMA_CPP
         )
-    return known[name]
+    return found

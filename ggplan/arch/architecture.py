@@ -24,12 +24,19 @@ class TokenizerRules:
     ----------
     sentencepiece
         Whether the converter uses `tokenizer.model` if there is one.
+    added_by_json
+        Whether it does not if `tokenizer_class` is GPT2Tokenizer, and else lets the tokens that
+        tokenizer.json adds win over all others, with their own flags: Phi-3.
     byte_fallback
         Whether it takes a tokenizer.json of BPE over characters, with byte fallback, for sentencepiece's.
+    gemma4
+        Whether such a tokenizer.json, with its merges, is Gemma 4's, a kind of its own in llama.cpp.
     tiktoken
         Whether it uses `tiktoken.model` where there is no tokenizer.json.
     space_prefix
         The `add_space_prefix` that it writes after a vocabulary of sentencepiece; None for none.
+    prefix_last
+        Whether it writes `add_space_prefix` after that as tokenizer_config.json's `add_prefix_space` says.
     llama_style
         Whether the converter writes `add_space_prefix`, and no BOS for a vocabulary of 49152 tokens.
     special_tokens
@@ -37,9 +44,12 @@ class TokenizerRules:
     """
 
     sentencepiece: bool = False
+    added_by_json: bool = False
     byte_fallback: bool = False
+    gemma4: bool = False
     tiktoken: bool = False
     space_prefix: bool | None = None
+    prefix_last: bool = False
     llama_style: bool = False
     special_tokens: Mapping[str, str] = field(default_factory=dict)
 
@@ -61,6 +71,8 @@ class Architecture:
         The values that transformers assumes if config.json has none.
     tokenizer
         The special rules of the tokenizer.
+    suppresses
+        Whether the tokens that generation_config.json suppresses have a key.
     rename
         The name that the table has of a checkpoint's tensor, for names that it would not have otherwise:
         `model.mtp.layers.0.` of a family that keeps such layers after the others.
@@ -79,6 +91,7 @@ class Architecture:
     write_keys: Callable[[Keys, Config], None]
     defaults: Mapping[str, object]
     tokenizer: TokenizerRules = TokenizerRules()
+    suppresses: bool = False
     rename: Callable[[Config, str], str] = lambda config, name: name
     published: Callable[[str, int], str] = lambda name, first: name
     counted: Callable[[Config, Collection[str]], Mapping[str, object]] = lambda config, names: {}

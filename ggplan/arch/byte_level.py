@@ -46,7 +46,7 @@ def byte_level_vocabulary(
         name = pre or recognise_pretokenizer(tokenizer, settings)
         tokens, types = _tokens(tokenizer, vocab_size, where)
         added = {token.content: number for number, token in tokenizer.get_added_tokens_decoder().items()}
-    return Vocabulary("gpt2", name, tokens, types, merges=_merges(document, checkpoint, where), added=added)
+    return Vocabulary("gpt2", name, tokens, types, merges=merges_of(document, checkpoint, where), added=added)
 
 
 def _check_parts(document: Json, where: str) -> None:
@@ -195,7 +195,7 @@ def _added_text(token: AddedToken, found: Mapping[str, str]) -> tuple[str, int]:
     return text.replace("▁", " "), USER_DEFINED
 
 
-def _merges(document: Json, checkpoint: HfCheckpoint, where: str) -> list[str]:
+def merges_of(document: Json, checkpoint: HfCheckpoint, where: str) -> list[str]:
     """The merges, each two tokens with a space between; a space within a token is written as U+0120."""
     model = document["model"]
     merges = model.get("merges") if isinstance(model, dict) else None

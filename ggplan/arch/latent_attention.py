@@ -22,6 +22,7 @@ def latent_table(
     names: Collection[str],
     *,
     keeps_next: bool,
+    experts: Callable[[Layout, Collection[str]], Sequence[TensorSpec]] = Layout.experts,
     more: Callable[[Layout], Sequence[TensorSpec]] = lambda layout: (),
     further_kinds: Callable[[int], Kinds] = lambda layer: frozenset(),
 ) -> Table:
@@ -31,6 +32,8 @@ def latent_table(
     ----------
     keeps_next
         Whether the layers that predict further tokens are kept.
+    experts
+        The routed experts, for an architecture that stores them in another way.
     more, further_kinds
         What an architecture has beside them, and of which kinds a layer is beside dense, with experts, or one
         that predicts further tokens.
@@ -54,7 +57,7 @@ def latent_table(
             *layout.layer("{input,post_attention}_layernorm"),
             *_attention(layout, config),
             *layout.layer("mlp.{down,gate,up}_proj", "dense"),
-            *(_experts(layout, names) if has_experts else ()),
+            *([*_router(layout), *experts(layout, names), *layout.shared_experts()] if has_experts else ()),
             *(layout.next_tokens() if n_next else ()),
             *more(layout),
         ],
@@ -93,14 +96,12 @@ def _attention(layout: Layout, config: Config) -> list[TensorSpec]:
     ]
 
 
-def _experts(layout: Layout, names: Collection[str]) -> list[TensorSpec]:
+def _router(layout: Layout) -> list[TensorSpec]:
     return [
         *layout.layer("mlp.gate", "moe"),
         *layout.parameter(
             "mlp.gate.e_score_correction_bias?", "moe", like="mlp.gate.e_score_correction.bias"
         ),
-        *layout.experts(names),
-        *layout.shared_experts(),
     ]
 
 
@@ -143,4 +144,4 @@ def latent_keys(keys: Keys, config: Config, *, n_blocks: int) -> None:
 
 
 # The `model_type` of configs whose transformers class has a `head_dim`.
-_WITH_HEAD_DIM = ("deepseek_v2", "deepseek_v3", "deepseek_v32", "glm_moe_dsa", "youtu")
+_WITH_HEAD_DIM = ("deepseek_v2", "deepseek_v3", "deepseek_v32", "glm_moe_dsa", "mistral4", "youtu")

@@ -28,6 +28,8 @@ KIN = {
     "qwen35": "glm4moe",
     "qwen35moe": "glm4moe",
     "qwen3next": "glm4moe",
+    "hy_v3": "glm4moe",
+    "step35": "glm4moe",
 }
 
 

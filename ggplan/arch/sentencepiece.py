@@ -17,8 +17,9 @@ llama.cpp b11434.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
-from ggplan.arch.byte_level import guarded, named_tokens, opened
+from ggplan.arch.byte_level import guarded, merges_of, named_tokens, opened
 from ggplan.arch.special_tokens import Json
 from ggplan.arch.vocabulary import (
     BYTE,
@@ -38,10 +39,27 @@ from ggplan.sources.json_files import SIZE_LIMIT
 FILE = "tokenizer.model"
 _ABSENT, _ADDED = -10000.0, -1000.0
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+# Special tokens of Gemma 4 that llama.cpp must show, for its parser of chats.
+_SHOWN = {
+    *("<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", "<|tool_response>", "<tool_response|>"),
+    '<|"|>',
+}
 
 
-def sentencepiece_vocabulary(checkpoint: HfCheckpoint, settings: Json, vocab_size: int) -> Vocabulary:
+def sentencepiece_vocabulary(
+    checkpoint: HfCheckpoint, settings: Json, vocab_size: int, added_by_json: object = None
+) -> Vocabulary:
     """The vocabulary of tokenizer.model, with as many tokens as the embedding has rows.
+
+    Parameters
+    ----------
+    checkpoint, settings
+        The folder, and what its tokenizer_config.json says.
+    vocab_size
+        Rows of the embedding.
+    added_by_json
+        The `added_tokens` of tokenizer.json for families whose class in the converter takes them; they win,
+        and only flags tell which tokens are control tokens. None for all others.
 
     Raises
     ------
@@ -63,7 +81,11 @@ def sentencepiece_vocabulary(checkpoint: HfCheckpoint, settings: Json, vocab_siz
     scores = [*map(processor.GetScore, range(len(pieces))), *(_ABSENT for _ in pads)]
     types = [*(_type_of(processor, number) for number in range(len(pieces))), *(UNUSED for _ in pads)]
     beyond = max(n_pieces - vocab_size, 0)
-    for text, number, type_ in [*_added_tokens(checkpoint), *_configured(checkpoint, settings)]:
+    later = [
+        *_added_tokens(checkpoint),
+        *_configured(checkpoint, settings, by_flag=added_by_json is not None),
+    ]
+    for text, number, type_ in [*later, *_by_json(checkpoint, added_by_json)]:
         if number >= vocab_size:
             beyond += 1
             continue
@@ -89,19 +111,37 @@ def _added_tokens(checkpoint: HfCheckpoint) -> list[tuple[str, int, int]]:
     return [(text, _id(number, text, where), USER_DEFINED) for text, number in found.items()]
 
 
-def _configured(checkpoint: HfCheckpoint, settings: Json) -> list[tuple[str, int, int]]:
-    """The tokens of `added_tokens_decoder`."""
+def _configured(checkpoint: HfCheckpoint, settings: Json, *, by_flag: bool) -> list[tuple[str, int, int]]:
+    """The tokens of `added_tokens_decoder`; with `by_flag` only their flags tell control tokens."""
     where = shown(checkpoint.path / "tokenizer_config.json")
     decoder = settings.get("added_tokens_decoder")
     found = []
     for number, flags in decoder.items() if isinstance(decoder, dict) else ():
-        text = flags.get("content") if isinstance(flags, dict) else None
-        if not isinstance(text, str):
-            raise CheckpointError(f"{where} gives the token {shown(number)} no text")
-        is_special = bool(flags.get("special")) or looks_special(text)
+        text, is_special = _text_and_flag(flags, number, where)
         place = _id(int(number) if number.isdecimal() else number, text, where)
-        found.append((text, place, CONTROL) if is_special else (text.replace("▁", " "), place, USER_DEFINED))
+        if is_special or (not by_flag and looks_special(text)):
+            found.append((text, place, CONTROL))
+        else:
+            found.append((text if by_flag else text.replace("▁", " "), place, USER_DEFINED))
     return found
+
+
+def _by_json(checkpoint: HfCheckpoint, added: object) -> list[tuple[str, int, int]]:
+    """The tokens that tokenizer.json adds."""
+    where = shown(checkpoint.path / "tokenizer.json")
+    found = []
+    for flags in added if isinstance(added, list) else ():
+        number = flags.get("id") if isinstance(flags, dict) else None
+        text, is_special = _text_and_flag(flags, number, where)
+        found.append((text, _id(number, text, where), CONTROL if is_special else USER_DEFINED))
+    return found
+
+
+def _text_and_flag(flags: object, number: object, where: str) -> tuple[str, bool]:
+    text = flags.get("content") if isinstance(flags, dict) else None
+    if not isinstance(flags, dict) or not isinstance(text, str):
+        raise CheckpointError(f"{where} gives the token {shown(number)} no text")
+    return text, bool(flags.get("special"))
 
 
 def _id(number: object, text: str, where: str) -> int:
@@ -150,3 +190,13 @@ def byte_fallback_vocabulary(checkpoint: HfCheckpoint, settings: Json) -> Vocabu
         else:
             types.append(NORMAL if number < n_learnt else USER_DEFINED)
     return Vocabulary("llama", "default", tokens, types, [_ADDED] * len(tokens), added=added)
+
+
+def gemma4_vocabulary(checkpoint: HfCheckpoint, document: Json, settings: Json) -> Vocabulary:
+    """The same of Gemma 4, with its merges."""
+    found = byte_fallback_vocabulary(checkpoint, settings)
+    types = [
+        USER_DEFINED if t in _SHOWN else type_ for t, type_ in zip(found.tokens, found.types, strict=True)
+    ]
+    merges = merges_of(document, checkpoint, shown(checkpoint.path / "tokenizer.json"))
+    return replace(found, model="gemma4", pre="", types=types, merges=merges)

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ggplan.errors import TokenizerError
+from ggplan.errors import CheckpointError, TokenizerError
 from ggplan.metadata import Metadata, MetadataType, array, boolean, string, uint32
 from ggplan.sources.files import shown
 from ggplan.sources.huggingface import HfCheckpoint
@@ -214,6 +214,20 @@ def _template_file(checkpoint: HfCheckpoint) -> object:
         {"name": path.stem, "template": checkpoint.read_text(f"{folder.name}/{path.name}")} for path in others
     ]
     return [{"name": "default", "template": main}, *named]
+
+
+def suppressed_tokens(checkpoint: HfCheckpoint) -> Metadata:
+    """The key of the tokens that generation_config.json forbids a model to say; {} where it names none."""
+    try:
+        stated = (checkpoint.read_json("generation_config.json") or {}).get("suppress_tokens")
+    except CheckpointError:  # a note says so
+        return {}
+    numbers = [number for number in _list(stated) if type(number) is int and 0 <= number < 1 << 31]
+    if len(numbers) != len(_list(stated)):
+        where = shown(checkpoint.path / "generation_config.json")
+        raise CheckpointError(f"{where}: suppress_tokens is not a list of ids of tokens")
+    key = "tokenizer.ggml.suppress_tokens"
+    return {key: array(MetadataType.INT32, numbers)} if numbers else {}
 
 
 def normalizer_flags(tokenizer: Json) -> Metadata:

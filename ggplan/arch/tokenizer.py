@@ -109,6 +109,11 @@ def _write_keys(
     keys |= normalizer_flags(document)
     if vocabulary.is_scored and rules.space_prefix is not None:
         keys["tokenizer.ggml.add_space_prefix"] = boolean(rules.space_prefix)
+    if rules.prefix_last and isinstance(prefix := (settings or {}).get("add_prefix_space"), bool):
+        keys["tokenizer.ggml.add_space_prefix"] = boolean(prefix)
+    if vocabulary.model == "gemma4":
+        keys["tokenizer.ggml.add_space_prefix"] = boolean(False)
+        keys["tokenizer.ggml.add_bos_token"] = boolean(True)
     if rules.llama_style and vocab_size == _CODE_LLAMA:
         more = read_special_tokens(document, settings, checkpoint, kinds=("eot",))
         more.set_id("eot", _CODE_LLAMA_EOT, shown(checkpoint.path))
@@ -148,11 +153,15 @@ def _vocabulary(
 ) -> Vocabulary:
     """The vocabulary of the file that the family's class in the converter takes."""
     folder = checkpoint.path
-    if rules.sentencepiece and (folder / sentencepiece.FILE).exists():
-        return sentencepiece.sentencepiece_vocabulary(checkpoint, settings, vocab_size)
+    is_byte_level = rules.added_by_json and settings.get("tokenizer_class") == "GPT2Tokenizer"
+    if rules.sentencepiece and not is_byte_level and (folder / sentencepiece.FILE).exists():
+        added = document.get("added_tokens", []) if rules.added_by_json else None
+        return sentencepiece.sentencepiece_vocabulary(checkpoint, settings, vocab_size, added)
     if document:
         if rules.byte_fallback and sentencepiece.is_byte_fallback(document):
             return sentencepiece.byte_fallback_vocabulary(checkpoint, settings)
+        if rules.gemma4 and sentencepiece.is_byte_fallback(document):
+            return sentencepiece.gemma4_vocabulary(checkpoint, document, settings)
         _require_byte_level(document, shown(folder / "tokenizer.json"))
         return byte_level_vocabulary(checkpoint, document, settings, vocab_size, pre)
     if rules.tiktoken and (folder / tiktoken.FILE).exists():

@@ -21,9 +21,10 @@ class Vocabulary:
     Attributes
     ----------
     model
-        llama.cpp's name of the kind: "gpt2" for byte-level BPE, "llama" for sentencepiece.
+        llama.cpp's name of the kind: "gpt2" for byte-level BPE, "llama" for sentencepiece,
+        "gemma4" for sentencepiece's BPE with merges.
     pre
-        Its name of the pre-tokenizer; None if it knows none like this.
+        Its name of the pre-tokenizer; None if it knows none like this, "" for a kind that needs none.
     tokens, types, scores
         The text, the type and, for sentencepiece, the score of each id.
     merges
@@ -54,10 +55,10 @@ class Vocabulary:
     def metadata(self) -> Metadata:
         """Its keys, in the converter's order."""
         keys: Metadata = {"tokenizer.ggml.model": string(self.model)}
-        if self.pre is not None:
+        if self.pre:
             keys["tokenizer.ggml.pre"] = string(self.pre)
         keys["tokenizer.ggml.tokens"] = array(MetadataType.STRING, list(self.tokens))
-        if self.is_scored:
+        if self.scores:
             keys["tokenizer.ggml.scores"] = array(MetadataType.FLOAT32, list(self.scores))
         keys["tokenizer.ggml.token_type"] = array(MetadataType.INT32, list(self.types))
         if self.merges:

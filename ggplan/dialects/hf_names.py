@@ -111,6 +111,15 @@ def _template(name: str) -> tuple[str, str]:
     return (f"blk.{{}}.{found[2]}", found[1]) if found else (name, "")
 
 
+# Values that give a model parts which not all of its family have.
+_PARTS: Mapping[str, object] = {
+    "q_lora_rank": 2,
+    "n_routed_experts": 2,
+    "num_nextn_predict_layers": 1,
+    "enable_moe_block": True,
+}
+
+
 @cache
 def _maps(architecture: str) -> tuple[tuple[dict[str, str], Callable[[str, int], str]], ...]:
     """For each model class of a GGUF architecture: GGUF name -> Hugging Face name, with `{}` for numbers.
@@ -121,7 +130,7 @@ def _maps(architecture: str) -> tuple[tuple[dict[str, str], Callable[[str, int],
     for known in architectures().values():
         if known.name != architecture:
             continue
-        for more in ({}, {"q_lora_rank": 2, "n_routed_experts": 2, "num_nextn_predict_layers": 1}):
+        for more in ({}, _PARTS):
             config = Config("names", {"head_dim": 4, **known.defaults, **more}, _MANY, assumed=2)
             names = {spec.target: spec.source for spec in known.table(config, {}).specs}
             found.append((names, known.published))

@@ -13,7 +13,7 @@ from tiny_checkpoints import CASES, DATA, read_case, write_case, write_tensors
 
 from ggplan.arch import families, to_gguf
 from ggplan.arch.config import Config
-from ggplan.arch.families import architectures
+from ggplan.arch.families import architecture_of, architectures
 from ggplan.arch.layout import Layout
 from ggplan.arch.metadata import Keys, text_keys
 from ggplan.arch.names import gguf_name

@@ -73,6 +73,8 @@ def write_case(folder: Path, spec: dict) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     write_tokenizer(folder)
     (folder / "config.json").write_text(json.dumps(spec["config"]))
+    if spec.get("pieces"):
+        shutil.copy(DATA / "hf" / "small.model", folder / "tokenizer.model")
     for name, text in spec.get("files", {}).items():
         (folder / name).write_text(text)
     for name, tensors in spec["shards"].items():

@@ -226,7 +226,7 @@ def pieces_and_more(folder: Path) -> None:
 def pieces_beside_json(folder: Path) -> None:
     """Both files, as transformers saves them: ids of special tokens come from tokenizer.json."""
     _pieces(folder)
-    _fallback(folder)
+    write_fallback(folder)
     (folder / "tokenizer_config.json").write_text(
         json.dumps({"bos_token": "<s>", "eos_token": {"content": "</s>"}, "pad_token": "[PAD]"})
     )
@@ -243,7 +243,7 @@ def pieces_of_code_llama(folder: Path) -> None:
     _settings(folder, prefix_token="<PRE>", eot_token="<EOT>")
 
 
-def _fallback(folder: Path, *more: Json) -> None:
+def write_fallback(folder: Path, *more: Json, merges: bool = False) -> None:
     """tokenizer.json as transformers makes it of the pieces: BPE with byte fallback."""
     from sentencepiece import SentencePieceProcessor
 
@@ -272,10 +272,17 @@ def _fallback(folder: Path, *more: Json) -> None:
             "fuse_unk": True,
             "byte_fallback": True,
             "vocab": vocab,
-            "merges": [],
+            "merges": _merges(vocab) if merges else [],
         },
     }
     (folder / "tokenizer.json").write_text(json.dumps(document))
+
+
+def _merges(vocab: dict[str, int]) -> list[list[str]]:
+    """All ways to make a piece of two others, the pieces learnt first first."""
+    pieces = [piece for piece in vocab if not piece.startswith("<")]
+    halves = [[piece[:k], piece[k:]] for piece in pieces for k in range(1, len(piece))]
+    return [pair for pair in halves if all(half in vocab for half in pair)]
 
 
 _LLAMA_TEMPLATE = {
@@ -290,7 +297,7 @@ def byte_fallback(folder: Path) -> None:
     """Llama 2 without tokenizer.model."""
     _pieces(folder)
     (folder / "tokenizer.model").unlink()
-    _fallback(folder)
+    write_fallback(folder)
 
 
 def byte_fallback_and_more(folder: Path) -> None:
@@ -302,7 +309,7 @@ def byte_fallback_and_more(folder: Path) -> None:
         {"id": 305, "content": "<flagged>"},
         {"id": 306, "content": "plain", "special": False},
     ]
-    _fallback(folder, *more)
+    write_fallback(folder, *more)
     settings = {"tokenizer_class": "LlamaTokenizerFast", "eos_token": "<|im_end|>", "pad_token": "<new>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     (folder / "special_tokens_map.json").write_text(json.dumps({"unk_token": "<unk>", "bos_token": "plain"}))

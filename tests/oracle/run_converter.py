@@ -21,8 +21,21 @@ sys.path[:0] = [str(tree), str(tree / "gguf-py")]
 import conversion  # noqa: E402, F401
 import torch  # noqa: E402
 import transformers  # noqa: E402, F401
-from conversion.base import TextModel  # noqa: E402
+from conversion.base import ModelBase, TextModel  # noqa: E402
 from conversion.deepseek import DeepseekV32Model  # noqa: E402
+
+# Kinds that transformers 5.24 renames the keys of, on which the converter fails: it was written for configs
+# that no class reads.
+UNREAD = ("step3p5", "step3p7")
+load_hparams = ModelBase.load_hparams
+
+
+def load_unread(folder: Path, is_mistral_format: bool) -> dict:
+    config = json.loads((folder / "config.json").read_text())
+    return config if config.get("model_type") in UNREAD else load_hparams(folder, is_mistral_format)
+
+
+ModelBase.load_hparams = staticmethod(load_unread)
 
 
 def convert(job: dict) -> None:

@@ -1,7 +1,9 @@
 """The families of models, one module each: its tensors, its keys, the classes of transformers that have them.
 
 A module here is found by itself; there is no list to add it to. It has `CLASSES`, the `Architecture` of each
-class as `architectures` in config.json names it. `docs/models.md` says how one is written.
+class as `architectures` in config.json names it. Where models of one class differ by the `model_type` of
+their text part, that stands behind the name: `Mistral3ForConditionalGeneration (mistral4)`. `docs/models.md`
+says how a module is written.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from importlib import import_module
 from types import ModuleType
 
 from ggplan.arch.architecture import Architecture
+from ggplan.arch.multimodal import model_class, text_values
 
 
 @cache
@@ -38,3 +41,9 @@ def architectures() -> Mapping[str, Architecture]:
             raise RuntimeError(f"{family.__name__} and another both have {', '.join(sorted(twice))}")
         found |= classes
     return dict(sorted(found.items()))
+
+
+def architecture_of(config: Mapping[str, object]) -> Architecture | None:
+    """The architecture of the model with this config.json; None if ggplan does not read it."""
+    known, name = architectures(), model_class(config) or ""
+    return known.get(f"{name} ({text_values(config).get('model_type')})") or known.get(name)

@@ -15,7 +15,7 @@ from functools import partial
 from ggplan.arch.architecture import Architecture, TokenizerRules, head_width, heads_kv
 from ggplan.arch.config import Config
 from ggplan.arch.layout import Layout
-from ggplan.arch.metadata import Keys, base_keys, rope_parameters
+from ggplan.arch.metadata import Keys, base_keys, full_attention_rope
 from ggplan.arch.tensors import DENSE, MOE, Table, TensorSpec
 from ggplan.arch.transforms import constant, permuted
 from ggplan.errors import CheckpointError
@@ -87,15 +87,23 @@ def _keys(keys: Keys, config: Config, head_dim: int | None) -> None:
     keys.count("rope.dimension_count", head_width(config))
 
 
-def rope_factors(config: Config) -> list[TensorInfo]:
-    """The divisors of the rotation frequencies in Llama 3.1.
+def rope_factors(config: Config, rotated: int | None = None) -> list[TensorInfo]:
+    """The divisors of the rotation frequencies in Llama 3.1; none without its kind of scaling.
 
     A wave longer than the old context / low_freq_factor is stretched by `factor`, one shorter than the old
     context / high_freq_factor is kept, and between them the factor changes smoothly. Computed in float32 as
     in the converter, except for the power: torch computes it with an error of up to one unit in the last
     place, which differs between processors; here it is rounded correctly.
+
+    Parameters
+    ----------
+    config
+        The model's config.
+    rotated
+        Columns of a head that are rotated, if not all: the others have a divisor of 1. The converter computes
+        these in float64.
     """
-    rope = rope_parameters(config)
+    rope = full_attention_rope(config)
     if (rope.optional_text("rope_type") or "").lower() != "llama3":
         return []
     n_columns = head_width(config)
@@ -106,24 +114,27 @@ def rope_factors(config: Config) -> list[TensorInfo]:
     if low > high:  # equal in Llama 4
         raise rope.wrong("low_freq_factor", "is not below high_freq_factor")
     context = _positive(rope, "original_max_position_embeddings", 8192)
-    factors = _smooth_factors(n_columns, base, factor, low, high, context)
-    rows = constant(factors)
+    kind = "float32" if rotated is None else "float64"
+    factors = _smooth_factors(rotated or n_columns, base, (factor, low, high, context), kind)
+    rows = constant([*factors, *[1.0] * (n_columns // 2 - len(factors))])
     return [TensorInfo("rope_freqs.weight", rows.shape, F32, "config.json", "F32", rows)]
 
 
 def _smooth_factors(
-    n_columns: int, base: float, factor: float, low: float, high: float, context: float
+    n_columns: int, base: float, scaling: tuple[float, float, float, float], kind: str
 ) -> list[float]:
     import numpy as np
 
+    factor, low, high, context = scaling
+    number = np.dtype(kind).type
     exponents = np.arange(0, n_columns, 2, dtype=np.float32) / np.float32(n_columns)
     powers = np.array([base ** float(e) for e in exponents], np.float32)
-    one, stretch, old = np.float32(1), np.float32(factor), np.float32(context)
+    one, stretch, old = number(1), number(factor), number(context)
     with np.errstate(all="ignore"):
-        waves = np.float32(2 * math.pi) / (one / powers)
-        smooth = (old / waves - np.float32(low)) / np.float32(high - low)
+        waves = number(2 * math.pi) / (np.float32(1) / powers).astype(number)
+        smooth = (old / waves - number(low)) / number(high - low)
         between = one / ((one - smooth) / stretch + smooth)
-    kept, stretched = waves < np.float32(context / high), waves > np.float32(context / low)
+    kept, stretched = waves < number(context / high), waves > number(context / low)
     return [float(f) for f in np.where(kept, one, np.where(stretched, stretch, between))]
 
 

@@ -98,6 +98,6 @@ CLASSES = {
             "rms_norm_eps": 1e-5,
             "rope_theta": 10000.0,
         },
-        TokenizerRules(sentencepiece=True),
+        TokenizerRules(sentencepiece=True, added_by_json=True),
     )
 }

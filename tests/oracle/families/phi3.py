@@ -1,12 +1,15 @@
 """Random tiny models: Phi-3, Phi-3.5 and Phi-4."""
 
 import json
+import shutil
 from pathlib import Path
 
 import transformers as tf
 from making import SIZES, hub_style, save
+from tiny_checkpoints import DATA
+from tokenizer_variants import write_fallback
 
-GOLDENS = ("phi4", "phi4_long")
+GOLDENS = ("phi4", "phi4_long", "phi_pieces")
 
 
 def _as_phi4(folder: Path) -> None:
@@ -41,3 +44,23 @@ def phi4_hub(folder: Path) -> None:
         "short_factor": [1.0 + k / 7 for k in range(8)],
     }
     hub_style(folder, 10000.0, {"type": "longrope", **factors}, sliding_window=None)
+
+
+def phi_pieces(folder: Path) -> None:
+    """Phi-3's tokenizer: sentencepiece, and tokens that tokenizer.json adds, two against others."""
+    save(folder, tf.Phi3Config(**_SIZES))
+    shutil.copy(DATA / "hf" / "small.model", folder / "tokenizer.model")
+    more = [
+        {"id": 304, "content": "<|assistant|>", "special": False},
+        {"id": 305, "content": "\u2581in", "special": False},
+        {"id": 306, "content": "<|end|>"},
+        {"id": 259, "content": "replaced"},
+    ]
+    write_fallback(folder, *more)
+    decoder = {
+        "307": {"content": "<|user|>", "special": False},
+        "306": {"content": "<|fin|>", "special": False},
+    }
+    settings = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "added_tokens_decoder": decoder}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "added_tokens.json").write_text(json.dumps({"<|system|>": 308}))
