@@ -2,7 +2,7 @@
 
     python run_converter.py LLAMA_CPP JOBS.json
 
-A job is {"folder", "output", "outtype", "pre"}. The converter knows a pre-tokenizer by a hash that depends
+A job is {"folder", "output", "outtype", "pre"}, and perhaps "options" of the converter. The converter knows a pre-tokenizer by a hash that depends
 on the vocabulary, which no tokenizer trained anew can meet. "pre" then says the name; null leaves it to the
 converter. Each job runs in a process of its own, forked after the imports, since the converter keeps state in
 its classes.
@@ -33,6 +33,7 @@ def convert(job: dict) -> None:
         DeepseekV32Model.set_vocab = DeepseekV32Model._set_vocab_gpt2
     script = str(tree / "convert_hf_to_gguf.py")
     sys.argv = [script, job["folder"], "--outfile", job["output"], "--outtype", job["outtype"]]
+    sys.argv += job.get("options", [])
     runpy.run_path(script, run_name="__main__")
 
 
