@@ -14,7 +14,7 @@ import click
 if TYPE_CHECKING:
     from ggplan.imatrix import Imatrix
     from ggplan.model import Model
-    from ggplan.reshaping import Mtp
+    from ggplan.reshaping import Form, Mtp
 
 
 class _Layers(click.ParamType[tuple[int, ...]]):
@@ -34,18 +34,40 @@ class _Layers(click.ParamType[tuple[int, ...]]):
         return tuple(sorted({int(word) for word in words}))
 
 
+class _Forms(click.ParamType[tuple[str, ...]]):
+    """Forms of fused tensors with commas between them: `gate-up,qkv`."""
+
+    name = "forms"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, ...]:
+        """Parse them."""
+        if isinstance(value, tuple):
+            return value
+        words = [word.strip() for word in str(value).split(",")]
+        if wrong := [word for word in words if word not in ("gate-up", "qkv")]:
+            self.fail(f"{wrong[0]!r} is no form of fused tensors: there are gate-up and qkv", param, ctx)
+        return tuple(dict.fromkeys(words))
+
+
 @dataclass(frozen=True, slots=True)
 class ShapingOptions:
     """The values of `shaping_options`."""
 
     mtp: Mtp
     prune_layers: tuple[int, ...]
+    fuse: tuple[Form, ...]
+    split: tuple[Form, ...]
 
     def apply(self, model: Model, imatrix: Imatrix | None) -> tuple[Model, Imatrix | None]:
         """The model and its imatrix as these options make them; further notes of it say what was done."""
         from ggplan.reshaping import Reshaping, reshape
 
-        return reshape(model, Reshaping(mtp=self.mtp, prune_layers=self.prune_layers), imatrix)
+        wishes = Reshaping(
+            mtp=self.mtp, prune_layers=self.prune_layers, fuse=self.fuse, split=self.split
+        )
+        return reshape(model, wishes, imatrix)
 
 
 def shaping_options() -> tuple[Callable[[Callable[..., Any]], Callable[..., Any]], ...]:
@@ -59,5 +81,13 @@ def shaping_options() -> tuple[Callable[[Callable[..., Any]], Callable[..., Any]
         click.option(
             "--prune-layers", type=_Layers(), default=(), metavar="N,N",
             help="Leave these layers out and number the others anew.",
+        ),
+        click.option(
+            "--fuse", type=_Forms(), default=(), metavar="FORM,FORM",
+            help="Join tensors: gate-up of the experts, qkv of attention.",
+        ),
+        click.option(
+            "--split", type=_Forms(), default=(), metavar="FORM,FORM",
+            help="Cut such fused tensors apart.",
         ),
     )  # fmt: skip

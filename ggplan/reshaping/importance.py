@@ -32,6 +32,18 @@ def renamed(imatrix: Imatrix, names: Mapping[str, str]) -> Imatrix:
     return replace(imatrix, entries=EntriesOnDisk(readers), n_measured=imatrix.n_measured or len(old))
 
 
+def also_under(imatrix: Imatrix, names: Mapping[str, str]) -> Imatrix:
+    """The imatrix with further entries: by new names, the old ones that they are; a name it has stays."""
+    from ggplan.imatrix.entries import EntriesOnDisk
+
+    old = imatrix.entries
+    readers = {name: partial(old.__getitem__, name) for name in old}
+    more = {new: partial(_read, old, name, new) for new, name in names.items() if name in old and new not in old}
+    return replace(
+        imatrix, entries=EntriesOnDisk({**readers, **more}), n_measured=imatrix.n_measured or len(old)
+    )
+
+
 def _read(entries: Mapping[str, ImatrixEntry], name: str, new: str) -> ImatrixEntry:
     return replace(entries[name], name=new)
 

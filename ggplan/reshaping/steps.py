@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from ggplan.model import Model, require_model
 from ggplan.reshaping.blocks import mtp_alone, pruned, without_mtp
+from ggplan.reshaping.fusing import cut, fused
 from ggplan.reshaping.wishes import Reshaping
 
 if TYPE_CHECKING:
@@ -40,4 +41,8 @@ def reshape(
         model = mtp_alone(model)
     if wishes.prune_layers:
         model, imatrix = pruned(model, wishes.prune_layers, imatrix)
+    for form in wishes.split:
+        model, imatrix = cut(model, form, imatrix)
+    for form in wishes.fuse:
+        model, imatrix = fused(model, form, imatrix)
     return model, imatrix

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from test_converter import assert_same_keys, assert_same_tensors
-from tiny_checkpoints import read_case, write_case
+from tiny_checkpoints import OUTTYPES, read_case, write_case
 
 from ggplan.arch import to_gguf
 from ggplan.model import Model
@@ -16,8 +16,15 @@ from ggplan.sources.huggingface import open_checkpoint
 pytestmark = pytest.mark.oracle
 
 MTP_CASES = ("glm4moe_mtp", "glm_dsa_mtp", "deepseek_v32_mtp", "glm4moe_lite_mtp")
+QKV_CASES = ("llama", "llama_bias", "mistral", "qwen2", "qwen3moe", "glm4moe_mtp", "gemma3")
 JOBS = {
     **{f"{case} --no-mtp": (case, Reshaping(mtp="drop"), ["--no-mtp"]) for case in MTP_CASES},
+    **{f"{case} --fuse-qkv": (case, Reshaping(fuse=("qkv",)), ["--fuse-qkv"]) for case in QKV_CASES},
+    "glm4moe_mtp --no-mtp --fuse-qkv": (
+        "glm4moe_mtp",
+        Reshaping(mtp="drop", fuse=("qkv",)),
+        ["--no-mtp", "--fuse-qkv"],
+    ),
     **{f"{case} --mtp": (case, Reshaping(mtp="only"), ["--mtp"]) for case in MTP_CASES},
 }
 
@@ -34,7 +41,7 @@ def both(convert: Callable, tmp_path_factory: pytest.TempPathFactory) -> Callabl
             {
                 "folder": work / case,
                 "output": outputs[name],
-                "outtype": "bf16",
+                "outtype": OUTTYPES.get(case, "bf16"),
                 "pre": "glm4",
                 "options": options,
             }

@@ -3,7 +3,8 @@
 GP217: a block that drafts tokens is below q8_0
     The tokens that an MTP block (nextn) predicts are used where the model itself would have chosen them.
     Quantized to 4 bits such a block is of no use: of GLM-4.6's drafts 0 % were accepted at 4 bits, and its
-    quantizers left the block out. Give it q8_0 or more, or leave it out with `--mtp drop`.
+    quantizers left the block out. Give it q8_0 or more, or leave it out with `--mtp drop`. It is told of
+    checkpoints and GGUF files; an inventory has no weights, and its blocks may be left out.
     + @role nextn = q8_0
 """
 
@@ -45,6 +46,8 @@ class LowDraft(Finding):
 
 
 def check(case: Case) -> Iterator[LowDraft]:
+    if case.model.kind == "inventory":
+        return
     groups: dict[int | None, list[int]] = {}
     for t, fitted in enumerate(case.fitted):
         if "nextn" in case.roles(t) and _is_low(fitted):
