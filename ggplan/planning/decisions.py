@@ -23,7 +23,7 @@ from ggplan.ggml_types import F32, GgmlType
 from ggplan.model import Model, TensorInfo, require_model
 from ggplan.planning.assignment import Assignment, Decision
 from ggplan.planning.fitting import allows
-from ggplan.planning.fused import of_parts, other_forms, with_whole
+from ggplan.planning.fused import other_forms, rules_of_part, rules_of_parts
 from ggplan.planning.protection import kept_type, protection_of
 from ggplan.rules import Choice, Keep, Recipe, match
 from ggplan.text import printable
@@ -68,12 +68,11 @@ def decide(model: Model, recipe: Recipe) -> Assignment:
         decision = decided(tensor, reason, hits)
         if (form := forms.get(tensor.name)) is not None:
             each = [of_others[name] for name in form.names]
-            if not form.is_fused:
-                joined = with_whole(hits, each[0])
-                if joined != hits:
-                    decision = _told(decided(tensor, reason, joined), hits, form.names)
-            elif of_parts(hits, each):
-                decision = _of_parts(decision, form.names, [decided(tensor, reason, h) for h in each])
+            if form.is_fused:
+                parts = [decided(tensor, reason, h) for h in rules_of_parts(hits, each)]
+                decision = _of_parts(decision, form.names, parts) if parts else decision
+            elif (joined := rules_of_part(hits, each[0], each[1:])) != hits:
+                decision = _told(decided(tensor, reason, joined), hits, form.names)
         decisions[tensor.name] = decision
     return Assignment(recipe.name, decisions, recipe)
 

@@ -3,13 +3,14 @@ r"""Fused tensors and the rules for their parts: which rule decides `ffn_gate_up
 Some files have gate and up, or q, k and v, as one tensor. A recipe that was written for the other form means
 the same weights, so its rules apply:
 
-    fused in the model   Each part is decided as if it stood apart: by the first rule that matches its name.
-                         The fused tensor gets the type of its parts; where they differ, the one of most bits.
-    apart in the model   A rule for the fused name applies to each of its parts.
+    fused in the model   Each part is decided by the first rule that matches its name or the fused one's. The
+                         fused tensor gets their type; where they differ, the one of most bits.
+    apart in the model   A rule for the fused name, which matches none of the parts', applies to each part.
 
 A recipe that knows the model's own form is left alone: if a rule matches the fused name and none of its
-parts' (`attn_qkv = q8_0`, but not `.*` or `attn_`), the rules for the parts do not apply, and the other way
-round. Nor do they where a model has both forms, in different layers: then each rule means its own.
+parts' (`attn_qkv = q8_0`, but not `.*` or `attn_`), the rules for the parts do not apply to it; if one
+matches a part's name and not the fused one, those for the fused tensor do not apply to that part. Nor do they
+where a model has both forms, in different layers: then each rule means its own.
 
 The forms are those of llama.cpp b11434, `gguf-py/gguf/constants.py`; gate and up of a dense network have no
 name of their own when fused: `ffn_up` has twice the rows then (GLM-4, Phi-3).
@@ -41,7 +42,7 @@ class OtherForm:
     Attributes
     ----------
     names
-        Of a fused tensor those of its parts; of a part that of the fused tensor.
+        Of a fused tensor those of its parts; of a part that of the fused tensor, and then of all its parts.
     is_fused
         Whether the tensor is the fused one.
     """
@@ -60,7 +61,7 @@ def other_forms(tensors: Sequence[TensorInfo]) -> dict[str, OtherForm]:
         if whole in kinds and kinds.isdisjoint(parts):
             forms[whole] = parts
         elif whole not in kinds:
-            forms |= {part: (whole,) for part in parts if kinds.issuperset(parts)}
+            forms |= {part: (whole, *parts) for part in parts if kinds.issuperset(parts)}
     fused_up = "ffn_gate" not in kinds and "ffn_up" in kinds
     shapes = {t.name: t.shape for t in tensors} if fused_up else {}
     for name, (block, kind, ending) in split.items():
@@ -74,20 +75,31 @@ def other_forms(tensors: Sequence[TensorInfo]) -> dict[str, OtherForm]:
     return found
 
 
-def of_parts(own: tuple[int, ...], parts: Sequence[tuple[int, ...]]) -> bool:
-    """Whether a fused tensor is decided by its parts.
+def rules_of_parts(own: tuple[int, ...], parts: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """The rules for each part of a fused tensor; [] where the recipe has none but for the fused name.
 
     Parameters
     ----------
     own, parts
         The rules that match the fused name, and those that match each part's.
     """
-    of_some = {rule for hits in parts for rule in hits}
-    return of_some.issuperset(own) and any(hits != own for hits in parts)
+    of_parts = {rule for hits in parts for rule in hits}
+    if set(own) - of_parts or not of_parts - set(own):
+        return []
+    return [tuple(sorted({*own, *hits})) for hits in parts]
 
 
-def with_whole(own: tuple[int, ...], whole: tuple[int, ...]) -> tuple[int, ...]:
-    """The rules for a tensor that is a part: its own, and those for the fused tensor where they apply."""
-    if not set(whole) - set(own) or set(own) - set(whole):
+def rules_of_part(
+    own: tuple[int, ...], whole: tuple[int, ...], parts: Sequence[tuple[int, ...]]
+) -> tuple[int, ...]:
+    """The rules for a tensor that is a part: its own, and those for the fused tensor where they apply.
+
+    Parameters
+    ----------
+    own, whole, parts
+        The rules that match its own name, the fused one's, and those of all parts.
+    """
+    of_whole = set(whole).difference(*parts)
+    if not of_whole or set(own) - set(whole):
         return own
-    return tuple(sorted({*own, *whole}))
+    return tuple(sorted({*own, *of_whole}))

@@ -24,6 +24,7 @@ from ggplan.linting.case import Case
 from ggplan.linting.rule import Finding, LintRule
 from ggplan.linting.wording import join, kind_of, some
 from ggplan.planning import Fitted
+from ggplan.rules import Location
 from ggplan.text import printable
 
 _Key = tuple[int | None, tuple[tuple[str, GgmlType], ...]]
@@ -47,8 +48,13 @@ class Differing(Finding):
     others: str
     type: GgmlType
     kind: str
+    others_at: tuple[Location, ...]
     says = "{f.tensors}: one tensor in this model, but the rules ask for {f.others}; it gets {f.type}"
     advice = "write a rule for `{f.kind}`, or cut it apart with `--split`"
+
+    @property
+    def also_at(self) -> tuple[Location, ...]:
+        return self.others_at
 
 
 def check_applied(case: Case) -> Iterator[Applied]:
@@ -63,8 +69,9 @@ def check_differing(case: Case) -> Iterator[Differing]:
         if len({type_ for _, type_ in fused}) > 1:
             others = join([f"{type_} of `{name}`" for name, type_ in fused])
             kind = printable(kind_of(case.tensors[members[0]].name))
-            given = case.fitted[members[0]].decision.type
-            yield Differing(case.place(rule), some(case, members), others, given, kind)
+            decision = case.fitted[members[0]].decision
+            places = tuple(case.place(i) for i in decision.matching)
+            yield Differing(case.place(rule), some(case, members), others, decision.type, kind, places)
 
 
 def _key(f: Fitted) -> _Key | None:
