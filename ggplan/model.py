@@ -12,8 +12,8 @@ known without reading a row, and bfloat16 reaches an encoder without being widen
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -273,6 +273,9 @@ class Model:
     converter
         The SHA-256 of the code of llama.cpp's converter, where that made names, keys and transforms of an
         architecture that ggplan does not know itself; else "".
+    reshaped
+        What was done to it since it was opened (see `ggplan.reshaping`): texts by the key that records each
+        in the output, without `ggplan.`.
     """
 
     path: Path
@@ -284,6 +287,7 @@ class Model:
     notes: tuple[str, ...] = ()
     obstacle: Error | None = None
     converter: str = ""
+    reshaped: Mapping[str, str] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> TensorInfo:
         """The tensor of this name.

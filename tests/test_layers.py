@@ -26,6 +26,7 @@ ALLOWED = {
     "arch": {"errors", "text", "ggml_types", "metadata", "model", "sources"},
     "inventories": {"errors", "text", "ggml_types", "metadata", "model"},
     "bridge": {"errors", "ggml_types", "model", "sources"},
+    "reshaping": {"errors", "text", "ggml_types", "metadata", "model", "imatrix", "arch"},
     "opening": {"errors", "text", "standard_input", "model", "sources", "arch", "inventories", "bridge"},
     "rules": {"errors", "substitutes", "text", "standard_input", "ggml_types"},
     "stock": {"errors", "text", "ggml_types", "metadata", "model"},
@@ -52,8 +53,8 @@ ALLOWED = {
         "quants",
     },
     "verification": {
-        "errors", "text", "ggml_types", "metadata", "model", "sources", "arch", "opening", "rules", "imatrix",
-        "planning", "conversion", "quants",
+        "errors", "text", "ggml_types", "metadata", "model", "sources", "arch", "reshaping", "opening",
+        "rules", "imatrix", "planning", "conversion", "quants",
     },
     "measure": {
         "errors", "substitutes", "text", "standard_input", "ggml_types", "metadata", "model", "sources",

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from ggplan.cli.shaping import ShapingOptions, shaping_options
+
 if TYPE_CHECKING:
     from ggplan.model import Model
     from ggplan.planning import Effort, FallbackTable, Nonfinite, Plan
@@ -201,6 +203,7 @@ class PlanningOptions:
     nonfinite: Nonfinite
     effort: Effort
     strict: bool
+    shaping: ShapingOptions
     pre: str | None
     converter: str | None
     quiet: bool
@@ -209,6 +212,7 @@ class PlanningOptions:
 def planning_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that make a plan out of a model, as the argument `planning: PlanningOptions`."""
     command = as_one("planning", PlanningOptions)(command)
+    command = as_one("shaping", ShapingOptions)(command)
     options = (
         click.option(
             "-r", "--recipe", "recipe_name", metavar="RECIPE",
@@ -229,6 +233,7 @@ def planning_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="llama.cpp's bytes, or the least error in as many bytes, in up to ten times the time.",
         ),
         click.option("--strict", is_flag=True, help="Refuse any fallback that is not a chain of the recipe."),
+        *shaping_options(),
         pre_option,
         converter_option,
         quiet_option,
@@ -282,6 +287,14 @@ def plan_from(
     if convertible and model.obstacle is not None:
         raise model.obstacle
     note_model(model, quiet=options.quiet)
+    imatrix = None
+    if options.imatrix_path:
+        from ggplan.imatrix import load_imatrix
+
+        imatrix = load_imatrix(options.imatrix_path)
+    n_notes = len(model.notes)
+    model, imatrix = options.shaping.apply(model, imatrix)
+    note(*model.notes[n_notes:], quiet=options.quiet)
     if any(tensor.codes is not None for tensor in model.tensors):
         from ggplan.cli.progress import tensors_bar
         from ggplan.planning.settling import settle
@@ -289,11 +302,6 @@ def plan_from(
         with tensors_bar("reading scales", quiet=options.quiet) as progress:
             model = settle(model, progress)
     recipe = _recipe_or_mix(options, model.architecture)
-    imatrix = None
-    if options.imatrix_path:
-        from ggplan.imatrix import load_imatrix
-
-        imatrix = load_imatrix(options.imatrix_path)
     return make_plan(
         model,
         recipe,

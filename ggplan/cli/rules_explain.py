@@ -186,6 +186,9 @@ def _print(found: Explanation) -> None:
             click.echo(f"{'':>{widths[0] + 4}}{trial.type.name}: {trial.reason}")
     if not found.steps:
         click.echo("  no rule matches it")
+    if found.fused:
+        asked = ", ".join(f"{type_} of {name}" for name, type_ in found.fused)
+        click.echo(printable(f"  the model has it in another form; the rules ask for {asked}"))
     if found.fault:
         click.echo(f"  {printable(found.fault)}")
     size, was = format_bytes(found.n_bytes), format_bytes(tensor.n_bytes)
@@ -221,6 +224,7 @@ def _json(found: Explanation) -> dict[str, object]:
             }
             for s in found.steps
         ],
+        "other_form": {name: type_.name for name, type_ in found.fused},
         "trials": [{"type": t.type.name, "fits": t.fits, "reason": t.reason} for t in found.trials],
         "type": found.type.name,
         "chosen_by": found.chosen_by,

@@ -80,12 +80,15 @@ class Imatrix:
         How many chunks of text were run; 0 if the file does not say.
     entries
         By the weight's name. A look-up reads the file: look up once for each tensor.
+    n_measured
+        How many entries the file has, where `entries` are those of a reshaped model; else 0.
     """
 
     path: Path
     datasets: tuple[str, ...]
     chunk_count: int
     entries: Mapping[str, ImatrixEntry]
+    n_measured: int = 0
 
 
 class EntriesOnDisk(Mapping[str, ImatrixEntry]):

@@ -30,7 +30,8 @@ class Step:
     rule
         The rule; None for `@default`.
     outcome
-        `decides`, `passed over` (the tensor is protected), or `would match` (a rule above has decided).
+        `decides`, `passed over` (the tensor is protected), `would match` (a rule above has decided), or `asks
+        for fewer bits` (of a part of a fused tensor).
     """
 
     rule: Rule | None
@@ -60,6 +61,7 @@ class Explanation:
     type: GgmlType
     chosen_by: str
     fault: str
+    fused: tuple[tuple[str, GgmlType], ...] = ()
 
     @property
     def n_bytes(self) -> int:
@@ -233,6 +235,8 @@ def explain(model: Model, recipe: Recipe, name: str, fallback: FallbackTable | N
             if i == decision.rule
             else "passed over"
             if i in decision.passed_over or (decision.rule is None and decision.protected is not None)
+            else "asks for fewer bits"
+            if decision.fused and i < (len(recipe.rules) if decision.rule is None else decision.rule)
             else "would match",
         )
         for i in decision.matching
@@ -258,6 +262,7 @@ def explain(model: Model, recipe: Recipe, name: str, fallback: FallbackTable | N
         type=fitted.type,
         chosen_by=chosen_by,
         fault="" if fitted.fault is None else fitted.error().message,
+        fused=decision.fused,
     )
 
 

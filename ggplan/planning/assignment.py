@@ -56,6 +56,9 @@ class Decision:
     keep
         The `keep` of the chain that was taken, if one was: `type` is the tensor's own, or the type of
         `keep(q4_1)`.
+    fused
+        Where rules for the tensor's other form decided (see `ggplan.planning.fused`): the names of that
+        form, and the type that the rules ask for each.
     """
 
     type: GgmlType
@@ -66,6 +69,7 @@ class Decision:
     matching: tuple[int, ...] = ()
     passed_over: tuple[int, ...] = ()
     keep: Keep | None = None
+    fused: tuple[tuple[str, GgmlType], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

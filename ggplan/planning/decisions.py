@@ -10,16 +10,20 @@ The first rule that matches a tensor decides. There are exceptions, and the lint
   the last one the engine's fallback table decides (see `ggplan.planning.fitting`).
 - `keep` in a chain is taken by a tensor that is stored quantized (its type stays, so its bytes are copied),
   by a protected one, and as the last of the chain by any.
+- The tensor is fused of several, or the rules are for a fused one: see `ggplan.planning.fused`.
 - No rule matches: `@default` decides; without one the tensor keeps its own type. Norms and vectors that
   no rule matches are written as f32, which every llama.cpp graph expects.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ggplan.ggml_types import F32, GgmlType
 from ggplan.model import Model, TensorInfo, require_model
 from ggplan.planning.assignment import Assignment, Decision
 from ggplan.planning.fitting import allows
+from ggplan.planning.fused import other_forms, rules_of_part, rules_of_parts
 from ggplan.planning.protection import kept_type, protection_of
 from ggplan.rules import Choice, Keep, Recipe, match
 from ggplan.text import printable
@@ -41,20 +45,57 @@ def decide(model: Model, recipe: Recipe) -> Assignment:
         )
     tensors = model.tensors
     protected = [protection_of(t) for t in tensors]
-    matches = match(recipe, [t.name for t in tensors])
+    forms = other_forms(tensors)
+    others = list(dict.fromkeys(name for form in forms.values() for name in form.names))
+    found = match(recipe, [*(t.name for t in tensors), *others])
+    of_others = dict(zip(others, found[len(tensors) :], strict=True))
+    matches = found[: len(tensors)]
     open_hits = {hits for hits, reason in zip(matches, protected, strict=True) if reason is None}
     broad = {i for hits in open_hits for i in hits}
     takes = [_takes_protected(rule.choice, i in broad) for i, rule in enumerate(recipe.rules)]
     first_taking: dict[tuple[int, ...], int] = {}  # for protected tensors: how many rules pass them over
-    decisions = {}
-    for tensor, reason, hits in zip(tensors, protected, matches, strict=True):
+
+    def decided(tensor: TensorInfo, reason: str | None, hits: tuple[int, ...]) -> Decision:
         skipped = 0
         if reason is not None and tensor.type.kind != "integer":
             if hits not in first_taking:
                 first_taking[hits] = next((n for n, i in enumerate(hits) if takes[i]), len(hits))
             skipped = first_taking[hits]
-        decisions[tensor.name] = _decision(tensor, recipe, reason, hits, skipped)
+        return _decision(tensor, recipe, reason, hits, skipped)
+
+    decisions = {}
+    for tensor, reason, hits in zip(tensors, protected, matches, strict=True):
+        decision = decided(tensor, reason, hits)
+        if (form := forms.get(tensor.name)) is not None:
+            each = [of_others[name] for name in form.names]
+            if form.is_fused:
+                parts = [decided(tensor, reason, h) for h in rules_of_parts(hits, each)]
+                decision = _of_parts(decision, form.names, parts) if parts else decision
+            elif (joined := rules_of_part(hits, each[0], each[1:])) != hits:
+                decision = _told(decided(tensor, reason, joined), hits, form.names)
+        decisions[tensor.name] = decision
     return Assignment(recipe.name, decisions, recipe)
+
+
+def _told(decision: Decision, own: tuple[int, ...], names: tuple[str, ...]) -> Decision:
+    """The decision for a part, which names the fused tensor if it is one of a rule for that."""
+    is_others = decision.rule is not None and decision.rule not in own
+    return replace(decision, fused=((names[0], decision.type),)) if is_others else decision
+
+
+def _of_parts(own: Decision, names: tuple[str, ...], parts: list[Decision]) -> Decision:
+    """The decision for a fused tensor: of its parts', that of most bits. Parts without a rule have no say."""
+    asked = [(name, part) for name, part in zip(names, parts, strict=True) if part.reason != "kept"]
+    if not asked:
+        return own
+    most = max(part.type.bits_per_weight for _, part in asked)
+    able = [part for _, part in asked if part.type.bits_per_weight == most]
+    chosen = min(able, key=lambda part: (part.rule is None, part.rule or 0))
+    matching = tuple(sorted({*own.matching, *(rule for part in parts for rule in part.matching)}))
+    types = {part.type for _, part in asked}
+    is_own = chosen.rule == own.rule and chosen.reason == own.reason
+    fused = () if is_own and len(types) == 1 else tuple((name, part.type) for name, part in asked)
+    return replace(chosen, matching=matching, fused=fused)
 
 
 def _decision(

@@ -3,6 +3,7 @@
     ggplan.recipe.text   the recipe, so that the file can be made again from its checkpoint
     ggplan.inputs        array of strings, `SHA-256 NAME`, in the order of the names
     ggplan.codes         array of strings, what became of the codes of a quantized checkpoint
+    ggplan.mtp and others: what was done to the model before the recipe (see `ggplan.reshaping.wishes`)
     ggplan.plan.sha256   the SHA-256 of the output's header without this key and `ggplan.version`
 
 Hashes have a fixed length, so a plan has zeros in their place, and they are filled in when the file is
@@ -76,7 +77,9 @@ def output_metadata(
         metadata["quantize.imatrix.file"] = string(imatrix.path.name)
         if imatrix.datasets:
             metadata["quantize.imatrix.dataset"] = string(imatrix.datasets[0])
-        metadata["quantize.imatrix.entries_count"] = uint32(len(imatrix.entries))
+        metadata["quantize.imatrix.entries_count"] = uint32(
+            imatrix.n_measured or len(imatrix.entries)
+        )
         if imatrix.chunk_count:
             metadata["quantize.imatrix.chunks_count"] = uint32(imatrix.chunk_count)
     metadata[VERSION] = string(__version__)
@@ -92,6 +95,8 @@ def output_metadata(
         metadata["ggplan.nonfinite"] = string(nonfinite)
     if effort != "default":
         metadata["ggplan.effort"] = string(effort)
+    for key, text in model.reshaped.items():
+        metadata[f"ggplan.{key}"] = string(text)
     if codes:
         metadata[CODES] = array(MetadataType.STRING, list(codes))
     if model.kind != "inventory":  # an inventory has no weights and settings to hash

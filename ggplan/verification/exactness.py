@@ -22,6 +22,7 @@ from ggplan.model import Model, TensorInfo
 from ggplan.planning import Effort, FallbackTable, Nonfinite, Plan, make_plan
 from ggplan.planning.layout import written_shape
 from ggplan.planning.provenance import CODES, INPUTS, PLAN, VERSION
+from ggplan.reshaping import recorded_reshaping, reshape
 from ggplan.rules import Recipe, parse_recipe
 from ggplan.rules.loading import follow_recorded
 from ggplan.text import printable
@@ -71,6 +72,7 @@ def plan_again(
             f"{shown} was made with the imatrix {printable(name)}",
             hint="give it with --imatrix",
         )
+    source, imatrix = reshaped_as(written, source, imatrix)
     plan = make_plan(
         source,
         recipe or _recorded_recipe(written, shown),
@@ -81,6 +83,21 @@ def plan_again(
     )
     plan = with_input_hashes(plan)
     return dataclasses.replace(plan, metadata=_as_recorded(plan.metadata, written.metadata))
+
+
+def reshaped_as(
+    written: Model, source: Model, imatrix: Imatrix | None = None
+) -> tuple[Model, Imatrix | None]:
+    """The checkpoint of a file, with what the file says was done to it; as it is where that was done before.
+
+    Raises
+    ------
+    PlanError
+        If what the file records is damaged, or cannot be done to this checkpoint.
+    """
+    if source.reshaped:
+        return source, imatrix
+    return reshape(source, recorded_reshaping(written.metadata), imatrix)
 
 
 def _as_recorded(planned: Metadata, written: Metadata) -> Metadata:

@@ -29,7 +29,7 @@ from ggplan.planning.provenance import INPUTS, PLAN
 from ggplan.planning.splits import split_plan
 from ggplan.sources.files import file_size, read_at
 from ggplan.text import printable
-from ggplan.verification.exactness import plan_again
+from ggplan.verification.exactness import plan_again, reshaped_as
 from ggplan.verification.faults import HEADER, Fault
 from ggplan.verification.renamed import open_files
 from ggplan.verification.verifying import verify
@@ -123,6 +123,7 @@ def reproduce(
     """
     path = Path(path)
     written = open_files(path).model
+    checkpoint, imatrix = reshaped_as(written, checkpoint, imatrix)
     plan = plan_again(written, checkpoint, imatrix=imatrix)
     inputs = _differing_inputs(written, checkpoint, imatrix)
     found = verify(path, plan=plan, threads=threads, progress=progress)

@@ -30,7 +30,7 @@ from ggplan.verification.contents import (
     checksum_faults,
     unknown_pretokenizer,
 )
-from ggplan.verification.exactness import prove
+from ggplan.verification.exactness import prove, reshaped_as
 from ggplan.verification.faults import HEADER, Fault
 from ggplan.verification.renamed import find_listing, listing_notes, open_files, other_notes
 from ggplan.verification.source_errors import TensorError, compare_with_source
@@ -142,6 +142,7 @@ def verify(
     errors: tuple[TensorError, ...] = ()
     skipped: tuple[str, ...] = ()
     if against is not None:
+        against, _ = reshaped_as(written, against)
         measured, more, unread = compare_with_source(written, against, threads, progress)
         errors, skipped = tuple(measured), tuple(unread)
         faults += more

@@ -13,7 +13,7 @@ from tiny_checkpoints import CASES, DATA, read_case, write_case, write_tensors
 
 from ggplan.arch import families, to_gguf
 from ggplan.arch.config import Config
-from ggplan.arch.families import architecture_of, architectures
+from ggplan.arch.families import architectures
 from ggplan.arch.layout import Layout
 from ggplan.arch.metadata import Keys, text_keys
 from ggplan.arch.names import gguf_name
@@ -152,7 +152,7 @@ def test_a_family_may_rename_tensors_before_they_are_looked_up(
     whole = opened(tmp_path / "whole", "glm4moe_mtp")
     known = architectures()
     renaming = {**known, "Glm4MoeForCausalLM": replace(known["Glm4MoeForCausalLM"], rename=rename)}
-    monkeypatch.setattr("ggplan.arch.architectures", lambda: renaming)
+    monkeypatch.setattr("ggplan.arch.families.architectures", lambda: renaming)
     spec = read_case("glm4moe_mtp")
     for shard, tensors in spec["shards"].items():
         spec["shards"][shard] = {n.replace("model.layers.3.", "mtp.0."): t for n, t in tensors.items()}

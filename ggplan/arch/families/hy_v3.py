@@ -16,6 +16,7 @@ from ggplan.arch.layout import Layout, n_next_tokens
 from ggplan.arch.metadata import GATING, Keys, text_keys
 from ggplan.arch.tensors import DENSE, MOE, MTP, Table
 
+
 def _table(config: Config, names: Collection[str]) -> Table:
     n_shared = config.optional_count("num_shared_experts", least=0) or 0
     layout = Layout("hy_v3", config, S=n_shared * config.count("moe_intermediate_size"))

@@ -271,4 +271,4 @@ def _catch_all(case: Case) -> dict[int, int]:
 
 
 GP102 = LintRule("GP102", "warning", check_shadowed, yields_to=("GP111",), shows_cost=True)
-GP104 = LintRule("GP104", "warning", check_twice, yields_to=("GP111",), shows_cost=True)
+GP104 = LintRule("GP104", "warning", check_twice, yields_to=("GP111", "GP219"), shows_cost=True)

@@ -1,0 +1,93 @@
+"""The options that say what of a model is written, shared by `plan` and `convert`.
+
+--mtp    --prune-layers    --keep-experts    --fuse    --split
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from ggplan.imatrix import Imatrix
+    from ggplan.model import Model
+    from ggplan.reshaping import Form, Mtp
+
+
+class _Layers(click.ParamType[tuple[int, ...]]):
+    """Layer numbers with commas between them: `3,7`."""
+
+    name = "layers"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        """Parse them."""
+        if isinstance(value, tuple):
+            return value
+        words = [word.strip() for word in str(value).split(",")]
+        if not all(word.isascii() and word.isdecimal() and len(word) < 6 for word in words):
+            self.fail(f"{value!r} is not a list of layers such as 3,7", param, ctx)
+        return tuple(sorted({int(word) for word in words}))
+
+
+class _Forms(click.ParamType[tuple[str, ...]]):
+    """Forms of fused tensors with commas between them: `gate-up,qkv`."""
+
+    name = "forms"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, ...]:
+        """Parse them."""
+        if isinstance(value, tuple):
+            return value
+        words = [word.strip() for word in str(value).split(",")]
+        if wrong := [word for word in words if word not in ("gate-up", "qkv")]:
+            self.fail(f"{wrong[0]!r} is no form of fused tensors: there are gate-up and qkv", param, ctx)
+        return tuple(dict.fromkeys(words))
+
+
+@dataclass(frozen=True, slots=True)
+class ShapingOptions:
+    """The values of `shaping_options`."""
+
+    mtp: Mtp
+    prune_layers: tuple[int, ...]
+    fuse: tuple[Form, ...]
+    split: tuple[Form, ...]
+
+    def apply(self, model: Model, imatrix: Imatrix | None) -> tuple[Model, Imatrix | None]:
+        """The model and its imatrix as these options make them; further notes of it say what was done."""
+        from ggplan.reshaping import Reshaping, reshape
+
+        wishes = Reshaping(
+            mtp=self.mtp, prune_layers=self.prune_layers, fuse=self.fuse, split=self.split
+        )
+        return reshape(model, wishes, imatrix)
+
+
+def shaping_options() -> tuple[Callable[[Callable[..., Any]], Callable[..., Any]], ...]:
+    """The decorators of the options."""
+    return (
+        click.option(
+            "--mtp", type=click.Choice(["keep", "drop", "only"]), default="keep", show_default=True,
+            help="Blocks that only predict further tokens: write them, leave them out, or write them alone, as a "
+            "draft model.",
+        ),
+        click.option(
+            "--prune-layers", type=_Layers(), default=(), metavar="N,N",
+            help="Leave these layers out and number the others anew.",
+        ),
+        click.option(
+            "--fuse", type=_Forms(), default=(), metavar="FORM,FORM",
+            help="Join tensors: gate-up of the experts, qkv of attention.",
+        ),
+        click.option(
+            "--split", type=_Forms(), default=(), metavar="FORM,FORM",
+            help="Cut such fused tensors apart.",
+        ),
+    )  # fmt: skip

@@ -1,0 +1,309 @@
+"""Fused tensors: gate and up of the experts, or q, k and v, joined to one, or cut apart.
+
+    gate-up   blk.N.ffn_gate_exps, blk.N.ffn_up_exps       of each expert gate's rows, then up's
+    qkv       blk.N.attn_q, blk.N.attn_k, blk.N.attn_v     one's rows after the other's, biases too
+
+llama.cpp reads either form of some architectures. Joined, they stand where the last of them stood. As
+`--fuse-gate-up-exps` and `--fuse-qkv` of llama.cpp's `convert_hf_to_gguf.py` (b11434, `modify_tensors` and
+`prepare_qkv_fusion` in `conversion/base.py`): a layer that lacks one of them, or has the biases of some, stays
+as it is. Rows stay whole, so quantized ones are joined and cut too, if they are of one type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from ggplan.errors import PlanError
+from ggplan.ggml_types import F32
+from ggplan.model import Codes, Model, RowSource, TensorInfo, empty_rows
+from ggplan.reshaping.blocks import block_of, n_blocks, number
+from ggplan.reshaping.importance import also_under
+from ggplan.text import names_in_words, nearest, printable
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from ggplan.imatrix import Imatrix
+
+# The architectures of which llama.cpp b11434 reads both forms: MODEL_TENSORS in `gguf-py/gguf/constants.py`,
+# and where `src/models/*.cpp` call create_tensor_gate_up_exps.
+_GATE_UP = frozenset(
+    ["cohere2moe", "deepseek2", "deepseek2-ocr", "gemma4", "granite_swa", "hy_v3", "mistral4", "qwen35moe", "qwen3next", "qwen4exp"]
+)
+_QKV = frozenset(
+    ["afmoe", "apertus", "arcee", "arctic", "baichuan", "bailingmoe", "bert", "chameleon", "chatglm", "cohere2", "command-r", "deci", "deepseek", "deepseek2-ocr", "dots1", "dream", "ernie4_5", "ernie4_5-moe", "eurobert", "exaone", "exaone-moe", "exaone4", "falcon-h1", "gemma", "gemma-embedding", "gemma2", "gemma3", "gemma3n", "gemma4", "glm4", "glm4moe", "gpt-oss", "gptj", "granite", "granitehybrid", "granitemoe", "graniteswitch", "grok", "grovemoe", "hunyuan-dense", "hunyuan-moe", "hunyuan_vl", "internlm2", "jais2", "jamba", "jina-bert-v2", "kimi-linear", "lfm2", "lfm2moe", "llada", "llada-moe", "llama", "llama-embed", "llama4", "maincoder", "mimo2", "minicpm", "minimax-01", "minimax-m2", "mistral3", "muse-glimmer", "nemotron", "nemotron_h", "nemotron_h_moe", "olmo", "olmo2", "olmoe", "orion", "paddleocr", "pangu-embedded", "phi2", "phi3", "phimoe", "plamo", "qwen2", "qwen2moe", "qwen2vl", "qwen3", "qwen35", "qwen35moe", "qwen3moe", "qwen3next", "qwen3vl", "qwen3vlmoe", "qwen4exp", "refact", "rnd1", "seed_oss", "smallthinker", "smollm3", "stablelm", "starcoder2", "step35", "xverse"]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """A fused tensor of a layer and its parts, in the order of rows."""
+
+    title: str
+    whole: str
+    parts: tuple[str, ...]
+    endings: tuple[str, ...]
+    architectures: frozenset[str]
+
+
+_FORMS = {
+    "gate-up": _Form(
+        "gate and up", "ffn_gate_up_exps", ("ffn_gate_exps", "ffn_up_exps"), (".weight",), _GATE_UP
+    ),
+    "qkv": _Form("q, k and v", "attn_qkv", ("attn_q", "attn_k", "attn_v"), (".weight", ".bias"), _QKV),
+}
+
+
+def fused(model: Model, form_name: str, imatrix: Imatrix | None) -> tuple[Model, Imatrix | None]:
+    """The model with the parts of one form joined in every layer that has them all.
+
+    Raises
+    ------
+    PlanError
+        If llama.cpp does not read this architecture so, no layer has the parts, or they are quantized in
+        several types.
+    """
+    form = _known(model, form_name)
+    by_name = {t.name: t for t in model.tensors}
+    joined: dict[str, TensorInfo] = {}  # by the part in whose place it stands
+    gone: set[str] = set()
+    entries: dict[str, str] = {}
+    left: list[int] = []
+    order = {t.name: at for at, t in enumerate(model.tensors)}
+    for block in range(n_blocks(model)):
+        groups = [[f"blk.{block}.{part}{ending}" for part in form.parts] for ending in form.endings]
+        present = [[name for name in group if name in by_name] for group in groups]
+        if not present[0]:
+            continue
+        if any(found and len(found) < len(group) for found, group in zip(present, groups, strict=True)):
+            left.append(block)
+            continue
+        for ending, group in zip(form.endings, present, strict=True):
+            if group:
+                last = max(group, key=order.__getitem__)
+                name = f"blk.{block}.{form.whole}{ending}"
+                joined[last] = _joined(name, [by_name[part] for part in group])
+                gone.update(group)
+                entries[name] = group[0]
+    if not joined:
+        raise PlanError(f"no layer of the model has {form.title} as tensors of their own to fuse")
+    tensors = tuple(joined.get(t.name, t) for t in model.tensors if t.name not in gone or t.name in joined)
+    notes = [f"{form.title} are fused in {len(joined):,} tensors"]
+    if left:
+        notes.append(f"layers {names_in_words([str(n) for n in left])} lack some of {form.title}, and stay")
+    fused_before = model.reshaped.get("fused", "")
+    done = {**model.reshaped, "fused": f"{fused_before},{form_name}".strip(",")}
+    changed = replace(model, tensors=tensors, notes=(*model.notes, *notes), reshaped=done)
+    return changed, None if imatrix is None else also_under(imatrix, entries)
+
+
+def cut(model: Model, form_name: str, imatrix: Imatrix | None) -> tuple[Model, Imatrix | None]:
+    """The model with the fused tensors of one form cut into their parts.
+
+    Raises
+    ------
+    PlanError
+        If llama.cpp does not read this architecture so, the model has no such tensor, or its keys do not say
+        where to cut.
+    """
+    form = _known(model, form_name)
+    tensors: list[TensorInfo] = []
+    entries: dict[str, str] = {}
+    wholes = {f".{form.whole}{ending}": ending for ending in form.endings}
+    linear = {block_of(t.name) for t in model.tensors if ".ssm_" in t.name}
+    n_cut = n_linear = 0
+    for tensor in model.tensors:
+        block = block_of(tensor.name)
+        ending = wholes.get(tensor.name[len(f"blk.{block}") :]) if block is not None else None
+        if ending is None or block is None:
+            tensors.append(tensor)
+            continue
+        if form_name == "qkv" and block in linear:  # of linear attention, which has one form alone
+            n_linear += 1
+            tensors.append(tensor)
+            continue
+        at = 0
+        for part, length in zip(form.parts, _lengths(model, form_name, block, tensor), strict=True):
+            name = f"blk.{block}.{part}{ending}"
+            tensors.append(_part(name, tensor, at, length))
+            entries[name] = tensor.name
+            at += length
+        n_cut += 1
+    if not n_cut:
+        raise PlanError(f"the model has no fused {form.title} to cut")
+    notes = [f"{n_cut:,} tensors of fused {form.title} are cut apart"]
+    if n_linear:
+        notes.append(f"{n_linear:,} of linear attention stay, which llama.cpp reads in one form alone")
+    split_before = model.reshaped.get("split", "")
+    done = {**model.reshaped, "split": f"{split_before},{form_name}".strip(",")}
+    changed = replace(model, tensors=tuple(tensors), notes=(*model.notes, *notes), reshaped=done)
+    return changed, None if imatrix is None else also_under(imatrix, entries)
+
+
+def _known(model: Model, form_name: str) -> _Form:
+    form = _FORMS[form_name]
+    if model.architecture not in form.architectures:
+        near = nearest(model.architecture, form.architectures)
+        raise PlanError(
+            f"llama.cpp does not read {form.title} of {printable(model.architecture) or 'this model'} in two forms",
+            hint=f"it does of {near}" if near else f"it does of {', '.join(sorted(form.architectures)[:5])}, …",
+        )
+    return form
+
+
+def _lengths(model: Model, form_name: str, block: int, tensor: TensorInfo) -> tuple[int, ...]:
+    """The rows of each part in a slice of the fused tensor; of a bias its columns."""
+    n_rows = tensor.shape[-2] if len(tensor.shape) > 1 else tensor.shape[-1]
+    if form_name == "gate-up":
+        if n_rows % 2:
+            raise PlanError(f"{printable(tensor.name)} has {n_rows:,} rows, an odd number, to cut in halves")
+        return (n_rows // 2, n_rows // 2)
+    heads = _of_block(model, "attention.head_count", block)
+    kv = _of_block(model, "attention.head_count_kv", block) or heads
+    width = number(model, "embedding_length")
+    key = number(model, "attention.key_length") or (width // heads if width and heads else None)
+    value = number(model, "attention.value_length") or key
+    if heads and kv and key and value:
+        lengths = (n_rows - kv * (key + value), kv * key, kv * value)
+        if lengths[0] in (heads * key, 2 * heads * key):  # twice: with a gate
+            return lengths
+    raise PlanError(
+        f"{printable(tensor.name)} has {n_rows:,} rows, which are not those of q, k and v by the model's keys",
+        hint="the keys attention.head_count, head_count_kv, key_length and value_length say where to cut",
+    )
+
+
+def _of_block(model: Model, key: str, block: int) -> int | None:
+    """The integer under a key, or its item for a block."""
+    value = model.metadata.get(f"{model.architecture}.{key}")
+    decoded = None if value is None else value.decode()
+    if isinstance(decoded, list):
+        decoded = decoded[block] if block < len(decoded) else None
+    return decoded if isinstance(decoded, int) else None
+
+
+def _joined(name: str, parts: Sequence[TensorInfo]) -> TensorInfo:
+    shapes = {part.shape[:-2] + part.shape[-1:] if len(part.shape) > 1 else () for part in parts}
+    if len(shapes) > 1:
+        told = ", ".join(f"{printable(part.name)} {list(part.shape)}" for part in parts)
+        raise PlanError(f"{printable(name)} cannot be fused of shapes that differ: {told}")
+    types = {part.type for part in parts}
+    has_companions = any(part.codes is not None and part.codes.companions for part in parts)
+    if len(types) > 1 or has_companions:
+        why = "it is fused of parts " + (
+            "with scales of their own" if has_companions else f"in {' and '.join(sorted(t.name for t in types))}"
+        )
+        parts = [part if part.codes is None or not part.codes.are_moved else part.without_codes(why) for part in parts]
+        types = {part.type for part in parts}
+    if len(types) > 1 and any(type_.is_quantized for type_ in types):
+        told = ", ".join(f"{printable(part.name)} {part.type}" for part in parts)
+        raise PlanError(
+            f"{printable(name)} cannot be fused of quantized rows of several types: {told}",
+            hint="start from the original weights, or leave --fuse out",
+        )
+    axis = -2 if len(parts[0].shape) > 1 else -1
+    shape = list(parts[0].shape)
+    shape[axis] = sum(part.shape[axis] for part in parts)
+    rows, stored = (_join([getattr(part, kind) for part in parts], tuple(shape)) for kind in ("rows", "stored"))
+    type_ = types.pop() if len(types) == 1 else F32
+    return TensorInfo(
+        name,
+        tuple(shape),
+        type_,
+        ", ".join(dict.fromkeys(part.origin for part in parts)),
+        ", ".join(dict.fromkeys(part.stored_as for part in parts)),
+        rows,
+        stored if stored is not None and stored.dtype == type_ else None,
+        _codes(parts, tuple(shape)),
+    )
+
+
+def _codes(parts: Sequence[TensorInfo], shape: tuple[int, ...]) -> Codes | None:
+    found = [part.codes for part in parts if part.codes is not None]
+    if not found:
+        return None
+    if len(found) < len(parts):
+        plain = next(part for part in parts if part.codes is None)
+        return replace(found[0], why_decoded=f"{plain.name} is not quantized", companions=(), nearly=None)
+    nearly = _join([codes.nearly for codes in found], shape)
+    return replace(
+        found[0],
+        form=", ".join(dict.fromkeys(codes.form for codes in found)),
+        why_decoded=next((codes.why_decoded for codes in found if codes.why_decoded), ""),
+        nearly=nearly,
+        settled=all(codes.settled for codes in found),
+        full_activations=any(codes.full_activations for codes in found),
+    )
+
+
+def _join(sources: Sequence[RowSource | None], shape: tuple[int, ...]) -> RowSource | None:
+    """Rows of several sources, in turn of each slice; of vectors the columns."""
+    given = [source for source in sources if source is not None]
+    if len(given) < len(sources):
+        return None
+    if len({source.dtype for source in given}) > 1:
+        if not all(source.dtype.is_float for source in given):
+            return None
+        given = [source.as_float32() for source in given]
+    first = given[0]
+
+    def fault() -> str:
+        return next((found for source in given if (found := source.fault())), "")
+
+    if len(shape) == 1:
+
+        def read_vector(start: int, stop: int) -> NDArray[Any]:
+            import numpy as np
+
+            return np.concatenate([source.read(start, stop) for source in given], axis=1)
+
+        return RowSource(first.dtype, shape, read_vector, fault)
+    lengths = [source.shape[-2] for source in given]
+    total = sum(lengths)
+
+    def read(start: int, stop: int) -> NDArray[Any]:
+        rows = empty_rows(first.dtype, stop - start, first.n_columns)
+        for slice_ in range(start // total, -(-stop // total)):
+            at = slice_ * total
+            for source, length in zip(given, lengths, strict=True):
+                low, high = max(start, at), min(stop, at + length)
+                if low < high:
+                    offset = slice_ * length - at
+                    rows[low - start : high - start] = source.read(low + offset, high + offset)
+                at += length
+        return rows
+
+    return RowSource(first.dtype, shape, read, fault)
+
+
+def _part(name: str, tensor: TensorInfo, offset: int, length: int) -> TensorInfo:
+    """Rows `offset` up to `offset + length` of each slice of a tensor, or these columns of a vector."""
+    axis = -2 if len(tensor.shape) > 1 else -1
+    shape = list(tensor.shape)
+    group, shape[axis] = shape[axis], length
+    take = partial(_taken, shape=tuple(shape), group=group, offset=offset)
+    if tensor.codes is not None and tensor.codes.companions and tensor.codes.are_moved:
+        tensor = tensor.without_codes("it is cut out of a tensor with a scale of its own")
+    codes = tensor.codes
+    if codes is not None and codes.nearly is not None:
+        codes = replace(codes, nearly=take(codes.nearly))
+    rows = None if tensor.rows is None else take(tensor.rows)
+    stored = None if tensor.stored is None else take(tensor.stored)
+    return replace(tensor, name=name, shape=tuple(shape), rows=rows, stored=stored, codes=codes)
+
+
+def _taken(source: RowSource, shape: tuple[int, ...], group: int, offset: int) -> RowSource:
+    if len(shape) == 1:
+        whole = source.as_float32() if source.dtype.is_quantized else source
+        return RowSource(
+            whole.dtype,
+            shape,
+            lambda start, stop: whole.read(start, stop)[:, offset : offset + shape[0]].copy(),
+            source.fault,
+        )
+    from ggplan.arch.transforms import sliced
+
+    return replace(sliced(source, group, offset, shape[-2]), shape=shape)

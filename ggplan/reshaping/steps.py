@@ -1,0 +1,48 @@
+"""reshape: the steps, in order."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ggplan.model import Model, require_model
+from ggplan.reshaping.blocks import mtp_alone, pruned, without_mtp
+from ggplan.reshaping.fusing import cut, fused
+from ggplan.reshaping.wishes import Reshaping
+
+if TYPE_CHECKING:
+    from ggplan.imatrix import Imatrix
+
+
+def reshape(
+    model: Model, wishes: Reshaping, imatrix: Imatrix | None = None
+) -> tuple[Model, Imatrix | None]:
+    """The model as it is to be written, and the imatrix under its names.
+
+    Parameters
+    ----------
+    model
+        The checkpoint as it was opened.
+    wishes
+        What is to be done. Layers and experts have their numbers in `model`.
+    imatrix
+        An imatrix of `model`; of experts and layers that stay, its values stay.
+
+    Raises
+    ------
+    PlanError
+        If it cannot be done to this model.
+    """
+    require_model(model)
+    if wishes.is_nothing:
+        return model, imatrix
+    if wishes.mtp == "drop":
+        model = without_mtp(model)
+    elif wishes.mtp == "only":
+        model = mtp_alone(model)
+    if wishes.prune_layers:
+        model, imatrix = pruned(model, wishes.prune_layers, imatrix)
+    for form in wishes.split:
+        model, imatrix = cut(model, form, imatrix)
+    for form in wishes.fuse:
+        model, imatrix = fused(model, form, imatrix)
+    return model, imatrix

@@ -1,0 +1,63 @@
+"""What of a model is written, against llama.cpp's converter and llama-quantize with the same options."""
+
+from collections.abc import Callable
+
+import pytest
+from test_converter import assert_same_keys, assert_same_tensors
+from tiny_checkpoints import OUTTYPES, read_case, write_case
+
+from ggplan.arch import to_gguf
+from ggplan.model import Model
+from ggplan.reshaping import Reshaping, reshape
+from ggplan.sources.gguf import open_gguf
+from ggplan.sources.huggingface import open_checkpoint
+
+pytestmark = pytest.mark.oracle
+
+MTP_CASES = ("glm4moe_mtp", "glm_dsa_mtp", "deepseek_v32_mtp", "glm4moe_lite_mtp")
+QKV_CASES = ("llama", "llama_bias", "mistral", "qwen2", "qwen3moe", "glm4moe_mtp", "gemma3")
+JOBS = {
+    **{f"{case} --no-mtp": (case, Reshaping(mtp="drop"), ["--no-mtp"]) for case in MTP_CASES},
+    **{f"{case} --fuse-qkv": (case, Reshaping(fuse=("qkv",)), ["--fuse-qkv"]) for case in QKV_CASES},
+    "glm4moe_mtp --no-mtp --fuse-qkv": (
+        "glm4moe_mtp",
+        Reshaping(mtp="drop", fuse=("qkv",)),
+        ["--no-mtp", "--fuse-qkv"],
+    ),
+    **{f"{case} --mtp": (case, Reshaping(mtp="only"), ["--mtp"]) for case in MTP_CASES},
+}
+
+
+@pytest.fixture(scope="session")
+def both(convert: Callable, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Model, Model]]:
+    """A checkpoint as ggplan reshapes it, and as llama.cpp's converter wrote it."""
+    work = tmp_path_factory.mktemp("reshaped")
+    for case in {case for case, _, _ in JOBS.values()}:
+        write_case(work / case, read_case(case))
+    outputs = {name: work / f"{number}.gguf" for number, name in enumerate(JOBS)}
+    convert(
+        [
+            {
+                "folder": work / case,
+                "output": outputs[name],
+                "outtype": OUTTYPES.get(case, "bf16"),
+                "pre": "glm4",
+                "options": options,
+            }
+            for name, (case, _, options) in JOBS.items()
+        ]
+    )
+
+    def pair(name: str) -> tuple[Model, Model]:
+        case, wishes, _ = JOBS[name]
+        ours = to_gguf(open_checkpoint(work / case), pre="glm4")
+        return reshape(ours, wishes)[0], open_gguf(outputs[name])
+
+    return pair
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_equal_to_the_converters(both: Callable, name: str) -> None:
+    ours, theirs = both(name)
+    assert_same_keys(ours, theirs)
+    assert_same_tensors(ours, theirs)
