@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -353,6 +352,8 @@ class Model:
 
     def _repr_html_(self) -> str:
         """The types and their sizes as a table, for notebooks."""
+        from html import escape
+
         rows = "".join(
             f"<tr><td>{escape(type_.name)}</td><td>{n:,}</td><td>{n_weights:,}</td>"
             f"<td>{format_bytes(n_bytes)}</td></tr>"

@@ -41,8 +41,8 @@ from ggplan.text import decode_text, printable
 _TENSOR, _HEADER = "sha256", "header-sha256"
 _SOURCE, _IMPORTANCE, _REVISION = "source-rows", "importance", "best-revision"
 _KINDS = (_TENSOR, _HEADER, _SOURCE, _IMPORTANCE)
-_REVISION_LINE = re.compile(rf"{_REVISION}[ \t]+([0-9]{{1,9}})[ \t]+(.+)")
-_LINE = re.compile(rf"({'|'.join(_KINDS)})[ \t]+([0-9a-fA-F]{{64}})[ \t]+(.+)")
+_REVISION_LINE = rf"{_REVISION}[ \t]+([0-9]{{1,9}})[ \t]+(.+)"
+_LINE = rf"({'|'.join(_KINDS)})[ \t]+([0-9a-fA-F]{{64}})[ \t]+(.+)"
 _WHOLE = "file"
 _SPLIT_NAME = re.compile(r"(.+)-\d{5}-of-\d{5}(\.gguf)", re.DOTALL | re.ASCII)
 _SIZE_LIMIT = 64 << 20
@@ -151,9 +151,9 @@ def read_manifest(path: Path) -> Manifest:
 
 def _parsed(line: str) -> tuple[str, str, str] | None:
     """The kind of a line, its hash (or number) and its label; None for a line of an unknown kind."""
-    if found := _LINE.fullmatch(line):
+    if found := re.fullmatch(_LINE, line):
         return found[1], found[2].lower(), found[3]
-    if found := _REVISION_LINE.fullmatch(line):
+    if found := re.fullmatch(_REVISION_LINE, line):
         return _REVISION, found[1], found[2]
     return None
 

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ggplan.conversion.chunks import chunks_of
 from ggplan.conversion.fingerprint import fingerprint
@@ -28,7 +29,6 @@ from ggplan.conversion.manifest import manifest_path
 from ggplan.conversion.pace import DEFAULT_MEMORY, Pace, choose_pace, keep_freed_memory
 from ggplan.conversion.part_file import part_path
 from ggplan.conversion.preflight import check_absent, check_convertible, check_readable, check_target
-from ggplan.conversion.reuse import Reuse, find_reusable, open_earlier, prove_reusable
 from ggplan.conversion.unfinished import (
     UnfinishedOutput,
     check_journal,
@@ -45,6 +45,9 @@ from ggplan.planning import Plan
 from ggplan.planning.splits import set_path, split_path, split_plan
 from ggplan.sources.remote import PARALLEL_READS, is_remote
 from ggplan.text import format_bytes, printable
+
+if TYPE_CHECKING:
+    from ggplan.conversion.reuse import Reuse
 
 CHECKPOINT_BYTES = 256 << 20
 """Bytes written between two checkpoints, at which they are made durable and recorded. For a small output it
@@ -184,7 +187,11 @@ def convert(
     output = set_path(path) if is_set else path
     paths = tuple(split_path(path, k, len(plans)) for k in range(len(plans))) if is_set else (path,)
     files = tuple(zip(paths, plans, strict=True))
-    reuse = None if options.reuse is None else find_reusable(plan, open_earlier(options.reuse))
+    reuse = None
+    if options.reuse is not None:
+        from ggplan.conversion.reuse import find_reusable, open_earlier
+
+        reuse = find_reusable(plan, open_earlier(options.reuse))
     try:
         with warming(plan):
             n_resumed, reused = _write(
@@ -269,6 +276,8 @@ def _write(
 
 def _take_proven(work: UnfinishedOutput, reuse: Reuse, pace: Pace) -> Reuse:
     """Prove which tensors may be reused, of those not begun, and mark them to be copied."""
+    from ggplan.conversion.reuse import prove_reusable
+
     keys = {t.name: (part.number, t.name) for part in work.parts for t in part.plan.tensors}
     wanted = [name for name in reuse.tensors if work.hashes[keys[name]].done == 0]
     proven = prove_reusable(reuse, wanted, pace.n_threads, pace.chunk_weights, threading.Event())

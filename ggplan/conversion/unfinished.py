@@ -19,7 +19,6 @@ import os
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -43,7 +42,7 @@ from ggplan.conversion.source_hash import (
 )
 from ggplan.errors import ConversionError
 from ggplan.model import RowSource
-from ggplan.planning import Plan
+from ggplan.planning import Plan, PlannedTensor
 from ggplan.text import printable
 
 _PIECE = 1 << 20
@@ -257,6 +256,12 @@ def check_kept(
 ) -> None:
     """Hash the bytes in the journal again; those with another hash will be written again."""
     jobs = [(part, tensor) for part in work.parts for tensor in part.plan.tensors]
+    if not recorded.marks:
+        for part, tensor in jobs:
+            _take_kept(work, part, tensor, RunningHash(tensor.n_bytes), [])
+        return
+    from concurrent.futures import ThreadPoolExecutor
+
     with ThreadPoolExecutor(n_threads) as pool:
         try:
             kept = {
@@ -267,12 +272,7 @@ def check_kept(
             for part, tensor in jobs:
                 key = part.number, tensor.name
                 hash_ = kept[key].result() if key in kept else RunningHash(tensor.n_bytes)
-                work.hashes[key] = hash_
-                marks = recorded.marks.get(key, []) if hash_.complete else []
-                if whole := [m.source for m in marks if m.source and m.n_bytes == tensor.n_bytes]:
-                    work.known_sources[key] = whole[-1]
-                elif has_source_hash(tensor):
-                    work.sources[key] = new_source_hash(tensor)
+                _take_kept(work, part, tensor, hash_, recorded.marks.get(key, []))
                 if hash_.done:
                     work.resumed_bytes += hash_.done
                     resumed(hash_.done)
@@ -280,6 +280,19 @@ def check_kept(
             stop.set()
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def _take_kept(
+    work: UnfinishedOutput, part: PartFile, tensor: PlannedTensor, hash_: RunningHash, marks: Sequence[Mark]
+) -> None:
+    """Continue a tensor behind the bytes that agree with its marks."""
+    key = part.number, tensor.name
+    work.hashes[key] = hash_
+    whole = [m.source for m in marks if m.source and m.n_bytes == tensor.n_bytes] if hash_.complete else []
+    if whole:
+        work.known_sources[key] = whole[-1]
+    elif has_source_hash(tensor):
+        work.sources[key] = new_source_hash(tensor)
 
 
 def kept_hash(

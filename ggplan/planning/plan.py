@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
@@ -137,6 +136,8 @@ class Plan:
 
     def _repr_html_(self) -> str:
         """Where the bytes are, by role: what a notebook shows."""
+        from html import escape
+
         rows = []
         for role in Role:
             tensors = [t for t in self.tensors if t.role == role]
@@ -161,7 +162,7 @@ class Plan:
         headings = ("", "tensors", "weights", "size", "share", "bpw", "types")
         head = "".join(f"<th>{heading}</th>" for heading in headings)
         body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
-        caption = f"<caption>{html.escape(self._words)}</caption>"
+        caption = f"<caption>{escape(self._words)}</caption>"
         return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
     @property

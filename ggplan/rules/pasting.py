@@ -14,19 +14,20 @@ from ggplan.errors import TypeNameError
 from ggplan.rules.recipe import parse_wanted
 
 _BLANK = " \t"
-_INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]")
-_SPACES = re.compile("[\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000]")
-_DASHES = re.compile("[\u2010-\u2015\u2212]")
+# Most recipes need none of these patterns; `re` compiles each when it is first used.
+_INVISIBLE = "[\u00ad\u200b-\u200f\u2060\ufeff]"
+_SPACES = "[\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000]"
+_DASHES = "[\u2010-\u2015\u2212]"
 _QUOTES = "\"'`\u00b4\u2018\u2019\u201a\u201c\u201d\u201e\u00ab\u00bb"
-_LIST_MARK = re.compile(r"^(?:[-*+>\u2022]|\d{1,3}[.)])[ \t]+(?=\S.*=)")
-_OPTION = re.compile(r"^--?(?:tensor-type|custom-q)(?:[ \t]+(?![ \t])|=)(?=.*=)")
+_LIST_MARK = r"^(?:[-*+>\u2022]|\d{1,3}[.)])[ \t]+(?=\S.*=)"
+_OPTION = r"^--?(?:tensor-type|custom-q)(?:[ \t]+(?![ \t])|=)(?=.*=)"
 _SIGNS = ("===", "==", ":=", "=>", "->")
-_ARROW = re.compile("[\u2192\u21d2]")
-_END = re.compile(r"(?<==)([^,;=]*)[,;]+$")
-_FENCE = re.compile(r"(```|~~~)[\w-]*")
-_SCRIPT = re.compile(r"""(?:export[ \t]+)?\w+=["']|["'\\]|EOF|\$\w+|#!.*""")
+_ARROW = "[\u2192\u21d2]"
+_END = r"(?<==)([^,;=]*)[,;]+$"
+_FENCE = r"(```|~~~)[\w-]*"
+_SCRIPT = r"""(?:export[ \t]+)?\w+=["']|["'\\]|EOF|\$\w+|#!.*"""
 _SUSPICIOUS = re.compile(r"""^(?:[-*+>~;/$\\]|\d+[.)]|EOF|#!)|["'`]|[,;]$|==|=>|:=|->""")
-_REMARK = re.compile(r"(?://|;|--[ \t]).*")
+_REMARK = r"(?://|;|--[ \t]).*"
 
 
 def as_meant(content: str) -> tuple[str, str] | None:
@@ -40,9 +41,9 @@ def as_meant(content: str) -> tuple[str, str] | None:
         ("the fence of a code block", _FENCE),
         ("a piece of a shell script, which `ggplan rules import` reads", _SCRIPT),
     ):
-        if pattern.fullmatch(content):
+        if re.fullmatch(pattern, content):
             return "", what
-    if _REMARK.fullmatch(content) and not _ends_in_type(content):
+    if re.fullmatch(_REMARK, content) and not _ends_in_type(content):
         return f"# {content.lstrip('/;-').strip(_BLANK)}".rstrip(), "a comment, which begins with `#` here"
     word = re.split(r"\s+", content, maxsplit=1)[0]
     steps = _IN_DIRECTIVES if word.startswith("@") and word != "@role" else _IN_RULES
@@ -88,7 +89,7 @@ def _with_equals(text: str) -> str:
     end = max(text.rfind("="), text.rfind(">")) + 1
     sign = next((sign for sign in _SIGNS if text.endswith(sign, 0, end)), "")
     start = end - len(sign)
-    if not sign and (arrow := _ARROW.search(text, end)):
+    if not sign and (arrow := re.compile(_ARROW).search(text, end)):
         start, end = arrow.span()
     right = text[end:].lstrip(_BLANK)
     if start == end or not right or not _ends_in_type(text):
@@ -108,18 +109,18 @@ def _ends_in_type(text: str) -> bool:
 
 _Step = tuple[str, Callable[[str], str]]
 _IN_DIRECTIVES: tuple[_Step, ...] = (
-    ("characters that cannot be seen", lambda text: _INVISIBLE.sub("", text)),
-    ("blanks that do not break", lambda text: _SPACES.sub(" ", text)),
+    ("characters that cannot be seen", lambda text: re.sub(_INVISIBLE, "", text)),
+    ("blanks that do not break", lambda text: re.sub(_SPACES, " ", text)),
     ("characters that only look like ASCII", _plain),
     ("quotes", _without_quotes_behind_the_word),
 )
 _IN_RULES: tuple[_Step, ...] = (
     *_IN_DIRECTIVES[:2],
-    ("dashes that are no minus sign", lambda text: _DASHES.sub("-", text)),
+    ("dashes that are no minus sign", lambda text: re.sub(_DASHES, "-", text)),
     _IN_DIRECTIVES[2],
-    ("the mark of a list", lambda text: _LIST_MARK.sub("", text)),
-    ("an option of llama-quantize", lambda text: _OPTION.sub("", text)),
-    ("a mark at its end", lambda text: _END.sub(r"\1", text)),
+    ("the mark of a list", lambda text: re.sub(_LIST_MARK, "", text)),
+    ("an option of llama-quantize", lambda text: re.sub(_OPTION, "", text)),
+    ("a mark at its end", lambda text: re.sub(_END, r"\1", text)),
     ("quotes", _without_quotes),
     ("another sign than `=`", _with_equals),
 )

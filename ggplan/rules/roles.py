@@ -44,9 +44,9 @@ ROLE_GROUPS = {"experts": ("experts.gate", "experts.up", "experts.down")}
 MAX_BLOCK = 9_999
 """The highest block number a range or a model is believed to have."""
 
-# Tried in order; the first that is found in the name decides.
-_TABLE: tuple[tuple[re.Pattern[str], tuple[str, ...]], ...] = tuple(
-    (re.compile(pattern), tuple(roles.split()))
+# Tried in order; the first that is found in the name decides. `re` compiles each when it is first tried.
+_TABLE: tuple[tuple[str, tuple[str, ...]], ...] = tuple(
+    (pattern, tuple(roles.split()))
     for pattern, roles in (
         (r"\bffn_gate_inp(_shexp)?\b|\bexp_probs_b(_vl)?\b|\bffn_gate_tid2eid\b", "router"),
         # `norm` anywhere, the encoders' ln1, ln_post, ls1 (layer norms and scales), batch norms
@@ -119,7 +119,7 @@ def named_roles(name: str) -> tuple[str, ...]:
     if re.match(r"(blk\.\d+\.)?nextn\.", name):
         return ("nextn", "norm") if "norm" in name else ("nextn",)
     for pattern, roles in _TABLE:
-        if pattern.search(name):
+        if re.search(pattern, name):
             return roles
     return ()
 

@@ -10,14 +10,12 @@ GP017: nothing uses a name
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from ggplan.linting.case import Case
 from ggplan.linting.rule import Finding, LintRule
 from ggplan.rules.draft import deleting
 
 
-@dataclass(frozen=True, slots=True)
 class UnusedName(Finding):
     """The name of a `@let`."""
 

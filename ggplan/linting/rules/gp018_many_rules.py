@@ -8,13 +8,11 @@ GP018: very many rules
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from ggplan.linting.case import MANY_RULES, Case
 from ggplan.linting.rule import Finding, LintRule
 
 
-@dataclass(frozen=True, slots=True)
 class ManyRules(Finding):
     """A recipe of more than `MANY_RULES`."""
 

@@ -17,7 +17,6 @@ GP020: a comment ignores what cannot be ignored
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from ggplan.linting.case import Case
 from ggplan.linting.ignoring import IgnoreComment, nearest_code
@@ -28,7 +27,6 @@ from ggplan.rules.draft import deleting, replacing
 from ggplan.text import printable
 
 
-@dataclass(frozen=True, slots=True)
 class IdleComment(Finding):
     """The codes of which a comment silences no finding."""
 
@@ -47,7 +45,6 @@ class IdleComment(Finding):
         return "delete the comment" if self.is_whole else f"leave out {join(self.codes)}"
 
 
-@dataclass(frozen=True, slots=True)
 class UnreadComment(Finding):
     """A comment that is written nearly as one that ignores, and how such a one begins."""
 
@@ -56,7 +53,6 @@ class UnreadComment(Finding):
     advice = "write `# {f.begins}` and the codes"
 
 
-@dataclass(frozen=True, slots=True)
 class UnknownCode(Finding):
     """A word in the place of a code, and the code that is probably meant."""
 
@@ -68,7 +64,6 @@ class UnknownCode(Finding):
         return f"the nearest is `{self.near}`" if self.near else "name a code as findings do, such as `GP102`"
 
 
-@dataclass(frozen=True, slots=True)
 class SyntaxCode(Finding):
     """A code of the parser's."""
 
@@ -77,7 +72,6 @@ class SyntaxCode(Finding):
     advice = "mend the line, and leave {f.code} out"
 
 
-@dataclass(frozen=True, slots=True)
 class NoCodes(Finding):
     """A comment that names no code."""
 
@@ -85,7 +79,6 @@ class NoCodes(Finding):
     advice = "name the codes, such as `# ggplan: ignore GP103`"
 
 
-@dataclass(frozen=True, slots=True)
 class UnknownWord(Finding):
     """A word in the place of `ignore`."""
 

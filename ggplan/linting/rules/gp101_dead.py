@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 
 import re2
@@ -47,7 +47,6 @@ _SLIPS = tuple(
 )
 
 
-@dataclass(frozen=True, slots=True)
 class DeadRule(Finding):
     """A rule without a tensor.
 

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import re2
 
@@ -41,7 +41,6 @@ _MANY_BELOW = 3
 _MOST_SEARCHED = 50  # shadowed rules that get more than "delete it"
 
 
-@dataclass(frozen=True, slots=True)
 class ShadowedRule(Finding):
     """A rule whose tensors rules above take.
 
@@ -123,7 +122,6 @@ class ShadowedRule(Finding):
         return trials.best(in_own_file or known) or deleted(rule, safe=False)
 
 
-@dataclass(frozen=True, slots=True)
 class CatchAll(Finding):
     """A rule that matches most of the model and leaves nothing to several below: told once, at its line."""
 
@@ -140,7 +138,6 @@ class CatchAll(Finding):
         return f"move it {'below' if self.order == 'first' else 'above'} them all"
 
 
-@dataclass(frozen=True, slots=True)
 class Duplicate(Finding):
     """A rule that matches the same tensors as one above, and the types of that one if they are others."""
 

@@ -15,14 +15,12 @@ GP109: the order of matching decides
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from ggplan.linting.case import Case
 from ggplan.linting.rule import Finding, LintRule
 from ggplan.linting.wording import lines_of, some
 
 
-@dataclass(frozen=True, slots=True)
 class PartlyShadowed(Finding):
     """The first rule that takes tensors from this one, how many more do, and the tensors."""
 
@@ -38,7 +36,6 @@ class PartlyShadowed(Finding):
         return f"{self.first} and {more} take {self.lost} before this rule"
 
 
-@dataclass(frozen=True, slots=True)
 class OrderDecides(Finding):
     """Tensors that get another type where the other match wins, the last or under `@order last` the first."""
 

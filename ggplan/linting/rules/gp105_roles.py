@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import re2
 
@@ -38,7 +37,6 @@ _WORDS = frozenset(
 _SEARCHES = 100_000  # names searched, all rules together; a recipe of a stranger may hold ten thousand rules
 
 
-@dataclass(frozen=True, slots=True)
 class SeveralRoles(Finding):
     """A rule, and the roles it reaches with their tensors in words."""
 

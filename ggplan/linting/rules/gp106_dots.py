@@ -10,7 +10,7 @@ GP106: a dot is not escaped
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import re2
 
@@ -22,7 +22,6 @@ from ggplan.rules.patterns import tokens
 _SEARCHES = 100_000  # names searched, all rules together
 
 
-@dataclass(frozen=True, slots=True)
 class BareDot(Finding):
     """The pattern with its dots escaped, and how many tensors match now and then."""
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from ggplan.linting.case import Case
 from ggplan.linting.rule import Finding, LintRule
@@ -27,7 +26,6 @@ _MOST_LEFT_TO_DEFAULT = 2  # blocks; leaving more to `@default` is a way to writ
 _MOST_MISSING = 0.25  # of a kind's blocks; more is a plan, not a slip
 
 
-@dataclass(frozen=True, slots=True)
 class Gap(Finding):
     """A rule that lists blocks, the tensors of its kind that nothing decides, and the rule's pattern with
     them.

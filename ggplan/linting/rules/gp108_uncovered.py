@@ -8,7 +8,6 @@ GP108: tensors without a rule
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from ggplan.linting.case import Case
 from ggplan.linting.rule import Finding, LintRule
@@ -18,7 +17,6 @@ from ggplan.rules.recipe import split_lines
 from ggplan.text import format_bytes, printable
 
 
-@dataclass(frozen=True, slots=True)
 class Uncovered(Finding):
     """Tensors without a rule.
 

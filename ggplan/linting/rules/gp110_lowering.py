@@ -9,7 +9,6 @@ GP110: llama-quantize lower-cases the pattern
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from ggplan.linting.case import Case
 from ggplan.linting.rule import Finding, LintRule
@@ -20,7 +19,6 @@ from ggplan.rules.patterns import tokens
 _INSTEAD = {r"\D": "[^0-9]", r"\S": "[^ ]", r"\W": "[^a-z0-9_]"}
 
 
-@dataclass(frozen=True, slots=True)
 class Lowered(Finding):
     """The escape that is lower-cased, and the pattern without it."""
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from ggplan.linting.case import Case
 from ggplan.linting.rule import Finding, LintRule
@@ -19,7 +18,6 @@ from ggplan.rules import Fix
 from ggplan.rules.patterns import tokens
 
 
-@dataclass(frozen=True, slots=True)
 class Digits(Finding):
     """A piece of a pattern, what it is instead of a block number, and what was meant or else can be."""
 

@@ -18,7 +18,6 @@ GP212: a shape forbids the type, and nothing takes its place
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from ggplan.errors import PlanError
 from ggplan.ggml_types import GgmlType
@@ -30,7 +29,6 @@ from ggplan.planning.fitting import replaced
 from ggplan.rules import Choice
 
 
-@dataclass(frozen=True, slots=True)
 class Fallback(Finding):
     """Tensors whose type the fallback table replaces, their weights, and the chain that says the same."""
 
@@ -51,7 +49,6 @@ class Fallback(Finding):
         return round(self.n_weights * (self.got.bits_per_weight - self.asked.bits_per_weight) / 8)
 
 
-@dataclass(frozen=True, slots=True)
 class NoType(Finding):
     """The first tensor that cannot have its type, nor any in its place, and why."""
 

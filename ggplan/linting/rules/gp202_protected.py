@@ -23,7 +23,6 @@ GP213: protected tensors are passed over
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 from ggplan.ggml_types import GgmlType
 from ggplan.linting.case import Case
@@ -34,7 +33,6 @@ from ggplan.planning.protection import reason_of
 from ggplan.rules import Fix, Keep
 
 
-@dataclass(frozen=True, slots=True)
 class PassedOver(Finding):
     """Tensors that a rule passes over.
 
@@ -67,7 +65,6 @@ class PassedOver(Finding):
         return f"write `{self.kept[0]}`, {stay}, or force it with `{self.type}!`"
 
 
-@dataclass(frozen=True, slots=True)
 class PassedOverByTheWay(PassedOver):
     """The same by a rule that decides other tensors: nothing to mend."""
 
@@ -75,7 +72,6 @@ class PassedOverByTheWay(PassedOver):
         return ""
 
 
-@dataclass(frozen=True, slots=True)
 class Forced(Finding):
     """Protected tensors that `!` gives a quantized type."""
 

@@ -17,7 +17,6 @@ GP207: the imatrix has no data for some experts
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import ClassVar
 
 from ggplan.ggml_types import GgmlType
@@ -32,7 +31,6 @@ from ggplan.stock import needs_imatrix
 from ggplan.text import printable
 
 
-@dataclass(frozen=True, slots=True)
 class NeedsImatrix(Finding):
     """Tensors of one type that llama-quantize refuses without an imatrix."""
 
@@ -42,14 +40,12 @@ class NeedsImatrix(Finding):
     advice = "give `ggplan convert` one with --imatrix, or choose a type of more bits"
 
 
-@dataclass(frozen=True, slots=True)
 class CannotDoWithout(NeedsImatrix):
     """The same of a type that no encoder can do without."""
 
     says = "{f.tensors}: {f.type} cannot be encoded without an imatrix"
 
 
-@dataclass(frozen=True, slots=True)
 class NoEntry(Finding):
     """Tensors that the imatrix has no entry for."""
 
@@ -63,7 +59,6 @@ class NoEntry(Finding):
         return self.for_nextn or self.otherwise
 
 
-@dataclass(frozen=True, slots=True)
 class RefusedWithoutEntry(NoEntry):
     """The same, of a type that llama-quantize refuses so."""
 
@@ -75,7 +70,6 @@ class RefusedWithoutEntry(NoEntry):
     otherwise = "collect an imatrix of this very model, or choose a type of more bits"
 
 
-@dataclass(frozen=True, slots=True)
 class UnseenExperts(Finding):
     """A tensor some of whose experts saw no token."""
 

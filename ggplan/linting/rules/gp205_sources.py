@@ -13,7 +13,6 @@ GP211: the type is wider than the source
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 from ggplan.ggml_types import GgmlType
 from ggplan.linting.case import Case
@@ -22,7 +21,6 @@ from ggplan.linting.wording import rechosen, some
 from ggplan.planning import Fitted
 
 
-@dataclass(frozen=True, slots=True)
 class Twice(Finding):
     """Tensors quantized in the source, their weights, and the other quantized type they get."""
 
@@ -34,7 +32,6 @@ class Twice(Finding):
     advice = "each encoding loses: write `{f.source}`, or start from the original weights"
 
 
-@dataclass(frozen=True, slots=True)
 class Wider(Twice):
     """Tensors that get more bits than the source has."""
 

@@ -31,7 +31,6 @@ GP215: ik_llama.cpp is to write the file
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from ggplan.ggml_types import TYPES, GgmlType, way_to_write
 from ggplan.linting.case import Case
@@ -43,7 +42,6 @@ from ggplan.rules import Keep
 _OWN = [t for t in TYPES if t.engine == "llama.cpp" and t.is_quantized and not t.internal and t.encodable]
 
 
-@dataclass(frozen=True, slots=True)
 class CannotWrite(Finding):
     """Tensors whose type ggplan has no encoder for."""
 
@@ -53,7 +51,6 @@ class CannotWrite(Finding):
     advice = "`ggplan types` shows which types can be written"
 
 
-@dataclass(frozen=True, slots=True)
 class ForeignType(Finding):
     """A type of ik_llama.cpp where llama.cpp is the target, and llama.cpp's of about as many bits."""
 
@@ -72,7 +69,6 @@ def _unwritable(f: Fitted) -> tuple[int | None, GgmlType] | None:
     return None if f.type.encodable or f.type == f.tensor.type else (f.decision.rule, f.type)
 
 
-@dataclass(frozen=True, slots=True)
 class NotInterleaved(Finding):
     """Tensors whose rows ik_llama.cpp does not interleave, the type asked for and the one in its place."""
 
@@ -93,7 +89,6 @@ def _not_interleaved(f: Fitted) -> tuple[int | None, GgmlType, GgmlType] | None:
     return None if asked is None or asked.plain != f.type else (f.decision.rule, asked, f.type)
 
 
-@dataclass(frozen=True, slots=True)
 class WrittenByIk(Finding):
     """How many tensors have types of ik_llama.cpp, and how such a file is made."""
 

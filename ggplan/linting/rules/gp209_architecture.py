@@ -13,7 +13,7 @@ GP209: the recipe is for another architecture
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from ggplan.inventories import architecture_of, inventories, inventory
 from ggplan.linting.case import Case
@@ -32,7 +32,6 @@ _SHARE_IDLE = 0.25  # of all rules
 _SHARE_EXPLAINED = 0.75  # of these rules, that another family has tensors for
 
 
-@dataclass(frozen=True, slots=True)
 class OtherArchitecture(Finding):
     """What `@arch` says, and what the model is, by its metadata or by the names of its tensors."""
 
@@ -54,7 +53,6 @@ class OtherArchitecture(Finding):
         return self.idle
 
 
-@dataclass(frozen=True, slots=True)
 class UnknownArchitecture(Finding):
     """An `@arch` that llama.cpp does not know, and the one that is probably meant."""
 
@@ -64,7 +62,6 @@ class UnknownArchitecture(Finding):
     advice = "the nearest is `{f.near}`"
 
 
-@dataclass(frozen=True, slots=True)
 class OtherFamily(Finding):
     """Rules that match nothing here and would in models of another family.
 

@@ -12,7 +12,6 @@ GP216: codes that could be moved are quantized again
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from ggplan.ggml_types import GgmlType
 from ggplan.linting.case import Case
@@ -25,7 +24,6 @@ from ggplan.rules import Fix
 _FEW_BITS = 5.5  # q5_0, the widest type of 4-bit codes
 
 
-@dataclass(frozen=True, slots=True)
 class Again(Finding):
     """Tensors, how the checkpoint stores them, the type of their codes, and the type they get."""
 

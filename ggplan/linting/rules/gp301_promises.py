@@ -40,7 +40,6 @@ _COMPARE: dict[str, Callable[[float, float], bool]] = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
 class UnknownTensor(Finding):
     """A tensor that the model lacks, and the nearest one."""
 
@@ -52,7 +51,6 @@ class UnknownTensor(Finding):
         return f"the nearest is `{printable(self.near)}`" if self.near else "name a tensor of the model"
 
 
-@dataclass(frozen=True, slots=True)
 class FalseAssertion(Finding):
     """An assertion, what is true instead, and an assertion that holds, if one would say much."""
 
@@ -65,7 +63,6 @@ class FalseAssertion(Finding):
         return f"correct the rules, or {instead}"
 
 
-@dataclass(frozen=True, slots=True)
 class FailedTest(Finding):
     """The type a tensor gets, the one it was to get, who decided, and what does not fit."""
 
