@@ -81,7 +81,8 @@ def check_no_type(case: Case) -> Iterator[NoType]:
     for t, f in enumerate(case.fitted):
         if f.fault is not None and (choice := case.choice(f.decision.rule)) is not None:
             fix = rechosen(choice, _chain(choice, "f16"), safe=False)
-            theirs = [type_.name for type_ in choice.types if type_.engine == "ik_llama.cpp"]
+            wanted = [type_ for type_ in choice.types if isinstance(type_, GgmlType)]
+            theirs = [type_.name for type_ in wanted if type_.engine == "ik_llama.cpp"]
             foreign = ""
             if theirs and case.recipe.target != "ik_llama.cpp":
                 foreign = f"; {theirs[0]} is ik_llama.cpp's, which a line `@target ik_llama.cpp` chooses"
