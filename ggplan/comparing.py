@@ -122,6 +122,7 @@ def side_of_assignment(model: Model, assignment: Assignment, label: str) -> Side
     PlanError
         If a shape forbids a type and no fallback exists.
     """
+
     def order(found: Fitted) -> tuple[int, bytes]:
         return file_order(found.tensor.name)
 

@@ -3,6 +3,7 @@
 One order for all commands:
 
     -                  standard input
+    hf://org/name      a repository of the hub; https://host/model.gguf, a file on a server
     a path             a file or folder that exists, by what is in it
     Q4_K_M             one of llama-quantize's mixes
     glm4moe/hq4_k      a recipe that ships with ggplan
@@ -31,6 +32,7 @@ from ggplan.rules.loading import following
 from ggplan.sources.files import begins_with, read_at, read_whole
 from ggplan.sources.inventory import is_map, parse_inventory
 from ggplan.sources.json_files import SIZE_LIMIT, parse_object
+from ggplan.sources.remote import is_address
 from ggplan.standard_input import NAME, SHOWN, read_standard_input
 from ggplan.stock import MIXES, Mix, is_mix
 from ggplan.text import nearest, printable
@@ -118,6 +120,8 @@ def anything_named(
     """
     if name == NAME:
         return _from_standard_input()
+    if is_address(name):
+        return open_model(name, pre=pre, header_only=header_only)
     if is_there(name):
         return _from_path(name, pre, header_only)
     if _kind_of_recipe(name) or name.endswith(_RECIPE_ENDING):
@@ -133,7 +137,7 @@ def anything_named(
 
 def kind_named(name: str) -> Literal["file", "mix", "recipe", "inventory", ""]:
     """What there is of this name, the first in the order of the page; "" for nothing."""
-    if name == NAME or is_there(name):
+    if name == NAME or is_address(name) or is_there(name):
         return "file"
     if is_mix(name):
         return "mix"

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
 from ggplan.errors import CheckpointError, NoSuchCheckpointError
 from ggplan.inventories import architecture_of, inventories, inventory, is_inventory, names_of_inventories
 from ggplan.model import Model
-from ggplan.sources.files import begins_with, listed
+from ggplan.sources.files import begins_with, listed, shown
+from ggplan.sources.remote import RemotePath, is_address
 from ggplan.standard_input import EMPTY_NAME_HINT, NAME, SHOWN, read_standard_input
 from ggplan.text import nearest, printable
 
 _MOST_BESIDE = 1_000  # files of a folder that are looked at for a similar name
 _ALIKE = 0.75
+_ON_HUB = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 _ENDINGS = (".gguf", ".safetensors", ".map", ".json", ".txt", ".recipe")  # of files, not of models
 
 
@@ -36,8 +39,10 @@ def open_model(
     name
         A path: of a Hugging Face folder (safetensors, or with torch installed pytorch_model.bin), a GGUF file
         (any shard of a split set will do), or an inventory: a text tensor map or the JSON that
-        `ggplan inspect --json` writes. Where no file or folder is of the name: an inventory that ships with
-        ggplan. `-` is an inventory on standard input. A `Path` is always a path.
+        `ggplan inspect --json` writes. Or the address of a checkpoint on a server, of which headers alone are
+        read: `hf://org/name`, `hf://org/name@revision`, `https://host/model.gguf`. Where no file or folder is
+        of the name: an inventory that ships with ggplan. `-` is an inventory on standard input. A `Path` is
+        always a path.
     pre
         The pre-tokenizer's name in llama.cpp, for a Hugging Face tokenizer that is not recognised. Only
         converting needs it.
@@ -60,6 +65,16 @@ def open_model(
     """
     if name == "":
         raise NoSuchCheckpointError("the name of the model is empty", hint=EMPTY_NAME_HINT)
+    if is_address(name):
+        if converter is not None:
+            raise CheckpointError(
+                f"{shown(name)} is on a server, and llama.cpp's converter reads folders",
+                hint="download it (`hf download`) and name the folder, or leave `--converter` out",
+            )
+        from ggplan.sources.addresses import open_address
+
+        found = _open_path(path := open_address(str(name)), pre, header_only)
+        return replace(found, notes=(*found.notes, path.place.told)) if path.place.told else found
     if converter is not None:
         return _by_converter(name, Path(converter), pre)
     if name == NAME:
@@ -165,7 +180,10 @@ def _hint_for(path: Path) -> str:
         return f"the nearest is {printable(str(path.parent / beside[similar[0]]))}"
     if path.parent != Path():
         is_shipped = is_inventory(path.name)
-        return f"{printable(path.name)} is a shipped inventory, without weights" if is_shipped else ""
+        meant = [f"{printable(path.name)} is a shipped inventory, without weights"] if is_shipped else []
+        if _ON_HUB.fullmatch(str(path)) and path.suffix not in _ENDINGS and not path.parent.exists():
+            meant.append(f"a repository of the hub is named hf://{path}")
+        return "; ".join(meant)
     if path.suffix in _ENDINGS:
         return ""
     near = nearest(path.name, names_of_inventories())
@@ -189,7 +207,7 @@ def _names_in(folder: Path) -> list[str]:
 
 
 def _open_folder(path: Path, pre: str | None, header_only: bool) -> Model:
-    if not (path / "config.json").exists():
+    if not (path / "config.json").exists() or _holds_gguf_alone(path):
         return _open_only_gguf(path, header_only)
     from ggplan.arch import to_gguf
     from ggplan.sources.huggingface import open_checkpoint
@@ -197,20 +215,32 @@ def _open_folder(path: Path, pre: str | None, header_only: bool) -> Model:
     return to_gguf(open_checkpoint(path, header_only=header_only), pre=pre)
 
 
+def _holds_gguf_alone(path: Path) -> bool:
+    """Whether a repository on a server has config.json beside GGUF files, and no weights that it is of."""
+    if not isinstance(path, RemotePath):
+        return False
+    weights = [p.suffix for p in path.iterdir() if p.suffix in (".safetensors", ".bin", ".pt", ".pth")]
+    return not weights and any(True for _ in path.rglob("*.gguf"))
+
+
 def _open_only_gguf(folder: Path, header_only: bool) -> Model:
     """The GGUF model of a folder that holds one: a file, or a split set, which counts once."""
-    from ggplan.sources.gguf import open_gguf, split_set_of
+    from ggplan.sources.gguf import MOST_LISTED, models_in, open_gguf
 
-    models: dict[tuple[str, int], Path] = {}
-    for path in sorted(folder.glob("*.gguf")):
-        models.setdefault(split_set_of(path.name), path)
+    models, beside = models_in(folder)
     if len(models) == 1:
-        return open_gguf(next(iter(models.values())), header_only=header_only)
+        model = open_gguf(models[0], header_only=header_only)
+        others = listed([path.name for path in beside])
+        told = f"{printable(str(folder))}: not read: {others}, which by the name is no model"
+        return replace(model, notes=(*model.notes, told)) if beside else model
     shown = printable(str(folder))
     if models:
+        names = [str(path)[len(str(folder)) + 1 :] for path in models]
+        is_whole = isinstance(folder, RemotePath) and len(names) <= MOST_LISTED
         raise CheckpointError(
-            f"{shown} holds {len(models)} GGUF models: {listed([path.name for path in models.values()])}",
-            hint=f"name one: {printable(str(next(iter(models.values()))))}",
+            f"{shown} holds {len(models)} GGUF models: "
+            f"{', '.join(map(printable, names)) if is_whole else listed(names)}",
+            hint=f"name one: {printable(str(models[0]))}",
         )
     is_shipped = is_inventory(str(folder))
     raise CheckpointError(

@@ -21,7 +21,7 @@ ALLOWED = {
     "metadata": {"errors"},
     "quants": {"errors", "ggml_types"},
     "model": {"errors", "text", "ggml_types", "metadata", "quants"},
-    "sources": {"errors", "substitutes", "text", "ggml_types", "metadata", "model", "quants"},
+    "sources": {"version", "errors", "substitutes", "text", "ggml_types", "metadata", "model", "quants"},
     "imatrix": {"errors", "text", "ggml_types", "metadata", "model", "sources"},
     "arch": {"errors", "text", "ggml_types", "metadata", "model", "sources"},
     "inventories": {"errors", "text", "ggml_types", "metadata", "model"},

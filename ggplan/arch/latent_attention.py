@@ -54,9 +54,9 @@ def latent_table(
     return Table(
         [
             *layout.outside("model.embed_tokens model.norm lm_head?"),
-            *layout.layer("input_layernorm post_attention_layernorm"),
+            *layout.layer("{input,post_attention}_layernorm"),
             *_attention(layout, config),
-            *layout.layer("mlp.down_proj mlp.gate_proj mlp.up_proj", "dense"),
+            *layout.layer("mlp.{down,gate,up}_proj", "dense"),
             *([*_router(layout), *experts(layout, names), *layout.shared_experts()] if has_experts else ()),
             *(layout.next_tokens() if n_next else ()),
             *more(layout),

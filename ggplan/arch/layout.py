@@ -2,7 +2,7 @@
 
     layout = Layout("qwen2", config)
     layout.outside("model.embed_tokens model.norm lm_head?")
-    layout.layer("self_attn.q_proj self_attn.k_proj self_attn.v_proj self_attn.o_proj")
+    layout.layer("input_layernorm self_attn.{q,k,v,o}_proj")
 
 A name is that of a module, whose `.weight` must be there and whose `.bias` may be; with `?` behind it the
 module may be absent from all layers. The GGUF's name comes from the gguf package's tables. The shape comes
@@ -12,6 +12,7 @@ layers must have the same.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from functools import partial
@@ -28,6 +29,7 @@ from ggplan.model import RowSource
 # What a letter in SHAPES stands for: vocabulary, width of the model, of a head, of all heads of Q, of all
 # heads of K; columns of a dense feed-forward part, of an expert, of the shared expert; experts. 1 is one.
 SIZES = "VEHQKFMSX"
+_PARTS = re.compile(r"\{(\w+(?:,\w+)+)\}")
 _GATED = {"gate": "{}E", "up": "{}E", "down": "E{}"}
 # The shape of the checkpoint's matrix or vector that becomes a GGUF tensor, without the experts it is
 # stacked of.
@@ -107,7 +109,8 @@ class Layout:
         Parameters
         ----------
         names
-            With a space between them; `?` behind one that may be absent from all these layers.
+            With a space between them; `{q,k,v}_proj` stands for three, and `?` is behind what may be absent
+            from all these layers.
         kind
             The kind of layers that have them, "" for all.
         shape
@@ -124,7 +127,7 @@ class Layout:
             What stands before the names.
         """
         specs = []
-        for written in names.split():
+        for written in _expanded(names):
             name = written.removesuffix("?")
             target = self._target(prefix, like or name, to)
             specs.append(
@@ -172,7 +175,7 @@ class Layout:
     def experts(
         self,
         names: Collection[str],
-        modules: str = "mlp.experts.down_proj mlp.experts.gate_proj mlp.experts.up_proj",
+        modules: str = "mlp.experts.{down,gate,up}_proj",
         kind: str = "moe",
     ) -> list[TensorSpec]:
         """The routed experts of a layer, in the order in which the converter writes them.
@@ -190,15 +193,16 @@ class Layout:
         if any(name.removesuffix(".weight").endswith(".experts.gate_up_proj") for name in names):
             return self._fused_experts(names, kind)
         specs = []
-        for module in modules.split():
+        for module in _expanded(modules):
             source = module.replace(".experts.", ".experts.{}.")
             (spec,) = self.layer(source, kind, like=module)
             specs.append(spec)
         return specs
 
     def _fused_experts(self, names: Collection[str], kind: str) -> list[TensorSpec]:
-        n, columns, width = self.sizes["X"], self.sizes["M"], self.sizes["E"]
-        assert n is not None and columns is not None  # noqa: PT018
+        n = self.sizes["X"] or self.config.count("num_experts")
+        columns = self.sizes["M"] or self.config.count("moe_intermediate_size")
+        width = self.config.count("hidden_size")
         prefix, shape = LAYER + "mlp.experts.", (n, 2 * columns, width)
         suffix = ".weight" if any(name.endswith(".experts.gate_up_proj.weight") for name in names) else ""
         half = partial(sliced, group=2 * columns, length=columns)
@@ -222,7 +226,7 @@ class Layout:
         """The expert that all tokens pass through; none where config.json says so."""
         if self.sizes["S"] == 0:
             return []
-        return self.layer(" ".join(f"{prefix}{part}_proj" for part in ("down", "gate", "up")), kind)
+        return self.layer(prefix + "{down,gate,up}_proj", kind)
 
     def next_tokens(self, kind: str = "mtp") -> list[TensorSpec]:
         """What a layer that predicts further tokens has beside that of a layer."""
@@ -242,6 +246,16 @@ class Layout:
             if letters is None
             else tuple(1 if letter == "1" else self.sizes[letter] for letter in letters)
         )
+
+
+def _expanded(names: str) -> list[str]:
+    """The names, with one for each part of `{a,b}`."""
+    found = []
+    for name in names.split():
+        parts = _PARTS.search(name)
+        each = parts[1].split(",") if parts else [""]
+        found += [name[: parts.start()] + part + name[parts.end() :] if parts else name for part in each]
+    return found
 
 
 def n_next_tokens(config: Config) -> int:

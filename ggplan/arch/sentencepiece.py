@@ -96,7 +96,7 @@ def sentencepiece_vocabulary(
             f"{shown(path)}: {beyond:,} token{'s' * (beyond > 1)} with ids from {vocab_size:,} on are left "
             "out, since the embedding has no rows for them"
         )
-    return Vocabulary("llama", "default", tokens, types, scores, notes=notes)
+    return Vocabulary("llama", "default", tokens, types, scores, notes=notes, file=FILE)
 
 
 def _type_of(processor: object, number: int) -> int:

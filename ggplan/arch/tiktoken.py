@@ -71,7 +71,7 @@ def tiktoken_vocabulary(
     if name is None:
         with guarded(where):
             name = _recognised(texts, merges, special)
-    return Vocabulary("gpt2", name, tokens, types, merges=merges, added=special)
+    return Vocabulary("gpt2", name, tokens, types, merges=merges, added=special, file=FILE)
 
 
 def _read_ranks(data: bytes, where: str) -> dict[bytes, int]:

@@ -86,7 +86,7 @@ def tokenizer_metadata(
         return TokenizerKeys(keys, error)
     except SubstituteError as error:
         return TokenizerKeys(keys, TokenizerError(error.message, hint=error.hint))
-    unknown = None if vocabulary.pre is not None else _unknown(shown(checkpoint.path))
+    unknown = None if vocabulary.pre is not None else _unknown(shown(checkpoint.path / vocabulary.file))
     return TokenizerKeys(keys, unknown, tuple(vocabulary.notes))
 
 

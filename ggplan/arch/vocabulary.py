@@ -33,6 +33,8 @@ class Vocabulary:
         The ids of the tokens that were added to those learnt, by their text.
     notes
         What was left out.
+    file
+        The file of the folder that it is from.
     """
 
     model: str
@@ -43,6 +45,7 @@ class Vocabulary:
     merges: Sequence[str] = ()
     added: Mapping[str, int] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    file: str = "tokenizer.json"
 
     @property
     def is_scored(self) -> bool:

@@ -18,6 +18,8 @@ from ggplan.text import printable
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+_SHOWN = 4
+
 
 @dataclass(frozen=True, slots=True)
 class _Curve:
@@ -46,7 +48,8 @@ def draw_context(records: GivenRecord | Sequence[GivenRecord], *, title: str = "
     MeasureError
         If `records` names a file, and it cannot be read.
     """
-    curves = [curve for r in records_of(records) for q in r.quantizations for curve in _curves(r, q)]
+    given = records_of(records)
+    curves = [curve for r in given for q in r.quantizations for curve in _curves(r, q)]
     if not curves:
         raise ChartError(
             "no record has speeds at several contexts",
@@ -73,7 +76,7 @@ def draw_context(records: GivenRecord | Sequence[GivenRecord], *, title: str = "
                 ax.text(0.5, 0.5, "not measured", transform=ax.transAxes, ha="center", color=MUTED.light)
         names = [_name(curve, models) for curve in curves]
         keys = [Key(name, look.ink, look.marker) for name, look in zip(names, looks, strict=True)]
-        caption = _caption([s for curve in curves for s in curve.speeds])
+        caption = _caption([s for curve in curves for s in curve.speeds]) + _not_drawn(without_curve(given))
         finish(figure, heading, caption, keys)
     return Drawing(figure, heading, caption, titles, _table(curves))
 
@@ -159,6 +162,19 @@ def _caption(speeds: Sequence[Speed]) -> str:
     if hardware:
         facts.append(f"on {', '.join(hardware)}")
     return printable(" ".join(facts)) + "."
+
+
+def without_curve(records: Sequence[Record]) -> list[str]:
+    """The names of the quantizations that a chart of these records leaves out."""
+    return [q.name for record in records for q in record.quantizations if not _curves(record, q)]
+
+
+def _not_drawn(names: Sequence[str]) -> str:
+    """What is to be told of quantizations that have no curve."""
+    if not names:
+        return ""
+    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
+    return f"\nNot drawn, without speeds at two contexts: {printable(', '.join(names[:_SHOWN]))}{more}."
 
 
 def _table(curves: Sequence[_Curve]) -> str:

@@ -1,7 +1,8 @@
 """From records to points: one quantization under one set of conditions, with the values for the axes.
 
 Measurements are comparable only if text, context, number of chunks, engine, build and base are the same.
-Points of several conditions are refused unless the caller says `mixed`.
+Points of several conditions are refused unless the caller says `mixed`. A loss is against the base of the
+same model, on the same text with the same context, whatever else is mixed.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from ggplan.measure.record import (
     text_names,
 )
 from ggplan.measure.record_file import Scores
+from ggplan.measure.table_rows import UNKNOWN_TEXT
 from ggplan.text import printable
 
 Quality = Literal["kld", "kld99", "kld999", "dppl", "ppl"]
@@ -116,6 +118,7 @@ def panels(
     *,
     quality: Quality | None = None,
     text: str | None = None,
+    n_ctx: int | None = None,
     mixed: bool = False,
     scores: Scores | None = None,
 ) -> list[Panel]:
@@ -128,6 +131,8 @@ def panels(
         the base's, else perplexity.
     text
         Draw this text's measurements only, by its name or the beginning of its digest.
+    n_ctx
+        Draw what was measured with this context only.
     mixed
         Draw points of different conditions on one axis.
     scores
@@ -152,6 +157,8 @@ def panels(
             f"nothing was measured on {printable(text)}" if text else "the record holds no measurement",
             hint="it has speeds, which --kind context draws" if has_speeds and not text else "",
         )
+    if n_ctx is not None:
+        measured = _with_context(measured, n_ctx)
     models = list(dict.fromkeys(item.record.model.name for item in measured))
     if len(models) > 1 and not mixed:
         raise ChartError(
@@ -163,6 +170,16 @@ def panels(
     shown = [groups[use] for use in order if use in groups]
     drawn = quality or _best_of_all(shown)
     return [_panel(items, models, names, drawn, mixed, scores) for items in shown]
+
+
+def _with_context(items: Sequence[_Item], n_ctx: int) -> list[_Item]:
+    """What was measured with one context."""
+    found = [item for item in items if item.measurement.n_ctx == n_ctx]
+    if not found:
+        there = sorted({item.measurement.n_ctx for item in items} - {0})
+        hint = f"there is {', '.join(map(str, there[:8]))}" if there else "no measurement says its context"
+        raise ChartError(f"nothing was measured with a context of {n_ctx}", hint=hint)
+    return found
 
 
 def _by_use(items: Sequence[_Item]) -> dict[Use, list[_Item]]:
@@ -208,7 +225,7 @@ def _panel(
     if len(conditions) > 1 and not mixed:
         raise ChartError(
             f"the points were measured under {len(conditions)} conditions: {_differences(items, texts)}",
-            hint="choose with --text, or draw them all the same with --mixed",
+            hint=_choice(items),
         )
     base, bases = _bases(items)
     points, of_bases, n_left_out = [], set(), 0
@@ -255,7 +272,8 @@ def _differences(items: Iterable[_Item], texts: Mapping[Text, str]) -> str:
 
     def shown(m: Measurement) -> Conditions:
         base = m.base.name or m.base.sha256[:12]
-        return m.conditions._replace(text=texts[m.text], base=base or "not recorded")
+        text = "not recorded" if m.text == UNKNOWN_TEXT else texts[m.text]
+        return m.conditions._replace(text=text, base=base or "not recorded")
 
     conditions = list(dict.fromkeys(shown(item.measurement) for item in items))
     found = [
@@ -266,8 +284,27 @@ def _differences(items: Iterable[_Item], texts: Mapping[Text, str]) -> str:
     return "; ".join(found) or "texts or bases of one name"
 
 
+def _choice(items: Sequence[_Item]) -> str:
+    """What can be chosen where items have several conditions: only what differs between them."""
+    texts = {item.measurement.conditions.text for item in items}
+    contexts = {item.measurement.n_ctx for item in items}
+    options = ["--text"] * (len(texts) > 1) + ["--ctx"] * (len(contexts) > 1)
+    mixed = "draw them all the same with --mixed"
+    return f"choose with {' and '.join(options)}, or {mixed}" if options else mixed
+
+
 def _bases(items: Sequence[_Item]) -> tuple[str, list[_Item]]:
-    """The name of the base, and its measurements among the items.
+    """The names of the bases, and their measurements among the items: each model has its own."""
+    of_model: dict[int, list[_Item]] = {}
+    for item in items:
+        of_model.setdefault(id(item.record), []).append(item)
+    found = [_bases_of_one(own) for own in of_model.values()]
+    names = dict.fromkeys(name for name, _ in found if name)
+    return " and ".join(names), [item for _, bases in found for item in bases]
+
+
+def _bases_of_one(items: Sequence[_Item]) -> tuple[str, list[_Item]]:
+    """The name of one model's base, and its measurements among the items.
 
     A stated base is known by its digest. Only if no measurement states one (those of logs do not), the most
     exact quantization is taken for it by its name, and never one that is itself compared with something.
@@ -299,14 +336,28 @@ def _one_ppl(bases: Sequence[_Item]) -> Metric | None:
 
 
 def _base_ppl(item: _Item, bases: Sequence[_Item]) -> float | None:
-    """The perplexity of an item's base, under the same conditions if it is known; None if it is not known."""
+    """The perplexity of an item's base, under the same conditions if it is known; None if it is not known.
+
+    It is one of the same model, and one on another text or with another context is none: the difference
+    would be that of the two texts.
+    """
+    own = [b for b in bases if b.record is item.record and _on_the_same(b.measurement, item.measurement)]
     if item.measurement.base != Base():
-        bases = [b for b in bases if b.quantization.is_base_of(item.measurement)]
+        own = [b for b in own if b.quantization.is_base_of(item.measurement)]
     metrics = [
         b.measurement.metrics
-        for b in sorted(bases, key=lambda b: b.measurement.conditions != item.measurement.conditions)
+        for b in sorted(own, key=lambda b: b.measurement.conditions != item.measurement.conditions)
     ]
     return next((m["ppl"].value for m in metrics if "ppl" in m), None)
+
+
+def _on_the_same(a: Measurement, b: Measurement) -> bool:
+    """Whether two measurements may be of the same tokens: nothing that is known of both differs."""
+    texts = {m.conditions.text for m in (a, b)} - {UNKNOWN_TEXT.name}
+    if len(texts) > 1:
+        return False
+    pairs = ((a.n_ctx, b.n_ctx), (a.n_chunks, b.n_chunks))
+    return all(x == y or not x or not y for x, y in pairs)
 
 
 def _metric(quality: Quality) -> str:
@@ -316,18 +367,18 @@ def _metric(quality: Quality) -> str:
 
 def _best_of_all(panels: Sequence[Sequence[_Item]]) -> Quality:
     """The best that all panels have, which share an axis."""
-    best = [_best_quality(items, *_bases(items)) for items in panels]
+    best = [_best_quality(items, _bases(items)[1]) for items in panels]
     order: tuple[Quality, ...] = ("ppl", "dppl")
     return next((quality for quality in order if quality in best), "kld")
 
 
-def _best_quality(items: Sequence[_Item], base: str, bases: Sequence[_Item]) -> Quality:
-    others = [item.measurement.metrics for item in items if item not in bases]
+def _best_quality(items: Sequence[_Item], bases: Sequence[_Item]) -> Quality:
+    others = [item for item in items if item not in bases]
     if not others:  # the base alone, which has lost nothing
         return "ppl"
-    if all("kld" in metrics for metrics in others):
+    if all("kld" in item.measurement.metrics for item in others):
         return "kld"
-    if base and all("delta_ln_ppl" in metrics or "ppl" in metrics for metrics in others):
+    if all(_value(item.measurement, "dppl", _base_ppl(item, bases)) for item in others):
         return "dppl"
     return "ppl"
 

@@ -74,6 +74,7 @@ def draw_quality(
     metric: Quality | None = None,
     x: Cost | None = None,
     text: str | None = None,
+    n_ctx: int | None = None,
     mixed: bool = False,
     scores: Scores | None = None,
     title: str = "",
@@ -92,6 +93,8 @@ def draw_quality(
         bits per weight where sizes are not known.
     text
         Draw what was measured on this text only, by its name or the beginning of its digest.
+    n_ctx
+        Draw what was measured with this context only, in tokens.
     mixed
         Draw points of different conditions on one axis.
     scores
@@ -113,7 +116,9 @@ def draw_quality(
     if scores is None and (paths := paths_of(records)):
         scores = kept_scores(*paths)
     return draw_panels(
-        panels(given, quality=metric, text=text, mixed=mixed, scores=scores), cost=x, title=title
+        panels(given, quality=metric, text=text, n_ctx=n_ctx, mixed=mixed, scores=scores),
+        cost=x,
+        title=title,
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from ggplan.charts.drawing import Unit, html_table
 from ggplan.charts.points import QUALITIES, Panel, Point
 from ggplan.measure.record import Measurement
-from ggplan.measure.tables import UNKNOWN_TEXT
+from ggplan.measure.table_rows import UNKNOWN_TEXT
 from ggplan.text import printable
 
 _INDEPENDENT = " (errors taken as independent where the tokens' scores were not kept)."

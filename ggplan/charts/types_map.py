@@ -90,7 +90,8 @@ def draw_types(subject: Drawable, assignment: Assignment | None = None, *, title
     room = (WIDTH if n_layers < 32 else PAIR_WIDTH) - left - 0.2
     cell = min(_WIDEST_CELL, room / n_layers)
     width = max(_NARROWEST_FIGURE, left + cell * n_layers + 0.2)
-    heading = title or f"{found.name}: types by layer"
+    named = found.name if found.model in found.name else f"{found.model}, {found.name}"
+    heading = title or f"{named}: types by layer"
     with settings():
         figure, (ax,) = new_figure(
             _ROW * len(rows), 1, width, left=left, right=width - left - cell * n_layers, above=0.08

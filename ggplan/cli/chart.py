@@ -36,15 +36,15 @@ Examples:
 """
 _Kind = Literal["quality", "context", "parts", "types"]
 _USED: dict[_Kind, set[str]] = {
-    "quality": {"metric", "cost", "text", "mixed", "model_name", "sizes", "ggufs"},
+    "quality": {"metric", "cost", "text", "ctx", "mixed", "model_name", "sizes", "ggufs"},
     "context": {"model_name"},
     "parts": {"recipes", "pre", "header_only", "model_name", "ggufs"},
     "types": {"recipes", "pre", "header_only"},
 }
 _OPTIONS = {
-    "metric": "--metric", "cost": "--x", "text": "--text", "mixed": "--mixed", "recipes": "-r",
-    "pre": "--pre", "header_only": "--header-only", "model_name": "--model-name", "sizes": "--size",
-    "ggufs": "--gguf",
+    "metric": "--metric", "cost": "--x", "text": "--text", "ctx": "--ctx", "mixed": "--mixed",
+    "recipes": "-r", "pre": "--pre", "header_only": "--header-only", "model_name": "--model-name",
+    "sizes": "--size", "ggufs": "--gguf",
 }  # fmt: skip
 
 
@@ -55,6 +55,7 @@ class _Asked:
     metric: Quality | None
     cost: Cost | None
     text: str | None
+    ctx: int | None
     mixed: bool
     sizes: tuple[tuple[str, int], ...]
     ggufs: tuple[tuple[str, str], ...]
@@ -97,6 +98,12 @@ class _Asked:
     help="What it costs [default: size, else bits per weight].",
 )
 @click.option("--text", metavar="NAME", help="Draw what was measured on this text only.")
+@click.option(
+    "-c",
+    "--ctx",
+    type=click.IntRange(min=1),
+    help="Draw what was measured with chunks of this many tokens only.",
+)
 @click.option("--mixed", is_flag=True, help="Draw different texts, contexts or engines on one axis.")
 @measured_file_options
 @click.option(
@@ -196,8 +203,15 @@ def _draw(files: tuple[str, ...], kind: _Kind | None, asked: _Asked, title: str)
         _refuse_unused(kind, asked)
     if kind == "context":
         from ggplan.charts import draw_context
+        from ggplan.charts.context import without_curve
 
-        return draw_context(records, title=title)
+        drawing = draw_context(records, title=title)
+        left_out = without_curve(records)
+        note(
+            *(f"{name} is not drawn: it has no speeds at two contexts" for name in left_out),
+            quiet=asked.quiet,
+        )
+        return drawing
     return _draw_quality(records, others, asked, title)
 
 
@@ -208,10 +222,13 @@ def _is_model(name: str) -> bool:
     from ggplan.charts.tensors import is_plan
     from ggplan.inventories import inventories
     from ggplan.sources.inventory import SCHEMA
+    from ggplan.sources.remote import is_address
 
     path = Path(name)
-    if path.is_dir() or path.suffix in (".gguf", ".safetensors"):
+    if is_address(name) or path.is_dir() or path.suffix in (".gguf", ".safetensors"):
         return True
+    if path.exists() and not path.is_file():
+        return False  # a pipe can be read once
     try:
         with path.open("rb") as file:
             start = file.read(2000)
@@ -259,7 +276,7 @@ def _tensors(name: str, asked: _Asked) -> list[TypedTensors]:
     from ggplan.planning import assign
     from ggplan.text import printable
 
-    if is_plan_file(Path(name)):
+    if Path(name).is_file() and is_plan_file(Path(name)):
         if asked.recipes:
             raise click.UsageError("-r applies to a model; a plan has its types already")
         return [read_plan(Path(name))]
@@ -286,7 +303,11 @@ def _records(paths: list[Path], asked: _Asked) -> list[Record]:
     from ggplan.measure.sizes import with_sizes
     from ggplan.text import printable
 
-    records = parse_files([str(path) for path in paths], model_name=asked.model_name)
+    records = parse_files(
+        [str(path) for path in paths],
+        model_name=asked.model_name,
+        note=lambda said: note(said, quiet=asked.quiet),
+    )
     if len(records) > 1 and asked.model_name is None and len(paths) == 1:
         names = ", ".join(printable(r.model.name) for r in records[:6])
         raise ChartError(f"the file is of several models ({names})", hint="choose one with --model-name")
@@ -299,8 +320,12 @@ def _draw_quality(records: list[Record], paths: list[Path], asked: _Asked, title
     from ggplan.measure import kept_scores
 
     scores = kept_scores(*paths)
-    drawn = panels(records, quality=asked.metric, text=asked.text, mixed=asked.mixed, scores=scores)
+    drawn = panels(
+        records, quality=asked.metric, text=asked.text, n_ctx=asked.ctx, mixed=asked.mixed, scores=scores
+    )
     if not asked.quiet:
+        bare = [q.name for record in records for q in record.quantizations if not q.measurements]
+        note(*(f"{name} is not drawn: it has no perplexity or KL divergence" for name in bare))
         _warn(records, paths, drawn, scores)
     return draw_panels(drawn, cost=asked.cost, title=title)
 

@@ -14,6 +14,7 @@ from ggplan.cli.options import (
     as_one,
     force_option,
     json_option,
+    note,
     open_noted,
     plan_from,
     planning_options,
@@ -35,9 +36,11 @@ Examples:
   ggplan convert my-model model-bf16.gguf               every tensor keeps its type
   ggplan convert my-model out.gguf -r my.recipe --pre llama-bpe
   ggplan convert my-model out.gguf -r my.recipe --split-max-size 48G
+  ggplan convert hf://zai-org/GLM-4.5-Air air.gguf -r glm4moe/hq4_k   from the hub, without a copy
   ggplan convert my-model new.gguf -r new.recipe --reuse old.gguf   encodes only what the recipes differ in
 
-Stopped by Ctrl-C, a full disk or a power cut? Give the same command again: it continues where it stopped.
+Stopped by Ctrl-C, a full disk, a power cut or the network? Give the same command again: it continues where it
+stopped.
 """
 
 
@@ -129,9 +132,10 @@ def convert_command(
 ) -> None:
     """Convert MODEL to the GGUF file OUTPUT, in one pass.
 
-    MODEL is a Hugging Face folder or a GGUF file. OUTPUT appears when it is complete, with the SHA-256 of
-    each tensor beside it (OUTPUT.sha256). Until then the work is in OUTPUT.part and OUTPUT.part.journal, and
-    the same command continues where it was stopped.
+    MODEL is a Hugging Face folder or a GGUF file, or the address of one: weights on a server (hf://org/name,
+    https://host/model.gguf) are read as they are needed, and no copy of them is kept. OUTPUT appears when it
+    is complete, with the SHA-256 of each tensor beside it (OUTPUT.sha256). Until then the work is in
+    OUTPUT.part and OUTPUT.part.journal, and the same command continues where it was stopped.
 
     Exits 0 once OUTPUT is whole; 1 if it could not be written, or if the recipe has errors or an @assert or
     @test that does not hold; 2 for wrong usage.
@@ -143,6 +147,7 @@ def convert_command(
     from ggplan.errors import PlanError
     from ggplan.linting import check_plan
     from ggplan.planning.importance import importance_refusal
+    from ggplan.sources.remote import is_remote
 
     quiet = planning.quiet
     plan = plan_from(model, planning, convertible=True)
@@ -151,6 +156,12 @@ def convert_command(
         rest = report.without("GP204")
         if no_assert or not rest.errors().diagnostics:
             report = rest  # the error that follows says the same
+    if any(is_remote(path) for path in plan.model.files):
+        note(
+            "the weights are read in pieces, each checked for its place and the file's version; the SHA-256 "
+            "of whole files is not checked",
+            quiet=quiet,
+        )
     print_findings(report.errors() if quiet else report, notes=findings.shows_notes, err=True)
     if (broken := len(report.errors().diagnostics)) and not no_assert:
         raise PlanError(

@@ -18,6 +18,8 @@ from ggplan.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ggplan.allocation import Figure
     from ggplan.errors import TruncatedError
     from ggplan.model import Model
@@ -28,6 +30,7 @@ Examples:
   ggplan inspect GLM-4.5-Air --tensors           every tensor under its GGUF name
   ggplan inspect model.gguf --metadata           the key-value pairs
   ggplan inspect GLM-4.5-Air --json > air.json   an inventory that `ggplan plan` reads
+  ggplan inspect hf://zai-org/GLM-4.5-Air        a checkpoint on the hub, by its headers alone
   ggplan inspect model-00001-of-00047.safetensors   one file, under its own names
   head -c 20M model.gguf > part.gguf; ggplan inspect part.gguf --header-only   the header alone
   ggplan inspect kld_results.csv                 a table of sensitivities, by role and type
@@ -55,7 +58,8 @@ def inspect_command(
     figure: Figure | None, header_only: bool, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Show what is in MODEL: a Hugging Face folder, a GGUF file, an inventory (`-`: on standard input), one
-    .safetensors file or a table of sensitivities.
+    .safetensors file, the address of one of these (hf://org/name, https://host/model.gguf) or a table of
+    sensitivities.
 
     Of a file that is cut short its header is shown all the same. That is an error (exit code 1) unless
     --header-only says that it is meant.
@@ -76,8 +80,8 @@ def inspect_command(
     from ggplan.errors import TruncatedError
     from ggplan.naming import model_named
 
-    if _is_safetensors_file(model):
-        truncated = _inspect_safetensors(model, show_tensors, show_metadata, as_json)
+    if (file := _safetensors_file(model)) is not None:
+        truncated = _inspect_safetensors(file, show_tensors, show_metadata, as_json)
     else:
         note_converter(converter, quiet=quiet)
         opened = model_named(model, pre=pre, header_only=True, converter=converter)
@@ -150,26 +154,31 @@ def _inspect_model(found: Model, show_tensors: bool, show_metadata: bool, as_jso
         )
 
 
-def _is_safetensors_file(name: str) -> bool:
-    """Whether it is one file of a checkpoint, not a folder."""
+def _safetensors_file(name: str) -> Path | None:
+    """The path of one file of a checkpoint; None for anything else."""
     from pathlib import Path
+    from urllib.parse import urlsplit
 
+    from ggplan.sources.remote import is_address
+
+    if is_address(name):
+        from ggplan.sources.addresses import open_address
+
+        return open_address(name) if urlsplit(name).path.endswith(".safetensors") else None
     path = Path(name)
-    return path.suffix == ".safetensors" and path.exists() and not path.is_dir()
+    return path if path.suffix == ".safetensors" and path.exists() and not path.is_dir() else None
 
 
 def _inspect_safetensors(
-    name: str, show_tensors: bool, show_metadata: bool, as_json: bool
+    path: Path, show_tensors: bool, show_metadata: bool, as_json: bool
 ) -> TruncatedError | None:
     """Show what the header of a safetensors file says, under its own names and types."""
-    from pathlib import Path
-
     from ggplan.cli.output import format_count, print_json, print_table
     from ggplan.sources.safetensors import read_file, read_metadata
     from ggplan.text import format_bytes, printable
 
-    tensors, truncated = read_file(Path(name))
-    metadata = read_metadata(Path(name))
+    tensors, truncated = read_file(path)
+    metadata = read_metadata(path)
     if as_json:
         print_json(
             {
@@ -184,7 +193,7 @@ def _inspect_safetensors(
         return truncated
     n_weights = sum(t.n_weights for t in tensors.values())
     n_bytes = sum(t.n_bytes for t in tensors.values())
-    click.echo(f"{printable(name)} · one safetensors file, with the names and types of its checkpoint")
+    click.echo(f"{printable(str(path))} · one safetensors file, with the names and types of its checkpoint")
     click.echo(f"{len(tensors):,} tensors, {format_count(n_weights)} weights, {format_bytes(n_bytes)}")
     by_type: dict[str, tuple[int, int, int]] = {}
     for t in tensors.values():

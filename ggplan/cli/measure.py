@@ -303,7 +303,7 @@ def _parse(asked: _Asked) -> None:
     from ggplan.measure import open_subjects
     from ggplan.measure.parsing import parse_files
     from ggplan.measure.sizes import with_sizes
-    from ggplan.measure.tables import UNKNOWN_TEXT
+    from ggplan.measure.table_rows import UNKNOWN_TEXT
     from ggplan.text import printable
 
     with _opened(asked) as kept:

@@ -143,9 +143,17 @@ def recipe_of_name(name: str, architecture: str = "", *, quiet: bool = False) ->
 
 
 def refuse_other_names(name: str) -> None:
-    """Refuse a name that is no file but of a shipped inventory, a recipe or a mix, by what it is."""
+    """Refuse a name that is no file here but of a shipped inventory, a recipe, a mix or on a server."""
+    from ggplan.errors import NoSuchCheckpointError
     from ggplan.naming import kind_named
+    from ggplan.sources.remote import is_address
+    from ggplan.text import printable
 
+    if is_address(name):
+        raise NoSuchCheckpointError(
+            f"{printable(name)} is on a server, and every byte of the file is read here",
+            hint="download it first (`hf download`)",
+        )
     if kind_named(name) in ("mix", "recipe", "inventory"):
         open_noted(name, weights=True)
 

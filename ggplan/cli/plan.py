@@ -25,6 +25,8 @@ Examples:
   ggplan plan GLM-4.5-Air -r glm4moe/hq4_k              size and bpw by class and by type
   ggplan plan air.gguf -r my.recipe --tensors           every tensor, and the rule that chose its type
   ggplan plan air.map -r my.recipe --json | jq .totals  from an inventory, for a program
+  ggplan plan hf://zai-org/GLM-4.5-Air -r glm4moe/hq4_k   of a checkpoint on the hub, by its headers alone
+  ggplan plan https://host/air.gguf -r my.recipe        of a GGUF file on any server
   ggplan plan GLM-4.5-Air -r Q4_K_M                     what llama-quantize would make of it
   ggplan plan part.gguf -r my.recipe --header-only      of a file of which only the first bytes are there
   ggplan plan GLM-4.5-Air -r my.recipe --strict         fail if any shape needs a fallback
@@ -55,7 +57,8 @@ def plan_command(
 ) -> None:
     """Show what a recipe makes of MODEL, to the byte.
 
-    MODEL is a Hugging Face folder, a GGUF file, an inventory (a tensor map, or the JSON of
+    MODEL is a Hugging Face folder, a GGUF file, the address of one (hf://org/name[@revision][/file.gguf],
+    https://host/model.gguf), an inventory (a tensor map, or the JSON of
     `ggplan inspect --json`), the name of one that ships with ggplan (GLM-4.5-Air), or `-` for an inventory on
     standard input. No weight is read; of a checkpoint that is quantized, its scales are. "GPU" and "RAM" are
     where llama.cpp puts it with -ngl 99 --cpu-moe.

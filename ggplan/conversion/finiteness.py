@@ -28,11 +28,12 @@ import numpy as np
 from ggplan.errors import ConversionError
 from ggplan.ggml_types import BF16, F16, F32, GgmlType
 from ggplan.model import TensorInfo
-from ggplan.planning import Nonfinite, Plan
+from ggplan.planning import Nonfinite, Plan, PlannedTensor
 from ggplan.quants import first_nonfinite
 from ggplan.quants.codecs import Rows
 from ggplan.quants.floats import widened
 from ggplan.quants.soundness import is_checkable, unsound_blocks
+from ggplan.sources.remote import each, is_remote
 from ggplan.text import printable
 
 if TYPE_CHECKING:
@@ -154,35 +155,39 @@ def check_early(plan: Plan) -> None:
     """
     if plan.nonfinite == "zero":
         return
-    for planned in plan.tensors:
-        tensor = planned.tensor
-        rows = tensor.rows
-        fault = rows.fault() if rows is not None and plan.nonfinite == "refuse" else ""
-        if fault:
-            raise ConversionError(
-                f"{printable(tensor.name)}: {fault}",
-                hint="the checkpoint is damaged; download it again, or take the scales as they are with "
-                "--nonfinite zero",
-            )
-        unsettled = planned.is_copied and tensor.codes is not None and not tensor.codes.settled
-        if unsettled and tensor.stored is not None and (fault := tensor.stored.fault()):
-            raise ConversionError(
-                f"{printable(tensor.name)}: its codes cannot be moved to {tensor.type}: {fault}",
-                hint="plan with ggplan.make_plan, which decodes such a tensor",
-            )
-        if tensor.n_weights > _SMALL_WEIGHTS:
-            continue
-        if planned.is_copied and tensor.stored is not None:
-            bytes_by_policy(tensor.stored.read_bytes(0, tensor.n_rows), tensor, 0, plan.nonfinite)
-            continue
-        if rows is None or (plan.nonfinite == "keep" and planned.type.is_float):
-            continue
-        weights = rows.read_float32(0, tensor.n_rows)
-        if first_nonfinite(weights) >= 0:
-            raise _not_finite(tensor, planned.type, plan.nonfinite)
-        limit = _TOO_LARGE.get(planned.type)
-        if limit is not None and planned.type != tensor.type and (np.abs(weights) >= limit).any():
-            raise _overflow(tensor, planned.type)
+    over_network = any(is_remote(path) for path in plan.model.files)
+    each(plan.tensors, lambda planned: _check_tensor_early(planned, plan.nonfinite), parallel=over_network)
+
+
+def _check_tensor_early(planned: PlannedTensor, policy: Nonfinite) -> None:
+    tensor = planned.tensor
+    rows = tensor.rows
+    fault = rows.fault() if rows is not None and policy == "refuse" else ""
+    if fault:
+        raise ConversionError(
+            f"{printable(tensor.name)}: {fault}",
+            hint="the checkpoint is damaged; download it again, or take the scales as they are with "
+            "--nonfinite zero",
+        )
+    unsettled = planned.is_copied and tensor.codes is not None and not tensor.codes.settled
+    if unsettled and tensor.stored is not None and (fault := tensor.stored.fault()):
+        raise ConversionError(
+            f"{printable(tensor.name)}: its codes cannot be moved to {tensor.type}: {fault}",
+            hint="plan with ggplan.make_plan, which decodes such a tensor",
+        )
+    if tensor.n_weights > _SMALL_WEIGHTS:
+        return
+    if planned.is_copied and tensor.stored is not None:
+        bytes_by_policy(tensor.stored.read_bytes(0, tensor.n_rows), tensor, 0, policy)
+        return
+    if rows is None or (policy == "keep" and planned.type.is_float):
+        return
+    weights = rows.read_float32(0, tensor.n_rows)
+    if first_nonfinite(weights) >= 0:
+        raise _not_finite(tensor, planned.type, policy)
+    limit = _TOO_LARGE.get(planned.type)
+    if limit is not None and planned.type != tensor.type and (np.abs(weights) >= limit).any():
+        raise _overflow(tensor, planned.type)
 
 
 def _not_finite(tensor: TensorInfo, type_: GgmlType, policy: Nonfinite) -> ConversionError:

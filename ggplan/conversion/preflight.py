@@ -13,6 +13,7 @@ from ggplan.errors import ConversionError, PlanError
 from ggplan.ggml_types import way_to_write
 from ggplan.planning import Plan, PlannedTensor
 from ggplan.planning.importance import importance_refusal
+from ggplan.sources.remote import RemotePath, each, is_remote
 from ggplan.text import printable
 
 # What earlier conversions may have left in a checkpoint's folder.
@@ -104,17 +105,26 @@ def check_absent(outputs: Sequence[Path]) -> None:
 def check_readable(plan: Plan) -> None:
     """Read the first and the last row of each tensor, so that unreadable data fails now.
 
+    On a server only those of one tensor in each file are read: a round trip for each would take minutes.
+
     Raises
     ------
     CheckpointError
         Naming the file and the tensor.
     """
-    for planned in plan.tensors:
-        tensor = planned.tensor
-        rows = tensor.stored if planned.is_copied else tensor.rows
-        if rows is not None and tensor.n_weights:
-            rows.read(0, 1)
-            rows.read(tensor.n_rows - 1, tensor.n_rows)
+    tensors = list(plan.tensors)
+    over_network = any(is_remote(path) for path in plan.model.files)
+    if over_network:  # there the size of each file is known, and one tensor shows whether it may be read
+        tensors = list({planned.tensor.origin: planned for planned in tensors}.values())
+    each(tensors, _check_ends, parallel=over_network)
+
+
+def _check_ends(planned: PlannedTensor) -> None:
+    tensor = planned.tensor
+    rows = tensor.stored if planned.is_copied else tensor.rows
+    if rows is not None and tensor.n_weights:
+        rows.read(0, 1)
+        rows.read(tensor.n_rows - 1, tensor.n_rows)
 
 
 def _check_name(path: Path, sources: dict[tuple[int, int], Path]) -> None:
@@ -138,8 +148,8 @@ def _check_name(path: Path, sources: dict[tuple[int, int], Path]) -> None:
 
 def _source_files(plan: Plan) -> dict[tuple[int, int], Path]:
     """Files that must not be written to, by device and inode: inputs, and other files of the checkpoint."""
-    paths = list(input_files(plan))
-    if plan.model.kind == "hf":
+    paths = [path for path in input_files(plan) if not is_remote(path)]
+    if plan.model.kind == "hf" and not isinstance(plan.model.path, RemotePath):
         paths += [path for path in plan.model.path.iterdir() if path.suffix not in _OUTPUT_SUFFIXES]
     found = {}
     for path in paths:

@@ -43,6 +43,7 @@ from ggplan.errors import CheckpointError, ConversionError, Error
 from ggplan.model import Model
 from ggplan.planning import Plan
 from ggplan.planning.splits import set_path, split_path, split_plan
+from ggplan.sources.remote import PARALLEL_READS, is_remote
 from ggplan.text import format_bytes, printable
 
 CHECKPOINT_BYTES = 256 << 20
@@ -94,7 +95,8 @@ class ConvertOptions:
     Attributes
     ----------
     threads
-        Threads that read, encode and write; by default one for each CPU this process may use.
+        Threads that read, encode and write; by default one for each CPU this process may use, and 16 or more
+        where weights come over the network.
     memory
         Bytes that chunks may take, besides the interpreter and its libraries; if it is small, fewer threads
         run.
@@ -175,7 +177,7 @@ def convert(
         )
     check_convertible(plan, allow_requantize=options.allow_requantize)
     plan = with_input_hashes(plan)
-    pace = choose_pace(plan, options.threads or available_cpus(), options.memory)
+    pace = choose_pace(plan, options.threads or _threads_for(plan), options.memory)
     max_bytes, max_tensors = options.split_max_bytes, options.split_max_tensors
     plans = split_plan(plan, max_bytes=max_bytes, max_tensors=max_tensors, like=options.split_like)
     is_set = max_bytes is not None or max_tensors is not None or len(plans) > 1
@@ -205,6 +207,12 @@ def available_cpus() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def _threads_for(plan: Plan) -> int:
+    """One for each CPU; where weights come over the network enough to wait for many ranges at once."""
+    over_network = any(is_remote(path) for path in plan.model.files)
+    return max(available_cpus(), PARALLEL_READS) if over_network else available_cpus()
 
 
 def _write(

@@ -18,6 +18,7 @@ from ggplan.conversion.part_file import PartFile
 from ggplan.conversion.running_hash import RunningHash
 from ggplan.conversion.source_hash import add_rows
 from ggplan.errors import CheckpointError
+from ggplan.sources.remote import stop_reads_at
 from ggplan.text import printable
 
 _TICK_SECONDS = 0.05
@@ -70,6 +71,7 @@ def run(
     failures: list[BaseException] = []
 
     def work() -> None:
+        stop_reads_at(stop)
         try:
             while True:
                 room.acquire()

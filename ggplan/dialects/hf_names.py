@@ -11,7 +11,7 @@ Names depend neither on weights nor on config.json: the tables are built from a 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 

@@ -31,16 +31,18 @@ from ggplan.text import printable
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _QUOTED = re.compile(r"^(?:\s?>)+\s?")
 _TIMED = re.compile(r"^(\d{1,9})\.(\d\d)\.(\d{3})\.(\d{3}) [A-Z] ")
-# Facts stand at the beginning of a line; a line of chunks may have a megabyte.
-_LONGEST = 2000
+LONGEST = 2000
+"""Facts stand at the beginning of a line; a line of chunks may have a megabyte."""
+_LONGEST_HEADING = 300
 
 _UNITS = {"kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40,
           "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}  # fmt: skip
 SIZE = r"(\d{1,7}(?:\.\d{1,6})?)\s*([KMGT]i?B)\b"
-_BPW = r"(?:\s*[(,]?\s*(\d{1,2}(?:\.\d{1,6})?)\s*(?i:bpw|bits per weight)\)?)?"
-_BITS = re.compile(r"[\s,(~@]*(?<![\w.])(\d{1,2}(?:\.\d{1,6})?)\s*(?i:bpw|bits per weight)\b\)?")
-_LOADED = re.compile(r"loaded meta data with .{0,80}? from (.{1,400}?)(?: \(version |$)")
-_LOADING = re.compile(r"(?:loading model(?: from)?|load model):? '?(.{1,400}?\.gguf)\b")
+_BPW = r"(?:(?:\s*[(,])?\s*(\d{1,2}(?:\.\d{1,6})?)\s*(?i:bpw|bits per weight)\)?)?"
+_BITS = re.compile(r"(?<![\w.])(\d{1,2}(?:\.\d{1,6})?)\s*(?i:bpw|bits per weight)\b\)?")
+_LOADED = re.compile(r".{0,80}? from (.{1,400}?)(?: \(version |$)")
+_LOADING = re.compile(r"(?:loading model(?: from)?|load model):? '?")
+_LOADED_FILE = re.compile(r"(.{1,400}?\.gguf)\b")
 _NAME = re.compile(r"general\.name (?:\s*str)?\s*= (.{1,100})")
 _FILE_SIZE = re.compile(rf"(?:file|model) size\s*= {SIZE}{_BPW}")
 _BUILD = re.compile(r"^(?:main: )?(?:build(?:_info)?\s*[:=] ?|version: (?=b?\d))(.{1,80})")
@@ -49,17 +51,16 @@ _BENCH_BUILD = re.compile(r"^build: ([0-9a-f]{6,12}) \((\d{1,7})\)\s*$")
 _OPTION = r"""[ =](?:"([^"]{1,400})"|'([^']{1,400})'|(\S{1,400}))"""
 # The programs whose results are read, as command lines call them.
 PERPLEXITY, SWEEP, BENCH = "perplexity", "sweep-bench", "llama-bench"
-_COMMAND = re.compile(r"(?:^CMD\b|(perplexity|sweep-bench|llama-bench)|main)(?:\.exe)?[\"']?\s.*?-")
+_COMMAND = re.compile(r"(?:^CMD\b|(perplexity|sweep-bench|llama-bench)|main)(?:\.exe)?[\"']?\s")
 _COMMAND_MODEL = re.compile(rf"\s(?:-m|--model){_OPTION}")
 _CONTINUED = re.compile(rf"^\s+(?:-m|--model){_OPTION}")
 _COMMAND_TEXT = re.compile(rf"\s(?:-f|--file){_OPTION}")
-_HEADING = re.compile(r"^\s*(?:(#{1,6})\s+|(={2,}|-{2,}|\*{2,})\s*)(\S.*?)\s*[=#*-]*\s*$")
-_BULLET = re.compile(rf"^\s*[-*+]\s+([*`_]*[A-Za-z][\w.+-]{{0,80}}[*`_]*\s*:?\s+{SIZE}.*)$")
+_MARK = re.compile(r"(#{1,6})\s+|(={2,}|-{2,}|\*{2,})\s*")
+_BULLET = re.compile(rf"^\s*[-*+]\s+([*`_]{{0,6}}[A-Za-z][\w.+-]{{0,80}}[*`_]{{0,6}}(?:\s*:)?\s+{SIZE}.*)$")
 # A name and its result in one line.
-_RESULT = r"Final estimate: PPL\b.*"
-_INLINE = re.compile(
-    rf"^\s*(?:[-*+]\s+)?([*`_]*[A-Za-z][\w.+-]{{0,120}}[*`_]*.{{0,80}}?)[\s`:,–—-]+{_RESULT}$"
-)
+_RESULT = "Final estimate: PPL"
+_INLINE = re.compile(r"\s*(?:[-*+]\s+)?(?=[*`_]*[A-Za-z])")
+_BEFORE_RESULT = " \t`:,–—-"
 _GGUF = re.compile(r"([^\s`*\"'()\[\]|]{1,300})\.gguf\b")
 _SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 _MARKUP = re.compile(r"[*`]|(?:^|(?<=\s))_+(?=\w)|(?<=\w)_+(?=\s|$)|</?\w+>")
@@ -107,6 +108,8 @@ class Facts:
         The quantization as a heading calls it.
     file
         The file of the model, without its folders.
+    folder
+        The folder that the file is in, without those above it; "" where it is not known.
     model
         The model's name.
     n_bytes, bpw
@@ -131,6 +134,7 @@ class Facts:
     program: str = ""
     heading: str = ""
     level: int = 0
+    folder: str = ""
 
 
 NO_FACTS = Facts()
@@ -190,13 +194,14 @@ def facts_in(line: str, *, fenced: bool = False) -> tuple[Stage, Facts] | None:
     fenced
         The line is of a block of code, where `#` begins a comment and not a heading.
     """
-    line = line[:_LONGEST]
+    line = line[:LONGEST]
     # Most lines have no fact. A word that is looked for takes a hundredth of the time of a pattern.
     has_gguf = ".gguf" in line
     if "load" in line and (
-        found := ("loaded meta data" in line and _LOADED.search(line)) or (has_gguf and _LOADING.search(line))
+        found := ((at := line.find("loaded meta data with ")) >= 0 and _LOADED.match(line, at + 22))
+        or (has_gguf and (start := _LOADING.search(line)) and _LOADED_FILE.match(line, start.end()))
     ):
-        return Stage.FILE, Facts(file=_base_name(found[1]))
+        return Stage.FILE, _file_at(found[1])
     if " size" in line and (found := _FILE_SIZE.search(line)):
         return Stage.MODEL, Facts(n_bytes=bytes_of(found[1], found[2]), bpw=float(found[3] or 0))
     if "general.name" in line and (found := _NAME.search(line)):
@@ -204,34 +209,40 @@ def facts_in(line: str, *, fenced: bool = False) -> tuple[Stage, Facts] | None:
     if line.startswith(_BUILDS) and (found := _BUILD.match(line)) and not bench_build(line):
         return Stage.BUILD, Facts(build=found[1].strip())
     command = _COMMAND.search(line) if has_gguf else None
-    if command and (models := list(_COMMAND_MODEL.finditer(line))):
+    if command and "-" in line[command.end() :] and (models := list(_COMMAND_MODEL.finditer(line))):
         text = _COMMAND_TEXT.search(line)
         # llama-bench takes several models, and then the line tells which run is of which file no more.
         several = len(models) > 1 or _chosen(models[0]).count(".gguf") > 1
-        file = "" if several else _base_name(_chosen(models[0]))
-        read = _base_name(_chosen(text)) if text else ""
-        return Stage.COMMAND, Facts(file=file, text=read, program=command[1] or "")
+        file = NO_FACTS if several else _file_at(_chosen(models[0]))
+        read = base_name(_chosen(text)) if text else ""
+        return Stage.COMMAND, replace(file, text=read, program=command[1] or "")
     if has_gguf and (model := _CONTINUED.match(line)):
-        return Stage.COMMAND, Facts(file=_base_name(_chosen(model)))
+        return Stage.COMMAND, _file_at(_chosen(model))
     return _heading_in(line, fenced)
 
 
 def _heading_in(line: str, fenced: bool) -> tuple[Stage, Facts] | None:
     if "Final estimate" in line:
-        found = _INLINE.match(line)
-        facts = _named_by(found[1]) if found else NO_FACTS
-        return (Stage.HEADING, facts) if found and facts.name and _TYPE.search(facts.name) else None
+        before, is_there, _ = line.partition(_RESULT)
+        named = before.rstrip(_BEFORE_RESULT)
+        start = _INLINE.match(named)
+        if not is_there or start is None or not len(named) < len(before) or len(named) > _LONGEST_HEADING:
+            return None
+        facts = _named_by(named[start.end() :])
+        return (Stage.HEADING, facts) if facts.name and _TYPE.search(facts.name) else None
     is_marked = line.lstrip().startswith(_MARKS)
     if is_marked and (found := _BULLET.match(line)):
         return Stage.HEADING, _named_by(found[1])
     if line.rstrip().endswith(_ENDS_OF_SIZES) and (found := _OWN_LINE.match(line)):
         return Stage.BELOW_HEADING, Facts(n_bytes=bytes_of(found[1], found[2]), bpw=float(found[3] or 0))
-    found = _HEADING.match(line) if is_marked else None
-    if found is None or "statistics" in line:
+    line = line.strip()[:_LONGEST_HEADING]
+    found = _MARK.match(line) if is_marked else None
+    title = line[found.end() :].rstrip("=#*- \t") if found else ""
+    if found is None or not title or "statistics" in line:
         return None
-    facts = _named_by(found[3])
+    facts = _named_by(title)
     is_rule = found[1] is None
-    if is_rule and not (facts.file or facts.n_bytes or line.rstrip().endswith(found[2])):
+    if is_rule and not (facts.file or facts.n_bytes or line.endswith(found[2])):
         return None
     if not facts.name and (fenced or is_rule):
         return None
@@ -240,16 +251,17 @@ def _heading_in(line: str, fenced: bool) -> tuple[Stage, Facts] | None:
 
 def _named_by(heading: str) -> Facts:
     """The facts in a heading: a `.gguf`, a name before a size, or the name of a type somewhere in it."""
+    heading = heading[:_LONGEST_HEADING]
     plain = _MARKUP.sub("", _LINK.sub(r"\1", heading) if "](" in heading else heading).strip()
     size = re.search(SIZE + _BPW, plain)
     n_bytes, bpw = (bytes_of(size[1], size[2]), float(size[3] or 0)) if size else (0, 0.0)
     if not bpw and (bits := _BITS.search(plain)) is not None:
         bpw = float(bits[1])
-        plain = plain[: bits.start()] + plain[bits.end() :]
+        plain = plain[: bits.start()].rstrip(" \t,(~@") + plain[bits.end() :]
         size = re.search(SIZE, plain)
     file = _GGUF.search(plain) if ".gguf" in plain else None
     if file is not None:
-        base = _base_name(file[1])
+        base = base_name(file[1])
         return Facts(name=without_ending(base), file=f"{base}.gguf", n_bytes=n_bytes, bpw=bpw)
     before = plain[: size.start()].strip(" :,(-") if size else ""
     if before and " " not in before:
@@ -267,7 +279,7 @@ def is_failure(line: str) -> bool:
         or "terminate" in line or "fault" in line or "Abort" in line or "dump" in line or "CUDA e" in line
     ):  # fmt: skip
         return False
-    return _FAILED.search(line[:_LONGEST]) is not None
+    return _FAILED.search(line[:LONGEST]) is not None
 
 
 def contradict(known: Facts, new: Facts) -> bool:
@@ -286,71 +298,6 @@ def types_agree(heading: str, name: str) -> bool:
     )
     pairs = [(a, b) for a in asked for b in there]
     return not pairs or any(a == b or a.startswith(f"{b}_") or b.startswith(f"{a}_") for a, b in pairs)
-
-
-# What llama.cpp's tools print between opening the file and the start of the run, in its order.
-_DUMP = "llama_model_loader: Dumping metadata"
-_FIRST_WORDS = (
-    ("load: special_", "load"), ("load_tensors: ", "tensors"), ("llm_load_tensors: ", "tensors"),
-    ("system_info: ", "system"), ("perplexity: tokenizing", "tokens"),
-)  # fmt: skip
-_WORDS = (
-    ("constructing llama_context", "new"), ("KV buffer size", "new"), ("compute buffer", "context"),
-    ("llama threadpool init", "pool"),
-)  # fmt: skip
-_ORDER = ("", "load", "tensors", "new", "context", "pool", "system", "tokens")
-_REPEATED = ("load", "tensors", "new", "context")
-
-
-@dataclass(slots=True)
-class Steps:
-    """How far a process has come, as its own lines tell.
-
-    Attributes
-    ----------
-    reached
-        The place of the last step in their order, 0 before the first.
-    is_dumped
-        Whether the loader printed the metadata, so the lines of the later steps are to be expected.
-    has_context
-        Whether the context was made, which every process does before its run.
-    """
-
-    reached: int = 0
-    is_dumped: bool = False
-    has_context: bool = False
-
-    def take(self, line: str, name: str) -> bool:
-        """Take a line of the step `name`, or of none; False if the step is one of another process."""
-        if not name:
-            self.is_dumped = self.is_dumped or line.startswith(_DUMP)
-            return True
-        place = _ORDER.index(name)
-        if self.lacks_context() and place > _ORDER.index("context"):
-            return False
-        if place < self.reached or (place == self.reached and name not in _REPEATED):
-            return False
-        self.reached = place
-        self.has_context = self.has_context or name == "context"
-        return True
-
-    def lacks_context(self) -> bool:
-        """Whether the loader printed all it does, but the context was never made: no run can follow."""
-        return self.is_dumped and not self.has_context
-
-
-def step_in(line: str) -> str:
-    """The step of a process that a line is of, or ""."""
-    # Plain searches, for this is asked of every line.
-    if line.startswith(("load", "llm_load", "system_info", "perplexity")):
-        for word, name in _FIRST_WORDS:
-            if line.startswith(word):
-                return name
-    if "llama" not in line and " buffer" not in line:
-        return ""
-    line = line[:_LONGEST]
-    found = [(at, name) for word, name in _WORDS if (at := line.find(word)) >= 0]
-    return min(found)[1] if found else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -436,6 +383,14 @@ class FactsBefore:
             found.append((line, f"a run of {printable(name)} that ends before any result"))
         return found
 
+    def without_figure(self) -> list[tuple[int, str]]:
+        """What is to be told of a heading that names a file with its size, and has no result below it."""
+        told = self.told.get(Stage.HEADING)
+        below = self.told.get(Stage.BELOW_HEADING)
+        if told is None or not told.facts.name or not (told.facts.n_bytes or told.facts.bpw or below):
+            return []
+        return [(told.line, f"the heading {printable(told.facts.name)}: there is no result below it")]
+
 
 def _is_same_file(known: Facts, file: str, *, shortened: bool) -> bool:
     """Whether a file may be the one known; `shortened` allows `Q4_K.gguf` for `air-Q4_K.gguf`."""
@@ -458,8 +413,19 @@ def without_ending(name: str) -> str:
     return _SHARD.sub("", name.removesuffix(".gguf"))
 
 
-def _base_name(path: str) -> str:
+def base_name(path: str) -> str:
+    """The name of a file, without the folders that Windows or another system writes before it."""
     return PurePosixPath(path.replace("\\", "/").strip("\"' ")).name
+
+
+def folder_of(path: str) -> str:
+    """The folder of a file, without those above it; "" where the path does not tell, as `./` and `$DIR/`."""
+    folder = PurePosixPath(path.replace("\\", "/").strip("\"' ")).parent.name
+    return "" if set(folder) <= {"."} or set(folder) & set("$%~{}") or folder.endswith(":") else folder
+
+
+def _file_at(path: str) -> Facts:
+    return Facts(file=base_name(path), folder=folder_of(path))
 
 
 def _chosen(found: re.Match[str]) -> str:

@@ -1,18 +1,15 @@
-"""What a text of logs holds: runs with their results, and what is left out of it.
-
-llama-bench's CSV and JSON are no lines of a log: their runs are read here as a whole.
-"""
+"""What a text of logs holds: runs with their results, and what is left out of it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ggplan.measure import speed_logs as speeds
-from ggplan.measure.log_lines import NO_FACTS, Facts
+from ggplan.measure.log_lines import Facts
 from ggplan.measure.perplexity_logs import PerplexityRun
 from ggplan.measure.record import Quantization, Speed
-from ggplan.measure.speed_logs import BenchTest
-from ggplan.measure.tables import json_documents
+from ggplan.text import printable
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,39 +66,36 @@ class Log:
     is_of_llama_cpp: bool
 
 
-def bench_runs_in(text: str) -> list[Run]:
-    """The runs of llama-bench's CSV or JSON, which are no lines of a log; [] for any other text.
-
-    Raises
-    ------
-    MeasureError
-        If a test is not numbers.
-    """
-    return [bench_run(run, 0, NO_FACTS) for tests in machine_tests(text) for run in speeds.bench_runs(tests)]
-
-
-def machine_tests(text: str) -> list[list[BenchTest]]:
-    """The tests of each of llama-bench's CSV or JSON tables in a text.
-
-    Raises
-    ------
-    MeasureError
-        If a test is not numbers.
-    """
-    groups = speeds.bench_csv(text)
-    if text.lstrip().startswith("["):
-        lists = [value for value in json_documents(text) if isinstance(value, list)]
-        try:
-            groups += [
-                list(speeds.bench_items([i for i in items if isinstance(i, dict) and "avg_ts" in i]))
-                for items in lists
-            ]
-        except ValueError as error:
-            raise speeds.not_numbers(0, error) from None
-    return groups
-
-
 def bench_run(found: speeds.BenchRun, line: int, facts: Facts) -> Run:
     """One file of a benchmark with one set of settings, as a run."""
     run = Run(line, facts, speeds=found.speeds, name=found.model)
     return replace(run, n_bytes=found.n_bytes, settings=found.settings)
+
+
+def bench_results(
+    tests: Sequence[speeds.BenchTest], build: str, line: int, facts: Facts
+) -> tuple[list[Run], list[LeftOut]]:
+    """The runs that tests of llama-bench are of, and the tests that a record does not keep."""
+    runs, left_out = [], []
+    for found in speeds.bench_runs(tests, build):
+        if found.speeds:
+            runs.append(bench_run(found, line, facts))
+        only = "a record keeps one speed of reading and one of writing at a depth"
+        left_out += [LeftOut(t.line or line, f"the test {printable(t.test)}: {only}") for t in found.left_out]
+    return runs, left_out
+
+
+def of_models(runs: list[Run]) -> list[Run]:
+    """The runs, where headings name the models of tables: several of them have a row of the same name."""
+    above: dict[str, set[str]] = {}
+    for run in runs:
+        if run.row is not None:
+            above.setdefault(run.name, set()).add(run.facts.heading)
+    if not any(len(headings - {""}) > 1 for headings in above.values()):
+        return runs
+    return [
+        replace(run, facts=replace(run.facts, model=run.facts.model or run.facts.heading))
+        if run.row is not None
+        else run
+        for run in runs
+    ]

@@ -13,9 +13,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from ggplan.errors import MeasureError
 from ggplan.measure import perplexity_logs as perplexity
 from ggplan.measure import speed_logs as speeds
+from ggplan.measure.bench_files import machine_tests
 from ggplan.measure.log_lines import (
     BENCH,
     NO_FACTS,
@@ -25,25 +25,24 @@ from ggplan.measure.log_lines import (
     FactsBefore,
     Line,
     Stage,
-    Steps,
     bench_build,
     contradict,
     facts_in,
     is_failure,
     lines_of,
-    step_in,
 )
-from ggplan.measure.log_runs import LeftOut, Log, Run, bench_run, machine_tests
-from ggplan.measure.perplexity_logs import OpenPerplexity, PerplexityRun
-from ggplan.measure.record import SWEEP_ENGINE, Speed
-from ggplan.measure.speed_logs import BenchTest, OpenBench, OpenSweep
-from ggplan.measure.tables import (
+from ggplan.measure.log_runs import LeftOut, Log, Run, bench_results, of_models
+from ggplan.measure.perplexity_logs import OpenPerplexity
+from ggplan.measure.process_steps import Steps, step_in
+from ggplan.measure.speed_logs import OpenBench, OpenSweep
+from ggplan.measure.table_rows import (
     NoFigure,
     columns_of,
     published_row,
     unread_cell,
+    unread_table,
     unread_words,
-    with_fractions,
+    with_forms,
 )
 from ggplan.text import printable
 
@@ -51,50 +50,24 @@ _Open = OpenPerplexity | OpenSweep | OpenBench
 
 
 def read_log(text: str) -> Log:
-    """The runs in a text; a text with none has none."""
-    scanner = _Scanner()
-    for line in lines_of(text):
-        scanner.read(line)
-    return scanner.finished()
-
-
-def parse_perplexity_log(text: str) -> PerplexityRun:
-    """The run in a log of llama-perplexity: plain, strided or with `--kl-divergence`.
+    """The runs in a text; a text with none has none.
 
     Raises
     ------
     MeasureError
-        If the log ends before the result, or holds several runs.
+        If a test of llama-bench is not numbers; the message has the line.
     """
-    log = read_log(text)
-    found = [run.quality for run in log.runs if run.quality is not None]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise MeasureError(f"the log has {len(found)} runs", hint="read it with `read_log`")
-    why = log.left_out[0].why if log.left_out else "the log has no result of llama-perplexity"
-    raise MeasureError(why, hint="run llama-perplexity again")
-
-
-def parse_sweep_bench(text: str) -> list[Speed]:
-    """The rows of all llama-sweep-bench runs in a text, markdown or JSON lines; [] for any other text."""
-    return [s for run in read_log(text).runs for s in run.speeds if s.engine == SWEEP_ENGINE]
-
-
-def parse_llama_bench(text: str) -> list[BenchTest]:
-    """The tests of a llama-bench run in any of its forms but SQL that read or write; [] for any other text.
-
-    Raises
-    ------
-    MeasureError
-        If a test is not numbers.
-    """
+    machine = machine_tests(text)
     scanner = _Scanner()
-    for line in lines_of(text):
+    for line in lines_of(machine.rest):
         scanner.read(line)
+    scanner.left_out += machine.left_out
     scanner.close()
-    tests = [*scanner.tests, *(test for group in machine_tests(text) for test in group)]
-    return [test for test in tests if test.speed is not None]
+    for group in machine.groups:
+        runs, left_out = bench_results(group, "", 0, NO_FACTS)
+        scanner.runs += [replace(run, line=group[0].line) for run in runs]
+        scanner.left_out += left_out
+    return scanner.finished()
 
 
 @dataclass(slots=True)
@@ -103,12 +76,12 @@ class _Scanner:
 
     `before` has the facts since the last process began; `claimed` says whether they are a run's already,
     `has_result` whether a heading has one below it; `steps` tell how far the process has come.
-    `headings`, `heading` and `rows` are of a table that may be one of results.
+    `headings`, `heading` and `rows` are of a table that may be one of results; `others` is
+    what is told only where the text has results: tables of other figures, headings without any.
     """
 
     runs: list[Run] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
-    tests: list[BenchTest] = field(default_factory=list)
     before: FactsBefore = field(default_factory=FactsBefore)
     claimed: bool = False
     has_result: bool = False
@@ -120,6 +93,7 @@ class _Scanner:
     headings: tuple[str, ...] = ()
     heading: int = 0
     rows: list[tuple[Line, tuple[str, ...]]] = field(default_factory=list)
+    others: list[LeftOut] = field(default_factory=list)
     is_stray: bool = False
     row: tuple[str, ...] = ()
     is_of_llama_cpp: bool = False
@@ -142,6 +116,8 @@ class _Scanner:
             if stripped.startswith("|") and stripped.endswith("|") and len(stripped) > 1:
                 self.table_row(line, stripped)
                 return
+            if stripped.startswith("|") and self.without_end(line, stripped):
+                return
         if self.headings:
             self.end_table()
         if not text or text.isspace():
@@ -162,9 +138,15 @@ class _Scanner:
             if isinstance(self.open, OpenBench):
                 self.open.build = build
             return
-        if text.startswith("{") and (item := speeds.json_line(text)) is not None:
-            self.json_item(line, item)
-            return
+        if text.startswith("{"):
+            if (item := speeds.json_line(text)) is not None:
+                self.json_item(line, item)
+                return
+            if speeds.is_cut_json(text):
+                self.leave_out(line.number, "a JSON line of a benchmark that is cut short")
+                return
+        if self.open is None and self.before.facts.name and not self.claimed and not self.fenced:
+            line = perplexity.card_result(line) or line
         self.perplexity(line)
 
     def process(self, line: Line) -> None:
@@ -218,8 +200,11 @@ class _Scanner:
     def forget(self, first: Stage, opened: str = "") -> None:
         """Forget facts from a place in their order on, and list those that no result is of."""
         if not self.claimed:
-            for line, why in self.before.without_result(first, opened):
+            found = self.before.without_result(first, opened)
+            for line, why in found:
                 self.leave_out(line, why)
+            if first is Stage.NOTHING and not found and not self.has_result:
+                self.others += [LeftOut(*told) for told in self.before.without_figure()]
         self.before.forget(first)
 
     def perplexity(self, line: Line) -> None:
@@ -318,13 +303,9 @@ class _Scanner:
         elif isinstance(run, OpenSweep):
             self.runs.append(Run(run.line, run.facts, speeds=tuple(run.speeds)))
         else:
-            self.tests += run.tests
-            facts = speeds.facts_of_bench(run)
-            for found in speeds.bench_runs(run.tests, run.build):
-                self.runs.append(bench_run(found, run.line, facts))
-                for test in found.left_out:
-                    only = "a record keeps one speed of reading and one of writing at a depth"
-                    self.leave_out(run.line, f"the test {printable(test)}: {only}")
+            runs, left_out = bench_results(run.tests, run.build, run.line, speeds.facts_of_bench(run))
+            self.runs += runs
+            self.left_out += left_out
 
     def leave_out(self, line: int, why: str) -> None:
         """List what is not kept."""
@@ -342,9 +323,12 @@ class _Scanner:
             self.sweep_row(line, item, ())
         elif "avg_ts" in item:
             try:
-                (test,) = speeds.bench_items([item])
+                test = speeds.bench_item(item, line.number)
             except ValueError as error:
                 raise speeds.not_numbers(line.number, error) from None
+            if test is None:
+                self.leave_out(line.number, "a test of llama-bench without a rate")
+                return
             if not isinstance(self.open, OpenBench) or self.open.headings:
                 self.without_others(BENCH)
                 self.begin(OpenBench(line.number, self.facts_without_start()), keeps_facts=True)
@@ -353,7 +337,7 @@ class _Scanner:
 
     def table_row(self, line: Line, row: str) -> None:
         """Take a row of a markdown table."""
-        cells = tuple(cell.strip() for cell in row.strip("|").split("|"))
+        cells = _cells_of(row)
         if not row.strip("|-: "):
             return
         if self.headings and len(cells) != len(self.headings):
@@ -380,10 +364,35 @@ class _Scanner:
         else:
             self.headings, self.heading = cells, line.number
 
+    def without_end(self, line: Line, row: str) -> bool:
+        """Take a row without a `|` at its end: the tools print one, markdown need not have it."""
+        cells = _cells_of(row)
+        if isinstance(self.open, OpenSweep | OpenBench) and self.open.headings:
+            is_row = len(cells) == len(self.open.headings) or speeds.is_cut_row(self.open, cells)
+            if is_row:
+                self.cut_row(line)
+            return is_row
+        if self.headings and line.is_open:
+            self.leave_out(line.number, "a row of a table that is cut short")
+            return True
+        if self.headings and len(cells) == len(self.headings):
+            self.table_row(line, row)
+            return True
+        return False
+
+    def cut_row(self, line: Line) -> None:
+        """List a row of a benchmark that is cut; a sweep cannot go on after it."""
+        self.leave_out(line.number, "a row of a benchmark that is cut short")
+        if isinstance(self.open, OpenSweep):
+            self.close()
+
     def takes(self, run: OpenSweep | OpenBench, line: Line, cells: tuple[str, ...]) -> bool:
         """Whether a row is of an open benchmark."""
         if isinstance(run, OpenSweep) and not run.headings and speeds.has_sweep_cells(cells):
             run.headings = speeds.SWEEP_HEADINGS  # lost on the way, by a search for numbers
+        if speeds.is_cut_row(run, cells):
+            self.cut_row(line)
+            return True
         if len(cells) != len(run.headings):
             return False
         named = dict(zip(run.headings, cells, strict=True))
@@ -392,7 +401,7 @@ class _Scanner:
             return True
         if not speeds.is_bench_row(named):
             return False
-        test = speeds.bench_test(named)
+        test = speeds.bench_test(named, line.number)
         if test is not None:
             run.tests.append(test)
         else:
@@ -434,11 +443,13 @@ class _Scanner:
         headings, rows, self.headings, self.rows = self.headings, self.rows, (), []
         columns = columns_of(headings) if rows else None
         if columns is None:
+            if rows and (why := unread_table(headings)):
+                self.others.append(LeftOut(self.heading, why))
             return
         self.close()
         if columns.unread:
             self.leave_out(self.heading, unread_words(columns.unread))
-        columns = with_fractions(columns, headings, [cells for _, cells in rows])
+        columns = with_forms(columns, headings, [cells for _, cells in rows])
         for line, cells in rows:
             found = published_row(columns, cells)
             if isinstance(found, NoFigure):
@@ -449,6 +460,7 @@ class _Scanner:
             own = cells[columns.places["model"]] if "model" in columns.places else ""
             facts = Facts(model=own or self.before.facts.model, heading=self.before.facts.heading)
             self.runs.append(Run(line.number, facts, row=found, name=found.name))
+            self.has_result = True
 
     def finished(self) -> Log:
         """All runs, after the last line."""
@@ -457,7 +469,8 @@ class _Scanner:
         self.close()
         if self.runs or self.left_out:
             self.forget(Stage.NOTHING)
-        runs, left_out = _of_models(self.runs), self.left_out
+        runs = of_models(self.runs)
+        left_out = self.left_out + (self.others if runs else [])
         if any(run.facts.name or run.row for run in runs):
             # A card: what stands below a heading of another kind is of no file.
             stray = [
@@ -476,17 +489,5 @@ class _Scanner:
         return Log(tuple(runs), tuple(sorted(left_out, key=lambda left: left.line)), self.is_of_llama_cpp)
 
 
-def _of_models(runs: list[Run]) -> list[Run]:
-    """The runs, where headings name the models of tables: several of them have a row of the same name."""
-    above: dict[str, set[str]] = {}
-    for run in runs:
-        if run.row is not None:
-            above.setdefault(run.name, set()).add(run.facts.heading)
-    if not any(len(headings - {""}) > 1 for headings in above.values()):
-        return runs
-    return [
-        replace(run, facts=replace(run.facts, model=run.facts.model or run.facts.heading))
-        if run.row is not None
-        else run
-        for run in runs
-    ]
+def _cells_of(row: str) -> tuple[str, ...]:
+    return tuple(cell.strip() for cell in row.strip("|").split("|"))

@@ -8,29 +8,29 @@ only if they do not measure the same.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ggplan import standard_input
 from ggplan.errors import MeasureError
 from ggplan.measure import logs, tables
-from ggplan.measure.log_lines import without_ending
-from ggplan.measure.log_runs import Log, Run, bench_runs_in
+from ggplan.measure.entries import Entry, Known, joined_runs
+from ggplan.measure.log_lines import base_name, folder_of, without_ending
+from ggplan.measure.log_runs import Log, Run
+from ggplan.measure.prefixes import without_prefixes
 from ggplan.measure.record import (
     UNNAMED,
     FileFacts,
     Measurement,
-    Merging,
-    ModelFacts,
     Quantization,
     Record,
     Text,
     begin_merge,
-    would_replace,
 )
 from ggplan.measure.record_json import is_record, record_from_json
-from ggplan.substitutes import read_limited
+from ggplan.measure.table_rows import UNKNOWN_TEXT, unread_words
+from ggplan.substitutes import find_substitute, read_limited
 from ggplan.text import decode_text, nearest, printable
 
 _MAX_BYTES = 256 << 20
@@ -44,21 +44,11 @@ Note = Callable[[str], None]
 """Called with a sentence about something that was read but is not in the records."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    """A quantization that a file gives; `model` is "" and `is_named` false where the file does not say."""
-
-    model: str
-    quantization: Quantization
-    is_named: bool = True
-    line: int = 0
-
-
 def parse_files(
     paths: str | Path | Sequence[str | Path],
     *,
     model_name: str | None = None,
-    text: Text = tables.UNKNOWN_TEXT,
+    text: Text = UNKNOWN_TEXT,
     note: Note | None = None,
 ) -> list[Record]:
     """Read logs of llama-perplexity, llama-bench and sweep-bench, model cards and published tables.
@@ -84,26 +74,18 @@ def parse_files(
     MeasureError
         If a file is none of these, damaged, or has no result.
     """
-    records: dict[str, Merging] = {}
-    from_logs: set[str] = set()
+    known = Known()
     for given in [paths] if isinstance(paths, str | Path) else paths:
         is_input = given == standard_input.NAME
         path = Path("stdin" if is_input else given)
-        found, is_record = _read(path, text, model_name, note, is_input=is_input)
-        for record in found:
-            old = records.get(record.model.name)
-            named = record if is_record else _told_apart(record, old, path, from_logs)
-            if old is None:
-                records[record.model.name] = begin_merge(named)
-            else:
-                old.add(named)
-    return [merging.record() for merging in records.values()]
+        _read(path, text, model_name, note, known, is_input=is_input)
+    return [merging.record() for merging in known.records.values()]
 
 
 def _read(
-    path: Path, text: Text, model_name: str | None, note: Note | None, *, is_input: bool
-) -> tuple[list[Record], bool]:
-    """The records that a file, or standard input, gives, and whether it is one itself."""
+    path: Path, text: Text, model_name: str | None, note: Note | None, known: Known, *, is_input: bool
+) -> None:
+    """Add the records that a file, or standard input, gives to those known."""
     shown = standard_input.SHOWN if is_input else printable(str(path))
 
     def told(said: str) -> None:
@@ -112,19 +94,26 @@ def _read(
 
     if is_input:
         raw = standard_input.read_standard_input(_MAX_BYTES, MeasureError)
+        if (other := find_substitute(raw, path)) is not None:
+            raise MeasureError(f"{shown} is {other.what}", hint=other.hint)
     else:
         raw = read_limited(path, _MAX_BYTES, "log", MeasureError)
     try:
         found = _parse(raw, path, text, told)
-        return _by_model(found, model_name, told), isinstance(found, Record)
+        if isinstance(found, Record):
+            model = replace(found.model, name=model_name or found.model.name)
+            known.add(replace(found, model=model))
+            return
+        for name, entries in _by_model(found, model_name, told).items():
+            known.add_entries(name or UNNAMED, joined_runs(entries, told), path.stem, told)
     except MeasureError as error:
         raise MeasureError(f"{shown}: {error.message}", hint=error.hint) from None
 
 
-def _parse(raw: bytes, path: Path, text: Text, told: Note) -> Record | list[_Entry]:
+def _parse(raw: bytes, path: Path, text: Text, told: Note) -> Record | list[Entry]:
     """What the bytes of a file hold."""
-    content = decode_text(raw)
-    if content.lstrip().startswith(("{", "[")) and (found := _json(content)) is not None:
+    content = without_prefixes(decode_text(raw))
+    if content.lstrip().startswith(("{", "[")) and (found := _json(content, told)) is not None:
         return found
     table: tables.TableRows | None = None
     if tables.is_record_csv(content):
@@ -134,22 +123,13 @@ def _parse(raw: bytes, path: Path, text: Text, told: Note) -> Record | list[_Ent
     elif tables.is_thireus_database(content):
         table = tables.parse_thireus_database(content)
     if table is not None:
-        if table.unread:
-            told(f"line {table.line}: {tables.unread_words(table.unread)}; it is left out")
-        for line, why in table.left_out:
-            told(f"line {line}: {why}; the row is left out")
-        for line, what in table.cells_left_out:
-            told(f"line {line}: {what}; it is left out")
-        if not table.rows:
-            raise MeasureError("no row of the table has a figure")
-        return [_Entry(p.model, p.quantization, line=p.line) for p in table.rows]
+        return _entries_of(table, told)
     log = logs.read_log(content)
-    runs = [*log.runs, *bench_runs_in(content)]
-    if not runs:
+    if not log.runs:
         raise _nothing(content, log, printable(str(path)))
     for left in log.left_out:
         told(f"line {left.line}: {left.why}; it is left out")
-    entries = [_entry(run, path, text) for run in runs]
+    entries = [_entry(run, path, text) for run in log.runs]
     unnamed = [str(e.line) for e in entries if not e.is_named]
     if len(unnamed) > 1:
         more = ", …" if len(unnamed) > _SHOWN else ""
@@ -160,7 +140,21 @@ def _parse(raw: bytes, path: Path, text: Text, told: Note) -> Record | list[_Ent
     return entries
 
 
-def _json(content: str) -> Record | list[_Entry] | None:
+def _entries_of(table: tables.TableRows, told: Note) -> list[Entry]:
+    """The entries of a table, after telling what is left out of it."""
+    if table.unread:
+        where = f"line {table.line}: " if table.line else ""
+        told(f"{where}{unread_words(table.unread)}; it is left out")
+    for at, why in table.left_out:
+        told(f"{table.place} {at}: {why}; the {'row' if table.place == 'line' else 'point'} is left out")
+    for at, what in table.cells_left_out:
+        told(f"{table.place} {at}: {what}; it is left out")
+    if not table.rows:
+        raise MeasureError("no row of the table has a figure")
+    return [Entry(p.model, p.quantization, line=p.line) for p in table.rows]
+
+
+def _json(content: str, told: Note) -> Record | list[Entry] | None:
     """The records, points or tests that a text of JSON holds; None of a text of JSON lines."""
     values = tables.json_documents(content)
     if values and all(map(is_record, values)):
@@ -174,12 +168,12 @@ def _json(content: str) -> Record | list[_Entry] | None:
         return merging.record()
     if len(values) != 1 or _is_benchmark(values[0]):
         return None
-    return [_Entry(p.model, p.quantization) for p in tables.parse_chart_data(values[0])]
+    return _entries_of(tables.parse_chart_data(values[0]), told)
 
 
 def _is_benchmark(value: object) -> bool:
     items = value if isinstance(value, list) else [value]
-    return bool(items) and all(isinstance(i, dict) and ("avg_ts" in i or "speed_pp" in i) for i in items)
+    return any(isinstance(i, dict) and ("avg_ts" in i or "speed_pp" in i) for i in items)
 
 
 def _nothing(content: str, log: Log, shown: str) -> MeasureError:
@@ -226,16 +220,17 @@ def _lacking(content: str) -> str:
     return ""
 
 
-def _entry(run: Run, path: Path, text: Text) -> _Entry:
+def _entry(run: Run, path: Path, text: Text) -> Entry:
     """The entry of a run in a text."""
     if run.row is not None:
-        return _Entry(run.facts.model, run.row, line=run.line)
+        return Entry(run.facts.model, run.row, line=run.line)
     facts, quality = run.facts, run.quality
-    file = Path(run.name).name if run.name.endswith(".gguf") else facts.file
+    is_path = run.name.endswith(".gguf")
+    file = base_name(run.name) if is_path else facts.file
     name = facts.name or _name_of(run.name) or without_ending(file)
     measurements: tuple[Measurement, ...] = ()
     if quality is not None:
-        on = Text(facts.text) if facts.text and text == tables.UNKNOWN_TEXT else text
+        on = Text(facts.text) if facts.text and text == UNKNOWN_TEXT else text
         # A card does not say by which engine.
         engine = "llama-perplexity" if run.is_log or not facts.name else ""
         measurements = (
@@ -251,79 +246,45 @@ def _entry(run: Run, path: Path, text: Text) -> _Entry:
         measurements=measurements,
         speeds=tuple(replace(s, build=s.build or facts.build) for s in run.speeds),
     )
-    return _Entry(facts.model, quantization, bool(name), run.line)
+    folder = folder_of(run.name) if is_path else facts.folder
+    return Entry(facts.model, quantization, bool(name), run.line, is_run=True, folder=folder)
 
 
 def _name_of(name: str) -> str:
     """`kld.glm4moe-tiny.Q4_K_M` and `m/glm4moe-tiny.Q4_K_M.gguf` → `glm4moe-tiny.Q4_K_M`."""
-    return _TOOLS.sub("", without_ending(Path(name).name if name.endswith(".gguf") else name))
+    return _TOOLS.sub("", without_ending(base_name(name) if name.endswith(".gguf") else name))
 
 
-def _by_model(found: Record | list[_Entry], wanted: str | None, told: Note) -> list[Record]:
-    """The records that a file gives, with the name that was asked for."""
-    if isinstance(found, Record):
-        return [found if wanted is None else replace(found, model=replace(found.model, name=wanted))]
-    by_model: dict[str, list[Quantization]] = {}
+def _by_model(found: list[Entry], wanted: str | None, told: Note) -> dict[str, list[Entry]]:
+    """The entries that a file gives, by model; with the name that was asked for."""
+    by_model: dict[str, list[Entry]] = {}
     for entry in found:
-        by_model.setdefault(entry.model, []).append(entry.quantization)
+        by_model.setdefault(entry.model, []).append(entry)
     named = [name for name in by_model if name]
-    if wanted is not None and wanted in named:
+    if wanted is not None and wanted in named and len(named) > 1:
         others = [name for name in named if name != wanted]
-        if others:
-            verb = "are" if len(others) > 1 else "is"
-            told(f"{_words(others)} {verb} left out, only {printable(wanted)} is taken")
-        by_model = {wanted: by_model[wanted]}
-    elif wanted is not None and len(named) > 1:
+        verb = "are" if len(others) > 1 else "is"
+        told(f"{_words(others)} {verb} left out, only {printable(wanted)} is taken")
+        if "" in by_model:
+            runs = _words([entry.quantization.name for entry in by_model[""]])
+            told(f"{runs}: no model is named, so it is left out, only {printable(wanted)} is taken")
+        return {wanted: by_model[wanted]}
+    if wanted is not None and len(named) > 1:
         like = nearest(wanted, named)
         raise MeasureError(
             f"it is of several models ({_words(named)}), none of which is called {printable(wanted)}",
             hint=f"did you mean {printable(like)}?" if like else "",
         )
-    elif wanted is not None:
+    if wanted is not None:
         for name in (name for name in named if name != wanted):
             told(f"its model {printable(name)} is recorded as {printable(wanted)}")
-        by_model = {wanted: [entry.quantization for entry in found]}
-    elif "" in by_model and len(named) == 1:
+        return {wanted: found}
+    if "" in by_model and len(named) == 1:
         # Runs of one model, of which not all logs name it.
-        by_model = {named[0]: [entry.quantization for entry in found]}
-    return [
-        Record(ModelFacts(model or UNNAMED), _uniquely_named(quantizations))
-        for model, quantizations in by_model.items()
-    ]
+        return {named[0]: found}
+    return by_model
 
 
 def _words(names: Sequence[str]) -> str:
     more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
     return ", ".join(printable(name) for name in names[:_SHOWN]) + more
-
-
-def _uniquely_named(quantizations: Iterable[Quantization]) -> tuple[Quantization, ...]:
-    """Quantizations with different names: author, bits per weight or a number are added to equal ones."""
-    taken: dict[str, Quantization] = {}
-    numbers: dict[str, int] = {}
-    for q in quantizations:
-        by = q.name + (f" ({q.author})" if q.author else "")
-        full = by + (f" {q.bpw:g}" if q.bpw else "")
-        free = [name for name in (q.name, by, full) if name not in taken]
-        number = numbers.get(full, 2)
-        while not free:
-            free = [name for name in (f"{full} #{number}",) if name not in taken]
-            number += 1
-            numbers[full] = number
-        taken[free[0]] = q if q.name == free[0] else replace(q, name=free[0])
-    return tuple(taken.values())
-
-
-def _told_apart(record: Record, known: Merging | None, path: Path, from_logs: set[str]) -> Record:
-    """The record, with the file's name added to a quantization that another log has other figures of.
-
-    `from_logs` holds the names that came from logs and tables, not from records.
-    """
-    named = []
-    for q in record.quantizations:
-        there = known.named(q.name) if known is not None else None
-        if there is not None and q.name in from_logs and would_replace(there, q):
-            q = replace(q, name=f"{q.name} ({path.stem})")
-        from_logs.add(q.name)
-        named.append(q)
-    return replace(record, quantizations=_uniquely_named(named))

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from ggplan.measure.log_lines import Facts, Line
 from ggplan.measure.record import Metric
 
-_NUMBER = r"(-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?|-?nan(?:\([a-z]{1,8}\))?|-?inf)"
+_NUMBER = r"(-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?|-?(?i:nan(?:\([a-z]{1,8}\))?|inf))"
 _ERROR = rf"(?:\s*(?:\+/-|[^\s\d.,%-]{{1,3}})\s*{_NUMBER})?"
 FINAL = re.compile(
     rf"Final estimate: PPL(?: over (\d{{1,9}}) chunks for n_ctx=(\d{{1,9}}))? = {_NUMBER}{_ERROR}"
@@ -31,7 +31,13 @@ FINAL = re.compile(
 _STARTS = re.compile(
     r"(calculating perplexity|computing) over (\d{1,9}) chunks(?:, n_ctx=(\d{1,9}))?(?:, batch_size=\d+)?"
 )
-_CHUNK = re.compile(r"\[(\d{1,9})\](\d+\.\d+|-?nan|-?inf),")
+# As people write a result on a card.
+_CARD_RESULT = re.compile(
+    rf"[^\w\n]{{0,20}}(?:(?:final|mean|wiki(?:text|\.test)?)[ -]{{1,2}})?(?:ppl|perplexity)[\s*`]{{0,9}}[=:]"
+    rf"[\s*`]{{0,9}}{_NUMBER}{_ERROR}",
+    re.IGNORECASE,
+)
+_CHUNK = re.compile(r"\[(\d{1,9})\](\d+\.\d+|-?nan(?:\([a-z]{1,8}\))?|-?inf),")
 _CHUNKS = re.compile(rf"(?:{_CHUNK.pattern})+\s*")
 _LONGEST_ROW = 400
 _ROW = re.compile(r"^\s*(\d{1,7})\s")
@@ -65,6 +71,7 @@ _LAST_DIGIT = 1.01e-4
 _DIGITS = 4
 # Perplexities are printed with six digits, and people round them to three.
 _RATIO_TOLERANCE = 1e-3
+_OVERFLOW = "weights or activations overflow"
 _OTHER_SCORES = re.compile(r"(hellaswag|winogrande|multiple[ _]choice)[ _]score")
 
 
@@ -143,6 +150,8 @@ class OpenPerplexity:
             )
         if self.started and not self.chunk and not self.is_divergence:
             return "the log has no chunk of its run (standard output has them, so keep it too: `2>&1`)"
+        if self.value is not None and not math.isfinite(self.value):
+            return f"its perplexity is not a number (nan or inf) after chunk {self.chunk}: {_OVERFLOW}"
         at = f" after chunk {self.chunk}" if self.chunk else ""
         of = f" of {self.n_chunks}" if self.chunk and self.n_chunks else ""
         return f"the log ends{at}{of} before its result"
@@ -184,6 +193,15 @@ def is_result(line: str) -> bool:
 def is_chunks(line: str) -> bool:
     """Whether a line has chunks and nothing else."""
     return _CHUNKS.fullmatch(line) is not None
+
+
+def card_result(line: Line) -> Line | None:
+    """The line as llama-perplexity prints it, where a person wrote only `PPL = 4.8 +/- 0.02`; else None."""
+    found = _CARD_RESULT.match(line.text[:_LONGEST_ROW])
+    if found is None or re.match(r"[.,]?\d", line.text[found.end() :]):
+        return None
+    error = f" +/- {found[2]}" if found[2] else ""
+    return Line(line.number, f"Final estimate: PPL = {found[1]}{error}", line.time, is_open=False)
 
 
 def feed(run: OpenPerplexity, line: Line) -> bool:
@@ -232,7 +250,7 @@ def _is_cut(run: OpenPerplexity, found: re.Match[str], line: Line) -> bool:
     the result on a card, which has no chunks.
     """
     value, error = (len((text or "").partition(".")[2]) for text in (found[3], found[4]))
-    if "n" in found[3]:
+    if "n" in found[3].lower():
         return False
     if re.match(r"\.?\d", line.text[found.end() :]):
         return True
@@ -265,7 +283,7 @@ def _feed_final(run: OpenPerplexity, found: re.Match[str], line: Line) -> bool:
     run.metrics["ppl"] = _metric("ppl", found[3], found[4], 1)
     run.is_done = True
     if not math.isfinite(value):
-        run.wrong = "its perplexity is not a number (nan or inf): weights or activations overflow"
+        run.wrong = f"its perplexity is not a number (nan or inf): {_OVERFLOW}"
     elif value < 1:
         run.wrong = f"its perplexity {found[3]} cannot be: none is below 1"
     return True
@@ -279,7 +297,7 @@ def _feed_chunks(run: OpenPerplexity, chunks: list[tuple[str, str]]) -> bool:
     if run.is_divergence or run.block >= 0 or not follows or beyond:
         return False
     run.is_torn = run.is_torn or numbers[0] != run.chunk + 1
-    run.chunk, run.value = numbers[-1], float(chunks[-1][1])
+    run.chunk, run.value = numbers[-1], float(chunks[-1][1].partition("(")[0])
     if not successive:
         run.wrong = "the numbers of its chunks do not follow each other, so lines of several runs are mixed"
     if run.is_strided and run.chunk == run.n_chunks:
@@ -343,7 +361,7 @@ def _feed_statistic(run: OpenPerplexity, text: str, *, is_open: bool) -> bool:
     if run.last == _ORDER["same_top"]:
         run.is_done = True
         if not run.wrong and not all(math.isfinite(m.value) for m in run.metrics.values()):
-            run.wrong = "its statistics are not numbers (nan or inf): weights or activations overflow"
+            run.wrong = f"its statistics are not numbers (nan or inf): {_OVERFLOW}"
     return True
 
 

@@ -1,7 +1,8 @@
 """The record: what is known of a model's quantizations. `record_json` describes its file.
 
 A quantization is known by the digest of its file, a text by the digest of its bytes, a base by the digest of
-its file. Names are for people; where two files have one name, the digest's first digits are added to it.
+its file. Names are for people; where two files have one name, the digest's first digits are added to it, or
+where that is not known the size.
 
 A metric's `error` is one standard error. `method` says of what: *paired chunks* (differences on the same
 tokens, their scatter taken over chunks, which allows for correlation within a chunk), *paired tokens* (as
@@ -22,7 +23,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, TypeVar
 
 from ggplan.errors import MeasureError
-from ggplan.text import printable
+from ggplan.text import format_bytes, printable
 
 ErrorMethod = Literal["paired chunks", "paired tokens", "unpaired chunks", "unpaired tokens", "none"]
 Use = Literal["choose", "held out", ""]
@@ -265,9 +266,9 @@ def merge(old: Record, new: Record) -> Record:
     """`old`, brought up to date with `new`.
 
     Quantizations are the same by the digest of their file. One without a digest (from a log) belongs to the
-    only one with its name, if the sizes agree. A measurement of the same conditions, a speed at the same
-    place and a whole sweep of the same engine are replaced by the newer; facts that the newer leaves empty
-    stay.
+    only one with its name, if sizes and bits per weight agree. A measurement of the same conditions, a speed
+    at the same place and a whole sweep of the same engine are replaced by the newer; facts that the newer
+    leaves empty stay.
 
     Raises
     ------
@@ -315,11 +316,9 @@ class Merging:
                     self.places[key].remove(place)
                 self._enter(place)
 
-    def named(self, name: str) -> Quantization | None:
-        """The quantization that is called so, if one is."""
-        found = [self.quantizations[i] for i in self.places.get(("name", name), ())]
-        bare = [q for q in found if not q.file.sha256]
-        return bare[0] if bare else found[0] if len(found) == 1 else None
+    def called(self, name: str) -> list[Quantization]:
+        """The quantizations of this name, with or without what tells them apart."""
+        return [self.quantizations[i] for i in self.places.get(("name", name), ())]
 
     def record(self) -> Record:
         """All that was taken in."""
@@ -334,12 +333,11 @@ class Merging:
         digest, known = q.file.sha256, self.quantizations
         if digest and (same := self.places.get(("sha256", digest))):
             return same[0]
-        named = self.places.get(("name", _plain_name(q)), ())
-        bare = [i for i in named if not known[i].file.sha256 and (not digest or _could_be_one(known[i], q))]
+        named = [i for i in self.places.get(("name", plain_name(q)), ()) if could_be_one(known[i], q)]
+        bare = [i for i in named if not known[i].file.sha256]
         if bare or digest:
-            return bare[0] if bare else None
-        hashed = [i for i in named if known[i].file.sha256]
-        return hashed[0] if len(hashed) == 1 and _could_be_one(known[hashed[0]], q) else None
+            return bare[0] if len(bare) == 1 else None
+        return named[0] if len(named) == 1 else None
 
 
 def begin_merge(record: Record) -> Merging:
@@ -351,9 +349,9 @@ def begin_merge(record: Record) -> Merging:
 
 
 def _keys(q: Quantization) -> tuple[tuple[str, str], ...]:
-    """What a quantization is found by: its name, and the digest of its file."""
-    named = ("name", _plain_name(q))
-    return (named, ("sha256", q.file.sha256)) if q.file.sha256 else (named,)
+    """What a quantization is found by: its name, with and without marks, and the digest of its file."""
+    names = [("name", name) for name in dict.fromkeys((q.name, plain_name(q)))]
+    return (*names, ("sha256", q.file.sha256)) if q.file.sha256 else (*names,)
 
 
 def could_be_one_size(a: int, b: int) -> bool:
@@ -362,8 +360,10 @@ def could_be_one_size(a: int, b: int) -> bool:
     return not low or high - low <= _SIZE_TOLERANCE * high
 
 
-def _could_be_one(a: Quantization, b: Quantization) -> bool:
-    return could_be_one_size(a.file.n_bytes, b.file.n_bytes)
+def could_be_one(a: Quantization, b: Quantization) -> bool:
+    """Whether two quantizations of one name may be of one file, by their sizes and bits per weight."""
+    same_bits = not a.bpw or not b.bpw or abs(a.bpw - b.bpw) <= _SIZE_TOLERANCE * abs(a.bpw)
+    return same_bits and could_be_one_size(a.file.n_bytes, b.file.n_bytes)
 
 
 def _merged(old: Quantization, new: Quantization) -> Quantization:
@@ -378,7 +378,7 @@ def _merged(old: Quantization, new: Quantization) -> Quantization:
     speeds = {(s.n_kv, *_speed_conditions(s)): s for s in (*kept, *new.speeds)}
     return dataclasses.replace(
         _filled(old, new),
-        name=old.name,
+        name=plain_name(old),
         measurements=tuple(measurements.values()),
         speeds=tuple(speeds.values()),
     )
@@ -400,20 +400,38 @@ def _filled(old: _Facts, new: _Facts) -> _Facts:
 
 
 def tell_apart(quantizations: Iterable[Quantization]) -> tuple[Quantization, ...]:
-    """The quantizations, with the digest's first digits added to a name that several files have."""
-    plain = [(q, _plain_name(q)) for q in quantizations]
-    names = Counter(name for _, name in plain)
-    return tuple(
-        dataclasses.replace(q, name=f"{name} ({q.file.sha256[:_DIGITS]})")
-        if q.file.sha256 and names[name] > 1
-        else dataclasses.replace(q, name=name)
-        for q, name in plain
-    )
+    """The quantizations, with the digest's first digits added to a name that several files have.
+
+    Those without a digest get the size of their file, or bits per weight, or else a number.
+    """
+    plain = [(q, plain_name(q)) for q in quantizations]
+    names = Counter((name, bool(q.file.sha256)) for q, name in plain)
+    all_names = Counter(name for _, name in plain)
+    taken: set[str] = set()
+    numbers: Counter[str] = Counter()
+    found = []
+    for q, name in plain:
+        several = all_names[name] > 1 if q.file.sha256 else names[name, False] > 1
+        mark = next(iter(_marks(q)), "") if several else ""
+        full = whole = f"{name} ({mark})" if mark else name
+        while full in taken:
+            numbers[whole] += 1
+            full = f"{whole} #{numbers[whole] + 1}"
+        taken.add(full)
+        found.append(q if q.name == full else dataclasses.replace(q, name=full))
+    return tuple(found)
 
 
-def _plain_name(q: Quantization) -> str:
-    """The name without the digits that `tell_apart` added."""
-    return q.name.removesuffix(f" ({q.file.sha256[:_DIGITS]})") if q.file.sha256 else q.name
+def _marks(q: Quantization) -> list[str]:
+    """What may tell a file from others of its name, the surest first."""
+    size = format_bytes(q.file.n_bytes) if q.file.n_bytes else ""
+    return [m for m in (q.file.sha256[:_DIGITS], size, f"{q.bpw:g} bpw" if q.bpw else "") if m]
+
+
+def plain_name(q: Quantization) -> str:
+    """The name without the mark that `tell_apart` added."""
+    ends = (f" ({mark})" for mark in _marks(q))
+    return next((q.name.removesuffix(end) for end in ends if q.name.endswith(end)), q.name)
 
 
 def text_names(record: Record) -> dict[Text, str]:

@@ -1,7 +1,8 @@
 """The files that logs are of: a log seldom says how large its file is, and never its digest.
 
 Sizes are given as numbers, for a quantization by its name, or read from the GGUF files. A file belongs to the
-quantizations whose logs name it, else to the one that is called as the file is, else to the only one.
+quantizations whose logs name it, else to the one that is called as the file is, else to the only one, if its
+log names no other file.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from ggplan.measure.record import (
     Record,
     could_be_one_size,
     merge,
+    tell_apart,
     would_replace,
 )
 from ggplan.measure.subjects import Subject, facts_of, model_facts_of, quantization_of
@@ -124,17 +126,20 @@ def _all(records: Sequence[Record]) -> list[tuple[int, int, Quantization]]:
 def _of_file(records: Sequence[Record], path: Path, model: Model) -> list[_Place]:
     """The quantizations that a file is of."""
     everything = _all(records)
-    files = {file.name for file in model.files}
-    by_log = [(at, place) for at, place, q in everything if q.file.name in files]
+    stems = {without_ending(file.name) for file in model.files}
+    by_log = [(at, place) for at, place, q in everything if without_ending(q.file.name) in stems]
     if by_log:
         return by_log
-    stems = {without_ending(name) for name in files}
-    found = [(at, place) for at, place, q in everything if q.name in stems]
-    found = found or [(at, place) for at, place, _ in everything] if len(everything) == 1 else found
+    unnamed = [(at, place, q) for at, place, q in everything if not q.file.name]
+    found = [(at, place) for at, place, q in unnamed if q.name in stems]
+    if not found and len(everything) == 1:
+        found = [(at, place) for at, place, _ in unnamed]
     if len(found) == 1:
         return found
-    names = _words([q.name for _, _, q in everything])
+    names = _words([q.name + (f" (of {q.file.name})" if q.file.name else "") for _, _, q in everything])
     what = "could be of several quantizations" if found else "has the name of no quantization"
+    if len(everything) == 1 and not unnamed:
+        what = f"is not the file that the log names, {printable(everything[0][2].file.name)}"
     raise MeasureError(
         f"{printable(str(path))} {what}",
         hint=f"say which: NAME={printable(path.name)}; there are: {names}",
@@ -169,17 +174,23 @@ def _with_model(record: Record, model: Model) -> Record:
 
 def _joined(record: Record) -> Record:
     """The record, with the quantizations of one digest as one."""
-    joined = Record(record.model)
+    places: dict[str, int] = {}
+    joined: list[Quantization] = []
     for q in record.quantizations:
-        same = [k for k in joined.quantizations if q.file.sha256 and k.file.sha256 == q.file.sha256]
-        if same and would_replace(same[0], q):
-            raise _two_results(same[0], q)
-        joined = merge(joined, Record(record.model, (q,))) if same else _with(joined, q)
-    return joined
-
-
-def _with(record: Record, q: Quantization) -> Record:
-    return replace(record, quantizations=(*record.quantizations, q))
+        digest = q.file.sha256
+        if not digest or digest not in places:
+            places[digest] = len(joined)
+            joined.append(q)
+            continue
+        known = joined[places[digest]]
+        if would_replace(known, q):
+            raise _two_results(known, q)
+        (joined[places[digest]],) = merge(
+            Record(record.model, (known,)), Record(record.model, (q,))
+        ).quantizations
+    if len(joined) == len(record.quantizations):
+        return record
+    return Record(record.model, tell_apart(joined))
 
 
 def _check_size(q: Quantization, n_bytes: int, whose: str, *, is_given: bool = False) -> None:

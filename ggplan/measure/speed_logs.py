@@ -12,13 +12,12 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ggplan.errors import MeasureError
 from ggplan.measure.log_lines import SIZE, Facts, bytes_of, types_agree, without_ending
 from ggplan.measure.record import MAX_COUNT, SWEEP_ENGINE, Speed
-from ggplan.measure.tables import csv_rows
 from ggplan.text import printable
 
 _SWEEP_START = re.compile(r"^main: n_kv_max = \d+,.*?n_ubatch = (\d{1,9})")
@@ -29,7 +28,8 @@ _TEST = re.compile(r"(pp|tg) ?(\d{1,9})(?: @ d(\d{1,15}))?$")
 # What differs between the tests of one run.
 _MEASURED = ("test", "t/s", "n_prompt", "n_gen", "n_depth", "test_time", "avg_ns", "stddev_ns", "avg_ts",
              "stddev_ts", "samples_ns", "samples_ts")  # fmt: skip
-_CSV_HEAD = re.compile(r'^"?build_commit"?,.*avg_ts', re.MULTILINE)
+_JSON_KEYS = ("build_commit", "n_prompt", "avg_ts", "n_kv", "n_kv_max", "speed_pp", "speed_tg")
+_LONGEST_ITEM = 4000
 _MAX_RATE = 1e9
 _FILE_KEYS = ("model", "model_filename", "model_type", "size", "model_size", "params", "model_n_params",
               "build_commit", "build_number", "cpu_info", "gpu_info")  # fmt: skip
@@ -93,6 +93,8 @@ class BenchTest:
         All that must be equal for two tests to be of one run, by column.
     speed
         None of tests that mix reading and writing.
+    line
+        Where it stands, 0 where that is not known.
     """
 
     model: str
@@ -100,6 +102,7 @@ class BenchTest:
     test: str
     settings: Mapping[str, str]
     speed: Speed | None
+    line: int = 0
 
 
 @dataclass(slots=True)
@@ -129,7 +132,7 @@ class BenchRun:
     n_bytes: int
     settings: str
     speeds: tuple[Speed, ...]
-    left_out: tuple[str, ...]
+    left_out: tuple[BenchTest, ...]
 
 
 def is_ellipsis(line: str) -> bool:
@@ -206,7 +209,7 @@ def is_bench_row(cells: Mapping[str, str]) -> bool:
     return cells["test"].startswith(("pp", "tg"))
 
 
-def bench_test(cells: Mapping[str, str]) -> BenchTest | None:
+def bench_test(cells: Mapping[str, str], line: int) -> BenchTest | None:
     """A row of llama-bench's table; None where it holds no rate."""
     value = _RATE.match(cells["t/s"])
     if value is None or not float(value[0]) < _MAX_RATE:
@@ -216,66 +219,37 @@ def bench_test(cells: Mapping[str, str]) -> BenchTest | None:
     settings = {key: cell for key, cell in cells.items() if key not in _MEASURED}
     speed = _speed(found[1], int(found[3] or 0), float(value[0])) if found else None
     n_bytes = int(float(size[1]) * bytes_of("1", size[2])) if size else 0
-    return BenchTest(cells["model"], n_bytes, cells["test"], settings, speed)
+    return BenchTest(cells["model"], n_bytes, cells["test"], settings, speed, line)
 
 
-def bench_items(items: Sequence[Mapping[str, object]]) -> Iterator[BenchTest]:
-    """Tests of llama-bench's forms for machines: CSV, JSON and JSON lines.
+def bench_item(item: Mapping[str, object], line: int) -> BenchTest | None:
+    """A test in llama-bench's forms for machines: CSV, JSON and JSON lines; None where it has no rate.
 
     Raises
     ------
     ValueError
-        If a test is not numbers, or not such as can be.
+        If it is not numbers, or not such as can be.
     """
-    for item in items:
-        n_prompt, n_gen = _count(item.get("n_prompt") or 0), _count(item.get("n_gen") or 0)
-        depth, rate = _count(item.get("n_depth") or 0), _rate(item["avg_ts"])
-        n_bytes = _count(item.get("model_size") or 0)
-        kind = "pp" if n_prompt and not n_gen else "tg" if n_gen and not n_prompt else ""
-        speed = _speed(kind, depth, rate) if kind else None
-        if speed is not None:
-            build = f"{item.get('build_number', '')} ({item.get('build_commit', '')})"
-            hardware = str(item.get("gpu_info") or item.get("cpu_info") or "")
-            speed = replace(speed, build=build, hardware=hardware)
-        test = f"{kind}{n_prompt or n_gen}" if kind else f"pp{n_prompt}+tg{n_gen}"
-        settings = {str(key): str(value) for key, value in item.items() if key not in _MEASURED}
-        name = str(item.get("model_filename", ""))
-        yield BenchTest(name, n_bytes, test + (f" @ d{depth}" if depth else ""), settings, speed)
-
-
-def bench_csv(text: str) -> list[list[BenchTest]]:
-    """The tests of each of llama-bench's CSV tables in a text; [] where it has none.
-
-    Raises
-    ------
-    MeasureError
-        If a test is not numbers; the message has the line.
-    """
-    head = _CSV_HEAD.search(text)
-    if head is None:
-        return []
-    start = head.start()
-    above = text.count("\n", 0, start)
-    tables: list[list[BenchTest]] = []
-    headings: list[str] = []
-    for line, cells in csv_rows(text[start:], above):
-        if cells[0] == "build_commit" and "avg_ts" in cells:
-            headings = cells
-            tables.append([])
-            continue
-        if len(cells) < len(headings):
-            continue  # a line of the log around it
-        try:
-            tables[-1] += bench_items([dict(zip(headings, cells, strict=True))])
-        except ValueError as error:
-            raise not_numbers(line, error) from None
-    return [tests for tests in tables if tests]
+    if item["avg_ts"] is None or item["avg_ts"] == "":
+        return None
+    n_prompt, n_gen = _count(item.get("n_prompt") or 0), _count(item.get("n_gen") or 0)
+    depth, rate = _count(item.get("n_depth") or 0), _rate(item["avg_ts"])
+    n_bytes = _count(item.get("model_size") or 0)
+    kind = "pp" if n_prompt and not n_gen else "tg" if n_gen and not n_prompt else ""
+    speed = _speed(kind, depth, rate) if kind else None
+    if speed is not None:
+        build = f"{item.get('build_number', '')} ({item.get('build_commit', '')})"
+        hardware = str(item.get("gpu_info") or item.get("cpu_info") or "")
+        speed = replace(speed, build=build, hardware=hardware)
+    test = f"{kind}{n_prompt or n_gen}" if kind else f"pp{n_prompt}+tg{n_gen}"
+    settings = {str(key): str(value) for key, value in item.items() if key not in _MEASURED}
+    name = str(item.get("model_filename", ""))
+    return BenchTest(name, n_bytes, test + (f" @ d{depth}" if depth else ""), settings, speed, line)
 
 
 def not_numbers(line: int, error: Exception) -> MeasureError:
-    """The error of a damaged test; `line` is 0 where it is not known."""
-    where = f"line {line}: " if line else ""
-    return MeasureError(f"{where}a test of the benchmark is not numbers: {printable(str(error))[:80]}")
+    """The error of a damaged test."""
+    return MeasureError(f"line {line}: a test of the benchmark is not numbers: {printable(str(error))[:80]}")
 
 
 def json_line(line: str) -> dict[str, object] | None:
@@ -287,6 +261,20 @@ def json_line(line: str) -> dict[str, object] | None:
     except (ValueError, RecursionError):
         return None
     return item if isinstance(item, dict) else None
+
+
+def is_cut_json(line: str) -> bool:
+    """Whether a line is the beginning of a JSON line of a benchmark."""
+    return line.startswith("{") and any(f'"{key}"' in line[:_LONGEST_ITEM] for key in _JSON_KEYS)
+
+
+def is_cut_row(run: OpenSweep | OpenBench, cells: Sequence[str]) -> bool:
+    """Whether cells are a row of an open table that has too few of them."""
+    if not run.headings or len(cells) >= len(run.headings):
+        return False
+    if isinstance(run, OpenSweep):
+        return all(_RATE.fullmatch(cell) for cell in cells if cell)
+    return not run.tests or cells[0] in {test.model for test in run.tests[-8:]}
 
 
 def facts_of_bench(run: OpenBench) -> Facts:
@@ -318,13 +306,13 @@ def bench_runs(tests: Sequence[BenchTest], build: str = "") -> list[BenchRun]:
     for settings, by_name in groups:
         group = list(by_name.values())
         speeds, left_out = _merged(group, build)
-        if speeds:
+        if speeds or left_out:
             words = ", ".join(f"{key} {settings[key]}" for key in settings if key in varied)
             runs.append(BenchRun(group[0].model, group[0].n_bytes, words, speeds, left_out))
     return runs
 
 
-def _merged(tests: Sequence[BenchTest], build: str) -> tuple[tuple[Speed, ...], tuple[str, ...]]:
+def _merged(tests: Sequence[BenchTest], build: str) -> tuple[tuple[Speed, ...], tuple[BenchTest, ...]]:
     """One speed for each number of tokens in the cache; reading and writing are two tests.
 
     A record has one speed of reading at a place: of `pp512` and `pp2048` the first counts, and the other is
@@ -335,11 +323,11 @@ def _merged(tests: Sequence[BenchTest], build: str) -> tuple[tuple[Speed, ...], 
     for test in tests:
         new = test.speed
         if new is None:
-            left_out.append(test.test)
+            left_out.append(test)
             continue
         old = merged.get(new.n_kv, replace(new, pp=None, tg=None))
         if (new.pp is not None and old.pp is not None) or (new.tg is not None and old.tg is not None):
-            left_out.append(test.test)
+            left_out.append(test)
             continue
         pp, tg = (new.pp if new.pp is not None else old.pp), (new.tg if new.tg is not None else old.tg)
         merged[new.n_kv] = replace(new, pp=pp, tg=tg, build=new.build or build)

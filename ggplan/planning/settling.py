@@ -17,6 +17,7 @@ from ggplan.model import Model, TensorInfo
 from ggplan.planning.assignment import Assignment, Decision
 from ggplan.planning.decisions import decide
 from ggplan.planning.protection import kept_type, protection_of
+from ggplan.sources.remote import each, is_remote
 
 Progress = Callable[[int, int], None]
 """Called with the number of tensors that are settled, and of all that must be."""
@@ -36,11 +37,14 @@ def settle(model: Model, progress: Progress | None = None) -> Model:
     work = [t for t in model.tensors if t.codes is not None and t.stored is not None and not t.codes.settled]
     if not work:
         return model
-    done = {}
-    for number, tensor in enumerate(work, start=1):
+    done: dict[str, TensorInfo] = {}
+
+    def settle_one(tensor: TensorInfo) -> None:
         done[tensor.name] = _settled(tensor)
         if progress is not None:
-            progress(number, len(work))
+            progress(len(done), len(work))
+
+    each(work, settle_one, parallel=any(is_remote(path) for path in model.files))
     return replace(model, tensors=tuple(done.get(t.name, t) for t in model.tensors))
 
 

@@ -9,6 +9,9 @@ Both are refused before the open, and again after it by the descriptor, in case 
 
 Every reader first asks for a file's size, or reads it whole, and here it is told of a file that stands for
 another (see `substitutes`).
+
+A file on a server (`remote.RemotePath`) is read by the same functions: a small one from a copy, others by
+ranges.
 """
 
 from __future__ import annotations
@@ -16,6 +19,8 @@ from __future__ import annotations
 import math
 import os
 import stat
+import threading
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 from ggplan.errors import CheckpointError, SubstituteError
 from ggplan.ggml_types import GgmlType
 from ggplan.model import RowSource, empty_rows, require_rows
+from ggplan.sources.remote import RemoteFile, RemotePath
 from ggplan.substitutes import START, find_substitute
 from ggplan.text import printable
 
@@ -87,6 +93,27 @@ def _refuse_substitute(path: Path, descriptor: int) -> None:
         raise SubstituteError(f"{shown(path)} is {found.what}", hint=found.hint)
 
 
+def _on_server(path: Path) -> RemoteFile | None:
+    """The file of a remote path of which there is no copy on this machine; None for any other path."""
+    return path.only_remote() if isinstance(path, RemotePath) else None
+
+
+def _read_start(remote: RemoteFile, path: Path) -> None:
+    """Refuse what a server sends in the place of a file."""
+    raw = bytearray(min(START + 1, remote.size))
+    remote.read_into(0, memoryview(raw))
+    if (found := find_substitute(bytes(raw), path)) is not None:
+        raise SubstituteError(
+            f"{shown(path)} is {found.what}",
+            hint="give the address that the page's download button has (on the hub /resolve/, not /raw/)",
+        )
+
+
+def exists(path: Path) -> bool:
+    """Whether there is a file or folder of this path."""
+    return path.exists() if isinstance(path, RemotePath) else os.path.exists(path)
+
+
 def file_size(path: Path) -> int:
     """Bytes in a regular file.
 
@@ -95,9 +122,30 @@ def file_size(path: Path) -> int:
     CheckpointError
         If the file cannot be opened, or a Git LFS pointer or a web page is in its place.
     """
+    if (remote := _on_server(path)) is not None:
+        _read_start(remote, path)
+        return remote.size
     with _opened(path) as descriptor:
         _refuse_substitute(path, descriptor)
         return os.fstat(descriptor).st_size
+
+
+def size_and_version(path: Path) -> tuple[int, str]:
+    """The size of a file, and what tells its contents: when it was changed, or a server's hash or ETag.
+
+    Raises
+    ------
+    CheckpointError
+        If it is gone, or was found to be another one on its server.
+    """
+    if isinstance(path, RemotePath) and (path.file().version or path.only_remote()):
+        remote = path.file()  # its copy on this machine has the same version
+        if remote.is_changed:
+            raise CheckpointError(f"{shown(path)} changed on the server")
+        return remote.size, f"version {remote.version}"
+    with _opened(path) as descriptor:
+        status = os.fstat(descriptor)
+        return status.st_size, f"changed {status.st_mtime_ns}"
 
 
 def read_at(path: Path, offset: int, n_bytes: int) -> bytes:
@@ -108,6 +156,10 @@ def read_at(path: Path, offset: int, n_bytes: int) -> bytes:
     CheckpointError
         If the file ends before, or cannot be read.
     """
+    if (remote := _on_server(path)) is not None:
+        raw = bytearray(n_bytes)
+        _read_remote(remote, path, offset, memoryview(raw))
+        return bytes(raw)
     parts: list[bytes] = []
     done = 0
     with _opened(path) as descriptor:
@@ -128,6 +180,9 @@ def read_into(path: Path, offset: int, target: memoryview) -> None:
     CheckpointError
         If the file ends before the buffer is full, or cannot be read.
     """
+    if (remote := _on_server(path)) is not None:
+        _read_remote(remote, path, offset, target)
+        return
     with _opened(path) as descriptor:
         _fill(path, descriptor, offset, target)
 
@@ -139,6 +194,12 @@ def _fill(path: Path, descriptor: int, offset: int, target: memoryview) -> None:
         if n_read == 0:
             raise _truncated(path, offset, len(target), done)
         done += n_read
+
+
+def _read_remote(remote: RemoteFile, path: Path, offset: int, target: memoryview) -> None:
+    if offset + len(target) > remote.size:
+        raise _truncated(path, offset, len(target), max(0, remote.size - offset))
+    remote.read_into(offset, target)
 
 
 def read_array(path: Path, offset: int, n_bytes: int) -> NDArray[np.uint8]:
@@ -189,11 +250,41 @@ def read_rectangle(
             whole = read_array(path, offset + (first + at) * row_bytes, n * row_bytes)
             found[at : at + n] = whole.reshape(n, row_bytes)[:, left:right]
         return found
+    if _on_server(path) is not None:
+        band = _band_on_server(path, offset + first * row_bytes, n_rows * row_bytes)
+        found[:] = band.reshape(n_rows, row_bytes)[:, left:right]
+        return found
     with _opened(path) as descriptor:
         for i, row in enumerate(found):
             at = offset + (first + i) * row_bytes + left
             _fill(path, descriptor, at, row.data)
     return found
+
+
+# Bands of rows that were read from servers for rectangles: each of the many rectangles of a band would be a
+# request for each row.
+_BANDS = 3
+_bands: OrderedDict[tuple[Path, int, int], NDArray[np.uint8]] = OrderedDict()
+_band_locks: dict[tuple[Path, int, int], threading.Lock] = {}
+_bands_lock = threading.Lock()
+
+
+def _band_on_server(path: Path, offset: int, n_bytes: int) -> NDArray[np.uint8]:
+    """Whole rows, of which the last few that were asked for are kept; threads wait for one another's."""
+    key = path, offset, n_bytes
+    with _bands_lock:
+        lock = _band_locks.setdefault(key, threading.Lock())
+    with lock:
+        with _bands_lock:
+            if (kept := _bands.get(key)) is not None:
+                _bands.move_to_end(key)
+                return kept
+        band = read_array(path, offset, n_bytes)
+        with _bands_lock:
+            _bands[key] = band
+            while len(_bands) > _BANDS:
+                _band_locks.pop(_bands.popitem(last=False)[0], None)
+    return band
 
 
 def rows_in_file(path: Path, offset: int, dtype: GgmlType, shape: tuple[int, ...]) -> RowSource:
@@ -218,12 +309,21 @@ def begins_with(path: Path, magic: bytes) -> bool:
 
 def read_whole(path: Path, limit: int) -> bytes:
     """A whole small file, refused if it is larger than `limit` bytes, a Git LFS pointer or a web page."""
+    if (remote := _on_server(path)) is not None:
+        _refuse_large(path, remote.size, limit)
+        if remote.copy() is None:
+            _read_start(remote, path)
+            return read_at(path, 0, remote.size)
     with _opened(path) as descriptor:
         _refuse_substitute(path, descriptor)
         size = os.fstat(descriptor).st_size
-        if size > limit:
-            raise CheckpointError(f"{shown(path)} has {size:,} bytes; such a file may have {limit:,}")
+    _refuse_large(path, size, limit)
     return read_at(path, 0, size)
+
+
+def _refuse_large(path: Path, size: int, limit: int) -> None:
+    if size > limit:
+        raise CheckpointError(f"{shown(path)} has {size:,} bytes; such a file may have {limit:,}")
 
 
 def _truncated(path: Path, offset: int, n_bytes: int, done: int) -> CheckpointError:

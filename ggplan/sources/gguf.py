@@ -11,17 +11,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from ggplan.errors import CheckpointError, TruncatedError
 from ggplan.ggml_types import BF16, F16, F32
 from ggplan.metadata import MetadataType
 from ggplan.model import Model, RowSource, TensorInfo
-from ggplan.sources.files import listed, rows_in_file, shown
+from ggplan.sources.files import exists, listed, rows_in_file, shown
 from ggplan.sources.gguf_header import GgufHeader, read_header
+from ggplan.sources.remote import RemotePath, each
 
 _SPLIT_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL | re.ASCII)
 
+MOST_LISTED = 60
+"""Models of a repository that a message lists."""
+_BESIDE_A_MODEL = ("mmproj", "imatrix")
 _MOST_FILES = 99_999  # their numbers have five digits
 
 
@@ -112,16 +117,17 @@ def _read_set(path: Path, header_only: bool) -> tuple[list[GgufHeader], Truncate
         )
     paths = [path.with_name(f"{named[1]}-{number:05d}-of-{named[3]}.gguf") for number in range(1, count + 1)]
     incomplete = None
-    if missing := [part.name for part in paths if not part.exists()]:
+    there = each(paths, exists)
+    if missing := [part.name for part, is_there in zip(paths, there, strict=True) if not is_there]:
         incomplete = TruncatedError(
             f"{shown(path)}: {len(missing)} of {count} files of the set are missing: {listed(missing)}",
             hint="download them into the same folder; --header-only reads what is there",
         )
         if not header_only:
             raise incomplete
-    there = [(number, part) for number, part in enumerate(paths) if part.name not in missing]
-    headers = [read_header(part, header_only=header_only) for _, part in there]
-    for (number, _), part in zip(there, headers, strict=True):
+    present = [(number, part) for number, part in enumerate(paths) if part.name not in missing]
+    headers = each([part for _, part in present], partial(read_header, header_only=header_only))
+    for (number, _), part in zip(present, headers, strict=True):
         stated = (_integer(part, "split.no", -1), _integer(part, "split.count", -1))
         if stated != (number, count):
             raise CheckpointError(
@@ -192,6 +198,23 @@ def split_set_of(name: str) -> tuple[str, int]:
     """
     named = _SPLIT_NAME.fullmatch(name)
     return (named[1], int(named[3])) if named else (name, 1)
+
+
+def models_in(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The GGUF models of a folder, each by its first file, and the files beside them that are no models.
+
+    A repository on a server is looked through with its folders, of which there may be one for each type, and
+    may have vision towers and importance matrices too.
+    """
+    models: dict[tuple[str, int], Path] = {}
+    beside = []
+    is_remote = isinstance(folder, RemotePath)
+    for path in sorted(folder.rglob("*.gguf") if is_remote else folder.glob("*.gguf")):
+        if is_remote and path.name.startswith(_BESIDE_A_MODEL):
+            beside.append(path)
+        else:
+            models.setdefault(split_set_of(str(path)), path)
+    return list(models.values()), beside
 
 
 def set_names(headers: Sequence[GgufHeader]) -> list[str]:

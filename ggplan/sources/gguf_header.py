@@ -189,13 +189,16 @@ class _Cursor:
         unpack = _U64.unpack_from
         while count:
             self.require(8, what)
-            self._look_ahead(self.position, 8)
-            window, at, last = self._window, 0, len(self._window) - 8
+            start = self.position - self._window_at
+            if not 0 <= start <= len(self._window) - 8:
+                self._look_ahead(self.position, 8)
+                start = 0
+            window, at, last = self._window, start, len(self._window) - 8
             while count and at <= last:
                 at += 8 + unpack(window, at)[0]
                 count -= 1
-            self.require(at, what)
-            self.position += at
+            self.require(at - start, what)
+            self.position += at - start
 
     def _look_ahead(self, start: int, at_least: int) -> None:
         """Make the window begin at `start`; the further the header goes, the larger the windows."""

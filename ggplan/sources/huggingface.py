@@ -16,7 +16,6 @@ restrictions.
 
 from __future__ import annotations
 
-import os
 import re
 import unicodedata
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -25,8 +24,9 @@ from itertools import takewhile
 from pathlib import Path
 
 from ggplan.errors import CheckpointError, TruncatedError
-from ggplan.sources.files import listed, read_at, read_whole, shown
+from ggplan.sources.files import exists, listed, read_at, read_whole, shown
 from ggplan.sources.json_files import SIZE_LIMIT, load_object
+from ggplan.sources.remote import RemotePath, each
 from ggplan.sources.safetensors import read_file
 from ggplan.sources.schemes import join_tensors, read_quantization_config
 from ggplan.sources.tensors import CheckpointTensor, StoredTensor
@@ -68,11 +68,18 @@ class _Form:
 
 
 def _read_safetensors(paths: Sequence[Path]) -> _Contents:
-    found = [read_file(path) for path in paths]
+    found = each(paths, read_file)
     return [tensors for tensors, _ in found], next((error for _, error in found if error), None)
 
 
 def _read_pytorch(paths: Sequence[Path]) -> _Contents:
+    if any(isinstance(path, RemotePath) for path in paths):
+        raise CheckpointError(
+            f"{shown(paths[0].parent)} holds its weights only as pickles "
+            f"({listed([path.name for path in paths])}), which are not read from a server",
+            hint="take a revision with safetensors (a pull request of the repository may have them: "
+            "@refs/pr/N), or download it and name the folder",
+        )
     from ggplan.sources import pytorch
 
     return pytorch.read_tensors(paths), None
@@ -132,14 +139,14 @@ class HfCheckpoint:
     def read_json(self, name: str) -> dict[str, object] | None:
         """A JSON file of the folder, parsed; None if there is none."""
         path = self.path / name
-        return load_object(path) if os.path.exists(path) else None
+        return load_object(path) if exists(path) else None
 
     def read_text(self, name: str) -> str | None:
         """A UTF-8 text file of the folder, with LF for CR LF and for CR as Python's text mode (and so the
         converter) has it; None if there is none.
         """
         path = self.path / name
-        if not os.path.exists(path):
+        if not exists(path):
             return None
         try:
             text = read_whole(path, SIZE_LIMIT).decode("utf-8")
@@ -162,9 +169,9 @@ def open_checkpoint(folder: Path, *, header_only: bool = False) -> HfCheckpoint:
         If a file is missing, damaged or of a kind that ggplan does not read.
     """
     where = shown(folder)
-    if not os.path.isdir(folder):
+    if not folder.is_dir():
         raise CheckpointError(f"{where} is not a folder", hint="give the folder that holds config.json")
-    if not os.path.exists(folder / "config.json"):
+    if not exists(folder / "config.json"):
         raise CheckpointError(
             f"{where} holds no config.json", hint="give the folder of one model, with config and tokenizer"
         )
@@ -197,7 +204,7 @@ class _Weights:
 
 def _read_shards(folder: Path) -> _Weights:
     form, names, weight_map = _shards(folder)
-    there = [name for name in names if os.path.exists(folder / name)]
+    there = [name for name in names if exists(folder / name)]
     contents, truncated = form.read([folder / name for name in there])
     found = dict(zip(there, contents, strict=True))
     spare: list[str] = []
@@ -259,7 +266,7 @@ def _in_two(folder: Path, tensor: str, one: str, other: str, how: str = "") -> C
 
 
 def _missing_error(folder: Path, names: Sequence[str]) -> TruncatedError | None:
-    missing = [name for name in names if not os.path.exists(folder / name)]
+    missing = [name for name in names if not exists(folder / name)]
     if not missing:
         return None
     return TruncatedError(
@@ -308,7 +315,7 @@ def _spare_files(folder: Path, names: list[str], why: str) -> tuple[str, ...]:
 def _weight_map(folder: Path, form: _Form) -> dict[str, str]:
     """The index's map of tensor names to shard names; empty if there is no index."""
     path = folder / form.index
-    if not os.path.exists(path):
+    if not exists(path):
         return {}
     weight_map = load_object(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:

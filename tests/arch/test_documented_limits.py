@@ -23,14 +23,14 @@ def limits() -> str:
     return README.partition("**cannot read yet**")[2].partition("\n## ")[0]
 
 
-@pytest.mark.parametrize("method", ["bitsandbytes", "MXFP4"])
+@pytest.mark.parametrize("method", ["AQLM", "VPTQ", "HIGGS", "BitNet"])
 def test_quantizations_that_cannot_be_read(tmp_path: Path, method: str) -> None:
     assert method in limits()
     folder = write_case(tmp_path, read_case("llama_tied"))
     config = json.loads((folder / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": method.lower(), "bits": 4}
+    config["quantization_config"] = {"quant_method": method.lower()}
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match=method.lower()):
+    with pytest.raises(CheckpointError, match=f"(?i){method}"):
         to_gguf(open_checkpoint(folder), pre="glm4")
 
 
@@ -41,8 +41,8 @@ def test_families_that_cannot_be_read(tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match="BloomForCausalLM") as error:
         to_gguf(open_checkpoint(folder), pre="glm4")
-    assert "convert_hf_to_gguf.py" in error.value.hint
-    assert "convert_hf_to_gguf.py" in limits()
+    assert "`--converter DIR`" in error.value.hint
+    assert "`--converter DIR`" in limits()
 
 
 def test_types_that_cannot_be_written_or_decoded() -> None:

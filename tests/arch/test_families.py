@@ -152,7 +152,7 @@ def test_a_family_may_rename_tensors_before_they_are_looked_up(
     whole = opened(tmp_path / "whole", "glm4moe_mtp")
     known = architectures()
     renaming = {**known, "Glm4MoeForCausalLM": replace(known["Glm4MoeForCausalLM"], rename=rename)}
-    monkeypatch.setattr("ggplan.arch.architectures", lambda: renaming)
+    monkeypatch.setattr("ggplan.arch.families.architectures", lambda: renaming)
     spec = read_case("glm4moe_mtp")
     for shard, tensors in spec["shards"].items():
         spec["shards"][shard] = {n.replace("model.layers.3.", "mtp.0."): t for n, t in tensors.items()}
@@ -226,7 +226,7 @@ def test_experts_of_qwen3_vl_in_either_order(tmp_path: Path) -> None:
         ("glm_dsa_mtp", "model.layers.3.eh_proj.weight"),
         ("qwen2moe", "model.layers.1.mlp.shared_expert_gate.weight"),
         ("gemma3", "model.layers.1.pre_feedforward_layernorm.weight"),
-        ("phi3", "model.layers.1.self_attn.qkv_proj.weight"),
+        ("phi4", "model.layers.1.self_attn.qkv_proj.weight"),
         ("glm4", "model.layers.1.post_mlp_layernorm.weight"),
     ],
 )

@@ -136,7 +136,8 @@ def test_columns_that_are_not_read_are_told_once(tmp_path: Path) -> None:
     text = "QTYPE,PPL ratio,ppl,Δ vs BF16\nq4_K,1.02,5.5,0.1\nq3_K,1.03,5.6,0.2\n"
     _, notes = parsed(tmp_path, text, "m.csv")
     assert [note.partition(".csv: ")[2] for note in notes] == [
-        "line 1: what stands in the columns PPL ratio, Δ vs BF16, which records do not keep; it is left out"
+        "line 1: what stands in the columns PPL ratio, Δ vs BF16, which ggplan does not read from tables;"
+        " it is left out"
     ]
 
 

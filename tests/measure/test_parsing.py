@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from log_readers import parse_perplexity_log, parse_sweep_bench
 
 from ggplan.errors import MeasureError
-from ggplan.measure.logs import parse_llama_bench, parse_perplexity_log, parse_sweep_bench
+from ggplan.measure.logs import read_log
 from ggplan.measure.parsing import parse_files
 from ggplan.measure.record import Metric, Record
 from ggplan.measure.record_json import record_from_json, record_to_json
@@ -143,13 +144,10 @@ def test_llama_bench_for_machines(form: str) -> None:
         "jsonl": "\n".join(map(json.dumps, both)),
         "csv": "\n".join([",".join(test), *(",".join(f'"{v}"' for v in t.values()) for t in both)]),
     }[form]
-    found = parse_llama_bench(text)
-    assert [(n.model, n.n_bytes, n.speed.pp, n.speed.tg) for n in found] == [
-        ("m/air-Q4_K.gguf", 4677120000, 7100.25, None),
-        ("m/air-Q4_K.gguf", 4677120000, None, 118.5),
-    ]
-    assert found[0].speed.build == "5163 (8cf427ff)"
-    assert found[0].speed.hardware == "Ryzen"
+    (run,) = read_log(text).runs
+    (speed,) = run.speeds
+    assert (run.name, run.n_bytes, speed.pp, speed.tg) == ("m/air-Q4_K.gguf", 4677120000, 7100.25, 118.5)
+    assert (speed.build, speed.hardware) == ("5163 (8cf427ff)", "Ryzen")
 
 
 CARD = """\

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
+from log_readers import parse_perplexity_log
 
 from ggplan.errors import MeasureError
-from ggplan.measure.logs import parse_perplexity_log, read_log
+from ggplan.measure.logs import read_log
 from ggplan.measure.parsing import parse_files
 from ggplan.measure.record import Metric, Quantization
 from ggplan.measure.sizes import with_sizes
@@ -175,7 +176,8 @@ def test_joined_logs_never_give_a_mixed_entry(
             figures(entry) <= whole[name][0] and told.items() <= whole[name][1].items() for name, *_ in pieces
         ), entry
     if all(start in (None, 0) and end is None for _, start, end in pieces):
-        assert len(found) == len(pieces)
+        # The same run twice is one, where its log names the file.
+        assert len({name for name, *_ in pieces}) <= len(found) <= len(pieces)
 
 
 def test_three_logs_in_one_file() -> None:
@@ -335,7 +337,7 @@ def test_a_table_of_results_on_a_card(tmp_path: Path) -> None:
     }
     assert (second.name, dict(second.measurements[0].metrics)) == ("Q2_K", {"kld": Metric(0.4)})
     assert [note.partition(": ")[2] for note in notes] == [
-        "line 4: what stands in the column imatrix, which records do not keep; it is left out",
+        "line 4: what stands in the column imatrix, which ggplan does not read from tables; it is left out",
         "line 7: IQ2_M has no ppl or kld or kld999 or same_top; it is left out",
     ]
 
@@ -453,7 +455,7 @@ def test_rows_of_a_database_without_a_figure(tmp_path: Path) -> None:
     (record,) = parse_files([path], note=notes.append)
     assert [(q.name, q.author, q.url) for q in record.quantizations] == [("Q4", "ub", "https://x")]
     assert [note.partition(".psv: ")[2].partition(";")[0] for note in notes] == [
-        "line 3: Q2 has no ppl",
+        "line 3: Q2 has no ppl (404)",
         "line 4: Q3 has no model",
     ]
 

@@ -1,6 +1,7 @@
 """The cases of `families`, found without importing torch: every function there that is not private.
 
-`GOLDENS` of a file names those whose goldens the default suite has (`tools/make_goldens.py`).
+`GOLDENS` of a file names those whose goldens the default suite has (`tools/make_goldens.py`), `UNLOADABLE`
+those that llama.cpp itself does not load, whoever converts them.
 """
 
 import ast
@@ -14,12 +15,20 @@ CASES = {
     for node in body
     if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")
 }
-GOLDENS = tuple(
-    sorted(
-        case
-        for body in _FILES.values()
-        for node in body
-        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "GOLDENS"
-        for case in ast.literal_eval(node.value)
+
+
+def _named(variable: str) -> tuple[str, ...]:
+    """The cases that a variable of this name lists, in all files."""
+    return tuple(
+        sorted(
+            case
+            for body in _FILES.values()
+            for node in body
+            if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == variable
+            for case in ast.literal_eval(node.value)
+        )
     )
-)
+
+
+GOLDENS = _named("GOLDENS")
+UNLOADABLE = _named("UNLOADABLE")

@@ -11,7 +11,7 @@ import pytest
 import ggplan
 from ggplan.errors import MeasureError
 from ggplan.measure import Engine, MeasureOptions, TextFile, embedded_engine, external_engine, measure
-from ggplan.measure.logs import parse_perplexity_log
+from ggplan.measure.logs import read_log
 from ggplan.measure.statistics import token_errors
 
 pytestmark = pytest.mark.oracle
@@ -88,7 +88,9 @@ def test_figures_equal_llama_perplexitys(
     )
     assert result.base.name == "bf16"
     for quantization in result.record.quantizations:
-        theirs = parse_perplexity_log(printed[quantization.name])
+        (run,) = read_log(printed[quantization.name]).runs
+        theirs = run.quality
+        assert theirs is not None
         ours = quantization.measurements[0]
         assert (ours.n_chunks, ours.n_tokens) == (theirs.n_chunks, theirs.n_tokens)
         for name, metric in theirs.metrics.items():

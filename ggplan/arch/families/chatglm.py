@@ -24,8 +24,8 @@ def _table(config: Config, names: Collection[str]) -> Table:
     return Table(
         [
             *layout.outside("model.embed_tokens model.norm lm_head?"),
-            *layout.layer("input_layernorm post_attention_layernorm"),
-            *layout.layer("self_attn.q_proj self_attn.k_proj self_attn.v_proj self_attn.o_proj"),
+            *layout.layer("{input,post_attention}_layernorm"),
+            *layout.layer("self_attn.{q,k,v,o}_proj"),
             *layout.layer("mlp.gate_up_proj", shape=(2 * columns, width)),
             *layout.layer("mlp.down_proj"),
         ],

@@ -28,11 +28,11 @@ def _table(config: Config, names: Collection[str]) -> Table:
         [
             *layout.outside("model.embed_tokens lm_head?"),
             *layout.outside("model.norm", transform=plus_one),
-            *layout.layer("input_layernorm post_attention_layernorm", transform=plus_one),
+            *layout.layer("{input,post_attention}_layernorm", transform=plus_one),
             *layout.layer("pre_feedforward_layernorm post_feedforward_layernorm", transform=plus_one),
-            *layout.layer("self_attn.q_norm self_attn.k_norm", transform=plus_one),
-            *layout.layer("self_attn.q_proj self_attn.k_proj self_attn.v_proj self_attn.o_proj"),
-            *layout.layer("mlp.gate_proj mlp.up_proj mlp.down_proj"),
+            *layout.layer("self_attn.{q,k}_norm", transform=plus_one),
+            *layout.layer("self_attn.{q,k,v,o}_proj"),
+            *layout.layer("mlp.{gate,up,down}_proj"),
         ],
         [DENSE] * config.layers("num_hidden_layers"),
     )

@@ -30,7 +30,7 @@ def _table(config: Config, names: Collection[str]) -> Table:
         [
             *layout.outside("model.embed_tokens model.norm lm_head?"),
             *layout.layer("input_layernorm self_attn.v_proj self_attn.o_proj"),
-            *layout.layer("self_attn.q_proj self_attn.k_proj", transform=turned),
+            *layout.layer("self_attn.{q,k}_proj", transform=turned),
             *layout.layer("post_self_attn_layernorm post_attention_layernorm post_mlp_layernorm"),
             *layout.layer("mlp.gate_up_proj", shape=(2 * columns, width)),
             *layout.layer("mlp.down_proj"),

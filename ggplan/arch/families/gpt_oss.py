@@ -29,8 +29,8 @@ def _table(config: Config, names: Collection[str]) -> Table:
     return Table(
         [
             *layout.outside("model.embed_tokens model.norm lm_head?"),
-            *layout.layer("input_layernorm post_attention_layernorm"),
-            *layout.layer("self_attn.q_proj self_attn.k_proj self_attn.v_proj self_attn.o_proj"),
+            *layout.layer("{input,post_attention}_layernorm"),
+            *layout.layer("self_attn.{q,k,v,o}_proj"),
             *layout.parameter("self_attn.sinks", like="self_attn.sinks.weight", shape=(_heads(config),)),
             *layout.layer("mlp.router"),
             *_experts(layout, config, names),

@@ -16,6 +16,7 @@ from ggplan.arch.layout import Layout, n_next_tokens
 from ggplan.arch.metadata import GATING, Keys, text_keys
 from ggplan.arch.tensors import DENSE, MOE, MTP, Table
 
+
 def _table(config: Config, names: Collection[str]) -> Table:
     n_shared = config.optional_count("num_shared_experts", least=0) or 0
     layout = Layout("hy_v3", config, S=n_shared * config.count("moe_intermediate_size"))
@@ -23,10 +24,10 @@ def _table(config: Config, names: Collection[str]) -> Table:
     return Table(
         [
             *layout.outside("model.embed_tokens model.norm lm_head?"),
-            *layout.layer("input_layernorm self_attn.q_norm self_attn.k_norm"),
+            *layout.layer("input_layernorm self_attn.{q,k}_norm"),
             *layout.layer("post_attention_layernorm", to="ffn_norm"),
-            *layout.layer("self_attn.q_proj self_attn.k_proj self_attn.v_proj self_attn.o_proj"),
-            *layout.layer("mlp.gate_proj mlp.up_proj mlp.down_proj", "dense"),
+            *layout.layer("self_attn.{q,k,v,o}_proj"),
+            *layout.layer("mlp.{gate,up,down}_proj", "dense"),
             *layout.layer("mlp.router.gate", "moe", like="mlp.gate"),
             *layout.parameter("mlp.expert_bias", "moe", to="exp_probs_b", shape=(layout.sizes["X"],)),
             *layout.experts(names),

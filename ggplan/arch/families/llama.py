@@ -34,7 +34,7 @@ def dense_table(architecture: str, config: Config) -> Table:
     """The tensors of a dense model, which kin have under another architecture's name."""
     layout = Layout(architecture, config)
     return Table(
-        [*_common(layout, config), *layout.layer("mlp.gate_proj mlp.up_proj mlp.down_proj")],
+        [*_common(layout, config), *layout.layer("mlp.{gate,up,down}_proj")],
         [DENSE] * config.layers("num_hidden_layers"),
         computed=rope_factors(config),
     )

@@ -28,7 +28,7 @@ def _table(config: Config, names: Collection[str]) -> Table:
     return Table(
         [
             *layout.outside("model.embed_tokens model.norm lm_head?"),
-            *layout.layer("input_layernorm post_attention_layernorm"),
+            *layout.layer("{input,post_attention}_layernorm"),
             *layout.layer("self_attn.qkv_proj", shape=((n_heads + 2 * heads_kv(config)) * head, width)),
             *layout.layer("self_attn.o_proj"),
             *layout.layer("mlp.gate_up_proj", shape=(2 * columns, width)),

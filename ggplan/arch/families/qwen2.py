@@ -29,9 +29,9 @@ def _table_of(architecture: str, config: Config) -> Table:
     return Table(
         [
             *layout.outside("model.embed_tokens model.norm lm_head?"),
-            *layout.layer("input_layernorm self_attn.q_proj self_attn.k_proj self_attn.v_proj"),
+            *layout.layer("input_layernorm self_attn.{q,k,v}_proj"),
             *layout.layer("self_attn.o_proj post_attention_layernorm"),
-            *layout.layer("mlp.gate_proj mlp.up_proj mlp.down_proj"),
+            *layout.layer("mlp.{gate,up,down}_proj"),
         ],
         [DENSE] * config.layers("num_hidden_layers"),
     )

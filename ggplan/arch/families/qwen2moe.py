@@ -23,11 +23,10 @@ def _table(config: Config, names: Collection[str]) -> Table:
     return Table(
         [
             *layout.outside("model.embed_tokens model.norm lm_head?"),
-            *layout.layer("input_layernorm post_attention_layernorm"),
-            *layout.layer("self_attn.q_proj self_attn.k_proj self_attn.v_proj self_attn.o_proj"),
+            *layout.layer("{input,post_attention}_layernorm"),
+            *layout.layer("self_attn.{q,k,v,o}_proj"),
             *layout.layer("mlp.gate mlp.shared_expert_gate"),
-            *layout.layer("mlp.shared_expert.gate_proj mlp.shared_expert.up_proj"),
-            *layout.layer("mlp.shared_expert.down_proj"),
+            *layout.shared_experts("mlp.shared_expert.", ""),
             *layout.experts(names),
         ],
         [MOE] * config.layers("num_hidden_layers"),

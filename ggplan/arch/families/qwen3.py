@@ -20,7 +20,7 @@ from ggplan.errors import CheckpointError
 def _dense(config: Config, names: Collection[str]) -> Table:
     layout = Layout("qwen3", config)
     return Table(
-        [*_common(layout), *layout.layer("mlp.gate_proj mlp.up_proj mlp.down_proj")],
+        [*_common(layout), *layout.layer("mlp.{gate,up,down}_proj")],
         [DENSE] * config.layers("num_hidden_layers"),
     )
 
@@ -46,8 +46,8 @@ def require_experts_everywhere(config: Config, architecture: str) -> None:
 def _common(layout: Layout) -> list[TensorSpec]:
     return [
         *layout.outside("model.embed_tokens model.norm lm_head?"),
-        *layout.layer("input_layernorm post_attention_layernorm self_attn.q_norm self_attn.k_norm"),
-        *layout.layer("self_attn.q_proj self_attn.k_proj self_attn.v_proj self_attn.o_proj"),
+        *layout.layer("{input,post_attention}_layernorm self_attn.{q,k}_norm"),
+        *layout.layer("self_attn.{q,k,v,o}_proj"),
     ]
 
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from ggplan.errors import CheckpointError
 from ggplan.ggml_types import F32, GgmlType, parse_type
 from ggplan.model import RowSource, empty_rows, require_rows
+from ggplan.sources.codes import nearly_q4_1
 from ggplan.sources.files import shown
 from ggplan.sources.schemes.packed_bits import read_values
 from ggplan.sources.schemes.scheme import Weights
@@ -186,7 +187,9 @@ def weights_of(
             blocks[at : at + end - first] = _blocks(levels, slice_.scales(first, end), slice_.group, chosen)
         return blocks
 
-    return Weights(rows, RowSource(chosen, shape, read_codes, codes_fault))
+    codes = RowSource(chosen, shape, read_codes, codes_fault)
+    has_4_bits = chosen.name == "q5_0" and form.bits <= 4
+    return Weights(rows, codes, nearly=nearly_q4_1(codes) if has_4_bits else None)
 
 
 def _pieces(shape: tuple[int, ...], start: int, stop: int) -> Iterator[tuple[int, int, int, int]]:

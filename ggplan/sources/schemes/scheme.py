@@ -14,7 +14,6 @@ checkpoint.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Protocol
 
 from ggplan.errors import CheckpointError
 from ggplan.model import RowSource
-from ggplan.sources.files import shown
+from ggplan.sources.files import exists, shown
 from ggplan.sources.json_files import load_object
 from ggplan.sources.tensors import StoredTensor
 
@@ -206,7 +205,7 @@ def read_quantization_config(config: Mapping[str, object], folder: Path) -> Quan
 def _config_beside(folder: Path) -> dict[str, object]:
     """The settings of a checkpoint whose config.json has none: those of old GPTQ and AWQ tools."""
     for name, method in _FILES_BESIDE.items():
-        stated = load_object(folder / name) if os.path.exists(folder / name) else {}
+        stated = load_object(folder / name) if exists(folder / name) else {}
         if type(stated.get("bits", stated.get("w_bit"))) is int:  # other tools have files of these names
             return {"quant_method": method, **stated}
     return {}
@@ -215,7 +214,7 @@ def _config_beside(folder: Path) -> dict[str, object]:
 def _with_gptq_format(values: dict[str, object], folder: Path) -> dict[str, object]:
     """The settings with the form of zero points that only `quantize_config.json` states."""
     path = folder / "quantize_config.json"
-    beside = load_object(path) if os.path.exists(path) else {}
+    beside = load_object(path) if exists(path) else {}
     said = {key: beside[key] for key in _GPTQ_FORMATS if key in beside}
     for key in said.keys() & values.keys():
         if said[key] != values[key]:
@@ -232,7 +231,7 @@ def _modelopt_config(folder: Path) -> dict[str, object]:
     It holds `{"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "FP8", ...}}`.
     """
     path = folder / "hf_quant_config.json"
-    document = load_object(path) if os.path.exists(path) else {}
+    document = load_object(path) if exists(path) else {}
     producer, values = document.get("producer"), document.get("quantization")
     name = producer.get("name") if isinstance(producer, dict) else None
     if not isinstance(values, dict) or not isinstance(name, str):

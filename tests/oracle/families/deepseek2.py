@@ -9,6 +9,7 @@ from making import MLA, YARN, edit, hub_style, save, silent
 from safetensors.torch import load_file, save_file
 
 GOLDENS = ("deepseek_v2_lite", "deepseek_v3", "deepseek_v3_fp8")
+UNLOADABLE = ("deepseek_v2_lite",)  # llama.cpp knows V2-Lite by its 27 layers
 
 
 def deepseek_v2_lite(folder: Path) -> None:

@@ -8,6 +8,7 @@ from making import GLM, MLA, YARN, edit, hub_style, list_tokens, save
 from safetensors.torch import load_file, save_file
 
 GOLDENS = ("glm4v_moe", "glm4moe_lite_mtp", "glm_dsa_mtp", "deepseek_v32_mtp")
+UNLOADABLE = ("deepseek_v32",)  # transformers writes no scoring_func, without which llama.cpp loads none
 _VISION = {
     "depth": 1,
     "hidden_size": 32,
@@ -19,7 +20,7 @@ _VISION = {
 }
 _DSA = {**MLA, "q_lora_rank": 40, "n_shared_experts": 1, "n_group": 1, "topk_group": 1} | {
     "index_n_heads": 4,
-    "index_head_dim": 32,
+    "index_head_dim": 64,
     "index_topk": 16,
 }
 

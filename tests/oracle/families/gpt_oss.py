@@ -6,6 +6,7 @@ import transformers as tf
 from making import SIZES, YARN, hub_style, save, silent
 
 GOLDENS = ("gpt_oss",)
+UNLOADABLE = ("gpt_oss_hub",)  # no output of its own
 _MOE = {**SIZES, "head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 32}
 
 

@@ -9,11 +9,11 @@ from making import SIZES, hub_style, save
 from tiny_checkpoints import DATA
 from tokenizer_variants import write_fallback
 
-GOLDENS = ("phi3", "phi3_long", "phi_pieces")
+GOLDENS = ("phi4", "phi4_long", "phi_pieces")
 
 
 def _as_phi4(folder: Path) -> None:
-    """The converter reads byte-level BPE of Phi-4 alone."""
+    """Byte-level BPE is read of Phi-4 alone, and llama.cpp takes Phi-3's vocabulary by the model's name."""
     path = folder / "tokenizer_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"tokenizer_class": "GPT2Tokenizer"}))
 
@@ -21,12 +21,12 @@ def _as_phi4(folder: Path) -> None:
 _SIZES = {**SIZES, "original_max_position_embeddings": 128}
 
 
-def phi3(folder: Path) -> None:
+def phi4(folder: Path) -> None:
     save(folder, tf.Phi3Config(**_SIZES, sliding_window=64), shard="100KB")
     _as_phi4(folder)
 
 
-def phi3_long(folder: Path) -> None:
+def phi4_long(folder: Path) -> None:
     factors = {
         "long_factor": [1.0 + k / 3 for k in range(6)],
         "short_factor": [1.0 + k / 7 for k in range(6)],
@@ -36,7 +36,7 @@ def phi3_long(folder: Path) -> None:
     _as_phi4(folder)
 
 
-def phi3_hub(folder: Path) -> None:
+def phi4_hub(folder: Path) -> None:
     save(folder, tf.Phi3Config(**_SIZES, tie_word_embeddings=True))
     _as_phi4(folder)
     factors = {

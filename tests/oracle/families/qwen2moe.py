@@ -6,6 +6,7 @@ import transformers as tf
 from making import MOE, SIZES, hub_style, list_tokens, save, silent
 
 GOLDENS = ("qwen2moe",)
+UNLOADABLE = ("qwen2moe_hub",)  # no output of its own
 _MOE = {**SIZES, **MOE, "num_experts": 4, "shared_expert_intermediate_size": 48}
 
 
