@@ -46,8 +46,15 @@ def decide(model: Model, recipe: Recipe) -> Assignment:
     broad = {i for hits in open_hits for i in hits}
     takes = [_takes_protected(rule.choice, i in broad) for i, rule in enumerate(recipe.rules)]
     first_taking: dict[tuple[int, ...], int] = {}  # for protected tensors: how many rules pass them over
-    decisions = {}
+    decisions: dict[str, Decision] = {}
+    alike: dict[tuple[tuple[int, ...], str, tuple[int, ...]], Decision] = {}
     for tensor, reason, hits in zip(tensors, protected, matches, strict=True):
+        if reason is None and tensor.codes is None:  # then nothing but these counts
+            key = (hits, tensor.type.name, tensor.shape)
+            if key not in alike:
+                alike[key] = _decision(tensor, recipe, None, hits, 0)
+            decisions[tensor.name] = alike[key]
+            continue
         skipped = 0
         if reason is not None and tensor.type.kind != "integer":
             if hits not in first_taking:
