@@ -13,8 +13,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ggplan.dialects import DIALECTS, export_recipe, import_recipe
+from ggplan.dialects import DIALECTS, detect, export_recipe, import_recipe
 from ggplan.dialects.hf_names import modules_of
+from ggplan.dialects.source import Source
 from ggplan.errors import Error, RecipeError
 from ggplan.inventories import inventories, inventory
 from ggplan.planning import Chosen, assign, fit
@@ -31,6 +32,7 @@ FAMILIES = sorted(
     }.values()
 )
 MAPPED = [name for name in (*FAMILIES, "GLM-4.5", "Kimi-K2") if name not in UNMAPPED]
+SMALL = ("GLM-4.5-Air", "Llama-3.1-8B", "Qwen3-30B-A3B")
 HF = ("compressed-tensors", "autoround", "torchao")
 
 LAYERED = parse_recipe(
@@ -91,9 +93,11 @@ def test_round_trips_keep_the_meaning(name: str, dialect: str) -> None:
     for recipe in (LAYERED, BIG) if name in ("GLM-4.5-Air", "Llama-3.1-8B") else (LAYERED,):
         exported = export_recipe(recipe, inventory(name), dialect)
         wanted = wanted_types(recipe is BIG, name)
-        back = import_recipe(exported.text, "x", model=inventory(name))
-        assert back.dialect == dialect
-        assert types(parse_recipe(back.text), name) == wanted
+        assert detect(Source(exported.text, "x")) == dialect
+        if name in SMALL:  # `export_recipe` reads every list back; this shows that it does
+            back = import_recipe(exported.text, "x", model=inventory(name))
+            assert back.dialect == dialect
+            assert types(parse_recipe(back.text), name) == wanted
         # every module is met by one expression alone, however it is searched
         found = claims(exported.text, dialect)
         for module, tensor in experts_and_modules(name):
