@@ -125,12 +125,15 @@ def test_kernels_are_kept_where_the_user_wants_them(made: Path) -> None:
 
 
 def test_what_is_damaged_is_made_anew(module: Path, tmp_path: Path, cache: dict[str, str]) -> None:
-    kept, _ = sorted(tmp_path.glob("cache/**/*.o"))
-    whole = kept.read_bytes()
-    for damaged in (b"", whole[:1000] + b"?" + whole[1001:]):
-        kept.write_bytes(damaged)
-        assert has_compiled(start(module, **cache))
-        assert kept.stat().st_size > 1000
+    kept = sorted(tmp_path.glob("cache/**/*.o"))
+    whole = kept[1].read_bytes()
+    damaged = (b"", whole[:1000] + b"?" + whole[1001:])
+    for path, data in zip(kept, damaged, strict=True):
+        path.write_bytes(data)
+    assert has_compiled(start(module, **cache))
+    for path, data in zip(kept, damaged, strict=True):
+        assert path.read_bytes() != data
+        assert path.stat().st_size > 1000
     assert not has_compiled(start(module, **cache))
 
 
@@ -157,9 +160,9 @@ def test_of_several_processes_with_an_empty_cache_one_compiles_and_the_others_wa
 ) -> None:
     (tmp_path / "slow.py").write_text(COMPILING)
     cache = {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
-    processes = [start(tmp_path / "slow.py", **cache) for _ in range(4)]
+    processes = [start(tmp_path / "slow.py", **cache) for _ in range(3)]
     outputs = [process.communicate()[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0, 0, 0]
+    assert [process.returncode for process in processes] == [0, 0, 0]
     # Two kernels, for float32 and for bfloat16, and each of them once.
     assert sum(output.count("compiles") for output in outputs) == 2
     assert len(list(tmp_path.glob("cache/*/*"))) == 2
@@ -169,9 +172,8 @@ def test_a_lock_that_a_dead_process_left_holds_nobody_up(
     module: Path, tmp_path: Path, cache: dict[str, str]
 ) -> None:
     kept = list(tmp_path.glob("cache/*/*.o"))
-    for path in kept:
-        path.with_suffix(".lock").touch()
-        path.unlink()
+    kept[0].with_suffix(".lock").touch()
+    kept[0].unlink()
     began = time.monotonic()
     assert has_compiled(start(module, **cache))
     assert time.monotonic() - began < 25
