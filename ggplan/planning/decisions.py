@@ -54,8 +54,14 @@ def decide(model: Model, recipe: Recipe) -> Assignment:
     broad = {i for hits in open_hits for i in hits}
     takes = [_takes_protected(rule.choice, i in broad) for i, rule in enumerate(recipe.rules)]
     first_taking: dict[tuple[int, ...], int] = {}  # for protected tensors: how many rules pass them over
+    alike: dict[tuple[tuple[int, ...], str, tuple[int, ...]], Decision] = {}
 
     def decided(tensor: TensorInfo, reason: str | None, hits: tuple[int, ...]) -> Decision:
+        if reason is None and tensor.codes is None:  # then nothing but these counts
+            key = (hits, tensor.type.name, tensor.shape)
+            if key not in alike:
+                alike[key] = _decision(tensor, recipe, None, hits, 0)
+            return alike[key]
         skipped = 0
         if reason is not None and tensor.type.kind != "integer":
             if hits not in first_taking:
