@@ -36,6 +36,9 @@ Examples:
   ggplan convert my-model out.gguf -r my.recipe --pre llama-bpe
   ggplan convert my-model out.gguf -r my.recipe --split-max-size 48G
   ggplan convert my-model new.gguf -r new.recipe --reuse old.gguf   encodes only what the recipes differ in
+  ggplan convert my-model draft.gguf -r my.recipe --mtp only     the MTP blocks alone, as a draft model
+  ggplan convert my-model small.gguf -r my.recipe --prune-layers 21,22 --fuse qkv
+  ggplan convert my-moe half.gguf -r my.recipe --imatrix moe.gguf --keep-experts 64
 
 Stopped by Ctrl-C, a full disk or a power cut? Give the same command again: it continues where it stopped.
 """

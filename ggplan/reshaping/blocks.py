@@ -5,8 +5,8 @@ them the keys are those of a model that never had any; alone they are a draft mo
 the blocks that they share with the model. As `--no-mtp` and `--mtp` of llama.cpp's `convert_hf_to_gguf.py`
 (b11434, `conversion/base.py` and `filter_tensors` of each family).
 
-Pruning. As `llama-quantize --prune-layers` (`src/llama-quant.cpp`, remap_layer): the tensors of the blocks go,
-the others are numbered anew without gaps, and `block_count` is their number. llama-quantize changes no other
+Pruning. As `llama-quantize --prune-layers` (`src/llama-quant.cpp`, remap_layer): the blocks' tensors go, the
+others are numbered anew without gaps, and `block_count` is their number. llama-quantize changes no other
 key, and its file does not load where one counts layers; so here arrays with an item for each block lose those
 of the pruned ones, and counts of leading dense layers and of MTP blocks shrink.
 """
@@ -157,15 +157,19 @@ def pruned(model: Model, layers: Sequence[int], imatrix: Imatrix | None) -> tupl
             names[tensor.name] = _BLOCK.sub(f"blk.{kept.index(block)}.", tensor.name)
     tensors = tuple(_renamed(t, names) for t in model.tensors if t.name in names)
     lost = [t for t in model.tensors if t.name not in names]
-    notes = [f"layers {', '.join(map(str, gone))} pruned: {_sizes(lost)}; {len(kept)} are left, numbered anew"]
+    listed = ", ".join(map(str, gone))
+    told = f"layer {listed} is pruned" if len(gone) == 1 else f"layers {listed} are pruned"
+    notes = [
+        f"{told}: {_sizes(lost)}; {len(kept):,} are left, numbered anew",
+    ]
     notes += _pattern_notes(model, gone)
     metadata = _of_blocks(model, kept)
     changed = [key for key in metadata if metadata[key] != model.metadata[key]]
     others = [key for key in changed if key != f"{model.architecture}.block_count"]
     if others:
         notes.append(
-            f"{', '.join(others)} {'is' if len(others) == 1 else 'are'} written for the layers that are left; "
-            "llama-quantize leaves them as they were, and its file does not load"
+            f"written for the layers that are left: {', '.join(others)}; "
+            "llama-quantize leaves such keys as they were, and its file does not load"
         )
     return (
         replace(
@@ -237,7 +241,9 @@ def _pattern_notes(model: Model, gone: Sequence[int]) -> list[str]:
 
 def _told(blocks: range) -> str:
     one = len(blocks) == 1
-    return f"MTP block{'' if one else 's'} {names_in_words([str(n) for n in blocks])} {'is' if one else 'are'}"
+    return (
+        f"MTP block{'' if one else 's'} {names_in_words([str(n) for n in blocks])} {'is' if one else 'are'}"
+    )
 
 
 def _sizes(tensors: Sequence[TensorInfo]) -> str:

@@ -2,10 +2,10 @@
 
     python run_converter.py LLAMA_CPP JOBS.json
 
-A job is {"folder", "output", "outtype", "pre"}, and perhaps "options" of the converter. The converter knows a pre-tokenizer by a hash that depends
-on the vocabulary, which no tokenizer trained anew can meet. "pre" then says the name; null leaves it to the
-converter. Each job runs in a process of its own, forked after the imports, since the converter keeps state in
-its classes.
+A job is {"folder", "output", "outtype", "pre"}, and perhaps "options" of the converter. The converter knows a
+pre-tokenizer by a hash that depends on the vocabulary, which no tokenizer trained anew can meet. "pre" then
+says the name; null leaves it to the converter. Each job runs in a process of its own, forked after the
+imports, since the converter keeps state in its classes.
 """
 
 import json
