@@ -184,7 +184,7 @@ def _checked(
 
 def _check_router(model: Model, kept: Mapping[int, tuple[int, ...]], n: int) -> None:
     """Refuse what the router cannot do: choose more experts than there are, or among unequal groups."""
-    count, used = len(next(iter(kept.values()))), number(model, "expert_used_count") or 1
+    count, used = len(next(iter(kept.values()))), _n_used(model)
     if count < used:
         raise PlanError(f"{count:,} experts are too few: each token is routed to {used:,}")
     groups = number(model, "expert_group_count") or 1
@@ -199,6 +199,13 @@ def _check_router(model: Model, kept: Mapping[int, tuple[int, ...]], n: int) -> 
                     f"layer {layer} would keep {min(found):,} experts of a group, {max(found):,} of another",
                     hint=f"the router chooses among {groups:,} groups of {size:,}; each must keep as many",
                 )
+
+
+def _n_used(model: Model) -> int:
+    """How many experts a token is routed to, at most: some models have a number for each layer."""
+    value = model.metadata.get(f"{model.architecture}.expert_used_count")
+    found = [] if value is None else value.decode()
+    return max((n for n in (found if isinstance(found, list) else [found]) if isinstance(n, int)), default=1)
 
 
 def _of_tensor(tensor: TensorInfo, kept: Sequence[int], n: int) -> TensorInfo:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from ggplan.errors import PlanError
 from ggplan.ggml_types import F32
 from ggplan.model import Codes, Model, RowSource, TensorInfo, empty_rows
-from ggplan.reshaping.blocks import block_of, n_blocks, number
+from ggplan.reshaping.blocks import block_of, n_blocks, number, with_extras
 from ggplan.reshaping.importance import also_under
 from ggplan.text import names_in_words, nearest, printable
 
@@ -93,6 +93,7 @@ def fused(model: Model, form_name: str, imatrix: Imatrix | None) -> tuple[Model,
         if any(found and len(found) < len(group) for found, group in zip(present, groups, strict=True)):
             left.append(block)
             continue
+        _refuse_scales(model, form, block)
         for ending, group in zip(form.endings, present, strict=True):
             if group:
                 last = max(group, key=order.__getitem__)
@@ -108,6 +109,8 @@ def fused(model: Model, form_name: str, imatrix: Imatrix | None) -> tuple[Model,
         notes.append(f"layers {names_in_words([str(n) for n in left])} lack some of {form.title}, and stay")
     fused_before = model.reshaped.get("fused", "")
     done = {**model.reshaped, "fused": f"{fused_before},{form_name}".strip(",")}
+    wholes = {name: f"blk.{block_of(name)}.{form.whole}{name[name.rindex('.') :]}" for name in gone}
+    model = with_extras(model, lambda name: (wholes.get(name, name),))
     changed = replace(model, tensors=tensors, notes=(*model.notes, *notes), reshaped=done)
     return changed, None if imatrix is None else also_under(imatrix, entries)
 
@@ -137,6 +140,7 @@ def cut(model: Model, form_name: str, imatrix: Imatrix | None) -> tuple[Model, I
             n_linear += 1
             tensors.append(tensor)
             continue
+        _refuse_scales(model, form, block)
         at = 0
         for part, length in zip(form.parts, _lengths(model, form_name, block, tensor), strict=True):
             name = f"blk.{block}.{part}{ending}"
@@ -151,6 +155,9 @@ def cut(model: Model, form_name: str, imatrix: Imatrix | None) -> tuple[Model, I
         notes.append(f"{n_linear:,} of linear attention stay, which llama.cpp reads in one form alone")
     split_before = model.reshaped.get("split", "")
     done = {**model.reshaped, "split": f"{split_before},{form_name}".strip(",")}
+    model = with_extras(
+        model, lambda name: [part for part, whole in entries.items() if whole == name] or [name]
+    )
     changed = replace(model, tensors=tuple(tensors), notes=(*model.notes, *notes), reshaped=done)
     return changed, None if imatrix is None else also_under(imatrix, entries)
 
@@ -167,6 +174,20 @@ def _known(model: Model, form_name: str) -> _Form:
             else f"it does of {', '.join(sorted(form.architectures)[:5])}, …",
         )
     return form
+
+
+def _refuse_scales(model: Model, form: _Form, block: int) -> None:
+    """Refuse tensors of a GGUF file that are multiplied by a scale, which is a tensor beside them."""
+    beside = {
+        f"blk.{block}.{kind}.{ending}"
+        for kind in (form.whole, *form.parts)
+        for ending in ("scale", "input_scale")
+    }
+    if scale := next((t.name for t in model.tensors if t.name in beside), None):
+        raise PlanError(
+            f"{form.title} of layer {block} have scales of their own, such as {printable(scale)}",
+            hint="start from the checkpoint that the file was made of",
+        )
 
 
 def _lengths(model: Model, form_name: str, block: int, tensor: TensorInfo) -> tuple[int, ...]:

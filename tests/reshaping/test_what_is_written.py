@@ -10,6 +10,7 @@ import gguf
 import numpy as np
 import pytest
 from program import run
+from quantized_folders import with_tokenizer
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "arch"))
 
@@ -45,6 +46,12 @@ def values(model: Model, name: str) -> np.ndarray:
     tensor = model[name]
     assert tensor.rows is not None
     return tensor.rows.read_float32(0, tensor.n_rows).reshape(tensor.shape)
+
+
+def stored_bytes(model: Model, name: str) -> bytes:
+    stored = model[name].stored
+    assert stored is not None
+    return bytes(stored.read_bytes(0, model[name].n_rows))
 
 
 def key(model: Model, name: str) -> object:
@@ -318,3 +325,61 @@ def test_damaged_records_are_refused(folder: Path, tmp_path: Path) -> None:
     assert data[at : at + 4] == b"drop"
     (tmp_path / "bad.gguf").write_bytes(data[:at] + b"dorp" + data[at + 4 :])
     assert "damaged" in refused("reproduce", tmp_path / "bad.gguf", folder, code=2)
+
+
+def test_moved_codes_pass_where_whole_rows_move(tmp_path: Path) -> None:
+    source = with_tokenizer("ct-mxfp4a16", tmp_path)
+    (tmp_path / "kept.txt").write_text("0: 1\n")
+    plain, fused, kept = tmp_path / "plain.gguf", tmp_path / "fused.gguf", tmp_path / "kept.gguf"
+    for target, options in (
+        (plain, ()),
+        (fused, ("--fuse", "qkv")),
+        (kept, ("--keep-experts", tmp_path / "kept.txt")),
+    ):
+        done = run("convert", source, target, "--pre", "qwen2", *options)
+        assert done.returncode == 0, done.stderr
+        assert run("reproduce", target, source).returncode == 0
+    before, joined, chosen = map(ggplan.open_model, (plain, fused, kept))
+    assert joined["blk.0.attn_qkv.weight"].type.name == "mxfp4"
+    parts = [stored_bytes(before, f"blk.0.attn_{part}.weight") for part in "qkv"]
+    assert stored_bytes(joined, "blk.0.attn_qkv.weight") == b"".join(parts)
+    whole = stored_bytes(before, "blk.0.ffn_up_exps.weight")
+    assert stored_bytes(chosen, "blk.0.ffn_up_exps.weight") == whole[len(whole) // 2 :]
+
+
+def test_tensors_with_scales_of_their_own(tmp_path: Path) -> None:
+    source, plain = with_tokenizer("modelopt-nvfp4", tmp_path), tmp_path / "plain.gguf"
+    plan = json.loads(run("plan", source, "--pre", "qwen2", "--fuse", "qkv", "--json").stdout)
+    (found,) = [t for t in plan["tensors"] if t["name"] == "blk.0.attn_qkv.weight"]
+    assert found["type"] == "bf16"
+    assert run("convert", source, plain, "--pre", "qwen2").returncode == 0
+    message = refused("plan", plain, "--fuse", "qkv")
+    assert "q, k and v of layer 0 have scales of their own, such as blk.0.attn_" in message
+    # Of experts that stay, the scales stay.
+    (tmp_path / "kept.txt").write_text("0: 1\n")
+    kept = convert(plain, tmp_path / "kept.gguf", "--keep-experts", tmp_path / "kept.txt")
+    before = values(ggplan.open_model(plain), "blk.0.ffn_up_exps.scale")
+    assert np.array_equal(values(kept, "blk.0.ffn_up_exps.scale"), before[1:])
+
+
+def test_keys_with_an_item_for_each_layer_follow(tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
+    writer.add_block_count(4)
+    writer.add_head_count_kv([1, 2, 4, 8])
+    writer.add_rope_dimension_sections([8, 8, 8, 0])
+    writer.add_array("general.tensor_extra.name", ["blk.1.attn_q.weight", "blk.3.attn_q.weight"])
+    writer.add_array("general.tensor_extra.prec_a4", [True, False])
+    for layer in range(4):
+        for part in "qkv":
+            writer.add_tensor(f"blk.{layer}.attn_{part}.weight", np.full((32, 32), layer, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    made = convert(tmp_path / "m.gguf", tmp_path / "out.gguf", "--prune-layers", "0,1", "--fuse", "qkv")
+    assert key(made, "block_count") == 2
+    assert key(made, "attention.head_count_kv") == [4, 8]
+    assert key(made, "rope.dimension_sections") == [8, 8, 8, 0]
+    assert made.metadata["general.tensor_extra.name"].decode() == ["blk.1.attn_qkv.weight"]
+    assert made.metadata["general.tensor_extra.prec_a4"].decode() == [False]
+    assert values(made, "blk.1.attn_qkv.weight").shape == (96, 32)
