@@ -18,6 +18,7 @@ from ggplan.cli.options import (
     open_noted,
     pre_option,
     quiet_option,
+    with_scales_read,
 )
 
 if TYPE_CHECKING:
@@ -117,6 +118,7 @@ def _sides(
             note(f"{name} is a file here, which is read; the name is also {meaning}", quiet=quiet)
         if isinstance(side, Model):
             note_model(side, quiet=quiet)
+    found = [with_scales_read(side, quiet=quiet) if isinstance(side, Model) else side for side in found]
     if model is None:
         model = next((side for side in found if isinstance(side, Model)), None)
     if model is None and not all(isinstance(side, PlanDocument) for side in found):

@@ -15,6 +15,7 @@ from ggplan.cli.options import (
     note_model,
     pre_option,
     quiet_option,
+    with_scales_read,
 )
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ def inspect_command(
         truncated = opened.obstacle if isinstance(opened.obstacle, TruncatedError) else None
         if truncated is None or header_only:
             note_model(opened, quiet=quiet)
+        opened = with_scales_read(opened, quiet=quiet)
         _inspect_model(opened, show_tensors, show_metadata, as_json)
     if truncated is not None and not header_only:
         raise truncated

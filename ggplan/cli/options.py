@@ -121,13 +121,37 @@ def open_noted(
     converter: str | None = None,
     quiet: bool = False,
 ) -> Model:
-    """The model that a name stands for; its notes go to stderr."""
+    """The model that a name stands for, with the scales of its codes read; its notes go to stderr."""
     from ggplan.naming import model_named
 
     note_converter(converter, quiet=quiet)
     model = model_named(name, pre=pre, header_only=header_only, weights=weights, converter=converter)
     note_model(model, quiet=quiet)
-    return model
+    return with_scales_read(model, quiet=quiet)
+
+
+def with_scales_read(model: Model, *, remote: bool = False, quiet: bool = False) -> Model:
+    """The model as `convert` has it: a tensor whose scales its type does not hold is decoded.
+
+    Scales on a server, which may be gigabytes, are read only if `remote`; else a note says so.
+    """
+    n_unread = sum(t.codes is not None and t.codes.are_moved and not t.codes.settled for t in model.tensors)
+    if not n_unread or model.kind != "hf":
+        return model
+    from ggplan.sources.remote import is_remote
+
+    if not remote and any(is_remote(path) for path in model.files):
+        note(
+            f"the scales of {n_unread:,} quantized tensors are on the server and are not read here; a tensor "
+            "whose scales its type does not hold is decoded by `ggplan convert`, as `ggplan plan` shows",
+            quiet=quiet,
+        )
+        return model
+    from ggplan.cli.progress import tensors_bar
+    from ggplan.planning.settling import settle
+
+    with tensors_bar("reading scales", quiet=quiet) as progress:
+        return settle(model, progress)
 
 
 def note_converter(converter: str | None, *, quiet: bool = False) -> None:
@@ -295,12 +319,7 @@ def plan_from(
     n_notes = len(model.notes)
     model, imatrix = options.shaping.apply(model, imatrix)
     note(*model.notes[n_notes:], quiet=options.quiet)
-    if any(tensor.codes is not None for tensor in model.tensors):
-        from ggplan.cli.progress import tensors_bar
-        from ggplan.planning.settling import settle
-
-        with tensors_bar("reading scales", quiet=options.quiet) as progress:
-            model = settle(model, progress)
+    model = with_scales_read(model, remote=True, quiet=options.quiet)
     recipe = _recipe_or_mix(options, model.architecture)
     return make_plan(
         model,

@@ -140,3 +140,18 @@ def test_an_imatrix_is_not_asked_for_codes_that_are_moved(tmp_path: Path) -> Non
     recipe.write_text("@default keep | q4_K | q8_0\n")
     done = run("plan", source, "-r", recipe, *PRE)
     assert "imatrix" not in done.stderr
+
+
+def test_diff_knows_that_a_scale_of_one_has_no_tensor(tmp_path: Path) -> None:
+    source, out = with_tokenizer("modelopt-nvfp4", tmp_path), tmp_path / "out.gguf"
+    path = source / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    size = int.from_bytes(data[:8], "little")
+    scale = json.loads(data[8 : 8 + size])["model.layers.0.self_attn.q_proj.weight_scale_2"]
+    at = 8 + size + scale["data_offsets"][0]
+    data[at : at + 4] = np.float32(1).tobytes()
+    path.write_bytes(data)
+    ggplan("convert", source, out, *PRE)
+    assert "blk.0.attn_q.scale" not in open_model(out)
+    done = run("diff", source, out)
+    assert done.returncode == 0, done.stdout

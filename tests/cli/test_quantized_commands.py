@@ -1,0 +1,63 @@
+"""What commands say of a checkpoint of integers: which codes are moved, which are decoded, and why."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from program import run
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "arch"))
+
+from test_quantized_sources import write, write_pair
+
+from ggplan import open_model
+
+PRE = ("--pre", "glm4")
+ODD = "model.layers.1.self_attn.q_proj.weight_scale"
+
+
+def ggplan(*arguments: str | Path) -> str:
+    done = run(*arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def with_odd_scale(folder: Path) -> None:
+    """Scales in float32, and one of them of ODD so small that float16 rounds it."""
+    path = folder / "model-99.safetensors"
+    data = path.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    scales = {}
+    for name, entry in json.loads(data[8 : 8 + size]).items():
+        start, stop = entry["data_offsets"]
+        values = np.frombuffer(data[8 + size + start : 8 + size + stop], "<f2").astype("<f4")
+        scales[name] = values.reshape(entry["shape"])
+    scales[ODD][0, 0] = 3.3e-7
+    write(path, scales)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """int4 in groups of 32, a scale of which no float16 holds."""
+    folder = write_pair(tmp_path, "llama", "compressed-tensors")[0]
+    with_odd_scale(folder)
+    return folder
+
+
+def test_a_scale_that_is_not_held_is_seen_by_every_command(source: Path, tmp_path: Path) -> None:
+    kept, out, recipe = tmp_path / "kept.gguf", tmp_path / "out.gguf", tmp_path / "r.recipe"
+    assert "1 tensor in bf16: decoded: q4_0 does not hold a scale of it exactly" in ggplan("inspect", source)
+    ggplan("convert", source, kept, *PRE)
+    types = {t.name: t.type.name for t in open_model(kept).tensors}
+    assert types["blk.1.attn_q.weight"] == "bf16"
+    assert types["blk.1.attn_k.weight"] == "q4_0"
+    listed = json.loads(ggplan("inspect", source, "--json"))
+    assert {t["name"]: t["type"] for t in listed["tensors"]} == types
+    recipe.write_text(ggplan("rules", "from", source))
+    ggplan("convert", source, out, "-r", recipe, *PRE)
+    assert {t.name: t.type.name for t in open_model(out).tensors} == types
+    assert run("diff", source, out).returncode == 0
