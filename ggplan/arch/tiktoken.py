@@ -17,7 +17,7 @@ from itertools import pairwise
 
 from ggplan.arch.byte_level import guarded
 from ggplan.arch.pretokenizers import recognise_pretokenizer
-from ggplan.arch.special_tokens import Json
+from ggplan.arch.special_tokens import Json, configured_tokens
 from ggplan.arch.vocabulary import CONTROL, NORMAL, UNUSED, Vocabulary
 from ggplan.errors import CheckpointError
 from ggplan.sources.files import read_whole, shown
@@ -54,7 +54,7 @@ def tiktoken_vocabulary(
     ranks = _read_ranks(read_whole(path, SIZE_LIMIT), where)
     letters = _letters()
     texts = {rank: _in_letters(token, letters) for token, rank in ranks.items()}
-    special = _special_tokens(settings, len(ranks))
+    special = _special_tokens(configured_tokens(checkpoint, settings), len(ranks))
     if (most := max((*texts, *special.values()))) >= vocab_size:
         raise CheckpointError(
             f"{where} has a token with the id {most}, but the model's vocab_size is {vocab_size}",
@@ -95,14 +95,11 @@ def _read_ranks(data: bytes, where: str) -> dict[bytes, int]:
     return ranks
 
 
-def _special_tokens(settings: Json, first: int) -> dict[str, int]:
+def _special_tokens(named: Mapping[int, Json], first: int) -> dict[str, int]:
     """The special tokens by text: those that are named, and the reserved ones."""
-    decoder = settings.get("added_tokens_decoder")
-    named = decoder if isinstance(decoder, dict) else {}
     found = {}
     for number in range(first, first + _N_SPECIAL):
-        flags = named.get(str(number))
-        text = flags.get("content") if isinstance(flags, dict) else None
+        text = named.get(number, {}).get("content")
         found[text if isinstance(text, str) and text else f"<|reserved_token_{number}|>"] = number
     return found
 

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from packing import packed, packed_fast
 
+from ggplan.errors import CheckpointError
 from ggplan.quants import dequantize
 from ggplan.sources.safetensors import read_tensors
 from ggplan.sources.schemes import QuantizationConfig, join_tensors
@@ -399,3 +400,25 @@ def test_matrices_without_weights(shape: tuple[int, int], tmp_path: Path) -> Non
     assert tensor.rows is not None
     assert tensor.rows.fault() == ""
     assert tensor.rows.read(0, shape[0]).shape == shape
+
+
+@pytest.mark.parametrize("sizes", [(128, 96), (96, 128)])
+def test_group_sizes_between_which_shapes_do_not_decide_are_refused(
+    sizes: tuple[int, int], tmp_path: Path
+) -> None:
+    """160 inputs make two groups of 128 and two of 96."""
+    one = made(np.random.default_rng(9), (32, 160), 4, 96, symmetric=True)
+    tensors = {
+        "qweight": packed(one.codes, 4, "dense").T,
+        "qzeros": packed(one.zeros.T - 1, 4, "dense"),
+        "scales": one.scales.T.astype(np.float16),
+    }
+    config = {"quant_method": "gptq", "bits": 4, "group_size": sizes[0], "sym": True}
+    both = {**config, "dynamic": {"+:.*down_proj": {"group_size": sizes[1]}}}
+    with pytest.raises(CheckpointError, match=r"has 2 groups; .* make as many of each"):
+        opened(tmp_path / "t.safetensors", both, **tensors)
+    stated = opened(tmp_path / "t.safetensors", {**config, "group_size": 96}, **tensors)
+    check(stated, one.weights, np.random.default_rng(1), "q4_0")
+    listed = opened(tmp_path / "t.safetensors", both, **tensors, g_idx=one.groups.astype(np.int32))
+    assert listed.rows is not None
+    np.testing.assert_array_equal(listed.rows.read(0, 32), one.weights)
