@@ -56,8 +56,8 @@ def _write_keys(keys: Keys, config: Config) -> None:
     if not known or context not in (_LONG, _LONG // 8):
         raise rope.wrong(
             "alpha",
-            f"is {alpha}, with a base of {base}, {head} columns in a head and a context of {context}; llama.cpp "
-            f"knows {_ALPHA}, {_BASE:g}, {_COLUMNS} and {_LONG}",
+            f"is {alpha}, with a base of {base}, {head} columns in a head and a context of {context}; "
+            f"llama.cpp knows {_ALPHA}, {_BASE:g}, {_COLUMNS} and {_LONG}",
         )
     keys.number("rope.freq_base", _BASE * _ALPHA ** (head / (head - 2)))
     keys.text("rope.scaling.type", "none")
