@@ -34,7 +34,8 @@ _SHARED = re.compile(r"^(token_embd|output|output_norm|rope_freqs|rope_factors_\
 # Arrays of an architecture whose items are not of its layers (b11434, `src/llama-arch.cpp`).
 _OF_NO_LAYERS = frozenset({
     "rope.dimension_sections", "classifier.output_labels", "target_layers", "adapters.token_ids_activate",
-    "adapters.token_ids_substitute", "ple.head_offsets", "ple.head_vocab_sizes", "ple.layers", "ple.layer_multipliers",
+    "adapters.token_ids_substitute", "ple.head_offsets", "ple.head_vocab_sizes", "ple.layers",
+    "ple.layer_multipliers",
 })  # fmt: skip
 # Keys that tell a layer's kind by its number, which pruning changes.
 _BY_NUMBER = (
