@@ -157,7 +157,8 @@ def ternary(given: Any, first: Any, k: Any, scales: Any, codes: Any) -> None:
 def ternary_codes(weights: Any, start: Any, inverse: Any) -> Any:
     """The codes of 32 weights, given 1 / d."""
     scaled = load_weights(weights, start, 32) * inverse
-    return select(scaled >= _HALF, 2, select(scaled <= -_HALF, 0, splat(1, 32)))
+    nothing = splat(0, 32)
+    return select(scaled >= _HALF, 1, nothing) - select(scaled <= -_HALF, 1, nothing) + 1
 
 
 @inline
