@@ -245,3 +245,47 @@ def test_keep_is_no_finding_where_nothing_is_quantized() -> None:
     model = model_of(plain("token_embd.weight"), plain("blk.0.ffn_up.weight"))
     plan = make_plan(model, parse_recipe(".* = keep | q8_0"))
     assert [d for d in check_plan(plan).diagnostics if d.severity != "note"] == []
+
+
+NF4 = replace(
+    plain("blk.0.attn_q.weight"),
+    codes=Codes("bitsandbytes nf4", BF16, "no ggml type has the 16 values of nf4", bits=4),
+)
+
+
+@pytest.mark.parametrize("type_", ["q4_0", "q4_1", "q5_0", "q2_0"])
+def test_codes_that_are_decoded_and_encoded_anew_in_as_few_bits_are_warned_about(type_: str) -> None:
+    plan = make_plan(model_of(NF4), parse_recipe(f"attn_q = {type_}"))
+    (warning,) = [d for d in check_plan(plan).diagnostics if d.code == "GP216"]
+    assert warning.severity == "warning"
+    assert warning.fix is None
+    assert f"decoded (no ggml type has the 16 values of nf4), encoded anew as {type_}" in warning.message
+    assert "`keep` does not move them" in warning.help
+    (found,) = outcomes(plan.tensors)
+    assert found.words == "bitsandbytes nf4, decoded (no ggml type has the 16 values of nf4), encoded anew"
+
+
+@pytest.mark.parametrize(("type_", "bits"), [("q8_0", 4), ("bf16", 4), ("q4_0", 8), ("q4_0", 0)])
+def test_decoded_codes_in_enough_bits_or_of_many_are_no_second_quantization(type_: str, bits: int) -> None:
+    source = replace(NF4, codes=replace(NF4.codes, bits=bits))
+    plan = make_plan(model_of(source), parse_recipe(f"attn_q = {type_}"))
+    assert [d for d in check_plan(plan).diagnostics if d.code == "GP216"] == []
+
+
+def test_a_tensor_that_alone_is_decoded_is_warned_about_by_name() -> None:
+    plan = make_plan(faulty(), parse_recipe("attn_q = q4_0\n@default keep"))
+    source = next(t for t in plan.tensors if t.name == "blk.0.attn_q.weight")
+    assert source.type == Q4_0
+    told = [outcome.told for outcome in outcomes(plan.tensors) if "decoded" in outcome.words]
+    assert len(told) == 1
+    assert "blk.0.attn_q.weight" in told[0]
+    (kept,) = [o for o in outcomes(make_plan(faulty()).tensors) if o.type == BF16]
+    assert kept.told.endswith("(blk.0.attn_q.weight: its scales 'x' hold 1e-09)")
+    assert "rounded to bf16" in kept.told
+
+
+def test_the_measured_error_is_told_of_the_type_it_was_measured_with() -> None:
+    (four,) = found("attn_k = q4_0")
+    (other,) = found("attn_q = q4_1")
+    assert "5 to 8 %" in four.message
+    assert "%" not in other.message

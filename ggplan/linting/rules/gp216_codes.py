@@ -6,6 +6,10 @@ GP216: codes that could be moved are quantized again
     to 56 % of the blocks and adds an error of 5 to 8 % (relative RMSE of int4 checkpoints of five tools);
     q8_0 takes twice the bytes and still adds 0.5 %. `keep` moves the codes and loses nothing. Types of fewer
     bits lose what they lose, on top of what the checkpoint has lost.
+
+    Where no ggml type holds the codes, `keep` has nothing to move: they are decoded, and the finding says
+    why. To encode the result in 4 or 5 bits is a second quantization all the same; q8_0 adds the least that
+    a quantized type adds, and the decoded type nothing but its rounding.
     + _exps\.weight = keep | q5_K
 """
 
@@ -24,6 +28,20 @@ from ggplan.rules import Fix
 _FEW_BITS = 5.5  # q5_0, the widest type of 4-bit codes
 
 
+class Decoded(Finding):
+    """Tensors, how the checkpoint stores them, why they are decoded, and the types they have and get."""
+
+    tensors: str
+    form: str
+    why: str
+    decoded: GgmlType
+    type: GgmlType
+    says = "{f.tensors}: {f.form} in the source, decoded ({f.why}), encoded anew as {f.type}"
+    advice = (
+        "no type holds these codes exactly, so `keep` does not move them: q8_0 or {f.decoded} loses least"
+    )
+
+
 class Again(Finding):
     """Tensors, how the checkpoint stores them, the type of their codes, and the type they get."""
 
@@ -39,9 +57,9 @@ class Again(Finding):
     @property
     def loss(self) -> str:
         """What that is known to cost."""
-        if self.type.bits_per_weight < 4 or self.source.name in ("mxfp4", "nvfp4"):
+        if self.source.name in ("mxfp4", "nvfp4"):
             return ""
-        return ", with an error of 5 to 8 %" if self.type.bits_per_weight < 5 else ""
+        return ", with an error of 5 to 8 %" if self.type.name == "q4_0" else ""
 
     def help(self, fix: Fix | None) -> str:
         if fix is not None and "keep(q4_1)" in fix.edits[0].text:
@@ -59,7 +77,7 @@ class Again(Finding):
         return round(self.n_weights * self._more / 8) if self._more > 0 else None
 
 
-def check(case: Case) -> Iterator[Again]:
+def check(case: Case) -> Iterator[Again | Decoded]:
     for (rule, form, source, type_), members in case.grouped(_key).items():
         choice, n_weights = case.choice(rule), sum(case.tensors[t].n_weights for t in members)
         fix = None
@@ -68,6 +86,8 @@ def check(case: Case) -> Iterator[Again]:
             fix = rechosen(choice, f"{keep} | {choice.text}", safe=_is_no_larger(case, rule, keep))
         told = some(case, members)
         yield Again(case.place(rule), told, n_weights, form, source, type_, fixes=(fix,))
+    for (rule, form, why, decoded, type_), members in case.grouped(_key_of_decoded).items():
+        yield Decoded(case.place(rule), some(case, members), form, why, decoded, type_)
 
 
 def _key(f: Fitted) -> tuple[int | None, str, GgmlType, GgmlType] | None:
@@ -76,6 +96,14 @@ def _key(f: Fitted) -> tuple[int | None, str, GgmlType, GgmlType] | None:
         return None
     is_again = f.type.is_quantized and f.type != own and f.decision.reason != "kept"
     return (f.decision.rule, codes.form, own, f.type) if is_again else None
+
+
+def _key_of_decoded(f: Fitted) -> tuple[int | None, str, str, GgmlType, GgmlType] | None:
+    codes = f.tensor.codes
+    if codes is None or codes.are_moved or not 0 < codes.bits < _FEW_BITS:
+        return None
+    is_again = f.type.is_quantized and f.type.bits_per_weight <= _FEW_BITS
+    return (f.decision.rule, codes.form, codes.why_in_short, f.tensor.type, f.type) if is_again else None
 
 
 def _smallest(case: Case, members: list[int]) -> str:
