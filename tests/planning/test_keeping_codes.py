@@ -138,7 +138,7 @@ def test_what_becomes_of_codes_is_summed_up_and_recorded() -> None:
     plan = make_plan(MODEL, parse_recipe("attn_q = q8_0\n.* = keep(q4_1)"))
     lines = {outcome.line for outcome in outcomes(plan.tensors)}
     assert lines == {
-        "1 tensor in q8_0: int4 group 128, encoded anew",
+        "1 tensor in q8_0: moved from int4 group 128",
         "1 tensor in q4_1: moved from int4 asymmetric group 64, minima rounded to float16"
         " (relative error 1e-4 to 4e-4)",
         "1 tensor in nvfp4: moved from NVFP4",
@@ -206,8 +206,8 @@ def found(text: str) -> list:
 def test_codes_encoded_anew_in_as_few_bits_are_warned_about_and_kept_by_the_fix() -> None:
     (warning,) = found("attn_q = q4_1")
     assert (warning.code, warning.severity) == ("GP216", "warning")
-    assert "int4 group 128 in the source, which q4_0 holds" not in warning.help
-    assert "encoded anew as q4_1" in warning.message
+    assert "int4 group 128 in the source, whose codes q4_0 holds, encoded anew as q4_1" in warning.message
+    assert warning.help == "write `keep`, which moves the codes and loses nothing"
     assert warning.fix.edits[0].text == "keep | q4_1"
     assert warning.fix.safe
     assert found("attn_q = keep | q4_1") == []
@@ -289,3 +289,19 @@ def test_the_measured_error_is_told_of_the_type_it_was_measured_with() -> None:
     (other,) = found("attn_q = q4_1")
     assert "5 to 8 %" in four.message
     assert "%" not in other.message
+
+
+@pytest.mark.parametrize(("name", "type_"), [("attn_q", "q5_0"), ("attn_q", "q8_0"), ("attn_k", "q8_0")])
+def test_codes_are_moved_into_a_wider_type_that_holds_them(name: str, type_: str) -> None:
+    plan = make_plan(MODEL, parse_recipe(f"{name} = {type_}"))
+    (found,) = [t for t in plan.tensors if t.name == f"blk.0.{name}.weight"]
+    assert found.is_copied
+    assert found.type.name == type_
+    source = MODEL[found.name].rows
+    assert source is not None
+    written = found.tensor.stored.read(0, 4)
+    assert np.array_equal(dequantize(written, found.type), source.read(0, 4))
+    (warning,) = [d for d in check_plan(plan).diagnostics if d.code == "GP216"]
+    assert "holds the same weights in more bytes" in warning.message
+    assert warning.fix.safe
+    assert warning.cost_bytes > 0
