@@ -154,6 +154,10 @@ class Codes:
         Whether the scales were read (see `ggplan.planning.settling`).
     full_activations
         Whether the checkpoint says that they are not for activations of 4 bits.
+    bits
+        Bits that the checkpoint has for each code, without scales; 0 where that is not known.
+    widened
+        Which of the stacked experts are in a wider type than their codes need, for people; "" where none is.
     """
 
     form: str
@@ -163,6 +167,8 @@ class Codes:
     nearly: RowSource | None = None
     settled: bool = False
     full_activations: bool = False
+    bits: float = 0.0
+    widened: str = ""
 
     @property
     def are_moved(self) -> bool:
@@ -172,7 +178,14 @@ class Codes:
     @property
     def outcome(self) -> str:
         """What becomes of them, for tables: `moved from int4 group 128`, `decoded: ...`."""
-        return f"decoded: {self.why_decoded}" if self.why_decoded else f"moved from {self.form}"
+        if self.why_decoded:
+            return f"decoded: {self.why_decoded}"
+        return f"moved from {self.form}{self.widened and f', {self.widened}'}"
+
+    @property
+    def why_in_short(self) -> str:
+        """Why they are decoded, without what is true of one tensor alone: which scale, which expert."""
+        return self.why_decoded.partition(": ")[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,7 +254,7 @@ class TensorInfo:
     def without_codes(self, why: str) -> TensorInfo:
         """The same tensor decoded; `why` its codes, which it must have, are not moved."""
         assert self.codes is not None
-        codes = replace(self.codes, why_decoded=why, companions=(), nearly=None)
+        codes = replace(self.codes, why_decoded=why, companions=(), nearly=None, widened="")
         return replace(self, type=self.codes.decoded, stored=None, codes=codes)
 
 

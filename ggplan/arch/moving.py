@@ -53,18 +53,21 @@ def with_codes(
     is_float
         Whether it must have a float type.
     """
+    bits = min((part.bits for part in parts if part.bits), default=0.0)
     moved = _READ_AS_FLOAT if is_float else _moved(info, parts, transform)
     if isinstance(moved, str):
-        return _with(info, Codes(info.stored_as, info.type, moved))
+        return _with(info, Codes(info.stored_as, info.type, moved, bits=bits))
     companions = _companions(info, parts)
     if isinstance(companions, str):
-        return _with(info, Codes(info.stored_as, info.type, companions))
+        return _with(info, Codes(info.stored_as, info.type, companions, bits=bits))
     codes = Codes(
         info.stored_as,
         info.type,
         companions=companions,
         nearly=_nearly(parts, transform),
         full_activations=any(part.full_activations for part in parts),
+        bits=bits,
+        widened=_widened(parts),
     )
     return _with(info, codes, moved)
 
@@ -103,6 +106,21 @@ def _moved(
             return "its experts have codes in " + " and ".join(dict.fromkeys(s.dtype.name for s in sources))
         return stacked([source if source.dtype == type_ else widened(source, type_) for source in sources])
     return transform(sources[0]) if moves_whole_rows(transform, sources[0], info.shape) else _SPLITS_ROWS
+
+
+def _widened(parts: Sequence[CheckpointTensor]) -> str:
+    """Which of stacked experts decide that the others have a wider type; "" where all are of one type."""
+    types = [part.codes.dtype for part in parts if part.codes is not None]
+    widest = max(set(types), key=lambda type_: (type_.bits_per_weight, type_.name))
+    need = [str(number) for number, type_ in enumerate(types) if type_ == widest]
+    if len(need) == len(types):
+        return ""
+    others = " and ".join(sorted({type_.name for type_ in types} - {widest.name}))
+    plural = "s" * (len(need) > 1)
+    return (
+        f"{len(types) - len(need)} of {len(types)} experts widened from {others} to {widest}, which "
+        f"expert{plural} {', '.join(need[:3])}{', …' if len(need) > 3 else ''} need{'' if plural else 's'}"
+    )
 
 
 def _nearly(parts: Sequence[CheckpointTensor], transform: Transform | None) -> RowSource | None:

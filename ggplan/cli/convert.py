@@ -150,7 +150,9 @@ def convert_command(
     from ggplan.errors import PlanError
     from ggplan.linting import check_plan
     from ggplan.planning.importance import importance_refusal
+    from ggplan.planning.outcomes import outcomes
     from ggplan.sources.remote import is_remote
+    from ggplan.text import printable
 
     quiet = planning.quiet
     plan = plan_from(model, planning, convertible=True)
@@ -174,6 +176,7 @@ def convert_command(
     result = run_conversion(plan, output, writing.of(plan), quiet=quiet)
     if as_json:
         from ggplan.cli.reusing import reuse_json
+        from ggplan.planning.export import codes_json
 
         print_json(
             {
@@ -186,6 +189,7 @@ def convert_command(
                 "bits_per_weight": plan.bits_per_weight,
                 "resumed_bytes": result.resumed_bytes,
                 "seconds": round(result.seconds, 3),
+                "codes": codes_json(plan),
                 **reuse_json(result.reuse, plan),
             }
         )
@@ -195,6 +199,8 @@ def convert_command(
 
             click.echo(describe_reuse(result.reuse, plan, proven=True))
         click.echo(describe_conversion(plan, result))
+        for outcome in () if quiet else outcomes(plan.tensors):
+            click.echo(printable(outcome.told))
 
 
 def run_conversion(

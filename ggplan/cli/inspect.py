@@ -120,7 +120,7 @@ def _inspect_model(found: Model, show_tensors: bool, show_metadata: bool, as_jso
         least=("weights", "tensors"),
     )
     for outcome in outcomes_in(found):
-        click.echo(printable(outcome.line))
+        click.echo(printable(outcome.told))
     if show_metadata:
         print_table(
             [("key", "left"), ("type", "left"), ("value", "left")],

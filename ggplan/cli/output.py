@@ -190,7 +190,7 @@ def print_plan(plan: Plan, *, every_tensor: bool = False) -> None:
         ]
     )
     for outcome in outcomes(plan.tensors):
-        click.echo(printable(outcome.line))
+        click.echo(printable(outcome.told))
     click.echo(describe_memory(in_memory(plan)))
     size = "at least " if model.kind == "inventory" or model.obstacle is not None else ""
     click.echo(

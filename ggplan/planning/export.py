@@ -39,17 +39,22 @@ def plan_json(plan: Plan) -> dict[str, object]:
         "memory": _memory_json(in_memory(plan)),
         "by_class": [_share_json(share) for share in by_role(plan)],
         "by_type": [_share_json(share) for share in by_type(plan)],
-        "codes": [
-            {
-                "outcome": outcome.words,
-                "type": outcome.type.name,
-                "tensors": outcome.n_tensors,
-                "bytes": outcome.n_bytes,
-            }
-            for outcome in outcomes(plan.tensors)
-        ],
+        "codes": codes_json(plan),
         "tensors": [_tensor_json(planned) for planned in plan.tensors],
     }
+
+
+def codes_json(plan: Plan) -> list[dict[str, object]]:
+    """What becomes of the codes of a quantized checkpoint, for JSON."""
+    return [
+        {
+            "outcome": outcome.words,
+            "type": outcome.type.name,
+            "tensors": outcome.n_tensors,
+            "bytes": outcome.n_bytes,
+        }
+        for outcome in outcomes(plan.tensors)
+    ]
 
 
 def _memory_json(memory: Memory) -> dict[str, object]:

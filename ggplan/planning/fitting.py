@@ -7,6 +7,8 @@ raises and a check reports.
 ik_llama.cpp looks the rows of `token_embd.weight` up one by one, so it does not interleave them, nor rows
 that are no whole groups: the plain type takes the place of such an `_rN` type (`src/llama-quantize.cpp`,
 interleaved_properties).
+
+Codes of a checkpoint are moved into a wider type that is asked for, where that type holds them exactly.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from ggplan.model import Model, TensorInfo
 from ggplan.planning.assignment import Assignment, Decision, unknown_tensor
 from ggplan.planning.fallback import FallbackTable, fallback_type, remainder, table_of
 from ggplan.planning.protection import kept_type, protection_of
+from ggplan.sources.codes import WIDER, widened
 from ggplan.text import printable
 
 
@@ -107,7 +110,16 @@ def allows(tensor: TensorInfo, type_: GgmlType) -> bool:
 
 
 def fitted(tensor: TensorInfo, decision: Decision, table: FallbackTable) -> Fitted:
-    """The type one tensor gets for what was decided."""
+    """The type one tensor gets for what was decided, and the tensor in it where its codes are moved there."""
+    found = _fitted(tensor, decision, table)
+    codes, type_ = tensor.codes, found.type
+    if codes is None or not codes.are_moved or type_ not in WIDER.get(found.tensor.type, ()):
+        return found
+    stored = None if tensor.stored is None else widened(tensor.stored, type_)
+    return replace(found, tensor=replace(tensor, type=type_, stored=stored))
+
+
+def _fitted(tensor: TensorInfo, decision: Decision, table: FallbackTable) -> Fitted:
     asked = decision.type
     if decision.reason == "kept" or decision.keep is not None:
         if tensor.codes is not None and tensor.codes.nearly is not None and asked != tensor.type:

@@ -42,6 +42,7 @@ from ggplan.text import decode_text, format_bytes, printable
 
 SCHEMA = "ggplan/inventory@1"
 _ARRAY_LIMIT = 1024
+_MOST_BITS = 64  # of a weight
 _TYPES = {type_.name.lower(): type_ for type_ in TYPES}
 _HEAD = re.compile(r"(?P<file>[^:]+):[0-9a-fA-F]{64}:(?P<name>[^:]+):(?P<fields>[^=:]+=.*)", re.ASCII)
 _SHAPE = re.compile(r"\( *(\d{1,19}(?: *, *\d{1,19}){0,3}) *,? *\)", re.ASCII)
@@ -105,6 +106,8 @@ def _tensor_json(tensor: TensorInfo) -> dict[str, object]:
             "form": codes.form,
             "decoded": codes.decoded.name,
             "why_decoded": codes.why_decoded,
+            "bits": codes.bits,
+            "widened": codes.widened,
             "companions": [_tensor_json(companion) for companion in codes.companions],
         }
     return found
@@ -283,7 +286,11 @@ def _read_codes(entry: object, tensor: TensorInfo, where: str, here: str) -> Cod
         name, shape, type_name, stored_as = _fields(companion, f"{here}: companion {number}")
         found.append(_tensor(name, shape, type_name, tensor.origin, where, stored_as))
     type_ = _tensor(tensor.name, tensor.shape, decoded, tensor.origin, where).type
-    return Codes(form, type_, why_decoded, tuple(found))
+    assert isinstance(entry, dict)
+    bits, widened = entry.get("bits", 0), entry.get("widened", "")  # older inventories do not say
+    if type(bits) not in (int, float) or not 0 <= bits <= _MOST_BITS or not isinstance(widened, str):
+        raise CheckpointError(f"{here}: `bits` is no number up to {_MOST_BITS}, or `widened` no text")
+    return Codes(form, type_, why_decoded, tuple(found), bits=float(bits), widened=widened)
 
 
 def _fields(entry: object, where: str) -> tuple[str, tuple[int, ...], str, str]:

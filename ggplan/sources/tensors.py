@@ -157,6 +157,8 @@ class CheckpointTensor:
         Of quantized weights: the codes as rows of the ggml type that holds them exactly, or why there is
         none, the tensors that belong to them, the same codes in q4_1, and whether they are for activations
         of more than 4 bits; see `schemes.Weights`.
+    bits
+        Bits that the file has for each weight's code, without scales; 0 of weights that are not quantized.
     """
 
     name: str
@@ -169,6 +171,7 @@ class CheckpointTensor:
     companions: Mapping[str, RowSource] = field(default_factory=dict)
     nearly: RowSource | None = None
     full_activations: bool = False
+    bits: float = 0.0
 
     @property
     def is_quantized(self) -> bool:

@@ -161,3 +161,16 @@ def test_q4_1_is_offered_where_all_experts_have_it() -> None:
     assert mixed.codes.nearly is not None
     assert mixed.codes.nearly.shape == mixed.shape
     assert mixed.codes.nearly.dtype.name == "q4_1"
+
+
+def test_experts_in_a_wider_type_than_they_need_are_told() -> None:
+    info = made([quantized(seed=0), quantized(Q5_0, seed=1), quantized(seed=2)], "blk.{}.ffn_up_exps.weight")
+    assert info.codes is not None
+    assert info.type == Q5_0
+    assert info.codes.outcome.endswith(", 2 of 3 experts widened from q4_0 to q5_0, which expert 1 needs")
+    several = made([quantized(seed=0), quantized(Q5_0), quantized(Q5_0)], "blk.{}.ffn_up_exps.weight")
+    assert several.codes is not None
+    assert several.codes.outcome.endswith("1 of 3 experts widened from q4_0 to q5_0, which experts 1, 2 need")
+    same = made([quantized(), quantized()], "blk.{}.ffn_up_exps.weight")
+    assert same.codes is not None
+    assert same.codes.widened == ""

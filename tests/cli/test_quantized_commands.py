@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from program import run
+from quantized_folders import tensors_of
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "arch"))
 
@@ -61,3 +62,48 @@ def test_a_scale_that_is_not_held_is_seen_by_every_command(source: Path, tmp_pat
     ggplan("convert", source, out, "-r", recipe, *PRE)
     assert {t.name: t.type.name for t in open_model(out).tensors} == types
     assert run("diff", source, out).returncode == 0
+
+
+def test_codes_encoded_anew_in_4_bits_are_warned_about(source: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "r.recipe"
+    recipe.write_text("attn_q = q4_0\n@default keep\n")
+    text = run("rules", "check", recipe, "-m", source).stdout
+    assert "GP216" in text
+    assert "`blk.1.attn_q.weight`: int4 in the source, decoded (q4_0 does not hold a scale of it" in text
+    assert "1 tensor in q4_0: int4, decoded (" in ggplan("plan", source, "-r", recipe)
+
+
+def test_convert_tells_what_became_of_the_codes(source: Path, tmp_path: Path) -> None:
+    first, *rest = ggplan("convert", source, tmp_path / "out.gguf", *PRE).splitlines()
+    assert first.startswith("wrote ")
+    decoded, moved = sorted(rest)
+    assert "rounded to bf16 where it is not exact" in decoded
+    assert "(blk.1.attn_q.weight: " in decoded
+    assert "3.3000000598804036e-07" in decoded
+    assert "in q4_0: moved from int4" in moved
+    quiet = ggplan("convert", source, tmp_path / "quiet.gguf", "-q", *PRE)
+    assert len(quiet.splitlines()) == 1
+    result = json.loads(ggplan("convert", source, tmp_path / "json.gguf", "--json", *PRE))
+    assert [(c["type"], c["tensors"]) for c in result["codes"]] == [("q4_0", 13), ("bf16", 1)]
+
+
+@pytest.mark.parametrize(
+    "name", ["integers/gptq-int4-g64-asym-desc", "integers/ct-pack-int4-g64-gidx", "floats/bnb-nf4-nested",
+             "floats/hqq-int4-g64-axis1", "integers/awq-gemm-g128", "modelopt-nvfp4"],
+)  # fmt: skip
+def test_the_bits_of_codes_are_known(name: str) -> None:
+    found = {tensor.bits for tensor in tensors_of(name).values() if tensor.is_quantized}
+    assert found == {4.0}
+
+
+def test_an_inventory_knows_the_bits_of_codes(source: Path, tmp_path: Path) -> None:
+    inventory, recipe = tmp_path / "i.json", tmp_path / "r.recipe"
+    inventory.write_text(ggplan("inspect", source, "--json"))
+    recipe.write_text("attn_q = q4_0\n@default keep\n")
+    assert "decoded (q4_0 does not hold" in run("rules", "check", recipe, "-m", inventory).stdout
+    values = json.loads(inventory.read_text())
+    next(t["codes"] for t in values["tensors"] if "codes" in t)["bits"] = -1
+    inventory.write_text(json.dumps(values))
+    done = run("inspect", inventory)
+    assert done.returncode == 1
+    assert "`bits`" in done.stderr

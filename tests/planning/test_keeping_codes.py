@@ -138,7 +138,7 @@ def test_what_becomes_of_codes_is_summed_up_and_recorded() -> None:
     plan = make_plan(MODEL, parse_recipe("attn_q = q8_0\n.* = keep(q4_1)"))
     lines = {outcome.line for outcome in outcomes(plan.tensors)}
     assert lines == {
-        "1 tensor in q8_0: int4 group 128, encoded anew",
+        "1 tensor in q8_0: moved from int4 group 128",
         "1 tensor in q4_1: moved from int4 asymmetric group 64, minima rounded to float16"
         " (relative error 1e-4 to 4e-4)",
         "1 tensor in nvfp4: moved from NVFP4",
@@ -206,8 +206,8 @@ def found(text: str) -> list:
 def test_codes_encoded_anew_in_as_few_bits_are_warned_about_and_kept_by_the_fix() -> None:
     (warning,) = found("attn_q = q4_1")
     assert (warning.code, warning.severity) == ("GP216", "warning")
-    assert "int4 group 128 in the source, which q4_0 holds" not in warning.help
-    assert "encoded anew as q4_1" in warning.message
+    assert "int4 group 128 in the source, whose codes q4_0 holds, encoded anew as q4_1" in warning.message
+    assert warning.help == "write `keep`, which moves the codes and loses nothing"
     assert warning.fix.edits[0].text == "keep | q4_1"
     assert warning.fix.safe
     assert found("attn_q = keep | q4_1") == []
@@ -245,3 +245,63 @@ def test_keep_is_no_finding_where_nothing_is_quantized() -> None:
     model = model_of(plain("token_embd.weight"), plain("blk.0.ffn_up.weight"))
     plan = make_plan(model, parse_recipe(".* = keep | q8_0"))
     assert [d for d in check_plan(plan).diagnostics if d.severity != "note"] == []
+
+
+NF4 = replace(
+    plain("blk.0.attn_q.weight"),
+    codes=Codes("bitsandbytes nf4", BF16, "no ggml type has the 16 values of nf4", bits=4),
+)
+
+
+@pytest.mark.parametrize("type_", ["q4_0", "q4_1", "q5_0", "q2_0"])
+def test_codes_that_are_decoded_and_encoded_anew_in_as_few_bits_are_warned_about(type_: str) -> None:
+    plan = make_plan(model_of(NF4), parse_recipe(f"attn_q = {type_}"))
+    (warning,) = [d for d in check_plan(plan).diagnostics if d.code == "GP216"]
+    assert warning.severity == "warning"
+    assert warning.fix is None
+    assert f"decoded (no ggml type has the 16 values of nf4), encoded anew as {type_}" in warning.message
+    assert "`keep` does not move them" in warning.help
+    (found,) = outcomes(plan.tensors)
+    assert found.words == "bitsandbytes nf4, decoded (no ggml type has the 16 values of nf4), encoded anew"
+
+
+@pytest.mark.parametrize(("type_", "bits"), [("q8_0", 4), ("bf16", 4), ("q4_0", 8), ("q4_0", 0)])
+def test_decoded_codes_in_enough_bits_or_of_many_are_no_second_quantization(type_: str, bits: int) -> None:
+    source = replace(NF4, codes=replace(NF4.codes, bits=bits))
+    plan = make_plan(model_of(source), parse_recipe(f"attn_q = {type_}"))
+    assert [d for d in check_plan(plan).diagnostics if d.code == "GP216"] == []
+
+
+def test_a_tensor_that_alone_is_decoded_is_warned_about_by_name() -> None:
+    plan = make_plan(faulty(), parse_recipe("attn_q = q4_0\n@default keep"))
+    source = next(t for t in plan.tensors if t.name == "blk.0.attn_q.weight")
+    assert source.type == Q4_0
+    told = [outcome.told for outcome in outcomes(plan.tensors) if "decoded" in outcome.words]
+    assert len(told) == 1
+    assert "blk.0.attn_q.weight" in told[0]
+    (kept,) = [o for o in outcomes(make_plan(faulty()).tensors) if o.type == BF16]
+    assert kept.told.endswith("(blk.0.attn_q.weight: its scales 'x' hold 1e-09)")
+    assert "rounded to bf16" in kept.told
+
+
+def test_the_measured_error_is_told_of_the_type_it_was_measured_with() -> None:
+    (four,) = found("attn_k = q4_0")
+    (other,) = found("attn_q = q4_1")
+    assert "5 to 8 %" in four.message
+    assert "%" not in other.message
+
+
+@pytest.mark.parametrize(("name", "type_"), [("attn_q", "q5_0"), ("attn_q", "q8_0"), ("attn_k", "q8_0")])
+def test_codes_are_moved_into_a_wider_type_that_holds_them(name: str, type_: str) -> None:
+    plan = make_plan(MODEL, parse_recipe(f"{name} = {type_}"))
+    (found,) = [t for t in plan.tensors if t.name == f"blk.0.{name}.weight"]
+    assert found.is_copied
+    assert found.type.name == type_
+    source = MODEL[found.name].rows
+    assert source is not None
+    written = found.tensor.stored.read(0, 4)
+    assert np.array_equal(dequantize(written, found.type), source.read(0, 4))
+    (warning,) = [d for d in check_plan(plan).diagnostics if d.code == "GP216"]
+    assert "holds the same weights in more bytes" in warning.message
+    assert warning.fix.safe
+    assert warning.cost_bytes > 0

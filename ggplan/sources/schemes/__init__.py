@@ -8,9 +8,11 @@ architecture that does not have its name or type refuses it by name.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 
 from ggplan.errors import CheckpointError
+from ggplan.model import RowSource
 from ggplan.sources.files import listed, shown
 from ggplan.sources.schemes import (
     bitsandbytes,
@@ -84,6 +86,7 @@ def join_tensors(
             joined[first.name] = CheckpointTensor(
                 group.name, first.file, group.stored_as, held.rows.shape, held.rows,
                 held.codes, held.why_decoded, held.companions, held.nearly, held.full_activations,
+                _bits_of(group, held.rows),
             )  # fmt: skip
     # What one scheme has no use for, such as scales of activations, another may need, or not need either.
     claimed.update(name for _, result in found for name in result.unused)
@@ -102,6 +105,12 @@ def join_tensors(
             )
         tensors[weights.name] = weights
     return tensors
+
+
+def _bits_of(group: Group, rows: RowSource) -> float:
+    """Bits of a weight's code: of the largest tensor of a group, as scales and zero points are smaller."""
+    n_weights = math.prod(rows.shape)
+    return 8 * max(part.n_bytes for part in group.parts.values()) / n_weights if n_weights else 0.0
 
 
 def _check_config(config: QuantizationConfig, found: Sequence[Recognised]) -> None:
