@@ -147,6 +147,17 @@ def test_a_global_scale_of_zero_over_zeros_is_none(part: str, tmp_path: Path) ->
     assert not dequantize(codes, tensor.codes.dtype).any()
 
 
+@pytest.mark.parametrize(
+    ("folder", "name"), [("modelopt-nvfp4", "input_scale"), ("ct-nvfp4a16", "input_global_scale")]
+)
+def test_a_negative_scale_of_activations_is_a_fault(folder: str, name: str, tmp_path: Path) -> None:
+    def edit(tensors: dict) -> None:
+        tensors[f"{Q}.{name}"] = ["F32", [1], np.array([-5], "<f4").tobytes()]
+
+    tensor = open_checkpoint(edited(folder, tmp_path, edit)).tensors[f"{Q}.weight"]
+    assert f"scale of activations '{Q}.{name}'" in tensor.rows.fault()
+
+
 def test_columns_with_scales_of_their_own_are_multiplied_in(tmp_path: Path) -> None:
     factors = np.linspace(0.5, 2, 128, dtype="<f4")
 

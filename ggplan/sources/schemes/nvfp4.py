@@ -101,12 +101,13 @@ def _algorithm(name: str, config: QuantizationConfig) -> object:
 
 @dataclass(frozen=True, slots=True)
 class _Tensor:
-    """The parts of a tensor: codes, scales of groups, scales of the tensor, factors of columns."""
+    """The parts of a tensor: codes, scales of groups, of the tensor, of columns and of activations."""
 
     codes: StoredTensor
     scales: StoredTensor
     whole: StoredTensor
     columns: StoredTensor | None
+    activations: StoredTensor | None
     shape: tuple[int, ...]
     is_divisor: bool
 
@@ -153,6 +154,9 @@ class _Tensor:
         for i in np.flatnonzero(~(np.isfinite(whole) & (whole > 0))).tolist():
             if whole[i] != 0 or self.is_divisor or not self._is_empty(i, whole.size):
                 return f"its scale '{shown(self.whole.name)}' ({shown(self.whole.file)}) is not positive"
+        own = self.activations
+        if own is not None and (own.read_floats(0, own.n_weights) < 0).any():
+            return f"its scale of activations '{shown(own.name)}' ({shown(own.file)}) is negative"
         for scales in self._all_scales():
             if (scales & 0x7F == 0x7F).any():
                 return f"its scales '{shown(self.scales.name)}' ({shown(self.scales.file)}) hold NaN"
@@ -196,7 +200,8 @@ def _tensor(group: Group) -> _Tensor:
     for part in ("whole", "columns", "input"):
         if part in group.parts:
             require_floats(group.parts[part])
-    return _Tensor(codes, scales, whole, columns, shape, whole.name.endswith("_global_scale"))
+    is_divisor = whole.name.endswith("_global_scale")
+    return _Tensor(codes, scales, whole, columns, group.parts.get("input"), shape, is_divisor)
 
 
 def _numbers(tensor: StoredTensor, is_divisor: bool) -> RowSource:
