@@ -206,7 +206,40 @@ def test_columns_out_of_order_in_compressed_tensors(unset: bool, tmp_path: Path)
         weight_shape=np.array([9, 64]),
         weight_g_idx=np.where(unset & (np.arange(64) == 5), -1, order).astype(np.int32),
     )
-    check(tensor, one.weights, rng)
+    check(tensor, one.weights, rng, "q4_0" if unset else "")
+
+
+def test_groups_that_are_listed_and_are_neighbours_are_moved(tmp_path: Path) -> None:
+    """GPTQ's static groups, and a `weight_g_idx` in order, of one that columns out of order would have."""
+    rng = np.random.default_rng(4)
+    one = made(rng, (8, 64), 4, 32, symmetric=True)
+    weights = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32, "actorder": "group"}
+    compressed = {
+        "quant_method": "compressed-tensors", "format": "pack-quantized",
+        "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}},
+    }  # fmt: skip
+    tensor = opened(
+        tmp_path / "ct.safetensors",
+        compressed,
+        weight_packed=packed(one.codes, 4, "dense"),
+        weight_scale=bf16(one.scales),
+        weight_shape=np.array([8, 64]),
+        weight_g_idx=one.groups.astype(np.int32),
+    )
+    check(tensor, one.weights, rng, "q4_0")
+    gptq = {"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": True, "desc_act": True}
+    tensors = {
+        "qweight": packed(one.codes, 4, "dense").T,
+        "qzeros": packed(one.zeros.T - 1, 4, "dense"),
+        "scales": one.scales.T.astype(np.float16),
+        "g_idx": one.groups.astype(np.int32),
+    }
+    static = opened(tmp_path / "gptq.safetensors", {**gptq, "static_groups": True}, **tensors)
+    check(static, one.weights, rng, "q4_0")
+    tensors["g_idx"] = tensors["g_idx"][::-1].copy()  # a config that is wrong
+    lying = opened(tmp_path / "gptq.safetensors", {**gptq, "static_groups": True}, **tensors)
+    assert lying.codes is not None
+    assert "order of their activations" in lying.codes.fault()
 
 
 @FORMS
