@@ -196,7 +196,7 @@ def _awq_version(config: QuantizationConfig) -> Version | None:
 
 
 def _modules(config: QuantizationConfig) -> list[tuple[str, str, Mapping[str, object]]]:
-    """The key, the name and the settings of single modules: GPTQModel's `dynamic`, AutoRound's `extra_config`."""
+    """The key, the name and the settings of single modules: of `dynamic` and of `extra_config`."""
     found: list[tuple[str, str, Mapping[str, object]]] = []
     for key in ("dynamic", "extra_config"):
         stated = config.values.get(key)
