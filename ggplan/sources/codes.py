@@ -41,8 +41,7 @@ def widened(source: RowSource, type_: GgmlType) -> RowSource:
 
     def read(start: int, stop: int) -> NDArray[np.uint8]:
         scales, integers = _unpacked(source.read(start, stop), source.dtype)
-        packed = _q5_0(scales, integers) if type_ == Q5_0 else _joined(scales, integers.view("u1"))
-        return packed.reshape(stop - start, -1)
+        return blocks_of(scales, integers, type_).reshape(stop - start, -1)
 
     return RowSource(type_, source.shape, read, source.fault)
 
@@ -110,10 +109,15 @@ def _nibbles(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return (codes[:, :half] & 15 | (codes[:, half:] & 15) << 4).astype(np.uint8, copy=False)
 
 
-def _q5_0(scales: NDArray[np.uint8], integers: NDArray[np.int8]) -> NDArray[np.uint8]:
+def blocks_of(scales: NDArray[np.uint8], integers: NDArray[np.int8], type_: GgmlType) -> NDArray[np.uint8]:
+    """Blocks of q4_0, q5_0 or q8_0, one a row: of scales, (blocks, 2) bytes, and integers, (blocks, 32)."""
     import numpy as np
 
-    codes = (integers + np.int8(16)).view(np.uint8)
+    if type_ == Q8_0:
+        return _joined(scales, integers.view(np.uint8))
+    codes = (integers + np.int8(8 if type_ == Q4_0 else 16)).view(np.uint8)
+    if type_ == Q4_0:
+        return _joined(scales, _nibbles(codes))
     return _joined(scales, np.packbits(codes >> 4, axis=1, bitorder="little"), _nibbles(codes))
 
 

@@ -408,6 +408,39 @@ def test_modules_of_several_bits_and_groups(tmp_path: Path) -> None:
     check(joined["b.weight"], narrow.weights, rng, "q4_0")
 
 
+@pytest.mark.parametrize(
+    ("bits", "name", "moved"),
+    [
+        (4, "m.b", ("q4_0", "q5_0")),
+        (8, "m.b", ("q8_0", "")),
+        (4, ".*b", ("q5_0", "q5_0")),  # an expression may mean any
+        (4, "another.b", ("q5_0", "q5_0")),
+    ],
+)
+def test_one_module_that_is_not_symmetric(
+    bits: int, name: str, moved: tuple[str, str], tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(6)
+    both = {sign: made(rng, (32, 64), bits, 64, symmetric=sign == "a", lowest=1) for sign in "ab"}
+    tensors = {
+        f"m.{sign}.{part}": values
+        for sign, one in both.items()
+        for part, values in {
+            "qweight": packed(one.codes, bits, "dense").T,
+            "qzeros": packed(one.zeros.T - 1, bits, "dense"),
+            "scales": one.scales.T.astype(np.float16),
+        }.items()
+    }
+    write_safetensors(tmp_path / "t.safetensors", tensors)
+    config = {
+        "quant_method": "auto-round", "packing_format": "auto_round:auto_gptq", "bits": bits,
+        "group_size": 64, "sym": True, "extra_config": {name: {"sym": False}},
+    }  # fmt: skip
+    joined = join_tensors(read_tensors(tmp_path / "t.safetensors"), QuantizationConfig(tmp_path, config))
+    for sign, type_ in zip("ab", moved, strict=True):
+        check(joined[f"m.{sign}.weight"], both[sign].weights, rng, type_)
+
+
 def test_stacked_experts_of_gptq(tmp_path: Path) -> None:
     rng = np.random.default_rng(8)
     experts = [made(rng, (16, 64), 4, 32, symmetric=False, lowest=1) for _ in range(3)]

@@ -102,8 +102,7 @@ def _four_bits(name: str, tensors: Mapping[str, StoredTensor]) -> Group:
     if kind not in _TABLES:
         raise CheckpointError(
             f"{shown(state.file)}: '{shown(weight_name)}' is in the form {shown(kind)} of bitsandbytes; "
-            f"ggplan "
-            f"reads {', '.join(_TABLES)}"
+            f"ggplan reads {', '.join(_TABLES)}"
         )
     parts = {
         "weight": _part(tensors, weight_name, state),
@@ -138,8 +137,7 @@ def _join_eight_bits(group: Group) -> Weights:
     if weight.dtype != "I8" or len(weight.shape) != 2:
         raise CheckpointError(
             f"{shown(weight.file)}: '{shown(weight.name)}' has row maxima ({shown(maxima.name)}) and should "
-            f"be "
-            f"an I8 matrix, but is {weight.dtype} of shape {shown(list(weight.shape))}"
+            f"be an I8 matrix, but is {weight.dtype} of shape {shown(list(weight.shape))}"
         )
     n_rows, n_columns = weight.shape
     if maxima.dtype != "F32" or maxima.n_weights != n_rows:
@@ -227,8 +225,7 @@ def _join_four_bits(group: Group) -> Weights:
         if absmax.dtype != "F32":
             raise CheckpointError(
                 f"{shown(absmax.file)}: '{shown(absmax.name)}' is {absmax.dtype}; ggplan reads F32, and U8 "
-                f"with "
-                "nested factors"
+                "with nested factors"
             )
         factors = absmax.read_floats
     if (table := group.parts.get("quant_map")) is not None and (
@@ -236,8 +233,7 @@ def _join_four_bits(group: Group) -> Weights:
     ):
         raise CheckpointError(
             f"{shown(table.file)}: '{shown(table.name)}' is {table.dtype} of shape "
-            f"{shown(list(table.shape))}, "
-            f"not {len(_TABLES[kind])} numbers of F32"
+            f"{shown(list(table.shape))}, not {len(_TABLES[kind])} numbers of F32"
         )
     read = _four_bit_reader(weight, state, kind, factors)
 
@@ -291,8 +287,7 @@ def _nested_factors(group: Group, state: _State) -> Callable[[int, int], NDArray
     if nested.dtype != "F32" or table.dtype != "F32" or table.n_weights != 256:
         raise CheckpointError(
             f"{shown(nested.file)}: '{shown(nested.name)}' and '{shown(table.name)}' should be F32, the "
-            f"second "
-            f"of 256 numbers; they are {nested.dtype}, and {table.dtype} of {table.n_weights:,}"
+            f"second of 256 numbers; they are {nested.dtype}, and {table.dtype} of {table.n_weights:,}"
         )
     _require_count(
         nested, nested.n_weights, -(-absmax.n_weights // state.nested_block), "nested factors", state.shape

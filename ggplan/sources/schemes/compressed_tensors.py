@@ -88,6 +88,22 @@ def is_compressed_tensors(config: QuantizationConfig) -> bool:
     return config.method == METHOD
 
 
+def require_untransformed(config: QuantizationConfig) -> None:
+    """Refuse weights that were rotated before they were quantized.
+
+    Raises
+    ------
+    CheckpointError
+        If the config says so.
+    """
+    if config.values.get("transform_config"):
+        raise CheckpointError(
+            f"{config.where}: its weights were transformed (transform_config in config.json), which ggplan "
+            "does not undo",
+            hint=_HINT,
+        )
+
+
 def weight_groups(config: QuantizationConfig) -> tuple[WeightGroup, ...]:
     """The groups of the config that have quantized weights; none if the config is not of this kind.
 
@@ -99,12 +115,7 @@ def weight_groups(config: QuantizationConfig) -> tuple[WeightGroup, ...]:
     """
     if not is_compressed_tensors(config):
         return ()
-    if config.values.get("transform_config"):
-        raise CheckpointError(
-            f"{config.where}: its weights were transformed (transform_config in config.json), which ggplan "
-            "does not undo",
-            hint=_HINT,
-        )
+    require_untransformed(config)
     sparsity = config.values.get("sparsity_config")
     form = sparsity.get("format") if isinstance(sparsity, dict) else None
     if form not in (None, "dense"):

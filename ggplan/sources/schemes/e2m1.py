@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from ggplan.errors import CheckpointError
 from ggplan.model import require_rows
 from ggplan.sources.files import read_array, shown
-from ggplan.sources.schemes.scheme import QuantizationConfig
+from ggplan.sources.schemes import compressed_tensors
 from ggplan.sources.tensors import StoredTensor
 
 if TYPE_CHECKING:
@@ -26,29 +26,11 @@ if TYPE_CHECKING:
 
 # Keys of configs that have such weights. They name modules, which the tensors show more reliably, are about
 # activations and caches, or say who wrote the file.
-KEYS = frozenset({
-    "quant_method", "format", "config_groups", "transform_config", "version", "quantization_status",
-    "global_compression_ratio", "sparsity_config", "moe_sparsity_config", "kv_cache_scheme", "ignore",
-    "packed_modules_mapping", "dequantize", "run_compressed", "modules_to_not_convert", "ignored_layers",
-    "quant_algo", "moe_quant_algo", "kv_cache_quant_algo", "group_size", "quantized_layers", "producer",
-    "exclude_modules", "activation_scheme", "scale_fmt", "store_dtype",
-})  # fmt: skip
-
-
-def require_untransformed(config: QuantizationConfig) -> None:
-    """Refuse weights that were rotated before they were quantized.
-
-    Raises
-    ------
-    CheckpointError
-        If the config says so.
-    """
-    if config.values.get("transform_config"):
-        raise CheckpointError(
-            f"{config.where}: its weights were transformed (transform_config in config.json), which ggplan "
-            "does not undo",
-            hint="use the original checkpoint in bf16",
-        )
+KEYS = compressed_tensors.KEYS | {
+    "activation_scheme", "exclude_modules", "group_size", "ignored_layers", "kv_cache_quant_algo",
+    "modules_to_not_convert", "moe_quant_algo", "producer", "quant_algo", "quantized_layers", "scale_fmt",
+    "store_dtype",
+}  # fmt: skip
 
 
 def read_raw(tensor: StoredTensor, start: int, stop: int, n_rows: int) -> NDArray[np.uint8]:

@@ -29,7 +29,12 @@ from ggplan.ggml_types import F32
 from ggplan.model import RowSource, require_rows
 from ggplan.sources.files import read_array, shown
 from ggplan.sources.schemes import compressed_tensors
-from ggplan.sources.schemes.compressed_tensors import WeightGroup, is_compressed_tensors, weight_groups
+from ggplan.sources.schemes.compressed_tensors import (
+    WeightGroup,
+    is_compressed_tensors,
+    require_untransformed,
+    weight_groups,
+)
 from ggplan.sources.schemes.grids import DEFAULT_BLOCK, Block, Grid, fitted
 from ggplan.sources.schemes.scaled import Scaled, as_scales, float_rows, misfit
 from ggplan.sources.schemes.scheme import Group, QuantizationConfig, Recognised, Weights
@@ -254,12 +259,7 @@ def _upper(value: object) -> str | None:
 
 def _blocks(config: QuantizationConfig) -> tuple[Block, ...]:
     """Rows and columns that share a scale, all that the config names; none if it says there are no blocks."""
-    if config.values.get("transform_config"):
-        raise CheckpointError(
-            f"{config.where}: its weights were transformed (transform_config in config.json), which ggplan "
-            "does not undo",
-            hint="use the original checkpoint in bf16",
-        )
+    require_untransformed(config)
     if is_compressed_tensors(config):
         groups = _float_groups(config)
         runs = [(1, group.group_size) for group in groups if group.strategy == "group" and group.group_size]

@@ -79,15 +79,13 @@ def recognise(tensors: Mapping[str, StoredTensor], config: QuantizationConfig) -
         if unknown := [key for key in found if key not in (*_USED, *_UNUSED)]:
             raise CheckpointError(
                 f"{shown(codes.file)}: '{shown(codes.name)}' has the facts {listed(unknown)} beside it, "
-                f"which "
-                "ggplan does not know"
+                "which ggplan does not know"
             )
         if missing := [key for key in _NEEDED if key not in found]:
             raise CheckpointError(
                 f"{shown(codes.file)}: '{shown(codes.name)}' lacks its {listed(missing)}",
                 hint="it may be packed for a kernel, or have scales that are quantized too, which ggplan "
-                "does "
-                "not read",
+                "does not read",
             )
         unused += [found[key].name for key in _UNUSED if key in found]
         used = {key: tensor for key, tensor in found.items() if key in _USED}
@@ -146,8 +144,7 @@ class _Layout:
                     at = int(wrong.argmax())
                     return (
                         f"'{shown(tensor.name)}' has the value {values[at]} at index {start + at:,}, which "
-                        f"is "
-                        f"not finite ({shown(tensor.file.name)})"
+                        f"is not finite ({shown(tensor.file.name)})"
                     )
         return ""
 
@@ -230,8 +227,7 @@ def _layout(group: Group) -> _Layout:
     if codes.n_bytes != part * size:
         raise CheckpointError(
             f"{where} has {codes.n_bytes:,} bytes, but {packing} of weights of shape {shown(shape)} in "
-            f"groups of "
-            f"{group_size:,} takes {part * size:,}"
+            f"groups of {group_size:,} takes {part * size:,}"
         )
     return _Layout(
         (shape[0], shape[1]), codes, scale, zero, axis, packing, width, part, _computed_in(parts, where)
@@ -267,8 +263,7 @@ def _integers(tensor: StoredTensor, count: int) -> list[int]:
     if not size or tensor.n_weights != count:
         raise CheckpointError(
             f"{shown(tensor.file)}: '{shown(tensor.name)}' should be {count} integer{'s' * (count > 1)}, "
-            f"but is "
-            f"{tensor.dtype} of shape {shown(list(tensor.shape))}"
+            f"but is {tensor.dtype} of shape {shown(list(tensor.shape))}"
         )
     raw = read_at(tensor.file, tensor.offset, tensor.n_bytes)
     return [int.from_bytes(raw[at : at + size], "little", signed=size > 1) for at in range(0, len(raw), size)]
@@ -278,8 +273,7 @@ def _text(tensor: StoredTensor) -> str:
     if tensor.dtype != "U8" or tensor.n_bytes > _TEXT_LIMIT:
         raise CheckpointError(
             f"{shown(tensor.file)}: '{shown(tensor.name)}' is no short text in bytes, but {tensor.dtype} of "
-            f"shape "
-            f"{shown(list(tensor.shape))}"
+            f"shape {shown(list(tensor.shape))}"
         )
     return read_at(tensor.file, tensor.offset, tensor.n_bytes).decode("latin-1")
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from ggplan.errors import CheckpointError
 from ggplan.ggml_types import F32, GgmlType, parse_type
 from ggplan.model import RowSource, empty_rows, require_rows
-from ggplan.sources.codes import nearly_q4_1
+from ggplan.sources.codes import blocks_of, nearly_q4_1
 from ggplan.sources.files import shown
 from ggplan.sources.schemes.packed_bits import read_values
 from ggplan.sources.schemes.scheme import Weights
@@ -231,18 +231,9 @@ def _blocks(
         halves = np.ascontiguousarray(scales.astype(np.float16))
     if halves.shape[1] > 1:
         halves = halves.repeat(group // _BLOCK, axis=1)[:, :n_blocks]
-    blocks = np.empty((n_rows, n_blocks, type_.block_bytes), np.uint8)
-    blocks[:, :, :2] = np.broadcast_to(halves, (n_rows, n_blocks))[:, :, None].view(np.uint8)
-    values = levels.reshape(n_rows, n_blocks, _BLOCK)
-    if type_.name == "q8_0":
-        blocks[:, :, 2:] = values.astype(np.int8).view(np.uint8)
-        return blocks.reshape(n_rows, -1)
-    codes = (values + (8 if type_.name == "q4_0" else 16)).astype(np.uint8)
-    if type_.name == "q5_0":
-        blocks[:, :, 2:6] = np.packbits(codes >> 4, axis=-1, bitorder="little")
-        codes &= 15
-    blocks[:, :, -16:] = codes[:, :, :16] | codes[:, :, 16:] << 4
-    return blocks.reshape(n_rows, -1)
+    halves = np.ascontiguousarray(np.broadcast_to(halves, (n_rows, n_blocks)))
+    integers = levels.astype(np.int8).reshape(-1, _BLOCK)
+    return blocks_of(halves.view(np.uint8).reshape(-1, 2), integers, type_).reshape(n_rows, -1)
 
 
 def slice_of(tensor: StoredTensor, i: int, n_slices: int) -> StoredTensor:

@@ -23,12 +23,12 @@ from ggplan.errors import CheckpointError
 from ggplan.ggml_types import F32, parse_type
 from ggplan.model import RowSource
 from ggplan.sources.files import shown
+from ggplan.sources.schemes.compressed_tensors import require_untransformed
 from ggplan.sources.schemes.e2m1 import (
     KEYS,
     read_raw,
     regrouped,
     require_shape,
-    require_untransformed,
     rows_in,
     values_of,
 )

@@ -31,13 +31,13 @@ from ggplan.errors import CheckpointError
 from ggplan.ggml_types import F32, parse_type
 from ggplan.model import RowSource, require_rows
 from ggplan.sources.files import shown
+from ggplan.sources.schemes.compressed_tensors import require_untransformed
 from ggplan.sources.schemes.e2m1 import (
     KEYS,
     read_raw,
     regrouped,
     require_floats,
     require_shape,
-    require_untransformed,
     rows_in,
     values_of,
 )

@@ -1,8 +1,9 @@
 """What the config says of modules with a `qweight`: that of GPTQ, AWQ and AutoRound.
 
 Settings for single modules (`dynamic`, `extra_config`) only name more bits and groups that modules may have:
-which one has which, its tensors say. So the expressions in them, of which some are slow and some are only
-Python's, need no matching.
+which one has which, its tensors say. Only whether a module is symmetric is looked up, where `extra_config`
+has its name in full. So the expressions in them, of which some are slow and some are only Python's, need no
+matching.
 
 AutoRound's `packing_format` says which layout a file has, and how zero points are counted (auto-round 0.16.1,
 `export`):
@@ -15,6 +16,7 @@ AutoRound's `packing_format` says which layout a file has, and how zero points a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -54,6 +56,7 @@ KEYS = frozenset({
 _MODULE_KEYS = KEYS | {"name", "scheme", "rank"}
 # What changes the weights or the layout where it says something.
 _REFUSED_KEYS = ("adapter", "rotation", "is_marlin_format")
+_PLAIN_NAME = re.compile(r"\w+(\.\w+)+", re.ASCII)
 _GPTQ_FORMATS = ("gptq", "gptq_v2", "gptq_p")
 _AWQ_VERSIONS: dict[str, Version] = {
     "gemm": "gemm", "marlin": "gemm", "exllama": "gemm", "exllamav2": "gemm", "ipex": "gemm",
@@ -72,9 +75,10 @@ class Settings:
     bits, sizes
         Those of most modules first, then those of single ones; empty if the config does not say. A size is 0
         for the whole row.
-    symmetric, act_order
-        Whether all modules are symmetric, and whether columns were quantized out of order and so lie in
-        groups that are not neighbours.
+    symmetric, signs
+        Whether modules are symmetric, and whether those are that the config names in full.
+    act_order
+        Whether columns were quantized out of order, and so those of a group are no neighbours.
     unpack, adds_one
         Of GPTQ: the packing, and whether zero points are stored less 1.
     version
@@ -85,10 +89,15 @@ class Settings:
     bits: tuple[int, ...]
     sizes: tuple[int, ...]
     symmetric: bool
+    signs: Mapping[str, bool]
     act_order: bool
     unpack: Unpack
     adds_one: bool
     version: Version | None
+
+    def is_symmetric(self, module: str) -> bool:
+        """Whether the zero points of a module are all in the middle."""
+        return self.signs.get(module, self.symmetric)
 
 
 def read_settings(config: QuantizationConfig) -> Settings:
@@ -108,16 +117,20 @@ def read_settings(config: QuantizationConfig) -> Settings:
     modules = _modules(config)
     bits = [_number(config, values, ("bits", "w_bit"), 1, 8)]
     sizes = [_number(config, values, ("group_size", "q_group_size"), -1, 1 << 30)]
-    signs = [values.get("sym")]
-    for of_module in modules:
+    is_symmetric = values.get("sym") is True and values.get("zero_point") is not True
+    signs: dict[str, bool] = {}
+    for key, name, of_module in modules:
         number = _number(config, of_module, ("bits",), 1, 64)
         if number is not None and number > 8:  # left as it was
             continue
         bits.append(number)
         sizes.append(_number(config, of_module, ("group_size",), -1, 1 << 30))
-        signs.append(of_module.get("sym", values.get("sym")))
+        sign = of_module.get("sym", values.get("sym")) is True and values.get("zero_point") is not True
+        if key == "extra_config" and _PLAIN_NAME.fullmatch(name):
+            signs[name] = sign
+        else:  # an expression, which is not matched
+            is_symmetric = is_symmetric and sign
     layout, unpack, adds_one = _gptq_or_awq(config)
-    symmetric = all(sign is True for sign in signs) and values.get("zero_point") is not True
     stated_bits = tuple(dict.fromkeys(n for n in bits if n is not None))
     if unpack is packed_bits.dense and layout == "gptq" and config.method == "gptq":
         unusual = [n for n in stated_bits if n in (5, 6, 7)]
@@ -127,8 +140,9 @@ def read_settings(config: QuantizationConfig) -> Settings:
         layout,
         stated_bits,
         tuple(dict.fromkeys(max(n, 0) for n in sizes if n is not None)),
-        symmetric,
-        any(_leaves_groups({**values, **of_module}) for of_module in ({}, *modules)),
+        is_symmetric,
+        signs,
+        any(_leaves_groups({**values, **of_module}) for of_module in ({}, *(each for _, _, each in modules))),
         unpack,
         adds_one,
         _awq_version(config),
@@ -181,9 +195,9 @@ def _awq_version(config: QuantizationConfig) -> Version | None:
     return found
 
 
-def _modules(config: QuantizationConfig) -> list[Mapping[str, object]]:
-    """The settings of single modules: of `dynamic` in GPTQModel, of `extra_config` in AutoRound."""
-    found: list[Mapping[str, object]] = []
+def _modules(config: QuantizationConfig) -> list[tuple[str, str, Mapping[str, object]]]:
+    """The key, the name and the settings of single modules: of `dynamic` and of `extra_config`."""
+    found: list[tuple[str, str, Mapping[str, object]]] = []
     for key in ("dynamic", "extra_config"):
         stated = config.values.get(key)
         if stated in (None, False):
@@ -210,7 +224,7 @@ def _modules(config: QuantizationConfig) -> list[Mapping[str, object]]:
             for same in ("checkpoint_format", "format", "packing_format"):
                 if settings.get(same) not in (None, config.values.get(same)):
                     raise _refusal(config, f"{same} {shown(settings[same])} for '{shown(name)}'")
-            found.append(settings)
+            found.append((key, name, settings))
     return found
 
 

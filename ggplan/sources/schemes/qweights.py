@@ -6,7 +6,8 @@ checked by the shapes. See `gptq` and `awq` for the layouts, `qweight_settings` 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from ggplan.errors import CheckpointError
 from ggplan.sources.files import shown
@@ -21,8 +22,8 @@ from ggplan.sources.tensors import StoredTensor
 NAME = "integers of GPTQ, AWQ and AutoRound"
 _HINT = "download the file again, or use the original checkpoint in bf16"
 _NOTE = (
-    "its zero points are stored less 1 (GPTQ's first format) and are not symmetric; one of 0 is read as "
-    "GPTQModel writes it, with a carry from field to field (other tools lose it or read 16)"
+    "its zero points are stored less 1 (GPTQ's first format), and not all are said to be symmetric; one of "
+    "0 is read as GPTQModel writes it, with a carry from field to field (other tools lose it or read 16)"
 )
 _PARTS = {
     "codes": ("qweight",),
@@ -40,12 +41,23 @@ def recognise(tensors: Mapping[str, StoredTensor], config: QuantizationConfig) -
     if not modules and config.method not in ("gptq", "awq"):
         # AutoRound also writes other forms, which its config says by values that are unknown here.
         return Recognised([], (), KEYS) if config.method else None
-    settings = read_settings(config)
-    groups = [_group(module, tensors, settings, config) for module in modules]
+    settings = _with_signs(read_settings(config), modules)
+    groups = [
+        _group(module, tensors, replace(settings, symmetric=settings.is_symmetric(module)), config)
+        for module in modules
+    ]
     doubtful = settings.adds_one and any(
         isinstance(group.form, GptqLayout) and not group.form.form.symmetric for group in groups
     )
     return Recognised(groups, (), KEYS, (f"{config.where}: {_NOTE}",) if doubtful else ())
+
+
+def _with_signs(settings: Settings, modules: Sequence[str]) -> Settings:
+    """The settings; no module is symmetric if one that is not has another name here than in the config."""
+    known = set(modules)
+    if all(sign or name in known for name, sign in settings.signs.items()):
+        return settings
+    return replace(settings, symmetric=False, signs={})
 
 
 def join(group: Group, config: QuantizationConfig) -> Weights:

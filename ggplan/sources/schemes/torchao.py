@@ -240,8 +240,7 @@ def _group(parameter: str, data: Mapping[str, StoredTensor], metadata: _Metadata
     if zero is not None and (zero.dtype != "I8" or zero.shape != data["scale"].shape):
         raise CheckpointError(
             f"{where} has zero points of {zero.dtype} and shape {shown(list(zero.shape))}, but scales of "
-            f"shape "
-            f"{shown(list(data['scale'].shape))}"
+            f"shape {shown(list(data['scale'].shape))}"
         )
     bits = _bits(facts.get("target_dtype"), where)
     return Group(parameter, f"torchao int{bits}", parts, bits)

@@ -46,8 +46,7 @@ def refuse_unread(tensors: Tensors, config: QuantizationConfig) -> None:
         if (sign := _SIGNS.get(last)) is not None and (form := sign(module, tensor, tensors)):
             raise CheckpointError(
                 f"{shown(tensor.file)}: the tensor '{shown(name)}' is of the form {form}, which ggplan does "
-                f"not "
-                "read",
+                "not read",
                 hint=_HINT,
             )
 
@@ -104,8 +103,7 @@ def _refuse_formats(config: QuantizationConfig) -> None:
             if isinstance(value, str) and (value in _FORMATS or value.startswith(_INTEGER_MX)):
                 raise CheckpointError(
                     f"{config.where}: quantization_config in config.json says {key} {shown(value)}, which "
-                    f"ggplan "
-                    "does not read",
+                    "ggplan does not read",
                     hint=_HINT,
                 )
 

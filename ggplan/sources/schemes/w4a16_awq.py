@@ -55,8 +55,7 @@ def recognise(tensors: Mapping[str, StoredTensor], config: QuantizationConfig) -
         if (second := tensors.get(name + "_scale_2")) is not None:
             raise CheckpointError(
                 f"{shown(second.file)}: '{shown(second.name)}' is a second scale of 4-bit integers "
-                f"(W4A8_AWQ), "
-                "which ggplan does not read",
+                "(W4A8_AWQ), which ggplan does not read",
                 hint="use the original checkpoint in bf16 or fp8",
             )
         groups.append(Group(name, "int4 (W4A16_AWQ)", parts))
@@ -107,8 +106,7 @@ def _matrix(weight: StoredTensor, scale: StoredTensor) -> IntegerMatrix:
     if len(weight.shape) != 2 or not n_groups or scale.shape[0] != 2 * weight.shape[0]:
         raise CheckpointError(
             f"{shown(scale.file)}: '{shown(scale.name)}' of shape {shown(list(scale.shape))} should have "
-            f"two rows "
-            f"for each of '{shown(weight.name)}' of shape {shown(list(weight.shape))}"
+            f"two rows for each of '{shown(weight.name)}' of shape {shown(list(weight.shape))}"
         )
     n_columns = weight.shape[1]
     if n_columns % n_groups:
