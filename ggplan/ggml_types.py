@@ -368,9 +368,7 @@ _BY_NAME = {entry.name.lower(): entry for entry in TYPES}
 _BY_ID = {entry.id: entry for entry in TYPES}
 
 # llama-quantize's names of whole-model mixes that are not also the name of a tensor type.
-_MIXES = re.compile(
-    r"^(q[2-6]_k_(xs|s|m|l|xl)|iq[1-4]_(xs|s|m|l|xxs)|mxfp4_moe|(ud-)?i?q\d_\w+_(s|m|l|xl))$", re.I
-)
+_MIXES = r"(?i)^(q[2-6]_k_(xs|s|m|l|xl)|iq[1-4]_(xs|s|m|l|xxs)|mxfp4_moe|(ud-)?i?q\d_\w+_(s|m|l|xl))$"
 
 QUANTIZATION_VERSION = 2
 """GGML_QNT_VERSION of llama.cpp b11434: the layout of the quantized types."""
@@ -391,7 +389,7 @@ def parse_type(text: str) -> GgmlType:
     name = text.strip()
     found = _BY_NAME.get(name.lower())
     if found is None:
-        if mix := _MIXES.match(name):
+        if mix := re.match(_MIXES, name):
             base = _mix_base(mix[0])
             raise TypeNameError(
                 f"`{name}` is a llama.cpp mix of several types, not a tensor type",

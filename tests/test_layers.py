@@ -26,7 +26,7 @@ ALLOWED = {
     "arch": {"errors", "text", "ggml_types", "metadata", "model", "sources"},
     "inventories": {"errors", "text", "ggml_types", "metadata", "model"},
     "bridge": {"errors", "ggml_types", "model", "sources"},
-    "reshaping": {"errors", "text", "ggml_types", "metadata", "model", "imatrix", "arch"},
+    "reshaping": {"errors", "text", "ggml_types", "metadata", "model", "sources", "imatrix", "arch"},
     "opening": {"errors", "text", "standard_input", "model", "sources", "arch", "inventories", "bridge"},
     "rules": {"errors", "substitutes", "text", "standard_input", "ggml_types"},
     "stock": {"errors", "text", "ggml_types", "metadata", "model"},

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from ggplan.arch.pretokenizers import encoded, recognise_pretokenizer
-from ggplan.arch.special_tokens import Json
+from ggplan.arch.special_tokens import Json, configured_tokens
 from ggplan.arch.vocabulary import CONTROL, NORMAL, UNUSED, USER_DEFINED, Vocabulary, looks_special
 from ggplan.errors import CheckpointError
 from ggplan.sources.files import shown
@@ -120,18 +120,11 @@ def opened(checkpoint: HfCheckpoint, settings: Json) -> Tokenizer:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     present = {repr(token) for token in tokenizer.get_added_tokens_decoder().values()}
-    tokenizer.add_tokens([token for token in _configured_tokens(settings) if repr(token) not in present])
+    configured = map(_added_token, configured_tokens(checkpoint, settings).values())
+    tokenizer.add_tokens([token for token in configured if token and repr(token) not in present])
     added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
     tokenizer.add_tokens([token for token in named_tokens(settings) if token.content not in added])
     return tokenizer
-
-
-def _configured_tokens(settings: Json) -> list[AddedToken]:
-    """The tokens of `added_tokens_decoder`, by id."""
-    decoder = settings.get("added_tokens_decoder")
-    tokens = decoder if isinstance(decoder, dict) else {}
-    numbered = sorted((int(k), v) for k, v in tokens.items() if k.isdecimal() and isinstance(v, dict))
-    return [token for _, value in numbered if (token := _added_token(value))]
 
 
 def named_tokens(settings: Json) -> list[AddedToken]:

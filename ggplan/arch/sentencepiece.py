@@ -20,7 +20,7 @@ import re
 from dataclasses import replace
 
 from ggplan.arch.byte_level import guarded, merges_of, named_tokens, opened
-from ggplan.arch.special_tokens import Json
+from ggplan.arch.special_tokens import Json, configured_tokens
 from ggplan.arch.vocabulary import (
     BYTE,
     CONTROL,
@@ -114,11 +114,9 @@ def _added_tokens(checkpoint: HfCheckpoint) -> list[tuple[str, int, int]]:
 def _configured(checkpoint: HfCheckpoint, settings: Json, *, by_flag: bool) -> list[tuple[str, int, int]]:
     """The tokens of `added_tokens_decoder`; with `by_flag` only their flags tell control tokens."""
     where = shown(checkpoint.path / "tokenizer_config.json")
-    decoder = settings.get("added_tokens_decoder")
     found = []
-    for number, flags in decoder.items() if isinstance(decoder, dict) else ():
-        text, is_special = _text_and_flag(flags, number, where)
-        place = _id(int(number) if number.isdecimal() else number, text, where)
+    for place, flags in configured_tokens(checkpoint, settings).items():
+        text, is_special = _text_and_flag(flags, place, where)
         if is_special or (not by_flag and looks_special(text)):
             found.append((text, place, CONTROL))
         else:

@@ -15,6 +15,7 @@ They are read in the order of llama.cpp's converter, with its special cases, sin
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -36,6 +37,7 @@ _ID_KEYS = {
 }
 _ADD_KEYS = {"bos": "add_bos_token", "eos": "add_eos_token", "sep": "add_sep_token"}
 Json = Mapping[str, object]
+_ID = re.compile(r"[0-9]{1,9}", re.ASCII)
 
 
 @dataclass(slots=True)
@@ -228,6 +230,30 @@ def suppressed_tokens(checkpoint: HfCheckpoint) -> Metadata:
         raise CheckpointError(f"{where}: suppress_tokens is not a list of ids of tokens")
     key = "tokenizer.ggml.suppress_tokens"
     return {key: array(MetadataType.INT32, numbers)} if numbers else {}
+
+
+def configured_tokens(checkpoint: HfCheckpoint, settings: Json) -> dict[int, Json]:
+    """The tokens of tokenizer_config.json's `added_tokens_decoder`, with their flags, by id.
+
+    Raises
+    ------
+    CheckpointError
+        If it is no object of objects, or a key of it is no id.
+    """
+    where = shown(checkpoint.path / "tokenizer_config.json")
+    decoder = settings.get("added_tokens_decoder")
+    if decoder is not None and not isinstance(decoder, dict):
+        raise CheckpointError(f"{where}: its added_tokens_decoder is not an object")
+    found = {}
+    for key, flags in (decoder or {}).items():
+        if not _ID.fullmatch(key):
+            raise CheckpointError(
+                f"{where}: its added_tokens_decoder has the key {shown(key)}, which is no id"
+            )
+        if not isinstance(flags, dict):
+            raise CheckpointError(f"{where} gives the token {key} no text")
+        found[int(key)] = flags
+    return dict(sorted(found.items()))
 
 
 def normalizer_flags(tokenizer: Json) -> Metadata:

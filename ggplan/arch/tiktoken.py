@@ -13,11 +13,11 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Iterable, Mapping
-from itertools import pairwise
+from heapq import heappop, heappush
 
 from ggplan.arch.byte_level import guarded
 from ggplan.arch.pretokenizers import recognise_pretokenizer
-from ggplan.arch.special_tokens import Json
+from ggplan.arch.special_tokens import Json, configured_tokens
 from ggplan.arch.vocabulary import CONTROL, NORMAL, UNUSED, Vocabulary
 from ggplan.errors import CheckpointError
 from ggplan.sources.files import read_whole, shown
@@ -27,6 +27,7 @@ from ggplan.sources.json_files import SIZE_LIMIT
 FILE = "tiktoken.model"
 _N_SPECIAL = 258
 _LONGEST = 512  # bytes of a token; the longest published has some hundred
+_ALL_BYTES = 1 << 22  # of all tokens, to bound the time that merges take; Kimi K2 has 1.2 million
 # How Kimi K2 cuts text into words, for the recognition alone; && is an intersection of classes.
 _UPPER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]"
 _LOWER = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]"
@@ -54,7 +55,7 @@ def tiktoken_vocabulary(
     ranks = _read_ranks(read_whole(path, SIZE_LIMIT), where)
     letters = _letters()
     texts = {rank: _in_letters(token, letters) for token, rank in ranks.items()}
-    special = _special_tokens(settings, len(ranks))
+    special = _special_tokens(configured_tokens(checkpoint, settings), len(ranks))
     if (most := max((*texts, *special.values()))) >= vocab_size:
         raise CheckpointError(
             f"{where} has a token with the id {most}, but the model's vocab_size is {vocab_size}",
@@ -88,6 +89,8 @@ def _read_ranks(data: bytes, where: str) -> dict[bytes, int]:
         if not token or len(token) > _LONGEST or not rank.isdigit() or len(rank) > 9 or token in ranks:
             raise CheckpointError(f"{where}:{number}: not a token in base 64 and its rank, each once")
         ranks[token] = int(rank)
+    if (n_bytes := sum(map(len, ranks))) > _ALL_BYTES:
+        raise CheckpointError(f"{where} has tokens of {n_bytes:,} bytes, more than any vocabulary")
     if len(set(ranks.values())) != len(ranks):
         raise CheckpointError(f"{where} gives two tokens one rank")
     if not ranks:
@@ -95,28 +98,42 @@ def _read_ranks(data: bytes, where: str) -> dict[bytes, int]:
     return ranks
 
 
-def _special_tokens(settings: Json, first: int) -> dict[str, int]:
+def _special_tokens(named: Mapping[int, Json], first: int) -> dict[str, int]:
     """The special tokens by text: those that are named, and the reserved ones."""
-    decoder = settings.get("added_tokens_decoder")
-    named = decoder if isinstance(decoder, dict) else {}
     found = {}
     for number in range(first, first + _N_SPECIAL):
-        flags = named.get(str(number))
-        text = flags.get("content") if isinstance(flags, dict) else None
+        text = named.get(number, {}).get("content")
         found[text if isinstance(text, str) and text else f"<|reserved_token_{number}|>"] = number
     return found
 
 
 def _merged(ranks: Mapping[bytes, int], token: bytes, rank: int) -> tuple[bytes, bytes] | None:
     """The two tokens of which one is made; None for a byte, and for one that no two make."""
-    parts = [token[k : k + 1] for k in range(len(token))]
-    while len(parts) > 2:
-        found = [(ranks.get(a + b, rank), k) for k, (a, b) in enumerate(pairwise(parts))]
-        lowest, at = min(found)
-        if lowest >= rank:
+    ends = [*range(1, len(token) + 1)]  # of the part that begins at an index; 0 for none
+    n_parts = len(token)
+    lowest_first: list[tuple[int, int, int, int]] = []
+
+    def push(start: int, middle: int, end: int) -> None:
+        found = ranks.get(token[start:end], rank)
+        if found < rank:
+            heappush(lowest_first, (found, start, middle, end))
+
+    for start in range(len(token) - 1):
+        push(start, start + 1, start + 2)
+    starts = [-1, *range(len(token))]  # of the part that ends at an index
+    while n_parts > 2:
+        if not lowest_first:
             return None
-        parts[at : at + 2] = [parts[at] + parts[at + 1]]
-    return (parts[0], parts[1]) if len(parts) == 2 else None
+        _, start, middle, end = heappop(lowest_first)
+        if ends[start] != middle or ends[middle] != end:  # one of the two was merged before
+            continue
+        ends[start], ends[middle], starts[end] = end, 0, start
+        n_parts -= 1
+        if start:
+            push(starts[start], start, end)
+        if end < len(token):
+            push(start, end, ends[end])
+    return (token[: ends[0]], token[ends[0] :]) if n_parts == 2 else None
 
 
 def _letters() -> list[str]:

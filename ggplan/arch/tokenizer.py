@@ -32,6 +32,7 @@ _OTHER_KINDS = {
     sentencepiece.FILE: "a sentencepiece tokenizer",
     "tekken.json": "a tekken tokenizer",
     tiktoken.FILE: "a tiktoken tokenizer",
+    "hy.tiktoken": "a tiktoken tokenizer",
 }
 _BY_LLAMA_CPP = "let llama.cpp's converter read it: `--converter DIR`, where DIR is a tree of llama.cpp"
 # The sizes by which llama.cpp's converter tells two models whose tokenizers it completes.

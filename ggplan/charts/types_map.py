@@ -185,11 +185,11 @@ def _draw_row(
             gid = f"cell-{len(titles)}"
             patch.set_gid(gid)
             titles[gid] = f"{row.name if row.is_whole else f'blk.{first}.{row.label}'}: {bits}"
-            ax.add_patch(patch)
+            ax.add_artist(patch)  # the limits are set: nothing is to be learned from the patch
         frame = Rectangle(
             (start - 0.5, y - 0.5), end - start, 1, fill=False, edgecolor=BACKGROUND.light, linewidth=1.2
         )
-        ax.add_patch(frame)
+        ax.add_artist(frame)
         room = cell * (end - start) - 0.06
         fits = text_width(figure, type_.name, _NAME_SIZE) <= room
         ax.text(

@@ -38,6 +38,9 @@ Examples:
   ggplan convert my-model out.gguf -r my.recipe --split-max-size 48G
   ggplan convert hf://zai-org/GLM-4.5-Air air.gguf -r glm4moe/hq4_k   from the hub, without a copy
   ggplan convert my-model new.gguf -r new.recipe --reuse old.gguf   encodes only what the recipes differ in
+  ggplan convert my-model draft.gguf -r my.recipe --mtp only     the MTP blocks alone, as a draft model
+  ggplan convert my-model small.gguf -r my.recipe --prune-layers 21,22 --fuse qkv
+  ggplan convert my-moe half.gguf -r my.recipe --imatrix moe.gguf --keep-experts 64
 
 Stopped by Ctrl-C, a full disk, a power cut or the network? Give the same command again: it continues where it
 stopped.

@@ -237,7 +237,7 @@ def planning_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that make a plan out of a model, as the argument `planning: PlanningOptions`."""
     command = as_one("planning", PlanningOptions)(command)
     command = as_one("shaping", ShapingOptions)(command)
-    options = (
+    options: tuple[Callable[[Any], Any], ...] = (
         click.option(
             "-r", "--recipe", "recipe_name", metavar="RECIPE",
             help="A recipe file, the name of a shipped one (glm4moe/hq4_k), or one of llama-quantize's mixes "

@@ -31,6 +31,7 @@ Examples:
   ggplan plan part.gguf -r my.recipe --header-only      of a file of which only the first bytes are there
   ggplan plan GLM-4.5-Air -r my.recipe --strict         fail if any shape needs a fallback
   ggplan plan GLM-4.5-Air -r my.recipe --reuse old.gguf   what need not be encoded again
+  ggplan plan GLM-4.5-Air -r my.recipe --mtp drop       without the block that only drafts tokens
 """
 
 

@@ -57,15 +57,26 @@ class ShapingOptions:
 
     mtp: Mtp
     prune_layers: tuple[int, ...]
+    keep_experts: str | None
     fuse: tuple[Form, ...]
     split: tuple[Form, ...]
 
     def apply(self, model: Model, imatrix: Imatrix | None) -> tuple[Model, Imatrix | None]:
         """The model and its imatrix as these options make them; further notes of it say what was done."""
-        from ggplan.reshaping import Reshaping, reshape
+        from ggplan.reshaping import Reshaping, load_experts, reshape
 
+        named = self.keep_experts
+        if self.mtp == "only" and (self.prune_layers or named is not None):
+            raise click.UsageError("--mtp only writes no layers to prune and no experts to leave out")
+        if both := set(self.fuse) & set(self.split):
+            raise click.UsageError(f"--fuse and --split both name {', '.join(sorted(both))}")
+        is_number = named is not None and named.isascii() and named.isdecimal()
         wishes = Reshaping(
-            mtp=self.mtp, prune_layers=self.prune_layers, fuse=self.fuse, split=self.split
+            mtp=self.mtp,
+            prune_layers=self.prune_layers,
+            keep_experts=None if named is None else int(named[:9]) if is_number else load_experts(named),
+            fuse=self.fuse,
+            split=self.split,
         )
         return reshape(model, wishes, imatrix)
 
@@ -75,12 +86,17 @@ def shaping_options() -> tuple[Callable[[Callable[..., Any]], Callable[..., Any]
     return (
         click.option(
             "--mtp", type=click.Choice(["keep", "drop", "only"]), default="keep", show_default=True,
-            help="Blocks that only predict further tokens: write them, leave them out, or write them alone, as a "
-            "draft model.",
+            help="Blocks that only predict further tokens: write them, leave them out, or write them "
+            "alone, as a draft model.",
         ),
         click.option(
             "--prune-layers", type=_Layers(), default=(), metavar="N,N",
             help="Leave these layers out and number the others anew.",
+        ),
+        click.option(
+            "--keep-experts", metavar="N|FILE",
+            help="Keep N experts of each layer, those the --imatrix counts most often; or those that FILE "
+            "lists, as lines `LAYER: 0 2 5-7` or as JSON.",
         ),
         click.option(
             "--fuse", type=_Forms(), default=(), metavar="FORM,FORM",

@@ -16,8 +16,8 @@ import click
 from ggplan.errors import Error
 from ggplan.text import printable
 
-_HEADER_ONLY = re.compile(r"--header-only\b(?!`)")
-_AS_RECIPE = re.compile(r"give it with `(-r ([^`]+))`")
+_HEADER_ONLY = r"--header-only\b(?!`)"
+_AS_RECIPE = r"give it with `(-r ([^`]+))`"
 
 
 class TroubleError(click.ClickException):
@@ -40,12 +40,12 @@ def hint_for(command: click.Command, hint: str) -> str:
 
     own = {option for parameter in command.params for option in parameter.opts}
     if "--header-only" not in own:
-        hint = _HEADER_ONLY.sub("`ggplan inspect --header-only`", hint)
+        hint = re.sub(_HEADER_ONLY, "`ggplan inspect --header-only`", hint)
     if "-r" in own and own & {"model", "checkpoint", "-m"}:
         return hint
-    if "--mix" in own and (named := _AS_RECIPE.search(hint)) and is_mix(named[2]):
-        return _AS_RECIPE.sub(r"`ggplan rules from MODEL --mix \g<2>` writes it as a recipe", hint)
-    return _AS_RECIPE.sub(r"`ggplan plan MODEL \g<1>` says what it gives a model", hint)
+    if "--mix" in own and (named := re.search(_AS_RECIPE, hint)) and is_mix(named[2]):
+        return re.sub(_AS_RECIPE, r"`ggplan rules from MODEL --mix \g<2>` writes it as a recipe", hint)
+    return re.sub(_AS_RECIPE, r"`ggplan plan MODEL \g<1>` says what it gives a model", hint)
 
 
 def say_error(error: Error | OSError) -> None:

@@ -11,7 +11,7 @@ names (`re:.*q_proj`, `model.layers.0.mlp`) or with layer numbers needs the mode
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ggplan.dialects import (
@@ -32,7 +32,7 @@ from ggplan.dialects.recognising import recognised
 from ggplan.dialects.source import Imported, Source
 from ggplan.errors import RecipeError
 from ggplan.model import Model
-from ggplan.planning import Assignment, FallbackTable, types_by_hand
+from ggplan.planning import Assignment, FallbackTable, Fitted, assign, types_by_hand
 from ggplan.rules import Recipe, parse_recipe
 from ggplan.text import nearest, printable
 
@@ -212,25 +212,26 @@ def export_recipe(
         raise RecipeError(
             f"ggplan reads the configs of {known.title}, and writes none", hint=f"it writes {others}"
         )
+    chosen = assign(model, recipe)  # once, for the writer and for the proof
     if fallback is not None:
-        fitted = fitted_types(recipe, model, fallback)
-        recipe = types_by_hand(model, {f.tensor.name: f.type for f in fitted}, recipe.name)
-    text, notes = known.write(recipe, model)
+        fitted = fitted_types(chosen, model, fallback)
+        chosen = types_by_hand(model, {f.tensor.name: f.type for f in fitted}, recipe.name)
+    text, notes = known.write(chosen, model)
     back = parse_recipe(
         import_recipe(text, recipe.name, dialect=dialect, model=model).text, "the exported list"
     )
-    for wanted, got in zip(fitted_types(recipe, model), fitted_types(back, model), strict=True):
+    asked = fitted_types(chosen, model)
+    for wanted, got in zip(asked, fitted_types(back, model), strict=True):
         if wanted.type != got.type:
             name = printable(wanted.tensor.name)
             raise RecipeError(
                 f"{name}: {known.title} cannot say {wanted.type.name} here; it would be {got.type.name}"
             )
-    return Exported(dialect, text, (*notes, *_kept_notes(recipe, model)))
+    return Exported(dialect, text, (*notes, *_kept_notes(asked)))
 
 
-def _kept_notes(chosen: Recipe | Assignment, model: Model) -> list[str]:
+def _kept_notes(fitted: Sequence[Fitted]) -> list[str]:
     """A note on what `keep` means and no other tool can say."""
-    fitted = fitted_types(chosen, model)
     moved = [f for f in fitted if f.tensor.codes is not None and f.tensor.is_quantized]
     n_moved = sum(f.type == f.tensor.type for f in moved)
     if n_moved:

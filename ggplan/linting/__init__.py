@@ -7,11 +7,16 @@ Every code has a module in `ggplan.linting.rules` with its page, its check, its 
 `rule` says what a rule is made of, `engine` asks them, `ignoring` says which findings are told.
 """
 
+from typing import TYPE_CHECKING
+
 from ggplan.linting.case import subject_of
 from ggplan.linting.check import Report, check_plan, check_recipe
 from ggplan.linting.engine import lint_rules
-from ggplan.linting.fixing import Fixed, fix_recipe
 from ggplan.linting.ignoring import Selection, selection
+
+if TYPE_CHECKING:
+    from ggplan.linting.fixing import Fixed as Fixed
+    from ggplan.linting.fixing import fix_recipe as fix_recipe
 
 __all__ = [
     "Fixed",
@@ -24,3 +29,12 @@ __all__ = [
     "selection",
     "subject_of",
 ]
+
+if not TYPE_CHECKING:  # a type checker that saw it would take any name for one of ours
+
+    def __getattr__(name: str) -> object:
+        if name in ("Fixed", "fix_recipe"):  # which `--fix` alone needs
+            from ggplan.linting import fixing
+
+            return getattr(fixing, name)
+        raise AttributeError(f"module 'ggplan.linting' has no attribute {name!r}", name=name)

@@ -17,13 +17,15 @@ The first rule that matches a tensor decides. There are exceptions, and the lint
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
+from ggplan.errors import RecipeError
 from ggplan.ggml_types import F32, GgmlType
 from ggplan.model import Model, TensorInfo, require_model
 from ggplan.planning.assignment import Assignment, Decision
 from ggplan.planning.fitting import allows
-from ggplan.planning.fused import other_forms, rules_of_part, rules_of_parts
+from ggplan.planning.fused import OtherForm, other_forms, rules_of_part, rules_of_parts
 from ggplan.planning.protection import kept_type, protection_of
 from ggplan.rules import Choice, Keep, Recipe, match
 from ggplan.text import printable
@@ -45,17 +47,19 @@ def decide(model: Model, recipe: Recipe) -> Assignment:
         )
     tensors = model.tensors
     protected = [protection_of(t) for t in tensors]
-    forms = other_forms(tensors)
-    others = list(dict.fromkeys(name for form in forms.values() for name in form.names))
-    found = match(recipe, [*(t.name for t in tensors), *others])
-    of_others = dict(zip(others, found[len(tensors) :], strict=True))
-    matches = found[: len(tensors)]
+    matches, forms, of_others = _matches(recipe, tensors)
     open_hits = {hits for hits, reason in zip(matches, protected, strict=True) if reason is None}
     broad = {i for hits in open_hits for i in hits}
     takes = [_takes_protected(rule.choice, i in broad) for i, rule in enumerate(recipe.rules)]
     first_taking: dict[tuple[int, ...], int] = {}  # for protected tensors: how many rules pass them over
+    alike: dict[tuple[tuple[int, ...], str, tuple[int, ...]], Decision] = {}
 
     def decided(tensor: TensorInfo, reason: str | None, hits: tuple[int, ...]) -> Decision:
+        if reason is None and tensor.codes is None:  # then nothing but these counts
+            key = (hits, tensor.type.name, tensor.shape)
+            if key not in alike:
+                alike[key] = _decision(tensor, recipe, None, hits, 0)
+            return alike[key]
         skipped = 0
         if reason is not None and tensor.type.kind != "integer":
             if hits not in first_taking:
@@ -75,6 +79,22 @@ def decide(model: Model, recipe: Recipe) -> Assignment:
                 decision = _told(decided(tensor, reason, joined), hits, form.names)
         decisions[tensor.name] = decision
     return Assignment(recipe.name, decisions, recipe)
+
+
+def _matches(
+    recipe: Recipe, tensors: Sequence[TensorInfo]
+) -> tuple[tuple[tuple[int, ...], ...], dict[str, OtherForm], dict[str, tuple[int, ...]]]:
+    """The rules that match each tensor; the other forms of tensors, and the rules that match their names."""
+    names = [t.name for t in tensors]
+    forms = other_forms(tensors)
+    others = list(dict.fromkeys(name for form in forms.values() for name in form.names))
+    try:
+        found = match(recipe, [*names, *others])
+    except RecipeError:
+        if not others:
+            raise
+        return match(recipe, names), {}, {}  # so large a recipe that these names are too many
+    return found[: len(names)], forms, dict(zip(others, found[len(names) :], strict=True))
 
 
 def _told(decision: Decision, own: tuple[int, ...], names: tuple[str, ...]) -> Decision:

@@ -26,8 +26,8 @@ from ggplan.rules.roles import block_of
 
 Device = Literal["gpu", "cpu"]
 
-_EXPERTS = re.compile(r"\.ffn_(up|down|gate|gate_up)_(ch|)exps")
-_LOOKED_UP = re.compile(r"^(token_embd|per_layer_token_embd|position_embd|token_types)\.")
+_EXPERTS = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps"
+_LOOKED_UP = r"^(token_embd|per_layer_token_embd|position_embd|token_types)\."
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ def memory_of(model: Model, n_bytes: Mapping[str, int]) -> Memory:
     devices = devices_in(model)
     loaded = {name: size for name, size in n_bytes.items() if devices[name]}
     share = _share_of_experts(model)
-    experts = sum(size for name, size in loaded.items() if _EXPERTS.search(name))
+    experts = sum(size for name, size in loaded.items() if re.search(_EXPERTS, name))
     return Memory(
         ram=sum(size for name, size in loaded.items() if "cpu" in devices[name]),
         gpu=sum(size for name, size in loaded.items() if "gpu" in devices[name]),
@@ -76,9 +76,9 @@ def _devices(name: str, nextn: range, *, tied: bool) -> tuple[Device, ...]:
     block = block_of(name)
     if (block is not None and block in nextn) or name.startswith("nextn."):
         return ()
-    if _EXPERTS.search(name):
+    if re.search(_EXPERTS, name):
         return ("cpu",)
-    if _LOOKED_UP.match(name):
+    if re.match(_LOOKED_UP, name):
         return ("cpu", "gpu") if tied and name == "token_embd.weight" else ("cpu",)
     return ("gpu",)
 

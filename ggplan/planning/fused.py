@@ -56,7 +56,7 @@ def other_forms(tensors: Sequence[TensorInfo]) -> dict[str, OtherForm]:
     split = {t.name: found.groups() for t in tensors if (found := _NAME.fullmatch(t.name)) is not None}
     kinds = {kind for _, kind, _ in split.values()}
     forms: dict[str, tuple[str, ...]] = {}
-    found: dict[str, OtherForm] = {}
+    known: dict[str, OtherForm] = {}
     for whole, parts in FORMS.items():
         if whole in kinds and kinds.isdisjoint(parts):
             forms[whole] = parts
@@ -68,11 +68,11 @@ def other_forms(tensors: Sequence[TensorInfo]) -> dict[str, OtherForm]:
         if kind == "ffn_up" and fused_up:
             down = shapes.get(f"{block}ffn_down.weight", ())
             if len(down) == 2 and shapes[name][0 if ending == ".weight" else -1] == 2 * down[1]:
-                found[name] = OtherForm(tuple(f"{block}{part}{ending}" for part in _DENSE), True)
+                known[name] = OtherForm(tuple(f"{block}{part}{ending}" for part in _DENSE), True)
         elif kind in forms:
             names = tuple(f"{block}{other}{ending}" for other in forms[kind])
-            found[name] = OtherForm(names, kind in FORMS)
-    return found
+            known[name] = OtherForm(names, kind in FORMS)
+    return known
 
 
 def rules_of_parts(own: tuple[int, ...], parts: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:

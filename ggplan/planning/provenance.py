@@ -77,9 +77,7 @@ def output_metadata(
         metadata["quantize.imatrix.file"] = string(imatrix.path.name)
         if imatrix.datasets:
             metadata["quantize.imatrix.dataset"] = string(imatrix.datasets[0])
-        metadata["quantize.imatrix.entries_count"] = uint32(
-            imatrix.n_measured or len(imatrix.entries)
-        )
+        metadata["quantize.imatrix.entries_count"] = uint32(imatrix.n_measured or len(imatrix.entries))
         if imatrix.chunk_count:
             metadata["quantize.imatrix.chunks_count"] = uint32(imatrix.chunk_count)
     metadata[VERSION] = string(__version__)

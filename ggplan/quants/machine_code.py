@@ -47,7 +47,7 @@ _KEPT_SECONDS = 30 * 24 * 3600
 _DAY = 24 * 3600
 _WAITED_SECONDS, _POLLED_SECONDS = 30, 0.02
 _has_given_up = False
-_OLD_FOLDER = re.compile(r"(ggplan-)?(numba|kernels)-[0-9a-f]{16}", re.ASCII)
+_OLD_FOLDER = r"(ggplan-)?(numba|kernels)-[0-9a-f]{16}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,8 +267,15 @@ def _settings() -> tuple[tuple[str, str], ...]:
 def sources_digest() -> str:
     """What tells one version of this package's sources from another."""
     digest = hashlib.sha256()
-    for source in sorted(Path(__file__).parent.rglob("*.py")):
-        digest.update(source.read_bytes())
+    # Not by pathlib, which takes longer than to read them.
+    found = (
+        os.path.join(folder, name)
+        for folder, _, names in os.walk(os.path.dirname(__file__))
+        for name in names
+    )
+    for source in sorted(path for path in found if path.endswith(".py")):
+        with open(source, "rb") as file:
+            digest.update(file.read())
     return digest.hexdigest()[:16]
 
 
@@ -300,7 +307,7 @@ def _remove_old_folders(own: Path) -> None:
     """Remove what other versions kept beside `own` and nobody used for long."""
     for folder in own.parent.iterdir():
         with contextlib.suppress(OSError):
-            is_ours = _OLD_FOLDER.fullmatch(folder.name) and folder.is_dir() and not folder.is_symlink()
+            is_ours = re.fullmatch(_OLD_FOLDER, folder.name) and folder.is_dir() and not folder.is_symlink()
             if is_ours and folder != own and time.time() - folder.stat().st_mtime > _KEPT_SECONDS:
                 shutil.rmtree(folder, ignore_errors=True)
 

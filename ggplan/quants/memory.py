@@ -21,13 +21,16 @@ else:
     types = deferred("numba.types")
     kinds = deferred("ggplan.quants.lanes")
 
+_CACHE_LINE = 64  # bytes
+
 
 def _address(builder: Any, element: Any, memory: Any, index: Any, count: int) -> Any:
     vector = ir.VectorType(kinds.llvm_type_of(element), count)
     return builder.bitcast(builder.gep(memory, [index]), vector.as_pointer())
 
 
-def _read(builder: Any, element: Any, memory: Any, index: Any, count: int) -> Any:
+def read_lanes(builder: Any, element: Any, memory: Any, index: Any, count: int) -> Any:
+    """LLVM code that reads neighbours as they are."""
     value = builder.load(_address(builder, element, memory, index, count))
     value.align = element.bitwidth // 8
     return value
@@ -42,7 +45,7 @@ def _write(builder: Any, element: Any, memory: Any, index: Any, value: Any) -> N
 
 def read_weights(builder: Any, element: Any, memory: Any, index: Any, count: int) -> Any:
     """LLVM code that reads neighbours; what is uint16 are the bits of bfloat16, and becomes float32."""
-    value = _read(builder, element, memory, index, count)
+    value = read_lanes(builder, element, memory, index, count)
     if element != types.uint16:
         return value
     wide = ir.VectorType(ir.IntType(32), count)
@@ -67,7 +70,7 @@ def load(typing_context: Any, memory: Any, index: Any, count: Any) -> Any:
     lanes = kinds.Lanes("f32" if memory.dtype == types.float32 else "i32", count.literal_value)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        value = _read(builder, memory.dtype, arguments[0], arguments[1], lanes.count)
+        value = read_lanes(builder, memory.dtype, arguments[0], arguments[1], lanes.count)
         is_short = memory.dtype in (types.uint8, types.uint16)
         return builder.zext(value, lanes.llvm_type) if is_short else value
 
@@ -181,15 +184,17 @@ transpose_bytes = intrinsic(_transposition(64))
 
 
 @intrinsic
-def prefetch(typing_context: Any, memory: Any, index: Any) -> Any:
-    """Ask for the cache line of an element that is soon to be read; it need not exist."""
+def prefetch(typing_context: Any, memory: Any, index: Any, count: Any) -> Any:
+    """Ask for the cache lines of `count` (a constant) elements that are read soon; they need not exist."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         i32 = ir.IntType(32)
-        address = builder.bitcast(builder.gep(arguments[0], [arguments[1]]), ir.IntType(8).as_pointer())
-        function = kinds.llvm_function(builder, "prefetch.p0", ir.VoidType(), [address.type, i32, i32, i32])
-        # To read, of middling use afterwards, data.
-        builder.call(function, [address, ir.Constant(i32, 0), ir.Constant(i32, 2), ir.Constant(i32, 1)])
+        first = builder.bitcast(builder.gep(arguments[0], [arguments[1]]), ir.IntType(8).as_pointer())
+        function = kinds.llvm_function(builder, "prefetch.p0", ir.VoidType(), [first.type, i32, i32, i32])
+        for offset in range(0, count.literal_value * memory.dtype.bitwidth // 8, _CACHE_LINE):
+            address = builder.gep(first, [ir.Constant(i32, offset)])
+            # To read, of middling use afterwards, data.
+            builder.call(function, [address, ir.Constant(i32, 0), ir.Constant(i32, 2), ir.Constant(i32, 1)])
         return context.get_dummy_value()
 
-    return types.void(memory, types.intp), generate
+    return types.void(memory, types.intp, count), generate

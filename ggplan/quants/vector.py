@@ -13,12 +13,12 @@ fast-math flag: each lane is rounded exactly as a scalar would be. `minimum` and
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ggplan.quants.kernels import deferred, intrinsic
 from ggplan.quants.machine_code import has_rounding, has_wide_registers
-from ggplan.quants.memory import read_weights
+from ggplan.quants.memory import read_lanes, read_weights
 
 if TYPE_CHECKING:
     from llvmlite import ir
@@ -200,20 +200,20 @@ def all_lanes(typing_context: Any, mask: Any) -> Any:
 # --- Across the lanes --------------------------------------------------------------------------------
 
 
-def _fold(symbol: str) -> Callable[..., Any]:
-    """Reduce a power-of-two number of float32 lanes to one of them, half by half."""
+def _folded(builder: Any, lanes: Any, choose: Callable[[Any, Any], Any]) -> Any:
+    """LLVM code that reduces a power-of-two number of lanes to one of them, half by half."""
+    while (count := lanes.type.count) > 1:
+        undefined = ir.Constant(lanes.type, ir.Undefined)
+        first = builder.shuffle_vector(lanes, undefined, kinds.lane_indices(list(range(count // 2))))
+        second = builder.shuffle_vector(lanes, undefined, kinds.lane_indices(list(range(count // 2, count))))
+        lanes = choose(first, second)
+    return builder.extract_element(lanes, ir.Constant(ir.IntType(32), 0))
 
+
+def _fold(symbol: str) -> Callable[..., Any]:
     def fold(typing_context: Any, value: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            lanes = arguments[0]
-            while (count := lanes.type.count) > 1:
-                undefined = ir.Constant(lanes.type, ir.Undefined)
-                first = builder.shuffle_vector(lanes, undefined, kinds.lane_indices(list(range(count // 2))))
-                second = builder.shuffle_vector(
-                    lanes, undefined, kinds.lane_indices(list(range(count // 2, count)))
-                )
-                lanes = builder.select(builder.fcmp_ordered(symbol, first, second), first, second)
-            return builder.extract_element(lanes, ir.Constant(ir.IntType(32), 0))
+            return _folded(builder, arguments[0], _choice(builder, symbol))
 
         return types.float32(value), generate
 
@@ -223,6 +223,36 @@ def _fold(symbol: str) -> Callable[..., Any]:
 # Which of two equal lanes is taken (-0.0 or +0.0) is left open.
 smallest_lane = intrinsic(_fold("<"))
 largest_lane = intrinsic(_fold(">"))
+
+
+@intrinsic
+def largest_magnitude(typing_context: Any, memory: Any, start: Any, count: Any) -> Any:
+    """The largest magnitude of `count` (a constant, a multiple of 32) neighbouring weights.
+
+    The bits of bfloat16 without their sign are in the order of the numbers, and need not be widened.
+    """
+    is_bf16 = memory.dtype == types.uint16
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        def larger(first: Any, second: Any) -> Any:
+            compare = builder.icmp_unsigned if is_bf16 else builder.fcmp_ordered
+            return builder.select(compare(">", first, second), first, second)
+
+        def magnitudes(offset: int) -> Any:
+            at = builder.add(arguments[1], ir.Constant(ir.IntType(64), offset))
+            lanes = read_lanes(builder, memory.dtype, arguments[0], at, 32)
+            if is_bf16:
+                return builder.and_(lanes, ir.Constant(lanes.type, [0x7FFF] * 32))
+            return _call(builder, "fabs", lanes)
+
+        most = functools.reduce(larger, map(magnitudes, range(0, count.literal_value, 32)))
+        found = _folded(builder, most, larger)
+        if not is_bf16:
+            return found
+        bits = builder.shl(builder.zext(found, ir.IntType(32)), ir.Constant(ir.IntType(32), 16))
+        return builder.bitcast(bits, ir.FloatType())
+
+    return types.float32(memory, types.intp, count), generate
 
 
 def _evens_and_odds(unit: int) -> tuple[Any, Any]:
@@ -237,43 +267,69 @@ def _evens_and_odds(unit: int) -> tuple[Any, Any]:
     return kinds.lane_indices(evens), kinds.lane_indices([lane + unit for lane in evens])
 
 
-def _fold_blocks(symbol: str, of_magnitudes: bool = False) -> Callable[..., Any]:
-    """Reduce each of 16 neighbouring blocks of 32 float32 to one of them.
+def _fold_blocks(
+    builder: Any, sixteen: Callable[[int], Any], choices: Sequence[Callable[[Any, Any], Any]]
+) -> list[Any]:
+    """LLVM code that reduces each of 16 neighbouring blocks of 32 lanes to one of them, for each choice.
 
     Alone, a block takes five rounds that wait for each other, each on half as many lanes. So two blocks share
     a vector: a round folds the even units of both with the odd ones, which leaves room for one of them, and
-    16 blocks come to 16 lanes in 15 such steps.
+    16 blocks come to 16 lanes in 15 such steps. Several choices are made side by side, since lanes that are
+    read for one would not stay in registers until the next.
     """
 
-    def fold(typing_context: Any, memory: Any, start: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            def extreme(first: Any, second: Any) -> Any:
-                return builder.select(builder.fcmp_ordered(symbol, first, second), first, second)
+    def folded(block: int, n_blocks: int) -> list[Any]:
+        if n_blocks == 1:
+            first, second = sixteen(32 * block), sixteen(32 * block + 16)
+            return [choose(first, second) for choose in choices]
+        half = n_blocks // 2
+        evens, odds = _evens_and_odds(1 if n_blocks <= 4 else 4)
+        pairs = zip(choices, folded(block, half), folded(block + half, half), strict=True)
+        return [
+            choose(builder.shuffle_vector(*pair, evens), builder.shuffle_vector(*pair, odds))
+            for choose, *pair in pairs
+        ]
 
-            def sixteen(offset: int) -> Any:
-                at = builder.add(arguments[1], ir.Constant(ir.IntType(64), offset))
-                lanes = read_weights(builder, memory.dtype, arguments[0], at, 16)
-                return _call(builder, "fabs", lanes) if of_magnitudes else lanes
-
-            def folded(block: int, n_blocks: int) -> Any:
-                if n_blocks == 1:
-                    return extreme(sixteen(32 * block), sixteen(32 * block + 16))
-                half = n_blocks // 2
-                pair = folded(block, half), folded(block + half, half)
-                evens, odds = _evens_and_odds(1 if n_blocks <= 4 else 4)
-                return extreme(builder.shuffle_vector(*pair, evens), builder.shuffle_vector(*pair, odds))
-
-            return folded(0, 16)
-
-        return kinds.Lanes("f32", 16)(memory, types.intp), generate
-
-    return fold
+    return folded(0, 16)
 
 
-# A lane for each of the 16 blocks of 32 float32 that begin at an index. Equal ones as above.
-smallest_of_blocks = intrinsic(_fold_blocks("<"))
-largest_of_blocks = intrinsic(_fold_blocks(">"))
-largest_magnitude_of_blocks = intrinsic(_fold_blocks(">", of_magnitudes=True))
+def _choice(builder: Any, symbol: str) -> Callable[[Any, Any], Any]:
+    return lambda first, second: builder.select(builder.fcmp_ordered(symbol, first, second), first, second)
+
+
+def _sixteen(builder: Any, memory: Any, arguments: Sequence[Any]) -> Callable[[int], Any]:
+    def sixteen(offset: int) -> Any:
+        at = builder.add(arguments[1], ir.Constant(ir.IntType(64), offset))
+        return read_weights(builder, memory.dtype, arguments[0], at, 16)
+
+    return sixteen
+
+
+@intrinsic
+def extremes_of_blocks(typing_context: Any, memory: Any, start: Any) -> Any:
+    """The smallest of each of the 16 blocks of 32 weights that begin at an index, then the largest of each.
+
+    Which of two equal ones is taken (-0.0 or +0.0) is left open.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        choices = _choice(builder, "<"), _choice(builder, ">")
+        found = _fold_blocks(builder, _sixteen(builder, memory, arguments), choices)
+        return builder.shuffle_vector(*found, kinds.lane_indices(list(range(32))))
+
+    return kinds.Lanes("f32", 32)(memory, types.intp), generate
+
+
+@intrinsic
+def largest_magnitude_of_blocks(typing_context: Any, memory: Any, start: Any) -> Any:
+    """The largest magnitude of each of the 16 blocks of 32 weights that begin at an index."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        read = _sixteen(builder, memory, arguments)
+        choices = [_choice(builder, ">")]
+        return _fold_blocks(builder, lambda offset: _call(builder, "fabs", read(offset)), choices)[0]
+
+    return kinds.Lanes("f32", 16)(memory, types.intp), generate
 
 
 @intrinsic

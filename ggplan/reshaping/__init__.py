@@ -16,6 +16,6 @@ made again.
 """
 
 from ggplan.reshaping.steps import reshape
-from ggplan.reshaping.wishes import Form, Mtp, Reshaping, recorded_reshaping
+from ggplan.reshaping.wishes import Form, Mtp, Reshaping, load_experts, recorded_reshaping
 
-__all__ = ["Form", "Mtp", "Reshaping", "recorded_reshaping", "reshape"]
+__all__ = ["Form", "Mtp", "Reshaping", "load_experts", "recorded_reshaping", "reshape"]

@@ -5,8 +5,8 @@ them the keys are those of a model that never had any; alone they are a draft mo
 the blocks that they share with the model. As `--no-mtp` and `--mtp` of llama.cpp's `convert_hf_to_gguf.py`
 (b11434, `conversion/base.py` and `filter_tensors` of each family).
 
-Pruning. As `llama-quantize --prune-layers` (`src/llama-quant.cpp`, remap_layer): the tensors of the blocks go,
-the others are numbered anew without gaps, and `block_count` is their number. llama-quantize changes no other
+Pruning. As `llama-quantize --prune-layers` (`src/llama-quant.cpp`, remap_layer): the blocks' tensors go, the
+others are numbered anew without gaps, and `block_count` is their number. llama-quantize changes no other
 key, and its file does not load where one counts layers; so here arrays with an item for each block lose those
 of the pruned ones, and counts of leading dense layers and of MTP blocks shrink.
 """
@@ -14,7 +14,7 @@ of the pruned ones, and counts of leading dense layers and of MTP blocks shrink.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -28,8 +28,15 @@ if TYPE_CHECKING:
 
 _BLOCK = re.compile(r"^blk\.(\d{1,9})\.", re.ASCII)
 _MOST_BLOCKS = 9_999
+_EXTRA = "general.tensor_extra."
 # What a draft model shares with its model; and what the converter computes for every model.
 _SHARED = re.compile(r"^(token_embd|output|output_norm|rope_freqs|rope_factors_\w+)\.weight$")
+# Arrays of an architecture whose items are not of its layers (b11434, `src/llama-arch.cpp`).
+_OF_NO_LAYERS = frozenset({
+    "rope.dimension_sections", "classifier.output_labels", "target_layers", "adapters.token_ids_activate",
+    "adapters.token_ids_substitute", "ple.head_offsets", "ple.head_vocab_sizes", "ple.layers",
+    "ple.layer_multipliers",
+})  # fmt: skip
 # Keys that tell a layer's kind by its number, which pruning changes.
 _BY_NUMBER = (
     "full_attention_interval",
@@ -90,6 +97,7 @@ def without_mtp(model: Model) -> Model:
     else:
         note = f"{_told(blocks)} left out: {_sizes(gone)}"
     kept = tuple(t for t in model.tensors if block_of(t.name) not in blocks)
+    model = with_extras(model, lambda name: () if block_of(name) in blocks else (name,))
     metadata = _of_blocks(model, [n for n in range(n_blocks(model)) if n not in blocks])
     metadata.pop(f"{model.architecture}.nextn_predict_layers", None)
     return relabelled(
@@ -119,6 +127,8 @@ def mtp_alone(model: Model) -> Model:
             "the model has no MTP blocks to write alone",
             hint="the checkpoint may have been saved without them: `save_pretrained` drops them",
         )
+    there = {t.name for t in alone}
+    model = with_extras(model, lambda name: (name,) if name in there else ())
     note = f"{_told(blocks)} written alone, as a draft model: {_sizes(alone)}"
     return relabelled(
         model,
@@ -157,15 +167,22 @@ def pruned(model: Model, layers: Sequence[int], imatrix: Imatrix | None) -> tupl
             names[tensor.name] = _BLOCK.sub(f"blk.{kept.index(block)}.", tensor.name)
     tensors = tuple(_renamed(t, names) for t in model.tensors if t.name in names)
     lost = [t for t in model.tensors if t.name not in names]
-    notes = [f"layers {', '.join(map(str, gone))} pruned: {_sizes(lost)}; {len(kept)} are left, numbered anew"]
+    listed = ", ".join(map(str, gone))
+    told = f"layer {listed} is pruned" if len(gone) == 1 else f"layers {listed} are pruned"
+    notes = [
+        f"{told}: {_sizes(lost)}; {len(kept):,} are left, numbered anew",
+    ]
     notes += _pattern_notes(model, gone)
     metadata = _of_blocks(model, kept)
     changed = [key for key in metadata if metadata[key] != model.metadata[key]]
+    metadata = with_extras(
+        replace(model, metadata=metadata), lambda name: (names[name],) if name in names else ()
+    ).metadata
     others = [key for key in changed if key != f"{model.architecture}.block_count"]
     if others:
         notes.append(
-            f"{', '.join(others)} {'is' if len(others) == 1 else 'are'} written for the layers that are left; "
-            "llama-quantize leaves them as they were, and its file does not load"
+            f"written for the layers that are left: {', '.join(others)}; "
+            "llama-quantize leaves such keys as they were, and its file does not load"
         )
     return (
         replace(
@@ -177,6 +194,31 @@ def pruned(model: Model, layers: Sequence[int], imatrix: Imatrix | None) -> tupl
         ),
         None if imatrix is None else renamed(imatrix, {new: old for old, new in names.items()}),
     )
+
+
+def with_extras(model: Model, new_names: Callable[[str], Sequence[str]]) -> Model:
+    """The model with the keys that say something of tensors by their names, under the new names.
+
+    `general.tensor_extra.name` lists tensors, and the other arrays of that beginning what is said of each.
+    """
+    listed = model.metadata.get(f"{_EXTRA}name")
+    if listed is None or listed.item_type is not MetadataType.STRING:
+        return model
+    pairs: dict[str, int] = {}  # the place of each new name's facts
+    for at, old in enumerate(listed.decode_items(listed.length)):
+        for name in new_names(str(old)):
+            pairs.setdefault(name, at)
+    metadata: Metadata = {}
+    for key, value in model.metadata.items():
+        if key.startswith(_EXTRA) and value.item_type is not None and value.length == listed.length:
+            items = value.decode_items(value.length)
+            named = sorted(pairs)
+            chosen = named if key == f"{_EXTRA}name" else [items[pairs[name]] for name in named]
+            if not chosen:
+                continue
+            value = array(value.item_type, chosen)
+        metadata[key] = value
+    return replace(model, metadata=metadata)
 
 
 def relabelled(before: Model, after: Model) -> Model:
@@ -203,13 +245,18 @@ def _of_blocks(model: Model, kept: Sequence[int]) -> Metadata:
     """The metadata of a model that has only these of its blocks."""
     count, prefix = n_blocks(model), f"{model.architecture}."
     nextn = set(mtp_blocks(model))
+    layers = [n for n in kept if n not in nextn]
+    # Some arrays have an item for each block, some have none for MTP blocks.
+    of_length = {count - len(nextn): layers, count: list(kept)}
     metadata: Metadata = {}
     for key, value in model.metadata.items():
         name = key.removeprefix(prefix)
-        if key.startswith(prefix) and value.item_type is not None and value.length == count:
+        is_array = value.item_type is not None and name not in _OF_NO_LAYERS
+        if key.startswith(prefix) and is_array and value.length in of_length:
             items = value.decode()
+            assert value.item_type is not None
             assert isinstance(items, list)
-            value = array(value.item_type, [items[n] for n in kept])
+            value = array(value.item_type, [items[n] for n in of_length[value.length]])
         elif key == f"{prefix}block_count":
             value = scalar(MetadataType.UINT32, len(kept))
         elif name == "leading_dense_block_count" and key.startswith(prefix):
@@ -237,7 +284,9 @@ def _pattern_notes(model: Model, gone: Sequence[int]) -> list[str]:
 
 def _told(blocks: range) -> str:
     one = len(blocks) == 1
-    return f"MTP block{'' if one else 's'} {names_in_words([str(n) for n in blocks])} {'is' if one else 'are'}"
+    return (
+        f"MTP block{'' if one else 's'} {names_in_words([str(n) for n in blocks])} {'is' if one else 'are'}"
+    )
 
 
 def _sizes(tensors: Sequence[TensorInfo]) -> str:

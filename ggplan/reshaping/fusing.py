@@ -5,8 +5,8 @@
 
 llama.cpp reads either form of some architectures. Joined, they stand where the last of them stood. As
 `--fuse-gate-up-exps` and `--fuse-qkv` of llama.cpp's `convert_hf_to_gguf.py` (b11434, `modify_tensors` and
-`prepare_qkv_fusion` in `conversion/base.py`): a layer that lacks one of them, or has the biases of some, stays
-as it is. Rows stay whole, so quantized ones are joined and cut too, if they are of one type.
+`prepare_qkv_fusion` in `conversion/base.py`): a layer that lacks one of them, or has biases of some, stays as
+it is. Rows stay whole, so quantized ones are joined and cut too, if they are of one type.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from ggplan.errors import PlanError
 from ggplan.ggml_types import F32
 from ggplan.model import Codes, Model, RowSource, TensorInfo, empty_rows
-from ggplan.reshaping.blocks import block_of, n_blocks, number
+from ggplan.reshaping.blocks import block_of, n_blocks, number, with_extras
 from ggplan.reshaping.importance import also_under
 from ggplan.text import names_in_words, nearest, printable
 
@@ -30,12 +30,24 @@ if TYPE_CHECKING:
 
 # The architectures of which llama.cpp b11434 reads both forms: MODEL_TENSORS in `gguf-py/gguf/constants.py`,
 # and where `src/models/*.cpp` call create_tensor_gate_up_exps.
-_GATE_UP = frozenset(
-    ["cohere2moe", "deepseek2", "deepseek2-ocr", "gemma4", "granite_swa", "hy_v3", "mistral4", "qwen35moe", "qwen3next", "qwen4exp"]
-)
-_QKV = frozenset(
-    ["afmoe", "apertus", "arcee", "arctic", "baichuan", "bailingmoe", "bert", "chameleon", "chatglm", "cohere2", "command-r", "deci", "deepseek", "deepseek2-ocr", "dots1", "dream", "ernie4_5", "ernie4_5-moe", "eurobert", "exaone", "exaone-moe", "exaone4", "falcon-h1", "gemma", "gemma-embedding", "gemma2", "gemma3", "gemma3n", "gemma4", "glm4", "glm4moe", "gpt-oss", "gptj", "granite", "granitehybrid", "granitemoe", "graniteswitch", "grok", "grovemoe", "hunyuan-dense", "hunyuan-moe", "hunyuan_vl", "internlm2", "jais2", "jamba", "jina-bert-v2", "kimi-linear", "lfm2", "lfm2moe", "llada", "llada-moe", "llama", "llama-embed", "llama4", "maincoder", "mimo2", "minicpm", "minimax-01", "minimax-m2", "mistral3", "muse-glimmer", "nemotron", "nemotron_h", "nemotron_h_moe", "olmo", "olmo2", "olmoe", "orion", "paddleocr", "pangu-embedded", "phi2", "phi3", "phimoe", "plamo", "qwen2", "qwen2moe", "qwen2vl", "qwen3", "qwen35", "qwen35moe", "qwen3moe", "qwen3next", "qwen3vl", "qwen3vlmoe", "qwen4exp", "refact", "rnd1", "seed_oss", "smallthinker", "smollm3", "stablelm", "starcoder2", "step35", "xverse"]
-)
+_GATE_UP = frozenset({
+    "cohere2moe", "deepseek2", "deepseek2-ocr", "gemma4", "granite_swa", "hy_v3", "mistral4",
+    "qwen35moe", "qwen3next", "qwen4exp",
+})  # fmt: skip
+_QKV = frozenset({
+    "afmoe", "apertus", "arcee", "arctic", "baichuan", "bailingmoe", "bert", "chameleon", "chatglm",
+    "cohere2", "command-r", "deci", "deepseek", "deepseek2-ocr", "dots1", "dream", "ernie4_5",
+    "ernie4_5-moe", "eurobert", "exaone", "exaone-moe", "exaone4", "falcon-h1", "gemma",
+    "gemma-embedding", "gemma2", "gemma3", "gemma3n", "gemma4", "glm4", "glm4moe", "gpt-oss", "gptj",
+    "granite", "granitehybrid", "granitemoe", "graniteswitch", "grok", "grovemoe", "hunyuan-dense",
+    "hunyuan-moe", "hunyuan_vl", "internlm2", "jais2", "jamba", "jina-bert-v2", "kimi-linear", "lfm2",
+    "lfm2moe", "llada", "llada-moe", "llama", "llama-embed", "llama4", "maincoder", "mimo2", "minicpm",
+    "minimax-01", "minimax-m2", "mistral3", "muse-glimmer", "nemotron", "nemotron_h", "nemotron_h_moe",
+    "olmo", "olmo2", "olmoe", "orion", "paddleocr", "pangu-embedded", "phi2", "phi3", "phimoe", "plamo",
+    "qwen2", "qwen2moe", "qwen2vl", "qwen3", "qwen35", "qwen35moe", "qwen3moe", "qwen3next", "qwen3vl",
+    "qwen3vlmoe", "qwen4exp", "refact", "rnd1", "seed_oss", "smallthinker", "smollm3", "stablelm",
+    "starcoder2", "step35", "xverse",
+})  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +93,7 @@ def fused(model: Model, form_name: str, imatrix: Imatrix | None) -> tuple[Model,
         if any(found and len(found) < len(group) for found, group in zip(present, groups, strict=True)):
             left.append(block)
             continue
+        _refuse_scales(model, form, block)
         for ending, group in zip(form.endings, present, strict=True):
             if group:
                 last = max(group, key=order.__getitem__)
@@ -96,6 +109,8 @@ def fused(model: Model, form_name: str, imatrix: Imatrix | None) -> tuple[Model,
         notes.append(f"layers {names_in_words([str(n) for n in left])} lack some of {form.title}, and stay")
     fused_before = model.reshaped.get("fused", "")
     done = {**model.reshaped, "fused": f"{fused_before},{form_name}".strip(",")}
+    wholes = {name: f"blk.{block_of(name)}.{form.whole}{name[name.rindex('.') :]}" for name in gone}
+    model = with_extras(model, lambda name: (wholes.get(name, name),))
     changed = replace(model, tensors=tensors, notes=(*model.notes, *notes), reshaped=done)
     return changed, None if imatrix is None else also_under(imatrix, entries)
 
@@ -125,6 +140,7 @@ def cut(model: Model, form_name: str, imatrix: Imatrix | None) -> tuple[Model, I
             n_linear += 1
             tensors.append(tensor)
             continue
+        _refuse_scales(model, form, block)
         at = 0
         for part, length in zip(form.parts, _lengths(model, form_name, block, tensor), strict=True):
             name = f"blk.{block}.{part}{ending}"
@@ -139,6 +155,9 @@ def cut(model: Model, form_name: str, imatrix: Imatrix | None) -> tuple[Model, I
         notes.append(f"{n_linear:,} of linear attention stay, which llama.cpp reads in one form alone")
     split_before = model.reshaped.get("split", "")
     done = {**model.reshaped, "split": f"{split_before},{form_name}".strip(",")}
+    model = with_extras(
+        model, lambda name: [part for part, whole in entries.items() if whole == name] or [name]
+    )
     changed = replace(model, tensors=tuple(tensors), notes=(*model.notes, *notes), reshaped=done)
     return changed, None if imatrix is None else also_under(imatrix, entries)
 
@@ -148,10 +167,27 @@ def _known(model: Model, form_name: str) -> _Form:
     if model.architecture not in form.architectures:
         near = nearest(model.architecture, form.architectures)
         raise PlanError(
-            f"llama.cpp does not read {form.title} of {printable(model.architecture) or 'this model'} in two forms",
-            hint=f"it does of {near}" if near else f"it does of {', '.join(sorted(form.architectures)[:5])}, …",
+            f"llama.cpp does not read {form.title} of {printable(model.architecture) or 'this model'} "
+            "in two forms",
+            hint=f"it does of {near}"
+            if near
+            else f"it does of {', '.join(sorted(form.architectures)[:5])}, …",
         )
     return form
+
+
+def _refuse_scales(model: Model, form: _Form, block: int) -> None:
+    """Refuse tensors of a GGUF file that are multiplied by a scale, which is a tensor beside them."""
+    beside = {
+        f"blk.{block}.{kind}.{ending}"
+        for kind in (form.whole, *form.parts)
+        for ending in ("scale", "input_scale")
+    }
+    if scale := next((t.name for t in model.tensors if t.name in beside), None):
+        raise PlanError(
+            f"{form.title} of layer {block} have scales of their own, such as {printable(scale)}",
+            hint="start from the checkpoint that the file was made of",
+        )
 
 
 def _lengths(model: Model, form_name: str, block: int, tensor: TensorInfo) -> tuple[int, ...]:
@@ -171,7 +207,7 @@ def _lengths(model: Model, form_name: str, block: int, tensor: TensorInfo) -> tu
         if lengths[0] in (heads * key, 2 * heads * key):  # twice: with a gate
             return lengths
     raise PlanError(
-        f"{printable(tensor.name)} has {n_rows:,} rows, which are not those of q, k and v by the model's keys",
+        f"{printable(tensor.name)} has {n_rows:,} rows, not those of q, k and v by the model's keys",
         hint="the keys attention.head_count, head_count_kv, key_length and value_length say where to cut",
     )
 
@@ -194,9 +230,14 @@ def _joined(name: str, parts: Sequence[TensorInfo]) -> TensorInfo:
     has_companions = any(part.codes is not None and part.codes.companions for part in parts)
     if len(types) > 1 or has_companions:
         why = "it is fused of parts " + (
-            "with scales of their own" if has_companions else f"in {' and '.join(sorted(t.name for t in types))}"
+            "with scales of their own"
+            if has_companions
+            else f"in {' and '.join(sorted(t.name for t in types))}"
         )
-        parts = [part if part.codes is None or not part.codes.are_moved else part.without_codes(why) for part in parts]
+        parts = [
+            part if part.codes is None or not part.codes.are_moved else part.without_codes(why)
+            for part in parts
+        ]
         types = {part.type for part in parts}
     if len(types) > 1 and any(type_.is_quantized for type_ in types):
         told = ", ".join(f"{printable(part.name)} {part.type}" for part in parts)
@@ -207,7 +248,9 @@ def _joined(name: str, parts: Sequence[TensorInfo]) -> TensorInfo:
     axis = -2 if len(parts[0].shape) > 1 else -1
     shape = list(parts[0].shape)
     shape[axis] = sum(part.shape[axis] for part in parts)
-    rows, stored = (_join([getattr(part, kind) for part in parts], tuple(shape)) for kind in ("rows", "stored"))
+    rows, stored = (
+        _join([getattr(part, kind) for part in parts], tuple(shape)) for kind in ("rows", "stored")
+    )
     type_ = types.pop() if len(types) == 1 else F32
     return TensorInfo(
         name,

@@ -38,7 +38,9 @@ def also_under(imatrix: Imatrix, names: Mapping[str, str]) -> Imatrix:
 
     old = imatrix.entries
     readers = {name: partial(old.__getitem__, name) for name in old}
-    more = {new: partial(_read, old, name, new) for new, name in names.items() if name in old and new not in old}
+    more = {
+        new: partial(_read, old, name, new) for new, name in names.items() if name in old and new not in old
+    }
     return replace(
         imatrix, entries=EntriesOnDisk({**readers, **more}), n_measured=imatrix.n_measured or len(old)
     )
@@ -60,7 +62,9 @@ def of_experts(imatrix: Imatrix, experts: Mapping[str, tuple[Sequence[int], int]
 
     old = imatrix.entries
     readers = {
-        name: partial(_sliced, old, name, *experts[name]) if name in experts else partial(old.__getitem__, name)
+        name: partial(_sliced, old, name, *experts[name])
+        if name in experts
+        else partial(old.__getitem__, name)
         for name in old
     }
     return replace(imatrix, entries=EntriesOnDisk(readers))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ggplan.model import Model, require_model
-from ggplan.reshaping.blocks import mtp_alone, pruned, without_mtp
+from ggplan.reshaping.blocks import mtp_alone, mtp_blocks, pruned, without_mtp
+from ggplan.reshaping.experts import with_experts
 from ggplan.reshaping.fusing import cut, fused
 from ggplan.reshaping.wishes import Reshaping
 
@@ -13,9 +14,7 @@ if TYPE_CHECKING:
     from ggplan.imatrix import Imatrix
 
 
-def reshape(
-    model: Model, wishes: Reshaping, imatrix: Imatrix | None = None
-) -> tuple[Model, Imatrix | None]:
+def reshape(model: Model, wishes: Reshaping, imatrix: Imatrix | None = None) -> tuple[Model, Imatrix | None]:
     """The model as it is to be written, and the imatrix under its names.
 
     Parameters
@@ -35,10 +34,15 @@ def reshape(
     require_model(model)
     if wishes.is_nothing:
         return model, imatrix
+    dropped = mtp_blocks(model) if wishes.mtp == "drop" else range(0)
     if wishes.mtp == "drop":
         model = without_mtp(model)
     elif wishes.mtp == "only":
         model = mtp_alone(model)
+    if wishes.keep_experts is not None:
+        model, imatrix = with_experts(
+            model, wishes.keep_experts, imatrix, gone={*dropped, *wishes.prune_layers}
+        )
     if wishes.prune_layers:
         model, imatrix = pruned(model, wishes.prune_layers, imatrix)
     for form in wishes.split:

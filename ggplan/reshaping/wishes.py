@@ -9,12 +9,15 @@ ggplan.split          gate-up,qkv
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, get_args
 
 from ggplan.errors import PlanError
 from ggplan.metadata import Metadata
+from ggplan.sources.files import read_whole
 from ggplan.text import nearest, printable
 
 Mtp = Literal["keep", "drop", "only"]
@@ -93,6 +96,47 @@ def recorded_reshaping(metadata: Metadata) -> Reshaping:
         )
     except (ValueError, PlanError) as error:
         raise PlanError(f"what the file records of its making is damaged: {printable(str(error))}") from None
+
+
+def load_experts(path: str) -> dict[int, tuple[int, ...]]:
+    """A file that lists the experts to keep: `LAYER: 0 2 5-7` line by line, or JSON, `{"1": [0, 2, 5]}`.
+
+    Raises
+    ------
+    CheckpointError
+        If the file cannot be read.
+    PlanError
+        If it is no such list; the message names the line or the layer.
+    """
+    data = read_whole(Path(path), _LONGEST)
+    shown = printable(path)
+    try:
+        text = data.decode("utf-8-sig")
+        found = _experts_of_json(text) if text.lstrip()[:1] in ("{", "[") else parse_experts(text)
+    except (ValueError, RecursionError) as error:
+        raise PlanError(
+            f"{shown}: {printable(str(error))}",
+            hint='write a line for each layer, `1: 0 2 5-7`, or JSON, `{"1": [0, 2, 5]}`',
+        ) from None
+    if not found:
+        raise PlanError(f"{shown} lists no experts")
+    return found
+
+
+def _experts_of_json(text: str) -> dict[int, tuple[int, ...]]:
+    content = json.loads(text)
+    if not isinstance(content, dict):
+        raise ValueError("it is JSON, but no object of layers")
+    found = {}
+    for layer, experts in content.items():
+        if not _is_number(layer):
+            raise ValueError(f"{layer[:40]!r} is no layer's number")
+        if not isinstance(experts, list) or not all(type(e) is int for e in experts):
+            raise ValueError(f"layer {layer} has no list of experts' numbers")
+        if int(layer) in found:
+            raise ValueError(f"layer {int(layer)} is there twice")
+        found[int(layer)] = tuple(experts)
+    return found
 
 
 def parse_experts(text: str) -> dict[int, tuple[int, ...]]:

@@ -58,6 +58,8 @@ def facts_of(model: Model) -> Facts:
     if layers is None:
         numbers = [int(found[1]) for t in model.tensors if (found := _LAYER.match(t.name))]
         layers = max(numbers, default=-1) + 1
+    if pruned := model.reshaped.get("pruned_layers"):  # llama-quantize counts the layers of its input
+        layers += len(pruned.split(","))
     if experts is None:
         # If there is metadata but no count of experts, the model has none.
         experts = 0 if heads is not None else _experts_in(model.tensors)

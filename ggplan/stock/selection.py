@@ -66,11 +66,11 @@ _SMALLEST = frozenset({"IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M"})
 _BLOCK = re.compile(r"blk\.(\d{1,9})\.")
 
 # GLM5-next: tensors left as they are, and tensors that get at least q8_0.
-_GLM5_NEXT_KEPT = re.compile(
+_GLM5_NEXT_KEPT = (
     r"hc_|indexer\.(attn_q_b|attn_k|proj)|indexer_compressor_(gate|ape)"
     r"|(ssm_[fg]_[ab]|ssm_beta|attn_kv_a_mqa|attn_[kv]_b)\.weight"
 )
-_GLM5_NEXT_FINE = re.compile(r"attn_q_[ab]|nextn\.eh_proj")
+_GLM5_NEXT_FINE = r"attn_q_[ab]|nextn\.eh_proj"
 
 
 def category_of(name: str) -> Category:
@@ -115,7 +115,7 @@ def choose_types(
     chooser = _Chooser(mix, tensors, facts, has_imatrix)
     chosen: list[GgmlType | None] = []
     for tensor, allowed in zip(tensors, quantizable, strict=True):
-        if not allowed or (facts.architecture == "glm5-next" and _GLM5_NEXT_KEPT.search(tensor.name)):
+        if not allowed or (facts.architecture == "glm5-next" and re.search(_GLM5_NEXT_KEPT, tensor.name)):
             chosen.append(None)
         elif mix.pure or not mix.type.is_quantized:
             chosen.append(mix.type)
@@ -149,7 +149,7 @@ class _Chooser:
     def choose(self, tensor: TensorInfo) -> str:
         """The name of the tensor's type."""
         category = category_of(tensor.name)
-        if self.facts.architecture == "glm5-next" and _GLM5_NEXT_FINE.search(tensor.name):
+        if self.facts.architecture == "glm5-next" and re.search(_GLM5_NEXT_FINE, tensor.name):
             return "q8_0"
         if category is Category.OUTPUT or (self.is_tied and category is Category.EMBEDDING):
             return self._output(tensor)

@@ -2,11 +2,12 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tiny_checkpoints import read_case, write_case
+from tiny_checkpoints import DATA, read_case, write_case
 
 from ggplan.arch import to_gguf
 from ggplan.errors import CheckpointError, TokenizerError
@@ -294,6 +295,31 @@ def test_sentencepiece_wins_where_the_converter_lets_it(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.model").write_bytes(b"\n")
     with pytest.raises(CheckpointError, match="is no sentencepiece model"):
         to_gguf(open_checkpoint(tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["tokenizer.json", "tokenizer.model"])
+@pytest.mark.parametrize(
+    ("decoder", "message"),
+    [
+        ([1], "is not an object"),
+        ("x", "is not an object"),
+        ({"9" * 5000: {"content": "<x>"}}, "which is no id"),
+        ({"-1": {"content": "<x>"}}, "which is no id"),
+        ({"\u0663": {"content": "<x>"}}, "which is no id"),
+        ({"310": "<x>"}, "gives the token 310 no text"),
+    ],
+)
+def test_added_tokens_that_are_none(tmp_path: Path, kind: str, decoder: object, message: str) -> None:
+    write_case(tmp_path, read_case("mistral"))
+    if kind == "tokenizer.model":
+        (tmp_path / "tokenizer.json").unlink()
+        shutil.copy(DATA / "hf" / "small.model", tmp_path / kind)
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "added_tokens_decoder": decoder}))
+    with pytest.raises(CheckpointError, match=message) as caught:
+        convertible(tmp_path)
+    assert "tokenizer_config.json" in caught.value.message
+    assert len(caught.value.message) < 1000
 
 
 def test_no_tokenizer(tmp_path: Path) -> None:

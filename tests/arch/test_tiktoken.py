@@ -2,6 +2,8 @@
 
 import base64
 import json
+import random
+import time
 from pathlib import Path
 
 import pytest
@@ -100,3 +102,50 @@ def test_damaged_files(tmp_path: Path, lines: list[bytes], said: str) -> None:
 def test_more_tokens_than_the_embedding_has_rows(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"a token with the id 557, but the model's vocab_size is 557"):
         to_gguf(open_checkpoint(write_folder(tmp_path, vocab=557)))
+
+
+def merged_slowly(ranks: dict[bytes, int], token: bytes, rank: int) -> list[bytes]:
+    """The parts that are left of a token where each step looks at all pairs."""
+    parts = [token[k : k + 1] for k in range(len(token))]
+    while len(parts) > 2:
+        lowest, at = min((ranks.get(parts[k] + parts[k + 1], rank), k) for k in range(len(parts) - 1))
+        if lowest >= rank:
+            break
+        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+    return parts
+
+
+def shuffled(rng: random.Random, letters: bytes, size: int, longest: int) -> list[bytes]:
+    """All bytes, and then tokens of some letters, many of which no two others make."""
+    found = {bytes([n]): None for n in range(256)}
+    while len(found) < size:
+        found[bytes(rng.choices(letters, k=rng.randint(2, longest)))] = None
+    return list(found)
+
+
+def test_merges_are_those_that_the_definition_gives(tmp_path: Path) -> None:
+    tokens = shuffled(random.Random(3), b"ab", 380, 9)
+    lines = [base64.b64encode(token) + b" %d" % rank for rank, token in enumerate(tokens)]
+    model = to_gguf(open_checkpoint(write_folder(tmp_path, lines)), pre="kimi-k2")
+    ranks = {token: rank for rank, token in enumerate(tokens)}
+    slow = [merged_slowly(ranks, token, rank) for token, rank in ranks.items()]
+    expected = [" ".join(part.decode() for part in parts) for parts in slow if len(parts) == 2]
+    assert len(expected) > 50
+    assert items(model, "merges") == expected
+
+
+def test_long_tokens_take_no_minutes(tmp_path: Path) -> None:
+    rng = random.Random(4)
+    tokens = shuffled(rng, b"ab", 256 + 24, 4)
+    tokens += [bytes(rng.choices(b"ab", k=512)) for _ in range(600)]
+    lines = [base64.b64encode(token) + b" %d" % rank for rank, token in enumerate(tokens)]
+    folder = write_folder(tmp_path, lines, vocab=1200)
+    started = time.process_time()
+    to_gguf(open_checkpoint(folder), pre="kimi-k2")
+    assert time.process_time() - started < 25  # some 2 s; a minute or more where steps look at all pairs
+
+
+def test_more_bytes_than_any_vocabulary_has(tmp_path: Path) -> None:
+    lines = [base64.b64encode(b"%0512d" % rank) + b" %d" % rank for rank in range(8200)]
+    with pytest.raises(CheckpointError, match=r"has tokens of 4,198,400 bytes, more than any vocabulary"):
+        to_gguf(open_checkpoint(write_folder(tmp_path, lines, vocab=9000)))

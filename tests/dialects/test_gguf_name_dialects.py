@@ -41,9 +41,20 @@ def types(recipe: Recipe, name: str) -> dict[str, str]:
 
 
 @cache
+def protected_names(name: str) -> frozenset[str]:
+    found = decide(inventory(name), LAYERED).decisions
+    return frozenset(tensor for tensor, decision in found.items() if decision.protected)
+
+
+@cache
 def wanted_types(number: int, name: str) -> dict[str, str]:
     """The types that one of `recipes` gives."""
     return types(recipes(name)[number], name)
+
+
+@cache
+def shipped() -> list[Recipe]:
+    return [load_recipe(recipe) for recipe in shipped_recipes()]
 
 
 @cache
@@ -55,8 +66,7 @@ def recipes(name: str) -> list[Recipe]:
     """
     family = inventory(name).architecture
     models = [model for model in map(inventory, inventories()) if model.architecture == family]
-    shipped = [load_recipe(recipe) for recipe in shipped_recipes()]
-    own = [LAYERED, *(r for r in shipped if r.architecture in ("", family))]
+    own = [LAYERED, *(r for r in shipped() if r.architecture in ("", family))]
     is_smallest = len(inventory(name).tensors) == min(len(model.tensors) for model in models)
     return own if is_smallest else own[:3]
 
@@ -65,7 +75,7 @@ def recipes(name: str) -> list[Recipe]:
 @pytest.mark.parametrize("name", [name for name in inventories() if name != "GLM-4.7"])  # GLM-4.5's tensors
 def test_round_trips_keep_the_meaning(name: str, dialect: str) -> None:
     model = inventory(name)
-    protected = {t for t, decision in decide(model, LAYERED).decisions.items() if decision.protected}
+    protected = protected_names(name)
     done = 0
     for number, recipe in enumerate(recipes(name)):
         wanted = wanted_types(number, name)
@@ -74,8 +84,9 @@ def test_round_trips_keep_the_meaning(name: str, dialect: str) -> None:
                 export_recipe(recipe, model, dialect)
             continue
         text = export_recipe(recipe, model, dialect).text
-        back = parse_recipe(import_recipe(text, "list", dialect=dialect).text)
-        assert types(back, name) == wanted
+        if recipe is LAYERED:  # `export_recipe` reads every list back; this shows that it does
+            back = parse_recipe(import_recipe(text, "list", dialect=dialect).text)
+            assert types(back, name) == wanted
         # And as the tool itself reads it, whichever of several matches it takes.
         rules = READERS[dialect](text)
         for choose in (first_match(rules), last_match(rules)):

@@ -112,44 +112,44 @@ def test_standard_input_that_is_a_page_is_named(tmp_path: Path, monkeypatch: pyt
 
 
 HOSTILE = {
-    "blank lines": "\n" * 200_000 + "hello\n",
-    "lines of blanks": (" " * 40 + "\n") * 50_000 + "hello\n",
-    "comments": "# a\n\n" * 50_000 + "hello\n",
-    "blanks in headings": ("# a" + " " * 1990 + "b\n") * 2000,
-    "marks in headings": ("# a" + "#=-* " * 390 + "b\n") * 2000,
-    "commas in headings": ("# " + "," * 1900 + "x\n") * 2000,
-    "letters in headings": ("# " + "a" * 1900 + " Q4_K\n") * 2000,
-    "underscores": ("# " + "_" * 1900 + " x\n") * 2000,
-    "brackets in headings": ("# " + "[" * 900 + "](" * 400 + "\n") * 2000,
-    "names without ending": ("# " + "a.ggu" * 390 + "\n") * 2000,
-    "blanks after a size": ("- a 65 GiB" + " " * 1900 + "x b\n") * 2000,
-    "blanks before a size": ("- a" + " " * 1900 + "x GiB\n") * 2000,
-    "blanks in a size": ("65" + " " * 1900 + "GiB x b\n") * 2000,
-    "marks of lists": ("- " + "*`_" * 600 + "a\n") * 2000,
-    "words before a result": ("- " + "a:` " * 480 + "Final estimate: PPL = x\n") * 2000,
-    "commas before a result": ("a" + "," * 1900 + "xFinal estimate: PPL = x\n") * 2000,
-    "commands": ("main " * 380 + "x.gguf\n") * 2000,
-    "options": ("llama-bench " + '-m "x ' * 300 + "x.gguf\n") * 2000,
-    "loaders": ("loaded meta data with from " * 70 + "\n") * 2000,
-    "loading": ("load model: '" * 140 + ".gguf \n") * 2000,
-    "failures": ("failed to load " * 120 + "\n") * 2000,
-    "quotations": ("> " * 900 + "x\n") * 2000,
-    "colours": ("\x1b[0;0" * 380 + "\n") * 2000,
-    "results": ("## Q4_K\nPPL" + " " * 1900 + "= 5x\n") * 2000,
-    "stamps": "2025-09-01T10:00:01Z 2025-09-01T10:00:01Z\n" * 50_000,
-    "dots of a sweep": "main: n_kv_max = 5, n_ubatch = 512\n" + ("[" * 40 + "." * 1900 + "\n") * 2000,
-    "numbers": ("[1]" + "9" * 1900 + "\n") * 2000,
-    "one long line": "# " + "a ,_*`[(" * 250_000 + "\n",
+    "blank lines": "\n" * 50_000 + "hello\n",
+    "lines of blanks": (" " * 40 + "\n") * 20_000 + "hello\n",
+    "comments": "# a\n\n" * 20_000 + "hello\n",
+    "blanks in headings": ("# a" + " " * 1990 + "b\n") * 200,
+    "marks in headings": ("# a" + "#=-* " * 390 + "b\n") * 200,
+    "commas in headings": ("# " + "," * 1900 + "x\n") * 200,
+    "letters in headings": ("# " + "a" * 1900 + " Q4_K\n") * 200,
+    "underscores": ("# " + "_" * 1900 + " x\n") * 200,
+    "brackets in headings": ("# " + "[" * 900 + "](" * 400 + "\n") * 200,
+    "names without ending": ("# " + "a.ggu" * 390 + "\n") * 200,
+    "blanks after a size": ("- a 65 GiB" + " " * 1900 + "x b\n") * 200,
+    "blanks before a size": ("- a" + " " * 1900 + "x GiB\n") * 200,
+    "blanks in a size": ("65" + " " * 1900 + "GiB x b\n") * 200,
+    "marks of lists": ("- " + "*`_" * 600 + "a\n") * 200,
+    "words before a result": ("- " + "a:` " * 480 + "Final estimate: PPL = x\n") * 200,
+    "commas before a result": ("a" + "," * 1900 + "xFinal estimate: PPL = x\n") * 200,
+    "commands": ("main " * 380 + "x.gguf\n") * 200,
+    "options": ("llama-bench " + '-m "x ' * 300 + "x.gguf\n") * 200,
+    "loaders": ("loaded meta data with from " * 70 + "\n") * 200,
+    "loading": ("load model: '" * 140 + ".gguf \n") * 200,
+    "failures": ("failed to load " * 120 + "\n") * 200,
+    "quotations": ("> " * 900 + "x\n") * 200,
+    "colours": ("\x1b[0;0" * 380 + "\n") * 200,
+    "results": ("## Q4_K\nPPL" + " " * 1900 + "= 5x\n") * 200,
+    "stamps": "2025-09-01T10:00:01Z 2025-09-01T10:00:01Z\n" * 20_000,
+    "dots of a sweep": "main: n_kv_max = 5, n_ubatch = 512\n" + ("[" * 40 + "." * 1900 + "\n") * 200,
+    "numbers": ("[1]" + "9" * 1900 + "\n") * 200,
+    "one long line": "# " + "a ,_*`[(" * 50_000 + "\n",
 }
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_hostile_lines_take_linear_time(tmp_path: Path, kind: str) -> None:
-    """4 MB of a line that a pattern takes quadratic time for would need minutes."""
+    """0.4 MB of lines take a tenth of a second, and seconds where a pattern takes quadratic time."""
     started = time.process_time()
     found, _ = parsed(tmp_path, HOSTILE[kind] + "\n" * 3 + LOG)
     assert [q.measurements[0].metrics["ppl"].value for q in found] == [5.5]
-    assert time.process_time() - started < 15
+    assert time.process_time() - started < 2.5
 
 
 @pytest.mark.parametrize("kind", ["blank lines", "lines of blanks", "comments"])
@@ -157,4 +157,4 @@ def test_hostile_texts_without_a_result_are_refused_in_linear_time(tmp_path: Pat
     started = time.process_time()
     with pytest.raises(MeasureError, match="no log or table"):
         parsed(tmp_path, HOSTILE[kind])
-    assert time.process_time() - started < 10
+    assert time.process_time() - started < 3

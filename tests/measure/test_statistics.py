@@ -8,10 +8,12 @@ from ggplan.measure.scores import TokenComparison, TokenScores, join_scores
 from ggplan.measure.statistics import difference, metrics_of, token_errors
 
 
-def scores(n_chunks: int, seed: int, shift: float = 0.02, correlation: float = 1.0) -> TokenScores:
+def scores(
+    n_chunks: int, seed: int, shift: float = 0.02, correlation: float = 1.0, n_tokens: int = 255
+) -> TokenScores:
     """A model that is `shift` nats worse than its base, both driven by how hard each token is."""
     random = np.random.default_rng(seed)
-    shape = (n_chunks, 255)
+    shape = (n_chunks, n_tokens)
     hard = random.gamma(1.5, 1.5, shape)
     of_chunk = correlation * 0.03 * random.standard_normal((n_chunks, 1))
     change = shift + of_chunk + 0.1 * random.standard_normal(shape)
@@ -70,7 +72,7 @@ def test_errors_stand_correlation_within_a_chunk() -> None:
     truth = 0.02
     promised = dict.fromkeys(("chunks", "tokens"), 0)
     for seed in range(100):
-        s = scores(40, seed, shift=truth, correlation=3)
+        s = scores(40, seed, shift=truth, correlation=3, n_tokens=64)
         metric = metrics_of(s)["delta_ln_ppl"]
         assert metric.error is not None
         away = abs(metric.value - truth)

@@ -23,6 +23,7 @@ import torch  # noqa: E402
 import transformers  # noqa: E402, F401
 from conversion.base import ModelBase, TextModel  # noqa: E402
 from conversion.deepseek import DeepseekV32Model  # noqa: E402
+from conversion.hunyuan import HunYuanMoEModel  # noqa: E402
 
 # Kinds that transformers 5.24 renames the keys of, on which the converter fails: it was written for configs
 # that no class reads.
@@ -44,6 +45,8 @@ def convert(job: dict) -> None:
         TextModel.get_vocab_base_pre = lambda self, tokenizer: job["pre"]
         # It only checks that the tokenizer begins a text with BOS, which transformers forgets of this one.
         DeepseekV32Model.set_vocab = DeepseekV32Model._set_vocab_gpt2
+        # It wants the tokenizer that is code in the folder.
+        HunYuanMoEModel.set_vocab = HunYuanMoEModel._set_vocab_gpt2
     script = str(tree / "convert_hf_to_gguf.py")
     sys.argv = [script, job["folder"], "--outfile", job["output"], "--outtype", job["outtype"]]
     sys.argv += job.get("options", [])

@@ -1,8 +1,11 @@
 """What of a model is written, against llama.cpp's converter and llama-quantize with the same options."""
 
+import subprocess
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+from program import run
 from test_converter import assert_same_keys, assert_same_tensors
 from tiny_checkpoints import OUTTYPES, read_case, write_case
 
@@ -61,3 +64,39 @@ def test_equal_to_the_converters(both: Callable, name: str) -> None:
     ours, theirs = both(name)
     assert_same_keys(ours, theirs)
     assert_same_tensors(ours, theirs)
+
+
+PRUNED = {
+    "the first": ("llama", "0", "COPY"),
+    "the last": ("llama", "2", "COPY"),
+    "two": ("qwen3moe", "2,0", "COPY"),
+    "with an MTP block": ("glm4moe_mtp", "1", "COPY"),
+    "quantized": ("llama", "1", "Q4_K_M"),
+    "quantized experts": ("qwen3moe", "1", "Q4_0"),
+}
+
+
+@pytest.mark.parametrize("name", PRUNED)
+def test_pruned_as_llama_quantize_does(llama_cpp: Path, tmp_path: Path, name: str) -> None:
+    case, layers, mix = PRUNED[name]
+    write_case(tmp_path / case, read_case(case))
+    source, theirs, ours = (tmp_path / f"{which}.gguf" for which in ("source", "theirs", "ours"))
+    done = run("convert", tmp_path / case, source, "--pre", "glm4")
+    assert done.returncode == 0, done.stderr
+    quantize = llama_cpp / "build" / "bin" / "llama-quantize"
+    subprocess.run([quantize, "--prune-layers", layers, source, theirs, mix], check=True, capture_output=True)
+    recipe = [] if mix == "COPY" else ["-r", mix]
+    done = run("convert", source, ours, "--prune-layers", layers, *recipe)
+    assert done.returncode == 0, done.stderr
+
+    expected, found = open_gguf(theirs), open_gguf(ours)
+    ignored = "general.file_type" if mix == "COPY" else ""
+    keys = {k: v for k, v in found.metadata.items() if not k.startswith("ggplan.") and k != ignored}
+    assert keys == {
+        k: v for k, v in expected.metadata.items() if not k.startswith("ggplan.") and k != ignored
+    }
+    assert [(t.name, t.type, t.shape) for t in found] == [(t.name, t.type, t.shape) for t in expected]
+    for one, other in zip(found, expected, strict=True):
+        assert one.stored is not None
+        assert other.stored is not None
+        assert one.stored.read_bytes(0, one.n_rows) == other.stored.read_bytes(0, other.n_rows), one.name

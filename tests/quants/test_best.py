@@ -63,7 +63,7 @@ LEFT = {
 
 # Nine superblocks a row: tiles begin and end anywhere in a row.
 COLUMNS = 9 * 256
-ROWS = 3
+ROWS = 2
 
 with_and_without_importance = pytest.mark.parametrize("guided", [False, True], ids=["plain", "imatrix"])
 each_type = pytest.mark.parametrize("type_name", BEST)

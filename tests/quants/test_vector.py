@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import platform
+from typing import Any
 
 import numpy as np
 import pytest
 
 from ggplan.quants import machine_code
-from ggplan.quants.kernels import F32s, I32s, U8s, kernel
+from ggplan.quants.kernels import F32s, I32s, U8s, Weights, kernel
 from ggplan.quants.memory import (
     load,
     prefetch,
@@ -23,18 +24,18 @@ from ggplan.quants.vector import (
     all_lanes,
     any_lane,
     bits_of,
+    extremes_of_blocks,
     float_of,
     float_of_bits,
     integer_of,
     lane,
+    largest_magnitude,
     largest_magnitude_of_blocks,
-    largest_of_blocks,
     maximum,
     minimum,
     repeat,
     rounded,
     select,
-    smallest_of_blocks,
     splat,
     square_root,
 )
@@ -175,8 +176,8 @@ def test_transpose() -> None:
 
 @kernel
 def turn_bytes(source: I32s, target: U8s) -> None:
-    prefetch(source, 0)
-    prefetch(source, 1 << 40)  # which is not there
+    prefetch(source, 0, 16)
+    prefetch(source, 1 << 40, 64)  # which is not there
     transpose_bytes(source, 1, 20, target, 3, 70)
 
 
@@ -210,23 +211,35 @@ def test_processors_that_round(processor: str, one_step: bool, monkeypatch: pyte
 
 
 @kernel
-def fold_blocks(weights: F32s, out: F32s) -> None:
-    store(out, 0, smallest_of_blocks(weights, 3))
-    store(out, 16, largest_of_blocks(weights, 3))
+def fold_blocks(weights: Weights, out: F32s) -> None:
+    store(out, 0, extremes_of_blocks(weights, 3))
     store(out, 32, largest_magnitude_of_blocks(weights, 3))
+    for k in range(16):
+        out[48 + k] = largest_magnitude(weights, 3 + 32 * k, 32)
+    out[64] = largest_magnitude(weights, 3, 512)
+
+
+def floats(weights: Any) -> Any:
+    """Weights, or the bits of bfloat16, as float32."""
+    return weights if weights.dtype == np.float32 else (weights.astype(np.uint32) << 16).view(np.float32)
 
 
 def test_extremes_of_blocks() -> None:
-    """Wherever in its block the extreme is."""
+    """Wherever in its block the extreme is, in float32 and in the bits of bfloat16."""
     rng = np.random.default_rng(2)
     for place in range(32):
         weights = rng.standard_normal(3 + 16 * 32, np.float32)
         blocks = weights[3:].reshape(16, 32)
         blocks[::2, place] = 9 + np.arange(8)
         blocks[1::2, place] = -9 - np.arange(8)
-        out = np.empty((3, 16), np.float32)
-        fold_blocks(weights, out.reshape(-1))
-        assert np.array_equal(out, [blocks.min(axis=1), blocks.max(axis=1), abs(blocks).max(axis=1)])
+        bits = (weights.view(np.uint32) >> 16).astype(np.uint16)
+        for given in (weights, bits):
+            blocks = floats(given)[3:].reshape(16, 32)
+            out = np.empty(65, np.float32)
+            fold_blocks(given, out)
+            magnitudes = abs(blocks).max(axis=1)
+            expected = [blocks.min(axis=1), blocks.max(axis=1), magnitudes, magnitudes, [magnitudes.max()]]
+            assert np.array_equal(out, np.concatenate(expected))
 
 
 @kernel

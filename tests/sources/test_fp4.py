@@ -131,6 +131,33 @@ def test_a_global_scale_of_zero_is_a_fault(tmp_path: Path) -> None:
     assert "not positive" in tensor.rows.fault()
 
 
+@pytest.mark.parametrize("part", ["weight", "weight_scale"])
+def test_a_global_scale_of_zero_over_zeros_is_none(part: str, tmp_path: Path) -> None:
+    """ModelOpt gives it to a matrix of zeros, for its largest magnitude is 0."""
+
+    def edit(tensors: dict) -> None:
+        tensors[f"{Q}.weight_scale_2"][2] = bytes(4)
+        tensors[f"{Q}.{part}"][2] = bytes(len(tensors[f"{Q}.{part}"][2]))
+
+    tensor = open_checkpoint(edited("modelopt-nvfp4", tmp_path, edit)).tensors[f"{Q}.weight"]
+    assert tensor.rows.fault() == ""
+    assert tensor.codes.fault() == ""
+    assert not rows_of(tensor).any()
+    codes = tensor.codes.read(0, tensor.codes.n_rows)
+    assert not dequantize(codes, tensor.codes.dtype).any()
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"), [("modelopt-nvfp4", "input_scale"), ("ct-nvfp4a16", "input_global_scale")]
+)
+def test_a_negative_scale_of_activations_is_a_fault(folder: str, name: str, tmp_path: Path) -> None:
+    def edit(tensors: dict) -> None:
+        tensors[f"{Q}.{name}"] = ["F32", [1], np.array([-5], "<f4").tobytes()]
+
+    tensor = open_checkpoint(edited(folder, tmp_path, edit)).tensors[f"{Q}.weight"]
+    assert f"scale of activations '{Q}.{name}'" in tensor.rows.fault()
+
+
 def test_columns_with_scales_of_their_own_are_multiplied_in(tmp_path: Path) -> None:
     factors = np.linspace(0.5, 2, 128, dtype="<f4")
 

@@ -288,3 +288,22 @@ def test_only_hf_quant_config(tmp_path: Path) -> None:
     document = {"producer": {"name": "modelopt", "version": "0.33"}, "quantization": quantization}
     (tmp_path / "hf_quant_config.json").write_text(json.dumps(document))
     assert rows_of(open_checkpoint(tmp_path).tensors[NAME]).tolist() == [[1] * 4] * 4
+
+
+def test_blocks_whose_size_nothing_states_are_noted(tmp_path: Path) -> None:
+    def notes_of(shape: tuple[int, int], **config: object) -> list[str]:
+        grid = tuple(-(-extent // 128) for extent in shape)
+        tensors = {NAME: fp8(np.ones(shape, np.uint8)), f"{NAME}_scale_inv": np.ones(grid, np.float32)}
+        write_safetensors(tmp_path / "t.safetensors", tensors)
+        notes: list[str] = []
+        stored = read_tensors(tmp_path / "t.safetensors")
+        join_tensors(stored, QuantizationConfig(tmp_path, {**FP8, **config}), notes=notes)
+        return notes
+
+    [note] = notes_of((200, 200))
+    assert "states no weight_block_size" in note
+    assert "blocks of 100 x 100 fit" in note
+    assert "100 x 100" in notes_of((200, 64))[0]
+    assert notes_of((200, 200), weight_block_size=[128, 128]) == []
+    assert notes_of((256, 384)) == []
+    assert notes_of((576, 256)) == []

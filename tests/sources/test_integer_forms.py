@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from packing import packed, packed_fast
 
+from ggplan.errors import CheckpointError
 from ggplan.quants import dequantize
 from ggplan.sources.safetensors import read_tensors
 from ggplan.sources.schemes import QuantizationConfig, join_tensors
@@ -205,7 +206,40 @@ def test_columns_out_of_order_in_compressed_tensors(unset: bool, tmp_path: Path)
         weight_shape=np.array([9, 64]),
         weight_g_idx=np.where(unset & (np.arange(64) == 5), -1, order).astype(np.int32),
     )
-    check(tensor, one.weights, rng)
+    check(tensor, one.weights, rng, "q4_0" if unset else "")
+
+
+def test_groups_that_are_listed_and_are_neighbours_are_moved(tmp_path: Path) -> None:
+    """GPTQ's static groups, and a `weight_g_idx` in order, of one that columns out of order would have."""
+    rng = np.random.default_rng(4)
+    one = made(rng, (8, 64), 4, 32, symmetric=True)
+    weights = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32, "actorder": "group"}
+    compressed = {
+        "quant_method": "compressed-tensors", "format": "pack-quantized",
+        "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}},
+    }  # fmt: skip
+    tensor = opened(
+        tmp_path / "ct.safetensors",
+        compressed,
+        weight_packed=packed(one.codes, 4, "dense"),
+        weight_scale=bf16(one.scales),
+        weight_shape=np.array([8, 64]),
+        weight_g_idx=one.groups.astype(np.int32),
+    )
+    check(tensor, one.weights, rng, "q4_0")
+    gptq = {"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": True, "desc_act": True}
+    tensors = {
+        "qweight": packed(one.codes, 4, "dense").T,
+        "qzeros": packed(one.zeros.T - 1, 4, "dense"),
+        "scales": one.scales.T.astype(np.float16),
+        "g_idx": one.groups.astype(np.int32),
+    }
+    static = opened(tmp_path / "gptq.safetensors", {**gptq, "static_groups": True}, **tensors)
+    check(static, one.weights, rng, "q4_0")
+    tensors["g_idx"] = tensors["g_idx"][::-1].copy()  # a config that is wrong
+    lying = opened(tmp_path / "gptq.safetensors", {**gptq, "static_groups": True}, **tensors)
+    assert lying.codes is not None
+    assert "order of their activations" in lying.codes.fault()
 
 
 @FORMS
@@ -399,3 +433,25 @@ def test_matrices_without_weights(shape: tuple[int, int], tmp_path: Path) -> Non
     assert tensor.rows is not None
     assert tensor.rows.fault() == ""
     assert tensor.rows.read(0, shape[0]).shape == shape
+
+
+@pytest.mark.parametrize("sizes", [(128, 96), (96, 128)])
+def test_group_sizes_between_which_shapes_do_not_decide_are_refused(
+    sizes: tuple[int, int], tmp_path: Path
+) -> None:
+    """160 inputs make two groups of 128 and two of 96."""
+    one = made(np.random.default_rng(9), (32, 160), 4, 96, symmetric=True)
+    tensors = {
+        "qweight": packed(one.codes, 4, "dense").T,
+        "qzeros": packed(one.zeros.T - 1, 4, "dense"),
+        "scales": one.scales.T.astype(np.float16),
+    }
+    config = {"quant_method": "gptq", "bits": 4, "group_size": sizes[0], "sym": True}
+    both = {**config, "dynamic": {"+:.*down_proj": {"group_size": sizes[1]}}}
+    with pytest.raises(CheckpointError, match=r"has 2 groups; .* make as many of each"):
+        opened(tmp_path / "t.safetensors", both, **tensors)
+    stated = opened(tmp_path / "t.safetensors", {**config, "group_size": 96}, **tensors)
+    check(stated, one.weights, np.random.default_rng(1), "q4_0")
+    listed = opened(tmp_path / "t.safetensors", both, **tensors, g_idx=one.groups.astype(np.int32))
+    assert listed.rows is not None
+    np.testing.assert_array_equal(listed.rows.read(0, 32), one.weights)

@@ -302,6 +302,15 @@ def test_hqq_that_does_not_fit(name: str, value: np.ndarray | None, said: str, t
         opened(tmp_path / "t.safetensors", tensors, "hqq")
 
 
+def test_rows_of_hqq_that_parts_do_not_divide(tmp_path: Path) -> None:
+    """80 bytes are what 4bit_u8 takes of 15 rows with one added, which only 3bit_32 has."""
+    tensors, _ = hqq((8, 20), 4, 1, 10, "float16", np.random.default_rng(1))
+    tensors["m.shape"] = np.array([5, 30], "i8")
+    tensors |= {f"m.{name}": np.zeros((15, 1), "f2") for name in ("scale", "zero")}
+    with pytest.raises(CheckpointError, match=r"4bit_u8, but 15 rows .* are no multiple of 2"):
+        opened(tmp_path / "t.safetensors", tensors, "hqq")
+
+
 # torchao ----------------------------------------------------------------------------------------------------
 
 
@@ -421,6 +430,18 @@ def test_torchao_that_is_not_read(
         opened(tmp_path / "t.safetensors", tensors, "torchao", metadata)
     with pytest.raises(CheckpointError, match="does not say of which type"):
         opened(tmp_path / "u.safetensors", tensors, "torchao")
+
+
+def test_factors_of_activations_of_torchao_are_no_scales(tmp_path: Path) -> None:
+    """AWQ and SmoothQuant: `act_pre_scale` multiplies the input, so the weights are others."""
+    data = {
+        "qdata": np.ones((4, 32), "i1"),
+        "scale": np.ones((4, 1), "f4"),
+        "act_pre_scale": np.ones(32, "f4"),
+    }
+    tensors, metadata = torchao(data, "Int8Tensor", [1, 32])
+    with pytest.raises(CheckpointError, match=r"has the parts act_pre_scale, qdata, scale; ggplan reads"):
+        opened(tmp_path / "t.safetensors", tensors, "torchao", metadata)
 
 
 # W4A16_AWQ --------------------------------------------------------------------------------------------------

@@ -100,6 +100,56 @@ def test_a_config_that_no_tensor_bears_out(method: str, tmp_path: Path) -> None:
     assert "take quantization_config out of config.json" in error.value.hint
 
 
+INT8 = {"m.weight": np.ones((4, 4), "i1"), "m.weight_scale": FLOATS[0]}
+
+
+@pytest.mark.parametrize(
+    ("config", "tensors", "said"),
+    [
+        (
+            {"quant_method": "modelopt", "quant_algo": "W8A16"},
+            INT8,
+            r"modelopt \(W8A16\), and 'm.weight' holds I8",
+        ),
+        (
+            {"quant_method": "gptq", "bits": 4},
+            {"m.weight_packed": INTS, "m.weight_scale": FLOATS},
+            "gptq, and 'm.weight_packed' holds I32 codes",
+        ),
+    ],
+)
+def test_codes_of_another_kind_than_the_config_names(
+    config: dict[str, object], tensors: dict[str, object], said: str, tmp_path: Path
+) -> None:
+    write_safetensors(tmp_path / "t.safetensors", tensors)
+    with pytest.raises(CheckpointError, match=said):
+        join_tensors(read_tensors(tmp_path / "t.safetensors"), QuantizationConfig(Path("folder"), config))
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq", "fp8", "compressed-tensors"])
+def test_plain_weights_under_a_config_of_quantized_ones_are_noted(method: str, tmp_path: Path) -> None:
+    write_safetensors(tmp_path / "t.safetensors", {"m.weight": FLOATS})
+    values: dict[str, object] = {"quant_method": method}
+    if method == "compressed-tensors":
+        weights = {"num_bits": 4, "type": "int", "strategy": "channel"}
+        values |= {"format": "pack-quantized", "config_groups": {"g": {"weights": weights}}}
+    notes: list[str] = []
+    stored = read_tensors(tmp_path / "t.safetensors")
+    assert list(join_tensors(stored, QuantizationConfig(Path("f"), values), notes=notes)) == ["m.weight"]
+    [note] = notes
+    assert f"quantized by {method}, but none are" in note
+
+
+@pytest.mark.parametrize("factor", ["pre_quant_scale", "smooth_scale"])
+@pytest.mark.parametrize("dtype", ["F8_E4M3", "I8"])
+def test_factors_of_columns_beside_8_bits(factor: str, dtype: str, tmp_path: Path) -> None:
+    codes = ("F8_E4M3", BYTES) if dtype == "F8_E4M3" else np.ones((4, 4), "i1")
+    tensors = {"m.weight": codes, "m.weight_scale": np.ones((), "f4"), f"m.{factor}": FLOATS[0]}
+    write_safetensors(tmp_path / "t.safetensors", tensors)
+    with pytest.raises(CheckpointError, match=f"'m.{factor}' is of the form {dtype} with a factor for each"):
+        join_tensors(read_tensors(tmp_path / "t.safetensors"), QuantizationConfig(Path("f"), {}))
+
+
 @pytest.mark.parametrize(
     "tensors",
     [

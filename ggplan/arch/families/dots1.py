@@ -25,9 +25,9 @@ def _table(config: Config, names: Collection[str]) -> Table:
     return Table(
         [
             *layout.outside("model.embed_tokens model.norm lm_head?"),
-            *layout.layer("input_layernorm post_attention_layernorm self_attn.q_norm self_attn.k_norm"),
-            *layout.layer("self_attn.q_proj self_attn.k_proj self_attn.v_proj self_attn.o_proj"),
-            *layout.layer("mlp.gate_proj mlp.up_proj mlp.down_proj", "dense"),
+            *layout.layer("{input,post_attention}_layernorm self_attn.{q,k}_norm"),
+            *layout.layer("self_attn.{q,k,v,o}_proj"),
+            *layout.layer("mlp.{gate,up,down}_proj", "dense"),
             *layout.layer("mlp.gate", "moe"),
             *layout.parameter(
                 "mlp.gate.e_score_correction_bias?", "moe", like="mlp.gate.e_score_correction.bias"

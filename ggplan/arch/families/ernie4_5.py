@@ -22,7 +22,7 @@ _FURTHER = ("mtp_block.", "mtp_emb_norm.", "mtp_hidden_norm.", "mtp_linear_proj.
 def _dense(config: Config, names: Collection[str]) -> Table:
     layout = Layout("ernie4_5", config)
     return Table(
-        [*_common(layout), *layout.layer("mlp.gate_proj mlp.up_proj mlp.down_proj")],
+        [*_common(layout), *layout.layer("mlp.{gate,up,down}_proj")],
         [DENSE] * config.layers("num_hidden_layers"),
     )
 
@@ -31,11 +31,10 @@ def _moe(config: Config, names: Collection[str]) -> Table:
     n_experts, columns = config.count("moe_num_experts"), config.count("moe_intermediate_size")
     n_shared = config.optional_count("moe_num_shared_experts", least=0) or 0
     layout = Layout("ernie4_5-moe", config, X=n_experts, M=columns, S=n_shared * columns)
-    experts = " ".join(f"mlp.experts.{part}_proj" for part in ("gate", "up", "down"))
     return Table(
         [
             *_common(layout),
-            *layout.layer("mlp.gate_proj mlp.up_proj mlp.down_proj", "dense"),
+            *layout.layer("mlp.{gate,up,down}_proj", "dense"),
             *layout.layer("mlp.gate", "moe"),
             *layout.parameter(
                 "mlp.moe_statics.e_score_correction_bias?",
@@ -43,7 +42,7 @@ def _moe(config: Config, names: Collection[str]) -> Table:
                 like="mlp.moe_statics.e_score_correction.bias",
                 shape=(1, n_experts),
             ),
-            *layout.experts(names, experts),
+            *layout.experts(names, "mlp.experts.{gate,up,down}_proj"),
             *layout.shared_experts(),
         ],
         [MOE if has else DENSE for has in _with_experts(config)],
@@ -55,8 +54,8 @@ def _moe(config: Config, names: Collection[str]) -> Table:
 def _common(layout: Layout) -> list[TensorSpec]:
     return [
         *layout.outside("model.embed_tokens model.norm lm_head?"),
-        *layout.layer("input_layernorm post_attention_layernorm"),
-        *layout.layer("self_attn.q_proj self_attn.k_proj self_attn.v_proj self_attn.o_proj"),
+        *layout.layer("{input,post_attention}_layernorm"),
+        *layout.layer("self_attn.{q,k,v,o}_proj"),
     ]
 
 

@@ -33,8 +33,8 @@ def _table(config: Config, names: Collection[str]) -> Table:
     return Table(
         [
             *layout.outside("model.embed_tokens model.norm lm_head?"),
-            *layout.layer("input_layernorm post_attention_layernorm"),
-            *layout.layer("pre_feedforward_layernorm post_feedforward_layernorm"),
+            *layout.layer("{input,post_attention}_layernorm"),
+            *layout.layer("{pre,post}_feedforward_layernorm"),
             *_attention(layout, config, _SLIDING, config.count("head_dim"), heads_kv(config)),
             *_attention(layout, config, _FULL, _full_width(config), _full_heads(config) or heads_kv(config)),
             *_dense(layout, config, "own", columns),
@@ -85,7 +85,7 @@ def _attention(layout: Layout, config: Config, kind: str, head: int, n_heads_kv:
 def _dense(layout: Layout, config: Config, kind: str, columns: int) -> list[TensorSpec]:
     width = config.count("hidden_size")
     return [
-        *layout.layer("mlp.gate_proj mlp.up_proj", kind, shape=(columns, width)),
+        *layout.layer("mlp.{gate,up}_proj", kind, shape=(columns, width)),
         *layout.layer("mlp.down_proj", kind, shape=(width, columns)),
     ]
 

@@ -24,10 +24,10 @@ def _table(config: Config, names: Collection[str]) -> Table:
     return Table(
         [
             *layout.outside("model.embed_tokens model.norm lm_head?"),
-            *layout.layer("input_layernorm self_attn.q_norm self_attn.k_norm"),
+            *layout.layer("input_layernorm self_attn.{q,k}_norm"),
             *layout.layer("post_attention_layernorm", to="ffn_norm"),
-            *layout.layer("self_attn.q_proj self_attn.k_proj self_attn.v_proj self_attn.o_proj"),
-            *layout.layer("mlp.gate_proj mlp.up_proj mlp.down_proj", "dense"),
+            *layout.layer("self_attn.{q,k,v,o}_proj"),
+            *layout.layer("mlp.{gate,up,down}_proj", "dense"),
             *layout.layer("mlp.router.gate", "moe", like="mlp.gate"),
             *layout.parameter("mlp.expert_bias", "moe", to="exp_probs_b", shape=(layout.sizes["X"],)),
             *layout.experts(names),

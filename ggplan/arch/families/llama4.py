@@ -35,11 +35,11 @@ def _table(config: Config, names: Collection[str]) -> Table:
     return Table(
         [
             *layout.outside("model.embed_tokens model.norm lm_head?"),
-            *layout.layer("input_layernorm post_attention_layernorm"),
-            *layout.layer("self_attn.q_proj self_attn.k_proj self_attn.v_proj self_attn.o_proj"),
-            *layout.layer("feed_forward.gate_proj feed_forward.up_proj feed_forward.down_proj", "dense"),
+            *layout.layer("{input,post_attention}_layernorm"),
+            *layout.layer("self_attn.{q,k,v,o}_proj"),
+            *layout.layer("feed_forward.{gate,up,down}_proj", "dense"),
             *layout.layer("feed_forward.router", "moe"),
-            *layout.layer(f"{_SHARED}gate_proj {_SHARED}up_proj {_SHARED}down_proj", "moe"),
+            *layout.layer(_SHARED + "{gate,up,down}_proj", "moe"),
             *_experts(layout, config),
         ],
         [MOE if k in with_experts else DENSE for k in range(n_layers)],

@@ -24,8 +24,8 @@ def _table(config: Config, names: Collection[str]) -> Table:
     return Table(
         [
             *layout.outside("model.embed_tokens model.norm lm_head?"),
-            *layout.layer("input_layernorm post_attention_layernorm"),
-            *layout.layer("self_attn.q_proj self_attn.k_proj self_attn.v_proj self_attn.o_proj"),
+            *layout.layer("{input,post_attention}_layernorm"),
+            *layout.layer("self_attn.{q,k,v,o}_proj"),
             *layout.layer("self_attn.q_norm", shape=(layout.sizes["Q"],)),
             *layout.layer("self_attn.k_norm", shape=(layout.sizes["K"],)),
             *layout.layer(_MOE + "gate"),
@@ -34,7 +34,7 @@ def _table(config: Config, names: Collection[str]) -> Table:
                 like=_MOE + "e_score_correction.bias",
                 shape=(layout.sizes["X"],),
             ),
-            *layout.experts((), f"{_MOE}experts.w1 {_MOE}experts.w2 {_MOE}experts.w3"),
+            *layout.experts((), _MOE + "experts.{w1,w2,w3}"),
         ],
         [MOE] * config.layers("num_hidden_layers"),
         layout.sizes["X"] or 0,

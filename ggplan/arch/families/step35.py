@@ -44,10 +44,10 @@ def _table(config: Config, names: Collection[str]) -> Table:
             *layout.outside("model.norm", transform=_norm),
             *norms("input_layernorm"),
             *norms("post_attention_layernorm", to="ffn_norm"),
-            *norms("self_attn.q_norm? self_attn.k_norm?", shape=(head,)),
+            *norms("self_attn.{q,k}_norm?", shape=(head,)),
             *_attention(layout, config, _FULL, *_heads(config, _FULL)),
             *_attention(layout, config, _SLIDING, *_heads(config, _SLIDING)),
-            *layout.layer("mlp.gate_proj mlp.up_proj mlp.down_proj", "dense"),
+            *layout.layer("mlp.{gate,up,down}_proj", "dense"),
             *layout.layer("moe.gate", "moe"),
             *layout.parameter("moe.router_bias?", "moe", like="moe.router_bias.bias", shape=(n,)),
             *(
@@ -55,7 +55,7 @@ def _table(config: Config, names: Collection[str]) -> Table:
                 for part, shape in experts
                 for spec in layout.layer(f"moe.{part}_proj", "moe", shape=shape, bias=False)
             ),
-            *layout.layer("share_expert.down_proj share_expert.gate_proj share_expert.up_proj", "moe"),
+            *layout.layer("share_expert.{down,gate,up}_proj", "moe"),
             *layout.layer("eh_proj", "mtp", shape=(width, 2 * width), bias=False),
             *layout.layer("embed_tokens?", "mtp", bias=False),
             *layout.layer("transformer.shared_head.output?", "mtp", like="shared_head.head", bias=False),
@@ -101,7 +101,7 @@ def _attention(layout: Layout, config: Config, kind: str, n_heads: int, n_kv: in
     width, head = config.count("hidden_size"), config.count("head_dim")
     return [
         *layout.layer("self_attn.q_proj", kind, shape=(n_heads * head, width)),
-        *layout.layer("self_attn.k_proj self_attn.v_proj", kind, shape=(n_kv * head, width)),
+        *layout.layer("self_attn.{k,v}_proj", kind, shape=(n_kv * head, width)),
         *layout.layer("self_attn.o_proj", kind, shape=(width, n_heads * head)),
         *layout.layer("self_attn.g_proj?", kind, shape=(n_heads, width)),
     ]

@@ -35,15 +35,12 @@ _HUB_WORDS = {
 
 
 # What a string of a program, a forum that eats backslashes, and other names of experts make of a pattern.
-_SLIPS = tuple(
-    (re.compile(wrong), right)
-    for wrong, right in (
-        (r"\\\\", r"\\"),
-        (r"(?<=[.(])d(?=[+*])", r"\\d"),
-        (r"_?shared_experts?(?![a-z])", "_shexp"),
-        (r"_experts?(?![a-z])", "_exps"),
-        (r"(?<![a-z])experts?(?![a-z])", "exps"),
-    )
+_SLIPS = (
+    (r"\\\\", r"\\"),
+    (r"(?<=[.(])d(?=[+*])", r"\\d"),
+    (r"_?shared_experts?(?![a-z])", "_shexp"),
+    (r"_experts?(?![a-z])", "_exps"),
+    (r"(?<![a-z])experts?(?![a-z])", "exps"),
 )
 
 
@@ -146,7 +143,7 @@ def _nearby(rule: Rule, case: Case) -> Iterator[str]:
     pattern = rule.pattern
     yield from _other_blocks(rule, case)
     for wrong, right in _SLIPS:
-        if (mended := wrong.sub(right, pattern)) != pattern:
+        if (mended := re.sub(wrong, right, pattern)) != pattern:
             yield mended
     names = " ".join(sorted({f".{kind_of(t.name)}" for t in case.tensors}))
     words = sorted(set(re.findall(r"[a-z0-9_]+", names)) | {"blk", "weight", "bias"})

@@ -56,7 +56,9 @@ def check(case: Case) -> Iterator[LowDraft]:
     for rule, members in groups.items():
         types = ", ".join(dict.fromkeys(case.fitted[t].type.name for t in members))
         fix = _fix(case) if is_ruled else None
-        yield LowDraft(case.place(rule), some(case, members), types, is_ruled, case.recipe.order, fixes=(fix,))
+        yield LowDraft(
+            case.place(rule), some(case, members), types, is_ruled, case.recipe.order, fixes=(fix,)
+        )
 
 
 def _is_low(fitted: Fitted) -> bool:

@@ -4,13 +4,12 @@ GP218: a rule for another form of a tensor decides it
     Some files have gate and up, or q, k and v, as one tensor. A rule for a part decides the fused tensor, and
     one for the fused tensor its parts, where the model has only the other form and the recipe has no rule for
     that. Nothing is wrong; name the tensor to leave no doubt.
-    - ffn_(gate|up)_exps\.weight = q4_K
-    + ffn_(gate|up|gate_up)_exps\.weight = q4_K
+    - attn_qkv\.weight = q8_0
+    + attn_(q|k|v|qkv)\.weight = q8_0
 
 GP219: the parts of a fused tensor are given different types
     The model has them as one tensor, which has one type: the one of most bits. Write a rule for the fused
     name, or cut it apart with `--split`.
-    - ffn_gate_exps\.weight = q4_K
     + ffn_gate_up_exps\.weight = q4_K
 """
 

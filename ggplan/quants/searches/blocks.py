@@ -101,7 +101,7 @@ def finder(
     group
         How many blocks make a group, at most `GROUP`.
     """
-    fetched = 0 if group_step is no_group_step else size
+    looks_ahead = group_step is not no_group_step
 
     def find(
         weights: Weights, count: I64, columns: F32s, per_row: I64, energies: F32s, room: F32s, highest: I64,
@@ -120,8 +120,8 @@ def finder(
             group_step(given, first, group_scales, group_codes)
             for k in range(group):
                 # A group step waits for memory, and a block step does not: let one begin under the other.
-                for i in range(0, fetched, 16):
-                    prefetch(weights, (first + group + k) * size + i)
+                if looks_ahead:
+                    prefetch(weights, (first + group + k) * size, size)
                 block_scales = bytes_at(group_scales, k * scale_bytes)
                 block_codes = bytes_at(group_codes, k * size)
                 block_step(given, first, k, block_scales, block_codes)

@@ -35,17 +35,15 @@ from ggplan.quants.vector import (
     absolute,
     any_lane,
     bits_of,
+    extremes_of_blocks,
     first_lane,
     float_of_bits,
     integer_of,
     lane,
-    largest_lane,
+    largest_magnitude,
     largest_magnitude_of_blocks,
-    largest_of_blocks,
-    maximum,
     minimum,
     select,
-    smallest_of_blocks,
     splat,
 )
 
@@ -82,8 +80,8 @@ def symmetric(given: Any, first: Any, scales: Any, codes: Any) -> None:
     """Scales of q4_0 and q5_0."""
     start = 32 * first
     middle = (given.highest + 1) // 2
-    largest = largest_of_blocks(given.weights, start)
-    smallest = smallest_of_blocks(given.weights, start)
+    store(given.room, 0, extremes_of_blocks(given.weights, start))
+    smallest, largest = load(given.room, 0, GROUP), load(given.room, GROUP, GROUP)
     extreme = select(largest > -smallest, largest, smallest)
     if any_lane(largest == -smallest):
         extreme = _first_of_magnitude(given.weights, start, absolute(extreme), given.room)
@@ -109,8 +107,8 @@ def symmetric_codes(given: Any, first: Any, k: Any, scales: Any, codes: Any) -> 
 def affine(given: Any, first: Any, scales: Any, codes: Any) -> None:
     """Scales and minimums of q4_1 and q5_1."""
     start = 32 * first
-    largest = largest_of_blocks(given.weights, start)
-    smallest = smallest_of_blocks(given.weights, start)
+    store(given.room, 0, extremes_of_blocks(given.weights, start))
+    smallest, largest = load(given.room, 0, GROUP), load(given.room, GROUP, GROUP)
     if any_lane(smallest == _ZERO):
         # Where both zeros occur, the first decides the sign of m.
         nothing = _first_of_magnitude(given.weights, start, absolute(smallest), given.room)
@@ -146,7 +144,7 @@ def _first_of_magnitude(weights: Any, start: Any, magnitudes: Any, room: Any) ->
 def ternary(given: Any, first: Any, k: Any, scales: Any, codes: Any) -> None:
     """The scale and codes of a block of tq1_0 and tq2_0."""
     start = 256 * (first + k)
-    scale = _largest(given.weights, start, 256)
+    scale = largest_magnitude(given.weights, start, 256)
     inverse = np.float32(_ONE / scale)
     if not inverse <= _LARGEST_FLOAT:
         inverse = _ZERO
@@ -159,14 +157,15 @@ def ternary(given: Any, first: Any, k: Any, scales: Any, codes: Any) -> None:
 def ternary_codes(weights: Any, start: Any, inverse: Any) -> Any:
     """The codes of 32 weights, given 1 / d."""
     scaled = load_weights(weights, start, 32) * inverse
-    return select(scaled >= _HALF, 2, select(scaled <= -_HALF, 0, splat(1, 32)))
+    nothing = splat(0, 32)
+    return select(scaled >= _HALF, 1, nothing) - select(scaled <= -_HALF, 1, nothing) + 1
 
 
 @inline
 def q2_0(given: Any, first: Any, scales: Any, codes: Any) -> None:
     """Scales of q2_0, blocks of 64."""
     for k in range(GROUP):
-        given.room[k] = _largest(given.weights, 64 * (first + k), 64)
+        given.room[k] = largest_magnitude(given.weights, 64 * (first + k), 64)
     d = load(given.room, 0, GROUP)
     inverse = _ONE / d
     is_finite = inverse <= _LARGEST_FLOAT
@@ -189,15 +188,6 @@ def _rounded_away(values: Any) -> Any:
     """C's roundf, as int32: add 0.49999997 with the number's sign, then cut."""
     nudge = float_of_bits((bits_of(values) & _SIGN_BIT) | _BITS_BELOW_HALF)
     return integer_of(values + nudge)
-
-
-@inline
-def _largest(weights: Any, start: Any, size: Any) -> Any:
-    """The largest magnitude of a block."""
-    magnitude = absolute(load_weights(weights, start, 32))
-    for i in range(32, size, 32):
-        magnitude = maximum(magnitude, absolute(load_weights(weights, start + i, 32)))
-    return largest_lane(magnitude)
 
 
 @inline

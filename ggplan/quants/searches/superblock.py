@@ -251,7 +251,7 @@ def load_tile(source: Any, first: Any, size: Any, tile: Any, width: Any = WIDTH)
         target = position(column // size, column % size, size, width)
         transpose(source, first * SUPERBLOCK + column, SUPERBLOCK, tile, target, width)
         for r in range(first + TILE, first + 2 * TILE):
-            prefetch(source, r * SUPERBLOCK + column)
+            prefetch(source, r * SUPERBLOCK + column, TILE)
 
 
 @inline

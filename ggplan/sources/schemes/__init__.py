@@ -33,7 +33,7 @@ from ggplan.sources.schemes.scheme import (
     Weights,
     read_quantization_config,
 )
-from ggplan.sources.schemes.unread import refuse_unread, unread
+from ggplan.sources.schemes.unread import has_codes, refuse_unread, unread
 from ggplan.sources.tensors import PLAIN, CheckpointTensor, StoredTensor
 
 __all__ = [
@@ -73,8 +73,13 @@ def join_tensors(
     """
     refuse_unread(stored, config)
     found = [(scheme, result) for scheme in schemes if (result := scheme.recognise(stored, config))]
-    _check_config(config, [result for _, result in found])
+    _check_config(config, [result for _, result in found], stored)
     if notes is not None:
+        if config.values and not any(result.groups for _, result in found):
+            notes.append(
+                f"{config.where}: config.json says that the weights are quantized by {shown(config.method)}, "
+                "but none are; they are read as they are"
+            )
         notes += [note for _, result in found for note in result.notes]
     joined: dict[str, CheckpointTensor] = {}
     claimed: set[str] = set()
@@ -113,10 +118,13 @@ def _bits_of(group: Group, rows: RowSource) -> float:
     return 8 * max(part.n_bytes for part in group.parts.values()) / n_weights if n_weights else 0.0
 
 
-def _check_config(config: QuantizationConfig, found: Sequence[Recognised]) -> None:
+def _check_config(
+    config: QuantizationConfig, found: Sequence[Recognised], stored: Mapping[str, StoredTensor]
+) -> None:
     """Refuse a config with a method or key that no scheme knows."""
-    if config.values and not found:
-        raise unread(config)
+    is_unread = config.values and not any(result.groups for result in found)
+    if is_unread and (not found or has_codes(stored)):
+        raise unread(config, stored)
     known = {key for result in found for key in result.keys}
     if unknown := [key for key in config.values if key not in known]:
         raise CheckpointError(

@@ -150,7 +150,22 @@ def _group(
     if not is_packed and not any(group.name for group in stated):  # of bytes without a config
         stated = [group for group in stated if group.bits == 8]
     layout = layout_of(module, parts, shape, stated, config, known)
+    if layout.form.reordered and _is_in_order(parts["order"], layout):
+        layout = replace(layout, form=replace(layout.form, reordered=""))
     return Group(module + ".weight", f"int{layout.form.bits}", parts, layout)
+
+
+def _is_in_order(order: StoredTensor, layout: Layout) -> bool:
+    """Whether groups are neighbours though they are listed; False if only headers are there."""
+    import numpy as np
+
+    n_columns = layout.shape[-1]
+    try:
+        found = integers.indices_of(order)
+    except CheckpointError:
+        return False
+    in_order = np.tile(np.arange(n_columns) // layout.form.group, len(found) // n_columns)
+    return bool((found == -1).any()) or np.array_equal(found, in_order)
 
 
 def _slice(parts: Mapping[str, StoredTensor], layout: Layout, i: int) -> Mapping[str, StoredTensor]:

@@ -92,10 +92,31 @@ def recognise(tensors: Mapping[str, StoredTensor], config: QuantizationConfig) -
         is_blockwise = whole in _BLOCKWISE or _algorithm_of(tensor.name, layers) in _BLOCKWISE
         grid = _grid(tensor, parts["scale"], blocks, is_blockwise=is_blockwise)
         groups.append(Group(tensor.name, _name_of(tensor, parts["scale"], grid), parts, grid))
+    notes = _doubts(groups, config)
     claimed = {part.name for group in groups for part in group.parts.values()}
     _refuse_orphans(tensors, claimed)
     unused = [name for name in tensors if groups and name not in claimed and name.endswith(_UNUSED_SUFFIXES)]
-    return Recognised(groups, unused, _KEYS | _MODELOPT_KEYS if config.method == "modelopt" else _KEYS)
+    keys = _KEYS | _MODELOPT_KEYS if config.method == "modelopt" else _KEYS
+    return Recognised(groups, unused, keys, notes)
+
+
+def _doubts(groups: Sequence[Group], config: QuantizationConfig) -> list[str]:
+    """The note of blocks whose size nothing states, where blocks of another size divide a matrix evenly."""
+    if "weight_block_size" in config.values or is_compressed_tensors(config):
+        return []
+    for group in groups:
+        grid = group.form
+        if not isinstance(grid, Grid) or (grid.block_rows, grid.block_columns) != DEFAULT_BLOCK:
+            continue
+        counts = ((grid.slice_rows, -(-grid.slice_rows // DEFAULT_BLOCK[0])), (grid.n_columns, grid.per_row))
+        sides = {extent // count if extent % count == 0 else 0 for extent, count in counts if count > 1}
+        side = max(sides, default=0)
+        if len(sides) == 1 and 0 < side < DEFAULT_BLOCK[0] and all(-(-n // side) == k for n, k in counts):
+            return [
+                f"{config.where}: config.json states no weight_block_size; scales are read as those of "
+                f"blocks of 128 x 128, though blocks of {side} x {side} fit '{shown(group.name)}' too"
+            ]
+    return []
 
 
 def join(group: Group, config: QuantizationConfig) -> Weights:

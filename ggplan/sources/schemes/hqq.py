@@ -222,7 +222,12 @@ def _layout(group: Group) -> _Layout:
     width = group_size if axis == 1 else n_groups
     height = n_weights // width
     part = -(-height // n_parts) * width
-    if codes.n_bytes != part * size or (packing != "3bit_32" and height % n_parts):
+    if packing != "3bit_32" and height % n_parts:
+        raise CheckpointError(
+            f"{where} is packed as {packing}, but {height:,} rows (weights of shape {shown(shape)} in groups "
+            f"of {group_size:,}) are no multiple of {n_parts}"
+        )
+    if codes.n_bytes != part * size:
         raise CheckpointError(
             f"{where} has {codes.n_bytes:,} bytes, but {packing} of weights of shape {shown(shape)} in "
             f"groups of "

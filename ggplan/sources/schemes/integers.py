@@ -261,7 +261,7 @@ def group_indices(tensor: StoredTensor, n_groups: int, unset: int | None = None)
     CheckpointError
         If the file cannot be read, or there is no such group.
     """
-    found = _indices(tensor)
+    found = indices_of(tensor)
     if unset is not None and (found == unset).any():
         return None
     if fault := _index_fault(tensor, found, n_groups):
@@ -271,13 +271,20 @@ def group_indices(tensor: StoredTensor, n_groups: int, unset: int | None = None)
 
 def index_fault(tensor: StoredTensor, n_groups: int, unset: int | None = None) -> str:
     """The first column of `g_idx` that is in no group; "" if all are in one, or one is `unset`."""
-    found = _indices(tensor)
+    found = indices_of(tensor)
     if unset is not None and (found == unset).any():
         return ""
     return _index_fault(tensor, found, n_groups)
 
 
-def _indices(tensor: StoredTensor) -> NDArray[np.intp]:
+def indices_of(tensor: StoredTensor) -> NDArray[np.intp]:
+    """The contents of `g_idx`, unchecked.
+
+    Raises
+    ------
+    CheckpointError
+        If the file cannot be read.
+    """
     import numpy as np
 
     flat = replace(tensor, shape=(tensor.n_weights,))

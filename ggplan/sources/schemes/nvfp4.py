@@ -101,12 +101,13 @@ def _algorithm(name: str, config: QuantizationConfig) -> object:
 
 @dataclass(frozen=True, slots=True)
 class _Tensor:
-    """The parts of a tensor: codes, scales of groups, scales of the tensor, factors of columns."""
+    """The parts of a tensor: codes, scales of groups, of the tensor, of columns and of activations."""
 
     codes: StoredTensor
     scales: StoredTensor
     whole: StoredTensor
     columns: StoredTensor | None
+    activations: StoredTensor | None
     shape: tuple[int, ...]
     is_divisor: bool
 
@@ -150,12 +151,29 @@ class _Tensor:
         import numpy as np
 
         whole = self.whole.read_floats(0, self.whole.n_weights)
-        if not np.isfinite(whole).all() or not (whole > 0).all():
-            return f"its scale '{shown(self.whole.name)}' ({shown(self.whole.file)}) is not positive"
+        for i in np.flatnonzero(~(np.isfinite(whole) & (whole > 0))).tolist():
+            if whole[i] != 0 or self.is_divisor or not self._is_empty(i, whole.size):
+                return f"its scale '{shown(self.whole.name)}' ({shown(self.whole.file)}) is not positive"
+        own = self.activations
+        if own is not None and (own.read_floats(0, own.n_weights) < 0).any():
+            return f"its scale of activations '{shown(own.name)}' ({shown(own.file)}) is negative"
         for scales in self._all_scales():
             if (scales & 0x7F == 0x7F).any():
                 return f"its scales '{shown(self.scales.name)}' ({shown(self.scales.file)}) hold NaN"
         return ""
+
+    def _is_empty(self, i: int, n_slices: int) -> bool:
+        """Whether the weights under a scale of the tensor are 0 whatever it is: quantizers give them 0."""
+        per_slice = self.n_rows // n_slices
+        step = max(1, _RUN // max(1, self.shape[-1]))
+        for start in range(i * per_slice, (i + 1) * per_slice, step):
+            stop = min(start + step, (i + 1) * per_slice)
+            codes = read_raw(self.codes, start, stop, self.n_rows) & 0x77
+            scales = read_raw(self.scales, start, stop, self.n_rows) & 0x7F
+            groups = codes.reshape(-1, _GROUP // 2).any(axis=1)
+            if (groups & (scales.reshape(-1) != 0)).any():
+                return False
+        return True
 
     def codes_fault(self) -> str:
         """Scales that nvfp4, which stores no sign of them, does not hold."""
@@ -182,7 +200,8 @@ def _tensor(group: Group) -> _Tensor:
     for part in ("whole", "columns", "input"):
         if part in group.parts:
             require_floats(group.parts[part])
-    return _Tensor(codes, scales, whole, columns, shape, whole.name.endswith("_global_scale"))
+    is_divisor = whole.name.endswith("_global_scale")
+    return _Tensor(codes, scales, whole, columns, group.parts.get("input"), shape, is_divisor)
 
 
 def _numbers(tensor: StoredTensor, is_divisor: bool) -> RowSource:

@@ -73,7 +73,8 @@ class Settings:
         Those of most modules first, then those of single ones; empty if the config does not say. A size is 0
         for the whole row.
     symmetric, act_order
-        Whether all modules are symmetric, and whether columns were quantized out of order.
+        Whether all modules are symmetric, and whether columns were quantized out of order and so lie in
+        groups that are not neighbours.
     unpack, adds_one
         Of GPTQ: the packing, and whether zero points are stored less 1.
     version
@@ -127,11 +128,16 @@ def read_settings(config: QuantizationConfig) -> Settings:
         stated_bits,
         tuple(dict.fromkeys(max(n, 0) for n in sizes if n is not None)),
         symmetric,
-        values.get("desc_act") is True or any(m.get("desc_act") is True for m in modules),
+        any(_leaves_groups({**values, **of_module}) for of_module in ({}, *modules)),
         unpack,
         adds_one,
         _awq_version(config),
     )
+
+
+def _leaves_groups(values: Mapping[str, object]) -> bool:
+    """Whether columns of a group are no neighbours; static groups are made before columns are sorted."""
+    return values.get("desc_act") is True and values.get("static_groups") is not True
 
 
 def _gptq_or_awq(config: QuantizationConfig) -> tuple[str, Unpack, bool]:

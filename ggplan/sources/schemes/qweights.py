@@ -207,7 +207,7 @@ def _gptq_layout(parts: Mapping[str, StoredTensor], settings: Settings) -> GptqL
             what = f"has {codes.shape[0]} rows of words, {n_columns} inputs of {bits} bits need {needed}"
             faults.append(_fault(codes, what))
             continue
-        group = _group_size(scale, n_groups, n_columns, settings)
+        group = _group_size(scale, n_groups, n_columns, settings, is_listed="order" in parts)
         reordered = ""
         if "order" in parts and settings.act_order and n_groups > 1:
             reordered = "columns are in the order of their activations (desc_act)"
@@ -285,13 +285,26 @@ def _padded_group(
     )
 
 
-def _group_size(scale: StoredTensor, n_groups: int, n_columns: int, settings: Settings) -> int:
-    """Columns of a group, of those sizes that the config states; 0 for the whole row."""
+def _group_size(
+    scale: StoredTensor, n_groups: int, n_columns: int, settings: Settings, *, is_listed: bool = False
+) -> int:
+    """Columns of a group, of those sizes that the config states; 0 for the whole row.
+
+    Where `is_listed`, `g_idx` has the group of each column, so that a wrong size changes no weight.
+    """
     if n_groups == 1 and (not settings.sizes or any(not s or s >= n_columns for s in settings.sizes)):
         return 0
-    for size in settings.sizes:
-        if size and -(-n_columns // size) == n_groups:
-            return size
+    fitting = [size for size in settings.sizes if size and -(-n_columns // size) == n_groups]
+    if (
+        n_groups > 1 and len(fitting) > 1 and not is_listed
+    ):  # modules are named by expressions, which are not matched here
+        raise _fault(
+            scale,
+            f"has {n_groups} groups; the config has groups of {' and of '.join(map(str, fitting))}, and "
+            f"{n_columns} inputs make as many of each",
+        )
+    if fitting:
+        return fitting[0]
     if not settings.sizes and n_columns % n_groups == 0:
         return n_columns // n_groups
     sizes = [size or n_columns for size in settings.sizes]

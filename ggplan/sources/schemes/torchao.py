@@ -52,6 +52,8 @@ _TYPES = {
 }
 _TARGET = re.compile(r"int([1-8])", re.ASCII)
 _DATA = ("qdata", "scale", "zero_point")
+# Parts that are refused; they come before those whose names their own end in.
+_OTHER_DATA = ("act_pre_scale", "act_quant_scale", "act_scale", "act_zero_point", "scale_and_zero")
 # Facts of a tensor on which its weights do not depend: how products are computed, and what the codes span.
 _UNUSED_FACTS = (
     "act_quant_kwargs", "activation_quantization", "reduce_range", "mm_config", "kernel_preference", "dtype",
@@ -163,7 +165,7 @@ def _parameter(name: str) -> tuple[str, str] | None:
     module, _, last = name.rpartition(".")
     if not last.startswith("_"):
         return None
-    for key in (*_DATA, "act_pre_scale", "act_quant_scale", "act_scale", "act_zero_point", "scale_and_zero"):
+    for key in (*_OTHER_DATA, *_DATA):
         if last.endswith("_" + key) and len(last) > len(key) + 2:
             parameter = last[1 : -len(key) - 1]
             return (f"{module}.{parameter}" if module else parameter), key

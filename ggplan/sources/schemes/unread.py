@@ -52,11 +52,18 @@ def refuse_unread(tensors: Tensors, config: QuantizationConfig) -> None:
             )
 
 
-def unread(config: QuantizationConfig) -> CheckpointError:
-    """The error of a config that names a form that ggplan does not read, or that no tensor has."""
+def unread(config: QuantizationConfig, tensors: Tensors | None = None) -> CheckpointError:
+    """The error of a config that names a form that ggplan does not read, or that none of `tensors` has."""
     kind = str(config.method)
     if named := config.values.get("format") or config.values.get("quant_algo"):
         kind += f" ({named})"
+    codes = _codes_of(tensors or {})
+    if codes is not None and config.method in READ_METHODS:
+        return CheckpointError(
+            f"{config.where} is quantized by {shown(kind)}, and '{shown(codes.name)}' holds {codes.dtype} "
+            "codes, which ggplan does not read in a checkpoint of that kind",
+            hint="use the original checkpoint in bf16 or fp8",
+        )
     if config.method is not None and config.method in READ_METHODS:
         return CheckpointError(
             f"{config.where} is quantized by {shown(kind)}, which ggplan does not find in any of its tensors",
@@ -66,6 +73,21 @@ def unread(config: QuantizationConfig) -> CheckpointError:
     return CheckpointError(
         f"{config.where} is quantized by {shown(kind)}, which ggplan does not read", hint=_HINT
     )
+
+
+def has_codes(tensors: Tensors) -> bool:
+    """Whether a tensor looks like codes of some quantization, by its name and what is beside it."""
+    return _codes_of(tensors) is not None
+
+
+def _codes_of(tensors: Tensors) -> StoredTensor | None:
+    return next((tensor for tensor in tensors.values() if _are_codes(tensor, tensors)), None)
+
+
+def _are_codes(tensor: StoredTensor, tensors: Tensors) -> bool:
+    if tensor.name.endswith((".weight_packed", ".qweight", ".W_q")):
+        return True
+    return tensor.dtype in ("I8", "U8", "I32", "F8_E4M3", "F8_E5M2") and f"{tensor.name}_scale" in tensors
 
 
 def _refuse_formats(config: QuantizationConfig) -> None:
@@ -129,6 +151,15 @@ def _data(module: str, tensor: StoredTensor, tensors: Tensors) -> str:
     return "quanto" if f"{module}._scale" in tensors or f"{module}._data._data" in tensors else ""
 
 
+def _factor(module: str, tensor: StoredTensor, tensors: Tensors) -> str:
+    """Factors of columns, which only two forms of 4 bits in bytes are read with."""
+    names = (f"{module}.{name}" for name in ("weight", "weight_packed", "qweight"))
+    codes = next((tensors[name] for name in names if name in tensors), None)
+    if codes is None or (codes.dtype == "U8" and tensor.name.endswith("pre_quant_scale")):
+        return ""
+    return f"{codes.dtype} with a factor for each column (AWQ or SmoothQuant)"
+
+
 # By the last part of a tensor's name: the form it shows, or "" where it does not.
 _SIGNS: Mapping[str, Callable[[str, StoredTensor, Tensors], str]] = {
     "trellis": _trellis,
@@ -147,6 +178,8 @@ _SIGNS: Mapping[str, Callable[[str, StoredTensor, Tensors], str]] = {
     "scale_packed": _beside("marlin-24 of compressed-tensors", "meta"),
     "nvfp4_csf_fixed": _always("NVFP4-CSF"),
     "svdquant_lora_a": _always("SVDQuant of ModelOpt (NVFP4_SVD)"),
+    "pre_quant_scale": _factor,
+    "smooth_scale": _factor,
     "scales": _scales,
     "weight_scale": _weight_scale,
 }

@@ -15,7 +15,7 @@ _CONFIG = {
     "architectures": ["BailingMoeV2ForCausalLM"],
     "model_type": "bailing_moe",
     "auto_map": {"AutoConfig": "configuration_bailing_moe_v2.BailingMoeV2Config"},
-    "head_dim": 24,
+    "head_dim": 16,
     "num_experts": 4,
     "num_shared_experts": 1,
     "first_k_dense_replace": 1,
@@ -40,7 +40,7 @@ _CONFIG = {
 
 def _layer(at: str, columns: int = 0, n_shared: int = 1) -> dict[str, tuple[int, ...]]:
     """The shapes of a layer, dense where it has `columns`."""
-    width, of_expert, head = 64, 32, 24
+    width, of_expert, head = 64, 32, 16
     shapes: dict[str, tuple[int, ...]] = {
         f"{at}input_layernorm": (width,),
         f"{at}post_attention_layernorm": (width,),
@@ -93,19 +93,18 @@ def bailingmoe2_mtp(folder: Path) -> None:
     edit(folder, lambda config: config.update(num_nextn_predict_layers=1))
 
 
-def bailingmoe2_tied(folder: Path) -> None:
-    """Tied, with biases; two shared experts of a stated size, no part rotated is stated."""
+def bailingmoe2_biased(folder: Path) -> None:
+    """With biases; two shared experts of a stated size, no part rotated is stated."""
     _write(folder, _model())
     tensors = load_file(folder / "model.safetensors")
-    del tensors["lm_head.weight"]
     for name in list(tensors):
         if name.endswith("query_key_value.weight"):
-            tensors[name.replace(".weight", ".bias")] = torch.randn(8 * 24).to(torch.bfloat16)
+            tensors[name.replace(".weight", ".bias")] = torch.randn(8 * 16).to(torch.bfloat16)
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
 
     def change(config: dict) -> None:
         config.pop("partial_rotary_factor")
-        config |= {"num_nextn_predict_layers": 0, "tie_word_embeddings": True, "use_qkv_bias": True}
+        config |= {"num_nextn_predict_layers": 0, "use_qkv_bias": True}
         config |= {
             "moe_shared_expert_intermediate_size": 32,
             "score_function": "softmax",
