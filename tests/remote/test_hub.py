@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hub_server import COMMIT, Handler, Hub, serving
 from program import run
+from quantized_folders import with_tokenizer
 from served_model import DEMO, write_sharded
 
 import ggplan
@@ -390,3 +391,17 @@ def test_without_the_libraries(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(CheckpointError, match="needs httpx2") as caught:
         ggplan.open_model("http://127.0.0.1:1/x.gguf")
     assert caught.value.hint == "pip install 'ggplan[hub]'"
+
+
+def test_scales_on_a_server_are_not_read_to_look_at_a_checkpoint(tmp_path: Path, use: Use) -> None:
+    source = with_tokenizer("ct-nvfp4a16", tmp_path)
+    with serving(Hub(source, lfs=is_weights)) as served:
+        use(served)
+        done = run("inspect", "hf://org/name")
+        assert done.returncode == 0, done.stderr
+        assert "the scales of 7 quantized tensors are on the server and are not read here" in done.stderr
+        assert "are on the server" not in run("inspect", "hf://org/name", "-q").stderr
+        planned = run("plan", "hf://org/name", "--pre", "qwen2")
+        assert planned.returncode == 0, planned.stderr
+        assert "are on the server" not in planned.stderr
+    assert "are on the server" not in run("inspect", source).stderr

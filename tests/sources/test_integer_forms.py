@@ -183,6 +183,7 @@ def test_integers_in_bytes(n_rows, strategy, symmetric, bits, format_, seed, tmp
         "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}},
     }  # fmt: skip
     tensor = opened(tmp_path_factory.getbasetemp() / "bytes.safetensors", config, **tensors)
+    assert tensor.bits == bits
     check(tensor, one.weights, rng, type_of(bits, symmetric=symmetric, n_columns=64, group=group))
 
 

@@ -5,10 +5,8 @@ GP216: codes that could be moved are quantized again, or take more bytes than th
     to encode the result as another such type is a second quantization: as q4_0 it keeps 10 to 56 % of the
     blocks and adds an error of 5 to 8 % (relative RMSE of int4 checkpoints of five tools). `keep` moves the
     codes and loses nothing. Types of fewer bits lose what they lose, on top of what the checkpoint has lost.
-
     Integers are moved into q5_0 and q8_0 too, exactly, and gain nothing there: q8_0 takes twice the bytes for
     the same weights. Codes of mxfp4 and nvfp4 are not, and encoded anew in a wider type they still lose.
-
     Where no ggml type holds the codes, `keep` has nothing to move: they are decoded, and the finding says
     why. To encode the result in 4 or 5 bits is a second quantization all the same; q8_0 adds the least that
     a quantized type adds, and the decoded type nothing but its rounding.

@@ -169,7 +169,7 @@ def weights_of(
     rows = RowSource(F32, shape, read, fault)
     why, type_, offset = _type_for(form, n_columns)
     if type_ is None:
-        return Weights(rows, why_decoded=why)
+        return Weights(rows, why_decoded=why, bits=form.bits)
     chosen = type_
 
     def read_codes(start: int, stop: int) -> NDArray[np.uint8]:
@@ -189,7 +189,7 @@ def weights_of(
 
     codes = RowSource(chosen, shape, read_codes, codes_fault)
     has_4_bits = chosen.name == "q5_0" and form.bits <= 4
-    return Weights(rows, codes, nearly=nearly_q4_1(codes) if has_4_bits else None)
+    return Weights(rows, codes, nearly=nearly_q4_1(codes) if has_4_bits else None, bits=form.bits)
 
 
 def _pieces(shape: tuple[int, ...], start: int, stop: int) -> Iterator[tuple[int, int, int, int]]:

@@ -97,6 +97,8 @@ class Weights:
         which rounds the minimum of each block; else None.
     full_activations
         Whether the config says that the weights are not for activations of 4 bits, though they could be.
+    bits
+        Bits of a weight's code, where the tensors have more for it (int4 in bytes); else 0.
     """
 
     rows: RowSource
@@ -105,6 +107,7 @@ class Weights:
     companions: Mapping[str, RowSource] = field(default_factory=dict)
     nearly: RowSource | None = None
     full_activations: bool = False
+    bits: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
