@@ -23,6 +23,7 @@ VALUES = st.one_of(
 CASES = (
     *("glm4moe_mtp", "llama_tied", "deepseek_v2_lite", "qwen3moe_fused", "mixtral"),
     *("gpt_oss", "glm_dsa_mtp", "glm4v", "qwen3vlmoe", "gemma3_vision", "phi4_long"),
+    *("gemma4_moe", "step35_mtp", "llama4_seeing", "mistral4", "hunyuan_moe", "phi_pieces"),
 )
 
 
