@@ -151,3 +151,17 @@ def test_a_type_of_ik_llama_cpp_without_a_place_is_told_as_its() -> None:
         report = check_text(text, "x.recipe", None, inventory("GLM-4.5-Air"))
         found = [d for d in report.diagnostics if d.code in ("GP212", "GP201")]
         assert any("`@target ik_llama.cpp`" in d.message for d in found) == told
+
+
+def test_findings_are_made_by_their_base() -> None:
+    """A dataclass of its own would not take the place and the fixes, and fail once it finds something."""
+    import importlib
+    import pkgutil
+
+    from ggplan.linting import rules
+    from ggplan.linting.rule import Finding
+
+    for module in pkgutil.iter_modules(rules.__path__):
+        for value in vars(importlib.import_module(f"{rules.__name__}.{module.name}")).values():
+            if isinstance(value, type) and issubclass(value, Finding):
+                assert value.__init__ is Finding.__init__, value

@@ -86,7 +86,7 @@ def check_no_type(case: Case) -> Iterator[NoType]:
             foreign = ""
             if theirs and case.recipe.target != "ik_llama.cpp":
                 foreign = f"; {theirs[0]} is ik_llama.cpp's, which a line `@target ik_llama.cpp` chooses"
-            yield NoType(choice.location, some(case, [t]), f.fault, foreign, fixes=(fix,))
+            yield NoType(choice.location, some(case, [t]), f.fault, foreign=foreign, fixes=(fix,))
             return
 
 

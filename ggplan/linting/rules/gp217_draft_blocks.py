@@ -11,7 +11,6 @@ GP217: a block that drafts tokens is below q8_0
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from ggplan.ggml_types import GgmlType, parse_type
 from ggplan.linting.case import NO_RECIPE, Case
@@ -25,7 +24,6 @@ _ENOUGH = parse_type("q8_0")
 _RULE = "@role nextn = q8_0"
 
 
-@dataclass(frozen=True, slots=True)
 class LowDraft(Finding):
     """Tensors of blocks that predict further tokens, their types, and whether a recipe chose them."""
 

@@ -16,7 +16,6 @@ GP219: the parts of a fused tensor are given different types
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from ggplan.ggml_types import GgmlType
 from ggplan.linting.case import Case
@@ -29,7 +28,6 @@ from ggplan.text import printable
 _Key = tuple[int | None, tuple[tuple[str, GgmlType], ...]]
 
 
-@dataclass(frozen=True, slots=True)
 class Applied(Finding):
     """Tensors that rules for their other form decide: `attn_q`, `attn_k`."""
 
@@ -39,7 +37,6 @@ class Applied(Finding):
     says = "{f.tensors}: decided as {f.type} by rules for {f.others}, which this model has in another form"
 
 
-@dataclass(frozen=True, slots=True)
 class Differing(Finding):
     """Fused tensors whose parts are given different types."""
 
