@@ -9,7 +9,8 @@ GOLDENS = ("olmoe", "seed_oss", "cohere2", "exaone4", "smollm3")
 
 
 def olmoe(folder: Path) -> None:
-    config = tf.OlmoeConfig(**SIZES, num_experts=4, num_experts_per_tok=2, rms_norm_eps=1e-6)
+    sizes = {**SIZES, "num_key_value_heads": 4}
+    config = tf.OlmoeConfig(**sizes, num_experts=4, num_experts_per_tok=2, rms_norm_eps=1e-6)
     save(folder, config, shard="100KB")
     list_tokens(folder)
 
