@@ -356,7 +356,7 @@ def test_stopped_and_gone_on_with(
 def test_bytes_that_change_while_they_are_copied_are_not_kept(
     source: Path, old: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prove = streaming.prove_reusable
+    prove = reuse.prove_reusable
 
     def damaged_after_the_proof(*arguments: object) -> reuse.Reuse:
         proven = prove(*arguments)  # type: ignore[arg-type]
@@ -367,7 +367,7 @@ def test_bytes_that_change_while_they_are_copied_are_not_kept(
         return proven
 
     plan, out = plan_of(source), tmp_path / "out.gguf"
-    monkeypatch.setattr(streaming, "prove_reusable", damaged_after_the_proof)
+    monkeypatch.setattr(reuse, "prove_reusable", damaged_after_the_proof)
     with pytest.raises(CheckpointError, match="changed while it was copied"):
         ggplan.convert(plan, out, ggplan.ConvertOptions(reuse=old))
     assert not out.exists()
