@@ -61,8 +61,8 @@ def plan_command(
     MODEL is a Hugging Face folder, a GGUF file, the address of one (hf://org/name[@revision][/file.gguf],
     https://host/model.gguf), an inventory (a tensor map, or the JSON of
     `ggplan inspect --json`), the name of one that ships with ggplan (GLM-4.5-Air), or `-` for an inventory on
-    standard input. No weight is read; of a checkpoint that is quantized, its scales are. "GPU" and "RAM" are
-    where llama.cpp puts it with -ngl 99 --cpu-moe.
+    standard input. No weight is read; of a checkpoint that is quantized, its scales are. "GPU" and "RAM" say
+    where llama.cpp puts a tensor with the options -ngl 99 --cpu-moe.
 
     Exits 0, even where convert would refuse the plan; 1 if there is no plan; 2 for wrong usage.
     """

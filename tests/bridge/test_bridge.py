@@ -1,7 +1,7 @@
 """The bridge to llama.cpp's converter, with a small package in the converter's place.
 
 The package has the few names of the real one that the bridge uses, over the real `gguf`. The real converter
-is run by `tests/oracle/test_bridge.py`.
+is run by `tests/oracle/test_bridge_by_llama_cpp.py`.
 """
 
 import os

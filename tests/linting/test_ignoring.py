@@ -97,7 +97,7 @@ def test_a_code_that_was_not_looked_for_is_not_called_idle() -> None:
 def test_what_cannot_be_ignored_is_an_error_with_the_nearest() -> None:
     for comment, help in (
         ("ignore GP1O2", "the nearest is `GP102`"),
-        ("ignore GP192", "the nearest is `GP1"),
+        ("ignore GP192", "the nearest is `GP219`"),
         ("ignore XY7", "name a code as findings do"),
         ("ignore", "name the codes"),
         ("ignore because I know", "name the codes"),
