@@ -206,8 +206,14 @@ def _architecture(checkpoint: HfCheckpoint) -> Architecture:
     found = architecture_of(checkpoint.config)
     if found is None:
         name, known = model_class(checkpoint.config), architectures()
-        what = f"the architecture '{shown(name)}'" if name is not None else "no architecture"
-        near = get_close_matches(name or "", known, n=3, cutoff=0.5)
+        if name is None:
+            raise CheckpointError(
+                f"{shown(checkpoint.path / 'config.json')} has no list `architectures` of the model's class, "
+                "so its architecture is not known",
+                hint="take config.json from the model's page again; it begins with this list",
+            )
+        what = f"the architecture '{shown(name)}'"
+        near = get_close_matches(name, known, n=3, cutoff=0.5)
         nearest = f"; the nearest of the {len(known)} that ggplan reads: {', '.join(near)}" if near else ""
         raise CheckpointError(
             f"{shown(checkpoint.path)} has {what}, which ggplan does not read{nearest}", hint=_BY_LLAMA_CPP

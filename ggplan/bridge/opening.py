@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ggplan.bridge import server
-from ggplan.errors import CheckpointError
+from ggplan.errors import CheckpointError, TokenizerError
 from ggplan.ggml_types import BF16, F16, F32
 from ggplan.model import Model, RowSource, TensorInfo, empty_rows, require_rows
 from ggplan.sources.files import shown
@@ -91,9 +91,23 @@ def open_by_converter(folder: Path, tree: Path, *, pre: str | None = None) -> Mo
         (
             f"names, keys and transforms are those of {shown(about.get('class'))} in {shown(tree)} "
             f"(converter {identity[:12]})",
+            *_decoded(folder),
         ),
         converter=identity,
     )
+
+
+def _decoded(folder: Path) -> list[str]:
+    """What becomes of the codes of a quantized checkpoint: the converter gives the weights they stand for."""
+    config = load_object(folder / "config.json")
+    inner = config.get("text_config")
+    parts = [config, inner if isinstance(inner, dict) else {}]
+    if not any(part.get("quantization_config") for part in parts):
+        return []
+    return [
+        f"{shown(folder)} is quantized, and llama.cpp's converter decodes it: its codes are not moved, and a "
+        "type of few bits quantizes them a second time"
+    ]
 
 
 def _texts(about: dict[str, object], key: str) -> list[str]:
@@ -180,8 +194,9 @@ def _refusal(what: str, words: str) -> CheckpointError:
             f"{what}: {missing[1]} is not installed in {shown(sys.executable)}",
             hint=f"pip install {' '.join(dict.fromkeys((missing[1].split('.')[0], *_NEEDED)))}",
         )
-    hint = "name it with `--pre`, if you know which it is" if "pre-tokenizer" in words else ""
-    return CheckpointError(f"{what}: {shown(words)}", hint=hint)
+    if "pre-tokenizer" in words:
+        return TokenizerError(f"{what}: {shown(words)}", hint="name it with `--pre`, if you know which it is")
+    return CheckpointError(f"{what}: {shown(words)}")
 
 
 def _start(folder: Path, tree: Path, headers: Path, pre: str | None) -> _Server:

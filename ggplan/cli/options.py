@@ -371,12 +371,19 @@ def open_source_of(checkpoint: str, file: str, pre: str | None, converter: str |
     from ggplan.verification.renamed import open_files
 
     note_converter(converter, quiet=quiet)
-    source = model_named(checkpoint, pre=pre, weights=True, converter=converter)
-    if isinstance(source.obstacle, TokenizerError):
+    source = None
+    try:
+        source = model_named(checkpoint, pre=pre, weights=True, converter=converter)
+        unknown = source.obstacle if isinstance(source.obstacle, TokenizerError) else None
+    except TokenizerError as error:  # llama.cpp's converter gives no model then
+        unknown = error
+    if unknown is not None:
         recorded = None if pre else text_of(open_files(Path(file)).model.metadata, "tokenizer.ggml.pre")
-        if recorded is not None:
-            source = model_named(checkpoint, pre=recorded, weights=True)
-            note(f"the pre-tokenizer is the recorded one, {recorded}", quiet=quiet)
+        if recorded is None:
+            raise unknown
+        source = model_named(checkpoint, pre=recorded, weights=True, converter=converter)
+        note(f"the pre-tokenizer is the recorded one, {recorded}", quiet=quiet)
+    assert source is not None
     if source.obstacle is not None:
         raise source.obstacle
     note_model(source, quiet=quiet)

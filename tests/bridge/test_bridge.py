@@ -4,6 +4,7 @@ The package has the few names of the real one that the bridge uses, over the rea
 is run by `tests/oracle/test_bridge_by_llama_cpp.py`.
 """
 
+import json
 import os
 import shutil
 import time
@@ -182,6 +183,15 @@ def test_the_process_ends_with_the_model(tree: Path, tmp_path: Path) -> None:
     assert not children.read_text().split()
 
 
+def test_codes_of_a_quantized_checkpoint_are_decoded_with_a_note(tree: Path, tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path, "output.weight")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"bits": 4}}))
+    result = program.run("plan", str(folder), "--converter", str(tree), "--pre", "x")
+    assert result.returncode == 0, result.stderr
+    assert "its codes are not moved" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("architecture", "pre", "said"),
     [
@@ -224,7 +234,9 @@ def test_conversions_record_the_converter_and_are_reproduced(tree: Path, tmp_pat
     model = open_model(output)
     lines = [str(line) for line in model.metadata["ggplan.inputs"].decode_items(9)]
     assert f"{open_model(folder, converter=tree, pre='x').converter} converter" in lines
-    result = program.run("reproduce", str(output), str(folder), *options)
-    assert result.returncode == 0, result.stderr
+    for given in (options, options[:2]):  # without --pre the recorded one is taken
+        result = program.run("reproduce", str(output), str(folder), *given)
+        assert result.returncode == 0, result.stderr
+        assert ("the recorded one, glm4" in result.stderr) is (given != options)
     assert program.run("verify", str(output), "--against", str(folder), "--exact", *options).returncode == 0
     assert program.run("verify", str(output), "--converter", str(tree)).returncode == 2
