@@ -267,7 +267,7 @@ def test_a_panic_in_rust_is_one_sentence(
 ) -> None:
     monkeypatch.setattr(
         "ggplan.arch.pretokenizers._SECONDS", 60.0
-    )  # it fails by itself, on a slow machine late
+    )  # it fails by itself, but late
 
     def change(document: dict) -> None:
         document["pre_tokenizer"]["pretokenizers"][0]["pattern"] = {"Regex": r"^(\s+)+$|(.+)+Z"}
