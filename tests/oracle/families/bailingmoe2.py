@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from making import MOE, SIZES, edit, list_tokens
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from tiny_checkpoints import write_tokenizer
 
 GOLDENS = ("bailingmoe2_mtp",)
@@ -93,22 +93,14 @@ def bailingmoe2_mtp(folder: Path) -> None:
     edit(folder, lambda config: config.update(num_nextn_predict_layers=1))
 
 
-def bailingmoe2_biased(folder: Path) -> None:
-    """With biases; two shared experts of a stated size, no part rotated is stated."""
-    _write(folder, _model())
-    tensors = load_file(folder / "model.safetensors")
-    for name in list(tensors):
-        if name.endswith("query_key_value.weight"):
-            tensors[name.replace(".weight", ".bias")] = torch.randn(8 * 16).to(torch.bfloat16)
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+def bailingmoe2_plain(folder: Path) -> None:
+    """No part rotated is stated, the shared experts' columns are; softmax, and no bias of the router."""
+    shapes = _model()
+    _write(folder, {name: shape for name, shape in shapes.items() if not name.endswith("expert_bias")})
 
     def change(config: dict) -> None:
         config.pop("partial_rotary_factor")
-        config |= {"num_nextn_predict_layers": 0, "use_qkv_bias": True}
-        config |= {
-            "moe_shared_expert_intermediate_size": 32,
-            "score_function": "softmax",
-            "num_shared_experts": 2,
-        }
+        config |= {"num_nextn_predict_layers": 0, "score_function": "softmax"}
+        config |= {"moe_shared_expert_intermediate_size": 32, "num_shared_experts": 1}
 
     edit(folder, change)

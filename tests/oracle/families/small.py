@@ -85,10 +85,8 @@ def smollm3(folder: Path) -> None:
     )
 
 
-def smollm3_llama3(folder: Path) -> None:
-    config = tf.SmolLM3Config(
-        **SIZES, rope_parameters=LLAMA3_ROPE, tie_word_embeddings=False, attention_bias=False
-    )
+def smollm3_yarn(folder: Path) -> None:
+    config = tf.SmolLM3Config(**SIZES, rope_parameters=YARN, tie_word_embeddings=False, attention_bias=False)
     save(folder, config)
 
 
