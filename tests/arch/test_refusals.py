@@ -265,9 +265,7 @@ def test_a_tokenizer_that_cannot_be_used(tmp_path: Path, change: Callable, messa
 def test_a_panic_in_rust_is_one_sentence(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        "ggplan.arch.pretokenizers._SECONDS", 60.0
-    )  # it fails by itself, but late
+    monkeypatch.setattr("ggplan.arch.pretokenizers._SECONDS", 60.0)  # it fails by itself, but late
 
     def change(document: dict) -> None:
         document["pre_tokenizer"]["pretokenizers"][0]["pattern"] = {"Regex": r"^(\s+)+$|(.+)+Z"}
