@@ -22,6 +22,7 @@ from ggplan.arch.metadata import n_experts
 from ggplan.arch.names import gguf_name
 from ggplan.arch.tensors import Shape, TensorSpec
 from ggplan.arch.transforms import plain, sliced
+from ggplan.errors import CheckpointError
 from ggplan.ggml_types import GgmlType
 from ggplan.model import RowSource
 
@@ -200,7 +201,8 @@ class Layout:
 
     def _fused_experts(self, names: Collection[str], kind: str) -> list[TensorSpec]:
         n, columns, width = self.sizes["X"], self.sizes["M"], self.sizes["E"]
-        assert n is not None and columns is not None  # noqa: PT018
+        if n is None or columns is None:
+            raise CheckpointError(f"{self.config.where} lacks the number of experts or their columns")
         prefix, shape = LAYER + "mlp.experts.", (n, 2 * columns, width)
         suffix = ".weight" if any(name.endswith(".experts.gate_up_proj.weight") for name in names) else ""
         half = partial(sliced, group=2 * columns, length=columns)
