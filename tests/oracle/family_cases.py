@@ -1,7 +1,7 @@
 """The cases of `families`, found without importing torch: every function there that is not private.
 
 `GOLDENS` of a file names those whose goldens the default suite has (`tools/make_goldens.py`), `UNLOADABLE`
-those that llama.cpp itself does not load, whoever converts them.
+those that llama.cpp itself does not load, or gives no number of, whoever converts them.
 """
 
 import ast

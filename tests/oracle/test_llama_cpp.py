@@ -138,7 +138,8 @@ def test_every_architecture_measures_as_the_converters(
     assert tensors_of(ours) == tensors_of(theirs)
     keys = [ggplan.open_model(path).metadata for path in (ours, theirs)]
     assert {k: v for k, v in keys[0].items() if not k.startswith("ggplan.")} == keys[1]
-    assert perplexity(programs, ours, 64) == perplexity(programs, theirs, 64)
+    # Some random weights are so bad that the last digit printed is beyond what a float64 holds.
+    assert perplexity(programs, ours, 64) == pytest.approx(perplexity(programs, theirs, 64), rel=1e-9)
 
 
 def test_the_seed_recipe_is_llama_quantizes_bytes_and_within_the_error(

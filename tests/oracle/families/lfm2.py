@@ -6,6 +6,8 @@ import transformers as tf
 from making import MOE, SIZES, edit, hub_style, list_tokens, save
 
 GOLDENS = ("lfm2", "lfm2moe")
+# The perplexity of the random weights is NaN, and llama.cpp wants the experts' bias.
+UNLOADABLE = ("lfm2moe", "lfm2moe_silent")
 _LAYERS = ["conv", "conv", "full_attention", "conv"]
 _SIZES = {**SIZES, "num_hidden_layers": 4, "layer_types": _LAYERS}
 
