@@ -24,6 +24,7 @@ from ggplan.model import Model, RowSource, TensorInfo, empty_rows, require_rows
 from ggplan.sources.files import shown
 from ggplan.sources.gguf import open_gguf
 from ggplan.sources.json_files import load_object
+from ggplan.sources.schemes import read_quantization_config
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -99,10 +100,7 @@ def open_by_converter(folder: Path, tree: Path, *, pre: str | None = None) -> Mo
 
 def _decoded(folder: Path) -> list[str]:
     """What becomes of the codes of a quantized checkpoint: the converter gives the weights they stand for."""
-    config = load_object(folder / "config.json")
-    inner = config.get("text_config")
-    parts = [config, inner if isinstance(inner, dict) else {}]
-    if not any(part.get("quantization_config") for part in parts):
+    if not read_quantization_config(load_object(folder / "config.json"), folder).values:
         return []
     return [
         f"{shown(folder)} is quantized, and llama.cpp's converter decodes it: its codes are not moved, and a "
