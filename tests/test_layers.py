@@ -48,6 +48,7 @@ ALLOWED = {
         "planning",
     },
     "comparing": {"errors", "text", "ggml_types", "model", "planning"},
+    "offload": {"errors", "substitutes", "text", "ggml_types", "metadata", "model", "rules", "planning"},
     "conversion": {
         "version", "errors", "text", "ggml_types", "metadata", "model", "sources", "imatrix", "planning",
         "quants",
@@ -60,7 +61,7 @@ ALLOWED = {
         "errors", "substitutes", "text", "standard_input", "ggml_types", "metadata", "model", "sources",
         "opening", "planning",
     },
-    "charts": {"errors", "substitutes", "text", "ggml_types", "model", "planning", "measure"},
+    "charts": {"errors", "substitutes", "text", "ggml_types", "model", "planning", "offload", "measure"},
 }  # fmt: skip
 # The library's front imports whatever it names, the command line whatever it needs.
 ALLOWED["__init__"] = set(ALLOWED)

@@ -1,0 +1,51 @@
+"""What an engine allocates for a header and its settings, by device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceBytes:
+    """One device's share.
+
+    Attributes
+    ----------
+    name
+        `CUDA0`, `CUDA1`, ...; `host` is the CPU.
+    weights, context, compute
+        Bytes of weights; of KV cache and recurrent state; of the compute buffer.
+    """
+
+    name: str
+    weights: int
+    context: int
+    compute: int
+
+    @property
+    def total(self) -> int:
+        """All three."""
+        return self.weights + self.context + self.compute
+
+
+@dataclass(frozen=True, slots=True)
+class Reckoning:
+    """What is allocated where.
+
+    Attributes
+    ----------
+    engine
+        Name of the profile: `llama.cpp b11434`.
+    devices
+        The GPUs in order, the host last.
+    streamed
+        The expert tensor in RAM that is copied to the first GPU for prompts, and its bytes there; None if
+        none is.
+    notes
+        What is not known, and by how much that may matter.
+    """
+
+    engine: str
+    devices: tuple[DeviceBytes, ...]
+    streamed: tuple[str, int] | None
+    notes: tuple[str, ...] = ()
