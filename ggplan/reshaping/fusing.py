@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from ggplan.errors import PlanError
@@ -288,12 +289,11 @@ def _integers(found: Sequence[Codes], shape: tuple[int, ...]) -> Integers | None
         assert joined is not None
         return joined
 
-    levels = [own.levels for own in owns]
-    by_expert = (
-        tuple(zip(*levels, strict=True)) if len({len(of) for of in levels}) == 1 else (sum(levels, ()),)
-    )
-    made = tuple(partial(joined_levels, of) for of in by_expert)
-    return Integers(max(own.bits for own in owns), rows_in, made, sum(own.n_bytes for own in owns))
+    by_part = [own.levels for own in owns]
+    is_even = len({len(levels) for levels in by_part}) == 1
+    by_expert = tuple(zip(*by_part, strict=True)) if is_even else (tuple(chain(*by_part)),)
+    levels = tuple(partial(joined_levels, of) for of in by_expert)
+    return Integers(max(own.bits for own in owns), rows_in, levels, sum(own.n_bytes for own in owns))
 
 
 def _codes(parts: Sequence[TensorInfo], shape: tuple[int, ...]) -> Codes | None:

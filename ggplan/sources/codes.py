@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 Q4_0, Q4_1, Q5_0, Q8_0 = (parse_type(name) for name in ("q4_0", "q4_1", "q5_0", "q8_0"))
 WIDER: dict[GgmlType, tuple[GgmlType, ...]] = {Q4_0: (Q4_1, Q5_0, Q8_0), Q5_0: (Q8_0,)}
-"""The types that hold the integers of a type exactly, besides itself; q4_1 if no minimum is too large for it."""
+"""The types that hold the integers of a type exactly, besides itself; q4_1 if it has room for all minima."""
 HALVES = {Q4_0: 8, Q5_0: 16, Q8_0: 128}
 """Of types of integers, which are `-half` up to `half - 1`, the half."""
 _LARGEST = 65504  # of float16
@@ -94,7 +94,7 @@ def nearly_q4_1(source: RowSource, largest: Callable[[], float] | None = None) -
     """Rows of q4_0, or of q5_0 that hold 4-bit codes with zero points, in q4_1.
 
     Exact but for the rounding of m. Rows raise CheckpointError when they are read and the integers of a block
-    are more than 15 apart, or m is no finite float16; the `fault` is that of the source, or tells of such a m.
+    are more than 15 apart, or m is no finite float16; the `fault` is that of the source, or tells of this.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The tensors that integers are made of: one expert of a stack, the groups of columns, scales and their faults."""
+"""The tensors that integers are made of: experts of a stack, groups of columns, scales and their faults."""
 
 from __future__ import annotations
 
