@@ -151,7 +151,7 @@ def _group(
     layout = layout_of(module, parts, shape, stated, config, known)
     if layout.form.reordered and _is_in_order(parts["order"], layout):
         layout = replace(layout, form=replace(layout.form, reordered=""))
-    return Group(module + ".weight", f"int{layout.form.bits}", parts, layout)
+    return Group(module + ".weight", layout.form.told(layout.block_rows), parts, layout)
 
 
 def _is_in_order(order: StoredTensor, layout: Layout) -> bool:

@@ -106,6 +106,14 @@ class Form:
     reordered: str = ""
     signed: bool = False
 
+    def told(self, block_rows: int = 1) -> str:
+        """In words: `int4 group 128`; `block_rows` rows share a scale."""
+        if not self.group:
+            return f"int{self.bits} {'per row' if block_rows == 1 else 'per tensor'}"
+        return f"int{self.bits} " + (
+            f"group {self.group}" if block_rows == 1 else f"block {block_rows}x{self.group}"
+        )
+
     @property
     def codes(self) -> tuple[int, int]:
         """The lowest and the highest code of so many bits."""

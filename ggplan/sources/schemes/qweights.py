@@ -125,7 +125,7 @@ def _group(
     if n_slices and isinstance(layout, AwqLayout) and layout.version == "gemv_fast":
         raise _fault(codes, f"has the shape {list(codes.shape)}, and is no matrix")
     kind = "GPTQ" if isinstance(layout, GptqLayout) else "AWQ"
-    return Group(f"{module}.weight", f"{kind} int{layout.form.bits}", parts, layout)
+    return Group(f"{module}.weight", f"{kind} {layout.form.told()}", parts, layout)
 
 
 def _layout(

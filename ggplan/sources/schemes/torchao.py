@@ -230,7 +230,9 @@ def _group(parameter: str, data: Mapping[str, StoredTensor], metadata: _Metadata
             f"shape {shown(list(data['scale'].shape))}"
         )
     bits = _bits(facts.get("target_dtype"), where)
-    return Group(parameter, f"torchao int{bits}", parts, bits)
+    grid = _grid(codes, data["scale"])
+    size = grid.block_columns if grid.block_columns < codes.shape[-1] else 0
+    return Group(parameter, f"torchao {Form(bits, True, size).told(grid.block_rows)}", parts, bits)
 
 
 def _bits(target: object, where: str) -> int:
