@@ -129,6 +129,53 @@ def require_rows(start: int, stop: int, n_rows: int) -> None:
 
 
 @dataclass(frozen=True, slots=True)
+class Levels:
+    """The integers that a matrix of codes is made of: codes less their zero points.
+
+    Attributes
+    ----------
+    lowest, highest
+        Between which they are.
+    told
+        By what that is known, for people: `'x.qzeros' has zero points 4 to 11`.
+    of_codes
+        Whether the codes were read for it, at least up to one that no type holds; else the zero points alone.
+    why_not
+        Why no ggml type holds them, whatever they are; "" if one may.
+    """
+
+    lowest: int
+    highest: int
+    told: str = ""
+    of_codes: bool = False
+    why_not: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Integers:
+    """Codes that are integers, which several ggml types may hold.
+
+    Attributes
+    ----------
+    bits
+        Of a code; of stacked experts of the widest.
+    rows_in
+        The codes as rows of q4_0, q5_0 or q8_0, exactly (they raise CheckpointError when they are read and an
+        integer is outside of the type), or of q4_1, whose minima are rounded. The `fault` of the rows says
+        that a scale has no place in the type.
+    levels
+        Of each expert, or one for all: reads zero points, and the codes where these do not decide.
+    n_bytes
+        Of what is read for it: scales, zero points, and codes that may decide.
+    """
+
+    bits: int
+    rows_in: Callable[[GgmlType], RowSource]
+    levels: tuple[Callable[[], Levels], ...]
+    n_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Codes:
     """What becomes of the codes of a tensor that its checkpoint stores quantized.
 
@@ -157,7 +204,12 @@ class Codes:
     bits
         Bits that the checkpoint has for each code, without scales; 0 where that is not known.
     widened
-        Which of the stacked experts are in a wider type than their codes need, for people; "" where none is.
+        What makes the type wider than the form of the codes lets expect, for people, with what is true of one
+        tensor alone after ": "; "" where nothing does.
+    integers
+        Of codes that are integers, from which the type is chosen once their zero points are read; else None.
+    too_large_for_q4_1
+        Whether a scale is so large that q4_1 does not hold the minimum of its block.
     """
 
     form: str
@@ -169,6 +221,8 @@ class Codes:
     full_activations: bool = False
     bits: float = 0.0
     widened: str = ""
+    integers: Integers | None = None
+    too_large_for_q4_1: bool = False
 
     @property
     def are_moved(self) -> bool:

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from ggplan.arch.transforms import constant, stacked
 from ggplan.ggml_types import F32, GgmlType
 from ggplan.metadata import Metadata, MetadataType, array
-from ggplan.model import Codes, RowSource, TensorInfo, empty_rows, require_rows
-from ggplan.sources.codes import Q4_0, WIDER, nearly_q4_1, widened
+from ggplan.model import Codes, Integers, RowSource, TensorInfo, empty_rows, require_rows
+from ggplan.sources.codes import Q4_0, Q8_0, WIDER, nearly_q4_1, widened, widened_experts
 from ggplan.sources.tensors import CheckpointTensor
 
 if TYPE_CHECKING:
@@ -54,9 +54,12 @@ def with_codes(
         Whether it must have a float type.
     """
     bits = min((part.bits for part in parts if part.bits), default=0.0)
-    moved = _READ_AS_FLOAT if is_float else _moved(info, parts, transform)
+    if is_float:
+        return _with(info, Codes(info.stored_as, info.type, _READ_AS_FLOAT, bits=bits))
+    integers = _integers(info, parts, transform)
+    moved = _moved(info, parts, transform)
     if isinstance(moved, str):
-        return _with(info, Codes(info.stored_as, info.type, moved, bits=bits))
+        return _with(info, Codes(info.stored_as, info.type, moved, bits=bits, integers=integers))
     companions = _companions(info, parts)
     if isinstance(companions, str):
         return _with(info, Codes(info.stored_as, info.type, companions, bits=bits))
@@ -67,7 +70,8 @@ def with_codes(
         nearly=_nearly(parts, transform),
         full_activations=any(part.full_activations for part in parts),
         bits=bits,
-        widened=_widened(parts),
+        widened=widened_experts([part.codes.dtype for part in parts if part.codes is not None]),
+        integers=integers,
     )
     return _with(info, codes, moved)
 
@@ -95,10 +99,18 @@ def _moved(
     info: TensorInfo, parts: Sequence[CheckpointTensor], transform: Transform | None
 ) -> RowSource | str:
     """The rows of codes, or why there are none."""
-    for number, part in enumerate(parts):
-        if part.codes is None:
-            why = part.why_decoded or f"it is stored as {part.stored_as}, not quantized"
-            return f"{why}: expert {number}" if len(parts) > 1 else why
+    without = [number for number, part in enumerate(parts) if part.codes is None]
+    if without:
+        first = parts[without[0]]
+        if len(parts) == 1:
+            return first.why_decoded or f"it is stored as {first.stored_as}, not quantized"
+        which = f"{len(without):,} of {len(parts):,} experts"
+        if not first.why_decoded:
+            are = "is" if len(without) == 1 else "are"
+            return f"{which} {are} stored as {first.stored_as}, not quantized: {_listed(without)}"
+        if len(without) == len(parts):
+            return first.why_decoded
+        return f"{first.why_decoded} in {which}: {_listed(without)}"
     sources = [part.codes for part in parts if part.codes is not None]
     if transform is None:
         type_ = _common(sources)
@@ -108,19 +120,27 @@ def _moved(
     return transform(sources[0]) if moves_whole_rows(transform, sources[0], info.shape) else _SPLITS_ROWS
 
 
-def _widened(parts: Sequence[CheckpointTensor]) -> str:
-    """Which of stacked experts decide that the others have a wider type; "" where all are of one type."""
-    types = [part.codes.dtype for part in parts if part.codes is not None]
-    widest = max(set(types), key=lambda type_: (type_.bits_per_weight, type_.name))
-    need = [str(number) for number, type_ in enumerate(types) if type_ == widest]
-    if len(need) == len(types):
-        return ""
-    others = " and ".join(sorted({type_.name for type_ in types} - {widest.name}))
-    plural = "s" * (len(need) > 1)
-    return (
-        f"{len(types) - len(need)} of {len(types)} experts widened from {others} to {widest}, which "
-        f"expert{plural} {', '.join(need[:3])}{', …' if len(need) > 3 else ''} need{'' if plural else 's'}"
-    )
+def _integers(
+    info: TensorInfo, parts: Sequence[CheckpointTensor], transform: Transform | None
+) -> Integers | None:
+    """The integers of a tensor all of whose parts have some, if whole rows of them are moved."""
+    owns = [part.integers for part in parts if part.integers is not None]
+    if len(owns) < len(parts) or any(part.companions for part in parts):
+        return None
+    bits, levels = max(own.bits for own in owns), tuple(read for own in owns for read in own.levels)
+    n_bytes = sum(own.n_bytes for own in owns)
+    if transform is None:
+        return Integers(bits, lambda type_: stacked([own.rows_in(type_) for own in owns]), levels, n_bytes)
+    if not moves_whole_rows(transform, owns[0].rows_in(Q8_0), info.shape):
+        return None
+    made = transform
+    return Integers(bits, lambda type_: made(owns[0].rows_in(type_)), levels, n_bytes)
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    """Experts by number, the first three of them."""
+    more = ", …" if len(numbers) > 3 else ""
+    return f"expert{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers[:3]))}{more}"
 
 
 def _nearly(parts: Sequence[CheckpointTensor], transform: Transform | None) -> RowSource | None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from ggplan.cli.shaping import ShapingOptions, shaping_options
+from ggplan.text import format_bytes
 
 if TYPE_CHECKING:
     from ggplan.model import Model
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from ggplan.rules import Recipe
     from ggplan.stock import Mix
 
+_MOST_READ = 4 << 20  # bytes of scales on a server that `plan` always reads
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
@@ -130,25 +133,28 @@ def open_noted(
     return with_scales_read(model, quiet=quiet)
 
 
-def with_scales_read(model: Model, *, remote: bool = False, quiet: bool = False) -> Model:
+def with_scales_read(model: Model, *, most: float = 0, quiet: bool = False) -> Model:
     """The model as `convert` has it: a tensor whose scales its type does not hold is decoded.
 
-    Scales on a server, which may be gigabytes, are read only if `remote`; else a note says so.
+    Scales and zero points on a server, which may be gigabytes, are read only if they are `most` bytes at
+    most; else a note says so.
     """
-    n_unread = sum(t.codes is not None and t.codes.are_moved and not t.codes.settled for t in model.tensors)
-    if not n_unread or model.kind != "hf":
+    from ggplan.planning.settling import bytes_to_read, count_open, settle
+
+    n_unread = count_open(model)
+    if not n_unread:
         return model
     from ggplan.sources.remote import is_remote
 
-    if not remote and any(is_remote(path) for path in model.files):
+    if any(is_remote(path) for path in model.files) and (n_bytes := bytes_to_read(model)) > most:
         note(
-            f"the scales of {n_unread:,} quantized tensors are on the server and are not read here; a tensor "
-            "whose scales its type does not hold is decoded by `ggplan convert`, as `ggplan plan` shows",
+            f"the scales of {n_unread:,} quantized tensors are on the server and are not read here "
+            f"({format_bytes(n_bytes)}); `ggplan convert` reads them, decodes a tensor whose scales its type "
+            "does not hold, and takes the type that its zero points need",
             quiet=quiet,
         )
         return model
     from ggplan.cli.progress import tensors_bar
-    from ggplan.planning.settling import settle
 
     with tensors_bar("reading scales", quiet=quiet) as progress:
         return settle(model, progress)
@@ -298,7 +304,7 @@ def plan_from(
         Refuse a model that cannot be converted.
     """
     from ggplan.naming import model_named
-    from ggplan.planning import make_plan
+    from ggplan.planning import assign, lay_out
 
     note_converter(options.converter, quiet=options.quiet)
     model = model_named(
@@ -319,11 +325,12 @@ def plan_from(
     n_notes = len(model.notes)
     model, imatrix = options.shaping.apply(model, imatrix)
     note(*model.notes[n_notes:], quiet=options.quiet)
-    model = with_scales_read(model, remote=True, quiet=options.quiet)
+    most = math.inf if convertible else max(_MOST_READ, model.n_bytes // 100)
+    model = with_scales_read(model, most=most, quiet=options.quiet)
     recipe = _recipe_or_mix(options, model.architecture)
-    return make_plan(
+    return lay_out(
         model,
-        recipe,
+        assign(model, recipe, has_imatrix=imatrix is not None),
         imatrix=imatrix,
         fallback=options.fallback,
         strict=options.strict,

@@ -22,7 +22,7 @@ from ggplan.model import Model, TensorInfo
 from ggplan.planning.assignment import Assignment, Decision, unknown_tensor
 from ggplan.planning.fallback import FallbackTable, fallback_type, remainder, table_of
 from ggplan.planning.protection import kept_type, protection_of
-from ggplan.sources.codes import WIDER, widened
+from ggplan.sources.codes import Q4_1, WIDER, widened
 from ggplan.text import printable
 
 
@@ -114,6 +114,8 @@ def fitted(tensor: TensorInfo, decision: Decision, table: FallbackTable) -> Fitt
     found = _fitted(tensor, decision, table)
     codes, type_ = tensor.codes, found.type
     if codes is None or not codes.are_moved or type_ not in WIDER.get(found.tensor.type, ()):
+        return found
+    if type_ == Q4_1 and codes.too_large_for_q4_1:
         return found
     stored = None if tensor.stored is None else widened(tensor.stored, type_)
     return replace(found, tensor=replace(tensor, type=type_, stored=stored))

@@ -16,6 +16,7 @@ from ggplan.ggml_types import BF16, F16, F32, GgmlType
 from ggplan.model import Model, TensorInfo
 from ggplan.planning.plan import PlannedTensor
 
+_TOO_LARGE = "a scale of which is too large for q4_1"
 _ROUNDED = "minima rounded to float16 (relative error 1e-4 to 4e-4)"
 
 
@@ -60,8 +61,11 @@ def outcome_of(planned: PlannedTensor) -> str:
         return f"{codes.form}, encoded anew"
     if planned.type.is_quantized and not codes.are_moved:
         return f"{codes.form}, decoded ({codes.why_in_short}), encoded anew"
-    is_rounded = keep is not None and planned.type == keep.nearly
-    return f"{codes.outcome}, {_ROUNDED}" if is_rounded else codes.outcome
+    if keep is None or keep.nearly is None:
+        return codes.outcome
+    if planned.type == keep.nearly and codes.nearly is not None:
+        return f"moved from {codes.form}, {_ROUNDED}"
+    return f"{codes.outcome}, {_TOO_LARGE}" if codes.too_large_for_q4_1 else codes.outcome
 
 
 def outcomes(tensors: Iterable[PlannedTensor]) -> tuple[Outcome, ...]:
@@ -81,7 +85,8 @@ def _summed(found: Iterable[tuple[str, GgmlType, TensorInfo]]) -> tuple[Outcome,
     sums: dict[tuple[str, GgmlType], list[tuple[str, TensorInfo]]] = {}
     for words, type_, tensor in found:
         # "decoded: q4_0 does not hold a scale of it exactly: 1e-9 in ...": the last part is of this tensor.
-        key = ": ".join(words.split(": ")[:2]), type_
+        n_parts = 2 if words.startswith("decoded: ") else 1
+        key = ": ".join(words.split(": ")[:n_parts]), type_
         sums.setdefault(key, []).append((words, tensor))
     made = [_outcome(words, type_, members) for (words, type_), members in sums.items()]
     return tuple(sorted(made, key=lambda outcome: (-outcome.n_bytes, outcome.words)))

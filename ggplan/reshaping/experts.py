@@ -16,13 +16,14 @@ perplexity (baa.ai, MINT).
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ggplan.errors import PlanError
+from ggplan.ggml_types import GgmlType
 from ggplan.metadata import scalar
-from ggplan.model import Model, RowSource, TensorInfo, empty_rows
+from ggplan.model import Integers, Model, RowSource, TensorInfo, empty_rows
 from ggplan.reshaping.blocks import block_of, number, relabelled
 from ggplan.reshaping.importance import of_experts
 from ggplan.reshaping.wishes import experts_text
@@ -224,9 +225,18 @@ def _of_tensor(tensor: TensorInfo, kept: Sequence[int], n: int) -> TensorInfo:
             replace(c, shape=(len(kept),), rows=take(c.rows), stored=take(c.stored)) if c.shape == (n,) else c
             for c in codes.companions
         )
-        codes = replace(codes, companions=companions, nearly=take(codes.nearly))
+        integers = codes.integers
+        if integers is not None:
+            levels = tuple(integers.levels[e] for e in kept) if len(integers.levels) == n else integers.levels
+            integers = replace(integers, rows_in=_taking(integers, kept), levels=levels)
+        codes = replace(codes, companions=companions, nearly=take(codes.nearly), integers=integers)
     shape = (len(kept), *tensor.shape[1:])
     return replace(tensor, shape=shape, rows=take(tensor.rows), stored=take(tensor.stored), codes=codes)
+
+
+def _taking(integers: Integers, kept: Sequence[int]) -> Callable[[GgmlType], RowSource]:
+    """What gives the integers of some experts in a type."""
+    return lambda type_: _picked(integers.rows_in(type_), kept)
 
 
 def _picked(source: RowSource, kept: Sequence[int]) -> RowSource:

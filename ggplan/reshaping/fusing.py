@@ -11,16 +11,18 @@ it is. Rows stay whole, so quantized ones are joined and cut too, if they are of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from ggplan.errors import PlanError
-from ggplan.ggml_types import F32
-from ggplan.model import Codes, Model, RowSource, TensorInfo, empty_rows
+from ggplan.ggml_types import F32, GgmlType
+from ggplan.model import Codes, Integers, Model, RowSource, TensorInfo, empty_rows
 from ggplan.reshaping.blocks import block_of, n_blocks, number, with_extras
 from ggplan.reshaping.importance import also_under
+from ggplan.sources.codes import HALVES, joined_levels, widened, widest
 from ggplan.text import names_in_words, nearest, printable
 
 if TYPE_CHECKING:
@@ -226,6 +228,7 @@ def _joined(name: str, parts: Sequence[TensorInfo]) -> TensorInfo:
     if len(shapes) > 1:
         told = ", ".join(f"{printable(part.name)} {list(part.shape)}" for part in parts)
         raise PlanError(f"{printable(name)} cannot be fused of shapes that differ: {told}")
+    parts = _of_one_type(parts)
     types = {part.type for part in parts}
     has_companions = any(part.codes is not None and part.codes.companions for part in parts)
     if len(types) > 1 or has_companions:
@@ -264,20 +267,53 @@ def _joined(name: str, parts: Sequence[TensorInfo]) -> TensorInfo:
     )
 
 
+def _of_one_type(parts: Sequence[TensorInfo]) -> Sequence[TensorInfo]:
+    """Tensors of integers in the widest type of theirs, which holds them as exactly; others as they are."""
+    if not all(t.codes is not None and t.codes.are_moved and t.type in HALVES for t in parts):
+        return parts
+    type_ = widest([part.type for part in parts])
+    return [
+        replace(part, type=type_, stored=None if part.stored is None else widened(part.stored, type_))
+        for part in parts
+    ]
+
+
+def _integers(found: Sequence[Codes], shape: tuple[int, ...]) -> Integers | None:
+    """The integers of fused tensors all of which have some."""
+    owns = [codes.integers for codes in found if codes.integers is not None]
+    if len(owns) < len(found):
+        return None
+
+    def rows_in(type_: GgmlType) -> RowSource:
+        joined = _join([own.rows_in(type_) for own in owns], shape)
+        assert joined is not None
+        return joined
+
+    by_part = [own.levels for own in owns]
+    is_even = len({len(levels) for levels in by_part}) == 1
+    by_expert = tuple(zip(*by_part, strict=True)) if is_even else (tuple(chain(*by_part)),)
+    levels = tuple(partial(joined_levels, of) for of in by_expert)
+    return Integers(max(own.bits for own in owns), rows_in, levels, sum(own.n_bytes for own in owns))
+
+
 def _codes(parts: Sequence[TensorInfo], shape: tuple[int, ...]) -> Codes | None:
     found = [part.codes for part in parts if part.codes is not None]
     if not found:
         return None
     if len(found) < len(parts):
         plain = next(part for part in parts if part.codes is None)
-        return replace(found[0], why_decoded=f"{plain.name} is not quantized", companions=(), nearly=None)
+        return replace(
+            found[0], why_decoded=f"{plain.name} is not quantized", companions=(), nearly=None, integers=None
+        )
     nearly = _join([codes.nearly for codes in found], shape)
     return replace(
         found[0],
         form=", ".join(dict.fromkeys(codes.form for codes in found)),
         why_decoded=next((codes.why_decoded for codes in found if codes.why_decoded), ""),
         nearly=nearly,
+        integers=_integers(found, shape),
         settled=all(codes.settled for codes in found),
+        too_large_for_q4_1=any(codes.too_large_for_q4_1 for codes in found),
         full_activations=any(codes.full_activations for codes in found),
     )
 
@@ -331,11 +367,20 @@ def _part(name: str, tensor: TensorInfo, offset: int, length: int) -> TensorInfo
     if tensor.codes is not None and tensor.codes.companions and tensor.codes.are_moved:
         tensor = tensor.without_codes("it is cut out of a tensor with a scale of its own")
     codes = tensor.codes
-    if codes is not None and codes.nearly is not None:
-        codes = replace(codes, nearly=take(codes.nearly))
+    if codes is not None:
+        nearly = None if codes.nearly is None else take(codes.nearly)
+        codes = replace(codes, nearly=nearly, integers=_integers_of(codes.integers, take))
     rows = None if tensor.rows is None else take(tensor.rows)
     stored = None if tensor.stored is None else take(tensor.stored)
     return replace(tensor, name=name, shape=tuple(shape), rows=rows, stored=stored, codes=codes)
+
+
+def _integers_of(integers: Integers | None, take: Callable[[RowSource], RowSource]) -> Integers | None:
+    """The integers of rows that are taken out of a tensor; they have no more levels than the whole."""
+    if integers is None:
+        return None
+    whole = integers
+    return replace(whole, rows_in=lambda type_: take(whole.rows_in(type_)))
 
 
 def _taken(source: RowSource, shape: tuple[int, ...], group: int, offset: int) -> RowSource:

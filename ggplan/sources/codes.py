@@ -15,19 +15,25 @@ checkpoints, a hundredth of what encoding the weights anew as a 4-bit type adds.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ggplan.errors import CheckpointError
 from ggplan.ggml_types import GgmlType, parse_type
-from ggplan.model import RowSource
+from ggplan.model import Levels, RowSource
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
 Q4_0, Q4_1, Q5_0, Q8_0 = (parse_type(name) for name in ("q4_0", "q4_1", "q5_0", "q8_0"))
-WIDER: dict[GgmlType, tuple[GgmlType, ...]] = {Q4_0: (Q5_0, Q8_0), Q5_0: (Q8_0,)}
-"""The types that hold the integers of a type exactly, besides itself."""
+WIDER: dict[GgmlType, tuple[GgmlType, ...]] = {Q4_0: (Q4_1, Q5_0, Q8_0), Q5_0: (Q8_0,)}
+"""The types that hold the integers of a type exactly, besides itself; q4_1 if it has room for all minima."""
+HALVES = {Q4_0: 8, Q5_0: 16, Q8_0: 128}
+"""Of types of integers, which are `-half` up to `half - 1`, the half."""
+_LARGEST = 65504  # of float16
+_ROWS = 1 << 20  # weights that are looked at together
 _BLOCK = 32
 # The integers of q5_0, those whose odd factor is the largest first.
 _BY_DIGITS = sorted(range(-16, 16), key=lambda n: -(abs(n) // (n & -n)) if n else 0)
@@ -37,6 +43,8 @@ def widened(source: RowSource, type_: GgmlType) -> RowSource:
     """Rows of integer codes in a wider type, exactly; `type_` is one of `WIDER` of theirs, or theirs."""
     if type_ == source.dtype:
         return source
+    if type_ == Q4_1:
+        return nearly_q4_1(source)
     assert type_ in WIDER[source.dtype]
 
     def read(start: int, stop: int) -> NDArray[np.uint8]:
@@ -46,13 +54,66 @@ def widened(source: RowSource, type_: GgmlType) -> RowSource:
     return RowSource(type_, source.shape, read, source.fault)
 
 
-def nearly_q4_1(source: RowSource) -> RowSource:
+def holding(lowest: int, highest: int) -> GgmlType | None:
+    """The type of the fewest bits that holds all integers from one to another; None if none does."""
+    able = (type_ for type_, half in HALVES.items() if -half <= lowest and highest < half)
+    return next(able, None)
+
+
+def widest(types: Iterable[GgmlType]) -> GgmlType:
+    """The one of q4_0, q5_0 and q8_0, of which there is at least one, that holds what the others hold."""
+    return max(types, key=HALVES.__getitem__)
+
+
+def joined_levels(parts: Sequence[Callable[[], Levels]]) -> Levels:
+    """The levels of several matrices as those of one; told by the one that needs the widest type."""
+    found = [read() for read in parts]
+    for one in found:
+        if one.why_not or holding(one.lowest, one.highest) is None:
+            return one
+    most = max(found, key=lambda one: max(-one.lowest, one.highest + 1))
+    return replace(most, lowest=min(o.lowest for o in found), highest=max(o.highest for o in found))
+
+
+def widened_experts(types: Sequence[GgmlType]) -> str:
+    """How many of stacked experts take the wider type of others, in words; "" where all are of one type."""
+    top = max(types, key=lambda type_: (type_.bits_per_weight, type_.name))
+    need = [number for number, type_ in enumerate(types) if type_ == top]
+    if len(need) == len(types):
+        return ""
+    others = " and ".join(sorted({type_.name for type_ in types} - {top.name}))
+    plural = "s" * (len(need) > 1)
+    return (
+        f"{len(types) - len(need):,} of {len(types):,} experts widened from {others} to {top}, which "
+        f"expert{plural} {', '.join(map(str, need[:3]))}{', …' if len(need) > 3 else ''} "
+        f"need{'' if plural else 's'}"
+    )
+
+
+def nearly_q4_1(source: RowSource, largest: Callable[[], float] | None = None) -> RowSource:
     """Rows of q4_0, or of q5_0 that hold 4-bit codes with zero points, in q4_1.
 
-    Exact but for the rounding of m. The `fault` is that of the source. Rows raise CheckpointError when they
-    are read and the integers of a block are more than 15 apart, or m is no finite float16.
+    Exact but for the rounding of m. Rows raise CheckpointError when they are read and the integers of a block
+    are more than 15 apart, or m is no finite float16; the `fault` is that of the source, or tells of this.
+
+    Parameters
+    ----------
+    largest
+        Reads the largest scale, by which most often no m is too large; without it all rows are read for that.
     """
     assert source.dtype in (Q4_0, Q5_0)
+
+    def fault() -> str:
+        found = source.fault()
+        if found or (largest is not None and largest() * HALVES[source.dtype] <= _LARGEST):
+            return found
+        step = max(1, _ROWS // max(1, source.n_columns))
+        try:
+            for start in range(0, source.n_rows, step):
+                read(start, min(start + step, source.n_rows))
+        except CheckpointError as error:
+            return error.message
+        return ""
 
     def read(start: int, stop: int) -> NDArray[np.uint8]:
         import numpy as np
@@ -69,7 +130,7 @@ def nearly_q4_1(source: RowSource) -> RowSource:
         packed = _joined(scales, minima.view("u1"), _nibbles(codes))
         return packed.reshape(stop - start, -1)
 
-    return RowSource(Q4_1, source.shape, read, source.fault)
+    return RowSource(Q4_1, source.shape, read, fault)
 
 
 def _bases(integers: NDArray[np.int8]) -> NDArray[np.int8]:

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 
 from ggplan.errors import CheckpointError
 from ggplan.ggml_types import BF16, F16, F32, GgmlType
-from ggplan.model import RowSource, require_rows
+from ggplan.model import Integers, RowSource, require_rows
 from ggplan.sources.files import read_array, rows_in_file, shown
 
 if TYPE_CHECKING:
@@ -159,6 +159,8 @@ class CheckpointTensor:
         of more than 4 bits; see `schemes.Weights`.
     bits
         Bits that the file has for each weight's code, without scales; 0 of weights that are not quantized.
+    integers
+        Codes that are integers; see `schemes.Weights`.
     """
 
     name: str
@@ -172,6 +174,7 @@ class CheckpointTensor:
     nearly: RowSource | None = None
     full_activations: bool = False
     bits: float = 0.0
+    integers: Integers | None = None
 
     @property
     def is_quantized(self) -> bool:

@@ -119,7 +119,7 @@ def test_experts_of_which_one_has_no_codes_are_decoded() -> None:
     parts = [quantized(), quantized(seed=1, why="group_size 16 is no multiple of 32")]
     info = made(parts, "blk.{}.ffn_up_exps.weight")
     assert (info.type, info.stored) == (BF16, None)
-    assert info.codes.outcome == "decoded: group_size 16 is no multiple of 32: expert 1"
+    assert info.codes.outcome == "decoded: group_size 16 is no multiple of 32 in 1 of 2 experts: expert 1"
 
 
 def test_experts_of_types_that_have_nothing_in_common_are_decoded() -> None:

@@ -69,8 +69,11 @@ def test_codes_encoded_anew_in_4_bits_are_warned_about(source: Path, tmp_path: P
     recipe.write_text("attn_q = q4_0\n@default keep\n")
     text = run("rules", "check", recipe, "-m", source).stdout
     assert "GP216" in text
-    assert "`blk.1.attn_q.weight`: int4 in the source, decoded (q4_0 does not hold a scale of it" in text
-    assert "1 tensor in q4_0: int4, decoded (" in ggplan("plan", source, "-r", recipe)
+    assert (
+        "`blk.1.attn_q.weight`: int4 group 32 in the source, decoded (q4_0 does not hold a scale of it"
+        in text
+    )
+    assert "1 tensor in q4_0: int4 group 32, decoded (" in ggplan("plan", source, "-r", recipe)
 
 
 def test_convert_tells_what_became_of_the_codes(source: Path, tmp_path: Path) -> None:

@@ -204,13 +204,13 @@ def found(text: str) -> list:
 
 
 def test_codes_encoded_anew_in_as_few_bits_are_warned_about_and_kept_by_the_fix() -> None:
-    (warning,) = found("attn_q = q4_1")
+    (warning,) = found("attn_q = iq4_nl")
     assert (warning.code, warning.severity) == ("GP216", "warning")
-    assert "int4 group 128 in the source, whose codes q4_0 holds, encoded anew as q4_1" in warning.message
+    assert "int4 group 128 in the source, whose codes q4_0 holds, encoded anew as iq4_nl" in warning.message
     assert warning.help == "write `keep`, which moves the codes and loses nothing"
-    assert warning.fix.edits[0].text == "keep | q4_1"
+    assert warning.fix.edits[0].text == "keep | iq4_nl"
     assert warning.fix.safe
-    assert found("attn_q = keep | q4_1") == []
+    assert found("attn_q = keep | iq4_nl") == []
     assert found("attn_q = q4_0") == []
 
 
@@ -286,12 +286,14 @@ def test_a_tensor_that_alone_is_decoded_is_warned_about_by_name() -> None:
 
 def test_the_measured_error_is_told_of_the_type_it_was_measured_with() -> None:
     (four,) = found("attn_k = q4_0")
-    (other,) = found("attn_q = q4_1")
+    (other,) = found("attn_q = iq4_nl")
     assert "5 to 8 %" in four.message
     assert "%" not in other.message
 
 
-@pytest.mark.parametrize(("name", "type_"), [("attn_q", "q5_0"), ("attn_q", "q8_0"), ("attn_k", "q8_0")])
+@pytest.mark.parametrize(
+    ("name", "type_"), [("attn_q", "q4_1"), ("attn_q", "q5_0"), ("attn_q", "q8_0"), ("attn_k", "q8_0")]
+)
 def test_codes_are_moved_into_a_wider_type_that_holds_them(name: str, type_: str) -> None:
     plan = make_plan(MODEL, parse_recipe(f"{name} = {type_}"))
     (found,) = [t for t in plan.tensors if t.name == f"blk.0.{name}.weight"]

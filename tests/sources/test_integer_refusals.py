@@ -321,14 +321,14 @@ def test_settings_in_a_file_beside_the_config(tmp_path: Path) -> None:
     assert open_checkpoint(path).tensors["m.weight"].codes is not None
     settings = {"w_bit": 4, "q_group_size": 32, "zero_point": True, "version": "GEMM"}
     path = folder(tmp_path / "awq", {}, awq_tensors(), quant_config=settings)
-    assert open_checkpoint(path).tensors["m.weight"].stored_as == "AWQ int4"
+    assert open_checkpoint(path).tensors["m.weight"].stored_as == "AWQ int4 group 32"
     path = folder(tmp_path / "old", {"compression_config": compressed()}, packed_tensors())
-    assert open_checkpoint(path).tensors["m.weight"].stored_as == "int4"
+    assert open_checkpoint(path).tensors["m.weight"].stored_as == "int4 group 32"
     path = folder(tmp_path / "none", {}, packed_tensors())
     assert open_checkpoint(path).tensors["m.weight"].codes is not None
     tensors = {"weight": np.zeros((8, 64), np.int8), "weight_scale": bf16(np.ones((8, 1)))}
     path = folder(tmp_path / "bytes", {}, tensors)
-    assert open_checkpoint(path).tensors["m.weight"].stored_as == "int8"
+    assert open_checkpoint(path).tensors["m.weight"].stored_as == "int8 per row"
     path = folder(tmp_path / "other", {}, {"weight": np.ones((2, 2), np.float16)}, quant_config={"a": 1})
     assert open_checkpoint(path).tensors["m.weight"].stored_as == "F16"
 
@@ -384,9 +384,9 @@ def test_groups_of_several_kinds_in_one_config(order: tuple[str, str], tmp_path:
         name: {"format": "pack-quantized", **group} for name, group in config["config_groups"].items()
     }
     tensors = packed_tensors()
-    assert opened(tmp_path, config, tensors).stored_as == "int4"
+    assert opened(tmp_path, config, tensors).stored_as == "int4 group 32"
     tensors = packed_tensors(weight_packed=packed(ZEROS, 8, "dense"), weight_scale=bf16(np.ones((8, 1))))
-    assert opened(tmp_path, config, tensors).stored_as == "int8"
+    assert opened(tmp_path, config, tensors).stored_as == "int8 per row"
 
 
 def test_targets_decide_where_tensors_fit_two_groups(tmp_path: Path) -> None:
@@ -397,9 +397,9 @@ def test_targets_decide_where_tensors_fit_two_groups(tmp_path: Path) -> None:
     }
     config = {"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": groups}
     tensors = packed_tensors(weight_packed=packed(ZEROS, 8, "dense"), weight_scale=bf16(np.ones((8, 1))))
-    assert opened(tmp_path, config, tensors).stored_as == "int8"
+    assert opened(tmp_path, config, tensors).stored_as == "int8 per row"
     groups["group_7"]["targets"], groups["group_8"]["targets"] = ["re:m"], ["re:n"]
-    assert opened(tmp_path, config, tensors).stored_as == "int7"
+    assert opened(tmp_path, config, tensors).stored_as == "int7 per row"
     groups["group_7"]["targets"], groups["group_8"]["targets"] = ["a.b"], ["a.c"]
     with pytest.raises(CheckpointError, match="may have 7 or 8 bits, and the config does not say which"):
         opened(tmp_path, config, tensors)

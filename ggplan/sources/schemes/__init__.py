@@ -91,7 +91,7 @@ def join_tensors(
             joined[first.name] = CheckpointTensor(
                 group.name, first.file, group.stored_as, held.rows.shape, held.rows,
                 held.codes, held.why_decoded, held.companions, held.nearly, held.full_activations,
-                held.bits or _bits_of(group, held.rows),
+                held.bits or _bits_of(group, held.rows), held.integers,
             )  # fmt: skip
     # What one scheme has no use for, such as scales of activations, another may need, or not need either.
     claimed.update(name for _, result in found for name in result.unused)

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Literal
 from ggplan.ggml_types import F32
 from ggplan.model import RowSource, empty_rows, require_rows
 from ggplan.sources.schemes import integers, packed_bits
+from ggplan.sources.schemes.integer_parts import scale_fault
 from ggplan.sources.schemes.integers import Form, IntegerMatrix
 from ggplan.sources.schemes.packed_bits import as_words, dense, interleaved, read_values
 from ggplan.sources.schemes.scheme import Weights
@@ -142,7 +143,7 @@ def fast_weights(parts: Mapping[str, StoredTensor], layout: AwqLayout) -> Weight
         return rows
 
     def fault() -> str:
-        return integers.scale_fault(scale) or integers.scale_fault(zero, "zero point")
+        return scale_fault(scale) or scale_fault(zero, "zero point")
 
     return Weights(
         RowSource(F32, (layout.n_rows, layout.n_columns), read, fault),

@@ -18,15 +18,16 @@ were not (compressed-tensors 0.9.4 to 0.20.1, `compressors/pack_quantized` and `
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ggplan.errors import CheckpointError
 from ggplan.sources.files import shown
-from ggplan.sources.schemes import compressed_tensors, integers, packed_bits
+from ggplan.sources.schemes import compressed_tensors, integer_parts, packed_bits
 from ggplan.sources.schemes.compressed_layouts import PACKED, Known, Layout, layout_of, read_shapes
 from ggplan.sources.schemes.compressed_tensors import WeightGroup, weight_groups
+from ggplan.sources.schemes.integer_weights import weights_of
 from ggplan.sources.schemes.integers import IntegerMatrix
 from ggplan.sources.schemes.packed_bits import as_words, read_values
 from ggplan.sources.schemes.scheme import Group, QuantizationConfig, Recognised, Weights
@@ -81,18 +82,16 @@ def join(group: Group, config: QuantizationConfig) -> Weights:
         return _matrix(_slice(parts, layout, i), layout)
 
     def fault() -> str:
-        found = integers.scale_fault(parts["scale"])
+        found = integer_parts.scale_fault(parts["scale"])
         order = parts.get("order")
         if not found and order is not None:
-            found = integers.index_fault(order, layout.n_groups, unset=-1)
+            found = integer_parts.index_fault(order, layout.n_groups, unset=-1)
         return found or _zero_fault(parts.get("zero"), layout)
 
-    def codes_fault() -> str:
-        return integers.half_fault(parts["scale"]) or _level_fault(group.name, matrix, parts, layout)
-
-    return integers.weights_of(
-        layout.shape, matrix, layout.form, fault=fault, codes_fault=codes_fault, name=group.name
-    )
+    return weights_of(
+        layout.shape, matrix, layout.form,
+        fault=fault, scale=parts["scale"], zero=parts.get("zero"), name=group.name,
+    )  # fmt: skip
 
 
 def _module(name: str, tensors: Mapping[str, StoredTensor]) -> str:
@@ -102,7 +101,7 @@ def _module(name: str, tensors: Mapping[str, StoredTensor]) -> str:
         return name.removesuffix(PACKED)
     if name.endswith(_PLAIN) and tensor.dtype == "I8":
         scale = tensors.get(name + "_scale")
-        if scale is not None and scale.dtype in integers.SCALE_DTYPES:
+        if scale is not None and scale.dtype in integer_parts.SCALE_DTYPES:
             return name.removesuffix(_PLAIN)
     return ""
 
@@ -142,17 +141,17 @@ def _group(
             f"{shown(parts['codes'].file)}: the integers '{shown(parts['codes'].name)}' have no scales",
             hint=f"their scales should be '{shown(names['scale'])}'",
         )
-    integers.require_dtype(parts["scale"], "the scales", integers.SCALE_DTYPES)
+    integer_parts.require_dtype(parts["scale"], "the scales", integer_parts.SCALE_DTYPES)
     for part, what in (("zero", "the zero points"), ("order", "the groups of columns")):
         if part in parts:
-            integers.require_dtype(parts[part], what, _INTEGERS)
+            integer_parts.require_dtype(parts[part], what, _INTEGERS)
     shape = shapes.get(names["shape"])
     if not is_packed and not any(group.name for group in stated):  # of bytes without a config
         stated = [group for group in stated if group.bits == 8]
     layout = layout_of(module, parts, shape, stated, config, known)
     if layout.form.reordered and _is_in_order(parts["order"], layout):
         layout = replace(layout, form=replace(layout.form, reordered=""))
-    return Group(module + ".weight", f"int{layout.form.bits}", parts, layout)
+    return Group(module + ".weight", layout.form.told(layout.block_rows), parts, layout)
 
 
 def _is_in_order(order: StoredTensor, layout: Layout) -> bool:
@@ -161,7 +160,7 @@ def _is_in_order(order: StoredTensor, layout: Layout) -> bool:
 
     n_columns = layout.shape[-1]
     try:
-        found = integers.indices_of(order)
+        found = integer_parts.indices_of(order)
     except CheckpointError:
         return False
     in_order = np.tile(np.arange(n_columns) // layout.form.group, len(found) // n_columns)
@@ -175,7 +174,7 @@ def _slice(parts: Mapping[str, StoredTensor], layout: Layout, i: int) -> Mapping
     return {
         name: part
         if name == "order" and len(part.shape) == 1
-        else integers.slice_of(part, i, layout.shape[0])
+        else integer_parts.slice_of(part, i, layout.shape[0])
         for name, part in parts.items()
     }
 
@@ -228,7 +227,7 @@ def _matrix(parts: Mapping[str, StoredTensor], layout: Layout) -> IntegerMatrix:
     def order() -> NDArray[np.intp]:
         import numpy as np
 
-        found = integers.group_indices(parts["order"], n_groups, unset=-1)
+        found = integer_parts.group_indices(parts["order"], n_groups, unset=-1)
         return np.arange(n_columns) // layout.form.group if found is None else found
 
     return IntegerMatrix(
@@ -252,24 +251,3 @@ def _zero_fault(zero: StoredTensor | None, layout: Layout) -> str:
         f"'{shown(zero.name)}' has the zero point {found[at]} at index {at:,}; {layout.form.bits} bits hold "
         f"{-half} to {half - 1} ({shown(zero.file.name)})"
     )
-
-
-def _level_fault(
-    name: str, matrix_of: Callable[[int], IntegerMatrix], parts: Mapping[str, StoredTensor], layout: Layout
-) -> str:
-    """What makes levels leave the range that the form promises: zero points, or bytes of fewer bits."""
-    lowest, highest = layout.form.levels
-    is_loose = layout.unpack is None and layout.form.bits < 8
-    if not is_loose and not (layout.form.symmetric and "zero" in parts):
-        return ""
-    for i in range(layout.shape[0] if len(layout.shape) == 3 else 1):
-        matrix = matrix_of(i)
-        step = max(1, integers.PIECE // max(1, matrix.n_columns))
-        for start in range(0, matrix.n_rows, step):
-            levels = matrix.levels(start, min(start + step, matrix.n_rows))
-            if levels.size and not (lowest <= levels.min() and levels.max() <= highest):
-                return (
-                    f"'{shown(name)}' has levels {levels.min()} to {levels.max()}; symmetric integers of "
-                    f"{layout.form.bits} bits are {lowest} to {highest}"
-                )
-    return ""

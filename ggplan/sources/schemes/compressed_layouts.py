@@ -169,7 +169,9 @@ def _layouts(
                 order, f"has the shape {list(order.shape)}, the weights have {n_columns} columns"
             )
         reordered = "columns are in the order of their activations (weight_g_idx)"
-    form = Form(group.bits, "zero" not in parts or group.symmetric, size, reordered)
+    form = Form(
+        group.bits, "zero" not in parts or group.symmetric, size, reordered, signed=packings == [None]
+    )
     if "zero" not in parts:
         return [Layout(form, shape, block_rows, unpack, False) for unpack in packings]
     found = []

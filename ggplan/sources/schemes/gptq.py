@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 
 from ggplan.sources.files import shown
 from ggplan.sources.schemes import integers, packed_bits
+from ggplan.sources.schemes.integer_parts import group_indices
 from ggplan.sources.schemes.integers import Form, IntegerMatrix
 from ggplan.sources.schemes.packed_bits import Unpack, as_words, read_values
 from ggplan.sources.tensors import StoredTensor
@@ -108,7 +109,7 @@ def _order(parts: Mapping[str, StoredTensor], n_groups: int) -> integers.Order |
         return None
 
     def order() -> NDArray[np.intp]:
-        found = integers.group_indices(parts["order"], n_groups)
+        found = group_indices(parts["order"], n_groups)
         assert found is not None
         return found
 

@@ -11,9 +11,10 @@ from dataclasses import replace
 
 from ggplan.errors import CheckpointError
 from ggplan.sources.files import shown
-from ggplan.sources.schemes import awq, gptq, integers, packed_bits
+from ggplan.sources.schemes import awq, gptq, integer_parts, packed_bits
 from ggplan.sources.schemes.awq import AwqLayout, Version
 from ggplan.sources.schemes.gptq import GptqLayout
+from ggplan.sources.schemes.integer_weights import weights_of
 from ggplan.sources.schemes.integers import Form, IntegerMatrix
 from ggplan.sources.schemes.qweight_settings import KEYS, METHODS, Settings, read_settings
 from ggplan.sources.schemes.scheme import Group, QuantizationConfig, Recognised, Weights
@@ -77,49 +78,26 @@ def join(group: Group, config: QuantizationConfig) -> Weights:
         return awq.matrix_of(slice_(i), layout)
 
     def fault() -> str:
-        found = integers.scale_fault(parts["scale"])
+        found = integer_parts.scale_fault(parts["scale"])
         for i in range(n_slices or 1):
             own = matrix(i)
             if not found and own.order is not None:
-                found = integers.index_fault(slice_(i)["order"], own.n_groups)
+                found = integer_parts.index_fault(slice_(i)["order"], own.n_groups)
             if not found and isinstance(layout, GptqLayout) and layout.form.symmetric:
                 found = gptq.miscounted(parts["zero"].name, own, layout)
         return found
 
-    def codes_fault() -> str:
-        found = integers.half_fault(parts["scale"])
-        for i in range(n_slices or 1):
-            found = found or _code_fault(parts, matrix(i), layout.form)
-        return found
-
     shape = (*((n_slices,) if n_slices else ()), layout.n_rows, layout.n_columns)
-    return integers.weights_of(
-        shape, matrix, layout.form, fault=fault, codes_fault=codes_fault, name=group.name
+    return weights_of(
+        shape, matrix, layout.form, fault=fault, scale=parts["scale"], zero=parts["zero"], name=group.name
     )
 
 
 def _slice(parts: Mapping[str, StoredTensor], i: int, n_slices: int) -> Mapping[str, StoredTensor]:
     return {
-        name: part if name == "order" and len(part.shape) == 1 else integers.slice_of(part, i, n_slices)
+        name: part if name == "order" and len(part.shape) == 1 else integer_parts.slice_of(part, i, n_slices)
         for name, part in parts.items()
     }
-
-
-def _code_fault(parts: Mapping[str, StoredTensor], matrix: IntegerMatrix, form: Form) -> str:
-    """What the config did not let foresee: columns out of order, zero points that are not in the middle."""
-    import numpy as np
-
-    if matrix.order is not None:
-        in_order = np.arange(matrix.n_columns) // (form.group or matrix.n_columns)
-        if not np.array_equal(matrix.order(), in_order):
-            return f"'{shown(parts['order'].name)}' has columns in the order of their activations"
-    middle = 1 << (form.bits - 1)
-    if form.symmetric and (found := integers.zero_range(matrix)) != (middle, middle):
-        return (
-            f"'{shown(parts['zero'].name)}' has zero points {found[0]} to {found[1]}; of symmetric weights "
-            f"of {form.bits} bits all are {middle}"
-        )
-    return ""
 
 
 def _group(
@@ -134,9 +112,9 @@ def _group(
     for part, what in (("zero", "zero points"), ("scale", "scales")):
         if part not in parts:
             raise _fault(codes, f"has no {what}: there is no '{shown(module)}.{_PARTS[part][0]}'")
-    integers.require_dtype(parts["scale"], "the scales", integers.SCALE_DTYPES)
+    integer_parts.require_dtype(parts["scale"], "the scales", integer_parts.SCALE_DTYPES)
     if "order" in parts:
-        integers.require_dtype(parts["order"], "the groups of columns", ("I32", "I64"))
+        integer_parts.require_dtype(parts["order"], "the groups of columns", ("I32", "I64"))
     n_slices = codes.shape[0] if len(codes.shape) == 3 else 0
     matrices = _slice(parts, 0, n_slices) if n_slices else parts
     for part in ("codes", "zero", "scale"):
@@ -147,7 +125,7 @@ def _group(
     if n_slices and isinstance(layout, AwqLayout) and layout.version == "gemv_fast":
         raise _fault(codes, f"has the shape {list(codes.shape)}, and is no matrix")
     kind = "GPTQ" if isinstance(layout, GptqLayout) else "AWQ"
-    return Group(f"{module}.weight", f"{kind} int{layout.form.bits}", parts, layout)
+    return Group(f"{module}.weight", f"{kind} {layout.form.told()}", parts, layout)
 
 
 def _layout(
@@ -155,7 +133,7 @@ def _layout(
 ) -> GptqLayout | AwqLayout:
     """The layout that shapes tell, checked by the config."""
     codes, zero, scale = parts["codes"], parts["zero"], parts["scale"]
-    if codes.dtype == "I16" and zero.dtype in integers.SCALE_DTYPES:
+    if codes.dtype == "I16" and zero.dtype in integer_parts.SCALE_DTYPES:
         found = ["gemv_fast"]
     elif (codes.dtype, zero.dtype) != ("I32", "I32"):
         raise _fault(

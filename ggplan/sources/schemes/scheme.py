@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ggplan.errors import CheckpointError
-from ggplan.model import RowSource
+from ggplan.model import Integers, RowSource
 from ggplan.sources.files import exists, shown
 from ggplan.sources.json_files import load_object
 from ggplan.sources.tensors import StoredTensor
@@ -95,6 +95,9 @@ class Weights:
     nearly
         4-bit codes with zero points, whose `codes` are q5_0, as rows of q4_1 (`sources.codes.nearly_q4_1`),
         which rounds the minimum of each block; else None.
+    integers
+        Of codes that are integers, from which their type is chosen once the zero points are read, and they
+        may be there where `codes` are not; else None.
     full_activations
         Whether the config says that the weights are not for activations of 4 bits, though they could be.
     bits
@@ -108,6 +111,7 @@ class Weights:
     nearly: RowSource | None = None
     full_activations: bool = False
     bits: float = 0.0
+    integers: Integers | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,15 +27,9 @@ from ggplan.sources.files import listed, read_array, shown
 from ggplan.sources.json_files import parse_object
 from ggplan.sources.safetensors import read_metadata
 from ggplan.sources.schemes.grids import Grid
-from ggplan.sources.schemes.integers import (
-    SCALE_DTYPES,
-    Form,
-    IntegerMatrix,
-    half_fault,
-    scale_fault,
-    weights_of,
-    zero_range,
-)
+from ggplan.sources.schemes.integer_parts import SCALE_DTYPES, scale_fault
+from ggplan.sources.schemes.integer_weights import weights_of
+from ggplan.sources.schemes.integers import Form, IntegerMatrix
 from ggplan.sources.schemes.scaled import Scaled, float_rows
 from ggplan.sources.schemes.scheme import Group, QuantizationConfig, Recognised, Weights
 from ggplan.sources.tensors import StoredTensor
@@ -89,21 +83,14 @@ def join(group: Group, config: QuantizationConfig) -> Weights:
         )
     bits = group.form
     assert isinstance(bits, int)
-    form = Form(bits, zero is None or not _is_asymmetric(config.values), grid.block_columns)
+    form = Form(bits, zero is None or not _is_asymmetric(config.values), grid.block_columns, signed=True)
 
     def matrix(expert: int) -> IntegerMatrix:
         return _matrix(codes, scale, zero, grid, expert)
 
-    def codes_fault() -> str:
-        for expert in range(grid.n_rows // max(1, codes.shape[-2]) if form.symmetric else 0):
-            lowest, highest = zero_range(matrix(expert))
-            if lowest or highest:
-                return f"'{shown(group.name)}' has zero points from {lowest} to {highest}; its config says 0"
-        return half_fault(scale)
-
     return weights_of(
         codes.shape, matrix, form,
-        fault=lambda: scale_fault(scale), codes_fault=codes_fault, name=group.name,
+        fault=lambda: scale_fault(scale), scale=scale, zero=zero, name=group.name,
     )  # fmt: skip
 
 
@@ -243,7 +230,9 @@ def _group(parameter: str, data: Mapping[str, StoredTensor], metadata: _Metadata
             f"shape {shown(list(data['scale'].shape))}"
         )
     bits = _bits(facts.get("target_dtype"), where)
-    return Group(parameter, f"torchao int{bits}", parts, bits)
+    grid = _grid(codes, data["scale"])
+    size = grid.block_columns if grid.block_columns < codes.shape[-1] else 0
+    return Group(parameter, f"torchao {Form(bits, True, size).told(grid.block_rows)}", parts, bits)
 
 
 def _bits(target: object, where: str) -> int:

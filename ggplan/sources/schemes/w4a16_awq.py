@@ -22,7 +22,9 @@ from ggplan.errors import CheckpointError
 from ggplan.ggml_types import F32
 from ggplan.model import RowSource
 from ggplan.sources.files import read_array, shown
-from ggplan.sources.schemes.integers import Form, IntegerMatrix, half_fault, scale_fault, weights_of
+from ggplan.sources.schemes.integer_parts import scale_fault
+from ggplan.sources.schemes.integer_weights import weights_of
+from ggplan.sources.schemes.integers import Form, IntegerMatrix
 from ggplan.sources.schemes.scheme import Group, QuantizationConfig, Recognised, Weights
 from ggplan.sources.tensors import StoredTensor
 
@@ -74,7 +76,7 @@ def join(group: Group, config: QuantizationConfig) -> Weights:
     matrix = _matrix(weight, scale)
     held = weights_of(
         (matrix.n_rows, matrix.n_columns), lambda _: matrix, Form(_BITS, True, matrix.group),
-        fault=lambda: scale_fault(scale), codes_fault=lambda: half_fault(scale), name=group.name,
+        fault=lambda: scale_fault(scale), scale=scale, zero=None, name=group.name,
     )  # fmt: skip
     factor = group.parts.get("pre_quant_scale")
     return held if factor is None else _with_factor(held, factor)
@@ -98,7 +100,7 @@ def _with_factor(held: Weights, factor: StoredTensor) -> Weights:
 
     rows = RowSource(F32, plain.shape, read, lambda: plain.fault() or scale_fault(factor))
     why = f"a factor for each column ('{shown(factor.name)}') takes the weights off the integers' steps"
-    return replace(held, rows=rows, codes=None, why_decoded=why)
+    return replace(held, rows=rows, codes=None, why_decoded=why, integers=None)
 
 
 def _matrix(weight: StoredTensor, scale: StoredTensor) -> IntegerMatrix:
@@ -122,12 +124,11 @@ def _matrix(weight: StoredTensor, scale: StoredTensor) -> IntegerMatrix:
         raw = read_array(weight.file, weight.offset + first * n_columns, (last - first) * n_columns)
         raw = raw.reshape(last - first, n_columns)
         both = np.empty((last - first, 2, n_columns), np.int16)
-        both[:, 0], both[:, 1] = raw & 15, raw >> 4
-        both -= (both > 7) * np.int16(16)
+        both[:, 0], both[:, 1] = raw & 15 ^ 8, raw >> 4 ^ 8  # two's complement as 0 to 15 about 8
         at = start - 2 * first
         return both.reshape(-1, n_columns)[at : at + stop - start]
 
     def scales(start: int, stop: int) -> NDArray[np.float32]:
         return scale.read_floats(start * n_groups, stop * n_groups).reshape(stop - start, n_groups)
 
-    return IntegerMatrix(scale.shape[0], n_columns, n_groups, codes, 0, scales, n_columns // n_groups)
+    return IntegerMatrix(scale.shape[0], n_columns, n_groups, codes, 8, scales, n_columns // n_groups)
