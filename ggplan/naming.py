@@ -109,9 +109,13 @@ def recipe_named(name: str, architecture: str = "") -> Recipe:
 
 
 def anything_named(
-    name: str, *, pre: str | None = None, header_only: bool = False
+    name: str,
+    *,
+    pre: str | None = None,
+    header_only: bool = False,
+    converter: str | None = None,
 ) -> Model | Recipe | Mix | PlanDocument:
-    """Whatever this name stands for.
+    """Whatever this name stands for. `converter` reads it if it is a folder.
 
     Raises
     ------
@@ -122,6 +126,8 @@ def anything_named(
         return _from_standard_input()
     if is_address(name):
         return open_model(name, pre=pre, header_only=header_only)
+    if converter is not None and os.path.isdir(name):
+        return open_model(name, pre=pre, header_only=header_only, converter=converter)
     if is_there(name):
         return _from_path(name, pre, header_only)
     if _kind_of_recipe(name) or name.endswith(_RECIPE_ENDING):

@@ -51,6 +51,7 @@ def open_by_converter(folder: Path, tree: Path, *, pre: str | None = None) -> Mo
     ------
     CheckpointError
         If the tree is none, torch or transformers are not installed, or the converter refuses the checkpoint.
+        A tokenizer that it refuses is the model's `obstacle`.
     """
     if not (folder / "config.json").is_file():
         raise CheckpointError(
@@ -94,7 +95,22 @@ def open_by_converter(folder: Path, tree: Path, *, pre: str | None = None) -> Mo
             f"(converter {identity[:12]})",
             *_decoded(folder),
         ),
+        obstacle=_without_tokenizer(folder, about.get("tokenizer")),
         converter=identity,
+    )
+
+
+def _without_tokenizer(folder: Path, words: object) -> TokenizerError | None:
+    """Why the model cannot be converted, by the converter's own words about its tokenizer."""
+    if not isinstance(words, str) or not words:
+        return None
+    what = f"{shown(folder)}: llama.cpp's converter does not read its tokenizer"
+    if _MISSING.search(words) is not None:
+        refusal = _refusal(what, words)
+        return TokenizerError(refusal.message, hint=refusal.hint)
+    known = "pre-tokenizer" in words
+    return TokenizerError(
+        f"{what}: {shown(words)}", hint="name it with `--pre`, if you know which it is" if known else ""
     )
 
 
@@ -192,8 +208,6 @@ def _refusal(what: str, words: str) -> CheckpointError:
             f"{what}: {missing[1]} is not installed in {shown(sys.executable)}",
             hint=f"pip install {' '.join(dict.fromkeys((missing[1].split('.')[0], *_NEEDED)))}",
         )
-    if "pre-tokenizer" in words:
-        return TokenizerError(f"{what}: {shown(words)}", hint="name it with `--pre`, if you know which it is")
     return CheckpointError(f"{what}: {shown(words)}")
 
 

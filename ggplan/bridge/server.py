@@ -62,8 +62,11 @@ def _never_trusted(
     return False
 
 
-def _make(folder: Path, ftype: str, pre: str) -> tuple[Any, list[str]]:
-    """The converter's model with all tensors and keys, none of them computed, and how they are stored."""
+def _make(folder: Path, ftype: str, pre: str) -> tuple[Any, list[str], str]:
+    """The converter's model with all tensors and keys, none of them computed, and how they are stored.
+
+    With them goes why it cannot make the keys of the tokenizer, which then are not there; or "".
+    """
     import gguf
 
     conversion = importlib.import_module("conversion")
@@ -74,9 +77,29 @@ def _make(folder: Path, ftype: str, pre: str) -> tuple[Any, list[str]]:
         model_class.get_vocab_base_pre = lambda self, tokenizer: pre
     model = model_class(folder, gguf.LlamaFileType[ftype], folder / "unused.gguf")
     stored_as = _watch(model)
+    failures = _forgive_tokenizer(model)
     model.prepare_tensors()
     model.prepare_metadata(vocab_only=False)
-    return model, [stored_as[name] for part in model.gguf_writer.tensors for name in part]
+    stored = [stored_as[name] for part in model.gguf_writer.tensors for name in part]
+    return model, stored, "".join(failures)
+
+
+def _forgive_tokenizer(model: Any) -> list[str]:
+    """Let a model be made whose tokenizer the converter refuses; its words are put into the list."""
+    set_vocab = model.set_vocab
+    failures: list[str] = []
+
+    def forgiving() -> None:
+        before = [dict(part) for part in model.gguf_writer.kv_data]
+        try:
+            set_vocab()
+        except Exception as error:
+            traceback.print_exc()
+            failures.append(_in_words(error).decode("utf-8", "replace"))
+            model.gguf_writer.kv_data[:] = before
+
+    model.set_vocab = forgiving
+    return failures
 
 
 def _watch(model: Any) -> dict[str, str]:
@@ -194,13 +217,13 @@ def main() -> None:
         torch.set_num_threads(1)  # its threads do not survive a fork
         torch.set_grad_enabled(False)
         _distrust()
-        types, _ = _make(Path(folder), "GUESSED", pre)
-        rows, stored_as = _make(Path(folder), "ALL_F32", pre)
+        types, _, _ = _make(Path(folder), "GUESSED", pre)
+        rows, stored_as, tokenizer = _make(Path(folder), "ALL_F32", pre)
         _write_header(types, Path(headers) / "types.gguf")
         _write_header(rows, Path(headers) / "rows.gguf")
         tensors = [info.tensor for part in rows.gguf_writer.tensors for info in part.values()]
         files = [str(path) for path in _files(rows)]
-        about = {"class": type(rows).__name__, "files": files, "stored_as": stored_as}
+        about = {"class": type(rows).__name__, "files": files, "stored_as": stored_as, "tokenizer": tokenizer}
         (Path(headers) / "about.json").write_text(json.dumps(about), encoding="utf-8")
     except BaseException as error:  # SystemExit too; whatever it is, it is told
         traceback.print_exc()

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from ggplan.cli.options import as_one, force_option, header_only_option, note, quiet_option
+from ggplan.cli.opening import OpeningOptions, opening_options
+from ggplan.cli.options import as_one, force_option, note, quiet_option
 from ggplan.cli.sizes import measured_file_options
 
 if TYPE_CHECKING:
@@ -34,17 +35,18 @@ Examples:
   ggplan chart air.json -o gib.svg --kind parts       where the GiB are, by role and type
   ggplan chart GLM-4.5-Air -r glm4moe/hq4_k -r glm4moe/small -o gib.svg --kind parts
 """
+_OPENING = ("pre", "converter", "header_only", "mtp", "prune_layers", "keep_experts", "fuse", "split")
 _Kind = Literal["quality", "context", "parts", "types"]
 _USED: dict[_Kind, set[str]] = {
     "quality": {"metric", "cost", "text", "ctx", "mixed", "model_name", "sizes", "ggufs"},
     "context": {"model_name"},
-    "parts": {"recipes", "pre", "header_only", "model_name", "ggufs"},
-    "types": {"recipes", "pre", "header_only"},
+    "parts": {"recipes", *_OPENING, "model_name", "ggufs"},
+    "types": {"recipes", *_OPENING},
 }
 _OPTIONS = {
     "metric": "--metric", "cost": "--x", "text": "--text", "ctx": "--ctx", "mixed": "--mixed",
-    "recipes": "-r", "pre": "--pre", "header_only": "--header-only", "model_name": "--model-name",
-    "sizes": "--size", "ggufs": "--gguf",
+    "recipes": "-r", "model_name": "--model-name", "sizes": "--size", "ggufs": "--gguf",
+    **{name: f"--{name.replace('_', '-')}" for name in _OPENING},
 }  # fmt: skip
 
 
@@ -60,14 +62,15 @@ class _Asked:
     sizes: tuple[tuple[str, int], ...]
     ggufs: tuple[tuple[str, str], ...]
     recipes: tuple[str, ...]
-    pre: str | None
-    header_only: bool
+    opening: OpeningOptions
     model_name: str | None
     quiet: bool
 
     @property
     def given(self) -> set[str]:
-        return {name for name in _OPTIONS if getattr(self, name)}
+        flags = {flag: name for name, flag in _OPTIONS.items()}
+        own = {name for name in _OPTIONS if name not in _OPENING and getattr(self, name)}
+        return own | {flags[flag] for flag in self.opening.given}
 
 
 @click.command("chart", epilog=_EPILOG, short_help="Draw records: quality against size, speed, types.")
@@ -114,8 +117,7 @@ class _Asked:
     metavar="RECIPE",
     help="For types and parts: the recipe or mix to apply to the model; several for parts.",
 )
-@click.option("--pre", metavar="NAME", help="For types and parts: the pre-tokenizer's name of a checkpoint.")
-@header_only_option
+@opening_options()
 @click.option("--model-name", help="Of a file that holds several models, the one to draw.")
 @click.option("--title", default="", help="The heading.")
 @click.option(
@@ -254,7 +256,7 @@ def _draw_types(files: tuple[str, ...], asked: _Asked, title: str) -> Drawing:
 
     if len(files) != 1 or len(asked.recipes) > 1:
         raise click.UsageError("--kind types draws one model, by one recipe")
-    return draw_types(_tensors(files[0], asked)[0], title=title)
+    return draw_types(_tensors(files[0], asked, asked.opening)[0], title=title)
 
 
 def _draw_parts(models: list[str], others: list[Path], asked: _Asked, title: str) -> Drawing:
@@ -263,15 +265,17 @@ def _draw_parts(models: list[str], others: list[Path], asked: _Asked, title: str
     if others and asked.recipes:
         raise click.UsageError("-r applies to a model, not to a record or a log")
     records = _records(others, asked) if others else []
-    return draw_parts([*records, *(t for name in models for t in _tensors(name, asked))], title=title)
+    pairs = zip(models, asked.opening.each(models), strict=True) if models else ()
+    typed = [t for name, opening in pairs for t in _tensors(name, asked, opening)]
+    return draw_parts([*records, *typed], title=title)
 
 
-def _tensors(name: str, asked: _Asked) -> list[TypedTensors]:
+def _tensors(name: str, asked: _Asked, opening: OpeningOptions) -> list[TypedTensors]:
     """The tensors of a model or a plan, once for each recipe."""
     from pathlib import Path
 
     from ggplan.charts.tensors import is_plan_file, read_plan, typed
-    from ggplan.cli.options import open_noted, recipe_or_mix_of_name
+    from ggplan.cli.options import recipe_or_mix_of_name
     from ggplan.errors import ChartError, CheckpointError
     from ggplan.planning import assign
     from ggplan.text import printable
@@ -281,7 +285,7 @@ def _tensors(name: str, asked: _Asked) -> list[TypedTensors]:
             raise click.UsageError("-r applies to a model; a plan has its types already")
         return [read_plan(Path(name))]
     try:
-        model = open_noted(name, pre=asked.pre, header_only=asked.header_only, quiet=asked.quiet)
+        model = opening.open_noted(name, quiet=asked.quiet)
     except CheckpointError:
         if _is_model(name) or not Path(name).is_file():
             raise

@@ -9,18 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from ggplan.cli.findings import FindingOptions, finding_options
-from ggplan.cli.options import (
-    PlanningOptions,
-    as_one,
-    force_option,
-    json_option,
-    note,
-    open_noted,
-    plan_from,
-    planning_options,
-    reuse_option,
-    threads_option,
-)
+from ggplan.cli.options import as_one, force_option, json_option, note, reuse_option, threads_option
+from ggplan.cli.planning import PlanningOptions, plan_from, planning_options
 from ggplan.cli.sizes import ByteCount
 
 if TYPE_CHECKING:
@@ -83,7 +73,7 @@ class WritingOptions:
 @click.command("convert", epilog=_EPILOG, short_help="Write the GGUF file, in one pass.")
 @click.argument("model")
 @click.argument("output", type=click.Path())
-@planning_options
+@planning_options(header_only=False)
 @threads_option
 @click.option("--allow-requantize", is_flag=True, help="Encode tensors that are quantized already.")
 @click.option(
@@ -236,10 +226,12 @@ def _model_to_split_like(plan: Plan, named: str | None) -> Model | None:
     """The model that `--split-like` names."""
     from pathlib import Path
 
+    from ggplan.naming import model_named
+
     if named is None:
         return None
     is_source = Path(named) == plan.model.path or (named == "source" and not Path(named).exists())
-    return plan.model if is_source else open_noted(named)
+    return plan.model if is_source else model_named(named)
 
 
 def describe_conversion(plan: Plan, result: ConversionResult) -> str:

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import click
 
+from ggplan.cli.opening import OpeningOptions, opening_options
 from ggplan.cli.options import (
-    header_only_option,
     imatrix_option,
     json_option,
     model_option,
     note,
-    note_model,
-    open_noted,
-    pre_option,
     quiet_option,
-    with_scales_read,
 )
 
 if TYPE_CHECKING:
@@ -44,8 +39,7 @@ Examples:
 @click.argument("second", metavar="B")
 @model_option
 @imatrix_option
-@pre_option
-@header_only_option
+@opening_options(imatrix=True)
 @click.option("--all", "every_tensor", is_flag=True, help="List every tensor, not sums of those that differ.")
 @json_option("the comparison")
 @quiet_option
@@ -54,8 +48,7 @@ def diff_command(
     second: str,
     model_name: str | None,
     imatrix_path: str | None,
-    pre: str | None,
-    header_only: bool,
+    opening: OpeningOptions,
     every_tensor: bool,
     as_json: bool,
     quiet: bool,
@@ -65,7 +58,8 @@ def diff_command(
     A and B are recipes (files, shipped ones, or llama-quantize's mixes), plans (`ggplan plan -o`), GGUF
     files, Hugging Face folders or inventories (files, or shipped ones); `-` is standard input. A recipe needs
     a model: -m, or else the one on the other side. Some of llama-quantize's mixes choose other types with an
-    imatrix.
+    imatrix. --mtp, --prune-layers, --keep-experts, --fuse and --split are done to the model of -m and to
+    Hugging Face folders; where there are none, to all models.
 
     Exits 0 if no tensor differs, 1 if some do, 2 for wrong usage or if something went wrong, as diff(1) does.
     """
@@ -74,7 +68,7 @@ def diff_command(
     from ggplan.errors import Error
 
     try:
-        sides = _sides((first, second), model_name, imatrix_path, _Opening(pre, header_only, quiet))
+        sides = _sides((first, second), model_name, imatrix_path, opening, quiet)
     except (Error, OSError) as error:
         raise TroubleError(error) from None
     differences = compare(*sides)
@@ -88,39 +82,47 @@ def diff_command(
         sys.exit(1)
 
 
-@dataclass(frozen=True, slots=True)
-class _Opening:
-    """How models are opened."""
-
-    pre: str | None
-    header_only: bool
-    quiet: bool
-
-
 def _sides(
-    names: tuple[str, str], model_name: str | None, imatrix_path: str | None, opening: _Opening
-) -> tuple[Side, Side]:
+    names: tuple[str, str], model_name: str | None, imatrix_path: str | None, opening: OpeningOptions,
+    quiet: bool,
+) -> tuple[Side, Side]:  # fmt: skip
+    from ggplan.cli.opening import note_converter, note_model, with_scales_read
     from ggplan.model import Model
     from ggplan.naming import PlanDocument, anything_named, other_meaning
 
-    pre, header_only, quiet = opening.pre, opening.header_only, opening.quiet
-    model = None
-    if model_name:
-        model = open_noted(model_name, pre=pre, header_only=header_only, quiet=quiet)
     imatrix = None
     if imatrix_path:
         from ggplan.imatrix import load_imatrix
 
         imatrix = load_imatrix(imatrix_path)
-    found = [anything_named(name, pre=pre, header_only=header_only) for name in names]
-    for name, side in zip(names, found, strict=True):
+    of_model, *of_sides = opening.each([model_name or "", *names])
+    model = None
+    if model_name:
+        model, imatrix = of_model.open(model_name, imatrix, quiet=quiet)
+        model = with_scales_read(model, quiet=quiet)
+    found = []
+    for name, options in zip(names, of_sides, strict=True):
+        note_converter(options.converter, quiet=quiet)
+        side = anything_named(
+            name, pre=options.pre, header_only=options.header_only, converter=options.converter
+        )
         if meaning := other_meaning(name):
             note(f"{name} is a file here, which is read; the name is also {meaning}", quiet=quiet)
         if isinstance(side, Model):
             note_model(side, quiet=quiet)
-    found = [with_scales_read(side, quiet=quiet) if isinstance(side, Model) else side for side in found]
+        found.append(side)
+    has_checkpoint = model is not None or any(isinstance(s, Model) and s.kind == "hf" for s in found)
+    for at, side in enumerate(found):
+        if isinstance(side, Model):
+            # A file beside the checkpoint it was made from is as it is.
+            if side.kind == "hf" or not has_checkpoint:
+                side, shaped = opening.shaping.apply_noted(side, imatrix, quiet=quiet)
+                imatrix = imatrix if model_name else shaped
+            found[at] = with_scales_read(side, quiet=quiet)
     if model is None:
         model = next((side for side in found if isinstance(side, Model)), None)
+        if model is None:
+            opening.refuse_without(None)
     if model is None and not all(isinstance(side, PlanDocument) for side in found):
         raise click.UsageError("a recipe needs a model: give one with -m")
     sides = [_side(side, name, model, imatrix) for name, side in zip(names, found, strict=True)]

@@ -7,16 +7,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ggplan.cli.options import (
-    converter_option,
-    header_only_option,
-    json_option,
+from ggplan.cli.opening import (
+    OpeningOptions,
     note_converter,
     note_model,
-    pre_option,
-    quiet_option,
+    opening_options,
     with_scales_read,
 )
+from ggplan.cli.options import json_option, quiet_option
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,19 +42,17 @@ _SHOWN_CHARACTERS = 100
 @click.argument("model")
 @click.option("--tensors", "show_tensors", is_flag=True, help="List every tensor.")
 @click.option("--metadata", "show_metadata", is_flag=True, help="List the key-value pairs.")
-@pre_option
-@converter_option
 @click.option(
     "--figure",
     type=click.Choice(["kld", "ppl", "dppl", "top_p"]),
     help="What a table of sensitivities holds [default: as its name or its comments say].",
 )
-@header_only_option
+@opening_options()
 @json_option("an inventory")
 @quiet_option
 def inspect_command(
-    model: str, show_tensors: bool, show_metadata: bool, pre: str | None, converter: str | None,
-    figure: Figure | None, header_only: bool, as_json: bool, quiet: bool,
+    model: str, show_tensors: bool, show_metadata: bool, opening: OpeningOptions,
+    figure: Figure | None, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Show what is in MODEL: a Hugging Face folder, a GGUF file, an inventory (`-`: on standard input), one
     .safetensors file, the address of one of these (hf://org/name, https://host/model.gguf) or a table of
@@ -72,7 +68,7 @@ def inspect_command(
     if is_sensitivity_table(model):
         from ggplan.cli.sensitivities import show_sensitivities
 
-        if show_metadata or pre or converter or header_only:
+        if show_metadata or opening.given:
             raise click.UsageError("a table of sensitivities has no metadata and no tokenizer")
         show_sensitivities(model, figure=figure, all_places=show_tensors, as_json=as_json, quiet=quiet)
         return
@@ -82,16 +78,19 @@ def inspect_command(
     from ggplan.naming import model_named
 
     if (file := _safetensors_file(model)) is not None:
+        if others := [option for option in opening.given if option != "--header-only"]:
+            raise click.UsageError(f"{', '.join(others)}: one file of a checkpoint is shown as it is")
         truncated = _inspect_safetensors(file, show_tensors, show_metadata, as_json)
     else:
-        note_converter(converter, quiet=quiet)
-        opened = model_named(model, pre=pre, header_only=True, converter=converter)
+        note_converter(opening.converter, quiet=quiet)
+        opened = model_named(model, pre=opening.pre, header_only=True, converter=opening.converter)
         truncated = opened.obstacle if isinstance(opened.obstacle, TruncatedError) else None
-        if truncated is None or header_only:
+        if truncated is None or opening.header_only:
             note_model(opened, quiet=quiet)
+        opened = opening.shaping.apply_noted(opened, quiet=quiet)[0]
         opened = with_scales_read(opened, quiet=quiet)
         _inspect_model(opened, show_tensors, show_metadata, as_json)
-    if truncated is not None and not header_only:
+    if truncated is not None and not opening.header_only:
         raise truncated
 
 

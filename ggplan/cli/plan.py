@@ -7,18 +7,11 @@ from typing import TYPE_CHECKING
 import click
 
 from ggplan.cli.findings import FindingOptions, finding_options
-from ggplan.cli.options import (
-    force_option,
-    header_only_option,
-    json_option,
-    output_option,
-    plan_from,
-    planning_options,
-    reuse_option,
-)
+from ggplan.cli.options import force_option, json_option, output_option, reuse_option
+from ggplan.cli.planning import plan_from, planning_options
 
 if TYPE_CHECKING:
-    from ggplan.cli.options import PlanningOptions
+    from ggplan.cli.planning import PlanningOptions
 
 _EPILOG = """\b
 Examples:
@@ -37,8 +30,7 @@ Examples:
 
 @click.command("plan", epilog=_EPILOG, short_help="Show what a recipe makes of a model, to the byte.")
 @click.argument("model")
-@planning_options
-@header_only_option
+@planning_options(header_only=True)
 @reuse_option
 @finding_options
 @click.option("--tensors", "show_tensors", is_flag=True, help="List every tensor.")
@@ -48,7 +40,6 @@ Examples:
 def plan_command(
     model: str,
     planning: PlanningOptions,
-    header_only: bool,
     reuse_path: str | None,
     findings: FindingOptions,
     show_tensors: bool,
@@ -72,7 +63,7 @@ def plan_command(
     from ggplan.planning.importance import importance_refusal
     from ggplan.text import printable
 
-    plan = plan_from(model, planning, header_only=header_only)
+    plan = plan_from(model, planning)
     report = check_plan(plan, findings.selection)
     reuse = None
     if reuse_path:

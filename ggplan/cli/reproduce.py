@@ -7,15 +7,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ggplan.cli.opening import converter_option, open_source_of, pre_option
 from ggplan.cli.options import (
-    converter_option,
     force_option,
     imatrix_option,
     json_option,
     note,
-    open_source_of,
     output_option,
-    pre_option,
     quiet_option,
     refuse_other_names,
     threads_option,

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import click
 
 from ggplan.cli.findings import FindingOptions, finding_options
+from ggplan.cli.opening import OpeningOptions, opening_options
 from ggplan.cli.options import (
     check_is_recipe,
     fallback_option,
     model_option,
     note,
-    open_noted,
     quiet_option,
 )
 
@@ -56,6 +56,7 @@ class _FixOptions:
 )
 @click.argument("recipes", nargs=-1, metavar="[RECIPE]...")
 @model_option
+@opening_options()
 @fallback_option
 @click.option("--fix", is_flag=True, help="Apply the fixes that cannot change what was meant.")
 @click.option(
@@ -75,6 +76,7 @@ class _FixOptions:
 def check_command(
     recipes: tuple[str, ...],
     model_name: str | None,
+    opening: OpeningOptions,
     fallback: FallbackTable | None,
     fix: bool,
     unsafe_fixes: bool,
@@ -104,7 +106,8 @@ def check_command(
         raise click.UsageError("--unsafe-fixes needs --fix or --diff")
     if fix and not diff and "-" in recipes:
         raise click.UsageError("--fix changes files; standard input (`-`) is none: --diff shows the changes")
-    subject = open_noted(model_name, quiet=quiet) if model_name else None
+    opening.refuse_without(model_name)
+    subject = opening.open_noted(model_name, quiet=quiet) if model_name else None
     for recipe in recipes:
         check_is_recipe(recipe, quiet=quiet)
         if fix or diff:

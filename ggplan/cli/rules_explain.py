@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ggplan.cli.opening import OpeningOptions, opening_options
 from ggplan.cli.options import fallback_option, json_option, model_option, quiet_option
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ Examples:
 @click.argument("subject", metavar="TENSOR|PATTERN|LINE|CODE")
 @click.option("-r", "--recipe", "recipe_name", metavar="RECIPE", help="A recipe file, or a shipped one.")
 @model_option
+@opening_options()
 @fallback_option
 @json_option("the explanation")
 @quiet_option
@@ -40,6 +42,7 @@ def explain_command(
     subject: str,
     recipe_name: str | None,
     model_name: str | None,
+    opening: OpeningOptions,
     fallback: FallbackTable | None,
     as_json: bool,
     quiet: bool,
@@ -67,7 +70,7 @@ def explain_command(
     from ggplan.cli.rules_subject import recipe_and_model
     from ggplan.linting.explaining import explain, explain_line, explain_pattern
 
-    recipe, model = recipe_and_model(recipe_name, model_name, quiet=quiet)
+    recipe, model = recipe_and_model(recipe_name, model_name, opening, quiet=quiet)
     if any(tensor.name == subject for tensor in model.tensors):
         found = explain(model, recipe, subject, fallback)
         if as_json:

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ggplan.cli.opening import OpeningOptions, opening_options
 from ggplan.cli.options import (
     fallback_option,
     force_option,
     model_option,
     note,
-    open_noted,
     output_option,
     quiet_option,
     recipe_or_mix_of_name,
@@ -33,6 +33,7 @@ Examples:
 @click.argument("recipe")
 @click.option("--dialect", type=click.Choice(WRITTEN), required=True, help="Which tool is to read it.")
 @model_option
+@opening_options()
 @fallback_option
 @output_option("Write to this file.")
 @force_option("the file of -o")
@@ -41,6 +42,7 @@ def export_command(
     recipe: str,
     dialect: str,
     model_name: str | None,
+    opening: OpeningOptions,
     fallback: FallbackTable | None,
     output: str | None,
     force: bool,
@@ -61,8 +63,9 @@ def export_command(
     from ggplan.planning import assign
     from ggplan.rules import Recipe
 
+    opening.refuse_without(model_name)
     loaded = recipe_or_mix_of_name(recipe, quiet=quiet)
-    model = open_noted(model_name, quiet=quiet) if model_name else None
+    model = opening.open_noted(model_name, quiet=quiet) if model_name else None
     if model is None and isinstance(loaded, Recipe):
         model = subject_of(loaded)
     if model is None:

@@ -4,14 +4,8 @@ from __future__ import annotations
 
 import click
 
-from ggplan.cli.options import (
-    force_option,
-    header_only_option,
-    open_noted,
-    output_option,
-    pre_option,
-    quiet_option,
-)
+from ggplan.cli.opening import OpeningOptions, opening_options
+from ggplan.cli.options import force_option, output_option, quiet_option
 
 _EPILOG = """\b
 Examples:
@@ -29,8 +23,7 @@ Examples:
 )
 @click.option("--pure", is_flag=True, help="With --mix: its own type for every tensor, more bits for none.")
 @click.option("--with-imatrix", is_flag=True, help="With --mix: as if there were an importance matrix.")
-@pre_option
-@header_only_option
+@opening_options()
 @output_option("Write the recipe to this file.")
 @force_option("the file of -o")
 @quiet_option
@@ -40,10 +33,9 @@ def from_command(
     mix_name: str | None,
     pure: bool,
     with_imatrix: bool,
-    pre: str | None,
+    opening: OpeningOptions,
     output: str | None,
     force: bool,
-    header_only: bool,
     quiet: bool,
 ) -> None:
     """Write the shortest recipe that gives every tensor the type it has in MODEL.
@@ -71,7 +63,7 @@ def from_command(
         raise click.UsageError(f"{error.message}; {error.hint}; there are {known}") from None
     if output is not None and os.path.lexists(output) and not force:
         raise click.UsageError(f"{printable(output)} exists; --force replaces it")
-    found = open_noted(model, pre=pre, header_only=header_only, quiet=quiet)
+    found = opening.open_noted(model, quiet=quiet)
     if mix is None:
         assignment = stored_types(found, name)
     else:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ggplan.cli.options import force_option, model_option, note, open_noted, output_option, quiet_option
+from ggplan.cli.opening import OpeningOptions, opening_options
+from ggplan.cli.options import force_option, model_option, note, output_option, quiet_option
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,6 +50,7 @@ Examples:
 @click.argument("file")
 @click.option("--dialect", type=click.Choice(NAMES), help="Whose text it is [default: seen from the text].")
 @model_option
+@opening_options()
 @click.option(
     "--block",
     type=click.IntRange(1),
@@ -63,6 +65,7 @@ def import_command(
     file: str,
     dialect: str | None,
     model_name: str | None,
+    opening: OpeningOptions,
     block: int | None,
     name: str,
     output: str | None,
@@ -87,6 +90,7 @@ def import_command(
     from ggplan.rules.loading import recipe_text
     from ggplan.text import printable
 
+    opening.refuse_without(model_name)
     if file == "-":
         text = recipe_text(file)[0]
     elif dialect in (None, "mlx") and file.startswith("mixed_") and not os.path.exists(file):
@@ -99,7 +103,7 @@ def import_command(
             f"{printable(file)} is a recipe of ggplan's already",
             hint="give it with -r, or look at it with `ggplan rules check`",
         )
-    model = open_noted(model_name, quiet=quiet) if model_name else None
+    model = opening.open_noted(model_name, quiet=quiet) if model_name else None
     imported = import_recipe(text, file, dialect=dialect or "", name=name, model=model, block=block)
     write_new(imported.text, output, force=force, quiet=quiet)
     note(*imported.notes, quiet=quiet)

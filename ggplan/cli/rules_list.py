@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import click
 
+from ggplan.cli.opening import converter_option, note_converter
 from ggplan.cli.options import json_option, note, quiet_option
 
 if TYPE_CHECKING:
@@ -17,6 +19,7 @@ _EPILOG = """\b
 Examples:
   ggplan rules list                       all of them
   ggplan rules list GLM-4.5-Air           those for a model
+  ggplan rules list ./my-model            those for the architecture of a checkpoint or a GGUF file
   ggplan rules list qwen3moe --json       those of a family
   ggplan plan GLM-4.5-Air -r glm4moe/hq4_k
 """
@@ -24,18 +27,21 @@ Examples:
 
 @click.command("list", epilog=_EPILOG, short_help="List the recipes that ship with ggplan.")
 @click.argument("names", nargs=-1, metavar="[MODEL|FAMILY]...")
+@converter_option
 @json_option("the list")
 @quiet_option
-def list_command(names: tuple[str, ...], as_json: bool, quiet: bool) -> None:
+def list_command(names: tuple[str, ...], converter: str | None, as_json: bool, quiet: bool) -> None:
     """List the shipped recipes, by family: what each gives on the models it is for.
 
     All sizes are GiB. The first is of all tensors; "GPU" and "RAM" are where llama.cpp puts them with
     -ngl 99 --cpu-moe, without the block that only predicts further tokens. "per token" is what one token
     reads of the RAM: the bandwidth of the RAM divided by it bounds the tokens per second.
 
+    MODEL is a shipped inventory's name, or the path or address of a model, of which the architecture counts.
+
     Exits 0, 1 if no recipe is for a name, 2 for wrong usage.
     """
-    entries = _asked(names)
+    entries = _asked(tuple(_families(names, converter, quiet)))
     if as_json:
         from ggplan.cli.output import print_json
 
@@ -46,6 +52,40 @@ def list_command(names: tuple[str, ...], as_json: bool, quiet: bool) -> None:
     if wide := max(needed, default=0):
         note(f"columns are left out for lack of width; COLUMNS={wide} shows all", quiet=quiet)
     click.echo("`-r NAME` uses one, as in `ggplan plan MODEL -r glm4moe/hq4_k`")
+
+
+def _families(names: tuple[str, ...], converter: str | None, quiet: bool) -> Iterator[str]:
+    """The names, and for the path or address of a model the family that its architecture is of."""
+    import os
+    from pathlib import Path
+
+    from ggplan.errors import RecipeError
+    from ggplan.inventories import names_of_inventories
+    from ggplan.naming import model_named
+    from ggplan.rules.library import library
+    from ggplan.sources.remote import is_address
+    from ggplan.text import printable
+
+    known = {name.lower() for name in names_of_inventories()} | {entry.family.lower() for entry in library()}
+    n_folders = 0
+    for name in names:
+        is_path = os.path.exists(name) and (name.lower() not in known or os.sep in name)
+        if not is_path and not is_address(name):
+            yield name
+            continue
+        is_folder = Path(name).is_dir()
+        n_folders += is_folder
+        note_converter(converter if is_folder else None, quiet=quiet)
+        model = model_named(name, header_only=True, converter=converter if is_folder else None)
+        family = model.architecture or "unknown"
+        if family.lower() not in known:
+            raise RecipeError(
+                f"no shipped recipe is for {printable(name)}, whose architecture is {printable(family)}",
+                hint=f"`ggplan rules new -m {printable(name)}` writes one to start from",
+            )
+        yield family
+    if converter is not None and not n_folders:
+        raise click.UsageError("--converter reads a Hugging Face folder, and none is named")
 
 
 def _asked(names: tuple[str, ...]) -> list[ShippedRecipe]:

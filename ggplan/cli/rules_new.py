@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from ggplan.cli.options import force_option, model_option, open_noted, output_option, quiet_option
+from ggplan.cli.opening import OpeningOptions, opening_options
+from ggplan.cli.options import force_option, model_option, output_option, quiet_option
 
 _EPILOG = """\b
 Examples:
@@ -15,13 +16,20 @@ Examples:
 
 @click.command("new", epilog=_EPILOG, short_help="Write a commented recipe for a model.")
 @model_option
+@opening_options()
 @click.option("--from", "from_name", metavar="MODEL", hidden=True)
 @click.option("--name", default="start", show_default=True, metavar="NAME", help="What `@name` says.")
 @output_option("Write to this file.")
 @force_option("the file of -o")
 @quiet_option
 def new_command(
-    model_name: str | None, from_name: str | None, name: str, output: str | None, force: bool, quiet: bool
+    model_name: str | None,
+    from_name: str | None,
+    opening: OpeningOptions,
+    name: str,
+    output: str | None,
+    force: bool,
+    quiet: bool,
 ) -> None:
     """Write a commented recipe for a model: a rule for each role it has, its size, and tests.
 
@@ -34,6 +42,8 @@ def new_command(
     from ggplan.linting.starting import starting_recipe
     from ggplan.text import printable
 
-    text = starting_recipe(open_noted(asked, quiet=quiet), " ".join(name.split()).replace("#", "") or "start")
+    text = starting_recipe(
+        opening.open_noted(asked, quiet=quiet), " ".join(name.split()).replace("#", "") or "start"
+    )
     shown = printable(output or "")
     write_new(text, output, f"; check it with `ggplan rules check {shown}`", force=force, quiet=quiet)

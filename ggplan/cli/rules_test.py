@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ggplan.cli.opening import OpeningOptions, opening_options
 from ggplan.cli.options import fallback_option, json_option, model_option, quiet_option
 
 if TYPE_CHECKING:
@@ -21,12 +22,14 @@ Examples:
 @click.command("test", epilog=_EPILOG, short_help="Hold recipes to their @assert and @test lines.")
 @click.argument("recipes", nargs=-1, required=True, metavar="RECIPE...")
 @model_option
+@opening_options()
 @fallback_option
 @json_option("the outcomes")
 @quiet_option
 def test_command(
     recipes: tuple[str, ...],
     model_name: str | None,
+    opening: OpeningOptions,
     fallback: FallbackTable | None,
     as_json: bool,
     quiet: bool,
@@ -46,7 +49,7 @@ def test_command(
     failed = total = 0
     documents = []
     for name in recipes:
-        recipe, model = recipe_and_model(name, model_name, quiet=quiet)
+        recipe, model = recipe_and_model(name, model_name, opening, quiet=quiet)
         found = list(outcomes(make_case(model, recipe, fallback)))
         total += len(found)
         failed += sum(outcome.finding is not None for outcome in found)

@@ -1,4 +1,4 @@
-"""The options that say what of a model is written, shared by `plan` and `convert`.
+"""The options that say what of a model is written, of every command that opens one (`ggplan.cli.opening`).
 
 --mtp    --prune-layers    --keep-experts    --fuse    --split
 """
@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from ggplan.cli.options import note
 
 if TYPE_CHECKING:
     from ggplan.imatrix import Imatrix
@@ -61,6 +63,24 @@ class ShapingOptions:
     fuse: tuple[Form, ...]
     split: tuple[Form, ...]
 
+    @property
+    def given(self) -> tuple[str, ...]:
+        """The options that say something."""
+        named = {
+            "--mtp": self.mtp != "keep", "--prune-layers": self.prune_layers,
+            "--keep-experts": self.keep_experts, "--fuse": self.fuse, "--split": self.split,
+        }  # fmt: skip
+        return tuple(option for option, value in named.items() if value)
+
+    def apply_noted(
+        self, model: Model, imatrix: Imatrix | None = None, *, quiet: bool = False
+    ) -> tuple[Model, Imatrix | None]:
+        """As `apply`, and what was done goes to stderr."""
+        n_notes = len(model.notes)
+        model, imatrix = self.apply(model, imatrix)
+        note(*model.notes[n_notes:], quiet=quiet)
+        return model, imatrix
+
     def apply(self, model: Model, imatrix: Imatrix | None) -> tuple[Model, Imatrix | None]:
         """The model and its imatrix as these options make them; further notes of it say what was done."""
         from ggplan.reshaping import Reshaping, load_experts, reshape
@@ -81,8 +101,19 @@ class ShapingOptions:
         return reshape(model, wishes, imatrix)
 
 
-def shaping_options() -> tuple[Callable[[Callable[..., Any]], Callable[..., Any]], ...]:
-    """The decorators of the options."""
+def _listed_only(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
+    """Refuse a number of experts where no imatrix says which."""
+    if value is not None and value.isascii() and value.isdecimal():
+        raise click.BadParameter("which experts stay is told here by a FILE that lists them")
+    return value
+
+
+def shaping_options(*, imatrix: bool) -> tuple[Callable[[Callable[..., Any]], Callable[..., Any]], ...]:
+    """The decorators of the options; `imatrix` is whether the command has `--imatrix`."""
+    by_counts = (
+        "Keep N experts of each layer, those the --imatrix counts most often; or those that FILE lists"
+    )
+    experts = by_counts if imatrix else "Keep the experts that FILE lists"
     return (
         click.option(
             "--mtp", type=click.Choice(["keep", "drop", "only"]), default="keep", show_default=True,
@@ -94,9 +125,9 @@ def shaping_options() -> tuple[Callable[[Callable[..., Any]], Callable[..., Any]
             help="Leave these layers out and number the others anew.",
         ),
         click.option(
-            "--keep-experts", metavar="N|FILE",
-            help="Keep N experts of each layer, those the --imatrix counts most often; or those that FILE "
-            "lists, as lines `LAYER: 0 2 5-7` or as JSON.",
+            "--keep-experts", metavar="N|FILE" if imatrix else "FILE",
+            callback=None if imatrix else _listed_only,
+            help=f"{experts}, as lines `LAYER: 0 2 5-7` or as JSON.",
         ),
         click.option(
             "--fuse", type=_Forms(), default=(), metavar="FORM,FORM",

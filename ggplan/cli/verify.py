@@ -7,14 +7,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ggplan.cli.opening import OpeningOptions, open_source_of, opening_options
 from ggplan.cli.options import (
-    converter_option,
     fallback_option,
     imatrix_option,
     json_option,
-    open_noted,
-    open_source_of,
-    pre_option,
     quiet_option,
     recipe_of_name,
     refuse_other_names,
@@ -54,8 +51,7 @@ _SHOWN_ERRORS = 40
 )
 @imatrix_option
 @fallback_option
-@pre_option
-@converter_option
+@opening_options(header_only=False, imatrix=True)
 @threads_option
 @json_option("the result")
 @quiet_option
@@ -67,8 +63,7 @@ def verify_command(
     recipe_name: str | None,
     imatrix_path: str | None,
     fallback: FallbackTable | None,
-    pre: str | None,
-    converter: str | None,
+    opening: OpeningOptions,
     threads: int | None,
     as_json: bool,
     quiet: bool,
@@ -77,38 +72,43 @@ def verify_command(
 
     Checked are the header, the padding, every block's scale and every float, and the checksums of the
     manifest that `ggplan convert` writes, or of a file by `llama-gguf-hash --sha256` or `sha256sum`. FILE may
-    have been renamed since. --recipe, --imatrix and --fallback are for --exact, --pre and
-    --converter are for --against.
+    have been renamed since. --recipe, --imatrix and --fallback are for --exact, and the options about what of
+    a model is taken are for --against: without them, what FILE says was done to its model is done again.
 
     Exits 0 for a sound file; 1 for a fault, or if a file cannot be opened; 2 for wrong usage.
     """
     if exact and against is None:
         raise click.UsageError("--exact needs --against: the checkpoint that the file was made from")
-    if (recipe_name or imatrix_path or fallback) and not exact:
+    counts = imatrix_path if opening.shaping.keep_experts else None
+    if (recipe_name or (imatrix_path and not counts) or fallback) and not exact:
         raise click.UsageError("--recipe, --imatrix and --fallback are for --exact")
-    if (pre or converter) and against is None:
-        raise click.UsageError("--pre and --converter are for --against")
+    opening.refuse_without(against, "--against")
     from ggplan.cli.output import print_json
     from ggplan.verification import plan_again
 
     refuse_other_names(file)
+    imatrix = None
+    if imatrix_path:
+        from ggplan.imatrix import load_imatrix
+
+        imatrix = load_imatrix(imatrix_path)
     source = None
     if against and exact:
-        source = open_source_of(against, file, pre, converter, quiet)
+        source = open_source_of(against, file, opening.pre, opening.converter, quiet)
+        source, imatrix = opening.shaping.apply_noted(source, imatrix, quiet=quiet)
     elif against:
-        source = open_noted(against, pre=pre, weights=True, converter=converter, quiet=quiet)
+        source = opening.open_noted(against, imatrix, weights=True, quiet=quiet)
     plan = None
     if exact and source is not None:
         from pathlib import Path
 
-        from ggplan.imatrix import load_imatrix
         from ggplan.verification.renamed import open_files
 
         plan = plan_again(
             open_files(Path(file)).model,
             source,
             recipe=recipe_of_name(recipe_name, quiet=quiet) if recipe_name else None,
-            imatrix=load_imatrix(imatrix_path) if imatrix_path else None,
+            imatrix=imatrix,
             fallback=fallback,
         )
     from ggplan.cli.progress import progress_bar

@@ -17,7 +17,7 @@ import pytest
 
 from ggplan import open_model
 from ggplan.bridge import open_by_converter
-from ggplan.errors import CheckpointError
+from ggplan.errors import CheckpointError, TokenizerError
 from ggplan.ggml_types import BF16, F32
 
 CONVERSION = '''
@@ -58,6 +58,7 @@ class Tiny(ModelBase):
     def __init__(self, folder, ftype, output):
         self.dir_model, self.ftype = folder, ftype
         self.names = json.loads((folder / "config.json").read_text())["tensors"]
+        self.n_blocks = len({name.split(".")[1] for name in self.names if name.startswith("blk.")})
         self.gguf_writer = gguf.GGUFWriter(None, "tiny")
 
     def get_tensors(self):
@@ -76,9 +77,16 @@ class Tiny(ModelBase):
     def get_vocab_base_pre(self, tokenizer):
         raise NotImplementedError("BPE pre-tokenizer was not recognized")
 
+    def set_vocab(self):
+        self.gguf_writer.add_string("tokenizer.ggml.model", "gpt2")
+        self.gguf_writer.add_string("tokenizer.ggml.pre", self.get_vocab_base_pre(None))
+
     def prepare_metadata(self, vocab_only):
         self.gguf_writer.add_file_type(self.ftype)
-        self.gguf_writer.add_string("tokenizer.ggml.pre", self.get_vocab_base_pre(None))
+        self.gguf_writer.add_uint32("tiny.block_count", self.n_blocks)
+        if self.n_blocks > 1:
+            self.gguf_writer.add_uint32("tiny.nextn_predict_layers", 1)
+        self.set_vocab()
 
 
 def get_model_architecture(hparams, model_type):
@@ -192,23 +200,87 @@ def test_codes_of_a_quantized_checkpoint_are_decoded_with_a_note(tree: Path, tmp
     assert "its codes are not moved" in result.stderr
 
 
-@pytest.mark.parametrize(
-    ("architecture", "pre", "said"),
-    [
-        ("OtherForCausalLM", "x", "Architecture 'OtherForCausalLM' not supported!"),
-        ("TinyForCausalLM", None, "BPE pre-tokenizer was not recognized"),
-    ],
-)
-def test_what_the_converter_refuses(
-    tree: Path, tmp_path: Path, architecture: str, pre: str | None, said: str
-) -> None:
-    folder = checkpoint(tmp_path, "output.weight", architecture=architecture)
-    arguments = ["plan", str(folder), "--converter", str(tree), *(("--pre", pre) if pre else ())]
-    result = program.run(*arguments)
+def test_an_architecture_that_the_converter_does_not_know(tree: Path, tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path, "output.weight", architecture="OtherForCausalLM")
+    result = program.run("plan", str(folder), "--converter", str(tree), "--pre", "x")
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
-    assert f"llama.cpp's converter does not read it: NotImplementedError: {said}" in result.stderr
-    assert ("`--pre`" in result.stderr) is (pre is None)
+    said = "does not read it: NotImplementedError: Architecture 'OtherForCausalLM' not supported!"
+    assert f"llama.cpp's converter {said}" in result.stderr
+
+
+def test_a_tokenizer_that_the_converter_refuses_keeps_from_converting_alone(
+    tree: Path, tmp_path: Path
+) -> None:
+    folder, output = checkpoint(tmp_path, "output.weight"), tmp_path / "o.gguf"
+    model = open_by_converter(folder, tree)
+    assert isinstance(model.obstacle, TokenizerError)
+    assert not [key for key in model.metadata if key.startswith("tokenizer.")]
+    said = "does not read its tokenizer: NotImplementedError: BPE pre-tokenizer was not recognized"
+    given = ("--converter", str(tree))
+    for command in (("plan", folder), ("inspect", folder), ("rules", "new", "-m", folder)):
+        result = program.run(*command, *given)
+        assert result.returncode == 0, result.stderr
+        assert said in result.stderr
+        assert "to convert it, name it with `--pre`" in result.stderr
+    result = program.run("convert", folder, output, *given)
+    assert result.returncode == 1
+    assert said in result.stderr
+    assert "`--pre`" in result.stderr
+    assert not output.exists()
+    assert program.run("convert", folder, output, *given, "--pre", "glm4").returncode == 0
+    result = program.run("verify", output, "--against", folder, *given)
+    assert result.returncode == 0, result.stderr
+
+
+def test_every_command_that_opens_a_model_takes_the_converter(tree: Path, tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path, "output.weight", "blk.0.attn_q.weight", "blk.1.attn_q.weight")
+    given = ("--converter", str(tree), "--pre", "glm4")
+    (recipe := tmp_path / "r.recipe").write_text("attn_q = q8_0\n@default bf16\n@assert size < 1 GiB\n")
+    (other := tmp_path / "other.recipe").write_text("blk.0.attn_q = q8_0\n@default bf16\n")
+    for command, code in (
+        (("inspect", folder, "--tensors"), 0),
+        (("plan", folder, "-r", recipe), 0),
+        (("rules", "check", recipe, "-m", folder), 0),
+        (("rules", "explain", "blk.1.attn_q.weight", "-r", recipe, "-m", folder), 0),
+        (("rules", "test", recipe, "-m", folder), 0),
+        (("rules", "new", "-m", folder), 0),
+        (("rules", "from", folder), 0),
+        (("rules", "export", recipe, "--dialect", "llama-quantize", "-m", folder), 0),
+        (("diff", recipe, other, "-m", folder), 1),
+        (("diff", folder, recipe), 1),
+        (("chart", folder, "-r", recipe, "-o", tmp_path / "types.svg"), 0),
+        (("chart", folder, "-r", recipe, "-o", tmp_path / "parts.svg", "--kind", "parts"), 0),
+    ):
+        result = program.run(*command, *given)
+        assert result.returncode == code, (command, result.stderr)
+        assert "names, keys and transforms are those of Tiny" in result.stderr
+    # The MTP block, of which the one that the recipes differ in, is gone.
+    result = program.run("diff", recipe, other, "-m", folder, *given, "--mtp", "drop")
+    assert result.returncode == 0, result.stdout + result.stderr
+    result = program.run("rules", "list", folder, "--converter", str(tree))
+    assert result.returncode == 1
+    assert "whose architecture is tiny" in result.stderr
+    for command in (("rules", "list", "glm4moe"), ("diff", "Q4_K_M", "Q5_K_M", "-m", "GLM-4.5-Air")):
+        result = program.run(*command, "--converter", str(tree))
+        assert result.returncode == 2
+        assert "--converter reads a Hugging Face folder, and none is named" in result.stderr
+
+
+def test_the_mtp_block_of_a_model_that_the_converter_reads(tree: Path, tmp_path: Path) -> None:
+    names = ("token_embd.weight", "output.weight", "blk.0.attn_q.weight", "blk.1.attn_q.weight")
+    folder = checkpoint(tmp_path, *names)
+    given = ("--converter", str(tree), "--pre", "glm4")
+    for mtp, count, left in (("drop", 1, {*names[:3]}), ("only", 2, {*names[:2], names[3]})):
+        output = tmp_path / f"{mtp}.gguf"
+        result = program.run("convert", folder, output, *given, "--mtp", mtp)
+        assert result.returncode == 0, result.stderr
+        made = open_model(output)
+        assert {t.name for t in made} == left
+        assert made.metadata["tiny.block_count"].decode() == count
+        assert program.run("reproduce", output, folder, *given).returncode == 0
+        result = program.run("inspect", folder, *given, "--mtp", mtp, "--tensors")
+        assert ("blk.1.attn_q" in result.stdout) is (mtp == "only")
 
 
 def test_what_is_no_tree_and_no_checkpoint(tree: Path, tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def test_a_fault_names_its_tensor(made: tuple[Path, Path]) -> None:
         ([], 2, "Missing argument"),
         (["{target}", "--exact"], 2, "--exact needs --against"),
         (["{target}", "--imatrix", "x"], 2, "are for --exact"),
-        (["{target}", "--pre", "x"], 2, "--pre and --converter are for --against"),
+        (["{target}", "--pre", "x"], 2, "--pre is for the model of --against"),
         (["{target}.gone"], 1, "No such file"),
         (["{target}", "--manifest", "{target}"], 1, "is not a manifest"),
         (["{target}", "--manifest", "{target}.gone"], 1, "there is no manifest"),

@@ -51,6 +51,18 @@ def test_the_same_file_as_without_the_bridge(
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
+@pytest.mark.parametrize("mtp", ["drop", "only"])
+@pytest.mark.parametrize("case", ["glm4moe_mtp", "glm_dsa_mtp"])
+def test_mtp_blocks_through_the_bridge(
+    reference_models: Path, llama_cpp: Path, tmp_path: Path, case: str, mtp: str
+) -> None:
+    folder, files = reference_models / case, [tmp_path / "own.gguf", tmp_path / "bridge.gguf"]
+    for output, options in zip(files, ((), ("--converter", llama_cpp)), strict=True):
+        done = program.run("convert", folder, output, "--pre", "glm4", "--mtp", mtp, *options)
+        assert done.returncode == 0, done.stderr
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
 def test_strangers_are_what_the_converter_and_then_ggplan_make(
     strangers: Path, convert: Callable, llama_cpp: Path, tmp_path: Path
 ) -> None:

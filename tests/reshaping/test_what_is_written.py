@@ -383,3 +383,38 @@ def test_keys_with_an_item_for_each_layer_follow(tmp_path: Path) -> None:
     assert made.metadata["general.tensor_extra.name"].decode() == ["blk.1.attn_qkv.weight"]
     assert made.metadata["general.tensor_extra.prec_a4"].decode() == [False]
     assert values(made, "blk.1.attn_qkv.weight").shape == (96, 32)
+
+
+def test_every_command_that_opens_a_model_takes_the_options(folder: Path, tmp_path: Path) -> None:
+    (recipe := tmp_path / "r.recipe").write_text("blk.3 = f32\n@default bf16\n")
+    (plain := tmp_path / "plain.recipe").write_text("@default bf16\n")
+    given = ("--pre", "glm4", "--mtp", "drop")
+    for command, code in (
+        (("inspect", folder), 0),
+        (("plan", folder, "-r", plain), 0),
+        (("rules", "check", plain, "-m", folder), 0),
+        (("rules", "explain", "token_embd.weight", "-r", plain, "-m", folder), 0),
+        (("rules", "test", plain, "-m", folder), 0),
+        (("rules", "new", "-m", folder), 0),
+        (("rules", "from", folder), 0),
+        (("rules", "export", plain, "--dialect", "llama-quantize", "-m", folder), 0),
+        (("diff", recipe, plain, "-m", folder), 0),
+        (("diff", folder, plain), 0),
+        (("chart", folder, "-o", tmp_path / "types.svg"), 0),
+    ):
+        done = run(*command, *given)
+        assert done.returncode == code, (command, done.stdout, done.stderr)
+        assert "MTP block 3 is left out" in done.stderr, command
+    assert run("diff", recipe, plain, "-m", folder, "--pre", "glm4").returncode == 1
+    # A rule of the block that is not there matches nothing.
+    assert "GP101" in run("rules", "check", recipe, "-m", folder, *given).stdout
+    # A file beside the checkpoint it was made from is as it is.
+    assert run("convert", folder, tmp_path / "o.gguf", *given).returncode == 0
+    assert run("diff", folder, tmp_path / "o.gguf", *given).returncode == 0
+    assert run("verify", tmp_path / "o.gguf", "--against", folder, *given, "--exact").returncode == 0
+    assert "--mtp is for the model of -m" in refused("rules", "check", recipe, "--mtp", "drop", code=2)
+    assert "by a FILE" in refused("inspect", folder, "--keep-experts", "2", code=2)
+    (experts := tmp_path / "experts.txt").write_text(EXPERTS)
+    done = run("inspect", folder, "--keep-experts", experts, "--tensors")
+    assert done.returncode == 0, done.stderr
+    assert "2 of 4 experts are kept" in done.stderr

@@ -1,0 +1,127 @@
+"""From the options of `plan` and `convert` to a plan."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ggplan.cli.opening import OpeningOptions, opening_options, with_scales_read
+from ggplan.cli.options import (
+    as_one,
+    fallback_option,
+    imatrix_option,
+    quiet_option,
+    recipe_or_mix_of_name,
+)
+
+if TYPE_CHECKING:
+    from ggplan.planning import Effort, FallbackTable, Nonfinite, Plan
+    from ggplan.rules import Recipe
+    from ggplan.stock import Mix
+
+_MOST_READ = 4 << 20  # bytes of scales on a server that `plan` always reads
+
+
+@dataclass(frozen=True, slots=True)
+class PlanningOptions:
+    """The values of `planning_options`."""
+
+    recipe_name: str | None
+    pure: bool
+    imatrix_path: str | None
+    fallback: FallbackTable | None
+    nonfinite: Nonfinite
+    effort: Effort
+    strict: bool
+    opening: OpeningOptions
+    quiet: bool
+
+
+def planning_options(*, header_only: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The options that make a plan out of a model, as the argument `planning: PlanningOptions`.
+
+    `header_only` is whether the command reads no weights, so that `--header-only` is one of them.
+    """
+    options: tuple[Callable[[Any], Any], ...] = (
+        click.option(
+            "-r", "--recipe", "recipe_name", metavar="RECIPE",
+            help="A recipe file, the name of a shipped one (glm4moe/hq4_k), or one of llama-quantize's mixes "
+            "(Q4_K_M). Default: keep all types.",
+        ),
+        click.option(
+            "--pure", is_flag=True, help="With a mix: its own type for every tensor, without exceptions."
+        ),
+        imatrix_option,
+        fallback_option,
+        click.option(
+            "--nonfinite", type=click.Choice(["refuse", "zero", "keep"]), default="refuse", show_default=True,
+            help="Weights that are NaN or infinite: an error, zeros, or kept in f32, f16 and bf16.",
+        ),
+        click.option(
+            "--effort", type=click.Choice(["default", "best"]), default="default", show_default=True,
+            help="llama.cpp's bytes, or the least error in as many bytes, in up to ten times the time.",
+        ),
+        click.option("--strict", is_flag=True, help="Refuse any fallback that is not a chain of the recipe."),
+        opening_options(header_only=header_only, imatrix=True),
+        quiet_option,
+    )  # fmt: skip
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        command = as_one("planning", PlanningOptions)(command)
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def plan_from(model_name: str, options: PlanningOptions, *, convertible: bool = False) -> Plan:
+    """Open the model, load recipe and imatrix, and plan.
+
+    Parameters
+    ----------
+    convertible
+        Refuse a model that cannot be converted.
+    """
+    from ggplan.planning import assign, lay_out
+
+    quiet = options.quiet
+    imatrix = None
+    if options.imatrix_path:
+        from ggplan.imatrix import load_imatrix
+
+        imatrix = load_imatrix(options.imatrix_path)
+    model, imatrix = options.opening.open(
+        model_name, imatrix, weights=convertible, convertible=convertible, quiet=quiet
+    )
+    most = math.inf if convertible else max(_MOST_READ, model.n_bytes // 100)
+    model = with_scales_read(model, most=most, quiet=quiet)
+    recipe = _recipe_or_mix(options, model.architecture)
+    return lay_out(
+        model,
+        assign(model, recipe, has_imatrix=imatrix is not None),
+        imatrix=imatrix,
+        fallback=options.fallback,
+        strict=options.strict,
+        nonfinite=options.nonfinite,
+        effort=options.effort,
+    )
+
+
+def _recipe_or_mix(options: PlanningOptions, architecture: str) -> Recipe | Mix | None:
+    """The recipe or mix that `-r` names; with `--pure` it must be a mix."""
+    from ggplan.stock import Mix
+
+    name = options.recipe_name
+    found = None
+    if name is not None:
+        found = recipe_or_mix_of_name(name, architecture, quiet=options.quiet)
+    if not options.pure:
+        return found
+    if not isinstance(found, Mix):
+        raise click.UsageError("--pure belongs to one of llama-quantize's mixes, such as -r Q4_K_M")
+    return found.purely()
