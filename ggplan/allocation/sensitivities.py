@@ -9,7 +9,8 @@ Thireus' GGUF Tool Suite publishes them as CSV, `kld_results.csv`, `ppl_results.
     q4_K,4.509094,0.023768                               group0 is the whole model
 
 Other forms hold the same: `tensor,...,kld` with a line for each tensor, whose type a comment tells (`# ...
-when this tensor alone is iq1_kt`), and `model,bf16,q8_0,...` with a line for each model.
+when this tensor alone is iq1_kt`), `tensor,q4_K,q8_0,...` with a line for each tensor and a column for each type,
+and `model,bf16,q8_0,...` with a line for each model.
 
 A figure that was not measured is an empty cell, 404, or 0: no type but an unquantized one loses exactly
 nothing, and no perplexity is 0. (0 per cent of equal tokens can be measured, and a loss of 0.00 %.)
@@ -193,7 +194,7 @@ def read_sensitivities(
         said = _figure_in(" ".join(remarks))
         _check_asked(figure, said, "its comments say")
         known = figure or said or figure_of_name(path)
-        if kind == "tensor":
+        if kind == "tensor" and not _has_columns_of_types(head):
             return (_by_lines(head, rows, remarks, figure),)
         if known is None:
             raise MeasureError(
@@ -202,6 +203,8 @@ def read_sensitivities(
             )
         if kind == "model":
             return tuple(_by_models(head, rows, remarks, known))
+        if kind == "tensor":
+            return (_by_tensors(head, rows, remarks, known),)
         return (_by_types(head, rows, remarks, known, groups or {}),)
     except MeasureError as error:
         raise MeasureError(f"{shown}: {error.message}", hint=error.hint) from None
@@ -369,7 +372,7 @@ def _by_lines(
         raise MeasureError(
             f"line {head.line}: {what}",
             hint="a table with a line for each tensor has the columns tensor, type and one of kld, ppl, dppl,"
-            " top_p; one with a column for each tensor begins with QTYPE",
+            " top_p, or the columns tensor and types; one with a column for each tensor begins with QTYPE",
         )
     said = _figure_in(values[0])
     _check_asked(asked, said, "its column says")
@@ -403,20 +406,63 @@ def _by_lines(
     return Sensitivities(figure, "tensor", places, remarks=remarks, marks=marks)
 
 
+def _has_columns_of_types(head: _Row) -> bool:
+    """Whether a table of tensors has types for headings, and none that says what a figure is."""
+    others = [name for name in head.cells[1:] if name.lower() not in _SHAPE]
+    return not any(map(_figure_in, others)) and any(map(_is_type, others))
+
+
+def _by_tensors(
+    head: _Row, rows: Sequence[_Row], remarks: tuple[str, ...], figure: Figure
+) -> Sensitivities:
+    """A table with a line for each tensor and a column for each type."""
+    types = _types_of(head, [name.lower() in _SHAPE for name in head.cells])
+    figure = _in_per_cent(head, rows, list(types), figure)
+    marks: dict[str, int] = {}
+    seen: dict[str, int] = {}
+    places = []
+    for row in rows:
+        name = row.cells[0]
+        if not _TENSOR.fullmatch(name):
+            raise MeasureError(f"line {row.line}: {printable(name)!r} is no name of a tensor")
+        if name in seen:
+            raise MeasureError(f"line {row.line}: {printable(name)} is also on line {seen[name]}")
+        seen[name] = row.line
+        found = {t: _figure(row, place, head.cells[place], t, figure, marks) for place, t in types.items()}
+        figures, missing = _measured(found)
+        places.append(Sensitivity(name, f"^{re.escape(name)}$", figures, missing))
+    return Sensitivities(figure, "tensor", tuple(places), remarks=remarks, marks=marks)
+
+
+def _measured(found: Mapping[str, float | None]) -> tuple[dict[str, float], tuple[str, ...]]:
+    """The figures by type, and the types that were not measured."""
+    figures = {type_: value for type_, value in found.items() if value is not None}
+    return figures, tuple(type_ for type_, value in found.items() if value is None)
+
+
+def _types_of(head: _Row, others: Sequence[bool]) -> dict[int, str]:
+    """The type of each column but the first and those that hold something other."""
+    types: dict[int, str] = {}
+    for place, name in enumerate(head.cells):
+        if place == 0 or others[place]:
+            continue
+        type_ = _type(name, head.line)
+        if type_ in types.values():
+            raise MeasureError(f"line {head.line}: two columns are of {type_}")
+        types[place] = type_
+    return types
+
+
 def _by_models(
     head: _Row, rows: Sequence[_Row], remarks: tuple[str, ...], figure: Figure
 ) -> Iterator[Sensitivities]:
     """A table with a line for each model and a column for each type."""
-    types = [_type(name, head.line) for name in head.cells[1:]]
-    figure = _in_per_cent(head, rows, range(1, len(head.cells)), figure)
+    types = _types_of(head, [False] * len(head.cells))
+    figure = _in_per_cent(head, rows, list(types), figure)
     for row in rows:
         marks: dict[str, int] = {}
-        found = {
-            type_: _figure(row, place, type_, type_, figure, marks) for place, type_ in enumerate(types, 1)
-        }
-        figures = {type_: value for type_, value in found.items() if value is not None}
-        missing = tuple(type_ for type_, value in found.items() if value is None)
-        place = Sensitivity(row.cells[0], "", figures, missing)
+        found = {t: _figure(row, place, head.cells[place], t, figure, marks) for place, t in types.items()}
+        place = Sensitivity(row.cells[0], "", *_measured(found))
         yield Sensitivities(figure, "model", (place,), model=row.cells[0], remarks=remarks, marks=marks)
 
 
@@ -425,6 +471,14 @@ def _type(name: str, line: int) -> str:
         return parse_type(name).name
     except TypeNameError as error:
         raise MeasureError(f"line {line}: {error.message}", hint=error.hint) from None
+
+
+def _is_type(name: str) -> bool:
+    try:
+        parse_type(name)
+    except TypeNameError:
+        return False
+    return True
 
 
 def _number(row: _Row, place: int, column: str) -> float | None:
