@@ -111,7 +111,7 @@ def test_groups_by_their_patterns(tmp_path: Path) -> None:
         ("QTYPE,a.weight\n", "no line below its heading"),
         ("QTYPE,bpw,ppl\nq4_K,4.5,4.6\n", "a table of results of whole files"),
         ("tensor,depth,kld\na.weight,1,0.1\n", "line 1: the column 'depth' is not known"),
-        ("tensor,q4_K,depth\na.weight,0.1,2\n", "line 1: unknown type 'depth'"),
+        ("tensor,q4_K,depth\na.weight,0.1,2\n", "line 1: unknown tensor type `depth`"),
         ("tensor,q4_K,Q4_K\na.weight,0.1,2\n", "line 1: two columns are of q4_K"),
         ("model,q4_K,q4_k\nA,0.1,2\n", "line 1: two columns are of q4_K"),
         ("tensor,q4_K\na.weight,0.1\na.weight,0.2\n", "line 3: a.weight is also on line 2"),
@@ -208,7 +208,7 @@ def test_a_perplexity_in_per_cent_is_a_loss(tmp_path: Path) -> None:
             "QTYPE,a.weight\nq4_K,0.1%\n",
             "line 2, column a.weight: '0.1%' is per cent, and a KL divergence is in nats",
         ),
-        ("kld_results.csv", "tensor,q4_K,q8_0\na.weight,0.1,0.2\n", "the column 'q4_K' is not known"),
+        ("kld_results.csv", "tensor,depth,width\na.weight,0.1,0.2\n", "the column 'depth' is not known"),
     ],
 )
 def test_what_is_no_figure_of_the_table(tmp_path: Path, name: str, text: str, message: str) -> None:

@@ -9,8 +9,8 @@ Thireus' GGUF Tool Suite publishes them as CSV, `kld_results.csv`, `ppl_results.
     q4_K,4.509094,0.023768                               group0 is the whole model
 
 Other forms hold the same: `tensor,...,kld` with a line for each tensor, whose type a comment tells (`# ...
-when this tensor alone is iq1_kt`), `tensor,q4_K,q8_0,...` with a line for each tensor and a column for each type,
-and `model,bf16,q8_0,...` with a line for each model.
+when this tensor alone is iq1_kt`), `tensor,q4_K,q8_0,...` with a line for each tensor and a column for each
+type, and `model,bf16,q8_0,...` with a line for each model.
 
 A figure that was not measured is an empty cell, 404, or 0: no type but an unquantized one loses exactly
 nothing, and no perplexity is 0. (0 per cent of equal tokens can be measured, and a loss of 0.00 %.)
@@ -25,7 +25,8 @@ import io
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -201,10 +202,8 @@ def read_sensitivities(
                 "neither a comment nor the file's name says what its figures are",
                 hint=f"say what they are: {', '.join(get_args(Figure))} (`--figure`)",
             )
-        if kind == "model":
-            return tuple(_by_models(head, rows, remarks, known))
-        if kind == "tensor":
-            return (_by_tensors(head, rows, remarks, known),)
+        if kind != "qtype":
+            return _by_rows(head, rows, remarks, known)
         return (_by_types(head, rows, remarks, known, groups or {}),)
     except MeasureError as error:
         raise MeasureError(f"{shown}: {error.message}", hint=error.hint) from None
@@ -305,13 +304,9 @@ def _by_types(
     columns = {name: place for place, name in enumerate(head.cells[1:], 1)}
     bpw_place = columns.pop("bpw", None)
     patterns = {name: _pattern(name, head.line, groups) for name in columns}
-    of: Of = (
-        "model"
-        if list(columns) == [_WHOLE]
-        else "tensor"
-        if all(map(_TENSOR.fullmatch, columns))
-        else "group"
-    )
+    of: Of = "tensor" if all(map(_TENSOR.fullmatch, columns)) else "group"
+    if list(columns) == [_WHOLE]:
+        of = "model"
     figure = _in_per_cent(head, rows, list(columns.values()), figure)
     figures: dict[str, dict[str, float]] = {name: {} for name in columns}
     missing: dict[str, list[str]] = {name: [] for name in columns}
@@ -384,11 +379,11 @@ def _by_lines(
         raise MeasureError("neither a column nor a comment says which type the tensors had")
     figures: dict[str, dict[str, float]] = {}
     missing: dict[str, list[str]] = {}
+    patterns: dict[str, str] = {}
     marks: dict[str, int] = {}
     for row in rows:
-        name = row.cells[columns["tensor"]]
-        if not _TENSOR.fullmatch(name):
-            raise MeasureError(f"line {row.line}: {printable(name)!r} is no name of a tensor")
+        name = row.cells[0]
+        patterns[name] = _pattern_of(row)
         text = row.cells[type_place] if type_place is not None else alone[1] if alone else ""
         type_ = _type(text, row.line)
         if type_ in figures.get(name, {}) or type_ in missing.get(name, []):
@@ -400,10 +395,18 @@ def _by_lines(
         else:
             figures[name][type_] = value
     places = tuple(
-        Sensitivity(name, f"^{re.escape(name)}$", values_, tuple(missing.get(name, ())))
+        Sensitivity(name, patterns[name], values_, tuple(missing.get(name, ())))
         for name, values_ in figures.items()
     )
     return Sensitivities(figure, "tensor", places, remarks=remarks, marks=marks)
+
+
+def _pattern_of(row: _Row) -> str:
+    """What finds the tensor that a line begins with."""
+    name = row.cells[0]
+    if not _TENSOR.fullmatch(name):
+        raise MeasureError(f"line {row.line}: {printable(name)!r} is no name of a tensor")
+    return f"^{re.escape(name)}$"
 
 
 def _has_columns_of_types(head: _Row) -> bool:
@@ -412,58 +415,37 @@ def _has_columns_of_types(head: _Row) -> bool:
     return not any(map(_figure_in, others)) and any(map(_is_type, others))
 
 
-def _by_tensors(
+def _by_rows(
     head: _Row, rows: Sequence[_Row], remarks: tuple[str, ...], figure: Figure
-) -> Sensitivities:
-    """A table with a line for each tensor and a column for each type."""
-    types = _types_of(head, [name.lower() in _SHAPE for name in head.cells])
-    figure = _in_per_cent(head, rows, list(types), figure)
-    marks: dict[str, int] = {}
+) -> tuple[Sensitivities, ...]:
+    """A table with a line for each tensor or each model, and a column for each type."""
+    is_of_tensors = head.cells[0].lower() == "tensor"
+    types: dict[str, int] = {}
+    for place, name in enumerate(head.cells[1:], 1):
+        if is_of_tensors and name.lower() in _SHAPE:
+            continue
+        if (type_ := _type(name, head.line)) in types:
+            raise MeasureError(f"line {head.line}: two columns are of {type_}")
+        types[type_] = place
+    figure = _in_per_cent(head, rows, list(types.values()), figure)
+    tables = []
     seen: dict[str, int] = {}
-    places = []
     for row in rows:
         name = row.cells[0]
-        if not _TENSOR.fullmatch(name):
-            raise MeasureError(f"line {row.line}: {printable(name)!r} is no name of a tensor")
-        if name in seen:
+        if is_of_tensors and name in seen:
             raise MeasureError(f"line {row.line}: {printable(name)} is also on line {seen[name]}")
         seen[name] = row.line
-        found = {t: _figure(row, place, head.cells[place], t, figure, marks) for place, t in types.items()}
-        figures, missing = _measured(found)
-        places.append(Sensitivity(name, f"^{re.escape(name)}$", figures, missing))
-    return Sensitivities(figure, "tensor", tuple(places), remarks=remarks, marks=marks)
-
-
-def _measured(found: Mapping[str, float | None]) -> tuple[dict[str, float], tuple[str, ...]]:
-    """The figures by type, and the types that were not measured."""
-    figures = {type_: value for type_, value in found.items() if value is not None}
-    return figures, tuple(type_ for type_, value in found.items() if value is None)
-
-
-def _types_of(head: _Row, others: Sequence[bool]) -> dict[int, str]:
-    """The type of each column but the first and those that hold something other."""
-    types: dict[int, str] = {}
-    for place, name in enumerate(head.cells):
-        if place == 0 or others[place]:
-            continue
-        type_ = _type(name, head.line)
-        if type_ in types.values():
-            raise MeasureError(f"line {head.line}: two columns are of {type_}")
-        types[place] = type_
-    return types
-
-
-def _by_models(
-    head: _Row, rows: Sequence[_Row], remarks: tuple[str, ...], figure: Figure
-) -> Iterator[Sensitivities]:
-    """A table with a line for each model and a column for each type."""
-    types = _types_of(head, [False] * len(head.cells))
-    figure = _in_per_cent(head, rows, list(types), figure)
-    for row in rows:
         marks: dict[str, int] = {}
-        found = {t: _figure(row, place, head.cells[place], t, figure, marks) for place, t in types.items()}
-        place = Sensitivity(row.cells[0], "", *_measured(found))
-        yield Sensitivities(figure, "model", (place,), model=row.cells[0], remarks=remarks, marks=marks)
+        found = {t: _figure(row, place, head.cells[place], t, figure, marks) for t, place in types.items()}
+        figures = {type_: value for type_, value in found.items() if value is not None}
+        missing = tuple(type_ for type_, value in found.items() if value is None)
+        place_ = Sensitivity(name, _pattern_of(row) if is_of_tensors else "", figures, missing)
+        tables.append(Sensitivities(figure, "model", (place_,), model=name, remarks=remarks, marks=marks))
+    if not is_of_tensors:
+        return tuple(tables)
+    counted = sum((Counter(table.marks) for table in tables), Counter[str]())
+    places = tuple(place for table in tables for place in table.places)
+    return (Sensitivities(figure, "tensor", places, remarks=remarks, marks=dict(counted)),)
 
 
 def _type(name: str, line: int) -> str:
@@ -474,11 +456,9 @@ def _type(name: str, line: int) -> str:
 
 
 def _is_type(name: str) -> bool:
-    try:
-        parse_type(name)
-    except TypeNameError:
-        return False
-    return True
+    with suppress(TypeNameError):
+        return bool(parse_type(name))
+    return False
 
 
 def _number(row: _Row, place: int, column: str) -> float | None:
@@ -515,7 +495,6 @@ def _figure(
         return None
     assert number is not None
     least = {"kld": -1.0, "dppl": -100.0}.get(figure, 0.0)
-    cannot = number < least
-    if cannot or (figure == "top_p" and number > 100):
+    if number < least or (figure == "top_p" and number > 100):
         raise MeasureError(f"line {row.line}, column {printable(column)}: {number:g} cannot be")
     return number
