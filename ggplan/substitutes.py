@@ -7,7 +7,11 @@ small files read them here as a whole.
 
 from __future__ import annotations
 
+import errno
+import os
 import re
+import select
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +20,9 @@ from ggplan.text import printable
 
 START = 1024
 """The most bytes that a pointer has."""
+
+WAIT_FOR_WRITER = 5.0
+"""Seconds that a pipe with a name is waited for until something begins to write into it."""
 
 # The second is of the versions before the first release.
 _POINTER = re.compile(rb"version https://(?:git-lfs\.github|hawser\.github)\.com/spec/v\d+\r?\n")
@@ -50,7 +57,7 @@ def find_substitute(start: bytes, path: str | Path) -> Substitute | None:
 
 
 def read_limited(path: str | Path, limit: int, what: str, error: type[Error]) -> bytes:
-    """All bytes of a file, or of a pipe that has a name.
+    """All bytes of a file, or of a pipe that has a name, such as the shell's `<(command)`.
 
     Parameters
     ----------
@@ -62,12 +69,12 @@ def read_limited(path: str | Path, limit: int, what: str, error: type[Error]) ->
     Raises
     ------
     error
-        If it cannot be read, has more than `limit` bytes, or a Git LFS pointer or a web page is in its place.
+        If it cannot be read, has more than `limit` bytes, nothing writes into the pipe that it is
+        (`WAIT_FOR_WRITER`), or a Git LFS pointer or a web page is in its place.
     """
     shown = printable(str(path))
     try:
-        with open(path, "rb") as file:
-            raw = file.read(limit + 1)
+        raw = _start_of(path, limit + 1)
     except IsADirectoryError:
         raise error(f"{shown} is a folder", hint=f"give the path of a {what} in it") from None
     except (OSError, ValueError) as failure:  # a NUL in the name
@@ -78,3 +85,31 @@ def read_limited(path: str | Path, limit: int, what: str, error: type[Error]) ->
     if (found := find_substitute(raw, path)) is not None:
         raise error(f"{shown} is {found.what}", hint=found.hint)
     return raw
+
+
+def _start_of(path: str | Path, n_bytes: int) -> bytes:
+    """The first bytes of a file or pipe, all of them if it has no more."""
+    # Without O_NONBLOCK, opening a pipe would wait for a writer for ever.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    with open(descriptor, "rb") as file:
+        start = _awaited(descriptor) if stat.S_ISFIFO(os.fstat(descriptor).st_mode) else b""
+        os.set_blocking(descriptor, True)
+        return start + file.read(n_bytes - len(start))
+
+
+def _awaited(pipe: int) -> bytes:
+    """Wait until something writes into a pipe: what was read meanwhile.
+
+    A writer that is there may take its time, as standard input's may.
+    """
+    poll = select.poll()
+    poll.register(pipe, select.POLLIN | select.POLLHUP)
+    if poll.poll(1000 * WAIT_FOR_WRITER):
+        return b""
+    try:
+        start = os.read(pipe, 1)
+    except BlockingIOError:
+        return b""
+    if not start:
+        raise OSError(errno.ETIMEDOUT, "it is a named pipe, and nothing writes into it")
+    return start

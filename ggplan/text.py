@@ -53,6 +53,20 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return by_lower[found[0]] if found else ""
 
 
+def text_encoding(raw: bytes) -> tuple[bytes, str]:
+    """The byte order mark that a text begins with, or b"", and its encoding as Python calls it.
+
+    It is UTF-8 unless a mark says otherwise, or a zero stands in every other byte of its beginning.
+    """
+    for mark, encoding in _MARKS:
+        if raw.startswith(mark):
+            return mark, encoding
+    sample = raw[:_SAMPLE]
+    zeros = [sample[start::2].count(0) for start in (0, 1)]
+    is_utf16 = len(sample) >= 4 and max(zeros) > len(sample) // 4 and not min(zeros)
+    return b"", ("utf-16-be" if zeros[0] else "utf-16-le") if is_utf16 else "utf-8"
+
+
 def decode_text(raw: bytes, errors: str = "replace") -> str:
     """The text in a user's file, with LF at the ends of lines, whatever program wrote it.
 
@@ -69,11 +83,5 @@ def decode_text(raw: bytes, errors: str = "replace") -> str:
     UnicodeDecodeError
         If `errors` is "strict" and there are such bytes.
     """
-    mark, encoding = next(((m, e) for m, e in _MARKS if raw.startswith(m)), (b"", ""))
-    if not encoding:
-        sample = raw[:_SAMPLE]
-        zeros = [sample[start::2].count(0) for start in (0, 1)]
-        enough = len(sample) // 4
-        is_utf16 = len(sample) >= 4 and max(zeros) > enough and not min(zeros)
-        encoding = ("utf-16-be" if zeros[0] else "utf-16-le") if is_utf16 else "utf-8"
+    mark, encoding = text_encoding(raw)
     return raw[len(mark) :].decode(encoding, errors).replace("\r\n", "\n")

@@ -61,6 +61,21 @@ def test_a_line_for_each_tensor(tmp_path: Path) -> None:
     assert "source: Somebody" in inspect(tmp_path / "GLM.csv")
 
 
+def test_a_line_for_each_tensor_and_a_column_for_each_type(tmp_path: Path) -> None:
+    text = "tensor,rows,Q4_K,q8_0\nblk.0.attn_q.weight,64,0.12,0.01\nblk.0.ffn_down.weight,64,404,0.02\n"
+    (found,) = read_sensitivities(table(tmp_path, text))
+    assert (found.figure, found.of, found.types) == ("kld", "tensor", ("q4_K", "q8_0"))
+    assert found.of_tensor("blk.0.attn_q.weight") == {"q4_K": 0.12, "q8_0": 0.01}
+    assert found.of_tensor("blk.0.ffn_down.weight") == {"q8_0": 0.02}
+    assert (found.places[1].missing, found.marks) == (("q4_K",), {"404": 1})
+    bare = table(tmp_path, text, "two.csv")
+    with pytest.raises(MeasureError, match="says what its figures are"):
+        read_sensitivities(bare)
+    (named,) = read_sensitivities(bare, figure="ppl")
+    assert (named.figure, named.places) == ("ppl", found.places)
+    assert "blk.*.attn_q.weight" in inspect(bare, "--figure", "ppl")
+
+
 def test_a_line_for_each_model(tmp_path: Path) -> None:
     path = table(tmp_path, "model,bf16,q8_0\nA,0.0,0.002\nB,0.0,0.0\n", "kld.csv")
     first, second = read_sensitivities(path)
@@ -96,6 +111,12 @@ def test_groups_by_their_patterns(tmp_path: Path) -> None:
         ("QTYPE,a.weight\n", "no line below its heading"),
         ("QTYPE,bpw,ppl\nq4_K,4.5,4.6\n", "a table of results of whole files"),
         ("tensor,depth,kld\na.weight,1,0.1\n", "line 1: the column 'depth' is not known"),
+        ("tensor,q4_K,depth\na.weight,0.1,2\n", "line 1: unknown tensor type `depth`"),
+        ("tensor,q4_K,Q4_K\na.weight,0.1,2\n", "line 1: two columns are of q4_K"),
+        ("model,q4_K,q4_k\nA,0.1,2\n", "line 1: two columns are of q4_K"),
+        ("tensor,q4_K\na.weight,0.1\na.weight,0.2\n", "line 3: a.weight is also on line 2"),
+        ("tensor,q4_K\n7,0.1\n", "line 2: '7' is no name of a tensor"),
+        ("tensor,q4_K,kld\na.weight,0.1,0.2\n", "line 1: the column 'q4_K' is not known"),
         ("tensor,kld\na.weight,0.1\n", "which type the tensors had"),
         ("# when this tensor alone is q4_K\ntensor,kld\n7,0.1\n", "line 3: '7' is no name of a tensor"),
     ],
@@ -187,7 +208,7 @@ def test_a_perplexity_in_per_cent_is_a_loss(tmp_path: Path) -> None:
             "QTYPE,a.weight\nq4_K,0.1%\n",
             "line 2, column a.weight: '0.1%' is per cent, and a KL divergence is in nats",
         ),
-        ("kld_results.csv", "tensor,q4_K,q8_0\na.weight,0.1,0.2\n", "the column 'q4_K' is not known"),
+        ("kld_results.csv", "tensor,depth,width\na.weight,0.1,0.2\n", "the column 'depth' is not known"),
     ],
 )
 def test_what_is_no_figure_of_the_table(tmp_path: Path, name: str, text: str, message: str) -> None:

@@ -9,7 +9,8 @@ Thireus' GGUF Tool Suite publishes them as CSV, `kld_results.csv`, `ppl_results.
     q4_K,4.509094,0.023768                               group0 is the whole model
 
 Other forms hold the same: `tensor,...,kld` with a line for each tensor, whose type a comment tells (`# ...
-when this tensor alone is iq1_kt`), and `model,bf16,q8_0,...` with a line for each model.
+when this tensor alone is iq1_kt`), `tensor,q4_K,q8_0,...` with a line for each tensor and a column for each
+type, and `model,bf16,q8_0,...` with a line for each model.
 
 A figure that was not measured is an empty cell, 404, or 0: no type but an unquantized one loses exactly
 nothing, and no perplexity is 0. (0 per cent of equal tokens can be measured, and a loss of 0.00 %.)
@@ -24,7 +25,8 @@ import io
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -193,15 +195,15 @@ def read_sensitivities(
         said = _figure_in(" ".join(remarks))
         _check_asked(figure, said, "its comments say")
         known = figure or said or figure_of_name(path)
-        if kind == "tensor":
+        if kind == "tensor" and not _has_columns_of_types(head):
             return (_by_lines(head, rows, remarks, figure),)
         if known is None:
             raise MeasureError(
                 "neither a comment nor the file's name says what its figures are",
                 hint=f"say what they are: {', '.join(get_args(Figure))} (`--figure`)",
             )
-        if kind == "model":
-            return tuple(_by_models(head, rows, remarks, known))
+        if kind != "qtype":
+            return _by_rows(head, rows, remarks, known)
         return (_by_types(head, rows, remarks, known, groups or {}),)
     except MeasureError as error:
         raise MeasureError(f"{shown}: {error.message}", hint=error.hint) from None
@@ -302,13 +304,9 @@ def _by_types(
     columns = {name: place for place, name in enumerate(head.cells[1:], 1)}
     bpw_place = columns.pop("bpw", None)
     patterns = {name: _pattern(name, head.line, groups) for name in columns}
-    of: Of = (
-        "model"
-        if list(columns) == [_WHOLE]
-        else "tensor"
-        if all(map(_TENSOR.fullmatch, columns))
-        else "group"
-    )
+    of: Of = "tensor" if all(map(_TENSOR.fullmatch, columns)) else "group"
+    if list(columns) == [_WHOLE]:
+        of = "model"
     figure = _in_per_cent(head, rows, list(columns.values()), figure)
     figures: dict[str, dict[str, float]] = {name: {} for name in columns}
     missing: dict[str, list[str]] = {name: [] for name in columns}
@@ -369,7 +367,7 @@ def _by_lines(
         raise MeasureError(
             f"line {head.line}: {what}",
             hint="a table with a line for each tensor has the columns tensor, type and one of kld, ppl, dppl,"
-            " top_p; one with a column for each tensor begins with QTYPE",
+            " top_p, or the columns tensor and types; one with a column for each tensor begins with QTYPE",
         )
     said = _figure_in(values[0])
     _check_asked(asked, said, "its column says")
@@ -381,11 +379,11 @@ def _by_lines(
         raise MeasureError("neither a column nor a comment says which type the tensors had")
     figures: dict[str, dict[str, float]] = {}
     missing: dict[str, list[str]] = {}
+    patterns: dict[str, str] = {}
     marks: dict[str, int] = {}
     for row in rows:
-        name = row.cells[columns["tensor"]]
-        if not _TENSOR.fullmatch(name):
-            raise MeasureError(f"line {row.line}: {printable(name)!r} is no name of a tensor")
+        name = row.cells[0]
+        patterns[name] = _pattern_of(row)
         text = row.cells[type_place] if type_place is not None else alone[1] if alone else ""
         type_ = _type(text, row.line)
         if type_ in figures.get(name, {}) or type_ in missing.get(name, []):
@@ -397,27 +395,57 @@ def _by_lines(
         else:
             figures[name][type_] = value
     places = tuple(
-        Sensitivity(name, f"^{re.escape(name)}$", values_, tuple(missing.get(name, ())))
+        Sensitivity(name, patterns[name], values_, tuple(missing.get(name, ())))
         for name, values_ in figures.items()
     )
     return Sensitivities(figure, "tensor", places, remarks=remarks, marks=marks)
 
 
-def _by_models(
+def _pattern_of(row: _Row) -> str:
+    """What finds the tensor that a line begins with."""
+    name = row.cells[0]
+    if not _TENSOR.fullmatch(name):
+        raise MeasureError(f"line {row.line}: {printable(name)!r} is no name of a tensor")
+    return f"^{re.escape(name)}$"
+
+
+def _has_columns_of_types(head: _Row) -> bool:
+    """Whether a table of tensors has types for headings, and none that says what a figure is."""
+    others = [name for name in head.cells[1:] if name.lower() not in _SHAPE]
+    return not any(map(_figure_in, others)) and any(map(_is_type, others))
+
+
+def _by_rows(
     head: _Row, rows: Sequence[_Row], remarks: tuple[str, ...], figure: Figure
-) -> Iterator[Sensitivities]:
-    """A table with a line for each model and a column for each type."""
-    types = [_type(name, head.line) for name in head.cells[1:]]
-    figure = _in_per_cent(head, rows, range(1, len(head.cells)), figure)
+) -> tuple[Sensitivities, ...]:
+    """A table with a line for each tensor or each model, and a column for each type."""
+    is_of_tensors = head.cells[0].lower() == "tensor"
+    types: dict[str, int] = {}
+    for place, name in enumerate(head.cells[1:], 1):
+        if is_of_tensors and name.lower() in _SHAPE:
+            continue
+        if (type_ := _type(name, head.line)) in types:
+            raise MeasureError(f"line {head.line}: two columns are of {type_}")
+        types[type_] = place
+    figure = _in_per_cent(head, rows, list(types.values()), figure)
+    tables = []
+    seen: dict[str, int] = {}
     for row in rows:
+        name = row.cells[0]
+        if is_of_tensors and name in seen:
+            raise MeasureError(f"line {row.line}: {printable(name)} is also on line {seen[name]}")
+        seen[name] = row.line
         marks: dict[str, int] = {}
-        found = {
-            type_: _figure(row, place, type_, type_, figure, marks) for place, type_ in enumerate(types, 1)
-        }
+        found = {t: _figure(row, place, head.cells[place], t, figure, marks) for t, place in types.items()}
         figures = {type_: value for type_, value in found.items() if value is not None}
         missing = tuple(type_ for type_, value in found.items() if value is None)
-        place = Sensitivity(row.cells[0], "", figures, missing)
-        yield Sensitivities(figure, "model", (place,), model=row.cells[0], remarks=remarks, marks=marks)
+        place_ = Sensitivity(name, _pattern_of(row) if is_of_tensors else "", figures, missing)
+        tables.append(Sensitivities(figure, "model", (place_,), model=name, remarks=remarks, marks=marks))
+    if not is_of_tensors:
+        return tuple(tables)
+    counted = sum((Counter(table.marks) for table in tables), Counter[str]())
+    places = tuple(place for table in tables for place in table.places)
+    return (Sensitivities(figure, "tensor", places, remarks=remarks, marks=dict(counted)),)
 
 
 def _type(name: str, line: int) -> str:
@@ -425,6 +453,12 @@ def _type(name: str, line: int) -> str:
         return parse_type(name).name
     except TypeNameError as error:
         raise MeasureError(f"line {line}: {error.message}", hint=error.hint) from None
+
+
+def _is_type(name: str) -> bool:
+    with suppress(TypeNameError):
+        return bool(parse_type(name))
+    return False
 
 
 def _number(row: _Row, place: int, column: str) -> float | None:
@@ -461,7 +495,6 @@ def _figure(
         return None
     assert number is not None
     least = {"kld": -1.0, "dppl": -100.0}.get(figure, 0.0)
-    cannot = number < least
-    if cannot or (figure == "top_p" and number > 100):
+    if number < least or (figure == "top_p" and number > 100):
         raise MeasureError(f"line {row.line}, column {printable(column)}: {number:g} cannot be")
     return number

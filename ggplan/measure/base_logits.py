@@ -89,7 +89,7 @@ def is_base_logits(path: Path) -> bool:
         If it cannot be read.
     """
     try:
-        if path.is_dir():
+        if path.exists() and not path.is_file():  # a pipe would wait for a writer
             return False
         with path.open("rb") as file:
             return file.read(len(_MAGIC)) == _MAGIC

@@ -9,15 +9,17 @@ from ggplan.measure.log_lines import LONGEST
 # What llama.cpp's tools print between opening the file and the start of the run, in its order.
 _DUMP = "llama_model_loader: Dumping metadata"
 _FIRST_WORDS = (
-    ("load: special_", "load"), ("load_tensors: ", "tensors"), ("llm_load_tensors: ", "tensors"),
+    ("llama_model_loader: - kv ", "dump"), ("load: special_", "load"), ("print_info: ", "info"),
+    ("llm_load_print_meta: ", "info"), ("load_tensors: ", "tensors"), ("llm_load_tensors: ", "tensors"),
     ("system_info: ", "system"), ("perplexity: tokenizing", "tokens"),
 )  # fmt: skip
 _WORDS = (
     ("constructing llama_context", "new"), ("KV buffer size", "new"), ("compute buffer", "context"),
     ("llama threadpool init", "pool"),
 )  # fmt: skip
-_ORDER = ("", "load", "tensors", "new", "context", "pool", "system", "tokens")
-_REPEATED = ("load", "tensors", "new", "context")
+_ORDER = ("dump load info", "tensors", "new", "context", "pool", "system", "tokens")
+_PLACES = {name: place for place, names in enumerate(_ORDER, 1) for name in names.split()}
+_REPEATED = ("dump", "load", "info", "tensors", "new", "context")
 
 
 @dataclass(slots=True)
@@ -43,8 +45,8 @@ class Steps:
         if not name:
             self.is_dumped = self.is_dumped or line.startswith(_DUMP)
             return True
-        place = _ORDER.index(name)
-        if self.lacks_context() and place > _ORDER.index("context"):
+        place = _PLACES[name]
+        if self.lacks_context() and place > _PLACES["context"]:
             return False
         if place < self.reached or (place == self.reached and name not in _REPEATED):
             return False
@@ -60,7 +62,9 @@ class Steps:
 def step_in(line: str) -> str:
     """The step of a process that a line is of, or ""."""
     # Plain searches, for this is asked of every line.
-    if line.startswith(("load", "llm_load", "system_info", "perplexity")):
+    if line.startswith(
+        ("load", "llama_model_loader: - kv ", "llm_load", "print_info", "system_info", "perplexity")
+    ):
         for word, name in _FIRST_WORDS:
             if line.startswith(word):
                 return name

@@ -106,6 +106,9 @@ def read_state(path: Path, progress: Progress | None = None) -> FileState:
         If it cannot be read, or is written to at the same time.
     """
     digest, size = hashlib.sha256(), 0
+    if path.exists() and not path.is_file() and not path.is_dir():
+        shown = printable(os.fspath(path))
+        raise MeasureError(f"{shown} is no file", hint="save it as one: it is read more than once")
     try:
         with path.open("rb") as file:
             before = _stamp(os.fstat(file.fileno()))

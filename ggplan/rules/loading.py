@@ -34,7 +34,7 @@ from ggplan.rules.parser import MAX_BYTES, parse_recipe, too_large
 from ggplan.rules.recipe import Recipe
 from ggplan.standard_input import EMPTY_NAME_HINT, NAME, SHOWN, read_standard_input
 from ggplan.substitutes import find_substitute
-from ggplan.text import printable
+from ggplan.text import printable, text_encoding
 
 _ENDING = ".recipe"
 _DEPTH = 3  # folders below tensor_rules that are searched
@@ -239,6 +239,10 @@ def _reason(error: OSError) -> str:
 
 
 def _decode(data: bytes, name: str) -> str:
+    _, encoding = text_encoding(data)
+    if encoding != "utf-8":
+        what = f"the file is {encoding.upper()[:6]}"  # whatever the order of its bytes
+        raise invalid_recipe([Diagnostic("GP010", "error", what, name, help="save it as UTF-8")])
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -246,9 +250,6 @@ def _decode(data: bytes, name: str) -> str:
 
 
 def _not_utf8(data: bytes, name: str, error: UnicodeDecodeError) -> InvalidRecipeError:
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        found = Diagnostic("GP010", "error", "the file is UTF-16", name, help="save it as UTF-8")
-        return invalid_recipe([found])
     before = data[: error.start].decode("utf-8")
     line = before.count("\n") + 1
     column = len(before.removeprefix("\ufeff").rpartition("\n")[2]) + 1

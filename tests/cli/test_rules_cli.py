@@ -87,6 +87,20 @@ def test_fix_mends_what_is_safe_and_keeps_the_mode(wrong: Path) -> None:
     assert [p.name for p in wrong.parent.iterdir()] == ["wrong.recipe"]
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "cp1252"])
+@pytest.mark.parametrize("options", [("check", "--fix", "--unsafe-fixes"), ("fmt",)])
+def test_what_is_not_utf_8_is_refused_and_kept(
+    tmp_path: Path, options: tuple[str, ...], encoding: str
+) -> None:
+    path = tmp_path / "own.recipe"
+    path.write_bytes("attn_ = q4_K\r\n@defualt q8_0 # ü\r\n".encode(encoding))
+    before = path.read_bytes()
+    done = run(*options, path)
+    assert done.returncode == 1
+    assert (done.stdout + done.stderr).count("error[GP010]") == 1
+    assert path.read_bytes() == before
+
+
 def test_fix_leaves_what_it_cannot_mend(tmp_path: Path) -> None:
     path = tmp_path / "x.recipe"
     path.write_bytes(b"\xff\xfe\x00")

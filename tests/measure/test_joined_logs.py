@@ -62,6 +62,22 @@ def test_a_log_cut_while_loading_gives_the_next_nothing(
     ]
 
 
+@pytest.mark.parametrize("lines", range(2, 10))
+@pytest.mark.parametrize("start", ["llama_model_loader: - kv   2: ", "llm_load_print_meta: "])
+def test_a_log_cut_while_loading_gives_a_sweep_nothing(tmp_path: Path, lines: int, start: str) -> None:
+    sweep = f"{start}general.name = Big\n"
+    sweep += "main: n_kv_max = 512, n_batch = 512, n_ubatch = 512, flash_attn = 1\n"
+    sweep += "|   512 |    128 |    0 |    1.279 |  3203.03 |   11.250 |    91.02 |\n"
+    path, notes = tmp_path / "x.log", list[str]()
+    path.write_text("".join(LOADER.splitlines(keepends=True)[:lines]) + sweep, encoding="utf-8")
+    (record,) = parse_files([path], note=notes.append)
+    (entry,) = record.quantizations
+    assert (entry.name, entry.bpw, entry.file.n_bytes) == ("x", 0.0, 0)
+    assert [n.split(": ", 1)[1] for n in notes] == [
+        "line 1: a run of A-Q2_K.gguf that ends before any result; it is left out"
+    ]
+
+
 def test_a_failed_run_does_not_name_the_next(tmp_path: Path) -> None:
     failed = "srv: loading model '/m/A-Q2_K.gguf'\nllama_perplexity: unable to load model\n"
     (entry,) = entries(timed(failed, 7) + timed(RUN), tmp_path / "x.log")

@@ -107,8 +107,10 @@ def test_bytes_that_are_no_text(tmp_path: Path) -> None:
         "  |   ^\n"
         "  = help: save the file as UTF-8"
     )
-    file.write_bytes("a = q8_0".encode("utf-16"))
-    assert "the file is UTF-16" in refusal(file)
+    for encoding in ("utf-16", "utf-16-le", "utf-16-be", "utf-32"):  # of the second and third without a mark
+        file.write_bytes("attn_ = q8_0\n@default é".encode(encoding))
+        what = encoding.upper()[:6]
+        assert refusal(file) == f"error[GP010]: the file is {what}\n --> {file}\n  = help: save it as UTF-8"
     file.write_bytes(b"GGUF\x03\x00\x00\x00")
     assert "control character U+0003" in refusal(file)
 

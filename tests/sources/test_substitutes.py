@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import struct
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +20,10 @@ from ggplan.allocation.sensitivities import read_sensitivities
 from ggplan.charts.tensors import read_plan
 from ggplan.conversion.manifest import read_manifest
 from ggplan.errors import CheckpointError, Error, TruncatedError
+from ggplan.measure.base_logits import is_base_logits
 from ggplan.measure.parsing import parse_files
 from ggplan.measure.record_file import load_record
+from ggplan.measure.subjects import read_state
 from ggplan.sources.gguf import open_gguf
 from ggplan.sources.huggingface import open_checkpoint
 from ggplan.sources.json_files import load_object
@@ -92,6 +96,37 @@ def test_what_is_read_whole_is_a_file(tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir()
     with pytest.raises(Error, match=rf"^{tmp_path / name} is (a folder|not a file)"):
         READERS[name](tmp_path / name)
+
+
+@pytest.mark.parametrize("read", [parse_files, load_record, read_plan])
+def test_a_pipe_is_read_once_something_writes_and_not_waited_for_without_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: Callable[[Path], object]
+) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    monkeypatch.setattr("ggplan.substitutes.WAIT_FOR_WRITER", 0.05)
+    with pytest.raises(Error, match="a named pipe, and nothing writes into it"):
+        read(path)
+    monkeypatch.undo()
+    text = "## M-Q8_0.gguf\nFinal estimate: PPL = 8.1890 +/- 0.06369\n"
+    with ThreadPoolExecutor(1) as pool:
+        written = pool.submit(path.write_text, text)
+        if read is parse_files:
+            (found,) = parse_files([path])
+            assert found.quantizations[0].name == "M-Q8_0"
+        else:
+            with pytest.raises(Error):
+                read(path)
+        assert written.result() == len(text)
+
+
+def test_what_is_read_twice_is_no_pipe(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    assert not is_base_logits(path)
+    with pytest.raises(Error, match="pipe is no file") as caught:
+        read_state(path)
+    assert caught.value.hint == "save it as one: it is read more than once"
 
 
 def test_a_web_page_is_no_file_of_weights(tmp_path: Path) -> None:
