@@ -55,6 +55,7 @@ _COMMANDS = {
     "demo": "ggplan.cli.demo:demo_command",
     "diff": "ggplan.cli.diff:diff_command",
     "inspect": "ggplan.cli.inspect:inspect_command",
+    "machine": "ggplan.cli.machine:machine_command",
     "measure": "ggplan.cli.measure:measure_command",
     "plan": "ggplan.cli.plan:plan_command",
     "reproduce": "ggplan.cli.reproduce:reproduce_command",
