@@ -15,17 +15,22 @@ class DeviceBytes:
         `CUDA0`, `CUDA1`, ...; `host` is the CPU.
     weights, context, compute
         Bytes of weights; of KV cache and recurrent state; of the compute buffer.
+    draft_context, draft_compute
+        What drafting by multi-token prediction adds: the draft context's cache, the planes of recurrent state
+        that drafts may be taken back from, and the draft context's compute buffer.
     """
 
     name: str
     weights: int
     context: int
     compute: int
+    draft_context: int = 0
+    draft_compute: int = 0
 
     @property
     def total(self) -> int:
-        """All three."""
-        return self.weights + self.context + self.compute
+        """All of them."""
+        return self.weights + self.context + self.compute + self.draft_context + self.draft_compute
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,298 @@
+r"""Weights: on which device each tensor is loaded, and the bytes that it takes there.
+
+    blocks         `-ngl N` counts blocks and the output from the end, blocks for multi-token prediction too;
+                   the rest is on the CPU
+    several GPUs   a block is on the first GPU whose share of all (`-ts`, by default free memory) reaches
+                   beyond it; the output counts as the last block
+    overrides      `-ot` beats everything, the first that is found in the name wins
+    token_embd     always on the CPU; where the file has no output.weight, a second copy is the output
+    rope_freqs     one copy on every device that has a block
+    MTP            not loaded unless drafts are asked for
+    a GPU          pads quantized rows (see `allocation`)
+
+In RAM a tensor may lie in a buffer that a GPU reads (`CUDA_Host`), in one whose blocks are repacked for the
+CPU's kernels, or in a plain one. A tied output is a second copy where these differ between the two uses.
+
+Source: llama.cpp b11434, `src/llama-model.cpp` (load_tensors, make_cpu_buft_list),
+`src/llama-model-loader.cpp` (create_tensor), `src/llama-arch.cpp` (LLM_TENSOR_INFOS),
+`ggml/src/ggml-cpu/repack.cpp` (AVX2).
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import re2
+
+from ggplan.errors import PlanError
+from ggplan.offload.allocation import HOST, device_bytes, gpu_name
+from ggplan.offload.dimensions import Dimensions
+from ggplan.offload.header import Header, HeaderTensor
+from ggplan.offload.machine import Gpu
+from ggplan.offload.settings import Settings
+from ggplan.rules.patterns import PATTERN_MEMORY, re2_options
+from ggplan.text import printable
+
+_BLOCK = re.compile(r"blk\.(\d+)\.")
+_OUTPUT = "output.weight"
+_EMBEDDING = "token_embd.weight"
+_INPUTS = ("token_embd.", "token_types.", "position_embd.", "per_layer_token_embd.", "token_embd_norm.")
+_ONCE_A_DEVICE = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+# Families that read their MTP blocks, or refuse to, whatever is asked for: the rest skip them.
+_NEVER_MTP = frozenset({"bailingmoe2", "dots3note", "exaone-moe", "exaone4", "glm4"})
+_REPACKED = frozenset({"q4_0", "q4_K", "iq4_nl", "mxfp4"})
+_MAX_PATTERN = 4_000
+_CUDA_ROWS = frozenset({"f32", "f16", "bf16", "i32", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0"})
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """One tensor in a buffer.
+
+    Attributes
+    ----------
+    tensor
+        The tensor of the file.
+    use
+        Its name, or `output.weight` for the second copy of a tied token_embd.
+    device
+        `host` or a GPU.
+    repacked
+        Whether it lies in RAM in the form of the CPU's own kernels, which no GPU can read.
+    n_bytes
+        Bytes in the buffer.
+    """
+
+    tensor: HeaderTensor
+    use: str
+    device: str
+    repacked: bool
+    n_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Where the weights are.
+
+    Attributes
+    ----------
+    loaded
+        In the file's order, copies after their original.
+    blocks
+        Device of each block: that of its cache and of what has no weight of its own.
+    output
+        Device of the output.
+    """
+
+    loaded: tuple[Loaded, ...]
+    blocks: tuple[str, ...]
+    output: str
+
+    def by_device(self) -> dict[str, int]:
+        """Bytes on each device that holds weights."""
+        sums: dict[str, int] = {}
+        for one in self.loaded:
+            sums[one.device] = sums.get(one.device, 0) + one.n_bytes
+        return sums
+
+    def devices(self) -> dict[str, str]:
+        """Device of each tensor that is loaded, by name; that of a tied output as `output.weight`."""
+        found: dict[str, str] = {}
+        for one in self.loaded:
+            found.setdefault(one.use, one.device)
+        return found
+
+
+def place_weights(header: Header, dimensions: Dimensions, settings: Settings, gpus: Sequence[Gpu]) -> Weights:
+    """Where an engine loads the tensors of a header.
+
+    Raises
+    ------
+    PlanError
+        If an override is no regex that can be run, or names a device that is not there.
+    """
+    blocks = block_devices(dimensions, settings, gpus)
+    place = _Place(settings, blocks, _overrides(settings, len(gpus)), len(gpus))
+    loaded = tuple(_load(header, dimensions, settings, place))
+    return Weights(loaded, blocks[:-1], blocks[-1])
+
+
+def block_devices(dimensions: Dimensions, settings: Settings, gpus: Sequence[Gpu]) -> tuple[str, ...]:
+    """Device of each block, and at the end of the output."""
+    n = dimensions.n_blocks + 1
+    wanted = n if settings.gpu_layers < 0 else settings.gpu_layers
+    start, n_on_gpus = max(n - wanted, 0), min(wanted, n) if gpus else 0
+    if settings.split_mode == "none" and gpus:
+        if not 0 <= settings.main_gpu < len(gpus):
+            raise PlanError(f"there is no GPU {settings.main_gpu} among {len(gpus)}", hint="see `--gpus`")
+        return tuple(
+            gpu_name(settings.main_gpu) if start <= i < start + n_on_gpus else HOST for i in range(n)
+        )
+    ends = _split_points(settings, gpus)
+    found = []
+    for i in range(n):
+        if not start <= i < start + n_on_gpus:
+            found.append(HOST)
+            continue
+        at = _float32((i - start) / n_on_gpus)
+        gpu = next((k for k, end in enumerate(ends) if end > at), len(ends) - 1)
+        found.append(gpu_name(gpu))
+    return tuple(found)
+
+
+def _split_points(settings: Settings, gpus: Sequence[Gpu]) -> list[float]:
+    """Where the share of each GPU ends, of 1, in single precision as the engine computes them."""
+    asked = (*settings.tensor_split, *(0.0,) * len(gpus))[: len(gpus)]
+    shares = asked if any(asked) else [float(gpu.memory) for gpu in gpus]
+    if gpus and not any(shares):
+        shares = [1.0] * len(gpus)
+    ends, total = [], 0.0
+    for share in shares:
+        total = _float32(total + _float32(share))
+        ends.append(total)
+    return [_float32(end / total) for end in ends] if total else []
+
+
+def _float32(value: float) -> float:
+    return float(struct.unpack("<f", struct.pack("<f", value))[0])
+
+
+# --- Overrides ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Search:
+    """One override that is ready to run."""
+
+    search: Any
+    device: str
+
+
+def _overrides(settings: Settings, n_gpus: int) -> list[_Search]:
+    known = {"CPU": HOST} | {gpu_name(i): gpu_name(i) for i in range(n_gpus)}
+    found = []
+    for override in settings.overrides:
+        device = known.get(override.device)
+        shown = f"{printable(override.pattern)}={printable(override.device)}"
+        if device is None:
+            raise PlanError(
+                f"-ot {shown}: there is no device {printable(override.device)}",
+                hint=f"the devices are {', '.join(known)}",
+            )
+        found.append(_Search(_compiled(override.pattern), device))
+    return found
+
+
+@lru_cache(maxsize=256)
+def _compiled(pattern: str) -> Any:
+    shown = printable(pattern)[:80]
+    if len(pattern) > _MAX_PATTERN:
+        raise PlanError(f"the pattern {shown}... has {len(pattern)} characters; {_MAX_PATTERN} are allowed")
+    try:
+        return re2.compile(pattern, re2_options(PATTERN_MEMORY))
+    except re2.error as error:
+        raise PlanError(f"the pattern {shown} is no regex that can be run: {error}") from None
+
+
+# --- Loading -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    settings: Settings
+    blocks: tuple[str, ...]
+    overrides: list[_Search]
+    n_gpus: int
+
+    def device(self, name: str, default: str) -> str:
+        """The device of a name: the first override that is found in it, else the block's."""
+        for override in self.overrides:
+            if override.search.search(name):
+                return override.device
+        return default
+
+    def buffer(self, tensor: HeaderTensor, device: str, *, is_looked_up: bool) -> str:
+        """Which of the CPU's buffers holds a tensor in RAM; the device itself on a GPU."""
+        if device != HOST:
+            return device
+        # Rows are looked up on the GPU for few types only; others stay with the CPU.
+        readable = not is_looked_up or tensor.type.name in _CUDA_ROWS
+        if self.n_gpus and self.settings.host_buffer and readable:
+            return "CPU" if "mmap" in self.settings.load_mode else "CUDA_Host"
+        is_matrix = len(tensor.shape) > 1 and tensor.shape[1] % 8 == 0
+        if self.settings.repack and not is_looked_up and is_matrix and tensor.type.name in _REPACKED:
+            return "CPU_REPACK"
+        return "CPU"
+
+
+def _load(header: Header, dimensions: Dimensions, settings: Settings, place: _Place) -> Iterator[Loaded]:
+    blocks, output = place.blocks[:-1], place.blocks[-1]
+    has_output = any(t.name == _OUTPUT for t in header.tensors)
+    reads_mtp = settings.mtp and dimensions.architecture not in _NEVER_MTP
+    for tensor in header.tensors:
+        name = tensor.name
+        found = _BLOCK.match(name)
+        if found is not None:
+            block = min(int(found[1]), len(blocks) - 1)
+            if block >= dimensions.n_trunk and not reads_mtp and not _is_forgotten(dimensions, name):
+                continue
+            yield _loaded(place, tensor, name, place.device(name, blocks[block]))
+        elif name in _ONCE_A_DEVICE:
+            for device in dict.fromkeys(place.device(name, d) for d in _rope_blocks(dimensions, blocks)):
+                yield _loaded(place, tensor, name, device)
+        elif name.startswith(_INPUTS) and not _is_output(dimensions, name):
+            device = place.device(name, HOST)
+            yield _loaded(place, tensor, name, device, is_looked_up=True)
+            if name == _EMBEDDING and not has_output:
+                yield from _tied(place, tensor, place.device(name, output), device)
+        else:
+            yield _loaded(place, tensor, name, place.device(name, output))
+
+
+def _tied(place: _Place, tensor: HeaderTensor, device: str, embedding: str) -> Iterator[Loaded]:
+    """The copy that the output reads, unless it would lie in the same buffer."""
+    there = place.buffer(tensor, embedding, is_looked_up=True)
+    if place.buffer(tensor, device, is_looked_up=False) != there:
+        yield _loaded(place, tensor, _OUTPUT, device)
+
+
+def _loaded(
+    place: _Place, tensor: HeaderTensor, use: str, device: str, *, is_looked_up: bool = False
+) -> Loaded:
+    buffer = place.buffer(tensor, device, is_looked_up=is_looked_up)
+    size = device_bytes(device, tensor.type, tensor.shape)
+    return Loaded(tensor, use, device, buffer == "CPU_REPACK", size)
+
+
+def _is_forgotten(dimensions: Dimensions, name: str) -> bool:
+    # Two small norms of GLM-5's MTP blocks are loaded though the blocks are not.
+    return dimensions.architecture == "glm-dsa" and ".indexer.k_norm." in name
+
+
+def _is_output(dimensions: Dimensions, name: str) -> bool:
+    # LFM2 calls its last norm so.
+    return name == "token_embd_norm.weight" and dimensions.architecture in ("lfm2", "lfm2moe")
+
+
+def _rope_blocks(dimensions: Dimensions, blocks: Sequence[str]) -> Sequence[str]:
+    """Devices of the blocks that ask for the factors of rotation."""
+    if dimensions.architecture == "gemma4":
+        return [d for d, slides in zip(blocks, dimensions.slides, strict=True) if not slides]
+    return blocks
+
+
+def streamed_tensor(weights: Weights) -> tuple[str, int] | None:
+    """The largest expert tensor in RAM that a GPU would read for a prompt, and its bytes there."""
+    largest: tuple[str, int] | None = None
+    for one in weights.loaded:
+        if one.device != HOST or one.repacked or "_exps." not in one.use or not one.use.endswith(".weight"):
+            continue
+        size = device_bytes(gpu_name(0), one.tensor.type, one.tensor.shape)
+        if largest is None or size > largest[1]:
+            largest = one.use, size
+    return largest
