@@ -120,6 +120,10 @@ class MeasureError(Error):
     """An engine, a text, a log or a record of measurements is missing, damaged or does not fit."""
 
 
+class MachineError(Error):
+    """A description of a machine is damaged, names what nobody knows, or a machine cannot be measured."""
+
+
 class ChartError(Error):
     """A chart cannot be drawn from what it was given."""
 
