@@ -153,13 +153,8 @@ class Said:
             fields["context"] = largest + max(self.depths, default=0)
         if self.per_slot and not fields.get("context"):
             fields["context"] = self.per_slot * (fields.get("slots") or 4)
-        if self.program in ("llama-perplexity", "llama-imatrix") and self.engine == "llama.cpp":
-            # tools/perplexity, tools/imatrix: as many chunks at a time as a batch holds.
-            context = fields.get("context") or 512
-            batch = fields.get("batch", 2048)
-            fields["slots"] = max(1, batch // context)
-            fields["context"] = fields["slots"] * context
-            fields["batch"] = min(batch, fields["context"])
+        if self.program in ("llama-perplexity", "llama-imatrix"):
+            fields.setdefault("context", 512)  # a chunk; they hold as many as a batch has room for
 
 
 Handler = Callable[..., None]

@@ -132,10 +132,9 @@ def test_options_of_llama_bench(words: str, field: str, value: object) -> None:
     assert getattr(parse_command(f"llama-bench {words}"), field) == value
 
 
-def test_perplexity_has_as_many_chunks_as_a_batch_holds() -> None:
-    found = parse_command("llama-perplexity -m f.gguf -f wiki.txt")
-    assert (found.context, found.slots) == (2048, 4)
-    assert parse_command("llama-perplexity -c 4096").slots == 1
+def test_perplexity_has_a_context_of_512() -> None:
+    assert parse_command("llama-perplexity -m f.gguf -f wiki.txt").context == 512
+    assert parse_command("llama-perplexity -c 4096").context == 4096
 
 
 @pytest.mark.parametrize(
