@@ -35,6 +35,11 @@ from ggplan.offload.weights import Weights
 _BLOCK = re.compile(r"blk\.(\d+)\.(.+)")
 _ROUTED = re.compile(r"ffn_(?:up|down|gate|gate_up)_(?:ch)?exps\.")
 _LOOKED_UP = ("token_embd.", "per_layer_token_embd.", "token_types.", "position_embd.")
+_INTERLEAVED = re.compile(r"_r\d+$")
+# ik_llama.cpp 8337e4c, `ggml/src/ggml-cuda`: interleaved types that have kernels there.
+_READ_BY_GPUS = frozenset({
+    "iq1_s_r4", "iq1_m_r4", "iq2_k_r4", "iq3_k_r4", "iq4_k_r4", "iq5_k_r4", "iq4_ks_r4", "iq5_ks_r4",
+})  # fmt: skip
 _STATES = frozenset({"r", "s", "n-gram r"})
 _PARTS = ("attention", "feed-forward", "gate and up", "down")  # of a block, as a token passes them
 
@@ -80,8 +85,9 @@ class ActiveBytes:
         By name; `host` is the CPU. A device that does nothing is missing.
     host_crossings, gpu_crossings
         Changes between the CPU and a GPU, and between two GPUs, from the first block to the last.
-    experts_in_ram
-        Bytes of all routed experts in RAM, those that a token does not use too.
+    experts_in_ram, streamable
+        Bytes of all routed experts in RAM, those that a token does not use too; bytes of those that a GPU can
+        read from there: repacked ones are for the CPU alone.
     used_share
         Share of the routed experts that a token uses; 1 where there are none.
     cache_is_quantized, cache_is_latent
@@ -94,6 +100,7 @@ class ActiveBytes:
     host_crossings: int
     gpu_crossings: int
     experts_in_ram: int
+    streamable: int
     used_share: float
     cache_is_quantized: bool
     cache_is_latent: bool
@@ -123,7 +130,7 @@ def active_bytes(
     share = min(used / dimensions.n_experts, 1.0) if dimensions.n_experts and used else 1.0
     sums: dict[str, _Sums] = {}
     paths: dict[int, dict[str, str]] = {}
-    in_ram = file_bytes = 0
+    in_ram = streamable = file_bytes = 0
     for one in weights.loaded:
         tensor, block, part = one.tensor, *_place(one.use)
         if block is not None and block >= dimensions.n_trunk:
@@ -138,7 +145,9 @@ def active_bytes(
         if one.use.startswith(_LOOKED_UP):
             read = 1 / max(tensor.shape[-1], 1)
         elif is_routed:
-            in_ram += n_bytes if one.device == HOST else 0
+            if one.device == HOST:
+                in_ram += n_bytes
+                streamable += 0 if one.repacked or _is_for_cpu(tensor.type.name) else n_bytes
             total.multiplied_experts += n_weights * share
         elif len(tensor.shape) > 1:
             total.multiplied += n_weights
@@ -153,9 +162,14 @@ def active_bytes(
     host, gpu = _crossings(paths)
     types = (settings.cache_k, settings.cache_v)
     return ActiveBytes(
-        {name: _frozen(total) for name, total in sums.items()}, host, gpu, in_ram, share,
+        {name: _frozen(total) for name, total in sums.items()}, host, gpu, in_ram, streamable, share,
         any(t.is_quantized for t in types), dimensions.is_mla, file_bytes,
     )  # fmt: skip
+
+
+def _is_for_cpu(kind: str) -> bool:
+    """Whether rows are interleaved for the CPU in a way that no GPU kernel reads (ik_llama.cpp)."""
+    return _INTERLEAVED.search(kind) is not None and kind not in _READ_BY_GPUS
 
 
 def _frozen(total: _Sums) -> DeviceReads:

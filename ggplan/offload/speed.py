@@ -20,9 +20,10 @@ machines that they were not fitted on. `RATES` are measured.
 
 from __future__ import annotations
 
-import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from ggplan.ggml_types import TYPES
 from ggplan.offload.active import ActiveBytes, DeviceReads
@@ -40,6 +41,7 @@ RATES: Mapping[str, float] = {
 # Types that nobody timed: a core decodes as many weights of a codebook as of iq4_xs, of others as of q4_0.
 _CODEBOOK = RATES["iq4_xs"] / 4.25
 _LINEAR = RATES["q4_0"] / 4.5
+_SPELLED = {t.name.lower(): t.name for t in TYPES}
 _BITS = {t.name: t.bits_per_weight for t in TYPES}
 
 
@@ -72,7 +74,7 @@ class Factors:
         Operations per second of one core in prompts.
     """
 
-    ram: float = 0.80
+    ram: float = 0.85
     core: float = 1.75
     ik_core: float = 5.0
     gpu: float = 0.60
@@ -98,14 +100,18 @@ _SPREAD = (0.77, 1.30)
 _PROMPT_SPREAD = (0.60, 1.65)
 _CALIBRATED_SPREAD = (0.84, 1.16)
 _CALIBRATED_PROMPT_SPREAD = (0.75, 1.33)
-# What one log of another model says is partly of that model, and partly of the machine.
-_OF_THE_MACHINE = 0.65
+# What a log of another model says is mostly of that model and its build. On reports of the same machine, this
+# much of the logarithm holds for the other model too; and what is further off than machines differ is of
+# something else (NUMA, a disk, a kernel that a build lacks).
+_OF_THE_MACHINE = 0.3
+_MOST_LEARNED = 1.25
 
 # Where a bandwidth is not known: from two channels of DDR4 to two of DDR5; cards of the last years; PCIe.
 _RAM_GUESS = (35e9, 60e9, 90e9)
 _GPU_GUESS = (350e9, 600e9, 1000e9)
 _PCIE_GUESS = (11e9, 22e9, 45e9)
 _FLOPS_GUESS = (50e12, 100e12, 250e12)
+_CORES_GUESS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,11 +151,21 @@ def prompt(
 
 def core_rate(kind: str, machine: Machine, profile: Profile, factors: Factors = FITTED) -> float:
     """Bytes of weights of a ggml type that one core of the machine works off per second."""
+    kind = _plain(kind)
+    is_ik = _is_ik(profile)
     if kind in machine.rates:
-        return machine.rates[kind]
+        # They are rates of llama.cpp's kernels.
+        return machine.rates[kind] * (factors.ik_core / factors.core if is_ik else 1.0)
     codebook = kind.startswith(("iq", "mxfp4", "nvfp4"))
     rate = RATES.get(kind) or (_CODEBOOK if codebook else _LINEAR) * _BITS.get(kind, 4.5)
-    return rate * (factors.ik_core if _is_ik(profile) else factors.core)
+    return rate * (factors.ik_core if is_ik else factors.core)
+
+
+@lru_cache(maxsize=256)
+def _plain(kind: str) -> str:
+    """The type that an interleaved one interleaves, as ggml spells it: q4_K for q4_k_r4."""
+    plain = re.sub(r"_r\d+$", "", kind)
+    return _SPELLED.get(plain.lower(), plain)
 
 
 def _is_ik(profile: Profile) -> bool:
@@ -211,8 +227,9 @@ def _learned(calibration: Calibration | None, active: ActiveBytes, tokens: int) 
         stretch = calibration.generation if tokens == 1 else calibration.prompt
     if stretch is None or calibration is None:
         return 1.0, False
-    same = calibration.file_bytes == active.file_bytes
-    return (stretch if same else stretch**_OF_THE_MACHINE), True
+    if calibration.file_bytes == active.file_bytes:
+        return stretch, True
+    return min(max(stretch**_OF_THE_MACHINE, 1 / _MOST_LEARNED), _MOST_LEARNED), True
 
 
 def _spread(tokens: int, *, is_calibrated: bool) -> tuple[float, float]:
@@ -267,15 +284,10 @@ class _Case:
 
     def streams(self, tokens: int) -> bool:
         """Whether experts in RAM are copied to a GPU for this many tokens."""
-        if not (self.machine.gpus and self.settings.op_offload and self.active.experts_in_ram):
+        if not (self.machine.gpus and self.settings.op_offload and self.active.streamable):
             return False
-        if not any(name != HOST for name in self.active.devices):
-            return False
-        if not self.profile.offload_per_expert:
-            return tokens >= self.profile.offload_batch
-        if not self.settings.repack_is_streamed:
-            return False
-        return tokens * self.active.used_share > self.profile.offload_batch
+        per_expert = tokens * self.active.used_share if self.profile.offload_per_expert else tokens
+        return per_expert >= self.profile.offload_batch
 
     def micro_batch(self, tokens: int) -> dict[str, float]:
         """Seconds of one micro-batch of a prompt, by cause."""
@@ -285,28 +297,26 @@ class _Case:
         per_expert = tokens * share
         of_experts = factors.experts * per_expert / (per_expert + factors.expert_tokens)
         streams = self.streams(tokens)
+        copied = self.active.streamable / self.active.experts_in_ram if streams else 0.0
         seconds: dict[str, float] = {}
         first = gpu_name(0)
         for name, reads in sorted(self.active.devices.items()):
             experts = reads.multiplied_experts
             if name != HOST:
                 if streams and name == first:
-                    experts += self.active.host.multiplied_experts
+                    experts += self.active.host.multiplied_experts * copied
                 bandwidth, _, flops = self.speeds.gpu(name)
                 operations = 2 * tokens * (reads.multiplied / factors.dense + experts / of_experts)
                 operations += 2 * tokens * reads.attended / factors.attention
                 reading = reads.weight_bytes / (factors.gpu * bandwidth)
                 seconds[name] = max(operations / flops, reading) + reads.n_tensors * factors.step
                 continue
-            if streams:
-                seconds["experts over PCIe"] = self.active.experts_in_ram * needed / self.pcie()
-                continue
+            seconds["experts over PCIe"] = self.active.streamable * needed / self.pcie() if streams else 0.0
             per_core = factors.ik_core_flops if _is_ik(self.profile) else factors.core_flops
-            operations = 2 * tokens * (experts + reads.multiplied + reads.attended)
-            memory = (self.active.experts_in_ram * needed + reads.weight_bytes) / (
-                factors.ram * self.speeds.ram
-            )
-            seconds["CPU"] = max(operations / ((self.threads or 8) * per_core), memory)
+            operations = 2 * tokens * (experts * (1 - copied) + reads.multiplied + reads.attended)
+            left = self.active.experts_in_ram - (self.active.streamable if streams else 0)
+            memory = left * needed / (factors.ram * self.speeds.ram)
+            seconds["CPU"] = max(operations / ((self.threads or _CORES_GUESS) * per_core), memory)
         return {name: value for name, value in seconds.items() if value}
 
     def pcie(self) -> float:
@@ -316,3 +326,39 @@ class _Case:
             return bandwidth
         share, most = self.factors.pageable
         return min(bandwidth * share, most)
+
+
+def _reasons(
+    active: ActiveBytes,
+    machine: Machine,
+    settings: Settings,
+    profile: Profile,
+    calibration: Calibration | None,
+    tokens: int,
+) -> tuple[str, ...]:
+    """What the range rests on, the weightiest first."""
+    found = []
+    if calibration is not None:
+        same = calibration.file_bytes == active.file_bytes
+        found.append(f"learned from {calibration.source}" + ("" if same else ", a log of another model"))
+    reads_ram = active.host.weight_bytes > 0.02 * sum(d.weight_bytes for d in active.devices.values())
+    if reads_ram and machine.bandwidth is None:
+        found.append("the bandwidth of RAM is not known: from two channels of DDR4 to two of DDR5")
+    elif reads_ram and (source := machine.sources.get("bandwidth", "")):
+        found.append(f"RAM at {(machine.bandwidth or 0) / 1e9:.0f} GB/s ({source})")
+    unknown = [gpu_name(i) for i, gpu in enumerate(machine.gpus) if gpu.bandwidth is None]
+    if unknown and any(name in active.devices for name in unknown):
+        found.append(f"the bandwidth of {', '.join(unknown)} is not known")
+    if reads_ram and not machine.cores:
+        found.append("the number of cores is not known, so none limits")
+    if tokens == 1 and active.gpu_crossings > 2:
+        found.append(
+            f"a token changes {active.gpu_crossings} times from one GPU to another: two GPUs may be slower "
+            "than one"
+        )
+    if tokens > 1 and active.streamable and machine.gpus and settings.op_offload:
+        if "mmap" in settings.load_mode:
+            found.append("experts are copied from mapped pages; `-lm none` pins them, some 1.5 times faster")
+        if machine.gpus[0].pcie is None:
+            found.append("the PCIe bandwidth of CUDA0 is not known")
+    return tuple(found)
