@@ -110,8 +110,8 @@ class Dimensions:
         Tokens the model was trained with.
     heads, kv_heads, n_ff, used
         By block: query heads, key heads, width of the feed-forward, experts per token.
-    n_experts, n_expert_groups
-        Routed experts of a block, and groups of them that are chosen first.
+    n_experts, n_expert_groups, n_groups_used
+        Routed experts of a block, groups of them, and how many groups are chosen first.
     head_k, head_v, head_k_window, head_v_window
         Size of a head in blocks with full attention and in those that slide.
     head_k_mla, head_v_mla, q_rank, kv_rank, n_rope
@@ -133,8 +133,8 @@ class Dimensions:
         Position numbers of a token: 4 with multi-dimensional rotation, else 1.
     gating
         How routers turn logits into weights.
-    normalizes
-        Whether the weights of the chosen experts are divided by their sum.
+    normalizes, scales_experts
+        Whether the weights of the chosen experts are divided by their sum; multiplied by a constant.
     """
 
     architecture: str
@@ -149,6 +149,7 @@ class Dimensions:
     used: tuple[int, ...]
     n_experts: int
     n_expert_groups: int
+    n_groups_used: int
     head_k: int
     head_v: int
     head_k_window: int
@@ -171,6 +172,7 @@ class Dimensions:
     positions: int
     gating: int
     normalizes: bool
+    scales_experts: bool
 
     @property
     def n_trunk(self) -> int:
@@ -245,6 +247,7 @@ def dimensions_of(header: Header) -> Dimensions:
         _used(keys, n_blocks),
         keys.number("expert_count", 0),
         keys.number("expert_group_count", 0),
+        keys.number("expert_group_used_count", 0),
         head_k,
         head_v,
         keys.number("attention.key_length_swa", head_k),
@@ -267,6 +270,7 @@ def dimensions_of(header: Header) -> Dimensions:
         4 if is_mrope else 1,
         keys.number("expert_gating_func", 0),
         bool(keys.number("expert_weights_norm", 0)),
+        keys.fraction("expert_weights_scale", 0.0) not in (0.0, 1.0),
     )
 
 

@@ -38,6 +38,15 @@ class Keys:
             raise self.error(key, f"is an array of {len(value)}, where one number is expected")
         return self._checked(key, value)
 
+    def fraction(self, key: str, default: float) -> float:
+        """A number that need not be whole."""
+        value = self._value(key)
+        if value is None:
+            return default
+        if not isinstance(value, int | float):
+            raise self.error(key, f"is {printable(str(value))[:40]}, not a number")
+        return float(value)
+
     def per_block(self, key: str, n_blocks: int, default: int | None = None) -> tuple[int, ...]:
         """A number for each block, from an array or from one number for all."""
         value = self._value(key)
