@@ -1,0 +1,209 @@
+"""`ggplan fit`: does a model fit a machine, how fast is it there, and how is it started."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import click
+
+from ggplan.cli.options import (
+    PlanningOptions,
+    header_only_option,
+    json_option,
+    note,
+    open_noted,
+    plan_from,
+    planning_options,
+)
+from ggplan.cli.sizes import ByteCount
+
+if TYPE_CHECKING:
+    from ggplan.ggml_types import GgmlType
+    from ggplan.offload.flags import Engine
+    from ggplan.offload.header import Header
+    from ggplan.offload.machine import Machine
+    from ggplan.offload.placement import Wishes
+
+    _Tokens = click.ParamType[int]
+else:
+    _Tokens = click.ParamType
+
+_EPILOG = """\b
+Examples:
+  ggplan fit air.gguf --vram 24G --ram 128G                what goes where, how fast, the command
+  ggplan fit air.gguf --vram 24G,12G --ram 64G -c 64k      two cards
+  ggplan fit GLM-4.5-Air -r q8_0.recipe --ram 128G --vram 24G   a file that is not written yet
+  ggplan fit air.gguf --vram 24G --ram 128G --engine ik_llama.cpp --explain
+  ggplan fit air.gguf --vram 24G --ram 128G --output systemd > llama.service
+  ggplan fit air.gguf --vram 24G --ram 128G --pin 'blk\\.1\\..*_exps=CUDA0'
+  ggplan fit air.gguf --check "llama-server -ngl 99 --cpu-moe -ub 4096 --no-mmap" --vram 24G
+  ggplan fit air.gguf --command "llama-server -ngl 99 -ncmoe 40 -c 32768" --gpus 1 --json
+"""
+
+
+class TokenCount(_Tokens):
+    """A number of tokens: `32768`, `32k` (× 1,024), `1M`."""
+
+    name = "tokens"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Parse an option's text."""
+        if isinstance(value, int):
+            return value
+        found = re.fullmatch(r"(\d{1,9})\s*([kKmM]?)", str(value).strip())
+        n = int(found[1]) * {"": 1, "k": 1024, "m": 1024**2}[found[2].lower()] if found else 0
+        if n < 1:
+            self.fail(f"'{value}' is no number of tokens; write 32768 or 32k", param, ctx)
+        return n
+
+
+@click.command("fit", epilog=_EPILOG, short_help="Does it fit, how fast is it, how is it started?")
+@click.argument("file")
+@planning_options
+@header_only_option
+@click.option("--vram", metavar="SIZE,...", help="Memory of each GPU: 24G, or 24G,12G; 0 for none.")
+@click.option("--ram", type=ByteCount(1024), metavar="SIZE", help="RAM: 128G.")
+@click.option("--bandwidth", type=ByteCount(1000), metavar="RATE", help="Bytes a second read from RAM: 80G.")
+@click.option("-c", "--ctx", "context", type=TokenCount(), metavar="N",
+              help="Tokens of context: 32k [default: as trained, at most 32k].")  # fmt: skip
+@click.option("--kv-type", metavar="TYPE[,TYPE]", help="Type of keys and values: q8_0 [default: f16].")
+@click.option("--ubatch", type=click.IntRange(1, 65536), metavar="N",
+              help="Tokens of a prompt at a time [default: 512, or 2048 where it pays].")  # fmt: skip
+@click.option("--slots", type=click.IntRange(1, 256), default=1, show_default=True, metavar="N",
+              help="Conversations at once.")  # fmt: skip
+@click.option("--gpu-layers", type=click.IntRange(0, 999), metavar="N",
+              help="Layers on the GPUs, from the end [default: all, or as many as fit].")  # fmt: skip
+@click.option("--pin", "pins", multiple=True, metavar="REGEX=DEVICE",
+              help="Tensors that must be on a device (CPU, CUDA0, ...); can be repeated.")  # fmt: skip
+@click.option("--engine", type=click.Choice(["llama.cpp", "ik_llama.cpp"]),
+              help="Whose command [default: llama.cpp].")  # fmt: skip
+@click.option("--explain", is_flag=True, help="Say what each option of the command does, and why.")
+@click.option("--output", "form", type=click.Choice(["text", "sh", "json", "systemd"]), default="text",
+              help="Print a script, JSON or a systemd service [default: text].")  # fmt: skip
+@click.option("--command", "command_line", metavar="LINE", help="Reckon this command line instead.")
+@click.option("--check", "checked_line", metavar="LINE", help="Look for traps in this command line.")
+@click.option("--gpus", "n_gpus", type=click.IntRange(0, 16), metavar="N",
+              help="With --command: GPUs, all of one size [default: those of --vram].")  # fmt: skip
+@json_option("it all")
+def fit_command(
+    file: str, planning: PlanningOptions, header_only: bool, vram: str | None, ram: int | None,
+    bandwidth: int | None, context: int | None, kv_type: str | None, ubatch: int | None, slots: int,
+    gpu_layers: int | None, pins: tuple[str, ...], engine: Engine | None, explain: bool, form: str,
+    command_line: str | None, checked_line: str | None, n_gpus: int | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Say whether FILE fits a machine, how fast it is there, and how it is started.
+
+    FILE is a GGUF, or its first bytes (--header-only), or its address; with -r any model that a recipe is
+    for, fitted as the plan has it. Nothing is loaded. A wish that does not fit is never changed: what is
+    short is said, and the cheapest ways out.
+
+    Exits 0; 1 if it does not fit, or --check found a fault; 2 for wrong usage.
+    """
+    form = "json" if as_json else form
+    header = _header(file, planning, header_only=header_only)
+    machine = _machine(vram, ram, bandwidth)
+    wishes = _wishes(context, kv_type, ubatch, slots, gpu_layers, pins, engine or "llama.cpp")
+    _place(header, machine, wishes, file, engine or "llama.cpp", form, explain=explain)
+
+
+def _header(name: str, planning: PlanningOptions, *, header_only: bool) -> Header:
+    """The header of a file, or of the file that a plan would write."""
+    from ggplan.offload.completing import completed
+    from ggplan.offload.header import header_of
+
+    if planning.recipe_name is None:
+        model = open_noted(
+            name, pre=planning.pre, header_only=header_only, converter=planning.converter, quiet=True
+        )
+        if model.kind == "gguf":
+            return header_of(model)
+    plan = plan_from(name, planning, header_only=header_only)
+    header = header_of(plan)
+    if plan.model.kind != "inventory":
+        return header
+    note(
+        "an inventory: what its metadata lacks is read off the shapes of its tensors, so compute buffers may "
+        "be some percent off",
+        quiet=planning.quiet,
+    )
+    return completed(header)
+
+
+def _place(
+    header: Header, machine: Machine, wishes: Wishes, file: str, engine: Engine, form: str, *, explain: bool
+) -> None:
+    from ggplan.cli.output import print_json
+    from ggplan.cli.placing import placement_json, print_placement
+    from ggplan.offload.placement import place
+    from ggplan.offload.profiles import PROFILES
+    from ggplan.offload.starting import script, server_command, unit
+    from ggplan.offload.ways_out import ways_out
+
+    placement = place(header, machine, wishes, PROFILES[engine])
+    path = _path(file, header)
+    ways = ways_out(placement)
+    if form == "json":
+        print_json(placement_json(placement, path, ways))
+    elif form == "text" or not placement.fits:
+        print_placement(placement, path, ways, explain=explain)
+    elif form == "sh":
+        click.echo(script(server_command(placement, path)), nl=False)
+    else:
+        click.echo(unit(server_command(placement, path), f"llama-server with {header.name}"), nl=False)
+    if not placement.fits:
+        raise click.exceptions.Exit(1)
+
+
+def _path(name: str, header: Header) -> str:
+    """How the command calls the file: as it was given, or what a plan's file would be called."""
+    from ggplan.sources.remote import is_address
+
+    if is_address(name):
+        name = name.rstrip("/").rsplit("/", 1)[-1].partition("?")[0].partition("@")[0]
+    elif name == "-":
+        name = header.name
+    return name if name.lower().endswith(".gguf") else f"{name.rstrip('/').rsplit('/', 1)[-1]}.gguf"
+
+
+def _machine(vram: str | None, ram: int | None, bandwidth: int | None) -> Machine:
+    from ggplan.offload.machine import Gpu, Machine
+
+    if vram is None and ram is None:
+        raise click.UsageError("say what machine it is: --vram 24G --ram 128G")
+    parts = [part for part in (vram or "").split(",") if part and part != "0"]
+    gpus = tuple(Gpu("", ByteCount(1024).convert(part, None, None)) for part in parts)
+    return Machine(gpus=gpus, ram=ram, bandwidth=bandwidth)
+
+
+def _wishes(
+    context: int | None, kv_type: str | None, ubatch: int | None, slots: int, gpu_layers: int | None,
+    pins: tuple[str, ...], engine: Engine,
+) -> Wishes:  # fmt: skip
+    from ggplan.offload.placement import Wishes
+    from ggplan.offload.values import BadValue, overrides_of
+
+    found = []
+    for pin in pins:
+        try:
+            found += overrides_of(pin, "\n")
+        except BadValue as bad:
+            raise click.BadParameter(f"{pin} {bad.message}; {bad.hint}", param_hint="--pin") from bad
+    key, value = _cache_types(kv_type, engine)
+    return Wishes(context, key, value, ubatch, slots, gpu_layers, tuple(found))
+
+
+def _cache_types(text: str | None, engine: Engine) -> tuple[GgmlType, GgmlType]:
+    from ggplan.ggml_types import F16
+    from ggplan.offload.values import BadValue, cache_type
+
+    if text is None:
+        return F16, F16
+    names = text.split(",")
+    if len(names) > 2:
+        raise click.BadParameter("one type, or one of keys and one of values", param_hint="--kv-type")
+    try:
+        types = [cache_type(name.strip(), engine) for name in names]
+    except BadValue as bad:
+        raise click.BadParameter(f"{text} {bad.message}; {bad.hint}", param_hint="--kv-type") from bad
+    return types[0], types[-1]
