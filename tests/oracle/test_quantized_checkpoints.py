@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from quantized_folders import with_tokenizer
+from quantizing import quantized_folder
 
 import ggplan
 from ggplan.planning.settling import settle
@@ -77,3 +78,33 @@ def perplexity(program: Path, model: Path) -> float:
         if found := re.search(r"Final estimate: PPL = ([\d.]+)", done.stdout + done.stderr):
             return float(found[1])
     raise AssertionError("llama-perplexity never printed its result")
+
+
+@pytest.mark.parametrize(("form", "type_"), [("w4a16", "q4_0"), ("gptq", "q4_0"), ("awq", "q5_0")])
+def test_a_model_of_int4_keeps_its_perplexity(form: str, type_: str, llama_cpp: Path, tmp_path: Path) -> None:
+    """A trained GLM-4.5 of experts: kept codes are the checkpoint's weights; encoded anew they are others.
+
+    llama.cpp multiplies q4_0 with activations that it rounds to 8 bits, float32 with float32. So what is
+    equal to the digit is the perplexity of the kept file's weights in float32; that of the file is near it.
+    """
+    decoded = quantized_folder(Path(ggplan.__file__).parent / "demo_model", tmp_path / form, form)
+    source = ggplan.open_model(tmp_path / form, pre="glm4")
+
+    def written(model: ggplan.Model, name: str, recipe: str) -> Path:
+        path = tmp_path / name
+        options = ggplan.ConvertOptions(allow_requantize=True)
+        ggplan.convert(ggplan.make_plan(model, ggplan.parse_recipe(recipe)), path, options)
+        return path
+
+    kept = written(source, "kept.gguf", "@default keep")
+    moved = [tensor for tensor in open_gguf(kept).tensors if tensor.type.name == type_]
+    assert sum(tensor.n_weights for tensor in moved) == sum(weights.size for weights in decoded.values())
+    exact = written(source, "f32.gguf", "@default f32")
+    again = written(
+        open_gguf(exact), "q4_0.gguf", "".join(f"^{t.name}$ = q4_0\n" for t in moved) + "@default f32"
+    )
+    program = llama_cpp / "build" / "bin" / "llama-perplexity"
+    of_weights = perplexity(program, exact)
+    assert perplexity(program, written(open_gguf(kept), "kept-f32.gguf", ".* = f32!")) == of_weights
+    assert perplexity(program, kept) == pytest.approx(of_weights, rel=2e-3)
+    assert perplexity(program, written(open_gguf(again), "q4_0-f32.gguf", ".* = f32!")) > of_weights * 1.001
