@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
 
-from ggplan.cli.options import (
-    PlanningOptions,
-    header_only_option,
-    json_option,
-    note,
-    open_noted,
-    plan_from,
-    planning_options,
-)
+from ggplan.cli.options import json_option, note
+from ggplan.cli.planning import PlanningOptions, plan_from, planning_options
 from ggplan.cli.sizes import ByteCount
 
 if TYPE_CHECKING:
@@ -60,8 +54,7 @@ class TokenCount(_Tokens):
 
 @click.command("fit", epilog=_EPILOG, short_help="Does it fit, how fast is it, how is it started?")
 @click.argument("file")
-@planning_options
-@header_only_option
+@planning_options(header_only=False)
 @click.option("--vram", metavar="SIZE,...", help="Memory of each GPU: 24G, or 24G,12G; 0 for none.")
 @click.option("--ram", type=ByteCount(1024), metavar="SIZE", help="RAM: 128G.")
 @click.option("--bandwidth", type=ByteCount(1000), metavar="RATE", help="Bytes a second read from RAM: 80G.")
@@ -87,38 +80,37 @@ class TokenCount(_Tokens):
               help="With --command: GPUs, all of one size [default: those of --vram].")  # fmt: skip
 @json_option("it all")
 def fit_command(
-    file: str, planning: PlanningOptions, header_only: bool, vram: str | None, ram: int | None,
+    file: str, planning: PlanningOptions, vram: str | None, ram: int | None,
     bandwidth: int | None, context: int | None, kv_type: str | None, ubatch: int | None, slots: int,
     gpu_layers: int | None, pins: tuple[str, ...], engine: Engine | None, explain: bool, form: str,
     command_line: str | None, checked_line: str | None, n_gpus: int | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Say whether FILE fits a machine, how fast it is there, and how it is started.
 
-    FILE is a GGUF, or its first bytes (--header-only), or its address; with -r any model that a recipe is
+    FILE is a GGUF, or its first bytes, or its address; with -r any model that a recipe is
     for, fitted as the plan has it. Nothing is loaded. A wish that does not fit is never changed: what is
     short is said, and the cheapest ways out.
 
     Exits 0; 1 if it does not fit, or --check found a fault; 2 for wrong usage.
     """
     form = "json" if as_json else form
-    header = _header(file, planning, header_only=header_only)
+    header = _header(file, planning)
     machine = _machine(vram, ram, bandwidth)
     wishes = _wishes(context, kv_type, ubatch, slots, gpu_layers, pins, engine or "llama.cpp")
     _place(header, machine, wishes, file, engine or "llama.cpp", form, explain=explain)
 
 
-def _header(name: str, planning: PlanningOptions, *, header_only: bool) -> Header:
+def _header(name: str, planning: PlanningOptions) -> Header:
     """The header of a file, or of the file that a plan would write."""
     from ggplan.offload.completing import completed
     from ggplan.offload.header import header_of
 
+    planning = replace(planning, opening=replace(planning.opening, header_only=True))
     if planning.recipe_name is None:
-        model = open_noted(
-            name, pre=planning.pre, header_only=header_only, converter=planning.converter, quiet=True
-        )
+        model = planning.opening.open_noted(name, quiet=True)
         if model.kind == "gguf":
             return header_of(model)
-    plan = plan_from(name, planning, header_only=header_only)
+    plan = plan_from(name, planning)
     header = header_of(plan)
     if plan.model.kind != "inventory":
         return header
