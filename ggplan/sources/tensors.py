@@ -133,7 +133,7 @@ class StoredTensor:
         values = np.empty(raw.size, np.float32)
         for at in range(0, raw.size, _PIECE):
             piece = slice(at, at + _PIECE)
-            np.take(_table(self.dtype), raw[piece], out=values[piece], mode="clip")
+            np.take(values_of_codes(self.dtype), raw[piece], out=values[piece], mode="clip")
         return values
 
 
@@ -194,7 +194,7 @@ class CheckpointTensor:
 
 
 @functools.cache
-def _table(dtype: str) -> NDArray[np.float32]:
+def values_of_codes(dtype: str) -> NDArray[np.float32]:
     """The value of each of the 256 codes of an 8-bit float type."""
     import numpy as np
 

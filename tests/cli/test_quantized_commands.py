@@ -110,3 +110,15 @@ def test_an_inventory_knows_the_bits_of_codes(source: Path, tmp_path: Path) -> N
     done = run("inspect", inventory)
     assert done.returncode == 1
     assert "`bits`" in done.stderr
+
+
+def test_scales_of_a_cache_are_left_out_with_a_note(tmp_path: Path) -> None:
+    source = write_pair(tmp_path, "llama", "compressed-tensors")[0]
+    write(source / "model-97.safetensors", {
+        "model.layers.1.self_attn.k_scale": np.ones(1, "f4"),
+        "model.layers.1.mlp.up_proj.k_scale": np.ones(1, "f4"),
+    })  # fmt: skip
+    done = run("plan", source, *PRE)
+    assert done.returncode == 0, done.stderr
+    assert "no weights depend on 2 tensors that have scales of activations or of a cache" in done.stderr
+    assert "model.layers.1.mlp.up_proj.k_scale" in done.stderr

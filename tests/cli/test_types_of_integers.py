@@ -67,7 +67,13 @@ def module_of(config: dict, codes: np.ndarray, zeros: np.ndarray, scales: np.nda
 
 
 def folder_of(
-    path: Path, config: dict, bits: int, zeros_of: Callable[[str, np.random.Generator], int], low: int = 0
+    path: Path,
+    config: dict,
+    bits: int,
+    zeros_of: Callable[[str, np.random.Generator], int],
+    low: int = 0,
+    *,
+    scale: float = 0,
 ) -> dict[str, np.ndarray]:
     """A llama whose layers are integers, written to a folder; the weights by name."""
     spec = read_case("llama")
@@ -82,6 +88,8 @@ def folder_of(
             zeros = np.array([zeros_of(name, rng) for _ in range(n_rows * n_columns // GROUP)])
             zeros = zeros.reshape(n_rows, -1)
             scales = rng.integers(1, 100, zeros.shape) / np.float32(4096)
+            if scale:
+                scales[0, 0] = scale
             module = name.removesuffix(".weight")
             for part, values in module_of(config, codes, zeros, scales, bits).items():
                 integers[f"{module}.{part}"] = np.ascontiguousarray(values)
@@ -182,3 +190,46 @@ def test_headers_alone_give_what_the_config_says(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert set(types_in(json.loads(done.stdout)["tensors"]).values()) == {"q4_0"}
     shutil.rmtree(source)
+
+
+def test_q4_1_takes_symmetric_codes_as_they_are(tmp_path: Path) -> None:
+    config, bits, zeros_of, low, *_ = CASES["gptq-4-without-sym"]
+    source, made, recipe = tmp_path / "source", tmp_path / "made.gguf", tmp_path / "r.recipe"
+    plain = folder_of(source, config, bits, zeros_of, low)
+    recipe.write_text("down_proj|ffn_down = q4_1\n@default keep\n")
+    shown("convert", source, made, "-r", recipe, *PRE)
+    down = {t.name: t for t in open_model(made).tensors}["blk.1.ffn_down.weight"]
+    assert down.type.name == "q4_1"
+    assert down.stored is not None
+    weights = dequantize(down.stored.read(0, down.n_rows), down.type)
+    assert np.array_equal(weights, plain[f"model.{ODD}.weight"])
+
+
+@pytest.mark.parametrize("case", ["awq", "gptq-4-without-sym"])
+def test_a_scale_that_is_too_large_for_q4_1_is_found_before_anything_is_written(
+    case: str, tmp_path: Path
+) -> None:
+    config, bits, zeros_of, low, *_ = CASES[case]
+    source, recipe = tmp_path / "source", tmp_path / "r.recipe"
+    folder_of(source, config, bits, zeros_of, low, scale=9000)
+    recipe.write_text("ffn_down = keep(q4_1)\n@default keep\n")
+    found = types_in(json.loads(shown("plan", source, "-r", recipe, "--json", *PRE))["tensors"])
+    assert set(found.values()) == {"q5_0" if case == "awq" else "q4_0"}
+    assert "a scale of which is too large for q4_1" in shown("plan", source, "-r", recipe, *PRE)
+    shown("convert", source, tmp_path / "kept.gguf", "-r", recipe, *PRE)
+    recipe.write_text("ffn_down = q4_1\n@default keep\n")  # asked for, and so encoded anew
+    assert "GP216" in run("rules", "check", recipe, "-m", source).stdout
+    assert "encoded anew" in shown("plan", source, "-r", recipe, *PRE)
+    done = run("convert", source, tmp_path / "again.gguf", "-r", recipe, *PRE)
+    assert done.returncode == 1
+    assert "too large for q4_1" in done.stderr  # the weights themselves are
+
+
+def test_a_wider_type_than_that_of_the_codes_is_told_by_their_form(tmp_path: Path) -> None:
+    config, bits, zeros_of, low, *_ = CASES["gptq-4-without-sym"]
+    source, recipe = tmp_path / "source", tmp_path / "r.recipe"
+    folder_of(source, config, bits, zeros_of, low)
+    recipe.write_text("ffn_down = bf16\n@default keep\n")
+    text = run("rules", "check", recipe, "-m", source).stdout
+    assert "GPTQ int4 group 32 in the source, written as bf16" in text
+    assert "more bits say no more: write `keep`" in text

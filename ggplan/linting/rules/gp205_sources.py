@@ -22,21 +22,23 @@ from ggplan.planning import Fitted
 
 
 class Twice(Finding):
-    """Tensors quantized in the source, their weights, and the other quantized type they get."""
+    """Tensors quantized in the source, their form there, what keeps it, and the other type they get."""
 
     tensors: str
     n_weights: int
+    form: str
     source: GgmlType
+    kept: str
     type: GgmlType
-    says = "{f.tensors}: {f.source} in the source, encoded again as {f.type}"
-    advice = "each encoding loses: write `{f.source}`, or start from the original weights"
+    says = "{f.tensors}: {f.form} in the source, encoded again as {f.type}"
+    advice = "each encoding loses: write `{f.kept}`, or start from the original weights"
 
 
 class Wider(Twice):
     """Tensors that get more bits than the source has."""
 
-    says = "{f.tensors}: {f.source} in the source, written as {f.type}"
-    advice = "more bits say no more: write `{f.source}`"
+    says = "{f.tensors}: {f.form} in the source, written as {f.type}"
+    advice = "more bits say no more: write `{f.kept}`"
 
     @property
     def cost_bytes(self) -> int:
@@ -60,21 +62,30 @@ def _is_wider(f: Fitted) -> bool:
     # A mix such as F32 is asked for by its type; a rule may not have been meant so.
     is_ruled = f.decision.reason in ("rule", "default") and f.decision.protected is None
     is_wider = f.type.bits_per_weight > f.tensor.type.bits_per_weight
-    return is_ruled and is_wider and not (f.tensor.type.is_quantized and f.type.is_quantized)
+    # Codes that are decoded are products, which often only f32 holds.
+    is_decoded = f.tensor.codes is not None and not f.tensor.codes.are_moved
+    return (
+        is_ruled and is_wider and not is_decoded and not (f.tensor.type.is_quantized and f.type.is_quantized)
+    )
 
 
 def _grouped(case: Case, kind: type[Twice], is_meant: Callable[[Fitted], bool]) -> Iterator[Twice]:
-    """One finding for each choice, source type and type."""
+    """One finding for each choice, form, source type and type."""
 
-    def key(f: Fitted) -> tuple[int | None, GgmlType, GgmlType] | None:
-        source = f.tensor.type
+    def key(f: Fitted) -> tuple[int | None, str, GgmlType, GgmlType] | None:
+        source, codes = f.tensor.type, f.tensor.codes
         is_chosen = f.decision.reason != "kept" and source != f.type and source.kind != "integer"
-        return (f.decision.rule, source, f.type) if is_chosen and is_meant(f) else None
+        return (
+            (f.decision.rule, codes.form if codes else "", source, f.type)
+            if is_chosen and is_meant(f)
+            else None
+        )
 
-    for (rule, source, type_), members in case.grouped(key).items():
-        n_weights = sum(case.tensors[t].n_weights for t in members)
-        fix = rechosen(case.choice(rule), str(source), safe=False)
-        yield kind(case.place(rule), some(case, members), n_weights, source, type_, fixes=(fix,))
+    for (rule, form, source, type_), members in case.grouped(key).items():
+        n_weights, kept = sum(case.tensors[t].n_weights for t in members), "keep" if form else str(source)
+        fix = rechosen(case.choice(rule), kept, safe=False)
+        told = some(case, members)
+        yield kind(case.place(rule), told, n_weights, form or str(source), source, kept, type_, fixes=(fix,))
 
 
 GP205 = LintRule("GP205", "warning", check_twice)

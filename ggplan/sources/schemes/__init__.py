@@ -31,6 +31,7 @@ from ggplan.sources.schemes.scheme import (
     Recognised,
     Scheme,
     Weights,
+    of_activations,
     read_quantization_config,
 )
 from ggplan.sources.schemes.unread import has_codes, refuse_unread, unread
@@ -94,7 +95,14 @@ def join_tensors(
                 held.bits or _bits_of(group, held.rows), held.integers,
             )  # fmt: skip
     # What one scheme has no use for, such as scales of activations, another may need, or not need either.
-    claimed.update(name for _, result in found for name in result.unused)
+    unused = {name for _, result in found for name in result.unused} - claimed
+    claimed |= unused
+    if notes is not None and (idle := of_activations(sorted(unused))):
+        many = "1 tensor that has" if len(idle) == 1 else f"{len(idle):,} tensors that have"
+        notes.append(
+            f"{config.where}: no weights depend on {many} scales of activations or of a cache, and the "
+            f"output is without: {listed(idle)}"
+        )
     tensors: dict[str, CheckpointTensor] = {}
     for name, tensor in stored.items():
         if name in joined:

@@ -30,7 +30,13 @@ from ggplan.sources.schemes.compressed_tensors import WeightGroup, weight_groups
 from ggplan.sources.schemes.integer_weights import weights_of
 from ggplan.sources.schemes.integers import IntegerMatrix
 from ggplan.sources.schemes.packed_bits import as_words, read_values
-from ggplan.sources.schemes.scheme import Group, QuantizationConfig, Recognised, Weights
+from ggplan.sources.schemes.scheme import (
+    Group,
+    QuantizationConfig,
+    Recognised,
+    Weights,
+    of_activations,
+)
 from ggplan.sources.tensors import StoredTensor
 
 if TYPE_CHECKING:
@@ -41,9 +47,6 @@ NAME = "integers of compressed-tensors"
 _FORMATS = ("pack-quantized", "int-quantized", "naive-quantized", "mixed-precision", "")
 _PLAIN = ".weight"
 _INTEGERS = ("I8", "U8", "I16", "I32", "I64")
-# Scales and zero points of activations and caches, on which weights do not depend.
-_UNUSED = ("input_scale", "input_zero_point", "input_global_scale", "output_scale", "output_zero_point")
-_UNUSED_SUFFIXES = (".k_scale", ".v_scale", ".q_scale", ".k_zero_point", ".v_zero_point")
 
 
 def recognise(tensors: Mapping[str, StoredTensor], config: QuantizationConfig) -> Recognised | None:
@@ -67,9 +70,7 @@ def recognise(tensors: Mapping[str, StoredTensor], config: QuantizationConfig) -
     shapes = read_shapes([tensors[m + ".weight_shape"] for m in modules if m + ".weight_shape" in tensors])
     known: Known = {}
     groups = [_group(module, tensors, stated, shapes, config, known) for module in modules]
-    unused = [f"{module}.{name}" for module in modules for name in _UNUSED if f"{module}.{name}" in tensors]
-    unused += [name for name in tensors if name.endswith(_UNUSED_SUFFIXES)]
-    return Recognised(groups, unused, compressed_tensors.KEYS if is_named else ())
+    return Recognised(groups, of_activations(tensors), compressed_tensors.KEYS if is_named else ())
 
 
 def join(group: Group, config: QuantizationConfig) -> Weights:

@@ -37,7 +37,13 @@ from ggplan.sources.schemes.compressed_tensors import (
 )
 from ggplan.sources.schemes.grids import DEFAULT_BLOCK, Block, Grid, fitted
 from ggplan.sources.schemes.scaled import Scaled, as_scales, float_rows, misfit
-from ggplan.sources.schemes.scheme import Group, QuantizationConfig, Recognised, Weights
+from ggplan.sources.schemes.scheme import (
+    Group,
+    QuantizationConfig,
+    Recognised,
+    Weights,
+    of_activations,
+)
 from ggplan.sources.tensors import StoredTensor
 
 if TYPE_CHECKING:
@@ -55,11 +61,6 @@ _WEIGHT = ".weight"
 _APPENDED = ("_scale_inv", "_scale")
 _IN_PLACE = (".scale", ".qscale_weight")
 _NO_WEIGHTS = (*_APPENDED, *_IN_PLACE, "_scale_2", "_scales", "_zero_point", "_scale_ub", "_qdata", ":qdata")
-# Scales of activations and caches, on which weights do not depend.
-_UNUSED_SUFFIXES = (
-    "activation_scale", "input_scale", "output_scale", "input_scale_ub", ".k_scale", ".v_scale", ".q_scale",
-    ".qscale_act", ".input_global_scale", ".input_zero_point", ".output_zero_point",
-)  # fmt: skip
 # Methods whose checkpoints may have 8-bit floats, some among weights that are stored otherwise.
 _METHODS = (
     None, "fp8", "mxfp8", "fbgemm_fp8", "compressed-tensors", "modelopt", "auto-round", "intel/auto-round",
@@ -100,7 +101,7 @@ def recognise(tensors: Mapping[str, StoredTensor], config: QuantizationConfig) -
     notes = _doubts(groups, config)
     claimed = {part.name for group in groups for part in group.parts.values()}
     _refuse_orphans(tensors, claimed)
-    unused = [name for name in tensors if groups and name not in claimed and name.endswith(_UNUSED_SUFFIXES)]
+    unused = [name for name in of_activations(tensors) if groups and name not in claimed]
     keys = _KEYS | _MODELOPT_KEYS if config.method == "modelopt" else _KEYS
     return Recognised(groups, unused, keys, notes)
 

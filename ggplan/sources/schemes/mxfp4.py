@@ -32,8 +32,14 @@ from ggplan.sources.schemes.e2m1 import (
     rows_in,
     values_of,
 )
-from ggplan.sources.schemes.scheme import Group, QuantizationConfig, Recognised, Weights
-from ggplan.sources.tensors import StoredTensor
+from ggplan.sources.schemes.scheme import (
+    Group,
+    QuantizationConfig,
+    Recognised,
+    Weights,
+    of_activations,
+)
+from ggplan.sources.tensors import StoredTensor, values_of_codes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,7 +50,6 @@ _BLOCK = 32
 _BYTES = ("U8", "I8")  # of two codes each
 _SCALES = ("U8", "F8_E8M0")
 _NAN = 0xFF
-_UNUSED = (".input_scale", ".k_scale", ".v_scale")
 _MXFP4 = parse_type("mxfp4")
 _RUN = 1 << 22  # bytes of scales that are looked at together
 
@@ -55,8 +60,7 @@ def recognise(tensors: Mapping[str, StoredTensor], config: QuantizationConfig) -
     if not groups:
         return None
     require_untransformed(config)
-    unused = [name for name in tensors if name.endswith(_UNUSED)]
-    return Recognised(groups, unused, KEYS)
+    return Recognised(groups, of_activations(tensors), KEYS)
 
 
 def join(group: Group, config: QuantizationConfig) -> Weights:
@@ -76,7 +80,7 @@ def join(group: Group, config: QuantizationConfig) -> Weights:
         values = values.reshape(stop - start, n_blocks, _BLOCK)
         powers = read_raw(scale, start, stop, n_rows)
         with np.errstate(over="ignore", invalid="ignore"):
-            values *= _powers_of_two()[powers][:, :, None]
+            values *= values_of_codes("F8_E8M0")[powers][:, :, None]
         return values.reshape(stop - start, n_columns)
 
     def read_codes(start: int, stop: int) -> NDArray[np.uint8]:
@@ -140,12 +144,3 @@ def _lacks(weight: StoredTensor, scales: str) -> CheckpointError:
     return CheckpointError(
         f"{shown(weight.file)}: the tensor '{shown(weight.name)}' has no scales '{shown(scales)}'"
     )
-
-
-def _powers_of_two() -> NDArray[np.float32]:
-    """The scale that each byte is."""
-    import numpy as np
-
-    powers = np.ldexp(np.float64(1), np.arange(256) - 127).astype(np.float32)
-    powers[_NAN] = np.nan
-    return powers

@@ -41,7 +41,13 @@ from ggplan.sources.schemes.e2m1 import (
     rows_in,
     values_of,
 )
-from ggplan.sources.schemes.scheme import Group, QuantizationConfig, Recognised, Weights
+from ggplan.sources.schemes.scheme import (
+    Group,
+    QuantizationConfig,
+    Recognised,
+    Weights,
+    of_activations,
+)
 from ggplan.sources.tensors import StoredTensor
 
 if TYPE_CHECKING:
@@ -51,7 +57,6 @@ if TYPE_CHECKING:
 NAME = "NVFP4"
 _GROUP = 16
 _SUPERBLOCK = 64
-_UNUSED = (".input_scale", ".input_global_scale", ".k_scale", ".v_scale", ".output_scale")
 _NVFP4 = parse_type("nvfp4")
 _EXPERT = re.compile(r"\.experts\.\d+\.", re.ASCII)
 _RUN = 1 << 22  # bytes of scales that are looked at together
@@ -64,7 +69,7 @@ def recognise(tensors: Mapping[str, StoredTensor], config: QuantizationConfig) -
         return None
     require_untransformed(config)
     used = {part.name for group in groups for part in group.parts.values()}
-    unused = [name for name in tensors if name.endswith(_UNUSED) and name not in used]
+    unused = [name for name in of_activations(tensors) if name not in used]
     return Recognised(groups, unused, KEYS)
 
 

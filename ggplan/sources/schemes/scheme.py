@@ -14,7 +14,7 @@ checkpoint.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -166,6 +166,18 @@ class Scheme(Protocol):
         CheckpointError
             If a type or shape does not fit.
         """
+
+
+_OF_ACTIVATIONS = (
+    "input_scale", "input_global_scale", "input_zero_point", "input_scale_ub", "activation_scale",
+    "output_scale", "output_zero_point", ".qscale_act", ".q_scale", ".k_scale", ".v_scale", ".k_zero_point",
+    ".v_zero_point",
+)  # fmt: skip
+
+
+def of_activations(tensors: Iterable[str]) -> list[str]:
+    """The names that scales and zero points of activations and of caches have: no weights depend on them."""
+    return [name for name in tensors if name.endswith(_OF_ACTIVATIONS)]
 
 
 # Files with the settings that are otherwise in config.json, and the method that they mean if they name none.

@@ -25,7 +25,13 @@ from ggplan.sources.files import read_array, shown
 from ggplan.sources.schemes.integer_parts import scale_fault
 from ggplan.sources.schemes.integer_weights import weights_of
 from ggplan.sources.schemes.integers import Form, IntegerMatrix
-from ggplan.sources.schemes.scheme import Group, QuantizationConfig, Recognised, Weights
+from ggplan.sources.schemes.scheme import (
+    Group,
+    QuantizationConfig,
+    Recognised,
+    Weights,
+    of_activations,
+)
 from ggplan.sources.tensors import StoredTensor
 
 if TYPE_CHECKING:
@@ -36,7 +42,6 @@ NAME = "W4A16_AWQ of ModelOpt"
 _WEIGHT = ".weight"
 _SCALES = ("F32", "BF16", "F16")
 _BITS = 4
-_UNUSED = (".input_scale", ".k_scale", ".v_scale", ".output_scale")
 _KEYS = frozenset({
     "quant_method", "quant_algo", "kv_cache_quant_algo", "kv_cache_scheme", "group_size", "has_zero_point",
     "pre_quant_scale", "quantized_layers", "exclude_modules", "ignore", "config_groups", "producer",
@@ -67,7 +72,7 @@ def recognise(tensors: Mapping[str, StoredTensor], config: QuantizationConfig) -
         raise CheckpointError(
             f"{config.where}: its 4-bit integers have zero points, which ggplan does not read"
         )
-    return Recognised(groups, [name for name in tensors if name.endswith(_UNUSED)], _KEYS)
+    return Recognised(groups, of_activations(tensors), _KEYS)
 
 
 def join(group: Group, config: QuantizationConfig) -> Weights:
