@@ -16,7 +16,7 @@ from ggplan.model import Model
 from ggplan.planning import Assignment, Fitted, Plan, PlannedTensor, Role, fit, stored_types
 from ggplan.planning.export import SCHEMA as PLAN_SCHEMA
 from ggplan.planning.fitting import with_companions
-from ggplan.planning.layout import file_order
+from ggplan.planning.layout import file_order, written_shape
 from ggplan.planning.roles import roles_in
 from ggplan.text import printable
 
@@ -67,7 +67,7 @@ class Pair:
         """What differs: the type, the shape, or that a side lacks it; "" if nothing does."""
         if self.before is None or self.after is None:
             return "only in B" if self.before is None else "only in A"
-        if self.before.shape != self.after.shape:
+        if written_shape(self.before.shape) != written_shape(self.after.shape):
             return "shape"
         return "type" if self.before.type != self.after.type else ""
 

@@ -38,6 +38,7 @@ from ggplan.errors import CheckpointError
 from ggplan.metadata import Metadata
 from ggplan.model import Model, RowSource, TensorInfo
 from ggplan.planning import Plan, PlannedTensor
+from ggplan.planning.layout import written_shape
 from ggplan.sources.gguf import open_gguf, read_set
 from ggplan.text import printable
 
@@ -209,7 +210,7 @@ def _reusable(
         return trouble
     if there is None or there.stored is None:
         return "not in the earlier file"
-    if there.shape != planned.tensor.shape:
+    if written_shape(there.shape) != written_shape(planned.tensor.shape):
         return "another shape"
     if there.type != planned.type:
         return f"{there.type.name} in the earlier file"

@@ -8,8 +8,9 @@ A GGUF file (version 3; ggml, `docs/gguf.md`) is
     padding to 32
     tensor data, each tensor padded to 32; `offset` counts from the start of this part
 
-so metadata, types and shapes alone determine the whole layout. Trailing dimensions of 1 are left out, as ggml
-does when llama-quantize writes a file (`ggml_n_dims`): a matrix of one row is written with one dimension.
+so metadata, types and shapes alone determine the whole layout. Trailing dimensions of 1 (a matrix of one row)
+are written as llama.cpp writes them: its converter keeps those of the checkpoint, and llama-quantize leaves
+them out (`ggml_n_dims`). Both load alike.
 """
 
 from __future__ import annotations
@@ -50,20 +51,23 @@ def place(sizes: Iterable[int]) -> tuple[list[int], int]:
     return offsets, at
 
 
-def encode_header(metadata: Metadata, tensors: Sequence[TensorEntry]) -> bytes:
-    """The file up to its data part, padding included."""
+def encode_header(metadata: Metadata, tensors: Sequence[TensorEntry], *, whole_shapes: bool = False) -> bytes:
+    """The file up to its data part, padding included.
+
+    `whole_shapes` is whether dimensions of 1 at the end are written.
+    """
     parts = [b"GGUF", struct.pack("<IQQ", VERSION, len(tensors), len(metadata))]
     for key, value in metadata.items():
         parts += [_string(key), value.encode()]
     for name, shape, type_id, offset in tensors:
-        dims = written_shape(shape)[::-1]
+        dims = ((shape or (1,)) if whole_shapes else written_shape(shape))[::-1]
         parts += [_string(name), struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, type_id, offset)]
     header = b"".join(parts)
     return header.ljust(padded(len(header)), b"\0")
 
 
 def written_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape (rows first) that a header has for this one: without leading dimensions of 1."""
+    """The shape (rows first) that llama-quantize writes for this one: without leading dimensions of 1."""
     first = next((k for k, extent in enumerate(shape) if extent != 1), len(shape) - 1)
     return shape[first:] or (1,)
 

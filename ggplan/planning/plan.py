@@ -179,7 +179,8 @@ class Plan:
     def header(self) -> bytes:
         """The output file up to its data part."""
         records = [(t.name, t.tensor.shape, t.type.id, t.offset) for t in self.tensors]
-        return encode_header(self.metadata, records)
+        is_converted = self.model.kind == "hf" and self.recipe is None
+        return encode_header(self.metadata, records, whole_shapes=is_converted)
 
     @property
     def file_bytes(self) -> int:

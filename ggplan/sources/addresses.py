@@ -119,6 +119,13 @@ def _checked(address: str) -> SplitResult:
         _ = parts.port
     except ValueError as error:
         raise CheckpointError(f"{printable(address)} is no web address: {error}") from error
+    if parts.scheme not in ("http", "https"):
+        raise CheckpointError(
+            f"{printable(address)}: addresses that begin with {printable(parts.scheme)}:// are not read",
+            hint="give the path"
+            if parts.scheme == "file"
+            else f"give {_FORM}, https://host/model.gguf, or download it and name the file",
+        )
     if not parts.hostname:
         raise CheckpointError(f"{printable(address)} is no web address: it names no host")
     return parts

@@ -29,6 +29,7 @@ CONNECT_SECONDS = 10.0
 SILENT_SECONDS = 10
 """How long a server may be silent; huggingface_hub's HF_HUB_DOWNLOAD_TIMEOUT sets another time."""
 INSTALL = "pip install 'ggplan[hub]'"
+SET_TOKEN = "set a token: `hf auth login`, or HF_TOKEN=hf_... in the environment"
 
 
 def shown_url(url: str) -> str:
@@ -54,7 +55,7 @@ def client() -> httpx2.Client:
     silence = os.environ.get("HF_HUB_DOWNLOAD_TIMEOUT", "")
     return httpx2.Client(
         timeout=httpx2.Timeout(
-            int(silence) if silence.isdecimal() and int(silence) else SILENT_SECONDS,
+            int(silence) if re.fullmatch(r"0*[1-9]\d{0,6}", silence, re.ASCII) else SILENT_SECONDS,
             connect=CONNECT_SECONDS,
             pool=None,
         ),
@@ -87,7 +88,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     if text:
         try:
             date = email.utils.parsedate_to_datetime(text)
-        except ValueError:
+        except (ValueError, TypeError, IndexError, OverflowError):
             return None
         if date.tzinfo is None:
             date = date.replace(tzinfo=datetime.UTC)
@@ -108,6 +109,14 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
 def is_name_fault(error: BaseException) -> bool:
     """Whether the host's name was not found."""
     return any(isinstance(cause, socket.gaierror) for cause in causes(error))
+
+
+def is_cut(error: BaseException) -> bool:
+    """Whether a connection was made, and then cut."""
+    import httpx2
+
+    kinds = (httpx2.ReadError, httpx2.WriteError, httpx2.CloseError, httpx2.RemoteProtocolError)
+    return isinstance(error, kinds)
 
 
 def certificate_fault(error: BaseException) -> str:

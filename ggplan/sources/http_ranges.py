@@ -9,9 +9,10 @@ Each request says `Range: bytes=FIRST-LAST` (RFC 9110, section 14) and is answer
     another ETag, another commit of a repository                the file has changed: an error
     200 with the whole file                                     an error: the server gives no ranges
 
-Between tries without any progress the waits double, from a quarter of a second to half a minute; after two
-and a half minutes of them the error is raised, and a conversion keeps its work. A server that has never
-answered is given up sooner.
+Between tries without any progress the waits double, from a quarter of a second to half a minute, or to two
+seconds where a connection was cut; whatever came begins them anew. After two and a half minutes the error is
+raised, unless 1 KiB/s came on the whole, and a conversion keeps its work. A server that has never answered is
+given up sooner.
 
 Redirects are followed here and not by the library: a token is sent to the host that it belongs to and to no
 other, and https is never left. Where a redirect led (the hub gives addresses that are valid for an hour) is
@@ -37,10 +38,12 @@ from urllib.parse import urljoin, urlsplit
 
 from ggplan.errors import CheckpointError, NoSuchCheckpointError
 from ggplan.sources.http_client import (
+    SET_TOKEN,
     certificate_fault,
     client,
     etag_of,
     in_words,
+    is_cut,
     is_name_fault,
     origin,
     retry_after,
@@ -51,14 +54,17 @@ from ggplan.text import printable
 if TYPE_CHECKING:
     import httpx2
 
-FIRST_WAIT, LONGEST_WAIT = 0.25, 30.0
+FIRST_WAIT, LONGEST_WAIT, LONGEST_WAIT_OF_CUT = 0.25, 30.0, 2.0
 _TRIES, _FIRST_TRIES, _NAME_TRIES, _LIES = 11, 6, 2, 3
+# Of connections that were made and then cut: where three of four are, some ten in a row are usual.
+CUT_TRIES, FIRST_CUT_TRIES = 40, 20
+_PATIENCE_SECONDS, _LEAST_SPEED = 150.0, 1 << 10
 _LONGEST_RETRY_AFTER = 300.0
 _REDIRECTS = 6
 _SLOW_SECONDS, _SLOW_BYTES = 30.0, 30 << 10
-_PROGRESS = 1 << 16  # bytes that count as progress
 _BLOCK, _KEPT_BLOCKS = 1 << 16, 256  # 16 MiB for all files together
 _RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)", re.ASCII)
+_NUMBER = re.compile(r"\d{1,19}", re.ASCII)
 _HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _AGAIN = (408, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529)
 _CHECK = "check the address"
@@ -68,12 +74,15 @@ _MOVED = (301, 302, 303, 307, 308)
 class _AgainError(Exception):
     """A try that failed, where another may not.
 
-    `after` is the seconds to wait if the server named them; `is_lie` says that the answer itself is wrong.
+    `after` is the seconds to wait if the server named them; `is_lie` says that the answer itself is wrong,
+    `is_cut` that the connection was made and then cut.
     """
 
-    def __init__(self, why: str, *, after: float | None = None, is_lie: bool = False) -> None:
+    def __init__(
+        self, why: str, *, after: float | None = None, is_lie: bool = False, is_cut: bool = False
+    ) -> None:
         super().__init__(why)
-        self.why, self.after, self.is_lie = why, after, is_lie
+        self.why, self.after, self.is_lie, self.is_cut = why, after, is_lie, is_cut
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +119,6 @@ class HttpFile:
     is_changed: bool = False
     etag: str = ""
     _target: str = ""
-    _has_answered: bool = False
 
     @property
     def size(self) -> int:
@@ -165,6 +173,7 @@ class HttpFile:
     def _fill(self, offset: int, target: memoryview, *, may_end: bool = False) -> int:
         """Fill `target`, or with `may_end` up to the end of the file; returns the bytes that came."""
         done, tries, lies = 0, 0, 0
+        deadline = time.monotonic() + _PATIENCE_SECONDS
         while done < len(target):
             before = done
             try:
@@ -177,17 +186,24 @@ class HttpFile:
                     raise _AgainError("nothing came")
             except _AgainError as error:
                 _check_stop(self.title)
-                tries = 1 if done - before >= _PROGRESS else tries + 1
                 if error.is_lie:  # what came before it was noticed is not trusted either
                     done = before
+                tries = 1 if done > before else tries + 1
                 lies = lies + 1 if error.is_lie else 0
-                patience = _TRIES
-                if not self._has_answered:
-                    patience = _NAME_TRIES if is_name_fault(error) else _FIRST_TRIES
-                if tries >= patience or lies >= _LIES:
+                is_late = time.monotonic() > deadline + done / _LEAST_SPEED
+                if tries >= self._patience(error) or lies >= _LIES or is_late:
                     raise self._given_up(error, tries) from error.__cause__
-                wait_before(tries, error.after, self.title)
+                wait_before(tries, error.after, self.title, is_cut=error.is_cut)
+                deadline += error.after or 0.0
         return done
+
+    def _patience(self, error: _AgainError) -> int:
+        """The tries in a row without progress after which the error is raised."""
+        if origin(self.url) in _answered:
+            return CUT_TRIES if error.is_cut else _TRIES
+        if error.is_cut:
+            return FIRST_CUT_TRIES
+        return _NAME_TRIES if is_name_fault(error) else _FIRST_TRIES
 
     def _given_up(self, error: _AgainError, tries: int) -> CheckpointError:
         many = f" ({tries} tries in a row)" if tries > 1 else ""
@@ -207,7 +223,7 @@ class HttpFile:
         try:
             with closing(self._answer(offset, n_bytes)) as response:
                 n_sent = self._check_answer(response, offset, n_bytes)
-                self._has_answered = True
+                _answered.add(origin(self.url))
                 if n_sent:
                     yield from self._body(response, n_sent)
         except httpx2.TimeoutException as error:
@@ -219,9 +235,14 @@ class HttpFile:
                     hint="check the date of this machine; behind a company's proxy, name its certificates in "
                     "SSL_CERT_FILE",
                 ) from error
-            raise _AgainError(in_words(error)) from error
+            raise _AgainError(in_words(error), is_cut=is_cut(error)) from error
         except (httpx2.InvalidURL, httpx2.DecodingError) as error:
             raise CheckpointError(f"{self.title}: {printable(str(error))}") from error
+        except ValueError as error:  # of the library, such as for a number of thousands of digits
+            raise CheckpointError(
+                f"{self.title}: the server's answer is no right HTTP: {printable(str(error))[:120]}",
+                hint=_CHECK,
+            ) from error
 
     def _body(self, response: httpx2.Response, n_bytes: int) -> Iterator[bytes]:
         came, started, stop = 0, time.monotonic(), stop_of_this_thread()
@@ -237,7 +258,7 @@ class HttpFile:
                     raise _AgainError("the server sends less than 1 KiB a second")
                 started, came, n_bytes = time.monotonic(), 0, n_bytes - came
         if came < n_bytes:
-            raise _AgainError("the connection was cut")
+            raise _AgainError("the connection was cut", is_cut=True)
 
     def _answer(self, offset: int, n_bytes: int) -> httpx2.Response:
         """The answer of the last of the servers that the address leads to."""
@@ -299,8 +320,8 @@ class HttpFile:
         if self.expected.hash and _HASH.fullmatch(hash_) and hash_ != self.expected.hash:
             raise self._changed("its hash is not the one that the repository lists")
         size = response.headers.get("X-Linked-Size", "")
-        if size.isdecimal() and self.known_size >= 0 and int(size) != self.known_size:
-            raise self._changed(f"it has {int(size):,} bytes, the repository lists {self.known_size:,}")
+        if size.isdecimal() and self.known_size >= 0 and size.lstrip("0") != str(self.known_size).lstrip("0"):
+            raise self._changed(f"it has {size[:20]} bytes, the repository lists {self.known_size:,}")
 
     def _check_answer(self, response: httpx2.Response, offset: int, n_bytes: int) -> int:
         """The bytes that the body must have."""
@@ -358,7 +379,7 @@ class HttpFile:
     def _whole(self, headers: Mapping[str, str], offset: int, n_bytes: int) -> int:
         """The answer without ranges: right if the whole file was asked for."""
         length = headers.get("Content-Length", "")
-        if length.isdecimal() and offset == 0 and int(length) <= n_bytes:
+        if _NUMBER.fullmatch(length) and offset == 0 and int(length) <= n_bytes:
             self._check_size(int(length))
             return int(length)
         raise CheckpointError(
@@ -373,12 +394,16 @@ class HttpFile:
         )
 
     def _refused(self, status: int) -> CheckpointError:
-        if status in (401, 403):
+        if status in (401, 403) and self.expected is None:
             return CheckpointError(
                 f"{self.title}: the server refuses it ({status})",
-                hint="ask for access on the model's page, then `hf auth login`"
-                if self.expected is not None
-                else "give an address that this machine may read, or download the file and name that",
+                hint="give an address that this machine may read, or download the file and name that",
+            )
+        if status in (401, 403):
+            return CheckpointError(
+                f"{self.title}: the hub refuses it ({status}), "
+                + ("with the token that is set" if self.headers else "and no token is set"),
+                hint=f"ask for access on the model's page, then {SET_TOKEN}",
             )
         if status in (404, 410):
             return NoSuchCheckpointError(
@@ -408,9 +433,11 @@ class _Blocks:
 
 
 _blocks = _Blocks()
+_answered: set[tuple[str, str, int]] = set()
+"""The servers that have answered this process as they should."""
 
 
-def wait_before(tries: int, after: float | None, title: str) -> None:
+def wait_before(tries: int, after: float | None, title: str, *, is_cut: bool = False) -> None:
     """Wait before another try: the longer the more there were, and at least `after` seconds.
 
     Raises
@@ -418,7 +445,8 @@ def wait_before(tries: int, after: float | None, title: str) -> None:
     CheckpointError
         If the server wants to be left alone for long, or the reads of this thread are to stop.
     """
-    wait = min(LONGEST_WAIT, FIRST_WAIT * 2 ** (tries - 1))
+    longest = min(LONGEST_WAIT, LONGEST_WAIT_OF_CUT) if is_cut else LONGEST_WAIT
+    wait = min(longest, FIRST_WAIT * 2 ** (tries - 1))
     wait *= 0.75 + random.random() / 2  # many threads do not ask again in the same moment
     if after is not None:
         if after > _LONGEST_RETRY_AFTER:

@@ -30,13 +30,15 @@ from typing import TYPE_CHECKING, NoReturn
 from ggplan.errors import CheckpointError, NoSuchCheckpointError
 from ggplan.sources.http_client import (
     INSTALL,
+    SET_TOKEN,
     certificate_fault,
     in_words,
+    is_cut,
     is_name_fault,
     require_client,
     retry_after,
 )
-from ggplan.sources.http_ranges import Expected, HttpFile, wait_before
+from ggplan.sources.http_ranges import FIRST_CUT_TRIES, Expected, HttpFile, wait_before
 from ggplan.sources.remote import RemotePath, each
 from ggplan.text import nearest, printable
 from ggplan.version import __version__
@@ -51,7 +53,7 @@ SMALL_BYTES = 256 << 20
 """The largest file that is fetched whole."""
 _WEIGHTS = (".safetensors", ".gguf", ".bin", ".pt", ".pth")  # never fetched whole, however small
 _FILE_LIMIT = 200_000
-_TRIES, _FETCH_TRIES = 5, 3
+_TRIES, _FETCH_TRIES = 5, 3  # where the connection is not made, or the hub is busy
 _FETCHED_FIRST = (
     "config.json", "generation_config.json", "model.safetensors.index.json", "tokenizer.json",
     "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "README.md",
@@ -163,13 +165,13 @@ class Repository:
 
     def ranges_of(self, file: HubFile) -> HttpFile:
         """What reads ranges of a file."""
-        from huggingface_hub import constants, get_token, hf_hub_url
+        from huggingface_hub import constants, hf_hub_url
 
         require_client()
         if constants.HF_HUB_OFFLINE:
             raise _offline(self.shown(file.name), self.name)
         url = hf_hub_url(self.name, file.name, revision=self.commit, endpoint=constants.ENDPOINT)
-        token = None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
+        token = _token()
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         title = printable(self.shown(file.name))
         return HttpFile(url, title, file.size, headers, Expected(self.commit, file.hash))
@@ -258,6 +260,13 @@ def open_repository(name: str, revision: str = "") -> Repository:
     return repository
 
 
+def _token() -> str | None:
+    """The token that is set, if it may be used."""
+    from huggingface_hub import constants, get_token
+
+    return None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
+
+
 def address_of(name: str, revision: str) -> str:
     """`hf://org/name`, and `@revision` where one is asked for."""
     return f"hf://{name}" + (f"@{revision}" if revision else "")
@@ -328,7 +337,7 @@ def _asking(
     import httpx2
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-    for tries in range(1, n_tries + 1):
+    for tries in range(1, FIRST_CUT_TRIES + 1):
         try:
             with _quiet:
                 return ask()
@@ -336,16 +345,18 @@ def _asking(
             raise
         except HfHubHTTPError as error:
             status = error.response.status_code if error.response is not None else 0
-            if tries == n_tries or not (status in (408, 425, 429) or status >= 500):
+            if tries >= n_tries or not (status in (408, 425, 429) or status >= 500):
                 _explain(error, where, name, revision)
             wait_before(tries, retry_after(error.response.headers), where)
         except (httpx2.TransportError, OSError, RuntimeError) as error:
             # A RuntimeError is of a client that another thread has closed, as huggingface_hub does at faults.
             # A host that is not known, or whose certificate is not valid, is so a second later too.
             hopeless = certificate_fault(error) or (is_name_fault(error) and tries > 1)
-            if tries == n_tries or hopeless or isinstance(error, OfflineModeIsEnabled):
+            was_cut = is_cut(error)
+            last = FIRST_CUT_TRIES if was_cut else n_tries
+            if tries >= last or hopeless or isinstance(error, OfflineModeIsEnabled):
                 _explain(error, where, name, revision)
-            wait_before(tries, None, where)
+            wait_before(tries, None, where, is_cut=was_cut)
         except UnicodeEncodeError as error:
             raise CheckpointError(
                 f"{printable(where)}: the token is none: it has letters that are not ASCII",
@@ -364,10 +375,12 @@ def _explain(error: Exception, where: str, name: str, revision: str) -> NoReturn
     from huggingface_hub import errors
 
     where = printable(where)
+    is_known = _token() is not None
     if isinstance(error, errors.GatedRepoError):
         raise CheckpointError(
-            f"{where} is gated: its owner gives access on request",
-            hint=f"ask for it at {page_of(name)}, then `hf auth login` (or set HF_TOKEN)",
+            f"{where} is gated: its owner gives access on request, "
+            + ("and the token that is set has none" if is_known else "and no token is set"),
+            hint=f"ask for it at {page_of(name)}, then {SET_TOKEN}",
         ) from error
     if isinstance(error, errors.RevisionNotFoundError):
         raise NoSuchCheckpointError(
@@ -376,16 +389,23 @@ def _explain(error: Exception, where: str, name: str, revision: str) -> NoReturn
         ) from error
     if isinstance(error, errors.RepositoryNotFoundError):
         raise NoSuchCheckpointError(
-            f"{where}: the hub has no such repository, or it is private",
-            hint="check the name; for a private one `hf auth login` (or set HF_TOKEN)",
+            f"{where}: the hub has no such repository, or it is private, "
+            + ("and the token that is set may not read it" if is_known else "and no token is set"),
+            hint=f"check the name; for a private one {SET_TOKEN}",
         ) from error
     if isinstance(error, errors.OfflineModeIsEnabled):
         raise _offline(where, name) from error
     if isinstance(error, errors.HfHubHTTPError):
         status = error.response.status_code if error.response is not None else 0
+        if status == 401:
+            raise CheckpointError(
+                f"{where}: the hub does not accept the token that is set (401)"
+                if is_known
+                else f"{where}: the hub wants a token (401), and no token is set",
+                hint=SET_TOKEN,
+            ) from error
         hint = {
-            401: "the token is not valid: `hf auth login` (or set HF_TOKEN)",
-            403: f"ask for access at {page_of(name)}, then `hf auth login` (or set HF_TOKEN)",
+            403: f"ask for access at {page_of(name)}, then {SET_TOKEN}",
             404: "check the name and the revision",
             429: "too many requests: try again later, or `hf auth login` for a higher limit",
         }.get(status, "try again later")

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import fnmatch
 import os
+import re
 import sys
 import threading
 from collections.abc import Callable, Generator, Sequence
@@ -32,7 +33,7 @@ PARALLEL_READS = 16
 """Ranges that are asked for at once. The threads that wait for them are the read-ahead: with a megabyte or
 two each, a round trip of 50 ms is hidden on lines of up to some gigabits."""
 
-_SCHEMES = ("hf://", "http://", "https://")
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE | re.ASCII)
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
@@ -86,8 +87,8 @@ class Place(Protocol):
 
 
 def is_address(name: object) -> bool:
-    """Whether a name on the command line is an address: `hf://...`, `https://...`, `http://...`."""
-    return isinstance(name, str) and name.lower().startswith(_SCHEMES)
+    """Whether a name on the command line is an address: `hf://...`, `https://...`, or of what is not read."""
+    return isinstance(name, str) and _SCHEME.match(name) is not None
 
 
 class RemotePath(_Base):

@@ -190,10 +190,20 @@ def test_the_text_parts_own_class_is_taken(tmp_path: Path) -> None:
     assert own == {k: v for k, v in whole.metadata.items() if k != "general.name"}
 
 
-def test_experts_of_qwen3_vl_in_either_order(tmp_path: Path) -> None:
-    """Published transposed, saved by transformers 5 as in other models."""
-    published = opened(tmp_path / "published", "qwen3vlmoe")
-    folder = write_case(tmp_path / "saved", read_case("qwen3vlmoe"))
+@pytest.mark.parametrize("columns", [48, 64, 32])
+def test_experts_of_qwen3_vl_in_either_order(tmp_path: Path, columns: int) -> None:
+    """Published transposed, saved by transformers 5 as in other models; also where a matrix is square."""
+    spec = read_case("qwen3vlmoe")
+    text = spec["config"]["text_config"]
+    width = text["hidden_size"]
+    text["moe_intermediate_size"] = columns
+    for tensors in spec["shards"].values():
+        for name, entry in tensors.items():
+            if ".mlp.experts." in name:
+                n = entry[1][0]
+                entry[1] = [n, width, 2 * columns] if "gate_up" in name else [n, columns, width]
+    published = to_gguf(open_checkpoint(write_case(tmp_path / "published", spec)), pre="glm4")
+    folder = write_case(tmp_path / "saved", spec)
     path = folder / "model.safetensors"
     raw = path.read_bytes()
     n_header = int.from_bytes(raw[:8], "little")
@@ -214,6 +224,22 @@ def test_experts_of_qwen3_vl_in_either_order(tmp_path: Path) -> None:
         np.testing.assert_array_equal(
             ours.rows.read_float32(0, ours.n_rows), theirs.rows.read_float32(0, theirs.n_rows)
         )
+
+
+@pytest.mark.parametrize(
+    ("case", "size"), [("qwen3moe", 32), ("qwen3vlmoe", 32), ("dots1", 64), ("qwen2moe", 48)]
+)
+def test_a_size_of_shared_experts_is_a_key_of_all_kin_of_qwen2moe(
+    tmp_path: Path, case: str, size: int
+) -> None:
+    spec = read_case(case)
+    values = spec["config"].get("text_config", spec["config"])
+    values["shared_expert_intermediate_size"] = size
+    model = to_gguf(open_checkpoint(write_case(tmp_path, spec)), pre="glm4")
+    key = f"{model.architecture}.expert_shared_feed_forward_length"
+    assert model.metadata[key].decode() == size
+    keys = list(model.metadata)
+    assert keys.index(key) == keys.index(f"{model.architecture}.expert_feed_forward_length") + 1
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,10 @@ from tokenizer_variants import BASE, VARIANTS
 
 from ggplan.arch import to_gguf
 from ggplan.ggml_types import BF16, F32
+from ggplan.planning import make_plan
+from ggplan.planning.layout import written_shape
 from ggplan.quants.floats import widened
+from ggplan.sources.gguf import open_gguf
 from ggplan.sources.huggingface import open_checkpoint
 
 
@@ -25,6 +28,14 @@ def test_models_are_what_llama_cpp_makes_of_them(tmp_path: Path, case: str) -> N
     assert golden_keys(model) == golden["keys"]
     assert list(golden_keys(model)) == list(golden["keys"])
     assert golden_tensors(model) == golden["tensors"]
+    # Written without a recipe, with its dimensions of 1; with one, as llama-quantize writes it.
+    for recipe, is_whole in ((None, True), ("Q8_0", False)):
+        (header := tmp_path / "header.gguf").write_bytes(make_plan(model, recipe).header)
+        shapes = {t.name: t.shape for t in open_gguf(header, header_only=True)}
+        assert shapes == {
+            name: tuple(shape) if is_whole else written_shape(tuple(shape))
+            for name, _, shape, _ in golden["tensors"]
+        }
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -13,6 +13,7 @@ from tokenizer_variants import BASE, VARIANTS
 import ggplan
 from ggplan.arch import to_gguf
 from ggplan.model import Model
+from ggplan.planning import make_plan
 from ggplan.sources.gguf import open_gguf
 from ggplan.sources.huggingface import open_checkpoint
 
@@ -81,6 +82,13 @@ def assert_same_keys(ours: Model, theirs: Model) -> None:
     assert ours.architecture == theirs.architecture
 
 
+def assert_same_infos(ours: Model, theirs: Model, header: Path) -> None:
+    """The infos of tensors as they are written: names, types, and every dimension, even one of 1."""
+    header.write_bytes(make_plan(ours).header)
+    written = open_gguf(header, header_only=True)
+    assert {t.name: (t.shape, t.type) for t in written} == {t.name: (t.shape, t.type) for t in theirs}
+
+
 def assert_same_tensors(ours: Model, theirs: Model) -> None:
     assert [(t.name, t.shape, t.type) for t in ours.tensors] == [
         (t.name, t.shape, t.type) for t in theirs.tensors
@@ -90,10 +98,11 @@ def assert_same_tensors(ours: Model, theirs: Model) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_models_equal_the_converters(converted: Callable, case: str) -> None:
+def test_models_equal_the_converters(converted: Callable, tmp_path: Path, case: str) -> None:
     ours, theirs = converted(case)
     assert_same_keys(ours, theirs)
     assert_same_tensors(ours, theirs)
+    assert_same_infos(ours, theirs, tmp_path / "header.gguf")
 
 
 @pytest.mark.parametrize("case", TOKENIZERS)

@@ -157,7 +157,20 @@ LASTING = {
     "416": (status(416), "has no bytes from 200,000 on"),
     "418": (status(418), "answers 418"),
     "always 500": (status(500), r"answers 500 \(11 tries in a row\)"),
-    "always cut": (cut_at_once, r"the connection was cut|failed.*\(11 tries in a row\)"),
+    "always cut": (cut_at_once, r"the connection was cut|failed.*\(40 tries in a row\)"),
+    "a length of 5,000 digits": (
+        answer_of(b"", Content_Length="9" * 5000),
+        "no right HTTP|the connection failed",
+    ),
+    "a whole file of 5,000 digits": (
+        lambda handler, *_: handler.answer(200, DATA, {"Content-Length": "9" * 5000}) or True,
+        "no right HTTP|the connection failed",
+    ),
+    "a size of 5,000 digits": (
+        answer_of(b"", Content_Range="bytes {first}-{last}/" + "9" * 5000),
+        "does not say which bytes",
+    ),
+    "in 5,000 digits of seconds": (status(429, Retry_After="9" * 5000), "wants to be asked again in"),
     "in an hour": (status(429, Retry_After="3600"), "asked again in 3,600 seconds"),
     "in circles": (status(302, Location="/data.bin"), "redirects in circles"),
     "to a file": (status(302, Location="file:///etc/passwd"), "redirects to what is no web address"),
@@ -174,6 +187,64 @@ def test_faults_that_last(hub: Hub, name: str) -> None:
     assert str(path) in caught.value.message
     assert caught.value.hint
     assert "\n" not in str(caught.value)
+
+
+class Waits(threading.Event):
+    """An event that is waited for in no time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds: list[float] = []
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.seconds.append(timeout or 0.0)
+        return False
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> Iterator[Waits]:
+    """The waits as they are for a user."""
+    monkeypatch.setattr(http_ranges, "FIRST_WAIT", 0.25)
+    monkeypatch.setattr(http_ranges, "LONGEST_WAIT", 30.0)
+    stop_reads_at(found := Waits())
+    yield found
+    stop_reads_at(threading.Event())
+
+
+@pytest.mark.parametrize("n_sent", [0, 1000])
+def test_a_line_that_cuts_three_of_four_requests(hub: Hub, waits: Waits, n_sent: int) -> None:
+    """What came between two cuts begins the waits anew, and a cut is not waited for long."""
+    dice = random.Random(4)
+
+    def fault(handler: Handler, first: int, last: int, size: int) -> bool:
+        if dice.random() < 0.25:
+            return False
+        if n_sent:
+            part_of(handler, first, last, size, n_sent)
+        handler.cut()
+        return True
+
+    path = opened(hub)
+    hub.fault = fault
+    for at in range(0, 252_000, 4000):
+        assert read_at(path, at, 4000) == DATA[at : at + 4000]
+    assert 0 < sum(waits.seconds) < 30
+
+
+def test_a_line_that_gives_a_byte_at_a_time_is_given_up(
+    hub: Hub, waits: Waits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fault(handler: Handler, first: int, last: int, size: int) -> bool:
+        time.sleep(0.005)
+        part_of(handler, first, last, size, 1)
+        handler.cut()
+        return True
+
+    path = opened(hub)
+    hub.fault = fault
+    monkeypatch.setattr(http_ranges, "_PATIENCE_SECONDS", 0.5)
+    with pytest.raises(CheckpointError, match="was cut|peer closed"):
+        read_at(path, 200_000, 300_000)
 
 
 def test_a_file_that_changed_is_known_to_have_changed(hub: Hub) -> None:

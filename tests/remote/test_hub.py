@@ -16,8 +16,10 @@ from served_model import DEMO, write_sharded
 import ggplan
 from ggplan.errors import CheckpointError, NoSuchCheckpointError
 from ggplan.sources.addresses import open_address
+from ggplan.sources.files import read_at
 
 Use = Callable[[Hub], Hub]
+INVALID = "Invalid credentials in Authorization header"
 SECRET = "hf_secretsecretsecret"
 
 
@@ -142,13 +144,49 @@ def test_a_token_goes_to_the_hub_alone(hub: Hub, folder: Path, monkeypatch: pyte
     assert "X-Amz" not in done.stdout + done.stderr
 
 
+def unauthorized(handler: Handler) -> bool:
+    """As the hub answers a token that is not valid."""
+    handler.answer(401, b'{"error":"Invalid username or password."}', {"X-Error-Message": INVALID})
+    return True
+
+
+def test_a_token_that_the_hub_does_not_accept(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", SECRET)
+    hub.api_fault = unauthorized
+    first, second = run("plan", "hf://org/name").stderr.splitlines()
+    assert "the hub does not accept the token that is set (401)" in first
+    assert "hf auth login" in second
+    hub.api_fault, hub.token = None, "another"
+    (first, _) = run("plan", "hf://org/name").stderr.splitlines()
+    assert "and the token that is set may not read it" in first
+    assert SECRET not in first
+
+
+def test_weights_that_the_hub_refuses_say_whether_a_token_is_set(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for token, told in ((None, "and no token is set"), (SECRET, "with the token that is set")):
+        if token:
+            monkeypatch.setenv("HF_TOKEN", token)
+        hub.token = ""
+        repository = open_address("hf://org/name")
+        hub.token = "another"
+        shard = next(path for path in repository.iterdir() if path.suffix == ".safetensors")
+        with pytest.raises(CheckpointError, match=rf"refuses it \(401\), {told}") as caught:
+            read_at(shard, 0, 8)
+        assert "HF_TOKEN=hf_" in caught.value.hint
+
+
 @pytest.mark.parametrize(
     ("address", "state", "message", "hint"),
     [
         ("hf://org/other", {}, "no such repository, or it is private", "hf auth login"),
         ("hf://org/name@v9", {}, "hf://org/name has no revision v9", "without @"),
-        ("hf://org/name", {"token": "t"}, "no such repository, or it is private", "hf auth login"),
-        ("hf://org/name", {"token": "t", "gated": True}, "is gated", "hf auth login"),
+        ("hf://org/name", {"token": "t"}, "it is private, and no token is set", "HF_TOKEN=hf_"),
+        ("hf://org/name", {"token": "t", "gated": True}, "and no token is set", "HF_TOKEN=hf_"),
+        ("hf://org/name", {"api_fault": unauthorized}, "no token is set", "HF_TOKEN=hf_"),
+        ("ftp://x", {}, "ftp://x: addresses that begin with ftp:// are not read", "hf://org/name"),
+        ("file:///tmp/x.gguf", {}, "begin with file:// are not read", "give the path"),
         ("hf://org/name/none.gguf", {}, "hf://org/name has no file none.gguf", "files are at"),
     ],
 )

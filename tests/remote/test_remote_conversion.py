@@ -115,7 +115,7 @@ def unfinished(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
         return True
 
     hub.fault = away
-    with pytest.raises(CheckpointError, match=r"\(11 tries in a row\)") as caught:
+    with pytest.raises(CheckpointError, match=r"\(40 tries in a row\)") as caught:
         ggplan.convert(plan_of_hub(), output, ConvertOptions(threads=1))
     assert "the same command continues from there" in caught.value.hint
     assert not output.exists()

@@ -45,6 +45,8 @@ def _write_keys(keys: Keys, config: Config) -> None:
         config = replace(config, values={**config.values, "scoring_func": "sigmoid"})
     text_keys(keys, config)
     keys.count("expert_feed_forward_length", config.count("moe_intermediate_size"))
+    shared = config.optional_count("shared_expert_intermediate_size", least=0)
+    keys.count("expert_shared_feed_forward_length", shared)
     keys.count("leading_dense_block_count", config.count("first_k_dense_replace", least=0))
     keys.count("expert_shared_count", config.count("n_shared_experts", least=0))
     keys.number("expert_weights_scale", config.optional_number("routed_scaling_factor"))

@@ -37,7 +37,9 @@ def _table(config: Config, names: Collection[str]) -> Table:
 def _write_keys(keys: Keys, config: Config) -> None:
     text_keys(keys, config)
     keys.count("expert_feed_forward_length", config.optional_count("moe_intermediate_size"))
-    keys.count("expert_shared_feed_forward_length", config.optional_count("shared_expert_intermediate_size"))
+    keys.count(
+        "expert_shared_feed_forward_length", config.optional_count("shared_expert_intermediate_size", least=0)
+    )
 
 
 CLASSES = {

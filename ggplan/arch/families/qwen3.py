@@ -54,6 +54,10 @@ def _common(layout: Layout) -> list[TensorSpec]:
 def _write_moe_keys(keys: Keys, config: Config) -> None:
     text_keys(keys, config)
     keys.count("expert_feed_forward_length", config.count("moe_intermediate_size"))
+    # Some configs have a size of shared experts, which the model has not.
+    keys.count(
+        "expert_shared_feed_forward_length", config.optional_count("shared_expert_intermediate_size", least=0)
+    )
 
 
 _DEFAULTS = {"max_position_embeddings": 32768, "rms_norm_eps": 1e-6, "rope_theta": 10000.0}

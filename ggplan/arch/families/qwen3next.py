@@ -176,7 +176,9 @@ def write_keys(keys: Keys, config: Config) -> None:
     n_next = n_next_tokens(config)
     text_keys(keys, config, n_blocks=config.count("num_hidden_layers") + n_next)
     keys.count("expert_feed_forward_length", config.optional_count("moe_intermediate_size"))
-    keys.count("expert_shared_feed_forward_length", config.optional_count("shared_expert_intermediate_size"))
+    keys.count(
+        "expert_shared_feed_forward_length", config.optional_count("shared_expert_intermediate_size", least=0)
+    )
     keys.count("nextn_predict_layers", n_next or None)
     n_k, n_v, of_k, of_v = linear_heads(config)
     keys.count("ssm.conv_kernel", config.count("linear_conv_kernel_dim"))

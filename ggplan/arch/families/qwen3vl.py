@@ -3,7 +3,7 @@
 As Qwen3, with M-RoPE and the number of layers that take features of the image. The experts of a layer are
 one tensor, published transposed: `gate_up_proj` (experts, width, 2 n), gate first, and `down_proj`
 (experts, n, width). transformers 5 saves them as they are in other models. The converter transposes those
-too, which llama.cpp cannot load; here the shape of `down_proj` tells.
+too, which llama.cpp cannot load; here the shapes tell, one of them alone where width is n or 2 n.
 
 `Qwen3VLTextModel` and `Qwen3VLMoeTextModel` in `conversion/qwen3vl.py` of llama.cpp b11434.
 """
@@ -34,10 +34,22 @@ def _dense(config: Config, names: Collection[str]) -> Table:
 def _moe(config: Config, shapes: Mapping[str, tuple[int, ...]]) -> Table:
     require_experts_everywhere(config, "qwen3vlmoe")
     layout = Layout("qwen3vlmoe", config)
-    transposed = (layout.sizes["X"], config.count("moe_intermediate_size"), config.count("hidden_size"))
-    is_transposed = any(
-        ".mlp.experts.down_proj" in name and shape == transposed for name, shape in shapes.items()
+    n, columns, width = (
+        layout.sizes["X"],
+        config.count("moe_intermediate_size"),
+        config.count("hidden_size"),
     )
+    transposed = {
+        ".mlp.experts.down_proj": (n, columns, width),
+        ".mlp.experts.gate_up_proj": (n, width, 2 * columns),
+    }
+    found = [
+        shape == expected
+        for name, shape in shapes.items()
+        for part, expected in transposed.items()
+        if part in name
+    ]
+    is_transposed = bool(found) and all(found)
     experts = _transposed_experts(layout, config, shapes) if is_transposed else layout.experts(shapes)
     return Table(
         [*_common(layout), *layout.layer("mlp.gate"), *experts],
@@ -86,6 +98,9 @@ def _write_keys(keys: Keys, config: Config) -> None:
 def _write_moe_keys(keys: Keys, config: Config) -> None:
     text_keys(keys, config)
     keys.count("expert_feed_forward_length", config.count("moe_intermediate_size"))
+    keys.count(
+        "expert_shared_feed_forward_length", config.optional_count("shared_expert_intermediate_size", least=0)
+    )
     _write_stack(keys, config)
 
 

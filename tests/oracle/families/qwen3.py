@@ -19,6 +19,12 @@ def qwen3moe(folder: Path) -> None:
     hub_style(folder, 1000000)
 
 
+def qwen3moe_shared(folder: Path) -> None:
+    """With the size of a shared expert that it has not."""
+    config = tf.Qwen3MoeConfig(**SIZES, **MOE, num_experts=4, head_dim=32, shared_expert_intermediate_size=32)
+    save(folder, config)
+
+
 def qwen3moe_fused(folder: Path) -> None:
     """Experts as one tensor, the way transformers 5 keeps them in memory and some finetunes save them."""
     save(folder, tf.Qwen3MoeConfig(**SIZES, **MOE, num_experts=4, head_dim=32))

@@ -32,12 +32,17 @@ def qwen3vl(folder: Path) -> None:
     list_tokens(folder)
 
 
-def qwen3vlmoe(folder: Path) -> None:
+def qwen3vlmoe_square(folder: Path) -> None:
+    """Experts as wide as the model."""
+    qwen3vlmoe(folder, 64)
+
+
+def qwen3vlmoe(folder: Path, columns: int = 48) -> None:
     """Experts transposed, as they are published."""
     text = {
         **SIZES,
         **MOE,
-        "moe_intermediate_size": 48,
+        "moe_intermediate_size": columns,
         "num_experts": 4,
         "head_dim": 32,
         "rope_parameters": _ROPE,
