@@ -38,8 +38,8 @@ RATES: Mapping[str, float] = {
     "f16": 14.0e9, "bf16": 14.0e9, "f32": 14.0e9, "q8_0": 13.2e9, "q6_K": 11.6e9, "q5_K": 9.5e9,
     "q4_K": 11.8e9, "q4_0": 9.8e9, "q3_K": 6.8e9, "q2_K": 7.5e9, "iq4_xs": 6.5e9, "iq4_nl": 6.8e9,
 }  # fmt: skip
-# Of types that nobody timed a core decodes as many weights as of iq4_xs where they have a codebook, else as of
-# q4_0.
+# Of types that nobody timed, a core decodes as many weights as of iq4_xs where they have a codebook, else as
+# of q4_0.
 _SPELLED = {t.name.lower(): t.name for t in TYPES}
 _BITS = {t.name: t.bits_per_weight for t in TYPES}
 
