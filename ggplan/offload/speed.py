@@ -95,10 +95,11 @@ class Factors:
 FITTED = Factors()
 
 # Of ten reports of machines that were not fitted on, one is slower and one faster than this.
-_SPREAD = (0.77, 1.30)
-_PROMPT_SPREAD = (0.60, 1.65)
-_CALIBRATED_SPREAD = (0.84, 1.16)
-_CALIBRATED_PROMPT_SPREAD = (0.75, 1.33)
+_SPREAD = (0.71, 1.28)
+_PROMPT_SPREAD = (0.62, 1.47)
+# The same of reports whose machine another report calibrates; of prompts there are too few to tell.
+_CALIBRATED_SPREAD = (0.79, 1.25)
+_CALIBRATED_PROMPT_SPREAD = (0.70, 1.35)
 # What a log of another model says is mostly of that model and its build. On reports of the same machine, this
 # much of the logarithm holds for the other model too; and what is further off than machines differ is of
 # something else (NUMA, a disk, a kernel that a build lacks).
