@@ -56,6 +56,7 @@ _COMMANDS = {
     "diff": "ggplan.cli.diff:diff_command",
     "fit": "ggplan.cli.fit:fit_command",
     "inspect": "ggplan.cli.inspect:inspect_command",
+    "machine": "ggplan.cli.machine:machine_command",
     "measure": "ggplan.cli.measure:measure_command",
     "plan": "ggplan.cli.plan:plan_command",
     "reproduce": "ggplan.cli.reproduce:reproduce_command",

@@ -141,7 +141,9 @@ def _add(found: _Found, gpu: Gpu, known: Gpu | None, source: str, pcie_source: s
         if known.flops is not None:
             found.sources[f"{at} flops"] = "table of cards"
     else:
-        found.notes.append(f"{gpu.name or 'the GPU'} is not in the table of cards: its bandwidth is not known")
+        found.notes.append(
+            f"{gpu.name or 'the GPU'} is not in the table of cards: its bandwidth is not known"
+        )
     found.gpus.append(gpu)
 
 
@@ -201,7 +203,9 @@ def _in_order(found: _Found, environment: Mapping[str, str]) -> tuple[Gpu, ...]:
 
 def _ram(found: _Found, root: Path) -> tuple[int | None, int | None]:
     """All RAM and what is free of it."""
-    facts = dict(re.findall(r"^(MemTotal|MemAvailable):\s+(\d{1,15}) kB$", _text(root / "proc/meminfo"), re.M))
+    facts = dict(
+        re.findall(r"^(MemTotal|MemAvailable):\s+(\d{1,15}) kB$", _text(root / "proc/meminfo"), re.M)
+    )
     total = int(facts["MemTotal"]) << 10 if "MemTotal" in facts else None
     free = int(facts["MemAvailable"]) << 10 if "MemAvailable" in facts else None
     source = "/proc/meminfo"

@@ -121,7 +121,9 @@ def _bandwidth(cores: int, free: int) -> float:
     causes = [e for e in failures if not isinstance(e, threading.BrokenBarrierError)]
     if causes:
         raise causes[0]
-    seconds = min(max(end for _, end in one) - min(begin for begin, _ in one) for one in zip(*passes, strict=True))
+    seconds = min(
+        max(end for _, end in one) - min(begin for begin, _ in one) for one in zip(*passes, strict=True)
+    )
     return cores * size / seconds
 
 

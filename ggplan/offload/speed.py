@@ -38,9 +38,8 @@ RATES: Mapping[str, float] = {
     "f16": 14.0e9, "bf16": 14.0e9, "f32": 14.0e9, "q8_0": 13.2e9, "q6_K": 11.6e9, "q5_K": 9.5e9,
     "q4_K": 11.8e9, "q4_0": 9.8e9, "q3_K": 6.8e9, "q2_K": 7.5e9, "iq4_xs": 6.5e9, "iq4_nl": 6.8e9,
 }  # fmt: skip
-# Types that nobody timed: a core decodes as many weights of a codebook as of iq4_xs, of others as of q4_0.
-_CODEBOOK = RATES["iq4_xs"] / 4.25
-_LINEAR = RATES["q4_0"] / 4.5
+# Of types that nobody timed a core decodes as many weights as of iq4_xs where they have a codebook, else as of
+# q4_0.
 _SPELLED = {t.name.lower(): t.name for t in TYPES}
 _BITS = {t.name: t.bits_per_weight for t in TYPES}
 
@@ -152,13 +151,15 @@ def prompt(
 def core_rate(kind: str, machine: Machine, profile: Profile, factors: Factors = FITTED) -> float:
     """Bytes of weights of a ggml type that one core of the machine works off per second."""
     kind = _plain(kind)
-    is_ik = _is_ik(profile)
-    if kind in machine.rates:
-        # They are rates of llama.cpp's kernels.
-        return machine.rates[kind] * (factors.ik_core / factors.core if is_ik else 1.0)
-    codebook = kind.startswith(("iq", "mxfp4", "nvfp4"))
-    rate = RATES.get(kind) or (_CODEBOOK if codebook else _LINEAR) * _BITS.get(kind, 4.5)
-    return rate * (factors.ik_core if is_ik else factors.core)
+    # Measured rates are of llama.cpp's kernels too.
+    rates, core = (machine.rates, 1.0) if machine.rates else (RATES, factors.core)
+    if _is_ik(profile):
+        core *= factors.ik_core / factors.core
+    rate = rates.get(kind)
+    if rate is None:
+        like = "iq4_xs" if kind.startswith(("iq", "mxfp4", "nvfp4")) else "q4_0"
+        rate = rates.get(like, RATES[like]) / _BITS[like] * _BITS.get(kind, _BITS[like])
+    return rate * core
 
 
 @lru_cache(maxsize=256)
