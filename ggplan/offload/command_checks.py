@@ -11,7 +11,7 @@ r"""Checks of a command line against a file and a machine: what the program woul
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -175,7 +175,7 @@ def _loading(case: _Case) -> Iterator[Trap]:
 def _overrides(case: _Case) -> Iterator[Trap]:
     """Overrides that match nothing, that never decide, or that match blocks they do not name."""
     command = case.command
-    decided: set[str] = set()
+    decided: dict[str, str] = {}
     by_option: dict[int, list[int]] = {}
     for i, source in enumerate(command.sources):
         by_option.setdefault(source, []).append(i)
@@ -191,10 +191,10 @@ def _overrides(case: _Case) -> Iterator[Trap]:
             if names is None:
                 continue
             yield from _one_override(case, given, i, names, decided)
-            decided |= names
+            _decide(decided, names, command.settings.overrides[i].device)
 
 
-def _counted(case: _Case, given: Given, indices: list[int], decided: set[str]) -> Iterator[Trap]:
+def _counted(case: _Case, given: Given, indices: list[int], decided: dict[str, str]) -> Iterator[Trap]:
     """`-cmoe`, `-ncmoe` and `-ncffn`, which stand for many overrides."""
     names = frozenset().union(*(case.matches[i] or frozenset() for i in indices))
     shown = " ".join([given.written, *given.values])
@@ -204,14 +204,20 @@ def _counted(case: _Case, given: Given, indices: list[int], decided: set[str]) -
     elif not names and indices:
         yield Trap("FC201", "warning", given.line, f"`{shown}` moves no tensor: dense blocks come first",
                    "count all blocks from the first")  # fmt: skip
-    elif names and names <= decided:
-        yield Trap("FC202", "warning", given.line, f"`{shown}` decides nothing: options before it decide all",
+    elif names and names <= decided.keys():
+        severity: Severity = "note" if {decided[n] for n in names} == {"CPU"} else "warning"
+        yield Trap("FC202", severity, given.line, f"`{shown}` decides nothing: options before it decide all",
                    "put it first, or leave it out")  # fmt: skip
-    decided |= names
+    _decide(decided, names, "CPU")
+
+
+def _decide(decided: dict[str, str], names: Iterable[str], device: str) -> None:
+    for name in names:
+        decided.setdefault(name, device)
 
 
 def _one_override(
-    case: _Case, given: Given, i: int, names: frozenset[str], decided: set[str]
+    case: _Case, given: Given, i: int, names: frozenset[str], decided: dict[str, str]
 ) -> Iterator[Trap]:
     override = case.command.settings.overrides[i]
     shown = f"`{printable(override.pattern)}={override.device}`"
@@ -221,8 +227,9 @@ def _one_override(
             remedy = r"write blk\.N\.; in a shell, quote the pattern"
         yield Trap("FC201", "warning", given.line, f"{shown} matches no tensor", remedy)
         return
-    if names <= decided:
-        yield Trap("FC202", "warning", given.line,
+    if names <= decided.keys():
+        severity: Severity = "note" if {decided[n] for n in names} == {override.device} else "warning"
+        yield Trap("FC202", severity, given.line,
                    f"{shown} decides nothing: the first match wins, and all its {len(names)} tensors are "
                    "matched by overrides before it", "put it before them")  # fmt: skip
     yield from _open_number(given, override.pattern, shown, names)
@@ -328,7 +335,8 @@ def _fit(case: _Case) -> Iterator[Trap]:
         if case.dimensions.n_mtp and not settings.mtp and not command.has("-ngl"):
             yield Trap("FC305", "warning", line,
                        "llama.cpp's fit does not count the file's block for multi-token prediction, so it "
-                       "may leave block 0 and its context on the CPU", "write -ngl 99 and -fit off")  # fmt: skip
+                       "may leave block 0 and its context on the CPU",
+                       "write -ngl 99 and -fit off")  # fmt: skip
     elif not settings.context and case.dimensions.trained_context:
         trained = case.dimensions.trained_context
         yield Trap("FC306", "warning", case.line_of("-c"),
