@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
 
 import click
 
-from ggplan.cli.options import json_option, note
+from ggplan.cli.machine_options import machine_options
+from ggplan.cli.options import as_one, json_option, note
 from ggplan.cli.planning import PlanningOptions, plan_from, planning_options
-from ggplan.cli.sizes import ByteCount
+from ggplan.offload.known_machine import Stated
 
 if TYPE_CHECKING:
     from ggplan.ggml_types import GgmlType
@@ -25,15 +26,17 @@ else:
 
 _EPILOG = """\b
 Examples:
-  ggplan fit air.gguf --vram 24G --ram 128G                what goes where, how fast, the command
+  ggplan fit air.gguf                                      on this machine
+  ggplan fit air.gguf --cards 3090 --ram 128G              what goes where, how fast, the command
   ggplan fit air.gguf --vram 24G,12G --ram 64G -c 64k      two cards
-  ggplan fit GLM-4.5-Air -r q8_0.recipe --ram 128G --vram 24G   a file that is not written yet
-  ggplan fit air.gguf --vram 24G --ram 128G --engine ik_llama.cpp --explain
-  ggplan fit air.gguf --vram 24G --ram 128G --output systemd > llama.service
-  ggplan fit air.gguf --vram 24G --ram 128G --pin 'blk\\.1\\..*_exps=CUDA0'
-  ggplan fit air.gguf --check "llama-server -ngl 99 --cpu-moe -ub 4096 --no-mmap" --vram 24G
+  ggplan fit GLM-4.5-Air -r glm4moe/hq4_k                  a file that is not written yet
+  ggplan fit air.gguf --engine ik_llama.cpp --explain      for ik_llama.cpp, every option explained
+  ggplan fit air.gguf --output systemd > llama.service     as a service, or a script (--output sh)
+  ggplan fit air.gguf --pin 'blk\\.1\\..*_exps=CUDA0'        some tensors where you want them
+  ggplan fit air.gguf --check "llama-server -ngl 99 --cpu-moe -ub 4096 --no-mmap"
   ggplan fit air.gguf --command "llama-server -ngl 99 -ncmoe 40 -c 32768" --gpus 1 --json
 """
+Form = Literal["text", "sh", "json", "systemd"]
 
 
 class TokenCount(_Tokens):
@@ -47,17 +50,39 @@ class TokenCount(_Tokens):
             return value
         found = re.fullmatch(r"(\d{1,9})\s*([kKmM]?)", str(value).strip())
         n = int(found[1]) * {"": 1, "k": 1024, "m": 1024**2}[found[2].lower()] if found else 0
-        if n < 1:
+        if not 0 < n < 1 << 31:
             self.fail(f"'{value}' is no number of tokens; write 32768 or 32k", param, ctx)
         return n
 
 
+@dataclass(frozen=True, slots=True)
+class WishOptions:
+    """The values of the options that say how a model is to be loaded."""
+
+    context: int | None
+    kv_type: str | None
+    ubatch: int | None
+    slots: int
+    gpu_layers: int | None
+    pins: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Lines:
+    """Command lines of others, and the engine whose they are."""
+
+    engine: Engine | None
+    command: str | None
+    check: str | None
+    n_gpus: int | None
+
+
 @click.command("fit", epilog=_EPILOG, short_help="Does it fit, how fast is it, how is it started?")
-@click.argument("file")
+@click.argument("model", metavar="FILE")
+@as_one("wished", WishOptions)
+@as_one("lines", Lines)
 @planning_options(header_only=False)
-@click.option("--vram", metavar="SIZE,...", help="Memory of each GPU: 24G, or 24G,12G; 0 for none.")
-@click.option("--ram", type=ByteCount(1024), metavar="SIZE", help="RAM: 128G.")
-@click.option("--bandwidth", type=ByteCount(1000), metavar="RATE", help="Bytes a second read from RAM: 80G.")
+@machine_options
 @click.option("-c", "--ctx", "context", type=TokenCount(), metavar="N",
               help="Tokens of context: 32k [default: as trained, at most 32k].")  # fmt: skip
 @click.option("--kv-type", metavar="TYPE[,TYPE]", help="Type of keys and values: q8_0 [default: f16].")
@@ -74,30 +99,43 @@ class TokenCount(_Tokens):
 @click.option("--explain", is_flag=True, help="Say what each option of the command does, and why.")
 @click.option("--output", "form", type=click.Choice(["text", "sh", "json", "systemd"]), default="text",
               help="Print a script, JSON or a systemd service [default: text].")  # fmt: skip
-@click.option("--command", "command_line", metavar="LINE", help="Reckon this command line instead.")
-@click.option("--check", "checked_line", metavar="LINE", help="Look for traps in this command line.")
+@click.option("--command", metavar="LINE", help="Reckon what this command line allocates, and no other.")
+@click.option("--check", metavar="LINE", help="Look for traps in this command line.")
 @click.option("--gpus", "n_gpus", type=click.IntRange(0, 16), metavar="N",
-              help="With --command: GPUs, all of one size [default: those of --vram].")  # fmt: skip
+              help="Use the first N GPUs alone; with --command, N of one size.")  # fmt: skip
 @json_option("it all")
 def fit_command(
-    file: str, planning: PlanningOptions, vram: str | None, ram: int | None,
-    bandwidth: int | None, context: int | None, kv_type: str | None, ubatch: int | None, slots: int,
-    gpu_layers: int | None, pins: tuple[str, ...], engine: Engine | None, explain: bool, form: str,
-    command_line: str | None, checked_line: str | None, n_gpus: int | None, as_json: bool,
+    model: str, wished: WishOptions, lines: Lines, planning: PlanningOptions, stated: Stated,
+    explain: bool, form: Form, as_json: bool,
 ) -> None:  # fmt: skip
     """Say whether FILE fits a machine, how fast it is there, and how it is started.
 
     FILE is a GGUF, or its first bytes, or its address; with -r any model that a recipe is
     for, fitted as the plan has it. Nothing is loaded. A wish that does not fit is never changed: what is
-    short is said, and the cheapest ways out.
+    short is said, and the cheapest ways out. The machine is that of the options, else that which `ggplan
+    machine --write` wrote, else this one.
 
     Exits 0; 1 if it does not fit, or --check found a fault; 2 for wrong usage.
     """
     form = "json" if as_json else form
-    header = _header(file, planning)
-    machine = _machine(vram, ram, bandwidth)
-    wishes = _wishes(context, kv_type, ubatch, slots, gpu_layers, pins, engine or "llama.cpp")
-    _place(header, machine, wishes, file, engine or "llama.cpp", form, explain=explain)
+    if lines.command is not None and lines.check is not None:
+        raise click.UsageError("--command and --check are two questions: ask one of them")
+    if (lines.command or lines.check) and form in ("sh", "systemd"):
+        raise click.UsageError(f"--output {form} is of a command that ggplan writes")
+    header = _header(model, planning)
+    if lines.command is not None:
+        from ggplan.cli.fit_lines import show_reckoning
+
+        show_reckoning(header, lines.command, lines.engine, lines.n_gpus, stated, as_json=form == "json")
+        return
+    machine = _machine(stated, lines.n_gpus, quiet=planning.quiet)
+    if lines.check is not None:
+        from ggplan.cli.fit_lines import show_traps
+
+        show_traps(header, lines.check, lines.engine, machine, as_json=form == "json")
+        return
+    engine: Engine = lines.engine or "llama.cpp"
+    _place(header, machine, _wishes(wished, engine), model, engine, form, explain=explain)
 
 
 def _header(name: str, planning: PlanningOptions) -> Header:
@@ -107,9 +145,9 @@ def _header(name: str, planning: PlanningOptions) -> Header:
 
     planning = replace(planning, opening=replace(planning.opening, header_only=True))
     if planning.recipe_name is None:
-        model = planning.opening.open_noted(name, quiet=True)
-        if model.kind == "gguf":
-            return header_of(model)
+        opened = planning.opening.open_noted(name, quiet=True)
+        if opened.kind == "gguf":
+            return header_of(opened)
     plan = plan_from(name, planning)
     header = header_of(plan)
     if plan.model.kind != "inventory":
@@ -122,8 +160,24 @@ def _header(name: str, planning: PlanningOptions) -> Header:
     return completed(header)
 
 
+def _machine(stated: Stated, n_gpus: int | None, *, quiet: bool) -> Machine:
+    from dataclasses import replace
+
+    from ggplan.offload.known_machine import machine_for
+
+    machine, notes = machine_for(stated)
+    note(*notes, quiet=quiet)
+    if n_gpus is None:
+        return machine
+    if n_gpus > len(machine.gpus):
+        raise click.UsageError(
+            f"--gpus {n_gpus}: the machine has {len(machine.gpus)}; state them with --vram"
+        )
+    return replace(machine, gpus=machine.gpus[:n_gpus])
+
+
 def _place(
-    header: Header, machine: Machine, wishes: Wishes, file: str, engine: Engine, form: str, *, explain: bool
+    header: Header, machine: Machine, wishes: Wishes, name: str, engine: Engine, form: Form, *, explain: bool
 ) -> None:
     from ggplan.cli.output import print_json
     from ggplan.cli.placing import placement_json, print_placement
@@ -133,18 +187,18 @@ def _place(
     from ggplan.offload.ways_out import ways_out
 
     placement = place(header, machine, wishes, PROFILES[engine])
-    path = _path(file, header)
+    path = _path(name, header)
     ways = ways_out(placement)
     if form == "json":
         print_json(placement_json(placement, path, ways))
     elif form == "text" or not placement.fits:
-        print_placement(placement, path, ways, explain=explain)
+        print_placement(placement, path, ways, explain=explain, err=form != "text")
     elif form == "sh":
         click.echo(script(server_command(placement, path)), nl=False)
     else:
         click.echo(unit(server_command(placement, path), f"llama-server with {header.name}"), nl=False)
     if not placement.fits:
-        raise click.exceptions.Exit(1)
+        raise SystemExit(1)
 
 
 def _path(name: str, header: Header) -> str:
@@ -158,31 +212,18 @@ def _path(name: str, header: Header) -> str:
     return name if name.lower().endswith(".gguf") else f"{name.rstrip('/').rsplit('/', 1)[-1]}.gguf"
 
 
-def _machine(vram: str | None, ram: int | None, bandwidth: int | None) -> Machine:
-    from ggplan.offload.machine import Gpu, Machine
-
-    if vram is None and ram is None:
-        raise click.UsageError("say what machine it is: --vram 24G --ram 128G")
-    parts = [part for part in (vram or "").split(",") if part and part != "0"]
-    gpus = tuple(Gpu("", ByteCount(1024).convert(part, None, None)) for part in parts)
-    return Machine(gpus=gpus, ram=ram, bandwidth=bandwidth)
-
-
-def _wishes(
-    context: int | None, kv_type: str | None, ubatch: int | None, slots: int, gpu_layers: int | None,
-    pins: tuple[str, ...], engine: Engine,
-) -> Wishes:  # fmt: skip
+def _wishes(wished: WishOptions, engine: Engine) -> Wishes:
     from ggplan.offload.placement import Wishes
     from ggplan.offload.values import BadValue, overrides_of
 
-    found = []
-    for pin in pins:
+    pins = []
+    for pin in wished.pins:
         try:
-            found += overrides_of(pin, "\n")
+            pins += overrides_of(pin, "\n")
         except BadValue as bad:
             raise click.BadParameter(f"{pin} {bad.message}; {bad.hint}", param_hint="--pin") from bad
-    key, value = _cache_types(kv_type, engine)
-    return Wishes(context, key, value, ubatch, slots, gpu_layers, tuple(found))
+    key, value = _cache_types(wished.kv_type, engine)
+    return Wishes(wished.context, key, value, wished.ubatch, wished.slots, wished.gpu_layers, tuple(pins))
 
 
 def _cache_types(text: str | None, engine: Engine) -> tuple[GgmlType, GgmlType]:

@@ -13,12 +13,18 @@ if TYPE_CHECKING:
     from ggplan.offload.ways_out import WayOut
 
 
-def print_placement(placement: Placement, file: str, ways: tuple[WayOut, ...], *, explain: bool) -> None:
-    """All of it, as text."""
+def print_placement(
+    placement: Placement, file: str, ways: tuple[WayOut, ...], *, explain: bool, err: bool = False
+) -> None:
+    """All of it, as text; that it does not fit alone goes to stderr with `err`."""
     from ggplan.offload.placement import describe_shortage
     from ggplan.offload.starting import bench_command, server_command, shown
     from ggplan.text import printable
 
+    if err:
+        for shortage in placement.shortages:
+            click.echo(f"error: {describe_shortage(shortage)}", err=True)
+        return
     verdict = "fits" if placement.fits else "does not fit"
     click.echo(f"{printable(placement.header.name)}, {placement.profile.name}: {verdict}")
     _print_devices(placement)

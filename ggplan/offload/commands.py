@@ -21,7 +21,7 @@ from ggplan.offload.shell import Word, split_words
 from ggplan.offload.values import BadValue, switch
 from ggplan.text import nearest, printable
 
-FaultKind = Literal["unknown", "other engine", "gone", "value", "missing", "program"]
+FaultKind = Literal["unknown", "other engine", "gone", "value", "cut regex", "missing"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +31,8 @@ class Fault:
     Attributes
     ----------
     kind
-        unknown option; option of the other engine; option that no longer exists; bad value; missing value;
-        a program that is not known.
+        Unknown option; option of the other engine; option that no longer exists; bad value; regex that the
+        engine cuts at a comma; missing value.
     message, hint
         One line each.
     line
@@ -296,7 +296,8 @@ class _Reading:
                 self.said.notes.append(f"`{written}` sets options of its own, which are not reckoned")
         except BadValue as bad:
             shown = " ".join([written, *values]) if "=" not in written else written
-            self.fault("value", f"`{printable(shown)}`: {printable(values[0])} {bad.message}", bad.hint, line)
+            what = f"`{printable(shown)}`: {printable(values[0])} {bad.message}"
+            self.fault("cut regex" if bad.is_cut else "value", what, bad.hint, line)
             return
         self.given.append(Given(name, written, values, negated, line))
         self.said.n_given += 1

@@ -30,15 +30,16 @@ from ggplan.offload.profiles import LLAMA_CPP, Profile
 from ggplan.offload.reckon import reckon
 from ggplan.offload.reckoning import DeviceBytes, Reckoning
 from ggplan.offload.settings import Override, Settings
-from ggplan.offload.speed import Rate, generation, prompt
+from ggplan.offload.speed import FITTED, Rate, generation, prompt
 from ggplan.offload.weights import Weights, place_weights
 from ggplan.text import format_bytes, printable
 
 DEFAULT_CONTEXT = 32768
-_MICRO_BATCHES = (2048, 512)
+_MICRO_BATCHES = (512, 2048)
 # A larger micro-batch takes memory that could hold experts; so much slower may generation get for it.
 _WORTH = 1.03
 _ALL_LAYERS = 99
+_LITTLE = 4 * FITTED.gpu_crossing
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,14 +156,18 @@ def place(
     wishes = wishes or Wishes()
     dimensions = dimensions_of(header)
     _check_pins(header, dimensions, machine, wishes)
-    best = _best(header, dimensions, machine, wishes, profile)
-    if len(machine.gpus) < 2 or not best.fits:
+    planner = _Planner(header, dimensions, machine, wishes, profile)
+    best = planner.placed()
+    if len(machine.gpus) < 2 or not best.fits or not planner.is_second_gpu_idle(best):
         return best
-    # The second GPU costs a change of device a token; where one is enough, or nearly, it may not pay.
+    return _on_one_gpu(best, dimensions)
+
+
+def _on_one_gpu(best: Placement, dimensions: Dimensions) -> Placement:
+    """The same on the first GPU alone, if that is faster: a second one costs changes of device."""
+    header, machine, profile = best.header, best.machine, best.profile
     alone = replace(machine, gpus=machine.gpus[:1])
-    if any(pin.device not in ("CPU", "CUDA0") for pin in wishes.pins):
-        return best
-    single = _best(header, dimensions, alone, wishes, profile)
+    single = _Planner(header, dimensions, alone, best.wishes, profile).placed()
     if not single.fits or single.generation.likely <= best.generation.likely:
         return best
     note = (
@@ -174,26 +179,6 @@ def place(
     return replace(
         single, machine=machine, settings=settings, reckoning=reckoning, notes=(*single.notes, note)
     )
-
-
-def _best(
-    header: Header, dimensions: Dimensions, machine: Machine, wishes: Wishes, profile: Profile
-) -> Placement:
-    """The placement with the micro-batch that is asked for, or the best one."""
-    planner = _Planner(header, dimensions, machine, wishes, profile)
-    if wishes.micro_batch is not None or not machine.gpus or not planner.experts:
-        return planner.placed(wishes.micro_batch or 512)
-    large, small = (planner.placed(n) for n in _MICRO_BATCHES)
-    if not small.in_ram or not small.fits or not large.fits:
-        return small
-    if large.generation.likely * _WORTH < small.generation.likely:
-        return small
-    note = (
-        f"a micro-batch of {_MICRO_BATCHES[0]}: experts in RAM are copied to the GPU once a micro-batch, so "
-        f"prompts are read at {large.prompt.likely:.0f} tokens per second, and at {small.prompt.likely:.0f} "
-        f"with {_MICRO_BATCHES[1]}"
-    )
-    return replace(large, notes=(*large.notes, note))
 
 
 def _check_pins(header: Header, dimensions: Dimensions, machine: Machine, wishes: Wishes) -> None:
@@ -272,15 +257,30 @@ class _Planner:
             threads=wishes.threads or self.machine.cores,
         )
 
-    def placed(self, micro_batch: int) -> Placement:
-        """The best candidate with this micro-batch."""
-        settings = self.base(micro_batch)
+    def placed(self) -> Placement:
+        """The best candidate."""
+        settings = self.base(self.wishes.micro_batch or _MICRO_BATCHES[0])
         if not self.gpus:
             return self.made(settings)
         whole = self.whole(settings)
         if whole is not None:
             return whole
         return self.with_experts_in_ram(settings) if self.experts else self.by_layers(settings)
+
+    def is_second_gpu_idle(self, best: Placement) -> bool:
+        """Whether GPUs after the first save a token so little that a change of device may cost more."""
+        if any(pin.device not in ("CPU", "CUDA0") for pin in self.wishes.pins):
+            return False
+        if not best.in_ram:
+            sizes = self.sizes(best.settings, experts=True)
+            return sum(sizes) < self.gpus[0].memory - self.machine.gpu_margin
+        saved = 0.0
+        for block, tensors in self.experts.items():
+            device = best.devices.get(tensors[0].name, HOST)
+            if device not in (HOST, gpu_name(0)):
+                given = self.dimensions, self.machine, 0, self.profile, best.settings.threads
+                saved += units_of(block, tensors, *given)[0].gain
+        return saved < _LITTLE
 
     # --- Candidates
 
@@ -290,8 +290,6 @@ class _Planner:
         if sum(sizes) > sum(gpu.memory - self.machine.gpu_margin for gpu in self.gpus):
             return None
         made = self.made(self.split(settings, sizes))
-        if not made.fits and len(self.gpus) > 1:
-            made = self.made(self.split(settings, sizes, made.reckoning))
         return made if made.fits else None
 
     def with_experts_in_ram(self, settings: Settings) -> Placement:
@@ -307,25 +305,64 @@ class _Planner:
         start = self.made(in_ram)
         if any(s.device != HOST for s in start.shortages):
             return start
-        taken = self.filled(start)
-        while taken:
-            overrides = ram_overrides(blocks, taken, by_count=self._counts())
+        taken = self.filled(start, 1.0)
+        if self.wishes.micro_batch is None and start.reckoning.streamed is not None:
+            larger = self.filled(start, _MICRO_BATCHES[1] / _MICRO_BATCHES[0])
+            if larger is not None and self._is_worth(start, taken or [], larger):
+                taken, in_ram = larger, replace(in_ram, micro_batch=_MICRO_BATCHES[1])
+        made = self._verified(in_ram, taken or [], blocks)
+        if made is None:
+            return start
+        if made.settings.micro_batch == start.settings.micro_batch:
+            return made
+        note = (
+            f"a micro-batch of {_MICRO_BATCHES[1]}, as experts in RAM are copied to the GPU once for each: "
+            f"prompts at about {made.prompt.likely:.0f} tokens per second, not {start.prompt.likely:.0f}, "
+            "for at most 3 % of generation"
+        )
+        return replace(made, notes=(*made.notes, note))
+
+    def _verified(self, in_ram: Settings, taken: list[Unit], blocks: Sequence[int]) -> Placement | None:
+        """The candidate with these units on the GPUs, or with fewer where the whole reckoning says so."""
+        while True:
+            # One pattern is quicker to reckon than the many of -ncmoe, which say the same.
+            overrides = ram_overrides(blocks, taken, by_count=False)
             made = self.made(replace(in_ram, overrides=(*self.wishes.pins, *overrides)))
             too_small = [s for s in made.shortages if s.device != HOST]
             if not too_small:
-                return made
+                counted = ram_overrides(blocks, taken, by_count=self._counts())
+                settings = replace(made.settings, overrides=(*self.wishes.pins, *counted))
+                return replace(made, settings=settings)
+            if not taken:
+                return None
             taken = self.without(taken, made, too_small)
-        return start
+
+    def _is_worth(self, start: Placement, taken: Sequence[Unit], larger: Sequence[Unit]) -> bool:
+        """Whether generation loses little to the larger micro-batch, whose buffer takes room of experts."""
+        seconds = sum(start.generation.seconds.values())
+        small = seconds - sum(unit.gain for unit in taken)
+        return seconds - sum(unit.gain for unit in larger) <= small * _WORTH
 
     def _counts(self) -> bool:
         """Whether `-ncmoe` says what it says here: on one GPU, and in llama.cpp."""
         return len(self.gpus) == 1 and self.profile.engine == "llama.cpp" and not self.wishes.pins
 
-    def filled(self, start: Placement) -> list[Unit]:
-        """Units for what is left of each GPU, whose blocks are on it."""
+    def filled(self, start: Placement, growth: float) -> list[Unit] | None:
+        """Units for what is left of each GPU, whose blocks are on it; None if nothing is left at all.
+
+        Parameters
+        ----------
+        growth
+            By what the micro-batch grows, and with it all of a compute buffer but the streamed tensor.
+        """
         taken: list[Unit] = []
         on = start.devices
         for index, device in enumerate(start.reckoning.devices[:-1]):
+            streamed = start.reckoning.streamed[1] if start.reckoning.streamed and not index else 0
+            grown = int(max(device.compute - streamed, 0) * (growth - 1))
+            room = left_of(device, self.gpus[index], self.machine) - grown
+            if room < 0:
+                return None
             blocks = {
                 block: units_of(
                     block, tensors, self.dimensions, self.machine, index, self.profile, start.settings.threads
@@ -333,7 +370,6 @@ class _Planner:
                 for block, tensors in self.experts.items()
                 if on.get(f"blk.{block}.attn_norm.weight", gpu_name(index)) == device.name
             }
-            room = self.gpus[index].memory - self.machine.gpu_margin - device.total
             taken += fill(room, blocks)
         return taken
 

@@ -20,12 +20,16 @@ _UNITS = {"k": 1024, "m": 1024**2}
 
 
 class BadValue(Exception):  # noqa: N818 - it becomes a fault of a line, never an error of the program
-    """A value that an option does not take: what is wrong, and what to do instead."""
+    """A value that an option does not take: what is wrong, and what to do instead.
 
-    def __init__(self, message: str, hint: str = "") -> None:
+    `is_cut` is true where a regex has a comma, at which the engine cuts it.
+    """
+
+    def __init__(self, message: str, hint: str = "", *, is_cut: bool = False) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.is_cut = is_cut
 
 
 def integer(text: str, least: int | None = None) -> int:
@@ -111,10 +115,11 @@ def overrides_of(text: str, separator: str) -> tuple[Override, ...]:
     for entry in text.split(separator):
         pattern, equals, device = entry.partition("=")
         if not equals:
-            hint = "write PATTERN=DEVICE, such as `exps=CPU`"
-            if text.count("=") and re.search(r"\{\d+$|^\d*\}", entry):
-                hint = f"{separator} ends an entry, in braces too: write `(1|2)` for `{{1,2}}`"
-            raise BadValue(f"has an entry without `=`: {printable(entry) or 'an empty one'}", hint)
+            hint, is_cut = "write PATTERN=DEVICE, such as `exps=CPU`", "=" in text and bool(entry)
+            if is_cut:
+                hint = f"`{separator}` ends an entry, in braces too: write `(1|2)` for `{{1,2}}`"
+            what = f"has an entry without `=`: {printable(entry) or 'an empty one'}"
+            raise BadValue(what, hint, is_cut=is_cut)
         if not _BUFFER.fullmatch(device):
             meant = nearest(device, ("CPU", "CUDA0", "CUDA1", "CUDA2", "CUDA3", "Vulkan0", "ROCm0"))
             if device == "CUDA_Host":
