@@ -76,6 +76,23 @@ def with_codes(
     return _with(info, codes, moved)
 
 
+def without_collisions(tensors: tuple[TensorInfo, ...]) -> tuple[TensorInfo, ...]:
+    """The tensors, those decoded whose companions would have the name of another tensor of the model.
+
+    Gemma 4 has its router's `per_expert_scale` where the scales of NVFP4 experts would be.
+    """
+    names = {tensor.name for tensor in tensors}
+
+    def apart(tensor: TensorInfo) -> TensorInfo:
+        companions = tensor.codes.companions if tensor.codes is not None else ()
+        taken = next((companion.name for companion in companions if companion.name in names), None)
+        if taken is None:
+            return tensor
+        return tensor.without_codes(f"the name of its scale is that of another tensor: {taken}")
+
+    return tuple(apart(tensor) for tensor in tensors)
+
+
 def activation_keys(tensors: Iterable[TensorInfo]) -> Metadata:
     """The keys that keep llama.cpp from quantizing to 4 bits what it multiplies with some tensors.
 

@@ -24,7 +24,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from ggplan.arch.moving import with_codes
+from ggplan.arch.moving import with_codes, without_collisions
 from ggplan.arch.transforms import plain, stacked
 from ggplan.errors import CheckpointError
 from ggplan.ggml_types import BF16, F32, GgmlType
@@ -168,7 +168,7 @@ def convert_tensors(
             assembly.add(name, tensor)
     if is_whole:
         assembly.check_complete()
-    return (*table.computed, *assembly.done)
+    return without_collisions((*table.computed, *assembly.done))
 
 
 @dataclass(slots=True)

@@ -174,3 +174,43 @@ def test_experts_in_a_wider_type_than_they_need_are_told() -> None:
     same = made([quantized(), quantized()], "blk.{}.ffn_up_exps.weight")
     assert same.codes is not None
     assert same.codes.widened == ""
+
+
+def test_a_companion_that_would_have_the_name_of_another_tensor() -> None:
+    """Gemma 4's router has a `per_expert_scale`, which llama.cpp calls `ffn_down_exps.scale`."""
+    parts = [quantized(NVFP4, seed=k, companions={"scale": constant([2.0])}) for k in range(2)]
+    scale = RowSource(F32, (2,), lambda start, stop: np.array([[3.0, 5.0]], "f4")[start:stop])
+    own = CheckpointTensor("s", Path("model.safetensors"), "F32", (2,), scale)
+    specs = [
+        TensorSpec(
+            "layers.{}.experts.{}.x.weight", "blk.{}.ffn_down_exps.weight", (8, 64), "moe", bias=False
+        ),
+        TensorSpec("layers.{}.s", "blk.{}.ffn_down_exps.scale", (2,), "moe"),
+    ]
+    tensors = {f"layers.0.experts.{k}.x.weight": part for k, part in enumerate(parts)}
+    (alone,) = convert_tensors(tensors, Table(specs[:1], [MOE], 2), "folder")
+    assert [c.name for c in alone.codes.companions] == ["blk.0.ffn_down_exps.scale"]
+    both = convert_tensors({**tensors, "layers.0.s": own}, Table(specs, [MOE], 2), "folder")
+    found = {tensor.name: tensor for tensor in both}
+    assert found.keys() == {"blk.0.ffn_down_exps.weight", "blk.0.ffn_down_exps.scale"}
+    matrix = found["blk.0.ffn_down_exps.weight"]
+    assert (matrix.type, matrix.stored, matrix.codes.companions) == (BF16, None, ())
+    assert matrix.codes.outcome == (
+        "decoded: the name of its scale is that of another tensor: blk.0.ffn_down_exps.scale"
+    )
+    assert weights_of(found["blk.0.ffn_down_exps.scale"].rows).tolist() == [[3.0, 5.0]]
+
+
+def test_how_many_experts_are_plain_or_need_a_wider_type_is_said() -> None:
+    part = quantized(seed=1)
+    bits = np.zeros((8, 64), "<u2")
+    plain = CheckpointTensor(
+        "x", Path("model.safetensors"), "BF16", (8, 64),
+        RowSource(BF16, (8, 64), lambda start, stop: bits[start:stop].copy()),
+    )  # fmt: skip
+    info = made([part, part, plain, part], "blk.{}.ffn_up_exps.weight")
+    assert info.codes.outcome == "decoded: 1 of 4 experts is stored as BF16, not quantized: expert 2"
+    info = made([part, quantized(Q5_0), part, part], "blk.{}.ffn_up_exps.weight")
+    assert info.codes.outcome == (
+        "moved from Q4_0, Q5_0, 3 of 4 experts widened from q4_0 to q5_0, which expert 1 needs"
+    )

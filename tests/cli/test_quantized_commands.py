@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from program import run
-from quantized_folders import tensors_of
+from quantized_folders import Tensors, edited, tensors_of
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "arch"))
 
@@ -122,3 +122,21 @@ def test_scales_of_a_cache_are_left_out_with_a_note(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "no weights depend on 2 tensors that have scales of activations or of a cache" in done.stderr
     assert "model.layers.1.mlp.up_proj.k_scale" in done.stderr
+
+
+def test_nvfp4_of_experts_in_one_tensor_is_refused_by_name(tmp_path: Path) -> None:
+    """As transformers 5 keeps experts; in which order its columns are no published file tells."""
+
+    def fuse(tensors: Tensors) -> None:
+        for part, ending in (("weight", ""), ("weight_scale", "_weight_scale")):
+            names = [name for name in tensors if ".experts." in name and name.endswith(f"down_proj.{part}")]
+            values = [tensors.pop(name) for name in names]
+            whole = names[0].partition(".experts.")[0] + f".experts.down_proj{ending}"
+            tensors[whole] = [values[0][0], [len(values), *values[0][1]], b"".join(v[2] for v in values)]
+
+    done = run("plan", edited("modelopt-nvfp4", tmp_path, fuse), "--pre", "qwen2")
+    assert done.returncode == 1
+    assert (
+        "experts.down_proj' is NVFP4 of all experts in one tensor, which ggplan does not read" in done.stderr
+    )
+    assert len(done.stderr.splitlines()) == 2

@@ -16,9 +16,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "arch"))
 sys.path.insert(0, str(Path(__file__).parent.parent / "sources"))
 
 from packing import packed
+from quantizing import quantized_folder
 from test_quantized_sources import write
 from tiny_checkpoints import read_case, write_case
 
+import ggplan
 from ggplan import open_model
 from ggplan.quants import dequantize
 
@@ -60,7 +62,8 @@ def module_of(config: dict, codes: np.ndarray, zeros: np.ndarray, scales: np.nda
             "qweight": packed(codes.T, bits, "interleaved"), "qzeros": packed(zeros.T, bits, "interleaved"),
             "scales": scales.T.astype("f2"),
         }  # fmt: skip
-    return {
+    order = {"g_idx": (np.arange(codes.shape[1]) // GROUP).astype("i4")} if config.get("desc_act") else {}
+    return order | {
         "qweight": packed(codes, bits, "dense").T, "qzeros": packed(zeros.T - 1, bits, "dense"),
         "scales": scales.T.astype("f2"),
     }  # fmt: skip
@@ -131,6 +134,7 @@ CASES = {
     "gptq-8-without-sym": ({**GPTQ, "bits": 8}, 8, middle(8), 0, "q8_0", "q8_0"),
     "gptq-4-without-sym": ({**GPTQ, "bits": 4}, 4, middle(4), 0, "q4_0", "q4_0"),
     "gptq-4-symmetric-by-its-config": ({**GPTQ, "bits": 4, "sym": True}, 4, any_of(3, 12), 0, "q5_0", "q5_0"),
+    "gptq-4-in-order-after-all": ({**GPTQ, "bits": 4, "desc_act": True}, 4, middle(4), 0, "q4_0", "q4_0"),
     "round-8-one-asymmetric": ({**ROUND, "bits": 8, **EXTRA}, 8, odd_alone(8), 0, "q8_0", "bf16"),
     "round-4-one-asymmetric": ({**ROUND, "bits": 4, **EXTRA}, 4, odd_alone(4), 0, "q4_0", "q5_0"),
     "ct-8-asymmetric": (compressed(8, symmetric=False), 8, middle(8), 0, "q8_0", "q8_0"),
@@ -233,3 +237,42 @@ def test_a_wider_type_than_that_of_the_codes_is_told_by_their_form(tmp_path: Pat
     text = run("rules", "check", recipe, "-m", source).stdout
     assert "GPTQ int4 group 32 in the source, written as bf16" in text
     assert "more bits say no more: write `keep`" in text
+
+
+def test_fused_integers_take_the_widest_type_of_their_parts(tmp_path: Path) -> None:
+    source, made = tmp_path / "source", tmp_path / "made.gguf"
+    config, bits, *_ = CASES["awq"]
+    plain = folder_of(
+        source, config, bits, lambda name, rng: int(rng.integers(3, 13)) if "k_proj" in name else 8
+    )
+    shown("convert", source, made, "--fuse", "qkv", *PRE)
+    tensors = {t.name: t for t in open_model(made).tensors}
+    qkv, down = tensors["blk.1.attn_qkv.weight"], tensors["blk.1.ffn_down.weight"]
+    assert (qkv.type.name, down.type.name) == ("q5_0", "q4_0")
+    assert qkv.stored is not None
+    weights = dequantize(qkv.stored.read(0, qkv.n_rows), qkv.type)
+    value = plain["model.layers.1.self_attn.v_proj.weight"]
+    assert np.array_equal(weights[-len(value) :], value)
+
+
+def test_one_asymmetric_expert_of_many_is_named_and_widens_no_other_tensor(tmp_path: Path) -> None:
+    source, kept = tmp_path / "source", tmp_path / "kept.txt"
+    quantized_folder(Path(ggplan.__file__).parent / "demo_model", source, "gptq")
+    path = source / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    size = int.from_bytes(data[:8], "little")
+    start, _ = json.loads(data[8 : 8 + size])["model.layers.1.mlp.experts.5.up_proj.qzeros"]["data_offsets"]
+    data[8 + size + start] = 0x73  # zero points of 4 and 8
+    path.write_bytes(data)
+    tensors = {t["name"]: t for t in json.loads(shown("plan", source, "--json", *PRE))["tensors"]}
+    assert tensors["blk.1.ffn_up_exps.weight"]["type"] == "q5_0"
+    assert tensors["blk.2.ffn_up_exps.weight"]["type"] == "q4_0"
+    assert (
+        "11 of 12 experts widened from q4_0 to q5_0, which expert 5 needs"
+        in (tensors["blk.1.ffn_up_exps.weight"]["codes"])
+    )
+    assert "has zero points 4 to 8" in tensors["blk.1.ffn_up_exps.weight"]["codes"]
+    assert "which expert 5 needs (blk.1.ffn_up_exps.weight: " in shown("plan", source, *PRE)
+    kept.write_text("1: 0-4 6-8\n2: 0-7\n")
+    pruned = json.loads(shown("plan", source, "--keep-experts", kept, "--json", *PRE))["tensors"]
+    assert types_in(pruned)["blk.1.ffn_up_exps.weight"] == "q4_0"

@@ -11,9 +11,11 @@ import pytest
 from hub_server import COMMIT, Handler, Hub, serving
 from program import run
 from quantized_folders import with_tokenizer
+from quantizing import quantized_folder
 from served_model import DEMO, write_sharded
 
 import ggplan
+from ggplan.cli import options
 from ggplan.errors import CheckpointError, NoSuchCheckpointError
 from ggplan.sources.addresses import open_address
 from ggplan.sources.files import read_at
@@ -443,3 +445,36 @@ def test_scales_on_a_server_are_not_read_to_look_at_a_checkpoint(tmp_path: Path,
         assert planned.returncode == 0, planned.stderr
         assert "are on the server" not in planned.stderr
     assert "are on the server" not in run("inspect", source).stderr
+
+
+def test_many_scales_on_a_server_are_read_by_convert_alone(
+    tmp_path: Path, use: Use, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`plan` reads 1 % of the bytes at most; scales of groups of 32 are a ninth of an int4 checkpoint."""
+    monkeypatch.setattr(options, "_MOST_READ", 0)
+    source = tmp_path / "source"
+    quantized_folder(Path(ggplan.__file__).parent / "demo_model", source, "gptq")
+    config = json.loads((source / "config.json").read_text())
+    config["quantization_config"]["sym"] = False  # which no zero point bears out
+    (source / "config.json").write_text(json.dumps(config))
+    with serving(Hub(source, lfs=is_weights)) as served:
+        use(served)
+        read = served.sent
+        planned = run("plan", "hf://org/name", "--pre", "glm4", "--json")
+        read = served.sent - read
+        assert planned.returncode == 0, planned.stderr
+        assert "the scales of 27 quantized tensors are on the server and are not read here" in planned.stderr
+        types = {t["name"]: t["type"] for t in json.loads(planned.stdout)["tensors"]}
+        assert types["blk.1.ffn_down_exps.weight"] == "q5_0"
+        small = sum(path.stat().st_size for path in source.iterdir() if path.suffix == ".json")
+        assert read < small + (1 << 17)
+        made = run("convert", "hf://org/name", tmp_path / "made.gguf", "--pre", "glm4")
+        assert made.returncode == 0, made.stderr
+    types = {t.name: t.type.name for t in ggplan.open_model(tmp_path / "made.gguf").tensors}
+    assert types["blk.1.ffn_down_exps.weight"] == "q4_0"
+    local = run("convert", source, tmp_path / "local.gguf", "--pre", "glm4")
+    assert local.returncode == 0, local.stderr
+    found = [
+        {t.name: t.type for t in ggplan.open_model(tmp_path / n).tensors} for n in ("made.gguf", "local.gguf")
+    ]
+    assert found[0] == found[1]

@@ -225,6 +225,7 @@ def _numbers(tensor: StoredTensor, is_divisor: bool) -> RowSource:
 
 def _groups(tensors: Mapping[str, StoredTensor]) -> Iterator[Group]:
     for name, codes in tensors.items():
+        _refuse_fused(name, codes, tensors)
         plain = name.removesuffix("_packed")
         scales = tensors.get(plain + "_scale")
         is_here = codes.dtype == "U8" and len(codes.shape) >= 2 and plain.endswith(".weight")
@@ -249,3 +250,17 @@ def _groups(tensors: Mapping[str, StoredTensor]) -> Iterator[Group]:
             if other in tensors:
                 parts[key] = tensors[other]
         yield Group(plain, NAME, parts)
+
+
+def _refuse_fused(name: str, codes: StoredTensor, tensors: Mapping[str, StoredTensor]) -> None:
+    """Refuse experts that are one tensor, `experts.gate_up_proj`, whose columns have no settled order."""
+    scales = (tensors.get(name.removesuffix("_packed") + ending) for ending in ("_weight_scale", "_scale"))
+    is_fused = (
+        codes.dtype == "U8" and len(codes.shape) == 3 and not name.endswith((".weight", ".weight_packed"))
+    )
+    if is_fused and any(scale is not None and scale.dtype == "F8_E4M3" for scale in scales):
+        raise CheckpointError(
+            f"{shown(codes.file)}: '{shown(name)}' is NVFP4 of all experts in one tensor, which ggplan does "
+            "not read; it reads one module for each expert",
+            hint="use the original checkpoint in bf16 or fp8",
+        )
