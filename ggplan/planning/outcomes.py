@@ -16,7 +16,7 @@ from ggplan.ggml_types import BF16, F16, F32, GgmlType
 from ggplan.model import Model, TensorInfo
 from ggplan.planning.plan import PlannedTensor
 
-_ROUNDED = "minima rounded to float16 (relative error 1e-4 to 4e-4)"
+_ROUNDED = "minima rounded to float16 (relative error 1e-4 to 5e-4)"
 
 
 @dataclass(frozen=True, slots=True)
