@@ -65,12 +65,12 @@ def has_unit(text: str) -> bool:
     return not text.strip()[-1:].isdecimal()
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def nearest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
     """The known name most like this one, whatever the case of its letters; "" where none is like it."""
     import difflib
 
     by_lower = {k.lower(): k for k in known}
-    found = difflib.get_close_matches(name[:100].lower(), by_lower, n=1)
+    found = difflib.get_close_matches(name[:100].lower(), by_lower, n=1, cutoff=cutoff)
     return by_lower[found[0]] if found else ""
 
 

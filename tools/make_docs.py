@@ -5,7 +5,8 @@
 - docs/plan.svg: `ggplan plan` on GLM-4.5-Air's names and shapes with the README's own recipe.
 - docs/commands.md: every command's --help.
 - docs/diagnostics.md: the pages of the codes that `ggplan rules check` finds.
-- docs/models.md: the table of the families of models, from `ggplan/arch/families`; `families` makes it alone.
+- docs/models.md: the tables of the families of models, from `ggplan/arch/families`, and of quantized forms,
+  from `ggplan/sources/schemes`; `families` makes them alone.
 - docs/record.schema.json: the schema of records of measurements.
 """
 
@@ -85,11 +86,26 @@ def anchor(code: str, title: str) -> str:
 
 
 def write_families() -> None:
-    """Put the table of families between its two marks in docs/models.md."""
+    """Put the tables of families and of quantized forms between their marks in docs/models.md."""
     page = ROOT / "docs" / "models.md"
-    begin, end = "<!-- families -->\n", "<!-- end of families -->"
-    before, _, rest = page.read_text(encoding="utf-8").partition(begin)
-    page.write_text(f"{before}{begin}{families_table()}{end}{rest.partition(end)[2]}", encoding="utf-8")
+    text = page.read_text(encoding="utf-8")
+    for name, table in (("families", families_table()), ("forms", forms_table())):
+        begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
+        before, _, rest = text.partition(begin)
+        text = f"{before}{begin}{table}{end}{rest.partition(end)[2]}"
+    page.write_text(text, encoding="utf-8")
+
+
+def forms_table() -> str:
+    """A row for each way of storing weights quantized: its name, and the first sentence of its module."""
+    from ggplan.sources.schemes import SCHEMES
+
+    rows = []
+    for scheme in SCHEMES:
+        sentence = " ".join((scheme.__doc__ or "").partition("\n\n")[0].split())
+        where = str(scheme.__name__).replace(".", "/")
+        rows.append(f"| {scheme.NAME} | {sentence} | [`{where}.py`](../{where}.py) |\n")
+    return "| form | what it is | its tensors, byte by byte |\n| --- | --- | --- |\n" + "".join(rows)
 
 
 def families_table() -> str:

@@ -149,9 +149,12 @@ def _notes(config: Config, names: Collection[str], left_out: Sequence[Checkpoint
     notes = []
     if left_out:
         n_weights = sum(math.prod(tensor.shape) for tensor in left_out)
+        n, s, are, them = len(left_out), "s", "are", "them"
+        if n == 1:
+            s, are, them = "", "is", "it"
         notes.append(
-            f"{len(left_out)} tensors of the parts that see or hear ({n_weights:,} weights, e.g. "
-            f"{shown(left_out[0].name)}) are left out: llama.cpp keeps them in another file, which its "
+            f"{n:,} tensor{s} of the parts that see or hear ({n_weights:,} weights, e.g. "
+            f"{shown(left_out[0].name)}) {are} left out: llama.cpp keeps {them} in another file, which its "
             "convert_hf_to_gguf.py makes with --mmproj"
         )
     if config.values.get("tie_word_embeddings") is False and "lm_head.weight" not in names:

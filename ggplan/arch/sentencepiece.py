@@ -93,8 +93,9 @@ def sentencepiece_vocabulary(
     notes = []
     if beyond:
         notes.append(
-            f"{shown(path)}: {beyond:,} token{'s' * (beyond > 1)} with ids from {vocab_size:,} on are left "
-            "out, since the embedding has no rows for them"
+            f"{shown(path)}: {beyond:,} token{'s' * (beyond > 1)} with ids from {vocab_size:,} on "
+            f"{'are' if beyond > 1 else 'is'} left out, since the embedding has no rows for "
+            f"{'them' if beyond > 1 else 'it'}"
         )
     return Vocabulary("llama", "default", tokens, types, scores, notes=notes, file=FILE)
 

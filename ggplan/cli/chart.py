@@ -169,7 +169,8 @@ def chart_command(
         warnings.simplefilter("always", FontWarning)
         drawing.save(output, theme)
     note(*(str(warning.message) for warning in caught), quiet=asked.quiet)
-    click.echo(f"wrote {printable(output)}")
+    if not asked.quiet:
+        click.echo(f"wrote {printable(output)}")
 
 
 def _refuse_unused(kind: _Kind, asked: _Asked) -> None:

@@ -183,13 +183,13 @@ def convert_command(
                 **reuse_json(result.reuse, plan),
             }
         )
-    else:
-        if result.reuse is not None and not quiet:
+    elif not quiet:
+        if result.reuse is not None:
             from ggplan.cli.reusing import describe_reuse
 
             click.echo(describe_reuse(result.reuse, plan, proven=True))
         click.echo(describe_conversion(plan, result))
-        for outcome in () if quiet else outcomes(plan.tensors):
+        for outcome in outcomes(plan.tensors):
             click.echo(printable(outcome.told))
 
 

@@ -28,6 +28,7 @@ _RULES = (
     ("output", "q8_0 | f16", "Chooses the words."),
 )
 _OTHERS = "q8_0 | f16"
+_DRAFTING = "The same of what only drafts further tokens, of which below q8_0 hardly one is accepted."
 _PLAIN = {"dense": "q5_K | q5_1 | f16"}  # of a model without experts, where it is most of the file
 
 
@@ -35,6 +36,7 @@ def starting_recipe(model: Model, name: str = "start") -> str:
     """The text of a commented recipe for a model: by roles, complete, with its size and tests.
 
     The rules do not overlap, so their order decides nothing. What is quantized in the source keeps its type.
+    Blocks that draft tokens get q8_0 at least.
     """
     blocks = Blocks.of(t.name for t in model.tensors)
     roles = [set(roles_of(t.name, blocks)) for t in model.tensors]
@@ -44,12 +46,21 @@ def starting_recipe(model: Model, name: str = "start") -> str:
     lines = [f"# A start for {shown}: {'experts in RAM, all else on the GPU' if has_experts else 'dense'}."]
     lines += ["# The first rule that matches decides. Sizes are those of the source.", "@recipe 1"]
     lines += [f"@name {name}", *([f"@arch {architecture}"] if architecture else []), ""]
+    drafting: dict[str, list[int]] = {}
     left = [i for i, t in enumerate(model.tensors) if t.type.kind != "integer"]
     for words, chain, why in _RULES:
         members = [i for i in left if not roles[i].isdisjoint(words.split(", "))]
         left = [i for i in left if roles[i].isdisjoint(words.split(", "))]
         types = _PLAIN.get(words, chain) if not has_experts else chain
-        lines += _section(model, members, f"@role {words}", types, why)
+        whole, in_draft = f"@role {words}", [i for i in members if "nextn" in roles[i]]
+        if in_draft and not types.startswith(("f32", "q8_0")):
+            drafting.setdefault(words, []).extend(in_draft)
+            members = [i for i in members if i not in in_draft]
+            whole += f" {{0..{min(blocks.nextn) - 1}}}"
+        lines += _section(model, members, whole, types, why)
+    if drafting:
+        whole = f"@role {', '.join(drafting)} {{last {len(blocks.nextn)}}}"
+        lines += _section(model, [i for found in drafting.values() for i in found], whole, _OTHERS, _DRAFTING)
     of_nextn = [i for i in left if "nextn" in roles[i]]
     lines += _section(
         model, of_nextn, "", _OTHERS, "What only predicts further tokens, and has no other role."

@@ -17,7 +17,7 @@ from ggplan.model import Model, TensorInfo
 from ggplan.planning.plan import PlannedTensor
 
 _TOO_LARGE = "a scale of which is too large for q4_1"
-_ROUNDED = "minima rounded to float16 (relative error 1e-4 to 4e-4)"
+_ROUNDED = "minima rounded to float16 (relative error 1e-4 to 5e-4)"
 
 
 @dataclass(frozen=True, slots=True)

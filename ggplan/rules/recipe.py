@@ -16,6 +16,7 @@ from ggplan.errors import TypeNameError
 from ggplan.ggml_types import GgmlType, parse_type
 from ggplan.rules.patterns import resolve
 from ggplan.rules.ranges import NOTHING, Range
+from ggplan.text import nearest
 
 _BOM = "\ufeff"
 
@@ -61,6 +62,7 @@ class Keep:
 
 Wanted = GgmlType | Keep
 """What stands in a chain."""
+_LIKE_KEEP = 0.7
 _KEEP = re.compile(r"keep[ \t]*(?:\([ \t]*([^()]*?)[ \t]*\))?", re.IGNORECASE | re.ASCII)
 
 
@@ -74,7 +76,15 @@ def parse_wanted(text: str) -> Wanted:
     """
     found = _KEEP.fullmatch(text.strip())
     if found is None:
-        return parse_type(text)
+        try:
+            return parse_type(text)
+        except TypeNameError as error:
+            word, bracket, rest = text.strip().partition("(")
+            if not nearest(word, ("keep",), cutoff=_LIKE_KEEP):
+                raise error from None
+            meant = f"keep{bracket}{rest}"
+            hint = f"the nearest name is `{meant}`, which moves the codes of the checkpoint"
+            raise TypeNameError(error.message, hint=hint, meant=meant) from None
     if found[1] is None:
         return Keep()
     try:

@@ -9,7 +9,7 @@
 are exact in q5_0 and 5-bit codes in q8_0: only the offset of the integers differs.
 
 q4_1 holds 16 neighbouring integers from any one on, which 4-bit codes with a zero point are; but the first of
-them becomes m = f16(d * first), which is rounded: a relative error (RMSE) of 1e-4 to 4e-4 in published
+them becomes m = f16(d * first), which is rounded: a relative error (RMSE) of 1e-4 to 5e-4 in published
 checkpoints, a hundredth of what encoding the weights anew as a 4-bit type adds.
 """
 

@@ -14,6 +14,7 @@ from ggplan.arch import to_gguf
 from ggplan.arch.families import architectures
 from ggplan.errors import CheckpointError
 from ggplan.sources.huggingface import open_checkpoint
+from ggplan.sources.schemes import SCHEMES
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -56,6 +57,14 @@ def test_every_class_that_can_be_read_is_named() -> None:
     for name, architecture in architectures().items():
         (row,) = re.findall(rf"^\| `{architecture.name}` \|.*$", page, re.M)
         assert f"`{name}`" in row
+
+
+def test_every_form_that_can_be_read_is_named() -> None:
+    page = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
+    table = page.partition("<!-- forms -->\n")[2].partition("<!-- end of forms -->")[0]
+    for scheme in SCHEMES:
+        (row,) = [line for line in table.splitlines() if line.startswith(f"| {scheme.NAME} |")]
+        assert (scheme.__doc__ or "").partition("\n")[0].strip(" .") in row, "run tools/make_docs.py families"
 
 
 def test_links_and_names_of_files_in_the_front_door_exist() -> None:

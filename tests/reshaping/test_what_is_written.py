@@ -385,6 +385,20 @@ def test_keys_with_an_item_for_each_layer_follow(tmp_path: Path) -> None:
     assert values(made, "blk.1.attn_qkv.weight").shape == (96, 32)
 
 
+@pytest.mark.parametrize("name", ["128gb", "balanced", "hq4_k", "ik-iq4_k", "small"])
+def test_the_shipped_recipes_draft_well_and_do_without_the_block(folder: Path, name: str) -> None:
+    codes = "GP217" if name == "128gb" else "GP217,GP101"  # that names blocks which this model has not
+    given = ("rules", "check", f"glm4moe/{name}", "-m", folder, "--select", codes)
+    for more in ((), ("--mtp", "drop")):
+        done = run(*given, *more)
+        assert done.returncode == 0, done.stdout
+        assert "GP" not in done.stdout
+    # And what `rules new` writes.
+    (start := folder.parent / "start.recipe").write_text(run("rules", "new", "-m", folder, "-q").stdout)
+    done = run("rules", "check", start, "-m", folder, "--select", "GP217,GP101")
+    assert done.returncode == 0, done.stdout
+
+
 def test_every_command_that_opens_a_model_takes_the_options(folder: Path, tmp_path: Path) -> None:
     (recipe := tmp_path / "r.recipe").write_text("blk.3 = f32\n@default bf16\n")
     (plain := tmp_path / "plain.recipe").write_text("@default bf16\n")

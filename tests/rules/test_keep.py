@@ -37,6 +37,19 @@ def test_fmt_lays_it_out_as_a_type() -> None:
 
 
 @pytest.mark.parametrize(
+    ("written", "meant"), [("kep", "keep"), ("Keeps", "keep"), ("kep(q4_1)", "keep(q4_1)")]
+)
+def test_the_nearest_word_is_told(written: str, meant: str) -> None:
+    with pytest.raises(InvalidRecipeError) as caught:
+        parse_recipe(f"a = {written}\n@default q8_0")
+    (told,) = caught.value.diagnostics
+    assert told.message == f"unknown tensor type `{written}`"
+    assert f"the nearest name is `{meant}`" in told.help
+    assert told.fix is not None
+    assert told.fix.edits[0].text == meant
+
+
+@pytest.mark.parametrize(
     ("line", "message"),
     [
         ("a = keep(q4_0)", "`keep(q4_0)` has no meaning"),

@@ -1,9 +1,10 @@
 """The families of models, one module each: its tensors, its keys, the classes of transformers that have them.
 
 A module here is found by itself; there is no list to add it to. It has `CLASSES`, the `Architecture` of each
-class as `architectures` in config.json names it. Where models of one class differ by the `model_type` of
-their text part, that stands behind the name: `Mistral3ForConditionalGeneration (mistral4)`. `docs/models.md`
-says how a module is written.
+class as `architectures` in config.json names it. Where models of one class have several architectures, the
+class's own says by the config which one a model has (`variant`), and the others stand there under the class
+and a word in brackets: `Mistral3ForConditionalGeneration (mistral4)`. `docs/models.md` says how a module is
+written.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from importlib import import_module
 from types import ModuleType
 
 from ggplan.arch.architecture import Architecture
-from ggplan.arch.multimodal import model_class, text_values
+from ggplan.arch.multimodal import model_class
 
 
 @cache
@@ -45,5 +46,4 @@ def architectures() -> Mapping[str, Architecture]:
 
 def architecture_of(config: Mapping[str, object]) -> Architecture | None:
     """The architecture of the model with this config.json; None if ggplan does not read it."""
-    known, name = architectures(), model_class(config) or ""
-    return known.get(f"{name} ({text_values(config).get('model_type')})") or known.get(name)
+    return architectures().get(model_class(config) or "")

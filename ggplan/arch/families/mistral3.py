@@ -117,9 +117,15 @@ _MISTRAL4 = Architecture(
     llama.LLAMA_TOKENIZER,
 )
 
+
+def _by_text_part(config: Config) -> Architecture | None:
+    """What the whole model's class has by the `model_type` of its text part."""
+    return {"ministral3": _MINISTRAL3, "mistral4": _MISTRAL4}.get(str(config.values.get("model_type")))
+
+
 CLASSES = {
     "Ministral3ForCausalLM": _MINISTRAL3,
-    "Mistral3ForConditionalGeneration": _MISTRAL3,
+    "Mistral3ForConditionalGeneration": replace(_MISTRAL3, variant=_by_text_part),
     "Mistral3ForConditionalGeneration (ministral3)": _MINISTRAL3,
     "Mistral3ForConditionalGeneration (mistral4)": _MISTRAL4,
 }
