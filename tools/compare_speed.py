@@ -56,7 +56,7 @@ ALIKE = (
 )  # fmt: skip
 # Mixes that are not called by the type of their experts.
 MIXES = {"iq2_m": "iq2_s", "iq3_m": "iq3_s", "iq3_xs": "iq3_s", "q8": "q8_0", "int4": "q4_0"}
-# What files of some makers have attention and shared experts in, by their logs; others in the type of experts.
+# What files of some makers have attention in, by their logs; others have it in the type of their experts.
 DENSE = ((r"ubergarm|MXFP4|NL", "q8_0"), (r"UD-|class", "q5_K"))
 CORES = {"7950X": 16, "14900K": 24, "9355": 32, "9900X": 12, "6248": 20, "10900X": 10}
 GRID = {

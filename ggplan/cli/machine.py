@@ -169,13 +169,8 @@ def _rows(machine: Machine) -> list[list[str]]:
     if machine.rates:
         shown = [f"{kind} {rate / 1e9:.3g}" for kind, rate in machine.rates.items()]
         rows.append(["  GB/s of one", ", ".join(shown[:6]), sources.get("rates", "")])
-    rows.append(
-        [
-            "left free",
-            f"{format_bytes(machine.gpu_margin)} a GPU, {format_bytes(machine.ram_margin)} of RAM",
-            "",
-        ]
-    )
+    margins = f"{format_bytes(machine.gpu_margin)} a GPU, {format_bytes(machine.ram_margin)} of RAM"
+    rows.append(["left free", margins, ""])
     if (learned := machine.calibration) is not None:
         parts = (("generation", learned.generation), ("prompts", learned.prompt))
         said = [f"{name} takes {value:.2f} times as long" for name, value in parts if value]
@@ -202,8 +197,9 @@ def _print_cards(*, quiet: bool) -> None:
     from ggplan.cli.output import print_table
     from ggplan.offload.cards import listed
 
+    columns = ("memory", "GB/s", "PCIe GB/s", "TFLOPS")
     print_table(
-        [("card", "left"), ("memory", "right"), ("GB/s", "right"), ("PCIe GB/s", "right"), ("TFLOPS", "right")],
+        [("card", "left"), *((heading, "right") for heading in columns)],
         [
             [
                 gpu.name,
@@ -215,4 +211,4 @@ def _print_cards(*, quiet: bool) -> None:
             for gpu in listed()
         ],
         quiet=quiet,
-    )  # fmt: skip
+    )

@@ -6,8 +6,8 @@ A token reads all weights but those of the experts it does not use:
     token_embd        one row; as the output of a file without output.weight, the whole table
     blocks of MTP     nothing: they are not loaded
     all others        whole
-    KV cache          `depth` cells of each block, those of its window where it slides, `top_k` of them where a
-                      sparse indexer chooses, and all of the indexer's keys
+    KV cache          `depth` cells of each block; those of its window where it slides; `top_k` of them where
+                      a sparse indexer chooses, and all of the indexer's keys
     state             read once and written once, at any depth
 
 Weights are kept apart by ggml type, because a core decodes some types at half the speed of others.
@@ -208,7 +208,7 @@ class _Cells:
 
 
 def _cells(dimensions: Dimensions, settings: Settings, depth: int) -> dict[int, _Cells]:
-    """What each block reads of the cache: that of a context which holds just `depth` tokens of one sequence."""
+    """What each block reads of the cache: that of a context of just `depth` tokens and one sequence."""
     window = min(depth, dimensions.window) if dimensions.window else depth
     holding = Holding(depth, depth, 1, 1, 1, 1, window, 1)
     indexer = dimensions.indexer

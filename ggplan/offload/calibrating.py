@@ -94,7 +94,6 @@ def _notes(what: str, stretches: list[float]) -> list[str]:
             "machine?"
         )
     if max(stretches) > _UNEVEN * min(stretches):
-        notes.append(
-            f"{what}: the rows differ by {max(stretches) / min(stretches):.1f} times; the median counts"
-        )
+        apart = max(stretches) / min(stretches)
+        notes.append(f"{what}: the rows are {apart:.1f} times apart; the median counts")
     return notes

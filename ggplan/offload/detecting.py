@@ -257,7 +257,7 @@ def _cores(found: _Found, root: Path) -> int | None:
     nodes = len(list((root / "sys/devices/system/node").glob("node[0-9]*")))
     if len({package for package, _ in pairs}) > 1 or nodes > 1:
         found.notes.append(
-            f"{max(nodes, 1)} memory nodes: an engine reads all of them at full speed only with `--numa distribute`"
+            f"{max(nodes, 1)} memory nodes: an engine reads all at full speed only with `--numa distribute`"
         )
     if pairs:
         found.sources["cores"] = "/sys/devices/system/cpu"

@@ -104,9 +104,8 @@ def on_top_of(machine: Machine, before: Machine) -> tuple[Machine, list[str]]:
     if machine.bandwidth and before.bandwidth and calibration is not None:
         ratio = machine.bandwidth / before.bandwidth
         if not 1 / _SAME_SPEED < ratio < _SAME_SPEED:
-            notes.append(
-                f"RAM is {ratio:.2f} times as fast as in the file: what {calibration.source} taught is dropped"
-            )
+            dropped = f"what {printable(calibration.source)} taught is dropped"
+            notes.append(f"RAM is {ratio:.2f} times as fast as in the file: {dropped}")
             calibration = None
     if machine.gpus and [g.name for g in machine.gpus] != [g.name for g in before.gpus] and before.gpus:
         notes.append(

@@ -21,8 +21,8 @@ class Gpu:
     pcie
         Bytes per second from pinned RAM; None if unknown.
     flops
-        Operations per second on half-precision matrices (dense, the fastest accumulation), as the maker states
-        them; None if unknown.
+        Operations per second on half-precision matrices (dense, the fastest accumulation), as the maker
+        states them; None if unknown.
     """
 
     name: str

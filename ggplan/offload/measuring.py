@@ -4,9 +4,10 @@
 is the bandwidth. Memory is first written by the core that reads it, so on a machine of several nodes each
 reads its own; an engine that is not told so (`--numa`) gets less.
 
-**Cores.** One core unpacks 4-bit codes and multiplies them with 8-bit activations within its cache, in code that
-LLVM makes for the processor's own instructions. It is not an engine's kernel. It says how this core compares
-with the one on which llama.cpp's rates by type were timed (`speed.RATES`), and these are scaled by that.
+**Cores.** One core unpacks 4-bit codes and multiplies them with 8-bit activations within its cache, in code
+that LLVM makes for the processor's own instructions. It is not an engine's kernel. It says how this core
+compares with the one on which llama.cpp's rates by type were timed (`speed.RATES`), and these are scaled by
+that.
 """
 
 from __future__ import annotations
@@ -124,7 +125,7 @@ def _bandwidth(cores: int, free: int) -> float:
     seconds = min(
         max(end for _, end in one) - min(begin for begin, _ in one) for one in zip(*passes, strict=True)
     )
-    return cores * size / seconds
+    return float(cores * size / seconds)
 
 
 def _multiplied_per_second() -> float:

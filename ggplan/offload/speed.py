@@ -38,8 +38,8 @@ RATES: Mapping[str, float] = {
     "f16": 14.0e9, "bf16": 14.0e9, "f32": 14.0e9, "q8_0": 13.2e9, "q6_K": 11.6e9, "q5_K": 9.5e9,
     "q4_K": 11.8e9, "q4_0": 9.8e9, "q3_K": 6.8e9, "q2_K": 7.5e9, "iq4_xs": 6.5e9, "iq4_nl": 6.8e9,
 }  # fmt: skip
-# Of types that nobody timed a core decodes as many weights as of iq4_xs where they have a codebook, else as of
-# q4_0.
+# Of types that nobody timed, a core decodes as many weights as of iq4_xs where they have a codebook, else as
+# of q4_0.
 _SPELLED = {t.name.lower(): t.name for t in TYPES}
 _BITS = {t.name: t.bits_per_weight for t in TYPES}
 
@@ -95,10 +95,11 @@ class Factors:
 FITTED = Factors()
 
 # Of ten reports of machines that were not fitted on, one is slower and one faster than this.
-_SPREAD = (0.77, 1.30)
-_PROMPT_SPREAD = (0.60, 1.65)
-_CALIBRATED_SPREAD = (0.84, 1.16)
-_CALIBRATED_PROMPT_SPREAD = (0.75, 1.33)
+_SPREAD = (0.71, 1.28)
+_PROMPT_SPREAD = (0.62, 1.47)
+# The same of reports whose machine another report calibrates; of prompts there are too few to tell.
+_CALIBRATED_SPREAD = (0.79, 1.25)
+_CALIBRATED_PROMPT_SPREAD = (0.70, 1.35)
 # What a log of another model says is mostly of that model and its build. On reports of the same machine, this
 # much of the logarithm holds for the other model too; and what is further off than machines differ is of
 # something else (NUMA, a disk, a kernel that a build lacks).
