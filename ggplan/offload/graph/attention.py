@@ -22,14 +22,14 @@ from ggplan.offload.graph.tensors import Tensor
 
 _EQUAL_HEADS = frozenset({40, 64, 72, 80, 96, 112, 128, 256})
 _UNEQUAL_HEADS = {192: (128, 8), 320: (256, 32), 512: (512, 2), 576: (512, 2)}
-_KERNEL_TYPES = frozenset({"f32", "f16", "bf16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0"})
+KERNEL_TYPES = frozenset({"f32", "f16", "bf16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0"})
 _VECTOR_TYPES = frozenset({"f16", "bf16", "q8_0", "q4_0"})  # K and V of one of these types
 _ROTATED = 64
 
 
 def has_kernel(head_k: int, head_v: int, n_heads: int, n_kv_heads: int, types: tuple[GgmlType, GgmlType]) -> bool:
     """Whether a GPU has flash attention for heads of these sizes and a cache of these types."""
-    if not n_kv_heads or any(kind.name not in _KERNEL_TYPES for kind in types):
+    if not n_kv_heads or any(kind.name not in KERNEL_TYPES for kind in types):
         return False
     if head_k in _EQUAL_HEADS:
         return head_v == head_k

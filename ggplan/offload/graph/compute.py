@@ -9,6 +9,7 @@ from ggplan.offload.dimensions import Dimensions
 from ggplan.offload.graph.allocate import buffer_sizes
 from ggplan.offload.graph.families import build
 from ggplan.offload.graph.maker import Job, Maker, Placed
+from ggplan.offload.graph.repeats import enough_rounds, first_rounds, runs_of
 from ggplan.offload.graph.schedule import Rules, schedule
 from ggplan.offload.holding import Holding
 from ggplan.offload.profiles import Profile
@@ -26,12 +27,20 @@ def compute_bytes(
 ) -> dict[str, int]:
     """Bytes of each device's compute buffer. `names` are the GPUs'."""
     job = job_of(dimensions, settings, holding, weights, names, profile)
-    maker = Maker(job)
-    build(maker)
+    runs = runs_of(job)
+    rounds = first_rounds(runs)
     rules = Rules(
         len(names), settings.op_offload, profile.offload_batch, is_pipelined(settings, weights, names)
     )
-    sizes = buffer_sizes(schedule(maker.graph, rules), len(names))
+    while True:
+        maker = Maker(job)
+        blocks = [i for run, n in zip(runs, rounds, strict=True) for i in run.blocks(n)]
+        ends = build(maker, blocks)
+        sizes, states = buffer_sizes(schedule(maker.graph, rules), len(names), ends)
+        enough = enough_rounds(runs, rounds, states)
+        if enough == rounds:
+            break
+        rounds = enough
     return dict(zip((*names, HOST), sizes, strict=True))
 
 

@@ -9,7 +9,7 @@ Source: llama.cpp b11434, `src/models/*.cpp`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from ggplan.offload.graph.attention import Attention, attention_inputs, grouped, queries_keys_values
@@ -97,8 +97,8 @@ class Model:
     outputs: Tensor
 
 
-def build(maker: Maker) -> None:
-    """The graph of a micro-batch."""
+def build(maker: Maker, blocks: Iterable[int]) -> dict[int, Tensor]:
+    """The graph of a micro-batch, of some blocks; returns what comes out of each."""
     dims = maker.dims
     traits = _TRAITS.get(dims.architecture, Traits())
     x = maker.embedding()
@@ -107,9 +107,11 @@ def build(maker: Maker) -> None:
     model = _inputs(maker, traits)
     last = dims.n_trunk - 1
     block_of = _BLOCKS.get(dims.architecture, _decoder_block)
-    for block in range(dims.n_trunk):
-        x = block_of(model, x, block, block == last)
+    ends: dict[int, Tensor] = {}
+    for block in blocks:
+        ends[block] = x = block_of(model, x, block, block == last)
     head(model, x)
+    return ends
 
 
 def _inputs(maker: Maker, traits: Traits) -> Model:
