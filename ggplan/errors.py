@@ -104,6 +104,10 @@ class PlanError(Error):
     """A recipe cannot be applied to a model: a shape forbids a type, an imatrix does not fit, ..."""
 
 
+class CommandError(Error):
+    """A command line of an engine cannot be read or written: an unknown option, a bad value."""
+
+
 class ImatrixError(Error):
     """An importance matrix file is damaged or does not belong to the model."""
 
@@ -114,6 +118,10 @@ class ConversionError(Error):
 
 class MeasureError(Error):
     """An engine, a text, a log or a record of measurements is missing, damaged or does not fit."""
+
+
+class MachineError(Error):
+    """A description of a machine is damaged, names what nobody knows, or a machine cannot be measured."""
 
 
 class ChartError(Error):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import re
 from collections.abc import Iterable, Sequence
 
 _SHOWN_NAMES = 3
@@ -15,6 +16,8 @@ _MARKS = (  # UTF-32's mark begins with that of UTF-16
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
 _SAMPLE = 512
+_SIZE = re.compile(r"(\d{1,12}(?:\.\d{1,6})?)\s*([kmgt]?)(ib|b)?", re.IGNORECASE | re.ASCII)
+_POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 
 def printable(text: str) -> str:
@@ -42,6 +45,24 @@ def format_bytes(n_bytes: int) -> str:
     size = n_bytes / 1024**power
     digits = 2 if size < 9.995 else 1 if size < 99.95 else 0
     return f"{size:.{digits}f} {_UNITS[power - 1]}"
+
+
+def parse_bytes(text: str, kilo: int) -> int | None:
+    """The bytes that `48G`, `1.5GiB` or `500 MB` says, as a whole number; None where it is no such text.
+
+    `GiB` always counts in powers of 1024 and `GB` in powers of 1000; a bare `G` in powers of `kilo`.
+    """
+    found = _SIZE.fullmatch(text.strip())
+    if found is None:
+        return None
+    unit = found[3].lower() if found[3] else ""
+    base = kilo if not unit else 1024 if unit == "ib" else 1000
+    return int(float(found[1]) * base ** _POWERS[found[2].lower()])
+
+
+def has_unit(text: str) -> bool:
+    """Whether a size says what it counts: `48G`, `90B`, and not `48`."""
+    return not text.strip()[-1:].isdecimal()
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

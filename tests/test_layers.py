@@ -48,7 +48,10 @@ ALLOWED = {
         "planning",
     },
     "comparing": {"errors", "text", "ggml_types", "model", "planning"},
-    "offload": {"errors", "substitutes", "text", "ggml_types", "metadata", "model", "rules", "planning"},
+    "offload": {
+        "version", "errors", "substitutes", "text", "ggml_types", "metadata", "model", "rules", "planning",
+        "quants",
+    },
     "conversion": {
         "version", "errors", "text", "ggml_types", "metadata", "model", "sources", "imatrix", "planning",
         "quants",

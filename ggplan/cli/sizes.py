@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-_SIZE = re.compile(r"(\d{1,12}(?:\.\d{1,6})?)\s*([kmgt]?)(ib|b)?", re.IGNORECASE | re.ASCII)
-_POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
+from ggplan.text import has_unit, parse_bytes
+
 # A smaller number without a unit was meant to have one.
 _LEAST_BARE = 1024
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -38,12 +37,10 @@ class ByteCount(_Type):
         """Parse an option's text."""
         if isinstance(value, int):
             return value
-        found = _SIZE.fullmatch(str(value).strip())
-        kilo = self.kilo if found is None or not found[3] else 1024 if found[3].lower() == "ib" else 1000
-        n_bytes = 0 if found is None else int(float(found[1]) * kilo ** _POWERS[found[2].lower()])
-        if found is None or n_bytes < 1:
+        n_bytes = parse_bytes(str(value), self.kilo)
+        if n_bytes is None or n_bytes < 1:
             self.fail(f"'{value}' is not a size; sizes look like 48G, 500M, 1.5GiB", param, ctx)
-        if n_bytes < _LEAST_BARE and not found[2] and not found[3]:
+        if n_bytes < _LEAST_BARE and not has_unit(str(value)):
             self.fail(f"'{value}' has no unit: {value}G, {value}M, or {value}B for bytes", param, ctx)
         return n_bytes
 

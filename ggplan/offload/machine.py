@@ -20,12 +20,37 @@ class Gpu:
         Bytes per second of its memory, as the maker states them; None if unknown.
     pcie
         Bytes per second from pinned RAM; None if unknown.
+    flops
+        Operations per second on half-precision matrices (dense, the fastest accumulation), as the maker
+        states them; None if unknown.
     """
 
     name: str
     memory: int
     bandwidth: float | None = None
     pcie: float | None = None
+    flops: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What a benchmark on the machine taught.
+
+    Attributes
+    ----------
+    source
+        The log.
+    generation, prompt
+        Time that was measured over time that is reckoned, for a token of generation and for a prompt; None if
+        the log has no such figure.
+    file_bytes
+        Bytes of the model's tensors, by which the same file is known again.
+    """
+
+    source: str
+    generation: float | None = None
+    prompt: float | None = None
+    file_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +74,10 @@ class Machine:
     ram_margin
         Bytes of RAM left free.
     sources
-        Where a number is from (`nvidia-smi`, `measured`, `--vram`, a file, `table of cards`), by its name.
+        Where a number is from (`nvidia-smi`, `measured`, `--vram`, a file, `table of cards`), by its name:
+        `ram`, `gpu 0 memory`.
+    calibration
+        What a benchmark on the machine taught; None before.
     """
 
     gpus: tuple[Gpu, ...] = ()
@@ -60,3 +88,4 @@ class Machine:
     gpu_margin: int = 1 << 30
     ram_margin: int = 4 << 30
     sources: Mapping[str, str] = field(default_factory=dict)
+    calibration: Calibration | None = None
