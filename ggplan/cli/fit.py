@@ -181,7 +181,7 @@ def _place(
 ) -> None:
     from ggplan.cli.output import print_json
     from ggplan.cli.placing import placement_json, print_placement
-    from ggplan.offload.placement import place
+    from ggplan.offload.placing import place
     from ggplan.offload.profiles import PROFILES
     from ggplan.offload.starting import script, server_command, unit
     from ggplan.offload.ways_out import ways_out

@@ -7,14 +7,15 @@ alone is tried together with those before it. Only what fits is offered.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from ggplan.ggml_types import F16, GgmlType, parse_type
 from ggplan.offload.allocation import HOST
 from ggplan.offload.dimensions import dimensions_of
 from ggplan.offload.header import Header
-from ggplan.offload.placement import Placement, Wishes, place
+from ggplan.offload.placement import Placement, Wishes
+from ggplan.offload.placing import place
 from ggplan.text import format_bytes
 
 N_WAYS = 3
@@ -23,6 +24,8 @@ _SMALLEST_CONTEXT = 2048
 _SMALLER = ("q8_0", "q6_K", "q5_K", "q4_K", "iq4_xs", "q3_K", "iq3_xxs", "q2_K", "iq2_xxs")
 # What llama-quantize takes where 256 does not divide a row; iq4_nl for all others.
 _IN_SMALL_BLOCKS = {"q8_0": "q8_0", "q6_K": "q8_0", "q5_K": "q5_1", "q4_K": "q5_0"}
+
+_Change = Callable[[Placement, Wishes, str, str], "WayOut | None"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +63,14 @@ def _tried(placement: Placement) -> Iterator[WayOut]:
     settings = placement.settings
     wishes = replace(placement.wishes, context=settings.context, micro_batch=settings.micro_batch)
     of_gpus = any(s.device != HOST for s in placement.shortages)
-    cache = [_shorter] if of_gpus or not placement.machine.gpus else []
-    changes = [_smaller_batch, *cache, _fewer_layers] if of_gpus else cache
+    changes: list[_Change] = []
+    if _helps(placement):
+        changes = [_smaller_batch, _shorter] if placement.machine.gpus else [_shorter]
+    if of_gpus:
+        changes.append(_fewer_layers)
     found = False
     quantized = None
-    if cache and wishes.cache_k is F16 and wishes.cache_v is F16 and _takes_q8_0(placement):
+    if changes and wishes.cache_k is F16 and wishes.cache_v is F16 and _takes_q8_0(placement):
         quantized = replace(wishes, cache_k=parse_type("q8_0"), cache_v=parse_type("q8_0"))
         way = _way(placement, quantized, "keys and values in q8_0", "--kv-type q8_0")
         if way is not None:
@@ -84,6 +90,12 @@ def _tried(placement: Placement) -> Iterator[WayOut]:
         if way is not None:
             yield way
     yield from _fewer_bits(placement)
+
+
+def _helps(placement: Placement) -> bool:
+    """Whether less context could be enough. What it frees on a GPU takes experts out of RAM."""
+    freed = sum(d.context + d.compute for d in placement.reckoning.devices)
+    return all(s.short < freed for s in placement.shortages)
 
 
 def _way(placement: Placement, wishes: Wishes, what: str, options: str) -> WayOut | None:

@@ -22,7 +22,8 @@ from ggplan.offload.explaining import explained
 from ggplan.offload.header import Header, header_of
 from ggplan.offload.machine import Gpu, Machine
 from ggplan.offload.numbers import numbers_pattern
-from ggplan.offload.placement import Placement, Wishes, place
+from ggplan.offload.placement import Placement, Wishes
+from ggplan.offload.placing import place
 from ggplan.offload.profiles import IK_LLAMA_CPP, LLAMA_CPP, PROFILES
 from ggplan.offload.reckon import reckon
 from ggplan.offload.settings import Override
