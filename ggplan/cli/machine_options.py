@@ -10,7 +10,9 @@ import click
 
 from ggplan.cli.options import as_one
 from ggplan.cli.sizes import ByteCount
-from ggplan.offload.known_machine import Stated
+from ggplan.errors import MachineError
+from ggplan.offload.cards import cards_of
+from ggplan.offload.known_machine import Stated, stated_bandwidth
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -35,6 +37,20 @@ class ByteCounts(_Type):
         return tuple(one.convert(part, param, ctx) for part in str(value).split(","))
 
 
+def _known(check: Callable[[str], object]) -> Callable[..., str | None]:
+    """A callback that refuses, as wrong usage, a text that `check` refuses."""
+
+    def checked(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                check(value)
+            except MachineError as error:
+                raise click.BadParameter(error.message, context, parameter) from error
+        return value
+
+    return checked
+
+
 def machine_options(command: _Command) -> Callable[..., Any]:
     """`--machine`, `--vram`, `--cards`, `--ram`, `--bandwidth`, `--cores`, as one argument `stated`."""
     found = as_one("stated", Stated)(command)
@@ -52,11 +68,12 @@ _OPTIONS = (
         "--vram", type=ByteCounts(), default=(), metavar="SIZE,...", help="Memory of each GPU: 24G,12G."
     ),
     click.option(
-        "--cards", metavar="NAME,...", help="GPUs by their names: 3090,3060 or 2x3090, `RTX 4060 Ti 16G`."
+        "--cards", metavar="NAME,...", callback=_known(cards_of),
+        help="GPUs by their names: 3090,3060 or 2x3090, `RTX 4060 Ti 16G`."
     ),
     click.option("--ram", type=ByteCount(1024), metavar="SIZE", help="RAM: 128G."),
     click.option(
-        "--bandwidth", metavar="RATE",
+        "--bandwidth", metavar="RATE", callback=_known(stated_bandwidth),
         help="What all cores together read from RAM: 80G (GB/s), or a kind: `DDR5-6000 x2`, `M3 Ultra`.",
     ),
     click.option("--cores", type=click.IntRange(1, 8192), metavar="N", help="Physical cores."),

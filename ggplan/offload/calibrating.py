@@ -89,10 +89,8 @@ def _notes(what: str, stretches: list[float]) -> list[str]:
     if not 1 / _FAR <= middle <= _FAR:
         word = "slower" if middle > 1 else "faster"
         times = middle if middle > 1 else 1 / middle
-        notes.append(
-            f"{what}: {times:.1f} times {word} than reckoned; is the log of this file, this placement and this "
-            "machine?"
-        )
+        asked = "is the log of this file, this placement and this machine?"
+        notes.append(f"{what}: {times:.1f} times {word} than reckoned; {asked}")
     if max(stretches) > _UNEVEN * min(stretches):
         apart = max(stretches) / min(stretches)
         notes.append(f"{what}: the rows are {apart:.1f} times apart; the median counts")

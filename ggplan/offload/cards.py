@@ -171,7 +171,8 @@ _KIT = re.compile(
 _NOISE = frozenset({
     "nvidia", "amd", "intel", "geforce", "rtx", "gtx", "rx", "radeon", "graphics", "tesla", "corporation",
     "tm", "r", "instinct", "arc", "blackwell", "workstation", "server", "edition", "generation", "sxm",
-    "sxm2", "sxm3", "sxm4", "sxm5", "hbm2", "hbm2e", "hbm3", "hbm3e", "gddr6", "gddr6x", "gddr7", "gpu", "card",
+    "sxm2", "sxm3", "sxm4", "sxm5", "hbm2", "hbm2e", "hbm3", "hbm3e", "gddr6", "gddr6x", "gddr7", "gpu",
+    "card",
 })  # fmt: skip
 _MEMORY = re.compile(r"(\d{1,3})\s*(?:gib|gb|g)\b")
 

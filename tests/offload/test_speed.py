@@ -46,7 +46,10 @@ def test_a_range_with_its_causes() -> None:
 def test_faster_parts_make_it_faster_but_not_in_proportion() -> None:
     twice = _written(machine=replace(_MACHINE, bandwidth=160e9))
     assert 1 < twice.likely / _written().likely < 2
-    assert _written(machine=replace(_MACHINE, gpus=(replace(_CARD, bandwidth=1792e9),))).likely > _written().likely
+    assert (
+        _written(machine=replace(_MACHINE, gpus=(replace(_CARD, bandwidth=1792e9),))).likely
+        > _written().likely
+    )
 
 
 def test_few_or_slow_cores_limit() -> None:
