@@ -306,8 +306,6 @@ def attend(maker: Maker, q: Tensor, k: Tensor, v: Tensor, reading: Reading) -> T
         out = g.mul_mat(reading.decompress, out)
     out = g.permute(out, 0, 2, 1, 3)
     out = g.contiguous(out, out.shape[0] * out.shape[1], out.shape[2] * out.shape[3])
-    if not maker.job.settings.cache_on_gpu:
-        out.pinned = maker.job.cpu
     g.expand(out)
     return out
 

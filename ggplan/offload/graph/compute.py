@@ -52,12 +52,7 @@ def job_of(
     if "output.weight" not in placed and "token_embd.weight" in placed:
         placed["output.weight"] = placed["token_embd.weight"]
     blocks = tuple(numbers[device] for device in weights.blocks)
-    n_on_gpus = sum(device < len(names) for device in blocks) + (numbers[weights.output] < len(names))
-    wanted = dimensions.n_blocks + 1 if settings.gpu_layers < 0 else settings.gpu_layers
-    is_offloaded = wanted > dimensions.n_blocks
-    return Job(
-        dimensions, settings, holding, profile, placed, blocks, len(names), is_offloaded and n_on_gpus >= 0
-    )
+    return Job(dimensions, settings, holding, profile, placed, blocks, len(names))
 
 
 def is_pipelined(settings: Settings, weights: Weights, names: Sequence[str]) -> bool:

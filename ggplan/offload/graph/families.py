@@ -78,7 +78,7 @@ _TRAITS = {
     "nemotron_h_moe": Traits(
         rows="after norm", gating="sigmoid", rotates=False, activation="relu squared"
     ),
-    "gemma4": Traits(rows="before norm", scales_embedding=True, squashes_logits=True),
+    "gemma4": Traits(rows="after norm", scales_embedding=True, squashes_logits=True),
     "hy_v3": Traits(rows="after norm"),
     "step35": Traits(rows="before norm"),
     "cohere2moe": Traits(rows="after norm"),
@@ -130,6 +130,7 @@ def head(model: Model, x: Tensor, *, norm: str = "output_norm.weight", matrix: s
     """The last norm and the logits."""
     maker, g, traits = model.maker, model.maker.graph, model.traits
     if traits.rows == "before norm":
+        x.is_output = True  # what a draft head would start from
         x = maker.rows(x, model.outputs)
     if not maker.has(norm):
         norm = "token_embd_norm.weight"
@@ -152,7 +153,7 @@ def _norm_op(maker: Maker, name: str) -> str:
 
 def _normed(maker: Maker, x: Tensor, block: int, name: str) -> Tensor:
     full = f"blk.{block}.{name}.weight"
-    return maker.norm(x, full, block, op=_norm_op(maker, full), bias=f"blk.{block}.{name}.bias")
+    return maker.norm(x, full, op=_norm_op(maker, full), bias=f"blk.{block}.{name}.bias")
 
 
 # --- The decoder -------------------------------------------------------------------------------------
@@ -204,9 +205,9 @@ def _attention(model: Model, x: Tensor, block: int) -> Tensor:
     q, k, v = queries_keys_values(maker, x, block, shaped=not is_whole)
     if norm is not None:
         op = _norm_op(maker, f"{p}attn_q_norm.weight")
-        q = maker.norm(q, f"{p}attn_q_norm.weight", block, op=op, bias=f"{p}attn_q_norm.bias")
+        q = maker.norm(q, f"{p}attn_q_norm.weight", op=op, bias=f"{p}attn_q_norm.bias")
         if maker.has(f"{p}attn_k_norm.weight"):
-            k = maker.norm(k, f"{p}attn_k_norm.weight", block, op=op, bias=f"{p}attn_k_norm.bias")
+            k = maker.norm(k, f"{p}attn_k_norm.weight", op=op, bias=f"{p}attn_k_norm.bias")
     if is_whole:
         n = maker.n_tokens
         q = g.reshape(q, dims.key_size(block), dims.heads[block], n)
@@ -288,8 +289,8 @@ def gated_attention(model: Model, x: Tensor, block: int) -> Tensor:
     strides = (head_size * 8, head_size * 8 * heads)
     q = g.slice(both, (head_size, heads, n), *strides)
     gate = g.contiguous(g.slice(both, (head_size, heads, n), *strides), head_size * heads, n)
-    q = maker.norm(q, f"{p}attn_q_norm.weight", block)
-    k = maker.norm(g.reshape(k, head_size, kv_heads, n), f"{p}attn_k_norm.weight", block)
+    q = maker.norm(q, f"{p}attn_q_norm.weight")
+    k = maker.norm(g.reshape(k, head_size, kv_heads, n), f"{p}attn_k_norm.weight")
     v = g.reshape(v, head_size, kv_heads, n)
     q, k = maker.rope(q, model.positions), maker.rope(k, model.positions)
     out = grouped(model.attention, block, q, k, v)

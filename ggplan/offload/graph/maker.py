@@ -19,7 +19,6 @@ from ggplan.offload.profiles import Profile
 from ggplan.offload.settings import Settings
 
 I32, I64 = parse_type("i32"), parse_type("i64")
-FEW_TOKENS = 32  # below, the program says where norms run
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +42,6 @@ class Job:
         Device of each block.
     cpu
         Number of the CPU: that of GPUs.
-    is_offloaded
-        Whether all blocks and the output are on GPUs.
     """
 
     dimensions: Dimensions
@@ -54,7 +51,6 @@ class Job:
     weights: dict[str, Placed]
     blocks: tuple[int, ...]
     cpu: int
-    is_offloaded: bool
 
     @property
     def flash(self) -> bool:
@@ -184,16 +180,11 @@ class Maker:
 
     # --- Pieces --------------------------------------------------------------------------------------
 
-    def norm(
-        self, x: Tensor, name: str, block: int = -1, *, op: str = "rms norm", bias: str = ""
-    ) -> Tensor:
-        """A norm and its weight. The program says where that of a block runs, if all is on GPUs."""
+    def norm(self, x: Tensor, name: str, *, op: str = "rms norm", bias: str = "") -> Tensor:
+        """A norm, with its weight and bias."""
         g = self.graph
         weight, added = self.weight(name), self.weight(bias) if bias else None
         x = g.like(op, x)
-        if block >= 0 and (weight is not None or added is not None):
-            if self.job.is_offloaded or self.n_tokens < FEW_TOKENS:
-                x.pinned = self.job.blocks[block]
         if weight is not None:
             x = g.like("mul", x, weight)
         if added is not None:

@@ -120,9 +120,9 @@ def mamba(found: States, x: Tensor, block: int) -> Tensor:
     dt = g.slice(parts, (state.rank, per, n), s1, s2)
     b, c = (g.slice(parts, (size, 1, per, n), size * 4, s1, s2) for _ in range(2))
     if maker.has(f"{p}ssm_dt_norm.weight"):
-        dt = maker.norm(dt, f"{p}ssm_dt_norm.weight", block)
-        b = maker.norm(b, f"{p}ssm_b_norm.weight", block)
-        c = maker.norm(c, f"{p}ssm_c_norm.weight", block)
+        dt = maker.norm(dt, f"{p}ssm_dt_norm.weight")
+        b = maker.norm(b, f"{p}ssm_b_norm.weight")
+        c = maker.norm(c, f"{p}ssm_c_norm.weight")
     else:
         dt = g.contiguous(dt)
     dt = maker.biased(maker.project(dt, f"{p}ssm_dt"), f"{p}ssm_dt")
@@ -187,7 +187,7 @@ def mamba2(found: States, x: Tensor, block: int) -> Tensor:
     out = g.like("add", out, g.like("mul", inputs, maker.weight(f"{p}ssm_d")))
     out = g.op("glu", out.shape, g.contiguous(z), out)
     if maker.has(f"{p}ssm_norm.weight"):
-        out = maker.norm(g.reshape(out, inner // groups, groups, per, n), f"{p}ssm_norm.weight", block)
+        out = maker.norm(g.reshape(out, inner // groups, groups, per, n), f"{p}ssm_norm.weight")
     return maker.project(g.reshape(out, inner, per * n), f"{p}ssm_out")
 
 
@@ -221,7 +221,7 @@ def delta_net(found: States, x: Tensor, block: int) -> Tensor:
     )
     _store(maker, kept, all_states, n)
     gates = g.reshape(z, width, heads, per, n)
-    normed = maker.norm(result, f"{p}ssm_norm.weight", block)
+    normed = maker.norm(result, f"{p}ssm_norm.weight")
     gated = g.like("mul", normed, g.like("unary", gates))
     flat = g.reshape(gated, width * heads, per, n)
     return g.reshape(maker.project(flat, f"{p}ssm_out"), maker.dims.n_embd, per * n)

@@ -9,6 +9,10 @@
 
 What a GPU would run as one operation keeps all that it reads until the last of it.
 
+The program also says of a few norms where they shall run. The engine's own estimate forgets that
+(ggml_backend_sched_reserve_size resets the scheduler), and so does this one: it is what `--fit` and
+llama-fit-params see. On several GPUs a real load may need one copy of the residual stream less.
+
 Source: llama.cpp b11434, `ggml/src/ggml-backend.cpp` (ggml_backend_sched_split_graph),
 `ggml/src/ggml-cuda/ggml-cuda.cu` (ggml_backend_cuda_graph_optimize, _device_offload_op).
 """
@@ -83,7 +87,7 @@ def schedule(graph: Graph, rules: Rules) -> Schedule:
         leaf.at = i
         leaf.buffer = _given(leaf, cpu)
     for node in nodes:
-        node.buffer = node.pinned if node.pinned is not None else _from_sources(node, rules)
+        node.buffer = _from_sources(node, rules)
     real = [node for node in nodes if node.op not in VIEWS]
     _spread(real, cpu, skips_cpu=True)
     _spread(real[::-1], cpu, skips_cpu=True)

@@ -72,7 +72,7 @@ def latent_block(attention: Attention, x: Tensor, positions: Tensor, block: int)
     low = x
     if maker.has(f"{p}attn_q_a.weight"):
         low = g.mul_mat(maker.need(f"{p}attn_q_a.weight"), x)
-        low = maker.norm(low, f"{p}attn_q_a_norm.weight", block)
+        low = maker.norm(low, f"{p}attn_q_a_norm.weight")
         name = f"{p}attn_q_b.weight"
     else:
         name = f"{p}attn_q.weight"
@@ -91,7 +91,7 @@ def latent_block(attention: Attention, x: Tensor, positions: Tensor, block: int)
     k_rotated = g.slice(joined, (rotated, 1, n), row, row)
     q_rotated = maker.rope(q_rotated, positions)
     k_rotated = maker.rope(k_rotated, positions)
-    compressed = maker.norm(compressed, f"{p}attn_kv_a_norm.weight", block)
+    compressed = maker.norm(compressed, f"{p}attn_kv_a_norm.weight")
     absorbed = g.mul_mat(maker.need(f"{p}attn_k_b.weight"), g.permute(q_plain, 0, 2, 1, 3))
     q = g.concat(g.permute(absorbed, 0, 2, 1, 3), q_rotated, 0)
     values = g.reshape(compressed, dims.kv_rank, 1, n)
@@ -116,7 +116,7 @@ def _chosen(attention: SparseAttention, x: Tensor, low: Tensor, positions: Tenso
     q = g.mul_mat(maker.need(f"{p}attn_q_b.weight"), low)
     q = maker.rope(g.reshape(q, indexer.size, indexer.heads, n), positions)
     k = g.mul_mat(maker.need(f"{p}attn_k.weight"), x)
-    k = maker.norm(k, f"{p}k_norm.weight", block, op="norm", bias=f"{p}k_norm.bias")
+    k = maker.norm(k, f"{p}k_norm.weight", op="norm", bias=f"{p}k_norm.bias")
     k = maker.rope(g.reshape(k, indexer.size, 1, n), positions)
     q, k = g.mul_mat(attention.matrix, q), g.mul_mat(attention.matrix, k)
     settings = maker.job.settings

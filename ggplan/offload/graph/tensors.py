@@ -48,8 +48,6 @@ class Tensor:
         Filled by the program before the graph runs; kept after it.
     runs_on_gpu
         Whether a GPU has a kernel for it.
-    pinned
-        Device that the program demands for it; None if the scheduler chooses.
     gpu_extra
         Bytes that a GPU needs behind its result.
     fused
@@ -69,7 +67,6 @@ class Tensor:
     is_input: bool = False
     is_output: bool = False
     runs_on_gpu: bool = True
-    pinned: int | None = None
     gpu_extra: int = 0
     fused: int = 0
     # Of the scheduler and the allocator.
