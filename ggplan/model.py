@@ -308,7 +308,7 @@ class TensorInfo:
     def without_codes(self, why: str) -> TensorInfo:
         """The same tensor decoded; `why` its codes, which it must have, are not moved."""
         assert self.codes is not None
-        codes = replace(self.codes, why_decoded=why, companions=(), nearly=None, widened="")
+        codes = replace(self.codes, why_decoded=why, companions=(), nearly=None, widened="", integers=None)
         return replace(self, type=self.codes.decoded, stored=None, codes=codes)
 
 

@@ -228,7 +228,7 @@ def _joined(name: str, parts: Sequence[TensorInfo]) -> TensorInfo:
     if len(shapes) > 1:
         told = ", ".join(f"{printable(part.name)} {list(part.shape)}" for part in parts)
         raise PlanError(f"{printable(name)} cannot be fused of shapes that differ: {told}")
-    parts = _of_one_type(parts)
+    whole, parts = parts, _of_one_type(parts)
     types = {part.type for part in parts}
     has_companions = any(part.codes is not None and part.codes.companions for part in parts)
     if len(types) > 1 or has_companions:
@@ -263,7 +263,7 @@ def _joined(name: str, parts: Sequence[TensorInfo]) -> TensorInfo:
         ", ".join(dict.fromkeys(part.stored_as for part in parts)),
         rows,
         stored if stored is not None and stored.dtype == type_ else None,
-        _codes(parts, tuple(shape)),
+        _codes(parts, tuple(shape), _integers(whole, tuple(shape))),
     )
 
 
@@ -278,10 +278,10 @@ def _of_one_type(parts: Sequence[TensorInfo]) -> Sequence[TensorInfo]:
     ]
 
 
-def _integers(found: Sequence[Codes], shape: tuple[int, ...]) -> Integers | None:
+def _integers(parts: Sequence[TensorInfo], shape: tuple[int, ...]) -> Integers | None:
     """The integers of fused tensors all of which have some."""
-    owns = [codes.integers for codes in found if codes.integers is not None]
-    if len(owns) < len(found):
+    owns = [t.codes.integers for t in parts if t.codes is not None and t.codes.integers is not None]
+    if len(owns) < len(parts):
         return None
 
     def rows_in(type_: GgmlType) -> RowSource:
@@ -296,7 +296,7 @@ def _integers(found: Sequence[Codes], shape: tuple[int, ...]) -> Integers | None
     return Integers(max(own.bits for own in owns), rows_in, levels, sum(own.n_bytes for own in owns))
 
 
-def _codes(parts: Sequence[TensorInfo], shape: tuple[int, ...]) -> Codes | None:
+def _codes(parts: Sequence[TensorInfo], shape: tuple[int, ...], integers: Integers | None) -> Codes | None:
     found = [part.codes for part in parts if part.codes is not None]
     if not found:
         return None
@@ -311,7 +311,7 @@ def _codes(parts: Sequence[TensorInfo], shape: tuple[int, ...]) -> Codes | None:
         form=", ".join(dict.fromkeys(codes.form for codes in found)),
         why_decoded=next((codes.why_decoded for codes in found if codes.why_decoded), ""),
         nearly=nearly,
-        integers=_integers(found, shape),
+        integers=integers,
         settled=all(codes.settled for codes in found),
         too_large_for_q4_1=any(codes.too_large_for_q4_1 for codes in found),
         full_activations=any(codes.full_activations for codes in found),

@@ -255,6 +255,13 @@ def test_fused_integers_take_the_widest_type_of_their_parts(tmp_path: Path) -> N
     assert np.array_equal(weights[-len(value) :], value)
 
 
+def test_integers_that_only_their_data_lets_move_are_fused_before_it_is_read(tmp_path: Path) -> None:
+    config, bits, zeros_of, low, *_ = CASES["ct-8-that-fits"]
+    folder_of(tmp_path / "source", config, bits, zeros_of, low)
+    found = json.loads(shown("plan", tmp_path / "source", "--fuse", "qkv", "--json", *PRE))["tensors"]
+    assert types_in(found)["blk.1.attn_qkv.weight"] == "q8_0"
+
+
 def test_one_asymmetric_expert_of_many_is_named_and_widens_no_other_tensor(tmp_path: Path) -> None:
     source, kept = tmp_path / "source", tmp_path / "kept.txt"
     quantized_folder(Path(ggplan.__file__).parent / "demo_model", source, "gptq")
