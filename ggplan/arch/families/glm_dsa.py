@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from ggplan.arch.architecture import LAYER, Architecture
+from ggplan.arch.architecture import LAYER, Architecture, TokenizerRules
 from ggplan.arch.config import Config
 from ggplan.arch.families.glm4moe import GLM_TOKENS
 from ggplan.arch.latent_attention import latent_keys, latent_table
@@ -135,5 +135,6 @@ CLASSES = {
             "rms_norm_eps": 1e-6,
             "topk_group": 4,
         },
+        TokenizerRules(needs_bos=True),
     ),
 }

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import replace
 
-from ggplan.arch.architecture import Architecture
+from ggplan.arch.architecture import Architecture, TokenizerRules
 from ggplan.arch.config import Config
 from ggplan.arch.families import llama
 from ggplan.arch.latent_attention import latent_keys, latent_table
@@ -114,7 +114,8 @@ _MISTRAL4 = Architecture(
         "topk_group": 1,
         "v_head_dim": 128,
     },
-    llama.LLAMA_TOKENIZER,
+    # The converter gives it the tokenizer of DeepSeek V2, not that of Llama.
+    TokenizerRules(),
 )
 
 CLASSES = {
