@@ -11,7 +11,6 @@ from ggplan.arch import to_gguf
 from ggplan.model import Model
 from ggplan.sources.huggingface import open_checkpoint
 
-
 CASES = [("mistral3", True), ("ministral3", True), ("mistral4", False)]
 
 
