@@ -19,6 +19,11 @@ from ggplan.arch.layout import Layout, n_next_tokens
 from ggplan.arch.metadata import Keys, rotated_columns
 from ggplan.arch.tensors import Kinds, Table, TensorSpec
 
+MODELS = {
+    "deepseek32": "DeepSeek V3.2",
+    "glm-dsa": "GLM-5",
+}
+
 _INDEXER: Kinds = frozenset({"indexer"})
 
 

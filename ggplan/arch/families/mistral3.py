@@ -20,6 +20,11 @@ from ggplan.arch.layout import Layout
 from ggplan.arch.metadata import Keys, rope_parameters
 from ggplan.arch.tensors import Table, TensorSpec
 
+MODELS = {
+    "mistral3": "Mistral Small 3.1 and 3.2 and Ministral 3, their text part",
+    "mistral4": "Mistral Small 4, its text part",
+}
+
 
 def _dense(config: Config, names: Collection[str]) -> Table:
     return llama.dense_table("mistral3", config)
