@@ -24,9 +24,10 @@ from pathlib import Path
 import click
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "tests" / "planning"))
+sys.path[:0] = [str(ROOT / "tests" / "planning"), str(ROOT / "tests" / "oracle")]
 
 import glm_4_5_air  # noqa: E402
+from family_cases import UNLOADABLE  # noqa: E402
 from terminal_svg import terminal_svg  # noqa: E402
 
 from ggplan.measure.record_json import record_schema  # noqa: E402
@@ -109,19 +110,37 @@ def forms_table() -> str:
 
 
 def families_table() -> str:
-    """A row for each GGUF architecture: its models, and the classes of transformers that it is made of.
+    """A row for each GGUF architecture: its models, the classes of transformers that it is made of, and the
+    tiny models that are compared with what llama.cpp's converter makes of them.
 
-    The models are what stands before the colon in the docstring of the family's module.
+    The models are those that the family's module has for it in `MODELS`, or stand before the colon in its
+    docstring where it has one architecture.
     """
     from ggplan.arch.families import families
 
+    cases = compared_models()
     rows = []
     for module in families():
-        models = (module.__doc__ or "").partition(":")[0].replace("\n", " ")
-        for name in sorted({architecture.name for architecture in module.CLASSES.values()}):
+        docstring = (module.__doc__ or "").partition(":")[0].replace("\n", " ")
+        names = sorted({architecture.name for architecture in module.CLASSES.values()})
+        for name in names:
+            models = docstring if len(names) == 1 else module.MODELS[name]
             classes = [f"`{key}`" for key, known in module.CLASSES.items() if known.name == name]
-            rows.append(f"| `{name}` | {models} | {', '.join(sorted(classes))} |\n")
-    return "| architecture | models | classes |\n| --- | --- | --- |\n" + "".join(sorted(rows))
+            columns = [f"`{name}`", models, ", ".join(sorted(classes)), ", ".join(cases.get(name, []))]
+            rows.append(f"| {' | '.join(columns)} |\n")
+    head = "| architecture | models | classes | compared |\n| --- | --- | --- | --- |\n"
+    return head + "".join(sorted(rows))
+
+
+def compared_models() -> dict[str, list[str]]:
+    """The goldens of each architecture, by its name."""
+    found: dict[str, list[str]] = {}
+    for path in sorted((ROOT / "tests" / "data" / "goldens").glob("*.json")):
+        keys = json.loads(path.read_text(encoding="utf-8")).get("keys", {})
+        if "general.architecture" in keys:
+            bytes_alone = " (bytes alone)" if path.stem in UNLOADABLE else ""
+            found.setdefault(keys["general.architecture"][1], []).append(path.stem + bytes_alone)
+    return found
 
 
 def draw_plan() -> None:

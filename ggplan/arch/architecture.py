@@ -33,6 +33,8 @@ class TokenizerRules:
         Whether such a tokenizer.json, with its merges, is Gemma 4's, a kind of its own in llama.cpp.
     tiktoken
         Whether it uses `tiktoken.model` where there is no tokenizer.json.
+    needs_bos
+        Whether the converter refuses a tokenizer that does not begin texts with BOS.
     space_prefix
         The `add_space_prefix` that it writes after a vocabulary of sentencepiece; None for none.
     prefix_last
@@ -48,6 +50,7 @@ class TokenizerRules:
     byte_fallback: bool = False
     gemma4: bool = False
     tiktoken: bool = False
+    needs_bos: bool = False
     space_prefix: bool | None = None
     prefix_last: bool = False
     llama_style: bool = False

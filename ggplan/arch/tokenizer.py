@@ -10,7 +10,7 @@ refused by name. `_set_vocab_*` in `conversion/base.py` of llama.cpp b11434.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ggplan.arch import sentencepiece, tiktoken
 from ggplan.arch.architecture import TokenizerRules
@@ -121,6 +121,9 @@ def _write_keys(
         keys |= more.metadata()
     if rules.llama_style and vocab_size == _GRANITE:
         keys["tokenizer.ggml.add_bos_token"] = boolean(False)
+    if rules.needs_bos and (settings or {}).get("add_bos_token") is not True:
+        note = _without_bos(shown(checkpoint.path / "tokenizer_config.json"))
+        return replace(vocabulary, notes=[*vocabulary.notes, note])
     return vocabulary
 
 
@@ -186,6 +189,13 @@ def _require_byte_level(document: Json, where: str) -> None:
     if kind != "BPE" or model.get("byte_fallback"):
         what = "sentencepiece BPE" if kind == "BPE" else f"'{shown(kind)}'"
         raise TokenizerError(f"{where} is {what}; ggplan reads byte-level BPE", hint=_BY_LLAMA_CPP)
+
+
+def _without_bos(where: str) -> str:
+    return (
+        f"{where}: add_bos_token is not true, so llama.cpp's converter refuses the folder: texts of this "
+        "model begin with BOS; set it to true"
+    )
 
 
 def _unknown(where: str) -> TokenizerError:

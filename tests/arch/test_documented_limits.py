@@ -11,7 +11,7 @@ from tiny_checkpoints import read_case, write_case
 
 from ggplan import ggml_types
 from ggplan.arch import to_gguf
-from ggplan.arch.families import architectures
+from ggplan.arch.families import architectures, families
 from ggplan.errors import CheckpointError
 from ggplan.sources.huggingface import open_checkpoint
 from ggplan.sources.schemes import SCHEMES
@@ -76,3 +76,23 @@ def test_links_and_names_of_files_in_the_front_door_exist() -> None:
         for place in {*links, *paths} - {""}:
             is_example = "gp999" in place
             assert is_example or (ROOT / place).exists(), f"{page}: {place}"
+
+
+def test_every_model_that_is_compared_is_named() -> None:
+    page = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
+    for path in (ROOT / "tests" / "data" / "goldens").glob("*.json"):
+        name = json.loads(path.read_text(encoding="utf-8")).get("keys", {}).get("general.architecture")
+        if name is None:
+            continue
+        (row,) = re.findall(rf"^\| `{name[1]}` \|.*$", page, re.M)
+        named = row.split(" | ")[3].removesuffix(" |").split(", ")
+        assert path.stem in {one.removesuffix(" (bytes alone)") for one in named}, "run tools/make_docs.py"
+
+
+def test_a_module_of_several_architectures_names_the_models_of_each() -> None:
+    page = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
+    for module in families():
+        names = {architecture.name for architecture in module.CLASSES.values()}
+        assert set(getattr(module, "MODELS", {})) == (names if len(names) > 1 else set()), module.__name__
+        for name, models in getattr(module, "MODELS", {}).items():
+            assert f"| `{name}` | {models} |" in page, "run tools/make_docs.py"

@@ -16,6 +16,11 @@ from ggplan.arch.layout import Layout
 from ggplan.arch.metadata import Keys, base_keys, text_keys
 from ggplan.arch.tensors import DENSE, MOE, Table, TensorSpec
 
+MODELS = {
+    "ernie4_5": "ERNIE 4.5, dense",
+    "ernie4_5-moe": "ERNIE 4.5 with experts",
+}
+
 _FURTHER = ("mtp_block.", "mtp_emb_norm.", "mtp_hidden_norm.", "mtp_linear_proj.")
 
 

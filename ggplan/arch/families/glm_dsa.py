@@ -11,13 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from ggplan.arch.architecture import LAYER, Architecture
+from ggplan.arch.architecture import LAYER, Architecture, TokenizerRules
 from ggplan.arch.config import Config
 from ggplan.arch.families.glm4moe import GLM_TOKENS
 from ggplan.arch.latent_attention import latent_keys, latent_table
 from ggplan.arch.layout import Layout, n_next_tokens
 from ggplan.arch.metadata import Keys, rotated_columns
 from ggplan.arch.tensors import Kinds, Table, TensorSpec
+
+MODELS = {
+    "deepseek32": "DeepSeek V3.2",
+    "glm-dsa": "GLM-5",
+}
 
 _INDEXER: Kinds = frozenset({"indexer"})
 
@@ -135,5 +140,6 @@ CLASSES = {
             "rms_norm_eps": 1e-6,
             "topk_group": 4,
         },
+        TokenizerRules(needs_bos=True),
     ),
 }

@@ -25,6 +25,12 @@ from ggplan.arch.tensors import MOE, Kinds, Table, TensorSpec
 from ggplan.arch.transforms import permuted, rearranged, sliced
 from ggplan.errors import CheckpointError
 
+MODELS = {
+    "granite": "Granite 3 and 4, dense",
+    "granitehybrid": "Granite 4, hybrid",
+    "granitemoe": "Granite 3 and 4 with experts",
+}
+
 _SSM, _FULL = "ssm", "full"
 _TYPES = {"mamba": _SSM, "linear_attention": _SSM, "attention": _FULL, "full_attention": _FULL}
 

@@ -19,6 +19,11 @@ from ggplan.arch.metadata import GATING, Keys, text_keys
 from ggplan.arch.tensors import Kinds, Table, TensorSpec
 from ggplan.arch.transforms import reshaped
 
+MODELS = {
+    "lfm2": "LFM2, dense",
+    "lfm2moe": "LFM2 with experts",
+}
+
 _CONV, _FULL = "conv", "full"
 _DENSE_PART = "feed_forward.w1 feed_forward.w2 feed_forward.w3"
 

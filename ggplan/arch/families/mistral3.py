@@ -12,13 +12,18 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import replace
 
-from ggplan.arch.architecture import Architecture
+from ggplan.arch.architecture import Architecture, TokenizerRules
 from ggplan.arch.config import Config
 from ggplan.arch.families import llama
 from ggplan.arch.latent_attention import latent_keys, latent_table
 from ggplan.arch.layout import Layout
 from ggplan.arch.metadata import Keys, rope_parameters
 from ggplan.arch.tensors import Table, TensorSpec
+
+MODELS = {
+    "mistral3": "Mistral Small 3.1 and 3.2 and Ministral 3, their text part",
+    "mistral4": "Mistral Small 4, its text part",
+}
 
 
 def _dense(config: Config, names: Collection[str]) -> Table:
@@ -114,7 +119,8 @@ _MISTRAL4 = Architecture(
         "topk_group": 1,
         "v_head_dim": 128,
     },
-    llama.LLAMA_TOKENIZER,
+    # The converter gives it the tokenizer of DeepSeek V2, not that of Llama.
+    TokenizerRules(),
 )
 
 

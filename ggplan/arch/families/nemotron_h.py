@@ -25,6 +25,11 @@ from ggplan.arch.transforms import permuted
 from ggplan.errors import CheckpointError
 from ggplan.ggml_types import BF16
 
+MODELS = {
+    "nemotron_h": "Nemotron-H",
+    "nemotron_h_moe": "Nemotron 3 (Nano, Super)",
+}
+
 _LAYER = "backbone.layers.{}."
 _MTP = "model.mtp.layers."
 _SSM, _FULL, _DENSE, _MOE = "ssm", "full", "dense", "moe"

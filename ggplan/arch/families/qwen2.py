@@ -15,6 +15,11 @@ from ggplan.arch.layout import Layout
 from ggplan.arch.metadata import text_keys
 from ggplan.arch.tensors import DENSE, Table
 
+MODELS = {
+    "qwen2": "Qwen1.5, Qwen2 and Qwen2.5",
+    "qwen2vl": "Qwen2-VL and Qwen2.5-VL, their text part",
+}
+
 
 def _table(config: Config, names: Collection[str]) -> Table:
     return _table_of("qwen2", config)

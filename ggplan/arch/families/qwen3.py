@@ -16,6 +16,11 @@ from ggplan.arch.metadata import Keys, text_keys
 from ggplan.arch.tensors import DENSE, MOE, Table, TensorSpec
 from ggplan.errors import CheckpointError
 
+MODELS = {
+    "qwen3": "Qwen3, dense",
+    "qwen3moe": "Qwen3-MoE",
+}
+
 
 def _dense(config: Config, names: Collection[str]) -> Table:
     layout = Layout("qwen3", config)

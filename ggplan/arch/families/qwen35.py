@@ -35,6 +35,11 @@ from ggplan.arch.tensors import Table, TensorSpec
 from ggplan.arch.transforms import plain, rearranged, rearranged_columns, tiled
 from ggplan.model import RowSource
 
+MODELS = {
+    "qwen35": "Qwen3.5 and Qwen3.6, dense, their text part",
+    "qwen35moe": "Qwen3.5 and Qwen3.6 with experts, their text part",
+}
+
 # The columns rotated by time, height and width where config.json has none.
 _SECTIONS = (11, 11, 10, 0)
 

@@ -22,6 +22,11 @@ from ggplan.arch.tensors import DENSE, MOE, Table, TensorSpec
 from ggplan.arch.transforms import sliced, transposed_slices
 from ggplan.model import RowSource
 
+MODELS = {
+    "qwen3vl": "Qwen3-VL, its text part",
+    "qwen3vlmoe": "Qwen3-VL-MoE, its text part",
+}
+
 
 def _dense(config: Config, names: Collection[str]) -> Table:
     layout = Layout("qwen3vl", config)
