@@ -7,7 +7,7 @@ read but headers: rows are chosen and joined when they are read. The steps, in t
 
     mtp             keep, drop, or write alone the blocks that predict further tokens    blocks
     keep_experts    some experts of every layer, with their rows of the router            experts
-    prune_layers    blocks taken out, the others numbered anew                            blocks
+    prune_layers    blocks taken out, the others numbered anew                            pruning
     fuse, split     gate and up, or q, k and v, as one tensor or as several               fusing
 
 Numbers of layers and experts are always those of the model that was opened. What was done stands in

@@ -1,32 +1,23 @@
-"""Blocks that are left out: those that predict further tokens (MTP), and layers that are pruned.
+"""Blocks, and those that predict further tokens (MTP), which are left out or written alone.
 
-MTP. What a model has beside its layers: the last `nextn_predict_layers` of its `block_count` blocks. Without
+What a model has beside its layers: the last `nextn_predict_layers` of its `block_count` blocks. Without
 them the keys are those of a model that never had any; alone they are a draft model, with the tensors outside
 the blocks that they share with the model. As `--no-mtp` and `--mtp` of llama.cpp's `convert_hf_to_gguf.py`
 (b11434, `conversion/base.py` and `filter_tensors` of each family).
-
-Pruning. As `llama-quantize --prune-layers` (`src/llama-quant.cpp`, remap_layer): the blocks' tensors go, the
-others are numbered anew without gaps, and `block_count` is their number. llama-quantize changes no other
-key, and its file does not load where one counts layers; so here arrays with an item for each block lose those
-of the pruned ones, and counts of leading dense layers and of MTP blocks shrink.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from ggplan.errors import PlanError
 from ggplan.metadata import Metadata, MetadataType, MetadataValue, array, scalar, string
 from ggplan.model import Model, TensorInfo
-from ggplan.text import format_bytes, names_in_words
+from ggplan.text import format_bytes
 
-if TYPE_CHECKING:
-    from ggplan.imatrix import Imatrix
-
-_BLOCK = re.compile(r"^blk\.(\d{1,9})\.", re.ASCII)
+BLOCK = re.compile(r"^blk\.(\d{1,9})\.", re.ASCII)
 _MOST_BLOCKS = 9_999
 _EXTRA = "general.tensor_extra."
 # What a draft model shares with its model; and what the converter computes for every model.
@@ -37,18 +28,11 @@ _OF_NO_LAYERS = frozenset({
     "adapters.token_ids_substitute", "ple.head_offsets", "ple.head_vocab_sizes", "ple.layers",
     "ple.layer_multipliers",
 })  # fmt: skip
-# Keys that tell a layer's kind by its number, which pruning changes.
-_BY_NUMBER = (
-    "full_attention_interval",
-    "interleave_moe_layer_step",
-    "attention.sliding_window_pattern",
-    "no_rope_layer_step",
-)
 
 
 def block_of(name: str) -> int | None:
     """The block number of `blk.N.…`, or None for a tensor outside the blocks."""
-    found = _BLOCK.match(name)
+    found = BLOCK.match(name)
     return int(found[1]) if found else None
 
 
@@ -88,18 +72,21 @@ def without_mtp(model: Model) -> Model:
     """The model without the blocks that predict further tokens."""
     blocks = mtp_blocks(model)
     gone = [t for t in model.tensors if block_of(t.name) in blocks]
-    if not gone:
-        found = "; `--mtp drop` changes nothing but the keys" if len(blocks) else ""
-        if not found:
-            note = "the model has no MTP blocks: `--mtp drop` changes nothing"
-            return replace(model, notes=(*model.notes, note))
-        note = f"the checkpoint holds no tensors of its {len(blocks)} MTP blocks{found}"
+    if gone:
+        note = f"{_told(blocks)} left out: {sizes_of(gone)}"
+    elif blocks:
+        note = (
+            f"the checkpoint holds no tensors of {_named(blocks)}: `--mtp drop` changes nothing but the keys"
+        )
     else:
-        note = f"{_told(blocks)} left out: {_sizes(gone)}"
+        note = "the model has no MTP blocks: `--mtp drop` changes nothing"
+        if f"{model.architecture}.nextn_predict_layers" not in model.metadata:
+            return replace(model, notes=(*model.notes, note))
+        note += " but the key that says so"
     kept = tuple(t for t in model.tensors if block_of(t.name) not in blocks)
     model = with_extras(model, lambda name: () if block_of(name) in blocks else (name,))
-    metadata = _of_blocks(model, [n for n in range(n_blocks(model)) if n not in blocks])
-    metadata.pop(f"{model.architecture}.nextn_predict_layers", None)
+    metadata = of_blocks(model, [n for n in range(n_blocks(model)) if n not in blocks])
+    metadata.pop(f"{model.architecture}.nextn_predict_layers", None)  # it may say 0
     return relabelled(
         model,
         replace(
@@ -129,7 +116,7 @@ def mtp_alone(model: Model) -> Model:
         )
     there = {t.name for t in alone}
     model = with_extras(model, lambda name: (name,) if name in there else ())
-    note = f"{_told(blocks)} written alone, as a draft model: {_sizes(alone)}"
+    note = f"{_told(blocks)} written alone, as a draft model: {sizes_of(alone)}"
     return relabelled(
         model,
         replace(
@@ -138,61 +125,6 @@ def mtp_alone(model: Model) -> Model:
             notes=(*model.notes, note),
             reshaped={**model.reshaped, "mtp": "only"},
         ),
-    )
-
-
-def pruned(model: Model, layers: Sequence[int], imatrix: Imatrix | None) -> tuple[Model, Imatrix | None]:
-    """The model without some layers, the others numbered anew; the imatrix under the new names.
-
-    Raises
-    ------
-    PlanError
-        If there is no such layer, or none is left.
-    """
-    from ggplan.reshaping.importance import renamed
-
-    count = n_blocks(model)
-    gone = sorted(set(layers))
-    if wrong := [n for n in gone if not 0 <= n < count]:
-        raise PlanError(f"there is no layer {wrong[0]} to prune: the model has layers 0 to {count - 1}")
-    kept = [n for n in range(count) if n not in gone]
-    if not set(kept) - set(mtp_blocks(model)):
-        raise PlanError("no layer is left once these are pruned")
-    names: dict[str, str] = {}  # new ones by the old
-    for tensor in (*model.tensors, *model.companions):
-        block = block_of(tensor.name)
-        if block is None or block >= count:
-            names[tensor.name] = tensor.name
-        elif block not in gone:
-            names[tensor.name] = _BLOCK.sub(f"blk.{kept.index(block)}.", tensor.name)
-    tensors = tuple(_renamed(t, names) for t in model.tensors if t.name in names)
-    lost = [t for t in model.tensors if t.name not in names]
-    listed = ", ".join(map(str, gone))
-    told = f"layer {listed} is pruned" if len(gone) == 1 else f"layers {listed} are pruned"
-    notes = [
-        f"{told}: {_sizes(lost)}; {len(kept):,} are left, numbered anew",
-    ]
-    notes += _pattern_notes(model, gone)
-    metadata = _of_blocks(model, kept)
-    changed = [key for key in metadata if metadata[key] != model.metadata[key]]
-    metadata = with_extras(
-        replace(model, metadata=metadata), lambda name: (names[name],) if name in names else ()
-    ).metadata
-    others = [key for key in changed if key != f"{model.architecture}.block_count"]
-    if others:
-        notes.append(
-            f"written for the layers that are left: {', '.join(others)}; "
-            "llama-quantize leaves such keys as they were, and its file does not load"
-        )
-    return (
-        replace(
-            model,
-            tensors=tensors,
-            metadata=metadata,
-            notes=(*model.notes, *notes),
-            reshaped={**model.reshaped, "pruned_layers": ",".join(map(str, gone))},
-        ),
-        None if imatrix is None else renamed(imatrix, {new: old for old, new in names.items()}),
     )
 
 
@@ -233,15 +165,7 @@ def relabelled(before: Model, after: Model) -> Model:
     return replace(after, metadata={**after.metadata, key: label})
 
 
-def _renamed(tensor: TensorInfo, names: Mapping[str, str]) -> TensorInfo:
-    codes = tensor.codes
-    if codes is not None and codes.companions:
-        companions = tuple(replace(c, name=names[c.name]) for c in codes.companions)
-        codes = replace(codes, companions=companions)
-    return replace(tensor, name=names[tensor.name], codes=codes)
-
-
-def _of_blocks(model: Model, kept: Sequence[int]) -> Metadata:
+def of_blocks(model: Model, kept: Sequence[int]) -> Metadata:
     """The metadata of a model that has only these of its blocks."""
     count, prefix = n_blocks(model), f"{model.architecture}."
     nextn = set(mtp_blocks(model))
@@ -261,7 +185,9 @@ def _of_blocks(model: Model, kept: Sequence[int]) -> Metadata:
             value = scalar(MetadataType.UINT32, len(kept))
         elif name == "leading_dense_block_count" and key.startswith(prefix):
             value = _recounted(value, kept)
-        elif name == "nextn_predict_layers" and key.startswith(prefix):
+        elif key == f"{prefix}nextn_predict_layers" and nextn:
+            if not nextn & set(kept):
+                continue  # as in a model that never had any
             value = scalar(value.type, len(nextn & set(kept)))
         metadata[key] = value
     return metadata
@@ -272,22 +198,32 @@ def _recounted(value: MetadataValue, kept: Sequence[int]) -> MetadataValue:
     return scalar(value.type, sum(n < first for n in kept)) if isinstance(first, int) else value
 
 
-def _pattern_notes(model: Model, gone: Sequence[int]) -> list[str]:
-    """Notes about keys that tell a layer's kind by its number, in a model whose numbers change."""
-    found = [key for key in _BY_NUMBER if (number(model, key) or 0) > 1]
-    changes = any(block_of(t.name) not in (None, *gone) and (block_of(t.name) or 0) > gone[0] for t in model)
-    if not found or not changes:
-        return []
-    keys = ", ".join(f"{model.architecture}.{key}" for key in found)
-    return [f"{keys} tells the kind of a layer by its number: those after layer {gone[0]} may change theirs"]
-
-
 def _told(blocks: range) -> str:
-    one = len(blocks) == 1
-    return (
-        f"MTP block{'' if one else 's'} {names_in_words([str(n) for n in blocks])} {'is' if one else 'are'}"
-    )
+    return f"{_named(blocks)} {'is' if len(blocks) == 1 else 'are'}"
 
 
-def _sizes(tensors: Sequence[TensorInfo]) -> str:
-    return f"{len(tensors):,} tensors, {format_bytes(sum(t.n_bytes for t in tensors))}"
+def _named(blocks: range) -> str:
+    return numbered("MTP block", blocks)
+
+
+def numbered(what: str, numbers: Sequence[int]) -> str:
+    """Ascending numbers of layers, runs of them as ranges, for people: `layer 3`, `layers 0, 2, 5-7`."""
+    plural = "" if len(numbers) == 1 else "s"
+    return f"{what}{plural} {', '.join(ranges(numbers)) or 'none'}"
+
+
+def ranges(numbers: Iterable[int]) -> list[str]:
+    """Ascending numbers, each run of them as one: `0`, `2`, `5-7`."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return [str(low) if low == high else f"{low}-{high}" for low, high in runs]
+
+
+def sizes_of(tensors: Sequence[TensorInfo]) -> str:
+    """How many tensors and bytes these are, for notes."""
+    plural = "" if len(tensors) == 1 else "s"
+    return f"{len(tensors):,} tensor{plural}, {format_bytes(sum(t.n_bytes for t in tensors))}"

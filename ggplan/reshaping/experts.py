@@ -2,11 +2,12 @@
 
     ffn_{gate,up,down,gate_up}_exps   (experts, rows, columns): whole matrices stay or go; their biases too
     ffn_gate_inp                      (experts, columns): a row for each expert; its bias too
-    exp_probs_b                       (experts,)
+    exp_probs_b                       (experts,), or (1, experts) as ERNIE has it
 
 and `expert_count` is how many stay, which must be as many in every layer, for llama.cpp has one number for
 all. A token is still routed to `expert_used_count` of them, so there must be that many; where the router
-first chooses among groups of experts (`expert_group_count`), each group must keep as many.
+first chooses among groups of experts (`expert_group_count`), each group must keep as many, two at least: the
+best two tell how good a group is (b11434, build_moe_ffn in `src/llama-graph.cpp`).
 
 By the counts of an imatrix those stay to which most tokens were routed; of a tie the lower numbers. That is a
 crude measure, and leaving out experts costs much: Qwen3.5-397B without 5 % of its experts had 13 times the
@@ -24,10 +25,10 @@ from ggplan.errors import PlanError
 from ggplan.ggml_types import GgmlType
 from ggplan.metadata import scalar
 from ggplan.model import Integers, Model, RowSource, TensorInfo, empty_rows
-from ggplan.reshaping.blocks import block_of, number, relabelled
+from ggplan.reshaping.blocks import block_of, number, numbered, relabelled
 from ggplan.reshaping.importance import of_experts
 from ggplan.reshaping.wishes import experts_text
-from ggplan.text import format_bytes, names_in_words, printable
+from ggplan.text import format_bytes, printable
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -40,6 +41,7 @@ _STACK = re.compile(
 _ROUTER = re.compile(r"^blk\.\d{1,9}\.(ffn_gate_inp\.(weight|bias)|exp_probs_b(\.(weight|bias))?)$", re.ASCII)
 # Tensors that name experts otherwise: groups of experts (Grove-MoE), and a table from tokens to experts.
 _OTHERS = re.compile(r"\.ffn_\w+_chexps\.|\.ffn_gate_tid2eid\b")
+_EXPERTS_OF_MAVERICK = 128  # `src/models/llama4.cpp`, use_kq_norm
 _COST = (
     "leaving out experts costs much: published is 13 times the perplexity for 5 % of the experts of "
     "Qwen3.5-397B (baa.ai, MINT); measure it, with `ggplan measure`"
@@ -74,25 +76,31 @@ def with_experts(
         raise PlanError("the model has no routed experts to leave out")
     if other := next((t.name for t in model.tensors if _OTHERS.search(t.name)), None):
         raise PlanError(f"{printable(other)} names experts by their number, which would have to be made anew")
-    n = number(model, "expert_count") or stacks[layers[0]].shape[0]
+    n = _n_experts(model) or stacks[layers[0]].shape[0]
+    routed = {block_of(t.name) for t in model.tensors if t.name.endswith(".ffn_gate_inp.weight")}
+    if unrouted := [layer for layer in layers if layer not in routed]:
+        raise PlanError(f"{numbered('layer', unrouted)} would lose experts, but has no router (ffn_gate_inp)")
     if wrong := next((stacks[layer] for layer in layers if stacks[layer].shape[0] != n), None):
         raise PlanError(f"{printable(wrong.name)} has {wrong.shape[0]:,} experts, the model {n:,}")
     chosen = _by_counts(model, layers, n, wanted, imatrix) if isinstance(wanted, int) else dict(wanted)
     kept = _checked({k: v for k, v in chosen.items() if k not in gone}, layers, n)
-    _check_router(model, kept, n)
     count = len(kept[layers[0]])
+    if count < n:
+        _check_router(model, kept, n)
     tensors = tuple(_of_tensor(t, kept.get(block_of(t.name) or 0, ()), n) for t in model.tensors)
     lost = sum(t.n_bytes for t in model.tensors) - sum(t.n_bytes for t in tensors)
     key = f"{model.architecture}.expert_count"
     metadata = dict(model.metadata)
     if key in metadata:
         metadata[key] = scalar(metadata[key].type, count)
-    note = f"{count:,} of {n:,} experts are kept in {len(layers):,} layers: {format_bytes(lost)} less"
+    notes = [f"{count:,} of {n:,} experts are kept in {numbered('layer', layers)}: {format_bytes(lost)} less"]
+    if count < n:
+        notes.append(_COST)
     done = replace(
         model,
         tensors=tensors,
         metadata=metadata,
-        notes=(*model.notes, note, _COST),
+        notes=(*model.notes, *notes),
         reshaped={**model.reshaped, "kept_experts": experts_text(kept)},
     )
     entries = {
@@ -109,19 +117,19 @@ def _by_counts(
     model: Model, layers: Sequence[int], n: int, n_kept: int, imatrix: Imatrix | None
 ) -> dict[int, tuple[int, ...]]:
     """Of each layer the experts to which most tokens were routed."""
-    if imatrix is None:
-        raise PlanError(
-            "which experts stay is told by the counts of an imatrix",
-            hint="give it with --imatrix, or a file with a list of experts for each layer",
-        )
     if not 0 < n_kept <= n:
         raise PlanError(f"{n_kept:,} experts cannot be kept: the model has {n:,} in a layer")
-    groups = number(model, "expert_group_count") or 1
-    if n_kept % groups or n % groups:
+    groups = _n_groups(model, n)
+    if n_kept % groups:
         raise PlanError(
             f"{n_kept:,} experts cannot be kept: the router chooses among {groups:,} groups, which must "
             "keep as many each",
             hint=f"give a multiple of {groups:,}",
+        )
+    if imatrix is None:
+        raise PlanError(
+            "which experts stay is told by the counts of an imatrix",
+            hint="give it with --imatrix, or a file with a list of experts for each layer",
         )
     chosen = {}
     for layer in layers:
@@ -157,9 +165,8 @@ def _checked(
 ) -> dict[int, tuple[int, ...]]:
     """The lists of the layers, ascending; refused where one is missing, wrong, or of another length."""
     if missing := [layer for layer in layers if layer not in chosen]:
-        told = names_in_words([f"layer {layer}" for layer in missing])
         raise PlanError(
-            f"no experts are named for {told}",
+            f"no experts are named for {numbered('layer', missing)}",
             hint="name those of every layer that has experts, MTP blocks included, or leave the latter out "
             "with `--mtp drop`",
         )
@@ -188,18 +195,53 @@ def _check_router(model: Model, kept: Mapping[int, tuple[int, ...]], n: int) -> 
     count, used = len(next(iter(kept.values()))), _n_used(model)
     if count < used:
         raise PlanError(f"{count:,} experts are too few: each token is routed to {used:,}")
+    if model.architecture == "llama4" and n == _EXPERTS_OF_MAVERICK:
+        raise PlanError(
+            f"llama.cpp knows Llama 4 Maverick by its {n:,} experts: with fewer it would normalize Q and K, "
+            "which that model does not"
+        )
+    groups = _n_groups(model, n)
+    if groups == 1:
+        return
+    size = n // groups
+    for layer, experts in kept.items():
+        found = [sum(first <= e < first + size for e in experts) for first in range(0, n, size)]
+        if len(set(found)) > 1:
+            raise PlanError(
+                f"layer {layer} would keep {min(found):,} experts of a group, {max(found):,} of another",
+                hint=f"the router chooses among {groups:,} groups of {size:,}; each must keep as many",
+            )
+    each, chosen = count // groups, number(model, "expert_group_used_count") or groups
+    if each < 2:
+        raise PlanError(
+            f"{each:,} expert of each of {groups:,} groups is too few: the best two tell which group is used",
+            hint=f"keep {2 * groups:,} at least",
+        )
+    if each * chosen < used:
+        raise PlanError(
+            f"{each:,} experts of each group are too few: each token is routed to {used:,} experts of "
+            f"{chosen:,} of the {groups:,} groups",
+            hint=f"keep {-(-used // chosen) * groups:,} at least",
+        )
+
+
+def _n_experts(model: Model) -> int | None:
+    """How many experts the model says that a layer has."""
+    key = f"{model.architecture}.expert_count"
+    if key not in model.metadata:
+        return None
+    found = number(model, "expert_count")
+    if found is None or found < 1:
+        raise PlanError(f"{key} is no number of experts")
+    return found
+
+
+def _n_groups(model: Model, n: int) -> int:
+    """Among how many groups of experts the router chooses first; 1 where it does not."""
     groups = number(model, "expert_group_count") or 1
-    if groups > 1:
-        size = n // groups
-        for layer, experts in kept.items():
-            found = [
-                sum(first <= e < first + size for e in experts) for first in range(0, size * groups, size)
-            ]
-            if len(set(found)) > 1:
-                raise PlanError(
-                    f"layer {layer} would keep {min(found):,} experts of a group, {max(found):,} of another",
-                    hint=f"the router chooses among {groups:,} groups of {size:,}; each must keep as many",
-                )
+    if groups < 1 or n % groups:
+        raise PlanError(f"the {n:,} experts of a layer are no {groups:,} groups of one size")
+    return groups
 
 
 def _n_used(model: Model) -> int:
@@ -213,11 +255,12 @@ def _of_tensor(tensor: TensorInfo, kept: Sequence[int], n: int) -> TensorInfo:
     """A tensor with some of its experts; as it is where it has none."""
     if not kept or not (_STACK.match(tensor.name) or _ROUTER.match(tensor.name)):
         return tensor
-    if tensor.shape[0] != n:
-        raise PlanError(f"{printable(tensor.name)} has {tensor.shape[0]:,} rows for {n:,} experts")
+    is_row = len(tensor.shape) == 2 and tensor.shape[0] == 1 and ".exp_probs_b" in tensor.name
+    if tensor.shape[-1 if is_row else 0] != n:
+        raise PlanError(f"{printable(tensor.name)} of shape {list(tensor.shape)} has no {n:,} experts")
 
     def take(source: RowSource | None) -> RowSource | None:
-        return None if source is None else _picked(source, kept)
+        return None if source is None else picked_columns(source, kept) if is_row else picked(source, kept)
 
     codes = tensor.codes
     if codes is not None:
@@ -230,25 +273,31 @@ def _of_tensor(tensor: TensorInfo, kept: Sequence[int], n: int) -> TensorInfo:
             levels = tuple(integers.levels[e] for e in kept) if len(integers.levels) == n else integers.levels
             integers = replace(integers, rows_in=_taking(integers, kept), levels=levels)
         codes = replace(codes, companions=companions, nearly=take(codes.nearly), integers=integers)
-    shape = (len(kept), *tensor.shape[1:])
+    shape = (1, len(kept)) if is_row else (len(kept), *tensor.shape[1:])
     return replace(tensor, shape=shape, rows=take(tensor.rows), stored=take(tensor.stored), codes=codes)
 
 
 def _taking(integers: Integers, kept: Sequence[int]) -> Callable[[GgmlType], RowSource]:
     """What gives the integers of some experts in a type."""
-    return lambda type_: _picked(integers.rows_in(type_), kept)
+    return lambda type_: picked(integers.rows_in(type_), kept)
 
 
-def _picked(source: RowSource, kept: Sequence[int]) -> RowSource:
+def picked_columns(source: RowSource, kept: Sequence[int]) -> RowSource:
+    """The columns `kept` of a source that has its weights one by one."""
+    numbers = list(kept)
+
+    def read(start: int, stop: int) -> NDArray[Any]:
+        return source.read(start, stop)[:, numbers]
+
+    return RowSource(source.dtype, (*source.shape[:-1], len(numbers)), read, source.fault)
+
+
+def picked(source: RowSource, kept: Sequence[int]) -> RowSource:
     """The slices `kept` of a source's first dimension: matrices, rows, or the columns of a vector."""
     numbers = list(kept)
     shape = (len(numbers), *source.shape[1:])
     if len(shape) == 1:
-
-        def read_vector(start: int, stop: int) -> NDArray[Any]:
-            return source.read(start, stop)[:, numbers]
-
-        return RowSource(source.dtype, shape, read_vector, source.fault)
+        return picked_columns(source, kept)
     size = source.n_rows // source.shape[0]
 
     def read(start: int, stop: int) -> NDArray[Any]:

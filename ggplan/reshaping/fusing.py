@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from ggplan.errors import PlanError
 from ggplan.ggml_types import F32, GgmlType
 from ggplan.model import Codes, Integers, Model, RowSource, TensorInfo, empty_rows
-from ggplan.reshaping.blocks import block_of, n_blocks, number, with_extras
+from ggplan.reshaping.blocks import block_of, n_blocks, number, numbered, with_extras
 from ggplan.reshaping.importance import also_under
 from ggplan.sources.codes import HALVES, joined_levels, widened, widest
 from ggplan.text import names_in_words, nearest, printable
@@ -108,7 +108,9 @@ def fused(model: Model, form_name: str, imatrix: Imatrix | None) -> tuple[Model,
     tensors = tuple(joined.get(t.name, t) for t in model.tensors if t.name not in gone or t.name in joined)
     notes = [f"{form.title} are fused in {len(joined):,} tensors"]
     if left:
-        notes.append(f"layers {names_in_words([str(n) for n in left])} lack some of {form.title}, and stay")
+        notes.append(
+            f"{numbered('layer', left)} lack{'s' if len(left) == 1 else ''} some of {form.title}: no change"
+        )
     fused_before = model.reshaped.get("fused", "")
     done = {**model.reshaped, "fused": f"{fused_before},{form_name}".strip(",")}
     wholes = {name: f"blk.{block_of(name)}.{form.whole}{name[name.rindex('.') :]}" for name in gone}

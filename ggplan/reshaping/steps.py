@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ggplan.model import Model, require_model
-from ggplan.reshaping.blocks import mtp_alone, mtp_blocks, pruned, without_mtp
+from ggplan.reshaping.blocks import mtp_alone, mtp_blocks, without_mtp
 from ggplan.reshaping.experts import with_experts
 from ggplan.reshaping.fusing import cut, fused
+from ggplan.reshaping.pruning import pruned
 from ggplan.reshaping.wishes import Reshaping
 
 if TYPE_CHECKING:

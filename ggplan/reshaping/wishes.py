@@ -17,12 +17,14 @@ from typing import Literal, get_args
 
 from ggplan.errors import PlanError
 from ggplan.metadata import Metadata
+from ggplan.reshaping.blocks import ranges
 from ggplan.sources.files import read_whole
 from ggplan.text import nearest, printable
 
 Mtp = Literal["keep", "drop", "only"]
 Form = Literal["gate-up", "qkv"]
 _LONGEST = 1 << 24  # characters of a recorded list
+_MOST_EXPERTS = 1 << 20  # in all layers together
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +126,7 @@ def load_experts(path: str) -> dict[int, tuple[int, ...]]:
 
 
 def _experts_of_json(text: str) -> dict[int, tuple[int, ...]]:
-    content = json.loads(text)
+    content = json.loads(text, object_pairs_hook=_once)
     if not isinstance(content, dict):
         raise ValueError("it is JSON, but no object of layers")
     found = {}
@@ -139,6 +141,15 @@ def _experts_of_json(text: str) -> dict[int, tuple[int, ...]]:
     return found
 
 
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """An object of JSON, of which a second value under one key would silently take the place of the first."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for at, (key, _) in enumerate(pairs) if key in dict(pairs[:at]))
+        raise ValueError(f"layer {twice[:40]} is there twice")
+    return found
+
+
 def parse_experts(text: str) -> dict[int, tuple[int, ...]]:
     """Lists of experts, a line for each layer: `1: 0 2 5-7`. `#` begins a comment.
 
@@ -148,6 +159,7 @@ def parse_experts(text: str) -> dict[int, tuple[int, ...]]:
         If a line is none of these; the message names it.
     """
     found: dict[int, tuple[int, ...]] = {}
+    room = _MOST_EXPERTS
     for number, line in enumerate(text.splitlines(), start=1):
         line = line.partition("#")[0].strip()
         if not line:
@@ -157,11 +169,12 @@ def parse_experts(text: str) -> dict[int, tuple[int, ...]]:
             raise ValueError(f"line {number} is not `LAYER: EXPERT EXPERT-EXPERT ...`")
         if int(layer) in found:
             raise ValueError(f"line {number} is a second one for layer {int(layer)}")
-        found[int(layer)] = _experts_of(rest.replace(",", " ").split(), f"line {number}")
+        found[int(layer)] = _experts_of(rest.replace(",", " ").split(), f"line {number}", room)
+        room -= len(found[int(layer)])
     return found
 
 
-def _experts_of(words: list[str], where: str) -> tuple[int, ...]:
+def _experts_of(words: list[str], where: str, room: int) -> tuple[int, ...]:
     experts: list[int] = []
     for word in words:
         low, dash, high = word.partition("-")
@@ -170,6 +183,8 @@ def _experts_of(words: list[str], where: str) -> tuple[int, ...]:
         first, last = int(low), int(high) if dash else int(low)
         if last < first:
             raise ValueError(f"{where}: {word} counts down")
+        if len(experts) + last + 1 - first > room:
+            raise ValueError(f"{where}: there are more than {_MOST_EXPERTS:,} experts")
         experts += range(first, last + 1)
     return tuple(experts)
 
@@ -180,14 +195,4 @@ def _is_number(text: str) -> bool:
 
 def experts_text(experts: Mapping[int, tuple[int, ...]]) -> str:
     """The text that `parse_experts` reads, runs of numbers as ranges."""
-    lines = []
-    for layer, numbers in sorted(experts.items()):
-        runs: list[list[int]] = []
-        for number in numbers:
-            if runs and number == runs[-1][1] + 1:
-                runs[-1][1] = number
-            else:
-                runs.append([number, number])
-        words = (str(low) if low == high else f"{low}-{high}" for low, high in runs)
-        lines.append(f"{layer}: {' '.join(words)}")
-    return "\n".join(lines)
+    return "\n".join(f"{layer}: {' '.join(ranges(kept))}" for layer, kept in sorted(experts.items()))
