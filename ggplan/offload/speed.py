@@ -107,8 +107,8 @@ _PROMPT_SPREAD = (0.62, 1.47)
 # The same where a report of the same file calibrates; of prompts there are too few to tell.
 _CALIBRATED_SPREAD = (0.80, 1.25)
 _CALIBRATED_PROMPT_SPREAD = (0.70, 1.35)
-# What a log of another model says is of that model and its build. Of pairs of reports of one machine, those of
-# the same file agree within 5 %, and those of other files hardly more than reports of other machines do.
+# What a log of another model says is of that model and its build. Of pairs of reports of one machine, those
+# of the same file agree within 5 %, and those of other files hardly more than those of other machines do.
 _OF_THE_MACHINE = 0.15
 _MOST_LEARNED = 1.25
 
