@@ -104,6 +104,10 @@ class PlanError(Error):
     """A recipe cannot be applied to a model: a shape forbids a type, an imatrix does not fit, ..."""
 
 
+class CommandError(Error):
+    """A command line of an engine cannot be read or written: an unknown option, a bad value."""
+
+
 class ImatrixError(Error):
     """An importance matrix file is damaged or does not belong to the model."""
 

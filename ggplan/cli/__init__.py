@@ -54,6 +54,7 @@ _COMMANDS = {
     "convert": "ggplan.cli.convert:convert_command",
     "demo": "ggplan.cli.demo:demo_command",
     "diff": "ggplan.cli.diff:diff_command",
+    "fit": "ggplan.cli.fit:fit_command",
     "inspect": "ggplan.cli.inspect:inspect_command",
     "machine": "ggplan.cli.machine:machine_command",
     "measure": "ggplan.cli.measure:measure_command",

@@ -10,7 +10,7 @@ Source: llama.cpp b11434, `ggml/src/ggml-alloc.c` (ggml_dyn_tallocr_alloc, ggml_
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from ggplan.offload.allocation import GPU_ALIGNMENT, HOST_ALIGNMENT
@@ -72,8 +72,18 @@ class Room:
         free.insert(at, [offset, n])
 
 
-def buffer_sizes(plan: Schedule, n_gpus: int) -> list[int]:
-    """Bytes of each device's buffer, the CPU's last."""
+def buffer_sizes(
+    plan: Schedule, n_gpus: int, marks: Mapping[int, Tensor] | None = None
+) -> tuple[list[int], dict[int, Hashable]]:
+    """Bytes of each device's buffer, the CPU's last; and behind some tensors, the allocator's state.
+
+    Parameters
+    ----------
+    marks
+        The tensors, by what their states are called.
+    """
+    wanted = {id(tensor): number for number, tensor in (marks or {}).items()}
+    states: dict[int, Hashable] = {}
     rooms = [Room(GPU_ALIGNMENT) for _ in range(n_gpus)] + [Room(HOST_ALIGNMENT)]
     for tensor, device in plan.first:
         _place(tensor, device, (), rooms)
@@ -88,7 +98,11 @@ def buffer_sizes(plan: Schedule, n_gpus: int) -> list[int]:
         if not step.is_keeper:
             _place(step.tensor, step.device, sources, rooms)
         _release(sources, rooms)
-    return [room.size for room in rooms]
+        number = wanted.get(id(step.tensor))
+        if number is not None and not step.is_keeper:
+            free = tuple(tuple(map(tuple, room.free)) for room in rooms)
+            states[number] = (free, step.tensor.buffer, step.tensor.offset)
+    return [room.size for room in rooms], states
 
 
 def _count(steps: Iterable[Step]) -> None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from ggplan.ggml_types import F32
 from ggplan.offload.graph.attention import (
+    KERNEL_TYPES,
     Attention,
     attention_inputs,
     cache_of,
@@ -135,7 +136,9 @@ def _chosen(attention: SparseAttention, x: Tensor, low: Tensor, positions: Tenso
     )
     weights = g.like("scale", weights)
     scores = g.op("indexer", (holding.n_cells, per, 1, streams), q, keys, weights, attention.sees)
-    scores.runs_on_gpu = indexer.size == 128 and indexer.heads in (32, 64)
+    scores.runs_on_gpu = (
+        indexer.size == 128 and indexer.heads in (32, 64) and settings.cache_k.name in KERNEL_TYPES
+    )
     k_best = min(indexer.top_k, holding.n_cells)
     best = g.op("top k", (k_best, per, 1, streams), scores, kind=I32)
     attention.chosen = g.contiguous(best)
@@ -144,7 +147,7 @@ def _chosen(attention: SparseAttention, x: Tensor, low: Tensor, positions: Tenso
 
 def _mask_of(attention: SparseAttention, block: int, chosen: Tensor) -> Tensor:
     """The mask of attention with all cells shut but those that were chosen."""
-    maker, g = attention.maker, attention.maker.graph
+    g = attention.maker.graph
     mask = attention.inputs(block).mask
     shut = g.like("fill", mask)
     n_cells, per, _, streams = mask.shape

@@ -1,0 +1,253 @@
+"""`ggplan fit`: does a model fit a machine, how fast is it there, and how is it started."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import click
+
+from ggplan.cli.machine_options import machine_options
+from ggplan.cli.options import (
+    PlanningOptions,
+    as_one,
+    header_only_option,
+    json_option,
+    note,
+    open_noted,
+    plan_from,
+    planning_options,
+)
+from ggplan.offload.known_machine import Stated
+
+if TYPE_CHECKING:
+    from ggplan.ggml_types import GgmlType
+    from ggplan.offload.flags import Engine
+    from ggplan.offload.header import Header
+    from ggplan.offload.machine import Machine
+    from ggplan.offload.placement import Wishes
+
+    _Tokens = click.ParamType[int]
+else:
+    _Tokens = click.ParamType
+
+_EPILOG = """\b
+Examples:
+  ggplan fit air.gguf                                      on this machine
+  ggplan fit air.gguf --cards 3090 --ram 128G              what goes where, how fast, the command
+  ggplan fit air.gguf --vram 24G,12G --ram 64G -c 64k      two cards
+  ggplan fit GLM-4.5-Air -r glm4moe/hq4_k                  a file that is not written yet
+  ggplan fit air.gguf --engine ik_llama.cpp --explain      for ik_llama.cpp, every option explained
+  ggplan fit air.gguf --output systemd > llama.service     as a service, or a script (--output sh)
+  ggplan fit air.gguf --pin 'blk\\.1\\..*_exps=CUDA0'        some tensors where you want them
+  ggplan fit air.gguf --check "llama-server -ngl 99 --cpu-moe -ub 4096 --no-mmap"
+  ggplan fit air.gguf --command "llama-server -ngl 99 -ncmoe 40 -c 32768" --gpus 1 --json
+"""
+Form = Literal["text", "sh", "json", "systemd"]
+
+
+class TokenCount(_Tokens):
+    """A number of tokens: `32768`, `32k` (× 1,024), `1M`."""
+
+    name = "tokens"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Parse an option's text."""
+        if isinstance(value, int):
+            return value
+        found = re.fullmatch(r"(\d{1,9})\s*([kKmM]?)", str(value).strip())
+        n = int(found[1]) * {"": 1, "k": 1024, "m": 1024**2}[found[2].lower()] if found else 0
+        if not 0 < n < 1 << 31:
+            self.fail(f"'{value}' is no number of tokens; write 32768 or 32k", param, ctx)
+        return n
+
+
+@dataclass(frozen=True, slots=True)
+class WishOptions:
+    """The values of the options that say how a model is to be loaded."""
+
+    context: int | None
+    kv_type: str | None
+    ubatch: int | None
+    slots: int
+    gpu_layers: int | None
+    pins: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Lines:
+    """Command lines of others, and the engine whose they are."""
+
+    engine: Engine | None
+    command: str | None
+    check: str | None
+    n_gpus: int | None
+
+
+@click.command("fit", epilog=_EPILOG, short_help="Does it fit, how fast is it, how is it started?")
+@click.argument("model", metavar="FILE")
+@as_one("wished", WishOptions)
+@as_one("lines", Lines)
+@planning_options
+@machine_options
+@header_only_option
+@click.option("-c", "--ctx", "context", type=TokenCount(), metavar="N",
+              help="Tokens of context: 32k [default: as trained, at most 32k].")  # fmt: skip
+@click.option("--kv-type", metavar="TYPE[,TYPE]", help="Type of keys and values: q8_0 [default: f16].")
+@click.option("--ubatch", type=click.IntRange(1, 65536), metavar="N",
+              help="Tokens of a prompt at a time [default: 512, or 2048 where it pays].")  # fmt: skip
+@click.option("--slots", type=click.IntRange(1, 256), default=1, show_default=True, metavar="N",
+              help="Conversations at once.")  # fmt: skip
+@click.option("--gpu-layers", type=click.IntRange(0, 999), metavar="N",
+              help="Layers on the GPUs, from the end [default: all, or as many as fit].")  # fmt: skip
+@click.option("--pin", "pins", multiple=True, metavar="REGEX=DEVICE",
+              help="Tensors that must be on a device (CPU, CUDA0, ...); can be repeated.")  # fmt: skip
+@click.option("--engine", type=click.Choice(["llama.cpp", "ik_llama.cpp"]),
+              help="Whose command [default: llama.cpp].")  # fmt: skip
+@click.option("--explain", is_flag=True, help="Say what each option of the command does, and why.")
+@click.option("--output", "form", type=click.Choice(["text", "sh", "json", "systemd"]), default="text",
+              help="Print a script, JSON or a systemd service [default: text].")  # fmt: skip
+@click.option("--command", metavar="LINE", help="Reckon what this command line allocates, and no other.")
+@click.option("--check", metavar="LINE", help="Look for traps in this command line.")
+@click.option("--gpus", "n_gpus", type=click.IntRange(0, 16), metavar="N",
+              help="Use the first N GPUs alone; with --command, N of one size.")  # fmt: skip
+@json_option("it all")
+def fit_command(
+    model: str, wished: WishOptions, lines: Lines, planning: PlanningOptions, stated: Stated,
+    header_only: bool, explain: bool, form: Form, as_json: bool,
+) -> None:  # fmt: skip
+    """Say whether FILE fits a machine, how fast it is there, and how it is started.
+
+    FILE is a GGUF, or its first bytes (--header-only), or its address; with -r any model that a recipe is
+    for, fitted as the plan has it. Nothing is loaded. A wish that does not fit is never changed: what is
+    short is said, and the cheapest ways out. The machine is that of the options, else that which `ggplan
+    machine --write` wrote, else this one.
+
+    Exits 0; 1 if it does not fit, or --check found a fault; 2 for wrong usage.
+    """
+    form = "json" if as_json else form
+    if lines.command is not None and lines.check is not None:
+        raise click.UsageError("--command and --check are two questions: ask one of them")
+    if (lines.command or lines.check) and form in ("sh", "systemd"):
+        raise click.UsageError(f"--output {form} is of a command that ggplan writes")
+    header = _header(model, planning, header_only=header_only)
+    if lines.command is not None:
+        from ggplan.cli.fit_lines import show_reckoning
+
+        show_reckoning(header, lines.command, lines.engine, lines.n_gpus, stated, as_json=form == "json")
+        return
+    machine = _machine(stated, lines.n_gpus, quiet=planning.quiet)
+    if lines.check is not None:
+        from ggplan.cli.fit_lines import show_traps
+
+        show_traps(header, lines.check, lines.engine, machine, as_json=form == "json")
+        return
+    engine: Engine = lines.engine or "llama.cpp"
+    _place(header, machine, _wishes(wished, engine), model, engine, form, explain=explain)
+
+
+def _header(name: str, planning: PlanningOptions, *, header_only: bool) -> Header:
+    """The header of a file, or of the file that a plan would write."""
+    from ggplan.offload.completing import completed
+    from ggplan.offload.header import header_of
+
+    if planning.recipe_name is None:
+        # What is loaded where is all in the header, so a file that is its header alone will do.
+        opened = open_noted(
+            name, pre=planning.pre, header_only=True, converter=planning.converter, quiet=True
+        )
+        if opened.kind == "gguf":
+            return header_of(opened)
+    plan = plan_from(name, planning, header_only=header_only)
+    header = header_of(plan)
+    if plan.model.kind != "inventory":
+        return header
+    note(
+        "an inventory: what its metadata lacks is read off the shapes of its tensors, so compute buffers may "
+        "be some percent off",
+        quiet=planning.quiet,
+    )
+    return completed(header)
+
+
+def _machine(stated: Stated, n_gpus: int | None, *, quiet: bool) -> Machine:
+    from dataclasses import replace
+
+    from ggplan.offload.known_machine import machine_for
+
+    machine, notes = machine_for(stated)
+    note(*notes, quiet=quiet)
+    if n_gpus is None:
+        return machine
+    if n_gpus > len(machine.gpus):
+        raise click.UsageError(
+            f"--gpus {n_gpus}: the machine has {len(machine.gpus)}; state them with --vram"
+        )
+    return replace(machine, gpus=machine.gpus[:n_gpus])
+
+
+def _place(
+    header: Header, machine: Machine, wishes: Wishes, name: str, engine: Engine, form: Form, *, explain: bool
+) -> None:
+    from ggplan.cli.output import print_json
+    from ggplan.cli.placing import placement_json, print_placement
+    from ggplan.offload.placing import place
+    from ggplan.offload.profiles import PROFILES
+    from ggplan.offload.starting import script, server_command, unit
+    from ggplan.offload.ways_out import ways_out
+
+    placement = place(header, machine, wishes, PROFILES[engine])
+    path = _path(name, header)
+    ways = ways_out(placement)
+    if form == "json":
+        print_json(placement_json(placement, path, ways))
+    elif form == "text" or not placement.fits:
+        print_placement(placement, path, ways, explain=explain, err=form != "text")
+    elif form == "sh":
+        click.echo(script(server_command(placement, path)), nl=False)
+    else:
+        click.echo(unit(server_command(placement, path), f"llama-server with {header.name}"), nl=False)
+    if not placement.fits:
+        raise SystemExit(1)
+
+
+def _path(name: str, header: Header) -> str:
+    """How the command calls the file: as it was given, or what a plan's file would be called."""
+    from ggplan.sources.remote import is_address
+
+    if is_address(name):
+        name = name.rstrip("/").rsplit("/", 1)[-1].partition("?")[0].partition("@")[0]
+    elif name == "-":
+        name = header.name
+    return name if name.lower().endswith(".gguf") else f"{name.rstrip('/').rsplit('/', 1)[-1]}.gguf"
+
+
+def _wishes(wished: WishOptions, engine: Engine) -> Wishes:
+    from ggplan.offload.placement import Wishes
+    from ggplan.offload.values import BadValue, overrides_of
+
+    pins = []
+    for pin in wished.pins:
+        try:
+            pins += overrides_of(pin, "\n")
+        except BadValue as bad:
+            raise click.BadParameter(f"{pin} {bad.message}; {bad.hint}", param_hint="--pin") from bad
+    key, value = _cache_types(wished.kv_type, engine)
+    return Wishes(wished.context, key, value, wished.ubatch, wished.slots, wished.gpu_layers, tuple(pins))
+
+
+def _cache_types(text: str | None, engine: Engine) -> tuple[GgmlType, GgmlType]:
+    from ggplan.ggml_types import F16
+    from ggplan.offload.values import BadValue, cache_type
+
+    if text is None:
+        return F16, F16
+    names = text.split(",")
+    if len(names) > 2:
+        raise click.BadParameter("one type, or one of keys and one of values", param_hint="--kv-type")
+    try:
+        types = [cache_type(name.strip(), engine) for name in names]
+    except BadValue as bad:
+        raise click.BadParameter(f"{text} {bad.message}; {bad.hint}", param_hint="--kv-type") from bad
+    return types[0], types[-1]

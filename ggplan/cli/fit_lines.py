@@ -1,0 +1,119 @@
+"""Other people's command lines under `ggplan fit`: what one allocates (--command), its traps (--check)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from ggplan.offload.command_checks import Trap
+    from ggplan.offload.flags import Engine
+    from ggplan.offload.header import Header
+    from ggplan.offload.known_machine import Stated
+    from ggplan.offload.machine import Gpu, Machine
+
+
+def show_reckoning(
+    header: Header, line: str, engine: Engine | None, n_gpus: int | None, stated: Stated, *, as_json: bool
+) -> None:
+    """What a command line allocates, by device, in bytes for programs."""
+    from ggplan.cli.output import print_json, print_table
+    from ggplan.errors import CommandError
+    from ggplan.offload.commands import read_command
+    from ggplan.offload.known_machine import machine_for
+    from ggplan.offload.profiles import PROFILES
+    from ggplan.offload.reckon import reckon
+    from ggplan.text import format_bytes, printable
+
+    command = read_command(line, engine)
+    if command.faults:
+        raise CommandError(command.faults[0].message, hint=command.faults[0].hint)
+    cards: tuple[Gpu, ...] | int = n_gpus if n_gpus is not None else machine_for(stated)[0].gpus
+    if stated.vram or stated.cards:
+        cards = machine_for(stated)[0].gpus[:n_gpus]
+    if command.devices is not None:
+        cards = _chosen(cards, command.devices)
+    reckoning = reckon(header, command.settings, cards, PROFILES[command.engine])
+    notes = (*reckoning.notes, *command.notes)
+    if as_json:
+        streamed = reckoning.streamed
+        devices = [
+            {
+                "name": d.name,
+                "weights": d.weights,
+                "context": d.context,
+                "compute": d.compute,
+                "draft_context": d.draft_context,
+                "draft_compute": d.draft_compute,
+            }
+            for d in reckoning.devices
+        ]
+        found: dict[str, Any] = {"engine": reckoning.engine, "devices": devices}
+        found["streamed"] = None if streamed is None else {"tensor": streamed[0], "bytes": streamed[1]}
+        print_json({**found, "notes": list(notes)})
+        return
+    click.echo(f"{printable(header.name)}, {reckoning.engine}")
+    rows = [
+        [
+            "RAM" if d.name == "host" else d.name,
+            *map(format_bytes, (d.weights, d.context, d.compute, d.total)),
+        ]
+        for d in reckoning.devices
+    ]
+    columns = ("weights", "context", "compute", "total")
+    print_table([("device", "left"), *((c, "right") for c in columns)], rows, least=("compute",))
+    if reckoning.streamed is not None:
+        name, size = reckoning.streamed
+        click.echo(
+            f"copied to CUDA0 for prompts, one tensor at a time: {printable(name)}, {format_bytes(size)}"
+        )
+    for text in notes:
+        click.echo(f"note: {printable(text)}", err=True)
+
+
+def _chosen(cards: tuple[Gpu, ...] | int, devices: tuple[str, ...]) -> tuple[Gpu, ...] | int:
+    """The GPUs that `-dev` names, in its order; the engine calls them CUDA0, CUDA1, ... all the same."""
+    from ggplan.errors import PlanError
+
+    n = cards if isinstance(cards, int) else len(cards)
+    known = {f"CUDA{i}": i for i in range(n)}
+    for name in devices:
+        if name not in known:
+            hint = f"the devices are {', '.join(known)}" if known else "state the GPUs with --gpus"
+            raise PlanError(f"-dev {name}: there is no such device", hint=hint)
+    return len(devices) if isinstance(cards, int) else tuple(cards[known[name]] for name in devices)
+
+
+def show_traps(header: Header, line: str, engine: Engine | None, machine: Machine, *, as_json: bool) -> None:
+    """The traps of a command line; ends with exit code 1 where one of them is a fault."""
+    from ggplan.cli.output import print_json
+    from ggplan.offload.command_checks import check_command
+    from ggplan.offload.commands import read_command
+    from ggplan.text import printable
+
+    command = read_command(line, engine)
+    traps = check_command(command, header, machine)
+    faults = [trap for trap in traps if trap.severity != "note"]
+    if as_json:
+        found = [
+            {"code": t.code, "severity": t.severity, "line": t.line, "message": t.message, "remedy": t.remedy}
+            for t in traps
+        ]
+        print_json({"engine": command.engine, "traps": found, "notes": list(command.notes)})
+    else:
+        for trap in traps:
+            _print_trap(trap)
+        for text in command.notes:
+            click.echo(f"note: {printable(text)}", err=True)
+        n = len(faults)
+        click.echo(f"{n or 'no'} fault{'s' * (n != 1)} in the command line", err=True)
+    if faults:
+        raise SystemExit(1)
+
+
+def _print_trap(trap: Trap) -> None:
+    from ggplan.text import printable
+
+    click.echo(f"line {trap.line}: {trap.severity} {trap.code}: {printable(trap.message)}")
+    click.echo(f"    {printable(trap.remedy)}")

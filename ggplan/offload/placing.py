@@ -1,0 +1,399 @@
+"""Placement: how a model is loaded on a machine, what that takes of each device, and how fast it will be.
+
+    everything on the GPUs                      if it fits
+    attention, shared experts, dense layers,    on the GPUs; the routed experts in RAM, but for those that go
+    norms and the output                        back to what is left of the GPUs (`filling.py`)
+    a model without experts                     the last layers on the GPUs, as many as fit (`-ngl`)
+
+What is left of a GPU is its memory without the margin, the weights, the context and the compute buffer with
+the tensor that is streamed for prompts. Every candidate is reckoned whole before it is taken. A wish is never
+changed to make it fit: what does not fit is said, with ways out that were reckoned (`ways_out.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from ggplan.errors import PlanError
+from ggplan.offload.active import ActiveBytes, active_bytes
+from ggplan.offload.allocation import HOST, device_bytes, gpu_name
+from ggplan.offload.cache.classes import cache_tensors
+from ggplan.offload.dimensions import Dimensions, dimensions_of
+from ggplan.offload.filling import Unit, expert_blocks, fill, ram_overrides, split_layers, units_of
+from ggplan.offload.header import Header, HeaderTensor
+from ggplan.offload.holding import holding_of
+from ggplan.offload.machine import Gpu, Machine
+from ggplan.offload.placement import Placement, Shortage, Wishes, left_of, shortages
+from ggplan.offload.profiles import LLAMA_CPP, Profile
+from ggplan.offload.reckon import reckon
+from ggplan.offload.reckoning import Reckoning
+from ggplan.offload.settings import Override, Settings
+from ggplan.offload.speed import FITTED, generation, prompt
+from ggplan.offload.weights import Weights, place_weights
+from ggplan.text import printable
+
+DEFAULT_CONTEXT = 32768
+_MICRO_BATCHES = (512, 2048)
+# A larger micro-batch takes memory that could hold experts; so much slower may generation get for it.
+_WORTH = 1.03
+_ALL_LAYERS = 99
+_LITTLE = 4 * FITTED.gpu_crossing
+
+
+def place(
+    header: Header, machine: Machine, wishes: Wishes | None = None, profile: Profile = LLAMA_CPP
+) -> Placement:
+    """Place a model on a machine.
+
+    Raises
+    ------
+    PlanError
+        If a pin names a device that is not there, is no regex, or matches no tensor that is loaded.
+    CheckpointError
+        If the header lacks what the engine needs.
+    """
+    wishes = wishes or Wishes()
+    dimensions = dimensions_of(header)
+    _check_pins(header, dimensions, machine, wishes)
+    planner = _Planner(header, dimensions, machine, wishes, profile)
+    best = planner.placed()
+    if len(machine.gpus) < 2 or not best.fits or not planner.is_second_gpu_idle(best):
+        return best
+    return _on_one_gpu(best, dimensions)
+
+
+def _on_one_gpu(best: Placement, dimensions: Dimensions) -> Placement:
+    """The same on the first GPU alone, if that is faster: a second one costs changes of device."""
+    header, machine, profile = best.header, best.machine, best.profile
+    alone = replace(machine, gpus=machine.gpus[:1])
+    single = _Planner(header, dimensions, alone, best.wishes, profile).placed()
+    if not single.fits or single.generation.likely <= best.generation.likely:
+        return best
+    note = (
+        f"a second GPU makes it slower: {best.generation.likely:.1f} tokens per second on all "
+        f"{len(machine.gpus)}, {single.generation.likely:.1f} on the first alone, which is used"
+    )
+    settings = replace(single.settings, split_mode="none")
+    reckoning = reckon(header, settings, machine.gpus, profile)
+    return replace(
+        single, machine=machine, settings=settings, reckoning=reckoning, notes=(*single.notes, note)
+    )
+
+
+def _check_pins(header: Header, dimensions: Dimensions, machine: Machine, wishes: Wishes) -> None:
+    """Refuse a pin that cannot be obeyed."""
+    if not wishes.pins:
+        return
+    settings = Settings(gpu_layers=-1 if machine.gpus else 0, overrides=wishes.pins)
+    # Names devices that are not there, and what is no regex.
+    loaded = {one.use for one in place_weights(header, dimensions, settings, machine.gpus).loaded}
+    for pin in wishes.pins:
+        shown = f"--pin {printable(pin.pattern)}={pin.device}"
+        if any(c in pin.pattern for c in ",="):
+            raise PlanError(
+                f"{shown}: `,` and `=` end a pattern after -ot", hint="write alternatives as (1|2)"
+            )
+        matched = _matching(pin, (t.name for t in header.tensors))
+        if not matched:
+            raise PlanError(f"{shown} matches no tensor", hint="`ggplan inspect FILE --tensors` lists them")
+        if not any(name in loaded for name in matched):
+            raise PlanError(f"{shown} matches tensors for multi-token prediction alone, which are not loaded")
+
+
+def _matching(pin: Override, names: Iterable[str]) -> list[str]:
+    import re2
+
+    search = re2.compile(pin.pattern).search
+    return [name for name in names if search(name)]
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """Settings that were tried: what they allocate, and where the weights are."""
+
+    settings: Settings
+    reckoning: Reckoning
+    weights: Weights
+    shortages: tuple[Shortage, ...]
+
+    @property
+    def fits_gpus(self) -> bool:
+        return all(s.device == HOST for s in self.shortages)
+
+
+@dataclass(frozen=True)
+class _Planner:
+    """Candidates for one model, machine and wishes."""
+
+    header: Header
+    dimensions: Dimensions
+    machine: Machine
+    wishes: Wishes
+    profile: Profile
+
+    @cached_property
+    def experts(self) -> dict[int, list[HeaderTensor]]:
+        """Routed experts by block, without those that are pinned."""
+        pinned = {
+            name for pin in self.wishes.pins for name in _matching(pin, (t.name for t in self.header.tensors))
+        }
+        free = (t.name for t in self.header.tensors if t.name not in pinned)
+        return expert_blocks(self.header, self.dimensions, free)
+
+    @property
+    def gpus(self) -> Sequence[Gpu]:
+        return self.machine.gpus
+
+    @cached_property
+    def all_layers(self) -> int:
+        """A value of `-ngl` that is all layers: 99, as people write it, if that is enough."""
+        n = self.dimensions.n_blocks + 1
+        return _ALL_LAYERS if n <= _ALL_LAYERS else 999
+
+    def base(self, micro_batch: int) -> Settings:
+        """What all candidates have in common."""
+        wishes = self.wishes
+        trained = self.dimensions.trained_context or DEFAULT_CONTEXT
+        layers = self.all_layers if wishes.gpu_layers is None else wishes.gpu_layers
+        return Settings(
+            gpu_layers=layers if self.gpus else 0,
+            overrides=wishes.pins,
+            context=wishes.context or min(trained, DEFAULT_CONTEXT),
+            batch=max(2048, micro_batch),
+            micro_batch=micro_batch,
+            slots=wishes.slots,
+            flash_attention="on",
+            cache_k=wishes.cache_k,
+            cache_v=wishes.cache_v,
+            host_cache_mib=0,
+            threads=wishes.threads or self.machine.cores,
+        )
+
+    def placed(self) -> Placement:
+        """The best candidate."""
+        settings = self.base(self.wishes.micro_batch or _MICRO_BATCHES[0])
+        if not self.gpus:
+            return self.made(self.tried(settings))
+        whole = self.whole(settings)
+        if whole is not None:
+            return self.made(whole)
+        return self.with_experts_in_ram(settings) if self.experts else self.by_layers(settings)
+
+    def is_second_gpu_idle(self, best: Placement) -> bool:
+        """Whether GPUs after the first save a token so little that a change of device may cost more."""
+        if any(pin.device not in ("CPU", "CUDA0") for pin in self.wishes.pins):
+            return False
+        if not best.in_ram:
+            sizes = self.sizes(best.settings, experts=True)
+            return sum(sizes) < self.gpus[0].memory - self.machine.gpu_margin
+        saved = 0.0
+        for block, tensors in self.experts.items():
+            device = best.devices.get(tensors[0].name, HOST)
+            if device not in (HOST, gpu_name(0)):
+                given = self.dimensions, self.machine, 0, self.profile, best.settings.threads
+                saved += units_of(block, tensors, *given)[0].gain
+        return saved < _LITTLE
+
+    # --- Candidates
+
+    def whole(self, settings: Settings) -> _Candidate | None:
+        """Everything on the GPUs; None if it does not fit."""
+        sizes = self.sizes(settings, experts=True)
+        if sum(sizes) > sum(gpu.memory - self.machine.gpu_margin for gpu in self.gpus):
+            return None
+        tried = self.tried(self.split(settings, sizes))
+        return None if tried.shortages else tried
+
+    def with_experts_in_ram(self, settings: Settings) -> Placement:
+        """The routed experts in RAM, but for those that fit into what is left of the GPUs."""
+        blocks = sorted(self.experts)
+        in_ram = replace(
+            settings,
+            overrides=(*self.wishes.pins, *ram_overrides(blocks, (), by_count=True)),
+            load_mode="none",
+        )
+        if len(self.gpus) > 1:
+            in_ram = self.split(in_ram, self.sizes(in_ram, experts=False))
+        start = self.tried(in_ram)
+        if not start.fits_gpus:
+            return self.made(start)
+        taken = self.filled(start, 1.0) or []
+        if self.wishes.micro_batch is None and start.reckoning.streamed is not None:
+            larger = self._with_large_micro_batch(start, taken, blocks)
+            if larger is not None:
+                return larger
+        return self.made(self._verified(in_ram, taken, blocks) or start)
+
+    def _with_large_micro_batch(
+        self, start: _Candidate, taken: Sequence[Unit], blocks: Sequence[int]
+    ) -> Placement | None:
+        """The same with a larger micro-batch, if that fits and generation loses little."""
+        units = self.filled(start, _MICRO_BATCHES[1] / _MICRO_BATCHES[0])
+        if units is None or not self._is_worth(start, taken, units):
+            return None
+        found = self._verified(replace(start.settings, micro_batch=_MICRO_BATCHES[1]), units, blocks)
+        if found is None or found.shortages:
+            return None
+        made = self.made(found)
+        before = prompt(self.active(start), self.machine, self.profile, start.settings)
+        note = (
+            f"a micro-batch of {_MICRO_BATCHES[1]}, as experts in RAM are copied to the GPU once for each: "
+            f"prompts at about {made.prompt.likely:.0f} tokens per second, not {before.likely:.0f}, "
+            "for at most 3 % of generation"
+        )
+        return replace(made, notes=(*made.notes, note))
+
+    def _verified(self, in_ram: Settings, taken: list[Unit], blocks: Sequence[int]) -> _Candidate | None:
+        """The candidate with these units on the GPUs, or with fewer where the whole reckoning says so.
+
+        Where it says that there is room for more than was thought, more are tried once.
+        """
+        best: _Candidate | None = None
+        while True:
+            # One pattern is quicker to reckon than the many of -ncmoe, which say the same.
+            overrides = ram_overrides(blocks, taken, by_count=False)
+            tried = self.tried(replace(in_ram, overrides=(*self.wishes.pins, *overrides)))
+            if not tried.fits_gpus:
+                if best is not None or not taken:
+                    return best
+                taken = self.without(taken, tried)
+                continue
+            counted = ram_overrides(blocks, taken, by_count=self._counts())
+            settings = replace(tried.settings, overrides=(*self.wishes.pins, *counted))
+            more = [] if best is not None else self.filled(tried, 1.0, {unit.block for unit in taken}) or []
+            best = replace(tried, settings=settings)
+            if not more:
+                return best
+            taken = taken + more
+
+    def _is_worth(self, start: _Candidate, taken: Sequence[Unit], larger: Sequence[Unit]) -> bool:
+        """Whether generation loses little to the larger micro-batch, whose buffer takes room of experts."""
+        rate = generation(self.active(start), self.machine, self.profile, start.settings)
+        seconds = sum(rate.seconds.values())
+        small = seconds - sum(unit.gain for unit in taken)
+        return seconds - sum(unit.gain for unit in larger) <= small * _WORTH
+
+    def _counts(self) -> bool:
+        """Whether `-ncmoe` says what it says here: on one GPU, and in llama.cpp."""
+        return len(self.gpus) == 1 and self.profile.engine == "llama.cpp" and not self.wishes.pins
+
+    def filled(self, start: _Candidate, growth: float, done: Container[int] = ()) -> list[Unit] | None:
+        """Units for what is left of each GPU, whose blocks are on it; None if nothing is left at all.
+
+        Parameters
+        ----------
+        growth
+            By what the micro-batch grows, and with it all of a compute buffer but the streamed tensor.
+        done
+            Blocks whose experts were considered before.
+        """
+        taken: list[Unit] = []
+        for index, device in enumerate(start.reckoning.devices[:-1]):
+            streamed = start.reckoning.streamed[1] if start.reckoning.streamed and not index else 0
+            grown = int(max(device.compute - streamed, 0) * (growth - 1))
+            room = left_of(device, self.gpus[index], self.machine) - grown
+            if room < 0:
+                return None
+            blocks = {
+                block: units_of(
+                    block, tensors, self.dimensions, self.machine, index, self.profile, start.settings.threads
+                )
+                for block, tensors in self.experts.items()
+                if start.weights.blocks[block] == device.name and block not in done
+            }
+            taken += fill(room, blocks)
+        return taken
+
+    def without(self, taken: list[Unit], tried: _Candidate) -> list[Unit]:
+        """The units without the least valuable ones of a GPU that became too full."""
+        kept = list(taken)
+        for shortage in tried.shortages:
+            missing = shortage.short if shortage.device != HOST else 0
+            on = [u for u in kept if tried.weights.blocks[u.block] == shortage.device]
+            while missing > 0 and on:
+                last = on.pop()
+                kept.remove(last)
+                missing -= last.n_bytes
+            if missing > 0:  # not the experts take the room
+                return []
+        return kept
+
+    def by_layers(self, settings: Settings) -> Placement:
+        """A model without experts: as many of the last layers on the GPUs as fit."""
+        if self.wishes.gpu_layers is not None:
+            return self.made(self.tried(self.split(settings, self.sizes(settings, experts=True))))
+        sizes = self.sizes(settings, experts=True)
+        n = len(sizes)
+        over = self.tried(self.split(settings, sizes))
+        compute = sum(d.compute for d in over.reckoning.devices[:-1])
+        room = sum(g.memory - self.machine.gpu_margin for g in self.gpus) - compute
+        while n and sum(sizes[len(sizes) - n :]) > room:
+            n -= 1
+        while n >= 0:
+            layers = replace(settings, gpu_layers=n)
+            tried = self.tried(self.split(layers, sizes[len(sizes) - n :]) if n else layers)
+            if tried.fits_gpus:
+                return self.made(tried)
+            n -= 1
+        return self.made(over)
+
+    # --- Parts of candidates
+
+    def split(self, settings: Settings, sizes: Sequence[int], known: Reckoning | None = None) -> Settings:
+        """The settings with layers in proportion to what each GPU has room for."""
+        if len(self.gpus) < 2:
+            return settings
+        known = known or reckon(self.header, settings, self.gpus, self.profile)
+        compute = [d.compute + d.draft_compute for d in known.devices[:-1]]
+        rooms = [g.memory - self.machine.gpu_margin - c for g, c in zip(self.gpus, compute, strict=True)]
+        return replace(settings, tensor_split=split_layers(sizes, rooms))
+
+    def sizes(self, settings: Settings, *, experts: bool) -> list[int]:
+        """Bytes of weights and context of each block on a GPU, and at the end those of the output."""
+        everywhere = replace(settings, gpu_layers=-1, overrides=self.wishes.pins, tensor_split=())
+        weights = place_weights(self.header, self.dimensions, everywhere, self.gpus)
+        sizes = [0] * (self.dimensions.n_blocks + 1)
+        routed = set() if experts else {t.name for ts in self.experts.values() for t in ts}
+        for one in weights.loaded:
+            if one.device != HOST and one.use not in routed:
+                sizes[_layer(one.use, len(sizes))] += one.n_bytes
+        holding = holding_of(self.dimensions, settings)
+        for tensor in cache_tensors(self.dimensions, settings, holding):
+            sizes[tensor.block] += device_bytes(gpu_name(0), tensor.type, tensor.shape)
+        return sizes
+
+    def tried(self, settings: Settings) -> _Candidate:
+        """These settings, reckoned."""
+        reckoning = reckon(self.header, settings, self.gpus, self.profile)
+        weights = place_weights(self.header, self.dimensions, settings, self.gpus)
+        return _Candidate(settings, reckoning, weights, shortages(reckoning, self.machine))
+
+    def active(self, tried: _Candidate, depth: int = 0) -> ActiveBytes:
+        """What a token reads with so many tokens before it."""
+        return active_bytes(tried.weights, self.dimensions, tried.settings, depth=depth)
+
+    def made(self, tried: _Candidate) -> Placement:
+        """The placement of a candidate."""
+        settings, devices = tried.settings, tried.weights.devices()
+        given = self.machine, self.profile, settings
+        empty = self.active(tried)
+        full = self.active(tried, (settings.context or 0) // max(settings.slots or 1, 1))
+        in_ram = tuple(
+            block
+            for block, tensors in sorted(expert_blocks(self.header, self.dimensions).items())
+            if any(devices.get(t.name) == HOST for t in tensors)
+        )
+        return Placement(
+            self.header, self.machine, self.profile, self.wishes, settings, tried.reckoning, devices,
+            tried.shortages, in_ram, generation(empty, *given), generation(full, *given),
+            prompt(empty, *given), tried.reckoning.notes,
+        )  # fmt: skip
+
+
+def _layer(name: str, n_layers: int) -> int:
+    """The layer that a tensor counts for: its block, else the output."""
+    if name.startswith("blk."):
+        return min(int(name.split(".")[1]), n_layers - 1)
+    return n_layers - 1

@@ -1,0 +1,203 @@
+"""Ways out of a placement that does not fit: what would have to change, each reckoned whole.
+
+From the cheapest to the dearest: keys and values in q8_0, a smaller micro-batch (slower prompts), a shorter
+context, fewer layers on the GPUs (slower), no pins, routed experts in fewer bits. A change that is not enough
+alone is tried together with those before it. Only what fits is offered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from ggplan.ggml_types import F16, GgmlType, parse_type
+from ggplan.offload.allocation import HOST
+from ggplan.offload.dimensions import dimensions_of
+from ggplan.offload.header import Header
+from ggplan.offload.placement import Placement, Wishes
+from ggplan.offload.placing import place
+from ggplan.text import format_bytes
+
+N_WAYS = 3
+_STEP = 1024  # tokens: contexts are offered in multiples of it
+_SMALLEST_CONTEXT = 2048
+_SMALLER = ("q8_0", "q6_K", "q5_K", "q4_K", "iq4_xs", "q3_K", "iq3_xxs", "q2_K", "iq2_xxs")
+# What llama-quantize takes where 256 does not divide a row; iq4_nl for all others.
+_IN_SMALL_BLOCKS = {"q8_0": "q8_0", "q6_K": "q8_0", "q5_K": "q5_1", "q4_K": "q5_0"}
+
+_Change = Callable[[Placement, Wishes, str, str], "WayOut | None"]
+
+
+@dataclass(frozen=True, slots=True)
+class WayOut:
+    """One way to make it fit.
+
+    Attributes
+    ----------
+    what
+        The change in words.
+    options
+        Options of `ggplan fit` that make it; "" where it is another file.
+    placement
+        What it gives; it fits.
+    """
+
+    what: str
+    options: str
+    placement: Placement
+
+
+def ways_out(placement: Placement, n: int = N_WAYS) -> tuple[WayOut, ...]:
+    """The `n` cheapest ways out of a placement that does not fit; () if it fits, or if there are none."""
+    if placement.fits:
+        return ()
+    found: list[WayOut] = []
+    for way in _tried(placement):
+        found.append(way)
+        if len(found) == n:
+            break
+    return tuple(found)
+
+
+def _tried(placement: Placement) -> Iterator[WayOut]:
+    settings = placement.settings
+    wishes = replace(placement.wishes, context=settings.context, micro_batch=settings.micro_batch)
+    of_gpus = any(s.device != HOST for s in placement.shortages)
+    changes: list[_Change] = []
+    if _helps(placement):
+        changes = [_smaller_batch, _shorter] if placement.machine.gpus else [_shorter]
+    if of_gpus:
+        changes.append(_fewer_layers)
+    found = False
+    quantized = None
+    if changes and wishes.cache_k is F16 and wishes.cache_v is F16 and _takes_q8_0(placement):
+        quantized = replace(wishes, cache_k=parse_type("q8_0"), cache_v=parse_type("q8_0"))
+        way = _way(placement, quantized, "keys and values in q8_0", "--kv-type q8_0")
+        if way is not None:
+            found = True
+            yield way
+    for change in changes:
+        if (way := change(placement, wishes, "", "")) is not None:
+            found = True
+            yield way
+    if not found and quantized is not None:
+        for change in changes:
+            way = change(placement, quantized, "keys and values in q8_0, and ", "--kv-type q8_0 ")
+            if way is not None:
+                yield way
+    if wishes.pins:
+        way = _way(placement, replace(wishes, pins=()), "nothing pinned", "no --pin")
+        if way is not None:
+            yield way
+    yield from _fewer_bits(placement)
+
+
+def _helps(placement: Placement) -> bool:
+    """Whether less context could be enough. What it frees on a GPU takes experts out of RAM."""
+    freed = sum(d.context + d.compute for d in placement.reckoning.devices)
+    return all(s.short < freed for s in placement.shortages)
+
+
+def _way(placement: Placement, wishes: Wishes, what: str, options: str) -> WayOut | None:
+    made = place(placement.header, placement.machine, wishes, placement.profile)
+    return WayOut(what, options, made) if made.fits else None
+
+
+def _takes_q8_0(placement: Placement) -> bool:
+    dimensions = dimensions_of(placement.header)
+    return all(
+        dimensions.key_size(i) % 32 == 0 and dimensions.value_size(i) % 32 == 0
+        for i in range(dimensions.n_trunk)
+    )
+
+
+def _smaller_batch(placement: Placement, wishes: Wishes, words: str, options: str) -> WayOut | None:
+    tokens = placement.settings.micro_batch
+    while tokens > 128:
+        tokens //= 2
+        what = f"{words}a micro-batch of {tokens}"
+        way = _way(placement, replace(wishes, micro_batch=tokens), what, f"{options}--ubatch {tokens}")
+        if way is not None:
+            return way
+    return None
+
+
+def _shorter(placement: Placement, wishes: Wishes, words: str, options: str) -> WayOut | None:
+    """The longest context that fits, in steps of 1,024 tokens."""
+    low, high = 0, (wishes.context or 0) // _STEP
+    best: WayOut | None = None
+    if _at(placement, wishes, _SMALLEST_CONTEXT, words, options) is None:
+        return None
+    while high - low > max(1, high // 32):
+        middle = (low + high) // 2
+        way = _at(placement, wishes, max(middle * _STEP, _SMALLEST_CONTEXT), words, options)
+        if way is None:
+            high = middle
+        else:
+            best, low = way, middle
+    return best
+
+
+def _at(placement: Placement, wishes: Wishes, context: int, words: str, options: str) -> WayOut | None:
+    if wishes.context is not None and context >= wishes.context:
+        return None
+    what, option = f"{words}a context of {context:,}", f"{options}--ctx {context}"
+    return _way(placement, replace(wishes, context=context), what, option)
+
+
+def _fewer_layers(placement: Placement, wishes: Wishes, words: str, options: str) -> WayOut | None:
+    """As many layers on the GPUs as fit; the others, with their part of the context, in RAM."""
+    low, high = 0, dimensions_of(placement.header).n_blocks + 1
+    best: WayOut | None = None
+    while high - low > 1:
+        middle = (low + high) // 2
+        what = f"{words}{middle} layers on the GPU, the others in RAM"
+        way = _way(placement, replace(wishes, gpu_layers=middle), what, f"{options}--gpu-layers {middle}")
+        if way is None:
+            high = middle
+        else:
+            best, low = way, middle
+    return best
+
+
+def _fewer_bits(placement: Placement) -> Iterator[WayOut]:
+    """The file with what lies on the device that is too small in the largest type that fits."""
+    header = placement.header
+    short = {s.device for s in placement.shortages}
+    meant = frozenset(
+        t.name
+        for t in header.tensors
+        if len(t.shape) > 1 and placement.devices.get(t.name) in short and not t.name.startswith("token_embd")
+    )
+    part = "what is on " + " and ".join("RAM" if d == HOST else d for d in sorted(short))
+    if short == {HOST} and all("_exps" in name for name in meant):
+        part = "the experts in RAM"
+    for name in _SMALLER:
+        smaller = _with_types(header, meant, parse_type(name))
+        if smaller is None:
+            continue
+        made = place(smaller, placement.machine, placement.wishes, placement.profile)
+        if made.fits:
+            size = format_bytes(sum(t.n_bytes for t in smaller.tensors))
+            yield WayOut(f"a recipe with {part} in {name} at most (a file of {size})", "", made)
+            return
+
+
+def _with_types(header: Header, meant: frozenset[str], type_: GgmlType) -> Header | None:
+    """The header with larger tensors in this type, where their shape allows it; None if nothing changes."""
+    tensors = []
+    for tensor in header.tensors:
+        columns = tensor.shape[0] if tensor.shape else 1
+        new = type_ if columns % type_.block_size == 0 else _in_small_blocks(type_)
+        changes = (
+            tensor.name in meant
+            and columns % new.block_size == 0
+            and new.row_bytes(columns) < tensor.type.row_bytes(columns)
+        )
+        tensors.append(replace(tensor, type=new) if changes else tensor)
+    return replace(header, tensors=tuple(tensors)) if tuple(tensors) != header.tensors else None
+
+
+def _in_small_blocks(type_: GgmlType) -> GgmlType:
+    """What llama-quantize takes where a superblock does not divide a row."""
+    return parse_type(_IN_SMALL_BLOCKS.get(type_.name, "iq4_nl"))

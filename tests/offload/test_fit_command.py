@@ -1,0 +1,274 @@
+"""`ggplan fit` from a shell: what it prints, its exit codes, and its answers about other people's lines."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+from program import run
+
+from ggplan.offload.command_checks import TRAPS
+from ggplan.offload.commands import parse_command
+
+AIR = ("fit", "GLM-4.5-Air", "-r", "glm4moe/hq4_k", "-q")
+HOME = (*AIR, "--cards", "3090", "--ram", "128G", "--bandwidth", "80G", "--cores", "16")
+GPT = ("fit", "gpt-oss-20b", "-r", "gpt-oss/small", "-q")
+LLAMA = ("fit", "Llama-3.1-8B", "-r", "Q4_K_M", "-q")
+DEEPSEEK = ("fit", "DeepSeek-V3", "-r", "deepseek2/hq4_k", "-q")
+
+
+def test_the_answer_for_24_gb_and_128_gb() -> None:
+    done = run(*HOME)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert "GLM-4.5-Air, llama.cpp b11434: fits" in done.stdout
+    assert "blocks have routed experts in RAM" in done.stdout
+    assert "streamed to CUDA0 for prompts, one tensor at a time: blk." in done.stdout
+    assert "tokens per second" in done.stdout
+    assert "llama-server -m GLM-4.5-Air.gguf -c 32768" in done.stdout
+    assert "llama-bench -m GLM-4.5-Air.gguf" in done.stdout
+
+
+def test_json_has_what_the_table_has() -> None:
+    found = json.loads(run(*HOME, "--json").stdout)
+    assert found["fits"]
+    assert [d["name"] for d in found["devices"]] == ["CUDA0", "host"]
+    gpu = found["devices"][0]
+    assert gpu["left"] == gpu["memory"] - gpu["margin"] - gpu["weights"] - gpu["context"] - gpu["compute"]
+    settings = parse_command(shlex.join(found["command"]))
+    assert (settings.context, settings.micro_batch) == (found["context"], found["micro_batch"])
+    assert parse_command(shlex.join(found["measure"])).program == "llama-bench"
+    assert found["generation"]["low"] < found["generation"]["likely"] < found["generation"]["high"]
+
+
+def test_wishes() -> None:
+    done = run(
+        *HOME, "--ctx", "16k", "--kv-type", "q8_0", "--ubatch", "1024", "--slots", "2", "--output", "sh",
+        "--pin", r"blk\.2\..*_exps=CUDA0",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("#!/bin/sh\nexec llama-server ")
+    found = parse_command(done.stdout.split("exec ")[1].replace(' "$@"', ""))
+    assert (found.context, found.micro_batch, found.slots) == (16384, 1024, 2)
+    assert found.cache_k.name == found.cache_v.name == "q8_0"
+    assert found.overrides[0].device == "CUDA0"
+
+
+def test_ik_llama_and_what_each_option_does() -> None:
+    done = run(*HOME, "--engine", "ik_llama.cpp", "--explain")
+    assert done.returncode == 0, done.stderr
+    assert "--no-mmap" in done.stdout
+    assert "llama-sweep-bench" in done.stdout
+    assert "one thread a core" in done.stdout
+
+
+def test_a_service() -> None:
+    done = run(*HOME, "--output", "systemd")
+    assert "\nExecStart=/usr/bin/env llama-server " in done.stdout
+    assert done.stdout.endswith("WantedBy=default.target\n")
+
+
+def test_what_does_not_fit_exits_1_and_its_way_out_fits() -> None:
+    wish = ("--vram", "16G", "--ram", "128G", "-c", "128k")
+    done = run(*AIR, *wish)
+    assert done.returncode == 1
+    assert "does not fit" in done.stdout
+    assert "CUDA0 is short of" in done.stdout
+    assert "llama-server" not in done.stdout
+    found = json.loads(run(*AIR, *wish, "--json").stdout)
+    assert not found["fits"]
+    assert found["shortages"][0]["device"] == "CUDA0"
+    offered = [way["options"] for way in found["ways_out"] if way["options"]]
+    assert offered
+    again = run(*AIR, "--vram", "16G", "--ram", "128G", "-c", "128k", *offered[0].split())
+    assert again.returncode == 0, again.stdout
+
+
+def test_a_script_of_what_does_not_fit_is_none() -> None:
+    done = run(*AIR, "--vram", "8G", "--ram", "128G", "--output", "sh")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: CUDA0 is short of")
+
+
+def test_no_gpu() -> None:
+    done = run(*LLAMA, "--ram", "32G", "--gpus", "0", "--json")
+    assert [d["name"] for d in json.loads(done.stdout)["devices"]] == ["host"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--ctx", "many"), "no number of tokens"),
+        (("--kv-type", "q7"), "no type of a KV cache"),
+        (("--kv-type", "q8_0,q8_0,q8_0"), "one type"),
+        (("--pin", "exps"), "without `=`"),
+        (("--pin", "exps=cuda0"), "unknown buffer type"),
+        (("--gpus", "3"), "the machine has 1"),
+        (("--command", "llama-server", "--check", "llama-server"), "two questions"),
+        (("--check", "llama-server", "--output", "sh"), "--output sh"),
+    ],
+)
+def test_wrong_usage(options: tuple[str, ...], message: str) -> None:
+    done = run(*HOME, *options)
+    assert done.returncode == 2
+    assert message in done.stderr
+
+
+def test_a_command_is_reckoned_by_device() -> None:
+    line = "llama-server -ngl 99 -ncmoe 40 -c 32768 -np 1 -fit off -lm none"
+    found = json.loads(run(*AIR, "--command", line, "--gpus", "1", "--json").stdout)
+    assert [d["name"] for d in found["devices"]] == ["CUDA0", "host"]
+    assert found["devices"][0]["context"] == 46 * 32768 * 2 * 8 * 128 * 2
+    assert found["streamed"]["tensor"].endswith("_exps.weight")
+    none = json.loads(run(*AIR, "--command", line, "--gpus", "0", "--json").stdout)
+    assert [d["name"] for d in none["devices"]] == ["host"]
+    text = run(*AIR, "--command", f"{line} -dev none --mmproj p.gguf", "--gpus", "1")
+    assert "CUDA0" not in text.stdout
+    assert "note: `--mmproj`: the projector's own memory is not reckoned" in text.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("llama-server --no-mmap", "`--no-mmap` no longer exists in llama.cpp"),
+        ("llama-server -c 512 -ot exps=CUDA1", "there is no device CUDA1"),
+        ("llama-server -c 512 -dev CUDA7", "-dev CUDA7: there is no such device"),
+        ("rm -rf /", "`rm` is no program of llama.cpp"),
+    ],
+)
+def test_a_command_that_cannot_be_reckoned(line: str, message: str) -> None:
+    done = run(*AIR, "--command", line, "--gpus", "1")
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {message}" if message[0] == "`" else "error: ")
+    assert message in done.stderr
+
+
+GOOD = "llama-server -m x.gguf -c 32768 -np 1 -ngl 99 -fit off -fa on -ub 512 -cram 0 -lm none"
+CPU = f"{GOOD} -ncmoe 47"
+# For each trap: the model, the line, the machine.
+LINES = {
+    "FC101": (AIR, f"{CPU} --ctx-sice 3", "24G"),
+    "FC102": (AIR, f"{CPU} -rtr", "24G"),
+    "FC103": (AIR, f"{CPU} --mlock", "24G"),
+    "FC104": (AIR, CPU.replace("32768", "32k"), "24G"),
+    "FC105": (AIR, f"{CPU} -t", "24G"),
+    "FC106": (AIR, f"{CPU} -ot 'blk.{{1,2}}.ffn=CPU'", "24G"),
+    "FC107": (AIR, f"{CPU} -ot exps=CUDA1", "24G"),
+    "FC201": (AIR, f"{GOOD} -ot blk1.*exps=CPU -cmoe", "24G"),
+    "FC202": (AIR, f"{GOOD} -cmoe -ot 'blk\\.1\\..*exps=CUDA0'", "24G"),
+    "FC203": (AIR, f"{GOOD} -ot 'blk\\.1.*exps=CUDA0' -cmoe", "48G"),
+    "FC204": (AIR, CPU, "24G,24G"),
+    "FC205": (AIR, CPU.replace("-ngl 99", "-ngl 47"), "24G"),
+    "FC206": (LLAMA, f"{GOOD} -ncmoe 3", "24G"),
+    "FC301": (AIR, GOOD, "24G"),
+    "FC302": (AIR, f"{CPU} -ub 512", None),
+    "FC303": (AIR, CPU.replace(" -cram 0", ""), "24G"),
+    "FC304": (AIR, "llama-server -m x.gguf -ngl 99 -cmoe -np 1 -cram 0 -lm none", "24G"),
+    "FC305": (AIR, "llama-server -m x.gguf -cmoe -c 4096 -np 1 -cram 0 -lm none", "24G"),
+    "FC307": (GPT, GOOD.replace("-np 1 ", ""), "24G"),
+    "FC309": (AIR, CPU.replace("-ub 512", "-ub 4096"), "24G"),
+    "FC310": (AIR, CPU.replace("-lm none", "-lm mmap"), "24G"),
+    "FC311": (AIR, f"{CPU} --no-host", "24G"),
+    "FC401": (DEEPSEEK, f"{CPU} -ctk q8_0", "48G"),
+    "FC402": (AIR, f"{CPU} -ctk iq4_nl -ctv iq4_nl", "24G"),
+    "FC403": (AIR, f"{CPU} -fa off -ctv q8_0 -ctk q8_0".replace("-fa on ", ""), "48G"),
+    "FC404": (AIR, f"{CPU} -ctk q8_0", "24G"),
+    "FC406": (AIR, CPU.replace("-fa on", "-fa off"), "48G"),
+}
+
+
+@pytest.mark.parametrize("code", sorted(LINES))
+def test_each_trap_is_found(code: str) -> None:
+    model, line, vram = LINES[code]
+    if vram is None:  # just less than what it takes with the tensor that is streamed
+        found = json.loads(run(*model, "--command", line, "--gpus", "1", "--json").stdout)
+        gpu = found["devices"][0]
+        taken = gpu["weights"] + gpu["context"] + max(gpu["compute"], 1)
+        vram = f"{taken + (1 << 30) - 1000}B"
+    ram = "78G" if code == "FC303" else "512G"
+    done = run(*model, "--check", line, "--vram", vram, "--ram", ram, "--json")
+    traps = {t["code"]: t for t in json.loads(done.stdout)["traps"]}
+    assert code in traps, done.stdout
+    assert traps[code]["remedy"]
+    assert "\n" not in traps[code]["message"] + traps[code]["remedy"]
+    is_fault = any(t["severity"] != "note" for t in traps.values())
+    assert done.returncode == int(is_fault)
+
+
+def test_every_trap_has_a_line() -> None:
+    # The others are of no model that ships as an inventory: see below.
+    assert set(TRAPS) - set(LINES) == {"FC306", "FC308", "FC405"}
+
+
+def test_a_good_line_has_no_fault_and_one_of_our_own_has_none() -> None:
+    machine = ("--vram", "24G", "--ram", "128G")
+    done = run(*AIR, "--check", CPU, *machine)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "no faults in the command line" in done.stderr
+    own = run(*AIR, *machine, "--output", "sh").stdout.split("exec ")[1].replace(' "$@"', "")
+    done = run(*AIR, "--check", own, *machine)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_traps_are_told_with_their_lines() -> None:
+    line = "llama-server -m x.gguf -c 4096 -np 1 -fit off \\\n  -ngl 99 -cmoe -cram 0 \\\n  --no-mmap"
+    done = run(*AIR, "--check", line, "--vram", "24G", "--ram", "128G")
+    assert done.returncode == 1
+    assert (
+        "line 3: error FC103: `--no-mmap` no longer exists in llama.cpp\n    write -lm none\n" in done.stdout
+    )
+    assert "1 fault in the command line" in done.stderr
+
+
+def tied_model(path: Path, n_vocab: int = 320) -> Path:
+    """A small Llama whose output is its table of tokens; heads of 16, which q8_0 does not divide."""
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(2)
+    writer.add_embedding_length(64)
+    writer.add_feed_forward_length(128)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_context_length(4096)
+    shapes = {"token_embd.weight": (n_vocab, 64), "output_norm.weight": (64,)}
+    for block in range(2):
+        rows = {"attn_norm": (64,), "attn_q": (64, 64), "attn_k": (32, 64), "attn_v": (32, 64),
+                "attn_output": (64, 64), "ffn_norm": (64,), "ffn_gate": (128, 64), "ffn_up": (128, 64),
+                "ffn_down": (64, 128)}  # fmt: skip
+        shapes |= {f"blk.{block}.{name}.weight": shape for name, shape in rows.items()}
+    for name, shape in shapes.items():
+        writer.add_tensor(name, np.zeros(shape, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_a_file_and_its_first_bytes(tmp_path: Path) -> None:
+    file = tied_model(tmp_path / "a model.gguf")
+    done = run("fit", file, "--vram", "8G", "--ram", "16G", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["command"][:3] == ["llama-server", "-m", str(file)]
+    part = tmp_path / "part.gguf"
+    part.write_bytes(file.read_bytes()[:4000])
+    assert run("fit", part, "--vram", "8G", "--ram", "16G").returncode == 1
+    again = run("fit", part, "--header-only", "--vram", "8G", "--ram", "16G", "--json")
+    assert json.loads(again.stdout)["devices"] == json.loads(done.stdout)["devices"]
+
+
+def test_a_tied_output_and_heads_that_no_block_divides(tmp_path: Path) -> None:
+    file = tied_model(tmp_path / "tied.gguf")
+    line = "llama-server -c 512 -np 1 -ngl 99 -fit off -fa on -cram 0 -ctk q8_0 -ctv q8_0"
+    done = run("fit", file, "--check", line, "--vram", "8G", "--ram", "16G", "--json")
+    found = {t["code"]: t["severity"] for t in json.loads(done.stdout)["traps"]}
+    assert found == {"FC308": "note", "FC405": "error"}
+    assert done.returncode == 1
+    line = line.replace("-c 512 ", "").replace("q8_0", "f16")
+    done = run("fit", file, "--check", line, "--vram", "8G", "--ram", "16G", "--json")
+    traps = json.loads(done.stdout)["traps"]
+    assert [t["code"] for t in traps] == ["FC306", "FC308"]
+    assert "4,096 tokens" in traps[0]["message"]
