@@ -19,11 +19,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
+import gzip
 import math
 import re
 import statistics
+import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 from ggplan.errors import TypeNameError
@@ -50,8 +53,8 @@ ALIKE = (
     ("kimi-k2", "Kimi-K2"), ("glm-5.3", ""), ("glm-5", "GLM-5"), ("glm-4.5-air", "GLM-4.5-Air"),
     ("glm-4", "GLM-4.6"), ("qwen3-coder-next", "Qwen3-Next-80B-A3B"), ("qwen3-next", "Qwen3-Next-80B-A3B"),
     ("qwen3-235b", "Qwen3-235B-A22B"), ("qwen3-vl-235b", "Qwen3-235B-A22B"),
-    ("qwen3-30b", "Qwen3-30B-A3B"), ("qwen3-coder-30b", "Qwen3-30B-A3B"), ("qwen3.5-397b", "Qwen3.5-397B"),
-    ("qwen3.6-35b", "Qwen3.6-35B"), ("qwen3.5-35b", "Qwen3.6-35B"), ("minimax-m2", "MiniMax-M2"),
+    ("qwen3-30b", "Qwen3-30B-A3B"), ("qwen3-coder-30b", "Qwen3-30B-A3B"), ("qwen3.5-397b", "Qwen3.5-397B-A17B"),
+    ("qwen3.6-35b", "Qwen3.6-35B-A3B"), ("qwen3.5-35b", "Qwen3.6-35B-A3B"), ("minimax-m2", "MiniMax-M2"),
     ("gpt-oss-120b", "gpt-oss-120b"), ("gpt-oss-20b", "gpt-oss-20b"),
 )  # fmt: skip
 # Mixes that are not called by the type of their experts.
@@ -147,16 +150,20 @@ def number(text: str) -> float | None:
     return float(text) if text else None
 
 
+@cache
 def header_of_model(name: str, headers: Path) -> Header:
     """The header of a model with the same tensors."""
     lower = name.lower()
     stem = next((stem for word, stem in ALIKE if word in lower), None)
-    if not stem:
+    found = sorted(headers.glob(f"{stem}.[!0-9]*")) if stem else []
+    if not found:
         raise Unclear(f"no header of {name} is here")
-    path = next(iter(sorted(headers.glob(f"{stem}*.gguf"))), None)
-    if path is None:
-        raise Unclear(f"no header of {stem} is here")
-    return header_of(open_model(path, header_only=True))
+    if found[0].suffix != ".gz":
+        return header_of(open_model(found[0], header_only=True))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / found[0].stem
+        path.write_bytes(gzip.decompress(found[0].read_bytes()))
+        return header_of(open_model(path, header_only=True))
 
 
 def types_of(quant: str, *, is_repacked: bool) -> tuple[GgmlType, GgmlType]:

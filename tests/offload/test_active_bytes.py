@@ -29,7 +29,9 @@ def _header(*, n_blocks: int = 2, tied: bool = False, **keys: int) -> Header:
     if not tied:
         tensors.append(_tensor("output.weight", _Q8_0, 512, 1024))
     for b in range(n_blocks):
-        tensors += [_tensor(f"blk.{b}.attn_{part}.weight", F16, 512, 512) for part in ("q", "k", "v", "output")]
+        tensors += [
+            _tensor(f"blk.{b}.attn_{part}.weight", F16, 512, 512) for part in ("q", "k", "v", "output")
+        ]
         tensors.append(_tensor(f"blk.{b}.ffn_gate_inp.weight", F32, 512, 8))
         tensors += [_tensor(f"blk.{b}.ffn_{part}_exps.weight", _Q4_K, 512, 256, 8) for part in ("gate", "up")]
         tensors.append(_tensor(f"blk.{b}.ffn_down_exps.weight", _Q4_K, 256, 512, 8))

@@ -77,8 +77,10 @@ def test_a_riser_is_told(seen: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "line",
-    ["", "NVIDIA-SMI has failed", "a,b,c,d,e", "RTX,-5,1,4,16", "RTX,99999999999999999999,1,4,16", "\x1b[31m,1",
-     "RTX 3090, [N/A], [N/A], [N/A], [N/A]", "RTX 3090, 24576, 1, 4, 16, 7"],
+    [
+        "", "NVIDIA-SMI has failed", "a,b,c,d,e", "RTX,-5,1,4,16", "RTX,99999999999999999999,1,4,16",
+        "\x1b[31m,1", "RTX 3090, [N/A], [N/A], [N/A], [N/A]", "RTX 3090, 24576, 1, 4, 16, 7",
+    ],
 )  # fmt: skip
 def test_garbage_is_no_card(line: str, seen: Path, tmp_path: Path) -> None:
     found = detect(seen, _says(tmp_path / "bin", line))
@@ -113,7 +115,8 @@ def test_a_program_that_hangs_is_left(seen: Path, tmp_path: Path, monkeypatch: p
 
 
 def test_a_flood_of_text_is_cut(seen: Path, tmp_path: Path) -> None:
-    found = detect(seen, _program(tmp_path / "bin", "yes 'NVIDIA RTX A6000, 49140, 1, 4, 16' | head -9000"))
+    flood = "yes 'NVIDIA RTX A6000, 49140, 1, 4, 16' | head -9000"
+    found = detect(seen, _program(tmp_path / "bin", flood))
     assert len(found.machine.gpus) == 64
 
 
@@ -145,7 +148,8 @@ def test_cards_of_amd(seen: Path, tmp_path: Path) -> None:
         ({"sys/fs/cgroup/memory.max": "max"}, 125),
         ({"proc/self/cgroup": "0::/a/b\n", "sys/fs/cgroup/a/memory.max": str(32 << 30),
           "sys/fs/cgroup/a/b/memory.max": "max"}, 32),
-        ({"proc/self/cgroup": "4:memory:/x\n", "sys/fs/cgroup/memory/x/memory.limit_in_bytes": str(16 << 30)}, 16),
+        ({"proc/self/cgroup": "4:memory:/x\n",
+          "sys/fs/cgroup/memory/x/memory.limit_in_bytes": str(16 << 30)}, 16),
         ({"proc/self/cgroup": "0::/../../..\n", "sys/fs/cgroup/memory.max": str(8 << 30)}, 8),
         ({"sys/fs/cgroup/memory.max": "9" * 40}, 125),
     ],

@@ -40,25 +40,33 @@ def test_what_is_written_is_read_back(machine: Machine) -> None:
 
 @given(st.text(max_size=80))
 def test_no_text_is_a_bug(text: str) -> None:
+    refused = ""
     try:
         parse_machine(text, "machine.toml")
     except MachineError as error:
-        assert error.message.startswith("machine.toml")
+        refused = error.message
+    assert refused == "" or refused.startswith("machine.toml")
 
 
-@given(st.dictionaries(st.sampled_from(["ram", "bandwidth", "cores", "gpu", "rates"]), st.recursive(
-    st.booleans() | st.integers() | st.floats() | st.just("24GiB") | st.just("x"), lambda inner: st.lists(inner),
-    max_leaves=3)))  # fmt: skip
+_VALUES = st.recursive(
+    st.booleans() | st.integers() | st.floats() | st.sampled_from(["24GiB", "80GB/s", "x"]),
+    lambda inner: st.lists(inner),
+    max_leaves=3,
+)
+
+
+@given(st.dictionaries(st.sampled_from(["ram", "bandwidth", "cores", "gpu", "rates"]), _VALUES))
 def test_no_value_is_a_bug(table: dict[str, object]) -> None:
     text = "\n".join(f"{key} = {_toml(value)}" for key, value in table.items())
     tomllib.loads(text)
+    machine, refused = Machine(), ""
     try:
         machine = parse_machine(text, "machine.toml")
     except MachineError as error:
-        assert error.message.startswith("machine.toml")
-    else:
-        assert machine.ram is None or machine.ram > 0
-        assert machine.bandwidth is None or machine.bandwidth > 0
+        refused = error.message
+    assert refused == "" or refused.startswith("machine.toml")
+    assert machine.ram is None or machine.ram > 0
+    assert machine.bandwidth is None or machine.bandwidth > 0
 
 
 def _toml(value: object) -> str:
