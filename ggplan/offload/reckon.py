@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
+from ggplan.errors import PlanError
 from ggplan.offload.allocation import HOST, device_bytes, gpu_name
 from ggplan.offload.cache.classes import cache_tensors, draft_tensors, is_known
 from ggplan.offload.cache.tensors import CacheTensor
-from ggplan.offload.dimensions import Dimensions, dimensions_of
+from ggplan.offload.dimensions import ROLLS_BACK, Dimensions, dimensions_of
+from ggplan.offload.graph.attention import has_kernel
+from ggplan.offload.graph.compute import compute_sizes, draft_sizes, is_pipelined, placed_weights
+from ggplan.offload.graph.maker import Job
+from ggplan.offload.graph.schedule import Rules
 from ggplan.offload.header import Header
-from ggplan.offload.holding import holding_of
+from ggplan.offload.holding import N_DRAFTED, Holding, holding_of
 from ggplan.offload.machine import Gpu
 from ggplan.offload.profiles import LLAMA_CPP, Profile
 from ggplan.offload.reckoning import DeviceBytes, Reckoning
 from ggplan.offload.settings import Settings
 from ggplan.offload.weights import Weights, place_weights, streamed_tensor
 from ggplan.text import printable
+
+MEMORY = 24 << 30  # of a GPU of which nothing is known
 
 
 def reckon(
@@ -36,38 +44,137 @@ def reckon(
     CheckpointError
         If a metadata key is missing or cannot be.
     PlanError
-        If an override names a device that is not there, or is no regex.
+        If the engine would refuse the settings: a device that is not there, a pattern that is no regex, types
+        of the cache that do not go together.
     """
-    cards = [Gpu("", 24 << 30)] * gpus if isinstance(gpus, int) else list(gpus)
+    cards = [Gpu("", MEMORY)] * gpus if isinstance(gpus, int) else list(gpus)
     dimensions = dimensions_of(header)
-    holding = holding_of(dimensions, settings)
     weights = place_weights(header, dimensions, settings, cards)
-    cache = cache_tensors(dimensions, settings, holding)
-    sums = weights.by_device()
-    context = _context(cache, weights, settings)
-    draft: dict[str, int] = {}
-    if settings.mtp and dimensions.n_mtp:
-        draft = _context(draft_tensors(dimensions, settings, holding), weights, settings)
-    names = [*(gpu_name(i) for i in range(len(cards))), HOST]
+    settings = replace(settings, flash_attention=_flash(dimensions, settings, weights))
+    _check(dimensions, settings)
+    case = _Case(dimensions, settings, holding_of(dimensions, settings), weights, len(cards), profile)
+    sums, context = weights.by_device(), case.context(case.cache())
+    draft_context, draft_compute = case.draft()
+    compute, compute_note = case.compute()
     devices = tuple(
-        DeviceBytes(name, sums.get(name, 0), context.get(name, 0), 0, draft_context=draft.get(name, 0))
-        for name in names
+        DeviceBytes(
+            name,
+            sums.get(name, 0),
+            context.get(name, 0),
+            compute.get(name, 0),
+            draft_context.get(name, 0),
+            draft_compute.get(name, 0),
+        )
+        for name in case.names
     )
-    streams = cards and settings.op_offload and holding.n_tokens >= profile.offload_batch
-    notes = tuple(_notes(dimensions))
+    streams = cards and settings.op_offload and case.holding.n_tokens >= profile.offload_batch
+    notes = (*_notes(dimensions, settings, profile, weights), *compute_note)
     return Reckoning(profile.name, devices, streamed_tensor(weights) if streams else None, notes)
 
 
-def _context(cache: Iterable[CacheTensor], weights: Weights, settings: Settings) -> dict[str, int]:
-    """Bytes of the context on each device: that of the block, the CPU with `-nkvo`."""
-    sums: dict[str, int] = {}
-    for tensor in cache:
-        device = weights.blocks[tensor.block] if settings.cache_on_gpu else HOST
-        sums[device] = sums.get(device, 0) + device_bytes(device, tensor.type, tensor.shape)
-    return sums
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """One reckoning: what is loaded where, and what is held."""
+
+    dimensions: Dimensions
+    settings: Settings
+    holding: Holding
+    weights: Weights
+    n_gpus: int
+    profile: Profile
+
+    @property
+    def names(self) -> list[str]:
+        """The devices, the CPU last."""
+        return [*(gpu_name(i) for i in range(self.n_gpus)), HOST]
+
+    def cache(self) -> list[CacheTensor]:
+        """The tensors of the main context."""
+        return cache_tensors(self.dimensions, self.settings, self.holding)
+
+    def context(self, cache: Iterable[CacheTensor]) -> dict[str, int]:
+        """Bytes of a context on each device: that of the block, the CPU with `-nkvo`."""
+        sums: dict[str, int] = {}
+        for tensor in cache:
+            device = self.weights.blocks[tensor.block] if self.settings.cache_on_gpu else HOST
+            sums[device] = sums.get(device, 0) + device_bytes(device, tensor.type, tensor.shape)
+        return sums
+
+    def draft(self) -> tuple[dict[str, int], dict[str, int]]:
+        """What drafting adds to the context and to compute buffers."""
+        if not self.settings.mtp or not self.dimensions.n_mtp:
+            return {}, {}
+        context = self.context(draft_tensors(self.dimensions, self.settings, self.holding))
+        if self.dimensions.architecture in ROLLS_BACK:
+            # The main context keeps the state before each drafted token.
+            kept = replace(self.holding, n_planes=1 + N_DRAFTED)
+            more = self.context(cache_tensors(self.dimensions, self.settings, kept))
+            for name, n_bytes in self.context(self.cache()).items():
+                context[name] = context.get(name, 0) + more[name] - n_bytes
+        job = self._job(replace(self.holding, n_outputs=min(self.holding.n_tokens, self.holding.n_slots)))
+        try:
+            return context, dict(zip(self.names, draft_sizes(job, self._rules()), strict=True))
+        except LookupError:
+            return context, {}
+
+    def compute(self) -> tuple[dict[str, int], tuple[str, ...]]:
+        """Bytes of compute buffers, and a note if they are not known."""
+        try:
+            sizes = compute_sizes(self._job(self.holding), self._rules())
+        except LookupError as error:
+            name = printable(str(error.args[0]))
+            return {}, (f"compute buffers are not reckoned: the file has no {name}",)
+        return dict(zip(self.names, sizes, strict=True)), ()
+
+    def _job(self, holding: Holding) -> Job:
+        placed = placed_weights(self.weights, self.names[:-1])
+        numbers = {name: i for i, name in enumerate(self.names)}
+        blocks = tuple(numbers[device] for device in self.weights.blocks)
+        return Job(self.dimensions, self.settings, holding, self.profile, placed, blocks, self.n_gpus)
+
+    def _rules(self) -> Rules:
+        settings, profile = self.settings, self.profile
+        is_piped = is_pipelined(settings, self.weights, self.n_gpus)
+        return Rules(self.n_gpus, settings.op_offload, profile.offload_batch, is_piped)
 
 
-def _notes(dimensions: Dimensions) -> Iterable[str]:
+def _flash(dimensions: Dimensions, settings: Settings, weights: Weights) -> str:
+    """Whether attention is one operation: with `auto`, if every GPU that has attention has a kernel for it."""
+    if settings.flash_attention != "auto":
+        return settings.flash_attention
+    for block, device in enumerate(weights.blocks[: dimensions.n_trunk]):
+        if device == HOST or dimensions.recurrent[block] or not dimensions.kv_heads[block]:
+            continue
+        key, value, n = dimensions.key_size(block), dimensions.value_size(block), dimensions.kv_heads[block]
+        types = (settings.cache_k, settings.cache_k if dimensions.is_mla else settings.cache_v)
+        if dimensions.is_mla:
+            value = dimensions.kv_rank
+        if not has_kernel(key, value, dimensions.heads[block], n, types):
+            return "off"
+    return "on"
+
+
+def _check(dimensions: Dimensions, settings: Settings) -> None:
+    k, v = settings.cache_k, settings.cache_v
+    if dimensions.is_mla and k is not v:
+        raise PlanError(
+            f"K as {k.name} and V as {v.name}: the engine refuses, for this model has one cache for both",
+            hint=f"give -ctv {k.name} too",
+        )
+    if v.is_quantized and settings.flash_attention == "off":
+        raise PlanError(
+            f"V as {v.name} without flash attention: the engine refuses",
+            hint="use -fa on, or -ctv f16",
+        )
+
+
+def _notes(dimensions: Dimensions, settings: Settings, profile: Profile, weights: Weights) -> Iterator[str]:
+    shown = printable(dimensions.architecture)
     if not is_known(dimensions.architecture):
-        shown = printable(dimensions.architecture)
         yield f"{shown} is no architecture that is known here: its context is reckoned as plain attention"
+    if not profile.exact:
+        yield f"{profile.name}: compute buffers are reckoned by llama.cpp's graphs and may differ by a third"
+    if settings.split_mode in ("row", "tensor"):
+        yield f"-sm {settings.split_mode} is reckoned as -sm layer"
+    if settings.mtp and not dimensions.n_mtp:
+        yield "the model has no blocks for multi-token prediction: nothing is drafted"

@@ -17,6 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ggplan.ggml_types import F16, F32, GgmlType
+from ggplan.offload.cache.attention import trunk_with_cache
 from ggplan.offload.graph.maker import I32, I64, Cache, Maker
 from ggplan.offload.graph.tensors import Tensor
 
@@ -27,7 +28,9 @@ _VECTOR_TYPES = frozenset({"f16", "bf16", "q8_0", "q4_0"})  # K and V of one of 
 _ROTATED = 64
 
 
-def has_kernel(head_k: int, head_v: int, n_heads: int, n_kv_heads: int, types: tuple[GgmlType, GgmlType]) -> bool:
+def has_kernel(
+    head_k: int, head_v: int, n_heads: int, n_kv_heads: int, types: tuple[GgmlType, GgmlType]
+) -> bool:
     """Whether a GPU has flash attention for heads of these sizes and a cache of these types."""
     if not n_kv_heads or any(kind.name not in KERNEL_TYPES for kind in types):
         return False
@@ -37,8 +40,10 @@ def has_kernel(head_k: int, head_v: int, n_heads: int, n_kv_heads: int, types: t
         return False
     value, ratio = _UNEQUAL_HEADS[head_k]
     shared = n_heads // n_kv_heads
-    return head_v == value and shared >= 2 and shared % ratio == 0 if head_k in (192, 320) else (
-        head_v == value and shared >= 2
+    return (
+        head_v == value and shared >= 2 and shared % ratio == 0
+        if head_k in (192, 320)
+        else (head_v == value and shared >= 2)
     )
 
 
@@ -89,9 +94,7 @@ def attention_inputs(maker: Maker, *, k_only: bool = False, mtp: bool = False) -
     dims, holding = maker.dims, maker.job.holding
     attention = Attention(maker, _inputs(maker, holding.n_cells, k_only=k_only, slides=False, mtp=mtp))
     if any(dims.slides):
-        attention.window = _inputs(
-            maker, holding.n_window_cells, k_only=k_only, slides=True, mtp=mtp
-        )
+        attention.window = _inputs(maker, holding.n_window_cells, k_only=k_only, slides=True, mtp=mtp)
         attention.k_first = True
     return attention
 
@@ -111,7 +114,7 @@ def _inputs(maker: Maker, n_cells: int, *, k_only: bool, slides: bool, mtp: bool
 
 def _add_rotations(maker: Maker, found: Inputs, *, slides: bool, mtp: bool) -> None:
     dims, settings, g = maker.dims, maker.job.settings, maker.graph
-    blocks = range(dims.n_trunk, dims.n_blocks) if mtp else range(dims.n_own_cache)
+    blocks = range(dims.n_trunk, dims.n_blocks) if mtp else trunk_with_cache(dims)
     keys = {dims.key_size(i) for i in blocks if dims.slides[i] == slides and dims.kv_heads[i]}
     values = {dims.value_size(i) for i in blocks if dims.slides[i] == slides and dims.kv_heads[i]}
     if settings.cache_k.is_quantized and len(keys) == 1 and dims.key_size(0) % _ROTATED == 0:
@@ -285,9 +288,7 @@ def attend(maker: Maker, q: Tensor, k: Tensor, v: Tensor, reading: Reading) -> T
             (v.shape[0], q.shape[2], q.shape[1], q.shape[3]),
             q, k, v, reading.mask, reading.sinks,
         )  # fmt: skip
-        out.runs_on_gpu = has_kernel(
-            k.shape[0], v.shape[0], q.shape[2], k.shape[2], (k.type, v.type)
-        )
+        out.runs_on_gpu = has_kernel(k.shape[0], v.shape[0], q.shape[2], k.shape[2], (k.type, v.type))
         out.gpu_extra = _copies_for_kernel(out.n_bytes, q, k, v)
         if reading.decompress is not None:
             out = g.mul_mat(reading.decompress, g.permute(out, 0, 2, 1, 3))

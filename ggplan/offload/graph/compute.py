@@ -5,69 +5,57 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ggplan.offload.allocation import HOST
-from ggplan.offload.dimensions import Dimensions
 from ggplan.offload.graph.allocate import buffer_sizes
-from ggplan.offload.graph.families import build
+from ggplan.offload.graph.families import build, build_draft
 from ggplan.offload.graph.maker import Job, Maker, Placed
 from ggplan.offload.graph.repeats import enough_rounds, first_rounds, runs_of
 from ggplan.offload.graph.schedule import Rules, schedule
-from ggplan.offload.holding import Holding
-from ggplan.offload.profiles import Profile
 from ggplan.offload.settings import Settings
 from ggplan.offload.weights import Weights
 
 
-def compute_bytes(
-    dimensions: Dimensions,
-    settings: Settings,
-    holding: Holding,
-    weights: Weights,
-    names: Sequence[str],
-    profile: Profile,
-) -> dict[str, int]:
-    """Bytes of each device's compute buffer. `names` are the GPUs'."""
-    job = job_of(dimensions, settings, holding, weights, names, profile)
+def placed_weights(weights: Weights, names: Sequence[str]) -> dict[str, Placed]:
+    """The weights by name, devices as numbers; `names` are the GPUs'. A tied output is `output.weight`."""
+    numbers = {name: i for i, name in enumerate((*names, HOST))}
+    found: dict[str, Placed] = {}
+    for one in weights.loaded:
+        found.setdefault(one.use, Placed(one.tensor, numbers[one.device], not one.repacked))
+    if "output.weight" not in found and "token_embd.weight" in found:
+        found["output.weight"] = found["token_embd.weight"]
+    return found
+
+
+def compute_sizes(job: Job, rules: Rules) -> list[int]:
+    """Bytes of each device's compute buffer, the CPU's last.
+
+    Raises
+    ------
+    LookupError
+        If a weight is missing that the architecture's graph reads.
+    """
     runs = runs_of(job)
     rounds = first_rounds(runs)
-    rules = Rules(
-        len(names), settings.op_offload, profile.offload_batch, is_pipelined(settings, weights, names)
-    )
     while True:
         maker = Maker(job)
-        blocks = [i for run, n in zip(runs, rounds, strict=True) for i in run.blocks(n)]
-        ends = build(maker, blocks)
-        sizes, states = buffer_sizes(schedule(maker.graph, rules), len(names), ends)
+        ends = build(maker, (i for run, n in zip(runs, rounds, strict=True) for i in run.blocks(n)))
+        sizes, states = buffer_sizes(schedule(maker.graph, rules), job.cpu, ends)
         enough = enough_rounds(runs, rounds, states)
         if enough == rounds:
-            break
+            return sizes
         rounds = enough
-    return dict(zip((*names, HOST), sizes, strict=True))
 
 
-def job_of(
-    dimensions: Dimensions,
-    settings: Settings,
-    holding: Holding,
-    weights: Weights,
-    names: Sequence[str],
-    profile: Profile,
-) -> Job:
-    """What the graph is made for."""
-    numbers = {name: i for i, name in enumerate((*names, HOST))}
-    placed = {}
-    for one in weights.loaded:
-        found = Placed(one.tensor, numbers[one.device], not one.repacked)
-        placed.setdefault(one.use, found)
-    if "output.weight" not in placed and "token_embd.weight" in placed:
-        placed["output.weight"] = placed["token_embd.weight"]
-    blocks = tuple(numbers[device] for device in weights.blocks)
-    return Job(dimensions, settings, holding, profile, placed, blocks, len(names))
+def draft_sizes(job: Job, rules: Rules) -> list[int]:
+    """The same for the draft context of multi-token prediction."""
+    maker = Maker(job)
+    build_draft(maker)
+    return buffer_sizes(schedule(maker.graph, rules), job.cpu)[0]
 
 
-def is_pipelined(settings: Settings, weights: Weights, names: Sequence[str]) -> bool:
+def is_pipelined(settings: Settings, weights: Weights, n_gpus: int) -> bool:
     """Whether GPUs work one behind the other: several, all blocks on them, nothing overridden."""
     return (
-        len(names) > 1
+        n_gpus > 1
         and settings.split_mode == "layer"
         and settings.cache_on_gpu
         and not settings.overrides

@@ -10,11 +10,12 @@ Source: llama.cpp b11434, `src/models/*.cpp`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from ggplan.ggml_types import F32
 from ggplan.offload.graph.attention import Attention, attention_inputs, grouped, queries_keys_values
 from ggplan.offload.graph.experts import Routing, experts
-from ggplan.offload.graph.maker import Maker
+from ggplan.offload.graph.maker import I32, Maker
 from ggplan.offload.graph.recurrent import States, delta_net, mamba, mamba2, short_convolution, states
 from ggplan.offload.graph.sparse import latent_block, sparse_inputs
 from ggplan.offload.graph.tensors import Tensor
@@ -75,9 +76,7 @@ _TRAITS = {
     "qwen35": Traits(rows="after norm"),
     "qwen35moe": Traits(rows="after norm", gating="softmax", normalizes=True),
     "nemotron_h": Traits(rows="after norm", rotates=False, activation="relu squared"),
-    "nemotron_h_moe": Traits(
-        rows="after norm", gating="sigmoid", rotates=False, activation="relu squared"
-    ),
+    "nemotron_h_moe": Traits(rows="after norm", gating="sigmoid", rotates=False, activation="relu squared"),
     "gemma4": Traits(rows="after norm", scales_embedding=True, squashes_logits=True),
     "hy_v3": Traits(rows="after norm"),
     "step35": Traits(rows="before norm"),
@@ -114,6 +113,34 @@ def build(maker: Maker, blocks: Iterable[int]) -> dict[int, Tensor]:
     return ends
 
 
+def build_draft(maker: Maker) -> None:
+    """The graph of the draft context: the first block for multi-token prediction, from the last hidden state."""
+    g, dims = maker.graph, maker.dims
+    block = dims.n_trunk
+    p = f"blk.{block}.nextn."
+    table = f"{p}embed_tokens.weight"
+    tokens = g.input(I32, maker.n_tokens)
+    rows = g.get_rows(maker.need(table if maker.has(table) else "token_embd.weight"), tokens)
+    hidden = g.input(F32, dims.n_embd, maker.n_tokens)
+    attention = attention_inputs(maker, k_only=dims.is_mla, mtp=True)
+    traits = _TRAITS.get(dims.architecture, Traits())
+    model = Model(
+        maker, replace(traits, rows="after norm"), maker.positions(), attention, None, maker.output_ids()
+    )
+    hidden = maker.norm(hidden, f"{p}hnorm.weight")
+    joined = g.concat(maker.norm(rows, f"{p}enorm.weight"), hidden, 0)
+    x = maker.project(joined, f"{p}eh_proj")
+    x = _BLOCKS.get(dims.architecture, _decoder_block)(model, x, block, True)
+    norm, matrix = f"{p}shared_head_norm.weight", f"{p}shared_head_head.weight"
+    head(
+        model,
+        x,
+        norm=norm if maker.has(norm) else "output_norm.weight",
+        matrix=matrix if maker.has(matrix) else "output.weight",
+        is_draft=True,
+    )
+
+
 def _inputs(maker: Maker, traits: Traits) -> Model:
     """The inputs that a family has, in the order in which they are made; the graph's order decides."""
     dims = maker.dims
@@ -128,7 +155,14 @@ def _inputs(maker: Maker, traits: Traits) -> Model:
     return Model(maker, traits, positions, attention, found, maker.output_ids())
 
 
-def head(model: Model, x: Tensor, *, norm: str = "output_norm.weight", matrix: str = "output.weight") -> None:
+def head(
+    model: Model,
+    x: Tensor,
+    *,
+    norm: str = "output_norm.weight",
+    matrix: str = "output.weight",
+    is_draft: bool = False,
+) -> None:
     """The last norm and the logits."""
     maker, g, traits = model.maker, model.maker.graph, model.traits
     if traits.rows == "before norm":
@@ -140,7 +174,7 @@ def head(model: Model, x: Tensor, *, norm: str = "output_norm.weight", matrix: s
     x.is_output = True
     if traits.rows == "after norm":
         x = maker.rows(x, model.outputs)
-        x.is_output = True
+        x.is_output = not is_draft
     logits = g.mul_mat(maker.need(matrix), x)
     if traits.squashes_logits:
         logits = g.like("scale", g.like("unary", g.like("scale", logits)))
@@ -320,7 +354,11 @@ def _latent_experts(model: Model, x: Tensor, block: int) -> Tensor:
     p, dims = f"blk.{block}.", model.maker.dims
     if not maker.has(f"{p}ffn_gate_inp.weight"):
         return maker.feed_forward(x, p, kind=traits.activation)
-    inner = g.mul_mat(maker.need(f"{p}ffn_latent_down.weight"), x) if maker.has(f"{p}ffn_latent_down.weight") else x
+    inner = (
+        g.mul_mat(maker.need(f"{p}ffn_latent_down.weight"), x)
+        if maker.has(f"{p}ffn_latent_down.weight")
+        else x
+    )
     logits = g.mul_mat(maker.need(f"{p}ffn_gate_inp.weight"), x)
     routing = Routing("sigmoid", dims.normalizes, dims.scales_experts, traits.activation, logits=logits)
     y = experts(maker, inner, block, routing)

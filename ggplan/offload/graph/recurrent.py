@@ -46,9 +46,7 @@ def states(maker: Maker) -> States:
     return States(maker, g.view(ids, (n,)), g.view(ids, (0,), ids.strides))
 
 
-def load(
-    found: States, all_rows: Tensor, read: Callable[[Tensor, Tensor], Tensor] | None = None
-) -> Tensor:
+def load(found: States, all_rows: Tensor, read: Callable[[Tensor, Tensor], Tensor] | None = None) -> Tensor:
     """The rows of the batch's sequences; those of others are moved along."""
     g = found.maker.graph
     row = all_rows.shape[0]
@@ -216,9 +214,7 @@ def delta_net(found: States, x: Tensor, block: int) -> Tensor:
     out = g.op("delta net", (width * heads, per * n + width * n), q, k, v, gate, beta, before)
     strides_out = (width * 4, width * heads * 4, width * heads * per * 4)
     result = g.slice(out, (width, heads, per, n), *strides_out)
-    kept = g.slice(
-        out, (width, width, heads, n), width * 4, width * width * 4, width * width * heads * 4
-    )
+    kept = g.slice(out, (width, width, heads, n), width * 4, width * width * 4, width * width * heads * 4)
     _store(maker, kept, all_states, n)
     gates = g.reshape(z, width, heads, per, n)
     normed = maker.norm(result, f"{p}ssm_norm.weight")

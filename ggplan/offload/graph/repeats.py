@@ -51,9 +51,7 @@ def first_rounds(runs: Sequence[Run]) -> list[int]:
     return [min(run.rounds, _FEW) for run in runs]
 
 
-def enough_rounds(
-    runs: Sequence[Run], tried: Sequence[int], states: Mapping[int, Hashable]
-) -> list[int]:
+def enough_rounds(runs: Sequence[Run], tried: Sequence[int], states: Mapping[int, Hashable]) -> list[int]:
     """Rounds of each run that need the same buffers as all: those that were tried, if they do.
 
     Parameters
@@ -67,9 +65,7 @@ def enough_rounds(
             found.append(rounds)
             continue
         seen = [states.get(run.end_of(i)) for i in range(rounds - 1)]
-        cycle = next(
-            (n for n in range(1, len(seen)) if seen[-1] is not None and seen[-1] == seen[-1 - n]), 0
-        )
+        cycle = next((n for n in range(1, len(seen)) if seen[-1] is not None and seen[-1] == seen[-1 - n]), 0)
         found.append(rounds + (run.rounds - rounds) % cycle if cycle else run.rounds)
     return found
 
@@ -88,7 +84,14 @@ def _signatures(job: Job) -> list[Hashable]:
     dims = job.dimensions
     found: list[Hashable] = []
     for i, part in enumerate(parts):
-        sizes = (dims.recurrent[i], dims.slides[i], dims.heads[i], dims.kv_heads[i], dims.n_ff[i], dims.used[i])
+        sizes = (
+            dims.recurrent[i],
+            dims.slides[i],
+            dims.heads[i],
+            dims.kv_heads[i],
+            dims.n_ff[i],
+            dims.used[i],
+        )
         found.append((tuple(part), job.blocks[i], sizes, i < dims.n_own_cache, i == dims.n_trunk - 1))
     return found
 

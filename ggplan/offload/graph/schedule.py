@@ -117,7 +117,13 @@ def _from_sources(node: Tensor, rules: Rules) -> int:
             continue
         if source.device < cpu:
             return source.device if node.runs_on_gpu else -1
-        if rules.offloads and source.is_streamed and cpu > 0 and node.runs_on_gpu and _rows(node) >= rules.batch:
+        if (
+            rules.offloads
+            and source.is_streamed
+            and cpu > 0
+            and node.runs_on_gpu
+            and _rows(node) >= rules.batch
+        ):
             return 0
         return cpu
     return -1

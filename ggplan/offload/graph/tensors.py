@@ -119,7 +119,13 @@ class Graph:
     # --- What is there before ------------------------------------------------------------------------
 
     def given(
-        self, kind: GgmlType, shape: Sequence[int], device: int, *, weight: bool = False, streamed: bool = False
+        self,
+        kind: GgmlType,
+        shape: Sequence[int],
+        device: int,
+        *,
+        weight: bool = False,
+        streamed: bool = False,
     ) -> Tensor:
         """A weight or a cache on a device."""
         tensor = _new("", kind, _four(shape))
