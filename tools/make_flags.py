@@ -1,6 +1,6 @@
 """Write `ggplan/offload/flags/llama.cpp.txt` from a tree of llama.cpp.
 
-Run as `python tools/make_flags.py TREE`. The options of all programs but llama-bench stand in
+Run as `python tools/make_flags.py TREE [BUILD]`. The options of all programs but llama-bench stand in
 `common/arg.cpp`, as calls of `add_opt`; those of llama-bench, which has a parser of its own, in
 `tools/llama-bench/llama-bench.cpp`.
 """
@@ -69,18 +69,22 @@ def bench_lines(source: str) -> list[str]:
     return lines
 
 
-def main() -> None:
-    tree = Path(sys.argv[1])
+def table(tree: Path) -> list[str]:
+    """The lines of the table for a tree of llama.cpp."""
     source = (tree / "common" / "arg.cpp").read_text(encoding="utf-8")
     groups = dict(re.findall(r"llama_example> (\w+) = \{([^}]*)\}", source))
     body = source[
         source.index("common_params_context common_params_parser_init(common_params & params, ll") :
     ]
-    lines = [line_of(call, groups) for call in calls(body)]
     bench = (tree / "tools" / "llama-bench" / "llama-bench.cpp").read_text(encoding="utf-8")
-    build = sys.argv[2] if len(sys.argv) > 2 else "b11434"
-    TABLE.write_text(HEAD.format(build=build) + "\n".join([*lines, *bench_lines(bench)]) + "\n")
-    print(f"{len(lines)} options, and those of llama-bench, in {TABLE}")
+    return [*(line_of(call, groups) for call in calls(body)), *bench_lines(bench)]
+
+
+def main() -> None:
+    tree, build = Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else "b11434"
+    lines = table(tree)
+    TABLE.write_text(HEAD.format(build=build) + "\n".join(lines) + "\n", encoding="utf-8")
+    print(f"{len(lines)} options in {TABLE}")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from ggplan.model import Codes, Integers, Model, RowSource, TensorInfo, empty_ro
 from ggplan.reshaping.blocks import block_of, n_blocks, number, numbered, with_extras
 from ggplan.reshaping.importance import also_under
 from ggplan.sources.codes import HALVES, joined_levels, widened, widest
-from ggplan.text import names_in_words, nearest, printable
+from ggplan.text import nearest, printable
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
