@@ -153,8 +153,9 @@ def _header(name: str, planning: PlanningOptions, *, header_only: bool) -> Heade
     from ggplan.offload.header import header_of
 
     if planning.recipe_name is None:
+        # What is loaded where is all in the header, so a file that is its header alone will do.
         opened = open_noted(
-            name, pre=planning.pre, header_only=header_only, converter=planning.converter, quiet=True
+            name, pre=planning.pre, header_only=True, converter=planning.converter, quiet=True
         )
         if opened.kind == "gguf":
             return header_of(opened)
