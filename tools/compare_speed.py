@@ -51,11 +51,20 @@ Q8_0 = parse_type("q8_0")
 ALIKE = (
     ("deepseek-v3.2", "DeepSeek-V3.2"), ("deepseek-v3", "DeepSeek-V3"), ("deepseek-r1", "DeepSeek-V3"),
     ("kimi-k2", "Kimi-K2"), ("glm-5.3", ""), ("glm-5", "GLM-5"), ("glm-4.5-air", "GLM-4.5-Air"),
-    ("glm-4", "GLM-4.6"), ("qwen3-coder-next", "Qwen3-Next-80B-A3B"), ("qwen3-next", "Qwen3-Next-80B-A3B"),
+    ("glm-4", "GLM-4.6"), ("qwen3-coder-next", "Qwen3-Next-80B-A3B"),
+    ("qwen3-next", "Qwen3-Next-80B-A3B"),
     ("qwen3-235b", "Qwen3-235B-A22B"), ("qwen3-vl-235b", "Qwen3-235B-A22B"),
-    ("qwen3-30b", "Qwen3-30B-A3B"), ("qwen3-coder-30b", "Qwen3-30B-A3B"), ("qwen3.5-397b", "Qwen3.5-397B-A17B"),
+    ("qwen3-30b", "Qwen3-30B-A3B"), ("qwen3-coder-30b", "Qwen3-30B-A3B"),
+    ("qwen3.5-397b", "Qwen3.5-397B-A17B"),
     ("qwen3.6-35b", "Qwen3.6-35B-A3B"), ("qwen3.5-35b", "Qwen3.6-35B-A3B"), ("minimax-m2", "MiniMax-M2"),
-    ("gpt-oss-120b", "gpt-oss-120b"), ("gpt-oss-20b", "gpt-oss-20b"),
+    ("gpt-oss-120b", "gpt-oss-120b"), ("gpt-oss-20b", "gpt-oss-20b"), ("gemma-3-27b", "gemma-3-27b"),
+    ("llama-3.3-70b", "Llama-3.3-70B"), ("llama-3.1-70b", "Llama-3.3-70B"), ("llama-3.1-8b", "Llama-3.1-8B"),
+    ("qwen3-8b", "Qwen3-8B"), ("qwen3.6-27b", "Qwen3.6-27B"), ("qwen3.8-27b", "Qwen3.6-27B"),
+    ("nemotron-3-nano-30b", "Nemotron-3-Nano-30B-A3B"), ("lfm2-8b", "LFM2-8B-A1B"),
+)  # fmt: skip
+COLUMNS = (
+    "id", "engine", "model", "quant", "file_gib", "gpu", "cpu", "ram", "bw_gbs", "bw_kind", "placement",
+    "kv_type", "ubatch", "gpu_model_mib", "pp_tps", "tg_tps", "depth", "cpu_gb_per_token", "note",
 )  # fmt: skip
 # Mixes that are not called by the type of their experts.
 MIXES = {"iq2_m": "iq2_s", "iq3_m": "iq3_s", "iq3_xs": "iq3_s", "q8": "q8_0", "int4": "q4_0"}
@@ -108,7 +117,8 @@ def read_reports(path: Path, headers: Path) -> tuple[list[Report], list[tuple[st
     found, unclear = [], []
     placement = ""
     with path.open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
+        for cells in csv.DictReader(file, restval=""):
+            row = dict.fromkeys(COLUMNS, "") | {k: v for k, v in cells.items() if k and v is not None}
             if not row["placement"].startswith("same"):
                 placement = row["placement"]
             try:
@@ -123,7 +133,7 @@ def report_of(row: dict[str, str], placement: str, headers: Path) -> Report:
     engine = "ik_llama.cpp" if row["engine"].startswith("ik") else "llama.cpp"
     if not row["engine"].startswith(("ik_llama", "llama.cpp", "llamacpp")) or "expert cache" in row["engine"]:
         raise Unclear(f"of another engine: {row['engine']}")
-    if not (row["tg_tps"] or row["pp_tps"]):
+    if not (number(row["tg_tps"]) or number(row["pp_tps"])):
         raise Unclear("without a speed")
     header = header_of_model(row["model"], headers)
     experts, dense = types_of(row["quant"], is_repacked="rtr" in row["note"] or is_ik_default(row, engine))
@@ -132,7 +142,7 @@ def report_of(row: dict[str, str], placement: str, headers: Path) -> Report:
     machine = machine_of(row, placement)
     settings = settings_of(row, placement, dimensions, len(machine.gpus), engine)
     weights = place_weights(header, dimensions, settings, machine.gpus)
-    depth = int(float(row["depth"] or 0))
+    depth = int(number(row["depth"]) or 0)
     active = active_bytes(weights, dimensions, settings, depth=depth)
     active = as_stated(active, row, header)
     key = re.sub(r"\(?\d+(-\d+)? threads used\)?|\W", "", row["cpu"] + row["ram"])
@@ -146,8 +156,9 @@ def is_ik_default(row: dict[str, str], engine: str) -> bool:
 
 
 def number(text: str) -> float | None:
-    """A figure, None of an empty cell."""
-    return float(text) if text else None
+    """The figure at the beginning of a cell, None where there is none."""
+    found = re.match(r"[~≈]?\s*(\d+(?:\.\d+)?)", text)
+    return float(found[1]) if found else None
 
 
 @cache
@@ -242,7 +253,7 @@ def settings_of(
         gpu_layers=-1 if on_gpu and n_gpus else 0,
         overrides=tuple(overrides),
         context=4096,
-        micro_batch=int(row["ubatch"] or 512),
+        micro_batch=int(number(row["ubatch"]) or 512),
         cache_k=cache,
         cache_v=cache,
         threads=int("".join(threads[-1])) if threads else None,
@@ -256,8 +267,10 @@ EXPERTS = r"ffn_(up|down|gate|gate_up)_(ch|)exps"
 
 def overrides_of(placement: str, dimensions: Dimensions, n_gpus: int) -> tuple[list[Override], bool]:
     """What goes where: `exps=CPU`, `ffn blk 0-6 CUDA0, 7-13 CUDA1, 14-93 CPU`, `--n-cpu-moe 20`, ..."""
-    if re.search(r"all CPU|CPU only|-ngl 0", placement) or not n_gpus:
+    if re.search(r"all CPU|CPU only|-ngl 0", placement):
         return [], False
+    if not n_gpus:
+        raise Unclear("its GPU is not told")
     if "all GPU" in placement:
         return [], True
     found = [
@@ -294,11 +307,11 @@ def as_stated(active: ActiveBytes, row: dict[str, str], header: Header) -> Activ
     scale = 1.0
     experts = [t for t in header.tensors if "_exps." in t.name]
     n_experts = sum(t.n_bytes for t in experts)
-    if row["cpu_gb_per_token"] and active.experts_in_ram:
-        scale = float(row["cpu_gb_per_token"]) * 1e9 / (active.experts_in_ram * active.used_share)
-    elif row["file_gib"]:
+    if (stated_gb := number(row["cpu_gb_per_token"])) and active.experts_in_ram:
+        scale = stated_gb * 1e9 / (active.experts_in_ram * active.used_share)
+    elif (file_gib := number(row["file_gib"])) and n_experts:
         dense = sum(t.n_bytes for t in header.tensors) - n_experts
-        scale = max(float(row["file_gib"]) * GIB - dense, 0.3 * n_experts) / n_experts
+        scale = max(file_gib * GIB - dense, 0.3 * n_experts) / n_experts
     if active.experts_in_ram:
         devices[HOST] = stretched(devices[HOST], scale)
     stated = sum(map(float, row["gpu_model_mib"].split("+"))) if plain_sum(row["gpu_model_mib"]) else 0.0

@@ -1,12 +1,24 @@
-"""The benchmarks in a log, for `ggplan fit --calibrate LOG`."""
+"""`ggplan fit --calibrate LOG`: what a benchmark teaches is kept in the machine's file."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ggplan.errors import MachineError
+import click
+
+from ggplan.errors import CommandError, MachineError
 from ggplan.offload.calibrating import Benchmark
+from ggplan.offload.known_machine import Stated
 from ggplan.text import decode_text, printable
+
+if TYPE_CHECKING:
+    from ggplan.offload.flags import Engine
+    from ggplan.offload.header import Header
+    from ggplan.offload.machine import Machine
+    from ggplan.offload.placement import Wishes
+    from ggplan.offload.settings import Settings
 
 _LARGEST_LOG = 64 << 20
 
@@ -47,3 +59,73 @@ def benchmarks_in(path: Path) -> tuple[list[Benchmark], list[str]]:
         )
     notes = [f"{shown}:{left.line}: {left.why}" for left in log.left_out]
     return [Benchmark(s.n_kv, s.pp, s.tg) for s in runs[0].speeds], notes
+
+
+def learn(
+    header: Header, log: Path, wishes: Wishes, line: str | None, engine: Engine, stated: Stated
+) -> tuple[Machine, list[str]]:
+    """The machine of a file with what a log teaches, which is written there; and notes.
+
+    Parameters
+    ----------
+    line
+        The command line that was measured; None is what is chosen for `wishes`.
+
+    Raises
+    ------
+    MachineError, MeasureError, CommandError
+        If the log, the file or the line cannot be understood.
+    """
+    from ggplan.cli.output import write_new
+    from ggplan.offload.calibrating import calibrate
+    from ggplan.offload.dimensions import dimensions_of
+    from ggplan.offload.machine_file import default_path, read_machine, with_calibration
+    from ggplan.offload.profiles import PROFILES
+    from ggplan.offload.weights import place_weights
+
+    if stated != Stated(stated.file):
+        raise click.UsageError("--calibrate is of the machine in its file; no option may state another")
+    path = stated.file or default_path()
+    if not path.is_file():
+        raise click.UsageError(
+            "--calibrate keeps what it learns in the machine's file: write one with `ggplan machine --write`"
+        )
+    rows, notes = benchmarks_in(log)
+    machine = replace(read_machine(path), calibration=None)
+    settings = _settings(header, machine, wishes, line, engine)
+    dimensions = dimensions_of(header)
+    weights = place_weights(header, dimensions, settings, machine.gpus)
+    source = printable(log.name)
+    found, odd = calibrate(
+        machine,
+        weights,
+        dimensions,
+        settings,
+        PROFILES[engine],
+        rows,
+        f"{source} of {printable(header.name)}",
+    )
+    text = decode_text(path.read_bytes())
+    write_new(with_calibration(text, found), str(path), f": {source} teaches", force=True, quiet=True)
+    return found, [*notes, *odd, f"{printable(str(path))}: {_told(found)}"]
+
+
+def _settings(header: Header, machine: Machine, wishes: Wishes, line: str | None, engine: Engine) -> Settings:
+    from ggplan.offload.commands import read_command
+    from ggplan.offload.placing import place
+    from ggplan.offload.profiles import PROFILES
+
+    if line is None:
+        return place(header, machine, wishes, PROFILES[engine]).settings
+    command = read_command(line, engine)
+    if command.faults:
+        raise CommandError(command.faults[0].message, hint=command.faults[0].hint)
+    return command.settings
+
+
+def _told(machine: Machine) -> str:
+    learned = machine.calibration
+    assert learned is not None
+    parts = (("generation", learned.generation), ("prompts", learned.prompt))
+    said = [f"{name} {value:.2f}" for name, value in parts if value]
+    return f"time measured over time reckoned: {', '.join(said)}"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import click
@@ -42,6 +44,7 @@ Examples:
   ggplan fit air.gguf --output systemd > llama.service     as a service, or a script (--output sh)
   ggplan fit air.gguf --pin 'blk\\.1\\..*_exps=CUDA0'        some tensors where you want them
   ggplan fit air.gguf --check "llama-server -ngl 99 --cpu-moe -ub 4096 --no-mmap"
+  ggplan fit air.gguf --calibrate bench.log                learn from what was measured
   ggplan fit air.gguf --command "llama-server -ngl 99 -ncmoe 40 -c 32768" --gpus 1 --json
 """
 Form = Literal["text", "sh", "json", "systemd"]
@@ -77,12 +80,13 @@ class WishOptions:
 
 @dataclass(frozen=True, slots=True)
 class Lines:
-    """Command lines of others, and the engine whose they are."""
+    """Command lines of others, the engine whose they are, and the log of a benchmark."""
 
     engine: Engine | None
     command: str | None
     check: str | None
     n_gpus: int | None
+    log: Path | None
 
 
 @click.command("fit", epilog=_EPILOG, short_help="Does it fit, how fast is it, how is it started?")
@@ -112,6 +116,9 @@ class Lines:
 @click.option("--check", metavar="LINE", help="Look for traps in this command line.")
 @click.option("--gpus", "n_gpus", type=click.IntRange(0, 16), metavar="N",
               help="Use the first N GPUs alone; with --command, N of one size.")  # fmt: skip
+@click.option("--calibrate", "log", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+              metavar="LOG", help="Learn from a log of llama-bench or llama-sweep-bench, of the command that "
+              "is printed or of --command, and keep it in the machine's file.")  # fmt: skip
 @json_option("it all")
 def fit_command(
     model: str, wished: WishOptions, lines: Lines, planning: PlanningOptions, stated: Stated,
@@ -132,6 +139,9 @@ def fit_command(
     if (lines.command or lines.check) and form in ("sh", "systemd"):
         raise click.UsageError(f"--output {form} is of a command that ggplan writes")
     header = _header(model, planning, header_only=header_only)
+    if lines.log is not None:
+        _learn(header, wished, lines, stated, quiet=planning.quiet)
+        lines = dataclasses.replace(lines, command=None)
     if lines.command is not None:
         from ggplan.cli.fit_lines import show_reckoning
 
@@ -145,6 +155,16 @@ def fit_command(
         return
     engine: Engine = lines.engine or "llama.cpp"
     _place(header, machine, _wishes(wished, engine), model, engine, form, explain=explain)
+
+
+def _learn(header: Header, wished: WishOptions, lines: Lines, stated: Stated, *, quiet: bool) -> None:
+    from ggplan.cli.calibrating import learn
+
+    engine: Engine = lines.engine or "llama.cpp"
+    if lines.check is not None or lines.n_gpus is not None or lines.log is None:
+        raise click.UsageError("--calibrate goes with neither --check nor --gpus")
+    _, notes = learn(header, lines.log, _wishes(wished, engine), lines.command, engine, stated)
+    note(*notes, quiet=quiet)
 
 
 def _header(name: str, planning: PlanningOptions, *, header_only: bool) -> Header:

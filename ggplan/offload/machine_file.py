@@ -270,19 +270,42 @@ def machine_text(machine: Machine, head: str = "") -> str:
         lines += ["", "[rates]  # of one core: bytes of weights per second"]
         for kind, rate in machine.rates.items():
             add(kind, rate, _speed)
-    if (learned := machine.calibration) is not None:
-        lines += [
-            "",
-            "[calibration]  # time measured over time reckoned",
-            f"source = {_quoted(learned.source)}",
-        ]
-        add("generation", learned.generation, lambda _: "")
-        add("prompt", learned.prompt, lambda _: "")
-        add("file_bytes", learned.file_bytes, _size, "the tensors of that model")
+    if machine.calibration is not None:
+        lines += ["", *_calibration_lines(machine.calibration)]
     if sources:
         lines += ["", "[sources]"]
         lines += [f"{_quoted(key)} = {_quoted(source)}" for key, source in sources.items()]
     return "\n".join(lines) + "\n"
+
+
+def with_calibration(text: str, machine: Machine) -> str:
+    """The text of a machine's file with the calibration of `machine`, the rest as a person left it.
+
+    Where the text is written in a way that does not allow it, the file is written anew.
+    """
+    kept, inside = [], False
+    for line in text.rstrip().split("\n"):
+        if line.lstrip().startswith("["):
+            inside = re.match(r"\s*\[\s*calibration\s*\]", line) is not None
+        if not inside:
+            kept.append(line)
+    assert machine.calibration is not None
+    new = "\n".join(["\n".join(kept).rstrip(), "", *_calibration_lines(machine.calibration)]) + "\n"
+    try:
+        found = parse_machine(new, "the new text")
+    except MachineError:
+        return machine_text(machine)
+    return new if found == machine else machine_text(machine)
+
+
+def _calibration_lines(learned: Calibration) -> list[str]:
+    figures = (("generation", learned.generation), ("prompt", learned.prompt))
+    return [
+        "[calibration]  # time measured over time reckoned",
+        f"source = {_quoted(learned.source)}",
+        *(f"{name} = {_number(value)}" for name, value in figures if value is not None),
+        f"file_bytes = {learned.file_bytes}  # {_size(learned.file_bytes)}, the tensors of that file",
+    ]
 
 
 def _number(value: float) -> str:

@@ -22,7 +22,9 @@ from ggplan.errors import MachineError
 from ggplan.offload.speed import RATES
 from ggplan.quants.kernels import I64, I32s, U8s, U64s, kernel
 
-_REFERENCE = 7.6e9  # weights per second of the core that `RATES` were timed on, by `_multiply`
+# Weights per second of the core that `RATES` were timed on, by `_multiply`: what another core gave (7.74e9),
+# times the median of how much faster llama.cpp's kernels were on the former (1.8).
+_REFERENCE = 14.0e9
 _MIB = 1 << 20
 _PER_CORE = 256 * _MIB
 _LEAST_PER_CORE = 32 * _MIB

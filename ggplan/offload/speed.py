@@ -21,6 +21,7 @@ machines that they were not fitted on. `RATES` are measured.
 from __future__ import annotations
 
 import re
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -33,13 +34,19 @@ from ggplan.offload.profiles import Profile
 from ggplan.offload.settings import Settings
 
 # Bytes of weights that one core of an AMD Zen 3 server reads, decodes and multiplies per second: llama.cpp
-# b11434, portable AVX2 build, one thread, a dense model of 1 B weights, by processor time.
+# b11434, portable AVX2 build, one thread, a dense model of 1 B weights, by processor time. After iq4_nl:
+# ggml's own products of rows (vec_dot) of that version on another core, times the median ratio (1.8) of the
+# types before it there.
 RATES: Mapping[str, float] = {
     "f16": 14.0e9, "bf16": 14.0e9, "f32": 14.0e9, "q8_0": 13.2e9, "q6_K": 11.6e9, "q5_K": 9.5e9,
     "q4_K": 11.8e9, "q4_0": 9.8e9, "q3_K": 6.8e9, "q2_K": 7.5e9, "iq4_xs": 6.5e9, "iq4_nl": 6.8e9,
+    "q4_1": 9.7e9, "q5_0": 7.4e9, "q5_1": 8.6e9, "mxfp4": 5.1e9, "nvfp4": 7.0e9, "iq3_s": 2.5e9,
+    "iq3_xxs": 3.4e9, "iq2_s": 3.7e9, "iq2_xs": 2.7e9, "iq2_xxs": 3.1e9, "tq1_0": 3.5e9, "tq2_0": 7.5e9,
 }  # fmt: skip
-# Of types that nobody timed, a core decodes as many weights as of iq4_xs where they have a codebook, else as
-# of q4_0.
+# Of types that nobody timed, a core decodes as many weights as of one that is decoded alike: a grid of points
+# (iq1, iq2, iq3), a table of levels (iq4, and ik_llama.cpp's iq types that end in _k), else plain levels.
+_GRIDS = re.compile(r"iq[123]_(?!kt?s?s?l?$)")
+_TABLES = re.compile(r"iq\d_|mxfp|nvfp")
 _SPELLED = {t.name.lower(): t.name for t in TYPES}
 _BITS = {t.name: t.bits_per_weight for t in TYPES}
 
@@ -100,8 +107,8 @@ _PROMPT_SPREAD = (0.62, 1.47)
 # The same where a report of the same file calibrates; of prompts there are too few to tell.
 _CALIBRATED_SPREAD = (0.80, 1.25)
 _CALIBRATED_PROMPT_SPREAD = (0.70, 1.35)
-# What a log of another model says is of that model and its build. Of pairs of reports of one machine, those of
-# the same file agree within 5 %, and those of other files hardly more than reports of other machines do.
+# What a log of another model says is of that model and its build. Of pairs of reports of one machine, those
+# of the same file agree within 5 %, and those of other files hardly more than those of other machines do.
 _OF_THE_MACHINE = 0.15
 _MOST_LEARNED = 1.25
 
@@ -122,7 +129,7 @@ class Rate:
     low, likely, high
         Four of five reports of machines unknown to the fit lie between `low` and `high`.
     seconds
-        Where the likely time goes, by its cause: of one token of generation, of one micro-batch of a prompt.
+        Where the likely time goes, by its cause: of one token that is written, of one micro-batch.
     reasons
         What the range rests on.
     """
@@ -152,14 +159,20 @@ def core_rate(kind: str, machine: Machine, profile: Profile, factors: Factors = 
     """Bytes of weights of a ggml type that one core of the machine works off per second."""
     kind = _plain(kind)
     # Measured rates are of llama.cpp's kernels too.
-    rates, core = (machine.rates, 1.0) if machine.rates else (RATES, factors.core)
-    if _is_ik(profile):
-        core *= factors.ik_core / factors.core
-    rate = rates.get(kind)
-    if rate is None:
-        like = "iq4_xs" if kind.startswith(("iq", "mxfp4", "nvfp4")) else "q4_0"
-        rate = rates.get(like, RATES[like]) / _BITS[like] * _BITS.get(kind, _BITS[like])
-    return rate * core
+    kernels = factors.ik_core / factors.core if _is_ik(profile) else 1.0
+    if kind in machine.rates:
+        return machine.rates[kind] * kernels
+    of_rates = [rate / RATES[name] for name, rate in machine.rates.items() if name in RATES]
+    core = statistics.median(of_rates) if of_rates else factors.core
+    return _rate_of(kind) * core * kernels
+
+
+def _rate_of(kind: str) -> float:
+    """The rate of a type in `RATES`, or of one that is decoded alike."""
+    if kind in RATES:
+        return RATES[kind]
+    like = "iq2_xxs" if _GRIDS.match(kind) else "iq4_xs" if _TABLES.match(kind) else "q4_0"
+    return RATES[like] / _BITS[like] * _BITS.get(kind, _BITS[like])
 
 
 @lru_cache(maxsize=256)
@@ -198,7 +211,7 @@ def _rate(
     factors: Factors,
     tokens: int,
 ) -> Rate:
-    times = []
+    times, cases = [], []
     for guess in range(3):
         speeds = _Speeds(
             machine.bandwidth or _RAM_GUESS[guess],
@@ -206,12 +219,13 @@ def _rate(
             guess,
         )
         case = _Case(active, machine, profile, settings, factors, speeds)
+        cases.append(case)
         times.append(case.token() if tokens == 1 else case.micro_batch(tokens))
     slow, likely, fast = (sum(seconds.values()) or 1e-9 for seconds in times)
     calibration = machine.calibration
     factor, is_calibrated = _learned(calibration, active, tokens)
     low, high = _spread(tokens, is_calibrated=is_calibrated)
-    reasons = _reasons(active, machine, settings, calibration if factor != 1.0 else None, tokens)
+    reasons = _reasons(cases[1], calibration if factor != 1.0 else None, tokens)
     return Rate(
         tokens / (slow * factor) * low,
         tokens / (likely * factor),
@@ -283,6 +297,18 @@ class _Case:
             total += n_bytes / rate
         return total
 
+    def limited_by_cores(self) -> list[str]:
+        """The types in RAM, of those with a tenth of the bytes and more, that cores read slower than RAM."""
+        reads = self.active.host
+        memory = self.factors.ram * self.speeds.ram
+        return [
+            kind
+            for kind, n_bytes in reads.weights.items()
+            if self.threads
+            and n_bytes > 0.1 * reads.weight_bytes
+            and self.threads * core_rate(kind, self.machine, self.profile, self.factors) < memory
+        ]
+
     def streams(self, tokens: int) -> bool:
         """Whether experts in RAM are copied to a GPU for this many tokens."""
         if not (self.machine.gpus and self.settings.op_offload and self.active.streamable):
@@ -329,18 +355,16 @@ class _Case:
         return min(bandwidth * share, most)
 
 
-def _reasons(
-    active: ActiveBytes,
-    machine: Machine,
-    settings: Settings,
-    calibration: Calibration | None,
-    tokens: int,
-) -> tuple[str, ...]:
+def _reasons(case: _Case, calibration: Calibration | None, tokens: int) -> tuple[str, ...]:
     """What the range rests on, the weightiest first."""
+    active, machine, settings = case.active, case.machine, case.settings
     found = []
     if calibration is not None:
         same = calibration.file_bytes == active.file_bytes
-        found.append(f"learned from {calibration.source}" + ("" if same else ", a log of another file, so for a small part"))
+        found.append(
+            f"learned from {calibration.source}"
+            + ("" if same else ", a log of another file, so for a small part")
+        )
     reads_ram = active.host.weight_bytes > 0.02 * sum(d.weight_bytes for d in active.devices.values())
     if reads_ram and machine.bandwidth is None:
         found.append("the bandwidth of RAM is not known: from two channels of DDR4 to two of DDR5")
@@ -351,6 +375,8 @@ def _reasons(
         found.append(f"the bandwidth of {', '.join(unknown)} is not known")
     if reads_ram and not machine.cores:
         found.append("the number of cores is not known, so none limits")
+    if tokens == 1 and reads_ram and (slow := case.limited_by_cores()):
+        found.append(f"{case.threads} cores decode {', '.join(slow)} slower than RAM gives it")
     if tokens == 1 and active.gpu_crossings > 2:
         found.append(
             f"a token changes {active.gpu_crossings} times from one GPU to another: two GPUs may be slower "

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 from dataclasses import replace
 from pathlib import Path
 
+import program
 import pytest
 
 from ggplan.cli.calibrating import benchmarks_in
@@ -16,6 +18,7 @@ from ggplan.offload.calibrating import Benchmark, calibrate
 from ggplan.offload.dimensions import Dimensions, dimensions_of
 from ggplan.offload.header import Header, HeaderTensor
 from ggplan.offload.machine import Gpu, Machine
+from ggplan.offload.machine_file import read_machine
 from ggplan.offload.profiles import LLAMA_CPP
 from ggplan.offload.settings import Settings
 from ggplan.offload.speed import generation, prompt
@@ -134,3 +137,83 @@ def test_a_benchmark_without_a_speed_teaches_nothing() -> None:
     machine, _ = calibrate(unknown, weights, dimensions, _SETTINGS, LLAMA_CPP, rows, "a.log")
     assert machine.calibration is not None
     assert 1e-3 <= (machine.calibration.generation or 0) <= 1e3
+
+
+_HEADER = Path(__file__).parents[1] / "data" / "memory" / "headers" / "GLM-4.5-Air.hq4k.gguf.gz"
+_MACHINE_FILE = """\
+# mine
+ram = "128GiB"
+bandwidth = "80GB/s"
+[calibration]
+generation = 9.0
+[[gpu]]
+memory = "24GiB"  # the black one
+"""
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> dict[str, str]:
+    """An environment with a machine's file, and the header of a file in the folder."""
+    path = tmp_path / "ggplan" / "machine.toml"
+    path.parent.mkdir()
+    path.write_text(_MACHINE_FILE, "utf-8")
+    (tmp_path / "air.gguf").write_bytes(gzip.decompress(_HEADER.read_bytes()))
+    _log(tmp_path, _BENCH)
+    return {"XDG_CONFIG_HOME": str(tmp_path), "PATH": str(tmp_path)}
+
+
+def test_what_is_learned_is_kept_beside_what_a_person_wrote(kept: dict[str, str], tmp_path: Path) -> None:
+    path = tmp_path / "ggplan" / "machine.toml"
+    done = program.run("fit", "air.gguf", "--calibrate", "bench.log", folder=tmp_path, **kept)
+    assert done.returncode == 0
+    assert "learned from bench.log of air.gguf" in done.stdout
+    assert "likely 10.0;" in done.stdout
+    text = path.read_text("utf-8")
+    assert text.startswith('# mine\nram = "128GiB"\nbandwidth = "80GB/s"\n[[gpu]]\n')
+    assert "# the black one" in text
+    assert text.count("[calibration]") == 1
+    learned = read_machine(path).calibration
+    assert learned is not None
+    assert learned.generation != 9.0
+    # It is learned from what is reckoned without what was learned before.
+    program.run("fit", "air.gguf", "--calibrate", "bench.log", folder=tmp_path, **kept)
+    assert path.read_text("utf-8") == text
+
+
+def test_the_command_that_was_measured_may_be_another(kept: dict[str, str], tmp_path: Path) -> None:
+    path = tmp_path / "ggplan" / "machine.toml"
+    line = "llama-bench -m air.gguf -ngl 99 -ncmoe 99 -fa 1"
+    figures = []
+    for arguments in ([], ["--command", line]):
+        done = program.run("fit", "air.gguf", "--calibrate", "bench.log", *arguments, folder=tmp_path, **kept)
+        assert done.returncode == 0
+        learned = read_machine(path).calibration
+        assert learned is not None
+        figures.append(learned.generation)
+    # With more in RAM, the same speed is a faster machine.
+    assert figures[1] < figures[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["--vram", "24G"], 2, "no option may state another"),
+        (["--check", "llama-server"], 2, "--calibrate goes with neither --check nor --gpus"),
+        (["--command", "llama-bench --nonsense"], 1, "--nonsense"),
+        (["--machine", "air.gguf"], 1, "air.gguf is no text"),
+    ],
+)
+def test_calibrations_that_are_refused(
+    arguments: list[str], code: int, says: str, kept: dict[str, str], tmp_path: Path
+) -> None:
+    before = (tmp_path / "ggplan" / "machine.toml").read_text("utf-8")
+    done = program.run("fit", "air.gguf", "--calibrate", "bench.log", *arguments, folder=tmp_path, **kept)
+    assert (done.returncode, says in done.stderr) == (code, True), done.stderr
+    assert (tmp_path / "ggplan" / "machine.toml").read_text("utf-8") == before
+
+
+def test_without_a_file_nothing_can_be_kept(kept: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "ggplan" / "machine.toml").unlink()
+    done = program.run("fit", "air.gguf", "--calibrate", "bench.log", folder=tmp_path, **kept)
+    assert done.returncode == 2
+    assert "write one with `ggplan machine --write`" in done.stderr

@@ -59,6 +59,7 @@ def test_few_or_slow_cores_limit() -> None:
     assert _written(machine=fast, threads=99).likely == _written(machine=fast).likely
     slow_type = replace(_ACTIVE, devices=_ACTIVE.devices | {"host": DeviceReads({"iq4_xs": 4e9}, 0.0, 270)})
     few = replace(fast, cores=8)
+    assert "8 cores decode iq4_xs slower than RAM gives it" in _written(slow_type, few).reasons
     assert _written(slow_type, few).likely < _written(replace(_ACTIVE), few).likely
 
 
