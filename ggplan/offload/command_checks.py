@@ -116,6 +116,8 @@ def check_command(command: Command, header: Header, machine: Machine) -> tuple[T
     found = [Trap(_REFUSED[f.kind], "error", f.line, f.message, f.hint) for f in command.faults]
     for check in _CHECKS:
         found += check(case)
+    if not any(trap.severity == "error" for trap in found):
+        found += _loading(case)  # what is wrong in general, where nothing in particular is
     return tuple(sorted(found, key=lambda trap: (trap.line, trap.code)))
 
 
@@ -448,4 +450,4 @@ def _heads(case: _Case, line: int) -> Iterator[Trap]:
             return
 
 
-_CHECKS = (_loading, _overrides, _layers, _counted_on_two, _room, _fit, _slots, _tied, _copies, _cache_types)
+_CHECKS = (_overrides, _layers, _counted_on_two, _room, _fit, _slots, _tied, _copies, _cache_types)

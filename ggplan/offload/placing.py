@@ -27,7 +27,7 @@ from ggplan.offload.holding import holding_of
 from ggplan.offload.machine import Gpu, Machine
 from ggplan.offload.placement import Placement, Shortage, Wishes, left_of, shortages
 from ggplan.offload.profiles import LLAMA_CPP, Profile
-from ggplan.offload.reckon import reckon
+from ggplan.offload.reckon import reckon, reckon_placed
 from ggplan.offload.reckoning import Reckoning
 from ggplan.offload.settings import Override, Settings
 from ggplan.offload.speed import FITTED, generation, prompt
@@ -336,7 +336,8 @@ class _Planner:
             tried = self.tried(self.split(layers, sizes[len(sizes) - n :]) if n else layers)
             if tried.fits_gpus:
                 return self.made(tried)
-            n -= 1
+            short = sum(s.short for s in tried.shortages if s.device != HOST)
+            n -= max(1, short * n // max(sum(sizes[len(sizes) - n :]), 1))
         return self.made(over)
 
     # --- Parts of candidates
@@ -366,8 +367,8 @@ class _Planner:
 
     def tried(self, settings: Settings) -> _Candidate:
         """These settings, reckoned."""
-        reckoning = reckon(self.header, settings, self.gpus, self.profile)
         weights = place_weights(self.header, self.dimensions, settings, self.gpus)
+        reckoning = reckon_placed(self.dimensions, settings, weights, len(self.gpus), self.profile)
         return _Candidate(settings, reckoning, weights, shortages(reckoning, self.machine))
 
     def active(self, tried: _Candidate, depth: int = 0) -> ActiveBytes:
