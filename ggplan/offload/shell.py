@@ -90,7 +90,7 @@ def _word(text: str, at: int, line: int) -> tuple[str, int, int]:
         elif character == "\\":
             line += text[at + 1 : at + 2] == "\n"
             parts.append(text[at + 1 : at + 2].strip("\n"))
-            at += 2
+            at = min(at + 2, len(text))
         else:
             parts.append(character)
             at += 1

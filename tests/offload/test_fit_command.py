@@ -255,8 +255,7 @@ def test_a_file_and_its_first_bytes(tmp_path: Path) -> None:
     assert json.loads(done.stdout)["command"][:3] == ["llama-server", "-m", str(file)]
     part = tmp_path / "part.gguf"
     part.write_bytes(file.read_bytes()[:4000])
-    assert run("fit", part, "--vram", "8G", "--ram", "16G").returncode == 1
-    again = run("fit", part, "--header-only", "--vram", "8G", "--ram", "16G", "--json")
+    again = run("fit", part, "--vram", "8G", "--ram", "16G", "--json")
     assert json.loads(again.stdout)["devices"] == json.loads(done.stdout)["devices"]
 
 
