@@ -14,10 +14,9 @@ _PIECES = Path(__file__).parent.parent.parent / "data" / "hf" / "small.model"
 
 
 def _save(folder: Path, config: tf.PretrainedConfig, shard: str = "1GB") -> None:
-    """With sentencepiece's tokenizer, the only one that the converter reads of these."""
+    """With sentencepiece's tokenizer, the only one that the converter takes of these."""
     save(folder, config, shard=shard)
     shutil.copy(_PIECES, folder / "tokenizer.model")
-    (folder / "tokenizer.json").unlink()
 
 
 def gemma(folder: Path) -> None:
