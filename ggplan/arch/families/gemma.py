@@ -19,6 +19,11 @@ from ggplan.arch.metadata import Keys
 from ggplan.arch.tensors import DENSE, Table
 from ggplan.arch.transforms import shifted
 
+MODELS = {
+    "gemma": "Gemma 1 and CodeGemma",
+    "gemma2": "Gemma 2",
+}
+
 _BOTH_NORMS = "{input,post_attention}_layernorm"
 _MORE_NORMS = "pre_feedforward_layernorm post_feedforward_layernorm"
 
