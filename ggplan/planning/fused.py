@@ -54,7 +54,7 @@ class OtherForm:
 
 def other_forms(tensors: Sequence[TensorInfo]) -> dict[str, OtherForm]:
     """The other names of each tensor of a model that has one of two forms, and not both."""
-    split = {t.name: parts for t in tensors if (parts := _split(t.name)) is not None}
+    split = {t.name: own for t in tensors if (own := _split(t.name)) is not None}
     kinds = {kind for _, kind, _ in split.values()}
     forms: dict[str, tuple[str, ...]] = {}
     known: dict[str, OtherForm] = {}
