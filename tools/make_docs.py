@@ -40,7 +40,7 @@ def main() -> None:
     write_families()
     if sys.argv[1:] == ["families"]:
         return
-    draw_plan()
+    (ROOT / "docs" / "plan.svg").write_text(plan_picture(), encoding="utf-8")
     (ROOT / "docs" / "commands.md").write_text(commands_page(), encoding="utf-8")
     (ROOT / "docs" / "diagnostics.md").write_text(diagnostics_page(), encoding="utf-8")
     schema = json.dumps(record_schema(), indent=1, ensure_ascii=False) + "\n"
@@ -143,15 +143,15 @@ def compared_models() -> dict[str, list[str]]:
     return found
 
 
-def draw_plan() -> None:
+def plan_picture() -> str:
+    """What `ggplan plan` prints, as a picture."""
     with tempfile.TemporaryDirectory() as folder:
         inventory, recipe = Path(folder) / "GLM-4.5-Air", Path(folder) / "air.recipe"
         inventory.write_text(json.dumps(inventory_json(glm_4_5_air.model())), encoding="utf-8")
         recipe.write_text(readme_recipe(), encoding="utf-8")
         printed = run(["plan", inventory.name, "-r", recipe.name], folder)
     command = "ggplan plan GLM-4.5-Air -r air.recipe"
-    picture = terminal_svg(f"$ {command}\n{printed}", command, "Sizes of GLM-4.5-Air by class and by type.")
-    (ROOT / "docs" / "plan.svg").write_text(picture, encoding="utf-8")
+    return terminal_svg(f"$ {command}\n{printed}", command, "Sizes of GLM-4.5-Air by class and by type.")
 
 
 def readme_recipe() -> str:

@@ -83,9 +83,11 @@ class ShapingOptions:
 
     def apply(self, model: Model, imatrix: Imatrix | None) -> tuple[Model, Imatrix | None]:
         """The model and its imatrix as these options make them; further notes of it say what was done."""
+        named = self.keep_experts
+        if self.mtp == "keep" and named is None and not (self.prune_layers or self.fuse or self.split):
+            return model, imatrix
         from ggplan.reshaping import Reshaping, load_experts, reshape
 
-        named = self.keep_experts
         if self.mtp == "only" and (self.prune_layers or named is not None):
             raise click.UsageError("--mtp only writes no layers to prune and no experts to leave out")
         if both := set(self.fuse) & set(self.split):

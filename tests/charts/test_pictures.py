@@ -1,6 +1,7 @@
 """What a reader sees in the charts: colours that can be told apart, room for all, one look for one thing."""
 
 import dataclasses
+import importlib.util
 import re
 import xml.etree.ElementTree as ET
 from functools import cache
@@ -362,6 +363,18 @@ def test_a_file_name_does_not_hide_a_size() -> None:
     with pytest.raises(ggplan.Error, match="no point has a size") as caught:
         draw_quality(record(*bare))
     assert "--size NAME=24.6MiB" in str(caught.value.hint)
+
+
+def test_the_picture_of_a_plan_is_what_is_printed_today(monkeypatch: pytest.MonkeyPatch) -> None:
+    root = Path(__file__).parents[2]
+    monkeypatch.syspath_prepend(str(root / "tools"))
+    spec = importlib.util.spec_from_file_location("make_docs", root / "tools" / "make_docs.py")
+    assert spec is not None
+    assert spec.loader is not None
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    shown = (root / "docs" / "plan.svg").read_text(encoding="utf-8")
+    assert tool.plan_picture() == shown, "run tools/make_docs.py"
 
 
 def test_the_picture_of_a_plan_fetches_nothing_and_fits_both_themes() -> None:
