@@ -36,7 +36,7 @@ from ggplan.offload.allocation import HOST
 from ggplan.offload.cards import READ_SHARE, known_card
 from ggplan.offload.dimensions import Dimensions, dimensions_of
 from ggplan.offload.header import Header, HeaderTensor, header_of
-from ggplan.offload.machine import Calibration, Gpu, Machine
+from ggplan.offload.machine import Gpu, Learned, Machine
 from ggplan.offload.profiles import PROFILES, Profile
 from ggplan.offload.settings import Override, Settings
 from ggplan.offload.speed import FITTED, Factors, generation, prompt
@@ -267,11 +267,11 @@ EXPERTS = r"ffn_(up|down|gate|gate_up)_(ch|)exps"
 
 def overrides_of(placement: str, dimensions: Dimensions, n_gpus: int) -> tuple[list[Override], bool]:
     """What goes where: `exps=CPU`, `ffn blk 0-6 CUDA0, 7-13 CUDA1, 14-93 CPU`, `--n-cpu-moe 20`, ..."""
-    if re.search(r"all CPU|CPU only|-ngl 0", placement):
+    if re.search(r"all CPU|CPU only|-ngl 0\b", placement):
         return [], False
     if not n_gpus:
         raise Unclear("its GPU is not told")
-    if "all GPU" in placement:
+    if re.search(r"(all|full|fully)( on)? GPU|GPU only|all in VRAM", placement):
         return [], True
     found = [
         Override(rf"^blk\.({blocks(int(first), int(last))})\.ffn_", device)
@@ -342,16 +342,16 @@ def stretched(reads: DeviceReads, scale: float) -> DeviceReads:
 # --- Fitting and judging -----------------------------------------------------------------------------
 
 
-def predicted(report: Report, factors: Factors, calibration: Calibration | None = None) -> float:
+def predicted(report: Report, factors: Factors, learned: Learned | None = None) -> float:
     """Tokens of generation per second, the likely figure."""
-    machine = replace(report.machine, calibration=calibration)
+    machine = replace(report.machine, learned=learned)
     return generation(report.active, machine, report.profile, report.settings, factors).likely
 
 
-def error_of(report: Report, factors: Factors, calibration: Calibration | None = None) -> float:
+def error_of(report: Report, factors: Factors, learned: Learned | None = None) -> float:
     """Predicted over measured, less one."""
     assert report.generated is not None
-    return predicted(report, factors, calibration) / report.generated - 1
+    return predicted(report, factors, learned) / report.generated - 1
 
 
 def fitted(reports: Sequence[Report], start: Factors = FITTED, sweeps: int = 2) -> Factors:
@@ -391,8 +391,8 @@ def calibrated(reports: Sequence[Report], factors: Factors = FITTED) -> list[flo
             if other is one or other.machine_key != one.machine_key:
                 continue
             # A report of the same file at another depth knows its own model.
-            calibration = Calibration(one.row["id"], stretch, None, one.active.file_bytes)
-            errors.append(error_of(other, factors, calibration))
+            learned = Learned(one.row["id"], stretch, None, one.active.file_bytes)
+            errors.append(error_of(other, factors, learned))
     return errors
 
 
