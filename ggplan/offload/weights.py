@@ -41,13 +41,19 @@ from ggplan.text import printable
 _BLOCK = re.compile(r"blk\.(\d+)\.")
 _OUTPUT = "output.weight"
 _EMBEDDING = "token_embd.weight"
-_INPUTS = ("token_embd.", "token_types.", "position_embd.", "per_layer_token_embd.", "token_embd_norm.")
+_INPUTS = ("token_embd.", "token_types.", "position_embd.", "per_layer_token_embd.")
+_OF_FIRST_BLOCK = ("token_embd_norm.", "hrm.z_l_init")
 _ONCE_A_DEVICE = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 # Families that read their MTP blocks, or refuse to, whatever is asked for: the rest skip them.
 _NEVER_MTP = frozenset({"bailingmoe2", "dots3note", "exaone-moe", "exaone4", "glm4"})
 _REPACKED = frozenset({"q4_0", "q4_K", "iq4_nl", "mxfp4"})
 _MAX_PATTERN = 4_000
-_CUDA_ROWS = frozenset({"f32", "f16", "bf16", "i32", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0"})
+# Types of which a GPU cannot look up rows; the last two can be, if rows are whole superblocks.
+_NO_ROWS = frozenset({"nvfp4", "tq1_0", "tq2_0"})
+_ROWS_OF_SUPERBLOCKS = frozenset({"iq4_nl", "mxfp4"})
+_SCANNED = frozenset({
+    "falcon-h1", "granitehybrid", "jamba", "mamba", "mamba2", "nemotron_h", "nemotron_h_moe", "plamo2",
+})  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +227,7 @@ class _Place:
         if device != HOST:
             return device
         # Rows are looked up on the GPU for few types only; others stay with the CPU.
-        readable = not is_looked_up or tensor.type.name in _CUDA_ROWS
+        readable = not is_looked_up or _has_rows(tensor)
         if self.n_gpus and self.settings.host_buffer and readable:
             return "CPU" if "mmap" in self.settings.load_mode else "CUDA_Host"
         is_matrix = len(tensor.shape) > 1 and tensor.shape[1] % 8 == 0
@@ -241,11 +247,14 @@ def _load(header: Header, dimensions: Dimensions, settings: Settings, place: _Pl
             block = min(int(found[1]), len(blocks) - 1)
             if block >= dimensions.n_trunk and not reads_mtp and not _is_forgotten(dimensions, name):
                 continue
-            yield _loaded(place, tensor, name, place.device(name, blocks[block]))
+            default = blocks[block] if _runs_on_gpu(dimensions, tensor) else HOST
+            yield _loaded(place, tensor, name, place.device(name, default))
         elif name in _ONCE_A_DEVICE:
             for device in dict.fromkeys(place.device(name, d) for d in _rope_blocks(dimensions, blocks)):
                 yield _loaded(place, tensor, name, device)
-        elif name.startswith(_INPUTS) and not _is_output(dimensions, name):
+        elif name.startswith(_OF_FIRST_BLOCK) and not _is_output(dimensions, name):
+            yield _loaded(place, tensor, name, place.device(name, blocks[0]))
+        elif name.startswith(_INPUTS):
             device = place.device(name, HOST)
             yield _loaded(place, tensor, name, device, is_looked_up=True)
             if name == _EMBEDDING and not has_output:
@@ -267,6 +276,29 @@ def _loaded(
     buffer = place.buffer(tensor, device, is_looked_up=is_looked_up)
     size = device_bytes(device, tensor.type, tensor.shape)
     return Loaded(tensor, use, device, buffer == "CPU_REPACK", size)
+
+
+def _has_rows(tensor: HeaderTensor) -> bool:
+    """Whether a GPU can look up rows of the tensor."""
+    name = tensor.type.name
+    if name in _ROWS_OF_SUPERBLOCKS:
+        return bool(tensor.shape) and tensor.shape[0] % 256 == 0
+    return tensor.type.engine == "llama.cpp" and name not in _NO_ROWS
+
+
+def _runs_on_gpu(dimensions: Dimensions, tensor: HeaderTensor) -> bool:
+    """Whether a GPU has a kernel for the operation on a block's weight; else the weight stays in RAM."""
+    shape = (*tensor.shape, 1, 1)
+    if tensor.name.endswith((".ssm_conv1d.weight", ".shortconv.conv.weight")):
+        return shape[1] % 128 == 0
+    if not tensor.name.endswith(".ssm_a") or dimensions.architecture not in _SCANNED:
+        return True
+    state = dimensions.state
+    n_heads = max(shape[1], 1)
+    width = state.inner // n_heads
+    if shape[0] == 1:  # Mamba 2
+        return state.size in (96, 128, 256) and width % 16 == 0
+    return shape[0] == 16 and width == 1 and n_heads % 128 == 0 and state.groups <= 1
 
 
 def _is_forgotten(dimensions: Dimensions, name: str) -> bool:
