@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import gzip
 from dataclasses import replace
 from pathlib import Path
 
 import program
 import pytest
+from memory_rows import headers, write_header
 
 from ggplan.cli.learning import benchmarks_in
 from ggplan.errors import MachineError, MeasureError
@@ -139,7 +139,6 @@ def test_a_benchmark_without_a_speed_teaches_nothing() -> None:
     assert 1e-3 <= (machine.learned.generation or 0) <= 1e3
 
 
-_HEADER = Path(__file__).parents[1] / "data" / "memory" / "headers" / "GLM-4.5-Air.hq4k.gguf.gz"
 _MACHINE_FILE = """\
 # mine
 ram = "128GiB"
@@ -157,7 +156,7 @@ def kept(tmp_path: Path) -> dict[str, str]:
     path = tmp_path / "ggplan" / "machine.toml"
     path.parent.mkdir()
     path.write_text(_MACHINE_FILE, "utf-8")
-    (tmp_path / "air.gguf").write_bytes(gzip.decompress(_HEADER.read_bytes()))
+    write_header(headers("models")["GLM-4.5-Air.hq4k"], tmp_path / "air.gguf")
     _log(tmp_path, _BENCH)
     return {"XDG_CONFIG_HOME": str(tmp_path), "PATH": str(tmp_path)}
 
