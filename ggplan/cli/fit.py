@@ -159,7 +159,7 @@ def fit_command(
 
 
 def _learn(header: Header, wished: WishOptions, lines: Lines, stated: Stated, *, quiet: bool) -> None:
-    from ggplan.cli.calibrating import learn
+    from ggplan.cli.learning import learn
 
     engine: Engine = lines.engine or "llama.cpp"
     if lines.check is not None or lines.n_gpus is not None or lines.log is None:

@@ -171,7 +171,7 @@ def _rows(machine: Machine) -> list[list[str]]:
         rows.append(["  GB/s of one", ", ".join(shown[:6]), sources.get("rates", "")])
     margins = f"{format_bytes(machine.gpu_margin)} a GPU, {format_bytes(machine.ram_margin)} of RAM"
     rows.append(["left free", margins, ""])
-    if (learned := machine.calibration) is not None:
+    if (learned := machine.learned) is not None:
         parts = (("generation", learned.generation), ("prompts", learned.prompt))
         said = [f"{name} takes {value:.2f} times as long" for name, value in parts if value]
         rows.append(["learned", ", ".join(said) or "nothing", learned.source])
@@ -187,7 +187,7 @@ def _as_json(machine: Machine, notes: list[str]) -> dict[str, object]:
         "gpus": [dataclasses.asdict(gpu) for gpu in machine.gpus],
         **{name: getattr(machine, name) for name in fields},
         "rates": dict(machine.rates),
-        "calibration": None if machine.calibration is None else dataclasses.asdict(machine.calibration),
+        "learned": None if machine.learned is None else dataclasses.asdict(machine.learned),
         "sources": dict(machine.sources),
         "notes": notes,
     }

@@ -29,7 +29,7 @@ from functools import lru_cache
 from ggplan.ggml_types import TYPES
 from ggplan.offload.active import ActiveBytes, DeviceReads
 from ggplan.offload.allocation import HOST, gpu_name
-from ggplan.offload.machine import Calibration, Gpu, Machine
+from ggplan.offload.machine import Gpu, Learned, Machine
 from ggplan.offload.profiles import Profile
 from ggplan.offload.settings import Settings
 
@@ -222,10 +222,10 @@ def _rate(
         cases.append(case)
         times.append(case.token() if tokens == 1 else case.micro_batch(tokens))
     slow, likely, fast = (sum(seconds.values()) or 1e-9 for seconds in times)
-    calibration = machine.calibration
-    factor, is_calibrated = _learned(calibration, active, tokens)
+    learned = machine.learned
+    factor, is_calibrated = _learned(learned, active, tokens)
     low, high = _spread(tokens, is_calibrated=is_calibrated)
-    reasons = _reasons(cases[1], calibration if factor != 1.0 else None, tokens)
+    reasons = _reasons(cases[1], learned if factor != 1.0 else None, tokens)
     return Rate(
         tokens / (slow * factor) * low,
         tokens / (likely * factor),
@@ -235,14 +235,14 @@ def _rate(
     )
 
 
-def _learned(calibration: Calibration | None, active: ActiveBytes, tokens: int) -> tuple[float, bool]:
+def _learned(learned: Learned | None, active: ActiveBytes, tokens: int) -> tuple[float, bool]:
     """By what a log of the machine stretches the time, and whether that log is of the same file."""
     stretch = None
-    if calibration is not None:
-        stretch = calibration.generation if tokens == 1 else calibration.prompt
-    if stretch is None or calibration is None:
+    if learned is not None:
+        stretch = learned.generation if tokens == 1 else learned.prompt
+    if stretch is None or learned is None:
         return 1.0, False
-    if calibration.file_bytes == active.file_bytes:
+    if learned.file_bytes == active.file_bytes:
         return stretch, True
     return min(max(stretch**_OF_THE_MACHINE, 1 / _MOST_LEARNED), _MOST_LEARNED), False
 
@@ -355,14 +355,14 @@ class _Case:
         return min(bandwidth * share, most)
 
 
-def _reasons(case: _Case, calibration: Calibration | None, tokens: int) -> tuple[str, ...]:
+def _reasons(case: _Case, learned: Learned | None, tokens: int) -> tuple[str, ...]:
     """What the range rests on, the weightiest first."""
     active, machine, settings = case.active, case.machine, case.settings
     found = []
-    if calibration is not None:
-        same = calibration.file_bytes == active.file_bytes
+    if learned is not None:
+        same = learned.file_bytes == active.file_bytes
         found.append(
-            f"learned from {calibration.source}"
+            f"learned from {learned.source}"
             + ("" if same else ", a log of another file, so for a small part")
         )
     reads_ram = active.host.weight_bytes > 0.02 * sum(d.weight_bytes for d in active.devices.values())

@@ -45,12 +45,12 @@ def test_margins_and_what_was_learned_are_kept(tmp_path: Path) -> None:
     environment = _environment(tmp_path)
     path = tmp_path / "config" / "ggplan" / "machine.toml"
     path.parent.mkdir(parents=True)
-    path.write_text("gpu_margin = 5\nbandwidth = 5000000000\n[calibration]\ngeneration = 1.5\n", "utf-8")
+    path.write_text("gpu_margin = 5\nbandwidth = 5000000000\n[learned]\ngeneration = 1.5\n", "utf-8")
     assert program.run("machine", "--no-measure", "--write", "--force", **environment).returncode == 0
     machine = read_machine(path)
     assert (machine.gpu_margin, machine.bandwidth) == (5, 5e9)
-    assert machine.calibration is not None
-    assert machine.calibration.generation == 1.5
+    assert machine.learned is not None
+    assert machine.learned.generation == 1.5
 
 
 def test_it_is_measured(tmp_path: Path) -> None:

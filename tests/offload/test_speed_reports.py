@@ -10,6 +10,8 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 
+from memory_rows import headers
+
 _ROOT = Path(__file__).parents[2]
 
 
@@ -28,7 +30,7 @@ _TOOL = _tool()
 
 @cache
 def _reports() -> list[object]:
-    reports, unclear = _TOOL.read_reports(_TOOL.DATA / "reports.csv", _TOOL.DATA / "headers")
+    reports, unclear = _TOOL.read_reports(_TOOL.DATA / "reports.csv", headers("models"))
     assert unclear == []
     return list(reports)
 
