@@ -232,17 +232,30 @@ def _pages(name: str) -> int | None:
 
 def _limit(root: Path) -> int | None:
     """The least limit of memory of this process's control groups and those above them."""
-    groups = root / "sys/fs/cgroup"
-    paths = re.findall(r"^\d+:(memory)?[^:\n]*:(/[^\n]{0,400})$", _text(root / "proc/self/cgroup"), re.M)
+    texts = [*_in_groups(root, "", "memory.max"), *_in_groups(root, "memory", "memory.limit_in_bytes")]
+    limits = [n for n in map(_integer, texts) if n is not None and 0 < n < _UNLIMITED]
+    return min(limits, default=None)
+
+
+def _quota(root: Path) -> int | None:
+    """Whole cores whose time the control groups allow: microseconds of each period."""
     found = []
-    for controller, path in [*paths, ("", "/"), ("memory", "/")]:
-        base, name = (groups / controller, "memory.limit_in_bytes") if controller else (groups, "memory.max")
-        parts = [part for part in path.split("/") if part not in ("", ".", "..")]
-        for depth in range(len(parts) + 1):
-            value = _integer(_text(base.joinpath(*parts[:depth]) / name))
-            if value is not None and 0 < value < _UNLIMITED:
-                found.append(value)
+    for text in _in_groups(root, "", "cpu.max"):
+        pair = re.fullmatch(r"(\d{1,15}) (\d{1,15})", text)
+        if pair and int(pair[2]):
+            found.append(max(int(pair[1]) // int(pair[2]), 1))
     return min(found, default=None)
+
+
+def _in_groups(root: Path, controller: str, name: str) -> list[str]:
+    """A file of each control group that this process is in, and of those above; "" of version 2."""
+    pattern = rf"^\d+:{controller}:(/[^\n]{{0,400}})$" if controller else r"^0::(/[^\n]{0,400})$"
+    found = []
+    for path in [*re.findall(pattern, _text(root / "proc/self/cgroup"), re.M), "/"]:
+        parts = [part for part in path.split("/") if part not in ("", ".", "..")]
+        group = root / "sys/fs/cgroup" / controller
+        found += [_text(group.joinpath(*parts[:depth]) / name) for depth in range(len(parts) + 1)]
+    return found
 
 
 def _cores(found: _Found, root: Path) -> int | None:
@@ -259,6 +272,10 @@ def _cores(found: _Found, root: Path) -> int | None:
         found.notes.append(
             f"{max(nodes, 1)} memory nodes: an engine reads all at full speed only with `--numa distribute`"
         )
+    quota = _quota(root)
+    if pairs and quota is not None and quota < len(pairs):
+        found.sources["cores"] = "the limit of the control group"
+        return quota
     if pairs:
         found.sources["cores"] = "/sys/devices/system/cpu"
         return len(pairs)

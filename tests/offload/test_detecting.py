@@ -163,6 +163,16 @@ def test_limits_of_control_groups(files: dict[str, str], gib: int, seen: Path, t
     assert found.free <= (found.machine.ram or 0)
 
 
+@pytest.mark.parametrize(
+    ("text", "cores"), [("100000 100000", 1), ("50000 100000", 1), ("max 100000", 2), ("900000 100000", 2),
+                        ("0 0", 2), ("x", 2)]
+)  # fmt: skip
+def test_limits_of_time(text: str, cores: int, seen: Path, tmp_path: Path) -> None:
+    _write(seen, {"proc/self/cgroup": "0::/a\n", "sys/fs/cgroup/a/cpu.max": text})
+    (tmp_path / "empty").mkdir()
+    assert detect(seen, {"PATH": str(tmp_path / "empty")}).machine.cores == cores
+
+
 def test_nothing_is_known_of_an_empty_system(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     found = detect(tmp_path / "empty", {"PATH": str(tmp_path / "empty")})
