@@ -129,6 +129,8 @@ class Dimensions:
         Blocks with an n-gram table, and numbers that its convolution keeps a sequence (qwen4exp).
     state, indexer
         Of recurrent blocks; of a sparse indexer, None where there is none.
+    compress_ratios, hyper_connections
+        Of DeepSeek-V4: tokens of a compressed key by block; streams of the residual.
     positions
         Position numbers of a token: 4 with multi-dimensional rotation, else 1.
     gating
@@ -169,6 +171,7 @@ class Dimensions:
     state: State
     indexer: Indexer | None
     compress_ratios: tuple[int, ...]
+    hyper_connections: int
     positions: int
     gating: int
     normalizes: bool
@@ -267,6 +270,7 @@ def dimensions_of(header: Header) -> Dimensions:
         _state(keys, head_k),
         _indexer(keys, n_blocks, n_blocks - n_mtp),
         keys.numbers("attention.compress_ratios"),
+        keys.number("hyper_connection.count", 0),
         4 if is_mrope else 1,
         keys.number("expert_gating_func", 0),
         bool(keys.number("expert_weights_norm", 0)),

@@ -14,6 +14,7 @@ from ggplan.offload.graph.attention import has_kernel
 from ggplan.offload.graph.compute import compute_sizes, draft_sizes, is_pipelined, placed_weights
 from ggplan.offload.graph.maker import Job
 from ggplan.offload.graph.schedule import Rules
+from ggplan.offload.graph.thumb import thumb_sizes
 from ggplan.offload.header import Header
 from ggplan.offload.holding import N_DRAFTED, Holding, holding_of
 from ggplan.offload.machine import Gpu
@@ -23,6 +24,16 @@ from ggplan.offload.settings import Settings
 from ggplan.offload.weights import Weights, place_weights, streamed_tensor
 from ggplan.text import printable
 
+# Graphs that are not described here, and those that are a decoder's but for some parts.
+_UNLIKE = frozenset({
+    "bailingmoe3", "deepseek4", "dots3note", "dream", "glm5-next", "hrm_text", "hy_v4", "kimi-k3", "llada",
+    "llada-moe", "minicpm3", "minimax-01", "qwen4exp", "rnd1",
+})  # fmt: skip
+_ABOUT = frozenset({
+    "afmoe", "arctic", "arwkv7", "baichuan", "bloom", "chameleon", "cogvlm", "dbrx", "falcon", "gemma3n", "gpt2",
+    "gptj", "gptneox", "grok", "jais", "minimax-m3", "mpt", "olmo", "plamo2", "refact", "rwkv6", "rwkv6qwen2",
+    "rwkv7", "starcoder", "t5", "talkie",
+})  # fmt: skip
 MEMORY = 24 << 30  # of a GPU of which nothing is known
 
 
@@ -118,13 +129,25 @@ class _Case:
             return context, {}
 
     def compute(self) -> tuple[dict[str, int], tuple[str, ...]]:
-        """Bytes of compute buffers, and a note if they are not known."""
+        """Bytes of compute buffers, and a note if they are not those of the architecture's own graph."""
+        name = printable(self.dimensions.architecture)
+        job, rules = self._job(self.holding), self._rules()
+        notes: tuple[str, ...] = ()
+        if name in _UNLIKE:
+            notes = (f"{name}: compute buffers are a rule of thumb, and may be far off",)
+            streamed = streamed_tensor(self.weights)
+            sizes = thumb_sizes(job, rules, streamed[1] if streamed else 0)
+            return dict(zip(self.names, sizes, strict=True)), notes
+        if name in _ABOUT or not is_known(self.dimensions.architecture):
+            notes = (f"{name}: compute buffers are a plain decoder's, and may be off by a fifth",)
         try:
-            sizes = compute_sizes(self._job(self.holding), self._rules())
+            sizes = compute_sizes(job, rules)
         except LookupError as error:
-            name = printable(str(error.args[0]))
-            return {}, (f"compute buffers are not reckoned: the file has no {name}",)
-        return dict(zip(self.names, sizes, strict=True)), ()
+            missing = printable(str(error.args[0]))
+            notes = (f"compute buffers are a rule of thumb, and may be far off: there is no {missing}",)
+            streamed = streamed_tensor(self.weights)
+            sizes = thumb_sizes(job, rules, streamed[1] if streamed else 0)
+        return dict(zip(self.names, sizes, strict=True)), notes
 
     def _job(self, holding: Holding) -> Job:
         placed = placed_weights(self.weights, self.names[:-1])

@@ -42,7 +42,10 @@ _BLOCK = re.compile(r"blk\.(\d+)\.")
 _OUTPUT = "output.weight"
 _EMBEDDING = "token_embd.weight"
 _INPUTS = ("token_embd.", "token_types.", "position_embd.", "per_layer_token_embd.")
-_OF_FIRST_BLOCK = ("token_embd_norm.", "hrm.z_l_init")
+_OF_FIRST_BLOCK = (
+    "token_embd_norm.", "hrm.z_l_init", "per_layer_model_proj.", "per_layer_proj_norm.", "nextn.pre_projection.",
+)  # fmt: skip
+_NOT_LOADED = ("masked_embd_centroids.", "masked_embd_ordering.")
 _ONCE_A_DEVICE = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 # Families that read their MTP blocks, or refuse to, whatever is asked for: the rest skip them.
 _NEVER_MTP = frozenset({"bailingmoe2", "dots3note", "exaone-moe", "exaone4", "glm4"})
@@ -242,6 +245,8 @@ def _load(header: Header, dimensions: Dimensions, settings: Settings, place: _Pl
     reads_mtp = settings.mtp and dimensions.architecture not in _NEVER_MTP
     for tensor in header.tensors:
         name = tensor.name
+        if name.startswith(_NOT_LOADED):
+            continue
         found = _BLOCK.match(name)
         if found is not None:
             block = min(int(found[1]), len(blocks) - 1)
