@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,6 +170,7 @@ def _learn(header: Header, wished: WishOptions, lines: Lines, stated: Stated, *,
 
 def _header(name: str, planning: PlanningOptions, *, header_only: bool) -> Header:
     """The header of a file, or of the file that a plan would write."""
+    from ggplan.errors import TruncatedError
     from ggplan.offload.completing import completed
     from ggplan.offload.header import header_of
 
@@ -178,6 +180,8 @@ def _header(name: str, planning: PlanningOptions, *, header_only: bool) -> Heade
             name, pre=planning.pre, header_only=True, converter=planning.converter, quiet=True
         )
         if opened.kind == "gguf":
+            if isinstance(opened.obstacle, TruncatedError):
+                note(f"{opened.obstacle.message}; its header is all that is read", quiet=planning.quiet)
             return header_of(opened)
     plan = plan_from(name, planning, header_only=header_only)
     header = header_of(plan)
@@ -219,6 +223,8 @@ def _place(
 
     placement = place(header, machine, wishes, PROFILES[engine])
     path = _path(name, header)
+    if form in ("sh", "systemd"):  # they are started from anywhere
+        path = os.path.abspath(path)
     ways = ways_out(placement)
     if form == "json":
         print_json(placement_json(placement, path, ways))
@@ -245,9 +251,10 @@ def _path(name: str, header: Header) -> str:
 
 def _wishes(wished: WishOptions, engine: Engine) -> Wishes:
     from ggplan.offload.placement import Wishes
+    from ggplan.offload.settings import Override
     from ggplan.offload.values import BadValue, overrides_of
 
-    pins = []
+    pins: list[Override] = []
     for pin in wished.pins:
         try:
             pins += overrides_of(pin, "\n")

@@ -17,6 +17,7 @@ def print_placement(
     placement: Placement, file: str, ways: tuple[WayOut, ...], *, explain: bool, err: bool = False
 ) -> None:
     """All of it, as text; that it does not fit alone goes to stderr with `err`."""
+    from ggplan.cli.output import echo_wrapped
     from ggplan.offload.placement import describe_shortage
     from ggplan.offload.starting import bench_command, server_command, shown
     from ggplan.text import printable
@@ -29,7 +30,7 @@ def print_placement(
     click.echo(f"{printable(placement.header.name)}, {placement.profile.name}: {verdict}")
     _print_devices(placement)
     for line in _details(placement):
-        click.echo(line)
+        echo_wrapped(line, then="  " + " " * (len(line) - len(line.lstrip())))
     if not placement.fits:
         click.echo()
         for shortage in placement.shortages:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ggplan.offload.flags import Engine
+
 
 @dataclass(frozen=True, slots=True)
 class Profile:
@@ -34,7 +36,7 @@ class Profile:
     """
 
     name: str
-    engine: str
+    engine: Engine
     mask_bytes: int = 2
     limits_outputs: bool = True
     rotates_cache: bool = True

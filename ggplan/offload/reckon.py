@@ -61,9 +61,16 @@ def reckon(
     cards = [Gpu("", MEMORY)] * gpus if isinstance(gpus, int) else list(gpus)
     dimensions = dimensions_of(header)
     weights = place_weights(header, dimensions, settings, cards)
+    return reckon_placed(dimensions, settings, weights, len(cards), profile)
+
+
+def reckon_placed(
+    dimensions: Dimensions, settings: Settings, weights: Weights, n_gpus: int, profile: Profile
+) -> Reckoning:
+    """The same for weights that were placed."""
     settings = replace(settings, flash_attention=_flash(dimensions, settings, weights))
     _check(dimensions, settings)
-    case = _Case(dimensions, settings, holding_of(dimensions, settings), weights, len(cards), profile)
+    case = _Case(dimensions, settings, holding_of(dimensions, settings), weights, n_gpus, profile)
     sums, context = weights.by_device(), case.context(case.cache())
     draft_context, draft_compute = case.draft()
     compute, compute_note = case.compute()
@@ -78,7 +85,7 @@ def reckon(
         )
         for name in case.names
     )
-    streams = cards and settings.op_offload and case.holding.n_tokens >= profile.offload_batch
+    streams = n_gpus and settings.op_offload and case.holding.n_tokens >= profile.offload_batch
     notes = (*_notes(dimensions, settings, profile, weights), *compute_note)
     return Reckoning(profile.name, devices, streamed_tensor(weights) if streams else None, notes)
 

@@ -124,17 +124,34 @@ def _smaller_batch(placement: Placement, wishes: Wishes, words: str, options: st
 
 def _shorter(placement: Placement, wishes: Wishes, words: str, options: str) -> WayOut | None:
     """The longest context that fits, in steps of 1,024 tokens."""
-    low, high = 0, (wishes.context or 0) // _STEP
-    best: WayOut | None = None
-    if _at(placement, wishes, _SMALLEST_CONTEXT, words, options) is None:
+    devices = placement.reckoning.devices
+    held = sum(d.context for d in devices) * (0.53 if wishes.cache_k is not F16 else 1.0)
+    short = sum(s.short for s in placement.shortages)
+    if not held or not wishes.context:
         return None
-    while high - low > max(1, high // 32):
-        middle = (low + high) // 2
-        way = _at(placement, wishes, max(middle * _STEP, _SMALLEST_CONTEXT), words, options)
-        if way is None:
-            high = middle
-        else:
-            best, low = way, middle
+    # What is short is some share of what the context takes, its masks among it.
+    guess = int(wishes.context * min(max(1 - short / held, 0.0), 0.97)) // _STEP
+
+    def at(steps: int) -> WayOut | None:
+        return _at(placement, wishes, steps * _STEP, words, options)
+
+    return _largest(guess, _SMALLEST_CONTEXT // _STEP, wishes.context // _STEP, at)
+
+
+def _largest(guess: int, least: int, most: int, at: Callable[[int], WayOut | None]) -> WayOut | None:
+    """The way out with about the largest number that fits; few are tried, as each takes time."""
+    step = max(1, guess // 24)
+    n = min(max(guess, least), most)
+    best = at(n)
+    while best is not None and n + step < most:
+        n += step
+        more = at(n)
+        if more is None:
+            return best
+        best, step = more, step * 2
+    while best is None and n > least:
+        n = max(n - step, least)
+        best, step = at(n), step * 2
     return best
 
 
@@ -147,17 +164,14 @@ def _at(placement: Placement, wishes: Wishes, context: int, words: str, options:
 
 def _fewer_layers(placement: Placement, wishes: Wishes, words: str, options: str) -> WayOut | None:
     """As many layers on the GPUs as fit; the others, with their part of the context, in RAM."""
-    low, high = 0, dimensions_of(placement.header).n_blocks + 1
-    best: WayOut | None = None
-    while high - low > 1:
-        middle = (low + high) // 2
-        what = f"{words}{middle} layers on the GPU, the others in RAM"
-        way = _way(placement, replace(wishes, gpu_layers=middle), what, f"{options}--gpu-layers {middle}")
-        if way is None:
-            high = middle
-        else:
-            best, low = way, middle
-    return best
+    n_layers = dimensions_of(placement.header).n_blocks + 1
+    share = min(s.available / s.needed for s in placement.shortages if s.device != HOST)
+
+    def at(n: int) -> WayOut | None:
+        what = f"{words}{n} layers on the GPU, the others in RAM"
+        return _way(placement, replace(wishes, gpu_layers=n), what, f"{options}--gpu-layers {n}")
+
+    return _largest(int(n_layers * share), 1, n_layers, at)
 
 
 def _fewer_bits(placement: Placement) -> Iterator[WayOut]:

@@ -167,7 +167,7 @@ def test_pins_that_cannot_be_obeyed_are_refused(pattern: str, device: str, messa
 def test_a_pin_that_does_not_fit_is_short_and_one_way_out_is_without_it() -> None:
     made = place(air(), machine(24), Wishes(pins=(Override("_exps", "CUDA0"),)))
     assert [s.device for s in made.shortages] == ["CUDA0"]
-    assert "nothing pinned" in [way.what for way in ways_out(made, 9)]
+    assert "nothing pinned" in [way.what for way in ways_out(made, 4)]
 
 
 def test_what_does_not_fit_is_said_with_ways_out_that_fit() -> None:
@@ -240,8 +240,7 @@ def test_whatever_the_machine_a_placement_that_fits_fits(
     if made.fits:
         command = read_command(shlex.join(server_command(made, "m.gguf")), made.profile.engine)
         traps = [t for t in check_command(command, model, on) if t.severity != "note"]
-        # Layers that do not fit, and slots that were asked for, are no mistake.
-        assert {t.code for t in traps} <= {"FC205"}
+        assert not traps
         assert bench_command(made, "m.gguf")[0] in ("llama-bench", "llama-sweep-bench")
 
 
