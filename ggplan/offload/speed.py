@@ -371,7 +371,9 @@ def _reasons(case: _Case, learned: Learned | None, tokens: int) -> tuple[str, ..
         )
     reads_ram = active.host.weight_bytes > 0.02 * sum(d.weight_bytes for d in active.devices.values())
     if reads_ram and machine.bandwidth is None:
-        found.append("the bandwidth of RAM is not known (`--bandwidth`): from two channels of DDR4 to two of DDR5")
+        found.append(
+            "the bandwidth of RAM is not known (`--bandwidth`): from two channels of DDR4 to two of DDR5"
+        )
     elif reads_ram and (source := machine.sources.get("bandwidth", "")):
         found.append(f"RAM at {(machine.bandwidth or 0) / 1e9:.0f} GB/s ({source})")
     unknown = [gpu_name(i) for i, gpu in enumerate(machine.gpus) if gpu.bandwidth is None]
