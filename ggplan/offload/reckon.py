@@ -60,11 +60,13 @@ def reckon(
         of the cache that do not go together.
     """
     cards = [Gpu("", MEMORY)] * gpus if isinstance(gpus, int) else list(gpus)
+    settings = profile.as_run(settings)
     dimensions = dimensions_of(header)
     weights = place_weights(header, dimensions, settings, cards)
     settings = replace(settings, flash_attention=_flash(dimensions, settings, weights))
     _check(dimensions, settings)
-    case = _Case(dimensions, settings, holding_of(dimensions, settings), weights, len(cards), profile)
+    holding = holding_of(dimensions, settings, limits_outputs=profile.limits_outputs)
+    case = _Case(dimensions, settings, holding, weights, len(cards), profile)
     sums, context = weights.by_device(), case.context(case.cache())
     draft_context, draft_compute = case.draft()
     compute, compute_note = case.compute()
@@ -158,8 +160,14 @@ class _Case:
 
     def _rules(self) -> Rules:
         settings, profile = self.settings, self.profile
-        is_piped = is_pipelined(settings, self.weights, self.n_gpus)
-        return Rules(self.n_gpus, settings.op_offload, profile.offload_batch, is_piped)
+        return Rules(
+            self.n_gpus,
+            settings.op_offload,
+            profile.offload_batch,
+            profile.pipelines and is_pipelined(settings, self.weights, self.n_gpus),
+            profile.offload_per_expert,
+            profile.keeps_fused,
+        )
 
 
 def _flash(dimensions: Dimensions, settings: Settings, weights: Weights) -> Literal["on", "off"]:
@@ -197,7 +205,8 @@ def _notes(dimensions: Dimensions, settings: Settings, profile: Profile, weights
     if not is_known(dimensions.architecture):
         yield f"{shown} is no architecture that is known here: its context is reckoned as plain attention"
     if not profile.exact:
-        yield f"{profile.name}: compute buffers are reckoned by llama.cpp's graphs and may differ by a third"
+        what = "may be twice what they need" if dimensions.is_mla else "may differ by a sixth"
+        yield f"{profile.name}: compute buffers are reckoned by llama.cpp's graphs with fused experts, and {what}"
     if settings.split_mode in ("row", "tensor"):
         yield f"-sm {settings.split_mode} is reckoned as -sm layer"
     if settings.mtp and not dimensions.n_mtp:

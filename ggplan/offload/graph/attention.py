@@ -289,7 +289,8 @@ def attend(maker: Maker, q: Tensor, k: Tensor, v: Tensor, reading: Reading) -> T
             q, k, v, reading.mask, reading.sinks,
         )  # fmt: skip
         out.runs_on_gpu = has_kernel(k.shape[0], v.shape[0], q.shape[2], k.shape[2], (k.type, v.type))
-        out.gpu_extra = _copies_for_kernel(out.n_bytes, q, k, v)
+        if maker.job.profile.keeps_fused:
+            out.gpu_extra = _copies_for_kernel(out.n_bytes, q, k, v)
         if reading.decompress is not None:
             out = g.mul_mat(reading.decompress, g.permute(out, 0, 2, 1, 3))
             out = g.contiguous(g.permute(out, 0, 2, 1, 3))
