@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from ggplan.errors import PlanError
 from ggplan.offload.allocation import HOST, device_bytes, gpu_name
@@ -30,9 +31,9 @@ _UNLIKE = frozenset({
     "llada-moe", "minicpm3", "minimax-01", "qwen4exp", "rnd1",
 })  # fmt: skip
 _ABOUT = frozenset({
-    "afmoe", "arctic", "arwkv7", "baichuan", "bloom", "chameleon", "cogvlm", "dbrx", "falcon", "gemma3n", "gpt2",
-    "gptj", "gptneox", "grok", "jais", "minimax-m3", "mpt", "olmo", "plamo2", "refact", "rwkv6", "rwkv6qwen2",
-    "rwkv7", "starcoder", "t5", "talkie",
+    "afmoe", "arctic", "arwkv7", "baichuan", "bloom", "chameleon", "cogvlm", "dbrx", "falcon", "gemma3n",
+    "gpt2", "gptj", "gptneox", "grok", "jais", "minimax-m3", "mpt", "olmo", "plamo2", "refact", "rwkv6",
+    "rwkv6qwen2", "rwkv7", "starcoder", "t5", "talkie",
 })  # fmt: skip
 MEMORY = 24 << 30  # of a GPU of which nothing is known
 
@@ -59,6 +60,7 @@ def reckon(
         of the cache that do not go together.
     """
     cards = [Gpu("", MEMORY)] * gpus if isinstance(gpus, int) else list(gpus)
+    settings = profile.as_run(settings)
     dimensions = dimensions_of(header)
     weights = place_weights(header, dimensions, settings, cards)
     return reckon_placed(dimensions, settings, weights, len(cards), profile)
@@ -70,7 +72,8 @@ def reckon_placed(
     """The same for weights that were placed."""
     settings = replace(settings, flash_attention=_flash(dimensions, settings, weights))
     _check(dimensions, settings)
-    case = _Case(dimensions, settings, holding_of(dimensions, settings), weights, n_gpus, profile)
+    holding = holding_of(dimensions, settings, limits_outputs=profile.limits_outputs)
+    case = _Case(dimensions, settings, holding, weights, n_gpus, profile)
     sums, context = weights.by_device(), case.context(case.cache())
     draft_context, draft_compute = case.draft()
     compute, compute_note = case.compute()
@@ -164,14 +167,20 @@ class _Case:
 
     def _rules(self) -> Rules:
         settings, profile = self.settings, self.profile
-        is_piped = is_pipelined(settings, self.weights, self.n_gpus)
-        return Rules(self.n_gpus, settings.op_offload, profile.offload_batch, is_piped)
+        return Rules(
+            self.n_gpus,
+            settings.op_offload,
+            profile.offload_batch,
+            profile.pipelines and is_pipelined(settings, self.weights, self.n_gpus),
+            profile.offload_per_expert,
+            profile.keeps_fused,
+        )
 
 
-def _flash(dimensions: Dimensions, settings: Settings, weights: Weights) -> str:
-    """Whether attention is one operation: with `auto`, if every GPU that has attention has a kernel for it."""
+def _flash(dimensions: Dimensions, settings: Settings, weights: Weights) -> Literal["on", "off"]:
+    """Whether attention is one operation: with `auto`, if every GPU with attention has a kernel for it."""
     if settings.flash_attention != "auto":
-        return settings.flash_attention
+        return "on" if settings.flash_attention == "on" else "off"
     for block, device in enumerate(weights.blocks[: dimensions.n_trunk]):
         if device == HOST or dimensions.recurrent[block] or not dimensions.kv_heads[block]:
             continue
@@ -203,7 +212,8 @@ def _notes(dimensions: Dimensions, settings: Settings, profile: Profile, weights
     if not is_known(dimensions.architecture):
         yield f"{shown} is no architecture that is known here: its context is reckoned as plain attention"
     if not profile.exact:
-        yield f"{profile.name}: compute buffers are reckoned by llama.cpp's graphs and may differ by a third"
+        what = "may be twice what they need" if dimensions.is_mla else "may differ by a sixth"
+        yield f"{profile.name}: compute buffers are reckoned by llama.cpp's graphs with fused experts, and {what}"
     if settings.split_mode in ("row", "tensor"):
         yield f"-sm {settings.split_mode} is reckoned as -sm layer"
     if settings.mtp and not dimensions.n_mtp:

@@ -38,7 +38,10 @@ def compute_sizes(job: Job, rules: Rules) -> list[int]:
     while True:
         maker = Maker(job)
         ends = build(maker, (i for run, n in zip(runs, rounds, strict=True) for i in run.blocks(n)))
-        sizes, states = buffer_sizes(schedule(maker.graph, rules), job.cpu, ends)
+        steps = schedule(maker.graph, rules)
+        sizes, states = buffer_sizes(steps, job.cpu, ends)
+        if rules.pipelined and steps.n_splits > rules.n_gpus + 2:
+            states = {}  # Copies are there from the start, so that each block counts.
         enough = enough_rounds(runs, rounds, states)
         if enough == rounds:
             return sizes

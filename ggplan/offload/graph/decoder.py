@@ -60,7 +60,6 @@ class Traits:
     tempers: bool = False
 
 
-
 @dataclass(slots=True)
 class Model:
     """A graph's inputs, shared by its blocks."""
@@ -75,7 +74,6 @@ class Model:
     per_block: Tensor | None = None
 
 
-
 def head(
     model: Model,
     x: Tensor,
@@ -86,16 +84,17 @@ def head(
 ) -> None:
     """The last norm and the logits."""
     maker, g, traits = model.maker, model.maker.graph, model.traits
+    keeps = maker.job.profile.is_general
     if traits.rows == "before norm":
-        x.is_output = True  # what a draft head would start from
+        x.is_output = keeps  # what a draft head would start from
         x = maker.rows(x, model.outputs)
     if not maker.has(norm):
         norm = "token_embd_norm.weight"
     x = maker.norm(x, norm, op=_norm_op(maker, norm), bias=norm.replace(".weight", ".bias"))
-    x.is_output = True
+    x.is_output = keeps
     if traits.rows == "after norm":
         x = maker.rows(x, model.outputs)
-        x.is_output = not is_draft
+        x.is_output = keeps and not is_draft
     logits = g.mul_mat(maker.need(matrix), x)
     if traits.squashes_logits:
         logits = g.like("scale", g.like("unary", g.like("scale", logits)))
@@ -109,6 +108,7 @@ def _norm_op(maker: Maker, name: str) -> str:
 
 
 def normed_by(maker: Maker, x: Tensor, block: int, name: str) -> Tensor:
+    """A block's norm of that name."""
     full = f"blk.{block}.{name}.weight"
     return maker.norm(x, full, op=_norm_op(maker, full), bias=f"blk.{block}.{name}.bias")
 
@@ -117,14 +117,16 @@ def normed_by(maker: Maker, x: Tensor, block: int, name: str) -> Tensor:
 
 
 def decoder_block(model: Model, x: Tensor, block: int, is_last: bool) -> Tensor:
-    maker, g, traits = model.maker, model.maker.graph, model.traits
+    """One block; of the last one, only the tokens that are wanted go on."""
+    maker, traits = model.maker, model.traits
     p = f"blk.{block}."
     before = x
     normed = normed_by(maker, x, block, "attn_norm") if maker.has(f"{p}attn_norm.weight") else x
     if maker.dims.recurrent[block]:
         out = _recurrent(model, normed, block)
     elif maker.dims.is_mla:
-        assert model.attention is not None and model.positions is not None
+        assert model.attention is not None
+        assert model.positions is not None
         out = latent_block(model.attention, normed, model.positions, block)
     else:
         out = attention_of(model, normed, block)
@@ -141,8 +143,11 @@ def decoder_block(model: Model, x: Tensor, block: int, is_last: bool) -> Tensor:
         inner = normed_by(maker, summed, block, "post_attention_norm")
     else:
         inner = normed  # attention and feed-forward side by side
+    has_post_norm = maker.has(f"{p}post_ffw_norm.weight")
+    if maker.job.profile.adds_experts_first and not has_post_norm and maker.has(f"{p}ffn_gate_inp.weight"):
+        return feed_forward(model, inner, block, summed)
     y = feed_forward(model, inner, block)
-    if maker.has(f"{p}post_ffw_norm.weight"):
+    if has_post_norm:
         y = maker.norm(y, f"{p}post_ffw_norm.weight")
     return _sum(model, y, summed)
 
@@ -153,6 +158,7 @@ def _sum(model: Model, new: Tensor, before: Tensor) -> Tensor:
 
 
 def attention_of(model: Model, x: Tensor, block: int) -> Tensor:
+    """Attention with keys and values, and its output matrix."""
     maker, g, traits = model.maker, model.maker.graph, model.traits
     attention, dims = model.attention, maker.dims
     assert attention is not None
@@ -185,8 +191,8 @@ def attention_of(model: Model, x: Tensor, block: int) -> Tensor:
     return maker.biased(maker.project(out, f"{p}attn_output"), f"{p}attn_output")
 
 
-def feed_forward(model: Model, x: Tensor, block: int) -> Tensor:
-    """A dense feed-forward, or experts and what all tokens share."""
+def feed_forward(model: Model, x: Tensor, block: int, before: Tensor | None = None) -> Tensor:
+    """A dense feed-forward, or experts and what all tokens share; `before` is added to the experts."""
     maker, g, traits = model.maker, model.maker.graph, model.traits
     p, dims = f"blk.{block}.", maker.dims
     if not maker.has(f"{p}ffn_gate_inp.weight"):
@@ -195,6 +201,9 @@ def feed_forward(model: Model, x: Tensor, block: int) -> Tensor:
     normalizes = dims.normalizes if traits.normalizes is None else traits.normalizes
     routing = Routing(gating, normalizes, dims.scales_experts, traits.activation, traits.weighs_input)
     y = experts(maker, x, block, routing)
+    if before is not None:
+        y = g.like("add", y, before)
+        g.expand(y)
     if maker.has(f"{p}ffn_down_shexp.weight"):
         shared = maker.feed_forward(x, p, "_shexp", kind=traits.activation, bias=False)
         if maker.has(f"{p}ffn_gate_inp_shexp.weight"):
@@ -220,5 +229,3 @@ def _recurrent(model: Model, x: Tensor, block: int) -> Tensor:
     if maker.dims.state.groups:
         return mamba2(found, x, block)
     return mamba(found, x, block)
-
-
