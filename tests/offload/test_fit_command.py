@@ -207,6 +207,13 @@ def test_every_trap_has_a_line() -> None:
     assert set(TRAPS) - set(LINES) == {"FC306", "FC308", "FC405"}
 
 
+def test_the_page_lists_every_trap() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "fitting.md").read_text(encoding="utf-8")
+    assert [f"| {code} | {about} |" for code, about in TRAPS.items()] == [
+        line for line in page.splitlines() if line.startswith("| FC")
+    ]
+
+
 def test_a_good_line_has_no_fault_and_one_of_our_own_has_none() -> None:
     machine = ("--vram", "24G", "--ram", "128G")
     done = run(*AIR, "--check", CPU, *machine)
