@@ -3,8 +3,8 @@
     python tools/compare_memory.py                    the 22 big models
     python tools/compare_memory.py architectures      tiny models of all architectures
 
-Prints, by kind of placement and by architecture, how many compute buffers are exact, within 5 % and within 10 %,
-and whether weights and context are right to the byte; then every row that is not.
+Prints, by kind of placement and by architecture, how many compute buffers are exact, within 5 % and within
+10 %, and whether weights and context are right to the byte; then every row that is not.
 """
 
 from __future__ import annotations

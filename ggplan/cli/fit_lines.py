@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from ggplan.ggml_types import Engine
     from ggplan.offload.command_traps import Trap
-    from ggplan.offload.flags import Engine
     from ggplan.offload.header import Header
     from ggplan.offload.known_machine import Stated
     from ggplan.offload.machine import Gpu, Machine

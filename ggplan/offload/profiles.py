@@ -6,9 +6,10 @@ modules that do it; what changed from one build to the next is named here, so th
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ggplan.offload.flags import Engine
+from ggplan.ggml_types import Engine
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,5 +56,5 @@ IK_LLAMA_CPP = Profile(
     offload_per_expert=True,
     exact=False,
 )
-PROFILES = {profile.engine: profile for profile in (LLAMA_CPP, IK_LLAMA_CPP)}
+PROFILES: Mapping[str, Profile] = {profile.engine: profile for profile in (LLAMA_CPP, IK_LLAMA_CPP)}
 """By engine, the newest build that is known."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from ggplan.errors import PlanError
 from ggplan.offload.allocation import HOST, device_bytes, gpu_name
@@ -30,9 +31,9 @@ _UNLIKE = frozenset({
     "llada-moe", "minicpm3", "minimax-01", "qwen4exp", "rnd1",
 })  # fmt: skip
 _ABOUT = frozenset({
-    "afmoe", "arctic", "arwkv7", "baichuan", "bloom", "chameleon", "cogvlm", "dbrx", "falcon", "gemma3n", "gpt2",
-    "gptj", "gptneox", "grok", "jais", "minimax-m3", "mpt", "olmo", "plamo2", "refact", "rwkv6", "rwkv6qwen2",
-    "rwkv7", "starcoder", "t5", "talkie",
+    "afmoe", "arctic", "arwkv7", "baichuan", "bloom", "chameleon", "cogvlm", "dbrx", "falcon", "gemma3n",
+    "gpt2", "gptj", "gptneox", "grok", "jais", "minimax-m3", "mpt", "olmo", "plamo2", "refact", "rwkv6",
+    "rwkv6qwen2", "rwkv7", "starcoder", "t5", "talkie",
 })  # fmt: skip
 MEMORY = 24 << 30  # of a GPU of which nothing is known
 
@@ -168,10 +169,10 @@ class _Case:
         return Rules(self.n_gpus, settings.op_offload, profile.offload_batch, is_piped)
 
 
-def _flash(dimensions: Dimensions, settings: Settings, weights: Weights) -> str:
-    """Whether attention is one operation: with `auto`, if every GPU that has attention has a kernel for it."""
+def _flash(dimensions: Dimensions, settings: Settings, weights: Weights) -> Literal["on", "off"]:
+    """Whether attention is one operation: with `auto`, if every GPU with attention has a kernel for it."""
     if settings.flash_attention != "auto":
-        return settings.flash_attention
+        return "on" if settings.flash_attention == "on" else "off"
     for block, device in enumerate(weights.blocks[: dimensions.n_trunk]):
         if device == HOST or dimensions.recurrent[block] or not dimensions.kv_heads[block]:
             continue

@@ -1,7 +1,7 @@
 """What llama.cpp b11434 allocated, row by row, and the headers of the models that it was measured on.
 
-`models` are 22 big models, `architectures` tiny models of all that llama.cpp can make up for its own tests; see
-tests/data/README.md.
+`models` are 22 big models, `architectures` tiny models of all that llama.cpp can make up for its own tests;
+see tests/data/README.md.
 """
 
 from __future__ import annotations
@@ -145,7 +145,9 @@ def write_header(header: Header, path: Path) -> Path:
         out += _encoded(key) + value.encode()
     at = 0
     for tensor in header.tensors:
-        out += _encoded(tensor.name) + struct.pack(f"<I{len(tensor.shape)}Q", len(tensor.shape), *tensor.shape)
+        out += _encoded(tensor.name) + struct.pack(
+            f"<I{len(tensor.shape)}Q", len(tensor.shape), *tensor.shape
+        )
         out += struct.pack("<IQ", tensor.type.id, at)
         at += -(-tensor.n_bytes // 32) * 32
     path.write_bytes(out)

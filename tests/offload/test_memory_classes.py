@@ -10,8 +10,8 @@ from memory_rows import header
 from ggplan.ggml_types import parse_type
 from ggplan.offload.cache.classes import cache_tensors
 from ggplan.offload.dimensions import dimensions_of
-from ggplan.offload.holding import holding_of
 from ggplan.offload.header import Header
+from ggplan.offload.holding import holding_of
 from ggplan.offload.settings import Settings
 
 EMBEDDING = [("token_embd.weight", "f16", (64, 100))]
@@ -43,9 +43,7 @@ def test_keys_and_values_of_every_block() -> None:
     ("slots", "unified", "context", "cells", "streams"),
     [(1, None, 1000, 1024, 1), (4, True, 1000, 1024, 1), (4, False, 1000, 256, 4), (3, None, 10000, 3584, 3)],
 )
-def test_cells_and_streams(
-    slots: int, unified: bool | None, context: int, cells: int, streams: int
-) -> None:
+def test_cells_and_streams(slots: int, unified: bool | None, context: int, cells: int, streams: int) -> None:
     made = header("llama", EMBEDDING, **PLAIN)
     settings = Settings(context=context, slots=slots, unified_cache=unified)
     holding = holding_of(dimensions_of(made), settings)
@@ -122,7 +120,12 @@ def test_recurrent_state_is_of_one_size() -> None:
     made = header("qwen3next", EMBEDDING, **PLAIN | state)
     row_r, row_s = 3 * (128 + 2 * 2 * 16), 16 * 128
     found = kept(made, replace(ONE, slots=2, unified_cache=True))
-    assert found == {"k": 1024 * 2 * 32 * 2, "v": 1024 * 2 * 16 * 2, "r": 3 * 2 * row_r * 4, "s": 3 * 2 * row_s * 4}
+    assert found == {
+        "k": 1024 * 2 * 32 * 2,
+        "v": 1024 * 2 * 16 * 2,
+        "r": 3 * 2 * row_r * 4,
+        "s": 3 * 2 * row_s * 4,
+    }
     pure = header("mamba", EMBEDDING, **PLAIN | state | {"ssm__group_count": 0})
     assert kept(pure, ONE) == {"r": 4 * 3 * 128 * 4, "s": 4 * row_s * 4}
     both = header("falcon-h1", EMBEDDING, **PLAIN | state)
@@ -149,7 +152,9 @@ def test_blocks_for_drafting_keep_nothing_in_the_main_context() -> None:
 
 
 def test_msa_and_shared_caches() -> None:
-    made = header("minimax-m3", EMBEDDING, **PLAIN, attention__indexer__key_length=64, leading_dense_block_count=1)
+    made = header(
+        "minimax-m3", EMBEDDING, **PLAIN, attention__indexer__key_length=64, leading_dense_block_count=1
+    )
     found = kept(made, ONE)
     assert found["indexer k"] == 3 * 1024 * 64 * 2
     assert found["indexer v"] == 3 * 1024 * 16 * 2
@@ -160,7 +165,8 @@ def test_msa_and_shared_caches() -> None:
 
 def test_deepseek_4() -> None:
     keys = {
-        "block_count": 3, "attention__key_length": 64, "attention__head_count_kv": 1, "attention__sliding_window": 128,
+        "block_count": 3, "attention__key_length": 64, "attention__head_count_kv": 1,
+        "attention__sliding_window": 128,
         "attention__indexer__key_length": 32, "attention__compress_ratios": [0, 4, 128],
     }  # fmt: skip
     found = kept(header("deepseek4", EMBEDDING, **PLAIN | keys), replace(ONE, context=8192, micro_batch=512))

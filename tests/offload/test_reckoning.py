@@ -139,9 +139,13 @@ def test_what_is_guessed_is_said() -> None:
     assert reckon(air, Settings(context=4096), 1).notes == ()
     prefix = "unheard-of"
     metadata = {key.replace("glm4moe.", f"{prefix}."): value for key, value in air.metadata.items()}
-    metadata["general.architecture"] = headers("models")[AIR].metadata["general.architecture"].__class__(
-        air.metadata["general.architecture"].type,
-        len(prefix).to_bytes(8, "little") + prefix.encode(),
+    metadata["general.architecture"] = (
+        headers("models")[AIR]
+        .metadata["general.architecture"]
+        .__class__(
+            air.metadata["general.architecture"].type,
+            len(prefix).to_bytes(8, "little") + prefix.encode(),
+        )
     )
     notes = reckon(replace(air, metadata=metadata), Settings(context=4096), 1).notes
     assert any("no architecture that is known here" in text for text in notes)

@@ -79,9 +79,10 @@ def test_a_tied_output_is_loaded_twice() -> None:
     twice = placed(model(tied="q4_0"), Settings(), 0).by_device()["host"]
     once = placed(model(tied="q4_0"), Settings(repack=False), 0).by_device()["host"]
     assert twice - once == size
-    assert placed(model(tied="q8_0"), Settings(), 0).by_device() == placed(
-        model(tied="q8_0"), Settings(repack=False), 0
-    ).by_device()
+    assert (
+        placed(model(tied="q8_0"), Settings(), 0).by_device()
+        == placed(model(tied="q8_0"), Settings(repack=False), 0).by_device()
+    )
 
 
 def test_factors_of_rotation_are_on_every_device_with_blocks() -> None:

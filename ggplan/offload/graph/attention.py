@@ -8,8 +8,8 @@
 
 A quantized cache is rotated (Hadamard) where its heads are a multiple of 64.
 
-Source: llama.cpp b11434, `src/llama-graph.cpp` (build_qkv, build_attn, build_attn_mha), `src/llama-kv-cache.cpp`,
-`ggml/src/ggml-cuda/fattn.cu` (which kernel, and what it needs).
+Source: llama.cpp b11434, `src/llama-graph.cpp` (build_qkv, build_attn, build_attn_mha),
+`src/llama-kv-cache.cpp`, `ggml/src/ggml-cuda/fattn.cu` (which kernel, and what it needs).
 """
 
 from __future__ import annotations
@@ -229,9 +229,8 @@ def _cached_values(maker: Maker, cache: Tensor, head: int, n_heads: int, n_cells
     if maker.job.flash:
         return _cached_keys(maker, cache, head, n_heads, n_cells)
     kind = cache.type
-    strides = (
-        kind.block_bytes, _row(kind, n_cells * head), _row(kind, n_cells), _row(kind, n_cells * cache.shape[0])
-    )  # fmt: skip
+    whole = n_cells * cache.shape[0]
+    strides = (kind.block_bytes, _row(kind, n_cells * head), _row(kind, n_cells), _row(kind, whole))
     return maker.graph.view(cache, (n_cells, n_heads, head, maker.n_streams), strides)
 
 
@@ -283,6 +282,7 @@ def attend(maker: Maker, q: Tensor, k: Tensor, v: Tensor, reading: Reading) -> T
     k = g.permute(k, 0, 2, 1, 3)
     v = g.permute(v, 0, 2, 1, 3)
     if maker.job.flash:
+        k, v = (_as_half(maker, one) for one in (k, v))
         out = g.op(
             "flash attention",
             (v.shape[0], q.shape[2], q.shape[1], q.shape[3]),
@@ -309,6 +309,11 @@ def attend(maker: Maker, q: Tensor, k: Tensor, v: Tensor, reading: Reading) -> T
     out = g.contiguous(out, out.shape[0] * out.shape[1], out.shape[2] * out.shape[3])
     g.expand(out)
     return out
+
+
+def _as_half(maker: Maker, x: Tensor) -> Tensor:
+    """The program itself makes f16 of float32: no kernel reads it."""
+    return maker.graph.op("cpy", x.shape, x, kind=F16) if x.type is F32 else x
 
 
 def _copies_for_kernel(n_bytes: int, q: Tensor, k: Tensor, v: Tensor) -> int:

@@ -60,7 +60,6 @@ class Traits:
     tempers: bool = False
 
 
-
 @dataclass(slots=True)
 class Model:
     """A graph's inputs, shared by its blocks."""
@@ -73,7 +72,6 @@ class Model:
     outputs: Tensor
     temperatures: Tensor | None = None
     per_block: Tensor | None = None
-
 
 
 def head(
@@ -109,6 +107,7 @@ def _norm_op(maker: Maker, name: str) -> str:
 
 
 def normed_by(maker: Maker, x: Tensor, block: int, name: str) -> Tensor:
+    """A block's norm of that name."""
     full = f"blk.{block}.{name}.weight"
     return maker.norm(x, full, op=_norm_op(maker, full), bias=f"blk.{block}.{name}.bias")
 
@@ -117,14 +116,16 @@ def normed_by(maker: Maker, x: Tensor, block: int, name: str) -> Tensor:
 
 
 def decoder_block(model: Model, x: Tensor, block: int, is_last: bool) -> Tensor:
-    maker, g, traits = model.maker, model.maker.graph, model.traits
+    """One block; of the last one, only the tokens that are wanted go on."""
+    maker, traits = model.maker, model.traits
     p = f"blk.{block}."
     before = x
     normed = normed_by(maker, x, block, "attn_norm") if maker.has(f"{p}attn_norm.weight") else x
     if maker.dims.recurrent[block]:
         out = _recurrent(model, normed, block)
     elif maker.dims.is_mla:
-        assert model.attention is not None and model.positions is not None
+        assert model.attention is not None
+        assert model.positions is not None
         out = latent_block(model.attention, normed, model.positions, block)
     else:
         out = attention_of(model, normed, block)
@@ -153,6 +154,7 @@ def _sum(model: Model, new: Tensor, before: Tensor) -> Tensor:
 
 
 def attention_of(model: Model, x: Tensor, block: int) -> Tensor:
+    """Attention with keys and values, and its output matrix."""
     maker, g, traits = model.maker, model.maker.graph, model.traits
     attention, dims = model.attention, maker.dims
     assert attention is not None
@@ -220,5 +222,3 @@ def _recurrent(model: Model, x: Tensor, block: int) -> Tensor:
     if maker.dims.state.groups:
         return mamba2(found, x, block)
     return mamba(found, x, block)
-
-

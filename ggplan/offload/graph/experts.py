@@ -1,6 +1,6 @@
 """A mixture of experts: which experts each token gets, and what they compute.
 
-    router          logits of all experts, weights by softmax or sigmoid; a bias or groups may decide the choice
+    router          logits of all experts, weights by softmax or sigmoid; a bias or groups may decide
     experts         up, gate and down of the chosen ones, each `[width, chosen, tokens]`
     sum             one view a chosen expert, added one by one
 

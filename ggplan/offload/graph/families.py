@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from ggplan.ggml_types import F32
-from ggplan.offload.graph.attention import attention_inputs
+from ggplan.offload.graph.attention import Attention, attention_inputs
 from ggplan.offload.graph.decoder import Model, Traits, decoder_block, head
 from ggplan.offload.graph.gemma import gemma4_block, per_block_inputs
 from ggplan.offload.graph.hybrids import delta_block, kda_block, mamba_block, parallel_block, single_block
@@ -50,8 +50,6 @@ _TRAITS = {
 }
 
 
-
-
 def build(maker: Maker, blocks: Iterable[int]) -> dict[int, Tensor]:
     """The graph of a micro-batch, of some blocks; returns what comes out of each."""
     dims = maker.dims
@@ -72,7 +70,7 @@ def build(maker: Maker, blocks: Iterable[int]) -> dict[int, Tensor]:
 
 
 def build_draft(maker: Maker) -> None:
-    """The graph of the draft context: the first block for multi-token prediction, from the last hidden state."""
+    """The graph of the draft context: the first block for multi-token prediction, behind the last state."""
     g, dims = maker.graph, maker.dims
     block = dims.n_trunk
     p = f"blk.{block}.nextn."
@@ -103,7 +101,7 @@ def _inputs(maker: Maker, traits: Traits) -> Model:
     """The inputs that a family has, in the order in which they are made; the graph's order decides."""
     dims = maker.dims
     found = states(maker) if any(dims.recurrent) else None
-    attention = None
+    attention: Attention | None = None
     if any(dims.kv_heads) and (not all(dims.recurrent) or dims.architecture == "falcon-h1"):
         if dims.architecture in ("deepseek32", "glm-dsa"):
             attention = sparse_inputs(maker)
@@ -116,7 +114,6 @@ def _inputs(maker: Maker, traits: Traits) -> Model:
     return model
 
 
-
 _Block = Callable[[Model, Tensor, int, bool], Tensor]
 _BLOCKS: dict[str, _Block] = {
     **dict.fromkeys(("qwen3next", "qwen35", "qwen35moe"), delta_block),
@@ -126,4 +123,3 @@ _BLOCKS: dict[str, _Block] = {
     "kimi-linear": kda_block,
     **dict.fromkeys(("nemotron_h", "nemotron_h_moe"), single_block),
 }
-

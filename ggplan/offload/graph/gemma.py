@@ -1,5 +1,7 @@
-"""Gemma 4: blocks that read an embedding of their own, values without a weight in their norm, experts beside a
-dense feed-forward, and last blocks that read an earlier one's cache.
+"""Gemma 4: what it has that others have not.
+
+Blocks read an embedding of their own; the norm of values has no weight; experts work beside a dense
+feed-forward; the last blocks read an earlier one's cache.
 
 Source: llama.cpp b11434, `src/models/gemma4.cpp`.
 """

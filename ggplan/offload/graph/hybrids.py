@@ -32,7 +32,8 @@ def delta_block(model: Model, x: Tensor, block: int, is_last: bool) -> Tensor:
 def gated_attention(model: Model, x: Tensor, block: int) -> Tensor:
     """Attention whose result is multiplied by gates that come with the queries."""
     maker, g, dims = model.maker, model.maker.graph, model.maker.dims
-    assert model.attention is not None and model.positions is not None
+    assert model.attention is not None
+    assert model.positions is not None
     p, n = f"blk.{block}.", maker.n_tokens
     head_size, heads, kv_heads = dims.key_size(block), dims.heads[block], dims.kv_heads[block]
     both, k, v = queries_keys_values(maker, x, block, shaped=False, doubled=True)
@@ -80,7 +81,6 @@ def _latent_experts(model: Model, x: Tensor, block: int) -> Tensor:
         y = g.mul_mat(maker.need(f"{p}ffn_latent_up.weight"), y)
     shared = maker.feed_forward(x, p, "_shexp", kind=traits.activation, bias=False)
     return g.like("add", y, shared)
-
 
 
 def mamba_block(model: Model, x: Tensor, block: int, is_last: bool) -> Tensor:

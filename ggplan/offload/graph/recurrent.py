@@ -1,6 +1,6 @@
 """Recurrent blocks: Mamba 1 and 2, Gated DeltaNet, short convolutions.
 
-All read the last inputs of a convolution and a state, write both back, and compute the block's tokens at once.
+All read the last inputs of a convolution and a state, write both back, and compute all tokens at once.
 
 Source: llama.cpp b11434, `src/llama-graph.cpp` (build_rs), `src/models/mamba-base.cpp`,
 `src/models/delta-net-base.cpp`, `src/models/qwen3next.cpp`, `src/models/qwen35.cpp`, `src/models/lfm2.cpp`.

@@ -1,7 +1,7 @@
 """The scheduler: on which device each operation of a graph runs, and what is copied between devices.
 
-    1  an operation on a weight runs where the weight is; on the first GPU if the weight is in RAM, the GPU may
-       read it, and the batch is large (op offload)
+    1  an operation on a weight runs where the weight is; on the first GPU if the weight is in RAM, the GPU
+       may read it, and the batch is large (op offload)
     2  neighbours without weights run where those before or after them do, GPUs first
     3  the rest where most of what they read is
     4  consecutive operations on one device are a split; what a split reads from another device is copied at

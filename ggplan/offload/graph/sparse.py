@@ -99,7 +99,7 @@ def latent_block(attention: Attention, x: Tensor, positions: Tensor | None, bloc
     values = g.reshape(compressed, dims.kv_rank, 1, n)
     k = g.concat(values, k_rotated, 0)
     mask = None
-    if chosen is not None:
+    if chosen is not None and isinstance(attention, SparseAttention):
         store_latent(attention, block, q, values, k)
         mask = _mask_of(attention, block, chosen)
     out = latent(attention, block, q, k, values, mask)
@@ -110,8 +110,10 @@ def _chosen(attention: SparseAttention, x: Tensor, low: Tensor, positions: Tenso
     """Cells that are let through: `[top_k, tokens]`."""
     maker, g, dims = attention.maker, attention.maker.graph, attention.maker.dims
     indexer, holding = dims.indexer, maker.job.holding
-    assert indexer is not None and attention.matrix is not None
-    assert attention.ids is not None and attention.sees is not None
+    assert indexer is not None
+    assert attention.matrix is not None
+    assert attention.ids is not None
+    assert attention.sees is not None
     if not indexer.is_full[block] and attention.chosen is not None:
         return attention.chosen
     p, n, streams = f"blk.{block}.indexer.", maker.n_tokens, maker.n_streams
@@ -146,7 +148,7 @@ def _chosen(attention: SparseAttention, x: Tensor, low: Tensor, positions: Tenso
     return attention.chosen
 
 
-def _mask_of(attention: SparseAttention, block: int, chosen: Tensor) -> Tensor:
+def _mask_of(attention: Attention, block: int, chosen: Tensor) -> Tensor:
     """The mask of attention with all cells shut but those that were chosen."""
     g = attention.maker.graph
     mask = attention.inputs(block).mask

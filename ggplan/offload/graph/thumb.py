@@ -7,8 +7,9 @@
     logits      4 · outputs · (n_vocab + n_embd)
     streamed    the largest expert tensor in RAM, on the first GPU
 
-A buffer holds the mask, the largest of the four in the middle, and what is streamed. `width` is n_embd for each
-stream of the residual (hyper-connections). Where the graph is known, most of these are within a third; families that do much else are far off.
+A buffer holds the mask, the largest of the four in the middle, and what is streamed. `width` is n_embd for
+each stream of the residual (hyper-connections). Where the graph is known, most of these are within a third;
+families that do much else are far off.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _FLOAT = 4
 
 
 def thumb_sizes(job: Job, rules: Rules, streamed: int) -> list[int]:
-    """Bytes of each device's compute buffer, the CPU's last. `streamed` are those of the largest expert tensor."""
+    """Bytes of each device's compute buffer, the CPU's last. `streamed`: of the largest expert tensor."""
     dims, holding = job.dimensions, job.holding
     n = holding.n_tokens
     width = dims.n_embd * _streams(job)
@@ -29,13 +30,18 @@ def thumb_sizes(job: Job, rules: Rules, streamed: int) -> list[int]:
     heads = max(dims.heads)
     head = max(dims.head_k, dims.head_v, dims.kv_rank + dims.n_rope if dims.is_mla else 0)
     parts = [
-        _FLOAT * n * (2 * width + 2 * heads * head) + (0 if job.flash else _FLOAT * n * holding.n_cells * heads),
+        _FLOAT * n * (2 * width + 2 * heads * head)
+        + (0 if job.flash else _FLOAT * n * holding.n_cells * heads),
         _FLOAT * n * (2 * width + 3 * _longest(job, "ffn_down.weight")),
         _FLOAT * holding.n_outputs * (dims.n_vocab + dims.n_embd),
     ]
     used = max(dims.used)
     if used:
-        parts.append(_FLOAT * n * (2 * width + 2 * used * dims.n_embd + 3 * used * _longest(job, "ffn_down_exps.weight")))
+        parts.append(
+            _FLOAT
+            * n
+            * (2 * width + 2 * used * dims.n_embd + 3 * used * _longest(job, "ffn_down_exps.weight"))
+        )
     inner = mask + max(parts)
     inputs = 2 * _FLOAT * n * width + mask
     if not rules.n_gpus:
