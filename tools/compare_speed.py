@@ -78,7 +78,7 @@ GRID = {
     "ram": (0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9),
     "core": (1.25, 1.5, 1.75, 2.0, 2.5, 3.0),
     "ik_core": (2.0, 3.0, 4.0, 5.0),
-    "gpu": (0.5, 0.55, 0.6, 0.65, 0.7, 0.8),
+    "gpu": (0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7),
     "step": (6e-6, 8e-6, 10e-6, 12e-6, 15e-6),
     "host_step": (2e-6, 5e-6, 10e-6, 15e-6),
     "crossing": (0.0, 25e-6, 50e-6, 75e-6, 100e-6, 150e-6),
@@ -321,6 +321,9 @@ def as_stated(active: ActiveBytes, row: dict[str, str], header: Header) -> Activ
         scale = max(file_gib * GIB - dense, 0.3 * n_experts) / n_experts
     if active.experts_in_ram:
         devices[HOST] = stretched(devices[HOST], scale)
+    elif file_gib := number(row["file_gib"]):
+        whole = file_gib * GIB / sum(t.n_bytes for t in header.tensors)
+        devices = {name: stretched(reads, whole) for name, reads in devices.items()}
     stated = sum(map(float, row["gpu_model_mib"].split("+"))) if plain_sum(row["gpu_model_mib"]) else 0.0
     gpus = [name for name in devices if name != HOST]
     on_gpus = sum(devices[name].multiplied_experts for name in gpus)
@@ -438,6 +441,9 @@ def main() -> None:
     print("generation, factors fitted on these reports:", summary(error_of(r, factors) for r in generated))
     print("generation, each machine left out:", summary(without_their_machine(generated)))
     print("generation, one report calibrates its machine:", summary(calibrated(generated, factors)))
+    alone = [r for r in reports if r.generated is not None and not r.active.experts_in_ram and r.machine.gpus]
+    alone = [r for r in alone if not r.has_bandwidth]
+    print("generation, on GPUs alone:", summary(error_of(r, factors) for r in alone))
     ratios = [prompt_ratio(r, factors) for r in reports if r.read is not None]
     near = sum(1 / 1.5 <= ratio <= 1.5 for ratio in ratios)
     print(f"prompts within a factor of 1.5: {near} of {len(ratios)} ({near / len(ratios):.0%})")

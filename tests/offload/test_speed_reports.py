@@ -65,6 +65,12 @@ def test_generation_with_one_report_to_calibrate_by() -> None:
     assert _median(_TOOL.calibrated(_of_generation())) <= 0.12
 
 
+def test_generation_on_gpus_alone() -> None:
+    found = [r for r in _reports() if r.row["placement"] == "all GPU"]  # type: ignore[attr-defined]
+    assert len(found) >= 7
+    assert _median(_TOOL.error_of(report, _TOOL.FITTED) for report in found) <= 0.2
+
+
 def test_prompts() -> None:
     ratios = [_TOOL.prompt_ratio(r) for r in _reports() if r.read is not None]  # type: ignore[attr-defined]
     assert len(ratios) >= 30
