@@ -6,9 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+_MOST_GPUS = 16
+_UNKNOWN = 1 << 50  # bytes: nothing is too large for it
+
 if TYPE_CHECKING:
     from ggplan.ggml_types import Engine
     from ggplan.offload.command_traps import Trap
+    from ggplan.offload.commands import Command
     from ggplan.offload.header import Header
     from ggplan.offload.known_machine import Stated
     from ggplan.offload.machine import Gpu, Machine
@@ -130,8 +134,8 @@ def _with_gpus(machine: Machine, command: Command) -> tuple[Machine, tuple[str, 
     n = max([1, len(settings.tensor_split), *(i + 1 for i in named)])
     n = min(n, _MOST_GPUS)
     note = (
-        f"there is no GPU here and none is stated, so the line is checked for {n} of unknown size: state them "
-        "with --vram or --cards, and --ram"
+        f"there is no GPU here and none is stated, so the line is checked for {n} of unknown size: state "
+        "them with --vram or --cards, and --ram"
     )
     return replace(machine, gpus=(Gpu("", _UNKNOWN),) * n, ram=None), (note,)
 

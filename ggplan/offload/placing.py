@@ -155,7 +155,8 @@ class _Planner:
         return expert_blocks(self.header, self.dimensions, free)
 
     @property
-    def gpus(self) -> Sequence[Gpu]:
+    def gpus(self) -> tuple[Gpu, ...]:
+        """Those of the machine."""
         return self.machine.gpus
 
     @cached_property

@@ -224,6 +224,17 @@ def test_a_good_line_has_no_fault_and_one_of_our_own_has_none() -> None:
     assert (done.returncode, done.stdout) == (0, "")
 
 
+def test_a_line_for_gpus_that_are_not_here_is_checked_all_the_same() -> None:
+    line = f"{CPU} -ctk iq4_nl -ctv iq4_nl"
+    done = run(*AIR, "--gpus", "0", "--check", line)
+    assert done.returncode == 1
+    assert "FC402" in done.stdout
+    done = run(*AIR[:-1], "--gpus", "0", "--check", CPU)
+    assert "checked for 1 of unknown size" in done.stderr
+    done = run(*AIR[:-1], "--command", CPU, "--gpus", "0")
+    assert "no GPU is stated, so all is in RAM" in done.stderr
+
+
 def test_traps_are_told_with_their_lines() -> None:
     line = "llama-server -m x.gguf -c 4096 -np 1 -fit off \\\n  -ngl 99 -cmoe -cram 0 \\\n  --no-mmap"
     done = run(*AIR, "--check", line, "--vram", "24G", "--ram", "128G")
