@@ -16,8 +16,7 @@ from ggplan.cli.planning import PlanningOptions, plan_from, planning_options
 from ggplan.offload.known_machine import Stated
 
 if TYPE_CHECKING:
-    from ggplan.ggml_types import GgmlType
-    from ggplan.offload.flags import Engine
+    from ggplan.ggml_types import Engine, GgmlType
     from ggplan.offload.header import Header
     from ggplan.offload.machine import Machine
     from ggplan.offload.placement import Wishes

@@ -14,7 +14,7 @@ from ggplan.offload.learning import Benchmark
 from ggplan.text import decode_text, printable
 
 if TYPE_CHECKING:
-    from ggplan.offload.flags import Engine
+    from ggplan.ggml_types import Engine
     from ggplan.offload.header import Header
     from ggplan.offload.machine import Machine
     from ggplan.offload.placement import Wishes

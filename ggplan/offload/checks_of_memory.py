@@ -24,16 +24,16 @@ def loading(case: Case) -> Iterator[Trap]:
 
 
 def _room(case: Case) -> Iterator[Trap]:
-    reckoned, machine, settings = case.reckoned, case.machine, case.command.settings
+    reckoned, machine = case.reckoned, case.machine
     if isinstance(reckoned, Error):
         return
     streamed = reckoned.streamed
     for shortage in shortages(reckoned, machine):
         short = format_bytes(shortage.short)
-        needs = f"{format_bytes(shortage.needed)} of {format_bytes(shortage.available)}"
+        needs = f"{format_bytes(shortage.needed)} needed, {format_bytes(shortage.available)} there"
         if shortage.device == HOST:
             yield Trap("FC303", "error", case.line_of("-cram"),
-                       f"RAM is short of {short}: it needs {needs} beside the margin",
+                       f"RAM is short of {short}: {needs} beside the margin",
                        "`ggplan fit` says what would make it fit")  # fmt: skip
         elif shortage.device == gpu_name(0) and streamed and shortage.short < streamed[1]:
             yield Trap("FC302", "error", case.line_of("-ub", "-ot", "-ncmoe", "-cmoe"),
@@ -43,9 +43,13 @@ def _room(case: Case) -> Iterator[Trap]:
                        "the CPU")  # fmt: skip
         else:
             yield Trap("FC301", "error", case.line_of("-ngl", "-ot", "-ncmoe", "-c"),
-                       f"{shortage.device} is short of {short}: it needs {needs} beside the margin",
+                       f"{shortage.device} is short of {short}: {needs} beside the margin",
                        "`ggplan fit` says what goes where")  # fmt: skip
     yield from _old_conversations(case, reckoned)
+
+
+def _batches(case: Case) -> Iterator[Trap]:
+    settings = case.command.settings
     if settings.micro_batch > settings.batch:
         yield Trap("FC309", "warning", case.line_of("-ub"),
                    f"`-ub {settings.micro_batch}` is cut to the batch, {settings.batch}",
@@ -190,4 +194,4 @@ def _heads(case: Case, line: int) -> Iterator[Trap]:
             return
 
 
-CHECKS = (_room, _fit, _slots, _tied, _copies, _cache_types)
+CHECKS = (_room, _batches, _fit, _slots, _tied, _copies, _cache_types)

@@ -72,8 +72,7 @@ def _one_override(
         yield Trap("FC201", "warning", given.line, f"{shown} matches no tensor", remedy)
         return
     if names <= decided.keys():
-        severity: Severity = "note" if {decided[n] for n in names} == {override.device} else "warning"
-        yield Trap("FC202", severity, given.line,
+        yield Trap("FC202", "warning", given.line,
                    f"{shown} decides nothing: the first match wins, and all its {len(names)} tensors are "
                    "matched by overrides before it", "put it before them")  # fmt: skip
     yield from _open_number(given, override.pattern, shown, names)
@@ -104,7 +103,7 @@ def _layers(case: Case) -> Iterator[Trap]:
     blocks = "block 0 is" if left == 1 else f"the first {left} blocks are"
     remedy = f"write -ngl {max(n, 99)}"
     # Where all layers do not fit, fewer are no mistake.
-    severity: Severity = "warning" if case.fits_with(replace(settings, gpu_layers=-1)) else "note"
+    severity: Severity = "note" if case.is_too_much(replace(settings, gpu_layers=-1)) else "warning"
     if severity == "note":
         remedy += " and keep experts in RAM instead" if case.has_experts else " if they fit: they do not here"
     yield Trap("FC205", severity, case.line_of("-ngl"),

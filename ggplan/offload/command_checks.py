@@ -46,6 +46,6 @@ def check_command(command: Command, header: Header, machine: Machine) -> tuple[T
     found = [Trap(_REFUSED[f.kind], "error", f.line, f.message, f.hint) for f in command.faults]
     for check in (*checks_of_places.CHECKS, *checks_of_memory.CHECKS):
         found += check(case)
-    if not any(trap.severity == "error" for trap in found):
-        found += checks_of_memory.loading(case)  # what is wrong in general, where nothing in particular is
+    if not any(trap.code.startswith("FC4") and trap.severity == "error" for trap in found):
+        found += checks_of_memory.loading(case)  # else what keeps it from loading is said already
     return tuple(sorted(found, key=lambda trap: (trap.line, trap.code)))

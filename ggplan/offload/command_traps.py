@@ -125,13 +125,13 @@ class Case:
         """Whether the model has routed experts."""
         return bool(expert_blocks(self.header, self.dimensions))
 
-    def fits_with(self, settings: Settings) -> bool:
-        """Whether the GPUs hold it with other settings."""
+    def is_too_much(self, settings: Settings) -> bool:
+        """Whether other settings are known not to fit the GPUs."""
         try:
             other = reckon(self.header, settings, self.machine.gpus, PROFILES[self.command.engine])
         except Error:
             return False
-        return all(s.device == HOST for s in shortages(other, self.machine))
+        return any(s.device != HOST for s in shortages(other, self.machine))
 
     def line_of(self, *names: str) -> int:
         """The line of the last of these options that is given; 1 if none is."""

@@ -93,15 +93,20 @@ def _check_pins(header: Header, dimensions: Dimensions, machine: Machine, wishes
     """Refuse a pin that cannot be obeyed."""
     if not wishes.pins:
         return
+    devices = ["CPU", *(gpu_name(i) for i in range(len(machine.gpus)))]
+    for pin in wishes.pins:
+        shown = f"--pin {printable(pin.pattern)}={printable(pin.device)}"
+        if pin.device not in devices:
+            hint = f"the devices are {', '.join(devices)}"
+            raise PlanError(f"{shown}: there is no device {printable(pin.device)}", hint=hint)
+        if any(c in pin.pattern for c in ",=;"):
+            hint = "write alternatives as (1|2)"
+            raise PlanError(f"{shown}: `,`, `;` and `=` end a pattern after -ot", hint=hint)
     settings = Settings(gpu_layers=-1 if machine.gpus else 0, overrides=wishes.pins)
-    # Names devices that are not there, and what is no regex.
+    # What is no regex is refused here.
     loaded = {one.use for one in place_weights(header, dimensions, settings, machine.gpus).loaded}
     for pin in wishes.pins:
         shown = f"--pin {printable(pin.pattern)}={pin.device}"
-        if any(c in pin.pattern for c in ",="):
-            raise PlanError(
-                f"{shown}: `,` and `=` end a pattern after -ot", hint="write alternatives as (1|2)"
-            )
         matched = _matching(pin, (t.name for t in header.tensors))
         if not matched:
             raise PlanError(f"{shown} matches no tensor", hint="`ggplan inspect FILE --tensors` lists them")
@@ -150,7 +155,8 @@ class _Planner:
         return expert_blocks(self.header, self.dimensions, free)
 
     @property
-    def gpus(self) -> Sequence[Gpu]:
+    def gpus(self) -> tuple[Gpu, ...]:
+        """Those of the machine."""
         return self.machine.gpus
 
     @cached_property

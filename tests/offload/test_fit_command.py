@@ -207,6 +207,13 @@ def test_every_trap_has_a_line() -> None:
     assert set(TRAPS) - set(LINES) == {"FC306", "FC308", "FC405"}
 
 
+def test_the_page_lists_every_trap() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "fitting.md").read_text(encoding="utf-8")
+    assert [f"| {code} | {about} |" for code, about in TRAPS.items()] == [
+        line for line in page.splitlines() if line.startswith("| FC")
+    ]
+
+
 def test_a_good_line_has_no_fault_and_one_of_our_own_has_none() -> None:
     machine = ("--vram", "24G", "--ram", "128G")
     done = run(*AIR, "--check", CPU, *machine)
@@ -215,6 +222,17 @@ def test_a_good_line_has_no_fault_and_one_of_our_own_has_none() -> None:
     own = run(*AIR, *machine, "--output", "sh").stdout.split("exec ")[1].replace(' "$@"', "")
     done = run(*AIR, "--check", own, *machine)
     assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_a_line_for_gpus_that_are_not_here_is_checked_all_the_same() -> None:
+    line = f"{CPU} -ctk iq4_nl -ctv iq4_nl"
+    done = run(*AIR, "--gpus", "0", "--check", line)
+    assert done.returncode == 1
+    assert "FC402" in done.stdout
+    done = run(*AIR[:-1], "--gpus", "0", "--check", CPU)
+    assert "checked for 1 of unknown size" in done.stderr
+    done = run(*AIR[:-1], "--command", CPU, "--gpus", "0")
+    assert "no GPU is stated, so all is in RAM" in done.stderr
 
 
 def test_traps_are_told_with_their_lines() -> None:

@@ -156,7 +156,7 @@ def test_pins_are_obeyed() -> None:
         (r"blk\.46\.", "CPU", "multi-token prediction"),
         ("exps", "CUDA1", "there is no device CUDA1"),
         ("(", "CPU", "no regex"),
-        ("blk.{1,2}", "CPU", "`,` and `=`"),
+        ("blk.{1,2}", "CPU", "end a pattern"),
     ],
 )
 def test_pins_that_cannot_be_obeyed_are_refused(pattern: str, device: str, message: str) -> None:
