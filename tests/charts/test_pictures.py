@@ -347,7 +347,7 @@ def test_names_are_no_formulas() -> None:
 
 def test_a_plan_shows_itself() -> None:
     plan = plan_of("hq4_k")
-    assert repr(plan) == "<Plan: HQ4_K of GLM-4.5-Air, 803 tensors, at least 80.6 GiB, 6.271 bpw>"
+    assert repr(plan) == "<Plan: HQ4_K of GLM-4.5-Air, 803 tensors, at least 81.3 GiB, 6.323 bpw>"
     table = ET.fromstring(plan._repr_html_())
     rows = [[cell.text or "" for cell in row] for row in table.iter("tr")]
     assert rows[0] == ["", "tensors", "weights", "size", "share", "bpw", "types"]
