@@ -132,7 +132,7 @@ def test_small_parts_are_named_below_the_bar() -> None:
     assert {"q4_K", "q8_0"} <= set(written)
     assert any(t.startswith("shared experts bf16 1.45 GiB") for t in written)
     assert any(t.startswith("norms and small f32") for t in written)
-    assert any("80.6 GiB, 6.27 bpw" in t for t in written)
+    assert any("81.3 GiB, 6.32 bpw" in t for t in written)
     assert "too narrow" in drawing.description
     wide = Quantization("q", parts=(Part("attention", "q8_0", 10, 10), Part("output", "q4_K", 10, 20)))
     assert "too narrow" not in draw_parts(Record(ModelFacts("m"), (wide,))).description
@@ -348,7 +348,7 @@ def test_names_are_no_formulas() -> None:
 
 def test_a_plan_shows_itself() -> None:
     plan = plan_of("hq4_k")
-    assert repr(plan) == "<Plan: HQ4_K of GLM-4.5-Air, 803 tensors, at least 80.6 GiB, 6.271 bpw>"
+    assert repr(plan) == "<Plan: HQ4_K of GLM-4.5-Air, 803 tensors, at least 81.3 GiB, 6.323 bpw>"
     table = ET.fromstring(plan._repr_html_())
     rows = [[cell.text or "" for cell in row] for row in table.iter("tr")]
     assert rows[0] == ["", "tensors", "weights", "size", "share", "bpw", "types"]
