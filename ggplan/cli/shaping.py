@@ -107,7 +107,7 @@ def shaping_options() -> tuple[Callable[[Callable[..., Any]], Callable[..., Any]
         ),
         click.option(
             "--prune-layers", type=_Layers(), default=(), metavar="N,N-N",
-            help="Leave these layers out and number the others anew.",
+            help="Leave these layers out and number the others anew: 3,7 or 3-7.",
         ),
         click.option(
             "--keep-experts", metavar="N|FILE",
