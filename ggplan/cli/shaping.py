@@ -140,7 +140,7 @@ def shaping_options(*, imatrix: bool) -> tuple[Callable[[Callable[..., Any]], Ca
         ),
         click.option(
             "--prune-layers", type=_Layers(), default=(), metavar="N,N-N",
-            help="Leave these layers out and number the others anew.",
+            help="Leave these layers out and number the others anew: 3,7 or 3-7.",
         ),
         click.option(
             "--keep-experts", metavar="N|FILE" if imatrix else "FILE",

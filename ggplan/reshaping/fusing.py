@@ -53,6 +53,11 @@ _QKV = frozenset({
     "qwen3next", "qwen3vl", "qwen3vlmoe", "qwen4exp", "refact", "rnd1", "seed_oss", "smallthinker",
     "smollm3", "spark2_5", "stablelm", "starcoder2", "step35", "talkie", "xverse",
 })  # fmt: skip
+# Those of them whose q, k and v the converter leaves apart, whatever it is asked.
+_CONVERTER_LEAVES = frozenset({
+    "cohere2moe", "granite_swa", "hrm_text", "hy_v3", "laguna", "maple", "mellum", "minimax-m3", "nanbeige",
+    "talkie",
+})  # fmt: skip
 # Whose MTP blocks have names in the checkpoint of which the converter does not tell q, k and v.
 _MTP_APART = ("nemotron_h", "nemotron_h_moe")
 
