@@ -191,7 +191,7 @@ def _known(model: Model, form_name: str) -> _Form:
         raise PlanError(
             f"llama.cpp does not read {form.title} of {printable(model.architecture) or 'this model'} "
             "in two forms",
-            hint=f"leave {form_name} out: other programs, too, expect the form that the file has",
+            hint=f"leave {form_name} out: a file with the other form would not load",
         )
     return form
 
