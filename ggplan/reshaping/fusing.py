@@ -126,6 +126,12 @@ def fused(model: Model, form_name: str, imatrix: Imatrix | None) -> tuple[Model,
         raise PlanError(f"no layer of the model has {form.title} as tensors of their own to fuse")
     tensors = tuple(joined.get(t.name, t) for t in model.tensors if t.name not in gone or t.name in joined)
     notes = [f"{form.title} are fused in {len(joined):,} tensors"]
+    if form_name == "qkv" and model.architecture in _CONVERTER_LEAVES:
+        notes.append(
+            f"llama.cpp's converter would leave those of {model.architecture} apart; llama.cpp reads both"
+        )
+    if apart:
+        notes.append(f"{numbered('MTP block', apart)}: no change, as llama.cpp's converter makes none")
     if left:
         notes.append(
             f"{numbered('layer', left)} lack{'s' if len(left) == 1 else ''} some of {form.title}: no change"

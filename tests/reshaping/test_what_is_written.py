@@ -401,6 +401,8 @@ def test_an_mtp_block_that_the_converter_leaves_apart(tmp_path: Path) -> None:
     assert nextn == 1
     assert f"blk.{int(str(count)) - 1}.attn_q.weight" in fused
     assert any(t.name.endswith(".attn_qkv.weight") for t in fused)
+    told = run("plan", folder, "--fuse", "qkv").stderr
+    assert f"MTP block {int(str(count)) - 1}: no change, as llama.cpp's converter makes none" in told
 
 
 def test_any_part_that_was_measured_measures_the_fused_tensor(tmp_path: Path) -> None:
