@@ -128,6 +128,12 @@ def fused(model: Model, form_name: str, imatrix: Imatrix | None) -> tuple[Model,
         raise PlanError(f"no layer of the model has {form.title} as tensors of their own to fuse")
     tensors = tuple(joined.get(t.name, t) for t in model.tensors if t.name not in gone or t.name in joined)
     notes = [f"{form.title} are fused in {len(joined):,} tensors"]
+    if form_name == "qkv" and model.architecture in _CONVERTER_LEAVES:
+        notes.append(
+            f"llama.cpp's converter would leave those of {model.architecture} apart; llama.cpp reads both"
+        )
+    if apart:
+        notes.append(f"{numbered('MTP block', apart)}: no change, as llama.cpp's converter makes none")
     if left:
         notes.append(
             f"{numbered('layer', left)} lack{'s' if len(left) == 1 else ''} some of {form.title}: no change"
@@ -193,7 +199,7 @@ def _known(model: Model, form_name: str) -> _Form:
         raise PlanError(
             f"llama.cpp does not read {form.title} of {printable(model.architecture) or 'this model'} "
             "in two forms",
-            hint=f"leave {form_name} out: other programs, too, expect the form that the file has",
+            hint=f"leave {form_name} out: a file with the other form would not load",
         )
     return form
 

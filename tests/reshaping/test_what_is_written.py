@@ -450,6 +450,8 @@ def test_an_mtp_block_that_the_converter_leaves_apart(tmp_path: Path) -> None:
     assert nextn == 1
     assert f"blk.{int(str(count)) - 1}.attn_q.weight" in fused
     assert any(t.name.endswith(".attn_qkv.weight") for t in fused)
+    told = run("plan", folder, "--fuse", "qkv").stderr
+    assert f"MTP block {int(str(count)) - 1}: no change, as llama.cpp's converter makes none" in told
 
 
 def test_any_part_that_was_measured_measures_the_fused_tensor(tmp_path: Path) -> None:
@@ -485,3 +487,10 @@ def test_a_draft_model_is_not_told_to_leave_out_its_only_block(folder: Path) -> 
     assert "GP217" in told
     assert "put `@role nextn = q8_0` above its rules" in told
     assert "--mtp drop" not in told
+
+
+def test_forms_that_llama_cpp_reads_and_its_converter_does_not_write(tmp_path: Path) -> None:
+    folder = write_case(tmp_path / "hy_v3_mtp", read_case("hy_v3_mtp"))
+    convert(folder, tmp_path / "fused.gguf", "--fuse", "qkv,gate-up")
+    done = run("plan", folder, "--fuse", "qkv")
+    assert "llama.cpp's converter would leave those of hy_v3 apart; llama.cpp reads both" in done.stderr
