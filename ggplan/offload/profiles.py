@@ -37,14 +37,14 @@ class Profile:
     pipelines
         Whether several GPUs work one behind the other, with copies of inputs for each micro-batch on the way.
     is_general
-        Whether a graph takes embeddings as well as tokens, picks the outputs' rows even if all are wanted, and
-        keeps what a draft head could start from.
+        Whether a graph takes embeddings as well as tokens, picks the outputs' rows even if all are wanted,
+        and keeps what a draft head could start from.
     fuses_experts
         Whether up, gate and activation are one operation, and weighing and summing experts another.
     adds_experts_first
         Whether experts are added to what came before them, and only then the shared one.
     keeps_fused
-        Whether a GPU's buffer has room for what it runs as one operation: sources that are kept until its end,
+        Whether a GPU's buffer has room for what it runs as one operation: sources that it keeps to the end,
         and attention's own copies.
     exact
         Whether compute buffers are reckoned by the build's own graph; else by its relative's.

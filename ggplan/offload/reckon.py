@@ -32,7 +32,7 @@ _UNLIKE = frozenset({
 })  # fmt: skip
 _ABOUT = frozenset({
     "afmoe", "arctic", "arwkv7", "baichuan", "bloom", "chameleon", "cogvlm", "dbrx", "falcon", "gemma3n",
-    "gpt2", "gptj", "gptneox", "grok", "jais", "minimax-m3", "mpt", "olmo", "plamo2", "refact", "rwkv6",
+    "gpt2", "gptj", "gptneox", "grok", "jais", "mpt", "olmo", "plamo2", "refact", "rwkv6",
     "rwkv6qwen2", "rwkv7", "starcoder", "t5", "talkie",
 })  # fmt: skip
 MEMORY = 24 << 30  # of a GPU of which nothing is known
@@ -89,7 +89,7 @@ def reckon_placed(
         for name in case.names
     )
     streams = n_gpus and settings.op_offload and case.holding.n_tokens >= profile.offload_batch
-    notes = (*_notes(dimensions, settings, profile, weights), *compute_note)
+    notes = (*_notes(dimensions, settings, holding, profile, weights), *compute_note)
     return Reckoning(profile.name, devices, streamed_tensor(weights) if streams else None, notes)
 
 
@@ -207,13 +207,20 @@ def _check(dimensions: Dimensions, settings: Settings) -> None:
         )
 
 
-def _notes(dimensions: Dimensions, settings: Settings, profile: Profile, weights: Weights) -> Iterator[str]:
+def _notes(
+    dimensions: Dimensions, settings: Settings, holding: Holding, profile: Profile, weights: Weights
+) -> Iterator[str]:
     shown = printable(dimensions.architecture)
     if not is_known(dimensions.architecture):
         yield f"{shown} is no architecture that is known here: its context is reckoned as plain attention"
     if not profile.exact:
         what = "may be twice what they need" if dimensions.is_mla else "may differ by a sixth"
-        yield f"{profile.name}: compute buffers are reckoned by llama.cpp's graphs with fused experts, and {what}"
+        yield f"{profile.name}: compute buffers are reckoned by llama.cpp's graphs, experts fused, and {what}"
+    if dimensions.architecture == "minimax-m3" and dimensions.indexer is not None:
+        n = (
+            dimensions.indexer.heads * holding.n_tokens * holding.n_context * 4
+        )  # scores of all positions, f32
+        yield f"compute buffers grow as the context fills: by about {n / 2**20:.0f} MiB where it is full"
     if settings.split_mode in ("row", "tensor"):
         yield f"-sm {settings.split_mode} is reckoned as -sm layer"
     if settings.mtp and not dimensions.n_mtp:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ggplan.offload.graph.attention import Attention, grouped, queries_keys_values
+from ggplan.offload.graph.blockwise import BlockAttention, over_blocks
 from ggplan.offload.graph.experts import Routing, experts
 from ggplan.offload.graph.maker import Maker
 from ggplan.offload.graph.recurrent import States, mamba, mamba2, short_convolution
@@ -187,6 +188,9 @@ def attention_of(model: Model, x: Tensor, block: int) -> Tensor:
     if traits.scales_queries:
         q = g.like("scale", q)
     sinks = maker.weight(f"{p}attn_sinks.weight")
+    if isinstance(attention, BlockAttention) and block >= dims.n_dense and model.positions is not None:
+        out = over_blocks(attention, x, model.positions, block, q, k, v)
+        return maker.project(out, f"{p}attn_output")
     out = grouped(attention, block, q, k, v, sinks=sinks, capped=dims.architecture == "gemma2")
     return maker.biased(maker.project(out, f"{p}attn_output"), f"{p}attn_output")
 

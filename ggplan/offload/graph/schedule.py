@@ -121,13 +121,7 @@ def _from_sources(node: Tensor, rules: Rules) -> int:
             continue
         if source.device < cpu:
             return source.device if node.runs_on_gpu else -1
-        if (
-            rules.offloads
-            and source.is_streamed
-            and cpu > 0
-            and node.runs_on_gpu
-            and _is_batch(node, rules)
-        ):
+        if rules.offloads and source.is_streamed and cpu > 0 and node.runs_on_gpu and _is_batch(node, rules):
             return 0
         return cpu
     return -1
