@@ -120,7 +120,7 @@ def _figure(rate: float) -> str:
 
 def _print_ways(ways: tuple[WayOut, ...]) -> None:
     if not ways:
-        click.echo("nothing that was tried makes it fit: see docs/fitting.md")
+        click.echo("no change that was tried makes it fit: it takes more memory, or a smaller model")
         return
     click.echo("what would make it fit:")
     for way in ways:

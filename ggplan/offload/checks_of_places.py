@@ -143,7 +143,8 @@ def _threads(case: Case) -> Iterator[Trap]:
 
 
 def _counted_on_two(case: Case) -> Iterator[Trap]:
-    if case.command.has("-ncmoe") and len(case.machine.gpus) > 1:
+    is_split = len(case.machine.gpus) > 1 and case.command.settings.split_mode != "none"
+    if case.command.has("-ncmoe") and is_split:
         line = case.line_of("-ncmoe")
         yield Trap("FC204", "warning", line,
                    "`-ncmoe` moves experts of the first blocks alone, so with several GPUs only the first is "

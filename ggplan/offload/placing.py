@@ -202,10 +202,10 @@ class _Planner:
         first = best.reckoning.devices[0]
         room = self.gpus[0].memory - self.machine.gpu_margin - first.compute - first.draft_compute
         settings = replace(best.settings, tensor_split=(), overrides=self.wishes.pins)
-        room -= sum(alone.sizes(settings, experts=not best.in_ram))
+        room -= sum(alone.sizes(settings, experts=not self.experts))
         if room < 0:
             return False
-        if best.in_ram:
+        if self.experts:
             given = self.dimensions, self.machine, 0, self.profile, settings.threads
             units = {block: units_of(block, tensors, *given) for block, tensors in self.experts.items()}
             overrides = ram_overrides(sorted(self.experts), fill(room, units), by_count=False)
