@@ -37,8 +37,13 @@ ALLOWED = {
         "stock", "recovering",
     },
     "allocation": {"errors", "substitutes", "text", "ggml_types"},
+    "offload": {
+        "version", "errors", "substitutes", "text", "ggml_types", "metadata", "model", "rules", "planning",
+        "quants",
+    },
     "linting": {
         "errors", "text", "ggml_types", "model", "inventories", "rules", "imatrix", "stock", "planning",
+        "offload",
     },
     "dialects": {
         "errors", "text", "ggml_types", "metadata", "model", "sources", "arch", "rules", "stock",
@@ -49,10 +54,6 @@ ALLOWED = {
         "planning",
     },
     "comparing": {"errors", "text", "ggml_types", "model", "planning"},
-    "offload": {
-        "version", "errors", "substitutes", "text", "ggml_types", "metadata", "model", "rules", "planning",
-        "quants",
-    },
     "conversion": {
         "version", "errors", "text", "ggml_types", "metadata", "model", "sources", "imatrix", "planning",
         "quants",

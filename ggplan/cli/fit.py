@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
+from ggplan.cli.comparing import Varied, varying
 from ggplan.cli.machine_options import machine_options
 from ggplan.cli.options import as_one, json_option, note
 from ggplan.cli.planning import PlanningOptions, plan_from, planning_options
@@ -22,8 +23,9 @@ if TYPE_CHECKING:
     from ggplan.offload.placement import Wishes
 
     _Tokens = click.ParamType[int]
+    _Several = click.ParamType[tuple[int, ...]]
 else:
-    _Tokens = click.ParamType
+    _Tokens = _Several = click.ParamType
 
 _EPILOG = """\b
 Examples:
@@ -35,6 +37,8 @@ Examples:
   ggplan fit air.gguf --output systemd > llama.service     as a service, or a script (--output sh)
   ggplan fit air.gguf --pin 'blk\\.1\\..*_exps=CUDA0'        some tensors where you want them
   ggplan fit air.gguf --check "llama-server -ngl 99 --cpu-moe -ub 4096 --no-mmap"
+  ggplan fit GLM-4.5-Air --compare -r Q8_0 -r glm4moe/hq4_k -c 8k,32k,128k    what if
+  ggplan fit GLM-4.5-Air -r Q8_0 --compare --role experts.down=q8_0,q5_1,q5_0,iq4_nl
   ggplan fit air.gguf --calibrate bench.log                learn from what was measured
   ggplan fit air.gguf --command "llama-server -ngl 99 -ncmoe 40 -c 32768" --gpus 1 --json
 """
@@ -55,6 +59,19 @@ class TokenCount(_Tokens):
         if not 0 < n < 1 << 31:
             self.fail(f"'{value}' is no number of tokens; write 32768 or 32k", param, ctx)
         return n
+
+
+class TokenCounts(_Several):
+    """Numbers of tokens with commas between them: `8k,32k`."""
+
+    name = "tokens"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        """Parse an option's text."""
+        one = TokenCount()
+        return tuple(one.convert(part, param, ctx) for part in str(value).split(","))
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,14 +98,16 @@ class Lines:
 
 
 @click.command("fit", epilog=_EPILOG, short_help="Does it fit, how fast is it, how is it started?")
-@click.argument("model", metavar="FILE")
+@click.argument("models", metavar="FILE", nargs=-1, required=True)
+@varying
 @as_one("wished", WishOptions)
 @as_one("lines", Lines)
-@planning_options(header_only=False)
+@planning_options(header_only=False, several=True)
 @machine_options
-@click.option("-c", "--ctx", "context", type=TokenCount(), metavar="N",
+@click.option("-c", "--ctx", "contexts", type=TokenCounts(), multiple=True, metavar="N",
               help="Tokens of context: 32k [default: as trained, at most 32k].")  # fmt: skip
-@click.option("--kv-type", metavar="TYPE[,TYPE]", help="Type of keys and values: q8_0 [default: f16].")
+@click.option("--kv-type", "kv_types", multiple=True, metavar="TYPE[,TYPE]",
+              help="Type of keys and values: q8_0 [default: f16].")  # fmt: skip
 @click.option("--ubatch", type=click.IntRange(1, 65536), metavar="N",
               help="Tokens of a prompt at a time [default: 512, or 2048 where it pays].")  # fmt: skip
 @click.option("--slots", type=click.IntRange(1, 256), default=1, show_default=True, metavar="N",
@@ -102,6 +121,11 @@ class Lines:
 @click.option("--explain", is_flag=True, help="Say what each option of the command does, and why.")
 @click.option("--output", "form", type=click.Choice(["text", "sh", "json", "systemd"]), default="text",
               help="Print a script, JSON or a systemd service [default: text].")  # fmt: skip
+@click.option("--compare", is_flag=True,
+              help="One table of all combinations of several FILEs, -r, --role, --kv-type and -c (8k,32k).")  # fmt: skip
+@click.option("--role", "parts", multiple=True, metavar="PART=TYPE,...",
+              help="With --compare, all matrices of a part in each of these types: experts.down=q8_0,q5_0; a "
+              "role of recipes, or what tensors are called (down_exps, attn_q).")  # fmt: skip
 @click.option("--command", metavar="LINE", help="Reckon what this command line allocates, and no other.")
 @click.option("--check", metavar="LINE", help="Look for traps in this command line.")
 @click.option("--gpus", "n_gpus", type=click.IntRange(0, 16), metavar="N",
@@ -111,7 +135,7 @@ class Lines:
               "is printed or of --command, and keep it in the machine's file.")  # fmt: skip
 @json_option("it all")
 def fit_command(
-    model: str, wished: WishOptions, lines: Lines, planning: PlanningOptions, stated: Stated,
+    model: str, varied: Varied, wished: WishOptions, lines: Lines, planning: PlanningOptions, stated: Stated,
     explain: bool, form: Form, as_json: bool,
 ) -> None:  # fmt: skip
     """Say whether FILE fits a machine, how fast it is there, and how it is started.
@@ -121,9 +145,12 @@ def fit_command(
     short is said, and the cheapest ways out. The machine is that of the options, else that which `ggplan
     machine --write` wrote, else this one.
 
-    Exits 0; 1 if it does not fit, or --check found a fault; 2 for wrong usage.
+    Exits 0; 1 if it does not fit (with --compare, none of them), or --check found a fault; 2 for wrong usage.
     """
     form = "json" if as_json else form
+    if varied.is_asked:
+        _compare(varied, wished, lines, planning, stated, form, explain=explain)
+        return
     if lines.command is not None and lines.check is not None:
         raise click.UsageError("--command and --check are two questions: ask one of them")
     if (lines.command or lines.check) and form in ("sh", "systemd"):
@@ -145,6 +172,35 @@ def fit_command(
         return
     engine: Engine = lines.engine or "llama.cpp"
     _place(header, machine, _wishes(wished, engine), model, engine, form, explain=explain)
+
+
+def _compare(
+    varied: Varied, wished: WishOptions, lines: Lines, planning: PlanningOptions, stated: Stated, form: Form,
+    *, explain: bool,
+) -> None:  # fmt: skip
+    from ggplan.cli.comparing import show_comparison
+    from ggplan.offload.profiles import PROFILES
+
+    if lines.command or lines.check or lines.log or explain or form not in ("text", "json"):
+        raise click.UsageError(
+            "--compare goes with none of --command, --check, --calibrate, --explain and --output"
+        )
+    engine: Engine = lines.engine or "llama.cpp"
+
+    seen: set[str] = set()
+
+    def header_of(model: str, recipe: str | None) -> Header:
+        # What is noted of a model is noted once, not for each recipe.
+        quiet = planning.quiet or model in seen
+        seen.add(model)
+        return _header(model, replace(planning, recipe_name=recipe, quiet=quiet))
+
+    def wishes_of(kv_type: str | None) -> Wishes:
+        return _wishes(replace(wished, kv_type=kv_type), engine)
+
+    machine = _machine(stated, lines.n_gpus, quiet=planning.quiet)
+    profile, quiet = PROFILES[engine], planning.quiet
+    show_comparison(varied, header_of, wishes_of, machine, profile, as_json=form == "json", quiet=quiet)
 
 
 def _learn(header: Header, wished: WishOptions, lines: Lines, stated: Stated, *, quiet: bool) -> None:

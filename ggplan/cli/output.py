@@ -14,7 +14,7 @@ import click
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ggplan.planning import Memory, Plan, Share
+    from ggplan.planning import Plan, Share
 
 # A pipe has no width; this one keeps the longest tensor names of today on one line.
 _PIPE_WIDTH = 140
@@ -158,7 +158,8 @@ def _print_columns(table: Table, shown: Sequence[str]) -> None:
 
 def print_plan(plan: Plan, *, every_tensor: bool = False) -> None:
     """The summary of a plan: where the bytes are by class, by type and by memory, and the total."""
-    from ggplan.planning import by_role, by_type, in_memory
+    from ggplan.cli.usual import usual_lines
+    from ggplan.planning import by_role, by_type
     from ggplan.planning.outcomes import outcomes
     from ggplan.text import format_bytes, printable
 
@@ -191,7 +192,8 @@ def print_plan(plan: Plan, *, every_tensor: bool = False) -> None:
     )
     for outcome in outcomes(plan.tensors):
         click.echo(printable(outcome.told))
-    click.echo(describe_memory(in_memory(plan)))
+    for line in usual_lines(plan):
+        echo_wrapped(line, then="    ")
     size = "at least " if model.kind == "inventory" or model.obstacle is not None else ""
     click.echo(
         f"{len(plan.tensors):,} tensors, {format_count(plan.n_weights)} weights, "
@@ -220,16 +222,6 @@ def _tensors_of(plan: Plan) -> Table:
     ]
     least = ("from", "shape", "size", "chosen by")
     return Table([*columns, ("chosen by", "left"), ("", "left")], rows, least=least)
-
-
-def describe_memory(memory: Memory) -> str:
-    """What llama.cpp puts on the GPU and in RAM with -ngl 99 --cpu-moe, and what it does not load."""
-    from ggplan.text import format_bytes
-
-    token = memory.ram_per_token
-    read = "" if token is None else f" ({format_bytes(round(token))} per token)"
-    nextn = f", nextn {format_bytes(memory.nextn)} not loaded" if memory.nextn else ""
-    return f"GPU {format_bytes(memory.gpu)}, RAM {format_bytes(memory.ram)}{read}{nextn}"
 
 
 def format_count(number: int) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ggplan.cli.findings import FindingOptions, finding_options
-from ggplan.cli.options import force_option, json_option, output_option, reuse_option
+from ggplan.cli.options import force_option, json_option, note, output_option, reuse_option
 from ggplan.cli.planning import plan_from, planning_options
 
 if TYPE_CHECKING:
@@ -53,12 +53,15 @@ def plan_command(
     https://host/model.gguf), an inventory (a tensor map, or the JSON of
     `ggplan inspect --json`), the name of one that ships with ggplan (GLM-4.5-Air), or `-` for an inventory on
     standard input. No weight is read; of a checkpoint that is quantized, its scales are. "GPU" and "RAM" say
-    where llama.cpp puts a tensor with the options -ngl 99 --cpu-moe.
+    where llama.cpp puts a tensor with the options -ngl 99 --cpu-moe, and tokens per second what that gives in
+    an empty context: on the machine of `ggplan machine --write`, else on an example, whose bandwidths are said.
+    `ggplan fit` places a plan on a machine.
 
     Exits 0, even where convert would refuse the plan; 1 if there is no plan; 2 for wrong usage.
     """
     from ggplan.cli.findings import findings_json, print_findings
     from ggplan.cli.output import print_plan, write_new
+    from ggplan.cli.usual import usual_notes
     from ggplan.linting import check_plan
     from ggplan.planning.importance import importance_refusal
     from ggplan.text import printable
@@ -74,9 +77,10 @@ def plan_command(
         import json
 
         from ggplan.cli.reusing import reuse_json
+        from ggplan.cli.usual import speed_json
         from ggplan.planning.export import plan_json
 
-        found = {"diagnostics": findings_json(report)}
+        found = {"speed": speed_json(plan), "diagnostics": findings_json(report)}
         document = json.dumps({**plan_json(plan), **found, **reuse_json(reuse, plan)}, indent=2)
         if output:
             write_new(document + "\n", output, force=force, quiet=planning.quiet)
@@ -88,6 +92,7 @@ def plan_command(
             from ggplan.cli.reusing import describe_reuse
 
             click.echo(describe_reuse(reuse, plan, proven=False))
+    note(*usual_notes(), quiet=planning.quiet)
     refusal = importance_refusal(plan)
     # Of a recipe, the refusal says what GP204 does; of a mix, only that says why.
     says_it_too = refusal is not None and plan.assignment.mix is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import click
@@ -11,9 +12,13 @@ from ggplan.cli.opening import converter_option, note_converter
 from ggplan.cli.options import json_option, note, quiet_option
 
 if TYPE_CHECKING:
+    from ggplan.offload.active import ActiveBytes
+    from ggplan.offload.machine import Machine
+    from ggplan.offload.speed import Rate
     from ggplan.rules.library import Figures, ShippedRecipe
 
 SCHEMA = "ggplan/library@1"
+_GIB = 1 << 30
 
 _EPILOG = """\b
 Examples:
@@ -35,23 +40,54 @@ def list_command(names: tuple[str, ...], converter: str | None, as_json: bool, q
 
     All sizes are GiB. The first is of all tensors; "GPU" and "RAM" are where llama.cpp puts them with
     -ngl 99 --cpu-moe, without the block that only predicts further tokens. "per token" is what one token
-    reads of the RAM: the bandwidth of the RAM divided by it bounds the tokens per second.
+    reads of the RAM. "tok/s" is what to expect then in an empty context, four times of five: on the machine of
+    `ggplan machine --write`, else on an example, whose bandwidths are said below the list.
 
     MODEL is a shipped inventory's name, or the path or address of a model, of which the architecture counts.
 
     Exits 0, 1 if no recipe is for a name, 2 for wrong usage.
     """
+    from ggplan.cli.output import echo_wrapped
+    from ggplan.cli.usual import machine_json, stated, usual_notes
+    from ggplan.offload.usual import usual_machine
+
     entries = _asked(tuple(_families(names, converter, quiet)))
+    usual = usual_machine()
+    note(*usual_notes(), quiet=quiet)
+    speeds = _Speeds(usual.machine)
     if as_json:
         from ggplan.cli.output import print_json
 
-        print_json({"schema": SCHEMA, "recipes": [_json(entry) for entry in entries]})
+        listed = [_json(entry, speeds) for entry in entries]
+        print_json({"schema": SCHEMA, "speeds_at": machine_json(usual), "recipes": listed})
         return
     families = dict.fromkeys(entry.family for entry in entries)
-    needed = [_print(family, [entry for entry in entries if entry.family == family]) for family in families]
+    needed = [
+        _print(family, [entry for entry in entries if entry.family == family], speeds) for family in families
+    ]
     if wide := max(needed, default=0):
         note(f"columns are left out for lack of width; COLUMNS={wide} shows all", quiet=quiet)
+    echo_wrapped(f"tok/s at {stated(usual)}")
     click.echo("`-r NAME` uses one, as in `ggplan plan MODEL -r glm4moe/hq4_k`")
+
+
+@dataclass(slots=True)
+class _Speeds:
+    """Tokens per second of recipes on one machine; what a token of a model reads is reckoned once."""
+
+    machine: Machine
+    _reads: dict[str, ActiveBytes] = field(default_factory=dict)
+
+    def of(self, figures: Figures) -> Rate:
+        """By the bytes that a recipe says of itself."""
+        from ggplan.inventories import inventory
+        from ggplan.offload.header import header_of
+        from ggplan.offload.usual import rate_of_sizes, usual_reads
+
+        if figures.model not in self._reads:
+            self._reads[figures.model] = usual_reads(header_of(inventory(figures.model)))
+        ram, gpu = figures.ram_per_token or 0.0, figures.gpu
+        return rate_of_sizes(self._reads[figures.model], ram * _GIB, gpu * _GIB, self.machine)
 
 
 def _families(names: tuple[str, ...], converter: str | None, quiet: bool) -> Iterator[str]:
@@ -121,12 +157,12 @@ def _asked(names: tuple[str, ...]) -> list[ShippedRecipe]:
     return found
 
 
-_HEADINGS = ("GiB", "bpw", "GPU", "RAM", "per token")
+_HEADINGS = ("GiB", "bpw", "GPU", "RAM", "per token", "tok/s")
 _LEAST = ("bpw", "per token", "GPU", "RAM")
 _GAP = "   "
 
 
-def _print(family: str, entries: list[ShippedRecipe]) -> int:
+def _print(family: str, entries: list[ShippedRecipe], speeds: _Speeds) -> int:
     """The recipes of a family: name, sentence, and a line of figures for each model.
 
     Returns the width that would show every column, or 0 where all are shown.
@@ -137,7 +173,7 @@ def _print(family: str, entries: list[ShippedRecipe]) -> int:
 
     width = console().width
     title = family or "any mixture of experts"
-    rows = [[(f.model, *_cells(f)) for f in entry.figures] for entry in entries]
+    rows = [[(f.model, *_cells(f, speeds)) for f in entry.figures] for entry in entries]
     table = [(title, *_HEADINGS), *(row for group in rows for row in group)]
     widths = [max(len(row[i]) for row in table) for i in range(len(_HEADINGS) + 1)]
     widths[0] = max(len(row[0]) for row in table[1:])  # the title may stand over the next column
@@ -167,14 +203,19 @@ def _print(family: str, entries: list[ShippedRecipe]) -> int:
     return 0 if len(shown) == len(_HEADINGS) else needed(list(_HEADINGS))
 
 
-def _cells(figures: Figures) -> tuple[str, str, str, str, str]:
+def _cells(figures: Figures, speeds: _Speeds) -> tuple[str, ...]:
+    from ggplan.cli.usual import figure
+
     size, bits = f"{figures.size:.2f}", f"{figures.bits_per_weight:.3f}"
     ram = "" if figures.ram is None else f"{figures.ram:.1f}"
     token = "" if figures.ram_per_token is None else f"{figures.ram_per_token:.2f}"
-    return size, bits, f"{figures.gpu:.1f}", ram, token
+    rate = speeds.of(figures)
+    return size, bits, f"{figures.gpu:.1f}", ram, token, f"{figure(rate.low)}-{figure(rate.high)}"
 
 
-def _json(entry: ShippedRecipe) -> dict[str, object]:
+def _json(entry: ShippedRecipe, speeds: _Speeds) -> dict[str, object]:
+    from ggplan.cli.usual import rate_json
+
     return {
         "name": entry.name,
         "family": entry.family,
@@ -188,6 +229,7 @@ def _json(entry: ShippedRecipe) -> dict[str, object]:
                 "ram_gib": f.ram,
                 "ram_gib_per_token": f.ram_per_token,
                 "gpu_gib": f.gpu,
+                "tokens_per_second": rate_json(speeds.of(f)),
             }
             for f in entry.figures
         ],

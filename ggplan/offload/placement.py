@@ -136,6 +136,13 @@ def left_of(device: DeviceBytes, gpu: Gpu, machine: Machine) -> int:
     return gpu.memory - machine.gpu_margin - device.total
 
 
+def placed_memory(placement: Placement) -> tuple[int | None, ...]:
+    """Bytes of each device without its margin, in the order of the reckoning; None where it is unknown."""
+    machine = placement.machine
+    ram = None if machine.ram is None else machine.ram - machine.ram_margin
+    return (*(gpu.memory - machine.gpu_margin for gpu in machine.gpus), ram)
+
+
 def describe_shortage(shortage: Shortage) -> str:
     """One sentence: what is short by how much."""
     where = "RAM" if shortage.device == HOST else shortage.device

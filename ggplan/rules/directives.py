@@ -7,6 +7,9 @@
               | "@assert" ( "bpw" | "size" ) [ "(" CLASS ")" ] COMPARISON VALUE
               | "@assert" ( "uncovered" | "fallbacks" ) COMPARISON NUMBER
               | "@assert" "type" "(" TENSOR ")" ( "==" | "!=" ) TYPE
+              | "@assert" "fits" "(" conditions ")"
+              | "@assert" "tokens_per_second" [ "(" conditions ")" ] ( "<=" | ">=" | "<" | ">" ) NUMBER
+    conditions = WORD "=" VALUE { "," WORD "=" VALUE }      (`conditions.py` has the words)
               | "@test" TENSOR "->" TYPE
 
 `READERS` is the one table of them. `@let`, `@include`, `@role`, `@assert` and `@test` may stand as often
@@ -22,6 +25,7 @@ from typing import cast
 
 from ggplan.ggml_types import GgmlType
 from ggplan.rules.choices import parse_choice, parse_type_at
+from ggplan.rules.conditions import FITS, SPEED, ConditionError, Conditions, parse_conditions
 from ggplan.rules.draft import Draft, Mapped, deleting, replacing
 from ggplan.rules.ranges import RangeError, parse_range
 from ggplan.rules.recipe import Assertion, Comparison, Location, Quantity, Rule, TypeTest
@@ -34,7 +38,7 @@ CLASSES = (*ROLES, *ROLE_GROUPS, "gpu", "cpu")
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 _ASSERTION = re.compile(
-    r"(?P<quantity>[a-z]+)[ \t]*(\([ \t]*(?P<of>[^()]*?)[ \t]*\))?"
+    r"(?P<quantity>[a-z_]+)[ \t]*(\([ \t]*(?P<of>[^()]*?)[ \t]*\))?"
     r"[ \t]*(?P<op><=|>=|==|!=|<|>|=)?[ \t]*(?P<value>.*)",
     re.ASCII,
 )
@@ -217,6 +221,9 @@ def _assert(draft: Draft, line: int, text: Mapped, comment: str) -> None:
     at = draft.span(line, text)
     problem = "`@assert` needs what is measured, a comparison and a value"
     help = "write `@assert bpw <= 5.6`, `size(experts) <= 90 GiB`, `uncovered == 0` or `type(NAME) == q8_0`"
+    if found is not None and found["quantity"] in ("fits", "tokens_per_second"):
+        _assert_of_machine(draft, line, text, found)
+        return
     if found is None or not found["op"] or not found["value"]:
         draft.error("GP011", problem, at, help)
         return
@@ -243,13 +250,53 @@ def _assert(draft: Draft, line: int, text: Mapped, comment: str) -> None:
         )
 
 
+def _assert_of_machine(draft: Draft, line: int, text: Mapped, found: re.Match[str]) -> None:
+    """`fits(...)`, which is true or not, and `tokens_per_second(...)`, which is a number."""
+    quantity, at = found["quantity"], draft.span(line, text)
+    is_speed = quantity == "tokens_per_second"
+    if is_speed != bool(found["op"]) or bool(found["op"]) != bool(found["value"]):
+        problem = "`tokens_per_second` needs a comparison and a number" if is_speed else "`fits` has no value"
+        help = "write `@assert tokens_per_second >= 8`" if is_speed else "write `@assert fits(vram=24G, ram=110G)`"
+        draft.error("GP011", problem, at, help)
+        return
+    conditions, value = Conditions(), 1.0
+    if found["of"] is not None:
+        of = text[found.start("of") : found.end("of")]
+        try:
+            conditions = parse_conditions(of.text, SPEED if is_speed else FITS)
+        except ConditionError as error:
+            start, end = error.span
+            draft.error("GP011", error.message, draft.span(line, of[start:end]), error.help)
+            return
+    if not is_speed and not conditions.vram and conditions.ram is None:
+        help = "write `@assert fits(vram=24G, ram=110G)`"
+        draft.error("GP011", "`fits` needs the memory of a GPU, or RAM", at, help)
+        return
+    if is_speed:
+        value_at = text[found.start("value") : found.end("value")].strip()
+        number = _SIZE.fullmatch(value_at.text)
+        if number is None or number[2] or found["op"] in ("=", "==", "!="):
+            draft.error("GP011", "`tokens_per_second` is compared with a plain number by `>=`, `>`, `<=` or `<`",
+                        at, "write `@assert tokens_per_second >= 8`")  # fmt: skip
+            return
+        value = float(number[1])
+    if _room(draft, line, text, len(draft.assertions)):
+        comparison = cast(Comparison, found["op"] or "==")
+        draft.assertions.append(
+            Assertion(cast(Quantity, quantity), str(conditions), comparison, value, text.text, at, conditions)
+        )
+
+
 def _value(draft: Draft, line: int, quantity: str, text: Mapped) -> float | GgmlType | None:
     """The right side of an assertion; None after an error."""
     at = draft.span(line, text)
     if quantity == "type":
         return parse_type_at(draft, line, text)
     if quantity not in ("bpw", "size", "uncovered", "fallbacks"):
-        help = "one can measure `bpw`, `size`, `uncovered`, `fallbacks` and `type(NAME)`"
+        help = (
+            "one can measure `bpw`, `size`, `uncovered`, `fallbacks`, `type(NAME)`, `fits(...)` and "
+            "`tokens_per_second`"
+        )
         draft.error("GP011", f"`@assert` cannot measure `{quantity[:40]}`", at, help)
         return None
     found = _SIZE.fullmatch(text.text)

@@ -1,6 +1,7 @@
 """Formatting: one layout for every recipe, with all comments and the same meaning.
 
 - Blanks around `=`, `|`, `->` and behind directives are one space; types are spelt as ggml does (`q4_K`).
+- The machine in an assertion is spelt in one way: `fits(vram=24G, ram=110G, ctx=32k)`, in this order.
 - In each paragraph of rules the `=` stand below each other, as do the comments behind them. A pattern longer
   than `_WIDEST` takes no part in it.
 - At most one empty line in a row, none at the start or the end; no blanks at line ends; LF.
@@ -14,11 +15,13 @@ import re
 from dataclasses import dataclass
 
 from ggplan.errors import TypeNameError
+from ggplan.rules.conditions import SPEED, ConditionError, parse_conditions
 from ggplan.rules.recipe import parse_wanted, split_lines
 
 _WIDEST = 72
 _WIDEST_CHOICE = 24
 _BLANK = " \t"
+_OF_MACHINE = re.compile(r"(fits|tokens_per_second)[ \t]*\(([^()]*)\)(.*)", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +82,20 @@ def _directive(content: str, note: str | None) -> _Line:
         name, _, type_ = rest.partition("->")
         rest = f"{name.strip(_BLANK)} -> {_type(type_)}"
     elif word == "@assert":
-        rest = re.sub(r"[ \t]*(<=|>=|==|!=|<|>)[ \t]*", r" \1 ", rest, count=1)
+        rest = re.sub(r"[ \t]*(<=|>=|==|!=|<|>)[ \t]*", r" \1 ", _conditions(rest), count=1)
     return _Line(f"{word} {rest}".rstrip(_BLANK), None, note)
+
+
+def _conditions(text: str) -> str:
+    """The conditions of `fits` and `tokens_per_second` in one spelling, if they are some."""
+    found = _OF_MACHINE.fullmatch(text)
+    if found is None:
+        return text
+    try:
+        conditions = parse_conditions(found[2], SPEED)
+    except ConditionError:
+        return text
+    return f"{found[1]}({conditions}){found[3]}"
 
 
 def _choice(text: str) -> str:

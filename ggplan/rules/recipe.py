@@ -14,6 +14,7 @@ from typing import Literal
 
 from ggplan.errors import TypeNameError
 from ggplan.ggml_types import GgmlType, parse_type
+from ggplan.rules.conditions import Conditions
 from ggplan.rules.patterns import resolve
 from ggplan.rules.ranges import NOTHING, Range
 from ggplan.text import nearest
@@ -197,26 +198,29 @@ class Rule:
         return self.location.where
 
 
-Quantity = Literal["bpw", "size", "uncovered", "fallbacks", "type"]
+Quantity = Literal["bpw", "size", "uncovered", "fallbacks", "type", "fits", "tokens_per_second"]
 Comparison = Literal["<=", ">=", "<", ">", "==", "!="]
 Target = Literal["llama.cpp", "ik_llama.cpp"]
 
 
 @dataclass(frozen=True, slots=True)
 class Assertion:
-    """A line `@assert QUANTITY COMPARISON VALUE`: what must hold for the plan of a model.
+    """A line `@assert QUANTITY COMPARISON VALUE`, or `@assert fits(...)`: what must hold for a model's plan.
 
     Attributes
     ----------
     quantity
         Bits per weight, bytes, tensors without a rule, tensors whose type the fallback table replaced,
-        or the type of one tensor.
+        the type of one tensor, whether it fits a machine, or tokens per second there.
     of
-        A role, `gpu` or `cpu` for bpw and size, "" for the whole model; the tensor's name for a type.
+        A role, `gpu` or `cpu` for bpw and size, "" for the whole model; the tensor's name for a type; the
+        conditions of a machine.
     value
-        The number (bytes for a size), or the type.
+        The number (bytes for a size; 1 of `fits`), or the type.
     text, location
         What stands behind `@assert`, and where.
+    conditions
+        The machine; None but for `fits` and `tokens_per_second`.
     """
 
     quantity: Quantity
@@ -225,6 +229,7 @@ class Assertion:
     value: float | GgmlType
     text: str
     location: Location
+    conditions: Conditions | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,8 @@
 mended.
 
 GP301: an assertion does not hold
-    `@assert` says what must be true of the plan: its bpw or size, that no tensor is uncovered, or one
-    tensor's type.
+    `@assert` says what must be true of the plan: its bpw or size, that no tensor is uncovered, one tensor's
+    type, that it fits a machine, or how fast it is there.
     - @assert bpw <= 4.5
 
 GP302: a test fails
@@ -22,6 +22,7 @@ from dataclasses import dataclass, field, replace
 
 from ggplan.ggml_types import GgmlType
 from ggplan.linting.case import Case
+from ggplan.linting.machines import MachineFact, fact_of
 from ggplan.linting.rule import Finding, LintRule
 from ggplan.linting.wording import some
 from ggplan.planning import Fitted, devices_in
@@ -134,6 +135,7 @@ class _Facts:
     case: Case
     _indices: dict[str, int] = field(default_factory=dict)
     _measured: dict[tuple[str, str], tuple[float, str]] = field(default_factory=dict)
+    _on_machines: dict[tuple[str, str], MachineFact] = field(default_factory=dict)
     n_suggested: int = 0
 
     def find(self, name: str) -> int | None:
@@ -156,6 +158,13 @@ class _Facts:
             self._measured[key] = _measure(self.case, promise)
         return self._measured[key]
 
+    def on_machine(self, promise: Assertion) -> MachineFact:
+        """What is so on the machine that a promise is about."""
+        key = (promise.quantity, promise.of)
+        if key not in self._on_machines:
+            self._on_machines[key] = fact_of(self.case, promise)
+        return self._on_machines[key]
+
 
 def _assertion(facts: _Facts, promise: Assertion) -> Outcome:
     text, at = f"@assert {promise.text}", promise.location
@@ -169,12 +178,40 @@ def _assertion(facts: _Facts, promise: Assertion) -> Outcome:
             return Outcome("GP301", text, found.name, None)
         fact, instead = f"{printable(promise.of)} is {found}", f"type({promise.of}) == {found}"
         return Outcome("GP301", text, found.name, _false(at, fact, instead))
+    if promise.conditions is not None:
+        return _of_machine(facts, promise, promise.value)
     value, told = facts.measure(promise)
     if _COMPARE[promise.comparison](value, promise.value):
         return Outcome("GP301", text, told, None)
     told = _told_apart(promise, value, told)
     fact = f"{promise.text} does not hold: it is {told}"
     return Outcome("GP301", text, told, _false(at, fact, _true_of(promise, value)))
+
+
+def _of_machine(facts: _Facts, promise: Assertion, wanted: float) -> Outcome:
+    text, at = f"@assert {promise.text}", promise.location
+    fact = facts.on_machine(promise)
+    shown = printable(promise.text)
+    if fact.value is None:
+        return Outcome("GP301", text, fact.told, _false(at, f"{shown} does not hold: {fact.told}", ""))
+    if _COMPARE[promise.comparison](fact.value, wanted):
+        return Outcome("GP301", text, fact.told, None)
+    if promise.quantity == "fits":
+        told, instead = fact.told, f"fits({fact.instead})" if fact.instead else ""
+    else:
+        told = f"it is {_apart(promise, fact, wanted)}"
+        instead = _true_of(promise, fact.value) if fact.value else ""
+    return Outcome("GP301", text, fact.told, _false(at, f"{shown} does not hold: {told}", instead))
+
+
+def _apart(promise: Assertion, fact: MachineFact, wanted: float) -> str:
+    """What is, with enough digits of the speed to see that the promise does not hold."""
+    shown, blank, rest = fact.told.partition(" ")
+    digits = 2
+    while fact.value and _COMPARE[promise.comparison](float(shown), wanted) and digits < _MOST_DIGITS:
+        digits += 1
+        shown = f"{fact.value:.{digits}f}"
+    return shown + blank + rest
 
 
 def _false(at: Location, fact: str, instead: str) -> FalseAssertion:
