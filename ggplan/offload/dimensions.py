@@ -76,6 +76,7 @@ class Indexer:
     top_k: int
     is_full: tuple[bool, ...]
     pool: int = 0
+    block_size: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -392,4 +393,5 @@ def _indexer(keys: Keys, n_blocks: int, n_trunk: int) -> Indexer | None:
         keys.number("attention.indexer.top_k", 0),
         tuple(f and i < n_trunk for i, f in enumerate(full)),
         keys.number("attention.indexer.kpool", 0),
+        max(1, keys.number("attention.indexer.block_size", 1)),
     )

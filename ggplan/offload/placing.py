@@ -416,7 +416,8 @@ class _Planner:
 
     def tried(self, settings: Settings) -> _Candidate:
         """These settings, reckoned."""
-        weights = place_weights(self.header, self.dimensions, settings, self.gpus)
+        run = self.profile.as_run(settings)
+        weights = place_weights(self.header, self.dimensions, run, self.gpus)
         reckoning = reckon_placed(self.dimensions, settings, weights, len(self.gpus), self.profile)
         return _Candidate(settings, reckoning, weights, shortages(reckoning, self.machine))
 

@@ -32,7 +32,7 @@ _UNLIKE = frozenset({
 })  # fmt: skip
 _ABOUT = frozenset({
     "afmoe", "arctic", "arwkv7", "baichuan", "bloom", "chameleon", "cogvlm", "dbrx", "falcon", "gemma3n",
-    "gpt2", "gptj", "gptneox", "grok", "jais", "minimax-m3", "mpt", "olmo", "plamo2", "refact", "rwkv6",
+    "gpt2", "gptj", "gptneox", "grok", "jais", "mpt", "olmo", "plamo2", "refact", "rwkv6",
     "rwkv6qwen2", "rwkv7", "starcoder", "t5", "talkie",
 })  # fmt: skip
 MEMORY = 24 << 30  # of a GPU of which nothing is known
@@ -60,6 +60,7 @@ def reckon(
         of the cache that do not go together.
     """
     cards = [Gpu("", MEMORY)] * gpus if isinstance(gpus, int) else list(gpus)
+    settings = profile.as_run(settings)
     dimensions = dimensions_of(header)
     weights = place_weights(header, dimensions, settings, cards)
     return reckon_placed(dimensions, settings, weights, len(cards), profile)
@@ -69,9 +70,11 @@ def reckon_placed(
     dimensions: Dimensions, settings: Settings, weights: Weights, n_gpus: int, profile: Profile
 ) -> Reckoning:
     """The same for weights that were placed."""
+    settings = profile.as_run(settings)
     settings = replace(settings, flash_attention=_flash(dimensions, settings, weights))
     _check(dimensions, settings)
-    case = _Case(dimensions, settings, holding_of(dimensions, settings), weights, n_gpus, profile)
+    holding = holding_of(dimensions, settings, limits_outputs=profile.limits_outputs)
+    case = _Case(dimensions, settings, holding, weights, n_gpus, profile)
     sums, context = weights.by_device(), case.context(case.cache())
     draft_context, draft_compute = case.draft()
     compute, compute_note = case.compute()
@@ -87,7 +90,7 @@ def reckon_placed(
         for name in case.names
     )
     streams = n_gpus and settings.op_offload and case.holding.n_tokens >= profile.offload_batch
-    notes = (*_notes(dimensions, settings, profile, weights), *compute_note)
+    notes = (*_notes(dimensions, settings, holding, profile, weights), *compute_note)
     return Reckoning(profile.name, devices, streamed_tensor(weights) if streams else None, notes)
 
 
@@ -165,8 +168,14 @@ class _Case:
 
     def _rules(self) -> Rules:
         settings, profile = self.settings, self.profile
-        is_piped = is_pipelined(settings, self.weights, self.n_gpus)
-        return Rules(self.n_gpus, settings.op_offload, profile.offload_batch, is_piped)
+        return Rules(
+            self.n_gpus,
+            settings.op_offload,
+            profile.offload_batch,
+            profile.pipelines and is_pipelined(settings, self.weights, self.n_gpus),
+            profile.offload_per_expert,
+            profile.keeps_fused,
+        )
 
 
 def _flash(dimensions: Dimensions, settings: Settings, weights: Weights) -> Literal["on", "off"]:
@@ -199,12 +208,20 @@ def _check(dimensions: Dimensions, settings: Settings) -> None:
         )
 
 
-def _notes(dimensions: Dimensions, settings: Settings, profile: Profile, weights: Weights) -> Iterator[str]:
+def _notes(
+    dimensions: Dimensions, settings: Settings, holding: Holding, profile: Profile, weights: Weights
+) -> Iterator[str]:
     shown = printable(dimensions.architecture)
     if not is_known(dimensions.architecture):
         yield f"{shown} is no architecture that is known here: its context is reckoned as plain attention"
     if not profile.exact:
-        yield f"{profile.name}: compute buffers are reckoned by llama.cpp's graphs and may differ by a third"
+        what = "may be twice what they need" if dimensions.is_mla else "may differ by a sixth"
+        yield f"{profile.name}: compute buffers are reckoned by llama.cpp's graphs, experts fused, and {what}"
+    if dimensions.architecture == "minimax-m3" and dimensions.indexer is not None:
+        n = (
+            dimensions.indexer.heads * holding.n_tokens * holding.n_context * 4
+        )  # scores of all positions, f32
+        yield f"compute buffers grow as the context fills: by about {n / 2**20:.0f} MiB where it is full"
     if settings.split_mode in ("row", "tensor"):
         yield f"-sm {settings.split_mode} is reckoned as -sm layer"
     if settings.mtp and not dimensions.n_mtp:

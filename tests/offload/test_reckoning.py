@@ -15,7 +15,7 @@ from program import run
 from ggplan.errors import CheckpointError, PlanError
 from ggplan.ggml_types import parse_type
 from ggplan.offload.machine import Gpu
-from ggplan.offload.profiles import IK_LLAMA_CPP
+from ggplan.offload.profiles import IK_LLAMA_CPP, LLAMA_CPP
 from ggplan.offload.reckon import reckon
 from ggplan.offload.reckoning import DeviceBytes
 from ggplan.offload.settings import Override, Settings
@@ -61,7 +61,7 @@ def test_measured_placements_to_the_byte() -> None:
 def test_all_architectures_that_llama_cpp_makes_up() -> None:
     # Six placements each; one of them here, in turn. Weights and context are right for all.
     near: Counter[str] = Counter()
-    wrong = []
+    wrong, unsaid = [], []
     measured = rows("architectures")
     for i, row in enumerate(measured):
         if i % 6 != (i // 6) % 6:
@@ -74,10 +74,12 @@ def test_all_architectures_that_llama_cpp_makes_up() -> None:
             near["values"] += 1
             near["exact"] += device.compute == compute
             near["close"] += abs(device.compute - compute) <= compute * 0.05
-            near["noted"] += bool(found.notes) and abs(device.compute - compute) > compute * 0.05
+            if abs(device.compute - compute) > compute * 0.1 and not found.notes:
+                unsaid.append((row.model, row.load, row.context, device.name, device.compute, compute))
     assert wrong == []
-    assert near["exact"] >= 0.65 * near["values"]
-    assert near["close"] >= 0.75 * near["values"]
+    assert near["exact"] >= 0.75 * near["values"]
+    assert near["close"] >= 0.85 * near["values"]
+    assert unsaid == []
 
 
 @pytest.mark.parametrize("at", [3, 250, 420, 590])
@@ -132,6 +134,50 @@ def test_patterns_of_strangers_do_not_hang() -> None:
     began = time.process_time()
     reckon(headers("models")[AIR], Settings(overrides=slow, context=4096), 1)
     assert time.process_time() - began < 5
+
+
+@pytest.mark.parametrize(
+    ("model", "context", "batch", "split", "gpus", "host"),
+    [
+        ("GLM-4.5-Air.q4km", 65536, 1024, (), [608.00], None),  # the logs' build had a mask of f32 in RAM
+        ("GLM-4.5-Air.q4km", 65536, 4096, (), [2432.00], None),
+        ("GLM-4.6.hq4k", 512, 4096, (29, 28, 28, 8), [1216.02, 1216.02, 1216.02, 2448.00], 112.05),
+        ("Qwen3-235B-A22B.q4km", 512, 4096, (32, 32, 30), [992.06, None, 2502.14], 96.09),
+        ("Qwen3.6-35B-A3B.q4km", 512, 512, (), [489.00], 4.51),
+        ("Qwen3.5-397B-A17B.q4km", 512, 512, (19, 18, 19, 5), [124.55, None, None, 493.00], None),
+    ],
+)
+def test_ik_llama_cpp_as_its_logs_have_it(
+    model: str,
+    context: int,
+    batch: int,
+    split: tuple[float, ...],
+    gpus: list[float | None],
+    host: float | None,
+) -> None:
+    """Compute buffers of llama-perplexity and llama-sweep-bench on real GPUs, in MiB; None: not compared."""
+    settings = Settings(
+        "llama-perplexity",
+        context=context,
+        batch=batch,
+        micro_batch=batch,
+        flash_attention="on",
+        tensor_split=split,
+    )
+    found = reckon(headers("models")[model], settings, len(gpus), IK_LLAMA_CPP)
+    for device, expected in zip(found.devices, [*gpus, host], strict=True):
+        if expected is not None:
+            assert device.compute / 2**20 == pytest.approx(expected, abs=0.15)
+
+
+def test_ik_llama_cpp_has_no_short_windows() -> None:
+    header = headers("models")["gemma-3-27b.q4_0"]
+    long, short = (
+        sum(d.context for d in reckon(header, Settings(context=32768, slots=1), 1, profile).devices)
+        for profile in (IK_LLAMA_CPP, LLAMA_CPP)
+    )
+    assert long == 62 * 32768 * 16 * 128 * 2 * 2  # blocks, cells, heads, width, K and V, f16
+    assert short < long / 4
 
 
 def test_what_is_guessed_is_said() -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ggplan.offload.graph.attention import Attention, grouped, queries_keys_values
+from ggplan.offload.graph.blockwise import BlockAttention, over_blocks
 from ggplan.offload.graph.experts import Routing, experts
 from ggplan.offload.graph.maker import Maker
 from ggplan.offload.graph.recurrent import States, mamba, mamba2, short_convolution
@@ -84,16 +85,17 @@ def head(
 ) -> None:
     """The last norm and the logits."""
     maker, g, traits = model.maker, model.maker.graph, model.traits
+    keeps = maker.job.profile.is_general
     if traits.rows == "before norm":
-        x.is_output = True  # what a draft head would start from
+        x.is_output = keeps  # what a draft head would start from
         x = maker.rows(x, model.outputs)
     if not maker.has(norm):
         norm = "token_embd_norm.weight"
     x = maker.norm(x, norm, op=_norm_op(maker, norm), bias=norm.replace(".weight", ".bias"))
-    x.is_output = True
+    x.is_output = keeps
     if traits.rows == "after norm":
         x = maker.rows(x, model.outputs)
-        x.is_output = not is_draft
+        x.is_output = keeps and not is_draft
     logits = g.mul_mat(maker.need(matrix), x)
     if traits.squashes_logits:
         logits = g.like("scale", g.like("unary", g.like("scale", logits)))
@@ -142,8 +144,11 @@ def decoder_block(model: Model, x: Tensor, block: int, is_last: bool) -> Tensor:
         inner = normed_by(maker, summed, block, "post_attention_norm")
     else:
         inner = normed  # attention and feed-forward side by side
+    has_post_norm = maker.has(f"{p}post_ffw_norm.weight")
+    if maker.job.profile.adds_experts_first and not has_post_norm and maker.has(f"{p}ffn_gate_inp.weight"):
+        return feed_forward(model, inner, block, summed)
     y = feed_forward(model, inner, block)
-    if maker.has(f"{p}post_ffw_norm.weight"):
+    if has_post_norm:
         y = maker.norm(y, f"{p}post_ffw_norm.weight")
     return _sum(model, y, summed)
 
@@ -183,12 +188,15 @@ def attention_of(model: Model, x: Tensor, block: int) -> Tensor:
     if traits.scales_queries:
         q = g.like("scale", q)
     sinks = maker.weight(f"{p}attn_sinks.weight")
+    if isinstance(attention, BlockAttention) and block >= dims.n_dense and model.positions is not None:
+        out = over_blocks(attention, x, model.positions, block, q, k, v)
+        return maker.project(out, f"{p}attn_output")
     out = grouped(attention, block, q, k, v, sinks=sinks, capped=dims.architecture == "gemma2")
     return maker.biased(maker.project(out, f"{p}attn_output"), f"{p}attn_output")
 
 
-def feed_forward(model: Model, x: Tensor, block: int) -> Tensor:
-    """A dense feed-forward, or experts and what all tokens share."""
+def feed_forward(model: Model, x: Tensor, block: int, before: Tensor | None = None) -> Tensor:
+    """A dense feed-forward, or experts and what all tokens share; `before` is added to the experts."""
     maker, g, traits = model.maker, model.maker.graph, model.traits
     p, dims = f"blk.{block}.", maker.dims
     if not maker.has(f"{p}ffn_gate_inp.weight"):
@@ -197,6 +205,9 @@ def feed_forward(model: Model, x: Tensor, block: int) -> Tensor:
     normalizes = dims.normalizes if traits.normalizes is None else traits.normalizes
     routing = Routing(gating, normalizes, dims.scales_experts, traits.activation, traits.weighs_input)
     y = experts(maker, x, block, routing)
+    if before is not None:
+        y = g.like("add", y, before)
+        g.expand(y)
     if maker.has(f"{p}ffn_down_shexp.weight"):
         shared = maker.feed_forward(x, p, "_shexp", kind=traits.activation, bias=False)
         if maker.has(f"{p}ffn_gate_inp_shexp.weight"):

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from ggplan.ggml_types import F32
 from ggplan.offload.graph.attention import Attention, attention_inputs
+from ggplan.offload.graph.blockwise import block_inputs
 from ggplan.offload.graph.decoder import Model, Traits, decoder_block, head
 from ggplan.offload.graph.gemma import gemma4_block, per_block_inputs
 from ggplan.offload.graph.hybrids import delta_block, kda_block, mamba_block, parallel_block, single_block
@@ -105,6 +106,8 @@ def _inputs(maker: Maker, traits: Traits) -> Model:
     if any(dims.kv_heads) and (not all(dims.recurrent) or dims.architecture == "falcon-h1"):
         if dims.architecture in ("deepseek32", "glm-dsa"):
             attention = sparse_inputs(maker)
+        elif dims.architecture == "minimax-m3":
+            attention = block_inputs(maker)
         else:
             attention = attention_inputs(maker, k_only=dims.is_mla)
     positions = maker.positions() if traits.rotates else None
