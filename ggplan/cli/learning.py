@@ -106,7 +106,7 @@ def learn(
         f"{source} of {printable(header.name)}",
     )
     text = decode_text(path.read_bytes())
-    write_new(with_learned(text, found), str(path), f": {source} teaches", force=True, quiet=True)
+    write_new(with_learned(text, found), str(path.resolve()), f": {source} teaches", force=True, quiet=True)
     return found, [*notes, *odd, f"{printable(str(path))}: {_told(found)}"]
 
 

@@ -90,7 +90,9 @@ def machine_command(
     from ggplan.cli.output import write_new
     from ggplan.version import __version__
 
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if write:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path = path.resolve()  # a link to it stays one
     head = f"A machine that `ggplan fit` plans for; written by ggplan {__version__} (`ggplan machine`)."
     write_new(machine_text(machine, head), str(path), force=force, quiet=quiet)
 

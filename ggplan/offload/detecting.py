@@ -111,6 +111,11 @@ def _nvidia(found: _Found, environment: Mapping[str, str]) -> None:
 
 def _nvidia_card(found: _Found, line: str) -> None:
     cells = [cell.strip() for cell in line.split(",")]
+    if len(cells) == 5 and cells[1].startswith("[N/A"):
+        # A GPU that shares the RAM (GB10) states no memory.
+        name = printable(cells[0])[:80]
+        found.notes.append(f"{name} states no memory of its own: say what it may use with `--vram`")
+        return
     mib = _integer(cells[1]) if len(cells) == 5 else None
     if mib is None or not 0 < mib <= _MOST_MIB:
         found.notes.append(f"a line of nvidia-smi is not understood: {printable(line)[:80]}")
@@ -225,7 +230,7 @@ def _ram(found: _Found, root: Path) -> tuple[int | None, int | None]:
 def _pages(name: str) -> int | None:
     try:
         pages, size = os.sysconf(name), os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError):
+    except (AttributeError, ValueError, OSError):
         return None
     return pages * size if pages > 0 and size > 0 else None
 

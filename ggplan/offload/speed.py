@@ -371,14 +371,16 @@ def _reasons(case: _Case, learned: Learned | None, tokens: int) -> tuple[str, ..
         )
     reads_ram = active.host.weight_bytes > 0.02 * sum(d.weight_bytes for d in active.devices.values())
     if reads_ram and machine.bandwidth is None:
-        found.append("the bandwidth of RAM is not known: from two channels of DDR4 to two of DDR5")
+        found.append(
+            "the bandwidth of RAM is not known (`--bandwidth`): from two channels of DDR4 to two of DDR5"
+        )
     elif reads_ram and (source := machine.sources.get("bandwidth", "")):
         found.append(f"RAM at {(machine.bandwidth or 0) / 1e9:.0f} GB/s ({source})")
     unknown = [gpu_name(i) for i, gpu in enumerate(machine.gpus) if gpu.bandwidth is None]
     if unknown and any(name in active.devices for name in unknown):
-        found.append(f"the bandwidth of {', '.join(unknown)} is not known")
+        found.append(f"the bandwidth of {', '.join(unknown)} is not known (`--cards`)")
     if reads_ram and not machine.cores:
-        found.append("the number of cores is not known, so none limits")
+        found.append("the number of cores is not known (`--cores`), so none limits")
     if tokens == 1 and reads_ram and (slow := case.limited_by_cores()):
         found.append(f"{case.threads} cores decode {', '.join(slow)} slower than RAM gives it")
     if tokens == 1 and active.gpu_crossings > 2:

@@ -79,7 +79,7 @@ def test_a_riser_is_told(seen: Path, tmp_path: Path) -> None:
     "line",
     [
         "", "NVIDIA-SMI has failed", "a,b,c,d,e", "RTX,-5,1,4,16", "RTX,99999999999999999999,1,4,16",
-        "\x1b[31m,1", "RTX 3090, [N/A], [N/A], [N/A], [N/A]", "RTX 3090, 24576, 1, 4, 16, 7",
+        "\x1b[31m,1", "RTX 3090, 24576, 1, 4, 16, 7",
     ],
 )  # fmt: skip
 def test_garbage_is_no_card(line: str, seen: Path, tmp_path: Path) -> None:
@@ -87,6 +87,12 @@ def test_garbage_is_no_card(line: str, seen: Path, tmp_path: Path) -> None:
     assert found.machine.gpus == ()
     assert all(note.isprintable() for note in found.notes)
     assert bool(line) == any("is not understood" in note for note in found.notes)
+
+
+def test_a_card_that_shares_the_ram_states_no_memory(seen: Path, tmp_path: Path) -> None:
+    found = detect(seen, _says(tmp_path / "bin", "NVIDIA GB10, [N/A], [N/A], 5, 16"))
+    assert found.machine.gpus == ()
+    assert found.notes == ("NVIDIA GB10 states no memory of its own: say what it may use with `--vram`",)
 
 
 def test_a_card_whose_slot_is_not_known_is_still_a_card(seen: Path, tmp_path: Path) -> None:

@@ -41,6 +41,17 @@ def test_it_is_written_and_never_replaced_unasked(tmp_path: Path) -> None:
     assert read_machine(path).bandwidth == 80e9
 
 
+def test_a_link_to_the_file_stays_one(tmp_path: Path) -> None:
+    environment = _environment(tmp_path)
+    home, link = tmp_path / "dotfiles.toml", tmp_path / "config" / "ggplan" / "machine.toml"
+    home.write_text("cores = 4\n", "utf-8")
+    link.parent.mkdir(parents=True)
+    link.symlink_to(home)
+    assert program.run("machine", "--no-measure", "--write", "--force", **environment).returncode == 0
+    assert link.is_symlink()
+    assert read_machine(home).ram
+
+
 def test_margins_and_what_was_learned_are_kept(tmp_path: Path) -> None:
     environment = _environment(tmp_path)
     path = tmp_path / "config" / "ggplan" / "machine.toml"
