@@ -409,14 +409,15 @@ class _Planner:
         for one in weights.loaded:
             if one.device != HOST and one.use not in routed:
                 sizes[_layer(one.use, len(sizes))] += one.n_bytes
-        holding = holding_of(self.dimensions, settings)
+        holding = holding_of(self.dimensions, self.profile.as_run(settings))
         for tensor in cache_tensors(self.dimensions, settings, holding):
             sizes[tensor.block] += device_bytes(gpu_name(0), tensor.type, tensor.shape)
         return sizes
 
     def tried(self, settings: Settings) -> _Candidate:
         """These settings, reckoned."""
-        weights = place_weights(self.header, self.dimensions, settings, self.gpus)
+        run = self.profile.as_run(settings)
+        weights = place_weights(self.header, self.dimensions, run, self.gpus)
         reckoning = reckon_placed(self.dimensions, settings, weights, len(self.gpus), self.profile)
         return _Candidate(settings, reckoning, weights, shortages(reckoning, self.machine))
 

@@ -70,6 +70,7 @@ def reckon_placed(
     dimensions: Dimensions, settings: Settings, weights: Weights, n_gpus: int, profile: Profile
 ) -> Reckoning:
     """The same for weights that were placed."""
+    settings = profile.as_run(settings)
     settings = replace(settings, flash_attention=_flash(dimensions, settings, weights))
     _check(dimensions, settings)
     holding = holding_of(dimensions, settings, limits_outputs=profile.limits_outputs)
