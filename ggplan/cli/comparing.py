@@ -13,11 +13,14 @@ import click
 from ggplan.cli.options import note
 
 if TYPE_CHECKING:
+    from ggplan.cli.fit import WishOptions
+    from ggplan.cli.planning import PlanningOptions
     from ggplan.ggml_types import GgmlType
     from ggplan.offload.comparing import Compared, Variant
-    from ggplan.offload.header import Header
+    from ggplan.offload.flags import Engine
+    from ggplan.offload.known_machine import Stated
     from ggplan.offload.machine import Machine
-    from ggplan.offload.placement import Wishes
+    from ggplan.offload.placement import Placement
     from ggplan.offload.profiles import Profile
 
 SCHEMA = "ggplan/compare@1"
@@ -71,39 +74,65 @@ def _refuse_several(varied: Varied, contexts: tuple[tuple[int, ...], ...]) -> No
         raise click.UsageError("--role belongs to --compare")
 
 
-def show_comparison(
-    varied: Varied,
-    header_of: Callable[[str, str | None], Header],
-    wishes_of: Callable[[str | None], Wishes],
-    machine: Machine,
-    profile: Profile,
-    *,
-    as_json: bool,
-    quiet: bool,
-) -> None:
-    """One table of all variants; ends with exit code 1 where none of them fits."""
-    from ggplan.offload.comparing import compare
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What is varied, what is the same in all variants, and the machine."""
 
-    variants = list(variants_of(varied, header_of, wishes_of, quiet=quiet))
-    compared = compare(variants, machine, profile)
+    varied: Varied
+    planning: PlanningOptions
+    wished: WishOptions
+    engine: Engine
+    machine: Machine
+
+    @property
+    def profile(self) -> Profile:
+        """The engine's build."""
+        from ggplan.offload.profiles import PROFILES
+
+        return PROFILES[self.engine]
+
+
+def show_comparison(asked: Asked, *, as_json: bool) -> None:
+    """One table of all variants; ends with exit code 1 where none of them fits."""
+    compared = _compared(asked)
     if as_json:
-        _print_json(compared, machine, profile)
+        _print_json(compared, asked.machine, asked.profile)
     else:
-        _print(compared, profile, quiet=quiet)
+        _print(compared, asked.profile, quiet=asked.planning.quiet)
     if not any(one.placement.fits for one in compared):
         raise SystemExit(1)
 
 
-def variants_of(
-    varied: Varied,
-    header_of: Callable[[str, str | None], Header],
-    wishes_of: Callable[[str | None], Wishes],
-    *,
-    quiet: bool,
-) -> Iterator[Variant]:
+def named_placements(
+    varied: Varied, planning: PlanningOptions, stated: Stated, engine: Engine | None
+) -> dict[str, Placement]:
+    """Each variant's placement, by what sets it apart."""
+    from ggplan.cli.fit import WishOptions, known_machine
+
+    wished = WishOptions(None, None, None, 1, None, ())
+    machine = known_machine(stated, None, quiet=planning.quiet)
+    compared = _compared(Asked(varied, planning, wished, engine or "llama.cpp", machine))
+    named: dict[str, Placement] = {}
+    for one in compared:
+        words = (
+            value if key in ("file", "recipe") else f"{key} {value}" for key, value in one.variant.labels
+        )
+        named[", ".join(words) or one.placement.header.name] = one.placement
+    return named
+
+
+def _compared(asked: Asked) -> tuple[Compared, ...]:
+    from ggplan.offload.comparing import compare
+
+    return compare(list(_variants(asked)), asked.machine, asked.profile)
+
+
+def _variants(asked: Asked) -> Iterator[Variant]:
     """All combinations, in the order given."""
+    from ggplan.cli.fit import planned_header, wishes_from
     from ggplan.offload.comparing import Variant, with_part_in
 
+    varied, planning = asked.varied, asked.planning
     recipes: tuple[str | None, ...] = varied.recipes or (None,)
     caches: tuple[str | None, ...] = varied.kv_types or (None,)
     contexts: tuple[int | None, ...] = varied.contexts or (None,)
@@ -115,12 +144,15 @@ def variants_of(
         raise click.UsageError(f"these are {n:,} combinations; {MOST} can be compared")
     told: set[str] = set()
     for model, recipe in itertools.product(varied.models, recipes):
-        plain = header_of(model, recipe)
+        # What is noted of a model is noted once, not for each recipe.
+        quiet = planning.quiet or model in told
+        told.add(model)
+        plain = planned_header(model, replace(planning, recipe_name=recipe, quiet=quiet))
         for chosen in itertools.product(*(types for _, types in parts)):
             header = plain
             for (part, _), type_ in zip(parts, chosen, strict=True):
                 header, notes = with_part_in(header, part, type_)
-                note(*(text for text in notes if text not in told), quiet=quiet)
+                note(*(text for text in notes if text not in told), quiet=planning.quiet)
                 told |= set(notes)
             for cache, context in itertools.product(caches, contexts):
                 labels = [("file", model)] if len(varied.models) > 1 else []
@@ -128,7 +160,8 @@ def variants_of(
                 labels += [(part, t.name) for (part, _), t in zip(parts, chosen, strict=True)]
                 labels += [("KV", cache)] if cache is not None and len(caches) > 1 else []
                 labels += [("context", f"{context:,}")] if context is not None and len(contexts) > 1 else []
-                yield Variant(tuple(labels), header, replace(wishes_of(cache), context=context))
+                wished = replace(asked.wished, context=context, kv_type=cache)
+                yield Variant(tuple(labels), header, wishes_from(wished, asked.engine))
 
 
 def _part(text: str) -> tuple[str, list[GgmlType]]:
@@ -137,9 +170,7 @@ def _part(text: str) -> tuple[str, list[GgmlType]]:
 
     part, equals, names = text.partition("=")
     if not equals or not part or not names:
-        raise click.BadParameter(
-            "write PART=TYPE,TYPE, such as experts.down=q8_0,q5_0", param_hint="--role"
-        )
+        raise click.BadParameter("write PART=TYPE,TYPE, such as experts.down=q8_0,q5_0", param_hint="--role")
     try:
         return part.strip(), [parse_type(name.strip()) for name in names.split(",")]
     except TypeNameError as error:
@@ -159,7 +190,13 @@ def _print(compared: tuple[Compared, ...], profile: Profile, *, quiet: bool) -> 
     columns = [*((heading, "left") for heading in headings), ("size", "right")]
     for name in shown:
         columns += [(name, "right"), (f"{name} left", "right")]
-    columns += [("tok/s", "right"), ("likely", "right"), ("full", "right"), ("prompts", "right"), ("", "left")]
+    columns += [
+        ("tok/s", "right"),
+        ("likely", "right"),
+        ("full", "right"),
+        ("prompts", "right"),
+        ("", "left"),
+    ]
     rows = []
     for one in compared:
         placement = one.placement
@@ -193,7 +230,9 @@ def _print_json(compared: tuple[Compared, ...], machine: Machine, profile: Profi
         placement = one.placement
         found = placement_json(placement, placement.header.name, ())
         kept = {
-            key: value for key, value in found.items() if key not in ("command", "measure", "ways_out", "engine")
+            key: value
+            for key, value in found.items()
+            if key not in ("command", "measure", "ways_out", "engine")
         }
         rows.append({
             "variant": dict(one.variant.labels),

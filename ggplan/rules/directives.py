@@ -256,7 +256,11 @@ def _assert_of_machine(draft: Draft, line: int, text: Mapped, found: re.Match[st
     is_speed = quantity == "tokens_per_second"
     if is_speed != bool(found["op"]) or bool(found["op"]) != bool(found["value"]):
         problem = "`tokens_per_second` needs a comparison and a number" if is_speed else "`fits` has no value"
-        help = "write `@assert tokens_per_second >= 8`" if is_speed else "write `@assert fits(vram=24G, ram=110G)`"
+        help = (
+            "write `@assert tokens_per_second >= 8`"
+            if is_speed
+            else "write `@assert fits(vram=24G, ram=110G)`"
+        )
         draft.error("GP011", problem, at, help)
         return
     conditions, value = Conditions(), 1.0

@@ -15,8 +15,8 @@ from ggplan.cli import cli
 from ggplan.inventories import inventory
 from ggplan.offload.completing import completed
 from ggplan.offload.header import header_of
-from ggplan.offload.placing import place
 from ggplan.offload.placement import Wishes
+from ggplan.offload.placing import place
 from ggplan.offload.settings import Override
 from ggplan.offload.usual import example, usual_rate, usual_reads
 from ggplan.planning import in_memory
