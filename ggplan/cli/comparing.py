@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ggplan.cli.planning import PlanningOptions
     from ggplan.ggml_types import GgmlType
     from ggplan.offload.comparing import Compared, Variant
-    from ggplan.offload.flags import Engine
+    from ggplan.ggml_types import Engine
     from ggplan.offload.known_machine import Stated
     from ggplan.offload.machine import Machine
     from ggplan.offload.placement import Placement
