@@ -1,4 +1,4 @@
-"""`ggplan fit --compare`: the same model under recipes, types of a part, types of keys and values, and contexts."""
+"""`ggplan fit --compare`: a model under recipes, types of a part, types of keys and values, and contexts."""
 
 from __future__ import annotations
 

@@ -87,8 +87,8 @@ class Lines:
 @click.option("--explain", is_flag=True, help="Say what each option of the command does, and why.")
 @click.option("--output", "form", type=click.Choice(["text", "sh", "json", "systemd"]), default="text",
               help="Print a script, JSON or a systemd service [default: text].")  # fmt: skip
-@click.option("--compare", is_flag=True,
-              help="One table of all combinations of several FILEs, -r, --role, --kv-type and -c (8k,32k).")  # fmt: skip
+@click.option("--compare", is_flag=True, help="One table of all combinations of several FILEs, -r, --role, "
+              "--kv-type and -c (8k,32k).")  # fmt: skip
 @click.option("--role", "parts", multiple=True, metavar="PART=TYPE,...",
               help="With --compare, all matrices of a part in each of these types: experts.down=q8_0,q5_0; a "
               "role of recipes, or what tensors are called (down_exps, attn_q).")  # fmt: skip
