@@ -72,7 +72,7 @@ def reckon_placed(
     """The same for weights that were placed."""
     settings = profile.as_run(settings)
     settings = replace(settings, flash_attention=_flash(dimensions, settings, weights))
-    _check(dimensions, settings)
+    _check(dimensions, settings, profile)
     holding = holding_of(dimensions, settings, limits_outputs=profile.limits_outputs)
     case = _Case(dimensions, settings, holding, weights, n_gpus, profile)
     sums, context = weights.by_device(), case.context(case.cache())
@@ -136,7 +136,7 @@ class _Case:
         job = self._job(replace(self.holding, n_outputs=min(self.holding.n_tokens, self.holding.n_slots)))
         try:
             return context, dict(zip(self.names, draft_sizes(job, self._rules()), strict=True))
-        except LookupError:
+        except (LookupError, ArithmeticError):
             return context, {}
 
     def compute(self) -> tuple[dict[str, int], tuple[str, ...]]:
@@ -153,9 +153,14 @@ class _Case:
             notes = (f"{name}: compute buffers are a plain decoder's, and may be off by a fifth",)
         try:
             sizes = compute_sizes(job, rules)
-        except LookupError as error:
-            missing = printable(str(error.args[0]))
-            notes = (f"compute buffers are a rule of thumb, and may be far off: there is no {missing}",)
+        except (LookupError, ArithmeticError) as error:
+            # A missing tensor is a KeyError or a LookupError of ours; sizes that are 0 or do not go together
+            # divide by nothing or reach beyond a list.
+            is_named = not isinstance(error, IndexError | ArithmeticError)
+            why = (
+                f"there is no {printable(str(error.args[0]))}" if is_named else "its sizes do not go together"
+            )
+            notes = (f"compute buffers are a rule of thumb, and may be far off: {why}",)
             streamed = streamed_tensor(self.weights)
             sizes = thumb_sizes(job, rules, streamed[1] if streamed else 0)
         return dict(zip(self.names, sizes, strict=True)), notes
@@ -194,9 +199,9 @@ def _flash(dimensions: Dimensions, settings: Settings, weights: Weights) -> Lite
     return "on"
 
 
-def _check(dimensions: Dimensions, settings: Settings) -> None:
+def _check(dimensions: Dimensions, settings: Settings, profile: Profile) -> None:
     k, v = settings.cache_k, settings.cache_v
-    if dimensions.is_mla and k is not v:
+    if dimensions.is_mla and k is not v and profile.compares_latent_types:
         raise PlanError(
             f"K as {k.name} and V as {v.name}: the engine refuses, for this model has one cache for both",
             hint=f"give -ctv {k.name} too",

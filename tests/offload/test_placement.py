@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from memory_rows import headers
 
 from ggplan.errors import PlanError
 from ggplan.ggml_types import F16, parse_type
@@ -286,3 +287,12 @@ def test_numbers_are_found_and_no_others(numbers: set[int]) -> None:
 def test_the_profile_is_that_of_the_engine() -> None:
     assert place(air(), machine(24)).profile is LLAMA_CPP
     assert replace(place(air(), machine(24)), notes=()).fits
+
+
+def test_a_larger_micro_batch_is_only_taken_where_it_reads_prompts_faster() -> None:
+    # Copying 200 GB of experts takes longer than computing a small batch on the cores of a server.
+    model = headers("models")["Qwen3.5-397B-A17B.q4km"]
+    server = Machine((Gpu("", 24 * GIB, 936e9, 22e9),), 512 * GIB, 400e9, 64)
+    found = place(model, server, Wishes(context=8192), IK_LLAMA_CPP)
+    small = place(model, server, Wishes(context=8192, micro_batch=512), IK_LLAMA_CPP)
+    assert found.prompt.likely >= small.prompt.likely
