@@ -296,3 +296,30 @@ def test_a_larger_micro_batch_is_only_taken_where_it_reads_prompts_faster() -> N
     found = place(model, server, Wishes(context=8192), IK_LLAMA_CPP)
     small = place(model, server, Wishes(context=8192, micro_batch=512), IK_LLAMA_CPP)
     assert found.prompt.likely >= small.prompt.likely
+
+
+def test_a_gpu_that_is_too_small_for_anything_is_left_out() -> None:
+    found = place(air(), machine(1), Wishes(context=8192))
+    assert not found.fits
+    ways = ways_out(found)
+    assert [way.options for way in ways] == ["--gpus 0"]
+    assert ways[0].placement.fits
+    assert ways[0].placement.settings.gpu_layers == 0
+
+
+def test_all_experts_in_fewer_bits_where_those_in_ram_alone_are_not_enough() -> None:
+    found = place(air(), machine(24, ram=32), Wishes(context=32768))
+    (way,) = ways_out(found)
+    assert "all experts in" in way.what
+    assert way.placement.fits
+
+
+def test_the_order_of_gpus_is_a_way_out() -> None:
+    # 80 GB have room for the tensor that is streamed, 6 GB have not.
+    model = headers("models")["Kimi-K2.q4_0"]
+    found = place(model, machine(6, 80, ram=512), Wishes(context=4096))
+    assert [s.device for s in found.shortages] == ["CUDA0", "host"]
+    way = ways_out(found, 1)[0]
+    assert way.options == "--vram 80G,6G"
+    assert "CUDA_VISIBLE_DEVICES=1,0" in way.what
+    assert place(model, machine(80, 6, ram=512), Wishes(context=4096)).fits
