@@ -286,6 +286,7 @@ def _draw_types(files: tuple[str, ...], asked: _Asked, title: str) -> Drawing:
 def _draw_fit(models: list[str], others: list[Path], asked: _Asked, title: str) -> Drawing:
     from ggplan.charts import draw_fit
     from ggplan.cli.comparing import Varied, named_placements
+    from ggplan.cli.fit import WishOptions, asked_of, known_machine
     from ggplan.cli.planning import PlanningOptions
     from ggplan.errors import ChartError
     from ggplan.text import printable
@@ -299,7 +300,10 @@ def _draw_fit(models: list[str], others: list[Path], asked: _Asked, title: str) 
     planning = PlanningOptions(
         None, False, None, None, "refuse", "default", False, asked.opening, asked.quiet
     )
-    return draw_fit(named_placements(varied, planning, asked.stated, asked.engine), title=title)
+    wished = WishOptions(None, None, None, 1, None, ())
+    machine = known_machine(asked.stated, None, quiet=asked.quiet)
+    drawn = asked_of(varied, planning, wished, asked.engine or "llama.cpp", machine)
+    return draw_fit(named_placements(drawn), title=title)
 
 
 def _draw_parts(models: list[str], others: list[Path], asked: _Asked, title: str) -> Drawing:

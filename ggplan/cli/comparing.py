@@ -1,11 +1,11 @@
-"""`ggplan fit --compare`: the same model under recipes, types of a part, types of keys and values, and contexts."""
+"""`ggplan fit --compare`: a model under recipes, types of a part, types of keys and values, and contexts."""
 
 from __future__ import annotations
 
 import functools
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,14 +13,11 @@ import click
 from ggplan.cli.options import note
 
 if TYPE_CHECKING:
-    from ggplan.cli.fit import WishOptions
-    from ggplan.cli.planning import PlanningOptions
     from ggplan.ggml_types import GgmlType
     from ggplan.offload.comparing import Compared, Variant
-    from ggplan.ggml_types import Engine
-    from ggplan.offload.known_machine import Stated
+    from ggplan.offload.header import Header
     from ggplan.offload.machine import Machine
-    from ggplan.offload.placement import Placement
+    from ggplan.offload.placement import Placement, Wishes
     from ggplan.offload.profiles import Profile
 
 SCHEMA = "ggplan/compare@1"
@@ -76,20 +73,22 @@ def _refuse_several(varied: Varied, contexts: tuple[tuple[int, ...], ...]) -> No
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What is varied, what is the same in all variants, and the machine."""
+    """What is varied, and the machine.
+
+    Attributes
+    ----------
+    header_of
+        The header of a file under a recipe; the last argument is whether its notes are known.
+    wishes_of
+        What is asked for with these types of keys and values, and this context.
+    """
 
     varied: Varied
-    planning: PlanningOptions
-    wished: WishOptions
-    engine: Engine
+    header_of: Callable[[str, str | None, bool], Header]
+    wishes_of: Callable[[str | None, int | None], Wishes]
     machine: Machine
-
-    @property
-    def profile(self) -> Profile:
-        """The engine's build."""
-        from ggplan.offload.profiles import PROFILES
-
-        return PROFILES[self.engine]
+    profile: Profile
+    quiet: bool
 
 
 def show_comparison(asked: Asked, *, as_json: bool) -> None:
@@ -98,25 +97,16 @@ def show_comparison(asked: Asked, *, as_json: bool) -> None:
     if as_json:
         _print_json(compared, asked.machine, asked.profile)
     else:
-        _print(compared, asked.profile, quiet=asked.planning.quiet)
+        _print(compared, asked.profile, quiet=asked.quiet)
     if not any(one.placement.fits for one in compared):
         raise SystemExit(1)
 
 
-def named_placements(
-    varied: Varied, planning: PlanningOptions, stated: Stated, engine: Engine | None
-) -> dict[str, Placement]:
+def named_placements(asked: Asked) -> dict[str, Placement]:
     """Each variant's placement, by what sets it apart."""
-    from ggplan.cli.fit import WishOptions, known_machine
-
-    wished = WishOptions(None, None, None, 1, None, ())
-    machine = known_machine(stated, None, quiet=planning.quiet)
-    compared = _compared(Asked(varied, planning, wished, engine or "llama.cpp", machine))
     named: dict[str, Placement] = {}
-    for one in compared:
-        words = (
-            value if key in ("file", "recipe") else f"{key} {value}" for key, value in one.variant.labels
-        )
+    for one in _compared(asked):
+        words = (v if key in ("file", "recipe") else f"{key} {v}" for key, v in one.variant.labels)
         named[", ".join(words) or one.placement.header.name] = one.placement
     return named
 
@@ -129,10 +119,9 @@ def _compared(asked: Asked) -> tuple[Compared, ...]:
 
 def _variants(asked: Asked) -> Iterator[Variant]:
     """All combinations, in the order given."""
-    from ggplan.cli.fit import planned_header, wishes_from
     from ggplan.offload.comparing import Variant, with_part_in
 
-    varied, planning = asked.varied, asked.planning
+    varied = asked.varied
     recipes: tuple[str | None, ...] = varied.recipes or (None,)
     caches: tuple[str | None, ...] = varied.kv_types or (None,)
     contexts: tuple[int | None, ...] = varied.contexts or (None,)
@@ -145,14 +134,13 @@ def _variants(asked: Asked) -> Iterator[Variant]:
     told: set[str] = set()
     for model, recipe in itertools.product(varied.models, recipes):
         # What is noted of a model is noted once, not for each recipe.
-        quiet = planning.quiet or model in told
+        plain = asked.header_of(model, recipe, model in told)
         told.add(model)
-        plain = planned_header(model, replace(planning, recipe_name=recipe, quiet=quiet))
         for chosen in itertools.product(*(types for _, types in parts)):
             header = plain
             for (part, _), type_ in zip(parts, chosen, strict=True):
                 header, notes = with_part_in(header, part, type_)
-                note(*(text for text in notes if text not in told), quiet=planning.quiet)
+                note(*(text for text in notes if text not in told), quiet=asked.quiet)
                 told |= set(notes)
             for cache, context in itertools.product(caches, contexts):
                 labels = [("file", model)] if len(varied.models) > 1 else []
@@ -160,8 +148,7 @@ def _variants(asked: Asked) -> Iterator[Variant]:
                 labels += [(part, t.name) for (part, _), t in zip(parts, chosen, strict=True)]
                 labels += [("KV", cache)] if cache is not None and len(caches) > 1 else []
                 labels += [("context", f"{context:,}")] if context is not None and len(contexts) > 1 else []
-                wished = replace(asked.wished, context=context, kv_type=cache)
-                yield Variant(tuple(labels), header, wishes_from(wished, asked.engine))
+                yield Variant(tuple(labels), header, asked.wishes_of(cache, context))
 
 
 def _part(text: str) -> tuple[str, list[GgmlType]]:

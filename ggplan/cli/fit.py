@@ -17,6 +17,7 @@ from ggplan.cli.sizes import TokenCounts
 from ggplan.offload.known_machine import Stated
 
 if TYPE_CHECKING:
+    from ggplan.cli.comparing import Asked
     from ggplan.ggml_types import Engine, GgmlType
     from ggplan.offload.header import Header
     from ggplan.offload.machine import Machine
@@ -87,8 +88,8 @@ class Lines:
 @click.option("--explain", is_flag=True, help="Say what each option of the command does, and why.")
 @click.option("--output", "form", type=click.Choice(["text", "sh", "json", "systemd"]), default="text",
               help="Print a script, JSON or a systemd service [default: text].")  # fmt: skip
-@click.option("--compare", is_flag=True,
-              help="One table of all combinations of several FILEs, -r, --role, --kv-type and -c (8k,32k).")  # fmt: skip
+@click.option("--compare", is_flag=True, help="One table of all combinations of several FILEs, -r, --role, "
+              "--kv-type and -c (8k,32k).")  # fmt: skip
 @click.option("--role", "parts", multiple=True, metavar="PART=TYPE,...",
               help="With --compare, all matrices of a part in each of these types: experts.down=q8_0,q5_0; a "
               "role of recipes, or what tensors are called (down_exps, attn_q).")  # fmt: skip
@@ -144,16 +145,32 @@ def _compare(
     varied: Varied, wished: WishOptions, lines: Lines, planning: PlanningOptions, stated: Stated, form: Form,
     *, explain: bool,
 ) -> None:  # fmt: skip
-    from ggplan.cli.comparing import Asked, show_comparison
+    from ggplan.cli.comparing import show_comparison
 
     if lines.command or lines.check or lines.log or explain or form not in ("text", "json"):
         raise click.UsageError(
             "--compare goes with none of --command, --check, --calibrate, --explain and --output"
         )
-    engine: Engine = lines.engine or "llama.cpp"
     machine = known_machine(stated, lines.n_gpus, quiet=planning.quiet)
-    asked = Asked(varied, planning, wished, engine, machine)
+    asked = asked_of(varied, planning, wished, lines.engine or "llama.cpp", machine)
     show_comparison(asked, as_json=form == "json")
+
+
+def asked_of(
+    varied: Varied, planning: PlanningOptions, wished: WishOptions, engine: Engine, machine: Machine
+) -> Asked:
+    """What is compared, by the options of this command."""
+    from ggplan.cli.comparing import Asked
+    from ggplan.offload.profiles import PROFILES
+
+    def header_of(model: str, recipe: str | None, is_known: bool) -> Header:
+        quiet = planning.quiet or is_known
+        return planned_header(model, replace(planning, recipe_name=recipe, quiet=quiet))
+
+    def wishes_of(kv_type: str | None, context: int | None) -> Wishes:
+        return wishes_from(replace(wished, kv_type=kv_type, context=context), engine)
+
+    return Asked(varied, header_of, wishes_of, machine, PROFILES[engine], planning.quiet)
 
 
 def _learn(header: Header, wished: WishOptions, lines: Lines, stated: Stated, *, quiet: bool) -> None:

@@ -1,4 +1,4 @@
-"""Counts on the command line: bytes (`48G`, `1.5GiB`), tokens (`32k`), and the sizes of files that logs are of."""
+"""Counts on a command line: bytes (`48G`, `1.5GiB`), tokens (`32k`), and sizes of files that logs are of."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """What if: the same model with other types of one part, and what sets variants apart.
 
 A part is a role of the recipe language (`experts.down`, `attention`, `shared`) or what tensors of blocks are
-called (`attn_q`, `ffn_down_exps`, or `down_exps` for short). A type whose blocks do not divide a row gives way to
-what llama-quantize would write.
+called (`attn_q`, `ffn_down_exps`, or `down_exps` for short). A type whose blocks do not divide a row gives
+way to what llama-quantize would write.
 """
 
 from __future__ import annotations

@@ -200,7 +200,7 @@ class _Planner:
             return False
         alone = replace(self, machine=replace(self.machine, gpus=self.gpus[:1]))
         first = best.reckoning.devices[0]
-        room = self.gpus[0].memory - self.machine.gpu_margin - first.compute - first.draft_compute
+        room = self.gpus[0].memory - self.machine.gpu_margin - first.whole_compute
         settings = replace(best.settings, tensor_split=(), overrides=self.wishes.pins)
         room -= sum(alone.sizes(settings, experts=not self.experts))
         if room < 0:
@@ -393,7 +393,7 @@ class _Planner:
 
     def rooms(self, known: Reckoning) -> list[int]:
         """Bytes of each GPU for weights and context, with compute buffers as they were reckoned."""
-        compute = [d.compute + d.draft_compute for d in known.devices[:-1]]
+        compute = [d.whole_compute for d in known.devices[:-1]]
         return [g.memory - self.machine.gpu_margin - c for g, c in zip(self.gpus, compute, strict=True)]
 
     def split(self, settings: Settings, sizes: Sequence[int]) -> Settings:

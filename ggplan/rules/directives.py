@@ -280,7 +280,7 @@ def _assert_of_machine(draft: Draft, line: int, text: Mapped, found: re.Match[st
         value_at = text[found.start("value") : found.end("value")].strip()
         number = _SIZE.fullmatch(value_at.text)
         if number is None or number[2] or found["op"] in ("=", "==", "!="):
-            draft.error("GP011", "`tokens_per_second` is compared with a plain number by `>=`, `>`, `<=` or `<`",
+            draft.error("GP011", "`tokens_per_second` is compared with a number by `>=`, `>`, `<=`, `<`",
                         at, "write `@assert tokens_per_second >= 8`")  # fmt: skip
             return
         value = float(number[1])
