@@ -17,7 +17,7 @@ from ggplan.offload.graph.maker import Job
 from ggplan.offload.graph.schedule import Rules
 from ggplan.offload.graph.thumb import thumb_sizes
 from ggplan.offload.header import Header
-from ggplan.offload.holding import N_DRAFTED, Holding, holding_of
+from ggplan.offload.holding import Holding, holding_of
 from ggplan.offload.machine import Gpu
 from ggplan.offload.profiles import LLAMA_CPP, Profile
 from ggplan.offload.reckoning import DeviceBytes, Reckoning
@@ -127,7 +127,7 @@ class _Case:
         """What the main context keeps of its state before each drafted token."""
         if not self._drafts or self.dimensions.architecture not in ROLLS_BACK:
             return {}
-        kept = replace(self.holding, n_planes=1 + N_DRAFTED)
+        kept = replace(self.holding, n_planes=1 + self.settings.n_drafted)
         more = self.context(cache_tensors(self.dimensions, self.settings, kept))
         return {name: more[name] - n_bytes for name, n_bytes in self.context(self.cache()).items()}
 

@@ -82,4 +82,5 @@ def _systemd_quoted(word: str) -> str:
     if _SYSTEMD_PLAIN.fullmatch(word):
         return word
     escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
-    return f'"{escaped}"'
+    # A line's end would begin a directive of its own.
+    return '"' + re.sub(r"[\x00-\x1f\x7f]", lambda c: f"\\x{ord(c[0]):02x}", escaped) + '"'

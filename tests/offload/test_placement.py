@@ -257,6 +257,12 @@ def test_scripts_and_services_start_the_same() -> None:
     assert [w.replace("%%", "%").replace("$$", "$") for w in shlex.split(start)][1:] == words
 
 
+def test_a_name_of_two_lines_is_no_directive_of_a_service() -> None:
+    service = unit(["llama-server", "-m", "a\nExecStartPre=rm b.gguf"], "of a\nb")
+    assert '"a\\x0aExecStartPre=rm b.gguf"' in service
+    assert not any(line.startswith(("ExecStartPre", "b")) for line in service.splitlines())
+
+
 def test_ik_llama_is_told_in_its_own_words() -> None:
     words = server_command(place(air(), machine(24), profile=IK_LLAMA_CPP), "m.gguf")
     assert "--no-mmap" in words
