@@ -28,7 +28,7 @@ from ggplan.offload.placing import place
 from ggplan.offload.profiles import IK_LLAMA_CPP, LLAMA_CPP, PROFILES
 from ggplan.offload.reckon import reckon
 from ggplan.offload.settings import Override
-from ggplan.offload.starting import bench_command, script, server_command, shown, unit
+from ggplan.offload.starting import bench_command, bench_settings, script, server_command, shown, unit
 from ggplan.offload.ways_out import ways_out
 from ggplan.planning import make_plan
 
@@ -329,3 +329,15 @@ def test_the_order_of_gpus_is_a_way_out() -> None:
     assert way.options == "--vram 80G,6G"
     assert "CUDA_VISIBLE_DEVICES=1,0" in way.what
     assert place(model, machine(80, 6, ram=512), Wishes(context=4096)).fits
+
+
+@pytest.mark.parametrize("vram", [(24,), (24, 12), (16,), (12, 12)])
+def test_what_measures_it_fits_too(vram: tuple[float, ...]) -> None:
+    # llama-bench holds the logits of every token: 1.2 GB for 2,048 of GLM-4.5-Air, more than is left.
+    made = place(air(), machine(*vram), Wishes(context=8192))
+    read = parse_command(shlex.join(bench_command(made, "m.gguf")))
+    found = reckon(air(), read, made.machine.gpus)
+    for device, gpu in zip(found.devices[:-1], made.machine.gpus, strict=True):
+        assert device.total <= gpu.memory - made.machine.gpu_margin
+    assert read.overrides == made.settings.overrides
+    assert read.micro_batch == bench_settings(made).micro_batch <= made.settings.micro_batch
