@@ -207,7 +207,9 @@ def _compiled(pattern: str) -> Any:
     try:
         return re2.compile(pattern, re2_options(PATTERN_MEMORY))
     except re2.error as error:
-        raise PlanError(f"the pattern {shown} is no regex that can be run: {error}") from None
+        why = error.args[0] if error.args else ""
+        why = why.decode(errors="replace") if isinstance(why, bytes) else str(why)
+        raise PlanError(f"the pattern {shown} is no regex that can be run: {printable(why)}") from None
 
 
 # --- Loading -----------------------------------------------------------------------------------------
