@@ -320,6 +320,19 @@ class _Case:
         per_expert = tokens * self.active.used_share if self.profile.offload_per_expert else tokens
         return per_expert >= self.profile.offload_batch
 
+    def others_copied(self, tokens: int) -> float:
+        """The share of what the CPU does outside of experts that the first GPU does for so many tokens.
+
+        Both engines copy every matrix that is in RAM, and the cache beside it, as they copy experts.
+        """
+        active = self.active
+        if not (self.machine.gpus and self.settings.op_offload and active.others_streamable):
+            return 0.0
+        others = active.host.weight_bytes - active.experts_in_ram * active.used_share
+        if tokens < self.profile.offload_batch or others <= 0:
+            return 0.0
+        return min(active.others_streamable / others, 1.0)
+
     def micro_batch(self, tokens: int) -> dict[str, float]:
         """Seconds of one micro-batch of a prompt, by cause."""
         factors, share = self.factors, self.active.used_share
@@ -329,24 +342,34 @@ class _Case:
         of_experts = factors.experts * per_expert / (per_expert + factors.expert_tokens)
         streams = self.streams(tokens)
         copied = self.active.streamable / self.active.experts_in_ram if streams else 0.0
+        others = self.others_copied(tokens)
+        host = self.active.host
         seconds: dict[str, float] = {}
         first = gpu_name(0)
-        for name, reads in sorted(self.active.devices.items()):
-            experts = reads.multiplied_experts
+        names = {*self.active.devices, *([first] if streams or others else [])}
+        for name in sorted(names):
+            reads = self.active.devices.get(name, DeviceReads())
+            experts, multiplied, attended = reads.multiplied_experts, reads.multiplied, reads.attended
             if name != HOST:
-                if streams and name == first:
-                    experts += self.active.host.multiplied_experts * copied
+                if name == first:
+                    experts += host.multiplied_experts * copied
+                    multiplied += host.multiplied * others
+                    attended += host.attended * others
                 bandwidth, _, flops = self.speeds.gpu(name)
-                operations = 2 * tokens * (reads.multiplied / factors.dense + experts / of_experts)
-                operations += 2 * tokens * reads.attended / factors.attention
+                operations = 2 * tokens * (multiplied / factors.dense + experts / of_experts)
+                operations += 2 * tokens * attended / factors.attention
                 reading = reads.weight_bytes / (factors.gpu * bandwidth)
                 seconds[name] = max(operations / flops, reading) + reads.n_steps * factors.step
                 continue
             seconds["experts over PCIe"] = self.active.streamable * needed / self.pcie() if streams else 0.0
+            if others:
+                moved = self.active.others_streamable + reads.cache * others
+                seconds["other weights over PCIe"] = moved / self.pcie()
             per_core = factors.ik_core_flops if _is_ik(self.profile) else factors.core_flops
-            operations = 2 * tokens * (experts * (1 - copied) + reads.multiplied + reads.attended)
+            on_cpu = experts * (1 - copied) + (multiplied + attended) * (1 - others)
             left = self.active.experts_in_ram - (self.active.streamable if streams else 0)
             memory = left * needed / (factors.ram * self.speeds.ram)
+            operations = 2 * tokens * on_cpu
             seconds["CPU"] = max(operations / ((self.threads or _CORES_GUESS) * per_core), memory)
         return {name: value for name, value in seconds.items() if value}
 
@@ -388,9 +411,10 @@ def _reasons(case: _Case, learned: Learned | None, tokens: int) -> tuple[str, ..
             f"a token changes {active.gpu_crossings} times from one GPU to another: two GPUs may be slower "
             "than one"
         )
-    if tokens > 1 and active.streamable and machine.gpus and settings.op_offload:
+    if tokens > 1 and (case.streams(tokens) or case.others_copied(tokens)):
         if "mmap" in settings.load_mode:
-            found.append("experts are copied from mapped pages; `-lm none` pins them, some 1.5 times faster")
+            option = "--no-mmap" if _is_ik(case.profile) else "-lm none"
+            found.append(f"prompts copy weights from mapped pages; `{option}` pins them, 1.5 times faster")
         if machine.gpus[0].pcie is None:
             found.append("the PCIe bandwidth of CUDA0 is not known")
     return tuple(found)

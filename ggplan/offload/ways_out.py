@@ -7,6 +7,7 @@ alone is tried together with those before it. Only what fits is offered.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -21,7 +22,7 @@ from ggplan.text import format_bytes
 N_WAYS = 3
 _STEP = 1024  # tokens: contexts are offered in multiples of it
 _SMALLEST_CONTEXT = 2048
-_SMALLER = ("q8_0", "q6_K", "q5_K", "q4_K", "iq4_xs", "q3_K", "iq3_xxs", "q2_K", "iq2_xxs")
+SMALLER = ("q8_0", "q6_K", "q5_K", "q4_K", "iq4_xs", "q3_K", "iq3_xxs", "q2_K", "iq2_xxs")
 # What llama-quantize takes where 256 does not divide a row; iq4_nl for all others.
 _IN_SMALL_BLOCKS = {"q8_0": "q8_0", "q6_K": "q8_0", "q5_K": "q5_1", "q4_K": "q5_0"}
 
@@ -183,10 +184,10 @@ def _fewer_bits(placement: Placement) -> Iterator[WayOut]:
         for t in header.tensors
         if len(t.shape) > 1 and placement.devices.get(t.name) in short and not t.name.startswith("token_embd")
     )
-    part = "what is on " + " and ".join("RAM" if d == HOST else d for d in sorted(short))
+    part = "what is " + " and ".join("in RAM" if d == HOST else f"on {d}" for d in sorted(short))
     if short == {HOST} and all("_exps" in name for name in meant):
         part = "the experts in RAM"
-    for name in _SMALLER:
+    for name in SMALLER:
         smaller = _with_types(header, meant, parse_type(name))
         if smaller is None or not _is_enough(placement, smaller):
             continue
@@ -195,6 +196,16 @@ def _fewer_bits(placement: Placement) -> Iterator[WayOut]:
             size = format_bytes(sum(t.n_bytes for t in smaller.tensors))
             yield WayOut(f"a recipe with {part} in {name} at most (a file of {size})", "", made)
             return
+
+
+def bits_left(placement: Placement) -> float | None:
+    """The bits a weight that matrices in RAM would have to take at most; None if RAM is not what is short."""
+    short = next((s.short for s in placement.shortages if s.device == HOST), None)
+    if short is None:
+        return None
+    held = [t for t in placement.header.tensors if len(t.shape) > 1 and placement.devices.get(t.name) == HOST]
+    weights = sum(math.prod(t.shape) for t in held)
+    return max(8 * (sum(t.n_bytes for t in held) - short) / weights, 0.0) if weights else None
 
 
 def _is_enough(placement: Placement, smaller: Header) -> bool:

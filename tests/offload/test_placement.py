@@ -118,7 +118,7 @@ def test_a_dense_model_has_as_many_layers_on_the_gpu_as_fit() -> None:
     assert made.fits
     n = made.settings.gpu_layers
     assert 20 < n < 80
-    more = place(made.header, made.machine, Wishes(gpu_layers=n + 1))
+    more = place(made.header, made.machine, Wishes(gpu_layers=n + 1, micro_batch=made.settings.micro_batch))
     assert [s.device for s in more.shortages] == ["CUDA0"]
 
 
