@@ -9,6 +9,8 @@ The command line uses this library; its public names are these:
 
     >>> blocks = ggplan.quantize(weights, "q4_K")  # (rows, n) float32 -> (rows, row bytes) uint8
 
+    >>> placement = ggplan.place(plan, ggplan.Machine((ggplan.Gpu("", 24 << 30),), ram=128 << 30))
+
 `ggplan.charts` draws and `ggplan.measure` measures. Names are imported at first use, so `import ggplan` loads
 neither numba nor NumPy nor matplotlib.
 """
@@ -31,6 +33,11 @@ if TYPE_CHECKING:
     from ggplan.imatrix import load_imatrix as load_imatrix
     from ggplan.model import Model as Model
     from ggplan.model import TensorInfo as TensorInfo
+    from ggplan.offload.front import place as place
+    from ggplan.offload.front import reckon as reckon
+    from ggplan.offload.machine import Gpu as Gpu
+    from ggplan.offload.machine import Machine as Machine
+    from ggplan.offload.placement import Wishes as Wishes
     from ggplan.opening import open_model as open_model
     from ggplan.planning import Assignment as Assignment
     from ggplan.planning import Plan as Plan
@@ -56,6 +63,11 @@ _HOME = {
     "load_imatrix": "ggplan.imatrix",
     "Model": "ggplan.model",
     "TensorInfo": "ggplan.model",
+    "place": "ggplan.offload.front",
+    "reckon": "ggplan.offload.front",
+    "Gpu": "ggplan.offload.machine",
+    "Machine": "ggplan.offload.machine",
+    "Wishes": "ggplan.offload.placement",
     "open_model": "ggplan.opening",
     "Assignment": "ggplan.planning",
     "Plan": "ggplan.planning",

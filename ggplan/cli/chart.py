@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
+from ggplan.cli.machine_options import machine_options
 from ggplan.cli.opening import OpeningOptions, opening_options
 from ggplan.cli.options import as_one, force_option, note, quiet_option
-from ggplan.cli.sizes import measured_file_options
+from ggplan.cli.sizes import TokenCount, measured_file_options
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from ggplan.charts.tensors import TypedTensors
     from ggplan.measure import Record
     from ggplan.measure.record_file import Scores
+    from ggplan.ggml_types import Engine
+    from ggplan.offload.known_machine import Stated
 
 _EPILOG = """\b
 Examples:
@@ -34,19 +37,23 @@ Examples:
   ggplan chart GLM-4.5-Air -r my.recipe -o types.svg
   ggplan chart air.json -o gib.svg --kind parts       where the GiB are, by role and type
   ggplan chart GLM-4.5-Air -r glm4moe/hq4_k -r glm4moe/small -o gib.svg --kind parts
+  ggplan chart GLM-4.5-Air -r Q8_0 -r glm4moe/hq4_k -o fit.svg --kind fit --cards 3090 --ram 128G
 """
 _OPENING = ("pre", "converter", "header_only", "mtp", "prune_layers", "keep_experts", "fuse", "split")
-_Kind = Literal["quality", "context", "parts", "types"]
+_MACHINE = ("machine", "vram", "cards", "ram", "bandwidth", "cores")
+_Kind = Literal["quality", "context", "parts", "types", "fit"]
 _USED: dict[_Kind, set[str]] = {
     "quality": {"metric", "cost", "text", "ctx", "mixed", "model_name", "sizes", "ggufs"},
     "context": {"model_name"},
     "parts": {"recipes", *_OPENING, "model_name", "ggufs"},
     "types": {"recipes", *_OPENING},
+    "fit": {"recipes", *_OPENING, "ctx", "kv_types", "parts", "engine", *_MACHINE},
 }
 _OPTIONS = {
     "metric": "--metric", "cost": "--x", "text": "--text", "ctx": "--ctx", "mixed": "--mixed",
+    "kv_types": "--kv-type", "parts": "--role", "engine": "--engine",
     "recipes": "-r", "model_name": "--model-name", "sizes": "--size", "ggufs": "--gguf",
-    **{name: f"--{name.replace('_', '-')}" for name in _OPENING},
+    **{name: f"--{name.replace('_', '-')}" for name in (*_OPENING, *_MACHINE)},
 }  # fmt: skip
 
 
@@ -62,6 +69,10 @@ class _Asked:
     sizes: tuple[tuple[str, int], ...]
     ggufs: tuple[tuple[str, str], ...]
     recipes: tuple[str, ...]
+    kv_types: tuple[str, ...]
+    parts: tuple[str, ...]
+    engine: Engine | None
+    stated: Stated
     opening: OpeningOptions
     model_name: str | None
     quiet: bool
@@ -69,7 +80,8 @@ class _Asked:
     @property
     def given(self) -> set[str]:
         flags = {flag: name for name, flag in _OPTIONS.items()}
-        own = {name for name in _OPTIONS if name not in _OPENING and getattr(self, name)}
+        own = {n for n in _OPTIONS if n not in (*_OPENING, *_MACHINE) and getattr(self, n)}
+        own |= {n for n in _MACHINE if getattr(self.stated, "file" if n == "machine" else n)}
         return own | {flags[flag] for flag in self.opening.given}
 
 
@@ -85,9 +97,9 @@ class _Asked:
 )
 @click.option(
     "--kind",
-    type=click.Choice(["quality", "context", "parts", "types"]),
-    help="Quality against cost, speed against context, bytes by role, types by layer [default: types of a "
-    "model or a plan, else quality, else context].",
+    type=click.Choice(["quality", "context", "parts", "types", "fit"]),
+    help="Quality against cost, speed against context, bytes by role, types by layer, memory and speed on a "
+    "machine [default: types of a model or a plan, else quality, else context].",
 )
 @click.option(
     "--metric",
@@ -104,8 +116,9 @@ class _Asked:
 @click.option(
     "-c",
     "--ctx",
-    type=click.IntRange(min=1),
-    help="Draw what was measured with chunks of this many tokens only.",
+    type=TokenCount(),
+    metavar="N",
+    help="Draw what was measured with chunks of this many tokens only; of fit, the tokens of context.",
 )
 @click.option("--mixed", is_flag=True, help="Draw different texts, contexts or engines on one axis.")
 @measured_file_options
@@ -115,8 +128,16 @@ class _Asked:
     "recipes",
     multiple=True,
     metavar="RECIPE",
-    help="For types and parts: the recipe or mix to apply to the model; several for parts.",
+    help="For types, parts and fit: the recipe or mix to apply to the model; several for parts and fit.",
 )
+@click.option("--kv-type", "kv_types", multiple=True, metavar="TYPE[,TYPE]",
+              help="For fit: type of keys and values; can be repeated.")  # fmt: skip
+@click.option("--role", "parts", multiple=True, metavar="PART=TYPE,...",
+              help="For fit: all matrices of a part in each of these types: experts.down=q8_0,q5_0.",
+              )  # fmt: skip
+@click.option("--engine", type=click.Choice(["llama.cpp", "ik_llama.cpp"]),
+              help="For fit: whose memory and speed [default: llama.cpp].")  # fmt: skip
+@machine_options
 @opening_options()
 @click.option("--model-name", help="Of a file that holds several models, the one to draw.")
 @click.option("--title", default="", help="The heading.")
@@ -188,6 +209,8 @@ def _draw(files: tuple[str, ...], kind: _Kind | None, asked: _Asked, title: str)
     if kind == "types" or (kind is None and models):
         _refuse_unused("types", asked)
         return _draw_types(files, asked, title)
+    if kind == "fit":
+        return _draw_fit(models, others, asked, title)
     if kind == "parts":
         return _draw_parts(models, others, asked, title)
     if models:
@@ -258,6 +281,29 @@ def _draw_types(files: tuple[str, ...], asked: _Asked, title: str) -> Drawing:
     if len(files) != 1 or len(asked.recipes) > 1:
         raise click.UsageError("--kind types draws one model, by one recipe")
     return draw_types(_tensors(files[0], asked, asked.opening)[0], title=title)
+
+
+def _draw_fit(models: list[str], others: list[Path], asked: _Asked, title: str) -> Drawing:
+    from ggplan.charts import draw_fit
+    from ggplan.cli.comparing import Varied, named_placements
+    from ggplan.cli.fit import WishOptions, asked_of, known_machine
+    from ggplan.cli.planning import PlanningOptions
+    from ggplan.errors import ChartError
+    from ggplan.text import printable
+
+    if others:
+        raise ChartError(
+            f"{printable(str(others[0]))} is no model", hint="--kind fit draws models, with -r by a recipe"
+        )
+    contexts = () if asked.ctx is None else (asked.ctx,)
+    varied = Varied(True, tuple(models), asked.recipes, asked.parts, asked.kv_types, contexts)
+    planning = PlanningOptions(
+        None, False, None, None, "refuse", "default", False, asked.opening, asked.quiet
+    )
+    wished = WishOptions(None, None, None, 1, None, ())
+    machine = known_machine(asked.stated, None, quiet=asked.quiet)
+    drawn = asked_of(varied, planning, wished, asked.engine or "llama.cpp", machine)
+    return draw_fit(named_placements(drawn), title=title)
 
 
 def _draw_parts(models: list[str], others: list[Path], asked: _Asked, title: str) -> Drawing:

@@ -1,11 +1,11 @@
-"""`ggplan fit --compare`: the same model under recipes, types of a part, types of keys and values, and contexts."""
+"""`ggplan fit --compare`: a model under recipes, types of a part, types of keys and values, and contexts."""
 
 from __future__ import annotations
 
 import functools
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ggplan.offload.comparing import Compared, Variant
     from ggplan.offload.header import Header
     from ggplan.offload.machine import Machine
-    from ggplan.offload.placement import Wishes
+    from ggplan.offload.placement import Placement, Wishes
     from ggplan.offload.profiles import Profile
 
 SCHEMA = "ggplan/compare@1"
@@ -71,39 +71,57 @@ def _refuse_several(varied: Varied, contexts: tuple[tuple[int, ...], ...]) -> No
         raise click.UsageError("--role belongs to --compare")
 
 
-def show_comparison(
-    varied: Varied,
-    header_of: Callable[[str, str | None], Header],
-    wishes_of: Callable[[str | None], Wishes],
-    machine: Machine,
-    profile: Profile,
-    *,
-    as_json: bool,
-    quiet: bool,
-) -> None:
-    """One table of all variants; ends with exit code 1 where none of them fits."""
-    from ggplan.offload.comparing import compare
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What is varied, and the machine.
 
-    variants = list(variants_of(varied, header_of, wishes_of, quiet=quiet))
-    compared = compare(variants, machine, profile)
+    Attributes
+    ----------
+    header_of
+        The header of a file under a recipe; the last argument is whether its notes are known.
+    wishes_of
+        What is asked for with these types of keys and values, and this context.
+    """
+
+    varied: Varied
+    header_of: Callable[[str, str | None, bool], Header]
+    wishes_of: Callable[[str | None, int | None], Wishes]
+    machine: Machine
+    profile: Profile
+    quiet: bool
+
+
+def show_comparison(asked: Asked, *, as_json: bool) -> None:
+    """One table of all variants; ends with exit code 1 where none of them fits."""
+    compared = _compared(asked)
     if as_json:
-        _print_json(compared, machine, profile)
+        _print_json(compared, asked.machine, asked.profile)
     else:
-        _print(compared, profile, quiet=quiet)
+        _print(compared, asked.profile, quiet=asked.quiet)
     if not any(one.placement.fits for one in compared):
         raise SystemExit(1)
 
 
-def variants_of(
-    varied: Varied,
-    header_of: Callable[[str, str | None], Header],
-    wishes_of: Callable[[str | None], Wishes],
-    *,
-    quiet: bool,
-) -> Iterator[Variant]:
+def named_placements(asked: Asked) -> dict[str, Placement]:
+    """Each variant's placement, by what sets it apart."""
+    named: dict[str, Placement] = {}
+    for one in _compared(asked):
+        words = (v if key in ("file", "recipe") else f"{key} {v}" for key, v in one.variant.labels)
+        named[", ".join(words) or one.placement.header.name] = one.placement
+    return named
+
+
+def _compared(asked: Asked) -> tuple[Compared, ...]:
+    from ggplan.offload.comparing import compare
+
+    return compare(list(_variants(asked)), asked.machine, asked.profile)
+
+
+def _variants(asked: Asked) -> Iterator[Variant]:
     """All combinations, in the order given."""
     from ggplan.offload.comparing import Variant, with_part_in
 
+    varied = asked.varied
     recipes: tuple[str | None, ...] = varied.recipes or (None,)
     caches: tuple[str | None, ...] = varied.kv_types or (None,)
     contexts: tuple[int | None, ...] = varied.contexts or (None,)
@@ -115,12 +133,14 @@ def variants_of(
         raise click.UsageError(f"these are {n:,} combinations; {MOST} can be compared")
     told: set[str] = set()
     for model, recipe in itertools.product(varied.models, recipes):
-        plain = header_of(model, recipe)
+        # What is noted of a model is noted once, not for each recipe.
+        plain = asked.header_of(model, recipe, model in told)
+        told.add(model)
         for chosen in itertools.product(*(types for _, types in parts)):
             header = plain
             for (part, _), type_ in zip(parts, chosen, strict=True):
                 header, notes = with_part_in(header, part, type_)
-                note(*(text for text in notes if text not in told), quiet=quiet)
+                note(*(text for text in notes if text not in told), quiet=asked.quiet)
                 told |= set(notes)
             for cache, context in itertools.product(caches, contexts):
                 labels = [("file", model)] if len(varied.models) > 1 else []
@@ -128,7 +148,7 @@ def variants_of(
                 labels += [(part, t.name) for (part, _), t in zip(parts, chosen, strict=True)]
                 labels += [("KV", cache)] if cache is not None and len(caches) > 1 else []
                 labels += [("context", f"{context:,}")] if context is not None and len(contexts) > 1 else []
-                yield Variant(tuple(labels), header, replace(wishes_of(cache), context=context))
+                yield Variant(tuple(labels), header, asked.wishes_of(cache, context))
 
 
 def _part(text: str) -> tuple[str, list[GgmlType]]:
@@ -137,9 +157,7 @@ def _part(text: str) -> tuple[str, list[GgmlType]]:
 
     part, equals, names = text.partition("=")
     if not equals or not part or not names:
-        raise click.BadParameter(
-            "write PART=TYPE,TYPE, such as experts.down=q8_0,q5_0", param_hint="--role"
-        )
+        raise click.BadParameter("write PART=TYPE,TYPE, such as experts.down=q8_0,q5_0", param_hint="--role")
     try:
         return part.strip(), [parse_type(name.strip()) for name in names.split(",")]
     except TypeNameError as error:
@@ -159,7 +177,13 @@ def _print(compared: tuple[Compared, ...], profile: Profile, *, quiet: bool) -> 
     columns = [*((heading, "left") for heading in headings), ("size", "right")]
     for name in shown:
         columns += [(name, "right"), (f"{name} left", "right")]
-    columns += [("tok/s", "right"), ("likely", "right"), ("full", "right"), ("prompts", "right"), ("", "left")]
+    columns += [
+        ("tok/s", "right"),
+        ("likely", "right"),
+        ("full", "right"),
+        ("prompts", "right"),
+        ("", "left"),
+    ]
     rows = []
     for one in compared:
         placement = one.placement
@@ -193,7 +217,9 @@ def _print_json(compared: tuple[Compared, ...], machine: Machine, profile: Profi
         placement = one.placement
         found = placement_json(placement, placement.header.name, ())
         kept = {
-            key: value for key, value in found.items() if key not in ("command", "measure", "ways_out", "engine")
+            key: value
+            for key, value in found.items()
+            if key not in ("command", "measure", "ways_out", "engine")
         }
         rows.append({
             "variant": dict(one.variant.labels),

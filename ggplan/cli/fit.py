@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -14,18 +13,15 @@ from ggplan.cli.comparing import Varied, varying
 from ggplan.cli.machine_options import machine_options
 from ggplan.cli.options import as_one, json_option, note
 from ggplan.cli.planning import PlanningOptions, plan_from, planning_options
+from ggplan.cli.sizes import TokenCounts
 from ggplan.offload.known_machine import Stated
 
 if TYPE_CHECKING:
+    from ggplan.cli.comparing import Asked
     from ggplan.ggml_types import Engine, GgmlType
     from ggplan.offload.header import Header
     from ggplan.offload.machine import Machine
     from ggplan.offload.placement import Wishes
-
-    _Tokens = click.ParamType[int]
-    _Several = click.ParamType[tuple[int, ...]]
-else:
-    _Tokens = _Several = click.ParamType
 
 _EPILOG = """\b
 Examples:
@@ -43,35 +39,6 @@ Examples:
   ggplan fit air.gguf --command "llama-server -ngl 99 -ncmoe 40 -c 32768" --gpus 1 --json
 """
 Form = Literal["text", "sh", "json", "systemd"]
-
-
-class TokenCount(_Tokens):
-    """A number of tokens: `32768`, `32k` (× 1,024), `1M`."""
-
-    name = "tokens"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Parse an option's text."""
-        if isinstance(value, int):
-            return value
-        found = re.fullmatch(r"(\d{1,9})\s*([kKmM]?)", str(value).strip())
-        n = int(found[1]) * {"": 1, "k": 1024, "m": 1024**2}[found[2].lower()] if found else 0
-        if not 0 < n < 1 << 31:
-            self.fail(f"'{value}' is no number of tokens; write 32768 or 32k", param, ctx)
-        return n
-
-
-class TokenCounts(_Several):
-    """Numbers of tokens with commas between them: `8k,32k`."""
-
-    name = "tokens"
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, ...]:
-        """Parse an option's text."""
-        one = TokenCount()
-        return tuple(one.convert(part, param, ctx) for part in str(value).split(","))
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +88,8 @@ class Lines:
 @click.option("--explain", is_flag=True, help="Say what each option of the command does, and why.")
 @click.option("--output", "form", type=click.Choice(["text", "sh", "json", "systemd"]), default="text",
               help="Print a script, JSON or a systemd service [default: text].")  # fmt: skip
-@click.option("--compare", is_flag=True,
-              help="One table of all combinations of several FILEs, -r, --role, --kv-type and -c (8k,32k).")  # fmt: skip
+@click.option("--compare", is_flag=True, help="One table of all combinations of several FILEs, -r, --role, "
+              "--kv-type and -c (8k,32k).")  # fmt: skip
 @click.option("--role", "parts", multiple=True, metavar="PART=TYPE,...",
               help="With --compare, all matrices of a part in each of these types: experts.down=q8_0,q5_0; a "
               "role of recipes, or what tensors are called (down_exps, attn_q).")  # fmt: skip
@@ -159,7 +126,7 @@ def fit_command(
         raise click.UsageError(f"--output {form} is of a command that ggplan writes")
     if lines.log is None and (lines.command is not None or lines.check is not None):
         _refuse_wishes(wished, "--command" if lines.command is not None else "--check", explain=explain)
-    header = _header(model, planning)
+    header = planned_header(model, planning)
     if lines.log is not None:
         _learn(header, wished, lines, stated, quiet=planning.quiet)
         lines = replace(lines, command=None)
@@ -168,14 +135,14 @@ def fit_command(
 
         show_reckoning(header, lines.command, lines.engine, lines.n_gpus, stated, as_json=form == "json")
         return
-    machine = _machine(stated, lines.n_gpus, quiet=planning.quiet)
+    machine = known_machine(stated, lines.n_gpus, quiet=planning.quiet)
     if lines.check is not None:
         from ggplan.cli.fit_lines import show_traps
 
         show_traps(header, lines.check, lines.engine, machine, as_json=form == "json")
         return
     engine: Engine = lines.engine or "llama.cpp"
-    _place(header, machine, _wishes(wished, engine), model, engine, form, explain=explain)
+    _place(header, machine, wishes_from(wished, engine), model, engine, form, explain=explain)
 
 
 def _refuse_wishes(wished: WishOptions, option: str, *, explain: bool) -> None:
@@ -194,28 +161,31 @@ def _compare(
     *, explain: bool,
 ) -> None:  # fmt: skip
     from ggplan.cli.comparing import show_comparison
-    from ggplan.offload.profiles import PROFILES
 
     if lines.command or lines.check or lines.log or explain or form not in ("text", "json"):
         raise click.UsageError(
             "--compare goes with none of --command, --check, --calibrate, --explain and --output"
         )
-    engine: Engine = lines.engine or "llama.cpp"
+    machine = known_machine(stated, lines.n_gpus, quiet=planning.quiet)
+    asked = asked_of(varied, planning, wished, lines.engine or "llama.cpp", machine)
+    show_comparison(asked, as_json=form == "json")
 
-    seen: set[str] = set()
 
-    def header_of(model: str, recipe: str | None) -> Header:
-        # What is noted of a model is noted once, not for each recipe.
-        quiet = planning.quiet or model in seen
-        seen.add(model)
-        return _header(model, replace(planning, recipe_name=recipe, quiet=quiet))
+def asked_of(
+    varied: Varied, planning: PlanningOptions, wished: WishOptions, engine: Engine, machine: Machine
+) -> Asked:
+    """What is compared, by the options of this command."""
+    from ggplan.cli.comparing import Asked
+    from ggplan.offload.profiles import PROFILES
 
-    def wishes_of(kv_type: str | None) -> Wishes:
-        return _wishes(replace(wished, kv_type=kv_type), engine)
+    def header_of(model: str, recipe: str | None, is_known: bool) -> Header:
+        quiet = planning.quiet or is_known
+        return planned_header(model, replace(planning, recipe_name=recipe, quiet=quiet))
 
-    machine = _machine(stated, lines.n_gpus, quiet=planning.quiet)
-    profile, quiet = PROFILES[engine], planning.quiet
-    show_comparison(varied, header_of, wishes_of, machine, profile, as_json=form == "json", quiet=quiet)
+    def wishes_of(kv_type: str | None, context: int | None) -> Wishes:
+        return wishes_from(replace(wished, kv_type=kv_type, context=context), engine)
+
+    return Asked(varied, header_of, wishes_of, machine, PROFILES[engine], planning.quiet)
 
 
 def _learn(header: Header, wished: WishOptions, lines: Lines, stated: Stated, *, quiet: bool) -> None:
@@ -224,11 +194,11 @@ def _learn(header: Header, wished: WishOptions, lines: Lines, stated: Stated, *,
     engine: Engine = lines.engine or "llama.cpp"
     if lines.check is not None or lines.n_gpus is not None or lines.log is None:
         raise click.UsageError("--calibrate goes with neither --check nor --gpus")
-    _, notes = learn(header, lines.log, _wishes(wished, engine), lines.command, engine, stated)
+    _, notes = learn(header, lines.log, wishes_from(wished, engine), lines.command, engine, stated)
     note(*notes, quiet=quiet)
 
 
-def _header(name: str, planning: PlanningOptions) -> Header:
+def planned_header(name: str, planning: PlanningOptions) -> Header:
     """The header of a file, or of the file that a plan would write."""
     from ggplan.errors import TruncatedError
     from ggplan.offload.completing import completed
@@ -254,7 +224,8 @@ def _header(name: str, planning: PlanningOptions) -> Header:
     return completed(header)
 
 
-def _machine(stated: Stated, n_gpus: int | None, *, quiet: bool) -> Machine:
+def known_machine(stated: Stated, n_gpus: int | None, *, quiet: bool) -> Machine:
+    """The machine that options state, or else that is known; of its GPUs the first `n_gpus`."""
     from dataclasses import replace
 
     from ggplan.offload.known_machine import machine_for
@@ -308,7 +279,8 @@ def _path(name: str, header: Header) -> str:
     return name if name.lower().endswith(".gguf") else f"{name.rstrip('/').rsplit('/', 1)[-1]}.gguf"
 
 
-def _wishes(wished: WishOptions, engine: Engine) -> Wishes:
+def wishes_from(wished: WishOptions, engine: Engine) -> Wishes:
+    """What options ask for."""
     from ggplan.offload.placement import Wishes
     from ggplan.offload.settings import Override
     from ggplan.offload.values import BadValue, overrides_of

@@ -50,6 +50,7 @@ def show_reckoning(
                 "weights": d.weights,
                 "context": d.context,
                 "compute": d.compute,
+                "rollback": d.rollback,
                 "draft_context": d.draft_context,
                 "draft_compute": d.draft_compute,
             }
@@ -63,7 +64,7 @@ def show_reckoning(
     rows = [
         [
             "RAM" if d.name == "host" else d.name,
-            *map(format_bytes, (d.weights, d.context, d.compute, d.total)),
+            *map(format_bytes, (d.weights, d.whole_context, d.whole_compute, d.total)),
         ]
         for d in reckoning.devices
     ]

@@ -72,8 +72,8 @@ def _rows(placement: Placement) -> Iterator[dict[str, Any]]:
             "name": device.name,
             "memory": memory,
             "weights": device.weights,
-            "context": device.context + device.draft_context,
-            "compute": device.compute + device.draft_compute,
+            "context": device.whole_context,
+            "compute": device.whole_compute,
             "margin": margin,
             "left": None if memory is None else memory - margin - device.total,
         }

@@ -54,8 +54,8 @@ def plan_command(
     `ggplan inspect --json`), the name of one that ships with ggplan (GLM-4.5-Air), or `-` for an inventory on
     standard input. No weight is read; of a checkpoint that is quantized, its scales are. "GPU" and "RAM" say
     where llama.cpp puts a tensor with the options -ngl 99 --cpu-moe, and tokens per second what that gives in
-    an empty context: on the machine of `ggplan machine --write`, else on an example, whose bandwidths are said.
-    `ggplan fit` places a plan on a machine.
+    an empty context: on the machine of `ggplan machine --write`, else on an example, whose bandwidths are
+    said. `ggplan fit` places a plan on a machine.
 
     Exits 0, even where convert would refuse the plan; 1 if there is no plan; 2 for wrong usage.
     """

@@ -46,12 +46,14 @@ def planning_options(
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """The options that make a plan out of a model, as the argument `planning: PlanningOptions`.
 
-    `header_only` is whether the command reads no weights, so that `--header-only` is one of them. With `several`,
-    `-r` can be repeated: all are the argument `recipe_names`, of which the command makes `recipe_name`.
+    `header_only` is whether the command reads no weights, so that `--header-only` is one of them. With
+    `several`, `-r` can be repeated: all are the argument `recipe_names`, of which the command makes
+    `recipe_name`.
     """
     options: tuple[Callable[[Any], Any], ...] = (
         click.option(
-            "-r", "--recipe", "recipe_names" if several else "recipe_name", metavar="RECIPE", multiple=several,
+            "-r", "--recipe", "recipe_names" if several else "recipe_name", metavar="RECIPE",
+            multiple=several,
             help="A recipe file, the name of a shipped one (glm4moe/hq4_k), or one of llama-quantize's mixes "
             "(Q4_K_M). Default: keep all types.",
         ),

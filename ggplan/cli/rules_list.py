@@ -40,8 +40,8 @@ def list_command(names: tuple[str, ...], converter: str | None, as_json: bool, q
 
     All sizes are GiB. The first is of all tensors; "GPU" and "RAM" are where llama.cpp puts them with
     -ngl 99 --cpu-moe, without the block that only predicts further tokens. "per token" is what one token
-    reads of the RAM. "tok/s" is what to expect then in an empty context, four times of five: on the machine of
-    `ggplan machine --write`, else on an example, whose bandwidths are said below the list.
+    reads of the RAM. "tok/s" is what to expect then in an empty context, four times of five: on the machine
+    of `ggplan machine --write`, else on an example, whose bandwidths are said below the list.
 
     MODEL is a shipped inventory's name, or the path or address of a model, of which the architecture counts.
 

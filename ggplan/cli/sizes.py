@@ -1,7 +1,8 @@
-"""Byte counts on the command line, `48G`, `1.5GiB`, `500M`, and the sizes of files that logs are of."""
+"""Counts on a command line: bytes (`48G`, `1.5GiB`), tokens (`32k`), and sizes of files that logs are of."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,8 +18,9 @@ if TYPE_CHECKING:
     _Type = click.ParamType[int]
     _NamedType = click.ParamType[tuple[str, int]]
     _FileType = click.ParamType[tuple[str, str]]
+    _Several = click.ParamType[tuple[int, ...]]
 else:
-    _Type = _NamedType = _FileType = click.ParamType  # generic since click 8.2
+    _Type = _NamedType = _FileType = _Several = click.ParamType  # generic since click 8.2
 
 
 class ByteCount(_Type):
@@ -43,6 +45,35 @@ class ByteCount(_Type):
         if n_bytes < _LEAST_BARE and not has_unit(str(value)):
             self.fail(f"'{value}' has no unit: {value}G, {value}M, or {value}B for bytes", param, ctx)
         return n_bytes
+
+
+class TokenCount(_Type):
+    """A number of tokens: `32768`, `32k` (× 1,024), `1M`."""
+
+    name = "tokens"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Parse an option's text."""
+        if isinstance(value, int):
+            return value
+        found = re.fullmatch(r"(\d{1,9})\s*([kKmM]?)", str(value).strip())
+        n = int(found[1]) * {"": 1, "k": 1024, "m": 1024**2}[found[2].lower()] if found else 0
+        if not 0 < n < 1 << 31:
+            self.fail(f"'{value}' is no number of tokens; write 32768 or 32k", param, ctx)
+        return n
+
+
+class TokenCounts(_Several):
+    """Numbers of tokens with commas between them: `8k,32k`."""
+
+    name = "tokens"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        """Parse an option's text."""
+        one = TokenCount()
+        return tuple(one.convert(part, param, ctx) for part in str(value).split(","))
 
 
 class NamedSize(_NamedType):

@@ -1,4 +1,4 @@
-"""What stands under a plan: bytes in RAM and on the GPU, what a token reads, and how many a second that gives."""
+"""What stands under a plan: bytes in RAM and on the GPU, what a token reads, and tokens per second."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def figure(rate: float) -> str:
 
 
 def speed_json(plan: Plan) -> dict[str, Any]:
-    """The speed and the machine it is for, for programs; rates are tokens per second, `why` why there is none."""
+    """The speed and the machine it is for, for programs; `why` says why there is none."""
     from ggplan.errors import Error
     from ggplan.offload.usual import usual_machine
 

@@ -1,9 +1,10 @@
 """What assertions about a machine are held against: does the plan fit, and how fast is it there.
 
-`fits(...)` is what `ggplan fit` says for that machine and those wishes, with llama.cpp: 1 GiB of each GPU and
-4 GiB of RAM stay free. RAM that is not stated has no end. `tokens_per_second` is the likely figure, written into
-an empty context: where `vram` is stated, as placed by `ggplan fit`; else as under every plan, with all routed
-experts in RAM and all else on one GPU. What is not stated is an example: RAM at 80 GB/s, an RTX 3090's memory.
+`fits(...)` is what `ggplan fit` says for that machine and those wishes, with llama.cpp: 1 GiB of each GPU
+and 4 GiB of RAM stay free. RAM that is not stated has no end. `tokens_per_second` is the likely figure,
+written into an empty context: where `vram` or `ram` is stated, as placed by `ggplan fit`; else as under every
+plan, with all routed experts in RAM and all else on one GPU. What is not stated is an example: RAM at
+80 GB/s, an RTX 3090's memory.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What if: the same model with other types of one part, and what sets variants apart.
 
 A part is a role of the recipe language (`experts.down`, `attention`, `shared`) or what tensors of blocks are
-called (`attn_q`, `ffn_down_exps`, or `down_exps` for short). A type whose blocks do not divide a row gives way to
-what llama-quantize would write.
+called (`attn_q`, `ffn_down_exps`, or `down_exps` for short). A type whose blocks do not divide a row gives
+way to what llama-quantize would write.
 """
 
 from __future__ import annotations
@@ -12,11 +12,15 @@ from dataclasses import dataclass, replace
 
 from ggplan.errors import PlanError
 from ggplan.ggml_types import GgmlType
+from ggplan.offload.active import active_bytes
+from ggplan.offload.dimensions import dimensions_of
 from ggplan.offload.header import Header
 from ggplan.offload.machine import Machine
 from ggplan.offload.placement import Placement, Wishes
 from ggplan.offload.placing import place
 from ggplan.offload.profiles import LLAMA_CPP, Profile
+from ggplan.offload.speed import Rate, generation
+from ggplan.offload.weights import place_weights
 from ggplan.planning.fallback import fallback_type
 from ggplan.rules.roles import ROLE_GROUPS, ROLES, Blocks, expand_role, roles_of
 from ggplan.text import nearest, printable
@@ -104,7 +108,26 @@ def members(header: Header, part: str) -> frozenset[str]:
         found = frozenset(n for n in matrices if n.startswith("blk.") and n.split(".", 2)[2] in wanted)
     if found:
         return found
-    known = [*ROLES, *ROLE_GROUPS, *{n.split(".", 2)[2].removesuffix(".weight") for n in matrices if "blk." in n}]
+    known = [
+        *ROLES,
+        *ROLE_GROUPS,
+        *{n.split(".", 2)[2].removesuffix(".weight") for n in matrices if "blk." in n},
+    ]
     meant = nearest(part, known)
-    hint = f"the nearest is {printable(meant)}" if meant else f"the roles are {', '.join((*ROLES, *ROLE_GROUPS))}"
+    hint = (
+        f"the nearest is {printable(meant)}"
+        if meant
+        else f"the roles are {', '.join((*ROLES, *ROLE_GROUPS))}"
+    )
     raise PlanError(f"{printable(header.name)} has no matrices of {printable(part)[:60]}", hint=hint)
+
+
+def rates_by_depth(placement: Placement, depths: Sequence[int]) -> tuple[Rate, ...]:
+    """Tokens per second that a placement writes with so many tokens in the cache before."""
+    dimensions, machine = dimensions_of(placement.header), placement.machine
+    weights = place_weights(placement.header, dimensions, placement.settings, machine.gpus)
+    given = machine, placement.profile, placement.settings
+    return tuple(
+        generation(active_bytes(weights, dimensions, placement.settings, depth=depth), *given)
+        for depth in depths
+    )

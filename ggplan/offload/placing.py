@@ -213,7 +213,7 @@ class _Planner:
             return False
         alone = replace(self, machine=replace(self.machine, gpus=self.gpus[:1]))
         first = best.reckoning.devices[0]
-        room = self.gpus[0].memory - self.machine.gpu_margin - first.compute - first.draft_compute
+        room = self.gpus[0].memory - self.machine.gpu_margin - first.whole_compute
         settings = replace(best.settings, tensor_split=(), overrides=self.wishes.pins)
         room -= sum(alone.sizes(settings, experts=not self.experts))
         if room < 0:
@@ -415,7 +415,7 @@ class _Planner:
 
     def rooms(self, known: Reckoning) -> list[int]:
         """Bytes of each GPU for weights and context, with compute buffers as they were reckoned."""
-        compute = [d.compute + d.draft_compute for d in known.devices[:-1]]
+        compute = [d.whole_compute for d in known.devices[:-1]]
         return [g.memory - self.machine.gpu_margin - c for g, c in zip(self.gpus, compute, strict=True)]
 
     def split(self, settings: Settings, sizes: Sequence[int]) -> Settings:
@@ -434,15 +434,16 @@ class _Planner:
         for one in weights.loaded:
             if one.device != HOST and one.use not in routed:
                 sizes[_layer(one.use, len(sizes))] += one.n_bytes
-        holding = holding_of(self.dimensions, settings)
+        holding = holding_of(self.dimensions, self.profile.as_run(settings))
         for tensor in cache_tensors(self.dimensions, settings, holding):
             sizes[tensor.block] += device_bytes(gpu_name(0), tensor.type, tensor.shape)
         return sizes
 
     def tried(self, settings: Settings) -> _Candidate:
         """These settings, reckoned."""
-        weights = place_weights(self.header, self.dimensions, settings, self.gpus)
-        reckoning = reckon_placed(self.dimensions, settings, weights, len(self.gpus), self.profile)
+        run = self.profile.as_run(settings)
+        weights = place_weights(self.header, self.dimensions, run, self.gpus)
+        reckoning = reckon_placed(self.dimensions, run, weights, len(self.gpus), self.profile)
         return _Candidate(settings, reckoning, weights, shortages(reckoning, self.machine))
 
     def active(self, tried: _Candidate, depth: int = 0) -> ActiveBytes:

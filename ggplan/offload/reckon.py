@@ -70,12 +70,13 @@ def reckon_placed(
     dimensions: Dimensions, settings: Settings, weights: Weights, n_gpus: int, profile: Profile
 ) -> Reckoning:
     """The same for weights that were placed."""
+    settings = profile.as_run(settings)
     settings = replace(settings, flash_attention=_flash(dimensions, settings, weights))
     _check(dimensions, settings, profile)
     holding = holding_of(dimensions, settings, limits_outputs=profile.limits_outputs)
     case = _Case(dimensions, settings, holding, weights, n_gpus, profile)
     sums, context = weights.by_device(), case.context(case.cache())
-    draft_context, draft_compute = case.draft()
+    rollback, (draft_context, draft_compute) = case.rollback(), case.draft()
     compute, compute_note = case.compute()
     devices = tuple(
         DeviceBytes(
@@ -83,6 +84,7 @@ def reckon_placed(
             sums.get(name, 0),
             context.get(name, 0),
             compute.get(name, 0),
+            rollback.get(name, 0),
             draft_context.get(name, 0),
             draft_compute.get(name, 0),
         )
@@ -121,17 +123,23 @@ class _Case:
             sums[device] = sums.get(device, 0) + device_bytes(device, tensor.type, tensor.shape)
         return sums
 
+    def rollback(self) -> dict[str, int]:
+        """What the main context keeps of its state before each drafted token."""
+        if not self._drafts or self.dimensions.architecture not in ROLLS_BACK:
+            return {}
+        kept = replace(self.holding, n_planes=1 + N_DRAFTED)
+        more = self.context(cache_tensors(self.dimensions, self.settings, kept))
+        return {name: more[name] - n_bytes for name, n_bytes in self.context(self.cache()).items()}
+
+    @property
+    def _drafts(self) -> bool:
+        return self.settings.mtp and bool(self.dimensions.n_mtp)
+
     def draft(self) -> tuple[dict[str, int], dict[str, int]]:
-        """What drafting adds to the context and to compute buffers."""
-        if not self.settings.mtp or not self.dimensions.n_mtp:
+        """The draft context and its compute buffers."""
+        if not self._drafts:
             return {}, {}
         context = self.context(draft_tensors(self.dimensions, self.settings, self.holding))
-        if self.dimensions.architecture in ROLLS_BACK:
-            # The main context keeps the state before each drafted token.
-            kept = replace(self.holding, n_planes=1 + N_DRAFTED)
-            more = self.context(cache_tensors(self.dimensions, self.settings, kept))
-            for name, n_bytes in self.context(self.cache()).items():
-                context[name] = context.get(name, 0) + more[name] - n_bytes
         job = self._job(replace(self.holding, n_outputs=min(self.holding.n_tokens, self.holding.n_slots)))
         try:
             return context, dict(zip(self.names, draft_sizes(job, self._rules()), strict=True))

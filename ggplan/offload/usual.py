@@ -1,8 +1,9 @@
 """The speed that stands under every plan: routed experts in RAM, all else on one GPU.
 
-That is `-ngl 99 --cpu-moe`, as `ggplan.planning.devices` counts RAM and GPU, with an empty context. The machine
-is the user's own where a machine's file says its bandwidth, else an example, which is said: RAM at 80 GB/s (two
-channels of fast DDR5) and an RTX 3090. Whether it fits, and what a better placement gives, is for `placing.py`.
+That is `-ngl 99 --cpu-moe`, as `ggplan.planning.devices` counts RAM and GPU, with an empty context. The
+machine is the user's own where a machine's file says its bandwidth, else an example, which is said: RAM at
+80 GB/s (two channels of fast DDR5) and an RTX 3090. Whether it fits, and what a better placement gives, is
+for `placing.py`.
 """
 
 from __future__ import annotations

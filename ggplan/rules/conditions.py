@@ -3,10 +3,10 @@
     fits(vram=24G+12G, ram=110G, ctx=32k, kv=q8_0, ub=2048, slots=2)
     tokens_per_second(bandwidth=80G, vram_bandwidth=936G, cores=16) >= 8
 
-All of it stands in the recipe, or is a default that the documentation says, so that a recipe promises the same
-on every machine. Memory counts in powers of 1024 (`24G` is 24 GiB), bandwidth in powers of 1000, and tokens in
-powers of 1024, as the options of `ggplan fit` do. Several GPUs, and the types of keys and of values where they
-differ, have `+` between them.
+All of it stands in the recipe, or is a default that the documentation says, so that a recipe promises the
+same on every machine. Memory counts in powers of 1024 (`24G` is 24 GiB), bandwidth in powers of 1000, and
+tokens in powers of 1024, as the options of `ggplan fit` do. Several GPUs, and the types of keys and of values
+where they differ, have `+` between them.
 """
 
 from __future__ import annotations
@@ -207,9 +207,9 @@ _SHOWN: dict[str, Callable[[Any], str]] = {
     "cores": str,
 }  # fmt: skip
 _EXAMPLES = {
-    "vram": "vram=24G` or `vram=24G+12G", "ram": "ram=110G", "ctx": "ctx=32k", "kv": "kv=q8_0` or `kv=q8_0+f16",
-    "ub": "ub=2048", "slots": "slots=2", "bandwidth": "bandwidth=80G", "vram_bandwidth": "vram_bandwidth=936G",
-    "cores": "cores=16",
+    "vram": "vram=24G` or `vram=24G+12G", "ram": "ram=110G", "ctx": "ctx=32k",
+    "kv": "kv=q8_0` or `kv=q8_0+f16", "ub": "ub=2048", "slots": "slots=2", "bandwidth": "bandwidth=80G",
+    "vram_bandwidth": "vram_bandwidth=936G", "cores": "cores=16",
 }  # fmt: skip
 # What the options of `ggplan fit` and of llama.cpp are called.
 _MEANT = {

@@ -256,7 +256,11 @@ def _assert_of_machine(draft: Draft, line: int, text: Mapped, found: re.Match[st
     is_speed = quantity == "tokens_per_second"
     if is_speed != bool(found["op"]) or bool(found["op"]) != bool(found["value"]):
         problem = "`tokens_per_second` needs a comparison and a number" if is_speed else "`fits` has no value"
-        help = "write `@assert tokens_per_second >= 8`" if is_speed else "write `@assert fits(vram=24G, ram=110G)`"
+        help = (
+            "write `@assert tokens_per_second >= 8`"
+            if is_speed
+            else "write `@assert fits(vram=24G, ram=110G)`"
+        )
         draft.error("GP011", problem, at, help)
         return
     conditions, value = Conditions(), 1.0
@@ -276,7 +280,7 @@ def _assert_of_machine(draft: Draft, line: int, text: Mapped, found: re.Match[st
         value_at = text[found.start("value") : found.end("value")].strip()
         number = _SIZE.fullmatch(value_at.text)
         if number is None or number[2] or found["op"] in ("=", "==", "!="):
-            draft.error("GP011", "`tokens_per_second` is compared with a plain number by `>=`, `>`, `<=` or `<`",
+            draft.error("GP011", "`tokens_per_second` is compared with a number by `>=`, `>`, `<=`, `<`",
                         at, "write `@assert tokens_per_second >= 8`")  # fmt: skip
             return
         value = float(number[1])

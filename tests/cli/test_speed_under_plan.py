@@ -15,8 +15,8 @@ from ggplan.cli import cli
 from ggplan.inventories import inventory
 from ggplan.offload.completing import completed
 from ggplan.offload.header import header_of
-from ggplan.offload.placing import place
 from ggplan.offload.placement import Wishes
+from ggplan.offload.placing import place
 from ggplan.offload.settings import Override
 from ggplan.offload.usual import example, usual_rate, usual_reads
 from ggplan.planning import in_memory
@@ -43,8 +43,8 @@ def test_the_bandwidth_is_said_and_counts(tmp_path: Path) -> None:
     arguments = ("plan", "GLM-4.5-Air", "-r", "glm4moe/hq4_k")
     line = speed_line(run(*arguments).output)
     found = re.fullmatch(
-        r"4\.23 GiB of RAM read per token: ([\d.]+) to ([\d.]+) tokens per second at 80 GB/s \(GPU 936 GB/s\), "
-        r"an example: `ggplan machine --write` keeps yours",
+        r"4\.23 GiB of RAM read per token: ([\d.]+) to ([\d.]+) tokens per second at 80 GB/s "
+        r"\(GPU 936 GB/s\), an example: `ggplan machine --write` keeps yours",
         line,
     )
     assert found is not None

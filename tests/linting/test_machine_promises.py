@@ -69,7 +69,7 @@ def test_speed_is_that_under_the_plan(tmp_path: Path) -> None:
     assert str(held["actual"]).startswith(f"{likely:.2f} (from ")
 
 
-@pytest.mark.parametrize("home", ["[[gpu]]\nmemory = \"8GiB\"\n", "bandwidth = \"400GB/s\"\nram = \"8GiB\"\n"])
+@pytest.mark.parametrize("home", ['[[gpu]]\nmemory = "8GiB"\n', 'bandwidth = "400GB/s"\nram = "8GiB"\n'])
 def test_a_recipe_means_the_same_on_every_machine(
     home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -100,7 +100,9 @@ def test_bandwidth_cores_and_placement_count(tmp_path: Path) -> None:
 
 
 def test_what_does_not_fit_has_no_speed(tmp_path: Path) -> None:
-    found = run("rules", "check", recipe(tmp_path, "tokens_per_second(vram=24G, ram=64G) > 1"), "-m", "GLM-4.5-Air")
+    found = run(
+        "rules", "check", recipe(tmp_path, "tokens_per_second(vram=24G, ram=64G) > 1"), "-m", "GLM-4.5-Air"
+    )
     assert found.exit_code == 1
     assert "it is 0, as it does not fit: RAM is short of" in found.output
 

@@ -62,7 +62,17 @@ def test_types_of_a_part() -> None:
 
 
 def test_a_fallback_is_noted_once() -> None:
-    arguments = ("GLM-4.5-Air", "-r", "Q8_0", "--compare", "--role", "down_exps=q4_K", "-c", "8k,16k", *MACHINE)
+    arguments = (
+        "GLM-4.5-Air",
+        "-r",
+        "Q8_0",
+        "--compare",
+        "--role",
+        "down_exps=q4_K",
+        "-c",
+        "8k,16k",
+        *MACHINE,
+    )
     output = run(*arguments).stderr
     assert output.count("tensors of down_exps have rows of 1408, which q4_K does not divide: q5_0") == 1
     assert output.count("an inventory: ") == 1
@@ -81,7 +91,9 @@ def test_the_table() -> None:
 
 
 def test_none_fits_exits_1() -> None:
-    found = run("GLM-4.5-Air", "--compare", "-r", "Q8_0", "-r", "bf16.recipe", "--vram", "24G", "--ram", "32G")
+    found = run(
+        "GLM-4.5-Air", "--compare", "-r", "Q8_0", "-r", "bf16.recipe", "--vram", "24G", "--ram", "32G"
+    )
     assert found.exit_code == 1  # bf16.recipe is no file
     found = run("GLM-4.5-Air", "--compare", "-r", "Q8_0", "-c", "8k,16k", "--vram", "24G", "--ram", "32G")
     assert found.exit_code == 1
@@ -99,7 +111,10 @@ def test_none_fits_exits_1() -> None:
         (("a.gguf", "--compare", "--output", "sh"), "--compare goes with none of"),
         (("GLM-4.5-Air", "-r", "Q8_0", "--compare", "--role", "attention"), "write PART=TYPE,TYPE"),
         (("GLM-4.5-Air", "-r", "Q8_0", "--compare", "--role", "attention=q9"), "q9"),
-        (("a.gguf", "--compare", "-c", ",".join(["8k"] * 65)), "these are 65 combinations; 64 can be compared"),
+        (
+            ("a.gguf", "--compare", "-c", ",".join(["8k"] * 65)),
+            "these are 65 combinations; 64 can be compared",
+        ),
     ],
 )
 def test_wrong_usage(arguments: tuple[str, ...], said: str) -> None:

@@ -62,7 +62,10 @@ def test_headers_plans_and_assertions_say_the_same(name: str, figures: object) -
 
 def test_glm_4_5_air_under_hq4_k() -> None:
     found = CliRunner().invoke(cli, ["plan", "GLM-4.5-Air", "-r", "glm4moe/hq4_k"])
-    lines = ["RAM 68.8 GiB: routed experts and lookup tables", "GPU 7.80 GiB: all else, nextn 4.69 GiB not loaded"]
+    lines = [
+        "RAM 68.8 GiB: routed experts and lookup tables",
+        "GPU 7.80 GiB: all else, nextn 4.69 GiB not loaded",
+    ]
     assert "\n" + "\n".join([*lines, "4.23 GiB of RAM read per token: "]) in found.output
     listed = CliRunner().invoke(cli, ["rules", "list", "GLM-4.5-Air", "--json"])
     (entry,) = [r for r in json.loads(listed.output)["recipes"] if r["name"] == "glm4moe/hq4_k"]

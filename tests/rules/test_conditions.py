@@ -1,4 +1,4 @@
-"""The machine in `@assert fits(...)` and `@assert tokens_per_second(...)`: read, refused, written in one way."""
+"""The machine in `@assert fits(...)` and `@assert tokens_per_second(...)`: read, refused, spelt one way."""
 
 from __future__ import annotations
 
@@ -87,8 +87,8 @@ def test_a_bandwidth_is_decimal_and_memory_binary() -> None:
         ("fits", "`fits` needs the memory", "fits(vram=24G, ram=110G)"),
         ("fits(vram=24G) == 1", "`fits` has no value", "fits(vram=24G, ram=110G)"),
         ("tokens_per_second", "needs a comparison and a number", "tokens_per_second >= 8"),
-        ("tokens_per_second >= fast", "compared with a plain number", "tokens_per_second >= 8"),
-        ("tokens_per_second == 8", "compared with a plain number", "tokens_per_second >= 8"),
+        ("tokens_per_second >= fast", "compared with a number", "tokens_per_second >= 8"),
+        ("tokens_per_second == 8", "compared with a number", "tokens_per_second >= 8"),
         ("tokens_per_second(bandwidth=80) >= 8", "`80` is no value of bandwidth", "bandwidth=80G"),
     ],
 )

@@ -9,7 +9,7 @@ GOLDENS = ("olmo2", "olmo3_hub")
 
 
 def olmo2(folder: Path) -> None:
-    save(folder, tf.Olmo2Config(**SIZES, tie_word_embeddings=True), shard="100KB")
+    save(folder, tf.Olmo2Config(**SIZES, rope_theta=500000.0), shard="100KB")
     list_tokens(folder)
 
 
