@@ -102,7 +102,9 @@ def show_traps(header: Header, line: str, engine: Engine | None, machine: Machin
     command = read_command(line, engine)
     machine, extra = _with_gpus(machine, command)
     traps = check_command(command, header, machine)
-    notes = (*extra, *command.notes)
+    mode = command.settings.split_mode
+    rows = (f"-sm {mode} is reckoned as -sm layer",) if mode in ("row", "tensor") else ()
+    notes = (*extra, *rows, *command.notes)
     faults = [trap for trap in traps if trap.severity != "note"]
     if as_json:
         found = [
