@@ -88,8 +88,8 @@ def _refuse_impossible(what: str, stretches: list[float], source: str) -> None:
     middle = statistics.median(stretches) if stretches else 1.0
     if middle < 1 / _IMPOSSIBLE:
         raise MachineError(
-            f"{printable(source)}: {what} is {1 / middle:.1f} times faster than memory allows: it is a log of "
-            "another placement or machine, and nothing is kept",
+            f"{printable(source)}: {what} is {1 / middle:.1f} times faster than memory allows: it is a log "
+            "of another placement or machine, and nothing is kept",
             hint="state the line that was measured with `--command`, or measure what `ggplan fit` prints",
         )
 
