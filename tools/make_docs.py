@@ -1,12 +1,13 @@
 """Make the parts of the documentation that ggplan itself prints.
 
-    python tools/make_docs.py [families]
+    python tools/make_docs.py [families | fitting]
 
 - docs/plan.svg: `ggplan plan` on GLM-4.5-Air's names and shapes with the README's own recipe.
 - docs/commands.md: every command's --help.
 - docs/diagnostics.md: the pages of the codes that `ggplan rules check` finds.
 - docs/models.md: the tables of the families of models, from `ggplan/arch/families`, and of quantized forms,
   from `ggplan/sources/schemes`; `families` makes them alone.
+- docs/fitting.md: what its examples print, and docs/fit.svg; `fitting` makes them alone.
 - docs/record.schema.json: the schema of records of measurements.
 """
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -34,17 +36,51 @@ from ggplan.measure.record_json import record_schema  # noqa: E402
 from ggplan.sources.inventory import inventory_json  # noqa: E402
 
 WIDTH = 100
+WIDE = 120  # of tables in examples
 
 
 def main() -> None:
-    write_families()
+    if sys.argv[1:] != ["fitting"]:
+        write_families()
     if sys.argv[1:] == ["families"]:
+        return
+    write_examples(ROOT / "docs" / "fitting.md")
+    if sys.argv[1:] == ["fitting"]:
         return
     (ROOT / "docs" / "plan.svg").write_text(plan_picture(), encoding="utf-8")
     (ROOT / "docs" / "commands.md").write_text(commands_page(), encoding="utf-8")
     (ROOT / "docs" / "diagnostics.md").write_text(diagnostics_page(), encoding="utf-8")
     schema = json.dumps(record_schema(), indent=1, ensure_ascii=False) + "\n"
     (ROOT / "docs" / "record.schema.json").write_text(schema, encoding="utf-8")
+
+
+def write_examples(page: Path) -> None:
+    """Run the commands of a page's ```console blocks, and write what they print on stdout below each.
+
+    The files they write come into the page's folder.
+    """
+    parts = re.split(r"(?<=^```console\n)(.*?)(?=^```$)", page.read_text("utf-8"), flags=re.M | re.S)
+    for at in range(1, len(parts), 2):
+        parts[at] = example_output(re.findall(r"^\$ (.*)$", parts[at], re.MULTILINE), page.parent)
+    page.write_text("".join(parts), encoding="utf-8")
+
+
+def example_output(commands: list[str], folder: Path) -> str:
+    """Commands with `$ ` before them, each with what it prints, whatever machine has a file here."""
+    found = []
+    for command in commands:
+        arguments = [sys.executable, "-m", "ggplan", *shlex.split(command)[1:]]
+        environment = os.environ | {
+            "COLUMNS": str(WIDE), "NO_COLOR": "1", "PYTHONPATH": str(ROOT), "XDG_CONFIG_HOME": "/nowhere"
+        }  # fmt: skip
+        done = subprocess.run(
+            arguments, capture_output=True, text=True, check=False, cwd=folder, env=environment
+        )
+        if done.returncode not in (0, 1) or not done.stdout:
+            raise SystemExit(f"{command}: {done.stderr}")
+        lines = [line.rstrip() for line in done.stdout.splitlines()]
+        found.append("\n".join([f"$ {command}", *lines]).rstrip() + "\n")
+    return "\n".join(found)
 
 
 def commands_page() -> str:

@@ -30,7 +30,7 @@ from ggplan.offload.cache.tensors import CacheTensor
 from ggplan.offload.dimensions import Dimensions
 from ggplan.offload.holding import Holding
 from ggplan.offload.settings import Settings
-from ggplan.offload.weights import Loaded, Weights
+from ggplan.offload.weights import Weights
 
 _BLOCK = re.compile(r"blk\.(\d+)\.(.+)")
 _ROUTED = re.compile(r"ffn_(?:up|down|gate|gate_up)_(?:ch)?exps\.")
@@ -91,14 +91,14 @@ class ActiveBytes:
     experts_in_ram, streamable
         Bytes of all routed experts in RAM, those that a token does not use too; bytes of those that a GPU can
         read from there: repacked ones are for the CPU alone.
+    matrices_in_ram, streamable_matrices
+        The same of the other matrices of blocks.
     used_share
         Share of the routed experts that a token uses; 1 where there are none.
     cache_is_quantized, cache_is_latent
         Whether keys or values are quantized; whether they are compressed (MLA).
     file_bytes
         Bytes of all tensors that are loaded, by which the file is known again.
-    others_streamable
-        Bytes of the other matrices in RAM that a GPU can read from there.
     """
 
     devices: Mapping[str, DeviceReads]
@@ -106,11 +106,12 @@ class ActiveBytes:
     gpu_crossings: int
     experts_in_ram: int
     streamable: int
+    matrices_in_ram: int
+    streamable_matrices: int
     used_share: float
     cache_is_quantized: bool
     cache_is_latent: bool
     file_bytes: int
-    others_streamable: int = 0
 
     @property
     def host(self) -> DeviceReads:
@@ -136,7 +137,7 @@ def active_bytes(
     share = min(used / dimensions.n_experts, 1.0) if dimensions.n_experts and used else 1.0
     sums: dict[str, _Sums] = {}
     paths: dict[int, dict[str, str]] = {}
-    in_ram = streamable = others = file_bytes = 0
+    in_ram = streamable = matrices = streamable_matrices = file_bytes = 0
     for one in weights.loaded:
         tensor, block, part = one.tensor, *_place(one.use)
         if block is not None and block >= dimensions.n_trunk:
@@ -153,11 +154,13 @@ def active_bytes(
         elif is_routed:
             if one.device == HOST:
                 in_ram += n_bytes
-                streamable += n_bytes if _is_for_gpus(one) else 0
+                streamable += 0 if one.repacked or _is_for_cpu(tensor.type.name) else n_bytes
             total.multiplied_experts += n_weights * share
         elif len(tensor.shape) > 1:
             total.multiplied += n_weights
-            others += n_bytes if one.device == HOST and _is_for_gpus(one) else 0
+            if one.device == HOST and block is not None:
+                matrices += n_bytes
+                streamable_matrices += 0 if one.repacked or _is_for_cpu(tensor.type.name) else n_bytes
         total.weights[tensor.type.name] = total.weights.get(tensor.type.name, 0.0) + n_bytes * read
         total.n_steps += len(tensor.shape) > 1 and not one.use.startswith(_LOOKED_UP)
     _add_tied(sums, weights)
@@ -170,15 +173,14 @@ def active_bytes(
     host, gpu = _crossings(paths)
     types = (settings.cache_k, settings.cache_v)
     return ActiveBytes(
-        {name: _frozen(total) for name, total in sums.items()}, host, gpu, in_ram, streamable, share,
-        any(t.is_quantized for t in types), dimensions.is_mla, file_bytes, others,
+        {name: _frozen(total) for name, total in sums.items()}, host, gpu, in_ram, streamable, matrices,
+        streamable_matrices, share, any(t.is_quantized for t in types), dimensions.is_mla, file_bytes,
     )  # fmt: skip
 
 
-def _is_for_gpus(one: Loaded) -> bool:
-    """Whether a GPU can read a tensor that is in RAM: neither repacked, nor interleaved (ik_llama.cpp)."""
-    kind = one.tensor.type.name
-    return not one.repacked and (_INTERLEAVED.search(kind) is None or kind in _READ_BY_GPUS)
+def _is_for_cpu(kind: str) -> bool:
+    """Whether rows are interleaved for the CPU in a way that no GPU kernel reads (ik_llama.cpp)."""
+    return _INTERLEAVED.search(kind) is not None and kind not in _READ_BY_GPUS
 
 
 def _frozen(total: _Sums) -> DeviceReads:

@@ -74,7 +74,7 @@ def place(
 
 def _with_note(made: Placement, before: Rate) -> Placement | None:
     """A placement with a large micro-batch, which it says; None if prompts are no faster with it."""
-    if made.prompt.likely <= before.likely:
+    if made.prompt.likely <= before.likely * _WORTH:  # below its batch ik_llama.cpp computes on the CPU
         return None
     note = (
         f"a micro-batch of {_MICRO_BATCHES[1]} tokens and not {_MICRO_BATCHES[0]} (--ubatch): weights in RAM "
@@ -352,7 +352,6 @@ class _Planner:
 
     def with_layers_in_ram(self, settings: Settings) -> Placement:
         """The last layers on the GPUs, with the micro-batch that is worth it: the others are copied too."""
-        settings = replace(settings, load_mode="none")
         small = self.by_layers(settings)
         if (
             self.wishes.micro_batch is not None
@@ -366,6 +365,7 @@ class _Planner:
 
     def by_layers(self, settings: Settings) -> Placement:
         """A model without experts: as many of the last layers on the GPUs as fit."""
+        settings = replace(settings, load_mode="none")  # what is in RAM is copied to a GPU for prompts
         if self.wishes.gpu_layers is not None:
             return self.made(self.tried(self.split(settings, self.sizes(settings, experts=True))))
         sizes = self.sizes(settings, experts=True)

@@ -12,7 +12,7 @@ where they differ, have `+` between them.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -175,18 +175,22 @@ def _types(text: str) -> tuple[GgmlType, GgmlType] | None:
     return (types[0], types[-1]) if len(types) <= 2 else None
 
 
+_BINARY = ((1 << 40, "T"), (1 << 30, "G"), (1 << 20, "M"))
+_DECIMAL = ((10**12, "T"), (10**9, "G"), (10**6, "M"))
+
+
 def _shown_bytes(n: int) -> str:
-    for power, letter in ((4, "T"), (3, "G"), (2, "M"), (1, "K")):
-        if n % 1024**power == 0:
-            return f"{n // 1024**power}{letter}"
-    return f"{n}B"
+    return _in_units(n, (*_BINARY, *((size, f"{letter}B") for size, letter in _DECIMAL), (1 << 10, "K")))
 
 
 def _shown_speed(n: int) -> str:
-    for power, letter in ((3, "G"), (2, "M"), (1, "K")):
-        if n % 1000**power == 0:
-            return f"{n // 1000**power}{letter}"
-    return f"{n}B"
+    binary = ((size, f"{letter}iB") for size, letter in _BINARY)
+    return _in_units(n, (*_DECIMAL[1:], *binary, (10**3, "K")))
+
+
+def _in_units(n: int, units: Iterable[tuple[int, str]]) -> str:
+    """A whole number of the first unit that has one."""
+    return next((f"{n // size}{letter}" for size, letter in units if n % size == 0), f"{n}B")
 
 
 def _shown_tokens(n: int) -> str:

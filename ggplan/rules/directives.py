@@ -220,7 +220,10 @@ def _assert(draft: Draft, line: int, text: Mapped, comment: str) -> None:
     found = _ASSERTION.fullmatch(text.text)
     at = draft.span(line, text)
     problem = "`@assert` needs what is measured, a comparison and a value"
-    help = "write `@assert bpw <= 5.6`, `size(experts) <= 90 GiB`, `uncovered == 0` or `type(NAME) == q8_0`"
+    help = (
+        "write `@assert bpw <= 5.6`, `size(experts) <= 90 GiB`, `uncovered == 0`, `type(NAME) == q8_0`, "
+        "`fits(vram=24G, ram=110G)` or `tokens_per_second >= 8`"
+    )
     if found is not None and found["quantity"] in ("fits", "tokens_per_second"):
         _assert_of_machine(draft, line, text, found)
         return

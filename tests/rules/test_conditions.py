@@ -66,6 +66,12 @@ def test_fits() -> None:
     assert format_recipe("@assert fits( ctx=32768,vram = 24G )") == "@assert fits(vram=24G, ctx=32k)\n"
 
 
+def test_the_formatter_keeps_units_that_are_whole() -> None:
+    text = "@assert tokens_per_second(vram=24GB, ram=1500M, bandwidth=80GiB/s, vram_bandwidth=0.5T) >= 8\n"
+    shown = "vram=24GB, ram=1500M, bandwidth=80GiB, vram_bandwidth=500G"
+    assert format_recipe(text) == f"@assert tokens_per_second({shown}) >= 8\n"
+
+
 def test_a_bandwidth_is_decimal_and_memory_binary() -> None:
     found = parse_conditions("bandwidth=80GB/s, vram=24G, vram_bandwidth=936G", SPEED)
     assert (found.bandwidth, found.vram, found.vram_bandwidth) == (80 * 10**9, (24 * GIB,), 936 * 10**9)
