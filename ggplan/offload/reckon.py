@@ -90,7 +90,7 @@ def reckon_placed(
         )
         for name in case.names
     )
-    streams = n_gpus and settings.op_offload and case.holding.n_tokens >= profile.offload_batch
+    streams = n_gpus and settings.op_offload and _copies_experts(dimensions, holding, profile)
     notes = (*_notes(dimensions, settings, holding, profile, weights), *compute_note)
     return Reckoning(profile.name, devices, streamed_tensor(weights) if streams else None, notes)
 
@@ -206,12 +206,20 @@ def _flash(dimensions: Dimensions, settings: Settings, weights: Weights) -> Lite
     return "on"
 
 
+def _copies_experts(dimensions: Dimensions, holding: Holding, profile: Profile) -> bool:
+    """Whether a micro-batch is large enough for a GPU to do the work of experts in RAM."""
+    used = max(dimensions.used, default=0)
+    if profile.offload_per_expert and dimensions.n_experts and used:
+        return holding.n_tokens * used >= profile.offload_batch * dimensions.n_experts
+    return holding.n_tokens >= profile.offload_batch
+
+
 def _check(dimensions: Dimensions, settings: Settings, profile: Profile) -> None:
     k, v = settings.cache_k, settings.cache_v
     if dimensions.is_mla and k is not v and profile.compares_latent_types:
         raise PlanError(
             f"K as {k.name} and V as {v.name}: the engine refuses, for this model has one cache for both",
-            hint=f"give -ctv {k.name} too",
+            hint=f"give one type for both: --kv-type {k.name}, or -ctk {k.name} -ctv {k.name}",
         )
     if v.is_quantized and settings.flash_attention == "off":
         raise PlanError(
