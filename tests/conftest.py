@@ -17,8 +17,8 @@ os.environ.setdefault("NUMBA_OPT", "0")
 def pytest_make_collect_report(collector: pytest.Collector) -> None:
     """Before a module that has examples made is imported, set what holds for them.
 
-    To import Hypothesis takes a third of a second, which three files of four have no need of. (Modules are made
-    of all files of a folder, but only those asked for are collected.)
+    To import Hypothesis takes a third of a second, which three files of four have no need of. Modules are
+    made of all files of a folder, but only those asked for are collected.
     """
     if isinstance(collector, pytest.Module) and b"hypothesis" in collector.path.read_bytes():
         import hypothesis

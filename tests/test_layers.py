@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -86,10 +87,16 @@ def name_of(module: Path) -> str:
 NAMES = {name_of(module) for module in modules()}
 
 
+@cache
+def parsed(module: Path) -> ast.Module:
+    return ast.parse(module.read_text(encoding="utf-8"))
+
+
+@cache
 def imports_of(module: Path) -> set[str]:
     """The modules of ggplan that a module imports, wherever in it: in functions and for type checks too."""
     found = set()
-    for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+    for node in ast.walk(parsed(module)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -131,9 +138,8 @@ def test_nothing_imports_the_command_line() -> None:
 
 @pytest.mark.parametrize("module", modules(), ids=lambda m: str(m.relative_to(PACKAGE)))
 def test_modules_stay_small_and_open_with_a_docstring(module: Path) -> None:
-    text = module.read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= 500
-    assert ast.get_docstring(ast.parse(text))
+    assert len(module.read_text(encoding="utf-8").splitlines()) <= 500
+    assert ast.get_docstring(parsed(module))
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def main() -> None:
     write_examples(ROOT / "docs" / "fitting.md")
     if sys.argv[1:] == ["fitting"]:
         return
-    draw_plan()
+    (ROOT / "docs" / "plan.svg").write_text(plan_picture(), encoding="utf-8")
     (ROOT / "docs" / "commands.md").write_text(commands_page(), encoding="utf-8")
     (ROOT / "docs" / "diagnostics.md").write_text(diagnostics_page(), encoding="utf-8")
     schema = json.dumps(record_schema(), indent=1, ensure_ascii=False) + "\n"
@@ -61,7 +61,7 @@ def write_examples(page: Path) -> None:
     """
     parts = re.split(r"(?<=^```console\n)(.*?)(?=^```$)", page.read_text("utf-8"), flags=re.M | re.S)
     for at in range(1, len(parts), 2):
-        parts[at] = example_output(re.findall(r"^\$ (.*)$", parts[at], re.MULTILINE), page.parent)
+        parts[at] = example_output(re.findall(r"^\$ ((?:.*\\\n)*.*)$", parts[at], re.MULTILINE), page.parent)
     page.write_text("".join(parts), encoding="utf-8")
 
 
@@ -179,15 +179,15 @@ def compared_models() -> dict[str, list[str]]:
     return found
 
 
-def draw_plan() -> None:
+def plan_picture() -> str:
+    """What `ggplan plan` prints, as a picture."""
     with tempfile.TemporaryDirectory() as folder:
         inventory, recipe = Path(folder) / "GLM-4.5-Air", Path(folder) / "air.recipe"
         inventory.write_text(json.dumps(inventory_json(glm_4_5_air.model())), encoding="utf-8")
         recipe.write_text(readme_recipe(), encoding="utf-8")
         printed = run(["plan", inventory.name, "-r", recipe.name], folder)
     command = "ggplan plan GLM-4.5-Air -r air.recipe"
-    picture = terminal_svg(f"$ {command}\n{printed}", command, "Sizes of GLM-4.5-Air by class and by type.")
-    (ROOT / "docs" / "plan.svg").write_text(picture, encoding="utf-8")
+    return terminal_svg(f"$ {command}\n{printed}", command, "Sizes of GLM-4.5-Air by class and by type.")
 
 
 def readme_recipe() -> str:

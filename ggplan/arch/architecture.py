@@ -41,6 +41,11 @@ class TokenizerRules:
         Whether it writes `add_space_prefix` after that as tokenizer_config.json's `add_prefix_space` says.
     llama_style
         Whether the converter writes `add_space_prefix`, and no BOS for a vocabulary of 49152 tokens.
+    ends_by_config
+        Whether the end of a text is config.json's `eod_token_id`, and that of a turn the first of several
+        ends in generation_config.json; a negative `pad_token_id` is then none.
+    fixed_ids
+        Kinds of special tokens and their ids, which the converter writes whatever the vocabulary has there.
     special_tokens
         Kinds of special tokens and their texts, for kinds that neither config names.
     """
@@ -54,6 +59,8 @@ class TokenizerRules:
     space_prefix: bool | None = None
     prefix_last: bool = False
     llama_style: bool = False
+    ends_by_config: bool = False
+    fixed_ids: Mapping[str, int] = field(default_factory=dict)
     special_tokens: Mapping[str, str] = field(default_factory=dict)
 
 

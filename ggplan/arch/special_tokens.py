@@ -24,7 +24,7 @@ from ggplan.metadata import Metadata, MetadataType, array, boolean, string, uint
 from ggplan.sources.files import shown
 from ggplan.sources.huggingface import HfCheckpoint
 
-_KINDS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+KINDS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 _ID_KEYS = {
     "bos": "bos_token_id",
     "eos": "eos_token_id",
@@ -49,7 +49,7 @@ class SpecialTokens:
     """
 
     settings: dict[str, object]
-    kinds: list[str] = field(default_factory=lambda: list(_KINDS))
+    kinds: list[str] = field(default_factory=lambda: list(KINDS))
     ids: dict[str, int] = field(default_factory=dict)
     n_vocab: int | None = None
     add: dict[str, bool] = field(default_factory=dict)
@@ -83,7 +83,7 @@ def read_special_tokens(
     checkpoint: HfCheckpoint,
     *,
     n_vocab: int | None = None,
-    kinds: Sequence[str] = _KINDS,
+    kinds: Sequence[str] = KINDS,
 ) -> SpecialTokens:
     """The special tokens of a folder: its tokenizer.json, tokenizer_config.json (if any) and config.json."""
     found = SpecialTokens(dict(settings or {}), list(kinds), n_vocab=n_vocab)

@@ -16,6 +16,7 @@ from ggplan.arch import sentencepiece, tiktoken
 from ggplan.arch.architecture import TokenizerRules
 from ggplan.arch.byte_level import byte_level_vocabulary
 from ggplan.arch.special_tokens import (
+    KINDS,
     Json,
     SpecialTokens,
     chat_templates,
@@ -24,7 +25,7 @@ from ggplan.arch.special_tokens import (
 )
 from ggplan.arch.vocabulary import Vocabulary
 from ggplan.errors import CheckpointError, SubstituteError, TokenizerError
-from ggplan.metadata import Metadata, boolean
+from ggplan.metadata import Metadata, boolean, uint32
 from ggplan.sources.files import shown
 from ggplan.sources.huggingface import HfCheckpoint
 
@@ -103,11 +104,19 @@ def _write_keys(
     vocabulary = _vocabulary(checkpoint, document, roles, vocab_size, rules, pre)
     keys |= vocabulary.metadata()
     n_vocab = len(vocabulary.tokens) if vocabulary.is_scored else None
-    special = read_special_tokens(document, settings, checkpoint, n_vocab=n_vocab)
+    no_pad = rules.ends_by_config and _is_negative(checkpoint.config.get("pad_token_id"))
+    kinds = [kind for kind in KINDS if not (no_pad and kind == "pad")]
+    special = read_special_tokens(document, settings, checkpoint, n_vocab=n_vocab, kinds=kinds)
     _set_family_tokens(special, rules, vocabulary, shown(checkpoint.path / "tokenizer.json"))
     keys |= special.metadata()
     keys |= chat_templates(checkpoint, settings)
     keys |= normalizer_flags(document)
+    if rules.ends_by_config:
+        keys |= _ends(checkpoint)
+    if rules.fixed_ids:
+        more = read_special_tokens(document, settings, checkpoint, kinds=tuple(rules.fixed_ids))
+        more.ids = {kind: more.ids.get(kind, number) for kind, number in rules.fixed_ids.items()}
+        keys |= more.metadata()
     if vocabulary.is_scored and rules.space_prefix is not None:
         keys["tokenizer.ggml.add_space_prefix"] = boolean(rules.space_prefix)
     if rules.prefix_last and isinstance(prefix := (settings or {}).get("add_prefix_space"), bool):
@@ -125,6 +134,22 @@ def _write_keys(
         note = _without_bos(shown(checkpoint.path / "tokenizer_config.json"))
         return replace(vocabulary, notes=[*vocabulary.notes, note])
     return vocabulary
+
+
+def _is_negative(number: object) -> bool:
+    return type(number) is int and number < 0
+
+
+def _ends(checkpoint: HfCheckpoint) -> Metadata:
+    """The ends of a text and of a turn, where the configs have them in these places."""
+    keys: Metadata = {}
+    end = checkpoint.config.get("eod_token_id")
+    if type(end) is int and 0 <= end < 1 << 32:
+        keys["tokenizer.ggml.eos_token_id"] = uint32(end)
+    ends = (checkpoint.read_json("generation_config.json") or {}).get("eos_token_id")
+    if isinstance(ends, list) and len(ends) > 1 and type(ends[0]) is int and 0 <= ends[0] < 1 << 32:
+        keys["tokenizer.ggml.eot_token_id"] = uint32(ends[0])
+    return keys
 
 
 def _with_roles(checkpoint: HfCheckpoint, settings: Json) -> Json:

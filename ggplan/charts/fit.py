@@ -141,7 +141,7 @@ def _devices(placement: Placement) -> tuple[_Device, ...]:
         is_host = device.name == HOST
         size = (machine.ram or 0) if is_host else machine.gpus[i].memory
         margin = (machine.ram_margin if is_host else machine.gpu_margin) if size else 0
-        context, compute = device.context + device.draft_context, device.compute + device.draft_compute
+        context, compute = device.whole_context, device.whole_compute
         name = "RAM" if is_host else device.name
         found.append(_Device(name, (device.weights, context, compute, margin), size))
     return tuple(found)

@@ -81,7 +81,7 @@ def main() -> None:
     """Run the command line; `ggplan.cli.trouble` has the exit codes."""
     signal.signal(signal.SIGTERM, _terminated)
     # What imports make stays. To look for garbage in it takes a twentieth of a short command's time.
-    gc.set_threshold(20_000)
+    gc.set_threshold(100_000)
     # Numba compiles nothing but kernels here: see `quants.compiling`.
     os.environ.setdefault("NUMBA_OPT", "0")
     try:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ggplan.charts.tensors import TypedTensors
     from ggplan.measure import Record
     from ggplan.measure.record_file import Scores
-    from ggplan.offload.flags import Engine
+    from ggplan.ggml_types import Engine
     from ggplan.offload.known_machine import Stated
 
 _EPILOG = """\b

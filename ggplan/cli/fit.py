@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -17,8 +18,7 @@ from ggplan.offload.known_machine import Stated
 
 if TYPE_CHECKING:
     from ggplan.cli.comparing import Asked
-    from ggplan.ggml_types import GgmlType
-    from ggplan.offload.flags import Engine
+    from ggplan.ggml_types import Engine, GgmlType
     from ggplan.offload.header import Header
     from ggplan.offload.machine import Machine
     from ggplan.offload.placement import Wishes
@@ -174,7 +174,7 @@ def asked_of(
 
 
 def _learn(header: Header, wished: WishOptions, lines: Lines, stated: Stated, *, quiet: bool) -> None:
-    from ggplan.cli.calibrating import learn
+    from ggplan.cli.learning import learn
 
     engine: Engine = lines.engine or "llama.cpp"
     if lines.check is not None or lines.n_gpus is not None or lines.log is None:
@@ -185,6 +185,7 @@ def _learn(header: Header, wished: WishOptions, lines: Lines, stated: Stated, *,
 
 def planned_header(name: str, planning: PlanningOptions) -> Header:
     """The header of a file, or of the file that a plan would write."""
+    from ggplan.errors import TruncatedError
     from ggplan.offload.completing import completed
     from ggplan.offload.header import header_of
 
@@ -193,6 +194,8 @@ def planned_header(name: str, planning: PlanningOptions) -> Header:
         # What is loaded where is all in the header, so a file that is its header alone will do.
         opened = planning.opening.open_noted(name, quiet=True)
         if opened.kind == "gguf":
+            if isinstance(opened.obstacle, TruncatedError):
+                note(f"{opened.obstacle.message}; its header is all that is read", quiet=planning.quiet)
             return header_of(opened)
     plan = plan_from(name, planning)
     header = header_of(plan)
@@ -235,6 +238,8 @@ def _place(
 
     placement = place(header, machine, wishes, PROFILES[engine])
     path = _path(name, header)
+    if form in ("sh", "systemd"):  # they are started from anywhere
+        path = os.path.abspath(path)
     ways = ways_out(placement)
     if form == "json":
         print_json(placement_json(placement, path, ways))
@@ -262,9 +267,10 @@ def _path(name: str, header: Header) -> str:
 def wishes_from(wished: WishOptions, engine: Engine) -> Wishes:
     """What options ask for."""
     from ggplan.offload.placement import Wishes
+    from ggplan.offload.settings import Override
     from ggplan.offload.values import BadValue, overrides_of
 
-    pins = []
+    pins: list[Override] = []
     for pin in wished.pins:
         try:
             pins += overrides_of(pin, "\n")

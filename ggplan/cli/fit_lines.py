@@ -6,9 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+_MOST_GPUS = 16
+_UNKNOWN = 1 << 50  # bytes: nothing is too large for it
+
 if TYPE_CHECKING:
-    from ggplan.offload.command_checks import Trap
-    from ggplan.offload.flags import Engine
+    from ggplan.ggml_types import Engine
+    from ggplan.offload.command_traps import Trap
+    from ggplan.offload.commands import Command
     from ggplan.offload.header import Header
     from ggplan.offload.known_machine import Stated
     from ggplan.offload.machine import Gpu, Machine
@@ -36,6 +40,8 @@ def show_reckoning(
         cards = _chosen(cards, command.devices)
     reckoning = reckon(header, command.settings, cards, PROFILES[command.engine])
     notes = (*reckoning.notes, *command.notes)
+    if not cards and command.settings.gpu_layers > 0:
+        notes = (*notes, "no GPU is stated, so all is in RAM: say how many with --gpus")
     if as_json:
         streamed = reckoning.streamed
         devices = [
@@ -44,6 +50,7 @@ def show_reckoning(
                 "weights": d.weights,
                 "context": d.context,
                 "compute": d.compute,
+                "rollback": d.rollback,
                 "draft_context": d.draft_context,
                 "draft_compute": d.draft_compute,
             }
@@ -57,7 +64,7 @@ def show_reckoning(
     rows = [
         [
             "RAM" if d.name == "host" else d.name,
-            *map(format_bytes, (d.weights, d.context, d.compute, d.total)),
+            *map(format_bytes, (d.weights, d.whole_context, d.whole_compute, d.total)),
         ]
         for d in reckoning.devices
     ]
@@ -93,23 +100,45 @@ def show_traps(header: Header, line: str, engine: Engine | None, machine: Machin
     from ggplan.text import printable
 
     command = read_command(line, engine)
+    machine, extra = _with_gpus(machine, command)
     traps = check_command(command, header, machine)
+    notes = (*extra, *command.notes)
     faults = [trap for trap in traps if trap.severity != "note"]
     if as_json:
         found = [
             {"code": t.code, "severity": t.severity, "line": t.line, "message": t.message, "remedy": t.remedy}
             for t in traps
         ]
-        print_json({"engine": command.engine, "traps": found, "notes": list(command.notes)})
+        print_json({"engine": command.engine, "traps": found, "notes": list(notes)})
     else:
         for trap in traps:
             _print_trap(trap)
-        for text in command.notes:
+        for text in notes:
             click.echo(f"note: {printable(text)}", err=True)
         n = len(faults)
         click.echo(f"{n or 'no'} fault{'s' * (n != 1)} in the command line", err=True)
     if faults:
         raise SystemExit(1)
+
+
+def _with_gpus(machine: Machine, command: Command) -> tuple[Machine, tuple[str, ...]]:
+    """The machine with GPUs of unknown size where it has none and the line is for some."""
+    from dataclasses import replace
+
+    from ggplan.offload.machine import Gpu
+
+    settings = command.settings
+    named = [int(o.device[4:]) for o in settings.overrides if o.device.startswith("CUDA")]
+    asks = named or command.has("-ngl") or command.has("-ncmoe") or command.has("-cmoe")
+    if machine.gpus or settings.gpu_layers == 0 or not asks:
+        return machine, ()
+    n = max([1, len(settings.tensor_split), *(i + 1 for i in named)])
+    n = min(n, _MOST_GPUS)
+    note = (
+        f"there is no GPU here and none is stated, so the line is checked for {n} of unknown size: state "
+        "them with --vram or --cards, and --ram"
+    )
+    return replace(machine, gpus=(Gpu("", _UNKNOWN),) * n, ram=None), (note,)
 
 
 def _print_trap(trap: Trap) -> None:

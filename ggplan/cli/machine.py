@@ -90,7 +90,9 @@ def machine_command(
     from ggplan.cli.output import write_new
     from ggplan.version import __version__
 
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if write:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path = path.resolve()  # a link to it stays one
     head = f"A machine that `ggplan fit` plans for; written by ggplan {__version__} (`ggplan machine`)."
     write_new(machine_text(machine, head), str(path), force=force, quiet=quiet)
 
@@ -171,7 +173,7 @@ def _rows(machine: Machine) -> list[list[str]]:
         rows.append(["  GB/s of one", ", ".join(shown[:6]), sources.get("rates", "")])
     margins = f"{format_bytes(machine.gpu_margin)} a GPU, {format_bytes(machine.ram_margin)} of RAM"
     rows.append(["left free", margins, ""])
-    if (learned := machine.calibration) is not None:
+    if (learned := machine.learned) is not None:
         parts = (("generation", learned.generation), ("prompts", learned.prompt))
         said = [f"{name} takes {value:.2f} times as long" for name, value in parts if value]
         rows.append(["learned", ", ".join(said) or "nothing", learned.source])
@@ -187,7 +189,7 @@ def _as_json(machine: Machine, notes: list[str]) -> dict[str, object]:
         "gpus": [dataclasses.asdict(gpu) for gpu in machine.gpus],
         **{name: getattr(machine, name) for name in fields},
         "rates": dict(machine.rates),
-        "calibration": None if machine.calibration is None else dataclasses.asdict(machine.calibration),
+        "learned": None if machine.learned is None else dataclasses.asdict(machine.learned),
         "sources": dict(machine.sources),
         "notes": notes,
     }

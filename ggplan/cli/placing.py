@@ -17,6 +17,7 @@ def print_placement(
     placement: Placement, file: str, ways: tuple[WayOut, ...], *, explain: bool, err: bool = False
 ) -> None:
     """All of it, as text; that it does not fit alone goes to stderr with `err`."""
+    from ggplan.cli.output import echo_wrapped
     from ggplan.offload.placement import describe_shortage
     from ggplan.offload.starting import bench_command, server_command, shown
     from ggplan.text import printable
@@ -29,7 +30,7 @@ def print_placement(
     click.echo(f"{printable(placement.header.name)}, {placement.profile.name}: {verdict}")
     _print_devices(placement)
     for line in _details(placement):
-        click.echo(line)
+        echo_wrapped(line, then="  " + " " * (len(line) - len(line.lstrip())))
     if not placement.fits:
         click.echo()
         for shortage in placement.shortages:
@@ -71,8 +72,8 @@ def _rows(placement: Placement) -> Iterator[dict[str, Any]]:
             "name": device.name,
             "memory": memory,
             "weights": device.weights,
-            "context": device.context + device.draft_context,
-            "compute": device.compute + device.draft_compute,
+            "context": device.whole_context,
+            "compute": device.whole_compute,
             "margin": margin,
             "left": None if memory is None else memory - margin - device.total,
         }
@@ -119,7 +120,7 @@ def _figure(rate: float) -> str:
 
 def _print_ways(ways: tuple[WayOut, ...]) -> None:
     if not ways:
-        click.echo("nothing that was tried makes it fit: see docs/fitting.md")
+        click.echo("no change that was tried makes it fit: it takes more memory, or a smaller model")
         return
     click.echo("what would make it fit:")
     for way in ways:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,9 +19,11 @@ if TYPE_CHECKING:
     from ggplan.model import Model
     from ggplan.reshaping import Form, Mtp
 
+_NUMBER = re.compile(r"[+-]?\d+(\.\d*)?%?", re.ASCII)
+
 
 class _Layers(click.ParamType[tuple[int, ...]]):
-    """Layer numbers with commas between them: `3,7`."""
+    """Layer numbers and ranges of them with commas between: `3,7`, `3-7`."""
 
     name = "layers"
 
@@ -30,10 +33,21 @@ class _Layers(click.ParamType[tuple[int, ...]]):
         """Parse them."""
         if isinstance(value, tuple):
             return value
-        words = [word.strip() for word in str(value).split(",")]
-        if not all(word.isascii() and word.isdecimal() and len(word) < 6 for word in words):
-            self.fail(f"{value!r} is not a list of layers such as 3,7", param, ctx)
-        return tuple(sorted({int(word) for word in words}))
+        layers: set[int] = set()
+        for word in str(value).split(","):
+            low, dash, high = (part.strip() for part in word.partition("-"))
+            ends = (low, high) if dash else (low, low)
+            if not all(end.isascii() and end.isdecimal() and len(end) < 6 for end in ends):
+                self.fail(f"{value!r} is not a list of layers such as 3,7 or 3-7", param, ctx)
+            first, last = map(int, ends)
+            if last < first:
+                self.fail(
+                    f"{value!r} is not a list of layers such as 3,7 or 3-7: {word.strip()} counts down",
+                    param,
+                    ctx,
+                )
+            layers.update(range(first, last + 1))
+        return tuple(sorted(layers))
 
 
 class _Forms(click.ParamType[tuple[str, ...]]):
@@ -83,18 +97,22 @@ class ShapingOptions:
 
     def apply(self, model: Model, imatrix: Imatrix | None) -> tuple[Model, Imatrix | None]:
         """The model and its imatrix as these options make them; further notes of it say what was done."""
+        named = self.keep_experts
+        if self.mtp == "keep" and named is None and not (self.prune_layers or self.fuse or self.split):
+            return model, imatrix
         from ggplan.reshaping import Reshaping, load_experts, reshape
 
-        named = self.keep_experts
         if self.mtp == "only" and (self.prune_layers or named is not None):
             raise click.UsageError("--mtp only writes no layers to prune and no experts to leave out")
         if both := set(self.fuse) & set(self.split):
             raise click.UsageError(f"--fuse and --split both name {', '.join(sorted(both))}")
-        is_number = named is not None and named.isascii() and named.isdecimal()
+        is_number = named is not None and _NUMBER.fullmatch(named) is not None
+        if named is not None and is_number and not (named.isdecimal() and len(named) < 10):
+            raise click.BadParameter(f"{named} is no number of experts", param_hint="'--keep-experts'")
         wishes = Reshaping(
             mtp=self.mtp,
             prune_layers=self.prune_layers,
-            keep_experts=None if named is None else int(named[:9]) if is_number else load_experts(named),
+            keep_experts=None if named is None else int(named) if is_number else load_experts(named),
             fuse=self.fuse,
             split=self.split,
         )
@@ -121,8 +139,8 @@ def shaping_options(*, imatrix: bool) -> tuple[Callable[[Callable[..., Any]], Ca
             "alone, as a draft model.",
         ),
         click.option(
-            "--prune-layers", type=_Layers(), default=(), metavar="N,N",
-            help="Leave these layers out and number the others anew.",
+            "--prune-layers", type=_Layers(), default=(), metavar="N,N-N",
+            help="Leave these layers out and number the others anew: 3,7 or 3-7.",
         ),
         click.option(
             "--keep-experts", metavar="N|FILE" if imatrix else "FILE",

@@ -16,7 +16,7 @@ compressed-tensors ac8e2ba (`utils/match.py`, `quantization/quant_scheme.py`), l
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ggplan.dialects.checkpoint_configs import class_notes
@@ -79,10 +79,17 @@ def import_(source: Source, name: str, model: Model | None) -> Imported:
         for i, target in enumerate(targets):
             if i not in met and target.type is not None:
                 notes.append(f"`{target.text}` matches no module of {model.path.name} that is quantized")
+        before = list(types)
+        decided: dict[int, list[tuple[int, ...]]] = {}  # the targets that match each module, by the deciding
         for at, (found, out) in enumerate(zip(hits, left, strict=True)):
             if found and not out:
                 best = min(found, key=lambda i: (targets[i].kind, i))
                 types[at] = targets[best].type
+                decided.setdefault(best, []).append(found)
+        notes += _hidden(targets, decided)
+        changed = sum(old is not None and old != new for old, new in zip(before, types, strict=True))
+        if changed:
+            notes.append(f"{_modules(changed)} matched by several modifiers; the last decides")
     if config is not None:
         notes += [*class_notes(config, model), *config.notes]
     notes += root.left_out()
@@ -182,6 +189,31 @@ def _hits(
         (*by_name.get(name, ()), *(expressions[k] for k in found), *by_class[kind])
         for name, kind, found in zip(names, kinds, matched, strict=True)
     ]
+
+
+def _hidden(targets: Sequence[_Target], decided: Mapping[int, Sequence[tuple[int, ...]]]) -> Iterator[str]:
+    """Notes on targets that match modules which another, of another type, decides.
+
+    A class gives way to names and expressions, and these are its exceptions, unless they leave it nothing.
+    """
+    others: dict[int, list[int]] = {}
+    for best, matching in decided.items():
+        for found in matching:
+            for i in found:
+                if targets[i].type != targets[best].type:
+                    others.setdefault(i, []).append(best)
+    for i, winners in sorted(others.items()):
+        equal = [best for best in winners if targets[best].kind == targets[i].kind]
+        if not equal and i in decided:
+            continue
+        by = equal or winners
+        rest = "" if i in decided else f"; `{targets[i].text}` decides none"
+        both = f"`{targets[by[0]].text}` and `{targets[i].text}`"
+        yield f"{_modules(len(by))} matched by {both}: the former decides{rest}"
+
+
+def _modules(count: int) -> str:
+    return f"{count:,} modules are" if count > 1 else "1 module is"
 
 
 def export(recipe: Recipe | Assignment, model: Model) -> tuple[str, list[str]]:

@@ -104,10 +104,7 @@ def words() -> frozenset[str]:
 
 @cache
 def _texts() -> dict[str, str]:
-    from importlib import resources  # it imports what unpacks wheels, which plans have no need of
-
-    folder = resources.files(__name__) / _FOLDER
-    files = sorted((f for f in folder.iterdir() if f.name.endswith(_ENDING)), key=lambda f: f.name)
+    files = sorted(Path(__file__).with_name(_FOLDER).glob(f"*{_ENDING}"))
     return {file.name.removesuffix(_ENDING): file.read_text("utf-8") for file in files}
 
 

@@ -40,6 +40,8 @@ _INTERLEAVED = re.compile(r"_r\d+$")
 _READ_BY_GPUS = frozenset({
     "iq1_s_r4", "iq1_m_r4", "iq2_k_r4", "iq3_k_r4", "iq4_k_r4", "iq5_k_r4", "iq4_ks_r4", "iq5_ks_r4",
 })  # fmt: skip
+# Convolution, gates, norms and the scan of a recurrent block, in steps that cost as much as a small matrix.
+_RECURRENT_STEPS = 10
 _STATES = frozenset({"r", "s", "n-gram r"})
 _PARTS = ("attention", "feed-forward", "gate and up", "down")  # of a block, as a token passes them
 
@@ -54,8 +56,9 @@ class DeviceReads:
         Bytes that are read, by the name of their ggml type.
     cache
         Bytes of KV cache and state.
-    n_tensors
-        Weights that are read: each takes at least one step of the graph.
+    n_steps
+        Steps of the graph, in matrices: one for each that is multiplied, and what stands for the many small
+        steps of a recurrent block.
     multiplied, multiplied_experts
         Weights that the token is multiplied with, outside and inside routed experts.
     attended
@@ -64,7 +67,7 @@ class DeviceReads:
 
     weights: Mapping[str, float] = field(default_factory=dict)
     cache: float = 0.0
-    n_tensors: int = 0
+    n_steps: int = 0
     multiplied: float = 0.0
     multiplied_experts: float = 0.0
     attended: float = 0.0
@@ -116,7 +119,7 @@ class ActiveBytes:
 class _Sums:
     weights: dict[str, float] = field(default_factory=dict)
     cache: float = 0.0
-    n_tensors: int = 0
+    n_steps: int = 0
     multiplied: float = 0.0
     multiplied_experts: float = 0.0
     attended: float = 0.0
@@ -152,13 +155,14 @@ def active_bytes(
         elif len(tensor.shape) > 1:
             total.multiplied += n_weights
         total.weights[tensor.type.name] = total.weights.get(tensor.type.name, 0.0) + n_bytes * read
-        total.n_tensors += 1
+        total.n_steps += len(tensor.shape) > 1 and not one.use.startswith(_LOOKED_UP)
     _add_tied(sums, weights)
     for block, cells in _cells(dimensions, settings, depth).items():
         device = weights.blocks[block] if settings.cache_on_gpu else HOST
         total = sums.setdefault(device, _Sums())
         total.cache += cells.n_bytes
         total.attended += cells.attended
+        total.n_steps += _RECURRENT_STEPS * dimensions.recurrent[block]
     host, gpu = _crossings(paths)
     types = (settings.cache_k, settings.cache_v)
     return ActiveBytes(
@@ -173,7 +177,7 @@ def _is_for_cpu(kind: str) -> bool:
 
 
 def _frozen(total: _Sums) -> DeviceReads:
-    return DeviceReads(total.weights, total.cache, total.n_tensors, total.multiplied,
+    return DeviceReads(total.weights, total.cache, total.n_steps, total.multiplied,
                        total.multiplied_experts, total.attended)  # fmt: skip
 
 

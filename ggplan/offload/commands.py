@@ -14,7 +14,8 @@ from pathlib import PurePosixPath, PureWindowsPath
 from typing import Literal
 
 from ggplan.errors import CommandError
-from ggplan.offload.flags import PROGRAMS, Engine, Flag, all_flags, flags_of
+from ggplan.ggml_types import Engine
+from ggplan.offload.flags import PROGRAMS, Flag, all_flags, flags_of
 from ggplan.offload.options import BENCH, GONE, HANDLERS, UNRECKONED, Said
 from ggplan.offload.settings import Settings
 from ggplan.offload.shell import Word, split_words

@@ -111,6 +111,11 @@ def _nvidia(found: _Found, environment: Mapping[str, str]) -> None:
 
 def _nvidia_card(found: _Found, line: str) -> None:
     cells = [cell.strip() for cell in line.split(",")]
+    if len(cells) == 5 and cells[1].startswith("[N/A"):
+        # A GPU that shares the RAM (GB10) states no memory.
+        name = printable(cells[0])[:80]
+        found.notes.append(f"{name} states no memory of its own: say what it may use with `--vram`")
+        return
     mib = _integer(cells[1]) if len(cells) == 5 else None
     if mib is None or not 0 < mib <= _MOST_MIB:
         found.notes.append(f"a line of nvidia-smi is not understood: {printable(line)[:80]}")
@@ -225,24 +230,37 @@ def _ram(found: _Found, root: Path) -> tuple[int | None, int | None]:
 def _pages(name: str) -> int | None:
     try:
         pages, size = os.sysconf(name), os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError):
+    except (AttributeError, ValueError, OSError):
         return None
     return pages * size if pages > 0 and size > 0 else None
 
 
 def _limit(root: Path) -> int | None:
     """The least limit of memory of this process's control groups and those above them."""
-    groups = root / "sys/fs/cgroup"
-    paths = re.findall(r"^\d+:(memory)?[^:\n]*:(/[^\n]{0,400})$", _text(root / "proc/self/cgroup"), re.M)
+    texts = [*_in_groups(root, "", "memory.max"), *_in_groups(root, "memory", "memory.limit_in_bytes")]
+    limits = [n for n in map(_integer, texts) if n is not None and 0 < n < _UNLIMITED]
+    return min(limits, default=None)
+
+
+def _quota(root: Path) -> int | None:
+    """Whole cores whose time the control groups allow: microseconds of each period."""
     found = []
-    for controller, path in [*paths, ("", "/"), ("memory", "/")]:
-        base, name = (groups / controller, "memory.limit_in_bytes") if controller else (groups, "memory.max")
-        parts = [part for part in path.split("/") if part not in ("", ".", "..")]
-        for depth in range(len(parts) + 1):
-            value = _integer(_text(base.joinpath(*parts[:depth]) / name))
-            if value is not None and 0 < value < _UNLIMITED:
-                found.append(value)
+    for text in _in_groups(root, "", "cpu.max"):
+        pair = re.fullmatch(r"(\d{1,15}) (\d{1,15})", text)
+        if pair and int(pair[2]):
+            found.append(max(int(pair[1]) // int(pair[2]), 1))
     return min(found, default=None)
+
+
+def _in_groups(root: Path, controller: str, name: str) -> list[str]:
+    """A file of each control group that this process is in, and of those above; "" of version 2."""
+    pattern = rf"^\d+:{controller}:(/[^\n]{{0,400}})$" if controller else r"^0::(/[^\n]{0,400})$"
+    found = []
+    for path in [*re.findall(pattern, _text(root / "proc/self/cgroup"), re.M), "/"]:
+        parts = [part for part in path.split("/") if part not in ("", ".", "..")]
+        group = root / "sys/fs/cgroup" / controller
+        found += [_text(group.joinpath(*parts[:depth]) / name) for depth in range(len(parts) + 1)]
+    return found
 
 
 def _cores(found: _Found, root: Path) -> int | None:
@@ -259,6 +277,10 @@ def _cores(found: _Found, root: Path) -> int | None:
         found.notes.append(
             f"{max(nodes, 1)} memory nodes: an engine reads all at full speed only with `--numa distribute`"
         )
+    quota = _quota(root)
+    if pairs and quota is not None and quota < len(pairs):
+        found.sources["cores"] = "the limit of the control group"
+        return quota
     if pairs:
         found.sources["cores"] = "/sys/devices/system/cpu"
         return len(pairs)

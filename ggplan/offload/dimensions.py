@@ -76,6 +76,7 @@ class Indexer:
     top_k: int
     is_full: tuple[bool, ...]
     pool: int = 0
+    block_size: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +130,8 @@ class Dimensions:
         Blocks with an n-gram table, and numbers that its convolution keeps a sequence (qwen4exp).
     state, indexer
         Of recurrent blocks; of a sparse indexer, None where there is none.
+    compress_ratios, hyper_connections
+        Of DeepSeek-V4: tokens of a compressed key by block; streams of the residual.
     positions
         Position numbers of a token: 4 with multi-dimensional rotation, else 1.
     gating
@@ -169,6 +172,7 @@ class Dimensions:
     state: State
     indexer: Indexer | None
     compress_ratios: tuple[int, ...]
+    hyper_connections: int
     positions: int
     gating: int
     normalizes: bool
@@ -267,6 +271,7 @@ def dimensions_of(header: Header) -> Dimensions:
         _state(keys, head_k),
         _indexer(keys, n_blocks, n_blocks - n_mtp),
         keys.numbers("attention.compress_ratios"),
+        keys.number("hyper_connection.count", 0),
         4 if is_mrope else 1,
         keys.number("expert_gating_func", 0),
         bool(keys.number("expert_weights_norm", 0)),
@@ -388,4 +393,5 @@ def _indexer(keys: Keys, n_blocks: int, n_trunk: int) -> Indexer | None:
         keys.number("attention.indexer.top_k", 0),
         tuple(f and i < n_trunk for i, f in enumerate(full)),
         keys.number("attention.indexer.kpool", 0),
+        max(1, keys.number("attention.indexer.block_size", 1)),
     )

@@ -177,3 +177,31 @@ def split_layers(sizes: Sequence[int], rooms: Sequence[int]) -> tuple[float, ...
         counts[gpu] += 1
         before += size
     return tuple(float(n) for n in counts)
+
+
+def compact_layers(sizes: Sequence[int], dense: Sequence[int], rooms: Sequence[int]) -> tuple[float, ...]:
+    """How many layers each GPU gets if all but the first hold whole layers alone, with their experts.
+
+    The first GPU, which is the fastest of most machines, then has the attention of all other layers. Where it
+    has no room for that, the others take more.
+
+    Parameters
+    ----------
+    sizes, dense
+        Bytes of each layer with its experts and without; the output is the last.
+    rooms
+        Bytes that each GPU has.
+    """
+    counts = [0] * len(rooms)
+    end = len(sizes)
+    for gpu in range(len(rooms) - 1, 0, -1):
+        room = rooms[gpu]
+        while end > 0 and (sizes[end - 1] <= room or not counts[gpu]):
+            room -= sizes[end - 1]
+            counts[gpu] += 1
+            end -= 1
+    while end > 0 and sum(dense[:end]) > max(rooms[0], 0):
+        end -= 1
+        counts[1] += 1
+    counts[0] = end
+    return tuple(float(n) for n in counts)

@@ -63,8 +63,8 @@ class Holding:
     n_planes: int
 
 
-def holding_of(dimensions: Dimensions, settings: Settings) -> Holding:
-    """What the context of `settings` holds.
+def holding_of(dimensions: Dimensions, settings: Settings, *, limits_outputs: bool = True) -> Holding:
+    """What the context of `settings` holds; `limits_outputs` is the server's, of one output a slot.
 
     Raises
     ------
@@ -93,7 +93,7 @@ def holding_of(dimensions: Dimensions, settings: Settings) -> Holding:
     shared = n_slots if unified else 1
     window = padded(min(n_cells, dimensions.window * shared + n_tokens), STEP)
     n_outputs = n_tokens
-    if settings.program == "llama-server":
+    if settings.program == "llama-server" and limits_outputs:
         n_outputs = min(n_tokens, n_slots * (1 + N_DRAFTED if settings.mtp else 1))
     return Holding(
         n_context,

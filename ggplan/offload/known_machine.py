@@ -88,8 +88,8 @@ def with_stated(machine: Machine, stated: Stated) -> Machine:
         found["ram"] = "--ram"
     if stated.bandwidth is not None:
         bandwidth, source = stated_bandwidth(stated.bandwidth)
-        # A calibration is of the bandwidth that it was made with.
-        machine = replace(machine, bandwidth=bandwidth, calibration=None)
+        # What was learned is of the bandwidth that it was reckoned with.
+        machine = replace(machine, bandwidth=bandwidth, learned=None)
         found["bandwidth"] = source
     if stated.cores is not None:
         machine = replace(machine, cores=stated.cores)
@@ -100,13 +100,13 @@ def with_stated(machine: Machine, stated: Stated) -> Machine:
 def on_top_of(machine: Machine, before: Machine) -> tuple[Machine, list[str]]:
     """What was found now on top of what a file says, and notes: what was not found stays as it was there."""
     notes = []
-    calibration = before.calibration
-    if machine.bandwidth and before.bandwidth and calibration is not None:
+    learned = before.learned
+    if machine.bandwidth and before.bandwidth and learned is not None:
         ratio = machine.bandwidth / before.bandwidth
         if not 1 / _SAME_SPEED < ratio < _SAME_SPEED:
-            dropped = f"what {printable(calibration.source)} taught is dropped"
+            dropped = f"what {printable(learned.source)} taught is dropped"
             notes.append(f"RAM is {ratio:.2f} times as fast as in the file: {dropped}")
-            calibration = None
+            learned = None
     if machine.gpus and [g.name for g in machine.gpus] != [g.name for g in before.gpus] and before.gpus:
         notes.append(
             f"the file has {len(before.gpus)} GPUs and other names than the {len(machine.gpus)} here"
@@ -123,7 +123,7 @@ def on_top_of(machine: Machine, before: Machine) -> tuple[Machine, list[str]]:
             rates=machine.rates or before.rates,
             gpu_margin=before.gpu_margin,
             ram_margin=before.ram_margin,
-            calibration=calibration,
+            learned=learned,
             sources=sources | dict(machine.sources),
         ),
         notes,

@@ -33,7 +33,7 @@ class Gpu:
 
 
 @dataclass(frozen=True, slots=True)
-class Calibration:
+class Learned:
     """What a benchmark on the machine taught.
 
     Attributes
@@ -76,7 +76,7 @@ class Machine:
     sources
         Where a number is from (`nvidia-smi`, `measured`, `--vram`, a file, `table of cards`), by its name:
         `ram`, `gpu 0 memory`.
-    calibration
+    learned
         What a benchmark on the machine taught; None before.
     """
 
@@ -88,4 +88,4 @@ class Machine:
     gpu_margin: int = 1 << 30
     ram_margin: int = 4 << 30
     sources: Mapping[str, str] = field(default_factory=dict)
-    calibration: Calibration | None = None
+    learned: Learned | None = None

@@ -16,7 +16,7 @@
     [rates]                      # of one core, bytes of weights per second
     q4_K = 20000000000
 
-    [calibration]                # what a benchmark on the machine taught
+    [learned]                    # what a benchmark on the machine taught
     generation = 1.12
     source = "bench.log"
 
@@ -42,7 +42,7 @@ from typing import Any
 
 from ggplan.errors import MachineError, TypeNameError
 from ggplan.ggml_types import parse_type
-from ggplan.offload.machine import Calibration, Gpu, Machine
+from ggplan.offload.machine import Gpu, Learned, Machine
 from ggplan.text import decode_text, format_bytes, nearest, parse_bytes, printable
 
 _LARGEST_FILE = 1 << 20
@@ -51,7 +51,7 @@ _MOST_SPEED = 1e18
 _MOST_CORES = 8192
 _MOST_GPUS = 64
 _MOST_STRETCH = 1000.0
-_TABLES = ("rates", "calibration", "sources")
+_TABLES = ("rates", "learned", "sources")
 
 
 def default_path(environment: Mapping[str, str] = os.environ) -> Path:
@@ -126,7 +126,7 @@ class _Reader:
             _or(self.size(table, "gpu_margin", least=0), default.gpu_margin),
             _or(self.size(table, "ram_margin", least=0), default.ram_margin),
             {key: self.text_of(tables["sources"], key) for key in tables["sources"]},
-            self.calibration(tables["calibration"]) if "calibration" in table else None,
+            self.learned(tables["learned"]) if "learned" in table else None,
         )
 
     def gpu(self, table: Mapping[str, Any]) -> Gpu:
@@ -140,9 +140,9 @@ class _Reader:
         pcie, flops = self.speed(table, "pcie"), self.speed(table, "flops")
         return Gpu(name, memory, self.speed(table, "bandwidth"), pcie, flops)
 
-    def calibration(self, table: Mapping[str, Any]) -> Calibration:
-        self.only(table, {field.name for field in fields(Calibration)}, " in [calibration]")
-        return Calibration(
+    def learned(self, table: Mapping[str, Any]) -> Learned:
+        self.only(table, {field.name for field in fields(Learned)}, " in [learned]")
+        return Learned(
             self.text_of(table, "source") if "source" in table else self.name,
             self.stretch(table, "generation"),
             self.stretch(table, "prompt"),
@@ -270,27 +270,27 @@ def machine_text(machine: Machine, head: str = "") -> str:
         lines += ["", "[rates]  # of one core: bytes of weights per second"]
         for kind, rate in machine.rates.items():
             add(kind, rate, _speed)
-    if machine.calibration is not None:
-        lines += ["", *_calibration_lines(machine.calibration)]
+    if machine.learned is not None:
+        lines += ["", *_learned_lines(machine.learned)]
     if sources:
         lines += ["", "[sources]"]
         lines += [f"{_quoted(key)} = {_quoted(source)}" for key, source in sources.items()]
     return "\n".join(lines) + "\n"
 
 
-def with_calibration(text: str, machine: Machine) -> str:
-    """The text of a machine's file with the calibration of `machine`, the rest as a person left it.
+def with_learned(text: str, machine: Machine) -> str:
+    """The text of a machine's file with what `machine` learned, the rest as a person left it.
 
     Where the text is written in a way that does not allow it, the file is written anew.
     """
     kept, inside = [], False
     for line in text.rstrip().split("\n"):
         if line.lstrip().startswith("["):
-            inside = re.match(r"\s*\[\s*calibration\s*\]", line) is not None
+            inside = re.match(r"\s*\[\s*learned\s*\]", line) is not None
         if not inside:
             kept.append(line)
-    assert machine.calibration is not None
-    new = "\n".join(["\n".join(kept).rstrip(), "", *_calibration_lines(machine.calibration)]) + "\n"
+    assert machine.learned is not None
+    new = "\n".join(["\n".join(kept).rstrip(), "", *_learned_lines(machine.learned)]) + "\n"
     try:
         found = parse_machine(new, "the new text")
     except MachineError:
@@ -298,10 +298,10 @@ def with_calibration(text: str, machine: Machine) -> str:
     return new if found == machine else machine_text(machine)
 
 
-def _calibration_lines(learned: Calibration) -> list[str]:
+def _learned_lines(learned: Learned) -> list[str]:
     figures = (("generation", learned.generation), ("prompt", learned.prompt))
     return [
-        "[calibration]  # time measured over time reckoned",
+        "[learned]  # by a benchmark: time measured over time reckoned",
         f"source = {_quoted(learned.source)}",
         *(f"{name} = {_number(value)}" for name, value in figures if value is not None),
         f"file_bytes = {learned.file_bytes}  # {_size(learned.file_bytes)}, the tensors of that file",

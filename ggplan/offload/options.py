@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ggplan.offload.flags import Engine
+from ggplan.ggml_types import Engine
 from ggplan.offload.settings import Override
 from ggplan.offload.values import (
     BadValue,

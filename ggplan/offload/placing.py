@@ -21,7 +21,15 @@ from ggplan.offload.active import ActiveBytes, active_bytes
 from ggplan.offload.allocation import HOST, device_bytes, gpu_name
 from ggplan.offload.cache.classes import cache_tensors
 from ggplan.offload.dimensions import Dimensions, dimensions_of
-from ggplan.offload.filling import Unit, expert_blocks, fill, ram_overrides, split_layers, units_of
+from ggplan.offload.filling import (
+    Unit,
+    compact_layers,
+    expert_blocks,
+    fill,
+    ram_overrides,
+    split_layers,
+    units_of,
+)
 from ggplan.offload.header import Header, HeaderTensor
 from ggplan.offload.holding import holding_of
 from ggplan.offload.machine import Gpu, Machine
@@ -30,8 +38,8 @@ from ggplan.offload.profiles import LLAMA_CPP, Profile
 from ggplan.offload.reckon import reckon, reckon_placed
 from ggplan.offload.reckoning import Reckoning
 from ggplan.offload.settings import Override, Settings
-from ggplan.offload.speed import FITTED, generation, prompt
-from ggplan.offload.weights import Weights, place_weights
+from ggplan.offload.speed import generation, prompt
+from ggplan.offload.weights import Weights, block_devices, place_weights
 from ggplan.text import printable
 
 DEFAULT_CONTEXT = 32768
@@ -39,7 +47,6 @@ _MICRO_BATCHES = (512, 2048)
 # A larger micro-batch takes memory that could hold experts; so much slower may generation get for it.
 _WORTH = 1.03
 _ALL_LAYERS = 99
-_LITTLE = 4 * FITTED.gpu_crossing
 
 
 def place(
@@ -59,7 +66,7 @@ def place(
     _check_pins(header, dimensions, machine, wishes)
     planner = _Planner(header, dimensions, machine, wishes, profile)
     best = planner.placed()
-    if len(machine.gpus) < 2 or not best.fits or not planner.is_second_gpu_idle(best):
+    if len(machine.gpus) < 2 or not best.fits or not planner.may_be_faster_alone(best):
         return best
     return _on_one_gpu(best, dimensions)
 
@@ -86,15 +93,20 @@ def _check_pins(header: Header, dimensions: Dimensions, machine: Machine, wishes
     """Refuse a pin that cannot be obeyed."""
     if not wishes.pins:
         return
+    devices = ["CPU", *(gpu_name(i) for i in range(len(machine.gpus)))]
+    for pin in wishes.pins:
+        shown = f"--pin {printable(pin.pattern)}={printable(pin.device)}"
+        if pin.device not in devices:
+            hint = f"the devices are {', '.join(devices)}"
+            raise PlanError(f"{shown}: there is no device {printable(pin.device)}", hint=hint)
+        if any(c in pin.pattern for c in ",=;"):
+            hint = "write alternatives as (1|2)"
+            raise PlanError(f"{shown}: `,`, `;` and `=` end a pattern after -ot", hint=hint)
     settings = Settings(gpu_layers=-1 if machine.gpus else 0, overrides=wishes.pins)
-    # Names devices that are not there, and what is no regex.
+    # What is no regex is refused here.
     loaded = {one.use for one in place_weights(header, dimensions, settings, machine.gpus).loaded}
     for pin in wishes.pins:
         shown = f"--pin {printable(pin.pattern)}={pin.device}"
-        if any(c in pin.pattern for c in ",="):
-            raise PlanError(
-                f"{shown}: `,` and `=` end a pattern after -ot", hint="write alternatives as (1|2)"
-            )
         matched = _matching(pin, (t.name for t in header.tensors))
         if not matched:
             raise PlanError(f"{shown} matches no tensor", hint="`ggplan inspect FILE --tensors` lists them")
@@ -143,7 +155,8 @@ class _Planner:
         return expert_blocks(self.header, self.dimensions, free)
 
     @property
-    def gpus(self) -> Sequence[Gpu]:
+    def gpus(self) -> tuple[Gpu, ...]:
+        """Those of the machine."""
         return self.machine.gpus
 
     @cached_property
@@ -181,20 +194,26 @@ class _Planner:
             return self.made(whole)
         return self.with_experts_in_ram(settings) if self.experts else self.by_layers(settings)
 
-    def is_second_gpu_idle(self, best: Placement) -> bool:
-        """Whether GPUs after the first save a token so little that a change of device may cost more."""
+    def may_be_faster_alone(self, best: Placement) -> bool:
+        """Whether the first GPU alone may be faster, by an estimate with the compute buffer as it is."""
         if any(pin.device not in ("CPU", "CUDA0") for pin in self.wishes.pins):
             return False
-        if not best.in_ram:
-            sizes = self.sizes(best.settings, experts=True)
-            return sum(sizes) < self.gpus[0].memory - self.machine.gpu_margin
-        saved = 0.0
-        for block, tensors in self.experts.items():
-            device = best.devices.get(tensors[0].name, HOST)
-            if device not in (HOST, gpu_name(0)):
-                given = self.dimensions, self.machine, 0, self.profile, best.settings.threads
-                saved += units_of(block, tensors, *given)[0].gain
-        return saved < _LITTLE
+        alone = replace(self, machine=replace(self.machine, gpus=self.gpus[:1]))
+        first = best.reckoning.devices[0]
+        room = self.gpus[0].memory - self.machine.gpu_margin - first.whole_compute
+        settings = replace(best.settings, tensor_split=(), overrides=self.wishes.pins)
+        room -= sum(alone.sizes(settings, experts=not self.experts))
+        if room < 0:
+            return False
+        if self.experts:
+            given = self.dimensions, self.machine, 0, self.profile, settings.threads
+            units = {block: units_of(block, tensors, *given) for block, tensors in self.experts.items()}
+            overrides = ram_overrides(sorted(self.experts), fill(room, units), by_count=False)
+            settings = replace(settings, overrides=(*self.wishes.pins, *overrides))
+        weights = place_weights(self.header, self.dimensions, settings, alone.gpus)
+        active = active_bytes(weights, self.dimensions, settings)
+        rate = generation(active, alone.machine, self.profile, settings)
+        return rate.likely * _WORTH > best.generation.likely
 
     # --- Candidates
 
@@ -215,7 +234,7 @@ class _Planner:
             load_mode="none",
         )
         if len(self.gpus) > 1:
-            in_ram = self.split(in_ram, self.sizes(in_ram, experts=False))
+            in_ram = self.best_split(in_ram)
         start = self.tried(in_ram)
         if not start.fits_gpus:
             return self.made(start)
@@ -342,13 +361,43 @@ class _Planner:
 
     # --- Parts of candidates
 
-    def split(self, settings: Settings, sizes: Sequence[int], known: Reckoning | None = None) -> Settings:
+    def best_split(self, settings: Settings) -> Settings:
+        """The faster way to spread layers: by room, or whole layers on all GPUs but the first."""
+        dense, sizes = (self.sizes(settings, experts=e) for e in (False, True))
+        rooms = self.rooms(reckon(self.header, settings, self.gpus, self.profile))
+        ways = {split_layers(dense, rooms), compact_layers(sizes, dense, rooms)}
+        return max(
+            (replace(settings, tensor_split=way) for way in sorted(ways)),
+            key=lambda settings: self.speed_of(settings, dense, rooms),
+        )
+
+    def speed_of(self, settings: Settings, dense: Sequence[int], rooms: Sequence[int]) -> float:
+        """Tokens per second with the experts that would fit, by an estimate; 0 if a GPU is too small."""
+        on = block_devices(self.dimensions, settings, self.gpus)
+        units: list[Unit] = []
+        for gpu, room in enumerate(rooms):
+            mine = [i for i, device in enumerate(on) if device == gpu_name(gpu)]
+            left = room - sum(dense[i] for i in mine)
+            if left < 0:
+                return 0.0
+            given = self.dimensions, self.machine, gpu, self.profile, settings.threads
+            units += fill(left, {i: units_of(i, self.experts[i], *given) for i in mine if i in self.experts})
+        overrides = ram_overrides(sorted(self.experts), units, by_count=False)
+        filled = replace(settings, overrides=(*self.wishes.pins, *overrides))
+        weights = place_weights(self.header, self.dimensions, filled, self.gpus)
+        active = active_bytes(weights, self.dimensions, filled)
+        return generation(active, self.machine, self.profile, filled).likely
+
+    def rooms(self, known: Reckoning) -> list[int]:
+        """Bytes of each GPU for weights and context, with compute buffers as they were reckoned."""
+        compute = [d.whole_compute for d in known.devices[:-1]]
+        return [g.memory - self.machine.gpu_margin - c for g, c in zip(self.gpus, compute, strict=True)]
+
+    def split(self, settings: Settings, sizes: Sequence[int]) -> Settings:
         """The settings with layers in proportion to what each GPU has room for."""
         if len(self.gpus) < 2:
             return settings
-        known = known or reckon(self.header, settings, self.gpus, self.profile)
-        compute = [d.compute + d.draft_compute for d in known.devices[:-1]]
-        rooms = [g.memory - self.machine.gpu_margin - c for g, c in zip(self.gpus, compute, strict=True)]
+        rooms = self.rooms(reckon(self.header, settings, self.gpus, self.profile))
         return replace(settings, tensor_split=split_layers(sizes, rooms))
 
     def sizes(self, settings: Settings, *, experts: bool) -> list[int]:
@@ -360,14 +409,15 @@ class _Planner:
         for one in weights.loaded:
             if one.device != HOST and one.use not in routed:
                 sizes[_layer(one.use, len(sizes))] += one.n_bytes
-        holding = holding_of(self.dimensions, settings)
+        holding = holding_of(self.dimensions, self.profile.as_run(settings))
         for tensor in cache_tensors(self.dimensions, settings, holding):
             sizes[tensor.block] += device_bytes(gpu_name(0), tensor.type, tensor.shape)
         return sizes
 
     def tried(self, settings: Settings) -> _Candidate:
         """These settings, reckoned."""
-        weights = place_weights(self.header, self.dimensions, settings, self.gpus)
+        run = self.profile.as_run(settings)
+        weights = place_weights(self.header, self.dimensions, run, self.gpus)
         reckoning = reckon_placed(self.dimensions, settings, weights, len(self.gpus), self.profile)
         return _Candidate(settings, reckoning, weights, shortages(reckoning, self.machine))
 

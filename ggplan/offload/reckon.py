@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from ggplan.errors import PlanError
 from ggplan.offload.allocation import HOST, device_bytes, gpu_name
@@ -14,6 +15,7 @@ from ggplan.offload.graph.attention import has_kernel
 from ggplan.offload.graph.compute import compute_sizes, draft_sizes, is_pipelined, placed_weights
 from ggplan.offload.graph.maker import Job
 from ggplan.offload.graph.schedule import Rules
+from ggplan.offload.graph.thumb import thumb_sizes
 from ggplan.offload.header import Header
 from ggplan.offload.holding import N_DRAFTED, Holding, holding_of
 from ggplan.offload.machine import Gpu
@@ -23,6 +25,16 @@ from ggplan.offload.settings import Settings
 from ggplan.offload.weights import Weights, place_weights, streamed_tensor
 from ggplan.text import printable
 
+# Graphs that are not described here, and those that are a decoder's but for some parts.
+_UNLIKE = frozenset({
+    "bailingmoe3", "deepseek4", "dots3note", "dream", "glm5-next", "hrm_text", "hy_v4", "kimi-k3", "llada",
+    "llada-moe", "minicpm3", "minimax-01", "qwen4exp", "rnd1",
+})  # fmt: skip
+_ABOUT = frozenset({
+    "afmoe", "arctic", "arwkv7", "baichuan", "bloom", "chameleon", "cogvlm", "dbrx", "falcon", "gemma3n",
+    "gpt2", "gptj", "gptneox", "grok", "jais", "mpt", "olmo", "plamo2", "refact", "rwkv6",
+    "rwkv6qwen2", "rwkv7", "starcoder", "t5", "talkie",
+})  # fmt: skip
 MEMORY = 24 << 30  # of a GPU of which nothing is known
 
 
@@ -48,6 +60,7 @@ def reckon(
         of the cache that do not go together.
     """
     cards = [Gpu("", MEMORY)] * gpus if isinstance(gpus, int) else list(gpus)
+    settings = profile.as_run(settings)
     dimensions = dimensions_of(header)
     weights = place_weights(header, dimensions, settings, cards)
     return reckon_placed(dimensions, settings, weights, len(cards), profile)
@@ -57,11 +70,13 @@ def reckon_placed(
     dimensions: Dimensions, settings: Settings, weights: Weights, n_gpus: int, profile: Profile
 ) -> Reckoning:
     """The same for weights that were placed."""
+    settings = profile.as_run(settings)
     settings = replace(settings, flash_attention=_flash(dimensions, settings, weights))
     _check(dimensions, settings)
-    case = _Case(dimensions, settings, holding_of(dimensions, settings), weights, n_gpus, profile)
+    holding = holding_of(dimensions, settings, limits_outputs=profile.limits_outputs)
+    case = _Case(dimensions, settings, holding, weights, n_gpus, profile)
     sums, context = weights.by_device(), case.context(case.cache())
-    draft_context, draft_compute = case.draft()
+    rollback, (draft_context, draft_compute) = case.rollback(), case.draft()
     compute, compute_note = case.compute()
     devices = tuple(
         DeviceBytes(
@@ -69,13 +84,14 @@ def reckon_placed(
             sums.get(name, 0),
             context.get(name, 0),
             compute.get(name, 0),
+            rollback.get(name, 0),
             draft_context.get(name, 0),
             draft_compute.get(name, 0),
         )
         for name in case.names
     )
     streams = n_gpus and settings.op_offload and case.holding.n_tokens >= profile.offload_batch
-    notes = (*_notes(dimensions, settings, profile, weights), *compute_note)
+    notes = (*_notes(dimensions, settings, holding, profile, weights), *compute_note)
     return Reckoning(profile.name, devices, streamed_tensor(weights) if streams else None, notes)
 
 
@@ -107,17 +123,23 @@ class _Case:
             sums[device] = sums.get(device, 0) + device_bytes(device, tensor.type, tensor.shape)
         return sums
 
+    def rollback(self) -> dict[str, int]:
+        """What the main context keeps of its state before each drafted token."""
+        if not self._drafts or self.dimensions.architecture not in ROLLS_BACK:
+            return {}
+        kept = replace(self.holding, n_planes=1 + N_DRAFTED)
+        more = self.context(cache_tensors(self.dimensions, self.settings, kept))
+        return {name: more[name] - n_bytes for name, n_bytes in self.context(self.cache()).items()}
+
+    @property
+    def _drafts(self) -> bool:
+        return self.settings.mtp and bool(self.dimensions.n_mtp)
+
     def draft(self) -> tuple[dict[str, int], dict[str, int]]:
-        """What drafting adds to the context and to compute buffers."""
-        if not self.settings.mtp or not self.dimensions.n_mtp:
+        """The draft context and its compute buffers."""
+        if not self._drafts:
             return {}, {}
         context = self.context(draft_tensors(self.dimensions, self.settings, self.holding))
-        if self.dimensions.architecture in ROLLS_BACK:
-            # The main context keeps the state before each drafted token.
-            kept = replace(self.holding, n_planes=1 + N_DRAFTED)
-            more = self.context(cache_tensors(self.dimensions, self.settings, kept))
-            for name, n_bytes in self.context(self.cache()).items():
-                context[name] = context.get(name, 0) + more[name] - n_bytes
         job = self._job(replace(self.holding, n_outputs=min(self.holding.n_tokens, self.holding.n_slots)))
         try:
             return context, dict(zip(self.names, draft_sizes(job, self._rules()), strict=True))
@@ -125,13 +147,25 @@ class _Case:
             return context, {}
 
     def compute(self) -> tuple[dict[str, int], tuple[str, ...]]:
-        """Bytes of compute buffers, and a note if they are not known."""
+        """Bytes of compute buffers, and a note if they are not those of the architecture's own graph."""
+        name = printable(self.dimensions.architecture)
+        job, rules = self._job(self.holding), self._rules()
+        notes: tuple[str, ...] = ()
+        if name in _UNLIKE:
+            notes = (f"{name}: compute buffers are a rule of thumb, and may be far off",)
+            streamed = streamed_tensor(self.weights)
+            sizes = thumb_sizes(job, rules, streamed[1] if streamed else 0)
+            return dict(zip(self.names, sizes, strict=True)), notes
+        if name in _ABOUT or not is_known(self.dimensions.architecture):
+            notes = (f"{name}: compute buffers are a plain decoder's, and may be off by a fifth",)
         try:
-            sizes = compute_sizes(self._job(self.holding), self._rules())
+            sizes = compute_sizes(job, rules)
         except LookupError as error:
-            name = printable(str(error.args[0]))
-            return {}, (f"compute buffers are not reckoned: the file has no {name}",)
-        return dict(zip(self.names, sizes, strict=True)), ()
+            missing = printable(str(error.args[0]))
+            notes = (f"compute buffers are a rule of thumb, and may be far off: there is no {missing}",)
+            streamed = streamed_tensor(self.weights)
+            sizes = thumb_sizes(job, rules, streamed[1] if streamed else 0)
+        return dict(zip(self.names, sizes, strict=True)), notes
 
     def _job(self, holding: Holding) -> Job:
         placed = placed_weights(self.weights, self.names[:-1])
@@ -141,14 +175,20 @@ class _Case:
 
     def _rules(self) -> Rules:
         settings, profile = self.settings, self.profile
-        is_piped = is_pipelined(settings, self.weights, self.n_gpus)
-        return Rules(self.n_gpus, settings.op_offload, profile.offload_batch, is_piped)
+        return Rules(
+            self.n_gpus,
+            settings.op_offload,
+            profile.offload_batch,
+            profile.pipelines and is_pipelined(settings, self.weights, self.n_gpus),
+            profile.offload_per_expert,
+            profile.keeps_fused,
+        )
 
 
-def _flash(dimensions: Dimensions, settings: Settings, weights: Weights) -> str:
-    """Whether attention is one operation: with `auto`, if every GPU that has attention has a kernel for it."""
+def _flash(dimensions: Dimensions, settings: Settings, weights: Weights) -> Literal["on", "off"]:
+    """Whether attention is one operation: with `auto`, if every GPU with attention has a kernel for it."""
     if settings.flash_attention != "auto":
-        return settings.flash_attention
+        return "on" if settings.flash_attention == "on" else "off"
     for block, device in enumerate(weights.blocks[: dimensions.n_trunk]):
         if device == HOST or dimensions.recurrent[block] or not dimensions.kv_heads[block]:
             continue
@@ -175,12 +215,20 @@ def _check(dimensions: Dimensions, settings: Settings) -> None:
         )
 
 
-def _notes(dimensions: Dimensions, settings: Settings, profile: Profile, weights: Weights) -> Iterator[str]:
+def _notes(
+    dimensions: Dimensions, settings: Settings, holding: Holding, profile: Profile, weights: Weights
+) -> Iterator[str]:
     shown = printable(dimensions.architecture)
     if not is_known(dimensions.architecture):
         yield f"{shown} is no architecture that is known here: its context is reckoned as plain attention"
     if not profile.exact:
-        yield f"{profile.name}: compute buffers are reckoned by llama.cpp's graphs and may differ by a third"
+        what = "may be twice what they need" if dimensions.is_mla else "may differ by a sixth"
+        yield f"{profile.name}: compute buffers are reckoned by llama.cpp's graphs, experts fused, and {what}"
+    if dimensions.architecture == "minimax-m3" and dimensions.indexer is not None:
+        n = (
+            dimensions.indexer.heads * holding.n_tokens * holding.n_context * 4
+        )  # scores of all positions, f32
+        yield f"compute buffers grow as the context fills: by about {n / 2**20:.0f} MiB where it is full"
     if settings.split_mode in ("row", "tensor"):
         yield f"-sm {settings.split_mode} is reckoned as -sm layer"
     if settings.mtp and not dimensions.n_mtp:

@@ -15,22 +15,34 @@ class DeviceBytes:
         `CUDA0`, `CUDA1`, ...; `host` is the CPU.
     weights, context, compute
         Bytes of weights; of KV cache and recurrent state; of the compute buffer.
+    rollback
+        Bytes of recurrent state that the main context keeps so that drafted tokens can be taken back.
     draft_context, draft_compute
-        What drafting by multi-token prediction adds: the draft context's cache, the planes of recurrent state
-        that drafts may be taken back from, and the draft context's compute buffer.
+        The context of the blocks that draft tokens (MTP), and its compute buffer.
     """
 
     name: str
     weights: int
     context: int
     compute: int
+    rollback: int = 0
     draft_context: int = 0
     draft_compute: int = 0
 
     @property
     def total(self) -> int:
         """All of them."""
-        return self.weights + self.context + self.compute + self.draft_context + self.draft_compute
+        return self.weights + self.whole_context + self.whole_compute
+
+    @property
+    def whole_context(self) -> int:
+        """Context, with what drafting adds."""
+        return self.context + self.rollback + self.draft_context
+
+    @property
+    def whole_compute(self) -> int:
+        """Compute buffers, with what drafting adds."""
+        return self.compute + self.draft_compute
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@
 
     RAM      bytes of each type / min(share of the bandwidth, cores × rate of the type)
     GPU      bytes of weights / share of its bandwidth + bytes of cache / another, lower share
-    fixed    a cost for each tensor that is multiplied, and for each change of device
+    fixed    a cost for each matrix, and for each change of device
 
 A plain `bytes / bandwidth` is 2 to 5 times too fast on servers: their memory is so fast that the fixed costs
 of 60 to 90 blocks, 10 to 30 ms a token, and the arithmetic of slow types are most of the time.
@@ -29,7 +29,7 @@ from functools import lru_cache
 from ggplan.ggml_types import TYPES
 from ggplan.offload.active import ActiveBytes, DeviceReads
 from ggplan.offload.allocation import HOST, gpu_name
-from ggplan.offload.machine import Calibration, Gpu, Machine
+from ggplan.offload.machine import Gpu, Learned, Machine
 from ggplan.offload.profiles import Profile
 from ggplan.offload.settings import Settings
 
@@ -61,12 +61,13 @@ class Factors:
         Share of the measured read bandwidth of RAM that weights reach.
     core, ik_core
         Speed of a core of today against that of `RATES`, with llama.cpp and with ik_llama.cpp.
-    gpu
-        Share of a GPU's stated bandwidth that weights reach.
+    gpu, graph_gpu
+        Share of a GPU's stated bandwidth that weights reach: where a token passes the CPU between blocks; on
+        GPUs alone, where all steps are recorded once (CUDA graphs).
     cache, quantized_cache
         The same of a KV cache in f16 or bf16, or of a latent one; of a quantized one.
     step, host_step
-        Seconds that a tensor costs beside its bytes, on a GPU and on the CPU.
+        Seconds that a matrix costs beside its bytes, on a GPU and on the CPU.
     crossing, gpu_crossing
         Seconds of a change between the CPU and a GPU, and between two GPUs.
     pageable
@@ -83,7 +84,8 @@ class Factors:
     ram: float = 0.80
     core: float = 1.75
     ik_core: float = 5.0
-    gpu: float = 0.55
+    gpu: float = 0.50
+    graph_gpu: float = 0.65
     cache: float = 0.36
     quantized_cache: float = 0.18
     step: float = 10e-6
@@ -92,7 +94,7 @@ class Factors:
     gpu_crossing: float = 300e-6
     pageable: tuple[float, float] = (0.65, 18e9)
     dense: float = 0.5
-    experts: float = 0.35
+    experts: float = 0.20
     expert_tokens: float = 150.0
     attention: float = 0.3
     core_flops: float = 60e9
@@ -222,10 +224,10 @@ def _rate(
         cases.append(case)
         times.append(case.token() if tokens == 1 else case.micro_batch(tokens))
     slow, likely, fast = (sum(seconds.values()) or 1e-9 for seconds in times)
-    calibration = machine.calibration
-    factor, is_calibrated = _learned(calibration, active, tokens)
+    learned = machine.learned
+    factor, is_calibrated = _learned(learned, active, tokens)
     low, high = _spread(tokens, is_calibrated=is_calibrated)
-    reasons = _reasons(cases[1], calibration if factor != 1.0 else None, tokens)
+    reasons = _reasons(cases[1], learned if factor != 1.0 else None, tokens)
     return Rate(
         tokens / (slow * factor) * low,
         tokens / (likely * factor),
@@ -235,14 +237,14 @@ def _rate(
     )
 
 
-def _learned(calibration: Calibration | None, active: ActiveBytes, tokens: int) -> tuple[float, bool]:
+def _learned(learned: Learned | None, active: ActiveBytes, tokens: int) -> tuple[float, bool]:
     """By what a log of the machine stretches the time, and whether that log is of the same file."""
     stretch = None
-    if calibration is not None:
-        stretch = calibration.generation if tokens == 1 else calibration.prompt
-    if stretch is None or calibration is None:
+    if learned is not None:
+        stretch = learned.generation if tokens == 1 else learned.prompt
+    if stretch is None or learned is None:
         return 1.0, False
-    if calibration.file_bytes == active.file_bytes:
+    if learned.file_bytes == active.file_bytes:
         return stretch, True
     return min(max(stretch**_OF_THE_MACHINE, 1 / _MOST_LEARNED), _MOST_LEARNED), False
 
@@ -275,14 +277,16 @@ class _Case:
             if name == HOST:
                 seconds["RAM"] = self.host_weights(reads)
                 seconds["cache in RAM"] = reads.cache / (self.factors.ram * self.speeds.ram)
-                seconds["steps on the CPU"] = reads.n_tensors * self.factors.host_step
+                seconds["steps on the CPU"] = reads.n_steps * self.factors.host_step
                 continue
             bandwidth = self.speeds.gpu(name)[0]
             is_slow = self.active.cache_is_quantized and not self.active.cache_is_latent
             share = self.factors.quantized_cache if is_slow else self.factors.cache
-            seconds[name] = reads.weight_bytes / (self.factors.gpu * bandwidth)
+            passes_cpu = self.active.host_crossings > 0
+            of_bandwidth = self.factors.gpu if passes_cpu else self.factors.graph_gpu
+            seconds[name] = reads.weight_bytes / (of_bandwidth * bandwidth)
             seconds[f"cache of {name}"] = reads.cache / (share * bandwidth)
-            seconds[f"steps on {name}"] = reads.n_tensors * self.factors.step
+            seconds[f"steps on {name}"] = reads.n_steps * self.factors.step
         seconds["changes between CPU and GPU"] = self.active.host_crossings * self.factors.crossing
         seconds["changes between GPUs"] = self.active.gpu_crossings * self.factors.gpu_crossing
         return {name: value for name, value in seconds.items() if value}
@@ -336,7 +340,7 @@ class _Case:
                 operations = 2 * tokens * (reads.multiplied / factors.dense + experts / of_experts)
                 operations += 2 * tokens * reads.attended / factors.attention
                 reading = reads.weight_bytes / (factors.gpu * bandwidth)
-                seconds[name] = max(operations / flops, reading) + reads.n_tensors * factors.step
+                seconds[name] = max(operations / flops, reading) + reads.n_steps * factors.step
                 continue
             seconds["experts over PCIe"] = self.active.streamable * needed / self.pcie() if streams else 0.0
             per_core = factors.ik_core_flops if _is_ik(self.profile) else factors.core_flops
@@ -355,26 +359,28 @@ class _Case:
         return min(bandwidth * share, most)
 
 
-def _reasons(case: _Case, calibration: Calibration | None, tokens: int) -> tuple[str, ...]:
+def _reasons(case: _Case, learned: Learned | None, tokens: int) -> tuple[str, ...]:
     """What the range rests on, the weightiest first."""
     active, machine, settings = case.active, case.machine, case.settings
     found = []
-    if calibration is not None:
-        same = calibration.file_bytes == active.file_bytes
+    if learned is not None:
+        same = learned.file_bytes == active.file_bytes
         found.append(
-            f"learned from {calibration.source}"
+            f"learned from {learned.source}"
             + ("" if same else ", a log of another file, so for a small part")
         )
     reads_ram = active.host.weight_bytes > 0.02 * sum(d.weight_bytes for d in active.devices.values())
     if reads_ram and machine.bandwidth is None:
-        found.append("the bandwidth of RAM is not known: from two channels of DDR4 to two of DDR5")
+        found.append(
+            "the bandwidth of RAM is not known (`--bandwidth`): from two channels of DDR4 to two of DDR5"
+        )
     elif reads_ram and (source := machine.sources.get("bandwidth", "")):
         found.append(f"RAM at {(machine.bandwidth or 0) / 1e9:.0f} GB/s ({source})")
     unknown = [gpu_name(i) for i, gpu in enumerate(machine.gpus) if gpu.bandwidth is None]
     if unknown and any(name in active.devices for name in unknown):
-        found.append(f"the bandwidth of {', '.join(unknown)} is not known")
+        found.append(f"the bandwidth of {', '.join(unknown)} is not known (`--cards`)")
     if reads_ram and not machine.cores:
-        found.append("the number of cores is not known, so none limits")
+        found.append("the number of cores is not known (`--cores`), so none limits")
     if tokens == 1 and reads_ram and (slow := case.limited_by_cores()):
         found.append(f"{case.threads} cores decode {', '.join(slow)} slower than RAM gives it")
     if tokens == 1 and active.gpu_crossings > 2:

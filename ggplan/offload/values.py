@@ -6,8 +6,7 @@ import re
 from collections.abc import Sequence
 
 from ggplan.errors import TypeNameError
-from ggplan.ggml_types import GgmlType, parse_type
-from ggplan.offload.flags import Engine
+from ggplan.ggml_types import Engine, GgmlType, parse_type
 from ggplan.offload.settings import Override
 from ggplan.text import nearest, printable
 

@@ -188,13 +188,22 @@ def _fewer_bits(placement: Placement) -> Iterator[WayOut]:
         part = "the experts in RAM"
     for name in _SMALLER:
         smaller = _with_types(header, meant, parse_type(name))
-        if smaller is None:
+        if smaller is None or not _is_enough(placement, smaller):
             continue
         made = place(smaller, placement.machine, placement.wishes, placement.profile)
         if made.fits:
             size = format_bytes(sum(t.n_bytes for t in smaller.tensors))
             yield WayOut(f"a recipe with {part} in {name} at most (a file of {size})", "", made)
             return
+
+
+def _is_enough(placement: Placement, smaller: Header) -> bool:
+    """Whether a smaller file may save what is short, before it is placed: smaller experts free GPUs too."""
+    saved: dict[str, int] = {}
+    for old, new in zip(placement.header.tensors, smaller.tensors, strict=True):
+        if (device := placement.devices.get(old.name)) is not None:
+            saved[device] = saved.get(device, 0) + old.n_bytes - new.n_bytes
+    return all(saved.get(s.device, 0) >= 0.7 * s.short for s in placement.shortages)
 
 
 def _with_types(header: Header, meant: frozenset[str], type_: GgmlType) -> Header | None:

@@ -42,7 +42,11 @@ _BLOCK = re.compile(r"blk\.(\d+)\.")
 _OUTPUT = "output.weight"
 _EMBEDDING = "token_embd.weight"
 _INPUTS = ("token_embd.", "token_types.", "position_embd.", "per_layer_token_embd.")
-_OF_FIRST_BLOCK = ("token_embd_norm.", "hrm.z_l_init")
+_OF_FIRST_BLOCK = (
+    "token_embd_norm.", "hrm.z_l_init", "per_layer_model_proj.", "per_layer_proj_norm.",
+    "nextn.pre_projection.",
+)  # fmt: skip
+_NOT_LOADED = ("masked_embd_centroids.", "masked_embd_ordering.")
 _ONCE_A_DEVICE = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 # Families that read their MTP blocks, or refuse to, whatever is asked for: the rest skip them.
 _NEVER_MTP = frozenset({"bailingmoe2", "dots3note", "exaone-moe", "exaone4", "glm4"})
@@ -123,7 +127,7 @@ def place_weights(header: Header, dimensions: Dimensions, settings: Settings, gp
         If an override is no regex that can be run, or names a device that is not there.
     """
     blocks = block_devices(dimensions, settings, gpus)
-    place = _Place(settings, blocks, _overrides(settings, len(gpus)), len(gpus))
+    place = _Place(settings, blocks, _overrides(settings, len(gpus)), len(gpus), dimensions.architecture)
     loaded = tuple(_load(header, dimensions, settings, place))
     return Weights(loaded, blocks[:-1], blocks[-1])
 
@@ -214,6 +218,7 @@ class _Place:
     blocks: tuple[str, ...]
     overrides: list[_Search]
     n_gpus: int
+    architecture: str
 
     def device(self, name: str, default: str) -> str:
         """The device of a name: the first override that is found in it, else the block's."""
@@ -242,6 +247,8 @@ def _load(header: Header, dimensions: Dimensions, settings: Settings, place: _Pl
     reads_mtp = settings.mtp and dimensions.architecture not in _NEVER_MTP
     for tensor in header.tensors:
         name = tensor.name
+        if name.startswith(_NOT_LOADED):
+            continue
         found = _BLOCK.match(name)
         if found is not None:
             block = min(int(found[1]), len(blocks) - 1)
@@ -266,7 +273,11 @@ def _load(header: Header, dimensions: Dimensions, settings: Settings, place: _Pl
 def _tied(place: _Place, tensor: HeaderTensor, device: str, embedding: str) -> Iterator[Loaded]:
     """The copy that the output reads, unless it would lie in the same buffer."""
     there = place.buffer(tensor, embedding, is_looked_up=True)
-    if place.buffer(tensor, device, is_looked_up=False) != there:
+    # Gemma 3n and 4 make the output first, and then the embedding whatever there is.
+    if (
+        place.architecture in ("gemma3n", "gemma4")
+        or place.buffer(tensor, device, is_looked_up=False) != there
+    ):
         yield _loaded(place, tensor, _OUTPUT, device)
 
 

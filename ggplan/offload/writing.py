@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from ggplan.errors import CommandError
-from ggplan.ggml_types import F16
-from ggplan.offload.flags import PROGRAMS, Engine, all_flags, flags_of
+from ggplan.ggml_types import F16, Engine
+from ggplan.offload.flags import PROGRAMS, all_flags, flags_of
 from ggplan.offload.options import DENSE, EXPERTS, first_blocks
 from ggplan.offload.settings import Override, Settings
 

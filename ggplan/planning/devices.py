@@ -62,13 +62,16 @@ def memory_of(model: Model, n_bytes: Mapping[str, int]) -> Memory:
     """Where the tensors of a model are, with these sizes in bytes by name."""
     devices = devices_in(model)
     loaded = {name: size for name, size in n_bytes.items() if devices[name]}
-    share = _share_of_experts(model)
-    experts = sum(size for name, size in loaded.items() if re.search(_EXPERTS, name))
+    experts: dict[float, int] = {}  # bytes by the part of them that one token reads
+    for name, size in loaded.items():
+        if re.search(_EXPERTS, name):
+            share = _share_of_experts(model, block_of(name))
+            experts[share] = experts.get(share, 0) + size
     return Memory(
         ram=sum(size for name, size in loaded.items() if "cpu" in devices[name]),
         gpu=sum(size for name, size in loaded.items() if "gpu" in devices[name]),
         nextn=sum(n_bytes.values()) - sum(loaded.values()),
-        ram_per_token=experts * share if experts and share else None,
+        ram_per_token=sum(size * share for share, size in experts.items()) or None,
     )
 
 
@@ -89,8 +92,10 @@ def _is_tied(names: set[str]) -> bool:
     return "output.weight" not in names and has_norm and "token_types.weight" not in names
 
 
-def _share_of_experts(model: Model) -> float:
-    """The part of the routed experts that one token reads; 0 where the model does not say."""
+def _share_of_experts(model: Model, block: int | None) -> float:
+    """The part of a layer's routed experts that one token reads; 0 where the model does not say."""
     keys = [f"{model.architecture}.{name}" for name in ("expert_used_count", "expert_count")]
     used, count = (model.metadata[key].decode() if key in model.metadata else None for key in keys)
-    return used / count if isinstance(used, int) and isinstance(count, int) and count else 0.0
+    if isinstance(used, list):  # a number for each layer
+        used = used[block] if block is not None and block < len(used) else None
+    return used / count if isinstance(used, int) and isinstance(count, int) and count > 0 else 0.0

@@ -21,6 +21,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from ggplan.model import TensorInfo
 
@@ -53,7 +54,7 @@ class OtherForm:
 
 def other_forms(tensors: Sequence[TensorInfo]) -> dict[str, OtherForm]:
     """The other names of each tensor of a model that has one of two forms, and not both."""
-    split = {t.name: found.groups() for t in tensors if (found := _NAME.fullmatch(t.name)) is not None}
+    split = {t.name: own for t in tensors if (own := _split(t.name)) is not None}
     kinds = {kind for _, kind, _ in split.values()}
     forms: dict[str, tuple[str, ...]] = {}
     known: dict[str, OtherForm] = {}
@@ -73,6 +74,13 @@ def other_forms(tensors: Sequence[TensorInfo]) -> dict[str, OtherForm]:
             names = tuple(f"{block}{other}{ending}" for other in forms[kind])
             known[name] = OtherForm(names, kind in FORMS)
     return known
+
+
+@lru_cache(maxsize=1 << 14)
+def _split(name: str) -> tuple[str, str, str] | None:
+    """The block, the kind and the ending in the name of a layer's tensor."""
+    found = _NAME.fullmatch(name)
+    return None if found is None else (found[1], found[2], found[3])
 
 
 def rules_of_parts(own: tuple[int, ...], parts: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:

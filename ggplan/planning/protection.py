@@ -45,7 +45,7 @@ def is_vector_or_norm(name: str, n_dimensions: int) -> bool:
     return n_dimensions < 2 or "_norm.weight" in name
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1 << 14)
 def protected_reason(name: str, n_dimensions: int) -> str | None:
     """Why llama-quantize would not quantize the tensor; None if it would."""
     if n_dimensions < 2:
@@ -77,6 +77,7 @@ def kept_type(tensor: TensorInfo) -> GgmlType:
     return F32 if is_plain and is_vector_or_norm(tensor.name, n_dimensions(tensor.shape)) else tensor.type
 
 
+@lru_cache(maxsize=4096)
 def n_dimensions(shape: tuple[int, ...]) -> int:
     """Dimensions as ggml counts them: leading dimensions of 1 (rows first) do not count."""
     for i, size in enumerate(shape):

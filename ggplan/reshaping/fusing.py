@@ -20,36 +20,46 @@ from typing import TYPE_CHECKING, Any
 from ggplan.errors import PlanError
 from ggplan.ggml_types import F32, GgmlType
 from ggplan.model import Codes, Integers, Model, RowSource, TensorInfo, empty_rows
-from ggplan.reshaping.blocks import block_of, n_blocks, number, numbered, with_extras
+from ggplan.reshaping.blocks import block_of, mtp_blocks, n_blocks, number, numbered, with_extras
 from ggplan.reshaping.importance import also_under
 from ggplan.sources.codes import HALVES, joined_levels, widened, widest
-from ggplan.text import nearest, printable
+from ggplan.text import printable
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ggplan.imatrix import Imatrix
 
-# The architectures of which llama.cpp b11434 reads both forms: MODEL_TENSORS in `gguf-py/gguf/constants.py`,
-# and where `src/models/*.cpp` call create_tensor_gate_up_exps.
+# The architectures of which llama.cpp b11434 reads both forms: whose loading in `src/models/*.cpp` calls
+# create_tensor_gate_up_exps or create_tensor_qkv, or does the same by itself (gemma4). Its
+# converter fuses those that MODEL_TENSORS in `gguf-py/gguf/constants.py` has the fused tensor of, and leaves
+# the others as they are.
 _GATE_UP = frozenset({
     "cohere2moe", "deepseek2", "deepseek2-ocr", "gemma4", "granite_swa", "hy_v3", "mistral4",
     "qwen35moe", "qwen3next", "qwen4exp",
 })  # fmt: skip
 _QKV = frozenset({
     "afmoe", "apertus", "arcee", "arctic", "baichuan", "bailingmoe", "bert", "chameleon", "chatglm",
-    "cohere2", "command-r", "deci", "deepseek", "deepseek2-ocr", "dots1", "dream", "ernie4_5",
-    "ernie4_5-moe", "eurobert", "exaone", "exaone-moe", "exaone4", "falcon-h1", "gemma",
-    "gemma-embedding", "gemma2", "gemma3", "gemma3n", "gemma4", "glm4", "glm4moe", "gpt-oss", "gptj",
-    "granite", "granitehybrid", "granitemoe", "graniteswitch", "grok", "grovemoe", "hunyuan-dense",
-    "hunyuan-moe", "hunyuan_vl", "internlm2", "jais2", "jamba", "jina-bert-v2", "kimi-linear", "lfm2",
-    "lfm2moe", "llada", "llada-moe", "llama", "llama-embed", "llama4", "maincoder", "mimo2", "minicpm",
-    "minimax-01", "minimax-m2", "mistral3", "muse-glimmer", "nemotron", "nemotron_h", "nemotron_h_moe",
-    "olmo", "olmo2", "olmoe", "orion", "paddleocr", "pangu-embedded", "phi2", "phi3", "phimoe", "plamo",
-    "qwen2", "qwen2moe", "qwen2vl", "qwen3", "qwen35", "qwen35moe", "qwen3moe", "qwen3next", "qwen3vl",
-    "qwen3vlmoe", "qwen4exp", "refact", "rnd1", "seed_oss", "smallthinker", "smollm3", "stablelm",
-    "starcoder2", "step35", "xverse",
+    "codeshell", "cohere2", "cohere2moe", "command-r", "deci", "deepseek", "deepseek2-ocr", "dots1",
+    "dream", "ernie4_5", "ernie4_5-moe", "eurobert", "exaone", "exaone-moe", "exaone4", "falcon-h1",
+    "gemma", "gemma-embedding", "gemma2", "gemma3", "gemma3n", "gemma4", "glm4", "glm4moe", "gpt-oss",
+    "granite", "granite_swa", "granitehybrid", "granitemoe", "grok", "grovemoe", "hrm_text",
+    "hunyuan-dense", "hunyuan-moe", "hunyuan_vl", "hy_v3", "internlm2", "jais2", "jamba",
+    "jina-bert-v2", "kimi-linear", "laguna", "lfm2", "lfm2moe", "llada", "llada-moe", "llama",
+    "llama-embed", "llama4", "maincoder", "maple", "mellum", "mimo2", "minicpm", "minimax-01",
+    "minimax-m2", "minimax-m3", "mistral3", "muse-glimmer", "nanbeige", "nemotron", "nemotron_h",
+    "nemotron_h_moe", "olmo", "olmo2", "olmoe", "orion", "paddleocr", "pangu-embedded", "phi2", "phi3",
+    "phimoe", "plamo", "qwen2", "qwen2moe", "qwen2vl", "qwen3", "qwen35", "qwen35moe", "qwen3moe",
+    "qwen3next", "qwen3vl", "qwen3vlmoe", "qwen4exp", "refact", "rnd1", "seed_oss", "smallthinker",
+    "smollm3", "spark2_5", "stablelm", "starcoder2", "step35", "talkie", "xverse",
 })  # fmt: skip
+# Those of them whose q, k and v the converter leaves apart, whatever it is asked.
+_CONVERTER_LEAVES = frozenset({
+    "cohere2moe", "granite_swa", "hrm_text", "hy_v3", "laguna", "maple", "mellum", "minimax-m3", "nanbeige",
+    "talkie",
+})  # fmt: skip
+# Whose MTP blocks have names in the checkpoint of which the converter does not tell q, k and v.
+_MTP_APART = ("nemotron_h", "nemotron_h_moe")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +71,10 @@ class _Form:
     parts: tuple[str, ...]
     endings: tuple[str, ...]
     architectures: frozenset[str]
+
+    def is_whole(self, name: str) -> bool:
+        """Whether it is the name of a fused tensor."""
+        return any(name.endswith(f".{self.whole}{ending}") for ending in self.endings)
 
 
 _FORMS = {
@@ -87,7 +101,10 @@ def fused(model: Model, form_name: str, imatrix: Imatrix | None) -> tuple[Model,
     entries: dict[str, str] = {}
     left: list[int] = []
     order = {t.name: at for at, t in enumerate(model.tensors)}
+    apart = mtp_blocks(model) if form_name == "qkv" and model.architecture in _MTP_APART else range(0)
     for block in range(n_blocks(model)):
+        if block in apart:
+            continue
         groups = [[f"blk.{block}.{part}{ending}" for part in form.parts] for ending in form.endings]
         present = [[name for name in group if name in by_name] for group in groups]
         if not present[0]:
@@ -102,11 +119,21 @@ def fused(model: Model, form_name: str, imatrix: Imatrix | None) -> tuple[Model,
                 name = f"blk.{block}.{form.whole}{ending}"
                 joined[last] = _joined(name, [by_name[part] for part in group])
                 gone.update(group)
-                entries[name] = group[0]
+                measured = () if imatrix is None else (part for part in group if part in imatrix.entries)
+                entries[name] = next(iter(measured), group[0])
     if not joined:
+        if any(form.is_whole(t.name) for t in model.tensors):
+            note = f"{form.title} are fused already: `--fuse {form_name}` changes nothing"
+            return replace(model, notes=(*model.notes, note)), imatrix
         raise PlanError(f"no layer of the model has {form.title} as tensors of their own to fuse")
     tensors = tuple(joined.get(t.name, t) for t in model.tensors if t.name not in gone or t.name in joined)
     notes = [f"{form.title} are fused in {len(joined):,} tensors"]
+    if form_name == "qkv" and model.architecture in _CONVERTER_LEAVES:
+        notes.append(
+            f"llama.cpp's converter would leave those of {model.architecture} apart; llama.cpp reads both"
+        )
+    if apart:
+        notes.append(f"{numbered('MTP block', apart)}: no change, as llama.cpp's converter makes none")
     if left:
         notes.append(
             f"{numbered('layer', left)} lack{'s' if len(left) == 1 else ''} some of {form.title}: no change"
@@ -169,13 +196,10 @@ def cut(model: Model, form_name: str, imatrix: Imatrix | None) -> tuple[Model, I
 def _known(model: Model, form_name: str) -> _Form:
     form = _FORMS[form_name]
     if model.architecture not in form.architectures:
-        near = nearest(model.architecture, form.architectures)
         raise PlanError(
             f"llama.cpp does not read {form.title} of {printable(model.architecture) or 'this model'} "
             "in two forms",
-            hint=f"it does of {near}"
-            if near
-            else f"it does of {', '.join(sorted(form.architectures)[:5])}, …",
+            hint=f"leave {form_name} out: a file with the other form would not load",
         )
     return form
 

@@ -23,8 +23,6 @@ import re
 import stat
 from collections.abc import Iterator, Mapping
 from functools import cache
-from importlib import resources
-from importlib.resources.abc import Traversable
 from pathlib import Path, PurePath
 
 from ggplan.errors import RecipeError
@@ -177,13 +175,14 @@ def _name_from(folder: str, file: str) -> str:
 
 
 @cache
-def _folder() -> Traversable:
-    installed = resources.files("ggplan") / "tensor_rules"
+def _folder() -> Path:
+    # Not by `importlib.resources`, which imports what unpacks wheels, in a hundredth of a second.
+    installed = Path(__file__).parents[1] / "tensor_rules"
     return installed if installed.is_dir() else Path(__file__).parents[2] / "tensor_rules"
 
 
 @cache
-def _shipped() -> dict[str, Traversable]:
+def _shipped() -> dict[str, Path]:
     return dict(sorted(_recipes_in(_folder(), "", _DEPTH)))
 
 
@@ -191,7 +190,7 @@ def _shipped_files() -> set[str]:
     return {f"{name}{_ENDING}" for name in _shipped()}
 
 
-def _recipes_in(folder: Traversable, prefix: str, depth: int) -> Iterator[tuple[str, Traversable]]:
+def _recipes_in(folder: Path, prefix: str, depth: int) -> Iterator[tuple[str, Path]]:
     for entry in folder.iterdir() if folder.is_dir() else ():
         if entry.name.endswith(_ENDING) and entry.is_file():
             yield prefix + entry.name.removesuffix(_ENDING), entry

@@ -12,6 +12,7 @@ legal on every machine or on none.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import re2
 
@@ -141,6 +142,11 @@ def match_patterns(
     OverflowError
         After `_MAX_MATCHES` matches.
     """
+    return _answers(tuple(patterns), tuple(names), memory)
+
+
+@lru_cache(maxsize=4)  # a plan and its check ask the same, and a check does so again and again
+def _answers(patterns: tuple[str, ...], names: tuple[str, ...], memory: int) -> tuple[tuple[int, ...], ...]:
     automaton = re2.Set.SearchSet(re2_options(memory))
     for pattern in (*patterns, ""):
         automaton.Add(pattern)

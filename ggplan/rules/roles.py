@@ -104,7 +104,7 @@ def block_of(name: str) -> int | None:
     return int(found[1]) if found else None
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1 << 14)
 def roles_of(name: str, blocks: Blocks) -> tuple[str, ...]:
     """The roles of a tensor, the one it is counted under first; () for a name no architecture has."""
     named = named_roles(_BLOCK.sub("blk.0.", name))
@@ -113,7 +113,7 @@ def roles_of(name: str, blocks: Blocks) -> tuple[str, ...]:
     return named
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1 << 14)
 def named_roles(name: str) -> tuple[str, ...]:
     """The roles a name has by itself, whatever block it is in."""
     if re.match(r"(blk\.\d+\.)?nextn\.", name):

@@ -20,6 +20,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from enum import Enum, auto
+from functools import lru_cache
 
 from ggplan.errors import PlanError
 from ggplan.ggml_types import GgmlType, parse_type
@@ -73,6 +74,7 @@ _GLM5_NEXT_KEPT = (
 _GLM5_NEXT_FINE = r"attn_q_[ab]|nextn\.eh_proj"
 
 
+@lru_cache(maxsize=1 << 14)
 def category_of(name: str) -> Category:
     """The category of a tensor, by its name."""
     if name in _WHOLE_NAMES:

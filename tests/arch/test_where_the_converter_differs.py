@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 from tiny_checkpoints import read_case, write_case
+from tokenizer_variants import byte_fallback
 
 from ggplan.arch import to_gguf
+from ggplan.errors import TokenizerError
 from ggplan.model import Model
 from ggplan.sources.huggingface import open_checkpoint
 
@@ -82,6 +84,16 @@ def test_nemotron_h_is_dense_where_no_layer_has_experts(tmp_path: Path) -> None:
     model = opened(tmp_path / "model", "nemotron_h", in_config(num_experts_per_tok=2))
     assert model.architecture == "nemotron_h"
     assert not any("exps" in tensor.name for tensor in model)
+
+
+@pytest.mark.parametrize("case", ["exaone4", "gpt_oss", "granitehybrid", "nemotron_h"])
+def test_a_tokenizer_of_sentencepiece_is_not_taken_for_byte_level(tmp_path: Path, case: str) -> None:
+    folder = write_case(tmp_path / "model", read_case(case))
+    byte_fallback(folder)
+    model = to_gguf(open_checkpoint(folder), pre="glm4")
+    assert isinstance(model.obstacle, TokenizerError)
+    assert "tokenizer.json is sentencepiece BPE; ggplan reads byte-level BPE" in str(model.obstacle)
+    assert not any(key.startswith("tokenizer.") for key in model.metadata)
 
 
 @pytest.mark.parametrize("case", ["dots1", "gpt_oss", "glm4", "lfm2", "minimax_m2", "qwen3_next_mtp"])

@@ -1,6 +1,7 @@
 """What a reader sees in the charts: colours that can be told apart, room for all, one look for one thing."""
 
 import dataclasses
+import importlib.util
 import re
 import xml.etree.ElementTree as ET
 from functools import cache
@@ -131,7 +132,7 @@ def test_small_parts_are_named_below_the_bar() -> None:
     assert {"q4_K", "q8_0"} <= set(written)
     assert any(t.startswith("shared experts bf16 1.45 GiB") for t in written)
     assert any(t.startswith("norms and small f32") for t in written)
-    assert any("80.6 GiB, 6.27 bpw" in t for t in written)
+    assert any("81.3 GiB, 6.32 bpw" in t for t in written)
     assert "too narrow" in drawing.description
     wide = Quantization("q", parts=(Part("attention", "q8_0", 10, 10), Part("output", "q4_K", 10, 20)))
     assert "too narrow" not in draw_parts(Record(ModelFacts("m"), (wide,))).description
@@ -347,7 +348,7 @@ def test_names_are_no_formulas() -> None:
 
 def test_a_plan_shows_itself() -> None:
     plan = plan_of("hq4_k")
-    assert repr(plan) == "<Plan: HQ4_K of GLM-4.5-Air, 803 tensors, at least 80.6 GiB, 6.271 bpw>"
+    assert repr(plan) == "<Plan: HQ4_K of GLM-4.5-Air, 803 tensors, at least 81.3 GiB, 6.323 bpw>"
     table = ET.fromstring(plan._repr_html_())
     rows = [[cell.text or "" for cell in row] for row in table.iter("tr")]
     assert rows[0] == ["", "tensors", "weights", "size", "share", "bpw", "types"]
@@ -362,6 +363,18 @@ def test_a_file_name_does_not_hide_a_size() -> None:
     with pytest.raises(ggplan.Error, match="no point has a size") as caught:
         draw_quality(record(*bare))
     assert "--size NAME=24.6MiB" in str(caught.value.hint)
+
+
+def test_the_picture_of_a_plan_is_what_is_printed_today(monkeypatch: pytest.MonkeyPatch) -> None:
+    root = Path(__file__).parents[2]
+    monkeypatch.syspath_prepend(str(root / "tools"))
+    spec = importlib.util.spec_from_file_location("make_docs", root / "tools" / "make_docs.py")
+    assert spec is not None
+    assert spec.loader is not None
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    shown = (root / "docs" / "plan.svg").read_text(encoding="utf-8")
+    assert tool.plan_picture() == shown, "run tools/make_docs.py"
 
 
 def test_the_picture_of_a_plan_fetches_nothing_and_fits_both_themes() -> None:

@@ -1,9 +1,15 @@
 """`ggplan rules list`."""
 
 import json
+import sys
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "arch"))
+
+from tiny_checkpoints import read_case, write_case
 
 from ggplan.cli import cli
 from ggplan.errors import RecipeError
@@ -23,7 +29,7 @@ def test_all_are_listed_by_family() -> None:
     output = "\n" + listed().output
     places = [output.index(f"\n{family} ") for family in ("deepseek2", "glm4moe", "qwen3moe")]
     assert places == sorted(places)
-    assert "GLM-4.5-Air    80.65   6.271" in output
+    assert "GLM-4.5-Air    81.32   6.323" in output
 
 
 def test_those_of_a_family_and_those_for_a_model() -> None:
@@ -41,8 +47,8 @@ def test_the_json_tells_what_the_recipe_tells() -> None:
     assert recipe["models"][0].pop("tokens_per_second").keys() == {"low", "likely", "high"}
     assert recipe["models"][0] == {
         "model": "GLM-4.5-Air",
-        "gib": 80.65,
-        "bits_per_weight": 6.271,
+        "gib": 81.32,
+        "bits_per_weight": 6.323,
         "ram_gib": 68.8,
         "ram_gib_per_token": 4.23,
         "gpu_gib": 7.8,
@@ -62,3 +68,13 @@ def test_names_are_whole_on_a_narrow_terminal(width: str, monkeypatch: pytest.Mo
     output = listed("glm4moe").output
     assert "glm4moe/ik-iq4_k" in output
     assert max(map(len, output.splitlines())) <= int(width)
+
+
+def test_the_path_of_a_model_stands_for_its_architecture(tmp_path: Path) -> None:
+    folder = write_case(tmp_path / "mine", read_case("glm4moe"))
+    assert names(str(folder)) == names("glm4moe")
+    other = write_case(tmp_path / "other", read_case("smollm3"))
+    refused = listed(str(other))
+    assert refused.exit_code == 1
+    assert "no shipped recipe is for" in str(refused.exception)
+    assert "whose architecture is smollm3" in str(refused.exception)

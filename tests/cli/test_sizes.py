@@ -1,7 +1,11 @@
 import click
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from ggplan.cli.machine_options import ByteCounts
 from ggplan.cli.sizes import ByteCount
+from ggplan.text import has_unit, parse_bytes
 
 
 @pytest.mark.parametrize(
@@ -30,3 +34,24 @@ def test_a_small_number_needs_a_unit(text: str) -> None:
 def test_what_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(click.BadParameter, match="is not a size"):
         ByteCount(1000).convert(text, None, None)
+
+
+@given(st.integers(0, 10**12 - 1), st.sampled_from("KMGT"), st.sampled_from(["", "B", "iB", "ib", "b"]))
+def test_a_whole_number_with_a_unit(number: int, unit: str, end: str) -> None:
+    base = 1024 if end.lower() == "ib" else 1000
+    assert parse_bytes(f"{number}{unit}{end}", 1000) == int(float(number) * base ** ("KMGT".index(unit) + 1))
+    assert parse_bytes(f" {number} {unit.lower()}{end} ", 1000) == parse_bytes(f"{number}{unit}{end}", 1000)
+
+
+@given(st.text(max_size=12))
+def test_no_text_is_a_bug(text: str) -> None:
+    found = parse_bytes(text, 1024)
+    assert found is None or found >= 0
+    assert found is None or has_unit(text) == (not text.strip()[-1].isdigit())
+
+
+def test_sizes_with_commas_between_them() -> None:
+    assert ByteCounts().convert("24G,12G", None, None) == (24 << 30, 12 << 30)
+    for text in ("24G,", ",", "24G,-1G", "24G;12G"):
+        with pytest.raises(click.BadParameter, match="is not a size"):
+            ByteCounts().convert(text, None, None)

@@ -168,6 +168,52 @@ def test_expressions_of_compressed_tensors_match_from_the_left() -> None:
     assert any("`re:self_attn` matches no module" in note for note in notes)
 
 
+def groups_of(*groups: tuple[list[str], int], **more: object) -> str:
+    """A quantization_config of compressed-tensors with these targets and bits."""
+    stated = {
+        f"group_{n}": {"targets": targets, "weights": {"num_bits": bits, "group_size": 32}}
+        for n, (targets, bits) in enumerate(groups)
+    }
+    return json.dumps({"quant_method": "compressed-tensors", "config_groups": stated, **more})
+
+
+@pytest.mark.parametrize(
+    ("groups", "note"),
+    [
+        (
+            [(["re:.*self_attn"], 4), (["re:.*q_proj"], 8)],
+            "36 modules are matched by `re:.*self_attn` and `re:.*q_proj`: the former decides;"
+            " `re:.*q_proj` decides none",
+        ),
+        (
+            [(["re:.*q_proj"], 8), (["re:.*self_attn"], 4)],
+            "36 modules are matched by `re:.*q_proj` and `re:.*self_attn`: the former decides",
+        ),
+        (
+            [(["Linear"], 4), (["re:.*proj"], 8)],
+            "252 modules are matched by `re:.*proj` and `Linear`: the former decides; `Linear` decides none",
+        ),
+        (
+            [(["model.layers.0.mlp.up_proj"], 8), (["model.layers.0.mlp.up_proj"], 4)],
+            "1 module is matched by `model.layers.0.mlp.up_proj` and `model.layers.0.mlp.up_proj`:"
+            " the former decides; `model.layers.0.mlp.up_proj` decides none",
+        ),
+        ([(["Linear"], 4), (["re:.*q_proj"], 8)], ""),  # an exception
+        ([(["re:.*self_attn"], 4), (["re:.*q_proj"], 4)], ""),  # the same
+    ],
+)
+def test_groups_that_hide_each_other_are_told(groups: list[tuple[list[str], int]], note: str) -> None:
+    text = groups_of(*groups, ignore=["lm_head"])
+    found = import_recipe(text, "a.json", model=inventory("Qwen3-8B"), dialect="compressed-tensors")
+    assert [n for n in found.notes if "decides" in n] == ([note] if note else [])
+
+
+def test_modifiers_that_replace_each_other_are_told() -> None:
+    text = "A:\n  scheme: W4A16\n  targets: Linear\nB:\n  scheme: W8A16\n  targets: ['re:.*q_proj']\n"
+    found = import_recipe(text, "a.yaml", model=inventory("Qwen3-8B"), dialect="compressed-tensors")
+    assert "36 modules are matched by several modifiers; the last decides" in found.notes
+
+
 def test_presets_and_checkpoints_configs() -> None:
     text = "GPTQModifier:\n  targets: Linear\n  scheme: W4A16\n  ignore: [lm_head]\n"
     found = imported(text, "Qwen3-30B-A3B")

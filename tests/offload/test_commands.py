@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ggplan.errors import CommandError
-from ggplan.ggml_types import F16, parse_type
+from ggplan.ggml_types import F16, Engine, parse_type
 from ggplan.offload.commands import parse_command, read_command
-from ggplan.offload.flags import ENGINES, Engine
+from ggplan.offload.flags import ENGINES
 from ggplan.offload.options import EXPERTS
 from ggplan.offload.settings import Override, Settings
 from ggplan.offload.writing import write_command

@@ -79,7 +79,7 @@ def test_a_riser_is_told(seen: Path, tmp_path: Path) -> None:
     "line",
     [
         "", "NVIDIA-SMI has failed", "a,b,c,d,e", "RTX,-5,1,4,16", "RTX,99999999999999999999,1,4,16",
-        "\x1b[31m,1", "RTX 3090, [N/A], [N/A], [N/A], [N/A]", "RTX 3090, 24576, 1, 4, 16, 7",
+        "\x1b[31m,1", "RTX 3090, 24576, 1, 4, 16, 7",
     ],
 )  # fmt: skip
 def test_garbage_is_no_card(line: str, seen: Path, tmp_path: Path) -> None:
@@ -87,6 +87,12 @@ def test_garbage_is_no_card(line: str, seen: Path, tmp_path: Path) -> None:
     assert found.machine.gpus == ()
     assert all(note.isprintable() for note in found.notes)
     assert bool(line) == any("is not understood" in note for note in found.notes)
+
+
+def test_a_card_that_shares_the_ram_states_no_memory(seen: Path, tmp_path: Path) -> None:
+    found = detect(seen, _says(tmp_path / "bin", "NVIDIA GB10, [N/A], [N/A], 5, 16"))
+    assert found.machine.gpus == ()
+    assert found.notes == ("NVIDIA GB10 states no memory of its own: say what it may use with `--vram`",)
 
 
 def test_a_card_whose_slot_is_not_known_is_still_a_card(seen: Path, tmp_path: Path) -> None:
@@ -161,6 +167,16 @@ def test_limits_of_control_groups(files: dict[str, str], gib: int, seen: Path, t
     assert (found.machine.ram or 0) >> 30 == gib
     assert found.free is not None
     assert found.free <= (found.machine.ram or 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "cores"), [("100000 100000", 1), ("50000 100000", 1), ("max 100000", 2), ("900000 100000", 2),
+                        ("0 0", 2), ("x", 2)]
+)  # fmt: skip
+def test_limits_of_time(text: str, cores: int, seen: Path, tmp_path: Path) -> None:
+    _write(seen, {"proc/self/cgroup": "0::/a\n", "sys/fs/cgroup/a/cpu.max": text})
+    (tmp_path / "empty").mkdir()
+    assert detect(seen, {"PATH": str(tmp_path / "empty")}).machine.cores == cores
 
 
 def test_nothing_is_known_of_an_empty_system(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from program import run
 
-from ggplan.offload.command_checks import TRAPS
+from ggplan.offload.command_traps import TRAPS
 from ggplan.offload.commands import parse_command
 
 AIR = ("fit", "GLM-4.5-Air", "-r", "glm4moe/hq4_k", "-q")
@@ -158,14 +158,16 @@ LINES = {
     "FC105": (AIR, f"{CPU} -t", "24G"),
     "FC106": (AIR, f"{CPU} -ot 'blk.{{1,2}}.ffn=CPU'", "24G"),
     "FC107": (AIR, f"{CPU} -ot exps=CUDA1", "24G"),
+    "FC108": (AIR, f"{CPU} -c 4096", "24G"),
     "FC201": (AIR, f"{GOOD} -ot blk1.*exps=CPU -cmoe", "24G"),
     "FC202": (AIR, f"{GOOD} -cmoe -ot 'blk\\.1\\..*exps=CUDA0'", "24G"),
     "FC203": (AIR, f"{GOOD} -ot 'blk\\.1.*exps=CUDA0' -cmoe", "48G"),
     "FC204": (AIR, CPU, "24G,24G"),
     "FC205": (AIR, CPU.replace("-ngl 99", "-ngl 47"), "24G"),
     "FC206": (LLAMA, f"{GOOD} -ncmoe 3", "24G"),
+    "FC207": (AIR, f"{CPU} -ts 3,1", "24G"),
     "FC301": (AIR, GOOD, "24G"),
-    "FC302": (AIR, f"{CPU} -ub 512", None),
+    "FC302": (AIR, CPU, None),
     "FC303": (AIR, CPU.replace(" -cram 0", ""), "24G"),
     "FC304": (AIR, "llama-server -m x.gguf -ngl 99 -cmoe -np 1 -cram 0 -lm none", "24G"),
     "FC305": (AIR, "llama-server -m x.gguf -cmoe -c 4096 -np 1 -cram 0 -lm none", "24G"),
@@ -173,9 +175,10 @@ LINES = {
     "FC309": (AIR, CPU.replace("-ub 512", "-ub 4096"), "24G"),
     "FC310": (AIR, CPU.replace("-lm none", "-lm mmap"), "24G"),
     "FC311": (AIR, f"{CPU} --no-host", "24G"),
+    "FC312": (AIR, f"{CPU} -t 64", "24G"),
     "FC401": (DEEPSEEK, f"{CPU} -ctk q8_0", "48G"),
     "FC402": (AIR, f"{CPU} -ctk iq4_nl -ctv iq4_nl", "24G"),
-    "FC403": (AIR, f"{CPU} -fa off -ctv q8_0 -ctk q8_0".replace("-fa on ", ""), "48G"),
+    "FC403": (AIR, f"{CPU} -ctv q8_0 -ctk q8_0".replace("-fa on ", "-fa off "), "48G"),
     "FC404": (AIR, f"{CPU} -ctk q8_0", "24G"),
     "FC406": (AIR, CPU.replace("-fa on", "-fa off"), "48G"),
 }
@@ -190,7 +193,7 @@ def test_each_trap_is_found(code: str) -> None:
         taken = gpu["weights"] + gpu["context"] + max(gpu["compute"], 1)
         vram = f"{taken + (1 << 30) - 1000}B"
     ram = "78G" if code == "FC303" else "512G"
-    done = run(*model, "--check", line, "--vram", vram, "--ram", ram, "--json")
+    done = run(*model, "--check", line, "--vram", vram, "--ram", ram, "--cores", "16", "--json")
     traps = {t["code"]: t for t in json.loads(done.stdout)["traps"]}
     assert code in traps, done.stdout
     assert traps[code]["remedy"]
@@ -204,6 +207,13 @@ def test_every_trap_has_a_line() -> None:
     assert set(TRAPS) - set(LINES) == {"FC306", "FC308", "FC405"}
 
 
+def test_the_page_lists_every_trap() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "fitting.md").read_text(encoding="utf-8")
+    assert [f"| {code} | {about} |" for code, about in TRAPS.items()] == [
+        line for line in page.splitlines() if line.startswith("| FC")
+    ]
+
+
 def test_a_good_line_has_no_fault_and_one_of_our_own_has_none() -> None:
     machine = ("--vram", "24G", "--ram", "128G")
     done = run(*AIR, "--check", CPU, *machine)
@@ -212,6 +222,17 @@ def test_a_good_line_has_no_fault_and_one_of_our_own_has_none() -> None:
     own = run(*AIR, *machine, "--output", "sh").stdout.split("exec ")[1].replace(' "$@"', "")
     done = run(*AIR, "--check", own, *machine)
     assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_a_line_for_gpus_that_are_not_here_is_checked_all_the_same() -> None:
+    line = f"{CPU} -ctk iq4_nl -ctv iq4_nl"
+    done = run(*AIR, "--gpus", "0", "--check", line)
+    assert done.returncode == 1
+    assert "FC402" in done.stdout
+    done = run(*AIR[:-1], "--gpus", "0", "--check", CPU)
+    assert "checked for 1 of unknown size" in done.stderr
+    done = run(*AIR[:-1], "--command", CPU, "--gpus", "0")
+    assert "no GPU is stated, so all is in RAM" in done.stderr
 
 
 def test_traps_are_told_with_their_lines() -> None:
@@ -256,7 +277,12 @@ def test_a_file_and_its_first_bytes(tmp_path: Path) -> None:
     part = tmp_path / "part.gguf"
     part.write_bytes(file.read_bytes()[:4000])
     again = run("fit", part, "--vram", "8G", "--ram", "16G", "--json")
+    assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout)["devices"] == json.loads(done.stdout)["devices"]
+    assert "note: " in again.stderr
+    assert "it is truncated" in again.stderr
+    part.write_bytes(file.read_bytes()[:1000])
+    assert run("fit", part, "--vram", "8G", "--ram", "16G").returncode == 1
 
 
 def test_a_tied_output_and_heads_that_no_block_divides(tmp_path: Path) -> None:

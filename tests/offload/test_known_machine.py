@@ -9,12 +9,12 @@ import pytest
 
 from ggplan.errors import MachineError
 from ggplan.offload.known_machine import Stated, machine_for, on_top_of, stated_bandwidth
-from ggplan.offload.machine import Calibration, Gpu, Machine
+from ggplan.offload.machine import Gpu, Learned, Machine
 from ggplan.offload.machine_file import machine_text
 
 _KEPT = Machine(
     (Gpu("RTX 3090", 24 << 30, 936e9, 24e9, 142e12),), 64 << 30, 70e9, 8, {"q4_K": 2e10}, 3 << 29, 8 << 30,
-    {"bandwidth": "measured", "gpu 0 memory": "nvidia-smi"}, Calibration("bench.log", 1.1),
+    {"bandwidth": "measured", "gpu 0 memory": "nvidia-smi"}, Learned("bench.log", 1.1),
 )  # fmt: skip
 
 
@@ -42,7 +42,7 @@ def test_an_option_replaces_its_part(kept: dict[str, str]) -> None:
     assert (machine.cores, machine.sources["cores"]) == (4, "--cores")
     machine, _ = machine_for(Stated(bandwidth="DDR4-3200 x2"), kept)
     assert machine.bandwidth == pytest.approx(0.85 * 51.2e9)
-    assert machine.calibration is None
+    assert machine.learned is None
 
 
 def test_less_memory_is_the_same_card_and_much_less_is_another(kept: dict[str, str]) -> None:
@@ -100,12 +100,12 @@ def test_what_is_found_now_on_top_of_the_file() -> None:
     now = Machine((), 1 << 36, 71e9, 16, sources={"ram": "/proc/meminfo"})
     machine, notes = on_top_of(now, _KEPT)
     assert (machine.gpus, machine.ram, machine.cores) == (_KEPT.gpus, 1 << 36, 16)
-    assert (machine.gpu_margin, machine.calibration) == (3 << 29, _KEPT.calibration)
+    assert (machine.gpu_margin, machine.learned) == (3 << 29, _KEPT.learned)
     assert machine.sources["ram"] == "/proc/meminfo"
     assert notes == []
 
 
 def test_what_was_learned_of_other_memory_is_dropped() -> None:
     machine, notes = on_top_of(Machine(bandwidth=140e9), _KEPT)
-    assert machine.calibration is None
+    assert machine.learned is None
     assert notes == ["RAM is 2.00 times as fast as in the file: what bench.log taught is dropped"]

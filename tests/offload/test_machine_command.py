@@ -41,16 +41,27 @@ def test_it_is_written_and_never_replaced_unasked(tmp_path: Path) -> None:
     assert read_machine(path).bandwidth == 80e9
 
 
+def test_a_link_to_the_file_stays_one(tmp_path: Path) -> None:
+    environment = _environment(tmp_path)
+    home, link = tmp_path / "dotfiles.toml", tmp_path / "config" / "ggplan" / "machine.toml"
+    home.write_text("cores = 4\n", "utf-8")
+    link.parent.mkdir(parents=True)
+    link.symlink_to(home)
+    assert program.run("machine", "--no-measure", "--write", "--force", **environment).returncode == 0
+    assert link.is_symlink()
+    assert read_machine(home).ram
+
+
 def test_margins_and_what_was_learned_are_kept(tmp_path: Path) -> None:
     environment = _environment(tmp_path)
     path = tmp_path / "config" / "ggplan" / "machine.toml"
     path.parent.mkdir(parents=True)
-    path.write_text("gpu_margin = 5\nbandwidth = 5000000000\n[calibration]\ngeneration = 1.5\n", "utf-8")
+    path.write_text("gpu_margin = 5\nbandwidth = 5000000000\n[learned]\ngeneration = 1.5\n", "utf-8")
     assert program.run("machine", "--no-measure", "--write", "--force", **environment).returncode == 0
     machine = read_machine(path)
     assert (machine.gpu_margin, machine.bandwidth) == (5, 5e9)
-    assert machine.calibration is not None
-    assert machine.calibration.generation == 1.5
+    assert machine.learned is not None
+    assert machine.learned.generation == 1.5
 
 
 def test_it_is_measured(tmp_path: Path) -> None:

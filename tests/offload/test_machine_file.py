@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ggplan.errors import MachineError
 from ggplan.ggml_types import TYPES
-from ggplan.offload.machine import Calibration, Gpu, Machine
+from ggplan.offload.machine import Gpu, Learned, Machine
 from ggplan.offload.machine_file import default_path, machine_text, parse_machine, read_machine
 
 _SIZES = st.integers(1, 1 << 50)
@@ -29,7 +29,7 @@ _MACHINES = st.builds(
     st.integers(0, 1 << 50),
     st.integers(0, 1 << 50),
     st.dictionaries(_TEXTS, _TEXTS, max_size=4),
-    st.none() | st.builds(Calibration, _TEXTS, _STRETCH, _STRETCH, st.integers(0, 1 << 50)),
+    st.none() | st.builds(Learned, _TEXTS, _STRETCH, _STRETCH, st.integers(0, 1 << 50)),
 )
 
 
@@ -109,7 +109,7 @@ def test_a_person_may_write_units() -> None:
         ("gpu = 1", "machine.toml:1: gpu must be tables that begin with [[gpu]]", None),
         ("rates = 1", "machine.toml:1: rates must be a table: [rates]", None),
         ("[rates]\nq4_K_M = 1", "machine.toml:2: q4_K_M is no ggml type", None),
-        ("[calibration]\ngeneration = 0", "machine.toml:2: generation is no factor: 0", None),
+        ("[learned]\ngeneration = 0", "machine.toml:2: generation is no factor: 0", None),
         ("ram = [", "machine.toml is no TOML: Invalid value (at end of document)", None),
     ],
 )  # fmt: skip

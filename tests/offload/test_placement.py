@@ -156,7 +156,7 @@ def test_pins_are_obeyed() -> None:
         (r"blk\.46\.", "CPU", "multi-token prediction"),
         ("exps", "CUDA1", "there is no device CUDA1"),
         ("(", "CPU", "no regex"),
-        ("blk.{1,2}", "CPU", "`,` and `=`"),
+        ("blk.{1,2}", "CPU", "end a pattern"),
     ],
 )
 def test_pins_that_cannot_be_obeyed_are_refused(pattern: str, device: str, message: str) -> None:
@@ -240,8 +240,7 @@ def test_whatever_the_machine_a_placement_that_fits_fits(
     if made.fits:
         command = read_command(shlex.join(server_command(made, "m.gguf")), made.profile.engine)
         traps = [t for t in check_command(command, model, on) if t.severity != "note"]
-        # Layers that do not fit, and slots that were asked for, are no mistake.
-        assert {t.code for t in traps} <= {"FC205"}
+        assert not traps
         assert bench_command(made, "m.gguf")[0] in ("llama-bench", "llama-sweep-bench")
 
 

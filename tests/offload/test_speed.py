@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from ggplan.offload.active import ActiveBytes, DeviceReads
-from ggplan.offload.machine import Calibration, Gpu, Machine
+from ggplan.offload.machine import Gpu, Learned, Machine
 from ggplan.offload.profiles import IK_LLAMA_CPP, LLAMA_CPP
 from ggplan.offload.settings import Settings
 from ggplan.offload.speed import RATES, Rate, core_rate, generation, prompt
@@ -117,9 +117,9 @@ def test_prompts_without_a_gpu_are_of_the_cores() -> None:
     assert many == pytest.approx(2 * few)
 
 
-def test_a_calibration_stretches_its_own_model_in_full_and_others_in_part() -> None:
+def test_a_log_stretches_its_own_model_in_full_and_others_in_part() -> None:
     def with_log(file_bytes: int) -> Machine:
-        return replace(_MACHINE, calibration=Calibration("bench.log", 1.2, 2.0, file_bytes))
+        return replace(_MACHINE, learned=Learned("bench.log", 1.2, 2.0, file_bytes))
 
     assert _written(machine=with_log(123)).likely == pytest.approx(_written().likely / 1.2)
     assert _read(machine=with_log(123)).likely == pytest.approx(_read().likely / 2)
@@ -131,7 +131,7 @@ def test_a_calibration_stretches_its_own_model_in_full_and_others_in_part() -> N
 
 
 def test_a_far_log_of_another_model_moves_little() -> None:
-    far = replace(_MACHINE, calibration=Calibration("bench.log", 50.0, None, 999))
+    far = replace(_MACHINE, learned=Learned("bench.log", 50.0, None, 999))
     assert _written(machine=far).likely > _written().likely / 1.3
     assert _read(machine=far).likely == _read().likely
 

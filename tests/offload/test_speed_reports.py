@@ -10,6 +10,8 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 
+from memory_rows import headers
+
 _ROOT = Path(__file__).parents[2]
 
 
@@ -28,7 +30,7 @@ _TOOL = _tool()
 
 @cache
 def _reports() -> list[object]:
-    reports, unclear = _TOOL.read_reports(_TOOL.DATA / "reports.csv", _TOOL.DATA / "headers")
+    reports, unclear = _TOOL.read_reports(_TOOL.DATA / "reports.csv", headers("models"))
     assert unclear == []
     return list(reports)
 
@@ -61,6 +63,12 @@ def test_generation_on_machines_that_the_factors_are_not_fitted_on() -> None:
 
 def test_generation_with_one_report_to_calibrate_by() -> None:
     assert _median(_TOOL.calibrated(_of_generation())) <= 0.12
+
+
+def test_generation_on_gpus_alone() -> None:
+    found = [r for r in _reports() if r.row["placement"] == "all GPU"]  # type: ignore[attr-defined]
+    assert len(found) >= 7
+    assert _median(_TOOL.error_of(report, _TOOL.FITTED) for report in found) <= 0.2
 
 
 def test_prompts() -> None:

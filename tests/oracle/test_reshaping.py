@@ -17,11 +17,27 @@ from ggplan.sources.huggingface import open_checkpoint
 
 pytestmark = pytest.mark.oracle
 
-MTP_CASES = ("glm4moe_mtp", "glm_dsa_mtp", "deepseek_v32_mtp", "glm4moe_lite_mtp")
-QKV_CASES = ("llama", "llama_bias", "mistral", "qwen2", "qwen3moe", "glm4moe_mtp", "gemma3")
+MTP_CASES = (
+    "glm4moe_mtp", "glm_dsa_mtp", "deepseek_v32_mtp", "glm4moe_lite_mtp", "hy_v3_mtp", "nemotron_h_moe_mtp",
+    "qwen3_5_mtp", "qwen3_5_moe_mtp", "qwen3_next_mtp", "step35_mtp",
+)  # fmt: skip
+QKV_CASES = (
+    "llama", "llama_bias", "mistral", "qwen2", "qwen3moe", "glm4moe_mtp", "gemma3", "gemma4", "lfm2",
+    "nemotron_h_moe_mtp", "qwen3_5_moe_mtp", "step35_mtp",
+)  # fmt: skip
+GATE_UP_CASES = ("qwen3_5_moe_mtp", "qwen3_next_mtp", "gemma4_moe")
 JOBS = {
     **{f"{case} --no-mtp": (case, Reshaping(mtp="drop"), ["--no-mtp"]) for case in MTP_CASES},
     **{f"{case} --fuse-qkv": (case, Reshaping(fuse=("qkv",)), ["--fuse-qkv"]) for case in QKV_CASES},
+    **{
+        f"{case} --fuse-gate-up-exps --fuse-qkv": (
+            case,
+            Reshaping(fuse=("gate-up", "qkv")),
+            ["--fuse-gate-up-exps", "--fuse-qkv"],
+        )
+        for case in GATE_UP_CASES
+    },
+    "glm4moe --no-mtp": ("glm4moe", Reshaping(mtp="drop"), ["--no-mtp"]),  # which says that it has none
     "glm4moe_mtp --no-mtp --fuse-qkv": (
         "glm4moe_mtp",
         Reshaping(mtp="drop", fuse=("qkv",)),
@@ -100,3 +116,28 @@ def test_pruned_as_llama_quantize_does(llama_cpp: Path, tmp_path: Path, name: st
         assert one.stored is not None
         assert other.stored is not None
         assert one.stored.read_bytes(0, one.n_rows) == other.stored.read_bytes(0, other.n_rows), one.name
+
+
+# Layers that stay and must be read as they were: with a window, recurrent, with a part of a shared matrix.
+LOADED = {
+    "gemma4": "1",
+    "gpt_oss": "1",
+    "gemma3": "0",
+    "cohere2": "2",
+    "qwen3_5_mtp": "0",
+    "lfm2": "0",
+    "step35_mtp": "1",
+}
+
+
+@pytest.mark.parametrize("case", LOADED)
+def test_a_pruned_model_runs(llama_cpp: Path, tmp_path: Path, case: str) -> None:
+    write_case(tmp_path / case, read_case(case))
+    pruned = tmp_path / "pruned.gguf"
+    done = run("convert", tmp_path / case, pruned, "--pre", "glm4", "--prune-layers", LOADED[case])
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "text.txt").write_text("the cat sat on a mat and ran far away from home " * 200)
+    program = llama_cpp / "build" / "bin" / "llama-perplexity"
+    command = [program, "-m", pruned, "-f", tmp_path / "text.txt", "-c", "128", "-b", "128", "--chunks", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -432,3 +432,65 @@ def test_every_command_that_opens_a_model_takes_the_options(folder: Path, tmp_pa
     done = run("inspect", folder, "--keep-experts", experts, "--tensors")
     assert done.returncode == 0, done.stderr
     assert "2 of 4 experts are kept" in done.stderr
+
+
+def test_forms_that_are_there_already(tmp_path: Path) -> None:
+    folder = write_case(tmp_path / "gemma4_moe", read_case("gemma4_moe"))  # gate and up of experts in one
+    both = convert(folder, tmp_path / "both.gguf", "--fuse", "gate-up,qkv")
+    names = {t.name.split(".", 2)[2] for t in both if t.name.startswith("blk.")}
+    assert {"ffn_gate_up_exps.weight", "attn_qkv.weight"} <= names
+    done = run("plan", folder, "--fuse", "gate-up")
+    assert "gate and up are fused already: `--fuse gate-up` changes nothing" in done.stderr
+
+
+def test_an_mtp_block_that_the_converter_leaves_apart(tmp_path: Path) -> None:
+    folder = write_case(tmp_path / "nemotron", read_case("nemotron_h_moe_mtp"))
+    fused = convert(folder, tmp_path / "fused.gguf", "--fuse", "qkv")
+    count, nextn = key(fused, "block_count"), key(fused, "nextn_predict_layers")
+    assert nextn == 1
+    assert f"blk.{int(str(count)) - 1}.attn_q.weight" in fused
+    assert any(t.name.endswith(".attn_qkv.weight") for t in fused)
+    told = run("plan", folder, "--fuse", "qkv").stderr
+    assert f"MTP block {int(str(count)) - 1}: no change, as llama.cpp's converter makes none" in told
+
+
+def test_any_part_that_was_measured_measures_the_fused_tensor(tmp_path: Path) -> None:
+    folder = write_case(tmp_path / "llama", read_case("llama"))
+    (tmp_path / "my.recipe").write_text("attn_qkv = q4_0\n@default bf16\n")
+    names = ("attn_q", "attn_k", "attn_v")
+    made = []
+    for given in (names, ("attn_v",)):
+        writer = gguf.GGUFWriter(tmp_path / "i.gguf", "")
+        writer.add_type("imatrix")
+        writer.add_array("imatrix.datasets", ["text"])
+        writer.add_uint32("imatrix.chunk_count", 1)
+        writer.add_uint32("imatrix.chunk_size", 512)
+        for layer in range(3):
+            for name in given:
+                sums = np.arange(1, 65, dtype=np.float32).reshape(1, 64)
+                writer.add_tensor(f"blk.{layer}.{name}.weight.in_sum2", sums)
+                writer.add_tensor(f"blk.{layer}.{name}.weight.counts", np.ones((1, 1), np.float32))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        target = tmp_path / f"{len(given)}.gguf"
+        options = ("-r", tmp_path / "my.recipe", "--imatrix", tmp_path / "i.gguf", "--fuse", "qkv")
+        made.append(convert(folder, target, *options))
+    plain = convert(folder, tmp_path / "plain.gguf", "-r", tmp_path / "my.recipe", "--fuse", "qkv")
+    name = "blk.0.attn_qkv.weight"
+    assert stored_bytes(made[0], name) == stored_bytes(made[1], name) != stored_bytes(plain, name)
+
+
+def test_a_draft_model_is_not_told_to_leave_out_its_only_block(folder: Path) -> None:
+    told = run("plan", folder, "-r", "Q4_0", "--mtp", "only").stderr
+    assert "GP217" in told
+    assert "put `@role nextn = q8_0` above its rules" in told
+    assert "--mtp drop" not in told
+
+
+def test_forms_that_llama_cpp_reads_and_its_converter_does_not_write(tmp_path: Path) -> None:
+    folder = write_case(tmp_path / "hy_v3_mtp", read_case("hy_v3_mtp"))
+    convert(folder, tmp_path / "fused.gguf", "--fuse", "qkv,gate-up")
+    done = run("plan", folder, "--fuse", "qkv")
+    assert "llama.cpp's converter would leave those of hy_v3 apart; llama.cpp reads both" in done.stderr

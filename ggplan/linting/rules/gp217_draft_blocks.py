@@ -31,16 +31,19 @@ class LowDraft(Finding):
     types: str
     is_ruled: bool
     order: str
+    is_alone: bool
     says = "{f.tensors}: {f.types} in an MTP block, whose drafts are hardly accepted below q8_0"
 
     def help(self, fix: Fix | None) -> str:
-        if not self.is_ruled:
-            return (
-                "leave the block out with `--mtp drop`, or write the types as a recipe with "
-                f"`ggplan rules from` and put `{_RULE}` above its rules"
-            )
-        where = "above" if self.order == "first" else "below"
-        return f"write `{_RULE}` {where} the other rules, or leave the block out with `--mtp drop`"
+        if self.is_ruled:
+            where = "above" if self.order == "first" else "below"
+            ways = [f"write `{_RULE}` {where} the other rules"]
+        else:
+            ways = [f"write the types as a recipe with `ggplan rules from` and put `{_RULE}` above its rules"]
+        drop = "leave the block out with `--mtp drop`"
+        if not self.is_alone:  # a file of such blocks alone has nothing else
+            ways = [*ways, drop] if self.is_ruled else [drop, *ways]
+        return ", or ".join(ways)
 
 
 def check(case: Case) -> Iterator[LowDraft]:
@@ -50,12 +53,12 @@ def check(case: Case) -> Iterator[LowDraft]:
     for t, fitted in enumerate(case.fitted):
         if "nextn" in case.roles(t) and _is_low(fitted):
             groups.setdefault(fitted.decision.rule, []).append(t)
-    is_ruled = case.recipe is not NO_RECIPE
+    is_ruled, is_alone = case.recipe is not NO_RECIPE, case.model.reshaped.get("mtp") == "only"
     for rule, members in groups.items():
         types = ", ".join(dict.fromkeys(case.fitted[t].type.name for t in members))
         fix = _fix(case) if is_ruled else None
         yield LowDraft(
-            case.place(rule), some(case, members), types, is_ruled, case.recipe.order, fixes=(fix,)
+            case.place(rule), some(case, members), types, is_ruled, case.recipe.order, is_alone, fixes=(fix,)
         )
 
 

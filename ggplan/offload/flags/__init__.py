@@ -11,9 +11,9 @@ import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
-from typing import Literal
 
-Engine = Literal["llama.cpp", "ik_llama.cpp"]
+from ggplan.ggml_types import Engine
+
 ENGINES: tuple[Engine, ...] = ("llama.cpp", "ik_llama.cpp")
 
 # What `common/arg.cpp` calls each program; `llama SUBCOMMAND` is the same program.

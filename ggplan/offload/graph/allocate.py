@@ -1,9 +1,9 @@
 """The allocator: where the tensors of a graph lie in a device's buffer, and how large the buffer is.
 
-Free room is a list of blocks by offset, the last one without end. A tensor takes the smallest block that holds
-it, of equals the last; only where none does, the end grows. An operation that may write over what it reads
-does so where nobody else needs that, it is of the same layout, and no view. Room is given back at once when the
-last reader is done, and joined to its neighbours.
+Free room is a list of blocks by offset, the last one without end. A tensor takes the smallest block that
+holds it, of equals the last; only where none does, the end grows. An operation that may write over what it
+reads does so where nobody else needs that, it is of the same layout, and no view. Room is given back at once
+when the last reader is done, and joined to its neighbours.
 
 Source: llama.cpp b11434, `ggml/src/ggml-alloc.c` (ggml_dyn_tallocr_alloc, ggml_gallocr_alloc_graph_impl).
 """

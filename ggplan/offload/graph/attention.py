@@ -8,8 +8,8 @@
 
 A quantized cache is rotated (Hadamard) where its heads are a multiple of 64.
 
-Source: llama.cpp b11434, `src/llama-graph.cpp` (build_qkv, build_attn, build_attn_mha), `src/llama-kv-cache.cpp`,
-`ggml/src/ggml-cuda/fattn.cu` (which kernel, and what it needs).
+Source: llama.cpp b11434, `src/llama-graph.cpp` (build_qkv, build_attn, build_attn_mha),
+`src/llama-kv-cache.cpp`, `ggml/src/ggml-cuda/fattn.cu` (which kernel, and what it needs).
 """
 
 from __future__ import annotations
@@ -229,9 +229,8 @@ def _cached_values(maker: Maker, cache: Tensor, head: int, n_heads: int, n_cells
     if maker.job.flash:
         return _cached_keys(maker, cache, head, n_heads, n_cells)
     kind = cache.type
-    strides = (
-        kind.block_bytes, _row(kind, n_cells * head), _row(kind, n_cells), _row(kind, n_cells * cache.shape[0])
-    )  # fmt: skip
+    whole = n_cells * cache.shape[0]
+    strides = (kind.block_bytes, _row(kind, n_cells * head), _row(kind, n_cells), _row(kind, whole))
     return maker.graph.view(cache, (n_cells, n_heads, head, maker.n_streams), strides)
 
 
@@ -283,13 +282,8 @@ def attend(maker: Maker, q: Tensor, k: Tensor, v: Tensor, reading: Reading) -> T
     k = g.permute(k, 0, 2, 1, 3)
     v = g.permute(v, 0, 2, 1, 3)
     if maker.job.flash:
-        out = g.op(
-            "flash attention",
-            (v.shape[0], q.shape[2], q.shape[1], q.shape[3]),
-            q, k, v, reading.mask, reading.sinks,
-        )  # fmt: skip
-        out.runs_on_gpu = has_kernel(k.shape[0], v.shape[0], q.shape[2], k.shape[2], (k.type, v.type))
-        out.gpu_extra = _copies_for_kernel(out.n_bytes, q, k, v)
+        k, v = (_as_half(maker, one) for one in (k, v))
+        out = read_flash(maker, q, k, v, reading.mask, reading.sinks)
         if reading.decompress is not None:
             out = g.mul_mat(reading.decompress, g.permute(out, 0, 2, 1, 3))
             out = g.contiguous(g.permute(out, 0, 2, 1, 3))
@@ -309,6 +303,23 @@ def attend(maker: Maker, q: Tensor, k: Tensor, v: Tensor, reading: Reading) -> T
     out = g.contiguous(out, out.shape[0] * out.shape[1], out.shape[2] * out.shape[3])
     g.expand(out)
     return out
+
+
+def read_flash(
+    maker: Maker, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, sinks: Tensor | None = None
+) -> Tensor:
+    """Flash attention: `[width, heads, tokens, sequences]`."""
+    shape = (v.shape[0], q.shape[2], q.shape[1], q.shape[3])
+    out = maker.graph.op("flash attention", shape, q, k, v, mask, sinks)
+    out.runs_on_gpu = has_kernel(k.shape[0], v.shape[0], q.shape[2], k.shape[2], (k.type, v.type))
+    if maker.job.profile.keeps_fused:
+        out.gpu_extra = _copies_for_kernel(out.n_bytes, q, k, v)
+    return out
+
+
+def _as_half(maker: Maker, x: Tensor) -> Tensor:
+    """The program itself makes f16 of float32: no kernel reads it."""
+    return maker.graph.op("cpy", x.shape, x, kind=F16) if x.type is F32 else x
 
 
 def _copies_for_kernel(n_bytes: int, q: Tensor, k: Tensor, v: Tensor) -> int:
@@ -341,6 +352,18 @@ def grouped(
     capped: bool = False,
 ) -> Tensor:
     """Attention with keys and values: store them, then attend. Without them, an earlier block's are read."""
+    maker, inputs = attention.maker, attention.inputs(block)
+    q, keys, values = store_and_view(attention, block, q, k, v, k_first=attention.k_first)
+    out = attend(maker, q, keys, values, Reading(inputs.mask, sinks, capped=capped))
+    if inputs.v_rotation is not None:
+        out = rotated(maker, out, inputs.v_rotation)
+    return out
+
+
+def store_and_view(
+    attention: Attention, block: int, q: Tensor, k: Tensor | None, v: Tensor | None, *, k_first: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Write keys and values into the cache; the queries, and what is cached of all cells."""
     maker, g = attention.maker, attention.maker.graph
     inputs = attention.inputs(block)
     if inputs.k_rotation is not None:
@@ -348,7 +371,7 @@ def grouped(
         k = None if k is None else rotated(maker, k, inputs.k_rotation)
     if inputs.v_rotation is not None:
         v = None if v is None else rotated(maker, v, inputs.v_rotation)
-    for tensor in (q, k, v) if attention.k_first else (q, v, k):
+    for tensor in (q, k, v) if k_first else (q, v, k):
         if tensor is not None:
             g.expand(tensor)
     cache = cache_of(attention, block)
@@ -362,10 +385,7 @@ def grouped(
     n_heads = dims.kv_heads[block if block < dims.n_own_cache else owner]
     keys = _cached_keys(maker, cache.k, dims.key_size(block), n_heads, cache.n_cells)
     values = _cached_values(maker, cache.v, dims.value_size(block), n_heads, cache.n_cells)
-    out = attend(maker, q, keys, values, Reading(inputs.mask, sinks, capped=capped))
-    if inputs.v_rotation is not None:
-        out = rotated(maker, out, inputs.v_rotation)
-    return out
+    return q, keys, values
 
 
 def latent(

@@ -9,9 +9,11 @@ from ggplan.offload.graph.allocate import buffer_sizes
 from ggplan.offload.graph.families import build, build_draft
 from ggplan.offload.graph.maker import Job, Maker, Placed
 from ggplan.offload.graph.repeats import enough_rounds, first_rounds, runs_of
-from ggplan.offload.graph.schedule import Rules, schedule
+from ggplan.offload.graph.schedule import COPIES, Rules, schedule
 from ggplan.offload.settings import Settings
 from ggplan.offload.weights import Weights
+
+_FEW_INPUTS = 12  # copies on one GPU that belong to a graph, and not to its blocks
 
 
 def placed_weights(weights: Weights, names: Sequence[str]) -> dict[str, Placed]:
@@ -38,7 +40,10 @@ def compute_sizes(job: Job, rules: Rules) -> list[int]:
     while True:
         maker = Maker(job)
         ends = build(maker, (i for run, n in zip(runs, rounds, strict=True) for i in run.blocks(n)))
-        sizes, states = buffer_sizes(schedule(maker.graph, rules), job.cpu, ends)
+        steps = schedule(maker.graph, rules)
+        sizes, states = buffer_sizes(steps, job.cpu, ends)
+        if rules.pipelined and len(steps.first) > _FEW_INPUTS * COPIES * (rules.n_gpus + 1):
+            states = {}  # Each block has copies that are there from the start: all of them count.
         enough = enough_rounds(runs, rounds, states)
         if enough == rounds:
             return sizes

@@ -1,6 +1,6 @@
 """A mixture of experts: which experts each token gets, and what they compute.
 
-    router          logits of all experts, weights by softmax or sigmoid; a bias or groups may decide the choice
+    router          logits of all experts, weights by softmax or sigmoid; a bias or groups may decide
     experts         up, gate and down of the chosen ones, each `[width, chosen, tokens]`
     sum             one view a chosen expert, added one by one
 
@@ -62,6 +62,10 @@ def experts(maker: Maker, x: Tensor, block: int, routing: Routing) -> Tensor:
         x = g.like("mul", g.op("repeat", (width, used, n_tokens), x), weights)
     hidden = _hidden(maker, x, p, ids, routing)
     out = _times_experts(maker, hidden, f"{p}ffn_down_exps", ids)
+    if maker.job.profile.fuses_experts and not routing.weighs_input:
+        out = g.op("weighted sum", (out.shape[0], n_tokens), out, weights)
+        g.expand(out)
+        return out
     if not routing.weighs_input:
         out = g.like("mul", out, weights)
     g.expand(out)
@@ -156,6 +160,10 @@ def _hidden(maker: Maker, x: Tensor, p: str, ids: Tensor, routing: Routing) -> T
         shape = (half, *both.shape[1:])
         gate, up = (g.view(both, shape, both.strides) for _ in range(2))
         return maker.activation(routing.kind, gate, up)
+    has_gate, biased = (maker.has(f"{p}{name}") for name in ("ffn_gate_exps.weight", "ffn_up_exps.bias"))
+    if maker.job.profile.fuses_experts and has_gate and not biased:
+        up, gate = (maker.need(f"{p}ffn_{part}_exps.weight") for part in ("up", "gate"))
+        return g.op("mul mat id", (up.shape[1], ids.shape[0], x.shape[2]), up, gate, x, ids)
     up = _times_experts(maker, x, f"{p}ffn_up_exps", ids)
     if not maker.has(f"{p}ffn_gate_exps.weight"):
         return maker.activation(routing.kind, up, None)

@@ -155,13 +155,13 @@ class Maker:
     # --- Inputs --------------------------------------------------------------------------------------
 
     def embedding(self) -> Tensor:
-        """Rows of token_embd, or embeddings that are given: both are inputs of every graph."""
+        """Rows of token_embd, or embeddings that are given: both may be inputs of every graph."""
         g, n = self.graph, self.n_tokens
         tokens = g.input(I32, n)
-        given = g.input(F32, self.dims.n_embd, n)
         rows = g.get_rows(self.need("token_embd.weight"), tokens)
         g.expand(rows)
-        g.expand(given)
+        if self.job.profile.is_general:
+            g.expand(g.input(F32, self.dims.n_embd, n))
         return rows
 
     def positions(self) -> Tensor:
@@ -184,6 +184,8 @@ class Maker:
         """A norm, with its weight and bias."""
         g = self.graph
         weight, added = self.weight(name), self.weight(bias) if bias else None
+        if self.job.profile.fuses_experts and op == "rms norm" and weight is not None and added is None:
+            return g.like("fused norm", x, weight)
         x = g.like(op, x)
         if weight is not None:
             x = g.like("mul", x, weight)
@@ -223,9 +225,14 @@ class Maker:
         """A dense feed-forward, or a shared expert (`ending` is `_shexp`)."""
         g = self.graph
         up_name, gate_name, down_name = (f"{prefix}ffn_{part}{ending}" for part in ("up", "gate", "down"))
+        has_gate = self.has(f"{gate_name}.weight")
+        if self.job.profile.fuses_experts and has_gate and not self.has(f"{up_name}.bias"):
+            pair = (self.need(f"{name}.weight") for name in (up_name, gate_name))
+            hidden = g.op("mul mat", (self.need(f"{up_name}.weight").shape[1], x.shape[1]), *pair, x)
+            return g.mul_mat(self.need(f"{down_name}.weight"), hidden)
         up = g.mul_mat(self.need(f"{up_name}.weight"), x)
         up = self.scaled(self.biased(up, up_name) if bias else up, up_name)
-        if self.has(f"{gate_name}.weight"):
+        if has_gate:
             gate = g.mul_mat(self.need(f"{gate_name}.weight"), x)
             gate = self.scaled(self.biased(gate, gate_name) if bias else gate, gate_name)
             hidden = self.activation(kind, gate, up)
@@ -241,4 +248,7 @@ class Maker:
 
     def rows(self, x: Tensor, ids: Tensor) -> Tensor:
         """The tokens that are wanted."""
+        holding = self.job.holding
+        if holding.n_outputs == holding.n_tokens and not self.job.profile.is_general:
+            return x
         return self.graph.get_rows(x, ids)

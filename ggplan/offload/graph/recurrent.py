@@ -1,6 +1,6 @@
 """Recurrent blocks: Mamba 1 and 2, Gated DeltaNet, short convolutions.
 
-All read the last inputs of a convolution and a state, write both back, and compute the block's tokens at once.
+All read the last inputs of a convolution and a state, write both back, and compute all tokens at once.
 
 Source: llama.cpp b11434, `src/llama-graph.cpp` (build_rs), `src/models/mamba-base.cpp`,
 `src/models/delta-net-base.cpp`, `src/models/qwen3next.cpp`, `src/models/qwen35.cpp`, `src/models/lfm2.cpp`.
@@ -221,6 +221,66 @@ def delta_net(found: States, x: Tensor, block: int) -> Tensor:
     gated = g.like("mul", normed, g.like("unary", gates))
     flat = g.reshape(gated, width * heads, per, n)
     return g.reshape(maker.project(flat, f"{p}ssm_out"), maker.dims.n_embd, per * n)
+
+
+def kda(found: States, x: Tensor, block: int) -> Tensor:
+    """Kimi Delta Attention: a convolution each for queries, keys and values, and a gate for every channel."""
+    maker, g, dims = found.maker, found.maker.graph, found.maker.dims
+    p, n = f"blk.{block}.", maker.n_slots
+    per, size, heads = maker.n_tokens // n, dims.state.kda_head, dims.heads[0]
+    inner = size * heads
+    all_conv, all_states = found.rows(block, "r"), found.rows(block, "s")
+    before = load(found, all_conv)
+    inputs = _kda_inputs(maker, x, p, inner)
+    q, k, v = (
+        _kda_convolved(found, block, one, name, before, all_conv)
+        for one, name in zip(inputs, "qkv", strict=True)
+    )
+    gate = g.mul_mat(maker.need(f"{p}ssm_f_b.weight"), g.mul_mat(maker.need(f"{p}ssm_f_a.weight"), x))
+    gate = g.like("unary", g.like("add", gate, maker.weight(f"{p}ssm_dt.bias")))
+    gate = g.reshape(gate, size, heads, per * n)
+    gate = g.like("mul", gate, g.reshape(maker.need(f"{p}ssm_a"), 1, heads, 1))
+    gate = g.reshape(gate, size, heads, per, n)
+    beta = g.mul_mat(maker.need(f"{p}ssm_beta.weight"), x)
+    beta = g.like("unary", g.reshape(beta, 1, heads, per, n))
+    state = g.reshape(load(found, all_states), size, size, heads, n)
+    q, k = (g.like("scale", g.like("rms norm", one)) for one in (q, k))
+    out = g.op("delta net", (inner, per * n + size * n), q, k, v, gate, beta, state)
+    result = g.contiguous(g.slice(out, (size, heads, per, n), size * 4, inner * 4, inner * per * 4))
+    kept = g.slice(out, (size, size, heads, n), size * 4, size * size * 4, size * inner * 4)
+    flat = size * inner * n
+    g.expand(g.copy_into(kept, g.view(all_states, (flat,))))
+    second = g.mul_mat(maker.need(f"{p}ssm_g_b.weight"), g.mul_mat(maker.need(f"{p}ssm_g_a.weight"), x))
+    second = g.reshape(second, size, heads, per * n)
+    normed = maker.norm(g.reshape(result, size, heads, per * n), f"{p}ssm_norm.weight")
+    gated = g.like("mul", normed, g.like("unary", second))
+    return g.mul_mat(maker.need(f"{p}attn_output.weight"), g.contiguous(gated, inner, per * n))
+
+
+def _kda_inputs(maker: Maker, x: Tensor, p: str, inner: int) -> list[Tensor]:
+    g = maker.graph
+    if maker.has(f"{p}attn_qkv.weight"):
+        joined = g.mul_mat(maker.need(f"{p}attn_qkv.weight"), x)
+        return [g.contiguous(g.slice(joined, (inner, x.shape[1]), joined.strides[1])) for _ in "qkv"]
+    return [g.mul_mat(maker.need(f"{p}attn_{name}.weight"), x) for name in "qkv"]
+
+
+def _kda_convolved(
+    found: States, block: int, x: Tensor, name: str, before: Tensor, all_rows: Tensor
+) -> Tensor:
+    maker, g, dims = found.maker, found.maker.graph, found.maker.dims
+    n = maker.n_slots
+    per, inner, taps = maker.n_tokens // n, x.shape[0], dims.state.conv
+    strides = ((taps - 1) * 4, all_rows.shape[0] * 4)
+    old = g.slice(before, (taps - 1, inner, n), *strides)
+    joined = g.concat(old, g.transpose(g.reshape(x, inner, per, n)), 0)
+    last = g.slice(joined, (taps - 1, inner, n), joined.strides[1], joined.strides[2])
+    g.expand(g.copy_into(last, g.slice(all_rows, (taps - 1, inner, n), *strides)))
+    kernel = g.reshape(maker.need(f"blk.{block}.ssm_conv1d_{name}.weight"), taps, inner)
+    out = g.op("conv", (inner, per, n), joined, kernel)
+    out.runs_on_gpu = inner % 128 == 0
+    out = g.like("unary", g.reshape(out, inner, per * n))
+    return g.reshape(out, dims.state.kda_head, inner // dims.state.kda_head, per, n)
 
 
 def _mixed(maker: Maker, x: Tensor, p: str) -> tuple[Tensor, Tensor]:

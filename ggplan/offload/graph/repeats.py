@@ -1,9 +1,9 @@
 """Blocks that repeat: a graph needs only some of them to need the same buffers.
 
-Where a sequence of blocks repeats, the allocator soon comes back to a state that it was in, after one round or
-after a few; from there on it repeats itself. So rounds in the middle can be left out, as many as bring it back
-to the same state. Blocks are alike if they have weights of the same names and shapes on the same devices, and
-of the same types where these are copied to a GPU.
+Where a sequence of blocks repeats, the allocator soon comes back to a state that it was in, after one round
+or after a few; from there on it repeats itself. So rounds in the middle can be left out, as many as bring it
+back to the same state. Blocks are alike if they have weights of the same names and shapes on the same
+devices, and of the same types where these are copied to a GPU.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The scheduler: on which device each operation of a graph runs, and what is copied between devices.
 
-    1  an operation on a weight runs where the weight is; on the first GPU if the weight is in RAM, the GPU may
-       read it, and the batch is large (op offload)
+    1  an operation on a weight runs where the weight is; on the first GPU if the weight is in RAM, the GPU
+       may read it, and the batch is large (op offload)
     2  neighbours without weights run where those before or after them do, GPUs first
     3  the rest where most of what they read is
     4  consecutive operations on one device are a split; what a split reads from another device is copied at
@@ -39,15 +39,19 @@ class Rules:
     offloads
         Whether operations on weights in RAM go to a GPU.
     batch
-        Rows from which they do.
+        Rows from which they do; where `per_expert`, rows of an expert on the average.
     pipelined
         Whether GPUs work one behind the other, each on a micro-batch of its own.
+    keeps_fused
+        Whether a GPU keeps what it reads in several operations that it runs as one.
     """
 
     n_gpus: int
     offloads: bool
     batch: int
     pipelined: bool = False
+    per_expert: bool = False
+    keeps_fused: bool = True
 
 
 @dataclass(slots=True)
@@ -117,16 +121,18 @@ def _from_sources(node: Tensor, rules: Rules) -> int:
             continue
         if source.device < cpu:
             return source.device if node.runs_on_gpu else -1
-        if (
-            rules.offloads
-            and source.is_streamed
-            and cpu > 0
-            and node.runs_on_gpu
-            and _rows(node) >= rules.batch
-        ):
+        if rules.offloads and source.is_streamed and cpu > 0 and node.runs_on_gpu and _is_batch(node, rules):
             return 0
         return cpu
     return -1
+
+
+def _is_batch(node: Tensor, rules: Rules) -> bool:
+    """Whether an operation has rows enough to be worth a copy of its weights."""
+    if rules.per_expert and node.op == "mul mat id":
+        n_experts, n_used = node.sources[0].shape[2], node.shape[1]
+        return node.shape[2] * n_used >= rules.batch * n_experts
+    return _rows(node) >= rules.batch
 
 
 def _rows(node: Tensor) -> int:
@@ -239,7 +245,7 @@ def _ordered(
             steps.append(Step(copy, split.device, ()))
             if rules.pipelined:
                 first += [(one, split.device) for one in (copy, *_again(copy))]
-        kept = _fused(nodes, split, used) if split.device < cpu else {}
+        kept = _fused(nodes, split, used) if rules.keeps_fused and split.device < cpu else {}
         for i in range(split.start, split.stop):
             steps.append(Step(nodes[i], nodes[i].buffer, used[i]))
             keep = kept.get(i, [])

@@ -64,7 +64,7 @@ def sparse_inputs(maker: Maker) -> SparseAttention:
     )
 
 
-def latent_block(attention: Attention, x: Tensor, positions: Tensor, block: int) -> Tensor:
+def latent_block(attention: Attention, x: Tensor, positions: Tensor | None, block: int) -> Tensor:
     """Attention of one block, without the sum."""
     maker, g, dims = attention.maker, attention.maker.graph, attention.maker.dims
     p, n, heads = f"blk.{block}.", maker.n_tokens, dims.heads[block]
@@ -78,7 +78,7 @@ def latent_block(attention: Attention, x: Tensor, positions: Tensor, block: int)
     else:
         name = f"{p}attn_q.weight"
     chosen = None
-    if isinstance(attention, SparseAttention):
+    if isinstance(attention, SparseAttention) and positions is not None:
         chosen = _chosen(attention, x, low, positions, block)
     q = g.mul_mat(maker.need(name), low)
     strides = (dims.head_k_mla * 4, dims.head_k_mla * 4 * heads)
@@ -90,15 +90,16 @@ def latent_block(attention: Attention, x: Tensor, positions: Tensor, block: int)
     row = (dims.kv_rank + rotated) * 4
     compressed = g.slice(joined, (dims.kv_rank, n), row)
     k_rotated = g.slice(joined, (rotated, 1, n), row, row)
-    q_rotated = maker.rope(q_rotated, positions)
-    k_rotated = maker.rope(k_rotated, positions)
+    if positions is not None:
+        q_rotated = maker.rope(q_rotated, positions)
+        k_rotated = maker.rope(k_rotated, positions)
     compressed = maker.norm(compressed, f"{p}attn_kv_a_norm.weight")
     absorbed = g.mul_mat(maker.need(f"{p}attn_k_b.weight"), g.permute(q_plain, 0, 2, 1, 3))
     q = g.concat(g.permute(absorbed, 0, 2, 1, 3), q_rotated, 0)
     values = g.reshape(compressed, dims.kv_rank, 1, n)
     k = g.concat(values, k_rotated, 0)
     mask = None
-    if chosen is not None:
+    if chosen is not None and isinstance(attention, SparseAttention):
         store_latent(attention, block, q, values, k)
         mask = _mask_of(attention, block, chosen)
     out = latent(attention, block, q, k, values, mask)
@@ -109,8 +110,10 @@ def _chosen(attention: SparseAttention, x: Tensor, low: Tensor, positions: Tenso
     """Cells that are let through: `[top_k, tokens]`."""
     maker, g, dims = attention.maker, attention.maker.graph, attention.maker.dims
     indexer, holding = dims.indexer, maker.job.holding
-    assert indexer is not None and attention.matrix is not None
-    assert attention.ids is not None and attention.sees is not None
+    assert indexer is not None
+    assert attention.matrix is not None
+    assert attention.ids is not None
+    assert attention.sees is not None
     if not indexer.is_full[block] and attention.chosen is not None:
         return attention.chosen
     p, n, streams = f"blk.{block}.indexer.", maker.n_tokens, maker.n_streams
@@ -145,7 +148,7 @@ def _chosen(attention: SparseAttention, x: Tensor, low: Tensor, positions: Tenso
     return attention.chosen
 
 
-def _mask_of(attention: SparseAttention, block: int, chosen: Tensor) -> Tensor:
+def _mask_of(attention: Attention, block: int, chosen: Tensor) -> Tensor:
     """The mask of attention with all cells shut but those that were chosen."""
     g = attention.maker.graph
     mask = attention.inputs(block).mask

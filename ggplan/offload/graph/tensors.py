@@ -175,6 +175,12 @@ class Graph:
         tensor.op, tensor.sources = "set rows", (rows, ids, into)
         return tensor
 
+    def in_place(self, op: str, into: Tensor, other: Tensor) -> Tensor:
+        """An operation that writes over its first source; the result is a view of it."""
+        tensor = self.view(into, into.shape, into.strides)
+        tensor.op, tensor.sources = op, (into, other)
+        return tensor
+
     def concat(self, a: Tensor, b: Tensor, dim: int) -> Tensor:
         """Two tensors one behind the other."""
         shape = list(a.shape)

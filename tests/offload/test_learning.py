@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import gzip
 from dataclasses import replace
 from pathlib import Path
 
 import program
 import pytest
+from memory_rows import headers, write_header
 
-from ggplan.cli.calibrating import benchmarks_in
+from ggplan.cli.learning import benchmarks_in
 from ggplan.errors import MachineError, MeasureError
 from ggplan.ggml_types import F16, F32, parse_type
 from ggplan.metadata import string, uint32
 from ggplan.offload.active import active_bytes
-from ggplan.offload.calibrating import Benchmark, calibrate
 from ggplan.offload.dimensions import Dimensions, dimensions_of
 from ggplan.offload.header import Header, HeaderTensor
+from ggplan.offload.learning import Benchmark, learn_from
 from ggplan.offload.machine import Gpu, Machine
 from ggplan.offload.machine_file import read_machine
 from ggplan.offload.profiles import LLAMA_CPP
@@ -96,22 +96,22 @@ def test_a_damaged_table_is_an_error(tmp_path: Path) -> None:
 def test_the_same_file_is_predicted_as_it_was_measured() -> None:
     weights, dimensions = _placed()
     benchmarks = [Benchmark(0, 500.0, 20.0), Benchmark(1000, 500.0, 20.0)]
-    machine, _ = calibrate(_MACHINE, weights, dimensions, _SETTINGS, LLAMA_CPP, benchmarks, "bench.log")
+    machine, _ = learn_from(_MACHINE, weights, dimensions, _SETTINGS, LLAMA_CPP, benchmarks, "bench.log")
     active = active_bytes(weights, dimensions, _SETTINGS, depth=500)
     assert generation(active, machine, LLAMA_CPP, _SETTINGS).likely == pytest.approx(20, rel=0.1)
     assert prompt(active, machine, LLAMA_CPP, _SETTINGS).likely == pytest.approx(500, rel=0.1)
-    assert machine.calibration is not None
-    assert machine.calibration.file_bytes == active.file_bytes > 0
+    assert machine.learned is not None
+    assert machine.learned.file_bytes == active.file_bytes > 0
 
 
 def test_it_is_learned_anew_and_not_on_top() -> None:
     weights, dimensions = _placed()
     rows = [Benchmark(0, None, 20.0)]
-    once, _ = calibrate(_MACHINE, weights, dimensions, _SETTINGS, LLAMA_CPP, rows, "a.log")
-    twice, _ = calibrate(once, weights, dimensions, _SETTINGS, LLAMA_CPP, rows, "a.log")
+    once, _ = learn_from(_MACHINE, weights, dimensions, _SETTINGS, LLAMA_CPP, rows, "a.log")
+    twice, _ = learn_from(once, weights, dimensions, _SETTINGS, LLAMA_CPP, rows, "a.log")
     assert once == twice
-    assert once.calibration is not None
-    assert once.calibration.prompt is None
+    assert once.learned is not None
+    assert once.learned.prompt is None
 
 
 def test_what_is_odd_is_told() -> None:
@@ -119,32 +119,31 @@ def test_what_is_odd_is_told() -> None:
     active = active_bytes(weights, dimensions, _SETTINGS)
     likely = generation(active, _MACHINE, LLAMA_CPP, _SETTINGS).likely
     rows = [Benchmark(0, None, likely / 5)]
-    _, notes = calibrate(_MACHINE, weights, dimensions, _SETTINGS, LLAMA_CPP, rows, "a.log")
+    _, notes = learn_from(_MACHINE, weights, dimensions, _SETTINGS, LLAMA_CPP, rows, "a.log")
     asked = "is the log of this file, this placement and this machine?"
     assert notes == (f"generation: 5.0 times slower than reckoned; {asked}",)
     rows = [Benchmark(0, None, likely), Benchmark(0, None, likely / 1.9)]
-    _, notes = calibrate(_MACHINE, weights, dimensions, _SETTINGS, LLAMA_CPP, rows, "a.log")
+    _, notes = learn_from(_MACHINE, weights, dimensions, _SETTINGS, LLAMA_CPP, rows, "a.log")
     assert notes == ("generation: the rows are 1.9 times apart; the median counts",)
 
 
 def test_a_benchmark_without_a_speed_teaches_nothing() -> None:
     weights, dimensions = _placed()
     with pytest.raises(MachineError, match=r"a\.log has no tokens per second"):
-        calibrate(_MACHINE, weights, dimensions, _SETTINGS, LLAMA_CPP, [Benchmark(0, None, None)], "a.log")
+        learn_from(_MACHINE, weights, dimensions, _SETTINGS, LLAMA_CPP, [Benchmark(0, None, None)], "a.log")
     unknown = replace(_MACHINE, bandwidth=None, cores=None, gpus=())
     weights = place_weights(Header("x", {}, ()), dimensions, _SETTINGS, ())
     rows = [Benchmark(0, 1e-9, 1e9)]
-    machine, _ = calibrate(unknown, weights, dimensions, _SETTINGS, LLAMA_CPP, rows, "a.log")
-    assert machine.calibration is not None
-    assert 1e-3 <= (machine.calibration.generation or 0) <= 1e3
+    machine, _ = learn_from(unknown, weights, dimensions, _SETTINGS, LLAMA_CPP, rows, "a.log")
+    assert machine.learned is not None
+    assert 1e-3 <= (machine.learned.generation or 0) <= 1e3
 
 
-_HEADER = Path(__file__).parents[1] / "data" / "memory" / "headers" / "GLM-4.5-Air.hq4k.gguf.gz"
 _MACHINE_FILE = """\
 # mine
 ram = "128GiB"
 bandwidth = "80GB/s"
-[calibration]
+[learned]
 generation = 9.0
 [[gpu]]
 memory = "24GiB"  # the black one
@@ -157,7 +156,7 @@ def kept(tmp_path: Path) -> dict[str, str]:
     path = tmp_path / "ggplan" / "machine.toml"
     path.parent.mkdir()
     path.write_text(_MACHINE_FILE, "utf-8")
-    (tmp_path / "air.gguf").write_bytes(gzip.decompress(_HEADER.read_bytes()))
+    write_header(headers("models")["GLM-4.5-Air.hq4k"], tmp_path / "air.gguf")
     _log(tmp_path, _BENCH)
     return {"XDG_CONFIG_HOME": str(tmp_path), "PATH": str(tmp_path)}
 
@@ -171,8 +170,8 @@ def test_what_is_learned_is_kept_beside_what_a_person_wrote(kept: dict[str, str]
     text = path.read_text("utf-8")
     assert text.startswith('# mine\nram = "128GiB"\nbandwidth = "80GB/s"\n[[gpu]]\n')
     assert "# the black one" in text
-    assert text.count("[calibration]") == 1
-    learned = read_machine(path).calibration
+    assert text.count("[learned]") == 1
+    learned = read_machine(path).learned
     assert learned is not None
     assert learned.generation != 9.0
     # It is learned from what is reckoned without what was learned before.
@@ -187,7 +186,7 @@ def test_the_command_that_was_measured_may_be_another(kept: dict[str, str], tmp_
     for arguments in ([], ["--command", line]):
         done = program.run("fit", "air.gguf", "--calibrate", "bench.log", *arguments, folder=tmp_path, **kept)
         assert done.returncode == 0
-        learned = read_machine(path).calibration
+        learned = read_machine(path).learned
         assert learned is not None
         figures.append(learned.generation)
     # With more in RAM, the same speed is a faster machine.

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import click
 
 from ggplan.errors import CommandError, MachineError
-from ggplan.offload.calibrating import Benchmark
 from ggplan.offload.known_machine import Stated
+from ggplan.offload.learning import Benchmark
 from ggplan.text import decode_text, printable
 
 if TYPE_CHECKING:
-    from ggplan.offload.flags import Engine
+    from ggplan.ggml_types import Engine
     from ggplan.offload.header import Header
     from ggplan.offload.machine import Machine
     from ggplan.offload.placement import Wishes
@@ -29,7 +29,7 @@ def benchmarks_in(path: Path) -> tuple[list[Benchmark], list[str]]:
     Raises
     ------
     MachineError
-        If there are none, or several files or settings were measured: a calibration is of one.
+        If there are none, or several files or settings were measured: a log teaches about one.
     MeasureError
         If a table in it is damaged.
     OSError
@@ -77,9 +77,9 @@ def learn(
         If the log, the file or the line cannot be understood.
     """
     from ggplan.cli.output import write_new
-    from ggplan.offload.calibrating import calibrate
     from ggplan.offload.dimensions import dimensions_of
-    from ggplan.offload.machine_file import default_path, read_machine, with_calibration
+    from ggplan.offload.learning import learn_from
+    from ggplan.offload.machine_file import default_path, read_machine, with_learned
     from ggplan.offload.profiles import PROFILES
     from ggplan.offload.weights import place_weights
 
@@ -91,12 +91,12 @@ def learn(
             "--calibrate keeps what it learns in the machine's file: write one with `ggplan machine --write`"
         )
     rows, notes = benchmarks_in(log)
-    machine = replace(read_machine(path), calibration=None)
+    machine = replace(read_machine(path), learned=None)
     settings = _settings(header, machine, wishes, line, engine)
     dimensions = dimensions_of(header)
     weights = place_weights(header, dimensions, settings, machine.gpus)
     source = printable(log.name)
-    found, odd = calibrate(
+    found, odd = learn_from(
         machine,
         weights,
         dimensions,
@@ -106,7 +106,7 @@ def learn(
         f"{source} of {printable(header.name)}",
     )
     text = decode_text(path.read_bytes())
-    write_new(with_calibration(text, found), str(path), f": {source} teaches", force=True, quiet=True)
+    write_new(with_learned(text, found), str(path.resolve()), f": {source} teaches", force=True, quiet=True)
     return found, [*notes, *odd, f"{printable(str(path))}: {_told(found)}"]
 
 
@@ -124,7 +124,7 @@ def _settings(header: Header, machine: Machine, wishes: Wishes, line: str | None
 
 
 def _told(machine: Machine) -> str:
-    learned = machine.calibration
+    learned = machine.learned
     assert learned is not None
     parts = (("generation", learned.generation), ("prompts", learned.prompt))
     said = [f"{name} {value:.2f}" for name, value in parts if value]

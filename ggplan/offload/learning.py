@@ -1,4 +1,4 @@
-"""Calibrating: what a benchmark on a machine teaches about it.
+"""Learning: what a benchmark on a machine teaches about it.
 
 A benchmark (llama-bench, llama-sweep-bench) states tokens per second at some numbers of tokens in the cache.
 Each is compared with what is reckoned for the same file, placement and depth. What is kept is the median of
@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from ggplan.errors import MachineError
 from ggplan.offload.active import active_bytes
 from ggplan.offload.dimensions import Dimensions
-from ggplan.offload.machine import Calibration, Machine
+from ggplan.offload.machine import Learned, Machine
 from ggplan.offload.profiles import Profile
 from ggplan.offload.settings import Settings
 from ggplan.offload.speed import Rate, generation, prompt
@@ -35,7 +35,7 @@ class Benchmark:
     written: float | None
 
 
-def calibrate(
+def learn_from(
     machine: Machine,
     weights: Weights,
     dimensions: Dimensions,
@@ -51,7 +51,7 @@ def calibrate(
     MachineError
         If the benchmarks hold no speed.
     """
-    plain = replace(machine, calibration=None)
+    plain = replace(machine, learned=None)
     written, read = [], []
     file_bytes = 0
     for one in benchmarks:
@@ -66,14 +66,14 @@ def calibrate(
             f"{printable(source)} has no tokens per second",
             hint="give the output of llama-bench or llama-sweep-bench",
         )
-    found = Calibration(
+    found = Learned(
         source,
         round(statistics.median(written), 4) if written else None,
         round(statistics.median(read), 4) if read else None,
         file_bytes,
     )
     notes = [*_notes("generation", written), *_notes("prompts", read)]
-    return replace(machine, calibration=found), tuple(notes)
+    return replace(machine, learned=found), tuple(notes)
 
 
 def _stretch(reckoned: Rate, measured: float) -> float:
