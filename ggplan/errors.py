@@ -80,6 +80,10 @@ class TruncatedError(CheckpointError):
     """A file that ends before its data does, or a set that lacks files; the headers there are whole."""
 
 
+class MissingFilesError(TruncatedError):
+    """A split set of which files are not there: what is in them is not known."""
+
+
 class SubstituteError(CheckpointError):
     """Something else lies where a file should: a Git LFS pointer, a web page."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -199,8 +200,14 @@ def _learn(header: Header, wished: WishOptions, lines: Lines, stated: Stated, *,
 
 
 def planned_header(name: str, planning: PlanningOptions) -> Header:
-    """The header of a file, or of the file that a plan would write."""
-    from ggplan.errors import TruncatedError
+    """The header of a file, or of the file that a plan would write.
+
+    Raises
+    ------
+    MissingFilesError
+        If files of a split set are not there.
+    """
+    from ggplan.errors import MissingFilesError, TruncatedError
     from ggplan.offload.completing import completed
     from ggplan.offload.header import header_of
 
@@ -208,11 +215,16 @@ def planned_header(name: str, planning: PlanningOptions) -> Header:
     if planning.recipe_name is None:
         # What is loaded where is all in the header, so a file that is its header alone will do.
         opened = planning.opening.open_noted(name, quiet=True)
+        if isinstance(opened.obstacle, MissingFilesError):
+            hint = "download at least the headers of the others: how large their tensors are is not known"
+            raise MissingFilesError(opened.obstacle.message, hint=hint)
         if opened.kind == "gguf":
             if isinstance(opened.obstacle, TruncatedError):
                 note(f"{opened.obstacle.message}; its header is all that is read", quiet=planning.quiet)
             return header_of(opened)
     plan = plan_from(name, planning)
+    if isinstance(plan.model.obstacle, MissingFilesError):
+        raise plan.model.obstacle
     header = header_of(plan)
     if plan.model.kind != "inventory":
         return header
@@ -274,9 +286,12 @@ def _path(name: str, header: Header) -> str:
 
     if is_address(name):
         name = name.rstrip("/").rsplit("/", 1)[-1].partition("?")[0].partition("@")[0]
-    elif name == "-":
-        name = header.name
-    return name if name.lower().endswith(".gguf") else f"{name.rstrip('/').rsplit('/', 1)[-1]}.gguf"
+    elif header.file and name != "-":
+        name = header.file
+    elif name == "-" or not Path(name).name.strip("."):  # `.` and `..`
+        name = header.name or Path(name).resolve().name
+    name = name if name.lower().endswith(".gguf") else f"{name.rstrip('/').rsplit('/', 1)[-1]}.gguf"
+    return re.sub(r"-\d{5}(-of-\d{5}\.gguf)$", r"-00001\1", name)  # an engine is given the first
 
 
 def wishes_from(wished: WishOptions, engine: Engine) -> Wishes:

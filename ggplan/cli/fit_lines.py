@@ -46,8 +46,7 @@ def show_reckoning(
     reckoning = reckon(header, settings, cards, PROFILES[command.engine])
     if command.devices:
         named = zip(reckoning.devices, (*command.devices, "host"), strict=True)
-        devices = tuple(replace(device, name=name) for device, name in named)
-        reckoning = replace(reckoning, devices=devices)
+        reckoning = replace(reckoning, devices=tuple(replace(d, name=name) for d, name in named))
     notes = (*reckoning.notes, *command.notes)
     if not cards and command.settings.gpu_layers > 0:
         notes = (*notes, "no GPU is stated, so all is in RAM: say how many with --gpus")

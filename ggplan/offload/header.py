@@ -50,11 +50,14 @@ class Header:
         Its keys and values.
     tensors
         In the file's order.
+    file
+        The file that an engine is given, of a split set the first; "" where there is none yet.
     """
 
     name: str
     metadata: Mapping[str, Any]
     tensors: tuple[HeaderTensor, ...]
+    file: str = ""
 
 
 def header_of(source: Model | Plan) -> Header:
@@ -65,4 +68,5 @@ def header_of(source: Model | Plan) -> Header:
     tensors = tuple(
         HeaderTensor(t.name, t.type, t.shape[::-1]) for t in (*source.tensors, *source.companions)
     )
-    return Header(source.path.name, source.metadata, tensors)
+    file = str(source.files[0]) if source.kind == "gguf" and source.files else ""
+    return Header(source.path.name, source.metadata, tensors, file)

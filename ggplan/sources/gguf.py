@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from ggplan.errors import CheckpointError, TruncatedError
+from ggplan.errors import CheckpointError, MissingFilesError, TruncatedError
 from ggplan.ggml_types import BF16, F16, F32
 from ggplan.metadata import MetadataType
 from ggplan.model import Model, RowSource, TensorInfo
@@ -119,7 +119,7 @@ def _read_set(path: Path, header_only: bool) -> tuple[list[GgufHeader], Truncate
     incomplete = None
     there = each(paths, exists)
     if missing := [part.name for part, is_there in zip(paths, there, strict=True) if not is_there]:
-        incomplete = TruncatedError(
+        incomplete = MissingFilesError(
             f"{shown(path)}: {len(missing)} of {count} files of the set are missing: {listed(missing)}",
             hint="download them into the same folder; --header-only reads what is there",
         )

@@ -9,10 +9,13 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+from memory_rows import headers, write_header
 from program import run
 
+from ggplan.metadata import MetadataType, scalar
 from ggplan.offload.command_traps import TRAPS
 from ggplan.offload.commands import parse_command
+from ggplan.offload.header import Header
 
 AIR = ("fit", "GLM-4.5-Air", "-r", "glm4moe/hq4_k", "-q")
 HOME = (*AIR, "--cards", "3090", "--ram", "128G", "--bandwidth", "80G", "--cores", "16")
@@ -389,3 +392,39 @@ def test_a_tied_output_and_heads_that_no_block_divides(tmp_path: Path) -> None:
     traps = json.loads(done.stdout)["traps"]
     assert [t["code"] for t in traps] == ["FC306", "FC308"]
     assert "4,096 tokens" in traps[0]["message"]
+
+
+def split_set(folder: Path) -> list[Path]:
+    """A model in two files, each its header alone."""
+    whole = headers("models")["Qwen3-8B.q4km"]
+    half = len(whole.tensors) // 2
+    found = []
+    for i, tensors in enumerate((whole.tensors[:half], whole.tensors[half:])):
+        metadata = dict(whole.metadata) if not i else {}
+        metadata |= {
+            "split.no": scalar(MetadataType.UINT16, i),
+            "split.count": scalar(MetadataType.UINT16, 2),
+        }
+        metadata["split.tensors.count"] = scalar(MetadataType.INT32, len(whole.tensors))
+        path = folder / f"q-{i + 1:05}-of-00002.gguf"
+        found.append(write_header(Header("q", metadata, tensors), path))
+    return found
+
+
+def test_of_a_split_set_all_files_count_and_the_first_is_named(tmp_path: Path) -> None:
+    first, second = split_set(tmp_path)
+    machine = ("-q", "--cards", "3090", "--ram", "64G", "-c", "8k", "--json")
+    whole = headers("models")["Qwen3-8B.q4km"]
+    for given in (first, second, tmp_path):
+        done = run("fit", str(given), *machine)
+        assert done.returncode == 0, done.stderr
+        found = json.loads(done.stdout)
+        assert found["command"][1:3] == ["-m", str(first)]
+        assert sum(d["weights"] for d in found["devices"]) >= sum(t.n_bytes for t in whole.tensors)
+    second.unlink()
+    done = run("fit", str(first), *machine)
+    assert done.returncode == 1
+    assert "1 of 2 files of the set are missing" in done.stderr
+    assert "--header-only" not in done.stderr
+    done = run("fit", str(first), "-q", "--command", "llama-server -c 512", "--gpus", "1")
+    assert done.returncode == 1
