@@ -15,6 +15,8 @@ from ggplan.offload.reckon import reckon
 from ggplan.offload.reckoning import Reckoning
 from ggplan.text import format_bytes
 
+_MATTERS = 128 << 20  # bytes that a default may take unasked
+
 
 def loading(case: Case) -> Iterator[Trap]:
     """What cannot be loaded at all."""
@@ -28,6 +30,7 @@ def _room(case: Case) -> Iterator[Trap]:
     if isinstance(reckoned, Error):
         return
     streamed = reckoned.streamed
+    unread = "--no-op-offload" if case.command.engine == "llama.cpp" else "-op -1,0"
     for shortage in shortages(reckoned, machine):
         short = format_bytes(shortage.short)
         needs = f"{format_bytes(shortage.needed)} needed, {format_bytes(shortage.available)} there"
@@ -39,8 +42,8 @@ def _room(case: Case) -> Iterator[Trap]:
             yield Trap("FC302", "error", case.line_of("-ub", "-ot", "-ncmoe", "-cmoe"),
                        f"CUDA0 is short of {short}: prompts of 32 tokens and more copy {streamed[0]}, "
                        f"{format_bytes(streamed[1])}, to it",
-                       "keep experts of one block more in RAM, or write --no-op-offload and read prompts on "
-                       "the CPU")  # fmt: skip
+                       f"keep experts of one block more in RAM, or write {unread} and read prompts on the "
+                       "CPU")  # fmt: skip
         else:
             yield Trap("FC301", "error", case.line_of("-ngl", "-ot", "-ncmoe", "-c"),
                        f"{shortage.device} is short of {short}: {needs} beside the margin",
@@ -96,7 +99,7 @@ def _slots(case: Case) -> Iterator[Trap]:
         return
     if case.command.engine != "llama.cpp":
         return
-    costs = case.dimensions.window or any(case.dimensions.recurrent)
+    costs = bool(case.dimensions.window or any(case.dimensions.recurrent))
     reckoned = case.reckoned
     more = ""
     if costs and not isinstance(reckoned, Error):
@@ -105,6 +108,7 @@ def _slots(case: Case) -> Iterator[Trap]:
         )
         extra = sum(d.context for d in reckoned.devices) - sum(d.context for d in one.devices)
         more = f", which takes {format_bytes(max(extra, 0))} more for windows and state"
+        costs = extra > _MATTERS
     yield Trap("FC307", "warning" if costs else "note", case.line_of("-np"),
                f"llama-server has 4 slots by default, which share the context{more}",
                "write -np 1 for one conversation at a time")  # fmt: skip
