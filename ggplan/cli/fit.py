@@ -115,6 +115,8 @@ def fit_command(
 
     Exits 0; 1 if it does not fit (with --compare, none of them), or --check found a fault; 2 for wrong usage.
     """
+    if as_json and form not in ("text", "json"):
+        raise click.UsageError(f"--json and --output {form} are two forms: ask for one of them")
     form = "json" if as_json else form
     if varied.is_asked:
         _compare(varied, wished, lines, planning, stated, form, explain=explain)
@@ -123,6 +125,8 @@ def fit_command(
         raise click.UsageError("--command and --check are two questions: ask one of them")
     if (lines.command or lines.check) and form in ("sh", "systemd"):
         raise click.UsageError(f"--output {form} is of a command that ggplan writes")
+    if lines.log is None and (lines.command is not None or lines.check is not None):
+        _refuse_wishes(wished, "--command" if lines.command is not None else "--check", explain=explain)
     header = planned_header(model, planning)
     if lines.log is not None:
         _learn(header, wished, lines, stated, quiet=planning.quiet)
@@ -140,6 +144,17 @@ def fit_command(
         return
     engine: Engine = lines.engine or "llama.cpp"
     _place(header, machine, wishes_from(wished, engine), model, engine, form, explain=explain)
+
+
+def _refuse_wishes(wished: WishOptions, option: str, *, explain: bool) -> None:
+    """A line of somebody else's says itself what context it has, and so on."""
+    plain = WishOptions(None, None, None, 1, None, ())
+    names = ("--ctx", "--kv-type", "--ubatch", "--slots", "--gpu-layers", "--pin")
+    fields = ("context", "kv_type", "ubatch", "slots", "gpu_layers", "pins")
+    given = [n for n, f in zip(names, fields, strict=True) if getattr(wished, f) != getattr(plain, f)]
+    given += ["--explain"] * explain
+    if given:
+        raise click.UsageError(f"{', '.join(given)}: {option} says that itself, in the line's own options")
 
 
 def _compare(

@@ -124,7 +124,9 @@ def show_traps(header: Header, line: str, engine: Engine | None, machine: Machin
         gpus = chosen if isinstance(chosen, tuple) else ()
         machine, command = replace(machine, gpus=gpus), replace(command, settings=settings)
     traps = check_command(command, header, machine)
-    notes = (*extra, *command.notes)
+    mode = command.settings.split_mode
+    rows = (f"-sm {mode} is reckoned as -sm layer",) if mode in ("row", "tensor") else ()
+    notes = (*extra, *rows, *command.notes)
     faults = [trap for trap in traps if trap.severity != "note"]
     if as_json:
         found = [

@@ -11,10 +11,11 @@ import click
 from ggplan.errors import CommandError, MachineError
 from ggplan.offload.known_machine import Stated
 from ggplan.offload.learning import Benchmark
-from ggplan.text import decode_text, printable
+from ggplan.text import decode_text, format_bytes, printable
 
 if TYPE_CHECKING:
     from ggplan.ggml_types import Engine
+    from ggplan.measure.log_runs import Run
     from ggplan.offload.header import Header
     from ggplan.offload.machine import Machine
     from ggplan.offload.placement import Wishes
@@ -25,6 +26,15 @@ _LARGEST_LOG = 64 << 20
 
 def benchmarks_in(path: Path) -> tuple[list[Benchmark], list[str]]:
     """The speeds in a log of llama-bench or llama-sweep-bench, and notes about what is left out.
+
+    Raises as `_run_in` does.
+    """
+    run, notes = _run_in(path)
+    return [Benchmark(s.n_kv, s.pp, s.tg) for s in run.speeds], notes
+
+
+def _run_in(path: Path) -> tuple[Run, list[str]]:
+    """The one benchmark in a log, and notes about what is left out.
 
     Raises
     ------
@@ -58,7 +68,7 @@ def benchmarks_in(path: Path) -> tuple[list[Benchmark], list[str]]:
             hint="give a log with one file and one placement",
         )
     notes = [f"{shown}:{left.line}: {left.why}" for left in log.left_out]
-    return [Benchmark(s.n_kv, s.pp, s.tg) for s in runs[0].speeds], notes
+    return runs[0], notes
 
 
 def learn(
@@ -90,12 +100,19 @@ def learn(
         raise click.UsageError(
             "--calibrate keeps what it learns in the machine's file: write one with `ggplan machine --write`"
         )
-    rows, notes = benchmarks_in(log)
+    run, notes = _run_in(log)
+    rows = [Benchmark(s.n_kv, s.pp, s.tg) for s in run.speeds]
     machine = replace(read_machine(path), learned=None)
     settings = _settings(header, machine, wishes, line, engine)
     dimensions = dimensions_of(header)
     weights = place_weights(header, dimensions, settings, machine.gpus)
     source = printable(log.name)
+    loaded = sum({one.use: one.tensor.n_bytes for one in weights.loaded}.values())
+    if run.n_bytes and not 0.97 < run.n_bytes / max(loaded, 1) < 1.03:
+        notes.append(
+            f"{source} is of a file of {format_bytes(run.n_bytes)}, and {printable(header.name)} has "
+            f"{format_bytes(loaded)}: give that file, with its recipe"
+        )
     found, odd = learn_from(
         machine,
         weights,

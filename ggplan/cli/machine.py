@@ -130,7 +130,7 @@ def _measured(cores: int, free: int, notes: list[str]) -> tuple[dict[str, Any], 
     if hasattr(os, "getloadavg") and os.getloadavg()[0] > 0.3 * cores:
         notes.append("other programs are at work: what is measured is less than the machine can do")
     found = measure(cores, free)
-    core = f"a core {found.core:.2f} times as fast as that of llama.cpp's rates"
+    core = f"{found.core:.2f} times a core of a Zen 3 server"
     return (
         {
             "bandwidth": float(round(found.bandwidth, -7)),
@@ -144,6 +144,9 @@ def _print_machine(machine: Machine, *, quiet: bool) -> None:
     from ggplan.cli.output import print_table
 
     print_table([("", "left"), ("", "left"), ("from", "left")], _rows(machine), wraps="from", quiet=quiet)
+
+
+_SHOWN = ("q8_0", "q4_K")  # types whose rates are shown; the file has all
 
 
 def _rows(machine: Machine) -> list[list[str]]:
@@ -169,14 +172,17 @@ def _rows(machine: Machine) -> list[list[str]]:
     rows.append(["  its bandwidth", speed(machine.bandwidth), sources.get("bandwidth", "")])
     rows.append(["cores", str(machine.cores or "unknown"), sources.get("cores", "")])
     if machine.rates:
-        shown = [f"{kind} {rate / 1e9:.3g}" for kind, rate in machine.rates.items()]
-        rows.append(["  GB/s of one", ", ".join(shown[:6]), sources.get("rates", "")])
+        shown = [f"{kind} {machine.rates[kind] / 1e9:.3g}" for kind in _SHOWN if kind in machine.rates]
+        rest = f" and {len(machine.rates) - len(shown)} types more" if len(machine.rates) > len(shown) else ""
+        rows.append(
+            ["  GB/s of one", (", ".join(shown) + rest).removeprefix(" and "), sources.get("rates", "")]
+        )
     margins = f"{format_bytes(machine.gpu_margin)} a GPU, {format_bytes(machine.ram_margin)} of RAM"
     rows.append(["left free", margins, ""])
     if (learned := machine.learned) is not None:
         parts = (("generation", learned.generation), ("prompts", learned.prompt))
-        said = [f"{name} takes {value:.2f} times as long" for name, value in parts if value]
-        rows.append(["learned", ", ".join(said) or "nothing", learned.source])
+        said = [f"{name} {value:.2f}" for name, value in parts if value]
+        rows.append(["measured / reckoned", ", ".join(said) or "nothing", learned.source])
     return rows
 
 

@@ -35,7 +35,7 @@ def print_placement(
         click.echo()
         for shortage in placement.shortages:
             click.echo(describe_shortage(shortage))
-        _print_ways(ways)
+        _print_ways(placement, ways)
         return
     click.echo()
     click.echo(shown(server_command(placement, file)))
@@ -95,16 +95,24 @@ def _details(placement: Placement) -> Iterator[str]:
         n = len(placement.in_ram)
         yield f"{n} of {n_all} blocks have routed experts in RAM: {format_bytes(host)}, {how}"
     elif placement.machine.gpus and any(d == HOST for n, d in placement.devices.items() if "blk." in n):
-        yield f"{format_bytes(reckoning.devices[-1].weights)} of weights stay in RAM"
+        first = reckoning.devices[0].name
+        copied = (
+            placement.settings.op_offload
+            and placement.settings.micro_batch >= placement.profile.offload_batch
+        )
+        copies = f", and are copied to {first} for prompts" if copied else ""
+        yield f"{format_bytes(reckoning.devices[-1].weights)} of weights stay in RAM{copies}"
     if reckoning.streamed is not None:
         name, size = reckoning.streamed
         first = reckoning.devices[0].name
         yield f"streamed to {first} for prompts, one tensor at a time: {name}, {format_bytes(size)}"
     full = placement.generation_full
-    context = settings.context or 0
+    if not placement.fits:
+        yield "if it fitted:"
     yield (
         f"generation: {_range(placement.generation)} tokens per second, likely "
-        f"{_figure(placement.generation.likely)}; {_figure(full.likely)} after {context:,} tokens"
+        f"{_figure(placement.generation.likely)}; {_figure(full.likely)} after "
+        f"{placement.tokens_of_slot:,} tokens"
     )
     yield f"prompts: {_range(placement.prompt)} tokens per second, likely {_figure(placement.prompt.likely)}"
     for reason in dict.fromkeys((*placement.generation.reasons, *placement.prompt.reasons)):
@@ -121,9 +129,20 @@ def _figure(rate: float) -> str:
     return f"{rate:.1f}" if rate < 20 else f"{rate:,.0f}"
 
 
-def _print_ways(ways: tuple[WayOut, ...]) -> None:
+def _print_ways(placement: Placement, ways: tuple[WayOut, ...]) -> None:
+    from ggplan.cli.output import echo_wrapped
+    from ggplan.ggml_types import parse_type
+    from ggplan.offload.ways_out import SMALLER, bits_left
+
     if not ways:
-        click.echo("no change that was tried makes it fit: it takes more memory, or a smaller model")
+        bits, least = bits_left(placement), parse_type(SMALLER[-1])
+        why = ""
+        if bits is not None and bits < least.bits_per_weight:
+            why = (
+                f" what is in RAM would have to take {bits:.1f} bits a weight, and {least.name} takes "
+                f"{least.bits_per_weight:.1f};"
+            )
+        echo_wrapped(f"no change that was tried makes it fit:{why} it takes more memory, or a smaller model")
         return
     click.echo("what would make it fit:")
     for way in ways:

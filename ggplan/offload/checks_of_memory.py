@@ -8,14 +8,14 @@ from dataclasses import replace
 from ggplan.errors import Error
 from ggplan.offload.allocation import HOST, device_bytes, gpu_name
 from ggplan.offload.command_traps import Case, Trap
+from ggplan.offload.dimensions import Dimensions
 from ggplan.offload.holding import slots_of
 from ggplan.offload.placement import shortages
 from ggplan.offload.profiles import PROFILES
 from ggplan.offload.reckon import reckon
 from ggplan.offload.reckoning import Reckoning
+from ggplan.offload.settings import Settings
 from ggplan.text import format_bytes
-
-_MATTERS = 128 << 20  # bytes that a default may take unasked
 
 
 def loading(case: Case) -> Iterator[Trap]:
@@ -93,23 +93,24 @@ def _fit(case: Case) -> Iterator[Trap]:
                    "write -c N")  # fmt: skip
 
 
+_MUCH = 64 << 20  # bytes: what four slots may take more before that is a fault
+
+
 def _slots(case: Case) -> Iterator[Trap]:
     settings = case.command.settings
     if settings.program != "llama-server" or settings.slots is not None or slots_of(settings)[0] < 2:
         return
     if case.command.engine != "llama.cpp":
         return
-    costs = bool(case.dimensions.window or any(case.dimensions.recurrent))
     reckoned = case.reckoned
-    more = ""
-    if costs and not isinstance(reckoned, Error):
+    more, extra = "", 0
+    if (case.dimensions.window or any(case.dimensions.recurrent)) and not isinstance(reckoned, Error):
         one = reckon(
             case.header, replace(settings, slots=1), case.machine.gpus, PROFILES[case.command.engine]
         )
         extra = sum(d.context for d in reckoned.devices) - sum(d.context for d in one.devices)
         more = f", which takes {format_bytes(max(extra, 0))} more for windows and state"
-        costs = extra > _MATTERS
-    yield Trap("FC307", "warning" if costs else "note", case.line_of("-np"),
+    yield Trap("FC307", "warning" if extra > _MUCH else "note", case.line_of("-np"),
                f"llama-server has 4 slots by default, which share the context{more}",
                "write -np 1 for one conversation at a time")  # fmt: skip
 
@@ -158,20 +159,8 @@ def _cache_types(case: Case) -> Iterator[Trap]:
     if value.is_quantized and settings.flash_attention == "off":
         yield Trap("FC403", "error", case.line_of("-fa", "-no-fa"),
                    f"values in {value.name} need Flash Attention", "write -fa on")  # fmt: skip
-    odd = [t.name for t in (key, value) if t.name == "iq4_nl"]
-    if odd and case.machine.gpus and settings.cache_on_gpu:
-        yield Trap("FC402", "warning", line,
-                   f"no CUDA kernel reads a cache in {odd[0]}: attention moves to the CPU",
-                   "write q4_0 or q8_0")  # fmt: skip
-    elif key is not value and not dimensions.is_mla and case.machine.gpus:
-        yield Trap("FC404", "warning", line,
-                   f"keys in {key.name} and values in {value.name}: stock CUDA builds have kernels for equal "
-                   "types alone, so the cache is converted to f16 for each token",
-                   f"write -ctk {key.name} -ctv {key.name}")  # fmt: skip
-    elif key is value and key.is_quantized and key.name not in _KERNELS and case.machine.gpus:
-        yield Trap("FC404", "warning", line,
-                   f"keys and values in {key.name}: stock CUDA builds have no kernel for it, so the cache is "
-                   "converted to f16 for each token", "write q8_0 or q4_0")  # fmt: skip
+    if case.machine.gpus and settings.cache_on_gpu and (odd := without_kernel(settings, dimensions)):
+        yield Trap(odd[0], "warning", line, *odd[1:])
     yield from _heads(case, line)
     if settings.flash_attention == "off":
         context = settings.context or dimensions.trained_context
@@ -179,6 +168,28 @@ def _cache_types(case: Case) -> Iterator[Trap]:
         yield Trap("FC406", "warning", case.line_of("-fa", "-no-fa"),
                    f"without Flash Attention a buffer of context × micro-batch × heads is needed, "
                    f"{format_bytes(size)}", "write -fa on")  # fmt: skip
+
+
+def without_kernel(settings: Settings, dimensions: Dimensions) -> tuple[str, str, str] | None:
+    """Types of keys and values that no GPU kernel reads as they are: code, what happens, what to write."""
+    key, value = settings.cache_k, settings.cache_v
+    odd = [t.name for t in (key, value) if t.name == "iq4_nl"]
+    if odd:
+        what = f"no CUDA kernel reads a cache in {odd[0]}: attention moves to the CPU"
+        return "FC402", what, "write q4_0 or q8_0"
+    if key is not value and not dimensions.is_mla:
+        what = (
+            f"keys in {key.name} and values in {value.name}: stock CUDA builds have kernels for equal types "
+            "alone, so the cache is converted to f16 for each token"
+        )
+        return "FC404", what, f"write -ctk {key.name} -ctv {key.name}"
+    if key is value and key.is_quantized and key.name not in _KERNELS:
+        what = (
+            f"keys and values in {key.name}: stock CUDA builds have no kernel for it, so the cache is "
+            "converted to f16 for each token"
+        )
+        return "FC404", what, "write q8_0 or q4_0"
+    return None
 
 
 def _heads(case: Case, line: int) -> Iterator[Trap]:

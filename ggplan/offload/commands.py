@@ -249,10 +249,22 @@ class _Reading:
             n_values = int(follows in ("auto", "on", "off", "0", "1"))
         values = tuple(w.text for w in words[at + 1 : at + 1 + n_values])
         if len(values) < n_values:
-            self.fault("missing", f"`{printable(written)}` has no value", "write one after it", word.line)
-        else:
-            self._take(flag, written, values, name in flag.negations, word.line)
+            self.fault("missing", f"`{printable(written)}` has no value", self._takes(flag), word.line)
+        elif not self._take(flag, written, values, name in flag.negations, word.line) and (
+            values and re.match(r"--?[A-Za-z]", values[0])
+        ):
+            return at + 1  # the next option in the place of a value: what is wrong with it is told too
         return at + 1 + n_values
+
+    def _takes(self, flag: Flag) -> str:
+        """What to write after an option that has no value."""
+        handler = (BENCH if self.program == "llama-bench" else HANDLERS[self.engine]).get(flag.names[0])
+        try:
+            if handler is not None:
+                handler(Said(self.engine, self.program), "")
+        except BadValue as bad:
+            return bad.hint if "after it" in bad.hint else f"{bad.hint} after it"
+        return "write one after it"
 
     def _unknown(self, words: list[Word], at: int, name: str, gone: tuple[int, str] | None) -> int:
         word = words[at]
@@ -279,6 +291,10 @@ class _Reading:
             users = sorted(p for p, k in PROGRAMS.items() if here.programs & {k, "common"})
             hint = f"{', '.join(users[:4])} has it"
             self.fault("unknown", f"{self.program} has no {shown}", hint, word.line)
+        elif name in GONE[other]:
+            n_values = GONE[other][name][0]
+            what = f"{shown} was an option of {other}, and {self.engine} has none of that name"
+            self.fault("other engine", what, "leave it out", word.line)
         elif elsewhere is not None:
             n_values = elsewhere.n_values
             what = f"{shown} is an option of {other}, and {self.engine} has none of that name"
@@ -305,7 +321,8 @@ class _Reading:
         meant = nearest(name, [n for n in names if n])
         return f"did you mean `{meant}`?" if meant else f"`{self.program} --help` lists them"
 
-    def _take(self, flag: Flag, written: str, values: tuple[str, ...], negated: bool, line: int) -> None:
+    def _take(self, flag: Flag, written: str, values: tuple[str, ...], negated: bool, line: int) -> bool:
+        """Read an option with its values; whether it takes them."""
         name = flag.names[0]
         handler = (BENCH if self.program == "llama-bench" else HANDLERS[self.engine]).get(name)
         try:
@@ -321,9 +338,10 @@ class _Reading:
             kind: FaultKind = "cut regex" if bad.is_cut else "tests" if bad.is_list else "value"
             self.fault(kind, what, bad.hint, line)
             if kind != "tests":
-                return
+                return False
         self.given.append(Given(name, written, values, negated, line))
         self.said.n_given += 1
+        return True
 
     def command(self) -> Command:
         said = self.said

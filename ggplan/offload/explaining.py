@@ -34,7 +34,8 @@ def _slots(placement: Placement, flag: Sequence[str]) -> str:
         return (
             "one conversation at a time; llama-server's default of 4 slots takes more for windows and state"
         )
-    return "conversations at a time, which share the context"
+    tokens = placement.tokens_of_slot
+    return f"conversations at a time, each with its part of the context, {tokens:,} tokens"
 
 
 def _layers(placement: Placement, flag: Sequence[str]) -> str:
@@ -64,6 +65,8 @@ def _experts(placement: Placement, flag: Sequence[str]) -> str:
 
 def _micro_batch(placement: Placement, flag: Sequence[str]) -> str:
     streamed = placement.reckoning.streamed
+    if streamed is None and placement.settings.load_mode == "none":
+        return "tokens of a prompt at a time: for each such batch weights in RAM are copied to the GPU"
     if streamed is None:
         return "tokens of a prompt at a time: more take a larger compute buffer"
     return (

@@ -23,6 +23,7 @@ from ggplan.offload.weights import Weights
 from ggplan.text import printable
 
 _FAR = 2.0  # a machine that is so much slower or faster than reckoned: the log is probably of something else
+_IMPOSSIBLE = 3.0
 _UNEVEN = 1.5
 
 
@@ -49,7 +50,7 @@ def learn_from(
     Raises
     ------
     MachineError
-        If the benchmarks hold no speed.
+        If the benchmarks hold no speed, or one that no machine with these bandwidths can have.
     """
     plain = replace(machine, learned=None)
     written, read = [], []
@@ -72,6 +73,7 @@ def learn_from(
         round(statistics.median(read), 4) if read else None,
         file_bytes,
     )
+    _refuse_impossible("generation", written, source)
     notes = [*_notes("generation", written), *_notes("prompts", read)]
     return replace(machine, learned=found), tuple(notes)
 
@@ -79,6 +81,17 @@ def learn_from(
 def _stretch(reckoned: Rate, measured: float) -> float:
     # Within what a machine's file may hold; beyond it a log is of something else.
     return min(max(reckoned.likely / measured, 1e-3), 1e3)
+
+
+def _refuse_impossible(what: str, stretches: list[float], source: str) -> None:
+    """A token cannot be written several times faster than memory gives what it reads."""
+    middle = statistics.median(stretches) if stretches else 1.0
+    if middle < 1 / _IMPOSSIBLE:
+        raise MachineError(
+            f"{printable(source)}: {what} is {1 / middle:.1f} times faster than memory allows: it is a log "
+            "of another placement or machine, and nothing is kept",
+            hint="state the line that was measured with `--command`, or measure what `ggplan fit` prints",
+        )
 
 
 def _notes(what: str, stretches: list[float]) -> list[str]:

@@ -20,8 +20,8 @@
     generation = 1.12
     source = "bench.log"
 
-    [sources]                    # where a number is from
-    bandwidth = "measured"
+    [sources]                    # where a number is from, as long as it is this one
+    bandwidth = ["measured", 78000000000]
 
 Sizes and bandwidths are bytes and bytes per second; texts do too: `memory = "24GiB"`, `bandwidth = "78GB/s"`.
 All but a GPU's memory may be missing. What is unknown is refused, so that a slip of the pen does not become a
@@ -36,7 +36,7 @@ import os
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +117,7 @@ class _Reader:
             raise self.error("gpu", f"comes {len(gpus)} times; {_MOST_GPUS} are the most")
         tables = {key: self.table(table, key) for key in _TABLES}
         default = Machine()
-        return Machine(
+        found = Machine(
             tuple(self.gpu(gpu) for gpu in gpus),
             self.size(table, "ram"),
             self.speed(table, "bandwidth"),
@@ -125,9 +125,21 @@ class _Reader:
             {self.type_name(key): self.needed(self.speed(tables["rates"], key)) for key in tables["rates"]},
             _or(self.size(table, "gpu_margin", least=0), default.gpu_margin),
             _or(self.size(table, "ram_margin", least=0), default.ram_margin),
-            {key: self.text_of(tables["sources"], key) for key in tables["sources"]},
-            self.learned(tables["learned"]) if "learned" in table else None,
+            learned=self.learned(tables["learned"]) if "learned" in table else None,
         )
+        return replace(found, sources=self.sources(tables["sources"], found))
+
+    def sources(self, table: Mapping[str, Any], machine: Machine) -> dict[str, str]:
+        """Where numbers are from, but for those that somebody wrote anew."""
+        found = {}
+        for key, value in table.items():
+            if isinstance(value, list) and len(value) == 2 and isinstance(value[0], str):
+                text, number = value
+                if _value_of(machine, key) in (None, number):
+                    found[key] = self.text_of({key: text}, key)
+            else:
+                found[key] = self.text_of(table, key)
+        return found
 
     def gpu(self, table: Mapping[str, Any]) -> Gpu:
         self.only(table, {field.name for field in fields(Gpu)}, " in [[gpu]]")
@@ -274,8 +286,23 @@ def machine_text(machine: Machine, head: str = "") -> str:
         lines += ["", *_learned_lines(machine.learned)]
     if sources:
         lines += ["", "[sources]"]
-        lines += [f"{_quoted(key)} = {_quoted(source)}" for key, source in sources.items()]
+        for key, source in sources.items():
+            value = _value_of(machine, key)
+            shown = _quoted(source) if value is None else f"[{_quoted(source)}, {_number(value)}]"
+            lines.append(f"{_quoted(key)} = {shown}")
     return "\n".join(lines) + "\n"
+
+
+def _value_of(machine: Machine, key: str) -> float | None:
+    """The number that a key of [sources] is about; None where it is about several, or none."""
+    if key in ("ram", "bandwidth", "cores"):
+        value: float | None = getattr(machine, key)
+        return value
+    found = re.fullmatch(r"gpu (\d{1,2}) (memory|bandwidth|pcie|flops)", key)
+    if found is None or int(found[1]) >= len(machine.gpus):
+        return None
+    value = getattr(machine.gpus[int(found[1])], found[2])
+    return value
 
 
 def with_learned(text: str, machine: Machine) -> str:

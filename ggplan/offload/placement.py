@@ -113,6 +113,11 @@ class Placement:
     notes: tuple[str, ...] = ()
 
     @property
+    def tokens_of_slot(self) -> int:
+        """The context that one conversation has."""
+        return (self.settings.context or 0) // max(self.settings.slots or 1, 1)
+
+    @property
     def fits(self) -> bool:
         """Whether every device is large enough."""
         return not self.shortages

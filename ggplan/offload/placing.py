@@ -12,7 +12,7 @@ changed to make it fit: what does not fit is said, with ways out that were recko
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -20,6 +20,7 @@ from ggplan.errors import PlanError
 from ggplan.offload.active import ActiveBytes, active_bytes
 from ggplan.offload.allocation import HOST, device_bytes, gpu_name
 from ggplan.offload.cache.classes import cache_tensors
+from ggplan.offload.checks_of_memory import without_kernel
 from ggplan.offload.dimensions import Dimensions, dimensions_of
 from ggplan.offload.filling import (
     Unit,
@@ -38,7 +39,7 @@ from ggplan.offload.profiles import LLAMA_CPP, Profile
 from ggplan.offload.reckon import reckon, reckon_placed
 from ggplan.offload.reckoning import Reckoning
 from ggplan.offload.settings import Override, Settings
-from ggplan.offload.speed import generation, prompt
+from ggplan.offload.speed import Rate, generation, prompt
 from ggplan.offload.weights import Weights, block_devices, place_weights
 from ggplan.text import printable
 
@@ -71,6 +72,18 @@ def place(
     return _on_one_gpu(best, dimensions)
 
 
+def _with_note(made: Placement, before: Rate) -> Placement | None:
+    """A placement with a large micro-batch, which it says; None if prompts are no faster with it."""
+    if made.prompt.likely <= before.likely * _WORTH:  # below its batch ik_llama.cpp computes on the CPU
+        return None
+    note = (
+        f"a micro-batch of {_MICRO_BATCHES[1]} tokens and not {_MICRO_BATCHES[0]} (--ubatch): weights in RAM "
+        f"are copied to the GPU once for each, so prompts are read at about {made.prompt.likely:,.0f} tokens "
+        f"per second and not {before.likely:,.0f}; its buffers cost at most 3 % of generation"
+    )
+    return replace(made, notes=(*made.notes, note))
+
+
 def _on_one_gpu(best: Placement, dimensions: Dimensions) -> Placement:
     """The same on the first GPU alone, if that is faster: a second one costs changes of device."""
     header, machine, profile = best.header, best.machine, best.profile
@@ -79,8 +92,8 @@ def _on_one_gpu(best: Placement, dimensions: Dimensions) -> Placement:
     if not single.fits or single.generation.likely <= best.generation.likely:
         return best
     note = (
-        f"a second GPU makes it slower: {best.generation.likely:.1f} tokens per second on all "
-        f"{len(machine.gpus)}, {single.generation.likely:.1f} on the first alone, which is used"
+        f"a second GPU makes it slower: about {best.generation.likely:.1f} tokens per second with "
+        f"{len(machine.gpus)} GPUs and {single.generation.likely:.1f} with CUDA0 alone, which is used"
     )
     settings = replace(single.settings, split_mode="none")
     reckoning = reckon(header, settings, machine.gpus, profile)
@@ -189,10 +202,10 @@ class _Planner:
         settings = self.base(self.wishes.micro_batch or _MICRO_BATCHES[0])
         if not self.gpus:
             return self.made(self.tried(settings))
-        whole = self.whole(settings)
+        whole = self.whole(settings) if settings.gpu_layers >= self.dimensions.n_blocks + 1 else None
         if whole is not None:
             return self.made(whole)
-        return self.with_experts_in_ram(settings) if self.experts else self.by_layers(settings)
+        return self.with_experts_in_ram(settings) if self.experts else self.with_layers_in_ram(settings)
 
     def may_be_faster_alone(self, best: Placement) -> bool:
         """Whether the first GPU alone may be faster, by an estimate with the compute buffer as it is."""
@@ -255,16 +268,8 @@ class _Planner:
         found = self._verified(replace(start.settings, micro_batch=_MICRO_BATCHES[1]), units, blocks)
         if found is None or found.shortages:
             return None
-        made = self.made(found)
         before = prompt(self.active(start), self.machine, self.profile, start.settings)
-        if made.prompt.likely <= before.likely * _WORTH:  # below its batch ik_llama.cpp computes on the CPU
-            return None
-        note = (
-            f"a micro-batch of {_MICRO_BATCHES[1]}, as experts in RAM are copied to the GPU once for each: "
-            f"prompts at about {made.prompt.likely:.0f} tokens per second, not {before.likely:.0f}, "
-            "for at most 3 % of generation"
-        )
-        return replace(made, notes=(*made.notes, note))
+        return _with_note(self.made(found), before)
 
     def _verified(self, in_ram: Settings, taken: list[Unit], blocks: Sequence[int]) -> _Candidate | None:
         """The candidate with these units on the GPUs, or with fewer where the whole reckoning says so.
@@ -296,9 +301,13 @@ class _Planner:
         small = seconds - sum(unit.gain for unit in taken)
         return seconds - sum(unit.gain for unit in larger) <= small * _WORTH
 
+    @property
+    def _is_llama_cpp(self) -> bool:
+        return self.profile.engine == "llama.cpp"
+
     def _counts(self) -> bool:
         """Whether `-ncmoe` says what it says here: on one GPU, and in llama.cpp."""
-        return len(self.gpus) == 1 and self.profile.engine == "llama.cpp" and not self.wishes.pins
+        return len(self.gpus) == 1 and self._is_llama_cpp and not self.wishes.pins
 
     def filled(self, start: _Candidate, growth: float, done: Container[int] = ()) -> list[Unit] | None:
         """Units for what is left of each GPU, whose blocks are on it; None if nothing is left at all.
@@ -340,6 +349,19 @@ class _Planner:
             if missing > 0:  # not the experts take the room
                 return []
         return kept
+
+    def with_layers_in_ram(self, settings: Settings) -> Placement:
+        """The last layers on the GPUs, with the micro-batch that is worth it: the others are copied too."""
+        small = self.by_layers(settings)
+        if (
+            self.wishes.micro_batch is not None
+            or not small.fits
+            or small.settings.gpu_layers >= self.all_layers
+        ):
+            return small
+        large = self.by_layers(replace(settings, micro_batch=_MICRO_BATCHES[1]))
+        slower = small.generation.likely > large.generation.likely * _WORTH
+        return small if slower or not large.fits else _with_note(large, small.prompt) or small
 
     def by_layers(self, settings: Settings) -> Placement:
         """A model without experts: as many of the last layers on the GPUs as fit."""
@@ -421,7 +443,7 @@ class _Planner:
         """These settings, reckoned."""
         run = self.profile.as_run(settings)
         weights = place_weights(self.header, self.dimensions, run, self.gpus)
-        reckoning = reckon_placed(self.dimensions, settings, weights, len(self.gpus), self.profile)
+        reckoning = reckon_placed(self.dimensions, run, weights, len(self.gpus), self.profile)
         return _Candidate(settings, reckoning, weights, shortages(reckoning, self.machine))
 
     def active(self, tried: _Candidate, depth: int = 0) -> ActiveBytes:
@@ -442,8 +464,20 @@ class _Planner:
         return Placement(
             self.header, self.machine, self.profile, self.wishes, settings, tried.reckoning, devices,
             tried.shortages, in_ram, generation(empty, *given), generation(full, *given),
-            prompt(empty, *given), tried.reckoning.notes,
+            prompt(empty, *given), (*tried.reckoning.notes, *self.advice(settings)),
         )  # fmt: skip
+
+    def advice(self, settings: Settings) -> Iterator[str]:
+        """What of the wishes is worth a second thought."""
+        trained, context = self.dimensions.trained_context, settings.context or 0
+        slots = max(settings.slots or 1, 1)
+        if trained and context // slots > trained:
+            is_cut = "llama-server gives a conversation no more" if self._is_llama_cpp else "few can more"
+            yield f"the model was trained with {trained:,} tokens of context: {is_cut}"
+        if slots > 1 and context:
+            yield f"each of {slots} conversations has {context // slots:,} tokens of the context (--ctx)"
+        if self.gpus and (odd := without_kernel(settings, self.dimensions)):
+            yield f"{odd[1]}; this costs speed, which is not reckoned"
 
 
 def _layer(name: str, n_layers: int) -> int:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from ggplan.errors import CommandError
 
 _CONTINUATION = re.compile(r"(?<=\s)[\\^`]\r?\n")
+_BROKEN = re.compile(r"(?<=\s)([\\^`])[ \t]+\r?\n")
 # In double quotes a backslash stays one before all other characters.
 _ESCAPED = re.compile(r'\\([$`"\\\n])')
 _REDIRECTION = re.compile(r"(?:\d*|&)(?:>>?|<)(?:&\d|\|)?")
@@ -43,6 +44,12 @@ def split_words(text: str) -> list[Word]:
     CommandError
         If a quote is not closed.
     """
+    if broken := _BROKEN.search(text):
+        raise CommandError(
+            f"line {text.count(chr(10), 0, broken.start()) + 1} of the command ends in `{broken[1]}` and a "
+            "blank, which continues nothing: the shell takes the next line for another command",
+            hint=f"end the line with `{broken[1]}` itself",
+        )
     text = _CONTINUATION.sub(lambda m: " \n", text)
     words: list[Word] = []
     at, line = 0, 1

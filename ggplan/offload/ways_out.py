@@ -8,6 +8,7 @@ is not enough alone is tried together with those before it. Only what fits is of
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -22,7 +23,7 @@ from ggplan.text import format_bytes
 N_WAYS = 3
 _STEP = 1024  # tokens: contexts are offered in multiples of it
 _SMALLEST_CONTEXT = 2048
-_SMALLER = ("q8_0", "q6_K", "q5_K", "q4_K", "iq4_xs", "q3_K", "iq3_xxs", "q2_K", "iq2_xxs")
+SMALLER = ("q8_0", "q6_K", "q5_K", "q4_K", "iq4_xs", "q3_K", "iq3_xxs", "q2_K", "iq2_xxs")
 # What llama-quantize takes where 256 does not divide a row; iq4_nl for all others.
 _IN_SMALL_BLOCKS = {"q8_0": "q8_0", "q6_K": "q8_0", "q5_K": "q5_1", "q4_K": "q5_0"}
 
@@ -227,7 +228,7 @@ def _fewer_bits(placement: Placement, wishes: Wishes) -> WayOut | None:
     for names, called in ((meant, part), (meant | experts, f"{part} and all experts")):
         if names == meant and called != part:
             return None
-        for name in _SMALLER:
+        for name in SMALLER:
             smaller = _with_types(placement.header, names, parse_type(name))
             if smaller is None or not _is_enough(placement, smaller, wishes):
                 continue
@@ -237,6 +238,16 @@ def _fewer_bits(placement: Placement, wishes: Wishes) -> WayOut | None:
                 what = f"a recipe with {called} in {name} at most (a file of {size}){kv}"
                 return WayOut(what, "--kv-type q8_0" if kv else "", made)
     return None
+
+
+def bits_left(placement: Placement) -> float | None:
+    """The bits a weight that matrices in RAM may take at most; None if RAM is not what is short."""
+    short = next((s.short for s in placement.shortages if s.device == HOST), None)
+    if short is None:
+        return None
+    held = [t for t in placement.header.tensors if len(t.shape) > 1 and placement.devices.get(t.name) == HOST]
+    weights = sum(math.prod(t.shape) for t in held)
+    return max(8 * (sum(t.n_bytes for t in held) - short) / weights, 0.0) if weights else None
 
 
 def _is_enough(placement: Placement, smaller: Header, wishes: Wishes) -> bool:

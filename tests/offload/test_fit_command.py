@@ -113,6 +113,9 @@ def test_no_gpu() -> None:
         (("--gpus", "3"), "the machine has 1"),
         (("--command", "llama-server", "--check", "llama-server"), "two questions"),
         (("--check", "llama-server", "--output", "sh"), "--output sh"),
+        (("--json", "--output", "sh"), "two forms"),
+        (("--command", "llama-server", "--ctx", "8k"), "--ctx: --command says that itself"),
+        (("--check", "llama-server", "--pin", "a=CPU", "--explain"), "--pin, --explain: --check says"),
     ],
 )
 def test_wrong_usage(options: tuple[str, ...], message: str) -> None:
@@ -283,6 +286,66 @@ def test_traps_are_told_with_their_lines() -> None:
         "line 3: error FC103: `--no-mmap` no longer exists in llama.cpp\n    write -lm none\n" in done.stdout
     )
     assert "1 fault in the command line" in done.stderr
+
+
+def test_an_option_in_the_place_of_a_value_is_read_itself() -> None:
+    done = run(*AIR, "--check", f"{CPU} -fa --no-mmap -fmoe -sm row -b", "--vram", "24G,24G", "--ram", "128G")
+    assert "FC104: `-fa --no-mmap`: --no-mmap is not on, off or auto" in done.stdout
+    assert "FC103: `--no-mmap` no longer exists" in done.stdout
+    assert "FC102: `-fmoe` was an option of ik_llama.cpp" in done.stdout
+    assert "FC105: `-b` has no value\n    write a whole number after it" in done.stdout
+    assert "-sm row is reckoned as -sm layer" in done.stderr
+
+
+def test_an_image_of_the_server_stands_for_it() -> None:
+    image = "docker run --gpus all -v /m:/m ghcr.io/ggml-org/llama.cpp:server-cuda"
+    machine = ("--vram", "24G", "--ram", "128G")
+    done = run(*AIR, "--check", CPU.replace("llama-server", image), *machine)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_a_blank_behind_a_backslash_is_told() -> None:
+    done = run(
+        *AIR, "--check", "llama-server -m x.gguf \\\n -c 4096 \\ \n -ngl 99", "--vram", "24G", "--ram", "64G"
+    )
+    assert done.returncode == 1
+    assert "line 2 of the command ends in `\\` and a blank" in done.stderr
+
+
+def test_four_slots_that_hardly_cost_are_no_fault() -> None:
+    line = GOOD.replace("-np 1 ", "")
+    options = ("--vram", "24G", "--ram", "128G", "--json")
+    traps = {t["code"]: t for t in json.loads(run(*GPT, "--check", line, *options).stdout)["traps"]}
+    assert traps["FC307"]["severity"] == "note"
+
+
+def test_latent_attention_of_ik_llama_takes_the_type_of_keys_alone() -> None:
+    line = "llama-server -ngl 99 -ctk q8_0 -mla 3 -fa on -c 32768 -np 1 -ot exps=CPU"
+    options = (*DEEPSEEK, "--gpus", "1", "--engine", "ik_llama.cpp", "--json", "--command")
+    one, both = (json.loads(run(*options, text).stdout) for text in (line, f"{line} -ctv q8_0"))
+    assert one["devices"] == both["devices"]
+    done = run(*DEEPSEEK, "--gpus", "1", "--command", line.replace("-mla 3 ", ""))
+    assert done.returncode == 1
+    assert "--kv-type q8_0, or -ctk q8_0 -ctv q8_0" in done.stderr
+
+
+def test_what_is_worth_a_second_thought_is_noted(tmp_path: Path) -> None:
+    path = tied_model(tmp_path / "small.gguf")
+    for context, is_long in (("4k", False), ("128k", True)):
+        done = run("fit", str(path), "-q", "--vram", "8G", "--ram", "8G", "--ctx", context)
+        assert ("trained with 4,096 tokens" in done.stdout) == is_long
+    done = run(*LLAMA, "--vram", "48G", "--ram", "64G", "--kv-type", "q8_0,q5_1")
+    assert "keys in q8_0 and values in q5_1" in done.stdout
+    done = run(*LLAMA, "--vram", "48G", "--ram", "64G", "--ctx", "64k", "--slots", "4", "--explain")
+    assert "each of 4 conversations has 16,384 tokens" in done.stdout
+    assert "after 16,384 tokens" in done.stdout
+
+
+def test_what_can_never_fit_is_told_in_bits() -> None:
+    done = run(*DEEPSEEK, "--vram", "24G", "--ram", "64G")
+    assert done.returncode == 1
+    assert "if it fitted:" in done.stdout
+    assert "bits a weight, and iq2_xxs takes 2.1" in " ".join(done.stdout.split())
 
 
 def tied_model(path: Path, n_vocab: int = 320) -> Path:

@@ -104,6 +104,14 @@ def test_the_same_file_is_predicted_as_it_was_measured() -> None:
     assert machine.learned.file_bytes == active.file_bytes > 0
 
 
+def test_a_speed_that_memory_cannot_give_is_refused() -> None:
+    weights, dimensions = _placed()
+    rows = [Benchmark(0, None, 2000.0)]
+    with pytest.raises(MachineError, match=r"times faster than memory allows: .* nothing is kept") as refused:
+        learn_from(_MACHINE, weights, dimensions, _SETTINGS, LLAMA_CPP, rows, "bench.log")
+    assert "`--command`" in refused.value.hint
+
+
 def test_it_is_learned_anew_and_not_on_top() -> None:
     weights, dimensions = _placed()
     rows = [Benchmark(0, None, 20.0)]

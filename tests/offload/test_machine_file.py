@@ -140,3 +140,17 @@ def test_the_place_of_the_file() -> None:
     assert default_path({"XDG_CONFIG_HOME": "/x", "HOME": "/h"}) == Path("/x/ggplan/machine.toml")
     assert default_path({"XDG_CONFIG_HOME": "x", "HOME": "/h"}) == Path("/h/.config/ggplan/machine.toml")
     assert default_path({"HOME": "/h"}) == Path("/h/.config/ggplan/machine.toml")
+
+
+def test_a_number_that_somebody_wrote_anew_has_lost_its_source() -> None:
+    cards = (Gpu("RTX 3090", 24 << 30, 936e9, 24e9),)
+    sources = {"bandwidth": "measured", "ram": "/proc/meminfo", "gpu 0 bandwidth": "table of cards"}
+    machine = Machine(cards, 128 << 30, 60e9, 16, sources=sources)
+    text = machine_text(machine)
+    assert parse_machine(text, "m.toml") == machine
+    edited = parse_machine(text.replace("\nbandwidth = 60000000000", '\nbandwidth = "80GB/s"', 1), "m.toml")
+    assert edited.bandwidth == 80e9
+    assert dict(edited.sources) == {k: v for k, v in sources.items() if k != "bandwidth"}
+    # Files of before have the text alone.
+    old = parse_machine('ram = "64G"\n[sources]\nram = "/proc/meminfo"\n', "m.toml")
+    assert dict(old.sources) == {"ram": "/proc/meminfo"}

@@ -15,6 +15,7 @@ from memory_rows import headers
 from ggplan.errors import PlanError
 from ggplan.ggml_types import F16, parse_type
 from ggplan.naming import model_named, recipe_or_mix_named
+from ggplan.offload.active import active_bytes
 from ggplan.offload.command_checks import check_command
 from ggplan.offload.commands import parse_command, read_command
 from ggplan.offload.completing import completed
@@ -28,8 +29,10 @@ from ggplan.offload.placing import place
 from ggplan.offload.profiles import IK_LLAMA_CPP, LLAMA_CPP, PROFILES
 from ggplan.offload.reckon import reckon
 from ggplan.offload.settings import Override
+from ggplan.offload.speed import prompt
 from ggplan.offload.starting import bench_command, bench_settings, script, server_command, shown, unit
 from ggplan.offload.ways_out import ways_out
+from ggplan.offload.weights import place_weights
 from ggplan.planning import make_plan
 
 GIB = 1 << 30
@@ -119,7 +122,7 @@ def test_a_dense_model_has_as_many_layers_on_the_gpu_as_fit() -> None:
     assert made.fits
     n = made.settings.gpu_layers
     assert 20 < n < 80
-    more = place(made.header, made.machine, Wishes(gpu_layers=n + 1))
+    more = place(made.header, made.machine, Wishes(gpu_layers=n + 1, micro_batch=made.settings.micro_batch))
     assert [s.device for s in more.shortages] == ["CUDA0"]
 
 
@@ -205,6 +208,30 @@ def test_a_larger_micro_batch_is_chosen_where_prompts_gain_and_is_said() -> None
     assert made.settings.micro_batch == 2048
     assert any("a micro-batch of 2048" in note for note in made.notes)
     assert made.prompt.likely > 2 * place(air(), machine(24), Wishes(micro_batch=512)).prompt.likely
+
+
+def test_layers_in_ram_are_copied_for_prompts_as_experts_are() -> None:
+    made = place(header("Llama-3.3-70B", "Q4_K_M"), machine(24, ram=64))
+    assert made.settings.load_mode == "none"
+    on_cpu = replace(made.settings, op_offload=False)
+    active = active_bytes(
+        place_weights(made.header, dimensions_of(made.header), on_cpu, made.machine.gpus),
+        dimensions_of(made.header),
+        on_cpu,
+    )
+    assert 15 << 30 < active.streamable_matrices < 30 << 30
+    assert made.prompt.likely > 8 * prompt(active, made.machine, made.profile, on_cpu).likely
+
+
+def test_a_larger_micro_batch_is_left_where_prompts_get_slower() -> None:
+    # ik_llama.cpp computes on the CPU up to some tokens an expert, and copies all experts above.
+    many = Machine((Gpu("", 24 << 30, 936e9, 24e9, 142e12),), 768 << 30, 300e9, 32)
+    made = place(header("Kimi-K2", "Q4_0"), many, profile=PROFILES["ik_llama.cpp"])
+    assert made.settings.micro_batch == 512
+    assert made.reckoning.streamed is None
+    large = place(made.header, many, Wishes(micro_batch=2048), PROFILES["ik_llama.cpp"])
+    assert large.reckoning.streamed is not None
+    assert large.prompt.likely < made.prompt.likely
 
 
 VRAM = st.lists(st.sampled_from([6, 8, 12, 16, 24, 32, 48, 96]), max_size=3)
@@ -341,3 +368,10 @@ def test_what_measures_it_fits_too(vram: tuple[float, ...]) -> None:
         assert device.total <= gpu.memory - made.machine.gpu_margin
     assert read.overrides == made.settings.overrides
     assert read.micro_batch == bench_settings(made).micro_batch <= made.settings.micro_batch
+
+
+def test_wished_layers_are_placed_alike_whether_all_would_fit_or_not() -> None:
+    model = headers("models")["Qwen3-30B-A3B.q4km"]
+    small, large = (place(model, machine(vram), Wishes(context=8192, gpu_layers=10)) for vram in (12, 24))
+    assert large.settings == small.settings
+    assert large.prompt == small.prompt
