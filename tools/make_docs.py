@@ -78,7 +78,8 @@ def example_output(commands: list[str], folder: Path) -> str:
         )
         if done.returncode not in (0, 1) or not done.stdout:
             raise SystemExit(f"{command}: {done.stderr}")
-        lines = [line.rstrip() for line in done.stdout.splitlines()]
+        printed = done.stdout.replace(f"{folder.resolve()}/", "/models/")
+        lines = [line.rstrip() for line in printed.splitlines()]
         found.append("\n".join([f"$ {command}", *lines]).rstrip() + "\n")
     return "\n".join(found)
 

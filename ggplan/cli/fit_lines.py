@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
     from ggplan.offload.header import Header
     from ggplan.offload.known_machine import Stated
     from ggplan.offload.machine import Gpu, Machine
+    from ggplan.offload.settings import Settings
 
 
 def show_reckoning(
@@ -36,9 +40,14 @@ def show_reckoning(
     cards: tuple[Gpu, ...] | int = n_gpus if n_gpus is not None else machine_for(stated)[0].gpus
     if stated.vram or stated.cards:
         cards = machine_for(stated)[0].gpus[:n_gpus]
+    settings = command.settings
     if command.devices is not None:
-        cards = _chosen(cards, command.devices)
-    reckoning = reckon(header, command.settings, cards, PROFILES[command.engine])
+        cards, settings = _chosen(cards, command.devices, settings)
+    reckoning = reckon(header, settings, cards, PROFILES[command.engine])
+    if command.devices:
+        named = zip(reckoning.devices, (*command.devices, "host"), strict=True)
+        devices = tuple(replace(device, name=name) for device, name in named)
+        reckoning = replace(reckoning, devices=devices)
     notes = (*reckoning.notes, *command.notes)
     if not cards and command.settings.gpu_layers > 0:
         notes = (*notes, "no GPU is stated, so all is in RAM: say how many with --gpus")
@@ -72,15 +81,18 @@ def show_reckoning(
     print_table([("device", "left"), *((c, "right") for c in columns)], rows, least=("compute",))
     if reckoning.streamed is not None:
         name, size = reckoning.streamed
+        first = reckoning.devices[0].name
         click.echo(
-            f"copied to CUDA0 for prompts, one tensor at a time: {printable(name)}, {format_bytes(size)}"
+            f"copied to {first} for prompts, one tensor at a time: {printable(name)}, {format_bytes(size)}"
         )
     for text in notes:
         click.echo(f"note: {printable(text)}", err=True)
 
 
-def _chosen(cards: tuple[Gpu, ...] | int, devices: tuple[str, ...]) -> tuple[Gpu, ...] | int:
-    """The GPUs that `-dev` names, in its order; the engine calls them CUDA0, CUDA1, ... all the same."""
+def _chosen(
+    cards: Sequence[Gpu] | int, devices: Sequence[str], settings: Settings
+) -> tuple[tuple[Gpu, ...] | int, Settings]:
+    """The GPUs that `-dev` names, in its order, and the settings with overrides by their places in it."""
     from ggplan.errors import PlanError
 
     n = cards if isinstance(cards, int) else len(cards)
@@ -89,7 +101,14 @@ def _chosen(cards: tuple[Gpu, ...] | int, devices: tuple[str, ...]) -> tuple[Gpu
         if name not in known:
             hint = f"the devices are {', '.join(known)}" if known else "state the GPUs with --gpus"
             raise PlanError(f"-dev {name}: there is no such device", hint=hint)
-    return len(devices) if isinstance(cards, int) else tuple(cards[known[name]] for name in devices)
+    places = {"CPU": "CPU"} | {name: f"CUDA{i}" for i, name in enumerate(devices)}
+    for override in settings.overrides:
+        if override.device not in places:
+            hint = f"-dev has {', '.join(devices) or 'none'}"
+            raise PlanError(f"-ot ...={override.device}: -dev leaves this device out", hint=hint)
+    overrides = tuple(replace(o, device=places[o.device]) for o in settings.overrides)
+    chosen = len(devices) if isinstance(cards, int) else tuple(cards[known[name]] for name in devices)
+    return chosen, replace(settings, overrides=overrides)
 
 
 def show_traps(header: Header, line: str, engine: Engine | None, machine: Machine, *, as_json: bool) -> None:
@@ -101,6 +120,10 @@ def show_traps(header: Header, line: str, engine: Engine | None, machine: Machin
 
     command = read_command(line, engine)
     machine, extra = _with_gpus(machine, command)
+    if command.devices is not None:
+        chosen, settings = _chosen(machine.gpus, command.devices, command.settings)
+        gpus = chosen if isinstance(chosen, tuple) else ()
+        machine, command = replace(machine, gpus=gpus), replace(command, settings=settings)
     traps = check_command(command, header, machine)
     notes = (*extra, *command.notes)
     faults = [trap for trap in traps if trap.severity != "note"]
@@ -123,12 +146,11 @@ def show_traps(header: Header, line: str, engine: Engine | None, machine: Machin
 
 def _with_gpus(machine: Machine, command: Command) -> tuple[Machine, tuple[str, ...]]:
     """The machine with GPUs of unknown size where it has none and the line is for some."""
-    from dataclasses import replace
-
     from ggplan.offload.machine import Gpu
 
     settings = command.settings
-    named = [int(o.device[4:]) for o in settings.overrides if o.device.startswith("CUDA")]
+    listed = [int(name[4:]) for name in command.devices or () if re.fullmatch(r"CUDA\d{1,2}", name)]
+    named = listed + [int(o.device[4:]) for o in settings.overrides if o.device.startswith("CUDA")]
     asks = named or command.has("-ngl") or command.has("-ncmoe") or command.has("-cmoe")
     if machine.gpus or settings.gpu_layers == 0 or not asks:
         return machine, ()

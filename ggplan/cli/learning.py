@@ -114,9 +114,10 @@ def _settings(header: Header, machine: Machine, wishes: Wishes, line: str | None
     from ggplan.offload.commands import read_command
     from ggplan.offload.placing import place
     from ggplan.offload.profiles import PROFILES
+    from ggplan.offload.starting import bench_settings
 
     if line is None:
-        return place(header, machine, wishes, PROFILES[engine]).settings
+        return bench_settings(place(header, machine, wishes, PROFILES[engine]))
     command = read_command(line, engine)
     if command.faults:
         raise CommandError(command.faults[0].message, hint=command.faults[0].hint)

@@ -19,7 +19,7 @@ def print_placement(
     """All of it, as text; that it does not fit alone goes to stderr with `err`."""
     from ggplan.cli.output import echo_wrapped
     from ggplan.offload.placement import describe_shortage
-    from ggplan.offload.starting import bench_command, server_command, shown
+    from ggplan.offload.starting import bench_command, bench_settings, server_command, shown
     from ggplan.text import printable
 
     if err:
@@ -42,8 +42,11 @@ def print_placement(
     if explain:
         _print_explanations(placement, file)
     click.echo()
-    click.echo("measure it with")
-    click.echo(shown(bench_command(placement, file)))
+    measuring = bench_settings(placement)
+    tokens = measuring.micro_batch
+    smaller = f", which holds the logits of all tokens and has room for {tokens} at a time"
+    click.echo(f"measure it with{smaller if tokens < placement.settings.micro_batch else ''}")
+    click.echo(shown(bench_command(placement, file, measuring)))
 
 
 def _print_devices(placement: Placement) -> None:

@@ -91,6 +91,8 @@ class ActiveBytes:
     experts_in_ram, streamable
         Bytes of all routed experts in RAM, those that a token does not use too; bytes of those that a GPU can
         read from there: repacked ones are for the CPU alone.
+    matrices_in_ram, streamable_matrices
+        The same of the other matrices of blocks.
     used_share
         Share of the routed experts that a token uses; 1 where there are none.
     cache_is_quantized, cache_is_latent
@@ -104,6 +106,8 @@ class ActiveBytes:
     gpu_crossings: int
     experts_in_ram: int
     streamable: int
+    matrices_in_ram: int
+    streamable_matrices: int
     used_share: float
     cache_is_quantized: bool
     cache_is_latent: bool
@@ -133,7 +137,7 @@ def active_bytes(
     share = min(used / dimensions.n_experts, 1.0) if dimensions.n_experts and used else 1.0
     sums: dict[str, _Sums] = {}
     paths: dict[int, dict[str, str]] = {}
-    in_ram = streamable = file_bytes = 0
+    in_ram = streamable = matrices = streamable_matrices = file_bytes = 0
     for one in weights.loaded:
         tensor, block, part = one.tensor, *_place(one.use)
         if block is not None and block >= dimensions.n_trunk:
@@ -154,6 +158,9 @@ def active_bytes(
             total.multiplied_experts += n_weights * share
         elif len(tensor.shape) > 1:
             total.multiplied += n_weights
+            if one.device == HOST and block is not None:
+                matrices += n_bytes
+                streamable_matrices += 0 if one.repacked or _is_for_cpu(tensor.type.name) else n_bytes
         total.weights[tensor.type.name] = total.weights.get(tensor.type.name, 0.0) + n_bytes * read
         total.n_steps += len(tensor.shape) > 1 and not one.use.startswith(_LOOKED_UP)
     _add_tied(sums, weights)
@@ -166,8 +173,8 @@ def active_bytes(
     host, gpu = _crossings(paths)
     types = (settings.cache_k, settings.cache_v)
     return ActiveBytes(
-        {name: _frozen(total) for name, total in sums.items()}, host, gpu, in_ram, streamable, share,
-        any(t.is_quantized for t in types), dimensions.is_mla, file_bytes,
+        {name: _frozen(total) for name, total in sums.items()}, host, gpu, in_ram, streamable, matrices,
+        streamable_matrices, share, any(t.is_quantized for t in types), dimensions.is_mla, file_bytes,
     )  # fmt: skip
 
 

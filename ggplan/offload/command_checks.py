@@ -26,6 +26,7 @@ _REFUSED: Mapping[FaultKind, str] = {
     "value": "FC104",
     "missing": "FC105",
     "cut regex": "FC106",
+    "tests": "FC109",
 }
 
 
@@ -43,7 +44,10 @@ def check_command(command: Command, header: Header, machine: Machine) -> tuple[T
         If the header lacks what the engine needs.
     """
     case = Case(command, header, machine, dimensions_of(header))
-    found = [Trap(_REFUSED[f.kind], "error", f.line, f.message, f.hint) for f in command.faults]
+    found = [
+        Trap(_REFUSED[f.kind], "note" if f.kind == "tests" else "error", f.line, f.message, f.hint)
+        for f in command.faults
+    ]
     for check in (*checks_of_places.CHECKS, *checks_of_memory.CHECKS):
         found += check(case)
     if not any(trap.code.startswith("FC4") and trap.severity == "error" for trap in found):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
 import re2
 
 from ggplan.errors import Error
+from ggplan.ggml_types import F16
 from ggplan.offload.allocation import HOST
 from ggplan.offload.commands import Command
 from ggplan.offload.dimensions import Dimensions
@@ -33,6 +34,7 @@ TRAPS: Mapping[str, str] = {
     "FC106": "a comma in a regex after -ot, where it ends an entry",
     "FC107": "a setting that cannot be loaded",
     "FC108": "an option that is given again, so that the first does not count",
+    "FC109": "several values of llama-bench, of which the first is looked at",
     "FC201": "an override that matches no tensor",
     "FC202": "an override whose tensors earlier ones decide",
     "FC203": "a block's number that is the beginning of others: `blk.1` is in `blk.10` too",
@@ -127,10 +129,16 @@ class Case:
 
     def is_too_much(self, settings: Settings) -> bool:
         """Whether other settings are known not to fit the GPUs."""
+        profile = PROFILES[self.command.engine]
         try:
-            other = reckon(self.header, settings, self.machine.gpus, PROFILES[self.command.engine])
+            other = reckon(self.header, settings, self.machine.gpus, profile)
         except Error:
-            return False
+            # Types of keys and values that do not go together are another matter.
+            plain = replace(settings, cache_k=F16, cache_v=F16)
+            try:
+                other = reckon(self.header, plain, self.machine.gpus, profile)
+            except Error:
+                return False
         return any(s.device != HOST for s in shortages(other, self.machine))
 
     def line_of(self, *names: str) -> int:

@@ -16,13 +16,17 @@ from typing import Literal
 from ggplan.errors import CommandError
 from ggplan.ggml_types import Engine
 from ggplan.offload.flags import PROGRAMS, Flag, all_flags, flags_of
-from ggplan.offload.options import BENCH, GONE, HANDLERS, UNRECKONED, Said
+from ggplan.offload.options import BENCH, GONE, GONE_LOAD_MODES, HANDLERS, UNRECKONED, Said
 from ggplan.offload.settings import Settings
 from ggplan.offload.shell import Word, split_words
 from ggplan.offload.values import BadValue, switch
 from ggplan.text import nearest, printable
 
-FaultKind = Literal["unknown", "other engine", "gone", "value", "cut regex", "missing"]
+# Images whose entry point is a program: `docker run ... ghcr.io/ggml-org/llama.cpp:server-cuda -m ...`.
+_IMAGE = re.compile(r"(?:\S*/)?llama\.cpp:(server|light)[\w.-]*")
+_IN_IMAGES = {"server": "llama-server", "light": "llama-cli"}
+
+FaultKind = Literal["unknown", "other engine", "gone", "value", "cut regex", "missing", "tests"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +37,7 @@ class Fault:
     ----------
     kind
         Unknown option; option of the other engine; option that no longer exists; bad value; regex that the
-        engine cuts at a comma; missing value.
+        engine cuts at a comma; missing value; several values that llama-bench runs one after another.
     message, hint
         One line each.
     line
@@ -90,7 +94,8 @@ class Command:
     devices
         Those after `-dev`, of which `none` is (); None for all.
     faults
-        What is wrong; the options concerned are left out.
+        What is wrong; the options concerned are left out, but for how the file is loaded where that is plain,
+        and the first of several tests.
     notes
         What is not reckoned.
     """
@@ -154,7 +159,8 @@ def read_command(text: str, engine: Engine | None = None) -> Command:
 def _program(words: list[Word]) -> tuple[list[Word], str, list[Word]]:
     """The assignments before the program, its name, and its arguments.
 
-    A line may begin with an option, which then is llama-server's, or with a wrapper (`numactl -N 0`).
+    A line may begin with an option, which then is llama-server's, or with a wrapper (`numactl -N 0`, `docker
+    run` with llama.cpp's own image).
     """
     variables: list[Word] = []
     for at, word in enumerate(words):
@@ -167,6 +173,8 @@ def _program(words: list[Word]) -> tuple[list[Word], str, list[Word]]:
             )
             if f"llama-{sub}" in PROGRAMS:
                 return variables, f"llama-{sub}", words[at + 2 :]
+        if image := _IMAGE.fullmatch(word.text):
+            return variables, _IN_IMAGES[image[1]], words[at + 1 :]
         if re.match(r"[A-Za-z_]\w*=", word.text):
             variables.append(word)
         elif word.text.startswith("-") and at == len(variables):
@@ -255,6 +263,8 @@ class _Reading:
         base, equals, _ = name.partition("=")
         if gone is not None:
             n_values, instead = gone
+            n_values = max(n_values, int(self.program == "llama-bench"))  # which has one after every option
+            self._load_mode(name, words[at + 1].text if at + 1 < len(words) else "")
             what = f"{shown} no longer exists in {self.engine}"
             self.fault("gone", what, f"write {instead}", word.line)
         elif not name.startswith("-"):
@@ -279,6 +289,12 @@ class _Reading:
             n_values = int(at + 1 < len(words) and not words[at + 1].text.startswith("-"))
         return at + 1 + n_values
 
+    def _load_mode(self, name: str, value: str) -> None:
+        """Take an option of former builds for what it meant."""
+        is_off = self.program == "llama-bench" and value == "0"
+        if self.engine == "llama.cpp" and name in ("-mmp", *GONE_LOAD_MODES):
+            self.said.fields["load_mode"] = "none" if is_off else GONE_LOAD_MODES.get(name, "mmap")
+
     def _like(self, name: str) -> str:
         known = flags_of(self.engine, self.program)
         names = [f.variable for f in known.values()] if name.startswith("LLAMA_") else list(known)
@@ -298,8 +314,10 @@ class _Reading:
         except BadValue as bad:
             shown = " ".join([written, *values]) if "=" not in written else written
             what = f"`{printable(shown)}`: {printable(values[0])} {bad.message}"
-            self.fault("cut regex" if bad.is_cut else "value", what, bad.hint, line)
-            return
+            kind: FaultKind = "cut regex" if bad.is_cut else "tests" if bad.is_list else "value"
+            self.fault(kind, what, bad.hint, line)
+            if kind != "tests":
+                return
         self.given.append(Given(name, written, values, negated, line))
         self.said.n_given += 1
 

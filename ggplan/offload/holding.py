@@ -21,7 +21,6 @@ from ggplan.text import printable
 
 STEP = 256  # cells
 MAX_SLOTS = 256  # LLAMA_MAX_SEQ
-N_DRAFTED = 3  # tokens that `--spec-type draft-mtp` drafts at once, unless told otherwise
 
 
 def padded(n: int, step: int) -> int:
@@ -94,7 +93,8 @@ def holding_of(dimensions: Dimensions, settings: Settings, *, limits_outputs: bo
     window = padded(min(n_cells, dimensions.window * shared + n_tokens), STEP)
     n_outputs = n_tokens
     if settings.program == "llama-server" and limits_outputs:
-        n_outputs = min(n_tokens, n_slots * (1 + N_DRAFTED if settings.mtp else 1))
+        n_ahead = max(settings.n_drafted if settings.mtp else 0, settings.n_guessed)
+        n_outputs = min(n_tokens, n_slots * (1 + n_ahead))
     return Holding(
         n_context,
         n_cells,

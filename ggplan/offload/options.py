@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from ggplan.ggml_types import Engine
 from ggplan.offload.settings import Override
@@ -36,6 +36,7 @@ GONE: Mapping[Engine, Mapping[str, tuple[int, str]]] = {
         "--direct-io": (0, "-lm dio"),
         "-ndio": (0, "-lm mmap"),
         "--no-direct-io": (0, "-lm mmap"),
+        "-mmp": (1, "-lm mmap, or -lm none for 0"),
         "--draft": (1, "--spec-draft-n-max"),
         "--draft-n": (1, "--spec-draft-n-max"),
         "--draft-max": (1, "--spec-draft-n-max"),
@@ -61,6 +62,12 @@ GONE: Mapping[Engine, Mapping[str, tuple[int, str]]] = {
         "--spec-stage": (1, "one --spec-type a stage"),
     },
 }
+
+# What options that are gone meant, of `-lm`.
+GONE_LOAD_MODES: Mapping[str, Literal["none", "mmap", "mmap+mlock", "dio"]] = {
+    "--no-mmap": "none", "--mmap": "mmap", "--mlock": "mmap+mlock", "-dio": "dio", "--direct-io": "dio",
+    "-ndio": "mmap", "--no-direct-io": "mmap",
+}  # fmt: skip
 
 # What costs or saves memory, or changes speed, and is not reckoned.
 UNRECKONED: Mapping[str, str] = {
@@ -88,6 +95,12 @@ UNRECKONED: Mapping[str, str] = {
 }  # fmt: skip
 
 
+# `common_speculative_n_max` and the defaults in `common/common.h` of llama.cpp.
+_AHEAD = {
+    "draft": 3, "ngram-simple": 48, "ngram-map-k": 48, "ngram-map-k4v": 48, "ngram-mod": 64, "ngram-cache": 8,
+}  # fmt: skip
+
+
 @dataclass(slots=True)
 class Said:
     """What the options said so far.
@@ -106,6 +119,8 @@ class Said:
         `-fit`; None if it is not given.
     devices
         After `-dev`; () is none, None all.
+    speculative, ahead
+        Kinds after llama.cpp's `--spec-type`, and tokens that each kind looks ahead where that is stated.
     tests, depths
         Of llama-bench: the option and its number of tokens.
     per_slot
@@ -126,6 +141,8 @@ class Said:
     devices: tuple[str, ...] | None = None
     is_locked: bool = False
     per_slot: int = 0
+    speculative: tuple[str, ...] = ()
+    ahead: dict[str, int] = field(default_factory=dict)
     tests: list[tuple[str, int]] = field(default_factory=list)
     depths: list[int] = field(default_factory=list)
 
@@ -151,6 +168,15 @@ class Said:
             defaults = [n for test, n in (("-p", 512), ("-n", 128)) if test not in given]
             largest = max([*defaults, *(n for _, n in self.tests)])
             fields["context"] = largest + max(self.depths, default=0)
+        drafts = self.fields.get("n_drafted", _AHEAD["draft"])
+        ahead = _AHEAD | self.ahead
+        guesses = [
+            drafts if kind.startswith("draft") else ahead.get(kind, 0)
+            for kind in self.speculative
+            if kind != "draft-mtp"
+        ]
+        if any(guesses):
+            fields["n_guessed"] = max(guesses)
         if self.per_slot and not fields.get("context"):
             fields["context"] = self.per_slot * (fields.get("slots") or 4)
         if self.program in ("llama-perplexity", "llama-imatrix"):
@@ -254,8 +280,17 @@ def _spec_type(said: Said, text: str) -> None:
     kinds = [text.partition(":")[0]] if said.engine == "ik_llama.cpp" else text.split(",")
     if "draft-mtp" in kinds or (said.engine == "ik_llama.cpp" and kinds == ["mtp"]):
         said.fields["mtp"] = True
+    if said.engine == "llama.cpp":
+        said.speculative = tuple(kinds)
     if any(kind.startswith("draft") and kind != "draft-mtp" for kind in kinds):
         said.notes.append(f"`--spec-type {printable(text)}`: the draft's own memory is not reckoned")
+
+
+def _ahead(kind: str) -> Handler:
+    def take(said: Said, text: str) -> None:
+        said.ahead[kind] = integer(text, 0)
+
+    return take
 
 
 def _devices(said: Said, text: str) -> None:
@@ -339,6 +374,13 @@ HANDLERS: Mapping[Engine, Mapping[str, Handler]] = {
         "--swa-full": _flag("full_window"),
         "-lm": _load_mode,
         "-lzm": _lazy,
+        "--spec-draft-n-max": _number("n_drafted", 0),
+        "--spec-ngram-mod-n-max": _ahead("ngram-mod"),
+        **{
+            f"--spec-{kind}-size-m": _ahead(kind)
+            for kind in _AHEAD
+            if kind.startswith(("ngram-s", "ngram-map"))
+        },
         "--repack": _flag("repack"),
         "--no-host": _flag("host_buffer", inverted=True),
         "-fit": _fit,
@@ -357,12 +399,13 @@ HANDLERS: Mapping[Engine, Mapping[str, Handler]] = {
 
 
 def _one(take: Handler, separator: str = ",") -> Handler:
-    """llama-bench runs every value of a list as a test of its own; one line of settings has one."""
+    """llama-bench runs every value of a list as a test of its own; one line of settings has the first."""
 
     def taken(said: Said, text: str) -> None:
+        take(said, text.partition(separator)[0])
         if separator in text:
-            raise BadValue("is several tests", "give one value: one setting at a time is reckoned")
-        take(said, text)
+            hint = "give one value: one setting at a time is reckoned"
+            raise BadValue("is several tests", hint, is_list=True)
 
     return taken
 

@@ -257,6 +257,8 @@ class _Planner:
             return None
         made = self.made(found)
         before = prompt(self.active(start), self.machine, self.profile, start.settings)
+        if made.prompt.likely <= before.likely * _WORTH:  # below its batch ik_llama.cpp computes on the CPU
+            return None
         note = (
             f"a micro-batch of {_MICRO_BATCHES[1]}, as experts in RAM are copied to the GPU once for each: "
             f"prompts at about {made.prompt.likely:.0f} tokens per second, not {before.likely:.0f}, "
@@ -341,6 +343,7 @@ class _Planner:
 
     def by_layers(self, settings: Settings) -> Placement:
         """A model without experts: as many of the last layers on the GPUs as fit."""
+        settings = replace(settings, load_mode="none")  # what is in RAM is copied to a GPU for prompts
         if self.wishes.gpu_layers is not None:
             return self.made(self.tried(self.split(settings, self.sizes(settings, experts=True))))
         sizes = self.sizes(settings, experts=True)

@@ -46,6 +46,8 @@ class Profile:
     keeps_fused
         Whether a GPU's buffer has room for what it runs as one operation: sources that it keeps to the end,
         and attention's own copies.
+    compares_latent_types
+        Whether keys and values of a latent cache must be of one type; else that of values is not read.
     exact
         Whether compute buffers are reckoned by the build's own graph; else by its relative's.
     """
@@ -62,6 +64,7 @@ class Profile:
     fuses_experts: bool = False
     adds_experts_first: bool = False
     keeps_fused: bool = True
+    compares_latent_types: bool = True
     exact: bool = True
 
     def as_run(self, settings: Settings) -> Settings:
@@ -84,6 +87,7 @@ IK_LLAMA_CPP = Profile(
     fuses_experts=True,
     adds_experts_first=True,
     keeps_fused=False,
+    compares_latent_types=False,
     exact=False,
 )
 PROFILES: Mapping[str, Profile] = {profile.engine: profile for profile in (LLAMA_CPP, IK_LLAMA_CPP)}

@@ -17,7 +17,7 @@ from ggplan.offload.graph.maker import Job
 from ggplan.offload.graph.schedule import Rules
 from ggplan.offload.graph.thumb import thumb_sizes
 from ggplan.offload.header import Header
-from ggplan.offload.holding import N_DRAFTED, Holding, holding_of
+from ggplan.offload.holding import Holding, holding_of
 from ggplan.offload.machine import Gpu
 from ggplan.offload.profiles import LLAMA_CPP, Profile
 from ggplan.offload.reckoning import DeviceBytes, Reckoning
@@ -72,7 +72,7 @@ def reckon_placed(
     """The same for weights that were placed."""
     settings = profile.as_run(settings)
     settings = replace(settings, flash_attention=_flash(dimensions, settings, weights))
-    _check(dimensions, settings)
+    _check(dimensions, settings, profile)
     holding = holding_of(dimensions, settings, limits_outputs=profile.limits_outputs)
     case = _Case(dimensions, settings, holding, weights, n_gpus, profile)
     sums, context = weights.by_device(), case.context(case.cache())
@@ -127,7 +127,7 @@ class _Case:
         """What the main context keeps of its state before each drafted token."""
         if not self._drafts or self.dimensions.architecture not in ROLLS_BACK:
             return {}
-        kept = replace(self.holding, n_planes=1 + N_DRAFTED)
+        kept = replace(self.holding, n_planes=1 + self.settings.n_drafted)
         more = self.context(cache_tensors(self.dimensions, self.settings, kept))
         return {name: more[name] - n_bytes for name, n_bytes in self.context(self.cache()).items()}
 
@@ -143,7 +143,7 @@ class _Case:
         job = self._job(replace(self.holding, n_outputs=min(self.holding.n_tokens, self.holding.n_slots)))
         try:
             return context, dict(zip(self.names, draft_sizes(job, self._rules()), strict=True))
-        except LookupError:
+        except (LookupError, ArithmeticError):
             return context, {}
 
     def compute(self) -> tuple[dict[str, int], tuple[str, ...]]:
@@ -160,9 +160,14 @@ class _Case:
             notes = (f"{name}: compute buffers are a plain decoder's, and may be off by a fifth",)
         try:
             sizes = compute_sizes(job, rules)
-        except LookupError as error:
-            missing = printable(str(error.args[0]))
-            notes = (f"compute buffers are a rule of thumb, and may be far off: there is no {missing}",)
+        except (LookupError, ArithmeticError) as error:
+            # A missing tensor is a KeyError or a LookupError of ours; sizes that are 0 or do not go together
+            # divide by nothing or reach beyond a list.
+            is_named = not isinstance(error, IndexError | ArithmeticError)
+            why = (
+                f"there is no {printable(str(error.args[0]))}" if is_named else "its sizes do not go together"
+            )
+            notes = (f"compute buffers are a rule of thumb, and may be far off: {why}",)
             streamed = streamed_tensor(self.weights)
             sizes = thumb_sizes(job, rules, streamed[1] if streamed else 0)
         return dict(zip(self.names, sizes, strict=True)), notes
@@ -201,9 +206,9 @@ def _flash(dimensions: Dimensions, settings: Settings, weights: Weights) -> Lite
     return "on"
 
 
-def _check(dimensions: Dimensions, settings: Settings) -> None:
+def _check(dimensions: Dimensions, settings: Settings, profile: Profile) -> None:
     k, v = settings.cache_k, settings.cache_v
-    if dimensions.is_mla and k is not v:
+    if dimensions.is_mla and k is not v and profile.compares_latent_types:
         raise PlanError(
             f"K as {k.name} and V as {v.name}: the engine refuses, for this model has one cache for both",
             hint=f"give -ctv {k.name} too",

@@ -73,6 +73,9 @@ class Settings:
         False with `--no-host`.
     mtp
         `--spec-type draft-mtp`: the MTP blocks are loaded and have a context of their own.
+    n_drafted, n_guessed
+        `--spec-draft-n-max`: tokens that these draft at once; tokens that are guessed at once from the text
+        or by another model. The server may need the logits of all of them.
     host_cache_mib
         `-cram`: RAM that llama-server may use for prompts; None is its default.
     threads
@@ -100,5 +103,7 @@ class Settings:
     repack: bool = True
     host_buffer: bool = True
     mtp: bool = False
+    n_drafted: int = 3
+    n_guessed: int = 0
     host_cache_mib: int | None = None
     threads: int | None = None

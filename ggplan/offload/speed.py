@@ -9,7 +9,7 @@
 A plain `bytes / bandwidth` is 2 to 5 times too fast on servers: their memory is so fast that the fixed costs
 of 60 to 90 blocks, 10 to 30 ms a token, and the arithmetic of slow types are most of the time.
 
-**Prompts** are read in micro-batches. llama.cpp copies all experts in RAM that a micro-batch of 32 tokens or
+**Prompts** are read in micro-batches. llama.cpp copies all weights in RAM that a micro-batch of 32 tokens or
 more needs to the first GPU, one tensor after another, so the time of a micro-batch hardly depends on its
 tokens. ik_llama.cpp does so where `tokens × used experts >= 32 × experts` and computes on the CPU below; of
 types that are repacked (`-rtr`, `_R4`) it computes all on the CPU.
@@ -320,6 +320,12 @@ class _Case:
         per_expert = tokens * self.active.used_share if self.profile.offload_per_expert else tokens
         return per_expert >= self.profile.offload_batch
 
+    def streams_matrices(self, tokens: int) -> bool:
+        """The same of other matrices in RAM, those of blocks that are not on a GPU."""
+        if not (self.machine.gpus and self.settings.op_offload and self.active.streamable_matrices):
+            return False
+        return tokens >= self.profile.offload_batch
+
     def micro_batch(self, tokens: int) -> dict[str, float]:
         """Seconds of one micro-batch of a prompt, by cause."""
         factors, share = self.factors, self.active.used_share
@@ -329,22 +335,31 @@ class _Case:
         of_experts = factors.experts * per_expert / (per_expert + factors.expert_tokens)
         streams = self.streams(tokens)
         copied = self.active.streamable / self.active.experts_in_ram if streams else 0.0
+        moves = self.streams_matrices(tokens)
+        moved = self.active.streamable_matrices / self.active.matrices_in_ram if moves else 0.0
         seconds: dict[str, float] = {}
-        first = gpu_name(0)
-        for name, reads in sorted(self.active.devices.items()):
-            experts = reads.multiplied_experts
+        first, host = gpu_name(0), self.active.host
+        devices = {first: DeviceReads()} if streams or moves else {}
+        for name, reads in sorted((devices | dict(self.active.devices)).items()):
+            experts, multiplied, attended = reads.multiplied_experts, reads.multiplied, reads.attended
             if name != HOST:
-                if streams and name == first:
-                    experts += self.active.host.multiplied_experts * copied
+                if name == first:
+                    experts += host.multiplied_experts * copied
+                    multiplied += host.multiplied * moved
+                    attended += host.attended * bool(moves)  # the scheduler lets it follow what is around it
                 bandwidth, _, flops = self.speeds.gpu(name)
-                operations = 2 * tokens * (reads.multiplied / factors.dense + experts / of_experts)
-                operations += 2 * tokens * reads.attended / factors.attention
+                operations = 2 * tokens * (multiplied / factors.dense + experts / of_experts)
+                operations += 2 * tokens * attended / factors.attention
                 reading = reads.weight_bytes / (factors.gpu * bandwidth)
                 seconds[name] = max(operations / flops, reading) + reads.n_steps * factors.step
                 continue
             seconds["experts over PCIe"] = self.active.streamable * needed / self.pcie() if streams else 0.0
+            if moves:
+                seconds["weights over PCIe"] = self.active.streamable_matrices / self.pcie()
+                seconds["cache over PCIe"] = reads.cache / self.pcie()
+                attended = 0.0
             per_core = factors.ik_core_flops if _is_ik(self.profile) else factors.core_flops
-            operations = 2 * tokens * (experts * (1 - copied) + reads.multiplied + reads.attended)
+            operations = 2 * tokens * (experts * (1 - copied) + multiplied * (1 - moved) + attended)
             left = self.active.experts_in_ram - (self.active.streamable if streams else 0)
             memory = left * needed / (factors.ram * self.speeds.ram)
             seconds["CPU"] = max(operations / ((self.threads or _CORES_GUESS) * per_core), memory)
@@ -388,9 +403,12 @@ def _reasons(case: _Case, learned: Learned | None, tokens: int) -> tuple[str, ..
             f"a token changes {active.gpu_crossings} times from one GPU to another: two GPUs may be slower "
             "than one"
         )
-    if tokens > 1 and active.streamable and machine.gpus and settings.op_offload:
+    copied = "weights" if case.streams_matrices(tokens) else "experts"
+    if tokens > 1 and (case.streams(tokens) or copied == "weights"):
         if "mmap" in settings.load_mode:
-            found.append("experts are copied from mapped pages; `-lm none` pins them, some 1.5 times faster")
+            found.append(
+                f"{copied} are copied from mapped pages; `-lm none` pins them, some 1.5 times faster"
+            )
         if machine.gpus[0].pcie is None:
             found.append("the PCIe bandwidth of CUDA0 is not known")
     return tuple(found)

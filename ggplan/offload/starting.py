@@ -7,9 +7,13 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ggplan.offload.placement import Placement
+from ggplan.offload.allocation import HOST
+from ggplan.offload.placement import Placement, shortages
+from ggplan.offload.reckon import reckon
+from ggplan.offload.settings import Settings
 from ggplan.offload.writing import write_command
 
+_LEAST_MEASURED = 64  # tokens of a micro-batch: smaller ones are no longer copied to a GPU
 _SYSTEMD_PLAIN = re.compile(r"[\w@+=:,./-]+")
 
 
@@ -24,12 +28,34 @@ def server_command(placement: Placement, file: str) -> list[str]:
     return write_command(placement.settings, file, placement.profile.engine)
 
 
-def bench_command(placement: Placement, file: str) -> list[str]:
-    """The words that measure it: llama-bench, or ik_llama.cpp's llama-sweep-bench, with the same settings."""
+def bench_settings(placement: Placement) -> Settings:
+    """What measures it: the same settings for llama-bench, or for ik_llama.cpp's llama-sweep-bench.
+
+    llama-bench holds the logits of every token of a micro-batch, where llama-server holds one a slot. Where a
+    GPU has no room for that, the micro-batch is the largest that fits.
+    """
     settings = replace(placement.settings, slots=None, host_cache_mib=None)
     if placement.profile.engine == "ik_llama.cpp":
-        return [*write_command(replace(settings, program="llama-sweep-bench"), file, "ik_llama.cpp"), "-wb"]
-    return write_command(replace(settings, program="llama-bench", unified_cache=None), file, "llama.cpp")
+        return replace(settings, program="llama-sweep-bench")
+    settings = replace(settings, program="llama-bench", unified_cache=None)
+    tokens = settings.micro_batch
+    while tokens >= _LEAST_MEASURED:
+        smaller = replace(settings, micro_batch=tokens)
+        if placement.fits and not _is_short(placement, smaller):
+            return smaller
+        tokens //= 2
+    return settings
+
+
+def _is_short(placement: Placement, settings: Settings) -> bool:
+    reckoning = reckon(placement.header, settings, placement.machine.gpus, placement.profile)
+    return any(s.device != HOST for s in shortages(reckoning, placement.machine))
+
+
+def bench_command(placement: Placement, file: str, settings: Settings | None = None) -> list[str]:
+    """The words that measure it; `settings` are those of `bench_settings`, where they are known."""
+    words = write_command(settings or bench_settings(placement), file, placement.profile.engine)
+    return [*words, "-wb"] if placement.profile.engine == "ik_llama.cpp" else words
 
 
 def shown(words: Sequence[str], width: int = 100) -> str:
@@ -82,4 +108,5 @@ def _systemd_quoted(word: str) -> str:
     if _SYSTEMD_PLAIN.fullmatch(word):
         return word
     escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
-    return f'"{escaped}"'
+    # A line's end would begin a directive of its own.
+    return '"' + re.sub(r"[\x00-\x1f\x7f]", lambda c: f"\\x{ord(c[0]):02x}", escaped) + '"'

@@ -21,14 +21,16 @@ _UNITS = {"k": 1024, "m": 1024**2}
 class BadValue(Exception):  # noqa: N818 - it becomes a fault of a line, never an error of the program
     """A value that an option does not take: what is wrong, and what to do instead.
 
-    `is_cut` is true where a regex has a comma, at which the engine cuts it.
+    `is_cut` is true where a regex has a comma, at which the engine cuts it; `is_list` where llama-bench runs
+    each value as a test of its own.
     """
 
-    def __init__(self, message: str, hint: str = "", *, is_cut: bool = False) -> None:
+    def __init__(self, message: str, hint: str = "", *, is_cut: bool = False, is_list: bool = False) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
         self.is_cut = is_cut
+        self.is_list = is_list
 
 
 def integer(text: str, least: int | None = None) -> int:

@@ -1,8 +1,9 @@
 """Ways out of a placement that does not fit: what would have to change, each reckoned whole.
 
-From the cheapest to the dearest: keys and values in q8_0, a smaller micro-batch (slower prompts), a shorter
-context, fewer layers on the GPUs (slower), no pins, routed experts in fewer bits. A change that is not enough
-alone is tried together with those before it. Only what fits is offered.
+From the cheapest to the dearest: the largest GPU first, keys and values in q8_0, a smaller micro-batch
+(slower prompts), a shorter context, fewer layers on the GPUs (slower), no pins, no GPU at all, fewer bits for
+what lies where memory is short, then for all routed experts, then with keys and values in q8_0. A change that
+is not enough alone is tried together with those before it. Only what fits is offered.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from ggplan.ggml_types import F16, GgmlType, parse_type
 from ggplan.offload.allocation import HOST
 from ggplan.offload.dimensions import dimensions_of
 from ggplan.offload.header import Header
-from ggplan.offload.placement import Placement, Wishes
+from ggplan.offload.placement import Placement, Wishes, left_of
 from ggplan.offload.placing import place
 from ggplan.text import format_bytes
 
@@ -63,6 +64,8 @@ def _tried(placement: Placement) -> Iterator[WayOut]:
     settings = placement.settings
     wishes = replace(placement.wishes, context=settings.context, micro_batch=settings.micro_batch)
     of_gpus = any(s.device != HOST for s in placement.shortages)
+    if of_gpus and (way := _largest_first(placement)) is not None:
+        yield way
     changes: list[_Change] = []
     if _helps(placement):
         changes = [_smaller_batch, _shorter] if placement.machine.gpus else [_shorter]
@@ -89,13 +92,49 @@ def _tried(placement: Placement) -> Iterator[WayOut]:
         way = _way(placement, replace(wishes, pins=()), "nothing pinned", "no --pin")
         if way is not None:
             yield way
-    yield from _fewer_bits(placement)
+    if of_gpus and (way := _no_gpu(placement)) is not None:
+        yield way
+    tries = [placement.wishes] if quantized is None else [placement.wishes, quantized]
+    for less in tries:
+        if (way := _fewer_bits(placement, less)) is not None:
+            yield way
+            break
 
 
 def _helps(placement: Placement) -> bool:
     """Whether less context could be enough. What it frees on a GPU takes experts out of RAM."""
-    freed = sum(d.context + d.compute for d in placement.reckoning.devices)
-    return all(s.short < freed for s in placement.shortages)
+    machine, devices = placement.machine, placement.reckoning.devices
+    freed = sum(d.context + d.compute for d in devices)
+    # Where a GPU is short nothing was put back on the others yet.
+    left = sum(max(left_of(d, gpu, machine), 0) for d, gpu in zip(devices[:-1], machine.gpus, strict=True))
+    return all(s.short < freed + (left if s.device == HOST else 0) for s in placement.shortages)
+
+
+def _largest_first(placement: Placement) -> WayOut | None:
+    """The GPUs in the order of their memory: the first has the tensor that is streamed for prompts."""
+    gpus = placement.machine.gpus
+    order = sorted(range(len(gpus)), key=lambda i: -gpus[i].memory)
+    if order == list(range(len(gpus))) or placement.wishes.pins:
+        return None
+    machine = replace(placement.machine, gpus=tuple(gpus[i] for i in order))
+    made = place(placement.header, machine, placement.wishes, placement.profile)
+    if not made.fits:
+        return None
+    shown = f"CUDA_VISIBLE_DEVICES={','.join(map(str, order))}"
+    sizes = ",".join(f"{gpus[i].memory / 2**30:g}G" for i in order)
+    return WayOut(f"the largest GPU first ({shown})", f"--vram {sizes}", made)
+
+
+def _no_gpu(placement: Placement) -> WayOut | None:
+    """All of it in RAM."""
+    wishes = replace(placement.wishes, pins=(), gpu_layers=None)
+    if placement.machine.ram is None:
+        return None
+    made = place(placement.header, replace(placement.machine, gpus=()), wishes, placement.profile)
+    if not made.fits:
+        return None
+    options = "--gpus 0" + (" and no --pin" if placement.wishes.pins else "")
+    return WayOut("all in RAM, with the GPUs hidden (CUDA_VISIBLE_DEVICES=-1)", options, made)
 
 
 def _way(placement: Placement, wishes: Wishes, what: str, options: str) -> WayOut | None:
@@ -174,35 +213,43 @@ def _fewer_layers(placement: Placement, wishes: Wishes, words: str, options: str
     return _largest(int(n_layers * share), 1, n_layers, at)
 
 
-def _fewer_bits(placement: Placement) -> Iterator[WayOut]:
-    """The file with what lies on the device that is too small in the largest type that fits."""
-    header = placement.header
+def _fewer_bits(placement: Placement, wishes: Wishes) -> WayOut | None:
+    """The file with less in the largest type that fits: what lies where memory is short, or all experts."""
     short = {s.device for s in placement.shortages}
-    meant = frozenset(
-        t.name
-        for t in header.tensors
-        if len(t.shape) > 1 and placement.devices.get(t.name) in short and not t.name.startswith("token_embd")
-    )
-    part = "what is on " + " and ".join("RAM" if d == HOST else d for d in sorted(short))
+    matrices = {t.name for t in placement.header.tensors if len(t.shape) > 1}
+    matrices = {name for name in matrices & placement.devices.keys() if not name.startswith("token_embd")}
+    meant = frozenset(name for name in matrices if placement.devices[name] in short)
+    part = "what is " + " and ".join("in RAM" if d == HOST else f"on {d}" for d in sorted(short))
     if short == {HOST} and all("_exps" in name for name in meant):
         part = "the experts in RAM"
-    for name in _SMALLER:
-        smaller = _with_types(header, meant, parse_type(name))
-        if smaller is None or not _is_enough(placement, smaller):
-            continue
-        made = place(smaller, placement.machine, placement.wishes, placement.profile)
-        if made.fits:
-            size = format_bytes(sum(t.n_bytes for t in smaller.tensors))
-            yield WayOut(f"a recipe with {part} in {name} at most (a file of {size})", "", made)
-            return
+    experts = frozenset(name for name in matrices if "_exps" in name)
+    kv = "" if wishes is placement.wishes else ", and keys and values in q8_0"
+    for names, called in ((meant, part), (meant | experts, f"{part} and all experts")):
+        if names == meant and called != part:
+            return None
+        for name in _SMALLER:
+            smaller = _with_types(placement.header, names, parse_type(name))
+            if smaller is None or not _is_enough(placement, smaller, wishes):
+                continue
+            made = place(smaller, placement.machine, wishes, placement.profile)
+            if made.fits:
+                size = format_bytes(sum(t.n_bytes for t in smaller.tensors))
+                what = f"a recipe with {called} in {name} at most (a file of {size}){kv}"
+                return WayOut(what, "--kv-type q8_0" if kv else "", made)
+    return None
 
 
-def _is_enough(placement: Placement, smaller: Header) -> bool:
+def _is_enough(placement: Placement, smaller: Header, wishes: Wishes) -> bool:
     """Whether a smaller file may save what is short, before it is placed: smaller experts free GPUs too."""
     saved: dict[str, int] = {}
     for old, new in zip(placement.header.tensors, smaller.tensors, strict=True):
         if (device := placement.devices.get(old.name)) is not None:
             saved[device] = saved.get(device, 0) + old.n_bytes - new.n_bytes
+    if wishes is not placement.wishes:
+        for d in placement.reckoning.devices:
+            saved[d.name] = saved.get(d.name, 0) + d.context // 2
+    # What is saved on a GPU makes room there for what is in RAM.
+    saved[HOST] = sum(saved.values())
     return all(saved.get(s.device, 0) >= 0.7 * s.short for s in placement.shortages)
 
 

@@ -7,7 +7,7 @@ r"""Weights: on which device each tensor is loaded, and the bytes that it takes 
     overrides      `-ot` beats everything, the first that is found in the name wins
     token_embd     always on the CPU; where the file has no output.weight, a second copy is the output
     rope_freqs     one copy on every device that has a block
-    MTP            not loaded unless drafts are asked for
+    MTP            not loaded unless drafts are asked for, but for what `planning.devices` names
     a GPU          pads quantized rows (see `allocation`)
 
 In RAM a tensor may lie in a buffer that a GPU reads (`CUDA_Host`), in one whose blocks are repacked for the
@@ -35,6 +35,7 @@ from ggplan.offload.dimensions import Dimensions
 from ggplan.offload.header import Header, HeaderTensor
 from ggplan.offload.machine import Gpu
 from ggplan.offload.settings import Settings
+from ggplan.planning.devices import is_loaded_of_nextn
 from ggplan.rules.patterns import PATTERN_MEMORY, re2_options
 from ggplan.text import printable
 
@@ -206,7 +207,9 @@ def _compiled(pattern: str) -> Any:
     try:
         return re2.compile(pattern, re2_options(PATTERN_MEMORY))
     except re2.error as error:
-        raise PlanError(f"the pattern {shown} is no regex that can be run: {error}") from None
+        why = error.args[0] if error.args else ""
+        why = why.decode(errors="replace") if isinstance(why, bytes) else str(why)
+        raise PlanError(f"the pattern {shown} is no regex that can be run: {printable(why)}") from None
 
 
 # --- Loading -----------------------------------------------------------------------------------------
@@ -244,7 +247,8 @@ class _Place:
 def _load(header: Header, dimensions: Dimensions, settings: Settings, place: _Place) -> Iterator[Loaded]:
     blocks, output = place.blocks[:-1], place.blocks[-1]
     has_output = any(t.name == _OUTPUT for t in header.tensors)
-    reads_mtp = settings.mtp and dimensions.architecture not in _NEVER_MTP
+    architecture = dimensions.architecture
+    reads_mtp = settings.mtp and architecture not in _NEVER_MTP
     for tensor in header.tensors:
         name = tensor.name
         if name.startswith(_NOT_LOADED):
@@ -252,7 +256,7 @@ def _load(header: Header, dimensions: Dimensions, settings: Settings, place: _Pl
         found = _BLOCK.match(name)
         if found is not None:
             block = min(int(found[1]), len(blocks) - 1)
-            if block >= dimensions.n_trunk and not reads_mtp and not _is_forgotten(dimensions, name):
+            if block >= dimensions.n_trunk and not reads_mtp and not is_loaded_of_nextn(architecture, name):
                 continue
             default = blocks[block] if _runs_on_gpu(dimensions, tensor) else HOST
             yield _loaded(place, tensor, name, place.device(name, default))
@@ -310,11 +314,6 @@ def _runs_on_gpu(dimensions: Dimensions, tensor: HeaderTensor) -> bool:
     if shape[0] == 1:  # Mamba 2
         return state.size in (96, 128, 256) and width % 16 == 0
     return shape[0] == 16 and width == 1 and n_heads % 128 == 0 and state.groups <= 1
-
-
-def _is_forgotten(dimensions: Dimensions, name: str) -> bool:
-    # Two small norms of GLM-5's MTP blocks are loaded though the blocks are not.
-    return dimensions.architecture == "glm-dsa" and ".indexer.k_norm." in name
 
 
 def _is_output(dimensions: Dimensions, name: str) -> bool:

@@ -85,8 +85,15 @@ def _flags(settings: Settings, file: str, engine: Engine) -> Iterator[tuple[str,
         yield ("-nr",)
     if not settings.host_buffer:
         yield ("--no-host",)
-    if settings.mtp:
-        yield "--spec-type", "mtp" if is_ik else "draft-mtp"
+    if kinds := [
+        *["mtp" if is_ik else "draft-mtp"] * settings.mtp,
+        *["ngram-mod"] * (settings.n_guessed > 0),
+    ]:
+        yield "--spec-type", ",".join(kinds)
+    if settings.n_drafted != _DEFAULTS.n_drafted:
+        yield "--spec-draft-n-max", str(settings.n_drafted)
+    if settings.n_guessed:
+        yield "--spec-ngram-mod-n-max", str(settings.n_guessed)
     if settings.threads is not None:
         yield "-t", str(settings.threads)
     if settings.host_cache_mib is not None:
@@ -169,7 +176,7 @@ def _patterns(overrides: Iterable[Override], separator: str) -> Iterator[tuple[s
 
 def _bench_flags(settings: Settings, file: str) -> Iterator[tuple[str, ...]]:
     """llama-bench's own parser: one value after every option, and a context of prompt, tokens and depth."""
-    _refuse_unless_default(settings, ("slots", "unified_cache", "full_window", "mtp", "host_cache_mib"))
+    _refuse_unless_default(settings, _NOT_OF_BENCH)
     context = settings.context or 512
     prompt = min(context, settings.micro_batch, 512) if context < 2048 else min(context, settings.micro_batch)
     yield "-m", file
@@ -204,6 +211,11 @@ def _bench_flags(settings: Settings, file: str) -> Iterator[tuple[str, ...]]:
         yield "--no-host", "1"
     if settings.threads is not None:
         yield "-t", str(settings.threads)
+
+
+_NOT_OF_BENCH = (
+    "slots", "unified_cache", "full_window", "mtp", "n_drafted", "n_guessed", "host_cache_mib",
+)  # fmt: skip
 
 
 def _refuse_unless_default(settings: Settings, names: tuple[str, ...]) -> None:

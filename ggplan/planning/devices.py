@@ -8,7 +8,7 @@ models (host: equal to the byte; GPU: apart from padding):
            input layer stays on the CPU)
     GPU    all else; where the file has no `output.weight`, the token embeddings once more, as the output
     none   the blocks that only predict further tokens (nextn): llama.cpp skips them unless it is told to
-           draft with them (`--spec-type draft-mtp`)
+           draft with them (`--spec-type draft-mtp`); of some architectures it loads a part all the same
 
 A model without experts has in RAM the lookup tables alone.
 """
@@ -27,6 +27,17 @@ from ggplan.rules.roles import block_of
 Device = Literal["gpu", "cpu"]
 
 _EXPERTS = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps"
+# What llama.cpp loads of nextn blocks without drafting, by architecture: tensors that `src/models/*.cpp` of b11434
+# creates as "not required" but not as "skip".
+_EMBEDDINGS_AND_HEAD = r"\.nextn\.(embed_tokens|shared_head_head|shared_head_norm)\."
+_ALL_OF_FFN = r"\.(ffn_(gate|up|down)(_exps|_shexp)?|ffn_gate_up_exps|ffn_gate_inp|exp_probs_b)(\.|$)"
+_LOADED_OF_NEXTN = {
+    "cohere2moe": _EMBEDDINGS_AND_HEAD,
+    "deepseek32": r"\.exp_probs_b\.",
+    "glm-dsa": r"\.exp_probs_b\.",
+    "hy_v3": f"{_ALL_OF_FFN}|{_EMBEDDINGS_AND_HEAD}",
+    "step35": rf"{_ALL_OF_FFN}|{_EMBEDDINGS_AND_HEAD}|\.attn_(q_norm|k_norm|gate)\.",
+}
 _LOOKED_UP = r"^(token_embd|per_layer_token_embd|position_embd|token_types)\."
 
 
@@ -55,16 +66,24 @@ def devices_in(model: Model) -> dict[str, tuple[Device, ...]]:
     """The devices that hold each tensor: one of them, both for tied embeddings, none for nextn blocks."""
     nextn = nextn_layers(model)
     names = {t.name for t in (*model.tensors, *model.companions)}
-    return {name: _devices(name, nextn, tied=_is_tied(names)) for name in names}
+    tied = _is_tied(names)
+    return {name: _devices(name, model.architecture, nextn, tied=tied) for name in names}
+
+
+def is_loaded_of_nextn(architecture: str, name: str) -> bool:
+    """Whether llama.cpp loads this tensor of a nextn block though it does not draft with the block."""
+    pattern = _LOADED_OF_NEXTN.get(architecture)
+    return pattern is not None and re.search(pattern, name) is not None
 
 
 def memory_of(model: Model, n_bytes: Mapping[str, int]) -> Memory:
     """Where the tensors of a model are, with these sizes in bytes by name."""
     devices = devices_in(model)
     loaded = {name: size for name, size in n_bytes.items() if devices[name]}
+    nextn = nextn_layers(model)
     experts: dict[float, int] = {}  # bytes by the part of them that one token reads
     for name, size in loaded.items():
-        if re.search(_EXPERTS, name):
+        if re.search(_EXPERTS, name) and block_of(name) not in nextn:
             share = _share_of_experts(model, block_of(name))
             experts[share] = experts.get(share, 0) + size
     return Memory(
@@ -75,9 +94,10 @@ def memory_of(model: Model, n_bytes: Mapping[str, int]) -> Memory:
     )
 
 
-def _devices(name: str, nextn: range, *, tied: bool) -> tuple[Device, ...]:
+def _devices(name: str, architecture: str, nextn: range, *, tied: bool) -> tuple[Device, ...]:
     block = block_of(name)
-    if (block is not None and block in nextn) or name.startswith("nextn."):
+    is_nextn = (block is not None and block in nextn) or name.startswith("nextn.")
+    if is_nextn and not is_loaded_of_nextn(architecture, name):
         return ()
     if re.search(_EXPERTS, name):
         return ("cpu",)

@@ -69,6 +69,12 @@ def test_a_line_as_people_write_it() -> None:
         ("--no-repack --repack", "repack", True),
         ("--no-host", "host_buffer", False),
         ("--spec-type ngram-mod,draft-mtp", "mtp", True),
+        ("--spec-draft-n-max 2", "n_drafted", 2),
+        ("--spec-type ngram-mod,draft-mtp", "n_guessed", 64),
+        ("--spec-type ngram-mod --spec-ngram-mod-n-max 8", "n_guessed", 8),
+        ("--spec-ngram-simple-size-m 12 --spec-type ngram-simple", "n_guessed", 12),
+        ("--spec-type draft-eagle3 --spec-draft-n-max 5", "n_guessed", 5),
+        ("--spec-type none", "n_guessed", 0),
         ("-cram 0", "host_cache_mib", 0),
         ("-cram -1", "host_cache_mib", -1),
         ("-t 16", "threads", 16),
@@ -266,6 +272,7 @@ LLAMA_SERVER = st.builds(
     Settings, **COMMON, **SERVER,
     flash_attention=st.sampled_from(["on", "off", "auto"]), unified_cache=st.none() | st.booleans(),
     full_window=st.booleans(), repack=st.booleans(), host_buffer=st.booleans(),
+    n_drafted=st.integers(0, 16), n_guessed=st.integers(0, 64),
 )  # fmt: skip
 IK = st.builds(
     Settings, **COMMON, **SERVER,
@@ -319,3 +326,16 @@ def test_no_text_breaks_the_reader(text: str) -> None:
 def test_what_an_engine_cannot_be_told(wanted: Settings, engine: Engine, message: str) -> None:
     with pytest.raises(CommandError, match=message):
         write_command(wanted, "m.gguf", engine)
+
+
+def test_lines_as_they_are_published() -> None:
+    docker = read_command(
+        "docker run --gpus all -p 80:80 ghcr.io/ggml-org/llama.cpp:server-cuda -m /m -c 4096"
+    )
+    assert (docker.settings.program, docker.settings.context, docker.faults) == ("llama-server", 4096, ())
+    bench = read_command("llama-bench -m x -mmp 0 -ub 512,2048 -fa 0,1")
+    assert [fault.kind for fault in bench.faults] == ["gone", "tests", "tests"]
+    assert (bench.settings.load_mode, bench.settings.micro_batch) == ("none", 512)
+    old = read_command("llama-server --no-mmap -c 4096")
+    assert [fault.kind for fault in old.faults] == ["gone"]
+    assert old.settings.load_mode == "none"

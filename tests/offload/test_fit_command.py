@@ -131,6 +131,34 @@ def test_a_command_is_reckoned_by_device() -> None:
     assert "note: `--mmproj`: the projector's own memory is not reckoned" in text.stderr
 
 
+def test_devices_keep_their_names_and_overrides_mean_them() -> None:
+    line = "llama-server -c 4096 -np 1 -ngl 99 -fit off -ot '_exps=CUDA1'"
+    both = json.loads(run(*AIR, "--command", line, "--gpus", "2", "--json").stdout)["devices"]
+    one = json.loads(run(*AIR, "--command", f"{line} -dev CUDA1", "--gpus", "2", "--json").stdout)["devices"]
+    turned = json.loads(
+        run(*AIR, "--command", f"{line} -dev CUDA1,CUDA0 -ts 1,0", "--gpus", "2", "--json").stdout
+    )["devices"]
+    assert [d["name"] for d in one] == ["CUDA1", "host"]
+    assert one[0]["weights"] == both[0]["weights"] + both[1]["weights"]
+    assert [d["name"] for d in turned] == ["CUDA1", "CUDA0", "host"]
+    assert [d["weights"] for d in turned] == [one[0]["weights"], 0, one[1]["weights"]]
+    done = run(*AIR, "--command", f"{line} -dev CUDA0", "--gpus", "2")
+    assert done.returncode == 1
+    assert "-dev leaves this device out" in done.stderr
+    checked = run(*AIR, "--check", f"{CPU} -dev CUDA0", "--vram", "24G,24G", "--ram", "512G", "--json")
+    assert "FC204" not in [t["code"] for t in json.loads(checked.stdout)["traps"]]
+
+
+def test_the_usual_line_of_ik_llama_for_deepseek() -> None:
+    line = "llama-server -m x -c 32768 -ctk q8_0 -mla 3 -fa on -amb 512 -ngl 63 -ot exps=CPU --no-mmap -t 16"
+    done = run(
+        *DEEPSEEK, "--engine", "ik_llama.cpp", "--check", line, "--vram", "48G", "--ram", "1T", "--json"
+    )
+    assert json.loads(done.stdout)["traps"] == []
+    done = run(*DEEPSEEK, "--engine", "ik_llama.cpp", "--command", line, "--gpus", "1", "--json")
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -159,6 +187,7 @@ LINES = {
     "FC106": (AIR, f"{CPU} -ot 'blk.{{1,2}}.ffn=CPU'", "24G"),
     "FC107": (AIR, f"{CPU} -ot exps=CUDA1", "24G"),
     "FC108": (AIR, f"{CPU} -c 4096", "24G"),
+    "FC109": (AIR, "llama-bench -m x.gguf -ngl 99 -ncmoe 47 -ub 512,2048 -lm none", "24G"),
     "FC201": (AIR, f"{GOOD} -ot blk1.*exps=CPU -cmoe", "24G"),
     "FC202": (AIR, f"{GOOD} -cmoe -ot 'blk\\.1\\..*exps=CUDA0'", "24G"),
     "FC203": (AIR, f"{GOOD} -ot 'blk\\.1.*exps=CUDA0' -cmoe", "48G"),

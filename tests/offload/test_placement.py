@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from memory_rows import headers
 
 from ggplan.errors import PlanError
 from ggplan.ggml_types import F16, parse_type
@@ -27,7 +28,7 @@ from ggplan.offload.placing import place
 from ggplan.offload.profiles import IK_LLAMA_CPP, LLAMA_CPP, PROFILES
 from ggplan.offload.reckon import reckon
 from ggplan.offload.settings import Override
-from ggplan.offload.starting import bench_command, script, server_command, shown, unit
+from ggplan.offload.starting import bench_command, bench_settings, script, server_command, shown, unit
 from ggplan.offload.ways_out import ways_out
 from ggplan.planning import make_plan
 
@@ -256,6 +257,12 @@ def test_scripts_and_services_start_the_same() -> None:
     assert [w.replace("%%", "%").replace("$$", "$") for w in shlex.split(start)][1:] == words
 
 
+def test_a_name_of_two_lines_is_no_directive_of_a_service() -> None:
+    service = unit(["llama-server", "-m", "a\nExecStartPre=rm b.gguf"], "of a\nb")
+    assert '"a\\x0aExecStartPre=rm b.gguf"' in service
+    assert not any(line.startswith(("ExecStartPre", "b")) for line in service.splitlines())
+
+
 def test_ik_llama_is_told_in_its_own_words() -> None:
     words = server_command(place(air(), machine(24), profile=IK_LLAMA_CPP), "m.gguf")
     assert "--no-mmap" in words
@@ -286,3 +293,51 @@ def test_numbers_are_found_and_no_others(numbers: set[int]) -> None:
 def test_the_profile_is_that_of_the_engine() -> None:
     assert place(air(), machine(24)).profile is LLAMA_CPP
     assert replace(place(air(), machine(24)), notes=()).fits
+
+
+def test_a_larger_micro_batch_is_only_taken_where_it_reads_prompts_faster() -> None:
+    # Copying 200 GB of experts takes longer than computing a small batch on the cores of a server.
+    model = headers("models")["Qwen3.5-397B-A17B.q4km"]
+    server = Machine((Gpu("", 24 * GIB, 936e9, 22e9),), 512 * GIB, 400e9, 64)
+    found = place(model, server, Wishes(context=8192), IK_LLAMA_CPP)
+    small = place(model, server, Wishes(context=8192, micro_batch=512), IK_LLAMA_CPP)
+    assert found.prompt.likely >= small.prompt.likely
+
+
+def test_a_gpu_that_is_too_small_for_anything_is_left_out() -> None:
+    found = place(air(), machine(1), Wishes(context=8192))
+    assert not found.fits
+    ways = ways_out(found)
+    assert [way.options for way in ways] == ["--gpus 0"]
+    assert ways[0].placement.fits
+    assert ways[0].placement.settings.gpu_layers == 0
+
+
+def test_all_experts_in_fewer_bits_where_those_in_ram_alone_are_not_enough() -> None:
+    found = place(air(), machine(24, ram=32), Wishes(context=32768))
+    (way,) = ways_out(found)
+    assert "all experts in" in way.what
+    assert way.placement.fits
+
+
+def test_the_order_of_gpus_is_a_way_out() -> None:
+    # 80 GB have room for the tensor that is streamed, 6 GB have not.
+    model = headers("models")["Kimi-K2.q4_0"]
+    found = place(model, machine(6, 80, ram=512), Wishes(context=4096))
+    assert [s.device for s in found.shortages] == ["CUDA0", "host"]
+    way = ways_out(found, 1)[0]
+    assert way.options == "--vram 80G,6G"
+    assert "CUDA_VISIBLE_DEVICES=1,0" in way.what
+    assert place(model, machine(80, 6, ram=512), Wishes(context=4096)).fits
+
+
+@pytest.mark.parametrize("vram", [(24,), (24, 12), (16,), (12, 12)])
+def test_what_measures_it_fits_too(vram: tuple[float, ...]) -> None:
+    # llama-bench holds the logits of every token: 1.2 GB for 2,048 of GLM-4.5-Air, more than is left.
+    made = place(air(), machine(*vram), Wishes(context=8192))
+    read = parse_command(shlex.join(bench_command(made, "m.gguf")))
+    found = reckon(air(), read, made.machine.gpus)
+    for device, gpu in zip(found.devices[:-1], made.machine.gpus, strict=True):
+        assert device.total <= gpu.memory - made.machine.gpu_margin
+    assert read.overrides == made.settings.overrides
+    assert read.micro_batch == bench_settings(made).micro_batch <= made.settings.micro_batch

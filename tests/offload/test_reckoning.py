@@ -129,6 +129,22 @@ def test_settings_that_the_engine_refuses() -> None:
         reckon(headers("models")[AIR], Settings(overrides=(Override("a(", "CPU"),)), 1)
 
 
+def test_ik_llama_cpp_reads_no_type_of_values_of_a_latent_cache() -> None:
+    q8_0 = parse_type("q8_0")
+    model = headers("models")["DeepSeek-V3.q4km"]
+    one = reckon(model, Settings(context=4096, cache_k=q8_0), 1, IK_LLAMA_CPP)
+    both = reckon(model, Settings(context=4096, cache_k=q8_0, cache_v=q8_0), 1, IK_LLAMA_CPP)
+    assert one.devices == both.devices
+
+
+def test_a_size_that_is_nought_is_a_note() -> None:
+    found = headers("models")["Qwen3.6-35B-A3B.q4km"]
+    metadata = {k: v for k, v in found.metadata.items() if not k.endswith("ssm.time_step_rank")}
+    assert len(metadata) == len(found.metadata) - 1
+    damaged = reckon(replace(found, metadata=metadata), Settings(context=4096), 1)
+    assert any("rule of thumb" in note for note in damaged.notes)
+
+
 def test_patterns_of_strangers_do_not_hang() -> None:
     slow = tuple(Override("(x+x+)+y" * n + "(.*)*Z", "CPU") for n in range(1, 4))
     began = time.process_time()

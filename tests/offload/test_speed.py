@@ -18,7 +18,7 @@ _ACTIVE = ActiveBytes(
         "host": DeviceReads({"q4_K": 4e9}, 0.0, 270, 0.0, 7e9),
         "CUDA0": DeviceReads({"q8_0": 8e9}, 1e9, 900, 8e9, 0.0, 1e9),
     },
-    180, 0, 64_000_000_000, 64_000_000_000, 1 / 16, False, False, 123,
+    180, 0, 64_000_000_000, 64_000_000_000, 0, 0, 1 / 16, False, False, 123,
 )  # fmt: skip
 _CARD = Gpu("RTX 3090", 24 << 30, 936e9, 24e9, 142e12)
 _MACHINE = Machine((_CARD,), 128 << 30, 80e9, 16)
@@ -140,3 +140,26 @@ def test_a_model_of_nothing_is_not_a_division_by_zero() -> None:
     nothing = replace(_ACTIVE, devices={}, host_crossings=0, experts_in_ram=0, streamable=0)
     assert _written(nothing).likely > 0
     assert _read(nothing).likely > 0
+
+
+def test_other_matrices_in_ram_are_copied_for_prompts_too() -> None:
+    # A dense model of which 18 GB are in RAM: the GPU reads them there, once for each micro-batch.
+    devices = {
+        "host": DeviceReads({"q4_K": 18e9}, 0.0, 270, 32e9, 0.0, 1e6),
+        "CUDA0": DeviceReads({"q4_K": 22e9}, 0.0, 330, 39e9),
+    }
+    dense = replace(
+        _ACTIVE, devices=devices, experts_in_ram=0, streamable=0, used_share=1.0,
+        matrices_in_ram=18_000_000_000, streamable_matrices=18_000_000_000,
+    )  # fmt: skip
+    read = _read(dense, load_mode="none")
+    assert read.seconds["weights over PCIe"] == pytest.approx(18e9 / 24e9)
+    assert "CPU" not in read.seconds
+    assert read.likely > 5 * _read(dense, op_offload=False).likely
+    assert _read(dense, micro_batch=2048).likely > 1.3 * _read(dense).likely
+    assert _read(dense, micro_batch=31).seconds["CPU"] > 0
+    alone = replace(dense, devices={"host": devices["host"]})  # -ngl 0: the GPU has nothing else to do
+    assert _read(alone).seconds["CUDA0"] > 0
+    mapped = _read(dense)
+    assert any("weights are copied from mapped pages" in reason for reason in mapped.reasons)
+    assert mapped.likely < read.likely

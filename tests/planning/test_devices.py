@@ -132,3 +132,17 @@ def test_an_explanation_says_the_same(tensor: str, told: str, device: str | None
     command = ["rules", "explain", tensor, "-r", "glm4moe/hq4_k", "-m", "GLM-4.5-Air"]
     assert told in CliRunner().invoke(cli, command).output
     assert json.loads(CliRunner().invoke(cli, [*command, "--json"]).output)["device"] == device
+
+
+def test_what_is_loaded_of_blocks_that_draft() -> None:
+    experts, router, head = (
+        f"blk.1.{part}" for part in ("ffn_up_exps.weight", "exp_probs_b.bias", "attn_q.weight")
+    )
+    names = ("blk.0.ffn_up_exps.weight", experts, router, head)
+    loaded = {"glm4moe": set(), "glm-dsa": {router}, "deepseek32": {router}, "step35": {experts, router}}
+    for architecture, expected in loaded.items():
+        facts = {"block_count": 2, "nextn_predict_layers": 1, "expert_count": 4, "expert_used_count": 1}
+        model = model_of(*names, architecture=architecture, **facts)
+        devices = devices_in(model)
+        assert {name for name in names[1:] if devices[name]} == expected, architecture
+        assert memory_of(model, dict.fromkeys(names, 400)).ram_per_token == 100  # and no token reads them
