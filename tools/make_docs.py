@@ -61,7 +61,7 @@ def write_examples(page: Path) -> None:
     """
     parts = re.split(r"(?<=^```console\n)(.*?)(?=^```$)", page.read_text("utf-8"), flags=re.M | re.S)
     for at in range(1, len(parts), 2):
-        parts[at] = example_output(re.findall(r"^\$ (.*)$", parts[at], re.MULTILINE), page.parent)
+        parts[at] = example_output(re.findall(r"^\$ ((?:.*\\\n)*.*)$", parts[at], re.MULTILINE), page.parent)
     page.write_text("".join(parts), encoding="utf-8")
 
 

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from ggplan.charts.quality import Cost
     from ggplan.charts.style import Theme
     from ggplan.charts.tensors import TypedTensors
+    from ggplan.ggml_types import Engine
     from ggplan.measure import Record
     from ggplan.measure.record_file import Scores
-    from ggplan.ggml_types import Engine
     from ggplan.offload.known_machine import Stated
 
 _EPILOG = """\b

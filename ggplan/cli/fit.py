@@ -265,8 +265,8 @@ def _place(
 
     placement = place(header, machine, wishes, PROFILES[engine])
     path = _path(name, header)
-    if form in ("sh", "systemd"):  # they are started from anywhere
-        path = os.path.abspath(path)
+    if form == "systemd" or (form == "sh" and os.path.exists(path)):  # they are started from anywhere
+        path = os.path.abspath(path)  # but nobody knows yet where a planned file will be
     ways = ways_out(placement)
     if form == "json":
         print_json(placement_json(placement, path, ways))

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from ggplan.offload.ways_out import WayOut
 
 
+_OPTION_WIDTH = 16  # of the column of options in explanations
+
+
 def print_placement(
     placement: Placement, file: str, ways: tuple[WayOut, ...], *, explain: bool, err: bool = False
 ) -> None:
@@ -44,8 +47,11 @@ def print_placement(
     click.echo()
     measuring = bench_settings(placement)
     tokens = measuring.micro_batch
-    smaller = f", which holds the logits of all tokens and has room for {tokens} at a time"
-    click.echo(f"measure it with{smaller if tokens < placement.settings.micro_batch else ''}")
+    if tokens < placement.settings.micro_batch:
+        why = "llama-bench keeps the logits of every token, so there is room for fewer at a time"
+        click.echo(f"measure it with -ub {tokens}: {why}")
+    else:
+        click.echo("measure it with")
     click.echo(shown(bench_command(placement, file, measuring)))
 
 
@@ -148,19 +154,21 @@ def _print_ways(placement: Placement, ways: tuple[WayOut, ...]) -> None:
     for way in ways:
         option = f" ({way.options})" if way.options else ""
         speed = _figure(way.placement.generation.likely)
-        click.echo(f"  {way.what}{option}: {speed} tokens per second")
+        echo_wrapped(f"  {way.what}{option}: {speed} tokens per second", then="    ")
 
 
 def _print_explanations(placement: Placement, file: str) -> None:
-    from ggplan.cli.output import print_table
+    from ggplan.cli.output import echo_wrapped
     from ggplan.offload.explaining import explained
 
     click.echo()
-    print_table(
-        [("option", "left"), ("why", "left")],
-        [list(pair) for pair in explained(placement, file)],
-        wraps="why",
-    )
+    for option, why in explained(placement, file):
+        # A path or a pattern may be wider than the terminal, and is not cut: it stands on a line of its own.
+        if len(option) < _OPTION_WIDTH:
+            echo_wrapped(f"  {option:<{_OPTION_WIDTH}}{why}", then=" " * (_OPTION_WIDTH + 2))
+        else:
+            click.echo(f"  {option}")
+            echo_wrapped(" " * (_OPTION_WIDTH + 2) + why, then=" " * (_OPTION_WIDTH + 2))
 
 
 def placement_json(placement: Placement, file: str, ways: tuple[WayOut, ...]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ def explained(placement: Placement, file: str) -> list[tuple[str, str]]:
 
 def _context(placement: Placement, flag: Sequence[str]) -> str:
     size = sum(d.context for d in placement.reckoning.devices)
-    without = "; without it llama.cpp may cut the context" if placement.profile.engine == "llama.cpp" else ""
+    without = "; without it llama.cpp takes what the model was trained with, or less" if placement.profile.engine == "llama.cpp" else ""
     return f"tokens of context, {format_bytes(size)} of keys, values and state{without}"
 
 
@@ -80,7 +80,7 @@ def _load_mode(placement: Placement, flag: Sequence[str]) -> str:
 
 
 def _split(placement: Placement, flag: Sequence[str]) -> str:
-    return "layers of each GPU: each is filled to the same share of what it has room for"
+    return "layers of each GPU, in order: as many as it has room for, spread in the faster of two ways"
 
 
 def _split_mode(placement: Placement, flag: Sequence[str]) -> str:

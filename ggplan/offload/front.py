@@ -13,10 +13,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ggplan.errors import CommandError
+from ggplan.ggml_types import Engine
 from ggplan.model import Model
 from ggplan.offload.commands import read_command
 from ggplan.offload.completing import completed
-from ggplan.ggml_types import Engine
 from ggplan.offload.header import Header, header_of
 from ggplan.offload.machine import Gpu, Machine
 from ggplan.offload.placement import Placement, Wishes

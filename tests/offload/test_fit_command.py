@@ -69,6 +69,21 @@ def test_ik_llama_and_what_each_option_does() -> None:
     assert "one thread a core" in done.stdout
 
 
+def test_explanations_are_no_wider_than_the_terminal() -> None:
+    shown = run(*HOME, "--explain", COLUMNS="60").stdout.split("llama-server -m")[1].split("measure it")[0]
+    assert "\n  -ngl 99         all layers on the GPU" in shown
+    why = [line for line in shown.split("\n\n", 1)[1].splitlines() if not line.startswith("  -ot")]
+    assert why
+    assert max(map(len, why)) <= 60
+
+
+def test_a_script_of_a_planned_file_does_not_guess_its_folder(tmp_path: Path) -> None:
+    assert " -m GLM-4.5-Air.gguf " in run(*HOME, "--output", "sh").stdout
+    path = tied_model(tmp_path / "small.gguf")
+    done = run("fit", "small.gguf", "-q", "--gpus", "0", "--output", "sh", folder=tmp_path)
+    assert f" -m {path.resolve()} " in done.stdout
+
+
 def test_a_service() -> None:
     done = run(*HOME, "--output", "systemd")
     assert "\nExecStart=/usr/bin/env llama-server " in done.stdout
