@@ -98,7 +98,7 @@ class Lines:
 @click.option("--check", metavar="LINE", help="Look for traps in this command line.")
 @click.option("--gpus", "n_gpus", type=click.IntRange(0, 16), metavar="N",
               help="Use the first N GPUs alone; with --command, N of one size.")  # fmt: skip
-@click.option("--calibrate", "log", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+@click.option("--calibrate", "log", type=click.Path(path_type=Path),
               metavar="LOG", help="Learn from a log of llama-bench or llama-sweep-bench, of the command that "
               "is printed or of --command, and keep it in the machine's file.")  # fmt: skip
 @json_option("it all")

@@ -24,7 +24,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
-from ggplan.offload.allocation import HOST
+from ggplan.offload.allocation import HOST, plain_bytes
 from ggplan.offload.cache.classes import cache_tensors
 from ggplan.offload.cache.tensors import CacheTensor
 from ggplan.offload.dimensions import Dimensions
@@ -229,10 +229,10 @@ def _cells(dimensions: Dimensions, settings: Settings, depth: int) -> dict[int, 
         cells = found.setdefault(tensor.block, _Cells())
         row, n = tensor.shape[0], tensor.shape[1]
         if tensor.role in _STATES:
-            cells.n_bytes += 2 * tensor.type.row_bytes(row) * n
+            cells.n_bytes += 2 * plain_bytes(tensor.type, (row, n))
             continue
         chosen = min(n, top_k) if top_k and tensor.role == "k" else n
-        cells.n_bytes += tensor.type.row_bytes(row) * chosen
+        cells.n_bytes += plain_bytes(tensor.type, (row, chosen))
         cells.attended += _products(tensor, dimensions) * chosen
     return found
 

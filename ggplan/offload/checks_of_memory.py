@@ -30,6 +30,7 @@ def _room(case: Case) -> Iterator[Trap]:
     if isinstance(reckoned, Error):
         return
     streamed = reckoned.streamed
+    unread = "--no-op-offload" if case.command.engine == "llama.cpp" else "-op -1,0"
     for shortage in shortages(reckoned, machine):
         short = format_bytes(shortage.short)
         needs = f"{format_bytes(shortage.needed)} needed, {format_bytes(shortage.available)} there"
@@ -41,8 +42,8 @@ def _room(case: Case) -> Iterator[Trap]:
             yield Trap("FC302", "error", case.line_of("-ub", "-ot", "-ncmoe", "-cmoe"),
                        f"CUDA0 is short of {short}: prompts of 32 tokens and more copy {streamed[0]}, "
                        f"{format_bytes(streamed[1])}, to it",
-                       "keep experts of one block more in RAM, or write --no-op-offload and read prompts on "
-                       "the CPU")  # fmt: skip
+                       f"keep experts of one block more in RAM, or write {unread} and read prompts on the "
+                       "CPU")  # fmt: skip
         else:
             yield Trap("FC301", "error", case.line_of("-ngl", "-ot", "-ncmoe", "-c"),
                        f"{shortage.device} is short of {short}: {needs} beside the margin",

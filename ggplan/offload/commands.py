@@ -309,7 +309,11 @@ class _Reading:
         """Take an option of former builds for what it meant."""
         is_off = self.program == "llama-bench" and value == "0"
         if self.engine == "llama.cpp" and name in ("-mmp", *GONE_LOAD_MODES):
-            self.said.fields["load_mode"] = "none" if is_off else GONE_LOAD_MODES.get(name, "mmap")
+            mode = "none" if is_off else GONE_LOAD_MODES.get(name, "mmap")
+            before = self.said.fields.get("load_mode", "mmap")
+            if {mode, before} == {"none", "mmap+mlock"}:
+                mode = "mlock"
+            self.said.fields["load_mode"] = mode
 
     def _like(self, name: str) -> str:
         known = flags_of(self.engine, self.program)

@@ -321,6 +321,7 @@ def _no_mmap(said: Said, _: bool) -> None:
 
 def _runtime_repack(said: Said, _: bool) -> None:
     said.fields["load_mode"] = "none"
+    said.fields["op_offload"] = False  # what is interleaved for the CPU no GPU reads, but for few types
     said.notes.append("`-rtr`: weights that are repacked for the CPU are not reckoned as such")
 
 

@@ -202,7 +202,7 @@ class _Planner:
         settings = self.base(self.wishes.micro_batch or _MICRO_BATCHES[0])
         if not self.gpus:
             return self.made(self.tried(settings))
-        whole = self.whole(settings)
+        whole = self.whole(settings) if settings.gpu_layers >= self.dimensions.n_blocks + 1 else None
         if whole is not None:
             return self.with_wishes_in_ram(whole) if self.copies(whole) else self.made(whole)
         return self.with_experts_in_ram(settings) if self.experts else self.with_layers_in_ram(settings)

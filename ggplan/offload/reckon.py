@@ -35,6 +35,8 @@ _ABOUT = frozenset({
     "gpt2", "gptj", "gptneox", "grok", "jais", "mpt", "olmo", "plamo2", "refact", "rwkv6",
     "rwkv6qwen2", "rwkv7", "starcoder", "t5", "talkie",
 })  # fmt: skip
+# What building a graph of a header that cannot be may run into.
+_DAMAGE = (LookupError, ArithmeticError, AssertionError)
 MEMORY = 24 << 30  # of a GPU of which nothing is known
 
 
@@ -143,7 +145,7 @@ class _Case:
         job = self._job(replace(self.holding, n_outputs=min(self.holding.n_tokens, self.holding.n_slots)))
         try:
             return context, dict(zip(self.names, draft_sizes(job, self._rules()), strict=True))
-        except (LookupError, ArithmeticError):
+        except _DAMAGE:
             return context, {}
 
     def compute(self) -> tuple[dict[str, int], tuple[str, ...]]:
@@ -160,10 +162,10 @@ class _Case:
             notes = (f"{name}: compute buffers are a plain decoder's, and may be off by a fifth",)
         try:
             sizes = compute_sizes(job, rules)
-        except (LookupError, ArithmeticError) as error:
+        except _DAMAGE as error:
             # A missing tensor is a KeyError or a LookupError of ours; sizes that are 0 or do not go together
             # divide by nothing or reach beyond a list.
-            is_named = not isinstance(error, IndexError | ArithmeticError)
+            is_named = isinstance(error, LookupError) and not isinstance(error, IndexError)
             why = (
                 f"there is no {printable(str(error.args[0]))}" if is_named else "its sizes do not go together"
             )
@@ -194,6 +196,13 @@ def _flash(dimensions: Dimensions, settings: Settings, weights: Weights) -> Lite
     """Whether attention is one operation: with `auto`, if every GPU with attention has a kernel for it."""
     if settings.flash_attention != "auto":
         return "on" if settings.flash_attention == "on" else "off"
+    if settings.cache_v.is_quantized:  # for which it is needed
+        return "on"
+    return "on" if _has_kernels(dimensions, settings, weights) else "off"
+
+
+def _has_kernels(dimensions: Dimensions, settings: Settings, weights: Weights) -> bool:
+    """Whether every GPU with attention has a kernel for flash attention."""
     for block, device in enumerate(weights.blocks[: dimensions.n_trunk]):
         if device == HOST or dimensions.recurrent[block] or not dimensions.kv_heads[block]:
             continue
@@ -202,8 +211,8 @@ def _flash(dimensions: Dimensions, settings: Settings, weights: Weights) -> Lite
         if dimensions.is_mla:
             value = dimensions.kv_rank
         if not has_kernel(key, value, dimensions.heads[block], n, types):
-            return "off"
-    return "on"
+            return False
+    return True
 
 
 def _copies_experts(dimensions: Dimensions, holding: Holding, profile: Profile) -> bool:
@@ -216,7 +225,8 @@ def _copies_experts(dimensions: Dimensions, holding: Holding, profile: Profile) 
 
 def _check(dimensions: Dimensions, settings: Settings, profile: Profile) -> None:
     k, v = settings.cache_k, settings.cache_v
-    if dimensions.is_mla and k is not v and profile.compares_latent_types:
+    has_one = dimensions.is_mla or dimensions.architecture == "deepseek4"
+    if has_one and k is not v and profile.compares_latent_types:
         raise PlanError(
             f"K as {k.name} and V as {v.name}: the engine refuses, for this model has one cache for both",
             hint=f"give one type for both: --kv-type {k.name}, or -ctk {k.name} -ctv {k.name}",
@@ -226,6 +236,14 @@ def _check(dimensions: Dimensions, settings: Settings, profile: Profile) -> None
             f"V as {v.name} without flash attention: the engine refuses",
             hint="use -fa on, or -ctv f16",
         )
+    for letter, kind, size_of in (("K", k, dimensions.key_size), ("V", v, dimensions.value_size)):
+        odd = [size for i in range(dimensions.n_trunk) if (size := size_of(i)) % kind.block_size]
+        if kind.is_quantized and odd and settings.flash_attention == "on":
+            raise PlanError(
+                f"{letter} as {kind.name}: the engine refuses, for a head of {odd[0]} is not whole blocks of "
+                f"{kind.block_size}",
+                hint=f"give -ct{letter.lower()} f16",
+            )
 
 
 def _notes(
@@ -242,6 +260,10 @@ def _notes(
             dimensions.indexer.heads * holding.n_tokens * holding.n_context * 4
         )  # scores of all positions, f32
         yield f"compute buffers grow as the context fills: by about {n / 2**20:.0f} MiB where it is full"
+    fuses = settings.flash_attention == "on" and settings.cache_on_gpu
+    if fuses and not _has_kernels(dimensions, settings, weights):
+        names = " and ".join(dict.fromkeys((settings.cache_k.name, settings.cache_v.name)))
+        yield f"no GPU has a kernel for this attention with a cache in {names}: the CPU does it, more slowly"
     if settings.split_mode in ("row", "tensor"):
         yield f"-sm {settings.split_mode} is reckoned as -sm layer"
     if settings.mtp and not dimensions.n_mtp:

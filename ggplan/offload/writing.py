@@ -170,8 +170,10 @@ def _patterns(overrides: Iterable[Override], separator: str) -> Iterator[tuple[s
                 hint="write alternatives as `(1|2)`",
             )
         entries.append(f"{override.pattern}={override.device}")
-    if entries:
-        yield "-ot", separator.join(entries)
+    if separator == ";":  # of several -ot llama-bench makes several tests
+        entries = [";".join(entries)] if entries else []
+    for entry in entries:
+        yield "-ot", entry
 
 
 def _bench_flags(settings: Settings, file: str) -> Iterator[tuple[str, ...]]:

@@ -339,3 +339,6 @@ def test_lines_as_they_are_published() -> None:
     old = read_command("llama-server --no-mmap -c 4096")
     assert [fault.kind for fault in old.faults] == ["gone"]
     assert old.settings.load_mode == "none"
+    assert read_command("llama-server --mlock --no-mmap").settings.load_mode == "mlock"
+    # What -rtr interleaves for the CPU is not copied to a GPU.
+    assert not read_command("llama-server -rtr", "ik_llama.cpp").settings.op_offload

@@ -170,6 +170,14 @@ def test_devices_keep_their_names_and_overrides_mean_them() -> None:
     assert "FC204" not in [t["code"] for t in json.loads(checked.stdout)["traps"]]
 
 
+def test_a_default_that_costs_little_is_a_note() -> None:
+    # Windows of 128 tokens for 4 slots are 6 MiB of gpt-oss-20b, those of 1,024 are 663 MiB of gemma-3-27b.
+    line = "llama-server -hf ggml-org/gpt-oss-20b-GGUF --ctx-size 32768 --jinja -ub 2048 -b 2048"
+    done = run(*GPT, "--check", line, "--vram", "32G", "--ram", "64G")
+    assert done.returncode == 0, done.stdout
+    assert "note FC307" in done.stdout
+
+
 def test_the_usual_line_of_ik_llama_for_deepseek() -> None:
     line = "llama-server -m x -c 32768 -ctk q8_0 -mla 3 -fa on -amb 512 -ngl 63 -ot exps=CPU --no-mmap -t 16"
     done = run(

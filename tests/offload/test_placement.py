@@ -379,3 +379,10 @@ def test_what_measures_it_fits_too(vram: tuple[float, ...]) -> None:
         assert device.total <= gpu.memory - made.machine.gpu_margin
     assert read.overrides == made.settings.overrides
     assert read.micro_batch == bench_settings(made).micro_batch <= made.settings.micro_batch
+
+
+def test_wished_layers_are_placed_alike_whether_all_would_fit_or_not() -> None:
+    model = headers("models")["Qwen3-30B-A3B.q4km"]
+    small, large = (place(model, machine(vram), Wishes(context=8192, gpu_layers=10)) for vram in (12, 24))
+    assert large.settings == small.settings
+    assert large.prompt == small.prompt

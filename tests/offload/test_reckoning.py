@@ -14,6 +14,7 @@ from program import run
 
 from ggplan.errors import CheckpointError, PlanError
 from ggplan.ggml_types import parse_type
+from ggplan.metadata import MetadataType, scalar, string
 from ggplan.offload.machine import Gpu
 from ggplan.offload.profiles import IK_LLAMA_CPP, LLAMA_CPP
 from ggplan.offload.reckon import reckon
@@ -143,6 +144,32 @@ def test_a_size_that_is_nought_is_a_note() -> None:
     assert len(metadata) == len(found.metadata) - 1
     damaged = reckon(replace(found, metadata=metadata), Settings(context=4096), 1)
     assert any("rule of thumb" in note for note in damaged.notes)
+
+
+def test_a_cache_that_no_gpu_reads_or_that_cannot_be() -> None:
+    q8_0, iq4_nl = parse_type("q8_0"), parse_type("iq4_nl")
+    model = headers("models")["Qwen3-8B.q4km"]
+    on = reckon(model, Settings(context=4096, flash_attention="on", cache_k=iq4_nl, cache_v=iq4_nl), 1)
+    assert any("no GPU has a kernel" in note and "iq4_nl" in note for note in on.notes)
+    # Quantized values need flash attention, so `auto` is on, kernel or not.
+    assert reckon(model, Settings(context=4096, cache_k=iq4_nl, cache_v=iq4_nl), 1).devices == on.devices
+    metadata = dict(model.metadata)
+    key = next(k for k in metadata if k.endswith("attention.key_length"))
+    metadata[key] = scalar(MetadataType.UINT32, 80)
+    with pytest.raises(PlanError, match="K as q8_0: the engine refuses, for a head of 80"):
+        reckon(
+            replace(model, metadata=metadata), Settings(context=4096, flash_attention="on", cache_k=q8_0), 1
+        )
+
+
+def test_a_graph_of_another_architecture_is_a_note() -> None:
+    for name, other in (("hy_v4-moe", "jamba"), ("DeepSeek-V3.2.q4km", "qwen35moe")):
+        found = (headers("architectures") | headers("models"))[name]
+        own = str(found.metadata["general.architecture"].decode())
+        metadata = {k.replace(f"{own}.", f"{other}.", 1): v for k, v in found.metadata.items()}
+        metadata["general.architecture"] = string(other)
+        for n_gpus in (0, 1):
+            assert reckon(replace(found, metadata=metadata), Settings(context=4096), n_gpus).notes
 
 
 def test_patterns_of_strangers_do_not_hang() -> None:
