@@ -63,7 +63,8 @@ def check_lost(case: Case) -> Iterator[PartlyShadowed]:
     for i, rule in case.rules():
         if _is_for_drafts(rule):
             continue
-        takers = [j for j in case.takers(i) if not _is_for_drafts(rules[j])]  # not of those that are passed over
+        # Not of those that are passed over.
+        takers = [j for j in case.takers(i) if not _is_for_drafts(rules[j])]
         if takers and case.decided[i]:
             first = rules[takers[0]]
             lost = [t for t in case.members[i] if case.fitted[t].decision.rule in takers]
