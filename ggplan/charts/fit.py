@@ -204,7 +204,7 @@ def _draw_bar(
 
 def _draw_speeds(ax: Axes, subjects: list[_Subject], titles: dict[str, str]) -> None:
     drawn = [s for s in subjects if s.rates]
-    ax.set_title("writing", fontsize=10, pad=8)
+    ax.set_title("generation", fontsize=10, pad=8)
     ax.set_xlabel("tokens in the cache")
     ax.set_ylabel("tokens per second, higher is better")
     last = max((s.depths[-1] for s in drawn), default=1)
