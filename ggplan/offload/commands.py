@@ -17,7 +17,7 @@ from ggplan.errors import CommandError
 from ggplan.ggml_types import Engine
 from ggplan.offload.flags import PROGRAMS, Flag, all_flags, flags_of
 from ggplan.offload.options import BENCH, GONE, GONE_LOAD_MODES, HANDLERS, UNRECKONED, Said
-from ggplan.offload.settings import Settings
+from ggplan.offload.settings import LoadMode, Settings
 from ggplan.offload.shell import Word, split_words
 from ggplan.offload.values import BadValue, switch
 from ggplan.text import nearest, printable
@@ -309,7 +309,7 @@ class _Reading:
         """Take an option of former builds for what it meant."""
         is_off = self.program == "llama-bench" and value == "0"
         if self.engine == "llama.cpp" and name in ("-mmp", *GONE_LOAD_MODES):
-            mode = "none" if is_off else GONE_LOAD_MODES.get(name, "mmap")
+            mode: LoadMode = "none" if is_off else GONE_LOAD_MODES.get(name, "mmap")
             before = self.said.fields.get("load_mode", "mmap")
             if {mode, before} == {"none", "mmap+mlock"}:
                 mode = "mlock"

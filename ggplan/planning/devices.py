@@ -27,8 +27,8 @@ from ggplan.rules.roles import block_of
 Device = Literal["gpu", "cpu"]
 
 _EXPERTS = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps"
-# What llama.cpp loads of nextn blocks without drafting, by architecture: tensors that `src/models/*.cpp` of b11434
-# creates as "not required" but not as "skip".
+# What llama.cpp loads of nextn blocks without drafting, by architecture: tensors that `src/models/*.cpp` of
+# b11434 creates as "not required" but not as "skip".
 _EMBEDDINGS_AND_HEAD = r"\.nextn\.(embed_tokens|shared_head_head|shared_head_norm)\."
 _ALL_OF_FFN = r"\.(ffn_(gate|up|down)(_exps|_shexp)?|ffn_gate_up_exps|ffn_gate_inp|exp_probs_b)(\.|$)"
 _LOADED_OF_NEXTN = {
