@@ -25,7 +25,7 @@ def explained(placement: Placement, file: str) -> list[tuple[str, str]]:
 
 def _context(placement: Placement, flag: Sequence[str]) -> str:
     size = sum(d.context for d in placement.reckoning.devices)
-    without = "; without it llama.cpp takes what the model was trained with, or less" if placement.profile.engine == "llama.cpp" else ""
+    without = "; without it as many as the model was trained with"
     return f"tokens of context, {format_bytes(size)} of keys, values and state{without}"
 
 

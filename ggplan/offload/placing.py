@@ -204,7 +204,7 @@ class _Planner:
             return self.made(self.tried(settings))
         whole = self.whole(settings) if settings.gpu_layers >= self.dimensions.n_blocks + 1 else None
         if whole is not None:
-            return self.made(whole)
+            return self.with_wishes_in_ram(whole) if self.copies(whole) else self.made(whole)
         return self.with_experts_in_ram(settings) if self.experts else self.with_layers_in_ram(settings)
 
     def may_be_faster_alone(self, best: Placement) -> bool:
@@ -237,6 +237,20 @@ class _Planner:
             return None
         tried = self.tried(self.split(settings, sizes))
         return None if tried.shortages else tried
+
+    def copies(self, tried: _Candidate) -> bool:
+        """Whether weights that lie in RAM are copied to a GPU for prompts."""
+        active = self.active(tried)
+        return bool(active.streamable or active.streamable_matrices)
+
+    def with_wishes_in_ram(self, whole: _Candidate) -> Placement:
+        """What would fit the GPUs, with what is wished in RAM, by pins or layers, where GPUs copy it fast."""
+        settings = replace(whole.settings, load_mode="none")
+        small = self.made(self.tried(settings))
+        if self.wishes.micro_batch is not None or not small.fits:
+            return small
+        large = self.made(self.tried(replace(settings, micro_batch=_MICRO_BATCHES[1])))
+        return (_with_note(large, small.prompt) if large.fits else None) or small
 
     def with_experts_in_ram(self, settings: Settings) -> Placement:
         """The routed experts in RAM, but for those that fit into what is left of the GPUs."""
@@ -353,11 +367,7 @@ class _Planner:
     def with_layers_in_ram(self, settings: Settings) -> Placement:
         """The last layers on the GPUs, with the micro-batch that is worth it: the others are copied too."""
         small = self.by_layers(settings)
-        if (
-            self.wishes.micro_batch is not None
-            or not small.fits
-            or small.settings.gpu_layers >= self.all_layers
-        ):
+        if self.wishes.micro_batch is not None or not small.fits:
             return small
         large = self.by_layers(replace(settings, micro_batch=_MICRO_BATCHES[1]))
         slower = small.generation.likely > large.generation.likely * _WORTH

@@ -223,6 +223,17 @@ def test_layers_in_ram_are_copied_for_prompts_as_experts_are() -> None:
     assert made.prompt.likely > 8 * prompt(active, made.machine, made.profile, on_cpu).likely
 
 
+@pytest.mark.parametrize("wishes", [Wishes(pins=(Override("_exps", "CPU"),)), Wishes(gpu_layers=10)])
+def test_what_is_wished_in_ram_is_pinned_and_copied_for_prompts(wishes: Wishes) -> None:
+    model = header("gpt-oss-20b", "gpt-oss/small")
+    made = reckoned(place(model, machine(24), wishes))
+    assert made.in_ram
+    assert (made.settings.load_mode, made.settings.micro_batch) == ("none", 2048)
+    small = reckoned(place(model, machine(24), replace(wishes, micro_batch=512)))
+    assert (small.settings.load_mode, small.settings.micro_batch) == ("none", 512)
+    assert made.prompt.likely > 1.5 * small.prompt.likely
+
+
 def test_a_larger_micro_batch_is_left_where_prompts_get_slower() -> None:
     # ik_llama.cpp computes on the CPU up to some tokens an expert, and copies all experts above.
     many = Machine((Gpu("", 24 << 30, 936e9, 24e9, 142e12),), 768 << 30, 300e9, 32)

@@ -15,7 +15,7 @@ from quantizing import quantized_folder
 from served_model import DEMO, write_sharded
 
 import ggplan
-from ggplan.cli import options
+from ggplan.cli import planning
 from ggplan.errors import CheckpointError, NoSuchCheckpointError
 from ggplan.sources.addresses import open_address
 from ggplan.sources.files import read_at
@@ -451,7 +451,7 @@ def test_many_scales_on_a_server_are_read_by_convert_alone(
     tmp_path: Path, use: Use, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`plan` reads 1 % of the bytes at most; scales of groups of 32 are a ninth of an int4 checkpoint."""
-    monkeypatch.setattr(options, "_MOST_READ", 0)
+    monkeypatch.setattr(planning, "_MOST_READ", 0)
     source = tmp_path / "source"
     quantized_folder(Path(ggplan.__file__).parent / "demo_model", source, "gptq")
     config = json.loads((source / "config.json").read_text())

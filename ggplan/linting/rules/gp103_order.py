@@ -2,7 +2,8 @@ r"""What hangs on the order of the rules. Notes, for exceptions above a general 
 just so.
 
 GP103: a rule loses tensors to other rules
-    Exceptions above a general rule look just so; this note only says which tensors are concerned.
+    Exceptions above a general rule look just so; this note only says which tensors are concerned. A rule for
+    `@role nextn` alone, which says itself whom it is for, is not told of.
     - blk\.{first 4}\.ffn_down_exps = q6_K
     - ffn_down_exps = q4_K
 
@@ -19,6 +20,7 @@ from collections.abc import Iterator
 from ggplan.linting.case import Case
 from ggplan.linting.rule import Finding, LintRule
 from ggplan.linting.wording import lines_of, some
+from ggplan.rules import Rule
 
 
 class PartlyShadowed(Finding):
@@ -52,11 +54,18 @@ class OrderDecides(Finding):
     advice = "`ggplan rules export` writes rules that do not overlap"
 
 
+def _is_for_drafts(rule: Rule) -> bool:
+    return rule.roles == ("nextn",)
+
+
 def check_lost(case: Case) -> Iterator[PartlyShadowed]:
+    rules = case.recipe.rules
     for i, rule in case.rules():
-        takers = case.takers(i)  # not of those that are passed over
+        if _is_for_drafts(rule):
+            continue
+        takers = [j for j in case.takers(i) if not _is_for_drafts(rules[j])]  # not of those that are passed over
         if takers and case.decided[i]:
-            first = case.recipe.rules[next(iter(takers))]
+            first = rules[takers[0]]
             lost = [t for t in case.members[i] if case.fitted[t].decision.rule in takers]
             yield PartlyShadowed(rule.location, lines_of(first, rule), len(takers) - 1, some(case, lost))
 
@@ -66,6 +75,8 @@ def check_order(case: Case) -> Iterator[OrderDecides]:
     other: list[int] = []
     for t, decision in enumerate(f.decision for f in case.fitted):
         usable = [i for i in decision.matching if i not in decision.passed_over]
+        if any(_is_for_drafts(rules[i]) for i in usable):
+            continue
         if decision.rule is not None and len(usable) > 1:
             last = rules[usable[-1]].choice
             if last.types != rules[decision.rule].choice.types:
