@@ -290,6 +290,8 @@ def _path(name: str, header: Header) -> str:
         name = header.file
     elif name == "-" or not Path(name).name.strip("."):  # `.` and `..`
         name = header.name or Path(name).resolve().name
+    elif name.lower().endswith(".gguf"):  # what a plan makes of it is another file
+        name = f"{re.sub(r'-[0-9]{5}-of-[0-9]{5}$', '', Path(name).stem)}-planned.gguf"
     name = name if name.lower().endswith(".gguf") else f"{name.rstrip('/').rsplit('/', 1)[-1]}.gguf"
     return re.sub(r"-\d{5}(-of-\d{5}\.gguf)$", r"-00001\1", name)  # an engine is given the first
 

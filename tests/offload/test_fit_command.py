@@ -444,6 +444,8 @@ def test_of_a_split_set_all_files_count_and_the_first_is_named(tmp_path: Path) -
         found = json.loads(done.stdout)
         assert found["command"][1:3] == ["-m", str(first)]
         assert sum(d["weights"] for d in found["devices"]) >= sum(t.n_bytes for t in whole.tensors)
+    planned = json.loads(run("fit", str(first), "-r", "Q4_K_M", *machine).stdout)
+    assert planned["command"][1:3] == ["-m", "q-planned.gguf"]
     second.unlink()
     done = run("fit", str(first), *machine)
     assert done.returncode == 1
