@@ -25,7 +25,6 @@ from typing import cast
 
 from ggplan.ggml_types import GgmlType
 from ggplan.rules.choices import parse_choice, parse_type_at
-from ggplan.rules.conditions import FITS, SPEED, ConditionError, Conditions, parse_conditions
 from ggplan.rules.draft import Draft, Mapped, deleting, replacing
 from ggplan.rules.ranges import RangeError, parse_range
 from ggplan.rules.recipe import Assertion, Comparison, Location, Quantity, Rule, TypeTest
@@ -255,6 +254,8 @@ def _assert(draft: Draft, line: int, text: Mapped, comment: str) -> None:
 
 def _assert_of_machine(draft: Draft, line: int, text: Mapped, found: re.Match[str]) -> None:
     """`fits(...)`, which is true or not, and `tokens_per_second(...)`, which is a number."""
+    from ggplan.rules.conditions import FITS, SPEED, ConditionError, Conditions, parse_conditions
+
     quantity, at = found["quantity"], draft.span(line, text)
     is_speed = quantity == "tokens_per_second"
     if is_speed != bool(found["op"]) or bool(found["op"]) != bool(found["value"]):

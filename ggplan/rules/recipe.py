@@ -10,14 +10,16 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import PurePath
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from ggplan.errors import TypeNameError
 from ggplan.ggml_types import GgmlType, parse_type
-from ggplan.rules.conditions import Conditions
 from ggplan.rules.patterns import resolve
 from ggplan.rules.ranges import NOTHING, Range
 from ggplan.text import nearest
+
+if TYPE_CHECKING:
+    from ggplan.rules.conditions import Conditions
 
 _BOM = "\ufeff"
 

@@ -19,10 +19,10 @@ import math
 import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from ggplan.ggml_types import GgmlType
 from ggplan.linting.case import Case
-from ggplan.linting.machines import MachineFact, fact_of
 from ggplan.linting.rule import Finding, LintRule
 from ggplan.linting.wording import some
 from ggplan.planning import Fitted, devices_in
@@ -31,6 +31,9 @@ from ggplan.rules.draft import replacing
 from ggplan.rules.recipe import Location
 from ggplan.rules.roles import expand_role
 from ggplan.text import format_bytes, printable
+
+if TYPE_CHECKING:
+    from ggplan.linting.machines import MachineFact
 
 _UNITS = ("KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 _MOST_DIGITS = 15
@@ -160,6 +163,8 @@ class _Facts:
 
     def on_machine(self, promise: Assertion) -> MachineFact:
         """What is so on the machine that a promise is about."""
+        from ggplan.linting.machines import fact_of
+
         key = (promise.quantity, promise.of)
         if key not in self._on_machines:
             self._on_machines[key] = fact_of(self.case, promise)
