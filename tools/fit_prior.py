@@ -86,10 +86,12 @@ class Measured:
 
     @property
     def family(self) -> str:
+        """Which models are left out together with this one."""
         return next((f for f, pattern in FAMILIES.items() if re.match(pattern, self.model)), self.model)
 
     @property
     def kind(self) -> str:
+        """Whether it has routed experts."""
         return "experts" if any("_exps" in name for name in self.names) else "dense"
 
 

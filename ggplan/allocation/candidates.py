@@ -2,11 +2,12 @@
 
 A tensor may get
 
-- any allowed type that its rows hold, and where they do not, what the engine's fallback table puts in its place
-  (rows of 1408 have no q6_K: q8_0);
-- of a source that is quantized, the type that it has, at no damage; and no type of more bits, which would only
-  make it larger;
-- one type alone: if a pin says so, if llama-quantize never quantizes it (norms, the router), if it is integers.
+- any allowed type that its rows hold, and where they do not, what the engine's fallback table puts in its
+  place (rows of 1408 have no q6_K: q8_0);
+- of a source that is quantized, the type that it has, at no damage; and no type of more bits, which would
+  only make it larger;
+- one type alone: if a pin says so, if llama-quantize never quantizes it (norms, the router), if it is
+  integers.
 
 Blocks that only predict further tokens are not judged by the KL divergence of the model, and their drafts are
 not accepted below q8_0: they get q8_0.

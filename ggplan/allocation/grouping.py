@@ -1,11 +1,12 @@
 r"""Groups: the tensors that get one type together, so that the answer is a recipe one can read.
 
-A group is one kind of tensor (`ffn_down_exps`) in one band of the layers that have it. With three bands each kind
-has at most three rules, and the damage is 1 to 4 % above what a type for each tensor would give; where gate and
-up are kept alike ("harmonised"), as engines that multiply both at once want it, it is the same within noise.
+A group is one kind of tensor (`ffn_down_exps`) in one band of the layers that have it. With three bands each
+kind has at most three rules, and the damage is 1 to 4 % above what a type for each tensor would give; where
+gate and up are kept alike ("harmonised"), as engines that multiply both at once want it, it is the same
+within noise.
 
-Tensors of a kind that may not get the same types (other row lengths, other types in the source) are in groups of
-their own.
+Tensors of a kind that may not get the same types (other row lengths, other types in the source) are in groups
+of their own.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from ggplan.allocation.candidates import TensorChoices
 from ggplan.allocation.solving import Item
@@ -93,7 +95,7 @@ def _bands(layers: Sequence[int], bands: int | None) -> list[Sequence[int]]:
     """Layers in order, cut into parts of nearly one length."""
     n = len(layers) if bands is None else min(bands, len(layers))
     cuts = [round(i * len(layers) / n) for i in range(n + 1)]
-    return [layers[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
+    return [layers[a:b] for a, b in pairwise(cuts)]
 
 
 def item_of(group: Group) -> Item:

@@ -169,7 +169,7 @@ def optimize(model: Model, options: OptimizeOptions | None = None) -> Optimized:
             )  # fmt: skip
         room += plan.file_bytes - options.size
     raise PlanError(
-        f"no recipe was found whose file, with its own text in it, is within {format_bytes(options.size or 0)}",
+        f"no recipe was found whose file, with its text in it, is within {format_bytes(options.size or 0)}",
         hint="give a larger --size",
     )
 
@@ -190,12 +190,8 @@ def _pinned(model: Model, pins: Sequence[str]) -> tuple[dict[str, Decision], lis
     if not pins:
         return {}, []
     for pin in pins:
-        if (
-            "\n" in pin
-            or "\r" in pin
-            or pin.lstrip().startswith("@")
-            and not pin.lstrip().startswith("@role")
-        ):
+        is_directive = pin.lstrip().startswith("@") and not pin.lstrip().startswith("@role")
+        if is_directive or "\n" in pin or "\r" in pin:
             raise RecipeError(f"the pin {printable(pin)!r} is no rule", hint="write PATTERN=TYPE")
     recipe = parse_recipe("\n".join(pins) + "\n", "--pin")
     hits = match(recipe, [t.name for t in model.tensors])
@@ -252,7 +248,7 @@ def _solved(budget: Budget, choices: Sequence[TensorChoices], groups: Sequence[G
     ]
     found = solve(items, limits)
     if isinstance(found, Shortfall):
-        raise _shortfall(budget, found, limits)
+        raise _shortfall(budget, found, limits, drafts=any(c.fixed == "drafting" for c in fixed))
     return found
 
 
@@ -260,7 +256,7 @@ def _cost(row: str, n_bytes: int) -> int:
     return padded(n_bytes) if row == "size" else n_bytes
 
 
-def _shortfall(budget: Budget, found: Shortfall, limits: Sequence[float]) -> PlanError:
+def _shortfall(budget: Budget, found: Shortfall, limits: Sequence[float], *, drafts: bool) -> PlanError:
     name, limit, _ = budget.rows[found.row]
     over = max(found.least - limits[found.row], 0)
     if name == "size":
@@ -271,7 +267,8 @@ def _shortfall(budget: Budget, found: Shortfall, limits: Sequence[float]) -> Pla
         what = f"the smallest file has {least_bpw:.3f} bpw, {by:.3f} above the {budget.bpw:g} of --bpw"
     return PlanError(
         f"no file of the allowed types is within the budget: {what}",
-        hint="give a larger budget, allow smaller types with --types, or pin fewer tensors",
+        hint="give a larger budget, allow smaller types with --types, or pin fewer tensors"
+        + (", or leave the block that drafts tokens out with --mtp drop" if drafts else ""),
     )
 
 
@@ -292,5 +289,5 @@ def _prove(plan: Plan, answer: Answer) -> None:
         due = wanted.get(tensor.name)
         if due is not None and tensor.type != due:
             raise PlanError(
-                f"{printable(tensor.name)}: no pattern tells this name from others, so no recipe can give it {due}"
+                f"{printable(tensor.name)}: no pattern tells this name from others, so it cannot get {due}"
             )

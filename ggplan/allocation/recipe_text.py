@@ -1,10 +1,10 @@
-r"""The answer as a recipe: rules by kind and band of layers, each with what it weighs and what one step would do.
+r"""The answer as a recipe: rules by kind and band of layers, what each weighs, and what one step would do.
 
     # 46 tensors, 12.3 GiB, 31 % of the loss; as iq3_s 2.1 GiB more and 14 % of the loss less
     ^blk\.{16..31}\.ffn_(gate|up)_exps\.weight$ = iq3_xxs
 
-Pins come first, as they were given; then what is never quantized, blocks that only draft tokens, and the rules
-that were solved for. These name the types that are written, so the recipe needs no fallback.
+Pins come first, as they were given; then what is never quantized, blocks that only draft tokens, and the
+rules that were solved for. These name the types that are written, so the recipe needs no fallback.
 """
 
 from __future__ import annotations
@@ -152,27 +152,27 @@ def _heading(
     n_bytes = sum(
         t.tensor_bytes(c.tensor.shape) for c in answer.choices for t in [answer.types[c.tensor.name]]
     )
+    bpw = 8 * n_bytes / max(budget.n_weights, 1)
     lines = [
         f"The least loss within {' and '.join(limits)}, of {answer.model.path.name}.",
         "",
-        f"Tensors         {format_bytes(n_bytes)}, {8 * n_bytes / max(budget.n_weights, 1):.3f} bits per weight",
+        f"Tensors         {format_bytes(n_bytes)}, {bpw:.3f} bits per weight",
         f"KL divergence   {kld:.2g} nats predicted, probably between {low:.2g} and {high:.2g}",
-        f"Optimality      {_gap(gap)}",
+        f"Optimality      {gap_in_words(gap)}",
         f"Sensitivities   {scales.source}",
     ]
     needing = sorted({t.name for t in answer.types.values() if t.expects_imatrix or t.requires_imatrix})
     if needing:
         lines.append(f"Imatrix         needed (--imatrix), for {', '.join(needing)}")
     lines += ["", *scales.credit]
-    return [f"# {_inert(line)}".rstrip() for line in lines]
+    heading = [f"# {_inert(line)}".rstrip() for line in lines]
+    # That an imatrix is needed stands above; `convert` refuses to do without.
+    return [*heading, "# ggplan: ignore-file GP204"] if needing else heading
 
 
 def gap_in_words(gap: float) -> str:
     """How far from the best possible an answer is, for people."""
-    return f"at most {max(gap, 1e-5):.2%} above the least possible for these numbers"
-
-
-_gap = gap_in_words
+    return f"at most {100 * max(gap, 1e-4):.2g} % above the least possible for these numbers"
 
 
 def _protected(answer: Answer) -> list[str]:
@@ -212,11 +212,15 @@ def _drafting(answer: Answer) -> list[str]:
     if not drafting:
         return []
     lines = ["", f"# {_TITLES[Role.NEXTN]}"]
-    types = list(dict.fromkeys(c.candidates[0].type for c in drafting))
-    for type_ in types[1:]:
-        names = [c.tensor.name for c in drafting if c.candidates[0].type == type_]
-        lines.append(f"^{names_pattern(sorted(names))}$ = {type_.name}")
-    lines.append(f"@role nextn = {types[0].name}")
+    for type_ in dict.fromkeys(c.candidates[0].type for c in drafting):
+        names = {c.tensor.name for c in drafting if c.candidates[0].type == type_}
+        inner = sorted({_BLOCK.sub("", name) for name in names if block_of(name) is not None})
+        blocks = {block for name in names if (block := block_of(name)) is not None}
+        if inner:
+            layers = layers_pattern(runs(sum(1 << block for block in blocks), 0))
+            lines.append(rf"^blk\.{layers}\.{names_pattern(inner)}$ = {type_.name}")
+        if outer := sorted(name for name in names if block_of(name) is None):
+            lines.append(f"^{names_pattern(outer)}$ = {type_.name}")
     return lines
 
 
@@ -243,7 +247,7 @@ def _pattern(answer: Answer, rule: _Rule) -> str:
     others = {
         block
         for c in answer.choices
-        if not c.fixed
+        if c.fixed in ("", "drafting")
         and c.tensor.name not in names
         and _BLOCK.sub("", c.tensor.name) in kinds
         and (block := block_of(c.tensor.name)) is not None
@@ -261,7 +265,8 @@ def _worth(rule: _Rule, total: float) -> str:
     n_tensors = len(rule.members)
     n_bytes = sum(group.n_bytes[option] for group, option in rule.groups)
     damage = sum(group.damages[option] for group, option in rule.groups)
-    words = f"{n_tensors:,} tensor{'s' * (n_tensors != 1)}, {format_bytes(n_bytes)}, {_part(damage, total)} of the loss"
+    tensors = "1 tensor" if n_tensors == 1 else f"{n_tensors:,} tensors"
+    words = f"{tensors}, {format_bytes(n_bytes)}, {_part(damage, total)} of the loss"
     group, option = rule.groups[0]
     if any(g.types != group.types for g, _ in rule.groups):
         return words

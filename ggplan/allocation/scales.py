@@ -5,10 +5,11 @@
 
 A table's figures are cleaned before they are used. Whatever is changed in a run, it shows some KL divergence
 (other kernels, tokens that are routed elsewhere). This floor, the 0.5 % quantile, is taken off. On big mixtures
-of experts it is several times what most tensors do, so what is left is partly noise. How much, the differences
-between tensors of one kind in neighbouring layers show, where both are small: they should be nearly alike.
-A measurement with the relative error e is shrunk to the prior, whose own logarithm is off by 0.7, with the
-weight e^2 / (e^2 + 0.7^2); below e = 0.2 it is taken as it is, for to shrink good measurements only hurts.
+of experts it is several times what most tensors do, so what is left is partly noise. How much, the
+differences between tensors of one kind in neighbouring layers show, where both are small: they should be
+nearly alike. A measurement with the relative error e is shrunk to the prior, whose own logarithm is off by
+0.7, with the weight e^2 / (e^2 + 0.7^2); below e = 0.2 it is taken as it is, for to shrink good measurements
+only hurts.
 """
 
 from __future__ import annotations
@@ -141,7 +142,7 @@ def _cleaned(
         noise = _noise(own)
         unit = REFERENCE_ERROR / type_error(type_)
         signals |= {n: value * unit for n, value in own.items()}
-        noises |= {n: noise * unit for n in own}
+        noises |= dict.fromkeys(own, noise * unit)
         if floor:
             notes.append(f"{type_}: a floor of {floor:.3g} is taken off, the noise left is {noise:.2g}")
     return signals, noises, tuple(notes)

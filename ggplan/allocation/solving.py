@@ -7,21 +7,25 @@ A multiple-choice knapsack. A row is anything that adds up over items: bytes of 
 per token. In three steps, each of which may be the last:
 
 1. A multiplier for each row: an option's price is its damage plus the multipliers times its costs, and each
-   item takes the cheapest. That gives a bound, `sum of cheapest prices - multipliers * limits`, below which no
-   solution is. What room is left is filled by the best upgrades that fit. With hundreds of items the
-   solution is within a ten-thousandth of the bound, and done.
+   item takes the cheapest. That gives a bound, `sum of cheapest prices - multipliers * limits`, below which
+   no solution is. What room is left is filled by the best upgrades that fit, and by exchanges: one item
+   gives room to another. With hundreds of items the solution is within a ten-thousandth of the bound, and
+   done.
 2. Options whose price is above the item's cheapest by more than solution and bound are apart cannot be in a
    better solution, and are left out: most are.
 3. HiGHS (`scipy.optimize.milp`) solves the rest by branch and bound. It stops at a number of nodes, not of
    seconds, so that the answer is the same on every machine; the bound says how good it is.
 
-Damage is scaled to 1 at most, and forbidden options are left out instead of made dear: a damage of 1e9 would
-ruin the solver's tolerances.
+Damages and costs are scaled to what the solver's tolerances, 1e-6, are small against, and forbidden options
+are left out instead of made dear: a damage of 1e9 would ruin the scale.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import os
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +36,9 @@ if TYPE_CHECKING:
 
 GOOD_ENOUGH = 1e-4
 """The gap at which solving ends."""
-_NODES = 20_000
+_NODES = 1_000
+_EXCHANGES = 1_000
+_LIMIT = 1_000.0  # what limits are scaled to, so that the tolerance is a thousandth of a millionth of them
 _HALVINGS = 200
 _TOLERANCE = 1e-9
 
@@ -121,12 +127,12 @@ def solve(items: Sequence[Item], limits: Sequence[float]) -> Solution | Shortfal
             return Shortfall(row, least)
     multipliers, feasible = _multipliers(problem)
     bound = _bound(problem, multipliers)
-    best = None if feasible is None else _filled(problem, feasible)
+    best = None if feasible is None else _improved(problem, feasible)
     if best is None or not _is_close(problem, best, bound):
         left = _worth_it(problem, multipliers, bound, best)
-        found, their_bound = _branch_and_bound(problem, left)
+        found, their_bound = _branch_and_bound(problem, left, best)
         if found is not None and (best is None or _damage(problem, found) < _damage(problem, best)):
-            best = _filled(problem, found)
+            best = _improved(problem, found)
         if best is None:
             return _shortfall(problem)
         bound = max(bound, min(their_bound, _damage(problem, best)))
@@ -148,7 +154,7 @@ def _problem(items: Sequence[Item], limits: Sequence[float]) -> _Problem:
     finite = damages[np.isfinite(damages)]
     scale = float(finite.max()) if finite.size and finite.max() > 0 else 1.0
     bare = np.array(limits, float)
-    units = np.array([abs(limit) or 1.0 for limit in limits])
+    units = np.array([(abs(limit) or 1.0) / _LIMIT for limit in limits])
     return _Problem(damages / scale, costs / units[:, None, None], bare / units, scale, units)
 
 
@@ -242,6 +248,52 @@ def _is_close(problem: _Problem, chosen: Floats, bound: float) -> bool:
     return damage - bound <= GOOD_ENOUGH * max(bound, 0.0) or damage == 0
 
 
+def _improved(problem: _Problem, chosen: Floats) -> Floats:
+    """The options with room filled and exchanges made, until neither helps."""
+    chosen = _filled(problem, chosen)
+    for _ in range(_EXCHANGES if len(problem.limits) == 1 else 0):
+        exchanged = _exchanged(problem, chosen)
+        if exchanged is None:
+            break
+        chosen = _filled(problem, exchanged)
+    return chosen
+
+
+def _exchanged(problem: _Problem, chosen: Floats) -> Floats | None:
+    """The options after the exchange of two items' that takes most damage off; None where none does.
+
+    Of one row. For each upgrade the cheapest of the changes that leave room enough is found in the changes'
+    order by cost.
+    """
+    import numpy as np
+
+    items = np.arange(len(chosen))
+    costs = problem.costs[0]
+    more = (costs - costs[items, chosen][:, None]).ravel()
+    worse = (problem.damages - problem.damages[items, chosen][:, None]).ravel()
+    room = float(problem.limits[0] - costs[items, chosen].sum())
+    order = np.argsort(more, kind="stable")
+    order = order[np.isfinite(worse[order])]
+    least = np.minimum.accumulate(worse[order])
+    first = np.concatenate([[0], np.nonzero(np.diff(least) < 0)[0] + 1])
+    at_least = first[np.searchsorted(first, np.arange(len(order)), side="right") - 1]
+    better = np.nonzero((worse < 0) & (more > room))[0]
+    place = np.searchsorted(more[order], room - more[better], side="right") - 1
+    better, place = better[place >= 0], place[place >= 0]
+    if not len(better):
+        return None
+    partner = order[at_least[place]]
+    n_options = problem.damages.shape[1]
+    total = np.where(better // n_options == partner // n_options, 0.0, worse[better] + worse[partner])
+    best = int(total.argmin())
+    if total[best] >= -1e-15:
+        return None
+    chosen = chosen.copy()
+    for change in (better[best], partner[best]):
+        chosen[change // n_options] = change % n_options
+    return chosen
+
+
 def _filled(problem: _Problem, chosen: Floats) -> Floats:
     """The options with the room that is left used: the most damage off for the room, again and again."""
     import numpy as np
@@ -275,22 +327,27 @@ def _worth_it(problem: _Problem, multipliers: Floats, bound: float, best: Floats
     return possible
 
 
-def _branch_and_bound(problem: _Problem, possible: Floats) -> tuple[Floats | None, float]:
-    """The options that HiGHS finds, or None, and its bound."""
+def _branch_and_bound(
+    problem: _Problem, possible: Floats, best: Floats | None
+) -> tuple[Floats | None, float]:
+    """The options that HiGHS finds, or None, and its bound. `best` are the best options known."""
     import numpy as np
     from scipy.optimize import Bounds, LinearConstraint, milp
 
     each, rows = _matrices(problem, possible)
-    found = milp(
-        problem.damages[possible],
-        integrality=np.ones(int(possible.sum())),
-        bounds=Bounds(0, 1),
-        constraints=[LinearConstraint(each, 1, 1), LinearConstraint(rows, -np.inf, problem.limits)],
-        options={"mip_rel_gap": GOOD_ENOUGH / 2, "node_limit": _NODES},
-    )
+    unit = (_damage(problem, best) if best is not None else 1.0) / 100 or 1.0
+    with _nothing_printed():
+        found = milp(
+            problem.damages[possible] / unit,
+            integrality=np.ones(int(possible.sum())),
+            bounds=Bounds(0, 1),
+            constraints=[LinearConstraint(each, 1, 1), LinearConstraint(rows, -np.inf, problem.limits)],
+            options={"mip_rel_gap": GOOD_ENOUGH / 2, "node_limit": _NODES, "presolve": False},
+        )
     bound = getattr(found, "mip_dual_bound", None)
+    bound = -np.inf if bound is None else float(bound) * unit
     if found.x is None:
-        return None, -np.inf
+        return None, bound
     item_of, option_of = np.nonzero(possible)
     chosen = np.zeros(len(problem.damages), int)
     taken = found.x > 0.5
@@ -298,8 +355,36 @@ def _branch_and_bound(problem: _Problem, possible: Floats) -> tuple[Floats | Non
     # The solver's tolerance may let a row be above its limit by a millionth.
     fits = np.bincount(item_of[taken], minlength=len(chosen)).tolist() == [1] * len(chosen)
     if not fits or not _fits(problem, chosen):
-        return None, -np.inf if bound is None else float(bound)
-    return chosen, -np.inf if bound is None else float(bound)
+        return None, bound
+    return chosen, bound
+
+
+@contextlib.contextmanager
+def _nothing_printed() -> Iterator[None]:
+    """Keep HiGHS from writing on standard output.
+
+    Whatever it is told, it prints a line when a solution of the presolved problem is a tolerance off in the
+    original one (`transformNewIntegerFeasibleSolution`, HiGHS 1.8 to 1.12), in the midst of a recipe or JSON.
+    """
+    import ctypes
+
+    try:
+        library = ctypes.CDLL(None)
+        sys.stdout.flush()
+        kept = os.dup(1)
+    except (OSError, TypeError, ValueError):  # no C library by that name, or no standard output
+        yield
+        return
+    sink = os.open(os.devnull, os.O_WRONLY)
+    try:
+        library.fflush(None)
+        os.dup2(sink, 1)
+        yield
+    finally:
+        library.fflush(None)  # C has a buffer of its own, which would be written later
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(sink)
 
 
 def _matrices(problem: _Problem, possible: Floats) -> tuple[Any, Any]:

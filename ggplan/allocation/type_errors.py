@@ -5,15 +5,15 @@
 It is nearly a constant of the type: from tensor to tensor it varies by 1 to 2 %, so this table serves where
 there are no weights to look at, and costs about 3 % of KL divergence against a look.
 
-Damage is proportional to it: not to its root, and not to the output's absolute error, which says nothing about
-how much a tensor matters. Where from:
+Damage is proportional to it: not to its root, and not to the output's absolute error, which says nothing
+about how much a tensor matters. Where from:
 
-- llama.cpp's k-quants and i-quants, q8_0: measured with its encoders and an importance matrix on the tensors of
-  a trained mixture of experts.
+- llama.cpp's k-quants and i-quants, q8_0: measured with its encoders and an importance matrix on the tensors
+  of a trained mixture of experts.
 - Other types of llama.cpp: the same encoders on Gaussian weights, times what the first ones differ by (1.06).
 - ik_llama.cpp's: by the KL divergence of whole models, between those of the types above that are nearest.
-  Measurements of seven models by Thireus, the GGUF Tool Suite and its contributors; they agree within 15 %, and
-  give llama.cpp's own types their values within 10 %.
+  Measurements of seven models by Thireus, the GGUF Tool Suite and its contributors; they agree within 15 %,
+  and give llama.cpp's own types their values within 10 %.
 """
 
 from __future__ import annotations
