@@ -120,8 +120,15 @@ class Optimized:
         return sum(self.damages.values())
 
 
-def optimize(model: Model, options: OptimizeOptions | None = None) -> Optimized:
+def optimize(
+    model: Model, options: OptimizeOptions | None = None, *, scales: Scales | None = None
+) -> Optimized:
     """The types that lose least within a budget; no weight is read.
+
+    Parameters
+    ----------
+    scales
+        The sensitivities of the tensors; by default those of the options' table, or the prior's.
 
     Raises
     ------
@@ -141,11 +148,7 @@ def optimize(model: Model, options: OptimizeOptions | None = None) -> Optimized:
     model = settle(model)
     allowed = allowed_types(options.types, options.engine)
     table: FallbackTable = "ik" if options.engine == "ik_llama.cpp" else "llama.cpp"
-    if options.table is None:
-        scales = scales_by_prior(model)
-    else:
-        shown = printable(str(options.table))
-        scales = scales_by_table(model, read_sensitivities(options.table), shown)
+    scales = scales or _scales(model, options.table)
     pinned, notes = _pinned(model, options.pins)
     choices = choices_of(model, allowed, scales.values, pinned, table, only_allowed=bool(options.types))
     groups = groups_of(choices, bands=options.bands, harmonised=options.harmonised)
@@ -172,6 +175,12 @@ def optimize(model: Model, options: OptimizeOptions | None = None) -> Optimized:
         f"no recipe was found whose file, with its text in it, is within {format_bytes(options.size or 0)}",
         hint="give a larger --size",
     )
+
+
+def _scales(model: Model, table: str | Path | None) -> Scales:
+    if table is None:
+        return scales_by_prior(model)
+    return scales_by_table(model, read_sensitivities(table), printable(str(table)))
 
 
 def _check(options: OptimizeOptions) -> None:

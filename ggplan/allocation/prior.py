@@ -108,8 +108,8 @@ class Prior:
     depth
         By class of `CLASSES`: the numbers of `TERMS`.
     levels
-        "experts" of models with routed experts, "dense" of the others; "experts measured" and "dense measured"
-        where sensitivities are measured: what their sum is to be multiplied by.
+        "experts" of models with routed experts, "dense" of the others; "experts measured" and
+        "dense measured" where sensitivities are measured: what their sum is to be multiplied by.
     credit
         The comments of the table, which name the authors of the measurements.
     """

@@ -4,8 +4,8 @@
     a table          single-tensor measurements of this very model (`ggplan.allocation.sensitivities`)
 
 A table's figures are cleaned before they are used. Whatever is changed in a run, it shows some KL divergence
-(other kernels, tokens that are routed elsewhere). This floor, the 0.5 % quantile, is taken off. On big mixtures
-of experts it is several times what most tensors do, so what is left is partly noise. How much, the
+(other kernels, tokens that are routed elsewhere). This floor, the 0.5 % quantile, is taken off. On big
+mixtures of experts it is several times what most tensors do, so what is left is partly noise. How much, the
 differences between tensors of one kind in neighbouring layers show, where both are small: they should be
 nearly alike. A measurement with the relative error e is shrunk to the prior, whose own logarithm is off by
 0.7, with the weight e^2 / (e^2 + 0.7^2); below e = 0.2 it is taken as it is, for to shrink good measurements
@@ -19,7 +19,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from ggplan.allocation.prior import REFERENCE_ERROR, Level, load_prior, role_in_prior, sensitivities_by_prior
+from ggplan.allocation.prior import (
+    REFERENCE_ERROR,
+    Level,
+    Prior,
+    load_prior,
+    role_in_prior,
+    sensitivities_by_prior,
+)
 from ggplan.allocation.sensitivities import Sensitivities
 from ggplan.allocation.type_errors import ERRORS, type_error
 from ggplan.errors import PlanError
@@ -59,9 +66,9 @@ class Scales:
     notes: tuple[str, ...] = ()
 
 
-def scales_by_prior(model: Model) -> Scales:
-    """The scales of the shipped prior."""
-    prior = load_prior()
+def scales_by_prior(model: Model, prior: Prior | None = None) -> Scales:
+    """The scales of a prior, by default the shipped one."""
+    prior = prior or load_prior()
     nextn = nextn_layers(model)
     names = [t.name for t in model.tensors]
     blocks = {block for name in names if (block := block_of(name)) is not None and block not in nextn}

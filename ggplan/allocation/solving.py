@@ -339,7 +339,7 @@ def _branch_and_bound(
     with _nothing_printed():
         found = milp(
             problem.damages[possible] / unit,
-            integrality=np.ones(int(possible.sum())),
+            integrality=np.ones(int(possible.sum()), int),
             bounds=Bounds(0, 1),
             constraints=[LinearConstraint(each, 1, 1), LinearConstraint(rows, -np.inf, problem.limits)],
             options={"mip_rel_gap": GOOD_ENOUGH / 2, "node_limit": _NODES, "presolve": False},
@@ -401,22 +401,26 @@ def _matrices(problem: _Problem, possible: Floats) -> tuple[Any, Any]:
 
 
 def _shortfall(problem: _Problem) -> Shortfall:
-    """Of rows that can be met alone but not together: the one that is furthest off when all are neared."""
+    """Of rows that can be met alone but not together: the one furthest off where all are neared."""
     import numpy as np
-    from scipy.optimize import linprog
+    from scipy.optimize import Bounds, LinearConstraint, milp
+    from scipy.sparse import csr_array, eye_array, hstack
 
-    possible = np.isfinite(problem.damages)
-    each, rows = _matrices(problem, possible)
-    n_options, n_rows = rows.shape[1], rows.shape[0]
-    found = linprog(
-        np.concatenate([np.zeros(n_options), np.ones(n_rows)]),
-        A_ub=np.hstack([rows, -np.eye(n_rows)]),
-        b_ub=problem.limits,
-        A_eq=np.hstack([each.toarray(), np.zeros((each.shape[0], n_rows))]),
-        b_eq=np.ones(each.shape[0]),
-        bounds=[(0, 1)] * n_options + [(0, None)] * n_rows,
-        method="highs",
-    )
-    over = found.x[n_options:] if found.x is not None else np.ones(n_rows)
+    each, rows = _matrices(problem, np.isfinite(problem.damages))
+    n_items, n_options = each.shape
+    n_rows = len(problem.limits)
+    # Each row may be above its limit, at a price of 1 for each unit.
+    with _nothing_printed():
+        found = milp(
+            np.concatenate([np.zeros(n_options), np.ones(n_rows)]),
+            integrality=np.concatenate([np.ones(n_options, int), np.zeros(n_rows, int)]),
+            bounds=Bounds(0, np.concatenate([np.ones(n_options), np.full(n_rows, np.inf)])),
+            constraints=[
+                LinearConstraint(hstack([each, csr_array((n_items, n_rows))]), 1, 1),
+                LinearConstraint(hstack([csr_array(rows), -eye_array(n_rows)]), -np.inf, problem.limits),
+            ],
+            options={"mip_rel_gap": 0.01, "node_limit": _NODES, "presolve": False},
+        )
+    over = found.x[n_options:] if found.x is not None else np.zeros(n_rows)
     row = int(over.argmax())
     return Shortfall(row, float((problem.limits[row] + over[row]) * problem.units[row]))

@@ -174,7 +174,8 @@ def _told(answer: Optimized) -> str:
     plan, forecast = answer.plan, answer.forecast
     return (
         f"file {format_bytes(plan.file_bytes)}, {plan.bits_per_weight:.3f} bpw; "
-        f"KL divergence {forecast.kld:.2g} predicted ({forecast.low:.2g} to {forecast.high:.2g}); {gap_in_words(answer.gap)}"
+        f"KL divergence {forecast.kld:.2g} predicted ({forecast.low:.2g} to {forecast.high:.2g}); "
+        f"{gap_in_words(answer.gap)}"
     )
 
 
