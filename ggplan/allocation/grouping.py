@@ -1,11 +1,10 @@
 r"""Groups: the tensors that get one type together, so that the answer is a recipe one can read.
 
-A group is one kind of tensor (`ffn_down_exps`) in one band of the layers that have it. With three bands each
-kind has at most three rules, and the damage is 1 to 4 % above what a type for each tensor would give; where
-gate and up are kept alike ("harmonised"), as engines that multiply both at once want it, it is the same
-within noise.
+A chain is one kind of tensor (`ffn_down_exps`) along the layers, a group a band of it. Where gate and up are
+kept alike ("harmonised"), as engines that multiply both at once want it, they are one kind, which costs
+nothing that can be measured.
 
-Tensors of a kind that may not get the same types (other row lengths, other types in the source) are in groups
+Tensors of a kind that may not get the same types (other row lengths, other types in the source) are in chains
 of their own.
 """
 
@@ -14,10 +13,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 from ggplan.allocation.candidates import TensorChoices
-from ggplan.allocation.solving import Item
 from ggplan.ggml_types import GgmlType
 from ggplan.planning.layout import padded
 from ggplan.rules.roles import block_of
@@ -45,15 +42,24 @@ class Group:
     damages: tuple[float, ...]
 
 
-def groups_of(
-    choices: Sequence[TensorChoices], *, bands: int | None, harmonised: Sequence[Sequence[str]]
-) -> tuple[Group, ...]:
-    """The groups of all tensors that may get several types.
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """The tensors of one kind, layer by layer.
+
+    Attributes
+    ----------
+    layers
+        A group of each layer that has the kind, in order; of a kind outside the layers one group.
+    """
+
+    layers: tuple[Group, ...]
+
+
+def chains_of(choices: Sequence[TensorChoices], *, harmonised: Sequence[Sequence[str]]) -> tuple[Chain, ...]:
+    """The chains of all tensors that may get several types.
 
     Parameters
     ----------
-    bands
-        Bands of layers for each kind; None for a band of each layer.
     harmonised
         Sets of words, such as ("gate", "up"): kinds that differ by such a word alone are one.
     """
@@ -65,12 +71,15 @@ def groups_of(
         types = tuple(c.type for c in choice.candidates)
         key = joined_kind(choice.tensor.name, harmonised), types
         kinds.setdefault(key, {}).setdefault(-1 if block is None else block, []).append(choice)
-    found = []
-    for (_, types), layers in kinds.items():
-        for band in _bands(sorted(layers), bands):
-            members = tuple(choice for layer in band for choice in layers[layer])
-            found.append(_group(members, types))
-    return tuple(found)
+    return tuple(
+        Chain(tuple(_group(tuple(layers[layer]), types) for layer in sorted(layers)))
+        for (_, types), layers in kinds.items()
+    )
+
+
+def joined(groups: Sequence[Group]) -> Group:
+    """Groups of one kind as one."""
+    return _group(tuple(m for group in groups for m in group.members), groups[0].types)
 
 
 def _group(members: tuple[TensorChoices, ...], types: tuple[GgmlType, ...]) -> Group:
@@ -89,15 +98,3 @@ def joined_kind(name: str, harmonised: Iterable[Sequence[str]]) -> str:
         any_word = "|".join(re.escape(word) for word in words)
         kind = re.sub(rf"(?<=_)({any_word})(?=_|\.|$)", "+".join(words), kind)
     return kind
-
-
-def _bands(layers: Sequence[int], bands: int | None) -> list[Sequence[int]]:
-    """Layers in order, cut into parts of nearly one length."""
-    n = len(layers) if bands is None else min(bands, len(layers))
-    cuts = [round(i * len(layers) / n) for i in range(n + 1)]
-    return [layers[a:b] for a, b in pairwise(cuts)]
-
-
-def item_of(group: Group) -> Item:
-    """The group for the solver, with the bytes of the file as its one row."""
-    return Item(group.damages, (tuple(map(float, group.n_bytes)),))

@@ -14,13 +14,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ggplan.allocation.banding import Banded, solve_bands, solve_freely
 from ggplan.allocation.candidates import TensorChoices, allowed_types, choices_of
-from ggplan.allocation.grouping import Group, groups_of
+from ggplan.allocation.grouping import Chain, Group, chains_of
 from ggplan.allocation.prior import Level
 from ggplan.allocation.recipe_text import Answer, Budget, recipe_text
 from ggplan.allocation.scales import Scales, scales_by_prior, scales_by_table
 from ggplan.allocation.sensitivities import read_sensitivities
-from ggplan.allocation.solving import Item, Shortfall, Solution, solve
+from ggplan.allocation.solving import Shortfall
 from ggplan.errors import PlanError, RecipeError
 from ggplan.model import Model, require_model
 from ggplan.planning import Decision, Plan, decide, kept_types, lay_out
@@ -151,23 +152,25 @@ def optimize(
     scales = scales or _scales(model, options.table)
     pinned, notes = _pinned(model, options.pins)
     choices = choices_of(model, allowed, scales.values, pinned, table, only_allowed=bool(options.types))
-    groups = groups_of(choices, bands=options.bands, harmonised=options.harmonised)
+    chains = chains_of(choices, harmonised=options.harmonised)
     room = _TEXT_ROOM
     for _ in range(_TRIES):
         budget = _budget(model, options, room)
-        solution = _solved(budget, choices, groups)
-        answer = Answer(model, options.name, options.engine, options.pins, choices, groups, solution.chosen)
+        found = _solved(budget, choices, chains, options.bands)
+        answer = Answer(
+            model, options.name, options.engine, options.pins, choices, found.groups, found.chosen
+        )
         damages = answer.damages
         forecast = _forecast(sum(damages.values()), scales.level)
         text = recipe_text(
-            answer, budget, solution.gap, (forecast.kld, forecast.low, forecast.high), scales, table
+            answer, budget, found.gap, (forecast.kld, forecast.low, forecast.high), scales, table
         )
         recipe = parse_recipe(text, f"{options.name}.recipe")
         plan = lay_out(model, decide(model, recipe), fallback=table)
         _prove(plan, answer)
         if options.size is None or plan.file_bytes <= options.size:
             return Optimized(
-                recipe, plan, groups, solution.chosen, damages, solution.gap, forecast, scales,
+                recipe, plan, found.groups, found.chosen, damages, found.gap, forecast, scales,
                 (*scales.notes, *notes),
             )  # fmt: skip
         room += plan.file_bytes - options.size
@@ -235,30 +238,30 @@ def _budget(model: Model, options: OptimizeOptions, room: int) -> Budget:
     return Budget(tuple(rows), n_weights, options.size, options.bpw)
 
 
-def _solved(budget: Budget, choices: Sequence[TensorChoices], groups: Sequence[Group]) -> Solution:
+def _solved(
+    budget: Budget, choices: Sequence[TensorChoices], chains: Sequence[Chain], bands: int | None
+) -> Banded:
     """The solution within the rows, less what the tensors with one candidate take."""
     fixed = [c for c in choices if c.fixed]
     limits = []
     for name, limit, overhead in budget.rows:
         taken = sum(_cost(name, c.candidates[0].n_bytes) for c in fixed)
         limits.append(limit - overhead - taken)
-    items = [
-        Item(
-            group.damages,
-            tuple(
-                tuple(
-                    float(sum(_cost(name, m.candidates[i].n_bytes) for m in group.members))
-                    for i in range(len(group.types))
-                )
-                for name, _, _ in budget.rows
-            ),
-        )
-        for group in groups
+    costs = [
+        [[_costs(name, group) for group in chain.layers] for name, _, _ in budget.rows] for chain in chains
     ]
-    found = solve(items, limits)
+    found = solve_bands(chains, costs, limits, bands) if bands else solve_freely(chains, costs, limits)
     if isinstance(found, Shortfall):
         raise _shortfall(budget, found, limits, drafts=any(c.fixed == "drafting" for c in fixed))
     return found
+
+
+def _costs(row: str, group: Group) -> list[float]:
+    """What each type of a group takes of a row."""
+    return [
+        float(sum(_cost(row, m.candidates[i].n_bytes) for m in group.members))
+        for i in range(len(group.types))
+    ]
 
 
 def _cost(row: str, n_bytes: int) -> int:
@@ -277,7 +280,7 @@ def _shortfall(budget: Budget, found: Shortfall, limits: Sequence[float], *, dra
     return PlanError(
         f"no file of the allowed types is within the budget: {what}",
         hint="give a larger budget, allow smaller types with --types, or pin fewer tensors"
-        + (", or leave the block that drafts tokens out with --mtp drop" if drafts else ""),
+        + (", or leave the block that drafts tokens out with `--mtp drop`" if drafts else ""),
     )
 
 

@@ -109,8 +109,8 @@ def scales_by_table(model: Model, tables: Sequence[Sensitivities], name: str) ->
     strange = sorted(known.difference(names))
     if strange:
         notes = (*notes, f"{len(strange):,} tensors of the table are not in the model ({strange[0]}, …)")
-    ratios = [signal / prior.values[n] for n, signal in signals.items() if signal > 0]
-    factor = median(ratios) if ratios else 1.0
+    ratios = [math.log(signal / prior.values[n]) for n, signal in signals.items() if signal > 0]
+    factor = math.exp(median(ratios)) if ratios else 1.0
     level = load_prior().levels[f"{_kind(names)} measured"]
     together = math.exp(level.log_level)  # single tensors' damages add up to more than that of all together
     values = {

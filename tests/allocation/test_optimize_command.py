@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,9 @@ def test_it_loses_less_than_one_type_for_all_and_a_stock_mix() -> None:
 def test_a_budget_that_cannot_be_met() -> None:
     done = run("optimize", "GLM-4.5-Air", "--size", "30G")
     assert done.returncode == 1
-    assert re.search(r"the smallest file is 38\.\d GiB, 8\.\d+ GiB above the 30\.0 GiB of --size", done.stderr)
+    assert re.search(
+        r"the smallest file is 38\.\d GiB, 8\.\d+ GiB above the 30\.0 GiB of --size", done.stderr
+    )
     assert "--mtp drop" in done.stderr
     done = run("optimize", "Qwen3-8B", "--bpw", "4", "--types", "q5_K,q8_0")
     assert done.returncode == 1
@@ -101,7 +104,7 @@ def test_blocks_that_draft_and_what_is_protected_are_left_alone() -> None:
 
 
 def test_rows_that_do_not_hold_a_type_get_the_fallback() -> None:
-    found = types(optimized("GLM-4.5-Air", "--bpw", "4.5", "--types", "q4_K,q6_K"))
+    found = types(optimized("GLM-4.5-Air", "--bpw", "5.5", "--types", "q4_K,q6_K"))
     assert {t for name, t in found.items() if ".ffn_down_exps." in name} <= {"q5_0", "q8_0"}
     assert {t for name, t in found.items() if ".ffn_up_exps." in name} <= {"q4_K", "q6_K", "q8_0"}
 
@@ -111,8 +114,9 @@ def test_bands_are_runs_of_layers(bands: int) -> None:
     found = types(optimized("DeepSeek-V3", "--bpw", "3.7", "--bands", str(bands)))
     layers = {int(n.split(".")[1]): t for n, t in found.items() if ".ffn_down_exps." in n}
     in_order = [layers[layer] for layer in sorted(layers)]
-    changes = sum(a != b for a, b in zip(in_order, in_order[1:], strict=False))
+    changes = sum(a != b for a, b in pairwise(in_order))
     assert changes < bands
+    assert bands == 1 or changes
 
 
 def test_gate_and_up_are_alike_unless_told_otherwise() -> None:
@@ -160,7 +164,8 @@ def test_a_quantized_file_is_not_made_larger(tmp_path: Path) -> None:
     assert set(types(answer).values()) == {"q6_K", "f32"}
     assert answer["damage"] == 0
     assert set(types(optimized(model, "--bpw", "5")).values()) <= {
-        "q6_K", "f32", "q5_K", "q4_K", "iq4_xs", "iq3_s", "q3_K", "iq3_xxs", "q2_K", "iq2_s", "iq2_xs", "iq2_xxs",
+        "q6_K", "f32", "q5_K", "q4_K", "iq4_xs", "iq3_s", "q3_K", "iq3_xxs", "q2_K", "iq2_s", "iq2_xs",
+        "iq2_xxs",
     }  # fmt: skip
 
 
@@ -180,7 +185,7 @@ def test_a_table_made_by_hand(tmp_path: Path) -> None:
     table.write_text("tensor,type,kld\nblk.0.attn_q.weight,q2_K,5.0\nblk.1.attn_q.weight,q2_K,0.0000001\n")
     found = types(optimized("Qwen3-8B", "--bpw", "4", "--table", table, "--bands", "free"))
     bits = [parse_type(found[f"blk.{i}.attn_q.weight"]).bits_per_weight for i in (0, 1)]
-    assert bits[0] > 8
+    assert bits[0] > 6
     assert bits[1] < 2.1
 
 
@@ -191,7 +196,6 @@ def test_a_table_made_by_hand(tmp_path: Path) -> None:
         (["--size", "60"], "has no unit"),
         (["--bpw", "-1"], "--bpw"),
         (["--bpw", "4", "--bands", "0"], "neither a number of bands"),
-        (["--bpw", "nan"], "nan"),
     ],
 )
 def test_wrong_usage(arguments: list[str], says: str) -> None:
@@ -203,6 +207,7 @@ def test_wrong_usage(arguments: list[str], says: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
+        (["--bpw", "nan"], "nan bits per weight cannot be"),
         (["--types", "q4_Q"], "q4_Q"),
         (["--types", "tq1_0"], "is not known"),
         (["--pin", "@default q8_0"], "is no rule"),

@@ -1,0 +1,214 @@
+"""Bands: where along the layers the type of a kind of tensor changes.
+
+A recipe is short if each kind of tensor (`ffn_down_exps`) has few bands of layers, each of one type. Where a
+band begins matters. With three bands of equal length, a third of the routed experts is so large a step that
+the budget is not used up, which cost up to a third more damage; with ends that are chosen together with the
+types, three bands are within a thousandth of a type for each layer (GLM-4.5, 1,761 tensors).
+
+1. At a price of a byte, the best bands of one kind are found exactly, from layer to layer:
+
+       best[n, t] = price[layer, t] + min(best[n, t], least of best[n - 1, .])    n changes so far, type t
+
+   The sum over the kinds, less the price times the budget, is a bound that no recipe of so many bands is
+   below.
+2. Bands that are best at some price near the right one, and those with an end moved by a few layers, are the
+   options of each kind; `ggplan.allocation.solving` chooses among them, within all rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from ggplan.allocation.grouping import Chain, Group, joined
+from ggplan.allocation.solving import Item, Shortfall, Solution, solve
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Floats = NDArray[Any]
+    Sequences = set[tuple[int, ...]]
+
+_PRICES = 64
+_ROUNDS = 4
+_NEAR = 12  # of the prices of a round on either side of the right one
+_MOVES = (-8, -4, -2, -1, 1, 2, 4, 8)
+
+
+@dataclass(frozen=True, slots=True)
+class Banded:
+    """The groups that were chosen, the index of the type of each, and how good that is."""
+
+    groups: tuple[Group, ...]
+    chosen: tuple[int, ...]
+    damage: float
+    bound: float
+
+    @property
+    def gap(self) -> float:
+        """As `Solution.gap`: how far above the least possible damage it is at most, as a part of that."""
+        return Solution((), self.damage, self.bound).gap
+
+
+@dataclass(frozen=True, slots=True)
+class _Costs:
+    """A chain as arrays: damages (layers, types) and costs (rows, layers, types)."""
+
+    damages: Floats
+    costs: Floats
+
+
+def solve_bands(
+    chains: Sequence[Chain],
+    costs: Sequence[Sequence[Sequence[Sequence[float]]]],
+    limits: Sequence[float],
+    bands: int,
+) -> Banded | Shortfall:
+    """The bands and types of least damage, or what cannot be met.
+
+    Parameters
+    ----------
+    costs
+        Of each chain, for each row, of each layer, of each type.
+    limits
+        Of each row.
+    bands
+        The most bands of a chain.
+    """
+    import numpy as np
+
+    tables = [
+        _Costs(np.array([group.damages for group in chain.layers]), np.array(cost, float))
+        for chain, cost in zip(chains, costs, strict=True)
+    ]
+    options: list[Sequences] = [set() for _ in chains]
+    bound = 0.0
+    for row in range(len(limits)) if chains else ():
+        bound = max(bound, _near_the_right_price(tables, row, limits[row], bands, options))
+    known = [sorted(found) for found in options]
+    found = solve([_item(table, own) for table, own in zip(tables, known, strict=True)], limits)
+    if isinstance(found, Shortfall):
+        return found
+    groups: list[Group] = []
+    chosen: list[int] = []
+    for chain, own, option in zip(chains, known, found.chosen, strict=True):
+        for start, stop, type_ in _bands(own[option]):
+            groups.append(joined(chain.layers[start:stop]))
+            chosen.append(type_)
+    # Of one band there are no other options.
+    bound = max(bound, found.bound) if bands == 1 else bound
+    return Banded(tuple(groups), tuple(chosen), found.damage, min(bound, found.damage))
+
+
+def solve_freely(
+    chains: Sequence[Chain], costs: Sequence[Sequence[Sequence[Sequence[float]]]], limits: Sequence[float]
+) -> Banded | Shortfall:
+    """The same with each layer for itself."""
+    groups = tuple(group for chain in chains for group in chain.layers)
+    items = [
+        Item(group.damages, tuple(tuple(row[layer]) for row in cost))
+        for chain, cost in zip(chains, costs, strict=True)
+        for layer, group in enumerate(chain.layers)
+    ]
+    found: Solution | Shortfall = solve(items, limits)
+    return found if isinstance(found, Shortfall) else Banded(groups, found.chosen, found.damage, found.bound)
+
+
+def _near_the_right_price(
+    tables: Sequence[_Costs], row: int, limit: float, bands: int, options: list[Sequences]
+) -> float:
+    """Add to the options of each chain the bands at prices about the right one; give the bound."""
+    import numpy as np
+
+    cost = sum(float(table.costs[row].max(1).sum()) for table in tables) or 1.0
+    damage = sum(float(table.damages.max(1).sum()) for table in tables) or 1.0
+    low, high = damage / cost * 1e-9, damage / cost * 1e6
+    bound = 0.0
+    for number in range(_ROUNDS):
+        prices = np.geomspace(low, high, _PRICES)
+        if number == 0:
+            prices = np.concatenate([[0.0], prices])
+        values, sums = np.zeros(len(prices)), np.zeros(len(prices))
+        found = []
+        for table in tables:
+            value, sequences = _best(table, row, prices, bands)
+            values += value
+            layers = np.arange(sequences.shape[1])
+            sums += table.costs[row][layers, sequences].sum(1)
+            found.append(sequences)
+        bound = max(bound, float((values - prices * limit).max()))
+        at = int(np.argmax(sums <= limit)) if (sums <= limit).any() else len(prices) - 1
+        near = range(max(at - _NEAR, 0), min(at + _NEAR, len(prices))) if number else range(len(prices))
+        for table, own, sequences in zip(tables, options, found, strict=True):
+            for k in near:
+                own |= _with_ends_moved(tuple(map(int, sequences[k])), k in (at - 1, at))
+            # One type for all layers is an option too: the smallest, so that a budget that can be met is.
+            own |= {(type_,) * len(table.damages) for type_ in range(table.damages.shape[1])}
+        if at == 0:
+            break
+        low, high = max(float(prices[at - 1]), low / 1e6), float(prices[at])
+    return bound
+
+
+def _best(table: _Costs, row: int, prices: Floats, bands: int) -> tuple[Floats, Floats]:
+    """At each price the least sum, and the type of each layer, (prices, layers)."""
+    import numpy as np
+
+    price = table.damages + prices[:, None, None] * table.costs[row]
+    n_prices, n_layers, n_types = price.shape
+    best = np.full((bands, n_prices, n_types), np.inf)
+    best[0] = price[:, 0]
+    came = np.zeros((n_layers, bands, n_prices, n_types), np.int16)  # the type of the layer before
+    begins = np.zeros(came.shape, bool)
+    own = np.broadcast_to(np.arange(n_types, dtype=np.int16), (n_prices, n_types))
+    for layer in range(1, n_layers):
+        other = np.concatenate([np.full((1, n_prices), np.inf), best[:-1].min(2)])[:, :, None]
+        which = np.concatenate([np.zeros((1, n_prices), int), best[:-1].argmin(2)])[:, :, None]
+        changes = begins[layer] = other < best
+        came[layer] = np.where(changes, which, own)
+        best = np.where(changes, other, best) + price[:, layer]
+    at = np.arange(n_prices)
+    flat = best.transpose(1, 0, 2).reshape(n_prices, -1).argmin(1)
+    band, type_ = flat // n_types, flat % n_types
+    sequences = np.zeros((n_prices, n_layers), int)
+    for layer in range(n_layers - 1, -1, -1):
+        sequences[:, layer] = type_
+        if layer:
+            before = came[layer, band, at, type_].astype(int)
+            band = band - begins[layer, band, at, type_]
+            type_ = before
+    return best.transpose(1, 0, 2).reshape(n_prices, -1).min(1), sequences
+
+
+def _with_ends_moved(types: tuple[int, ...], moved: bool) -> Sequences:
+    """The types of the layers, and where it is asked for, those with one end of a band at another layer."""
+    found = {types}
+    if moved:
+        for at in [i for i, (a, b) in enumerate(pairwise(types), 1) if a != b]:
+            start, stop = _band_around(types, at - 1)[0], _band_around(types, at)[1]
+            for by in _MOVES:
+                end = min(max(at + by, start), stop)
+                middle = (types[at - 1],) * (end - start) + (types[at],) * (stop - end)
+                found.add((*types[:start], *middle, *types[stop:]))
+    return found
+
+
+def _band_around(types: Sequence[int], layer: int) -> tuple[int, int]:
+    return next((start, stop) for start, stop, _ in _bands(types) if start <= layer < stop)
+
+
+def _bands(types: Sequence[int]) -> list[tuple[int, int, int]]:
+    """Start, stop and type of each run."""
+    cuts = [0, *(i for i, (a, b) in enumerate(pairwise(types), 1) if a != b), len(types)]
+    return [(start, stop, types[start]) for start, stop in pairwise(cuts)]
+
+
+def _item(table: _Costs, options: Sequence[tuple[int, ...]]) -> Item:
+    import numpy as np
+
+    layers = np.arange(len(table.damages))
+    damages = tuple(float(table.damages[layers, types].sum()) for types in options)
+    costs = tuple(tuple(float(row[layers, types].sum()) for types in options) for row in table.costs)
+    return Item(damages, costs)
