@@ -79,6 +79,8 @@ def solve_bands(
     """
     import numpy as np
 
+    if all(len(chain.layers) <= bands for chain in chains):  # then each layer may be a band
+        return solve_freely(chains, costs, limits)
     tables = [
         _Costs(np.array([group.damages for group in chain.layers]), np.array(cost, float))
         for chain, cost in zip(chains, costs, strict=True)

@@ -169,6 +169,7 @@ def optimize(
         plan = lay_out(model, decide(model, recipe), fallback=table)
         _prove(plan, answer)
         if options.size is None or plan.file_bytes <= options.size:
+            notes += _encoded_again(plan)
             return Optimized(
                 recipe, plan, found.groups, found.chosen, damages, found.gap, forecast, scales,
                 (*scales.notes, *notes),
@@ -292,6 +293,15 @@ def _forecast(damage: float, level: Level) -> Forecast:
 
     factor = math.exp(max(level.spread, 0.2))
     return Forecast(kld(damage), kld(damage / factor), kld(damage * factor))
+
+
+def _encoded_again(plan: Plan) -> list[str]:
+    """What is to be said of tensors that are quantized in the source."""
+    again = [t for t in plan.tensors if t.tensor.type.is_quantized and t.type != t.tensor.type]
+    if not again:
+        return []
+    many = "1 tensor is" if len(again) == 1 else f"{len(again):,} tensors are"
+    return [f"{many} quantized in the source and encoded again, on top of what that has lost"]
 
 
 def _prove(plan: Plan, answer: Answer) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -16,6 +18,7 @@ from program import run
 import ggplan
 from ggplan.ggml_types import parse_type
 
+DEMO = Path(ggplan.__file__).parent / "demo_model"
 INVENTORIES = ["GLM-4.5-Air", "gpt-oss-20b", "Qwen3-8B", "DeepSeek-V3", "MiniMax-M2"]
 
 
@@ -163,6 +166,8 @@ def test_a_quantized_file_is_not_made_larger(tmp_path: Path) -> None:
     answer = optimized(model, "--bpw", "8")
     assert set(types(answer).values()) == {"q6_K", "f32"}
     assert answer["damage"] == 0
+    assert not answer["notes"]
+    assert "encoded again" in run("optimize", model, "--bpw", "5").stderr
     assert set(types(optimized(model, "--bpw", "5")).values()) <= {
         "q6_K", "f32", "q5_K", "q4_K", "iq4_xs", "iq3_s", "q3_K", "iq3_xxs", "q2_K", "iq2_s", "iq2_xs",
         "iq2_xxs",
@@ -228,3 +233,32 @@ def test_a_file_that_exists_is_kept(tmp_path: Path) -> None:
     assert recipe.read_text() == "mine"
     assert run("optimize", "Qwen3-8B", "--bpw", "4", "-o", recipe, "--force").returncode == 0
     assert "@recipe 1" in recipe.read_text()
+
+
+def test_a_file_that_is_written_is_within_the_size(tmp_path: Path) -> None:
+    """The header with its tokenizer and the recipe's own text are counted."""
+    recipe, output = tmp_path / "my.recipe", tmp_path / "demo.gguf"
+    types_given = "q4_0,q5_0,q8_0,iq4_nl,iq4_xs,q4_K,q6_K"
+    size = 3_400_000
+    arguments = ["--size", f"{size}B", "--types", types_given, "-o", recipe]
+    done = run("optimize", DEMO, *arguments)
+    assert done.returncode == 0, done.stderr
+    done = run("convert", DEMO, output, "-r", recipe, "-q", "--pre", "glm4")
+    assert done.returncode == 0, done.stderr
+    assert 0.97 * size < output.stat().st_size <= size
+    assert json.loads(run("optimize", DEMO, "--size", f"{size}B", "--json").stdout)["gap"] < 0.005
+
+
+def test_an_answer_is_the_same_every_time() -> None:
+    first, second = (run("optimize", "Qwen3-30B-A3B", "--size", "16G").stdout for _ in range(2))
+    assert first == second
+    assert first.startswith("# The least loss within 16.0 GiB")
+
+
+def test_nothing_but_the_recipe_is_on_standard_output() -> None:
+    """HiGHS prints lines of its own, past Python, so this is seen in a process of its own only."""
+    command = [sys.executable, "-m", "ggplan", "optimize", "Qwen3-30B-A3B", "--bpw", "4.5"]
+    command += ["--bands", "free", "--json", "-q"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["gap"] < 0.005
+    assert done.stderr == ""
