@@ -181,6 +181,6 @@ def allowed_types(names: Sequence[str], engine: str) -> tuple[GgmlType, ...]:
         if type_.engine == "ik_llama.cpp" and engine != type_.engine:
             raise PlanError(
                 f"{type_.name} is a type of ik_llama.cpp, which llama.cpp does not read",
-                hint="name the engine: --engine ik_llama.cpp",
+                hint="name the engine with `--engine ik_llama.cpp`",
             )
     return tuple(dict.fromkeys(types))
