@@ -11,8 +11,9 @@ types, three bands are within a thousandth of a type for each layer (GLM-4.5, 1,
 
    The sum over the kinds, less the price times the budget, is a bound that no recipe of so many bands is
    below.
-2. Bands that are best at some price near the right one, and those with an end moved by a few layers, are the
-   options of each kind; `ggplan.allocation.solving` chooses among them, within all rows.
+2. Bands that are best at some price near the right one are the options of each kind. A little higher price may
+   change a kind in all its layers at once, too large a step where it is most of the file; so what is between
+   the two, one up to some layer and the other from there, and bands with an end moved, are options too. `ggplan.allocation.solving` chooses among them, within all rows.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 _PRICES = 64
 _ROUNDS = 4
 _NEAR = 12  # of the prices of a round on either side of the right one
-_MOVES = (-8, -4, -2, -1, 1, 2, 4, 8)
+_AT = 3  # of these the ones whose bands are also taken with ends moved and in part
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,8 +145,14 @@ def _near_the_right_price(
         at = int(np.argmax(sums <= limit)) if (sums <= limit).any() else len(prices) - 1
         near = range(max(at - _NEAR, 0), min(at + _NEAR, len(prices))) if number else range(len(prices))
         for table, own, sequences in zip(tables, options, found, strict=True):
-            for k in near:
-                own |= _with_ends_moved(tuple(map(int, sequences[k])), k in (at - 1, at))
+            seen = dict.fromkeys(tuple(map(int, sequences[k])) for k in near)
+            own |= set(seen)
+            close = range(max(at - _AT, 0), min(at + _AT, len(prices))) if number else range(0)
+            seen = dict.fromkeys(tuple(map(int, sequences[k])) for k in close)
+            for types in seen:
+                own |= _with_ends_moved(types)
+            for types, others in pairwise(seen):
+                own |= _in_part(types, others, bands)
             # One type for all layers is an option too: the smallest, so that a budget that can be met is.
             own |= {(type_,) * len(table.damages) for type_ in range(table.damages.shape[1])}
         if at == 0:
@@ -184,17 +191,22 @@ def _best(table: _Costs, row: int, prices: Floats, bands: int) -> tuple[Floats, 
     return best.transpose(1, 0, 2).reshape(n_prices, -1).min(1), sequences
 
 
-def _with_ends_moved(types: tuple[int, ...], moved: bool) -> Sequences:
-    """The types of the layers, and where it is asked for, those with one end of a band at another layer."""
-    found = {types}
-    if moved:
-        for at in [i for i, (a, b) in enumerate(pairwise(types), 1) if a != b]:
-            start, stop = _band_around(types, at - 1)[0], _band_around(types, at)[1]
-            for by in _MOVES:
-                end = min(max(at + by, start), stop)
-                middle = (types[at - 1],) * (end - start) + (types[at],) * (stop - end)
-                found.add((*types[:start], *middle, *types[stop:]))
+def _with_ends_moved(types: tuple[int, ...]) -> Sequences:
+    """The types of the layers with one end of a band at another layer, as far as its neighbours go."""
+    found: Sequences = set()
+    for at in [i for i, (a, b) in enumerate(pairwise(types), 1) if a != b]:
+        start, stop = _band_around(types, at - 1)[0], _band_around(types, at)[1]
+        for end in range(start, stop + 1):
+            middle = (types[at - 1],) * (end - start) + (types[at],) * (stop - end)
+            found.add((*types[:start], *middle, *types[stop:]))
     return found
+
+
+def _in_part(types: tuple[int, ...], others: tuple[int, ...], bands: int) -> Sequences:
+    """One up to some layer and the other from there, either way, in so many bands."""
+    cuts = range(1, len(types))
+    mixed = {a[:cut] + b[cut:] for a, b in ((types, others), (others, types)) for cut in cuts}
+    return {one for one in mixed if len(_bands(one)) <= bands}
 
 
 def _band_around(types: Sequence[int], layer: int) -> tuple[int, int]:
@@ -208,9 +220,10 @@ def _bands(types: Sequence[int]) -> list[tuple[int, int, int]]:
 
 
 def _item(table: _Costs, options: Sequence[tuple[int, ...]]) -> Item:
+    """The options of a chain for the solver."""
     import numpy as np
 
-    layers = np.arange(len(table.damages))
-    damages = tuple(float(table.damages[layers, types].sum()) for types in options)
-    costs = tuple(tuple(float(row[layers, types].sum()) for types in options) for row in table.costs)
-    return Item(damages, costs)
+    layers, types = np.arange(len(table.damages)), np.array(options)
+    damages = table.damages[layers, types].sum(1)
+    costs = table.costs[:, layers, types].sum(2)
+    return Item(tuple(damages.tolist()), tuple(tuple(row.tolist()) for row in costs))
