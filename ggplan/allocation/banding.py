@@ -11,9 +11,12 @@ types, three bands are within a thousandth of a type for each layer (GLM-4.5, 1,
 
    The sum over the kinds, less the price times the budget, is a bound that no recipe of so many bands is
    below.
-2. Bands that are best at some price near the right one are the options of each kind. A little higher price may
-   change a kind in all its layers at once, too large a step where it is most of the file; so what is between
-   the two, one up to some layer and the other from there, and bands with an end moved, are options too. `ggplan.allocation.solving` chooses among them, within all rows.
+2. Bands that are best at some price near the right one are the options of each kind. A little higher price
+   may change a kind in all its layers at once, too large a step where it is most of the file; so what is
+   between the two, one up to some layer and the other from there, and bands with an end moved, are options
+   too. `ggplan.allocation.solving` chooses among them, within all rows.
+3. If that is not near the bound, all bands of up to three are options whose price is above the best of their
+   kind's by no more than solution and bound are apart: no others can be in a better solution.
 """
 
 from __future__ import annotations
@@ -35,6 +38,9 @@ if TYPE_CHECKING:
 _PRICES = 64
 _ROUNDS = 4
 _NEAR = 12  # of the prices of a round on either side of the right one
+_FAR = 2e-3  # from the bound
+_MOST_BANDS = 3
+_MOST_OPTIONS = 2_000  # of a chain, in the third step
 _AT = 3  # of these the ones whose bands are also taken with ends moved and in part
 
 
@@ -87,13 +93,25 @@ def solve_bands(
         for chain, cost in zip(chains, costs, strict=True)
     ]
     options: list[Sequences] = [set() for _ in chains]
-    bound = 0.0
-    for row in range(len(limits)) if chains else ():
-        bound = max(bound, _near_the_right_price(tables, row, limits[row], bands, options))
-    known = [sorted(found) for found in options]
-    found = solve([_item(table, own) for table, own in zip(tables, known, strict=True)], limits)
+    bound = price = 0.0
+    for row in range(len(limits)):
+        of_row, price = _near_the_right_price(tables, row, limits[row], bands, options)
+        bound = max(bound, of_row)
+    found, known = _chosen(tables, options, limits)
     if isinstance(found, Shortfall):
         return found
+    is_far = found.damage - bound > _FAR * bound
+    if is_far and 1 < bands <= _MOST_BANDS and len(limits) == 1:
+        slack = (found.damage - bound) * (1 + 1e-9)
+        near = [_within(table, price, slack, bands) for table in tables]
+        for own, (more, _) in zip(options, near, strict=True):
+            own |= more
+        again, known_again = _chosen(tables, options, limits)
+        assert isinstance(again, Solution)
+        if again.damage <= found.damage:
+            found, known = again, known_again
+        if all(are_all for _, are_all in near):
+            bound = max(bound, min(again.bound, found.damage))
     groups: list[Group] = []
     chosen: list[int] = []
     for chain, own, option in zip(chains, known, found.chosen, strict=True):
@@ -103,6 +121,14 @@ def solve_bands(
     # Of one band there are no other options.
     bound = max(bound, found.bound) if bands == 1 else bound
     return Banded(tuple(groups), tuple(chosen), found.damage, min(bound, found.damage))
+
+
+def _chosen(
+    tables: Sequence[_Costs], options: Sequence[Sequences], limits: Sequence[float]
+) -> tuple[Solution | Shortfall, list[list[tuple[int, ...]]]]:
+    """The solution among the options of the chains, and these in the order of its indices."""
+    known = [sorted(own) for own in options]
+    return solve([_item(table, own) for table, own in zip(tables, known, strict=True)], limits), known
 
 
 def solve_freely(
@@ -121,14 +147,14 @@ def solve_freely(
 
 def _near_the_right_price(
     tables: Sequence[_Costs], row: int, limit: float, bands: int, options: list[Sequences]
-) -> float:
-    """Add to the options of each chain the bands at prices about the right one; give the bound."""
+) -> tuple[float, float]:
+    """Add to the options of each chain the bands at prices about the right one; the bound and its price."""
     import numpy as np
 
     cost = sum(float(table.costs[row].max(1).sum()) for table in tables) or 1.0
     damage = sum(float(table.damages.max(1).sum()) for table in tables) or 1.0
     low, high = damage / cost * 1e-9, damage / cost * 1e6
-    bound = 0.0
+    bound = at_price = 0.0
     for number in range(_ROUNDS):
         prices = np.geomspace(low, high, _PRICES)
         if number == 0:
@@ -141,7 +167,9 @@ def _near_the_right_price(
             layers = np.arange(sequences.shape[1])
             sums += table.costs[row][layers, sequences].sum(1)
             found.append(sequences)
-        bound = max(bound, float((values - prices * limit).max()))
+        bounds = values - prices * limit
+        if float(bounds.max()) > bound:
+            bound, at_price = float(bounds.max()), float(prices[bounds.argmax()])
         at = int(np.argmax(sums <= limit)) if (sums <= limit).any() else len(prices) - 1
         near = range(max(at - _NEAR, 0), min(at + _NEAR, len(prices))) if number else range(len(prices))
         for table, own, sequences in zip(tables, options, found, strict=True):
@@ -158,7 +186,37 @@ def _near_the_right_price(
         if at == 0:
             break
         low, high = max(float(prices[at - 1]), low / 1e6), float(prices[at])
-    return bound
+    return bound, at_price
+
+
+def _within(table: _Costs, price: float, slack: float, bands: int) -> tuple[Sequences, bool]:
+    """The bands of a chain whose price is above the least by no more than `slack`, and whether they are all.
+
+    With C[t, l] the price of the layers before l as type t, three bands that end at l and m cost
+    (C[t, l] - C[u, l]) + (C[u, m] - C[v, m]) + C[v, end]: a sum of two parts, of which each must be small.
+    """
+    import numpy as np
+
+    prices = (table.damages + price * table.costs[0]).T
+    n_types, n_layers = prices.shape
+    sums = np.concatenate([np.zeros((n_types, 1)), prices.cumsum(1)], 1)
+    least = float(_best(table, 0, np.array([price]), bands)[0][0]) + slack
+    ends = np.arange(1, n_layers + 1)
+    ordered = ends[:, None] <= ends
+    found: list[tuple[float, tuple[int, ...]]] = []
+    for t in range(n_types):
+        for u in range(n_types):
+            first = sums[t, 1:] - sums[u, 1:]
+            for v in range(n_types) if bands > 2 else (u,):
+                second = sums[u, 1:] - sums[v, 1:] + sums[v, -1]
+                if first.min() + second.min() > least:
+                    continue
+                total = np.where(ordered, first[:, None] + second, np.inf)
+                for i, j in zip(*np.nonzero(total <= least), strict=True):
+                    types = (t,) * (i + 1) + (u,) * (j - i) + (v,) * (n_layers - 1 - j)
+                    found.append((float(total[i, j]), types))
+    best = dict.fromkeys(types for _, types in sorted(found))
+    return set(list(best)[:_MOST_OPTIONS]), len(best) <= _MOST_OPTIONS
 
 
 def _best(table: _Costs, row: int, prices: Floats, bands: int) -> tuple[Floats, Floats]:
