@@ -114,8 +114,8 @@ def solve_bands(
             bound = max(bound, min(again.bound, found.damage))
     groups: list[Group] = []
     chosen: list[int] = []
-    for chain, own, option in zip(chains, known, found.chosen, strict=True):
-        for start, stop, type_ in _bands(own[option]):
+    for chain, sequences, option in zip(chains, known, found.chosen, strict=True):
+        for start, stop, type_ in _bands(sequences[option]):
             groups.append(joined(chain.layers[start:stop]))
             chosen.append(type_)
     # Of one band there are no other options.
