@@ -19,7 +19,7 @@ The fit, for model m and tensor t, by iteratively reweighted least squares:
 A log link with this variance takes measurements below the floor as they are, noise around a small value,
 where a regression on logarithms has to invent a number for them. Of families left out, free for each tensor
 and by each model's own curve of types, the allocation was at 1.23 times the optimum in the mean with it, and
-at 1.36 with the regression on logarithms. NOISE, SPREAD and RIDGE were chosen among some fifteen by that test.
+at 1.36 with the regression on logarithms. NOISE, SPREAD and RIDGE were chosen among some fifteen by it.
 
 Left out: values of 0 or 404 (not measured), and blocks of which all tensors have one value (those that only
 predict further tokens, which are not run).
