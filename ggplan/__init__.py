@@ -25,6 +25,8 @@ from ggplan.version import __version__
 if TYPE_CHECKING:
     from ggplan import charts as charts
     from ggplan import measure as measure
+    from ggplan.allocation import OptimizeOptions as OptimizeOptions
+    from ggplan.allocation import optimize as optimize
     from ggplan.conversion import ConvertOptions as ConvertOptions
     from ggplan.conversion import convert as convert
     from ggplan.errors import Error as Error
@@ -55,6 +57,8 @@ if TYPE_CHECKING:
     from ggplan.verification import verify as verify
 
 _HOME = {
+    "OptimizeOptions": "ggplan.allocation",
+    "optimize": "ggplan.allocation",
     "ConvertOptions": "ggplan.conversion",
     "convert": "ggplan.conversion",
     "Error": "ggplan.errors",

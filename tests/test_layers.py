@@ -36,7 +36,9 @@ ALLOWED = {
         "version", "errors", "text", "ggml_types", "metadata", "model", "sources", "rules", "imatrix",
         "stock", "recovering",
     },
-    "allocation": {"errors", "substitutes", "text", "ggml_types"},
+    "allocation": {
+        "errors", "substitutes", "text", "ggml_types", "model", "rules", "recovering", "planning",
+    },
     "offload": {
         "version", "errors", "substitutes", "text", "ggml_types", "metadata", "model", "rules", "planning",
         "quants",

@@ -58,6 +58,7 @@ _COMMANDS = {
     "inspect": "ggplan.cli.inspect:inspect_command",
     "machine": "ggplan.cli.machine:machine_command",
     "measure": "ggplan.cli.measure:measure_command",
+    "optimize": "ggplan.cli.optimize:optimize_command",
     "plan": "ggplan.cli.plan:plan_command",
     "reproduce": "ggplan.cli.reproduce:reproduce_command",
     "rules": "ggplan.cli.rules:rules_group",

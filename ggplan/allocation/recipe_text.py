@@ -1,0 +1,303 @@
+r"""The answer as a recipe: rules by kind and band of layers, what each weighs, and what one step would do.
+
+    # 46 tensors, 12.3 GiB, 31 % of the loss; as iq3_s 2.1 GiB more and 14 % of the loss less
+    ^blk\.{16..31}\.ffn_(gate|up)_exps\.weight$ = iq3_xxs
+
+Pins come first, as they were given; then what is never quantized, blocks that only draft tokens, and the
+rules that were solved for. These name the types that are written, so the recipe needs no fallback.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from ggplan.allocation.candidates import TensorChoices
+from ggplan.allocation.grouping import Group
+from ggplan.allocation.scales import Scales
+from ggplan.ggml_types import F32, GgmlType
+from ggplan.model import Model
+from ggplan.planning.fallback import FallbackTable
+from ggplan.planning.roles import Role
+from ggplan.recovering.patterns import layers_pattern, names_pattern, runs
+from ggplan.rules.roles import Blocks, block_of, roles_of
+from ggplan.text import format_bytes, printable
+
+_BLOCK = re.compile(r"^blk\.\d+\.", re.ASCII)
+_BY_ROLE = ("norm", "router")
+_TITLES = {
+    Role.EMBEDDINGS: "Embeddings are looked up, one row for a token.",
+    Role.OUTPUT: "The output matrix chooses the words.",
+    Role.ATTENTION: "Attention reads all of its weights for every token.",
+    Role.SHARED_EXPERTS: "The shared expert sees every token.",
+    Role.DENSE_FFN: "The plain feed-forward network.",
+    Role.ROUTED_EXPERTS: "The routed experts: most of the file, of which a token uses few.",
+    Role.NEXTN: "Blocks that only draft tokens: hardly a draft is accepted below q8_0.",
+    Role.OTHER: "Other matrices.",
+}
+_ORDER = tuple(_TITLES)
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What the file must keep to.
+
+    Attributes
+    ----------
+    rows
+        The name of each row, its limit in bytes, and what the header takes of it.
+    n_weights
+        Of the model.
+    size, bpw
+        As they were given.
+    """
+
+    rows: tuple[tuple[str, float, float], ...]
+    n_weights: int
+    size: int | None
+    bpw: float | None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was solved: the type of each group, and with it of each tensor."""
+
+    model: Model
+    name: str
+    engine: str
+    pins: tuple[str, ...]
+    choices: tuple[TensorChoices, ...]
+    groups: tuple[Group, ...]
+    chosen: tuple[int, ...]
+
+    @cached_property
+    def types(self) -> Mapping[str, GgmlType]:
+        """The type of each tensor, by name."""
+        found = {c.tensor.name: c.candidates[0].type for c in self.choices if c.fixed}
+        for group, option in zip(self.groups, self.chosen, strict=True):
+            found |= {m.tensor.name: group.types[option] for m in group.members}
+        return found
+
+    @cached_property
+    def damages(self) -> Mapping[str, float]:
+        """The damage of each tensor, in nats, by name."""
+        found = {c.tensor.name: c.candidates[0].damage for c in self.choices if c.fixed}
+        for group, option in zip(self.groups, self.chosen, strict=True):
+            found |= {m.tensor.name: m.candidates[option].damage for m in group.members}
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """Groups of one kind that got one type."""
+
+    role: Role
+    type: GgmlType
+    groups: tuple[tuple[Group, int], ...]
+
+    @property
+    def members(self) -> tuple[TensorChoices, ...]:
+        return tuple(m for group, _ in self.groups for m in group.members)
+
+
+def recipe_text(
+    answer: Answer,
+    budget: Budget,
+    gap: float,
+    forecast: tuple[float, float, float],
+    scales: Scales,
+    table: FallbackTable,
+) -> str:
+    """The text of the recipe.
+
+    Parameters
+    ----------
+    gap
+        How far above the least possible the damage is at most.
+    forecast
+        The KL divergence that is predicted, and between what it probably is.
+    """
+    lines = [*_heading(answer, budget, gap, forecast, scales), "@recipe 1", f"@name {_inert(answer.name)}"]
+    if answer.model.architecture:
+        lines.append(f"@arch {answer.model.architecture}")
+    if answer.engine != "llama.cpp":
+        lines.append(f"@target {answer.engine}")
+    if answer.pins:
+        lines += ["", "# Pinned.", *answer.pins]
+    lines += _protected(answer)
+    lines += _drafting(answer)
+    total = sum(answer.damages.values())
+    by_role: dict[Role, list[_Rule]] = {}
+    for rule in _rules(answer):
+        by_role.setdefault(rule.role, []).append(rule)
+    for role in sorted(by_role, key=_place):
+        lines += ["", f"# {_TITLES.get(role, _TITLES[Role.OTHER])}"]
+        for rule in by_role[role]:
+            lines += [f"# {_worth(rule, total)}", f"{_pattern(answer, rule)} = {rule.type.name}"]
+    lines += ["", *_promises(answer, budget)]
+    return "\n".join(lines) + "\n"
+
+
+def _heading(
+    answer: Answer, budget: Budget, gap: float, forecast: tuple[float, float, float], scales: Scales
+) -> list[str]:
+    limits = []
+    if budget.size is not None:
+        limits.append(f"{format_bytes(budget.size)} ({budget.size:,} bytes)")
+    if budget.bpw is not None:
+        limits.append(f"{budget.bpw:g} bits per weight")
+    kld, low, high = forecast
+    n_bytes = sum(
+        t.tensor_bytes(c.tensor.shape) for c in answer.choices for t in [answer.types[c.tensor.name]]
+    )
+    bpw = 8 * n_bytes / max(budget.n_weights, 1)
+    lines = [
+        f"The least loss within {' and '.join(limits)}, of {answer.model.path.name}.",
+        "",
+        f"Tensors         {format_bytes(n_bytes)}, {bpw:.3f} bits per weight",
+        f"KL divergence   {kld:.2g} nats predicted, probably between {low:.2g} and {high:.2g}",
+        f"Optimality      {gap_in_words(gap)}",
+        f"Sensitivities   {scales.source}",
+    ]
+    needing = sorted({t.name for t in answer.types.values() if t.expects_imatrix or t.requires_imatrix})
+    if needing:
+        lines.append(f"Imatrix         needed (--imatrix), for {', '.join(needing)}")
+    lines += ["", *scales.credit]
+    heading = [f"# {_inert(line)}".rstrip() for line in lines]
+    # That an imatrix is needed stands above; `convert` refuses to do without.
+    return [*heading, "# ggplan: ignore-file GP204"] if needing else heading
+
+
+def gap_in_words(gap: float) -> str:
+    """How far from the best possible an answer is, for people."""
+    return f"at most {100 * max(gap, 1e-4):.2g} % above the least possible for these numbers"
+
+
+def _protected(answer: Answer) -> list[str]:
+    """The rules for what is never quantized."""
+    left = [c for c in answer.choices if c.fixed == "protected"]
+    if not left:
+        return []
+    lines = ["", "# Norms, biases and routers steer all else and weigh next to nothing."]
+    blocks = Blocks.of(c.tensor.name for c in answer.choices)
+    roles = {c.tensor.name: set(roles_of(c.tensor.name, blocks)) for c in answer.choices}
+    words = []
+    for word in _BY_ROLE:
+        of_role = [c for c in answer.choices if word in roles[c.tensor.name] and c.fixed != "integers"]
+        if of_role and all(c.fixed == "protected" and c.candidates[0].type == F32 for c in of_role):
+            words.append(word)
+    if words:
+        lines.append(f"@role {', '.join(words)} = f32")
+        left = [c for c in left if roles[c.tensor.name].isdisjoint(words)]
+    for type_ in dict.fromkeys(c.candidates[0].type for c in left):
+        wanted = "keep" if type_.is_quantized else type_.name
+        names = [c.tensor.name for c in left if c.candidates[0].type == type_]
+        lines += [f"{pattern} = {wanted}" for pattern in _patterns_of_kinds(names)]
+    return lines
+
+
+def _patterns_of_kinds(names: Sequence[str]) -> list[str]:
+    """Patterns for these tensors and those of the same kinds in other blocks."""
+    inner = sorted({_BLOCK.sub("", name) for name in names if block_of(name) is not None})
+    outer = sorted({name for name in names if block_of(name) is None})
+    found = [rf"^blk\.\d+\.{names_pattern(inner)}$"] if inner else []
+    return [*found, *([f"^{names_pattern(outer)}$"] if outer else [])]
+
+
+def _drafting(answer: Answer) -> list[str]:
+    """The rules for blocks that only predict further tokens."""
+    drafting = [c for c in answer.choices if c.fixed == "drafting"]
+    if not drafting:
+        return []
+    lines = ["", f"# {_TITLES[Role.NEXTN]}"]
+    for type_ in dict.fromkeys(c.candidates[0].type for c in drafting):
+        names = {c.tensor.name for c in drafting if c.candidates[0].type == type_}
+        inner = sorted({_BLOCK.sub("", name) for name in names if block_of(name) is not None})
+        blocks = {block for name in names if (block := block_of(name)) is not None}
+        if inner:
+            layers = layers_pattern(runs(sum(1 << block for block in blocks), 0))
+            lines.append(rf"^blk\.{layers}\.{names_pattern(inner)}$ = {type_.name}")
+        if outer := sorted(name for name in names if block_of(name) is None):
+            lines.append(f"^{names_pattern(outer)}$ = {type_.name}")
+    return lines
+
+
+def _rules(answer: Answer) -> list[_Rule]:
+    """One rule for each kind and type, in the order of the model."""
+    found: dict[tuple[tuple[str, ...], GgmlType], list[tuple[Group, int]]] = {}
+    for group, option in zip(answer.groups, answer.chosen, strict=True):
+        kinds = tuple(sorted({_BLOCK.sub("", m.tensor.name) for m in group.members}))
+        found.setdefault((kinds, group.types[option]), []).append((group, option))
+    return [_Rule(groups[0][0].members[0].role, type_, tuple(groups)) for (_, type_), groups in found.items()]
+
+
+def _place(role: Role) -> int:
+    return _ORDER.index(role) if role in _ORDER else len(_ORDER)
+
+
+def _pattern(answer: Answer, rule: _Rule) -> str:
+    """A pattern for exactly the tensors of a rule, those of earlier rules left aside."""
+    names = {m.tensor.name for m in rule.members}
+    kinds = sorted({_BLOCK.sub("", name) for name in names})
+    blocks = {block for name in names if (block := block_of(name)) is not None}
+    if not blocks:
+        return f"^{names_pattern(kinds)}$"
+    others = {
+        block
+        for c in answer.choices
+        if c.fixed in ("", "drafting")
+        and c.tensor.name not in names
+        and _BLOCK.sub("", c.tensor.name) in kinds
+        and (block := block_of(c.tensor.name)) is not None
+    }
+    if not others:
+        return rf"^blk\.\d+\.{names_pattern(kinds)}$"
+    needed = sum(1 << block for block in blocks)
+    last = max(max(blocks), max(others))
+    free = sum(1 << block for block in range(last + 1) if block not in others and block not in blocks)
+    return rf"^blk\.{layers_pattern(runs(needed, free))}\.{names_pattern(kinds)}$"
+
+
+def _worth(rule: _Rule, total: float) -> str:
+    """What a rule weighs, its part of the damage, and what the next larger or smaller type would change."""
+    n_tensors = len(rule.members)
+    n_bytes = sum(group.n_bytes[option] for group, option in rule.groups)
+    damage = sum(group.damages[option] for group, option in rule.groups)
+    tensors = "1 tensor" if n_tensors == 1 else f"{n_tensors:,} tensors"
+    words = f"{tensors}, {format_bytes(n_bytes)}, {_part(damage, total)} of the loss"
+    group, option = rule.groups[0]
+    if any(g.types != group.types for g, _ in rule.groups):
+        return words
+    sizes = [sum(g.n_bytes[i] for g, _ in rule.groups) for i in range(len(group.types))]
+    losses = [sum(g.damages[i] for g, _ in rule.groups) for i in range(len(group.types))]
+    larger = next(
+        (i for i in range(option + 1, len(sizes)) if sizes[i] > n_bytes and losses[i] < damage), None
+    )
+    smaller = next((i for i in range(option - 1, -1, -1) if sizes[i] < n_bytes and losses[i] > damage), None)
+    if larger is not None:
+        more, less = format_bytes(sizes[larger] - n_bytes), _part(damage - losses[larger], total)
+        words += f"; as {group.types[larger]} {more} more and {less} of the loss less"
+    elif smaller is not None:
+        less, more = format_bytes(n_bytes - sizes[smaller]), _part(losses[smaller] - damage, total)
+        words += f"; as {group.types[smaller]} {less} less and {more} of the loss more"
+    return words
+
+
+def _part(damage: float, total: float) -> str:
+    part = 100 * damage / total if total else 0.0
+    return f"{part:.0f} %" if part >= 9.95 else f"{part:.1f} %"
+
+
+def _promises(answer: Answer, budget: Budget) -> list[str]:
+    lines = ["@assert uncovered == 0", "@assert fallbacks == 0"]
+    if budget.size is not None:
+        lines.append(f"@assert size <= {budget.size} B")
+    if budget.bpw is not None:
+        lines.append(f"@assert bpw <= {budget.bpw:g}")
+    return lines
+
+
+def _inert(text: str) -> str:
+    return printable(text).replace("#", "").strip()

@@ -1,0 +1,204 @@
+"""`ggplan optimize`: the recipe that loses least within a budget."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ggplan.cli.opening import OpeningOptions, opening_options
+from ggplan.cli.options import force_option, json_option, note, output_option, quiet_option
+from ggplan.cli.sizes import ByteCount
+
+if TYPE_CHECKING:
+    from ggplan.allocation import Optimized
+
+    _Bands = click.ParamType[int]
+else:
+    _Bands = click.ParamType
+
+SCHEMA = "ggplan.optimize/1"
+
+_EPILOG = """\b
+Examples:
+  ggplan optimize GLM-4.5-Air --size 60G -o air.recipe       the least loss in 60 GiB
+  ggplan optimize air.gguf --bpw 4.5                         print the recipe
+  ggplan optimize hf://zai-org/GLM-4.5-Air --size 60G        of a checkpoint on the hub, by its headers
+  ggplan optimize GLM-4.5-Air --bpw 4.5 --types q4_K,q5_K,q6_K,q8_0   k-quants alone
+  ggplan optimize GLM-4.5 --size 150G --engine ik_llama.cpp  with the types of ik_llama.cpp
+  ggplan optimize GLM-4.5-Air --size 60G --pin '^output\\.weight$=q8_0'   what must be so
+  ggplan optimize GLM-4.5-Air --size 60G --table kld_results.csv      by measurements of this model
+  ggplan optimize GLM-4.5-Air --size 60G --bands free        each layer for itself
+  ggplan optimize GLM-4.5-Air --size 60G --json | jq .forecast
+"""
+
+
+class Bands(_Bands):
+    """A number of bands, or `free`, which is 0: each layer its own."""
+
+    name = "bands"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Parse an option's text."""
+        text = str(value)
+        if text == "free":
+            return 0
+        if not text.isdecimal() or not 1 <= int(text[:9]) <= 9_999:
+            self.fail(f"'{text}' is neither a number of bands, 1 or more, nor free", param, ctx)
+        return int(text)
+
+
+@click.command("optimize", epilog=_EPILOG, short_help="Write the recipe that loses least within a budget.")
+@click.argument("model")
+@click.option(
+    "--size", type=ByteCount(1024), metavar="SIZE",
+    help="The most that the file may have, its header included: 60G, 60GiB, 60GB.",
+)  # fmt: skip
+@click.option(
+    "--bpw", type=click.FloatRange(min=0, min_open=True), metavar="N", help="The most bits per weight."
+)
+@click.option(
+    "--types", "type_names", metavar="TYPE,...",
+    help="The types that may be given [default: those of the engine, from two bits to q8_0].",
+)  # fmt: skip
+@click.option(
+    "--engine", type=click.Choice(["llama.cpp", "ik_llama.cpp"]), default="llama.cpp", show_default=True,
+    help="Whose types, and whose fallbacks where rows do not hold a type.",
+)  # fmt: skip
+@click.option(
+    "--pin", "pins", multiple=True, metavar="REGEX=TYPE",
+    help="A rule that stands whatever it costs; the first that matches decides. Can be repeated.",
+)  # fmt: skip
+@click.option(
+    "--bands", type=Bands(), default="3", show_default=True, metavar="N|free",
+    help="Bands of layers with types of their own, for each kind of tensor.",
+)  # fmt: skip
+@click.option(
+    "--harmonise", "harmonised", multiple=True, metavar="WORD,...", default=("gate,up",), show_default=True,
+    help="Kinds of tensors that differ by such a word get one type; `none` for no such. Can be repeated.",
+)  # fmt: skip
+@click.option(
+    "--table", "table", type=click.Path(), metavar="CSV",
+    help="Measurements of single tensors of this model, such as a kld_results.csv of the GGUF Tool Suite.",
+)  # fmt: skip
+@click.option("--name", metavar="NAME", help="The recipe's name [default: from the model and the budget].")
+@opening_options()
+@output_option("Write the recipe to this file.")
+@force_option("the file of -o")
+@json_option("the answer and the recipe's text")
+@quiet_option
+def optimize_command(
+    model: str,
+    size: int | None,
+    bpw: float | None,
+    type_names: str | None,
+    engine: str,
+    pins: tuple[str, ...],
+    bands: int,
+    harmonised: tuple[str, ...],
+    table: str | None,
+    name: str | None,
+    opening: OpeningOptions,
+    output: str | None,
+    force: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Write the recipe that loses least within a budget.
+
+    MODEL is whatever `ggplan plan` takes; no weight is read. How much each tensor matters comes from a prior,
+    by what a tensor is for and how deep it lies, or from measurements (--table). The prior is fitted to
+    measurements of Thireus, the GGUF Tool Suite and its contributors. How far the answer is from the best
+    possible for these numbers is told; how far these numbers are from the truth, docs/optimizing.md says.
+
+    Exits 0; 1 if the model cannot be read or no file is within the budget, with by how much; 2 for wrong
+    usage, or if the file of -o exists.
+    """
+    import os
+
+    from ggplan.allocation import OptimizeOptions, optimize
+    from ggplan.cli.output import print_json, write_new
+    from ggplan.text import printable
+
+    if size is None and bpw is None:
+        raise click.UsageError("give a budget: --size or --bpw, or both")
+    if output is not None and os.path.lexists(output) and not force:
+        raise click.UsageError(f"{printable(output)} exists; --force replaces it")
+    found = opening.open_noted(model, quiet=quiet)
+    answer = optimize(
+        found,
+        OptimizeOptions(
+            size=size,
+            bpw=bpw,
+            types=_words(type_names or ""),
+            engine=engine,
+            pins=pins,
+            bands=bands or None,
+            harmonised=tuple(_words(words) for words in harmonised if words != "none"),
+            table=table,
+            name=" ".join((name or _name(found.path.name, size, bpw)).split()).replace("#", "")
+            or "optimized",
+        ),
+    )
+    note(*answer.notes, quiet=quiet)
+    if output is not None:
+        write_new(answer.recipe.text, output, force=force, quiet=quiet)
+    if as_json:
+        print_json(_json(answer))
+    elif output is None:
+        click.echo(answer.recipe.text, nl=False)
+    if not quiet and (as_json or output is not None):
+        click.echo(_told(answer), err=True)
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def _name(model: str, size: int | None, bpw: float | None) -> str:
+    """`GLM-4.5-Air-60GiB`, `GLM-4.5-Air-4.5bpw`."""
+    from ggplan.text import format_bytes
+
+    parts = [] if size is None else [format_bytes(size).replace(" ", "")]
+    parts += [] if bpw is None else [f"{bpw:g}bpw"]
+    stem = model
+    for ending in (".gguf", ".map", ".json", ".txt"):
+        stem = stem.removesuffix(ending)
+    return "-".join((stem, *parts))
+
+
+def _told(answer: Optimized) -> str:
+    from ggplan.allocation.recipe_text import gap_in_words
+    from ggplan.text import format_bytes
+
+    plan, forecast = answer.plan, answer.forecast
+    return (
+        f"file {format_bytes(plan.file_bytes)}, {plan.bits_per_weight:.3f} bpw; "
+        f"KL divergence {forecast.kld:.2g} predicted ({forecast.low:.2g} to {forecast.high:.2g}); "
+        f"{gap_in_words(answer.gap)}"
+    )
+
+
+def _json(answer: Optimized) -> dict[str, Any]:
+    plan = answer.plan
+    return {
+        "schema": SCHEMA,
+        "recipe": answer.recipe.text,
+        "file_bytes": plan.file_bytes,
+        "tensor_bytes": plan.tensor_bytes,
+        "bits_per_weight": plan.bits_per_weight,
+        "forecast": {
+            "kld": answer.forecast.kld,
+            "low": answer.forecast.low,
+            "high": answer.forecast.high,
+        },
+        "damage": answer.damage,
+        "gap": answer.gap,
+        "sensitivities": {"source": answer.scales.source, "credit": list(answer.scales.credit)},
+        "notes": list(answer.notes),
+        "tensors": [
+            {"name": t.name, "type": t.type.name, "bytes": t.n_bytes, "damage": answer.damages[t.name]}
+            for t in plan.tensors
+            if t.name in answer.damages
+        ],
+    }
