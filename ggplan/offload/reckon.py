@@ -229,7 +229,7 @@ def _check(dimensions: Dimensions, settings: Settings, profile: Profile) -> None
     if has_one and k is not v and profile.compares_latent_types:
         raise PlanError(
             f"K as {k.name} and V as {v.name}: the engine refuses, for this model has one cache for both",
-            hint=f"give one type for both: --kv-type {k.name}, or -ctk {k.name} -ctv {k.name}",
+            hint=f"give one type for both: `--kv-type {k.name}`, or `-ctk {k.name} -ctv {k.name}`",
         )
     if v.is_quantized and settings.flash_attention == "off":
         raise PlanError(
