@@ -341,7 +341,7 @@ def test_latent_attention_of_ik_llama_takes_the_type_of_keys_alone() -> None:
     assert one["devices"] == both["devices"]
     done = run(*DEEPSEEK, "--gpus", "1", "--command", line.replace("-mla 3 ", ""))
     assert done.returncode == 1
-    assert "--kv-type q8_0, or -ctk q8_0 -ctv q8_0" in done.stderr
+    assert "`--kv-type q8_0`, or `-ctk q8_0 -ctv q8_0`" in done.stderr
 
 
 def test_what_is_worth_a_second_thought_is_noted(tmp_path: Path) -> None:
