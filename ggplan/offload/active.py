@@ -31,10 +31,10 @@ from ggplan.offload.dimensions import Dimensions
 from ggplan.offload.holding import Holding
 from ggplan.offload.settings import Settings
 from ggplan.offload.weights import Weights
+from ggplan.planning.devices import LOOKED_UP
 
 _BLOCK = re.compile(r"blk\.(\d+)\.(.+)")
 _ROUTED = re.compile(r"ffn_(?:up|down|gate|gate_up)_(?:ch)?exps\.")
-_LOOKED_UP = ("token_embd.", "per_layer_token_embd.", "token_types.", "position_embd.")
 _INTERLEAVED = re.compile(r"_r\d+$")
 # ik_llama.cpp 8337e4c, `ggml/src/ggml-cuda`: interleaved types that have kernels there.
 _READ_BY_GPUS = frozenset({
@@ -149,7 +149,7 @@ def active_bytes(
             paths.setdefault(block, {}).setdefault(part, one.device)
         total = sums.setdefault(one.device, _Sums())
         read = share if is_routed else 1.0
-        if one.use.startswith(_LOOKED_UP):
+        if one.use.startswith(LOOKED_UP):
             read = 1 / max(tensor.shape[-1], 1)
         elif is_routed:
             if one.device == HOST:
@@ -162,7 +162,7 @@ def active_bytes(
                 matrices += n_bytes
                 streamable_matrices += 0 if one.repacked or _is_for_cpu(tensor.type.name) else n_bytes
         total.weights[tensor.type.name] = total.weights.get(tensor.type.name, 0.0) + n_bytes * read
-        total.n_steps += len(tensor.shape) > 1 and not one.use.startswith(_LOOKED_UP)
+        total.n_steps += len(tensor.shape) > 1 and not one.use.startswith(LOOKED_UP)
     _add_tied(sums, weights)
     for block, cells in _cells(dimensions, settings, depth).items():
         device = weights.blocks[block] if settings.cache_on_gpu else HOST

@@ -20,10 +20,11 @@ from ggplan.offload.dimensions import Dimensions
 from ggplan.offload.header import Header, HeaderTensor
 from ggplan.offload.machine import Machine
 from ggplan.offload.numbers import numbers_pattern
-from ggplan.offload.options import EXPERTS, first_blocks
+from ggplan.offload.options import first_blocks
 from ggplan.offload.profiles import Profile
 from ggplan.offload.settings import Override
 from ggplan.offload.speed import FITTED, core_rate
+from ggplan.planning.devices import EXPERTS
 
 Part = Literal["all", "gate and up", "down"]
 _NAMES: Mapping[Part, str] = {

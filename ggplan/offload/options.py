@@ -19,11 +19,10 @@ from ggplan.offload.values import (
     overrides_of,
     switch,
 )
+from ggplan.planning.devices import EXPERTS
 from ggplan.text import printable
 
-# `LLM_FFN_EXPS_REGEX` and `LLM_FFN_DENSE_REGEX` of llama.cpp's common/common.h: what -cmoe and -ncmoe, and
-# -ncffn move.
-EXPERTS = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps"
+# `LLM_FFN_DENSE_REGEX` of llama.cpp's common/common.h: what -ncffn moves.
 DENSE = r"\.ffn_(up|down|gate)\."
 
 # What builds of last year took and these do not: the words that follow, and what to write instead.

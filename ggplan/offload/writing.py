@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator
 from ggplan.errors import CommandError
 from ggplan.ggml_types import F16, Engine
 from ggplan.offload.flags import PROGRAMS, all_flags, flags_of
-from ggplan.offload.options import DENSE, EXPERTS, first_blocks
+from ggplan.offload.options import DENSE, first_blocks
 from ggplan.offload.settings import Override, Settings
+from ggplan.planning.devices import EXPERTS
 
 _DEFAULTS = Settings()
 

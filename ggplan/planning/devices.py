@@ -26,7 +26,8 @@ from ggplan.rules.roles import block_of
 
 Device = Literal["gpu", "cpu"]
 
-_EXPERTS = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps"
+# `LLM_FFN_EXPS_REGEX` of llama.cpp's common/common.h: what -cmoe and -ncmoe move.
+EXPERTS = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps"
 # What llama.cpp loads of nextn blocks without drafting, by architecture: tensors that `src/models/*.cpp` of
 # b11434 creates as "not required" but not as "skip".
 _EMBEDDINGS_AND_HEAD = r"\.nextn\.(embed_tokens|shared_head_head|shared_head_norm)\."
@@ -38,7 +39,8 @@ _LOADED_OF_NEXTN = {
     "hy_v3": f"{_ALL_OF_FFN}|{_EMBEDDINGS_AND_HEAD}",
     "step35": rf"{_ALL_OF_FFN}|{_EMBEDDINGS_AND_HEAD}|\.attn_(q_norm|k_norm|gate)\.",
 }
-_LOOKED_UP = r"^(token_embd|per_layer_token_embd|position_embd|token_types)\."
+# Tables in which a token looks up one row.
+LOOKED_UP = ("token_embd.", "per_layer_token_embd.", "token_types.", "position_embd.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,7 @@ def memory_of(model: Model, n_bytes: Mapping[str, int]) -> Memory:
     nextn = nextn_layers(model)
     experts: dict[float, int] = {}  # bytes by the part of them that one token reads
     for name, size in loaded.items():
-        if re.search(_EXPERTS, name) and block_of(name) not in nextn:
+        if re.search(EXPERTS, name) and block_of(name) not in nextn:
             share = _share_of_experts(model, block_of(name))
             experts[share] = experts.get(share, 0) + size
     return Memory(
@@ -99,9 +101,9 @@ def _devices(name: str, architecture: str, nextn: range, *, tied: bool) -> tuple
     is_nextn = (block is not None and block in nextn) or name.startswith("nextn.")
     if is_nextn and not is_loaded_of_nextn(architecture, name):
         return ()
-    if re.search(_EXPERTS, name):
+    if re.search(EXPERTS, name):
         return ("cpu",)
-    if re.match(_LOOKED_UP, name):
+    if name.startswith(LOOKED_UP):
         return ("cpu", "gpu") if tied and name == "token_embd.weight" else ("cpu",)
     return ("gpu",)
 

@@ -13,9 +13,9 @@ from ggplan.errors import CommandError
 from ggplan.ggml_types import F16, Engine, parse_type
 from ggplan.offload.commands import parse_command, read_command
 from ggplan.offload.flags import ENGINES
-from ggplan.offload.options import EXPERTS
 from ggplan.offload.settings import Override, Settings
 from ggplan.offload.writing import write_command
+from ggplan.planning.devices import EXPERTS
 
 Q8_0 = parse_type("q8_0")
 

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from ggplan.ggml_types import F16, parse_type
 from ggplan.offload.commands import read_command
-from ggplan.offload.options import EXPERTS, first_blocks
+from ggplan.offload.options import first_blocks
 from ggplan.offload.settings import Override, Settings
 from ggplan.offload.writing import write_command
+from ggplan.planning.devices import EXPERTS
 
 pytestmark = pytest.mark.oracle
 
