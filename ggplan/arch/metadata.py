@@ -87,6 +87,15 @@ _LOCAL_ROPE_THETA = (
 _ROTATED = ("partial_rotary_factor", "rope_pct", "rope_percent")
 
 
+def stretched_base(keys: Keys, base: float, context: int) -> None:
+    """The keys of Hunyuan's `dynamic` rotation: another base, and no scaling beside it."""
+    keys.number("rope.freq_base", base)
+    keys.text("rope.scaling.type", "none")
+    keys.number("rope.scaling.factor", 1)
+    keys.count("rope.scaling.original_context_length", context)
+    keys.count("context_length", context)
+
+
 def rope_parameters(config: Config) -> Config:
     """The settings of rotary embeddings in config.json, from either place, under transformers 5's names.
 

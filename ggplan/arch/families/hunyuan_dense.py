@@ -16,7 +16,7 @@ from dataclasses import replace
 from ggplan.arch.architecture import Architecture, TokenizerRules, head_width
 from ggplan.arch.config import Config
 from ggplan.arch.layout import Layout
-from ggplan.arch.metadata import Keys, rope_parameters, text_keys
+from ggplan.arch.metadata import Keys, rope_parameters, stretched_base, text_keys
 from ggplan.arch.tensors import DENSE, Table
 
 _LONG = 256 * 1024
@@ -52,11 +52,7 @@ def _write_keys(keys: Keys, config: Config) -> None:
             f"is {alpha:g}, with a base of {base}, {head} columns in a head and a context of {context}; "
             f"llama.cpp knows a base of {_BASE:g} and a context of {_LONG}",
         )
-    keys.number("rope.freq_base", _BASE * alpha ** (head / (head - 2)))
-    keys.text("rope.scaling.type", "none")
-    keys.number("rope.scaling.factor", 1)
-    keys.count("rope.scaling.original_context_length", _LONG)
-    keys.count("context_length", _LONG)
+    stretched_base(keys, _BASE * alpha ** (head / (head - 2)), _LONG)
 
 
 CLASSES = {

@@ -14,7 +14,7 @@ from collections.abc import Collection
 from ggplan.arch.architecture import Architecture, head_width
 from ggplan.arch.config import Config
 from ggplan.arch.layout import Layout
-from ggplan.arch.metadata import Keys, rope_parameters, text_keys
+from ggplan.arch.metadata import Keys, rope_parameters, stretched_base, text_keys
 from ggplan.arch.tensors import MOE, Table
 
 _LONG = 256 * 1024
@@ -59,11 +59,7 @@ def _write_keys(keys: Keys, config: Config) -> None:
             f"is {alpha}, with a base of {base}, {head} columns in a head and a context of {context}; "
             f"llama.cpp knows {_ALPHA}, {_BASE:g}, {_COLUMNS} and {_LONG}",
         )
-    keys.number("rope.freq_base", _BASE * _ALPHA ** (head / (head - 2)))
-    keys.text("rope.scaling.type", "none")
-    keys.number("rope.scaling.factor", 1)
-    keys.count("rope.scaling.original_context_length", _LONG)
-    keys.count("context_length", _LONG)
+    stretched_base(keys, _BASE * _ALPHA ** (head / (head - 2)), _LONG)
 
 
 def _of_all_layers(config: Config, key: str, default: int) -> int:
