@@ -16,6 +16,7 @@ Python share the work; kernels run without the GIL.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from numpy.typing import NDArray
 
 from ggplan.errors import QuantizationError
 from ggplan.quants.codecs import Rows
-from ggplan.quants.kernels import F32s, I64, I32s, Weights, inline, kernel, scratch
+from ggplan.quants.kernels import I64, F32s, I32s, Weights, inline, kernel, scratch
 from ggplan.quants.memory import load, load_weights, store, transpose
 from ggplan.quants.vector import lane, splat
 
@@ -125,7 +126,7 @@ def regularized(moments: Moments, lam: float = 0.1) -> F32Array:
     n = len(moments.matrix)
     rho = np.float32(0.9 * moments.tokens / (moments.tokens + 1.5 * n))
     diagonal = moments.matrix.diagonal()
-    mean = diagonal.mean(dtype=np.float64)
+    mean = math.fsum(diagonal.tolist()) / n  # exact, so it has one value
     matrix = moments.matrix * rho
     matrix.flat[:: n + 1] = diagonal + np.float32(lam * mean) if mean > 0 else np.float32(1)
     return matrix
@@ -210,7 +211,7 @@ def _divide_by_turned(x: F32Array, lower: F32Array, threads: int) -> None:
 
 
 def _find_panel(panel: F32Array, square: F32Array, to_factor: int) -> None:
-    """Divide rows (m, k) by the turned lower square (k, k), which may be the first rows and still to be found."""
+    """Divide rows (m, k) by the turned lower square (k, k), perhaps their first rows and still to be found."""
     k = panel.shape[1]
     failed = np.zeros(1, np.int32)
     room = scratch(2 * _STEP * _STEP)
@@ -290,7 +291,7 @@ def _add(
     minus: bool = False,
     threads: int = 1,
 ) -> None:
-    """Add the product of two packed panels to `out`, or take it off; perhaps only what is below the diagonal."""
+    """Add the product of two packed panels to `out`, or take it off; perhaps only up to the diagonal."""
     memory, stride = _memory(out)
     m, n = out.shape
 
