@@ -21,6 +21,9 @@ class OptimizeOptions:
         The most bytes that the file may have, its header included; None for no limit.
     bpw
         The most bits per weight of all tensors; None for no limit.
+    max_kld
+        The most predicted KL divergence, in nats: the smallest file that keeps it is wanted, within the other
+        limits. None for the least KL divergence within these.
     types
         The names of the types that may be given; () for those of the engine.
     engine
@@ -40,6 +43,7 @@ class OptimizeOptions:
     # The budget.
     size: int | None = None
     bpw: float | None = None
+    max_kld: float | None = None
     # What may be chosen.
     types: tuple[str, ...] = ()
     engine: str = "llama.cpp"
@@ -65,8 +69,12 @@ def check_options(options: OptimizeOptions) -> None:
     PlanError
         If nothing limits the file, or a value cannot be.
     """
-    if options.size is None and options.bpw is None:
-        raise PlanError("nothing limits the file", hint="give --size or --bpw")
+    if options.size is None and options.bpw is None and options.max_kld is None:
+        raise PlanError("nothing limits the file", hint="give --size, --bpw or --max-kld")
+    if options.max_kld is not None and not (math.isfinite(options.max_kld) and options.max_kld > 0):
+        raise PlanError(
+            f"a KL divergence of at most {options.max_kld} cannot be had", hint="it looks like 0.02"
+        )
     if options.bpw is not None and not (math.isfinite(options.bpw) and options.bpw > 0):
         raise PlanError(f"{options.bpw} bits per weight cannot be", hint="bits per weight look like 4.5")
     if options.bands is not None and options.bands < 1:

@@ -18,6 +18,7 @@ from ggplan.allocation.budget import Row
 from ggplan.allocation.candidates import TensorChoices
 from ggplan.allocation.forecast import Forecast
 from ggplan.allocation.grouping import Group
+from ggplan.allocation.options import OptimizeOptions
 from ggplan.allocation.problem import Problem
 from ggplan.ggml_types import F32, GgmlType
 from ggplan.planning.roles import Role
@@ -121,16 +122,17 @@ def recipe_text(answer: Answer, rows: Sequence[Row], gap: float, forecast: Forec
 
 
 def _heading(answer: Answer, rows: Sequence[Row], gap: float, forecast: Forecast) -> list[str]:
-    model, scales = answer.problem.model, answer.problem.scales
+    model, options, scales = answer.problem.model, answer.problem.options, answer.problem.scales
     n_bytes = sum(answer.types[t.name].tensor_bytes(t.shape) for t in model.tensors)
     bpw = 8 * n_bytes / max(sum(t.n_weights for t in model.tensors), 1)
     kld, low, high = forecast.kld, forecast.low, forecast.high
+    what = "The fewest bytes" if options.max_kld is not None else "The least loss"
     lines = [
-        f"The least loss within {' and '.join(row.words for row in rows)}, of {model.path.name}.",
+        f"{what} within {' and '.join(row.words for row in rows)}, of {model.path.name}.",
         "",
         f"Tensors         {format_bytes(n_bytes)}, {bpw:.3f} bits per weight",
         f"KL divergence   {kld:.2g} nats predicted, probably between {low:.2g} and {high:.2g}",
-        f"Optimality      {gap_in_words(gap)}",
+        f"Optimality      {gap_in_words(gap, options)}",
         f"Sensitivities   {scales.source}",
         f"Type errors     {answer.problem.errors.source}",
     ]
@@ -143,9 +145,12 @@ def _heading(answer: Answer, rows: Sequence[Row], gap: float, forecast: Forecast
     return [*heading, "# ggplan: ignore-file GP204"] if needing else heading
 
 
-def gap_in_words(gap: float) -> str:
+def gap_in_words(gap: float, options: OptimizeOptions) -> str:
     """How far from the best possible an answer is, for people."""
-    return f"at most {100 * max(gap, 1e-4):.2g} % above the least possible for these numbers"
+    part = f"at most {100 * max(gap, 1e-4):.2g} %"
+    if options.max_kld is not None:
+        return f"{part} larger than the smallest possible for these numbers"
+    return f"{part} above the least possible for these numbers"
 
 
 def _protected(answer: Answer) -> list[str]:
