@@ -220,9 +220,15 @@ def _fit_logs(
     for m, table in zip(models, tables, strict=True):
         logs = np.log(np.maximum(m.signals, least * m.floor))
         centred = table - table.mean(0)
-        normal += centred.T @ centred * (100 / len(logs))
+        normal += _products(centred, centred) * (100 / len(logs))
         right += centred.T @ (logs - logs.mean()) * (100 / len(logs))
     found: NDArray[np.float64] = np.linalg.solve(normal, right)
+    return found
+
+
+def _products(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The matrix product of a transposed and b; so small that BLAS's threads would only wait for each other."""
+    found: NDArray[np.float64] = np.einsum("ij,ik->jk", a, b)
     return found
 
 
@@ -247,7 +253,7 @@ def _fit_linked(
             target = weights * (log + np.clip((m.signals - expected) / expected, -10, 10))
             weighted = table * weights[:, None]
             at = n_terms + j
-            normal[:n_terms, :n_terms] += table.T @ weighted
+            normal[:n_terms, :n_terms] += _products(table, weighted)
             normal[at, :n_terms] = normal[:n_terms, at] = weighted.sum(0)
             normal[at, at] = weights.sum()
             right[:n_terms] += table.T @ target
