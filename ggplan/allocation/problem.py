@@ -23,6 +23,7 @@ from ggplan.planning.settling import settle
 from ggplan.rules import match, parse_recipe
 from ggplan.text import printable
 
+NO_FILE = "no file of the allowed types is within the budget"
 _OF_THE_FILE = ("size", "bpw")
 
 
@@ -57,6 +58,13 @@ class Problem:
     def damage(self, tensor: TensorInfo, type_: GgmlType) -> float:
         """What is lost by a tensor of one of its candidates' types, in nats."""
         return self._damages[tensor.name][type_]
+
+    def types_of(self, found: Banded) -> dict[str, GgmlType]:
+        """The type of each tensor in a solution, by name."""
+        types = {c.tensor.name: c.candidates[0].type for c in self.choices if c.fixed}
+        for group, option in zip(found.groups, found.chosen, strict=True):
+            types |= {m.tensor.name: group.types[option] for m in group.members}
+        return types
 
     @cached_property
     def _damages(self) -> dict[str, dict[GgmlType, float]]:
@@ -167,7 +175,7 @@ def _no_file(problem: Problem, why: str, wanted: str) -> PlanError:
     drafts = any(c.fixed == "drafting" for c in problem.choices) and wanted == "budget"
     types = "smaller types" if wanted == "budget" else "others"
     return PlanError(
-        f"no file of the allowed types is within the budget: {why}",
+        f"{NO_FILE}: {why}",
         hint=f"give a larger {wanted}, allow {types} with --types, or pin fewer tensors"
         + (", or leave the block that drafts tokens out with `--mtp drop`" if drafts else ""),
     )
