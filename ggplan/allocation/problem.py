@@ -12,7 +12,7 @@ from ggplan.allocation.candidates import TensorChoices, allowed_types, choices_o
 from ggplan.allocation.grouping import Chain, Group, chains_of, joined
 from ggplan.allocation.options import OptimizeOptions, check_options
 from ggplan.allocation.scales import Scales, scales_by_prior, scales_by_table
-from ggplan.allocation.sensitivities import read_sensitivities
+from ggplan.allocation.sensitivity_tables import read_sensitivities
 from ggplan.allocation.solving import Shortfall
 from ggplan.allocation.type_errors import TABLE, Errors
 from ggplan.errors import PlanError, RecipeError
