@@ -9,6 +9,7 @@ from pathlib import Path
 from ggplan.allocation.machine_rows import Target
 from ggplan.errors import PlanError
 from ggplan.planning.fallback import FallbackTable
+from ggplan.rules import Recipe
 from ggplan.text import printable
 
 
@@ -33,6 +34,8 @@ class OptimizeOptions:
         "llama.cpp" or "ik_llama.cpp": whose types, and whose fallback table.
     pins
         Rules of a recipe, `PATTERN = TYPE`, that stand whatever they cost; the first that matches decides.
+    base
+        A recipe whose rules stand, but for what pins decide; its `@default` and its promises do not count.
     bands
         Bands of layers for each kind of tensor; None for each layer its own.
     harmonised
@@ -52,6 +55,7 @@ class OptimizeOptions:
     types: tuple[str, ...] = ()
     engine: str = "llama.cpp"
     pins: tuple[str, ...] = ()
+    base: Recipe | None = None
     bands: int | None = 3
     harmonised: tuple[tuple[str, ...], ...] = (("gate", "up"),)
     # What it rests on.
