@@ -56,6 +56,14 @@ ALLOWED = {
         "planning",
     },
     "comparing": {"errors", "text", "ggml_types", "model", "planning"},
+    "measure": {
+        "errors", "substitutes", "text", "standard_input", "ggml_types", "metadata", "model", "sources",
+        "opening", "planning",
+    },
+    "calibration": {
+        "version", "errors", "text", "ggml_types", "metadata", "model", "sources", "imatrix", "quants",
+        "measure",
+    },
     "conversion": {
         "version", "errors", "text", "ggml_types", "metadata", "model", "sources", "imatrix", "planning",
         "quants",
@@ -63,10 +71,6 @@ ALLOWED = {
     "verification": {
         "errors", "text", "ggml_types", "metadata", "model", "sources", "arch", "reshaping", "opening",
         "rules", "imatrix", "planning", "conversion", "quants",
-    },
-    "measure": {
-        "errors", "substitutes", "text", "standard_input", "ggml_types", "metadata", "model", "sources",
-        "opening", "planning",
     },
     "charts": {"errors", "substitutes", "text", "ggml_types", "model", "planning", "offload", "measure"},
 }  # fmt: skip

@@ -14,12 +14,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from ggplan.allocation.budget import Row
 from ggplan.allocation.candidates import TensorChoices
+from ggplan.allocation.forecast import Forecast
 from ggplan.allocation.grouping import Group
-from ggplan.allocation.scales import Scales
+from ggplan.allocation.options import OptimizeOptions
+from ggplan.allocation.problem import Problem
 from ggplan.ggml_types import F32, GgmlType
-from ggplan.model import Model
-from ggplan.planning.fallback import FallbackTable
 from ggplan.planning.roles import Role
 from ggplan.recovering.patterns import layers_pattern, names_pattern, runs
 from ggplan.rules.roles import Blocks, block_of, roles_of
@@ -40,37 +41,18 @@ _TITLES = {
 _ORDER = tuple(_TITLES)
 
 
-@dataclass(frozen=True, slots=True)
-class Budget:
-    """What the file must keep to.
-
-    Attributes
-    ----------
-    rows
-        The name of each row, its limit in bytes, and what the header takes of it.
-    n_weights
-        Of the model.
-    size, bpw
-        As they were given.
-    """
-
-    rows: tuple[tuple[str, float, float], ...]
-    n_weights: int
-    size: int | None
-    bpw: float | None
-
-
 @dataclass(frozen=True)
 class Answer:
     """What was solved: the type of each group, and with it of each tensor."""
 
-    model: Model
-    name: str
-    engine: str
-    pins: tuple[str, ...]
-    choices: tuple[TensorChoices, ...]
+    problem: Problem
     groups: tuple[Group, ...]
     chosen: tuple[int, ...]
+
+    @property
+    def choices(self) -> tuple[TensorChoices, ...]:
+        """Of all tensors."""
+        return self.problem.choices
 
     @cached_property
     def types(self) -> Mapping[str, GgmlType]:
@@ -88,6 +70,11 @@ class Answer:
             found |= {m.tensor.name: m.candidates[option].damage for m in group.members}
         return found
 
+    @property
+    def damage(self) -> float:
+        """The sum of all tensors' damages, in nats."""
+        return sum(self.damages.values())
+
 
 @dataclass(frozen=True, slots=True)
 class _Rule:
@@ -102,64 +89,52 @@ class _Rule:
         return tuple(m for group, _ in self.groups for m in group.members)
 
 
-def recipe_text(
-    answer: Answer,
-    budget: Budget,
-    gap: float,
-    forecast: tuple[float, float, float],
-    scales: Scales,
-    table: FallbackTable,
-) -> str:
+def recipe_text(answer: Answer, rows: Sequence[Row], gap: float, forecast: Forecast) -> str:
     """The text of the recipe.
 
     Parameters
     ----------
+    rows
+        What the file keeps to.
     gap
         How far above the least possible the damage is at most.
-    forecast
-        The KL divergence that is predicted, and between what it probably is.
     """
-    lines = [*_heading(answer, budget, gap, forecast, scales), "@recipe 1", f"@name {_inert(answer.name)}"]
-    if answer.model.architecture:
-        lines.append(f"@arch {answer.model.architecture}")
-    if answer.engine != "llama.cpp":
-        lines.append(f"@target {answer.engine}")
-    if answer.pins:
-        lines += ["", "# Pinned.", *answer.pins]
+    model, options = answer.problem.model, answer.problem.options
+    lines = [*_heading(answer, rows, gap, forecast), "@recipe 1", f"@name {_inert(options.name)}"]
+    if model.architecture:
+        lines.append(f"@arch {model.architecture}")
+    if options.engine != "llama.cpp":
+        lines.append(f"@target {options.engine}")
+    if options.pins:
+        lines += ["", "# Pinned.", *options.pins]
     lines += _protected(answer)
     lines += _drafting(answer)
-    total = sum(answer.damages.values())
     by_role: dict[Role, list[_Rule]] = {}
     for rule in _rules(answer):
         by_role.setdefault(rule.role, []).append(rule)
     for role in sorted(by_role, key=_place):
         lines += ["", f"# {_TITLES.get(role, _TITLES[Role.OTHER])}"]
         for rule in by_role[role]:
-            lines += [f"# {_worth(rule, total)}", f"{_pattern(answer, rule)} = {rule.type.name}"]
-    lines += ["", *_promises(answer, budget)]
+            lines += [f"# {_worth(rule, answer.damage)}", f"{_pattern(answer, rule)} = {rule.type.name}"]
+    promises = [row.promise for row in rows if row.promise]
+    lines += ["", "@assert uncovered == 0", "@assert fallbacks == 0", *promises]
     return "\n".join(lines) + "\n"
 
 
-def _heading(
-    answer: Answer, budget: Budget, gap: float, forecast: tuple[float, float, float], scales: Scales
-) -> list[str]:
-    limits = []
-    if budget.size is not None:
-        limits.append(f"{format_bytes(budget.size)} ({budget.size:,} bytes)")
-    if budget.bpw is not None:
-        limits.append(f"{budget.bpw:g} bits per weight")
-    kld, low, high = forecast
-    n_bytes = sum(
-        t.tensor_bytes(c.tensor.shape) for c in answer.choices for t in [answer.types[c.tensor.name]]
-    )
-    bpw = 8 * n_bytes / max(budget.n_weights, 1)
+def _heading(answer: Answer, rows: Sequence[Row], gap: float, forecast: Forecast) -> list[str]:
+    model, options, scales = answer.problem.model, answer.problem.options, answer.problem.scales
+    n_bytes = sum(answer.types[t.name].tensor_bytes(t.shape) for t in model.tensors)
+    bpw = 8 * n_bytes / max(sum(t.n_weights for t in model.tensors), 1)
+    kld, low, high = forecast.kld, forecast.low, forecast.high
+    what = "The fewest bytes" if options.max_kld is not None else "The least loss"
     lines = [
-        f"The least loss within {' and '.join(limits)}, of {answer.model.path.name}.",
+        f"{what} within {' and '.join(row.words for row in rows)}, of {model.path.name}.",
         "",
         f"Tensors         {format_bytes(n_bytes)}, {bpw:.3f} bits per weight",
         f"KL divergence   {kld:.2g} nats predicted, probably between {low:.2g} and {high:.2g}",
-        f"Optimality      {gap_in_words(gap)}",
+        f"Optimality      {gap_in_words(gap, options)}",
         f"Sensitivities   {scales.source}",
+        f"Type errors     {answer.problem.errors.source}",
     ]
     needing = sorted({t.name for t in answer.types.values() if t.expects_imatrix or t.requires_imatrix})
     if needing:
@@ -170,9 +145,12 @@ def _heading(
     return [*heading, "# ggplan: ignore-file GP204"] if needing else heading
 
 
-def gap_in_words(gap: float) -> str:
+def gap_in_words(gap: float, options: OptimizeOptions) -> str:
     """How far from the best possible an answer is, for people."""
-    return f"at most {100 * max(gap, 1e-4):.2g} % above the least possible for these numbers"
+    part = f"at most {100 * max(gap, 1e-4):.2g} %"
+    if options.max_kld is not None:
+        return f"{part} larger than the smallest possible for these numbers"
+    return f"{part} above the least possible for these numbers"
 
 
 def _protected(answer: Answer) -> list[str]:
@@ -288,15 +266,6 @@ def _worth(rule: _Rule, total: float) -> str:
 def _part(damage: float, total: float) -> str:
     part = 100 * damage / total if total else 0.0
     return f"{part:.0f} %" if part >= 9.95 else f"{part:.1f} %"
-
-
-def _promises(answer: Answer, budget: Budget) -> list[str]:
-    lines = ["@assert uncovered == 0", "@assert fallbacks == 0"]
-    if budget.size is not None:
-        lines.append(f"@assert size <= {budget.size} B")
-    if budget.bpw is not None:
-        lines.append(f"@assert bpw <= {budget.bpw:g}")
-    return lines
 
 
 def _inert(text: str) -> str:
