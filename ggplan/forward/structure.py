@@ -43,6 +43,9 @@ class LayerInput:
         there is no such module.
     is_given
         Whether the rows are some of those states; else they are the experts' own, as the input of `down`.
+    twin
+        Of such an input, the number of the one that is the states of all tokens, which other matrices have;
+        None where no other has them.
     """
 
     parameters: tuple[str, ...]
@@ -51,6 +54,7 @@ class LayerInput:
     n_slices: int = 0
     module: str = ""
     is_given: bool = False
+    twin: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +138,7 @@ def find_structure(
     shapes = {name: tuple(p.shape) for name, p in module.named_parameters()}
     order = sorted(range(len(uses)), key=lambda k: (levels[k], k))
     where = f"layer {layer} of transformers' {type(model.model).__name__}"
-    taken = _taken_from(model, layer, hidden, call, uses, experts)
+    taken, twins = _taken_from(model, layer, hidden, call, uses, experts)
     inputs = []
     for k in order:
         use = uses[k]
@@ -148,6 +152,7 @@ def find_structure(
                 shape[0] if len(shape) == 3 else 0,
                 experts[name] if taken[k] is not None else "",
                 taken[k] is True,
+                None if twins[k] is None else order.index(twins[k]),
             )
         )
     turned = {p.parameter: p.inputs_are_rows for use in uses for p in use.products}
@@ -155,7 +160,9 @@ def find_structure(
     without: dict[str, str] = {}
     by_parameter = {name: number for number, each in enumerate(inputs) for name in each.parameters}
     for tensor, slices in places.items():
-        found = [_feed(place, by_parameter, turned) for of_slice in slices for place in of_slice]
+        found = [
+            _feed(place, k, by_parameter, turned, inputs) for k, of_slice in enumerate(slices) for place in of_slice
+        ]
         if all(slices) and found and all(f is not None and _same_feed(f, found[0]) for f in found):
             number, columns = found[0]  # type: ignore[misc]
             is_all = columns.size == inputs[number].n_columns and (columns == range(columns.size)).all()
@@ -176,11 +183,19 @@ def require_known(structure: Structure, wanted: Iterable[str], where: str) -> No
 
 
 def _feed(
-    place: Place, by_parameter: Mapping[str, int], turned: Mapping[str, bool]
+    place: Place,
+    slice_: int,
+    by_parameter: Mapping[str, int],
+    turned: Mapping[str, bool],
+    inputs: Sequence[LayerInput],
 ) -> tuple[int, NDArray[np.int64]] | None:
+    """The input of a place, and its columns; None where the GGUF's columns are not those of an input."""
     if place.parameter not in by_parameter or place.transposed != turned[place.parameter]:
         return None
-    return by_parameter[place.parameter], place.columns
+    number = by_parameter[place.parameter]
+    if inputs[number].n_slices and place.slice != slice_:
+        return None
+    return number, place.columns
 
 
 def _same_feed(one: tuple[int, NDArray[np.int64]], other: tuple[int, NDArray[np.int64]] | None) -> bool:
@@ -229,18 +244,20 @@ def _taken_from(
     call: Call,
     uses: Sequence[_Use],
     experts: Mapping[str, str],
-) -> list[bool | None]:
+) -> tuple[list[bool | None], list[int | None]]:
     """For each use, whether its rows are rows of what the experts' module is given, by its routes.
 
-    None without experts, or without routes.
+    None without experts, or without routes. Then, which other use has these states of all tokens.
     """
     import torch
 
     with Given(model, layer, set(experts.values())) as given:
         model.run_layer(layer, hidden, call)
         found: list[bool | None] = []
+        twins: list[int | None] = []
         for use in uses:
             args = given.of_thread().get(experts.get(use.parameters[0], ""), ())
+            twins.append(None)
             if len(args) < 2 or not _is_routes(args[1]):
                 found.append(None)
                 continue
@@ -251,7 +268,11 @@ def _taken_from(
                     for slice_, x in use.inputs.items()
                 )
             )
-    return found
+            for k, other in enumerate(uses):
+                x = other.inputs[0] if found[-1] and other.parameters[0] not in experts else None
+                if x is not None and x.shape == states.shape and torch.equal(x, states):
+                    twins[-1] = k
+    return found, twins
 
 
 class Given:
