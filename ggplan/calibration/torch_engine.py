@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggplan.calibration.collecting import Activation, LayerCollector
-from ggplan.errors import CalibrationError, CheckpointError
+from ggplan.errors import CalibrationError
 from ggplan.forward.checkpoint_model import open_checkpoint_model
-from ggplan.forward.running import Rows, TokenRun
+from ggplan.forward.running import Rows, TokenRun, one_torch_thread
 from ggplan.forward.structure import Structure, require_known
 from ggplan.ggml_types import F32
 from ggplan.model import Model
@@ -79,6 +79,19 @@ def collect_layers(
     CalibrationError
         If a layer does not fit into the memory.
     """
+    with one_torch_thread():
+        yield from _collect_layers(model, tokens, work, run, options, is_done, progress)
+
+
+def _collect_layers(
+    model: Model,
+    tokens: NDArray[np.int64],
+    work: Path,
+    run: str,
+    options: TorchOptions,
+    is_done: Callable[[int], bool],
+    progress: Callable[[int], None],
+) -> Iterator[LayerCollector]:
     if model.kind != "hf":
         raise CalibrationError(
             f"{shown(model.path)} is no Hugging Face folder, which the engine torch runs",
@@ -237,5 +250,3 @@ def _require_memory(needed: int, memory: int, layer: int) -> None:
             hint="give more with --memory, or calibrate with the engine llama.cpp",
         )
 
-
-__all__ = ["CheckpointError", "TorchOptions", "collect_layers"]

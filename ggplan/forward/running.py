@@ -7,6 +7,7 @@ batches give is handed on in their order.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from ggplan.errors import CheckpointError
 from ggplan.forward.checkpoint_model import OTHER_ENGINE, Call, CheckpointModel, same_call
-from ggplan.forward.matrices import Places, layer_places, place_key
+from ggplan.forward.matrices import layer_places, place_key
 from ggplan.forward.products import Product, watched
 from ggplan.forward.structure import Given, LayerInput, Structure, find_structure
 from ggplan.sources.files import shown
@@ -57,6 +58,19 @@ class Rows:
     routes: NDArray[np.int32] | None = None
 
 
+@contextlib.contextmanager
+def one_torch_thread() -> Iterator[None]:
+    """torch with one thread, so that its sums have one order."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 @dataclass(slots=True)
 class TokenRun:
     """Tokens that are run through a model.
@@ -80,7 +94,7 @@ class TokenRun:
     width: int = 0
     _calls: dict[int, list[Call]] = field(default_factory=dict)
     _of_tokens: set[int] = field(default_factory=set)
-    _places: dict[object, Places] = field(default_factory=dict)
+    _structures: dict[object, Structure] = field(default_factory=dict)
 
     @property
     def batches(self) -> list[slice]:
@@ -125,42 +139,39 @@ class TokenRun:
         return np.memmap(path, np.float32, "r", shape=(*self.tokens.shape, self.width))
 
     def structure(self, layer: int, states: NDArray[np.float32]) -> Structure:
-        """The inputs of a layer's matrices. The layer is filled by this."""
+        """The inputs of a layer's matrices; of layers of one kind it is found once. The layer is filled by this."""
         import torch
 
         key = place_key(self.model, layer)
-        places = self._places.get(key)
-        if places is None:
-            places = self._places[key] = layer_places(self.model, layer)
+        if (known := self._structures.get(key)) is not None:
+            self.model.fill(layer)
+            return known
+        places = layer_places(self.model, layer)
         self.model.fill(layer)
         tokens = torch.from_numpy(self.tokens[:1, :_SAMPLE])
         _, calls = self.model.start(tokens)
         sample = torch.from_numpy(states[:1, : tokens.shape[1]].copy())
         fixed = [name for name in places if self.is_fixed(name)]
-        return find_structure(self.model, layer, sample, calls[layer], places, fixed)
+        found = find_structure(self.model, layer, sample, calls[layer], places, fixed)
+        self._structures[key] = found
+        return found
 
     def each(self, work: Callable[[slice], _Made]) -> Iterator[_Made]:
         """What `work` gives for each batch, in order; some batches at the same time."""
         import torch
 
-        before = torch.get_num_threads()
-        torch.set_num_threads(1)
         waiting: deque[Future[_Made]] = deque()
-        batches = iter(self.batches)
-        try:
-            with ThreadPoolExecutor(self.n_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-                try:
-                    for batch in batches:
-                        waiting.append(pool.submit(work, batch))
-                        if len(waiting) > self.n_threads:
-                            yield waiting.popleft().result()
-                    while waiting:
+        with ThreadPoolExecutor(self.n_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            try:
+                for batch in self.batches:
+                    waiting.append(pool.submit(work, batch))
+                    if len(waiting) > self.n_threads:
                         yield waiting.popleft().result()
-                finally:
-                    for future in waiting:
-                        future.cancel()
-        finally:
-            torch.set_num_threads(before)
+                while waiting:
+                    yield waiting.popleft().result()
+            finally:
+                for future in waiting:
+                    future.cancel()
 
     def run(
         self,
