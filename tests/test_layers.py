@@ -60,9 +60,10 @@ ALLOWED = {
         "errors", "substitutes", "text", "standard_input", "ggml_types", "metadata", "model", "sources",
         "opening", "planning",
     },
+    "forward": {"errors", "text", "ggml_types", "model", "sources", "arch"},
     "calibration": {
         "version", "errors", "text", "ggml_types", "metadata", "model", "sources", "imatrix", "quants",
-        "measure",
+        "measure", "forward",
     },
     "conversion": {
         "version", "errors", "text", "ggml_types", "metadata", "model", "sources", "imatrix", "planning",
