@@ -27,7 +27,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from ggplan.allocation.grouping import Chain, Group, joined
-from ggplan.allocation.solving import Item, Shortfall, Solution, solve
+from ggplan.allocation.solving import MOST_NODES, Item, Shortfall, Solution, solve
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -72,6 +72,8 @@ def solve_bands(
     costs: Sequence[Sequence[Sequence[Sequence[float]]]],
     limits: Sequence[float],
     bands: int,
+    *,
+    nodes: int = MOST_NODES,
 ) -> Banded | Shortfall:
     """The bands and types of least damage, or what cannot be met.
 
@@ -83,11 +85,13 @@ def solve_bands(
         Of each row.
     bands
         The most bands of a chain.
+    nodes
+        As of `solve`; with 0 the third step is left out.
     """
     import numpy as np
 
     if all(len(chain.layers) <= bands for chain in chains):  # then each layer may be a band
-        return solve_freely(chains, costs, limits)
+        return solve_freely(chains, costs, limits, nodes=nodes)
     tables = [
         _Costs(np.array([group.damages for group in chain.layers]), np.array(cost, float))
         for chain, cost in zip(chains, costs, strict=True)
@@ -97,16 +101,16 @@ def solve_bands(
     for row in range(len(limits)):
         of_row, price = _near_the_right_price(tables, row, limits[row], bands, options)
         bound = max(bound, of_row)
-    found, known = _chosen(tables, options, limits)
+    found, known = _chosen(tables, options, limits, nodes)
     if isinstance(found, Shortfall):
         return found
     is_far = found.damage - bound > _FAR * bound
-    if is_far and 1 < bands <= _MOST_BANDS and len(limits) == 1:
+    if is_far and nodes and 1 < bands <= _MOST_BANDS and len(limits) == 1:
         slack = (found.damage - bound) * (1 + 1e-9)
         near = [_within(table, price, slack, bands) for table in tables]
         for own, (more, _) in zip(options, near, strict=True):
             own |= more
-        again, known_again = _chosen(tables, options, limits)
+        again, known_again = _chosen(tables, options, limits, nodes)
         assert isinstance(again, Solution)
         if again.damage <= found.damage:
             found, known = again, known_again
@@ -124,15 +128,20 @@ def solve_bands(
 
 
 def _chosen(
-    tables: Sequence[_Costs], options: Sequence[Sequences], limits: Sequence[float]
+    tables: Sequence[_Costs], options: Sequence[Sequences], limits: Sequence[float], nodes: int
 ) -> tuple[Solution | Shortfall, list[list[tuple[int, ...]]]]:
     """The solution among the options of the chains, and these in the order of its indices."""
     known = [sorted(own) for own in options]
-    return solve([_item(table, own) for table, own in zip(tables, known, strict=True)], limits), known
+    items = [_item(table, own) for table, own in zip(tables, known, strict=True)]
+    return solve(items, limits, nodes=nodes), known
 
 
 def solve_freely(
-    chains: Sequence[Chain], costs: Sequence[Sequence[Sequence[Sequence[float]]]], limits: Sequence[float]
+    chains: Sequence[Chain],
+    costs: Sequence[Sequence[Sequence[Sequence[float]]]],
+    limits: Sequence[float],
+    *,
+    nodes: int = MOST_NODES,
 ) -> Banded | Shortfall:
     """The same with each layer for itself."""
     groups = tuple(group for chain in chains for group in chain.layers)
@@ -141,7 +150,7 @@ def solve_freely(
         for chain, cost in zip(chains, costs, strict=True)
         for layer, group in enumerate(chain.layers)
     ]
-    found: Solution | Shortfall = solve(items, limits)
+    found: Solution | Shortfall = solve(items, limits, nodes=nodes)
     return found if isinstance(found, Shortfall) else Banded(groups, found.chosen, found.damage, found.bound)
 
 
