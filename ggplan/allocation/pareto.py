@@ -168,10 +168,7 @@ def _point(problem: Problem, rows: Sequence[Row]) -> CurvePoint | None:
             found = solved(problem, rows)
     except PlanError:
         return None
-    types = {c.tensor.name: c.candidates[0].type for c in problem.choices if c.fixed}
-    for group, option in zip(found.groups, found.chosen, strict=True):
-        types |= {m.tensor.name: group.types[option] for m in group.members}
-    return _file(problem, "", types, found.gap)
+    return _file(problem, "", problem.types_of(found), found.gap)
 
 
 def _why_none(problem: Problem) -> PlanError:

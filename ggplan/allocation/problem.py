@@ -12,7 +12,7 @@ from ggplan.allocation.candidates import TensorChoices, allowed_types, choices_o
 from ggplan.allocation.grouping import Chain, Group, chains_of, joined
 from ggplan.allocation.options import OptimizeOptions, check_options
 from ggplan.allocation.scales import Scales, scales_by_prior, scales_by_table
-from ggplan.allocation.sensitivities import read_sensitivities
+from ggplan.allocation.sensitivity_tables import read_sensitivities
 from ggplan.allocation.solving import MOST_NODES, Shortfall
 from ggplan.allocation.standing import Stands, standing
 from ggplan.allocation.type_errors import TABLE, Errors
@@ -23,6 +23,7 @@ from ggplan.planning import Role
 from ggplan.planning.settling import settle
 from ggplan.text import printable
 
+NO_FILE = "no file of the allowed types is within the budget"
 _OF_THE_FILE = ("size", "bpw")
 
 
@@ -67,6 +68,13 @@ class Problem:
         """
         sensitivity = 0.0 if tensor.name in self._drafting else self.scales.values.get(tensor.name, 0.0)
         return damage_of(tensor, type_, sensitivity=sensitivity, errors=self.errors)
+
+    def types_of(self, found: Banded) -> dict[str, GgmlType]:
+        """The type of each tensor in a solution, by name."""
+        types = {c.tensor.name: c.candidates[0].type for c in self.choices if c.fixed}
+        for group, option in zip(found.groups, found.chosen, strict=True):
+            types |= {m.tensor.name: group.types[option] for m in group.members}
+        return types
 
     @cached_property
     def header(self) -> int:
@@ -191,7 +199,7 @@ def _no_file(problem: Problem, why: str, wanted: str) -> PlanError:
     drafts = any(c.fixed == "drafting" for c in problem.choices) and wanted == "budget"
     types = "smaller types" if wanted == "budget" else "others"
     return PlanError(
-        f"no file of the allowed types is within the budget: {why}",
+        f"{NO_FILE}: {why}",
         hint=f"give a larger {wanted}, allow {types} with --types, or pin fewer tensors"
         + (", or leave the block that drafts tokens out with `--mtp drop`" if drafts else ""),
     )
