@@ -41,7 +41,8 @@ ALLOWED = {
         "quants",
     },
     "allocation": {
-        "errors", "substitutes", "text", "ggml_types", "model", "rules", "recovering", "planning", "offload",
+        "errors", "substitutes", "text", "ggml_types", "model", "rules", "stock", "recovering", "planning",
+        "offload",
     },
     "linting": {
         "errors", "text", "ggml_types", "model", "inventories", "rules", "imatrix", "stock", "planning",
