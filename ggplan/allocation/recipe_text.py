@@ -93,7 +93,9 @@ class _Rule:
         return tuple(m for group, _ in self.groups for m in group.members)
 
 
-def recipe_text(answer: Answer, rows: Sequence[Row], gap: float, forecast: Forecast) -> str:
+def recipe_text(
+    answer: Answer, rows: Sequence[Row], gap: float, forecast: Forecast, heading: Sequence[str] = ()
+) -> str:
     """The text of the recipe.
 
     Parameters
@@ -102,9 +104,11 @@ def recipe_text(answer: Answer, rows: Sequence[Row], gap: float, forecast: Forec
         What the file keeps to.
     gap
         How far above the least possible the damage is at most.
+    heading
+        Further lines of it.
     """
     model, options = answer.problem.model, answer.problem.options
-    lines = [*_heading(answer, rows, gap, forecast), "@recipe 1", f"@name {_inert(options.name)}"]
+    lines = [*_heading(answer, rows, gap, forecast, heading), "@recipe 1", f"@name {_inert(options.name)}"]
     if model.architecture:
         lines.append(f"@arch {model.architecture}")
     if options.engine != "llama.cpp":
@@ -126,7 +130,9 @@ def recipe_text(answer: Answer, rows: Sequence[Row], gap: float, forecast: Forec
     return "\n".join(lines) + "\n"
 
 
-def _heading(answer: Answer, rows: Sequence[Row], gap: float, forecast: Forecast) -> list[str]:
+def _heading(
+    answer: Answer, rows: Sequence[Row], gap: float, forecast: Forecast, more: Sequence[str]
+) -> list[str]:
     model, options, scales = answer.problem.model, answer.problem.options, answer.problem.scales
     n_bytes = sum(answer.types[t.name].tensor_bytes(t.shape) for t in model.tensors)
     bpw = 8 * n_bytes / max(sum(t.n_weights for t in model.tensors), 1)
@@ -138,6 +144,7 @@ def _heading(answer: Answer, rows: Sequence[Row], gap: float, forecast: Forecast
         "",
         f"Tensors         {format_bytes(n_bytes)}, {bpw:.3f} bits per weight",
         f"KL divergence   {kld:.2g} nats predicted, probably between {low:.2g} and {high:.2g}",
+        *more,
         f"Optimality      {gap_in_words(gap, options)}",
         f"Sensitivities   {scales.source}",
         f"Type errors     {answer.problem.errors.source}",
