@@ -37,7 +37,8 @@ ALLOWED = {
         "stock", "recovering",
     },
     "allocation": {
-        "errors", "substitutes", "text", "ggml_types", "model", "rules", "recovering", "planning",
+        "errors", "substitutes", "text", "ggml_types", "model", "rules", "recovering", "planning", "imatrix",
+        "quants",
     },
     "offload": {
         "version", "errors", "substitutes", "text", "ggml_types", "metadata", "model", "rules", "planning",
@@ -67,6 +68,10 @@ ALLOWED = {
     "measure": {
         "errors", "substitutes", "text", "standard_input", "ggml_types", "metadata", "model", "sources",
         "opening", "planning",
+    },
+    "probing": {
+        "version", "errors", "substitutes", "text", "ggml_types", "metadata", "model", "sources", "rules",
+        "imatrix", "stock", "planning", "allocation", "conversion", "measure", "quants",
     },
     "charts": {"errors", "substitutes", "text", "ggml_types", "model", "planning", "offload", "measure"},
 }  # fmt: skip
