@@ -36,13 +36,13 @@ ALLOWED = {
         "version", "errors", "text", "ggml_types", "metadata", "model", "sources", "rules", "imatrix",
         "stock", "recovering",
     },
-    "allocation": {
-        "errors", "substitutes", "text", "ggml_types", "model", "rules", "recovering", "planning", "imatrix",
-        "quants",
-    },
     "offload": {
         "version", "errors", "substitutes", "text", "ggml_types", "metadata", "model", "rules", "planning",
         "quants",
+    },
+    "allocation": {
+        "errors", "substitutes", "text", "ggml_types", "model", "rules", "recovering", "planning", "offload",
+        "imatrix", "quants",
     },
     "linting": {
         "errors", "text", "ggml_types", "model", "inventories", "rules", "imatrix", "stock", "planning",
@@ -57,6 +57,15 @@ ALLOWED = {
         "planning",
     },
     "comparing": {"errors", "text", "ggml_types", "model", "planning"},
+    "measure": {
+        "errors", "substitutes", "text", "standard_input", "ggml_types", "metadata", "model", "sources",
+        "opening", "planning",
+    },
+    "forward": {"errors", "text", "ggml_types", "model", "sources", "arch"},
+    "calibration": {
+        "version", "errors", "text", "ggml_types", "metadata", "model", "sources", "imatrix", "quants",
+        "measure", "forward",
+    },
     "conversion": {
         "version", "errors", "text", "ggml_types", "metadata", "model", "sources", "imatrix", "planning",
         "quants",
@@ -64,10 +73,6 @@ ALLOWED = {
     "verification": {
         "errors", "text", "ggml_types", "metadata", "model", "sources", "arch", "reshaping", "opening",
         "rules", "imatrix", "planning", "conversion", "quants",
-    },
-    "measure": {
-        "errors", "substitutes", "text", "standard_input", "ggml_types", "metadata", "model", "sources",
-        "opening", "planning",
     },
     "probing": {
         "version", "errors", "substitutes", "text", "ggml_types", "metadata", "model", "sources", "rules",

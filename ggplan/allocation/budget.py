@@ -12,6 +12,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ggplan.allocation.forecast import damage_of, forecast_of
+from ggplan.allocation.prior import Level
 from ggplan.ggml_types import GgmlType
 from ggplan.model import Model, TensorInfo
 from ggplan.planning import kept_types, lay_out
@@ -76,6 +78,19 @@ def bpw_row(bpw: float, n_weights: int) -> Row:
         "bpw", bpw * n_weights / 8, 0, lambda tensor, type_: type_.tensor_bytes(tensor.shape),
         f"{bpw:g} bits per weight", short, f"@assert bpw <= {bpw:g}",
     )  # fmt: skip
+
+
+def kld_row(kld: float, level: Level, damage: Callable[[TensorInfo, GgmlType], float]) -> Row:
+    """The predicted KL divergence; each tensor has its damage."""
+
+    def short(least: float) -> str:
+        found = forecast_of(least, level).kld
+        return (
+            f"the largest file has a predicted KL divergence of {found:.3g}, {found - kld:.2g} above the"
+            f" {kld:g} of --max-kld"
+        )
+
+    return Row("kld", damage_of(kld, level), 0.0, damage, f"a KL divergence of {kld:g}", short)
 
 
 def header_bytes(model: Model) -> int:

@@ -45,7 +45,8 @@ class Optimized:
     damages
         By tensor, in nats, those with one candidate included; their sum is what was minimised.
     gap
-        How far above the least possible damage of these groups it is at most, as a part of it.
+        How far above the least possible damage of these groups it is at most, as a part of it; with
+        `max_kld` how much larger it is than the smallest.
     forecast
         The KL divergence to expect.
     scales

@@ -7,11 +7,20 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ggplan.cli.opening import OpeningOptions, opening_options
-from ggplan.cli.options import force_option, json_option, note, output_option, quiet_option
+from ggplan.cli.options import (
+    force_option,
+    imatrix_option,
+    json_option,
+    note,
+    output_option,
+    quiet_option,
+    recipe_of_name,
+)
+from ggplan.cli.optimize_probes import ProbingOptions, probing_options
 from ggplan.cli.sizes import ByteCount
 
 if TYPE_CHECKING:
-    from ggplan.allocation import Optimized
+    from ggplan.allocation import Optimized, OptimizeOptions
 
     _Bands = click.ParamType[int]
 else:
@@ -24,10 +33,17 @@ Examples:
   ggplan optimize GLM-4.5-Air --size 60G -o air.recipe       the least loss in 60 GiB
   ggplan optimize air.gguf --bpw 4.5                         print the recipe
   ggplan optimize hf://zai-org/GLM-4.5-Air --size 60G        of a checkpoint on the hub, by its headers
+  ggplan optimize GLM-4.5-Air --max-kld 0.02                 the smallest file that keeps it
   ggplan optimize GLM-4.5-Air --bpw 4.5 --types q4_K,q5_K,q6_K,q8_0   k-quants alone
   ggplan optimize GLM-4.5 --size 150G --engine ik_llama.cpp  with the types of ik_llama.cpp
   ggplan optimize GLM-4.5-Air --size 60G --pin '^output\\.weight$=q8_0'   what must be so
+  ggplan optimize GLM-4.5-Air --size 60G --base mine.recipe           what its rules name stays
   ggplan optimize GLM-4.5-Air --size 60G --table kld_results.csv      by measurements of this model
+  ggplan optimize GLM-4.5-Air --size 60G --imatrix air.gguf  with errors measured on its weights
+  ggplan optimize GLM-4.5-Air --size 60G --imatrix air.gguf --probe --engine ~/llama.cpp/build/bin/llama-perplexity \\
+      --text prose.txt --text code.txt                       by probes, kept in GLM-4.5-Air.probes.json
+  ggplan optimize GLM-4.5-Air --size 48G --probes GLM-4.5-Air.probes.json     by these probes again
+  ggplan optimize GLM-4.5-Air --size 60G --verify --text prose.txt --engine embedded   measure what is promised
   ggplan optimize GLM-4.5-Air --size 60G --bands free        each layer for itself
   ggplan optimize GLM-4.5-Air --size 60G --json | jq .forecast
 """
@@ -58,16 +74,25 @@ class Bands(_Bands):
     "--bpw", type=click.FloatRange(min=0, min_open=True), metavar="N", help="The most bits per weight."
 )
 @click.option(
+    "--max-kld", type=click.FloatRange(min=0, min_open=True), metavar="NATS",
+    help="The most predicted KL divergence: writes the smallest file that keeps it, within the other limits.",
+)  # fmt: skip
+@click.option(
     "--types", "type_names", metavar="TYPE,...",
     help="The types that may be given [default: those of the engine, from two bits to q8_0].",
 )  # fmt: skip
 @click.option(
-    "--engine", type=click.Choice(["llama.cpp", "ik_llama.cpp"]), default="llama.cpp", show_default=True,
-    help="Whose types, and whose fallbacks where rows do not hold a type.",
+    "--engine", "engines", multiple=True, metavar="ENGINE",
+    help="llama.cpp or ik_llama.cpp: whose types, and whose fallbacks where rows do not hold one [default:"
+    " llama.cpp]; a llama-perplexity, or `embedded`: what runs for --probe and --verify. Can be repeated.",
 )  # fmt: skip
 @click.option(
     "--pin", "pins", multiple=True, metavar="REGEX=TYPE",
     help="A rule that stands whatever it costs; the first that matches decides. Can be repeated.",
+)  # fmt: skip
+@click.option(
+    "--base", metavar="RECIPE",
+    help="A recipe whose rules stand, pins before them; what they do not name is optimised.",
 )  # fmt: skip
 @click.option(
     "--bands", type=Bands(), default="3", show_default=True, metavar="N|free",
@@ -82,7 +107,9 @@ class Bands(_Bands):
     help="Measurements of single tensors of this model, such as a kld_results.csv of the GGUF Tool Suite.",
 )  # fmt: skip
 @click.option("--name", metavar="NAME", help="The recipe's name [default: from the model and the budget].")
-@opening_options()
+@imatrix_option
+@probing_options
+@opening_options(imatrix=True)
 @output_option("Write the recipe to this file.")
 @force_option("the file of -o")
 @json_option("the answer and the recipe's text")
@@ -91,13 +118,17 @@ def optimize_command(
     model: str,
     size: int | None,
     bpw: float | None,
+    max_kld: float | None,
     type_names: str | None,
-    engine: str,
+    engines: tuple[str, ...],
     pins: tuple[str, ...],
+    base: str | None,
     bands: int,
     harmonised: tuple[str, ...],
     table: str | None,
     name: str | None,
+    imatrix_path: str | None,
+    probing: ProbingOptions,
     opening: OpeningOptions,
     output: str | None,
     force: bool,
@@ -106,8 +137,9 @@ def optimize_command(
 ) -> None:
     """Write the recipe that loses least within a budget.
 
-    MODEL is whatever `ggplan plan` takes; no weight is read. How much each tensor matters comes from a prior,
-    by what a tensor is for and how deep it lies, or from measurements (--table). The prior is fitted to
+    MODEL is whatever `ggplan plan` takes. How much each tensor matters comes from a prior, by what a tensor is
+    for and how deep it lies, from measurements of others (--table), or from probes: --probe runs the model with
+    each group of tensors at a low type. No weight is read but for --imatrix, --probe and --verify. The prior is fitted to
     measurements of Thireus, the GGUF Tool Suite and its contributors. How far the answer is from the best
     possible for these numbers is told; how far these numbers are from the truth, docs/optimizing.md says.
 
@@ -116,30 +148,41 @@ def optimize_command(
     """
     import os
 
-    from ggplan.allocation import OptimizeOptions, optimize
+    from ggplan.allocation import OptimizeOptions, answer_of, prepare
+    from ggplan.cli.opening import with_scales_read
+    from ggplan.cli.optimize_probes import basis, print_verified, split_engines, verify
     from ggplan.cli.output import print_json, write_new
+    from ggplan.imatrix import load_imatrix
     from ggplan.text import printable
 
-    if size is None and bpw is None:
-        raise click.UsageError("give a budget: --size or --bpw, or both")
+    if size is None and bpw is None and max_kld is None:
+        raise click.UsageError("give a budget: --size, --bpw or --max-kld, or several")
     if output is not None and os.path.lexists(output) and not force:
         raise click.UsageError(f"{printable(output)} exists; --force replaces it")
-    found = opening.open_noted(model, quiet=quiet)
-    answer = optimize(
-        found,
-        OptimizeOptions(
-            size=size,
-            bpw=bpw,
-            types=_words(type_names or ""),
-            engine=engine,
-            pins=pins,
-            bands=bands or None,
-            harmonised=tuple(_words(words) for words in harmonised if words != "none"),
-            table=table,
-            name=" ".join((name or _name(found.path.name, size, bpw)).split()).replace("#", "")
-            or "optimized",
-        ),
+    types_of, program = split_engines(engines)
+    probing.check(table, program, imatrix_path)
+    imatrix = None if imatrix_path is None else load_imatrix(imatrix_path)
+    opened, imatrix = opening.open(model, imatrix, weights=probing.needs_weights, quiet=quiet)
+    found = with_scales_read(opened, quiet=quiet)
+    options = OptimizeOptions(
+        size=size,
+        bpw=bpw,
+        max_kld=max_kld,
+        types=_words(type_names or ""),
+        engine=types_of,
+        pins=pins,
+        base=None if base is None else recipe_of_name(base, found.architecture, quiet=quiet),
+        bands=bands or None,
+        harmonised=tuple(_words(words) for words in harmonised if words != "none"),
+        table=table,
+        name=" ".join((name or _name(found.path.name, size, bpw, max_kld)).split()).replace("#", "")
+        or "optimized",
     )
+    scales, errors = basis(
+        found, lambda: prepare(found, options), imatrix, probing, program, force=force, quiet=quiet
+    )
+    problem = prepare(found, options, scales=scales, errors=errors)
+    answer = answer_of(problem)
     note(*answer.notes, quiet=quiet)
     if output is not None:
         write_new(answer.recipe.text, output, force=force, quiet=quiet)
@@ -148,26 +191,30 @@ def optimize_command(
     elif output is None:
         click.echo(answer.recipe.text, nl=False)
     if not quiet and (as_json or output is not None):
-        click.echo(_told(answer), err=True)
+        click.echo(_told(answer, options), err=True)
+    if probing.verify:
+        verified = verify(problem, answer.recipe, imatrix, probing, program, quiet=quiet)
+        print_verified(verified, probing.texts)
 
 
 def _words(text: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(",") if word.strip())
 
 
-def _name(model: str, size: int | None, bpw: float | None) -> str:
-    """`GLM-4.5-Air-60GiB`, `GLM-4.5-Air-4.5bpw`."""
+def _name(model: str, size: int | None, bpw: float | None, max_kld: float | None) -> str:
+    """`GLM-4.5-Air-60GiB`, `GLM-4.5-Air-4.5bpw`, `GLM-4.5-Air-kld0.02`."""
     from ggplan.text import format_bytes
 
     parts = [] if size is None else [format_bytes(size).replace(" ", "")]
     parts += [] if bpw is None else [f"{bpw:g}bpw"]
+    parts += [] if max_kld is None else [f"kld{max_kld:g}"]
     stem = model
     for ending in (".gguf", ".map", ".json", ".txt"):
         stem = stem.removesuffix(ending)
     return "-".join((stem, *parts))
 
 
-def _told(answer: Optimized) -> str:
+def _told(answer: Optimized, options: OptimizeOptions) -> str:
     from ggplan.allocation.recipe_text import gap_in_words
     from ggplan.text import format_bytes
 
@@ -175,7 +222,7 @@ def _told(answer: Optimized) -> str:
     return (
         f"file {format_bytes(plan.file_bytes)}, {plan.bits_per_weight:.3f} bpw; "
         f"KL divergence {forecast.kld:.2g} predicted ({forecast.low:.2g} to {forecast.high:.2g}); "
-        f"{gap_in_words(answer.gap)}"
+        f"{gap_in_words(answer.gap, options)}"
     )
 
 

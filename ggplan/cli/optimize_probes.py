@@ -52,6 +52,11 @@ class ProbingOptions:
         """Whether an engine runs."""
         return self.probe or self.verify
 
+    @property
+    def needs_weights(self) -> bool:
+        """Whether a model without weights is refused."""
+        return self.runs or self.errors_from == "measured"
+
     def check(self, table: str | None, program: str | None, imatrix: str | None) -> None:
         """Refuse what would have no effect, or overwrite what is read."""
         given = dict(

@@ -4,8 +4,8 @@
 quotient, the mean square of a column's input, is the weight of that column's errors in an encoder. Each
 expert has its own sums, since each token visits only a few experts.
 
-A file has one of two forms, GGUF or legacy; `load_imatrix` opens both and checks every value. `load_sums` gives
-what they were computed from, which can be added up, and `write_imatrix` writes either form.
+A file has one of two forms, GGUF or legacy; `load_imatrix` opens both and checks every value. `load_sums`
+gives what they were computed from, which can be added up, and `write_imatrix` writes either form.
 """
 
 from __future__ import annotations
@@ -63,5 +63,7 @@ def load_sums(path: str | Path, *, chunk_size: int = DEFAULT_CHUNK) -> ImatrixSu
     except CheckpointError as error:
         raise ImatrixError(error.message, hint=error.hint) from error
     if sums.chunk_size < 1:
-        raise ImatrixError(f"{shown(path)}: imatrix.chunk_size is {sums.chunk_size}, which is no number of tokens")
+        raise ImatrixError(
+            f"{shown(path)}: imatrix.chunk_size is {sums.chunk_size}, which is no number of tokens"
+        )
     return sums

@@ -12,8 +12,8 @@ one that saw no token has ones (times n_batches). llama.cpp b11434: `common/imat
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 

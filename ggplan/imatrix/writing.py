@@ -22,7 +22,7 @@ FORMS: tuple[Form, ...] = get_args(Form)
 
 
 def form_of_name(path: str | Path) -> Form:
-    """The form that a file's name asks for: `dat` if it ends in .dat, else `gguf`, as llama-imatrix has it."""
+    """The form that a file's name asks for: the legacy one if it ends in .dat, else GGUF."""
     return "dat" if str(path).endswith(".dat") else "gguf"
 
 
