@@ -2,11 +2,11 @@
 
     error(q) = sum over rows n_e im_j (W - Wq)_j^2 / sum over rows n_e im_j W_j^2
 
-im is the mean square of a column's input, n_e how many tokens the row's expert saw; without an imatrix both are 1.
-64 rows of a tensor, spread evenly over its experts and their rows, give the error of all rows to 1.3 % (at
-worst 6 %), and are the same rows in every run. They are encoded as a conversion would, with the same
-encoders and importance. What cannot be measured (no weights, a type that ggplan does not write, or cannot write
-without an imatrix) is left to the table.
+im is the mean square of a column's input, n_e how many tokens the row's expert saw; without an imatrix both
+are 1. 64 rows of a tensor, spread evenly over its experts and their rows, give the error of all rows to 1.3 %
+(at worst 6 %), and are the same rows in every run. They are encoded as a conversion would, with the same
+encoders and importance. What cannot be measured (no weights, a type that ggplan does not write, or cannot
+write without an imatrix) is left to the table.
 """
 
 from __future__ import annotations
@@ -96,7 +96,10 @@ def errors_of_tensors(
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Mapping[str, float]]:
-    """By tensor, the error of each of its types by name; of what can be measured. Raises as `measured_errors`."""
+    """By tensor, the error of each of its types by name, of what can be measured.
+
+    Raises as `measured_errors`.
+    """
     from ggplan.quants import warm_up
 
     work = list(wanted)
@@ -169,7 +172,10 @@ def _row(source: RowSource, number: int) -> Floats:
 
 
 def error_between(tensor: TensorInfo, other: RowSource | None, imatrix: Imatrix | None) -> float:
-    """The error of other weights of a tensor, from the same sample; 0 if it has none. Raises as `measured_errors`."""
+    """The error of other weights of a tensor, from the same sample; 0 if it has none.
+
+    Raises as `measured_errors`.
+    """
     import numpy as np
 
     sample = sample_of(tensor, imatrix)

@@ -1,18 +1,18 @@
 """Probes: sensitivities measured with an engine, a group of tensors at a time.
 
-A group is a kind of tensor in a band of layers (`ffn_down_exps` of layers 0 to 15). A probe is the model in which
-exactly one group has a low type, and its figure the KL divergence from the model without. A single probe more
-has all tensors at q5_K.
+A group is a kind of tensor in a band of layers (`ffn_down_exps` of layers 0 to 15). A probe is the model in
+which exactly one group has a low type, and its figure the KL divergence from the model without. One probe
+more has all tensors at q5_K.
 
     k_g  = KLD_g / sum over the group of w_t error_t(low type)       w_t the root of the prior's sensitivity
     D(q) = k_g w_t error_t(q)                                        the damage of a tensor of the group
 
-A low type is probed, about two bits, because finer ones mostly show tokens that are routed elsewhere, which do not
-add up: to probe every type of every tensor gives worse recipes than this. What they do together the last
-probe tells: c of KLD = A + c sqrt(A), of which A is known.
+A low type is probed, about two bits, because finer ones mostly show tokens that are routed elsewhere, which
+do not add up: to probe every type of every tensor gives worse recipes than this. What they do together the
+last probe tells: c of KLD = A + c sqrt(A), of which A is known.
 
-A figure of a standard error below a fifth is taken as it is; below that it is drawn to the prior, whose logarithm
-is off by 0.7. Tensors of no group get the prior's values at the level of the others.
+A figure whose standard error is below a fifth of it is taken as it is; a noisier one is drawn to the prior,
+whose logarithm is off by 0.7. Tensors of no group get the prior's values at the level of the others.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from statistics import median
 
 from ggplan.allocation.grouping import joined_kind
@@ -140,7 +141,7 @@ def _bands(layers: Sequence[int], n: int) -> list[Sequence[int]]:
     """Layers in at most `n` bands of equal length."""
     n = min(n, len(layers))
     ends = [len(layers) * i // n for i in range(n + 1)]
-    return [layers[a:b] for a, b in zip(ends, ends[1:], strict=False)]
+    return [layers[a:b] for a, b in pairwise(ends)]
 
 
 def _name(kind: str, band: Sequence[int]) -> str:
@@ -214,7 +215,7 @@ def _sum(weights: Mapping[str, float], probe: Probe) -> float:
 
 
 def _flips(whole: Probe | None, values: Mapping[str, float], prior: Level) -> tuple[float, list[str]]:
-    """c of KLD = A + c sqrt(A), from the probe of all tensors."""
+    """The c of KLD = A + c sqrt(A), from the probe of all tensors."""
     if whole is None or not _is_usable(whole):
         return prior.flips, ["the probe of all tensors is missing: the level of the prediction is a guess"]
     damage = _sum(values, whole) / REFERENCE_ERROR

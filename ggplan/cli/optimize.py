@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ggplan.cli.opening import OpeningOptions, opening_options
+from ggplan.cli.optimize_probes import ProbingOptions, probing_options
 from ggplan.cli.options import (
     force_option,
     imatrix_option,
@@ -16,7 +17,6 @@ from ggplan.cli.options import (
     quiet_option,
     recipe_of_name,
 )
-from ggplan.cli.optimize_probes import ProbingOptions, probing_options
 from ggplan.cli.sizes import ByteCount
 
 if TYPE_CHECKING:
@@ -40,10 +40,10 @@ Examples:
   ggplan optimize GLM-4.5-Air --size 60G --base mine.recipe           what its rules name stays
   ggplan optimize GLM-4.5-Air --size 60G --table kld_results.csv      by measurements of this model
   ggplan optimize GLM-4.5-Air --size 60G --imatrix air.gguf  with errors measured on its weights
-  ggplan optimize GLM-4.5-Air --size 60G --imatrix air.gguf --probe --engine ~/llama.cpp/build/bin/llama-perplexity \\
-      --text prose.txt --text code.txt                       by probes, kept in GLM-4.5-Air.probes.json
+  ggplan optimize GLM-4.5-Air --size 60G --imatrix air.gguf --probe --text prose.txt --text code.txt \\
+      --engine ~/llama.cpp/build/bin/llama-perplexity        by probes, kept in GLM-4.5-Air.probes.json
   ggplan optimize GLM-4.5-Air --size 48G --probes GLM-4.5-Air.probes.json     by these probes again
-  ggplan optimize GLM-4.5-Air --size 60G --verify --text prose.txt --engine embedded   measure what is promised
+  ggplan optimize GLM-4.5-Air --size 60G --verify --text prose.txt    convert, and measure what is promised
   ggplan optimize GLM-4.5-Air --size 60G --bands free        each layer for itself
   ggplan optimize GLM-4.5-Air --size 60G --json | jq .forecast
 """
@@ -137,9 +137,10 @@ def optimize_command(
 ) -> None:
     """Write the recipe that loses least within a budget.
 
-    MODEL is whatever `ggplan plan` takes. How much each tensor matters comes from a prior, by what a tensor is
-    for and how deep it lies, from measurements of others (--table), or from probes: --probe runs the model with
-    each group of tensors at a low type. No weight is read but for --imatrix, --probe and --verify. The prior is fitted to
+    MODEL is whatever `ggplan plan` takes. How much each tensor matters comes from a prior, by what a tensor
+    is for and how deep it lies, from a table of measurements (--table), or from probes: --probe runs it with
+    each group of tensors at a low type. Weights are read for --imatrix, --probe and --verify alone. The
+    prior is fitted to
     measurements of Thireus, the GGUF Tool Suite and its contributors. How far the answer is from the best
     possible for these numbers is told; how far these numbers are from the truth, docs/optimizing.md says.
 

@@ -1,4 +1,4 @@
-"""What `ggplan optimize` measures: errors of types, probes by an engine, and the recipe's own file (--verify)."""
+"""What `ggplan optimize` measures: errors of types, probes, and the recipe's own file (--verify)."""
 
 from __future__ import annotations
 
@@ -59,9 +59,9 @@ class ProbingOptions:
 
     def check(self, table: str | None, program: str | None, imatrix: str | None) -> None:
         """Refuse what would have no effect, or overwrite what is read."""
-        given = dict(
-            zip(_OF_RUNS, (self.texts, self.chunks, self.engine_args, self.work), strict=True)
-        ) | {"--engine PROGRAM": program}
+        given = dict(zip(_OF_RUNS, (self.texts, self.chunks, self.engine_args, self.work), strict=True)) | {
+            "--engine PROGRAM": program
+        }
         idle = [option for option, value in given.items() if value]
         if idle and not self.runs:
             verb = "is" if len(idle) == 1 else "are"
@@ -103,7 +103,7 @@ def probing_options(command: Callable[..., Any]) -> Callable[..., Any]:
             ),
             click.option(
                 "--verify", is_flag=True,
-                help="Convert and measure the result, and the stock mix and the uniform type nearest in size.",
+                help="Convert and measure the result, and the mix and the single type nearest in size.",
             ),
             click.option(
                 "--record", type=click.Path(), metavar="JSON",
@@ -155,7 +155,9 @@ def basis(
     errors = None
     wanted = probing.errors_from or ("measured" if imatrix is not None and _has_weights(model) else "table")
     if record is not None and record.errors and probing.errors_from is None:
-        errors = Errors(f"measured on {len(record.errors):,} tensors when the model was probed", record.errors)
+        errors = Errors(
+            f"measured on {len(record.errors):,} tensors when the model was probed", record.errors
+        )
     elif wanted == "measured":
         errors = _measured(model, problem(), imatrix, quiet=quiet)
     if record is None:
@@ -232,7 +234,10 @@ def _probes(
         )
     missing = [p.name for p in found.probes if not found.is_complete(p)]
     if missing:
-        note(f"{len(missing)} of {len(found.probes)} probes are not measured yet: --probe adds them", quiet=quiet)
+        note(
+            f"{len(missing)} of {len(found.probes)} probes are not measured yet: --probe adds them",
+            quiet=quiet,
+        )
     return found
 
 
@@ -343,8 +348,11 @@ def verify(
             kept.add(result.record, result.scores)
     note(*result.notes, quiet=quiet)
     if probing.record and not quiet:
-        click.echo(f"kept in {printable(probing.record)}; the sizes: "
-                   + ", ".join(format_bytes(c.plan.file_bytes) for c in found), err=True)
+        click.echo(
+            f"kept in {printable(probing.record)}; the sizes: "
+            + ", ".join(format_bytes(c.plan.file_bytes) for c in found),
+            err=True,
+        )
     return list(verified)
 
 
@@ -364,11 +372,19 @@ def print_verified(verified: list[Verified], texts: tuple[str, ...]) -> None:
         ]
         forecast = f"{v.contender.forecast.kld:.3g}"
         rows.append(
-            [v.contender.name, format_bytes(plan.file_bytes), f"{plan.bits_per_weight:.3f}", forecast, *measured]
+            [
+                v.contender.name,
+                format_bytes(plan.file_bytes),
+                f"{plan.bits_per_weight:.3f}",
+                forecast,
+                *measured,
+            ]
         )
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
-        cells = [cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
+        cells = [
+            cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ]
         click.echo("  ".join(cells).rstrip(), err=True)
 
 

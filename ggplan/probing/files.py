@@ -108,7 +108,7 @@ def plans_of(
 
 
 def _fine(tensor: TensorInfo) -> GgmlType:
-    """The type of a tensor in the probe of all: q5_K, what llama.cpp puts in its place, or a coarser one it has."""
+    """The type in the probe of all: q5_K, what llama.cpp puts in its place, or a coarser one that it has."""
     if tensor.type.is_quantized and type_error(tensor.type.name) >= type_error(ALL):
         return tensor.type
     found = fitted(tensor, Decision(parse_type(ALL), "optimiser"), "llama.cpp")

@@ -86,7 +86,7 @@ class ProbeConditions:
 
 @dataclass(frozen=True, slots=True)
 class ProbeEntry:
-    """A probe of a record: its name, the errors of its tensors, and the digest of its files once it is measured."""
+    """A probe: its name, the errors of its tensors, and the digest of its files once it is measured."""
 
     name: str
     errors: Mapping[str, float]

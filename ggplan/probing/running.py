@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ggplan.allocation.candidates import ENGINE_TYPES, choices_of
-from ggplan.allocation.measured_errors import Progress
 from ggplan.allocation.probes import ProbeGroup, probe_groups
 from ggplan.errors import MeasureError, PlanError
 from ggplan.ggml_types import GgmlType, parse_type

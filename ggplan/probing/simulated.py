@@ -1,8 +1,8 @@
 """A low type where rows do not hold it: the errors of the type, stored in another.
 
-Rows of 352 weights are no multiple of 256, so llama.cpp gives them a type of 4.5 bits instead of q2_K. A probe of
-that type would be of tokens that are routed elsewhere rather than of the tensor. Instead as many rows as make up
-whole superblocks are encoded as one, decoded, and the weights written in the type that they had.
+Rows of 352 weights are no multiple of 256, so llama.cpp gives them a type of 4.5 bits instead of q2_K. A
+probe of that type would be of tokens that are routed elsewhere rather than of the tensor. Instead as many rows
+as make up whole superblocks are encoded as one, decoded, and written in the type that they have in the base.
 """
 
 from __future__ import annotations
@@ -58,17 +58,8 @@ def _read(
     for slice_ in range(start // rows_per_slice, -(-stop // rows_per_slice)):
         first = slice_ * rows_per_slice
         own = None if importance is None else importance[slice_]
-        parts.append(
-            _read_slice(
-                source,
-                first,
-                rows_per_slice,
-                type_,
-                own,
-                max(start - first, 0),
-                min(stop - first, rows_per_slice),
-            )  # fmt: skip
-        )
+        wanted = max(start - first, 0), min(stop - first, rows_per_slice)
+        parts.append(_read_slice(source, first, rows_per_slice, type_, own, *wanted))
     return np.concatenate(parts) if parts else np.empty((0, shape[-1]), np.float32)
 
 
