@@ -42,7 +42,7 @@ ALLOWED = {
     },
     "allocation": {
         "errors", "substitutes", "text", "ggml_types", "model", "rules", "stock", "recovering", "planning",
-        "offload",
+        "offload", "imatrix", "quants",
     },
     "linting": {
         "errors", "text", "ggml_types", "model", "inventories", "rules", "imatrix", "stock", "planning",
@@ -73,6 +73,10 @@ ALLOWED = {
     "verification": {
         "errors", "text", "ggml_types", "metadata", "model", "sources", "arch", "reshaping", "opening",
         "rules", "imatrix", "planning", "conversion", "quants",
+    },
+    "probing": {
+        "version", "errors", "substitutes", "text", "ggml_types", "metadata", "model", "sources", "rules",
+        "imatrix", "stock", "planning", "allocation", "conversion", "measure", "quants",
     },
     "charts": {"errors", "substitutes", "text", "ggml_types", "model", "planning", "offload", "measure"},
 }  # fmt: skip
