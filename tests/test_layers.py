@@ -36,12 +36,12 @@ ALLOWED = {
         "version", "errors", "text", "ggml_types", "metadata", "model", "sources", "rules", "imatrix",
         "stock", "recovering",
     },
-    "allocation": {
-        "errors", "substitutes", "text", "ggml_types", "model", "rules", "recovering", "planning",
-    },
     "offload": {
         "version", "errors", "substitutes", "text", "ggml_types", "metadata", "model", "rules", "planning",
         "quants",
+    },
+    "allocation": {
+        "errors", "substitutes", "text", "ggml_types", "model", "rules", "recovering", "planning", "offload",
     },
     "linting": {
         "errors", "text", "ggml_types", "model", "inventories", "rules", "imatrix", "stock", "planning",
@@ -56,6 +56,15 @@ ALLOWED = {
         "planning",
     },
     "comparing": {"errors", "text", "ggml_types", "model", "planning"},
+    "measure": {
+        "errors", "substitutes", "text", "standard_input", "ggml_types", "metadata", "model", "sources",
+        "opening", "planning",
+    },
+    "forward": {"errors", "text", "ggml_types", "model", "sources", "arch"},
+    "calibration": {
+        "version", "errors", "text", "ggml_types", "metadata", "model", "sources", "imatrix", "quants",
+        "measure", "forward",
+    },
     "conversion": {
         "version", "errors", "text", "ggml_types", "metadata", "model", "sources", "imatrix", "planning",
         "quants",
@@ -63,10 +72,6 @@ ALLOWED = {
     "verification": {
         "errors", "text", "ggml_types", "metadata", "model", "sources", "arch", "reshaping", "opening",
         "rules", "imatrix", "planning", "conversion", "quants",
-    },
-    "measure": {
-        "errors", "substitutes", "text", "standard_input", "ggml_types", "metadata", "model", "sources",
-        "opening", "planning",
     },
     "charts": {"errors", "substitutes", "text", "ggml_types", "model", "planning", "offload", "measure"},
 }  # fmt: skip

@@ -1,22 +1,26 @@
 """The types that lose least within a budget: sensitivities, candidates, the solver, and a readable recipe.
 
-sensitivities.py   published tables of measurements        prior.py    what is known without measuring
+sensitivities.py, sensitivity_tables.py   measurements, and the tables that are published
+prior.py           what is known without measuring
 scales.py          the sensitivity of each tensor          type_errors.py   the error of each type
+options.py         what is asked for                       budget.py        each limit a linear row
 candidates.py      what each tensor may get                grouping.py      tensors that get one type
-solving.py         the least damage within the rows        recipe_text.py   the answer as a recipe
-optimizing.py      all of it: `optimize`
+problem.py         all of these, prepared for the solver   forecast.py      the KL divergence of a damage
+solving.py         the least damage within the rows        banding.py       where the type of a kind changes
+recipe_text.py     the answer as a recipe                  optimizing.py    all of it: `optimize`
 """
 
-from ggplan.allocation.optimizing import Forecast, Optimized, OptimizeOptions, optimize
+from ggplan.allocation.forecast import Forecast
+from ggplan.allocation.optimizing import Optimized, optimize
+from ggplan.allocation.options import OptimizeOptions
 from ggplan.allocation.sensitivities import (
     FIGURES,
     Figure,
     Sensitivities,
     Sensitivity,
-    is_sensitivity_table,
-    read_sensitivities,
     sensitivities_json,
 )
+from ggplan.allocation.sensitivity_tables import is_sensitivity_table, read_sensitivities
 
 __all__ = [
     "FIGURES",

@@ -5,23 +5,26 @@ band begins matters. With three bands of equal length, a third of the routed exp
 the budget is not used up, which cost up to a third more damage; with ends that are chosen together with the
 types, three bands are within a thousandth of a type for each layer (GLM-4.5, 1,761 tensors).
 
-1. At a price of a byte, the best bands of one kind are found exactly, from layer to layer:
+An option of a chain is a type for each of its layers, in so many bands. There are too many to list, so they
+are generated (column generation; Dantzig and Wolfe, 1960):
+
+1. At a price for each row, the best bands of a chain are found exactly, from layer to layer:
 
        best[n, t] = price[layer, t] + min(best[n, t], least of best[n - 1, .])    n changes so far, type t
 
-   The sum over the kinds, less the price times the budget, is a bound that no recipe of so many bands is
-   below.
-2. Bands that are best at some price near the right one are the options of each kind. A little higher price
-   may change a kind in all its layers at once, too large a step where it is most of the file; so what is
-   between the two, one up to some layer and the other from there, and bands with an end moved, are options
-   too. `ggplan.allocation.solving` chooses among them, within all rows.
+   The sum over the chains, less the prices times the limits, is a bound that no recipe of so many bands is
+   below. The prices come from a linear program over the options that are known, which are now one more for
+   each chain; again, until its value and the bound meet.
+2. `ggplan.allocation.solving` chooses among these options, among bands with an end moved, and among those
+   between two options that the linear program divides a chain between.
 3. If that is not near the bound, all bands of up to three are options whose price is above the best of their
-   kind's by no more than solution and bound are apart: no others can be in a better solution.
+   chain's by no more than solution and bound are apart: no others can be in a better solution. Where these
+   are too many, the dearest are left out, and the bound is what a solution with one of them would have.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -33,15 +36,15 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Floats = NDArray[Any]
-    Sequences = set[tuple[int, ...]]
+    Option = tuple[int, ...]
 
-_PRICES = 64
-_ROUNDS = 4
-_NEAR = 12  # of the prices of a round on either side of the right one
-_FAR = 2e-3  # from the bound
+_ITERATIONS = 60
+_MET = 2e-5  # how near the linear program and the bound must come
+_FAR = 2e-3  # from the bound: then all options that may be better are listed
 _MOST_BANDS = 3
-_MOST_OPTIONS = 2_000  # of a chain, in the third step
-_AT = 3  # of these the ones whose bands are also taken with ends moved and in part
+_MOST_OPTIONS = 20_000  # of all chains, in the third step
+_SHORT = 1e3  # the price of being above a limit by as much as itself, in all that can be lost
+_SCALE = 1e4  # of damages, so that the linear program's tolerance, 1e-7, is small against them
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +63,20 @@ class Banded:
 
 
 @dataclass(frozen=True, slots=True)
-class _Costs:
-    """A chain as arrays: damages (layers, types) and costs (rows, layers, types)."""
+class _Table:
+    """All chains as arrays: damages (chains, layers, types) and costs (rows, chains, layers, types).
+
+    A type that a chain lacks has infinite damage; layers that it lacks cost nothing, whatever the type.
+    Damages are in units of `scale`, costs and limits in those of the limit, in `units`.
+    """
 
     damages: Floats
     costs: Floats
+    limits: Floats
+    n_layers: tuple[int, ...]
+    n_types: tuple[int, ...]
+    scale: float
+    units: Floats
 
 
 def solve_bands(
@@ -84,51 +96,33 @@ def solve_bands(
     bands
         The most bands of a chain.
     """
-    import numpy as np
-
     if all(len(chain.layers) <= bands for chain in chains):  # then each layer may be a band
         return solve_freely(chains, costs, limits)
-    tables = [
-        _Costs(np.array([group.damages for group in chain.layers]), np.array(cost, float))
-        for chain, cost in zip(chains, costs, strict=True)
-    ]
-    options: list[Sequences] = [set() for _ in chains]
-    bound = price = 0.0
-    for row in range(len(limits)):
-        of_row, price = _near_the_right_price(tables, row, limits[row], bands, options)
-        bound = max(bound, of_row)
-    found, known = _chosen(tables, options, limits)
+    table = _table(chains, costs, limits)
+    options = _first_options(table, bands)
+    short = _short_alone(table, options, limits)
+    if short is not None:
+        return short
+    bound, prices, divided = _generated(table, options, bands)
+    for own, shared in zip(options, divided, strict=True):
+        for option in shared:
+            own |= _with_ends_moved(option)
+        for one, other in pairwise(shared):
+            own |= _in_part(one, other, bands)
+    found, known = _chosen(table, _worth_it(table, options, prices), limits)
     if isinstance(found, Shortfall):
         return found
-    is_far = found.damage - bound > _FAR * bound
-    if is_far and 1 < bands <= _MOST_BANDS and len(limits) == 1:
-        slack = (found.damage - bound) * (1 + 1e-9)
-        near = [_within(table, price, slack, bands) for table in tables]
-        for own, (more, _) in zip(options, near, strict=True):
-            own |= more
-        again, known_again = _chosen(tables, options, limits)
-        assert isinstance(again, Solution)
-        if again.damage <= found.damage:
-            found, known = again, known_again
-        if all(are_all for _, are_all in near):
-            bound = max(bound, min(again.bound, found.damage))
+    if found.damage - bound > _FAR * bound and 1 < bands <= _MOST_BANDS:
+        found, known, bound = _exactly(table, found, known, bound, prices, limits, bands)
     groups: list[Group] = []
     chosen: list[int] = []
-    for chain, sequences, option in zip(chains, known, found.chosen, strict=True):
-        for start, stop, type_ in _bands(sequences[option]):
+    for chain, listed, index in zip(chains, known, found.chosen, strict=True):
+        for start, stop, type_ in _bands(listed[index]):
             groups.append(joined(chain.layers[start:stop]))
             chosen.append(type_)
     # Of one band there are no other options.
     bound = max(bound, found.bound) if bands == 1 else bound
     return Banded(tuple(groups), tuple(chosen), found.damage, min(bound, found.damage))
-
-
-def _chosen(
-    tables: Sequence[_Costs], options: Sequence[Sequences], limits: Sequence[float]
-) -> tuple[Solution | Shortfall, list[list[tuple[int, ...]]]]:
-    """The solution among the options of the chains, and these in the order of its indices."""
-    known = [sorted(own) for own in options]
-    return solve([_item(table, own) for table, own in zip(tables, known, strict=True)], limits), known
 
 
 def solve_freely(
@@ -145,113 +139,256 @@ def solve_freely(
     return found if isinstance(found, Shortfall) else Banded(groups, found.chosen, found.damage, found.bound)
 
 
-def _near_the_right_price(
-    tables: Sequence[_Costs], row: int, limit: float, bands: int, options: list[Sequences]
-) -> tuple[float, float]:
-    """Add to the options of each chain the bands at prices about the right one; the bound and its price."""
+def _table(
+    chains: Sequence[Chain], costs: Sequence[Sequence[Sequence[Sequence[float]]]], limits: Sequence[float]
+) -> _Table:
     import numpy as np
 
-    cost = sum(float(table.costs[row].max(1).sum()) for table in tables) or 1.0
-    damage = sum(float(table.damages.max(1).sum()) for table in tables) or 1.0
-    low, high = damage / cost * 1e-9, damage / cost * 1e6
-    bound = at_price = 0.0
-    for number in range(_ROUNDS):
-        prices = np.geomspace(low, high, _PRICES)
-        if number == 0:
-            prices = np.concatenate([[0.0], prices])
-        values, sums = np.zeros(len(prices)), np.zeros(len(prices))
-        found = []
-        for table in tables:
-            value, sequences = _best(table, row, prices, bands)
-            values += value
-            layers = np.arange(sequences.shape[1])
-            sums += table.costs[row][layers, sequences].sum(1)
-            found.append(sequences)
-        bounds = values - prices * limit
-        if float(bounds.max()) > bound:
-            bound, at_price = float(bounds.max()), float(prices[bounds.argmax()])
-        at = int(np.argmax(sums <= limit)) if (sums <= limit).any() else len(prices) - 1
-        near = range(max(at - _NEAR, 0), min(at + _NEAR, len(prices))) if number else range(len(prices))
-        for table, own, sequences in zip(tables, options, found, strict=True):
-            seen = dict.fromkeys(tuple(map(int, sequences[k])) for k in near)
-            own |= set(seen)
-            close = range(max(at - _AT, 0), min(at + _AT, len(prices))) if number else range(0)
-            seen = dict.fromkeys(tuple(map(int, sequences[k])) for k in close)
-            for types in seen:
-                own |= _with_ends_moved(types)
-            for types, others in pairwise(seen):
-                own |= _in_part(types, others, bands)
-            # One type for all layers is an option too: the smallest, so that a budget that can be met is.
-            own |= {(type_,) * len(table.damages) for type_ in range(table.damages.shape[1])}
-        if at == 0:
+    n_layers = tuple(len(chain.layers) for chain in chains)
+    n_types = tuple(len(chain.layers[0].types) for chain in chains)
+    shape = len(chains), max(n_layers), max(n_types)
+    damages, all_costs = np.full(shape, np.inf), np.zeros((len(limits), *shape))
+    for i, (chain, cost) in enumerate(zip(chains, costs, strict=True)):
+        damages[i, :, : n_types[i]] = 0.0
+        damages[i, : n_layers[i], : n_types[i]] = [group.damages for group in chain.layers]
+        all_costs[:, i, : n_layers[i], : n_types[i]] = cost
+    lost = np.where(np.isfinite(damages), damages, 0.0).max(2).sum()
+    scale = float(lost) / _SCALE or 1.0
+    units = np.array([abs(limit) or 1.0 for limit in limits])
+    return _Table(
+        damages / scale, all_costs / units[:, None, None, None], np.array(limits, float) / units,
+        n_layers, n_types, scale, units,
+    )  # fmt: skip
+
+
+def _first_options(table: _Table, bands: int) -> list[set[Option]]:
+    """One type for all layers, and the least that each row can be used."""
+    import numpy as np
+
+    options = [
+        {(type_,) * n_layers for type_ in range(n_types)}
+        for n_layers, n_types in zip(table.n_layers, table.n_types, strict=True)
+    ]
+    prices = np.where(np.isfinite(table.damages), table.costs, np.inf)
+    _add(options, table, _best(prices, bands)[1])
+    return options
+
+
+def _add(options: list[set[Option]], table: _Table, found: Floats) -> None:
+    """Add what `_best` found, (prices, chains, layers)."""
+    for i, (own, n_layers) in enumerate(zip(options, table.n_layers, strict=True)):
+        own |= set(map(tuple, found[:, i, :n_layers].tolist()))
+
+
+def _short_alone(table: _Table, options: Sequence[set[Option]], limits: Sequence[float]) -> Shortfall | None:
+    """A row that is above its limit however little is used of it; of several the one furthest off."""
+    import numpy as np
+
+    least = np.zeros(len(limits))
+    for i, own in enumerate(options):
+        least += _sums(table, i, sorted(own))[1].min(1)
+    over = least - table.limits
+    row = int(over.argmax()) if len(over) else 0
+    if not len(over) or over[row] <= 1e-12:
+        return None
+    return Shortfall(row, float(least[row] * table.units[row]))
+
+
+def _generated(
+    table: _Table, options: list[set[Option]], bands: int
+) -> tuple[float, Floats, list[list[Option]]]:
+    """Add the options that the linear program of all options would use.
+
+    Returns
+    -------
+    The bound, its prices, and of each chain the options that the linear program divides it between.
+    """
+    import numpy as np
+
+    bound, prices = -np.inf, np.zeros(len(table.limits))
+    divided: list[list[Option]] = [[] for _ in options]
+    known: list[list[Option]] = [[] for _ in options]
+    for _ in range(_ITERATIONS):
+        for own, listed in zip(options, known, strict=True):
+            listed += sorted(own.difference(listed))
+        value, multipliers, divided = _relaxed(table, known)
+        tried = np.array([multipliers, (multipliers + prices) / 2, (multipliers + 3 * prices) / 4])
+        with np.errstate(invalid="ignore"):
+            priced = table.damages + np.tensordot(tried, table.costs, 1)
+        values, found = _best(priced, bands)
+        bounds = values.sum(1) - tried @ table.limits
+        if bounds.max() > bound:
+            bound, prices = float(bounds.max()), tried[int(bounds.argmax())]
+        n_known = sum(map(len, options))
+        _add(options, table, found)
+        if value - bound <= _MET * abs(bound) or sum(map(len, options)) == n_known:
             break
-        low, high = max(float(prices[at - 1]), low / 1e6), float(prices[at])
-    return bound, at_price
+    return max(bound, 0.0) * table.scale, prices, divided
 
 
-def _within(table: _Costs, price: float, slack: float, bands: int) -> tuple[Sequences, bool]:
-    """The bands of a chain whose price is above the least by no more than `slack`, and whether they are all.
+def _relaxed(table: _Table, known: Sequence[Sequence[Option]]) -> tuple[float, Floats, list[list[Option]]]:
+    """The linear program: its value, the prices of its rows, and the options that it takes.
+
+    To be above a limit has a price, so that there is a solution.
+    """
+    import numpy as np
+    from scipy.optimize import linprog
+    from scipy.sparse import csr_array
+
+    sums = [_sums(table, i, listed) for i, listed in enumerate(known)]
+    counts = [len(listed) for listed in known]
+    n_options, n_rows = sum(counts), len(table.limits)
+    each = csr_array(
+        (np.ones(n_options), (np.repeat(np.arange(len(known)), counts), np.arange(n_options))),
+        shape=(len(known), n_options + n_rows),
+    )
+    rows = np.concatenate([*(costs for _, costs in sums), -np.eye(n_rows)], 1)
+    found = linprog(
+        np.concatenate([*(damages for damages, _ in sums), np.full(n_rows, _SHORT * _SCALE)]),
+        A_ub=rows, b_ub=table.limits, A_eq=each, b_eq=np.ones(len(known)), method="highs",
+    )  # fmt: skip
+    if found.status != 0:  # of a program that has a solution: the tolerances were too fine
+        return np.inf, np.zeros(n_rows), [[] for _ in known]
+    starts = np.concatenate([[0], np.cumsum(counts)])
+    taken = [
+        [listed[j] for j in np.nonzero(found.x[start : start + len(listed)] > 1e-7)[0]]
+        for listed, start in zip(known, starts, strict=False)
+    ]
+    return float(found.fun), np.maximum(0.0, -np.asarray(found.ineqlin.marginals)), taken
+
+
+def _sums(table: _Table, chain: int, options: Sequence[Option]) -> tuple[Floats, Floats]:
+    """Damages (options,) and costs (rows, options) of options of a chain."""
+    import numpy as np
+
+    types = np.array(options)
+    layers = np.arange(types.shape[1])
+    damages = table.damages[chain, layers, types].sum(1)
+    costs = table.costs[:, chain, layers, types].sum(2)
+    return damages, costs
+
+
+def _worth_it(table: _Table, options: Sequence[set[Option]], prices: Floats) -> list[list[Option]]:
+    """The options in order, without those that are far too dear at these prices."""
+    import numpy as np
+
+    kept = []
+    for i, own in enumerate(options):
+        listed = sorted(own)
+        damages, costs = _sums(table, i, listed)
+        priced = damages + prices @ costs
+        least_used = set(costs.argmin(1).tolist())
+        near = set(np.argsort(priced, kind="stable")[:_NEAR].tolist())
+        kept.append([listed[j] for j in sorted(near | least_used)])
+    return kept
+
+
+_NEAR = 400
+
+
+def _chosen(
+    table: _Table, known: list[list[Option]], limits: Sequence[float]
+) -> tuple[Solution | Shortfall, list[list[Option]]]:
+    """The solution among the options of the chains, and these in the order of its indices."""
+    items = []
+    for i, listed in enumerate(known):
+        damages, costs = _sums(table, i, listed)
+        rows = costs * table.units[:, None]
+        items.append(Item(tuple((damages * table.scale).tolist()), tuple(map(tuple, rows.tolist()))))
+    return solve(items, limits), known
+
+
+def _exactly(
+    table: _Table, found: Solution, known: list[list[Option]], bound: float, prices: Floats,
+    limits: Sequence[float], bands: int,
+) -> tuple[Solution, list[list[Option]], float]:  # fmt: skip
+    """The solution among all options that can be in a better one, with the options and the bound."""
+    slack = (found.damage - bound) / table.scale * (1 + 1e-9)
+    listed: list[list[tuple[float, Option]]] = [
+        sorted(_within(table, i, prices, slack, bands)) for i in range(len(known))
+    ]
+    above = sorted(price for own in listed for price, _ in own)
+    most = above[_MOST_OPTIONS] if len(above) > _MOST_OPTIONS else slack
+    more = [
+        sorted({option for price, option in own if price < most or most == slack} | {before[index]})
+        for own, before, index in zip(listed, known, found.chosen, strict=True)
+    ]
+    again, _ = _chosen(table, more, limits)
+    if isinstance(again, Shortfall):
+        return found, known, bound
+    # A solution with an option that was left out is above the bound by as much as that option's price.
+    bound = max(bound, min(again.bound, found.damage, bound + most * table.scale))
+    return (again, more, bound) if again.damage <= found.damage else (found, known, bound)
+
+
+def _within(
+    table: _Table, chain: int, prices: Floats, slack: float, bands: int
+) -> Iterable[tuple[float, Option]]:
+    """The options of a chain whose price is above the least by no more than `slack`, with by how much.
 
     With C[t, l] the price of the layers before l as type t, three bands that end at l and m cost
     (C[t, l] - C[u, l]) + (C[u, m] - C[v, m]) + C[v, end]: a sum of two parts, of which each must be small.
     """
     import numpy as np
 
-    prices = (table.damages + price * table.costs[0]).T
-    n_types, n_layers = prices.shape
-    sums = np.concatenate([np.zeros((n_types, 1)), prices.cumsum(1)], 1)
-    least = float(_best(table, 0, np.array([price]), bands)[0][0]) + slack
+    n_layers, n_types = table.n_layers[chain], table.n_types[chain]
+    priced = table.damages[chain] + np.tensordot(prices, table.costs[:, chain], 1)
+    best = float(_best(priced[None, None], bands)[0][0, 0])
+    priced = priced[:n_layers, :n_types].T
+    sums = np.concatenate([np.zeros((n_types, 1)), priced.cumsum(1)], 1)
     ends = np.arange(1, n_layers + 1)
     ordered = ends[:, None] <= ends
-    found: list[tuple[float, tuple[int, ...]]] = []
+    found: dict[Option, float] = {}
     for t in range(n_types):
         for u in range(n_types):
             first = sums[t, 1:] - sums[u, 1:]
+            least = first.min() - best - slack
             for v in range(n_types) if bands > 2 else (u,):
                 second = sums[u, 1:] - sums[v, 1:] + sums[v, -1]
-                if first.min() + second.min() > least:
+                if second.min() + least > 0:
                     continue
                 total = np.where(ordered, first[:, None] + second, np.inf)
-                for i, j in zip(*np.nonzero(total <= least), strict=True):
-                    types = (t,) * (i + 1) + (u,) * (j - i) + (v,) * (n_layers - 1 - j)
-                    found.append((float(total[i, j]), types))
-    best = dict.fromkeys(types for _, types in sorted(found))
-    return set(list(best)[:_MOST_OPTIONS]), len(best) <= _MOST_OPTIONS
+                for i, j in zip(*np.nonzero(total <= best + slack), strict=True):
+                    option = (t,) * (i + 1) + (u,) * (j - i) + (v,) * (n_layers - 1 - j)
+                    found[option] = min(found.get(option, np.inf), float(total[i, j]) - best)
+    return [(price, option) for option, price in found.items()]
 
 
-def _best(table: _Costs, row: int, prices: Floats, bands: int) -> tuple[Floats, Floats]:
-    """At each price the least sum, and the type of each layer, (prices, layers)."""
+def _best(prices: Floats, bands: int) -> tuple[Floats, Floats]:
+    """At each price (prices, chains, layers, types) the least sum, and the type of each layer."""
     import numpy as np
 
-    price = table.damages + prices[:, None, None] * table.costs[row]
-    n_prices, n_layers, n_types = price.shape
-    best = np.full((bands, n_prices, n_types), np.inf)
-    best[0] = price[:, 0]
-    came = np.zeros((n_layers, bands, n_prices, n_types), np.int16)  # the type of the layer before
+    n_prices, n_chains, n_layers, n_types = prices.shape
+    best = np.full((bands, n_prices, n_chains, n_types), np.inf)
+    best[0] = prices[:, :, 0]
+    came = np.zeros((n_layers, *best.shape), np.int16)  # the type of the layer before
     begins = np.zeros(came.shape, bool)
-    own = np.broadcast_to(np.arange(n_types, dtype=np.int16), (n_prices, n_types))
+    own = np.broadcast_to(np.arange(n_types, dtype=np.int16), best.shape)
+    nothing = np.full((1, n_prices, n_chains), np.inf)
+    first = np.zeros(nothing.shape, int)
     for layer in range(1, n_layers):
-        other = np.concatenate([np.full((1, n_prices), np.inf), best[:-1].min(2)])[:, :, None]
-        which = np.concatenate([np.zeros((1, n_prices), int), best[:-1].argmin(2)])[:, :, None]
+        other = np.concatenate([nothing, best[:-1].min(3)])[..., None]
+        which = np.concatenate([first, best[:-1].argmin(3)])[..., None]
         changes = begins[layer] = other < best
         came[layer] = np.where(changes, which, own)
-        best = np.where(changes, other, best) + price[:, layer]
-    at = np.arange(n_prices)
-    flat = best.transpose(1, 0, 2).reshape(n_prices, -1).argmin(1)
-    band, type_ = flat // n_types, flat % n_types
-    sequences = np.zeros((n_prices, n_layers), int)
+        best = np.where(changes, other, best) + prices[:, :, layer]
+    flat = np.moveaxis(best, 0, 2).reshape(n_prices, n_chains, -1)
+    at = flat.argmin(2)
+    band, type_ = at // n_types, at % n_types
+    sequences = np.zeros((n_prices, n_chains, n_layers), int)
+    price, chain = np.indices(at.shape)
     for layer in range(n_layers - 1, -1, -1):
-        sequences[:, layer] = type_
+        sequences[:, :, layer] = type_
         if layer:
-            before = came[layer, band, at, type_].astype(int)
-            band = band - begins[layer, band, at, type_]
+            before = came[layer, band, price, chain, type_].astype(int)
+            band = band - begins[layer, band, price, chain, type_]
             type_ = before
-    return best.transpose(1, 0, 2).reshape(n_prices, -1).min(1), sequences
+    return flat.min(2), sequences
 
 
-def _with_ends_moved(types: tuple[int, ...]) -> Sequences:
+def _with_ends_moved(types: Option) -> set[Option]:
     """The types of the layers with one end of a band at another layer, as far as its neighbours go."""
-    found: Sequences = set()
+    found: set[Option] = set()
     for at in [i for i, (a, b) in enumerate(pairwise(types), 1) if a != b]:
         start, stop = _band_around(types, at - 1)[0], _band_around(types, at)[1]
         for end in range(start, stop + 1):
@@ -260,7 +397,7 @@ def _with_ends_moved(types: tuple[int, ...]) -> Sequences:
     return found
 
 
-def _in_part(types: tuple[int, ...], others: tuple[int, ...], bands: int) -> Sequences:
+def _in_part(types: Option, others: Option, bands: int) -> set[Option]:
     """One up to some layer and the other from there, either way, in so many bands."""
     cuts = range(1, len(types))
     mixed = {a[:cut] + b[cut:] for a, b in ((types, others), (others, types)) for cut in cuts}
@@ -275,13 +412,3 @@ def _bands(types: Sequence[int]) -> list[tuple[int, int, int]]:
     """Start, stop and type of each run."""
     cuts = [0, *(i for i, (a, b) in enumerate(pairwise(types), 1) if a != b), len(types)]
     return [(start, stop, types[start]) for start, stop in pairwise(cuts)]
-
-
-def _item(table: _Costs, options: Sequence[tuple[int, ...]]) -> Item:
-    """The options of a chain for the solver."""
-    import numpy as np
-
-    layers, types = np.arange(len(table.damages)), np.array(options)
-    damages = table.damages[layers, types].sum(1)
-    costs = table.costs[:, layers, types].sum(2)
-    return Item(tuple(damages.tolist()), tuple(tuple(row.tolist()) for row in costs))

@@ -15,12 +15,13 @@ not accepted below q8_0: they get q8_0.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from ggplan.allocation.prior import REFERENCE_ERROR
-from ggplan.allocation.type_errors import type_error
+from ggplan.allocation.type_errors import TABLE, Errors, type_error
 from ggplan.errors import PlanError
 from ggplan.ggml_types import GgmlType, parse_type
 from ggplan.model import Model, TensorInfo
@@ -45,7 +46,8 @@ ENGINE_TYPES: Mapping[str, tuple[str, ...]] = {
 }  # fmt: skip
 """The types that are allowed where none are named. Types of less than two bits have to be asked for."""
 
-_DRAFTS = parse_type("q8_0")
+DRAFTS = parse_type("q8_0")
+"""The least for blocks that only predict further tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,7 @@ def choices_of(
     table: FallbackTable,
     *,
     only_allowed: bool = False,
+    errors: Errors = TABLE,
 ) -> tuple[TensorChoices, ...]:
     """The candidates of each tensor, in the model's order.
 
@@ -98,6 +101,8 @@ def choices_of(
         The fallback table of the engine.
     only_allowed
         Whether a type that the source has must be allowed, too, to be kept.
+    errors
+        Of the types.
 
     Raises
     ------
@@ -107,7 +112,13 @@ def choices_of(
     roles = roles_in(model)
     return tuple(
         _choices(
-            t, roles[t.name], allowed, sensitivities.get(t.name, 0.0), pinned.get(t.name), table, only_allowed
+            t,
+            roles[t.name],
+            allowed,
+            pinned.get(t.name),
+            table,
+            only_allowed,
+            partial(_candidate, t, sensitivity=_sensitivity(t, roles, sensitivities), errors=errors),
         )
         for t in model.tensors
     )
@@ -117,14 +128,11 @@ def _choices(
     tensor: TensorInfo,
     role: Role,
     allowed: Sequence[GgmlType],
-    sensitivity: float,
     pin: Decision | None,
     table: FallbackTable,
     only_allowed: bool,
+    candidate: Callable[[GgmlType], Candidate],
 ) -> TensorChoices:
-    def candidate(type_: GgmlType) -> Candidate:
-        return _candidate(tensor, type_, 0.0 if role is Role.NEXTN else sensitivity)
-
     if tensor.type.kind == "integer":
         return TensorChoices(tensor, role, (candidate(tensor.type),), "integers")
     if pin is not None:
@@ -135,8 +143,8 @@ def _choices(
     if protection_of(tensor) is not None:
         return TensorChoices(tensor, role, (candidate(kept_type(tensor)),), "protected")
     if role is Role.NEXTN:
-        types = _fitting(tensor, (_DRAFTS,), table) or [kept_type(tensor)]
-        if tensor.type.is_quantized and tensor.type.bits_per_weight >= _DRAFTS.bits_per_weight:
+        types = _fitting(tensor, (DRAFTS,), table) or [kept_type(tensor)]
+        if tensor.type.is_quantized:
             types = [tensor.type]
         return TensorChoices(tensor, role, (candidate(types[0]),), "drafting")
     types = _fitting(tensor, allowed, table)
@@ -148,11 +156,16 @@ def _choices(
     return TensorChoices(tensor, role, tuple(candidates))
 
 
-def _candidate(tensor: TensorInfo, type_: GgmlType, sensitivity: float) -> Candidate:
+def _sensitivity(tensor: TensorInfo, roles: Mapping[str, Role], sensitivities: Mapping[str, float]) -> float:
+    """Of a tensor; blocks that only predict further tokens do not change what the model says."""
+    return 0.0 if roles[tensor.name] is Role.NEXTN else sensitivities.get(tensor.name, 0.0)
+
+
+def _candidate(tensor: TensorInfo, type_: GgmlType, *, sensitivity: float, errors: Errors) -> Candidate:
     n_bytes = type_.tensor_bytes(tensor.shape)
     if type_ == tensor.type or type_.kind == "integer" or not sensitivity:
         return Candidate(type_, n_bytes, 0.0)
-    return Candidate(type_, n_bytes, sensitivity * type_error(type_.name) / REFERENCE_ERROR)
+    return Candidate(type_, n_bytes, sensitivity * errors.of(tensor, type_) / REFERENCE_ERROR)
 
 
 def _fitting(tensor: TensorInfo, allowed: Sequence[GgmlType], table: FallbackTable) -> list[GgmlType]:

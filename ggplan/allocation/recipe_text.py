@@ -9,23 +9,22 @@ rules that were solved for. These name the types that are written, so the recipe
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from ggplan.allocation.budget import Row
 from ggplan.allocation.candidates import TensorChoices
+from ggplan.allocation.forecast import Forecast
 from ggplan.allocation.grouping import Group
-from ggplan.allocation.scales import Scales
+from ggplan.allocation.options import OptimizeOptions
+from ggplan.allocation.patterns import exact_patterns, split_name
+from ggplan.allocation.problem import Problem
 from ggplan.ggml_types import F32, GgmlType
-from ggplan.model import Model
-from ggplan.planning.fallback import FallbackTable
 from ggplan.planning.roles import Role
-from ggplan.recovering.patterns import layers_pattern, names_pattern, runs
-from ggplan.rules.roles import Blocks, block_of, roles_of
+from ggplan.rules.roles import Blocks, roles_of
 from ggplan.text import format_bytes, printable
 
-_BLOCK = re.compile(r"^blk\.\d+\.", re.ASCII)
 _BY_ROLE = ("norm", "router")
 _TITLES = {
     Role.EMBEDDINGS: "Embeddings are looked up, one row for a token.",
@@ -40,37 +39,23 @@ _TITLES = {
 _ORDER = tuple(_TITLES)
 
 
-@dataclass(frozen=True, slots=True)
-class Budget:
-    """What the file must keep to.
-
-    Attributes
-    ----------
-    rows
-        The name of each row, its limit in bytes, and what the header takes of it.
-    n_weights
-        Of the model.
-    size, bpw
-        As they were given.
-    """
-
-    rows: tuple[tuple[str, float, float], ...]
-    n_weights: int
-    size: int | None
-    bpw: float | None
-
-
 @dataclass(frozen=True)
 class Answer:
     """What was solved: the type of each group, and with it of each tensor."""
 
-    model: Model
-    name: str
-    engine: str
-    pins: tuple[str, ...]
-    choices: tuple[TensorChoices, ...]
+    problem: Problem
     groups: tuple[Group, ...]
     chosen: tuple[int, ...]
+
+    @property
+    def choices(self) -> tuple[TensorChoices, ...]:
+        """Of all tensors."""
+        return self.problem.choices
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Of all tensors."""
+        return tuple(c.tensor.name for c in self.choices)
 
     @cached_property
     def types(self) -> Mapping[str, GgmlType]:
@@ -88,6 +73,11 @@ class Answer:
             found |= {m.tensor.name: m.candidates[option].damage for m in group.members}
         return found
 
+    @property
+    def damage(self) -> float:
+        """The sum of all tensors' damages, in nats."""
+        return sum(self.damages.values())
+
 
 @dataclass(frozen=True, slots=True)
 class _Rule:
@@ -102,64 +92,53 @@ class _Rule:
         return tuple(m for group, _ in self.groups for m in group.members)
 
 
-def recipe_text(
-    answer: Answer,
-    budget: Budget,
-    gap: float,
-    forecast: tuple[float, float, float],
-    scales: Scales,
-    table: FallbackTable,
-) -> str:
+def recipe_text(answer: Answer, rows: Sequence[Row], gap: float, forecast: Forecast) -> str:
     """The text of the recipe.
 
     Parameters
     ----------
+    rows
+        What the file keeps to.
     gap
         How far above the least possible the damage is at most.
-    forecast
-        The KL divergence that is predicted, and between what it probably is.
     """
-    lines = [*_heading(answer, budget, gap, forecast, scales), "@recipe 1", f"@name {_inert(answer.name)}"]
-    if answer.model.architecture:
-        lines.append(f"@arch {answer.model.architecture}")
-    if answer.engine != "llama.cpp":
-        lines.append(f"@target {answer.engine}")
-    if answer.pins:
-        lines += ["", "# Pinned.", *answer.pins]
+    model, options = answer.problem.model, answer.problem.options
+    lines = [*_heading(answer, rows, gap, forecast), "@recipe 1", f"@name {_inert(options.name)}"]
+    if model.architecture:
+        lines.append(f"@arch {model.architecture}")
+    if options.engine != "llama.cpp":
+        lines.append(f"@target {options.engine}")
+    lines += _standing(answer)
     lines += _protected(answer)
     lines += _drafting(answer)
-    total = sum(answer.damages.values())
     by_role: dict[Role, list[_Rule]] = {}
     for rule in _rules(answer):
         by_role.setdefault(rule.role, []).append(rule)
     for role in sorted(by_role, key=_place):
         lines += ["", f"# {_TITLES.get(role, _TITLES[Role.OTHER])}"]
         for rule in by_role[role]:
-            lines += [f"# {_worth(rule, total)}", f"{_pattern(answer, rule)} = {rule.type.name}"]
-    lines += ["", *_promises(answer, budget)]
+            names = [m.tensor.name for m in rule.members]
+            patterns = exact_patterns(names, answer.names)
+            lines += [f"# {_worth(rule, answer.damage)}", *(f"{p} = {rule.type.name}" for p in patterns)]
+    promises = [row.promise for row in rows if row.promise]
+    lines += ["", "@assert uncovered == 0", "@assert fallbacks == 0", *promises]
     return "\n".join(lines) + "\n"
 
 
-def _heading(
-    answer: Answer, budget: Budget, gap: float, forecast: tuple[float, float, float], scales: Scales
-) -> list[str]:
-    limits = []
-    if budget.size is not None:
-        limits.append(f"{format_bytes(budget.size)} ({budget.size:,} bytes)")
-    if budget.bpw is not None:
-        limits.append(f"{budget.bpw:g} bits per weight")
-    kld, low, high = forecast
-    n_bytes = sum(
-        t.tensor_bytes(c.tensor.shape) for c in answer.choices for t in [answer.types[c.tensor.name]]
-    )
-    bpw = 8 * n_bytes / max(budget.n_weights, 1)
+def _heading(answer: Answer, rows: Sequence[Row], gap: float, forecast: Forecast) -> list[str]:
+    model, options, scales = answer.problem.model, answer.problem.options, answer.problem.scales
+    n_bytes = sum(answer.types[t.name].tensor_bytes(t.shape) for t in model.tensors)
+    bpw = 8 * n_bytes / max(sum(t.n_weights for t in model.tensors), 1)
+    kld, low, high = forecast.kld, forecast.low, forecast.high
+    what = "The fewest bytes" if options.max_kld is not None else "The least loss"
     lines = [
-        f"The least loss within {' and '.join(limits)}, of {answer.model.path.name}.",
+        f"{what} within {' and '.join(row.words for row in rows)}, of {model.path.name}.",
         "",
         f"Tensors         {format_bytes(n_bytes)}, {bpw:.3f} bits per weight",
         f"KL divergence   {kld:.2g} nats predicted, probably between {low:.2g} and {high:.2g}",
-        f"Optimality      {gap_in_words(gap)}",
+        f"Optimality      {gap_in_words(gap, options)}",
         f"Sensitivities   {scales.source}",
+        f"Type errors     {answer.problem.errors.source}",
     ]
     needing = sorted({t.name for t in answer.types.values() if t.expects_imatrix or t.requires_imatrix})
     if needing:
@@ -170,9 +149,12 @@ def _heading(
     return [*heading, "# ggplan: ignore-file GP204"] if needing else heading
 
 
-def gap_in_words(gap: float) -> str:
+def gap_in_words(gap: float, options: OptimizeOptions) -> str:
     """How far from the best possible an answer is, for people."""
-    return f"at most {100 * max(gap, 1e-4):.2g} % above the least possible for these numbers"
+    part = f"at most {100 * max(gap, 1e-4):.2g} %"
+    if options.max_kld is not None:
+        return f"{part} larger than the smallest possible for these numbers"
+    return f"{part} above the least possible for these numbers"
 
 
 def _protected(answer: Answer) -> list[str]:
@@ -194,16 +176,32 @@ def _protected(answer: Answer) -> list[str]:
     for type_ in dict.fromkeys(c.candidates[0].type for c in left):
         wanted = "keep" if type_.is_quantized else type_.name
         names = [c.tensor.name for c in left if c.candidates[0].type == type_]
-        lines += [f"{pattern} = {wanted}" for pattern in _patterns_of_kinds(names)]
+        lines += [f"{pattern} = {wanted}" for pattern in exact_patterns(names, answer.names)]
     return lines
 
 
-def _patterns_of_kinds(names: Sequence[str]) -> list[str]:
-    """Patterns for these tensors and those of the same kinds in other blocks."""
-    inner = sorted({_BLOCK.sub("", name) for name in names if block_of(name) is not None})
-    outer = sorted({name for name in names if block_of(name) is None})
-    found = [rf"^blk\.\d+\.{names_pattern(inner)}$"] if inner else []
-    return [*found, *([f"^{names_pattern(outer)}$"] if outer else [])]
+def _standing(answer: Answer) -> list[str]:
+    """The rules for what pins and the base recipe decide, as exact ones; fallbacks are worked in."""
+    stands = answer.problem.standing
+    found: dict[tuple[str, str], list[str]] = {}
+    for choice in answer.choices:
+        name = choice.tensor.name
+        if choice.fixed != "pinned":
+            continue
+        decision = stands[name].decision
+        wanted = "keep" if decision.keep is not None else choice.candidates[0].type.name
+        forced = "!" if decision.forced and decision.protected is not None else ""
+        by = stands[name].by
+        if choice.candidates[0].type != decision.type and wanted != "keep":
+            by += f" (rows of {choice.tensor.n_columns} do not hold it)"
+        found.setdefault((by, wanted + forced), []).append(name)
+    lines = []
+    said = ""
+    for (by, wanted), names in found.items():
+        lines += ["", f"# {_inert(by)}"] if by != said else []
+        said = by
+        lines += [f"{pattern} = {wanted}" for pattern in exact_patterns(names, answer.names)]
+    return lines
 
 
 def _drafting(answer: Answer) -> list[str]:
@@ -213,51 +211,22 @@ def _drafting(answer: Answer) -> list[str]:
         return []
     lines = ["", f"# {_TITLES[Role.NEXTN]}"]
     for type_ in dict.fromkeys(c.candidates[0].type for c in drafting):
-        names = {c.tensor.name for c in drafting if c.candidates[0].type == type_}
-        inner = sorted({_BLOCK.sub("", name) for name in names if block_of(name) is not None})
-        blocks = {block for name in names if (block := block_of(name)) is not None}
-        if inner:
-            layers = layers_pattern(runs(sum(1 << block for block in blocks), 0))
-            lines.append(rf"^blk\.{layers}\.{names_pattern(inner)}$ = {type_.name}")
-        if outer := sorted(name for name in names if block_of(name) is None):
-            lines.append(f"^{names_pattern(outer)}$ = {type_.name}")
+        names = [c.tensor.name for c in drafting if c.candidates[0].type == type_]
+        lines += [f"{pattern} = {type_.name}" for pattern in exact_patterns(names, answer.names)]
     return lines
 
 
 def _rules(answer: Answer) -> list[_Rule]:
     """One rule for each kind and type, in the order of the model."""
-    found: dict[tuple[tuple[str, ...], GgmlType], list[tuple[Group, int]]] = {}
+    found: dict[tuple[tuple[tuple[str, str], ...], GgmlType], list[tuple[Group, int]]] = {}
     for group, option in zip(answer.groups, answer.chosen, strict=True):
-        kinds = tuple(sorted({_BLOCK.sub("", m.tensor.name) for m in group.members}))
+        kinds = tuple(sorted({split_name(m.tensor.name)[::2] for m in group.members}))
         found.setdefault((kinds, group.types[option]), []).append((group, option))
     return [_Rule(groups[0][0].members[0].role, type_, tuple(groups)) for (_, type_), groups in found.items()]
 
 
 def _place(role: Role) -> int:
     return _ORDER.index(role) if role in _ORDER else len(_ORDER)
-
-
-def _pattern(answer: Answer, rule: _Rule) -> str:
-    """A pattern for exactly the tensors of a rule, those of earlier rules left aside."""
-    names = {m.tensor.name for m in rule.members}
-    kinds = sorted({_BLOCK.sub("", name) for name in names})
-    blocks = {block for name in names if (block := block_of(name)) is not None}
-    if not blocks:
-        return f"^{names_pattern(kinds)}$"
-    others = {
-        block
-        for c in answer.choices
-        if c.fixed in ("", "drafting")
-        and c.tensor.name not in names
-        and _BLOCK.sub("", c.tensor.name) in kinds
-        and (block := block_of(c.tensor.name)) is not None
-    }
-    if not others:
-        return rf"^blk\.\d+\.{names_pattern(kinds)}$"
-    needed = sum(1 << block for block in blocks)
-    last = max(max(blocks), max(others))
-    free = sum(1 << block for block in range(last + 1) if block not in others and block not in blocks)
-    return rf"^blk\.{layers_pattern(runs(needed, free))}\.{names_pattern(kinds)}$"
 
 
 def _worth(rule: _Rule, total: float) -> str:
@@ -288,15 +257,6 @@ def _worth(rule: _Rule, total: float) -> str:
 def _part(damage: float, total: float) -> str:
     part = 100 * damage / total if total else 0.0
     return f"{part:.0f} %" if part >= 9.95 else f"{part:.1f} %"
-
-
-def _promises(answer: Answer, budget: Budget) -> list[str]:
-    lines = ["@assert uncovered == 0", "@assert fallbacks == 0"]
-    if budget.size is not None:
-        lines.append(f"@assert size <= {budget.size} B")
-    if budget.bpw is not None:
-        lines.append(f"@assert bpw <= {budget.bpw:g}")
-    return lines
 
 
 def _inert(text: str) -> str:

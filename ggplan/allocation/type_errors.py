@@ -19,10 +19,12 @@ about how much a tensor matters. Where from:
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from ggplan.errors import PlanError
-from ggplan.ggml_types import parse_type
+from ggplan.ggml_types import GgmlType, parse_type
+from ggplan.model import TensorInfo
 
 ERRORS: Mapping[str, float] = MappingProxyType(
     {
@@ -60,3 +62,34 @@ def type_error(name: str) -> float:
             hint="choose from the types whose errors are: " + ", ".join(ERRORS),
         )
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class Errors:
+    """The relative squared errors that types leave in the tensors of a model.
+
+    Attributes
+    ----------
+    source
+        Where they are from, in a few words.
+    measured
+        By tensor and type, both by name; what is not in it is the table's.
+    """
+
+    source: str
+    measured: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+    def of(self, tensor: TensorInfo, type_: GgmlType) -> float:
+        """The error of a type in a tensor.
+
+        Raises
+        ------
+        PlanError
+            If it was not measured, and the table has nothing of the type.
+        """
+        found = self.measured.get(tensor.name, {}).get(type_.plain.name)
+        return type_error(type_.name) if found is None else found
+
+
+TABLE = Errors("a table by type (no weight was read)")
+"""The errors of the table, whatever the tensor."""

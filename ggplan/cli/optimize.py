@@ -7,11 +7,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ggplan.cli.opening import OpeningOptions, opening_options
-from ggplan.cli.options import force_option, json_option, note, output_option, quiet_option
+from ggplan.cli.options import (
+    force_option,
+    json_option,
+    note,
+    output_option,
+    quiet_option,
+    recipe_of_name,
+)
 from ggplan.cli.sizes import ByteCount
 
 if TYPE_CHECKING:
-    from ggplan.allocation import Optimized
+    from ggplan.allocation import Optimized, OptimizeOptions
 
     _Bands = click.ParamType[int]
 else:
@@ -24,9 +31,11 @@ Examples:
   ggplan optimize GLM-4.5-Air --size 60G -o air.recipe       the least loss in 60 GiB
   ggplan optimize air.gguf --bpw 4.5                         print the recipe
   ggplan optimize hf://zai-org/GLM-4.5-Air --size 60G        of a checkpoint on the hub, by its headers
+  ggplan optimize GLM-4.5-Air --max-kld 0.02                 the smallest file that keeps it
   ggplan optimize GLM-4.5-Air --bpw 4.5 --types q4_K,q5_K,q6_K,q8_0   k-quants alone
   ggplan optimize GLM-4.5 --size 150G --engine ik_llama.cpp  with the types of ik_llama.cpp
   ggplan optimize GLM-4.5-Air --size 60G --pin '^output\\.weight$=q8_0'   what must be so
+  ggplan optimize GLM-4.5-Air --size 60G --base mine.recipe           what its rules name stays
   ggplan optimize GLM-4.5-Air --size 60G --table kld_results.csv      by measurements of this model
   ggplan optimize GLM-4.5-Air --size 60G --bands free        each layer for itself
   ggplan optimize GLM-4.5-Air --size 60G --json | jq .forecast
@@ -58,6 +67,10 @@ class Bands(_Bands):
     "--bpw", type=click.FloatRange(min=0, min_open=True), metavar="N", help="The most bits per weight."
 )
 @click.option(
+    "--max-kld", type=click.FloatRange(min=0, min_open=True), metavar="NATS",
+    help="The most predicted KL divergence: writes the smallest file that keeps it, within the other limits.",
+)  # fmt: skip
+@click.option(
     "--types", "type_names", metavar="TYPE,...",
     help="The types that may be given [default: those of the engine, from two bits to q8_0].",
 )  # fmt: skip
@@ -68,6 +81,10 @@ class Bands(_Bands):
 @click.option(
     "--pin", "pins", multiple=True, metavar="REGEX=TYPE",
     help="A rule that stands whatever it costs; the first that matches decides. Can be repeated.",
+)  # fmt: skip
+@click.option(
+    "--base", metavar="RECIPE",
+    help="A recipe whose rules stand, pins before them; what they do not name is optimised.",
 )  # fmt: skip
 @click.option(
     "--bands", type=Bands(), default="3", show_default=True, metavar="N|free",
@@ -91,9 +108,11 @@ def optimize_command(
     model: str,
     size: int | None,
     bpw: float | None,
+    max_kld: float | None,
     type_names: str | None,
     engine: str,
     pins: tuple[str, ...],
+    base: str | None,
     bands: int,
     harmonised: tuple[str, ...],
     table: str | None,
@@ -120,26 +139,26 @@ def optimize_command(
     from ggplan.cli.output import print_json, write_new
     from ggplan.text import printable
 
-    if size is None and bpw is None:
-        raise click.UsageError("give a budget: --size or --bpw, or both")
+    if size is None and bpw is None and max_kld is None:
+        raise click.UsageError("give a budget: --size, --bpw or --max-kld, or several")
     if output is not None and os.path.lexists(output) and not force:
         raise click.UsageError(f"{printable(output)} exists; --force replaces it")
     found = opening.open_noted(model, quiet=quiet)
-    answer = optimize(
-        found,
-        OptimizeOptions(
-            size=size,
-            bpw=bpw,
-            types=_words(type_names or ""),
-            engine=engine,
-            pins=pins,
-            bands=bands or None,
-            harmonised=tuple(_words(words) for words in harmonised if words != "none"),
-            table=table,
-            name=" ".join((name or _name(found.path.name, size, bpw)).split()).replace("#", "")
-            or "optimized",
-        ),
+    options = OptimizeOptions(
+        size=size,
+        bpw=bpw,
+        max_kld=max_kld,
+        types=_words(type_names or ""),
+        engine=engine,
+        pins=pins,
+        base=None if base is None else recipe_of_name(base, found.architecture, quiet=quiet),
+        bands=bands or None,
+        harmonised=tuple(_words(words) for words in harmonised if words != "none"),
+        table=table,
+        name=" ".join((name or _name(found.path.name, size, bpw, max_kld)).split()).replace("#", "")
+        or "optimized",
     )
+    answer = optimize(found, options)
     note(*answer.notes, quiet=quiet)
     if output is not None:
         write_new(answer.recipe.text, output, force=force, quiet=quiet)
@@ -148,26 +167,27 @@ def optimize_command(
     elif output is None:
         click.echo(answer.recipe.text, nl=False)
     if not quiet and (as_json or output is not None):
-        click.echo(_told(answer), err=True)
+        click.echo(_told(answer, options), err=True)
 
 
 def _words(text: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(",") if word.strip())
 
 
-def _name(model: str, size: int | None, bpw: float | None) -> str:
-    """`GLM-4.5-Air-60GiB`, `GLM-4.5-Air-4.5bpw`."""
+def _name(model: str, size: int | None, bpw: float | None, max_kld: float | None) -> str:
+    """`GLM-4.5-Air-60GiB`, `GLM-4.5-Air-4.5bpw`, `GLM-4.5-Air-kld0.02`."""
     from ggplan.text import format_bytes
 
     parts = [] if size is None else [format_bytes(size).replace(" ", "")]
     parts += [] if bpw is None else [f"{bpw:g}bpw"]
+    parts += [] if max_kld is None else [f"kld{max_kld:g}"]
     stem = model
     for ending in (".gguf", ".map", ".json", ".txt"):
         stem = stem.removesuffix(ending)
     return "-".join((stem, *parts))
 
 
-def _told(answer: Optimized) -> str:
+def _told(answer: Optimized, options: OptimizeOptions) -> str:
     from ggplan.allocation.recipe_text import gap_in_words
     from ggplan.text import format_bytes
 
@@ -175,7 +195,7 @@ def _told(answer: Optimized) -> str:
     return (
         f"file {format_bytes(plan.file_bytes)}, {plan.bits_per_weight:.3f} bpw; "
         f"KL divergence {forecast.kld:.2g} predicted ({forecast.low:.2g} to {forecast.high:.2g}); "
-        f"{gap_in_words(answer.gap)}"
+        f"{gap_in_words(answer.gap, options)}"
     )
 
 

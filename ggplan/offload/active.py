@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
@@ -30,7 +30,7 @@ from ggplan.offload.cache.tensors import CacheTensor
 from ggplan.offload.dimensions import Dimensions
 from ggplan.offload.holding import Holding
 from ggplan.offload.settings import Settings
-from ggplan.offload.weights import Weights
+from ggplan.offload.weights import Loaded, Weights
 from ggplan.planning.devices import LOOKED_UP
 
 _BLOCK = re.compile(r"blk\.(\d+)\.(.+)")
@@ -133,37 +133,32 @@ def active_bytes(
     weights: Weights, dimensions: Dimensions, settings: Settings, *, depth: int = 0
 ) -> ActiveBytes:
     """The bytes of a token with `depth` tokens in the cache before it."""
-    used = max(dimensions.used, default=0)
-    share = min(used / dimensions.n_experts, 1.0) if dimensions.n_experts and used else 1.0
+    share = used_share(dimensions)
     sums: dict[str, _Sums] = {}
     paths: dict[int, dict[str, str]] = {}
     in_ram = streamable = matrices = streamable_matrices = file_bytes = 0
-    for one in weights.loaded:
+    for one, read in token_reads(weights, dimensions):
         tensor, block, part = one.tensor, *_place(one.use)
-        if block is not None and block >= dimensions.n_trunk:
-            continue
         n_bytes, n_weights = tensor.n_bytes, math.prod(tensor.shape)
         file_bytes += n_bytes if one.use == tensor.name else 0
         is_routed = part in ("gate and up", "down")
         if block is not None:
             paths.setdefault(block, {}).setdefault(part, one.device)
         total = sums.setdefault(one.device, _Sums())
-        read = share if is_routed else 1.0
-        if one.use.startswith(LOOKED_UP):
-            read = 1 / max(tensor.shape[-1], 1)
-        elif is_routed:
+        if is_routed:
             if one.device == HOST:
                 in_ram += n_bytes
                 streamable += 0 if one.repacked or _is_for_cpu(tensor.type.name) else n_bytes
             total.multiplied_experts += n_weights * share
-        elif len(tensor.shape) > 1:
+        elif len(tensor.shape) > 1 and not one.use.startswith(LOOKED_UP):
             total.multiplied += n_weights
             if one.device == HOST and block is not None:
                 matrices += n_bytes
                 streamable_matrices += 0 if one.repacked or _is_for_cpu(tensor.type.name) else n_bytes
+        elif read > 1:  # a tied output that has no copy of its own
+            total.multiplied += n_weights
         total.weights[tensor.type.name] = total.weights.get(tensor.type.name, 0.0) + n_bytes * read
         total.n_steps += len(tensor.shape) > 1 and not one.use.startswith(LOOKED_UP)
-    _add_tied(sums, weights)
     for block, cells in _cells(dimensions, settings, depth).items():
         device = weights.blocks[block] if settings.cache_on_gpu else HOST
         total = sums.setdefault(device, _Sums())
@@ -200,16 +195,27 @@ def _place(name: str) -> tuple[int | None, str]:
     return int(found[1]), "feed-forward" if rest.startswith("ffn_") else "attention"
 
 
-def _add_tied(sums: dict[str, _Sums], weights: Weights) -> None:
-    """A tied output that has no copy of its own reads the whole token_embd where it lies."""
-    uses = {one.use for one in weights.loaded}
-    if "output.weight" in uses:
-        return
+def used_share(dimensions: Dimensions) -> float:
+    """Share of the routed experts that a token uses; 1 where there are none."""
+    used = max(dimensions.used, default=0)
+    return min(used / dimensions.n_experts, 1.0) if dimensions.n_experts and used else 1.0
+
+
+def token_reads(weights: Weights, dimensions: Dimensions) -> Iterator[tuple[Loaded, float]]:
+    """What is loaded and not for drafting alone, with the share of it that a token reads.
+
+    That of a tied token_embd which is also read as the output is one row and the whole.
+    """
+    share = used_share(dimensions)
+    is_tied = all(one.use != "output.weight" for one in weights.loaded)
     for one in weights.loaded:
-        if one.use == "token_embd.weight":
-            total, kind = sums[one.device], one.tensor.type.name
-            total.weights[kind] += one.tensor.n_bytes
-            total.multiplied += math.prod(one.tensor.shape)
+        block, part = _place(one.use)
+        if block is not None and block >= dimensions.n_trunk:
+            continue
+        read = share if part in ("gate and up", "down") else 1.0
+        if one.use.startswith(LOOKED_UP):
+            read = 1 / max(one.tensor.shape[-1], 1) + (is_tied and one.use == "token_embd.weight")
+        yield one, read
 
 
 @dataclass(slots=True)

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -120,6 +120,7 @@ _GPU_GUESS = (350e9, 600e9, 1000e9)
 _PCIE_GUESS = (11e9, 22e9, 45e9)
 _FLOPS_GUESS = (50e12, 100e12, 250e12)
 _CORES_GUESS = 8
+_LIKELY = 1  # of the three
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +156,26 @@ def prompt(
 ) -> Rate:
     """Tokens per second that are read in micro-batches of `settings.micro_batch`."""
     return _rate(active, machine, profile, settings, factors, max(settings.micro_batch, 2))
+
+
+def seconds_per_byte(
+    active: ActiveBytes, machine: Machine, profile: Profile, settings: Settings
+) -> Callable[[str, str], float]:
+    """What a byte of weights that a token reads adds to the likely seconds of `generation`.
+
+    Returns
+    -------
+    A function of the device and the name of the ggml type.
+    """
+    case = _Case(active, machine, profile, settings, FITTED, _speeds(machine, _LIKELY))
+    factor, _ = _learned(machine.learned, active, 1)
+    return lambda device, kind: factor / case.weight_rate(device, kind)
+
+
+def is_fast(kind: str, machine: Machine, profile: Profile, threads: int | None) -> bool:
+    """Whether cores work a ggml type off as fast as they read RAM, so that its bytes are all that counts."""
+    ram = FITTED.ram * (machine.bandwidth or _RAM_GUESS[_LIKELY])
+    return not threads or threads * core_rate(kind, machine, profile) >= ram
 
 
 def core_rate(kind: str, machine: Machine, profile: Profile, factors: Factors = FITTED) -> float:
@@ -215,19 +236,14 @@ def _rate(
 ) -> Rate:
     times, cases = [], []
     for guess in range(3):
-        speeds = _Speeds(
-            machine.bandwidth or _RAM_GUESS[guess],
-            {gpu_name(i): gpu for i, gpu in enumerate(machine.gpus)},
-            guess,
-        )
-        case = _Case(active, machine, profile, settings, factors, speeds)
+        case = _Case(active, machine, profile, settings, factors, _speeds(machine, guess))
         cases.append(case)
         times.append(case.token() if tokens == 1 else case.micro_batch(tokens))
     slow, likely, fast = (sum(seconds.values()) or 1e-9 for seconds in times)
     learned = machine.learned
     factor, is_calibrated = _learned(learned, active, tokens)
     low, high = _spread(tokens, is_calibrated=is_calibrated)
-    reasons = _reasons(cases[1], learned if factor != 1.0 else None, tokens)
+    reasons = _reasons(cases[_LIKELY], learned if factor != 1.0 else None, tokens)
     return Rate(
         tokens / (slow * factor) * low,
         tokens / (likely * factor),
@@ -235,6 +251,11 @@ def _rate(
         {name: seconds * factor for name, seconds in times[1].items()},
         reasons,
     )
+
+
+def _speeds(machine: Machine, guess: int) -> _Speeds:
+    gpus = {gpu_name(i): gpu for i, gpu in enumerate(machine.gpus)}
+    return _Speeds(machine.bandwidth or _RAM_GUESS[guess], gpus, guess)
 
 
 def _learned(learned: Learned | None, active: ActiveBytes, tokens: int) -> tuple[float, bool]:
@@ -275,31 +296,33 @@ class _Case:
         seconds: dict[str, float] = {}
         for name, reads in sorted(self.active.devices.items()):
             if name == HOST:
-                seconds["RAM"] = self.host_weights(reads)
+                seconds["RAM"] = self.weights(name, reads)
                 seconds["cache in RAM"] = reads.cache / (self.factors.ram * self.speeds.ram)
                 seconds["steps on the CPU"] = reads.n_steps * self.factors.host_step
                 continue
             bandwidth = self.speeds.gpu(name)[0]
             is_slow = self.active.cache_is_quantized and not self.active.cache_is_latent
             share = self.factors.quantized_cache if is_slow else self.factors.cache
-            passes_cpu = self.active.host_crossings > 0
-            of_bandwidth = self.factors.gpu if passes_cpu else self.factors.graph_gpu
-            seconds[name] = reads.weight_bytes / (of_bandwidth * bandwidth)
+            seconds[name] = self.weights(name, reads)
             seconds[f"cache of {name}"] = reads.cache / (share * bandwidth)
             seconds[f"steps on {name}"] = reads.n_steps * self.factors.step
         seconds["changes between CPU and GPU"] = self.active.host_crossings * self.factors.crossing
         seconds["changes between GPUs"] = self.active.gpu_crossings * self.factors.gpu_crossing
         return {name: value for name, value in seconds.items() if value}
 
-    def host_weights(self, reads: DeviceReads) -> float:
-        """Seconds for weights in RAM: of each type what is slower, the memory or the cores."""
-        total, memory = 0.0, self.factors.ram * self.speeds.ram
-        for kind, n_bytes in reads.weights.items():
-            rate = memory
-            if self.threads:
-                rate = min(rate, self.threads * core_rate(kind, self.machine, self.profile, self.factors))
-            total += n_bytes / rate
-        return total
+    def weights(self, device: str, reads: DeviceReads) -> float:
+        """Seconds for the weights of a device."""
+        return sum(n_bytes / self.weight_rate(device, kind) for kind, n_bytes in reads.weights.items())
+
+    def weight_rate(self, device: str, kind: str) -> float:
+        """Bytes of weights of a type per second: in RAM what is slower, the memory or the cores."""
+        if device != HOST:
+            passes_cpu = self.active.host_crossings > 0
+            return (self.factors.gpu if passes_cpu else self.factors.graph_gpu) * self.speeds.gpu(device)[0]
+        memory = self.factors.ram * self.speeds.ram
+        if not self.threads:
+            return memory
+        return min(memory, self.threads * core_rate(kind, self.machine, self.profile, self.factors))
 
     def limited_by_cores(self) -> list[str]:
         """The types in RAM, of those with a tenth of the bytes and more, that cores read slower than RAM."""

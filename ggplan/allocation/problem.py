@@ -1,0 +1,189 @@
+"""The problem: a model with what each tensor may get, prepared once and solved for any budget."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from ggplan.allocation.banding import Banded, solve_bands, solve_freely
+from ggplan.allocation.budget import Row, bpw_row, header_bytes, kld_row, size_row
+from ggplan.allocation.candidates import TensorChoices, allowed_types, choices_of
+from ggplan.allocation.grouping import Chain, Group, chains_of, joined
+from ggplan.allocation.options import OptimizeOptions, check_options
+from ggplan.allocation.scales import Scales, scales_by_prior, scales_by_table
+from ggplan.allocation.sensitivity_tables import read_sensitivities
+from ggplan.allocation.solving import Shortfall
+from ggplan.allocation.standing import Stands, standing
+from ggplan.allocation.type_errors import TABLE, Errors
+from ggplan.errors import PlanError
+from ggplan.ggml_types import GgmlType
+from ggplan.model import Model, TensorInfo, require_model
+from ggplan.planning.settling import settle
+from ggplan.text import printable
+
+NO_FILE = "no file of the allowed types is within the budget"
+_OF_THE_FILE = ("size", "bpw")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is to be solved.
+
+    Attributes
+    ----------
+    model
+        With the tensors that the file will have.
+    options
+        As they were given.
+    scales, errors
+        The sensitivities of the tensors, and the errors of the types, that it rests on.
+    standing
+        What pins and the base recipe decide, by tensor.
+    choices
+        Of each tensor, in the order of the model.
+    chains
+        The tensors that may get several types, as kinds along the layers.
+    notes
+        What the user should know of what was given.
+    """
+
+    model: Model
+    options: OptimizeOptions
+    scales: Scales
+    errors: Errors
+    standing: Mapping[str, Stands]
+    choices: tuple[TensorChoices, ...]
+    chains: tuple[Chain, ...]
+    notes: tuple[str, ...]
+
+    def damage(self, tensor: TensorInfo, type_: GgmlType) -> float:
+        """What is lost by a tensor of one of its candidates' types, in nats."""
+        return self._damages[tensor.name][type_]
+
+    def types_of(self, found: Banded) -> dict[str, GgmlType]:
+        """The type of each tensor in a solution, by name."""
+        types = {c.tensor.name: c.candidates[0].type for c in self.choices if c.fixed}
+        for group, option in zip(found.groups, found.chosen, strict=True):
+            types |= {m.tensor.name: group.types[option] for m in group.members}
+        return types
+
+    @cached_property
+    def _damages(self) -> dict[str, dict[GgmlType, float]]:
+        return {c.tensor.name: {found.type: found.damage for found in c.candidates} for c in self.choices}
+
+
+def prepare(
+    model: Model, options: OptimizeOptions, *, scales: Scales | None = None, errors: Errors | None = None
+) -> Problem:
+    """The problem of a model and options.
+
+    Parameters
+    ----------
+    scales
+        The sensitivities of the tensors; by default those of the options' table, or the prior's.
+    errors
+        The errors of the types; by default the table's.
+
+    Raises
+    ------
+    PlanError, RecipeError, MeasureError, TypeNameError
+        As `ggplan.optimize` does.
+    """
+    require_model(model)
+    check_options(options)
+    model = settle(model)
+    allowed = allowed_types(options.types, options.engine)
+    scales = scales or scales_of(model, options)
+    errors = errors or TABLE
+    stands, notes = standing(model, options.pins, options.base, options.engine)
+    pinned = {name: found.decision for name, found in stands.items()}
+    choices = choices_of(
+        model, allowed, scales.values, pinned, options.fallback,
+        only_allowed=bool(options.types), errors=errors,
+    )  # fmt: skip
+    chains = chains_of(choices, harmonised=options.harmonised)
+    return Problem(model, options, scales, errors, stands, choices, chains, notes)
+
+
+def scales_of(model: Model, options: OptimizeOptions) -> Scales:
+    """The sensitivities that options ask for."""
+    if options.table is None:
+        return scales_by_prior(model)
+    return scales_by_table(model, read_sensitivities(options.table), printable(str(options.table)))
+
+
+def rows_of(problem: Problem, room: int) -> tuple[Row, ...]:
+    """The limits of the options; `room` bytes of the file are for the recipe's text in its header."""
+    model, options = problem.model, problem.options
+    rows: list[Row] = []
+    if options.size is not None:
+        rows.append(size_row(options.size, header_bytes(model) + room))
+    if options.bpw is not None:
+        rows.append(bpw_row(options.bpw, sum(t.n_weights for t in model.tensors)))
+    if options.max_kld is not None:
+        rows.append(kld_row(options.max_kld, problem.scales.level, problem.damage))
+    return tuple(rows)
+
+
+def solved(problem: Problem, rows: Sequence[Row]) -> Banded:
+    """The types of least damage within the rows; where a row limits the damage, those of the fewest bytes.
+
+    Raises
+    ------
+    PlanError
+        If a row cannot be met, with by how much.
+    """
+    if not any(row.name == "kld" for row in rows):
+        return _solved(problem, rows, problem.chains)
+    # Rows of the bytes of the whole file are left out at first: what they are about is what is minimised, so
+    # if the answer is above one, it says by how much.
+    smallest = [
+        Chain(tuple(replace(g, damages=tuple(map(float, g.n_bytes))) for g in chain.layers))
+        for chain in problem.chains
+    ]
+    found = _solved(problem, [row for row in rows if row.name not in _OF_THE_FILE], smallest)
+    for row in rows:
+        if row.name in _OF_THE_FILE and (used := _used(problem, row, found)) > row.limit:
+            kept = next(kld.words for kld in rows if kld.name == "kld")
+            raise _no_file(problem, f"with {kept}, {row.short(used)}", "--max-kld")
+    return replace(found, groups=tuple(joined([group]) for group in found.groups))
+
+
+def _solved(problem: Problem, rows: Sequence[Row], chains: Sequence[Chain]) -> Banded:
+    fixed = [c for c in problem.choices if c.fixed]
+    limits = [
+        row.limit - row.taken - sum(row.cost(c.tensor, c.candidates[0].type) for c in fixed) for row in rows
+    ]
+    costs = [[[_costs(row, group) for group in chain.layers] for row in rows] for chain in chains]
+    bands = problem.options.bands
+    found = solve_bands(chains, costs, limits, bands) if bands else solve_freely(chains, costs, limits)
+    if isinstance(found, Shortfall):
+        row = rows[found.row]
+        over = max(found.least - limits[found.row], 0)
+        wanted = "--max-kld" if row.name == "kld" else "budget"
+        raise _no_file(problem, row.short(row.limit + over), wanted)
+    return found
+
+
+def _used(problem: Problem, row: Row, found: Banded) -> float:
+    """What an answer uses of a row."""
+    fixed = sum(row.cost(c.tensor, c.candidates[0].type) for c in problem.choices if c.fixed)
+    chosen = zip(found.groups, found.chosen, strict=True)
+    return row.taken + fixed + sum(_costs(row, group)[option] for group, option in chosen)
+
+
+def _no_file(problem: Problem, why: str, wanted: str) -> PlanError:
+    """The error of a budget that cannot be met; `wanted` is what would have to be larger."""
+    drafts = any(c.fixed == "drafting" for c in problem.choices) and wanted == "budget"
+    types = "smaller types" if wanted == "budget" else "others"
+    return PlanError(
+        f"{NO_FILE}: {why}",
+        hint=f"give a larger {wanted}, allow {types} with --types, or pin fewer tensors"
+        + (", or leave the block that drafts tokens out with `--mtp drop`" if drafts else ""),
+    )
+
+
+def _costs(row: Row, group: Group) -> list[float]:
+    """What each type of a group takes of a row."""
+    return [float(sum(row.cost(m.tensor, type_) for m in group.members)) for type_ in group.types]
