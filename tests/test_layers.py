@@ -60,9 +60,10 @@ ALLOWED = {
         "errors", "substitutes", "text", "standard_input", "ggml_types", "metadata", "model", "sources",
         "opening", "planning",
     },
+    "forward": {"errors", "text", "ggml_types", "model", "sources", "arch"},
     "calibration": {
         "version", "errors", "text", "ggml_types", "metadata", "model", "sources", "imatrix", "quants",
-        "measure",
+        "planning", "measure", "forward",
     },
     "conversion": {
         "version", "errors", "text", "ggml_types", "metadata", "model", "sources", "imatrix", "planning",
@@ -71,6 +72,10 @@ ALLOWED = {
     "verification": {
         "errors", "text", "ggml_types", "metadata", "model", "sources", "arch", "reshaping", "opening",
         "rules", "imatrix", "planning", "conversion", "quants",
+    },
+    "calibrating": {
+        "version", "errors", "ggml_types", "model", "sources", "opening", "imatrix", "planning", "stock",
+        "calibration", "conversion",
     },
     "charts": {"errors", "substitutes", "text", "ggml_types", "model", "planning", "offload", "measure"},
 }  # fmt: skip
