@@ -36,12 +36,12 @@ ALLOWED = {
         "version", "errors", "text", "ggml_types", "metadata", "model", "sources", "rules", "imatrix",
         "stock", "recovering",
     },
-    "allocation": {
-        "errors", "substitutes", "text", "ggml_types", "model", "rules", "recovering", "planning",
-    },
     "offload": {
         "version", "errors", "substitutes", "text", "ggml_types", "metadata", "model", "rules", "planning",
         "quants",
+    },
+    "allocation": {
+        "errors", "substitutes", "text", "ggml_types", "model", "rules", "recovering", "planning", "offload",
     },
     "linting": {
         "errors", "text", "ggml_types", "model", "inventories", "rules", "imatrix", "stock", "planning",

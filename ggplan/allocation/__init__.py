@@ -1,6 +1,7 @@
 """The types that lose least within a budget: sensitivities, candidates, the solver, and a readable recipe.
 
-sensitivities.py   published tables of measurements        prior.py    what is known without measuring
+sensitivities.py, sensitivity_tables.py   measurements, and the tables that are published
+prior.py           what is known without measuring
 scales.py          the sensitivity of each tensor          type_errors.py   the error of each type
 options.py         what is asked for                       budget.py        each limit a linear row
 candidates.py      what each tensor may get                grouping.py      tensors that get one type
@@ -17,10 +18,9 @@ from ggplan.allocation.sensitivities import (
     Figure,
     Sensitivities,
     Sensitivity,
-    is_sensitivity_table,
-    read_sensitivities,
     sensitivities_json,
 )
+from ggplan.allocation.sensitivity_tables import is_sensitivity_table, read_sensitivities
 
 __all__ = [
     "FIGURES",

@@ -46,7 +46,8 @@ ENGINE_TYPES: Mapping[str, tuple[str, ...]] = {
 }  # fmt: skip
 """The types that are allowed where none are named. Types of less than two bits have to be asked for."""
 
-_DRAFTS = parse_type("q8_0")
+DRAFTS = parse_type("q8_0")
+"""The least for blocks that only predict further tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +143,8 @@ def _choices(
     if protection_of(tensor) is not None:
         return TensorChoices(tensor, role, (candidate(kept_type(tensor)),), "protected")
     if role is Role.NEXTN:
-        types = _fitting(tensor, (_DRAFTS,), table) or [kept_type(tensor)]
-        if tensor.type.is_quantized and tensor.type.bits_per_weight >= _DRAFTS.bits_per_weight:
+        types = _fitting(tensor, (DRAFTS,), table) or [kept_type(tensor)]
+        if tensor.type.is_quantized:
             types = [tensor.type]
         return TensorChoices(tensor, role, (candidate(types[0]),), "drafting")
     types = _fitting(tensor, allowed, table)

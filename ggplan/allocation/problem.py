@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -12,17 +12,17 @@ from ggplan.allocation.candidates import TensorChoices, allowed_types, choices_o
 from ggplan.allocation.grouping import Chain, Group, chains_of, joined
 from ggplan.allocation.options import OptimizeOptions, check_options
 from ggplan.allocation.scales import Scales, scales_by_prior, scales_by_table
-from ggplan.allocation.sensitivities import read_sensitivities
+from ggplan.allocation.sensitivity_tables import read_sensitivities
 from ggplan.allocation.solving import Shortfall
+from ggplan.allocation.standing import Stands, standing
 from ggplan.allocation.type_errors import TABLE, Errors
-from ggplan.errors import PlanError, RecipeError
+from ggplan.errors import PlanError
 from ggplan.ggml_types import GgmlType
 from ggplan.model import Model, TensorInfo, require_model
-from ggplan.planning import Decision, decide
 from ggplan.planning.settling import settle
-from ggplan.rules import match, parse_recipe
 from ggplan.text import printable
 
+NO_FILE = "no file of the allowed types is within the budget"
 _OF_THE_FILE = ("size", "bpw")
 
 
@@ -38,6 +38,8 @@ class Problem:
         As they were given.
     scales, errors
         The sensitivities of the tensors, and the errors of the types, that it rests on.
+    standing
+        What pins and the base recipe decide, by tensor.
     choices
         Of each tensor, in the order of the model.
     chains
@@ -50,6 +52,7 @@ class Problem:
     options: OptimizeOptions
     scales: Scales
     errors: Errors
+    standing: Mapping[str, Stands]
     choices: tuple[TensorChoices, ...]
     chains: tuple[Chain, ...]
     notes: tuple[str, ...]
@@ -57,6 +60,13 @@ class Problem:
     def damage(self, tensor: TensorInfo, type_: GgmlType) -> float:
         """What is lost by a tensor of one of its candidates' types, in nats."""
         return self._damages[tensor.name][type_]
+
+    def types_of(self, found: Banded) -> dict[str, GgmlType]:
+        """The type of each tensor in a solution, by name."""
+        types = {c.tensor.name: c.candidates[0].type for c in self.choices if c.fixed}
+        for group, option in zip(found.groups, found.chosen, strict=True):
+            types |= {m.tensor.name: group.types[option] for m in group.members}
+        return types
 
     @cached_property
     def _damages(self) -> dict[str, dict[GgmlType, float]]:
@@ -86,13 +96,14 @@ def prepare(
     allowed = allowed_types(options.types, options.engine)
     scales = scales or scales_of(model, options)
     errors = errors or TABLE
-    pinned, notes = _pinned(model, options.pins)
+    stands, notes = standing(model, options.pins, options.base, options.engine)
+    pinned = {name: found.decision for name, found in stands.items()}
     choices = choices_of(
         model, allowed, scales.values, pinned, options.fallback,
         only_allowed=bool(options.types), errors=errors,
     )  # fmt: skip
     chains = chains_of(choices, harmonised=options.harmonised)
-    return Problem(model, options, scales, errors, choices, chains, tuple(notes))
+    return Problem(model, options, scales, errors, stands, choices, chains, notes)
 
 
 def scales_of(model: Model, options: OptimizeOptions) -> Scales:
@@ -167,7 +178,7 @@ def _no_file(problem: Problem, why: str, wanted: str) -> PlanError:
     drafts = any(c.fixed == "drafting" for c in problem.choices) and wanted == "budget"
     types = "smaller types" if wanted == "budget" else "others"
     return PlanError(
-        f"no file of the allowed types is within the budget: {why}",
+        f"{NO_FILE}: {why}",
         hint=f"give a larger {wanted}, allow {types} with --types, or pin fewer tensors"
         + (", or leave the block that drafts tokens out with `--mtp drop`" if drafts else ""),
     )
@@ -176,31 +187,3 @@ def _no_file(problem: Problem, why: str, wanted: str) -> PlanError:
 def _costs(row: Row, group: Group) -> list[float]:
     """What each type of a group takes of a row."""
     return [float(sum(row.cost(m.tensor, type_) for m in group.members)) for type_ in group.types]
-
-
-def _pinned(model: Model, pins: Sequence[str]) -> tuple[dict[str, Decision], list[str]]:
-    """What the pins decide, by tensor, and what is to be said of them."""
-    if not pins:
-        return {}, []
-    for pin in pins:
-        is_directive = pin.lstrip().startswith("@") and not pin.lstrip().startswith("@role")
-        if is_directive or "\n" in pin or "\r" in pin:
-            raise RecipeError(f"the pin {printable(pin)!r} is no rule", hint="write PATTERN=TYPE")
-    recipe = parse_recipe("\n".join(pins) + "\n", "--pin")
-    hits = match(recipe, [t.name for t in model.tensors])
-    matched = {rule for found in hits for rule in found}
-    for number, rule in enumerate(recipe.rules):
-        if number not in matched:
-            raise PlanError(
-                f"the pin {printable(rule.pattern)} matches no tensor",
-                hint="`ggplan inspect` lists the tensors of a model",
-            )
-    decided = decide(model, recipe).decisions
-    pinned = {name: decision for name, decision in decided.items() if decision.reason == "rule"}
-    used = {decision.rule for decision in pinned.values()}
-    notes = [
-        f"the pin {printable(rule.pattern)} decides nothing: earlier pins do, or its tensors are protected"
-        for number, rule in enumerate(recipe.rules)
-        if number not in used
-    ]
-    return pinned, notes

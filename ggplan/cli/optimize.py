@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ggplan.cli.opening import OpeningOptions, opening_options
-from ggplan.cli.options import force_option, json_option, note, output_option, quiet_option
+from ggplan.cli.options import (
+    force_option,
+    json_option,
+    note,
+    output_option,
+    quiet_option,
+    recipe_of_name,
+)
 from ggplan.cli.sizes import ByteCount
 
 if TYPE_CHECKING:
@@ -28,6 +35,7 @@ Examples:
   ggplan optimize GLM-4.5-Air --bpw 4.5 --types q4_K,q5_K,q6_K,q8_0   k-quants alone
   ggplan optimize GLM-4.5 --size 150G --engine ik_llama.cpp  with the types of ik_llama.cpp
   ggplan optimize GLM-4.5-Air --size 60G --pin '^output\\.weight$=q8_0'   what must be so
+  ggplan optimize GLM-4.5-Air --size 60G --base mine.recipe           what its rules name stays
   ggplan optimize GLM-4.5-Air --size 60G --table kld_results.csv      by measurements of this model
   ggplan optimize GLM-4.5-Air --size 60G --bands free        each layer for itself
   ggplan optimize GLM-4.5-Air --size 60G --json | jq .forecast
@@ -75,6 +83,10 @@ class Bands(_Bands):
     help="A rule that stands whatever it costs; the first that matches decides. Can be repeated.",
 )  # fmt: skip
 @click.option(
+    "--base", metavar="RECIPE",
+    help="A recipe whose rules stand, pins before them; what they do not name is optimised.",
+)  # fmt: skip
+@click.option(
     "--bands", type=Bands(), default="3", show_default=True, metavar="N|free",
     help="Bands of layers with types of their own, for each kind of tensor.",
 )  # fmt: skip
@@ -100,6 +112,7 @@ def optimize_command(
     type_names: str | None,
     engine: str,
     pins: tuple[str, ...],
+    base: str | None,
     bands: int,
     harmonised: tuple[str, ...],
     table: str | None,
@@ -138,6 +151,7 @@ def optimize_command(
         types=_words(type_names or ""),
         engine=engine,
         pins=pins,
+        base=None if base is None else recipe_of_name(base, found.architecture, quiet=quiet),
         bands=bands or None,
         harmonised=tuple(_words(words) for words in harmonised if words != "none"),
         table=table,
