@@ -35,10 +35,11 @@ from ggplan.calibration.inputs import Input
 from ggplan.errors import CalibrationError, CheckpointError
 from ggplan.imatrix import ImatrixSums, Sums, write_imatrix
 from ggplan.imatrix.entries import ReadOnDemand
-from ggplan.sources.files import read_whole, shown
+from ggplan.sources.files import exists, read_whole, shown
 from ggplan.sources.json_files import parse_object
 
 _RUN_LIMIT = 1 << 24
+_WORKING = ("model.gguf", "states-")  # of files that engines keep here while they work
 _OTHER_FOLDER = "name another folder, or give --force to replace it"
 
 
@@ -130,7 +131,7 @@ def begin(folder: str | Path, settings: Mapping[str, Any], *, force: bool = Fals
         there = {entry.name for entry in run.folder.iterdir()}
     except OSError as error:
         raise CalibrationError(f"cannot write {shown(folder)}: {error.strerror or error}") from error
-    before = _settings_there(run.folder, there)
+    before = settings_there(run.folder)
     if before is not None and sha256_of_json(before) == run.digest:
         if INDEX in there:
             with contextlib.suppress(CalibrationError):
@@ -142,7 +143,7 @@ def begin(folder: str | Path, settings: Mapping[str, Any], *, force: bool = Fals
                 told += f": {_difference(before, settings)}"
             raise CalibrationError(told, hint=_OTHER_FOLDER)
         _remove(run.folder, {name for name in there if is_layer_file(name) or name in (IMATRIX, RUN)})
-    elif there:
+    elif any(not name.startswith(_WORKING) for name in there):
         raise CalibrationError(
             f"the folder {shown(folder)} is not empty and has no calibration", hint="name another folder"
         )
@@ -157,10 +158,10 @@ def _whole(folder: Path) -> Calibration:
     return calibration
 
 
-def _settings_there(folder: Path, there: set[str]) -> Mapping[str, Any] | None:
-    """The settings of the run whose files are in the folder; None if that is not known."""
+def settings_there(folder: Path) -> Mapping[str, Any] | None:
+    """The settings of the run whose files are in a folder; None if that is not known."""
     for name in (INDEX, RUN):
-        if name in there:
+        if exists(folder / name):
             with contextlib.suppress(CheckpointError):
                 value = parse_object(read_whole(folder / name, _RUN_LIMIT), name).get("run")
                 if isinstance(value, dict):
