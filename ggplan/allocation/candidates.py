@@ -46,7 +46,8 @@ ENGINE_TYPES: Mapping[str, tuple[str, ...]] = {
 }  # fmt: skip
 """The types that are allowed where none are named. Types of less than two bits have to be asked for."""
 
-_DRAFTS = parse_type("q8_0")
+DRAFTS = parse_type("q8_0")
+"""The least for blocks that only predict further tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +143,8 @@ def _choices(
     if protection_of(tensor) is not None:
         return TensorChoices(tensor, role, (candidate(kept_type(tensor)),), "protected")
     if role is Role.NEXTN:
-        types = _fitting(tensor, (_DRAFTS,), table) or [kept_type(tensor)]
-        if tensor.type.is_quantized and tensor.type.bits_per_weight >= _DRAFTS.bits_per_weight:
+        types = _fitting(tensor, (DRAFTS,), table) or [kept_type(tensor)]
+        if tensor.type.is_quantized:
             types = [tensor.type]
         return TensorChoices(tensor, role, (candidate(types[0]),), "drafting")
     types = _fitting(tensor, allowed, table)
@@ -161,10 +162,21 @@ def _sensitivity(tensor: TensorInfo, roles: Mapping[str, Role], sensitivities: M
 
 
 def _candidate(tensor: TensorInfo, type_: GgmlType, *, sensitivity: float, errors: Errors) -> Candidate:
-    n_bytes = type_.tensor_bytes(tensor.shape)
+    damage = damage_of(tensor, type_, sensitivity=sensitivity, errors=errors)
+    return Candidate(type_, type_.tensor_bytes(tensor.shape), damage)
+
+
+def damage_of(tensor: TensorInfo, type_: GgmlType, *, sensitivity: float, errors: Errors) -> float:
+    """What is lost by a tensor of a type, in nats.
+
+    Raises
+    ------
+    PlanError
+        If the error of the type is not known.
+    """
     if type_ == tensor.type or type_.kind == "integer" or not sensitivity:
-        return Candidate(type_, n_bytes, 0.0)
-    return Candidate(type_, n_bytes, sensitivity * errors.of(tensor, type_) / REFERENCE_ERROR)
+        return 0.0
+    return sensitivity * errors.of(tensor, type_) / REFERENCE_ERROR
 
 
 def _fitting(tensor: TensorInfo, allowed: Sequence[GgmlType], table: FallbackTable) -> list[GgmlType]:

@@ -6,8 +6,10 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from ggplan.allocation.machine_rows import Target
 from ggplan.errors import PlanError
 from ggplan.planning.fallback import FallbackTable
+from ggplan.rules import Recipe
 from ggplan.text import printable
 
 
@@ -24,12 +26,16 @@ class OptimizeOptions:
     max_kld
         The most predicted KL divergence, in nats: the smallest file that keeps it is wanted, within the other
         limits. None for the least KL divergence within these.
+    target
+        A machine that the file must fit, and how fast it must be there; None for no such limit.
     types
         The names of the types that may be given; () for those of the engine.
     engine
         "llama.cpp" or "ik_llama.cpp": whose types, and whose fallback table.
     pins
         Rules of a recipe, `PATTERN = TYPE`, that stand whatever they cost; the first that matches decides.
+    base
+        A recipe whose rules stand, but for what pins decide; its `@default` and its promises do not count.
     bands
         Bands of layers for each kind of tensor; None for each layer its own.
     harmonised
@@ -44,10 +50,12 @@ class OptimizeOptions:
     size: int | None = None
     bpw: float | None = None
     max_kld: float | None = None
+    target: Target | None = None
     # What may be chosen.
     types: tuple[str, ...] = ()
     engine: str = "llama.cpp"
     pins: tuple[str, ...] = ()
+    base: Recipe | None = None
     bands: int | None = 3
     harmonised: tuple[tuple[str, ...], ...] = (("gate", "up"),)
     # What it rests on.
@@ -69,8 +77,11 @@ def check_options(options: OptimizeOptions) -> None:
     PlanError
         If nothing limits the file, or a value cannot be.
     """
-    if options.size is None and options.bpw is None and options.max_kld is None:
-        raise PlanError("nothing limits the file", hint="give --size, --bpw or --max-kld")
+    if options.size is None and options.bpw is None and options.max_kld is None and options.target is None:
+        raise PlanError("nothing limits the file", hint="give --size, --bpw, --max-kld or --vram and --ram")
+    min_tps = options.target.min_tps if options.target is not None else None
+    if min_tps is not None and not (math.isfinite(min_tps) and min_tps > 0):
+        raise PlanError(f"{min_tps} tokens per second cannot be", hint="it looks like 8")
     if options.max_kld is not None and not (math.isfinite(options.max_kld) and options.max_kld > 0):
         raise PlanError(
             f"a KL divergence of at most {options.max_kld} cannot be had", hint="it looks like 0.02"

@@ -299,7 +299,10 @@ def _serialize(tensors: Mapping[str, NDArray[Any]], path: Path, metadata: dict[s
         for name, a in arrays.items()
     }
     serialize_file(specs, str(path), metadata)
+    mask = os.umask(0o022)
+    os.umask(mask)
     with path.open("rb+") as file:
+        os.fchmod(file.fileno(), 0o666 & ~mask)  # the library makes files for their owner alone
         os.fsync(file.fileno())
 
 

@@ -188,6 +188,12 @@ class Calibration:
             sums.add(self._rows_at(record, np.arange(at, min(at + _ROWS, record.shape[0]))))
         return self._checked(sums.moments(), file, which)
 
+    def squares(self, file: LayerFile, which: Input) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """The sums of squares of an input, (slices, n_columns) float32, and the tokens of each slice."""
+        record = self._tensors(file)[which.squares]
+        values = self._data(record, 0, record.n_bytes).view("<f4").reshape(record.shape)
+        return values, np.array(which.tokens, np.int64)
+
     def column_means(self, tensor: str, slice: int = 0) -> NDArray[np.float32] | None:
         """The mean input of one slice of a tensor, (n_columns,) float32; None if it saw no token."""
         found = self.inputs.get(tensor)

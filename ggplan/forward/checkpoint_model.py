@@ -12,8 +12,8 @@ here: the model's own forward is run with the layers' forwards replaced by recor
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ggplan.errors import CheckpointError
@@ -28,16 +28,14 @@ if TYPE_CHECKING:
 
 _QUANTIZATION = ("quantization_config", "compression_config")
 _BUFFERS = (".attention.masked_bias", ".attention.bias", ".rotary_emb.inv_freq")
-_PLAIN = (bool, int, float, str, type(None))
+_PLAIN = bool | int | float | str | None
+OTHER_ENGINE = "calibrate with the engine llama.cpp, which does not use transformers"
 REMEDY = "pip install 'ggplan[calibrate]'"
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """How the model calls a layer, besides the hidden states.
-
-    `returns_tuple` says whether the layer's output is the first of a tuple.
-    """
+    """How the model calls a layer, besides the hidden states."""
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
@@ -57,6 +55,9 @@ class CheckpointModel:
         Its layers.
     prefix
         The name of the list of layers: `model.layers`.
+    mapping, renamed
+        transformers' rules of names; stacked experts that ggplan's schemes give as `X.weight`, as a linear
+        layer has them, which transformers calls `X` and has transposed.
     names
         The checkpoint's tensors of each layer, in the order of the checkpoint.
     outside
@@ -70,11 +71,11 @@ class CheckpointModel:
     layers: Any
     prefix: str
     mapping: list[Any]
+    renamed: Mapping[str, str]
     names: tuple[tuple[str, ...], ...]
     outside: tuple[str, ...]
     unused: tuple[str, ...]
     returns_tuple: bool | None = None
-    _meta: dict[str, Any] = field(default_factory=dict)
 
     def layer_bytes(self, layer: int) -> int:
         """Bytes of a layer's weights in float32, as they are in memory."""
@@ -88,17 +89,28 @@ class CheckpointModel:
         CheckpointError
             If a parameter stays without weights, or a weight cannot be read.
         """
-        tensors = {name: _LazyRows(self._rows(name)) for name in self.names[layer]}
-        load(self.model, self.mapping, tensors)
+        self.load({name: _LazyRows(self._rows(name)) for name in self.names[layer]})
         module = self.layers[layer]
         self._require_filled(f"{self.prefix}.{layer}", module)
         return module
 
     def fill_outside(self) -> None:
         """Fill everything but the layers: embedding, last norm, output."""
-        tensors = {name: _LazyRows(self._rows(name)) for name in self.outside}
-        load(self.model, self.mapping, tensors)
+        self.load({name: _LazyRows(self._rows(name)) for name in self.outside})
         self.model.tie_weights()
+
+    def load(self, tensors: Mapping[str, Any]) -> None:
+        """Fill parameters from tensors of the checkpoint, by their names there, as `from_pretrained` does.
+
+        Each is anything of which `tensor[...]` is a torch tensor.
+        """
+        _load(self.model, self.mapping, {self._known_as(name): self._as_known(name, t) for name, t in tensors.items()})
+
+    def _known_as(self, name: str) -> str:
+        return self.renamed.get(name, name)
+
+    def _as_known(self, name: str, tensor: Any) -> Any:
+        return _Transposed(tensor) if name in self.renamed else tensor
 
     def empty(self, layer: int) -> None:
         """Forget a layer's weights."""
@@ -118,7 +130,7 @@ class CheckpointModel:
                 raise CheckpointError(
                     f"{shown(self.checkpoint.path)}: transformers' model has the parameter "
                     f"'{prefix}.{name}', which no tensor of the checkpoint fills",
-                    hint="calibrate with the engine llama.cpp, which does not use transformers",
+                    hint=OTHER_ENGINE,
                 )
 
     def start(self, tokens: Tensor) -> tuple[Tensor, list[Call]]:
@@ -148,7 +160,7 @@ class CheckpointModel:
             raise CheckpointError(
                 f"{shown(self.checkpoint.path)}: transformers' model calls {len(calls)} of its {len(self.layers)} "
                 "layers",
-                hint="calibrate with the engine llama.cpp",
+                hint=OTHER_ENGINE,
             )
         return first[0], calls
 
@@ -171,6 +183,10 @@ class CheckpointModel:
             output = self.layers[layer](hidden, *call.args, **call.kwargs)
         return output[0] if isinstance(output, tuple) else output
 
+    def call(self, tokens: Tensor, layer: int) -> Call:
+        """How the model calls a layer for these tokens."""
+        return self.start(tokens)[1][layer]
+
     def _output_kind(self, tokens: Tensor) -> bool:
         """Whether a layer gives a tuple: the first layer is run once, on a few tokens."""
         found: list[tuple[Tensor, Call]] = []
@@ -181,12 +197,30 @@ class CheckpointModel:
 
         self._run(tokens[:1, :8], {0: forward})
         hidden, call = found[0]
+        self._require_plain(call)
         module = self.fill(0)
+        before = _state(call)
         try:
             with _no_grad():
-                return isinstance(module(hidden, *call.args, **call.kwargs), tuple)
+                output = module(hidden, *call.args, **call.kwargs)
         finally:
             self.empty(0)
+        more = output[1:] if isinstance(output, tuple) else ()
+        if any(part is not None for part in more) or _state(call) != before:
+            raise self._unknown("hand on more than their hidden states")
+        return isinstance(output, tuple)
+
+    def _require_plain(self, call: Call) -> None:
+        for name, value in (*enumerate(call.args, 1), *call.kwargs.items()):
+            if not _is_plain(value):
+                raise self._unknown(f"are given {type(value).__name__} as {name}")
+
+    def _unknown(self, what: str) -> CheckpointError:
+        return CheckpointError(
+            f"{shown(self.checkpoint.path)}: the layers of transformers' {type(self.model).__name__} {what}, so "
+            "they cannot be run one by one",
+            hint=OTHER_ENGINE,
+        )
 
     def _run(self, tokens: Tensor, forwards: Mapping[int, Callable[..., Any]]) -> None:
         with self._replaced(forwards), _no_grad(), contextlib.suppress(_Stop):
@@ -206,6 +240,16 @@ class CheckpointModel:
 
 class _Stop(Exception):
     """Ends a forward of which no more is needed."""
+
+
+class _Transposed:
+    """A lazy tensor with its last two dimensions exchanged."""
+
+    def __init__(self, tensor: Any) -> None:
+        self.tensor = tensor
+
+    def __getitem__(self, index: object) -> Tensor:
+        return self.tensor[...].transpose(-1, -2).contiguous()  # type: ignore[no-any-return]
 
 
 class _LazyRows:
@@ -233,25 +277,25 @@ def open_checkpoint_model(checkpoint: HfCheckpoint) -> CheckpointModel:
     torch, transformers = require_transformers()
     where = shown(checkpoint.path)
     values = {key: value for key, value in checkpoint.config.items() if key not in _QUANTIZATION}
-    kind = values.get("model_type")
     try:
-        config = transformers.AutoConfig.for_model(**values)
+        config = _config(transformers, values)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
+        kind = printable(str(values.get("model_type")))
         raise CheckpointError(
-            f"{where}: transformers {transformers.__version__} does not read config.json "
-            f"(model_type {printable(str(kind))}): {_first_line(error)}",
-            hint="install a newer transformers, or calibrate with the engine llama.cpp",
+            f"{where}: transformers {transformers.__version__} does not read config.json (model_type {kind}): "
+            f"{_first_line(error)}",
+            hint=f"install a newer transformers, or {OTHER_ENGINE}",
         ) from error
     try:
-        with _EmptyIsMeta(), _quiet(transformers):
-            model = transformers.AutoModelForCausalLM.from_config(
+        with _empty_is_meta(), _Quiet(transformers):
+            model = _class_of(transformers, config).from_config(
                 config, dtype=torch.float32, experts_implementation="eager", trust_remote_code=False
             )
     except (ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError) as error:
         raise CheckpointError(
             f"{where}: transformers {transformers.__version__} makes no language model of it: "
             f"{_first_line(error)}",
-            hint="install a newer transformers, or calibrate with the engine llama.cpp",
+            hint=f"install a newer transformers, or {OTHER_ENGINE}",
         ) from error
     model.eval()
     prefix, layers = _layers(model, config, where)
@@ -262,7 +306,14 @@ def open_checkpoint_model(checkpoint: HfCheckpoint) -> CheckpointModel:
     outside, unused = [], []
     known = model.state_dict()
     others = _outside(model, prefix)
-    for name, parameter in _parameters_of(model, mapping, checkpoint.tensors, known).items():
+    placed = _parameters_of(model, mapping, checkpoint.tensors, known)
+    renamed = {}
+    for name in [name for name, parameter in placed.items() if parameter is None]:
+        stem = name.removesuffix(".weight")
+        (parameter,) = _parameters_of(model, mapping, [stem], known).values()
+        if stem != name and parameter is not None and len(known[parameter].shape) == 3:
+            renamed[name], placed[name] = stem, parameter
+    for name, parameter in placed.items():
         if parameter is None:
             if not name.endswith(_BUFFERS):
                 unused.append(name)
@@ -278,10 +329,30 @@ def open_checkpoint_model(checkpoint: HfCheckpoint) -> CheckpointModel:
         layers,
         prefix,
         mapping,
+        renamed,
         tuple(tuple(names) for names in by_layer),
         tuple(outside),
         tuple(unused),
     )
+
+
+def _config(transformers: Any, values: Mapping[str, Any]) -> Any:
+    """The config, by `model_type`; of a checkpoint with code of its own by the class in `architectures`."""
+    try:
+        return transformers.AutoConfig.for_model(**values)
+    except ValueError:
+        names = values.get("architectures") or [""]
+        known = getattr(transformers, str(names[0]), None) if str(names[0]).isidentifier() else None
+        if known is None or not hasattr(known, "config_class"):
+            raise
+        return known.config_class(**{key: value for key, value in values.items() if key != "model_type"})
+
+
+def _class_of(transformers: Any, config: Any) -> Any:
+    """The class of language models, or of those that also see, that has such a config."""
+    text, seeing = transformers.AutoModelForCausalLM, transformers.AutoModelForImageTextToText
+    is_text = type(config) in text._model_mapping
+    return seeing if not is_text and type(config) in seeing._model_mapping else text
 
 
 def require_transformers() -> tuple[Any, Any]:
@@ -308,7 +379,7 @@ def require_transformers() -> tuple[Any, Any]:
     return torch, transformers
 
 
-def load(model: Any, mapping: Sequence[Any], tensors: Mapping[str, Any]) -> None:
+def _load(model: Any, mapping: Sequence[Any], tensors: Mapping[str, Any]) -> None:
     """Fill parameters of the model from tensors of the checkpoint, as `from_pretrained` does."""
     import torch
     import transformers
@@ -318,7 +389,7 @@ def load(model: Any, mapping: Sequence[Any], tensors: Mapping[str, Any]) -> None
     settings = LoadStateDictConfig(
         dtype=torch.float32, weight_mapping=list(mapping), device_map={"": "cpu"}
     )
-    with _quiet(transformers), torch.no_grad():
+    with _Quiet(transformers), torch.no_grad():
         info, _ = convert_and_load_state_dict_in_model(model, dict(tensors), settings)
     if info.mismatched_keys:
         name, there, wanted = sorted(info.mismatched_keys)[0]
@@ -331,7 +402,7 @@ def load(model: Any, mapping: Sequence[Any], tensors: Mapping[str, Any]) -> None
 
 
 def _parameters_of(
-    model: Any, mapping: Sequence[Any], names: Mapping[str, Any], known: Mapping[str, Any]
+    model: Any, mapping: Sequence[Any], names: Iterable[str], known: Mapping[str, Any]
 ) -> dict[str, str | None]:
     """The parameter that each tensor of the checkpoint goes into; None where there is none."""
     from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
@@ -362,7 +433,7 @@ def _layers(model: Any, config: Any, where: str) -> tuple[str, Any]:
         raise CheckpointError(
             f"{where}: transformers' {type(model).__name__} has {len(lists)} lists of {n_layers} layers, "
             "so which of them are the text model's is not known",
-            hint="calibrate with the engine llama.cpp",
+            hint=OTHER_ENGINE,
         )
     return lists[0]
 
@@ -415,13 +486,45 @@ def _same(a: Any, b: Any) -> bool:
     return type(a) is type(b) and isinstance(a, _PLAIN) and a == b
 
 
+def _is_plain(value: Any) -> bool:
+    """Whether a layer's argument is made of tensors and plain values alone, not of objects with a state."""
+    import torch
+
+    if isinstance(value, tuple | list):
+        return all(map(_is_plain, value))
+    if isinstance(value, Mapping):
+        return all(map(_is_plain, value.values()))
+    return isinstance(value, _PLAIN | torch.Tensor)
+
+
+def _state(call: Call) -> list[object]:
+    """What a layer could change in its arguments: the parts of lists and of mappings."""
+    found: list[object] = []
+
+    def visit(value: Any) -> None:
+        if isinstance(value, Mapping):
+            found.extend(value)
+            for part in value.values():
+                visit(part)
+        elif isinstance(value, tuple | list):
+            found.append(len(value))
+            for part in value:
+                visit(part)
+        else:
+            found.append(id(value))
+
+    visit(call.args)
+    visit(call.kwargs)
+    return found
+
+
 def _no_grad() -> Any:
     import torch
 
     return torch.inference_mode()
 
 
-class _quiet:
+class _Quiet:
     """transformers without its bars and warnings."""
 
     def __init__(self, transformers: Any) -> None:
@@ -439,7 +542,7 @@ class _quiet:
             self.logging.enable_progress_bar()
 
 
-def _EmptyIsMeta() -> Any:
+def _empty_is_meta() -> Any:
     """While a model is built: `torch.empty`, of which modules make their weights, takes no memory."""
     import torch
     from torch.overrides import TorchFunctionMode

@@ -21,7 +21,7 @@ from ggplan.text import format_bytes
 
 if TYPE_CHECKING:
     from ggplan.offload.header import Header
-    from ggplan.offload.placement import Placement, Wishes
+    from ggplan.offload.placement import Placement
 
 _GIB = 1 << 30
 
@@ -68,8 +68,9 @@ def _header(case: Case) -> Header:
 
 def _fits(header: Header, conditions: Conditions) -> MachineFact:
     from ggplan.offload.placement import describe_shortage
+    from ggplan.offload.promised import placed_as
 
-    placement = _placed(header, conditions)
+    placement = placed_as(header, conditions)
     if placement.fits:
         return MachineFact(1.0, f"it fits, with {_left(placement)}")
     told = "; ".join(describe_shortage(s) for s in placement.shortages)
@@ -78,10 +79,11 @@ def _fits(header: Header, conditions: Conditions) -> MachineFact:
 
 def _speed(header: Header, conditions: Conditions) -> MachineFact:
     from ggplan.offload.placement import describe_shortage
+    from ggplan.offload.promised import placed_as
     from ggplan.offload.usual import example, usual_rate
 
     if conditions.vram or conditions.ram is not None:
-        placement = _placed(header, conditions)
+        placement = placed_as(header, conditions)
         if not placement.fits:
             told = "; ".join(describe_shortage(s) for s in placement.shortages)
             return MachineFact(0.0, f"0, as it does not fit: {told}")
@@ -90,32 +92,6 @@ def _speed(header: Header, conditions: Conditions) -> MachineFact:
         machine = example(conditions.bandwidth, conditions.vram_bandwidth, conditions.cores)
         rate = usual_rate(header, machine)
     return MachineFact(rate.likely, f"{rate.likely:.2f} (from {rate.low:.1f} to {rate.high:.1f})")
-
-
-def _placed(header: Header, conditions: Conditions) -> Placement:
-    from ggplan.offload.machine import Machine
-    from ggplan.offload.placing import place
-    from ggplan.offload.usual import example
-
-    like = example(conditions.bandwidth, conditions.vram_bandwidth, conditions.cores)
-    gpus = tuple(replace(like.gpus[0], memory=n) for n in conditions.vram)
-    machine = Machine(gpus, conditions.ram, like.bandwidth, conditions.cores)
-    return place(header, machine, _wishes(conditions))
-
-
-def _wishes(conditions: Conditions) -> Wishes:
-    from ggplan.errors import PlanError
-    from ggplan.offload.placement import Wishes
-    from ggplan.offload.values import BadValue, cache_type
-
-    found = Wishes(conditions.ctx, micro_batch=conditions.ub, slots=conditions.slots or 1)
-    if conditions.kv is None:
-        return found
-    try:
-        key, value = (cache_type(kind.name, "llama.cpp") for kind in conditions.kv)
-    except BadValue as bad:
-        raise PlanError(f"kv={conditions.kv[0].name} {bad.message}", hint=bad.hint) from bad
-    return replace(found, cache_k=key, cache_v=value)
 
 
 def _left(placement: Placement) -> str:
@@ -131,6 +107,8 @@ def _left(placement: Placement) -> str:
 
 def _larger(header: Header, conditions: Conditions, placement: Placement) -> str:
     """The conditions with memory, in whole GiB, in which it does fit."""
+    from ggplan.offload.promised import placed_as
+
     vram, ram = list(conditions.vram), conditions.ram
     for shortage in placement.shortages:
         if shortage.device == "host":
@@ -140,7 +118,7 @@ def _larger(header: Header, conditions: Conditions, placement: Placement) -> str
                 shortage.needed + placement.machine.gpu_margin
             )
     larger = replace(conditions, vram=tuple(vram), ram=ram)
-    return str(larger) if _placed(header, larger).fits else ""
+    return str(larger) if placed_as(header, larger).fits else ""
 
 
 def _whole(n_bytes: int) -> int:

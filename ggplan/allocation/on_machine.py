@@ -1,0 +1,229 @@
+"""Types for a machine: the least loss of a file that fits it and is fast enough there, and where it lies.
+
+What fits depends on where the experts are, and `ggplan.place` puts them according to their sizes. So:
+
+    1  solve with the rows of no placement in particular (`merged_rows`): a bound for all of them
+    2  place the file of these types
+    3  solve with the rows of that placement, place again, ... until the placement is one for which was solved
+
+A file is an answer only if `place` says that it fits and is as fast as asked; the best such file is taken. If
+there is none, more memory is left free, and it is begun anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from ggplan.allocation.banding import Banded
+from ggplan.allocation.budget import Row
+from ggplan.allocation.machine_rows import Target, merged_rows, placed_rows
+from ggplan.allocation.problem import NO_FILE, Problem, solved
+from ggplan.errors import PlanError
+from ggplan.ggml_types import GgmlType
+from ggplan.offload.header import Header
+from ggplan.offload.placement import Placement, describe_shortage
+from ggplan.offload.placing import place
+from ggplan.offload.profiles import PROFILES
+from ggplan.offload.tensor_costs import TensorCosts, with_types
+from ggplan.offload.ways_out import ways_out
+
+_ROUNDS = 6
+_CALIBRATIONS = 4
+_NEAR = 2e-3  # from the bound: then no other placement is looked for
+_CLOSE = 1.01  # times the speed that is asked for
+_TIGHTER = 14
+_STEP = 1 / 256  # of all memory: what is left free at first if nothing was found
+_MICRO_BATCH = 512  # the smallest that `place` takes by itself: with it more memory is left than with others
+
+
+@dataclass(frozen=True, slots=True)
+class OnMachine:
+    """An answer, the rows that it was solved with, where the file lies, and a bound for all placements.
+
+    Attributes
+    ----------
+    bound
+        No file that is within the limits is below it, wherever its tensors are; None where the speed is
+        limited, as what it costs to change devices is different for every placement.
+    """
+
+    found: Banded
+    rows: tuple[Row, ...]
+    placement: Placement
+    bound: float | None
+
+    @property
+    def gap(self) -> float:
+        """How far above the least possible the damage is at most, as a part of it: with these places, or of
+        all, whichever is said to be nearer."""
+        anywhere = self.gap_anywhere
+        return self.found.gap if anywhere is None else min(self.found.gap, anywhere)
+
+    @property
+    def gap_anywhere(self) -> float | None:
+        """The same wherever tensors may be; None where that is not known."""
+        if self.bound is None:
+            return None
+        return replace(self.found, bound=min(self.bound, self.found.damage)).gap
+
+
+@dataclass(frozen=True, slots=True)
+class _Search:
+    problem: Problem
+    target: Target
+    rows: tuple[Row, ...]
+    header: Header
+
+    def placed(self, types: Mapping[str, GgmlType], *, small: bool = False) -> Placement:
+        return placed(with_types(self.header, types), self.problem, small=small)
+
+    def is_met(self, placement: Placement) -> bool:
+        return is_met(placement, self.target)
+
+    def solved(self, rows: Sequence[Row]) -> tuple[Banded, Placement]:
+        found = solved(self.problem, (*self.rows, *rows))
+        return found, self.placed(self.problem.types_of(found))
+
+    def merged(self, placement: Placement, spare: int = 0, *, speed: bool = False) -> tuple[Row, ...]:
+        return merged_rows(placement, self.target, TensorCosts(placement), spare, speed=speed)
+
+    def fastest(self, placement: Placement) -> Placement:
+        """Where the file of the fastest types lies."""
+        row = self.merged(placement, speed=True)[-1]
+        return self.placed({
+            c.tensor.name: min(c.candidates, key=lambda one: row.cost(c.tensor, one.type)).type
+            for c in self.problem.choices
+        })  # fmt: skip
+
+    def of(self, placement: Placement) -> tuple[Row, ...]:
+        return placed_rows(placement, self.target, TensorCosts(placement), {})
+
+
+def placed(header: Header, problem: Problem, *, small: bool = False) -> Placement:
+    """Where `ggplan.place` puts a file on the machine that is the target."""
+    target = problem.options.target
+    assert target is not None
+    wishes = target.wishes
+    if small and wishes.micro_batch is None:
+        wishes = replace(wishes, micro_batch=_MICRO_BATCH)
+    return place(header, target.machine, wishes, PROFILES[problem.options.engine])
+
+
+def is_met(placement: Placement, target: Target) -> bool:
+    """Whether a file fits and is fast enough."""
+    if not placement.fits:
+        return False
+    return target.min_tps is None or placement.generation.likely >= target.min_tps
+
+
+def solved_on_machine(problem: Problem, target: Target, rows: Sequence[Row], header: Header) -> OnMachine:
+    """The types of least damage within the rows, whose file fits the machine.
+
+    Parameters
+    ----------
+    rows
+        The other limits.
+    header
+        Of a file of the model, of any types.
+
+    Raises
+    ------
+    PlanError
+        If a limit cannot be met: which one, and by how much.
+    """
+    search = _Search(problem, target, tuple(rows), header)
+    smallest = search.placed({c.tensor.name: c.candidates[0].type for c in problem.choices}, small=True)
+    if not smallest.fits:
+        raise _does_not_fit(smallest)
+    merged, first = search.solved(search.merged(smallest))
+    bound = merged.bound if target.min_tps is None else None
+    if search.is_met(first):
+        return OnMachine(merged, search.of(first), first, merged.bound)
+    starts = [first]
+    if target.min_tps is not None and first.generation.likely < target.min_tps:
+        starts = _fast_enough(search, first, smallest, target.min_tps)
+    answers = [found for start in starts if (found := _settled(search, start, bound)) is not None]
+    if not answers:
+        answers = [_tightened(search, starts[0], bound)]
+    return min(answers, key=lambda answer: answer.found.damage)
+
+
+def _fast_enough(search: _Search, first: Placement, smallest: Placement, min_tps: float) -> list[Placement]:
+    """Placements of files that are about as fast as asked, to begin with.
+
+    Raises
+    ------
+    PlanError
+        If no file is so fast.
+    """
+    fastest = max((smallest, search.fastest(first)), key=lambda p: p.generation.likely if p.fits else 0.0)
+    likely = fastest.generation.likely
+    if likely < min_tps:
+        raise PlanError(
+            f"{NO_FILE}: {likely:.1f} tokens per second are likely at most, {min_tps - likely:.1f} below the "
+            f"{min_tps:g} of --min-tps",
+            hint="give a smaller --min-tps, a machine with more VRAM, or allow other types with --types",
+        )
+    placement, starts = first, [fastest]
+    for _ in range(_CALIBRATIONS):
+        if not placement.in_ram and search.target.machine.gpus:  # all that moves is on GPUs
+            break
+        try:
+            _, after = search.solved(search.merged(placement, speed=True))
+        except PlanError:
+            break
+        is_same = after.devices == placement.devices
+        placement, starts = after, [fastest, after]
+        if is_same or min_tps <= after.generation.likely <= _CLOSE * min_tps:
+            break
+    # The fastest is another beginning only where it alone is all on GPUs, which is faster by itself.
+    return starts if bool(fastest.in_ram) != bool(starts[-1].in_ram) else starts[-1:]
+
+
+def _settled(search: _Search, start: Placement, bound: float | None) -> OnMachine | None:
+    """The best answer found from a placement on; None if none was."""
+    best: OnMachine | None = None
+    placement = start
+    for _ in range(_ROUNDS):
+        rows = search.of(placement)
+        try:
+            found, after = search.solved(rows)
+        except PlanError:  # what was larger before does not fit where it is now
+            break
+        is_same = after.devices == placement.devices and after.settings == placement.settings
+        if search.is_met(after) and (best is None or found.damage < best.found.damage):
+            best = OnMachine(found if is_same else replace(found, bound=0.0), rows, after, bound)
+            if is_same or best.gap <= _NEAR:
+                break
+        elif is_same and best is not None:
+            break
+        placement = after
+    return best
+
+
+def _tightened(search: _Search, start: Placement, bound: float | None) -> OnMachine:
+    """An answer with more and more memory left free.
+
+    Raises
+    ------
+    PlanError
+        If there is none.
+    """
+    machine = search.target.machine
+    spare = int((sum(gpu.memory for gpu in machine.gpus) + (machine.ram or 0)) * _STEP)
+    for _ in range(_TIGHTER):
+        found, after = search.solved(search.merged(start, spare, speed=True))
+        if search.is_met(after):
+            better = _settled(search, after, bound)
+            return better or OnMachine(replace(found, bound=0.0), search.of(after), after, bound)
+        spare *= 2
+    raise PlanError(f"{NO_FILE}: none was found that is where it would fit", hint="give a larger budget")
+
+
+def _does_not_fit(smallest: Placement) -> PlanError:
+    """The error of a machine on which the smallest types do not fit."""
+    shortages = "; ".join(map(describe_shortage, smallest.shortages))
+    ways = [way.options for way in ways_out(smallest) if way.options.startswith("--")]
+    hint = f"it would fit with {' or with '.join(ways)}" if ways else "it takes more memory, or smaller types"
+    return PlanError(f"{NO_FILE}: of the smallest, {shortages}", hint=hint)
