@@ -22,7 +22,7 @@ from ggplan.ggml_types import GgmlType
 from ggplan.model import Model
 from ggplan.planning import mix_types
 from ggplan.planning.fitting import fit
-from ggplan.planning.layout import padded
+from ggplan.planning.layout import ALIGNMENT, padded
 from ggplan.stock import MIXES
 
 SCHEMA = "ggplan.pareto/1"
@@ -140,7 +140,7 @@ def curve_of(problem: Problem, n_points: int = N_POINTS) -> Curve:
     if n_points < 2:
         raise PlanError(f"{n_points} points are no curve", hint="2 or more")
     header = problem.header
-    least, most = (header + _ROOM + n for n in _ends(problem))
+    least, most = (header + _ROOM + n + ALIGNMENT for n in _ends(problem))
     if options.size is not None:
         most = min(most, options.size)
     others = [row for row in rows_of(problem, _ROOM) if row.name != "size"]
