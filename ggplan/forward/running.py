@@ -179,8 +179,13 @@ class TokenRun:
         states: NDArray[np.float32],
         structure: Structure | None = None,
         wanted: Callable[[LayerInput], bool] = lambda each: True,
+        *,
+        to_end: bool = True,
     ) -> Iterator[tuple[slice, F32Array, list[Rows]]]:
-        """Run a filled layer: for each batch its windows, the output and the rows of the wanted inputs."""
+        """Run a filled layer: for each batch its windows, the output and the rows of the wanted inputs.
+
+        Without `to_end` each batch may stop as soon as these are known; then the output is empty.
+        """
         import torch
 
         inputs = structure.inputs if structure is not None else ()
@@ -192,7 +197,8 @@ class TokenRun:
 
             def work(batch: slice) -> tuple[slice, F32Array, list[Rows]]:
                 hidden = torch.from_numpy(states[batch].copy())
-                output, rows = observe(self.model, layer, hidden, calls[batch.start], inputs, numbers, given)
+                call = calls[batch.start]
+                output, rows = observe(self.model, layer, hidden, call, inputs, numbers, given, to_end)
                 if not torch.isfinite(output).all():
                     raise CheckpointError(
                         f"{shown(self.model.checkpoint.path)}: layer {layer} gives numbers that are not finite"
@@ -212,6 +218,10 @@ class TokenRun:
         os.replace(file, path)
 
 
+class _Enough(Exception):
+    """Ends a run of which no more is needed."""
+
+
 def observe(
     model: CheckpointModel,
     layer: int,
@@ -220,22 +230,30 @@ def observe(
     inputs: tuple[LayerInput, ...],
     numbers: list[int],
     given: Given,
+    to_end: bool,
 ) -> tuple[Tensor, list[Rows]]:
     """The output of a layer and the rows of the numbered inputs."""
+    import torch
+
+    given.of_thread().clear()
+    is_stoppable = not to_end and all(inputs[k].is_given or not inputs[k].n_slices for k in numbers)
     by_parameter = {name: k for k in numbers for name in inputs[k].parameters if not inputs[k].is_given}
     plain: dict[int, Tensor] = {}
     own: dict[int, dict[int, Tensor]] = {}
 
     def seen(product: Product, x: Tensor) -> None:
         number = by_parameter.get(product.parameter)
-        if number is None:
-            return
-        if inputs[number].n_slices:
+        if number is not None and inputs[number].n_slices:
             own.setdefault(number, {})[product.slice] = x
-        else:
+        elif number is not None:
             plain[number] = x
+        if is_stoppable and all(
+            inputs[k].module in given.of_thread() if inputs[k].is_given else k in plain for k in numbers
+        ):
+            raise _Enough
 
-    with watched(model.layers[layer], seen):
+    output = torch.empty(0)
+    with contextlib.suppress(_Enough), watched(model.layers[layer], seen):
         output = model.run_layer(layer, hidden, call)
     rows = []
     for number in numbers:
