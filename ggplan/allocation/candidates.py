@@ -162,10 +162,21 @@ def _sensitivity(tensor: TensorInfo, roles: Mapping[str, Role], sensitivities: M
 
 
 def _candidate(tensor: TensorInfo, type_: GgmlType, *, sensitivity: float, errors: Errors) -> Candidate:
-    n_bytes = type_.tensor_bytes(tensor.shape)
+    damage = damage_of(tensor, type_, sensitivity=sensitivity, errors=errors)
+    return Candidate(type_, type_.tensor_bytes(tensor.shape), damage)
+
+
+def damage_of(tensor: TensorInfo, type_: GgmlType, *, sensitivity: float, errors: Errors) -> float:
+    """What is lost by a tensor of a type, in nats.
+
+    Raises
+    ------
+    PlanError
+        If the error of the type is not known.
+    """
     if type_ == tensor.type or type_.kind == "integer" or not sensitivity:
-        return Candidate(type_, n_bytes, 0.0)
-    return Candidate(type_, n_bytes, sensitivity * errors.of(tensor, type_) / REFERENCE_ERROR)
+        return 0.0
+    return sensitivity * errors.of(tensor, type_) / REFERENCE_ERROR
 
 
 def _fitting(tensor: TensorInfo, allowed: Sequence[GgmlType], table: FallbackTable) -> list[GgmlType]:

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ggplan.cli.opening import OpeningOptions, opening_options
+from ggplan.cli.optimize_probes import ProbingOptions, probing_options
 from ggplan.cli.options import (
     force_option,
+    imatrix_option,
     json_option,
     note,
     output_option,
@@ -37,6 +39,11 @@ Examples:
   ggplan optimize GLM-4.5-Air --size 60G --pin '^output\\.weight$=q8_0'   what must be so
   ggplan optimize GLM-4.5-Air --size 60G --base mine.recipe           what its rules name stays
   ggplan optimize GLM-4.5-Air --size 60G --table kld_results.csv      by measurements of this model
+  ggplan optimize GLM-4.5-Air --size 60G --imatrix air.gguf  with errors measured on its weights
+  ggplan optimize GLM-4.5-Air --size 60G --imatrix air.gguf --probe --text prose.txt --text code.txt \\
+      --engine ~/llama.cpp/build/bin/llama-perplexity        by probes, kept in GLM-4.5-Air.probes.json
+  ggplan optimize GLM-4.5-Air --size 48G --probes GLM-4.5-Air.probes.json     by these probes again
+  ggplan optimize GLM-4.5-Air --size 60G --verify --text prose.txt    convert, and measure what is promised
   ggplan optimize GLM-4.5-Air --size 60G --bands free        each layer for itself
   ggplan optimize GLM-4.5-Air --size 60G --json | jq .forecast
 """
@@ -75,8 +82,9 @@ class Bands(_Bands):
     help="The types that may be given [default: those of the engine, from two bits to q8_0].",
 )  # fmt: skip
 @click.option(
-    "--engine", type=click.Choice(["llama.cpp", "ik_llama.cpp"]), default="llama.cpp", show_default=True,
-    help="Whose types, and whose fallbacks where rows do not hold a type.",
+    "--engine", "engines", multiple=True, metavar="ENGINE",
+    help="llama.cpp or ik_llama.cpp: whose types, and whose fallbacks where rows do not hold one [default:"
+    " llama.cpp]; a llama-perplexity, or `embedded`: what runs for --probe and --verify. Can be repeated.",
 )  # fmt: skip
 @click.option(
     "--pin", "pins", multiple=True, metavar="REGEX=TYPE",
@@ -99,7 +107,9 @@ class Bands(_Bands):
     help="Measurements of single tensors of this model, such as a kld_results.csv of the GGUF Tool Suite.",
 )  # fmt: skip
 @click.option("--name", metavar="NAME", help="The recipe's name [default: from the model and the budget].")
-@opening_options()
+@imatrix_option
+@probing_options
+@opening_options(imatrix=True)
 @output_option("Write the recipe to this file.")
 @force_option("the file of -o")
 @json_option("the answer and the recipe's text")
@@ -110,13 +120,15 @@ def optimize_command(
     bpw: float | None,
     max_kld: float | None,
     type_names: str | None,
-    engine: str,
+    engines: tuple[str, ...],
     pins: tuple[str, ...],
     base: str | None,
     bands: int,
     harmonised: tuple[str, ...],
     table: str | None,
     name: str | None,
+    imatrix_path: str | None,
+    probing: ProbingOptions,
     opening: OpeningOptions,
     output: str | None,
     force: bool,
@@ -125,8 +137,10 @@ def optimize_command(
 ) -> None:
     """Write the recipe that loses least within a budget.
 
-    MODEL is whatever `ggplan plan` takes; no weight is read. How much each tensor matters comes from a prior,
-    by what a tensor is for and how deep it lies, or from measurements (--table). The prior is fitted to
+    MODEL is whatever `ggplan plan` takes. How much each tensor matters comes from a prior, by what a tensor
+    is for and how deep it lies, from a table of measurements (--table), or from probes: --probe runs it with
+    each group of tensors at a low type. Weights are read for --imatrix, --probe and --verify alone. The
+    prior is fitted to
     measurements of Thireus, the GGUF Tool Suite and its contributors. How far the answer is from the best
     possible for these numbers is told; how far these numbers are from the truth, docs/optimizing.md says.
 
@@ -135,21 +149,28 @@ def optimize_command(
     """
     import os
 
-    from ggplan.allocation import OptimizeOptions, optimize
+    from ggplan.allocation import OptimizeOptions, answer_of, prepare
+    from ggplan.cli.opening import with_scales_read
+    from ggplan.cli.optimize_probes import basis, print_verified, split_engines, verify
     from ggplan.cli.output import print_json, write_new
+    from ggplan.imatrix import load_imatrix
     from ggplan.text import printable
 
     if size is None and bpw is None and max_kld is None:
         raise click.UsageError("give a budget: --size, --bpw or --max-kld, or several")
     if output is not None and os.path.lexists(output) and not force:
         raise click.UsageError(f"{printable(output)} exists; --force replaces it")
-    found = opening.open_noted(model, quiet=quiet)
+    types_of, program = split_engines(engines)
+    probing.check(table, program, imatrix_path)
+    imatrix = None if imatrix_path is None else load_imatrix(imatrix_path)
+    opened, imatrix = opening.open(model, imatrix, weights=probing.needs_weights, quiet=quiet)
+    found = with_scales_read(opened, quiet=quiet)
     options = OptimizeOptions(
         size=size,
         bpw=bpw,
         max_kld=max_kld,
         types=_words(type_names or ""),
-        engine=engine,
+        engine=types_of,
         pins=pins,
         base=None if base is None else recipe_of_name(base, found.architecture, quiet=quiet),
         bands=bands or None,
@@ -158,7 +179,11 @@ def optimize_command(
         name=" ".join((name or _name(found.path.name, size, bpw, max_kld)).split()).replace("#", "")
         or "optimized",
     )
-    answer = optimize(found, options)
+    scales, errors = basis(
+        found, lambda: prepare(found, options), imatrix, probing, program, force=force, quiet=quiet
+    )
+    problem = prepare(found, options, scales=scales, errors=errors)
+    answer = answer_of(problem)
     note(*answer.notes, quiet=quiet)
     if output is not None:
         write_new(answer.recipe.text, output, force=force, quiet=quiet)
@@ -168,6 +193,9 @@ def optimize_command(
         click.echo(answer.recipe.text, nl=False)
     if not quiet and (as_json or output is not None):
         click.echo(_told(answer, options), err=True)
+    if probing.verify:
+        verified = verify(problem, answer.recipe, imatrix, probing, program, quiet=quiet)
+        print_verified(verified, probing.texts)
 
 
 def _words(text: str) -> tuple[str, ...]:
