@@ -17,10 +17,11 @@ from dataclasses import dataclass, replace
 
 from ggplan.allocation.banding import Banded
 from ggplan.allocation.budget import Row
-from ggplan.allocation.machine_rows import Target, merged_rows, placed_rows
+from ggplan.allocation.machine_rows import Target, merged_rows, movable, placed_rows
 from ggplan.allocation.problem import NO_FILE, Problem, solved
 from ggplan.errors import PlanError
 from ggplan.ggml_types import GgmlType
+from ggplan.offload.allocation import HOST
 from ggplan.offload.header import Header
 from ggplan.offload.placement import Placement, describe_shortage
 from ggplan.offload.placing import place
@@ -96,6 +97,13 @@ class _Search:
             for c in self.problem.choices
         })  # fmt: skip
 
+    def is_divided(self, placement: Placement) -> bool:
+        """Whether something that could be on a GPU is in RAM."""
+        if not self.target.machine.gpus:
+            return True
+        free = movable(self.header, self.target.wishes)
+        return any(placement.devices.get(name) == HOST for name in free)
+
     def of(self, placement: Placement) -> tuple[Row, ...]:
         return placed_rows(placement, self.target, TensorCosts(placement), {})
 
@@ -167,7 +175,7 @@ def _fast_enough(search: _Search, first: Placement, smallest: Placement, min_tps
         )
     placement, starts = first, [fastest]
     for _ in range(_CALIBRATIONS):
-        if not placement.in_ram and search.target.machine.gpus:  # all that moves is on GPUs
+        if not search.is_divided(placement):
             break
         try:
             _, after = search.solved(search.merged(placement, speed=True))
@@ -178,7 +186,7 @@ def _fast_enough(search: _Search, first: Placement, smallest: Placement, min_tps
         if is_same or min_tps <= after.generation.likely <= _CLOSE * min_tps:
             break
     # The fastest is another beginning only where it alone is all on GPUs, which is faster by itself.
-    return starts if bool(fastest.in_ram) != bool(starts[-1].in_ram) else starts[-1:]
+    return starts if search.is_divided(fastest) != search.is_divided(starts[-1]) else starts[-1:]
 
 
 def _settled(search: _Search, start: Placement, bound: float | None) -> OnMachine | None:

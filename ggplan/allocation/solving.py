@@ -107,7 +107,9 @@ class _Problem:
     units: Floats
 
 
-def solve(items: Sequence[Item], limits: Sequence[float]) -> Solution | Shortfall:
+def solve(
+    items: Sequence[Item], limits: Sequence[float], gap: float = GOOD_ENOUGH
+) -> Solution | Shortfall:
     """The options of least damage, or what cannot be met.
 
     Parameters
@@ -116,6 +118,8 @@ def solve(items: Sequence[Item], limits: Sequence[float]) -> Solution | Shortfal
         Each with at least one option, and costs for each row.
     limits
         Of each row.
+    gap
+        How far above the bound, as a part of it, is good enough.
     """
     if not items:
         short = next((row for row, limit in enumerate(limits) if limit < 0), None)
@@ -128,9 +132,9 @@ def solve(items: Sequence[Item], limits: Sequence[float]) -> Solution | Shortfal
     multipliers, feasible = _multipliers(problem)
     bound = _bound(problem, multipliers)
     best = None if feasible is None else _improved(problem, feasible)
-    if best is None or not _is_close(problem, best, bound):
+    if best is None or not _is_close(problem, best, bound, gap):
         left = _worth_it(problem, multipliers, bound, best)
-        found, their_bound = _branch_and_bound(problem, left, best)
+        found, their_bound = _branch_and_bound(problem, left, best, gap)
         if found is not None and (best is None or _damage(problem, found) < _damage(problem, best)):
             best = _improved(problem, found)
         if best is None:
@@ -177,25 +181,35 @@ def _multipliers(problem: _Problem) -> tuple[Floats, Floats | None]:
     free = _cheapest(problem, none)
     if _fits(problem, free):
         return none, free
-    if len(problem.limits) > 1:
-        return _relaxed(problem), None
+    if len(problem.limits) == 1:
+        found, feasible = _along(problem, np.ones(1))
+        return found, feasible
+    # The prices of the linear program give the bound; dearer in proportion, or alike, they give what fits.
+    relaxed = _relaxed(problem)
+    known = [found for way in (relaxed, relaxed + relaxed.max() / 10 + 1e-12, np.ones_like(relaxed))
+             if (found := _along(problem, way)[1]) is not None]  # fmt: skip
+    return relaxed, min(known, key=lambda found: _damage(problem, found), default=None)
+
+
+def _along(problem: _Problem, way: Floats) -> tuple[Floats, Floats | None]:
+    """The least multiple of some multipliers whose options fit, nearly, and these; None if none do."""
     high = 1.0
-    while not _fits(problem, _cheapest(problem, np.array([high]))) and high < 1e30:
+    while not _fits(problem, _cheapest(problem, high * way)) and high < 1e30:
         high *= 4.0
-    feasible = _cheapest(problem, np.array([high]))
+    feasible = _cheapest(problem, high * way)
     if not _fits(problem, feasible):
-        return np.array([high]), None
+        return high * way, None
     low = 0.0
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
         if middle in (low, high):
             break
-        found = _cheapest(problem, np.array([middle]))
+        found = _cheapest(problem, middle * way)
         if _fits(problem, found):
             high, feasible = middle, found
         else:
             low = middle
-    return np.array([high]), feasible
+    return high * way, feasible
 
 
 def _relaxed(problem: _Problem) -> Floats:
@@ -243,9 +257,9 @@ def _fits(problem: _Problem, chosen: Floats) -> bool:
     return bool((_sums(problem, chosen) <= problem.limits).all())
 
 
-def _is_close(problem: _Problem, chosen: Floats, bound: float) -> bool:
+def _is_close(problem: _Problem, chosen: Floats, bound: float, gap: float) -> bool:
     damage = _damage(problem, chosen)
-    return damage - bound <= GOOD_ENOUGH * max(bound, 0.0) or damage == 0
+    return damage - bound <= gap * max(bound, 0.0) or damage == 0
 
 
 def _improved(problem: _Problem, chosen: Floats) -> Floats:
@@ -328,7 +342,7 @@ def _worth_it(problem: _Problem, multipliers: Floats, bound: float, best: Floats
 
 
 def _branch_and_bound(
-    problem: _Problem, possible: Floats, best: Floats | None
+    problem: _Problem, possible: Floats, best: Floats | None, gap: float
 ) -> tuple[Floats | None, float]:
     """The options that HiGHS finds, or None, and its bound. `best` are the best options known."""
     import numpy as np
@@ -342,7 +356,7 @@ def _branch_and_bound(
             integrality=np.ones(int(possible.sum()), int),
             bounds=Bounds(0, 1),
             constraints=[LinearConstraint(each, 1, 1), LinearConstraint(rows, -np.inf, problem.limits)],
-            options={"mip_rel_gap": GOOD_ENOUGH / 2, "node_limit": _NODES, "presolve": False},
+            options={"mip_rel_gap": gap / 2, "node_limit": _NODES, "presolve": False},
         )
     bound = getattr(found, "mip_dual_bound", None)
     bound = -np.inf if bound is None else float(bound) * unit
