@@ -116,6 +116,10 @@ class ImatrixError(Error):
     """An importance matrix file is damaged or does not belong to the model."""
 
 
+class CalibrationError(Error):
+    """A calibration is damaged, unfinished, of another model, or cannot be made."""
+
+
 class ConversionError(Error):
     """Writing the output failed: no space, a bad weight, a file that changed under the reader."""
 

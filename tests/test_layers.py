@@ -41,7 +41,8 @@ ALLOWED = {
         "quants",
     },
     "allocation": {
-        "errors", "substitutes", "text", "ggml_types", "model", "rules", "recovering", "planning", "offload",
+        "errors", "substitutes", "text", "ggml_types", "model", "rules", "stock", "recovering", "planning",
+        "offload", "imatrix", "quants",
     },
     "linting": {
         "errors", "text", "ggml_types", "model", "inventories", "rules", "imatrix", "stock", "planning",
@@ -56,6 +57,15 @@ ALLOWED = {
         "planning",
     },
     "comparing": {"errors", "text", "ggml_types", "model", "planning"},
+    "measure": {
+        "errors", "substitutes", "text", "standard_input", "ggml_types", "metadata", "model", "sources",
+        "opening", "planning",
+    },
+    "forward": {"errors", "text", "ggml_types", "model", "sources", "arch"},
+    "calibration": {
+        "version", "errors", "text", "ggml_types", "metadata", "model", "sources", "imatrix", "quants",
+        "planning", "measure", "forward",
+    },
     "conversion": {
         "version", "errors", "text", "ggml_types", "metadata", "model", "sources", "imatrix", "planning",
         "quants",
@@ -64,9 +74,13 @@ ALLOWED = {
         "errors", "text", "ggml_types", "metadata", "model", "sources", "arch", "reshaping", "opening",
         "rules", "imatrix", "planning", "conversion", "quants",
     },
-    "measure": {
-        "errors", "substitutes", "text", "standard_input", "ggml_types", "metadata", "model", "sources",
-        "opening", "planning",
+    "probing": {
+        "version", "errors", "substitutes", "text", "ggml_types", "metadata", "model", "sources", "rules",
+        "imatrix", "stock", "planning", "allocation", "conversion", "measure", "quants",
+    },
+    "calibrating": {
+        "version", "errors", "ggml_types", "model", "sources", "opening", "imatrix", "planning", "stock",
+        "calibration", "conversion",
     },
     "charts": {"errors", "substitutes", "text", "ggml_types", "model", "planning", "offload", "measure"},
 }  # fmt: skip

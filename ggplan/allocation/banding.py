@@ -31,7 +31,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from ggplan.allocation.grouping import Chain, Group, joined
-from ggplan.allocation.solving import Item, Shortfall, Solution, solve
+from ggplan.allocation.solving import MOST_NODES, ROUNDING, Item, Shortfall, Solution, solve
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -86,6 +86,8 @@ def solve_bands(
     costs: Sequence[Sequence[Sequence[Sequence[float]]]],
     limits: Sequence[float],
     bands: int,
+    *,
+    nodes: int = MOST_NODES,
 ) -> Banded | Shortfall:
     """The bands and types of least damage, or what cannot be met.
 
@@ -97,14 +99,16 @@ def solve_bands(
         Of each row.
     bands
         The most bands of a chain.
+    nodes
+        As of `solve`; with 0 the third step is left out.
     """
     if all(len(chain.layers) <= bands for chain in chains):  # then each layer may be a band
-        return solve_freely(chains, costs, limits)
+        return solve_freely(chains, costs, limits, nodes=nodes)
     table = _table(chains, costs, limits)
     short = _short_alone(table, bands, limits)
     if short is not None:
         return short
-    answer = _Node(table, bands, tuple(limits)).answer(_BRANCHINGS)
+    answer = _Node(table, bands, tuple(limits), nodes).answer(_BRANCHINGS)
     if isinstance(answer, Shortfall):
         return answer
     groups: list[Group] = []
@@ -117,7 +121,11 @@ def solve_bands(
 
 
 def solve_freely(
-    chains: Sequence[Chain], costs: Sequence[Sequence[Sequence[Sequence[float]]]], limits: Sequence[float]
+    chains: Sequence[Chain],
+    costs: Sequence[Sequence[Sequence[Sequence[float]]]],
+    limits: Sequence[float],
+    *,
+    nodes: int = MOST_NODES,
 ) -> Banded | Shortfall:
     """The same with each layer for itself."""
     groups = tuple(group for chain in chains for group in chain.layers)
@@ -126,7 +134,7 @@ def solve_freely(
         for chain, cost in zip(chains, costs, strict=True)
         for layer, group in enumerate(chain.layers)
     ]
-    found: Solution | Shortfall = solve(items, limits)
+    found: Solution | Shortfall = solve(items, limits, nodes=nodes)
     return found if isinstance(found, Shortfall) else Banded(groups, found.chosen, found.damage, found.bound)
 
 
@@ -168,6 +176,7 @@ class _Node:
     table: _Table
     bands: int
     limits: tuple[float, ...]
+    nodes: int
 
     @cached_property
     def relaxed(self) -> tuple[float, Floats, list[list[Option]], list[set[Option]]]:
@@ -189,14 +198,14 @@ class _Node:
     def answer(self, branchings: int, above: float = float("inf")) -> _Found | Shortfall:
         """The solution; `above` is the damage of one that is known elsewhere, which is to be bettered."""
         bound, prices, divided, options = self.relaxed
-        found, known = _chosen(self.table, _worth_it(self.table, options, prices), self.limits, _FAR * 0.9)
+        found, known = _chosen(self.table, _worth_it(self.table, options, prices), self.limits, self.nodes)
         if isinstance(found, Shortfall):
             return found
         # Of one band there are no other options.
         bound = max(bound, found.bound) if self.bands == 1 else bound
         best = _found(found, known, bound)
         target = min(best.damage, above)
-        if target - bound <= _FAR * bound:
+        if target - bound <= _FAR * bound or not self.nodes:
             return best
         chain = self._widest(divided) if branchings else None
         if chain is not None:
@@ -221,7 +230,7 @@ class _Node:
             sorted({option for price, option in own if price < slack} | {before})
             for own, before in zip(listed, best.options, strict=True)
         ]
-        found, _ = _chosen(table, known, self.limits, _FAR * 0.9)
+        found, _ = _chosen(table, known, self.limits, self.nodes)
         if isinstance(found, Shortfall):
             return best
         # A solution with an option that was left out is above the bound by as much as that option's price.
@@ -231,7 +240,8 @@ class _Node:
 
     def _widest(self, divided: Sequence[Sequence[Option]]) -> int | None:
         """Of the chains of one layer that the linear program divides the one whose types are furthest apart:
-        what makes its bound weak."""
+        what makes its bound weak.
+        """
         widths = {}
         for i, shared in enumerate(divided):
             if self.table.n_layers[i] == 1 and len(shared) > 1:
@@ -303,7 +313,7 @@ def _short_alone(table: _Table, bands: int, limits: Sequence[float]) -> Shortfal
     least = _best(_of_rows(table), bands)[0].sum(1)
     over = least - table.limits
     row = int(over.argmax())
-    return Shortfall(row, float(least[row] * table.units[row])) if over[row] > 1e-12 else None
+    return Shortfall(row, float(least[row] * table.units[row])) if over[row] > ROUNDING else None
 
 
 def _generated(
@@ -399,7 +409,7 @@ _NEAR = 400
 
 
 def _chosen(
-    table: _Table, known: list[list[Option]], limits: Sequence[float], gap: float
+    table: _Table, known: list[list[Option]], limits: Sequence[float], nodes: int
 ) -> tuple[Solution | Shortfall, list[list[Option]]]:
     """The solution among the options of the chains, and these in the order of its indices."""
     items = []
@@ -407,7 +417,7 @@ def _chosen(
         damages, costs = _sums(table, i, listed)
         rows = costs * table.units[:, None]
         items.append(Item(tuple((damages * table.scale).tolist()), tuple(map(tuple, rows.tolist()))))
-    return solve(items, limits, gap), known
+    return solve(items, limits, _FAR * 0.9, nodes=nodes), known
 
 
 def _within(

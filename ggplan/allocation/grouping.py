@@ -15,11 +15,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ggplan.allocation.candidates import TensorChoices
+from ggplan.allocation.patterns import split_name
 from ggplan.ggml_types import GgmlType
 from ggplan.planning.layout import padded
-from ggplan.rules.roles import block_of
-
-_BLOCK = re.compile(r"^blk\.\d+\.", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +65,10 @@ def chains_of(choices: Sequence[TensorChoices], *, harmonised: Sequence[Sequence
     for choice in choices:
         if choice.fixed:
             continue
-        block = block_of(choice.tensor.name)
+        _, layer, _ = split_name(choice.tensor.name)
         types = tuple(c.type for c in choice.candidates)
         key = joined_kind(choice.tensor.name, harmonised), types
-        kinds.setdefault(key, {}).setdefault(-1 if block is None else block, []).append(choice)
+        kinds.setdefault(key, {}).setdefault(-1 if layer is None else layer, []).append(choice)
     return tuple(
         Chain(tuple(_group(tuple(layers[layer]), types) for layer in sorted(layers)))
         for (_, types), layers in kinds.items()
@@ -93,7 +91,8 @@ def _group(members: tuple[TensorChoices, ...], types: tuple[GgmlType, ...]) -> G
 
 def joined_kind(name: str, harmonised: Iterable[Sequence[str]]) -> str:
     """The kind of a tensor, with harmonised words as one: `ffn_gate+up_exps.weight`."""
-    kind = _BLOCK.sub("", name)
+    prefix, layer, kind = split_name(name)
+    kind = kind if prefix == "blk." or layer is None else f"{prefix}{kind}"
     for words in harmonised:
         any_word = "|".join(re.escape(word) for word in words)
         kind = re.sub(rf"(?<=_)({any_word})(?=_|\.|$)", "+".join(words), kind)

@@ -9,8 +9,7 @@ rules that were solved for. These name the types that are written, so the recipe
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -19,14 +18,14 @@ from ggplan.allocation.candidates import TensorChoices
 from ggplan.allocation.forecast import Forecast
 from ggplan.allocation.grouping import Group
 from ggplan.allocation.options import OptimizeOptions
+from ggplan.allocation.patterns import exact_patterns, split_name
 from ggplan.allocation.problem import Problem
 from ggplan.ggml_types import F32, GgmlType
 from ggplan.planning.roles import Role
-from ggplan.recovering.patterns import layers_pattern, names_pattern, runs
-from ggplan.rules.roles import Blocks, block_of, roles_of
+from ggplan.rules.roles import Blocks, roles_of
+from ggplan.stock import needs_imatrix
 from ggplan.text import format_bytes, printable
 
-_BLOCK = re.compile(r"^blk\.\d+\.", re.ASCII)
 _BY_ROLE = ("norm", "router")
 _TITLES = {
     Role.EMBEDDINGS: "Embeddings are looked up, one row for a token.",
@@ -53,6 +52,11 @@ class Answer:
     def choices(self) -> tuple[TensorChoices, ...]:
         """Of all tensors."""
         return self.problem.choices
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Of all tensors."""
+        return tuple(c.tensor.name for c in self.choices)
 
     @cached_property
     def types(self) -> Mapping[str, GgmlType]:
@@ -89,7 +93,10 @@ class _Rule:
         return tuple(m for group, _ in self.groups for m in group.members)
 
 
-def recipe_text(answer: Answer, rows: Sequence[Row], gap: float, forecast: Forecast) -> str:
+def recipe_text(
+    answer: Answer, rows: Sequence[Row], gap: Gap, forecast: Forecast, heading: Sequence[str] = (),
+    promises: Sequence[str] = (),
+) -> str:  # fmt: skip
     """The text of the recipe.
 
     Parameters
@@ -98,15 +105,18 @@ def recipe_text(answer: Answer, rows: Sequence[Row], gap: float, forecast: Forec
         What the file keeps to.
     gap
         How far above the least possible the damage is at most.
+    heading
+        Further lines of it.
+    promises
+        Further `@assert` lines.
     """
     model, options = answer.problem.model, answer.problem.options
-    lines = [*_heading(answer, rows, gap, forecast), "@recipe 1", f"@name {_inert(options.name)}"]
+    lines = [*_heading(answer, rows, gap, forecast, heading), "@recipe 1", f"@name {_inert(options.name)}"]
     if model.architecture:
         lines.append(f"@arch {model.architecture}")
     if options.engine != "llama.cpp":
         lines.append(f"@target {options.engine}")
-    if options.pins:
-        lines += ["", "# Pinned.", *options.pins]
+    lines += _standing(answer)
     lines += _protected(answer)
     lines += _drafting(answer)
     by_role: dict[Role, list[_Rule]] = {}
@@ -115,16 +125,21 @@ def recipe_text(answer: Answer, rows: Sequence[Row], gap: float, forecast: Forec
     for role in sorted(by_role, key=_place):
         lines += ["", f"# {_TITLES.get(role, _TITLES[Role.OTHER])}"]
         for rule in by_role[role]:
-            lines += [f"# {_worth(rule, answer.damage)}", f"{_pattern(answer, rule)} = {rule.type.name}"]
-    promises = [row.promise for row in rows if row.promise]
+            names = [m.tensor.name for m in rule.members]
+            patterns = exact_patterns(names, answer.names)
+            lines += [f"# {_worth(rule, answer.damage)}", *(f"{p} = {rule.type.name}" for p in patterns)]
+    promises = [*(row.promise for row in rows if row.promise), *promises]
     lines += ["", "@assert uncovered == 0", "@assert fallbacks == 0", *promises]
     return "\n".join(lines) + "\n"
 
 
-def _heading(answer: Answer, rows: Sequence[Row], gap: float, forecast: Forecast) -> list[str]:
+def _heading(
+    answer: Answer, rows: Sequence[Row], gap: Gap, forecast: Forecast, more: Sequence[str]
+) -> list[str]:
     model, options, scales = answer.problem.model, answer.problem.options, answer.problem.scales
     n_bytes = sum(answer.types[t.name].tensor_bytes(t.shape) for t in model.tensors)
     bpw = 8 * n_bytes / max(sum(t.n_weights for t in model.tensors), 1)
+    written = [(t, answer.types[t.name]) for t in model.tensors if answer.types[t.name] != t.type]
     kld, low, high = forecast.kld, forecast.low, forecast.high
     what = "The fewest bytes" if options.max_kld is not None else "The least loss"
     lines = [
@@ -132,25 +147,74 @@ def _heading(answer: Answer, rows: Sequence[Row], gap: float, forecast: Forecast
         "",
         f"Tensors         {format_bytes(n_bytes)}, {bpw:.3f} bits per weight",
         f"KL divergence   {kld:.2g} nats predicted, probably between {low:.2g} and {high:.2g}",
+        *more,
         f"Optimality      {gap_in_words(gap, options)}",
         f"Sensitivities   {scales.source}",
         f"Type errors     {answer.problem.errors.source}",
     ]
-    needing = sorted({t.name for t in answer.types.values() if t.expects_imatrix or t.requires_imatrix})
+    needing = _names(
+        type_
+        for tensor, type_ in written
+        if type_.requires_imatrix or needs_imatrix(None, tensor.name, type_)
+    )
+    foreign = _names(type_ for _, type_ in written if not type_.encodable)
     if needing:
-        lines.append(f"Imatrix         needed (--imatrix), for {', '.join(needing)}")
+        lines.append(f"Imatrix         needed (--imatrix), for {needing}")
+    if foreign:
+        lines.append(
+            f"Written by      ik_llama.cpp (`ggplan rules export`): ggplan does not encode {foreign}"
+        )
+    if again := sum(t.type.is_quantized for t, _ in written):
+        tensors = "1 tensor is" if again == 1 else f"{again:,} tensors are"
+        lines.append(f"Source          quantized: {tensors} encoded again, on top of what that has lost")
     lines += ["", *scales.credit]
+    # What a check would say of these stands above, and `convert` refuses to do without.
+    codes = [
+        *(["GP204"] if needing else []),
+        *(["GP205"] if again else []),
+        *(["GP208", "GP215"] if foreign else []),
+    ]
     heading = [f"# {_inert(line)}".rstrip() for line in lines]
-    # That an imatrix is needed stands above; `convert` refuses to do without.
-    return [*heading, "# ggplan: ignore-file GP204"] if needing else heading
+    return [*heading, f"# ggplan: ignore-file {', '.join(codes)}"] if codes else heading
 
 
-def gap_in_words(gap: float, options: OptimizeOptions) -> str:
+def _names(types: Iterable[GgmlType]) -> str:
+    return ", ".join(sorted({type_.name for type_ in types}))
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """How far an answer is from the best possible at most, as a part of that.
+
+    Attributes
+    ----------
+    here
+        With the tensors on the devices where they are; None where that is not known.
+    anywhere
+        Wherever they might be; None where that is not known.
+    """
+
+    here: float | None
+    anywhere: float | None
+
+    @property
+    def least(self) -> float:
+        """The one that is known to be less."""
+        return min((gap for gap in (self.here, self.anywhere) if gap is not None), default=math.inf)
+
+
+def gap_in_words(gap: Gap, options: OptimizeOptions) -> str:
     """How far from the best possible an answer is, for people."""
-    part = f"at most {100 * max(gap, 1e-4):.2g} %"
-    if options.max_kld is not None:
-        return f"{part} larger than the smallest possible for these numbers"
-    return f"{part} above the least possible for these numbers"
+    kind = "larger than the smallest" if options.max_kld is not None else "above the least"
+    if options.target is None or (gap.anywhere is not None and gap.anywhere <= gap.least):
+        where = "" if options.target is None else ", wherever its tensors are"
+        return f"at most {_percent(gap.least)} {kind} possible for these numbers{where}"
+    words = f"at most {_percent(gap.least)} {kind} possible for these numbers with its tensors where they are"
+    return words if gap.anywhere is None else f"{words}, {_percent(gap.anywhere)} wherever they might be"
+
+
+def _percent(part: float) -> str:
+    return f"{100 * max(part, 1e-4):.2g} %"
 
 
 def _protected(answer: Answer) -> list[str]:
@@ -172,16 +236,32 @@ def _protected(answer: Answer) -> list[str]:
     for type_ in dict.fromkeys(c.candidates[0].type for c in left):
         wanted = "keep" if type_.is_quantized else type_.name
         names = [c.tensor.name for c in left if c.candidates[0].type == type_]
-        lines += [f"{pattern} = {wanted}" for pattern in _patterns_of_kinds(names)]
+        lines += [f"{pattern} = {wanted}" for pattern in exact_patterns(names, answer.names)]
     return lines
 
 
-def _patterns_of_kinds(names: Sequence[str]) -> list[str]:
-    """Patterns for these tensors and those of the same kinds in other blocks."""
-    inner = sorted({_BLOCK.sub("", name) for name in names if block_of(name) is not None})
-    outer = sorted({name for name in names if block_of(name) is None})
-    found = [rf"^blk\.\d+\.{names_pattern(inner)}$"] if inner else []
-    return [*found, *([f"^{names_pattern(outer)}$"] if outer else [])]
+def _standing(answer: Answer) -> list[str]:
+    """The rules for what pins and the base recipe decide, as exact ones; fallbacks are worked in."""
+    stands = answer.problem.standing
+    found: dict[tuple[str, str], list[str]] = {}
+    for choice in answer.choices:
+        name = choice.tensor.name
+        if choice.fixed != "pinned":
+            continue
+        decision = stands[name].decision
+        wanted = "keep" if decision.keep is not None else choice.candidates[0].type.name
+        forced = "!" if decision.forced and decision.protected is not None else ""
+        by = stands[name].by
+        if choice.candidates[0].type != decision.type and wanted != "keep":
+            by += f" (rows of {choice.tensor.n_columns} do not hold it)"
+        found.setdefault((by, wanted + forced), []).append(name)
+    lines = []
+    said = ""
+    for (by, wanted), names in found.items():
+        lines += ["", f"# {_inert(by)}"] if by != said else []
+        said = by
+        lines += [f"{pattern} = {wanted}" for pattern in exact_patterns(names, answer.names)]
+    return lines
 
 
 def _drafting(answer: Answer) -> list[str]:
@@ -191,51 +271,22 @@ def _drafting(answer: Answer) -> list[str]:
         return []
     lines = ["", f"# {_TITLES[Role.NEXTN]}"]
     for type_ in dict.fromkeys(c.candidates[0].type for c in drafting):
-        names = {c.tensor.name for c in drafting if c.candidates[0].type == type_}
-        inner = sorted({_BLOCK.sub("", name) for name in names if block_of(name) is not None})
-        blocks = {block for name in names if (block := block_of(name)) is not None}
-        if inner:
-            layers = layers_pattern(runs(sum(1 << block for block in blocks), 0))
-            lines.append(rf"^blk\.{layers}\.{names_pattern(inner)}$ = {type_.name}")
-        if outer := sorted(name for name in names if block_of(name) is None):
-            lines.append(f"^{names_pattern(outer)}$ = {type_.name}")
+        names = [c.tensor.name for c in drafting if c.candidates[0].type == type_]
+        lines += [f"{pattern} = {type_.name}" for pattern in exact_patterns(names, answer.names)]
     return lines
 
 
 def _rules(answer: Answer) -> list[_Rule]:
     """One rule for each kind and type, in the order of the model."""
-    found: dict[tuple[tuple[str, ...], GgmlType], list[tuple[Group, int]]] = {}
+    found: dict[tuple[tuple[tuple[str, str], ...], GgmlType], list[tuple[Group, int]]] = {}
     for group, option in zip(answer.groups, answer.chosen, strict=True):
-        kinds = tuple(sorted({_BLOCK.sub("", m.tensor.name) for m in group.members}))
+        kinds = tuple(sorted({split_name(m.tensor.name)[::2] for m in group.members}))
         found.setdefault((kinds, group.types[option]), []).append((group, option))
     return [_Rule(groups[0][0].members[0].role, type_, tuple(groups)) for (_, type_), groups in found.items()]
 
 
 def _place(role: Role) -> int:
     return _ORDER.index(role) if role in _ORDER else len(_ORDER)
-
-
-def _pattern(answer: Answer, rule: _Rule) -> str:
-    """A pattern for exactly the tensors of a rule, those of earlier rules left aside."""
-    names = {m.tensor.name for m in rule.members}
-    kinds = sorted({_BLOCK.sub("", name) for name in names})
-    blocks = {block for name in names if (block := block_of(name)) is not None}
-    if not blocks:
-        return f"^{names_pattern(kinds)}$"
-    others = {
-        block
-        for c in answer.choices
-        if c.fixed in ("", "drafting")
-        and c.tensor.name not in names
-        and _BLOCK.sub("", c.tensor.name) in kinds
-        and (block := block_of(c.tensor.name)) is not None
-    }
-    if not others:
-        return rf"^blk\.\d+\.{names_pattern(kinds)}$"
-    needed = sum(1 << block for block in blocks)
-    last = max(max(blocks), max(others))
-    free = sum(1 << block for block in range(last + 1) if block not in others and block not in blocks)
-    return rf"^blk\.{layers_pattern(runs(needed, free))}\.{names_pattern(kinds)}$"
 
 
 def _worth(rule: _Rule, total: float) -> str:

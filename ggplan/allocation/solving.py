@@ -36,11 +36,14 @@ if TYPE_CHECKING:
 
 GOOD_ENOUGH = 1e-4
 """The gap at which solving ends."""
-_NODES = 1_000
+MOST_NODES = 1_000
+"""Of branch and bound, unless told otherwise."""
 _EXCHANGES = 1_000
 _LIMIT = 1_000.0  # what limits are scaled to, so that the tolerance is a thousandth of a millionth of them
 _HALVINGS = 200
 _TOLERANCE = 1e-9
+ROUNDING = 1e-11
+"""What sums may be above a limit, as a part of it: less than a byte of a hundred gigabytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +111,7 @@ class _Problem:
 
 
 def solve(
-    items: Sequence[Item], limits: Sequence[float], gap: float = GOOD_ENOUGH
+    items: Sequence[Item], limits: Sequence[float], gap: float = GOOD_ENOUGH, *, nodes: int = MOST_NODES
 ) -> Solution | Shortfall:
     """The options of least damage, or what cannot be met.
 
@@ -120,6 +123,8 @@ def solve(
         Of each row.
     gap
         How far above the bound, as a part of it, is good enough.
+    nodes
+        Of branch and bound, at most; with 0 the first step is the last wherever it has a solution.
     """
     if not items:
         short = next((row for row, limit in enumerate(limits) if limit < 0), None)
@@ -127,14 +132,14 @@ def solve(
     problem = _problem(items, limits)
     for row, limit in enumerate(limits):
         least = sum(min(item.costs[row]) for item in items)
-        if least > limit:
+        if least > limit + ROUNDING * abs(limit):
             return Shortfall(row, least)
     multipliers, feasible = _multipliers(problem)
     bound = _bound(problem, multipliers)
     best = None if feasible is None else _improved(problem, feasible)
-    if best is None or not _is_close(problem, best, bound, gap):
+    if best is None or (nodes and not _is_close(problem, best, bound, gap)):
         left = _worth_it(problem, multipliers, bound, best)
-        found, their_bound = _branch_and_bound(problem, left, best, gap)
+        found, their_bound = _branch_and_bound(problem, left, best, gap, nodes or MOST_NODES)
         if found is not None and (best is None or _damage(problem, found) < _damage(problem, best)):
             best = _improved(problem, found)
         if best is None:
@@ -158,6 +163,7 @@ def _problem(items: Sequence[Item], limits: Sequence[float]) -> _Problem:
     finite = damages[np.isfinite(damages)]
     scale = float(finite.max()) if finite.size and finite.max() > 0 else 1.0
     bare = np.array(limits, float)
+    bare += ROUNDING * np.abs(bare)
     units = np.array([(abs(limit) or 1.0) / _LIMIT for limit in limits])
     return _Problem(damages / scale, costs / units[:, None, None], bare / units, scale, units)
 
@@ -342,7 +348,7 @@ def _worth_it(problem: _Problem, multipliers: Floats, bound: float, best: Floats
 
 
 def _branch_and_bound(
-    problem: _Problem, possible: Floats, best: Floats | None, gap: float
+    problem: _Problem, possible: Floats, best: Floats | None, gap: float, nodes: int
 ) -> tuple[Floats | None, float]:
     """The options that HiGHS finds, or None, and its bound. `best` are the best options known."""
     import numpy as np
@@ -356,7 +362,7 @@ def _branch_and_bound(
             integrality=np.ones(int(possible.sum()), int),
             bounds=Bounds(0, 1),
             constraints=[LinearConstraint(each, 1, 1), LinearConstraint(rows, -np.inf, problem.limits)],
-            options={"mip_rel_gap": gap / 2, "node_limit": _NODES, "presolve": False},
+            options={"mip_rel_gap": gap / 2, "node_limit": nodes, "presolve": False},
         )
     bound = getattr(found, "mip_dual_bound", None)
     bound = -np.inf if bound is None else float(bound) * unit
@@ -433,7 +439,7 @@ def _shortfall(problem: _Problem) -> Shortfall:
                 LinearConstraint(hstack([each, csr_array((n_items, n_rows))]), 1, 1),
                 LinearConstraint(hstack([csr_array(rows), -eye_array(n_rows)]), -np.inf, problem.limits),
             ],
-            options={"mip_rel_gap": 0.01, "node_limit": _NODES, "presolve": False},
+            options={"mip_rel_gap": 0.01, "node_limit": MOST_NODES, "presolve": False},
         )
     over = found.x[n_options:] if found.x is not None else np.zeros(n_rows)
     row = int(over.argmax())

@@ -16,7 +16,7 @@ def show_sensitivities(
 ) -> None:
     """Print a table: what its figures are, and how they lie by role and by type."""
     from ggplan.allocation import read_sensitivities, sensitivities_json
-    from ggplan.allocation.sensitivities import figure_of_name
+    from ggplan.allocation.sensitivity_tables import figure_of_name
     from ggplan.cli.options import note
     from ggplan.cli.output import print_json
 

@@ -4,7 +4,8 @@
 quotient, the mean square of a column's input, is the weight of that column's errors in an encoder. Each
 expert has its own sums, since each token visits only a few experts.
 
-A file has one of two forms, GGUF or legacy; `load_imatrix` opens both and checks every value.
+A file has one of two forms, GGUF or legacy; `load_imatrix` opens both and checks every value. `load_sums`
+gives what they were computed from, which can be added up, and `write_imatrix` writes either form.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ from pathlib import Path
 
 from ggplan.errors import CheckpointError, ImatrixError
 from ggplan.imatrix.entries import Imatrix, ImatrixEntry
-from ggplan.imatrix.gguf_form import open_gguf_form
-from ggplan.imatrix.legacy_form import open_legacy_form
-from ggplan.sources.files import begins_with
+from ggplan.imatrix.gguf_form import open_gguf_form, open_gguf_sums
+from ggplan.imatrix.legacy_form import open_legacy_form, open_legacy_sums
+from ggplan.imatrix.sums import DEFAULT_CHUNK, ImatrixSums, Sums
+from ggplan.imatrix.writing import write_imatrix
+from ggplan.sources.files import begins_with, shown
 
-__all__ = ["Imatrix", "ImatrixEntry", "load_imatrix"]
+__all__ = ["Imatrix", "ImatrixEntry", "ImatrixSums", "Sums", "load_imatrix", "load_sums", "write_imatrix"]
 
 
 def load_imatrix(path: str | Path) -> Imatrix:
@@ -37,3 +40,30 @@ def load_imatrix(path: str | Path) -> Imatrix:
     except CheckpointError as error:
         raise ImatrixError(error.message, hint=error.hint) from error
     return imatrix
+
+
+def load_sums(path: str | Path, *, chunk_size: int = DEFAULT_CHUNK) -> ImatrixSums:
+    """Open an imatrix file, GGUF or legacy, as the sums that its values were computed from.
+
+    Parameters
+    ----------
+    chunk_size
+        Tokens of a batch of a legacy file, which does not say.
+
+    Raises
+    ------
+    ImatrixError
+        As `load_imatrix`.
+    """
+    load_imatrix(path)  # checks every value
+    path = Path(path)
+    try:
+        is_gguf = begins_with(path, b"GGUF")
+        sums = open_gguf_sums(path) if is_gguf else open_legacy_sums(path, chunk_size)
+    except CheckpointError as error:
+        raise ImatrixError(error.message, hint=error.hint) from error
+    if sums.chunk_size < 1:
+        raise ImatrixError(
+            f"{shown(path)}: imatrix.chunk_size is {sums.chunk_size}, which is no number of tokens"
+        )
+    return sums

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,13 +92,16 @@ class Imatrix:
     n_measured: int = 0
 
 
-class EntriesOnDisk(Mapping[str, ImatrixEntry]):
+_Value = TypeVar("_Value")
+
+
+class ReadOnDemand(Mapping[str, _Value]):
     """The entries of a file: names in memory, values read at each look-up."""
 
-    def __init__(self, readers: Mapping[str, Callable[[], ImatrixEntry]]) -> None:
+    def __init__(self, readers: Mapping[str, Callable[[], _Value]]) -> None:
         self._readers = readers
 
-    def __getitem__(self, name: str) -> ImatrixEntry:
+    def __getitem__(self, name: str) -> _Value:
         return self._readers[name]()
 
     def __iter__(self) -> Iterator[str]:

@@ -18,7 +18,7 @@ import ctypes
 import importlib.util
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +56,8 @@ class EmbeddedModel:
         Threads of llama.cpp, or None for its default.
     n_gpu_layers
         Layers on the GPU, if llama-cpp-python was built for one.
+    more
+        More members of `llama_context_params`. The model keeps them, since llama.cpp calls what they are.
 
     Raises
     ------
@@ -64,9 +66,15 @@ class EmbeddedModel:
     """
 
     def __init__(
-        self, path: str | Path, n_ctx: int, *, threads: int | None = None, n_gpu_layers: int = 0
+        self,
+        path: str | Path,
+        n_ctx: int,
+        *,
+        threads: int | None = None,
+        n_gpu_layers: int = 0,
+        more: Mapping[str, Any] | None = None,
     ) -> None:
-        self._api = api = _llama_cpp()
+        self._api = api = llama_cpp_module()
         self._said: list[str] = []
         self._log = api.llama_log_callback(self._on_log)
         api.llama_log_set(self._log, ctypes.c_void_p())
@@ -89,6 +97,9 @@ class EmbeddedModel:
         context.n_seq_max = self._n_sequences
         if threads:
             context.n_threads = context.n_threads_batch = threads
+        self._more = dict(more or {})
+        for name, value in self._more.items():
+            setattr(context, name, value)
         self._context = api.llama_init_from_model(self._model, context)
         if not self._context:
             raise MeasureError(f"llama.cpp cannot run {shown}: {self._last_lines()}")
@@ -108,21 +119,44 @@ class EmbeddedModel:
         MeasureError
             If it is shorter than two chunks.
         """
+        tokens = self.tokens(text)
+        n_whole = len(tokens) // self.n_ctx
+        if n_whole < MIN_CHUNKS:
+            raise MeasureError(
+                f"the text has {len(tokens)} tokens, which is less than two chunks of {self.n_ctx}",
+                hint=LONGER_TEXT,
+            )
+        n = min(n_whole, n_chunks or n_whole)
+        return ChunkedText(self.n_ctx, self.n_vocab, tokens[: n * self.n_ctx].reshape(n, self.n_ctx))
+
+    def tokens(self, text: bytes) -> NDArray[np.int32]:
+        """The tokens of a text, without a newline at its end, as llama.cpp's tools read a file.
+
+        Raises
+        ------
+        MeasureError
+            If llama.cpp cannot cut it.
+        """
         text = text.removesuffix(b"\n")
         room = len(text) + MAX_ADDED_TOKENS
         tokens = (ctypes.c_int32 * room)()
         found = self._api.llama_tokenize(self._vocab, text, len(text), tokens, room, True, False)
         if found < 0:
             raise MeasureError("the text cannot be cut into tokens")
-        n_whole = found // self.n_ctx
-        if n_whole < MIN_CHUNKS:
-            raise MeasureError(
-                f"the text has {found} tokens, which is less than two chunks of {self.n_ctx}",
-                hint=LONGER_TEXT,
-            )
-        n = min(n_whole, n_chunks or n_whole)
-        whole = np.ctypeslib.as_array(tokens)[: n * self.n_ctx].reshape(n, self.n_ctx).copy()
-        return ChunkedText(self.n_ctx, self.n_vocab, whole)
+        return np.ctypeslib.as_array(tokens)[:found].copy()
+
+    def as_run(self, chunks: NDArray[np.int32]) -> NDArray[np.int32]:
+        """Chunks (n, n_ctx) as the model gets them: each begins with BOS, if the model has one."""
+        if not self._api.llama_vocab_get_add_bos(self._vocab):
+            return chunks
+        chunks = chunks.copy()
+        chunks[:, 0] = self._api.llama_vocab_bos(self._vocab)
+        return chunks
+
+    @property
+    def n_layers(self) -> int:
+        """Layers of the model."""
+        return int(self._api.llama_model_n_layer(self._model))
 
     def logits(self, chunked: ChunkedText) -> Iterator[NDArray[np.float32]]:
         """Logits of each chunk's scored positions, (n_scored, n_vocab); valid until the next is asked for.
@@ -135,41 +169,66 @@ class EmbeddedModel:
         for start in range(0, chunked.n_chunks, self._n_sequences):
             yield from self._run(chunked, range(start, min(start + self._n_sequences, chunked.n_chunks)))
 
+    def run(self, chunks: NDArray[np.int32]) -> Iterator[int]:
+        """Run chunks (n, n_ctx) with the outputs of every token; yields how many were run.
+
+        All tokens, since llama.cpp leaves out of its last layer what no output needs.
+
+        Raises
+        ------
+        MeasureError
+            If llama.cpp fails.
+        """
+        for start in range(0, len(chunks), self._n_sequences):
+            some = chunks[start : start + self._n_sequences]
+            for _ in self._decode(some, 0):
+                pass
+            yield len(some)
+
     def _run(self, chunked: ChunkedText, chunks: range) -> Iterator[NDArray[np.float32]]:
-        api, n_ctx, first = self._api, self.n_ctx, self.n_ctx // 2
-        api.llama_memory_clear(api.llama_get_memory(self._context), True)
+        n_ctx, first = self.n_ctx, self.n_ctx // 2
         parts: list[NDArray[np.float32]] = []
-        batch = api.llama_batch_init(min(_BATCH, len(chunks) * n_ctx), 0, 1)
-        try:
-            for begin in range(0, n_ctx, _BATCH):
-                end = min(begin + _BATCH, n_ctx)
-                n_outputs = self._fill(batch, chunked, chunks, begin, end)
-                if api.llama_decode(self._context, batch):
-                    raise MeasureError(f"llama.cpp failed: {self._last_lines()}")
-                if n_ctx > _BATCH and n_outputs:
-                    parts.append(self._outputs(0, n_outputs).copy())
-        finally:
-            api.llama_batch_free(batch)
+        for n_outputs in self._decode(chunked.tokens[chunks.start : chunks.stop], first):
+            if n_ctx > _BATCH and n_outputs:
+                parts.append(self._outputs(0, n_outputs).copy())
         if parts:
             yield np.concatenate(parts)[: chunked.n_scored]
             return
         for i in range(len(chunks)):
             yield self._outputs(i * (n_ctx - first), chunked.n_scored)
 
-    def _fill(self, batch: Any, chunked: ChunkedText, chunks: range, begin: int, end: int) -> int:
+    def _decode(self, chunks: NDArray[np.int32], first: int) -> Iterator[int]:
+        """Run chunks (n, n_ctx) together, batch by batch, with outputs from position `first` on.
+
+        Yields how many outputs a batch has.
+        """
+        api, n_ctx = self._api, self.n_ctx
+        api.llama_memory_clear(api.llama_get_memory(self._context), True)
+        batch = api.llama_batch_init(min(_BATCH, chunks.size), 0, 1)
+        try:
+            for begin in range(0, n_ctx, _BATCH):
+                end = min(begin + _BATCH, n_ctx)
+                n_outputs = self._fill(batch, chunks, begin, end, first)
+                if api.llama_decode(self._context, batch):
+                    raise MeasureError(f"llama.cpp failed: {self._last_lines()}")
+                yield n_outputs
+        finally:
+            api.llama_batch_free(batch)
+
+    def _fill(self, batch: Any, chunks: NDArray[np.int32], begin: int, end: int, first: int) -> int:
         """Put positions `begin` up to `end` of the chunks into the batch; returns the number of outputs."""
         add_bos = self._api.llama_vocab_get_add_bos(self._vocab)
         bos = self._api.llama_vocab_bos(self._vocab)
         n = n_outputs = 0
         for sequence, chunk in enumerate(chunks):
             for position in range(begin, end):
-                token = bos if add_bos and position == 0 else int(chunked.tokens[chunk, position])
+                token = bos if add_bos and position == 0 else int(chunk[position])
                 batch.token[n] = token
                 batch.pos[n] = position
                 batch.n_seq_id[n] = 1
                 batch.seq_id[n][0] = sequence
-                batch.logits[n] = position >= self.n_ctx // 2
-                n_outputs += position >= self.n_ctx // 2
+                batch.logits[n] = position >= first
+                n_outputs += position >= first
                 n += 1
         batch.n_tokens = n
         return n_outputs
@@ -194,7 +253,7 @@ def build() -> str:
     MeasureError
         If llama-cpp-python is missing.
     """
-    return str(_llama_cpp().__version__)
+    return str(llama_cpp_module().__version__)
 
 
 def is_installed() -> bool:
@@ -205,13 +264,20 @@ def is_installed() -> bool:
 def why_missing() -> str:
     """Why the engine cannot be used: it is not installed, or does not load; "" if it can be used."""
     try:
-        _llama_cpp()
+        llama_cpp_module()
     except MeasureError as error:
         return error.message
     return ""
 
 
-def _llama_cpp() -> Any:
+def llama_cpp_module() -> Any:
+    """llama-cpp-python.
+
+    Raises
+    ------
+    MeasureError
+        If it is missing or does not load.
+    """
     other = "or name a llama-perplexity with --engine PATH"
     try:
         import llama_cpp

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,29 +115,55 @@ def default_engine(*, threads: int | None = None, n_gpu_layers: int = 0) -> Engi
 
 
 def _run_worker(request: dict[str, Any], progress: ChunkProgress | None) -> Run:
-    """Carry out a request in a separate process, so that a damaged model can crash only that one."""
+    """Score a text in a process of its own."""
     with tempfile.TemporaryDirectory(prefix="ggplan-") as folder:
-        scores, order = Path(folder) / "scores.npz", Path(folder) / "request.json"
-        order.write_text(json.dumps(request | {"scores": str(scores)}), "utf-8")
-        command = [sys.executable, "-P", "-m", "ggplan.measure.embedded", str(order)]
+        scores = Path(folder) / "scores.npz"
+        for said in run_apart("ggplan.measure.embedded", request | {"scores": str(scores)}):
+            if "chunks" in said and progress is not None:
+                progress(*said["chunks"])
+        return Run(TokenScores.load(scores))
+
+
+def run_apart(module: str, request: dict[str, Any]) -> Generator[dict[str, Any], None, None]:
+    """Carry out a request in a process of its own, so that a damaged model can crash only that one.
+
+    Parameters
+    ----------
+    module
+        What is run as `python -m MODULE REQUEST.json`. It prints a JSON object a line, and the object
+        {"failed": message, "hint": ...} before it exits with 1.
+    request
+        What it is to do; `model` is the path of a model.
+
+    Yields
+    ------
+    What it says.
+
+    Raises
+    ------
+    MeasureError
+        If it fails or crashes.
+    """
+    with tempfile.TemporaryDirectory(prefix="ggplan-") as folder:
+        order = Path(folder) / "request.json"
+        order.write_text(json.dumps(request), "utf-8")
         package = str(Path(__file__).resolve().parents[2])
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join([package, *_python_path()])}
         process = subprocess.Popen(
-            command,
+            [sys.executable, "-P", "-m", module, str(order)],
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             stdin=subprocess.DEVNULL,
-            env=environment,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join([package, *_python_path()])},
         )
         assert process.stdout is not None
         failed: MeasureError | None = None
         try:
             for line in process.stdout:
                 said = json.loads(line)
-                if "chunks" in said and progress is not None:
-                    progress(*said["chunks"])
                 if "failed" in said:
                     failed = MeasureError(said["failed"], hint=said["hint"])
+                else:
+                    yield said
             process.wait()
         except BaseException:
             process.kill()
@@ -152,7 +178,6 @@ def _run_worker(request: dict[str, Any], progress: ChunkProgress | None) -> Run:
                 f"llama.cpp crashed on {printable(Path(request['model']).name)} (exit {process.returncode})",
                 hint="`ggplan verify` checks the file",
             )
-        return Run(TokenScores.load(scores))
 
 
 def _python_path() -> list[str]:

@@ -99,6 +99,13 @@ def widened(rows: Rows) -> F32Array:
     return wide
 
 
+def narrowed(rows: F32Array) -> NDArray[np.uint16]:
+    """The bits of `rows` rounded to bfloat16."""
+    bits = np.empty(rows.shape, np.uint16)
+    _bf16(np.ascontiguousarray(rows).reshape(-1), rows.size, bits.reshape(-1))
+    return bits
+
+
 @kernel
 def _widened(halves: U16s, count: I64, out: F32s) -> None:
     whole = count // _LANES * _LANES

@@ -24,17 +24,17 @@ def renamed(imatrix: Imatrix, names: Mapping[str, str]) -> Imatrix:
         The old name of each new one. Entries of old names that it does not give are left out where a new
         name takes theirs, and where they are of a block.
     """
-    from ggplan.imatrix.entries import EntriesOnDisk
+    from ggplan.imatrix.entries import ReadOnDemand
 
     old = imatrix.entries
     kept = {name: name for name in old if not name.startswith("blk.") and name not in names}
     readers = {new: partial(_read, old, name, new) for new, name in {**kept, **names}.items() if name in old}
-    return replace(imatrix, entries=EntriesOnDisk(readers), n_measured=imatrix.n_measured or len(old))
+    return replace(imatrix, entries=ReadOnDemand(readers), n_measured=imatrix.n_measured or len(old))
 
 
 def also_under(imatrix: Imatrix, names: Mapping[str, str]) -> Imatrix:
     """The imatrix with further entries: by new names, the old ones that they are; a name it has stays."""
-    from ggplan.imatrix.entries import EntriesOnDisk
+    from ggplan.imatrix.entries import ReadOnDemand
 
     old = imatrix.entries
     readers = {name: partial(old.__getitem__, name) for name in old}
@@ -42,7 +42,7 @@ def also_under(imatrix: Imatrix, names: Mapping[str, str]) -> Imatrix:
         new: partial(_read, old, name, new) for new, name in names.items() if name in old and new not in old
     }
     return replace(
-        imatrix, entries=EntriesOnDisk({**readers, **more}), n_measured=imatrix.n_measured or len(old)
+        imatrix, entries=ReadOnDemand({**readers, **more}), n_measured=imatrix.n_measured or len(old)
     )
 
 
@@ -58,7 +58,7 @@ def of_experts(imatrix: Imatrix, experts: Mapping[str, tuple[Sequence[int], int]
     experts
         By tensor: the experts that stay, and how many there were.
     """
-    from ggplan.imatrix.entries import EntriesOnDisk
+    from ggplan.imatrix.entries import ReadOnDemand
 
     old = imatrix.entries
     readers = {
@@ -67,7 +67,7 @@ def of_experts(imatrix: Imatrix, experts: Mapping[str, tuple[Sequence[int], int]
         else partial(old.__getitem__, name)
         for name in old
     }
-    return replace(imatrix, entries=EntriesOnDisk(readers))
+    return replace(imatrix, entries=ReadOnDemand(readers))
 
 
 def _sliced(entries: Mapping[str, ImatrixEntry], name: str, kept: Sequence[int], n: int) -> ImatrixEntry:

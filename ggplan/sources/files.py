@@ -287,6 +287,36 @@ def _band_on_server(path: Path, offset: int, n_bytes: int) -> NDArray[np.uint8]:
     return band
 
 
+def read_rows(path: Path, offset: int, row_bytes: int, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Some rows of a matrix in a file, as a new array (rows, bytes of a row).
+
+    Parameters
+    ----------
+    offset, row_bytes
+        Where the first row of the matrix begins, and the bytes of each.
+    rows
+        The numbers of the rows, ascending.
+
+    Raises
+    ------
+    CheckpointError
+        As `read_at`.
+    """
+    import numpy as np
+
+    found = np.empty((len(rows), row_bytes), np.uint8)
+    if not found.size:
+        return found
+    # Rows that follow one another are one read.
+    starts = np.flatnonzero(np.diff(rows, prepend=rows[0] - 2) != 1)
+    ends = np.append(starts[1:], len(rows))
+    with _opened(path) as descriptor:
+        for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+            target = found[start:end].reshape(-1).data
+            _fill(path, descriptor, offset + int(rows[start]) * row_bytes, target)
+    return found
+
+
 def rows_in_file(path: Path, offset: int, dtype: GgmlType, shape: tuple[int, ...]) -> RowSource:
     """The rows of a tensor that are stored one after another in a file, from byte `offset` on."""
     n_columns = shape[-1] if shape else 1

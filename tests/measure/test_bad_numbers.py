@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from ggplan.allocation.sensitivities import read_sensitivities
+from ggplan.allocation.sensitivity_tables import read_sensitivities
 from ggplan.charts import draw_context
 from ggplan.cli import cli
 from ggplan.errors import MeasureError

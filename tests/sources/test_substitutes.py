@@ -16,7 +16,7 @@ from handmade_safetensors import write_safetensors
 from program import run
 
 import ggplan
-from ggplan.allocation.sensitivities import read_sensitivities
+from ggplan.allocation.sensitivity_tables import read_sensitivities
 from ggplan.charts.tensors import read_plan
 from ggplan.conversion.manifest import read_manifest
 from ggplan.errors import CheckpointError, Error, TruncatedError

@@ -1,0 +1,453 @@
+"""The folder that a calibration is kept in.
+
+    calibration.json         what it was made of, and what is in the other files; written last
+    imatrix.gguf             an ordinary imatrix
+    tokens.safetensors       the tokens that were run, i32 (chunks, n_ctx)
+    layer-000.safetensors    the inputs of the matrices of a layer (see `ggplan.calibration.inputs`)
+    outside.safetensors      those of matrices outside the layers, such as output.weight
+
+calibration.json is
+
+    {
+      "schema": "ggplan.calibration/1",
+      "run": {"model": {...}, "engine": {...}, "texts": [...], "n_ctx": 512, "tokens": 32768, ...},
+      "imatrix": {"file": "imatrix.gguf", "sha256": "..."},
+      "tokens": {"file": "tokens.safetensors", "sha256": "..."},
+      "weights": {"blk.0.attn_q.weight": "..."},
+      "layers": [{"file": "layer-000.safetensors", "sha256": "...", "inputs": [...]}]
+    }
+
+The SHA-256 of calibration.json is the identity of the whole: it has the SHA-256 of every other file, which is
+checked when a file is first read. It holds no date and no path, so the same run makes the same folder.
+
+Each layer's file says in its metadata of which run it is, so that an unfinished folder is gone on with by the
+same run only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ggplan.calibration.inputs import Input, input_from_json, members_of
+from ggplan.errors import CalibrationError, CheckpointError
+from ggplan.imatrix import Imatrix, load_imatrix
+from ggplan.quants.linear_algebra import Moments, MomentSums
+from ggplan.sources.files import exists, file_size, read_array, read_at, read_rows, read_whole, shown
+from ggplan.sources.json_files import parse_object
+from ggplan.sources.safetensors import StoredTensor, read_tensors
+
+SCHEMA = "ggplan.calibration/1"
+INDEX, IMATRIX, RUN, TOKENS = "calibration.json", "imatrix.gguf", "run.json", "tokens.safetensors"
+OUTSIDE = "outside.safetensors"
+_LAYER_FILE = re.compile(r"layer-(\d{3,})\.safetensors|outside\.safetensors", re.ASCII)
+_INDEX_LIMIT = 64 << 20
+_PIECE = 1 << 20
+_AGAIN = "run `ggplan calibrate` again"
+_MAKE = "`ggplan calibrate MODEL --text FILE -o DIR` makes one"
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+def layer_file(layer: int | None) -> str:
+    """The name of a layer's file; None is what is outside the layers."""
+    return OUTSIDE if layer is None else f"layer-{layer:03}.safetensors"
+
+
+def is_layer_file(name: str) -> bool:
+    """Whether a file has the name of a layer's file."""
+    return _LAYER_FILE.fullmatch(name) is not None
+
+
+@dataclass(frozen=True, slots=True)
+class LayerFile:
+    """A layer's file and the inputs in it."""
+
+    name: str
+    sha256: str
+    inputs: tuple[Input, ...]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A calibration on disk. Its data are read when they are asked for, by any number of threads at once.
+
+    Attributes
+    ----------
+    path
+        The folder.
+    digest
+        The SHA-256 of its index, which is the identity of all that is in it.
+    provenance
+        The model, the engine, the texts by SHA-256, tokens and chunks; JSON values.
+    layers
+        Its layers' files.
+    weights
+        For each tensor a mark of the weights that the model had (see `ggplan.calibration.marks`).
+    """
+
+    path: Path
+    digest: str
+    provenance: Mapping[str, Any]
+    layers: tuple[LayerFile, ...]
+    weights: Mapping[str, str]
+    imatrix_sha256: str
+    tokens_sha256: str
+    _read: dict[str, dict[str, StoredTensor]] = field(default_factory=dict, repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    @cached_property
+    def imatrix(self) -> Imatrix:
+        """The imatrix.
+
+        Raises
+        ------
+        CalibrationError
+            If the file is not the one that the index has.
+        ImatrixError
+            If it is damaged.
+        """
+        self._check(IMATRIX, self.imatrix_sha256)
+        return load_imatrix(self.path / IMATRIX)
+
+    @cached_property
+    def inputs(self) -> Mapping[str, tuple[LayerFile, Input]]:
+        """For each tensor, its input and the file that has it."""
+        return {name: (file, i) for file in self.layers for i in file.inputs for name in i.tensors}
+
+    def input_of(self, tensor: str) -> Input | None:
+        """The input of a tensor, by its GGUF name; None if there is none."""
+        found = self.inputs.get(tensor)
+        return found[1] if found is not None else None
+
+    def tokens(self, tensor: str) -> tuple[int, ...]:
+        """How many tokens each slice of a tensor saw; empty for a tensor that has no input here."""
+        found = self.input_of(tensor)
+        return found.tokens if found is not None else ()
+
+    def moments(self, tensor: str, slice: int = 0, threads: int = 1) -> Moments | None:
+        """The second moments of the inputs of one slice of a tensor; None if it saw no token.
+
+        Parameters
+        ----------
+        tensor
+            Its GGUF name.
+        slice
+            The expert, or the matrix of a stack.
+
+        Raises
+        ------
+        CalibrationError
+            If the file is damaged, or of another calibration.
+        """
+        found = self.inputs.get(tensor)
+        if found is None:
+            return None
+        file, which = found
+        if not 0 <= slice < which.n_slices:
+            raise ValueError(f"slice {slice} of {which.n_slices}")
+        n_tokens = which.tokens[slice]
+        if not n_tokens:
+            return None
+        stored = self._tensors(file)
+        if which.form == "h":
+            n = which.n_columns
+            raw = self._data(stored[which.data], slice * 4 * n * n, 4 * n * n)
+            matrix = raw.view("<f4").reshape(n, n)
+            return self._checked(Moments(matrix, n_tokens), file, which)
+        sums = MomentSums(which.n_columns, threads)
+        for rows in self._rows(stored, which, slice):
+            sums.add(rows)
+        return self._checked(sums.moments(), file, which)
+
+    def layer_moments(self, tensor: str, threads: int = 1) -> Moments | None:
+        """The second moments of all tokens at the input of an expert tensor, whichever experts they went to.
+
+        What an expert without tokens may have instead, where all experts share the layer's own input (gate
+        and up). None where each has an input of its own (down).
+        """
+        found = self.inputs.get(tensor)
+        if found is None:
+            return None
+        file, which = found
+        for other in file.inputs:
+            if other.name == which.name and not other.experts and other.n_slices == 1:
+                return self.moments(other.tensors[0], 0, threads)
+        if which.form != "routed":
+            return None
+        record = self._tensors(file)[which.data]
+        sums = MomentSums(which.n_columns, threads)
+        for at in range(0, record.shape[0], _ROWS):
+            sums.add(self._rows_at(record, np.arange(at, min(at + _ROWS, record.shape[0]))))
+        return self._checked(sums.moments(), file, which)
+
+    def squares(self, file: LayerFile, which: Input) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """The sums of squares of an input, (slices, n_columns) float32, and the tokens of each slice."""
+        record = self._tensors(file)[which.squares]
+        values = self._data(record, 0, record.n_bytes).view("<f4").reshape(record.shape)
+        return values, np.array(which.tokens, np.int64)
+
+    def column_means(self, tensor: str, slice: int = 0) -> NDArray[np.float32] | None:
+        """The mean input of one slice of a tensor, (n_columns,) float32; None if it saw no token."""
+        found = self.inputs.get(tensor)
+        if found is None or not found[1].tokens[slice]:
+            return None
+        file, which = found
+        size = 4 * which.n_columns
+        return self._data(self._tensors(file)[which.mean], slice * size, size).view("<f4")
+
+    def rows(self, tensor: str, slice: int = 0) -> NDArray[np.uint16] | None:
+        """The inputs of one slice of a tensor, (tokens, n_columns), bits of bfloat16; None if not kept."""
+        found = self.inputs.get(tensor)
+        if found is None or found[1].form == "h":
+            return None
+        file, which = found
+        parts = list(self._rows(self._tensors(file), which, slice))
+        return np.concatenate(parts) if parts else np.empty((0, which.n_columns), np.uint16)
+
+    def tokens_of_run(self) -> NDArray[np.int32]:
+        """The tokens that were run, (chunks, n_ctx) int32, the first of each chunk as the model got it.
+
+        Raises
+        ------
+        CalibrationError
+            If the file is not the one that the index has.
+        """
+        self._check(TOKENS, self.tokens_sha256)
+        with _told_as_calibration():
+            stored = read_tensors(self.path / TOKENS)
+        record = stored.get("tokens")
+        if record is None or record.dtype != "I32" or len(record.shape) != 2:
+            raise CalibrationError(f"{shown(self.path / TOKENS)} holds no tokens", hint=_AGAIN)
+        return self._data(record, 0, record.n_bytes).view("<i4").reshape(record.shape)
+
+    def verify(self) -> None:
+        """Check every file against the index.
+
+        Raises
+        ------
+        CalibrationError
+            If one is missing, damaged or not of this calibration.
+        """
+        self._check(IMATRIX, self.imatrix_sha256)
+        self.tokens_of_run()
+        for file in self.layers:
+            self._tensors(file)
+
+    def _rows(self, stored: Mapping[str, StoredTensor], which: Input, slice: int) -> list[NDArray[np.uint16]]:
+        record = stored[which.data]
+        if which.form == "rows":
+            first = sum(which.tokens[:slice])
+            numbers = np.arange(first, first + which.tokens[slice])
+        else:
+            routes = stored[which.routes]
+            sent = self._data(routes, 0, routes.n_bytes).view("<i4").reshape(routes.shape)
+            numbers = np.flatnonzero((sent == slice).any(axis=1))
+            if len(numbers) != which.tokens[slice]:
+                raise CalibrationError(
+                    f"{shown(record.file)}: {len(numbers):,} tokens were sent to expert {slice} of "
+                    f"'{shown(which.tensors[0])}', and {which.tokens[slice]:,} should be"
+                )
+        return [self._rows_at(record, numbers[at : at + _ROWS]) for at in range(0, len(numbers), _ROWS)]
+
+    def _rows_at(self, record: StoredTensor, numbers: NDArray[np.int64]) -> NDArray[np.uint16]:
+        with _told_as_calibration():
+            return read_rows(record.file, record.offset, 2 * record.shape[1], numbers).view("<u2")
+
+    def _data(self, record: StoredTensor, at: int, n_bytes: int) -> NDArray[np.uint8]:
+        with _told_as_calibration():
+            return read_array(record.file, record.offset + at, n_bytes)
+
+    def _checked(self, moments: Moments, file: LayerFile, which: Input) -> Moments:
+        if not np.isfinite(moments.matrix).all() or (moments.matrix.diagonal() < 0).any():
+            raise CalibrationError(
+                f"{shown(self.path / file.name)}: the inputs of '{shown(which.tensors[0])}' are not finite",
+                hint=_AGAIN,
+            )
+        return moments
+
+    def _tensors(self, file: LayerFile) -> Mapping[str, StoredTensor]:
+        """What a layer's file holds, once it is known to be the right file."""
+        with self._lock:
+            if file.name not in self._read:
+                self._check(file.name, file.sha256)
+                self._read[file.name] = _stored_of(self.path / file.name, file.inputs)
+            return self._read[file.name]
+
+    def _check(self, name: str, sha256: str) -> None:
+        path = self.path / name
+        if not exists(path):
+            raise CalibrationError(f"{shown(self.path)} lacks {name}", hint=_AGAIN)
+        with _told_as_calibration():
+            found = sha256_of_file(path)
+        if found != sha256:
+            raise CalibrationError(
+                f"{shown(path)} is damaged or of another calibration: its SHA-256 is not that of {INDEX}",
+                hint=f"delete it and {INDEX}, and {_AGAIN}",
+            )
+
+
+_ROWS = 4096  # rows that are read at a time
+
+
+def open_calibration(path: str | Path) -> Calibration:
+    """Open the folder of a calibration; its layers are read when they are asked for.
+
+    Raises
+    ------
+    CalibrationError
+        If it is none, is not finished, lacks a file, or has the file of a layer that is not its own.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        what = "is not a folder" if exists(path) else "does not exist"
+        raise CalibrationError(
+            f"the calibration {shown(path)} {what}",
+            hint=_MAKE,
+        )
+    if not exists(path / INDEX):
+        if exists(path / RUN):
+            raise CalibrationError(
+                f"the calibration {shown(path)} is not finished",
+                hint="the same `ggplan calibrate` goes on with it",
+            )
+        raise CalibrationError(
+            f"{shown(path)} is not a calibration: it has no {INDEX}",
+            hint=_MAKE,
+        )
+    where = shown(path / INDEX)
+    with _told_as_calibration():
+        raw = read_whole(path / INDEX, _INDEX_LIMIT)
+        members = parse_object(raw, where)
+    calibration = _from_json(path, hashlib.sha256(raw).hexdigest(), members, where)
+    _check_names(calibration)
+    return calibration
+
+
+def _from_json(path: Path, digest: str, members: Mapping[str, Any], where: str) -> Calibration:
+    schema = members.get("schema")
+    if schema != SCHEMA:
+        raise CalibrationError(
+            f"{where} has the schema {shown(repr(schema))}, and this ggplan reads {SCHEMA!r}", hint=_AGAIN
+        )
+    run = members_of(members.get("run"), f'"run" of {where}')
+    imatrix = members_of(members.get("imatrix"), f'"imatrix" of {where}')
+    tokens = members_of(members.get("tokens"), f'"tokens" of {where}')
+    weights = members_of(members.get("weights"), f'"weights" of {where}')
+    layers = members.get("layers")
+    if not isinstance(layers, list) or not layers:
+        raise CalibrationError(f"{where} has no layers")
+    files = tuple(_layer_from_json(value, where) for value in layers)
+    if not all(isinstance(mark, str) for mark in weights.values()):
+        raise CalibrationError(f"{where} has a mark of weights that is no text")
+    names = [name for file in files for i in file.inputs for name in i.tensors]
+    if len(set(names)) != len(names) or len({file.name for file in files}) != len(files):
+        raise CalibrationError(f"{where} has a tensor or a file twice")
+    return Calibration(
+        path, digest, run, files, weights, _digest_of(imatrix, where), _digest_of(tokens, where)
+    )
+
+
+def _layer_from_json(value: object, where: str) -> LayerFile:
+    members = members_of(value, f"a layer of {where}")
+    name, inputs = members.get("file"), members.get("inputs")
+    if not isinstance(name, str) or not is_layer_file(name):
+        raise CalibrationError(f"{where} names the file {shown(repr(name))}, which is none of a layer")
+    if not isinstance(inputs, list):
+        raise CalibrationError(f"{where} does not list the inputs of {name}")
+    found = tuple(input_from_json(each, f"input {i} of {name} in {where}") for i, each in enumerate(inputs))
+    return LayerFile(name, _digest_of(members, where), found)
+
+
+def _digest_of(members: Mapping[str, Any], where: str) -> str:
+    digest = members.get("sha256")
+    if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
+        raise CalibrationError(f"{where} has no SHA-256 of {shown(members.get('file', 'a file'))}")
+    return digest
+
+
+def _check_names(calibration: Calibration) -> None:
+    """All files of the index are there, and no other layer's."""
+    there = {entry.name for entry in calibration.path.iterdir()}
+    expected = {IMATRIX, TOKENS, *(file.name for file in calibration.layers)}
+    for name in sorted(expected - there):
+        raise CalibrationError(f"{shown(calibration.path)} lacks {name}", hint=_AGAIN)
+    for name in sorted(filter(is_layer_file, there - expected)):
+        raise CalibrationError(
+            f"{shown(calibration.path)} has {shown(name)}, which is of another calibration: {INDEX} does not "
+            "list it",
+            hint=f"move {shown(name)} out of the folder",
+        )
+
+
+def _stored_of(path: Path, inputs: tuple[Input, ...]) -> dict[str, StoredTensor]:
+    """The tensors of a layer's file, once the inputs have all that they need of the right type and shape."""
+    with _told_as_calibration():
+        stored = read_tensors(path)
+    for i in inputs:
+        n, slices = i.n_columns, i.n_slices
+        wanted: dict[str, tuple[str, tuple[int, ...] | None]] = {
+            i.squares: ("F32", (slices, n)),
+            i.mean: ("F32", (slices, n)),
+        }
+        if i.form == "h":
+            wanted[i.data] = ("F32", (slices, n, n))
+        elif i.form == "rows":
+            wanted[i.data] = ("BF16", (sum(i.tokens), n))
+        else:
+            wanted[i.data] = ("BF16", None)
+            wanted[i.routes] = ("I32", None)
+        for name, (dtype, shape) in wanted.items():
+            record = stored.get(name)
+            if record is None or record.dtype != dtype or shape not in (None, record.shape):
+                raise CalibrationError(
+                    f"{shown(path)} does not hold {dtype} '{shown(name)}' for '{shown(i.tensors[0])}'",
+                    hint=_AGAIN,
+                )
+        if i.form == "routed":
+            data, routes = stored[i.data].shape, stored[i.routes].shape
+            if len(data) != 2 or len(routes) != 2 or data[1] != n or data[0] != routes[0]:
+                raise CalibrationError(
+                    f"{shown(path)}: inputs and routes of '{shown(i.tensors[0])}' do not fit together",
+                    hint=_AGAIN,
+                )
+    return stored
+
+
+def sha256_of_file(path: Path) -> str:
+    """The SHA-256 of a file, read piece by piece.
+
+    Raises
+    ------
+    CheckpointError
+        If it cannot be read.
+    """
+    digest, size = hashlib.sha256(), file_size(path)
+    for at in range(0, size, _PIECE):
+        digest.update(read_at(path, at, min(_PIECE, size - at)))
+    return digest.hexdigest()
+
+
+def sha256_of_json(value: object) -> str:
+    """The SHA-256 of JSON values, whatever the order of their members."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
+@contextmanager
+def _told_as_calibration() -> Iterator[None]:
+    """Errors of files inside the block become a `CalibrationError`."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise CalibrationError(error.message, hint=error.hint) from error

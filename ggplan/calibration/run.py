@@ -1,0 +1,230 @@
+"""A run that fills the folder of a calibration: begun, gone on with after a kill, finished.
+
+    run.json     the settings, from the beginning until calibration.json is written
+    *.part       a file that is being written
+
+A run is known by the digest of its settings: model, engine, texts and everything else its files depend on. A
+layer's file that is there and of the same run is not made again. The order of the end is: imatrix.gguf,
+calibration.json, and run.json is removed; so a folder with calibration.json is whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ggplan.calibration.collecting import imatrix_sums, is_of_run, layer_of_run, write_tokens
+from ggplan.calibration.folder import (
+    IMATRIX,
+    INDEX,
+    RUN,
+    SCHEMA,
+    TOKENS,
+    Calibration,
+    LayerFile,
+    is_layer_file,
+    layer_file,
+    open_calibration,
+    sha256_of_file,
+    sha256_of_json,
+)
+from ggplan.calibration.inputs import Input
+from ggplan.errors import CalibrationError, CheckpointError
+from ggplan.imatrix import ImatrixSums, Sums, write_imatrix
+from ggplan.imatrix.entries import ReadOnDemand
+from ggplan.sources.files import exists, read_whole, shown
+from ggplan.sources.json_files import parse_object
+
+_RUN_LIMIT = 1 << 24
+_WORKING = ("model.gguf", "states-")  # of files that engines keep here while they work
+_OTHER_FOLDER = "name another folder, or give --force to replace it"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run of an engine that fills a folder.
+
+    Attributes
+    ----------
+    folder
+        The folder.
+    settings
+        What the files depend on, as JSON values; the calibration's `provenance`.
+    """
+
+    folder: Path
+    settings: Mapping[str, Any]
+
+    @property
+    def digest(self) -> str:
+        """The identity of the run."""
+        return sha256_of_json(self.settings)
+
+    def finished(self, layers: Iterable[int | None]) -> dict[int | None, LayerFile]:
+        """Those of the layers whose files this run has written; None is what is outside the layers."""
+        run = self.digest
+        found = {layer: layer_of_run(self.folder / layer_file(layer), run) for layer in layers}
+        return {layer: file for layer, file in found.items() if file is not None}
+
+    def write_tokens(self, tokens: NDArray[np.int32]) -> None:
+        """Keep the tokens that are run, (chunks, n_ctx), the first of each chunk as the model gets it."""
+        write_tokens(self.folder, tokens, self.digest)
+
+    def has_tokens(self) -> bool:
+        """Whether this run has kept its tokens."""
+        return is_of_run(self.folder / TOKENS, self.digest)
+
+    def finish(self, files: Iterable[LayerFile], weights: Mapping[str, str]) -> Calibration:
+        """Write the imatrix and the index; the calibration is whole then.
+
+        Parameters
+        ----------
+        files
+            The layers' files.
+        weights
+            For each tensor the mark of its weights (see `ggplan.calibration.marks`).
+
+        Raises
+        ------
+        CalibrationError, ImatrixError
+            If a file cannot be read or written.
+        """
+        layers = tuple(sorted(files, key=lambda file: file.name))
+        parts = Calibration(self.folder, "", self.settings, layers, weights, "", "")
+        if not self.has_tokens():
+            raise CalibrationError(f"{shown(self.folder / TOKENS)} is missing or of another run")
+        tokens = sha256_of_file(self.folder / TOKENS)
+        imatrix = write_imatrix(sums_of(parts), self.folder / IMATRIX)
+        named = {name for file in layers for i in file.inputs for name in i.tensors}
+        index = {
+            "schema": SCHEMA,
+            "run": self.settings,
+            "imatrix": {"file": IMATRIX, "sha256": imatrix},
+            "tokens": {"file": TOKENS, "sha256": tokens},
+            "weights": {name: mark for name, mark in sorted(weights.items()) if name in named},
+            "layers": [
+                {"file": f.name, "sha256": f.sha256, "inputs": [i.to_json() for i in f.inputs]}
+                for f in layers
+            ],
+        }
+        _remove(
+            self.folder,
+            {entry.name for entry in self.folder.iterdir() if is_layer_file(entry.name)}
+            - {file.name for file in layers},
+        )
+        _write_json(self.folder / INDEX, index)
+        (self.folder / RUN).unlink(missing_ok=True)
+        return open_calibration(self.folder)
+
+
+def begin(folder: str | Path, settings: Mapping[str, Any], *, force: bool = False) -> Run | Calibration:
+    """Begin a run in a folder, or go on with the same one there.
+
+    Parameters
+    ----------
+    force
+        Replace the calibration of another run, or its unfinished work.
+
+    Returns
+    -------
+    The run; of a run that is finished, its calibration.
+
+    Raises
+    ------
+    CalibrationError
+        If there is something else in the folder, or it cannot be made.
+    """
+    run = Run(Path(folder), settings)
+    try:
+        run.folder.mkdir(exist_ok=True)
+        there = {entry.name for entry in run.folder.iterdir()}
+    except OSError as error:
+        raise CalibrationError(f"cannot write {shown(folder)}: {error.strerror or error}") from error
+    before = settings_there(run.folder)
+    if before is not None and sha256_of_json(before) == run.digest:
+        if INDEX in there:
+            with contextlib.suppress(CalibrationError):
+                return _whole(run.folder)
+    elif before is not None or any(map(is_layer_file, there)):
+        if not force:
+            told = f"the folder {shown(folder)} has another calibration"
+            if before is not None:
+                told += f": {_difference(before, settings)}"
+            raise CalibrationError(told, hint=_OTHER_FOLDER)
+        _remove(run.folder, {name for name in there if is_layer_file(name) or name in (IMATRIX, RUN, TOKENS)})
+    elif any(not name.startswith(_WORKING) for name in there):
+        raise CalibrationError(
+            f"the folder {shown(folder)} is not empty and has no calibration", hint="name another folder"
+        )
+    _write_json(run.folder / RUN, {"schema": SCHEMA, "run": settings})
+    (run.folder / INDEX).unlink(missing_ok=True)
+    return run
+
+
+def _whole(folder: Path) -> Calibration:
+    calibration = open_calibration(folder)
+    calibration.verify()
+    return calibration
+
+
+def settings_there(folder: Path) -> Mapping[str, Any] | None:
+    """The settings of the run whose files are in a folder; None if that is not known."""
+    for name in (INDEX, RUN):
+        if exists(folder / name):
+            with contextlib.suppress(CheckpointError):
+                value = parse_object(read_whole(folder / name, _RUN_LIMIT), name).get("run")
+                if isinstance(value, dict):
+                    return value
+    return None
+
+
+def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What differs between two runs, for people."""
+    names = {"texts": "the texts", "model": "the model", "engine": "the engine", "n_ctx": "--ctx"}
+    differing = [names.get(name, name) for name in now if before.get(name) != now[name]]
+    return f"{shown(', '.join(differing) or 'the settings')} differ"
+
+
+def sums_of(calibration: Calibration) -> ImatrixSums:
+    """What the calibration's imatrix is made of, read from its layers' files entry by entry."""
+
+    def read(file: LayerFile, which: Input) -> Sums:
+        return imatrix_sums(*calibration.squares(file, which), which.experts)
+
+    readers = {
+        name: (lambda file=file, which=which: read(file, which))
+        for name, (file, which) in calibration.inputs.items()
+    }
+    texts = calibration.provenance["texts"]
+    return ImatrixSums(
+        tuple(text["name"] for text in texts), int(calibration.provenance["n_ctx"]), ReadOnDemand(readers)
+    )
+
+
+def _remove(folder: Path, names: Iterable[str]) -> None:
+    for name in names:
+        (folder / name).unlink(missing_ok=True)
+
+
+def _write_json(path: Path, value: object) -> None:
+    part = path.with_name(f"{path.name}.part")
+    try:
+        with part.open("w", encoding="ascii", newline="\n") as file:
+            json.dump(value, file, indent=1)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        raise CalibrationError(f"cannot write {shown(path)}: {error.strerror or error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)

@@ -1,0 +1,79 @@
+"""Imatrix files are written whole under a temporary name and then renamed, in either form."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+
+from ggplan.errors import ImatrixError
+from ggplan.imatrix.gguf_form import gguf_pieces
+from ggplan.imatrix.legacy_form import legacy_pieces
+from ggplan.imatrix.sums import ImatrixSums
+from ggplan.sources.files import shown
+
+Form = Literal["gguf", "dat"]
+FORMS: tuple[Form, ...] = get_args(Form)
+
+
+def form_of_name(path: str | Path) -> Form:
+    """The form that a file's name asks for: the legacy one if it ends in .dat, else GGUF."""
+    return "dat" if str(path).endswith(".dat") else "gguf"
+
+
+def write_imatrix(imatrix: ImatrixSums, path: str | Path, form: Form | None = None) -> str:
+    """Write an imatrix file as llama-imatrix writes it; returns its SHA-256.
+
+    Parameters
+    ----------
+    form
+        GGUF, or the legacy form, which has one count for all experts of a weight; by default as the name's
+        extension says.
+
+    Raises
+    ------
+    ImatrixError
+        If a sum is not finite or negative, or the file cannot be written.
+    """
+    path = Path(path)
+    form = form or form_of_name(path)
+    _check(imatrix, path)
+    pieces = gguf_pieces if form == "gguf" else legacy_pieces
+    return _write_whole(path, pieces(imatrix, imatrix.chunk_count))
+
+
+def _check(imatrix: ImatrixSums, path: Path) -> None:
+    if not imatrix.entries:
+        raise ImatrixError(f"{shown(path)} is not written: the imatrix would have no entry")
+    for name in imatrix.names:
+        squares = imatrix.entries[name].squares
+        with np.errstate(invalid="ignore"):
+            if not ((squares >= 0) & (squares < np.inf)).all():
+                raise ImatrixError(
+                    f"{shown(path)} is not written: '{shown(name)}' has sums that are negative or not finite",
+                    hint="run a model that does not overflow (bf16 instead of f16)",
+                )
+
+
+def _write_whole(path: Path, pieces: Iterator[bytes]) -> str:
+    part = path.with_name(f"{path.name}.part")
+    digest = hashlib.sha256()
+    try:
+        with part.open("wb") as file:
+            for piece in pieces:
+                digest.update(piece)
+                file.write(piece)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        raise ImatrixError(f"cannot write {shown(path)}: {error.strerror or error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+    return digest.hexdigest()
