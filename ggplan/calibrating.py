@@ -146,7 +146,7 @@ def calibrate(
             return run
         there = run.finished(surveyed.layers)
         missing = [layer for layer in surveyed.layers if layer not in there]
-        if missing:
+        if missing or not run.has_tokens():
             engine.collect(taken, missing, run, watch.chunks)
         files = run.finished(surveyed.layers)
         for layer in surveyed.layers:
@@ -323,18 +323,26 @@ def taken_chunks(tokens: Sequence[int], texts: Sequence[_Text], options: Calibra
     return taken
 
 
-@contextlib.contextmanager
 def _engine(
     model: Model, texts: Sequence[_Text], options: CalibrateOptions, work: Path, watch: Watch
+) -> contextlib.AbstractContextManager[Engine]:
+    """The engine; what was made for it is removed when the work is done, and stays where it fails."""
+    if options.engine not in ENGINES:
+        raise CalibrationError(
+            f"there is no engine {shown(options.engine)}", hint=f"one of {', '.join(ENGINES)}"
+        )
+    return ENGINES[options.engine](model, [text.path for text in texts], options, work, watch)
+
+
+@contextlib.contextmanager
+def _llama_cpp(
+    model: Model, texts: Sequence[Path], options: CalibrateOptions, work: Path, watch: Watch
 ) -> Iterator[Engine]:
-    """The engine; what was made for it is removed when the work is done."""
     from ggplan.calibration.engines import LlamaCpp, LlamaCppOptions
 
-    if options.engine != "llama.cpp":
-        raise CalibrationError(f"there is no engine {shown(options.engine)}", hint="llama.cpp is one")
     how = LlamaCppOptions(
-        texts=tuple(text.path for text in texts),
-        datasets=tuple(str(text.path) for text in texts),
+        texts=tuple(texts),
+        datasets=tuple(map(str, texts)),
         n_ctx=options.n_ctx,
         memory=options.memory,
         threads=options.threads,
@@ -348,6 +356,10 @@ def _engine(
     yield LlamaCpp(work, how)
     for path in (work, work.with_name(f"{work.name}.sha256")):
         path.unlink(missing_ok=True)
+
+
+ENGINES: dict[str, Callable[..., contextlib.AbstractContextManager[Engine]]] = {"llama.cpp": _llama_cpp}
+"""By name: (model, texts, options, a file it may make to work with, watch) -> the engine."""
 
 
 def _is_changed(model: Model) -> bool:

@@ -18,17 +18,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ggplan.calibration.collecting import imatrix_sums, layer_of_run
+import numpy as np
+from numpy.typing import NDArray
+
+from ggplan.calibration.collecting import imatrix_sums, is_of_run, layer_of_run, write_tokens
 from ggplan.calibration.folder import (
     IMATRIX,
     INDEX,
     RUN,
     SCHEMA,
+    TOKENS,
     Calibration,
     LayerFile,
     is_layer_file,
     layer_file,
     open_calibration,
+    sha256_of_file,
     sha256_of_json,
 )
 from ggplan.calibration.inputs import Input
@@ -69,6 +74,14 @@ class Run:
         found = {layer: layer_of_run(self.folder / layer_file(layer), run) for layer in layers}
         return {layer: file for layer, file in found.items() if file is not None}
 
+    def write_tokens(self, tokens: NDArray[np.int32]) -> None:
+        """Keep the tokens that are run, (chunks, n_ctx), the first of each chunk as the model gets it."""
+        write_tokens(self.folder, tokens, self.digest)
+
+    def has_tokens(self) -> bool:
+        """Whether this run has kept its tokens."""
+        return is_of_run(self.folder / TOKENS, self.digest)
+
     def finish(self, files: Iterable[LayerFile], weights: Mapping[str, str]) -> Calibration:
         """Write the imatrix and the index; the calibration is whole then.
 
@@ -85,13 +98,17 @@ class Run:
             If a file cannot be read or written.
         """
         layers = tuple(sorted(files, key=lambda file: file.name))
-        parts = Calibration(self.folder, "", self.settings, layers, weights, "")
+        parts = Calibration(self.folder, "", self.settings, layers, weights, "", "")
+        if not self.has_tokens():
+            raise CalibrationError(f"{shown(self.folder / TOKENS)} is missing or of another run")
+        tokens = sha256_of_file(self.folder / TOKENS)
         imatrix = write_imatrix(sums_of(parts), self.folder / IMATRIX)
         named = {name for file in layers for i in file.inputs for name in i.tensors}
         index = {
             "schema": SCHEMA,
             "run": self.settings,
             "imatrix": {"file": IMATRIX, "sha256": imatrix},
+            "tokens": {"file": TOKENS, "sha256": tokens},
             "weights": {name: mark for name, mark in sorted(weights.items()) if name in named},
             "layers": [
                 {"file": f.name, "sha256": f.sha256, "inputs": [i.to_json() for i in f.inputs]}
@@ -142,7 +159,7 @@ def begin(folder: str | Path, settings: Mapping[str, Any], *, force: bool = Fals
             if before is not None:
                 told += f": {_difference(before, settings)}"
             raise CalibrationError(told, hint=_OTHER_FOLDER)
-        _remove(run.folder, {name for name in there if is_layer_file(name) or name in (IMATRIX, RUN)})
+        _remove(run.folder, {name for name in there if is_layer_file(name) or name in (IMATRIX, RUN, TOKENS)})
     elif any(not name.startswith(_WORKING) for name in there):
         raise CalibrationError(
             f"the folder {shown(folder)} is not empty and has no calibration", hint="name another folder"
