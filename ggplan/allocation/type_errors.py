@@ -38,7 +38,7 @@ ERRORS: Mapping[str, float] = MappingProxyType(
         "iq1_kt": 0.142, "iq2_kt": 0.0774, "iq2_ks": 0.0984, "iq2_k": 0.0695, "iq2_kl": 0.044,
         "iq3_kt": 0.0197, "iq3_ks": 0.0218, "iq3_k": 0.0149, "iq4_kt": 0.00634, "iq4_kss": 0.00745,
         "iq4_ks": 0.00474, "iq4_k": 0.00331, "iq5_ks": 0.00095, "iq5_k": 0.0007, "iq6_k": 0.00021,
-        "q6_0": 0.00029,
+        "q6_0": 0.00029, "q8_KV": 0.0036,
     }
 )  # fmt: skip
 """By the names of types; of interleaved types (`q4_k_r4`) the plain one's name."""
