@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from ggplan import charts as charts
     from ggplan import measure as measure
     from ggplan.allocation import OptimizeOptions as OptimizeOptions
+    from ggplan.allocation import improve as improve
     from ggplan.allocation import optimize as optimize
+    from ggplan.allocation import pareto as pareto
     from ggplan.conversion import ConvertOptions as ConvertOptions
     from ggplan.conversion import convert as convert
     from ggplan.errors import Error as Error
@@ -58,7 +60,9 @@ if TYPE_CHECKING:
 
 _HOME = {
     "OptimizeOptions": "ggplan.allocation",
+    "improve": "ggplan.allocation",
     "optimize": "ggplan.allocation",
+    "pareto": "ggplan.allocation",
     "ConvertOptions": "ggplan.conversion",
     "convert": "ggplan.conversion",
     "Error": "ggplan.errors",

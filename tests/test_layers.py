@@ -78,7 +78,10 @@ ALLOWED = {
         "version", "errors", "substitutes", "text", "ggml_types", "metadata", "model", "sources", "rules",
         "imatrix", "stock", "planning", "allocation", "conversion", "measure", "quants",
     },
-    "charts": {"errors", "substitutes", "text", "ggml_types", "model", "planning", "offload", "measure"},
+    "charts": {
+        "errors", "substitutes", "text", "ggml_types", "model", "rules", "planning", "allocation", "offload",
+        "measure",
+    },
 }  # fmt: skip
 # The library's front imports whatever it names, the command line whatever it needs.
 ALLOWED["__init__"] = set(ALLOWED)
