@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from ggplan.allocation import improve as improve
     from ggplan.allocation import optimize as optimize
     from ggplan.allocation import pareto as pareto
+    from ggplan.calibrating import CalibrateOptions as CalibrateOptions
+    from ggplan.calibrating import calibrate as calibrate
+    from ggplan.calibration import Calibration as Calibration
+    from ggplan.calibration import open_calibration as open_calibration
     from ggplan.conversion import ConvertOptions as ConvertOptions
     from ggplan.conversion import convert as convert
     from ggplan.errors import Error as Error
@@ -63,6 +67,10 @@ _HOME = {
     "improve": "ggplan.allocation",
     "optimize": "ggplan.allocation",
     "pareto": "ggplan.allocation",
+    "CalibrateOptions": "ggplan.calibrating",
+    "calibrate": "ggplan.calibrating",
+    "Calibration": "ggplan.calibration",
+    "open_calibration": "ggplan.calibration",
     "ConvertOptions": "ggplan.conversion",
     "convert": "ggplan.conversion",
     "Error": "ggplan.errors",

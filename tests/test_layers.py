@@ -64,7 +64,7 @@ ALLOWED = {
     "forward": {"errors", "text", "ggml_types", "model", "sources", "arch"},
     "calibration": {
         "version", "errors", "text", "ggml_types", "metadata", "model", "sources", "imatrix", "quants",
-        "measure", "forward",
+        "planning", "measure", "forward",
     },
     "conversion": {
         "version", "errors", "text", "ggml_types", "metadata", "model", "sources", "imatrix", "planning",
@@ -77,6 +77,10 @@ ALLOWED = {
     "probing": {
         "version", "errors", "substitutes", "text", "ggml_types", "metadata", "model", "sources", "rules",
         "imatrix", "stock", "planning", "allocation", "conversion", "measure", "quants",
+    },
+    "calibrating": {
+        "version", "errors", "ggml_types", "model", "sources", "opening", "imatrix", "planning", "stock",
+        "calibration", "conversion",
     },
     "charts": {
         "errors", "substitutes", "text", "ggml_types", "model", "rules", "planning", "allocation", "offload",

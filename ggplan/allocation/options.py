@@ -42,6 +42,9 @@ class OptimizeOptions:
         Sets of words: kinds of tensors that differ by such a word alone get one type.
     table
         A table of single-tensor measurements of this model; None for the prior alone.
+    curve
+        A table of the KL divergence of this whole model by type, which takes the place of the errors of the
+        types and says how much all sensitivities add up to; None for a table by type.
     name
         The recipe's name.
     """
@@ -60,6 +63,7 @@ class OptimizeOptions:
     harmonised: tuple[tuple[str, ...], ...] = (("gate", "up"),)
     # What it rests on.
     table: str | Path | None = None
+    curve: str | Path | None = None
     # The answer.
     name: str = "optimized"
 

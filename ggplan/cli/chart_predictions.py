@@ -74,7 +74,7 @@ def draw_predicted(
     else:
         curve = pareto(opening.open_noted(models[0], quiet=quiet))
         note(*curve.notes, quiet=quiet)
-    published = [point for path in tables for point in _published(path)]
+    published = [point for path in tables for point in _published(path, curve.model)]
     if len(panels) > 1:
         others = ", ".join(panel.text for panel in panels[1:])
         note(f"measured on {panels[0].text}; --text draws {others}", quiet=quiet)
@@ -84,27 +84,32 @@ def draw_predicted(
     )  # fmt: skip
 
 
-def _published(path: Path) -> list[Published]:
-    """KL divergences of whole files that others measured."""
+def _published(path: Path, model: str) -> list[Published]:
+    """KL divergences of whole files that others measured; of a table of many models, those of this one."""
     from ggplan.allocation.sensitivity_tables import read_sensitivities
     from ggplan.charts.predictions import Published
     from ggplan.errors import ChartError
+    from ggplan.ggml_types import parse_type
     from ggplan.text import printable
 
+    tables = [t for t in read_sensitivities(path) if t.figure == "kld" and t.of != "tensor"]
+    if len(tables) > 1:
+        tables = [t for t in tables if t.model == model]
     found = []
-    for table in read_sensitivities(path):
+    for table in tables:
         credit = " ".join(table.remarks) or table.model or path.name
+        if not table.bpw:
+            credit += " (placed at the bits of the type)"
         for place in table.places:
-            if table.figure != "kld" or table.of == "tensor":
-                continue
-            found += [
-                Published(type_, table.bpw[type_], kld, credit)
-                for type_, kld in place.figures.items()
-                if type_ in table.bpw and kld > 0
-            ]
+            for name, kld in place.figures.items():
+                type_ = parse_type(name)
+                bpw = table.bpw.get(name) if table.bpw else type_.bits_per_weight
+                # Rows in another order are the same file again.
+                if bpw and kld > 0 and type_.plain == type_:
+                    found.append(Published(name, bpw, kld, credit))
     if not found:
         raise ChartError(
-            f"{printable(str(path))} has no KL divergences of whole files with their bits per weight",
+            f"{printable(str(path))} has no KL divergences of whole files of {printable(model)}",
             hint="a table QTYPE,bpw,group0 has them",
         )
     return found

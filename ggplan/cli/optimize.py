@@ -43,6 +43,7 @@ Examples:
   ggplan optimize GLM-4.5-Air --size 60G --pin '^output\\.weight$=q8_0'   what must be so
   ggplan optimize GLM-4.5-Air --size 60G --base mine.recipe           what its rules name stays
   ggplan optimize GLM-4.5-Air --size 60G --table kld_results.csv      by measurements of this model
+  ggplan optimize GLM-4.5-Air --size 60G --table kld_results.csv --curve group0/kld_results.csv
   ggplan optimize GLM-4.5-Air --size 60G --imatrix air.gguf  with errors measured on its weights
   ggplan optimize GLM-4.5-Air --size 60G --imatrix air.gguf --probe --text prose.txt --text code.txt \\
       --engine ~/llama.cpp/build/bin/llama-perplexity        by probes, kept in GLM-4.5-Air.probes.json
@@ -113,6 +114,10 @@ class Bands(_Bands):
     "--table", "table", type=click.Path(), metavar="CSV",
     help="Measurements of single tensors of this model, such as a kld_results.csv of the GGUF Tool Suite.",
 )  # fmt: skip
+@click.option(
+    "--curve", "curve", type=click.Path(), metavar="CSV",
+    help="The KL divergence of this whole model by type, such as group0/kld_results.csv: what the types do.",
+)  # fmt: skip
 @click.option("--name", metavar="NAME", help="The recipe's name [default: from the model and the budget].")
 @answer_options
 @imatrix_option
@@ -134,6 +139,7 @@ def optimize_command(
     bands: int,
     harmonised: tuple[str, ...],
     table: str | None,
+    curve: str | None,
     name: str | None,
     imatrix_path: str | None,
     asked: AnswerOptions,
@@ -191,6 +197,7 @@ def optimize_command(
         bands=bands or None,
         harmonised=tuple(_words(words) for words in harmonised if words != "none"),
         table=table,
+        curve=curve,
         name=" ".join((name or _name(found.path.name, size, bpw, max_kld)).split()).replace("#", "")
         or "optimized",
     )
