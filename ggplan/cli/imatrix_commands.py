@@ -17,11 +17,10 @@ SCHEMA = "ggplan.imatrix/1"
 _CHUNK = 512
 
 
-def _chunk_option(command: object) -> object:
-    return click.option(
-        "--chunk-size", type=TokenCount(), default=_CHUNK, show_default=True, metavar="N",
-        help="Tokens of a batch of a legacy file, which does not say.",
-    )(command)  # type: ignore[type-var]  # fmt: skip
+_chunk_option = click.option(
+    "--chunk-size", type=TokenCount(), default=_CHUNK, show_default=True, metavar="N",
+    help="Tokens of a batch of a legacy file, which does not say.",
+)  # fmt: skip
 
 
 @click.command("inspect", short_help="What an imatrix covers, and which columns dominate.")
