@@ -1,4 +1,4 @@
-"""A matrix's blocks for given targets: with second moments where its type has a search for them, else by best."""
+"""The blocks of corrected weights: by second moments where the type has a search for them, else by best."""
 
 from __future__ import annotations
 

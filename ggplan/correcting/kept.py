@@ -1,7 +1,7 @@
 """The finished layers of a correction, in a folder beside the output: `OUT.gguf.layers`.
 
-    layer-003.safetensors      the blocks of the layer's tensors, as bytes; in its metadata the digest of the run
-    states-004.original.f32    the hidden states that the next layer gets, in the original model
+    layer-003.safetensors      the blocks of the layer's tensors, as bytes; in its metadata the digest of the
+    run states-004.original.f32    the hidden states that the next layer gets, in the original model
     states-004.quantized.f32   and in the quantized one
 
 A layer's file appears when both files of states after it are complete, and the states before it are removed
@@ -63,7 +63,7 @@ class KeptLayers:
     made: set[str] = field(default_factory=set)
 
     def open(self, *, restart: bool = False) -> None:
-        """Make the folder; raises ConversionError if another run's work is in it, unless it may be discarded."""
+        """Make the folder; raises ConversionError for another run's work, unless that may be discarded."""
         if restart:
             shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(exist_ok=True)
@@ -72,7 +72,7 @@ class KeptLayers:
         if marker.exists():
             if marker.read_text(encoding="utf-8", errors="replace") != text:
                 raise ConversionError(
-                    f"{shown(self.folder)} has layers that were corrected under another plan or for another text",
+                    f"{shown(self.folder)} has layers corrected under another plan or for another text",
                     hint="repeat the command it was begun with, or discard it with --restart",
                 )
             return

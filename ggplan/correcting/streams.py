@@ -2,10 +2,11 @@
 
 For each layer: all tokens pass the original weights, which shows what every matrix is given there. Then the
 inputs are taken in the order in which they depend on one another: the quantized stream is run up to them, the
-matrices that have them are corrected (see `targets`), encoded, and put back as a reader will find them. Experts
-are given the tokens that the quantized model's router sends them, in both streams.
+matrices that have them are corrected (see `targets`), encoded, and put back as a reader will find them.
+Experts are given the tokens that the quantized model's router sends them, in both streams.
 
-Nothing depends on the number of threads: torch works with one in batches of one size, and sums have one order.
+Nothing depends on the number of threads: torch works with one in batches of one size, and sums have one
+order.
 """
 
 from __future__ import annotations
@@ -91,7 +92,8 @@ def correct(
     Raises
     ------
     ConversionError
-        If the plan is of no such folder, a layer does not fit into the memory, or other work is in the folder.
+        If the plan is of no such folder, a layer does not fit into the memory, or other work is in the
+        folder.
     CheckpointError
         If transformers does not know the checkpoint, or the use of a matrix is not known.
     """
@@ -145,8 +147,8 @@ def require_correctable(plan: Plan) -> None:
     model = plan.model
     if model.kind != "hf" or model.converter:
         raise ConversionError(
-            f"{shown(model.path)} is no Hugging Face folder that ggplan reads itself, and correction runs the "
-            "checkpoint",
+            f"{shown(model.path)} is no Hugging Face folder that ggplan reads itself, and correction runs "
+            "the checkpoint",
             hint="give the checkpoint's folder, or leave --correct out",
         )
     if model.reshaped:
@@ -211,7 +213,7 @@ class _Layer:
         return any(name in self.planned for name in self.structure.tensors_of(number))
 
     def _pass_original(self, scratch: _Scratch) -> None:
-        """All tokens through the original weights: what the inputs are there, and the states after the layer."""
+        """All tokens through the original weights: the inputs there, and the states after the layer."""
         inputs = self.structure.inputs
 
         def outputs() -> Iterator[F32Array]:
@@ -227,9 +229,7 @@ class _Layer:
             scratch.close(f"{ORIGINAL}-{number}")
 
     def _correct_level(self, level: int, scratch: _Scratch) -> None:
-        numbers = [
-            k for k, e in enumerate(self.structure.inputs) if e.level == level and self._is_used(k)
-        ]
+        numbers = [k for k, e in enumerate(self.structure.inputs) if e.level == level and self._is_used(k)]
         if not numbers:
             return
         chosen = {id(self.structure.inputs[k]) for k in numbers}
@@ -249,12 +249,12 @@ class _Layer:
         for number, of_batches in routes.items():
             self._run_experts(number, of_batches, scratch)
         for number in numbers:
-            each = self.structure.inputs[number]
-            x = scratch.rows(f"{QUANTIZED}-{number}", each.n_columns)
-            f = scratch.rows(f"{ORIGINAL}-{number}", each.n_columns)
-            if each.is_given:
+            which = self.structure.inputs[number]
+            x = scratch.rows(f"{QUANTIZED}-{number}", which.n_columns)
+            f = scratch.rows(f"{ORIGINAL}-{number}", which.n_columns)
+            if which.is_given:
                 self._experts_with_map(number, x, f, np.concatenate(routes[number]))
-            elif each.n_slices:
+            elif which.n_slices:
                 self._experts_of_their_own(number, x, f, np.concatenate(slices[number]))
             else:
                 self._plain(number, x, f)
@@ -262,7 +262,7 @@ class _Layer:
             scratch.remove(f"{ORIGINAL}-{number}")
 
     def _run_experts(self, number: int, routes: Sequence[NDArray[np.int32]], scratch: _Scratch) -> None:
-        """What the experts' last matrices are given in the original model, for the quantized model's routes."""
+        """What the experts' last matrices are given in the original, for the quantized model's routes."""
         inputs = self.structure.inputs
         given = inputs[number]
         states = scratch.rows(f"{ORIGINAL}-{number}", given.n_columns)
@@ -274,7 +274,9 @@ class _Layer:
 
             def work(batch: slice, own: LayerInput = own, k: int = k) -> Rows:
                 of_batch = states[batch.start * width : batch.stop * width].copy()
-                return experts_rows(self.run.model, self.layer, given, of_batch, by_start[batch.start], own, k)
+                return experts_rows(
+                    self.run.model, self.layer, given, of_batch, by_start[batch.start], own, k
+                )
 
             for rows in self.run.each(work):
                 scratch.add(f"{ORIGINAL}-{k}", rows.values)
@@ -303,9 +305,7 @@ class _Layer:
 
             self._each(work, jobs)
 
-    def _experts_with_map(
-        self, number: int, x: F32Array, f: F32Array, routes: NDArray[np.int32]
-    ) -> None:
+    def _experts_with_map(self, number: int, x: F32Array, f: F32Array, routes: NDArray[np.int32]) -> None:
         """Matrices of experts that share the layer's input: one map of all tokens corrects all of them."""
         threads = self.options.threads
         for columns, names in self._by_columns(number).items():
@@ -314,7 +314,11 @@ class _Layer:
             m = found.as_map(threads)
 
             def work(
-                expert: int, own: F32Array = own, found: Correction = found, m: F32Array = m, names: Any = names
+                expert: int,
+                own: F32Array = own,
+                found: Correction = found,
+                m: F32Array = m,
+                names: Any = names,
             ) -> None:
                 tokens = np.flatnonzero((routes == expert).any(axis=1))
                 moments = found.moments
@@ -327,22 +331,27 @@ class _Layer:
 
             self._each(work, range(self.structure.inputs[number].n_slices))
 
-    def _experts_of_their_own(
-        self, number: int, x: F32Array, f: F32Array, slices: NDArray[np.int32]
-    ) -> None:
-        """Matrices of experts that each have an input of their own; not corrected where the original's is not known."""
+    def _experts_of_their_own(self, number: int, x: F32Array, f: F32Array, slices: NDArray[np.int32]) -> None:
+        """Matrices of experts that each have an input of their own.
+
+        Where the original's is not known for the same tokens, the targets stay the original weights.
+        """
         for columns, names in self._by_columns(number).items():
 
             def work(expert: int, columns: Any = columns, names: Any = names) -> None:
                 rows = np.flatnonzero(slices == expert)
                 found = None
                 if rows.size:
-                    own, original = (np.ascontiguousarray(each[rows]) if len(each) == len(x) else None for each in (x, f))
+                    own, original = (
+                        np.ascontiguousarray(each[rows]) if len(each) == len(x) else None for each in (x, f)
+                    )
                     if columns is not None:
                         own, original = (e if e is None else e[:, list(columns)] for e in (own, original))
                     assert own is not None
                     found = correction(own, own if original is None else original)
-                target = Target(None if found is None else found.moments, self.options.lam, self.options.method)
+                target = Target(
+                    None if found is None else found.moments, self.options.lam, self.options.method
+                )
                 for name in names:
                     weights = self._weights(name, expert, 0, self.planned[name].tensor.shape[-2])
                     wanted = weights if found is None else found.target(weights)
@@ -454,5 +463,3 @@ class _Scratch:
     def remove(self, name: str) -> None:
         """Delete a file."""
         (self.folder / name).unlink(missing_ok=True)
-
-

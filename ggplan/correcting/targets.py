@@ -1,7 +1,7 @@
 """The weights that a quantized model should have in place of the original's.
 
-Let Xf be what a matrix W is multiplied with in the original model, and Xq in the model that is quantized up to
-there, for the same tokens. The product wanted is W Xf, the input at hand Xq. The least squares solution is
+Let Xf be what a matrix W is multiplied with in the original model, and Xq in the model that is quantized up
+to there, for the same tokens. The product wanted is W Xf, the input at hand Xq. The least squares solution is
 
     W* = W + W (C - H) (H + lam mean(diag H) I)^-1        H = mean of xq xq^T,  C = mean of xf xq^T
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,7 +60,7 @@ class Rows:
 
 @contextlib.contextmanager
 def one_torch_thread() -> Iterator[None]:
-    """torch with one thread, so that its sums have one order."""
+    """Torch with one thread, so that its sums have one order."""
     import torch
 
     before = torch.get_num_threads()
@@ -103,7 +103,13 @@ class TokenRun:
         return [slice(k, min(k + each, len(self.tokens))) for k in range(0, len(self.tokens), each)]
 
     def start(self, path: Path) -> None:
-        """Write what the first layer gets; raises CheckpointError for layers that cannot be run one by one."""
+        """Write what the first layer gets.
+
+        Raises
+        ------
+        CheckpointError
+            If the layers cannot be run one by one.
+        """
         import torch
 
         file = path.with_name(path.name + ".part")
@@ -139,7 +145,7 @@ class TokenRun:
         return np.memmap(path, np.float32, "r", shape=(*self.tokens.shape, self.width))
 
     def structure(self, layer: int, states: NDArray[np.float32]) -> Structure:
-        """The inputs of a layer's matrices; of layers of one kind it is found once. The layer is filled by this."""
+        """The inputs of a layer's matrices, found once for all layers of a kind; it fills the layer."""
         import torch
 
         key = place_key(self.model, layer)
@@ -201,11 +207,19 @@ class TokenRun:
                 output, rows = observe(self.model, layer, hidden, call, inputs, numbers, given, to_end)
                 if not torch.isfinite(output).all():
                     raise CheckpointError(
-                        f"{shown(self.model.checkpoint.path)}: layer {layer} gives numbers that are not finite"
+                        f"{shown(self.model.checkpoint.path)}: layer {layer} gives what is not finite"
                     )
                 return batch, output.numpy(), rows
 
             yield from self.each(work)
+
+    def end(self, states: NDArray[np.float32]) -> Iterator[F32Array]:
+        """What the output matrix is given for the last layer's states, batch by batch: (tokens, width)."""
+        import torch
+
+        for batch in self.batches:
+            hidden = torch.from_numpy(states[batch].copy())
+            yield self.model.output_input(torch.from_numpy(self.tokens[batch]), hidden).numpy()
 
     def write(self, path: Path, outputs: Iterator[F32Array]) -> None:
         """Write a layer's outputs, whole under another name and then renamed."""
@@ -218,7 +232,7 @@ class TokenRun:
         os.replace(file, path)
 
 
-class _Enough(Exception):
+class _Enough(Exception):  # noqa: N818 - no error
     """Ends a run of which no more is needed."""
 
 
@@ -320,4 +334,3 @@ def experts_rows(
     with watched(model.layers[layer], seen), torch.inference_mode():
         module(torch.from_numpy(states), given, weights)
     return own_rows(number, found, own)
-
