@@ -128,6 +128,7 @@ def merge_command(
             quiet=quiet,
         )
     result = with_policy(merged(sources), unseen)  # type: ignore[arg-type]  # a click.Choice of them
+    entries = list(coverage_of(result))  # before one of the files is replaced
     write_imatrix(result, Path(output), form)  # type: ignore[arg-type]
     if not quiet:
         click.echo(
@@ -135,7 +136,7 @@ def merge_command(
             f"{'s' * (len(files) > 1)}",
             err=True,
         )
-    note_coverage(list(coverage_of(result)), quiet=quiet)
+    note_coverage(entries, quiet=quiet)
 
 
 @click.command("check", short_help="Does an imatrix fit a model?")
@@ -189,7 +190,7 @@ def check_command(
                 echo_wrapped(f"{what}: {names_in_words(names)}")
     note_coverage(fit.coverage, quiet=quiet)
     if not fit.is_whole:
-        raise click.exceptions.Exit(1)
+        raise SystemExit(1)
 
 
 def _opened(file: str, chunk_size: int) -> ImatrixSums:
