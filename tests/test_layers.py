@@ -41,7 +41,8 @@ ALLOWED = {
         "quants",
     },
     "allocation": {
-        "errors", "substitutes", "text", "ggml_types", "model", "rules", "recovering", "planning", "offload",
+        "errors", "substitutes", "text", "ggml_types", "model", "rules", "stock", "recovering", "planning",
+        "offload", "imatrix", "quants",
     },
     "linting": {
         "errors", "text", "ggml_types", "model", "inventories", "rules", "imatrix", "stock", "planning",
@@ -63,7 +64,7 @@ ALLOWED = {
     "forward": {"errors", "text", "ggml_types", "model", "sources", "arch"},
     "calibration": {
         "version", "errors", "text", "ggml_types", "metadata", "model", "sources", "imatrix", "quants",
-        "measure", "forward",
+        "planning", "measure", "forward",
     },
     "conversion": {
         "version", "errors", "text", "ggml_types", "metadata", "model", "sources", "imatrix", "planning",
@@ -72,6 +73,14 @@ ALLOWED = {
     "verification": {
         "errors", "text", "ggml_types", "metadata", "model", "sources", "arch", "reshaping", "opening",
         "rules", "imatrix", "planning", "conversion", "quants",
+    },
+    "probing": {
+        "version", "errors", "substitutes", "text", "ggml_types", "metadata", "model", "sources", "rules",
+        "imatrix", "stock", "planning", "allocation", "conversion", "measure", "quants",
+    },
+    "calibrating": {
+        "version", "errors", "ggml_types", "model", "sources", "opening", "imatrix", "planning", "stock",
+        "calibration", "conversion",
     },
     "charts": {"errors", "substitutes", "text", "ggml_types", "model", "planning", "offload", "measure"},
 }  # fmt: skip

@@ -7,12 +7,16 @@ options.py         what is asked for                       budget.py        each
 candidates.py      what each tensor may get                grouping.py      tensors that get one type
 problem.py         all of these, prepared for the solver   forecast.py      the KL divergence of a damage
 solving.py         the least damage within the rows        banding.py       where the type of a kind changes
+measured_errors.py errors of types, on some rows           probes.py        sensitivities by an engine
 recipe_text.py     the answer as a recipe                  optimizing.py    all of it: `optimize`
 """
 
 from ggplan.allocation.forecast import Forecast
-from ggplan.allocation.optimizing import Optimized, optimize
+from ggplan.allocation.measured_errors import measured_errors
+from ggplan.allocation.optimizing import Optimized, answer_of, optimize
 from ggplan.allocation.options import OptimizeOptions
+from ggplan.allocation.probes import Probes, scales_by_probes
+from ggplan.allocation.problem import prepare
 from ggplan.allocation.sensitivities import (
     FIGURES,
     Figure,
@@ -28,10 +32,15 @@ __all__ = [
     "Forecast",
     "OptimizeOptions",
     "Optimized",
+    "Probes",
     "Sensitivities",
     "Sensitivity",
+    "answer_of",
     "is_sensitivity_table",
+    "measured_errors",
     "optimize",
+    "prepare",
     "read_sensitivities",
+    "scales_by_probes",
     "sensitivities_json",
 ]

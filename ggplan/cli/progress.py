@@ -52,6 +52,13 @@ def bytes_bar(*, quiet: bool) -> Progress | NoBar:
     return _bar(DownloadColumn(binary_units=True), TransferSpeedColumn(), Compiling(), quiet=quiet)
 
 
+def steps_bar(*, quiet: bool) -> Progress:
+    """A bar for several steps of work one after another, each with the time that is left."""
+    from rich.progress import TaskProgressColumn
+
+    return _bar(TaskProgressColumn(), quiet=quiet)
+
+
 def chunks_bar(*, quiet: bool) -> Progress:
     """A bar that counts chunks of text, with the time that is left."""
     from rich.progress import MofNCompleteColumn, TextColumn

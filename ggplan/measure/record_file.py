@@ -142,7 +142,7 @@ def open_record(path: str | Path, *, model_name: str | None = None) -> Iterator[
             f"{printable(str(path))} would be the record and the folder of its scores",
             hint="give the record a name that ends in .json",
         )
-    with _locked(path):
+    with locked(path):
         check_writable(path)
         _check_scores_folder(scores_folder(path))
         record = named(load_record(path), model_name) if path.exists() else None
@@ -150,7 +150,14 @@ def open_record(path: str | Path, *, model_name: str | None = None) -> Iterator[
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
+    """Keep other runs from writing a file until the block ends, by a lock beside it.
+
+    Raises
+    ------
+    MeasureError
+        If another run holds it, or it cannot be made.
+    """
     lock = _lock_of(path)
     descriptor = _take(lock, printable(str(path)))
     try:

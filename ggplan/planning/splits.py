@@ -9,6 +9,7 @@ that users would run:
                 with their padding, headers do not; a tensor larger than the limit has a file of its own
     by number   a file is closed after so many tensors
     like        every tensor goes to the file it is in elsewhere, in that file's order
+    by names    as the caller says
 
 llama.cpp b11434: `tools/gguf-split/gguf-split.cpp` (size and number; where the *first* tensor is larger than
 the limit it stops, ggplan continues), `src/llama-quant.cpp` (`--keep-split`), `llama_split_path` in
@@ -71,6 +72,27 @@ def split_plan(
     if len(groups) > MAX_FILES:
         raise PlanError(f"{len(groups):,} files are more than the {MAX_FILES:,} a set may have")
     return tuple(_file(plan, number, group, len(groups), keys) for number, group in enumerate(groups))
+
+
+def split_by_names(plan: Plan, groups: Sequence[Sequence[str]]) -> tuple[Plan, ...]:
+    """The plans of the files of a set, each with the tensors of a group; the first has those of none too.
+
+    Sets of one model in these groups have files that can stand for one another.
+
+    Raises
+    ------
+    PlanError
+        If a group names no tensor of the plan, one is in two groups, or the files are too many.
+    """
+    number = {name: at for at, group in enumerate(groups) for name in group}
+    if len(number) < sum(map(len, groups)) or not number.keys() <= {t.name for t in plan.tensors}:
+        raise PlanError("each tensor of a group of a set must be one of the plan, and in no other group")
+    if len(groups) > MAX_FILES:
+        raise PlanError(f"{len(groups):,} files are more than the {MAX_FILES:,} a set may have")
+    parts: list[list[PlannedTensor]] = [[] for _ in groups]
+    for tensor in plan.tensors:
+        parts[number.get(tensor.name, 0)].append(tensor)
+    return tuple(_file(plan, at, part, len(parts), _BY_SPLITTER) for at, part in enumerate(parts))
 
 
 def split_path(output: Path, number: int, count: int) -> Path:
