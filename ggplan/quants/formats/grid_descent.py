@@ -9,8 +9,8 @@ import numpy as np
 
 from ggplan.quants.codecs import Rows
 from ggplan.quants.formats import iq2, iq3
-from ggplan.quants.formats.fields import Bytes, F32Array, Grid
-from ggplan.quants.searches.descent_grids import Rules, improve
+from ggplan.quants.formats.fields import Bytes, Grid
+from ggplan.quants.searches.descent_grids import Factored, Rules, improve
 
 
 class GridType(NamedTuple):
@@ -35,9 +35,7 @@ def descend(
     name: str,
     rows: Rows,
     blocks: Bytes,
-    hessian: F32Array,
-    factor: F32Array,
-    pivots: F32Array,
+    factored: Factored,
     method: str,
 ) -> None:
     """Make blocks of rows have less error under a Hessian, in place; those of other rows stay.
@@ -48,13 +46,13 @@ def descend(
         Of a type in `GRID_TYPES`.
     blocks
         (m, row bytes): what best efforts make of `rows`, float32 (m, n), with the Hessian's diagonal.
-    hessian, factor, pivots, method
+    factored, method
         See `descent_grids.improve`.
     """
     type = GRID_TYPES[name]
     flat = blocks.reshape(len(rows) * (rows.shape[1] // 256), -1)
     fields = type.unpack(flat)
-    chosen = improve(name, type.rules, rows, fields, hessian, factor, pivots, method)
+    chosen = improve(name, type.rules, rows, fields, factored, method)
     packed = np.empty_like(flat)
     type.pack(fields, packed)
     blocks[chosen] = packed.reshape(blocks.shape)[chosen]

@@ -25,7 +25,7 @@ meanwhile is added where it is asked for.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +34,6 @@ from ggplan.quants.codecs import Rows
 from ggplan.quants.formats.fields import F32Array, Grid
 from ggplan.quants.formats.grids import signed
 from ggplan.quants.kernels import F32, I64, F32s, I32s, inline, kernel, scratch
-from ggplan.quants.linear_algebra import times
 from ggplan.quants.memory import floats_at, load, store
 from ggplan.quants.searches.best import as_half
 from ggplan.quants.searches.descent_points import (
@@ -60,6 +59,7 @@ _LESS = np.float32(1 - 2.0**-10)
 """A row's error must be below this part of best's to count as less: sums of float32 are wrong by less."""
 
 _HIGHEST = 15  # s
+_FEEDBACK_TURNS, _SWEEP_TURNS = 2, 2
 _SWEEPS = {"feedback": 2, "gptq": 0, "descent": 3}
 
 
@@ -82,6 +82,30 @@ class Rules(NamedTuple):
     is_even: int
     size: int
     unit: float
+
+
+class Factored(Protocol):
+    """A Hessian H = U D U^T of n columns, packed (`row_tiles`)."""
+
+    @property
+    def hessian(self) -> F32Array:
+        """H."""
+
+    @property
+    def factor(self) -> F32Array:
+        """U, and in the squares on the diagonal U^T."""
+
+    @property
+    def pivots(self) -> F32Array:
+        """D, (n,)."""
+
+    @property
+    def squares(self) -> F32Array:
+        """The squares on the diagonal of U."""
+
+    @property
+    def remainders(self) -> F32Array:
+        """U D U^T of these alone: H of a superblock once all columns after it make good what they can."""
 
 
 class _State(NamedTuple):
@@ -110,9 +134,7 @@ def improve(
     rules: Rules,
     rows: Rows,
     found: Grid,
-    hessian: F32Array,
-    factor: F32Array,
-    pivots: F32Array,
+    factored: Factored,
     method: str,
 ) -> NDArray[np.bool_]:
     """Make fields have less error under a Hessian.
@@ -125,10 +147,6 @@ def improve(
         float32 (m, n), n a multiple of 256.
     found
         The fields (m n / 256) that best efforts found; those of rows that got better are replaced.
-    hessian, factor
-        H and U of H = U D U^T, as `row_tiles.packed` packs them.
-    pivots
-        float32 (n,): D.
     method
         "feedback", "gptq" for feedback alone, or "descent" for descent alone, from the blocks given.
 
@@ -139,16 +157,16 @@ def improve(
     m, n = rows.shape
     weights = _by_superblock(rows)
     state = _state_of(name, rules, found, weights, m)
-    diagonal = [_square(hessian, n, s) for s in range(n // SUPERBLOCK)]
     gains = np.zeros((weights.shape[1], LANES), np.float32)
     with_feedback = method != "descent"
     if with_feedback:
-        least = _errors(state.residues, factor, pivots)
-        error = _feed_back(name, rules, weights, state, factor, pivots)
+        least = _errors(state.residues, factored)
+        error = _feed_back(name, rules, weights, state, factored)
     for _ in range(_SWEEPS[method]):
-        for s, square in enumerate(diagonal):
-            slopes = _product(state.residues, hessian, s, range(n // SUPERBLOCK))
-            _descend_in(name, rules, weights, state, s, slopes, square, gains)
+        for s in range(n // SUPERBLOCK):
+            slopes = _product(state.residues, factored.hessian, s, range(n // SUPERBLOCK))
+            square = _square(factored.hessian, n * s + SUPERBLOCK * s)
+            _descend_in(name, rules, weights, state, s, slopes, square, gains, _SWEEP_TURNS)
     is_better = error - gains < least * _LESS if with_feedback else gains > _ZERO
     chosen = is_better.reshape(-1)[:m]
     _write(name, state, found, chosen)
@@ -156,45 +174,46 @@ def improve(
 
 
 def _feed_back(
-    name: str, rules: Rules, weights: F32Array, state: _State, factor: F32Array, pivots: F32Array
+    name: str, rules: Rules, weights: F32Array, state: _State, factored: Factored
 ) -> F32Array:
     """Find all superblocks from left to right; returns the errors (tiles, 16)."""
     n_superblocks, count = weights.shape[:2]
     errors = np.zeros((count, LANES), np.float32)
     for s in range(n_superblocks):
-        own = _square(factor, n_superblocks * SUPERBLOCK, s)
-        upper = _unpacked(own)
-        pivot = pivots[s * SUPERBLOCK : (s + 1) * SUPERBLOCK]
-        turned = np.ascontiguousarray((upper * pivot).T)
-        before = _product(state.residues, factor, s, range(s))
+        start = s * SUPERBLOCK
+        pivots = factored.pivots[start : start + SUPERBLOCK]
+        square = _square(factored.remainders, start)
+        before = _product(state.residues, factored.factor, s, range(s))
         slopes = np.zeros_like(before)
-        _add(slopes, before, _packed(turned))
-        square = _packed(times(upper, turned))
+        turned = _square(factored.factor, n_superblocks * SUPERBLOCK * s + start)
+        _add(slopes, before * pivots[:, np.newaxis], turned)
         _add(slopes, state.residues[s], square)
         gains = np.zeros_like(errors)
-        _descend_in(name, rules, weights, state, s, slopes, square, gains)
-        _add(before, state.residues[s], own)
-        _add_squares(before, pivot, count, errors)
+        _descend_in(name, rules, weights, state, s, slopes, square, gains, _FEEDBACK_TURNS)
+        _add(before, state.residues[s], _square(factored.squares, start))
+        _add_squares(before, pivots, count, errors)
     return errors
 
 
-def _errors(residues: F32Array, factor: F32Array, pivots: F32Array) -> F32Array:
+def _errors(residues: F32Array, factored: Factored) -> F32Array:
     """The error of each row, (tiles, 16)."""
     n_superblocks, count = residues.shape[:2]
     errors = np.zeros((count, LANES), np.float32)
     for s in range(n_superblocks):
-        part = _product(residues, factor, s, range(s + 1))
-        _add_squares(part, pivots[s * SUPERBLOCK : (s + 1) * SUPERBLOCK], count, errors)
+        start = s * SUPERBLOCK
+        part = _product(residues, factored.factor, s, range(s))
+        _add(part, residues[s], _square(factored.squares, start))
+        _add_squares(part, factored.pivots[start : start + SUPERBLOCK], count, errors)
     return errors
 
 
 def _descend_in(
     name: str, rules: Rules, weights: F32Array, state: _State, s: int, slopes: F32Array, square: F32Array,
-    gains: F32Array,
+    gains: F32Array, turns: int,
 ) -> None:  # fmt: skip
     """Move what is in superblock s of all tiles, whose slopes are given; `gains` (tiles, 16) grow."""
     _descend(
-        weights.shape[1], *rules, _HIGHEST, 2, weights[s], state.values[s], state.residues[s], slopes, square,
+        weights.shape[1], *rules, _HIGHEST, turns, weights[s], state.values[s], state.residues[s], slopes, square,
         _inverses(square), state.ds[s], state.levels[s], *table_of(name), scratch(_ROOM), gains,
     )  # fmt: skip
 
@@ -224,14 +243,9 @@ def _add(out: F32Array, tiles: F32Array, square: F32Array) -> None:
     add_products(out, tiles, square, SUPERBLOCK, (0, SUPERBLOCK))
 
 
-def _square(matrix: F32Array, n: int, s: int) -> F32Array:
-    """The packed square on the diagonal of a packed matrix (n, n)."""
-    start = SUPERBLOCK * (n * s + SUPERBLOCK * s)
-    return matrix[start : start + SUPERBLOCK * SUPERBLOCK]
-
-
-def _packed(square: F32Array) -> F32Array:
-    return np.ascontiguousarray(square.reshape(SUPERBLOCK, -1, 4).swapaxes(0, 1)).reshape(-1)
+def _square(packed: F32Array, place: int) -> F32Array:
+    """The packed square that begins `place` runs of 256 numbers on."""
+    return packed[SUPERBLOCK * place : SUPERBLOCK * (place + SUPERBLOCK)]
 
 
 def _unpacked(square: F32Array) -> F32Array:
