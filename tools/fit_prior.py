@@ -220,9 +220,15 @@ def _fit_logs(
     for m, table in zip(models, tables, strict=True):
         logs = np.log(np.maximum(m.signals, least * m.floor))
         centred = table - table.mean(0)
-        normal += centred.T @ centred * (100 / len(logs))
+        normal += _products(centred, centred) * (100 / len(logs))
         right += centred.T @ (logs - logs.mean()) * (100 / len(logs))
     found: NDArray[np.float64] = np.linalg.solve(normal, right)
+    return found
+
+
+def _products(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A transposed times b; both are so small that BLAS's threads would only wait for each other."""
+    found: NDArray[np.float64] = np.einsum("ij,ik->jk", a, b)
     return found
 
 
@@ -247,7 +253,7 @@ def _fit_linked(
             target = weights * (log + np.clip((m.signals - expected) / expected, -10, 10))
             weighted = table * weights[:, None]
             at = n_terms + j
-            normal[:n_terms, :n_terms] += table.T @ weighted
+            normal[:n_terms, :n_terms] += _products(table, weighted)
             normal[at, :n_terms] = normal[:n_terms, at] = weighted.sum(0)
             normal[at, at] = weights.sum()
             right[:n_terms] += table.T @ target
@@ -391,21 +397,21 @@ def report(models: Sequence[Measured], bands: int | None) -> None:
     how = "free for each tensor" if bands is None else f"{bands} bands"
     print(f"damage over the optimum of the measured values, {how}: one curve of errors | the model's own")
     print(f"{'':28}" + "".join(f"{b:>7}" for b in BUDGETS) + "  |" + "".join(f"{b:>7}" for b in BUDGETS))
-    common: list[float] = []
-    own: list[float] = []
+    found: dict[bool, list[float]] = {False: [], True: []}
     for m, prior in left_out(models):
         scales = scales_by_prior(model_of(m), prior)
-        a, b = (
-            [damage_over_optimum(m, scales, bpw, bands, own_curve=curve) for bpw in BUDGETS]
-            for curve in (False, True)
-        )
-        common += a
-        own += b
-        shown = ["".join(f"{ratio:7.2f}" for ratio in ratios) for ratios in (a, b)]
+        shown = []
+        for own_curve, ratios in found.items():
+            least = min(parse_type(t).bits_per_weight for t in (curve_of(m) if own_curve else TYPES))
+            fits = [bpw for bpw in BUDGETS if bpw > least]
+            now = {bpw: damage_over_optimum(m, scales, bpw, bands, own_curve=own_curve) for bpw in fits}
+            ratios += now.values()
+            shown.append("".join(f"{now[b]:7.2f}" if b in now else f"{'-':>7}" for b in BUDGETS))
         print(f"{m.model:28}{shown[0]}  |{shown[1]}", flush=True)
-    for name, ratios in (("one curve", common), ("own curve", own)):
+    for own_curve, ratios in found.items():
         middle, mean = statistics.median(ratios), statistics.mean(ratios)
-        print(f"{name}: median {middle:.3f}, mean {mean:.3f}, largest {max(ratios):.2f}")
+        by = "own curve" if own_curve else "one curve"
+        print(f"{by}: median {middle:.3f}, mean {mean:.3f}, largest {max(ratios):.2f}")
 
 
 def nested(models: Sequence[Measured]) -> None:

@@ -21,7 +21,7 @@ from functools import partial
 from typing import Literal
 
 from ggplan.allocation.prior import REFERENCE_ERROR
-from ggplan.allocation.type_errors import TABLE, Errors, type_error
+from ggplan.allocation.type_errors import TABLE, Errors
 from ggplan.errors import PlanError
 from ggplan.ggml_types import GgmlType, parse_type
 from ggplan.model import Model, TensorInfo
@@ -189,7 +189,7 @@ def _fitting(tensor: TensorInfo, allowed: Sequence[GgmlType], table: FallbackTab
     return list(got)
 
 
-def allowed_types(names: Sequence[str], engine: str) -> tuple[GgmlType, ...]:
+def allowed_types(names: Sequence[str], engine: str, errors: Errors = TABLE) -> tuple[GgmlType, ...]:
     """The types of these names, or where there are none, those of an engine.
 
     Raises
@@ -201,7 +201,7 @@ def allowed_types(names: Sequence[str], engine: str) -> tuple[GgmlType, ...]:
     """
     types = [parse_type(name) for name in names or ENGINE_TYPES[engine]]
     for type_ in types:
-        type_error(type_.name)
+        errors.of_type(type_)
         if type_.engine == "ik_llama.cpp" and engine != type_.engine:
             raise PlanError(
                 f"{type_.name} is a type of ik_llama.cpp, which llama.cpp does not read",

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from ggplan.allocation.forecast import Forecast, forecast_of
 from ggplan.allocation.grouping import joined_kind
 from ggplan.allocation.optimizing import Optimized, answer_of
-from ggplan.allocation.options import OptimizeOptions
+from ggplan.allocation.options import OptimizeOptions, is_limited
 from ggplan.allocation.problem import Problem, prepare
 from ggplan.allocation.scales import Scales
 from ggplan.allocation.type_errors import Errors
@@ -44,7 +44,7 @@ class KindChange:
     Attributes
     ----------
     kind
-        `ffn_down_exps.weight`.
+        `ffn_down_exps.weight`; "" of all tensors of blocks that draft tokens.
     role
         What it is for.
     n_tensors
@@ -76,7 +76,7 @@ class Improved:
     answer
         What is best.
     kinds
-        The kinds of tensors, those of a role together; norms and small ones are left out.
+        The kinds of tensors, those of a role together; what is never quantized is left out.
     """
 
     before: Rated
@@ -109,15 +109,21 @@ def improve(
     RecipeError, PlanError
         As `ggplan.make_plan` and `ggplan.optimize` do.
     """
-    require_model(model)
-    options = options or OptimizeOptions()
-    model = settle(model)
-    assignment = assign(model, chosen, has_imatrix=True)
-    plan = lay_out(model, assignment)
-    options = _completed(options, plan)
-    problem = prepare(model, options, scales=scales, errors=errors)
-    name = assignment.name or "the recipe"
-    before = rated(problem, plan, name)
+    completed, given = options_for(model, chosen, options or OptimizeOptions())
+    return improved(prepare(model, completed, scales=scales, errors=errors), given)
+
+
+def improved(problem: Problem, given: Plan) -> Improved:
+    """The best types for a problem whose options `options_for` made of a plan.
+
+    Raises
+    ------
+    PlanError
+        As `improve` does.
+    """
+    options = problem.options
+    name = given.assignment.name or "the recipe"
+    before = rated(problem, given, name)
     told = (f"Improves        {name}, of which {before.forecast.kld:.2g} nats are predicted",)
     answer = answer_of(problem, heading=told)
     if answer.damage >= before.damage and options.bands is not None:
@@ -131,9 +137,19 @@ def improve(
     return Improved(before, answer, _kinds(problem, before, answer))
 
 
-def _completed(options: OptimizeOptions, plan: Plan) -> OptimizeOptions:
-    """The options with the bytes and the types of a plan where they say nothing."""
-    if options.size is None and options.bpw is None and options.max_kld is None:
+def options_for(
+    model: Model, chosen: Recipe | Mix | Assignment | str, options: OptimizeOptions
+) -> tuple[OptimizeOptions, Plan]:
+    """The options with a recipe's bytes and types where they say nothing; and what it gives the model.
+
+    Raises
+    ------
+    RecipeError, PlanError
+        As `ggplan.make_plan` does.
+    """
+    require_model(model)
+    plan = lay_out(settled := settle(model), assign(settled, chosen, has_imatrix=True))
+    if not is_limited(options):
         options = replace(options, size=plan.file_bytes)
     given = {
         t.type: None
@@ -144,7 +160,7 @@ def _completed(options: OptimizeOptions, plan: Plan) -> OptimizeOptions:
         options = replace(options, types=tuple(type_.name for type_ in given))
     if any(type_.engine == "ik_llama.cpp" for type_ in given):
         options = replace(options, engine="ik_llama.cpp")
-    return options
+    return options, plan
 
 
 def rated(problem: Problem, plan: Plan, name: str) -> Rated:
@@ -166,8 +182,9 @@ def _kinds(problem: Problem, before: Rated, answer: Optimized) -> tuple[KindChan
     found: dict[tuple[Role, str], list[str]] = {}
     shapes = {t.name: t.shape for t in problem.model.tensors}
     for choice in problem.choices:
-        if choice.role is not Role.SMALL:
-            kind = joined_kind(choice.tensor.name, problem.options.harmonised)
+        if choice.fixed not in ("protected", "integers"):
+            drafts = choice.role is Role.NEXTN
+            kind = "" if drafts else joined_kind(choice.tensor.name, problem.options.harmonised)
             found.setdefault((choice.role, kind), []).append(choice.tensor.name)
 
     def counted(types: Mapping[str, GgmlType], names: list[str]) -> Mapping[str, int]:

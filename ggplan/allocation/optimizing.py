@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from ggplan.allocation.forecast import Forecast, forecast_of
 from ggplan.allocation.grouping import Group
-from ggplan.allocation.options import OptimizeOptions
+from ggplan.allocation.options import OptimizeOptions, is_limited
 from ggplan.allocation.problem import Problem, prepare, rows_of, solved
 from ggplan.allocation.recipe_text import Answer, recipe_text
 from ggplan.allocation.scales import Scales
@@ -119,6 +119,8 @@ def answer_of(problem: Problem, *, heading: Sequence[str] = ()) -> Optimized:
         If the budget cannot be met.
     """
     options = problem.options
+    if not is_limited(options):
+        raise PlanError("nothing limits the file", hint="give --size, --bpw, --max-kld or --vram and --ram")
     room = _TEXT_ROOM
     for _ in range(_TRIES):
         rows = rows_of(problem, room)

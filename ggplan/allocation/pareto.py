@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ggplan.allocation.budget import Row, size_row
 from ggplan.allocation.forecast import Forecast, forecast_of
@@ -22,13 +22,14 @@ from ggplan.ggml_types import GgmlType
 from ggplan.model import Model
 from ggplan.planning import mix_types
 from ggplan.planning.fitting import fit
-from ggplan.planning.layout import padded
+from ggplan.planning.layout import ALIGNMENT, padded
 from ggplan.stock import MIXES
 
+SCHEMA = "ggplan.pareto/1"
 N_POINTS = 20
 """The points of a curve, unless told otherwise."""
 _ROOM = 8192  # for a recipe's text in the file
-_NEAR = 0.02
+_NEAR = 0.002
 _OLD = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q1_0", "Q2_0")
 
 
@@ -121,15 +122,25 @@ def pareto(
     PlanError
         As of `optimize`; and with `max_kld`, for that is one file.
     """
-    options = options or OptimizeOptions()
+    problem = prepare(model, options or OptimizeOptions(), scales=scales, errors=errors)
+    return curve_of(problem, n_points)
+
+
+def curve_of(problem: Problem, n_points: int = N_POINTS) -> Curve:
+    """The curve of a problem.
+
+    Raises
+    ------
+    PlanError
+        As `pareto` does.
+    """
+    options = problem.options
     if options.max_kld is not None:
         raise PlanError("--max-kld asks for one file, not for a curve", hint="leave out one of the two")
     if n_points < 2:
         raise PlanError(f"{n_points} points are no curve", hint="2 or more")
-    # Each point has a size of its own; this one is for what is checked before.
-    problem = prepare(model, replace(options, size=options.size or 1), scales=scales, errors=errors)
     header = problem.header
-    least, most = (header + _ROOM + n for n in _ends(problem))
+    least, most = (header + _ROOM + n + ALIGNMENT for n in _ends(problem))
     if options.size is not None:
         most = min(most, options.size)
     others = [row for row in rows_of(problem, _ROOM) if row.name != "size"]
@@ -208,3 +219,47 @@ def _mixes(problem: Problem) -> tuple[tuple[CurvePoint, ...], tuple[str, ...]]:
             left_out.append(mix.name)
     notes = (f"not predicted, as a type's error is not known or a shape forbids it: {', '.join(left_out)}",)
     return tuple(sorted(found, key=lambda p: (p.file_bytes, p.name))), notes if left_out else ()
+
+
+def curve_json(curve: Curve) -> dict[str, object]:
+    """A curve as an object of plain JSON types."""
+    return {
+        "schema": SCHEMA,
+        "model": curve.model,
+        "points": [_point_json(p) for p in curve.points],
+        "mixes": [{"name": p.name, **_point_json(p)} for p in curve.mixes],
+        "sensitivities": {"source": curve.source, "credit": list(curve.credit)},
+        "notes": list(curve.notes),
+    }
+
+
+def _point_json(point: CurvePoint) -> dict[str, object]:
+    forecast = point.forecast
+    return {
+        "file_bytes": point.file_bytes,
+        "bits_per_weight": point.bits_per_weight,
+        "damage": point.damage,
+        "gap": point.gap,
+        "forecast": {"kld": forecast.kld, "low": forecast.low, "high": forecast.high},
+    }
+
+
+def curve_csv(curve: Curve) -> str:
+    """A curve as a CSV table; its comments say where it is from."""
+    lines = [
+        f"# {' '.join(text.split())}"
+        for text in (
+            f"The best files of all sizes, predicted, and stock mixes: {curve.model}",
+            f"Sensitivities: {curve.source}",
+            *curve.credit,
+        )
+    ]
+    lines.append("name,file_bytes,bits_per_weight,kld,kld_low,kld_high,damage,gap")
+    for p in (*curve.points, *curve.mixes):
+        f = p.forecast
+        gap = "" if p.gap is None else f"{p.gap:.6g}"
+        lines.append(
+            f"{p.name or 'optimized'},{p.file_bytes},{p.bits_per_weight:.6g},{f.kld:.6g},{f.low:.6g},"
+            f"{f.high:.6g},{p.damage:.6g},{gap}"
+        )
+    return "\n".join(lines) + "\n"

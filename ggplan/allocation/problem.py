@@ -9,6 +9,7 @@ from functools import cached_property
 from ggplan.allocation.banding import Banded, solve_bands, solve_freely
 from ggplan.allocation.budget import Row, bpw_row, header_bytes, kld_row, size_row
 from ggplan.allocation.candidates import TensorChoices, allowed_types, choices_of, damage_of
+from ggplan.allocation.curves import Curve, curve_of, errors_by_curve, scaled_to_curve
 from ggplan.allocation.grouping import Chain, Group, chains_of, joined
 from ggplan.allocation.options import OptimizeOptions, check_options
 from ggplan.allocation.scales import Scales, scales_by_prior, scales_by_table
@@ -106,9 +107,15 @@ def prepare(
     require_model(model)
     check_options(options)
     model = settle(model)
-    allowed = allowed_types(options.types, options.engine)
-    scales = scales or scales_of(model, options)
+    curve = curve_of_options(model, options)
+    if curve is not None:
+        by_curve = errors_by_curve(curve)
+        errors = by_curve if errors is None else replace(errors, by_type=by_curve.by_type)
     errors = errors or TABLE
+    allowed = allowed_types(options.types, options.engine, errors)
+    scales = scales or scales_of(model, options, errors)
+    if curve is not None:
+        scales = scaled_to_curve(scales, curve, model)
     stands, notes = standing(model, options.pins, options.base, options.engine)
     pinned = {name: found.decision for name, found in stands.items()}
     choices = choices_of(
@@ -119,11 +126,18 @@ def prepare(
     return Problem(model, options, scales, errors, stands, choices, chains, notes)
 
 
-def scales_of(model: Model, options: OptimizeOptions) -> Scales:
+def scales_of(model: Model, options: OptimizeOptions, errors: Errors = TABLE) -> Scales:
     """The sensitivities that options ask for."""
     if options.table is None:
         return scales_by_prior(model)
-    return scales_by_table(model, read_sensitivities(options.table), printable(str(options.table)))
+    return scales_by_table(model, read_sensitivities(options.table), printable(str(options.table)), errors)
+
+
+def curve_of_options(model: Model, options: OptimizeOptions) -> Curve | None:
+    """The curve that options name."""
+    if options.curve is None:
+        return None
+    return curve_of(read_sensitivities(options.curve), model.path.name, printable(str(options.curve)))
 
 
 def rows_of(problem: Problem, room: int) -> tuple[Row, ...]:

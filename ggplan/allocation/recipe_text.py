@@ -161,9 +161,16 @@ def _heading(
         lines.append(
             f"Written by      ik_llama.cpp (`ggplan rules export`): ggplan does not encode {foreign}"
         )
+    if again := sum(t.type.is_quantized for t, _ in written):
+        tensors = "1 tensor is" if again == 1 else f"{again:,} tensors are"
+        lines.append(f"Source          quantized: {tensors} encoded again, on top of what that has lost")
     lines += ["", *scales.credit]
     # What a check would say of these stands above, and `convert` refuses to do without.
-    codes = [*(["GP204"] if needing else []), *(["GP208", "GP215"] if foreign else [])]
+    codes = [
+        *(["GP204"] if needing else []),
+        *(["GP205"] if again else []),
+        *(["GP208", "GP215"] if foreign else []),
+    ]
     heading = [f"# {_inert(line)}".rstrip() for line in lines]
     return [*heading, f"# ggplan: ignore-file {', '.join(codes)}"] if codes else heading
 

@@ -93,6 +93,10 @@ class Errors:
         found = self.measured.get(tensor.name, {}).get(type_.plain.name)
         return self.of_type(type_) if found is None else found
 
+    def knows(self, type_: GgmlType) -> bool:
+        """Whether the error of a type is known, whatever the tensor."""
+        return type_.plain.name in ERRORS or not {type_.name, type_.plain.name}.isdisjoint(self.by_type)
+
     def of_type(self, type_: GgmlType) -> float:
         """The error of a type where nothing is known of the tensor; raises `PlanError` as `of` does."""
         found = self.by_type.get(type_.name, self.by_type.get(type_.plain.name))
