@@ -154,7 +154,7 @@ def basis(
     record = _probes(model, imatrix, probing, program, force=force, quiet=quiet)
     errors = None
     wanted = probing.errors_from or ("measured" if imatrix is not None and _has_weights(model) else "table")
-    if record is not None and record.errors and probing.errors_from is None:
+    if record is not None and probing.errors_from is None and _are_of(record, imatrix, quiet=quiet):
         errors = Errors(
             f"measured on {len(record.errors):,} tensors when the model was probed", record.errors
         )
@@ -163,6 +163,16 @@ def basis(
     if record is None:
         return None, errors
     return scales_by_probes(model, record.as_probes(_record_path(model, probing).name)), errors
+
+
+def _are_of(record: ProbeRecord, imatrix: Imatrix | None, *, quiet: bool) -> bool:
+    """Whether the errors in a record are those that an imatrix, if one is given, leaves."""
+    from ggplan.measure.subjects import read_state
+
+    if imatrix is None or read_state(imatrix.path).sha256 == record.conditions.imatrix:
+        return bool(record.errors)
+    note("the model was probed with another imatrix; errors are measured with this one", quiet=quiet)
+    return False
 
 
 def _measured(model: Model, problem: Problem, imatrix: Imatrix | None, *, quiet: bool) -> Errors:
@@ -268,6 +278,7 @@ def _watching(*, quiet: bool) -> Iterator[Watcher]:
     """Bars of a probing run, with the time that is left."""
     from ggplan.cli.progress import steps_bar
     from ggplan.probing import Watcher
+    from ggplan.text import printable
 
     with steps_bar(quiet=quiet) as bar:
 
@@ -291,16 +302,16 @@ def _watching(*, quiet: bool) -> Iterator[Watcher]:
 
             def runs(self, total: int) -> None:
                 self.runs_task = bar.add_task("probes", total=total)
-                self.before = 0
+                self.finished: set[str] = set()
 
             def running(self, name: str, done: int, of: int) -> None:
                 if self.runs_task is None:
                     return
-                bar.update(
-                    self.runs_task, description=f"probes: {name}", completed=self.before + done / max(of, 1)
-                )
+                self.finished.discard(name)
+                completed = len(self.finished) + done / max(of, 1)
+                bar.update(self.runs_task, description=f"probes: {printable(name)}", completed=completed)
                 if done >= of:
-                    self.before += 1
+                    self.finished.add(name)
 
         yield Shown()
 

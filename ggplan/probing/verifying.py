@@ -1,7 +1,7 @@
 """verify_allocation: the file of a recipe measured beside a stock mix and a uniform type of its size.
 
-All three are converted from the same weights with the same imatrix and run on the same tokens, so what differs
-is which tensor got which type. Each file's figure stands beside what the same sensitivities predict of it.
+All are converted from the same weights with the same imatrix and run on the same tokens, so what differs is
+which tensor got which type. Each file's figure stands beside what the same sensitivities predict of it.
 """
 
 from __future__ import annotations
