@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from ggplan import measure as measure
     from ggplan.allocation import OptimizeOptions as OptimizeOptions
     from ggplan.allocation import optimize as optimize
+    from ggplan.calibrating import CalibrateOptions as CalibrateOptions
+    from ggplan.calibrating import calibrate as calibrate
+    from ggplan.calibration import Calibration as Calibration
+    from ggplan.calibration import open_calibration as open_calibration
     from ggplan.conversion import ConvertOptions as ConvertOptions
     from ggplan.conversion import convert as convert
     from ggplan.errors import Error as Error
@@ -59,6 +63,10 @@ if TYPE_CHECKING:
 _HOME = {
     "OptimizeOptions": "ggplan.allocation",
     "optimize": "ggplan.allocation",
+    "CalibrateOptions": "ggplan.calibrating",
+    "calibrate": "ggplan.calibrating",
+    "Calibration": "ggplan.calibration",
+    "open_calibration": "ggplan.calibration",
     "ConvertOptions": "ggplan.conversion",
     "convert": "ggplan.conversion",
     "Error": "ggplan.errors",

@@ -41,8 +41,8 @@ ALLOWED = {
         "quants",
     },
     "allocation": {
-        "errors", "substitutes", "text", "ggml_types", "model", "rules", "recovering", "planning", "offload",
-        "imatrix", "quants",
+        "errors", "substitutes", "text", "ggml_types", "model", "rules", "stock", "recovering", "planning",
+        "offload", "imatrix", "quants",
     },
     "linting": {
         "errors", "text", "ggml_types", "model", "inventories", "rules", "imatrix", "stock", "planning",
@@ -64,7 +64,7 @@ ALLOWED = {
     "forward": {"errors", "text", "ggml_types", "model", "sources", "arch"},
     "calibration": {
         "version", "errors", "text", "ggml_types", "metadata", "model", "sources", "imatrix", "quants",
-        "measure", "forward",
+        "planning", "measure", "forward",
     },
     "conversion": {
         "version", "errors", "text", "ggml_types", "metadata", "model", "sources", "imatrix", "planning",
@@ -77,6 +77,10 @@ ALLOWED = {
     "probing": {
         "version", "errors", "substitutes", "text", "ggml_types", "metadata", "model", "sources", "rules",
         "imatrix", "stock", "planning", "allocation", "conversion", "measure", "quants",
+    },
+    "calibrating": {
+        "version", "errors", "ggml_types", "model", "sources", "opening", "imatrix", "planning", "stock",
+        "calibration", "conversion",
     },
     "charts": {"errors", "substitutes", "text", "ggml_types", "model", "planning", "offload", "measure"},
 }  # fmt: skip

@@ -2,6 +2,7 @@
 
     python tools/fit_prior.py FOLDER             write ggplan/allocation/prior.csv
     python tools/fit_prior.py FOLDER --report    leave one family out after the other: how good is it?
+    python tools/fit_prior.py FOLDER --nested    are the settings chosen too well for these models?
 
 FOLDER has a CSV for each model, with the KL divergence of the model when one tensor alone is at about 2 bits:
 
@@ -10,16 +11,20 @@ FOLDER has a CSV for each model, with the KL divergence of the model when one te
 
 and `whole-model.csv`, `model,TYPE,...`, with the KL divergence of the whole model at each type.
 
-The fit, for model m and tensor t, by iteratively reweighted least squares:
+The fit, for model m and tensor t, is the mean of two regressions of
 
-    E[kld - floor] = exp(level_m + role_t + depth_t)
-    variance       = (NOISE floor)^2 + (SPREAD E)^2          all models weighted alike
+    log s = level_m + role_t + depth_t                      s = kld - floor; all models weighted alike
 
 `floor` is what a run shows whatever is changed (other kernels, tokens routed elsewhere): the 0.5 % quantile.
-A log link with this variance takes measurements below the floor as they are, noise around a small value,
-where a regression on logarithms has to invent a number for them. Of families left out, free for each tensor
-and by each model's own curve of types, the allocation was at 1.23 times the optimum in the mean with it, and
-at 1.36 with the regression on logarithms. NOISE, SPREAD and RIDGE were chosen among some fifteen by it.
+
+1. Least squares of log(max(s, LEAST floor)). Each tensor counts alike, so the shape of the many small ones is
+   found well; but what drowns in noise is as good as any.
+2. A log link, by iteratively reweighted least squares, with the variance (NOISE floor)^2 + (SPREAD s)^2. It
+   takes measurements below the floor as they are, noise around a small value, but the large ones decide.
+
+Each is best for some families; of the mean no family is bad. The pull toward 0 is small for `output` and
+`token_embd`, of which a model has one: otherwise it would hide how far they are from the rest. `output tied`
+is pulled toward `output`. `--nested` chooses among settings by all families but one and judges with that one.
 
 Left out: values of 0 or 404 (not measured), and blocks of which all tensors have one value (those that only
 predict further tokens, which are not run).
@@ -33,6 +38,7 @@ import re
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -43,19 +49,20 @@ from ggplan.allocation import prior as shipped
 from ggplan.allocation.prior import CLASSES, REFERENCE_ERROR, TERMS, Level, Prior
 from ggplan.allocation.scales import Scales, scales_by_prior
 from ggplan.allocation.solving import Item, Solution, solve
-from ggplan.allocation.type_errors import type_error
+from ggplan.allocation.type_errors import Errors, type_error
 from ggplan.errors import Error
 from ggplan.ggml_types import BF16, parse_type
 from ggplan.metadata import Metadata
 from ggplan.model import Model, TensorInfo
 
 OUTPUT = Path(shipped.__file__).with_name("prior.csv")
-NOISE = 0.1
-SPREAD = 0.4
-RIDGE = 0.3
+_PULLED_LITTLE = 0.005
+_TIED = "output tied"
+_ONE_OF_A_MODEL = ("output", "token_embd")
 _ROUNDS = 30
 _LEVEL_TYPES = ("iq2_xs", "q2_K", "iq3_xxs", "q3_K", "iq4_xs", "q4_K")
 _FINE_TYPE = "q5_K"
+_CURVE_FLOOR = 0.9  # of the KL divergence of q8_0: what a run of the whole model shows whatever is changed
 # What the report judges with.
 BUDGETS = (2.8, 3.5, 4.5, 5.5)
 TYPES = ("iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s", "iq4_xs", "q5_K", "q6_K", "q8_0")
@@ -159,35 +166,45 @@ def _block(name: str) -> int:
     return int(found[1]) if found else -1
 
 
-def fit(models: Sequence[Measured]) -> Prior:
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Of a fit; the defaults are those of the prior that ships.
+
+    Attributes
+    ----------
+    least
+        The least signal of the first regression, as a part of the floor.
+    noise, spread
+        Of the second one's variance.
+    ridges
+        How strongly either is pulled toward 0, in units of a hundredth of a model.
+    part
+        The weight of the first in the mean.
+    """
+
+    least: float = 0.2
+    noise: float = 0.4
+    spread: float = 0.4
+    ridges: tuple[float, float] = (4.0, 6.0)
+    part: float = 0.5
+
+
+def fit(models: Sequence[Measured], settings: Settings | None = None) -> Prior:
     """The prior of these models."""
-    roles = sorted({role for m in models for role in _roles(m)})
-    n_terms, n_models = len(roles) + len(CLASSES) * len(TERMS), len(models)
+    settings = settings or Settings()
+    roles = sorted({role for m in models for role in _roles(m)} | {"output"})
     tables = [_features(m, roles) for m in models]
-    numbers = np.zeros(n_terms)
-    levels = np.array([np.log(m.signals.mean()) for m in models])
-    ridge = np.diag([RIDGE] * n_terms + [1e-6] * n_models)
-    for _ in range(_ROUNDS):
-        normal, right = np.zeros((n_terms + n_models,) * 2), np.zeros(n_terms + n_models)
-        for j, (m, table) in enumerate(zip(models, tables, strict=True)):
-            log = np.clip(table @ numbers + levels[j], -16, 4)
-            expected = np.exp(log)
-            variance = (NOISE * m.floor) ** 2 + (SPREAD * expected) ** 2
-            weights = expected**2 / variance * (100 / len(expected))
-            target = weights * (log + np.clip((m.signals - expected) / expected, -10, 10))
-            weighted = table * weights[:, None]
-            at = n_terms + j
-            normal[:n_terms, :n_terms] += table.T @ weighted
-            normal[at, :n_terms] = normal[:n_terms, at] = weighted.sum(0)
-            normal[at, at] = weights.sum()
-            right[:n_terms] += table.T @ target
-            right[at] = target.sum()
-        found = np.linalg.solve(normal + ridge, right)
-        numbers = (numbers + found[:n_terms]) / 2  # half a step: whole ones may swing
-        levels = (levels + found[n_terms:]) / 2
+    pull = np.array([_PULLED_LITTLE if role in _ONE_OF_A_MODEL else 1.0 for role in roles])
+    pull = np.concatenate([pull, np.ones(len(CLASSES) * len(TERMS))])
+    of_logs = _fit_logs(models, tables, settings.least, pull * settings.ridges[0])
+    linked = _fit_linked(models, tables, settings, pull * settings.ridges[1])
+    numbers = settings.part * of_logs + (1 - settings.part) * linked
     depth = numbers[len(roles) :].reshape(len(CLASSES), len(TERMS))
+    of_roles = dict(zip(roles, map(float, numbers), strict=False))
+    if _TIED in of_roles:
+        of_roles[_TIED] += of_roles["output"]
     prior = Prior(
-        dict(zip(roles, map(float, numbers), strict=False)),
+        of_roles,
         {kind: tuple(map(float, row)) for kind, row in zip(CLASSES, depth, strict=True)},
         {},
         (),
@@ -195,16 +212,70 @@ def fit(models: Sequence[Measured]) -> Prior:
     return Prior(prior.roles, prior.depth, _levels(models, prior), ())
 
 
+def _fit_logs(
+    models: Sequence[Measured], tables: Sequence[NDArray[np.float64]], least: float, pull: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Least squares of the logarithms; the level of a model is its mean."""
+    normal, right = np.diag(pull), np.zeros(len(pull))
+    for m, table in zip(models, tables, strict=True):
+        logs = np.log(np.maximum(m.signals, least * m.floor))
+        centred = table - table.mean(0)
+        normal += _products(centred, centred) * (100 / len(logs))
+        right += centred.T @ (logs - logs.mean()) * (100 / len(logs))
+    found: NDArray[np.float64] = np.linalg.solve(normal, right)
+    return found
+
+
+def _products(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A transposed times b; both are so small that BLAS's threads would only wait for each other."""
+    found: NDArray[np.float64] = np.einsum("ij,ik->jk", a, b)
+    return found
+
+
+def _fit_linked(
+    models: Sequence[Measured],
+    tables: Sequence[NDArray[np.float64]],
+    settings: Settings,
+    pull: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """The regression with a log link."""
+    n_terms, n_models = len(pull), len(models)
+    numbers = np.zeros(n_terms)
+    levels = np.array([np.log(m.signals.mean()) for m in models])
+    ridge = np.diag(np.concatenate([pull, np.full(n_models, 1e-6)]))
+    for _ in range(_ROUNDS):
+        normal, right = np.zeros((n_terms + n_models,) * 2), np.zeros(n_terms + n_models)
+        for j, (m, table) in enumerate(zip(models, tables, strict=True)):
+            log = np.clip(table @ numbers + levels[j], -16, 4)
+            expected = np.exp(log)
+            variance = (settings.noise * m.floor) ** 2 + (settings.spread * expected) ** 2
+            weights = expected**2 / variance * (100 / len(expected))
+            target = weights * (log + np.clip((m.signals - expected) / expected, -10, 10))
+            weighted = table * weights[:, None]
+            at = n_terms + j
+            normal[:n_terms, :n_terms] += _products(table, weighted)
+            normal[at, :n_terms] = normal[:n_terms, at] = weighted.sum(0)
+            normal[at, at] = weights.sum()
+            right[:n_terms] += table.T @ target
+            right[at] = target.sum()
+        found = np.linalg.solve(normal + ridge, right)
+        numbers = (numbers + found[:n_terms]) / 2  # half a step: whole ones may swing
+        levels = (levels + found[n_terms:]) / 2
+    return numbers
+
+
 def _roles(m: Measured) -> list[str]:
     tied = "output.weight" not in m.names
     found = [shipped.role_in_prior(name) for name in m.names]
-    return ["output" if role == "token_embd" and tied else role for role in found]
+    return [_TIED if role == "token_embd" and tied else role for role in found]
 
 
 def _features(m: Measured, roles: Sequence[str]) -> NDArray[np.float64]:
     table = np.zeros((len(m.names), len(roles) + len(CLASSES) * len(TERMS)))
     for i, (name, role) in enumerate(zip(m.names, _roles(m), strict=True)):
         table[i, roles.index(role)] = 1
+        if role == _TIED:
+            table[i, roles.index("output")] = 1
         if (block := _block(name)) >= 0:
             at = len(roles) + CLASSES.index(shipped.class_of(role)) * len(TERMS)
             table[i, at : at + len(TERMS)] = shipped.depth_terms(block, m.n_blocks)
@@ -271,15 +342,32 @@ def model_of(m: Measured) -> Model:
     return Model(Path(m.model), "inventory", "", Metadata(), tensors)
 
 
-def damage_over_optimum(m: Measured, scales: Scales, bpw: float, bands: int | None = 3) -> float:
+def curve_of(m: Measured) -> dict[str, float]:
+    """The damage of each of `TYPES` by the KL divergence of the whole model, less what a run shows anyway.
+
+    Types that were not measured are not in it.
+    """
+    least = _CURVE_FLOOR * m.whole.get("q8_0", 0.0)
+    return {t: max(m.whole[t] - least, 1e-6) for t in TYPES if t in m.whole}
+
+
+def damage_over_optimum(
+    m: Measured, scales: Scales, bpw: float, bands: int | None = 3, *, own_curve: bool = False
+) -> float:
     """The damage of the optimiser's allocation over the least one, both by the measured values.
 
-    damage = sum of signals times errors of types. The allocation has not seen the signals. The least one is
+    damage = sum of signals times what the types do. The allocation has not seen the signals. The least one is
     free for each tensor.
+
+    Parameters
+    ----------
+    own_curve
+        Whether types do what `curve_of` says, to both; else the errors of `ggplan.allocation.type_errors`.
     """
-    by_type = {name: type_error(name) for name in TYPES}
-    options = OptimizeOptions(bpw=bpw, types=TYPES, bands=bands)
-    plan = optimize(model_of(m), options, scales=scales).plan
+    by_type = curve_of(m) if own_curve else {name: type_error(name) for name in TYPES}
+    options = OptimizeOptions(bpw=bpw, types=tuple(by_type), bands=bands)
+    errors = Errors("judge", by_type=by_type)
+    plan = optimize(model_of(m), options, scales=scales, errors=errors).plan
     signals = dict(zip(m.names, np.maximum(m.signals, 1e-6).tolist(), strict=True))
     found = sum(signals[t.name] * by_type[t.type.name] for t in plan.tensors)
     types = [parse_type(name) for name in by_type]
@@ -295,24 +383,107 @@ def damage_over_optimum(m: Measured, scales: Scales, bpw: float, bands: int | No
     return found / least.damage
 
 
-def left_out(models: Sequence[Measured]) -> Iterator[tuple[Measured, Prior]]:
+def left_out(
+    models: Sequence[Measured], settings: Settings | None = None
+) -> Iterator[tuple[Measured, Prior]]:
     """Each model with the prior of the other families."""
     for family in dict.fromkeys(m.family for m in models):
-        prior = fit([m for m in models if m.family != family])
+        prior = fit([m for m in models if m.family != family], settings)
         yield from ((m, prior) for m in models if m.family == family)
 
 
-def report(models: Sequence[Measured]) -> None:
+def report(models: Sequence[Measured], bands: int | None) -> None:
     """Print, for each model, what the prior of the other families costs against the measured values."""
-    print(f"{'damage over the optimum of the measured values':50}" + "".join(f"{b:>7}" for b in BUDGETS))
-    ratios = []
+    how = "free for each tensor" if bands is None else f"{bands} bands"
+    print(f"damage over the optimum of the measured values, {how}: one curve of errors | the model's own")
+    print(f"{'':28}" + "".join(f"{b:>7}" for b in BUDGETS) + "  |" + "".join(f"{b:>7}" for b in BUDGETS))
+    found: dict[bool, list[float]] = {False: [], True: []}
     for m, prior in left_out(models):
         scales = scales_by_prior(model_of(m), prior)
-        found = [damage_over_optimum(m, scales, bpw) for bpw in BUDGETS]
-        ratios += found
-        print(f"{m.model:50}" + "".join(f"{ratio:7.2f}" for ratio in found), flush=True)
-    middle, mean = statistics.median(ratios), statistics.mean(ratios)
-    print(f"median {middle:.3f}, mean {mean:.3f}, largest {max(ratios):.2f}")
+        shown = []
+        for own_curve, ratios in found.items():
+            least = min(parse_type(t).bits_per_weight for t in (curve_of(m) if own_curve else TYPES))
+            fits = [bpw for bpw in BUDGETS if bpw > least]
+            now = {bpw: damage_over_optimum(m, scales, bpw, bands, own_curve=own_curve) for bpw in fits}
+            ratios += now.values()
+            shown.append("".join(f"{now[b]:7.2f}" if b in now else f"{'-':>7}" for b in BUDGETS))
+        print(f"{m.model:28}{shown[0]}  |{shown[1]}", flush=True)
+    for own_curve, ratios in found.items():
+        middle, mean = statistics.median(ratios), statistics.mean(ratios)
+        by = "own curve" if own_curve else "one curve"
+        print(f"{by}: median {middle:.3f}, mean {mean:.3f}, largest {max(ratios):.2f}")
+
+
+def nested(models: Sequence[Measured]) -> None:
+    """Print what the settings chosen without a family are for that family.
+
+    For each family: the settings that are best for the *others* (each of these left out of its fit in turn),
+    and the mean ratio of the family with them and with the settings that ship.
+    """
+    choices = [
+        Settings(least=least, ridges=(ridge, 1.5 * ridge), part=part)
+        for least in (0.05, 0.2)
+        for ridge in (1.0, 4.0, 16.0)
+        for part in (0.0, 0.5, 1.0)
+    ]
+    logs = {choice: {m.model: float(np.log(relaxed_ratios(m, p)).mean()) for m, p in left_out(models, choice)}
+            for choice in (*choices, Settings())}  # fmt: skip
+    for family in dict.fromkeys(m.family for m in models):
+        inside = [m.model for m in models if m.family == family]
+        outside = [m.model for m in models if m.family != family]
+        best = min(choices, key=lambda choice: statistics.mean(logs[choice][name] for name in outside))
+        found, ships = (
+            float(np.exp(statistics.mean(logs[choice][name] for name in inside)))
+            for choice in (best, Settings())
+        )
+        print(f"{family:10} chosen without it {found:.3f}, as shipped {ships:.3f}   {best}", flush=True)
+
+
+def relaxed_ratios(m: Measured, prior: Prior) -> list[tuple[float, float]]:
+    """Damage over optimum at each of `BUDGETS`, by one curve of errors and by the model's own.
+
+    Free for each tensor, and as if tensors could be divided: the multiplier's solution, without a solver.
+    """
+    by_name = shipped.sensitivities_by_prior(m.names, prior, n_blocks=m.n_blocks)
+    guess, signals = np.array([by_name[name] for name in m.names]), m.signals.clip(1e-6)
+    common, own = ({t: type_error(t) for t in TYPES}, curve_of(m))
+    return [
+        (
+            _relaxed(m, guess, common, bpw) / _relaxed(m, signals, common, bpw),
+            _relaxed(m, guess, own, bpw) / _relaxed(m, signals, own, bpw),
+        )
+        for bpw in BUDGETS
+    ]
+
+
+def _relaxed(m: Measured, guess: NDArray[np.float64], curve: Mapping[str, float], bpw: float) -> float:
+    """The measured damage of the allocation of a guess, where each tensor takes one price for a byte."""
+    hull: list[tuple[float, float]] = []
+    for bits, damage in sorted((parse_type(t).bits_per_weight, d) for t, d in curve.items()):
+        if hull and damage >= hull[-1][1]:
+            continue
+        while len(hull) > 1 and _slope(hull[-2], hull[-1]) <= _slope(hull[-1], (bits, damage)):
+            hull.pop()
+        hull.append((bits, damage))
+    slopes = -np.log([_slope(a, b) for a, b in pairwise(hull)])
+    bits_of, damage_of = np.array(hull).T
+    sizes = np.array(m.sizes, float)
+    ratios, limit = np.log(guess / sizes), bpw * sizes.sum()
+    low, high = -80.0, 80.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        spent = (sizes * bits_of[np.searchsorted(slopes, ratios - middle)]).sum()
+        low, high = (low, middle) if spent <= limit else (middle, high)
+    under, over = (np.searchsorted(slopes, ratios - price) for price in (high, low))
+    room, step = limit - (sizes * bits_of[under]).sum(), (sizes * (bits_of[over] - bits_of[under])).sum()
+    part = min(1.0, room / step) if step else 0.0
+    signals = m.signals.clip(1e-6)
+    return float((signals * ((1 - part) * damage_of[under] + part * damage_of[over])).sum())
+
+
+def _slope(a: tuple[float, float], b: tuple[float, float]) -> float:
+    """How much damage a bit takes off between two points of a curve."""
+    return (a[1] - b[1]) / (b[0] - a[0])
 
 
 def main() -> None:
@@ -321,12 +492,17 @@ def main() -> None:
     )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--report", action="store_true", help="print how good it is, and write nothing")
+    parser.add_argument("--bands", type=int, default=3, help="of the report; 0: free for each tensor")
+    parser.add_argument("--nested", action="store_true", help="print how well the settings were chosen")
     options = parser.parse_args()
     models = read_folder(options.folder)
     if not models:
         raise SystemExit(f"{options.folder} has no tables")
     if options.report:
-        report(models)
+        report(models, options.bands or None)
+        return
+    if options.nested:
+        nested(models)
         return
     write(fit(models), models, OUTPUT)
     print(f"{OUTPUT} written")

@@ -30,7 +30,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from ggplan.allocation.grouping import Chain, Group, joined
-from ggplan.allocation.solving import Item, Shortfall, Solution, solve
+from ggplan.allocation.solving import MOST_NODES, Item, Shortfall, Solution, solve
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -84,6 +84,8 @@ def solve_bands(
     costs: Sequence[Sequence[Sequence[Sequence[float]]]],
     limits: Sequence[float],
     bands: int,
+    *,
+    nodes: int = MOST_NODES,
 ) -> Banded | Shortfall:
     """The bands and types of least damage, or what cannot be met.
 
@@ -95,9 +97,11 @@ def solve_bands(
         Of each row.
     bands
         The most bands of a chain.
+    nodes
+        As of `solve`; with 0 the third step is left out.
     """
     if all(len(chain.layers) <= bands for chain in chains):  # then each layer may be a band
-        return solve_freely(chains, costs, limits)
+        return solve_freely(chains, costs, limits, nodes=nodes)
     table = _table(chains, costs, limits)
     options = _first_options(table, bands)
     short = _short_alone(table, options, limits)
@@ -109,10 +113,10 @@ def solve_bands(
             own |= _with_ends_moved(option)
         for one, other in pairwise(shared):
             own |= _in_part(one, other, bands)
-    found, known = _chosen(table, _worth_it(table, options, prices), limits)
+    found, known = _chosen(table, _worth_it(table, options, prices), limits, nodes)
     if isinstance(found, Shortfall):
         return found
-    if found.damage - bound > _FAR * bound and 1 < bands <= _MOST_BANDS:
+    if nodes and found.damage - bound > _FAR * bound and 1 < bands <= _MOST_BANDS:
         found, known, bound = _exactly(table, found, known, bound, prices, limits, bands)
     groups: list[Group] = []
     chosen: list[int] = []
@@ -126,7 +130,11 @@ def solve_bands(
 
 
 def solve_freely(
-    chains: Sequence[Chain], costs: Sequence[Sequence[Sequence[Sequence[float]]]], limits: Sequence[float]
+    chains: Sequence[Chain],
+    costs: Sequence[Sequence[Sequence[Sequence[float]]]],
+    limits: Sequence[float],
+    *,
+    nodes: int = MOST_NODES,
 ) -> Banded | Shortfall:
     """The same with each layer for itself."""
     groups = tuple(group for chain in chains for group in chain.layers)
@@ -135,7 +143,7 @@ def solve_freely(
         for chain, cost in zip(chains, costs, strict=True)
         for layer, group in enumerate(chain.layers)
     ]
-    found: Solution | Shortfall = solve(items, limits)
+    found: Solution | Shortfall = solve(items, limits, nodes=nodes)
     return found if isinstance(found, Shortfall) else Banded(groups, found.chosen, found.damage, found.bound)
 
 
@@ -287,7 +295,7 @@ _NEAR = 400
 
 
 def _chosen(
-    table: _Table, known: list[list[Option]], limits: Sequence[float]
+    table: _Table, known: list[list[Option]], limits: Sequence[float], nodes: int = MOST_NODES
 ) -> tuple[Solution | Shortfall, list[list[Option]]]:
     """The solution among the options of the chains, and these in the order of its indices."""
     items = []
@@ -295,7 +303,7 @@ def _chosen(
         damages, costs = _sums(table, i, listed)
         rows = costs * table.units[:, None]
         items.append(Item(tuple((damages * table.scale).tolist()), tuple(map(tuple, rows.tolist()))))
-    return solve(items, limits), known
+    return solve(items, limits, nodes=nodes), known
 
 
 def _exactly(

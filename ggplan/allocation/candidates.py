@@ -21,7 +21,7 @@ from functools import partial
 from typing import Literal
 
 from ggplan.allocation.prior import REFERENCE_ERROR
-from ggplan.allocation.type_errors import TABLE, Errors, type_error
+from ggplan.allocation.type_errors import TABLE, Errors
 from ggplan.errors import PlanError
 from ggplan.ggml_types import GgmlType, parse_type
 from ggplan.model import Model, TensorInfo
@@ -162,10 +162,21 @@ def _sensitivity(tensor: TensorInfo, roles: Mapping[str, Role], sensitivities: M
 
 
 def _candidate(tensor: TensorInfo, type_: GgmlType, *, sensitivity: float, errors: Errors) -> Candidate:
-    n_bytes = type_.tensor_bytes(tensor.shape)
+    damage = damage_of(tensor, type_, sensitivity=sensitivity, errors=errors)
+    return Candidate(type_, type_.tensor_bytes(tensor.shape), damage)
+
+
+def damage_of(tensor: TensorInfo, type_: GgmlType, *, sensitivity: float, errors: Errors) -> float:
+    """What is lost by a tensor of a type, in nats.
+
+    Raises
+    ------
+    PlanError
+        If the error of the type is not known.
+    """
     if type_ == tensor.type or type_.kind == "integer" or not sensitivity:
-        return Candidate(type_, n_bytes, 0.0)
-    return Candidate(type_, n_bytes, sensitivity * errors.of(tensor, type_) / REFERENCE_ERROR)
+        return 0.0
+    return sensitivity * errors.of(tensor, type_) / REFERENCE_ERROR
 
 
 def _fitting(tensor: TensorInfo, allowed: Sequence[GgmlType], table: FallbackTable) -> list[GgmlType]:
@@ -178,7 +189,7 @@ def _fitting(tensor: TensorInfo, allowed: Sequence[GgmlType], table: FallbackTab
     return list(got)
 
 
-def allowed_types(names: Sequence[str], engine: str) -> tuple[GgmlType, ...]:
+def allowed_types(names: Sequence[str], engine: str, errors: Errors = TABLE) -> tuple[GgmlType, ...]:
     """The types of these names, or where there are none, those of an engine.
 
     Raises
@@ -190,7 +201,7 @@ def allowed_types(names: Sequence[str], engine: str) -> tuple[GgmlType, ...]:
     """
     types = [parse_type(name) for name in names or ENGINE_TYPES[engine]]
     for type_ in types:
-        type_error(type_.name)
+        errors.of_type(type_)
         if type_.engine == "ik_llama.cpp" and engine != type_.engine:
             raise PlanError(
                 f"{type_.name} is a type of ik_llama.cpp, which llama.cpp does not read",

@@ -98,9 +98,7 @@ def merged_rows(
     if None not in memories:
         taken = spare + sum(d.whole_context + d.whole_compute for d in devices)
         total = sum(memory or 0 for memory in memories)
-        rows.append(
-            _memory_row(MEMORY, total, taken, lambda t, q: sum(bytes_on(t, q).values()), machine)
-        )
+        rows.append(_memory_row(MEMORY, total, taken, lambda t, q: sum(bytes_on(t, q).values()), machine))
     for device, memory in zip(devices, memories, strict=True):
         if memory is None or device.name == HOST and None not in memories and not machine.gpus:
             continue
@@ -108,9 +106,7 @@ def merged_rows(
         taken = device.whole_compute + (device.whole_context if has_experts else 0)
         if len(machine.gpus) > 1 and device.name != HOST:
             continue  # how layers are split is not known yet
-        rows.append(
-            _memory_row(device.name, memory, taken, _on_device(bytes_on, device.name, free), machine)
-        )
+        rows.append(_memory_row(device.name, memory, taken, _on_device(bytes_on, device.name, free), machine))
     if speed and target.min_tps is not None:
         rows.append(_speed_row(target.min_tps, costs, _merged_seconds(costs, free)))
     return tuple(rows)
@@ -150,7 +146,9 @@ def _speed_row(min_tps: float, costs: TensorCosts, cost: Callable[[TensorInfo, G
 
     def short(least: float) -> str:
         tps = 1 / least if least > 0 else float("inf")
-        return f"{tps:.1f} tokens per second are likely at most, {min_tps - tps:.1f} below --min-tps {min_tps:g}"
+        return (
+            f"{tps:.1f} tokens per second are likely at most, {min_tps - tps:.1f} below --min-tps {min_tps:g}"
+        )
 
     return Row(
         SPEED, 1 / min_tps * (1 - _ROUNDING), costs.whole_seconds - weights, cost,

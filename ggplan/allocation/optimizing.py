@@ -10,12 +10,12 @@ The plan is made of the recipe's text, so what is promised of bytes is true of t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ggplan.allocation.forecast import Forecast, forecast_of
 from ggplan.allocation.grouping import Group
-from ggplan.allocation.options import OptimizeOptions
+from ggplan.allocation.options import OptimizeOptions, is_limited
 from ggplan.allocation.problem import Problem, prepare, rows_of, solved
 from ggplan.allocation.recipe_text import Answer, recipe_text
 from ggplan.allocation.scales import Scales
@@ -53,6 +53,8 @@ class Optimized:
         The sensitivities that it rests on.
     notes
         What the user should know.
+    problem
+        What was solved.
     """
 
     recipe: Recipe
@@ -64,6 +66,7 @@ class Optimized:
     forecast: Forecast
     scales: Scales
     notes: tuple[str, ...]
+    problem: Problem
 
     @property
     def damage(self) -> float:
@@ -102,8 +105,13 @@ def optimize(
     return answer_of(prepare(model, options or OptimizeOptions(), scales=scales, errors=errors))
 
 
-def answer_of(problem: Problem) -> Optimized:
+def answer_of(problem: Problem, *, heading: Sequence[str] = ()) -> Optimized:
     """The answer to a problem.
+
+    Parameters
+    ----------
+    heading
+        Lines for the recipe's heading.
 
     Raises
     ------
@@ -111,20 +119,22 @@ def answer_of(problem: Problem) -> Optimized:
         If the budget cannot be met.
     """
     options = problem.options
+    if not is_limited(options):
+        raise PlanError("nothing limits the file", hint="give --size, --bpw, --max-kld or --vram and --ram")
     room = _TEXT_ROOM
     for _ in range(_TRIES):
         rows = rows_of(problem, room)
         found = solved(problem, rows)
         answer = Answer(problem, found.groups, found.chosen)
         forecast = forecast_of(answer.damage, problem.scales.level)
-        text = recipe_text(answer, rows, found.gap, forecast)
+        text = recipe_text(answer, rows, found.gap, forecast, heading)
         recipe = parse_recipe(text, f"{options.name}.recipe")
         plan = lay_out(problem.model, decide(problem.model, recipe), fallback=options.fallback)
         _prove(plan, answer)
         if options.size is None or plan.file_bytes <= options.size:
             return Optimized(
                 recipe, plan, found.groups, found.chosen, answer.damages, found.gap, forecast, problem.scales,
-                (*problem.scales.notes, *problem.notes, *_encoded_again(plan)),
+                (*problem.scales.notes, *problem.notes, *_encoded_again(plan)), problem,
             )  # fmt: skip
         room += plan.file_bytes - options.size
     raise PlanError(

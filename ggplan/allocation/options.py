@@ -42,6 +42,9 @@ class OptimizeOptions:
         Sets of words: kinds of tensors that differ by such a word alone get one type.
     table
         A table of single-tensor measurements of this model; None for the prior alone.
+    curve
+        A table of the KL divergence of this whole model by type, which takes the place of the errors of the
+        types and says how much all sensitivities add up to; None for a table by type.
     name
         The recipe's name.
     """
@@ -60,6 +63,7 @@ class OptimizeOptions:
     harmonised: tuple[tuple[str, ...], ...] = (("gate", "up"),)
     # What it rests on.
     table: str | Path | None = None
+    curve: str | Path | None = None
     # The answer.
     name: str = "optimized"
 
@@ -69,16 +73,20 @@ class OptimizeOptions:
         return "ik" if self.engine == "ik_llama.cpp" else "llama.cpp"
 
 
+def is_limited(options: OptimizeOptions) -> bool:
+    """Whether a budget is given."""
+    limits = (options.size, options.bpw, options.max_kld, options.target)
+    return any(limit is not None for limit in limits)
+
+
 def check_options(options: OptimizeOptions) -> None:
     """Raise what is wrong with options whatever the model.
 
     Raises
     ------
     PlanError
-        If nothing limits the file, or a value cannot be.
+        If a value cannot be.
     """
-    if options.size is None and options.bpw is None and options.max_kld is None and options.target is None:
-        raise PlanError("nothing limits the file", hint="give --size, --bpw, --max-kld or --vram and --ram")
     min_tps = options.target.min_tps if options.target is not None else None
     if min_tps is not None and not (math.isfinite(min_tps) and min_tps > 0):
         raise PlanError(f"{min_tps} tokens per second cannot be", hint="it looks like 8")

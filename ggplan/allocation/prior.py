@@ -11,11 +11,10 @@ Sensitivity is the mean KL divergence (nats) from the unquantized model when thi
 (`ggplan.allocation.type_errors`).
 
 The numbers are in `prior.csv`, fitted by `tools/fit_prior.py` to the measurements of seventeen models that
-Thireus and the contributors of the GGUF Tool Suite published: a regression with a log link whose variance is
-noise of the measurement plus a part of the value, so that tensors whose effect drowns in noise count little.
+Thireus and the contributors of the GGUF Tool Suite published.
 
-Tied token embeddings are the output matrix too, and count as `output`: they matter a hundred times more than
-embeddings that are only looked up.
+Tied token embeddings are the output matrix too, and a role of their own, `output tied`: they matter a hundred
+times more than embeddings that are only looked up.
 """
 
 from __future__ import annotations
@@ -40,8 +39,10 @@ TERMS = ("x", "x2", "x3", "block 0", "block 1", "last block")
 
 _BLOCK = re.compile(r"^.*?blk\.\d+\.", re.ASCII)
 _EMBEDDINGS, _OUTPUT = "token_embd", "output"
+_TIED = "output tied"
 # For a role that was not measured: the one that it resembles, by the first of these found in its name.
 _NEAREST = (
+    (r"^output tied$", _OUTPUT),
     (r"^output|^cls|\bhead\b|shared_head_head", _OUTPUT),
     (r"token_embd|embed_tokens|\bembd|_embd", _EMBEDDINGS),
     (r"down_(ch)?exps", "ffn_down_exps"),
@@ -192,7 +193,7 @@ def sensitivities_by_prior(names: Iterable[str], prior: Prior, *, n_blocks: int)
 def _sensitivity(name: str, prior: Prior, n_blocks: int, tied: bool) -> float:
     role = role_in_prior(name)
     if role == _EMBEDDINGS and tied and block_of(name) is None:
-        role = _OUTPUT
+        role = _TIED
     found = 0.0
     for part in _FUSED.get(role, (role,)):
         own = nearest_role(part, prior.roles)

@@ -8,17 +8,19 @@ from functools import cached_property
 
 from ggplan.allocation.banding import Banded, solve_bands, solve_freely
 from ggplan.allocation.budget import Row, bpw_row, header_bytes, kld_row, size_row
-from ggplan.allocation.candidates import TensorChoices, allowed_types, choices_of
+from ggplan.allocation.candidates import TensorChoices, allowed_types, choices_of, damage_of
+from ggplan.allocation.curves import Curve, curve_of, errors_by_curve, scaled_to_curve
 from ggplan.allocation.grouping import Chain, Group, chains_of, joined
 from ggplan.allocation.options import OptimizeOptions, check_options
 from ggplan.allocation.scales import Scales, scales_by_prior, scales_by_table
 from ggplan.allocation.sensitivity_tables import read_sensitivities
-from ggplan.allocation.solving import Shortfall
+from ggplan.allocation.solving import MOST_NODES, Shortfall
 from ggplan.allocation.standing import Stands, standing
 from ggplan.allocation.type_errors import TABLE, Errors
 from ggplan.errors import PlanError
 from ggplan.ggml_types import GgmlType
 from ggplan.model import Model, TensorInfo, require_model
+from ggplan.planning import Role
 from ggplan.planning.settling import settle
 from ggplan.text import printable
 
@@ -58,8 +60,15 @@ class Problem:
     notes: tuple[str, ...]
 
     def damage(self, tensor: TensorInfo, type_: GgmlType) -> float:
-        """What is lost by a tensor of one of its candidates' types, in nats."""
-        return self._damages[tensor.name][type_]
+        """What is lost by a tensor of any type, in nats.
+
+        Raises
+        ------
+        PlanError
+            If the error of the type is not known.
+        """
+        sensitivity = 0.0 if tensor.name in self._drafting else self.scales.values.get(tensor.name, 0.0)
+        return damage_of(tensor, type_, sensitivity=sensitivity, errors=self.errors)
 
     def types_of(self, found: Banded) -> dict[str, GgmlType]:
         """The type of each tensor in a solution, by name."""
@@ -69,8 +78,13 @@ class Problem:
         return types
 
     @cached_property
-    def _damages(self) -> dict[str, dict[GgmlType, float]]:
-        return {c.tensor.name: {found.type: found.damage for found in c.candidates} for c in self.choices}
+    def header(self) -> int:
+        """What the file takes besides its tensors, without a recipe's text, in bytes."""
+        return header_bytes(self.model)
+
+    @cached_property
+    def _drafting(self) -> frozenset[str]:
+        return frozenset(c.tensor.name for c in self.choices if c.role is Role.NEXTN)
 
 
 def prepare(
@@ -93,9 +107,15 @@ def prepare(
     require_model(model)
     check_options(options)
     model = settle(model)
-    allowed = allowed_types(options.types, options.engine)
-    scales = scales or scales_of(model, options)
+    curve = curve_of_options(model, options)
+    if curve is not None:
+        by_curve = errors_by_curve(curve)
+        errors = by_curve if errors is None else replace(errors, by_type=by_curve.by_type)
     errors = errors or TABLE
+    allowed = allowed_types(options.types, options.engine, errors)
+    scales = scales or scales_of(model, options, errors)
+    if curve is not None:
+        scales = scaled_to_curve(scales, curve, model)
     stands, notes = standing(model, options.pins, options.base, options.engine)
     pinned = {name: found.decision for name, found in stands.items()}
     choices = choices_of(
@@ -106,11 +126,18 @@ def prepare(
     return Problem(model, options, scales, errors, stands, choices, chains, notes)
 
 
-def scales_of(model: Model, options: OptimizeOptions) -> Scales:
+def scales_of(model: Model, options: OptimizeOptions, errors: Errors = TABLE) -> Scales:
     """The sensitivities that options ask for."""
     if options.table is None:
         return scales_by_prior(model)
-    return scales_by_table(model, read_sensitivities(options.table), printable(str(options.table)))
+    return scales_by_table(model, read_sensitivities(options.table), printable(str(options.table)), errors)
+
+
+def curve_of_options(model: Model, options: OptimizeOptions) -> Curve | None:
+    """The curve that options name."""
+    if options.curve is None:
+        return None
+    return curve_of(read_sensitivities(options.curve), model.path.name, printable(str(options.curve)))
 
 
 def rows_of(problem: Problem, room: int) -> tuple[Row, ...]:
@@ -118,7 +145,7 @@ def rows_of(problem: Problem, room: int) -> tuple[Row, ...]:
     model, options = problem.model, problem.options
     rows: list[Row] = []
     if options.size is not None:
-        rows.append(size_row(options.size, header_bytes(model) + room))
+        rows.append(size_row(options.size, problem.header + room))
     if options.bpw is not None:
         rows.append(bpw_row(options.bpw, sum(t.n_weights for t in model.tensors)))
     if options.max_kld is not None:
@@ -126,8 +153,13 @@ def rows_of(problem: Problem, room: int) -> tuple[Row, ...]:
     return tuple(rows)
 
 
-def solved(problem: Problem, rows: Sequence[Row]) -> Banded:
+def solved(problem: Problem, rows: Sequence[Row], *, nodes: int = MOST_NODES) -> Banded:
     """The types of least damage within the rows; where a row limits the damage, those of the fewest bytes.
+
+    Parameters
+    ----------
+    nodes
+        Of branch and bound, at most (see `ggplan.allocation.solving.solve`).
 
     Raises
     ------
@@ -135,14 +167,14 @@ def solved(problem: Problem, rows: Sequence[Row]) -> Banded:
         If a row cannot be met, with by how much.
     """
     if not any(row.name == "kld" for row in rows):
-        return _solved(problem, rows, problem.chains)
+        return _solved(problem, rows, problem.chains, nodes)
     # Rows of the bytes of the whole file are left out at first: what they are about is what is minimised, so
     # if the answer is above one, it says by how much.
     smallest = [
         Chain(tuple(replace(g, damages=tuple(map(float, g.n_bytes))) for g in chain.layers))
         for chain in problem.chains
     ]
-    found = _solved(problem, [row for row in rows if row.name not in _OF_THE_FILE], smallest)
+    found = _solved(problem, [row for row in rows if row.name not in _OF_THE_FILE], smallest, nodes)
     for row in rows:
         if row.name in _OF_THE_FILE and (used := _used(problem, row, found)) > row.limit:
             kept = next(kld.words for kld in rows if kld.name == "kld")
@@ -150,14 +182,17 @@ def solved(problem: Problem, rows: Sequence[Row]) -> Banded:
     return replace(found, groups=tuple(joined([group]) for group in found.groups))
 
 
-def _solved(problem: Problem, rows: Sequence[Row], chains: Sequence[Chain]) -> Banded:
+def _solved(problem: Problem, rows: Sequence[Row], chains: Sequence[Chain], nodes: int) -> Banded:
     fixed = [c for c in problem.choices if c.fixed]
     limits = [
         row.limit - row.taken - sum(row.cost(c.tensor, c.candidates[0].type) for c in fixed) for row in rows
     ]
     costs = [[[_costs(row, group) for group in chain.layers] for row in rows] for chain in chains]
     bands = problem.options.bands
-    found = solve_bands(chains, costs, limits, bands) if bands else solve_freely(chains, costs, limits)
+    if bands:
+        found = solve_bands(chains, costs, limits, bands, nodes=nodes)
+    else:
+        found = solve_freely(chains, costs, limits, nodes=nodes)
     if isinstance(found, Shortfall):
         row = rows[found.row]
         over = max(found.least - limits[found.row], 0)
@@ -186,4 +221,6 @@ def _no_file(problem: Problem, why: str, wanted: str) -> PlanError:
 
 def _costs(row: Row, group: Group) -> list[float]:
     """What each type of a group takes of a row."""
+    if row.name == "size":
+        return list(map(float, group.n_bytes))  # the same, known already
     return [float(sum(row.cost(m.tensor, type_) for m in group.members)) for type_ in group.types]

@@ -9,7 +9,7 @@ rules that were solved for. These name the types that are written, so the recipe
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -23,6 +23,7 @@ from ggplan.allocation.problem import Problem
 from ggplan.ggml_types import F32, GgmlType
 from ggplan.planning.roles import Role
 from ggplan.rules.roles import Blocks, roles_of
+from ggplan.stock import needs_imatrix
 from ggplan.text import format_bytes, printable
 
 _BY_ROLE = ("norm", "router")
@@ -92,7 +93,9 @@ class _Rule:
         return tuple(m for group, _ in self.groups for m in group.members)
 
 
-def recipe_text(answer: Answer, rows: Sequence[Row], gap: float, forecast: Forecast) -> str:
+def recipe_text(
+    answer: Answer, rows: Sequence[Row], gap: float, forecast: Forecast, heading: Sequence[str] = ()
+) -> str:
     """The text of the recipe.
 
     Parameters
@@ -101,9 +104,11 @@ def recipe_text(answer: Answer, rows: Sequence[Row], gap: float, forecast: Forec
         What the file keeps to.
     gap
         How far above the least possible the damage is at most.
+    heading
+        Further lines of it.
     """
     model, options = answer.problem.model, answer.problem.options
-    lines = [*_heading(answer, rows, gap, forecast), "@recipe 1", f"@name {_inert(options.name)}"]
+    lines = [*_heading(answer, rows, gap, forecast, heading), "@recipe 1", f"@name {_inert(options.name)}"]
     if model.architecture:
         lines.append(f"@arch {model.architecture}")
     if options.engine != "llama.cpp":
@@ -125,10 +130,13 @@ def recipe_text(answer: Answer, rows: Sequence[Row], gap: float, forecast: Forec
     return "\n".join(lines) + "\n"
 
 
-def _heading(answer: Answer, rows: Sequence[Row], gap: float, forecast: Forecast) -> list[str]:
+def _heading(
+    answer: Answer, rows: Sequence[Row], gap: float, forecast: Forecast, more: Sequence[str]
+) -> list[str]:
     model, options, scales = answer.problem.model, answer.problem.options, answer.problem.scales
     n_bytes = sum(answer.types[t.name].tensor_bytes(t.shape) for t in model.tensors)
     bpw = 8 * n_bytes / max(sum(t.n_weights for t in model.tensors), 1)
+    written = [(t, answer.types[t.name]) for t in model.tensors if answer.types[t.name] != t.type]
     kld, low, high = forecast.kld, forecast.low, forecast.high
     what = "The fewest bytes" if options.max_kld is not None else "The least loss"
     lines = [
@@ -136,17 +144,39 @@ def _heading(answer: Answer, rows: Sequence[Row], gap: float, forecast: Forecast
         "",
         f"Tensors         {format_bytes(n_bytes)}, {bpw:.3f} bits per weight",
         f"KL divergence   {kld:.2g} nats predicted, probably between {low:.2g} and {high:.2g}",
+        *more,
         f"Optimality      {gap_in_words(gap, options)}",
         f"Sensitivities   {scales.source}",
         f"Type errors     {answer.problem.errors.source}",
     ]
-    needing = sorted({t.name for t in answer.types.values() if t.expects_imatrix or t.requires_imatrix})
+    needing = _names(
+        type_
+        for tensor, type_ in written
+        if type_.requires_imatrix or needs_imatrix(None, tensor.name, type_)
+    )
+    foreign = _names(type_ for _, type_ in written if not type_.encodable)
     if needing:
-        lines.append(f"Imatrix         needed (--imatrix), for {', '.join(needing)}")
+        lines.append(f"Imatrix         needed (--imatrix), for {needing}")
+    if foreign:
+        lines.append(
+            f"Written by      ik_llama.cpp (`ggplan rules export`): ggplan does not encode {foreign}"
+        )
+    if again := sum(t.type.is_quantized for t, _ in written):
+        tensors = "1 tensor is" if again == 1 else f"{again:,} tensors are"
+        lines.append(f"Source          quantized: {tensors} encoded again, on top of what that has lost")
     lines += ["", *scales.credit]
+    # What a check would say of these stands above, and `convert` refuses to do without.
+    codes = [
+        *(["GP204"] if needing else []),
+        *(["GP205"] if again else []),
+        *(["GP208", "GP215"] if foreign else []),
+    ]
     heading = [f"# {_inert(line)}".rstrip() for line in lines]
-    # That an imatrix is needed stands above; `convert` refuses to do without.
-    return [*heading, "# ggplan: ignore-file GP204"] if needing else heading
+    return [*heading, f"# ggplan: ignore-file {', '.join(codes)}"] if codes else heading
+
+
+def _names(types: Iterable[GgmlType]) -> str:
+    return ", ".join(sorted({type_.name for type_ in types}))
 
 
 def gap_in_words(gap: float, options: OptimizeOptions) -> str:

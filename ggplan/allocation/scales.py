@@ -7,9 +7,9 @@ A table's figures are cleaned before they are used. Whatever is changed in a run
 (other kernels, tokens that are routed elsewhere). This floor, the 0.5 % quantile, is taken off. On big
 mixtures of experts it is several times what most tensors do, so what is left is partly noise. How much, the
 differences between tensors of one kind in neighbouring layers show, where both are small: they should be
-nearly alike. A measurement with the relative error e is shrunk to the prior, whose own logarithm is off by
-0.7, with the weight e^2 / (e^2 + 0.7^2); below e = 0.2 it is taken as it is, for to shrink good measurements
-only hurts.
+nearly alike. Where a table has standard errors, these are taken. A measurement with the relative error e is
+shrunk to the prior, whose own logarithm is off by 0.7, with the weight e^2 / (e^2 + 0.7^2); below e = 0.2 it
+is taken as it is, for to shrink good measurements only hurts.
 """
 
 from __future__ import annotations
@@ -28,17 +28,20 @@ from ggplan.allocation.prior import (
     sensitivities_by_prior,
 )
 from ggplan.allocation.sensitivities import Sensitivities
-from ggplan.allocation.type_errors import ERRORS, type_error
+from ggplan.allocation.type_errors import TABLE, Errors
 from ggplan.errors import PlanError
-from ggplan.ggml_types import parse_type
+from ggplan.ggml_types import GgmlType, parse_type
 from ggplan.model import Model
 from ggplan.planning.roles import nextn_layers
 from ggplan.rules.roles import block_of
+from ggplan.text import printable
 
 _FLOOR_QUANTILE = 0.005
 _ENOUGH_FOR_FLOOR = 100
 _PRIOR_VARIANCE = 0.5
 _GOOD = 0.2
+_COARSEST = 0.25  # the error of a type at which a single tensor's damage is still in proportion to it
+_MOST_UNKNOWN = 0.5  # of a table's tensors: more that the model lacks, and the table is of another model
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +82,17 @@ def scales_by_prior(model: Model, prior: Prior | None = None) -> Scales:
     return Scales(values, level, "prior by role and depth", prior.credit[1:3])
 
 
-def scales_by_table(model: Model, tables: Sequence[Sensitivities], name: str) -> Scales:
+def scales_by_table(
+    model: Model, tables: Sequence[Sensitivities], name: str, errors: Errors = TABLE
+) -> Scales:
     """The scales of a table of single-tensor measurements, with the prior where it has noise or nothing.
 
     Parameters
     ----------
     name
         What messages call the table.
+    errors
+        Of the types at which was measured.
 
     Raises
     ------
@@ -96,19 +103,20 @@ def scales_by_table(model: Model, tables: Sequence[Sensitivities], name: str) ->
     if table.figure != "kld" or table.of != "tensor":
         raise PlanError(
             f"{name}: its figures are {table.figure} of {table.of}s, not KL divergences of single tensors",
-            hint="a line for each tensor, `tensor,type,kld`, or a kld_results.csv of the GGUF Tool Suite",
+            hint="whole models are for `--curve`"
+            if table.of == "model"
+            else "a line for each tensor, `tensor,type,kld`, or a kld_results.csv of the GGUF Tool Suite",
         )
     prior = scales_by_prior(model)
-    known = {place.name for place in table.places}
     names = [t.name for t in model.tensors]
-    if not known.intersection(names):
+    notes = _of_this_model(model, table, name)
+    signals, noises, more = _cleaned(table, names, errors)
+    notes = (*notes, *more)
+    if not signals:
         raise PlanError(
-            f"{name}: it has no tensor of this model", hint="give the table that was made of this model"
+            f"{name}: no tensor of it was measured at a type whose error is known",
+            hint="figures of 0, 404 or nothing were not measured; types of about two bits tell most",
         )
-    signals, noises, notes = _cleaned(table, names)
-    strange = sorted(known.difference(names))
-    if strange:
-        notes = (*notes, f"{len(strange):,} tensors of the table are not in the model ({strange[0]}, …)")
     ratios = [math.log(signal / prior.values[n]) for n, signal in signals.items() if signal > 0]
     factor = math.exp(median(ratios)) if ratios else 1.0
     level = load_prior().levels[f"{_kind(names)} measured"]
@@ -123,18 +131,50 @@ def _kind(names: Sequence[str]) -> str:
     return "experts" if any(role_in_prior(n).endswith(("_exps", "_chexps")) for n in names) else "dense"
 
 
+def _of_this_model(model: Model, table: Sensitivities, name: str) -> tuple[str, ...]:
+    """Raise if a table is of another model; what is to be said of tensors that differ."""
+    tensors = {t.name: t for t in model.tensors}
+    strange = [place.name for place in table.places if place.name not in tensors]
+    hint = "give the table that was made of this model"
+    if len(strange) == len(table.places):
+        raise PlanError(f"{name}: it has no tensor of this model", hint=hint)
+    if len(strange) > _MOST_UNKNOWN * len(table.places):
+        raise PlanError(
+            f"{name}: {len(strange):,} of its {len(table.places):,} tensors are not in this model"
+            f" ({printable(strange[0])}, …)",
+            hint=hint,
+        )
+    for place in table.places:
+        if place.shape and place.name in tensors:
+            shape = tuple(n for n in tensors[place.name].shape if n > 1)
+            if math.prod(shape) != math.prod(place.shape) or shape[-1:] != place.shape[-1:]:
+                theirs, ours = (" x ".join(map(str, s)) for s in (place.shape, shape))
+                raise PlanError(
+                    f"{name}: it is of another model: its {printable(place.name)} is {theirs},"
+                    f" and this model's {ours}",
+                    hint=hint,
+                )
+    if not strange:
+        return ()
+    return (f"{len(strange):,} tensors of the table are not in the model ({printable(strange[0])}, …)",)
+
+
 def _cleaned(
-    table: Sensitivities, names: Sequence[str]
+    table: Sensitivities, names: Sequence[str], errors: Errors
 ) -> tuple[dict[str, float], dict[str, float], tuple[str, ...]]:
     """Of each tensor measured: its signal at `REFERENCE_ERROR`, and the standard error of that; and notes."""
-    figures: dict[str, dict[str, float]] = {}
+    figures: dict[GgmlType, dict[str, float]] = {}
+    told: dict[GgmlType, dict[str, float]] = {}
     unknown: set[str] = set()
     for place in table.places:
-        for type_, value in place.figures.items():
-            if parse_type(type_).plain.name not in ERRORS:
-                unknown.add(type_)
-            elif type_error(type_) > 0:
+        for name, value in place.figures.items():
+            type_ = parse_type(name)
+            if not errors.knows(type_):
+                unknown.add(name)
+            elif type_.is_quantized:
                 figures.setdefault(type_, {})[place.name] = value
+                if name in place.errors:
+                    told.setdefault(type_, {})[place.name] = place.errors[name]
     notes = [
         f"the figures of {type_} are left out: the error of the type is not known"
         for type_ in sorted(unknown)
@@ -142,17 +182,22 @@ def _cleaned(
     signals: dict[str, float] = {}
     noises: dict[str, float] = {}
     # Of several types the coarsest: differences between finer ones are of tokens that are routed elsewhere.
-    for type_ in sorted(figures, key=type_error):
+    for type_ in sorted(figures, key=lambda t: _usefulness(errors.of_type(t))):
         values = figures[type_]
         floor = _quantile(list(values.values()), _FLOOR_QUANTILE) if len(values) >= _ENOUGH_FOR_FLOOR else 0.0
         own = {n: values[n] - floor for n in names if n in values}
         noise = _noise(own)
-        unit = REFERENCE_ERROR / type_error(type_)
+        unit = REFERENCE_ERROR / errors.of_type(type_)
         signals |= {n: value * unit for n, value in own.items()}
-        noises |= dict.fromkeys(own, noise * unit)
+        noises |= {n: unit * told.get(type_, {}).get(n, noise) for n in own}
         if floor:
             notes.append(f"{type_}: a floor of {floor:.3g} is taken off, the noise left is {noise:.2g}")
     return signals, noises, tuple(notes)
+
+
+def _usefulness(error: float) -> tuple[bool, float]:
+    """The order of types by their errors: the coarsest, but those at which a tensor falls apart."""
+    return error <= _COARSEST, error if error <= _COARSEST else -error
 
 
 def _quantile(values: list[float], part: float) -> float:

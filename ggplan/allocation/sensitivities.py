@@ -43,12 +43,18 @@ class Sensitivity:
         By the names of types.
     missing
         Types that the table marks as not measured.
+    errors
+        The standard errors of figures, where the table has them.
+    shape
+        The tensor's, rows last, without dimensions of 1; () where the table has none.
     """
 
     name: str
     pattern: str
     figures: Mapping[str, float]
     missing: tuple[str, ...] = ()
+    errors: Mapping[str, float] = field(default_factory=dict)
+    shape: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,11 @@ Other forms hold the same: `tensor,...,kld` with a line for each tensor, whose t
 when this tensor alone is iq1_kt`), `tensor,q4_K,q8_0,...` with a line for each tensor and a column for each
 type, and `model,bf16,q8_0,...` with a line for each model.
 
-A figure that was not measured is an empty cell, 404, or 0: no type but an unquantized one loses exactly
+Cells may be separated by semicolons or tabs, and the column `tensor` be called name or tensor_name and stand
+anywhere. Beside a figure, a column `error` may have its standard error. The columns `columns`, `rows` and
+`slices` are ggml's ne0, ne1, ne2.
+
+A figure that was not measured is an empty cell, `NA`, 404, or 0: no type but an unquantized one loses exactly
 nothing, and no perplexity is 0. (0 per cent of equal tokens can be measured, and a loss of 0.00 %.)
 
 Perplexities in per cent (`0.01%`) are how much larger they are than the unquantized model's.
@@ -40,6 +44,10 @@ from ggplan.text import decode_text, printable
 _MAX_BYTES = 64 << 20
 _START = 4096
 _HEADS = ("qtype", "tensor", "model")
+_TENSOR_HEADS = ("tensor", "tensor_name", "tensor name", "name")
+_ERROR_HEADS = ("error", "stderr", "std_error", "standard error", "se", "kld_error", "kld_stderr", "kld_se")
+_EMPTY = ("", "-", "na", "n/a", "#n/a", "null", "none")
+_SEPARATORS = ";\t"
 _UNQUANTIZED = ("bf16", "f16", "f32")
 _WHOLE = "group0"
 _TENSOR = re.compile(r"[A-Za-z]\w*(?:\.\w+)+")
@@ -50,6 +58,7 @@ _FIGURE_NAMES: tuple[tuple[Figure, str], ...] = (
     ("ppl", r"(?<!\bd)(?<!delta)(?<!delta[ _-])ppl|perplexity"),
     ("top_p", r"top[ _-]?p"),
 )
+_NO_FIGURE = r"(?:0*(?:\.0*)?|404(?:\.0*)?|[+-]?nan|-|#?n/?a|null|none)\s*%?"
 _ALONE = re.compile(r"\bis (\w+)")
 
 
@@ -71,8 +80,9 @@ def is_sensitivity_table(path: str | Path) -> bool:
     except (OSError, ValueError):
         return False
     lines = (line for line in start.split("\n") if line.strip() and not line.startswith("#"))
-    head, comma, _ = next(lines, "").partition(",")
-    return bool(comma) and head.strip().strip('"').lower() in _HEADS
+    head = next(lines, "")
+    first, comma, _ = head.partition(_separator(head))
+    return bool(comma) and first.strip().strip('"').lower() in _HEADS
 
 
 def read_sensitivities(
@@ -106,7 +116,10 @@ def read_sensitivities(
         head, *rows = _rows(text)
         kind = head.cells[0].lower() if head.cells else ""
         if kind not in _HEADS:
-            raise MeasureError("it begins with none of QTYPE, tensor, model")
+            raise MeasureError(
+                "its heading begins with none of QTYPE, tensor, model",
+                hint="a table by hand has the columns tensor,type,kld",
+            )
         if not {name.lower() for name in head.cells} - {"qtype", "bpw", "ppl", "kld"}:
             raise MeasureError(
                 "it is a table of results of whole files, not of sensitivities",
@@ -129,9 +142,15 @@ def read_sensitivities(
         raise MeasureError(f"{shown}: {error.message}", hint=error.hint) from None
 
 
+def _separator(head: str) -> str:
+    """What is between the cells of a heading."""
+    return next((mark for mark in _SEPARATORS if mark in head and "," not in head), ",")
+
+
 def _rows(text: str) -> list[_Row]:
-    """The lines of the table, all as long as the first."""
-    reader = csv.reader(io.StringIO(text))
+    """The lines of the table, all as long as the first, the tensor's name in front."""
+    head = next((line for line in text.split("\n") if line.strip() and not line.startswith("#")), "")
+    reader = csv.reader(io.StringIO(text), delimiter=_separator(head))
     rows: list[_Row] = []
     try:
         for cells in reader:
@@ -146,6 +165,14 @@ def _rows(text: str) -> list[_Row]:
         raise MeasureError(f"line {reader.line_num}: {error}") from None
     if len(rows) < 2:
         raise MeasureError("the table has no line below its heading")
+    at = next((i for i, name in enumerate(rows[0].cells) if name.lower() in _TENSOR_HEADS), None)
+    if at is not None:
+        first = [row.cells[at] for row in rows]
+        first[0] = "tensor"
+        rows = [
+            _Row(row.line, (name, *row.cells[:at], *row.cells[at + 1 :]))
+            for row, name in zip(rows, first, strict=True)
+        ]
     twice = [name for name, count in Counter(rows[0].cells).items() if count > 1]
     if twice:
         raise MeasureError(f"line {rows[0].line}: two columns are called {printable(twice[0])!r}")
@@ -175,7 +202,7 @@ def _in_per_cent(head: _Row, rows: Sequence[_Row], places: Sequence[int], figure
     for row in rows:
         for place in places:
             cell = row.cells[place]
-            if re.fullmatch(r"(?:0*(?:\.0*)?|404(?:\.0*)?|[+-]?nan)\s*%?", cell, re.IGNORECASE) is None:
+            if re.fullmatch(_NO_FIGURE, cell, re.IGNORECASE) is None:
                 first.setdefault(cell.endswith("%"), (row, place))
     if True not in first or figure == "top_p":
         return figure
@@ -255,8 +282,10 @@ def _by_lines(
     columns = {name.lower(): place for place, name in enumerate(head.cells)}
     as_written = dict(zip(columns, head.cells, strict=False))
     type_place = next((columns[name] for name in ("type", "qtype") if name in columns), None)
-    values = [name for name in columns if _figure_in(name) is not None]
-    unknown = [name for name in columns if name not in ("tensor", "type", "qtype", *_SHAPE, *values)]
+    error_place = next((columns[name] for name in _ERROR_HEADS if name in columns), None)
+    values = [name for name in columns if _figure_in(name) is not None and name not in _ERROR_HEADS]
+    known = ("tensor", "type", "qtype", *_SHAPE, *_ERROR_HEADS, *values)
+    unknown = [name for name in columns if name not in known]
     if unknown or len(values) != 1:
         what = (
             f"the column {printable(as_written[unknown[0]])!r} is not known"
@@ -279,10 +308,15 @@ def _by_lines(
     figures: dict[str, dict[str, float]] = {}
     missing: dict[str, list[str]] = {}
     patterns: dict[str, str] = {}
+    errors: dict[str, dict[str, float]] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     marks: dict[str, int] = {}
     for row in rows:
         name = row.cells[0]
         patterns[name] = _pattern_of(row)
+        shape = _shape(row, columns)
+        if shapes.setdefault(name, shape) != shape:
+            raise MeasureError(f"line {row.line}: {printable(name)} has another shape in a line above")
         text = row.cells[type_place] if type_place is not None else alone[1] if alone else ""
         type_ = _type(text, row.line)
         if type_ in figures.get(name, {}) or type_ in missing.get(name, []):
@@ -291,13 +325,27 @@ def _by_lines(
         figures.setdefault(name, {})
         if value is None:
             missing.setdefault(name, []).append(type_)
-        else:
-            figures[name][type_] = value
+            continue
+        figures[name][type_] = value
+        if error_place is not None and (error := _number(row, error_place, head.cells[error_place])):
+            if not 0 <= error < math.inf:
+                raise MeasureError(f"line {row.line}: {error:g} is no standard error")
+            errors.setdefault(name, {})[type_] = error
     places = tuple(
-        Sensitivity(name, patterns[name], values_, tuple(missing.get(name, ())))
+        Sensitivity(
+            name, patterns[name], values_, tuple(missing.get(name, ())), errors.get(name, {}), shapes[name]
+        )
         for name, values_ in figures.items()
     )
     return Sensitivities(figure, "tensor", places, remarks=remarks, marks=marks)
+
+
+def _shape(row: _Row, columns: Mapping[str, int]) -> tuple[int, ...]:
+    """The shape that a line tells, slices first, without the ones that are 1; () if it tells none."""
+    sizes = [_number(row, columns[name], name) for name in reversed(_SHAPE) if name in columns]
+    if any(size is not None and (size < 1 or size != int(size)) for size in sizes):
+        raise MeasureError(f"line {row.line}: {printable(row.cells[0])} cannot have that shape")
+    return tuple(int(size) for size in sizes if size is not None and size > 1)
 
 
 def _pattern_of(row: _Row) -> str:
@@ -338,7 +386,9 @@ def _by_rows(
         found = {t: _figure(row, place, head.cells[place], t, figure, marks) for t, place in types.items()}
         figures = {type_: value for type_, value in found.items() if value is not None}
         missing = tuple(type_ for type_, value in found.items() if value is None)
-        place_ = Sensitivity(name, _pattern_of(row) if is_of_tensors else "", figures, missing)
+        shape = _shape(row, {n.lower(): i for i, n in enumerate(head.cells)}) if is_of_tensors else ()
+        pattern = _pattern_of(row) if is_of_tensors else ""
+        place_ = Sensitivity(name, pattern, figures, missing, shape=shape)
         tables.append(Sensitivities(figure, "model", (place_,), model=name, remarks=remarks, marks=marks))
     if not is_of_tensors:
         return tuple(tables)
@@ -363,7 +413,7 @@ def _is_type(name: str) -> bool:
 def _number(row: _Row, place: int, column: str) -> float | None:
     """The number in a cell, None where it is empty."""
     cell = row.cells[place].removesuffix("%").strip()
-    if not cell:
+    if cell.lower() in _EMPTY:
         return None
     try:
         number = float(cell)

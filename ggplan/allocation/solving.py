@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 
 GOOD_ENOUGH = 1e-4
 """The gap at which solving ends."""
-_NODES = 1_000
+MOST_NODES = 1_000
+"""Of branch and bound, unless told otherwise."""
 _EXCHANGES = 1_000
 _LIMIT = 1_000.0  # what limits are scaled to, so that the tolerance is a thousandth of a millionth of them
 _HALVINGS = 200
@@ -107,7 +108,7 @@ class _Problem:
     units: Floats
 
 
-def solve(items: Sequence[Item], limits: Sequence[float]) -> Solution | Shortfall:
+def solve(items: Sequence[Item], limits: Sequence[float], *, nodes: int = MOST_NODES) -> Solution | Shortfall:
     """The options of least damage, or what cannot be met.
 
     Parameters
@@ -116,6 +117,8 @@ def solve(items: Sequence[Item], limits: Sequence[float]) -> Solution | Shortfal
         Each with at least one option, and costs for each row.
     limits
         Of each row.
+    nodes
+        Of branch and bound, at most; with 0 the first step is the last wherever it has a solution.
     """
     if not items:
         short = next((row for row, limit in enumerate(limits) if limit < 0), None)
@@ -128,9 +131,9 @@ def solve(items: Sequence[Item], limits: Sequence[float]) -> Solution | Shortfal
     multipliers, feasible = _multipliers(problem)
     bound = _bound(problem, multipliers)
     best = None if feasible is None else _improved(problem, feasible)
-    if best is None or not _is_close(problem, best, bound):
+    if best is None or (nodes and not _is_close(problem, best, bound)):
         left = _worth_it(problem, multipliers, bound, best)
-        found, their_bound = _branch_and_bound(problem, left, best)
+        found, their_bound = _branch_and_bound(problem, left, best, nodes or MOST_NODES)
         if found is not None and (best is None or _damage(problem, found) < _damage(problem, best)):
             best = _improved(problem, found)
         if best is None:
@@ -328,7 +331,7 @@ def _worth_it(problem: _Problem, multipliers: Floats, bound: float, best: Floats
 
 
 def _branch_and_bound(
-    problem: _Problem, possible: Floats, best: Floats | None
+    problem: _Problem, possible: Floats, best: Floats | None, nodes: int
 ) -> tuple[Floats | None, float]:
     """The options that HiGHS finds, or None, and its bound. `best` are the best options known."""
     import numpy as np
@@ -342,7 +345,7 @@ def _branch_and_bound(
             integrality=np.ones(int(possible.sum()), int),
             bounds=Bounds(0, 1),
             constraints=[LinearConstraint(each, 1, 1), LinearConstraint(rows, -np.inf, problem.limits)],
-            options={"mip_rel_gap": GOOD_ENOUGH / 2, "node_limit": _NODES, "presolve": False},
+            options={"mip_rel_gap": GOOD_ENOUGH / 2, "node_limit": nodes, "presolve": False},
         )
     bound = getattr(found, "mip_dual_bound", None)
     bound = -np.inf if bound is None else float(bound) * unit
@@ -419,7 +422,7 @@ def _shortfall(problem: _Problem) -> Shortfall:
                 LinearConstraint(hstack([each, csr_array((n_items, n_rows))]), 1, 1),
                 LinearConstraint(hstack([csr_array(rows), -eye_array(n_rows)]), -np.inf, problem.limits),
             ],
-            options={"mip_rel_gap": 0.01, "node_limit": _NODES, "presolve": False},
+            options={"mip_rel_gap": 0.01, "node_limit": MOST_NODES, "presolve": False},
         )
     over = found.x[n_options:] if found.x is not None else np.zeros(n_rows)
     row = int(over.argmax())

@@ -73,11 +73,14 @@ class Errors:
     source
         Where they are from, in a few words.
     measured
-        By tensor and type, both by name; what is not in it is the table's.
+        By tensor and type, both by name.
+    by_type
+        By type, whatever the tensor, where `measured` has nothing; what is in neither is the table's.
     """
 
     source: str
     measured: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    by_type: Mapping[str, float] = field(default_factory=dict)
 
     def of(self, tensor: TensorInfo, type_: GgmlType) -> float:
         """The error of a type in a tensor.
@@ -88,6 +91,15 @@ class Errors:
             If it was not measured, and the table has nothing of the type.
         """
         found = self.measured.get(tensor.name, {}).get(type_.plain.name)
+        return self.of_type(type_) if found is None else found
+
+    def knows(self, type_: GgmlType) -> bool:
+        """Whether the error of a type is known, whatever the tensor."""
+        return type_.plain.name in ERRORS or not {type_.name, type_.plain.name}.isdisjoint(self.by_type)
+
+    def of_type(self, type_: GgmlType) -> float:
+        """The error of a type where nothing is known of the tensor; raises `PlanError` as `of` does."""
+        found = self.by_type.get(type_.name, self.by_type.get(type_.plain.name))
         return type_error(type_.name) if found is None else found
 
 

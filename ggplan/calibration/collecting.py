@@ -21,14 +21,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ggplan.calibration.folder import LayerFile, layer_file, sha256_of_file
-from ggplan.calibration.inputs import Form, Input
-from ggplan.errors import CalibrationError
+from ggplan.calibration.folder import SCHEMA, TOKENS, LayerFile, layer_file, sha256_of_file
+from ggplan.calibration.inputs import Form, Input, input_from_json
+from ggplan.errors import CalibrationError, CheckpointError
 from ggplan.imatrix import Sums
 from ggplan.quants.floats import narrowed
 from ggplan.quants.linear_algebra import PANEL, MomentSums
 from ggplan.sources.files import shown
-from ggplan.sources.safetensors import read_metadata
+from ggplan.sources.json_files import parse_object
+from ggplan.sources.safetensors import read_metadata, read_tensors
 
 F32Array = NDArray[np.float32]
 
@@ -227,16 +228,8 @@ class LayerCollector:
         for found in self._inputs.values():
             inputs += self._described(found, tensors, len(inputs))
         path = folder / layer_file(self.layer)
-        kept = {"ggplan": "ggplan.calibration/1", "run": run}
-        kept["inputs"] = json.dumps([i.to_json() for i in inputs], ensure_ascii=True)
-        part = path.with_name(f"{path.name}.part")
-        try:
-            _serialize(tensors, part, kept)
-            os.replace(part, path)
-        except OSError as error:
-            raise CalibrationError(f"cannot write {shown(path)}: {error.strerror or error}") from error
-        finally:
-            part.unlink(missing_ok=True)
+        described = json.dumps([i.to_json() for i in inputs], ensure_ascii=True)
+        _write(path, tensors, {"run": run, "inputs": described})
         return LayerFile(path.name, sha256_of_file(path), tuple(inputs))
 
     def _described(self, found: _Collected, tensors: dict[str, NDArray[Any]], first_key: int) -> list[Input]:
@@ -288,6 +281,37 @@ def imatrix_sums(squares: F32Array, tokens: NDArray[np.int64], experts: bool) ->
     return Sums(squares.reshape(1, -1), tokens[:1])
 
 
+def write_tokens(folder: Path, tokens: NDArray[np.int32], run: str) -> None:
+    """Write the tokens of a run, (chunks, n_ctx).
+
+    Raises
+    ------
+    CalibrationError
+        If the file cannot be written.
+    """
+    _write(folder / TOKENS, {"tokens": tokens.astype(np.int32)}, {"run": run})
+
+
+def _write(path: Path, tensors: Mapping[str, NDArray[Any]], kept: dict[str, str]) -> None:
+    """Write a safetensors file, whole under another name and then renamed."""
+    part = path.with_name(f"{path.name}.part")
+    try:
+        _serialize(tensors, part, {"ggplan": SCHEMA, **kept})
+        os.replace(part, path)
+    except OSError as error:
+        raise CalibrationError(f"cannot write {shown(path)}: {error.strerror or error}") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def is_of_run(path: Path, run: str) -> bool:
+    """Whether a file is there, whole, and this run has written it."""
+    try:
+        return read_metadata(path).get("run") == run and bool(read_tensors(path))
+    except CheckpointError:
+        return False
+
+
 def _serialize(tensors: Mapping[str, NDArray[Any]], path: Path, metadata: dict[str, str]) -> None:
     """Write a safetensors file; arrays of uint16 are the bits of bfloat16, which NumPy does not have."""
     from safetensors import TensorSpec, serialize_file
@@ -299,20 +323,19 @@ def _serialize(tensors: Mapping[str, NDArray[Any]], path: Path, metadata: dict[s
         for name, a in arrays.items()
     }
     serialize_file(specs, str(path), metadata)
+    mask = os.umask(0o022)
+    os.umask(mask)
     with path.open("rb+") as file:
+        os.fchmod(file.fileno(), 0o666 & ~mask)  # the library makes files for their owner alone
         os.fsync(file.fileno())
 
 
 def layer_of_run(path: Path, run: str) -> LayerFile | None:
     """A layer's file that this run has written; None if it is another's, damaged or not there."""
-    from ggplan.calibration.inputs import input_from_json
-    from ggplan.errors import CheckpointError
-    from ggplan.sources.json_files import parse_object
-
     try:
-        kept = read_metadata(path)
-        if kept.get("run") != run:
+        if not is_of_run(path, run):
             return None
+        kept = read_metadata(path)
         listed = parse_object(b'{"inputs":' + kept["inputs"].encode("utf-8") + b"}", shown(path))["inputs"]
         assert isinstance(listed, list)
         inputs = tuple(input_from_json(value, shown(path)) for value in listed)

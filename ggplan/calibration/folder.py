@@ -2,6 +2,7 @@
 
     calibration.json         what it was made of, and what is in the other files; written last
     imatrix.gguf             an ordinary imatrix
+    tokens.safetensors       the tokens that were run, i32 (chunks, n_ctx)
     layer-000.safetensors    the inputs of the matrices of a layer (see `ggplan.calibration.inputs`)
     outside.safetensors      those of matrices outside the layers, such as output.weight
 
@@ -11,6 +12,7 @@ calibration.json is
       "schema": "ggplan.calibration/1",
       "run": {"model": {...}, "engine": {...}, "texts": [...], "n_ctx": 512, "tokens": 32768, ...},
       "imatrix": {"file": "imatrix.gguf", "sha256": "..."},
+      "tokens": {"file": "tokens.safetensors", "sha256": "..."},
       "weights": {"blk.0.attn_q.weight": "..."},
       "layers": [{"file": "layer-000.safetensors", "sha256": "...", "inputs": [...]}]
     }
@@ -47,7 +49,7 @@ from ggplan.sources.json_files import parse_object
 from ggplan.sources.safetensors import StoredTensor, read_tensors
 
 SCHEMA = "ggplan.calibration/1"
-INDEX, IMATRIX, RUN = "calibration.json", "imatrix.gguf", "run.json"
+INDEX, IMATRIX, RUN, TOKENS = "calibration.json", "imatrix.gguf", "run.json", "tokens.safetensors"
 OUTSIDE = "outside.safetensors"
 _LAYER_FILE = re.compile(r"layer-(\d{3,})\.safetensors|outside\.safetensors", re.ASCII)
 _INDEX_LIMIT = 64 << 20
@@ -100,6 +102,7 @@ class Calibration:
     layers: tuple[LayerFile, ...]
     weights: Mapping[str, str]
     imatrix_sha256: str
+    tokens_sha256: str
     _read: dict[str, dict[str, StoredTensor]] = field(default_factory=dict, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
@@ -212,6 +215,22 @@ class Calibration:
         parts = list(self._rows(self._tensors(file), which, slice))
         return np.concatenate(parts) if parts else np.empty((0, which.n_columns), np.uint16)
 
+    def tokens_of_run(self) -> NDArray[np.int32]:
+        """The tokens that were run, (chunks, n_ctx) int32, the first of each chunk as the model got it.
+
+        Raises
+        ------
+        CalibrationError
+            If the file is not the one that the index has.
+        """
+        self._check(TOKENS, self.tokens_sha256)
+        with _told_as_calibration():
+            stored = read_tensors(self.path / TOKENS)
+        record = stored.get("tokens")
+        if record is None or record.dtype != "I32" or len(record.shape) != 2:
+            raise CalibrationError(f"{shown(self.path / TOKENS)} holds no tokens", hint=_AGAIN)
+        return self._data(record, 0, record.n_bytes).view("<i4").reshape(record.shape)
+
     def verify(self) -> None:
         """Check every file against the index.
 
@@ -221,6 +240,7 @@ class Calibration:
             If one is missing, damaged or not of this calibration.
         """
         self._check(IMATRIX, self.imatrix_sha256)
+        self.tokens_of_run()
         for file in self.layers:
             self._tensors(file)
 
@@ -322,6 +342,7 @@ def _from_json(path: Path, digest: str, members: Mapping[str, Any], where: str) 
         )
     run = members_of(members.get("run"), f'"run" of {where}')
     imatrix = members_of(members.get("imatrix"), f'"imatrix" of {where}')
+    tokens = members_of(members.get("tokens"), f'"tokens" of {where}')
     weights = members_of(members.get("weights"), f'"weights" of {where}')
     layers = members.get("layers")
     if not isinstance(layers, list) or not layers:
@@ -332,7 +353,9 @@ def _from_json(path: Path, digest: str, members: Mapping[str, Any], where: str) 
     names = [name for file in files for i in file.inputs for name in i.tensors]
     if len(set(names)) != len(names) or len({file.name for file in files}) != len(files):
         raise CalibrationError(f"{where} has a tensor or a file twice")
-    return Calibration(path, digest, run, files, weights, _digest_of(imatrix, where))
+    return Calibration(
+        path, digest, run, files, weights, _digest_of(imatrix, where), _digest_of(tokens, where)
+    )
 
 
 def _layer_from_json(value: object, where: str) -> LayerFile:
@@ -356,7 +379,7 @@ def _digest_of(members: Mapping[str, Any], where: str) -> str:
 def _check_names(calibration: Calibration) -> None:
     """All files of the index are there, and no other layer's."""
     there = {entry.name for entry in calibration.path.iterdir()}
-    expected = {IMATRIX, *(file.name for file in calibration.layers)}
+    expected = {IMATRIX, TOKENS, *(file.name for file in calibration.layers)}
     for name in sorted(expected - there):
         raise CalibrationError(f"{shown(calibration.path)} lacks {name}", hint=_AGAIN)
     for name in sorted(filter(is_layer_file, there - expected)):

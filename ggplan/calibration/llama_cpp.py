@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ggplan.calibration.collecting import Activation, LayerCollector
+from ggplan.calibration.collecting import Activation, LayerCollector, write_tokens
 from ggplan.calibration.graph_inputs import Callback, GraphInput, Reading, Survey, inputs_of_graph
 from ggplan.calibration.graph_nodes import Graph
 from ggplan.errors import CalibrationError, Error, MeasureError
@@ -83,13 +83,13 @@ class Runner:
         """The first chunks of each text, `taken` of them, (n, n_ctx)."""
         texts = zip(self.tokens(), taken, strict=True)
         parts = [tokens[: n * self.n_ctx].reshape(n, -1) for tokens, n in texts if n]
-        return np.concatenate(parts)
+        return self._model.as_run(np.concatenate(parts))
 
     def survey(self) -> list[GraphInput]:
         """The inputs of a graph, in its order.
 
-        The graph is asked through and then not computed. Where llama.cpp computes it in parts, those after the
-        first are not reached in this way, and it is run once.
+        The graph is asked through and then not computed. Where llama.cpp computes it in parts, those after
+        the first are not reached in this way, and it is run once.
         """
         tokens = np.zeros((1, self.n_ctx), np.int32)
         inputs: list[GraphInput] = []
@@ -166,14 +166,15 @@ def _layers(request: dict[str, Any]) -> None:
     inputs = [input_from_survey(each) for each in request["inputs"]]
     chunks = runner.chunks(request["taken"])
     groups: list[list[int | None]] = request["groups"]
-    done = 0
+    folder, run, done = Path(request["folder"]), request["run"], 0
+    write_tokens(folder, chunks, run)
     for group in groups:
         collectors = {layer: _collector(layer, inputs, chunks.size, keep=True) for layer in group}
         for n in runner.run(chunks, inputs, collectors):
             done += n
             _say(chunks=[done, len(groups) * len(chunks)])
         for layer in group:
-            collectors.pop(layer).write(Path(request["folder"]), request["run"])
+            collectors.pop(layer).write(folder, run)
             _say(layer=layer)
 
 

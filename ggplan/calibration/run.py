@@ -18,27 +18,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ggplan.calibration.collecting import imatrix_sums, layer_of_run
+import numpy as np
+from numpy.typing import NDArray
+
+from ggplan.calibration.collecting import imatrix_sums, is_of_run, layer_of_run, write_tokens
 from ggplan.calibration.folder import (
     IMATRIX,
     INDEX,
     RUN,
     SCHEMA,
+    TOKENS,
     Calibration,
     LayerFile,
     is_layer_file,
     layer_file,
     open_calibration,
+    sha256_of_file,
     sha256_of_json,
 )
 from ggplan.calibration.inputs import Input
 from ggplan.errors import CalibrationError, CheckpointError
 from ggplan.imatrix import ImatrixSums, Sums, write_imatrix
 from ggplan.imatrix.entries import ReadOnDemand
-from ggplan.sources.files import read_whole, shown
+from ggplan.sources.files import exists, read_whole, shown
 from ggplan.sources.json_files import parse_object
 
 _RUN_LIMIT = 1 << 24
+_WORKING = ("model.gguf", "states-")  # of files that engines keep here while they work
 _OTHER_FOLDER = "name another folder, or give --force to replace it"
 
 
@@ -68,6 +74,14 @@ class Run:
         found = {layer: layer_of_run(self.folder / layer_file(layer), run) for layer in layers}
         return {layer: file for layer, file in found.items() if file is not None}
 
+    def write_tokens(self, tokens: NDArray[np.int32]) -> None:
+        """Keep the tokens that are run, (chunks, n_ctx), the first of each chunk as the model gets it."""
+        write_tokens(self.folder, tokens, self.digest)
+
+    def has_tokens(self) -> bool:
+        """Whether this run has kept its tokens."""
+        return is_of_run(self.folder / TOKENS, self.digest)
+
     def finish(self, files: Iterable[LayerFile], weights: Mapping[str, str]) -> Calibration:
         """Write the imatrix and the index; the calibration is whole then.
 
@@ -84,13 +98,17 @@ class Run:
             If a file cannot be read or written.
         """
         layers = tuple(sorted(files, key=lambda file: file.name))
-        parts = Calibration(self.folder, "", self.settings, layers, weights, "")
+        parts = Calibration(self.folder, "", self.settings, layers, weights, "", "")
+        if not self.has_tokens():
+            raise CalibrationError(f"{shown(self.folder / TOKENS)} is missing or of another run")
+        tokens = sha256_of_file(self.folder / TOKENS)
         imatrix = write_imatrix(sums_of(parts), self.folder / IMATRIX)
         named = {name for file in layers for i in file.inputs for name in i.tensors}
         index = {
             "schema": SCHEMA,
             "run": self.settings,
             "imatrix": {"file": IMATRIX, "sha256": imatrix},
+            "tokens": {"file": TOKENS, "sha256": tokens},
             "weights": {name: mark for name, mark in sorted(weights.items()) if name in named},
             "layers": [
                 {"file": f.name, "sha256": f.sha256, "inputs": [i.to_json() for i in f.inputs]}
@@ -130,7 +148,7 @@ def begin(folder: str | Path, settings: Mapping[str, Any], *, force: bool = Fals
         there = {entry.name for entry in run.folder.iterdir()}
     except OSError as error:
         raise CalibrationError(f"cannot write {shown(folder)}: {error.strerror or error}") from error
-    before = _settings_there(run.folder, there)
+    before = settings_there(run.folder)
     if before is not None and sha256_of_json(before) == run.digest:
         if INDEX in there:
             with contextlib.suppress(CalibrationError):
@@ -141,8 +159,8 @@ def begin(folder: str | Path, settings: Mapping[str, Any], *, force: bool = Fals
             if before is not None:
                 told += f": {_difference(before, settings)}"
             raise CalibrationError(told, hint=_OTHER_FOLDER)
-        _remove(run.folder, {name for name in there if is_layer_file(name) or name in (IMATRIX, RUN)})
-    elif there:
+        _remove(run.folder, {name for name in there if is_layer_file(name) or name in (IMATRIX, RUN, TOKENS)})
+    elif any(not name.startswith(_WORKING) for name in there):
         raise CalibrationError(
             f"the folder {shown(folder)} is not empty and has no calibration", hint="name another folder"
         )
@@ -157,10 +175,10 @@ def _whole(folder: Path) -> Calibration:
     return calibration
 
 
-def _settings_there(folder: Path, there: set[str]) -> Mapping[str, Any] | None:
-    """The settings of the run whose files are in the folder; None if that is not known."""
+def settings_there(folder: Path) -> Mapping[str, Any] | None:
+    """The settings of the run whose files are in a folder; None if that is not known."""
     for name in (INDEX, RUN):
-        if name in there:
+        if exists(folder / name):
             with contextlib.suppress(CheckpointError):
                 value = parse_object(read_whole(folder / name, _RUN_LIMIT), name).get("run")
                 if isinstance(value, dict):

@@ -7,21 +7,27 @@ that was stopped goes on with the layer it was in.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ggplan.calibration.collecting import Activation, LayerCollector
+from ggplan.calibration.engines import Progress, Surveyed
+from ggplan.calibration.run import Run
 from ggplan.errors import CalibrationError
-from ggplan.forward.checkpoint_model import open_checkpoint_model
+from ggplan.forward.checkpoint_model import open_checkpoint_model, require_transformers
 from ggplan.forward.running import Rows, TokenRun, one_torch_thread
 from ggplan.forward.structure import Structure, require_known
 from ggplan.ggml_types import F32
+from ggplan.imatrix import ImatrixSums, Sums, write_imatrix
+from ggplan.imatrix.writing import Form
 from ggplan.model import Model
-from ggplan.sources.files import shown
+from ggplan.sources.files import exists, read_whole, shown
 from ggplan.sources.huggingface import open_checkpoint
 from ggplan.text import format_bytes
 
@@ -38,11 +44,170 @@ class TorchOptions:
         Bytes that the weights of a layer and what is collected of it may take.
     keep
         Whether second moments are wanted; else only what an imatrix needs.
+    process_output
+        Whether the input of output.weight is wanted too.
     """
 
     threads: int
     memory: int
     keep: bool = True
+    process_output: bool = False
+
+
+class TorchEngine:
+    """transformers' modules, layer by layer: an engine as `ggplan.calibration.engines` describes it.
+
+    Parameters
+    ----------
+    model
+        A Hugging Face folder.
+    texts
+        The files.
+    datasets
+        The names by which an imatrix calls them.
+    n_ctx
+        Tokens of a chunk.
+
+    Raises
+    ------
+    CalibrationError
+        If the model is no such folder.
+    CheckpointError
+        If torch or transformers are missing.
+    """
+
+    name = "torch"
+
+    def __init__(
+        self,
+        model: Model,
+        texts: Sequence[Path],
+        datasets: Sequence[str],
+        n_ctx: int,
+        options: TorchOptions,
+    ) -> None:
+        if model.kind != "hf" or model.reshaped:
+            raise CalibrationError(
+                f"{shown(model.path)} is not a Hugging Face folder as it is, which the engine torch runs",
+                hint="give the checkpoint's folder, or calibrate with --engine llama.cpp",
+            )
+        torch, transformers = require_transformers()
+        self.build = f"torch {torch.__version__}, transformers {transformers.__version__}"
+        self._model, self._n_ctx, self._options = model, n_ctx, options
+        self._texts, self._datasets = tuple(texts), tuple(datasets)
+        self._tokens: list[NDArray[np.int64]] | None = None
+
+    def survey(self) -> Surveyed:
+        """As `Engine.survey`."""
+        blocks = {int(t.name.split(".")[1]) for t in self._model.tensors if t.name.startswith("blk.")}
+        config = open_checkpoint(self._model.path).config
+        text = config.get("text_config", config)
+        n_layers = text.get("num_hidden_layers") if isinstance(text, dict) else None
+        layers: list[int | None] = [
+            k for k in sorted(blocks) if not isinstance(n_layers, int) or k < n_layers
+        ]
+        if self._options.process_output:
+            layers.append(None)
+        return Surveyed(tuple(len(tokens) for tokens in self._all_tokens()), tuple(layers))
+
+    def collect(
+        self, taken: Sequence[int], layers: Sequence[int | None], run: Run, progress: Progress
+    ) -> None:
+        """As `Engine.collect`."""
+        tokens = self.chunks(taken)
+        missing = set(layers)
+        n_layers = len(self.survey().layers)
+        done = 0
+
+        def passed(n_tokens: int) -> None:
+            nonlocal done
+            done += n_tokens
+            progress(done // self._n_ctx, n_layers * len(tokens))
+
+        for collector in collect_layers(
+            self._model,
+            tokens,
+            run.folder,
+            run.digest,
+            self._options,
+            is_done=lambda layer: layer not in missing,
+            progress=passed,
+        ):
+            collector.write(run.folder, run.digest)
+
+    def imatrix(self, taken: Sequence[int], path: Path, form: Form, progress: Progress) -> None:
+        """As `Engine.imatrix`."""
+        tokens = self.chunks(taken)
+        n_layers = len(self.survey().layers)
+        done = 0
+
+        def passed(n_tokens: int) -> None:
+            nonlocal done
+            done += n_tokens
+            progress(done // self._n_ctx, n_layers * len(tokens))
+
+        entries: dict[str, Sums] = {}
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f"{path.name}.") as work:
+            for collector in collect_layers(
+                self._model,
+                tokens,
+                Path(work),
+                "imatrix",
+                replace(self._options, keep=False),
+                progress=passed,
+            ):
+                entries |= collector.sums()
+        write_imatrix(ImatrixSums(self._datasets, self._n_ctx, entries), path, form)
+
+    def chunks(self, taken: Sequence[int]) -> NDArray[np.int64]:
+        """The first chunks of each text, `taken` of them: (n, n_ctx), as llama.cpp cuts them.
+
+        Where the tokenizer begins a text with a token, every chunk's first token is replaced by it.
+        """
+        n = self._n_ctx
+        parts = [
+            tokens[: count * n].reshape(count, n)
+            for tokens, count in zip(self._all_tokens(), taken, strict=True)
+            if count
+        ]
+        chunks = np.concatenate(parts)
+        if (first := self._first_token()) is not None:
+            chunks[:, 0] = first
+        return chunks
+
+    def _all_tokens(self) -> list[NDArray[np.int64]]:
+        if self._tokens is None:
+            tokenizer, first = self._tokenizer(), self._first_token()
+            begin = [] if first is None else [first]
+            self._tokens = []
+            for text in self._texts:
+                raw = read_whole(text, _TEXT_LIMIT).decode("utf-8", errors="replace")
+                ids = tokenizer.encode(raw, add_special_tokens=False).ids
+                self._tokens.append(np.array([*begin, *ids], np.int64))
+        return self._tokens
+
+    def _tokenizer(self) -> Any:
+        from tokenizers import Tokenizer
+
+        path = self._model.path / "tokenizer.json"
+        if not exists(path):
+            raise CalibrationError(
+                f"{shown(self._model.path)} has no tokenizer.json, which the engine torch reads texts with",
+                hint="calibrate with --engine llama.cpp",
+            )
+        return Tokenizer.from_file(str(path))
+
+    def _first_token(self) -> int | None:
+        """The token that a text begins with, as the GGUF's metadata has it for llama.cpp."""
+        metadata = {key: value.decode() for key in _BEGINNING if (value := self._model.metadata.get(key))}
+        kind, adds, token = (metadata.get(key) for key in _BEGINNING)
+        if adds is None:
+            adds = kind == "llama"  # what llama.cpp takes for SentencePiece without the key
+        return int(str(token)) if adds and token is not None else None
+
+
+_BEGINNING = ("tokenizer.ggml.model", "tokenizer.ggml.add_bos_token", "tokenizer.ggml.bos_token_id")
+_TEXT_LIMIT = 1 << 32
 
 
 def collect_layers(
@@ -52,7 +217,7 @@ def collect_layers(
     run: str,
     options: TorchOptions,
     *,
-    is_done: Callable[[int], bool] = lambda layer: False,
+    is_done: Callable[[int | None], bool] = lambda layer: False,
     progress: Callable[[int], None] = lambda tokens: None,
 ) -> Iterator[LayerCollector]:
     """What the matrices of each layer are given, for the layers that are not done.
@@ -89,14 +254,9 @@ def _collect_layers(
     work: Path,
     run: str,
     options: TorchOptions,
-    is_done: Callable[[int], bool],
+    is_done: Callable[[int | None], bool],
     progress: Callable[[int], None],
 ) -> Iterator[LayerCollector]:
-    if model.kind != "hf":
-        raise CalibrationError(
-            f"{shown(model.path)} is no Hugging Face folder, which the engine torch runs",
-            hint="give the checkpoint's folder, or calibrate with the engine llama.cpp",
-        )
     checkpoint_model = open_checkpoint_model(open_checkpoint(model.path))
     types = {tensor.name: tensor.type for tensor in model.tensors}
     matrices = {tensor.name for tensor in model.tensors if len(tensor.shape) > 1 and tensor.type != F32}
@@ -134,7 +294,15 @@ def _collect_layers(
         if collector is not None:
             yield collector
         _states(work, run, layer).unlink(missing_ok=True)
-    _states(work, run, n_layers).unlink(missing_ok=True)
+    last = _states(work, run, n_layers)
+    if options.process_output and not is_done(None):
+        collector = LayerCollector(
+            None, [Activation("output", tokens_run.width, ("output.weight",))], tokens.size, keep=options.keep
+        )
+        for x in tokens_run.end(tokens_run.states(last)):
+            collector.add("output", x)
+        yield collector
+    last.unlink(missing_ok=True)
 
 
 class _Collecting:
@@ -173,11 +341,13 @@ class _Collecting:
         self.collector = LayerCollector(layer, listed, n_tokens, keep=keep)
 
     def add(self, rows: Rows) -> None:
-        """Add the rows of an input of one batch; those of an experts' module wait for its twin, or it for them."""
+        """Add the rows of an input of one batch; those of an experts' module go with those of its twin."""
         inputs = self.structure.inputs
         each = inputs[rows.number]
-        pair = each.twin if each.is_given else next(
-            (k for k, e in enumerate(inputs) if e.is_given and e.twin == rows.number), None
+        pair = (
+            each.twin
+            if each.is_given
+            else next((k for k, e in enumerate(inputs) if e.is_given and e.twin == rows.number), None)
         )
         if pair is None:
             self._add(rows, rows.routes)
@@ -200,10 +370,8 @@ class _Collecting:
         """The ways in which the columns of an input are used."""
         found: list[NDArray[np.int64] | None] = [None]
         for feed in self.structure.feeds.values():
-            if feed.number == number and feed.columns is not None:
-                known = [c for c in found if c is not None]
-                if not any(np.array_equal(c, feed.columns) for c in known):
-                    found.append(feed.columns)
+            if feed.number == number and not any(_are_same(columns, feed.columns) for columns in found):
+                found.append(feed.columns)
         return found
 
     def _names(self, number: int, columns: NDArray[np.int64] | None) -> tuple[str, ...]:
@@ -214,8 +382,14 @@ class _Collecting:
             for name, feed in self.structure.feeds.items()
             if feed.number == number
             and (len(self.structure.places[name]) == 1 or n_slices)
-            and (columns is feed.columns or (columns is not None and np.array_equal(columns, feed.columns)))
+            and _are_same(columns, feed.columns)
         )
+
+
+def _are_same(one: NDArray[np.int64] | None, other: NDArray[np.int64] | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return bool(np.array_equal(one, other))
 
 
 def _routes(checkpoint_model: object) -> int:
@@ -228,7 +402,7 @@ def _routes(checkpoint_model: object) -> int:
     return 1
 
 
-def _is_fixed(types: dict[str, object], name: str) -> bool:
+def _is_fixed(types: Mapping[str, object], name: str) -> bool:
     """Whether the tensors of this name, of all layers, stay f32."""
     return all(type_ == F32 for full, type_ in types.items() if full.endswith(f".{name}"))
 
@@ -249,4 +423,3 @@ def _require_memory(needed: int, memory: int, layer: int) -> None:
             f"{format_bytes(memory)}",
             hint="give more with --memory, or calibrate with the engine llama.cpp",
         )
-

@@ -6,7 +6,6 @@ dominates; dominated ones are small, ties hollow. Error bars are one standard er
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,7 +24,8 @@ from ggplan.charts.drawing import (
 )
 from ggplan.charts.frontier import Leads, Standing, staircase, standings
 from ggplan.charts.given import GivenRecord, paths_of, records_of, require_choice
-from ggplan.charts.labels import is_inside, leader_end, overlap, place_labels
+from ggplan.charts.labels import is_inside, overlap
+from ggplan.charts.naming_points import name_points
 from ggplan.charts.output import Drawing
 from ggplan.charts.points import QUALITIES, Panel, Point, Quality, panels
 from ggplan.charts.quality_text import point_title, quality_caption, quality_table
@@ -37,22 +37,17 @@ from ggplan.charts.scales import (
     linear_scale,
     loss_scale,
 )
-from ggplan.charts.style import BACKGROUND, BAND, FAINT, MUTED, TEXT, Mark, marks_of, settings
+from ggplan.charts.style import BACKGROUND, BAND, FAINT, MUTED, Mark, marks_of, settings
 from ggplan.errors import ChartError
 from ggplan.measure.guard import lead
 from ggplan.measure.record_file import Scores, kept_scores
-from ggplan.measure.subjects import short_names
 from ggplan.text import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-    from matplotlib.text import Text
 
 Cost = Literal["size", "bpw", "speed"]
 _MARKER, _SMALL_MARKER = 6.5, 4.5
-_LONG_NAME = 24
-_SHARES = (0.45, 0.28, 0.16)  # of a plot's width, the most that a name takes
 _X_LABELS: dict[Cost, str] = {
     "size": "size of the file",
     "bpw": "bits per weight",
@@ -239,7 +234,8 @@ def _draw_points(
     bars = [_bar_box(ax, x, point) for x, point in zip(xs, points, strict=True) if point.error]
     names, lines = _reference_lines(ax, panel, points, [*markers, *bars])
     lines += _line_boxes(ax, corners)
-    return _name_points(ax, xs, points, standing, [*markers, *names], lines, bars)
+    named = [(x, p.y, p.name, stand) for x, p, stand in zip(xs, points, standing, strict=True)]
+    return name_points(ax, named, [*markers, *names], lines, bars)
 
 
 def _leads(points: Sequence[Point]) -> Leads:
@@ -364,86 +360,6 @@ def _bar_box(ax: Axes, x: float, point: Point) -> Box:
     ends = [min(max(point.y + s * error, low), high) for s in (-1, 1)]
     (px, bottom), (_, top) = (ax.transData.transform((x, y)) for y in ends)
     return (px - 3, bottom, px + 3, top)
-
-
-def _name_points(
-    ax: Axes, xs: Sequence[float], points: Sequence[Point], standing: Sequence[Standing],
-    boxes: Sequence[Box], lines: Sequence[Box], bars: Sequence[Box],
-) -> int:  # fmt: skip
-    """Write the names beside the points; returns how many of them have no room for theirs."""
-    from matplotlib.figure import Figure
-
-    figure = ax.get_figure()
-    assert isinstance(figure, Figure)
-    order = sorted(range(len(points)), key=lambda i: (list(Standing).index(standing[i]), xs[i], points[i].y))
-    texts: list[list[Text]] = []
-    sizes: list[list[tuple[float, float]]] = []
-    centres: list[tuple[float, float]] = []
-    twins: set[int] = set()
-    forms = _short_names(points, figure, ax.get_window_extent().width / figure.dpi)
-    for i in order:
-        frontier = standing[i] is Standing.FRONTIER
-        texts.append(
-            [
-                ax.text(
-                    0, 0, printable(name), fontsize=8.5 if frontier else 8, zorder=5, transform=None,
-                    color=TEXT.light if frontier else MUTED.light,
-                    fontweight="bold" if frontier else "normal",
-                )
-                for name in forms[i]
-            ]
-        )  # fmt: skip
-        sizes.append([(b[2] - b[0], b[3] - b[1]) for b in map(text_box, texts[-1])])
-        x, y = ax.transData.transform((xs[i], points[i].y))
-        centre = (float(x), float(y))
-        # If points of one name lie in one place, only one is named.
-        near = [j for j, c in zip(order, centres, strict=False) if math.dist(c, centre) < _MARKER]
-        if any(points[j].name == points[i].name for j in near):
-            twins.add(i)
-        centres.append(centre)
-    window = ax.get_window_extent()
-    frame = (window.x0 + 2, window.y0 + 2, window.x1 - 1, window.y1 - 1)
-    named = [k for k, i in enumerate(order) if i not in twins]
-    found = place_labels(
-        [centres[k] for k in named], [sizes[k][0] for k in named], boxes, frame, lines, bars=bars,
-        shorter=[sizes[k][1:] for k in named],
-    )  # fmt: skip
-    by_place = dict(zip(named, found, strict=True))
-    places = [by_place.get(k) for k in range(len(order))]
-    unnamed = 0
-    for i, in_forms, widths, centre, place in zip(order, texts, sizes, centres, places, strict=True):
-        for form, other in enumerate(in_forms):
-            if place is None or form != place.form:
-                other.remove()
-        if place is None:
-            unnamed += i not in twins
-            continue
-        text, size = in_forms[place.form], widths[place.form]
-        # Placed in pixels, kept as a share of the axes: the figure may be saved at any resolution.
-        text.set_transform(ax.transAxes)
-        text.set_position(tuple(ax.transAxes.inverted().transform((place.x, place.y))))
-        text.set_verticalalignment("bottom")
-        if place.leader:
-            end = ax.transAxes.inverted().transform(leader_end(place, size, centre))
-            start = ax.transAxes.inverted().transform(centre)
-            ax.plot(
-                [start[0], end[0]], [start[1], end[1]], transform=ax.transAxes, color=FAINT.light,
-                linewidth=0.6, zorder=1.5, alpha=0.9,
-            )  # fmt: skip
-    return unnamed
-
-
-def _short_names(points: Sequence[Point], figure: Figure, room: float) -> list[list[str]]:
-    """Names to write beside points: if long, without what all begin with, and never half a plot wide.
-
-    Each is followed by shorter forms, for points where it finds no place.
-    """
-    names = [p.name for p in points]
-    if max(map(len, names)) > _LONG_NAME:
-        names = short_names(names)
-    return [
-        list(dict.fromkeys(shortened(figure, name, share * room, 8) for share in _SHARES)) for name in names
-    ]
 
 
 def _short(value: float) -> str:

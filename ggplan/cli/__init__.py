@@ -49,12 +49,14 @@ Examples:
 
 
 _COMMANDS = {
+    "calibrate": "ggplan.cli.calibrate:calibrate_command",
     "chart": "ggplan.cli.chart:chart_command",
     "completion": "ggplan.cli.completion:completion_command",
     "convert": "ggplan.cli.convert:convert_command",
     "demo": "ggplan.cli.demo:demo_command",
     "diff": "ggplan.cli.diff:diff_command",
     "fit": "ggplan.cli.fit:fit_command",
+    "imatrix": "ggplan.cli.imatrix:imatrix_group",
     "inspect": "ggplan.cli.inspect:inspect_command",
     "machine": "ggplan.cli.machine:machine_command",
     "measure": "ggplan.cli.measure:measure_command",

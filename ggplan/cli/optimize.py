@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ggplan.cli.opening import OpeningOptions, opening_options
+from ggplan.cli.optimize_answers import AnswerOptions, answer_options
 from ggplan.cli.optimize_probes import ProbingOptions, probing_options
 from ggplan.cli.options import (
     force_option,
@@ -16,11 +17,14 @@ from ggplan.cli.options import (
     output_option,
     quiet_option,
     recipe_of_name,
+    recipe_or_mix_of_name,
 )
 from ggplan.cli.sizes import ByteCount
 
 if TYPE_CHECKING:
     from ggplan.allocation import Optimized, OptimizeOptions
+    from ggplan.allocation.explaining import Explained
+    from ggplan.allocation.improving import Improved
 
     _Bands = click.ParamType[int]
 else:
@@ -39,12 +43,16 @@ Examples:
   ggplan optimize GLM-4.5-Air --size 60G --pin '^output\\.weight$=q8_0'   what must be so
   ggplan optimize GLM-4.5-Air --size 60G --base mine.recipe           what its rules name stays
   ggplan optimize GLM-4.5-Air --size 60G --table kld_results.csv      by measurements of this model
+  ggplan optimize GLM-4.5-Air --size 60G --table kld_results.csv --curve group0/kld_results.csv
   ggplan optimize GLM-4.5-Air --size 60G --imatrix air.gguf  with errors measured on its weights
   ggplan optimize GLM-4.5-Air --size 60G --imatrix air.gguf --probe --text prose.txt --text code.txt \\
       --engine ~/llama.cpp/build/bin/llama-perplexity        by probes, kept in GLM-4.5-Air.probes.json
   ggplan optimize GLM-4.5-Air --size 48G --probes GLM-4.5-Air.probes.json     by these probes again
   ggplan optimize GLM-4.5-Air --size 60G --verify --text prose.txt    convert, and measure what is promised
   ggplan optimize GLM-4.5-Air --size 60G --bands free        each layer for itself
+  ggplan optimize GLM-4.5-Air --size 60G --explain ffn_down_exps       why, and what a step up or down changes
+  ggplan optimize GLM-4.5-Air --from Q4_K_M -o air.recipe    better than a mix at its bytes, and where
+  ggplan optimize GLM-4.5-Air --pareto -o curve.csv          the best files of all sizes, and the stock mixes
   ggplan optimize GLM-4.5-Air --size 60G --json | jq .forecast
 """
 
@@ -106,7 +114,12 @@ class Bands(_Bands):
     "--table", "table", type=click.Path(), metavar="CSV",
     help="Measurements of single tensors of this model, such as a kld_results.csv of the GGUF Tool Suite.",
 )  # fmt: skip
+@click.option(
+    "--curve", "curve", type=click.Path(), metavar="CSV",
+    help="The KL divergence of this whole model by type, such as group0/kld_results.csv: what the types do.",
+)  # fmt: skip
 @click.option("--name", metavar="NAME", help="The recipe's name [default: from the model and the budget].")
+@answer_options
 @imatrix_option
 @probing_options
 @opening_options(imatrix=True)
@@ -126,8 +139,10 @@ def optimize_command(
     bands: int,
     harmonised: tuple[str, ...],
     table: str | None,
+    curve: str | None,
     name: str | None,
     imatrix_path: str | None,
+    asked: AnswerOptions,
     probing: ProbingOptions,
     opening: OpeningOptions,
     output: str | None,
@@ -150,14 +165,20 @@ def optimize_command(
     import os
 
     from ggplan.allocation import OptimizeOptions, answer_of, prepare
+    from ggplan.allocation.explaining import explain
+    from ggplan.allocation.improving import improved, options_for
+    from ggplan.allocation.pareto import N_POINTS, curve_of
     from ggplan.cli.opening import with_scales_read
+    from ggplan.cli.optimize_answers import print_curve, print_explained, print_improved
     from ggplan.cli.optimize_probes import basis, print_verified, split_engines, verify
     from ggplan.cli.output import print_json, write_new
     from ggplan.imatrix import load_imatrix
     from ggplan.text import printable
 
-    if size is None and bpw is None and max_kld is None:
-        raise click.UsageError("give a budget: --size, --bpw or --max-kld, or several")
+    asked.check(output, verify=probing.verify)
+    is_limited = size is not None or bpw is not None or max_kld is not None
+    if not (is_limited or asked.pareto or asked.improved):
+        raise click.UsageError("give a budget: --size, --bpw or --max-kld, or several; or --from or --pareto")
     if output is not None and os.path.lexists(output) and not force:
         raise click.UsageError(f"{printable(output)} exists; --force replaces it")
     types_of, program = split_engines(engines)
@@ -176,22 +197,38 @@ def optimize_command(
         bands=bands or None,
         harmonised=tuple(_words(words) for words in harmonised if words != "none"),
         table=table,
+        curve=curve,
         name=" ".join((name or _name(found.path.name, size, bpw, max_kld)).split()).replace("#", "")
         or "optimized",
     )
+    given = None
+    if asked.improved is not None:
+        recipe = recipe_or_mix_of_name(asked.improved, found.architecture, quiet=quiet)
+        options, given = options_for(found, recipe, options)
     scales, errors = basis(
         found, lambda: prepare(found, options), imatrix, probing, program, force=force, quiet=quiet
     )
     problem = prepare(found, options, scales=scales, errors=errors)
-    answer = answer_of(problem)
+    if asked.pareto:
+        curve = curve_of(problem, asked.n_points or N_POINTS)
+        note(*curve.notes, quiet=quiet)
+        print_curve(curve, output, as_json=as_json, force=force, quiet=quiet)
+        return
+    better = None if given is None else improved(problem, given)
+    answer = answer_of(problem) if better is None else better.answer
+    explained = [one for wanted in asked.explained for one in explain(answer, wanted)]
     note(*answer.notes, quiet=quiet)
     if output is not None:
         write_new(answer.recipe.text, output, force=force, quiet=quiet)
     if as_json:
-        print_json(_json(answer))
+        print_json(_json(answer, better, explained))
+    elif better is not None or explained:
+        if better is not None:
+            print_improved(better)
+        print_explained(explained)
     elif output is None:
         click.echo(answer.recipe.text, nl=False)
-    if not quiet and (as_json or output is not None):
+    if not quiet and (as_json or output is not None or explained):
         click.echo(_told(answer, options), err=True)
     if probing.verify:
         verified = verify(problem, answer.recipe, imatrix, probing, program, quiet=quiet)
@@ -227,8 +264,14 @@ def _told(answer: Optimized, options: OptimizeOptions) -> str:
     )
 
 
-def _json(answer: Optimized) -> dict[str, Any]:
+def _json(answer: Optimized, better: Improved | None, explained: list[Explained]) -> dict[str, Any]:
+    from ggplan.allocation.explaining import explained_json
+    from ggplan.allocation.improving import improved_json
+
     plan = answer.plan
+    more: dict[str, Any] = {} if better is None else {"improves": improved_json(better)}
+    if explained:
+        more["explained"] = [explained_json(one) for one in explained]
     return {
         "schema": SCHEMA,
         "recipe": answer.recipe.text,
@@ -249,4 +292,5 @@ def _json(answer: Optimized) -> dict[str, Any]:
             for t in plan.tensors
             if t.name in answer.damages
         ],
+        **more,
     }

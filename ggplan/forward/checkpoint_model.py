@@ -23,7 +23,6 @@ from ggplan.sources.huggingface import HfCheckpoint
 from ggplan.text import printable
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor, nn
 
 _QUANTIZATION = ("quantization_config", "compression_config")
@@ -79,7 +78,7 @@ class CheckpointModel:
 
     def layer_bytes(self, layer: int) -> int:
         """Bytes of a layer's weights in float32, as they are in memory."""
-        return 4 * sum(p.numel() for p in self.layers[layer].parameters())
+        return int(4 * sum(p.numel() for p in self.layers[layer].parameters()))
 
     def fill(self, layer: int) -> Any:
         """The layer's module with its weights, in float32.
@@ -104,7 +103,11 @@ class CheckpointModel:
 
         Each is anything of which `tensor[...]` is a torch tensor.
         """
-        _load(self.model, self.mapping, {self._known_as(name): self._as_known(name, t) for name, t in tensors.items()})
+        _load(
+            self.model,
+            self.mapping,
+            {self._known_as(name): self._as_known(name, t) for name, t in tensors.items()},
+        )
 
     def _known_as(self, name: str) -> str:
         return self.renamed.get(name, name)
@@ -120,7 +123,7 @@ class CheckpointModel:
         tensor = self.checkpoint.tensors[name]
         if tensor.rows is None:
             raise CheckpointError(
-                f"{shown(tensor.file)}: tensor '{shown(name)}' is stored as {tensor.stored_as}, which is not read"
+                f"{shown(tensor.file)}: '{shown(name)}' is stored as {tensor.stored_as}, which is not read"
             )
         return tensor.rows
 
@@ -158,8 +161,8 @@ class CheckpointModel:
         self._run(tokens, {k: record(k) for k in range(len(self.layers))})
         if len(calls) != len(self.layers):
             raise CheckpointError(
-                f"{shown(self.checkpoint.path)}: transformers' model calls {len(calls)} of its {len(self.layers)} "
-                "layers",
+                f"{shown(self.checkpoint.path)}: transformers' model calls {len(calls)} of its "
+                f"{len(self.layers)} layers",
                 hint=OTHER_ENGINE,
             )
         return first[0], calls
@@ -176,6 +179,22 @@ class CheckpointModel:
 
         with self._replaced({k: passing(k) for k in range(len(self.layers))}), _no_grad():
             return self.model(input_ids=tokens, use_cache=False).logits
+
+    def output_input(self, tokens: Tensor, hidden: Tensor) -> Tensor:
+        """What the output matrix is given for the last layer's output: (tokens, width)."""
+        found: list[Tensor] = []
+
+        def hook(module: Any, args: tuple[Any, ...]) -> None:
+            found.append(args[0].detach())
+            raise _Stop
+
+        handle = self.model.get_output_embeddings().register_forward_pre_hook(hook)
+        try:
+            with contextlib.suppress(_Stop):
+                self.end(tokens, hidden)
+        finally:
+            handle.remove()
+        return found[0].reshape(-1, found[0].shape[-1])
 
     def run_layer(self, layer: int, hidden: Tensor, call: Call) -> Tensor:
         """The output of a filled layer."""
@@ -217,8 +236,8 @@ class CheckpointModel:
 
     def _unknown(self, what: str) -> CheckpointError:
         return CheckpointError(
-            f"{shown(self.checkpoint.path)}: the layers of transformers' {type(self.model).__name__} {what}, so "
-            "they cannot be run one by one",
+            f"{shown(self.checkpoint.path)}: the layers of transformers' {type(self.model).__name__} {what}, "
+            "so they cannot be run one by one",
             hint=OTHER_ENGINE,
         )
 
@@ -238,7 +257,7 @@ class CheckpointModel:
                 del self.layers[number].forward
 
 
-class _Stop(Exception):
+class _Stop(Exception):  # noqa: N818 - no error
     """Ends a forward of which no more is needed."""
 
 
@@ -249,7 +268,7 @@ class _Transposed:
         self.tensor = tensor
 
     def __getitem__(self, index: object) -> Tensor:
-        return self.tensor[...].transpose(-1, -2).contiguous()  # type: ignore[no-any-return]
+        return self.tensor[...].transpose(-1, -2).contiguous()
 
 
 class _LazyRows:
@@ -266,7 +285,7 @@ class _LazyRows:
 
 
 def open_checkpoint_model(checkpoint: HfCheckpoint) -> CheckpointModel:
-    """transformers' model of an opened checkpoint, without weights.
+    """Transformers' model of an opened checkpoint, without weights.
 
     Raises
     ------
@@ -282,8 +301,8 @@ def open_checkpoint_model(checkpoint: HfCheckpoint) -> CheckpointModel:
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         kind = printable(str(values.get("model_type")))
         raise CheckpointError(
-            f"{where}: transformers {transformers.__version__} does not read config.json (model_type {kind}): "
-            f"{_first_line(error)}",
+            f"{where}: transformers {transformers.__version__} does not read config.json "
+            f"(model_type {kind}): {_first_line(error)}",
             hint=f"install a newer transformers, or {OTHER_ENGINE}",
         ) from error
     try:
@@ -356,7 +375,7 @@ def _class_of(transformers: Any, config: Any) -> Any:
 
 
 def require_transformers() -> tuple[Any, Any]:
-    """torch and transformers.
+    """Torch and transformers.
 
     Raises
     ------
@@ -386,15 +405,14 @@ def _load(model: Any, mapping: Sequence[Any], tensors: Mapping[str, Any]) -> Non
     from transformers.core_model_loading import convert_and_load_state_dict_in_model
     from transformers.modeling_utils import LoadStateDictConfig
 
-    settings = LoadStateDictConfig(
-        dtype=torch.float32, weight_mapping=list(mapping), device_map={"": "cpu"}
-    )
+    settings = LoadStateDictConfig(dtype=torch.float32, weight_mapping=list(mapping), device_map={"": "cpu"})
     with _Quiet(transformers), torch.no_grad():
         info, _ = convert_and_load_state_dict_in_model(model, dict(tensors), settings)
     if info.mismatched_keys:
         name, there, wanted = sorted(info.mismatched_keys)[0]
         raise CheckpointError(
-            f"'{name}' has the shape {tuple(there)} in the checkpoint, and {tuple(wanted)} in transformers' model"
+            f"'{name}' has the shape {tuple(there)} in the checkpoint, and {tuple(wanted)} in transformers' "
+            "model"
         )
     if info.conversion_errors:
         name, error = next(iter(info.conversion_errors.items()))
@@ -478,12 +496,12 @@ def _same(a: Any, b: Any) -> bool:
     import torch
 
     if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
-        return a.shape == b.shape and torch.equal(a, b)
+        return bool(a.shape == b.shape and torch.equal(a, b))
     if isinstance(a, tuple | list) and isinstance(b, tuple | list):
         return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b, strict=True))
     if isinstance(a, Mapping) and isinstance(b, Mapping):
         return a.keys() == b.keys() and all(_same(a[k], b[k]) for k in a)
-    return type(a) is type(b) and isinstance(a, _PLAIN) and a == b
+    return type(a) is type(b) and isinstance(a, _PLAIN) and bool(a == b)
 
 
 def _is_plain(value: Any) -> bool:

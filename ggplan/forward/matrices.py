@@ -47,8 +47,8 @@ class Place:
     gguf_rows
         The rows of the GGUF's slice.
     rows, columns
-        The rows and columns of the parameter's matrix that are these rows and all columns; where `transposed`,
-        its columns and rows.
+        The rows and columns of the parameter's matrix that are these rows and all columns; where
+        `transposed`, its columns and rows.
     transposed
         Whether a row of the GGUF is a column of the parameter.
     """
@@ -92,7 +92,7 @@ class _Segment:
 def _split(
     coarse: NDArray[np.int64], fine: NDArray[np.int64], places: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
-    """The indices i and j of places = coarse[i] + fine[j], where the steps of `coarse` are wider than `fine`."""
+    """The indices i and j of places = coarse[i] + fine[j], if `coarse` has steps wider than all of `fine`."""
     import numpy as np
 
     order_c, order_f = np.argsort(coarse, kind="stable"), np.argsort(fine, kind="stable")
@@ -125,7 +125,8 @@ def layer_places(model: CheckpointModel, layer: int) -> Places:
             segments.setdefault(number, []).append(segment)
     by_position = _gguf(model.checkpoint, dict(zip(names, map(_positions, sources), strict=True)))
     by_number = _gguf(
-        model.checkpoint, {name: _constant(s, k) for k, (name, s) in enumerate(zip(names, sources, strict=True))}
+        model.checkpoint,
+        {name: _constant(s, k) for k, (name, s) in enumerate(zip(names, sources, strict=True))},
     )
     found: dict[str, tuple[tuple[Place, ...], ...]] = {}
     for tensor, other in zip(by_position.tensors, by_number.tensors, strict=True):
@@ -139,7 +140,10 @@ def layer_places(model: CheckpointModel, layer: int) -> Places:
 def place_key(model: CheckpointModel, layer: int) -> tuple[object, ...]:
     """Equal for layers whose places are equal."""
     prefix = re.compile(r"\.\d+\.")
-    names = [(prefix.sub(".N.", name, count=1), model.checkpoint.tensors[name].shape) for name in sorted(model.names[layer])]
+    names = [
+        (prefix.sub(".N.", name, count=1), model.checkpoint.tensors[name].shape)
+        for name in sorted(model.names[layer])
+    ]
     parameters = [(n, tuple(p.shape)) for n, p in model.layers[layer].state_dict(keep_vars=True).items()]
     return (*names, *parameters)
 
@@ -214,9 +218,7 @@ def _constant(tensor: CheckpointTensor, number: int) -> CheckpointTensor:
 
 
 def _replaced(tensor: CheckpointTensor, read: Callable[[int, int], NDArray[Any]]) -> CheckpointTensor:
-    return CheckpointTensor(
-        tensor.name, tensor.file, "F32", tensor.shape, RowSource(F32, tensor.shape, read)
-    )
+    return CheckpointTensor(tensor.name, tensor.file, "F32", tensor.shape, RowSource(F32, tensor.shape, read))
 
 
 def _bits(rows: RowSource, start: int, stop: int) -> NDArray[np.int64]:
@@ -225,9 +227,7 @@ def _bits(rows: RowSource, start: int, stop: int) -> NDArray[np.int64]:
     return rows.read_float32(start, stop).view(np.uint32).astype(np.int64)
 
 
-def _segments(
-    name: str, positions: NDArray[Any], numbers: NDArray[Any]
-) -> Iterable[tuple[int, _Segment]]:
+def _segments(name: str, positions: NDArray[Any], numbers: NDArray[Any]) -> Iterable[tuple[int, _Segment]]:
     """A parameter's rows by the tensor they come from; none where it is no matrix of weights."""
     import numpy as np
 

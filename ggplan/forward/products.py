@@ -102,7 +102,9 @@ def _mode() -> Any:
             """`matrix` is (..., out, in), a view of the parameter."""
             matrices = matrix.reshape(-1, *matrix.shape[-2:]) if matrix.ndim > 2 else matrix[None]
             n = matrices.shape[0]
-            inputs = states.reshape(n, -1, states.shape[-1]) if n > 1 else states.reshape(1, -1, states.shape[-1])
+            inputs = (
+                states.reshape(n, -1, states.shape[-1]) if n > 1 else states.reshape(1, -1, states.shape[-1])
+            )
             width, size = parameter.shape[-1], parameter.shape[-1] * parameter.shape[-2]
             for k in range(n):
                 one = matrices[k]

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,7 +60,7 @@ class Rows:
 
 @contextlib.contextmanager
 def one_torch_thread() -> Iterator[None]:
-    """torch with one thread, so that its sums have one order."""
+    """Torch with one thread, so that its sums have one order."""
     import torch
 
     before = torch.get_num_threads()
@@ -103,7 +103,13 @@ class TokenRun:
         return [slice(k, min(k + each, len(self.tokens))) for k in range(0, len(self.tokens), each)]
 
     def start(self, path: Path) -> None:
-        """Write what the first layer gets; raises CheckpointError for layers that cannot be run one by one."""
+        """Write what the first layer gets.
+
+        Raises
+        ------
+        CheckpointError
+            If the layers cannot be run one by one.
+        """
         import torch
 
         file = path.with_name(path.name + ".part")
@@ -139,7 +145,7 @@ class TokenRun:
         return np.memmap(path, np.float32, "r", shape=(*self.tokens.shape, self.width))
 
     def structure(self, layer: int, states: NDArray[np.float32]) -> Structure:
-        """The inputs of a layer's matrices; of layers of one kind it is found once. The layer is filled by this."""
+        """The inputs of a layer's matrices, found once for all layers of a kind; it fills the layer."""
         import torch
 
         key = place_key(self.model, layer)
@@ -179,8 +185,13 @@ class TokenRun:
         states: NDArray[np.float32],
         structure: Structure | None = None,
         wanted: Callable[[LayerInput], bool] = lambda each: True,
+        *,
+        to_end: bool = True,
     ) -> Iterator[tuple[slice, F32Array, list[Rows]]]:
-        """Run a filled layer: for each batch its windows, the output and the rows of the wanted inputs."""
+        """Run a filled layer: for each batch its windows, the output and the rows of the wanted inputs.
+
+        Without `to_end` each batch may stop as soon as these are known; then the output is empty.
+        """
         import torch
 
         inputs = structure.inputs if structure is not None else ()
@@ -192,14 +203,23 @@ class TokenRun:
 
             def work(batch: slice) -> tuple[slice, F32Array, list[Rows]]:
                 hidden = torch.from_numpy(states[batch].copy())
-                output, rows = observe(self.model, layer, hidden, calls[batch.start], inputs, numbers, given)
+                call = calls[batch.start]
+                output, rows = observe(self.model, layer, hidden, call, inputs, numbers, given, to_end)
                 if not torch.isfinite(output).all():
                     raise CheckpointError(
-                        f"{shown(self.model.checkpoint.path)}: layer {layer} gives numbers that are not finite"
+                        f"{shown(self.model.checkpoint.path)}: layer {layer} gives what is not finite"
                     )
                 return batch, output.numpy(), rows
 
             yield from self.each(work)
+
+    def end(self, states: NDArray[np.float32]) -> Iterator[F32Array]:
+        """What the output matrix is given for the last layer's states, batch by batch: (tokens, width)."""
+        import torch
+
+        for batch in self.batches:
+            hidden = torch.from_numpy(states[batch].copy())
+            yield self.model.output_input(torch.from_numpy(self.tokens[batch]), hidden).numpy()
 
     def write(self, path: Path, outputs: Iterator[F32Array]) -> None:
         """Write a layer's outputs, whole under another name and then renamed."""
@@ -212,6 +232,10 @@ class TokenRun:
         os.replace(file, path)
 
 
+class _Enough(Exception):  # noqa: N818 - no error
+    """Ends a run of which no more is needed."""
+
+
 def observe(
     model: CheckpointModel,
     layer: int,
@@ -220,22 +244,30 @@ def observe(
     inputs: tuple[LayerInput, ...],
     numbers: list[int],
     given: Given,
+    to_end: bool,
 ) -> tuple[Tensor, list[Rows]]:
     """The output of a layer and the rows of the numbered inputs."""
+    import torch
+
+    given.of_thread().clear()
+    is_stoppable = not to_end and all(inputs[k].is_given or not inputs[k].n_slices for k in numbers)
     by_parameter = {name: k for k in numbers for name in inputs[k].parameters if not inputs[k].is_given}
     plain: dict[int, Tensor] = {}
     own: dict[int, dict[int, Tensor]] = {}
 
     def seen(product: Product, x: Tensor) -> None:
         number = by_parameter.get(product.parameter)
-        if number is None:
-            return
-        if inputs[number].n_slices:
+        if number is not None and inputs[number].n_slices:
             own.setdefault(number, {})[product.slice] = x
-        else:
+        elif number is not None:
             plain[number] = x
+        if is_stoppable and all(
+            inputs[k].module in given.of_thread() if inputs[k].is_given else k in plain for k in numbers
+        ):
+            raise _Enough
 
-    with watched(model.layers[layer], seen):
+    output = torch.empty(0)
+    with contextlib.suppress(_Enough), watched(model.layers[layer], seen):
         output = model.run_layer(layer, hidden, call)
     rows = []
     for number in numbers:
@@ -302,4 +334,3 @@ def experts_rows(
     with watched(model.layers[layer], seen), torch.inference_mode():
         module(torch.from_numpy(states), given, weights)
     return own_rows(number, found, own)
-

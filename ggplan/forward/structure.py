@@ -1,9 +1,9 @@
 """What the inputs of a layer's matrices are: found by running the layer once on a few tokens.
 
-The matrices that see the same hidden states have one input: Q, K and V; gate and up. An expert's input is some
-of the rows that its module was given. Which input depends on which matrices is found by changing these: an
-input that stays the same does not depend on them. So inputs that do not need one another can be worked on at
-the same time, whatever the module looks like.
+The matrices that see the same hidden states have one input: Q, K and V; gate and up. An expert's input is
+some of the rows that its module was given. Which input depends on which matrices is found by changing these:
+an input that stays the same does not depend on them. So inputs that do not need one another can be worked on
+at the same time, whatever the module looks like.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ def find_structure(
                 shape[0] if len(shape) == 3 else 0,
                 experts[name] if taken[k] is not None else "",
                 taken[k] is True,
-                None if twins[k] is None else order.index(twins[k]),
+                None if (twin := twins[k]) is None else order.index(twin),
             )
         )
     turned = {p.parameter: p.inputs_are_rows for use in uses for p in use.products}
@@ -161,7 +161,9 @@ def find_structure(
     by_parameter = {name: number for number, each in enumerate(inputs) for name in each.parameters}
     for tensor, slices in places.items():
         found = [
-            _feed(place, k, by_parameter, turned, inputs) for k, of_slice in enumerate(slices) for place in of_slice
+            _feed(place, k, by_parameter, turned, inputs)
+            for k, of_slice in enumerate(slices)
+            for place in of_slice
         ]
         if all(slices) and found and all(f is not None and _same_feed(f, found[0]) for f in found):
             number, columns = found[0]  # type: ignore[misc]
@@ -219,8 +221,8 @@ def _uses(model: CheckpointModel, layer: int, hidden: Tensor, call: Call) -> lis
             uses.append(use := _Use([], [], {}))
         if product.first_input or by_parameter.get(product.parameter, use) is not use:
             raise CheckpointError(
-                f"layer {layer} of transformers' {type(model.model).__name__} uses {product.parameter} with several "
-                "inputs, or a part of its columns: ggplan does not know what this means",
+                f"layer {layer} of transformers' {type(model.model).__name__} uses {product.parameter} with "
+                "several inputs, or a part of its columns: ggplan does not know what this means",
                 hint=OTHER_ENGINE,
             )
         by_identity[identity] = by_parameter[product.parameter] = use
@@ -313,12 +315,17 @@ def tokens_of(args: Sequence[Any], expert: int) -> Tensor:
     """The tokens that an experts' module sends to an expert, in its order: by rank, then by token."""
     import torch
 
-    _, tokens = torch.where(args[1].T == expert)
+    _, tokens = torch.where(expert == args[1].T)
     return tokens
 
 
 def _dependencies(
-    model: CheckpointModel, layer: int, hidden: Tensor, call: Call, uses: Sequence[_Use], fixed: Collection[str]
+    model: CheckpointModel,
+    layer: int,
+    hidden: Tensor,
+    call: Call,
+    uses: Sequence[_Use],
+    fixed: Collection[str],
 ) -> list[set[int]]:
     """For each input the others whose matrices, but for fixed ones, change it."""
     import torch

@@ -33,6 +33,7 @@ from ggplan.sources.gguf_header import GgufHeader, TensorRecord, read_header
 from ggplan.sources.gguf_writing import TensorEntry, encode_header, padded, place
 
 _SUMS, _COUNTS = ".in_sum2", ".counts"
+_UNSEEN = "ggplan.imatrix.unseen"
 _COUNT_LIMIT = 2.0**48
 _DATASET_LIMIT = 1024
 
@@ -50,7 +51,12 @@ def open_gguf_sums(path: Path) -> ImatrixSums:
     header, pairs = _read_pairs(path)
     datasets, _, chunk_size = _description(header)
     readers = {name: partial(_read_sums, path, name, *pair) for name, pair in pairs.items()}
-    return ImatrixSums(datasets, chunk_size, ReadOnDemand(readers))
+    unseen = header.metadata.get(_UNSEEN)
+    policy: tuple[str, ...] = ()
+    if unseen is not None and unseen.item_type is MetadataType.STRING:
+        policy = tuple(str(text) for text in unseen.decode_items(unseen.length))
+    suffixes = {f".{r.name.rpartition('.')[2]}" for r in header.tensors} - {_SUMS, _COUNTS}
+    return ImatrixSums(datasets, chunk_size, ReadOnDemand(readers), policy, tuple(sorted(suffixes)))
 
 
 def _read_pairs(path: Path) -> tuple[GgufHeader, dict[str, tuple[TensorRecord, TensorRecord]]]:
@@ -125,6 +131,8 @@ def gguf_pieces(imatrix: ImatrixSums, chunk_count: int) -> Iterator[bytes]:
         "imatrix.chunk_count": uint32(chunk_count),
         "imatrix.chunk_size": uint32(imatrix.chunk_size),
     }
+    if imatrix.unseen:
+        metadata[_UNSEEN] = array(MetadataType.STRING, imatrix.unseen)
     names = imatrix.names
     shapes = [shape for name in names for shape in _shapes(name, imatrix.entries[name])]
     offsets, _ = place(4 * rows * columns for _, (rows, columns) in shapes)

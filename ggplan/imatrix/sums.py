@@ -56,11 +56,18 @@ class ImatrixSums:
         Tokens of a chunk.
     entries
         By the weight's name. A look-up may read a file.
+    unseen
+        The policy for experts without data, if one was applied, and the experts of each weight that it was
+        applied to (see `ggplan.imatrix.merging`).
+    left_out
+        What the file holds besides, which is not taken over: statistics for display.
     """
 
     datasets: tuple[str, ...]
     chunk_size: int
     entries: Mapping[str, Sums]
+    unseen: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
     @property
     def names(self) -> list[str]:

@@ -145,6 +145,14 @@ class EmbeddedModel:
             raise MeasureError("the text cannot be cut into tokens")
         return np.ctypeslib.as_array(tokens)[:found].copy()
 
+    def as_run(self, chunks: NDArray[np.int32]) -> NDArray[np.int32]:
+        """Chunks (n, n_ctx) as the model gets them: each begins with BOS, if the model has one."""
+        if not self._api.llama_vocab_get_add_bos(self._vocab):
+            return chunks
+        chunks = chunks.copy()
+        chunks[:, 0] = self._api.llama_vocab_bos(self._vocab)
+        return chunks
+
     @property
     def n_layers(self) -> int:
         """Layers of the model."""

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,7 +124,7 @@ def _run_worker(request: dict[str, Any], progress: ChunkProgress | None) -> Run:
         return Run(TokenScores.load(scores))
 
 
-def run_apart(module: str, request: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def run_apart(module: str, request: dict[str, Any]) -> Generator[dict[str, Any], None, None]:
     """Carry out a request in a process of its own, so that a damaged model can crash only that one.
 
     Parameters

@@ -33,7 +33,7 @@ from ggplan.ggml_types import GgmlType
 from ggplan.quants.codecs import decoder, encoder
 from ggplan.quants.formats.ladders import LADDERS, Ladder, Numbers
 from ggplan.quants.kernels import scratch
-from ggplan.quants.linear_algebra import Moments, regularized, unit_upper
+from ggplan.quants.linear_algebra import Moments, regularized, times, unit_upper
 from ggplan.quants.searches import feedback as searches
 from ggplan.quants.searches.row_tiles import (
     PANEL,
@@ -41,6 +41,7 @@ from ggplan.quants.searches.row_tiles import (
     add_products,
     new_tiles,
     packed,
+    packed_blocks,
     panels,
     rows_of,
     tiles_of,
@@ -53,7 +54,8 @@ METHODS = ("feedback", "gptq", "descent")
 LAMBDA = 0.1
 BROAD_LAMBDA = 0.3
 
-_SWEEPS = 4
+_INNER_SWEEPS = int(__import__('os').environ.get('FB_IN','3'))
+_SWEEPS = int(__import__('os').environ.get('FB_OUT','2'))
 _BATCH = 1 << 20  # weights that are worked on at a time
 _LESS = np.float32(1 - 2.0**-10)
 """A row's error must be below this part of best's to count as less: sums of float32 are wrong by less."""
@@ -70,18 +72,27 @@ class Prepared:
     hessian
         H, packed (`searches.row_tiles`).
     factor, pivots
-        U of H = U D U^T, packed, and D, float32 (n,).
+        U and D of H = U D U^T, D as float32 (n,). U is packed with U^T in the squares on the diagonal and
+        below them, since each is wanted on one side only.
+    squares
+        The squares on the diagonal of U, packed.
+    remainders
+        Packed squares too: U D U^T of these alone. That is H of a panel once all columns after it make good
+        what they can.
     """
 
     importance: F32Array
     hessian: F32Array
     factor: F32Array
     pivots: F32Array
+    squares: F32Array
+    remainders: F32Array
 
     @property
     def n_bytes(self) -> int:
         """The memory it takes."""
-        return sum(a.nbytes for a in (self.importance, self.hessian, self.factor, self.pivots))
+        arrays = (self.importance, self.hessian, self.factor, self.pivots, self.squares, self.remainders)
+        return sum(array.nbytes for array in arrays)
 
 
 def prepare(moments: Moments, lam: float = LAMBDA, threads: int = 1) -> Prepared:
@@ -93,9 +104,25 @@ def prepare(moments: Moments, lam: float = LAMBDA, threads: int = 1) -> Prepared
         If they are no second moments: the matrix is not positive.
     """
     matrix = regularized(moments, lam)
+    n = len(matrix)
     upper = unit_upper(matrix, threads)
     pivots = _pivots(matrix, upper)
-    return Prepared(matrix.diagonal().copy(), packed(matrix), packed(upper), pivots)
+    squares = [upper[first:end, first:end].copy() for first, end in panels(n)]
+    remainders = [
+        times(square * pivots[first:end], np.ascontiguousarray(square.T))
+        for square, (first, end) in zip(squares, panels(n), strict=True)
+    ]
+    for first, end in panels(n):
+        upper[end:, first:end] = upper[first:end, end:].T
+        upper[first:end, first:end] = upper[first:end, first:end].T.copy()
+    return Prepared(
+        matrix.diagonal().copy(),
+        packed(matrix),
+        packed(upper),
+        pivots,
+        packed_blocks(squares, n),
+        packed_blocks(remainders, n),
+    )
 
 
 def _pivots(matrix: F32Array, upper: F32Array) -> F32Array:
@@ -144,49 +171,113 @@ def encode_with_moments(
 
 
 class _State(NamedTuple):
-    """Numbers of rows as they are searched: tiles (t, columns, superblocks or sub-blocks, 16)."""
+    """Rows as they are searched, all float32, in tiles.
+
+    Attributes
+    ----------
+    d, dmin
+        (tiles, superblocks, 16).
+    scales, mins
+        (tiles, sub-blocks, 16).
+    levels
+        (tiles, columns, 16).
+    slopes
+        (tiles, columns, 16): g = (w - y) H.
+    errors
+        (tiles, 16): (w - y) H (w - y)^T.
+    """
 
     d: F32Array
     dmin: F32Array
     scales: F32Array
     mins: F32Array
     levels: F32Array
+    slopes: F32Array
+    errors: F32Array
+
+    @property
+    def numbers(self) -> tuple[F32Array, F32Array, F32Array, F32Array]:
+        """What a kernel takes after levels and slopes."""
+        return self.d, self.dmin, self.scales, self.mins
 
 
 def _encode(
     rows: F32Array, type: GgmlType, ladder: Ladder, prepared: Prepared, out: Bytes, method: str
 ) -> None:
     m = len(rows)
-    encoder(type, "best")(rows, prepared.importance, out)
-    found = out.reshape(-1, type.block_bytes)
-    decoded = np.empty_like(rows)
-    decoder(type)(found, decoded.reshape(-1, type.block_size))
     weights = tiles_of(rows)
-    least = _errors(weights - tiles_of(decoded), prepared)
     if method == "descent":
-        state = _state_of(ladder, found, m, weights.shape)
+        encoder(type, "best")(rows, prepared.importance, out)
+        state = _state_of(ladder, out.reshape(-1, type.block_bytes), m, weights, prepared)
+        least = state.errors.copy()
+        _descend(state, ladder, prepared)
+        better = state.errors < least * _LESS
     else:
-        state = _with_feedback(rows, weights, type, ladder, prepared)
-    if method != "gptq":
-        _descend(weights, state, ladder, prepared)
-    better = _errors(weights - _values(state, ladder), prepared) < least * _LESS
+        state = _with_feedback(weights, type, ladder, prepared, _INNER_SWEEPS if method == "feedback" else 0)
+        if method == "feedback":
+            _descend(state, ladder, prepared)
+        better = _beats_best(rows, type, prepared, state.errors)
+    kept = np.flatnonzero(~better.reshape(-1)[:m])
     new = np.empty((len(weights) * TILE, out.shape[1]), np.uint8)
     ladder.write(_numbers_of(state, ladder), new.reshape(-1, type.block_bytes))
-    chosen = better.reshape(-1)[:m]
-    out[chosen] = new[:m][chosen]
+    if method == "descent":
+        new[kept] = out[kept]
+    elif len(kept):
+        best = np.empty((len(kept), out.shape[1]), np.uint8)
+        encoder(type, "best")(rows[kept], prepared.importance, best)
+        new[kept] = best
+    out[:] = new[:m]
 
 
-def _errors(residues: F32Array, prepared: Prepared) -> F32Array:
-    """The error of each row of tiles, (tiles, 16)."""
-    count, n, _ = residues.shape
-    turned = new_tiles(count * TILE, n)
-    turned[:] = 0
+def _beats_best(rows: F32Array, type: GgmlType, prepared: Prepared, errors: F32Array) -> NDArray[np.bool_]:
+    """Whether rows have certainly less error than best effort leaves, (tiles, 16).
+
+    The columns from the first on add more and more to the error. Where the first ones have more than is to be
+    beaten, the others are not looked at, and mostly not even encoded.
+    """
+    n = rows.shape[1]
+    count = len(errors)
+    better = np.zeros(errors.shape, np.bool_)
+    whole = None
+    if type.block_size < PANEL:  # their scales look at whole rows
+        whole = _residues(rows, type, prepared.importance)
+    open_tiles = np.arange(count)
+    sums = np.zeros((count, TILE), np.float32)
+    before: list[F32Array] = []
     for first, end in panels(n):
-        left = np.ascontiguousarray(residues[:, first:end])
-        add_products(turned, left, prepared.factor, first, (first, n))
-    out = np.empty((count, TILE), np.float32)
-    searches.weighted_squares(turned, prepared.pivots, count, n, out)
-    return out
+        if whole is not None:
+            left = np.ascontiguousarray(whole[open_tiles, first:end])
+        else:
+            of_tiles = (open_tiles[:, np.newaxis] * TILE + np.arange(TILE)).reshape(-1)
+            some = np.ascontiguousarray(rows[of_tiles[of_tiles < len(rows)], first:end])
+            left = _residues(some, type, prepared.importance[first:end])
+        turned = new_tiles(len(open_tiles) * TILE, end - first)
+        turned[:] = 0
+        for residues, (start, stop) in zip(before, panels(n), strict=False):
+            right = prepared.factor[n * start + first * (stop - start) :]
+            add_products(turned, residues, right, stop - start, (0, end - first))
+        add_products(turned, left, prepared.squares[PANEL * first :], end - first, (0, end - first))
+        searches.add_weighted_squares(
+            turned, prepared.pivots[first:], len(open_tiles), end - first, end - first, sums
+        )
+        found = errors[open_tiles] < sums * _LESS
+        better[open_tiles] |= found
+        is_open = ~better[open_tiles].all(axis=1)
+        open_tiles, sums = open_tiles[is_open], sums[is_open]
+        before = [residues[is_open] for residues in (*before, left)]
+        if not len(open_tiles):
+            break
+    return better
+
+
+def _residues(rows: F32Array, type: GgmlType, importance: F32Array) -> F32Array:
+    """What best effort leaves of rows, in tiles."""
+    blocks = np.empty((len(rows), type.row_bytes(rows.shape[1])), np.uint8)
+    encoder(type, "best")(rows, importance, blocks)
+    decoded = np.empty_like(rows)
+    decoder(type)(blocks.reshape(-1, type.block_bytes), decoded.reshape(-1, type.block_size))
+    np.subtract(rows, decoded, out=decoded)
+    return tiles_of(decoded)
 
 
 def _values(state: _State, ladder: Ladder) -> F32Array:
@@ -208,7 +299,8 @@ def _empty_state(ladder: Ladder, shape: Sequence[int]) -> _State:
     count, n, _ = shape
     units = [np.empty((count, n // rules.size, TILE), np.float32) for _ in range(2)]
     integers = [np.empty((count, n // rules.sub, TILE), np.float32) for _ in range(2)]
-    return _State(*units, *integers, new_tiles(count * TILE, n))
+    room = [new_tiles(count * TILE, n) for _ in range(2)]
+    return _State(*units, *integers, *room, np.zeros((count, TILE), np.float32))
 
 
 def _put_units(state: _State, numbers: Numbers, ladder: Ladder, first: int) -> None:
@@ -223,88 +315,118 @@ def _put_units(state: _State, numbers: Numbers, ladder: Ladder, first: int) -> N
         to[:, first * parts : (first + n) * parts] = given.reshape(count, TILE, n * parts).swapaxes(1, 2)
 
 
-def _state_of(ladder: Ladder, blocks: Bytes, m: int, shape: Sequence[int]) -> _State:
-    """The state of blocks of m rows."""
-    count, n, _ = shape
+def _state_of(ladder: Ladder, blocks: Bytes, m: int, weights: F32Array, prepared: Prepared) -> _State:
+    """The state of the blocks of m rows."""
+    count, n, _ = weights.shape
     missing = (count * TILE - m) * (len(blocks) // m)
     blocks = np.concatenate((blocks, np.zeros((missing, blocks.shape[1]), np.uint8)))
     numbers = ladder.numbers(blocks)
-    state = _empty_state(ladder, shape)
+    state = _empty_state(ladder, weights.shape)
     _put_units(state, numbers, ladder, 0)
     state.levels[:] = tiles_of(numbers.levels.reshape(-1, n))
+    residues = weights - _values(state, ladder)
+    state.slopes[:] = 0
+    for first, end in panels(n):
+        left = np.ascontiguousarray(residues[:, first:end])
+        add_products(state.slopes, left, prepared.hessian[n * first :], end - first, (0, n))
+    searches.add_products_of(residues, state.slopes, count, n, state.errors)
     return state
 
 
 def _numbers_of(state: _State, ladder: Ladder) -> Numbers:
     rules = ladder.rules
     parts = rules.size // rules.sub
-    units = [a.swapaxes(1, 2).reshape(-1) for a in state[:2]]
-    integers = [a.swapaxes(1, 2).reshape(-1, parts) for a in state[2:4]]
+    units = [a.swapaxes(1, 2).reshape(-1) for a in (state.d, state.dmin)]
+    integers = [a.swapaxes(1, 2).reshape(-1, parts) for a in (state.scales, state.mins)]
     return Numbers(*units, *integers, rows_of(state.levels).reshape(-1, rules.size))
 
 
 def _with_feedback(
-    rows: F32Array, weights: F32Array, type: GgmlType, ladder: Ladder, prepared: Prepared
+    weights: F32Array, type: GgmlType, ladder: Ladder, prepared: Prepared, sweeps: int
 ) -> _State:
-    """Round by error feedback, with the scales that the default encoder finds for what is to be rounded."""
+    """Round by error feedback, with the scales that the default encoder finds for what is to be rounded.
+
+    The panel at hand is then improved by descent, as far as `sweeps` go, on what the columns after it cannot
+    make good.
+    """
     rules = ladder.rules
     count, n, _ = weights.shape
     state = _empty_state(ladder, weights.shape)
+    state.slopes[:] = 0
     targets = weights.copy()
     residues = new_tiles(count * TILE, PANEL)
     blocks = np.empty((count * TILE, type.block_bytes), np.uint8)
+    room = scratch(searches.ROOM)
     encode = encoder(type, "default")
     for first, end in panels(n):
         k = end - first
-        factor = prepared.factor[n * first :]
+        square = prepared.squares[PANEL * first :]
+        remainder = prepared.remainders[PANEL * first :]
+        asked = targets[:, first:end] - weights[:, first:end]
         for start in range(first, end, rules.size):
             columns = slice(start, start + rules.size)
             encode(rows_of(targets, columns.start, columns.stop), prepared.importance[columns], blocks)
             _put_units(state, ladder.numbers(blocks, with_levels=False), ladder, start // rules.size)
             searches.round_superblock(
-                *rules, count, n, start, first, k, factor, weights, targets, state.levels, residues,
-                state.d, state.dmin, state.scales, state.mins,
+                *rules, count, n, start, first, k, square, weights, targets, state.levels, residues,
+                *state.numbers,
             )  # fmt: skip
-        add_products(targets, residues, prepared.factor, first, (end, n))
+        pivots = prepared.pivots[first:end]
+        factor = prepared.factor[n * first :]
+        if sweeps:
+            # g of the panel, with all columns after it as they would be best.
+            turned = (targets[:, first:end] - weights[:, first:end] + residues[:, :k]) * pivots[:, np.newaxis]
+            add_products(state.slopes, turned, factor[first * k :], k, (first, end), first)
+            diagonal, sums = _of_square(remainder, k, rules)
+            gains = np.zeros((count, TILE), np.float32)
+            for _ in range(sweeps):
+                searches.descend(
+                    *rules, count, n, first, k, remainder, diagonal, sums, state.levels, state.slopes,
+                    *state.numbers, residues, gains, room,
+                )  # fmt: skip
+        turned = asked
+        add_products(turned, residues, square, k, (0, k))
+        searches.add_weighted_squares(turned, pivots, count, k, k, state.errors)
+        turned *= pivots[:, np.newaxis]
+        add_products(state.slopes, turned, factor, k, (0, first))
+        add_products(targets, residues, factor, k, (end, n))
     return state
 
 
-def _descend(weights: F32Array, state: _State, ladder: Ladder, prepared: Prepared) -> None:
+def _descend(state: _State, ladder: Ladder, prepared: Prepared) -> None:
+    """Descend over all columns, a few times."""
     rules = ladder.rules
-    count, n, _ = weights.shape
-    residues = weights - _values(state, ladder)
-    slopes = new_tiles(count * TILE, n)
-    slopes[:] = 0
-    for first, end in panels(n):
-        left = np.ascontiguousarray(residues[:, first:end])
-        add_products(slopes, left, prepared.hessian, first, (0, n))
+    count, n, _ = state.levels.shape
     changes = new_tiles(count * TILE, PANEL)
     room = scratch(searches.ROOM)
-    sums = _sub_sums(prepared.hessian, n, rules)
-    for _ in range(_SWEEPS):
-        moved = np.zeros((count, TILE), np.float32)
-        for first, end in panels(n):
+    squares = []
+    for first, end in panels(n):
+        square = prepared.hessian[n * first + first * (end - first) :]
+        squares.append((square, *_of_square(square, end - first, rules)))
+    for sweep in range(_SWEEPS):
+        gains = np.zeros((count, TILE), np.float32)
+        for (first, end), (square, diagonal, sums) in zip(panels(n), squares, strict=True):
+            changes[:] = 0
             searches.descend(
-                *rules, count, n, first, end - first,
-                prepared.hessian[n * first :], prepared.importance, sums, state.levels, slopes,
-                state.d, state.dmin, state.scales, state.mins, changes, moved, room,
+                *rules, count, n, first, end - first, square, diagonal, sums, state.levels, state.slopes,
+                *state.numbers, changes, gains, room,
             )  # fmt: skip
-            add_products(slopes, changes, prepared.hessian, first, (0, first))
-            add_products(slopes, changes, prepared.hessian, first, (end, n))
-        if not moved.any():
+            if sweep < _SWEEPS - 1:
+                add_products(state.slopes, changes, prepared.hessian[n * first :], end - first, (0, first))
+            add_products(state.slopes, changes, prepared.hessian[n * first :], end - first, (end, n))
+        np.subtract(state.errors, gains, out=state.errors)
+        if not gains.any():
             break
 
 
-def _sub_sums(hessian: F32Array, n: int, rules: searches.Rules) -> F32Array:
-    """The sums of H's rows over each sub-block of their superblock, (n, sub-blocks of a superblock)."""
+def _of_square(square: F32Array, k: int, rules: searches.Rules) -> tuple[F32Array, F32Array]:
+    """The diagonal (k,) of a packed square, and the sums of its rows over sub-blocks (`searches.descend`)."""
     parts = rules.size // rules.sub
-    out = np.zeros((n, parts), np.float32)
-    for first, end in panels(n):
-        k = end - first
-        rows = hessian[n * first : n * end].reshape(n // 4, k, 4).swapaxes(0, 1).reshape(k, n)
-        for start in range(first, end, rules.size):
-            square = rows[start - first : start - first + rules.size, start : start + rules.size]
-            by_part = square.reshape(rules.size, parts, rules.sub)
-            for i in range(rules.sub):
-                out[start : start + rules.size] += by_part[:, :, i]
-    return out
+    matrix = square[: k * k].reshape(k // 4, k, 4).swapaxes(0, 1).reshape(k, k)
+    sums = np.zeros((k, parts), np.float32)
+    for start in range(0, k, rules.size):
+        of_superblock = matrix[start : start + rules.size, start : start + rules.size]
+        by_part = of_superblock.reshape(rules.size, parts, rules.sub)
+        for i in range(rules.sub):
+            sums[start : start + rules.size] += by_part[:, :, i]
+    return matrix.diagonal().copy(), sums

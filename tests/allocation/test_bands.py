@@ -92,10 +92,10 @@ def test_the_prior_of_other_families_is_near_the_optimum(tmp_path_factory: pytes
     models = {m.model: m for m in tool.read_folder(all_unpacked(tmp_path_factory.mktemp("tables")))}
     assert len(models) == 17
     at_most = {
-        "GLM-4.5-Air": 1.2,
-        "Kimi-K2-Thinking": 1.2,
-        "Qwen3.5-35B-A3B": 1.25,
-        "Qwen3-4B-Instruct-2507": 1.5,
+        "GLM-4.5-Air": 1.15,
+        "Kimi-K2-Thinking": 1.1,
+        "Qwen3.5-35B-A3B": 1.12,
+        "Qwen3-4B-Instruct-2507": 1.45,
     }
     families = {models[name].family for name in at_most}
     for family in families:
@@ -104,6 +104,26 @@ def test_the_prior_of_other_families_is_near_the_optimum(tmp_path_factory: pytes
             scales = tool.scales_by_prior(tool.model_of(models[name]), prior)
             for bpw in (2.8, 4.5):
                 assert tool.damage_over_optimum(models[name], scales, bpw) < at_most[name], (name, bpw)
+
+
+def test_the_prior_of_other_families_is_good_for_all_models_but_one(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """Free for each tensor; by one curve of errors, and by each model's own KL divergence as a whole."""
+    from statistics import median
+
+    from allocation.measured import all_unpacked
+
+    tool = fit_prior()
+    models = tool.read_folder(all_unpacked(tmp_path_factory.mktemp("tables")))
+    ratios = {m.model: tool.relaxed_ratios(m, prior) for m, prior in tool.left_out(models)}
+    assert len(ratios) == 17
+    noise = ratios.pop("Qwen3-VL-235B-A22B-Instruct")  # signals of a quarter of the floor
+    for by in (0, 1):
+        found = [pair[by] for pairs in ratios.values() for pair in pairs]
+        assert median(found) < 1.12
+        assert max(found) < 1.4
+        assert max(pair[by] for pair in noise) < 2.8
 
 
 def test_the_shipped_prior_is_what_the_tool_fits(tmp_path_factory: pytest.TempPathFactory) -> None:

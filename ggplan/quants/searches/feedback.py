@@ -41,7 +41,8 @@ _ZERO = np.float32(0)
 _ONE = np.float32(1)
 _HALF = np.float32(0.5)
 _LARGEST_HALF = np.float32(65504)
-ROOM = 2 * 256 * TILE
+_SIDE = 32  # the most weights of a sub-block
+ROOM = (2 * 256 + _SIDE) * TILE
 """Numbers that `descend` works in."""
 
 
@@ -101,7 +102,7 @@ def round_superblock(
     Parameters
     ----------
     panel, k, factor
-        The first column of the panel, its columns, and the packed rows of U that belong to it.
+        The first column of the panel, its columns, and its square of U, packed.
     weights, targets
         (count, n, 16): w, and t as far as the panels before this one ask for it; that of the panel is
         brought up to date with the superblock.
@@ -131,11 +132,11 @@ def round_superblock(
                 store(residues, left + (j - start) * TILE, residue)
                 for i in range(j + 1, start + sub):
                     to = (tile * n + i) * TILE
-                    share = factor[(i // 4 * k + j - panel) * 4 + i % 4]
+                    share = factor[((i - panel) // 4 * k + j - panel) * 4 + i % 4]
                     store(targets, to, load(targets, to, TILE) + residue * share)
             for i in range(start + sub, panel + k, 4):
                 to = (tile * n + i) * TILE
-                add_four(targets, to, residues, left, sub, factor, i * k + 4 * (start - panel))
+                add_four(targets, to, residues, left, sub, factor, (i - panel) * k + 4 * (start - panel))
 
 
 @kernel
@@ -144,133 +145,136 @@ def descend(
     highest_min: F32,
     count: I64, n: I64, panel: I64, k: I64, hessian: F32s, diagonal: F32s, sub_sums: F32s,
     levels: F32s, slopes: F32s, d: F32s, dmin: F32s, scales: F32s, mins: F32s, changes: F32s,
-    has_moved: F32s, room: F32s,
+    gains: F32s, room: F32s,
 ) -> None:  # fmt: skip
     """Once over a panel of `count` tiles, the one of `k` columns that begins at column `panel`.
 
     Parameters
     ----------
     hessian
-        The packed rows of H that belong to the panel.
+        The panel's square of H, packed.
     diagonal, sub_sums
-        (n,): that of H; (n, size // sub): the sums of H's rows over each sub-block of their superblock.
+        (k,): that of H; (k, size // sub): the sums of H's rows over each sub-block of their superblock.
     levels, slopes
         (count, n, 16): the levels, and g, which is brought up to date in the panel.
     d, dmin, scales, mins
         (count, superblocks or sub-blocks, 16).
     changes
-        (count, 256, 16): how w - y changed in the panel's columns.
-    has_moved
-        (count, 16): becomes 1 where anything changed.
+        (count, 256, 16): how w - y changes in the panel's columns is added to it.
+    gains
+        (count, 16): by how much the error falls is added to it.
     room
         `ROOM` numbers.
     """
     parts = size // sub
     along = room
     pulls = floats_at(room, 256 * TILE)
+    moves = floats_at(room, 512 * TILE)
     for tile in range(count):
-        moved = load(has_moved, tile * TILE, TILE)
+        gain = load(gains, tile * TILE, TILE)
         for number in range(k // size):
-            first = panel + number * size
-            of_superblock = (tile * (n // size) + first // size) * TILE
+            row = number * size
+            of_superblock = (tile * (n // size) + (panel + row) // size) * TILE
             unit = load(d, of_superblock, TILE)
             unit_min = load(dmin, of_superblock, TILE)
             for part in range(parts):
-                start = first + part * sub
-                of_sub = (tile * (n // sub) + start // sub) * TILE
-                here = floats_at(levels, (tile * n + start) * TILE)
-                slope = floats_at(slopes, (tile * n + start) * TILE)
-                change = floats_at(changes, (tile * 256 + start - panel) * TILE)
+                start = row + part * sub
+                of_sub = (tile * (n // sub) + (panel + start) // sub) * TILE
+                here = floats_at(levels, (tile * n + panel + start) * TILE)
+                slope = floats_at(slopes, (tile * n + panel + start) * TILE)
                 scale = unit * load(scales, of_sub, TILE)
-                moves = _move_codes(
-                    sub, uneven, lowest, highest, start, k, start - panel, hessian, diagonal, scale,
-                    here, slope, change,
-                )  # fmt: skip
-                moved = maximum(moves, moved)
+                gain = gain + _move_codes(
+                    sub, uneven, lowest, highest, start, k, hessian, diagonal, scale, here, slope, moves
+                )
                 if parts == 1 or highest_scale > lowest_scale:
-                    _pull(sub, here, start, k, start - panel, hessian, pulls)
+                    _pull(sub, here, start, k, hessian, pulls)
                     if parts == 1:
-                        moves = _move_unit(sub, floats_at(d, of_superblock), here, pulls, slope, change)
+                        gain = gain + _move_unit(
+                            sub, floats_at(d, of_superblock), here, pulls, slope, moves
+                        )
                     else:
-                        moves = _move_integer(
+                        gain = gain + _move_integer(
                             sub, floats_at(scales, of_sub), unit, lowest_scale, highest_scale,
-                            here, pulls, slope, change,
+                            here, pulls, slope, moves,
                         )  # fmt: skip
-                    moved = maximum(moves, moved)
                 if highest_min > _ZERO:
                     for j in range(sub):
-                        total = sub_sums[(start + j) * parts + part]
                         store(along, j * TILE, splat(-_ONE, TILE))
-                        store(pulls, j * TILE, splat(-total, TILE))
+                        store(pulls, j * TILE, splat(-sub_sums[(start + j) * parts + part], TILE))
                     if parts == 1:
-                        moves = _move_unit(sub, floats_at(dmin, of_superblock), along, pulls, slope, change)
+                        gain = gain + _move_unit(
+                            sub, floats_at(dmin, of_superblock), along, pulls, slope, moves
+                        )
                     else:
-                        moves = _move_integer(
+                        gain = gain + _move_integer(
                             sub, floats_at(mins, of_sub), unit_min, _ZERO, highest_min,
-                            along, pulls, slope, change,
+                            along, pulls, slope, moves,
                         )  # fmt: skip
-                    moved = maximum(moves, moved)
-                for i in range(panel, panel + k, 4):
+                change = (tile * 256 + start) * TILE
+                for at in range(0, sub * TILE, TILE):
+                    store(changes, change + at, load(changes, change + at, TILE) + load(moves, at, TILE))
+                for i in range(0, k, 4):
                     if i < start or i >= start + sub:
-                        to = (tile * n + i) * TILE
-                        add_four(slopes, to, change, 0, sub, hessian, i * k + 4 * (start - panel))
+                        to = (tile * n + panel + i) * TILE
+                        add_four(slopes, to, moves, 0, sub, hessian, i * k + 4 * start)
             if parts > 1:
-                slope = floats_at(slopes, (tile * n + first) * TILE)
-                change = floats_at(changes, (tile * 256 + first - panel) * TILE)
+                slope = floats_at(slopes, (tile * n + panel + row) * TILE)
+                change = floats_at(changes, (tile * 256 + row) * TILE)
                 for part in range(parts):
-                    scale = load(scales, (tile * (n // sub) + first // sub + part) * TILE, TILE)
+                    scale = load(scales, (tile * (n // sub) + (panel + row) // sub + part) * TILE, TILE)
                     for j in range(part * sub, (part + 1) * sub):
-                        level = load(levels, (tile * n + first + j) * TILE, TILE)
+                        level = load(levels, (tile * n + panel + row + j) * TILE, TILE)
                         store(along, j * TILE, scale * level)
-                _pull(size, along, first, k, first - panel, hessian, pulls)
-                moves = _move_unit(size, floats_at(d, of_superblock), along, pulls, slope, change)
-                moved = maximum(moves, moved)
+                _pull(size, along, row, k, hessian, pulls)
+                gain = gain + _move_unit(size, floats_at(d, of_superblock), along, pulls, slope, change)
                 if highest_min > _ZERO:
-                    own = floats_at(mins, (tile * (n // sub) + first // sub) * TILE)
+                    own = floats_at(mins, (tile * (n // sub) + (panel + row) // sub) * TILE)
                     for j in range(size):
                         store(along, j * TILE, -load(own, j // sub * TILE, TILE))
                         pull = splat(_ZERO, TILE)
                         for part in range(parts):
-                            pull = pull - load(own, part * TILE, TILE) * sub_sums[(first + j) * parts + part]
+                            pull = pull - load(own, part * TILE, TILE) * sub_sums[(row + j) * parts + part]
                         store(pulls, j * TILE, pull)
-                    moves = _move_unit(size, floats_at(dmin, of_superblock), along, pulls, slope, change)
-                    moved = maximum(moves, moved)
-        store(has_moved, tile * TILE, moved)
+                    gain = gain + _move_unit(
+                        size, floats_at(dmin, of_superblock), along, pulls, slope, change
+                    )
+        store(gains, tile * TILE, gain)
 
 
 @inline
 def _move_codes(
-    sub: Any, uneven: Any, lowest: Any, highest: Any, start: Any, k: Any, row: Any, hessian: Any,
-    diagonal: Any, scale: Any, levels: Any, slopes: Any, changes: Any,
+    sub: Any, uneven: Any, lowest: Any, highest: Any, start: Any, k: Any, hessian: Any,
+    diagonal: Any, scale: Any, levels: Any, slopes: Any, moves: Any,
 ) -> Any:  # fmt: skip
-    """Move the codes of a sub-block one by one, and begin its `changes`; 1 in the lanes where one moved."""
+    """Move the codes of a sub-block one by one, and begin its `moves`; returns by how much the error falls."""
     inverse = _inverse(scale)
-    moved = splat(_ZERO, TILE)
+    gain = splat(_ZERO, TILE)
     for j in range(sub):
         level = load(levels, j * TILE, TILE)
         slope = load(slopes, j * TILE, TILE)
         bend = diagonal[start + j]
         new = _nearest(level + slope * (inverse * (_ONE / bend)), uneven, lowest, highest)
         step = scale * (new - level)
-        better = step * (slope + slope - step * bend) > _ZERO
+        fall = step * (slope + slope - step * bend)
+        better = fall > _ZERO
         step = select(better, step, _ZERO)
-        store(changes, j * TILE, -step)
+        store(moves, j * TILE, -step)
         if any_lane(better):
-            moved = select(better, _ONE, moved)
+            gain = gain + select(better, fall, _ZERO)
             store(levels, j * TILE, select(better, new, level))
             for i in range(sub):
-                pull = hessian[((start + i) // 4 * k + row + j) * 4 + (start + i) % 4]
+                pull = hessian[((start + i) // 4 * k + start + j) * 4 + (start + i) % 4]
                 store(slopes, i * TILE, load(slopes, i * TILE, TILE) - step * pull)
-    return moved
+    return gain
 
 
 @inline
-def _pull(count: Any, along: Any, start: Any, k: Any, row: Any, hessian: Any, pulls: Any) -> None:
+def _pull(count: Any, along: Any, start: Any, k: Any, hessian: Any, pulls: Any) -> None:
     """What moving y along `along`, which has `count` columns, takes off their slopes."""
     for j in range(0, count, 4):
         for i in range(j, j + 4):
             store(pulls, i * TILE, splat(_ZERO, TILE))
-        add_four(pulls, j * TILE, along, 0, count, hessian, (start + j) * k + 4 * row)
+        add_four(pulls, j * TILE, along, 0, count, hessian, (start + j) * k + 4 * start)
 
 
 @inline
@@ -287,16 +291,18 @@ def _fall(count: Any, along: Any, pulls: Any, slopes: Any) -> Any:
 
 @inline
 def _move_unit(count: Any, unit: Any, along: Any, pulls: Any, slopes: Any, changes: Any) -> Any:
-    """Move a d or dmin, a half, to where the error is least; 1 in the lanes where it moved."""
+    """Move a d or dmin, a half, to where the error is least; returns by how much it falls."""
     gain, bend = _fall(count, along, pulls, slopes)
     old = load(unit, 0, TILE)
     new = old + gain / bend
     new = select(new == new, new, _ZERO)
     new = floats_of(halves_of(maximum(minimum(new, _LARGEST_HALF), -_LARGEST_HALF)))
     step = new - old
-    better = step * (gain + gain - step * bend) > _ZERO
+    fall = step * (gain + gain - step * bend)
+    better = fall > _ZERO
     store(unit, 0, select(better, new, old))
-    return _step(count, better, step, along, pulls, slopes, changes)
+    _step(count, better, step, along, pulls, slopes, changes)
+    return select(better, fall, _ZERO)
 
 
 @inline
@@ -304,33 +310,47 @@ def _move_integer(
     count: Any, integer: Any, unit: Any, lowest: Any, highest: Any,
     along: Any, pulls: Any, slopes: Any, changes: Any,
 ) -> Any:  # fmt: skip
-    """Move a scale or min of a sub-block to where the error is least; 1 in the lanes where it moved."""
+    """Move a scale or min of a sub-block to where the error is least; returns by how much it falls."""
     gain, bend = _fall(count, along, pulls, slopes)
     old = load(integer, 0, TILE)
     new = rounded(maximum(minimum(old + gain / (bend * unit), highest), lowest))
     step = unit * (new - old)
-    better = step * (gain + gain - step * bend) > _ZERO
+    fall = step * (gain + gain - step * bend)
+    better = fall > _ZERO
     store(integer, 0, select(better, new, old))
-    return _step(count, better, step, along, pulls, slopes, changes)
+    _step(count, better, step, along, pulls, slopes, changes)
+    return select(better, fall, _ZERO)
 
 
 @inline
-def _step(count: Any, better: Any, step: Any, along: Any, pulls: Any, slopes: Any, changes: Any) -> Any:
+def _step(count: Any, better: Any, step: Any, along: Any, pulls: Any, slopes: Any, changes: Any) -> None:
     """Move y by a step in the lanes where that is better."""
     if any_lane(better):
         step = select(better, step, _ZERO)
         for at in range(0, count * TILE, TILE):
             store(slopes, at, load(slopes, at, TILE) - step * load(pulls, at, TILE))
             store(changes, at, load(changes, at, TILE) - step * load(along, at, TILE))
-    return select(better, _ONE, splat(_ZERO, TILE))
 
 
 @kernel
-def weighted_squares(values: F32s, weights: F32s, count: I64, n: I64, out: F32s) -> None:
-    """The sums of weight * value^2 over the columns of `count` tiles (count, n, 16), to (count, 16)."""
+def add_weighted_squares(
+    values: F32s, weights: F32s, count: I64, n: I64, columns: I64, out: F32s
+) -> None:
+    """Add the sums of weight * value^2 over the first columns of tiles (count, n, 16) to (count, 16)."""
     for tile in range(count):
-        total = splat(_ZERO, TILE)
-        for column in range(n):
+        total = load(out, tile * TILE, TILE)
+        for column in range(columns):
             x = load(values, (tile * n + column) * TILE, TILE)
             total = total + x * x * weights[column]
+        store(out, tile * TILE, total)
+
+
+@kernel
+def add_products_of(left: F32s, right: F32s, count: I64, n: I64, out: F32s) -> None:
+    """Add the sums over the columns of the products of tiles (count, n, 16) to (count, 16)."""
+    for tile in range(count):
+        total = load(out, tile * TILE, TILE)
+        for column in range(n):
+            at = (tile * n + column) * TILE
+            total = total + load(left, at, TILE) * load(right, at, TILE)
         store(out, tile * TILE, total)

@@ -16,6 +16,7 @@ there. No multiplication is fused with an addition.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -65,11 +66,25 @@ def packed(matrix: F32Array) -> F32Array:
     """A matrix (n, n), n a multiple of 4, packed by panels; float32 (n * n,)."""
     n = len(matrix)
     out = scratch(n * n)
-    for first in range(0, n, PANEL):
-        rows = matrix[first : first + PANEL]
-        groups = rows.reshape(len(rows), n // 4, 4).swapaxes(0, 1)
-        out[n * first : n * (first + len(rows))].reshape(n // 4, len(rows), 4)[:] = groups
+    for first, end in panels(n):
+        _pack(matrix[first:end], out[n * first : n * end])
     return out
+
+
+def packed_blocks(blocks: Iterable[F32Array], n: int) -> F32Array:
+    """The square on the diagonal that belongs to each panel of a matrix (n, n), packed by itself.
+
+    That of the panel that begins at row `first` begins at 256 * first; float32 (256 * n,).
+    """
+    out = scratch(PANEL * n)
+    for (first, end), block in zip(panels(n), blocks, strict=True):
+        _pack(block, out[PANEL * first : PANEL * first + (end - first) ** 2])
+    return out
+
+
+def _pack(rows: F32Array, out: F32Array) -> None:
+    k, n = rows.shape
+    out.reshape(n // 4, k, 4)[:] = rows.reshape(k, n // 4, 4).swapaxes(0, 1)
 
 
 def panels(n: int) -> list[tuple[int, int]]:
@@ -78,7 +93,7 @@ def panels(n: int) -> list[tuple[int, int]]:
 
 
 def add_products(
-    tiles: F32Array, left: F32Array, right: F32Array, first: int, columns: tuple[int, int]
+    tiles: F32Array, left: F32Array, right: F32Array, k: int, columns: tuple[int, int], origin: int = 0
 ) -> None:
     """Add to some columns of tiles (t, n, 16) the products of a panel.
 
@@ -87,16 +102,15 @@ def add_products(
     left
         float32 (t, at least k, 16): what the panel's k rows are multiplied with.
     right
-        The packed matrix.
-    first
-        The panel's first row.
+        The panel, or square, of a packed matrix.
     columns
         The first column, a multiple of 4, and the end.
+    origin
+        The column that `right` begins with.
     """
     count, n, _ = tiles.shape
     if count and columns[0] < columns[1]:
-        k = min(PANEL, n - first)
-        _add_products(tiles, count, n, left, left.shape[1], right[n * first :], k, *columns)
+        _add_products(tiles, count, n, left, left.shape[1], right, k, *columns, origin)
 
 
 @kernel
@@ -136,11 +150,12 @@ def add_four(tile: Any, at: Any, left: Any, left_at: Any, count: Any, right: Any
 
 @kernel
 def _add_products(
-    tiles: F32s, count: I64, n: I64, left: F32s, left_columns: I64, right: F32s, k: I64, first: I64, end: I64
-) -> None:
+    tiles: F32s, count: I64, n: I64, left: F32s, left_columns: I64, right: F32s, k: I64, first: I64, end: I64,
+    origin: I64,
+) -> None:  # fmt: skip
     for start in range(first, end, _TOGETHER):
         stop = min(start + _TOGETHER, end)
         for tile in range(count):
             for column in range(start, stop, 4):
                 at = (tile * n + column) * TILE
-                add_four(tiles, at, left, tile * left_columns * TILE, k, right, column * k)
+                add_four(tiles, at, left, tile * left_columns * TILE, k, right, (column - origin) * k)

@@ -1,0 +1,386 @@
+"""calibrate: texts are run through a model, and what its matrices were given is kept in a folder.
+
+The engine llama.cpp runs a GGUF. A checkpoint is converted to bf16 for it, beside the output, and the file is
+removed when the work is done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from ggplan.errors import CalibrationError, CheckpointError
+from ggplan.model import Model
+from ggplan.opening import open_model
+from ggplan.sources.files import exists, shown
+from ggplan.version import __version__
+
+if TYPE_CHECKING:
+    from ggplan.calibration import Calibration
+    from ggplan.calibration.engines import Engine, Progress
+    from ggplan.imatrix.writing import Form
+
+EngineName = Literal["llama.cpp", "torch"]
+DEFAULT_MEMORY = 8 << 30
+FEW_TOKENS = 2.5
+"""Tokens a column below which an expert's second moments say little (measured: error-feedback at 2.5 n)."""
+_WORK = "model.gguf"
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrateOptions:
+    """How texts are run through a model.
+
+    Attributes
+    ----------
+    engine
+        "llama.cpp", through llama-cpp-python; or "torch", transformers' modules layer by layer.
+    n_ctx
+        Tokens of a chunk: each is run by itself.
+    n_tokens, n_chunks
+        At most so many tokens or chunks of all texts together; of several texts equally many of each, where
+        they have them. By default whole texts. At most one of the two.
+    memory
+        Bytes that what is collected may take at a time; if it does not hold all layers, the texts are run
+        several times.
+    threads
+        Threads; by default the engine's own choice.
+    process_output
+        Collect the input of output.weight too, as llama-imatrix does with --process-output.
+    force
+        Replace what is in the folder (or file) of another run.
+    """
+
+    engine: EngineName = "llama.cpp"
+    n_ctx: int = 512
+    n_tokens: int | None = None
+    n_chunks: int | None = None
+    memory: int = DEFAULT_MEMORY
+    threads: int | None = None
+    process_output: bool = False
+    force: bool = False
+
+
+_DEFAULTS = CalibrateOptions()
+Converting = Callable[[int], contextlib.AbstractContextManager[Callable[[int], None]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """What is told of work that takes long.
+
+    Attributes
+    ----------
+    chunks
+        Called with the chunks that were run, and of how many.
+    converting
+        Entered with the bytes that a conversion for the engine will read; gives what is told of bytes done.
+    """
+
+    chunks: Progress = lambda done, total: None
+    converting: Converting = lambda total: contextlib.nullcontext(lambda n: None)
+
+
+_UNWATCHED = Watch()
+
+
+def calibrate(
+    model: Model | str | Path,
+    texts: Sequence[str | Path],
+    output: str | Path,
+    options: CalibrateOptions = _DEFAULTS,
+    *,
+    watch: Watch = _UNWATCHED,
+) -> Calibration:
+    """Run texts through a model and keep what its matrices were given.
+
+    If it is stopped at any moment, the same call goes on there and fills the folder with the same files. A
+    folder of the same run that is whole is opened and not made again.
+
+    Parameters
+    ----------
+    model
+        A model, or what `open_model` takes: a GGUF in bf16, f16, f32 or q8_0, or a checkpoint.
+    texts
+        Files of text.
+    output
+        The folder.
+
+    Raises
+    ------
+    CalibrationError
+        If a text is too short, the folder has something else, or memory does not suffice.
+    CheckpointError, MeasureError, ConversionError
+        If the model cannot be read, run or converted.
+    """
+    from ggplan.calibration.folder import INDEX, Calibration
+    from ggplan.calibration.marks import marks_of
+    from ggplan.calibration.run import begin, settings_there
+
+    model = _opened(model)
+    known = _texts(texts, options)
+    folder = Path(output)
+    weights = marks_of(model)
+    settings = _settings(model, weights, known, options)
+    before = settings_there(folder)
+    if before is not None and exists(folder / INDEX) and _same(before, settings):
+        found = begin(folder, before)
+        if isinstance(found, Calibration):
+            return found
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise CalibrationError(f"cannot write {shown(folder)}: {error.strerror or error}") from error
+    with _engine(model, known, options, folder / _WORK, watch) as engine:
+        surveyed = engine.survey()
+        taken = taken_chunks(surveyed.tokens, known, options)
+        run = begin(
+            folder, settings | _measured(engine, surveyed.tokens, taken, known, options), force=options.force
+        )
+        if isinstance(run, Calibration):
+            return run
+        there = run.finished(surveyed.layers)
+        missing = [layer for layer in surveyed.layers if layer not in there]
+        if missing or not run.has_tokens():
+            engine.collect(taken, missing, run, watch.chunks)
+        files = run.finished(surveyed.layers)
+        for layer in surveyed.layers:
+            if layer not in files:
+                raise CalibrationError(f"the engine did not write the inputs of layer {layer}")
+        return run.finish(files.values(), weights)
+
+
+def calibrate_imatrix(
+    model: Model | str | Path,
+    texts: Sequence[str | Path],
+    output: str | Path,
+    options: CalibrateOptions = _DEFAULTS,
+    *,
+    form: Form | None = None,
+    watch: Watch = _UNWATCHED,
+) -> Path:
+    """Run texts through a model and write an imatrix alone, that of llama-imatrix on the same texts.
+
+    Parameters
+    ----------
+    form
+        "gguf" or the legacy "dat"; by default as the name's extension says.
+
+    Raises
+    ------
+    As `calibrate`.
+    """
+    from ggplan.imatrix.writing import form_of_name
+
+    model = _opened(model)
+    known = _texts(texts, options)
+    path = Path(output)
+    if path.is_dir():
+        raise CalibrationError(f"{shown(path)} is a folder", hint="name a file")
+    if exists(path) and not options.force:
+        raise CalibrationError(
+            f"{shown(path)} exists", hint="name another file, or give --force to replace it"
+        )
+    with _engine(model, known, options, path.with_name(f"{path.name}.{_WORK}"), watch) as engine:
+        surveyed = engine.survey()
+        taken = taken_chunks(surveyed.tokens, known, options)
+        engine.imatrix(taken, path, form or form_of_name(path), watch.chunks)
+    return path
+
+
+@dataclass(frozen=True, slots=True)
+class _Text:
+    path: Path
+    sha256: str
+    n_bytes: int
+
+
+def _opened(model: Model | str | Path) -> Model:
+    found = model if isinstance(model, Model) else open_model(model, weights=True)
+    if found.kind == "inventory":
+        raise CheckpointError(f"{shown(found.path)} has no weights", hint="give a GGUF file or a checkpoint")
+    return found
+
+
+def _texts(texts: Sequence[str | Path], options: CalibrateOptions) -> list[_Text]:
+    from ggplan.sources.files import read_whole
+
+    if isinstance(texts, str | Path):
+        texts = [texts]
+    if not texts:
+        raise CalibrationError("no text is given", hint="--text FILE names one")
+    if options.n_tokens is not None and options.n_chunks is not None:
+        raise CalibrationError("both --tokens and --chunks are given", hint="give one of them")
+    found: list[_Text] = []
+    for text in map(Path, texts):
+        try:
+            raw = read_whole(text, _TEXT_LIMIT)
+        except CheckpointError as error:
+            raise CalibrationError(error.message, hint=error.hint) from error
+        digest = hashlib.sha256(raw).hexdigest()
+        for other in found:
+            if other.sha256 == digest:
+                raise CalibrationError(
+                    f"{shown(text)} and {shown(other.path)} are one text", hint="name it once"
+                )
+        found.append(_Text(text, digest, len(raw)))
+    return found
+
+
+_TEXT_LIMIT = 1 << 32
+
+
+def _settings(
+    model: Model, weights: dict[str, str], texts: Sequence[_Text], options: CalibrateOptions
+) -> dict[str, Any]:
+    """What is known of a run before an engine is started; all of it is what the files depend on."""
+    from ggplan.calibration.folder import sha256_of_json
+
+    shapes = sorted((t.name, list(t.shape)) for t in model.tensors)
+    return {
+        "ggplan": __version__,
+        "model": {
+            "name": model.path.name,
+            "architecture": model.architecture,
+            "types": sorted({t.stored_as for t in model.tensors}),
+            "identity": sha256_of_json([shapes, weights]),
+        },
+        "texts": [{"name": t.path.name, "sha256": t.sha256, "n_bytes": t.n_bytes} for t in texts],
+        "n_ctx": options.n_ctx,
+        "limit": {"tokens": options.n_tokens, "chunks": options.n_chunks},
+        "process_output": options.process_output,
+        "engine": {"name": options.engine},
+    }
+
+
+def _measured(
+    engine: Engine,
+    tokens: Sequence[int],
+    taken: Sequence[int],
+    texts: Sequence[_Text],
+    options: CalibrateOptions,
+) -> dict[str, Any]:
+    """What the engine adds to the settings."""
+    return {
+        "engine": {"name": engine.name, "build": engine.build},
+        "texts": [
+            {"name": t.path.name, "sha256": t.sha256, "n_bytes": t.n_bytes, "tokens": n, "chunks": used}
+            for t, n, used in zip(texts, tokens, taken, strict=True)
+        ],
+        "chunks": sum(taken),
+        "tokens": sum(taken) * options.n_ctx,
+    }
+
+
+def _same(before: Any, settings: dict[str, Any]) -> bool:
+    """Whether a run has these settings, as far as they are known before an engine is started."""
+    try:
+        known = {name: before[name] for name in settings}
+        known["engine"] = {"name": before["engine"]["name"]}
+        known["texts"] = [{name: t[name] for name in ("name", "sha256", "n_bytes")} for t in before["texts"]]
+    except (KeyError, TypeError):
+        return False
+    return known == settings
+
+
+def taken_chunks(tokens: Sequence[int], texts: Sequence[_Text], options: CalibrateOptions) -> list[int]:
+    """How many chunks of each text are run: all, or of a limit an equal share of each that has so many.
+
+    Raises
+    ------
+    CalibrationError
+        If a text has no whole chunk, or all together have less than two, which llama-imatrix asks for.
+    """
+    there = [n // options.n_ctx for n in tokens]
+    for n, text in zip(tokens, texts, strict=True):
+        if n < options.n_ctx:
+            raise CalibrationError(
+                f"{shown(text.path)} has {n:,} tokens, which is less than a chunk of {options.n_ctx:,}",
+                hint="give a longer text, or a smaller --ctx",
+            )
+    if sum(there) < 2:
+        raise CalibrationError(
+            f"the text has {sum(tokens):,} tokens, which is less than two chunks of {options.n_ctx:,}",
+            hint="give a longer text, or a smaller --ctx",
+        )
+    limit = options.n_chunks
+    if options.n_tokens is not None:
+        limit = math.ceil(options.n_tokens / options.n_ctx)
+    left = sum(there) if limit is None else min(limit, sum(there))
+    taken = [0] * len(there)
+    while left:
+        open_texts = [i for i, n in enumerate(there) if taken[i] < n]
+        share = max(1, left // len(open_texts))
+        for i in open_texts:
+            more = min(share, there[i] - taken[i], left)
+            taken[i] += more
+            left -= more
+    return taken
+
+
+def _engine(
+    model: Model, texts: Sequence[_Text], options: CalibrateOptions, work: Path, watch: Watch
+) -> contextlib.AbstractContextManager[Engine]:
+    """The engine; what was made for it is removed when the work is done, and stays where it fails."""
+    if options.engine not in ENGINES:
+        raise CalibrationError(
+            f"there is no engine {shown(options.engine)}", hint=f"one of {', '.join(ENGINES)}"
+        )
+    return ENGINES[options.engine](model, [text.path for text in texts], options, work, watch)
+
+
+@contextlib.contextmanager
+def _llama_cpp(
+    model: Model, texts: Sequence[Path], options: CalibrateOptions, work: Path, watch: Watch
+) -> Iterator[Engine]:
+    from ggplan.calibration.engines import LlamaCpp, LlamaCppOptions
+
+    how = LlamaCppOptions(
+        texts=tuple(texts),
+        datasets=tuple(map(str, texts)),
+        n_ctx=options.n_ctx,
+        memory=options.memory,
+        threads=options.threads,
+        process_output=options.process_output,
+    )
+    if model.kind == "gguf" and not _is_changed(model):
+        yield LlamaCpp(model.path, how)
+        return
+    LlamaCpp(work, how)  # before hours of converting: is the engine there?
+    _convert(model, work, watch)
+    yield LlamaCpp(work, how)
+    for path in (work, work.with_name(f"{work.name}.sha256")):
+        path.unlink(missing_ok=True)
+
+
+ENGINES: dict[str, Callable[..., contextlib.AbstractContextManager[Engine]]] = {"llama.cpp": _llama_cpp}
+"""By name: (model, texts, options, a file it may make to work with, watch) -> the engine."""
+
+
+def _is_changed(model: Model) -> bool:
+    """Whether a model that was opened from a GGUF is not what the file has: it is pruned, or cut."""
+    as_it_is = open_model(model.path)
+    return [(t.name, t.shape) for t in as_it_is.tensors] != [(t.name, t.shape) for t in model.tensors]
+
+
+def _convert(model: Model, work: Path, watch: Watch) -> None:
+    """The model in bf16 for llama.cpp, unless an earlier run has left it."""
+    from ggplan.calibration.marks import marks_of
+    from ggplan.conversion import ConvertOptions, convert
+    from ggplan.planning import make_plan
+    from ggplan.stock import find_mix
+
+    if model.obstacle is not None:
+        raise model.obstacle
+    if exists(work):
+        with contextlib.suppress(CheckpointError):
+            if marks_of(open_model(work)) == marks_of(model):
+                return
+    plan = make_plan(model, find_mix("BF16"))
+    with watch.converting(plan.tensor_bytes) as progress:
+        convert(plan, work, ConvertOptions(force=True), progress=progress, resumed=progress)

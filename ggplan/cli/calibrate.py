@@ -1,0 +1,229 @@
+"""`ggplan calibrate`: run texts through a model and keep what its matrices were given."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ggplan.cli.opening import OpeningOptions, opening_options
+from ggplan.cli.options import force_option, json_option, note, quiet_option, threads_option
+from ggplan.cli.sizes import ByteCount, TokenCount
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from ggplan.calibrating import Watch
+    from ggplan.calibration import Calibration
+    from ggplan.imatrix.coverage import Coverage
+    from ggplan.model import Model
+
+SCHEMA = "ggplan.calibrate/1"
+
+_EPILOG = """\b
+Examples:
+  ggplan calibrate GLM-4.5-Air-bf16.gguf --text prose.txt --text code.txt -o air.calib
+  ggplan calibrate ./GLM-4.5-Air --text mix.txt --tokens 64k --memory 32G -o air.calib
+  ggplan calibrate air-bf16.gguf --text mix.txt --imatrix-only -o imatrix.gguf
+"""
+
+
+@click.command("calibrate", epilog=_EPILOG, short_help="Keep what a text gives a model's matrices.")
+@click.argument("model")
+@click.option(
+    "--text", "texts", multiple=True, type=click.Path(), metavar="FILE",
+    help="A text to run through the model. Can be repeated: one for each kind of use.",
+)  # fmt: skip
+@click.option(
+    "-o", "--output", required=True, type=click.Path(), metavar="CALIB",
+    help="The folder to fill; with --imatrix-only the file to write.",
+)  # fmt: skip
+@click.option(
+    "--imatrix-only", is_flag=True,
+    help="Write an imatrix alone, that of llama-imatrix on the same text.",
+)  # fmt: skip
+@click.option(
+    "--format", "form", type=click.Choice(["gguf", "dat"]),
+    help="The form of the imatrix [default: dat if the name ends in .dat, else gguf].",
+)  # fmt: skip
+@click.option(
+    "--engine", type=click.Choice(["llama.cpp", "torch"]), default="llama.cpp", show_default=True,
+    help="What runs the model: llama-cpp-python, or transformers layer by layer.",
+)  # fmt: skip
+@click.option(
+    "-c", "--ctx", type=click.IntRange(32, 1 << 20), default=512, show_default=True,
+    help="Tokens of a chunk; each chunk is run by itself.",
+)  # fmt: skip
+@click.option(
+    "--tokens", "n_tokens", type=TokenCount(), metavar="N",
+    help="About so many tokens at most, an equal share of each text [default: whole texts].",
+)  # fmt: skip
+@click.option("--chunks", "n_chunks", type=click.IntRange(min=1), help="The same, as a number of chunks.")
+@click.option(
+    "--memory", type=ByteCount(1024), default="8G", show_default=True, metavar="SIZE",
+    help="Memory for what is collected, besides the model's own: the texts are run as often as it takes.",
+)  # fmt: skip
+@click.option("--process-output", is_flag=True, help="Collect the input of output.weight too.")
+@threads_option
+@opening_options(header_only=False)
+@force_option("what CALIB holds of another run")
+@json_option("what was run and the coverage of every tensor")
+@quiet_option
+def calibrate_command(
+    model: str,
+    texts: tuple[str, ...],
+    output: str,
+    imatrix_only: bool,
+    form: str | None,
+    engine: Any,
+    ctx: int,
+    n_tokens: int | None,
+    n_chunks: int | None,
+    memory: int,
+    process_output: bool,
+    threads: int | None,
+    opening: OpeningOptions,
+    force: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Run texts through MODEL, and keep in the folder CALIB what its matrices were given.
+
+    `ggplan convert --calibration CALIB` then chooses weights by it. The folder has an ordinary imatrix too,
+    imatrix.gguf. MODEL is a GGUF in bf16, f16, f32 or q8_0, or a checkpoint, which is converted to bf16 in
+    CALIB for llama.cpp and removed again. A run that was stopped goes on where it was, layer by layer, and
+    fills the folder with the same files.
+
+    What the texts lack may get worse: give texts of every kind of use.
+
+    Exits 0; 1 if the model or a text cannot be read or run, or CALIB holds something else; 2 for wrong usage.
+    """
+    from ggplan.calibrating import CalibrateOptions, calibrate, calibrate_imatrix
+    from ggplan.imatrix import load_sums
+    from ggplan.imatrix.coverage import coverage_of
+
+    if not texts:
+        raise click.UsageError("--text is missing: a text to run through the model")
+    if n_tokens is not None and n_chunks is not None:
+        raise click.UsageError("give --tokens or --chunks, not both")
+    if form is not None and not imatrix_only:
+        raise click.UsageError("--format is for --imatrix-only")
+    options = CalibrateOptions(
+        engine=engine,
+        n_ctx=ctx,
+        n_tokens=n_tokens,
+        n_chunks=n_chunks,
+        memory=memory,
+        threads=threads,
+        process_output=process_output,
+        force=force,
+    )
+    found, _ = opening.open(model, weights=True, quiet=quiet)
+    _note_model(found, quiet=quiet)
+    if len(texts) == 1:
+        note(
+            "one text: uses of the model that it does not show may get worse; give several --text",
+            quiet=quiet,
+        )
+    watch = _watch(quiet)
+    if imatrix_only:
+        path = calibrate_imatrix(
+            found,
+            texts,
+            output,
+            options,
+            form=form,
+            watch=watch,  # type: ignore[arg-type]  # click.Choice
+        )
+        sums = load_sums(path)
+        _tell_imatrix(str(path), list(coverage_of(sums)), sums.chunk_count, as_json, quiet)
+        return
+    calibration = calibrate(found, texts, output, options, watch=watch)
+    _tell(calibration, as_json=as_json, quiet=quiet)
+
+
+def _note_model(model: Model, *, quiet: bool) -> None:
+    """Tell of weights that were rounded before."""
+    types = {t.type.name for t in model.tensors if t.type.is_quantized and t.codes is None}
+    rounded = sorted(types - {"q8_0"})
+    if model.kind == "gguf" and rounded:
+        note(
+            f"the model is quantized ({', '.join(rounded)}): what is kept is what these weights do; a bf16 "
+            "or q8_0 GGUF says more",
+            quiet=quiet,
+        )
+
+
+def _watch(quiet: bool) -> Watch:
+    from contextlib import contextmanager
+
+    from ggplan.calibrating import Watch
+    from ggplan.cli.progress import chunks_bar, progress_bar
+
+    @contextmanager
+    def converting(total: int) -> Iterator[Callable[[int], None]]:
+        with progress_bar("converting to bf16", total, quiet=quiet) as progress:
+            yield progress
+
+    return Watch(_Bar(chunks_bar(quiet=quiet)), converting)
+
+
+class _Bar:
+    """A bar of chunks that appears with the first and goes with the last."""
+
+    def __init__(self, bar: Any) -> None:
+        self._bar = bar
+        self._task: Any = None
+
+    def __call__(self, done: int, total: int) -> None:
+        if self._task is None:
+            self._bar.start()
+            self._task = self._bar.add_task("running the texts", total=total)
+        self._bar.update(self._task, completed=done)
+        if done >= total:
+            self._bar.stop()
+
+
+def _tell(calibration: Calibration, *, as_json: bool, quiet: bool) -> None:
+    from ggplan.calibration.run import sums_of
+    from ggplan.cli.coverage import coverage_json, note_coverage, print_coverage
+    from ggplan.cli.output import echo_wrapped, print_json
+    from ggplan.imatrix.coverage import coverage_of
+    from ggplan.text import format_bytes, printable
+
+    entries = list(coverage_of(sums_of(calibration)))
+    n_bytes = sum((calibration.path / file.name).stat().st_size for file in calibration.layers)
+    if as_json:
+        print_json(
+            {
+                "schema": SCHEMA,
+                "path": str(calibration.path),
+                "digest": calibration.digest,
+                "run": dict(calibration.provenance),
+                "bytes": n_bytes,
+                "coverage": [coverage_json(entry) for entry in entries],
+            }
+        )
+    else:
+        print_coverage(entries, quiet=quiet)
+        run = calibration.provenance
+        echo_wrapped(
+            f"{printable(str(calibration.path))}: {len(calibration.layers):,} layers, {len(entries):,} "
+            f"tensors, {run['tokens']:,} tokens in {run['chunks']:,} chunks of {run['n_ctx']:,}, "
+            f"{format_bytes(n_bytes)}"
+        )
+    note_coverage(entries, quiet=quiet)
+
+
+def _tell_imatrix(path: str, entries: list[Coverage], chunks: int, as_json: bool, quiet: bool) -> None:
+    from ggplan.cli.coverage import coverage_json, note_coverage, print_coverage
+    from ggplan.cli.output import echo_wrapped, print_json
+    from ggplan.text import printable
+
+    if as_json:
+        coverage = [coverage_json(entry) for entry in entries]
+        print_json({"schema": SCHEMA, "path": path, "chunks": chunks, "coverage": coverage})
+    else:
+        print_coverage(entries, quiet=quiet)
+        echo_wrapped(f"{printable(path)}: {len(entries):,} tensors, {chunks:,} chunks")
+    note_coverage(entries, quiet=quiet)

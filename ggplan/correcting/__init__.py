@@ -1,0 +1,14 @@
+"""Corrected targets: each layer's weights are chosen for the inputs that the quantized layers before it give.
+
+Encoding with second moments makes good, within a matrix, what rounding does. What the matrices before it did
+is made good here: `targets` has the formula, `streams` runs the original and the quantized model side by
+side, layer by layer, and encodes what it has corrected, `kept` keeps the bytes of every finished layer until
+the ordinary writer puts them into the file.
+"""
+
+from __future__ import annotations
+
+from ggplan.correcting.kept import Corrected
+from ggplan.correcting.streams import CorrectOptions, correct
+
+__all__ = ["CorrectOptions", "Corrected", "correct"]

@@ -1,0 +1,144 @@
+"""The finished layers of a correction, in a folder beside the output: `OUT.gguf.layers`.
+
+    layer-003.safetensors      the blocks of the layer's tensors, as bytes; in its metadata the digest of the
+    run states-004.original.f32    the hidden states that the next layer gets, in the original model
+    states-004.quantized.f32   and in the quantized one
+
+A layer's file appears when both files of states after it are complete, and the states before it are removed
+then. So a run that was stopped at any moment goes on with the first layer whose file is missing; what it does
+again gives the same bytes. A file of another run (another text, recipe, version) is not used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ggplan.errors import CheckpointError, ConversionError
+from ggplan.model import RowSource
+from ggplan.planning import PlannedTensor
+from ggplan.sources.files import rows_in_file, shown
+from ggplan.sources.safetensors import read_metadata, read_tensors
+
+_FORMAT = "ggplan.corrected/1"
+
+
+@dataclass(frozen=True, slots=True)
+class Corrected:
+    """The blocks of corrected tensors.
+
+    Attributes
+    ----------
+    folder
+        Where they are, until the output is written.
+    run
+        The digest of what they depend on.
+    blocks
+        The rows of each tensor as the output will have them, by name.
+    """
+
+    folder: Path
+    run: str
+    blocks: Mapping[str, RowSource]
+
+    def remove(self) -> None:
+        """Delete the folder; once the output is there."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@dataclass(slots=True)
+class KeptLayers:
+    """The folder while layers are corrected."""
+
+    folder: Path
+    run: str
+    made: set[str] = field(default_factory=set)
+
+    def open(self, *, restart: bool = False) -> None:
+        """Make the folder; raises ConversionError for another run's work, unless that may be discarded."""
+        if restart:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(exist_ok=True)
+        marker = self.folder / "run.json"
+        text = json.dumps({"format": _FORMAT, "run": self.run}) + "\n"
+        if marker.exists():
+            if marker.read_text(encoding="utf-8", errors="replace") != text:
+                raise ConversionError(
+                    f"{shown(self.folder)} has layers corrected under another plan or for another text",
+                    hint="repeat the command it was begun with, or discard it with --restart",
+                )
+            return
+        part = marker.with_name(marker.name + ".part")
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, marker)
+
+    def states(self, layer: int, stream: str) -> Path:
+        """The file of the hidden states that a layer gets."""
+        return self.folder / f"states-{layer:03}.{stream}.f32"
+
+    def file(self, layer: int) -> Path:
+        """A layer's file."""
+        return self.folder / f"layer-{layer:03}.safetensors"
+
+    def n_done(self, n_layers: int) -> int:
+        """How many layers are finished; 0 if the states after them are not there."""
+        done = next((k for k in range(n_layers) if not self.is_done(k)), n_layers)
+        needed = (self.states(done, stream) for stream in ("original", "quantized"))
+        return done if done == n_layers or all(path.exists() for path in needed) else 0
+
+    def is_done(self, layer: int) -> bool:
+        """Whether a layer's file is there, whole and of this run."""
+        try:
+            metadata = read_metadata(self.file(layer))
+            return metadata.get("run") == self.run and metadata.get("blocks") == self._digest(layer)
+        except (CheckpointError, OSError):
+            return False
+
+    def finish(self, layer: int, blocks: Mapping[str, NDArray[np.uint8]]) -> None:
+        """Write a layer's file, and remove the states before it."""
+        from safetensors.numpy import save_file
+
+        digest = hashlib.sha256()
+        for name in sorted(blocks):
+            digest.update(f"{name} {blocks[name].shape}\n".encode())
+            digest.update(np.ascontiguousarray(blocks[name]).data)
+        metadata = {"ggplan": _FORMAT, "run": self.run, "blocks": digest.hexdigest()}
+        path = self.file(layer)
+        part = path.with_name(path.name + ".part")
+        save_file({name: np.ascontiguousarray(b) for name, b in blocks.items()}, part, metadata)
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(part, path)
+        for stream in ("original", "quantized"):
+            self.states(layer, stream).unlink(missing_ok=True)
+
+    def corrected(self, layers: range, tensors: Mapping[str, PlannedTensor]) -> Corrected:
+        """The blocks of all layers."""
+        found: dict[str, RowSource] = {}
+        for layer in layers:
+            for name, stored in read_tensors(self.file(layer)).items():
+                planned = tensors[name]
+                found[name] = rows_in_file(stored.file, stored.offset, planned.type, planned.tensor.shape)
+        return Corrected(self.folder, self.run, found)
+
+    def _digest(self, layer: int) -> str:
+        """The digest of the blocks in a layer's file."""
+        digest = hashlib.sha256()
+        stored = read_tensors(self.file(layer))
+        for name in sorted(stored):
+            digest.update(f"{name} {stored[name].shape}\n".encode())
+            with stored[name].file.open("rb") as file:
+                file.seek(stored[name].offset)
+                rest = stored[name].n_bytes
+                while rest and (piece := file.read(min(rest, 1 << 22))):
+                    digest.update(piece)
+                    rest -= len(piece)
+        return digest.hexdigest()

@@ -1,0 +1,130 @@
+"""Imatrix files are merged by their counts: sums are added to sums, tokens to tokens.
+
+So a file of ten times the tokens has ten times the weight, as if all texts had been run in one go. This is
+what `llama-imatrix --in-file A --in-file B` does (b11434, `tools/imatrix/imatrix.cpp`), and the result is the
+same. A legacy file has one count for all experts of a weight; beside a GGUF each of its experts counts as
+having seen so many.
+
+Experts that saw no token in any file have no importance of their own. What they get is the *policy*:
+
+    ones   their count stays 0. Readers give all their columns the same importance: llama-quantize and ggplan
+           alike, and in the legacy form the ones are written.
+    mean   those of gate and up, whose experts all have the layer's own input, get the mean square over all
+           tokens of the layer, which beats ones; those of down, whose inputs are each expert's own, stay.
+
+The policy is recorded in the file if it is not the first (`ggplan.imatrix.unseen`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Literal, get_args
+
+import numpy as np
+
+from ggplan.errors import ImatrixError
+from ggplan.imatrix.entries import ReadOnDemand
+from ggplan.imatrix.sums import ImatrixSums, Sums
+from ggplan.sources.files import shown
+
+Policy = Literal["ones", "mean"]
+POLICIES: tuple[Policy, ...] = get_args(Policy)
+_SHARED_INPUT = re.compile(r"ffn_(gate|up|gate_up)_exps\.weight$")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """An imatrix to merge, and its name for messages."""
+
+    name: str
+    sums: ImatrixSums
+
+
+def merged(sources: Sequence[Source]) -> ImatrixSums:
+    """The sums of several imatrix files.
+
+    Entries are added up when they are looked up, so files of any size can be merged.
+
+    Raises
+    ------
+    ImatrixError
+        If there is none, or an entry has not the same size in all of them.
+    """
+    if not sources:
+        raise ImatrixError("no imatrix is given to merge")
+    names = {name for source in sources for name in source.sums.entries}
+    for name in names:
+        _added(name, sources)  # finds entries that do not fit together before a byte is written
+    return ImatrixSums(
+        tuple(dataset for source in sources for dataset in source.sums.datasets),
+        sources[0].sums.chunk_size,
+        ReadOnDemand({name: partial(_added, name, sources) for name in names}),
+    )
+
+
+def _added(name: str, sources: Sequence[Source]) -> Sums:
+    found: Sums | None = None
+    first = ""
+    for source in sources:
+        if name not in source.sums.entries:
+            continue
+        other = source.sums.entries[name]
+        if found is None:
+            found, first = other, source.name
+            continue
+        if found.squares.size != other.squares.size:
+            raise ImatrixError(
+                f"'{shown(name)}' has {found.squares.size:,} values in {shown(first)} and "
+                f"{other.squares.size:,} in {shown(source.name)}",
+                hint="merge imatrix files of one model",
+            )
+        found = _sum(found, other, f"'{shown(name)}' of {shown(first)} and {shown(source.name)}")
+    assert found is not None
+    return found
+
+
+def _sum(a: Sums, b: Sums, what: str) -> Sums:
+    n = max(len(a.counts), len(b.counts))
+    if any(len(each.counts) not in (1, n) for each in (a, b)):
+        raise ImatrixError(f"{what} have {len(a.counts)} and {len(b.counts)} matrices")
+    counts = np.broadcast_to(a.counts, n) + np.broadcast_to(b.counts, n)
+    squares = a.squares.reshape(n, -1).astype(np.float32) + b.squares.reshape(n, -1).astype(np.float32)
+    return Sums(squares, counts)
+
+
+def with_policy(imatrix: ImatrixSums, policy: Policy) -> ImatrixSums:
+    """The same with what experts that saw no token get; the policy is recorded in it."""
+    if policy == "ones":
+        return imatrix
+    filled = {
+        name: partial(_filled, imatrix.entries, name)
+        if _SHARED_INPUT.search(name)
+        else partial(imatrix.entries.__getitem__, name)
+        for name in imatrix.entries
+    }
+    unseen = [
+        f"{name}: {', '.join(map(str, missing))}"
+        for name in imatrix.names
+        if _SHARED_INPUT.search(name) and (missing := _unseen(imatrix.entries[name]))
+    ]
+    return replace(imatrix, entries=ReadOnDemand(filled), unseen=("mean", *unseen) if unseen else ())
+
+
+def _unseen(sums: Sums) -> list[int]:
+    is_unseen = sums.counts <= 0
+    return np.flatnonzero(is_unseen).tolist() if not is_unseen.all() else []
+
+
+def _filled(entries: Mapping[str, Sums], name: str) -> Sums:
+    """An entry whose unseen experts have the mean of all tokens, as one token."""
+    sums = entries[name]
+    missing = _unseen(sums)
+    if not missing:
+        return sums
+    squares, counts = sums.squares.copy(), sums.counts.copy()
+    squares[missing] = sums.squares.sum(axis=0, dtype=np.float64) / sums.counts.sum()
+    counts[missing] = 1
+    return Sums(squares, counts)
