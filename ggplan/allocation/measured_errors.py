@@ -168,7 +168,8 @@ def sample_of(tensor: TensorInfo, imatrix: Imatrix | None) -> Sample | None:
 def _row(source: RowSource, number: int) -> Floats:
     """One row, (1, n) float32; of types whose rows are interleaved its group is read."""
     start = number - number % source.dtype.row_group
-    return source.read_float32(start, start + source.dtype.row_group)[number - start][None]
+    rows: Floats = source.read_float32(start, start + source.dtype.row_group)
+    return rows[number - start : number - start + 1]
 
 
 def error_between(tensor: TensorInfo, other: RowSource | None, imatrix: Imatrix | None) -> float:

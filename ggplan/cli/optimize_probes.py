@@ -329,41 +329,37 @@ def verify(
     import tempfile
     from pathlib import Path
 
-    from ggplan.cli.progress import bytes_bar, chunks_bar
+    from ggplan.cli.progress import steps_bar
     from ggplan.measure import MeasureOptions, open_record
     from ggplan.probing import contenders, verify_allocation
-    from ggplan.text import format_bytes, printable
+    from ggplan.probing.verifying import bytes_to_write
+    from ggplan.text import printable
 
     engine = engine_of(program, probing)
     found = contenders(problem, recipe, imatrix)
     with contextlib.ExitStack() as stack:
         kept = stack.enter_context(open_record(probing.record)) if probing.record else None
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="ggplan-verify-", dir=probing.work))
-        writing = stack.enter_context(bytes_bar(quiet=quiet))
-        task = writing.add_task("converting", total=sum(c.plan.file_bytes for c in found))
-        chunks = stack.enter_context(chunks_bar(quiet=quiet))
+        bar = stack.enter_context(steps_bar(quiet=quiet))
+        task = bar.add_task("writing files", total=bytes_to_write(found))
         tasks: dict[Watched, TaskID] = {}
 
         def watch(what: Watched, done: int, of: int) -> None:
             if what not in tasks:
-                tasks[what] = chunks.add_task(printable(str(what)), total=of)
-            chunks.update(tasks[what], completed=done)
+                tasks[what] = bar.add_task(printable(str(what)), total=of)
+            bar.update(tasks[what], completed=done)
 
         verified, result = verify_allocation(
             found, [Path(text) for text in probing.texts], engine, Path(folder),
             MeasureOptions(n_chunks=probing.chunks or _CHUNKS),
-            into=None if kept is None else kept.record, written=lambda n: writing.advance(task, n),
+            into=None if kept is None else kept.record, written=lambda n: bar.advance(task, n),
             watcher=watch, keep=None if kept is None else kept.add,
         )  # fmt: skip
         if kept is not None:
             kept.add(result.record, result.scores)
     note(*result.notes, quiet=quiet)
     if probing.record and not quiet:
-        click.echo(
-            f"kept in {printable(probing.record)}; the sizes: "
-            + ", ".join(format_bytes(c.plan.file_bytes) for c in found),
-            err=True,
-        )
+        click.echo(f"kept in {printable(probing.record)}", err=True)
     return list(verified)
 
 
