@@ -150,6 +150,7 @@ def basis(
     """The sensitivities and errors that the options ask for; None for the default ones."""
     from ggplan.allocation.probes import scales_by_probes
     from ggplan.allocation.type_errors import Errors
+    from ggplan.planning.settling import settle
 
     record = _probes(model, imatrix, probing, program, force=force, quiet=quiet)
     errors = None
@@ -162,7 +163,7 @@ def basis(
         errors = _measured(model, problem(), imatrix, quiet=quiet)
     if record is None:
         return None, errors
-    return scales_by_probes(model, record.as_probes(_record_path(model, probing).name)), errors
+    return scales_by_probes(settle(model), record.as_probes(_record_path(model, probing).name)), errors
 
 
 def _are_of(record: ProbeRecord, imatrix: Imatrix | None, *, quiet: bool) -> bool:
