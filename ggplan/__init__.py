@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from ggplan import measure as measure
     from ggplan import probing as probing
     from ggplan.allocation import OptimizeOptions as OptimizeOptions
+    from ggplan.allocation import improve as improve
     from ggplan.allocation import optimize as optimize
+    from ggplan.allocation import pareto as pareto
     from ggplan.calibrating import CalibrateOptions as CalibrateOptions
     from ggplan.calibrating import calibrate as calibrate
     from ggplan.calibration import Calibration as Calibration
@@ -63,7 +65,9 @@ if TYPE_CHECKING:
 
 _HOME = {
     "OptimizeOptions": "ggplan.allocation",
+    "improve": "ggplan.allocation",
     "optimize": "ggplan.allocation",
+    "pareto": "ggplan.allocation",
     "CalibrateOptions": "ggplan.calibrating",
     "calibrate": "ggplan.calibrating",
     "Calibration": "ggplan.calibration",

@@ -274,6 +274,7 @@ def _json(answer: Optimized, better: Improved | None, explained: list[Explained]
         more["explained"] = [explained_json(one) for one in explained]
     return {
         "schema": SCHEMA,
+        "name": answer.recipe.name,
         "recipe": answer.recipe.text,
         "file_bytes": plan.file_bytes,
         "tensor_bytes": plan.tensor_bytes,
