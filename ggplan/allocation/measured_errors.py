@@ -103,6 +103,8 @@ def errors_of_tensors(
     from ggplan.quants import warm_up
 
     work = list(wanted)
+    if progress is not None:
+        progress(0, len(work))  # the encoders may have to be compiled first
     types = dict.fromkeys(t for _, own in work for t in own if t.is_quantized and t.encodable)
     warm_up(
         [t for t in types if imatrix is not None or not t.requires_imatrix], with_imatrix=imatrix is not None
