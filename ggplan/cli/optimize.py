@@ -164,9 +164,9 @@ def optimize_command(
     MODEL is whatever `ggplan plan` takes. How much each tensor matters comes from a prior, by what a tensor
     is for and how deep it lies, from a table of measurements (--table), or from probes: --probe runs it with
     each group of tensors at a low type. Weights are read for --imatrix, --probe and --verify alone. The
-    prior is fitted to
-    measurements of Thireus, the GGUF Tool Suite and its contributors. How far the answer is from the best
-    possible for these numbers is told; how far these numbers are from the truth, docs/optimizing.md says.
+    prior is fitted to measurements of Thireus, the GGUF Tool Suite and its contributors. How far the answer
+    is from the best possible for these numbers is told; how far these numbers are from the truth,
+    docs/optimizing.md says.
 
     Exits 0; 1 if the model cannot be read or no file is within the budget, with by how much; 2 for wrong
     usage, or if the file of -o exists.
