@@ -373,7 +373,7 @@ def _relaxed(table: _Table, known: Sequence[Sequence[Option]]) -> tuple[float, F
         return np.inf, np.zeros(n_rows), [[] for _ in known]
     starts = np.concatenate([[0], np.cumsum(counts)])
     taken = [
-        [listed[j] for j in np.nonzero(found.x[start : start + len(listed)] > 1e-7)[0]]
+        [listed[j] for j in np.nonzero(found.x[start : start + len(listed)] > 1e-7)[0].tolist()]
         for listed, start in zip(known, starts, strict=False)
     ]
     return float(found.fun), np.maximum(0.0, -np.asarray(found.ineqlin.marginals)), taken

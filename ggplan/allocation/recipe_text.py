@@ -9,6 +9,7 @@ rules that were solved for. These name the types that are written, so the recipe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
