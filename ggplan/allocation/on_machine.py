@@ -204,12 +204,15 @@ def _settled(search: _Search, start: Placement, bound: float | None) -> OnMachin
         except PlanError:  # what was larger before does not fit where it is now
             break
         is_same = after.devices == placement.devices and after.settings == placement.settings
-        if search.is_met(after) and (best is None or found.damage < best.found.damage):
-            best = OnMachine(found if is_same else replace(found, bound=0.0), rows, after, bound)
+        if search.is_met(after):
+            if (
+                best is None
+                or found.damage < best.found.damage
+                or (is_same and found.damage == best.found.damage)
+            ):
+                best = OnMachine(found if is_same else replace(found, bound=0.0), rows, after, bound)
             if is_same or best.gap.least <= _NEAR:
                 break
-        elif is_same and best is not None:
-            break
         placement = after
     if best is not None and best.gap.here is None:
         best = _with_gap(search, best)
@@ -217,7 +220,7 @@ def _settled(search: _Search, start: Placement, bound: float | None) -> OnMachin
 
 
 def _with_gap(search: _Search, best: OnMachine) -> OnMachine:
-    """An answer that was solved for with other places, with the bound of its own; or the one found by that."""
+    """An answer that was solved for with other places, with the bound of its own; or what that gives."""
     rows = search.of(best.placement)
     try:
         found, after = search.solved(rows)
