@@ -149,6 +149,8 @@ def curve_of(problem: Problem, n_points: int = N_POINTS) -> Curve:
     header = problem.header
     least, most = (header + _ROOM + n for n in _ends(problem))
     if options.size is not None:
+        if options.size < least:
+            raise _why_none(problem)
         most = min(most, options.size)
     others = [row for row in rows_of(problem, _ROOM) if row.name != "size"]
     points: list[CurvePoint] = []
