@@ -32,6 +32,7 @@ from ggplan.sources.json_files import parse_object
 from ggplan.sources.safetensors import read_metadata, read_tensors
 
 F32Array = NDArray[np.float32]
+_METADATA = "ggplan"
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,8 +229,7 @@ class LayerCollector:
         for found in self._inputs.values():
             inputs += self._described(found, tensors, len(inputs))
         path = folder / layer_file(self.layer)
-        described = json.dumps([i.to_json() for i in inputs], ensure_ascii=True)
-        _write(path, tensors, {"run": run, "inputs": described})
+        _write(path, tensors, run, inputs)
         return LayerFile(path.name, sha256_of_file(path), tuple(inputs))
 
     def _described(self, found: _Collected, tensors: dict[str, NDArray[Any]], first_key: int) -> list[Input]:
@@ -289,14 +289,18 @@ def write_tokens(folder: Path, tokens: NDArray[np.int32], run: str) -> None:
     CalibrationError
         If the file cannot be written.
     """
-    _write(folder / TOKENS, {"tokens": tokens.astype(np.int32)}, {"run": run})
+    _write(folder / TOKENS, {"tokens": tokens.astype(np.int32)}, run)
 
 
-def _write(path: Path, tensors: Mapping[str, NDArray[Any]], kept: dict[str, str]) -> None:
-    """Write a safetensors file, whole under another name and then renamed."""
+def _write(path: Path, tensors: Mapping[str, NDArray[Any]], run: str, inputs: Sequence[Input] = ()) -> None:
+    """Write a safetensors file, whole under another name and then renamed.
+
+    The metadata is one string: of several the library would choose the order by chance.
+    """
     part = path.with_name(f"{path.name}.part")
+    kept = {"schema": SCHEMA, "run": run, "inputs": [i.to_json() for i in inputs]}
     try:
-        _serialize(tensors, part, {"ggplan": SCHEMA, **kept})
+        _serialize(tensors, part, {_METADATA: json.dumps(kept, ensure_ascii=True)})
         os.replace(part, path)
     except OSError as error:
         raise CalibrationError(f"cannot write {shown(path)}: {error.strerror or error}") from error
@@ -307,9 +311,14 @@ def _write(path: Path, tensors: Mapping[str, NDArray[Any]], kept: dict[str, str]
 def is_of_run(path: Path, run: str) -> bool:
     """Whether a file is there, whole, and this run has written it."""
     try:
-        return read_metadata(path).get("run") == run and bool(read_tensors(path))
+        return bool(read_tensors(path)) and _kept(path).get("run") == run
     except CheckpointError:
         return False
+
+
+def _kept(path: Path) -> dict[str, object]:
+    """What a file of a run says of itself."""
+    return parse_object(read_metadata(path).get(_METADATA, "{}").encode("utf-8"), shown(path))
 
 
 def _serialize(tensors: Mapping[str, NDArray[Any]], path: Path, metadata: dict[str, str]) -> None:
@@ -335,10 +344,10 @@ def layer_of_run(path: Path, run: str) -> LayerFile | None:
     try:
         if not is_of_run(path, run):
             return None
-        kept = read_metadata(path)
-        listed = parse_object(b'{"inputs":' + kept["inputs"].encode("utf-8") + b"}", shown(path))["inputs"]
-        assert isinstance(listed, list)
+        listed = _kept(path).get("inputs")
+        if not isinstance(listed, list) or not listed:
+            return None
         inputs = tuple(input_from_json(value, shown(path)) for value in listed)
         return LayerFile(path.name, sha256_of_file(path), inputs)
-    except (CheckpointError, CalibrationError, KeyError, AssertionError):
+    except (CheckpointError, CalibrationError):
         return None
