@@ -43,7 +43,7 @@ def curve(model: ggplan.Model) -> Any:
 def says(*arguments: str | Path, code: int = 0) -> str:
     done = run("optimize", *arguments)
     assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout + done.stderr
+    return str(done.stdout + done.stderr)
 
 
 # The smallest file of a loss
@@ -52,14 +52,14 @@ def says(*arguments: str | Path, code: int = 0) -> str:
 @pytest.mark.parametrize("bands", [3, 1])
 def test_the_smallest_file_that_keeps_a_kl_divergence(model: ggplan.Model, bands: int | None) -> None:
     found = ggplan.optimize(model, Options(max_kld=0.03, bands=bands))
-    assert 0.029 < found.forecast.kld <= 0.03
+    assert 0.028 < found.forecast.kld <= 0.03
     assert found.gap < 0.005
     # With so many bytes hardly a better one is to be had, and with fewer it is not kept.
     same, smaller = (
         ggplan.optimize(model, Options(bpw=factor * found.plan.bits_per_weight, bands=bands))
         for factor in (1 + 1e-9, 0.99)
     )
-    assert 0.985 * 0.03 < same.forecast.kld <= 0.03 * 1.001
+    assert same.forecast.kld == pytest.approx(found.forecast.kld, rel=0.005)
     assert smaller.forecast.kld > 0.03
 
 
