@@ -231,9 +231,9 @@ def optimize_command(
     )
     problem = prepare(found, options, scales=scales, errors=errors)
     if asked.pareto:
-        curve = curve_of(problem, asked.n_points or N_POINTS)
-        note(*curve.notes, quiet=quiet)
-        print_curve(curve, output, as_json=as_json, force=force, quiet=quiet)
+        best = curve_of(problem, asked.n_points or N_POINTS)
+        note(*best.notes, quiet=quiet)
+        print_curve(best, output, as_json=as_json, force=force, quiet=quiet)
         return
     better = None if given is None else improved(problem, given)
     answer = answer_of(problem) if better is None else better.answer
