@@ -42,6 +42,8 @@ _EXCHANGES = 1_000
 _LIMIT = 1_000.0  # what limits are scaled to, so that the tolerance is a thousandth of a millionth of them
 _HALVINGS = 200
 _TOLERANCE = 1e-9
+ROUNDING = 1e-11
+"""What sums may be above a limit, as a part of it: less than a byte of a hundred gigabytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +110,9 @@ class _Problem:
     units: Floats
 
 
-def solve(items: Sequence[Item], limits: Sequence[float], *, nodes: int = MOST_NODES) -> Solution | Shortfall:
+def solve(
+    items: Sequence[Item], limits: Sequence[float], gap: float = GOOD_ENOUGH, *, nodes: int = MOST_NODES
+) -> Solution | Shortfall:
     """The options of least damage, or what cannot be met.
 
     Parameters
@@ -117,6 +121,8 @@ def solve(items: Sequence[Item], limits: Sequence[float], *, nodes: int = MOST_N
         Each with at least one option, and costs for each row.
     limits
         Of each row.
+    gap
+        How far above the bound, as a part of it, is good enough.
     nodes
         Of branch and bound, at most; with 0 the first step is the last wherever it has a solution.
     """
@@ -126,14 +132,14 @@ def solve(items: Sequence[Item], limits: Sequence[float], *, nodes: int = MOST_N
     problem = _problem(items, limits)
     for row, limit in enumerate(limits):
         least = sum(min(item.costs[row]) for item in items)
-        if least > limit:
+        if least > limit + ROUNDING * abs(limit):
             return Shortfall(row, least)
     multipliers, feasible = _multipliers(problem)
     bound = _bound(problem, multipliers)
     best = None if feasible is None else _improved(problem, feasible)
-    if best is None or (nodes and not _is_close(problem, best, bound)):
+    if best is None or (nodes and not _is_close(problem, best, bound, gap)):
         left = _worth_it(problem, multipliers, bound, best)
-        found, their_bound = _branch_and_bound(problem, left, best, nodes or MOST_NODES)
+        found, their_bound = _branch_and_bound(problem, left, best, gap, nodes or MOST_NODES)
         if found is not None and (best is None or _damage(problem, found) < _damage(problem, best)):
             best = _improved(problem, found)
         if best is None:
@@ -157,6 +163,7 @@ def _problem(items: Sequence[Item], limits: Sequence[float]) -> _Problem:
     finite = damages[np.isfinite(damages)]
     scale = float(finite.max()) if finite.size and finite.max() > 0 else 1.0
     bare = np.array(limits, float)
+    bare += ROUNDING * np.abs(bare)
     units = np.array([(abs(limit) or 1.0) / _LIMIT for limit in limits])
     return _Problem(damages / scale, costs / units[:, None, None], bare / units, scale, units)
 
@@ -180,25 +187,35 @@ def _multipliers(problem: _Problem) -> tuple[Floats, Floats | None]:
     free = _cheapest(problem, none)
     if _fits(problem, free):
         return none, free
-    if len(problem.limits) > 1:
-        return _relaxed(problem), None
+    if len(problem.limits) == 1:
+        found, feasible = _along(problem, np.ones(1))
+        return found, feasible
+    # The prices of the linear program give the bound; dearer in proportion, or alike, they give what fits.
+    relaxed = _relaxed(problem)
+    known = [found for way in (relaxed, relaxed + relaxed.max() / 10 + 1e-12, np.ones_like(relaxed))
+             if (found := _along(problem, way)[1]) is not None]  # fmt: skip
+    return relaxed, min(known, key=lambda found: _damage(problem, found), default=None)
+
+
+def _along(problem: _Problem, way: Floats) -> tuple[Floats, Floats | None]:
+    """The least multiple of some multipliers whose options fit, nearly, and these; None if none do."""
     high = 1.0
-    while not _fits(problem, _cheapest(problem, np.array([high]))) and high < 1e30:
+    while not _fits(problem, _cheapest(problem, high * way)) and high < 1e30:
         high *= 4.0
-    feasible = _cheapest(problem, np.array([high]))
+    feasible = _cheapest(problem, high * way)
     if not _fits(problem, feasible):
-        return np.array([high]), None
+        return high * way, None
     low = 0.0
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
         if middle in (low, high):
             break
-        found = _cheapest(problem, np.array([middle]))
+        found = _cheapest(problem, middle * way)
         if _fits(problem, found):
             high, feasible = middle, found
         else:
             low = middle
-    return np.array([high]), feasible
+    return high * way, feasible
 
 
 def _relaxed(problem: _Problem) -> Floats:
@@ -246,9 +263,9 @@ def _fits(problem: _Problem, chosen: Floats) -> bool:
     return bool((_sums(problem, chosen) <= problem.limits).all())
 
 
-def _is_close(problem: _Problem, chosen: Floats, bound: float) -> bool:
+def _is_close(problem: _Problem, chosen: Floats, bound: float, gap: float) -> bool:
     damage = _damage(problem, chosen)
-    return damage - bound <= GOOD_ENOUGH * max(bound, 0.0) or damage == 0
+    return damage - bound <= gap * max(bound, 0.0) or damage == 0
 
 
 def _improved(problem: _Problem, chosen: Floats) -> Floats:
@@ -331,7 +348,7 @@ def _worth_it(problem: _Problem, multipliers: Floats, bound: float, best: Floats
 
 
 def _branch_and_bound(
-    problem: _Problem, possible: Floats, best: Floats | None, nodes: int
+    problem: _Problem, possible: Floats, best: Floats | None, gap: float, nodes: int
 ) -> tuple[Floats | None, float]:
     """The options that HiGHS finds, or None, and its bound. `best` are the best options known."""
     import numpy as np
@@ -345,7 +362,7 @@ def _branch_and_bound(
             integrality=np.ones(int(possible.sum()), int),
             bounds=Bounds(0, 1),
             constraints=[LinearConstraint(each, 1, 1), LinearConstraint(rows, -np.inf, problem.limits)],
-            options={"mip_rel_gap": GOOD_ENOUGH / 2, "node_limit": nodes, "presolve": False},
+            options={"mip_rel_gap": gap / 2, "node_limit": nodes, "presolve": False},
         )
     bound = getattr(found, "mip_dual_bound", None)
     bound = -np.inf if bound is None else float(bound) * unit

@@ -115,6 +115,7 @@ class TorchEngine:
     ) -> None:
         """As `Engine.collect`."""
         tokens = self.chunks(taken)
+        run.write_tokens(tokens.astype(np.int32))
         missing = set(layers)
         n_layers = len(self.survey().layers)
         done = 0
