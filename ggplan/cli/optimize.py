@@ -189,12 +189,14 @@ def optimize_command(
     device_pins, pins = split_pins(pins)
     is_for_machine = bool(device_pins) or wished.is_given(stated)
     if is_for_machine and asked.pareto:
-        raise click.UsageError("--pareto is about all sizes, whatever the machine: give no --vram, --ram, -c, ...")
+        raise click.UsageError(
+            "--pareto is about all sizes, whatever the machine: leave out --vram, --ram, ..."
+        )
     is_limited = size is not None or bpw is not None or max_kld is not None or is_for_machine
     if not (is_limited or asked.pareto or asked.improved):
         raise click.UsageError(
-            "give a budget: --size, --bpw, --max-kld, a machine (--vram, --ram, ...) or --min-tps, or several; or"
-            " --from or --pareto"
+            "give a budget: --size, --bpw, --max-kld, --min-tps or a machine (--vram, --ram, ...), or"
+            " several; or --from or --pareto"
         )
     if output is not None and os.path.lexists(output) and not force:
         raise click.UsageError(f"{printable(output)} exists; --force replaces it")
@@ -293,9 +295,9 @@ def _told(answer: Optimized, options: OptimizeOptions) -> str:
 
 
 def _json(answer: Optimized, better: Improved | None, explained: list[Explained]) -> dict[str, Any]:
-    from ggplan.cli.optimize_machine import start_json
     from ggplan.allocation.explaining import explained_json
     from ggplan.allocation.improving import improved_json
+    from ggplan.cli.optimize_machine import start_json
 
     plan = answer.plan
     more: dict[str, Any] = {} if better is None else {"improves": improved_json(better)}
