@@ -85,7 +85,10 @@ ALLOWED = {
         "version", "errors", "ggml_types", "model", "sources", "opening", "imatrix", "planning", "stock",
         "calibration", "conversion",
     },
-    "charts": {"errors", "substitutes", "text", "ggml_types", "model", "planning", "offload", "measure"},
+    "charts": {
+        "errors", "substitutes", "text", "ggml_types", "model", "rules", "planning", "allocation", "offload",
+        "measure",
+    },
 }  # fmt: skip
 # The library's front imports whatever it names, the command line whatever it needs.
 ALLOWED["__init__"] = set(ALLOWED)

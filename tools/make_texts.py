@@ -3,11 +3,11 @@
     python tools/make_texts.py [--packages FOLDER]
 
 Four parts of equal size, each mixed of several sources in pieces of a page, so that the first tokens of a
-part are as mixed as all of it: prose, code, markup, languages. A sixth as much again, of other documents of the
-same kinds, is kept apart to judge by (`holdout-*.txt`). The packages are fetched with `apt-get download` (Debian
-12); what is taken from each, and under which licence, is written to LICENCES.md beside the texts; NOTICES.md has
-what the licences ask to be kept. Nothing is taken of the books and pages that this project's own measurements
-use (`ppl_graphs/texts`).
+part are as mixed as all of it: prose, code, markup, languages. A sixth as much again, of other documents of
+the same kinds, is kept apart to judge by (`holdout-*.txt`). The packages are fetched with `apt-get
+download` (Debian 12); what is taken from each, and under which licence, is written to LICENCES.md beside
+the texts; NOTICES.md has what the licences ask to be kept. Nothing is taken of the books and pages that
+this project's own measurements use (`ppl_graphs/texts`).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ PACKAGES = {
 # Books and pages that the project measures with, or by which its small trained models are judged.
 MEASURED_BOOKS = {"Jos", "Jdg", "Rut", "Est", "Ecc", "Dan", "Rom"}
 MEASURED_PAGES = {
-    "heapq", "pathlib", "sqlite3", "classes", "sorting", "csv", "random", "statistics", "functions", "os", 
+    "heapq", "pathlib", "sqlite3", "classes", "sorting", "csv", "random", "statistics", "functions", "os",
     "datamodel",
 }  # fmt: skip
 BOOKS = ("Psa", "Mat", "Job", "Act", "Pro", "Exo")
@@ -122,7 +122,7 @@ def _books(root: Path) -> list[str]:
     books = []
     for book in BOOKS:
         assert book not in MEASURED_BOOKS
-        command = [root / "usr/bin/bible", "-p", root / "usr/lib", "-f", f"{book}1:1-{book}150:99"]
+        command: list[str | Path] = [root / "usr/bin/bible", "-p", root / "usr/lib", "-f", f"{book}1:1-{book}150:99"]
         lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
         verses = [match for line in lines if (match := re.match(rf"{book}(\d+):(\d+) (.*)", line))]
         chapters: dict[str, list[str]] = {}
@@ -245,15 +245,14 @@ def _licences(versions: dict[str, str]) -> str:
     lines = [
         "# Where the calibration text is from",
         "",
-        "Made by `tools/make_texts.py` out of packages of Debian 12. Each piece stays under its source's licence (NOTICES.md).",
+        "Made by `tools/make_texts.py` out of packages of Debian 12. Each piece stays under its source's"
+        " licence (NOTICES.md).",
         "",
         "| package | version | what, and its licence |",
         "|---|---|---|",
         *(f"| {name} | {versions[name]} | {what} |" for name, what in PACKAGES.items()),
     ]
-    return "
-".join(lines) + "
-"
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
