@@ -358,7 +358,25 @@ def _llama_cpp(
         path.unlink(missing_ok=True)
 
 
-ENGINES: dict[str, Callable[..., contextlib.AbstractContextManager[Engine]]] = {"llama.cpp": _llama_cpp}
+@contextlib.contextmanager
+def _torch(
+    model: Model, texts: Sequence[Path], options: CalibrateOptions, work: Path, watch: Watch
+) -> Iterator[Engine]:
+    from ggplan.calibration.torch_engine import TorchEngine, TorchOptions
+    from ggplan.conversion.streaming import available_cpus
+
+    how = TorchOptions(
+        threads=options.threads or available_cpus(),
+        memory=options.memory,
+        process_output=options.process_output,
+    )
+    yield TorchEngine(model, texts, tuple(map(str, texts)), options.n_ctx, how)
+
+
+ENGINES: dict[str, Callable[..., contextlib.AbstractContextManager[Engine]]] = {
+    "llama.cpp": _llama_cpp,
+    "torch": _torch,
+}
 """By name: (model, texts, options, a file it may make to work with, watch) -> the engine."""
 
 

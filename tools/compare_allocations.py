@@ -48,7 +48,6 @@ from ggplan.measure.statistics import difference
 from ggplan.model import Model
 from ggplan.planning import Plan, find_recipe, make_plan
 from ggplan.probing import ProbeOptions, Watcher, probe
-from ggplan.stock import Mix
 
 MIXES = ("Q2_K", "IQ3_XS", "Q3_K_M", "Q4_K_M", "Q5_K_M")
 TYPES = ("iq2_xs", "q2_K", "iq3_xxs", "q3_K", "iq4_xs", "q4_K", "q5_K")
@@ -68,11 +67,11 @@ def main() -> None:
     parser.add_argument("--mixes", nargs="*", default=MIXES)
     parser.add_argument("--types", nargs="*", default=TYPES)
     parser.add_argument("--engine", help="a llama-perplexity [default: the embedded engine]")
-    parser.add_argument("--engine-args", nargs="*", default=[])
+    parser.add_argument("--engine-args", default="", help="passed on to it")
     parser.add_argument("--out", type=Path, required=True)
     asked = parser.parse_args()
     asked.out.mkdir(exist_ok=True)
-    engine = external_engine(asked.engine, asked.engine_args) if asked.engine else embedded_engine()
+    engine = external_engine(asked.engine, asked.engine_args.split()) if asked.engine else embedded_engine()
     model = ggplan.open_model(asked.model, pre=asked.pre)
     imatrix = ggplan.load_imatrix(asked.imatrix) if asked.imatrix else None
     bases: dict[str, tuple[Scales | None, Errors]] = {"prior": (None, errors_of(model, imatrix))}
@@ -90,6 +89,7 @@ class Printing(Watcher):
     """Lines on standard output."""
 
     def running(self, name: str, done: int, of: int) -> None:
+        """A line for each probe that is done."""
         if done == of:
             print(f"probe: {name}", flush=True)
 

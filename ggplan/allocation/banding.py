@@ -24,13 +24,14 @@ are generated (column generation; Dantzig and Wolfe, 1960):
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from ggplan.allocation.grouping import Chain, Group, joined
-from ggplan.allocation.solving import MOST_NODES, Item, Shortfall, Solution, solve
+from ggplan.allocation.solving import MOST_NODES, ROUNDING, Item, Shortfall, Solution, solve
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -41,8 +42,10 @@ if TYPE_CHECKING:
 _ITERATIONS = 60
 _MET = 2e-5  # how near the linear program and the bound must come
 _FAR = 2e-3  # from the bound: then all options that may be better are listed
+_BRANCHINGS = 3  # how many chains in turn
 _MOST_BANDS = 3
-_MOST_OPTIONS = 20_000  # of all chains, in the third step
+# How many options are listed, in turn, and the gap with which one goes on: mostly few are enough.
+_LISTS = ((500, 2e-3), (2_000, 4e-3), (10_000, 4e-3))
 _SHORT = 1e3  # the price of being above a limit by as much as itself, in all that can be lost
 _SCALE = 1e4  # of damages, so that the linear program's tolerance, 1e-7, is small against them
 
@@ -74,7 +77,6 @@ class _Table:
     costs: Floats
     limits: Floats
     n_layers: tuple[int, ...]
-    n_types: tuple[int, ...]
     scale: float
     units: Floats
 
@@ -103,30 +105,19 @@ def solve_bands(
     if all(len(chain.layers) <= bands for chain in chains):  # then each layer may be a band
         return solve_freely(chains, costs, limits, nodes=nodes)
     table = _table(chains, costs, limits)
-    options = _first_options(table, bands)
-    short = _short_alone(table, options, limits)
+    short = _short_alone(table, bands, limits)
     if short is not None:
         return short
-    bound, prices, divided = _generated(table, options, bands)
-    for own, shared in zip(options, divided, strict=True):
-        for option in shared:
-            own |= _with_ends_moved(option)
-        for one, other in pairwise(shared):
-            own |= _in_part(one, other, bands)
-    found, known = _chosen(table, _worth_it(table, options, prices), limits, nodes)
-    if isinstance(found, Shortfall):
-        return found
-    if nodes and found.damage - bound > _FAR * bound and 1 < bands <= _MOST_BANDS:
-        found, known, bound = _exactly(table, found, known, bound, prices, limits, bands)
+    answer = _Node(table, bands, tuple(limits), nodes).answer(_BRANCHINGS)
+    if isinstance(answer, Shortfall):
+        return answer
     groups: list[Group] = []
     chosen: list[int] = []
-    for chain, listed, index in zip(chains, known, found.chosen, strict=True):
-        for start, stop, type_ in _bands(listed[index]):
+    for chain, option in zip(chains, answer.options, strict=True):
+        for start, stop, type_ in _bands(option):
             groups.append(joined(chain.layers[start:stop]))
             chosen.append(type_)
-    # Of one band there are no other options.
-    bound = max(bound, found.bound) if bands == 1 else bound
-    return Banded(tuple(groups), tuple(chosen), found.damage, min(bound, found.damage))
+    return Banded(tuple(groups), tuple(chosen), answer.damage, min(answer.bound, answer.damage))
 
 
 def solve_freely(
@@ -165,21 +156,151 @@ def _table(
     units = np.array([abs(limit) or 1.0 for limit in limits])
     return _Table(
         damages / scale, all_costs / units[:, None, None, None], np.array(limits, float) / units,
-        n_layers, n_types, scale, units,
+        n_layers, scale, units,
     )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """An option for each chain, their damage, and a bound for all of a node."""
+
+    options: tuple[Option, ...]
+    damage: float
+    bound: float
+
+
+@dataclass(frozen=True)
+class _Node:
+    """The problem, or a part of it in which some chains of one layer have their type."""
+
+    table: _Table
+    bands: int
+    limits: tuple[float, ...]
+    nodes: int
+
+    @cached_property
+    def relaxed(self) -> tuple[float, Floats, list[list[Option]], list[set[Option]]]:
+        """The bound, its prices, the options that the linear program takes, and all that it knows."""
+        options = _first_options(self.table, self.bands)
+        bound, prices, divided = _generated(self.table, options, self.bands)
+        for own, shared in zip(options, divided, strict=True):
+            for option in shared:
+                own |= _with_ends_moved(option)
+            for one, other in pairwise(shared):
+                own |= _in_part(one, other, self.bands)
+        return bound, prices, divided, options
+
+    @property
+    def bound(self) -> float:
+        """A damage that no solution of the node is below."""
+        return self.relaxed[0]
+
+    def answer(self, branchings: int, above: float = float("inf")) -> _Found | Shortfall:
+        """The solution; `above` is the damage of one that is known elsewhere, which is to be bettered."""
+        bound, prices, divided, options = self.relaxed
+        found, known = _chosen(self.table, _worth_it(self.table, options, prices), self.limits, self.nodes)
+        if isinstance(found, Shortfall):
+            return found
+        # Of one band there are no other options.
+        bound = max(bound, found.bound) if self.bands == 1 else bound
+        best = _found(found, known, bound)
+        target = min(best.damage, above)
+        if target - bound <= _FAR * bound or not self.nodes:
+            return best
+        chain = self._widest(divided) if branchings else None
+        if chain is not None:
+            return self._branched(chain, branchings, best, above)
+        if not 1 < self.bands <= _MOST_BANDS:
+            return best
+        slack = (target - bound) / self.table.scale * (1 + 1e-9)
+        for most, far in _LISTS:
+            if min(best.damage, above) - best.bound <= far * best.bound:
+                break
+            best = self._listed(best, prices, slack, most)
+        return best
+
+    def _listed(self, best: _Found, prices: Floats, slack: float, most: int) -> _Found:
+        """The solution among `most` options, those whose prices are least above the least of their chain."""
+        table = self.table
+        listed: list[list[tuple[float, Option]]] = []
+        for i in range(len(best.options)):
+            own, slack = _within(table, i, prices, slack, self.bands, most)
+            listed.append(own)
+        above = sorted(price for own in listed for price, _ in own if price < slack)
+        if len(above) > most:
+            slack = above[most]
+        known = [
+            sorted({option for price, option in own if price < slack} | {before})
+            for own, before in zip(listed, best.options, strict=True)
+        ]
+        found, _ = _chosen(table, known, self.limits, self.nodes)
+        if isinstance(found, Shortfall):
+            return best
+        # A solution with an option that was left out is above the bound by as much as that option's price.
+        least = min(found.bound, best.damage, self.bound + slack * table.scale)
+        better = _found(found, known, max(best.bound, least))
+        return better if found.damage <= best.damage else replace(best, bound=better.bound)
+
+    def _widest(self, divided: Sequence[Sequence[Option]]) -> int | None:
+        """Of the chains of one layer that the linear program divides the one whose types are furthest apart:
+        what makes its bound weak.
+        """
+        widths = {}
+        for i, shared in enumerate(divided):
+            if self.table.n_layers[i] == 1 and len(shared) > 1:
+                costs = _sums(self.table, i, shared)[1]
+                widths[i] = float((costs.max(1) - costs.min(1)).max())
+        return max(widths, key=lambda i: widths[i], default=None)
+
+    def _branched(self, chain: int, branchings: int, best: _Found, above: float) -> _Found:
+        """The best of the solutions with each type for a chain."""
+        import numpy as np
+
+        children = []
+        for type_ in np.nonzero(np.isfinite(self.table.damages[chain, 0]))[0]:
+            damages = self.table.damages.copy()
+            damages[chain, :, np.arange(damages.shape[2]) != type_] = np.inf
+            child = replace(self, table=replace(self.table, damages=damages))
+            if _short_alone(child.table, self.bands, self.limits) is None:
+                children.append(child)
+        bounds = []
+        for child in sorted(children, key=lambda child: child.bound):
+            least = min(best.damage, above)
+            if least - child.bound <= _FAR * child.bound:  # the others' are no lower
+                bounds.append(child.bound)
+                break
+            found = child.answer(branchings - 1, least)
+            if isinstance(found, Shortfall):
+                continue
+            bounds.append(found.bound)
+            if found.damage < best.damage:
+                best = replace(best, options=found.options, damage=found.damage)
+        return replace(best, bound=max(best.bound, min(bounds, default=best.bound)))
+
+
+def _found(found: Solution, known: Sequence[Sequence[Option]], bound: float) -> _Found:
+    options = tuple(listed[index] for listed, index in zip(known, found.chosen, strict=True))
+    return _Found(options, found.damage, bound)
 
 
 def _first_options(table: _Table, bands: int) -> list[set[Option]]:
     """One type for all layers, and the least that each row can be used."""
     import numpy as np
 
+    types = [np.nonzero(np.isfinite(table.damages[i, 0]))[0].tolist() for i in range(len(table.n_layers))]
     options = [
-        {(type_,) * n_layers for type_ in range(n_types)}
-        for n_layers, n_types in zip(table.n_layers, table.n_types, strict=True)
+        {(type_,) * n_layers for type_ in own} for n_layers, own in zip(table.n_layers, types, strict=True)
     ]
-    prices = np.where(np.isfinite(table.damages), table.costs, np.inf)
-    _add(options, table, _best(prices, bands)[1])
+    _add(options, table, _best(_of_rows(table), bands)[1])
     return options
+
+
+def _of_rows(table: _Table) -> Floats:
+    """The costs of each row as prices; those of types that are not there are infinite."""
+    import numpy as np
+
+    prices: Floats = np.where(np.isfinite(table.damages), table.costs, np.inf)
+    return prices
 
 
 def _add(options: list[set[Option]], table: _Table, found: Floats) -> None:
@@ -188,18 +309,14 @@ def _add(options: list[set[Option]], table: _Table, found: Floats) -> None:
         own |= set(map(tuple, found[:, i, :n_layers].tolist()))
 
 
-def _short_alone(table: _Table, options: Sequence[set[Option]], limits: Sequence[float]) -> Shortfall | None:
+def _short_alone(table: _Table, bands: int, limits: Sequence[float]) -> Shortfall | None:
     """A row that is above its limit however little is used of it; of several the one furthest off."""
-    import numpy as np
-
-    least = np.zeros(len(limits))
-    for i, own in enumerate(options):
-        least += _sums(table, i, sorted(own))[1].min(1)
-    over = least - table.limits
-    row = int(over.argmax()) if len(over) else 0
-    if not len(over) or over[row] <= 1e-12:
+    if not limits:
         return None
-    return Shortfall(row, float(least[row] * table.units[row]))
+    least = _best(_of_rows(table), bands)[0].sum(1)
+    over = least - table.limits
+    row = int(over.argmax())
+    return Shortfall(row, float(least[row] * table.units[row])) if over[row] > ROUNDING else None
 
 
 def _generated(
@@ -259,7 +376,7 @@ def _relaxed(table: _Table, known: Sequence[Sequence[Option]]) -> tuple[float, F
         return np.inf, np.zeros(n_rows), [[] for _ in known]
     starts = np.concatenate([[0], np.cumsum(counts)])
     taken = [
-        [listed[j] for j in np.nonzero(found.x[start : start + len(listed)] > 1e-7)[0]]
+        [listed[j] for j in np.nonzero(found.x[start : start + len(listed)] > 1e-7)[0].tolist()]
         for listed, start in zip(known, starts, strict=False)
     ]
     return float(found.fun), np.maximum(0.0, -np.asarray(found.ineqlin.marginals)), taken
@@ -295,7 +412,7 @@ _NEAR = 400
 
 
 def _chosen(
-    table: _Table, known: list[list[Option]], limits: Sequence[float], nodes: int = MOST_NODES
+    table: _Table, known: list[list[Option]], limits: Sequence[float], nodes: int
 ) -> tuple[Solution | Shortfall, list[list[Option]]]:
     """The solution among the options of the chains, and these in the order of its indices."""
     items = []
@@ -303,63 +420,48 @@ def _chosen(
         damages, costs = _sums(table, i, listed)
         rows = costs * table.units[:, None]
         items.append(Item(tuple((damages * table.scale).tolist()), tuple(map(tuple, rows.tolist()))))
-    return solve(items, limits, nodes=nodes), known
-
-
-def _exactly(
-    table: _Table, found: Solution, known: list[list[Option]], bound: float, prices: Floats,
-    limits: Sequence[float], bands: int,
-) -> tuple[Solution, list[list[Option]], float]:  # fmt: skip
-    """The solution among all options that can be in a better one, with the options and the bound."""
-    slack = (found.damage - bound) / table.scale * (1 + 1e-9)
-    listed: list[list[tuple[float, Option]]] = [
-        sorted(_within(table, i, prices, slack, bands)) for i in range(len(known))
-    ]
-    above = sorted(price for own in listed for price, _ in own)
-    most = above[_MOST_OPTIONS] if len(above) > _MOST_OPTIONS else slack
-    more = [
-        sorted({option for price, option in own if price < most or most == slack} | {before[index]})
-        for own, before, index in zip(listed, known, found.chosen, strict=True)
-    ]
-    again, _ = _chosen(table, more, limits)
-    if isinstance(again, Shortfall):
-        return found, known, bound
-    # A solution with an option that was left out is above the bound by as much as that option's price.
-    bound = max(bound, min(again.bound, found.damage, bound + most * table.scale))
-    return (again, more, bound) if again.damage <= found.damage else (found, known, bound)
+    return solve(items, limits, _FAR * 0.9, nodes=nodes), known
 
 
 def _within(
-    table: _Table, chain: int, prices: Floats, slack: float, bands: int
-) -> Iterable[tuple[float, Option]]:
-    """The options of a chain whose price is above the least by no more than `slack`, with by how much.
+    table: _Table, chain: int, prices: Floats, slack: float, bands: int, most: int
+) -> tuple[list[tuple[float, Option]], float]:
+    """The options of a chain whose price is above the least by less than `slack`, with by how much.
 
     With C[t, l] the price of the layers before l as type t, three bands that end at l and m cost
-    (C[t, l] - C[u, l]) + (C[u, m] - C[v, m]) + C[v, end]: a sum of two parts, of which each must be small.
+    (C[t, l] - C[u, l]) + (C[u, m] - C[v, m]) + C[v, end]: a sum of two parts, whose least values say which
+    types t, u and v need to be looked at.
+
+    Returns
+    -------
+    The options, and the slack within which they are all: less than was asked for where they are about `most`.
     """
     import numpy as np
 
-    n_layers, n_types = table.n_layers[chain], table.n_types[chain]
+    n_layers = table.n_layers[chain]
     priced = table.damages[chain] + np.tensordot(prices, table.costs[:, chain], 1)
     best = float(_best(priced[None, None], bands)[0][0, 0])
-    priced = priced[:n_layers, :n_types].T
-    sums = np.concatenate([np.zeros((n_types, 1)), priced.cumsum(1)], 1)
-    ends = np.arange(1, n_layers + 1)
-    ordered = ends[:, None] <= ends
+    types = np.nonzero(np.isfinite(table.damages[chain, 0]))[0].tolist()
+    n_types = len(types)
+    sums = np.concatenate([np.zeros((n_types, 1)), priced[:n_layers, types].T.cumsum(1)], 1)
+    first = sums[:, None, 1:] - sums[None, :, 1:]  # (t, u, end of the first)
+    second = first + sums[:, -1][:, None]  # (u, v, end of the second)
+    if bands < 3:
+        second = np.where(np.eye(n_types, dtype=bool)[:, :, None], second, np.inf)
+    least = first.min(2)[:, :, None] + second.min(2) - best
+    ordered = np.arange(n_layers)[:, None] <= np.arange(n_layers)
     found: dict[Option, float] = {}
-    for t in range(n_types):
-        for u in range(n_types):
-            first = sums[t, 1:] - sums[u, 1:]
-            least = first.min() - best - slack
-            for v in range(n_types) if bands > 2 else (u,):
-                second = sums[u, 1:] - sums[v, 1:] + sums[v, -1]
-                if second.min() + least > 0:
-                    continue
-                total = np.where(ordered, first[:, None] + second, np.inf)
-                for i, j in zip(*np.nonzero(total <= best + slack), strict=True):
-                    option = (t,) * (i + 1) + (u,) * (j - i) + (v,) * (n_layers - 1 - j)
-                    found[option] = min(found.get(option, np.inf), float(total[i, j]) - best)
-    return [(price, option) for option, price in found.items()]
+    for at in np.argsort(least, axis=None, kind="stable").tolist():
+        if least.flat[at] >= slack or len(found) > most:
+            slack = min(slack, max(float(least.flat[at]), 0.0))
+            break
+        t, u, v = np.unravel_index(at, least.shape)
+        above = np.where(ordered, first[t, u][:, None] + second[u, v] - best, np.inf)
+        for i, j in zip(*(ends.tolist() for ends in np.nonzero(above < slack)), strict=True):
+            lengths = (i + 1, j - i, n_layers - 1 - j)
+            option = (types[t],) * lengths[0] + (types[u],) * lengths[1] + (types[v],) * lengths[2]
+            found[option] = min(found.get(option, np.inf), float(above[i, j]))
+    return [(price, option) for option, price in found.items()], slack
 
 
 def _best(prices: Floats, bands: int) -> tuple[Floats, Floats]:

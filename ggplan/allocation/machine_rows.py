@@ -13,7 +13,7 @@ same for every file then, and is measured on one placement.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ggplan.allocation.budget import Row
 from ggplan.ggml_types import F16, GgmlType
@@ -47,7 +47,7 @@ class Target:
     """
 
     machine: Machine
-    wishes: Wishes = Wishes()
+    wishes: Wishes = field(default_factory=Wishes)
     min_tps: float | None = None
     fast_types: bool = False
 
@@ -100,7 +100,7 @@ def merged_rows(
         total = sum(memory or 0 for memory in memories)
         rows.append(_memory_row(MEMORY, total, taken, lambda t, q: sum(bytes_on(t, q).values()), machine))
     for device, memory in zip(devices, memories, strict=True):
-        if memory is None or device.name == HOST and None not in memories and not machine.gpus:
+        if memory is None or (device.name == HOST and None not in memories and not machine.gpus):
             continue
         # Layers take their part of the context with them.
         taken = device.whole_compute + (device.whole_context if has_experts else 0)

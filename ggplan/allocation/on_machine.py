@@ -12,21 +12,26 @@ there is none, more memory is left free, and it is begun anew.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ggplan.allocation.banding import Banded
 from ggplan.allocation.budget import Row
-from ggplan.allocation.machine_rows import Target, merged_rows, placed_rows
+from ggplan.allocation.machine_rows import Target, merged_rows, movable, placed_rows
 from ggplan.allocation.problem import NO_FILE, Problem, solved
+from ggplan.allocation.recipe_text import Gap
 from ggplan.errors import PlanError
 from ggplan.ggml_types import GgmlType
-from ggplan.offload.header import Header
+from ggplan.offload.allocation import HOST
+from ggplan.offload.completing import completed
+from ggplan.offload.header import Header, header_of
 from ggplan.offload.placement import Placement, describe_shortage
 from ggplan.offload.placing import place
 from ggplan.offload.profiles import PROFILES
 from ggplan.offload.tensor_costs import TensorCosts, with_types
 from ggplan.offload.ways_out import ways_out
+from ggplan.planning import Plan, kept_types, lay_out
 
 _ROUNDS = 6
 _CALIBRATIONS = 4
@@ -54,18 +59,13 @@ class OnMachine:
     bound: float | None
 
     @property
-    def gap(self) -> float:
-        """How far above the least possible the damage is at most, as a part of it: with these places, or of
-        all, whichever is said to be nearer."""
-        anywhere = self.gap_anywhere
-        return self.found.gap if anywhere is None else min(self.found.gap, anywhere)
-
-    @property
-    def gap_anywhere(self) -> float | None:
-        """The same wherever tensors may be; None where that is not known."""
-        if self.bound is None:
-            return None
-        return replace(self.found, bound=min(self.bound, self.found.damage)).gap
+    def gap(self) -> Gap:
+        """How far above the least possible the damage is at most."""
+        here = self.found.gap
+        anywhere = None
+        if self.bound is not None:
+            anywhere = replace(self.found, bound=min(self.bound, self.found.damage)).gap
+        return Gap(here if math.isfinite(here) else None, anywhere)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +96,13 @@ class _Search:
             for c in self.problem.choices
         })  # fmt: skip
 
+    def is_divided(self, placement: Placement) -> bool:
+        """Whether something that could be on a GPU is in RAM."""
+        if not self.target.machine.gpus:
+            return True
+        free = movable(self.header, self.target.wishes)
+        return any(placement.devices.get(name) == HOST for name in free)
+
     def of(self, placement: Placement) -> tuple[Row, ...]:
         return placed_rows(placement, self.target, TensorCosts(placement), {})
 
@@ -117,31 +124,36 @@ def is_met(placement: Placement, target: Target) -> bool:
     return target.min_tps is None or placement.generation.likely >= target.min_tps
 
 
-def solved_on_machine(problem: Problem, target: Target, rows: Sequence[Row], header: Header) -> OnMachine:
+def header_of_plan(plan: Plan) -> Header:
+    """The header as it is placed: what an inventory's metadata lacks is read off its shapes."""
+    header = header_of(plan)
+    return completed(header) if plan.model.kind == "inventory" else header
+
+
+def solved_on_machine(problem: Problem, target: Target, rows: Sequence[Row]) -> OnMachine:
     """The types of least damage within the rows, whose file fits the machine.
 
     Parameters
     ----------
     rows
         The other limits.
-    header
-        Of a file of the model, of any types.
 
     Raises
     ------
     PlanError
         If a limit cannot be met: which one, and by how much.
     """
+    header = header_of_plan(lay_out(problem.model, kept_types(problem.model)))
     search = _Search(problem, target, tuple(rows), header)
     smallest = search.placed({c.tensor.name: c.candidates[0].type for c in problem.choices}, small=True)
     if not smallest.fits:
         raise _does_not_fit(smallest)
     merged, first = search.solved(search.merged(smallest))
-    bound = merged.bound if target.min_tps is None else None
     if search.is_met(first):
         return OnMachine(merged, search.of(first), first, merged.bound)
-    starts = [first]
+    starts, bound = [first], merged.bound
     if target.min_tps is not None and first.generation.likely < target.min_tps:
+        bound = None
         starts = _fast_enough(search, first, smallest, target.min_tps)
     answers = [found for start in starts if (found := _settled(search, start, bound)) is not None]
     if not answers:
@@ -167,7 +179,7 @@ def _fast_enough(search: _Search, first: Placement, smallest: Placement, min_tps
         )
     placement, starts = first, [fastest]
     for _ in range(_CALIBRATIONS):
-        if not placement.in_ram and search.target.machine.gpus:  # all that moves is on GPUs
+        if not search.is_divided(placement):
             break
         try:
             _, after = search.solved(search.merged(placement, speed=True))
@@ -178,7 +190,7 @@ def _fast_enough(search: _Search, first: Placement, smallest: Placement, min_tps
         if is_same or min_tps <= after.generation.likely <= _CLOSE * min_tps:
             break
     # The fastest is another beginning only where it alone is all on GPUs, which is faster by itself.
-    return starts if bool(fastest.in_ram) != bool(starts[-1].in_ram) else starts[-1:]
+    return starts if search.is_divided(fastest) != search.is_divided(starts[-1]) else starts[-1:]
 
 
 def _settled(search: _Search, start: Placement, bound: float | None) -> OnMachine | None:
@@ -192,14 +204,34 @@ def _settled(search: _Search, start: Placement, bound: float | None) -> OnMachin
         except PlanError:  # what was larger before does not fit where it is now
             break
         is_same = after.devices == placement.devices and after.settings == placement.settings
-        if search.is_met(after) and (best is None or found.damage < best.found.damage):
-            best = OnMachine(found if is_same else replace(found, bound=0.0), rows, after, bound)
-            if is_same or best.gap <= _NEAR:
+        if search.is_met(after):
+            if (
+                best is None
+                or found.damage < best.found.damage
+                or (is_same and found.damage == best.found.damage)
+            ):
+                best = OnMachine(found if is_same else replace(found, bound=0.0), rows, after, bound)
+            if is_same or best.gap.least <= _NEAR:
                 break
-        elif is_same and best is not None:
-            break
         placement = after
+    if best is not None and best.gap.here is None:
+        best = _with_gap(search, best)
     return best
+
+
+def _with_gap(search: _Search, best: OnMachine) -> OnMachine:
+    """An answer that was solved for with other places, with the bound of its own; or what that gives."""
+    rows = search.of(best.placement)
+    try:
+        found, after = search.solved(rows)
+    except PlanError:
+        return best
+    if found.damage < best.found.damage and search.is_met(after):
+        is_same = after.devices == best.placement.devices and after.settings == best.placement.settings
+        if is_same:
+            return OnMachine(found, rows, after, best.bound)
+    bound = min(found.bound, best.found.damage)
+    return replace(best, found=replace(best.found, bound=bound), rows=rows)
 
 
 def _tightened(search: _Search, start: Placement, bound: float | None) -> OnMachine:

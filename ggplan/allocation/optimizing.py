@@ -15,13 +15,16 @@ from dataclasses import dataclass
 
 from ggplan.allocation.forecast import Forecast, forecast_of
 from ggplan.allocation.grouping import Group
+from ggplan.allocation.on_machine import header_of_plan, is_met, placed, solved_on_machine
 from ggplan.allocation.options import OptimizeOptions, is_limited
 from ggplan.allocation.problem import Problem, prepare, rows_of, solved
-from ggplan.allocation.recipe_text import Answer, recipe_text
+from ggplan.allocation.promises import Promises, heading_of, promises_of
+from ggplan.allocation.recipe_text import Answer, Gap, recipe_text
 from ggplan.allocation.scales import Scales
 from ggplan.allocation.type_errors import Errors
 from ggplan.errors import PlanError
 from ggplan.model import Model
+from ggplan.offload.placement import Placement
 from ggplan.planning import Plan, decide, lay_out
 from ggplan.rules import Recipe, parse_recipe
 from ggplan.text import format_bytes, printable
@@ -44,9 +47,9 @@ class Optimized:
         What was chosen among, and the index of the type that each group got.
     damages
         By tensor, in nats, those with one candidate included; their sum is what was minimised.
-    gap
-        How far above the least possible damage of these groups it is at most, as a part of it; with
-        `max_kld` how much larger it is than the smallest.
+    gaps
+        How far above the least possible damage of these groups it is at most; with `max_kld` how much larger
+        it is than the smallest.
     forecast
         The KL divergence to expect.
     scales
@@ -55,6 +58,8 @@ class Optimized:
         What the user should know.
     problem
         What was solved.
+    placement
+        Where the file lies on the machine that was asked for, and how fast it is there; None without one.
     """
 
     recipe: Recipe
@@ -62,11 +67,17 @@ class Optimized:
     groups: tuple[Group, ...]
     chosen: tuple[int, ...]
     damages: Mapping[str, float]
-    gap: float
+    gaps: Gap
     forecast: Forecast
     scales: Scales
     notes: tuple[str, ...]
     problem: Problem
+    placement: Placement | None = None
+
+    @property
+    def gap(self) -> float:
+        """The lesser of the gaps that are known."""
+        return self.gaps.least
 
     @property
     def damage(self) -> float:
@@ -123,24 +134,43 @@ def answer_of(problem: Problem, *, heading: Sequence[str] = ()) -> Optimized:
         raise PlanError("nothing limits the file", hint="give --size, --bpw, --max-kld or --vram and --ram")
     room = _TEXT_ROOM
     for _ in range(_TRIES):
-        rows = rows_of(problem, room)
-        found = solved(problem, rows)
+        rows, lines, promises = rows_of(problem, room), [*heading], Promises((), ())
+        if options.target is None:
+            found = solved(problem, rows)
+            gap = Gap(found.gap, found.gap)
+        else:
+            on_machine = solved_on_machine(problem, options.target, rows)
+            found, gap = on_machine.found, on_machine.gap
+            rows = (*rows, *on_machine.rows)
+            lines += heading_of(on_machine.placement)
+            promises = promises_of(on_machine.placement, options.target)
         answer = Answer(problem, found.groups, found.chosen)
         forecast = forecast_of(answer.damage, problem.scales.level)
-        text = recipe_text(answer, rows, found.gap, forecast, heading)
+        text = recipe_text(answer, rows, gap, forecast, lines, promises.lines)
         recipe = parse_recipe(text, f"{options.name}.recipe")
         plan = lay_out(problem.model, decide(problem.model, recipe), fallback=options.fallback)
         _prove(plan, answer)
+        placement = None if options.target is None else _proven(plan, problem)
         if options.size is None or plan.file_bytes <= options.size:
+            notes = (*problem.scales.notes, *problem.notes, *promises.notes, *_encoded_again(plan))
             return Optimized(
-                recipe, plan, found.groups, found.chosen, answer.damages, found.gap, forecast, problem.scales,
-                (*problem.scales.notes, *problem.notes, *_encoded_again(plan)), problem,
+                recipe, plan, found.groups, found.chosen, answer.damages, gap, forecast, problem.scales,
+                notes, problem, placement,
             )  # fmt: skip
         room += plan.file_bytes - options.size
     raise PlanError(
         f"no recipe was found whose file, with its text in it, is within {format_bytes(options.size or 0)}",
         hint="give a larger --size",
     )
+
+
+def _proven(plan: Plan, problem: Problem) -> Placement:
+    """Where the file of a plan lies, which must fit."""
+    target = problem.options.target
+    placement = placed(header_of_plan(plan), problem)
+    if target is None or not is_met(placement, target):
+        raise PlanError("the file of the recipe does not fit as it was solved for", hint="report this")
+    return placement
 
 
 def _encoded_again(plan: Plan) -> list[str]:

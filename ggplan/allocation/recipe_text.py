@@ -9,6 +9,7 @@ rules that were solved for. These name the types that are written, so the recipe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -94,8 +95,9 @@ class _Rule:
 
 
 def recipe_text(
-    answer: Answer, rows: Sequence[Row], gap: float, forecast: Forecast, heading: Sequence[str] = ()
-) -> str:
+    answer: Answer, rows: Sequence[Row], gap: Gap, forecast: Forecast, heading: Sequence[str] = (),
+    promises: Sequence[str] = (),
+) -> str:  # fmt: skip
     """The text of the recipe.
 
     Parameters
@@ -106,6 +108,8 @@ def recipe_text(
         How far above the least possible the damage is at most.
     heading
         Further lines of it.
+    promises
+        Further `@assert` lines.
     """
     model, options = answer.problem.model, answer.problem.options
     lines = [*_heading(answer, rows, gap, forecast, heading), "@recipe 1", f"@name {_inert(options.name)}"]
@@ -125,13 +129,13 @@ def recipe_text(
             names = [m.tensor.name for m in rule.members]
             patterns = exact_patterns(names, answer.names)
             lines += [f"# {_worth(rule, answer.damage)}", *(f"{p} = {rule.type.name}" for p in patterns)]
-    promises = [row.promise for row in rows if row.promise]
+    promises = [*(row.promise for row in rows if row.promise), *promises]
     lines += ["", "@assert uncovered == 0", "@assert fallbacks == 0", *promises]
     return "\n".join(lines) + "\n"
 
 
 def _heading(
-    answer: Answer, rows: Sequence[Row], gap: float, forecast: Forecast, more: Sequence[str]
+    answer: Answer, rows: Sequence[Row], gap: Gap, forecast: Forecast, more: Sequence[str]
 ) -> list[str]:
     model, options, scales = answer.problem.model, answer.problem.options, answer.problem.scales
     n_bytes = sum(answer.types[t.name].tensor_bytes(t.shape) for t in model.tensors)
@@ -179,12 +183,39 @@ def _names(types: Iterable[GgmlType]) -> str:
     return ", ".join(sorted({type_.name for type_ in types}))
 
 
-def gap_in_words(gap: float, options: OptimizeOptions) -> str:
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """How far an answer is from the best possible at most, as a part of that.
+
+    Attributes
+    ----------
+    here
+        With the tensors on the devices where they are; None where that is not known.
+    anywhere
+        Wherever they might be; None where that is not known.
+    """
+
+    here: float | None
+    anywhere: float | None
+
+    @property
+    def least(self) -> float:
+        """The one that is known to be less."""
+        return min((gap for gap in (self.here, self.anywhere) if gap is not None), default=math.inf)
+
+
+def gap_in_words(gap: Gap, options: OptimizeOptions) -> str:
     """How far from the best possible an answer is, for people."""
-    part = f"at most {100 * max(gap, 1e-4):.2g} %"
-    if options.max_kld is not None:
-        return f"{part} larger than the smallest possible for these numbers"
-    return f"{part} above the least possible for these numbers"
+    kind = "larger than the smallest" if options.max_kld is not None else "above the least"
+    if options.target is None or (gap.anywhere is not None and gap.anywhere <= gap.least):
+        where = "" if options.target is None else ", wherever its tensors are"
+        return f"at most {_percent(gap.least)} {kind} possible for these numbers{where}"
+    words = f"at most {_percent(gap.least)} {kind} possible for these numbers with its tensors where they are"
+    return words if gap.anywhere is None else f"{words}, {_percent(gap.anywhere)} wherever they might be"
+
+
+def _percent(part: float) -> str:
+    return f"{100 * max(part, 1e-4):.2g} %"
 
 
 def _protected(answer: Answer) -> list[str]:

@@ -39,9 +39,13 @@ GOOD_ENOUGH = 1e-4
 MOST_NODES = 1_000
 """Of branch and bound, unless told otherwise."""
 _EXCHANGES = 1_000
+_FEW = 40  # exchanges of several rows
+_MOST_PAIRS = 1_000_000
 _LIMIT = 1_000.0  # what limits are scaled to, so that the tolerance is a thousandth of a millionth of them
 _HALVINGS = 200
 _TOLERANCE = 1e-9
+ROUNDING = 1e-11
+"""What sums may be above a limit, as a part of it: less than a byte of a hundred gigabytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +112,9 @@ class _Problem:
     units: Floats
 
 
-def solve(items: Sequence[Item], limits: Sequence[float], *, nodes: int = MOST_NODES) -> Solution | Shortfall:
+def solve(
+    items: Sequence[Item], limits: Sequence[float], gap: float = GOOD_ENOUGH, *, nodes: int = MOST_NODES
+) -> Solution | Shortfall:
     """The options of least damage, or what cannot be met.
 
     Parameters
@@ -117,6 +123,8 @@ def solve(items: Sequence[Item], limits: Sequence[float], *, nodes: int = MOST_N
         Each with at least one option, and costs for each row.
     limits
         Of each row.
+    gap
+        How far above the bound, as a part of it, is good enough.
     nodes
         Of branch and bound, at most; with 0 the first step is the last wherever it has a solution.
     """
@@ -126,14 +134,14 @@ def solve(items: Sequence[Item], limits: Sequence[float], *, nodes: int = MOST_N
     problem = _problem(items, limits)
     for row, limit in enumerate(limits):
         least = sum(min(item.costs[row]) for item in items)
-        if least > limit:
+        if least > limit + ROUNDING * abs(limit):
             return Shortfall(row, least)
     multipliers, feasible = _multipliers(problem)
     bound = _bound(problem, multipliers)
     best = None if feasible is None else _improved(problem, feasible)
-    if best is None or (nodes and not _is_close(problem, best, bound)):
+    if best is None or (nodes and not _is_close(problem, best, bound, gap)):
         left = _worth_it(problem, multipliers, bound, best)
-        found, their_bound = _branch_and_bound(problem, left, best, nodes or MOST_NODES)
+        found, their_bound = _branch_and_bound(problem, left, best, gap, nodes or MOST_NODES)
         if found is not None and (best is None or _damage(problem, found) < _damage(problem, best)):
             best = _improved(problem, found)
         if best is None:
@@ -157,6 +165,7 @@ def _problem(items: Sequence[Item], limits: Sequence[float]) -> _Problem:
     finite = damages[np.isfinite(damages)]
     scale = float(finite.max()) if finite.size and finite.max() > 0 else 1.0
     bare = np.array(limits, float)
+    bare += ROUNDING * np.abs(bare)
     units = np.array([(abs(limit) or 1.0) / _LIMIT for limit in limits])
     return _Problem(damages / scale, costs / units[:, None, None], bare / units, scale, units)
 
@@ -180,25 +189,35 @@ def _multipliers(problem: _Problem) -> tuple[Floats, Floats | None]:
     free = _cheapest(problem, none)
     if _fits(problem, free):
         return none, free
-    if len(problem.limits) > 1:
-        return _relaxed(problem), None
+    if len(problem.limits) == 1:
+        found, feasible = _along(problem, np.ones(1))
+        return found, feasible
+    # The prices of the linear program give the bound; dearer in proportion, or alike, they give what fits.
+    relaxed = _relaxed(problem)
+    known = [found for way in (relaxed, relaxed + relaxed.max() / 10 + 1e-12, np.ones_like(relaxed))
+             if (found := _along(problem, way)[1]) is not None]  # fmt: skip
+    return relaxed, min(known, key=lambda found: _damage(problem, found), default=None)
+
+
+def _along(problem: _Problem, way: Floats) -> tuple[Floats, Floats | None]:
+    """The least multiple of some multipliers whose options fit, nearly, and these; None if none do."""
     high = 1.0
-    while not _fits(problem, _cheapest(problem, np.array([high]))) and high < 1e30:
+    while not _fits(problem, _cheapest(problem, high * way)) and high < 1e30:
         high *= 4.0
-    feasible = _cheapest(problem, np.array([high]))
+    feasible = _cheapest(problem, high * way)
     if not _fits(problem, feasible):
-        return np.array([high]), None
+        return high * way, None
     low = 0.0
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
         if middle in (low, high):
             break
-        found = _cheapest(problem, np.array([middle]))
+        found = _cheapest(problem, middle * way)
         if _fits(problem, found):
             high, feasible = middle, found
         else:
             low = middle
-    return np.array([high]), feasible
+    return high * way, feasible
 
 
 def _relaxed(problem: _Problem) -> Floats:
@@ -246,16 +265,17 @@ def _fits(problem: _Problem, chosen: Floats) -> bool:
     return bool((_sums(problem, chosen) <= problem.limits).all())
 
 
-def _is_close(problem: _Problem, chosen: Floats, bound: float) -> bool:
+def _is_close(problem: _Problem, chosen: Floats, bound: float, gap: float) -> bool:
     damage = _damage(problem, chosen)
-    return damage - bound <= GOOD_ENOUGH * max(bound, 0.0) or damage == 0
+    return damage - bound <= gap * max(bound, 0.0) or damage == 0
 
 
 def _improved(problem: _Problem, chosen: Floats) -> Floats:
     """The options with room filled and exchanges made, until neither helps."""
     chosen = _filled(problem, chosen)
-    for _ in range(_EXCHANGES if len(problem.limits) == 1 else 0):
-        exchanged = _exchanged(problem, chosen)
+    exchange, most = (_exchanged, _EXCHANGES) if len(problem.limits) == 1 else (_exchanged_in_rows, _FEW)
+    for _ in range(most):
+        exchanged = exchange(problem, chosen)
         if exchanged is None:
             break
         chosen = _filled(problem, exchanged)
@@ -297,6 +317,33 @@ def _exchanged(problem: _Problem, chosen: Floats) -> Floats | None:
     return chosen
 
 
+def _exchanged_in_rows(problem: _Problem, chosen: Floats) -> Floats | None:
+    """The same of several rows, by all pairs of changes; None too where these are too many."""
+    import numpy as np
+
+    items = np.arange(len(chosen))
+    more = problem.costs - problem.costs[:, items, chosen][:, :, None]
+    worse = problem.damages - problem.damages[items, chosen][:, None]
+    room = problem.limits - _sums(problem, chosen)
+    of_item, option = np.nonzero(np.isfinite(worse))
+    more, worse = more[:, of_item, option], worse[of_item, option]
+    better = np.nonzero((worse < 0) & ~(more <= room[:, None]).all(0))[0]
+    if not len(better) or len(better) * len(worse) > _MOST_PAIRS:
+        return None
+    total = worse[better][:, None] + worse
+    fits = of_item[better][:, None] != of_item
+    for row, left in zip(more, room, strict=True):
+        fits &= row[better][:, None] + row <= left
+    total = np.where(fits, total, 0.0)
+    at = int(total.argmin())
+    if total.flat[at] >= -1e-15:
+        return None
+    chosen = chosen.copy()
+    for change in (better[at // len(worse)], at % len(worse)):
+        chosen[of_item[change]] = option[change]
+    return chosen
+
+
 def _filled(problem: _Problem, chosen: Floats) -> Floats:
     """The options with the room that is left used: the most damage off for the room, again and again."""
     import numpy as np
@@ -331,7 +378,7 @@ def _worth_it(problem: _Problem, multipliers: Floats, bound: float, best: Floats
 
 
 def _branch_and_bound(
-    problem: _Problem, possible: Floats, best: Floats | None, nodes: int
+    problem: _Problem, possible: Floats, best: Floats | None, gap: float, nodes: int
 ) -> tuple[Floats | None, float]:
     """The options that HiGHS finds, or None, and its bound. `best` are the best options known."""
     import numpy as np
@@ -345,7 +392,7 @@ def _branch_and_bound(
             integrality=np.ones(int(possible.sum()), int),
             bounds=Bounds(0, 1),
             constraints=[LinearConstraint(each, 1, 1), LinearConstraint(rows, -np.inf, problem.limits)],
-            options={"mip_rel_gap": GOOD_ENOUGH / 2, "node_limit": nodes, "presolve": False},
+            options={"mip_rel_gap": gap / 2, "node_limit": nodes, "presolve": False},
         )
     bound = getattr(found, "mip_dual_bound", None)
     bound = -np.inf if bound is None else float(bound) * unit

@@ -8,6 +8,7 @@ import click
 
 from ggplan.cli.opening import OpeningOptions, opening_options
 from ggplan.cli.optimize_answers import AnswerOptions, answer_options
+from ggplan.cli.optimize_machine import MachineWishes, machine_budget_options
 from ggplan.cli.optimize_probes import ProbingOptions, probing_options
 from ggplan.cli.options import (
     force_option,
@@ -20,11 +21,13 @@ from ggplan.cli.options import (
     recipe_or_mix_of_name,
 )
 from ggplan.cli.sizes import ByteCount
+from ggplan.offload.known_machine import Stated
 
 if TYPE_CHECKING:
     from ggplan.allocation import Optimized, OptimizeOptions
     from ggplan.allocation.explaining import Explained
     from ggplan.allocation.improving import Improved
+    from ggplan.allocation.machine_rows import Target
 
     _Bands = click.ParamType[int]
 else:
@@ -38,6 +41,8 @@ Examples:
   ggplan optimize air.gguf --bpw 4.5                         print the recipe
   ggplan optimize hf://zai-org/GLM-4.5-Air --size 60G        of a checkpoint on the hub, by its headers
   ggplan optimize GLM-4.5-Air --max-kld 0.02                 the smallest file that keeps it
+  ggplan optimize GLM-4.5-Air --vram 24G --ram 64G -c 32k    what fits a machine: weights, context, buffers
+  ggplan optimize GLM-4.5-Air --cards 3090 --ram 64G --bandwidth 80G --cores 16 --min-tps 12
   ggplan optimize GLM-4.5-Air --bpw 4.5 --types q4_K,q5_K,q6_K,q8_0   k-quants alone
   ggplan optimize GLM-4.5 --size 150G --engine ik_llama.cpp  with the types of ik_llama.cpp
   ggplan optimize GLM-4.5-Air --size 60G --pin '^output\\.weight$=q8_0'   what must be so
@@ -96,7 +101,8 @@ class Bands(_Bands):
 )  # fmt: skip
 @click.option(
     "--pin", "pins", multiple=True, metavar="REGEX=TYPE",
-    help="A rule that stands whatever it costs; the first that matches decides. Can be repeated.",
+    help="A rule that stands whatever it costs; the first that matches decides. Or REGEX=DEVICE (CPU, CUDA0,"
+    " ...): tensors that must be there. Can be repeated.",
 )  # fmt: skip
 @click.option(
     "--base", metavar="RECIPE",
@@ -119,6 +125,7 @@ class Bands(_Bands):
     help="The KL divergence of this whole model by type, such as group0/kld_results.csv: what the types do.",
 )  # fmt: skip
 @click.option("--name", metavar="NAME", help="The recipe's name [default: from the model and the budget].")
+@machine_budget_options
 @answer_options
 @imatrix_option
 @probing_options
@@ -142,6 +149,8 @@ def optimize_command(
     curve: str | None,
     name: str | None,
     imatrix_path: str | None,
+    stated: Stated,
+    wished: MachineWishes,
     asked: AnswerOptions,
     probing: ProbingOptions,
     opening: OpeningOptions,
@@ -155,9 +164,9 @@ def optimize_command(
     MODEL is whatever `ggplan plan` takes. How much each tensor matters comes from a prior, by what a tensor
     is for and how deep it lies, from a table of measurements (--table), or from probes: --probe runs it with
     each group of tensors at a low type. Weights are read for --imatrix, --probe and --verify alone. The
-    prior is fitted to
-    measurements of Thireus, the GGUF Tool Suite and its contributors. How far the answer is from the best
-    possible for these numbers is told; how far these numbers are from the truth, docs/optimizing.md says.
+    prior is fitted to measurements of Thireus, the GGUF Tool Suite and its contributors. How far the answer
+    is from the best possible for these numbers is told; how far these numbers are from the truth,
+    docs/optimizing.md says.
 
     Exits 0; 1 if the model cannot be read or no file is within the budget, with by how much; 2 for wrong
     usage, or if the file of -o exists.
@@ -170,15 +179,25 @@ def optimize_command(
     from ggplan.allocation.pareto import N_POINTS, curve_of
     from ggplan.cli.opening import with_scales_read
     from ggplan.cli.optimize_answers import print_curve, print_explained, print_improved
+    from ggplan.cli.optimize_machine import print_start, split_pins
     from ggplan.cli.optimize_probes import basis, print_verified, split_engines, verify
     from ggplan.cli.output import print_json, write_new
     from ggplan.imatrix import load_imatrix
     from ggplan.text import printable
 
     asked.check(output, verify=probing.verify)
-    is_limited = size is not None or bpw is not None or max_kld is not None
+    device_pins, pins = split_pins(pins)
+    is_for_machine = bool(device_pins) or wished.is_given(stated)
+    if is_for_machine and asked.pareto:
+        raise click.UsageError(
+            "--pareto is about all sizes, whatever the machine: leave out --vram, --ram, ..."
+        )
+    is_limited = size is not None or bpw is not None or max_kld is not None or is_for_machine
     if not (is_limited or asked.pareto or asked.improved):
-        raise click.UsageError("give a budget: --size, --bpw or --max-kld, or several; or --from or --pareto")
+        raise click.UsageError(
+            "give a budget: --size, --bpw, --max-kld, --min-tps or a machine (--vram, --ram, ...), or"
+            " several; or --from or --pareto"
+        )
     if output is not None and os.path.lexists(output) and not force:
         raise click.UsageError(f"{printable(output)} exists; --force replaces it")
     types_of, program = split_engines(engines)
@@ -186,10 +205,12 @@ def optimize_command(
     imatrix = None if imatrix_path is None else load_imatrix(imatrix_path)
     opened, imatrix = opening.open(model, imatrix, weights=probing.needs_weights, quiet=quiet)
     found = with_scales_read(opened, quiet=quiet)
+    target = wished.target(stated, types_of, device_pins, quiet=quiet) if is_for_machine else None
     options = OptimizeOptions(
         size=size,
         bpw=bpw,
         max_kld=max_kld,
+        target=target,
         types=_words(type_names or ""),
         engine=types_of,
         pins=pins,
@@ -198,7 +219,7 @@ def optimize_command(
         harmonised=tuple(_words(words) for words in harmonised if words != "none"),
         table=table,
         curve=curve,
-        name=" ".join((name or _name(found.path.name, size, bpw, max_kld)).split()).replace("#", "")
+        name=" ".join((name or _name(found.path.name, size, bpw, max_kld, target)).split()).replace("#", "")
         or "optimized",
     )
     given = None
@@ -210,9 +231,9 @@ def optimize_command(
     )
     problem = prepare(found, options, scales=scales, errors=errors)
     if asked.pareto:
-        curve = curve_of(problem, asked.n_points or N_POINTS)
-        note(*curve.notes, quiet=quiet)
-        print_curve(curve, output, as_json=as_json, force=force, quiet=quiet)
+        best = curve_of(problem, asked.n_points or N_POINTS)
+        note(*best.notes, quiet=quiet)
+        print_curve(best, output, as_json=as_json, force=force, quiet=quiet)
         return
     better = None if given is None else improved(problem, given)
     answer = answer_of(problem) if better is None else better.answer
@@ -230,6 +251,8 @@ def optimize_command(
         click.echo(answer.recipe.text, nl=False)
     if not quiet and (as_json or output is not None or explained):
         click.echo(_told(answer, options), err=True)
+        if answer.placement is not None:
+            print_start(answer.placement, options.name)
     if probing.verify:
         verified = verify(problem, answer.recipe, imatrix, probing, program, quiet=quiet)
         print_verified(verified, probing.texts)
@@ -239,13 +262,20 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(",") if word.strip())
 
 
-def _name(model: str, size: int | None, bpw: float | None, max_kld: float | None) -> str:
-    """`GLM-4.5-Air-60GiB`, `GLM-4.5-Air-4.5bpw`, `GLM-4.5-Air-kld0.02`."""
+def _name(
+    model: str, size: int | None, bpw: float | None, max_kld: float | None, target: Target | None
+) -> str:
+    """`GLM-4.5-Air-60GiB`, `GLM-4.5-Air-4.5bpw`, `GLM-4.5-Air-kld0.02`, `GLM-4.5-Air-24+64GiB`."""
     from ggplan.text import format_bytes
 
     parts = [] if size is None else [format_bytes(size).replace(" ", "")]
     parts += [] if bpw is None else [f"{bpw:g}bpw"]
     parts += [] if max_kld is None else [f"kld{max_kld:g}"]
+    if target is not None:
+        machine = target.machine
+        sizes = [gpu.memory for gpu in machine.gpus] + ([] if machine.ram is None else [machine.ram])
+        parts += ["+".join(f"{n / 2**30:.3g}" for n in sizes) + "GiB"] if sizes else []
+        parts += [] if target.min_tps is None else [f"{target.min_tps:g}tps"]
     stem = model
     for ending in (".gguf", ".map", ".json", ".txt"):
         stem = stem.removesuffix(ending)
@@ -260,13 +290,14 @@ def _told(answer: Optimized, options: OptimizeOptions) -> str:
     return (
         f"file {format_bytes(plan.file_bytes)}, {plan.bits_per_weight:.3f} bpw; "
         f"KL divergence {forecast.kld:.2g} predicted ({forecast.low:.2g} to {forecast.high:.2g}); "
-        f"{gap_in_words(answer.gap, options)}"
+        f"{gap_in_words(answer.gaps, options)}"
     )
 
 
 def _json(answer: Optimized, better: Improved | None, explained: list[Explained]) -> dict[str, Any]:
     from ggplan.allocation.explaining import explained_json
     from ggplan.allocation.improving import improved_json
+    from ggplan.cli.optimize_machine import start_json
 
     plan = answer.plan
     more: dict[str, Any] = {} if better is None else {"improves": improved_json(better)}
@@ -274,6 +305,7 @@ def _json(answer: Optimized, better: Improved | None, explained: list[Explained]
         more["explained"] = [explained_json(one) for one in explained]
     return {
         "schema": SCHEMA,
+        "name": answer.recipe.name,
         "recipe": answer.recipe.text,
         "file_bytes": plan.file_bytes,
         "tensor_bytes": plan.tensor_bytes,
@@ -285,6 +317,7 @@ def _json(answer: Optimized, better: Improved | None, explained: list[Explained]
         },
         "damage": answer.damage,
         "gap": answer.gap,
+        "gap_anywhere": answer.gaps.anywhere,
         "sensitivities": {"source": answer.scales.source, "credit": list(answer.scales.credit)},
         "notes": list(answer.notes),
         "tensors": [
@@ -292,5 +325,6 @@ def _json(answer: Optimized, better: Improved | None, explained: list[Explained]
             for t in plan.tensors
             if t.name in answer.damages
         ],
+        **({} if answer.placement is None else {"placement": start_json(answer.placement, answer.problem)}),
         **more,
     }

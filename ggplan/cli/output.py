@@ -76,13 +76,13 @@ class Table:
         return total
 
 
-def echo_wrapped(text: str, *, then: str = "") -> None:
-    """A sentence on stdout, at most as wide as the terminal; `then` begins its further lines."""
+def echo_wrapped(text: str, *, then: str = "", err: bool = False) -> None:
+    """A sentence, at most as wide as the terminal, on stdout; `then` begins its further lines."""
     import textwrap
 
     width = console().width
     for line in textwrap.wrap(text, width, subsequent_indent=then, break_on_hyphens=False) or [""]:
-        click.echo(line)
+        click.echo(line, err=err)
 
 
 def print_table(

@@ -172,6 +172,12 @@ def seconds_per_byte(
     return lambda device, kind: factor / case.weight_rate(device, kind)
 
 
+def likely_bandwidths(machine: Machine) -> tuple[float, float]:
+    """Bytes per second of RAM and of the slowest GPU; where they are not known, what is likely."""
+    gpus = [gpu.bandwidth or _GPU_GUESS[_LIKELY] for gpu in machine.gpus]
+    return machine.bandwidth or _RAM_GUESS[_LIKELY], min(gpus, default=_GPU_GUESS[_LIKELY])
+
+
 def is_fast(kind: str, machine: Machine, profile: Profile, threads: int | None) -> bool:
     """Whether cores work a ggml type off as fast as they read RAM, so that its bytes are all that counts."""
     ram = FITTED.ram * (machine.bandwidth or _RAM_GUESS[_LIKELY])

@@ -1,4 +1,4 @@
-"""The best move of eight weights of iq2_* or iq3_* under a Hessian: an exact search of all points of the grid.
+"""The best move of eight weights of iq2_* or iq3_* under a Hessian: an exact search of the grid.
 
 A move delta of weights whose gradient is G = (W - Y) H changes the error (W - Y) H (W - Y)^T by
 
@@ -12,8 +12,7 @@ additions and a comparison.
     four weights of 8 levels     halves of 64 numbers, the levels of two weights; one four after the other
 
 Signs are those of the best real weights, Y + G H^-1 of the eight. Where the number of negative ones must be
-even, the weight that costs least otherwise, H w^2, changes its sign. Then, with the points found, a sign or
-two change where that costs less.
+even, the weight w that costs least otherwise, H w^2, changes its sign.
 """
 
 from __future__ import annotations
@@ -163,6 +162,7 @@ def search_eight(table: Any, group: Any, is_even: Any, eight: Any, inverse: Any,
 
 @inline
 def take_signs(eight: Any, is_even: Any, inverse: Any, scale: Any) -> None:
+    """Choose signs: the scale with the sign of each weight."""
     odd = scale < -_INFINITY
     cheapest = splat(_ZERO, LANES)
     least = splat(_INFINITY, LANES)
@@ -186,6 +186,7 @@ def take_signs(eight: Any, is_even: Any, inverse: Any, scale: Any) -> None:
 
 @inline
 def find_moves(table: Any, n_levels: Any, eight: Any, scale: Any) -> None:
+    """Find what each level moves each weight by, and what that costs alone."""
     for k in range(8):
         signed = at(eight.signs, k)
         now = scale * at(eight.values, k)
@@ -198,6 +199,7 @@ def find_moves(table: Any, n_levels: Any, eight: Any, scale: Any) -> None:
 
 @inline
 def add_up_eight(eight: Any) -> None:
+    """Add up the costs of the halves of eight weights."""
     # The costs of pairs of weights, nine each; then those of the halves.
     for pair in range(4):
         cross = _TWO * eight.hessian[18 * pair + 1]
@@ -237,6 +239,7 @@ def add_to_pair(eight: Any, first: Any, other: Any, b: Any) -> None:
 
 @inline
 def put_pair(eight: Any, first: Any, lower: Any, upper: Any, to: Any) -> None:
+    """Put what nine moves of two weights from `first` on add to the cost, given their slopes."""
     low0 = at(eight.moves, 3 * first) * lower
     low1 = at(eight.moves, 3 * first + 1) * lower
     low2 = at(eight.moves, 3 * first + 2) * lower
@@ -249,6 +252,7 @@ def put_pair(eight: Any, first: Any, lower: Any, upper: Any, to: Any) -> None:
 
 @inline
 def add_up_four(eight: Any, first: Any) -> None:
+    """Add up the costs of the halves of four weights, given the moves found for the other four."""
     other = 4 - first
     for half in range(2):
         for part in range(2):
@@ -295,6 +299,7 @@ def add_upper_half(group: Any, eight: Any, first: Any, b: Any) -> None:
 
 @inline
 def find_points(table: Any, group: Any, eight: Any, first: Any) -> None:
+    """Find the best point of `group` weights, the first of several."""
     least = splat(_INFINITY, LANES)
     key = splat(table.keys[0], LANES)
     n_levels, bits, n_halves = 8, 3, 64
@@ -327,6 +332,7 @@ def find_points(table: Any, group: Any, eight: Any, first: Any) -> None:
 
 @inline
 def cost_of_found(eight: Any) -> Any:
+    """The cost of the moves found."""
     total = splat(_ZERO, LANES)
     for k in range(8):
         row = splat(_ZERO, LANES)
