@@ -189,7 +189,9 @@ def optimize_command(
     device_pins, pins = split_pins(pins)
     is_for_machine = bool(device_pins) or wished.is_given(stated)
     if is_for_machine and asked.pareto:
-        raise click.UsageError("--pareto is about all sizes, whatever the machine: give no --vram, --ram, -c, ...")
+        raise click.UsageError(
+            "--pareto is about all sizes, whatever the machine: give no --vram, --ram, -c, ..."
+        )
     is_limited = size is not None or bpw is not None or max_kld is not None or is_for_machine
     if not (is_limited or asked.pareto or asked.improved):
         raise click.UsageError(
@@ -225,9 +227,15 @@ def optimize_command(
         recipe = recipe_or_mix_of_name(asked.improved, found.architecture, quiet=quiet)
         options, given = options_for(found, recipe, options)
     scales, errors = basis(
-        found, lambda: prepare(found, options), imatrix, probing, program, force=force, quiet=quiet
+        found,
+        lambda: prepare(found, options, imatrix=imatrix),
+        imatrix,
+        probing,
+        program,
+        force=force,
+        quiet=quiet,
     )
-    problem = prepare(found, options, scales=scales, errors=errors)
+    problem = prepare(found, options, scales=scales, errors=errors, imatrix=imatrix)
     if asked.pareto:
         curve = curve_of(problem, asked.n_points or N_POINTS)
         note(*curve.notes, quiet=quiet)
