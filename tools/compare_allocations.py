@@ -50,7 +50,7 @@ from ggplan.planning import Plan, find_recipe, make_plan
 from ggplan.probing import ProbeOptions, Watcher, probe
 
 MIXES = ("Q2_K", "IQ3_XS", "Q3_K_M", "Q4_K_M", "Q5_K_M")
-TYPES = ("iq2_xs", "q2_K", "iq3_xxs", "q3_K", "iq4_xs", "q4_K", "q5_K")
+TYPES = ("q2_K", "iq3_xxs", "q3_K", "iq4_xs", "q4_K", "q5_K")
 
 
 def main() -> None:
