@@ -62,13 +62,16 @@ ALLOWED = {
         "opening", "planning",
     },
     "forward": {"errors", "text", "ggml_types", "model", "sources", "arch"},
+    "correcting": {
+        "version", "errors", "text", "ggml_types", "model", "sources", "planning", "quants", "forward",
+    },
     "calibration": {
         "version", "errors", "text", "ggml_types", "metadata", "model", "sources", "imatrix", "quants",
         "planning", "measure", "forward",
     },
     "conversion": {
         "version", "errors", "text", "ggml_types", "metadata", "model", "sources", "imatrix", "planning",
-        "quants",
+        "quants", "correcting",
     },
     "verification": {
         "errors", "text", "ggml_types", "metadata", "model", "sources", "arch", "reshaping", "opening",

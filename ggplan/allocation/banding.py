@@ -24,7 +24,7 @@ are generated (column generation; Dantzig and Wolfe, 1960):
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
@@ -44,8 +44,8 @@ _MET = 2e-5  # how near the linear program and the bound must come
 _FAR = 2e-3  # from the bound: then all options that may be better are listed
 _BRANCHINGS = 3  # how many chains in turn
 _MOST_BANDS = 3
-# Parts of the slack, in turn, the most options, and the gap with which one goes on: mostly few are enough.
-_PARTS = ((1 / 64, 500, 2e-3), (1 / 8, 2_000, 4e-3), (1.0, 10_000, 4e-3))
+# How many options are listed, in turn, and the gap with which one goes on: mostly few are enough.
+_LISTS = ((500, 2e-3), (2_000, 4e-3), (10_000, 4e-3))
 _SHORT = 1e3  # the price of being above a limit by as much as itself, in all that can be lost
 _SCALE = 1e4  # of damages, so that the linear program's tolerance, 1e-7, is small against them
 
@@ -213,17 +213,20 @@ class _Node:
         if not 1 < self.bands <= _MOST_BANDS:
             return best
         slack = (target - bound) / self.table.scale * (1 + 1e-9)
-        for part, most, far in _PARTS:
+        for most, far in _LISTS:
             if min(best.damage, above) - best.bound <= far * best.bound:
                 break
-            best = self._listed(best, prices, slack * part, most)
+            best = self._listed(best, prices, slack, most)
         return best
 
     def _listed(self, best: _Found, prices: Floats, slack: float, most: int) -> _Found:
-        """The solution among all options whose price is above the least by no more than `slack`."""
+        """The solution among `most` options, those whose prices are least above the least of their chain."""
         table = self.table
-        listed = [sorted(_within(table, i, prices, slack, self.bands)) for i in range(len(best.options))]
-        above = sorted(price for own in listed for price, _ in own)
+        listed: list[list[tuple[float, Option]]] = []
+        for i in range(len(best.options)):
+            own, slack = _within(table, i, prices, slack, self.bands, most)
+            listed.append(own)
+        above = sorted(price for own in listed for price, _ in own if price < slack)
         if len(above) > most:
             slack = above[most]
         known = [
@@ -373,7 +376,7 @@ def _relaxed(table: _Table, known: Sequence[Sequence[Option]]) -> tuple[float, F
         return np.inf, np.zeros(n_rows), [[] for _ in known]
     starts = np.concatenate([[0], np.cumsum(counts)])
     taken = [
-        [listed[j] for j in np.nonzero(found.x[start : start + len(listed)] > 1e-7)[0]]
+        [listed[j] for j in np.nonzero(found.x[start : start + len(listed)] > 1e-7)[0].tolist()]
         for listed, start in zip(known, starts, strict=False)
     ]
     return float(found.fun), np.maximum(0.0, -np.asarray(found.ineqlin.marginals)), taken
@@ -421,12 +424,17 @@ def _chosen(
 
 
 def _within(
-    table: _Table, chain: int, prices: Floats, slack: float, bands: int
-) -> Iterable[tuple[float, Option]]:
-    """The options of a chain whose price is above the least by no more than `slack`, with by how much.
+    table: _Table, chain: int, prices: Floats, slack: float, bands: int, most: int
+) -> tuple[list[tuple[float, Option]], float]:
+    """The options of a chain whose price is above the least by less than `slack`, with by how much.
 
     With C[t, l] the price of the layers before l as type t, three bands that end at l and m cost
-    (C[t, l] - C[u, l]) + (C[u, m] - C[v, m]) + C[v, end]: a sum of two parts, of which each must be small.
+    (C[t, l] - C[u, l]) + (C[u, m] - C[v, m]) + C[v, end]: a sum of two parts, whose least values say which
+    types t, u and v need to be looked at.
+
+    Returns
+    -------
+    The options, and the slack within which they are all: less than was asked for where they are about `most`.
     """
     import numpy as np
 
@@ -435,25 +443,25 @@ def _within(
     best = float(_best(priced[None, None], bands)[0][0, 0])
     types = np.nonzero(np.isfinite(table.damages[chain, 0]))[0].tolist()
     n_types = len(types)
-    priced = priced[:n_layers, types].T
-    sums = np.concatenate([np.zeros((n_types, 1)), priced.cumsum(1)], 1)
-    ends = np.arange(1, n_layers + 1)
-    ordered = ends[:, None] <= ends
+    sums = np.concatenate([np.zeros((n_types, 1)), priced[:n_layers, types].T.cumsum(1)], 1)
+    first = sums[:, None, 1:] - sums[None, :, 1:]  # (t, u, end of the first)
+    second = first + sums[:, -1][:, None]  # (u, v, end of the second)
+    if bands < 3:
+        second = np.where(np.eye(n_types, dtype=bool)[:, :, None], second, np.inf)
+    least = first.min(2)[:, :, None] + second.min(2) - best
+    ordered = np.arange(n_layers)[:, None] <= np.arange(n_layers)
     found: dict[Option, float] = {}
-    for t in range(n_types):
-        for u in range(n_types):
-            first = sums[t, 1:] - sums[u, 1:]
-            least = first.min() - best - slack
-            for v in range(n_types) if bands > 2 else (u,):
-                second = sums[u, 1:] - sums[v, 1:] + sums[v, -1]
-                if second.min() + least > 0:
-                    continue
-                total = np.where(ordered, first[:, None] + second, np.inf)
-                for i, j in zip(*np.nonzero(total <= best + slack), strict=True):
-                    lengths = zip((t, u, v), (i + 1, j - i, n_layers - 1 - j), strict=True)
-                    option = tuple(types[k] for k, length in lengths for _ in range(length))
-                    found[option] = min(found.get(option, np.inf), float(total[i, j]) - best)
-    return [(price, option) for option, price in found.items()]
+    for at in np.argsort(least, axis=None, kind="stable").tolist():
+        if least.flat[at] >= slack or len(found) > most:
+            slack = min(slack, max(float(least.flat[at]), 0.0))
+            break
+        t, u, v = np.unravel_index(at, least.shape)
+        above = np.where(ordered, first[t, u][:, None] + second[u, v] - best, np.inf)
+        for i, j in zip(*(ends.tolist() for ends in np.nonzero(above < slack)), strict=True):
+            lengths = (i + 1, j - i, n_layers - 1 - j)
+            option = (types[t],) * lengths[0] + (types[u],) * lengths[1] + (types[v],) * lengths[2]
+            found[option] = min(found.get(option, np.inf), float(above[i, j]))
+    return [(price, option) for option, price in found.items()], slack
 
 
 def _best(prices: Floats, bands: int) -> tuple[Floats, Floats]:

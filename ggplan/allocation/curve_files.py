@@ -135,7 +135,8 @@ def _of_csv(text: str) -> Curve:
         said[word] = next((r.removeprefix(start) for r in remarks if r.startswith(start)), "")
     caveats = tuple(r.removeprefix(_CAVEAT) for r in remarks if r.startswith(_CAVEAT))
     credit = tuple(r for r in remarks if not r.startswith((*_SAID.values(), _CAVEAT)))
-    points, mixes = [], []
+    points: list[CurvePoint] = []
+    mixes: list[CurvePoint] = []
     for row in csv.DictReader(line for line in lines if not line.startswith("#")):
         forecast = Forecast(float(row["kld"]), float(row["kld_low"]), float(row["kld_high"]))
         name = "" if row["name"] == _OWN else row["name"]

@@ -19,8 +19,8 @@ from dataclasses import dataclass, replace
 from ggplan.allocation.banding import Banded
 from ggplan.allocation.budget import Row
 from ggplan.allocation.machine_rows import Target, merged_rows, movable, placed_rows
-from ggplan.allocation.recipe_text import Gap
 from ggplan.allocation.problem import NO_FILE, Problem, solved
+from ggplan.allocation.recipe_text import Gap
 from ggplan.errors import PlanError
 from ggplan.ggml_types import GgmlType
 from ggplan.offload.allocation import HOST
@@ -149,11 +149,11 @@ def solved_on_machine(problem: Problem, target: Target, rows: Sequence[Row]) -> 
     if not smallest.fits:
         raise _does_not_fit(smallest)
     merged, first = search.solved(search.merged(smallest))
-    bound = merged.bound if target.min_tps is None else None
     if search.is_met(first):
         return OnMachine(merged, search.of(first), first, merged.bound)
-    starts = [first]
+    starts, bound = [first], merged.bound
     if target.min_tps is not None and first.generation.likely < target.min_tps:
+        bound = None
         starts = _fast_enough(search, first, smallest, target.min_tps)
     answers = [found for start in starts if (found := _settled(search, start, bound)) is not None]
     if not answers:
@@ -204,14 +204,34 @@ def _settled(search: _Search, start: Placement, bound: float | None) -> OnMachin
         except PlanError:  # what was larger before does not fit where it is now
             break
         is_same = after.devices == placement.devices and after.settings == placement.settings
-        if search.is_met(after) and (best is None or found.damage < best.found.damage):
-            best = OnMachine(found if is_same else replace(found, bound=0.0), rows, after, bound)
+        if search.is_met(after):
+            if (
+                best is None
+                or found.damage < best.found.damage
+                or (is_same and found.damage == best.found.damage)
+            ):
+                best = OnMachine(found if is_same else replace(found, bound=0.0), rows, after, bound)
             if is_same or best.gap.least <= _NEAR:
                 break
-        elif is_same and best is not None:
-            break
         placement = after
+    if best is not None and best.gap.here is None:
+        best = _with_gap(search, best)
     return best
+
+
+def _with_gap(search: _Search, best: OnMachine) -> OnMachine:
+    """An answer that was solved for with other places, with the bound of its own; or what that gives."""
+    rows = search.of(best.placement)
+    try:
+        found, after = search.solved(rows)
+    except PlanError:
+        return best
+    if found.damage < best.found.damage and search.is_met(after):
+        is_same = after.devices == best.placement.devices and after.settings == best.placement.settings
+        if is_same:
+            return OnMachine(found, rows, after, best.bound)
+    bound = min(found.bound, best.found.damage)
+    return replace(best, found=replace(best.found, bound=bound), rows=rows)
 
 
 def _tightened(search: _Search, start: Placement, bound: float | None) -> OnMachine:

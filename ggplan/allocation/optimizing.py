@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 from ggplan.allocation.forecast import Forecast, forecast_of
 from ggplan.allocation.grouping import Group
-from ggplan.allocation.options import OptimizeOptions, is_limited
 from ggplan.allocation.on_machine import header_of_plan, is_met, placed, solved_on_machine
+from ggplan.allocation.options import OptimizeOptions, is_limited
 from ggplan.allocation.problem import Problem, prepare, rows_of, solved
 from ggplan.allocation.promises import Promises, heading_of, promises_of
 from ggplan.allocation.recipe_text import Answer, Gap, recipe_text

@@ -144,11 +144,15 @@ def curve_of(problem: Problem, n_points: int = N_POINTS) -> Curve:
     options = problem.options
     if options.max_kld is not None:
         raise PlanError("--max-kld asks for one file, not for a curve", hint="leave out one of the two")
+    if options.target is not None:
+        raise PlanError("a machine asks for one file, not for a curve", hint="leave out one of the two")
     if n_points < 2:
         raise PlanError(f"{n_points} points are no curve", hint="2 or more")
     header = problem.header
     least, most = (header + _ROOM + n for n in _ends(problem))
     if options.size is not None:
+        if options.size < least:
+            raise _why_none(problem)
         most = min(most, options.size)
     others = [row for row in rows_of(problem, _ROOM) if row.name != "size"]
     points: list[CurvePoint] = []

@@ -11,7 +11,7 @@ from ggplan.allocation.banding import Banded, solve_bands, solve_freely
 from ggplan.allocation.budget import Row, bpw_row, header_bytes, kld_row, size_row
 from ggplan.allocation.candidates import TensorChoices, allowed_types, choices_of, damage_of
 from ggplan.allocation.curves import Curve, curve_of, errors_by_curve, scaled_to_curve
-from ggplan.allocation.grouping import Chain, Group, chains_of, joined
+from ggplan.allocation.grouping import Chain, Group, chains_of
 from ggplan.allocation.options import OptimizeOptions, check_options
 from ggplan.allocation.scales import Scales, scales_by_prior, scales_by_table
 from ggplan.allocation.sensitivity_tables import read_sensitivities
@@ -192,7 +192,12 @@ def solved(problem: Problem, rows: Sequence[Row], *, nodes: int = MOST_NODES) ->
         if row.name in _OF_THE_FILE and (used := _used(problem, row, found)) > row.limit:
             kept = next(kld.words for kld in rows if kld.name == "kld")
             raise _no_file(problem, f"with {kept}, {row.short(used)}", "--max-kld")
-    return replace(found, groups=tuple(joined([group]) for group in found.groups))
+    # Of the files of so few bytes the one that loses least; how good it is, is told of the bytes.
+    limit = size_row(1, 0)
+    limit = replace(limit, limit=_used(problem, limit, found))
+    others = [row for row in rows if row.name not in _OF_THE_FILE]
+    best = _solved(problem, [limit, *others], problem.chains, nodes)
+    return replace(best, damage=found.damage, bound=found.bound)
 
 
 def _solved(problem: Problem, rows: Sequence[Row], chains: Sequence[Chain], nodes: int) -> Banded:

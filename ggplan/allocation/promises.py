@@ -40,8 +40,8 @@ def promises_of(placement: Placement, target: Target) -> Promises:
         lines.append(f"@assert fits({conditions})")
     else:
         notes.append(
-            f"the recipe does not assert that it fits: fits({conditions}) does not hold for a machine of which"
-            " no more is known"
+            f"the recipe does not assert that it fits: fits({conditions}) does not hold for a machine of"
+            " which no more is known"
         )
     if target.min_tps is not None:
         ram, gpu = likely_bandwidths(placement.machine)

@@ -39,6 +39,8 @@ GOOD_ENOUGH = 1e-4
 MOST_NODES = 1_000
 """Of branch and bound, unless told otherwise."""
 _EXCHANGES = 1_000
+_FEW = 40  # exchanges of several rows
+_MOST_PAIRS = 1_000_000
 _LIMIT = 1_000.0  # what limits are scaled to, so that the tolerance is a thousandth of a millionth of them
 _HALVINGS = 200
 _TOLERANCE = 1e-9
@@ -271,8 +273,9 @@ def _is_close(problem: _Problem, chosen: Floats, bound: float, gap: float) -> bo
 def _improved(problem: _Problem, chosen: Floats) -> Floats:
     """The options with room filled and exchanges made, until neither helps."""
     chosen = _filled(problem, chosen)
-    for _ in range(_EXCHANGES if len(problem.limits) == 1 else 0):
-        exchanged = _exchanged(problem, chosen)
+    exchange, most = (_exchanged, _EXCHANGES) if len(problem.limits) == 1 else (_exchanged_in_rows, _FEW)
+    for _ in range(most):
+        exchanged = exchange(problem, chosen)
         if exchanged is None:
             break
         chosen = _filled(problem, exchanged)
@@ -311,6 +314,33 @@ def _exchanged(problem: _Problem, chosen: Floats) -> Floats | None:
     chosen = chosen.copy()
     for change in (better[best], partner[best]):
         chosen[change // n_options] = change % n_options
+    return chosen
+
+
+def _exchanged_in_rows(problem: _Problem, chosen: Floats) -> Floats | None:
+    """The same of several rows, by all pairs of changes; None too where these are too many."""
+    import numpy as np
+
+    items = np.arange(len(chosen))
+    more = problem.costs - problem.costs[:, items, chosen][:, :, None]
+    worse = problem.damages - problem.damages[items, chosen][:, None]
+    room = problem.limits - _sums(problem, chosen)
+    of_item, option = np.nonzero(np.isfinite(worse))
+    more, worse = more[:, of_item, option], worse[of_item, option]
+    better = np.nonzero((worse < 0) & ~(more <= room[:, None]).all(0))[0]
+    if not len(better) or len(better) * len(worse) > _MOST_PAIRS:
+        return None
+    total = worse[better][:, None] + worse
+    fits = of_item[better][:, None] != of_item
+    for row, left in zip(more, room, strict=True):
+        fits &= row[better][:, None] + row <= left
+    total = np.where(fits, total, 0.0)
+    at = int(total.argmin())
+    if total.flat[at] >= -1e-15:
+        return None
+    chosen = chosen.copy()
+    for change in (better[at // len(worse)], at % len(worse)):
+        chosen[of_item[change]] = option[change]
     return chosen
 
 

@@ -33,6 +33,7 @@ from ggplan.sources.safetensors import read_metadata, read_tensors
 
 F32Array = NDArray[np.float32]
 _METADATA = "ggplan"
+_SHARED_WORK = 1024  # columns from which threads are worth their start
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,12 +97,15 @@ class Activation:
 class _Group:
     """The slices of one kind of use, plain or by experts: sums, and moments if these are kept."""
 
-    def __init__(self, tensors: Sequence[str], n_slices: int, n_columns: int, moments: bool) -> None:
+    def __init__(
+        self, tensors: Sequence[str], n_slices: int, n_columns: int, moments: bool, threads: int
+    ) -> None:
         self.tensors = tuple(tensors)
         self.squares = np.zeros((n_slices, n_columns))
         self.sums = np.zeros((n_slices, n_columns))
         self.tokens = np.zeros(n_slices, np.int64)
-        self.moments = [MomentSums(n_columns) for _ in range(n_slices)] if moments else []
+        threads = threads if n_columns >= _SHARED_WORK else 1
+        self.moments = [MomentSums(n_columns, threads) for _ in range(n_slices)] if moments else []
 
     def add(self, slice: int, x: F32Array, bits: NDArray[np.uint16]) -> None:
         self.squares[slice] += np.einsum("ij,ij->j", x, x, dtype=np.float64)
@@ -120,7 +124,7 @@ class _Group:
 class _Collected:
     """One input while it is collected."""
 
-    def __init__(self, activation: Activation, n_tokens: int, keep: bool) -> None:
+    def __init__(self, activation: Activation, n_tokens: int, keep: bool, threads: int) -> None:
         a = self.activation = activation
         self.by_rows = keep and a.is_kept_as_rows(n_tokens)
         moments = keep and not self.by_rows
@@ -128,8 +132,8 @@ class _Collected:
         is_sliced = a.has_own_rows or bool(a.expert_tensors)
         self.plain = None
         if a.tensors and not a.has_own_rows:
-            self.plain = _Group(a.tensors, 1, a.n_columns, moments)
-        self.sliced = _Group(names, a.n_slices, a.n_columns, moments) if is_sliced else None
+            self.plain = _Group(a.tensors, 1, a.n_columns, moments, threads)
+        self.sliced = _Group(names, a.n_slices, a.n_columns, moments, threads) if is_sliced else None
         n_rows = n_tokens * a.rows_per_token if self.by_rows else 0
         self.rows = np.empty((n_rows, a.n_columns), np.uint16)
         n_routes = a.n_routes if not a.has_own_rows and self.by_rows else 1
@@ -162,14 +166,22 @@ class LayerCollector:
         How many tokens will be run, all together.
     keep
         Whether second moments are wanted; else only what an imatrix needs.
+    threads
+        Threads that share the sums of wide inputs. The sums are the same.
     """
 
     def __init__(
-        self, layer: int | None, activations: Sequence[Activation], n_tokens: int, *, keep: bool = True
+        self,
+        layer: int | None,
+        activations: Sequence[Activation],
+        n_tokens: int,
+        *,
+        keep: bool = True,
+        threads: int = 1,
     ) -> None:
         self.layer = layer
         self.keep = keep
-        self._inputs = {a.name: _Collected(a, n_tokens, keep) for a in activations}
+        self._inputs = {a.name: _Collected(a, n_tokens, keep, threads) for a in activations}
 
     def add(self, name: str, x: F32Array, routes: NDArray[np.int32] | None = None) -> None:
         """Add rows (m, n_columns) of an input that all its matrices share.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ggplan.charts.drawing import (
     PAIR_WIDTH,
@@ -187,7 +187,11 @@ def _draw_row(ax: Axes, y: int, row: _Row, total: float, n_layers: int, titles: 
 def _draw_sums(ax: Axes, rows: Sequence[_Row], total: float, n_bytes: int, cell: float) -> None:
     """Each row's part of the loss and of the bytes, right of it."""
     for column, heading in enumerate(("loss", "bytes")):
-        place = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "ha": "right"}
+        place: dict[str, Any] = {
+            "xycoords": ("axes fraction", "data"),
+            "textcoords": "offset points",
+            "ha": "right",
+        }
         right = 46 + 44 * column
         ax.annotate(
             heading, (1, -0.55), xytext=(right, 2), va="bottom", fontsize=8, color=MUTED.light, **place

@@ -268,8 +268,8 @@ def _caption(curve: Curve, measured: Panel | None, published: Sequence[Published
     credits = dict.fromkeys(p.credit for p in published if p.credit)
     said = " ".join([*lines, *(f"Published: {c.rstrip('.')}." for c in credits)])
     if unnamed:
-        points = "1 point has" if unnamed == 1 else f"{unnamed} points have"
-        said += f" {points} no room for a name here; hover over it in the SVG."
+        points, them = ("1 point has", "it") if unnamed == 1 else (f"{unnamed} points have", "them")
+        said += f" {points} no room for a name here; hover over {them} in the SVG."
     return "\n".join(
         map(printable, (said, f"Sensitivities: {curve.source}. {' '.join(curve.credit)}".strip()))
     )

@@ -153,10 +153,9 @@ def _answered(path: Path) -> FileDamage:
             for t in found["tensors"]
         )
         forecast, basis = found["forecast"], found["sensitivities"]
-        numbers = [float(forecast[word]) for word in ("kld", "low", "high")]
-        return FileDamage(
-            str(found["name"]), tensors, *numbers, str(basis["source"]), tuple(map(str, basis["credit"]))
-        )
+        kld, low, high = (float(forecast[word]) for word in ("kld", "low", "high"))
+        credit = tuple(map(str, basis["credit"]))
+        return FileDamage(str(found["name"]), tensors, kld, low, high, str(basis["source"]), credit)
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ChartError(
             f"{printable(str(path))} is no answer of `ggplan optimize --json`: {printable(str(error))[:120]}",

@@ -190,13 +190,13 @@ def optimize_command(
     is_for_machine = bool(device_pins) or wished.is_given(stated)
     if is_for_machine and asked.pareto:
         raise click.UsageError(
-            "--pareto is about all sizes, whatever the machine: give no --vram, --ram, -c, ..."
+            "--pareto is about all sizes, whatever the machine: leave out --vram, --ram, ..."
         )
     is_limited = size is not None or bpw is not None or max_kld is not None or is_for_machine
     if not (is_limited or asked.pareto or asked.improved):
         raise click.UsageError(
-            "give a budget: --size, --bpw, --max-kld, a machine (--vram, --ram, ...) or --min-tps, or several; or"
-            " --from or --pareto"
+            "give a budget: --size, --bpw, --max-kld, --min-tps or a machine (--vram, --ram, ...), or"
+            " several; or --from or --pareto"
         )
     if output is not None and os.path.lexists(output) and not force:
         raise click.UsageError(f"{printable(output)} exists; --force replaces it")
@@ -237,9 +237,9 @@ def optimize_command(
     )
     problem = prepare(found, options, scales=scales, errors=errors, imatrix=imatrix)
     if asked.pareto:
-        curve = curve_of(problem, asked.n_points or N_POINTS)
-        note(*curve.notes, quiet=quiet)
-        print_curve(curve, output, as_json=as_json, force=force, quiet=quiet)
+        best = curve_of(problem, asked.n_points or N_POINTS)
+        note(*best.notes, quiet=quiet)
+        print_curve(best, output, as_json=as_json, force=force, quiet=quiet)
         return
     better = None if given is None else improved(problem, given)
     answer = answer_of(problem) if better is None else better.answer
@@ -301,9 +301,9 @@ def _told(answer: Optimized, options: OptimizeOptions) -> str:
 
 
 def _json(answer: Optimized, better: Improved | None, explained: list[Explained]) -> dict[str, Any]:
-    from ggplan.cli.optimize_machine import start_json
     from ggplan.allocation.explaining import explained_json
     from ggplan.allocation.improving import improved_json
+    from ggplan.cli.optimize_machine import start_json
 
     plan = answer.plan
     more: dict[str, Any] = {} if better is None else {"improves": improved_json(better)}

@@ -17,7 +17,6 @@ from ggplan.offload.known_machine import Stated
 if TYPE_CHECKING:
     from ggplan.allocation.machine_rows import Target
     from ggplan.allocation.problem import Problem
-    from ggplan.ggml_types import Engine
     from ggplan.offload.placement import Placement
 
 _ON_DEVICE = re.compile(r"(.*)=\s*(CPU|CUDA\d+)\s*", re.ASCII | re.DOTALL)
@@ -40,9 +39,7 @@ class MachineWishes:
         """Whether any of the options is given, so that the file must fit a machine."""
         return stated != Stated() or self != MachineWishes(None, None, None, 1, None, None, None, False)
 
-    def target(
-        self, stated: Stated, engine: Engine, device_pins: tuple[str, ...], *, quiet: bool
-    ) -> Target:
+    def target(self, stated: Stated, engine: str, device_pins: tuple[str, ...], *, quiet: bool) -> Target:
         """The machine, and what is asked of it."""
         from ggplan.allocation.machine_rows import Target
         from ggplan.cli.fit import WishOptions, known_machine, wishes_from
@@ -53,7 +50,8 @@ class MachineWishes:
         wished = WishOptions(
             self.context, self.kv_type, self.ubatch, self.slots, self.gpu_layers, device_pins
         )
-        return Target(machine, wishes_from(wished, engine), self.min_tps, self.fast_types)
+        wishes = wishes_from(wished, "ik_llama.cpp" if engine == "ik_llama.cpp" else "llama.cpp")
+        return Target(machine, wishes, self.min_tps, self.fast_types)
 
 
 def split_pins(pins: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -84,8 +82,8 @@ _OPTIONS = (
     click.option("--gpus", "n_gpus", type=click.IntRange(0, 16), metavar="N",
                  help="Use the first N GPUs alone."),
     click.option("--min-tps", type=click.FloatRange(min=0, min_open=True), metavar="N",
-                 help="The least tokens per second that are likely, as `ggplan fit` prints them, written into an"
-                 " empty context."),
+                 help="The least tokens per second, written into an empty context: the likely figure of"
+                 " `ggplan fit`."),
     click.option("--fast-types", is_flag=True,
                  help="In RAM only types that the cores decode as fast as they read RAM."),
 )  # fmt: skip

@@ -77,7 +77,7 @@ class Table:
 
 
 def echo_wrapped(text: str, *, then: str = "", err: bool = False) -> None:
-    """A sentence on stdout, or on stderr with `err`, at most as wide as the terminal; `then` begins its further lines."""
+    """A sentence, at most as wide as the terminal, on stdout; `then` begins its further lines."""
     import textwrap
 
     width = console().width

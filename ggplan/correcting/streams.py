@@ -24,7 +24,7 @@ from ggplan.correcting.encoding import Target, encode_target
 from ggplan.correcting.kept import Corrected, KeptLayers
 from ggplan.correcting.targets import Correction, correction
 from ggplan.errors import ConversionError
-from ggplan.forward.checkpoint_model import open_checkpoint_model
+from ggplan.forward.building import open_checkpoint_model
 from ggplan.forward.matrices import Place
 from ggplan.forward.running import Rows, TokenRun, experts_rows, one_torch_thread
 from ggplan.forward.structure import LayerInput, Structure, require_known

@@ -6,6 +6,7 @@ Metadata, types and shapes alone determine the whole layout (see `ggplan.sources
 from __future__ import annotations
 
 from ggplan.planning.roles import layer_of
+from ggplan.sources.gguf_writing import ALIGNMENT as ALIGNMENT
 from ggplan.sources.gguf_writing import encode_header as encode_header
 from ggplan.sources.gguf_writing import padded as padded
 from ggplan.sources.gguf_writing import place as place

@@ -8,7 +8,7 @@ import pytest
 
 from ggplan.arch import to_gguf
 from ggplan.errors import CheckpointError
-from ggplan.forward.checkpoint_model import open_checkpoint_model
+from ggplan.forward.building import open_checkpoint_model
 from ggplan.forward.matrices import layer_places
 from ggplan.forward.running import TokenRun, one_torch_thread
 from ggplan.sources.huggingface import open_checkpoint
