@@ -59,8 +59,8 @@ _PANEL_SWEEPS = 3
 _ROW_SWEEPS = 4
 """How often descent alone goes over whole rows."""
 _LAST_SWEEPS, _NARROW = 2, 1024
-"""How often feedback does so in the end, for rows of so many columns at most. Panels are improved with regard to
-all columns after them already: of 2048 columns it takes a third more time for a hundredth less error."""
+"""How often feedback does so in the end, for rows of so many columns at most. Its panels are improved with
+regard to all columns after them already: at 2048 it takes a third more time for a hundredth less error."""
 _BATCH = 1 << 20  # weights that are worked on at a time
 _LESS = np.float32(1 - 2.0**-10)
 """A row's error must be below this part of best's to count as less: sums of float32 are wrong by less."""
@@ -141,6 +141,13 @@ def _pivots(matrix: F32Array, upper: F32Array) -> F32Array:
 def takes_moments(type: GgmlType) -> bool:
     """Whether there is a search that uses moments for a type."""
     return type.name in LADDERS
+
+
+def warm_up_feedback(type: GgmlType) -> None:
+    """Compile what encodes to a type, or load it from disk."""
+    n = max(type.block_size, PANEL)
+    out = np.empty((1, type.row_bytes(n)), np.uint8)
+    encode_with_moments(np.ones((1, n), np.float32), type, Moments(np.eye(n, dtype=np.float32), n), out)
 
 
 def encode_with_moments(
@@ -306,7 +313,10 @@ def _empty_state(ladder: Ladder, shape: Sequence[int]) -> _State:
     units = [np.empty((count, n // rules.size, TILE), np.float32) for _ in range(2)]
     integers = [np.empty((count, n // rules.sub, TILE), np.float32) for _ in range(2)]
     room = [new_tiles(count * TILE, n) for _ in range(2)]
-    return _State(*units, *integers, *room, np.zeros((count, TILE), np.float32))
+    d, dmin = units
+    scales, mins = integers
+    levels, slopes = room
+    return _State(d, dmin, scales, mins, levels, slopes, np.zeros((count, TILE), np.float32))
 
 
 def _put_units(state: _State, numbers: Numbers, ladder: Ladder, first: int) -> None:
@@ -342,9 +352,9 @@ def _state_of(ladder: Ladder, blocks: Bytes, m: int, weights: F32Array, prepared
 def _numbers_of(state: _State, ladder: Ladder) -> Numbers:
     rules = ladder.rules
     parts = rules.size // rules.sub
-    units = [a.swapaxes(1, 2).reshape(-1) for a in (state.d, state.dmin)]
-    integers = [a.swapaxes(1, 2).reshape(-1, parts) for a in (state.scales, state.mins)]
-    return Numbers(*units, *integers, rows_of(state.levels).reshape(-1, rules.size))
+    d, dmin = (a.swapaxes(1, 2).reshape(-1) for a in (state.d, state.dmin))
+    scales, mins = (a.swapaxes(1, 2).reshape(-1, parts) for a in (state.scales, state.mins))
+    return Numbers(d, dmin, scales, mins, rows_of(state.levels).reshape(-1, rules.size))
 
 
 def _with_feedback(
