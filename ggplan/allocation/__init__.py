@@ -8,10 +8,13 @@ candidates.py      what each tensor may get                grouping.py      tens
 problem.py         all of these, prepared for the solver   forecast.py      the KL divergence of a damage
 solving.py         the least damage within the rows        banding.py       where the type of a kind changes
 measured_errors.py errors of types, on some rows           probes.py        sensitivities by an engine
+machine_rows.py    the limits of a machine as rows         on_machine.py   types and places in turn
+promises.py        what a recipe says of a machine
 recipe_text.py     the answer as a recipe                  optimizing.py    all of it: `optimize`
 """
 
 from ggplan.allocation.forecast import Forecast
+from ggplan.allocation.machine_rows import Target
 from ggplan.allocation.measured_errors import measured_errors
 from ggplan.allocation.optimizing import Optimized, answer_of, optimize
 from ggplan.allocation.options import OptimizeOptions
@@ -35,6 +38,7 @@ __all__ = [
     "Probes",
     "Sensitivities",
     "Sensitivity",
+    "Target",
     "answer_of",
     "is_sensitivity_table",
     "measured_errors",
