@@ -44,6 +44,7 @@ _MET = 2e-5  # how near the linear program and the bound must come
 _FAR = 2e-3  # from the bound: then all options that may be better are listed
 _BRANCHINGS = 3  # how many chains in turn
 _MOST_BANDS = 3
+_AMPLE = 8  # times as many options are looked at as are listed
 # How many options are listed, in turn, and the gap with which one goes on: mostly few are enough.
 _LISTS = ((500, 2e-3), (2_000, 4e-3), (10_000, 4e-3))
 _SHORT = 1e3  # the price of being above a limit by as much as itself, in all that can be lost
@@ -220,24 +221,17 @@ class _Node:
         return best
 
     def _listed(self, best: _Found, prices: Floats, slack: float, most: int) -> _Found:
-        """The solution among `most` options, those whose prices are least above the least of their chain."""
-        table = self.table
-        listed: list[list[tuple[float, Option]]] = []
-        for i in range(len(best.options)):
-            own, slack = _within(table, i, prices, slack, self.bands, most)
-            listed.append(own)
-        above = sorted(price for own in listed for price, _ in own if price < slack)
-        if len(above) > most:
-            slack = above[most]
-        known = [
-            sorted({option for price, option in own if price < slack} | {before})
-            for own, before in zip(listed, best.options, strict=True)
-        ]
+        """The solution among about `most` options: of each chain as many, those of the least prices."""
+        table, known, left_out = self.table, [], slack
+        for i, before in enumerate(best.options):
+            own, covered = _within(table, i, prices, slack, self.bands, most // len(best.options))
+            known.append(sorted({*own, before}))
+            left_out = min(left_out, covered)
         found, _ = _chosen(table, known, self.limits, self.nodes)
         if isinstance(found, Shortfall):
             return best
         # A solution with an option that was left out is above the bound by as much as that option's price.
-        least = min(found.bound, best.damage, self.bound + slack * table.scale)
+        least = min(found.bound, best.damage, self.bound + left_out * table.scale)
         better = _found(found, known, max(best.bound, least))
         return better if found.damage <= best.damage else replace(best, bound=better.bound)
 
@@ -425,8 +419,8 @@ def _chosen(
 
 def _within(
     table: _Table, chain: int, prices: Floats, slack: float, bands: int, most: int
-) -> tuple[list[tuple[float, Option]], float]:
-    """The options of a chain whose price is above the least by less than `slack`, with by how much.
+) -> tuple[list[Option], float]:
+    """The options of a chain whose price is above the least by less than `slack`, at most so many.
 
     With C[t, l] the price of the layers before l as type t, three bands that end at l and m cost
     (C[t, l] - C[u, l]) + (C[u, m] - C[v, m]) + C[v, end]: a sum of two parts, whose least values say which
@@ -434,7 +428,7 @@ def _within(
 
     Returns
     -------
-    The options, and the slack within which they are all: less than was asked for where they are about `most`.
+    The options, and the slack within which they are all: less than was asked for where there are more.
     """
     import numpy as np
 
@@ -452,8 +446,10 @@ def _within(
     ordered = np.arange(n_layers)[:, None] <= np.arange(n_layers)
     found: dict[Option, float] = {}
     for at in np.argsort(least, axis=None, kind="stable").tolist():
-        if least.flat[at] >= slack or len(found) > most:
-            slack = min(slack, max(float(least.flat[at]), 0.0))
+        if least.flat[at] >= slack:
+            break
+        if len(found) > _AMPLE * most:
+            slack = max(float(least.flat[at]), 0.0)
             break
         t, u, v = np.unravel_index(at, least.shape)
         above = np.where(ordered, first[t, u][:, None] + second[u, v] - best, np.inf)
@@ -461,7 +457,10 @@ def _within(
             lengths = (i + 1, j - i, n_layers - 1 - j)
             option = (types[t],) * lengths[0] + (types[u],) * lengths[1] + (types[v],) * lengths[2]
             found[option] = min(found.get(option, np.inf), float(above[i, j]))
-    return [(price, option) for option, price in found.items()], slack
+    ordered_options = sorted(found, key=lambda option: (found[option], option))
+    if len(ordered_options) > most:
+        slack = min(slack, found[ordered_options[most]])
+    return ordered_options[:most], slack
 
 
 def _best(prices: Floats, bands: int) -> tuple[Floats, Floats]:

@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from ggplan.errors import QuantizationError
 from ggplan.ggml_types import GgmlType
 from ggplan.quants.codecs import decoder, encoder
+from ggplan.quants.formats.grid_descent import GRID_TYPES, descend
 from ggplan.quants.formats.ladders import LADDERS, Ladder, Numbers
 from ggplan.quants.kernels import scratch
 from ggplan.quants.linear_algebra import Moments, regularized, times, unit_upper
@@ -59,8 +60,8 @@ _PANEL_SWEEPS = 3
 _ROW_SWEEPS = 4
 """How often descent alone goes over whole rows."""
 _LAST_SWEEPS, _NARROW = 2, 1024
-"""How often feedback does so in the end, for rows of so many columns at most. Panels are improved with regard to
-all columns after them already: of 2048 columns it takes a third more time for a hundredth less error."""
+"""How often feedback does so in the end, for rows of so many columns at most. Its panels are improved with
+regard to all columns after them already: at 2048 it takes a third more time for a hundredth less error."""
 _BATCH = 1 << 20  # weights that are worked on at a time
 _LESS = np.float32(1 - 2.0**-10)
 """A row's error must be below this part of best's to count as less: sums of float32 are wrong by less."""
@@ -140,7 +141,14 @@ def _pivots(matrix: F32Array, upper: F32Array) -> F32Array:
 
 def takes_moments(type: GgmlType) -> bool:
     """Whether there is a search that uses moments for a type."""
-    return type.name in LADDERS
+    return type.name in LADDERS or type.name in GRID_TYPES
+
+
+def warm_up_feedback(type: GgmlType) -> None:
+    """Compile what encodes to a type, or load it from disk."""
+    n = max(type.block_size, PANEL)
+    out = np.empty((1, type.row_bytes(n)), np.uint8)
+    encode_with_moments(np.ones((1, n), np.float32), type, Moments(np.eye(n, dtype=np.float32), n), out)
 
 
 def encode_with_moments(
@@ -166,13 +174,17 @@ def encode_with_moments(
     QuantizationError
         If the type has no such search, or the moments are not positive.
     """
-    ladder = LADDERS.get(type.name)
-    if ladder is None:
+    if not takes_moments(type):
         raise QuantizationError(f"no search for {type} uses second moments")
     prepared = moments if isinstance(moments, Prepared) else prepare(moments, lam)
     step = max(TILE, _BATCH // rows.shape[1] // TILE * TILE)
     for start in range(0, len(rows), step):
-        _encode(rows[start : start + step], type, ladder, prepared, out[start : start + step], method)
+        some, blocks = rows[start : start + step], out[start : start + step]
+        if type.name in GRID_TYPES:
+            encoder(type, "best")(some, prepared.importance, blocks)
+            descend(type.name, some, blocks, prepared, method)
+        else:
+            _encode(some, type, LADDERS[type.name], prepared, blocks, method)
 
 
 class _State(NamedTuple):
@@ -306,7 +318,10 @@ def _empty_state(ladder: Ladder, shape: Sequence[int]) -> _State:
     units = [np.empty((count, n // rules.size, TILE), np.float32) for _ in range(2)]
     integers = [np.empty((count, n // rules.sub, TILE), np.float32) for _ in range(2)]
     room = [new_tiles(count * TILE, n) for _ in range(2)]
-    return _State(*units, *integers, *room, np.zeros((count, TILE), np.float32))
+    d, dmin = units
+    scales, mins = integers
+    levels, slopes = room
+    return _State(d, dmin, scales, mins, levels, slopes, np.zeros((count, TILE), np.float32))
 
 
 def _put_units(state: _State, numbers: Numbers, ladder: Ladder, first: int) -> None:
@@ -342,9 +357,9 @@ def _state_of(ladder: Ladder, blocks: Bytes, m: int, weights: F32Array, prepared
 def _numbers_of(state: _State, ladder: Ladder) -> Numbers:
     rules = ladder.rules
     parts = rules.size // rules.sub
-    units = [a.swapaxes(1, 2).reshape(-1) for a in (state.d, state.dmin)]
-    integers = [a.swapaxes(1, 2).reshape(-1, parts) for a in (state.scales, state.mins)]
-    return Numbers(*units, *integers, rows_of(state.levels).reshape(-1, rules.size))
+    d, dmin = (a.swapaxes(1, 2).reshape(-1) for a in (state.d, state.dmin))
+    scales, mins = (a.swapaxes(1, 2).reshape(-1, parts) for a in (state.scales, state.mins))
+    return Numbers(d, dmin, scales, mins, rows_of(state.levels).reshape(-1, rules.size))
 
 
 def _with_feedback(

@@ -83,7 +83,7 @@ def test_where_the_loss_is(theme: str, tmp_path: Path) -> None:
 
 
 def test_charts_of_what_optimize_writes(tmp_path: Path) -> None:
-    curve, answer, table = (tmp_path / name for name in ("curve.csv", "answer.json", "group0.csv"))
+    curve, answer, table = (tmp_path / name for name in ("curve.csv", "answer.json", "kld_results.csv"))
     done = run("optimize", "gpt-oss-20b", "--pareto", "--points", "3", "-o", curve, "-q")
     assert done.returncode == 0, done.stderr
     table.write_text("# by somebody else\nQTYPE,bpw,group0\nq8_0,8.6,0.004\niq1_bn,404,404\n")
