@@ -11,8 +11,8 @@ The command line uses this library; its public names are these:
 
     >>> placement = ggplan.place(plan, ggplan.Machine((ggplan.Gpu("", 24 << 30),), ram=128 << 30))
 
-`ggplan.charts` draws and `ggplan.measure` measures. Names are imported at first use, so `import ggplan` loads
-neither numba nor NumPy nor matplotlib.
+`ggplan.charts` draws, `ggplan.measure` measures and `ggplan.probing` probes. Names are imported at first use, so
+`import ggplan` loads neither numba nor NumPy nor matplotlib.
 """
 
 from __future__ import annotations
@@ -25,8 +25,11 @@ from ggplan.version import __version__
 if TYPE_CHECKING:
     from ggplan import charts as charts
     from ggplan import measure as measure
+    from ggplan import probing as probing
     from ggplan.allocation import OptimizeOptions as OptimizeOptions
+    from ggplan.allocation import improve as improve
     from ggplan.allocation import optimize as optimize
+    from ggplan.allocation import pareto as pareto
     from ggplan.calibrating import CalibrateOptions as CalibrateOptions
     from ggplan.calibrating import calibrate as calibrate
     from ggplan.calibration import Calibration as Calibration
@@ -62,7 +65,9 @@ if TYPE_CHECKING:
 
 _HOME = {
     "OptimizeOptions": "ggplan.allocation",
+    "improve": "ggplan.allocation",
     "optimize": "ggplan.allocation",
+    "pareto": "ggplan.allocation",
     "CalibrateOptions": "ggplan.calibrating",
     "calibrate": "ggplan.calibrating",
     "Calibration": "ggplan.calibration",
@@ -98,7 +103,7 @@ _HOME = {
 }
 
 # Packages whose names are public under their own.
-_PACKAGES = ("charts", "measure")
+_PACKAGES = ("charts", "measure", "probing")
 
 __all__ = ["__version__", *_PACKAGES, *_HOME]
 

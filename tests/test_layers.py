@@ -62,13 +62,16 @@ ALLOWED = {
         "opening", "planning",
     },
     "forward": {"errors", "text", "ggml_types", "model", "sources", "arch"},
+    "correcting": {
+        "version", "errors", "text", "ggml_types", "model", "sources", "planning", "quants", "forward",
+    },
     "calibration": {
         "version", "errors", "text", "ggml_types", "metadata", "model", "sources", "imatrix", "quants",
         "planning", "measure", "forward",
     },
     "conversion": {
         "version", "errors", "text", "ggml_types", "metadata", "model", "sources", "imatrix", "planning",
-        "quants",
+        "quants", "correcting",
     },
     "verification": {
         "errors", "text", "ggml_types", "metadata", "model", "sources", "arch", "reshaping", "opening",
@@ -79,10 +82,13 @@ ALLOWED = {
         "imatrix", "stock", "planning", "allocation", "conversion", "measure", "quants",
     },
     "calibrating": {
-        "version", "errors", "ggml_types", "model", "sources", "opening", "imatrix", "planning", "stock",
-        "calibration", "conversion",
+        "version", "errors", "text", "ggml_types", "model", "sources", "opening", "imatrix", "planning",
+        "stock", "calibration", "conversion",
     },
-    "charts": {"errors", "substitutes", "text", "ggml_types", "model", "planning", "offload", "measure"},
+    "charts": {
+        "errors", "substitutes", "text", "ggml_types", "model", "rules", "planning", "allocation", "offload",
+        "measure",
+    },
 }  # fmt: skip
 # The library's front imports whatever it names, the command line whatever it needs.
 ALLOWED["__init__"] = set(ALLOWED)

@@ -48,10 +48,9 @@ from ggplan.measure.statistics import difference
 from ggplan.model import Model
 from ggplan.planning import Plan, find_recipe, make_plan
 from ggplan.probing import ProbeOptions, Watcher, probe
-from ggplan.stock import Mix
 
 MIXES = ("Q2_K", "IQ3_XS", "Q3_K_M", "Q4_K_M", "Q5_K_M")
-TYPES = ("iq2_xs", "q2_K", "iq3_xxs", "q3_K", "iq4_xs", "q4_K", "q5_K")
+TYPES = ("q2_K", "iq3_xxs", "q3_K", "iq4_xs", "q4_K", "q5_K")
 
 
 def main() -> None:
@@ -68,11 +67,11 @@ def main() -> None:
     parser.add_argument("--mixes", nargs="*", default=MIXES)
     parser.add_argument("--types", nargs="*", default=TYPES)
     parser.add_argument("--engine", help="a llama-perplexity [default: the embedded engine]")
-    parser.add_argument("--engine-args", nargs="*", default=[])
+    parser.add_argument("--engine-args", default="", help="passed on to it")
     parser.add_argument("--out", type=Path, required=True)
     asked = parser.parse_args()
     asked.out.mkdir(exist_ok=True)
-    engine = external_engine(asked.engine, asked.engine_args) if asked.engine else embedded_engine()
+    engine = external_engine(asked.engine, asked.engine_args.split()) if asked.engine else embedded_engine()
     model = ggplan.open_model(asked.model, pre=asked.pre)
     imatrix = ggplan.load_imatrix(asked.imatrix) if asked.imatrix else None
     bases: dict[str, tuple[Scales | None, Errors]] = {"prior": (None, errors_of(model, imatrix))}
@@ -90,12 +89,13 @@ class Printing(Watcher):
     """Lines on standard output."""
 
     def running(self, name: str, done: int, of: int) -> None:
+        """A line for each probe that is done."""
         if done == of:
             print(f"probe: {name}", flush=True)
 
 
 def errors_of(model: Model, imatrix: Imatrix | None) -> Errors:
-    return measured_errors(prepare(model, OptimizeOptions(bpw=8)).choices, imatrix)
+    return measured_errors(prepare(model, OptimizeOptions(bpw=8), imatrix=imatrix).choices, imatrix)
 
 
 def plan_of(model: Model, name: str, imatrix: Imatrix | None) -> Plan:
@@ -120,7 +120,7 @@ def written(
         answers = {}
         for kind, (scales, errors) in bases.items():
             options = OptimizeOptions(size=plans[name].file_bytes, name=f"{name} by {kind}")
-            answers[kind] = answer_of(prepare(model, options, scales=scales, errors=errors))
+            answers[kind] = answer_of(prepare(model, options, scales=scales, errors=errors, imatrix=imatrix))
             plans[f"{name}-{kind}"] = make_plan(model, answers[kind].recipe, imatrix=imatrix)
         found[name] = plans[name], answers
     paths = []

@@ -104,12 +104,17 @@ class Measured:
     @property
     def family(self) -> str:
         """Which models are left out together with this one."""
-        return next((f for f, pattern in FAMILIES.items() if re.match(pattern, self.model)), self.model)
+        return family_of(self.model)
 
     @property
     def kind(self) -> str:
         """Whether it has routed experts."""
         return "experts" if any("_exps" in name for name in self.names) else "dense"
+
+
+def family_of(model: str) -> str:
+    """The family of a model by its name; of an unknown one the name."""
+    return next((f for f, pattern in FAMILIES.items() if re.match(pattern, model)), model)
 
 
 def read_folder(folder: Path) -> list[Measured]:

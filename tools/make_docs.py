@@ -1,6 +1,6 @@
 """Make the parts of the documentation that ggplan itself prints.
 
-    python tools/make_docs.py [families | fitting]
+    python tools/make_docs.py [families | fitting | optimizing]
 
 - docs/plan.svg: `ggplan plan` on GLM-4.5-Air's names and shapes with the README's own recipe.
 - docs/commands.md: every command's --help.
@@ -8,6 +8,8 @@
 - docs/models.md: the tables of the families of models, from `ggplan/arch/families`, and of quantized forms,
   from `ggplan/sources/schemes`; `families` makes them alone.
 - docs/fitting.md: what its examples print, and docs/fit.svg; `fitting` makes them alone.
+- docs/optimizing.md: what its examples print, docs/frontier.svg and docs/damage.svg; `optimizing` makes them
+  alone.
 - docs/record.schema.json: the schema of records of measurements.
 """
 
@@ -40,12 +42,12 @@ WIDE = 120  # of tables in examples
 
 
 def main() -> None:
-    if sys.argv[1:] != ["fitting"]:
+    for page in ("fitting", "optimizing"):
+        if sys.argv[1:] in ([], [page]):
+            write_examples(ROOT / "docs" / f"{page}.md")
+    if sys.argv[1:] in ([], ["families"]):
         write_families()
-    if sys.argv[1:] == ["families"]:
-        return
-    write_examples(ROOT / "docs" / "fitting.md")
-    if sys.argv[1:] == ["fitting"]:
+    if sys.argv[1:]:
         return
     (ROOT / "docs" / "plan.svg").write_text(plan_picture(), encoding="utf-8")
     (ROOT / "docs" / "commands.md").write_text(commands_page(), encoding="utf-8")

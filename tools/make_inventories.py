@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -32,6 +32,7 @@ class Attention:
     bias: bool = False
     head_norms: bool = False  # one norm for each head's queries and keys
     row_norms: bool = False  # one norm over all of them
+    output_columns: int = 0  # of attn_output, where queries have more rows
 
     def lines(self, hidden: int) -> Iterator[Line]:  # noqa: D102
         q, kv = self.heads * self.head_size, self.kv_heads * self.head_size
@@ -39,7 +40,7 @@ class Attention:
             yield f"attn_{name}.weight", "bf16", (rows, hidden)
             if self.bias:
                 yield f"attn_{name}.bias", "f32", (rows,)
-        yield "attn_output.weight", "bf16", (hidden, q)
+        yield "attn_output.weight", "bf16", (hidden, self.output_columns or q)
         if self.head_norms or self.row_norms:
             yield "attn_q_norm.weight", "f32", (q if self.row_norms else self.head_size,)
             yield "attn_k_norm.weight", "f32", (kv if self.row_norms else self.head_size,)
@@ -56,6 +57,7 @@ class Latent:
     nope: int = 128
     rope: int = 64
     value: int = 128
+    indexer_heads: int = 0
 
     def lines(self, hidden: int) -> Iterator[Line]:  # noqa: D102
         yield "attn_q_a.weight", "bf16", (self.q_rank, hidden)
@@ -66,6 +68,52 @@ class Latent:
         yield "attn_k_b.weight", "bf16", (self.heads, self.kv_rank, self.nope)
         yield "attn_v_b.weight", "bf16", (self.heads, self.value, self.kv_rank)
         yield "attn_output.weight", "bf16", (hidden, self.heads * self.value)
+        if self.indexer_heads:
+            yield "indexer.k_norm.weight", "f32", (128,)
+            yield "indexer.k_norm.bias", "f32", (128,)
+            yield "indexer.proj.weight", "f32", (self.indexer_heads, hidden)
+            yield "indexer.attn_k.weight", "bf16", (128, hidden)
+            yield "indexer.attn_q_b.weight", "bf16", (self.indexer_heads * 128, self.q_rank)
+
+
+@dataclass(frozen=True)
+class Gated(Attention):
+    """Qwen3.5: a gated delta net in three of four layers, attention with a gate in its queries in the fourth."""
+
+    state_heads: int = 0  # of the delta net, each of `state_size`
+    key_heads: int = 16
+    state_size: int = 128
+    interval: int = 4
+
+    def lines_of(self, layer: int, hidden: int) -> Iterator[Line]:  # noqa: D102
+        if layer % self.interval == self.interval - 1:
+            columns = self.heads * self.head_size
+            yield from replace(self, heads=2 * self.heads, output_columns=columns).lines(hidden)
+            return
+        inner = self.state_heads * self.state_size
+        convolved = inner + 2 * self.key_heads * self.state_size
+        yield "attn_qkv.weight", "bf16", (convolved, hidden)
+        yield "attn_gate.weight", "bf16", (inner, hidden)
+        yield "ssm_conv1d.weight", "f32", (convolved, 4)
+        yield "ssm_dt.bias", "f32", (self.state_heads,)
+        yield "ssm_a", "f32", (self.state_heads,)
+        yield "ssm_beta.weight", "bf16", (self.state_heads, hidden)
+        yield "ssm_alpha.weight", "bf16", (self.state_heads, hidden)
+        yield "ssm_norm.weight", "f32", (self.state_size,)
+        yield "ssm_out.weight", "bf16", (hidden, inner)
+
+    def numbers(self) -> dict[str, int]:  # noqa: D102
+        return {
+            "attention.key_length": self.head_size,
+            "attention.value_length": self.head_size,
+            "rope.dimension_count": self.head_size // 4,
+            "ssm.conv_kernel": 4,
+            "ssm.inner_size": self.state_heads * self.state_size,
+            "ssm.state_size": self.state_size,
+            "ssm.time_step_rank": self.state_heads,
+            "ssm.group_count": self.key_heads,
+            "full_attention_interval": self.interval,
+        }
 
 
 @dataclass(frozen=True)
@@ -77,6 +125,7 @@ class Experts:
     width: int
     shared: bool = False
     router_bias: bool = False
+    shared_gate: bool = False
 
     def lines(self, hidden: int) -> Iterator[Line]:  # noqa: D102
         yield "ffn_gate_inp.weight", "f32", (self.count, hidden)
@@ -85,6 +134,8 @@ class Experts:
         for name in ("gate", "up"):
             yield f"ffn_{name}_exps.weight", "bf16", (self.count, self.width, hidden)
         yield "ffn_down_exps.weight", "bf16", (self.count, hidden, self.width)
+        if self.shared_gate:
+            yield "ffn_gate_inp_shexp.weight", "f32", (hidden,)
         if self.shared:
             for name in ("gate", "up"):
                 yield f"ffn_{name}_shexp.weight", "bf16", (self.width, hidden)
@@ -108,6 +159,7 @@ class Dimensions:
     nextn: str = ""  # "" none; "whole" with its own embeddings and head; "bare" without
     also: tuple[str, ...] = ()
     head: tuple[Line, ...] = field(default=())
+    more: tuple[tuple[str, int], ...] = ()  # metadata
 
 
 GLM_NORMS = ("attn_norm", "post_attention_norm")
@@ -136,8 +188,28 @@ def dense(hub: str, architecture: str, layers: int, hidden: int, heads: int, wid
     )
 
 
+def qwen35(hub: str, layers: int, hidden: int, attention: Gated, also: tuple[str, ...] = (), *,
+           dense: int = 0, experts: Experts | None = None, nextn: str = "") -> Dimensions:  # fmt: skip
+    more = dict(attention.numbers())
+    more["feed_forward_length" if dense else "expert_feed_forward_length"] = dense or (
+        experts.width if experts else 0
+    )
+    return Dimensions(
+        hub, "qwen35moe" if experts else "qwen35", layers, hidden, 248320, attention, dense,
+        layers if dense else 0, experts, GLM_NORMS, nextn, also, more=tuple(more.items()),
+    )  # fmt: skip
+
+
 _GLM_LARGE = Experts(160, 8, 1536, shared=True, router_bias=True)
 _DEEPSEEK = Experts(256, 8, 2048, shared=True, router_bias=True)
+
+_GLM_5 = tuple({
+    "attention.key_length": 576, "attention.value_length": 512, "attention.key_length_mla": 256,
+    "attention.value_length_mla": 256, "attention.q_lora_rank": 2048, "attention.kv_lora_rank": 512,
+    "rope.dimension_count": 64, "attention.indexer.head_count": 32, "attention.indexer.key_length": 128,
+    "attention.indexer.top_k": 2048, "expert_feed_forward_length": 2048, "expert_shared_count": 1,
+    "leading_dense_block_count": 3, "feed_forward_length": 12288,
+}.items())  # fmt: skip
 
 MODELS = {
     "GLM-4.5-Air": glm("zai-org/GLM-4.5-Air", 47, 4096, 10944, 1,
@@ -171,6 +243,17 @@ MODELS = {
                           ("Llama-3.1-8B-Instruct",)),
     "Llama-3.3-70B": dense("meta-llama/Llama-3.3-70B-Instruct", "llama", 80, 8192, 64, 28672, 128256,
                            ("Llama-3.1-70B", "Llama-3.1-70B-Instruct", "Llama-3.3-70B-Instruct")),
+    "GLM-5": Dimensions("zai-org/GLM-5", "glm-dsa", 79, 6144, 154880,
+                        Latent(64, 1, 2048, 512, 192, 64, 256, indexer_heads=32), 12288, 3, _DEEPSEEK,
+                        nextn="bare", also=("GLM-5.1",), more=_GLM_5),
+    "Qwen3.5-27B": qwen35("Qwen/Qwen3.5-27B", 64, 5120, Gated(24, 4, 256, head_norms=True, state_heads=48),
+                          ("Qwen3.6-27B",), dense=17408),
+    "Qwen3.5-35B-A3B": qwen35("Qwen/Qwen3.5-35B-A3B", 40, 2048,
+                              Gated(16, 2, 256, head_norms=True, state_heads=32), ("Qwen3.6-35B-A3B",),
+                              experts=Experts(256, 8, 512, shared=True, shared_gate=True)),
+    "Qwen3.5-397B-A17B": qwen35("Qwen/Qwen3.5-397B-A17B", 61, 4096,
+                                Gated(32, 2, 256, head_norms=True, state_heads=64), nextn="bare",
+                                experts=Experts(512, 10, 1024, shared=True, shared_gate=True)),
     "Qwen3-8B": dense("Qwen/Qwen3-8B", "qwen3", 36, 4096, 32, 12288, 151936),
     "Qwen3-14B": dense("Qwen/Qwen3-14B", "qwen3", 40, 5120, 40, 17408, 151936),
     "Qwen3-32B": dense("Qwen/Qwen3-32B", "qwen3", 64, 5120, 64, 25600, 151936),
@@ -204,9 +287,20 @@ def text(dimensions: Dimensions) -> str:
         for line in block(dimensions, layer):
             runs.setdefault(line, []).append(layer)
     for (name, type_, shape), layers in runs.items():
-        assert layers == list(range(layers[0], layers[-1] + 1)), name
-        lines.append(f"{layers[0]}..{layers[-1]} {_line(name, type_, shape)}")
+        for first, last in _together(layers):
+            lines.append(f"{first}..{last} {_line(name, type_, shape)}")
     return "\n".join(lines) + "\n"
+
+
+def _together(layers: list[int]) -> Iterator[tuple[int, int]]:
+    """The first and last of each run of layers."""
+    first = last = layers[0]
+    for layer in layers[1:]:
+        if layer != last + 1:
+            yield first, last
+            first = layer
+        last = layer
+    yield first, last
 
 
 def _line(name: str, type_: str, shape: tuple[int, ...]) -> str:
@@ -225,7 +319,7 @@ def numbers(dimensions: Dimensions) -> dict[str, int]:
         found |= {"expert_count": dimensions.experts.count, "expert_used_count": dimensions.experts.used}
     if dimensions.nextn:
         found["nextn_predict_layers"] = 1
-    return found
+    return found | dict(dimensions.more)
 
 
 def block(dimensions: Dimensions, layer: int) -> Iterator[Line]:
@@ -236,7 +330,12 @@ def block(dimensions: Dimensions, layer: int) -> Iterator[Line]:
         return
     for norm in dimensions.norms:
         yield f"{norm}.weight", "f32", (hidden,)
-    yield from dimensions.attention.lines(hidden)
+    is_drafting = bool(dimensions.nextn) and layer == dimensions.layers - 1
+    if isinstance(dimensions.attention, Gated):  # a block that drafts has attention
+        at = dimensions.attention.interval - 1 if is_drafting else layer
+        yield from dimensions.attention.lines_of(at, hidden)
+    else:
+        yield from dimensions.attention.lines(hidden)
     if layer < dimensions.dense_layers:
         yield "ffn_gate.weight", "bf16", (dimensions.dense, hidden)
         yield "ffn_up.weight", "bf16", (dimensions.dense, hidden)

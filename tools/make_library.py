@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ggplan.inventories import inventories, inventory
 from ggplan.planning import Plan, in_memory, make_plan
-from ggplan.rules import load_recipe
+from ggplan.rules import Recipe, load_recipe
 from ggplan.rules.library import ShippedRecipe, library
 
 FOLDER = Path(__file__).parent.parent / "tensor_rules"
@@ -28,14 +28,15 @@ def main() -> None:
     readme.write_text(TABLE.sub(lambda _: table(), readme.read_text("utf-8")), "utf-8")
 
 
-def with_figures(text: str, path: Path) -> str:
-    """The recipe's text with the figures of each model that its first lines name."""
+def with_figures(text: str, path: Path, recipe: Recipe | None = None) -> str:
+    """The text with the figures of each model that its first lines name; the recipe is that of `path`."""
+    recipe = recipe or load_recipe(path)
     known = set(inventories())
     lines = text.split("\n")
     places = [i for i, line in enumerate(lines) if line.startswith("#   ") and line.split()[1] in known]
     models = [lines[i].split()[1] for i in places]
     width = max(map(len, models), default=0)
-    told = [figures(make_plan(inventory(model), load_recipe(path))) for model in models]
+    told = [figures(make_plan(inventory(model), recipe)) for model in models]
     for i, model, (size, bpw, ram, token, gpu) in zip(places, models, told, strict=True):
         in_ram = f" RAM {ram:6.1f} GiB, {token:5.2f} of it per token;" if token else ""
         lines[i] = f"#   {model:<{width}} {size:7.2f} GiB, {bpw:.3f} bpw;{in_ram} GPU {gpu:5.1f} GiB"

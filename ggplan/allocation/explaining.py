@@ -17,7 +17,7 @@ from ggplan.allocation.grouping import Group
 from ggplan.allocation.optimizing import Optimized
 from ggplan.allocation.patterns import exact_patterns
 from ggplan.allocation.problem import Problem
-from ggplan.errors import PlanError, RecipeError
+from ggplan.errors import PlanError
 from ggplan.ggml_types import GgmlType
 from ggplan.planning import Role
 from ggplan.planning.protection import protection_of
@@ -94,6 +94,8 @@ def explain(answer: Optimized, wanted: str) -> tuple[Explained, ...]:
     ------
     PlanError
         If it is in no tensor's name.
+    RecipeError
+        If it is no pattern.
     """
     problem = answer.problem
     names = _named(problem, wanted)
@@ -114,12 +116,7 @@ def _named(problem: Problem, wanted: str) -> frozenset[str]:
     names = [c.tensor.name for c in problem.choices]
     if wanted in names:
         return frozenset([wanted])
-    try:
-        recipe = parse_recipe(f"{wanted} = q8_0\n", "--explain")
-    except RecipeError as error:
-        raise PlanError(
-            f"{printable(wanted)} is no tensor and no pattern: {error.message}", hint=error.hint
-        ) from None
+    recipe = parse_recipe(f"{wanted} = q8_0\n", "--explain")
     found = [name for name, hits in zip(names, match(recipe, names), strict=True) if hits]
     if not found:
         near = nearest(wanted, names)

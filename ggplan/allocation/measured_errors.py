@@ -103,6 +103,8 @@ def errors_of_tensors(
     from ggplan.quants import warm_up
 
     work = list(wanted)
+    if progress is not None:
+        progress(0, len(work))  # the encoders may have to be compiled first
     types = dict.fromkeys(t for _, own in work for t in own if t.is_quantized and t.encodable)
     warm_up(
         [t for t in types if imatrix is not None or not t.requires_imatrix], with_imatrix=imatrix is not None
@@ -168,7 +170,8 @@ def sample_of(tensor: TensorInfo, imatrix: Imatrix | None) -> Sample | None:
 def _row(source: RowSource, number: int) -> Floats:
     """One row, (1, n) float32; of types whose rows are interleaved its group is read."""
     start = number - number % source.dtype.row_group
-    return source.read_float32(start, start + source.dtype.row_group)[number - start][None]
+    rows: Floats = source.read_float32(start, start + source.dtype.row_group)
+    return rows[number - start : number - start + 1]
 
 
 def error_between(tensor: TensorInfo, other: RowSource | None, imatrix: Imatrix | None) -> float:

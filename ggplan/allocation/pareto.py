@@ -22,14 +22,15 @@ from ggplan.ggml_types import GgmlType
 from ggplan.model import Model
 from ggplan.planning import mix_types
 from ggplan.planning.fitting import fit
-from ggplan.planning.layout import ALIGNMENT, padded
+from ggplan.planning.layout import padded
 from ggplan.stock import MIXES
+from ggplan.text import format_bytes
 
-SCHEMA = "ggplan.pareto/1"
 N_POINTS = 20
 """The points of a curve, unless told otherwise."""
 _ROOM = 8192  # for a recipe's text in the file
 _NEAR = 0.002
+_LEEWAY = 32  # bytes, so that the smallest size is met whatever rounding does
 _OLD = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q1_0", "Q2_0")
 
 
@@ -69,19 +70,25 @@ class Curve:
     ----------
     model
         The model's name.
+    n_weights
+        Of the model, which turns bits per weight into bytes.
     points, mixes
         By size.
     source, credit
         Where the sensitivities are from, and who measured.
+    caveats
+        What must be known to compare the points with others.
     notes
-        What the user should know.
+        What else the user should know.
     """
 
     model: str
+    n_weights: int
     points: tuple[CurvePoint, ...]
     mixes: tuple[CurvePoint, ...]
     source: str
     credit: tuple[str, ...]
+    caveats: tuple[str, ...]
     notes: tuple[str, ...]
 
     def kld_at(self, file_bytes: int) -> float | None:
@@ -137,27 +144,52 @@ def curve_of(problem: Problem, n_points: int = N_POINTS) -> Curve:
     options = problem.options
     if options.max_kld is not None:
         raise PlanError("--max-kld asks for one file, not for a curve", hint="leave out one of the two")
+    if options.target is not None:
+        raise PlanError("a machine asks for one file, not for a curve", hint="leave out one of the two")
     if n_points < 2:
         raise PlanError(f"{n_points} points are no curve", hint="2 or more")
     header = problem.header
-    least, most = (header + _ROOM + n + ALIGNMENT for n in _ends(problem))
+    least, most = (header + _ROOM + n for n in _ends(problem))
     if options.size is not None:
+        if options.size < least:
+            raise _why_none(problem)
         most = min(most, options.size)
     others = [row for row in rows_of(problem, _ROOM) if row.name != "size"]
     points: list[CurvePoint] = []
     for number in range(n_points):
         # At the largest size all types are as large as they may be, whatever they cost.
         size = least + (most - least) * number // (n_points - 1)
-        found = _point(problem, [size_row(max(size, least), header + _ROOM), *others])
+        found = _point(problem, [size_row(max(size, least) + _LEEWAY, header + _ROOM), *others])
         if found is not None and (not points or found.file_bytes > points[-1].file_bytes):
             points.append(found)
     if not points:
         raise _why_none(problem)
     mixes, notes = _mixes(problem)
+    n_weights = sum(t.n_weights for t in problem.model.tensors)
+    notes = (*problem.scales.notes, *problem.notes, *notes)
+    scales = problem.scales
     return Curve(
-        problem.model.path.name, tuple(points), mixes, problem.scales.source, problem.scales.credit,
-        (*problem.scales.notes, *problem.notes, *notes),
-    )  # fmt: skip
+        problem.model.path.name,
+        n_weights,
+        tuple(points),
+        mixes,
+        scales.source,
+        scales.credit,
+        _caveats(problem),
+        notes,
+    )
+
+
+def _caveats(problem: Problem) -> tuple[str, ...]:
+    """That blocks which draft tokens have more bits than in the mixes, where there are some."""
+    drafting = [c for c in problem.choices if c.fixed == "drafting" and c.candidates[0].type.is_quantized]
+    if not drafting:
+        return ()
+    n_bytes = sum(c.candidates[0].n_bytes for c in drafting)
+    return (
+        f"{format_bytes(n_bytes)} of every file of the curve are blocks that draft tokens at"
+        f" {drafting[0].candidates[0].type}; the mixes give these fewer bits, which no KL divergence shows.",
+    )
 
 
 def _ends(problem: Problem) -> tuple[int, int]:
@@ -219,47 +251,3 @@ def _mixes(problem: Problem) -> tuple[tuple[CurvePoint, ...], tuple[str, ...]]:
             left_out.append(mix.name)
     notes = (f"not predicted, as a type's error is not known or a shape forbids it: {', '.join(left_out)}",)
     return tuple(sorted(found, key=lambda p: (p.file_bytes, p.name))), notes if left_out else ()
-
-
-def curve_json(curve: Curve) -> dict[str, object]:
-    """A curve as an object of plain JSON types."""
-    return {
-        "schema": SCHEMA,
-        "model": curve.model,
-        "points": [_point_json(p) for p in curve.points],
-        "mixes": [{"name": p.name, **_point_json(p)} for p in curve.mixes],
-        "sensitivities": {"source": curve.source, "credit": list(curve.credit)},
-        "notes": list(curve.notes),
-    }
-
-
-def _point_json(point: CurvePoint) -> dict[str, object]:
-    forecast = point.forecast
-    return {
-        "file_bytes": point.file_bytes,
-        "bits_per_weight": point.bits_per_weight,
-        "damage": point.damage,
-        "gap": point.gap,
-        "forecast": {"kld": forecast.kld, "low": forecast.low, "high": forecast.high},
-    }
-
-
-def curve_csv(curve: Curve) -> str:
-    """A curve as a CSV table; its comments say where it is from."""
-    lines = [
-        f"# {' '.join(text.split())}"
-        for text in (
-            f"The best files of all sizes, predicted, and stock mixes: {curve.model}",
-            f"Sensitivities: {curve.source}",
-            *curve.credit,
-        )
-    ]
-    lines.append("name,file_bytes,bits_per_weight,kld,kld_low,kld_high,damage,gap")
-    for p in (*curve.points, *curve.mixes):
-        f = p.forecast
-        gap = "" if p.gap is None else f"{p.gap:.6g}"
-        lines.append(
-            f"{p.name or 'optimized'},{p.file_bytes},{p.bits_per_weight:.6g},{f.kld:.6g},{f.low:.6g},"
-            f"{f.high:.6g},{p.damage:.6g},{gap}"
-        )
-    return "\n".join(lines) + "\n"

@@ -26,7 +26,7 @@ from statistics import median
 from ggplan.allocation.grouping import joined_kind
 from ggplan.allocation.prior import REFERENCE_ERROR, Level
 from ggplan.allocation.scales import Scales, scales_by_prior
-from ggplan.allocation.type_errors import type_error
+from ggplan.allocation.type_errors import TABLE, type_error
 from ggplan.errors import PlanError
 from ggplan.model import Model, TensorInfo
 from ggplan.planning.protection import protection_of
@@ -134,7 +134,9 @@ def is_probed(tensor: TensorInfo, role: Role) -> bool:
     """Whether a tensor's type is a matter of choice, and can become the low one."""
     if role is Role.NEXTN or tensor.type.kind == "integer" or protection_of(tensor) is not None:
         return False
-    return type_error(LOW) > 4 * (type_error(tensor.type.name) if tensor.type.is_quantized else 0.0)
+    if not tensor.type.is_quantized:
+        return True
+    return TABLE.knows(tensor.type) and type_error(LOW) > 4 * TABLE.of_type(tensor.type)
 
 
 def _bands(layers: Sequence[int], n: int) -> list[Sequence[int]]:

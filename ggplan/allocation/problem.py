@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from ggplan.allocation.banding import Banded, solve_bands, solve_freely
 from ggplan.allocation.budget import Row, bpw_row, header_bytes, kld_row, size_row
 from ggplan.allocation.candidates import TensorChoices, allowed_types, choices_of, damage_of
 from ggplan.allocation.curves import Curve, curve_of, errors_by_curve, scaled_to_curve
-from ggplan.allocation.grouping import Chain, Group, chains_of, joined
+from ggplan.allocation.grouping import Chain, Group, chains_of
 from ggplan.allocation.options import OptimizeOptions, check_options
 from ggplan.allocation.scales import Scales, scales_by_prior, scales_by_table
 from ggplan.allocation.sensitivity_tables import read_sensitivities
@@ -21,8 +22,12 @@ from ggplan.errors import PlanError
 from ggplan.ggml_types import GgmlType
 from ggplan.model import Model, TensorInfo, require_model
 from ggplan.planning import Role
+from ggplan.planning.importance import entry_of
 from ggplan.planning.settling import settle
 from ggplan.text import printable
+
+if TYPE_CHECKING:
+    from ggplan.imatrix import Imatrix
 
 NO_FILE = "no file of the allowed types is within the budget"
 _OF_THE_FILE = ("size", "bpw")
@@ -88,7 +93,12 @@ class Problem:
 
 
 def prepare(
-    model: Model, options: OptimizeOptions, *, scales: Scales | None = None, errors: Errors | None = None
+    model: Model,
+    options: OptimizeOptions,
+    *,
+    scales: Scales | None = None,
+    errors: Errors | None = None,
+    imatrix: Imatrix | None = None,
 ) -> Problem:
     """The problem of a model and options.
 
@@ -98,10 +108,12 @@ def prepare(
         The sensitivities of the tensors; by default those of the options' table, or the prior's.
     errors
         The errors of the types; by default the table's.
+    imatrix
+        Says which tensors can get types that need one.
 
     Raises
     ------
-    PlanError, RecipeError, MeasureError, TypeNameError
+    PlanError, RecipeError, MeasureError, TypeNameError, ImatrixError
         As `ggplan.optimize` does.
     """
     require_model(model)
@@ -118,9 +130,10 @@ def prepare(
         scales = scaled_to_curve(scales, curve, model)
     stands, notes = standing(model, options.pins, options.base, options.engine)
     pinned = {name: found.decision for name, found in stands.items()}
+    covered = None if imatrix is None else {t.name for t in model.tensors if entry_of(t, imatrix) is not None}
     choices = choices_of(
         model, allowed, scales.values, pinned, options.fallback,
-        only_allowed=bool(options.types), errors=errors,
+        only_allowed=bool(options.types), errors=errors, covered=covered,
     )  # fmt: skip
     chains = chains_of(choices, harmonised=options.harmonised)
     return Problem(model, options, scales, errors, stands, choices, chains, notes)
@@ -179,7 +192,12 @@ def solved(problem: Problem, rows: Sequence[Row], *, nodes: int = MOST_NODES) ->
         if row.name in _OF_THE_FILE and (used := _used(problem, row, found)) > row.limit:
             kept = next(kld.words for kld in rows if kld.name == "kld")
             raise _no_file(problem, f"with {kept}, {row.short(used)}", "--max-kld")
-    return replace(found, groups=tuple(joined([group]) for group in found.groups))
+    # Of the files of so few bytes the one that loses least; how good it is, is told of the bytes.
+    limit = size_row(1, 0)
+    limit = replace(limit, limit=_used(problem, limit, found))
+    others = [row for row in rows if row.name not in _OF_THE_FILE]
+    best = _solved(problem, [limit, *others], problem.chains, nodes)
+    return replace(best, damage=found.damage, bound=found.bound)
 
 
 def _solved(problem: Problem, rows: Sequence[Row], chains: Sequence[Chain], nodes: int) -> Banded:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from statistics import median
 from types import MappingProxyType
 
 from ggplan.errors import PlanError
@@ -38,7 +39,7 @@ ERRORS: Mapping[str, float] = MappingProxyType(
         "iq1_kt": 0.142, "iq2_kt": 0.0774, "iq2_ks": 0.0984, "iq2_k": 0.0695, "iq2_kl": 0.044,
         "iq3_kt": 0.0197, "iq3_ks": 0.0218, "iq3_k": 0.0149, "iq4_kt": 0.00634, "iq4_kss": 0.00745,
         "iq4_ks": 0.00474, "iq4_k": 0.00331, "iq5_ks": 0.00095, "iq5_k": 0.0007, "iq6_k": 0.00021,
-        "q6_0": 0.00029,
+        "q6_0": 0.00029, "q8_KV": 0.0036,
     }
 )  # fmt: skip
 """By the names of types; of interleaved types (`q4_k_r4`) the plain one's name."""
@@ -73,7 +74,8 @@ class Errors:
     source
         Where they are from, in a few words.
     measured
-        By tensor and type, both by name.
+        By tensor and type, both by name; of a tensor's other types the error is the table's, as many times as
+        those measured are the table's.
     by_type
         By type, whatever the tensor, where `measured` has nothing; what is in neither is the table's.
     """
@@ -90,8 +92,15 @@ class Errors:
         PlanError
             If it was not measured, and the table has nothing of the type.
         """
-        found = self.measured.get(tensor.name, {}).get(type_.plain.name)
-        return self.of_type(type_) if found is None else found
+        own = self.measured.get(tensor.name, {})
+        found = own.get(type_.plain.name)
+        if found is not None:
+            return found
+        # Of a type that cannot be measured, as far from the table as those that can.
+        ratios = [
+            error / ERRORS[name] for name, error in own.items() if error > 0 and ERRORS.get(name, 0) > 0
+        ]
+        return self.of_type(type_) * (median(ratios) if ratios else 1.0)
 
     def knows(self, type_: GgmlType) -> bool:
         """Whether the error of a type is known, whatever the tensor."""

@@ -32,6 +32,8 @@ from ggplan.sources.json_files import parse_object
 from ggplan.sources.safetensors import read_metadata, read_tensors
 
 F32Array = NDArray[np.float32]
+_METADATA = "ggplan"
+_SHARED_WORK = 1024  # columns from which threads are worth their start
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,12 +97,15 @@ class Activation:
 class _Group:
     """The slices of one kind of use, plain or by experts: sums, and moments if these are kept."""
 
-    def __init__(self, tensors: Sequence[str], n_slices: int, n_columns: int, moments: bool) -> None:
+    def __init__(
+        self, tensors: Sequence[str], n_slices: int, n_columns: int, moments: bool, threads: int
+    ) -> None:
         self.tensors = tuple(tensors)
         self.squares = np.zeros((n_slices, n_columns))
         self.sums = np.zeros((n_slices, n_columns))
         self.tokens = np.zeros(n_slices, np.int64)
-        self.moments = [MomentSums(n_columns) for _ in range(n_slices)] if moments else []
+        threads = threads if n_columns >= _SHARED_WORK else 1
+        self.moments = [MomentSums(n_columns, threads) for _ in range(n_slices)] if moments else []
 
     def add(self, slice: int, x: F32Array, bits: NDArray[np.uint16]) -> None:
         self.squares[slice] += np.einsum("ij,ij->j", x, x, dtype=np.float64)
@@ -119,7 +124,7 @@ class _Group:
 class _Collected:
     """One input while it is collected."""
 
-    def __init__(self, activation: Activation, n_tokens: int, keep: bool) -> None:
+    def __init__(self, activation: Activation, n_tokens: int, keep: bool, threads: int) -> None:
         a = self.activation = activation
         self.by_rows = keep and a.is_kept_as_rows(n_tokens)
         moments = keep and not self.by_rows
@@ -127,8 +132,8 @@ class _Collected:
         is_sliced = a.has_own_rows or bool(a.expert_tensors)
         self.plain = None
         if a.tensors and not a.has_own_rows:
-            self.plain = _Group(a.tensors, 1, a.n_columns, moments)
-        self.sliced = _Group(names, a.n_slices, a.n_columns, moments) if is_sliced else None
+            self.plain = _Group(a.tensors, 1, a.n_columns, moments, threads)
+        self.sliced = _Group(names, a.n_slices, a.n_columns, moments, threads) if is_sliced else None
         n_rows = n_tokens * a.rows_per_token if self.by_rows else 0
         self.rows = np.empty((n_rows, a.n_columns), np.uint16)
         n_routes = a.n_routes if not a.has_own_rows and self.by_rows else 1
@@ -161,14 +166,22 @@ class LayerCollector:
         How many tokens will be run, all together.
     keep
         Whether second moments are wanted; else only what an imatrix needs.
+    threads
+        Threads that share the sums of wide inputs. The sums are the same.
     """
 
     def __init__(
-        self, layer: int | None, activations: Sequence[Activation], n_tokens: int, *, keep: bool = True
+        self,
+        layer: int | None,
+        activations: Sequence[Activation],
+        n_tokens: int,
+        *,
+        keep: bool = True,
+        threads: int = 1,
     ) -> None:
         self.layer = layer
         self.keep = keep
-        self._inputs = {a.name: _Collected(a, n_tokens, keep) for a in activations}
+        self._inputs = {a.name: _Collected(a, n_tokens, keep, threads) for a in activations}
 
     def add(self, name: str, x: F32Array, routes: NDArray[np.int32] | None = None) -> None:
         """Add rows (m, n_columns) of an input that all its matrices share.
@@ -228,8 +241,7 @@ class LayerCollector:
         for found in self._inputs.values():
             inputs += self._described(found, tensors, len(inputs))
         path = folder / layer_file(self.layer)
-        described = json.dumps([i.to_json() for i in inputs], ensure_ascii=True)
-        _write(path, tensors, {"run": run, "inputs": described})
+        _write(path, tensors, run, inputs)
         return LayerFile(path.name, sha256_of_file(path), tuple(inputs))
 
     def _described(self, found: _Collected, tensors: dict[str, NDArray[Any]], first_key: int) -> list[Input]:
@@ -289,14 +301,18 @@ def write_tokens(folder: Path, tokens: NDArray[np.int32], run: str) -> None:
     CalibrationError
         If the file cannot be written.
     """
-    _write(folder / TOKENS, {"tokens": tokens.astype(np.int32)}, {"run": run})
+    _write(folder / TOKENS, {"tokens": tokens.astype(np.int32)}, run)
 
 
-def _write(path: Path, tensors: Mapping[str, NDArray[Any]], kept: dict[str, str]) -> None:
-    """Write a safetensors file, whole under another name and then renamed."""
+def _write(path: Path, tensors: Mapping[str, NDArray[Any]], run: str, inputs: Sequence[Input] = ()) -> None:
+    """Write a safetensors file, whole under another name and then renamed.
+
+    The metadata is one string: of several the library would choose the order by chance.
+    """
     part = path.with_name(f"{path.name}.part")
+    kept = {"schema": SCHEMA, "run": run, "inputs": [i.to_json() for i in inputs]}
     try:
-        _serialize(tensors, part, {"ggplan": SCHEMA, **kept})
+        _serialize(tensors, part, {_METADATA: json.dumps(kept, ensure_ascii=True)})
         os.replace(part, path)
     except OSError as error:
         raise CalibrationError(f"cannot write {shown(path)}: {error.strerror or error}") from error
@@ -307,9 +323,14 @@ def _write(path: Path, tensors: Mapping[str, NDArray[Any]], kept: dict[str, str]
 def is_of_run(path: Path, run: str) -> bool:
     """Whether a file is there, whole, and this run has written it."""
     try:
-        return read_metadata(path).get("run") == run and bool(read_tensors(path))
+        return bool(read_tensors(path)) and _kept(path).get("run") == run
     except CheckpointError:
         return False
+
+
+def _kept(path: Path) -> dict[str, object]:
+    """What a file of a run says of itself."""
+    return parse_object(read_metadata(path).get(_METADATA, "{}").encode("utf-8"), shown(path))
 
 
 def _serialize(tensors: Mapping[str, NDArray[Any]], path: Path, metadata: dict[str, str]) -> None:
@@ -335,10 +356,10 @@ def layer_of_run(path: Path, run: str) -> LayerFile | None:
     try:
         if not is_of_run(path, run):
             return None
-        kept = read_metadata(path)
-        listed = parse_object(b'{"inputs":' + kept["inputs"].encode("utf-8") + b"}", shown(path))["inputs"]
-        assert isinstance(listed, list)
+        listed = _kept(path).get("inputs")
+        if not isinstance(listed, list) or not listed:
+            return None
         inputs = tuple(input_from_json(value, shown(path)) for value in listed)
         return LayerFile(path.name, sha256_of_file(path), inputs)
-    except (CheckpointError, CalibrationError, KeyError, AssertionError):
+    except (CheckpointError, CalibrationError):
         return None

@@ -20,6 +20,7 @@ fails.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -169,7 +170,7 @@ def _layers(request: dict[str, Any]) -> None:
     folder, run, done = Path(request["folder"]), request["run"], 0
     write_tokens(folder, chunks, run)
     for group in groups:
-        collectors = {layer: _collector(layer, inputs, chunks.size, keep=True) for layer in group}
+        collectors = _collectors(group, inputs, chunks.size, request)
         for n in runner.run(chunks, inputs, collectors):
             done += n
             _say(chunks=[done, len(groups) * len(chunks)])
@@ -182,8 +183,8 @@ def _imatrix(request: dict[str, Any]) -> None:
     runner = Runner(request)
     inputs = runner.survey()
     chunks = runner.chunks(request["taken"])
-    layers = dict.fromkeys(each.layer for each in inputs)
-    collectors = {layer: _collector(layer, inputs, chunks.size, keep=False) for layer in layers}
+    layers = list(dict.fromkeys(each.layer for each in inputs))
+    collectors = _collectors(layers, inputs, chunks.size, request)
     done = 0
     for n in runner.run(chunks, inputs, collectors):
         done += n
@@ -193,11 +194,15 @@ def _imatrix(request: dict[str, Any]) -> None:
     _say(imatrix=write_imatrix(imatrix, request["output"], request["form"]))
 
 
-def _collector(
-    layer: int | None, inputs: Sequence[GraphInput], n_tokens: int, *, keep: bool
-) -> LayerCollector:
-    activations = [each.activation for each in inputs if each.layer == layer]
-    return LayerCollector(layer, activations, n_tokens, keep=keep)
+def _collectors(
+    layers: Sequence[int | None], inputs: Sequence[GraphInput], n_tokens: int, request: Mapping[str, Any]
+) -> dict[int | None, LayerCollector]:
+    keep, threads = request["task"] == "layers", request["threads"] or os.cpu_count() or 1
+    found = {}
+    for layer in layers:
+        activations = [each.activation for each in inputs if each.layer == layer]
+        found[layer] = LayerCollector(layer, activations, n_tokens, keep=keep, threads=threads)
+    return found
 
 
 def input_from_survey(value: Mapping[str, Any]) -> GraphInput:

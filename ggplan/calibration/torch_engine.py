@@ -20,7 +20,7 @@ from ggplan.calibration.collecting import Activation, LayerCollector
 from ggplan.calibration.engines import Progress, Surveyed
 from ggplan.calibration.run import Run
 from ggplan.errors import CalibrationError
-from ggplan.forward.checkpoint_model import open_checkpoint_model, require_transformers
+from ggplan.forward.building import open_checkpoint_model, require_transformers
 from ggplan.forward.running import Rows, TokenRun, one_torch_thread
 from ggplan.forward.structure import Structure, require_known
 from ggplan.ggml_types import F32
@@ -115,6 +115,7 @@ class TorchEngine:
     ) -> None:
         """As `Engine.collect`."""
         tokens = self.chunks(taken)
+        run.write_tokens(tokens.astype(np.int32))
         missing = set(layers)
         n_layers = len(self.survey().layers)
         done = 0

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 
-from ggplan.charts.style import MUTED, TEXT, Ink
+from ggplan.charts.style import BACKGROUND, MUTED, TEXT, Ink
 from ggplan.text import printable
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ class Key:
     marker: str = ""
     letter: str = ""
     letter_ink: Ink = TEXT
+    is_hollow: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +155,8 @@ def _draw_key(figure: Figure, x: float, y: float, key: Key) -> None:
         figure.add_artist(
             Line2D(
                 [x + _SYMBOL / 2], [y], marker=key.marker, markersize=6.5, linestyle="none",
-                color=key.ink.light, transform=inches,
+                color=key.ink.light, transform=inches, markeredgewidth=1.3,
+                markerfacecolor=BACKGROUND.light if key.is_hollow else key.ink.light,
             )
         )  # fmt: skip
     else:

@@ -74,7 +74,7 @@ def calibrate_command(
     texts: tuple[str, ...],
     output: str,
     imatrix_only: bool,
-    form: str | None,
+    form: Any,
     engine: Any,
     ctx: int,
     n_tokens: int | None,
@@ -127,14 +127,7 @@ def calibrate_command(
         )
     watch = _watch(quiet)
     if imatrix_only:
-        path = calibrate_imatrix(
-            found,
-            texts,
-            output,
-            options,
-            form=form,
-            watch=watch,  # type: ignore[arg-type]  # click.Choice
-        )
+        path = calibrate_imatrix(found, texts, output, options, form=form, watch=watch)
         sums = load_sums(path)
         _tell_imatrix(str(path), list(coverage_of(sums)), sums.chunk_count, as_json, quiet)
         return

@@ -37,17 +37,22 @@ Examples:
   ggplan chart GLM-4.5-Air -r my.recipe -o types.svg
   ggplan chart air.json -o gib.svg --kind parts       where the GiB are, by role and type
   ggplan chart GLM-4.5-Air -r glm4moe/hq4_k -r glm4moe/small -o gib.svg --kind parts
+  ggplan chart curve.json air.json -o best.svg        the curve of `optimize --pareto`, and what was measured
+  ggplan chart GLM-4.5-Air -o best.svg --kind frontier
+  ggplan chart GLM-4.5-Air -r Q4_K_M -o loss.svg --kind damage    where the loss is
   ggplan chart GLM-4.5-Air -r Q8_0 -r glm4moe/hq4_k -o fit.svg --kind fit --cards 3090 --ram 128G
 """
 _OPENING = ("pre", "converter", "header_only", "mtp", "prune_layers", "keep_experts", "fuse", "split")
 _MACHINE = ("machine", "vram", "cards", "ram", "bandwidth", "cores")
-_Kind = Literal["quality", "context", "parts", "types", "fit"]
+_Kind = Literal["quality", "context", "parts", "types", "fit", "frontier", "damage"]
 _USED: dict[_Kind, set[str]] = {
     "quality": {"metric", "cost", "text", "ctx", "mixed", "model_name", "sizes", "ggufs"},
     "context": {"model_name"},
     "parts": {"recipes", *_OPENING, "model_name", "ggufs"},
     "types": {"recipes", *_OPENING},
     "fit": {"recipes", *_OPENING, "ctx", "kv_types", "parts", "engine", *_MACHINE},
+    "frontier": {"cost", "text", "ctx", "model_name", "sizes", "ggufs", *_OPENING},
+    "damage": {"recipes", *_OPENING},
 }
 _OPTIONS = {
     "metric": "--metric", "cost": "--x", "text": "--text", "ctx": "--ctx", "mixed": "--mixed",
@@ -97,9 +102,10 @@ class _Asked:
 )
 @click.option(
     "--kind",
-    type=click.Choice(["quality", "context", "parts", "types", "fit"]),
+    type=click.Choice(["quality", "context", "parts", "types", "fit", "frontier", "damage"]),
     help="Quality against cost, speed against context, bytes by role, types by layer, memory and speed on a "
-    "machine [default: types of a model or a plan, else quality, else context].",
+    "machine, the best files of all sizes as predicted, predicted losses by layer [default: types of a model "
+    "or a plan, frontier of a curve, else quality, else context].",
 )
 @click.option(
     "--metric",
@@ -211,6 +217,15 @@ def _draw(files: tuple[str, ...], kind: _Kind | None, asked: _Asked, title: str)
         return _draw_types(files, asked, title)
     if kind == "fit":
         return _draw_fit(models, others, asked, title)
+    if kind == "damage":
+        from ggplan.cli.chart_predictions import draw_losses
+
+        return draw_losses(models, others, asked.recipes, asked.opening, title=title, quiet=asked.quiet)
+    from ggplan.cli.chart_predictions import sorted_out
+
+    if kind == "frontier" or (kind is None and sorted_out(others)[0]):
+        _refuse_unused("frontier", asked)
+        return _draw_frontier(models, others, asked, title)
     if kind == "parts":
         return _draw_parts(models, others, asked, title)
     if models:
@@ -239,6 +254,16 @@ def _draw(files: tuple[str, ...], kind: _Kind | None, asked: _Asked, title: str)
         )
         return drawing
     return _draw_quality(records, others, asked, title)
+
+
+def _draw_frontier(models: list[str], others: list[Path], asked: _Asked, title: str) -> Drawing:
+    from ggplan.cli.chart_predictions import draw_predicted, measured_panels, sorted_out
+
+    curves, tables, files = sorted_out(others)
+    measured = measured_panels(_records(files, asked) if files else [], asked.text, asked.ctx)
+    return draw_predicted(
+        models, curves, tables, measured, asked.opening, cost=asked.cost, title=title, quiet=asked.quiet
+    )
 
 
 def _is_model(name: str) -> bool:

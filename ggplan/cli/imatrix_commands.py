@@ -17,11 +17,10 @@ SCHEMA = "ggplan.imatrix/1"
 _CHUNK = 512
 
 
-def _chunk_option(command: object) -> object:
-    return click.option(
-        "--chunk-size", type=TokenCount(), default=_CHUNK, show_default=True, metavar="N",
-        help="Tokens of a batch of a legacy file, which does not say.",
-    )(command)  # type: ignore[type-var]  # fmt: skip
+_chunk_option = click.option(
+    "--chunk-size", type=TokenCount(), default=_CHUNK, show_default=True, metavar="N",
+    help="Tokens of a batch of a legacy file, which does not say.",
+)  # fmt: skip
 
 
 @click.command("inspect", short_help="What an imatrix covers, and which columns dominate.")
@@ -129,6 +128,7 @@ def merge_command(
             quiet=quiet,
         )
     result = with_policy(merged(sources), unseen)  # type: ignore[arg-type]  # a click.Choice of them
+    entries = list(coverage_of(result))  # before one of the files is replaced
     write_imatrix(result, Path(output), form)  # type: ignore[arg-type]
     if not quiet:
         click.echo(
@@ -136,7 +136,7 @@ def merge_command(
             f"{'s' * (len(files) > 1)}",
             err=True,
         )
-    note_coverage(list(coverage_of(result)), quiet=quiet)
+    note_coverage(entries, quiet=quiet)
 
 
 @click.command("check", short_help="Does an imatrix fit a model?")
@@ -190,7 +190,7 @@ def check_command(
                 echo_wrapped(f"{what}: {names_in_words(names)}")
     note_coverage(fit.coverage, quiet=quiet)
     if not fit.is_whole:
-        raise click.exceptions.Exit(1)
+        raise SystemExit(1)
 
 
 def _opened(file: str, chunk_size: int) -> ImatrixSums:

@@ -164,9 +164,9 @@ def optimize_command(
     MODEL is whatever `ggplan plan` takes. How much each tensor matters comes from a prior, by what a tensor
     is for and how deep it lies, from a table of measurements (--table), or from probes: --probe runs it with
     each group of tensors at a low type. Weights are read for --imatrix, --probe and --verify alone. The
-    prior is fitted to
-    measurements of Thireus, the GGUF Tool Suite and its contributors. How far the answer is from the best
-    possible for these numbers is told; how far these numbers are from the truth, docs/optimizing.md says.
+    prior is fitted to measurements of Thireus, the GGUF Tool Suite and its contributors. How far the answer
+    is from the best possible for these numbers is told; how far these numbers are from the truth,
+    docs/optimizing.md says.
 
     Exits 0; 1 if the model cannot be read or no file is within the budget, with by how much; 2 for wrong
     usage, or if the file of -o exists.
@@ -227,13 +227,19 @@ def optimize_command(
         recipe = recipe_or_mix_of_name(asked.improved, found.architecture, quiet=quiet)
         options, given = options_for(found, recipe, options)
     scales, errors = basis(
-        found, lambda: prepare(found, options), imatrix, probing, program, force=force, quiet=quiet
+        found,
+        lambda: prepare(found, options, imatrix=imatrix),
+        imatrix,
+        probing,
+        program,
+        force=force,
+        quiet=quiet,
     )
-    problem = prepare(found, options, scales=scales, errors=errors)
+    problem = prepare(found, options, scales=scales, errors=errors, imatrix=imatrix)
     if asked.pareto:
-        curve = curve_of(problem, asked.n_points or N_POINTS)
-        note(*curve.notes, quiet=quiet)
-        print_curve(curve, output, as_json=as_json, force=force, quiet=quiet)
+        best = curve_of(problem, asked.n_points or N_POINTS)
+        note(*best.notes, quiet=quiet)
+        print_curve(best, output, as_json=as_json, force=force, quiet=quiet)
         return
     better = None if given is None else improved(problem, given)
     answer = answer_of(problem) if better is None else better.answer
@@ -305,6 +311,7 @@ def _json(answer: Optimized, better: Improved | None, explained: list[Explained]
         more["explained"] = [explained_json(one) for one in explained]
     return {
         "schema": SCHEMA,
+        "name": answer.recipe.name,
         "recipe": answer.recipe.text,
         "file_bytes": plan.file_bytes,
         "tensor_bytes": plan.tensor_bytes,

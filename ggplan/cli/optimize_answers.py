@@ -74,7 +74,7 @@ def print_curve(curve: Curve, output: str | None, *, as_json: bool, force: bool,
     """Write a curve as a table of a file's kind, and print it."""
     import json
 
-    from ggplan.allocation.pareto import curve_csv, curve_json
+    from ggplan.allocation.curve_files import curve_csv, curve_json
     from ggplan.cli.output import print_json, write_new
 
     if output is not None:
@@ -88,7 +88,7 @@ def print_curve(curve: Curve, output: str | None, *, as_json: bool, force: bool,
 
 
 def _print_curve(curve: Curve) -> None:
-    from ggplan.cli.output import print_table
+    from ggplan.cli.output import echo_wrapped, print_table
     from ggplan.text import format_bytes
 
     rows = [
@@ -121,6 +121,8 @@ def _print_curve(curve: Curve) -> None:
     titled = [*columns, ("best of its size", "right"), ("", "right")]
     print_table(titled, mixes, "Stock mixes with an imatrix, predicted")
     click.echo()
+    for line in curve.caveats:
+        echo_wrapped(line)
     for line in (f"Predicted from: {curve.source}.", *curve.credit):
         click.echo(line)
 

@@ -150,11 +150,12 @@ def basis(
     """The sensitivities and errors that the options ask for; None for the default ones."""
     from ggplan.allocation.probes import scales_by_probes
     from ggplan.allocation.type_errors import Errors
+    from ggplan.planning.settling import settle
 
     record = _probes(model, imatrix, probing, program, force=force, quiet=quiet)
     errors = None
     wanted = probing.errors_from or ("measured" if imatrix is not None and _has_weights(model) else "table")
-    if record is not None and record.errors and probing.errors_from is None:
+    if record is not None and probing.errors_from is None and _are_of(record, imatrix, quiet=quiet):
         errors = Errors(
             f"measured on {len(record.errors):,} tensors when the model was probed", record.errors
         )
@@ -162,7 +163,17 @@ def basis(
         errors = _measured(model, problem(), imatrix, quiet=quiet)
     if record is None:
         return None, errors
-    return scales_by_probes(model, record.as_probes(_record_path(model, probing).name)), errors
+    return scales_by_probes(settle(model), record.as_probes(_record_path(model, probing).name)), errors
+
+
+def _are_of(record: ProbeRecord, imatrix: Imatrix | None, *, quiet: bool) -> bool:
+    """Whether the errors in a record are those that an imatrix, if one is given, leaves."""
+    from ggplan.measure.subjects import read_state
+
+    if imatrix is None or read_state(imatrix.path).sha256 == record.conditions.imatrix:
+        return bool(record.errors)
+    note("the model was probed with another imatrix; errors are measured with this one", quiet=quiet)
+    return False
 
 
 def _measured(model: Model, problem: Problem, imatrix: Imatrix | None, *, quiet: bool) -> Errors:
@@ -207,7 +218,7 @@ def _probes(
     from ggplan.errors import MeasureError
     from ggplan.planning.settling import settle
     from ggplan.probing import ProbeOptions, load_probes, probe
-    from ggplan.probing.record import tensors_digest
+    from ggplan.probing.record import identity_of, tensors_digest
     from ggplan.text import printable
 
     if probing.probe:
@@ -231,6 +242,12 @@ def _probes(
         raise MeasureError(
             f"{printable(probing.probes)} has the probes of another model, {printable(found.model.name)}",
             hint="give the record that was made of this model; an exact copy in other types will do",
+        )
+    if _has_weights(model) and found.model.weights not in ("", identity_of(settle(model)).weights):
+        note(
+            f"the probes are of other weights, {printable(found.model.name)}: another quantization of it,"
+            " or another model of its shapes",
+            quiet=quiet,
         )
     missing = [p.name for p in found.probes if not found.is_complete(p)]
     if missing:
@@ -268,6 +285,7 @@ def _watching(*, quiet: bool) -> Iterator[Watcher]:
     """Bars of a probing run, with the time that is left."""
     from ggplan.cli.progress import steps_bar
     from ggplan.probing import Watcher
+    from ggplan.text import printable
 
     with steps_bar(quiet=quiet) as bar:
 
@@ -291,16 +309,16 @@ def _watching(*, quiet: bool) -> Iterator[Watcher]:
 
             def runs(self, total: int) -> None:
                 self.runs_task = bar.add_task("probes", total=total)
-                self.before = 0
+                self.finished: set[str] = set()
 
             def running(self, name: str, done: int, of: int) -> None:
                 if self.runs_task is None:
                     return
-                bar.update(
-                    self.runs_task, description=f"probes: {name}", completed=self.before + done / max(of, 1)
-                )
+                self.finished.discard(name)
+                completed = len(self.finished) + done / max(of, 1)
+                bar.update(self.runs_task, description=f"probes: {printable(name)}", completed=completed)
                 if done >= of:
-                    self.before += 1
+                    self.finished.add(name)
 
         yield Shown()
 
@@ -318,41 +336,37 @@ def verify(
     import tempfile
     from pathlib import Path
 
-    from ggplan.cli.progress import bytes_bar, chunks_bar
+    from ggplan.cli.progress import steps_bar
     from ggplan.measure import MeasureOptions, open_record
     from ggplan.probing import contenders, verify_allocation
-    from ggplan.text import format_bytes, printable
+    from ggplan.probing.verifying import bytes_to_write
+    from ggplan.text import printable
 
     engine = engine_of(program, probing)
     found = contenders(problem, recipe, imatrix)
     with contextlib.ExitStack() as stack:
         kept = stack.enter_context(open_record(probing.record)) if probing.record else None
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="ggplan-verify-", dir=probing.work))
-        writing = stack.enter_context(bytes_bar(quiet=quiet))
-        task = writing.add_task("converting", total=sum(c.plan.file_bytes for c in found))
-        chunks = stack.enter_context(chunks_bar(quiet=quiet))
+        bar = stack.enter_context(steps_bar(quiet=quiet))
+        task = bar.add_task("writing files", total=bytes_to_write(found))
         tasks: dict[Watched, TaskID] = {}
 
         def watch(what: Watched, done: int, of: int) -> None:
             if what not in tasks:
-                tasks[what] = chunks.add_task(printable(str(what)), total=of)
-            chunks.update(tasks[what], completed=done)
+                tasks[what] = bar.add_task(printable(str(what)), total=of)
+            bar.update(tasks[what], completed=done)
 
         verified, result = verify_allocation(
             found, [Path(text) for text in probing.texts], engine, Path(folder),
             MeasureOptions(n_chunks=probing.chunks or _CHUNKS),
-            into=None if kept is None else kept.record, written=lambda n: writing.advance(task, n),
+            into=None if kept is None else kept.record, written=lambda n: bar.advance(task, n),
             watcher=watch, keep=None if kept is None else kept.add,
         )  # fmt: skip
         if kept is not None:
             kept.add(result.record, result.scores)
     note(*result.notes, quiet=quiet)
     if probing.record and not quiet:
-        click.echo(
-            f"kept in {printable(probing.record)}; the sizes: "
-            + ", ".join(format_bytes(c.plan.file_bytes) for c in found),
-            err=True,
-        )
+        click.echo(f"kept in {printable(probing.record)}", err=True)
     return list(verified)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from rich.progress import Progress, TaskID
+    from rich.progress import Progress, ProgressColumn, TaskID
 
 
 class NoBar:
@@ -40,7 +40,14 @@ def bytes_bar(*, quiet: bool) -> Progress | NoBar:
     """
     if not _is_shown(quiet):
         return NoBar()
-    from rich.progress import DownloadColumn, ProgressColumn, Task, TransferSpeedColumn
+    from rich.progress import DownloadColumn, TransferSpeedColumn
+
+    return _bar(DownloadColumn(binary_units=True), TransferSpeedColumn(), _compiling(), quiet=quiet)
+
+
+def _compiling() -> ProgressColumn:
+    """A column that says when a kernel is being compiled, which takes seconds at its first use."""
+    from rich.progress import ProgressColumn, Task
     from rich.text import Text
 
     from ggplan.quants.kernels import is_compiling
@@ -49,14 +56,14 @@ def bytes_bar(*, quiet: bool) -> Progress | NoBar:
         def render(self, task: Task) -> Text:
             return Text("compiling encoders, once on this machine" if is_compiling() else "")
 
-    return _bar(DownloadColumn(binary_units=True), TransferSpeedColumn(), Compiling(), quiet=quiet)
+    return Compiling()
 
 
 def steps_bar(*, quiet: bool) -> Progress:
     """A bar for several steps of work one after another, each with the time that is left."""
     from rich.progress import TaskProgressColumn
 
-    return _bar(TaskProgressColumn(), quiet=quiet)
+    return _bar(TaskProgressColumn(), _compiling(), quiet=quiet)
 
 
 def chunks_bar(*, quiet: bool) -> Progress:

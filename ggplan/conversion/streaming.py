@@ -39,7 +39,7 @@ from ggplan.conversion.unfinished import (
 )
 from ggplan.conversion.warming import warming
 from ggplan.conversion.workers import Task, run
-from ggplan.errors import CheckpointError, ConversionError, Error
+from ggplan.errors import CalibrationError, CheckpointError, ConversionError, Error
 from ggplan.model import Model
 from ggplan.planning import Plan
 from ggplan.planning.splits import set_path, split_path, split_plan
@@ -350,7 +350,7 @@ def _keep_or_discard(
         error.add_note(f"{printable(str(output))} is complete")
         return
     # Interrupted, full disk, no memory: yes. Bad weights: they stay bad. Inputs: if they are still the same.
-    is_lasting = isinstance(error, Error) and not isinstance(error, CheckpointError)
+    is_lasting = isinstance(error, Error) and not isinstance(error, CheckpointError | CalibrationError)
     is_other_input = isinstance(error, CheckpointError) and changed_input(states) is not None
     kept = 0 if not work.resumable or is_lasting or is_other_input else work.save()
     if kept == 0:

@@ -51,7 +51,10 @@ class ImatrixFit:
 def fit_imatrix(imatrix: ImatrixSums, model: Model) -> ImatrixFit:
     """Compare an imatrix with a model; reads the imatrix, and no weight."""
     blocks = Blocks.of(tensor.name for tensor in model.tensors)
-    missing, nextn, wrong, coverage = [], [], [], []
+    missing: list[str] = []
+    nextn: list[str] = []
+    wrong: list[str] = []
+    coverage: list[Coverage] = []
     for tensor in model.tensors:
         if tensor.name not in imatrix.entries:
             if not tensor.name.startswith("blk.") or protected_reason(tensor.name, len(tensor.shape)):

@@ -26,7 +26,7 @@ from ggplan.allocation.probes import ALL, LOW, ProbeGroup
 from ggplan.allocation.type_errors import type_error
 from ggplan.conversion import ConvertOptions, convert
 from ggplan.errors import MeasureError
-from ggplan.ggml_types import GgmlType, parse_type
+from ggplan.ggml_types import F16, GgmlType, parse_type
 from ggplan.measure.outputs import write_whole
 from ggplan.model import Model, TensorInfo
 from ggplan.planning import Plan, lay_out, make_plan, types_by_hand
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 _MARK = "ggplan-probes.json"
 _NAME = "m.gguf"
+_SMALL = 1e-4
 Written = Callable[[int], None]
 """Called with bytes that were written."""
 
@@ -97,7 +98,7 @@ def plans_of(
         ),
     )
     low = {t.name: LOW for t in model.tensors if t.name in names and _holds(t, parse_type(LOW))}
-    kept = {t.name: t.type for t in plan.tensors if t.name in names and t.name not in low}
+    kept = {t.name: _exact(t.type) for t in plan.tensors if t.name in names and t.name not in low}
     low_plan = lay_out(low_model, types_by_hand(low_model, {**kept, **low}, LOW), imatrix=imatrix)
     fine = lay_out(
         model,
@@ -113,6 +114,11 @@ def _fine(tensor: TensorInfo) -> GgmlType:
         return tensor.type
     found = fitted(tensor, Decision(parse_type(ALL), "optimiser"), "llama.cpp")
     return found.type if found.fault is None else kept_type(tensor)
+
+
+def _exact(type_: GgmlType) -> GgmlType:
+    """The type that simulated weights are stored in: the base's, or f16 where that adds to their errors."""
+    return F16 if type_.is_quantized and type_error(type_.name) > _SMALL else type_
 
 
 def _holds(tensor: TensorInfo, type_: GgmlType) -> bool:
@@ -164,6 +170,8 @@ class ProbeFiles:
         Made, or of an earlier run with the same `key`.
     key
         What the files depend on.
+    force
+        Remove another run's.
 
     Raises
     ------
@@ -171,7 +179,9 @@ class ProbeFiles:
         If the folder cannot be made, is something else's, or another run's.
     """
 
-    def __init__(self, folder: Path, plans: ProbePlans, key: Mapping[str, object]) -> None:
+    def __init__(
+        self, folder: Path, plans: ProbePlans, key: Mapping[str, object], *, force: bool = False
+    ) -> None:
         self.folder, self._plans = folder, plans
         mark = folder / _MARK
         text = json.dumps(key, indent=1, sort_keys=True)
@@ -184,6 +194,10 @@ class ProbeFiles:
                 raise MeasureError(
                     f"{shown} is there, and is no folder of probes", hint="name another one with --work"
                 )
+            if mark.read_text("utf-8") != text and force:
+                shutil.rmtree(folder)
+                folder.mkdir()
+                write_whole(mark, text.encode())
             if mark.read_text("utf-8") != text:
                 raise MeasureError(
                     f"the files in {shown} are of other probes",

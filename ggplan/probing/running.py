@@ -176,7 +176,7 @@ class _Run:
             "base": conditions.base, "groups": {g.name: list(g.tensors) for g in self.groups},
         }  # fmt: skip
         folder = self.options.work or self.path.with_suffix(".work")
-        files = ProbeFiles(folder, plans, key)
+        files = ProbeFiles(folder, plans, key, force=self.options.force)
         self.watcher.writing(files.missing)
         files.write(threads=self.options.threads, progress=self.watcher.written)
         found = self._measured(found, files)

@@ -1,8 +1,8 @@
 """A low type where rows do not hold it: the errors of the type, stored in another.
 
 Rows of 352 weights are no multiple of 256, so llama.cpp gives them a type of 4.5 bits instead of q2_K. A
-probe of that type would be of tokens that are routed elsewhere rather than of the tensor. Instead as many rows
-as make up whole superblocks are encoded as one, decoded, and written in the type that they have in the base.
+probe of that type would be of tokens that are routed elsewhere rather than of the tensor. Instead as many
+rows as make up whole superblocks are encoded as one, decoded, and written in the type of the base.
 """
 
 from __future__ import annotations

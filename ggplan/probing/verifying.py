@@ -1,7 +1,7 @@
 """verify_allocation: the file of a recipe measured beside a stock mix and a uniform type of its size.
 
-All three are converted from the same weights with the same imatrix and run on the same tokens, so what differs
-is which tensor got which type. Each file's figure stands beside what the same sensitivities predict of it.
+All are converted from the same weights with the same imatrix and run on the same tokens, so what differs is
+which tensor got which type. Each file's figure stands beside what the same sensitivities predict of it.
 """
 
 from __future__ import annotations
@@ -115,6 +115,19 @@ def _is_written(plan: Plan) -> bool:
     return all(t.type.encodable or t.is_copied for t in plan.tensors)
 
 
+def _base_to_write(found: Sequence[Contender]) -> Plan | None:
+    """The plan of the base; None where the model's own files are it."""
+    model = found[0].plan.model
+    plan = make_plan(model)
+    return None if model.kind == "gguf" and all(t.is_copied for t in plan.tensors) else plan
+
+
+def bytes_to_write(found: Sequence[Contender]) -> int:
+    """What `verify_allocation` writes."""
+    base = _base_to_write(found)
+    return sum(c.plan.file_bytes for c in found) + (0 if base is None else base.file_bytes)
+
+
 def verify_allocation(
     found: Sequence[Contender],
     texts: Sequence[Path],
@@ -141,13 +154,11 @@ def verify_allocation(
     PlanError, ConversionError, MeasureError, CheckpointError, ImatrixError
         As `ggplan.convert` and `ggplan.measure.measure`.
     """
-    model = found[0].plan.model
-    base_plan = make_plan(model)
-    is_gguf = model.kind == "gguf" and all(t.is_copied for t in base_plan.tensors)
-    base = model.files[0] if is_gguf else folder / "base.gguf"
+    base_plan = _base_to_write(found)
+    base = found[0].plan.model.files[0] if base_plan is None else folder / "base.gguf"
     paths = [folder / f"{c.name.replace(' ', '_')}.gguf" for c in found]
     work = [(c.plan, path) for c, path in zip(found, paths, strict=True)]
-    for plan, path in work if is_gguf else [(base_plan, base), *work]:
+    for plan, path in work if base_plan is None else [(base_plan, base), *work]:
         if not path.exists():
             convert(plan, path, ConvertOptions(allow_requantize=True), progress=written, resumed=written)
     subjects = open_subjects([base, *paths])

@@ -147,35 +147,6 @@ def add_product(out: F32Array, a: F32Array, b: F32Array, *, minus: bool = False,
         _add(out, left, right, min(PANEL, len(b) - first), minus=minus, threads=threads)
 
 
-def packed_panels(h: F32Array) -> list[F32Array]:
-    """A matrix (n, n) as panels of its rows, each packed: what `add_packed` multiplies with."""
-    return [_packed(h[first : first + PANEL]) for first in range(0, len(h), PANEL)]
-
-
-def add_packed(out: F32Array, panels: list[F32Array], first: int, columns: F32Array) -> None:
-    """Add to `out` (m, 16 b) the product of rows of a symmetric matrix and columns in blocks of sixteen.
-
-    Parameters
-    ----------
-    panels
-        Of the matrix (n, n), as `packed_panels` returns them.
-    first
-        Its first row, a multiple of 16; there are m, a multiple of 16 too.
-    columns
-        (b, n, 16).
-    """
-    memory, stride = _memory(out)
-    m, width = out.shape
-    n = columns.shape[1]
-    flat = columns.reshape(-1)
-    for number, panel in enumerate(panels):
-        start = number * PANEL
-        _add_panels(
-            memory, stride, m, width, panel[first // _BLOCK :], flat[start * _BLOCK :], n, panel.shape[1],
-            0, m // _BLOCK, 0, 0,
-        )  # fmt: skip
-
-
 def unit_upper(h: F32Array, threads: int = 1) -> F32Array:
     """The upper factor U, ones on its diagonal, of a symmetric positive matrix (n, n) = U D U^T, D diagonal.
 
@@ -184,9 +155,21 @@ def unit_upper(h: F32Array, threads: int = 1) -> F32Array:
     QuantizationError
         If the matrix is not positive: rounding errors count.
     """
+    return unit_factor(h, threads)[0]
+
+
+def unit_factor(h: F32Array, threads: int = 1) -> tuple[F32Array, F32Array]:
+    """The same, and the diagonal of D, (n,).
+
+    Raises
+    ------
+    QuantizationError
+        If the matrix is not positive: rounding errors count.
+    """
     lower = _lower_factor(h, threads)
-    lower /= lower.diagonal().copy()
-    return np.ascontiguousarray(lower[::-1, ::-1])
+    roots = lower.diagonal().copy()
+    lower /= roots
+    return np.ascontiguousarray(lower[::-1, ::-1]), (roots * roots)[::-1].copy()
 
 
 def divide(b: F32Array, h: F32Array, threads: int = 1) -> F32Array:
@@ -240,7 +223,7 @@ def _divide_by_turned(x: F32Array, lower: F32Array, threads: int) -> None:
 
 
 def _find_panel(panel: F32Array, square: F32Array, to_factor: int) -> None:
-    """Divide rows (m, k) by the turned lower square (k, k), perhaps their first rows and still to be found."""
+    """Divide rows (m, k) by the turned lower square (k, k), perhaps their own and still to be found."""
     k = panel.shape[1]
     failed = np.zeros(1, np.int32)
     room = scratch(2 * _STEP * _STEP)
@@ -325,7 +308,7 @@ def _add(
     m, n = out.shape
 
     def add(first: int, end: int) -> None:
-        _add_panels(memory, stride, m, n, left, right, k, k, first, end, int(lower_only), int(minus))
+        _add_panels(memory, stride, m, n, left, right, k, first, end, int(lower_only), int(minus))
 
     _share(add, _blocks(m), threads)
 
@@ -392,15 +375,15 @@ def _put(out: Any, at: Any, value: Any, minus: Any, columns: Any) -> None:
 
 @kernel
 def _add_panels(
-    out: F32s, stride: I64, m: I64, n: I64, left: F32s, right: F32s, right_step: I64, k: I64, first: I64,
-    end: I64, lower_only: I64, minus: I64,
+    out: F32s, stride: I64, m: I64, n: I64, left: F32s, right: F32s, k: I64, first: I64, end: I64,
+    lower_only: I64, minus: I64,
 ) -> None:  # fmt: skip
     # Four rows of sixteen columns are summed up in registers. The right block stays in the first cache while
     # several left ones pass.
     for start in range(first, end, 8):
         stop = min(start + 8, end)
         for column in range(0, n, 16):
-            right_at = column * right_step
+            right_at = column * k
             for block in range(start, stop):
                 if not lower_only or column <= 16 * block:
                     for part in range(0, 16, 4):

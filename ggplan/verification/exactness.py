@@ -20,6 +20,7 @@ from ggplan.errors import CheckpointError, PlanError
 from ggplan.metadata import Metadata
 from ggplan.model import Model, TensorInfo
 from ggplan.planning import Effort, FallbackTable, Nonfinite, Plan, make_plan
+from ggplan.planning.guidance import SecondMoments, feedback_as_recorded
 from ggplan.planning.layout import written_shape
 from ggplan.planning.provenance import CODES, INPUTS, PLAN, VERSION
 from ggplan.reshaping import recorded_reshaping, reshape
@@ -44,6 +45,7 @@ def plan_again(
     recipe: Recipe | None = None,
     imatrix: Imatrix | None = None,
     fallback: FallbackTable | None = None,
+    calibration: SecondMoments | None = None,
 ) -> Plan:
     """The plan of a file that ggplan wrote, by the recipe and choices that its metadata records.
 
@@ -53,11 +55,14 @@ def plan_again(
         The file and the checkpoint it was made from.
     recipe, imatrix, fallback
         Used instead of the recorded ones. For an imatrix only the name is recorded, never the values.
+    calibration
+        The one that the file was made with. Its imatrix is used.
 
     Raises
     ------
     PlanError
-        If the file does not say how it was made, or was made with an imatrix and none is given.
+        If the file does not say how it was made, or was made with an imatrix or a calibration and it is not
+        given.
     RecipeError
         If the recorded recipe is damaged.
     """
@@ -67,6 +72,9 @@ def plan_again(
             f"{shown} does not say how it was made: ggplan did not write it",
             hint="`ggplan verify FILE --against CHECKPOINT --exact --recipe RECIPE` takes one",
         )
+    feedback = feedback_as_recorded(written.metadata, calibration, shown)
+    if feedback is not None and imatrix is None:
+        imatrix = feedback.calibration.imatrix
     if imatrix is None and (name := text_of(written.metadata, _IMATRIX)):
         raise PlanError(
             f"{shown} was made with the imatrix {printable(name)}",
@@ -80,6 +88,7 @@ def plan_again(
         fallback=fallback or _recorded(written.metadata, "ggplan.fallback", FallbackTable, "llama.cpp"),
         nonfinite=_recorded(written.metadata, "ggplan.nonfinite", Nonfinite, "refuse"),
         effort=_recorded(written.metadata, "ggplan.effort", Effort, "default"),
+        feedback=feedback,
     )
     plan = with_input_hashes(plan)
     return dataclasses.replace(plan, metadata=_as_recorded(plan.metadata, written.metadata))

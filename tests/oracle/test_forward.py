@@ -1,4 +1,4 @@
-"""Checkpoints run layer by layer, against transformers' whole models, and their weights against the GGUF's."""
+"""Checkpoints run layer by layer: against transformers' whole models, and weights against the GGUF's."""
 
 import os
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 
 from ggplan.arch import to_gguf
 from ggplan.errors import CheckpointError
-from ggplan.forward.checkpoint_model import open_checkpoint_model
+from ggplan.forward.building import open_checkpoint_model
 from ggplan.forward.matrices import layer_places
 from ggplan.forward.running import TokenRun, one_torch_thread
 from ggplan.sources.huggingface import open_checkpoint
@@ -18,7 +18,18 @@ pytestmark = pytest.mark.oracle
 # Dense and with experts, latent attention, sliding windows, fused matrices, sinks, arguments by token,
 # linear attention, stacked experts that are run as a batch.
 FAMILIES = (
-    *("llama", "qwen3", "qwen3moe", "glm4moe", "deepseek_v3", "gemma3", "mixtral", "gpt_oss", "olmoe", "phi4"),
+    *(
+        "llama",
+        "qwen3",
+        "qwen3moe",
+        "glm4moe",
+        "deepseek_v3",
+        "gemma3",
+        "mixtral",
+        "gpt_oss",
+        "olmoe",
+        "phi4",
+    ),
     *("gemma4", "qwen3_next", "llama4"),
 )
 QUANTIZED = ("deepseek_v3_fp8", "gpt_oss_mxfp4")
@@ -34,7 +45,9 @@ def tokens(n_windows: int = 3, length: int = 80) -> np.ndarray:
 
 
 @pytest.mark.parametrize("case", FAMILIES)
-def test_layer_by_layer_gives_the_whole_models_logits(reference_models: Path, tmp_path: Path, case: str) -> None:
+def test_layer_by_layer_gives_the_whole_models_logits(
+    reference_models: Path, tmp_path: Path, case: str
+) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -60,7 +73,7 @@ def test_layer_by_layer_gives_the_whole_models_logits(reference_models: Path, tm
     assert (ours - theirs).abs().max() <= 1e-4 * theirs.abs().max()
 
 
-@pytest.mark.parametrize("case", (*FAMILIES, *QUANTIZED))
+@pytest.mark.parametrize("case", [*FAMILIES, *QUANTIZED])
 def test_every_matrix_of_the_gguf_is_found_in_the_modules(reference_models: Path, case: str) -> None:
     checkpoint = open_checkpoint(reference_models / case)
     model, gguf = open_checkpoint_model(checkpoint), to_gguf(checkpoint)

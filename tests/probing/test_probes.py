@@ -5,18 +5,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from weighing_engine import N_CTX, Stopped, weighing_engine, write_model
+from weighing_engine import N_CTX, StoppedError, weighing_engine, write_model
 
 import ggplan
 from ggplan.allocation import OptimizeOptions, answer_of, prepare, scales_by_probes
 from ggplan.allocation.probes import Probe, Probes, probe_groups
 from ggplan.allocation.scales import scales_by_prior
+from ggplan.allocation.type_errors import Errors
 from ggplan.errors import MeasureError, PlanError
 from ggplan.probing import ProbeOptions, load_probes, probe
 from ggplan.probing.record import identity_of
 
 SMALL = ProbeOptions(n_ctx=N_CTX, n_chunks=40)
-SENSITIVITIES = {"token_embd": 0.4, "output": 40.0, "attn_q": 4.0, "ffn_down": 12.0, "ffn_up": 1.0, "ffn_gate": 1.0}
+SENSITIVITIES = {
+    "token_embd": 0.01, "output": 0.4, "attn_q": 0.05, "ffn_down": 0.12, "ffn_up": 0.02, "ffn_gate": 0.02,
+}  # fmt: skip
 
 
 def weights_of(seed: int = 1) -> dict[str, np.ndarray]:
@@ -87,11 +90,15 @@ def test_scales_are_the_sensitivities_and_the_forecast_is_the_divergence(
 ) -> None:
     record = probe(model, texts, tmp_path / "p.json", engine, options=SMALL)
     scales = scales_by_probes(model, record.as_probes("p.json"))
-    ratios = {name: scales.values[name] / TRUE[name] for name in WEIGHTS if TRUE[name]}
+    ratios = {
+        group.name: sum(scales.values[n] for n in group.tensors) / sum(TRUE[n] for n in group.tensors)
+        for group in probe_groups(model)
+    }
     middle = float(np.median(list(ratios.values())))
-    assert all(0.7 < ratio / middle < 1.4 for ratio in ratios.values()), ratios
-    assert scales_by_prior(model).values["output.weight"] != pytest.approx(scales.values["output.weight"], 0.3)
-    problem = prepare(model, OptimizeOptions(bpw=4.0), scales=scales)
+    assert all(0.85 < ratio / middle < 1.15 for ratio in ratios.values()), ratios
+    assert scales.level.flips < 0.005  # no tokens are routed here
+    errors = Errors("measured", record.errors)
+    problem = prepare(model, OptimizeOptions(bpw=4.0), scales=scales, errors=errors)
     answer = answer_of(problem)
     out = tmp_path / "out.gguf"
     ggplan.convert(answer.plan, out)
@@ -100,7 +107,7 @@ def test_scales_are_the_sensitivities_and_the_forecast_is_the_divergence(
     )
     kld = next(q for q in result.record.quantizations if q.name == "out").measurements[0].metrics["kld"]
     assert answer.forecast.kld == pytest.approx(kld.value, rel=0.15)
-    assert "9 probes" not in answer.recipe.text and "8 probes by weighing on prose.txt, code.txt" in answer.recipe.text
+    assert "8 probes by weighing on prose.txt, code.txt" in answer.recipe.text
 
 
 def test_a_killed_run_continues_and_its_record_is_that_of_a_whole_one(model, texts, log, tmp_path) -> None:
@@ -109,7 +116,7 @@ def test_a_killed_run_continues_and_its_record_is_that_of_a_whole_one(model, tex
     n_runs = len(log)
     log.clear()
     stopping = weighing_engine(WEIGHTS, TRUE, log, stop=lambda: len(log) == 5)
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         probe(model, texts, halved, stopping, options=SMALL)
     kept = load_probes(halved)
     assert sum(kept.is_complete(p) for p in kept.probes) == 0
@@ -119,7 +126,8 @@ def test_a_killed_run_continues_and_its_record_is_that_of_a_whole_one(model, tex
     assert halved.read_bytes() == whole.read_bytes()
     log.clear()
     again = probe(model, texts, halved, weighing_engine(WEIGHTS, TRUE, log), options=SMALL)
-    assert not log and again == load_probes(whole)
+    assert not log
+    assert again == load_probes(whole)
     assert halved.read_bytes() == whole.read_bytes()
 
 
@@ -138,7 +146,8 @@ def test_a_record_of_other_probes_is_refused(model, texts, engine, log, tmp_path
             probe(*arguments, path, engine, options=SMALL)
     with pytest.raises(MeasureError, match="40 chunks of 16 tokens"):
         probe(model, texts[:1], path, engine, options=ProbeOptions(n_ctx=N_CTX, n_chunks=20))
-    assert path.read_bytes() == before and not log
+    assert path.read_bytes() == before
+    assert not log
     probe(other, texts[:1], path, engine, options=ProbeOptions(n_ctx=N_CTX, n_chunks=20, force=True))
     assert load_probes(path).conditions.n_chunks == 20
     assert load_probes(path).model == identity_of(other)
@@ -185,7 +194,7 @@ def test_probes_without_a_figure_leave_the_prior_and_say_so(model) -> None:
         (lambda r: r["probes"][0]["errors"].update(x=-1), "no relative error"),
         (lambda r: r["probes"].append(r["probes"][0]), "two probes"),
         (lambda r: r["conditions"].update(n_ctx=0), "n_ctx"),
-        (lambda r: r["measured"].update(schema="ggplan.record/99"), "record/99"),
+        (lambda r: r["measured"].update(schema="ggplan.record/99"), "its version is 99"),
     ],
 )
 def test_a_damaged_record_is_refused_with_the_place(change, said: str, probed: Path, tmp_path) -> None:
@@ -193,7 +202,7 @@ def test_a_damaged_record_is_refused_with_the_place(change, said: str, probed: P
     change(value)
     path = tmp_path / "bad.json"
     path.write_text(json.dumps(value))
-    with pytest.raises(MeasureError, match="bad.json is no record of probes") as found:
+    with pytest.raises(MeasureError, match=r"bad\.json is no record of probes") as found:
         load_probes(path)
     assert said in found.value.message
 

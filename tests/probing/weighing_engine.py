@@ -1,7 +1,7 @@
 """An engine whose figures follow from the errors of tensors: a KL divergence that is known beforehand.
 
-The logits are a truth, and for each tensor noise of its own whose variance is the tensor's sensitivity times the
-relative squared error of its weights. So the divergence of a file is the sum of what its tensors do.
+The logits are a truth, and for each tensor noise of its own, whose variance is the tensor's sensitivity times
+the relative squared error of its weights. So the divergence of a file is the sum of what its tensors do.
 """
 
 import zlib
@@ -20,7 +20,7 @@ N_VOCAB = 40
 N_CTX = 16
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     """The engine was told to stop."""
 
 
@@ -56,7 +56,7 @@ def weighing_engine(
 
     def logits_of(path: Path, tokens: np.ndarray) -> list[np.ndarray]:
         if stop():
-            raise Stopped
+            raise StoppedError
         model = ggplan.open_model(path)
         log.append({t.name: t.type.name for t in model.tensors})
         truth = np.random.default_rng(zlib.crc32(tokens.tobytes()))
@@ -81,8 +81,6 @@ def weighing_engine(
 
     def run(chunked: ChunkedText, chunks: list[np.ndarray], base: BaseLogits | None) -> Run:
         rows = [base.rows(i, 0, chunked.n_scored) if base else None for i in range(chunked.n_chunks)]
-        return Run(
-            join_scores([score_chunk(c, chunked.targets[i], rows[i]) for i, c in enumerate(chunks)])
-        )
+        return Run(join_scores([score_chunk(c, chunked.targets[i], rows[i]) for i, c in enumerate(chunks)]))
 
     return Engine("weighing", "b1", run_base, run_model)

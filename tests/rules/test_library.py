@@ -19,6 +19,8 @@ ROOT = Path(__file__).parents[2]
 LIBRARY = {entry.name: entry for entry in library()}
 CASES = [(entry.name, figures.model) for entry in library() for figures in entry.figures]
 LEVELS = ("Quality", "Balanced", "Small")
+# For whom nobody's mixes were collected: they have the machines that `tools/make_recipes.py` is asked for.
+OPTIMISED_ONLY = {"GLM-5", "Qwen3.5-27B", "Qwen3.5-35B-A3B", "Qwen3.5-397B-A17B"}
 WITH_IMATRIX_ONLY = {"iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs"}
 
 
@@ -98,7 +100,7 @@ def test_they_give_the_sizes_that_were_published(name: str, model: str, size: st
 
 
 def test_each_model_has_recipes_of_each_level() -> None:
-    for model in inventories():
+    for model in set(inventories()) - OPTIMISED_ONLY:
         found = {level(e) for e in library() if e.family and any(f.model == model for f in e.figures)}
         assert found == set(LEVELS), model
 

@@ -1,12 +1,39 @@
-"""Coordinate descent for iq2_* and iq3_* under a Hessian: points, signs, sub-blocks' scales and d."""
+"""Error feedback and descent for iq2_* and iq3_* under a Hessian: points, signs, scales and d of whole rows.
+
+What is made small for each row w, as in `searches.feedback`, is
+
+    (w - y) H (w - y)^T        y what a reader will find, y = d (2 s + 1) unit (sign point)
+
+Groups of eight weights, s and d move one after the other to where that is least: with g = (w - y) H, to move
+y by a step c along v lowers it by c (2 g.v - c v.Hv). Weights are not rounded one by one: a group takes the
+best of all points, with everything else as it is (`descent_points`).
+
+Feedback. Superblocks are found from left to right, each so that what it leaves can be made good by those
+after it. With H = U D U^T and r = w - y, what superblock s adds to the error after those before it, were all
+weights after it free, is
+
+    (p + r_s U_ss) D_s (p + r_s U_ss)^T        p = sum over t < s of r_t U_ts
+
+so it is a descent too, from the blocks that best efforts found, under U_ss D_s U_ss^T. Afterwards all
+superblocks descend under H. On trained weights that leaves 7 % less error than as many sweeps from best's
+blocks.
+
+Rows lie in tiles of sixteen (`row_tiles`), by superblock: float32 (superblocks, tiles, 256, 16). The slopes g
+of a superblock are summed up anew when it is its turn, by one product with 256 columns of H; what moves in it
+meanwhile is added where it is asked for.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ggplan.quants.kernels import F32, I64, F32s, I32s, inline, kernel
+from ggplan.quants.codecs import Rows
+from ggplan.quants.formats.fields import F32Array, Grid
+from ggplan.quants.formats.grids import signed
+from ggplan.quants.kernels import F32, I64, F32s, I32s, inline, kernel, scratch
 from ggplan.quants.memory import floats_at, load, store
 from ggplan.quants.searches.best import as_half
 from ggplan.quants.searches.descent_points import (
@@ -17,7 +44,10 @@ from ggplan.quants.searches.descent_points import (
     eight_in,
     put,
     search_eight,
+    table_of,
 )
+from ggplan.quants.searches.neighbours import grid_neighbours
+from ggplan.quants.searches.row_tiles import add_four, add_products, rows_of, tiles_of
 from ggplan.quants.searches.superblock import SUPERBLOCK
 from ggplan.quants.vector import any_lane, float_of, integer_of, maximum, minimum, rounded, select, splat
 
@@ -25,143 +55,408 @@ _ZERO = np.float32(0)
 _ONE = np.float32(1)
 _TWO = np.float32(2)
 _HALF = np.float32(0.5)
+_LESS = np.float32(1 - 2.0**-10)
+"""A row's error must be below this part of best's to count as less: sums of float32 are wrong by less."""
 
-# Where a search's memory has the gradients of a superblock, moves of all its weights, and the rest.
+_HIGHEST = 15  # s
+_NARROW = 1024  # columns; products of more take most of the time
+_SWEEPS = {"feedback": 1, "gptq": 0, "descent": 3}
+_FEEDBACK_TURNS = 3
+"""How often a superblock is gone over before the next. With one sweep after it, on trained weights and with
+iq2_xs, that leaves 0.406 of the error of best's blocks, with two 0.402; many more of both 0.399."""
+
+
+class Rules(NamedTuple):
+    """How weights of a type are made, as kernels take it.
+
+    Attributes
+    ----------
+    group
+        Weights of a point, 8 or 4.
+    is_even
+        1 where an even number of eight weights is negative, else 0.
+    size
+        Weights of a sub-block, 32 or 16.
+    unit
+        What d (2 s + 1) is multiplied by.
+    """
+
+    group: int
+    is_even: int
+    size: int
+    unit: float
+
+
+class Factored(Protocol):
+    """A Hessian H = U D U^T of n columns, packed (`row_tiles`)."""
+
+    @property
+    def hessian(self) -> F32Array:
+        """H."""
+
+    @property
+    def factor(self) -> F32Array:
+        """U, and in the squares on the diagonal U^T."""
+
+    @property
+    def pivots(self) -> F32Array:
+        """D, (n,)."""
+
+    @property
+    def squares(self) -> F32Array:
+        """The squares on the diagonal of U."""
+
+    @property
+    def remainders(self) -> F32Array:
+        """U D U^T of these alone: H of a superblock once all columns after it make good what they can."""
+
+
+class _State(NamedTuple):
+    """What is found for tiles of rows.
+
+    Attributes
+    ----------
+    values
+        float32 (superblocks, tiles, 256, 16): points with signs.
+    residues
+        As large: w - y.
+    ds
+        float32 (superblocks, tiles, 16).
+    levels
+        int32 (superblocks, tiles, sub-blocks, 16): s.
+    """
+
+    values: F32Array
+    residues: F32Array
+    ds: F32Array
+    levels: NDArray[np.int32]
+
+
+def improve(
+    name: str,
+    rules: Rules,
+    rows: Rows,
+    found: Grid,
+    factored: Factored,
+    method: str,
+) -> NDArray[np.bool_]:
+    """Make fields have less error under a Hessian.
+
+    Parameters
+    ----------
+    name
+        Of the grid.
+    rows
+        float32 (m, n), n a multiple of 256.
+    found
+        The fields (m n / 256) that best efforts found; those of rows that got better are replaced.
+    method
+        "feedback", "gptq" for feedback alone, or "descent" for descent alone, from the blocks given.
+
+    Returns
+    -------
+    Which rows (m,) got better.
+    """
+    m, n = rows.shape
+    weights = _by_superblock(rows)
+    state = _state_of(name, rules, found, weights, m)
+    gains = np.zeros((weights.shape[1], LANES), np.float32)
+    with_feedback = method != "descent"
+    if with_feedback:
+        least = _errors(state.residues, factored)
+        error = _feed_back(name, rules, weights, state, factored)
+    turns = 2 if with_feedback and n <= _NARROW else 1
+    for _ in range(_SWEEPS[method]):
+        for s in range(n // SUPERBLOCK):
+            slopes = _product(state.residues, factored.hessian, s, range(n // SUPERBLOCK))
+            square = _square(factored.hessian, n * s + SUPERBLOCK * s)
+            _descend_in(name, rules, weights, state, s, slopes, square, gains, turns)
+    is_better = error - gains < least * _LESS if with_feedback else gains > _ZERO
+    chosen = is_better.reshape(-1)[:m]
+    _write(name, state, found, chosen)
+    return chosen
+
+
+def _feed_back(name: str, rules: Rules, weights: F32Array, state: _State, factored: Factored) -> F32Array:
+    """Find all superblocks from left to right; returns the errors (tiles, 16)."""
+    n_superblocks, count = weights.shape[:2]
+    errors = np.zeros((count, LANES), np.float32)
+    for s in range(n_superblocks):
+        start = s * SUPERBLOCK
+        pivots = factored.pivots[start : start + SUPERBLOCK]
+        square = _square(factored.remainders, start)
+        before = _product(state.residues, factored.factor, s, range(s))
+        slopes = np.zeros_like(before)
+        turned = _square(factored.factor, n_superblocks * SUPERBLOCK * s + start)
+        _add(slopes, before * pivots[:, np.newaxis], turned)
+        _add(slopes, state.residues[s], square)
+        gains = np.zeros_like(errors)
+        _descend_in(name, rules, weights, state, s, slopes, square, gains, _FEEDBACK_TURNS)
+        _add(before, state.residues[s], _square(factored.squares, start))
+        _add_squares(before, pivots, count, errors)
+    return errors
+
+
+def _errors(residues: F32Array, factored: Factored) -> F32Array:
+    """The error of each row, (tiles, 16)."""
+    n_superblocks, count = residues.shape[:2]
+    errors = np.zeros((count, LANES), np.float32)
+    for s in range(n_superblocks):
+        start = s * SUPERBLOCK
+        part = _product(residues, factored.factor, s, range(s))
+        _add(part, residues[s], _square(factored.squares, start))
+        _add_squares(part, factored.pivots[start : start + SUPERBLOCK], count, errors)
+    return errors
+
+
+def _descend_in(
+    name: str, rules: Rules, weights: F32Array, state: _State, s: int, slopes: F32Array, square: F32Array,
+    gains: F32Array, turns: int,
+) -> None:  # fmt: skip
+    """Move what is in superblock s of all tiles, whose slopes are given; `gains` (tiles, 16) grow."""
+    _descend(
+        weights.shape[1], *rules, _HIGHEST, turns,
+        weights[s], state.values[s], state.residues[s], slopes, square, _inverses(square),
+        state.ds[s], state.levels[s], *table_of(name), scratch(_ROOM), gains,
+    )  # fmt: skip
+
+
+# --- Tiles and squares -------------------------------------------------------------------------------
+
+
+def _by_superblock(rows: Rows) -> F32Array:
+    m, n = rows.shape
+    tiles = np.empty((n // SUPERBLOCK, -(-m // LANES), SUPERBLOCK, LANES), np.float32)
+    for s, tile in enumerate(tiles):
+        tile[:] = tiles_of(rows[:, s * SUPERBLOCK : (s + 1) * SUPERBLOCK])
+    return tiles
+
+
+def _product(residues: F32Array, matrix: F32Array, s: int, superblocks: range) -> F32Array:
+    """The product of some superblocks' residues and a packed matrix, in the columns of superblock s."""
+    n = len(residues) * SUPERBLOCK
+    out = np.zeros(residues.shape[1:], np.float32)
+    for t in superblocks:
+        _add(out, residues[t], matrix[SUPERBLOCK * (n * t + SUPERBLOCK * s) :])
+    return out
+
+
+def _add(out: F32Array, tiles: F32Array, square: F32Array) -> None:
+    """Add to tiles (tiles, 256, 16) the product of others and a packed square."""
+    add_products(out, tiles, square, SUPERBLOCK, (0, SUPERBLOCK))
+
+
+def _square(packed: F32Array, place: int) -> F32Array:
+    """The packed square that begins `place` runs of 256 numbers on."""
+    return packed[SUPERBLOCK * place : SUPERBLOCK * (place + SUPERBLOCK)]
+
+
+def _unpacked(square: F32Array) -> F32Array:
+    return np.ascontiguousarray(square.reshape(-1, SUPERBLOCK, 4).swapaxes(0, 1)).reshape(SUPERBLOCK, -1)
+
+
+def _inverses(square: F32Array) -> F32Array:
+    """The inverse of each eight columns' own part of a packed square: float32 (32, 64)."""
+    n = SUPERBLOCK // 8
+    parts = _unpacked(square).reshape(n, 8, n, 8)[np.arange(n), :, np.arange(n)].astype(np.float64)
+    inverse = np.tile(np.eye(8), (n, 1, 1))
+    for k in range(8):  # Gauss and Jordan's, whose order is the same everywhere; LAPACK's is not
+        pivot = parts[:, k : k + 1, k : k + 1].copy()
+        parts[:, k : k + 1] /= pivot
+        inverse[:, k : k + 1] /= pivot
+        for i in range(8):
+            if i != k:
+                share = parts[:, i : i + 1, k : k + 1].copy()
+                parts[:, i : i + 1] -= share * parts[:, k : k + 1]
+                inverse[:, i : i + 1] -= share * inverse[:, k : k + 1]
+    return inverse.astype(np.float32).reshape(n, 64)
+
+
+# --- Fields ------------------------------------------------------------------------------------------
+
+
+def _state_of(name: str, rules: Rules, found: Grid, weights: F32Array, m: int) -> _State:
+    n_superblocks, count = weights.shape[:2]
+    ds = found.d.astype(np.float32)
+    sign = np.where(ds < 0, _ZERO - _ONE, _ONE)  # a search takes positive ones
+    points = signed(name, found) * sign[:, np.newaxis]
+    values = _by_superblock(points.reshape(m, -1).astype(np.float32))
+    units = _in_lanes((ds * sign)[:, np.newaxis], m, count)[:, :, 0]
+    levels = _in_lanes(found.scales.astype(np.int32), m, count)
+    state = _State(values, np.empty_like(values), np.ascontiguousarray(units), levels)
+    scales = units[:, :, np.newaxis] * np.float32(rules.unit) * (2 * levels + 1).astype(np.float32)
+    parts = (n_superblocks, count, SUPERBLOCK // rules.size, rules.size, LANES)
+    with np.errstate(all="ignore"):  # scales of blocks that nothing can judge may be infinite
+        decoded = scales[:, :, :, np.newaxis] * values.reshape(parts)
+        np.subtract(weights, decoded.reshape(weights.shape), out=state.residues)
+    return state
+
+
+def _in_lanes(fields: NDArray[Any], m: int, count: int) -> NDArray[Any]:
+    """Fields (m superblocks, k) of m rows as (superblocks, tiles, k, 16), filled up with zeros."""
+    k = fields.shape[1]
+    rows = np.zeros((count * LANES, len(fields) // m, k), fields.dtype)
+    rows[:m] = fields.reshape(m, -1, k)
+    return np.ascontiguousarray(rows.reshape(count, LANES, -1, k).transpose(2, 0, 3, 1))
+
+
+def _out_of_lanes(tiles: NDArray[Any], m: int) -> NDArray[Any]:
+    """The fields (m, superblocks, k) of m rows."""
+    n_superblocks, _, k, _ = tiles.shape
+    return tiles.transpose(1, 3, 0, 2).reshape(-1, n_superblocks, k)[:m]
+
+
+def _write(name: str, state: _State, found: Grid, chosen: NDArray[np.bool_]) -> None:
+    """Put what was found for the chosen rows into fields."""
+    m, n_superblocks = len(chosen), len(state.ds)
+    known = grid_neighbours(name)
+    table = table_of(name)
+    level_of = np.zeros(128, np.int32)
+    level_of[table.values.astype(np.intp)] = np.arange(len(table.values))
+    group = known.points.shape[1]
+    shifts = known.bits * np.arange(group)
+
+    def rows_in(array: NDArray[Any]) -> NDArray[Any]:
+        return array.reshape(m, n_superblocks, *array.shape[1:])
+
+    rows_in(found.d)[chosen] = _out_of_lanes(state.ds[:, :, np.newaxis], m)[chosen, :, 0]
+    rows_in(found.scales)[chosen] = _out_of_lanes(state.levels, m)[chosen]
+    for s, values in enumerate(state.values):
+        points = rows_of(values)[:m][chosen]
+        levels = level_of[np.abs(points).astype(np.uint8)].reshape(len(points), -1, group)
+        rows_in(found.indices)[chosen, s] = known.index_of[(levels << shifts).sum(axis=2)]
+        rows_in(found.signs)[chosen, s] = np.packbits(points < 0, axis=1, bitorder="little")
+
+
+# --- Kernels -----------------------------------------------------------------------------------------
+
+# Where the memory of a search has how residues of a superblock changed, a direction, what H makes of that,
+# the slopes of a sub-block, its moves, and the rest; in numbers.
 _ALL = SUPERBLOCK * LANES
-_MOVES = _ALL
-_EIGHT = 2 * _ALL
-ROOM = _EIGHT + EIGHT_ROOM
+_ALONG, _PULLS, _SLOPES = _ALL, 2 * _ALL, 3 * _ALL
+_STEPS, _EIGHT = _SLOPES + 32 * LANES, _SLOPES + 40 * LANES
+_ROOM = _EIGHT + EIGHT_ROOM
 
 
 @kernel
 def _descend(
-    weights: F32s, values: F32s, residues: F32s, n: I64, count: I64, first: I64, gradients: F32s,
-    hessian: F32s, inverses: F32s, ds: F32s, levels: I32s, size: I64, unit: F32, highest: I64,
-    rounds: I64, group: I64, is_even: I64, point_values: F32s, starts: I32s, lower: I32s, keys: I32s,
-    n_points: I64, room: F32s, gains: F32s,
+    count: I64, group: I64, is_even: I64, size: I64, unit: F32, highest: I64, rounds: I64,
+    weights: F32s, values: F32s, residues: F32s, given: F32s, hessian: F32s, inverses: F32s,
+    ds: F32s, levels: I32s, point_values: F32s, starts: I32s, lower: I32s, keys: I32s, n_points: I64,
+    room: F32s, gains: F32s,
 ) -> None:  # fmt: skip
     table = Table(point_values, starts, lower, keys, n_points)
-    g = room
-    moves = floats_at(room, _MOVES)
+    along, pulls, slopes = floats_at(room, _ALONG), floats_at(room, _PULLS), floats_at(room, _SLOPES)
+    steps = floats_at(room, _STEPS)
+    changes = room
     eight = eight_in(floats_at(room, _EIGHT))
     n_scales = SUPERBLOCK // size
-    for block in range(count):
-        begin = (block * n + first) * LANES
+    for tile in range(count):
+        begin = tile * SUPERBLOCK * LANES
         w, v, r = floats_at(weights, begin), floats_at(values, begin), floats_at(residues, begin)
+        g = floats_at(given, begin)
+        d = load(ds, tile * LANES, LANES)
+        gain = load(gains, tile * LANES, LANES)
         for i in range(SUPERBLOCK):
-            put(g, i, load(gradients, (i * count + block) * LANES, LANES))
-        d = load(ds, block * LANES, LANES)
-        gain = load(gains, block * LANES, LANES)
-        for _turn in range(rounds):
+            put(changes, i, splat(_ZERO, LANES))
+        for turn in range(rounds):
             for sub in range(n_scales):
-                place = (block * n_scales + sub) * LANES
+                start = size * sub
+                changed = SUPERBLOCK if turn else start
+                place = (tile * n_scales + sub) * LANES
                 level = load(levels, place, LANES)
                 scale = d * unit * float_of(2 * level + 1)
-                for j in range(size * sub, size * (sub + 1), 8):
+                for j in range(0, size, 4):
+                    for i in range(j, j + 4):
+                        put(slopes, i, at(g, start + i))
+                    add_four(slopes, j * LANES, changes, 0, changed, hessian, SUPERBLOCK * (start + j))
+                for j in range(0, size, 8):
+                    first = start + j
                     for i in range(8):
-                        put(eight.values, i, at(v, j + i))
-                        put(eight.gradients, i, at(g, j + i))
+                        put(eight.values, i, at(v, first + i))
+                        put(eight.gradients, i, at(slopes, j + i))
                         for k in range(8):
-                            eight.hessian[8 * i + k] = hessian[SUPERBLOCK * (j + i) + j + k]
-                    cost = search_eight(table, group, is_even, eight, floats_at(inverses, 8 * j), scale)
+                            column = first + k
+                            from_ = (column // 4 * SUPERBLOCK + first + i) * 4 + column % 4
+                            eight.hessian[8 * i + k] = hessian[from_]
+                    cost = search_eight(table, group, is_even, eight, floats_at(inverses, 8 * first), scale)
                     better = cost < _ZERO
                     if any_lane(better):
                         gain = gain - select(better, cost, _ZERO)
                         for i in range(8):
-                            value = select(better, at(eight.found, 8 + i), at(v, j + i))
-                            put(v, j + i, value)
-                            put(r, j + i, at(w, j + i) - scale * value)
-                            put(moves, i, select(better, at(eight.found, i), _ZERO))
-                        move_gradients(g, hessian, j, 8, moves)
+                            put(v, first + i, select(better, at(eight.found, 8 + i), at(v, first + i)))
+                            step = select(better, at(eight.found, i), _ZERO)
+                            put(steps, i, -step)
+                            put(changes, first + i, at(changes, first + i) - step)
+                        for i in range(0, size, 4):
+                            add_four(
+                                slopes, i * LANES, steps, 0, 8, hessian, SUPERBLOCK * (start + i) + 4 * first
+                            )
                 # The scale.
-                start = size * sub
-                slope = slope_of(v, g, start, size)
-                curve = curve_of(v, hessian, start, size)
-                want = scale + slope / curve
-                new = (want / (d * unit) - _ONE) * _HALF
+                own = floats_at(v, start * LANES)
+                pull(own, start, size, hessian, pulls)
+                slope = product(own, slopes, size)
+                curve = product(own, pulls, size)
+                new = ((scale + slope / curve) / (d * unit) - _ONE) * _HALF
                 new = select(new == new, new, _ZERO)
                 new_level = integer_of(rounded(maximum(minimum(new, np.float32(highest)), _ZERO)))
-                new_scale = d * unit * float_of(2 * new_level + 1)
-                step = new_scale - scale
+                step = d * unit * float_of(2 * new_level + 1) - scale
                 saved = step * (_TWO * slope - step * curve)
                 better = saved > _ZERO
                 if any_lane(better):
                     gain = gain + select(better, saved, _ZERO)
                     store(levels, place, select(better, new_level, level))
                     step = select(better, step, _ZERO)
-                    scale = select(better, new_scale, scale)
-                    for i in range(start, start + size):
-                        put(moves, i - start, step * at(v, i))
-                        put(r, i, at(w, i) - scale * at(v, i))
-                    move_gradients(g, hessian, start, size, moves)
-            # d
-            for sub in range(n_scales):
-                level = load(levels, (block * n_scales + sub) * LANES, LANES)
-                part = unit * float_of(2 * level + 1)
-                for i in range(size * sub, size * (sub + 1)):
-                    put(moves, i, part * at(v, i))
-            slope = slope_of(moves, g, 0, SUPERBLOCK)
-            curve = curve_of(moves, hessian, 0, SUPERBLOCK)
-            new_d = as_half(d + slope / curve)
-            step = new_d - d
-            saved = step * (_TWO * slope - step * curve)
-            better = (saved > _ZERO) & (new_d > _ZERO)
-            if any_lane(better):
-                gain = gain + select(better, saved, _ZERO)
-                step = select(better, step, _ZERO)
-                d = select(better, new_d, d)
-                for sub in range(n_scales):
-                    level = load(levels, (block * n_scales + sub) * LANES, LANES)
-                    scale = d * unit * float_of(2 * level + 1)
-                    for i in range(size * sub, size * (sub + 1)):
-                        put(r, i, at(w, i) - scale * at(v, i))
-                        put(moves, i, step * at(moves, i))
-                move_gradients(g, hessian, 0, SUPERBLOCK, moves)
-        store(ds, block * LANES, d)
-        store(gains, block * LANES, gain)
-
-
-@inline
-def move_gradients(g: Any, hessian: Any, first: Any, count: Any, moves: Any) -> None:
-    """Take moves of `count` weights, a multiple of four, from weight `first` on, off the gradients."""
-    for k in range(0, count, 4):
-        move0, move1 = at(moves, k), at(moves, k + 1)
-        move2, move3 = at(moves, k + 2), at(moves, k + 3)
-        row = SUPERBLOCK * (first + k)
+                    for i in range(size):
+                        put(changes, start + i, at(changes, start + i) - step * at(own, i))
+        # d
+        for sub in range(n_scales):
+            part = unit * float_of(2 * load(levels, (tile * n_scales + sub) * LANES, LANES) + 1)
+            for i in range(size * sub, size * (sub + 1)):
+                put(along, i, part * at(v, i))
+        pull(along, 0, SUPERBLOCK, hessian, pulls)
+        slope = product(along, g, SUPERBLOCK) + product(changes, pulls, SUPERBLOCK)
+        curve = product(along, pulls, SUPERBLOCK)
+        new_d = as_half(d + slope / curve)
+        step = new_d - d
+        saved = step * (_TWO * slope - step * curve)
+        better = (saved > _ZERO) & (new_d > _ZERO)
+        if any_lane(better):
+            gain = gain + select(better, saved, _ZERO)
+            step = select(better, step, _ZERO)
+            d = select(better, new_d, d)
+            for i in range(SUPERBLOCK):
+                put(changes, i, at(changes, i) - step * at(along, i))
         for i in range(SUPERBLOCK):
-            change = move0 * hessian[row + i]
-            change = change + move1 * hessian[row + SUPERBLOCK + i]
-            change = change + move2 * hessian[row + 2 * SUPERBLOCK + i]
-            change = change + move3 * hessian[row + 3 * SUPERBLOCK + i]
-            put(g, i, at(g, i) - change)
+            put(r, i, at(w, i) - d * at(along, i))
+        store(ds, tile * LANES, d)
+        store(gains, tile * LANES, gain)
 
 
 @inline
-def slope_of(v: Any, g: Any, first: Any, count: Any) -> Any:
-    slope = splat(_ZERO, LANES)
-    for i in range(first, first + count):
-        slope = slope + at(v, i) * at(g, i)
-    return slope
+def pull(along: Any, first: Any, count: Any, hessian: Any, pulls: Any) -> None:
+    """What H makes of a direction along `count` columns, from `first` on, in these columns."""
+    for j in range(0, count, 4):
+        for i in range(j, j + 4):
+            put(pulls, i, splat(_ZERO, LANES))
+        add_four(pulls, j * LANES, along, 0, count, hessian, SUPERBLOCK * (first + j) + 4 * first)
 
 
 @inline
-def curve_of(v: Any, hessian: Any, first: Any, count: Any) -> Any:
-    """V H v of `count` weights, a multiple of four."""
-    curve = splat(_ZERO, LANES)
-    for i in range(first, first + count, 4):
-        row = SUPERBLOCK * i
-        sum0 = splat(_ZERO, LANES)
-        sum1 = sum0
-        sum2 = sum0
-        sum3 = sum0
-        for k in range(first, first + count):
-            value = at(v, k)
-            sum0 = sum0 + value * hessian[row + k]
-            sum1 = sum1 + value * hessian[row + SUPERBLOCK + k]
-            sum2 = sum2 + value * hessian[row + 2 * SUPERBLOCK + k]
-            sum3 = sum3 + value * hessian[row + 3 * SUPERBLOCK + k]
-        curve = curve + at(v, i) * sum0
-        curve = curve + at(v, i + 1) * sum1
-        curve = curve + at(v, i + 2) * sum2
-        curve = curve + at(v, i + 3) * sum3
-    return curve
+def product(a: Any, b: Any, count: Any) -> Any:
+    """The sum of the products of `count` vectors."""
+    total = splat(_ZERO, LANES)
+    for i in range(count):
+        total = total + at(a, i) * at(b, i)
+    return total
+
+
+@kernel
+def _add_squares(values: F32s, weights: F32s, count: I64, sums: F32s) -> None:
+    """Add weight value^2 of each of 256 columns of tiles (count, 256, 16) to sums (count, 16)."""
+    for tile in range(count):
+        total = load(sums, tile * LANES, LANES)
+        for column in range(SUPERBLOCK):
+            x = load(values, (tile * SUPERBLOCK + column) * LANES, LANES)
+            total = total + x * x * weights[column]
+        store(sums, tile * LANES, total)

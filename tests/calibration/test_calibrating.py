@@ -1,0 +1,192 @@
+"""`calibrate` and its command: settings, shares of texts, going on after a stop. The engine runs nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from filling import StubEngine
+from program import run
+
+import ggplan
+from ggplan import calibrating
+from ggplan.calibrating import CalibrateOptions, calibrate, calibrate_imatrix
+from ggplan.calibration.collecting import Activation
+from ggplan.calibration.engines import LlamaCpp, LlamaCppOptions
+from ggplan.errors import CalibrationError
+from ggplan.imatrix import load_imatrix
+
+DEMO = Path(ggplan.__file__).parent / "demo_model"
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> list[Path]:
+    """Two texts of 10 and 3 chunks of 32."""
+    paths = [tmp_path / "prose.txt", tmp_path / "code.txt"]
+    paths[0].write_text("a" * 330)
+    paths[1].write_text("b" * 96)
+    return paths
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> StubEngine:
+    """The engine that runs nothing, in the place of llama.cpp."""
+    stub = StubEngine([], 32)
+    monkeypatch.setitem(calibrating.ENGINES, "llama.cpp", stub.entered)
+    return stub
+
+
+def test_a_run_that_was_stopped_goes_on_and_makes_the_same(
+    tmp_path: Path, texts: list[Path], engine: StubEngine
+) -> None:
+    options = CalibrateOptions(n_ctx=32)
+    whole = calibrate(DEMO, texts, tmp_path / "whole", options)
+    engine.written, engine.fails_after = [], 2
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(DEMO, texts, tmp_path / "c", options)
+    assert engine.written == [0, 1]
+    engine.written, engine.fails_after = [], None
+    assert calibrate(DEMO, texts, tmp_path / "c", options).digest == whole.digest
+    assert engine.written == [2]
+    for path in whole.path.iterdir():
+        assert (tmp_path / "c" / path.name).read_bytes() == path.read_bytes()
+    engine.written = []
+    assert calibrate(DEMO, texts, tmp_path / "c", options).digest == whole.digest
+    assert engine.written == []
+    (tmp_path / "c" / "layer-001.safetensors").unlink()  # of a whole folder: made again
+    assert calibrate(DEMO, texts, tmp_path / "c", options).digest == whole.digest
+    assert engine.written == [1]
+
+
+def test_provenance(tmp_path: Path, texts: list[Path], engine: StubEngine) -> None:
+    found = calibrate(DEMO, texts, tmp_path / "c", CalibrateOptions(n_ctx=32, n_chunks=5)).provenance
+    assert found["engine"] == {"name": "llama.cpp", "build": "0"}
+    assert [(t["name"], t["chunks"]) for t in found["texts"]] == [("prose.txt", 3), ("code.txt", 2)]
+    assert (found["chunks"], found["tokens"], found["n_ctx"]) == (5, 160, 32)
+    assert found["model"]["architecture"] == "glm4moe"
+    moved = calibrate(DEMO, texts, tmp_path / "d", CalibrateOptions(n_ctx=32, n_chunks=5, memory=1 << 20))
+    assert moved.digest == ggplan.open_calibration(tmp_path / "c").digest  # no path, date or memory in it
+
+
+@pytest.mark.parametrize(
+    ("limit", "shares"),
+    [
+        ({}, [10, 3]),
+        ({"n_chunks": 1}, [1, 0]),
+        ({"n_chunks": 4}, [2, 2]),
+        ({"n_chunks": 9}, [6, 3]),
+        ({"n_chunks": 99}, [10, 3]),
+        ({"n_tokens": 33}, [1, 1]),
+    ],
+)
+def test_texts_have_equal_shares_of_a_limit(
+    tmp_path: Path, texts: list[Path], engine: StubEngine, limit: dict[str, int], shares: list[int]
+) -> None:
+    found = calibrate(DEMO, texts, tmp_path / "c", CalibrateOptions(n_ctx=32, **limit)).provenance
+    assert [t["chunks"] for t in found["texts"]] == shares
+
+
+def test_what_cannot_be_run_is_refused(tmp_path: Path, texts: list[Path], engine: StubEngine) -> None:
+    options = CalibrateOptions(n_ctx=32)
+    (short := tmp_path / "short.txt").write_text("a" * 31)
+    with pytest.raises(CalibrationError, match=r"short.txt has 31 tokens, which is less than a chunk of 32"):
+        calibrate(DEMO, [*texts, short], tmp_path / "c", options)
+    (one := tmp_path / "one.txt").write_text("a" * 40)
+    with pytest.raises(CalibrationError, match="less than two chunks"):
+        calibrate(DEMO, [one], tmp_path / "c", options)
+    (again := tmp_path / "again.txt").write_bytes(texts[0].read_bytes())
+    with pytest.raises(CalibrationError, match=r"again.txt and .*prose.txt are one text"):
+        calibrate(DEMO, [*texts, again], tmp_path / "c", options)
+    (wide := tmp_path / "wide.txt").write_text("a" * 400, "utf-16")
+    with pytest.raises(CalibrationError, match=r"wide.txt is text in utf-16"):
+        calibrate(DEMO, [wide], tmp_path / "c", options)
+    with pytest.raises(CalibrationError, match="no text"):
+        calibrate(DEMO, [], tmp_path / "c", options)
+    with pytest.raises(CalibrationError, match=r"cannot read .*none.txt"):
+        calibrate(DEMO, [tmp_path / "none.txt"], tmp_path / "c", options)
+    with pytest.raises(CalibrationError, match="there is no engine abacus"):
+        calibrate(DEMO, texts, tmp_path / "c", CalibrateOptions(engine="abacus"))  # type: ignore[arg-type]
+
+
+def test_an_imatrix_alone(tmp_path: Path, texts: list[Path], engine: StubEngine) -> None:
+    options = CalibrateOptions(n_ctx=32)
+    for name in ("i.gguf", "i.dat"):
+        path = calibrate_imatrix(DEMO, texts, tmp_path / name, options)
+        assert len(load_imatrix(path).entries) == 8
+    with pytest.raises(CalibrationError, match="exists"):
+        calibrate_imatrix(DEMO, texts, tmp_path / "i.gguf", options)
+
+
+def test_layers_are_collected_in_as_many_passes_as_the_memory_asks_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("ggplan.measure.embedded.build", lambda: "0")
+    monkeypatch.setattr("ggplan.measure.embedded.why_missing", lambda: "")
+    layers = (0, 1, 2, None)
+    inputs = [
+        {"layer": layer, "leader": "", "n_sources": 1, "last": 0,
+         "activation": {"name": "x", "n_columns": 1024, "tensors": ["a"], "expert_tensors": [],
+                        "n_slices": 1, "n_routes": 0, "has_own_rows": False, "rows_per_token": 1}}
+        for layer in layers
+    ]  # fmt: skip
+    one = Activation("x", 1024, ("a",)).memory(10_000)
+    for memory, passes in [(one, 4), (2 * one, 2), (3 * one, 2), (4 * one, 1)]:
+        found = LlamaCpp(Path("m"), LlamaCppOptions((), (), 512, memory, None, False))
+        found._inputs = inputs
+        groups = found.passes(10_000, layers)
+        assert len(groups) == passes
+        assert [layer for group in groups for layer in group] == list(layers)
+    found = LlamaCpp(Path("m"), LlamaCppOptions((), (), 512, one - 1, None, False))
+    found._inputs = inputs
+    with pytest.raises(CalibrationError, match="the inputs of layer 0 take 8"):
+        found.passes(10_000, layers)
+
+
+def test_the_command(tmp_path: Path, texts: list[Path], engine: StubEngine) -> None:
+    asked = ["calibrate", DEMO, "--text", texts[0], "--text", texts[1], "--ctx", "32", "-o", tmp_path / "c"]
+    done = run(*asked)
+    assert done.returncode == 0, done.stderr
+    assert "3 layers, 24 tensors, 416 tokens in 13 chunks of 32" in done.stdout
+    assert "blk.*.ffn_down_exps.weight" in done.stdout
+    assert "9 of 36 experts saw no token (blk.0.ffn_down_exps.weight: 3;" in done.stderr
+    told = json.loads(run(*asked, "--json", "-q").stdout)
+    assert told["digest"] == ggplan.open_calibration(tmp_path / "c").digest
+    assert len(told["coverage"]) == 24
+    other = run(*asked[:4], "--ctx", "32", "-o", tmp_path / "c")
+    assert (other.returncode, "the texts, chunks, tokens differ" in other.stderr) == (1, True), other.stderr
+    assert run(*asked[:4], "--ctx", "32", "-o", tmp_path / "c", "--force").returncode == 0
+
+
+def test_the_command_for_an_imatrix(tmp_path: Path, texts: list[Path], engine: StubEngine) -> None:
+    asked = [
+        "calibrate",
+        DEMO,
+        "--text",
+        texts[0],
+        "--ctx",
+        "32",
+        "--imatrix-only",
+        "-o",
+        tmp_path / "i.gguf",
+    ]
+    done = run(*asked)
+    assert done.returncode == 0, done.stderr
+    assert "one text: uses of the model" in done.stderr
+    assert load_imatrix(tmp_path / "i.gguf").chunk_count == 10
+    assert run(*asked).returncode == 1
+    assert run(*asked, "--force", "--format", "dat").returncode == 0
+    assert (tmp_path / "i.gguf").read_bytes()[:4] != b"GGUF"
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ([], "--text is missing"),
+        (["--text", "a", "--tokens", "64k", "--chunks", "3"], "give --tokens or --chunks, not both"),
+        (["--text", "a", "--format", "dat"], "--format is for --imatrix-only"),
+    ],
+)
+def test_wrong_usage(tmp_path: Path, more: list[str], told: str) -> None:
+    done = run("calibrate", DEMO, "-o", tmp_path / "c", *more)
+    assert (done.returncode, told in done.stderr) == (2, True), done.stderr

@@ -1,0 +1,232 @@
+"""The folder of a calibration: what goes in comes out in either form, and what is not its own is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from filling import COLUMNS, EXPERTS, SETTINGS, collected, filled, inputs
+
+from ggplan import open_calibration
+from ggplan.calibration import Calibration
+from ggplan.calibration.run import Run, begin
+from ggplan.errors import CalibrationError
+from ggplan.quants.linear_algebra import second_moments
+
+LONG, SHORT = 300, 20
+GATE, DOWN = "blk.0.ffn_gate_exps.weight", "blk.0.ffn_down_exps.weight"
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Calibration]:
+    """A calibration of many tokens, kept as moments, and one of few, kept as rows."""
+    return {n: filled(tmp_path_factory.mktemp("calib") / "c", n) for n in (LONG, SHORT)}
+
+
+def rounded(x: np.ndarray) -> np.ndarray:
+    """To bfloat16 and back, ties to even."""
+    bits = x.view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32)
+
+
+def test_what_takes_less_room_is_kept(both: dict[int, Calibration]) -> None:
+    assert {i.form for i in both[LONG].layers[0].inputs} == {"h"}
+    assert [i.form for i in both[SHORT].layers[0].inputs] == ["rows", "rows", "routed", "rows", "rows"]
+
+
+@pytest.mark.parametrize("n", [LONG, SHORT])
+def test_moments_are_those_of_the_inputs(both: dict[int, Calibration], n: int) -> None:
+    calibration = both[n]
+    shared, routes, own, heads = inputs(n)
+    moments = calibration.moments("blk.0.attn_v.weight")
+    assert moments is not None
+    assert moments.tokens == n
+    assert np.array_equal(moments.matrix, second_moments(rounded(shared)))
+    for expert in range(EXPERTS - 1):
+        came = (routes == expert).any(axis=1)
+        for name, rows in [(GATE, shared[came]), (DOWN, own[routes == expert])]:
+            found = calibration.moments(name, expert)
+            assert found is not None
+            assert found.tokens == len(rows) == calibration.tokens(name)[expert]
+            assert np.array_equal(found.matrix, second_moments(rounded(np.ascontiguousarray(rows))))
+            mean = calibration.column_means(name, expert)
+            assert np.allclose(mean, rows.mean(axis=0), atol=1e-6)
+    head = calibration.moments("blk.0.attn_k_b.weight", 2)
+    assert head is not None
+    assert np.allclose(head.matrix, heads[:, 2].T @ heads[:, 2] / n, atol=0.05)
+
+
+@pytest.mark.parametrize("n", [LONG, SHORT])
+def test_experts_without_tokens_and_unknown_tensors(both: dict[int, Calibration], n: int) -> None:
+    calibration, last = both[n], EXPERTS - 1
+    assert calibration.moments(GATE, last) is None
+    assert calibration.column_means(DOWN, last) is None
+    assert calibration.moments("blk.9.attn_q.weight") is None
+    assert calibration.tokens("blk.9.attn_q.weight") == ()
+    with pytest.raises(ValueError, match="slice 4 of 4"):
+        calibration.moments(GATE, EXPERTS)
+    whole = calibration.layer_moments(GATE)
+    assert whole is not None
+    assert whole.tokens == n
+    assert calibration.layer_moments(DOWN) is None
+
+
+@pytest.mark.parametrize("n", [LONG, SHORT])
+def test_an_ordinary_imatrix_falls_out(both: dict[int, Calibration], n: int) -> None:
+    calibration = both[n]
+    shared, routes, own, _ = inputs(n)
+    entries = calibration.imatrix.entries
+    assert len(entries) == 8
+    assert np.allclose(entries["blk.0.attn_q.weight"].values[0], (shared**2).mean(axis=0), rtol=1e-5)
+    down = entries[DOWN]
+    assert down.counts.tolist() == [int((routes == e).sum()) for e in range(EXPERTS)]
+    assert np.allclose(down.values[0], (own[routes == 0] ** 2).mean(axis=0), rtol=1e-5)
+    assert (down.values[EXPERTS - 1] == 1).all()
+    assert entries["blk.0.attn_k_b.weight"].values.shape == (1, 3 * COLUMNS)
+    assert calibration.imatrix.datasets == ("a.txt",)
+
+
+def test_rows_are_open_to_the_library(both: dict[int, Calibration]) -> None:
+    file = both[LONG].path / both[LONG].layers[0].name
+    tensors = safetensors.numpy.load_file(file)
+    assert tensors["0.h"].shape == (1, COLUMNS, COLUMNS)
+    rows = both[SHORT].rows("blk.0.attn_q.weight")
+    assert rows is not None
+    assert np.array_equal(rows, rounded(inputs(SHORT)[0]).view(np.uint32) >> 16)
+    assert both[LONG].rows("blk.0.attn_q.weight") is None
+    assert both[SHORT].tokens_of_run().tolist() == [list(range(SHORT))]
+
+
+def test_how_batches_are_parted_makes_no_difference(tmp_path: Path) -> None:
+    names = []
+    for step in (7, 300):
+        folder = tmp_path / str(step)
+        folder.mkdir()
+        file = collected(LONG, 0, step=step).write(folder, "run")
+        tensors = safetensors.numpy.load_file(folder / file.name)
+        names.append({name: a for name, a in tensors.items() if name.endswith(".h")})
+    assert len(names[0]) == 5
+    assert all(np.array_equal(a, names[1][name]) for name, a in names[0].items())
+
+
+def test_the_same_run_makes_the_same_folder(tmp_path: Path) -> None:
+    digests = {filled(tmp_path / name, SHORT, (0, 1)).digest for name in "ab"}
+    assert len(digests) == 1
+    assert filled(tmp_path / "a", SHORT, (0, 1)).digest in digests  # whole already
+    assert filled(tmp_path / "c", SHORT + 8, (0, 1)).digest not in digests
+
+
+def _delete(name: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).unlink()
+
+
+def _flip(name: str) -> Callable[[Path], object]:
+    def flip(folder: Path) -> None:
+        data = bytearray((folder / name).read_bytes())
+        data[-9] ^= 1
+        (folder / name).write_bytes(data)
+
+    return flip
+
+
+def _cut(name: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:-5])
+
+
+def _swap(folder: Path) -> None:
+    a, b = folder / "layer-000.safetensors", folder / "layer-001.safetensors"
+    kept = a.read_bytes()
+    a.write_bytes(b.read_bytes())
+    b.write_bytes(kept)
+
+
+def _stray(folder: Path) -> None:
+    shutil.copy(folder / "layer-000.safetensors", folder / "layer-007.safetensors")
+
+
+def _edit(change: Callable[[dict], object]) -> Callable[[Path], object]:
+    def edit(folder: Path) -> None:
+        index = json.loads((folder / "calibration.json").read_text())
+        change(index)
+        (folder / "calibration.json").write_text(json.dumps(index))
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("harm", "told"),
+    [
+        (_delete("layer-001.safetensors"), "lacks layer-001.safetensors"),
+        (_delete("imatrix.gguf"), "lacks imatrix.gguf"),
+        (_delete("tokens.safetensors"), "lacks tokens.safetensors"),
+        (_flip("layer-001.safetensors"), "layer-001.safetensors is damaged or of another"),
+        (_cut("layer-000.safetensors"), "layer-000.safetensors is damaged or of another"),
+        (_flip("imatrix.gguf"), "imatrix.gguf is damaged or of another"),
+        (_swap, "layer-000.safetensors is damaged or of another"),
+        (_stray, "layer-007.safetensors, which is of another calibration"),
+        (_delete("calibration.json"), "is not a calibration"),
+        (_cut("calibration.json"), "calibration.json is not valid JSON"),
+        (_edit(lambda i: i.update(schema="ggplan.calibration/9")), "has the schema 'ggplan.calibration/9'"),
+        (_edit(lambda i: i.update(layers=[])), "has no layers"),
+        (_edit(lambda i: i["layers"][0].update(file="../x.safetensors")), "which is none of a layer"),
+        (_edit(lambda i: i["layers"][0]["inputs"][0].update(tokens=[-1])), "not say what its slices saw"),
+        (_edit(lambda i: i["layers"][0]["inputs"][0].update(form="z")), "an unknown form, z"),
+        (_edit(lambda i: i["layers"][0]["inputs"][0].pop("name")), "has the wrong members: name"),
+        (_edit(lambda i: i["layers"].append(i["layers"][0])), "a tensor or a file twice"),
+        (_edit(lambda i: i["layers"][0]["inputs"][0].update(n_columns=64)), "does not hold F32 '0.squares'"),
+        (_edit(lambda i: i["imatrix"].update(sha256="x")), "no SHA-256 of imatrix.gguf"),
+    ],
+)  # fmt: skip
+def test_what_is_not_whole_is_refused(
+    tmp_path: Path, two_layers: Path, harm: Callable[[Path], object], told: str
+) -> None:
+    folder = tmp_path / "c"
+    shutil.copytree(two_layers, folder)
+    harm(folder)
+    with pytest.raises(CalibrationError) as refused:
+        open_calibration(folder).verify()
+    assert told in refused.value.message
+
+
+@pytest.fixture(scope="module")
+def two_layers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a calibration of two layers."""
+    return filled(tmp_path_factory.mktemp("two") / "c", SHORT, (0, 1)).path
+
+
+def test_no_folder_and_an_unfinished_one(tmp_path: Path) -> None:
+    with pytest.raises(CalibrationError, match="does not exist"):
+        open_calibration(tmp_path / "none")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CalibrationError, match="is not a folder"):
+        open_calibration(tmp_path / "file")
+    begin(tmp_path / "c", SETTINGS)
+    with pytest.raises(CalibrationError, match="is not finished"):
+        open_calibration(tmp_path / "c")
+
+
+def test_another_run_is_refused_unless_forced(tmp_path: Path) -> None:
+    filled(tmp_path / "c", SHORT)
+    with pytest.raises(CalibrationError, match="another calibration: --ctx differ"):
+        begin(tmp_path / "c", SETTINGS | {"tokens": SHORT, "n_ctx": 16})
+    run = begin(tmp_path / "c", SETTINGS | {"n_ctx": 16}, force=True)
+    assert isinstance(run, Run)
+    assert sorted(entry.name for entry in (tmp_path / "c").iterdir()) == ["run.json"]
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("")
+    with pytest.raises(CalibrationError, match="is not empty and has no calibration"):
+        begin(tmp_path / "other", SETTINGS, force=True)
+
+
+def test_inputs_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    collector = collected(SHORT)
+    collector.add("attn_norm", np.full((0, COLUMNS), np.nan, np.float32))
+    collector._inputs["attn_norm"].plain.squares[0, 3] = np.inf  # as from an f16 model that overflows
+    with pytest.raises(CalibrationError, match=r"the inputs of 'blk.0.attn_q.weight' are not finite"):
+        collector.write(tmp_path, "run")
+    assert not list(tmp_path.iterdir())
