@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from ggplan.allocation.banding import Banded, solve_bands, solve_freely
 from ggplan.allocation.budget import Row, bpw_row, header_bytes, kld_row, size_row
@@ -21,8 +22,12 @@ from ggplan.errors import PlanError
 from ggplan.ggml_types import GgmlType
 from ggplan.model import Model, TensorInfo, require_model
 from ggplan.planning import Role
+from ggplan.planning.importance import entry_of
 from ggplan.planning.settling import settle
 from ggplan.text import printable
+
+if TYPE_CHECKING:
+    from ggplan.imatrix import Imatrix
 
 NO_FILE = "no file of the allowed types is within the budget"
 _OF_THE_FILE = ("size", "bpw")
@@ -88,7 +93,12 @@ class Problem:
 
 
 def prepare(
-    model: Model, options: OptimizeOptions, *, scales: Scales | None = None, errors: Errors | None = None
+    model: Model,
+    options: OptimizeOptions,
+    *,
+    scales: Scales | None = None,
+    errors: Errors | None = None,
+    imatrix: Imatrix | None = None,
 ) -> Problem:
     """The problem of a model and options.
 
@@ -98,10 +108,12 @@ def prepare(
         The sensitivities of the tensors; by default those of the options' table, or the prior's.
     errors
         The errors of the types; by default the table's.
+    imatrix
+        Says which tensors can get types that need one.
 
     Raises
     ------
-    PlanError, RecipeError, MeasureError, TypeNameError
+    PlanError, RecipeError, MeasureError, TypeNameError, ImatrixError
         As `ggplan.optimize` does.
     """
     require_model(model)
@@ -118,9 +130,10 @@ def prepare(
         scales = scaled_to_curve(scales, curve, model)
     stands, notes = standing(model, options.pins, options.base, options.engine)
     pinned = {name: found.decision for name, found in stands.items()}
+    covered = None if imatrix is None else {t.name for t in model.tensors if entry_of(t, imatrix) is not None}
     choices = choices_of(
         model, allowed, scales.values, pinned, options.fallback,
-        only_allowed=bool(options.types), errors=errors,
+        only_allowed=bool(options.types), errors=errors, covered=covered,
     )  # fmt: skip
     chains = chains_of(choices, harmonised=options.harmonised)
     return Problem(model, options, scales, errors, stands, choices, chains, notes)
