@@ -24,9 +24,10 @@ are generated (column generation; Dantzig and Wolfe, 1960):
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from heapq import heappop, heappush
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -42,10 +43,12 @@ if TYPE_CHECKING:
 _ITERATIONS = 60
 _MET = 2e-5  # how near the linear program and the bound must come
 _FAR = 2e-3  # from the bound: then all options that may be better are listed
-_BRANCHINGS = 3  # how many chains in turn
+_BRANCHINGS = 100
 _MOST_BANDS = 3
+_AMPLE = 8  # times as many options are looked at as are listed
 # How many options are listed, in turn, and the gap with which one goes on: mostly few are enough.
-_LISTS = ((500, 2e-3), (2_000, 4e-3), (10_000, 4e-3))
+_LISTS = ((500, 2e-3), (2_000, 4e-3))
+_ENOUGH = 4e-3
 _SHORT = 1e3  # the price of being above a limit by as much as itself, in all that can be lost
 _SCALE = 1e4  # of damages, so that the linear program's tolerance, 1e-7, is small against them
 
@@ -100,15 +103,19 @@ def solve_bands(
     bands
         The most bands of a chain.
     nodes
-        As of `solve`; with 0 the third step is left out.
+        As of `solve`; with fewer than by default nothing is branched here, with 0 the third step is left
+        out too.
     """
     if all(len(chain.layers) <= bands for chain in chains):  # then each layer may be a band
         return solve_freely(chains, costs, limits, nodes=nodes)
+    if not limits:  # then one that nothing uses
+        zeros = [[[[0.0] * len(group.types) for group in chain.layers]] for chain in chains]
+        return solve_bands(chains, zeros, [1.0], bands, nodes=nodes)
     table = _table(chains, costs, limits)
     short = _short_alone(table, bands, limits)
     if short is not None:
         return short
-    answer = _Node(table, bands, tuple(limits), nodes).answer(_BRANCHINGS)
+    answer = _Node(table, bands, tuple(limits), nodes, (frozenset(),) * len(chains)).answer()
     if isinstance(answer, Shortfall):
         return answer
     groups: list[Group] = []
@@ -162,32 +169,43 @@ def _table(
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """An option for each chain, their damage, and a bound for all of a node."""
+    """An option for each chain, their damage, and a bound."""
 
     options: tuple[Option, ...]
     damage: float
     bound: float
 
+    def is_near(self, far: float) -> bool:
+        """Whether the damage is above the bound by no more than a part of it."""
+        return self.damage - self.bound <= far * self.bound
+
 
 @dataclass(frozen=True)
 class _Node:
-    """The problem, or a part of it in which some chains of one layer have their type."""
+    """The problem, or the part of it in which some layers have some types only.
+
+    Attributes
+    ----------
+    inherited
+        Options that are known already, some of which may have types that are not allowed here.
+    """
 
     table: _Table
     bands: int
     limits: tuple[float, ...]
     nodes: int
+    inherited: tuple[frozenset[Option], ...]
 
     @cached_property
     def relaxed(self) -> tuple[float, Floats, list[list[Option]], list[set[Option]]]:
         """The bound, its prices, the options that the linear program takes, and all that it knows."""
-        options = _first_options(self.table, self.bands)
+        options = _first_options(self.table, self.bands, self.inherited)
         bound, prices, divided = _generated(self.table, options, self.bands)
-        for own, shared in zip(options, divided, strict=True):
-            for option in shared:
-                own |= _with_ends_moved(option)
+        for i, (own, shared) in enumerate(zip(options, divided, strict=True)):
+            more = {moved for option in shared for moved in _with_ends_moved(option)}
             for one, other in pairwise(shared):
-                own |= _in_part(one, other, self.bands)
+                more |= _in_part(one, other, self.bands)
+            own |= _allowed(self.table, i, more)
         return bound, prices, divided, options
 
     @property
@@ -195,87 +213,90 @@ class _Node:
         """A damage that no solution of the node is below."""
         return self.relaxed[0]
 
-    def answer(self, branchings: int, above: float = float("inf")) -> _Found | Shortfall:
-        """The solution; `above` is the damage of one that is known elsewhere, which is to be bettered."""
-        bound, prices, divided, options = self.relaxed
-        found, known = _chosen(self.table, _worth_it(self.table, options, prices), self.limits, self.nodes)
+    def solved(self, nodes: int) -> tuple[Solution | Shortfall, list[list[Option]]]:
+        """The solution among the options of the linear program and those beside them."""
+        _, prices, _, options = self.relaxed
+        return _chosen(self.table, _worth_it(self.table, options, prices), self.limits, nodes)
+
+    def answer(self) -> _Found | Shortfall:
+        """The solution."""
+        bound, prices, _, _ = self.relaxed
+        found, known = self.solved(self.nodes)
         if isinstance(found, Shortfall):
             return found
         # Of one band there are no other options.
-        bound = max(bound, found.bound) if self.bands == 1 else bound
-        best = _found(found, known, bound)
-        target = min(best.damage, above)
-        if target - bound <= _FAR * bound or not self.nodes:
+        best = _found(found, known, max(bound, found.bound) if self.bands == 1 else bound)
+        if not self.nodes:
             return best
-        chain = self._widest(divided) if branchings else None
-        if chain is not None:
-            return self._branched(chain, branchings, best, above)
-        if not 1 < self.bands <= _MOST_BANDS:
-            return best
-        slack = (target - bound) / self.table.scale * (1 + 1e-9)
-        for most, far in _LISTS:
-            if min(best.damage, above) - best.bound <= far * best.bound:
-                break
-            best = self._listed(best, prices, slack, most)
-        return best
+        for most, far in _LISTS if 1 < self.bands <= _MOST_BANDS else ():
+            if best.is_near(far):
+                return best
+            best = self._listed(best, prices, (best.damage - bound) / self.table.scale * (1 + 1e-9), most)
+        is_enough = best.is_near(_ENOUGH) or self.nodes < MOST_NODES
+        return best if is_enough else self._branched(best)
 
     def _listed(self, best: _Found, prices: Floats, slack: float, most: int) -> _Found:
-        """The solution among `most` options, those whose prices are least above the least of their chain."""
-        table = self.table
-        listed: list[list[tuple[float, Option]]] = []
-        for i in range(len(best.options)):
-            own, slack = _within(table, i, prices, slack, self.bands, most)
-            listed.append(own)
-        above = sorted(price for own in listed for price, _ in own if price < slack)
-        if len(above) > most:
-            slack = above[most]
-        known = [
-            sorted({option for price, option in own if price < slack} | {before})
-            for own, before in zip(listed, best.options, strict=True)
-        ]
+        """The solution among about `most` options: of each chain as many, those of the least prices."""
+        table, known, left_out = self.table, [], slack
+        for i, before in enumerate(best.options):
+            own, covered = _within(table, i, prices, slack, self.bands, most // len(best.options))
+            known.append(sorted({*own, before}))
+            left_out = min(left_out, covered)
         found, _ = _chosen(table, known, self.limits, self.nodes)
         if isinstance(found, Shortfall):
             return best
         # A solution with an option that was left out is above the bound by as much as that option's price.
-        least = min(found.bound, best.damage, self.bound + slack * table.scale)
+        least = min(found.bound, best.damage, self.bound + left_out * table.scale)
         better = _found(found, known, max(best.bound, least))
         return better if found.damage <= best.damage else replace(best, bound=better.bound)
 
-    def _widest(self, divided: Sequence[Sequence[Option]]) -> int | None:
-        """Of the chains of one layer that the linear program divides the one whose types are furthest apart:
-        what makes its bound weak.
-        """
-        widths = {}
-        for i, shared in enumerate(divided):
-            if self.table.n_layers[i] == 1 and len(shared) > 1:
-                costs = _sums(self.table, i, shared)[1]
-                widths[i] = float((costs.max(1) - costs.min(1)).max())
-        return max(widths, key=lambda i: widths[i], default=None)
+    def _branched(self, best: _Found) -> _Found:
+        """The solution by branch and bound: the part of the least bound is divided, again and again."""
+        open_nodes: list[tuple[float, int, _Node]] = [(self.bound, 0, self)]
+        least = best.bound
+        for number in range(_BRANCHINGS):
+            _, _, node = heappop(open_nodes)
+            for child_number, child in enumerate(node.children()):
+                if child.bound >= best.damage:
+                    continue
+                found, known = child.solved(0)
+                if isinstance(found, Solution) and found.damage < best.damage:
+                    best = _found(found, known, least)
+                heappush(open_nodes, (child.bound, 2 * number + child_number + 1, child))
+            least = max(least, min(open_nodes[0][0], best.damage) if open_nodes else best.damage)
+            best = replace(best, bound=least)
+            if best.is_near(_ENOUGH) or not open_nodes:
+                break
+        return best
 
-    def _branched(self, chain: int, branchings: int, best: _Found, above: float) -> _Found:
-        """The best of the solutions with each type for a chain."""
+    def children(self) -> list[_Node]:
+        """The node in two: the layer that the linear program divides most between types has the smaller ones
+        or the larger ones.
+        """
         import numpy as np
 
-        children = []
-        for type_ in np.nonzero(np.isfinite(self.table.damages[chain, 0]))[0]:
+        _, _, divided, options = self.relaxed
+        widest, where = 0.0, None
+        for i, shared in enumerate(divided):
+            types = np.array(shared)
+            for layer in range(types.shape[1] if len(shared) > 1 else 0):
+                costs = self.table.costs[:, i, layer].sum(0)
+                of_types = np.unique(costs[types[:, layer]])
+                if len(of_types) > 1 and of_types[-1] - of_types[0] > widest:
+                    widest = float(of_types[-1] - of_types[0])
+                    where = i, layer, costs <= of_types[len(of_types) // 2 - 1]
+        if where is None:
+            return []
+        chain, layer, smaller = where
+        inherited = tuple(map(frozenset, options))
+        nodes = []
+        for forbidden in (~smaller, smaller):
             damages = self.table.damages.copy()
-            damages[chain, :, np.arange(damages.shape[2]) != type_] = np.inf
-            child = replace(self, table=replace(self.table, damages=damages))
-            if _short_alone(child.table, self.bands, self.limits) is None:
-                children.append(child)
-        bounds = []
-        for child in sorted(children, key=lambda child: child.bound):
-            least = min(best.damage, above)
-            if least - child.bound <= _FAR * child.bound:  # the others' are no lower
-                bounds.append(child.bound)
-                break
-            found = child.answer(branchings - 1, least)
-            if isinstance(found, Shortfall):
-                continue
-            bounds.append(found.bound)
-            if found.damage < best.damage:
-                best = replace(best, options=found.options, damage=found.damage)
-        return replace(best, bound=max(best.bound, min(bounds, default=best.bound)))
+            damages[chain, layer, forbidden] = np.inf
+            table = replace(self.table, damages=damages)
+            if np.isfinite(damages[chain, layer]).any():
+                nodes.append(replace(self, table=table, inherited=inherited))
+        return nodes
 
 
 def _found(found: Solution, known: Sequence[Sequence[Option]], bound: float) -> _Found:
@@ -283,16 +304,25 @@ def _found(found: Solution, known: Sequence[Sequence[Option]], bound: float) -> 
     return _Found(options, found.damage, bound)
 
 
-def _first_options(table: _Table, bands: int) -> list[set[Option]]:
-    """One type for all layers, and the least that each row can be used."""
-    import numpy as np
-
-    types = [np.nonzero(np.isfinite(table.damages[i, 0]))[0].tolist() for i in range(len(table.n_layers))]
-    options = [
-        {(type_,) * n_layers for type_ in own} for n_layers, own in zip(table.n_layers, types, strict=True)
-    ]
+def _first_options(table: _Table, bands: int, inherited: Sequence[Iterable[Option]]) -> list[set[Option]]:
+    """One type for all layers, the least that each row can be used, and what is known from before."""
+    n_types = table.damages.shape[2]
+    options = []
+    for i, (n_layers, own) in enumerate(zip(table.n_layers, inherited, strict=True)):
+        options.append(_allowed(table, i, {*own, *((type_,) * n_layers for type_ in range(n_types))}))
     _add(options, table, _best(_of_rows(table), bands)[1])
     return options
+
+
+def _allowed(table: _Table, chain: int, options: Iterable[Option]) -> set[Option]:
+    """Those of the options whose types are all allowed."""
+    import numpy as np
+
+    listed = list(options)
+    if not listed:
+        return set()
+    allowed = np.isfinite(_sums(table, chain, listed)[0])
+    return {option for option, is_allowed in zip(listed, allowed.tolist(), strict=True) if is_allowed}
 
 
 def _of_rows(table: _Table) -> Floats:
@@ -425,8 +455,8 @@ def _chosen(
 
 def _within(
     table: _Table, chain: int, prices: Floats, slack: float, bands: int, most: int
-) -> tuple[list[tuple[float, Option]], float]:
-    """The options of a chain whose price is above the least by less than `slack`, with by how much.
+) -> tuple[list[Option], float]:
+    """The options of a chain whose price is above the least by less than `slack`, at most so many.
 
     With C[t, l] the price of the layers before l as type t, three bands that end at l and m cost
     (C[t, l] - C[u, l]) + (C[u, m] - C[v, m]) + C[v, end]: a sum of two parts, whose least values say which
@@ -434,7 +464,7 @@ def _within(
 
     Returns
     -------
-    The options, and the slack within which they are all: less than was asked for where they are about `most`.
+    The options, and the slack within which they are all: less than was asked for where there are more.
     """
     import numpy as np
 
@@ -452,8 +482,10 @@ def _within(
     ordered = np.arange(n_layers)[:, None] <= np.arange(n_layers)
     found: dict[Option, float] = {}
     for at in np.argsort(least, axis=None, kind="stable").tolist():
-        if least.flat[at] >= slack or len(found) > most:
-            slack = min(slack, max(float(least.flat[at]), 0.0))
+        if least.flat[at] >= slack:
+            break
+        if len(found) > _AMPLE * most:
+            slack = max(float(least.flat[at]), 0.0)
             break
         t, u, v = np.unravel_index(at, least.shape)
         above = np.where(ordered, first[t, u][:, None] + second[u, v] - best, np.inf)
@@ -461,7 +493,10 @@ def _within(
             lengths = (i + 1, j - i, n_layers - 1 - j)
             option = (types[t],) * lengths[0] + (types[u],) * lengths[1] + (types[v],) * lengths[2]
             found[option] = min(found.get(option, np.inf), float(above[i, j]))
-    return [(price, option) for option, price in found.items()], slack
+    ordered_options = sorted(found, key=lambda option: (found[option], option))
+    if len(ordered_options) > most:
+        slack = min(slack, found[ordered_options[most]])
+    return ordered_options[:most], slack
 
 
 def _best(prices: Floats, bands: int) -> tuple[Floats, Floats]:

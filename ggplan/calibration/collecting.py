@@ -183,17 +183,26 @@ class LayerCollector:
         self.keep = keep
         self._inputs = {a.name: _Collected(a, n_tokens, keep, threads) for a in activations}
 
-    def add(self, name: str, x: F32Array, routes: NDArray[np.int32] | None = None) -> None:
+    def add(
+        self,
+        name: str,
+        x: F32Array,
+        routes: NDArray[np.int32] | None = None,
+        *,
+        only_experts: bool = False,
+    ) -> None:
         """Add rows (m, n_columns) of an input that all its matrices share.
 
         Parameters
         ----------
         routes
             (m, k), for each row the experts that it goes to; needed where there are any.
+        only_experts
+            Add them for experts alone, where no second moments are kept.
         """
         found = self._inputs[name]
         bits = self._bits(x)
-        if found.plain is not None:
+        if found.plain is not None and not only_experts:
             found.plain.add(0, x, bits)
         if found.sliced is not None:
             assert routes is not None
