@@ -20,6 +20,7 @@ from ggplan.quants.revisions import FEEDBACK_REVISION
 
 KEPT = Path(__file__).parent.parent / "data" / "feedback_revision.json"
 TOKENS, ROWS = 1200, 19
+MANY = 40_000  # tokens that the moments are said to be of
 
 
 def numbers(name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -40,7 +41,7 @@ def sample(n: int) -> tuple[np.ndarray, Moments]:
     x = sum(x[:, k : k + n] for k in range(0, 40, 4))
     x[:, 5] *= 8
     matrix = ((x.T @ x) / TOKENS / 4096).astype(np.float32)
-    return weights, Moments(matrix, TOKENS)
+    return weights, Moments(matrix, MANY)
 
 
 def error_of(weights: np.ndarray, blocks: np.ndarray, name: str, moments: Moments) -> np.ndarray:
@@ -131,14 +132,14 @@ def test_quantize_takes_a_hessian() -> None:
     weights, moments = sample(512)
     expected = encoded(weights, "q4_K", moments)
     assert np.array_equal(
-        quantize(weights, "q4_K", hessian=moments.matrix.astype(np.float64), tokens=TOKENS), expected
+        quantize(weights, "q4_K", hessian=moments.matrix.astype(np.float64), tokens=MANY), expected
     )
     if torch is not None:
         given = torch.from_numpy(moments.matrix)
         assert np.array_equal(
-            quantize(torch.from_numpy(weights), "q4_K", hessian=given, tokens=TOKENS), expected
+            quantize(torch.from_numpy(weights), "q4_K", hessian=given, tokens=MANY), expected
         )
-    stack = quantize(weights[:18].reshape(2, 9, 512), "q4_K", hessian=moments.matrix, tokens=TOKENS)
+    stack = quantize(weights[:18].reshape(2, 9, 512), "q4_K", hessian=moments.matrix, tokens=MANY)
     assert np.array_equal(stack.reshape(18, -1), expected[:18])
     assert takes_moments(parse_type("q4_K"))
     assert not takes_moments(parse_type("bf16"))
