@@ -12,7 +12,7 @@ import pytest
 import safetensors.numpy
 from filling import COLUMNS, EXPERTS, SETTINGS, collected, filled, inputs
 
-from ggplan import open_calibration
+from ggplan import load_imatrix, open_calibration
 from ggplan.calibration import Calibration
 from ggplan.calibration.run import Run, begin
 from ggplan.errors import CalibrationError
@@ -89,6 +89,7 @@ def test_an_ordinary_imatrix_falls_out(both: dict[int, Calibration], n: int) -> 
     assert (down.values[EXPERTS - 1] == 1).all()
     assert entries["blk.0.attn_k_b.weight"].values.shape == (1, 3 * COLUMNS)
     assert calibration.imatrix.datasets == ("a.txt",)
+    assert load_imatrix(calibration.path).path == calibration.path / "imatrix.gguf"
 
 
 def test_rows_are_open_to_the_library(both: dict[int, Calibration]) -> None:
