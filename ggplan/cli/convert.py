@@ -23,6 +23,7 @@ Examples:
   ggplan convert GLM-4.5-Air air-hq4_k.gguf -r glm4moe/hq4_k
   ggplan convert air-bf16.gguf air.gguf -r my.recipe --imatrix air.imatrix.gguf --threads 8
   ggplan convert my-model model-Q4_K_M.gguf -r Q4_K_M   llama-quantize's types and bytes
+  ggplan convert my-model q3.gguf -r Q3_K_M --calibration my-calibration   half the loss, in as many bytes
   ggplan convert my-model model-bf16.gguf               every tensor keeps its type
   ggplan convert my-model out.gguf -r my.recipe --pre llama-bpe
   ggplan convert my-model out.gguf -r my.recipe --split-max-size 48G
@@ -136,6 +137,7 @@ def convert_command(
     # NumPy's threads for matrix products, which no conversion needs, would spin beside the first chunks.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from ggplan.cli.findings import print_findings
+    from ggplan.cli.guidance import guidance_notes
     from ggplan.cli.output import print_json
     from ggplan.errors import PlanError
     from ggplan.linting import check_plan
@@ -157,6 +159,8 @@ def convert_command(
             "of whole files is not checked",
             quiet=quiet,
         )
+    if plan.feedback is not None:
+        note(*guidance_notes(plan), quiet=quiet)
     print_findings(report.errors() if quiet else report, notes=findings.shows_notes, err=True)
     if (broken := len(report.errors().diagnostics)) and not no_assert:
         raise PlanError(

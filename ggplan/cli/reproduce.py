@@ -9,6 +9,7 @@ import click
 
 from ggplan.cli.opening import converter_option, open_source_of, pre_option
 from ggplan.cli.options import (
+    calibration_option,
     force_option,
     imatrix_option,
     json_option,
@@ -28,6 +29,7 @@ _EPILOG = """\b
 Examples:
   ggplan reproduce air-hq4_k.gguf GLM-4.5-Air
   ggplan reproduce air.gguf GLM-4.5-Air --imatrix air.imatrix.gguf -o again.gguf
+  ggplan reproduce air.gguf GLM-4.5-Air --calibration air-calibration
 """
 _SHOWN_FAULTS = 20
 
@@ -38,6 +40,7 @@ _SHOWN_FAULTS = 20
 @click.argument("file")
 @click.argument("checkpoint")
 @imatrix_option
+@calibration_option
 @pre_option
 @converter_option
 @threads_option
@@ -49,6 +52,7 @@ def reproduce_command(
     file: str,
     checkpoint: str,
     imatrix_path: str | None,
+    calibration_path: str | None,
     output: str | None,
     force: bool,
     pre: str | None,
@@ -82,6 +86,11 @@ def reproduce_command(
         from ggplan.imatrix import load_imatrix
 
         imatrix = load_imatrix(imatrix_path)
+    calibration = None
+    if calibration_path:
+        from ggplan.calibration import open_calibration
+
+        calibration = open_calibration(calibration_path)
     refuse_other_names(file)
     source = open_source_of(checkpoint, file, pre, converter, quiet)
     try:
@@ -90,6 +99,7 @@ def reproduce_command(
                 file,
                 source,
                 imatrix=imatrix,
+                calibration=calibration,
                 output=output,
                 force=force,
                 threads=threads,

@@ -9,6 +9,7 @@ import click
 
 from ggplan.cli.opening import OpeningOptions, open_source_of, opening_options
 from ggplan.cli.options import (
+    calibration_option,
     fallback_option,
     imatrix_option,
     json_option,
@@ -50,6 +51,7 @@ _SHOWN_ERRORS = 40
     help="For --exact: use this instead of the recorded recipe.",
 )
 @imatrix_option
+@calibration_option
 @fallback_option
 @opening_options(header_only=False, imatrix=True)
 @threads_option
@@ -62,6 +64,7 @@ def verify_command(
     manifest: str | None,
     recipe_name: str | None,
     imatrix_path: str | None,
+    calibration_path: str | None,
     fallback: FallbackTable | None,
     opening: OpeningOptions,
     threads: int | None,
@@ -72,16 +75,17 @@ def verify_command(
 
     Checked are the header, the padding, every block's scale and every float, and the checksums of the
     manifest that `ggplan convert` writes, or of a file by `llama-gguf-hash --sha256` or `sha256sum`. FILE may
-    have been renamed since. --recipe, --imatrix and --fallback are for --exact, and the options about what of
-    a model is taken are for --against: without them, what FILE says was done to its model is done again.
+    have been renamed since. --recipe, --imatrix, --calibration and --fallback are for --exact, and the
+    options about what of a model is taken are for --against: without them, what FILE says was done to its
+    model is done again.
 
     Exits 0 for a sound file; 1 for a fault, or if a file cannot be opened; 2 for wrong usage.
     """
     if exact and against is None:
         raise click.UsageError("--exact needs --against: the checkpoint that the file was made from")
     counts = imatrix_path if opening.shaping.keep_experts else None
-    if (recipe_name or (imatrix_path and not counts) or fallback) and not exact:
-        raise click.UsageError("--recipe, --imatrix and --fallback are for --exact")
+    if (recipe_name or (imatrix_path and not counts) or fallback or calibration_path) and not exact:
+        raise click.UsageError("--recipe, --imatrix, --calibration and --fallback are for --exact")
     opening.refuse_without(against, "--against")
     from ggplan.cli.output import print_json
     from ggplan.verification import plan_again
@@ -92,6 +96,12 @@ def verify_command(
         from ggplan.imatrix import load_imatrix
 
         imatrix = load_imatrix(imatrix_path)
+    calibration = None
+    if calibration_path:
+        from ggplan.calibration import open_calibration
+
+        calibration = open_calibration(calibration_path)
+        imatrix = imatrix or calibration.imatrix
     source = None
     if against and exact:
         source = open_source_of(against, file, opening.pre, opening.converter, quiet)
@@ -110,6 +120,7 @@ def verify_command(
             recipe=recipe_of_name(recipe_name, quiet=quiet) if recipe_name else None,
             imatrix=imatrix,
             fallback=fallback,
+            calibration=calibration,
         )
     from ggplan.cli.progress import progress_bar
     from ggplan.verification import verify

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ggplan.conversion.guides import Guides
 from ggplan.errors import ConversionError
 from ggplan.ggml_types import BF16
 from ggplan.model import RowSource
@@ -33,7 +34,8 @@ class Chunk:
     """Rows `start` up to `stop` of a tensor, and where their bytes go in the file.
 
     `importance` is the whole tensor's, (n_slices, n_columns), or None; `nonfinite` and `effort` are the
-    plan's. `reused` has the tensor's rows in an earlier output, if they were proven to be the same.
+    plan's. `guides` finds the moments that the rows are encoded with, where there are any; then the rows are
+    of one slice. `reused` has the tensor's rows in an earlier output, if they were proven to be the same.
     """
 
     planned: PlannedTensor
@@ -44,6 +46,7 @@ class Chunk:
     nonfinite: Nonfinite = "refuse"
     effort: Effort = "default"
     reused: RowSource | None = None
+    guides: Guides | None = None
 
 
 def read_rows(planned: PlannedTensor, start: int, stop: int) -> Rows:
@@ -69,19 +72,42 @@ def takes_bf16(planned: PlannedTensor) -> bool:
 
 
 def chunks_of(plan: Plan, chunk_weights: int = CHUNK_WEIGHTS) -> Iterator[Chunk]:
-    """All chunks of a plan, in the order of the file.
+    """All chunks of a plan, in the order of the file; those of tensors that share an input go together.
 
     A tensor's importance is read when its first chunk is asked for, and kept as long as its chunks.
     """
-    data_start = len(plan.header)
-    for planned in plan.tensors:
-        tensor = planned.tensor
-        importance = importance_of(tensor, planned.type, plan.imatrix, plan.effort)
-        row_bytes = planned.type.row_bytes(tensor.n_columns)
-        step = max(1, chunk_weights // max(1, tensor.n_columns))
-        # Interleaved rows are copied in whole groups.
-        step = -(-step // planned.type.row_group) * planned.type.row_group
-        for start in range(0, tensor.n_rows, step):
-            offset = data_start + planned.offset + start * row_bytes
-            stop = min(start + step, tensor.n_rows)
-            yield Chunk(planned, start, stop, offset, importance, plan.nonfinite, plan.effort)
+    if plan.feedback is None:
+        for planned in plan.tensors:
+            yield from _chunks_of_rows(plan, planned, chunk_weights, None, planned.tensor.n_rows)
+        return
+    guides = Guides(plan)
+    for group in guides.groups():
+        if len(group) == 1 and not guides.guides(group[0]):
+            yield from _chunks_of_rows(plan, group[0], chunk_weights, None, group[0].tensor.n_rows)
+            continue
+        # Moments are made once for all rows of all tensors that are multiplied with the same input.
+        runs = [_chunks_of_rows(plan, t, chunk_weights, guides, guides.rows_per_slice(t)) for t in group]
+        waiting = [next(run, None) for run in runs]
+        for slice_ in range(guides.n_slices(group[0])):
+            for number, run in enumerate(runs):
+                rows = guides.rows_per_slice(group[number])
+                while (chunk := waiting[number]) is not None and chunk.start < (slice_ + 1) * rows:
+                    yield chunk
+                    waiting[number] = next(run, None)
+
+
+def _chunks_of_rows(
+    plan: Plan, planned: PlannedTensor, chunk_weights: int, guides: Guides | None, run: int
+) -> Iterator[Chunk]:
+    """The chunks of a tensor, none of which goes from one run of so many rows to the next."""
+    tensor = planned.tensor
+    importance = importance_of(tensor, planned.type, plan.imatrix, plan.effort)
+    row_bytes = planned.type.row_bytes(tensor.n_columns)
+    step = max(1, chunk_weights // max(1, tensor.n_columns))
+    # Interleaved rows are copied in whole groups.
+    step = -(-step // planned.type.row_group) * planned.type.row_group
+    for first in range(0, tensor.n_rows, max(run, 1)):
+        for start in range(first, min(first + run, tensor.n_rows), step):
+            offset = len(plan.header) + planned.offset + start * row_bytes
+            stop = min(start + step, first + run, tensor.n_rows)
+            yield Chunk(planned, start, stop, offset, importance, plan.nonfinite, plan.effort, guides=guides)

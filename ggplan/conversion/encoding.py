@@ -11,6 +11,7 @@ from ggplan.conversion.finiteness import bytes_by_policy, keep_into, overflow_by
 from ggplan.conversion.running_hash import RunningHash
 from ggplan.conversion.source_hash import add_rows
 from ggplan.quants import encode_into, first_nonfinite
+from ggplan.quants.feedback import encode_with_moments
 from ggplan.quants.floats import widened
 from ggplan.quants.soundness import are_sound
 
@@ -39,13 +40,17 @@ def encode_chunk(chunk: Chunk, source: RunningHash | None = None) -> memoryview:
         rows = rows_by_policy(widened(rows), tensor, planned.type, chunk.nonfinite)
     out = np.empty((len(rows), planned.type.row_bytes(tensor.n_columns)), np.uint8)
     importance = chunk.importance
-    if importance is None:
-        encode_into(rows, planned.type, None, out, chunk.effort)
+    effort = "default" if chunk.effort == "default" else "best"
+    prepared = None if chunk.guides is None else chunk.guides.prepared(planned, chunk.start)
+    if prepared is not None and chunk.guides is not None:
+        encode_with_moments(widened(rows), planned.type, prepared, out, method=chunk.guides.method)
+    elif importance is None:
+        encode_into(rows, planned.type, None, out, effort)
     else:
         rows_per_slice = tensor.n_rows // len(importance)
         for slice_, start, stop in _slices(chunk, rows_per_slice):
             part = slice(start, stop)
-            encode_into(rows[part], planned.type, importance[slice_], out[part], chunk.effort)
+            encode_into(rows[part], planned.type, importance[slice_], out[part], effort)
     if not are_sound(planned.type, largest):
         overflow_by_policy(rows, tensor, chunk.start, planned.type, chunk.nonfinite, out)
     if not finite and chunk.nonfinite == "keep":

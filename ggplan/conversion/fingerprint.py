@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ggplan.conversion.inputs import InputState
 from ggplan.planning import Effort, Plan
-from ggplan.quants.revisions import BEST_REVISION
+from ggplan.quants.revisions import BEST_REVISION, FEEDBACK_REVISION
 from ggplan.version import __version__
 
 Fingerprint = dict[str, str]
@@ -47,7 +47,12 @@ def fingerprint(
     if plan.model.converter:
         table["llama.cpp's converter"] = plan.model.converter
     if (revision := best_revision(plan.effort)) is not None:
-        table["the revision of the best-effort encoders"] = str(revision)
+        table[f"the revision of the encoders of effort {plan.effort}"] = str(revision)
+    if plan.feedback is not None:
+        table["the calibration"] = plan.feedback.calibration.digest
+        table["the option method"] = plan.feedback.method
+        table["the option lam"] = f"{plan.feedback.lam:g}"
+        table["the option corrected"] = str(plan.feedback.corrected)
     for path, state in states.items():
         table[_label(plan, path)] = str(state)
     for path, part in files:
@@ -57,7 +62,7 @@ def fingerprint(
 
 def best_revision(effort: Effort) -> int | None:
     """The revision of the encoders' search; None with default effort, whose bytes never change."""
-    return BEST_REVISION if effort == "best" else None
+    return {"best": BEST_REVISION, "feedback": FEEDBACK_REVISION}.get(effort)
 
 
 def differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:

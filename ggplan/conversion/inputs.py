@@ -38,7 +38,11 @@ class InputState:
 
 def input_files(plan: Plan) -> tuple[Path, ...]:
     """The files a conversion reads."""
-    return plan.model.files + (() if plan.imatrix is None else (plan.imatrix.path,))
+    files = plan.model.files + (() if plan.imatrix is None else (plan.imatrix.path,))
+    if plan.feedback is not None:
+        # It has the SHA-256 of all other files of the folder, which are checked when they are read.
+        files += (plan.feedback.calibration.path / "calibration.json",)
+    return files
 
 
 def input_states(plan: Plan) -> dict[Path, InputState]:

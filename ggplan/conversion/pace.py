@@ -21,6 +21,7 @@ from ggplan.text import format_bytes, printable
 DEFAULT_MEMORY = 1 << 30
 
 _WORKING, _WAITING = 24, 4  # bytes for each weight of a chunk
+_WITH_MOMENTS = 48  # the first, besides the moments themselves: each thread has those of one input
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,21 +41,23 @@ def choose_pace(plan: Plan, n_threads: int, memory: int) -> Pace:
     PlanError
         If one row of a tensor does not fit.
     """
+    working = _WORKING if plan.feedback is None else _WITH_MOMENTS
+    each = working + _WAITING
     rows = [(t.tensor.n_columns * math.gcd(t.type.row_group, t.tensor.n_rows), t.name) for t in plan.tensors]
     widest, name = max(rows, default=(1, ""))
-    largest = memory // (_WORKING + _WAITING)
+    largest = memory // each
     if widest > largest:
-        needed = format_bytes(widest * (_WORKING + _WAITING))
+        needed = format_bytes(widest * each)
         raise PlanError(
             f"{printable(name)}: a row of {widest:,} weights needs {needed} of memory, more than the "
             f"{format_bytes(memory)} allowed",
             hint="give more with --memory",
         )
-    fair = memory // (n_threads * (_WORKING + _WAITING))
+    fair = memory // (n_threads * each)
     chunk_weights = min(CHUNK_WEIGHTS, max(fair, CHUNK_WEIGHTS // 8), largest)
     chunk = max(chunk_weights, widest)
-    n_threads = max(1, min(n_threads, memory // (chunk * (_WORKING + _WAITING))))
-    n_waiting = min(n_threads, (memory - n_threads * chunk * _WORKING) // (chunk * _WAITING))
+    n_threads = max(1, min(n_threads, memory // (chunk * each)))
+    n_waiting = min(n_threads, (memory - n_threads * chunk * working) // (chunk * _WAITING))
     return Pace(n_threads, n_threads + max(0, n_waiting), chunk_weights)
 
 

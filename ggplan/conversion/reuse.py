@@ -42,6 +42,11 @@ from ggplan.planning.layout import written_shape
 from ggplan.sources.gguf import open_gguf, read_set
 from ggplan.text import printable
 
+_CORRECTED = "ggplan.calibration.corrected"
+_CALIBRATION = (
+    "ggplan.calibration.sha256", "ggplan.calibration.method", "ggplan.calibration.lam", _CORRECTED,
+)  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True)
 class Earlier:
@@ -191,6 +196,11 @@ def _differing_choice(plan: Plan, earlier: Model) -> str:
     effort = _text(earlier.metadata, "ggplan.effort", "default")
     if effort != plan.effort:
         return f"it was made with --effort {printable(effort)}"
+    recorded = {key: earlier.metadata.get(key) for key in _CALIBRATION}
+    if plan.feedback is not None and recorded != {key: plan.metadata.get(key) for key in _CALIBRATION}:
+        return "it was made with another calibration, or with one that was used in another way"
+    if (plan.feedback is not None and plan.feedback.corrected) or recorded[_CORRECTED] is not None:
+        return "its weights were corrected for those of the layers before them"
     # If `refuse` refused nothing, there is no weight that another policy would change.
     nonfinite = _text(earlier.metadata, "ggplan.nonfinite", "refuse")
     if nonfinite not in ("refuse", plan.nonfinite):

@@ -17,6 +17,7 @@ from ggplan.ggml_types import GgmlType
 from ggplan.planning import Plan
 from ggplan.planning.importance import uses_imatrix
 from ggplan.quants import warm_up
+from ggplan.quants.feedback import takes_moments, warm_up_feedback
 
 
 def needed_encoders(plan: Plan) -> list[tuple[GgmlType, bool, bool]]:
@@ -38,13 +39,18 @@ def warming(plan: Plan) -> Iterator[None]:
     """Warm up the plan's encoders in a thread that takes up no new one after this block."""
     stop = threading.Event()
 
+    effort = "default" if plan.effort == "default" else "best"
+
     def warm() -> None:
         for type_, guided, is_bf16 in needed_encoders(plan):
             if stop.is_set():
                 return
             # An encoder that cannot be compiled fails again, with the tensor's name, where it is needed.
             with contextlib.suppress(Exception):
-                warm_up([type_], with_imatrix=guided, effort=plan.effort, bf16=is_bf16)
+                if plan.feedback is not None and takes_moments(type_):
+                    warm_up_feedback(type_)
+                    continue
+                warm_up([type_], with_imatrix=guided, effort=effort, bf16=is_bf16)
 
     # No daemon: the interpreter must not end while LLVM is at work.
     thread = threading.Thread(target=warm, name="ggplan-warming")

@@ -11,6 +11,7 @@ from ggplan.planning.decisions import decide
 from ggplan.planning.devices import Memory, devices_in, memory_of
 from ggplan.planning.fallback import FallbackTable
 from ggplan.planning.fitting import Fitted, fit
+from ggplan.planning.guidance import Feedback
 from ggplan.planning.laying_out import lay_out, make_plan
 from ggplan.planning.makers import (
     Chosen,
@@ -32,6 +33,7 @@ __all__ = [
     "Decision",
     "Effort",
     "FallbackTable",
+    "Feedback",
     "Fitted",
     "Memory",
     "Nonfinite",

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 
 def uses_imatrix(type_: GgmlType, effort: Effort = "default") -> bool:
-    """Whether the encoder of this type weighs its errors by an imatrix; with best effort, all do."""
-    return type_.is_quantized if effort == "best" else type_.uses_imatrix
+    """Whether the encoder of this type weighs its errors by an imatrix; with more effort, all do."""
+    return type_.uses_imatrix if effort == "default" else type_.is_quantized
 
 
 def entry_of(tensor: TensorInfo, imatrix: Imatrix) -> ImatrixEntry | None:

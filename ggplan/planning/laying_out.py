@@ -10,6 +10,7 @@ from ggplan.model import Model, require_model
 from ggplan.planning.assignment import Assignment
 from ggplan.planning.fallback import FallbackTable, table_of
 from ggplan.planning.fitting import Fitted, fit, replaced, with_companions
+from ggplan.planning.guidance import Feedback
 from ggplan.planning.importance import coverage_of
 from ggplan.planning.layout import file_order, place
 from ggplan.planning.makers import Chosen, assign
@@ -35,7 +36,8 @@ def make_plan(
     fallback: FallbackTable | None = None,
     strict: bool = False,
     nonfinite: Nonfinite = "refuse",
-    effort: Effort = "default",
+    effort: Effort | None = None,
+    feedback: Feedback | None = None,
 ) -> Plan:
     """Apply a recipe to a model: `lay_out` of what `assign` gives to the model once it is settled.
 
@@ -45,7 +47,7 @@ def make_plan(
         A recipe, a stock mix, an assignment, the file of a recipe, or any name that `-r` takes: a file, a
         shipped recipe (`glm4moe/hq4_k`), a mix (`Q4_K_M`). Without one every tensor keeps its type: the plan
         of a plain conversion.
-    imatrix, fallback, strict, nonfinite, effort
+    imatrix, fallback, strict, nonfinite, effort, feedback
         As for `lay_out`.
 
     Raises
@@ -57,7 +59,8 @@ def make_plan(
     """
     require_model(model)
     settled = settle(model)
-    assignment = assign(settled, recipe, has_imatrix=imatrix is not None)
+    has_imatrix = imatrix is not None or feedback is not None
+    assignment = assign(settled, recipe, has_imatrix=has_imatrix)
     if settled is not model and isinstance(recipe, Assignment):
         assignment = settle_assignment(recipe, model, settled)
     return lay_out(
@@ -68,6 +71,7 @@ def make_plan(
         strict=strict,
         nonfinite=nonfinite,
         effort=effort,
+        feedback=feedback,
     )
 
 
@@ -79,7 +83,8 @@ def lay_out(
     fallback: FallbackTable | None = None,
     strict: bool = False,
     nonfinite: Nonfinite = "refuse",
-    effort: Effort = "default",
+    effort: Effort | None = None,
+    feedback: Feedback | None = None,
 ) -> Plan:
     """The plan of an assignment: types that fit, bytes, places, metadata. No weight is read.
 
@@ -99,6 +104,11 @@ def lay_out(
         hold them (f32, f16, bf16).
     effort
         "best" encodes with less error than llama.cpp, in as many bytes and more time, where ggplan knows how.
+        "feedback" encodes with the least error of the products with the inputs of a calibration. By default
+        "feedback" where there is a calibration, else "default".
+    feedback
+        The calibration, and how it is used. Its imatrix is the plan's, unless `imatrix` is the same one for
+        the model as it was reshaped.
 
     Raises
     ------
@@ -114,6 +124,7 @@ def lay_out(
             f"{printable(repr(assignment))[:80]} is not an assignment;"
             " ggplan.make_plan takes recipes and their names"
         )
+    effort = effort or ("default" if feedback is None else "feedback")
     table = fallback or table_of(assignment.recipe)
     for option, value, values in (
         ("fallback", table, get_args(FallbackTable)),
@@ -124,6 +135,10 @@ def lay_out(
             near = nearest(str(value), values)
             hint = f"the nearest is {near}" if near else f"choose from {', '.join(values)}"
             raise PlanError(f"{option} cannot be {printable(str(value))}", hint=hint)
+    if (effort == "feedback") != (feedback is not None):
+        _refuse_effort(effort)
+    if feedback is not None:
+        imatrix = _imatrix_of(feedback, model, imatrix)
     fitted = fit(model, assignment, table)
     for found in sorted(fitted, key=_order):
         if found.fault is not None:
@@ -165,13 +180,43 @@ def lay_out(
             table,
             effort,
             [outcome.line for outcome in outcomes(planned)],
+            feedback,
         ),
         imatrix=imatrix,
         fallback=table,
         data_bytes=data_bytes,
         nonfinite=nonfinite,
         effort=effort,
+        feedback=feedback,
     )
+
+
+def _refuse_effort(effort: str) -> None:
+    if effort == "feedback":
+        raise PlanError(
+            "effort feedback needs a calibration",
+            hint="give its folder with --calibration; `ggplan calibrate MODEL --text FILE -o DIR` makes one",
+        )
+    raise PlanError(
+        f"a calibration is for effort feedback, and effort {effort} was asked for",
+        hint=f"leave out --effort, or give the calibration's imatrix.gguf with --imatrix for effort {effort}",
+    )
+
+
+def _imatrix_of(feedback: Feedback, model: Model, imatrix: Imatrix | None) -> Imatrix:
+    """The imatrix of a calibration, in which tensors have the names that they have in the model."""
+    own = feedback.calibration.imatrix
+    if imatrix is not None and imatrix.path != own.path:
+        raise PlanError(
+            "a calibration has an imatrix of its own, and another is given",
+            hint="leave out --imatrix, or leave out --calibration",
+        )
+    if moved := sorted(model.reshaped.keys() - {"mtp"}):
+        raise PlanError(
+            f"a calibration is of the model as it is, and --{moved[0]} makes another one of it",
+            hint=f"write that model first (convert --{moved[0]}, without -r), and calibrate and convert it",
+        )
+    return imatrix or own
 
 
 def _order(fitted: Fitted) -> tuple[int, bytes]:

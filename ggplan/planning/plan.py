@@ -11,6 +11,7 @@ from ggplan.metadata import Metadata
 from ggplan.model import Model, TensorInfo
 from ggplan.planning.assignment import Assignment, Decision
 from ggplan.planning.fallback import FallbackTable
+from ggplan.planning.guidance import Feedback
 from ggplan.planning.layout import encode_header
 from ggplan.planning.roles import Role
 from ggplan.rules import Recipe, Rule
@@ -86,8 +87,9 @@ class PlannedTensor:
         return self.type == self.tensor.type and self.tensor.stored is not None
 
 
-Effort = Literal["default", "best"]
-"""How the encoders search: for llama.cpp's bytes, or for the least error in as many bytes."""
+Effort = Literal["default", "best", "feedback"]
+"""How the encoders search: for llama.cpp's bytes, for the least error of weights in as many bytes, or for the
+least error of what matrices make of the inputs of a calibration."""
 Nonfinite = Literal["refuse", "zero", "keep"]
 """What becomes of weights that are NaN or infinite; see `ggplan.conversion.finiteness`."""
 
@@ -118,6 +120,8 @@ class Plan:
         What becomes of weights that are not finite.
     effort
         How the encoders search.
+    feedback
+        With effort "feedback", the calibration that it goes by; else None.
     """
 
     model: Model
@@ -130,6 +134,7 @@ class Plan:
     data_bytes: int
     nonfinite: Nonfinite = "refuse"
     effort: Effort = "default"
+    feedback: Feedback | None = None
 
     def __repr__(self) -> str:
         return f"<Plan: {self._words}>"

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from ggplan.ggml_types import F32, QUANTIZATION_VERSION, GgmlType
 from ggplan.metadata import Metadata, MetadataType, array, string, uint32
 from ggplan.model import Model
+from ggplan.planning.guidance import Feedback, feedback_metadata
 from ggplan.rules import Recipe
 from ggplan.rules.loading import record_parts
 from ggplan.stock import PURE, find_mix, is_mix
@@ -45,6 +46,7 @@ def output_metadata(
     fallback: str = "llama.cpp",
     effort: str = "default",
     codes: Sequence[str] = (),
+    feedback: Feedback | None = None,
 ) -> Metadata:
     """The output's metadata, in the model's order with new keys at the end.
 
@@ -56,6 +58,8 @@ def output_metadata(
         The plan's; recorded if they are not the default.
     codes
         A line for each outcome of codes (see `ggplan.planning.outcomes`).
+    feedback
+        The plan's; its calibration is recorded.
     """
     metadata = {
         key: value
@@ -93,6 +97,8 @@ def output_metadata(
         metadata["ggplan.nonfinite"] = string(nonfinite)
     if effort != "default":
         metadata["ggplan.effort"] = string(effort)
+    if feedback is not None:
+        metadata |= feedback_metadata(feedback)
     for key, text in model.reshaped.items():
         metadata[f"ggplan.{key}"] = string(text)
     if codes:

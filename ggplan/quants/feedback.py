@@ -26,11 +26,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from ggplan.errors import QuantizationError
 from ggplan.ggml_types import GgmlType
 from ggplan.quants.codecs import decoder, encoder
+from ggplan.quants.formats.grid_descent import GRID_TYPES, descend
 from ggplan.quants.formats.ladders import LADDERS, Ladder, Numbers
 from ggplan.quants.kernels import scratch
 from ggplan.quants.linear_algebra import Moments, regularized, times, unit_upper
@@ -59,8 +60,12 @@ _PANEL_SWEEPS = 3
 _ROW_SWEEPS = 4
 """How often descent alone goes over whole rows."""
 _LAST_SWEEPS, _NARROW = 2, 1024
-"""How often feedback does so in the end, for rows of so many columns at most. Panels are improved with regard to
-all columns after them already: of 2048 columns it takes a third more time for a hundredth less error."""
+"""How often feedback does so in the end, for rows of so many columns at most. Its panels are improved with
+regard to all columns after them already: at 2048 it takes a third more time for a hundredth less error."""
+_ENOUGH = 64
+"""Tokens for each column where a Hessian does not say of how many it is: ten times as many change nothing."""
+_ASYMMETRY = np.float32(1e-3)
+"""How far a Hessian's halves may differ, in parts of its largest number, as those of bfloat16 sums do."""
 _BATCH = 1 << 20  # weights that are worked on at a time
 _LESS = np.float32(1 - 2.0**-10)
 """A row's error must be below this part of best's to count as less: sums of float32 are wrong by less."""
@@ -140,7 +145,73 @@ def _pivots(matrix: F32Array, upper: F32Array) -> F32Array:
 
 def takes_moments(type: GgmlType) -> bool:
     """Whether there is a search that uses moments for a type."""
-    return type.name in LADDERS
+    return type.name in LADDERS or type.name in GRID_TYPES
+
+
+def encode_checked(
+    rows: F32Array,
+    type: GgmlType,
+    hessian: ArrayLike,
+    out: Bytes,
+    tokens: int | None,
+    lam: float,
+    method: str,
+) -> None:
+    """As `encode_with_moments`, for moments that come from outside; no tokens means enough of them.
+
+    Raises
+    ------
+    QuantizationError
+        If the Hessian is no matrix of second moments of as many columns as the rows have, or the other
+        values make no sense.
+    """
+    n = rows.shape[1]
+    if not takes_moments(type):
+        raise QuantizationError(
+            f"no search for {type} uses a Hessian",
+            hint="leave out hessian=, and pass its diagonal as imatrix=",
+        )
+    if method not in METHODS:
+        raise QuantizationError(f"there is no method {method!r}", hint=f"choose from {', '.join(METHODS)}")
+    if not (np.isfinite(lam) and lam > 0):
+        raise QuantizationError(f"lam is the damping, a number above 0, not {lam}")
+    if tokens is not None and tokens < 1:
+        raise QuantizationError(f"a Hessian of {tokens} tokens says nothing", hint="leave out hessian=")
+    matrix = np.asarray(hessian)
+    if matrix.shape != (n, n):
+        raise QuantizationError(
+            f"the Hessian has shape {matrix.shape}, but rows of {n} weights need {(n, n)}",
+            hint="pass the mean of x x^T over tokens, (n, n)",
+        )
+    if not np.can_cast(matrix.dtype, np.float32, "same_kind"):
+        raise QuantizationError(f"the Hessian is of type {matrix.dtype}, which float32 cannot take")
+    with np.errstate(over="ignore", invalid="ignore"):
+        matrix = matrix.astype(np.float32)
+    if not np.isfinite(matrix).all():
+        raise QuantizationError("the Hessian has numbers that are NaN, infinite or beyond float32")
+    diagonal = matrix.diagonal()
+    if (diagonal < 0).any():
+        at = int((diagonal < 0).argmax())
+        raise QuantizationError(f"the second moment of column {at} is negative ({diagonal[at]})")
+    with np.errstate(over="ignore"):
+        difference = np.abs(matrix - matrix.T)
+    if (
+        difference > _ASYMMETRY * max(float(diagonal.max(initial=0)), float(np.finfo(np.float32).tiny))
+    ).any():
+        i, j = (int(k) for k in np.unravel_index(int(difference.argmax()), difference.shape))
+        raise QuantizationError(
+            f"the Hessian is not symmetric: {matrix[i, j]} at {[i, j]}, {matrix[j, i]} at {[j, i]}"
+        )
+    moments = Moments((matrix + matrix.T) * np.float32(0.5), _ENOUGH * n if tokens is None else int(tokens))
+    if rows.size:
+        encode_with_moments(rows, type, moments, out, method=method, lam=float(lam))
+
+
+def warm_up_feedback(type: GgmlType) -> None:
+    """Compile what encodes to a type, or load it from disk."""
+    n = max(type.block_size, PANEL)
+    out = np.empty((1, type.row_bytes(n)), np.uint8)
+    encode_with_moments(np.ones((1, n), np.float32), type, Moments(np.eye(n, dtype=np.float32), n), out)
 
 
 def encode_with_moments(
@@ -166,13 +237,17 @@ def encode_with_moments(
     QuantizationError
         If the type has no such search, or the moments are not positive.
     """
-    ladder = LADDERS.get(type.name)
-    if ladder is None:
+    if not takes_moments(type):
         raise QuantizationError(f"no search for {type} uses second moments")
     prepared = moments if isinstance(moments, Prepared) else prepare(moments, lam)
     step = max(TILE, _BATCH // rows.shape[1] // TILE * TILE)
     for start in range(0, len(rows), step):
-        _encode(rows[start : start + step], type, ladder, prepared, out[start : start + step], method)
+        some, blocks = rows[start : start + step], out[start : start + step]
+        if type.name in GRID_TYPES:
+            encoder(type, "best")(some, prepared.importance, blocks)
+            descend(type.name, some, blocks, prepared, method)
+        else:
+            _encode(some, type, LADDERS[type.name], prepared, blocks, method)
 
 
 class _State(NamedTuple):
@@ -306,7 +381,10 @@ def _empty_state(ladder: Ladder, shape: Sequence[int]) -> _State:
     units = [np.empty((count, n // rules.size, TILE), np.float32) for _ in range(2)]
     integers = [np.empty((count, n // rules.sub, TILE), np.float32) for _ in range(2)]
     room = [new_tiles(count * TILE, n) for _ in range(2)]
-    return _State(*units, *integers, *room, np.zeros((count, TILE), np.float32))
+    d, dmin = units
+    scales, mins = integers
+    levels, slopes = room
+    return _State(d, dmin, scales, mins, levels, slopes, np.zeros((count, TILE), np.float32))
 
 
 def _put_units(state: _State, numbers: Numbers, ladder: Ladder, first: int) -> None:
@@ -342,9 +420,9 @@ def _state_of(ladder: Ladder, blocks: Bytes, m: int, weights: F32Array, prepared
 def _numbers_of(state: _State, ladder: Ladder) -> Numbers:
     rules = ladder.rules
     parts = rules.size // rules.sub
-    units = [a.swapaxes(1, 2).reshape(-1) for a in (state.d, state.dmin)]
-    integers = [a.swapaxes(1, 2).reshape(-1, parts) for a in (state.scales, state.mins)]
-    return Numbers(*units, *integers, rows_of(state.levels).reshape(-1, rules.size))
+    d, dmin = (a.swapaxes(1, 2).reshape(-1) for a in (state.d, state.dmin))
+    scales, mins = (a.swapaxes(1, 2).reshape(-1, parts) for a in (state.scales, state.mins))
+    return Numbers(d, dmin, scales, mins, rows_of(state.levels).reshape(-1, rules.size))
 
 
 def _with_feedback(

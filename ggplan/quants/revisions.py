@@ -13,3 +13,6 @@ BEST_REVISION = 1
 
 `tests/quants/test_best_revision.py` fails where that was forgotten.
 """
+
+FEEDBACK_REVISION = 1
+"""The same for `effort="feedback"`, which has blocks of best effort too: raised whenever that is raised."""

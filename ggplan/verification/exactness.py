@@ -7,8 +7,12 @@ and this recipe and nothing else: no weight was changed, by accident or on purpo
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
@@ -18,8 +22,9 @@ from ggplan.conversion.encoding import encode_chunk
 from ggplan.conversion.input_hashes import with_input_hashes
 from ggplan.errors import CheckpointError, PlanError
 from ggplan.metadata import Metadata
-from ggplan.model import Model, TensorInfo
+from ggplan.model import Model, RowSource, TensorInfo
 from ggplan.planning import Effort, FallbackTable, Nonfinite, Plan, make_plan
+from ggplan.planning.guidance import SecondMoments, feedback_as_recorded
 from ggplan.planning.layout import written_shape
 from ggplan.planning.provenance import CODES, INPUTS, PLAN, VERSION
 from ggplan.reshaping import recorded_reshaping, reshape
@@ -44,6 +49,7 @@ def plan_again(
     recipe: Recipe | None = None,
     imatrix: Imatrix | None = None,
     fallback: FallbackTable | None = None,
+    calibration: SecondMoments | None = None,
 ) -> Plan:
     """The plan of a file that ggplan wrote, by the recipe and choices that its metadata records.
 
@@ -53,11 +59,14 @@ def plan_again(
         The file and the checkpoint it was made from.
     recipe, imatrix, fallback
         Used instead of the recorded ones. For an imatrix only the name is recorded, never the values.
+    calibration
+        The one that the file was made with. Its imatrix is used.
 
     Raises
     ------
     PlanError
-        If the file does not say how it was made, or was made with an imatrix and none is given.
+        If the file does not say how it was made, or was made with an imatrix or a calibration and it is not
+        given.
     RecipeError
         If the recorded recipe is damaged.
     """
@@ -67,6 +76,9 @@ def plan_again(
             f"{shown} does not say how it was made: ggplan did not write it",
             hint="`ggplan verify FILE --against CHECKPOINT --exact --recipe RECIPE` takes one",
         )
+    feedback = feedback_as_recorded(written.metadata, calibration, shown)
+    if feedback is not None and imatrix is None:
+        imatrix = feedback.calibration.imatrix
     if imatrix is None and (name := text_of(written.metadata, _IMATRIX)):
         raise PlanError(
             f"{shown} was made with the imatrix {printable(name)}",
@@ -80,6 +92,7 @@ def plan_again(
         fallback=fallback or _recorded(written.metadata, "ggplan.fallback", FallbackTable, "llama.cpp"),
         nonfinite=_recorded(written.metadata, "ggplan.nonfinite", Nonfinite, "refuse"),
         effort=_recorded(written.metadata, "ggplan.effort", Effort, "default"),
+        feedback=feedback,
     )
     plan = with_input_hashes(plan)
     return dataclasses.replace(plan, metadata=_as_recorded(plan.metadata, written.metadata))
@@ -130,13 +143,37 @@ def prove(
             equal.add(planned.name)
     faults += [Fault(name, "missing", "the file has it, the plan does not", file) for name in found]
     tensors = {tensor.name: tensor for tensor in written.tensors}
-    chunks = (chunk for chunk in chunks_of(plan) if chunk.planned.name in equal)
     seen: set[str] = set()
-    for fault in each(chunks, lambda chunk: _differs(chunk, tensors[chunk.planned.name], progress), threads):
-        if fault is not None and fault.where not in seen:
-            seen.add(fault.where)
-            faults.append(fault)
+    with _corrected_again(plan, threads) as corrected:
+        chunks = (
+            dataclasses.replace(chunk, reused=corrected.get(chunk.planned.name))
+            for chunk in chunks_of(plan)
+            if chunk.planned.name in equal
+        )
+        for fault in each(
+            chunks, lambda chunk: _differs(chunk, tensors[chunk.planned.name], progress), threads
+        ):
+            if fault is not None and fault.where not in seen:
+                seen.add(fault.where)
+                faults.append(fault)
     return faults
+
+
+@contextlib.contextmanager
+def _corrected_again(plan: Plan, threads: int | None) -> Iterator[Mapping[str, RowSource]]:
+    """The blocks of a plan's corrected layers, made again; empty for other plans."""
+    from ggplan.conversion.correction import correct_plan, is_corrected
+    from ggplan.conversion.pace import DEFAULT_MEMORY
+    from ggplan.conversion.streaming import available_cpus
+
+    if not is_corrected(plan):
+        yield {}
+        return
+    with tempfile.TemporaryDirectory(prefix="ggplan-") as folder:
+        made = correct_plan(
+            plan, Path(folder) / "layers", threads=threads or available_cpus(), memory=DEFAULT_MEMORY
+        )
+        yield made.blocks
 
 
 def _differs(chunk: Chunk, tensor: TensorInfo, progress: Progress | None) -> Fault | None:

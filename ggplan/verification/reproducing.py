@@ -25,6 +25,7 @@ from ggplan.conversion.listing import Listing
 from ggplan.conversion.source_hash import has_source_hash, source_hash_of
 from ggplan.model import Model
 from ggplan.planning import Plan
+from ggplan.planning.guidance import SecondMoments
 from ggplan.planning.provenance import INPUTS, PLAN
 from ggplan.planning.splits import split_plan
 from ggplan.sources.files import file_size, read_at
@@ -92,6 +93,7 @@ def reproduce(
     checkpoint: Model,
     *,
     imatrix: Imatrix | None = None,
+    calibration: SecondMoments | None = None,
     output: str | Path | None = None,
     force: bool = False,
     threads: int | None = None,
@@ -105,8 +107,8 @@ def reproduce(
         The file, or any of its split set.
     checkpoint
         The checkpoint it was made from.
-    imatrix
-        The importance matrix that was used.
+    imatrix, calibration
+        The importance matrix, or the calibration, that was used.
     output
         A path to write the new file to; for a split set, its files.
     force
@@ -115,7 +117,8 @@ def reproduce(
     Raises
     ------
     PlanError
-        If the file does not say how it was made, or was made with an imatrix and none is given.
+        If the file does not say how it was made, or was made with an imatrix or a calibration and it is not
+        given.
     CheckpointError
         If a file cannot be opened.
     ConversionError
@@ -123,8 +126,10 @@ def reproduce(
     """
     path = Path(path)
     written = open_files(path).model
+    if calibration is not None and imatrix is None:
+        imatrix = calibration.imatrix
     checkpoint, imatrix = reshaped_as(written, checkpoint, imatrix)
-    plan = plan_again(written, checkpoint, imatrix=imatrix)
+    plan = plan_again(written, checkpoint, imatrix=imatrix, calibration=calibration)
     inputs = _differing_inputs(written, checkpoint, imatrix)
     found = verify(path, plan=plan, threads=threads, progress=progress)
     # Keys that differ only because inputs differ: the inputs are reported instead.

@@ -71,9 +71,7 @@ def test_rows_do_not_depend_on_the_rows_beside_them(prepared: Prepared) -> None:
 
 
 @pytest.mark.parametrize("name", ["iq2_s", "iq3_xxs"])
-def test_rows_that_no_search_can_judge_stay(
-    name: str, hessian: np.ndarray, prepared: Prepared
-) -> None:
+def test_rows_that_no_search_can_judge_stay(name: str, hessian: np.ndarray, prepared: Prepared) -> None:
     rows = weights(4)
     rows[0] = 0
     rows[1, :256] = 0

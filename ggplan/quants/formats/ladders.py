@@ -71,7 +71,8 @@ class Ladder:
         zeros = np.zeros(n, np.float32)
         match fields:
             case Affine():
-                return Numbers(*(array.astype(np.float32) for array in fields[:4]), levels)
+                d, dmin, scales, mins = (array.astype(np.float32) for array in fields[:4])
+                return Numbers(d, dmin, scales, mins, levels)
             case Symmetric():
                 scales = fields.scales.astype(np.float32)
                 return Numbers(fields.d.astype(np.float32), zeros, scales, np.zeros_like(scales), levels)

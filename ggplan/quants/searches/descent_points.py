@@ -153,7 +153,7 @@ def search_eight(table: Any, group: Any, is_even: Any, eight: Any, inverse: Any,
             magnitude = select(value < _ZERO, -value, value)
             signed = select(at(eight.signs, i) < _ZERO, -magnitude, magnitude)
             put(eight.found, i, signed - value)
-        for turn in range(3):
+        for turn in range(2):
             first = 4 * (turn % 2)
             add_up_four(eight, first)
             find_points(table, group, eight, first)
@@ -234,15 +234,15 @@ def add_to_pair(eight: Any, first: Any, other: Any, b: Any) -> None:
     one, two = at(eight.moves, 3 * other + b % 3), at(eight.moves, 3 * other + 3 + b // 3)
     lower = one * eight.hessian[8 * first + other] + two * eight.hessian[8 * first + other + 1]
     upper = one * eight.hessian[8 * first + 8 + other] + two * eight.hessian[8 * first + 9 + other]
-    put_pair(eight, first, lower * _TWO, upper * _TWO, 36)
+    put_pair(eight, first, splat(_ZERO, LANES), lower * _TWO, upper * _TWO, 36)
 
 
 @inline
-def put_pair(eight: Any, first: Any, lower: Any, upper: Any, to: Any) -> None:
-    """Put what nine moves of two weights from `first` on add to the cost, given their slopes."""
-    low0 = at(eight.moves, 3 * first) * lower
-    low1 = at(eight.moves, 3 * first + 1) * lower
-    low2 = at(eight.moves, 3 * first + 2) * lower
+def put_pair(eight: Any, first: Any, cost: Any, lower: Any, upper: Any, to: Any) -> None:
+    """Put a cost and what nine moves of two weights from `first` on add to it, given their slopes."""
+    low0 = cost + at(eight.moves, 3 * first) * lower
+    low1 = cost + at(eight.moves, 3 * first + 1) * lower
+    low2 = cost + at(eight.moves, 3 * first + 2) * lower
     for b in range(3):
         high = at(eight.moves, 3 * first + 3 + b) * upper
         put(eight.pairs, to + 3 * b, low0 + high)
@@ -285,16 +285,18 @@ def add_upper_half(group: Any, eight: Any, first: Any, b: Any) -> None:
         g1 = at(eight.pairs, low + 1) + at(eight.pairs, high + 1)
         g2 = at(eight.pairs, low + 2) + at(eight.pairs, high + 2)
         g3 = at(eight.pairs, low + 3) + at(eight.pairs, high + 3)
-        put_pair(eight, 0, g0, g1, 0)
-        put_pair(eight, 2, g2, g3, 9)
+        put_pair(eight, 0, at(eight.upper, b), g0, g1, 0)
+        put_pair(eight, 2, splat(_ZERO, LANES), g2, g3, 9)
     else:
         one, two = at(eight.moves, 8 * (first + 2) + b % 8), at(eight.moves, 8 * (first + 3) + b // 8)
+        cost = at(eight.upper, b)
         for part in range(2):
             k = first + part
             added = one * eight.hessian[8 * k + first + 2] + two * eight.hessian[8 * k + first + 3]
             added = added * _TWO
             for level in range(8):
-                put(eight.pairs, 8 * part + level, at(eight.moves, 8 * k + level) * added)
+                put(eight.pairs, 8 * part + level, at(eight.moves, 8 * k + level) * added + cost)
+            cost = splat(_ZERO, LANES)
 
 
 @inline
@@ -309,11 +311,10 @@ def find_points(table: Any, group: Any, eight: Any, first: Any) -> None:
         start, end = table.starts[b], table.starts[b + 1]
         if start < end:
             add_upper_half(group, eight, first, b)
-            upper = at(eight.upper, b)
             for point in range(start, end):
                 one = load(eight.pairs, table.lower[table.n + point], LANES)
                 two = load(eight.pairs, table.lower[2 * table.n + point], LANES)
-                error = load(eight.lower, table.lower[point], LANES) + upper
+                error = load(eight.lower, table.lower[point], LANES)
                 error = error + (one + two)
                 better = error < least
                 least = select(better, error, least)

@@ -246,7 +246,7 @@ def _move_codes(
     sub: Any, uneven: Any, lowest: Any, highest: Any, start: Any, k: Any, hessian: Any,
     diagonal: Any, scale: Any, levels: Any, slopes: Any, moves: Any,
 ) -> Any:  # fmt: skip
-    """Move the codes of a sub-block one by one, and begin its `moves`; returns by how much the error falls."""
+    """Move the codes of a sub-block one by one, and begin its `moves`; returns how far the error falls."""
     inverse = _inverse(scale)
     gain = splat(_ZERO, TILE)
     for j in range(sub):
