@@ -223,6 +223,12 @@ def test_another_run_is_refused_unless_forced(tmp_path: Path) -> None:
         begin(tmp_path / "other", SETTINGS, force=True)
 
 
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "c").write_text("")
+    with pytest.raises(CalibrationError, match="c is not a folder"):
+        begin(tmp_path / "c", SETTINGS, force=True)
+
+
 def test_inputs_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     collector = collected(SHORT)
     collector.add("attn_norm", np.full((0, COLUMNS), np.nan, np.float32))
