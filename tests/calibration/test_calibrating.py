@@ -125,7 +125,8 @@ def test_layers_are_collected_in_as_many_passes_as_the_memory_asks_for(
     monkeypatch.setattr("ggplan.measure.embedded.why_missing", lambda: "")
     layers = (0, 1, 2, None)
     inputs = [
-        {"layer": layer, "leader": "", "n_sources": 1, "last": 0,
+        {"layer": layer, "leader": "", "n_sources": 1, "n_uses": 1,
+         "first": 0, "last": 0, "first_weight": "a", "n_first": 1,
          "activation": {"name": "x", "n_columns": 1024, "tensors": ["a"], "expert_tensors": [],
                         "n_slices": 1, "n_routes": 0, "has_own_rows": False, "rows_per_token": 1}}
         for layer in layers
