@@ -18,6 +18,8 @@ from ggplan.errors import CalibrationError, CheckpointError
 from ggplan.model import Model
 from ggplan.opening import open_model
 from ggplan.sources.files import exists, shown
+from ggplan.sources.remote import is_remote
+from ggplan.text import text_encoding
 from ggplan.version import __version__
 
 if TYPE_CHECKING:
@@ -132,10 +134,6 @@ def calibrate(
         found = begin(folder, before)
         if isinstance(found, Calibration):
             return found
-    try:
-        folder.mkdir(exist_ok=True)
-    except OSError as error:
-        raise CalibrationError(f"cannot write {shown(folder)}: {error.strerror or error}") from error
     with _engine(model, known, options, folder / _WORK, watch) as engine:
         surveyed = engine.survey()
         taken = taken_chunks(surveyed.tokens, known, options)
@@ -222,6 +220,11 @@ def _texts(texts: Sequence[str | Path], options: CalibrateOptions) -> list[_Text
             raw = read_whole(text, _TEXT_LIMIT)
         except CheckpointError as error:
             raise CalibrationError(error.message, hint=error.hint) from error
+        if (encoding := text_encoding(raw)[1]) != "utf-8":
+            raise CalibrationError(
+                f"{shown(text)} is text in {encoding}, which a model would read as nonsense",
+                hint="write it in UTF-8",
+            )
         digest = hashlib.sha256(raw).hexdigest()
         for other in found:
             if other.sha256 == digest:
@@ -247,6 +250,7 @@ def _settings(
         "model": {
             "name": model.path.name,
             "architecture": model.architecture,
+            "pretokenizer": model.pretokenizer,
             "types": sorted({t.stored_as for t in model.tensors}),
             "identity": sha256_of_json([shapes, weights]),
         },
@@ -348,8 +352,8 @@ def _llama_cpp(
         threads=options.threads,
         process_output=options.process_output,
     )
-    if model.kind == "gguf" and not _is_changed(model):
-        yield LlamaCpp(model.path, how)
+    if model.kind == "gguf" and not is_remote(model.path) and not _is_changed(model):
+        yield LlamaCpp(min(model.files, default=model.path), how)  # the first of a split set
         return
     LlamaCpp(work, how)  # before hours of converting: is the engine there?
     _convert(model, work, watch)
@@ -399,6 +403,10 @@ def _convert(model: Model, work: Path, watch: Watch) -> None:
         with contextlib.suppress(CheckpointError):
             if marks_of(open_model(work)) == marks_of(model):
                 return
+    try:
+        work.parent.mkdir(exist_ok=True)
+    except OSError as error:
+        raise CalibrationError(f"cannot write {shown(work.parent)}: {error.strerror or error}") from error
     plan = make_plan(model, find_mix("BF16"))
     with watch.converting(plan.tensor_bytes) as progress:
         convert(plan, work, ConvertOptions(force=True), progress=progress, resumed=progress)

@@ -82,8 +82,8 @@ ALLOWED = {
         "imatrix", "stock", "planning", "allocation", "conversion", "measure", "quants",
     },
     "calibrating": {
-        "version", "errors", "ggml_types", "model", "sources", "opening", "imatrix", "planning", "stock",
-        "calibration", "conversion",
+        "version", "errors", "text", "ggml_types", "model", "sources", "opening", "imatrix", "planning",
+        "stock", "calibration", "conversion",
     },
     "charts": {
         "errors", "substitutes", "text", "ggml_types", "model", "rules", "planning", "allocation", "offload",

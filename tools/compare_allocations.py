@@ -50,7 +50,7 @@ from ggplan.planning import Plan, find_recipe, make_plan
 from ggplan.probing import ProbeOptions, Watcher, probe
 
 MIXES = ("Q2_K", "IQ3_XS", "Q3_K_M", "Q4_K_M", "Q5_K_M")
-TYPES = ("iq2_xs", "q2_K", "iq3_xxs", "q3_K", "iq4_xs", "q4_K", "q5_K")
+TYPES = ("q2_K", "iq3_xxs", "q3_K", "iq4_xs", "q4_K", "q5_K")
 
 
 def main() -> None:
@@ -95,7 +95,7 @@ class Printing(Watcher):
 
 
 def errors_of(model: Model, imatrix: Imatrix | None) -> Errors:
-    return measured_errors(prepare(model, OptimizeOptions(bpw=8)).choices, imatrix)
+    return measured_errors(prepare(model, OptimizeOptions(bpw=8), imatrix=imatrix).choices, imatrix)
 
 
 def plan_of(model: Model, name: str, imatrix: Imatrix | None) -> Plan:
@@ -120,7 +120,7 @@ def written(
         answers = {}
         for kind, (scales, errors) in bases.items():
             options = OptimizeOptions(size=plans[name].file_bytes, name=f"{name} by {kind}")
-            answers[kind] = answer_of(prepare(model, options, scales=scales, errors=errors))
+            answers[kind] = answer_of(prepare(model, options, scales=scales, errors=errors, imatrix=imatrix))
             plans[f"{name}-{kind}"] = make_plan(model, answers[kind].recipe, imatrix=imatrix)
         found[name] = plans[name], answers
     paths = []

@@ -122,7 +122,8 @@ def _books(root: Path) -> list[str]:
     books = []
     for book in BOOKS:
         assert book not in MEASURED_BOOKS
-        command: list[str | Path] = [root / "usr/bin/bible", "-p", root / "usr/lib", "-f", f"{book}1:1-{book}150:99"]
+        passage = f"{book}1:1-{book}150:99"
+        command: list[str | Path] = [root / "usr/bin/bible", "-p", root / "usr/lib", "-f", passage]
         lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
         verses = [match for line in lines if (match := re.match(rf"{book}(\d+):(\d+) (.*)", line))]
         chapters: dict[str, list[str]] = {}

@@ -11,6 +11,8 @@ measured_errors.py errors of types, on some rows           probes.py        sens
 standing.py        pins and a base recipe                  patterns.py      patterns for exactly some tensors
 pareto.py, curve_files.py   the best files of all sizes    improving.py     a given recipe at its bytes
 explaining.py      why a tensor has its type
+machine_rows.py    the limits of a machine as rows         on_machine.py   types and places in turn
+promises.py        what a recipe says of a machine
 recipe_text.py     the answer as a recipe                  optimizing.py    all of it: `optimize`
 """
 
@@ -18,6 +20,7 @@ from ggplan.allocation.curve_files import read_curve
 from ggplan.allocation.explaining import Explained, explain
 from ggplan.allocation.forecast import Forecast
 from ggplan.allocation.improving import Improved, improve
+from ggplan.allocation.machine_rows import Target
 from ggplan.allocation.measured_errors import measured_errors
 from ggplan.allocation.optimizing import Optimized, answer_of, optimize
 from ggplan.allocation.options import OptimizeOptions
@@ -46,6 +49,7 @@ __all__ = [
     "Probes",
     "Sensitivities",
     "Sensitivity",
+    "Target",
     "answer_of",
     "explain",
     "improve",

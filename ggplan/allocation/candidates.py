@@ -15,7 +15,7 @@ not accepted below q8_0: they get q8_0.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -88,6 +88,7 @@ def choices_of(
     *,
     only_allowed: bool = False,
     errors: Errors = TABLE,
+    covered: Collection[str] | None = None,
 ) -> tuple[TensorChoices, ...]:
     """The candidates of each tensor, in the model's order.
 
@@ -103,6 +104,9 @@ def choices_of(
         Whether a type that the source has must be allowed, too, to be kept.
     errors
         Of the types.
+    covered
+        The tensors that the imatrix knows. By default all but the embeddings and the output matrix, which
+        llama-imatrix leaves out: others do not get types that cannot be encoded without an imatrix.
 
     Raises
     ------
@@ -110,11 +114,15 @@ def choices_of(
         If a pinned type does not fit its tensor, or nothing is known of an allowed type.
     """
     roles = roles_in(model)
+    ends = (Role.EMBEDDINGS, Role.OUTPUT)
+    by_default = {t.name for t in model.tensors if roles[t.name] not in ends}
+    plain = [type_ for type_ in allowed if not type_.requires_imatrix] or allowed
+    known = by_default if covered is None else covered
     return tuple(
         _choices(
             t,
             roles[t.name],
-            allowed,
+            allowed if t.name in known else plain,
             pinned.get(t.name),
             table,
             only_allowed,

@@ -21,6 +21,7 @@ from ggplan.allocation.budget import Row
 from ggplan.allocation.machine_rows import Target, merged_rows, movable, placed_rows
 from ggplan.allocation.problem import NO_FILE, Problem, solved
 from ggplan.allocation.recipe_text import Gap
+from ggplan.allocation.solving import MOST_NODES
 from ggplan.errors import PlanError
 from ggplan.ggml_types import GgmlType
 from ggplan.offload.allocation import HOST
@@ -35,6 +36,8 @@ from ggplan.planning import Plan, kept_types, lay_out
 
 _ROUNDS = 6
 _CALIBRATIONS = 4
+_NODES = 500  # of branch and bound on the way
+_ENOUGH = 4e-3  # a gap above it is worth the branching of all nodes
 _NEAR = 2e-3  # from the bound: then no other placement is looked for
 _CLOSE = 1.01  # times the speed that is asked for
 _TIGHTER = 14
@@ -81,8 +84,8 @@ class _Search:
     def is_met(self, placement: Placement) -> bool:
         return is_met(placement, self.target)
 
-    def solved(self, rows: Sequence[Row]) -> tuple[Banded, Placement]:
-        found = solved(self.problem, (*self.rows, *rows))
+    def solved(self, rows: Sequence[Row], nodes: int = _NODES) -> tuple[Banded, Placement]:
+        found = solved(self.problem, (*self.rows, *rows), nodes=nodes)
         return found, self.placed(self.problem.types_of(found))
 
     def merged(self, placement: Placement, spare: int = 0, *, speed: bool = False) -> tuple[Row, ...]:
@@ -147,11 +150,12 @@ def solved_on_machine(problem: Problem, target: Target, rows: Sequence[Row]) -> 
     search = _Search(problem, target, tuple(rows), header)
     smallest = search.placed({c.tensor.name: c.candidates[0].type for c in problem.choices}, small=True)
     if not smallest.fits:
-        raise _does_not_fit(smallest)
+        raise _does_not_fit(smallest, target)
     merged, first = search.solved(search.merged(smallest))
     if search.is_met(first):
         return OnMachine(merged, search.of(first), first, merged.bound)
-    starts, bound = [first], merged.bound
+    starts: list[Placement] = [first]
+    bound: float | None = merged.bound
     if target.min_tps is not None and first.generation.likely < target.min_tps:
         bound = None
         starts = _fast_enough(search, first, smallest, target.min_tps)
@@ -214,22 +218,21 @@ def _settled(search: _Search, start: Placement, bound: float | None) -> OnMachin
             if is_same or best.gap.least <= _NEAR:
                 break
         placement = after
-    if best is not None and best.gap.here is None:
-        best = _with_gap(search, best)
-    return best
+    if best is None or (best.gap.here is not None and best.gap.least <= _ENOUGH):
+        return best
+    return _with_gap(search, best)
 
 
 def _with_gap(search: _Search, best: OnMachine) -> OnMachine:
     """An answer that was solved for with other places, with the bound of its own; or what that gives."""
     rows = search.of(best.placement)
     try:
-        found, after = search.solved(rows)
+        found, after = search.solved(rows, MOST_NODES)
     except PlanError:
         return best
-    if found.damage < best.found.damage and search.is_met(after):
-        is_same = after.devices == best.placement.devices and after.settings == best.placement.settings
-        if is_same:
-            return OnMachine(found, rows, after, best.bound)
+    is_same = after.devices == best.placement.devices and after.settings == best.placement.settings
+    if found.damage < best.found.damage and is_same and search.is_met(after):
+        return OnMachine(found, rows, after, best.bound)
     bound = min(found.bound, best.found.damage)
     return replace(best, found=replace(best.found, bound=bound), rows=rows)
 
@@ -253,9 +256,10 @@ def _tightened(search: _Search, start: Placement, bound: float | None) -> OnMach
     raise PlanError(f"{NO_FILE}: none was found that is where it would fit", hint="give a larger budget")
 
 
-def _does_not_fit(smallest: Placement) -> PlanError:
+def _does_not_fit(smallest: Placement, target: Target) -> PlanError:
     """The error of a machine on which the smallest types do not fit."""
     shortages = "; ".join(map(describe_shortage, smallest.shortages))
     ways = [way.options for way in ways_out(smallest) if way.options.startswith("--")]
     hint = f"it would fit with {' or with '.join(ways)}" if ways else "it takes more memory, or smaller types"
+    hint += ", or leave out --fast-types" * target.fast_types
     return PlanError(f"{NO_FILE}: of the smallest, {shortages}", hint=hint)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from ggplan.allocation.banding import Banded, solve_bands, solve_freely
 from ggplan.allocation.budget import Row, bpw_row, header_bytes, kld_row, size_row
 from ggplan.allocation.candidates import TensorChoices, allowed_types, choices_of, damage_of
 from ggplan.allocation.curves import Curve, curve_of, errors_by_curve, scaled_to_curve
 from ggplan.allocation.grouping import Chain, Group, chains_of
+from ggplan.allocation.machine_rows import fast_alone
 from ggplan.allocation.options import OptimizeOptions, check_options
 from ggplan.allocation.scales import Scales, scales_by_prior, scales_by_table
 from ggplan.allocation.sensitivity_tables import read_sensitivities
@@ -21,8 +23,12 @@ from ggplan.errors import PlanError
 from ggplan.ggml_types import GgmlType
 from ggplan.model import Model, TensorInfo, require_model
 from ggplan.planning import Role
+from ggplan.planning.importance import entry_of
 from ggplan.planning.settling import settle
 from ggplan.text import printable
+
+if TYPE_CHECKING:
+    from ggplan.imatrix import Imatrix
 
 NO_FILE = "no file of the allowed types is within the budget"
 _OF_THE_FILE = ("size", "bpw")
@@ -88,7 +94,12 @@ class Problem:
 
 
 def prepare(
-    model: Model, options: OptimizeOptions, *, scales: Scales | None = None, errors: Errors | None = None
+    model: Model,
+    options: OptimizeOptions,
+    *,
+    scales: Scales | None = None,
+    errors: Errors | None = None,
+    imatrix: Imatrix | None = None,
 ) -> Problem:
     """The problem of a model and options.
 
@@ -98,10 +109,12 @@ def prepare(
         The sensitivities of the tensors; by default those of the options' table, or the prior's.
     errors
         The errors of the types; by default the table's.
+    imatrix
+        Says which tensors can get types that need one.
 
     Raises
     ------
-    PlanError, RecipeError, MeasureError, TypeNameError
+    PlanError, RecipeError, MeasureError, TypeNameError, ImatrixError
         As `ggplan.optimize` does.
     """
     require_model(model)
@@ -118,10 +131,14 @@ def prepare(
         scales = scaled_to_curve(scales, curve, model)
     stands, notes = standing(model, options.pins, options.base, options.engine)
     pinned = {name: found.decision for name, found in stands.items()}
+    covered = None if imatrix is None else {t.name for t in model.tensors if entry_of(t, imatrix) is not None}
     choices = choices_of(
         model, allowed, scales.values, pinned, options.fallback,
-        only_allowed=bool(options.types), errors=errors,
+        only_allowed=bool(options.types), errors=errors, covered=covered,
     )  # fmt: skip
+    if options.target is not None and options.target.fast_types:
+        choices, slow = fast_alone(choices, model, options.target, options.engine)
+        notes = (*notes, *slow)
     chains = chains_of(choices, harmonised=options.harmonised)
     return Problem(model, options, scales, errors, stands, choices, chains, notes)
 

@@ -95,7 +95,7 @@ class LlamaCpp:
 
     Raises
     ------
-    MeasureError
+    CalibrationError
         If llama-cpp-python is missing, or does not load.
     """
 
@@ -104,6 +104,10 @@ class LlamaCpp:
     def __init__(self, gguf: Path, options: LlamaCppOptions) -> None:
         from ggplan.measure import embedded
 
+        if why := embedded.why_missing():
+            raise CalibrationError(
+                f"the engine llama.cpp cannot be used: {why}", hint="pip install 'ggplan[measure]'"
+            )
         self.build = embedded.build()
         self._options = options
         self._request = {

@@ -227,9 +227,15 @@ def optimize_command(
         recipe = recipe_or_mix_of_name(asked.improved, found.architecture, quiet=quiet)
         options, given = options_for(found, recipe, options)
     scales, errors = basis(
-        found, lambda: prepare(found, options), imatrix, probing, program, force=force, quiet=quiet
+        found,
+        lambda: prepare(found, options, imatrix=imatrix),
+        imatrix,
+        probing,
+        program,
+        force=force,
+        quiet=quiet,
     )
-    problem = prepare(found, options, scales=scales, errors=errors)
+    problem = prepare(found, options, scales=scales, errors=errors, imatrix=imatrix)
     if asked.pareto:
         best = curve_of(problem, asked.n_points or N_POINTS)
         note(*best.notes, quiet=quiet)

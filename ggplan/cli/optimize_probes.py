@@ -218,7 +218,7 @@ def _probes(
     from ggplan.errors import MeasureError
     from ggplan.planning.settling import settle
     from ggplan.probing import ProbeOptions, load_probes, probe
-    from ggplan.probing.record import tensors_digest
+    from ggplan.probing.record import identity_of, tensors_digest
     from ggplan.text import printable
 
     if probing.probe:
@@ -242,6 +242,12 @@ def _probes(
         raise MeasureError(
             f"{printable(probing.probes)} has the probes of another model, {printable(found.model.name)}",
             hint="give the record that was made of this model; an exact copy in other types will do",
+        )
+    if _has_weights(model) and found.model.weights not in ("", identity_of(settle(model)).weights):
+        note(
+            f"the probes are of other weights, {printable(found.model.name)}: another quantization of it,"
+            " or another model of its shapes",
+            quiet=quiet,
         )
     missing = [p.name for p in found.probes if not found.is_complete(p)]
     if missing:

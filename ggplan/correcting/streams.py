@@ -11,6 +11,8 @@ order.
 
 from __future__ import annotations
 
+import shutil
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -72,7 +74,7 @@ def correct(
     run: str,
     options: CorrectOptions,
     *,
-    progress: Callable[[int, int], None] = lambda weights, of: None,
+    progress: Callable[[int], None] = lambda n_bytes: None,
 ) -> Corrected:
     """The blocks of a plan's layers, corrected.
 
@@ -87,7 +89,7 @@ def correct(
     run
         The digest of all that the blocks depend on.
     progress
-        Called with the weights of layers that are finished, and of all layers.
+        Called with the bytes of blocks that were made, or are there, one call at a time.
 
     Raises
     ------
@@ -107,7 +109,7 @@ def _correct(
     folder: Path,
     run: str,
     options: CorrectOptions,
-    progress: Callable[[int, int], None],
+    progress: Callable[[int], None],
 ) -> Corrected:
     require_correctable(plan)
     model = open_checkpoint_model(open_checkpoint(plan.model.path))
@@ -123,8 +125,8 @@ def _correct(
     kept.open(restart=options.restart)
     planned = {t.name: t for t in plan.tensors}
     first = kept.n_done(n_layers)
-    n_weights = [sum(t.tensor.n_weights for t in _of_layer(plan, k).values()) for k in range(n_layers)]
-    progress(sum(n_weights[:first]), sum(n_weights))
+    for layer in range(first):
+        progress(sum(t.n_bytes for t in _of_layer(plan, layer).values()))
     if first < n_layers:
         model.fill_outside()
         fixed = _fixed_names(plan)
@@ -133,10 +135,9 @@ def _correct(
             for stream in (ORIGINAL, QUANTIZED):
                 token_run.start(kept.states(0, stream))
         for layer in range(first, n_layers):
-            blocks = _Layer(token_run, plan, layer, kept, options).correct()
+            blocks = _Layer(token_run, plan, layer, kept, options, progress).correct()
             kept.finish(layer, blocks)
             model.empty(layer)
-            progress(sum(n_weights[: layer + 1]), sum(n_weights))
         for stream in (ORIGINAL, QUANTIZED):
             kept.states(n_layers, stream).unlink(missing_ok=True)
     return kept.corrected(range(n_layers), planned)
@@ -183,8 +184,15 @@ class _Layer:
     """One layer while it is corrected."""
 
     def __init__(
-        self, run: TokenRun, plan: Plan, layer: int, kept: KeptLayers, options: CorrectOptions
+        self,
+        run: TokenRun,
+        plan: Plan,
+        layer: int,
+        kept: KeptLayers,
+        options: CorrectOptions,
+        progress: Callable[[int], None],
     ) -> None:
+        self.progress, self.lock = progress, threading.Lock()
         self.run, self.plan, self.layer, self.kept, self.options = run, plan, layer, kept, options
         self.original = run.states(kept.states(layer, ORIGINAL))
         self.quantized = run.states(kept.states(layer, QUANTIZED))
@@ -192,7 +200,11 @@ class _Layer:
         self.planned = _of_layer(plan, layer)
         wanted = [n for n, t in self.planned.items() if t.tensor.type != F32]
         require_known(self.structure, wanted, shown(plan.model.path))
-        self.blocks: dict[str, NDArray[np.uint8]] = {}
+        self.blocks = {
+            name: np.empty((t.tensor.n_rows, t.type.row_bytes(t.tensor.n_columns)), np.uint8)
+            for name, t in self.planned.items()
+            if name in self.structure.feeds
+        }
         self.parameters = {
             name: parameter.detach().numpy() for name, parameter in run.model.layers[layer].named_parameters()
         }
@@ -384,11 +396,10 @@ class _Layer:
         planned = self.planned[name]
         out = encode_target(self.plan, planned, slice_, wanted, target)
         n_rows = planned.tensor.shape[-2]
-        if name not in self.blocks:
-            shape = (planned.tensor.n_rows, planned.type.row_bytes(planned.tensor.n_columns))
-            self.blocks.setdefault(name, np.empty(shape, np.uint8))
         first = slice_ * n_rows + start
         self.blocks[name][first : first + len(out)] = out
+        with self.lock:
+            self.progress(out.size)
         self._put(self.structure.places[name][slice_], start, dequantize(out, planned.type))
 
     def _put(self, places: Sequence[Place], start: int, weights: F32Array) -> None:
@@ -438,8 +449,6 @@ class _Scratch:
         self._clear()
 
     def _clear(self) -> None:
-        import shutil
-
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def add(self, name: str, rows: F32Array) -> None:

@@ -152,10 +152,10 @@ class TokenRun:
         if (known := self._structures.get(key)) is not None:
             self.model.fill(layer)
             return known
+        tokens = torch.from_numpy(self.tokens[:1, :_SAMPLE])
+        _, calls = self.model.start(tokens)  # which may empty a layer
         places = layer_places(self.model, layer)
         self.model.fill(layer)
-        tokens = torch.from_numpy(self.tokens[:1, :_SAMPLE])
-        _, calls = self.model.start(tokens)
         sample = torch.from_numpy(states[:1, : tokens.shape[1]].copy())
         fixed = [name for name in places if self.is_fixed(name)]
         found = find_structure(self.model, layer, sample, calls[layer], places, fixed)

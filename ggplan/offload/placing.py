@@ -260,8 +260,20 @@ class _Planner:
             overrides=(*self.wishes.pins, *ram_overrides(blocks, (), by_count=True)),
             load_mode="none",
         )
-        if len(self.gpus) > 1:
-            in_ram = self.best_split(in_ram)
+        if len(self.gpus) < 2:
+            return self.filled_up(in_ram, blocks)
+        # What fits is better than what would be faster.
+        first: Placement | None = None
+        for split in self.splits(in_ram):
+            made = self.filled_up(split, blocks)
+            if made.fits:
+                return made
+            first = first or made
+        assert first is not None
+        return first
+
+    def filled_up(self, in_ram: Settings, blocks: Sequence[int]) -> Placement:
+        """What is left of the GPUs with all routed experts in RAM, filled with experts."""
         start = self.tried(in_ram)
         if not start.fits_gpus:
             return self.made(start)
@@ -396,14 +408,14 @@ class _Planner:
 
     # --- Parts of candidates
 
-    def best_split(self, settings: Settings) -> Settings:
-        """The faster way to spread layers: by room, or whole layers on all GPUs but the first."""
+    def splits(self, settings: Settings) -> list[Settings]:
+        """The ways to spread layers, the faster one first: by room, or whole layers on all but the first."""
         dense, sizes = (self.sizes(settings, experts=e) for e in (False, True))
         rooms = self.rooms(reckon(self.header, settings, self.gpus, self.profile))
         ways = {split_layers(dense, rooms), compact_layers(sizes, dense, rooms)}
-        return max(
+        return sorted(
             (replace(settings, tensor_split=way) for way in sorted(ways)),
-            key=lambda settings: self.speed_of(settings, dense, rooms),
+            key=lambda settings: -self.speed_of(settings, dense, rooms),
         )
 
     def speed_of(self, settings: Settings, dense: Sequence[int], rooms: Sequence[int]) -> float:

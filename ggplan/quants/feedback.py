@@ -31,6 +31,7 @@ from numpy.typing import ArrayLike, NDArray
 from ggplan.errors import QuantizationError
 from ggplan.ggml_types import GgmlType
 from ggplan.quants.codecs import decoder, encoder
+from ggplan.quants.formats.grid_descent import GRID_TYPES, descend
 from ggplan.quants.formats.ladders import LADDERS, Ladder, Numbers
 from ggplan.quants.kernels import scratch
 from ggplan.quants.linear_algebra import Moments, regularized, times, unit_upper
@@ -144,7 +145,7 @@ def _pivots(matrix: F32Array, upper: F32Array) -> F32Array:
 
 def takes_moments(type: GgmlType) -> bool:
     """Whether there is a search that uses moments for a type."""
-    return type.name in LADDERS
+    return type.name in LADDERS or type.name in GRID_TYPES
 
 
 def encode_checked(
@@ -236,13 +237,17 @@ def encode_with_moments(
     QuantizationError
         If the type has no such search, or the moments are not positive.
     """
-    ladder = LADDERS.get(type.name)
-    if ladder is None:
+    if not takes_moments(type):
         raise QuantizationError(f"no search for {type} uses second moments")
     prepared = moments if isinstance(moments, Prepared) else prepare(moments, lam)
     step = max(TILE, _BATCH // rows.shape[1] // TILE * TILE)
     for start in range(0, len(rows), step):
-        _encode(rows[start : start + step], type, ladder, prepared, out[start : start + step], method)
+        some, blocks = rows[start : start + step], out[start : start + step]
+        if type.name in GRID_TYPES:
+            encoder(type, "best")(some, prepared.importance, blocks)
+            descend(type.name, some, blocks, prepared, method)
+        else:
+            _encode(some, type, LADDERS[type.name], prepared, blocks, method)
 
 
 class _State(NamedTuple):

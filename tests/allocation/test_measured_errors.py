@@ -132,3 +132,22 @@ def test_rows_that_are_not_finite_are_left_out(tmp_path) -> None:
         tensor = ggplan.open_model(path).tensors[0]
         found.append(errors_of_tensors([(tensor, [parse_type("q4_K")])], None)["output.weight"]["q4_K"])
     assert found[0] == found[1]
+
+
+def test_types_that_need_an_imatrix_are_given_only_to_what_it_knows(model, tmp_path) -> None:
+    importance = np.ones((4, 256), np.float32)
+    imatrix = imatrix_of(tmp_path / "im.gguf", importance, [9, 9, 9, 9])
+    options = OptimizeOptions(bpw=3.0, types=("iq2_xs", "q2_K"))
+
+    def smallest(**more) -> dict[str, str]:
+        choices = prepare(model, options, **more).choices
+        return {c.tensor.name: c.candidates[0].type.name for c in choices if not c.fixed}
+
+    by_default = smallest()
+    assert by_default == {
+        "token_embd.weight": "q2_K", "output.weight": "q2_K", "blk.0.ffn_up_exps.weight": "iq2_xs",
+    }  # fmt: skip
+    assert smallest(imatrix=imatrix) == by_default
+    other = ggplan.load_imatrix(tmp_path / "im.gguf")
+    object.__setattr__(other, "entries", {})
+    assert set(smallest(imatrix=other).values()) == {"q2_K"}

@@ -98,6 +98,9 @@ def test_what_cannot_be_run_is_refused(tmp_path: Path, texts: list[Path], engine
     (again := tmp_path / "again.txt").write_bytes(texts[0].read_bytes())
     with pytest.raises(CalibrationError, match=r"again.txt and .*prose.txt are one text"):
         calibrate(DEMO, [*texts, again], tmp_path / "c", options)
+    (wide := tmp_path / "wide.txt").write_text("a" * 400, "utf-16")
+    with pytest.raises(CalibrationError, match=r"wide.txt is text in utf-16"):
+        calibrate(DEMO, [wide], tmp_path / "c", options)
     with pytest.raises(CalibrationError, match="no text"):
         calibrate(DEMO, [], tmp_path / "c", options)
     with pytest.raises(CalibrationError, match=r"cannot read .*none.txt"):
@@ -119,9 +122,11 @@ def test_layers_are_collected_in_as_many_passes_as_the_memory_asks_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("ggplan.measure.embedded.build", lambda: "0")
+    monkeypatch.setattr("ggplan.measure.embedded.why_missing", lambda: "")
     layers = (0, 1, 2, None)
     inputs = [
-        {"layer": layer, "leader": "", "n_sources": 1, "last": 0,
+        {"layer": layer, "leader": "", "n_sources": 1, "n_uses": 1,
+         "first": 0, "last": 0, "first_weight": "a", "n_first": 1,
          "activation": {"name": "x", "n_columns": 1024, "tensors": ["a"], "expert_tensors": [],
                         "n_slices": 1, "n_routes": 0, "has_own_rows": False, "rows_per_token": 1}}
         for layer in layers

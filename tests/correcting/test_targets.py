@@ -11,7 +11,7 @@ N, COLUMNS, ROWS = 900, 24, 7
 
 @pytest.fixture(scope="module")
 def streams() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Inputs of the original, of the quantized model, and weights: its inputs are turned a little, and noisy."""
+    """Inputs of the original, those of the quantized model, turned a little and noisy, and weights."""
     rng = np.random.default_rng(5)
     original = rng.normal(size=(N, COLUMNS)) @ rng.normal(size=(COLUMNS, COLUMNS))
     turned = np.eye(COLUMNS) + 0.1 * rng.normal(size=(COLUMNS, COLUMNS))

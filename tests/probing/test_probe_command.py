@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from program import run
-from test_probes import TRUE, WEIGHTS
+from test_probes import TRUE, WEIGHTS, weights_of
 from weighing_engine import weighing_engine, write_model
 
 from ggplan.measure import load_record
@@ -60,6 +60,16 @@ def test_probes_of_another_model_are_refused(here: Path, log) -> None:
     done = run("optimize", "Qwen3-8B", "--bpw", "4", "--probes", "tiny.probes.json")
     assert done.returncode == 1
     assert "has the probes of another model, Tiny" in done.stderr
+
+
+def test_probes_of_other_weights_are_used_and_noted(here: Path, log) -> None:
+    assert run("optimize", "tiny.gguf", "--bpw", "4", "--probe", "--text", "a.txt").returncode == 0
+    used = run("optimize", "tiny.gguf", "--bpw", "4", "--probes", "tiny.probes.json")
+    assert "other weights" not in used.stderr
+    write_model(here / "tuned.gguf", weights_of(7))
+    other = run("optimize", "tuned.gguf", "--bpw", "4", "--probes", "tiny.probes.json")
+    assert other.returncode == 0
+    assert "the probes are of other weights, Tiny" in other.stderr
 
 
 def test_verify_measures_the_result_beside_a_mix_and_a_type(here: Path, log) -> None:

@@ -1,0 +1,164 @@
+"""Correction and calibration by transformers' modules, on random tiny models."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ggplan import make_plan, open_model
+from ggplan.calibration.torch_engine import TorchOptions, collect_layers
+from ggplan.correcting import Corrected, CorrectOptions, correct
+from ggplan.forward import running
+from ggplan.planning import Plan
+from ggplan.quants import dequantize
+from ggplan.rules import parse_recipe
+
+pytestmark = pytest.mark.oracle
+
+RUN = "a" * 64
+
+
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(os.environ, "HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(running, "BATCH_TOKENS", 100)
+
+
+def tokens() -> np.ndarray:
+    return np.random.default_rng(2).integers(0, 256, (5, 48))
+
+
+def plan_of(folder: Path, types: str = "q4_0") -> Plan:
+    return make_plan(open_model(folder, pre="glm4"), parse_recipe(f"@default {types}\n"))
+
+
+def options(threads: int = 1) -> CorrectOptions:
+    return CorrectOptions(threads, 1 << 30)
+
+
+def all_bytes(corrected: Corrected) -> dict[str, bytes]:
+    return {name: bytes(rows.read_bytes(0, rows.n_rows)) for name, rows in corrected.blocks.items()}
+
+
+@pytest.mark.parametrize("case", ["glm4moe"])
+def test_threads_and_kills_change_no_byte(reference_models: Path, tmp_path: Path, case: str) -> None:
+    plan = plan_of(reference_models / case)
+    once = all_bytes(correct(plan, tokens(), tmp_path / "once", RUN, options()))
+    assert all(name.startswith("blk.") for name in once)
+    assert len(once) == sum(t.type.is_quantized and "blk." in t.name for t in plan.tensors)
+    calls, seen, stop = 0, 0, 0
+
+    def killed(n_bytes: int) -> None:
+        nonlocal calls, seen
+        calls, seen = calls + 1, seen + n_bytes
+        if calls == stop:
+            raise KeyboardInterrupt
+
+    for each in (1, 30):
+        calls, stop = 0, each
+        with pytest.raises(KeyboardInterrupt):
+            correct(plan, tokens(), tmp_path / "killed", RUN, options(2), progress=killed)
+    calls, stop, seen = 0, -1, 0
+    again = correct(plan, tokens(), tmp_path / "killed", RUN, options(2), progress=killed)
+    assert all_bytes(again) == once
+    assert seen == sum(map(len, once.values())), "progress counts every byte, of layers that were there too"
+
+
+@pytest.mark.parametrize("case", ["llama", "glm4moe", "deepseek_v3", "gpt_oss", "phi4", "llama4"])
+def test_corrected_blocks_come_nearer_to_the_originals_states(
+    reference_models: Path, tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the last layer gives, with and without correction, against the original model's."""
+    from ggplan.correcting import kept, streams, targets
+
+    finished: dict[str, np.ndarray] = {}
+    remove = kept.KeptLayers.finish
+
+    def keeping(self: kept.KeptLayers, layer: int, blocks: dict[str, np.ndarray]) -> None:
+        for stream in ("original", "quantized"):
+            finished[stream] = np.fromfile(self.states(layer + 1, stream), np.float32)
+        remove(self, layer, blocks)
+
+    monkeypatch.setattr(kept.KeptLayers, "finish", keeping)
+    plan = plan_of(reference_models / case)
+    correct(plan, tokens(), tmp_path / "with", RUN, options())
+    corrected = distance(finished)
+
+    def unmoved(quantized: np.ndarray, original: np.ndarray, *more: object) -> targets.Correction:
+        return targets.correction(quantized, quantized, None)
+
+    monkeypatch.setattr(streams, "correction", unmoved)
+    correct(plan, tokens(), tmp_path / "without", RUN, options())
+    assert 0 < corrected < 1.05 * distance(finished)
+
+
+def distance(states: dict[str, np.ndarray]) -> float:
+    moved = states["quantized"] - states["original"]
+    return float((moved**2).sum() / (states["original"] ** 2).sum())
+
+
+@pytest.mark.parametrize("case", ["glm4moe"])
+def test_the_inputs_of_an_engine_are_those_of_the_whole_model(
+    reference_models: Path, tmp_path: Path, case: str
+) -> None:
+    """Second moments against hooks on transformers' own model."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from ggplan.quants.linear_algebra import second_moments
+
+    folder = reference_models / case
+    whole = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, experts_implementation="eager")
+    seen: dict[str, list[np.ndarray]] = {}
+    names = {"self_attn.o_proj": "attn_output", "mlp.shared_experts.down_proj": "ffn_down_shexp"}
+    for hf, name in names.items():
+        whole.model.layers[2].get_submodule(hf).register_forward_pre_hook(
+            lambda module, args, name=name: seen.setdefault(name, []).append(
+                args[0].reshape(-1, args[0].shape[-1]).numpy()
+            )
+        )
+    with torch.inference_mode():
+        whole(input_ids=torch.from_numpy(tokens()), use_cache=False)
+    model = open_model(folder, pre="glm4")
+    collected = list(collect_layers(model, tokens(), tmp_path, RUN, TorchOptions(2, 1 << 30)))
+    assert [each.layer for each in collected] == [0, 1, 2]
+    sums = collected[2].sums()
+    for name, rows in seen.items():
+        wanted = second_moments(np.concatenate(rows)).diagonal() * tokens().size
+        np.testing.assert_allclose(sums[f"blk.2.{name}.weight"].squares.reshape(-1), wanted, rtol=1e-3)
+    experts = sums["blk.2.ffn_down_exps.weight"]
+    assert experts.counts.sum() == 2 * tokens().size
+    matrices = {t.name for t in model.tensors if len(t.shape) > 1 and t.name.startswith("blk.2.")}
+    assert set(sums) == matrices
+    assert not list(tmp_path.iterdir()), "hidden states are removed"
+
+
+@pytest.mark.parametrize("case", ["gpt_oss"])
+def test_what_is_put_back_is_what_a_reader_finds(
+    reference_models: Path, tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The module's parameters after a layer is corrected, against the decoded blocks."""
+    from ggplan.correcting import streams
+
+    checked = 0
+    put_back = streams._Layer._put_uncorrected
+
+    def checking(self: streams._Layer) -> None:
+        nonlocal checked
+        put_back(self)
+        for name, blocks in self.blocks.items():
+            planned = self.planned[name]
+            weights = dequantize(blocks, planned.type).reshape(-1, *planned.tensor.shape[-2:])
+            for matrix, places in zip(weights, self.structure.places[name], strict=True):
+                for place in places:
+                    there = self.parameters[place.parameter]
+                    there = there[place.slice] if there.ndim == 3 else there
+                    there = there.T if place.transposed else there
+                    found = there[np.ix_(place.rows, place.columns)]
+                    np.testing.assert_array_equal(found, matrix[place.gguf_rows])
+                    checked += 1
+
+    monkeypatch.setattr(streams._Layer, "_put_uncorrected", checking)
+    correct(plan_of(reference_models / case), tokens(), tmp_path / "layers", RUN, options())
+    assert checked > 20
