@@ -407,6 +407,9 @@ def _stored_of(path: Path, inputs: tuple[Input, ...]) -> dict[str, StoredTensor]
         else:
             wanted[i.data] = ("BF16", None)
             wanted[i.routes] = ("I32", None)
+        if i.form == "rows" and i.n_slices == 1 and i.data in stored and stored[i.data].shape[1:] == (n,):
+            # Rows that went to experts alone may stand after those of all.
+            wanted[i.data] = ("BF16", (max(stored[i.data].shape[0], i.tokens[0]), n))
         for name, (dtype, shape) in wanted.items():
             record = stored.get(name)
             if record is None or record.dtype != dtype or shape not in (None, record.shape):
