@@ -5,9 +5,9 @@
     python tools/bench_feedback.py q4_K --models --experts 2    hours, from two experts of a layer of 128
 
 Weights are heavy-tailed random ones, inputs random ones whose columns go together. Each step is timed by
-itself: the moments of N inputs; preparing them (regularize, factor, pack); `effort="best"`, which all searches
-begin with; and a method in all. A model's hours are those of its experts' matrices, from the time that sampled
-experts take and how many there are; the text's way through the model comes on top.
+itself: the moments of N inputs; preparing them (regularize, factor, pack); `effort="best"`, which all
+searches begin with; and a method in all. A model's hours are those of its experts' matrices, from the time
+that sampled experts take and how many there are; the text's way through the model comes on top.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@
 
 MODEL is a bf16 or f16 GGUF file, CALIB what `ggplan calibrate` made of it with other texts than those that
 are measured here. For each type all matrices of the layers are written in it, embeddings and output in bf16;
-for each recipe as it says. Each is converted twice, with `--effort best` and the calibration's imatrix, and with
-`--calibration`; llama-perplexity measures both against the model itself. A line of the table is
+for each recipe as it says. Each is converted twice, with `--effort best` and the calibration's imatrix, and
+with `--calibration`; llama-perplexity measures both against the model itself. A line of the table is
 
     TYPE TEXT best KLD (99.9 %)  with calibration KLD (99.9 %)  ratio   bytes   CPU s per million weights
 

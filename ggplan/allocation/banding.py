@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     Option = tuple[int, ...]
 
 _FAR = 2e-3  # from the bound: then more options are listed
-_BRANCHINGS = 100  # of the problem, at most
+_BRANCHINGS = 40  # of the problem, at most
 _MOST_BANDS = 3
 _NEAR = 400  # options of a chain that are chosen among at first
 # How many options are listed, in turn, and the gap with which one goes on: mostly few are enough.
