@@ -36,4 +36,6 @@ def _changed(plan: Plan) -> list[str]:
     from ggplan.calibration.marks import differing
 
     calibration = plan.feedback and plan.feedback.calibration
-    return list(differing(calibration.weights, plan.model)) if isinstance(calibration, Calibration) else []
+    return (
+        list(differing(dict(calibration.weights), plan.model)) if isinstance(calibration, Calibration) else []
+    )
