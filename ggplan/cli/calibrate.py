@@ -22,6 +22,7 @@ SCHEMA = "ggplan.calibrate/1"
 
 _EPILOG = """\b
 Examples:
+  ggplan calibrate GLM-4.5-Air-bf16.gguf --text default --tokens 64k -o air.calib
   ggplan calibrate GLM-4.5-Air-bf16.gguf --text prose.txt --text code.txt -o air.calib
   ggplan calibrate ./GLM-4.5-Air --text mix.txt --tokens 64k --memory 32G -o air.calib
   ggplan calibrate air-bf16.gguf --text mix.txt --imatrix-only -o imatrix.gguf
@@ -32,7 +33,8 @@ Examples:
 @click.argument("model")
 @click.option(
     "--text", "texts", multiple=True, type=click.Path(), metavar="FILE",
-    help="A text to run through the model. Can be repeated: one for each kind of use.",
+    help="A text to run through the model, or `default`: the text that ships, of prose, code, markup and"
+    " languages. Can be repeated: one for each kind of use.",
 )  # fmt: skip
 @click.option(
     "-o", "--output", required=True, type=click.Path(), metavar="CALIB",
@@ -99,12 +101,15 @@ def calibrate_command(
     Exits 0; 1 if the model or a text cannot be read or run, or CALIB holds something else; 2 for wrong usage.
     """
     from ggplan.calibrating import CalibrateOptions, calibrate, calibrate_imatrix
+    from ggplan.calibration.shipped import DEFAULT
     from ggplan.cli.signals import orderly_stop
     from ggplan.imatrix import load_sums
     from ggplan.imatrix.coverage import coverage_of
 
     if not texts:
-        raise click.UsageError("--text is missing: a text to run through the model")
+        raise click.UsageError(
+            "--text is missing: a text to run through the model; --text default has one that ships"
+        )
     if n_tokens is not None and n_chunks is not None:
         raise click.UsageError("give --tokens or --chunks, not both")
     if form is not None and not imatrix_only:
@@ -121,7 +126,7 @@ def calibrate_command(
     )
     found, _ = opening.open(model, weights=True, quiet=quiet)
     _note_model(found, quiet=quiet)
-    if len(texts) == 1:
+    if len(texts) == 1 and texts[0] != DEFAULT:
         note(
             "one text: uses of the model that it does not show may get worse; give several --text",
             quiet=quiet,
