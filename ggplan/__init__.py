@@ -11,7 +11,7 @@ The command line uses this library; its public names are these:
 
     >>> placement = ggplan.place(plan, ggplan.Machine((ggplan.Gpu("", 24 << 30),), ram=128 << 30))
 
-`ggplan.charts` draws, `ggplan.measure` measures and `ggplan.probing` probes. Names are imported at first use, so
+`ggplan.charts` draws, `ggplan.measure` measures, `ggplan.probing` probes. Names are imported at first use, so
 `import ggplan` loads neither numba nor NumPy nor matplotlib.
 """
 

@@ -145,7 +145,14 @@ def calibrate(
         there = run.finished(surveyed.layers)
         missing = [layer for layer in surveyed.layers if layer not in there]
         if missing or not run.has_tokens():
-            engine.collect(taken, missing, run, watch.chunks)
+            try:
+                engine.collect(taken, missing, run, watch.chunks)
+            except KeyboardInterrupt as stopped:
+                kept = len(run.finished(surveyed.layers))
+                stopped.add_note(
+                    f"{kept:,} of {len(surveyed.layers):,} layers are kept; the same call makes the others"
+                )
+                raise
         files = run.finished(surveyed.layers)
         for layer in surveyed.layers:
             if layer not in files:

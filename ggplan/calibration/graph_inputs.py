@@ -36,15 +36,24 @@ class GraphInput:
         The weight whose multiplications are read.
     n_sources
         How many different inputs a graph multiplies with these weights: 1 unless weights are used twice.
-    last
-        The place of the leader's last multiplication in the graph's order.
+    n_uses
+        How often a graph multiplies with the leader.
+    first, last
+        The places in the graph's order of the first multiplication of any of its weights, and of the leader's
+        last.
+    first_weight, n_first
+        The weight that is multiplied first, and how often a graph does so.
     """
 
     layer: int | None
     activation: Activation
     leader: str
     n_sources: int
+    n_uses: int
+    first: int
     last: int
+    first_weight: str
+    n_first: int
 
 
 def is_read(node: Node) -> bool:
@@ -109,7 +118,18 @@ def _input_of(group: list[tuple[int, Node]], n_tokens: int, names: set[tuple[int
         rows_per_token=rows_per_token * len(occurrences),
     )
     n_sources = len({node.source for node in nodes})
-    return GraphInput(layer, activation, leader.weight, n_sources, max(occurrences))
+    first, first_node = group[0]
+    return GraphInput(
+        layer,
+        activation,
+        leader.weight,
+        n_sources,
+        len(occurrences),
+        first,
+        max(occurrences),
+        first_node.weight,
+        sum(node.weight == first_node.weight for node in nodes),
+    )
 
 
 def _name(layer: int | None, leader: Node, names: set[tuple[int | None, str]]) -> str:
@@ -160,18 +180,23 @@ class Reading:
             for each in wanted
             for name in (*each.activation.tensors, *each.activation.expert_tensors)
         }
-        self._first = next(iter(self._inputs), "")
-        self._end = max(wanted, key=lambda each: each.last).leader if wanted else ""
-        self._left: dict[str, int] = {}
+        self._first = min(wanted, key=lambda each: each.first)
+        self._n_first = 0
+        self._end = max(wanted, key=lambda each: each.last)
+        self._n_read = 0  # of the last leader's in a graph
         self._sources: dict[str, set[tuple[int, ...]]] = {}
 
     def asked(self, node: Node) -> bool:
         """Whether a node is read; raises CalibrationError where weights no longer have one input."""
         found = self._inputs.get(node.weight)
-        if found is None or not is_read(node):
+        if found is None:
             return False
-        if node.weight == self._first and node.source not in self._sources.get(found.leader, set()):
-            self._sources = {}  # another graph
+        if node.weight == self._first.first_weight:
+            if self._n_first == 0:
+                self._sources, self._n_read = {}, 0  # another graph
+            self._n_first = (self._n_first + 1) % self._first.n_first
+        if not is_read(node):
+            return False
         sources = self._sources.setdefault(found.leader, set())
         sources.add(node.source)
         if len(sources) > found.n_sources:
@@ -186,7 +211,8 @@ class Reading:
         if node.is_experts:
             routes, rows = node.routes(), x[0]
             if rows.shape[1] == 1:
-                collector.add(name, np.ascontiguousarray(rows[:, 0]), routes)
+                few = len(rows) < _FEWEST_ROWS  # llama-imatrix has them for experts alone
+                collector.add(name, np.ascontiguousarray(rows[:, 0]), routes, only_experts=few)
             else:
                 slots = np.arange(routes.shape[1]) % rows.shape[1]
                 collector.add_own(name, rows[:, slots].reshape(-1, node.n_columns), routes.reshape(-1))
@@ -197,7 +223,8 @@ class Reading:
             of_matrix = (np.arange(x.shape[0]) % n3)[:, None] * n2 + np.arange(x.shape[1]) % n2
             slices = np.repeat(of_matrix.reshape(-1), x.shape[2]).astype(np.int32)
             collector.add_own(name, np.ascontiguousarray(x).reshape(-1, node.n_columns), slices)
-        return node.weight != self._end
+        self._n_read += node.weight == self._end.leader
+        return node.weight != self._end.leader or self._n_read < self._end.n_uses
 
 
 Watcher = Survey | Reading

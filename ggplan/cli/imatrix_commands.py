@@ -14,6 +14,23 @@ if TYPE_CHECKING:
     from ggplan.imatrix import ImatrixSums
 
 SCHEMA = "ggplan.imatrix/1"
+_INSPECT = """\b
+Examples:
+  ggplan imatrix inspect imatrix.gguf
+  ggplan imatrix inspect air.calib --tensors            of a calibration, a row for each tensor
+  ggplan imatrix inspect imatrix.dat --json
+"""
+_MERGE = """\b
+Examples:
+  ggplan imatrix merge prose.gguf code.gguf -o both.gguf
+  ggplan imatrix merge imatrix.dat -o imatrix.gguf        the other form of one
+  ggplan imatrix merge a.gguf b.gguf --unseen mean -o both.gguf
+"""
+_CHECK = """\b
+Examples:
+  ggplan imatrix check imatrix.gguf GLM-4.5-Air
+  ggplan imatrix check imatrix.gguf air-bf16.gguf --json
+"""
 _CHUNK = 512
 
 
@@ -23,7 +40,7 @@ _chunk_option = click.option(
 )  # fmt: skip
 
 
-@click.command("inspect", short_help="What an imatrix covers, and which columns dominate.")
+@click.command("inspect", epilog=_INSPECT, short_help="What an imatrix covers, and which columns dominate.")
 @click.argument("file", type=click.Path())
 @click.option("--tensors", "every", is_flag=True, help="A row for each tensor.")
 @_chunk_option
@@ -69,7 +86,7 @@ def inspect_command(file: str, every: bool, chunk_size: int, as_json: bool, quie
     note_coverage(entries, quiet=quiet)
 
 
-@click.command("merge", short_help="Add imatrix files up, or write one in the other form.")
+@click.command("merge", epilog=_MERGE, short_help="Add imatrix files up, or write one in the other form.")
 @click.argument("files", nargs=-1, required=True, type=click.Path(), metavar="FILE...")
 @click.option("-o", "--output", required=True, type=click.Path(), metavar="FILE", help="The file to write.")
 @click.option(
@@ -139,7 +156,7 @@ def merge_command(
     note_coverage(entries, quiet=quiet)
 
 
-@click.command("check", short_help="Does an imatrix fit a model?")
+@click.command("check", epilog=_CHECK, short_help="Does an imatrix fit a model?")
 @click.argument("file", type=click.Path())
 @click.argument("model")
 @opening_options()

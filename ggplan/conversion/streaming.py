@@ -20,6 +20,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ggplan.conversion.chunks import chunks_of
+from ggplan.conversion.correction import (
+    correct_plan,
+    is_corrected,
+    layers_folder,
+    remove_layers,
+    take_corrected,
+)
 from ggplan.conversion.fingerprint import fingerprint
 from ggplan.conversion.finiteness import check_early
 from ggplan.conversion.input_hashes import with_input_hashes
@@ -265,9 +272,21 @@ def _write(
         work.recorded = {key: hash_.done for key, hash_ in work.hashes.items() if hash_.done}
         if reuse is not None:
             reuse = _take_proven(work, reuse, pace)
-        _run(work, pace, progress)
+        counted = 0
+        if is_corrected(plan):
+            corrected = correct_plan(
+                plan,
+                layers_folder(output),
+                threads=pace.n_threads,
+                memory=options.memory,
+                restart=options.restart,
+                progress=progress,
+            )
+            counted = take_corrected(work, corrected)
+        _run(work, pace, progress, counted)
         _refuse_changed(states)
         work.finish(manifest)
+        remove_layers(output)
     except BaseException as error:
         _keep_or_discard(work, error, output, plan.tensor_bytes, states)
         raise
@@ -290,17 +309,19 @@ def _take_proven(work: UnfinishedOutput, reuse: Reuse, pace: Pace) -> Reuse:
     return proven
 
 
-def _run(work: UnfinishedOutput, pace: Pace, progress: Progress) -> None:
-    """Encode and write all bytes that are missing."""
+def _run(work: UnfinishedOutput, pace: Pace, progress: Progress, counted: int = 0) -> None:
+    """Encode and write all bytes that are missing; `counted` of them were told when they were made."""
     n_bytes = sum(part.plan.file_bytes for part in work.parts)
     step = min(CHECKPOINT_BYTES, max(16 << 20, n_bytes // 16))
     unsynced = 0
     due = time.monotonic() + CHECKPOINT_SECONDS
 
     def written(n_bytes: int) -> None:
-        nonlocal unsynced
+        nonlocal unsynced, counted
         unsynced += n_bytes
-        progress(n_bytes)
+        known = min(counted, n_bytes)
+        counted -= known
+        progress(n_bytes - known)
 
     def tick() -> None:
         nonlocal unsynced, due
@@ -353,6 +374,8 @@ def _keep_or_discard(
     is_lasting = isinstance(error, Error) and not isinstance(error, CheckpointError | CalibrationError)
     is_other_input = isinstance(error, CheckpointError) and changed_input(states) is not None
     kept = 0 if not work.resumable or is_lasting or is_other_input else work.save()
+    if is_lasting or is_other_input or not work.resumable:
+        remove_layers(output)
     if kept == 0:
         work.discard()
         return

@@ -161,7 +161,7 @@ class UnfinishedOutput:
             part.path.name,
             hashlib.sha256(part.plan.header).hexdigest(),
             tensors,
-            {t.name: self.source_of((part.number, t.name)) for t in hashed},
+            {t.name: source for t in hashed if (source := self.source_of((part.number, t.name)))},
             {name: digest for name, digest in importances.items() if digest},
             {} if revision is None else {t.name: revision for t in hashed},
         )

@@ -65,6 +65,9 @@ class SecondMoments(Protocol):
     def moments(self, tensor: str, slice: int = 0) -> Any:
         """`quants.linear_algebra.Moments` of a slice, or None."""
 
+    def tokens_of_run(self) -> Any:
+        """The tokens that were run: (chunks, n_ctx) int32."""
+
     def layer_moments(self, tensor: str) -> Any:
         """Those of all tokens at the input of an expert tensor, where experts share it; else None."""
 

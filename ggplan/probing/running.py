@@ -11,7 +11,18 @@ from ggplan.allocation.candidates import ENGINE_TYPES, choices_of
 from ggplan.allocation.probes import ProbeGroup, probe_groups
 from ggplan.errors import MeasureError, PlanError
 from ggplan.ggml_types import GgmlType, parse_type
-from ggplan.measure import Engine, MeasureOptions, Record, TextFile, measure, merge, open_subjects
+from ggplan.measure import (
+    Engine,
+    Measurement,
+    MeasureOptions,
+    Quantization,
+    Record,
+    TextFile,
+    measure,
+    merge,
+    metrics_of,
+    open_subjects,
+)
 from ggplan.measure.record import Text
 from ggplan.measure.record_file import locked
 from ggplan.measure.scores import TokenScores
@@ -220,7 +231,13 @@ class _Run:
         def keep(record: Record, scores: Mapping[tuple[str, str], TokenScores]) -> None:
             nonlocal found
             own = tuple(
-                replace(q, name=names.get(q.file.sha256, "base"), parts=()) for q in record.quantizations
+                replace(
+                    q,
+                    name=names.get(q.file.sha256, "base"),
+                    parts=(),
+                    measurements=tuple(_repeatable(q, m, scores) for m in q.measurements),
+                )
+                for q in record.quantizations
             )
             record = replace(record, quantizations=own)
             measured = record if found.measured is None else merge(found.measured, record)
@@ -254,6 +271,14 @@ class _Run:
         return lambda what, done, of: self.watcher.running(
             f"{names.get(what.sha256, 'base')} on {what.text}", done, of
         )
+
+
+def _repeatable(
+    quantization: Quantization, measurement: Measurement, scores: Mapping[tuple[str, str], TokenScores]
+) -> Measurement:
+    """With the figures of the scores alone: llama-perplexity prints its own perplexity in some runs only."""
+    own = scores[quantization.file.sha256, measurement.text.sha256]
+    return replace(measurement, metrics=metrics_of(own))
 
 
 def _has(record: ProbeRecord, name: str, text: Text) -> bool:

@@ -4,6 +4,7 @@
     rows = dequantize(blocks, "q4_K")                       (..., row bytes) uint8 -> (..., n) float32
     quantize_error(rows, "q4_K").relative                   0.071
     blocks = quantize(rows, "q4_K", effort="best")          as many bytes, less error, more time
+    blocks = quantize(rows, "q4_K", hessian=moments)        the least error of products with such inputs
 
 The bytes are those of ggml's `ggml_quantize_chunk`, built for x86-64 as llama.cpp builds it by default, and
 the weights those of its `dequantize_row_*`, bit for bit, on every machine.
@@ -64,7 +65,11 @@ def quantize(
     type: str | GgmlType,
     imatrix: ArrayLike | None = None,
     *,
-    effort: str = "default",
+    effort: str | None = None,
+    hessian: ArrayLike | None = None,
+    tokens: int | None = None,
+    lam: float = 0.1,
+    method: str = "feedback",
 ) -> Bytes:
     """Encode rows of weights.
 
@@ -81,7 +86,18 @@ def quantize(
         iq2_xs and iq1_s have no plain encoder.
     effort
         "default" for ggml's bytes, "best" for less error in as many bytes and up to ten times the time; that
-        uses an imatrix for every type. A type without such a search is written as by default.
+        uses an imatrix for every type. A type without such a search is written as by default. "feedback", the
+        default with a Hessian, is for the least error of products; no row has more than by "best".
+    hessian
+        The second moments (n, n) of the inputs that the weights are multiplied with: the mean of x x^T over
+        tokens. An array or a torch tensor on the CPU.
+    tokens
+        How many tokens the Hessian is the mean of: of few of them less is believed. By default enough.
+    lam
+        The damping, in parts of the mean of the Hessian's diagonal; 0.3 for uses that its tokens do not
+        cover.
+    method
+        "feedback", "gptq" (error feedback alone) or "descent" (from best effort's blocks).
 
     Returns
     -------
@@ -90,18 +106,30 @@ def quantize(
     Raises
     ------
     QuantizationError
-        If n is not whole blocks, a weight is NaN or infinite, the imatrix does not fit, the type cannot be
-        written, or there is no such effort. It is a ValueError too.
+        If n is not whole blocks, a weight is NaN or infinite, the imatrix or the Hessian does not fit, the
+        type cannot be written or has no search that uses a Hessian, or there is no such effort. It is a
+        ValueError too.
     TypeNameError
         If `type` names no ggml type.
     """
     target = _as_type(type)
+    if hessian is not None and imatrix is not None:
+        raise QuantizationError(
+            "a Hessian has an imatrix in it, its diagonal, and another is given", hint="pass one of the two"
+        )
+    if hessian is not None and effort not in (None, "feedback"):
+        raise QuantizationError(f"a Hessian is for effort feedback, not {effort}", hint="leave out effort=")
+    if hessian is None and (effort == "feedback" or tokens is not None):
+        raise QuantizationError(
+            "effort feedback goes by second moments, and there are none", hint="pass hessian=, (n, n)"
+        )
     if not target.encodable:
         raise QuantizationError(
             f"ggplan cannot write {target.described}", hint="`ggplan types` lists the types it can"
         )
-    _require_imatrix(target, imatrix)
-    require_effort(effort)
+    if hessian is None:
+        _require_imatrix(target, imatrix)
+        require_effort(effort or "default")
     weights = _as_float32(_as_array(rows), "weights")
     if weights.ndim == 0:
         raise QuantizationError(
@@ -116,8 +144,15 @@ def quantize(
     _require_finite(weights, "weights")
     importance = None if imatrix is None else _as_importance(imatrix, n)
     blocks = np.empty((*weights.shape[:-1], target.row_bytes(n)), np.uint8)
-    if weights.size:
-        encode_into(weights.reshape(-1, n), target, importance, blocks.reshape(-1, blocks.shape[-1]), effort)
+    rows_of_blocks = blocks.reshape(-1, blocks.shape[-1])
+    if hessian is not None:
+        from ggplan.quants.feedback import encode_checked
+
+        encode_checked(
+            weights.reshape(-1, n), target, _as_array(hessian), rows_of_blocks, tokens, lam, method
+        )
+    elif weights.size:
+        encode_into(weights.reshape(-1, n), target, importance, rows_of_blocks, effort or "default")
     return blocks
 
 

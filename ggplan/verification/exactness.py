@@ -7,8 +7,12 @@ and this recipe and nothing else: no weight was changed, by accident or on purpo
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
@@ -18,7 +22,7 @@ from ggplan.conversion.encoding import encode_chunk
 from ggplan.conversion.input_hashes import with_input_hashes
 from ggplan.errors import CheckpointError, PlanError
 from ggplan.metadata import Metadata
-from ggplan.model import Model, TensorInfo
+from ggplan.model import Model, RowSource, TensorInfo
 from ggplan.planning import Effort, FallbackTable, Nonfinite, Plan, make_plan
 from ggplan.planning.guidance import SecondMoments, feedback_as_recorded
 from ggplan.planning.layout import written_shape
@@ -139,13 +143,37 @@ def prove(
             equal.add(planned.name)
     faults += [Fault(name, "missing", "the file has it, the plan does not", file) for name in found]
     tensors = {tensor.name: tensor for tensor in written.tensors}
-    chunks = (chunk for chunk in chunks_of(plan) if chunk.planned.name in equal)
     seen: set[str] = set()
-    for fault in each(chunks, lambda chunk: _differs(chunk, tensors[chunk.planned.name], progress), threads):
-        if fault is not None and fault.where not in seen:
-            seen.add(fault.where)
-            faults.append(fault)
+    with _corrected_again(plan, threads) as corrected:
+        chunks = (
+            dataclasses.replace(chunk, reused=corrected.get(chunk.planned.name))
+            for chunk in chunks_of(plan)
+            if chunk.planned.name in equal
+        )
+        for fault in each(
+            chunks, lambda chunk: _differs(chunk, tensors[chunk.planned.name], progress), threads
+        ):
+            if fault is not None and fault.where not in seen:
+                seen.add(fault.where)
+                faults.append(fault)
     return faults
+
+
+@contextlib.contextmanager
+def _corrected_again(plan: Plan, threads: int | None) -> Iterator[Mapping[str, RowSource]]:
+    """The blocks of a plan's corrected layers, made again; empty for other plans."""
+    from ggplan.conversion.correction import correct_plan, is_corrected
+    from ggplan.conversion.pace import DEFAULT_MEMORY
+    from ggplan.conversion.streaming import available_cpus
+
+    if not is_corrected(plan):
+        yield {}
+        return
+    with tempfile.TemporaryDirectory(prefix="ggplan-") as folder:
+        made = correct_plan(
+            plan, Path(folder) / "layers", threads=threads or available_cpus(), memory=DEFAULT_MEMORY
+        )
+        yield made.blocks
 
 
 def _differs(chunk: Chunk, tensor: TensorInfo, progress: Progress | None) -> Fault | None:

@@ -125,7 +125,8 @@ def test_layers_are_collected_in_as_many_passes_as_the_memory_asks_for(
     monkeypatch.setattr("ggplan.measure.embedded.why_missing", lambda: "")
     layers = (0, 1, 2, None)
     inputs = [
-        {"layer": layer, "leader": "", "n_sources": 1, "last": 0,
+        {"layer": layer, "leader": "", "n_sources": 1, "n_uses": 1,
+         "first": 0, "last": 0, "first_weight": "a", "n_first": 1,
          "activation": {"name": "x", "n_columns": 1024, "tensors": ["a"], "expert_tensors": [],
                         "n_slices": 1, "n_routes": 0, "has_own_rows": False, "rows_per_token": 1}}
         for layer in layers
@@ -145,6 +146,11 @@ def test_layers_are_collected_in_as_many_passes_as_the_memory_asks_for(
 
 def test_the_command(tmp_path: Path, texts: list[Path], engine: StubEngine) -> None:
     asked = ["calibrate", DEMO, "--text", texts[0], "--text", texts[1], "--ctx", "32", "-o", tmp_path / "c"]
+    engine.fails_after = 2
+    stopped = run(*asked)
+    assert stopped.returncode == 130
+    assert "interrupted: 2 of 3 layers are kept" in stopped.stderr
+    engine.fails_after = None
     done = run(*asked)
     assert done.returncode == 0, done.stderr
     assert "3 layers, 24 tensors, 416 tokens in 13 chunks of 32" in done.stdout

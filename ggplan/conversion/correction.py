@@ -1,0 +1,112 @@
+"""`--correct`: layers are encoded for what the quantized layers before them give, then written like others.
+
+The blocks are made before anything else (see `ggplan.correcting`), in a folder beside the output, which is
+removed when the output is complete. A run that was stopped goes on with the layer it was in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ggplan.errors import PlanError
+from ggplan.planning import Plan
+from ggplan.quants.revisions import BEST_REVISION
+from ggplan.sources.files import shown
+from ggplan.version import __version__
+
+if TYPE_CHECKING:
+    from ggplan.conversion.unfinished import UnfinishedOutput
+    from ggplan.correcting import Corrected
+
+
+def is_corrected(plan: Plan) -> bool:
+    """Whether a plan's layers are corrected."""
+    return plan.feedback is not None and plan.feedback.corrected
+
+
+def layers_folder(output: Path) -> Path:
+    """Where finished layers are kept until an output is complete."""
+    return output.with_name(f"{output.name}.layers")
+
+
+def remove_layers(output: Path) -> None:
+    """Remove the layers of an output that is complete, or given up."""
+    shutil.rmtree(layers_folder(output), ignore_errors=True)
+
+
+def correct_plan(
+    plan: Plan,
+    folder: Path,
+    *,
+    threads: int,
+    memory: int,
+    restart: bool = False,
+    progress: Callable[[int], None] = lambda n_bytes: None,
+) -> Corrected:
+    """The blocks of a plan's layers.
+
+    Parameters
+    ----------
+    plan
+        With the hashes of its inputs, and a calibration.
+    folder
+        Where finished layers are kept.
+    progress
+        Called with the bytes of blocks that were made, or are there.
+
+    Raises
+    ------
+    PlanError
+        If the calibration does not have its tokens.
+    ConversionError, CheckpointError
+        As `ggplan.correcting.correct`.
+    """
+    from ggplan.correcting import CorrectOptions, correct
+    from ggplan.forward.building import require_transformers
+
+    assert plan.feedback is not None
+    calibration = plan.feedback.calibration
+    tokens = np.asarray(calibration.tokens_of_run())
+    if tokens.ndim != 2 or not tokens.size:
+        raise PlanError(
+            f"{shown(calibration.path)} has no tokens, which correction runs through the model again",
+            hint="make it again with `ggplan calibrate`",
+        )
+    torch, transformers = require_transformers()
+    depends = {
+        "ggplan": __version__,
+        "header": hashlib.sha256(plan.header).hexdigest(),
+        "inputs": [(path.name, path.stat().st_size) for path in plan.model.files],
+        "tokens": hashlib.sha256(np.ascontiguousarray(tokens, "<i4").data).hexdigest(),
+        "encoders": BEST_REVISION,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+    run = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
+    feedback = plan.feedback
+    options = CorrectOptions(threads, memory, feedback.lam, feedback.method, restart)
+    return correct(plan, tokens.astype(np.int64), folder, run, options, progress=progress)
+
+
+def take_corrected(work: UnfinishedOutput, corrected: Corrected) -> int:
+    """Have the blocks of corrected layers written; returns how many bytes of them are not yet in the output.
+
+    The manifest has no hash of their source, so that `--reuse` does not take them: they depend on more.
+    """
+    left = 0
+    for part in work.parts:
+        for tensor in part.plan.tensors:
+            if (blocks := corrected.blocks.get(tensor.name)) is not None:
+                key = part.number, tensor.name
+                work.reused[key] = blocks
+                work.sources.pop(key, None)
+                work.known_sources.pop(key, None)
+                left += tensor.n_bytes - work.hashes[key].done
+    return left
