@@ -56,11 +56,12 @@ if TYPE_CHECKING:
     Option = tuple[int, ...]
 
 _FAR = 2e-3  # from the bound: then more options are listed
-_BRANCHINGS = 40  # of the problem, at most
+_BRANCHINGS = 100  # of the problem, at most
 _MOST_BANDS = 3
 _NEAR = 400  # options of a chain that are chosen among at first
 # How many options are listed, in turn, and the gap with which one goes on: mostly few are enough.
-_LISTS = ((500, 2e-3), (2_000, 4e-3))
+_LISTS = ((500, 2e-3), (2_000, 4e-3), (10_000, 4e-3))
+_FEWER = 2  # of them, where few nodes are asked for
 _ENOUGH = 4e-3  # a gap above it is worth branching
 
 
@@ -201,7 +202,8 @@ class _Node:
         best = _found(found, known, max(bound, found.bound) if self.bands == 1 else bound)
         if not self.nodes:
             return best
-        for most, far in _LISTS if 1 < self.bands <= _MOST_BANDS else ():
+        lists = _LISTS if self.nodes >= MOST_NODES else _LISTS[:_FEWER]
+        for most, far in lists if 1 < self.bands <= _MOST_BANDS else ():
             if best.is_near(far):
                 return best
             best = self._listed(best, prices, (best.damage - bound) / self.table.scale * (1 + 1e-9), most)

@@ -141,7 +141,7 @@ def test_tensors_may_be_pinned_to_a_device() -> None:
 
 
 def test_fast_types_are_those_that_cores_decode_as_fast_as_they_read_ram() -> None:
-    machine = ["--vram", "8G", "--ram", "20G", "--bandwidth", "80G", "-c", "8k", "--bands", "1"]
+    machine = ["--vram", "8G", "--ram", "9G", "--bandwidth", "80G", "-c", "8k", "--bands", "1"]
     plain = optimized("Qwen3-30B-A3B", *machine, "--cores", "8")
     fast = optimized("Qwen3-30B-A3B", *machine, "--cores", "8", "--fast-types")
 
