@@ -227,8 +227,7 @@ def _fit_logs(
         centred = table - table.mean(0)
         normal += _products(centred, centred) * (100 / len(logs))
         right += centred.T @ (logs - logs.mean()) * (100 / len(logs))
-    found: NDArray[np.float64] = np.linalg.solve(normal, right)
-    return found
+    return np.asarray(np.linalg.solve(normal, right), np.float64)
 
 
 def _products(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
