@@ -227,14 +227,12 @@ def _fit_logs(
         centred = table - table.mean(0)
         normal += _products(centred, centred) * (100 / len(logs))
         right += centred.T @ (logs - logs.mean()) * (100 / len(logs))
-    found: NDArray[np.float64] = np.linalg.solve(normal, right)
-    return found
+    return np.asarray(np.linalg.solve(normal, right), np.float64)
 
 
 def _products(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
     """A transposed times b; both are so small that BLAS's threads would only wait for each other."""
-    found: NDArray[np.float64] = np.einsum("ij,ik->jk", a, b)
-    return found
+    return np.asarray(np.einsum("ij,ik->jk", a, b), np.float64)
 
 
 def _fit_linked(
@@ -385,7 +383,7 @@ def damage_over_optimum(
     ]
     least = solve(items, [bpw * plan.n_weights / 8])
     assert isinstance(least, Solution)
-    return found / least.damage
+    return float(found / least.damage)
 
 
 def left_out(
