@@ -80,7 +80,8 @@ class Eight(NamedTuple):
     lower, upper
         The costs of halves.
     pairs
-        Of a half, the costs of its two parts, and what the upper half adds to the cost of the lower one's.
+        What both parts of a lower half add to the cost of a point, one of them with the upper half's own; and
+        room for the costs that halves are made up of.
     found
         The best moves of the eight weights, then what the weights become in units of the scale.
     """
@@ -147,23 +148,22 @@ def search_eight(table: Any, group: Any, is_even: Any, eight: Any, inverse: Any,
     else:
         # The other four's gradient counts the first's move. At first the second only changes signs.
         for i in range(8):
-            put(eight.found, i, _ZERO * scale)
+            put(eight.found, i, splat(_ZERO, LANES))
         for i in range(4, 8):
             value = scale * at(eight.values, i)
             magnitude = select(value < _ZERO, -value, value)
             signed = select(at(eight.signs, i) < _ZERO, -magnitude, magnitude)
             put(eight.found, i, signed - value)
-        for turn in range(2):
-            first = 4 * (turn % 2)
-            add_up_four(eight, first)
-            find_points(table, group, eight, first)
+        for four in range(2):
+            add_up_four(eight, 4 * four)
+            find_points(table, group, eight, 4 * four)
     return cost_of_found(eight)
 
 
 @inline
 def take_signs(eight: Any, is_even: Any, inverse: Any, scale: Any) -> None:
     """Choose signs: the scale with the sign of each weight."""
-    odd = scale < -_INFINITY
+    odd = scale < -_INFINITY  # in no lane
     cheapest = splat(_ZERO, LANES)
     least = splat(_INFINITY, LANES)
     for k in range(8):
@@ -200,7 +200,7 @@ def find_moves(table: Any, n_levels: Any, eight: Any, scale: Any) -> None:
 @inline
 def add_up_eight(eight: Any) -> None:
     """Add up the costs of the halves of eight weights."""
-    # The costs of pairs of weights, nine each; then those of the halves.
+    # Of `pairs`, the first 36 are costs of pairs of weights, nine each; then come those between two pairs.
     for pair in range(4):
         cross = _TWO * eight.hessian[18 * pair + 1]
         for b in range(3):
