@@ -11,7 +11,7 @@ The command line uses this library; its public names are these:
 
     >>> placement = ggplan.place(plan, ggplan.Machine((ggplan.Gpu("", 24 << 30),), ram=128 << 30))
 
-`ggplan.charts` draws, `ggplan.measure` measures and `ggplan.probing` probes. Names are imported at first use, so
+`ggplan.charts` draws, `ggplan.measure` measures, `ggplan.probing` probes. Names are imported at first use, so
 `import ggplan` loads neither numba nor NumPy nor matplotlib.
 """
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ggplan import measure as measure
     from ggplan import probing as probing
     from ggplan.allocation import OptimizeOptions as OptimizeOptions
+    from ggplan.allocation import Target as Target
     from ggplan.allocation import improve as improve
     from ggplan.allocation import optimize as optimize
     from ggplan.allocation import pareto as pareto
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "OptimizeOptions": "ggplan.allocation",
+    "Target": "ggplan.allocation",
     "improve": "ggplan.allocation",
     "optimize": "ggplan.allocation",
     "pareto": "ggplan.allocation",

@@ -109,7 +109,7 @@ def calibrate(
     model
         A model, or what `open_model` takes: a GGUF in bf16, f16, f32 or q8_0, or a checkpoint.
     texts
-        Files of text.
+        Files of text; "default" is the text that ships: prose, code, markup and languages, in four parts.
     output
         The folder.
 
@@ -145,7 +145,14 @@ def calibrate(
         there = run.finished(surveyed.layers)
         missing = [layer for layer in surveyed.layers if layer not in there]
         if missing or not run.has_tokens():
-            engine.collect(taken, missing, run, watch.chunks)
+            try:
+                engine.collect(taken, missing, run, watch.chunks)
+            except KeyboardInterrupt as stopped:
+                kept = len(run.finished(surveyed.layers))
+                stopped.add_note(
+                    f"{kept:,} of {len(surveyed.layers):,} layers are kept; the same call makes the others"
+                )
+                raise
         files = run.finished(surveyed.layers)
         for layer in surveyed.layers:
             if layer not in files:
@@ -193,6 +200,7 @@ def calibrate_imatrix(
 
 @dataclass(frozen=True, slots=True)
 class _Text:
+    name: str
     path: Path
     sha256: str
     n_bytes: int
@@ -206,16 +214,22 @@ def _opened(model: Model | str | Path) -> Model:
 
 
 def _texts(texts: Sequence[str | Path], options: CalibrateOptions) -> list[_Text]:
+    from ggplan.calibration.shipped import DEFAULT, shipped_texts
     from ggplan.sources.files import read_whole
 
     if isinstance(texts, str | Path):
         texts = [texts]
     if not texts:
-        raise CalibrationError("no text is given", hint="--text FILE names one")
+        raise CalibrationError(
+            "no text is given", hint="--text FILE names one, --text default is the text that ships"
+        )
     if options.n_tokens is not None and options.n_chunks is not None:
         raise CalibrationError("both --tokens and --chunks are given", hint="give one of them")
+    named = [(Path(text).name, Path(text)) for text in texts if str(text) != DEFAULT]
+    if len(named) < len(texts):
+        named += shipped_texts().items()
     found: list[_Text] = []
-    for text in map(Path, texts):
+    for name, text in named:
         try:
             raw = read_whole(text, _TEXT_LIMIT)
         except CheckpointError as error:
@@ -231,7 +245,7 @@ def _texts(texts: Sequence[str | Path], options: CalibrateOptions) -> list[_Text
                 raise CalibrationError(
                     f"{shown(text)} and {shown(other.path)} are one text", hint="name it once"
                 )
-        found.append(_Text(text, digest, len(raw)))
+        found.append(_Text(name, text, digest, len(raw)))
     return found
 
 
@@ -254,7 +268,7 @@ def _settings(
             "types": sorted({t.stored_as for t in model.tensors}),
             "identity": sha256_of_json([shapes, weights]),
         },
-        "texts": [{"name": t.path.name, "sha256": t.sha256, "n_bytes": t.n_bytes} for t in texts],
+        "texts": [{"name": t.name, "sha256": t.sha256, "n_bytes": t.n_bytes} for t in texts],
         "n_ctx": options.n_ctx,
         "limit": {"tokens": options.n_tokens, "chunks": options.n_chunks},
         "process_output": options.process_output,
@@ -273,7 +287,7 @@ def _measured(
     return {
         "engine": {"name": engine.name, "build": engine.build},
         "texts": [
-            {"name": t.path.name, "sha256": t.sha256, "n_bytes": t.n_bytes, "tokens": n, "chunks": used}
+            {"name": t.name, "sha256": t.sha256, "n_bytes": t.n_bytes, "tokens": n, "chunks": used}
             for t, n, used in zip(texts, tokens, taken, strict=True)
         ],
         "chunks": sum(taken),

@@ -78,7 +78,7 @@ class Latent:
 
 @dataclass(frozen=True)
 class Gated(Attention):
-    """Qwen3.5: a gated delta net in three of four layers, attention with a gate in its queries in the fourth."""
+    """Qwen3.5: a gated delta net in three of four layers, attention with gated queries in the fourth."""
 
     state_heads: int = 0  # of the delta net, each of `state_size`
     key_heads: int = 16

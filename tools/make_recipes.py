@@ -4,8 +4,8 @@
 
 writes `tensor_rules/FAMILY/MODEL-VRAM-RAMgb.recipe`, and if all are made, the table of predictions in
 tensor_rules/README.md. Each is what `ggplan optimize MODEL --vram 24G --ram 64G -c 32k` gives, for a GPU
-alone `ggplan optimize MODEL --vram 16G --ram 8G -c 32k --pin "blk.*=CUDA0"`, with the heading that recipes of
-this folder have: keys and values in f16, and what `ggplan fit` leaves for the system. Afterwards
+alone that with `--ram 8G --gpu-layers 999 --pin "blk.*=CUDA0"`, with the heading that recipes of this folder
+have: keys and values in f16, and what `ggplan fit` leaves for the system. Afterwards
 `python tools/make_library.py` writes the other figures.
 
 The models are those of which single tensors were measured, and others with the same tensors. Left out are
@@ -30,7 +30,7 @@ from ggplan.allocation.machine_rows import Target
 from ggplan.allocation.prior import REFERENCE_ERROR
 from ggplan.allocation.scales import scales_by_prior
 from ggplan.allocation.type_errors import type_error
-from ggplan.ggml_types import parse_type
+from ggplan.ggml_types import GgmlType, parse_type
 from ggplan.inventories import inventory
 from ggplan.offload.known_machine import Stated, machine_for
 from ggplan.offload.placement import Wishes
@@ -38,6 +38,7 @@ from ggplan.offload.settings import Override
 from ggplan.planning import Plan, make_plan
 from ggplan.planning.roles import Role, roles_in
 from ggplan.rules import load_recipe, parse_recipe
+from ggplan.rules.formatting import format_recipe
 from ggplan.rules.library import ShippedRecipe, library
 
 FOLDER = Path(__file__).parent.parent / "tensor_rules"
@@ -73,7 +74,7 @@ class Made:
 
 
 RECIPES = (
-    *(Made("GLM-4.5-Air", 24, ram) for ram in (64, 96)),
+    Made("GLM-4.5-Air", 24, 64),
     *(Made("GLM-4.5", 24, ram, ("GLM-4.6", "GLM-4.7")) for ram in (96, 128, 192, 256)),
     *(Made("GLM-5", 24, ram) for ram in (192, 256)),
     *(Made("DeepSeek-V3", 24, ram) for ram in (192, 256)),
@@ -104,17 +105,19 @@ def text_of(made: Made) -> str:
     answer = _optimized(made, ())
     level = level_of(answer.plan)
     if level != "Small":  # a machine that holds so many bits needs no type that wants an importance matrix
-        free = [name for name in ENGINE_TYPES["llama.cpp"] if not parse_type(name).requires_imatrix]
+        free = [name for name in ENGINE_TYPES["llama.cpp"] if not needs_imatrix(parse_type(name))]
         answer = _optimized(made, tuple(free))
         level = level_of(answer.plan)
-    text = _headed(made, level, answer)
+    text = format_recipe(_headed(made, level, answer))
     return with_figures(text, FOLDER, parse_recipe(text, made.name))
 
 
 def _optimized(made: Made, types: tuple[str, ...]) -> Optimized:
     stated = Stated(vram=(made.vram * GIB,), ram=(made.ram or SYSTEM_ONLY) * GIB)
     machine, _ = machine_for(stated, {})
-    wishes = Wishes(context=CONTEXT, pins=() if made.ram else (ON_GPU,))
+    wishes = Wishes(context=CONTEXT)
+    if not made.ram:
+        wishes = Wishes(context=CONTEXT, gpu_layers=999, pins=(ON_GPU,))
     options = OptimizeOptions(target=Target(machine, wishes), types=types, name=made.name.rpartition("/")[2])
     return optimize(inventory(made.model), options)
 
@@ -128,7 +131,7 @@ def level_of(plan: Plan) -> str:
 def _headed(made: Made, level: str, answer: Optimized) -> str:
     """The recipe's text with the first lines that recipes of the folder have."""
     head, _, rules = answer.recipe.text.partition("@recipe 1\n")
-    needs = any(t.type.requires_imatrix and t.type != t.tensor.type for t in answer.plan.tensors)
+    needs = any(needs_imatrix(t.type) for t in answer.plan.tensors)
     forecast = answer.forecast
     summary = f"{level}: {made.model} on {made.machine}, optimised" + (
         "; needs an imatrix." if needs else "."
@@ -147,7 +150,14 @@ def _headed(made: Made, level: str, answer: Optimized) -> str:
     lines += ["#", *(f"#   {model} 0.00 GiB, 0.000 bpw; GPU 0.0 GiB" for model in (made.model, *made.also))]
     lines += [line for line in head.split("\n") if line.startswith("# ggplan: ignore-file")]
     tests = [f"@test {name} -> {type_}" for name, type_ in _samples(answer.plan)]
+    if not made.ram:  # where tensors are pinned, `optimize` does not say so itself
+        tests.insert(0, f"@assert fits(vram={made.vram}G, ram={SYSTEM_ONLY}G, ctx={CONTEXT >> 10}k)")
     return "\n".join([*lines, "@recipe 1", rules.rstrip("\n"), *tests]) + "\n"
+
+
+def needs_imatrix(type_: GgmlType) -> bool:
+    """Whether a type is not to be written without an importance matrix."""
+    return type_.requires_imatrix or type_.expects_imatrix
 
 
 def _samples(plan: Plan) -> Iterator[tuple[str, str]]:

@@ -12,18 +12,22 @@ same for every file then, and is measured on one placement.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from ggplan.allocation.budget import Row
+from ggplan.allocation.candidates import TensorChoices
 from ggplan.ggml_types import F16, GgmlType
-from ggplan.model import TensorInfo
+from ggplan.model import Model, TensorInfo
 from ggplan.offload.allocation import HOST, gpu_name
+from ggplan.offload.completing import completed
 from ggplan.offload.dimensions import dimensions_of
 from ggplan.offload.filling import expert_blocks
-from ggplan.offload.header import Header, HeaderTensor
+from ggplan.offload.header import Header, HeaderTensor, header_of
 from ggplan.offload.machine import Machine
 from ggplan.offload.placement import Placement, Wishes, placed_memory
+from ggplan.offload.profiles import PROFILES
+from ggplan.offload.speed import core_rate, is_fast
 from ggplan.offload.tensor_costs import TensorCosts
 from ggplan.text import format_bytes
 
@@ -121,6 +125,40 @@ def movable(header: Header, wishes: Wishes) -> frozenset[str]:
     names = experts or {t.name for t in header.tensors if t.name.startswith("blk.")}
     pins = [re2.compile(pin.pattern).search for pin in wishes.pins]
     return frozenset(name for name in names if not any(search(name) for search in pins))
+
+
+def fast_alone(
+    choices: Sequence[TensorChoices], model: Model, target: Target, engine: str
+) -> tuple[tuple[TensorChoices, ...], tuple[str, ...]]:
+    """The candidates without the slow ones of what may be in RAM, and notes.
+
+    A type is slow if the machine's cores work it off slower than they read RAM. Of a tensor that has slow
+    candidates alone the fastest is left.
+    """
+    machine, profile = target.machine, PROFILES[engine]
+    header = header_of(model)
+    header = completed(header) if model.kind == "inventory" else header
+    free = movable(header, target.wishes) if machine.gpus else {c.tensor.name for c in choices}
+    threads = target.wishes.threads or machine.cores
+    found, left = [], []
+    for choice in choices:
+        if choice.fixed or choice.tensor.name not in free:
+            found.append(choice)
+            continue
+        fast = tuple(c for c in choice.candidates if is_fast(c.type.name, machine, profile, threads))
+        if not fast:
+            least = max(choice.candidates, key=lambda c: core_rate(c.type.name, machine, profile) / c.n_bytes)
+            fast = (least,)
+            left.append(least.type.name)
+        found.append(replace(choice, candidates=fast))
+    notes = []
+    if left:
+        kinds = ", ".join(sorted(set(left)))
+        notes.append(
+            f"{len(left):,} tensors have no type that {threads} cores work off as fast as they read RAM: they"
+            f" get {kinds}, the fastest"
+        )
+    return tuple(found), tuple(notes)
 
 
 def _memory_row(

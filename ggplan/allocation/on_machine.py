@@ -150,11 +150,12 @@ def solved_on_machine(problem: Problem, target: Target, rows: Sequence[Row]) -> 
     search = _Search(problem, target, tuple(rows), header)
     smallest = search.placed({c.tensor.name: c.candidates[0].type for c in problem.choices}, small=True)
     if not smallest.fits:
-        raise _does_not_fit(smallest)
+        raise _does_not_fit(smallest, target)
     merged, first = search.solved(search.merged(smallest))
     if search.is_met(first):
         return OnMachine(merged, search.of(first), first, merged.bound)
-    starts, bound = [first], merged.bound
+    starts: list[Placement] = [first]
+    bound: float | None = merged.bound
     if target.min_tps is not None and first.generation.likely < target.min_tps:
         bound = None
         starts = _fast_enough(search, first, smallest, target.min_tps)
@@ -255,9 +256,10 @@ def _tightened(search: _Search, start: Placement, bound: float | None) -> OnMach
     raise PlanError(f"{NO_FILE}: none was found that is where it would fit", hint="give a larger budget")
 
 
-def _does_not_fit(smallest: Placement) -> PlanError:
+def _does_not_fit(smallest: Placement, target: Target) -> PlanError:
     """The error of a machine on which the smallest types do not fit."""
     shortages = "; ".join(map(describe_shortage, smallest.shortages))
     ways = [way.options for way in ways_out(smallest) if way.options.startswith("--")]
     hint = f"it would fit with {' or with '.join(ways)}" if ways else "it takes more memory, or smaller types"
+    hint += ", or leave out --fast-types" * target.fast_types
     return PlanError(f"{NO_FILE}: of the smallest, {shortages}", hint=hint)

@@ -18,7 +18,7 @@ from ggplan.allocation.grouping import Group
 from ggplan.allocation.on_machine import header_of_plan, is_met, placed, solved_on_machine
 from ggplan.allocation.options import OptimizeOptions, is_limited
 from ggplan.allocation.problem import Problem, prepare, rows_of, solved
-from ggplan.allocation.promises import Promises, heading_of, promises_of
+from ggplan.allocation.promises import Promises, heading_of, promises_of, start_of
 from ggplan.allocation.recipe_text import Answer, Gap, recipe_text
 from ggplan.allocation.scales import Scales
 from ggplan.allocation.type_errors import Errors
@@ -143,6 +143,8 @@ def answer_of(problem: Problem, *, heading: Sequence[str] = ()) -> Optimized:
             found, gap = on_machine.found, on_machine.gap
             rows = (*rows, *on_machine.rows)
             lines += heading_of(on_machine.placement)
+            first, *others = start_of(on_machine.placement, options.name)
+            lines += [f"Start           {first}", *others]
             promises = promises_of(on_machine.placement, options.target)
         answer = Answer(problem, found.groups, found.chosen)
         forecast = forecast_of(answer.damage, problem.scales.level)

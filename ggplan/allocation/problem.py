@@ -12,6 +12,7 @@ from ggplan.allocation.budget import Row, bpw_row, header_bytes, kld_row, size_r
 from ggplan.allocation.candidates import TensorChoices, allowed_types, choices_of, damage_of
 from ggplan.allocation.curves import Curve, curve_of, errors_by_curve, scaled_to_curve
 from ggplan.allocation.grouping import Chain, Group, chains_of
+from ggplan.allocation.machine_rows import fast_alone
 from ggplan.allocation.options import OptimizeOptions, check_options
 from ggplan.allocation.scales import Scales, scales_by_prior, scales_by_table
 from ggplan.allocation.sensitivity_tables import read_sensitivities
@@ -135,6 +136,9 @@ def prepare(
         model, allowed, scales.values, pinned, options.fallback,
         only_allowed=bool(options.types), errors=errors, covered=covered,
     )  # fmt: skip
+    if options.target is not None and options.target.fast_types:
+        choices, slow = fast_alone(choices, model, options.target, options.engine)
+        notes = (*notes, *slow)
     chains = chains_of(choices, harmonised=options.harmonised)
     return Problem(model, options, scales, errors, stands, choices, chains, notes)
 

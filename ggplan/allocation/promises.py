@@ -7,6 +7,7 @@ taught, GPUs of several speeds) may make a difference.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -17,8 +18,11 @@ from ggplan.offload.allocation import HOST
 from ggplan.offload.placement import Placement, placed_memory
 from ggplan.offload.promised import placed_as
 from ggplan.offload.speed import likely_bandwidths
+from ggplan.offload.starting import server_command, shown
 from ggplan.rules.conditions import Conditions
 from ggplan.text import format_bytes
+
+_WIDTH = 90
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,3 +115,13 @@ def heading_of(placement: Placement) -> Iterator[str]:
         f"Speed           {rate.likely:.1f} tokens per second likely ({rate.low:.1f} to {rate.high:.1f}), "
         f"{full.likely:.1f} after {placement.tokens_of_slot:,} tokens"
     )
+
+
+def file_of(name: str) -> str:
+    """What the file of a recipe of this name is called."""
+    return f"{re.sub(r'[^A-Za-z0-9._+-]+', '-', name).strip('-.') or 'model'}.gguf"
+
+
+def start_of(placement: Placement, name: str) -> list[str]:
+    """The command that starts the file of a recipe as it is placed, in lines."""
+    return shown(server_command(placement, file_of(name)), _WIDTH).splitlines()

@@ -175,7 +175,7 @@ def _heading(
         *(["GP205"] if again else []),
         *(["GP208", "GP215"] if foreign else []),
     ]
-    heading = [f"# {_inert(line)}".rstrip() for line in lines]
+    heading = [f"# {_without_marks(line)}".rstrip() for line in lines]
     return [*heading, f"# ggplan: ignore-file {', '.join(codes)}"] if codes else heading
 
 
@@ -321,4 +321,8 @@ def _part(damage: float, total: float) -> str:
 
 
 def _inert(text: str) -> str:
-    return printable(text).replace("#", "").strip()
+    return _without_marks(text).strip()
+
+
+def _without_marks(text: str) -> str:
+    return printable(text).replace("#", "")

@@ -190,8 +190,7 @@ def _multipliers(problem: _Problem) -> tuple[Floats, Floats | None]:
     if _fits(problem, free):
         return none, free
     if len(problem.limits) == 1:
-        found, feasible = _along(problem, np.ones(1))
-        return found, feasible
+        return _along(problem, np.ones(1))
     # The prices of the linear program give the bound; dearer in proportion, or alike, they give what fits.
     relaxed = _relaxed(problem)
     known = [found for way in (relaxed, relaxed + relaxed.max() / 10 + 1e-12, np.ones_like(relaxed))

@@ -139,8 +139,13 @@ class _Collected:
         n_routes = a.n_routes if not a.has_own_rows and self.by_rows else 1
         self.routes = np.empty((n_rows if is_sliced else 0, n_routes), np.int32)
         self.n_rows = 0
+        # Rows for experts alone, which stand after all others.
+        self.late: list[tuple[NDArray[np.uint16], NDArray[np.int32] | None]] = []
 
-    def keep(self, bits: NDArray[np.uint16], routes: NDArray[np.int32] | None) -> None:
+    def keep(self, bits: NDArray[np.uint16], routes: NDArray[np.int32] | None, *, late: bool = False) -> None:
+        if late:
+            self.late.append((bits, None if routes is None else routes.copy()))
+            return
         end = self.n_rows + len(bits)
         if end > len(self.rows):
             raise CalibrationError(
@@ -198,7 +203,7 @@ class LayerCollector:
         routes
             (m, k), for each row the experts that it goes to; needed where there are any.
         only_experts
-            Add them for experts alone, where no second moments are kept.
+            Add them for the experts, and not for the matrices that every row goes to.
         """
         found = self._inputs[name]
         bits = self._bits(x)
@@ -210,7 +215,7 @@ class LayerCollector:
                 chosen = (routes == expert).any(axis=1)
                 found.sliced.add(expert, x[chosen], bits[chosen])
         if found.by_rows:
-            found.keep(bits, routes)
+            found.keep(bits, routes, late=only_experts)
 
     def add_own(self, name: str, x: F32Array, slices: NDArray[np.int32]) -> None:
         """Add rows (m, n_columns) each of which belongs to one slice, given by `slices` (m,)."""
@@ -256,6 +261,9 @@ class LayerCollector:
     def _described(self, found: _Collected, tensors: dict[str, NDArray[Any]], first_key: int) -> list[Input]:
         """The inputs of one activation, and their data added to `tensors`."""
         a, rows = found.activation, ""
+        late, found.late = found.late, []
+        for bits, routes in late:
+            found.keep(bits, routes)
         made: list[Input] = []
         form: Form
         for group, is_expert in _groups(found):

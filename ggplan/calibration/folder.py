@@ -42,14 +42,15 @@ from numpy.typing import NDArray
 
 from ggplan.calibration.inputs import Input, input_from_json, members_of
 from ggplan.errors import CalibrationError, CheckpointError
-from ggplan.imatrix import Imatrix, load_imatrix
+from ggplan.imatrix import IN_CALIBRATION, Imatrix, load_imatrix
 from ggplan.quants.linear_algebra import Moments, MomentSums
 from ggplan.sources.files import exists, file_size, read_array, read_at, read_rows, read_whole, shown
 from ggplan.sources.json_files import parse_object
 from ggplan.sources.safetensors import StoredTensor, read_tensors
 
 SCHEMA = "ggplan.calibration/1"
-INDEX, IMATRIX, RUN, TOKENS = "calibration.json", "imatrix.gguf", "run.json", "tokens.safetensors"
+INDEX, RUN, TOKENS = "calibration.json", "run.json", "tokens.safetensors"
+IMATRIX = IN_CALIBRATION
 OUTSIDE = "outside.safetensors"
 _LAYER_FILE = re.compile(r"layer-(\d{3,})\.safetensors|outside\.safetensors", re.ASCII)
 _INDEX_LIMIT = 64 << 20
@@ -407,6 +408,9 @@ def _stored_of(path: Path, inputs: tuple[Input, ...]) -> dict[str, StoredTensor]
         else:
             wanted[i.data] = ("BF16", None)
             wanted[i.routes] = ("I32", None)
+        if i.form == "rows" and i.n_slices == 1 and i.data in stored and stored[i.data].shape[1:] == (n,):
+            # Rows that went to experts alone may stand after those of all.
+            wanted[i.data] = ("BF16", (max(stored[i.data].shape[0], i.tokens[0]), n))
         for name, (dtype, shape) in wanted.items():
             record = stored.get(name)
             if record is None or record.dtype != dtype or shape not in (None, record.shape):

@@ -211,7 +211,7 @@ class Reading:
         if node.is_experts:
             routes, rows = node.routes(), x[0]
             if rows.shape[1] == 1:
-                few = len(rows) < _FEWEST_ROWS and not collector.keep  # those that llama-imatrix leaves out
+                few = len(rows) < _FEWEST_ROWS  # llama-imatrix has them for experts alone
                 collector.add(name, np.ascontiguousarray(rows[:, 0]), routes, only_experts=few)
             else:
                 slots = np.arange(routes.shape[1]) % rows.shape[1]

@@ -4,7 +4,8 @@ Several matrices share one input: q, k and v; gate and up. An input has slices: 
 each matrix of a stack. How its second moments are kept:
 
     h        {key}.h       f32 (slices, n, n)       the moments themselves
-    rows     {data}        bf16 (all tokens, n)     the inputs, first those of slice 0
+    rows     {data}        bf16 (all tokens, n)     the inputs, first those of slice 0; of one slice there
+                                                    may be more rows, of tokens that went to experts alone
     routed   {data}        bf16 (tokens, n)         the inputs of all tokens, which other matrices share, and
              {key}.routes  i32 (tokens, k)          for each token the experts that it was sent to
 

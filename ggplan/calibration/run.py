@@ -143,6 +143,8 @@ def begin(folder: str | Path, settings: Mapping[str, Any], *, force: bool = Fals
         If there is something else in the folder, or it cannot be made.
     """
     run = Run(Path(folder), settings)
+    if exists(run.folder) and not run.folder.is_dir():
+        raise CalibrationError(f"{shown(folder)} is not a folder", hint="name a folder, or one to be made")
     try:
         run.folder.mkdir(exist_ok=True)
         there = {entry.name for entry in run.folder.iterdir()}

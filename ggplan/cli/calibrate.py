@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,8 +13,6 @@ from ggplan.cli.options import force_option, json_option, note, quiet_option, th
 from ggplan.cli.sizes import ByteCount, TokenCount
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
     from ggplan.calibrating import Watch
     from ggplan.calibration import Calibration
     from ggplan.imatrix.coverage import Coverage
@@ -22,6 +22,7 @@ SCHEMA = "ggplan.calibrate/1"
 
 _EPILOG = """\b
 Examples:
+  ggplan calibrate GLM-4.5-Air-bf16.gguf --text default --tokens 64k -o air.calib
   ggplan calibrate GLM-4.5-Air-bf16.gguf --text prose.txt --text code.txt -o air.calib
   ggplan calibrate ./GLM-4.5-Air --text mix.txt --tokens 64k --memory 32G -o air.calib
   ggplan calibrate air-bf16.gguf --text mix.txt --imatrix-only -o imatrix.gguf
@@ -32,7 +33,8 @@ Examples:
 @click.argument("model")
 @click.option(
     "--text", "texts", multiple=True, type=click.Path(), metavar="FILE",
-    help="A text to run through the model. Can be repeated: one for each kind of use.",
+    help="A text to run through the model, or `default`: the text that ships, of prose, code, markup and"
+    " languages. Can be repeated: one for each kind of use.",
 )  # fmt: skip
 @click.option(
     "-o", "--output", required=True, type=click.Path(), metavar="CALIB",
@@ -99,11 +101,15 @@ def calibrate_command(
     Exits 0; 1 if the model or a text cannot be read or run, or CALIB holds something else; 2 for wrong usage.
     """
     from ggplan.calibrating import CalibrateOptions, calibrate, calibrate_imatrix
+    from ggplan.calibration.shipped import DEFAULT
+    from ggplan.cli.signals import orderly_stop
     from ggplan.imatrix import load_sums
     from ggplan.imatrix.coverage import coverage_of
 
     if not texts:
-        raise click.UsageError("--text is missing: a text to run through the model")
+        raise click.UsageError(
+            "--text is missing: a text to run through the model; --text default has one that ships"
+        )
     if n_tokens is not None and n_chunks is not None:
         raise click.UsageError("give --tokens or --chunks, not both")
     if form is not None and not imatrix_only:
@@ -120,19 +126,21 @@ def calibrate_command(
     )
     found, _ = opening.open(model, weights=True, quiet=quiet)
     _note_model(found, quiet=quiet)
-    if len(texts) == 1:
+    if len(texts) == 1 and texts[0] != DEFAULT:
         note(
             "one text: uses of the model that it does not show may get worse; give several --text",
             quiet=quiet,
         )
-    watch = _watch(quiet)
+    with orderly_stop(), _watch(quiet) as watch:
+        if imatrix_only:
+            path = calibrate_imatrix(found, texts, output, options, form=form, watch=watch)
+        else:
+            calibration = calibrate(found, texts, output, options, watch=watch)
     if imatrix_only:
-        path = calibrate_imatrix(found, texts, output, options, form=form, watch=watch)
         sums = load_sums(path)
         _tell_imatrix(str(path), list(coverage_of(sums)), sums.chunk_count, as_json, quiet)
-        return
-    calibration = calibrate(found, texts, output, options, watch=watch)
-    _tell(calibration, as_json=as_json, quiet=quiet)
+    else:
+        _tell(calibration, as_json=as_json, quiet=quiet)
 
 
 def _note_model(model: Model, *, quiet: bool) -> None:
@@ -147,9 +155,9 @@ def _note_model(model: Model, *, quiet: bool) -> None:
         )
 
 
-def _watch(quiet: bool) -> Watch:
-    from contextlib import contextmanager
-
+@contextmanager
+def _watch(quiet: bool) -> Iterator[Watch]:
+    """Bars of what takes long, which are gone in the end, however it ends."""
     from ggplan.calibrating import Watch
     from ggplan.cli.progress import chunks_bar, progress_bar
 
@@ -158,11 +166,15 @@ def _watch(quiet: bool) -> Watch:
         with progress_bar("converting to bf16", total, quiet=quiet) as progress:
             yield progress
 
-    return Watch(_Bar(chunks_bar(quiet=quiet)), converting)
+    bar = _Bar(chunks_bar(quiet=quiet))
+    try:
+        yield Watch(bar, converting)
+    finally:
+        bar.stop()
 
 
 class _Bar:
-    """A bar of chunks that appears with the first and goes with the last."""
+    """A bar of chunks that appears with the first of them: before it there may be another bar."""
 
     def __init__(self, bar: Any) -> None:
         self._bar = bar
@@ -172,8 +184,11 @@ class _Bar:
         if self._task is None:
             self._bar.start()
             self._task = self._bar.add_task("running the texts", total=total)
-        self._bar.update(self._task, completed=done)
-        if done >= total:
+        self._bar.update(self._task, completed=done, total=total)
+
+    def stop(self) -> None:
+        """Let it go."""
+        if self._task is not None:
             self._bar.stop()
 
 

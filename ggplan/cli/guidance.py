@@ -9,19 +9,20 @@ if TYPE_CHECKING:
 
 
 def guidance_notes(plan: Plan) -> list[str]:
-    """A line for each reason why tensors are encoded with best effort and an imatrix instead, and a line if
-    the model is not the one that was calibrated.
-    """
+    """A line for each reason why tensors do not go by their own moments, and one for another model's."""
     from ggplan.conversion.guides import unguided
     from ggplan.text import names_in_words
 
     lines = []
     for why, names in unguided(plan).items():
-        only_some = "experts" in why
-        which = "those are" if only_some else ("they are" if len(names) > 1 else "it is")
-        lines.append(
-            f"{names_in_words(names)}: {why}; {which} encoded with effort best and the calibration's imatrix"
-        )
+        instead = "effort best and the calibration's imatrix"
+        if "experts" in why:
+            line = (
+                f"{why}: these go by all tokens of the layer where experts share an input, else by {instead}"
+            )
+        else:
+            line = f"{why}; {'they are' if len(names) > 1 else 'it is'} encoded with {instead}"
+        lines.append(f"{names_in_words(names)}: {line}")
     if changed := _changed(plan):
         lines.append(
             f"{names_in_words(changed)}: other weights than the calibration was made of, which may not be of "
@@ -35,4 +36,6 @@ def _changed(plan: Plan) -> list[str]:
     from ggplan.calibration.marks import differing
 
     calibration = plan.feedback and plan.feedback.calibration
-    return list(differing(calibration.weights, plan.model)) if isinstance(calibration, Calibration) else []
+    return (
+        list(differing(dict(calibration.weights), plan.model)) if isinstance(calibration, Calibration) else []
+    )

@@ -91,23 +91,18 @@ _OPTIONS = (
 
 def print_start(placement: Placement, name: str) -> None:
     """Where the file lies, how fast it is, and the command that starts it so; on stderr."""
-    from ggplan.allocation.promises import heading_of
+    from ggplan.allocation.promises import heading_of, start_of
     from ggplan.cli.output import echo_wrapped
-    from ggplan.offload.starting import server_command, shown
 
     for line in heading_of(placement):
         label, text = line[:16].strip(), line[16:]
         echo_wrapped(f"{label.lower()}: {text}", then="  ", err=True)
-    click.echo(shown(server_command(placement, file_of(name))), err=True)
-
-
-def file_of(name: str) -> str:
-    """What the file of a recipe is called."""
-    return f"{re.sub(r'[^A-Za-z0-9._+-]+', '-', name).strip('-.') or 'model'}.gguf"
+    click.echo("\n".join(start_of(placement, name)), err=True)
 
 
 def start_json(placement: Placement, problem: Problem) -> dict[str, Any]:
     """The placement, for programs, as `ggplan fit --json` has it."""
+    from ggplan.allocation.promises import file_of
     from ggplan.cli.placing import placement_json
 
     return placement_json(placement, file_of(problem.options.name), ())

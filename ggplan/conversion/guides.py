@@ -123,9 +123,10 @@ def why_unguided(feedback: Feedback, planned: PlannedTensor) -> str:
 
 
 def unguided(plan: Plan) -> Mapping[str, list[str]]:
-    """The tensors that are encoded with best effort and an imatrix instead, by the reason.
+    """The tensors that are not encoded by their own moments, by the reason.
 
-    Of a tensor of experts only some may be: these are counted in the reason.
+    They have best effort and an imatrix instead. Of a tensor of experts only some may be: these are counted
+    in the reason, and have the moments of their layer where there are any.
     """
     found: dict[str, list[str]] = {}
     if plan.feedback is None:

@@ -20,18 +20,21 @@ from ggplan.imatrix.sums import DEFAULT_CHUNK, ImatrixSums, Sums
 from ggplan.imatrix.writing import write_imatrix
 from ggplan.sources.files import begins_with, shown
 
+IN_CALIBRATION = "imatrix.gguf"
+"""The name of the imatrix in the folder of a calibration."""
+
 __all__ = ["Imatrix", "ImatrixEntry", "ImatrixSums", "Sums", "load_imatrix", "load_sums", "write_imatrix"]
 
 
 def load_imatrix(path: str | Path) -> Imatrix:
-    """Open an imatrix file, GGUF or legacy, and check every value in it.
+    """Open an imatrix file, GGUF or legacy, and check every value in it; of a calibration's folder its own.
 
     Raises
     ------
     ImatrixError
         If the file is damaged, is not an imatrix, or holds a value that is not finite.
     """
-    path = Path(path)
+    path = _file_of(path)
     try:
         is_gguf = begins_with(path, b"GGUF")
         imatrix = open_gguf_form(path) if is_gguf else open_legacy_form(path)
@@ -40,6 +43,12 @@ def load_imatrix(path: str | Path) -> Imatrix:
     except CheckpointError as error:
         raise ImatrixError(error.message, hint=error.hint) from error
     return imatrix
+
+
+def _file_of(path: str | Path) -> Path:
+    """The file; the one that a calibration's folder has, if a folder is named."""
+    path = Path(path)
+    return path / IN_CALIBRATION if (path / IN_CALIBRATION).is_file() else path
 
 
 def load_sums(path: str | Path, *, chunk_size: int = DEFAULT_CHUNK) -> ImatrixSums:
@@ -56,7 +65,7 @@ def load_sums(path: str | Path, *, chunk_size: int = DEFAULT_CHUNK) -> ImatrixSu
         As `load_imatrix`.
     """
     load_imatrix(path)  # checks every value
-    path = Path(path)
+    path = _file_of(path)
     try:
         is_gguf = begins_with(path, b"GGUF")
         sums = open_gguf_sums(path) if is_gguf else open_legacy_sums(path, chunk_size)

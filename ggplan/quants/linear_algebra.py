@@ -93,6 +93,8 @@ class MomentSums:
 
     def add(self, x: Rows) -> None:
         """Add the inputs (N, n) of N more tokens, all float32 or all the bits of bfloat16."""
+        if self._rest is not None and self._rest.dtype != x.dtype:
+            raise TypeError(f"inputs of {x.dtype} after inputs of {self._rest.dtype}")
         self.tokens += len(x)
         if self._rest is not None:
             x = np.concatenate((self._rest, x))

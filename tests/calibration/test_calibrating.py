@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from ggplan import calibrating
 from ggplan.calibrating import CalibrateOptions, calibrate, calibrate_imatrix
 from ggplan.calibration.collecting import Activation
 from ggplan.calibration.engines import LlamaCpp, LlamaCppOptions
+from ggplan.calibration.shipped import shipped_holdouts, shipped_texts
 from ggplan.errors import CalibrationError
 from ggplan.imatrix import load_imatrix
 
@@ -67,6 +69,21 @@ def test_provenance(tmp_path: Path, texts: list[Path], engine: StubEngine) -> No
     assert found["model"]["architecture"] == "glm4moe"
     moved = calibrate(DEMO, texts, tmp_path / "d", CalibrateOptions(n_ctx=32, n_chunks=5, memory=1 << 20))
     assert moved.digest == ggplan.open_calibration(tmp_path / "c").digest  # no path, date or memory in it
+
+
+def test_the_text_that_ships(tmp_path: Path, texts: list[Path], engine: StubEngine) -> None:
+    options = CalibrateOptions(n_ctx=32, n_chunks=10)
+    found = calibrate(DEMO, ["default", texts[0]], tmp_path / "c", options).provenance["texts"]
+    names = ["prose.txt", "default/prose", "default/code", "default/markup", "default/languages"]
+    assert [(t["name"], t["chunks"]) for t in found] == [(name, 2) for name in names]
+    kept_apart = {hashlib.sha256(path.read_bytes()).hexdigest() for path in shipped_holdouts().values()}
+    assert len(kept_apart) == 4
+    assert not kept_apart & {t["sha256"] for t in found}
+    for part, path in shipped_texts().items():
+        held_out = shipped_holdouts()[part.replace("/", "/holdout-")].read_text()
+        pages = [page for page in held_out.split("\n\n") if len(page) > 200]
+        assert pages, part
+        assert not [page for page in pages if page in path.read_text()], part
 
 
 @pytest.mark.parametrize(
@@ -146,6 +163,11 @@ def test_layers_are_collected_in_as_many_passes_as_the_memory_asks_for(
 
 def test_the_command(tmp_path: Path, texts: list[Path], engine: StubEngine) -> None:
     asked = ["calibrate", DEMO, "--text", texts[0], "--text", texts[1], "--ctx", "32", "-o", tmp_path / "c"]
+    engine.fails_after = 2
+    stopped = run(*asked)
+    assert stopped.returncode == 130
+    assert "interrupted: 2 of 3 layers are kept" in stopped.stderr
+    engine.fails_after = None
     done = run(*asked)
     assert done.returncode == 0, done.stderr
     assert "3 layers, 24 tensors, 416 tokens in 13 chunks of 32" in done.stdout

@@ -12,7 +12,7 @@ import pytest
 import safetensors.numpy
 from filling import COLUMNS, EXPERTS, SETTINGS, collected, filled, inputs
 
-from ggplan import open_calibration
+from ggplan import load_imatrix, open_calibration
 from ggplan.calibration import Calibration
 from ggplan.calibration.run import Run, begin
 from ggplan.errors import CalibrationError
@@ -89,6 +89,7 @@ def test_an_ordinary_imatrix_falls_out(both: dict[int, Calibration], n: int) -> 
     assert (down.values[EXPERTS - 1] == 1).all()
     assert entries["blk.0.attn_k_b.weight"].values.shape == (1, 3 * COLUMNS)
     assert calibration.imatrix.datasets == ("a.txt",)
+    assert load_imatrix(calibration.path).path == calibration.path / "imatrix.gguf"
 
 
 def test_rows_are_open_to_the_library(both: dict[int, Calibration]) -> None:
@@ -221,6 +222,12 @@ def test_another_run_is_refused_unless_forced(tmp_path: Path) -> None:
     (tmp_path / "other" / "thesis.tex").write_text("")
     with pytest.raises(CalibrationError, match="is not empty and has no calibration"):
         begin(tmp_path / "other", SETTINGS, force=True)
+
+
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "c").write_text("")
+    with pytest.raises(CalibrationError, match="c is not a folder"):
+        begin(tmp_path / "c", SETTINGS, force=True)
 
 
 def test_inputs_that_are_not_finite_are_refused(tmp_path: Path) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import ctypes
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from ggplan.calibration.collecting import LayerCollector
+from ggplan.calibration import Calibration
+from ggplan.calibration.collecting import Activation, LayerCollector
 from ggplan.calibration.graph_inputs import Callback, GraphInput, Reading, Survey, inputs_of_graph
 from ggplan.calibration.graph_nodes import Graph, _Tensor
 from ggplan.errors import CalibrationError, MeasureError
@@ -173,19 +175,52 @@ def test_a_graph_ends_after_the_last_layer_that_is_wanted() -> None:
     assert set(collector.sums()) == {name for name in collector.sums() if name.startswith("blk.1.")}
 
 
-def test_rows_that_llama_imatrix_leaves_out() -> None:
+@pytest.mark.parametrize("keep", [True, False])
+def test_rows_that_llama_imatrix_leaves_out(tmp_path: Path, keep: bool) -> None:
     rng, memory = np.random.default_rng(3), Memory()
     graph, inputs = surveyed(layer(memory, 0, rng)[0])
-    collector = LayerCollector(0, [each.activation for each in inputs], 2 * TOKENS, keep=False)
+    collector = LayerCollector(0, [each.activation for each in inputs], 2 * TOKENS + 8, keep=keep)
     callback = Callback(graph)
     callback.watcher = Reading(graph, inputs, {0: collector})
-    for tokens in (TOKENS, 8):  # the last batch of a chunk of 28
-        run(callback, layer(memory, 0, rng, tokens)[0])
+    given = []
+    for tokens in (TOKENS, 8, TOKENS):  # a batch of 28 in two, and one more
+        nodes, values = layer(memory, 0, rng, tokens)
+        given.append(values)
+        run(callback, nodes)
     callback.check()
     sums = collector.sums()
-    assert sums["blk.0.attn_q.weight"].counts.tolist() == [TOKENS]
-    assert sums["blk.0.ffn_gate_inp.weight"].counts.tolist() == [TOKENS]
-    assert sums["blk.0.ffn_up_exps.weight"].counts.sum() == USED * (TOKENS + 8)
+    assert sums["blk.0.attn_q.weight"].counts.tolist() == [2 * TOKENS]
+    assert sums["blk.0.ffn_gate_inp.weight"].counts.tolist() == [2 * TOKENS]
+    assert sums["blk.0.ffn_up_exps.weight"].counts.sum() == USED * (2 * TOKENS + 8)
+    if not keep:
+        return
+    file = collector.write(tmp_path, "run")
+    calibration = Calibration(tmp_path, "", {}, (file,), {}, "", "")
+    both = np.concatenate([given[0]["y"], given[2]["y"]])
+    moments = calibration.moments("blk.0.ffn_gate_inp.weight")
+    assert moments is not None
+    np.testing.assert_allclose(moments.matrix, both.T @ both / len(both), atol=0.02)
+
+
+def test_rows_for_experts_alone_stand_last(tmp_path: Path) -> None:
+    rng = np.random.default_rng(6)
+    collector = LayerCollector(0, [Activation("x", 64, ("a",), ("b",), EXPERTS, USED)], 28)
+    x = rng.standard_normal((28, 64), np.float32)
+    routes = np.stack([rng.permutation(EXPERTS)[:USED] for _ in range(28)]).astype(np.int32)
+    for rows, few in [(slice(0, 10), False), (slice(10, 18), True), (slice(18, 28), False)]:
+        collector.add("x", x[rows], routes[rows], only_experts=few)
+    file = collector.write(tmp_path, "run")
+    assert [(i.form, sum(i.tokens)) for i in file.inputs] == [("rows", 20), ("routed", 56)]
+    calibration = Calibration(tmp_path, "", {}, (file,), {}, "", "")
+    plain = calibration.moments("a")
+    assert plain is not None
+    both = np.concatenate([x[:10], x[18:]])
+    np.testing.assert_allclose(plain.matrix, both.T @ both / 20, atol=0.03)
+    for expert in range(EXPERTS):
+        came = x[(routes == expert).any(axis=1)]
+        moments = calibration.moments("b", expert)
+        assert moments is not None
+        np.testing.assert_allclose(moments.matrix, came.T @ came / len(came), atol=0.05)
 
 
 def test_a_weight_that_is_used_twice_has_both_inputs() -> None:

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.oracle
 
 DEMO = Path(ggplan.__file__).parent / "demo_model"
 TEXT = DEMO / "joshua.txt"
-N_CHUNKS = 8
+N_CHUNKS = 4
 MIX = "Q4_K_M"
 
 

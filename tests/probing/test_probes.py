@@ -9,6 +9,7 @@ from weighing_engine import N_CTX, StoppedError, weighing_engine, write_model
 
 import ggplan
 from ggplan.allocation import OptimizeOptions, answer_of, prepare, scales_by_probes
+from ggplan.allocation.prior import REFERENCE_ERROR
 from ggplan.allocation.probes import Probe, Probes, probe_groups
 from ggplan.allocation.scales import scales_by_prior
 from ggplan.allocation.type_errors import Errors
@@ -214,3 +215,23 @@ def probed(model, tmp_path_factory) -> Path:
     text.write_bytes(bytes(np.random.default_rng(5).integers(33, 90, 4 * N_CTX, np.uint8)))
     probe(model, [text], folder / "p.json", weighing_engine(WEIGHTS, TRUE, []), options=SMALL)
     return folder / "p.json"
+
+
+@pytest.mark.parametrize("flips", [0.0, 0.015])
+def test_flips_are_told_apart_from_damage(model, flips: float) -> None:
+    groups = probe_groups(model)
+    damage = {n: (i + 1) * 1e-3 for i, g in enumerate(groups) for n in g.tensors}
+
+    def probed(name: str, tensors: tuple[str, ...], error: float) -> Probe:
+        total = sum(damage[n] for n in tensors) * error / 0.07
+        return Probe(name, dict.fromkeys(tensors, error), total + flips * total**0.5, 1e-6)
+
+    every = tuple(n for g in groups for n in g.tensors)
+    made = Probes(
+        tuple(probed(g.name, g.tensors, 0.07) for g in groups), probed("all", every, 0.0012), "test"
+    )
+    scales = scales_by_probes(model, made)
+    assert scales.level.flips == pytest.approx(flips, abs=1e-9)
+    for group in groups:
+        found = sum(scales.values[n] for n in group.tensors) * 0.07 / REFERENCE_ERROR
+        assert found == pytest.approx(sum(damage[n] for n in group.tensors), rel=1e-6)

@@ -49,8 +49,10 @@ def improved(
     return best, found
 
 
-@pytest.mark.parametrize("name", GRID_TYPES)
-@pytest.mark.parametrize("method", ["feedback", "descent"])
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [*((name, "feedback") for name in GRID_TYPES), ("iq2_s", "descent"), ("iq3_s", "gptq")],
+)
 def test_no_row_has_more_error_than_best_and_most_have_far_less(
     name: str, method: str, hessian: np.ndarray, prepared: Prepared
 ) -> None:

@@ -58,6 +58,10 @@ def test_rows_may_be_the_bits_of_bfloat16() -> None:
     x = inputs(300, 40).view(np.uint32) & 0xFFFF0000
     short = (x >> 16).astype(np.uint16)
     assert bits(second_moments(short)) == bits(second_moments(x.view(np.float32)))
+    sums = MomentSums(40)
+    sums.add(short)
+    with pytest.raises(TypeError, match="after inputs of uint16"):
+        sums.add(x.view(np.float32))
 
 
 def test_no_tokens_have_no_moments() -> None:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import sys
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +15,7 @@ from ggplan.planning import Plan, make_plan
 from ggplan.rules import load_recipe, parse_recipe, shipped_recipes
 from ggplan.rules.formatting import format_recipe
 from ggplan.rules.library import ShippedRecipe, library
+from ggplan.rules.loading import recipe_text
 
 ROOT = Path(__file__).parents[2]
 LIBRARY = {entry.name: entry for entry in library()}
@@ -30,13 +32,18 @@ def plan_of(name: str, model: str) -> Plan:
 
 
 @cache
-def maker() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("make_library", ROOT / "tools" / "make_library.py")
+def maker(name: str = "make_library") -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def recipe_maker() -> ModuleType:
+    maker()  # which it imports
+    return maker("make_recipes")
 
 
 def level(entry: ShippedRecipe) -> str:
@@ -152,3 +159,36 @@ def test_the_readme_is_true(tmp_path: Path) -> None:
     assert check_recipe(tmp_path / "my.recipe", inventory("GLM-4.6")).clean
     for name in re.findall(r"`([a-z0-9-]+/[a-z0-9_.-]+)`", readme):
         assert name in LIBRARY
+
+
+def test_an_optimised_recipe_is_what_the_tool_makes() -> None:
+    tool = recipe_maker()
+    (made,) = (one for one in tool.RECIPES if one.name == "qwen35moe/qwen3.5-35b-a3b-24gb")
+    path = ROOT / "tensor_rules" / f"{made.name}.recipe"
+    assert tool.text_of(made) == path.read_text(encoding="utf-8"), "run tools/make_recipes.py"
+
+
+def test_the_predictions_of_the_readme_are_true() -> None:
+    tool = recipe_maker()
+    readme = (ROOT / "tensor_rules" / "README.md").read_text(encoding="utf-8")
+    (table,) = tool.TABLE.findall(readme)
+    for model in ("Qwen3.5-35B-A3B", "GLM-4.5-Air"):
+        rows = "\n".join(tool.rows(model, library()))
+        assert rows in table, "run tools/make_recipes.py"
+        assert "optimised" in rows
+    assert {one.name for one in tool.RECIPES} <= set(LIBRARY)
+    made_by_hand = {e.name for e in library()} - {one.name for one in tool.RECIPES}
+    assert not any(tool.MARK in recipe_text(name)[0] for name in made_by_hand)
+
+
+def test_an_optimised_recipe_is_predicted_to_lose_less_than_one_by_hand_that_is_larger() -> None:
+    """By the numbers it was made from: anything else would be a fault of the solver."""
+    tool = recipe_maker()
+    for made in (one for one in tool.RECIPES if one.model == "GLM-4.5-Air"):
+        own = tool.predicted(plan_of(made.name, made.model))
+        size = plan_of(made.name, made.model).tensor_bytes
+        for entry in library():
+            if entry.target == "llama.cpp" and any(f.model == made.model for f in entry.figures):
+                plan = plan_of(entry.name, made.model)
+                if plan.tensor_bytes <= size and entry.name != made.name:
+                    assert own.kld <= tool.predicted(plan).kld * 1.001, (made.name, entry.name)

@@ -1,0 +1,234 @@
+"""Conversions that go by a calibration: which moments each tensor gets, equal bytes, and what is recorded."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+from program import run
+
+import ggplan
+from ggplan import make_plan, open_model, parse_recipe
+from ggplan.calibration import Calibration, open_calibration
+from ggplan.calibration.collecting import Activation, LayerCollector
+from ggplan.calibration.run import begin
+from ggplan.conversion import pace, streaming, workers
+from ggplan.conversion.guides import unguided
+from ggplan.errors import ConversionError, PlanError
+from ggplan.planning import Feedback, Plan
+from ggplan.quants import quantize
+from ggplan.verification import plan_again, verify
+from ggplan.verification.reproducing import reproduce
+
+N, EXPERTS, TOKENS = 256, 3, 90
+Q, K, GATE, UP, DOWN, OUTPUT = (
+    f"{name}.weight"
+    for name in (
+        "blk.0.attn_q", "blk.0.attn_k", "blk.0.ffn_gate_exps", "blk.0.ffn_up_exps", "blk.0.ffn_down_exps",
+        "output",
+    )
+)  # fmt: skip
+SHAPES = {Q: (40, N), K: (9, N), GATE: (EXPERTS, 32, N), UP: (EXPERTS, 32, N), DOWN: (EXPERTS, 24, 32)}
+RECIPE = "ffn_down_exps = q5_0\n@default q4_K\n"
+RNG = np.random.default_rng(5)
+WEIGHTS = {name: RNG.standard_normal(shape, np.float32) for name, shape in SHAPES.items()}
+
+
+def calibrated(folder: Path, seed: int = 0) -> Calibration:
+    """A calibration in which the last expert saw no token."""
+    rng = np.random.default_rng(seed)
+    run_ = begin(folder, {"texts": [{"name": "a.txt", "sha256": "5" * 64}], "tokens": TOKENS, "n_ctx": 30})
+    assert not isinstance(run_, Calibration)
+    run_.write_tokens(np.zeros((3, 30), np.int32))
+    collector = LayerCollector(
+        0,
+        [
+            Activation("attn_norm", N, (Q, K)),
+            Activation("ffn_norm", N, (), (GATE, UP), EXPERTS, 1),
+            Activation("glu", 32, (), (DOWN,), EXPERTS, 1, True, 1),
+        ],
+        TOKENS,
+    )
+    mixed = rng.standard_normal((TOKENS, 16)) @ rng.standard_normal((16, N))
+    shared = (mixed + rng.standard_normal((TOKENS, N))).astype(np.float32)
+    routes = rng.integers(0, EXPERTS - 1, (TOKENS, 1)).astype(np.int32)
+    collector.add("attn_norm", shared)
+    collector.add("ffn_norm", shared[::-1].copy(), routes)
+    collector.add_own("glu", shared[:, :32].copy(), routes.reshape(-1))
+    collector.write(folder, run_.digest)
+    return run_.finish(run_.finished([0]).values(), {})
+
+
+@pytest.fixture(scope="module")
+def calibration(tmp_path_factory: pytest.TempPathFactory) -> Calibration:
+    return calibrated(tmp_path_factory.mktemp("calibration") / "a")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "source.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    for name, values in {**WEIGHTS, OUTPUT: RNG.standard_normal((8, N), np.float32)}.items():
+        writer.add_tensor(name, values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.fixture(autouse=True)
+def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pace, "CHUNK_WEIGHTS", 16 * N)
+    monkeypatch.setattr(streaming, "CHECKPOINT_BYTES", 4096)
+    monkeypatch.setattr(workers, "_TICK_SECONDS", 0.001)
+
+
+def plan_of(source: Path, calibration: Calibration, **how: object) -> Plan:
+    feedback = Feedback(calibration, **how)
+    return make_plan(open_model(source), parse_recipe(RECIPE, "a.recipe"), feedback=feedback)
+
+
+def test_each_slice_has_its_own_moments(source: Path, calibration: Calibration, tmp_path: Path) -> None:
+    plan = plan_of(source, calibration)
+    ggplan.convert(plan, tmp_path / "out.gguf", ggplan.ConvertOptions(threads=2))
+    tensors = {t.name: t.data for t in gguf.GGUFReader(tmp_path / "out.gguf").tensors}
+    for name, type_ in ((Q, "q4_K"), (K, "q4_K"), (GATE, "q4_K"), (UP, "q4_K"), (DOWN, "q5_0")):
+        values = WEIGHTS[name].reshape(-1, *SHAPES[name][-2:])
+        for e, rows in enumerate(values):
+            moments = calibration.moments(name, e) or calibration.layer_moments(name)
+            if moments is None:
+                assert (name, e) == (DOWN, EXPERTS - 1)
+                entry = calibration.imatrix.entries[name].for_tensor(SHAPES[name])
+                expected = quantize(rows, type_, entry[e], effort="best")
+            else:
+                expected = quantize(rows, type_, hessian=moments.matrix, tokens=moments.tokens)
+            assert np.array_equal(tensors[name].reshape(len(values), len(rows), -1)[e], expected), (name, e)
+    assert unguided(plan) == {
+        f"1 of its {EXPERTS} experts saw no token": [DOWN, GATE, UP],
+        "the calibration does not have it": [OUTPUT],
+    }
+
+
+@pytest.mark.parametrize(("threads", "chunk"), [(1, 1), (2, 40 * N), (4, 16 * N)])
+def test_the_same_bytes_whatever_the_threads_chunks_and_stops(
+    source: Path,
+    calibration: Calibration,
+    tmp_path: Path,
+    threads: int,
+    chunk: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plan = plan_of(source, calibration)
+    whole = ggplan.convert(plan, tmp_path / "whole.gguf", ggplan.ConvertOptions(threads=1)).path
+    left = 9000 * threads
+
+    def stop(n_bytes: int) -> None:
+        nonlocal left
+        left -= n_bytes
+        if left < 0:
+            raise KeyboardInterrupt
+
+    out = tmp_path / "out.gguf"
+    with pytest.raises(KeyboardInterrupt):
+        ggplan.convert(plan, out, ggplan.ConvertOptions(threads=1), progress=stop)
+    monkeypatch.setattr(pace, "CHUNK_WEIGHTS", chunk)
+    again = plan_of(source, open_calibration(calibration.path))
+    assert ggplan.convert(again, out, ggplan.ConvertOptions(threads=threads)).resumed_bytes > 0
+    assert out.read_bytes() == whole.read_bytes()
+
+
+def test_another_calibration_is_another_file(source: Path, calibration: Calibration, tmp_path: Path) -> None:
+    other = calibrated(tmp_path / "b", seed=1)
+    out = tmp_path / "out.gguf"
+
+    def stop(n_bytes: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ggplan.convert(plan_of(source, calibration), out, ggplan.ConvertOptions(threads=1), progress=stop)
+    for plan, told in (
+        (plan_of(source, other), "the calibration"),
+        (plan_of(source, calibration, lam=0.3), "the option lam was 0.1 and is 0.3"),
+        (plan_of(source, calibration, method="gptq"), "the option method"),
+    ):
+        with pytest.raises(ConversionError, match=told):
+            ggplan.convert(plan, out)
+    made = {
+        ggplan.convert(plan, tmp_path / f"{number}.gguf").path.read_bytes()
+        for number, plan in enumerate(
+            [
+                plan_of(source, calibration),
+                plan_of(source, other),
+                plan_of(source, calibration, lam=0.3),
+                plan_of(source, calibration, method="gptq"),
+            ]
+        )
+    }
+    assert len(made) == 4
+
+
+def test_it_is_made_again_from_its_records(source: Path, calibration: Calibration, tmp_path: Path) -> None:
+    out = ggplan.convert(plan_of(source, calibration, lam=0.3), tmp_path / "out.gguf").path
+    written, model = open_model(out), open_model(source)
+    recorded = {key: value.decode() for key, value in written.metadata.items() if ".calibration." in key}
+    assert recorded["ggplan.calibration.sha256"] == calibration.digest
+    assert recorded["ggplan.calibration.lam"] == "0.3"
+    assert recorded["ggplan.calibration.method"] == "feedback"
+    assert recorded["ggplan.calibration.tokens"] == TOKENS
+    plan = plan_again(written, model, calibration=calibration)
+    assert verify(out, plan=plan).is_sound
+    assert reproduce(out, model, calibration=calibration).is_equal
+    with pytest.raises(PlanError, match="was made with the calibration"):
+        plan_again(written, model)
+    with pytest.raises(PlanError, match="was made with the calibration"):
+        plan_again(written, model, calibration=calibrated(tmp_path / "other", seed=2))
+    plain = ggplan.convert(make_plan(model, "Q8_0"), tmp_path / "plain.gguf").path
+    with pytest.raises(PlanError, match="not made with a calibration"):
+        plan_again(open_model(plain), model, calibration=calibration)
+
+
+def test_the_commands(source: Path, calibration: Calibration, tmp_path: Path) -> None:
+    out, recipe = tmp_path / "out.gguf", tmp_path / "a.recipe"
+    recipe.write_text(RECIPE)
+    folder = str(calibration.path)
+    done = run("convert", source, out, "-r", recipe, "--calibration", folder)
+    assert done.returncode == 0
+    assert f"note: {OUTPUT}: the calibration does not have it; it is encoded with effort best" in done.stderr
+    assert "saw no token" in done.stderr
+    assert run("verify", out, "--against", source, "--exact", "--calibration", folder).returncode == 0
+    assert run("reproduce", out, source, "--calibration", folder).returncode == 0
+    assert "--calibration" in run("reproduce", out, source).stderr
+    options = ["-r", recipe, "--calibration", folder, "--broad", "-q"]
+    broad = run("convert", source, tmp_path / "b.gguf", *options)
+    assert (broad.returncode, broad.stderr) == (0, "")
+    assert open_model(tmp_path / "b.gguf").metadata["ggplan.calibration.lam"].decode() == "0.3"
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--broad"], "--broad is for --calibration"),
+        (["--method", "gptq"], "--method is for --calibration"),
+        (["--effort", "feedback"], "needs --calibration"),
+        (["--calibration", "C", "--effort", "best"], "--imatrix C/imatrix.gguf"),
+        (["--calibration", "C", "--imatrix", "i.gguf"], "leave out --imatrix"),
+    ],
+)
+def test_wrong_usage(source: Path, tmp_path: Path, options: list[str], told: str) -> None:
+    done = run("convert", source, tmp_path / "out.gguf", *options)
+    assert done.returncode == 2
+    assert told in done.stderr
+
+
+def test_a_reshaped_model_is_another_one(source: Path, calibration: Calibration) -> None:
+    with pytest.raises(PlanError, match="effort feedback needs a calibration"):
+        make_plan(open_model(source), "Q8_0", effort="feedback")
+    with pytest.raises(PlanError, match="effort best was asked for"):
+        make_plan(open_model(source), "Q8_0", effort="best", feedback=Feedback(calibration))
+    moved = dataclasses.replace(open_model(source), reshaped={"prune-layers": "1"})
+    with pytest.raises(PlanError, match="--prune-layers makes another one"):
+        make_plan(moved, "Q8_0", feedback=Feedback(calibration))
