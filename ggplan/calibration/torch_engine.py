@@ -264,7 +264,7 @@ def _collect_layers(
     checkpoint_model.fill_outside()
     tokens_run = TokenRun(checkpoint_model, tokens, options.threads, lambda name: _is_fixed(types, name))
     n_layers = len(checkpoint_model.layers)
-    first = _first_layer(work, run, n_layers)
+    first = _first_layer(work, run, n_layers, is_done)
     if not first and not _states(work, run, 0).exists():
         tokens_run.start(_states(work, run, 0))
     for layer in range(first, n_layers):
@@ -412,9 +412,10 @@ def _states(work: Path, run: str, layer: int) -> Path:
     return work / f"states-{run[:16]}-{layer:03}.f32"
 
 
-def _first_layer(work: Path, run: str, n_layers: int) -> int:
-    """The last layer whose hidden states are there, 0 without any."""
-    return next((k for k in range(n_layers, 0, -1) if _states(work, run, k).exists()), 0)
+def _first_layer(work: Path, run: str, n_layers: int, is_done: Callable[[int | None], bool]) -> int:
+    """The last layer whose hidden states are there, and all layers before it done; 0 without any."""
+    n_done = next((k for k in range(n_layers) if not is_done(k)), n_layers)
+    return next((k for k in range(n_done, 0, -1) if _states(work, run, k).exists()), 0)
 
 
 def _require_memory(needed: int, memory: int, layer: int) -> None:

@@ -299,7 +299,7 @@ class _Layer:
         threads = self.options.threads
         for columns, names in self._by_columns(number).items():
             own, original = (x, f) if columns is None else (x[:, list(columns)], f[:, list(columns)])
-            found = correction(own, original, None, threads)
+            found = correction(own, original, threads)
             jobs = [
                 (name, slice_, start, min(start + _CHUNK_ROWS, n_rows))
                 for name in names
@@ -322,7 +322,7 @@ class _Layer:
         threads = self.options.threads
         for columns, names in self._by_columns(number).items():
             own, original = (x, f) if columns is None else (x[:, list(columns)], f[:, list(columns)])
-            found = correction(own, original, None, threads)
+            found = correction(own, original, threads)
             m = found.as_map(threads)
 
             def work(
@@ -428,7 +428,13 @@ class _Layer:
 
     def _each(self, work: Callable[[Any], None], jobs: Sequence[Any]) -> None:
         with ThreadPoolExecutor(self.options.threads) as pool:
-            list(pool.map(work, jobs))
+            futures = [pool.submit(work, job) for job in jobs]
+            try:
+                for future in futures:
+                    future.result()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
 
 
 class _Scratch:

@@ -86,7 +86,7 @@ def test_corrected_blocks_come_nearer_to_the_originals_states(
     corrected = distance(finished)
 
     def unmoved(quantized: np.ndarray, original: np.ndarray, *more: object) -> targets.Correction:
-        return targets.correction(quantized, quantized, None)
+        return targets.correction(quantized, quantized)
 
     monkeypatch.setattr(streams, "correction", unmoved)
     correct(plan, tokens(), tmp_path / "without", RUN, options())
@@ -132,6 +132,28 @@ def test_the_inputs_of_an_engine_are_those_of_the_whole_model(
     matrices = {t.name for t in model.tensors if len(t.shape) > 1 and t.name.startswith("blk.2.")}
     assert set(sums) == matrices
     assert not list(tmp_path.iterdir()), "hidden states are removed"
+
+
+@pytest.mark.parametrize("case", ["llama"])
+def test_a_run_that_is_stopped_before_a_layer_is_written_collects_it_again(
+    reference_models: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, case: str
+) -> None:
+    model = open_model(reference_models / case, pre="glm4")
+    how = TorchOptions(1, 1 << 30)
+    stopped = collect_layers(model, tokens(), tmp_path, RUN, how)
+    whole = {
+        each.layer: each.sums()
+        for each in collect_layers(model, tokens(), tmp_path_factory.mktemp("whole"), RUN, how)
+    }
+    assert next(stopped).layer == 0
+    assert next(stopped).layer == 1  # and is killed before it is written
+    done = {0}
+    again = collect_layers(model, tokens(), tmp_path, RUN, how, is_done=lambda layer: layer in done)
+    found = {each.layer: each.sums() for each in again}
+    assert list(found) == [1, 2]
+    for layer, sums in found.items():
+        for name, each in sums.items():
+            np.testing.assert_array_equal(each.squares, whole[layer][name].squares)
 
 
 @pytest.mark.parametrize("case", ["gpt_oss"])
