@@ -132,9 +132,9 @@ def _perplexity(given: argparse.Namespace, file: Path, text: Path, *options: str
     ]
     folder = "" if given.programs is None else str(given.programs)
     done = subprocess.run(
-        command, capture_output=True, text=True, check=True, env={**os.environ, "LD_LIBRARY_PATH": folder}
+        command, capture_output=True, check=True, env={**os.environ, "LD_LIBRARY_PATH": folder}
     )
-    return done.stdout
+    return done.stdout.decode("utf-8", "replace")  # it prints tokens that are parts of characters
 
 
 if __name__ == "__main__":
