@@ -271,7 +271,7 @@ def _is_model(name: str) -> bool:
     from pathlib import Path
 
     from ggplan.charts.tensors import is_plan
-    from ggplan.inventories import inventories
+    from ggplan.inventories import is_inventory
     from ggplan.sources.inventory import SCHEMA
     from ggplan.sources.remote import is_address
 
@@ -284,7 +284,7 @@ def _is_model(name: str) -> bool:
         with path.open("rb") as file:
             start = file.read(2000)
     except OSError:
-        return name in inventories()
+        return is_inventory(name)
     is_map = b":shape=(" in start and b":dtype=" in start
     is_json = start.lstrip().startswith(b"{") and SCHEMA.encode() in start
     return start.startswith(b"GGUF") or is_map or is_json or is_plan(start)
