@@ -68,8 +68,7 @@ def correct_plan(
     ConversionError, CheckpointError
         As `ggplan.correcting.correct`.
     """
-    from ggplan.correcting import CorrectOptions, correct
-    from ggplan.forward.building import require_transformers
+    from ggplan.correcting import CorrectOptions, correct, engine_versions
 
     assert plan.feedback is not None
     calibration = plan.feedback.calibration
@@ -79,15 +78,13 @@ def correct_plan(
             f"{shown(calibration.path)} has no tokens, which correction runs through the model again",
             hint="make it again with `ggplan calibrate`",
         )
-    torch, transformers = require_transformers()
     depends = {
         "ggplan": __version__,
         "header": hashlib.sha256(plan.header).hexdigest(),
         "inputs": [(path.name, path.stat().st_size) for path in plan.model.files],
         "tokens": hashlib.sha256(np.ascontiguousarray(tokens, "<i4").data).hexdigest(),
         "encoders": BEST_REVISION,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
+        "engine": engine_versions(),
     }
     run = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
     feedback = plan.feedback

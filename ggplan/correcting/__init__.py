@@ -9,6 +9,6 @@ the ordinary writer puts them into the file.
 from __future__ import annotations
 
 from ggplan.correcting.kept import Corrected
-from ggplan.correcting.streams import CorrectOptions, correct
+from ggplan.correcting.streams import CorrectOptions, correct, engine_versions
 
-__all__ = ["CorrectOptions", "Corrected", "correct"]
+__all__ = ["CorrectOptions", "Corrected", "correct", "engine_versions"]

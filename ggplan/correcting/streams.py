@@ -26,7 +26,7 @@ from ggplan.correcting.encoding import Target, encode_target
 from ggplan.correcting.kept import Corrected, KeptLayers
 from ggplan.correcting.targets import Correction, correction
 from ggplan.errors import ConversionError
-from ggplan.forward.building import open_checkpoint_model
+from ggplan.forward.building import open_checkpoint_model, require_transformers
 from ggplan.forward.matrices import Place
 from ggplan.forward.running import Rows, TokenRun, experts_rows, one_torch_thread
 from ggplan.forward.structure import LayerInput, Structure, require_known
@@ -141,6 +141,12 @@ def _correct(
         for stream in (ORIGINAL, QUANTIZED):
             kept.states(n_layers, stream).unlink(missing_ok=True)
     return kept.corrected(range(n_layers), planned)
+
+
+def engine_versions() -> dict[str, str]:
+    """The versions of torch and transformers; raises CheckpointError where one is missing."""
+    torch, transformers = require_transformers()
+    return {"torch": torch.__version__, "transformers": transformers.__version__}
 
 
 def require_correctable(plan: Plan) -> None:

@@ -15,7 +15,6 @@ from ggplan.conversion.correction import layers_folder
 from ggplan.correcting import Corrected
 from ggplan.correcting.kept import KeptLayers
 from ggplan.errors import CalibrationError, CheckpointError, ConversionError
-from ggplan.forward import building
 from ggplan.forward.building import require_transformers
 from ggplan.planning import Feedback, Plan
 from ggplan.rules import parse_recipe
@@ -75,11 +74,8 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], None]]:
         progress(sum(rows.dtype.tensor_bytes(rows.shape) for rows in found.blocks.values()))
         return found
 
-    class Version:
-        __version__ = "0"
-
     monkeypatch.setattr(correcting, "correct", correct)
-    monkeypatch.setattr(building, "require_transformers", lambda: (Version, Version))
+    monkeypatch.setattr(correcting, "engine_versions", dict)
     return before
 
 
