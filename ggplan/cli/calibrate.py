@@ -26,6 +26,7 @@ Examples:
   ggplan calibrate GLM-4.5-Air-bf16.gguf --text prose.txt --text code.txt -o air.calib
   ggplan calibrate ./GLM-4.5-Air --text mix.txt --tokens 64k --memory 32G -o air.calib
   ggplan calibrate air-bf16.gguf --text mix.txt --imatrix-only -o imatrix.gguf
+  ggplan calibrate air.calib --outliers     the columns that are far larger than others, of what is kept
 """
 
 
@@ -37,7 +38,7 @@ Examples:
     " languages. Can be repeated: one for each kind of use.",
 )  # fmt: skip
 @click.option(
-    "-o", "--output", required=True, type=click.Path(), metavar="CALIB",
+    "-o", "--output", type=click.Path(), metavar="CALIB",
     help="The folder to fill; with --imatrix-only the file to write.",
 )  # fmt: skip
 @click.option(
@@ -66,15 +67,25 @@ Examples:
     help="Memory for what is collected, besides the model's own: the texts are run as often as it takes.",
 )  # fmt: skip
 @click.option("--process-output", is_flag=True, help="Collect the input of output.weight too.")
+@click.option(
+    "--outliers", is_flag=True,
+    help="MODEL is a CALIB: tell its outlier columns and their share, with rules for a recipe. Runs nothing.",
+)  # fmt: skip
+@click.option(
+    "--tau", type=click.FloatRange(min=1, min_open=True, max=1e6), default=6.0, show_default=True,
+    help="With --outliers: how many times the median root mean square of a column is an outlier.",
+)  # fmt: skip
 @threads_option
 @opening_options(header_only=False)
 @force_option("what CALIB holds of another run")
-@json_option("what was run and the coverage of every tensor")
+@json_option("what was run and the coverage of every tensor, or the outliers,")
 @quiet_option
+@click.pass_context
 def calibrate_command(
+    context: click.Context,
     model: str,
     texts: tuple[str, ...],
-    output: str,
+    output: str | None,
     imatrix_only: bool,
     form: Any,
     engine: Any,
@@ -83,6 +94,8 @@ def calibrate_command(
     n_chunks: int | None,
     memory: int,
     process_output: bool,
+    outliers: bool,
+    tau: float,
     threads: int | None,
     opening: OpeningOptions,
     force: bool,
@@ -98,14 +111,25 @@ def calibrate_command(
 
     What the texts lack may get worse: give texts of every kind of use.
 
+    With --outliers MODEL is a CALIB that is there, and nothing is run.
+
     Exits 0; 1 if the model or a text cannot be read or run, or CALIB holds something else; 2 for wrong usage.
     """
     from ggplan.calibrating import CalibrateOptions, calibrate, calibrate_imatrix
     from ggplan.calibration.shipped import DEFAULT
+    from ggplan.cli.outliers import print_outliers
     from ggplan.cli.signals import orderly_stop
     from ggplan.imatrix import load_sums
     from ggplan.imatrix.coverage import coverage_of
 
+    if outliers:
+        _refuse_for_outliers(context)
+        print_outliers(model, tau, as_json=as_json, quiet=quiet)
+        return
+    if _is_given(context, "tau"):
+        raise click.UsageError("--tau is for --outliers")
+    if output is None:
+        raise click.UsageError("-o is missing: the folder to fill, or with --imatrix-only the file to write")
     if not texts:
         raise click.UsageError(
             "--text is missing: a text to run through the model; --text default has one that ships"
@@ -141,6 +165,23 @@ def calibrate_command(
         _tell_imatrix(str(path), list(coverage_of(sums)), sums.chunk_count, as_json, quiet)
     else:
         _tell(calibration, as_json=as_json, quiet=quiet)
+
+
+def _is_given(context: click.Context, parameter: str) -> bool:
+    return context.get_parameter_source(parameter) not in (None, click.core.ParameterSource.DEFAULT)
+
+
+def _refuse_for_outliers(context: click.Context) -> None:
+    """Refuse options of a run, which `--outliers` does not make."""
+    used = {"model", "outliers", "tau", "as_json", "quiet"}
+    given = [
+        p.opts[-1]
+        for p in context.command.params
+        if p.name not in used and p.name and _is_given(context, p.name)
+    ]
+    if given:
+        verb = "is" if len(given) == 1 else "are"
+        raise click.UsageError(f"{', '.join(given)} {verb} for a run; --outliers looks at one that is done")
 
 
 def _note_model(model: Model, *, quiet: bool) -> None:
