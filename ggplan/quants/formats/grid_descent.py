@@ -7,9 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ggplan.quants.codecs import Rows
 from ggplan.quants.formats import iq2, iq3
-from ggplan.quants.formats.fields import Bytes, Grid
+from ggplan.quants.formats.fields import Bytes, F32Array, Grid
 from ggplan.quants.searches.descent_grids import Factored, Rules, improve
 
 
@@ -33,7 +32,7 @@ GRID_TYPES = {
 
 def descend(
     name: str,
-    rows: Rows,
+    rows: F32Array,
     blocks: Bytes,
     factored: Factored,
     method: str,

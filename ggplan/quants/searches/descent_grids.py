@@ -30,7 +30,6 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ggplan.quants.codecs import Rows
 from ggplan.quants.formats.fields import F32Array, Grid
 from ggplan.quants.formats.grids import signed
 from ggplan.quants.kernels import F32, I64, F32s, I32s, inline, kernel, scratch
@@ -135,7 +134,7 @@ class _State(NamedTuple):
 def improve(
     name: str,
     rules: Rules,
-    rows: Rows,
+    rows: F32Array,
     found: Grid,
     factored: Factored,
     method: str,
@@ -224,7 +223,7 @@ def _descend_in(
 # --- Tiles and squares -------------------------------------------------------------------------------
 
 
-def _by_superblock(rows: Rows) -> F32Array:
+def _by_superblock(rows: F32Array) -> F32Array:
     m, n = rows.shape
     tiles = np.empty((n // SUPERBLOCK, -(-m // LANES), SUPERBLOCK, LANES), np.float32)
     for s, tile in enumerate(tiles):
