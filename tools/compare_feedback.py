@@ -34,6 +34,7 @@ from ggplan.rules.loading import load_recipe
 
 _BARS = {"q2_K": 0.60, "q3_K": 0.55, "q4_K": 0.62, "iq4_xs": 0.55, "iq3_xxs": 0.50, "iq2_xs": 0.60}
 _FALLBACK = {"q2_K": "q4_0", "q3_K": "q4_0", "q4_K": "q5_0", "q5_K": "q5_1", "q6_K": "q8_0"}
+_TRIES = 4
 _FIGURES = re.compile(r"^(Mean|99\.9%)\s+KLD:\s+([0-9.]+)", re.MULTILINE)
 
 
@@ -111,9 +112,12 @@ def _base(given: argparse.Namespace, text: Path) -> Path:
 
 def _divergence(given: argparse.Namespace, file: Path, text: Path, base: Path) -> tuple[float, float]:
     """The mean KL divergence of a file, and that which 0.1 % of the tokens exceed."""
-    said = _perplexity(given, file, text, "--kl-divergence-base", str(base), "--kl-divergence")
-    figures = {name: float(value) for name, value in _FIGURES.findall(said)}
-    return figures["Mean"], figures["99.9%"]
+    for _ in range(_TRIES):
+        said = _perplexity(given, file, text, "--kl-divergence-base", str(base), "--kl-divergence")
+        figures = {name: float(value) for name, value in _FIGURES.findall(said)}
+        if len(figures) == 2:  # on a busy machine it may end before its last lines are printed
+            return figures["Mean"], figures["99.9%"]
+    raise SystemExit(f"llama-perplexity prints no KL divergence of {file}")
 
 
 def _perplexity(given: argparse.Namespace, file: Path, text: Path, *options: str) -> str:
