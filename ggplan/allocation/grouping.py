@@ -89,11 +89,21 @@ def _group(members: tuple[TensorChoices, ...], types: tuple[GgmlType, ...]) -> G
     )
 
 
+def without_effect(names: Iterable[str], harmonised: Iterable[Sequence[str]]) -> list[str]:
+    """The harmonised words that are in no tensor's kind."""
+    kinds = {split_name(name)[2] for name in names}
+    words = dict.fromkeys(word for several in harmonised for word in several)
+    return [word for word in words if not any(_word(word).search(kind) for kind in kinds)]
+
+
+def _word(*words: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<=_)({'|'.join(map(re.escape, words))})(?=_|\.|$)")
+
+
 def joined_kind(name: str, harmonised: Iterable[Sequence[str]]) -> str:
     """The kind of a tensor, with harmonised words as one: `ffn_gate+up_exps.weight`."""
     prefix, layer, kind = split_name(name)
     kind = kind if prefix == "blk." or layer is None else f"{prefix}{kind}"
     for words in harmonised:
-        any_word = "|".join(re.escape(word) for word in words)
-        kind = re.sub(rf"(?<=_)({any_word})(?=_|\.|$)", "+".join(words), kind)
+        kind = _word(*words).sub("+".join(words), kind)
     return kind

@@ -96,7 +96,7 @@ def merged_rows(
     header, machine = placement.header, placement.machine
     free = movable(header, target.wishes) if machine.gpus else frozenset()
     devices, memories = placement.reckoning.devices, placed_memory(placement)
-    has_experts = bool(expert_blocks(header, dimensions_of(header)))
+    is_still = not free or bool(expert_blocks(header, dimensions_of(header)))
     bytes_on = _bytes_on(costs)
     rows = []
     if None not in memories:
@@ -106,8 +106,8 @@ def merged_rows(
     for device, memory in zip(devices, memories, strict=True):
         if memory is None or (device.name == HOST and None not in memories and not machine.gpus):
             continue
-        # Layers take their part of the context with them.
-        taken = device.whole_compute + (device.whole_context if has_experts else 0)
+        # Layers that may move take their part of the context with them.
+        taken = device.whole_compute + (device.whole_context if is_still else 0)
         if len(machine.gpus) > 1 and device.name != HOST:
             continue  # how layers are split is not known yet
         rows.append(_memory_row(device.name, memory, taken, _on_device(bytes_on, device.name, free), machine))
@@ -122,7 +122,9 @@ def movable(header: Header, wishes: Wishes) -> frozenset[str]:
 
     dimensions = dimensions_of(header)
     experts = {t.name for tensors in expert_blocks(header, dimensions).values() for t in tensors}
-    names = experts or {t.name for t in header.tensors if t.name.startswith("blk.")}
+    layers = {t.name for t in header.tensors if t.name.startswith("blk.")}
+    # Experts can be in RAM whatever layers are on the GPUs; layers are where the wish has them.
+    names = experts or (layers if wishes.gpu_layers is None else set())
     pins = [re2.compile(pin.pattern).search for pin in wishes.pins]
     return frozenset(name for name in names if not any(search(name) for search in pins))
 

@@ -12,6 +12,9 @@ from ggplan.planning.fallback import FallbackTable
 from ggplan.rules import Recipe
 from ggplan.text import printable
 
+HARMONISED = (("gate", "up"),)
+"""Kinds that get one type unless others are asked for."""
+
 
 @dataclass(frozen=True, slots=True)
 class OptimizeOptions:
@@ -60,7 +63,7 @@ class OptimizeOptions:
     pins: tuple[str, ...] = ()
     base: Recipe | None = None
     bands: int | None = 3
-    harmonised: tuple[tuple[str, ...], ...] = (("gate", "up"),)
+    harmonised: tuple[tuple[str, ...], ...] = HARMONISED
     # What it rests on.
     table: str | Path | None = None
     curve: str | Path | None = None

@@ -11,9 +11,9 @@ from ggplan.allocation.banding import Banded, solve_bands, solve_freely
 from ggplan.allocation.budget import Row, bpw_row, header_bytes, kld_row, size_row
 from ggplan.allocation.candidates import TensorChoices, allowed_types, choices_of, damage_of
 from ggplan.allocation.curves import Curve, curve_of, errors_by_curve, scaled_to_curve
-from ggplan.allocation.grouping import Chain, Group, chains_of
+from ggplan.allocation.grouping import Chain, Group, chains_of, without_effect
 from ggplan.allocation.machine_rows import fast_alone
-from ggplan.allocation.options import OptimizeOptions, check_options
+from ggplan.allocation.options import HARMONISED, OptimizeOptions, check_options
 from ggplan.allocation.scales import Scales, scales_by_prior, scales_by_table
 from ggplan.allocation.sensitivity_tables import read_sensitivities
 from ggplan.allocation.solving import MOST_NODES, Shortfall
@@ -139,8 +139,25 @@ def prepare(
     if options.target is not None and options.target.fast_types:
         choices, slow = fast_alone(choices, model, options.target, options.engine)
         notes = (*notes, *slow)
+    _check_harmonised(model, options)
     chains = chains_of(choices, harmonised=options.harmonised)
     return Problem(model, options, scales, errors, stands, choices, chains, notes)
+
+
+def _check_harmonised(model: Model, options: OptimizeOptions) -> None:
+    if options.harmonised == HARMONISED:
+        return  # of a model that has neither gate nor up there is nothing to say
+    for words in options.harmonised:
+        if len(set(words)) < 2:
+            raise PlanError(
+                f"nothing is harmonised with {printable(', '.join(words))} alone",
+                hint="name two words or more, such as gate,up or q,k,v; or `none`",
+            )
+    if idle := without_effect((t.name for t in model.tensors), options.harmonised):
+        raise PlanError(
+            f"no kind of tensor has the harmonised word {printable(idle[0])}",
+            hint="words are what stands between `_` in a tensor's name, such as gate,up or q,k,v",
+        )
 
 
 def scales_of(model: Model, options: OptimizeOptions, errors: Errors = TABLE) -> Scales:

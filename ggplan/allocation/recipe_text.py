@@ -168,6 +168,8 @@ def _heading(
     if again := sum(t.type.is_quantized for t, _ in written):
         tensors = "1 tensor is" if again == 1 else f"{again:,} tensors are"
         lines.append(f"Source          quantized: {tensors} encoded again, on top of what that has lost")
+    elif any(t.type.is_quantized for t in model.tensors):
+        lines.append("Source          quantized: what that has lost is not counted")
     lines += ["", *scales.credit]
     # What a check would say of these stands above, and `convert` refuses to do without.
     codes = [
@@ -215,7 +217,8 @@ def gap_in_words(gap: Gap, options: OptimizeOptions) -> str:
 
 
 def _percent(part: float) -> str:
-    return f"{100 * max(part, 1e-4):.2g} %"
+    percent = 100 * max(part, 1e-4)
+    return f"{percent:.2g} %" if percent < 99.5 else f"{percent:,.0f} %"
 
 
 def _protected(answer: Answer) -> list[str]:

@@ -130,7 +130,7 @@ def _inspect_model(found: Model, show_tensors: bool, show_metadata: bool, as_jso
                 for key, value in found.metadata.items()
             ),
             least=("type",),
-            wraps="value",
+            wraps=("value",),
         )
     if show_tensors:
         print_table(

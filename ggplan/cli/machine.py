@@ -143,7 +143,7 @@ def _measured(cores: int, free: int, notes: list[str]) -> tuple[dict[str, Any], 
 def _print_machine(machine: Machine, *, quiet: bool) -> None:
     from ggplan.cli.output import print_table
 
-    print_table([("", "left"), ("", "left"), ("from", "left")], _rows(machine), wraps="from", quiet=quiet)
+    print_table([("", "left"), ("", "left"), ("from", "left")], _rows(machine), wraps=("from",), quiet=quiet)
 
 
 _SHOWN = ("q8_0", "q4_K")  # types whose rates are shown; the file has all

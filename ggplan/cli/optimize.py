@@ -20,7 +20,7 @@ from ggplan.cli.options import (
     recipe_of_name,
     recipe_or_mix_of_name,
 )
-from ggplan.cli.sizes import ByteCount
+from ggplan.cli.sizes import ByteCount, PositiveNumber
 from ggplan.offload.known_machine import Stated
 
 if TYPE_CHECKING:
@@ -83,11 +83,9 @@ class Bands(_Bands):
     "--size", type=ByteCount(1024), metavar="SIZE",
     help="The most that the file may have, its header included: 60G, 60GiB, 60GB.",
 )  # fmt: skip
+@click.option("--bpw", type=PositiveNumber(), metavar="N", help="The most bits per weight.")
 @click.option(
-    "--bpw", type=click.FloatRange(min=0, min_open=True), metavar="N", help="The most bits per weight."
-)
-@click.option(
-    "--max-kld", type=click.FloatRange(min=0, min_open=True), metavar="NATS",
+    "--max-kld", type=PositiveNumber(), metavar="NATS",
     help="The most predicted KL divergence: writes the smallest file that keeps it, within the other limits.",
 )  # fmt: skip
 @click.option(
@@ -181,7 +179,7 @@ def optimize_command(
     from ggplan.cli.optimize_answers import print_curve, print_explained, print_improved
     from ggplan.cli.optimize_machine import print_start, split_pins
     from ggplan.cli.optimize_probes import basis, print_verified, split_engines, verify
-    from ggplan.cli.output import print_json, write_new
+    from ggplan.cli.output import print_json, require_folder, write_new
     from ggplan.imatrix import load_imatrix
     from ggplan.text import printable
 
@@ -200,6 +198,8 @@ def optimize_command(
         )
     if output is not None and os.path.lexists(output) and not force:
         raise click.UsageError(f"{printable(output)} exists; --force replaces it")
+    if output is not None:
+        require_folder(output)
     types_of, program = split_engines(engines)
     probing.check(table, program, imatrix_path)
     imatrix = None if imatrix_path is None else load_imatrix(imatrix_path)

@@ -141,7 +141,7 @@ def print_explained(found: list[Explained]) -> None:
         if more > 0:
             click.echo(f"and {more} patterns more")
         tensors = "1 tensor" if len(one.names) == 1 else f"{len(one.names):,} tensors"
-        why = one.why[:1].upper() + one.why[1:] if one.why.startswith("it ") else one.why
+        why = one.why[:1].upper() + one.why[1:] if one.why.startswith(("it ", "its ")) else one.why
         echo_wrapped(f"{tensors}, {format_bytes(one.n_bytes)}, {100 * one.share:.1f} % of the loss. {why}.")
         if len(one.steps) > 1:
             rows = [
@@ -191,9 +191,10 @@ def print_improved(found: Improved) -> None:
         )
     columns = [
         ("tensors", "left"), ("before", "left"), ("after", "left"), ("bytes", "right"), ("more", "right"),
-        ("of the loss", "right"), ("after ", "right"), ("nats", "right"), ("nats after", "right"),
+        ("loss", "right"), ("loss after", "right"), ("nats", "right"), ("nats after", "right"),
     ]  # fmt: skip
-    print_table(columns, rows, least=("nats", "nats after", "bytes"))
+    least = ("nats", "nats after", "bytes", "more")
+    print_table(columns, rows, least=least, wraps=("before", "after"))
     click.echo(
         f"{before.name}: {format_bytes(before.plan.file_bytes)}, {before.plan.bits_per_weight:.3f} bpw, KL"
         f" divergence {before.forecast.kld:.2g} predicted ({before.forecast.low:.2g} to"

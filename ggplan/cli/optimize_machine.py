@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ggplan.cli.machine_options import machine_options
-from ggplan.cli.options import as_one
-from ggplan.cli.sizes import TokenCount
+from ggplan.cli.options import as_one, note
+from ggplan.cli.sizes import PositiveNumber, TokenCount
 from ggplan.offload.known_machine import Stated
 
 if TYPE_CHECKING:
@@ -43,8 +43,16 @@ class MachineWishes:
         """The machine, and what is asked of it."""
         from ggplan.allocation.machine_rows import Target
         from ggplan.cli.fit import WishOptions, known_machine, wishes_from
+        from ggplan.text import format_bytes, printable
 
         machine = known_machine(stated, self.n_gpus, quiet=quiet)
+        if machine.gpus and stated.ram is None and machine.ram is not None:
+            source = machine.sources.get("ram", "this machine")
+            whose = f"RAM: {format_bytes(machine.ram)}, as of {printable(source)}; --ram states another"
+            note(
+                whose if self.gpu_layers else f"{whose}, and --gpu-layers 99 keeps all layers on the GPUs",
+                quiet=quiet,
+            )
         if self.fast_types and not machine.cores:
             raise click.UsageError("--fast-types: the number of cores is not known (--cores)")
         wished = WishOptions(
@@ -81,7 +89,7 @@ _OPTIONS = (
                  help="Layers on the GPUs, from the end [default: all, or as many as fit]."),
     click.option("--gpus", "n_gpus", type=click.IntRange(0, 16), metavar="N",
                  help="Use the first N GPUs alone."),
-    click.option("--min-tps", type=click.FloatRange(min=0, min_open=True), metavar="N",
+    click.option("--min-tps", type=PositiveNumber(), metavar="N",
                  help="The least tokens per second, written into an empty context: the likely figure of"
                  " `ggplan fit`."),
     click.option("--fast-types", is_flag=True,

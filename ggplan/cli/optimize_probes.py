@@ -65,6 +65,13 @@ class ProbingOptions:
         idle = [option for option, value in given.items() if value]
         if idle and not self.runs:
             verb = "is" if len(idle) == 1 else "are"
+            if idle == ["--engine PROGRAM"]:
+                from ggplan.text import printable
+
+                raise click.UsageError(
+                    f"--engine {printable(str(program))}: types are of {' or '.join(TYPE_ENGINES)}; a program"
+                    " runs for --probe and --verify alone"
+                )
             raise click.UsageError(f"{', '.join(idle)} {verb} for --probe and --verify")
         if self.runs and not self.texts:
             raise click.UsageError("--text is missing: the text to run the model on")

@@ -46,21 +46,21 @@ class Table:
     least
         The headings of columns that may go, the least important first.
     wraps
-        The heading of the one column whose text may wrap where it is long; no other does.
+        The headings of the columns whose text may wrap where it is long; no other does.
     """
 
     columns: Sequence[tuple[str, str]]
     rows: Sequence[Sequence[str]]
     title: str = ""
     least: Sequence[str] = ()
-    wraps: str | None = None
+    wraps: Sequence[str] = ()
 
     def filled(self) -> list[str]:
         """The headings of all columns but those that say nothing: no heading and no text."""
         return [h for i, (h, _) in enumerate(self.columns) if h or any(row[i] for row in self.rows)]
 
     def width(self, shown: Sequence[str], *, least: bool = False) -> int:
-        """Characters that these columns take; with `least`, where the one that wraps is at its narrowest."""
+        """Characters that these columns take; with `least`, where those that wrap are at their narrowest."""
         from rich.cells import cell_len
 
         def width_of(text: str) -> int:
@@ -71,7 +71,7 @@ class Table:
         total = 1
         for i, (heading, _) in enumerate(self.columns):
             if heading in shown:
-                measured = width_of if heading == self.wraps else cell_len
+                measured = width_of if heading in self.wraps else cell_len
                 total += 2 + max(map(measured, (heading, *(row[i] for row in self.rows)))) + 1
         return total
 
@@ -91,7 +91,7 @@ def print_table(
     title: str = "",
     *,
     least: Sequence[str] = (),
-    wraps: str | None = None,
+    wraps: Sequence[str] = (),
     quiet: bool = False,
 ) -> None:
     """A plain table on stdout, as `Table` describes it."""
@@ -146,7 +146,7 @@ def _print_columns(table: Table, shown: Sequence[str]) -> None:
             heading,
             justify="right" if justify == "right" else "left",
             overflow="fold",
-            no_wrap=heading != table.wraps,
+            no_wrap=heading not in table.wraps,
         )
     for row in table.rows:
         drawn.add_row(*(Text(printable(row[i])) for i in indices))
@@ -186,7 +186,7 @@ def print_plan(plan: Plan, *, every_tensor: bool = False) -> None:
     print_tables(
         [
             *([_tensors_of(plan)] if every_tensor else []),
-            Table([*columns, ("types", "left")], roles, least=least, wraps="types"),
+            Table([*columns, ("types", "left")], roles, least=least, wraps=("types",)),
             Table(columns, [row(s) for s in by_type(plan)], least=least),
         ]
     )
@@ -259,6 +259,7 @@ def write_new(
         raise Error(f"{printable(output)} exists", hint="name another file, or give --force to replace it")
     if path.exists() and not path.is_file():
         raise Error(f"{printable(output)} is not a file", hint="name another one")
+    require_folder(output)
     handle, temporary = tempfile.mkstemp(prefix=".ggplan-", dir=path.parent)
     try:
         with open(handle, "w", encoding="utf-8", newline="") as file:
@@ -271,6 +272,27 @@ def write_new(
         raise
     if not quiet:
         click.echo(f"{printable(output)} written{advice}", err=True)
+
+
+def require_folder(output: str) -> None:
+    """Refuse a file whose folder is not there.
+
+    Raises
+    ------
+    Error
+        If there is none.
+    """
+    from pathlib import Path
+
+    from ggplan.errors import Error
+    from ggplan.text import printable
+
+    folder = Path(output).parent
+    if not folder.is_dir():
+        raise Error(
+            f"{printable(output)}: there is no folder {printable(str(folder))}",
+            hint="make it first, or name a file elsewhere",
+        )
 
 
 def _umask() -> int:

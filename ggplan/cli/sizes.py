@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -74,6 +75,20 @@ class TokenCounts(_Several):
         """Parse an option's text."""
         one = TokenCount()
         return tuple(one.convert(part, param, ctx) for part in str(value).split(","))
+
+
+class PositiveNumber(click.FloatRange):
+    """A number above 0 that is one: neither `nan` nor `inf`, which a range lets through."""
+
+    def __init__(self) -> None:
+        super().__init__(min=0, min_open=True)
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Parse an option's text."""
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"'{value}' is not a number above 0", param, ctx)
+        return number
 
 
 class NamedSize(_NamedType):

@@ -77,7 +77,7 @@ def types_command(names: tuple[str, ...], as_json: bool, quiet: bool) -> None:
             for t in types
         ),
         least=("id", "block", "bytes", "engine"),
-        wraps="ggplan",
+        wraps=("ggplan",),
         quiet=quiet,
     )  # fmt: skip
     if mixes:

@@ -1,0 +1,86 @@
+"""`ggplan optimize`: what is asked for in vain is refused, and what is taken of this machine is told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from program import run
+
+import ggplan
+from ggplan.errors import PlanError
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("gate,upp", "no kind of tensor has the harmonised word upp"),
+        ("none,gate", "no kind of tensor has the harmonised word none"),
+        ("gate", "nothing is harmonised with gate alone"),
+    ],
+)
+def test_harmonised_words_without_effect_are_refused(words: str, message: str) -> None:
+    done = run("optimize", "Qwen3-8B", "--bpw", "4.5", "--harmonise", words)
+    assert done.returncode == 1
+    assert message in done.stderr
+    model = ggplan.open_model("Qwen3-8B")
+    options = ggplan.OptimizeOptions(bpw=4.5, harmonised=(tuple(words.split(",")),))
+    with pytest.raises(PlanError, match=message):
+        ggplan.optimize(model, options)
+
+
+def test_the_default_of_harmonise_needs_neither_gate_nor_up() -> None:
+    names = Path(ggplan.__file__).parent / "demo_model"
+    assert ggplan.optimize(ggplan.open_model(names), ggplan.OptimizeOptions(bpw=5)).groups
+
+
+@pytest.mark.parametrize("option", ["--bpw", "--max-kld", "--min-tps"])
+@pytest.mark.parametrize("value", ["nan", "inf", "0", "-1"])
+def test_numbers_that_are_none_are_wrong_usage(option: str, value: str) -> None:
+    done = run("optimize", "Qwen3-8B", option, value)
+    assert done.returncode == 2
+    assert option in done.stderr
+
+
+def test_a_folder_that_is_not_there_is_named_before_anything_is_done(tmp_path: Path) -> None:
+    output = tmp_path / "nowhere" / "my.recipe"
+    done = run("optimize", "Qwen3-8B", "--bpw", "4.5", "-o", output)
+    assert done.returncode == 1
+    assert f"there is no folder {output.parent}" in done.stderr
+    assert ".ggplan-" not in done.stderr
+
+
+def test_an_unknown_engine_is_told_which_there_are() -> None:
+    done = run("optimize", "Qwen3-8B", "--bpw", "4.5", "--engine", "vllm")
+    assert done.returncode == 2
+    assert "vllm" in done.stderr
+    assert "llama.cpp or ik_llama.cpp" in done.stderr
+
+
+def test_what_is_taken_of_this_machine_is_told() -> None:
+    done = run("optimize", "Qwen3-8B", "--vram", "8G", "-c", "4k", "--json")
+    assert done.returncode == 0, done.stderr
+    assert "--ram states another, and --gpu-layers 99 keeps all layers on the GPUs" in done.stderr
+
+
+def test_with_all_layers_on_the_gpu_no_other_place_is_possible() -> None:
+    wishes = ("--vram", "8G", "--ram", "8G", "-c", "4k", "--gpu-layers", "99", "--bands", "free")
+    done = run("optimize", "Qwen3-8B", *wishes, "--json", "-q")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert max(found["gap"], found["gap_anywhere"]) < 0.005
+
+
+def test_the_table_of_from_is_as_wide_as_the_terminal() -> None:
+    done = run("optimize", "GLM-4.5-Air", "--from", "Q4_K_M", "-q", COLUMNS="80")
+    assert done.returncode == 0, done.stderr
+    table = done.stdout.split("Q4_K_M: ")[0].splitlines()
+    assert max(map(len, table)) <= 80
+    assert "before" in done.stdout
+    assert "after" in done.stdout
+
+
+def test_a_source_that_is_quantized_and_kept_is_said_to_be() -> None:
+    answer = ggplan.optimize(ggplan.open_model("gpt-oss-20b"), ggplan.OptimizeOptions(bpw=9))
+    assert "# Source          quantized: what that has lost is not counted" in answer.recipe.text
