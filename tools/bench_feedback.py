@@ -30,8 +30,9 @@ from bench_page import machine  # noqa: E402
 
 from ggplan.ggml_types import TYPES, GgmlType, parse_type  # noqa: E402
 from ggplan.quants import encode_into  # noqa: E402
-from ggplan.quants.feedback import METHODS, Prepared, encode_with_moments, prepare, takes_moments  # noqa: E402
+from ggplan.quants.feedback import METHODS, encode_with_moments, takes_moments  # noqa: E402
 from ggplan.quants.linear_algebra import Moments, second_moments  # noqa: E402
+from ggplan.quants.prepared import Prepared, prepare  # noqa: E402
 
 F32Array = NDArray[np.float32]
 

@@ -323,8 +323,10 @@ def _draw_fit(models: list[str], others: list[Path], asked: _Asked, title: str) 
     contexts = () if asked.ctx is None else (asked.ctx,)
     varied = Varied(True, tuple(models), asked.recipes, asked.parts, asked.kv_types, contexts)
     planning = PlanningOptions(
-        None, False, None, None, "refuse", "default", False, asked.opening, asked.quiet
-    )
+        recipe_name=None, pure=False, imatrix_path=None, fallback=None, nonfinite="refuse", effort="default",
+        calibration_path=None, broad=False, method=None, correct=False, strict=False,
+        opening=asked.opening, quiet=asked.quiet,
+    )  # fmt: skip
     wished = WishOptions(None, None, None, 1, None, ())
     machine = known_machine(asked.stated, None, quiet=asked.quiet)
     drawn = asked_of(varied, planning, wished, asked.engine or "llama.cpp", machine)

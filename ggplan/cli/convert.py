@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ggplan.cli.findings import FindingOptions, finding_options
+from ggplan.cli.holdout import HoldoutOptions, holdout_options
 from ggplan.cli.options import as_one, force_option, json_option, note, reuse_option, threads_option
 from ggplan.cli.planning import PlanningOptions, plan_from, planning_options
 from ggplan.cli.sizes import ByteCount
@@ -24,6 +25,7 @@ Examples:
   ggplan convert air-bf16.gguf air.gguf -r my.recipe --imatrix air.imatrix.gguf --threads 8
   ggplan convert my-model model-Q4_K_M.gguf -r Q4_K_M   llama-quantize's types and bytes
   ggplan convert my-model q3.gguf -r Q3_K_M --calibration my-calibration   half the loss, in as many bytes
+  ggplan convert my-model q3.gguf -r Q3_K_M --calibration my-calib --holdout default   and what it gained
   ggplan convert my-model model-bf16.gguf               every tensor keeps its type
   ggplan convert my-model out.gguf -r my.recipe --pre llama-bpe
   ggplan convert my-model out.gguf -r my.recipe --split-max-size 48G
@@ -104,6 +106,7 @@ class WritingOptions:
     help="The same, with each tensor in the same file as in this model; `source` is the model that is read.",
 )
 @reuse_option
+@holdout_options
 @finding_options
 @click.option(
     "--no-assert", is_flag=True, help="Write it even if an @assert or @test of the recipe does not hold."
@@ -120,6 +123,7 @@ def convert_command(
     output: str,
     planning: PlanningOptions,
     writing: WritingOptions,
+    holdout: HoldoutOptions,
     findings: FindingOptions,
     no_assert: bool,
     as_json: bool,
@@ -138,6 +142,7 @@ def convert_command(
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from ggplan.cli.findings import print_findings
     from ggplan.cli.guidance import guidance_notes
+    from ggplan.cli.holdout import holdout_json, prepared, print_holdout, run_holdout
     from ggplan.cli.output import print_json
     from ggplan.errors import PlanError
     from ggplan.linting import check_plan
@@ -147,6 +152,7 @@ def convert_command(
     from ggplan.text import printable
 
     quiet = planning.quiet
+    holdout.check(planning.calibration_path)
     plan = plan_from(model, planning, convertible=True)
     report = check_plan(plan, findings.selection)
     if importance_refusal(plan) is not None:
@@ -167,7 +173,18 @@ def convert_command(
             f"nothing is written: the recipe has {broken:,} error{'s' * (broken > 1)} for this model",
             hint="correct the rules or the promises, or give --no-assert",
         )
-    result = run_conversion(plan, output, writing.of(plan), quiet=quiet)
+    wanted = prepared(plan, output, holdout)
+    options = writing.of(plan)
+    result = run_conversion(plan, output, options, quiet=quiet)
+    if not quiet and not as_json:
+        if result.reuse is not None:
+            from ggplan.cli.reusing import describe_reuse
+
+            click.echo(describe_reuse(result.reuse, plan, proven=True))
+        click.echo(describe_conversion(plan, result))
+        for outcome in outcomes(plan.tensors):
+            click.echo(printable(outcome.told))
+    held_out = () if wanted is None else run_holdout(plan, result, wanted, options, quiet=quiet)
     if as_json:
         from ggplan.cli.reusing import reuse_json
         from ggplan.planning.export import codes_json
@@ -185,16 +202,11 @@ def convert_command(
                 "seconds": round(result.seconds, 3),
                 "codes": codes_json(plan),
                 **reuse_json(result.reuse, plan),
+                **({"holdout": holdout_json(held_out)} if held_out else {}),
             }
         )
-    elif not quiet:
-        if result.reuse is not None:
-            from ggplan.cli.reusing import describe_reuse
-
-            click.echo(describe_reuse(result.reuse, plan, proven=True))
-        click.echo(describe_conversion(plan, result))
-        for outcome in outcomes(plan.tensors):
-            click.echo(printable(outcome.told))
+    elif held_out:
+        print_holdout(held_out, quiet=quiet)
 
 
 def run_conversion(

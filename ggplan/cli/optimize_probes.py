@@ -238,7 +238,13 @@ def _probes(
         )
         with _watching(quiet=quiet) as watcher:
             found = probe(
-                model, probing.texts, path, engine_of(program, probing), imatrix, options, watcher=watcher
+                model,
+                probing.texts,
+                path,
+                engine_of(program, probing.engine_args),
+                imatrix,
+                options,
+                watcher=watcher,
             )
         note(f"the probes are kept in {path}; `--probes {path}` makes recipes of them", quiet=quiet)
         return found
@@ -271,13 +277,13 @@ def _base_type(name: str | None) -> str:
     return "" if name is None else parse_type(name).name
 
 
-def engine_of(program: str | None, probing: ProbingOptions) -> Engine:
+def engine_of(program: str | None, engine_args: str) -> Engine:
     """The engine that is asked for, as `ggplan measure` takes it."""
     from ggplan.measure import embedded_engine, external_engine
     from ggplan.measure.llama_perplexity import find_engine
 
     try:
-        arguments = shlex.split(probing.engine_args)
+        arguments = shlex.split(engine_args)
     except ValueError as error:
         raise click.UsageError(f"--engine-args: {error}") from error
     if program == "embedded" or (program is None and find_engine(None) is None):
@@ -349,7 +355,7 @@ def verify(
     from ggplan.probing.verifying import bytes_to_write
     from ggplan.text import printable
 
-    engine = engine_of(program, probing)
+    engine = engine_of(program, probing.engine_args)
     found = contenders(problem, recipe, imatrix)
     with contextlib.ExitStack() as stack:
         kept = stack.enter_context(open_record(probing.record)) if probing.record else None

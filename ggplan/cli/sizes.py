@@ -83,7 +83,7 @@ class PositiveNumber(click.FloatRange):
     def __init__(self) -> None:
         super().__init__(min=0, min_open=True)
 
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """Parse an option's text."""
         number = float(super().convert(value, param, ctx))
         if not math.isfinite(number):

@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING
 
 from ggplan.errors import CalibrationError
 from ggplan.planning import Feedback, Plan, PlannedTensor
-from ggplan.quants.feedback import prepare, takes_moments
+from ggplan.quants.feedback import takes_moments
+from ggplan.quants.prepared import prepare
 from ggplan.text import printable
 
 if TYPE_CHECKING:
-    from ggplan.quants.feedback import Prepared
     from ggplan.quants.linear_algebra import Moments
+    from ggplan.quants.prepared import Prepared
 
 _KEPT = 2  # inputs whose rows are done, in case others come
 

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from ggplan.planning import Plan, PlannedTensor
 from ggplan.planning.importance import importance_of
 from ggplan.quants import encode_into
-from ggplan.quants.feedback import LAMBDA, encode_with_moments, takes_moments
+from ggplan.quants.feedback import encode_with_moments, takes_moments
 from ggplan.quants.linear_algebra import Moments
+from ggplan.quants.prepared import LAMBDA
 
 F32Array = NDArray[np.float32]
 

@@ -33,8 +33,8 @@ from ggplan.forward.structure import LayerInput, Structure, require_known
 from ggplan.ggml_types import F32
 from ggplan.planning import Plan, PlannedTensor
 from ggplan.quants import dequantize
-from ggplan.quants.feedback import LAMBDA
 from ggplan.quants.linear_algebra import Moments, second_moments, times
+from ggplan.quants.prepared import LAMBDA
 from ggplan.sources.files import shown
 from ggplan.sources.huggingface import open_checkpoint
 from ggplan.text import format_bytes

@@ -12,11 +12,10 @@ changed to make it fit: what does not fit is said, with ways out that were recko
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from ggplan.errors import PlanError
 from ggplan.offload.active import ActiveBytes, active_bytes
 from ggplan.offload.allocation import HOST, device_bytes, gpu_name
 from ggplan.offload.cache.classes import cache_tensors
@@ -34,14 +33,14 @@ from ggplan.offload.filling import (
 from ggplan.offload.header import Header, HeaderTensor
 from ggplan.offload.holding import holding_of
 from ggplan.offload.machine import Gpu, Machine
+from ggplan.offload.pins import check_pins, matching
 from ggplan.offload.placement import Placement, Shortage, Wishes, left_of, shortages
 from ggplan.offload.profiles import LLAMA_CPP, Profile
 from ggplan.offload.reckon import reckon, reckon_placed
 from ggplan.offload.reckoning import Reckoning
-from ggplan.offload.settings import Override, Settings
+from ggplan.offload.settings import Settings
 from ggplan.offload.speed import Rate, generation, prompt
 from ggplan.offload.weights import Weights, block_devices, place_weights
-from ggplan.text import printable
 
 DEFAULT_CONTEXT = 32768
 _MICRO_BATCHES = (512, 2048)
@@ -64,7 +63,7 @@ def place(
     """
     wishes = wishes or Wishes()
     dimensions = dimensions_of(header)
-    _check_pins(header, dimensions, machine, wishes)
+    check_pins(header, dimensions, machine, wishes)
     planner = _Planner(header, dimensions, machine, wishes, profile)
     best = planner.placed()
     if len(machine.gpus) < 2 or not best.fits or not planner.may_be_faster_alone(best):
@@ -102,38 +101,6 @@ def _on_one_gpu(best: Placement, dimensions: Dimensions) -> Placement:
     )
 
 
-def _check_pins(header: Header, dimensions: Dimensions, machine: Machine, wishes: Wishes) -> None:
-    """Refuse a pin that cannot be obeyed."""
-    if not wishes.pins:
-        return
-    devices = ["CPU", *(gpu_name(i) for i in range(len(machine.gpus)))]
-    for pin in wishes.pins:
-        shown = f"--pin {printable(pin.pattern)}={printable(pin.device)}"
-        if pin.device not in devices:
-            hint = f"the devices are {', '.join(devices)}"
-            raise PlanError(f"{shown}: there is no device {printable(pin.device)}", hint=hint)
-        if any(c in pin.pattern for c in ",=;"):
-            hint = "write alternatives as (1|2)"
-            raise PlanError(f"{shown}: `,`, `;` and `=` end a pattern after -ot", hint=hint)
-    settings = Settings(gpu_layers=-1 if machine.gpus else 0, overrides=wishes.pins)
-    # What is no regex is refused here.
-    loaded = {one.use for one in place_weights(header, dimensions, settings, machine.gpus).loaded}
-    for pin in wishes.pins:
-        shown = f"--pin {printable(pin.pattern)}={pin.device}"
-        matched = _matching(pin, (t.name for t in header.tensors))
-        if not matched:
-            raise PlanError(f"{shown} matches no tensor", hint="`ggplan inspect FILE --tensors` lists them")
-        if not any(name in loaded for name in matched):
-            raise PlanError(f"{shown} matches tensors for multi-token prediction alone, which are not loaded")
-
-
-def _matching(pin: Override, names: Iterable[str]) -> list[str]:
-    import re2
-
-    search = re2.compile(pin.pattern).search
-    return [name for name in names if search(name)]
-
-
 @dataclass(frozen=True)
 class _Candidate:
     """Settings that were tried: what they allocate, and where the weights are."""
@@ -162,7 +129,7 @@ class _Planner:
     def experts(self) -> dict[int, list[HeaderTensor]]:
         """Routed experts by block, without those that are pinned."""
         pinned = {
-            name for pin in self.wishes.pins for name in _matching(pin, (t.name for t in self.header.tensors))
+            name for pin in self.wishes.pins for name in matching(pin, (t.name for t in self.header.tensors))
         }
         free = (t.name for t in self.header.tensors if t.name not in pinned)
         return expert_blocks(self.header, self.dimensions, free)

@@ -22,7 +22,6 @@ depend on the machine or the number of threads.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -34,15 +33,14 @@ from ggplan.quants.codecs import decoder, encoder
 from ggplan.quants.formats.grid_descent import GRID_TYPES, descend
 from ggplan.quants.formats.ladders import LADDERS, Ladder, Numbers
 from ggplan.quants.kernels import scratch
-from ggplan.quants.linear_algebra import Moments, regularized, times, unit_upper
+from ggplan.quants.linear_algebra import Moments
+from ggplan.quants.prepared import LAMBDA, Prepared, prepare
 from ggplan.quants.searches import feedback as searches
 from ggplan.quants.searches.row_tiles import (
     PANEL,
     TILE,
     add_products,
     new_tiles,
-    packed,
-    packed_blocks,
     panels,
     rows_of,
     tiles_of,
@@ -52,8 +50,6 @@ F32Array = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 
 METHODS = ("feedback", "gptq", "descent")
-LAMBDA = 0.1
-BROAD_LAMBDA = 0.3
 
 _PANEL_SWEEPS = 3
 """How often feedback descends in a panel before it goes on to the next."""
@@ -69,78 +65,6 @@ _ASYMMETRY = np.float32(1e-3)
 _BATCH = 1 << 20  # weights that are worked on at a time
 _LESS = np.float32(1 - 2.0**-10)
 """A row's error must be below this part of best's to count as less: sums of float32 are wrong by less."""
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """The moments of an input in the form that searches take, for any number of rows.
-
-    Attributes
-    ----------
-    importance
-        float32 (n,): the diagonal of the regularized H.
-    hessian
-        H, packed (`searches.row_tiles`).
-    factor, pivots
-        U and D of H = U D U^T, D as float32 (n,). U is packed with U^T in the squares on the diagonal and
-        below them, since each is wanted on one side only.
-    squares
-        The squares on the diagonal of U, packed.
-    remainders
-        Packed squares too: U D U^T of these alone. That is H of a panel once all columns after it make good
-        what they can.
-    """
-
-    importance: F32Array
-    hessian: F32Array
-    factor: F32Array
-    pivots: F32Array
-    squares: F32Array
-    remainders: F32Array
-
-    @property
-    def n_bytes(self) -> int:
-        """The memory it takes."""
-        arrays = (self.importance, self.hessian, self.factor, self.pivots, self.squares, self.remainders)
-        return sum(array.nbytes for array in arrays)
-
-
-def prepare(moments: Moments, lam: float = LAMBDA, threads: int = 1) -> Prepared:
-    """Regularize moments, and factor them.
-
-    Raises
-    ------
-    QuantizationError
-        If they are no second moments: the matrix is not positive.
-    """
-    matrix = regularized(moments, lam)
-    n = len(matrix)
-    upper = unit_upper(matrix, threads)
-    pivots = _pivots(matrix, upper)
-    squares = [upper[first:end, first:end].copy() for first, end in panels(n)]
-    remainders = [
-        times(square * pivots[first:end], np.ascontiguousarray(square.T))
-        for square, (first, end) in zip(squares, panels(n), strict=True)
-    ]
-    for first, end in panels(n):
-        upper[end:, first:end] = upper[first:end, end:].T
-        upper[first:end, first:end] = upper[first:end, first:end].T.copy()
-    return Prepared(
-        matrix.diagonal().copy(),
-        packed(matrix),
-        packed(upper),
-        pivots,
-        packed_blocks(squares, n),
-        packed_blocks(remainders, n),
-    )
-
-
-def _pivots(matrix: F32Array, upper: F32Array) -> F32Array:
-    n = len(matrix)
-    pivots = matrix.diagonal().astype(np.float64)
-    for j in range(n - 2, -1, -1):
-        pivots[j] -= (upper[j, j + 1 :].astype(np.float64) ** 2 * pivots[j + 1 :]).sum()
-    return pivots.astype(np.float32)
 
 
 def takes_moments(type: GgmlType) -> bool:

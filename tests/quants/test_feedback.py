@@ -13,9 +13,10 @@ import pytest
 
 from ggplan import dequantize, parse_type, quantize
 from ggplan.errors import QuantizationError
-from ggplan.quants.feedback import METHODS, encode_with_moments, prepare, takes_moments
+from ggplan.quants.feedback import METHODS, encode_with_moments, takes_moments
 from ggplan.quants.formats.ladders import LADDERS
 from ggplan.quants.linear_algebra import Moments, regularized
+from ggplan.quants.prepared import prepare
 from ggplan.quants.revisions import FEEDBACK_REVISION
 
 KEPT = Path(__file__).parent.parent / "data" / "feedback_revision.json"

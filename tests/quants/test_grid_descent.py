@@ -5,9 +5,9 @@ import pytest
 
 from ggplan.ggml_types import parse_type
 from ggplan.quants import dequantize, quantize
-from ggplan.quants.feedback import Prepared, prepare
 from ggplan.quants.formats.grid_descent import GRID_TYPES, descend
 from ggplan.quants.linear_algebra import Moments, regularized, second_moments
+from ggplan.quants.prepared import Prepared, prepare
 
 N = 512
 

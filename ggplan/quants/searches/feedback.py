@@ -189,9 +189,7 @@ def descend(
                 if parts == 1 or highest_scale > lowest_scale:
                     _pull(sub, here, start, k, hessian, pulls)
                     if parts == 1:
-                        gain = gain + _move_unit(
-                            sub, floats_at(d, of_superblock), here, pulls, slope, moves
-                        )
+                        gain = gain + _move_unit(sub, floats_at(d, of_superblock), here, pulls, slope, moves)
                     else:
                         gain = gain + _move_integer(
                             sub, floats_at(scales, of_sub), unit, lowest_scale, highest_scale,
@@ -333,9 +331,7 @@ def _step(count: Any, better: Any, step: Any, along: Any, pulls: Any, slopes: An
 
 
 @kernel
-def add_weighted_squares(
-    values: F32s, weights: F32s, count: I64, n: I64, columns: I64, out: F32s
-) -> None:
+def add_weighted_squares(values: F32s, weights: F32s, count: I64, n: I64, columns: I64, out: F32s) -> None:
     """Add the sums of weight * value^2 over the first columns of tiles (count, n, 16) to (count, 16)."""
     for tile in range(count):
         total = load(out, tile * TILE, TILE)
