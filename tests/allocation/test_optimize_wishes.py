@@ -61,7 +61,7 @@ def test_an_unknown_engine_is_told_which_there_are() -> None:
 def test_what_is_taken_of_this_machine_is_told() -> None:
     done = run("optimize", "Qwen3-8B", "--vram", "8G", "-c", "4k", "--json")
     assert done.returncode == 0, done.stderr
-    assert "--ram states another, and --gpu-layers 99 keeps all layers on the GPUs" in done.stderr
+    assert "--ram states another. Layers stay on the GPUs with --gpu-layers 99" in done.stderr
 
 
 def test_with_all_layers_on_the_gpu_no_other_place_is_possible() -> None:
