@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -84,3 +85,12 @@ def test_the_table_of_from_is_as_wide_as_the_terminal() -> None:
 def test_a_source_that_is_quantized_and_kept_is_said_to_be() -> None:
     answer = ggplan.optimize(ggplan.open_model("gpt-oss-20b"), ggplan.OptimizeOptions(bpw=9))
     assert "# Source          quantized: what that has lost is not counted" in answer.recipe.text
+
+
+def test_tied_embeddings_are_said_to_be_the_output_too() -> None:
+    model = ggplan.open_model("Qwen3-8B")
+    tied = replace(model, tensors=tuple(t for t in model.tensors if t.name != "output.weight"))
+    text = ggplan.optimize(tied, ggplan.OptimizeOptions(bpw=4.5)).recipe.text
+    assert "# Tied embeddings are the output matrix too" in text
+    assert "looked up" not in text
+    assert "looked up" in ggplan.optimize(model, ggplan.OptimizeOptions(bpw=4.5)).recipe.text
