@@ -71,6 +71,8 @@ def test_with_all_layers_on_the_gpu_no_other_place_is_possible() -> None:
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert max(found["gap"], found["gap_anywhere"]) < 0.005
+    assert "@assert fits(vram=8G, ram=8G, ctx=4k, ub=512)" in found["recipe"]
+    assert any("not how many layers are on the GPUs" in note for note in found["notes"])
 
 
 def test_the_table_of_from_is_as_wide_as_the_terminal() -> None:
