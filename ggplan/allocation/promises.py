@@ -42,6 +42,8 @@ def promises_of(placement: Placement, target: Target) -> Promises:
     lines, notes = [], []
     if _holds(placement, conditions, 0.0):
         lines.append(f"@assert fits({conditions})")
+        if placement.wishes.gpu_layers is not None:
+            notes.append("the recipe asserts that it fits, not how many layers are on the GPUs then")
     else:
         notes.append(
             f"the recipe does not assert that it fits: fits({conditions}) does not hold for a machine of"
@@ -69,8 +71,6 @@ def _unsaid(placement: Placement) -> str:
         return placement.profile.engine
     if wishes.pins:
         return "which tensors are pinned where"
-    if wishes.gpu_layers is not None:
-        return "how many layers are on the GPUs"
     if not machine.gpus and machine.ram is None:
         return "a machine of which no memory is known"
     return ""

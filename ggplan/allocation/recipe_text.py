@@ -39,6 +39,7 @@ _TITLES = {
     Role.OTHER: "Other matrices.",
 }
 _ORDER = tuple(_TITLES)
+_TIED = "Tied embeddings are the output matrix too, which chooses the words."
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,8 @@ def recipe_text(
     for rule in _rules(answer):
         by_role.setdefault(rule.role, []).append(rule)
     for role in sorted(by_role, key=_place):
-        lines += ["", f"# {_TITLES.get(role, _TITLES[Role.OTHER])}"]
+        is_tied = role is Role.EMBEDDINGS and "output.weight" not in answer.names
+        lines += ["", f"# {_TIED if is_tied else _TITLES.get(role, _TITLES[Role.OTHER])}"]
         for rule in by_role[role]:
             names = [m.tensor.name for m in rule.members]
             patterns = exact_patterns(names, answer.names)

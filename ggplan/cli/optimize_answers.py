@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ggplan.allocation.pareto import Curve
 
 _MIN_POINTS, _MOST_POINTS = 2, 200
+_CLOSE_POINTS = 15  # between fewer the curve is not straight enough to be read
 _NAMES = 3  # patterns shown of one explanation
 
 
@@ -120,6 +121,12 @@ def _print_curve(curve: Curve) -> None:
     columns = [("mix", "left"), ("file", "right"), ("bpw", "right"), ("KL divergence", "right")]
     titled = [*columns, ("best of its size", "right"), ("", "right")]
     print_table(titled, mixes, "Stock mixes with an imatrix, predicted")
+    if len(curve.points) < _CLOSE_POINTS:
+        click.echo()
+        echo_wrapped(
+            f"The best of a mix's size is read between {len(curve.points)} points, so it is too high by some"
+            " percent; more --points bring it nearer."
+        )
     click.echo()
     for line in curve.caveats:
         echo_wrapped(line)

@@ -47,10 +47,10 @@ class MachineWishes:
 
         machine = known_machine(stated, self.n_gpus, quiet=quiet)
         if machine.gpus and stated.ram is None and machine.ram is not None:
-            source = machine.sources.get("ram", "this machine")
-            whose = f"RAM: {format_bytes(machine.ram)}, as of {printable(source)}; --ram states another"
+            source = printable(machine.sources.get("ram", "this machine"))
             note(
-                whose if self.gpu_layers else f"{whose}, and --gpu-layers 99 keeps all layers on the GPUs",
+                f"RAM: {format_bytes(machine.ram)}, as of {source}; --ram states another. Layers stay on the"
+                " GPUs with --gpu-layers 99, experts with --pin '_exps=CUDA0'",
                 quiet=quiet,
             )
         if self.fast_types and not machine.cores:

@@ -236,6 +236,11 @@ def _probes(
             work=Path(probing.work) if probing.work else None,
             force=force,
         )
+        note(
+            f"each figure is kept in {printable(str(path))} when it is there; the same command goes on"
+            " from there",
+            quiet=quiet,
+        )
         with _watching(quiet=quiet) as watcher:
             found = probe(
                 model,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -61,7 +62,7 @@ def test_an_unknown_engine_is_told_which_there_are() -> None:
 def test_what_is_taken_of_this_machine_is_told() -> None:
     done = run("optimize", "Qwen3-8B", "--vram", "8G", "-c", "4k", "--json")
     assert done.returncode == 0, done.stderr
-    assert "--ram states another, and --gpu-layers 99 keeps all layers on the GPUs" in done.stderr
+    assert "--ram states another. Layers stay on the GPUs with --gpu-layers 99" in done.stderr
 
 
 def test_with_all_layers_on_the_gpu_no_other_place_is_possible() -> None:
@@ -70,6 +71,8 @@ def test_with_all_layers_on_the_gpu_no_other_place_is_possible() -> None:
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert max(found["gap"], found["gap_anywhere"]) < 0.005
+    assert "@assert fits(vram=8G, ram=8G, ctx=4k, ub=512)" in found["recipe"]
+    assert any("not how many layers are on the GPUs" in note for note in found["notes"])
 
 
 def test_the_table_of_from_is_as_wide_as_the_terminal() -> None:
@@ -84,3 +87,12 @@ def test_the_table_of_from_is_as_wide_as_the_terminal() -> None:
 def test_a_source_that_is_quantized_and_kept_is_said_to_be() -> None:
     answer = ggplan.optimize(ggplan.open_model("gpt-oss-20b"), ggplan.OptimizeOptions(bpw=9))
     assert "# Source          quantized: what that has lost is not counted" in answer.recipe.text
+
+
+def test_tied_embeddings_are_said_to_be_the_output_too() -> None:
+    model = ggplan.open_model("Qwen3-8B")
+    tied = replace(model, tensors=tuple(t for t in model.tensors if t.name != "output.weight"))
+    text = ggplan.optimize(tied, ggplan.OptimizeOptions(bpw=4.5)).recipe.text
+    assert "# Tied embeddings are the output matrix too" in text
+    assert "looked up" not in text
+    assert "looked up" in ggplan.optimize(model, ggplan.OptimizeOptions(bpw=4.5)).recipe.text
