@@ -141,6 +141,7 @@ def run_holdout(
     from ggplan.text import printable
 
     with contextlib.ExitStack() as stack:
+        stack.push(_tell_of_output(str(result.path), quiet))
         stack.enter_context(orderly_stop())
         kept = stack.enter_context(open_record(wanted.record)) if wanted.record else None
         beside = Path(result.paths[0]).absolute().parent
@@ -166,6 +167,21 @@ def run_holdout(
     if wanted.record and not quiet:
         click.echo(f"kept in {printable(wanted.record)}", err=True)
     return found
+
+
+def _tell_of_output(path: str, quiet: bool) -> Callable[..., None]:
+    """An exit that says, where measuring fails, that the file itself is there."""
+    from ggplan.text import printable
+
+    def leave(kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            note(
+                f"{printable(path)} is whole, and only what --holdout measures is missing; `ggplan measure` "
+                "measures files that are there",
+                quiet=quiet,
+            )
+
+    return leave
 
 
 def print_holdout(found: Sequence[HeldOut], *, quiet: bool) -> None:

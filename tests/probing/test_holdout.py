@@ -112,6 +112,14 @@ def test_what_cannot_be_held_out_is_refused_before_work(
     assert not list(here.glob("out.gguf*"))
 
 
+def test_the_file_stays_where_measuring_fails(here: Path) -> None:
+    Path("short.txt").write_text("a")
+    asked = ["convert", "tiny.gguf", "out.gguf", "-r", "q3.recipe", "--calibration", "c"]
+    done = run(*asked, "--holdout", "short.txt")
+    assert (done.returncode, "out.gguf is whole" in done.stderr) == (1, True), done.stderr
+    assert sorted(p.name for p in here.glob("*out*")) == ["out.gguf", "out.gguf.sha256"]
+
+
 @pytest.mark.parametrize(
     ("lead", "verdict"),
     [
