@@ -144,15 +144,15 @@ def quantize(
     _require_finite(weights, "weights")
     importance = None if imatrix is None else _as_importance(imatrix, n)
     blocks = np.empty((*weights.shape[:-1], target.row_bytes(n)), np.uint8)
-    rows_of_blocks = blocks.reshape(-1, blocks.shape[-1])
+    if n == 0:
+        return blocks
+    flat, flat_blocks = weights.reshape(-1, n), blocks.reshape(-1, blocks.shape[-1])
     if hessian is not None:
         from ggplan.quants.feedback import encode_checked
 
-        encode_checked(
-            weights.reshape(-1, n), target, _as_array(hessian), rows_of_blocks, tokens, lam, method
-        )
+        encode_checked(flat, target, _as_array(hessian), flat_blocks, tokens, lam, method)
     elif weights.size:
-        encode_into(weights.reshape(-1, n), target, importance, rows_of_blocks, effort or "default")
+        encode_into(flat, target, importance, flat_blocks, effort or "default")
     return blocks
 
 
