@@ -68,8 +68,8 @@ def print_outliers(path: str, tau: float, *, as_json: bool, quiet: bool) -> None
 
 
 _ABOUT = (
-    "# rules that give them a finer type, to stand before the others of a recipe; the encoders give such",
-    "# columns their care already, so measure what they gain (docs/calibrating.md has an example)",
+    "# rules that give them a finer type, to stand before the others of a recipe; in the one model where",
+    "# they were measured they gained nothing (docs/calibrating.md), so measure them: `ggplan measure`",
 )
 
 
