@@ -68,8 +68,8 @@ def print_outliers(path: str, tau: float, *, as_json: bool, quiet: bool) -> None
 
 
 _ABOUT = (
-    "# rules that give them a finer type, to stand before the others of a recipe; what it gains,",
-    "# `ggplan measure` tells",
+    "# rules that give them a finer type, to stand before the others of a recipe; in the one model where",
+    "# they were measured they gained nothing (docs/calibrating.md), so measure them: `ggplan measure`",
 )
 
 
