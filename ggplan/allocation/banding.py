@@ -59,6 +59,7 @@ _FAR = 2e-3  # from the bound: then more options are listed
 _BRANCHINGS = 100  # of the problem, at most
 _MOST_BANDS = 3
 _NEAR = 400  # options of a chain that are chosen among at first
+_FITTING = 2_000  # options at each price, where none that were generated fit
 # How many options are listed, in turn, and the gap with which one goes on: mostly few are enough.
 _LISTS = ((500, 2e-3), (2_000, 4e-3), (10_000, 4e-3))
 _FEWER = 2  # of them, where few nodes are asked for
@@ -196,8 +197,11 @@ class _Node:
         """The solution."""
         bound, prices, _, _ = self.relaxed
         found, known = self.solved(self.nodes)
-        if isinstance(found, Shortfall):
-            return found
+        if isinstance(found, Shortfall):  # of these options; others may fit all rows together
+            short = found
+            found, known = self._fitting()
+            if isinstance(found, Shortfall):
+                return short
         # Of one band there are no other options.
         best = _found(found, known, max(bound, found.bound) if self.bands == 1 else bound)
         if not self.nodes:
@@ -209,6 +213,22 @@ class _Node:
             best = self._listed(best, prices, (best.damage - bound) / self.table.scale * (1 + 1e-9), most)
         is_enough = best.is_near(_ENOUGH) or self.nodes < MOST_NODES
         return best if is_enough else self._branched(best)
+
+    def _fitting(self) -> tuple[Solution | Shortfall, list[list[Option]]]:
+        """The solution among more options: of the least prices, and those that use least of each row."""
+        import numpy as np
+
+        table, prices = self.table, self.relaxed[1]
+        options = [set(own) for own in self.relaxed[3]]
+        if self.bands > 1:
+            free = replace(table, damages=np.where(np.isfinite(table.damages), 0.0, np.inf))
+            even = np.ones(len(self.limits))
+            ways = [(table, prices), (free, even), *((free, even + 9 * row) for row in np.diag(even))]
+            most = _FITTING // len(options)
+            for at, tried in ways:
+                for i, own in enumerate(options):
+                    own.update(within(at, i, tried, np.inf, min(self.bands, _MOST_BANDS), most)[0])
+        return _chosen(table, list(map(sorted, options)), self.limits, self.nodes)
 
     def _listed(self, best: _Found, prices: Floats, slack: float, most: int) -> _Found:
         """The solution among about `most` options: of each chain as many, those of the least prices."""

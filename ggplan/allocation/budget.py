@@ -76,8 +76,14 @@ def bpw_row(bpw: float, n_weights: int) -> Row:
 
     return Row(
         "bpw", bpw * n_weights / 8, 0, lambda tensor, type_: type_.tensor_bytes(tensor.shape),
-        f"{bpw:g} bits per weight", short, f"@assert bpw <= {bpw:g}",
+        f"{exact(bpw)} bits per weight", short, f"@assert bpw <= {exact(bpw)}",
     )  # fmt: skip
+
+
+def exact(number: float) -> str:
+    """A number as short as it can be written without rounding it."""
+    short = f"{number:g}"
+    return short if float(short) == number else repr(number)
 
 
 def kld_row(kld: float, level: Level, damage: Callable[[TensorInfo, GgmlType], float]) -> Row:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 SAMPLED_ROWS = 64
 """Of each tensor."""
+_GOLDEN = 0.6180339887498949
 
 Progress = Callable[[int, int], None]
 """Called with how many tensors are done, and of how many; from the calling thread."""
@@ -148,7 +149,7 @@ def sample_of(tensor: TensorInfo, imatrix: Imatrix | None) -> Sample | None:
     n = min(SAMPLED_ROWS, tensor.n_rows)
     by_slice: dict[int, dict[int, Floats]] = {}
     for i in range(n):
-        number = (2 * i + 1) * tensor.n_rows // (2 * n)
+        number = _spread((2 * i + 1) * tensor.n_rows // (2 * n), rows_per_slice)
         row = _row(tensor.rows, number)
         if np.isfinite(row).all():
             by_slice.setdefault(number // rows_per_slice, {})[number] = row
@@ -165,6 +166,15 @@ def sample_of(tensor: TensorInfo, imatrix: Imatrix | None) -> Sample | None:
             parts.append((np.concatenate(list(rows.values())), importance, weight))
             numbers.append(tuple(rows))
     return Sample(tuple(parts), tuple(numbers)) if parts else None
+
+
+def _spread(number: int, rows_per_slice: int) -> int:
+    """A row of the same slice, turned on by the golden ratio from slice to slice.
+
+    Else it would be the first row of each of 128 experts, the middle one of each of 64.
+    """
+    slice_, row = divmod(number, rows_per_slice)
+    return slice_ * rows_per_slice + (row + int(slice_ * _GOLDEN % 1.0 * rows_per_slice)) % rows_per_slice
 
 
 def _row(source: RowSource, number: int) -> Floats:

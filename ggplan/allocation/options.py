@@ -14,6 +14,7 @@ from ggplan.text import printable
 
 HARMONISED = (("gate", "up"),)
 """Kinds that get one type unless others are asked for."""
+_MOST = 1e6  # bits per weight, tokens per second; beyond, sums are no numbers any more
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,13 +92,13 @@ def check_options(options: OptimizeOptions) -> None:
         If a value cannot be.
     """
     min_tps = options.target.min_tps if options.target is not None else None
-    if min_tps is not None and not (math.isfinite(min_tps) and min_tps > 0):
+    if min_tps is not None and not 1 / _MOST <= min_tps <= _MOST:
         raise PlanError(f"{min_tps} tokens per second cannot be", hint="it looks like 8")
     if options.max_kld is not None and not (math.isfinite(options.max_kld) and options.max_kld > 0):
         raise PlanError(
             f"a KL divergence of at most {options.max_kld} cannot be had", hint="it looks like 0.02"
         )
-    if options.bpw is not None and not (math.isfinite(options.bpw) and options.bpw > 0):
+    if options.bpw is not None and not 0 < options.bpw <= _MOST:
         raise PlanError(f"{options.bpw} bits per weight cannot be", hint="bits per weight look like 4.5")
     if options.bands is not None and options.bands < 1:
         raise PlanError(f"{options.bands} bands cannot be", hint="1 or more")

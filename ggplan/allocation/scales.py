@@ -119,6 +119,9 @@ def scales_by_table(
         )
     ratios = [math.log(signal / prior.values[n]) for n, signal in signals.items() if signal > 0]
     factor = math.exp(median(ratios)) if ratios else 1.0
+    if lost := [n for n, signal in signals.items() if signal <= 0 and noises[n] <= 0]:
+        what = "figure is 0 or less" if len(lost) == 1 else "figures are 0 or less"
+        notes += (f"{len(lost):,} {what} and taken from the prior ({printable(lost[0])})",)
     level = load_prior().levels[f"{_kind(names)} measured"]
     together = math.exp(level.log_level)  # single tensors' damages add up to more than that of all together
     values = {
@@ -231,7 +234,7 @@ def _combined(signal: float | None, noise: float, guess: float) -> float:
     if signal is None:
         return guess
     if noise <= 0 or noise <= _GOOD * signal:
-        return max(signal, 0.0)
+        return signal if signal > 0 else guess  # a loss of nothing is lost in a noise that is not known
     # A signal below its noise says "at most so much": it is believed to be about the noise.
     seen = max(signal, noise / 2)
     error = (noise / seen) ** 2

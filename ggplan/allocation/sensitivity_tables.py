@@ -43,6 +43,7 @@ from ggplan.text import decode_text, printable
 
 _MAX_BYTES = 64 << 20
 _START = 4096
+_MOST_KLD = 1e6  # nats; no logits are so far apart
 _HEADS = ("qtype", "tensor", "model")
 _TENSOR_HEADS = ("tensor", "tensor_name", "tensor name", "name")
 _ERROR_HEADS = ("error", "stderr", "std_error", "standard error", "se", "kld_error", "kld_stderr", "kld_se")
@@ -444,6 +445,7 @@ def _figure(
         return None
     assert number is not None
     least = {"kld": -1.0, "dppl": -100.0}.get(figure, 0.0)
-    if number < least or (figure == "top_p" and number > 100):
+    most = {"kld": _MOST_KLD, "top_p": 100.0}.get(figure, math.inf)
+    if not least <= number <= most:
         raise MeasureError(f"line {row.line}, column {printable(column)}: {number:g} cannot be")
     return number

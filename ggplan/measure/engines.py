@@ -35,12 +35,15 @@ class Engine:
         log-probabilities in the file `keep`.
     run_model
         `(model, text, base, progress)`: run a model on the chunks of `base` and compare every token.
+    options
+        What is passed on to the program.
     """
 
     name: str
     build: str
     run_base: Callable[[Path, Path, Path, int, int | None, ChunkProgress | None], Run]
     run_model: Callable[[Path, Path, BaseLogits, ChunkProgress | None], Run]
+    options: tuple[str, ...] = ()
 
 
 def external_engine(path: str, options: Sequence[str] = ()) -> Engine:
@@ -65,7 +68,8 @@ def external_engine(path: str, options: Sequence[str] = ()) -> Engine:
     def run_model(model: Path, text: Path, base: BaseLogits, progress: ChunkProgress | None) -> Run:
         return llama_perplexity.run_model(found, model, text, base, options=options, progress=progress)
 
-    return Engine(Path(found).name, llama_perplexity.engine_build(found), run_base, run_model)
+    build = llama_perplexity.engine_build(found)
+    return Engine(Path(found).name, build, run_base, run_model, tuple(options))
 
 
 def embedded_engine(*, threads: int | None = None, n_gpu_layers: int = 0) -> Engine:

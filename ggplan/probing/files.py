@@ -161,13 +161,24 @@ def errors_of_probes(
     return errors, found
 
 
+def _mark_of(key: Mapping[str, object]) -> str:
+    return json.dumps(key, indent=1, sort_keys=True)
+
+
+def remove_left(folder: Path, key: Mapping[str, object]) -> None:
+    """Remove the folder of a run with this key that was stopped before it did so itself."""
+    with contextlib.suppress(OSError, ValueError):
+        if (folder / _MARK).read_text("utf-8") == _mark_of(key):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 class ProbeFiles:
     """The folder of the files, in which what is missing is written.
 
     Parameters
     ----------
     folder
-        Made, or of an earlier run with the same `key`.
+        Made, empty, or of an earlier run with the same `key`.
     key
         What the files depend on.
     force
@@ -184,11 +195,11 @@ class ProbeFiles:
     ) -> None:
         self.folder, self._plans = folder, plans
         mark = folder / _MARK
-        text = json.dumps(key, indent=1, sort_keys=True)
+        text = _mark_of(key)
         shown = printable(str(folder))
         try:
-            if not folder.exists():
-                folder.mkdir()
+            if not folder.exists() or not any(folder.iterdir()):
+                folder.mkdir(exist_ok=True)
                 write_whole(mark, text.encode())
             if not mark.exists():
                 raise MeasureError(

@@ -64,7 +64,7 @@ class ProbeConditions:
     Attributes
     ----------
     engine, build
-        As in measurements.
+        As in measurements; the engine with the options that it is given.
     n_ctx, n_chunks
         Tokens of a chunk, and how many chunks of each text at most.
     base

@@ -29,7 +29,7 @@ from ggplan.measure.scores import TokenScores
 from ggplan.measure.subjects import read_state
 from ggplan.model import Model, require_model
 from ggplan.planning.settling import settle
-from ggplan.probing.files import ProbeFiles, errors_of_probes, plans_of
+from ggplan.probing.files import ProbeFiles, errors_of_probes, plans_of, remove_left
 from ggplan.probing.record import (
     ALL_TENSORS,
     ProbeConditions,
@@ -165,13 +165,20 @@ class _Run:
         """The complete record."""
         identity = identity_of(self.model)
         conditions = ProbeConditions(
-            self.engine.name, self.engine.build, self.options.n_ctx, self.options.n_chunks, self.options.base,
+            " ".join((self.engine.name, *self.engine.options)), self.engine.build,
+            self.options.n_ctx, self.options.n_chunks, self.options.base,
             tuple(self.texts.values()),
             "" if self.imatrix is None else read_state(self.imatrix.path).sha256,
         )  # fmt: skip
         found = self._known(ProbeRecord(identity, conditions, ()))
         pending = [p for p in found.probes if not found.is_complete(p)]
+        key = {
+            "tensors": identity.tensors, "weights": identity.weights, "imatrix": conditions.imatrix,
+            "base": conditions.base, "groups": {g.name: list(g.tensors) for g in self.groups},
+        }  # fmt: skip
+        folder = self.options.work or self.path.with_suffix(".work")
         if found.probes and not pending:
+            remove_left(folder, key)
             return found
         plans = plans_of(self.model, self.groups, self.imatrix, self.options.base)
         if not found.probes:
@@ -182,11 +189,6 @@ class _Run:
                 found, errors=more, probes=tuple(ProbeEntry(name, own) for name, own in errors.items())
             )
             save_probes(found, self.path)
-        key = {
-            "tensors": identity.tensors, "weights": identity.weights, "imatrix": conditions.imatrix,
-            "base": conditions.base, "groups": {g.name: list(g.tensors) for g in self.groups},
-        }  # fmt: skip
-        folder = self.options.work or self.path.with_suffix(".work")
         files = ProbeFiles(folder, plans, key, force=self.options.force)
         self.watcher.writing(files.missing)
         files.write(threads=self.options.threads, progress=self.watcher.written)

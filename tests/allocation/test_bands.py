@@ -141,3 +141,32 @@ def test_the_shipped_prior_is_what_the_tool_fits(tmp_path_factory: pytest.TempPa
     assert [float(line[2]) for line in fitted] == pytest.approx(
         [float(line[2]) for line in shipped], abs=0.002
     )
+
+
+@pytest.mark.parametrize("seed", [4, 9, 11])
+def test_limits_that_just_one_choice_of_bands_keeps_are_kept(seed: int) -> None:
+    """Of three rows: options that are good at some price need not be those that fit all rows together."""
+    draw = random.Random(seed)
+    sizes = [[draw.randint(1, 40) for _ in range(5)] for _ in range(2)]
+    chains = chains_of(
+        [
+            choice(kind, layer, draw.lognormvariate(0, 1), size)
+            for kind, own in zip(("attn_q", "attn_output"), sizes, strict=True)
+            for layer, size in enumerate(own)
+        ],
+        harmonised=(),
+    )
+    costs = [
+        [[[float(draw.randint(0, 40)) for _ in TYPES] for _ in range(5)] for _ in range(3)] for _ in chains
+    ]
+    cuts = [types for types in itertools.product(range(3), repeat=5) if n_bands(types) <= 3]
+    sums = [
+        [[sum(row[layer][t] for layer, t in enumerate(types)) for row in cost] for types in cuts]
+        for cost in costs
+    ]
+    # The limits are what the pair uses whose most used row is used least.
+    pairs = ([x + y for x, y in zip(a, b, strict=True)] for a in sums[0] for b in sums[1])
+    limits = min(pairs, key=max)
+    found = solve_bands(chains, costs, limits, 3)
+    assert not isinstance(found, Shortfall)
+    assert found.bound <= found.damage * (1 + 1e-9)

@@ -1,6 +1,8 @@
 """Probes: what an engine says of groups of tensors, kept once, and the recipes and predictions made of it."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -235,3 +237,35 @@ def test_flips_are_told_apart_from_damage(model, flips: float) -> None:
     for group in groups:
         found = sum(scales.values[n] for n in group.tensors) * 0.07 / REFERENCE_ERROR
         assert found == pytest.approx(sum(damage[n] for n in group.tensors), rel=1e-6)
+
+
+def test_an_empty_folder_is_taken_and_one_left_by_a_kill_removed(model, texts, engine, log, tmp_path) -> None:
+    work, path, kept = tmp_path / "work", tmp_path / "p.json", tmp_path / "kept"
+    work.mkdir()
+    options = ProbeOptions(n_ctx=N_CTX, n_chunks=40, work=work)
+    stopping = weighing_engine(WEIGHTS, TRUE, log, stop=lambda: len(log) == 5)
+    with pytest.raises(StoppedError):
+        probe(model, texts[:1], path, stopping, options=options)
+    shutil.copytree(work, kept, symlinks=True)
+    probe(model, texts[:1], path, engine, options=options)
+    assert not work.exists()
+    kept.rename(work)  # as if the last figure was there, and then the power went
+    log.clear()
+    probe(model, texts[:1], path, engine, options=options)
+    assert not log
+    assert not work.exists()
+    work.mkdir()
+    (work / "mine.txt").write_text("mine")
+    probe(model, texts[:1], path, engine, options=options)
+    assert (work / "mine.txt").exists()
+
+
+def test_an_engine_with_other_options_is_another_engine(model, texts, engine, log, tmp_path) -> None:
+    path = tmp_path / "p.json"
+    stopping = weighing_engine(WEIGHTS, TRUE, log, stop=lambda: len(log) == 5)
+    with pytest.raises(StoppedError):
+        probe(model, texts[:1], path, replace(stopping, options=("-ngl", "99")), options=SMALL)
+    with pytest.raises(MeasureError, match="another engine, weighing -ngl 99"):
+        probe(model, texts[:1], path, engine, options=SMALL)
+    probe(model, texts[:1], path, replace(engine, options=("-ngl", "99")), options=SMALL)
+    assert load_probes(path).conditions.engine == "weighing -ngl 99"
