@@ -76,14 +76,16 @@ def bpw_row(bpw: float, n_weights: int) -> Row:
 
     return Row(
         "bpw", bpw * n_weights / 8, 0, lambda tensor, type_: type_.tensor_bytes(tensor.shape),
-        f"{exact(bpw)} bits per weight", short, f"@assert bpw <= {exact(bpw)}",
+        f"{bpw:g} bits per weight", short, f"@assert bpw <= {bound_text(bpw, up=True)}",
     )  # fmt: skip
 
 
-def exact(number: float) -> str:
-    """A number as short as it can be written without rounding it."""
-    short = f"{number:g}"
-    return short if float(short) == number else repr(number)
+def bound_text(number: float, *, up: bool) -> str:
+    """A limit of an `@assert`, of six decimals; where these round it, to the side where it still holds."""
+    steps = number * 1e6
+    if abs(steps - round(steps)) > 1e-6:
+        steps = math.ceil(steps) if up else math.floor(steps)
+    return f"{round(steps) / 1e6:.6f}".rstrip("0").rstrip(".")
 
 
 def kld_row(kld: float, level: Level, damage: Callable[[TensorInfo, GgmlType], float]) -> Row:

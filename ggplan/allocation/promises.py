@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from ggplan.allocation.budget import exact
+from ggplan.allocation.budget import bound_text
 from ggplan.allocation.machine_rows import Target
 from ggplan.errors import Error
 from ggplan.ggml_types import F16
@@ -56,7 +56,7 @@ def promises_of(placement: Placement, target: Target) -> Promises:
             conditions, bandwidth=round(ram), vram_bandwidth=round(gpu), cores=placement.machine.cores
         )
         if _holds(placement, fast, target.min_tps):
-            lines.append(f"@assert tokens_per_second({fast}) >= {exact(target.min_tps)}")
+            lines.append(f"@assert tokens_per_second({fast}) >= {bound_text(target.min_tps, up=False)}")
         else:
             notes.append(
                 f"the recipe does not assert {target.min_tps:g} tokens per second: they are not likely with"

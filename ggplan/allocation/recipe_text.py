@@ -211,6 +211,8 @@ class Gap:
 def gap_in_words(gap: Gap, options: OptimizeOptions) -> str:
     """How far from the best possible an answer is, for people."""
     kind = "larger than the smallest" if options.max_kld is not None else "above the least"
+    if math.isinf(gap.least):
+        return f"not known: by how much it is {kind} possible was not bounded"
     if options.target is None or (gap.anywhere is not None and gap.anywhere <= gap.least):
         where = "" if options.target is None else ", wherever its tensors are"
         return f"at most {_percent(gap.least)} {kind} possible for these numbers{where}"

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 from ggplan.allocation.prior import (
@@ -32,6 +32,7 @@ from ggplan.allocation.type_errors import TABLE, Errors
 from ggplan.errors import PlanError
 from ggplan.ggml_types import GgmlType, parse_type
 from ggplan.model import Model
+from ggplan.planning.protection import protection_of
 from ggplan.planning.roles import nextn_layers
 from ggplan.rules.roles import block_of
 from ggplan.text import printable
@@ -127,7 +128,13 @@ def scales_by_table(
     values = {
         n: together * _combined(signals.get(n), noises.get(n, 0.0), factor * prior.values[n]) for n in names
     }
-    return Scales(values, level, f"measurements of {len(signals):,} tensors ({name})", table.remarks, notes)
+    credit = tuple(dict.fromkeys((*table.remarks, *prior.credit)))  # the prior's, for its part is in it
+    source = f"measurements of {len(signals):,} tensors ({name})"
+    if rest := sum(t.name not in signals and protection_of(t) is None for t in model.tensors):
+        source += f", the prior for {rest:,} others"
+    if rest > len(signals):  # then the level is hardly known better than by the prior
+        level = replace(level, spread=max(level.spread, prior.level.spread))
+    return Scales(values, level, source, credit, notes)
 
 
 def _kind(names: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -322,7 +323,7 @@ def _json(answer: Optimized, better: Improved | None, explained: list[Explained]
             "high": answer.forecast.high,
         },
         "damage": answer.damage,
-        "gap": answer.gap,
+        "gap": answer.gap if math.isfinite(answer.gap) else None,
         "gap_anywhere": answer.gaps.anywhere,
         "sensitivities": {"source": answer.scales.source, "credit": list(answer.scales.credit)},
         "notes": list(answer.notes),

@@ -1,4 +1,4 @@
-"""Figures and limits at the edge of what can be: none ends in a number that is none."""
+"""Figures and limits at the edge of what can be: none ends in infinity, and none is taken for nothing."""
 
 from pathlib import Path
 
@@ -7,7 +7,9 @@ import pytest
 
 import ggplan
 from ggplan.allocation import OptimizeOptions
+from ggplan.allocation.budget import bound_text
 from ggplan.allocation.measured_errors import sample_of
+from ggplan.allocation.recipe_text import Gap, gap_in_words
 from ggplan.errors import MeasureError, PlanError
 from ggplan.ggml_types import F32
 from ggplan.model import RowSource, TensorInfo
@@ -28,6 +30,9 @@ def test_a_figure_of_nothing_is_no_loss_of_nothing(figure: str, model: ggplan.Mo
     types = {t.name: t.type.name for t in answer.plan.tensors}
     assert answer.damages["blk.0.attn_q.weight"] > 0
     assert types["blk.0.attn_q.weight"] != "iq2_xxs"
+    assert (
+        "Thireus, the GGUF Tool Suite and its contributors" in answer.recipe.text
+    )  # the others are the prior's
     assert any("1 figure is 0 or less" in note for note in answer.notes)
 
 
@@ -48,10 +53,25 @@ def test_bits_that_cannot_be_are_refused(bpw: float, model: ggplan.Model) -> Non
         ggplan.optimize(model, OptimizeOptions(bpw=bpw))
 
 
-def test_a_promise_has_all_digits_of_its_limit(model: ggplan.Model) -> None:
-    recipe = ggplan.optimize(model, OptimizeOptions(bpw=4.1230549)).recipe
-    assert "@assert bpw <= 4.1230549\n" in recipe.text
-    assert "@assert bpw <= 4.5\n" in ggplan.optimize(model, OptimizeOptions(bpw=4.5)).recipe.text
+@pytest.mark.parametrize(
+    ("bpw", "said"),
+    [
+        (4.1230549, "4.123055"),
+        (4.5061716447531355, "4.506172"),
+        (4.5, "4.5"),
+        (100.0, "100"),
+        (4.123454, "4.123454"),
+    ],
+)
+def test_a_promise_is_rounded_to_where_it_holds(bpw: float, said: str, model: ggplan.Model) -> None:
+    recipe = ggplan.optimize(model, OptimizeOptions(bpw=bpw)).recipe
+    assert f"@assert bpw <= {said}\n" in recipe.text
+    assert bound_text(8.1234567, up=False) == "8.123456"
+
+
+def test_a_gap_that_is_not_known_is_no_number() -> None:
+    assert gap_in_words(Gap(None, None), OptimizeOptions()).startswith("not known")
+    assert "12 %" in gap_in_words(Gap(0.12, 0.12), OptimizeOptions())
 
 
 @pytest.mark.parametrize("n_experts", [1, 8, 64, 128, 256])
