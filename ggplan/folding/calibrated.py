@@ -88,7 +88,8 @@ class FoldedCalibration:
         if moments is None or scales is None:
             return moments
         s = scales[slice_ if len(scales) > 1 else 0]
-        return Moments(moments.matrix / np.outer(s, s), moments.tokens)
+        matrix: F32Array = moments.matrix / np.multiply.outer(s, s)
+        return Moments(matrix, moments.tokens)
 
 
 def _entry(entries: Mapping[str, ImatrixEntry], name: str, scales: F32Array) -> ImatrixEntry:

@@ -138,14 +138,16 @@ def _energy(site: Site, calibration: Calibration) -> F64Array | None:
         if tensor.name not in entries:
             continue
         entry = entries[tensor.name]
-        values = entry.for_tensor(tensor.shape).astype(np.float64)
+        values: F64Array = entry.for_tensor(tensor.shape).astype(np.float64)
         counts = np.maximum(entry.counts, 0).astype(np.float64)
         if len(counts) != len(values):
             counts = np.ones(len(values))
         if not site.is_norm:
-            return values * (counts > 0)[:, None]  # an entry has ones for an expert without tokens
+            values[counts <= 0] = 0  # for an expert without tokens an entry has ones
+            return values
         if counts.sum() > 0:
-            return (counts @ values / counts.sum())[None]
+            pooled: F64Array = counts[None] @ values / counts.sum()
+            return pooled
     return None
 
 

@@ -67,8 +67,8 @@ def fold(
     """
     if moved := sorted(model.reshaped.keys() - {"mtp"}):
         raise PlanError(
-            f"a calibration is of the model as it is, and {printable(moved[0]).replace('_', '-')} makes another "
-            "one of it",
+            "a calibration is of the model as it is, and "
+            f"{printable(moved[0]).replace('_', '-')} makes another one of it",
             hint="write that model first, without -r, and calibrate and convert it",
         )
     sites = sites_of(model)
