@@ -76,7 +76,7 @@ def parse_fold(text: str) -> Fold:
     if found is None or (alpha is not None and not 0 < alpha <= 1):
         raise PlanError(
             f"{printable(text)!r} is no fold",
-            hint="write awq, awq:ALPHA, smooth or smooth:ALPHA, ALPHA up to 1",
+            hint="write awq, awq:ALPHA, smooth or smooth:ALPHA; ALPHA is above 0, up to 1",
         )
     return Fold("awq" if found[1] == "awq" else "smooth", alpha)
 
