@@ -69,6 +69,9 @@ ALLOWED = {
         "version", "errors", "text", "ggml_types", "metadata", "model", "sources", "imatrix", "quants",
         "planning", "measure", "forward",
     },
+    "folding": {
+        "errors", "text", "ggml_types", "model", "quants", "imatrix", "calibration",
+    },
     "conversion": {
         "version", "errors", "text", "ggml_types", "metadata", "model", "sources", "imatrix", "planning",
         "quants", "correcting",

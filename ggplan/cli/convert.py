@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,6 +16,7 @@ from ggplan.cli.sizes import ByteCount
 
 if TYPE_CHECKING:
     from ggplan.conversion import ConversionResult, ConvertOptions
+    from ggplan.folding import Fold
     from ggplan.model import Model
     from ggplan.planning import Plan
 
@@ -38,6 +39,24 @@ Examples:
 Stopped by Ctrl-C, a full disk, a power cut or the network? Give the same command again: it continues where it
 stopped.
 """
+
+
+class _FoldType(click.ParamType["Fold"]):
+    """What `--fold` takes: `awq`, `awq:0.25`, `smooth:0.5`."""
+
+    name = "fold"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Fold:
+        """Parse it."""
+        from ggplan.errors import PlanError
+        from ggplan.folding import Fold, parse_fold
+
+        if isinstance(value, Fold):
+            return value
+        try:
+            return parse_fold(str(value))
+        except PlanError as error:
+            self.fail(f"{error.message}; {error.hint}", param, ctx)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +96,13 @@ class WritingOptions:
 @click.argument("model")
 @click.argument("output", type=click.Path())
 @planning_options(header_only=False)
+@click.option(
+    "--fold",
+    type=_FoldType(),
+    metavar="awq|smooth[:ALPHA]",
+    help="With --calibration: fold scales of columns into the norms and up projections before, as AWQ or "
+    "SmoothQuant do. It gave nothing where it was measured.",
+)
 @threads_option
 @click.option("--allow-requantize", is_flag=True, help="Encode tensors that are quantized already.")
 @click.option(
@@ -125,6 +151,7 @@ def convert_command(
     writing: WritingOptions,
     holdout: HoldoutOptions,
     findings: FindingOptions,
+    fold: Fold | None,
     no_assert: bool,
     as_json: bool,
 ) -> None:
@@ -153,7 +180,9 @@ def convert_command(
 
     quiet = planning.quiet
     holdout.check(planning.calibration_path)
-    plan = plan_from(model, planning, convertible=True)
+    if fold is not None and holdout.holdouts:
+        raise click.UsageError("--holdout measures calibrated files alone: with --fold use `ggplan measure`")
+    plan = plan_from(model, planning, convertible=True, fold=fold)
     report = check_plan(plan, findings.selection)
     if importance_refusal(plan) is not None:
         rest = report.without("GP204")

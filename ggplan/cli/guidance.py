@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ggplan.calibration import Calibration
+    from ggplan.model import Model
     from ggplan.planning import Plan
 
 
 def guidance_notes(plan: Plan) -> list[str]:
     """A line for each reason why tensors do not go by their own moments, and one for another model's."""
+    from ggplan.calibration import Calibration
     from ggplan.conversion.guides import unguided
     from ggplan.text import names_in_words
 
@@ -23,19 +26,19 @@ def guidance_notes(plan: Plan) -> list[str]:
         else:
             line = f"{why}; {'they are' if len(names) > 1 else 'it is'} encoded with {instead}"
         lines.append(f"{names_in_words(names)}: {line}")
-    if changed := _changed(plan):
-        lines.append(
-            f"{names_in_words(changed)}: other weights than the calibration was made of, which may not be of "
-            "this model"
-        )
-    return lines
-
-
-def _changed(plan: Plan) -> list[str]:
-    from ggplan.calibration import Calibration
-    from ggplan.calibration.marks import differing
-
+    # That of a folded model has weights of its own: it was compared before (see `ggplan.cli.planning`).
     calibration = plan.feedback and plan.feedback.calibration
-    return (
-        list(differing(dict(calibration.weights), plan.model)) if isinstance(calibration, Calibration) else []
-    )
+    return lines + (changed_note(calibration, plan.model) if isinstance(calibration, Calibration) else [])
+
+
+def changed_note(calibration: Calibration, model: Model) -> list[str]:
+    """A line if a model has other weights than a calibration was made of."""
+    from ggplan.calibration.marks import differing
+    from ggplan.text import names_in_words
+
+    if not (changed := differing(dict(calibration.weights), model)):
+        return []
+    return [
+        f"{names_in_words(changed)}: other weights than the calibration was made of, which may not be of "
+        "this model"
+    ]

@@ -45,6 +45,7 @@ from ggplan.text import printable
 _CORRECTED = "ggplan.calibration.corrected"
 _CALIBRATION = (
     "ggplan.calibration.sha256", "ggplan.calibration.method", "ggplan.calibration.lam", _CORRECTED,
+    "ggplan.fold", "ggplan.fold_alphas",
 )  # fmt: skip
 
 

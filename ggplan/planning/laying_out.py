@@ -211,7 +211,7 @@ def _imatrix_of(feedback: Feedback, model: Model, imatrix: Imatrix | None) -> Im
             "a calibration has an imatrix of its own, and another is given",
             hint="leave out --imatrix, or leave out --calibration",
         )
-    if moved := sorted(model.reshaped.keys() - {"mtp"}):
+    if moved := sorted(model.reshaped.keys() - {"mtp", "fold", "fold_alphas"}):
         raise PlanError(
             f"a calibration is of the model as it is, and --{moved[0]} makes another one of it",
             hint=f"write that model first (convert --{moved[0]}, without -r), and calibrate and convert it",

@@ -65,8 +65,8 @@ def plan_again(
     Raises
     ------
     PlanError
-        If the file does not say how it was made, or was made with an imatrix or a calibration and it is not
-        given.
+        If the file does not say how it was made, was made with an imatrix or a calibration and it is not
+        given, or has scales folded into it.
     RecipeError
         If the recorded recipe is damaged.
     """
@@ -76,6 +76,7 @@ def plan_again(
             f"{shown} does not say how it was made: ggplan did not write it",
             hint="`ggplan verify FILE --against CHECKPOINT --exact --recipe RECIPE` takes one",
         )
+    _refuse_folded(written)
     feedback = feedback_as_recorded(written.metadata, calibration, shown)
     if feedback is not None and imatrix is None:
         imatrix = feedback.calibration.imatrix
@@ -106,11 +107,21 @@ def reshaped_as(
     Raises
     ------
     PlanError
-        If what the file records is damaged, or cannot be done to this checkpoint.
+        If what the file records is damaged, or cannot be done to this checkpoint, as scales that were folded.
     """
+    _refuse_folded(written)
     if source.reshaped:
         return source, imatrix
     return reshape(source, recorded_reshaping(written.metadata), imatrix)
+
+
+def _refuse_folded(written: Model) -> None:
+    if (folded := text_of(written.metadata, "ggplan.fold")) is not None:
+        raise PlanError(
+            f"{printable(str(written.path))} was made with --fold {printable(folded)}, which is not done "
+            "again",
+            hint="`ggplan verify FILE` alone checks it by the hashes beside it",
+        )
 
 
 def _as_recorded(planned: Metadata, written: Metadata) -> Metadata:
