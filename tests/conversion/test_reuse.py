@@ -275,7 +275,7 @@ def test_best_effort_of_another_revision_is_not_gone_on_with(
     with pytest.raises(KeyboardInterrupt):
         ggplan.convert(best, out, ggplan.ConvertOptions(threads=1), progress=stop)
     monkeypatch.setattr(fingerprint, "BEST_REVISION", BEST_REVISION + 1)
-    with pytest.raises(ConversionError, match="the revision of the best-effort encoders"):
+    with pytest.raises(ConversionError, match="the revision of the encoders of effort best"):
         ggplan.convert(best, out)
     monkeypatch.undo()
     assert ggplan.convert(best, out).path == out
