@@ -225,16 +225,21 @@ def _settled(search: _Search, start: Placement, bound: float | None) -> OnMachin
 
 def _with_gap(search: _Search, best: OnMachine) -> OnMachine:
     """An answer that was solved for with other places, with the bound of its own; or what that gives."""
-    rows = search.of(best.placement)
-    try:
-        found, after = search.solved(rows, MOST_NODES)
-    except PlanError:
-        return best
-    is_same = after.devices == best.placement.devices and after.settings == best.placement.settings
-    if found.damage < best.found.damage and is_same and search.is_met(after):
-        return OnMachine(found, rows, after, best.bound)
-    bound = min(found.bound, best.found.damage)
-    return replace(best, found=replace(best.found, bound=bound), rows=rows)
+    for is_last in (False, True):
+        rows = search.of(best.placement)
+        try:
+            found, after = search.solved(rows, MOST_NODES)
+        except PlanError:
+            return best
+        is_same = after.devices == best.placement.devices and after.settings == best.placement.settings
+        is_better = found.damage < best.found.damage and search.is_met(after)
+        if is_better and is_same:
+            return OnMachine(found, rows, after, best.bound)
+        if not is_better or is_last:
+            break
+        # It is better, and elsewhere: there it has a bound of its own.
+        best = OnMachine(replace(found, bound=0.0), search.of(after), after, best.bound)
+    return replace(best, found=replace(best.found, bound=min(found.bound, best.found.damage)), rows=rows)
 
 
 def _tightened(search: _Search, start: Placement, bound: float | None) -> OnMachine:

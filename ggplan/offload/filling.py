@@ -9,9 +9,9 @@ first among equals, so that the experts in RAM are those of the first blocks; pa
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, product
 from math import log
 from typing import Literal
 
@@ -36,6 +36,8 @@ _EXPERT = re.compile(rf"blk\.(\d+){EXPERTS}")
 # Where the bandwidths are not known, the choice is the same: only their ratio matters, and hardly.
 _RAM, _GPU = 60e9, 600e9
 _TIE = 0.06
+_MOVED = 3  # layers, from a GPU to the next
+_NEARBY = 3  # of the splits that this gives are worth a whole reckoning
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +123,48 @@ def fill(room: int, blocks: Mapping[int, Sequence[Unit]]) -> list[Unit]:
             done.add(unit.block)
             room -= unit.n_bytes
     return taken
+
+
+def layer_of(name: str, n_layers: int) -> int:
+    """The layer that a tensor counts for: its block, else the output."""
+    if name.startswith("blk."):
+        return min(int(name.split(".")[1]), n_layers - 1)
+    return n_layers - 1
+
+
+def splits_near(
+    ways: Collection[tuple[float, ...]],
+    dense: Sequence[int],
+    rooms: Sequence[int],
+    units: Sequence[Mapping[int, Sequence[Unit]]],
+) -> list[tuple[float, ...]]:
+    """Splits of layers near given ones, those with the most bytes of experts on the GPUs.
+
+    Experts are large: from one layer to the next, what of them fits the GPUs changes by leaps.
+
+    Parameters
+    ----------
+    dense
+        Bytes of each layer without its experts; the output is the last.
+    rooms
+        Bytes that each GPU has.
+    units
+        Of each GPU, those of each block.
+    """
+    found: dict[tuple[float, ...], int] = {}
+    for way in sorted(ways):
+        for gpu, moved in product(range(len(way) - 1), range(-_MOVED, _MOVED + 1)):
+            split = (*way[:gpu], way[gpu] + moved, way[gpu + 1] - moved, *way[gpu + 2 :])
+            if min(split) < 0 or split in ways or split in found:
+                continue
+            on_gpus, start = 0, 0
+            for room, own, n in zip(rooms, units, map(int, split), strict=True):
+                layers = range(start, start + n)
+                start += n
+                left = room - sum(dense[i] for i in layers)
+                on_gpus += sum(unit.n_bytes for unit in fill(left, {i: own[i] for i in layers if i in own}))
+            found[split] = on_gpus
+    return sorted(found, key=lambda split: -found[split])[:_NEARBY]
 
 
 def ram_overrides(blocks: Iterable[int], on_gpu: Sequence[Unit], *, by_count: bool) -> tuple[Override, ...]:

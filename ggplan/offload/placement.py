@@ -141,6 +141,12 @@ def left_of(device: DeviceBytes, gpu: Gpu, machine: Machine) -> int:
     return gpu.memory - machine.gpu_margin - device.total
 
 
+def free_of_gpus(reckoning: Reckoning, machine: Machine) -> int:
+    """Bytes that stay free of all GPUs together."""
+    pairs = zip(reckoning.devices[:-1], machine.gpus, strict=True)
+    return sum(max(left_of(device, gpu, machine), 0) for device, gpu in pairs)
+
+
 def placed_memory(placement: Placement) -> tuple[int | None, ...]:
     """Bytes of each device without its margin, in the order of the reckoning; None where it is unknown."""
     machine = placement.machine

@@ -26,15 +26,17 @@ from ggplan.offload.filling import (
     compact_layers,
     expert_blocks,
     fill,
+    layer_of,
     ram_overrides,
     split_layers,
+    splits_near,
     units_of,
 )
 from ggplan.offload.header import Header, HeaderTensor
 from ggplan.offload.holding import holding_of
 from ggplan.offload.machine import Gpu, Machine
 from ggplan.offload.pins import check_pins, matching
-from ggplan.offload.placement import Placement, Shortage, Wishes, left_of, shortages
+from ggplan.offload.placement import Placement, Shortage, Wishes, free_of_gpus, left_of, shortages
 from ggplan.offload.profiles import LLAMA_CPP, Profile
 from ggplan.offload.reckon import reckon, reckon_placed
 from ggplan.offload.reckoning import Reckoning
@@ -237,6 +239,10 @@ class _Planner:
                 return made
             first = first or made
         assert first is not None
+        for split in self.splits_nearby(in_ram, first):
+            made = self.filled_up(split, blocks)
+            if made.fits:
+                return made
         return first
 
     def filled_up(self, in_ram: Settings, blocks: Sequence[int]) -> Placement:
@@ -364,14 +370,21 @@ class _Planner:
         room = sum(g.memory - self.machine.gpu_margin for g in self.gpus) - compute
         while n and sum(sizes[len(sizes) - n :]) > room:
             n -= 1
+        best: _Candidate | None = None
+        # How many are tried first is told with the buffers of all layers; those of a few may be smaller.
         while n >= 0:
             layers = replace(settings, gpu_layers=n)
             tried = self.tried(self.split(layers, sizes[len(sizes) - n :]) if n else layers)
             if tried.fits_gpus:
-                return self.made(tried)
-            short = sum(s.short for s in tried.shortages if s.device != HOST)
-            n -= max(1, short * n // max(sum(sizes[len(sizes) - n :]), 1))
-        return self.made(over)
+                best, n = tried, n + 1
+                if n > len(sizes) or sizes[len(sizes) - n] > free_of_gpus(tried.reckoning, self.machine):
+                    break
+            elif best is not None:
+                break
+            else:
+                short = sum(s.short for s in tried.shortages if s.device != HOST)
+                n -= max(1, short * n // max(sum(sizes[len(sizes) - n :]), 1))
+        return self.made(best or over)
 
     # --- Parts of candidates
 
@@ -402,6 +415,24 @@ class _Planner:
         active = active_bytes(weights, self.dimensions, filled)
         return generation(active, self.machine, self.profile, filled).likely
 
+    def splits_nearby(self, settings: Settings, short: Placement) -> list[Settings]:
+        """Other ways to spread layers, near those of `splits`, for a placement for which RAM is too small.
+
+        None where all that is left of the GPUs would not be enough either.
+        """
+        free = free_of_gpus(short.reckoning, self.machine)
+        if any(s.device != HOST or s.short > free for s in short.shortages):
+            return []
+        dense = self.sizes(settings, experts=False)
+        rooms = self.rooms(reckon(self.header, settings, self.gpus, self.profile))
+        given = self.dimensions, self.machine
+        units = [
+            {i: units_of(i, e, *given, gpu, self.profile, settings.threads) for i, e in self.experts.items()}
+            for gpu in range(len(rooms))
+        ]
+        before = {way.tensor_split for way in self.splits(settings)}
+        return [replace(settings, tensor_split=way) for way in splits_near(before, dense, rooms, units)]
+
     def rooms(self, known: Reckoning) -> list[int]:
         """Bytes of each GPU for weights and context, with compute buffers as they were reckoned."""
         compute = [d.whole_compute for d in known.devices[:-1]]
@@ -422,7 +453,7 @@ class _Planner:
         routed = set() if experts else {t.name for ts in self.experts.values() for t in ts}
         for one in weights.loaded:
             if one.device != HOST and one.use not in routed:
-                sizes[_layer(one.use, len(sizes))] += one.n_bytes
+                sizes[layer_of(one.use, len(sizes))] += one.n_bytes
         holding = holding_of(self.dimensions, self.profile.as_run(settings))
         for tensor in cache_tensors(self.dimensions, settings, holding):
             sizes[tensor.block] += device_bytes(gpu_name(0), tensor.type, tensor.shape)
@@ -467,10 +498,3 @@ class _Planner:
             yield f"each of {slots} conversations has {context // slots:,} tokens of the context (--ctx)"
         if self.gpus and (odd := without_kernel(settings, self.dimensions)):
             yield f"{odd[1]}; this costs speed, which is not reckoned"
-
-
-def _layer(name: str, n_layers: int) -> int:
-    """The layer that a tensor counts for: its block, else the output."""
-    if name.startswith("blk."):
-        return min(int(name.split(".")[1]), n_layers - 1)
-    return n_layers - 1

@@ -54,6 +54,11 @@ def test_a_random_budget_is_kept_or_refused_with_what_is_short(number: int) -> N
     assert tool().check(random_budgets()[number])
 
 
+def test_the_gap_is_small_where_speed_decides_how_many_layers_are_on_gpus() -> None:
+    """Of 8B weights on GPUs of 4 and 1 GB with 46.4 tokens per second."""
+    assert tool().check(list(tool().budgets(29, 11))[28])
+
+
 @pytest.fixture(scope="module")
 def air(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     recipe = tmp_path_factory.mktemp("air") / "air.recipe"

@@ -126,6 +126,24 @@ def test_a_dense_model_has_as_many_layers_on_the_gpu_as_fit() -> None:
     assert [s.device for s in more.shortages] == ["CUDA0"]
 
 
+@pytest.mark.parametrize("vram", [(4, 2), (3.5, 1)])
+def test_a_small_second_gpu_does_not_keep_layers_off_the_first(vram: tuple[float, ...]) -> None:
+    wishes = Wishes(32768, Q8_0, Q8_0, micro_batch=512)
+    made = reckoned(place(header("Qwen3-8B", "Q2_K"), machine(*vram, ram=10), wishes))
+    assert made.fits
+    n = made.settings.gpu_layers
+    assert 0 < n < 36
+    more = place(made.header, made.machine, replace(wishes, gpu_layers=n + 1))
+    assert any(s.device != "host" for s in more.shortages)
+
+
+def test_layers_are_split_otherwise_where_ram_would_be_too_small() -> None:
+    made = reckoned(place(air(), machine(12, 12, ram=61.2), Wishes(4096, micro_batch=512)))
+    assert made.fits
+    less = place(air(), machine(12, 12, ram=55), Wishes(4096, micro_batch=512))
+    assert [s.device for s in less.shortages] == ["host"]
+
+
 @pytest.mark.parametrize("vram", [(24, 24), (24, 12), (12, 24), (32, 16, 8)])
 def test_several_gpus_hold_layers_in_a_row_and_experts_of_their_own(vram: tuple[float, ...]) -> None:
     made = reckoned(place(air(), machine(*vram)))
