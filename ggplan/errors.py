@@ -23,7 +23,7 @@ _FLAGS = {
 # All others that a hint names. An option of another program is no argument of the library.
 _OPTIONS = frozenset(_FLAGS) | {
     "base", "block", "bpw", "chunks", "ctx", "dialect", "exact", "figure", "fuse", "gguf", "imatrix", "kind",
-    "memory", "metric", "model-name", "no-assert", "nonfinite", "pre", "record", "size", "text", "types", "x",
+    "memory", "metric", "model-name", "no-assert", "nonfinite", "pre", "record", "size", "text", "types", "work", "x",
 }  # fmt: skip
 # An option is a word of its own: in a path, `--` is a part of a name. A value is a placeholder in capitals, a
 # range, or a word that is a choice.

@@ -129,7 +129,7 @@ def quantize(
         )
     if hessian is None:
         _require_imatrix(target, imatrix)
-        require_effort(effort or "default")
+        require_effort("default" if effort is None else effort)
     weights = _as_float32(_as_array(rows), "weights")
     if weights.ndim == 0:
         raise QuantizationError(

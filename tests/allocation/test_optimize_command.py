@@ -212,7 +212,6 @@ def test_wrong_usage(arguments: list[str], says: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--bpw", "nan"], "nan bits per weight cannot be"),
         (["--types", "q4_Q"], "q4_Q"),
         (["--types", "tq1_0"], "is not known"),
         (["--pin", "@default q8_0"], "is no rule"),

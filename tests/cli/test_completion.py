@@ -63,7 +63,7 @@ def test_types_mixes_codes_and_choices_are_offered() -> None:
     assert offered("ggplan types q4_K IQ4") == types
     assert offered("ggplan rules from x --mix ") == MIX_NAMES
     assert offered("ggplan rules check --explain ") == list(lint_rules())
-    assert offered("ggplan convert x y --effort ") == ["default", "best"]
+    assert offered("ggplan convert x y --effort ") == ["default", "best", "feedback"]
     assert "convert" in offered("ggplan ")
     assert offered("ggplan rules ex") == ["explain", "export"]
     assert "--split-max-size" in offered("ggplan convert --s")

@@ -97,7 +97,7 @@ def test_verify_measures_the_result_beside_a_mix_and_a_type(here: Path, log) -> 
     [
         (["--probe"], "--text is missing"),
         (["--text", "a.txt"], "--text is for --probe and --verify"),
-        (["--engine", "/bin/llama"], "--engine PROGRAM is for --probe and --verify"),
+        (["--engine", "/bin/llama"], "a program runs for --probe and --verify alone"),
         (["--engine", "llama.cpp", "--engine", "ik_llama.cpp"], "one engine's types and one program"),
         (["--record", "x.json"], "--record is for --verify"),
         (["--probe-base", "q8_0"], "--probe-base is for --probe"),
