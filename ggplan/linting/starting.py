@@ -5,7 +5,7 @@ from __future__ import annotations
 from ggplan.ggml_types import parse_type
 from ggplan.inventories import architecture_of
 from ggplan.linting.wording import kind_of, rule_for
-from ggplan.model import Model
+from ggplan.model import Model, TensorInfo
 from ggplan.planning import make_plan
 from ggplan.planning.protection import n_dimensions, protected_reason
 from ggplan.rules import ROLES, Blocks, parse_recipe, roles_of
@@ -90,7 +90,7 @@ def _section(model: Model, members: list[int], whole: str, types: str, why: str)
     size = sum(model.tensors[i].n_bytes for i in members)
     kept = {model.tensors[i].type for i in members if model.tensors[i].type.is_quantized}
     is_mixed = bool(kept) and (len(kept) > 1 or not all(model.tensors[i].type in kept for i in members))
-    chains = {i: _chain(types, model.tensors[i].n_columns) for i in members}
+    chains = {i: _chain(types, model.tensors[i]) for i in members}
     is_mixed = is_mixed or any(chain != types for chain in chains.values())
     lines = [f"# {why} {format_bytes(size)}{', quantized in the source and kept so' if kept else ''}."]
     if whole and not is_mixed:
@@ -103,10 +103,11 @@ def _section(model: Model, members: list[int], whole: str, types: str, why: str)
     return [*lines, *(rule_for(model.tensors, found, chain) for (_, chain), found in groups.items()), ""]
 
 
-def _chain(types: str, n_columns: int) -> str:
+def _chain(types: str, tensor: TensorInfo) -> str:
     """Without blocks where a row holds none, such as the four columns of a short convolution."""
-    parts = types.split(" | ")
-    return parts[-1] if n_columns % parse_type("q8_0").block_size else types
+    if protected_reason(tensor.name, n_dimensions(tensor.shape)) is not None:
+        return "f32"
+    return types.split(" | ")[-1] if tensor.n_columns % parse_type("q8_0").block_size else types
 
 
 def _worth_a_test(name: str, n_dims: int) -> bool:
