@@ -22,10 +22,10 @@ _FLAGS = {
 }
 # All others that a hint names. An option of another program is no argument of the library.
 _OPTIONS = frozenset(_FLAGS) | {
-    "base", "block", "bpw", "calibration", "chunks", "correct", "ctx", "dialect", "effort", "engine", "exact",
-    "figure", "fold", "fuse", "gguf", "imatrix", "kind", "max-kld", "memory", "metric", "min-tps", "model-name",
-    "no-assert", "nonfinite", "pre", "probes", "ram", "record", "size", "text", "tokens", "types", "vram", "work",
-    "x",
+    "base", "block", "bpw", "calibration", "chunks", "correct", "ctx", "dialect", "effort", "engine",
+    "exact", "figure", "fold", "fuse", "gguf", "imatrix", "kind", "max-kld", "memory", "metric", "min-tps",
+    "model-name", "no-assert", "nonfinite", "pre", "probes", "ram", "record", "size", "text", "tokens",
+    "types", "vram", "work", "x",
 }  # fmt: skip
 # An option is a word of its own: in a path, `--` is a part of a name. A value is a placeholder in capitals, a
 # range, or a word that is a choice.
