@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +39,7 @@ from ggplan.calibration.inputs import Input
 from ggplan.errors import CalibrationError, CheckpointError
 from ggplan.imatrix import ImatrixSums, Sums, write_imatrix
 from ggplan.imatrix.entries import ReadOnDemand
-from ggplan.sources.files import exists, read_whole, shown
+from ggplan.sources.files import exists, read_whole, shown, write_whole
 from ggplan.sources.json_files import parse_object
 
 _RUN_LIMIT = 1 << 24
@@ -217,16 +216,7 @@ def _remove(folder: Path, names: Iterable[str]) -> None:
 
 
 def _write_json(path: Path, value: object) -> None:
-    part = path.with_name(f"{path.name}.part")
     try:
-        with part.open("w", encoding="ascii", newline="\n") as file:
-            json.dump(value, file, indent=1)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
+        write_whole(path, [f"{json.dumps(value, indent=1)}\n".encode("ascii")])
     except OSError as error:
         raise CalibrationError(f"cannot write {shown(path)}: {error.strerror or error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)

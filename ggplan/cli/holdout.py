@@ -14,10 +14,8 @@ from ggplan.cli.options import as_one, note
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from rich.progress import TaskID
-
     from ggplan.conversion import ConversionResult, ConvertOptions
-    from ggplan.measure import Engine, Metric, Watched
+    from ggplan.measure import Engine, Metric
     from ggplan.planning import Plan
     from ggplan.probing import HeldOut
 
@@ -134,7 +132,7 @@ def run_holdout(
     import tempfile
     from pathlib import Path
 
-    from ggplan.cli.progress import steps_bar
+    from ggplan.cli.progress import files_watched, steps_bar
     from ggplan.cli.signals import orderly_stop
     from ggplan.measure import MeasureOptions, open_record
     from ggplan.probing.holdout import bytes_to_write, hold_out
@@ -148,18 +146,11 @@ def run_holdout(
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="ggplan-holdout-", dir=beside))
         bar = stack.enter_context(steps_bar(quiet=quiet))
         task = bar.add_task("writing files to compare with", total=bytes_to_write(plan))
-        tasks: dict[Watched, TaskID] = {}
-
-        def watch(what: Watched, done: int, of: int) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(printable(str(what)), total=of)
-            bar.update(tasks[what], completed=done)
-
         found, measured = hold_out(
             plan, Path(result.paths[0]), wanted.texts, wanted.engine, Path(folder),
             MeasureOptions(n_chunks=wanted.n_chunks), converting,
             into=None if kept is None else kept.record, written=lambda n: bar.advance(task, n),
-            watcher=watch, keep=None if kept is None else kept.add,
+            watcher=files_watched(bar), keep=None if kept is None else kept.add,
         )  # fmt: skip
         if kept is not None:
             kept.add(measured.record, measured.scores)

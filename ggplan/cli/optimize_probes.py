@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ggplan.allocation.scales import Scales
     from ggplan.allocation.type_errors import Errors
     from ggplan.imatrix import Imatrix
-    from ggplan.measure import Engine, Watched
+    from ggplan.measure import Engine
     from ggplan.model import Model
     from ggplan.probing import ProbeRecord, Verified, Watcher
     from ggplan.rules import Recipe
@@ -354,7 +354,7 @@ def verify(
     import tempfile
     from pathlib import Path
 
-    from ggplan.cli.progress import steps_bar
+    from ggplan.cli.progress import files_watched, steps_bar
     from ggplan.measure import MeasureOptions, open_record
     from ggplan.probing import contenders, verify_allocation
     from ggplan.probing.verifying import bytes_to_write
@@ -367,18 +367,11 @@ def verify(
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="ggplan-verify-", dir=probing.work))
         bar = stack.enter_context(steps_bar(quiet=quiet))
         task = bar.add_task("writing files", total=bytes_to_write(found))
-        tasks: dict[Watched, TaskID] = {}
-
-        def watch(what: Watched, done: int, of: int) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(printable(str(what)), total=of)
-            bar.update(tasks[what], completed=done)
-
         verified, result = verify_allocation(
             found, [Path(text) for text in probing.texts], engine, Path(folder),
             MeasureOptions(n_chunks=probing.chunks or _CHUNKS),
             into=None if kept is None else kept.record, written=lambda n: bar.advance(task, n),
-            watcher=watch, keep=None if kept is None else kept.add,
+            watcher=files_watched(bar), keep=None if kept is None else kept.add,
         )  # fmt: skip
         if kept is not None:
             kept.add(result.record, result.scores)

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
     from rich.progress import Progress, ProgressColumn, TaskID
 
+    from ggplan.measure import Watched
+
 
 class NoBar:
     """Stands for a bar that is not shown, without the time that it takes to import one."""
@@ -64,6 +66,20 @@ def steps_bar(*, quiet: bool) -> Progress:
     from rich.progress import TaskProgressColumn
 
     return _bar(TaskProgressColumn(), _compiling(), quiet=quiet)
+
+
+def files_watched(bar: Progress) -> Callable[[Watched, int, int], None]:
+    """The function that is told how far the measuring of a file is: a line of the bar for each."""
+    from ggplan.text import printable
+
+    tasks: dict[Watched, TaskID] = {}
+
+    def watch(what: Watched, done: int, of: int) -> None:
+        if what not in tasks:
+            tasks[what] = bar.add_task(printable(str(what)), total=of)
+        bar.update(tasks[what], completed=done)
+
+    return watch
 
 
 def chunks_bar(*, quiet: bool) -> Progress:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, get_args
@@ -15,7 +12,7 @@ from ggplan.errors import ImatrixError
 from ggplan.imatrix.gguf_form import gguf_pieces
 from ggplan.imatrix.legacy_form import legacy_pieces
 from ggplan.imatrix.sums import ImatrixSums
-from ggplan.sources.files import shown
+from ggplan.sources.files import shown, write_whole
 
 Form = Literal["gguf", "dat"]
 FORMS: tuple[Form, ...] = get_args(Form)
@@ -61,19 +58,7 @@ def _check(imatrix: ImatrixSums, path: Path) -> None:
 
 
 def _write_whole(path: Path, pieces: Iterator[bytes]) -> str:
-    part = path.with_name(f"{path.name}.part")
-    digest = hashlib.sha256()
     try:
-        with part.open("wb") as file:
-            for piece in pieces:
-                digest.update(piece)
-                file.write(piece)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
+        return write_whole(path, pieces)
     except OSError as error:
         raise ImatrixError(f"cannot write {shown(path)}: {error.strerror or error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
-    return digest.hexdigest()

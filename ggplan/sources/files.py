@@ -16,12 +16,14 @@ ranges.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import math
 import os
 import stat
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -362,3 +364,27 @@ def _truncated(path: Path, offset: int, n_bytes: int, done: int) -> CheckpointEr
         f"{done:,} are there",
         hint="download the file again and compare its size with the original",
     )
+
+
+def write_whole(path: Path, pieces: Iterable[bytes]) -> str:
+    """Write a file under another name, then rename it, so that the final name never has a part; its SHA-256.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written: each caller has an error of its own for that.
+    """
+    part = path.with_name(f"{path.name}.part")
+    digest = hashlib.sha256()
+    try:
+        with part.open("wb") as file:
+            for piece in pieces:
+                digest.update(piece)
+                file.write(piece)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+    return digest.hexdigest()
