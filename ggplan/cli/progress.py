@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn, TaskID
 
     from ggplan.measure import Watched
+    from ggplan.measure.measuring import Watcher
 
 
 class NoBar:
@@ -68,7 +69,7 @@ def steps_bar(*, quiet: bool) -> Progress:
     return _bar(TaskProgressColumn(), _compiling(), quiet=quiet)
 
 
-def files_watched(bar: Progress) -> Callable[[Watched, int, int], None]:
+def files_watched(bar: Progress) -> Watcher:
     """The function that is told how far the measuring of a file is: a line of the bar for each."""
     from ggplan.text import printable
 
