@@ -148,10 +148,11 @@ def _relaxed(table: Table, known: Sequence[Sequence[Option]]) -> tuple[float, Fl
         shape=(len(known), n_options + n_rows),
     )
     rows = np.concatenate([*(costs for _, costs in sums), -np.eye(n_rows)], 1)
-    found = linprog(
+    solve: Any = linprog  # whose own types, where they are installed, refuse sparse equalities
+    found = solve(
         np.concatenate([*(damages for damages, _ in sums), np.full(n_rows, _SHORT * _SCALE)]),
         A_ub=rows, b_ub=table.limits, A_eq=each, b_eq=np.ones(len(known)), method="highs",
-    )  # type: ignore[call-overload]  # fmt: skip
+    )  # fmt: skip
     if found.status != 0:  # of a program that has a solution: the tolerances were too fine
         return np.inf, np.zeros(n_rows), [[] for _ in known]
     starts = np.concatenate([[0], np.cumsum(counts)])
