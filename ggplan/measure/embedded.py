@@ -346,4 +346,5 @@ def _say(**line: Any) -> None:
 
 
 if __name__ == "__main__":
+    end_with_caller()
     sys.exit(main(sys.argv[1:]))
