@@ -390,7 +390,10 @@ def _keep_or_discard(
     work.close()
     where, what = part_path(output), f"{format_bytes(kept)} of {format_bytes(n_bytes)} are"
     if kept == 0:
-        where, what = layers_folder(output), f"{n_layers:,} corrected layer{'s are' if n_layers > 1 else ' is'}"
+        where, what = (
+            layers_folder(output),
+            f"{n_layers:,} corrected layer{'s are' if n_layers > 1 else ' is'}",
+        )
     note = f"{what} kept in {printable(str(where))}; the same command continues from there"
     error.add_note(note)
     if isinstance(error, Error):
