@@ -67,7 +67,7 @@ ALLOWED = {
     },
     "calibration": {
         "version", "errors", "text", "ggml_types", "metadata", "model", "sources", "imatrix", "quants",
-        "planning", "measure", "forward",
+        "reshaping", "planning", "measure", "forward",
     },
     "folding": {
         "errors", "text", "ggml_types", "model", "quants", "imatrix", "calibration",
