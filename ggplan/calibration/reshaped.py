@@ -185,10 +185,11 @@ def of_reshaped(calibration: _OnDisk, model: Model) -> _OnDisk | ReshapedCalibra
         found = [_agreeing(calibration, sources, model, marks) for sources, _ in candidates]
         chosen, undone = candidates[found.index(max(found))]
     sources = {t.name: s for t in model.tensors if (s := _there(calibration, chosen[t.name], t)) is not None}
+    known = calibration.weights
     weights = {
-        name: mark
+        name: known[source.tensor]
         for name, source in chosen.items()
-        if source.slices is None and (mark := calibration.weights.get(source.tensor))
+        if source.slices is None and source.tensor in known
     }
     return ReshapedCalibration(calibration, sources, weights, _notes(undone))
 

@@ -28,7 +28,13 @@ from ggplan.correcting.targets import Correction, correction
 from ggplan.errors import ConversionError
 from ggplan.forward.building import open_checkpoint_model, require_transformers
 from ggplan.forward.matrices import Place
-from ggplan.forward.running import Rows, TokenRun, experts_rows, one_torch_thread
+from ggplan.forward.running import (
+    Rows,
+    TokenRun,
+    experts_rows,
+    multiplied_rows,
+    one_torch_thread,
+)
 from ggplan.forward.structure import LayerInput, Structure, require_known
 from ggplan.ggml_types import F32
 from ggplan.planning import Plan, PlannedTensor
@@ -247,10 +253,12 @@ class _Layer:
             scratch.close(f"{ORIGINAL}-{number}")
 
     def _correct_level(self, level: int, scratch: _Scratch) -> None:
-        numbers = [k for k, e in enumerate(self.structure.inputs) if e.level == level and self._is_used(k)]
+        inputs = self.structure.inputs
+        numbers = [k for k, e in enumerate(inputs) if e.level == level and self._is_used(k)]
         if not numbers:
             return
-        chosen = {id(self.structure.inputs[k]) for k in numbers}
+        sources = {source for k in numbers if (source := inputs[k].multiple_of) is not None}
+        chosen = {id(inputs[k]) for k in {*numbers, *sources}}
         routes: dict[int, list[NDArray[np.int32]]] = {}
         slices: dict[int, list[NDArray[np.int32]]] = {}
         for _, _, rows in self.run.run(
@@ -262,22 +270,35 @@ class _Layer:
                     routes.setdefault(each.number, []).append(each.routes)
                 if each.slices is not None:
                     slices.setdefault(each.number, []).append(each.slices)
-        for number in numbers:
+        for number in {*numbers, *sources}:
             scratch.close(f"{QUANTIZED}-{number}")
         for number, of_batches in routes.items():
             self._run_experts(number, of_batches, scratch)
         for number in numbers:
-            which = self.structure.inputs[number]
+            if inputs[number].multiple_of is not None:
+                self._run_multiples(number, scratch)
+        for number in numbers:
+            which = inputs[number]
             x = scratch.rows(f"{QUANTIZED}-{number}", which.n_columns)
             f = scratch.rows(f"{ORIGINAL}-{number}", which.n_columns)
             if which.is_given:
-                self._experts_with_map(number, x, f, np.concatenate(routes[number]))
+                sent = np.concatenate(routes[number])
+                tokens = [np.flatnonzero((sent == e).any(axis=1)) for e in range(which.n_slices)]
+                self._experts_with_map(number, (x, f), x, tokens)
+            elif (source := which.multiple_of) is not None:
+                of_all = [scratch.rows(f"{s}-{source}", which.n_columns) for s in (QUANTIZED, ORIGINAL)]
+                own = np.concatenate(slices[number])
+                tokens = [np.flatnonzero(own == e) for e in range(which.n_slices)]
+                self._experts_with_map(number, (of_all[0], of_all[1]), x, tokens)
             elif which.n_slices:
                 self._experts_of_their_own(number, x, f, np.concatenate(slices[number]))
             else:
                 self._plain(number, x, f)
+        still = {e.multiple_of for k, e in enumerate(inputs) if e.level > level and self._is_used(k)}
+        for number in {*numbers, *sources}:
             scratch.remove(f"{QUANTIZED}-{number}")
-            scratch.remove(f"{ORIGINAL}-{number}")
+            if number not in still:
+                scratch.remove(f"{ORIGINAL}-{number}")
 
     def _run_experts(self, number: int, routes: Sequence[NDArray[np.int32]], scratch: _Scratch) -> None:
         """What the experts' last matrices are given in the original, for the quantized model's routes."""
@@ -298,6 +319,32 @@ class _Layer:
 
             for rows in self.run.each(work):
                 scratch.add(f"{ORIGINAL}-{k}", rows.values)
+            scratch.close(f"{ORIGINAL}-{k}")
+
+    def _run_multiples(self, number: int, scratch: _Scratch) -> None:
+        """The same for experts that are given all tokens, each times its chance.
+
+        The quantized stream runs, but these experts multiply the original's states times the same chances.
+        """
+        inputs = self.structure.inputs
+        source = inputs[number].multiple_of
+        assert source is not None
+        own = [k for k, e in enumerate(inputs) if e.owner == inputs[number].owner and k != number]
+        n_columns, width = inputs[number].n_columns, self.run.tokens.shape[1]
+        states = scratch.rows(f"{ORIGINAL}-{source}", n_columns)
+        calls = self.run.calls_by_batch(self.layer)
+
+        def work(batch: slice) -> list[Rows]:
+            of_batch = states[batch.start * width : batch.stop * width].copy()
+            return multiplied_rows(
+                self.run.model, self.layer, self.structure, (source, number), own,
+                (self.quantized[batch].copy(), of_batch), calls[batch.start],
+            )  # fmt: skip
+
+        for of_batch in self.run.each(work):
+            for rows in of_batch:
+                scratch.add(f"{ORIGINAL}-{rows.number}", rows.values)
+        for k in own:
             scratch.close(f"{ORIGINAL}-{k}")
 
     def _plain(self, number: int, x: F32Array, f: F32Array) -> None:
@@ -323,25 +370,37 @@ class _Layer:
 
             self._each(work, jobs)
 
-    def _experts_with_map(self, number: int, x: F32Array, f: F32Array, routes: NDArray[np.int32]) -> None:
-        """Matrices of experts that share the layer's input: one map of all tokens corrects all of them."""
+    def _experts_with_map(
+        self,
+        number: int,
+        of_all: tuple[F32Array, F32Array],
+        x: F32Array,
+        rows: Sequence[NDArray[np.int64]],
+    ) -> None:
+        """Matrices of experts that share the layer's input: one map of all tokens corrects all of them.
+
+        `of_all` is that input in the quantized and the original stream, `rows` for each expert the rows of
+        `x` that it is given.
+        """
         threads = self.options.threads
         for columns, names in self._by_columns(number).items():
-            own, original = (x, f) if columns is None else (x[:, list(columns)], f[:, list(columns)])
+            own, original, given = (
+                each if columns is None else each[:, list(columns)] for each in (*of_all, x)
+            )
             found = correction(own, original, threads)
             m = found.as_map(threads)
 
             def work(
                 expert: int,
-                own: F32Array = own,
+                given: F32Array = given,
                 found: Correction = found,
                 m: F32Array = m,
                 names: Any = names,
             ) -> None:
-                tokens = np.flatnonzero((routes == expert).any(axis=1))
                 moments = found.moments
-                if tokens.size:
-                    moments = Moments(second_moments(np.ascontiguousarray(own[tokens])), tokens.size)
+                if rows[expert].size:
+                    seen = np.ascontiguousarray(given[rows[expert]])
+                    moments = Moments(second_moments(seen), rows[expert].size)
                 target = Target(moments, self.options.lam, self.options.method)
                 for name in names:
                     weights = self._weights(name, expert, 0, self.planned[name].tensor.shape[-2])
