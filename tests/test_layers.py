@@ -63,7 +63,8 @@ ALLOWED = {
     },
     "forward": {"errors", "text", "ggml_types", "model", "sources", "arch"},
     "correcting": {
-        "version", "errors", "text", "ggml_types", "model", "sources", "planning", "quants", "forward",
+        "version", "errors", "text", "ggml_types", "metadata", "model", "sources", "reshaping", "planning",
+        "quants", "forward",
     },
     "calibration": {
         "version", "errors", "text", "ggml_types", "metadata", "model", "sources", "imatrix", "quants",

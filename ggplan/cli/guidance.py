@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -33,6 +34,16 @@ def guidance_notes(plan: Plan) -> list[str]:
     if isinstance(calibration, Calibration | ReshapedCalibration):
         lines += changed_note(calibration, plan.model)
     return lines
+
+
+def uncorrected_notes(uncorrected: Mapping[str, str]) -> list[str]:
+    """A line for each reason why tensors of layers were not corrected."""
+    from ggplan.text import names_in_words
+
+    by_reason: dict[str, list[str]] = {}
+    for name, why in uncorrected.items():
+        by_reason.setdefault(why, []).append(name)
+    return [f"{names_in_words(names)}: not corrected: {why}" for why, names in by_reason.items()]
 
 
 def changed_note(calibration: Calibration | ReshapedCalibration, model: Model) -> list[str]:

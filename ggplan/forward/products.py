@@ -40,8 +40,8 @@ class Product:
 
 
 Seen = Callable[[Product, "Tensor"], "Tensor | None"]
-"""Called with a product and its input, (tokens, columns): for each slice of a batch apart. What it gives, if it
-is not None, is multiplied in place of the input."""
+"""Called with a product and its input, (tokens, columns): for each slice of a batch apart. What it gives is
+multiplied in place of the input, if it is not None."""
 
 
 @contextlib.contextmanager
