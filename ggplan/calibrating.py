@@ -120,13 +120,25 @@ def calibrate(
     CheckpointError, MeasureError, ConversionError
         If the model cannot be read, run or converted.
     """
-    from ggplan.calibration.folder import INDEX, Calibration
-    from ggplan.calibration.marks import marks_of
-    from ggplan.calibration.run import begin, settings_there
+    from ggplan.calibration.run import locked, remove_working
 
     model = _opened(model)
     known = _texts(texts, options)
     folder = Path(output)
+    with locked(folder):
+        calibration = _calibrated(model, known, folder, options, watch)
+        remove_working(folder)
+    return calibration
+
+
+def _calibrated(
+    model: Model, known: list[_Text], folder: Path, options: CalibrateOptions, watch: Watch
+) -> Calibration:
+    """The calibration in a folder that no other run has, made or opened."""
+    from ggplan.calibration.folder import INDEX, Calibration
+    from ggplan.calibration.marks import marks_of
+    from ggplan.calibration.run import begin, settings_there
+
     weights = marks_of(model)
     settings = _settings(model, weights, known, options)
     before = settings_there(folder)

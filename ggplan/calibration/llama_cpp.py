@@ -36,6 +36,7 @@ from ggplan.calibration.graph_nodes import Graph
 from ggplan.errors import CalibrationError, Error, MeasureError
 from ggplan.imatrix import ImatrixSums, write_imatrix
 from ggplan.measure.embedded import EmbeddedModel, llama_cpp_module
+from ggplan.measure.engines import end_with_caller
 
 UBATCH = 512
 """Tokens of a graph: llama.cpp's own default."""
@@ -217,4 +218,5 @@ def _say(**line: Any) -> None:
 
 
 if __name__ == "__main__":
+    end_with_caller()
     sys.exit(main(sys.argv[1:]))
