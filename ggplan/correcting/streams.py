@@ -146,7 +146,7 @@ def _correct(
         model.fill_outside()
         fixed = fixed_names(plan)
         token_run = TokenRun(model, tokens, options.threads, lambda name: name in fixed)
-        if not first and not all(kept.states(0, s).exists() for s in (ORIGINAL, QUANTIZED)):
+        if not first:
             for stream in (ORIGINAL, QUANTIZED):
                 token_run.start(kept.states(0, stream))
         for layer in range(first, n_layers):

@@ -172,6 +172,8 @@ class CheckpointModel:
 
     def end(self, tokens: Tensor, hidden: Tensor) -> Tensor:
         """The logits that the model makes of the last layer's output: (windows, T, vocabulary)."""
+        if self.returns_tuple is None:
+            self.returns_tuple = self._output_kind(tokens)
 
         def passing(number: int) -> Callable[..., Any]:
             def forward(*args: Any, **kwargs: Any) -> Any:
