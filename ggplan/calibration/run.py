@@ -11,8 +11,11 @@ calibration.json, and run.json is removed; so a folder with calibration.json is 
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import json
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +47,7 @@ from ggplan.sources.json_files import parse_object
 
 _RUN_LIMIT = 1 << 24
 _WORKING = ("model.gguf", "states-")  # of files that engines keep here while they work
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)  # some network file systems
 _OTHER_FOLDER = "name another folder, or give --force to replace it"
 
 
@@ -174,6 +178,54 @@ def _whole(folder: Path) -> Calibration:
     calibration = open_calibration(folder)
     calibration.verify()
     return calibration
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep two runs out of one folder. It is made if it is not there, and removed if it stays empty.
+
+    Raises
+    ------
+    CalibrationError
+        If another run has it.
+    """
+    made = False
+    with contextlib.suppress(OSError):  # `begin` tells why it cannot be made
+        folder.mkdir()
+        made = True
+    descriptor = -1
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if descriptor >= 0:
+            _lock(descriptor, folder)
+        yield
+    finally:
+        if made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+def _lock(descriptor: int, folder: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise CalibrationError(
+            f"another run is filling {shown(folder)}", hint="wait for it, or name another folder"
+        ) from None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise CalibrationError(f"cannot lock {shown(folder)}: {error.strerror or error}") from error
+
+
+def remove_working(folder: Path) -> None:
+    """Remove what engines left in a folder that is whole, where a run was killed before it could."""
+    for entry in list(folder.iterdir()):
+        if entry.name.startswith(_WORKING) or entry.name.endswith(".part"):
+            with contextlib.suppress(OSError):
+                entry.unlink()
 
 
 def settings_there(folder: Path) -> Mapping[str, Any] | None:

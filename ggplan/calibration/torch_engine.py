@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggplan.calibration.collecting import Activation, LayerCollector
-from ggplan.calibration.engines import Progress, Surveyed
+from ggplan.calibration.engines import Progress, Surveyed, Taken, chunks_of
 from ggplan.calibration.run import Run
 from ggplan.errors import CalibrationError
 from ggplan.forward.building import open_checkpoint_model, require_transformers
@@ -110,9 +110,7 @@ class TorchEngine:
             layers.append(None)
         return Surveyed(tuple(len(tokens) for tokens in self._all_tokens()), tuple(layers))
 
-    def collect(
-        self, taken: Sequence[int], layers: Sequence[int | None], run: Run, progress: Progress
-    ) -> None:
+    def collect(self, taken: Taken, layers: Sequence[int | None], run: Run, progress: Progress) -> None:
         """As `Engine.collect`."""
         tokens = self.chunks(taken)
         run.write_tokens(tokens.astype(np.int32))
@@ -136,7 +134,7 @@ class TorchEngine:
         ):
             collector.write(run.folder, run.digest)
 
-    def imatrix(self, taken: Sequence[int], path: Path, form: Form, progress: Progress) -> None:
+    def imatrix(self, taken: Taken, path: Path, form: Form, progress: Progress) -> None:
         """As `Engine.imatrix`."""
         tokens = self.chunks(taken)
         n_layers = len(self.survey().layers)
@@ -160,18 +158,12 @@ class TorchEngine:
                 entries |= collector.sums()
         write_imatrix(ImatrixSums(self._datasets, self._n_ctx, entries), path, form)
 
-    def chunks(self, taken: Sequence[int]) -> NDArray[np.int64]:
-        """The first chunks of each text, `taken` of them: (n, n_ctx), as llama.cpp cuts them.
+    def chunks(self, taken: Taken) -> NDArray[np.int64]:
+        """Chunks of the texts by their numbers: (n, n_ctx), as llama.cpp cuts them.
 
         Where the tokenizer begins a text with a token, every chunk's first token is replaced by it.
         """
-        n = self._n_ctx
-        parts = [
-            tokens[: count * n].reshape(count, n)
-            for tokens, count in zip(self._all_tokens(), taken, strict=True)
-            if count
-        ]
-        chunks = np.concatenate(parts)
+        chunks = chunks_of(self._all_tokens(), taken, self._n_ctx)
         if (first := self._first_token()) is not None:
             chunks[:, 0] = first
         return chunks

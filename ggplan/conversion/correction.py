@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ggplan.conversion.journal import NO_SOURCE
 from ggplan.errors import PlanError
 from ggplan.planning import Plan
-from ggplan.quants.revisions import BEST_REVISION
+from ggplan.quants.revisions import FEEDBACK_REVISION
 from ggplan.sources.files import shown
 from ggplan.version import __version__
 
@@ -37,8 +38,38 @@ def layers_folder(output: Path) -> Path:
 
 
 def remove_layers(output: Path) -> None:
-    """Remove the layers of an output that is complete, or given up."""
-    shutil.rmtree(layers_folder(output), ignore_errors=True)
+    """Remove the layers of an output that is complete, or given up; a folder of others stays."""
+    folder = layers_folder(output)
+    if folder.is_dir() and _is_ours(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def kept_layers(output: Path) -> int:
+    """How many layers of an unfinished output have a file."""
+    from ggplan.correcting import layer_files
+
+    folder = layers_folder(output)
+    return len(layer_files(folder)) if folder.is_dir() and _is_ours(folder) else 0
+
+
+def _is_ours(folder: Path) -> bool:
+    from ggplan.correcting import is_ours
+
+    return is_ours(folder)
+
+
+def check_correctable(plan: Plan, output: Path) -> None:
+    """Refuse a plan that cannot be corrected, or an output whose layers have no place.
+
+    Raises
+    ------
+    ConversionError, CheckpointError
+        Saying why.
+    """
+    from ggplan.correcting import engine_versions, refuse_foreign
+
+    engine_versions()
+    refuse_foreign(layers_folder(output))
 
 
 def correct_plan(
@@ -83,7 +114,7 @@ def correct_plan(
         "header": hashlib.sha256(plan.header).hexdigest(),
         "inputs": [(path.name, path.stat().st_size) for path in plan.model.files],
         "tokens": hashlib.sha256(np.ascontiguousarray(tokens, "<i4").data).hexdigest(),
-        "encoders": BEST_REVISION,
+        "encoders": FEEDBACK_REVISION,
         "engine": engine_versions(),
     }
     run = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
@@ -96,6 +127,7 @@ def take_corrected(work: UnfinishedOutput, corrected: Corrected) -> int:
     """Have the blocks of corrected layers written; returns how many bytes of them are not yet in the output.
 
     The manifest has no hash of their source, so that `--reuse` does not take them: they depend on more.
+    The journal says so of each, so that a run that finds all of them written needs no layers.
     """
     left = 0
     for part in work.parts:
@@ -104,6 +136,6 @@ def take_corrected(work: UnfinishedOutput, corrected: Corrected) -> int:
                 key = part.number, tensor.name
                 work.reused[key] = blocks
                 work.sources.pop(key, None)
-                work.known_sources.pop(key, None)
+                work.known_sources[key] = NO_SOURCE
                 left += tensor.n_bytes - work.hashes[key].done
     return left

@@ -21,8 +21,10 @@ from typing import TYPE_CHECKING
 
 from ggplan.conversion.chunks import chunks_of
 from ggplan.conversion.correction import (
+    check_correctable,
     correct_plan,
     is_corrected,
+    kept_layers,
     layers_folder,
     remove_layers,
     take_corrected,
@@ -247,6 +249,8 @@ def _write(
     check_target(plan, paths, sidecars)
     if not options.force and not os.path.lexists(journal_path):
         check_absent(paths)
+    if is_corrected(plan):
+        check_correctable(plan, output)
     states = input_states(plan)
     check_early(plan)
     check_readable(plan)
@@ -264,6 +268,7 @@ def _write(
     try:
         if recorded.plan is None:
             remove_stale_parts(output, files)
+            remove_layers(output)
             if options.resume:
                 journal.begin(now)
         work.recorded = {key: max(mark.n_bytes for mark in marks) for key, marks in recorded.marks.items()}
@@ -273,7 +278,7 @@ def _write(
         if reuse is not None:
             reuse = _take_proven(work, reuse, pace)
         counted = 0
-        if is_corrected(plan):
+        if is_corrected(plan) and not work.is_written:
             corrected = correct_plan(
                 plan,
                 layers_folder(output),
@@ -287,6 +292,7 @@ def _write(
         _refuse_changed(states)
         work.finish(manifest)
         remove_layers(output)
+        work.end()
     except BaseException as error:
         _keep_or_discard(work, error, output, plan.tensor_bytes, states)
         raise
@@ -376,14 +382,19 @@ def _keep_or_discard(
     kept = 0 if not work.resumable or is_lasting or is_other_input else work.save()
     if is_lasting or is_other_input or not work.resumable:
         remove_layers(output)
-    if kept == 0:
+    n_layers = kept_layers(output)
+    if kept == 0 and n_layers == 0:
+        remove_layers(output)
         work.discard()
         return
     work.close()
-    note = (
-        f"{format_bytes(kept)} of {format_bytes(n_bytes)} are kept in {printable(str(part_path(output)))}; "
-        "the same command continues from there"
-    )
+    where, what = part_path(output), f"{format_bytes(kept)} of {format_bytes(n_bytes)} are"
+    if kept == 0:
+        where, what = (
+            layers_folder(output),
+            f"{n_layers:,} corrected layer{'s are' if n_layers > 1 else ' is'}",
+        )
+    note = f"{what} kept in {printable(str(where))}; the same command continues from there"
     error.add_note(note)
     if isinstance(error, Error):
         error.hint = f"{error.hint}; {note}" if error.hint else note

@@ -8,7 +8,15 @@ the ordinary writer puts them into the file.
 
 from __future__ import annotations
 
-from ggplan.correcting.kept import Corrected
+from ggplan.correcting.kept import Corrected, is_ours, layer_files, refuse_foreign
 from ggplan.correcting.streams import CorrectOptions, correct, engine_versions
 
-__all__ = ["CorrectOptions", "Corrected", "correct", "engine_versions"]
+__all__ = [
+    "CorrectOptions",
+    "Corrected",
+    "correct",
+    "engine_versions",
+    "is_ours",
+    "layer_files",
+    "refuse_foreign",
+]

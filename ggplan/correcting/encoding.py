@@ -2,36 +2,58 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ggplan.ggml_types import GgmlType
 from ggplan.planning import Plan, PlannedTensor
 from ggplan.planning.importance import importance_of
 from ggplan.quants import encode_into
 from ggplan.quants.feedback import encode_with_moments, takes_moments
 from ggplan.quants.linear_algebra import Moments
-from ggplan.quants.prepared import LAMBDA
+from ggplan.quants.prepared import LAMBDA, Prepared, prepare
 
 F32Array = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What weights are encoded for.
+    """What the matrices of an input are encoded for.
 
     Attributes
     ----------
-    moments
-        Of the inputs; None where no token was seen.
-    lam, method
+    importance
+        float32 (n,): the mean squares of the inputs; None where no token was seen.
+    prepared
+        Their second moments, for the types that have a search for them; None where no type has.
+    method
         As of `encode_with_moments`.
     """
 
-    moments: Moments | None
-    lam: float = LAMBDA
+    importance: F32Array | None = None
+    prepared: Prepared | None = None
     method: str = "feedback"
+
+
+def target_of(
+    moments: Moments | None,
+    types: Iterable[GgmlType],
+    *,
+    lam: float = LAMBDA,
+    method: str = "feedback",
+    threads: int = 1,
+) -> Target:
+    """What the matrices of an input, of some types, are encoded for.
+
+    The moments are regularized and factored here, once for all matrices and all runs of their rows.
+    """
+    if moments is None:
+        return Target(method=method)
+    prepared = prepare(moments, lam, threads) if any(takes_moments(type_) for type_ in types) else None
+    return Target(moments.matrix.diagonal().copy(), prepared, method)
 
 
 def encode_target(
@@ -44,12 +66,11 @@ def encode_target(
     type_ = planned.type
     out = np.empty((len(wanted), type_.row_bytes(planned.tensor.n_columns)), np.uint8)
     rows = np.ascontiguousarray(wanted)
-    if target.moments is not None and takes_moments(type_):
-        encode_with_moments(rows, type_, target.moments, out, method=target.method, lam=target.lam)
+    if target.prepared is not None and takes_moments(type_):
+        encode_with_moments(rows, type_, target.prepared, out, method=target.method)
         return out
-    if target.moments is not None:
-        importance: F32Array | None = target.moments.matrix.diagonal().copy()
-    else:
+    importance = target.importance
+    if importance is None:
         found = importance_of(planned.tensor, type_, plan.imatrix, "best")
         importance = None if found is None else found[slice_ if len(found) > 1 else 0]
     encode_into(rows, type_, importance, out, "best" if type_.best_encoder else "default")

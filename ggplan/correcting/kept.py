@@ -1,16 +1,19 @@
 """The finished layers of a correction, in a folder beside the output: `OUT.gguf.layers`.
 
-    layer-003.safetensors      the blocks of the layer's tensors, as bytes; in its metadata the digest of the
-    run states-004.original.f32    the hidden states that the next layer gets, in the original model
+    run.json                   by which the folder is known: the digest of the run
+    layer-003.safetensors      the blocks of the layer's tensors, as bytes; in its metadata the digests of the
+                               run, of the blocks, and of the states after the layer
+    states-004.original.f32    the hidden states that the next layer gets, in the original model
     states-004.quantized.f32   and in the quantized one
 
 A layer's file appears when both files of states after it are complete, and the states before it are removed
 then. So a run that was stopped at any moment goes on with the first layer whose file is missing; what it does
-again gives the same bytes. A file of another run (another text, recipe, version) is not used.
+again gives the same bytes. A file of another run (another text, recipe, version) or damaged is not used.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -29,6 +32,9 @@ from ggplan.sources.files import rows_in_file, shown
 from ggplan.sources.safetensors import read_metadata, read_tensors
 
 _FORMAT = "ggplan.corrected/1"
+_MARKER = "run.json"
+_STREAMS = ("original", "quantized")
+_PIECE = 1 << 22
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +69,18 @@ class KeptLayers:
     made: set[str] = field(default_factory=set)
 
     def open(self, *, restart: bool = False) -> None:
-        """Make the folder; raises ConversionError for another run's work, unless that may be discarded."""
+        """Make the folder.
+
+        Raises
+        ------
+        ConversionError
+            If it has another run's work, which may not be discarded, or is somebody else's.
+        """
+        refuse_foreign(self.folder)
         if restart:
             shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(exist_ok=True)
-        marker = self.folder / "run.json"
+        marker = self.folder / _MARKER
         text = json.dumps({"format": _FORMAT, "run": self.run}) + "\n"
         if marker.exists():
             if marker.read_text(encoding="utf-8", errors="replace") != text:
@@ -89,10 +102,11 @@ class KeptLayers:
         return self.folder / f"layer-{layer:03}.safetensors"
 
     def n_done(self, n_layers: int) -> int:
-        """How many layers are finished; 0 if the states after them are not there."""
+        """How many layers are finished; 0 if the states after them are not there, or not as they were."""
         done = next((k for k in range(n_layers) if not self.is_done(k)), n_layers)
-        needed = (self.states(done, stream) for stream in ("original", "quantized"))
-        return done if done == n_layers or all(path.exists() for path in needed) else 0
+        if done in (0, n_layers):
+            return done
+        return done if read_metadata(self.file(done - 1)).get("states") == self._states_digest(done) else 0
 
     def is_done(self, layer: int) -> bool:
         """Whether a layer's file is there, whole and of this run."""
@@ -110,14 +124,19 @@ class KeptLayers:
         for name in sorted(blocks):
             digest.update(f"{name} {blocks[name].shape}\n".encode())
             digest.update(np.ascontiguousarray(blocks[name]).data)
-        metadata = {"ggplan": _FORMAT, "run": self.run, "blocks": digest.hexdigest()}
+        metadata = {
+            "ggplan": _FORMAT,
+            "run": self.run,
+            "blocks": digest.hexdigest(),
+            "states": self._states_digest(layer + 1),
+        }
         path = self.file(layer)
         part = path.with_name(path.name + ".part")
         save_file({name: np.ascontiguousarray(b) for name, b in blocks.items()}, part, metadata)
         with part.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(part, path)
-        for stream in ("original", "quantized"):
+        for stream in _STREAMS:
             self.states(layer, stream).unlink(missing_ok=True)
 
     def corrected(self, layers: range, tensors: Mapping[str, PlannedTensor]) -> Corrected:
@@ -129,6 +148,18 @@ class KeptLayers:
                 found[name] = rows_in_file(stored.file, stored.offset, planned.type, planned.tensor.shape)
         return Corrected(self.folder, self.run, found)
 
+    def _states_digest(self, layer: int) -> str:
+        """The digest of the states that a layer gets; "" if they are not there."""
+        digest = hashlib.sha256()
+        try:
+            for stream in _STREAMS:
+                with self.states(layer, stream).open("rb") as file:
+                    while piece := file.read(_PIECE):
+                        digest.update(piece)
+        except OSError:
+            return ""
+        return digest.hexdigest()
+
     def _digest(self, layer: int) -> str:
         """The digest of the blocks in a layer's file."""
         digest = hashlib.sha256()
@@ -138,7 +169,40 @@ class KeptLayers:
             with stored[name].file.open("rb") as file:
                 file.seek(stored[name].offset)
                 rest = stored[name].n_bytes
-                while rest and (piece := file.read(min(rest, 1 << 22))):
+                while rest and (piece := file.read(min(rest, _PIECE))):
                     digest.update(piece)
                     rest -= len(piece)
         return digest.hexdigest()
+
+
+def is_ours(folder: Path) -> bool:
+    """Whether a folder is one of kept layers, or has nothing in it."""
+    if folder.is_symlink() or not folder.is_dir():
+        return False
+    names = {entry.name for entry in folder.iterdir()}
+    if names <= {f"{_MARKER}.part"}:
+        return True
+    with contextlib.suppress(OSError, ValueError):
+        found = json.loads((folder / _MARKER).read_text(encoding="utf-8"))
+        return isinstance(found, dict) and found.get("format") == _FORMAT
+    return False
+
+
+def layer_files(folder: Path) -> list[Path]:
+    """The files of finished layers in a folder."""
+    return sorted(folder.glob("layer-*.safetensors"))
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Refuse a folder that has something else in it: it would be removed when the output is complete.
+
+    Raises
+    ------
+    ConversionError
+        Naming it.
+    """
+    if os.path.lexists(folder) and not is_ours(folder):
+        raise ConversionError(
+            f"{shown(folder)} is there, where finished layers are to be kept, and is none of ggplan's",
+            hint="move it away, or give the output another name",
+        )

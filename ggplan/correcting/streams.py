@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ggplan.correcting.encoding import Target, encode_target
+from ggplan.correcting.encoding import Target, encode_target, target_of
 from ggplan.correcting.kept import Corrected, KeptLayers
 from ggplan.correcting.targets import Correction, correction
 from ggplan.errors import ConversionError
@@ -131,7 +131,7 @@ def _correct(
         model.fill_outside()
         fixed = _fixed_names(plan)
         token_run = TokenRun(model, tokens, options.threads, lambda name: name in fixed)
-        if not first and not all(kept.states(0, s).exists() for s in (ORIGINAL, QUANTIZED)):
+        if not first:
             for stream in (ORIGINAL, QUANTIZED):
                 token_run.start(kept.states(0, stream))
         for layer in range(first, n_layers):
@@ -314,7 +314,7 @@ class _Layer:
                 for start in range(0, n_rows, _CHUNK_ROWS)
             ]
             m = found.as_map(threads)
-            target = Target(found.moments, self.options.lam, self.options.method)
+            target = self._target(found.moments, names, threads)
 
             def work(job: tuple[str, int, int, int], m: F32Array = m, target: Target = target) -> None:
                 name, slice_, start, stop = job
@@ -342,7 +342,7 @@ class _Layer:
                 moments = found.moments
                 if tokens.size:
                     moments = Moments(second_moments(np.ascontiguousarray(own[tokens])), tokens.size)
-                target = Target(moments, self.options.lam, self.options.method)
+                target = self._target(moments, names)
                 for name in names:
                     weights = self._weights(name, expert, 0, self.planned[name].tensor.shape[-2])
                     self._encode(name, expert, 0, weights + times(weights, m), target)
@@ -367,15 +367,19 @@ class _Layer:
                         own, original = (e if e is None else e[:, list(columns)] for e in (own, original))
                     assert own is not None
                     found = correction(own, own if original is None else original)
-                target = Target(
-                    None if found is None else found.moments, self.options.lam, self.options.method
-                )
+                target = self._target(None if found is None else found.moments, names)
                 for name in names:
                     weights = self._weights(name, expert, 0, self.planned[name].tensor.shape[-2])
                     wanted = weights if found is None else found.target(weights)
                     self._encode(name, expert, 0, wanted, target)
 
             self._each(work, range(self.structure.inputs[number].n_slices))
+
+    def _target(self, moments: Moments | None, names: Sequence[str], threads: int = 1) -> Target:
+        """What tensors with one input are encoded for."""
+        lam, method = self.options.lam, self.options.method
+        types = [self.planned[name].type for name in names]
+        return target_of(moments, types, lam=lam, method=method, threads=threads)
 
     def _by_columns(self, number: int) -> dict[tuple[int, ...] | None, list[str]]:
         """The quantized tensors of an input, by the columns of it that they have."""
@@ -429,7 +433,7 @@ class _Layer:
                 continue
             for slice_, places in enumerate(self.structure.places.get(name, ())):
                 weights = self._weights(name, slice_, 0, planned.tensor.shape[-2])
-                out = encode_target(self.plan, planned, slice_, weights, Target(None))
+                out = encode_target(self.plan, planned, slice_, weights, Target())
                 self._put(places, 0, dequantize(out, planned.type))
 
     def _each(self, work: Callable[[Any], None], jobs: Sequence[Any]) -> None:

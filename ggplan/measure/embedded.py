@@ -346,4 +346,7 @@ def _say(**line: Any) -> None:
 
 
 if __name__ == "__main__":
+    from ggplan.measure.engines import end_with_caller
+
+    end_with_caller()
     sys.exit(main(sys.argv[1:]))

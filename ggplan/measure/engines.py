@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,7 +136,7 @@ def run_apart(module: str, request: dict[str, Any]) -> Generator[dict[str, Any],
     ----------
     module
         What is run as `python -m MODULE REQUEST.json`. It prints a JSON object a line, and the object
-        {"failed": message, "hint": ...} before it exits with 1.
+        {"failed": message, "hint": ...} before it exits with 1. It calls `end_with_caller` first.
     request
         What it is to do; `model` is the path of a model.
 
@@ -156,7 +157,7 @@ def run_apart(module: str, request: dict[str, Any]) -> Generator[dict[str, Any],
             [sys.executable, "-P", "-m", module, str(order)],
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             env=os.environ | {"PYTHONPATH": os.pathsep.join([package, *_python_path()])},
         )
         assert process.stdout is not None
@@ -175,6 +176,8 @@ def run_apart(module: str, request: dict[str, Any]) -> Generator[dict[str, Any],
             raise
         finally:
             process.stdout.close()
+            if process.stdin is not None:
+                process.stdin.close()
         if failed is not None:
             raise failed
         if process.returncode:
@@ -182,6 +185,21 @@ def run_apart(module: str, request: dict[str, Any]) -> Generator[dict[str, Any],
                 f"llama.cpp crashed on {printable(Path(request['model']).name)} (exit {process.returncode})",
                 hint="`ggplan verify` checks the file",
             )
+
+
+def end_with_caller() -> None:
+    """End this process, which `run_apart` started, when its caller is gone, however that was ended.
+
+    A caller that is killed closes the pipe. Otherwise this process would go on for hours, and write into a
+    folder in which the same command, given again, is at work.
+    """
+
+    def wait() -> None:
+        while os.read(0, 1):
+            pass
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _python_path() -> list[str]:

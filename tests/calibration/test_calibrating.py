@@ -6,6 +6,7 @@ import hashlib
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from filling import StubEngine
 from program import run
@@ -14,7 +15,7 @@ import ggplan
 from ggplan import calibrating
 from ggplan.calibrating import CalibrateOptions, calibrate, calibrate_imatrix
 from ggplan.calibration.collecting import Activation
-from ggplan.calibration.engines import LlamaCpp, LlamaCppOptions
+from ggplan.calibration.engines import LlamaCpp, LlamaCppOptions, chunks_of
 from ggplan.calibration.shipped import shipped_holdouts, shipped_texts
 from ggplan.errors import CalibrationError
 from ggplan.imatrix import load_imatrix
@@ -102,6 +103,23 @@ def test_texts_have_equal_shares_of_a_limit(
 ) -> None:
     found = calibrate(DEMO, texts, tmp_path / "c", CalibrateOptions(n_ctx=32, **limit)).provenance
     assert [t["chunks"] for t in found["texts"]] == shares
+
+
+def test_tokens_are_taken_from_all_over_a_text_and_chunks_from_its_beginning(
+    tmp_path: Path, texts: list[Path], engine: StubEngine
+) -> None:
+    """A text may go from one kind to the next: its beginning alone would be one kind."""
+    calibrate(DEMO, texts, tmp_path / "c", CalibrateOptions(n_ctx=32, n_tokens=160))
+    assert engine.taken == [[0, 3, 6], [0, 1]]
+    calibrate(DEMO, texts, tmp_path / "d", CalibrateOptions(n_ctx=32, n_chunks=5))
+    assert engine.taken == [[0, 1, 2], [0, 1]]
+    calibrate(DEMO, texts, tmp_path / "e", CalibrateOptions(n_ctx=32))
+    assert engine.taken == [list(range(10)), [0, 1, 2]]
+
+
+def test_chunks_are_cut_by_their_numbers() -> None:
+    texts = [np.arange(11, dtype=np.int32), np.arange(100, 107, dtype=np.int32)]
+    assert chunks_of(texts, [[0, 2], [1]], 3).tolist() == [[0, 1, 2], [6, 7, 8], [103, 104, 105]]
 
 
 def test_what_cannot_be_run_is_refused(tmp_path: Path, texts: list[Path], engine: StubEngine) -> None:
