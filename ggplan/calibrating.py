@@ -24,7 +24,7 @@ from ggplan.version import __version__
 
 if TYPE_CHECKING:
     from ggplan.calibration import Calibration
-    from ggplan.calibration.engines import Engine, Progress
+    from ggplan.calibration.engines import Engine, Progress, Taken
     from ggplan.imatrix.writing import Form
 
 EngineName = Literal["llama.cpp", "torch"]
@@ -46,7 +46,8 @@ class CalibrateOptions:
         Tokens of a chunk: each is run by itself.
     n_tokens, n_chunks
         At most so many tokens or chunks of all texts together; of several texts equally many of each, where
-        they have them. By default whole texts. At most one of the two.
+        they have them. Tokens are taken in chunks that lie all over a text, chunks are its first. By default
+        whole texts. At most one of the two.
     memory
         Bytes that what is collected may take at a time; if it does not hold all layers, the texts are run
         several times.
@@ -291,7 +292,7 @@ def _settings(
 def _measured(
     engine: Engine,
     tokens: Sequence[int],
-    taken: Sequence[int],
+    taken: Taken,
     texts: Sequence[_Text],
     options: CalibrateOptions,
 ) -> dict[str, Any]:
@@ -299,11 +300,11 @@ def _measured(
     return {
         "engine": {"name": engine.name, "build": engine.build},
         "texts": [
-            {"name": t.name, "sha256": t.sha256, "n_bytes": t.n_bytes, "tokens": n, "chunks": used}
+            {"name": t.name, "sha256": t.sha256, "n_bytes": t.n_bytes, "tokens": n, "chunks": len(used)}
             for t, n, used in zip(texts, tokens, taken, strict=True)
         ],
-        "chunks": sum(taken),
-        "tokens": sum(taken) * options.n_ctx,
+        "chunks": sum(map(len, taken)),
+        "tokens": sum(map(len, taken)) * options.n_ctx,
     }
 
 
@@ -318,8 +319,11 @@ def _same(before: Any, settings: dict[str, Any]) -> bool:
     return known == settings
 
 
-def taken_chunks(tokens: Sequence[int], texts: Sequence[_Text], options: CalibrateOptions) -> list[int]:
-    """How many chunks of each text are run: all, or of a limit an equal share of each that has so many.
+def taken_chunks(tokens: Sequence[int], texts: Sequence[_Text], options: CalibrateOptions) -> list[list[int]]:
+    """The numbers of the chunks of each text that are run: all, or an equal share of each that has so many.
+
+    A number of tokens is taken from all over a text, which may go from one kind to the next; a number of
+    chunks is its first, as llama-imatrix has them.
 
     Raises
     ------
@@ -350,7 +354,9 @@ def taken_chunks(tokens: Sequence[int], texts: Sequence[_Text], options: Calibra
             more = min(share, there[i] - taken[i], left)
             taken[i] += more
             left -= more
-    return taken
+    if options.n_tokens is None:
+        return [list(range(n)) for n in taken]
+    return [[k * n // count for k in range(count)] for n, count in zip(there, taken, strict=True)]
 
 
 def _engine(

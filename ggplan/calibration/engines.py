@@ -6,7 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ggplan.calibration.collecting import Activation
 from ggplan.calibration.run import Run
@@ -16,6 +19,21 @@ from ggplan.text import format_bytes
 
 Progress = Callable[[int, int], None]
 """Told how many chunks are done, and of how many."""
+
+Taken = Sequence[Sequence[int]]
+"""The numbers of the chunks that are run, of each text."""
+
+
+Tokens = TypeVar("Tokens", bound=NDArray[Any])
+
+
+def chunks_of(texts: Sequence[Tokens], taken: Taken, n_ctx: int) -> Tokens:
+    """Chunks of texts, given as their tokens, by their numbers: (n, n_ctx)."""
+    parts = [
+        tokens[: len(tokens) // n_ctx * n_ctx].reshape(-1, n_ctx)[list(numbers)]
+        for tokens, numbers in zip(texts, taken, strict=True)
+    ]
+    return np.concatenate(parts)  # type: ignore[return-value]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +66,10 @@ class Engine(Protocol):
     def survey(self) -> Surveyed:
         """What is known before a token is run."""
 
-    def collect(
-        self, taken: Sequence[int], layers: Sequence[int | None], run: Run, progress: Progress
-    ) -> None:
-        """Run the first chunks of each text, `taken` of them, and write the files of some layers."""
+    def collect(self, taken: Taken, layers: Sequence[int | None], run: Run, progress: Progress) -> None:
+        """Run chunks of the texts, and write the files of some layers."""
 
-    def imatrix(self, taken: Sequence[int], path: Path, form: Form, progress: Progress) -> None:
+    def imatrix(self, taken: Taken, path: Path, form: Form, progress: Progress) -> None:
         """Run the same and write an imatrix alone."""
 
 
@@ -127,20 +143,24 @@ class LlamaCpp:
             self._inputs = said.get("inputs", self._inputs)
         return Surveyed(tuple(tokens), tuple(dict.fromkeys(each["layer"] for each in self._inputs)))
 
-    def collect(
-        self, taken: Sequence[int], layers: Sequence[int | None], run: Run, progress: Progress
-    ) -> None:
+    def collect(self, taken: Taken, layers: Sequence[int | None], run: Run, progress: Progress) -> None:
         """As `Engine.collect`: in passes over the text, each for as many layers as the memory holds."""
-        groups = self.passes(sum(taken) * self._options.n_ctx, layers)
+        groups = self.passes(sum(map(len, taken)) * self._options.n_ctx, layers)
         where = {"folder": str(run.folder), "run": run.digest}
-        for said in self._run(task="layers", taken=list(taken), groups=groups, inputs=self._inputs, **where):
+        for said in self._run(
+            task="layers",
+            taken=[list(numbers) for numbers in taken],
+            groups=groups,
+            inputs=self._inputs,
+            **where,
+        ):
             if "chunks" in said:
                 progress(*said["chunks"])
 
-    def imatrix(self, taken: Sequence[int], path: Path, form: Form, progress: Progress) -> None:
+    def imatrix(self, taken: Taken, path: Path, form: Form, progress: Progress) -> None:
         """As `Engine.imatrix`."""
         where = {"output": str(path), "form": form, "datasets": list(self._options.datasets)}
-        for said in self._run(task="imatrix", taken=list(taken), **where):
+        for said in self._run(task="imatrix", taken=[list(numbers) for numbers in taken], **where):
             if "chunks" in said:
                 progress(*said["chunks"])
 

@@ -31,6 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggplan.calibration.collecting import Activation, LayerCollector, write_tokens
+from ggplan.calibration.engines import Taken, chunks_of
 from ggplan.calibration.graph_inputs import Callback, GraphInput, Reading, Survey, inputs_of_graph
 from ggplan.calibration.graph_nodes import Graph
 from ggplan.errors import CalibrationError, Error, MeasureError
@@ -80,11 +81,9 @@ class Runner:
         """The tokens of each text."""
         return [self._model.tokens(Path(text).read_bytes()) for text in self._texts]
 
-    def chunks(self, taken: Sequence[int]) -> NDArray[np.int32]:
-        """The first chunks of each text, `taken` of them, (n, n_ctx)."""
-        texts = zip(self.tokens(), taken, strict=True)
-        parts = [tokens[: n * self.n_ctx].reshape(n, -1) for tokens, n in texts if n]
-        return self._model.as_run(np.concatenate(parts))
+    def chunks(self, taken: Taken) -> NDArray[np.int32]:
+        """Chunks of the texts by their numbers, (n, n_ctx)."""
+        return self._model.as_run(chunks_of(self.tokens(), taken, self.n_ctx))
 
     def survey(self) -> list[GraphInput]:
         """The inputs of a graph, in its order.

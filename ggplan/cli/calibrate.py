@@ -59,9 +59,15 @@ Examples:
 )  # fmt: skip
 @click.option(
     "--tokens", "n_tokens", type=TokenCount(), metavar="N",
-    help="About so many tokens at most, an equal share of each text [default: whole texts].",
+    help="About so many tokens at most, an equal share of each text, from all over it "
+    "[default: whole texts].",
 )  # fmt: skip
-@click.option("--chunks", "n_chunks", type=click.IntRange(min=1), help="The same, as a number of chunks.")
+@click.option(
+    "--chunks",
+    "n_chunks",
+    type=click.IntRange(min=1),
+    help="So many chunks at most, the first of each text, as llama-imatrix takes them.",
+)
 @click.option(
     "--memory", type=ByteCount(1024), default="8G", show_default=True, metavar="SIZE",
     help="Memory for what is collected, besides the model's own: the texts are run as often as it takes.",

@@ -10,7 +10,7 @@ import numpy as np
 
 from ggplan.calibration import Calibration
 from ggplan.calibration.collecting import Activation, LayerCollector
-from ggplan.calibration.engines import Progress, Surveyed
+from ggplan.calibration.engines import Progress, Surveyed, Taken
 from ggplan.calibration.run import Run, begin
 from ggplan.imatrix import ImatrixSums, write_imatrix
 from ggplan.imatrix.writing import Form
@@ -90,24 +90,25 @@ class StubEngine:
     def __init__(self, texts: Sequence[Path], n_ctx: int, fails_after: int | None = None) -> None:
         self.texts, self.n_ctx, self.fails_after = texts, n_ctx, fails_after
         self.written: list[int | None] = []
+        self.taken: Taken = ()
 
     def survey(self) -> Surveyed:
         return Surveyed(tuple(len(text.read_bytes()) for text in self.texts), (0, 1, 2))
 
-    def collect(
-        self, taken: Sequence[int], layers: Sequence[int | None], run: Run, progress: Progress
-    ) -> None:
-        n_tokens = sum(taken) * self.n_ctx
-        run.write_tokens(np.zeros((sum(taken), self.n_ctx), np.int32))
+    def collect(self, taken: Taken, layers: Sequence[int | None], run: Run, progress: Progress) -> None:
+        self.taken = taken
+        n_chunks = sum(map(len, taken))
+        n_tokens = n_chunks * self.n_ctx
+        run.write_tokens(np.zeros((n_chunks, self.n_ctx), np.int32))
         for layer in layers:
             if self.fails_after == len(self.written):
                 raise KeyboardInterrupt
             collected(n_tokens, layer).write(run.folder, run.digest)
             self.written.append(layer)
-        progress(sum(taken), sum(taken))
+        progress(n_chunks, n_chunks)
 
-    def imatrix(self, taken: Sequence[int], path: Path, form: Form, progress: Progress) -> None:
-        sums = collected(sum(taken) * self.n_ctx, 0, keep=False).sums()
+    def imatrix(self, taken: Taken, path: Path, form: Form, progress: Progress) -> None:
+        sums = collected(sum(map(len, taken)) * self.n_ctx, 0, keep=False).sums()
         write_imatrix(ImatrixSums(("a.txt",), self.n_ctx, sums), path, form)
 
     @contextlib.contextmanager

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from filling import StubEngine
 from program import run
@@ -16,7 +17,7 @@ import ggplan
 from ggplan import calibrating
 from ggplan.calibrating import CalibrateOptions, calibrate, calibrate_imatrix
 from ggplan.calibration.collecting import Activation
-from ggplan.calibration.engines import LlamaCpp, LlamaCppOptions
+from ggplan.calibration.engines import LlamaCpp, LlamaCppOptions, chunks_of
 from ggplan.calibration.run import locked
 from ggplan.calibration.shipped import shipped_holdouts, shipped_texts
 from ggplan.errors import CalibrationError
@@ -91,9 +92,7 @@ def test_two_runs_are_kept_out_of_one_folder(tmp_path: Path, texts: list[Path], 
 
 def test_an_engine_apart_ends_with_its_caller(tmp_path: Path) -> None:
     """A caller that is killed closes the pipe, of which the engine's process reads the end."""
-    code = (
-        "from ggplan.measure.embedded import end_with_caller; import time; end_with_caller(); time.sleep(60)"
-    )
+    code = "import time; from ggplan.measure.embedded import end_with_caller as e; e(); time.sleep(60)"
     process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE)
     assert process.stdin is not None
     process.stdin.close()
@@ -141,6 +140,23 @@ def test_texts_have_equal_shares_of_a_limit(
 ) -> None:
     found = calibrate(DEMO, texts, tmp_path / "c", CalibrateOptions(n_ctx=32, **limit)).provenance
     assert [t["chunks"] for t in found["texts"]] == shares
+
+
+def test_tokens_are_taken_from_all_over_a_text_and_chunks_from_its_beginning(
+    tmp_path: Path, texts: list[Path], engine: StubEngine
+) -> None:
+    """A text may go from one kind to the next: its beginning alone would be one kind."""
+    calibrate(DEMO, texts, tmp_path / "c", CalibrateOptions(n_ctx=32, n_tokens=160))
+    assert engine.taken == [[0, 3, 6], [0, 1]]
+    calibrate(DEMO, texts, tmp_path / "d", CalibrateOptions(n_ctx=32, n_chunks=5))
+    assert engine.taken == [[0, 1, 2], [0, 1]]
+    calibrate(DEMO, texts, tmp_path / "e", CalibrateOptions(n_ctx=32))
+    assert engine.taken == [list(range(10)), [0, 1, 2]]
+
+
+def test_chunks_are_cut_by_their_numbers() -> None:
+    texts = [np.arange(11, dtype=np.int32), np.arange(100, 107, dtype=np.int32)]
+    assert chunks_of(texts, [[0, 2], [1]], 3).tolist() == [[0, 1, 2], [6, 7, 8], [103, 104, 105]]
 
 
 def test_what_cannot_be_run_is_refused(tmp_path: Path, texts: list[Path], engine: StubEngine) -> None:

@@ -166,7 +166,7 @@ def _edit(change: Callable[[dict], object]) -> Callable[[Path], object]:
         (_delete("imatrix.gguf"), "lacks imatrix.gguf"),
         (_delete("tokens.safetensors"), "lacks tokens.safetensors"),
         (_flip("layer-001.safetensors"), "layer-001.safetensors is damaged or of another"),
-        (_cut("layer-000.safetensors"), "layer-000.safetensors is damaged or of another calibration: the file is"),
+        (_cut("layer-000.safetensors"), "layer-000.safetensors is damaged or of another calibration: the"),
         (_flip("imatrix.gguf"), "imatrix.gguf is damaged or of another"),
         (_swap, "layer-000.safetensors is damaged or of another"),
         (_stray, "layer-007.safetensors, which is of another calibration"),

@@ -322,7 +322,7 @@ def _write(name: str, state: _State, found: Grid, chosen: NDArray[np.bool_]) -> 
     rows_in(found.scales)[chosen] = _out_of_lanes(state.levels, m)[chosen]
     for s, values in enumerate(state.values):
         points = rows_of(values)[:m][chosen]
-        levels = level_of[np.abs(points).astype(np.uint8)].reshape(len(points), -1, group)
+        levels = level_of[np.abs(points).astype(np.uint8)].reshape(len(points), SUPERBLOCK // group, group)
         rows_in(found.indices)[chosen, s] = known.index_of[(levels << shifts).sum(axis=2)]
         rows_in(found.signs)[chosen, s] = np.packbits(points < 0, axis=1, bitorder="little")
 
