@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ggplan.errors import CalibrationError, CheckpointError
+from ggplan.errors import CalibrationError, CheckpointError, Error
 from ggplan.model import Model
 from ggplan.opening import open_model
 from ggplan.sources.files import exists, shown
 from ggplan.sources.remote import is_remote
-from ggplan.text import text_encoding
+from ggplan.text import format_bytes, text_encoding
 from ggplan.version import __version__
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ EngineName = Literal["llama.cpp", "torch"]
 DEFAULT_MEMORY = 8 << 30
 FEW_TOKENS = 2.5
 """Tokens a column below which an expert's second moments say little (measured: error-feedback at 2.5 n)."""
-_WORK = "model.gguf"
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,16 +137,18 @@ def _calibrated(
     """The calibration in a folder that no other run has, made or opened."""
     from ggplan.calibration.folder import INDEX, Calibration
     from ggplan.calibration.marks import marks_of
-    from ggplan.calibration.run import begin, settings_there
+    from ggplan.calibration.run import WORKING_MODEL, begin, require_free, settings_there
 
     weights = marks_of(model)
     settings = _settings(model, weights, known, options)
     before = settings_there(folder)
-    if before is not None and exists(folder / INDEX) and _same(before, settings):
+    comparable = before and _as_known(before, settings)
+    if before is not None and exists(folder / INDEX) and comparable == settings:
         found = begin(folder, before)
         if isinstance(found, Calibration):
             return found
-    with _engine(model, known, options, folder / _WORK, watch) as engine:
+    require_free(folder, comparable, settings, force=options.force)
+    with _engine(model, known, options, folder / WORKING_MODEL, watch) as engine:
         surveyed = engine.survey()
         taken = taken_chunks(surveyed.tokens, known, options)
         run = begin(
@@ -193,6 +194,7 @@ def calibrate_imatrix(
     ------
     As `calibrate`.
     """
+    from ggplan.calibration.run import WORKING_MODEL
     from ggplan.imatrix.writing import form_of_name
 
     model = _opened(model)
@@ -204,7 +206,8 @@ def calibrate_imatrix(
         raise CalibrationError(
             f"{shown(path)} exists", hint="name another file, or give --force to replace it"
         )
-    with _engine(model, known, options, path.with_name(f"{path.name}.{_WORK}"), watch) as engine:
+    work = path.with_name(f"{path.name}.{WORKING_MODEL}")
+    with _engine(model, known, options, work, watch) as engine:
         surveyed = engine.survey()
         taken = taken_chunks(surveyed.tokens, known, options)
         engine.imatrix(taken, path, form or form_of_name(path), watch.chunks)
@@ -230,6 +233,10 @@ def _texts(texts: Sequence[str | Path], options: CalibrateOptions) -> list[_Text
     from ggplan.calibration.shipped import DEFAULT, shipped_texts
     from ggplan.sources.files import read_whole
 
+    if options.engine not in ENGINES:
+        raise CalibrationError(
+            f"there is no engine {shown(options.engine)}", hint=f"one of {', '.join(ENGINES)}"
+        )
     if isinstance(texts, str | Path):
         texts = [texts]
     if not texts:
@@ -252,6 +259,7 @@ def _texts(texts: Sequence[str | Path], options: CalibrateOptions) -> list[_Text
                 f"{shown(text)} is text in {encoding}, which a model would read as nonsense",
                 hint="write it in UTF-8",
             )
+        _refuse_no_text(text, raw, options.n_ctx)
         digest = hashlib.sha256(raw).hexdigest()
         for other in found:
             if other.sha256 == digest:
@@ -260,6 +268,24 @@ def _texts(texts: Sequence[str | Path], options: CalibrateOptions) -> list[_Text
                 )
         found.append(_Text(name, text, digest, len(raw)))
     return found
+
+
+def _refuse_no_text(path: Path, raw: bytes, n_ctx: int) -> None:
+    """Refuse what no tokenizer can make a chunk of, before a model is converted for the engine."""
+    if b"\0" in raw:
+        raise CalibrationError(f"{shown(path)} is no text: it has zero bytes", hint="name a text in UTF-8")
+    try:
+        raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise CalibrationError(
+            f"{shown(path)} is not UTF-8: byte {raw[error.start]:#04x} at {error.start:,}",
+            hint="write it in UTF-8 (`iconv -f latin1 -t utf-8`, if it is in Latin-1)",
+        ) from None
+    if len(raw) + 1 < n_ctx:  # a token for each byte, and one that begins the text
+        raise CalibrationError(
+            f"{shown(path)} has {len(raw):,} bytes, and a chunk is of {n_ctx:,} tokens",
+            hint="give a longer text, or a smaller --ctx",
+        )
 
 
 _TEXT_LIMIT = 1 << 32
@@ -308,15 +334,14 @@ def _measured(
     }
 
 
-def _same(before: Any, settings: dict[str, Any]) -> bool:
-    """Whether a run has these settings, as far as they are known before an engine is started."""
-    try:
+def _as_known(before: Any, settings: dict[str, Any]) -> dict[str, Any]:
+    """Of the settings of a run those that are known before an engine is started."""
+    known: dict[str, Any] = {}
+    with contextlib.suppress(KeyError, TypeError):
         known = {name: before[name] for name in settings}
         known["engine"] = {"name": before["engine"]["name"]}
         known["texts"] = [{name: t[name] for name in ("name", "sha256", "n_bytes")} for t in before["texts"]]
-    except (KeyError, TypeError):
-        return False
-    return known == settings
+    return known
 
 
 def taken_chunks(tokens: Sequence[int], texts: Sequence[_Text], options: CalibrateOptions) -> list[list[int]]:
@@ -362,11 +387,7 @@ def taken_chunks(tokens: Sequence[int], texts: Sequence[_Text], options: Calibra
 def _engine(
     model: Model, texts: Sequence[_Text], options: CalibrateOptions, work: Path, watch: Watch
 ) -> contextlib.AbstractContextManager[Engine]:
-    """The engine; what was made for it is removed when the work is done, and stays where it fails."""
-    if options.engine not in ENGINES:
-        raise CalibrationError(
-            f"there is no engine {shown(options.engine)}", hint=f"one of {', '.join(ENGINES)}"
-        )
+    """The engine; what was made for it is removed when the work is done, or if it cannot be done."""
     return ENGINES[options.engine](model, [text.path for text in texts], options, work, watch)
 
 
@@ -389,8 +410,21 @@ def _llama_cpp(
         return
     LlamaCpp(work, how)  # before hours of converting: is the engine there?
     _convert(model, work, watch)
-    yield LlamaCpp(work, how)
-    for path in (work, work.with_name(f"{work.name}.sha256")):
+    own = (work, work.with_name(f"{work.name}.sha256"))
+    try:
+        yield LlamaCpp(work, how)
+    except CalibrationError:  # which the same call would raise again
+        for path in own:
+            path.unlink(missing_ok=True)
+        raise
+    except BaseException as error:
+        n_bytes = format_bytes(work.stat().st_size)
+        note = f"the model in bf16, {n_bytes}, is kept in {shown(work)} for the same call; else delete it"
+        error.add_note(note)
+        if isinstance(error, Error):
+            error.hint = f"{error.hint}; {note}" if error.hint else note
+        raise
+    for path in own:
         path.unlink(missing_ok=True)
 
 

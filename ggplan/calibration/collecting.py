@@ -11,6 +11,7 @@ squares, which go into the imatrix, are of the values before rounding.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -27,12 +28,13 @@ from ggplan.errors import CalibrationError, CheckpointError
 from ggplan.imatrix import Sums
 from ggplan.quants.floats import narrowed
 from ggplan.quants.linear_algebra import PANEL, MomentSums
-from ggplan.sources.files import shown
+from ggplan.sources.files import read_at, shown
 from ggplan.sources.json_files import parse_object
 from ggplan.sources.safetensors import read_metadata, read_tensors
 
 F32Array = NDArray[np.float32]
 _METADATA = "ggplan"
+_PIECE = 1 << 22
 _SHARED_WORK = 1024  # columns from which threads are worth their start
 
 
@@ -327,7 +329,13 @@ def _write(path: Path, tensors: Mapping[str, NDArray[Any]], run: str, inputs: Se
     The metadata is one string: of several the library would choose the order by chance.
     """
     part = path.with_name(f"{path.name}.part")
-    kept = {"schema": SCHEMA, "run": run, "inputs": [i.to_json() for i in inputs]}
+    data = hashlib.sha256()
+    for name in sorted(tensors):
+        data.update(name.encode("utf-8"))
+        data.update(np.ascontiguousarray(tensors[name]).data)
+    kept = {
+        "schema": SCHEMA, "run": run, "data": data.hexdigest(), "inputs": [i.to_json() for i in inputs],
+    }  # fmt: skip
     try:
         _serialize(tensors, part, {_METADATA: json.dumps(kept, ensure_ascii=True)})
         os.replace(part, path)
@@ -338,9 +346,18 @@ def _write(path: Path, tensors: Mapping[str, NDArray[Any]], run: str, inputs: Se
 
 
 def is_of_run(path: Path, run: str) -> bool:
-    """Whether a file is there, whole, and this run has written it."""
+    """Whether a file is there, this run has written it, and no bit of it has changed since."""
     try:
-        return bool(read_tensors(path)) and _kept(path).get("run") == run
+        kept, stored = _kept(path), read_tensors(path)
+        if kept.get("run") != run:
+            return False
+        data = hashlib.sha256()
+        for name in sorted(stored):
+            data.update(name.encode("utf-8"))
+            for at in range(0, stored[name].n_bytes, _PIECE):
+                n_bytes = min(_PIECE, stored[name].n_bytes - at)
+                data.update(read_at(path, stored[name].offset + at, n_bytes))
+        return kept.get("data") == data.hexdigest()
     except CheckpointError:
         return False
 

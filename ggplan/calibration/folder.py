@@ -359,13 +359,9 @@ def damaged_files(path: Path) -> list[str]:
         listed = _from_json(path, "", members, INDEX)
     except (CheckpointError, CalibrationError):
         return []
-    expected = {IMATRIX: listed.imatrix_sha256, TOKENS: listed.tokens_sha256}
-    expected |= {file.name: file.sha256 for file in listed.layers}
-    return [
-        name
-        for name, sha256 in expected.items()
-        if exists(path / name) and sha256_of_file(path / name) != sha256
-    ]
+    known = {IMATRIX: listed.imatrix_sha256, TOKENS: listed.tokens_sha256}
+    known |= {file.name: file.sha256 for file in listed.layers}
+    return [n for n, sha256 in known.items() if exists(path / n) and sha256_of_file(path / n) != sha256]
 
 
 def _from_json(path: Path, digest: str, members: Mapping[str, Any], where: str) -> Calibration:

@@ -15,6 +15,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +48,14 @@ from ggplan.sources.files import exists, read_whole, shown, write_whole
 from ggplan.sources.json_files import parse_object
 
 _RUN_LIMIT = 1 << 24
-_WORKING = ("model.gguf", "states-")  # of files that engines keep here while they work
+WORKING_MODEL = "ggplan-working-model.gguf"
+"""The name of a model that is made for an engine and removed again: one that nobody else gives a file."""
+_WORKING = re.compile(
+    rf"{re.escape(WORKING_MODEL)}(\.\w+)*"
+    r"|states-[0-9a-f]{16}-\d{3,}\.f32(\.part)?"
+    r"|(layer-\d{3,}|outside|tokens)\.safetensors\.part|(calibration|run)\.json\.part|imatrix\.gguf\.part",
+    re.ASCII,
+)  # of files that engines, or a run that was killed, have here
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)  # some network file systems
 _OTHER_FOLDER = "name another folder, or give --force to replace it"
 
@@ -155,6 +163,7 @@ def begin(folder: str | Path, settings: Mapping[str, Any], *, force: bool = Fals
     except OSError as error:
         raise CalibrationError(f"cannot write {shown(folder)}: {error.strerror or error}") from error
     before = settings_there(run.folder)
+    require_free(run.folder, before, settings, force=force)
     if before is not None and sha256_of_json(before) == run.digest:
         if INDEX in there:
             with contextlib.suppress(CalibrationError):
@@ -162,19 +171,40 @@ def begin(folder: str | Path, settings: Mapping[str, Any], *, force: bool = Fals
             # A layer's file says of which run it is, and not whether a bit of it was flipped since.
             _remove(run.folder, damaged_files(run.folder))
     elif before is not None or any(map(is_layer_file, there)):
+        _remove(run.folder, {name for name in there if is_layer_file(name) or name in (IMATRIX, RUN, TOKENS)})
+    _write_json(run.folder / RUN, {"schema": SCHEMA, "run": settings})
+    (run.folder / INDEX).unlink(missing_ok=True)
+    return run
+
+
+def require_free(
+    folder: Path, before: Mapping[str, Any] | None, settings: Mapping[str, Any], *, force: bool
+) -> None:
+    """Refuse a folder with something else than this run, before anything is written.
+
+    Parameters
+    ----------
+    before
+        The settings of the run whose files are there, in the form of `settings`.
+
+    Raises
+    ------
+    CalibrationError
+        If another run's calibration is there, and may not be replaced, or something else.
+    """
+    there = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
+    if before is not None and dict(before) == dict(settings):
+        return
+    if before is not None or any(map(is_layer_file, there)):
         if not force:
             told = f"the folder {shown(folder)} has another calibration"
             if before is not None:
                 told += f": {_difference(before, settings)}"
             raise CalibrationError(told, hint=_OTHER_FOLDER)
-        _remove(run.folder, {name for name in there if is_layer_file(name) or name in (IMATRIX, RUN, TOKENS)})
-    elif any(not name.startswith(_WORKING) for name in there):
+    elif any(_WORKING.fullmatch(name) is None for name in there):
         raise CalibrationError(
             f"the folder {shown(folder)} is not empty and has no calibration", hint="name another folder"
         )
-    _write_json(run.folder / RUN, {"schema": SCHEMA, "run": settings})
-    (run.folder / INDEX).unlink(missing_ok=True)
-    return run
 
 
 def _whole(folder: Path) -> Calibration:
@@ -226,7 +256,7 @@ def _lock(descriptor: int, folder: Path) -> None:
 def remove_working(folder: Path) -> None:
     """Remove what engines left in a folder that is whole, where a run was killed before it could."""
     for entry in list(folder.iterdir()):
-        if entry.name.startswith(_WORKING) or entry.name.endswith(".part"):
+        if _WORKING.fullmatch(entry.name):
             with contextlib.suppress(OSError):
                 entry.unlink()
 

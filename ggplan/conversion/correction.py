@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ggplan.conversion.inputs import input_states
 from ggplan.conversion.journal import NO_SOURCE
 from ggplan.errors import PlanError
 from ggplan.planning import Plan
@@ -112,7 +113,9 @@ def correct_plan(
     depends = {
         "ggplan": __version__,
         "header": hashlib.sha256(plan.header).hexdigest(),
-        "inputs": [(path.name, path.stat().st_size) for path in plan.model.files],
+        "inputs": sorted((path.name, str(state)) for path, state in input_states(plan).items()),
+        "calibration": calibration.digest,
+        "lam": repr(float(plan.feedback.lam)),
         "tokens": hashlib.sha256(np.ascontiguousarray(tokens, "<i4").data).hexdigest(),
         "encoders": FEEDBACK_REVISION,
         "engine": engine_versions(),

@@ -51,7 +51,7 @@ def fingerprint(
     if plan.feedback is not None:
         table["the calibration"] = plan.feedback.calibration.digest
         table["the option method"] = plan.feedback.method
-        table["the option lam"] = f"{plan.feedback.lam:g}"
+        table["the option lam"] = repr(float(plan.feedback.lam))
         table["the option corrected"] = str(plan.feedback.corrected)
     for path, state in states.items():
         # The calibration's digest stands for its files: a folder that is made again has the same.

@@ -163,7 +163,10 @@ def run_apart(module: str, request: dict[str, Any]) -> Generator[dict[str, Any],
         failed: MeasureError | None = None
         try:
             for line in process.stdout:
-                said = json.loads(line)
+                try:
+                    said = json.loads(line)
+                except ValueError:  # what llama.cpp prints where it should not
+                    continue
                 if "failed" in said:
                     failed = MeasureError(said["failed"], hint=said["hint"])
                 else:

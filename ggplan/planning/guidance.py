@@ -145,7 +145,7 @@ def feedback_metadata(feedback: Feedback) -> Metadata:
     if isinstance(tokens := made_of.get("tokens"), int) and 0 <= tokens < 1 << 32:
         found[_KEY + "tokens"] = uint32(tokens)
     found[_KEY + "method"] = string(feedback.method)
-    found[_KEY + "lam"] = string(f"{feedback.lam:g}")
+    found[_KEY + "lam"] = string(repr(float(feedback.lam)))
     if feedback.corrected:
         found[_KEY + "corrected"] = boolean(True)
     return found
@@ -175,7 +175,8 @@ def feedback_as_recorded(
         raise PlanError(
             f"{shown} was made with the calibration {printable(digest[:16])}..., and "
             f"{printable(str(calibration.path))} is {calibration.digest[:16]}...",
-            hint="give the folder it was made with; one made again from the same texts has the same digest",
+            hint="give the folder it was made with; one made again has the same digest on the same machine "
+            "and builds alone",
         )
     method = _text(metadata, _KEY + "method")
     try:

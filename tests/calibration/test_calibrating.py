@@ -18,7 +18,7 @@ from ggplan import calibrating
 from ggplan.calibrating import CalibrateOptions, calibrate, calibrate_imatrix
 from ggplan.calibration.collecting import Activation
 from ggplan.calibration.engines import LlamaCpp, LlamaCppOptions, chunks_of
-from ggplan.calibration.run import locked
+from ggplan.calibration.run import WORKING_MODEL, locked
 from ggplan.calibration.shipped import shipped_holdouts, shipped_texts
 from ggplan.errors import CalibrationError
 from ggplan.imatrix import load_imatrix
@@ -77,10 +77,52 @@ def test_what_engines_leave_when_they_are_killed_is_removed(
 ) -> None:
     options, folder = CalibrateOptions(n_ctx=32), tmp_path / "c"
     whole = {path.name for path in calibrate(DEMO, texts, folder, options).path.iterdir()}
-    for name in ("model.gguf", "model.gguf.part", "states-1234-003.f32", "layer-001.safetensors.part"):
+    left = ("states-0123456789abcdef-003.f32", "layer-001.safetensors.part", WORKING_MODEL)
+    for name in (*left, f"{WORKING_MODEL}.part", "model.gguf"):
         (folder / name).write_text("left")
     calibrate(DEMO, texts, folder, options)
-    assert {path.name for path in folder.iterdir()} == whole
+    assert {path.name for path in folder.iterdir()} == whole | {"model.gguf"}, "which may be a user's"
+
+
+@pytest.mark.parametrize(
+    ("raw", "told"),
+    [
+        (b"caf\xe9 " * 100, "is not UTF-8: byte 0xe9 at 3"),
+        (b"a\0b" * 100, "is no text: it has zero bytes"),
+        (b"short", "has 5 bytes, and a chunk is of 32 tokens"),
+    ],
+)
+def test_texts_and_folder_are_looked_at_before_an_engine_is_started(
+    tmp_path: Path, texts: list[Path], monkeypatch: pytest.MonkeyPatch, raw: bytes, told: str
+) -> None:
+    """A model is converted for llama.cpp, into the folder."""
+    monkeypatch.setitem(calibrating.ENGINES, "llama.cpp", lambda *given: pytest.fail("it was started"))
+    texts[1].write_bytes(raw)
+    options, folder = CalibrateOptions(n_ctx=32), tmp_path / "c"
+    with pytest.raises(CalibrationError, match=told):
+        calibrate(DEMO, texts, folder, options)
+    folder.mkdir()
+    (folder / "model.gguf").write_text("precious")
+    with pytest.raises(CalibrationError, match="is not empty and has no calibration"):
+        calibrate(DEMO, texts[:1], folder, options)
+    assert (folder / "model.gguf").read_text() == "precious"
+
+
+def test_a_damaged_layer_of_a_run_that_was_stopped_is_made_again(
+    tmp_path: Path, texts: list[Path], engine: StubEngine
+) -> None:
+    options = CalibrateOptions(n_ctx=32)
+    whole = calibrate(DEMO, texts, tmp_path / "whole", options)
+    engine.written, engine.fails_after = [], 2
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(DEMO, texts, tmp_path / "c", options)
+    damaged = tmp_path / "c" / "layer-000.safetensors"
+    data = bytearray(damaged.read_bytes())
+    data[-9] ^= 1
+    damaged.write_bytes(data)
+    engine.written, engine.fails_after = [], None
+    assert calibrate(DEMO, texts, tmp_path / "c", options).digest == whole.digest
+    assert engine.written == [0, 2]
 
 
 def test_two_runs_are_kept_out_of_one_folder(tmp_path: Path, texts: list[Path], engine: StubEngine) -> None:
@@ -232,7 +274,7 @@ def test_the_command(tmp_path: Path, texts: list[Path], engine: StubEngine) -> N
     assert told["digest"] == ggplan.open_calibration(tmp_path / "c").digest
     assert len(told["coverage"]) == 24
     other = run(*asked[:4], "--ctx", "32", "-o", tmp_path / "c")
-    assert (other.returncode, "the texts, chunks, tokens differ" in other.stderr) == (1, True), other.stderr
+    assert (other.returncode, "another calibration: the texts differ" in other.stderr) == (1, True), other.stderr
     assert run(*asked[:4], "--ctx", "32", "-o", tmp_path / "c", "--force").returncode == 0
 
 
