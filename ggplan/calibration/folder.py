@@ -35,7 +35,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +47,10 @@ from ggplan.quants.linear_algebra import Moments, MomentSums
 from ggplan.sources.files import exists, file_size, read_array, read_at, read_rows, read_whole, shown
 from ggplan.sources.json_files import parse_object
 from ggplan.sources.safetensors import StoredTensor, read_tensors
+
+if TYPE_CHECKING:
+    from ggplan.calibration.reshaped import ReshapedCalibration
+    from ggplan.model import Model
 
 SCHEMA = "ggplan.calibration/1"
 INDEX, RUN, TOKENS = "calibration.json", "run.json", "tokens.safetensors"
@@ -231,6 +235,18 @@ class Calibration:
         if record is None or record.dtype != "I32" or len(record.shape) != 2:
             raise CalibrationError(f"{shown(self.path / TOKENS)} holds no tokens", hint=_AGAIN)
         return self._data(record, 0, record.n_bytes).view("<i4").reshape(record.shape)
+
+    def for_model(self, model: Model) -> Calibration | ReshapedCalibration:
+        """The calibration under the names of a model, which may have been reshaped (`calibration.reshaped`).
+
+        Raises
+        ------
+        PlanError
+            If the keys in which a file says how it was reshaped are damaged.
+        """
+        from ggplan.calibration.reshaped import of_reshaped
+
+        return of_reshaped(self, model)
 
     def verify(self) -> None:
         """Check every file against the index.

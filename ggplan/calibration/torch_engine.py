@@ -272,7 +272,7 @@ def _collect_layers(
             prefix = f"blk.{layer}."
             wanted = [name.removeprefix(prefix) for name in matrices if name.startswith(prefix)]
             require_known(structure, wanted, shown(model.path))
-            collecting = _Collecting(layer, structure, tokens.size, _routes(checkpoint_model), options.keep)
+            collecting = _Collecting(layer, structure, tokens.size, options.keep)
             collector = collecting.collector
 
         def outputs() -> Iterator[NDArray[np.float32]]:
@@ -289,10 +289,11 @@ def _collect_layers(
         _states(work, run, layer).unlink(missing_ok=True)
     last = _states(work, run, n_layers)
     if options.process_output and not is_done(None):
+        states = tokens_run.states(last)
         collector = LayerCollector(
             None, [Activation("output", tokens_run.width, ("output.weight",))], tokens.size, keep=options.keep
         )
-        for x in tokens_run.end(tokens_run.states(last)):
+        for x in tokens_run.end(states):
             collector.add("output", x)
         yield collector
     last.unlink(missing_ok=True)
@@ -301,7 +302,7 @@ def _collect_layers(
 class _Collecting:
     """The collector of a layer, and which of its activations each input is."""
 
-    def __init__(self, layer: int, structure: Structure, n_tokens: int, n_routes: int, keep: bool) -> None:
+    def __init__(self, layer: int, structure: Structure, n_tokens: int, keep: bool) -> None:
         self.structure = structure
         self.prefix = f"blk.{layer}."
         self.activations: dict[int, list[tuple[Activation, NDArray[np.int64] | None]]] = {}
@@ -314,6 +315,7 @@ class _Collecting:
             routed = self._names(experts, None) if experts >= 0 else ()
             n_slices = structure.inputs[experts].n_slices if experts >= 0 else each.n_slices or 1
             own = each.n_slices > 0 and not each.is_given
+            n_routes = structure.inputs[experts].n_routes if experts >= 0 else each.n_routes or n_slices
             for columns in self._columns(number):
                 names = self._names(number, columns)
                 plain = () if each.n_slices else names
@@ -383,16 +385,6 @@ def _are_same(one: NDArray[np.int64] | None, other: NDArray[np.int64] | None) ->
     if one is None or other is None:
         return one is other
     return bool(np.array_equal(one, other))
-
-
-def _routes(checkpoint_model: object) -> int:
-    """How many experts a token goes to."""
-    config = checkpoint_model.model.config.get_text_config()  # type: ignore[attr-defined]
-    for key in ("num_experts_per_tok", "moe_topk", "moe_k", "num_experts_per_token", "top_k_experts"):
-        value = getattr(config, key, None)
-        if isinstance(value, int):
-            return value
-    return 1
 
 
 def _is_fixed(types: Mapping[str, object], name: str) -> bool:

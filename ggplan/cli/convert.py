@@ -168,7 +168,7 @@ def convert_command(
     # NumPy's threads for matrix products, which no conversion needs, would spin beside the first chunks.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from ggplan.cli.findings import print_findings
-    from ggplan.cli.guidance import guidance_notes
+    from ggplan.cli.guidance import guidance_notes, uncorrected_notes
     from ggplan.cli.holdout import holdout_json, prepared, print_holdout, run_holdout
     from ggplan.cli.output import print_json
     from ggplan.errors import PlanError
@@ -205,6 +205,7 @@ def convert_command(
     wanted = prepared(plan, output, holdout)
     options = writing.of(plan)
     result = run_conversion(plan, output, options, quiet=quiet)
+    note(*uncorrected_notes(result.uncorrected), quiet=quiet)
     if not quiet and not as_json:
         if result.reuse is not None:
             from ggplan.cli.reusing import describe_reuse
@@ -231,6 +232,7 @@ def convert_command(
                 "seconds": round(result.seconds, 3),
                 "codes": codes_json(plan),
                 **reuse_json(result.reuse, plan),
+                **({"uncorrected": dict(result.uncorrected)} if result.uncorrected else {}),
                 **({"holdout": holdout_json(held_out)} if held_out else {}),
             }
         )

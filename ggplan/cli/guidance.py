@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ggplan.calibration import Calibration
+    from ggplan.calibration import Calibration, ReshapedCalibration
     from ggplan.model import Model
     from ggplan.planning import Plan
 
 
 def guidance_notes(plan: Plan) -> list[str]:
     """A line for each reason why tensors do not go by their own moments, and one for another model's."""
-    from ggplan.calibration import Calibration
+    from ggplan.calibration import Calibration, ReshapedCalibration
     from ggplan.conversion.guides import unguided
     from ggplan.text import names_in_words
 
@@ -28,10 +29,24 @@ def guidance_notes(plan: Plan) -> list[str]:
         lines.append(f"{names_in_words(names)}: {line}")
     # That of a folded model has weights of its own: it was compared before (see `ggplan.cli.planning`).
     calibration = plan.feedback and plan.feedback.calibration
-    return lines + (changed_note(calibration, plan.model) if isinstance(calibration, Calibration) else [])
+    if isinstance(calibration, ReshapedCalibration):
+        lines += calibration.notes
+    if isinstance(calibration, Calibration | ReshapedCalibration):
+        lines += changed_note(calibration, plan.model)
+    return lines
 
 
-def changed_note(calibration: Calibration, model: Model) -> list[str]:
+def uncorrected_notes(uncorrected: Mapping[str, str]) -> list[str]:
+    """A line for each reason why tensors of layers were not corrected."""
+    from ggplan.text import names_in_words
+
+    by_reason: dict[str, list[str]] = {}
+    for name, why in uncorrected.items():
+        by_reason.setdefault(why, []).append(name)
+    return [f"{names_in_words(names)}: not corrected: {why}" for why, names in by_reason.items()]
+
+
+def changed_note(calibration: Calibration | ReshapedCalibration, model: Model) -> list[str]:
     """A line if a model has other weights than a calibration was made of."""
     from ggplan.calibration.marks import differing
     from ggplan.text import names_in_words

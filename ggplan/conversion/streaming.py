@@ -14,8 +14,8 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -88,6 +88,8 @@ class ConversionResult:
         How long this run took.
     reuse
         With `reuse`, the tensors that were copied, and why the others were not.
+    uncorrected
+        Of a plan that is corrected, the quantized tensors of its layers that were not, and why.
     """
 
     path: Path
@@ -98,6 +100,7 @@ class ConversionResult:
     resumed_bytes: int
     seconds: float
     reuse: Reuse | None = None
+    uncorrected: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +206,7 @@ def convert(
         reuse = find_reusable(plan, open_earlier(options.reuse))
     try:
         with warming(plan):
-            n_resumed, reused = _write(
+            n_resumed, reused, uncorrected = _write(
                 plan, output, files, pace, options, reuse, progress or _ignore, resumed or _ignore
             )
     except OSError as error:
@@ -214,8 +217,9 @@ def convert(
     n_bytes = sum(part.file_bytes for part in plans)
     seconds = time.monotonic() - started
     return ConversionResult(
-        paths[0], paths, manifest_path(output), n_bytes, plan.n_weights, n_resumed, seconds, reused
-    )
+        paths[0], paths, manifest_path(output), n_bytes, plan.n_weights, n_resumed, seconds, reused,
+        uncorrected,
+    )  # fmt: skip
 
 
 def available_cpus() -> int:
@@ -240,8 +244,8 @@ def _write(
     reuse: Reuse | None,
     progress: Progress,
     resumed: Progress,
-) -> tuple[int, Reuse | None]:
-    """Carry out the plan; returns the bytes that an earlier run had written, and what was reused."""
+) -> tuple[int, Reuse | None, Mapping[str, str]]:
+    """Carry out the plan; returns the bytes that an earlier run had written, and two facts of the result."""
     manifest = manifest_path(output)
     journal_path = output.with_name(output.name + ".part.journal")
     paths = [path for path, _ in files]
@@ -278,6 +282,7 @@ def _write(
         if reuse is not None:
             reuse = _take_proven(work, reuse, pace)
         counted = 0
+        uncorrected: Mapping[str, str] = {}
         if is_corrected(plan) and not work.is_written:
             corrected = correct_plan(
                 plan,
@@ -287,7 +292,7 @@ def _write(
                 restart=options.restart,
                 progress=progress,
             )
-            counted = take_corrected(work, corrected)
+            counted, uncorrected = take_corrected(work, corrected), corrected.left
         _run(work, pace, progress, counted)
         _refuse_changed(states)
         work.finish(manifest)
@@ -296,7 +301,7 @@ def _write(
     except BaseException as error:
         _keep_or_discard(work, error, output, plan.tensor_bytes, states)
         raise
-    return work.resumed_bytes, reuse
+    return work.resumed_bytes, reuse, uncorrected
 
 
 def _take_proven(work: UnfinishedOutput, reuse: Reuse, pace: Pace) -> Reuse:

@@ -1,4 +1,7 @@
-"""The blocks of corrected weights: by second moments where the type has a search for them, else by best."""
+"""Which tensors of a plan are corrected, and the blocks of corrected weights.
+
+They are encoded by second moments where the type has a search for them, else by best.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ggplan.errors import ConversionError
 from ggplan.ggml_types import GgmlType
 from ggplan.planning import Plan, PlannedTensor
 from ggplan.planning.importance import importance_of
@@ -15,6 +19,7 @@ from ggplan.quants import encode_into
 from ggplan.quants.feedback import encode_with_moments, takes_moments
 from ggplan.quants.linear_algebra import Moments
 from ggplan.quants.prepared import LAMBDA, Prepared, prepare
+from ggplan.sources.files import shown
 
 F32Array = NDArray[np.float32]
 
@@ -54,6 +59,55 @@ def target_of(
         return Target(method=method)
     prepared = prepare(moments, lam, threads) if any(takes_moments(type_) for type_ in types) else None
     return Target(moments.matrix.diagonal().copy(), prepared, method)
+
+
+def require_correctable(plan: Plan) -> None:
+    """Raise ConversionError unless the plan is of a checkpoint that transformers can run as it is."""
+    model = plan.model
+    if model.kind != "hf" or model.converter:
+        raise ConversionError(
+            f"{shown(model.path)} is no Hugging Face folder that ggplan reads itself, and correction runs "
+            "the checkpoint",
+            hint="give the checkpoint's folder, or leave --correct out",
+        )
+    if model.reshaped.get("mtp") == "only":
+        raise ConversionError(
+            "the layers that predict further tokens are not run, and the plan has no others",
+            hint="leave --correct out",
+        )
+    for key, what in (
+        ("kept_experts", "all experts, and --keep-experts leaves some out"),
+        ("pruned_layers", "all layers, and --prune-layers leaves some out"),
+        ("fold", "the weights as they are, and --fold changes them"),
+    ):
+        if key in model.reshaped:
+            raise ConversionError(
+                f"correction runs the checkpoint with {what}",
+                hint="leave --correct out: --calibration alone takes the inputs that it has",
+            )
+
+
+def tensors_of_layer(plan: Plan, layer: int) -> dict[str, PlannedTensor]:
+    """The quantized tensors of a layer that are encoded, by their names without `blk.N.`.
+
+    Those whose stored bytes go to the output are what they were, without an error.
+    """
+    prefix = f"blk.{layer}."
+    return {
+        t.name.removeprefix(prefix): t
+        for t in plan.tensors
+        if t.name.startswith(prefix) and t.type.is_quantized and not t.is_copied and len(t.tensor.shape) > 1
+    }
+
+
+def fixed_names(plan: Plan) -> set[str]:
+    """The names in a layer of tensors that keep their weights in all layers."""
+    of_layers = [t for t in plan.tensors if t.name.startswith("blk.")]
+    names = {t.name.partition(".")[2].partition(".")[2]: True for t in of_layers}
+    for t in of_layers:
+        if t.type.is_quantized and not t.is_copied:
+            names[t.name.partition(".")[2].partition(".")[2]] = False
+    return {name for name, keeps in names.items() if keeps}
 
 
 def encode_target(

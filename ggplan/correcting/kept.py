@@ -21,6 +21,8 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,10 +33,12 @@ from ggplan.planning import PlannedTensor
 from ggplan.sources.files import rows_in_file, shown
 from ggplan.sources.safetensors import read_metadata, read_tensors
 
+F32Array = NDArray[np.float32]
 _FORMAT = "ggplan.corrected/1"
 _MARKER = "run.json"
 _STREAMS = ("original", "quantized")
 _PIECE = 1 << 22
+_NONE: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +53,14 @@ class Corrected:
         The digest of what they depend on.
     blocks
         The rows of each tensor as the output will have them, by name.
+    left
+        Quantized tensors of the layers whose weights were not corrected, and why.
     """
 
     folder: Path
     run: str
     blocks: Mapping[str, RowSource]
+    left: Mapping[str, str] = field(default_factory=dict)
 
     def remove(self) -> None:
         """Delete the folder; once the output is there."""
@@ -116,7 +123,9 @@ class KeptLayers:
         except (CheckpointError, OSError):
             return False
 
-    def finish(self, layer: int, blocks: Mapping[str, NDArray[np.uint8]]) -> None:
+    def finish(
+        self, layer: int, blocks: Mapping[str, NDArray[np.uint8]], left: Mapping[str, str] = _NONE
+    ) -> None:
         """Write a layer's file, and remove the states before it."""
         from safetensors.numpy import save_file
 
@@ -128,6 +137,7 @@ class KeptLayers:
             "ggplan": _FORMAT,
             "run": self.run,
             "blocks": digest.hexdigest(),
+            "left": json.dumps(dict(left)),
             "states": self._states_digest(layer + 1),
         }
         path = self.file(layer)
@@ -142,11 +152,13 @@ class KeptLayers:
     def corrected(self, layers: range, tensors: Mapping[str, PlannedTensor]) -> Corrected:
         """The blocks of all layers."""
         found: dict[str, RowSource] = {}
+        left: dict[str, str] = {}
         for layer in layers:
+            left |= json.loads(read_metadata(self.file(layer))["left"])
             for name, stored in read_tensors(self.file(layer)).items():
                 planned = tensors[name]
                 found[name] = rows_in_file(stored.file, stored.offset, planned.type, planned.tensor.shape)
-        return Corrected(self.folder, self.run, found)
+        return Corrected(self.folder, self.run, found, left)
 
     def _states_digest(self, layer: int) -> str:
         """The digest of the states that a layer gets; "" if they are not there."""
@@ -206,3 +218,46 @@ def refuse_foreign(folder: Path) -> None:
             f"{shown(folder)} is there, where finished layers are to be kept, and is none of ggplan's",
             hint="move it away, or give the output another name",
         )
+
+
+class Scratch:
+    """Rows of inputs on the disk, while a layer is corrected: the folder `inputs` beside the layers."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "inputs"
+        self.files: dict[str, Any] = {}
+
+    def __enter__(self) -> Scratch:
+        self._clear()
+        self.folder.mkdir()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for name in list(self.files):
+            self.close(name)
+        self._clear()
+
+    def _clear(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def add(self, name: str, rows: F32Array) -> None:
+        """Add rows to a file."""
+        if name not in self.files:
+            self.files[name] = (self.folder / name).open("wb")
+        self.files[name].write(np.ascontiguousarray(rows).data)
+
+    def close(self, name: str) -> None:
+        """No more rows are added."""
+        if (file := self.files.pop(name, None)) is not None:
+            file.close()
+
+    def rows(self, name: str, n_columns: int) -> F32Array:
+        """All rows of a file, memory-mapped; none if there is no file."""
+        path = self.folder / name
+        if not path.exists() or not path.stat().st_size:
+            return np.empty((0, n_columns), np.float32)
+        return np.memmap(path, np.float32, "r").reshape(-1, n_columns)
+
+    def remove(self, name: str) -> None:
+        """Delete a file."""
+        (self.folder / name).unlink(missing_ok=True)

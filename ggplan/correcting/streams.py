@@ -11,7 +11,6 @@ order.
 
 from __future__ import annotations
 
-import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,19 +21,35 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ggplan.correcting.encoding import Target, encode_target, target_of
-from ggplan.correcting.kept import Corrected, KeptLayers
+from ggplan.correcting.encoding import (
+    Target,
+    encode_target,
+    fixed_names,
+    require_correctable,
+    target_of,
+    tensors_of_layer,
+)
+from ggplan.correcting.kept import Corrected, KeptLayers, Scratch
 from ggplan.correcting.targets import Correction, correction
 from ggplan.errors import ConversionError
 from ggplan.forward.building import open_checkpoint_model, require_transformers
 from ggplan.forward.matrices import Place
-from ggplan.forward.running import Rows, TokenRun, experts_rows, one_torch_thread
+from ggplan.forward.running import (
+    Rows,
+    TokenRun,
+    experts_rows,
+    multiplied_rows,
+    one_torch_thread,
+)
 from ggplan.forward.structure import LayerInput, Structure, require_known
 from ggplan.ggml_types import F32
-from ggplan.planning import Plan, PlannedTensor
+from ggplan.metadata import string
+from ggplan.model import Model
+from ggplan.planning import Plan
 from ggplan.quants import dequantize
 from ggplan.quants.linear_algebra import Moments, second_moments, times
 from ggplan.quants.prepared import LAMBDA
+from ggplan.reshaping import recorded_reshaping, reshape
 from ggplan.sources.files import shown
 from ggplan.sources.huggingface import open_checkpoint
 from ggplan.text import format_bytes
@@ -112,7 +127,7 @@ def _correct(
     progress: Callable[[int], None],
 ) -> Corrected:
     require_correctable(plan)
-    model = open_checkpoint_model(open_checkpoint(plan.model.path))
+    model = open_checkpoint_model(open_checkpoint(plan.model.path), _forms_of(plan))
     n_layers = len(model.layers)
     needed = max(model.layer_bytes(layer) for layer in range(n_layers))
     if needed > options.memory:
@@ -126,64 +141,34 @@ def _correct(
     planned = {t.name: t for t in plan.tensors}
     first = kept.n_done(n_layers)
     for layer in range(first):
-        progress(sum(t.n_bytes for t in _of_layer(plan, layer).values()))
+        progress(sum(t.n_bytes for t in tensors_of_layer(plan, layer).values()))
     if first < n_layers:
         model.fill_outside()
-        fixed = _fixed_names(plan)
+        fixed = fixed_names(plan)
         token_run = TokenRun(model, tokens, options.threads, lambda name: name in fixed)
         if not first:
             for stream in (ORIGINAL, QUANTIZED):
                 token_run.start(kept.states(0, stream))
         for layer in range(first, n_layers):
-            blocks = _Layer(token_run, plan, layer, kept, options, progress).correct()
-            kept.finish(layer, blocks)
+            work = _Layer(token_run, plan, layer, kept, options, progress)
+            kept.finish(layer, work.correct(), work.left)
             model.empty(layer)
         for stream in (ORIGINAL, QUANTIZED):
             kept.states(n_layers, stream).unlink(missing_ok=True)
     return kept.corrected(range(n_layers), planned)
 
 
+def _forms_of(plan: Plan) -> Callable[[Model], Model]:
+    """What joins and cuts the tensors of the checkpoint as those of the plan are."""
+    done = {key: plan.model.reshaped.get(key, "") for key in ("fused", "split")}
+    wishes = recorded_reshaping({f"ggplan.{key}": string(text) for key, text in done.items()})
+    return lambda model: reshape(model, wishes)[0]
+
+
 def engine_versions() -> dict[str, str]:
     """The versions of torch and transformers; raises CheckpointError where one is missing."""
     torch, transformers = require_transformers()
     return {"torch": torch.__version__, "transformers": transformers.__version__}
-
-
-def require_correctable(plan: Plan) -> None:
-    """Raise ConversionError unless the plan is of a checkpoint that transformers can run as it is."""
-    model = plan.model
-    if model.kind != "hf" or model.converter:
-        raise ConversionError(
-            f"{shown(model.path)} is no Hugging Face folder that ggplan reads itself, and correction runs "
-            "the checkpoint",
-            hint="give the checkpoint's folder, or leave --correct out",
-        )
-    if model.reshaped:
-        raise ConversionError(
-            "correction runs the checkpoint as it is, and this plan changes its layers or experts",
-            hint="leave --correct out",
-        )
-
-
-def _of_layer(plan: Plan, layer: int) -> dict[str, PlannedTensor]:
-    """The quantized tensors of a layer that are encoded, by their names without `blk.N.`."""
-    prefix = f"blk.{layer}."
-    return {
-        t.name.removeprefix(prefix): t
-        for t in plan.tensors
-        if t.name.startswith(prefix) and t.type.is_quantized and len(t.tensor.shape) > 1
-    }
-
-
-def _fixed_names(plan: Plan) -> set[str]:
-    """The names in a layer of tensors that are quantized in none."""
-    names = {t.name.partition(".")[2].partition(".")[2] for t in plan.tensors if t.name.startswith("blk.")}
-    quantized = {
-        t.name.partition(".")[2].partition(".")[2]
-        for t in plan.tensors
-        if t.name.startswith("blk.") and t.type.is_quantized
-    }
-    return names - quantized
 
 
 class _Layer:
@@ -203,7 +188,7 @@ class _Layer:
         self.original = run.states(kept.states(layer, ORIGINAL))
         self.quantized = run.states(kept.states(layer, QUANTIZED))
         self.structure: Structure = run.structure(layer, self.original)
-        self.planned = _of_layer(plan, layer)
+        self.planned = tensors_of_layer(plan, layer)
         wanted = [n for n, t in self.planned.items() if t.tensor.type != F32]
         require_known(self.structure, wanted, shown(plan.model.path))
         self.blocks = {
@@ -211,13 +196,18 @@ class _Layer:
             for name, t in self.planned.items()
             if name in self.structure.feeds
         }
+        self.left = {
+            f"blk.{layer}.{name}": self.structure.without.get(name, "it is not found in transformers' module")
+            for name in self.planned
+            if name not in self.structure.feeds
+        }
         self.parameters = {
             name: parameter.detach().numpy() for name, parameter in run.model.layers[layer].named_parameters()
         }
 
     def correct(self) -> dict[str, NDArray[np.uint8]]:
         """Correct and encode all matrices, and write the states after the layer."""
-        with _Scratch(self.kept.folder) as scratch:
+        with Scratch(self.kept.folder) as scratch:
             self._pass_original(scratch)
             for level in range(self.structure.n_levels):
                 self._correct_level(level, scratch)
@@ -230,7 +220,7 @@ class _Layer:
         """Whether a matrix with this input is quantized."""
         return any(name in self.planned for name in self.structure.tensors_of(number))
 
-    def _pass_original(self, scratch: _Scratch) -> None:
+    def _pass_original(self, scratch: Scratch) -> None:
         """All tokens through the original weights: the inputs there, and the states after the layer."""
         inputs = self.structure.inputs
 
@@ -246,11 +236,13 @@ class _Layer:
         for number in range(len(inputs)):
             scratch.close(f"{ORIGINAL}-{number}")
 
-    def _correct_level(self, level: int, scratch: _Scratch) -> None:
-        numbers = [k for k, e in enumerate(self.structure.inputs) if e.level == level and self._is_used(k)]
+    def _correct_level(self, level: int, scratch: Scratch) -> None:
+        inputs = self.structure.inputs
+        numbers = [k for k, e in enumerate(inputs) if e.level == level and self._is_used(k)]
         if not numbers:
             return
-        chosen = {id(self.structure.inputs[k]) for k in numbers}
+        sources = {source for k in numbers if (source := inputs[k].multiple_of) is not None}
+        chosen = {id(inputs[k]) for k in {*numbers, *sources}}
         routes: dict[int, list[NDArray[np.int32]]] = {}
         slices: dict[int, list[NDArray[np.int32]]] = {}
         for _, _, rows in self.run.run(
@@ -262,24 +254,37 @@ class _Layer:
                     routes.setdefault(each.number, []).append(each.routes)
                 if each.slices is not None:
                     slices.setdefault(each.number, []).append(each.slices)
-        for number in numbers:
+        for number in {*numbers, *sources}:
             scratch.close(f"{QUANTIZED}-{number}")
         for number, of_batches in routes.items():
             self._run_experts(number, of_batches, scratch)
         for number in numbers:
-            which = self.structure.inputs[number]
+            if inputs[number].multiple_of is not None:
+                self._run_multiples(number, scratch)
+        for number in numbers:
+            which = inputs[number]
             x = scratch.rows(f"{QUANTIZED}-{number}", which.n_columns)
             f = scratch.rows(f"{ORIGINAL}-{number}", which.n_columns)
             if which.is_given:
-                self._experts_with_map(number, x, f, np.concatenate(routes[number]))
+                sent = np.concatenate(routes[number])
+                tokens = [np.flatnonzero((sent == e).any(axis=1)) for e in range(which.n_slices)]
+                self._experts_with_map(number, (x, f), x, tokens)
+            elif (source := which.multiple_of) is not None:
+                of_all = [scratch.rows(f"{s}-{source}", which.n_columns) for s in (QUANTIZED, ORIGINAL)]
+                own = np.concatenate(slices[number])
+                tokens = [np.flatnonzero(own == e) for e in range(which.n_slices)]
+                self._experts_with_map(number, (of_all[0], of_all[1]), x, tokens)
             elif which.n_slices:
                 self._experts_of_their_own(number, x, f, np.concatenate(slices[number]))
             else:
                 self._plain(number, x, f)
+        still = {e.multiple_of for k, e in enumerate(inputs) if e.level > level and self._is_used(k)}
+        for number in {*numbers, *sources}:
             scratch.remove(f"{QUANTIZED}-{number}")
-            scratch.remove(f"{ORIGINAL}-{number}")
+            if number not in still:
+                scratch.remove(f"{ORIGINAL}-{number}")
 
-    def _run_experts(self, number: int, routes: Sequence[NDArray[np.int32]], scratch: _Scratch) -> None:
+    def _run_experts(self, number: int, routes: Sequence[NDArray[np.int32]], scratch: Scratch) -> None:
         """What the experts' last matrices are given in the original, for the quantized model's routes."""
         inputs = self.structure.inputs
         given = inputs[number]
@@ -300,11 +305,37 @@ class _Layer:
                 scratch.add(f"{ORIGINAL}-{k}", rows.values)
             scratch.close(f"{ORIGINAL}-{k}")
 
+    def _run_multiples(self, number: int, scratch: Scratch) -> None:
+        """The same for experts that are given all tokens, each times its chance.
+
+        The quantized stream runs, but these experts multiply the original's states times the same chances.
+        """
+        inputs = self.structure.inputs
+        source = inputs[number].multiple_of
+        assert source is not None
+        own = [k for k, e in enumerate(inputs) if e.owner == inputs[number].owner and k != number]
+        n_columns, width = inputs[number].n_columns, self.run.tokens.shape[1]
+        states = scratch.rows(f"{ORIGINAL}-{source}", n_columns)
+        calls = self.run.calls_by_batch(self.layer)
+
+        def work(batch: slice) -> list[Rows]:
+            of_batch = states[batch.start * width : batch.stop * width].copy()
+            return multiplied_rows(
+                self.run.model, self.layer, self.structure, (source, number), own,
+                (self.quantized[batch].copy(), of_batch), calls[batch.start],
+            )  # fmt: skip
+
+        for of_batch in self.run.each(work):
+            for rows in of_batch:
+                scratch.add(f"{ORIGINAL}-{rows.number}", rows.values)
+        for k in own:
+            scratch.close(f"{ORIGINAL}-{k}")
+
     def _plain(self, number: int, x: F32Array, f: F32Array) -> None:
         """Matrices that every token goes to."""
         threads = self.options.threads
         for columns, names in self._by_columns(number).items():
-            own, original = (x, f) if columns is None else (x[:, list(columns)], f[:, list(columns)])
+            own, original = (x, f) if columns is None else (_columns(x, columns), _columns(f, columns))
             found = correction(own, original, threads)
             jobs = [
                 (name, slice_, start, min(start + _CHUNK_ROWS, n_rows))
@@ -323,25 +354,37 @@ class _Layer:
 
             self._each(work, jobs)
 
-    def _experts_with_map(self, number: int, x: F32Array, f: F32Array, routes: NDArray[np.int32]) -> None:
-        """Matrices of experts that share the layer's input: one map of all tokens corrects all of them."""
+    def _experts_with_map(
+        self,
+        number: int,
+        of_all: tuple[F32Array, F32Array],
+        x: F32Array,
+        rows: Sequence[NDArray[np.int64]],
+    ) -> None:
+        """Matrices of experts that share the layer's input: one map of all tokens corrects all of them.
+
+        `of_all` is that input in the quantized and the original stream, `rows` for each expert the rows of
+        `x` that it is given.
+        """
         threads = self.options.threads
         for columns, names in self._by_columns(number).items():
-            own, original = (x, f) if columns is None else (x[:, list(columns)], f[:, list(columns)])
+            own, original, given = (
+                each if columns is None else _columns(each, columns) for each in (*of_all, x)
+            )
             found = correction(own, original, threads)
             m = found.as_map(threads)
 
             def work(
                 expert: int,
-                own: F32Array = own,
+                given: F32Array = given,
                 found: Correction = found,
                 m: F32Array = m,
                 names: Any = names,
             ) -> None:
-                tokens = np.flatnonzero((routes == expert).any(axis=1))
                 moments = found.moments
-                if tokens.size:
-                    moments = Moments(second_moments(np.ascontiguousarray(own[tokens])), tokens.size)
+                if rows[expert].size:
+                    seen = np.ascontiguousarray(given[rows[expert]])
+                    moments = Moments(second_moments(seen), rows[expert].size)
                 target = self._target(moments, names)
                 for name in names:
                     weights = self._weights(name, expert, 0, self.planned[name].tensor.shape[-2])
@@ -355,6 +398,9 @@ class _Layer:
         Where the original's is not known for the same tokens, the targets stay the original weights.
         """
         for columns, names in self._by_columns(number).items():
+            if len(f) != len(x):
+                why = "what the original gives it is not known for the tokens that it gets here"
+                self.left |= {f"blk.{self.layer}.{name}": why for name in names}
 
             def work(expert: int, columns: Any = columns, names: Any = names) -> None:
                 rows = np.flatnonzero(slices == expert)
@@ -364,7 +410,7 @@ class _Layer:
                         np.ascontiguousarray(each[rows]) if len(each) == len(x) else None for each in (x, f)
                     )
                     if columns is not None:
-                        own, original = (e if e is None else e[:, list(columns)] for e in (own, original))
+                        own, original = (e if e is None else _columns(e, columns) for e in (own, original))
                     assert own is not None
                     found = correction(own, own if original is None else original)
                 target = self._target(None if found is None else found.moments, names)
@@ -447,44 +493,6 @@ class _Layer:
                 raise
 
 
-class _Scratch:
-    """Rows of inputs on the disk, while a layer is corrected."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder / "inputs"
-        self.files: dict[str, Any] = {}
-
-    def __enter__(self) -> _Scratch:
-        self._clear()
-        self.folder.mkdir()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for name in list(self.files):
-            self.close(name)
-        self._clear()
-
-    def _clear(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-    def add(self, name: str, rows: F32Array) -> None:
-        """Add rows to a file."""
-        if name not in self.files:
-            self.files[name] = (self.folder / name).open("wb")
-        self.files[name].write(np.ascontiguousarray(rows).data)
-
-    def close(self, name: str) -> None:
-        """No more rows are added."""
-        if (file := self.files.pop(name, None)) is not None:
-            file.close()
-
-    def rows(self, name: str, n_columns: int) -> F32Array:
-        """All rows of a file, memory-mapped; none if there is no file."""
-        path = self.folder / name
-        if not path.exists() or not path.stat().st_size:
-            return np.empty((0, n_columns), np.float32)
-        return np.memmap(path, np.float32, "r").reshape(-1, n_columns)
-
-    def remove(self, name: str) -> None:
-        """Delete a file."""
-        (self.folder / name).unlink(missing_ok=True)
+def _columns(rows: F32Array, columns: Sequence[int]) -> F32Array:
+    """Some columns, row by row in memory as products need them."""
+    return np.ascontiguousarray(rows[:, list(columns)])

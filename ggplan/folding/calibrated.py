@@ -17,6 +17,7 @@ from ggplan.quants.linear_algebra import Moments
 if TYPE_CHECKING:
     from ggplan.calibration import Calibration
     from ggplan.calibration.inputs import Input
+    from ggplan.model import Model
 
 F32Array = NDArray[np.float32]
 
@@ -62,6 +63,10 @@ class FoldedCalibration:
             for name in own.entries
         }
         return replace(own, entries=ReadOnDemand(readers))
+
+    def for_model(self, model: Model) -> FoldedCalibration:
+        """The calibration for a model: the folded one that it was made for."""
+        return self
 
     def tokens(self, tensor: str) -> tuple[int, ...]:
         """How many tokens each slice of a tensor saw."""

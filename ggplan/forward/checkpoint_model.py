@@ -17,15 +17,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ggplan.errors import CheckpointError
-from ggplan.model import RowSource
+from ggplan.model import Model, RowSource
 from ggplan.sources.files import shown
 from ggplan.sources.huggingface import HfCheckpoint
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+# What a module raises that misses what another one should have left. A run is ended by other exceptions.
+_OF_MODULES = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
 _PLAIN = bool | int | float | str | None
-OTHER_ENGINE = "calibrate with the engine llama.cpp, which does not use transformers"
+OTHER_ENGINE = (
+    "calibrate with the engine llama.cpp, which does not use transformers, and convert without --correct"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +63,8 @@ class CheckpointModel:
         Those of the embedding, the last norm and the output.
     unused
         Tensors of the checkpoint that transformers' model has no place for.
+    forms
+        What makes, of the checkpoint's tensors in a GGUF, those that are meant: joined or cut.
     """
 
     checkpoint: HfCheckpoint
@@ -70,6 +76,7 @@ class CheckpointModel:
     names: tuple[tuple[str, ...], ...]
     outside: tuple[str, ...]
     unused: tuple[str, ...]
+    forms: Callable[[Model], Model]
     returns_tuple: bool | None = None
 
     def layer_bytes(self, layer: int) -> int:
@@ -165,6 +172,8 @@ class CheckpointModel:
 
     def end(self, tokens: Tensor, hidden: Tensor) -> Tensor:
         """The logits that the model makes of the last layer's output: (windows, T, vocabulary)."""
+        if self.returns_tuple is None:
+            self.returns_tuple = self._output_kind(tokens)
 
         def passing(number: int) -> Callable[..., Any]:
             def forward(*args: Any, **kwargs: Any) -> Any:
@@ -194,8 +203,14 @@ class CheckpointModel:
 
     def run_layer(self, layer: int, hidden: Tensor, call: Call) -> Tensor:
         """The output of a filled layer."""
-        with _no_grad():
-            output = self.layers[layer](hidden, *call.args, **call.kwargs)
+        before = _state(call)
+        try:
+            with _no_grad():
+                output = self.layers[layer](hidden, *call.args, **call.kwargs)
+        except _OF_MODULES as error:
+            raise self._unknown(f"fail by themselves ({type(error).__name__}: {error})") from error
+        if _state(call) != before:
+            raise self._unknown("hand on more than their hidden states")
         return output[0] if isinstance(output, tuple) else output
 
     def call(self, tokens: Tensor, layer: int) -> Call:
@@ -213,6 +228,8 @@ class CheckpointModel:
         self._run(tokens[:1, :8], {0: forward})
         hidden, call = found[0]
         self._require_plain(call)
+        if getattr(self.model.config.get_text_config(), "num_kv_shared_layers", None):
+            raise self._unknown("hand on more than their hidden states: keys and values")
         module = self.fill(0)
         before = _state(call)
         try:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +23,7 @@ from ggplan.errors import CheckpointError
 from ggplan.forward.checkpoint_model import OTHER_ENGINE, Call, CheckpointModel, same_call
 from ggplan.forward.matrices import layer_places, place_key
 from ggplan.forward.products import Product, watched
-from ggplan.forward.structure import Given, LayerInput, Structure, find_structure
+from ggplan.forward.structure import Given, LayerInput, Structure, find_structure, multiples
 from ggplan.sources.files import shown
 
 if TYPE_CHECKING:
@@ -139,6 +139,10 @@ class TokenRun:
             found.append(call[layer])
         return found
 
+    def calls_by_batch(self, layer: int) -> dict[int, Call]:
+        """The same by the number of the batch's first window."""
+        return dict(zip((batch.start for batch in self.batches), self.calls(layer), strict=True))
+
     def states(self, path: Path) -> NDArray[np.float32]:
         """The hidden states in a file, (windows, T, width), memory-mapped."""
         self.width = self.width or path.stat().st_size // (4 * self.tokens.size)
@@ -196,7 +200,7 @@ class TokenRun:
 
         inputs = structure.inputs if structure is not None else ()
         numbers = [k for k, each in enumerate(inputs) if wanted(each)]
-        calls = dict(zip((batch.start for batch in self.batches), self.calls(layer), strict=True))
+        calls = self.calls_by_batch(layer)
         modules = {inputs[k].module for k in numbers if inputs[k].is_given}
 
         with Given(self.model, layer, modules) as given:
@@ -334,3 +338,45 @@ def experts_rows(
     with watched(model.layers[layer], seen), torch.inference_mode():
         module(torch.from_numpy(states), given, weights)
     return own_rows(number, found, own)
+
+
+def multiplied_rows(
+    model: CheckpointModel,
+    layer: int,
+    structure: Structure,
+    numbers: tuple[int, int],
+    own: Sequence[int],
+    states: tuple[F32Array, F32Array],
+    call: Call,
+) -> list[Rows]:
+    """What the inputs of experts' last matrices are, if the first ones are given other states.
+
+    Parameters
+    ----------
+    numbers
+        An input of all tokens, and that of the experts, whose rows are multiples of the first's.
+    own
+        The numbers of the other inputs of these experts: what is given back.
+    states
+        What the layer is given for one batch; and what is to stand in place of the first input, (tokens, n).
+    """
+    import torch
+
+    source, number = (structure.inputs[k].parameters for k in numbers)
+    by_parameter = {name: k for k in own for name in structure.inputs[k].parameters}
+    others = torch.from_numpy(states[1])
+    plain: list[Tensor] = []
+    found: dict[int, dict[int, Tensor]] = {k: {} for k in own}
+
+    def seen(product: Product, x: Tensor) -> Tensor | None:
+        if product.parameter in source and not plain:
+            plain.append(x)
+        elif product.parameter in number:
+            return multiples(x, plain[0]) * others
+        elif (k := by_parameter.get(product.parameter)) is not None:
+            found[k][product.slice] = x
+        return None
+
+    with watched(model.layers[layer], seen):
+        model.run_layer(layer, torch.from_numpy(states[0]), call)
+    return [own_rows(k, found[k], structure.inputs[k]) for k in own]

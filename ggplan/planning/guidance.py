@@ -26,6 +26,7 @@ from ggplan.text import printable
 
 if TYPE_CHECKING:
     from ggplan.imatrix import Imatrix
+    from ggplan.model import Model
 
 Method = Literal["feedback", "gptq"]
 """How moments are used: error feedback and descent, or error feedback alone."""
@@ -55,6 +56,9 @@ class SecondMoments(Protocol):
     @property
     def imatrix(self) -> Imatrix:
         """The diagonals."""
+
+    def for_model(self, model: Model) -> SecondMoments:
+        """The calibration under the names of a model, which may have been reshaped."""
 
     def tokens(self, tensor: str) -> tuple[int, ...]:
         """The tokens that each slice of a tensor saw; empty for a tensor it does not have."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import gguf
@@ -224,11 +223,8 @@ def test_wrong_usage(source: Path, tmp_path: Path, options: list[str], told: str
     assert told in done.stderr
 
 
-def test_a_reshaped_model_is_another_one(source: Path, calibration: Calibration) -> None:
+def test_a_calibration_is_for_effort_feedback(source: Path, calibration: Calibration) -> None:
     with pytest.raises(PlanError, match="effort feedback needs a calibration"):
         make_plan(open_model(source), "Q8_0", effort="feedback")
     with pytest.raises(PlanError, match="effort best was asked for"):
         make_plan(open_model(source), "Q8_0", effort="best", feedback=Feedback(calibration))
-    moved = dataclasses.replace(open_model(source), reshaped={"prune-layers": "1"})
-    with pytest.raises(PlanError, match="--prune-layers makes another one"):
-        make_plan(moved, "Q8_0", feedback=Feedback(calibration))
