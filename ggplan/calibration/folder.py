@@ -60,6 +60,7 @@ _LAYER_FILE = re.compile(r"layer-(\d{3,})\.safetensors|outside\.safetensors", re
 _INDEX_LIMIT = 64 << 20
 _PIECE = 1 << 20
 _AGAIN = "run `ggplan calibrate` again"
+_MADE_AGAIN = "the same `ggplan calibrate` as before makes what is damaged again"
 _MAKE = "`ggplan calibrate MODEL --text FILE -o DIR` makes one"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -310,7 +311,7 @@ class Calibration:
         if found != sha256:
             raise CalibrationError(
                 f"{shown(path)} is damaged or of another calibration: its SHA-256 is not that of {INDEX}",
-                hint=f"delete it and {INDEX}, and {_AGAIN}",
+                hint=_MADE_AGAIN,
             )
 
 
@@ -349,6 +350,22 @@ def open_calibration(path: str | Path) -> Calibration:
     calibration = _from_json(path, hashlib.sha256(raw).hexdigest(), members, where)
     _check_names(calibration)
     return calibration
+
+
+def damaged_files(path: Path) -> list[str]:
+    """The names of files in a folder that are not as its index has them; none if the index is damaged."""
+    try:
+        members = parse_object(read_whole(path / INDEX, _INDEX_LIMIT), INDEX)
+        listed = _from_json(path, "", members, INDEX)
+    except (CheckpointError, CalibrationError):
+        return []
+    expected = {IMATRIX: listed.imatrix_sha256, TOKENS: listed.tokens_sha256}
+    expected |= {file.name: file.sha256 for file in listed.layers}
+    return [
+        name
+        for name, sha256 in expected.items()
+        if exists(path / name) and sha256_of_file(path / name) != sha256
+    ]
 
 
 def _from_json(path: Path, digest: str, members: Mapping[str, Any], where: str) -> Calibration:
@@ -394,7 +411,10 @@ def _digest_of(members: Mapping[str, Any], where: str) -> str:
 
 
 def _check_names(calibration: Calibration) -> None:
-    """All files of the index are there, and no other layer's."""
+    """All files of the index are there and as long as they say, and no other layer's.
+
+    What is in them is compared with the index when it is read.
+    """
     there = {entry.name for entry in calibration.path.iterdir()}
     expected = {IMATRIX, TOKENS, *(file.name for file in calibration.layers)}
     for name in sorted(expected - there):
@@ -405,6 +425,15 @@ def _check_names(calibration: Calibration) -> None:
             "list it",
             hint=f"move {shown(name)} out of the folder",
         )
+    for file in calibration.layers:
+        path = calibration.path / file.name
+        try:
+            _stored_of(path, file.inputs)
+        except CalibrationError as error:
+            why = error.message.removeprefix(f"{shown(path)}: ")
+            if why != error.message:
+                why = f"{shown(path)} is damaged or of another calibration: {why}"
+            raise CalibrationError(why, hint=_MADE_AGAIN) from error
 
 
 def _stored_of(path: Path, inputs: tuple[Input, ...]) -> dict[str, StoredTensor]:
@@ -470,4 +499,4 @@ def _told_as_calibration() -> Iterator[None]:
     try:
         yield
     except CheckpointError as error:
-        raise CalibrationError(error.message, hint=error.hint) from error
+        raise CalibrationError(error.message, hint=error.hint or _AGAIN) from error

@@ -32,6 +32,7 @@ from ggplan.calibration.folder import (
     TOKENS,
     Calibration,
     LayerFile,
+    damaged_files,
     is_layer_file,
     layer_file,
     open_calibration,
@@ -158,6 +159,8 @@ def begin(folder: str | Path, settings: Mapping[str, Any], *, force: bool = Fals
         if INDEX in there:
             with contextlib.suppress(CalibrationError):
                 return _whole(run.folder)
+            # A layer's file says of which run it is, and not whether a bit of it was flipped since.
+            _remove(run.folder, damaged_files(run.folder))
     elif before is not None or any(map(is_layer_file, there)):
         if not force:
             told = f"the folder {shown(folder)} has another calibration"

@@ -15,18 +15,18 @@ A calibration has the second moments of the inputs of every matrix, and an imatr
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
-from ggplan.errors import PlanError
+from ggplan.errors import ImatrixError, PlanError
 from ggplan.metadata import Metadata, MetadataType, array, boolean, string, uint32
 from ggplan.text import printable
 
 if TYPE_CHECKING:
     from ggplan.imatrix import Imatrix
-    from ggplan.model import Model
+    from ggplan.model import Model, TensorInfo
 
 Method = Literal["feedback", "gptq"]
 """How moments are used: error feedback and descent, or error feedback alone."""
@@ -105,6 +105,30 @@ class Feedback:
             )
         if not (math.isfinite(self.lam) and self.lam > 0):
             raise PlanError(f"the damping lam must be a number above 0, not {self.lam}")
+
+
+def require_fitting(feedback: Feedback, tensors: Sequence[TensorInfo], imatrix: Imatrix) -> None:
+    """Refuse a calibration of matrices with other sizes; better now than hours into the work.
+
+    Raises
+    ------
+    PlanError
+        Naming the first tensor.
+    """
+    for tensor in tensors:
+        entry = imatrix.entries.get(tensor.name) if feedback.calibration.tokens(tensor.name) else None
+        if entry is None:
+            continue
+        try:
+            entry.for_tensor(tensor.shape)
+        except ImatrixError:
+            has = f"{entry.values.size:,} columns for '{printable(tensor.name)}'"
+            needs = f"{math.prod(tensor.shape[:-2]):,} x {tensor.n_columns:,}"
+            raise PlanError(
+                f"{printable(str(feedback.calibration.path))} is the calibration of another model: it has "
+                f"{has}, which has {needs}",
+                hint="use a calibration of this very model",
+            ) from None
 
 
 def feedback_metadata(feedback: Feedback) -> Metadata:

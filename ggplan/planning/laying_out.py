@@ -11,7 +11,7 @@ from ggplan.model import Model, require_model
 from ggplan.planning.assignment import Assignment
 from ggplan.planning.fallback import FallbackTable, table_of
 from ggplan.planning.fitting import Fitted, fit, replaced, with_companions
-from ggplan.planning.guidance import Feedback
+from ggplan.planning.guidance import Feedback, require_fitting
 from ggplan.planning.importance import coverage_of
 from ggplan.planning.layout import file_order, place
 from ggplan.planning.makers import Chosen, assign
@@ -147,6 +147,8 @@ def lay_out(
         if found.fault is not None:
             raise found.error()
     fitted = tuple(sorted(with_companions(fitted), key=_order))
+    if feedback is not None and imatrix is not None:
+        require_fitting(feedback, [f.tensor for f in fitted if f.type.is_quantized], imatrix)
     if strict:
         _refuse_fallbacks(fitted)
     sizes = [f.type.tensor_bytes(f.tensor.shape) for f in fitted]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from ggplan import calibrating
 from ggplan.calibrating import CalibrateOptions, calibrate, calibrate_imatrix
 from ggplan.calibration.collecting import Activation
 from ggplan.calibration.engines import LlamaCpp, LlamaCppOptions, chunks_of
+from ggplan.calibration.run import locked
 from ggplan.calibration.shipped import shipped_holdouts, shipped_texts
 from ggplan.errors import CalibrationError
 from ggplan.imatrix import load_imatrix
@@ -60,6 +63,40 @@ def test_a_run_that_was_stopped_goes_on_and_makes_the_same(
     (tmp_path / "c" / "layer-001.safetensors").unlink()  # of a whole folder: made again
     assert calibrate(DEMO, texts, tmp_path / "c", options).digest == whole.digest
     assert engine.written == [1]
+    damaged = tmp_path / "c" / "layer-002.safetensors"
+    data = bytearray(damaged.read_bytes())
+    data[-9] ^= 1
+    damaged.write_bytes(data)
+    engine.written = []
+    assert calibrate(DEMO, texts, tmp_path / "c", options).digest == whole.digest
+    assert engine.written == [2], "a flipped bit is found, and that layer alone is made again"
+
+
+def test_what_engines_leave_when_they_are_killed_is_removed(
+    tmp_path: Path, texts: list[Path], engine: StubEngine
+) -> None:
+    options, folder = CalibrateOptions(n_ctx=32), tmp_path / "c"
+    whole = {path.name for path in calibrate(DEMO, texts, folder, options).path.iterdir()}
+    for name in ("model.gguf", "model.gguf.part", "states-1234-003.f32", "layer-001.safetensors.part"):
+        (folder / name).write_text("left")
+    calibrate(DEMO, texts, folder, options)
+    assert {path.name for path in folder.iterdir()} == whole
+
+
+def test_two_runs_are_kept_out_of_one_folder(tmp_path: Path, texts: list[Path], engine: StubEngine) -> None:
+    with locked(tmp_path / "c"), pytest.raises(CalibrationError, match="another run is filling"):
+        calibrate(DEMO, texts, tmp_path / "c", CalibrateOptions(n_ctx=32))
+    assert not (tmp_path / "c").exists(), "a folder that stays empty is removed"
+    calibrate(DEMO, texts, tmp_path / "c", CalibrateOptions(n_ctx=32))
+
+
+def test_an_engine_apart_ends_with_its_caller(tmp_path: Path) -> None:
+    """A caller that is killed closes the pipe, of which the engine's process reads the end."""
+    code = "import time; from ggplan.measure.embedded import end_with_caller as e; e(); time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE)
+    assert process.stdin is not None
+    process.stdin.close()
+    assert process.wait(30) == 1
 
 
 def test_provenance(tmp_path: Path, texts: list[Path], engine: StubEngine) -> None:

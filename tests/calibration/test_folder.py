@@ -166,7 +166,7 @@ def _edit(change: Callable[[dict], object]) -> Callable[[Path], object]:
         (_delete("imatrix.gguf"), "lacks imatrix.gguf"),
         (_delete("tokens.safetensors"), "lacks tokens.safetensors"),
         (_flip("layer-001.safetensors"), "layer-001.safetensors is damaged or of another"),
-        (_cut("layer-000.safetensors"), "layer-000.safetensors is damaged or of another"),
+        (_cut("layer-000.safetensors"), "layer-000.safetensors is damaged or of another calibration: the"),
         (_flip("imatrix.gguf"), "imatrix.gguf is damaged or of another"),
         (_swap, "layer-000.safetensors is damaged or of another"),
         (_stray, "layer-007.safetensors, which is of another calibration"),
@@ -192,6 +192,17 @@ def test_what_is_not_whole_is_refused(
     with pytest.raises(CalibrationError) as refused:
         open_calibration(folder).verify()
     assert told in refused.value.message
+
+
+@pytest.mark.parametrize("harm", [_cut, _delete])
+def test_a_file_that_is_not_whole_is_found_when_the_folder_is_opened(
+    tmp_path: Path, two_layers: Path, harm: Callable[[str], Callable[[Path], object]]
+) -> None:
+    folder = tmp_path / "c"
+    shutil.copytree(two_layers, folder)
+    harm("layer-001.safetensors")(folder)
+    with pytest.raises(CalibrationError, match=r"layer-001\.safetensors"):
+        open_calibration(folder)
 
 
 @pytest.fixture(scope="module")
