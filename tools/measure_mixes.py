@@ -63,7 +63,7 @@ STOCK = ("Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K")
 CALIBRATED = ("Q2_K", "IQ3_XXS", "Q3_K_M", "Q4_K_M")
 WAYS = {
     "best": "effort best with an imatrix",
-    "calibrated": "with a calibration",
+    "calibrated": "calibrated",
     "corrected": "calibrated and corrected",
 }
 """How each mix of a calibrated ladder is written, and what the chart calls it."""

@@ -1,4 +1,4 @@
-r"""Filling: which experts go back from RAM to what is left of the GPUs, and how layers are split over them.
+r"""Filling: which experts go back from RAM to what is left of the GPUs.
 
 A unit is what moves together: all experts of a block, or its gate and up experts, or its down experts. A
 whole block saves more than its bytes: the token no longer leaves the GPU for it. What a unit is worth is
@@ -9,10 +9,9 @@ first among equals, so that the experts in RAM are those of the first blocks; pa
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, product
-from math import log
+from math import gcd, log
 from typing import Literal
 
 from ggplan.offload.allocation import gpu_bytes
@@ -36,8 +35,7 @@ _EXPERT = re.compile(rf"blk\.(\d+){EXPERTS}")
 # Where the bandwidths are not known, the choice is the same: only their ratio matters, and hardly.
 _RAM, _GPU = 60e9, 600e9
 _TIE = 0.06
-_MOVED = 3  # layers, from a GPU to the next
-_NEARBY = 3  # of the splits that this gives are worth a whole reckoning
+_MOST_STEPS = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +46,8 @@ class Unit:
     ----------
     block, part
         Which.
-    n_bytes
-        On a GPU.
+    n_bytes, largest
+        On a GPU, of all of them and of the largest tensor.
     gain
         Seconds that a token takes less if they are on a GPU.
     """
@@ -57,6 +55,7 @@ class Unit:
     block: int
     part: Part
     n_bytes: int
+    largest: int
     gain: float
 
 
@@ -103,7 +102,8 @@ def _unit(
         seconds += tensor.n_bytes * share * (1 / rate - 1 / on_gpu)
     if part == "all":  # the way to the CPU and back
         seconds += 2 * FITTED.crossing
-    return Unit(block, part, sum(gpu_bytes(t.type, t.shape) for t in tensors), seconds)
+    sizes = [gpu_bytes(t.type, t.shape) for t in tensors]
+    return Unit(block, part, sum(sizes), max(sizes), seconds)
 
 
 def fill(room: int, blocks: Mapping[int, Sequence[Unit]]) -> list[Unit]:
@@ -125,46 +125,56 @@ def fill(room: int, blocks: Mapping[int, Sequence[Unit]]) -> list[Unit]:
     return taken
 
 
+def with_ram_full(room: int, blocks: Mapping[int, Sequence[Unit]]) -> list[list[Unit]]:
+    """The units on the GPU if what is left fills nearly all of `room` bytes of RAM; what takes least of the
+    GPU first, with the tensor that is streamed for prompts, the largest in RAM.
+
+    What is left are whole blocks, the last among equals, and a part of one at most: parts, and first blocks,
+    take more of the compute buffers.
+    """
+    parts = {(unit.n_bytes, unit.largest): unit for units in blocks.values() for unit in units[1:]}
+    found: dict[tuple[Unit, ...], int] = {}
+    for largest in sorted({unit.largest for units in blocks.values() for unit in units}):
+        may = {block for block, units in blocks.items() if units[0].largest <= largest}
+        for part in (None, *(unit for unit in parts.values() if unit.largest <= largest)):
+            left = room - (0 if part is None else part.n_bytes)
+            if left < 0:
+                continue
+            moved = set() if part is None else {part.block}
+            whole = [units[0] for block, units in sorted(blocks.items(), reverse=True) if block not in moved]
+            in_ram = _fullest(left, [unit for unit in whole if unit.block in may])
+            on_gpu = [unit for unit in whole if unit not in in_ram]
+            if part is not None:  # the other part stays
+                on_gpu += [unit for unit in blocks[part.block][1:] if unit.part != part.part]
+            streamed = max((unit.largest for unit in (*in_ram, *([part] if part else ()))), default=0)
+            found.setdefault(tuple(on_gpu), sum(unit.n_bytes for unit in on_gpu) + streamed)
+    return [list(way) for way in sorted(found, key=lambda way: (found[way], len(way)))]
+
+
+def _fullest(room: int, units: Sequence[Unit]) -> list[Unit]:
+    """The units that take the most of `room` bytes.
+
+    Which sums they can have, the bits of a whole number say, in steps of what divides all sizes.
+    """
+    step = max(gcd(*(unit.n_bytes for unit in units)), -(-room // _MOST_STEPS), 1)
+    fits = (1 << room // step + 1) - 1
+    sums = [1]
+    for unit in reversed(units):
+        sums.append(sums[-1] | sums[-1] << -(-unit.n_bytes // step) & fits)
+    total, taken = sums[-1].bit_length() - 1, []
+    for unit, before in zip(units, reversed(sums[:-1]), strict=True):
+        rest = total - -(-unit.n_bytes // step)
+        if rest >= 0 and before >> rest & 1:
+            taken.append(unit)
+            total = rest
+    return taken
+
+
 def layer_of(name: str, n_layers: int) -> int:
     """The layer that a tensor counts for: its block, else the output."""
     if name.startswith("blk."):
         return min(int(name.split(".")[1]), n_layers - 1)
     return n_layers - 1
-
-
-def splits_near(
-    ways: Collection[tuple[float, ...]],
-    dense: Sequence[int],
-    rooms: Sequence[int],
-    units: Sequence[Mapping[int, Sequence[Unit]]],
-) -> list[tuple[float, ...]]:
-    """Splits of layers near given ones, those with the most bytes of experts on the GPUs.
-
-    Experts are large: from one layer to the next, what of them fits the GPUs changes by leaps.
-
-    Parameters
-    ----------
-    dense
-        Bytes of each layer without its experts; the output is the last.
-    rooms
-        Bytes that each GPU has.
-    units
-        Of each GPU, those of each block.
-    """
-    found: dict[tuple[float, ...], int] = {}
-    for way in sorted(ways):
-        for gpu, moved in product(range(len(way) - 1), range(-_MOVED, _MOVED + 1)):
-            split = (*way[:gpu], way[gpu] + moved, way[gpu + 1] - moved, *way[gpu + 2 :])
-            if min(split) < 0 or split in ways or split in found:
-                continue
-            on_gpus, start = 0, 0
-            for room, own, n in zip(rooms, units, map(int, split), strict=True):
-                layers = range(start, start + n)
-                start += n
-                left = room - sum(dense[i] for i in layers)
-                on_gpus += sum(unit.n_bytes for unit in fill(left, {i: own[i] for i in layers if i in own}))
-            found[split] = on_gpus
-    return sorted(found, key=lambda split: -found[split])[:_NEARBY]
 
 
 def ram_overrides(blocks: Iterable[int], on_gpu: Sequence[Unit], *, by_count: bool) -> tuple[Override, ...]:
@@ -192,61 +202,3 @@ def ram_overrides(blocks: Iterable[int], on_gpu: Sequence[Unit], *, by_count: bo
         for part, numbers in lists
         if numbers
     )
-
-
-def split_layers(sizes: Sequence[int], rooms: Sequence[int]) -> tuple[float, ...]:
-    """How many layers in a row each GPU gets, so that each is filled to the same share of its room.
-
-    Parameters
-    ----------
-    sizes
-        Bytes of each block, and at the end of the output.
-    rooms
-        Bytes that each GPU has for them.
-
-    Returns
-    -------
-    One number a GPU, which add up to the number of layers: the values of `-ts`.
-    """
-    rooms = [max(room, 0) for room in rooms]
-    total, room = sum(sizes), sum(rooms)
-    if not room or not total:
-        return ()
-    ends = [total * end / room for end in accumulate(rooms)]
-    counts = [0] * len(rooms)
-    gpu, before = 0, 0.0
-    for size in sizes:
-        # A layer belongs to the GPU in which its middle lies.
-        while gpu < len(rooms) - 1 and before + size / 2 > ends[gpu]:
-            gpu += 1
-        counts[gpu] += 1
-        before += size
-    return tuple(float(n) for n in counts)
-
-
-def compact_layers(sizes: Sequence[int], dense: Sequence[int], rooms: Sequence[int]) -> tuple[float, ...]:
-    """How many layers each GPU gets if all but the first hold whole layers alone, with their experts.
-
-    The first GPU, which is the fastest of most machines, then has the attention of all other layers. Where it
-    has no room for that, the others take more.
-
-    Parameters
-    ----------
-    sizes, dense
-        Bytes of each layer with its experts and without; the output is the last.
-    rooms
-        Bytes that each GPU has.
-    """
-    counts = [0] * len(rooms)
-    end = len(sizes)
-    for gpu in range(len(rooms) - 1, 0, -1):
-        room = rooms[gpu]
-        while end > 0 and (sizes[end - 1] <= room or not counts[gpu]):
-            room -= sizes[end - 1]
-            counts[gpu] += 1
-            end -= 1
-    while end > 0 and sum(dense[:end]) > max(rooms[0], 0):
-        end -= 1
-        counts[1] += 1
-    counts[0] = end
-    return tuple(float(n) for n in counts)

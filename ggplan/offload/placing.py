@@ -12,43 +12,29 @@ changed to make it fit: what does not fit is said, with ways out that were recko
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 
-from ggplan.offload.active import ActiveBytes, active_bytes
-from ggplan.offload.allocation import HOST, device_bytes, gpu_name
-from ggplan.offload.cache.classes import cache_tensors
-from ggplan.offload.checks_of_memory import without_kernel
-from ggplan.offload.dimensions import Dimensions, dimensions_of
-from ggplan.offload.filling import (
-    Unit,
-    compact_layers,
-    expert_blocks,
-    fill,
-    layer_of,
-    ram_overrides,
-    split_layers,
-    splits_near,
-    units_of,
-)
-from ggplan.offload.header import Header, HeaderTensor
-from ggplan.offload.holding import holding_of
-from ggplan.offload.machine import Gpu, Machine
-from ggplan.offload.pins import check_pins, matching
-from ggplan.offload.placement import Placement, Shortage, Wishes, free_of_gpus, left_of, shortages
+from ggplan.offload.active import active_bytes
+from ggplan.offload.allocation import HOST
+from ggplan.offload.candidates import Candidate, Case
+from ggplan.offload.dimensions import dimensions_of
+from ggplan.offload.filling import Unit, fill, ram_overrides, with_ram_full
+from ggplan.offload.header import Header
+from ggplan.offload.machine import Machine
+from ggplan.offload.pins import check_pins
+from ggplan.offload.placement import Placement, Wishes, describe_shortage, free_of_gpus, left_of, shortages
 from ggplan.offload.profiles import LLAMA_CPP, Profile
-from ggplan.offload.reckon import reckon, reckon_placed
-from ggplan.offload.reckoning import Reckoning
+from ggplan.offload.reckon import reckon
 from ggplan.offload.settings import Settings
 from ggplan.offload.speed import Rate, generation, prompt
-from ggplan.offload.weights import Weights, block_devices, place_weights
+from ggplan.offload.splitting import splits, splits_nearby, spread
+from ggplan.offload.weights import place_weights
 
-DEFAULT_CONTEXT = 32768
 _MICRO_BATCHES = (512, 2048)
+_FULL = 4  # ways to fill RAM are worth a whole reckoning
 # A larger micro-batch takes memory that could hold experts; so much slower may generation get for it.
 _WORTH = 1.03
-_ALL_LAYERS = 99
 
 
 def place(
@@ -66,11 +52,11 @@ def place(
     wishes = wishes or Wishes()
     dimensions = dimensions_of(header)
     check_pins(header, dimensions, machine, wishes)
-    planner = _Planner(header, dimensions, machine, wishes, profile)
-    best = planner.placed()
-    if len(machine.gpus) < 2 or not best.fits or not planner.may_be_faster_alone(best):
+    case = Case(header, dimensions, machine, wishes, profile)
+    best = _Planner(case).placed()
+    if len(machine.gpus) < 2 or any(pin.device not in ("CPU", "CUDA0") for pin in wishes.pins):
         return best
-    return _on_one_gpu(best, dimensions)
+    return (_on_one_gpu(case, best) if not best.fits or _may_be_faster_alone(case, best) else None) or best
 
 
 def _with_note(made: Placement, before: Rate) -> Placement | None:
@@ -85,161 +71,101 @@ def _with_note(made: Placement, before: Rate) -> Placement | None:
     return replace(made, notes=(*made.notes, note))
 
 
-def _on_one_gpu(best: Placement, dimensions: Dimensions) -> Placement:
-    """The same on the first GPU alone, if that is faster: a second one costs changes of device."""
-    header, machine, profile = best.header, best.machine, best.profile
-    alone = replace(machine, gpus=machine.gpus[:1])
-    single = _Planner(header, dimensions, alone, best.wishes, profile).placed()
-    if not single.fits or single.generation.likely <= best.generation.likely:
-        return best
-    note = (
-        f"a second GPU makes it slower: about {best.generation.likely:.1f} tokens per second with "
-        f"{len(machine.gpus)} GPUs and {single.generation.likely:.1f} with CUDA0 alone, which is used"
-    )
+def _may_be_faster_alone(case: Case, best: Placement) -> bool:
+    """Whether the first GPU alone may be faster, by an estimate with the compute buffer as it is."""
+    alone = replace(case, machine=replace(case.machine, gpus=case.gpus[:1]))
+    room = case.gpus[0].memory - case.machine.gpu_margin - best.reckoning.devices[0].whole_compute
+    settings = replace(best.settings, tensor_split=(), overrides=case.wishes.pins)
+    room -= sum(alone.sizes(settings, experts=not case.experts))
+    if room < 0:
+        return False
+    if case.experts:
+        units = case.units(0, case.experts, settings.threads)
+        overrides = ram_overrides(sorted(case.experts), fill(room, units), by_count=False)
+        settings = replace(settings, overrides=(*case.wishes.pins, *overrides))
+    weights = place_weights(case.header, case.dimensions, settings, alone.gpus)
+    active = active_bytes(weights, case.dimensions, settings)
+    rate = generation(active, alone.machine, case.profile, settings)
+    return rate.likely * _WORTH > best.generation.likely
+
+
+def _on_one_gpu(case: Case, best: Placement) -> Placement | None:
+    """The same on the first GPU alone, if that fits and a second one does not, or is slower: it costs changes
+    of device, and buffers of the host.
+    """
+    header, machine = case.header, case.machine
+    single = _Planner(replace(case, machine=replace(machine, gpus=machine.gpus[:1]))).placed()
+    if not single.fits or (best.fits and single.generation.likely <= best.generation.likely):
+        return None
     settings = replace(single.settings, split_mode="none")
-    reckoning = reckon(header, settings, machine.gpus, profile)
+    reckoning = reckon(header, settings, machine.gpus, case.profile)
+    if shortages(reckoning, machine):
+        return None
+    if best.fits:
+        note = (
+            f"a second GPU makes it slower: about {best.generation.likely:.1f} tokens per second with "
+            f"{len(machine.gpus)} GPUs and {single.generation.likely:.1f} with CUDA0 alone, which is used"
+        )
+    else:
+        short = "; ".join(map(describe_shortage, best.shortages))
+        note = f"CUDA0 alone is used: spread over {len(machine.gpus)} GPUs it does not fit, as {short}"
     return replace(
         single, machine=machine, settings=settings, reckoning=reckoning, notes=(*single.notes, note)
     )
 
 
 @dataclass(frozen=True)
-class _Candidate:
-    """Settings that were tried: what they allocate, and where the weights are."""
-
-    settings: Settings
-    reckoning: Reckoning
-    weights: Weights
-    shortages: tuple[Shortage, ...]
-
-    @property
-    def fits_gpus(self) -> bool:
-        return all(s.device == HOST for s in self.shortages)
-
-
-@dataclass(frozen=True)
 class _Planner:
-    """Candidates for one model, machine and wishes."""
+    """What is tried for a case, in which order."""
 
-    header: Header
-    dimensions: Dimensions
-    machine: Machine
-    wishes: Wishes
-    profile: Profile
-
-    @cached_property
-    def experts(self) -> dict[int, list[HeaderTensor]]:
-        """Routed experts by block, without those that are pinned."""
-        pinned = {
-            name for pin in self.wishes.pins for name in matching(pin, (t.name for t in self.header.tensors))
-        }
-        free = (t.name for t in self.header.tensors if t.name not in pinned)
-        return expert_blocks(self.header, self.dimensions, free)
-
-    @property
-    def gpus(self) -> tuple[Gpu, ...]:
-        """Those of the machine."""
-        return self.machine.gpus
-
-    @cached_property
-    def all_layers(self) -> int:
-        """A value of `-ngl` that is all layers: 99, as people write it, if that is enough."""
-        n = self.dimensions.n_blocks + 1
-        return _ALL_LAYERS if n <= _ALL_LAYERS else 999
-
-    def base(self, micro_batch: int) -> Settings:
-        """What all candidates have in common."""
-        wishes = self.wishes
-        trained = self.dimensions.trained_context or DEFAULT_CONTEXT
-        layers = self.all_layers if wishes.gpu_layers is None else wishes.gpu_layers
-        return Settings(
-            gpu_layers=layers if self.gpus else 0,
-            overrides=wishes.pins,
-            context=wishes.context or min(trained, DEFAULT_CONTEXT),
-            batch=max(2048, micro_batch),
-            micro_batch=micro_batch,
-            slots=wishes.slots,
-            flash_attention="on",
-            cache_k=wishes.cache_k,
-            cache_v=wishes.cache_v,
-            host_cache_mib=0,
-            threads=wishes.threads or self.machine.cores,
-        )
+    case: Case
 
     def placed(self) -> Placement:
         """The best candidate."""
-        settings = self.base(self.wishes.micro_batch or _MICRO_BATCHES[0])
-        if not self.gpus:
-            return self.made(self.tried(settings))
-        whole = self.whole(settings) if settings.gpu_layers >= self.dimensions.n_blocks + 1 else None
+        settings = self.case.base(self.case.wishes.micro_batch or _MICRO_BATCHES[0])
+        if not self.case.gpus:
+            return self.case.made(self.case.tried(settings))
+        whole = self.whole(settings) if settings.gpu_layers >= self.case.dimensions.n_blocks + 1 else None
         if whole is not None:
-            return self.with_wishes_in_ram(whole) if self.copies(whole) else self.made(whole)
-        return self.with_experts_in_ram(settings) if self.experts else self.with_layers_in_ram(settings)
+            return self.with_wishes_in_ram(whole) if self.case.copies(whole) else self.case.made(whole)
+        return self.with_experts_in_ram(settings) if self.case.experts else self.with_layers_in_ram(settings)
 
-    def may_be_faster_alone(self, best: Placement) -> bool:
-        """Whether the first GPU alone may be faster, by an estimate with the compute buffer as it is."""
-        if any(pin.device not in ("CPU", "CUDA0") for pin in self.wishes.pins):
-            return False
-        alone = replace(self, machine=replace(self.machine, gpus=self.gpus[:1]))
-        first = best.reckoning.devices[0]
-        room = self.gpus[0].memory - self.machine.gpu_margin - first.whole_compute
-        settings = replace(best.settings, tensor_split=(), overrides=self.wishes.pins)
-        room -= sum(alone.sizes(settings, experts=not self.experts))
-        if room < 0:
-            return False
-        if self.experts:
-            given = self.dimensions, self.machine, 0, self.profile, settings.threads
-            units = {block: units_of(block, tensors, *given) for block, tensors in self.experts.items()}
-            overrides = ram_overrides(sorted(self.experts), fill(room, units), by_count=False)
-            settings = replace(settings, overrides=(*self.wishes.pins, *overrides))
-        weights = place_weights(self.header, self.dimensions, settings, alone.gpus)
-        active = active_bytes(weights, self.dimensions, settings)
-        rate = generation(active, alone.machine, self.profile, settings)
-        return rate.likely * _WORTH > best.generation.likely
-
-    # --- Candidates
-
-    def whole(self, settings: Settings) -> _Candidate | None:
+    def whole(self, settings: Settings) -> Candidate | None:
         """Everything on the GPUs; None if it does not fit."""
-        sizes = self.sizes(settings, experts=True)
-        if sum(sizes) > sum(gpu.memory - self.machine.gpu_margin for gpu in self.gpus):
+        sizes = self.case.sizes(settings, experts=True)
+        if sum(sizes) > sum(gpu.memory - self.case.machine.gpu_margin for gpu in self.case.gpus):
             return None
-        tried = self.tried(self.split(settings, sizes))
+        tried = spread(self.case, settings, sizes)
         return None if tried.shortages else tried
 
-    def copies(self, tried: _Candidate) -> bool:
-        """Whether weights that lie in RAM are copied to a GPU for prompts."""
-        active = self.active(tried)
-        return bool(active.streamable or active.streamable_matrices)
-
-    def with_wishes_in_ram(self, whole: _Candidate) -> Placement:
+    def with_wishes_in_ram(self, whole: Candidate) -> Placement:
         """What would fit the GPUs, with what is wished in RAM, by pins or layers, where GPUs copy it fast."""
         settings = replace(whole.settings, load_mode="none")
-        small = self.made(self.tried(settings))
-        if self.wishes.micro_batch is not None or not small.fits:
+        small = self.case.made(self.case.tried(settings))
+        if self.case.wishes.micro_batch is not None or not small.fits:
             return small
-        large = self.made(self.tried(replace(settings, micro_batch=_MICRO_BATCHES[1])))
+        large = self.case.made(self.case.tried(replace(settings, micro_batch=_MICRO_BATCHES[1])))
         return (_with_note(large, small.prompt) if large.fits else None) or small
 
     def with_experts_in_ram(self, settings: Settings) -> Placement:
         """The routed experts in RAM, but for those that fit into what is left of the GPUs."""
-        blocks = sorted(self.experts)
+        blocks = sorted(self.case.experts)
         in_ram = replace(
             settings,
-            overrides=(*self.wishes.pins, *ram_overrides(blocks, (), by_count=True)),
+            overrides=(*self.case.wishes.pins, *ram_overrides(blocks, (), by_count=True)),
             load_mode="none",
         )
-        if len(self.gpus) < 2:
+        if len(self.case.gpus) < 2:
             return self.filled_up(in_ram, blocks)
         # What fits is better than what would be faster.
         first: Placement | None = None
-        for split in self.splits(in_ram):
+        for split in splits(self.case, in_ram):
             made = self.filled_up(split, blocks)
             if made.fits:
                 return made
             first = first or made
         assert first is not None
-        for split in self.splits_nearby(in_ram, first):
+        for split in splits_nearby(self.case, in_ram, first):
             made = self.filled_up(split, blocks)
             if made.fits:
                 return made
@@ -247,18 +173,34 @@ class _Planner:
 
     def filled_up(self, in_ram: Settings, blocks: Sequence[int]) -> Placement:
         """What is left of the GPUs with all routed experts in RAM, filled with experts."""
-        start = self.tried(in_ram)
+        start = self.case.tried(in_ram)
         if not start.fits_gpus:
-            return self.made(start)
+            return self.case.made(start)
         taken = self.filled(start, 1.0) or []
-        if self.wishes.micro_batch is None and start.reckoning.streamed is not None:
+        if self.case.wishes.micro_batch is None and start.reckoning.streamed is not None:
             larger = self._with_large_micro_batch(start, taken, blocks)
             if larger is not None:
                 return larger
-        return self.made(self._verified(in_ram, taken, blocks) or start)
+        made = self.case.made(self._verified(in_ram, taken, blocks) or start)
+        if len(self.case.gpus) > 1 or {s.device for s in made.shortages} != {HOST}:
+            return made
+        if made.shortages[0].short > free_of_gpus(made.reckoning, self.case.machine):
+            return made
+        # What fits is better than what would be faster.
+        units = self.case.units(0, blocks, start.settings.threads)
+        room = sum(ways[0].n_bytes for ways in units.values()) - sum(s.short for s in start.shortages)
+        for way in with_ram_full(room, units)[:_FULL]:
+            fuller = self.tried_with(in_ram, way, blocks)
+            if not fuller.shortages:
+                return self.case.made(self.counted(fuller, way, blocks))
+        return made
+
+    def _blocks_on(self, start: Candidate, device: str) -> list[int]:
+        """The blocks that a GPU has, with experts that may be anywhere."""
+        return [block for block in self.case.experts if start.weights.blocks[block] == device]
 
     def _with_large_micro_batch(
-        self, start: _Candidate, taken: Sequence[Unit], blocks: Sequence[int]
+        self, start: Candidate, taken: Sequence[Unit], blocks: Sequence[int]
     ) -> Placement | None:
         """The same with a larger micro-batch, if that fits and generation loses little."""
         units = self.filled(start, _MICRO_BATCHES[1] / _MICRO_BATCHES[0])
@@ -267,48 +209,52 @@ class _Planner:
         found = self._verified(replace(start.settings, micro_batch=_MICRO_BATCHES[1]), units, blocks)
         if found is None or found.shortages:
             return None
-        before = prompt(self.active(start), self.machine, self.profile, start.settings)
-        return _with_note(self.made(found), before)
+        before = prompt(self.case.active(start), self.case.machine, self.case.profile, start.settings)
+        return _with_note(self.case.made(found), before)
 
-    def _verified(self, in_ram: Settings, taken: list[Unit], blocks: Sequence[int]) -> _Candidate | None:
+    def _verified(self, in_ram: Settings, taken: list[Unit], blocks: Sequence[int]) -> Candidate | None:
         """The candidate with these units on the GPUs, or with fewer where the whole reckoning says so.
 
         Where it says that there is room for more than was thought, more are tried once.
         """
-        best: _Candidate | None = None
+        best: Candidate | None = None
         while True:
-            # One pattern is quicker to reckon than the many of -ncmoe, which say the same.
-            overrides = ram_overrides(blocks, taken, by_count=False)
-            tried = self.tried(replace(in_ram, overrides=(*self.wishes.pins, *overrides)))
+            tried = self.tried_with(in_ram, taken, blocks)
             if not tried.fits_gpus:
                 if best is not None or not taken:
                     return best
                 taken = self.without(taken, tried)
                 continue
-            counted = ram_overrides(blocks, taken, by_count=self._counts())
-            settings = replace(tried.settings, overrides=(*self.wishes.pins, *counted))
             more = [] if best is not None else self.filled(tried, 1.0, {unit.block for unit in taken}) or []
-            best = replace(tried, settings=settings)
+            best = self.counted(tried, taken, blocks)
             if not more:
                 return best
             taken = taken + more
 
-    def _is_worth(self, start: _Candidate, taken: Sequence[Unit], larger: Sequence[Unit]) -> bool:
+    def tried_with(self, in_ram: Settings, taken: Sequence[Unit], blocks: Sequence[int]) -> Candidate:
+        """The candidate with these units on the GPUs."""
+        # One pattern is quicker to reckon than the many of -ncmoe, which say the same.
+        overrides = ram_overrides(blocks, taken, by_count=False)
+        return self.case.tried(replace(in_ram, overrides=(*self.case.wishes.pins, *overrides)))
+
+    def counted(self, tried: Candidate, taken: Sequence[Unit], blocks: Sequence[int]) -> Candidate:
+        """The same with `-ncmoe` where that says it."""
+        overrides = ram_overrides(blocks, taken, by_count=self._counts())
+        settings = replace(tried.settings, overrides=(*self.case.wishes.pins, *overrides))
+        return replace(tried, settings=settings)
+
+    def _is_worth(self, start: Candidate, taken: Sequence[Unit], larger: Sequence[Unit]) -> bool:
         """Whether generation loses little to the larger micro-batch, whose buffer takes room of experts."""
-        rate = generation(self.active(start), self.machine, self.profile, start.settings)
+        rate = generation(self.case.active(start), self.case.machine, self.case.profile, start.settings)
         seconds = sum(rate.seconds.values())
         small = seconds - sum(unit.gain for unit in taken)
         return seconds - sum(unit.gain for unit in larger) <= small * _WORTH
 
-    @property
-    def _is_llama_cpp(self) -> bool:
-        return self.profile.engine == "llama.cpp"
-
     def _counts(self) -> bool:
         """Whether `-ncmoe` says what it says here: on one GPU, and in llama.cpp."""
-        return len(self.gpus) == 1 and self._is_llama_cpp and not self.wishes.pins
+        return len(self.case.gpus) == 1 and self.case.is_llama_cpp and not self.case.wishes.pins
 
-    def filled(self, start: _Candidate, growth: float, done: Container[int] = ()) -> list[Unit] | None:
+    def filled(self, start: Candidate, growth: float, done: Container[int] = ()) -> list[Unit] | None:
         """Units for what is left of each GPU, whose blocks are on it; None if nothing is left at all.
 
         Parameters
@@ -322,20 +268,14 @@ class _Planner:
         for index, device in enumerate(start.reckoning.devices[:-1]):
             streamed = start.reckoning.streamed[1] if start.reckoning.streamed and not index else 0
             grown = int(max(device.compute - streamed, 0) * (growth - 1))
-            room = left_of(device, self.gpus[index], self.machine) - grown
+            room = left_of(device, self.case.gpus[index], self.case.machine) - grown
             if room < 0:
                 return None
-            blocks = {
-                block: units_of(
-                    block, tensors, self.dimensions, self.machine, index, self.profile, start.settings.threads
-                )
-                for block, tensors in self.experts.items()
-                if start.weights.blocks[block] == device.name and block not in done
-            }
-            taken += fill(room, blocks)
+            mine = [block for block in self._blocks_on(start, device.name) if block not in done]
+            taken += fill(room, self.case.units(index, mine, start.settings.threads))
         return taken
 
-    def without(self, taken: list[Unit], tried: _Candidate) -> list[Unit]:
+    def without(self, taken: list[Unit], tried: Candidate) -> list[Unit]:
         """The units without the least valuable ones of a GPU that became too full."""
         kept = list(taken)
         for shortage in tried.shortages:
@@ -352,7 +292,7 @@ class _Planner:
     def with_layers_in_ram(self, settings: Settings) -> Placement:
         """The last layers on the GPUs, with the micro-batch that is worth it: the others are copied too."""
         small = self.by_layers(settings)
-        if self.wishes.micro_batch is not None or not small.fits:
+        if self.case.wishes.micro_batch is not None or not small.fits:
             return small
         large = self.by_layers(replace(settings, micro_batch=_MICRO_BATCHES[1]))
         slower = small.generation.likely > large.generation.likely * _WORTH
@@ -361,140 +301,27 @@ class _Planner:
     def by_layers(self, settings: Settings) -> Placement:
         """A model without experts: as many of the last layers on the GPUs as fit."""
         settings = replace(settings, load_mode="none")  # what is in RAM is copied to a GPU for prompts
-        if self.wishes.gpu_layers is not None:
-            return self.made(self.tried(self.split(settings, self.sizes(settings, experts=True))))
-        sizes = self.sizes(settings, experts=True)
+        sizes = self.case.sizes(settings, experts=True)
         n = len(sizes)
-        over = self.tried(self.split(settings, sizes))
+        if (wished := self.case.wishes.gpu_layers) is not None:
+            return self.case.made(spread(self.case, settings, sizes[max(n - wished, 0) :]))
+        over = spread(self.case, settings, sizes)
         compute = sum(d.compute for d in over.reckoning.devices[:-1])
-        room = sum(g.memory - self.machine.gpu_margin for g in self.gpus) - compute
+        room = sum(g.memory - self.case.machine.gpu_margin for g in self.case.gpus) - compute
         while n and sum(sizes[len(sizes) - n :]) > room:
             n -= 1
-        best: _Candidate | None = None
+        best: Candidate | None = None
         # How many are tried first is told with the buffers of all layers; those of a few may be smaller.
         while n >= 0:
             layers = replace(settings, gpu_layers=n)
-            tried = self.tried(self.split(layers, sizes[len(sizes) - n :]) if n else layers)
+            tried = spread(self.case, layers, sizes[len(sizes) - n :])
             if tried.fits_gpus:
                 best, n = tried, n + 1
-                if n > len(sizes) or sizes[len(sizes) - n] > free_of_gpus(tried.reckoning, self.machine):
+                if n > len(sizes) or sizes[len(sizes) - n] > free_of_gpus(tried.reckoning, self.case.machine):
                     break
             elif best is not None:
                 break
             else:
                 short = sum(s.short for s in tried.shortages if s.device != HOST)
                 n -= max(1, short * n // max(sum(sizes[len(sizes) - n :]), 1))
-        return self.made(best or over)
-
-    # --- Parts of candidates
-
-    def splits(self, settings: Settings) -> list[Settings]:
-        """The ways to spread layers, the faster one first: by room, or whole layers on all but the first."""
-        dense, sizes = (self.sizes(settings, experts=e) for e in (False, True))
-        rooms = self.rooms(reckon(self.header, settings, self.gpus, self.profile))
-        ways = {split_layers(dense, rooms), compact_layers(sizes, dense, rooms)}
-        return sorted(
-            (replace(settings, tensor_split=way) for way in sorted(ways)),
-            key=lambda settings: -self.speed_of(settings, dense, rooms),
-        )
-
-    def speed_of(self, settings: Settings, dense: Sequence[int], rooms: Sequence[int]) -> float:
-        """Tokens per second with the experts that would fit, by an estimate; 0 if a GPU is too small."""
-        on = block_devices(self.dimensions, settings, self.gpus)
-        units: list[Unit] = []
-        for gpu, room in enumerate(rooms):
-            mine = [i for i, device in enumerate(on) if device == gpu_name(gpu)]
-            left = room - sum(dense[i] for i in mine)
-            if left < 0:
-                return 0.0
-            given = self.dimensions, self.machine, gpu, self.profile, settings.threads
-            units += fill(left, {i: units_of(i, self.experts[i], *given) for i in mine if i in self.experts})
-        overrides = ram_overrides(sorted(self.experts), units, by_count=False)
-        filled = replace(settings, overrides=(*self.wishes.pins, *overrides))
-        weights = place_weights(self.header, self.dimensions, filled, self.gpus)
-        active = active_bytes(weights, self.dimensions, filled)
-        return generation(active, self.machine, self.profile, filled).likely
-
-    def splits_nearby(self, settings: Settings, short: Placement) -> list[Settings]:
-        """Other ways to spread layers, near those of `splits`, for a placement for which RAM is too small.
-
-        None where all that is left of the GPUs would not be enough either.
-        """
-        free = free_of_gpus(short.reckoning, self.machine)
-        if any(s.device != HOST or s.short > free for s in short.shortages):
-            return []
-        dense = self.sizes(settings, experts=False)
-        rooms = self.rooms(reckon(self.header, settings, self.gpus, self.profile))
-        given = self.dimensions, self.machine
-        units = [
-            {i: units_of(i, e, *given, gpu, self.profile, settings.threads) for i, e in self.experts.items()}
-            for gpu in range(len(rooms))
-        ]
-        before = {way.tensor_split for way in self.splits(settings)}
-        return [replace(settings, tensor_split=way) for way in splits_near(before, dense, rooms, units)]
-
-    def rooms(self, known: Reckoning) -> list[int]:
-        """Bytes of each GPU for weights and context, with compute buffers as they were reckoned."""
-        compute = [d.whole_compute for d in known.devices[:-1]]
-        return [g.memory - self.machine.gpu_margin - c for g, c in zip(self.gpus, compute, strict=True)]
-
-    def split(self, settings: Settings, sizes: Sequence[int]) -> Settings:
-        """The settings with layers in proportion to what each GPU has room for."""
-        if len(self.gpus) < 2:
-            return settings
-        rooms = self.rooms(reckon(self.header, settings, self.gpus, self.profile))
-        return replace(settings, tensor_split=split_layers(sizes, rooms))
-
-    def sizes(self, settings: Settings, *, experts: bool) -> list[int]:
-        """Bytes of weights and context of each block on a GPU, and at the end those of the output."""
-        everywhere = replace(settings, gpu_layers=-1, overrides=self.wishes.pins, tensor_split=())
-        weights = place_weights(self.header, self.dimensions, everywhere, self.gpus)
-        sizes = [0] * (self.dimensions.n_blocks + 1)
-        routed = set() if experts else {t.name for ts in self.experts.values() for t in ts}
-        for one in weights.loaded:
-            if one.device != HOST and one.use not in routed:
-                sizes[layer_of(one.use, len(sizes))] += one.n_bytes
-        holding = holding_of(self.dimensions, self.profile.as_run(settings))
-        for tensor in cache_tensors(self.dimensions, settings, holding):
-            sizes[tensor.block] += device_bytes(gpu_name(0), tensor.type, tensor.shape)
-        return sizes
-
-    def tried(self, settings: Settings) -> _Candidate:
-        """These settings, reckoned."""
-        run = self.profile.as_run(settings)
-        weights = place_weights(self.header, self.dimensions, run, self.gpus)
-        reckoning = reckon_placed(self.dimensions, run, weights, len(self.gpus), self.profile)
-        return _Candidate(settings, reckoning, weights, shortages(reckoning, self.machine))
-
-    def active(self, tried: _Candidate, depth: int = 0) -> ActiveBytes:
-        """What a token reads with so many tokens before it."""
-        return active_bytes(tried.weights, self.dimensions, tried.settings, depth=depth)
-
-    def made(self, tried: _Candidate) -> Placement:
-        """The placement of a candidate."""
-        settings, devices = tried.settings, tried.weights.devices()
-        given = self.machine, self.profile, settings
-        empty = self.active(tried)
-        full = self.active(tried, (settings.context or 0) // max(settings.slots or 1, 1))
-        in_ram = tuple(
-            block
-            for block, tensors in sorted(expert_blocks(self.header, self.dimensions).items())
-            if any(devices.get(t.name) == HOST for t in tensors)
-        )
-        return Placement(
-            self.header, self.machine, self.profile, self.wishes, settings, tried.reckoning, devices,
-            tried.shortages, in_ram, generation(empty, *given), generation(full, *given),
-            prompt(empty, *given), (*tried.reckoning.notes, *self.advice(settings)),
-        )  # fmt: skip
-
-    def advice(self, settings: Settings) -> Iterator[str]:
-        """What of the wishes is worth a second thought."""
-        trained, context = self.dimensions.trained_context, settings.context or 0
-        slots = max(settings.slots or 1, 1)
-        if trained and context // slots > trained:
-            is_cut = "llama-server gives a conversation no more" if self._is_llama_cpp else "few can more"
-            yield f"the model was trained with {trained:,} tokens of context: {is_cut}"
-        if slots > 1 and context:
-            yield f"each of {slots} conversations has {context // slots:,} tokens of the context (--ctx)"
-        if self.gpus and (odd := without_kernel(settings, self.dimensions)):
-            yield f"{odd[1]}; this costs speed, which is not reckoned"
+        return self.case.made(best or over)

@@ -14,6 +14,7 @@ from memory_rows import headers
 
 from ggplan.errors import PlanError
 from ggplan.ggml_types import F16, parse_type
+from ggplan.metadata import uint32
 from ggplan.naming import model_named, recipe_or_mix_named
 from ggplan.offload.active import active_bytes
 from ggplan.offload.command_checks import check_command
@@ -161,6 +162,63 @@ def test_a_second_gpu_that_only_costs_time_is_left_out_and_said() -> None:
     assert made.settings.split_mode == "none"
     assert made.reckoning.devices[1].total == 0
     assert any("a second GPU makes it slower" in note for note in made.notes)
+
+
+def test_one_gpu_is_used_where_a_split_takes_more_of_the_host_than_there_is() -> None:
+    whole = header("Qwen3-8B", "Q8_0")
+    made = reckoned(place(whole, machine(24, 32, ram=4.7)))
+    assert made.fits
+    assert made.settings.split_mode == "none"
+    assert made.reckoning.devices[1].total == 0
+    assert any(note.startswith("CUDA0 alone is used: spread over 2 GPUs") for note in made.notes)
+    assert any("RAM is short of" in note for note in made.notes)
+    # Not where the first GPU is too small, or a pin needs the second.
+    assert not place(whole, machine(8, 32, ram=4.7)).fits
+    pinned = Wishes(pins=(Override("output", "CUDA1"),))
+    assert place(whole, machine(24, 32, ram=4.7), pinned).settings.split_mode != "none"
+
+
+def first_blocks(whole: Header, n: int) -> Header:
+    """The same model with its first blocks alone."""
+    named = whole.metadata["general.architecture"].decode()
+    tensors = tuple(
+        t for t in whole.tensors if not t.name.startswith("blk.") or int(t.name.split(".")[1]) < n
+    )
+    metadata = {**whole.metadata, f"{named}.block_count": uint32(n)}
+    return replace(whole, metadata=metadata, tensors=tensors)
+
+
+@pytest.mark.parametrize(
+    ("n_blocks", "mix", "vram", "n_layers"),
+    [
+        # Layers in proportion to the room did not fit, with one more than this on the other GPU they do.
+        (6, "Q4_K_M", (1.44, 1.62), 4),
+        (10, "Q8_0", (2.06, 1.57), 2),
+        (12, "Q8_0", (2.64, 2.12), 9),
+        (8, "Q2_K", (1.81, 1.59), 8),
+    ],
+)
+def test_as_many_layers_are_on_two_gpus_as_any_split_holds(
+    n_blocks: int, mix: str, vram: tuple[float, float], n_layers: int
+) -> None:
+    small = first_blocks(header("Qwen3-8B", mix), n_blocks)
+    wishes = Wishes(2048, micro_batch=512)
+    made = reckoned(place(small, machine(*vram), wishes))
+    n = min(made.settings.gpu_layers, n_blocks + 1)
+    assert n >= n_layers
+    assert sum(made.settings.tensor_split) == n
+    for first in range(n + 2 if n <= n_blocks else 0):
+        split = (float(first), float(n + 1 - first))
+        more = replace(made.settings, gpu_layers=n + 1, tensor_split=split)
+        devices = reckon(small, more, made.machine.gpus).devices
+        room = [gpu.memory - made.machine.gpu_margin for gpu in made.machine.gpus]
+        assert any(d.total > have for d, have in zip(devices, room, strict=False)), split
+
+
+def test_wished_layers_are_split_by_their_own_sizes() -> None:
+    made = reckoned(place(header("Qwen3-8B", "Q8_0"), machine(8, 8), Wishes(4096, gpu_layers=20)))
+    assert made.fits
+    assert sum(made.settings.tensor_split) == 20
 
 
 def test_pins_are_obeyed() -> None:
@@ -404,3 +462,20 @@ def test_wished_layers_are_placed_alike_whether_all_would_fit_or_not() -> None:
     small, large = (place(model, machine(vram), Wishes(context=8192, gpu_layers=10)) for vram in (12, 24))
     assert large.settings == small.settings
     assert large.prompt == small.prompt
+
+
+@pytest.mark.parametrize(
+    ("n_blocks", "mix", "vram", "ram"),
+    [(4, "Q3_K_M", 2.46, 4.2726), (5, "Q4_K_M", 2.95, 4.6758), (5, "Q3_K_M", 2.26, 4.8108)],
+)
+def test_experts_are_chosen_by_bytes_where_ram_is_too_small_for_the_fastest(
+    n_blocks: int, mix: str, vram: float, ram: float
+) -> None:
+    """With more RAM other experts are in it, which would be too many here."""
+    small = first_blocks(header("Qwen3-30B-A3B", mix), n_blocks)
+    wishes = Wishes(2048, micro_batch=512)
+    made = reckoned(place(small, machine(vram, ram=ram), wishes))
+    assert made.fits
+    plain = place(small, machine(vram, ram=ram + 1), wishes)
+    assert plain.reckoning.devices[1].total > (ram - 4) * GIB
+    assert not place(small, machine(vram, ram=ram - 0.2), wishes).fits
