@@ -14,7 +14,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from ggplan.correcting.encoding import (
     require_correctable,
     target_of,
     tensors_of_layer,
+    unrun,
 )
 from ggplan.correcting.kept import Corrected, KeptLayers, Scratch
 from ggplan.correcting.targets import Correction, correction
@@ -155,7 +156,9 @@ def _correct(
             model.empty(layer)
         for stream in (ORIGINAL, QUANTIZED):
             kept.states(n_layers, stream).unlink(missing_ok=True)
-    return kept.corrected(range(n_layers), planned)
+    found = kept.corrected(range(n_layers), planned)
+    more = {t.name: "its layer is not run, as it predicts further tokens" for t in unrun(plan, n_layers)}
+    return replace(found, left={**found.left, **more})
 
 
 def _forms_of(plan: Plan) -> Callable[[Model], Model]:
