@@ -79,7 +79,7 @@ ALLOWED = {
     },
     "verification": {
         "errors", "text", "ggml_types", "metadata", "model", "sources", "arch", "reshaping", "opening",
-        "rules", "imatrix", "planning", "conversion", "quants",
+        "rules", "imatrix", "planning", "conversion", "quants", "calibration", "folding",
     },
     "probing": {
         "version", "errors", "substitutes", "text", "ggml_types", "metadata", "model", "sources", "rules",

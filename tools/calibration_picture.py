@@ -43,8 +43,8 @@ def calibration_picture(record: Record) -> Drawing:
             f" code, and inputs with a correlation of {CORRELATION:g}. A dot is what two codes do to the"
             " weights; on an ellipse the error of the output, E H E^T, is equal. Rounded to the nearest code"
             " both weights get smaller, and their errors add up; rounded apart they cancel, and"
-            f" {100 * kept:.0f} % of the output's error is left. A real row has hundreds of columns, and scales to"
-            " choose as well.\n"
+            f" {100 * kept:.0f} % of the output's error is left. A real row has hundreds of columns, and"
+            " scales to choose as well.\n"
             f"Right: {record.model.name}, files of equal bytes, on {_texts(record)}."
         )
         keys = [

@@ -8,9 +8,9 @@ MODEL is a checkpoint, `demo-model` the one that ships. For each mix three files
 line, as anybody would: the mix with the calibration's imatrix, which is llama-quantize's file; the recipe of
 `ggplan optimize` for the mix's own number of bytes, with the same imatrix; and that recipe with
 `--calibration --correct`. All are measured against the model in its own types, on two texts that neither
-recipes nor blocks were chosen by. It prints the commands and a table of KL divergences, those of the mixes and the
-others as parts of them; writes `ppl_graphs/NAME.svg`, `ppl_graphs/data/NAME.json` and `NAME.csv`; and exits 1
-if a file has more bytes than its mix or a corrected one loses more than --at-most of what the mix loses.
+recipes nor blocks were chosen by. It prints the commands and a table of KL divergences, each also as a part
+of the mix's; writes `ppl_graphs/NAME.svg`, `ppl_graphs/data/NAME.json` and `NAME.csv`; and exits 1 if a file
+has more bytes than its mix or a corrected one loses more than --at-most of what the mix loses.
 
 FOLDER keeps everything, and what is there is not made again: a run that is stopped goes on. Delete the
 FOLDER when ggplan's bytes change.

@@ -36,8 +36,7 @@ from ggplan.calibration.graph_inputs import Callback, GraphInput, Reading, Surve
 from ggplan.calibration.graph_nodes import Graph
 from ggplan.errors import CalibrationError, Error, MeasureError
 from ggplan.imatrix import ImatrixSums, write_imatrix
-from ggplan.measure.embedded import EmbeddedModel, llama_cpp_module
-from ggplan.measure.engines import end_with_caller
+from ggplan.measure.embedded import EmbeddedModel, end_with_caller, llama_cpp_module
 
 UBATCH = 512
 """Tokens of a graph: llama.cpp's own default."""

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,7 +135,7 @@ def run_apart(module: str, request: dict[str, Any]) -> Generator[dict[str, Any],
     ----------
     module
         What is run as `python -m MODULE REQUEST.json`. It prints a JSON object a line, and the object
-        {"failed": message, "hint": ...} before it exits with 1. It calls `end_with_caller` first.
+        {"failed": message, "hint": ...} before it exits with 1. It calls `embedded.end_with_caller`.
     request
         What it is to do; `model` is the path of a model.
 
@@ -185,21 +184,6 @@ def run_apart(module: str, request: dict[str, Any]) -> Generator[dict[str, Any],
                 f"llama.cpp crashed on {printable(Path(request['model']).name)} (exit {process.returncode})",
                 hint="`ggplan verify` checks the file",
             )
-
-
-def end_with_caller() -> None:
-    """End this process, which `run_apart` started, when its caller is gone, however that was ended.
-
-    A caller that is killed closes the pipe. Otherwise this process would go on for hours, and write into a
-    folder in which the same command, given again, is at work.
-    """
-
-    def wait() -> None:
-        while os.read(0, 1):
-            pass
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 def _python_path() -> list[str]:

@@ -387,11 +387,10 @@ def _with_feedback(
             add_products(state.slopes, turned, factor[first * k :], k, (first, end), first)
             diagonal, sums = _of_square(remainder, k, rules)
             gains = np.zeros((count, TILE), np.float32)
-            for _ in range(sweeps):
-                searches.descend(
-                    *rules, count, n, first, k, remainder, diagonal, sums, state.levels, state.slopes,
-                    *state.numbers, residues, gains, room,
-                )  # fmt: skip
+            searches.descend(
+                *rules, count, n, first, k, remainder, diagonal, sums, state.levels, state.slopes,
+                *state.numbers, residues, gains, sweeps, room,
+            )  # fmt: skip
         turned = asked
         add_products(turned, residues, square, k, (0, k))
         searches.add_weighted_squares(turned, pivots, count, k, k, state.errors)
@@ -418,7 +417,7 @@ def _descend(state: _State, ladder: Ladder, prepared: Prepared, sweeps: int) -> 
             changes[:] = 0
             searches.descend(
                 *rules, count, n, first, end - first, square, diagonal, sums, state.levels, state.slopes,
-                *state.numbers, changes, gains, room,
+                *state.numbers, changes, gains, 1, room,
             )  # fmt: skip
             if sweep < sweeps - 1:
                 add_products(state.slopes, changes, prepared.hessian[n * first :], end - first, (0, first))

@@ -65,6 +65,7 @@ class Scenario:
     expected: dict[str, bytes]
     n_calls: int
     calls: dict[str, int]
+    seconds: float
 
 
 class FaultServer:
@@ -133,7 +134,7 @@ def make_scenarios(server: FaultServer, folder: Path) -> dict[str, Scenario]:
     if server.has_torch:
         tiny, arguments = _corrected_arguments(folder / "corrected")
         corrected["corrected"] = _scenario(
-            server, folder, "corrected", arguments, (tiny / "model.safetensors",)
+            server, folder, "corrected", arguments, tuple(sorted(tiny.glob("*.safetensors")))
         )
     return corrected | {
         "calibrated": _scenario(server, folder, "calibrated", calibrated, (small,)),
@@ -201,9 +202,11 @@ def _scenario(
 ) -> Scenario:
     target = folder / f"expected-{name}"
     target.mkdir()
+    started = time.monotonic()
     done = server.run(arguments, target / "out.gguf")
     assert done.status == 0, done.stderr
-    return Scenario(name, arguments, inputs, contents(target), done.n_calls, done.calls)
+    seconds = time.monotonic() - started
+    return Scenario(name, arguments, inputs, contents(target), done.n_calls, done.calls, seconds)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

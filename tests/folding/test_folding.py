@@ -301,21 +301,28 @@ def test_the_command(tmp_path: Path) -> None:
     assert np.sqrt(((found - expected) ** 2).mean() / (expected**2).mean()) < 0.05  # q5_0's rounding
     assert not np.allclose(new["attn_norm"], old["attn_norm"], rtol=0.05)
     assert run("verify", out).returncode == 0
-    for command, code in (
-        (["verify", out, "--against", source, "--exact"], 1),
-        (["verify", out, "--against", source], 1),
-        (["reproduce", out, source], 2),
-    ):
-        given = ["--calibration", folder] if "--exact" in command or code == 2 else []
-        refused = run(*command, *given)
-        assert refused.returncode == code
-        assert "was made with --fold awq:0.5, which is not done again" in refused.stderr
+    refused = run("verify", out, "--against", source)
+    assert refused.returncode == 1
+    assert "was made with --fold awq:0.5: its weights are scaled" in refused.stderr
+    assert "with --exact and --calibration" in refused.stderr
+    given = ["--calibration", folder]
+    proven = run("verify", out, "--against", source, "--exact", *given)
+    assert proven.returncode == 0, proven.stderr
+    assert "every byte is what the plan encodes" in proven.stdout
+    assert run("reproduce", out, source, *given).returncode == 0
+    assert "was made with the calibration" in run("reproduce", out, source).stderr
     plain = tmp_path / "plain.gguf"
     again = run("convert", source, plain, *options, "--reuse", out)
     assert again.returncode == 0
     assert "another calibration, or with one that was used in another way" in again.stdout + again.stderr
     assert run("convert", source, tmp_path / "whole.gguf", *options).returncode == 0
     assert plain.read_bytes() == (tmp_path / "whole.gguf").read_bytes()
+    searched = tmp_path / "searched.gguf"
+    more = ["--fold", "awq", "--split-max-tensors", "5", "--reuse", plain]
+    assert run("convert", source, searched, *options, *more).returncode == 0
+    first = next(tmp_path.glob("searched-00001-of-*.gguf"))
+    assert "ggplan.fold_alphas" in ggplan.open_model(first).metadata
+    assert run("reproduce", first, source, *given).returncode == 0
 
 
 @pytest.mark.parametrize(
