@@ -25,6 +25,7 @@ from ggplan.correcting.encoding import (
     Target,
     encode_target,
     fixed_names,
+    forms_of,
     require_correctable,
     target_of,
     tensors_of_layer,
@@ -44,13 +45,10 @@ from ggplan.forward.running import (
 )
 from ggplan.forward.structure import LayerInput, Structure, require_known
 from ggplan.ggml_types import F32
-from ggplan.metadata import string
-from ggplan.model import Model
 from ggplan.planning import Plan
 from ggplan.quants import dequantize
 from ggplan.quants.linear_algebra import Moments, second_moments, times
 from ggplan.quants.prepared import LAMBDA
-from ggplan.reshaping import recorded_reshaping, reshape
 from ggplan.sources.files import shown
 from ggplan.sources.huggingface import open_checkpoint
 from ggplan.text import format_bytes
@@ -128,7 +126,7 @@ def _correct(
     progress: Callable[[int], None],
 ) -> Corrected:
     require_correctable(plan)
-    model = open_checkpoint_model(open_checkpoint(plan.model.path), _forms_of(plan))
+    model = open_checkpoint_model(open_checkpoint(plan.model.path), forms_of(plan))
     n_layers = len(model.layers)
     needed = max(model.layer_bytes(layer) for layer in range(n_layers))
     if needed > options.memory:
@@ -159,13 +157,6 @@ def _correct(
     found = kept.corrected(range(n_layers), planned)
     more = {t.name: "its layer is not run, as it predicts further tokens" for t in unrun(plan, n_layers)}
     return replace(found, left={**found.left, **more})
-
-
-def _forms_of(plan: Plan) -> Callable[[Model], Model]:
-    """What joins and cuts the tensors of the checkpoint as those of the plan are."""
-    done = {key: plan.model.reshaped.get(key, "") for key in ("fused", "split")}
-    wishes = recorded_reshaping({f"ggplan.{key}": string(text) for key, text in done.items()})
-    return lambda model: reshape(model, wishes)[0]
 
 
 def engine_versions() -> dict[str, str]:
