@@ -10,7 +10,7 @@ import math
 import operator
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, SupportsFloat
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -57,7 +57,7 @@ def encode_with_hessians(
     """
     from ggplan.quants.feedback import encode_checked
 
-    if isinstance(lam, str | bytes) or np.ndim(lam):
+    if not isinstance(lam, SupportsFloat) or np.ndim(lam):
         raise QuantizationError(f"lam is the damping, a number above 0, not {lam!r}")
     n = weights.shape[-1]
     try:
