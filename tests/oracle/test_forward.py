@@ -30,7 +30,7 @@ FAMILIES = (
         "olmoe",
         "phi4",
     ),
-    *("gemma4_moe", "qwen3_next", "llama4", "nemotron_h"),
+    *("gemma4_moe", "qwen3_next", "llama4"),
 )
 QUANTIZED = ("deepseek_v3_fp8", "gpt_oss_mxfp4")
 
