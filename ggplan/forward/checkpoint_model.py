@@ -12,7 +12,8 @@ here: the model's own forward is run with the layers' forwards replaced by recor
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import copy
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -204,9 +205,11 @@ class CheckpointModel:
     def run_layer(self, layer: int, hidden: Tensor, call: Call) -> Tensor:
         """The output of a filled layer."""
         before = _state(call)
+        # What a layer leaves for others in a mapping or list goes nowhere: one that needs it fails.
+        args, kwargs = map(_own, call.args), {name: _own(value) for name, value in call.kwargs.items()}
         try:
             with _no_grad():
-                output = self.layers[layer](hidden, *call.args, **call.kwargs)
+                output = self.layers[layer](hidden, *args, **kwargs)
         except _OF_MODULES as error:
             raise self._unknown(f"fail by themselves ({type(error).__name__}: {error})") from error
         if _state(call) != before:
@@ -367,6 +370,11 @@ def _is_plain(value: Any) -> bool:
     if isinstance(value, Mapping):
         return all(map(_is_plain, value.values()))
     return isinstance(value, _PLAIN | torch.Tensor)
+
+
+def _own(value: Any) -> Any:
+    """A copy of what a layer could change."""
+    return copy.copy(value) if isinstance(value, MutableMapping | list) else value
 
 
 def _state(call: Call) -> list[object]:
