@@ -59,14 +59,14 @@ Examples:
 )  # fmt: skip
 @click.option(
     "--tokens", "n_tokens", type=TokenCount(), metavar="N",
-    help="About so many tokens at most, an equal share of each text, from all over it "
-    "[default: whole texts].",
+    help="So many tokens at most, in whole chunks, an equal share of each text, from all over it; at least a "
+    "chunk of each [default: whole texts].",
 )  # fmt: skip
 @click.option(
     "--chunks",
     "n_chunks",
     type=click.IntRange(min=1),
-    help="So many chunks at most, the first of each text, as llama-imatrix takes them.",
+    help="So many chunks at most, the first of each text, as llama-imatrix takes them; at least one of each.",
 )
 @click.option(
     "--memory", type=ByteCount(1024), default="8G", show_default=True, metavar="SIZE",
