@@ -46,6 +46,7 @@ class PlanningOptions:
     broad: bool
     method: Method | None
     correct: bool
+    other_weights: bool
     strict: bool
     opening: OpeningOptions
     quiet: bool
@@ -95,6 +96,11 @@ def planning_options(
             "--correct", is_flag=True,
             help="With --calibration: choose each layer's blocks for what the quantized layers before it "
             "give, which runs the checkpoint in torch; much less loss at 2 and 3 bits.",
+        ),
+        click.option(
+            "--other-weights", is_flag=True,
+            help="With --calibration: use one that was made of other weights, such as those of the model "
+            "before a little training.",
         ),
         click.option("--strict", is_flag=True, help="Refuse any fallback that is not a chain of the recipe."),
         opening_options(header_only=header_only, imatrix=True),
@@ -159,11 +165,13 @@ def plan_from(
     plan = laid_out(model, imatrix, feedback)
     if fold is None or feedback is None:
         return plan
-    model, feedback = _folded(plan, feedback, fold, quiet=quiet)
+    model, feedback = _folded(plan, feedback, fold, other_weights=options.other_weights, quiet=quiet)
     return laid_out(model, feedback.calibration.imatrix, feedback)
 
 
-def _folded(plan: Plan, feedback: Feedback, fold: Fold, *, quiet: bool) -> tuple[Model, Feedback]:
+def _folded(
+    plan: Plan, feedback: Feedback, fold: Fold, *, other_weights: bool, quiet: bool
+) -> tuple[Model, Feedback]:
     """The model of a plan with scales in it, and the calibration that fits it; says what was done."""
     from ggplan.calibration import Calibration
     from ggplan.cli.guidance import changed_note
@@ -171,7 +179,7 @@ def _folded(plan: Plan, feedback: Feedback, fold: Fold, *, quiet: bool) -> tuple
 
     calibration = feedback.calibration
     assert isinstance(calibration, Calibration)
-    note(*changed_note(calibration, plan.model), quiet=quiet)
+    note(*changed_note(calibration, plan.model, other_weights=other_weights), quiet=quiet)
     types = {planned.name: planned.type for planned in plan.tensors}
     n_notes = len(plan.model.notes)
     model, fitting = folded(plan.model, fold, calibration, types, feedback.lam)
@@ -186,6 +194,7 @@ def _feedback(options: PlanningOptions) -> Feedback | None:
             (options.broad, "--broad"),
             (options.method, "--method"),
             (options.correct, "--correct"),
+            (options.other_weights, "--other-weights"),
         )
         for given, option in choices:
             if given:
