@@ -20,7 +20,7 @@ from ggplan.calibration.collecting import Activation
 from ggplan.calibration.engines import LlamaCpp, LlamaCppOptions, chunks_of
 from ggplan.calibration.run import WORKING_MODEL, locked
 from ggplan.calibration.shipped import shipped_holdouts, shipped_texts
-from ggplan.errors import CalibrationError
+from ggplan.errors import CalibrationError, CheckpointError
 from ggplan.imatrix import load_imatrix
 
 DEMO = Path(ggplan.__file__).parent / "demo_model"
@@ -123,6 +123,19 @@ def test_a_damaged_layer_of_a_run_that_was_stopped_is_made_again(
     engine.written, engine.fails_after = [], None
     assert calibrate(DEMO, texts, tmp_path / "c", options).digest == whole.digest
     assert engine.written == [0, 2]
+
+
+@pytest.mark.parametrize("n_layers", [0, 1])
+def test_a_run_that_fails_leaves_what_it_has_done_and_nothing_else(
+    tmp_path: Path, texts: list[Path], engine: StubEngine, n_layers: int
+) -> None:
+    engine.fails_after, engine.error = n_layers, CheckpointError("m: transformers' X cannot be run")
+    for _ in range(2):
+        done = run("calibrate", DEMO, "--text", texts[0], "--ctx", "32", "-o", tmp_path / "c", "-q")
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr == "error: m: transformers' X cannot be run\n"
+    there = [entry.name for entry in (tmp_path / "c").iterdir()] if (tmp_path / "c").exists() else []
+    assert "layer-000.safetensors" in there if n_layers else not there
 
 
 def test_two_runs_are_kept_out_of_one_folder(tmp_path: Path, texts: list[Path], engine: StubEngine) -> None:
@@ -275,7 +288,8 @@ def test_the_command(tmp_path: Path, texts: list[Path], engine: StubEngine) -> N
     assert len(told["coverage"]) == 24
     other = run(*asked[:4], "--ctx", "32", "-o", tmp_path / "c")
     assert (other.returncode, "another calibration: the texts differ" in other.stderr) == (1, True), other.stderr
-    assert run(*asked[:4], "--ctx", "32", "-o", tmp_path / "c", "--force").returncode == 0
+    again = run(*asked[:4], "--ctx", "32", "-o", tmp_path / "c", "--force", "-q")
+    assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
 
 
 def test_the_command_for_an_imatrix(tmp_path: Path, texts: list[Path], engine: StubEngine) -> None:
