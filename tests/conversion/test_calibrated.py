@@ -18,8 +18,8 @@ from ggplan.calibration.run import begin
 from ggplan.conversion import pace, streaming, workers
 from ggplan.conversion.guides import unguided
 from ggplan.errors import ConversionError, PlanError
-from ggplan.planning import Feedback, Plan
-from ggplan.quants import quantize
+from ggplan.planning import Feedback, Plan, guidance
+from ggplan.quants import prepared, quantize
 from ggplan.verification import plan_again, verify
 from ggplan.verification.reproducing import reproduce
 
@@ -172,11 +172,11 @@ def test_another_calibration_is_another_file(source: Path, calibration: Calibrat
 
 
 def test_it_is_made_again_from_its_records(source: Path, calibration: Calibration, tmp_path: Path) -> None:
-    out = ggplan.convert(plan_of(source, calibration, lam=0.3), tmp_path / "out.gguf").path
+    out = ggplan.convert(plan_of(source, calibration, lam=0.1234567891), tmp_path / "out.gguf").path
     written, model = open_model(out), open_model(source)
     recorded = {key: value.decode() for key, value in written.metadata.items() if ".calibration." in key}
     assert recorded["ggplan.calibration.sha256"] == calibration.digest
-    assert recorded["ggplan.calibration.lam"] == "0.3"
+    assert recorded["ggplan.calibration.lam"] == "0.1234567891"
     assert recorded["ggplan.calibration.method"] == "feedback"
     assert recorded["ggplan.calibration.tokens"] == TOKENS
     plan = plan_again(written, model, calibration=calibration)
@@ -280,6 +280,10 @@ def test_wrong_usage(source: Path, tmp_path: Path, options: list[str], told: str
     done = run("convert", source, tmp_path / "out.gguf", *options)
     assert done.returncode == 2
     assert told in done.stderr
+
+
+def test_the_damping_is_the_same_in_plans_and_in_quantize() -> None:
+    assert guidance.LAMBDA == prepared.LAMBDA
 
 
 def test_a_calibration_is_for_effort_feedback(source: Path, calibration: Calibration) -> None:
