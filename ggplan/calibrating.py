@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,9 +41,9 @@ class CalibrateOptions:
     n_ctx
         Tokens of a chunk: each is run by itself.
     n_tokens, n_chunks
-        At most so many tokens or chunks of all texts together; of several texts equally many of each, where
-        they have them. Tokens are taken in chunks that lie all over a text, chunks are its first. By default
-        whole texts. At most one of the two.
+        At most so many tokens or chunks of all texts together, and at least a chunk of each text; of several
+        texts equally many of each, where they have them. Tokens are taken in whole chunks that lie all over a
+        text, chunks are its first. By default whole texts. At most one of the two.
     memory
         Bytes that what is collected may take at a time; if it does not hold all layers, the texts are run
         several times.
@@ -271,7 +270,29 @@ def _texts(texts: Sequence[str | Path], options: CalibrateOptions) -> list[_Text
                     f"{shown(text)} and {shown(other.path)} are one text", hint="name it once"
                 )
         found.append(_Text(name, text, digest, len(raw)))
+    _refuse_too_few([text.name for text in found], options)
     return found
+
+
+def _refuse_too_few(names: Sequence[str], options: CalibrateOptions) -> None:
+    """Refuse a limit under which a text would not be run at all, and what it stands for be missing."""
+    limit, n_ctx = _chunk_limit(options), options.n_ctx
+    if limit is None or limit >= len(names):
+        return
+    each = f" for each of the {len(names):,} texts {shown(', '.join(names))}" if len(names) > 1 else ""
+    if options.n_tokens is not None:
+        told = f"{options.n_tokens:,} tokens are less than a chunk of {n_ctx:,}{each}"
+        least = f"at least {len(names) * n_ctx:,} with --tokens"
+    else:
+        told = f"{limit:,} chunk{'s are' if limit > 1 else ' is'} less than one{each}"
+        least = f"at least {len(names):,} with --chunks"
+    fewer = ", or fewer texts" if len(names) > 1 else ", or a smaller --ctx"
+    raise CalibrationError(told, hint=f"give {least}{fewer}")
+
+
+def _chunk_limit(options: CalibrateOptions) -> int | None:
+    """The most chunks that all texts may have together."""
+    return options.n_chunks if options.n_tokens is None else options.n_tokens // options.n_ctx
 
 
 def _refuse_no_text(path: Path, raw: bytes, n_ctx: int) -> None:
@@ -368,9 +389,7 @@ def taken_chunks(tokens: Sequence[int], texts: Sequence[_Text], options: Calibra
             f"the text has {sum(tokens):,} tokens, which is less than two chunks of {options.n_ctx:,}",
             hint="give a longer text, or a smaller --ctx",
         )
-    limit = options.n_chunks
-    if options.n_tokens is not None:
-        limit = math.ceil(options.n_tokens / options.n_ctx)
+    limit = _chunk_limit(options)
     left = sum(there) if limit is None else min(limit, sum(there))
     taken = [0] * len(there)
     while left:

@@ -59,12 +59,12 @@ Examples:
 )  # fmt: skip
 @click.option(
     "--tokens", "n_tokens", type=TokenCount(), metavar="N",
-    help="At most about so many tokens, an equal share of each text, taken from all over it "
-    "[default: whole texts].",
+    help="At most so many tokens, in whole chunks, an equal share of each text, taken from all over it; at "
+    "least a chunk of each [default: whole texts].",
 )  # fmt: skip
 @click.option(
     "--chunks", "n_chunks", type=click.IntRange(min=1), metavar="N",
-    help="At most so many chunks, the first of each text, as llama-imatrix takes them.",
+    help="At most so many chunks, the first of each text, as llama-imatrix takes them; at least one of each.",
 )  # fmt: skip
 @click.option(
     "--memory", type=ByteCount(1024), default="8G", show_default=True, metavar="SIZE",

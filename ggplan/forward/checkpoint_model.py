@@ -12,7 +12,8 @@ here: the model's own forward is run with the layers' forwards replaced by recor
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import copy
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -203,7 +204,12 @@ class CheckpointModel:
 
     def run_layer(self, layer: int, hidden: Tensor, call: Call) -> Tensor:
         """The output of a filled layer."""
-        output = self._output(self.layers[layer], hidden, call)
+        before = _state(call)
+        # What a layer leaves for others in a mapping or list goes nowhere: one that needs it fails.
+        own = Call(tuple(map(_own, call.args)), {name: _own(value) for name, value in call.kwargs.items()})
+        output = self._output(self.layers[layer], hidden, own)
+        if _state(call) != before:
+            raise self._unknown("hand on more than their hidden states")
         return output[0] if isinstance(output, tuple) else output
 
     def _output_kind(self, tokens: Tensor) -> bool:
@@ -219,26 +225,23 @@ class CheckpointModel:
         self._require_plain(call)
         if getattr(self.model.config.get_text_config(), "num_kv_shared_layers", None):
             raise self._unknown("hand on more than their hidden states: keys and values")
+        before = _state(call)
         try:
             output = self._output(self.fill(0), hidden, call)
         finally:
             self.empty(0)
         more = output[1:] if isinstance(output, tuple) else ()
-        if any(part is not None for part in more):
+        if any(part is not None for part in more) or _state(call) != before:
             raise self._unknown("hand on more than their hidden states")
         return isinstance(output, tuple)
 
     def _output(self, module: Any, hidden: Tensor, call: Call) -> Any:
         """What a layer's module gives, as it gives it."""
-        before = _state(call)
         try:
             with _no_grad():
-                output = module(hidden, *call.args, **call.kwargs)
+                return module(hidden, *call.args, **call.kwargs)
         except _OF_MODULES as error:
             raise self._unknown(f"fail by themselves ({_in_a_line(error)})") from error
-        if _state(call) != before:
-            raise self._unknown("hand on more than their hidden states")
-        return output
 
     def _require_plain(self, call: Call) -> None:
         for name, value in (*enumerate(call.args, 1), *call.kwargs.items()):
@@ -382,6 +385,11 @@ def _is_plain(value: Any) -> bool:
     if isinstance(value, Mapping):
         return all(map(_is_plain, value.values()))
     return isinstance(value, _PLAIN | torch.Tensor)
+
+
+def _own(value: Any) -> Any:
+    """A copy of what a layer could change."""
+    return copy.copy(value) if isinstance(value, MutableMapping | list) else value
 
 
 def _state(call: Call) -> list[object]:

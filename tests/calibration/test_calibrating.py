@@ -183,11 +183,13 @@ def test_the_text_that_ships(tmp_path: Path, texts: list[Path], engine: StubEngi
     ("limit", "shares"),
     [
         ({}, [10, 3]),
-        ({"n_chunks": 1}, [1, 0]),
+        ({"n_chunks": 2}, [1, 1]),
         ({"n_chunks": 4}, [2, 2]),
         ({"n_chunks": 9}, [6, 3]),
         ({"n_chunks": 99}, [10, 3]),
-        ({"n_tokens": 33}, [1, 1]),
+        ({"n_tokens": 64}, [1, 1]),
+        ({"n_tokens": 95}, [1, 1]),
+        ({"n_tokens": 96}, [2, 1]),
     ],
 )
 def test_texts_have_equal_shares_of_a_limit(
@@ -195,6 +197,30 @@ def test_texts_have_equal_shares_of_a_limit(
 ) -> None:
     found = calibrate(DEMO, texts, tmp_path / "c", CalibrateOptions(n_ctx=32, **limit)).provenance
     assert [t["chunks"] for t in found["texts"]] == shares
+
+
+@pytest.mark.parametrize(
+    ("limit", "names", "told"),
+    [
+        ({"n_chunks": 1}, ["prose.txt", "code.txt"], r"1 chunk is less than one for each of the 2 texts prose.txt, code.txt"),
+        ({"n_tokens": 63}, ["prose.txt", "code.txt"], r"63 tokens are less than a chunk of 32 for each of the 2 texts .*at least 64 with"),
+        ({"n_tokens": 31}, ["prose.txt"], r"31 tokens are less than a chunk of 32 \(.*at least 32 with"),
+        ({"n_chunks": 3}, ["default"], r"3 chunks are less than one for each of the 4 texts default/prose, .*at least 4 with"),
+        ({"n_tokens": 100}, ["prose.txt", "default"], r"for each of the 5 texts .*at least 160 with"),
+    ],
+)  # fmt: skip
+def test_a_limit_that_leaves_a_text_out_is_refused(
+    tmp_path: Path, texts: list[Path], engine: StubEngine, limit: dict[str, int], names: list[str], told: str
+) -> None:
+    """What no chunk is run of is as if it had not been named."""
+    options = CalibrateOptions(n_ctx=32, **limit)
+    given = [name if name == "default" else tmp_path / name for name in names]
+    with pytest.raises(CalibrationError, match=told):
+        calibrate(DEMO, given, tmp_path / "c", options)
+    assert not (tmp_path / "c").exists()
+    with pytest.raises(CalibrationError, match=told):
+        calibrate_imatrix(DEMO, given, tmp_path / "i.gguf", options)
+    assert not (tmp_path / "i.gguf").exists()
 
 
 def test_tokens_are_taken_from_all_over_a_text_and_chunks_from_its_beginning(
