@@ -112,13 +112,12 @@ class Run:
             raise CalibrationError(f"{shown(self.folder / TOKENS)} is missing or of another run")
         tokens = sha256_of_file(self.folder / TOKENS)
         imatrix = write_imatrix(sums_of(parts), self.folder / IMATRIX)
-        named = {name for file in layers for i in file.inputs for name in i.tensors}
         index = {
             "schema": SCHEMA,
             "run": self.settings,
             "imatrix": {"file": IMATRIX, "sha256": imatrix},
             "tokens": {"file": TOKENS, "sha256": tokens},
-            "weights": {name: mark for name, mark in sorted(weights.items()) if name in named},
+            "weights": dict(sorted(weights.items())),
             "layers": [
                 {"file": f.name, "sha256": f.sha256, "inputs": [i.to_json() for i in f.inputs]}
                 for f in layers

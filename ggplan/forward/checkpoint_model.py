@@ -236,7 +236,7 @@ class CheckpointModel:
         return isinstance(output, tuple)
 
     def _output(self, module: Any, hidden: Tensor, call: Call) -> Any:
-        """What a layer's module gives, as it gives it."""
+        """What a layer's module returns."""
         try:
             with _no_grad():
                 return module(hidden, *call.args, **call.kwargs)
