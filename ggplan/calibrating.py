@@ -23,13 +23,12 @@ from ggplan.version import __version__
 
 if TYPE_CHECKING:
     from ggplan.calibration import Calibration
-    from ggplan.calibration.engines import Engine, Progress, Taken
+    from ggplan.calibration.collecting import Taken
+    from ggplan.calibration.engines import Engine, Progress
     from ggplan.imatrix.writing import Form
 
 EngineName = Literal["llama.cpp", "torch"]
 DEFAULT_MEMORY = 8 << 30
-FEW_TOKENS = 2.5
-"""Tokens a column below which an expert's second moments say little (measured: error-feedback at 2.5 n)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +133,8 @@ def _calibrated(
     model: Model, known: list[_Text], folder: Path, options: CalibrateOptions, watch: Watch
 ) -> Calibration:
     """The calibration in a folder that no other run has, made or opened."""
-    from ggplan.calibration.folder import INDEX, Calibration
+    from ggplan.calibration.folder import Calibration
+    from ggplan.calibration.index import INDEX
     from ggplan.calibration.marks import marks_of
     from ggplan.calibration.run import WORKING_MODEL, begin, require_free, settings_there, telling_kept
 
@@ -223,6 +223,7 @@ def _opened(model: Model | str | Path) -> Model:
 
 
 def _texts(texts: Sequence[str | Path], options: CalibrateOptions) -> list[_Text]:
+    from ggplan.calibration.engines import TEXT_LIMIT
     from ggplan.calibration.shipped import DEFAULT, shipped_texts
     from ggplan.sources.files import read_whole
 
@@ -244,7 +245,7 @@ def _texts(texts: Sequence[str | Path], options: CalibrateOptions) -> list[_Text
     found: list[_Text] = []
     for name, text in named:
         try:
-            raw = read_whole(text, _TEXT_LIMIT)
+            raw = read_whole(text, TEXT_LIMIT)
         except CheckpointError as error:
             raise CalibrationError(error.message, hint=error.hint) from error
         if (encoding := text_encoding(raw)[1]) != "utf-8":
@@ -303,14 +304,11 @@ def _refuse_no_text(path: Path, raw: bytes, n_ctx: int) -> None:
         )
 
 
-_TEXT_LIMIT = 1 << 32
-
-
 def _settings(
     model: Model, weights: dict[str, str], texts: Sequence[_Text], options: CalibrateOptions
 ) -> dict[str, Any]:
     """What is known of a run before an engine is started; all of it is what the files depend on."""
-    from ggplan.calibration.folder import sha256_of_json
+    from ggplan.calibration.index import sha256_of_json
 
     shapes = sorted((t.name, list(t.shape)) for t in model.tensors)
     return {

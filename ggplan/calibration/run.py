@@ -25,19 +25,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggplan.calibration.collecting import cannot_write, imatrix_sums, is_of_run, layer_of_run, write_tokens
-from ggplan.calibration.folder import (
+from ggplan.calibration.folder import Calibration, damaged_files, open_calibration, sha256_of_file
+from ggplan.calibration.index import (
     IMATRIX,
     INDEX,
     RUN,
     SCHEMA,
     TOKENS,
-    Calibration,
     LayerFile,
-    damaged_files,
     is_layer_file,
     layer_file,
-    open_calibration,
-    sha256_of_file,
     sha256_of_json,
 )
 from ggplan.calibration.inputs import Input
@@ -116,13 +113,12 @@ class Run:
             raise CalibrationError(f"{shown(self.folder / TOKENS)} is missing or of another run")
         tokens = sha256_of_file(self.folder / TOKENS)
         imatrix = write_imatrix(sums_of(parts), self.folder / IMATRIX)
-        named = {name for file in layers for i in file.inputs for name in i.tensors}
         index = {
             "schema": SCHEMA,
             "run": self.settings,
             "imatrix": {"file": IMATRIX, "sha256": imatrix},
             "tokens": {"file": TOKENS, "sha256": tokens},
-            "weights": {name: mark for name, mark in sorted(weights.items()) if name in named},
+            "weights": dict(sorted(weights.items())),
             "layers": [
                 {"file": f.name, "sha256": f.sha256, "inputs": [i.to_json() for i in f.inputs]}
                 for f in layers
@@ -136,6 +132,15 @@ class Run:
         _write_json(self.folder / INDEX, index)
         (self.folder / RUN).unlink(missing_ok=True)
         return open_calibration(self.folder)
+
+    def abandon(self) -> None:
+        """Remove what a run has left that failed before it wrote a layer; a model it works with stays."""
+        working = {
+            entry.name
+            for entry in self.folder.iterdir()
+            if _WORKING.fullmatch(entry.name) and not entry.name.startswith(WORKING_MODEL)
+        }
+        _remove(self.folder, {RUN, TOKENS, *working})
 
 
 def begin(folder: str | Path, settings: Mapping[str, Any], *, force: bool = False) -> Run | Calibration:
@@ -216,7 +221,9 @@ def _whole(folder: Path) -> Calibration:
 
 @contextlib.contextmanager
 def telling_kept(run: Run, layers: Sequence[int | None]) -> Iterator[None]:
-    """Errors inside the block, and Ctrl-C, tell how many of the layers are kept, and who goes on with them.
+    """Ctrl-C, and errors inside the block that do not come of the model, tell what of the layers is kept.
+
+    After an error before the first layer nothing of the run stays.
 
     Raises
     ------
@@ -228,14 +235,16 @@ def telling_kept(run: Run, layers: Sequence[int | None]) -> Iterator[None]:
             yield
         except OSError as error:
             raise cannot_write(Path(error.filename or run.folder), error) from error
-    except (KeyboardInterrupt, Error) as error:
-        kept, of = len(run.finished(layers)), f"{len(layers):,} layer{'s' if len(layers) > 1 else ''}"
-        told = f"{kept:,} of {of} {'is' if kept == 1 else 'are'} kept; the same call makes the others"
-        if kept == len(layers):
-            told = f"all {of} are kept; the same call makes what is missing"
-        error.add_note(told)
-        if isinstance(error, Error):
-            error.hint = f"{error.hint}; {told}" if error.hint else told
+    except KeyboardInterrupt as stopped:
+        kept = len(run.finished(layers))
+        stopped.add_note(f"{kept:,} of {len(layers):,} layers are kept; the same call makes the others")
+        raise
+    except Error as error:
+        kept = len(run.finished(layers))
+        if not kept:
+            run.abandon()
+        elif kept == len(layers) and not error.hint:
+            error.hint = "all layers are kept; the same call makes what is missing"
         raise
 
 

@@ -11,7 +11,7 @@ import click
 from ggplan.cli.findings import FindingOptions, finding_options
 from ggplan.cli.holdout import HoldoutOptions, holdout_options
 from ggplan.cli.options import as_one, force_option, json_option, note, reuse_option, threads_option
-from ggplan.cli.planning import PlanningOptions, plan_from, planning_options
+from ggplan.cli.planning import PlanningOptions, check_fold, folded_plan, plan_from, planning_options
 from ggplan.cli.sizes import ByteCount
 
 if TYPE_CHECKING:
@@ -180,9 +180,11 @@ def convert_command(
 
     quiet = planning.quiet
     holdout.check(planning.calibration_path)
-    if fold is not None and holdout.holdouts:
-        raise click.UsageError("--holdout measures calibrated files alone: with --fold use `ggplan measure`")
-    plan = plan_from(model, planning, convertible=True, fold=fold)
+    if fold is not None:
+        check_fold(planning)
+    unfolded = plan = plan_from(model, planning, convertible=True)
+    if fold is not None:
+        plan = folded_plan(plan, planning, fold)
     report = check_plan(plan, findings.selection)
     if importance_refusal(plan) is not None:
         rest = report.without("GP204")
@@ -195,7 +197,7 @@ def convert_command(
             quiet=quiet,
         )
     if plan.feedback is not None:
-        note(*guidance_notes(plan), quiet=quiet)
+        note(*guidance_notes(plan, other_weights=planning.other_weights), quiet=quiet)
     print_findings(report.errors() if quiet else report, notes=findings.shows_notes, err=True)
     if (broken := len(report.errors().diagnostics)) and not no_assert:
         raise PlanError(
@@ -214,7 +216,7 @@ def convert_command(
         click.echo(describe_conversion(plan, result))
         for outcome in outcomes(plan.tensors):
             click.echo(printable(outcome.told))
-    held_out = () if wanted is None else run_holdout(plan, result, wanted, options, quiet=quiet)
+    held_out = () if wanted is None else run_holdout(unfolded, result, wanted, options, quiet=quiet)
     if as_json:
         from ggplan.cli.reusing import reuse_json
         from ggplan.planning.export import codes_json

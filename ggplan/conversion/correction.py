@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ggplan.conversion.inputs import input_states
 from ggplan.conversion.journal import NO_SOURCE
@@ -65,11 +66,13 @@ def check_correctable(plan: Plan, output: Path) -> None:
 
     Raises
     ------
-    ConversionError, CheckpointError
+    PlanError, ConversionError, CheckpointError, CalibrationError
         Saying why.
     """
-    from ggplan.correcting import engine_versions, refuse_foreign
+    from ggplan.correcting import engine_versions, refuse_foreign, require_correctable
 
+    require_correctable(plan)
+    _tokens_of(plan)
     engine_versions()
     refuse_foreign(layers_folder(output))
 
@@ -107,16 +110,15 @@ def correct_plan(
 
     assert plan.feedback is not None
     calibration = plan.feedback.calibration
-    tokens = np.asarray(calibration.tokens_of_run())
-    if tokens.ndim != 2 or not tokens.size:
-        raise PlanError(
-            f"{shown(calibration.path)} has no tokens, which correction runs through the model again",
-            hint="make it again with `ggplan calibrate`",
-        )
+    tokens = _tokens_of(plan)
     depends = {
         "ggplan": __version__,
         "header": hashlib.sha256(plan.header).hexdigest(),
-        "inputs": sorted((path.name, str(state)) for path, state in input_states(plan).items()),
+        "inputs": sorted(
+            (path.name, str(state))
+            for path, state in input_states(plan).items()
+            if path.parent != calibration.path
+        ),
         "calibration": calibration.digest,
         "lam": repr(float(plan.feedback.lam)),
         "tokens": hashlib.sha256(np.ascontiguousarray(tokens, "<i4").data).hexdigest(),
@@ -131,6 +133,19 @@ def correct_plan(
             return correct(plan, tokens.astype(np.int64), folder, run, options, progress=progress)
     except OSError as error:
         raise OSError(error.errno, error.strerror or str(error), str(folder)) from error
+
+
+def _tokens_of(plan: Plan) -> NDArray[np.int32]:
+    """The tokens of a plan's calibration; raises PlanError if it does not have them."""
+    assert plan.feedback is not None
+    calibration = plan.feedback.calibration
+    tokens = np.asarray(calibration.tokens_of_run())
+    if tokens.ndim != 2 or not tokens.size:
+        raise PlanError(
+            f"{shown(calibration.path)} has no tokens, which correction runs through the model again",
+            hint="make it again with `ggplan calibrate`",
+        )
+    return tokens
 
 
 def take_corrected(work: UnfinishedOutput, corrected: Corrected) -> int:

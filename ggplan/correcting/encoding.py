@@ -5,7 +5,7 @@ They are encoded by second moments where the type has a search for them, else by
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,12 +13,15 @@ from numpy.typing import NDArray
 
 from ggplan.errors import ConversionError
 from ggplan.ggml_types import GgmlType
+from ggplan.metadata import string
+from ggplan.model import Model
 from ggplan.planning import Plan, PlannedTensor
 from ggplan.planning.importance import importance_of
 from ggplan.quants import encode_into
 from ggplan.quants.feedback import encode_with_moments, takes_moments
 from ggplan.quants.linear_algebra import Moments
 from ggplan.quants.prepared import LAMBDA, Prepared, prepare
+from ggplan.reshaping import recorded_reshaping, reshape
 from ggplan.sources.files import shown
 
 F32Array = NDArray[np.float32]
@@ -93,11 +96,20 @@ def tensors_of_layer(plan: Plan, layer: int) -> dict[str, PlannedTensor]:
     Those whose stored bytes go to the output are what they were, without an error.
     """
     prefix = f"blk.{layer}."
-    return {
-        t.name.removeprefix(prefix): t
+    return {t.name.removeprefix(prefix): t for t in plan.tensors if t.name.startswith(prefix) and _errs(t)}
+
+
+def unrun(plan: Plan, n_layers: int) -> list[PlannedTensor]:
+    """The same of the layers behind these, which transformers does not have."""
+    return [
+        t
         for t in plan.tensors
-        if t.name.startswith(prefix) and t.type.is_quantized and not t.is_copied and len(t.tensor.shape) > 1
-    }
+        if t.name.startswith("blk.") and int(t.name.split(".")[1]) >= n_layers and _errs(t)
+    ]
+
+
+def _errs(planned: PlannedTensor) -> bool:
+    return planned.type.is_quantized and not planned.is_copied and len(planned.tensor.shape) > 1
 
 
 def fixed_names(plan: Plan) -> set[str]:
@@ -108,6 +120,13 @@ def fixed_names(plan: Plan) -> set[str]:
         if t.type.is_quantized and not t.is_copied:
             names[t.name.partition(".")[2].partition(".")[2]] = False
     return {name for name, keeps in names.items() if keeps}
+
+
+def forms_of(plan: Plan) -> Callable[[Model], Model]:
+    """What joins and cuts the tensors of the checkpoint as those of the plan are."""
+    done = {key: plan.model.reshaped.get(key, "") for key in ("fused", "split")}
+    wishes = recorded_reshaping({f"ggplan.{key}": string(text) for key, text in done.items()})
+    return lambda model: reshape(model, wishes)[0]
 
 
 def encode_target(

@@ -30,7 +30,7 @@ FAMILIES = (
         "olmoe",
         "phi4",
     ),
-    *("gemma4", "qwen3_next", "llama4"),
+    *("gemma4_moe", "qwen3_next", "llama4"),
 )
 QUANTIZED = ("deepseek_v3_fp8", "gpt_oss_mxfp4")
 
@@ -97,7 +97,7 @@ def test_every_matrix_of_the_gguf_is_found_in_the_modules(reference_models: Path
             np.testing.assert_array_equal(found, wanted, tensor.name)
 
 
-@pytest.mark.parametrize("case", ["glm_dsa"])
+@pytest.mark.parametrize("case", ["glm_dsa", "gemma4"])
 def test_layers_that_hand_on_more_than_states_are_refused(
     reference_models: Path, tmp_path: Path, case: str
 ) -> None:
