@@ -51,8 +51,8 @@ def calibration_picture(record: Record, note: str) -> Drawing:
             " both weights get smaller, and their errors add up; rounded apart they cancel, and"
             f" {100 * kept:.0f} % of the output's error is left. A real row has hundreds of columns, and"
             " scales to choose as well.\n"
-            f"Right: {record.model.name}, tensors of equal bytes, on {_texts(record)}; the mean of both ratios,"
-            f" and beside best its KL divergence on the first. {note}"
+            f"Right: {record.model.name}, tensors of equal bytes, on {_texts(record)}; the mean of both"
+            f" ratios, and beside best its KL divergence on the first. {note}"
         )
         keys = [Key(label, ink) for _, ink, label in _drawn(record)]
         heading = "Errors of weights that cancel in the output"
