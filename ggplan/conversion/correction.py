@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ggplan.conversion.inputs import input_states
 from ggplan.conversion.journal import NO_SOURCE
@@ -64,13 +65,35 @@ def check_correctable(plan: Plan, output: Path) -> None:
 
     Raises
     ------
-    ConversionError, CheckpointError
+    ConversionError, CheckpointError, PlanError
         Saying why.
     """
-    from ggplan.correcting import engine_versions, refuse_foreign
+    from ggplan.correcting import engine_versions, refuse_foreign, require_correctable
 
+    require_correctable(plan)
     engine_versions()
+    _tokens_of(plan)
     refuse_foreign(layers_folder(output))
+
+
+def _tokens_of(plan: Plan) -> NDArray[np.int32]:
+    """The tokens that the calibration ran, of which the model has all."""
+    assert plan.feedback is not None
+    calibration = plan.feedback.calibration
+    tokens = np.asarray(calibration.tokens_of_run())
+    if tokens.ndim != 2 or not tokens.size:
+        raise PlanError(
+            f"{shown(calibration.path)} has no tokens, which correction runs through the model again",
+            hint="make it again with `ggplan calibrate`",
+        )
+    n_known = next((t.tensor.shape[0] for t in plan.tensors if t.name == "token_embd.weight"), None)
+    strange = tokens[(tokens < 0) | (tokens >= n_known)] if n_known is not None else tokens[:0]
+    if strange.size:
+        raise PlanError(
+            f"{shown(calibration.path)} was made with the token {strange[0]}, and the model has {n_known:,}",
+            hint="use a calibration of this very model",
+        )
+    return tokens
 
 
 def correct_plan(
@@ -96,7 +119,7 @@ def correct_plan(
     Raises
     ------
     PlanError
-        If the calibration does not have its tokens.
+        If the calibration does not have its tokens, or has some that the model does not have.
     ConversionError, CheckpointError
         As `ggplan.correcting.correct`.
     """
@@ -104,12 +127,7 @@ def correct_plan(
 
     assert plan.feedback is not None
     calibration = plan.feedback.calibration
-    tokens = np.asarray(calibration.tokens_of_run())
-    if tokens.ndim != 2 or not tokens.size:
-        raise PlanError(
-            f"{shown(calibration.path)} has no tokens, which correction runs through the model again",
-            hint="make it again with `ggplan calibrate`",
-        )
+    tokens = _tokens_of(plan)
     depends = {
         "ggplan": __version__,
         "header": hashlib.sha256(plan.header).hexdigest(),
