@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
 EngineName = Literal["llama.cpp", "torch"]
 DEFAULT_MEMORY = 8 << 30
-FEW_TOKENS = 2.5
-"""Tokens a column below which an expert's second moments say little (measured: error-feedback at 2.5 n)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +132,8 @@ def _calibrated(
     model: Model, known: list[_Text], folder: Path, options: CalibrateOptions, watch: Watch
 ) -> Calibration:
     """The calibration in a folder that no other run has, made or opened."""
-    from ggplan.calibration.folder import INDEX, Calibration
+    from ggplan.calibration.folder import Calibration
+    from ggplan.calibration.index import INDEX
     from ggplan.calibration.marks import marks_of
     from ggplan.calibration.run import WORKING_MODEL, begin, require_free, settings_there
 
@@ -165,6 +164,10 @@ def _calibrated(
                 stopped.add_note(
                     f"{kept:,} of {len(surveyed.layers):,} layers are kept; the same call makes the others"
                 )
+                raise
+            except Error:
+                if not run.finished(surveyed.layers):
+                    run.abandon()
                 raise
         files = run.finished(surveyed.layers)
         for layer in surveyed.layers:
@@ -229,6 +232,7 @@ def _opened(model: Model | str | Path) -> Model:
 
 
 def _texts(texts: Sequence[str | Path], options: CalibrateOptions) -> list[_Text]:
+    from ggplan.calibration.engines import TEXT_LIMIT
     from ggplan.calibration.shipped import DEFAULT, shipped_texts
     from ggplan.sources.files import read_whole
 
@@ -250,7 +254,7 @@ def _texts(texts: Sequence[str | Path], options: CalibrateOptions) -> list[_Text
     found: list[_Text] = []
     for name, text in named:
         try:
-            raw = read_whole(text, _TEXT_LIMIT)
+            raw = read_whole(text, TEXT_LIMIT)
         except CheckpointError as error:
             raise CalibrationError(error.message, hint=error.hint) from error
         if (encoding := text_encoding(raw)[1]) != "utf-8":
@@ -309,14 +313,11 @@ def _refuse_no_text(path: Path, raw: bytes, n_ctx: int) -> None:
         )
 
 
-_TEXT_LIMIT = 1 << 32
-
-
 def _settings(
     model: Model, weights: dict[str, str], texts: Sequence[_Text], options: CalibrateOptions
 ) -> dict[str, Any]:
     """What is known of a run before an engine is started; all of it is what the files depend on."""
-    from ggplan.calibration.folder import sha256_of_json
+    from ggplan.calibration.index import sha256_of_json
 
     shapes = sorted((t.name, list(t.shape)) for t in model.tensors)
     return {

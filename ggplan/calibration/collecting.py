@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ggplan.calibration.folder import SCHEMA, TOKENS, LayerFile, layer_file, sha256_of_file
+from ggplan.calibration.folder import sha256_of_file
+from ggplan.calibration.index import SCHEMA, TOKENS, LayerFile, layer_file
 from ggplan.calibration.inputs import Form, Input, input_from_json
 from ggplan.errors import CalibrationError, CheckpointError
 from ggplan.imatrix import Sums

@@ -11,7 +11,6 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ggplan.calibration.collecting import Activation
 from ggplan.calibration.run import Run
 from ggplan.errors import CalibrationError
 from ggplan.imatrix.writing import Form
@@ -23,6 +22,9 @@ Progress = Callable[[int, int], None]
 Taken = Sequence[Sequence[int]]
 """The numbers of the chunks that are run, of each text."""
 
+
+TEXT_LIMIT = 1 << 32
+"""Bytes of a text that are read at most."""
 
 Tokens = TypeVar("Tokens", bound=NDArray[Any])
 
@@ -204,8 +206,3 @@ class LlamaCpp:
 
         with closing(run_apart("ggplan.calibration.llama_cpp", self._request | more)) as lines:
             yield from lines
-
-
-def bytes_of_layer(activations: Sequence[Activation], n_tokens: int) -> int:
-    """Bytes that a layer's file will have, but for its header and statistics."""
-    return sum(min(a.bytes_as_rows(n_tokens), a.bytes_as_moments()) for a in activations)

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ggplan.calibration.marks import mark_of
+from ggplan.calibration.marks import is_of_shape, mark_of
 from ggplan.errors import Error
 from ggplan.imatrix.entries import Imatrix, ImatrixEntry, ReadOnDemand
 from ggplan.metadata import string
@@ -186,10 +186,10 @@ def of_reshaped(calibration: _OnDisk, model: Model) -> _OnDisk | ReshapedCalibra
         chosen, undone = candidates[found.index(max(found))]
     sources = {t.name: s for t in model.tensors if (s := _there(calibration, chosen[t.name], t)) is not None}
     known = calibration.weights
-    weights = {
-        name: known[source.tensor]
-        for name, source in chosen.items()
-        if source.slices is None and source.tensor in known
+    weights = {  # a router that lost rows has another shape
+        t.name: mark
+        for t in model.tensors
+        if (source := chosen[t.name]).slices is None and is_of_shape(mark := known.get(source.tensor, ""), t)
     }
     return ReshapedCalibration(calibration, sources, weights, _notes(undone))
 

@@ -25,19 +25,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggplan.calibration.collecting import imatrix_sums, is_of_run, layer_of_run, write_tokens
-from ggplan.calibration.folder import (
+from ggplan.calibration.folder import Calibration, damaged_files, open_calibration, sha256_of_file
+from ggplan.calibration.index import (
     IMATRIX,
     INDEX,
     RUN,
     SCHEMA,
     TOKENS,
-    Calibration,
     LayerFile,
-    damaged_files,
     is_layer_file,
     layer_file,
-    open_calibration,
-    sha256_of_file,
     sha256_of_json,
 )
 from ggplan.calibration.inputs import Input
@@ -115,13 +112,12 @@ class Run:
             raise CalibrationError(f"{shown(self.folder / TOKENS)} is missing or of another run")
         tokens = sha256_of_file(self.folder / TOKENS)
         imatrix = write_imatrix(sums_of(parts), self.folder / IMATRIX)
-        named = {name for file in layers for i in file.inputs for name in i.tensors}
         index = {
             "schema": SCHEMA,
             "run": self.settings,
             "imatrix": {"file": IMATRIX, "sha256": imatrix},
             "tokens": {"file": TOKENS, "sha256": tokens},
-            "weights": {name: mark for name, mark in sorted(weights.items()) if name in named},
+            "weights": dict(sorted(weights.items())),
             "layers": [
                 {"file": f.name, "sha256": f.sha256, "inputs": [i.to_json() for i in f.inputs]}
                 for f in layers
@@ -135,6 +131,15 @@ class Run:
         _write_json(self.folder / INDEX, index)
         (self.folder / RUN).unlink(missing_ok=True)
         return open_calibration(self.folder)
+
+    def abandon(self) -> None:
+        """Remove what a run has left that failed before it wrote a layer; a model it works with stays."""
+        working = {
+            entry.name
+            for entry in self.folder.iterdir()
+            if _WORKING.fullmatch(entry.name) and not entry.name.startswith(WORKING_MODEL)
+        }
+        _remove(self.folder, {RUN, TOKENS, *working})
 
 
 def begin(folder: str | Path, settings: Mapping[str, Any], *, force: bool = False) -> Run | Calibration:

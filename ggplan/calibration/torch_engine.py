@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggplan.calibration.collecting import Activation, LayerCollector
-from ggplan.calibration.engines import Progress, Surveyed, Taken, chunks_of
+from ggplan.calibration.engines import TEXT_LIMIT, Progress, Surveyed, Taken, chunks_of
 from ggplan.calibration.run import Run
 from ggplan.errors import CalibrationError
 from ggplan.forward.building import open_checkpoint_model, require_transformers
@@ -174,7 +174,7 @@ class TorchEngine:
             begin = [] if first is None else [first]
             self._tokens = []
             for text in self._texts:
-                raw = read_whole(text, _TEXT_LIMIT).decode("utf-8", errors="replace")
+                raw = read_whole(text, TEXT_LIMIT).decode("utf-8", errors="replace")
                 ids = tokenizer.encode(raw, add_special_tokens=False).ids
                 self._tokens.append(np.array([*begin, *ids], np.int64))
         return self._tokens
@@ -200,7 +200,6 @@ class TorchEngine:
 
 
 _BEGINNING = ("tokenizer.ggml.model", "tokenizer.ggml.add_bos_token", "tokenizer.ggml.bos_token_id")
-_TEXT_LIMIT = 1 << 32
 
 
 def collect_layers(

@@ -197,7 +197,7 @@ def convert_command(
             quiet=quiet,
         )
     if plan.feedback is not None:
-        note(*guidance_notes(plan), quiet=quiet)
+        note(*guidance_notes(plan, other_weights=planning.other_weights), quiet=quiet)
     print_findings(report.errors() if quiet else report, notes=findings.shows_notes, err=True)
     if (broken := len(report.errors().diagnostics)) and not no_assert:
         raise PlanError(

@@ -44,6 +44,7 @@ class PlanningOptions:
     broad: bool
     method: Method | None
     correct: bool
+    other_weights: bool
     strict: bool
     opening: OpeningOptions
     quiet: bool
@@ -93,6 +94,11 @@ def planning_options(
             "--correct", is_flag=True,
             help="With --calibration: choose each layer's blocks for what the quantized layers before it "
             "give, which runs the checkpoint in torch; much less loss at 2 and 3 bits.",
+        ),
+        click.option(
+            "--other-weights", is_flag=True,
+            help="With --calibration: use one that was made of other weights, such as those of the model "
+            "before a little training.",
         ),
         click.option("--strict", is_flag=True, help="Refuse any fallback that is not a chain of the recipe."),
         opening_options(header_only=header_only, imatrix=True),
@@ -168,7 +174,7 @@ def folded_plan(plan: Plan, options: PlanningOptions, fold: Fold) -> Plan:
     assert feedback is not None
     calibration = feedback.calibration
     assert isinstance(calibration, Calibration)
-    note(*changed_note(calibration, plan.model), quiet=options.quiet)
+    note(*changed_note(calibration, plan.model, other_weights=options.other_weights), quiet=options.quiet)
     types = {planned.name: planned.type for planned in plan.tensors}
     n_notes = len(plan.model.notes)
     model, fitting = folded(plan.model, fold, calibration, types, feedback.lam)
@@ -192,6 +198,7 @@ def _feedback(options: PlanningOptions) -> Feedback | None:
             (options.broad, "--broad"),
             (options.method, "--method"),
             (options.correct, "--correct"),
+            (options.other_weights, "--other-weights"),
         )
         for given, option in choices:
             if given:

@@ -83,8 +83,10 @@ class TokenRun:
         (windows, T) int64.
     n_threads
         Batches that are run at the same time.
-    fixed
+    is_fixed
         Whether a GGUF tensor of a layer (without `blk.N.`) is never quantized.
+    width
+        The length of a hidden state; 0 until it is known.
     """
 
     model: CheckpointModel

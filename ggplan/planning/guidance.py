@@ -32,7 +32,7 @@ Method = Literal["feedback", "gptq"]
 """How moments are used: error feedback and descent, or error feedback alone."""
 
 LAMBDA, BROAD_LAMBDA = 0.1, 0.3
-"""The damping by default, and for uses that the texts do not cover."""
+"""The damping by default, which is that of `quants.prepared`, and for uses that the texts do not cover."""
 
 DIGEST = "ggplan.calibration.sha256"
 _KEY = "ggplan.calibration."

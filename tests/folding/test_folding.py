@@ -251,6 +251,11 @@ def test_the_search_takes_what_has_the_least_error(tmp_path: Path) -> None:
     assert errors[float(chosen.get("blk.0.ffn_up", 0))] <= 1.1 * min(errors.values())
 
 
+@pytest.mark.parametrize("text", ["awq", "smooth:0.5", "awq:1", "awq:0.12345678901", "awq:0.00001"])
+def test_a_fold_is_written_as_it_is_read(text: str) -> None:
+    assert str(parse_fold(text)) == text
+
+
 def test_nothing_is_done_where_nothing_is_quantized(tmp_path: Path) -> None:
     model = ggplan.open_model(written(tmp_path / "m.gguf", "qwen2"))
     calibration = calibrated(tmp_path / "c", weights_of("qwen2"), inputs())

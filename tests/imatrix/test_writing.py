@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
@@ -136,6 +137,49 @@ def test_the_policy_for_experts_without_data(tmp_path: Path) -> None:
     assert found.entries[DOWN].counts.tolist() == [5, 0, 5]  # each has its own input
     write_imatrix(found, tmp_path / "i.gguf")
     assert load_sums(tmp_path / "i.gguf").unseen == ("mean", f"{UP}: 1")
+
+
+def test_what_a_policy_filled_in_is_never_added_as_measured(tmp_path: Path) -> None:
+    filled, seen = with_policy(given := sums(), "mean"), sums(up=[8, 600, 8])
+    a, again, b, both, plain = (tmp_path / f"{i}.gguf" for i in range(5))
+    write_imatrix(filled, a)
+    write_imatrix(seen, b)
+    write_imatrix(given, plain)
+    assert run("imatrix", "merge", a, "-o", again).returncode == 0
+    assert again.read_bytes() == a.read_bytes()  # the record stays, the mean is made again
+    assert run("imatrix", "merge", a, b, "-o", both).returncode == 0
+    assert load_sums(both).unseen == ()  # every expert was seen now
+    added = merged([Source("plain", given), Source("seen", seen)])
+    assert np.array_equal(load_sums(both).entries[UP].squares, added.entries[UP].squares)
+    assert load_sums(both).entries[UP].counts.tolist() == [908, 600, 132]
+    assert run("imatrix", "merge", a, "--unseen", "ones", "-o", again, "--force").returncode == 0
+    assert again.read_bytes() == plain.read_bytes()
+    told = run("imatrix", "merge", a, "-o", tmp_path / "a.dat").stderr
+    assert "the legacy form cannot say so" in told
+
+
+@pytest.mark.parametrize("record", ["blk.9.x: 1", f"{UP}: 7", f"{UP}: 0", f"{UP}: one", UP])
+def test_a_record_of_a_policy_that_does_not_fit_is_refused(record: str) -> None:
+    wrong = replace(with_policy(sums(), "mean"), unseen=("mean", record))
+    with pytest.raises(ImatrixError, match="does not fit"):
+        merged([Source("a.gguf", wrong)])
+    with pytest.raises(ImatrixError, match="does not know: median"):
+        merged([Source("a.gguf", replace(wrong, unseen=("median",)))])
+
+
+@pytest.mark.parametrize("form", ["gguf", "dat"])
+def test_counts_beyond_a_form_are_refused(tmp_path: Path, form: str) -> None:
+    given = sums(q=[1 << 45])
+    write_imatrix(replace(given, chunk_size=1 << 20), tmp_path / "large.gguf")
+    raw = (tmp_path / "large.gguf").read_bytes()
+    small = raw.replace(struct.pack("<I", 1 << 20), struct.pack("<I", 512), 1)
+    (tmp_path / "damaged.gguf").write_bytes(small)
+    done = run("imatrix", "merge", tmp_path / "damaged.gguf", "-o", tmp_path / f"out.{form}")
+    assert done.returncode == 1
+    assert f"'blk.0.attn_q.weight' has a count of {1 << 45:,} tokens" in done.stderr
+    assert not (tmp_path / f"out.{form}").exists()
+    with pytest.raises(ImatrixError, match="chunks of 4,294,967,296 tokens"):
+        write_imatrix(replace(sums(), chunk_size=1 << 32), tmp_path / "out", "gguf")
 
 
 def test_coverage() -> None:
