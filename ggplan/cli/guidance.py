@@ -20,10 +20,13 @@ def guidance_notes(plan: Plan, *, other_weights: bool = False) -> list[str]:
         As `changed_note`.
     """
     from ggplan.calibration import Calibration, ReshapedCalibration
-    from ggplan.conversion.guides import unguided
+    from ggplan.conversion.guides import unguided, why_unguided
     from ggplan.text import names_in_words
 
     lines = []
+    reasons = {why_unguided(plan.feedback, t) for t in plan.tensors} if plan.feedback is not None else set()
+    if reasons == {"not encoded"}:
+        lines.append("the calibration has no effect: the plan encodes no tensor to a quantized type")
     entries = {} if plan.imatrix is None else plan.imatrix.entries
     for why, names in unguided(plan).items():
         for some, instead in (
@@ -35,7 +38,10 @@ def guidance_notes(plan: Plan, *, other_weights: bool = False) -> list[str]:
                 lines.append(f"{names_in_words(some)}: {line} {instead}")
             elif some:
                 they = "they are" if len(some) > 1 else "it is"
-                lines.append(f"{names_in_words(some)}: {why}; {they} encoded with {instead}")
+                line = f"{names_in_words(some)}: {why}; {they} encoded with {instead}"
+                if "output.weight" in some:
+                    line += "; `ggplan calibrate --process-output` has output.weight too"
+                lines.append(line)
     # That of a folded model has weights of its own: it was compared before (see `ggplan.cli.planning`).
     calibration = plan.feedback and plan.feedback.calibration
     if isinstance(calibration, ReshapedCalibration):
