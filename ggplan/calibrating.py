@@ -23,7 +23,8 @@ from ggplan.version import __version__
 
 if TYPE_CHECKING:
     from ggplan.calibration import Calibration
-    from ggplan.calibration.engines import Engine, Progress, Taken
+    from ggplan.calibration.collecting import Taken
+    from ggplan.calibration.engines import Engine, Progress
     from ggplan.imatrix.writing import Form
 
 EngineName = Literal["llama.cpp", "torch"]

@@ -17,7 +17,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,9 +34,21 @@ from ggplan.sources.json_files import parse_object
 from ggplan.sources.safetensors import read_metadata, read_tensors
 
 F32Array = NDArray[np.float32]
+Taken = Sequence[Sequence[int]]
+"""The numbers of the chunks that are run, of each text."""
+Tokens = TypeVar("Tokens", bound=NDArray[Any])
 _METADATA = "ggplan"
 _PIECE = 1 << 22
 _SHARED_WORK = 1024  # columns from which threads are worth their start
+
+
+def chunks_of(texts: Sequence[Tokens], taken: Taken, n_ctx: int) -> Tokens:
+    """Chunks of texts, given as their tokens, by their numbers: (n, n_ctx)."""
+    parts = [
+        tokens[: len(tokens) // n_ctx * n_ctx].reshape(-1, n_ctx)[list(numbers)]
+        for tokens, numbers in zip(texts, taken, strict=True)
+    ]
+    return np.concatenate(parts)  # type: ignore[return-value]
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,11 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
+from ggplan.calibration.collecting import Taken
 from ggplan.calibration.run import Run
 from ggplan.errors import CalibrationError
 from ggplan.imatrix.writing import Form
@@ -19,23 +17,9 @@ from ggplan.text import format_bytes
 Progress = Callable[[int, int], None]
 """Told how many chunks are done, and of how many."""
 
-Taken = Sequence[Sequence[int]]
-"""The numbers of the chunks that are run, of each text."""
-
 
 TEXT_LIMIT = 1 << 32
 """Bytes of a text that are read at most."""
-
-Tokens = TypeVar("Tokens", bound=NDArray[Any])
-
-
-def chunks_of(texts: Sequence[Tokens], taken: Taken, n_ctx: int) -> Tokens:
-    """Chunks of texts, given as their tokens, by their numbers: (n, n_ctx)."""
-    parts = [
-        tokens[: len(tokens) // n_ctx * n_ctx].reshape(-1, n_ctx)[list(numbers)]
-        for tokens, numbers in zip(texts, taken, strict=True)
-    ]
-    return np.concatenate(parts)  # type: ignore[return-value]
 
 
 @dataclass(frozen=True, slots=True)

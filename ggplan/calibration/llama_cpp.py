@@ -30,8 +30,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ggplan.calibration.collecting import Activation, LayerCollector, write_tokens
-from ggplan.calibration.engines import Taken, chunks_of
+from ggplan.calibration.collecting import Activation, LayerCollector, Taken, chunks_of, write_tokens
 from ggplan.calibration.graph_inputs import Callback, GraphInput, Reading, Survey, inputs_of_graph
 from ggplan.calibration.graph_nodes import Graph
 from ggplan.errors import CalibrationError, Error, MeasureError

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ggplan.calibration.collecting import Activation, LayerCollector
-from ggplan.calibration.engines import TEXT_LIMIT, Progress, Surveyed, Taken, chunks_of
+from ggplan.calibration.collecting import Activation, LayerCollector, Taken, chunks_of
+from ggplan.calibration.engines import TEXT_LIMIT, Progress, Surveyed
 from ggplan.calibration.run import Run
 from ggplan.errors import CalibrationError
 from ggplan.forward.building import open_checkpoint_model, require_transformers

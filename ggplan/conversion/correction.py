@@ -65,14 +65,14 @@ def check_correctable(plan: Plan, output: Path) -> None:
 
     Raises
     ------
-    ConversionError, CheckpointError, PlanError
+    PlanError, ConversionError, CheckpointError, CalibrationError
         Saying why.
     """
     from ggplan.correcting import engine_versions, refuse_foreign, require_correctable
 
     require_correctable(plan)
-    engine_versions()
     _tokens_of(plan)
+    engine_versions()
     refuse_foreign(layers_folder(output))
 
 
@@ -131,7 +131,11 @@ def correct_plan(
     depends = {
         "ggplan": __version__,
         "header": hashlib.sha256(plan.header).hexdigest(),
-        "inputs": sorted((path.name, str(state)) for path, state in input_states(plan).items()),
+        "inputs": sorted(
+            (path.name, str(state))
+            for path, state in input_states(plan).items()
+            if path.parent != calibration.path
+        ),
         "calibration": calibration.digest,
         "lam": repr(float(plan.feedback.lam)),
         "tokens": hashlib.sha256(np.ascontiguousarray(tokens, "<i4").data).hexdigest(),

@@ -232,7 +232,7 @@ class CheckpointModel:
         return isinstance(output, tuple)
 
     def _output(self, module: Any, hidden: Tensor, call: Call, kept: Call | None = None) -> Any:
-        """What a layer's module gives, as it gives it; the call, or what is kept of it, must stay."""
+        """What a layer gives, as it gives it; the call, or what is kept of it, may not be changed."""
         before = _state(kept or call)
         try:
             with _no_grad():

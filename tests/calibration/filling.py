@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from ggplan.calibration import Calibration
-from ggplan.calibration.collecting import Activation, LayerCollector
-from ggplan.calibration.engines import Progress, Surveyed, Taken
+from ggplan.calibration.collecting import Activation, LayerCollector, Taken
+from ggplan.calibration.engines import Progress, Surveyed
 from ggplan.calibration.run import Run, begin
 from ggplan.imatrix import ImatrixSums, write_imatrix
 from ggplan.imatrix.writing import Form

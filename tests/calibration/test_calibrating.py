@@ -16,8 +16,8 @@ from program import run
 import ggplan
 from ggplan import calibrating
 from ggplan.calibrating import CalibrateOptions, calibrate, calibrate_imatrix
-from ggplan.calibration.collecting import Activation
-from ggplan.calibration.engines import LlamaCpp, LlamaCppOptions, chunks_of
+from ggplan.calibration.collecting import Activation, chunks_of
+from ggplan.calibration.engines import LlamaCpp, LlamaCppOptions
 from ggplan.calibration.run import WORKING_MODEL, locked
 from ggplan.calibration.shipped import shipped_holdouts, shipped_texts
 from ggplan.errors import CalibrationError, CheckpointError
@@ -202,8 +202,8 @@ def test_texts_have_equal_shares_of_a_limit(
 @pytest.mark.parametrize(
     ("limit", "names", "told"),
     [
-        ({"n_chunks": 1}, ["prose.txt", "code.txt"], r"1 chunk is less than one for each of the 2 texts prose"),
-        ({"n_tokens": 63}, ["prose.txt", "code.txt"], r"63 tokens are less than .*2 texts .*at least 64 with"),
+        ({"n_chunks": 1}, ["prose.txt", "code.txt"], r"1 chunk is less than one for each of the 2 texts"),
+        ({"n_tokens": 63}, ["prose.txt", "code.txt"], r"63 tokens are less .*2 texts .*at least 64 with"),
         ({"n_tokens": 31}, ["prose.txt"], r"31 tokens are less than a chunk of 32 \(.*at least 32 with"),
         ({"n_chunks": 3}, ["default"], r"3 chunks are less .*4 texts default/prose, .*at least 4 with"),
         ({"n_tokens": 100}, ["prose.txt", "default"], r"for each of the 5 texts .*at least 160 with"),
