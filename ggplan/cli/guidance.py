@@ -20,19 +20,28 @@ def guidance_notes(plan: Plan, *, other_weights: bool = False) -> list[str]:
         As `changed_note`.
     """
     from ggplan.calibration import Calibration, ReshapedCalibration
-    from ggplan.conversion.guides import unguided
+    from ggplan.conversion.guides import unguided, why_unguided
     from ggplan.text import names_in_words
 
     lines = []
+    reasons = {why_unguided(plan.feedback, t) for t in plan.tensors} if plan.feedback is not None else set()
+    if reasons == {"not encoded"}:
+        lines.append("the calibration has no effect: the plan encodes no tensor to a quantized type")
+    entries = {} if plan.imatrix is None else plan.imatrix.entries
     for why, names in unguided(plan).items():
-        instead = "effort best and the calibration's imatrix"
-        if "experts" in why:
-            line = (
-                f"{why}: these go by all tokens of the layer where experts share an input, else by {instead}"
-            )
-        else:
-            line = f"{why}; {'they are' if len(names) > 1 else 'it is'} encoded with {instead}"
-        lines.append(f"{names_in_words(names)}: {line}")
+        for some, instead in (
+            ([n for n in names if n in entries], "effort best and the calibration's imatrix"),
+            ([n for n in names if n not in entries], "effort best, without importance"),
+        ):
+            if some and "experts" in why:
+                line = f"{why}: these go by all tokens of the layer where experts share an input, else by"
+                lines.append(f"{names_in_words(some)}: {line} {instead}")
+            elif some:
+                they = "they are" if len(some) > 1 else "it is"
+                line = f"{names_in_words(some)}: {why}; {they} encoded with {instead}"
+                if "output.weight" in some:
+                    line += "; `ggplan calibrate --process-output` has output.weight too"
+                lines.append(line)
     # That of a folded model has weights of its own: it was compared before (see `ggplan.cli.planning`).
     calibration = plan.feedback and plan.feedback.calibration
     if isinstance(calibration, ReshapedCalibration):

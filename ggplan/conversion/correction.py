@@ -77,6 +77,26 @@ def check_correctable(plan: Plan, output: Path) -> None:
     refuse_foreign(layers_folder(output))
 
 
+def _tokens_of(plan: Plan) -> NDArray[np.int32]:
+    """The tokens that the calibration ran, of which the model has all."""
+    assert plan.feedback is not None
+    calibration = plan.feedback.calibration
+    tokens = np.asarray(calibration.tokens_of_run())
+    if tokens.ndim != 2 or not tokens.size:
+        raise PlanError(
+            f"{shown(calibration.path)} has no tokens, which correction runs through the model again",
+            hint="make it again with `ggplan calibrate`",
+        )
+    n_known = next((t.tensor.shape[0] for t in plan.tensors if t.name == "token_embd.weight"), None)
+    strange = tokens[(tokens < 0) | (tokens >= n_known)] if n_known is not None else tokens[:0]
+    if strange.size:
+        raise PlanError(
+            f"{shown(calibration.path)} was made with the token {strange[0]}, and the model has {n_known:,}",
+            hint="use a calibration of this very model",
+        )
+    return tokens
+
+
 def correct_plan(
     plan: Plan,
     folder: Path,
@@ -100,7 +120,7 @@ def correct_plan(
     Raises
     ------
     PlanError
-        If the calibration does not have its tokens.
+        If the calibration does not have its tokens, or has some that the model does not have.
     ConversionError, CheckpointError
         As `ggplan.correcting.correct`.
     OSError
@@ -133,19 +153,6 @@ def correct_plan(
             return correct(plan, tokens.astype(np.int64), folder, run, options, progress=progress)
     except OSError as error:
         raise OSError(error.errno, error.strerror or str(error), str(folder)) from error
-
-
-def _tokens_of(plan: Plan) -> NDArray[np.int32]:
-    """The tokens of a plan's calibration; raises PlanError if it does not have them."""
-    assert plan.feedback is not None
-    calibration = plan.feedback.calibration
-    tokens = np.asarray(calibration.tokens_of_run())
-    if tokens.ndim != 2 or not tokens.size:
-        raise PlanError(
-            f"{shown(calibration.path)} has no tokens, which correction runs through the model again",
-            hint="make it again with `ggplan calibrate`",
-        )
-    return tokens
 
 
 def take_corrected(work: UnfinishedOutput, corrected: Corrected) -> int:

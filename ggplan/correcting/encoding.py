@@ -5,7 +5,7 @@ They are encoded by second moments where the type has a search for them, else by
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,15 +13,12 @@ from numpy.typing import NDArray
 
 from ggplan.errors import ConversionError
 from ggplan.ggml_types import GgmlType
-from ggplan.metadata import string
-from ggplan.model import Model
 from ggplan.planning import Plan, PlannedTensor
 from ggplan.planning.importance import importance_of
 from ggplan.quants import encode_into
 from ggplan.quants.feedback import encode_with_moments, takes_moments
 from ggplan.quants.linear_algebra import Moments
 from ggplan.quants.prepared import LAMBDA, Prepared, prepare
-from ggplan.reshaping import recorded_reshaping, reshape
 from ggplan.sources.files import shown
 
 F32Array = NDArray[np.float32]
@@ -120,13 +117,6 @@ def fixed_names(plan: Plan) -> set[str]:
         if t.type.is_quantized and not t.is_copied:
             names[t.name.partition(".")[2].partition(".")[2]] = False
     return {name for name, keeps in names.items() if keeps}
-
-
-def forms_of(plan: Plan) -> Callable[[Model], Model]:
-    """What joins and cuts the tensors of the checkpoint as those of the plan are."""
-    done = {key: plan.model.reshaped.get(key, "") for key in ("fused", "split")}
-    wishes = recorded_reshaping({f"ggplan.{key}": string(text) for key, text in done.items()})
-    return lambda model: reshape(model, wishes)[0]
 
 
 def encode_target(

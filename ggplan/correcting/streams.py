@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggplan.correcting.embedding import put_embedding
-from ggplan.correcting.encoding import fixed_names, forms_of, require_correctable, tensors_of_layer, unrun
+from ggplan.correcting.encoding import fixed_names, require_correctable, tensors_of_layer, unrun
 from ggplan.correcting.kept import Corrected, KeptLayers
 from ggplan.correcting.layer import ORIGINAL, QUANTIZED, CorrectOptions, Layer
 from ggplan.errors import ConversionError
@@ -25,6 +25,7 @@ from ggplan.forward.running import (
     one_torch_thread,
 )
 from ggplan.planning import Plan
+from ggplan.reshaping import forms_of
 from ggplan.sources.huggingface import open_checkpoint
 from ggplan.text import format_bytes
 
@@ -74,7 +75,7 @@ def _correct(
     progress: Callable[[int], None],
 ) -> Corrected:
     require_correctable(plan)
-    model = open_checkpoint_model(open_checkpoint(plan.model.path), forms_of(plan))
+    model = open_checkpoint_model(open_checkpoint(plan.model.path), forms_of(plan.model))
     n_layers = len(model.layers)
     needed = max(model.layer_bytes(layer) for layer in range(n_layers))
     if needed > options.memory:

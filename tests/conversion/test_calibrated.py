@@ -208,8 +208,13 @@ def test_the_commands(source: Path, calibration: Calibration, tmp_path: Path) ->
     folder = str(calibration.path)
     done = run("convert", source, out, "-r", recipe, "--calibration", folder)
     assert done.returncode == 0
-    assert f"note: {OUTPUT}: the calibration does not have it; it is encoded with effort best" in done.stderr
+    told = f"note: {OUTPUT}: the calibration does not have it; it is encoded with effort best, without"
+    assert f"{told} importance" in done.stderr
+    assert "`ggplan calibrate --process-output` has output.weight too" in done.stderr
     assert "saw no token" in done.stderr
+    assert "no effect" not in done.stderr
+    idle = run("convert", source, tmp_path / "idle.gguf", "--calibration", folder)
+    assert "the calibration has no effect: the plan encodes no tensor to a quantized type" in idle.stderr
     assert run("verify", out, "--against", source, "--exact", "--calibration", folder).returncode == 0
     assert run("reproduce", out, source, "--calibration", folder).returncode == 0
     assert "--calibration" in run("reproduce", out, source).stderr

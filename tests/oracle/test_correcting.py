@@ -139,6 +139,8 @@ def test_joined_matrices_are_corrected_as_their_parts_are(
     joined, _ = reshape(model, Reshaping(mtp="drop", fuse=("gate-up",)))
     whole = correct(make_plan(joined, recipe), tokens(), tmp_path / "joined", RUN, options())
     assert not whole.left
+    collected = collect_layers(joined, tokens(), tmp_path, RUN, TorchOptions(1, 1 << 30))
+    assert "blk.3.ffn_gate_up_exps.weight" in {name for layer in collected for name in layer.sums()}
     parts = all_bytes(correct(make_plan(model, recipe), tokens(), tmp_path / "parts", RUN, options()))
     for layer in range(4):
         rows = whole.blocks[f"blk.{layer}.ffn_gate_up_exps.weight"]
