@@ -136,7 +136,7 @@ def _calibrated(
     from ggplan.calibration.folder import Calibration
     from ggplan.calibration.index import INDEX
     from ggplan.calibration.marks import marks_of
-    from ggplan.calibration.run import WORKING_MODEL, begin, require_free, settings_there
+    from ggplan.calibration.run import WORKING_MODEL, begin, require_free, settings_there, telling_kept
 
     weights = marks_of(model)
     settings = _settings(model, weights, known, options)
@@ -155,26 +155,16 @@ def _calibrated(
         )
         if isinstance(run, Calibration):
             return run
-        there = run.finished(surveyed.layers)
-        missing = [layer for layer in surveyed.layers if layer not in there]
-        if missing or not run.has_tokens():
-            try:
+        with telling_kept(run, surveyed.layers):
+            there = run.finished(surveyed.layers)
+            missing = [layer for layer in surveyed.layers if layer not in there]
+            if missing or not run.has_tokens():
                 engine.collect(taken, missing, run, watch.chunks)
-            except KeyboardInterrupt as stopped:
-                kept = len(run.finished(surveyed.layers))
-                stopped.add_note(
-                    f"{kept:,} of {len(surveyed.layers):,} layers are kept; the same call makes the others"
-                )
-                raise
-            except Error:
-                if not run.finished(surveyed.layers):
-                    run.abandon()
-                raise
-        files = run.finished(surveyed.layers)
-        for layer in surveyed.layers:
-            if layer not in files:
-                raise CalibrationError(f"the engine did not write the inputs of layer {layer}")
-        return run.finish(files.values(), weights)
+            files = run.finished(surveyed.layers)
+            for layer in surveyed.layers:
+                if layer not in files:
+                    raise CalibrationError(f"the engine did not write the inputs of layer {layer}")
+            return run.finish(files.values(), weights)
 
 
 def calibrate_imatrix(

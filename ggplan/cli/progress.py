@@ -167,11 +167,6 @@ def reading_bar(*, quiet: bool) -> Iterator[Callable[[Path, int], Callable[[int]
         yield reading
 
 
-def is_shown(quiet: bool) -> bool:
-    """Whether there is a terminal for a bar, and one is wanted."""
-    return not quiet and sys.stderr.isatty()
-
-
 def _bar(*counts: object, quiet: bool) -> Progress:
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -186,3 +181,8 @@ def _bar(*counts: object, quiet: bool) -> Progress:
         disable=not is_shown(quiet),
         transient=True,
     )
+
+
+def is_shown(quiet: bool) -> bool:
+    """Whether bars are: on a terminal, unless all is to be quiet."""
+    return not quiet and sys.stderr.isatty()

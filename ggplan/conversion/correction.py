@@ -22,6 +22,7 @@ from ggplan.errors import PlanError
 from ggplan.planning import Plan
 from ggplan.quants.revisions import FEEDBACK_REVISION
 from ggplan.sources.files import shown
+from ggplan.sources.safetensors import library_io_errors
 from ggplan.version import __version__
 
 if TYPE_CHECKING:
@@ -102,6 +103,8 @@ def correct_plan(
         If the calibration does not have its tokens.
     ConversionError, CheckpointError
         As `ggplan.correcting.correct`.
+    OSError
+        If the folder, which it names, cannot be written.
     """
     from ggplan.correcting import CorrectOptions, correct, engine_versions
 
@@ -125,7 +128,11 @@ def correct_plan(
     run = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
     feedback = plan.feedback
     options = CorrectOptions(threads, memory, feedback.lam, feedback.method, restart)
-    return correct(plan, tokens.astype(np.int64), folder, run, options, progress=progress)
+    try:
+        with library_io_errors():
+            return correct(plan, tokens.astype(np.int64), folder, run, options, progress=progress)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(folder)) from error
 
 
 def _tokens_of(plan: Plan) -> NDArray[np.int32]:

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
-from filling import StubEngine
+from filling import StubEngine, collected
+from full_disk import small_files
 from program import run
 
 import ggplan
 from ggplan import calibrating
 from ggplan.calibrating import CalibrateOptions, calibrate, calibrate_imatrix
-from ggplan.calibration.collecting import Activation, chunks_of
-from ggplan.calibration.engines import LlamaCpp, LlamaCppOptions
-from ggplan.calibration.run import WORKING_MODEL, locked
+from ggplan.calibration import Calibration
+from ggplan.calibration.collecting import Activation, Taken, chunks_of
+from ggplan.calibration.engines import LlamaCpp, LlamaCppOptions, Progress
+from ggplan.calibration.run import WORKING_MODEL, Run, locked
 from ggplan.calibration.shipped import shipped_holdouts, shipped_texts
 from ggplan.cli.progress import ChunkLines
-from ggplan.errors import CalibrationError, CheckpointError
+from ggplan.errors import CalibrationError, CheckpointError, ImatrixError
+from ggplan.forward.running import TokenRun
 from ggplan.imatrix import load_imatrix
 
 DEMO = Path(ggplan.__file__).parent / "demo_model"
@@ -71,6 +77,71 @@ def test_a_run_that_was_stopped_goes_on_and_makes_the_same(
     engine.written = []
     assert calibrate(DEMO, texts, tmp_path / "c", options).digest == whole.digest
     assert engine.written == [2], "a flipped bit is found, and that layer alone is made again"
+
+
+@pytest.mark.parametrize(
+    ("limit", "told"),
+    [
+        (None, r"cannot write .*layer-001.safetensors: File too large"),
+        (errno.ENOSPC, r"cannot write .*c: No space left on device .help: free some space there: fin"),
+    ],
+)
+def test_a_full_disk_keeps_the_layers_that_are_there(
+    tmp_path: Path, texts: list[Path], engine: StubEngine, limit: int | None, told: str
+) -> None:
+    """In the library that writes a layer's file, and where an engine writes what it needs itself."""
+    options, folder = CalibrateOptions(n_ctx=32), tmp_path / "c"
+    whole = calibrate(DEMO, texts, tmp_path / "whole", options)
+
+    class Filling(StubEngine):
+        def collect(self, taken: Taken, layers: Sequence[int | None], run: Run, progress: Progress) -> None:
+            super().collect(taken, layers[:1], run, progress)
+            if limit is not None:
+                raise OSError(limit, os.strerror(limit))
+            with small_files(100):
+                collected(416, layers[1]).write(run.folder, run.digest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(calibrating.ENGINES, "llama.cpp", Filling([], 32).entered)
+        with pytest.raises(CalibrationError, match=told) as error:
+            calibrate(DEMO, texts, folder, options)
+    assert "finished layers are kept, and the same call makes the others" in error.value.hint
+    assert not list(folder.glob("*.part")) + list(folder.glob(".tmp*"))
+    engine.written = []
+    assert calibrate(DEMO, texts, folder, options).digest == whole.digest
+    assert engine.written == [1, 2]
+
+
+def test_a_disk_that_is_full_at_the_end_keeps_all_layers(
+    tmp_path: Path, texts: list[Path], engine: StubEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options, folder = CalibrateOptions(n_ctx=32), tmp_path / "c"
+    finish = Run.finish
+
+    def full(self: Run, *given: object) -> Calibration:
+        with small_files(1000):
+            return finish(self, *given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Run, "finish", full)
+    with pytest.raises(ImatrixError, match="cannot write") as error:
+        calibrate(DEMO, texts, folder, options)
+    monkeypatch.setattr(Run, "finish", finish)
+    assert "all layers are kept; the same call makes what is missing" in error.value.hint
+    engine.written = []
+    calibrate(DEMO, texts, folder, options)
+    assert engine.written == []
+
+
+def test_hidden_states_that_do_not_fit_leave_no_part(tmp_path: Path) -> None:
+    """torch's are written by `forward`; the error has the name of the file."""
+    tokens = TokenRun(None, np.zeros((1, 8), np.int64), 1, lambda name: False)  # type: ignore[arg-type]
+    path = tmp_path / "states-000.f32"
+    with small_files(100), pytest.raises(OSError, match="File too large") as error:
+        tokens.write(path, iter([np.zeros((1, 8, 64), np.float32)]))
+    assert error.value.filename == str(path)
+    assert not list(tmp_path.iterdir())
+    tokens.write(path, iter([np.ones((1, 8, 64), np.float32)]))
+    assert path.stat().st_size == 4 * 8 * 64
 
 
 def test_what_engines_leave_when_they_are_killed_is_removed(

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from full_disk import small_files
 from program import run
+from safetensors.numpy import save_file
 
 import ggplan
 from ggplan import correcting
@@ -118,6 +120,25 @@ def test_stopped_work_keeps_its_layers(plan: Plan, tmp_path: Path, stub: list[Ca
         "out.gguf",
         "out.gguf.sha256",
     ]
+
+
+def test_a_full_disk_keeps_the_layers(plan: Plan, tmp_path: Path, stub: list[Callable[[], None]]) -> None:
+    """The library that writes a layer's file has an error of its own for it."""
+    output = tmp_path / "out.gguf"
+    folder = layers_folder(output)
+
+    def full() -> None:
+        with small_files(100):
+            save_file({"blocks": np.zeros(1000, np.uint8)}, folder / "layer-001.safetensors.part")
+
+    stub.append(full)
+    with pytest.raises(ConversionError, match=r"cannot write .*out.gguf.layers: File too large") as error:
+        convert(plan, output)
+    assert "1 corrected layer is kept" in error.value.hint
+    assert "the same command continues from there" in error.value.hint
+    stub.clear()
+    convert(plan, output)
+    assert not folder.exists()
 
 
 def test_what_cannot_be_corrected_leaves_nothing(
