@@ -27,7 +27,7 @@ Examples:
   ggplan calibrate air-bf16.gguf --text prose.txt --text code.txt -o air.calib
   ggplan calibrate ./GLM-4.5-Air --text mix.txt --memory 32G -o air.calib
   ggplan calibrate air-bf16.gguf --text mix.txt --imatrix-only -o imatrix.gguf
-  ggplan calibrate air.calib --outliers      columns far larger than the others
+  ggplan calibrate air.calib --outliers     columns far larger than the others
 """
 
 
