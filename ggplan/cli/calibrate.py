@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ggplan.model import Model
 
 SCHEMA = "ggplan.calibrate/1"
+_RUNNING = "running the texts"
 
 _EPILOG = """\b
 Examples:
@@ -26,7 +27,7 @@ Examples:
   ggplan calibrate air-bf16.gguf --text prose.txt --text code.txt -o air.calib
   ggplan calibrate ./GLM-4.5-Air --text mix.txt --memory 32G -o air.calib
   ggplan calibrate air-bf16.gguf --text mix.txt --imatrix-only -o imatrix.gguf
-  ggplan calibrate air.calib --outliers      columns far larger than the others
+  ggplan calibrate air.calib --outliers     columns far larger than the others
 """
 
 
@@ -204,15 +205,18 @@ def _note_model(model: Model, *, quiet: bool) -> None:
 
 @contextmanager
 def _watch(quiet: bool) -> Iterator[Watch]:
-    """Bars of what takes long, which are gone in the end, however it ends."""
+    """Bars of what takes long, which are gone in the end, however it ends; without a terminal, lines."""
     from ggplan.calibrating import Watch
-    from ggplan.cli.progress import chunks_bar, progress_bar
+    from ggplan.cli.progress import ChunkLines, chunks_bar, is_shown, progress_bar
 
     @contextmanager
     def converting(total: int) -> Iterator[Callable[[int], None]]:
         with progress_bar("converting to bf16", total, quiet=quiet) as progress:
             yield progress
 
+    if not quiet and not is_shown(quiet):
+        yield Watch(ChunkLines(_RUNNING), converting)
+        return
     bar = _Bar(chunks_bar(quiet=quiet))
     try:
         yield Watch(bar, converting)
@@ -230,7 +234,7 @@ class _Bar:
     def __call__(self, done: int, total: int) -> None:
         if self._task is None:
             self._bar.start()
-            self._task = self._bar.add_task("running the texts", total=total)
+            self._task = self._bar.add_task(_RUNNING, total=total)
         self._bar.update(self._task, completed=done, total=total)
 
     def stop(self) -> None:

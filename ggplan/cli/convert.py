@@ -23,18 +23,20 @@ if TYPE_CHECKING:
 _EPILOG = """\b
 Examples:
   ggplan convert GLM-4.5-Air air-hq4_k.gguf -r glm4moe/hq4_k
-  ggplan convert air-bf16.gguf air.gguf -r my.recipe --imatrix air.imatrix.gguf --threads 8
-  ggplan convert my-model model-Q4_K_M.gguf -r Q4_K_M   llama-quantize's types and bytes
-  ggplan convert my-model q3.gguf -r Q3_K_M --calibration my-calibration   half the loss, in as many bytes
-  ggplan convert my-model q3.gguf -r Q3_K_M --calibration my-calib --holdout default   and what it gained
-  ggplan convert my-model model-bf16.gguf               every tensor keeps its type
-  ggplan convert my-model out.gguf -r my.recipe --pre llama-bpe
+  ggplan convert air-bf16.gguf air.gguf -r my.recipe --imatrix imatrix.gguf
+  ggplan convert my-model q4.gguf -r Q4_K_M   llama-quantize's types and bytes
+  ggplan convert my-model bf16.gguf           every tensor keeps its type
+  ggplan convert my-model q3.gguf -r Q3_K_M --calibration my.calib
+  ggplan convert my-model q3.gguf -r Q3_K_M --calibration my.calib --correct
+  ggplan convert my-model q3.gguf -r Q3_K_M --calibration my.calib \\
+    --holdout default                         and measure what it gained
+  ggplan convert hf://zai-org/GLM-4.5-Air air.gguf -r glm4moe/hq4_k
+  ggplan convert my-model new.gguf -r new.recipe --reuse old.gguf
   ggplan convert my-model out.gguf -r my.recipe --split-max-size 48G
-  ggplan convert hf://zai-org/GLM-4.5-Air air.gguf -r glm4moe/hq4_k   from the hub, without a copy
-  ggplan convert my-model new.gguf -r new.recipe --reuse old.gguf   encodes only what the recipes differ in
-  ggplan convert my-model draft.gguf -r my.recipe --mtp only     the MTP blocks alone, as a draft model
-  ggplan convert my-model small.gguf -r my.recipe --prune-layers 21,22 --fuse qkv
-  ggplan convert my-moe half.gguf -r my.recipe --imatrix moe.gguf --keep-experts 64
+  ggplan convert my-model out.gguf -r my.recipe --pre llama-bpe
+  ggplan convert my-model draft.gguf -r my.recipe --mtp only
+  ggplan convert my-model small.gguf -r my.recipe --prune-layers 21,22
+  ggplan convert my-moe half.gguf --imatrix moe.gguf --keep-experts 64
 
 Stopped by Ctrl-C, a full disk, a power cut or the network? Give the same command again: it continues where it
 stopped.

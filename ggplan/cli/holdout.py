@@ -56,8 +56,8 @@ def holdout_options(command: Callable[..., Any]) -> Callable[..., Any]:
         (
             click.option(
                 "--holdout", "holdouts", multiple=True, type=click.Path(), metavar="FILE",
-                help="With --calibration: a text that was not used, to measure on what it gained over "
-                "--effort best; `default` has one of each of four domains. Can be repeated.",
+                help="With --calibration: measure on a text that it was not made of what it gained over "
+                "--effort best; `default` is four texts that ship. Can be repeated.",
             ),
             click.option(
                 "--engine", metavar="ENGINE",

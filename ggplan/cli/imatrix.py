@@ -16,8 +16,8 @@ _EPILOG = """\b
 Examples:
   ggplan imatrix inspect imatrix.gguf              what each expert saw
   ggplan imatrix merge a.gguf b.gguf -o ab.gguf    add two up, by their counts
-  ggplan imatrix merge old.dat -o new.gguf         from the legacy form to GGUF
-  ggplan imatrix check imatrix.gguf GLM-4.5-Air    has it every matrix of a model?
+  ggplan imatrix merge old.dat -o new.gguf         from .dat to GGUF
+  ggplan imatrix check imatrix.gguf GLM-4.5-Air    does it fit the model?
 """
 
 

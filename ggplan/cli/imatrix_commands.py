@@ -21,13 +21,13 @@ SCHEMA = "ggplan.imatrix/1"
 _INSPECT = """\b
 Examples:
   ggplan imatrix inspect imatrix.gguf
-  ggplan imatrix inspect air.calib --tensors      a calibration's, tensor by tensor
+  ggplan imatrix inspect air.calib --tensors     a calibration's, by tensor
   ggplan imatrix inspect imatrix.dat --json
 """
 _MERGE = """\b
 Examples:
   ggplan imatrix merge prose.gguf code.gguf -o both.gguf
-  ggplan imatrix merge imatrix.dat -o imatrix.gguf     one file, in the other form
+  ggplan imatrix merge old.dat -o new.gguf         from .dat to GGUF
   ggplan imatrix merge a.gguf b.gguf --unseen mean -o both.gguf
 """
 _CHECK = """\b

@@ -77,13 +77,15 @@ def planning_options(
         ),
         click.option(
             "--effort", type=click.Choice(["default", "best", "feedback"]),
-            help="llama.cpp's bytes; the least error in as many bytes, in up to ten times the time; or that "
-            "of what matrices make of a text.  [default: feedback with --calibration, else default]",
+            help="default: llama.cpp's bytes. best: the least error of the weights in as many bytes, in up "
+            "to ten times the time. feedback: the least error of what matrices make of a calibration's "
+            "texts.  [default: feedback with --calibration, else default]",
         ),
         calibration_option,
         click.option(
             "--broad", is_flag=True,
-            help="With --calibration: for uses that its text does not cover (damping 0.3 instead of 0.1).",
+            help="With --calibration: rely less on its texts, for uses that they do not cover (damping 0.3 "
+            "instead of 0.1).",
         ),
         click.option(
             "--method", type=click.Choice(["feedback", "gptq"]),
@@ -92,13 +94,13 @@ def planning_options(
         ),
         click.option(
             "--correct", is_flag=True,
-            help="With --calibration: choose each layer's blocks for what the quantized layers before it "
-            "give, which runs the checkpoint in torch; much less loss at 2 and 3 bits.",
+            help="With --calibration: choose each layer's blocks for the inputs that the quantized layers "
+            "before it give. Much less loss at 2 and 3 bits; runs the checkpoint in torch.",
         ),
         click.option(
             "--other-weights", is_flag=True,
-            help="With --calibration: use one that was made of other weights, such as those of the model "
-            "before a little training.",
+            help="With --calibration: accept one of a model with other weights, such as the one that this "
+            "model was fine-tuned from.",
         ),
         click.option("--strict", is_flag=True, help="Refuse any fallback that is not a chain of the recipe."),
         opening_options(header_only=header_only, imatrix=True),

@@ -25,6 +25,7 @@ from ggplan.calibration.collecting import Activation, Taken, chunks_of
 from ggplan.calibration.engines import LlamaCpp, LlamaCppOptions, Progress
 from ggplan.calibration.run import WORKING_MODEL, Run, locked
 from ggplan.calibration.shipped import shipped_holdouts, shipped_texts
+from ggplan.cli.progress import ChunkLines
 from ggplan.errors import CalibrationError, CheckpointError, ImatrixError
 from ggplan.forward.running import TokenRun
 from ggplan.imatrix import load_imatrix
@@ -388,6 +389,18 @@ def test_the_command(tmp_path: Path, texts: list[Path], engine: StubEngine) -> N
     assert (other.returncode, told) == (1, True), other.stderr
     again = run(*asked[:4], "--ctx", "32", "-o", tmp_path / "c", "--force", "-q")
     assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
+
+
+def test_a_line_a_minute_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    seconds = iter([0, 30, 61, 90, 130, 10_000])
+    lines = ChunkLines("running the texts", clock=lambda: next(seconds))
+    for done in (2, 3, 4, 5, 6, 7):
+        lines(done, 400)
+    assert capsys.readouterr().err.splitlines() == [
+        "running the texts: 4 of 400 chunks, 3 h 22 min left",
+        "running the texts: 6 of 400 chunks, 3 h 34 min left",
+        "running the texts: 7 of 400 chunks, 218 h 20 min left",
+    ]
 
 
 def test_the_command_for_an_imatrix(tmp_path: Path, texts: list[Path], engine: StubEngine) -> None:
