@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -68,7 +69,7 @@ class Calibration:
     imatrix_sha256: str
     tokens_sha256: str
     _read: dict[str, dict[str, StoredTensor]] = field(default_factory=dict, repr=False)
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _locks: dict[str, threading.Lock] = field(default_factory=dict, repr=False)
 
     @cached_property
     def imatrix(self) -> Imatrix:
@@ -238,8 +239,9 @@ class Calibration:
         """
         self._check(IMATRIX, self.imatrix_sha256)
         self.tokens_of_run()
-        for file in self.layers:
-            self._tensors(file)
+        with ThreadPoolExecutor(_HASHED_AT_A_TIME) as pool:
+            for _ in pool.map(self._tensors, self.layers):
+                pass
 
     def _rows(self, stored: Mapping[str, StoredTensor], which: Input, slice: int) -> list[NDArray[np.uint16]]:
         record = stored[which.data]
@@ -275,7 +277,7 @@ class Calibration:
 
     def _tensors(self, file: LayerFile) -> Mapping[str, StoredTensor]:
         """What a layer's file holds, once it is known to be the right file."""
-        with self._lock:
+        with self._locks.setdefault(file.name, threading.Lock()):
             if file.name not in self._read:
                 self._check(file.name, file.sha256)
                 self._read[file.name] = _stored_of(self.path / file.name, file.inputs)
@@ -295,6 +297,7 @@ class Calibration:
 
 
 _ROWS = 4096  # rows that are read at a time
+_HASHED_AT_A_TIME = 4  # files
 
 
 def open_calibration(path: str | Path) -> Calibration:

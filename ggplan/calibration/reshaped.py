@@ -159,6 +159,10 @@ class ReshapedCalibration:
         found: Moments | None = None if source is None else self.original.layer_moments(source.tensor)
         return found
 
+    def verify(self) -> None:
+        """Check every file."""
+        self.original.verify()
+
     def tokens_of_run(self) -> NDArray[np.int32]:
         """The tokens that were run."""
         found: NDArray[np.int32] = self.original.tokens_of_run()

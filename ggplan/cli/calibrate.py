@@ -59,15 +59,13 @@ Examples:
 )  # fmt: skip
 @click.option(
     "--tokens", "n_tokens", type=TokenCount(), metavar="N",
-    help="So many tokens at most, in whole chunks, an equal share of each text, from all over it; at least a "
-    "chunk of each [default: whole texts].",
+    help="At most so many tokens, in whole chunks, an equal share of each text, taken from all over it; at "
+    "least a chunk of each [default: whole texts].",
 )  # fmt: skip
 @click.option(
-    "--chunks",
-    "n_chunks",
-    type=click.IntRange(min=1),
-    help="So many chunks at most, the first of each text, as llama-imatrix takes them; at least one of each.",
-)
+    "--chunks", "n_chunks", type=click.IntRange(min=1), metavar="N",
+    help="At most so many chunks, the first of each text, as llama-imatrix takes them; at least one of each.",
+)  # fmt: skip
 @click.option(
     "--memory", type=ByteCount(1024), default="8G", show_default=True, metavar="SIZE",
     help="Memory for what is collected, besides the model's own. If it does not hold all layers, the texts "

@@ -41,7 +41,7 @@ def bytes_bar(*, quiet: bool) -> Progress | NoBar:
 
     It says when a kernel is being compiled, which takes seconds at its first use on a machine.
     """
-    if not _is_shown(quiet):
+    if not is_shown(quiet):
         return NoBar()
     from rich.progress import DownloadColumn, TransferSpeedColumn
 
@@ -93,7 +93,7 @@ def chunks_bar(*, quiet: bool) -> Progress:
 @contextmanager
 def tensors_bar(what: str, *, quiet: bool) -> Iterator[Callable[[int, int], None]]:
     """A bar that counts tensors; gives the function that is told how many are done, and of how many."""
-    if not _is_shown(quiet):
+    if not is_shown(quiet):
         yield lambda done, total: None
         return
     from rich.progress import MofNCompleteColumn, TextColumn
@@ -138,10 +138,11 @@ def _bar(*counts: object, quiet: bool) -> Progress:
         *counts,  # type: ignore[arg-type]  # columns
         TimeRemainingColumn(),
         console=console(sys.stderr),
-        disable=not _is_shown(quiet),
+        disable=not is_shown(quiet),
         transient=True,
     )
 
 
-def _is_shown(quiet: bool) -> bool:
+def is_shown(quiet: bool) -> bool:
+    """Whether bars are: on a terminal, unless all is to be quiet."""
     return not quiet and sys.stderr.isatty()

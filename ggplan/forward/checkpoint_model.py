@@ -204,9 +204,12 @@ class CheckpointModel:
 
     def run_layer(self, layer: int, hidden: Tensor, call: Call) -> Tensor:
         """The output of a filled layer."""
+        before = _state(call)
         # What a layer leaves for others in a mapping or list goes nowhere: one that needs it fails.
         own = Call(tuple(map(_own, call.args)), {name: _own(value) for name, value in call.kwargs.items()})
-        output = self._output(self.layers[layer], hidden, own, call)
+        output = self._output(self.layers[layer], hidden, own)
+        if _state(call) != before:
+            raise self._unknown("hand on more than their hidden states")
         return output[0] if isinstance(output, tuple) else output
 
     def _output_kind(self, tokens: Tensor) -> bool:
@@ -222,26 +225,23 @@ class CheckpointModel:
         self._require_plain(call)
         if getattr(self.model.config.get_text_config(), "num_kv_shared_layers", None):
             raise self._unknown("hand on more than their hidden states: keys and values")
+        before = _state(call)
         try:
             output = self._output(self.fill(0), hidden, call)
         finally:
             self.empty(0)
         more = output[1:] if isinstance(output, tuple) else ()
-        if any(part is not None for part in more):
+        if any(part is not None for part in more) or _state(call) != before:
             raise self._unknown("hand on more than their hidden states")
         return isinstance(output, tuple)
 
-    def _output(self, module: Any, hidden: Tensor, call: Call, kept: Call | None = None) -> Any:
-        """What a layer gives, as it gives it; the call, or what is kept of it, may not be changed."""
-        before = _state(kept or call)
+    def _output(self, module: Any, hidden: Tensor, call: Call) -> Any:
+        """What a layer's module returns."""
         try:
             with _no_grad():
-                output = module(hidden, *call.args, **call.kwargs)
+                return module(hidden, *call.args, **call.kwargs)
         except _OF_MODULES as error:
             raise self._unknown(f"fail by themselves ({_in_a_line(error)})") from error
-        if _state(kept or call) != before:
-            raise self._unknown("hand on more than their hidden states")
-        return output
 
     def _require_plain(self, call: Call) -> None:
         for name, value in (*enumerate(call.args, 1), *call.kwargs.items()):

@@ -57,6 +57,9 @@ class SecondMoments(Protocol):
     def imatrix(self) -> Imatrix:
         """The diagonals."""
 
+    def verify(self) -> None:
+        """Check every file of it, before hours of work; raises an Error that names one that is damaged."""
+
     def for_model(self, model: Model) -> SecondMoments:
         """The calibration under the names of a model, which may have been reshaped."""
 

@@ -17,7 +17,7 @@ from ggplan.calibration.collecting import Activation, LayerCollector
 from ggplan.calibration.run import begin
 from ggplan.conversion import pace, streaming, workers
 from ggplan.conversion.guides import unguided
-from ggplan.errors import ConversionError, PlanError
+from ggplan.errors import CalibrationError, ConversionError, PlanError
 from ggplan.planning import Feedback, Plan, guidance
 from ggplan.quants import prepared, quantize
 from ggplan.verification import plan_again, verify
@@ -169,6 +169,17 @@ def test_another_calibration_is_another_file(source: Path, calibration: Calibrat
         )
     }
     assert len(made) == 4
+
+
+def test_a_damaged_calibration_is_found_before_anything_is_written(source: Path, tmp_path: Path) -> None:
+    calibration, out = calibrated(tmp_path / "c"), tmp_path / "out.gguf"
+    plan = plan_of(source, calibration)
+    data = bytearray((tmp_path / "c" / "layer-000.safetensors").read_bytes())
+    data[-9] ^= 1
+    (tmp_path / "c" / "layer-000.safetensors").write_bytes(data)
+    with pytest.raises(CalibrationError, match=r"layer-000.safetensors is damaged"):
+        ggplan.convert(plan, out)
+    assert not list(tmp_path.glob("out.gguf*"))
 
 
 def test_it_is_made_again_from_its_records(source: Path, calibration: Calibration, tmp_path: Path) -> None:
