@@ -32,6 +32,7 @@ from ggplan.imatrix import Imatrix, load_imatrix
 from ggplan.quants.linear_algebra import Moments, MomentSums
 from ggplan.sources.files import exists, file_size, read_array, read_at, read_rows, shown
 from ggplan.sources.safetensors import StoredTensor, read_tensors
+from ggplan.text import nearest, plural
 
 if TYPE_CHECKING:
     from ggplan.calibration.reshaped import ReshapedCalibration
@@ -99,7 +100,7 @@ class Calibration:
         found = self.input_of(tensor)
         return found.tokens if found is not None else ()
 
-    def moments(self, tensor: str, slice: int = 0, threads: int = 1) -> Moments | None:
+    def moments(self, tensor: str, slice: int | None = None, threads: int = 1) -> Moments | None:
         """The second moments of the inputs of one slice of a tensor; None if it saw no token.
 
         Parameters
@@ -107,19 +108,15 @@ class Calibration:
         tensor
             Its GGUF name.
         slice
-            The expert, or the matrix of a stack.
+            The expert, or the matrix of a stack; not needed where there is one alone.
 
         Raises
         ------
         CalibrationError
-            If the file is damaged, or of another calibration.
+            If it has no such tensor or slice, none of several is named, or the file is damaged, or of
+            another calibration.
         """
-        found = self.inputs.get(tensor)
-        if found is None:
-            return None
-        file, which = found
-        if not 0 <= slice < which.n_slices:
-            raise ValueError(f"slice {slice} of {which.n_slices}")
+        file, which, slice = self._slice(tensor, slice)
         n_tokens = which.tokens[slice]
         if not n_tokens:
             return None
@@ -139,11 +136,13 @@ class Calibration:
 
         What an expert without tokens may have instead, where all experts share the layer's own input (gate
         and up). None where each has an input of its own (down).
+
+        Raises
+        ------
+        CalibrationError
+            As `moments`.
         """
-        found = self.inputs.get(tensor)
-        if found is None:
-            return None
-        file, which = found
+        file, which = self._found(tensor)
         for other in file.inputs:
             if other.name == which.name and not other.experts and other.n_slices == 1:
                 return self.moments(other.tensors[0], 0, threads)
@@ -161,23 +160,46 @@ class Calibration:
         values = self._data(record, 0, record.n_bytes).view("<f4").reshape(record.shape)
         return values, np.array(which.tokens, np.int64)
 
-    def column_means(self, tensor: str, slice: int = 0) -> NDArray[np.float32] | None:
+    def column_means(self, tensor: str, slice: int | None = None) -> NDArray[np.float32] | None:
         """The mean input of one slice of a tensor, (n_columns,) float32; None if it saw no token."""
-        found = self.inputs.get(tensor)
-        if found is None or not found[1].tokens[slice]:
+        file, which, slice = self._slice(tensor, slice)
+        if not which.tokens[slice]:
             return None
-        file, which = found
         size = 4 * which.n_columns
         return self._data(self._tensors(file)[which.mean], slice * size, size).view("<f4")
 
-    def rows(self, tensor: str, slice: int = 0) -> NDArray[np.uint16] | None:
+    def rows(self, tensor: str, slice: int | None = None) -> NDArray[np.uint16] | None:
         """The inputs of one slice of a tensor, (tokens, n_columns), bits of bfloat16; None if not kept."""
-        found = self.inputs.get(tensor)
-        if found is None or found[1].form == "h":
+        file, which, slice = self._slice(tensor, slice)
+        if which.form == "h":
             return None
-        file, which = found
         parts = list(self._rows(self._tensors(file), which, slice))
         return np.concatenate(parts) if parts else np.empty((0, which.n_columns), np.uint16)
+
+    def _found(self, tensor: str) -> tuple[LayerFile, Input]:
+        """The input of a tensor and the file that has it."""
+        found = self.inputs.get(tensor)
+        if found is None:
+            near = nearest(tensor, self.inputs)
+            raise CalibrationError(
+                f"{shown(self.path)} has no input of '{shown(tensor)}'",
+                hint=f"the nearest name is '{shown(near)}'" if near else "",
+            )
+        return found
+
+    def _slice(self, tensor: str, slice: int | None) -> tuple[LayerFile, Input, int]:
+        """The same, and the number of a slice."""
+        file, which = self._found(tensor)
+        n = which.n_slices
+        if slice is None and n > 1:
+            raise CalibrationError(f"'{shown(tensor)}' has {n:,} slices", hint=f"name one, 0 to {n - 1}")
+        number = 0 if slice is None else int(slice)
+        if not 0 <= number < n:
+            raise CalibrationError(
+                f"'{shown(tensor)}' has {plural(n, 'slice')}, and slice {number} is none of them",
+                hint=f"name one of 0 to {n - 1}" if n > 1 else "name slice 0, or none",
+            )
+        return file, which, number
 
     def tokens_of_run(self) -> NDArray[np.int32]:
         """The tokens that were run, (chunks, n_ctx) int32, the first of each chunk as the model got it.

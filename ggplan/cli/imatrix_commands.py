@@ -127,9 +127,9 @@ def merge_command(
     from ggplan.errors import ImatrixError
     from ggplan.imatrix import write_imatrix
     from ggplan.imatrix.coverage import coverage_of
-    from ggplan.imatrix.merging import Source, merged, policy_of, with_policy
+    from ggplan.imatrix.merging import Source, counted_as_one, merged, policy_of, with_policy
     from ggplan.imatrix.writing import form_of_name
-    from ggplan.text import plural, printable
+    from ggplan.text import names_in_words, plural, printable
 
     if os.path.lexists(output) and not force:
         raise ImatrixError(
@@ -150,9 +150,22 @@ def merge_command(
             quiet=quiet,
         )
     result = with_policy(merged(sources), unseen or policy_of(sources))
+    for source_name, names in counted_as_one(sources).items():
+        note(
+            f"{source_name}: {names_in_words(names)}: one count for all experts; each is taken to have "
+            "seen so many tokens, whatever it saw",
+            quiet=quiet,
+        )
     entries = list(coverage_of(result))  # before one of the files is replaced
     form = form or form_of_name(output)
     write_imatrix(result, output, form)
+    stacked = [entry.name for entry in entries if len(entry.counts) > 1]
+    if stacked and form == "dat":
+        note(
+            f"{names_in_words(stacked)}: the legacy form has one count for all experts, that of the one "
+            "that saw most; what each saw is lost there",
+            quiet=quiet,
+        )
     if result.unseen and form == "dat":
         note(
             "experts without data got the mean of their layer; the legacy form cannot say so, and a merge of "

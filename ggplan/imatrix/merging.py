@@ -99,6 +99,22 @@ def _sum(a: Sums, b: Sums, what: str) -> Sums:
     return Sums(squares, counts)
 
 
+def counted_as_one(sources: Sequence[Source]) -> dict[str, list[str]]:
+    """By the file, the weights that have one count for all experts there and one for each elsewhere.
+
+    A merge takes each of their experts to have seen so many tokens.
+    """
+    names = sorted({name for source in sources for name in source.sums.entries})
+    found: dict[str, list[str]] = {}
+    for name in names:
+        there = [(s.name, len(s.sums.entries[name].counts)) for s in sources if name in s.sums.entries]
+        if max(n for _, n in there) > 1:
+            for source, n in there:
+                if n == 1:
+                    found.setdefault(source, []).append(name)
+    return found
+
+
 def policy_of(sources: Sequence[Source]) -> Policy:
     """The policy of the files: that of those that have one."""
     return "mean" if any(source.sums.unseen for source in sources) else "ones"

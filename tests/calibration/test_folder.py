@@ -68,10 +68,19 @@ def test_experts_without_tokens_and_unknown_tensors(both: dict[int, Calibration]
     calibration, last = both[n], EXPERTS - 1
     assert calibration.moments(GATE, last) is None
     assert calibration.column_means(DOWN, last) is None
-    assert calibration.moments("blk.9.attn_q.weight") is None
     assert calibration.tokens("blk.9.attn_q.weight") == ()
-    with pytest.raises(ValueError, match="slice 4 of 4"):
-        calibration.moments(GATE, EXPERTS)
+    for asked in (calibration.moments, calibration.column_means, calibration.rows):
+        with pytest.raises(CalibrationError, match=r"no input of 'blk.9.attn_q.weight' .*blk.0.attn_q"):
+            asked("blk.9.attn_q.weight")
+        for number in (EXPERTS, -1):
+            with pytest.raises(CalibrationError, match=rf"has 4 slices, and slice {number} is none .*0 to 3"):
+                asked(GATE, number)
+        with pytest.raises(CalibrationError, match=r"has 4 slices .*name one, 0 to 3"):
+            asked(GATE)  # not the first of them
+        with pytest.raises(CalibrationError, match="has 1 slice, and slice 1 is none of them"):
+            asked("blk.0.attn_q.weight", 1)
+    with pytest.raises(CalibrationError, match="no input of 'x'"):
+        calibration.layer_moments("x")
     whole = calibration.layer_moments(GATE)
     assert whole is not None
     assert whole.tokens == n

@@ -191,6 +191,60 @@ def test_coverage() -> None:
     assert found.share == pytest.approx((0.25, 0, 0.97))
 
 
+def of_experts(tmp_path: Path) -> tuple[Path, Path]:
+    """An imatrix of a layer with a router and three experts, in both forms; one column dominates."""
+    rng = np.random.default_rng(3)
+    up, down = rng.random((3, 8)).astype(np.float32) + 1, rng.random((3, 5)).astype(np.float32) + 1
+    down[1, 4] = 100
+    entries = {
+        "blk.0.ffn_gate_inp.weight": Sums(rng.random((1, 8)).astype(np.float32), np.array([1024])),
+        UP: Sums(up * 300, np.array([300, 1, 723])),
+        DOWN: Sums(down * 300, np.array([300, 300, 424])),
+    }
+    paths = tmp_path / "e.gguf", tmp_path / "e.dat"
+    for path in paths:
+        write_imatrix(ImatrixSums(("calib.txt",), 512, entries), path)
+    return paths
+
+
+def test_experts_of_the_legacy_form_are_told_apart(tmp_path: Path) -> None:
+    """They stand in one row with one count; as one matrix no column of theirs would dominate."""
+    gguf, dat = of_experts(tmp_path)
+    (new, old) = ({c.name: c for c in coverage_of(load_sums(path))} for path in (gguf, dat))
+    for name in (UP, DOWN):
+        assert old[name].n_columns == new[name].n_columns
+        assert old[name].column == new[name].column
+        assert old[name].share == pytest.approx(new[name].share, rel=1e-5)
+        assert len(old[name].counts) == 1
+        assert old[name].is_counted_as_one
+        assert not new[name].is_counted_as_one
+    done = run("imatrix", "inspect", dat)
+    assert "blk.0.ffn_down_exps.weight, expert 1: column 4 has 9" in done.stdout
+    assert "one count for all experts of a layer, so what each of them saw" in done.stderr
+    assert "one count" not in run("imatrix", "inspect", gguf).stderr
+    sums = load_sums(dat)
+    without = replace(sums, entries={name: sums.entries[name] for name in (UP, DOWN)})
+    assert [c.n_columns for c in coverage_of(without)] == [15, 24], "without a router nothing tells"
+
+
+def test_merge_tells_of_counts_that_are_not_each_experts_own(tmp_path: Path) -> None:
+    gguf, dat = of_experts(tmp_path)
+    told = run("imatrix", "merge", gguf, dat, "-o", tmp_path / "both.gguf").stderr
+    assert f"{dat}: 2 tensors ({DOWN}, {UP}): one count for all experts; each is taken to have seen" in told
+    told = run("imatrix", "merge", gguf, "-o", tmp_path / "again.dat").stderr
+    assert "the legacy form has one count for all experts" in told
+    assert "one count" not in run("imatrix", "merge", gguf, "-o", tmp_path / "again.gguf").stderr
+    assert run("imatrix", "merge", gguf, dat, "-q", "-o", tmp_path / "quiet.gguf").stderr == ""
+
+
+def test_what_is_no_imatrix_says_what_makes_one(tmp_path: Path) -> None:
+    (other := tmp_path / "x.dat").write_bytes(b"\x53\xf1\x08\xb8" + bytes(99))
+    done = run("imatrix", "inspect", other)
+    assert done.returncode == 1
+    assert "is not an imatrix, or is damaged: read as one, it would have -1,207," in done.stderr
+    assert "help: `ggplan calibrate --imatrix-only` and llama-imatrix make one" in done.stderr
+
+
 def test_inspect(tmp_path: Path) -> None:
     write_imatrix(sums(down=[5, 0, 1000]), path := tmp_path / "i.gguf")
     done = run("imatrix", "inspect", path)
