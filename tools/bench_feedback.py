@@ -19,6 +19,7 @@ import sys
 import time
 import tracemalloc
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,11 +65,12 @@ def inputs(tokens: int, n: int, seed: int = 0) -> F32Array:
     """Inputs of a matrix: directions that all columns share, each smaller than the last, and noise."""
     rng = np.random.default_rng(seed)
     roots = (np.arange(1, n // 2 + 1) ** -0.5).astype(np.float32)
-    x = rng.standard_normal((tokens, n // 2), np.float32) * roots
+    x: F32Array = rng.standard_normal((tokens, n // 2), np.float32) * roots
     x = x @ rng.standard_normal((n // 2, n), np.float32)
     x /= x.std()
     x += np.float32(0.35) * rng.standard_normal((tokens, n), np.float32)
-    return x * np.exp(rng.standard_normal(n) / 2).astype(np.float32)
+    x *= np.exp(rng.standard_normal(n) / 2).astype(np.float32)
+    return x
 
 
 def weights(m: int, n: int) -> F32Array:
@@ -135,11 +137,11 @@ def bench_model(name: str, types: list[GgmlType], n_sampled: int, method: str) -
         rows = weights(m, n)
         for seed in range(n_sampled):
             x = inputs(model.tokens, n, seed)
-            one, matrix = seconds(lambda x=x: second_moments(x))
+            one, matrix = seconds(partial(second_moments, x))
             del x
             tracemalloc.reset_peak()
             before = tracemalloc.get_traced_memory()[0]
-            other, prepared = seconds(lambda matrix=matrix: prepare(Moments(matrix, model.tokens)))
+            other, prepared = seconds(partial(prepare, Moments(matrix, model.tokens)))
             moments_s, prepare_s = moments_s + one, prepare_s + other
             to_prepare = tracemalloc.get_traced_memory()[1] - before
             for type in types:
