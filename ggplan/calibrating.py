@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,13 +23,12 @@ from ggplan.version import __version__
 
 if TYPE_CHECKING:
     from ggplan.calibration import Calibration
-    from ggplan.calibration.engines import Engine, Progress, Taken
+    from ggplan.calibration.collecting import Taken
+    from ggplan.calibration.engines import Engine, Progress
     from ggplan.imatrix.writing import Form
 
 EngineName = Literal["llama.cpp", "torch"]
 DEFAULT_MEMORY = 8 << 30
-FEW_TOKENS = 2.5
-"""Tokens a column below which an expert's second moments say little (measured: error-feedback at 2.5 n)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +42,9 @@ class CalibrateOptions:
     n_ctx
         Tokens of a chunk: each is run by itself.
     n_tokens, n_chunks
-        At most so many tokens or chunks of all texts together; of several texts equally many of each, where
-        they have them. Tokens are taken in chunks that lie all over a text, chunks are its first. By default
-        whole texts. At most one of the two.
+        At most so many tokens or chunks of all texts together, and at least a chunk of each text; of several
+        texts equally many of each, where they have them. Tokens are taken in whole chunks that lie all over a
+        text, chunks are its first. By default whole texts. At most one of the two.
     memory
         Bytes that what is collected may take at a time; if it does not hold all layers, the texts are run
         several times.
@@ -135,9 +133,10 @@ def _calibrated(
     model: Model, known: list[_Text], folder: Path, options: CalibrateOptions, watch: Watch
 ) -> Calibration:
     """The calibration in a folder that no other run has, made or opened."""
-    from ggplan.calibration.folder import INDEX, Calibration
+    from ggplan.calibration.folder import Calibration
+    from ggplan.calibration.index import INDEX
     from ggplan.calibration.marks import marks_of
-    from ggplan.calibration.run import WORKING_MODEL, begin, require_free, settings_there
+    from ggplan.calibration.run import WORKING_MODEL, begin, require_free, settings_there, telling_kept
 
     weights = marks_of(model)
     settings = _settings(model, weights, known, options)
@@ -156,22 +155,16 @@ def _calibrated(
         )
         if isinstance(run, Calibration):
             return run
-        there = run.finished(surveyed.layers)
-        missing = [layer for layer in surveyed.layers if layer not in there]
-        if missing or not run.has_tokens():
-            try:
+        with telling_kept(run, surveyed.layers):
+            there = run.finished(surveyed.layers)
+            missing = [layer for layer in surveyed.layers if layer not in there]
+            if missing or not run.has_tokens():
                 engine.collect(taken, missing, run, watch.chunks)
-            except KeyboardInterrupt as stopped:
-                kept = len(run.finished(surveyed.layers))
-                stopped.add_note(
-                    f"{kept:,} of {len(surveyed.layers):,} layers are kept; the same call makes the others"
-                )
-                raise
-        files = run.finished(surveyed.layers)
-        for layer in surveyed.layers:
-            if layer not in files:
-                raise CalibrationError(f"the engine did not write the inputs of layer {layer}")
-        return run.finish(files.values(), weights)
+            files = run.finished(surveyed.layers)
+            for layer in surveyed.layers:
+                if layer not in files:
+                    raise CalibrationError(f"the engine did not write the inputs of layer {layer}")
+            return run.finish(files.values(), weights)
 
 
 def calibrate_imatrix(
@@ -230,6 +223,7 @@ def _opened(model: Model | str | Path) -> Model:
 
 
 def _texts(texts: Sequence[str | Path], options: CalibrateOptions) -> list[_Text]:
+    from ggplan.calibration.engines import TEXT_LIMIT
     from ggplan.calibration.shipped import DEFAULT, shipped_texts
     from ggplan.sources.files import read_whole
 
@@ -251,7 +245,7 @@ def _texts(texts: Sequence[str | Path], options: CalibrateOptions) -> list[_Text
     found: list[_Text] = []
     for name, text in named:
         try:
-            raw = read_whole(text, _TEXT_LIMIT)
+            raw = read_whole(text, TEXT_LIMIT)
         except CheckpointError as error:
             raise CalibrationError(error.message, hint=error.hint) from error
         if (encoding := text_encoding(raw)[1]) != "utf-8":
@@ -267,7 +261,29 @@ def _texts(texts: Sequence[str | Path], options: CalibrateOptions) -> list[_Text
                     f"{shown(text)} and {shown(other.path)} are one text", hint="name it once"
                 )
         found.append(_Text(name, text, digest, len(raw)))
+    _refuse_too_few([text.name for text in found], options)
     return found
+
+
+def _refuse_too_few(names: Sequence[str], options: CalibrateOptions) -> None:
+    """Refuse a limit under which a text would not be run at all, and what it stands for be missing."""
+    limit, n_ctx = _chunk_limit(options), options.n_ctx
+    if limit is None or limit >= len(names):
+        return
+    each = f" for each of the {len(names):,} texts {shown(', '.join(names))}" if len(names) > 1 else ""
+    if options.n_tokens is not None:
+        told = f"{options.n_tokens:,} tokens are less than a chunk of {n_ctx:,}{each}"
+        least = f"at least {len(names) * n_ctx:,} with --tokens"
+    else:
+        told = f"{limit:,} chunk{'s are' if limit > 1 else ' is'} less than one{each}"
+        least = f"at least {len(names):,} with --chunks"
+    fewer = ", or fewer texts" if len(names) > 1 else ", or a smaller --ctx"
+    raise CalibrationError(told, hint=f"give {least}{fewer}")
+
+
+def _chunk_limit(options: CalibrateOptions) -> int | None:
+    """The most chunks that all texts may have together."""
+    return options.n_chunks if options.n_tokens is None else options.n_tokens // options.n_ctx
 
 
 def _refuse_no_text(path: Path, raw: bytes, n_ctx: int) -> None:
@@ -288,14 +304,11 @@ def _refuse_no_text(path: Path, raw: bytes, n_ctx: int) -> None:
         )
 
 
-_TEXT_LIMIT = 1 << 32
-
-
 def _settings(
     model: Model, weights: dict[str, str], texts: Sequence[_Text], options: CalibrateOptions
 ) -> dict[str, Any]:
     """What is known of a run before an engine is started; all of it is what the files depend on."""
-    from ggplan.calibration.folder import sha256_of_json
+    from ggplan.calibration.index import sha256_of_json
 
     shapes = sorted((t.name, list(t.shape)) for t in model.tensors)
     return {
@@ -367,9 +380,7 @@ def taken_chunks(tokens: Sequence[int], texts: Sequence[_Text], options: Calibra
             f"the text has {sum(tokens):,} tokens, which is less than two chunks of {options.n_ctx:,}",
             hint="give a longer text, or a smaller --ctx",
         )
-    limit = options.n_chunks
-    if options.n_tokens is not None:
-        limit = math.ceil(options.n_tokens / options.n_ctx)
+    limit = _chunk_limit(options)
     left = sum(there) if limit is None else min(limit, sum(there))
     taken = [0] * len(there)
     while left:

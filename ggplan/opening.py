@@ -9,7 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from ggplan.errors import CheckpointError, NoSuchCheckpointError
-from ggplan.inventories import architecture_of, inventories, inventory, is_inventory, names_of_inventories
+from ggplan.inventories import (
+    architecture_of,
+    inventories,
+    inventory,
+    inventory_with,
+    is_inventory,
+    names_of_inventories,
+)
 from ggplan.model import Model
 from ggplan.sources.files import begins_with, listed, shown
 from ggplan.sources.remote import RemotePath, is_address
@@ -143,6 +150,8 @@ def with_family(model: Model) -> Model:
         return model
     shown = printable(model.path.name)
     told = f"{shown} does not say its architecture; by the names of its tensors it is {family}"
+    if not model.metadata and (same := inventory_with(model.tensors)):
+        told += f"; they are those of {same}, an inventory that is shipped with metadata: give that name"
     return replace(model, architecture=family, notes=(*model.notes, told))
 
 

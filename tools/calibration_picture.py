@@ -9,7 +9,7 @@ import numpy as np
 
 from ggplan.charts.drawing import PAIR_WIDTH, Key, finish, html_table, new_figure
 from ggplan.charts.output import Drawing
-from ggplan.charts.style import BACKGROUND, FAINT, GRID, MUTED, SERIES, TEXT, settings
+from ggplan.charts.style import BACKGROUND, FAINT, GRID, MUTED, SERIES, TEXT, Ink, settings
 from ggplan.measure import Record
 
 if TYPE_CHECKING:
@@ -22,11 +22,17 @@ WEIGHTS = np.array([0.47, 0.42])
 _MOMENTS = np.array([[1.0, CORRELATION], [CORRELATION, 1.0]])
 _REACH = 1.7
 _PLAIN, _BY_MOMENTS, _CORRECTED = SERIES[1], SERIES[0], SERIES[2]
-_WAYS = ((" best", _PLAIN), (" calibrated", _BY_MOMENTS), (" corrected", _CORRECTED))
+_WAYS = (
+    (" best", _PLAIN, "--effort best with an imatrix"),
+    (" calibrated", _BY_MOMENTS, "--calibration"),
+    (" corrected", _CORRECTED, "--calibration --correct"),
+)
 
 
-def calibration_picture(record: Record) -> Drawing:
+def calibration_picture(record: Record, note: str) -> Drawing:
     """Draw the idea, and what a record of `tools/measure_mixes.py --calibration` says it is worth.
+
+    `note` is a caveat for the caption.
 
     Left: the codes that two weights may get, as errors of the weights, with the lines of equal error of the
     output, by the diagonal of H alone. Middle: the same by H. Right: KL divergences of the record's mixes.
@@ -45,12 +51,10 @@ def calibration_picture(record: Record) -> Drawing:
             " both weights get smaller, and their errors add up; rounded apart they cancel, and"
             f" {100 * kept:.0f} % of the output's error is left. A real row has hundreds of columns, and"
             " scales to choose as well.\n"
-            f"Right: {record.model.name}, files of equal bytes, on {_texts(record)}."
+            f"Right: {record.model.name}, tensors of equal bytes, on {_texts(record)}; the mean of both"
+            f" ratios, and beside best its KL divergence on the first. {note}"
         )
-        keys = [
-            Key("--effort best with an imatrix", _PLAIN), Key("--calibration", _BY_MOMENTS),
-            Key("--calibration --correct", _CORRECTED),
-        ]  # fmt: skip
+        keys = [Key(label, ink) for _, ink, label in _drawn(record)]
         heading = "Errors of weights that cancel in the output"
         finish(figure, heading, caption, keys)
     table = html_table(("mix", "way", "text", "KL divergence", "of best"), rows)
@@ -115,22 +119,29 @@ def _texts(record: Record) -> str:
     return f"{' and '.join(names)}, {measurement.n_chunks} chunks of {measurement.n_ctx} tokens of each"
 
 
+def _drawn(record: Record) -> list[tuple[str, Ink, str]]:
+    """The ways of writing a mix that a record has."""
+    return [way for way in _WAYS if any(q.name.endswith(way[0]) for q in record.quantizations)]
+
+
 def _draw_gains(ax: Axes, record: Record) -> list[Sequence[str]]:
     """Bars of KL divergence in parts of that of best, a mix a group, the mean of the texts' ratios."""
     files = {q.name: q for q in record.quantizations}
-    mixes = [name.removesuffix(" best") for name in files if name.endswith(" best")]
+    bests = sorted((q for q in files.values() if q.name.endswith(" best")), key=lambda q: q.file.n_bytes)
+    mixes = [q.name.removesuffix(" best") for q in bests]
+    ways = _drawn(record)
     ax.set_title("KL divergence, parts of best's", fontsize=9.5, pad=8)
     rows: list[Sequence[str]] = []
     for place, mix in enumerate(mixes):
         base = files[f"{mix} best"]
-        for k, (way, ink) in enumerate(_WAYS):
+        for k, (way, ink, _) in enumerate(ways):
             found = files.get(mix + way)
             if found is None:
                 continue
             klds = [m.metrics["kld"].value for m in found.measurements]
             parts = [a / m.metrics["kld"].value for a, m in zip(klds, base.measurements, strict=True)]
             part = float(np.exp(np.mean(np.log(parts))))
-            y = place + (k - 1) * 0.27
+            y = place + (k - (len(ways) - 1) / 2) * 0.27
             ax.barh(y, part, height=0.24, color=ink.light, zorder=3)
             ax.text(part + 0.015, y, f"{part:.2f}" if k else f"{klds[0]:.4f} nats", fontsize=7.5,
                     va="center_baseline", color=MUTED.light, zorder=4)  # fmt: skip

@@ -19,6 +19,7 @@ is not lower than best's.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import re
@@ -195,7 +196,24 @@ def _base(given: argparse.Namespace, text: Path) -> Path:
 
 
 def _divergence(given: argparse.Namespace, file: Path, text: Path, base: Path) -> tuple[float, float]:
-    """The mean KL divergence of a file, and that which 0.1 % of the tokens exceed."""
+    """The mean KL divergence of a file, and that which 0.1 % of the tokens exceed.
+
+    What was measured once is kept in `measured` of the output's folder, by the digests of file and logits.
+    """
+    kept: Path = given.output / "measured"
+    digests = (hashlib.sha256(path.read_bytes()).hexdigest() for path in (file, base))
+    key = " ".join(digests)
+    for line in kept.read_text(encoding="utf-8").splitlines() if kept.exists() else ():
+        if line.startswith(key):
+            mean, high = line.split()[-2:]
+            return float(mean), float(high)
+    found = _measure(given, file, text, base)
+    with kept.open("a", encoding="utf-8") as out:
+        out.write(f"{key} {found[0]} {found[1]}\n")
+    return found
+
+
+def _measure(given: argparse.Namespace, file: Path, text: Path, base: Path) -> tuple[float, float]:
     for _ in range(_TRIES):
         said = _perplexity(given, file, text, "--kl-divergence-base", str(base), "--kl-divergence")
         figures = {name: float(value) for name, value in _FIGURES.findall(said)}

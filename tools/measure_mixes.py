@@ -12,8 +12,13 @@ takes some minutes on two cores, SmolLM2 half an hour.
 
 With --calibration, which `ggplan calibrate` made of other texts, the ladder is of llama-quantize's mixes:
 each by `--effort best` with the calibration's imatrix, by the calibration, and with --correct by corrected
-targets too, in as many bytes. Its record and chart are `NAME-calibrated`; glm4moe-tiny's is in
-docs/calibrating.svg as well. --work keeps the files, and what is there is not written again.
+targets too, in as many bytes. Its record and chart are `NAME-calibrated`. --work keeps the files, and what
+is there is not written again. What `tools/compare_feedback.py` measured of a model's single types is such a
+ladder too:
+
+    python tools/measure_mixes.py glm4moe-tiny --compared results.jsonl --chunks 16
+
+That of glm4moe-tiny is in docs/calibrating.svg as well.
 """
 
 from __future__ import annotations
@@ -21,6 +26,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.resources
+import json
 import subprocess
 import sys
 import tempfile
@@ -37,8 +43,6 @@ from ggplan.charts.points import panels
 from ggplan.charts.quality import draw_panels
 from ggplan.measure import (
     MeasureOptions,
-    MeasureResult,
-    OpenRecord,
     TextFile,
     Watched,
     embedded_engine,
@@ -47,8 +51,18 @@ from ggplan.measure import (
     measure,
     open_record,
     record_to_csv,
+    save_record,
 )
-from ggplan.measure.record import Record
+from ggplan.measure.record import (
+    Base,
+    FileFacts,
+    Measurement,
+    Metric,
+    ModelFacts,
+    Quantization,
+    Record,
+    Text,
+)
 from ggplan.planning import Feedback, Plan, find_recipe
 from ggplan.stock import Mix
 
@@ -83,11 +97,17 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="a folder to keep the files in")
     parser.add_argument("--pre", help="the pre-tokenizer's name")
     parser.add_argument("--calibration", type=Path, help="a folder of `ggplan calibrate`")
+    parser.add_argument(
+        "--compared", type=Path, nargs="+", help="files results.jsonl of tools/compare_feedback.py"
+    )
     parser.add_argument("--correct", action="store_true", help="corrected targets too: needs torch")
     options = parser.parse_args()
     name = options.name or Path(options.model).name
-    if options.calibration:
+    if options.calibration or options.compared:
         name += "-calibrated"
+    if options.compared:
+        keep(compared(options.compared, options.chunks, Path(options.model).name), name)
+        return
     with (
         open_record(FOLDER / "data" / f"{name}.json") as record,
         kept_folder(options.work) as folder,
@@ -104,7 +124,8 @@ def main() -> None:
         )
         how = MeasureOptions(n_chunks=options.chunks, model_name=name)
         result = measure(files[1:], TEXTS, files[0], engine, how, into=record.record, watcher=watch)
-        keep(record, result, name)
+        merged = record.add(with_ways(result.record), result.scores)
+        keep(merged, name)
 
 
 @contextlib.contextmanager
@@ -186,16 +207,37 @@ def watch(what: Watched, done: int, of: int) -> None:
         print(f"{what}: {done} of {of}", flush=True)
 
 
-def keep(record: OpenRecord, result: MeasureResult, name: str) -> None:
-    """Write the record, its table and its charts."""
-    merged = record.add(with_ways(result.record), result.scores)
-    record.path.with_suffix(".csv").write_text(record_to_csv(merged), "utf-8")
+def keep(record: Record, name: str) -> None:
+    """Write a record, its table and its charts."""
+    path = FOLDER / "data" / f"{name}.json"
+    save_record(record, path)
+    path.with_suffix(".csv").write_text(record_to_csv(record), "utf-8")
     note = CAVEATS.get(name.removesuffix("-calibrated"), "")
-    draw_panels(panels([merged], scores=kept_scores(record.path)), note=note).save(FOLDER / f"{name}.svg")
+    draw_panels(panels([record], scores=kept_scores(path)), note=note).save(FOLDER / f"{name}.svg")
     if not name.endswith("-calibrated"):
-        draw_parts(merged).save(FOLDER / f"{name}-parts.svg")
+        draw_parts(record).save(FOLDER / f"{name}-parts.svg")
     if name == "glm4moe-tiny-calibrated":
-        calibration_picture(merged).save(ROOT / "docs" / "calibrating.svg")
+        calibration_picture(record, note).save(ROOT / "docs" / "calibrating.svg")
+
+
+def compared(results: list[Path], n_chunks: int | None, model: str) -> Record:
+    """The record of what `tools/compare_feedback.py` measured, by llama-perplexity in chunks of 512."""
+    rows = [json.loads(line) for path in results for line in path.read_text("utf-8").splitlines()]
+    first = rows[0]["text"]
+    files: dict[str, Quantization] = {}
+    for row in rows:
+        name = f"{row['recipe']} {row['kind']}"
+        measurement = Measurement(
+            Text(row["text"]), 512, n_chunks or 0, 255 * (n_chunks or 0), "llama-perplexity",
+            {"kld": Metric(row["kld"]), "kld999": Metric(row["kld_999"])}, Base("bf16"),
+            use="choose" if row["text"] == first else "held out",
+        )  # fmt: skip
+        own = files.setdefault(
+            name, Quantization(name, FileFacts(n_bytes=row["n_bytes"]), author=WAYS[row["kind"]])
+        )
+        others = tuple(m for m in own.measurements if m.text != measurement.text)  # the last line holds
+        files[name] = replace(own, measurements=(*others, measurement))
+    return Record(ModelFacts(model), tuple(files.values()))
 
 
 def with_ways(record: Record) -> Record:
@@ -208,7 +250,7 @@ def with_ways(record: Record) -> Record:
 
 
 CAVEATS = {
-    "glm4moe-tiny": "A model of 27.8 million weights: attention and the ends are a fifth of its bytes.",
+    "glm4moe-tiny": "A mixture of experts of 27.8 million weights; it says little about large ones.",
     "demo-model": "A model of 4.7 million weights says little about large ones.",
     "SmolLM2-135M": "Its weights come from a q4_1 file: 4-bit results are flattered or hurt by that lattice.",
 }

@@ -60,9 +60,9 @@ _BRANCHINGS = 100  # of the problem, at most
 _MOST_BANDS = 3
 _NEAR = 400  # options of a chain that are chosen among at first
 _FITTING = 2_000  # options at each price, where none that were generated fit
-# How many options are listed, in turn, and the gap with which one goes on: mostly few are enough.
-_LISTS = ((500, 2e-3), (2_000, 4e-3), (10_000, 4e-3))
-_FEWER = 2  # of them, where few nodes are asked for
+# How many options are listed, in turn, and the gap with which one goes on: mostly few are enough, and where
+# they are not, branching is quicker than longer lists.
+_LISTS = ((500, 2e-3), (2_000, 4e-3))
 _ENOUGH = 4e-3  # a gap above it is worth branching
 
 
@@ -101,7 +101,7 @@ def solve_bands(
         The most bands of a chain.
     nodes
         As of `solve`; with fewer than by default nothing is branched here, with 0 the third step is left
-        out too.
+        out too. With twice as many the bound is to be twice as near.
     """
     if all(len(chain.layers) <= bands for chain in chains):  # then each layer may be a band
         return solve_freely(chains, costs, limits, nodes=nodes)
@@ -206,13 +206,16 @@ class _Node:
         best = _found(found, known, max(bound, found.bound) if self.bands == 1 else bound)
         if not self.nodes:
             return best
-        lists = _LISTS if self.nodes >= MOST_NODES else _LISTS[:_FEWER]
-        for most, far in lists if 1 < self.bands <= _MOST_BANDS else ():
+        for most, far in _LISTS if 1 < self.bands <= _MOST_BANDS else ():
             if best.is_near(far):
                 return best
             best = self._listed(best, prices, (best.damage - bound) / self.table.scale * (1 + 1e-9), most)
-        is_enough = best.is_near(_ENOUGH) or self.nodes < MOST_NODES
+        is_enough = best.is_near(self._enough) or self.nodes < MOST_NODES
         return best if is_enough else self._branched(best)
+
+    @property
+    def _enough(self) -> float:
+        return _ENOUGH * MOST_NODES / max(self.nodes, MOST_NODES)
 
     def _fitting(self) -> tuple[Solution | Shortfall, list[list[Option]]]:
         """The solution among more options: of the least prices, and those that use least of each row."""
@@ -260,7 +263,7 @@ class _Node:
                 heappush(open_nodes, (child.bound, 2 * number + child_number + 1, child))
             least = max(least, min(open_nodes[0][0], best.damage) if open_nodes else best.damage)
             best = replace(best, bound=least)
-            if best.is_near(_ENOUGH) or not open_nodes:
+            if best.is_near(self._enough) or not open_nodes:
                 break
         return best
 

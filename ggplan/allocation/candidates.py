@@ -10,7 +10,7 @@ A tensor may get
   integers.
 
 Blocks that only predict further tokens are not judged by the KL divergence of the model, and their drafts are
-not accepted below q8_0: they get q8_0.
+not accepted below q8_0: they get q8_0, or where types are named without it, the next larger one.
 """
 
 from __future__ import annotations
@@ -151,7 +151,10 @@ def _choices(
     if protection_of(tensor) is not None:
         return TensorChoices(tensor, role, (candidate(kept_type(tensor)),), "protected")
     if role is Role.NEXTN:
-        types = _fitting(tensor, (DRAFTS,), table) or [kept_type(tensor)]
+        # Of the allowed types the smallest that is no less; of a file of bf16 alone that is bf16.
+        most = [t for t in allowed if t.bits_per_weight >= DRAFTS.bits_per_weight]
+        asked = min(most, key=lambda t: t.bits_per_weight, default=DRAFTS) if only_allowed else DRAFTS
+        types = _fitting(tensor, (asked,), table) or [kept_type(tensor)]
         if tensor.type.is_quantized:
             types = [tensor.type]
         return TensorChoices(tensor, role, (candidate(types[0]),), "drafting")

@@ -97,11 +97,15 @@ def without_effect(names: Iterable[str], harmonised: Iterable[Sequence[str]]) ->
 
 
 def _word(*words: str) -> re.Pattern[str]:
-    return re.compile(rf"(?<=_)({'|'.join(map(re.escape, words))})(?=_|\.|$)")
+    any_word = f"(?:{'|'.join(map(re.escape, words))})"
+    return re.compile(rf"(?<=_){any_word}(?:_{any_word})*(?=_|\.|$)")
 
 
 def joined_kind(name: str, harmonised: Iterable[Sequence[str]]) -> str:
-    """The kind of a tensor, with harmonised words as one: `ffn_gate+up_exps.weight`."""
+    """The kind of a tensor, with harmonised words as one: `ffn_gate+up_exps.weight`.
+
+    Words that follow one another are one too: `ffn_gate_up_exps` is gate and up in one tensor.
+    """
     prefix, layer, kind = split_name(name)
     kind = kind if prefix == "blk." or layer is None else f"{prefix}{kind}"
     for words in harmonised:

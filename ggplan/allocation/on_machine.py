@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from ggplan.allocation.banding import Banded
 from ggplan.allocation.budget import Row
 from ggplan.allocation.machine_rows import Target, merged_rows, movable, placed_rows
-from ggplan.allocation.problem import NO_FILE, Problem, solved
+from ggplan.allocation.problem import NO_FILE, Problem, smaller_types, solved
 from ggplan.allocation.recipe_text import Gap
 from ggplan.allocation.solving import MOST_NODES
 from ggplan.errors import PlanError
@@ -28,7 +28,7 @@ from ggplan.offload.allocation import HOST
 from ggplan.offload.completing import completed
 from ggplan.offload.header import Header, header_of
 from ggplan.offload.placement import Placement, describe_shortage
-from ggplan.offload.placing import place
+from ggplan.offload.placing import place, place_in_rows
 from ggplan.offload.profiles import PROFILES
 from ggplan.offload.tensor_costs import TensorCosts, with_types
 from ggplan.offload.ways_out import ways_out
@@ -36,8 +36,10 @@ from ggplan.planning import Plan, kept_types, lay_out
 
 _ROUNDS = 6
 _CALIBRATIONS = 4
+_GAP_ROUNDS = 3
 _NODES = 500  # of branch and bound on the way
 _ENOUGH = 4e-3  # a gap above it is worth the branching of all nodes
+_MOST_GAP = 5e-3  # above it the bound is worth twice the nodes
 _NEAR = 2e-3  # from the bound: then no other placement is looked for
 _CLOSE = 1.01  # times the speed that is asked for
 _TIGHTER = 14
@@ -80,6 +82,15 @@ class _Search:
 
     def placed(self, types: Mapping[str, GgmlType], *, small: bool = False) -> Placement:
         return placed(with_types(self.header, types), self.problem, small=small)
+
+    def next_to(self, placement: Placement) -> Placement:
+        """Where to solve next after types that are placed so: if they do not fit, with the experts of the
+        first blocks in RAM, for types that fit so are placed so, and others would be placed elsewhere again.
+        """
+        if placement.fits:
+            return placement
+        wishes, profile = placement.wishes, placement.profile
+        return place_in_rows(placement.header, placement.machine, wishes, profile) or placement
 
     def is_met(self, placement: Placement) -> bool:
         return is_met(placement, self.target)
@@ -150,10 +161,11 @@ def solved_on_machine(problem: Problem, target: Target, rows: Sequence[Row]) -> 
     search = _Search(problem, target, tuple(rows), header)
     smallest = search.placed({c.tensor.name: c.candidates[0].type for c in problem.choices}, small=True)
     if not smallest.fits:
-        raise _does_not_fit(smallest, target)
+        raise _does_not_fit(smallest, problem)
     merged, first = search.solved(search.merged(smallest))
     if search.is_met(first):
-        return OnMachine(merged, search.of(first), first, merged.bound)
+        best = OnMachine(merged, search.of(first), first, merged.bound)
+        return best if best.gap.least <= _ENOUGH else _with_all_nodes(search, best, smallest)
     starts: list[Placement] = [first]
     bound: float | None = merged.bound
     if target.min_tps is not None and first.generation.likely < target.min_tps:
@@ -200,14 +212,14 @@ def _fast_enough(search: _Search, first: Placement, smallest: Placement, min_tps
 def _settled(search: _Search, start: Placement, bound: float | None) -> OnMachine | None:
     """The best answer found from a placement on; None if none was."""
     best: OnMachine | None = None
-    placement = start
+    placement = search.next_to(start)
     for _ in range(_ROUNDS):
         rows = search.of(placement)
         try:
             found, after = search.solved(rows)
         except PlanError:  # what was larger before does not fit where it is now
             break
-        is_same = after.devices == placement.devices and after.settings == placement.settings
+        is_same = _is_as(after, placement)
         if search.is_met(after):
             if (
                 best is None
@@ -217,29 +229,55 @@ def _settled(search: _Search, start: Placement, bound: float | None) -> OnMachin
                 best = OnMachine(found if is_same else replace(found, bound=0.0), rows, after, bound)
             if is_same or best.gap.least <= _NEAR:
                 break
-        placement = after
+        placement = search.next_to(after)
     if best is None or (best.gap.here is not None and best.gap.least <= _ENOUGH):
         return best
     return _with_gap(search, best)
 
 
+def _is_as(placement: Placement, other: Placement) -> bool:
+    """Whether two placements have the same rows: places, settings, and buffers, which depend on types."""
+    buffers = [[d.whole_compute for d in p.reckoning.devices] for p in (placement, other)]
+    is_same = placement.devices == other.devices and placement.settings == other.settings
+    return is_same and buffers[0] == buffers[1]
+
+
+def _with_all_nodes(search: _Search, best: OnMachine, smallest: Placement) -> OnMachine:
+    """An answer of all placements together, solved for with more nodes."""
+    found, after = search.solved(search.merged(smallest), MOST_NODES)
+    if found.damage <= best.found.damage and search.is_met(after):
+        return OnMachine(found, search.of(after), after, found.bound)
+    bound = min(found.bound, best.found.damage)
+    return replace(best, found=replace(best.found, bound=bound), bound=bound)
+
+
 def _with_gap(search: _Search, best: OnMachine) -> OnMachine:
     """An answer that was solved for with other places, with the bound of its own; or what that gives."""
-    for is_last in (False, True):
+    nodes = MOST_NODES
+    for n_left in range(_GAP_ROUNDS, 0, -1):
         rows = search.of(best.placement)
         try:
-            found, after = search.solved(rows, MOST_NODES)
+            found, after = search.solved(rows, nodes)
         except PlanError:
             return best
-        is_same = after.devices == best.placement.devices and after.settings == best.placement.settings
+        own = OnMachine(
+            replace(best.found, bound=min(found.bound, best.found.damage)), rows, best.placement, best.bound
+        )
         is_better = found.damage < best.found.damage and search.is_met(after)
-        if is_better and is_same:
+        if n_left == 1 or (not is_better and own.gap.least <= _MOST_GAP):
+            return own
+        if (
+            not is_better
+        ):  # what loses less is placed where it does not fit; the bound may be nearer than this
+            if nodes > MOST_NODES:
+                return own
+            nodes = 2 * MOST_NODES
+            continue
+        if _is_as(after, best.placement):
             return OnMachine(found, rows, after, best.bound)
-        if not is_better or is_last:
-            break
         # It is better, and elsewhere: there it has a bound of its own.
         best = OnMachine(replace(found, bound=0.0), search.of(after), after, best.bound)
-    return replace(best, found=replace(best.found, bound=min(found.bound, best.found.damage)), rows=rows)
+    return best
 
 
 def _tightened(search: _Search, start: Placement, bound: float | None) -> OnMachine:
@@ -256,15 +294,25 @@ def _tightened(search: _Search, start: Placement, bound: float | None) -> OnMach
         found, after = search.solved(search.merged(start, spare, speed=True))
         if search.is_met(after):
             better = _settled(search, after, bound)
-            return better or OnMachine(replace(found, bound=0.0), search.of(after), after, bound)
+            loose = OnMachine(replace(found, bound=0.0), search.of(after), after, bound)
+            return better or _with_gap(search, loose)
         spare *= 2
     raise PlanError(f"{NO_FILE}: none was found that is where it would fit", hint="give a larger budget")
 
 
-def _does_not_fit(smallest: Placement, target: Target) -> PlanError:
+def _does_not_fit(smallest: Placement, problem: Problem) -> PlanError:
     """The error of a machine on which the smallest types do not fit."""
+    target = problem.options.target
     shortages = "; ".join(map(describe_shortage, smallest.shortages))
-    ways = [way.options for way in ways_out(smallest) if way.options.startswith("--")]
-    hint = f"it would fit with {' or with '.join(ways)}" if ways else "it takes more memory, or smaller types"
-    hint += ", or leave out --fast-types" * target.fast_types
+    # Not those that are about another file, which this is the smallest of.
+    found = [w for w in ways_out(smallest) if w.placement.header.tensors == smallest.header.tensors]
+    ways = [way.options for way in found if way.options.startswith("--")]
+    if ways:
+        hint = f"it would fit with {' or with '.join(ways)}"
+    else:
+        hint = "no shorter context (-c) and no --kv-type would be enough: it takes more memory"
+        if smaller := smaller_types(problem, sum(s.short for s in smallest.shortages)):
+            hint += f", or smaller types with --types ({', '.join(smaller)})"
+    if target is not None and target.fast_types:
+        hint += ", or leave out --fast-types"
     return PlanError(f"{NO_FILE}: of the smallest, {shortages}", hint=hint)

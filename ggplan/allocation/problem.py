@@ -12,15 +12,15 @@ from ggplan.allocation.budget import Row, bpw_row, header_bytes, kld_row, size_r
 from ggplan.allocation.candidates import TensorChoices, allowed_types, choices_of, damage_of
 from ggplan.allocation.curves import Curve, curve_of, errors_by_curve, scaled_to_curve
 from ggplan.allocation.grouping import Chain, Group, chains_of, without_effect
-from ggplan.allocation.machine_rows import fast_alone
+from ggplan.allocation.machine_rows import SPEED, fast_alone
 from ggplan.allocation.options import HARMONISED, OptimizeOptions, check_options
 from ggplan.allocation.scales import Scales, scales_by_prior, scales_by_table
 from ggplan.allocation.sensitivity_tables import read_sensitivities
 from ggplan.allocation.solving import MOST_NODES, Shortfall
 from ggplan.allocation.standing import Stands, standing
-from ggplan.allocation.type_errors import TABLE, Errors
+from ggplan.allocation.type_errors import ERRORS, TABLE, Errors
 from ggplan.errors import PlanError
-from ggplan.ggml_types import GgmlType
+from ggplan.ggml_types import GgmlType, parse_type
 from ggplan.model import Model, TensorInfo, require_model
 from ggplan.planning import Role
 from ggplan.planning.importance import entry_of
@@ -121,9 +121,11 @@ def prepare(
     check_options(options)
     model = settle(model)
     curve = curve_of_options(model, options)
+    noted: tuple[str, ...] = ()
     if curve is not None:
         by_curve = errors_by_curve(curve)
         errors = by_curve if errors is None else replace(errors, by_type=by_curve.by_type)
+        noted = _used_of_curve(curve, errors)
     errors = errors or TABLE
     allowed = allowed_types(options.types, options.engine, errors)
     scales = scales or scales_of(model, options, errors)
@@ -139,9 +141,23 @@ def prepare(
     if options.target is not None and options.target.fast_types:
         choices, slow = fast_alone(choices, model, options.target, options.engine)
         notes = (*notes, *slow)
+    notes = (*notes, *noted)
     _check_harmonised(model, options)
     chains = chains_of(choices, harmonised=options.harmonised)
     return Problem(model, options, scales, errors, stands, choices, chains, notes)
+
+
+def _used_of_curve(curve: Curve, errors: Errors) -> tuple[str, ...]:
+    """What is used of a curve where errors were measured on the weights, too."""
+    measured = {name for own in errors.measured.values() for name in own}
+    if not measured:
+        return ()
+    others = [name for name in curve.damages if parse_type(name).plain.name not in measured]
+    types = f", and the errors of {', '.join(others)}" if others else ""
+    return (
+        f"of the {curve.source} the level is used, what all tensors lose together{types}; errors of types are"
+        " those measured on the weights",
+    )
 
 
 def _check_harmonised(model: Model, options: OptimizeOptions) -> None:
@@ -236,7 +252,8 @@ def _solved(problem: Problem, rows: Sequence[Row], chains: Sequence[Chain], node
         row = rows[found.row]
         over = max(found.least - limits[found.row], 0)
         wanted = "--max-kld" if row.name == "kld" else "budget"
-        raise _no_file(problem, row.short(row.limit + over), wanted)
+        n_bytes = over if row.name not in ("kld", SPEED) else 0.0
+        raise _no_file(problem, row.short(row.limit + over), wanted, n_bytes)
     return found
 
 
@@ -247,15 +264,47 @@ def _used(problem: Problem, row: Row, found: Banded) -> float:
     return row.taken + fixed + sum(_costs(row, group)[option] for group, option in chosen)
 
 
-def _no_file(problem: Problem, why: str, wanted: str) -> PlanError:
-    """The error of a budget that cannot be met; `wanted` is what would have to be larger."""
-    drafts = any(c.fixed == "drafting" for c in problem.choices) and wanted == "budget"
-    types = "smaller types" if wanted == "budget" else "others"
-    return PlanError(
-        f"{NO_FILE}: {why}",
-        hint=f"give a larger {wanted}, allow {types} with --types, or pin fewer tensors"
-        + (", or leave the block that drafts tokens out with `--mtp drop`" if drafts else ""),
-    )
+def _no_file(problem: Problem, why: str, wanted: str, over: float = 0.0) -> PlanError:
+    """The error of a budget that cannot be met; `wanted` is what would have to be larger, by `over` bytes."""
+    ways = [f"give a larger {wanted}"]
+    if wanted != "budget":
+        ways.append("allow others with --types")
+    elif smaller := smaller_types(problem, over):
+        ways.append(f"allow smaller types with --types ({', '.join(smaller)})")
+    if any(c.fixed == "pinned" for c in problem.choices):
+        ways.append("pin fewer tensors")
+    drafts = sum(c.candidates[0].n_bytes for c in problem.choices if c.fixed == "drafting")
+    if wanted == "budget" and drafts > over:
+        ways.append("leave the block that drafts tokens out with `--mtp drop`")
+    hint = ways[0] if len(ways) == 1 else f"{', '.join(ways[:-1])}, or {ways[-1]}"
+    return PlanError(f"{NO_FILE}: {why}", hint=hint)
+
+
+def smaller_types(problem: Problem, needed: float = 0.0) -> list[str]:
+    """The types of the engine that would make a file smaller than the smallest one of those allowed.
+
+    Parameters
+    ----------
+    needed
+        By how many bytes; where all of them together save less, there are none.
+    """
+    engine = problem.options.engine
+    known = [parse_type(name) for name in ERRORS]
+    known = [t for t in known if t.is_quantized and t.engine in ("llama.cpp", engine)]
+    found: dict[str, None] = {}
+    saved = 0
+    for choice in problem.choices:
+        tensor, is_end = choice.tensor, choice.role in (Role.EMBEDDINGS, Role.OUTPUT)
+        smaller = {
+            type_.tensor_bytes(tensor.shape): type_.name
+            for type_ in (() if choice.fixed else known)
+            if type_.fits(tensor.n_columns) and not (is_end and type_.requires_imatrix)
+        }
+        least = choice.candidates[0].n_bytes
+        if smaller and min(smaller) < least:
+            found[smaller[min(smaller)]] = None
+            saved += least - min(smaller)
+    return list(found) if saved >= needed else []
 
 
 def _costs(row: Row, group: Group) -> list[float]:

@@ -11,18 +11,20 @@ squares, which go into the imatrix, are of the values before rounding.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ggplan.calibration.folder import SCHEMA, TOKENS, LayerFile, layer_file, sha256_of_file
+from ggplan.calibration.folder import sha256_of_file
+from ggplan.calibration.index import SCHEMA, TOKENS, LayerFile, layer_file
 from ggplan.calibration.inputs import Form, Input, input_from_json
 from ggplan.errors import CalibrationError, CheckpointError
 from ggplan.imatrix import Sums
@@ -30,12 +32,25 @@ from ggplan.quants.floats import narrowed
 from ggplan.quants.linear_algebra import PANEL, MomentSums
 from ggplan.sources.files import read_at, shown
 from ggplan.sources.json_files import parse_object
-from ggplan.sources.safetensors import read_metadata, read_tensors
+from ggplan.sources.safetensors import library_io_errors, read_metadata, read_tensors
 
 F32Array = NDArray[np.float32]
+Taken = Sequence[Sequence[int]]
+"""The numbers of the chunks that are run, of each text."""
+Tokens = TypeVar("Tokens", bound=NDArray[Any])
 _METADATA = "ggplan"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _PIECE = 1 << 22
 _SHARED_WORK = 1024  # columns from which threads are worth their start
+
+
+def chunks_of(texts: Sequence[Tokens], taken: Taken, n_ctx: int) -> Tokens:
+    """Chunks of texts, given as their tokens, by their numbers: (n, n_ctx)."""
+    parts = [
+        tokens[: len(tokens) // n_ctx * n_ctx].reshape(-1, n_ctx)[list(numbers)]
+        for tokens, numbers in zip(texts, taken, strict=True)
+    ]
+    return np.concatenate(parts)  # type: ignore[return-value]
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,12 +352,22 @@ def _write(path: Path, tensors: Mapping[str, NDArray[Any]], run: str, inputs: Se
         "schema": SCHEMA, "run": run, "data": data.hexdigest(), "inputs": [i.to_json() for i in inputs],
     }  # fmt: skip
     try:
-        _serialize(tensors, part, {_METADATA: json.dumps(kept, ensure_ascii=True)})
+        with library_io_errors():
+            _serialize(tensors, part, {_METADATA: json.dumps(kept, ensure_ascii=True)})
         os.replace(part, path)
     except OSError as error:
-        raise CalibrationError(f"cannot write {shown(path)}: {error.strerror or error}") from error
+        raise cannot_write(path, error) from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def cannot_write(path: Path, error: OSError) -> CalibrationError:
+    """The error of a file or folder of a calibration that cannot be written."""
+    room = "free some space there: " if error.errno in _FULL else ""
+    return CalibrationError(
+        f"cannot write {shown(path)}: {error.strerror or error}",
+        hint=f"{room}finished layers are kept, and the same call makes the others",
+    )
 
 
 def is_of_run(path: Path, run: str) -> bool:

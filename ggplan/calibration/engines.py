@@ -6,12 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
-from ggplan.calibration.collecting import Activation
+from ggplan.calibration.collecting import Taken
 from ggplan.calibration.run import Run
 from ggplan.errors import CalibrationError
 from ggplan.imatrix.writing import Form
@@ -20,20 +17,9 @@ from ggplan.text import format_bytes
 Progress = Callable[[int, int], None]
 """Told how many chunks are done, and of how many."""
 
-Taken = Sequence[Sequence[int]]
-"""The numbers of the chunks that are run, of each text."""
 
-
-Tokens = TypeVar("Tokens", bound=NDArray[Any])
-
-
-def chunks_of(texts: Sequence[Tokens], taken: Taken, n_ctx: int) -> Tokens:
-    """Chunks of texts, given as their tokens, by their numbers: (n, n_ctx)."""
-    parts = [
-        tokens[: len(tokens) // n_ctx * n_ctx].reshape(-1, n_ctx)[list(numbers)]
-        for tokens, numbers in zip(texts, taken, strict=True)
-    ]
-    return np.concatenate(parts)  # type: ignore[return-value]
+TEXT_LIMIT = 1 << 32
+"""Bytes of a text that are read at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,8 +190,3 @@ class LlamaCpp:
 
         with closing(run_apart("ggplan.calibration.llama_cpp", self._request | more)) as lines:
             yield from lines
-
-
-def bytes_of_layer(activations: Sequence[Activation], n_tokens: int) -> int:
-    """Bytes that a layer's file will have, but for its header and statistics."""
-    return sum(min(a.bytes_as_rows(n_tokens), a.bytes_as_moments()) for a in activations)

@@ -30,13 +30,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ggplan.calibration.collecting import Activation, LayerCollector, write_tokens
-from ggplan.calibration.engines import Taken, chunks_of
+from ggplan.calibration.collecting import Activation, LayerCollector, Taken, chunks_of, write_tokens
 from ggplan.calibration.graph_inputs import Callback, GraphInput, Reading, Survey, inputs_of_graph
 from ggplan.calibration.graph_nodes import Graph
 from ggplan.errors import CalibrationError, Error, MeasureError
 from ggplan.imatrix import ImatrixSums, write_imatrix
 from ggplan.measure.embedded import EmbeddedModel, end_with_caller, llama_cpp_module
+from ggplan.sources.files import shown
 
 UBATCH = 512
 """Tokens of a graph: llama.cpp's own default."""
@@ -151,6 +151,16 @@ def main(arguments: list[str]) -> int:
         {"survey": _survey, "layers": _layers, "imatrix": _imatrix}[request["task"]](request)
     except Error as error:
         _say(failed=error.message, hint=error.hint)
+        return 1
+    except OSError as error:
+        where = f" {shown(error.filename)}" if error.filename else ""
+        _say(failed=f"cannot read or write{where}: {error.strerror or error}", hint="")
+        return 1
+    except MemoryError:
+        _say(
+            failed="not enough memory for what is collected",
+            hint="give a smaller --memory, or fewer --tokens",
+        )
         return 1
     return 0
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ggplan.calibration.marks import mark_of
+from ggplan.calibration.marks import is_of_shape, mark_of
 from ggplan.errors import Error
 from ggplan.imatrix.entries import Imatrix, ImatrixEntry, ReadOnDemand
 from ggplan.metadata import string
@@ -159,6 +159,10 @@ class ReshapedCalibration:
         found: Moments | None = None if source is None else self.original.layer_moments(source.tensor)
         return found
 
+    def verify(self) -> None:
+        """Check every file."""
+        self.original.verify()
+
     def tokens_of_run(self) -> NDArray[np.int32]:
         """The tokens that were run."""
         found: NDArray[np.int32] = self.original.tokens_of_run()
@@ -186,15 +190,15 @@ def of_reshaped(calibration: _OnDisk, model: Model) -> _OnDisk | ReshapedCalibra
         chosen, undone = candidates[found.index(max(found))]
     sources = {t.name: s for t in model.tensors if (s := _there(calibration, chosen[t.name], t)) is not None}
     known = calibration.weights
-    weights = {
-        name: known[source.tensor]
-        for name, source in chosen.items()
-        if source.slices is None and source.tensor in known
+    weights = {  # a router that lost rows has another shape
+        t.name: mark
+        for t in model.tensors
+        if (source := chosen[t.name]).slices is None and is_of_shape(mark := known.get(source.tensor, ""), t)
     }
     return ReshapedCalibration(calibration, sources, weights, _notes(undone))
 
 
-_Candidate = tuple[Mapping[str, Source], Reshaping]
+_Candidate = tuple[Mapping[str, Source], tuple[Reshaping, ...]]
 
 
 def _candidates(model: Model) -> list[_Candidate]:
@@ -206,12 +210,14 @@ def _candidates(model: Model) -> list[_Candidate]:
     before = recorded_reshaping(
         {k: value for k, value in model.metadata.items() if k.removeprefix("ggplan.") in _MOVING}
     )
-    found: list[_Candidate] = [(as_it_is, Reshaping())]
+    found: list[_Candidate] = [(as_it_is, ())]
     if _moves(here):
         as_opened = {name: _before(source, here) for name, source in as_it_is.items()}
-        found.insert(0, (as_opened, here))
+        found.insert(0, (as_opened, (here,)))
     if _moves(before):
-        found.append(({name: _before(source, before) for name, source in found[0][0].items()}, before))
+        as_opened, undone = found[0]
+        as_before = {name: _before(source, before) for name, source in as_opened.items()}
+        found.append((as_before, (*undone, before)))
     return found
 
 
@@ -225,11 +231,9 @@ def _before(source: Source, wishes: Reshaping) -> Source:
     found = _BLOCK.match(source.tensor)
     if found is None:
         return source
-    gone, layer = set(wishes.prune_layers), -1
-    for _ in range(int(found[1]) + 1):  # the n-th layer that stayed
-        layer += 1
-        while layer in gone:
-            layer += 1
+    layer = int(found[1])
+    for gone in sorted(set(wishes.prune_layers)):
+        layer += gone <= layer
     name = f"blk.{layer}.{source.tensor[found.end() :]}"
     experts = wishes.keep_experts
     kept = experts.get(layer) if isinstance(experts, Mapping) and is_expert_stack(name) else None
@@ -282,19 +286,19 @@ def _fits(calibration: OnDisk, source: Source, tensor: TensorInfo) -> bool:
     return len(source.slices) == n_slices and max(source.slices, default=0) < found.n_slices
 
 
-def _notes(undone: Reshaping) -> tuple[str, ...]:
+def _notes(undone: Sequence[Reshaping]) -> tuple[str, ...]:
     """What is less certain of a model that lost layers or experts since it was calibrated."""
     notes = []
-    if undone.prune_layers:
+    if layers := sorted({layer for wishes in undone for layer in wishes.prune_layers}):
         notes.append(
-            f"the calibration is of the model with {numbered('layer', undone.prune_layers)}: the layers "
-            "after the pruned ones get other inputs than it has; `ggplan calibrate` with the same "
-            "--prune-layers makes one of the pruned model"
+            f"the calibration is of the model with {numbered('layer', layers)}: the layers after the pruned "
+            "ones get other inputs than it has; `ggplan calibrate`, which takes --prune-layers too, makes one "
+            "of the pruned model"
         )
-    if undone.keep_experts is not None:
+    if any(wishes.keep_experts is not None for wishes in undone):
         notes.append(
             "the calibration is of the model with all its experts: those that are kept also get the tokens "
-            "of the others, which it does not show; `ggplan calibrate` with the same --keep-experts, a FILE "
-            "that lists them, makes one of this model"
+            "of the others, which it does not show; `ggplan calibrate`, which takes --keep-experts FILE too, "
+            "makes one of the model that is left"
         )
     return tuple(notes)

@@ -16,7 +16,7 @@ import fcntl
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,24 +24,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ggplan.calibration.collecting import imatrix_sums, is_of_run, layer_of_run, write_tokens
-from ggplan.calibration.folder import (
+from ggplan.calibration.collecting import cannot_write, imatrix_sums, is_of_run, layer_of_run, write_tokens
+from ggplan.calibration.folder import Calibration, damaged_files, open_calibration, sha256_of_file
+from ggplan.calibration.index import (
     IMATRIX,
     INDEX,
     RUN,
     SCHEMA,
     TOKENS,
-    Calibration,
     LayerFile,
-    damaged_files,
     is_layer_file,
     layer_file,
-    open_calibration,
-    sha256_of_file,
     sha256_of_json,
 )
 from ggplan.calibration.inputs import Input
-from ggplan.errors import CalibrationError, CheckpointError
+from ggplan.errors import CalibrationError, CheckpointError, Error
 from ggplan.imatrix import ImatrixSums, Sums, write_imatrix
 from ggplan.imatrix.entries import ReadOnDemand
 from ggplan.sources.files import exists, read_whole, shown, write_whole
@@ -53,6 +50,7 @@ WORKING_MODEL = "ggplan-working-model.gguf"
 _WORKING = re.compile(
     rf"{re.escape(WORKING_MODEL)}(\.\w+)*"
     r"|states-[0-9a-f]{16}-\d{3,}\.f32(\.part)?"
+    r"|\.tmp[0-9A-Za-z]{6}"  # of the safetensors library
     r"|(layer-\d{3,}|outside|tokens)\.safetensors\.part|(calibration|run)\.json\.part|imatrix\.gguf\.part",
     re.ASCII,
 )  # of files that engines, or a run that was killed, have here
@@ -115,13 +113,12 @@ class Run:
             raise CalibrationError(f"{shown(self.folder / TOKENS)} is missing or of another run")
         tokens = sha256_of_file(self.folder / TOKENS)
         imatrix = write_imatrix(sums_of(parts), self.folder / IMATRIX)
-        named = {name for file in layers for i in file.inputs for name in i.tensors}
         index = {
             "schema": SCHEMA,
             "run": self.settings,
             "imatrix": {"file": IMATRIX, "sha256": imatrix},
             "tokens": {"file": TOKENS, "sha256": tokens},
-            "weights": {name: mark for name, mark in sorted(weights.items()) if name in named},
+            "weights": dict(sorted(weights.items())),
             "layers": [
                 {"file": f.name, "sha256": f.sha256, "inputs": [i.to_json() for i in f.inputs]}
                 for f in layers
@@ -135,6 +132,15 @@ class Run:
         _write_json(self.folder / INDEX, index)
         (self.folder / RUN).unlink(missing_ok=True)
         return open_calibration(self.folder)
+
+    def abandon(self) -> None:
+        """Remove what a run has left that failed before it wrote a layer; a model it works with stays."""
+        working = {
+            entry.name
+            for entry in self.folder.iterdir()
+            if _WORKING.fullmatch(entry.name) and not entry.name.startswith(WORKING_MODEL)
+        }
+        _remove(self.folder, {RUN, TOKENS, *working})
 
 
 def begin(folder: str | Path, settings: Mapping[str, Any], *, force: bool = False) -> Run | Calibration:
@@ -161,7 +167,7 @@ def begin(folder: str | Path, settings: Mapping[str, Any], *, force: bool = Fals
         run.folder.mkdir(exist_ok=True)
         there = {entry.name for entry in run.folder.iterdir()}
     except OSError as error:
-        raise CalibrationError(f"cannot write {shown(folder)}: {error.strerror or error}") from error
+        raise cannot_write(run.folder, error) from error
     before = settings_there(run.folder)
     require_free(run.folder, before, settings, force=force)
     if before is not None and sha256_of_json(before) == run.digest:
@@ -211,6 +217,35 @@ def _whole(folder: Path) -> Calibration:
     calibration = open_calibration(folder)
     calibration.verify()
     return calibration
+
+
+@contextlib.contextmanager
+def telling_kept(run: Run, layers: Sequence[int | None]) -> Iterator[None]:
+    """Ctrl-C, and errors inside the block that do not come of the model, tell what of the layers is kept.
+
+    After an error before the first layer nothing of the run stays.
+
+    Raises
+    ------
+    CalibrationError
+        In the place of an OSError: the engine could not write into the folder.
+    """
+    try:
+        try:
+            yield
+        except OSError as error:
+            raise cannot_write(Path(error.filename or run.folder), error) from error
+    except KeyboardInterrupt as stopped:
+        kept = len(run.finished(layers))
+        stopped.add_note(f"{kept:,} of {len(layers):,} layers are kept; the same call makes the others")
+        raise
+    except Error as error:
+        kept = len(run.finished(layers))
+        if not kept:
+            run.abandon()
+        elif kept == len(layers) and not error.hint:
+            error.hint = "all layers are kept; the same call makes what is missing"
+        raise
 
 
 @contextlib.contextmanager
@@ -304,4 +339,4 @@ def _write_json(path: Path, value: object) -> None:
     try:
         write_whole(path, [f"{json.dumps(value, indent=1)}\n".encode("ascii")])
     except OSError as error:
-        raise CalibrationError(f"cannot write {shown(path)}: {error.strerror or error}") from error
+        raise cannot_write(path, error) from error

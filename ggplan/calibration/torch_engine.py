@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ggplan.calibration.collecting import Activation, LayerCollector
-from ggplan.calibration.engines import Progress, Surveyed, Taken, chunks_of
+from ggplan.calibration.collecting import Activation, LayerCollector, Taken, chunks_of
+from ggplan.calibration.engines import TEXT_LIMIT, Progress, Surveyed
 from ggplan.calibration.run import Run
 from ggplan.errors import CalibrationError
 from ggplan.forward.building import open_checkpoint_model, require_transformers
@@ -27,6 +27,7 @@ from ggplan.ggml_types import F32
 from ggplan.imatrix import ImatrixSums, Sums, write_imatrix
 from ggplan.imatrix.writing import Form
 from ggplan.model import Model
+from ggplan.reshaping import forms_of
 from ggplan.sources.files import exists, read_whole, shown
 from ggplan.sources.huggingface import open_checkpoint
 from ggplan.text import format_bytes
@@ -86,7 +87,8 @@ class TorchEngine:
         n_ctx: int,
         options: TorchOptions,
     ) -> None:
-        if model.kind != "hf" or model.reshaped:
+        is_other = model.reshaped.keys() & {"pruned_layers", "kept_experts"}
+        if model.kind != "hf" or is_other or model.reshaped.get("mtp") == "only":
             raise CalibrationError(
                 f"{shown(model.path)} is not a Hugging Face folder as it is, which the engine torch runs",
                 hint="give the checkpoint's folder, or calibrate with --engine llama.cpp",
@@ -174,7 +176,7 @@ class TorchEngine:
             begin = [] if first is None else [first]
             self._tokens = []
             for text in self._texts:
-                raw = read_whole(text, _TEXT_LIMIT).decode("utf-8", errors="replace")
+                raw = read_whole(text, TEXT_LIMIT).decode("utf-8", errors="replace")
                 ids = tokenizer.encode(raw, add_special_tokens=False).ids
                 self._tokens.append(np.array([*begin, *ids], np.int64))
         return self._tokens
@@ -200,7 +202,6 @@ class TorchEngine:
 
 
 _BEGINNING = ("tokenizer.ggml.model", "tokenizer.ggml.add_bos_token", "tokenizer.ggml.bos_token_id")
-_TEXT_LIMIT = 1 << 32
 
 
 def collect_layers(
@@ -250,7 +251,7 @@ def _collect_layers(
     is_done: Callable[[int | None], bool],
     progress: Callable[[int], None],
 ) -> Iterator[LayerCollector]:
-    checkpoint_model = open_checkpoint_model(open_checkpoint(model.path))
+    checkpoint_model = open_checkpoint_model(open_checkpoint(model.path), forms_of(model))
     types = {tensor.name: tensor.type for tensor in model.tensors}
     matrices = {tensor.name for tensor in model.tensors if len(tensor.shape) > 1 and tensor.type != F32}
     checkpoint_model.fill_outside()

@@ -19,18 +19,19 @@ if TYPE_CHECKING:
     from ggplan.model import Model
 
 SCHEMA = "ggplan.calibrate/1"
+_RUNNING = "running the texts"
 
 _EPILOG = """\b
 Examples:
-  ggplan calibrate GLM-4.5-Air-bf16.gguf --text default --tokens 64k -o air.calib
-  ggplan calibrate GLM-4.5-Air-bf16.gguf --text prose.txt --text code.txt -o air.calib
-  ggplan calibrate ./GLM-4.5-Air --text mix.txt --tokens 64k --memory 32G -o air.calib
+  ggplan calibrate air-bf16.gguf --text default --tokens 64k -o air.calib
+  ggplan calibrate air-bf16.gguf --text prose.txt --text code.txt -o air.calib
+  ggplan calibrate ./GLM-4.5-Air --text mix.txt --memory 32G -o air.calib
   ggplan calibrate air-bf16.gguf --text mix.txt --imatrix-only -o imatrix.gguf
-  ggplan calibrate air.calib --outliers     the columns that are far larger than others, of what is kept
+  ggplan calibrate air.calib --outliers     columns far larger than the others
 """
 
 
-@click.command("calibrate", epilog=_EPILOG, short_help="Keep what a text gives a model's matrices.")
+@click.command("calibrate", epilog=_EPILOG, short_help="Run texts, to choose weights by.")
 @click.argument("model")
 @click.option(
     "--text", "texts", multiple=True, type=click.Path(), metavar="FILE",
@@ -54,32 +55,32 @@ Examples:
     help="What runs the model: llama-cpp-python, or transformers layer by layer.",
 )  # fmt: skip
 @click.option(
-    "-c", "--ctx", type=click.IntRange(32, 1 << 20), default=512, show_default=True,
+    "-c", "--ctx", type=click.IntRange(32, 1 << 20), default=512, show_default=True, metavar="N",
     help="Tokens of a chunk; each chunk is run by itself.",
 )  # fmt: skip
 @click.option(
     "--tokens", "n_tokens", type=TokenCount(), metavar="N",
-    help="About so many tokens at most, an equal share of each text, from all over it "
-    "[default: whole texts].",
+    help="At most so many tokens, in whole chunks, an equal share of each text, taken from all over it; at "
+    "least a chunk of each [default: whole texts].",
 )  # fmt: skip
 @click.option(
-    "--chunks",
-    "n_chunks",
-    type=click.IntRange(min=1),
-    help="So many chunks at most, the first of each text, as llama-imatrix takes them.",
-)
+    "--chunks", "n_chunks", type=click.IntRange(min=1), metavar="N",
+    help="At most so many chunks, the first of each text, as llama-imatrix takes them; at least one of each.",
+)  # fmt: skip
 @click.option(
     "--memory", type=ByteCount(1024), default="8G", show_default=True, metavar="SIZE",
-    help="Memory for what is collected, besides the model's own: the texts are run as often as it takes.",
+    help="Memory for what is collected, besides the model's own. If it does not hold all layers, the texts "
+    "are run several times.",
 )  # fmt: skip
 @click.option("--process-output", is_flag=True, help="Collect the input of output.weight too.")
 @click.option(
     "--outliers", is_flag=True,
-    help="MODEL is a CALIB: tell its outlier columns and their share, with rules for a recipe. Runs nothing.",
+    help="MODEL is a CALIB: list its outlier columns and their share of the energy, and rules for a recipe. "
+    "Nothing is run.",
 )  # fmt: skip
 @click.option(
     "--tau", type=click.FloatRange(min=1, min_open=True, max=1e6), default=6.0, show_default=True,
-    help="With --outliers: how many times the median root mean square of a column is an outlier.",
+    metavar="X", help="With --outliers: a column is one if its root mean square is over X times the median.",
 )  # fmt: skip
 @threads_option
 @opening_options(header_only=False)
@@ -111,9 +112,9 @@ def calibrate_command(
     """Run texts through MODEL, and keep in the folder CALIB what its matrices were given.
 
     `ggplan convert --calibration CALIB` then chooses weights by it. The folder has an ordinary imatrix too,
-    imatrix.gguf. MODEL is a GGUF in bf16, f16, f32 or q8_0, or a checkpoint, which is converted to bf16 in
-    CALIB for llama.cpp and removed again. A run that was stopped goes on where it was, layer by layer, and
-    fills the folder with the same files.
+    imatrix.gguf. MODEL is a GGUF in bf16, f16, f32 or q8_0, or a checkpoint; for llama.cpp a checkpoint is
+    converted to bf16 in CALIB, and that file is removed at the end. If a run is stopped, the same command
+    continues it and fills the folder with the same files.
 
     What the texts lack may get worse: give texts of every kind of use.
 
@@ -204,15 +205,18 @@ def _note_model(model: Model, *, quiet: bool) -> None:
 
 @contextmanager
 def _watch(quiet: bool) -> Iterator[Watch]:
-    """Bars of what takes long, which are gone in the end, however it ends."""
+    """Bars of what takes long, which are gone in the end, however it ends; without a terminal, lines."""
     from ggplan.calibrating import Watch
-    from ggplan.cli.progress import chunks_bar, progress_bar
+    from ggplan.cli.progress import ChunkLines, chunks_bar, is_shown, progress_bar
 
     @contextmanager
     def converting(total: int) -> Iterator[Callable[[int], None]]:
         with progress_bar("converting to bf16", total, quiet=quiet) as progress:
             yield progress
 
+    if not quiet and not is_shown(quiet):
+        yield Watch(ChunkLines(_RUNNING), converting)
+        return
     bar = _Bar(chunks_bar(quiet=quiet))
     try:
         yield Watch(bar, converting)
@@ -230,7 +234,7 @@ class _Bar:
     def __call__(self, done: int, total: int) -> None:
         if self._task is None:
             self._bar.start()
-            self._task = self._bar.add_task("running the texts", total=total)
+            self._task = self._bar.add_task(_RUNNING, total=total)
         self._bar.update(self._task, completed=done, total=total)
 
     def stop(self) -> None:
@@ -244,7 +248,7 @@ def _tell(calibration: Calibration, *, as_json: bool, quiet: bool) -> None:
     from ggplan.cli.coverage import coverage_json, note_coverage, print_coverage
     from ggplan.cli.output import echo_wrapped, print_json
     from ggplan.imatrix.coverage import coverage_of
-    from ggplan.text import format_bytes, printable
+    from ggplan.text import format_bytes, plural, printable
 
     entries = list(coverage_of(sums_of(calibration)))
     n_bytes = sum((calibration.path / file.name).stat().st_size for file in calibration.layers)
@@ -259,13 +263,13 @@ def _tell(calibration: Calibration, *, as_json: bool, quiet: bool) -> None:
                 "coverage": [coverage_json(entry) for entry in entries],
             }
         )
-    else:
-        print_coverage(entries, quiet=quiet)
+    elif not quiet:
+        print_coverage(entries)
         run = calibration.provenance
         echo_wrapped(
-            f"{printable(str(calibration.path))}: {len(calibration.layers):,} layers, {len(entries):,} "
-            f"tensors, {run['tokens']:,} tokens in {run['chunks']:,} chunks of {run['n_ctx']:,}, "
-            f"{format_bytes(n_bytes)}"
+            f"{printable(str(calibration.path))}: {plural(len(calibration.layers), 'layer')}, "
+            f"{plural(len(entries), 'tensor')}, {run['tokens']:,} tokens in "
+            f"{plural(run['tokens'] // run['n_ctx'], 'chunk')} of {run['n_ctx']:,}, {format_bytes(n_bytes)}"
         )
     note_coverage(entries, quiet=quiet)
 
@@ -273,12 +277,12 @@ def _tell(calibration: Calibration, *, as_json: bool, quiet: bool) -> None:
 def _tell_imatrix(path: str, entries: list[Coverage], chunks: int, as_json: bool, quiet: bool) -> None:
     from ggplan.cli.coverage import coverage_json, note_coverage, print_coverage
     from ggplan.cli.output import echo_wrapped, print_json
-    from ggplan.text import printable
+    from ggplan.text import plural, printable
 
     if as_json:
         coverage = [coverage_json(entry) for entry in entries]
         print_json({"schema": SCHEMA, "path": path, "chunks": chunks, "coverage": coverage})
-    else:
-        print_coverage(entries, quiet=quiet)
-        echo_wrapped(f"{printable(path)}: {len(entries):,} tensors, {chunks:,} chunks")
+    elif not quiet:
+        print_coverage(entries)
+        echo_wrapped(f"{printable(path)}: {plural(len(entries), 'tensor')}, {plural(chunks, 'chunk')}")
     note_coverage(entries, quiet=quiet)

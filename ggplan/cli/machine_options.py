@@ -13,6 +13,7 @@ from ggplan.cli.sizes import ByteCount
 from ggplan.errors import MachineError
 from ggplan.offload.cards import cards_of
 from ggplan.offload.known_machine import Stated, stated_bandwidth
+from ggplan.text import parse_bytes
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -35,6 +36,20 @@ class ByteCounts(_Type):
             return value
         one = ByteCount(1024)
         return tuple(one.convert(part, param, ctx) for part in str(value).split(","))
+
+
+class RamCount(ByteCount):
+    """Bytes of RAM, of which no engine needs none."""
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Parse an option's text."""
+        if isinstance(value, str) and parse_bytes(value, self.kilo) == 0:
+            self.fail(
+                "embeddings and buffers of the host are always in RAM; state what there is. Layers stay on"
+                " the GPUs with --gpu-layers 99, experts with --pin '_exps=CUDA0'",
+                param, ctx,
+            )  # fmt: skip
+        return super().convert(value, param, ctx)
 
 
 def _known(check: Callable[[str], object]) -> Callable[..., str | None]:
@@ -71,7 +86,7 @@ _OPTIONS = (
         "--cards", metavar="NAME,...", callback=_known(cards_of),
         help="GPUs by their names: 3090,3060 or 2x3090, `RTX 4060 Ti 16G`."
     ),
-    click.option("--ram", type=ByteCount(1024), metavar="SIZE", help="RAM: 128G."),
+    click.option("--ram", type=RamCount(1024), metavar="SIZE", help="RAM: 128G."),
     click.option(
         "--bandwidth", metavar="RATE", callback=_known(stated_bandwidth),
         help="What all cores together read from RAM: 80G (GB/s), or a kind: `DDR5-6000 x2`, `M3 Ultra`.",

@@ -241,7 +241,7 @@ def _probes(
             " from there",
             quiet=quiet,
         )
-        with _watching(quiet=quiet) as watcher:
+        with _stop_told(path), _watching(quiet=quiet) as watcher:
             found = probe(
                 model,
                 probing.texts,
@@ -299,9 +299,25 @@ def engine_of(program: str | None, engine_args: str) -> Engine:
 
 
 @contextlib.contextmanager
+def _stop_told(path: Path) -> Iterator[None]:
+    """Say, where the run is stopped by Ctrl-C or SIGTERM, what is kept."""
+    from ggplan.text import printable
+
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit) as stopped:
+        code = 130 if isinstance(stopped, KeyboardInterrupt) else stopped.code
+        kept = "nothing was measured yet"
+        if path.exists():
+            kept = f"what was measured is in {printable(str(path))}; the same command goes on from there"
+        click.echo(f"interrupted: {kept}", err=True)
+        raise SystemExit(code) from None
+
+
+@contextlib.contextmanager
 def _watching(*, quiet: bool) -> Iterator[Watcher]:
-    """Bars of a probing run, with the time that is left."""
-    from ggplan.cli.progress import steps_bar
+    """Bars of a probing run, with the time that is left; without a terminal a line for each run."""
+    from ggplan.cli.progress import is_shown, steps_bar
     from ggplan.probing import Watcher
     from ggplan.text import printable
 
@@ -311,6 +327,8 @@ def _watching(*, quiet: bool) -> Iterator[Watcher]:
             errors_task: TaskID | None = None
             bytes_task: TaskID | None = None
             runs_task: TaskID | None = None
+            n_runs: int = 0
+            n_kept: int = 0
 
             def errors(self, done: int, total: int) -> None:
                 if self.errors_task is None:
@@ -327,16 +345,18 @@ def _watching(*, quiet: bool) -> Iterator[Watcher]:
 
             def runs(self, total: int) -> None:
                 self.runs_task = bar.add_task("probes", total=total)
-                self.finished: set[str] = set()
+                self.n_runs = total
 
             def running(self, name: str, done: int, of: int) -> None:
                 if self.runs_task is None:
                     return
-                self.finished.discard(name)
-                completed = len(self.finished) + done / max(of, 1)
+                completed = self.n_kept + done / max(of, 1)
                 bar.update(self.runs_task, description=f"probes: {printable(name)}", completed=completed)
-                if done >= of:
-                    self.finished.add(name)
+
+            def kept(self, name: str) -> None:
+                self.n_kept += 1
+                if not is_shown(quiet):
+                    note(f"{self.n_kept} of {self.n_runs} runs: {name}", quiet=quiet)
 
         yield Shown()
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ggplan.conversion.inputs import input_states
 from ggplan.conversion.journal import NO_SOURCE
@@ -21,6 +22,7 @@ from ggplan.errors import PlanError
 from ggplan.planning import Plan
 from ggplan.quants.revisions import FEEDBACK_REVISION
 from ggplan.sources.files import shown
+from ggplan.sources.safetensors import library_io_errors
 from ggplan.version import __version__
 
 if TYPE_CHECKING:
@@ -64,13 +66,35 @@ def check_correctable(plan: Plan, output: Path) -> None:
 
     Raises
     ------
-    ConversionError, CheckpointError
+    PlanError, ConversionError, CheckpointError, CalibrationError
         Saying why.
     """
-    from ggplan.correcting import engine_versions, refuse_foreign
+    from ggplan.correcting import engine_versions, refuse_foreign, require_correctable
 
+    require_correctable(plan)
+    _tokens_of(plan)
     engine_versions()
     refuse_foreign(layers_folder(output))
+
+
+def _tokens_of(plan: Plan) -> NDArray[np.int32]:
+    """The tokens that the calibration ran, of which the model has all."""
+    assert plan.feedback is not None
+    calibration = plan.feedback.calibration
+    tokens = np.asarray(calibration.tokens_of_run())
+    if tokens.ndim != 2 or not tokens.size:
+        raise PlanError(
+            f"{shown(calibration.path)} has no tokens, which correction runs through the model again",
+            hint="make it again with `ggplan calibrate`",
+        )
+    n_known = next((t.tensor.shape[0] for t in plan.tensors if t.name == "token_embd.weight"), None)
+    strange = tokens[(tokens < 0) | (tokens >= n_known)] if n_known is not None else tokens[:0]
+    if strange.size:
+        raise PlanError(
+            f"{shown(calibration.path)} was made with the token {strange[0]}, and the model has {n_known:,}",
+            hint="use a calibration of this very model",
+        )
+    return tokens
 
 
 def correct_plan(
@@ -96,24 +120,25 @@ def correct_plan(
     Raises
     ------
     PlanError
-        If the calibration does not have its tokens.
+        If the calibration does not have its tokens, or has some that the model does not have.
     ConversionError, CheckpointError
         As `ggplan.correcting.correct`.
+    OSError
+        If the folder, which it names, cannot be written.
     """
     from ggplan.correcting import CorrectOptions, correct, engine_versions
 
     assert plan.feedback is not None
     calibration = plan.feedback.calibration
-    tokens = np.asarray(calibration.tokens_of_run())
-    if tokens.ndim != 2 or not tokens.size:
-        raise PlanError(
-            f"{shown(calibration.path)} has no tokens, which correction runs through the model again",
-            hint="make it again with `ggplan calibrate`",
-        )
+    tokens = _tokens_of(plan)
     depends = {
         "ggplan": __version__,
         "header": hashlib.sha256(plan.header).hexdigest(),
-        "inputs": sorted((path.name, str(state)) for path, state in input_states(plan).items()),
+        "inputs": sorted(
+            (path.name, str(state))
+            for path, state in input_states(plan).items()
+            if path.parent != calibration.path
+        ),
         "calibration": calibration.digest,
         "lam": repr(float(plan.feedback.lam)),
         "tokens": hashlib.sha256(np.ascontiguousarray(tokens, "<i4").data).hexdigest(),
@@ -123,7 +148,11 @@ def correct_plan(
     run = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
     feedback = plan.feedback
     options = CorrectOptions(threads, memory, feedback.lam, feedback.method, restart)
-    return correct(plan, tokens.astype(np.int64), folder, run, options, progress=progress)
+    try:
+        with library_io_errors():
+            return correct(plan, tokens.astype(np.int64), folder, run, options, progress=progress)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(folder)) from error
 
 
 def take_corrected(work: UnfinishedOutput, corrected: Corrected) -> int:

@@ -11,6 +11,7 @@ finish it, and removes everything if it could not.
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import time
@@ -144,6 +145,7 @@ class ConvertOptions:
 
 
 _DEFAULTS = ConvertOptions()
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def convert(
@@ -210,10 +212,11 @@ def convert(
                 plan, output, files, pace, options, reuse, progress or _ignore, resumed or _ignore
             )
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise ConversionError(
-            f"cannot write {printable(str(output))}: {reason}", hint=_notes(error)
-        ) from error
+        reason, layers = error.strerror or str(error), str(layers_folder(output))
+        where = layers if error.filename == layers else str(output)
+        room = "make room, or write to another disk" if error.errno in _FULL else ""
+        hint = _notes(error) or room
+        raise ConversionError(f"cannot write {printable(where)}: {reason}", hint=hint) from error
     n_bytes = sum(part.file_bytes for part in plans)
     seconds = time.monotonic() - started
     return ConversionResult(

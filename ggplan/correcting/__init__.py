@@ -8,6 +8,7 @@ the ordinary writer puts them into the file.
 
 from __future__ import annotations
 
+from ggplan.correcting.encoding import require_correctable
 from ggplan.correcting.kept import Corrected, is_ours, layer_files, refuse_foreign
 from ggplan.correcting.layer import CorrectOptions
 from ggplan.correcting.streams import correct, engine_versions
@@ -20,4 +21,5 @@ __all__ = [
     "is_ours",
     "layer_files",
     "refuse_foreign",
+    "require_correctable",
 ]

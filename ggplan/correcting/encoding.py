@@ -93,11 +93,20 @@ def tensors_of_layer(plan: Plan, layer: int) -> dict[str, PlannedTensor]:
     Those whose stored bytes go to the output are what they were, without an error.
     """
     prefix = f"blk.{layer}."
-    return {
-        t.name.removeprefix(prefix): t
+    return {t.name.removeprefix(prefix): t for t in plan.tensors if t.name.startswith(prefix) and _errs(t)}
+
+
+def unrun(plan: Plan, n_layers: int) -> list[PlannedTensor]:
+    """The same of the layers behind these, which transformers does not have."""
+    return [
+        t
         for t in plan.tensors
-        if t.name.startswith(prefix) and t.type.is_quantized and not t.is_copied and len(t.tensor.shape) > 1
-    }
+        if t.name.startswith("blk.") and int(t.name.split(".")[1]) >= n_layers and _errs(t)
+    ]
+
+
+def _errs(planned: PlannedTensor) -> bool:
+    return planned.type.is_quantized and not planned.is_copied and len(planned.tensor.shape) > 1
 
 
 def fixed_names(plan: Plan) -> set[str]:

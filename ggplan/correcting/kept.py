@@ -62,10 +62,6 @@ class Corrected:
     blocks: Mapping[str, RowSource]
     left: Mapping[str, str] = field(default_factory=dict)
 
-    def remove(self) -> None:
-        """Delete the folder; once the output is there."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-
 
 @dataclass(slots=True)
 class KeptLayers:

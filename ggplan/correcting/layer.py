@@ -371,7 +371,7 @@ class Layer:
                 matrix[np.ix_(place.rows[chosen], place.columns)] = values
 
     def _put_uncorrected(self) -> None:
-        """Tensors whose inputs are none here: as the ordinary encoder writes them."""
+        """Tensors whose inputs are none here: encoded by the plan's imatrix, where it has them."""
         for name, planned in self.planned.items():
             if name in self.structure.feeds:
                 continue

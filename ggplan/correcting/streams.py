@@ -8,17 +8,14 @@ one in batches of one size, and sums have one order.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ggplan.correcting.embedding import put_embedding
-from ggplan.correcting.encoding import (
-    fixed_names,
-    require_correctable,
-    tensors_of_layer,
-)
+from ggplan.correcting.encoding import fixed_names, require_correctable, tensors_of_layer, unrun
 from ggplan.correcting.kept import Corrected, KeptLayers
 from ggplan.correcting.layer import ORIGINAL, QUANTIZED, CorrectOptions, Layer
 from ggplan.errors import ConversionError
@@ -27,10 +24,8 @@ from ggplan.forward.running import (
     TokenRun,
     one_torch_thread,
 )
-from ggplan.metadata import string
-from ggplan.model import Model
 from ggplan.planning import Plan
-from ggplan.reshaping import recorded_reshaping, reshape
+from ggplan.reshaping import forms_of
 from ggplan.sources.huggingface import open_checkpoint
 from ggplan.text import format_bytes
 
@@ -80,7 +75,7 @@ def _correct(
     progress: Callable[[int], None],
 ) -> Corrected:
     require_correctable(plan)
-    model = open_checkpoint_model(open_checkpoint(plan.model.path), _forms_of(plan))
+    model = open_checkpoint_model(open_checkpoint(plan.model.path), forms_of(plan.model))
     n_layers = len(model.layers)
     needed = max(model.layer_bytes(layer) for layer in range(n_layers))
     if needed > options.memory:
@@ -111,14 +106,9 @@ def _correct(
             model.empty(layer)
         for stream in (ORIGINAL, QUANTIZED):
             kept.states(n_layers, stream).unlink(missing_ok=True)
-    return kept.corrected(range(n_layers), planned)
-
-
-def _forms_of(plan: Plan) -> Callable[[Model], Model]:
-    """What joins and cuts the tensors of the checkpoint as those of the plan are."""
-    done = {key: plan.model.reshaped.get(key, "") for key in ("fused", "split")}
-    wishes = recorded_reshaping({f"ggplan.{key}": string(text) for key, text in done.items()})
-    return lambda model: reshape(model, wishes)[0]
+    found = kept.corrected(range(n_layers), planned)
+    more = {t.name: "its layer is not run, as it predicts further tokens" for t in unrun(plan, n_layers)}
+    return replace(found, left={**found.left, **more})
 
 
 def engine_versions() -> dict[str, str]:

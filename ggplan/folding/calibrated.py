@@ -84,6 +84,10 @@ class FoldedCalibration:
         """Those of all tokens of the layer, as `Calibration.layer_moments`."""
         return self._folded(self.original.layer_moments(tensor), tensor, 0)
 
+    def verify(self) -> None:
+        """Check every file."""
+        self.original.verify()
+
     def tokens_of_run(self) -> NDArray[np.int32]:
         """The tokens that were run."""
         return self.original.tokens_of_run()

@@ -12,7 +12,8 @@ here: the model's own forward is run with the layers' forwards replaced by recor
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import copy
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -182,8 +183,8 @@ class CheckpointModel:
 
             return forward
 
-        with self._replaced({k: passing(k) for k in range(len(self.layers))}), _no_grad():
-            return self.model(input_ids=tokens, use_cache=False).logits
+        with self._replaced({k: passing(k) for k in range(len(self.layers))}):
+            return self._forward(tokens).logits
 
     def output_input(self, tokens: Tensor, hidden: Tensor) -> Tensor:
         """What the output matrix is given for the last layer's output: (tokens, width)."""
@@ -204,18 +205,12 @@ class CheckpointModel:
     def run_layer(self, layer: int, hidden: Tensor, call: Call) -> Tensor:
         """The output of a filled layer."""
         before = _state(call)
-        try:
-            with _no_grad():
-                output = self.layers[layer](hidden, *call.args, **call.kwargs)
-        except _OF_MODULES as error:
-            raise self._unknown(f"fail by themselves ({type(error).__name__}: {error})") from error
+        # What a layer leaves for others in a mapping or list goes nowhere: one that needs it fails.
+        own = Call(tuple(map(_own, call.args)), {name: _own(value) for name, value in call.kwargs.items()})
+        output = self._output(self.layers[layer], hidden, own)
         if _state(call) != before:
             raise self._unknown("hand on more than their hidden states")
         return output[0] if isinstance(output, tuple) else output
-
-    def call(self, tokens: Tensor, layer: int) -> Call:
-        """How the model calls a layer for these tokens."""
-        return self.start(tokens)[1][layer]
 
     def _output_kind(self, tokens: Tensor) -> bool:
         """Whether a layer gives a tuple: the first layer is run once, on a few tokens."""
@@ -230,17 +225,23 @@ class CheckpointModel:
         self._require_plain(call)
         if getattr(self.model.config.get_text_config(), "num_kv_shared_layers", None):
             raise self._unknown("hand on more than their hidden states: keys and values")
-        module = self.fill(0)
         before = _state(call)
         try:
-            with _no_grad():
-                output = module(hidden, *call.args, **call.kwargs)
+            output = self._output(self.fill(0), hidden, call)
         finally:
             self.empty(0)
         more = output[1:] if isinstance(output, tuple) else ()
         if any(part is not None for part in more) or _state(call) != before:
             raise self._unknown("hand on more than their hidden states")
         return isinstance(output, tuple)
+
+    def _output(self, module: Any, hidden: Tensor, call: Call) -> Any:
+        """What a layer's module returns."""
+        try:
+            with _no_grad():
+                return module(hidden, *call.args, **call.kwargs)
+        except _OF_MODULES as error:
+            raise self._unknown(f"fail by themselves ({_in_a_line(error)})") from error
 
     def _require_plain(self, call: Call) -> None:
         for name, value in (*enumerate(call.args, 1), *call.kwargs.items()):
@@ -255,8 +256,19 @@ class CheckpointModel:
         )
 
     def _run(self, tokens: Tensor, forwards: Mapping[int, Callable[..., Any]]) -> None:
-        with self._replaced(forwards), _no_grad(), contextlib.suppress(_Stop):
-            self.model(input_ids=tokens, use_cache=False)
+        with self._replaced(forwards), contextlib.suppress(_Stop):
+            self._forward(tokens)
+
+    def _forward(self, tokens: Tensor) -> Any:
+        try:
+            with _no_grad():
+                return self.model(input_ids=tokens, use_cache=False)
+        except _OF_MODULES as error:
+            raise CheckpointError(
+                f"{shown(self.checkpoint.path)}: transformers' {type(self.model).__name__} cannot be run "
+                f"({_in_a_line(error)})",
+                hint=OTHER_ENGINE,
+            ) from error
 
     @contextlib.contextmanager
     def _replaced(self, forwards: Mapping[int, Callable[..., Any]]) -> Iterator[None]:
@@ -268,6 +280,12 @@ class CheckpointModel:
         finally:
             for number in forwards:
                 del self.layers[number].forward
+
+
+def _in_a_line(error: Exception) -> str:
+    """An error of torch or transformers, which may have a page, in a line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return shown(f"{type(error).__name__}: {lines[0] if lines else 'no message'}")
 
 
 class _Stop(Exception):  # noqa: N818 - no error
@@ -367,6 +385,11 @@ def _is_plain(value: Any) -> bool:
     if isinstance(value, Mapping):
         return all(map(_is_plain, value.values()))
     return isinstance(value, _PLAIN | torch.Tensor)
+
+
+def _own(value: Any) -> Any:
+    """A copy of what a layer could change."""
+    return copy.copy(value) if isinstance(value, MutableMapping | list) else value
 
 
 def _state(call: Call) -> list[object]:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,8 +83,10 @@ class TokenRun:
         (windows, T) int64.
     n_threads
         Batches that are run at the same time.
-    fixed
+    is_fixed
         Whether a GGUF tensor of a layer (without `blk.N.`) is never quantized.
+    width
+        The length of a hidden state; 0 until it is known.
     """
 
     model: CheckpointModel
@@ -109,11 +111,12 @@ class TokenRun:
         ------
         CheckpointError
             If the layers cannot be run one by one.
+        OSError
+            If the file cannot be written.
         """
         import torch
 
-        file = path.with_name(path.name + ".part")
-        with file.open("wb") as out:
+        with _new_file(path) as out:
             for batch in self.batches:
                 states, calls = self.model.start(torch.from_numpy(self.tokens[batch]))
                 out.write(states.float().contiguous().numpy().data)
@@ -122,9 +125,6 @@ class TokenRun:
                 self._of_tokens |= {
                     k for k, (a, b) in enumerate(zip(known, calls, strict=True)) if same_call(a, b)
                 }
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(file, path)
 
     def calls(self, layer: int) -> list[Call]:
         """How a layer is called for each batch."""
@@ -227,13 +227,33 @@ class TokenRun:
 
     def write(self, path: Path, outputs: Iterator[F32Array]) -> None:
         """Write a layer's outputs, whole under another name and then renamed."""
-        file = path.with_name(path.name + ".part")
-        with file.open("wb") as out:
+        with _new_file(path) as out:
             for output in outputs:
                 out.write(np.ascontiguousarray(output, np.float32).data)
+
+
+@contextlib.contextmanager
+def _new_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write, whole under another name and then renamed; of what fails nothing is left.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written; it has the file's name, which a failed write alone has not.
+    """
+    part = path.with_name(f"{path.name}.part")
+    try:
+        with part.open("wb") as out:
+            yield out
             out.flush()
             os.fsync(out.fileno())
-        os.replace(file, path)
+        os.replace(part, path)
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
 class _Enough(Exception):  # noqa: N818 - no error

@@ -85,6 +85,16 @@ def architecture_of(names: Iterable[str]) -> str:
     return found.pop() if len(found) == 1 else ""
 
 
+def inventory_with(tensors: Iterable[TensorInfo]) -> str:
+    """The name of the shipped inventory that has just these tensors, by name and shape; "" where none has."""
+    wanted = {tensor.name: tensor.shape for tensor in tensors}
+    for name in inventories():
+        model = inventory(name)
+        if len(model.tensors) == len(wanted) and {t.name: t.shape for t in model.tensors} == wanted:
+            return name
+    return ""
+
+
 def _kinds(names: Iterable[str]) -> frozenset[str]:
     kinds = {re.sub(r"^blk\.\d+\.", "", name) for name in names}
     return frozenset(k for k in kinds if not k.startswith(("output.", "rope_freqs.", "nextn.")))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -150,7 +151,10 @@ def run_apart(module: str, request: dict[str, Any]) -> Generator[dict[str, Any],
     """
     with tempfile.TemporaryDirectory(prefix="ggplan-") as folder:
         order = Path(folder) / "request.json"
-        order.write_text(json.dumps(request), "utf-8")
+        try:
+            order.write_text(json.dumps(request), "utf-8")
+        except OSError as error:
+            raise MeasureError(f"cannot write {printable(folder)}: {error.strerror}") from error
         package = str(Path(__file__).resolve().parents[2])
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", module, str(order)],
@@ -182,6 +186,12 @@ def run_apart(module: str, request: dict[str, Any]) -> Generator[dict[str, Any],
                 process.stdin.close()
         if failed is not None:
             raise failed
+        if process.returncode == -signal.SIGKILL:
+            raise MeasureError(
+                f"llama.cpp was killed while it ran {printable(Path(request['model']).name)}: probably the "
+                "memory was full",
+                hint="free some memory, or run a smaller file of the model (q8_0)",
+            )
         if process.returncode:
             raise MeasureError(
                 f"llama.cpp crashed on {printable(Path(request['model']).name)} (exit {process.returncode})",

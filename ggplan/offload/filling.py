@@ -125,6 +125,19 @@ def fill(room: int, blocks: Mapping[int, Sequence[Unit]]) -> list[Unit]:
     return taken
 
 
+def rows_of(blocks: Mapping[int, Sequence[Unit]]) -> list[list[Unit]]:
+    """The units on a GPU if it has all of its last blocks, and a part of the one before: all ways, from
+    everything to nothing.
+    """
+    order = sorted(blocks)
+    ways = []
+    for n, block in enumerate(order):
+        later = [blocks[other][0] for other in order[n + 1 :]]
+        parts = sorted(blocks[block][1:], key=lambda unit: -unit.n_bytes)
+        ways += [[unit, *later] for unit in (blocks[block][0], *parts)]
+    return [*ways, []]
+
+
 def with_ram_full(room: int, blocks: Mapping[int, Sequence[Unit]]) -> list[list[Unit]]:
     """The units on the GPU if what is left fills nearly all of `room` bytes of RAM; what takes least of the
     GPU first, with the tensor that is streamed for prompts, the largest in RAM.

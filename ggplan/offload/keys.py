@@ -94,6 +94,6 @@ def keys_of(header: Header) -> Keys:
     if not isinstance(architecture, str) or not architecture:
         raise CheckpointError(
             f"{printable(header.name)}: general.architecture is missing, so nothing says how it is loaded",
-            hint="name a GGUF file; an inventory without metadata has tensors alone",
+            hint="name a GGUF file or a shipped inventory; a map without metadata has tensors alone",
         )
     return Keys(header, architecture)

@@ -12,14 +12,14 @@ changed to make it fit: what does not fit is said, with ways out that were recko
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from ggplan.offload.active import active_bytes
 from ggplan.offload.allocation import HOST
 from ggplan.offload.candidates import Candidate, Case
 from ggplan.offload.dimensions import dimensions_of
-from ggplan.offload.filling import Unit, fill, ram_overrides, with_ram_full
+from ggplan.offload.filling import Unit, fill, ram_overrides, rows_of, with_ram_full
 from ggplan.offload.header import Header
 from ggplan.offload.machine import Machine
 from ggplan.offload.pins import check_pins
@@ -32,7 +32,7 @@ from ggplan.offload.splitting import splits, splits_nearby, spread
 from ggplan.offload.weights import place_weights
 
 _MICRO_BATCHES = (512, 2048)
-_FULL = 4  # ways to fill RAM are worth a whole reckoning
+_FULL, _ROWS = 4, 6  # ways that are worth a whole reckoning
 # A larger micro-batch takes memory that could hold experts; so much slower may generation get for it.
 _WORTH = 1.03
 
@@ -57,6 +57,34 @@ def place(
     if len(machine.gpus) < 2 or any(pin.device not in ("CPU", "CUDA0") for pin in wishes.pins):
         return best
     return (_on_one_gpu(case, best) if not best.fits or _may_be_faster_alone(case, best) else None) or best
+
+
+def place_in_rows(
+    header: Header, machine: Machine, wishes: Wishes, profile: Profile = LLAMA_CPP
+) -> Placement | None:
+    """The placement in which each GPU has the experts of its last blocks, whether RAM is large enough or not;
+    None where nothing is to be chosen, or other tensors are too large for a GPU.
+
+    `place` falls back on it, so that a file that fits so is one that fits.
+
+    Raises
+    ------
+    PlanError, CheckpointError
+        As `place` does.
+    """
+    case = Case(header, dimensions_of(header), machine, wishes, profile)
+    planner = _Planner(case)
+    if not machine.gpus or not case.experts:
+        return None
+    blocks = sorted(case.experts)
+    settings = planner.in_ram(case.base(wishes.micro_batch or _MICRO_BATCHES[0]), blocks)
+    found: list[Candidate] = []
+    for split in splits(case, settings) if len(machine.gpus) > 1 else [settings]:
+        start = case.tried(split)
+        candidate = planner.in_rows(split, start, blocks) if start.fits_gpus else None
+        found += [] if candidate is None else [candidate]
+    best = min(found, key=lambda one: sum(s.short for s in one.shortages), default=None)
+    return None if best is None else case.made(best)
 
 
 def _with_note(made: Placement, before: Rate) -> Placement | None:
@@ -150,11 +178,7 @@ class _Planner:
     def with_experts_in_ram(self, settings: Settings) -> Placement:
         """The routed experts in RAM, but for those that fit into what is left of the GPUs."""
         blocks = sorted(self.case.experts)
-        in_ram = replace(
-            settings,
-            overrides=(*self.case.wishes.pins, *ram_overrides(blocks, (), by_count=True)),
-            load_mode="none",
-        )
+        in_ram = self.in_ram(settings, blocks)
         if len(self.case.gpus) < 2:
             return self.filled_up(in_ram, blocks)
         # What fits is better than what would be faster.
@@ -171,6 +195,11 @@ class _Planner:
                 return made
         return first
 
+    def in_ram(self, settings: Settings, blocks: Sequence[int]) -> Settings:
+        """The settings with all routed experts in RAM."""
+        overrides = (*self.case.wishes.pins, *ram_overrides(blocks, (), by_count=True))
+        return replace(settings, overrides=overrides, load_mode="none")
+
     def filled_up(self, in_ram: Settings, blocks: Sequence[int]) -> Placement:
         """What is left of the GPUs with all routed experts in RAM, filled with experts."""
         start = self.case.tried(in_ram)
@@ -182,18 +211,43 @@ class _Planner:
             if larger is not None:
                 return larger
         made = self.case.made(self._verified(in_ram, taken, blocks) or start)
-        if len(self.case.gpus) > 1 or {s.device for s in made.shortages} != {HOST}:
+        if {s.device for s in made.shortages} != {HOST}:
             return made
         if made.shortages[0].short > free_of_gpus(made.reckoning, self.case.machine):
             return made
-        # What fits is better than what would be faster.
-        units = self.case.units(0, blocks, start.settings.threads)
-        room = sum(ways[0].n_bytes for ways in units.values()) - sum(s.short for s in start.shortages)
-        for way in with_ram_full(room, units)[:_FULL]:
-            fuller = self.tried_with(in_ram, way, blocks)
-            if not fuller.shortages:
-                return self.case.made(self.counted(fuller, way, blocks))
+        for other in self._by_bytes(in_ram, start, blocks):
+            if not other.shortages:
+                return self.case.made(other)
         return made
+
+    def _by_bytes(self, in_ram: Settings, start: Candidate, blocks: Sequence[int]) -> Iterator[Candidate]:
+        """Other ways to choose experts, for what fits is better than what would be faster."""
+        in_rows = self.in_rows(in_ram, start, blocks)
+        if in_rows is not None:
+            yield in_rows
+        if len(self.case.gpus) < 2:
+            units = self.case.units(0, blocks, start.settings.threads)
+            room = sum(ways[0].n_bytes for ways in units.values()) - sum(s.short for s in start.shortages)
+            for way in with_ram_full(room, units)[:_FULL]:
+                yield self.counted(self.tried_with(in_ram, way, blocks), way, blocks)
+
+    def in_rows(self, in_ram: Settings, start: Candidate, blocks: Sequence[int]) -> Candidate | None:
+        """The candidate in which each GPU has the experts of its last blocks, as many as fit."""
+        ways, at = [], []
+        for index, device in enumerate(start.reckoning.devices[:-1]):
+            units = self.case.units(index, self._blocks_on(start, device.name), start.settings.threads)
+            ways.append(rows_of(units))
+            room = left_of(device, self.case.gpus[index], self.case.machine)
+            at.append(next(i for i, way in enumerate(ways[-1]) if sum(unit.n_bytes for unit in way) <= room))
+        for _ in range(_ROWS):
+            taken = [unit for i, own in zip(at, ways, strict=True) for unit in own[i]]
+            tried = self.tried_with(in_ram, taken, blocks)
+            if tried.fits_gpus:
+                return self.counted(tried, taken, blocks)
+            short = {s.device for s in tried.shortages}
+            for index, device in enumerate(tried.reckoning.devices[:-1]):
+                at[index] = min(at[index] + (device.name in short), len(ways[index]) - 1)
+        return None
 
     def _blocks_on(self, start: Candidate, device: str) -> list[int]:
         """The blocks that a GPU has, with experts that may be anywhere."""

@@ -32,7 +32,7 @@ Method = Literal["feedback", "gptq"]
 """How moments are used: error feedback and descent, or error feedback alone."""
 
 LAMBDA, BROAD_LAMBDA = 0.1, 0.3
-"""The damping by default, and for uses that the texts do not cover."""
+"""The damping by default, which is that of `quants.prepared`, and for uses that the texts do not cover."""
 
 DIGEST = "ggplan.calibration.sha256"
 _KEY = "ggplan.calibration."
@@ -56,6 +56,9 @@ class SecondMoments(Protocol):
     @property
     def imatrix(self) -> Imatrix:
         """The diagonals."""
+
+    def verify(self) -> None:
+        """Check every file of it, before hours of work; raises an Error that names one that is damaged."""
 
     def for_model(self, model: Model) -> SecondMoments:
         """The calibration under the names of a model, which may have been reshaped."""

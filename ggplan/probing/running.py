@@ -90,6 +90,9 @@ class Watcher:
     def running(self, name: str, done: int, of: int) -> None:
         """So many chunks of a run are done."""
 
+    def kept(self, name: str) -> None:
+        """The figures of a run are in the record."""
+
 
 def probe(
     model: Model,
@@ -242,9 +245,12 @@ class _Run:
                 for q in record.quantizations
             )
             record = replace(record, quantizations=own)
+            before = _figures(found.measured)
             measured = record if found.measured is None else merge(found.measured, record)
             found = replace(found, measured=measured)
             save_probes(found, self.path)
+            for figure in sorted(_figures(measured) - before):
+                self.watcher.kept(figure)
 
         missing = {
             text: [s for s in subjects if not _has(found, names[s.sha256], facts)]
@@ -273,6 +279,12 @@ class _Run:
         return lambda what, done, of: self.watcher.running(
             f"{names.get(what.sha256, 'base')} on {what.text}", done, of
         )
+
+
+def _figures(record: Record | None) -> set[str]:
+    """What was run on what, of a record."""
+    quantizations = () if record is None else record.quantizations
+    return {f"{q.name} on {m.text.name}" for q in quantizations for m in q.measurements}
 
 
 def _repeatable(

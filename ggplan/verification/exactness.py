@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -203,9 +204,11 @@ def prove(
 
 @contextlib.contextmanager
 def _corrected_again(plan: Plan, threads: int | None) -> Iterator[Mapping[str, RowSource]]:
-    """The blocks of a plan's corrected layers, made again; empty for other plans."""
+    """The blocks of a plan's corrected layers, made again; empty for other plans.
+
+    A layer takes the memory that it took when the file was made: there is nothing to choose.
+    """
     from ggplan.conversion.correction import correct_plan, is_corrected
-    from ggplan.conversion.pace import DEFAULT_MEMORY
     from ggplan.conversion.streaming import available_cpus
 
     if not is_corrected(plan):
@@ -213,7 +216,7 @@ def _corrected_again(plan: Plan, threads: int | None) -> Iterator[Mapping[str, R
         return
     with tempfile.TemporaryDirectory(prefix="ggplan-") as folder:
         made = correct_plan(
-            plan, Path(folder) / "layers", threads=threads or available_cpus(), memory=DEFAULT_MEMORY
+            plan, Path(folder) / "layers", threads=threads or available_cpus(), memory=sys.maxsize
         )
         yield made.blocks
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from ggplan.calibration import Calibration
-from ggplan.calibration.collecting import Activation, LayerCollector
-from ggplan.calibration.engines import Progress, Surveyed, Taken
+from ggplan.calibration.collecting import Activation, LayerCollector, Taken
+from ggplan.calibration.engines import Progress, Surveyed
 from ggplan.calibration.run import Run, begin
 from ggplan.imatrix import ImatrixSums, write_imatrix
 from ggplan.imatrix.writing import Form
@@ -82,13 +82,14 @@ class StubEngine:
     Parameters
     ----------
     fails_after
-        How many layers it writes before it raises KeyboardInterrupt, as a user's Ctrl-C does.
+        How many layers it writes before it raises `error`; by default KeyboardInterrupt, as Ctrl-C does.
     """
 
     name, build = "llama.cpp", "0"
 
     def __init__(self, texts: Sequence[Path], n_ctx: int, fails_after: int | None = None) -> None:
         self.texts, self.n_ctx, self.fails_after = texts, n_ctx, fails_after
+        self.error: BaseException = KeyboardInterrupt()
         self.written: list[int | None] = []
         self.taken: Taken = ()
 
@@ -102,7 +103,8 @@ class StubEngine:
         run.write_tokens(np.zeros((n_chunks, self.n_ctx), np.int32))
         for layer in layers:
             if self.fails_after == len(self.written):
-                raise KeyboardInterrupt
+                (run.folder / f"states-{run.digest[:16]}-000.f32").write_bytes(b"....")
+                raise self.error
             collected(n_tokens, layer).write(run.folder, run.digest)
             self.written.append(layer)
         progress(n_chunks, n_chunks)

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
-from filling import StubEngine
+from filling import StubEngine, collected
+from full_disk import small_files
 from program import run
 
 import ggplan
 from ggplan import calibrating
 from ggplan.calibrating import CalibrateOptions, calibrate, calibrate_imatrix
-from ggplan.calibration.collecting import Activation
-from ggplan.calibration.engines import LlamaCpp, LlamaCppOptions, chunks_of
-from ggplan.calibration.run import WORKING_MODEL, locked
+from ggplan.calibration import Calibration
+from ggplan.calibration.collecting import Activation, Taken, chunks_of
+from ggplan.calibration.engines import LlamaCpp, LlamaCppOptions, Progress
+from ggplan.calibration.run import WORKING_MODEL, Run, locked
 from ggplan.calibration.shipped import shipped_holdouts, shipped_texts
-from ggplan.errors import CalibrationError
+from ggplan.cli.progress import ChunkLines
+from ggplan.errors import CalibrationError, CheckpointError, ImatrixError
+from ggplan.forward.running import TokenRun
 from ggplan.imatrix import load_imatrix
 
 DEMO = Path(ggplan.__file__).parent / "demo_model"
@@ -70,6 +77,71 @@ def test_a_run_that_was_stopped_goes_on_and_makes_the_same(
     engine.written = []
     assert calibrate(DEMO, texts, tmp_path / "c", options).digest == whole.digest
     assert engine.written == [2], "a flipped bit is found, and that layer alone is made again"
+
+
+@pytest.mark.parametrize(
+    ("limit", "told"),
+    [
+        (None, r"cannot write .*layer-001.safetensors: File too large"),
+        (errno.ENOSPC, r"cannot write .*c: No space left on device .help: free some space there: fin"),
+    ],
+)
+def test_a_full_disk_keeps_the_layers_that_are_there(
+    tmp_path: Path, texts: list[Path], engine: StubEngine, limit: int | None, told: str
+) -> None:
+    """In the library that writes a layer's file, and where an engine writes what it needs itself."""
+    options, folder = CalibrateOptions(n_ctx=32), tmp_path / "c"
+    whole = calibrate(DEMO, texts, tmp_path / "whole", options)
+
+    class Filling(StubEngine):
+        def collect(self, taken: Taken, layers: Sequence[int | None], run: Run, progress: Progress) -> None:
+            super().collect(taken, layers[:1], run, progress)
+            if limit is not None:
+                raise OSError(limit, os.strerror(limit))
+            with small_files(100):
+                collected(416, layers[1]).write(run.folder, run.digest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(calibrating.ENGINES, "llama.cpp", Filling([], 32).entered)
+        with pytest.raises(CalibrationError, match=told) as error:
+            calibrate(DEMO, texts, folder, options)
+    assert "finished layers are kept, and the same call makes the others" in error.value.hint
+    assert not list(folder.glob("*.part")) + list(folder.glob(".tmp*"))
+    engine.written = []
+    assert calibrate(DEMO, texts, folder, options).digest == whole.digest
+    assert engine.written == [1, 2]
+
+
+def test_a_disk_that_is_full_at_the_end_keeps_all_layers(
+    tmp_path: Path, texts: list[Path], engine: StubEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options, folder = CalibrateOptions(n_ctx=32), tmp_path / "c"
+    finish = Run.finish
+
+    def full(self: Run, *given: object) -> Calibration:
+        with small_files(1000):
+            return finish(self, *given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Run, "finish", full)
+    with pytest.raises(ImatrixError, match="cannot write") as error:
+        calibrate(DEMO, texts, folder, options)
+    monkeypatch.setattr(Run, "finish", finish)
+    assert "all layers are kept; the same call makes what is missing" in error.value.hint
+    engine.written = []
+    calibrate(DEMO, texts, folder, options)
+    assert engine.written == []
+
+
+def test_hidden_states_that_do_not_fit_leave_no_part(tmp_path: Path) -> None:
+    """torch's are written by `forward`; the error has the name of the file."""
+    tokens = TokenRun(None, np.zeros((1, 8), np.int64), 1, lambda name: False)  # type: ignore[arg-type]
+    path = tmp_path / "states-000.f32"
+    with small_files(100), pytest.raises(OSError, match="File too large") as error:
+        tokens.write(path, iter([np.zeros((1, 8, 64), np.float32)]))
+    assert error.value.filename == str(path)
+    assert not list(tmp_path.iterdir())
+    tokens.write(path, iter([np.ones((1, 8, 64), np.float32)]))
+    assert path.stat().st_size == 4 * 8 * 64
 
 
 def test_what_engines_leave_when_they_are_killed_is_removed(
@@ -125,6 +197,19 @@ def test_a_damaged_layer_of_a_run_that_was_stopped_is_made_again(
     assert engine.written == [0, 2]
 
 
+@pytest.mark.parametrize("n_layers", [0, 1])
+def test_a_run_that_fails_leaves_what_it_has_done_and_nothing_else(
+    tmp_path: Path, texts: list[Path], engine: StubEngine, n_layers: int
+) -> None:
+    engine.fails_after, engine.error = n_layers, CheckpointError("m: transformers' X cannot be run")
+    for _ in range(2):
+        done = run("calibrate", DEMO, "--text", texts[0], "--ctx", "32", "-o", tmp_path / "c", "-q")
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr == "error: m: transformers' X cannot be run\n"
+    there = [entry.name for entry in (tmp_path / "c").iterdir()] if (tmp_path / "c").exists() else []
+    assert "layer-000.safetensors" in there if n_layers else not there
+
+
 def test_two_runs_are_kept_out_of_one_folder(tmp_path: Path, texts: list[Path], engine: StubEngine) -> None:
     with locked(tmp_path / "c"), pytest.raises(CalibrationError, match="another run is filling"):
         calibrate(DEMO, texts, tmp_path / "c", CalibrateOptions(n_ctx=32))
@@ -170,11 +255,13 @@ def test_the_text_that_ships(tmp_path: Path, texts: list[Path], engine: StubEngi
     ("limit", "shares"),
     [
         ({}, [10, 3]),
-        ({"n_chunks": 1}, [1, 0]),
+        ({"n_chunks": 2}, [1, 1]),
         ({"n_chunks": 4}, [2, 2]),
         ({"n_chunks": 9}, [6, 3]),
         ({"n_chunks": 99}, [10, 3]),
-        ({"n_tokens": 33}, [1, 1]),
+        ({"n_tokens": 64}, [1, 1]),
+        ({"n_tokens": 95}, [1, 1]),
+        ({"n_tokens": 96}, [2, 1]),
     ],
 )
 def test_texts_have_equal_shares_of_a_limit(
@@ -182,6 +269,30 @@ def test_texts_have_equal_shares_of_a_limit(
 ) -> None:
     found = calibrate(DEMO, texts, tmp_path / "c", CalibrateOptions(n_ctx=32, **limit)).provenance
     assert [t["chunks"] for t in found["texts"]] == shares
+
+
+@pytest.mark.parametrize(
+    ("limit", "names", "told"),
+    [
+        ({"n_chunks": 1}, ["prose.txt", "code.txt"], r"1 chunk is less than one for each of the 2 texts"),
+        ({"n_tokens": 63}, ["prose.txt", "code.txt"], r"63 tokens are less .*2 texts .*at least 64 with"),
+        ({"n_tokens": 31}, ["prose.txt"], r"31 tokens are less than a chunk of 32 \(.*at least 32 with"),
+        ({"n_chunks": 3}, ["default"], r"3 chunks are less .*4 texts default/prose, .*at least 4 with"),
+        ({"n_tokens": 100}, ["prose.txt", "default"], r"for each of the 5 texts .*at least 160 with"),
+    ],
+)  # fmt: skip
+def test_a_limit_that_leaves_a_text_out_is_refused(
+    tmp_path: Path, texts: list[Path], engine: StubEngine, limit: dict[str, int], names: list[str], told: str
+) -> None:
+    """What no chunk is run of is as if it had not been named."""
+    options = CalibrateOptions(n_ctx=32, **limit)
+    given = [name if name == "default" else tmp_path / name for name in names]
+    with pytest.raises(CalibrationError, match=told):
+        calibrate(DEMO, given, tmp_path / "c", options)
+    assert not (tmp_path / "c").exists()
+    with pytest.raises(CalibrationError, match=told):
+        calibrate_imatrix(DEMO, given, tmp_path / "i.gguf", options)
+    assert not (tmp_path / "i.gguf").exists()
 
 
 def test_tokens_are_taken_from_all_over_a_text_and_chunks_from_its_beginning(
@@ -274,8 +385,22 @@ def test_the_command(tmp_path: Path, texts: list[Path], engine: StubEngine) -> N
     assert told["digest"] == ggplan.open_calibration(tmp_path / "c").digest
     assert len(told["coverage"]) == 24
     other = run(*asked[:4], "--ctx", "32", "-o", tmp_path / "c")
-    assert (other.returncode, "another calibration: the texts differ" in other.stderr) == (1, True), other.stderr
-    assert run(*asked[:4], "--ctx", "32", "-o", tmp_path / "c", "--force").returncode == 0
+    told = "another calibration: the texts differ" in other.stderr
+    assert (other.returncode, told) == (1, True), other.stderr
+    again = run(*asked[:4], "--ctx", "32", "-o", tmp_path / "c", "--force", "-q")
+    assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
+
+
+def test_a_line_a_minute_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    seconds = iter([0, 30, 61, 90, 130, 10_000])
+    lines = ChunkLines("running the texts", clock=lambda: next(seconds))
+    for done in (2, 3, 4, 5, 6, 7):
+        lines(done, 400)
+    assert capsys.readouterr().err.splitlines() == [
+        "running the texts: 4 of 400 chunks, 3 h 22 min left",
+        "running the texts: 6 of 400 chunks, 3 h 34 min left",
+        "running the texts: 7 of 400 chunks, 218 h 20 min left",
+    ]
 
 
 def test_the_command_for_an_imatrix(tmp_path: Path, texts: list[Path], engine: StubEngine) -> None:

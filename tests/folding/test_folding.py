@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import gguf
 import numpy as np
@@ -18,6 +19,7 @@ from ggplan.errors import PlanError
 from ggplan.folding import fold, parse_fold
 from ggplan.ggml_types import GgmlType, parse_type
 from ggplan.model import Model
+from ggplan.planning import Plan
 from ggplan.quants import dequantize
 
 Q4_K, Q5_0, Q8_0 = map(parse_type, ("q4_K", "q5_0", "q8_0"))
@@ -249,6 +251,11 @@ def test_the_search_takes_what_has_the_least_error(tmp_path: Path) -> None:
     assert errors[float(chosen.get("blk.0.ffn_up", 0))] <= 1.1 * min(errors.values())
 
 
+@pytest.mark.parametrize("text", ["awq", "smooth:0.5", "awq:1", "awq:0.12345678901", "awq:0.00001"])
+def test_a_fold_is_written_as_it_is_read(text: str) -> None:
+    assert str(parse_fold(text)) == text
+
+
 def test_nothing_is_done_where_nothing_is_quantized(tmp_path: Path) -> None:
     model = ggplan.open_model(written(tmp_path / "m.gguf", "qwen2"))
     calibration = calibrated(tmp_path / "c", weights_of("qwen2"), inputs())
@@ -330,8 +337,7 @@ def test_the_command(tmp_path: Path) -> None:
     [
         (["--fold", "awq"], "--fold needs --calibration"),
         (["--fold", "awq:2", "--calibration", "C"], "write awq, awq:ALPHA"),
-        (["--fold", "awq", "--calibration", "C", "--correct"], "--fold changes its weights"),
-        (["--fold", "awq", "--calibration", "C", "--holdout", "default"], "with --fold use"),
+        (["--fold", "awq", "--calibration", "C", "--correct"], "leave out one of them"),
     ],
 )
 def test_wrong_usage(tmp_path: Path, options: list[str], told: str) -> None:
@@ -340,4 +346,35 @@ def test_wrong_usage(tmp_path: Path, options: list[str], told: str) -> None:
     options = [str(tmp_path / "C") if each == "C" else each for each in options]
     done = run("convert", source, tmp_path / "out.gguf", *options)
     assert done.returncode == 2
-    assert told in done.stderr
+    assert told in " ".join(done.stderr.split())
+
+
+def test_what_it_gained_is_measured_against_the_model_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The base and the file by best effort are those of the model without scales."""
+    source = written(tmp_path / "m.gguf", "qwen2")
+    calibrated(tmp_path / "C", weights_of("qwen2"), inputs())
+    (tmp_path / "q4.recipe").write_text("@default q4_0\n_norm = f32\n")
+    asked: list[tuple[Plan, Path]] = []
+
+    def measured(plan: Plan, path: Path, *rest: object, **more: object) -> object:
+        asked.append((plan, path))
+        return (), SimpleNamespace(notes=())
+
+    monkeypatch.setattr("ggplan.cli.optimize_probes.engine_of", lambda program, arguments: None)
+    monkeypatch.setattr("ggplan.probing.holdout.hold_out", measured)
+    out = tmp_path / "out.gguf"
+    options = ["-r", tmp_path / "q4.recipe", "--calibration", tmp_path / "C", "--holdout", "default"]
+    done = run("convert", source, out, *options, "--fold", "awq:0.5")
+    assert done.returncode == 0, done.stderr
+    ((plan, path),) = asked
+    assert path == out
+    file = ggplan.open_model(out)
+    assert "ggplan.fold" in file.metadata
+    assert {t.name: t.type for t in plan.tensors} == {t.name: t.type for t in file.tensors}
+    norm = P + "attn_norm.weight"
+    np.testing.assert_array_equal(
+        plan.model[norm].rows.read_float32(0, 1)[0], weights_of("qwen2")["attn_norm"]
+    )
+    assert np.abs(file[norm].rows.read_float32(0, 1)[0] / weights_of("qwen2")["attn_norm"] - 1).max() > 0.1

@@ -1,6 +1,7 @@
 """`ggplan optimize --probe`, `--probes`, `--errors` and `--verify` from the command line."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,35 @@ def test_probe_once_and_use_the_record_again(here: Path, log) -> None:
     assert "prior by role and depth" in prior.stdout
     rules = [line for line in prior.stdout.splitlines() if " = " in line]
     assert rules != [line for line in text.splitlines() if " = " in line]
+
+
+def test_without_a_terminal_each_run_has_a_line_and_a_stop_says_what_is_kept(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs: list[dict[str, str]] = []
+
+    def stop() -> bool:
+        if len(runs) == 3:
+            sys.exit(143)  # as at SIGTERM
+        return False
+
+    engine = weighing_engine(WEIGHTS, TRUE, runs, stop)
+    monkeypatch.setattr("ggplan.cli.optimize_probes.engine_of", lambda program, probing: engine)
+    asked = ("optimize", "tiny.gguf", "--bpw", "4", "--probe", "--text", "a.txt")
+    done = run(*asked)
+    assert done.returncode == 143
+    told = [line for line in done.stderr.splitlines() if " of 10 runs: " in line]
+    assert told[0] == "note: 1 of 10 runs: base on a.txt"
+    assert len(told) == 3
+    last = done.stderr.splitlines()[-1]
+    assert last == (
+        "interrupted: what was measured is in tiny.probes.json; the same command goes on from there"
+    )
+    runs.append({})
+    again = run(*asked)
+    assert again.returncode == 0, again.stderr
+    assert "note: 7 of 7 runs: " in again.stderr
+    assert " runs: " not in run(*asked, "-q", "--probes", "other.json").stderr
 
 
 def test_probes_of_another_model_are_refused(here: Path, log) -> None:
