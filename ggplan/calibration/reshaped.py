@@ -292,8 +292,8 @@ def _notes(undone: Sequence[Reshaping]) -> tuple[str, ...]:
     if layers := sorted({layer for wishes in undone for layer in wishes.prune_layers}):
         notes.append(
             f"the calibration is of the model with {numbered('layer', layers)}: the layers after the pruned "
-            "ones get other inputs than it has; `ggplan calibrate`, which takes --prune-layers too, makes one "
-            "of the pruned model"
+            "ones get other inputs than it has; `ggplan calibrate`, which takes --prune-layers too, makes "
+            "one of the pruned model"
         )
     if any(wishes.keep_experts is not None for wishes in undone):
         notes.append(
