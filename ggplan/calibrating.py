@@ -8,30 +8,27 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ggplan.errors import CalibrationError, CheckpointError
+from ggplan.errors import CalibrationError, CheckpointError, Error
 from ggplan.model import Model
 from ggplan.opening import open_model
 from ggplan.sources.files import exists, shown
 from ggplan.sources.remote import is_remote
-from ggplan.text import text_encoding
+from ggplan.text import format_bytes, text_encoding
 from ggplan.version import __version__
 
 if TYPE_CHECKING:
     from ggplan.calibration import Calibration
+    from ggplan.calibration.collecting import Taken
     from ggplan.calibration.engines import Engine, Progress
     from ggplan.imatrix.writing import Form
 
 EngineName = Literal["llama.cpp", "torch"]
 DEFAULT_MEMORY = 8 << 30
-FEW_TOKENS = 2.5
-"""Tokens a column below which an expert's second moments say little (measured: error-feedback at 2.5 n)."""
-_WORK = "model.gguf"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +42,9 @@ class CalibrateOptions:
     n_ctx
         Tokens of a chunk: each is run by itself.
     n_tokens, n_chunks
-        At most so many tokens or chunks of all texts together; of several texts equally many of each, where
-        they have them. By default whole texts. At most one of the two.
+        At most so many tokens or chunks of all texts together, and at least a chunk of each text; of several
+        texts equally many of each, where they have them. Tokens are taken in whole chunks that lie all over a
+        text, chunks are its first. By default whole texts. At most one of the two.
     memory
         Bytes that what is collected may take at a time; if it does not hold all layers, the texts are run
         several times.
@@ -120,21 +118,36 @@ def calibrate(
     CheckpointError, MeasureError, ConversionError
         If the model cannot be read, run or converted.
     """
-    from ggplan.calibration.folder import INDEX, Calibration
-    from ggplan.calibration.marks import marks_of
-    from ggplan.calibration.run import begin, settings_there
+    from ggplan.calibration.run import locked, remove_working
 
     model = _opened(model)
     known = _texts(texts, options)
     folder = Path(output)
+    with locked(folder):
+        calibration = _calibrated(model, known, folder, options, watch)
+        remove_working(folder)
+    return calibration
+
+
+def _calibrated(
+    model: Model, known: list[_Text], folder: Path, options: CalibrateOptions, watch: Watch
+) -> Calibration:
+    """The calibration in a folder that no other run has, made or opened."""
+    from ggplan.calibration.folder import Calibration
+    from ggplan.calibration.index import INDEX
+    from ggplan.calibration.marks import marks_of
+    from ggplan.calibration.run import WORKING_MODEL, begin, require_free, settings_there, telling_kept
+
     weights = marks_of(model)
     settings = _settings(model, weights, known, options)
     before = settings_there(folder)
-    if before is not None and exists(folder / INDEX) and _same(before, settings):
+    comparable = before and _as_known(before, settings)
+    if before is not None and exists(folder / INDEX) and comparable == settings:
         found = begin(folder, before)
         if isinstance(found, Calibration):
             return found
-    with _engine(model, known, options, folder / _WORK, watch) as engine:
+    require_free(folder, comparable, settings, force=options.force)
+    with _engine(model, known, options, folder / WORKING_MODEL, watch) as engine:
         surveyed = engine.survey()
         taken = taken_chunks(surveyed.tokens, known, options)
         run = begin(
@@ -142,22 +155,16 @@ def calibrate(
         )
         if isinstance(run, Calibration):
             return run
-        there = run.finished(surveyed.layers)
-        missing = [layer for layer in surveyed.layers if layer not in there]
-        if missing or not run.has_tokens():
-            try:
+        with telling_kept(run, surveyed.layers):
+            there = run.finished(surveyed.layers)
+            missing = [layer for layer in surveyed.layers if layer not in there]
+            if missing or not run.has_tokens():
                 engine.collect(taken, missing, run, watch.chunks)
-            except KeyboardInterrupt as stopped:
-                kept = len(run.finished(surveyed.layers))
-                stopped.add_note(
-                    f"{kept:,} of {len(surveyed.layers):,} layers are kept; the same call makes the others"
-                )
-                raise
-        files = run.finished(surveyed.layers)
-        for layer in surveyed.layers:
-            if layer not in files:
-                raise CalibrationError(f"the engine did not write the inputs of layer {layer}")
-        return run.finish(files.values(), weights)
+            files = run.finished(surveyed.layers)
+            for layer in surveyed.layers:
+                if layer not in files:
+                    raise CalibrationError(f"the engine did not write the inputs of layer {layer}")
+            return run.finish(files.values(), weights)
 
 
 def calibrate_imatrix(
@@ -180,6 +187,7 @@ def calibrate_imatrix(
     ------
     As `calibrate`.
     """
+    from ggplan.calibration.run import WORKING_MODEL
     from ggplan.imatrix.writing import form_of_name
 
     model = _opened(model)
@@ -191,7 +199,8 @@ def calibrate_imatrix(
         raise CalibrationError(
             f"{shown(path)} exists", hint="name another file, or give --force to replace it"
         )
-    with _engine(model, known, options, path.with_name(f"{path.name}.{_WORK}"), watch) as engine:
+    work = path.with_name(f"{path.name}.{WORKING_MODEL}")
+    with _engine(model, known, options, work, watch) as engine:
         surveyed = engine.survey()
         taken = taken_chunks(surveyed.tokens, known, options)
         engine.imatrix(taken, path, form or form_of_name(path), watch.chunks)
@@ -214,9 +223,14 @@ def _opened(model: Model | str | Path) -> Model:
 
 
 def _texts(texts: Sequence[str | Path], options: CalibrateOptions) -> list[_Text]:
+    from ggplan.calibration.engines import TEXT_LIMIT
     from ggplan.calibration.shipped import DEFAULT, shipped_texts
     from ggplan.sources.files import read_whole
 
+    if options.engine not in ENGINES:
+        raise CalibrationError(
+            f"there is no engine {shown(options.engine)}", hint=f"one of {', '.join(ENGINES)}"
+        )
     if isinstance(texts, str | Path):
         texts = [texts]
     if not texts:
@@ -231,7 +245,7 @@ def _texts(texts: Sequence[str | Path], options: CalibrateOptions) -> list[_Text
     found: list[_Text] = []
     for name, text in named:
         try:
-            raw = read_whole(text, _TEXT_LIMIT)
+            raw = read_whole(text, TEXT_LIMIT)
         except CheckpointError as error:
             raise CalibrationError(error.message, hint=error.hint) from error
         if (encoding := text_encoding(raw)[1]) != "utf-8":
@@ -239,6 +253,7 @@ def _texts(texts: Sequence[str | Path], options: CalibrateOptions) -> list[_Text
                 f"{shown(text)} is text in {encoding}, which a model would read as nonsense",
                 hint="write it in UTF-8",
             )
+        _refuse_no_text(text, raw, options.n_ctx)
         digest = hashlib.sha256(raw).hexdigest()
         for other in found:
             if other.sha256 == digest:
@@ -246,17 +261,54 @@ def _texts(texts: Sequence[str | Path], options: CalibrateOptions) -> list[_Text
                     f"{shown(text)} and {shown(other.path)} are one text", hint="name it once"
                 )
         found.append(_Text(name, text, digest, len(raw)))
+    _refuse_too_few([text.name for text in found], options)
     return found
 
 
-_TEXT_LIMIT = 1 << 32
+def _refuse_too_few(names: Sequence[str], options: CalibrateOptions) -> None:
+    """Refuse a limit under which a text would not be run at all, and what it stands for be missing."""
+    limit, n_ctx = _chunk_limit(options), options.n_ctx
+    if limit is None or limit >= len(names):
+        return
+    each = f" for each of the {len(names):,} texts {shown(', '.join(names))}" if len(names) > 1 else ""
+    if options.n_tokens is not None:
+        told = f"{options.n_tokens:,} tokens are less than a chunk of {n_ctx:,}{each}"
+        least = f"at least {len(names) * n_ctx:,} with --tokens"
+    else:
+        told = f"{limit:,} chunk{'s are' if limit > 1 else ' is'} less than one{each}"
+        least = f"at least {len(names):,} with --chunks"
+    fewer = ", or fewer texts" if len(names) > 1 else ", or a smaller --ctx"
+    raise CalibrationError(told, hint=f"give {least}{fewer}")
+
+
+def _chunk_limit(options: CalibrateOptions) -> int | None:
+    """The most chunks that all texts may have together."""
+    return options.n_chunks if options.n_tokens is None else options.n_tokens // options.n_ctx
+
+
+def _refuse_no_text(path: Path, raw: bytes, n_ctx: int) -> None:
+    """Refuse what no tokenizer can make a chunk of, before a model is converted for the engine."""
+    if b"\0" in raw:
+        raise CalibrationError(f"{shown(path)} is no text: it has zero bytes", hint="name a text in UTF-8")
+    try:
+        raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise CalibrationError(
+            f"{shown(path)} is not UTF-8: byte {raw[error.start]:#04x} at {error.start:,}",
+            hint="write it in UTF-8 (`iconv -f latin1 -t utf-8`, if it is in Latin-1)",
+        ) from None
+    if len(raw) + 1 < n_ctx:  # a token for each byte, and one that begins the text
+        raise CalibrationError(
+            f"{shown(path)} has {len(raw):,} bytes, and a chunk is of {n_ctx:,} tokens",
+            hint="give a longer text, or a smaller --ctx",
+        )
 
 
 def _settings(
     model: Model, weights: dict[str, str], texts: Sequence[_Text], options: CalibrateOptions
 ) -> dict[str, Any]:
     """What is known of a run before an engine is started; all of it is what the files depend on."""
-    from ggplan.calibration.folder import sha256_of_json
+    from ggplan.calibration.index import sha256_of_json
 
     shapes = sorted((t.name, list(t.shape)) for t in model.tensors)
     return {
@@ -279,7 +331,7 @@ def _settings(
 def _measured(
     engine: Engine,
     tokens: Sequence[int],
-    taken: Sequence[int],
+    taken: Taken,
     texts: Sequence[_Text],
     options: CalibrateOptions,
 ) -> dict[str, Any]:
@@ -287,27 +339,29 @@ def _measured(
     return {
         "engine": {"name": engine.name, "build": engine.build},
         "texts": [
-            {"name": t.name, "sha256": t.sha256, "n_bytes": t.n_bytes, "tokens": n, "chunks": used}
+            {"name": t.name, "sha256": t.sha256, "n_bytes": t.n_bytes, "tokens": n, "chunks": len(used)}
             for t, n, used in zip(texts, tokens, taken, strict=True)
         ],
-        "chunks": sum(taken),
-        "tokens": sum(taken) * options.n_ctx,
+        "chunks": sum(map(len, taken)),
+        "tokens": sum(map(len, taken)) * options.n_ctx,
     }
 
 
-def _same(before: Any, settings: dict[str, Any]) -> bool:
-    """Whether a run has these settings, as far as they are known before an engine is started."""
-    try:
+def _as_known(before: Any, settings: dict[str, Any]) -> dict[str, Any]:
+    """Of the settings of a run those that are known before an engine is started."""
+    known: dict[str, Any] = {}
+    with contextlib.suppress(KeyError, TypeError):
         known = {name: before[name] for name in settings}
         known["engine"] = {"name": before["engine"]["name"]}
         known["texts"] = [{name: t[name] for name in ("name", "sha256", "n_bytes")} for t in before["texts"]]
-    except (KeyError, TypeError):
-        return False
-    return known == settings
+    return known
 
 
-def taken_chunks(tokens: Sequence[int], texts: Sequence[_Text], options: CalibrateOptions) -> list[int]:
-    """How many chunks of each text are run: all, or of a limit an equal share of each that has so many.
+def taken_chunks(tokens: Sequence[int], texts: Sequence[_Text], options: CalibrateOptions) -> list[list[int]]:
+    """The numbers of the chunks of each text that are run: all, or an equal share of each that has so many.
+
+    A number of tokens is taken from all over a text, which may go from one kind to the next; a number of
+    chunks is its first, as llama-imatrix has them.
 
     Raises
     ------
@@ -326,9 +380,7 @@ def taken_chunks(tokens: Sequence[int], texts: Sequence[_Text], options: Calibra
             f"the text has {sum(tokens):,} tokens, which is less than two chunks of {options.n_ctx:,}",
             hint="give a longer text, or a smaller --ctx",
         )
-    limit = options.n_chunks
-    if options.n_tokens is not None:
-        limit = math.ceil(options.n_tokens / options.n_ctx)
+    limit = _chunk_limit(options)
     left = sum(there) if limit is None else min(limit, sum(there))
     taken = [0] * len(there)
     while left:
@@ -338,17 +390,15 @@ def taken_chunks(tokens: Sequence[int], texts: Sequence[_Text], options: Calibra
             more = min(share, there[i] - taken[i], left)
             taken[i] += more
             left -= more
-    return taken
+    if options.n_tokens is None:
+        return [list(range(n)) for n in taken]
+    return [[k * n // count for k in range(count)] for n, count in zip(there, taken, strict=True)]
 
 
 def _engine(
     model: Model, texts: Sequence[_Text], options: CalibrateOptions, work: Path, watch: Watch
 ) -> contextlib.AbstractContextManager[Engine]:
-    """The engine; what was made for it is removed when the work is done, and stays where it fails."""
-    if options.engine not in ENGINES:
-        raise CalibrationError(
-            f"there is no engine {shown(options.engine)}", hint=f"one of {', '.join(ENGINES)}"
-        )
+    """The engine; what was made for it is removed when the work is done, or if it cannot be done."""
     return ENGINES[options.engine](model, [text.path for text in texts], options, work, watch)
 
 
@@ -371,8 +421,21 @@ def _llama_cpp(
         return
     LlamaCpp(work, how)  # before hours of converting: is the engine there?
     _convert(model, work, watch)
-    yield LlamaCpp(work, how)
-    for path in (work, work.with_name(f"{work.name}.sha256")):
+    own = (work, work.with_name(f"{work.name}.sha256"))
+    try:
+        yield LlamaCpp(work, how)
+    except CalibrationError:  # which the same call would raise again
+        for path in own:
+            path.unlink(missing_ok=True)
+        raise
+    except BaseException as error:
+        n_bytes = format_bytes(work.stat().st_size)
+        note = f"the model in bf16, {n_bytes}, is kept in {shown(work)} for the same call; else delete it"
+        error.add_note(note)
+        if isinstance(error, Error):
+            error.hint = f"{error.hint}; {note}" if error.hint else note
+        raise
+    for path in own:
         path.unlink(missing_ok=True)
 
 

@@ -35,6 +35,11 @@ def names_in_words(names: Sequence[str], *, quote: str = "") -> str:
     return f"{len(names):,} tensors ({shown}{', …' if len(names) > _SHOWN_NAMES else ''})"
 
 
+def plural(n: int, noun: str) -> str:
+    """A number of things: `1 chunk`, `1,200 chunks`."""
+    return f"{n:,} {noun}{'s' * (n != 1)}"
+
+
 def format_bytes(n_bytes: int) -> str:
     """A byte count with three significant digits and a binary unit: `69.2 GiB`, `16.0 KiB`, `90 B`."""
     if n_bytes < 1024:

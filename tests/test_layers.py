@@ -63,11 +63,12 @@ ALLOWED = {
     },
     "forward": {"errors", "text", "ggml_types", "model", "sources", "arch"},
     "correcting": {
-        "version", "errors", "text", "ggml_types", "model", "sources", "planning", "quants", "forward",
+        "version", "errors", "text", "ggml_types", "metadata", "model", "sources", "reshaping", "planning",
+        "quants", "forward",
     },
     "calibration": {
         "version", "errors", "text", "ggml_types", "metadata", "model", "sources", "imatrix", "quants",
-        "planning", "measure", "forward",
+        "reshaping", "planning", "measure", "forward",
     },
     "folding": {
         "errors", "text", "ggml_types", "model", "quants", "imatrix", "calibration",
@@ -78,7 +79,7 @@ ALLOWED = {
     },
     "verification": {
         "errors", "text", "ggml_types", "metadata", "model", "sources", "arch", "reshaping", "opening",
-        "rules", "imatrix", "planning", "conversion", "quants",
+        "rules", "imatrix", "planning", "conversion", "quants", "calibration", "folding",
     },
     "probing": {
         "version", "errors", "substitutes", "text", "ggml_types", "metadata", "model", "sources", "rules",

@@ -1,11 +1,11 @@
 """Cause every kind of failure in conversions, many times, and print the results.
 
-    python tools/fault_campaign.py [--seed N] [--scale PERCENT]
+    python tools/fault_campaign.py [--seed N] [--scale PERCENT] [--torch] [--only SCENARIO]
 
-Three scenarios (a GGUF, a sharded Hugging Face folder, a split set as output), each converted again and again
-while it is killed, interrupted, refused disk space, or finds its unfinished work damaged. After each trial
-the same command must end in the same bytes and leave nothing else. `tests/conversion/test_faults.py` runs a
-small sample of the same trials.
+Four scenarios (a GGUF, a sharded Hugging Face folder, a split set as output, a calibration), and with --torch
+corrected targets, each converted again and again while it is killed, interrupted, refused disk space, or
+finds its unfinished work damaged. After each trial the same command must end in the same bytes and leave
+nothing else. `tests/conversion/test_faults.py` runs a small sample of the same trials.
 """
 
 from __future__ import annotations
@@ -31,12 +31,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--scale", type=int, default=100, help="percent of the trials")
+    parser.add_argument("--torch", action="store_true", help="corrected targets too, which need torch")
+    parser.add_argument("--only", metavar="SCENARIO", help="one of the scenarios alone")
     arguments = parser.parse_args()
     counts = {name: max(3, count * arguments.scale // 100) for name, count in COUNTS.items()}
     started = time.monotonic()
     tallies = {name: Tally() for name in counts}
-    with fault_server() as server, tempfile.TemporaryDirectory() as folder:
+    with fault_server(with_torch=arguments.torch) as server, tempfile.TemporaryDirectory() as folder:
         scenarios = make_scenarios(server, Path(folder) / "scenarios")
+        if arguments.only:
+            scenarios = {arguments.only: scenarios[arguments.only]}
         for name, scenario, wrong in campaign(server, scenarios, Path(folder), counts, arguments.seed):
             tallies[name].n += 1
             if wrong:

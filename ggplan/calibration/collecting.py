@@ -11,29 +11,46 @@ squares, which go into the imatrix, are of the values before rounding.
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ggplan.calibration.folder import SCHEMA, TOKENS, LayerFile, layer_file, sha256_of_file
+from ggplan.calibration.folder import sha256_of_file
+from ggplan.calibration.index import SCHEMA, TOKENS, LayerFile, layer_file
 from ggplan.calibration.inputs import Form, Input, input_from_json
 from ggplan.errors import CalibrationError, CheckpointError
 from ggplan.imatrix import Sums
 from ggplan.quants.floats import narrowed
 from ggplan.quants.linear_algebra import PANEL, MomentSums
-from ggplan.sources.files import shown
+from ggplan.sources.files import read_at, shown
 from ggplan.sources.json_files import parse_object
-from ggplan.sources.safetensors import read_metadata, read_tensors
+from ggplan.sources.safetensors import library_io_errors, read_metadata, read_tensors
 
 F32Array = NDArray[np.float32]
+Taken = Sequence[Sequence[int]]
+"""The numbers of the chunks that are run, of each text."""
+Tokens = TypeVar("Tokens", bound=NDArray[Any])
 _METADATA = "ggplan"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_PIECE = 1 << 22
 _SHARED_WORK = 1024  # columns from which threads are worth their start
+
+
+def chunks_of(texts: Sequence[Tokens], taken: Taken, n_ctx: int) -> Tokens:
+    """Chunks of texts, given as their tokens, by their numbers: (n, n_ctx)."""
+    parts = [
+        tokens[: len(tokens) // n_ctx * n_ctx].reshape(-1, n_ctx)[list(numbers)]
+        for tokens, numbers in zip(texts, taken, strict=True)
+    ]
+    return np.concatenate(parts)  # type: ignore[return-value]
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,20 +344,45 @@ def _write(path: Path, tensors: Mapping[str, NDArray[Any]], run: str, inputs: Se
     The metadata is one string: of several the library would choose the order by chance.
     """
     part = path.with_name(f"{path.name}.part")
-    kept = {"schema": SCHEMA, "run": run, "inputs": [i.to_json() for i in inputs]}
+    data = hashlib.sha256()
+    for name in sorted(tensors):
+        data.update(name.encode("utf-8"))
+        data.update(np.ascontiguousarray(tensors[name]).data)
+    kept = {
+        "schema": SCHEMA, "run": run, "data": data.hexdigest(), "inputs": [i.to_json() for i in inputs],
+    }  # fmt: skip
     try:
-        _serialize(tensors, part, {_METADATA: json.dumps(kept, ensure_ascii=True)})
+        with library_io_errors():
+            _serialize(tensors, part, {_METADATA: json.dumps(kept, ensure_ascii=True)})
         os.replace(part, path)
     except OSError as error:
-        raise CalibrationError(f"cannot write {shown(path)}: {error.strerror or error}") from error
+        raise cannot_write(path, error) from error
     finally:
         part.unlink(missing_ok=True)
 
 
+def cannot_write(path: Path, error: OSError) -> CalibrationError:
+    """The error of a file or folder of a calibration that cannot be written."""
+    room = "free some space there: " if error.errno in _FULL else ""
+    return CalibrationError(
+        f"cannot write {shown(path)}: {error.strerror or error}",
+        hint=f"{room}finished layers are kept, and the same call makes the others",
+    )
+
+
 def is_of_run(path: Path, run: str) -> bool:
-    """Whether a file is there, whole, and this run has written it."""
+    """Whether a file is there, this run has written it, and no bit of it has changed since."""
     try:
-        return bool(read_tensors(path)) and _kept(path).get("run") == run
+        kept, stored = _kept(path), read_tensors(path)
+        if kept.get("run") != run:
+            return False
+        data = hashlib.sha256()
+        for name in sorted(stored):
+            data.update(name.encode("utf-8"))
+            for at in range(0, stored[name].n_bytes, _PIECE):
+                n_bytes = min(_PIECE, stored[name].n_bytes - at)
+                data.update(read_at(path, stored[name].offset + at, n_bytes))
+        return kept.get("data") == data.hexdigest()
     except CheckpointError:
         return False
 

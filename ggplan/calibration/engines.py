@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from ggplan.calibration.collecting import Activation
+from ggplan.calibration.collecting import Taken
 from ggplan.calibration.run import Run
 from ggplan.errors import CalibrationError
 from ggplan.imatrix.writing import Form
@@ -16,6 +16,10 @@ from ggplan.text import format_bytes
 
 Progress = Callable[[int, int], None]
 """Told how many chunks are done, and of how many."""
+
+
+TEXT_LIMIT = 1 << 32
+"""Bytes of a text that are read at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +52,10 @@ class Engine(Protocol):
     def survey(self) -> Surveyed:
         """What is known before a token is run."""
 
-    def collect(
-        self, taken: Sequence[int], layers: Sequence[int | None], run: Run, progress: Progress
-    ) -> None:
-        """Run the first chunks of each text, `taken` of them, and write the files of some layers."""
+    def collect(self, taken: Taken, layers: Sequence[int | None], run: Run, progress: Progress) -> None:
+        """Run chunks of the texts, and write the files of some layers."""
 
-    def imatrix(self, taken: Sequence[int], path: Path, form: Form, progress: Progress) -> None:
+    def imatrix(self, taken: Taken, path: Path, form: Form, progress: Progress) -> None:
         """Run the same and write an imatrix alone."""
 
 
@@ -127,20 +129,24 @@ class LlamaCpp:
             self._inputs = said.get("inputs", self._inputs)
         return Surveyed(tuple(tokens), tuple(dict.fromkeys(each["layer"] for each in self._inputs)))
 
-    def collect(
-        self, taken: Sequence[int], layers: Sequence[int | None], run: Run, progress: Progress
-    ) -> None:
+    def collect(self, taken: Taken, layers: Sequence[int | None], run: Run, progress: Progress) -> None:
         """As `Engine.collect`: in passes over the text, each for as many layers as the memory holds."""
-        groups = self.passes(sum(taken) * self._options.n_ctx, layers)
+        groups = self.passes(sum(map(len, taken)) * self._options.n_ctx, layers)
         where = {"folder": str(run.folder), "run": run.digest}
-        for said in self._run(task="layers", taken=list(taken), groups=groups, inputs=self._inputs, **where):
+        for said in self._run(
+            task="layers",
+            taken=[list(numbers) for numbers in taken],
+            groups=groups,
+            inputs=self._inputs,
+            **where,
+        ):
             if "chunks" in said:
                 progress(*said["chunks"])
 
-    def imatrix(self, taken: Sequence[int], path: Path, form: Form, progress: Progress) -> None:
+    def imatrix(self, taken: Taken, path: Path, form: Form, progress: Progress) -> None:
         """As `Engine.imatrix`."""
         where = {"output": str(path), "form": form, "datasets": list(self._options.datasets)}
-        for said in self._run(task="imatrix", taken=list(taken), **where):
+        for said in self._run(task="imatrix", taken=[list(numbers) for numbers in taken], **where):
             if "chunks" in said:
                 progress(*said["chunks"])
 
@@ -184,8 +190,3 @@ class LlamaCpp:
 
         with closing(run_apart("ggplan.calibration.llama_cpp", self._request | more)) as lines:
             yield from lines
-
-
-def bytes_of_layer(activations: Sequence[Activation], n_tokens: int) -> int:
-    """Bytes that a layer's file will have, but for its header and statistics."""
-    return sum(min(a.bytes_as_rows(n_tokens), a.bytes_as_moments()) for a in activations)

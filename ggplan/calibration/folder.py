@@ -1,24 +1,10 @@
 """The folder that a calibration is kept in.
 
-    calibration.json         what it was made of, and what is in the other files; written last
+    calibration.json         what it was made of, and what is in the other files (see `index`); written last
     imatrix.gguf             an ordinary imatrix
     tokens.safetensors       the tokens that were run, i32 (chunks, n_ctx)
     layer-000.safetensors    the inputs of the matrices of a layer (see `ggplan.calibration.inputs`)
     outside.safetensors      those of matrices outside the layers, such as output.weight
-
-calibration.json is
-
-    {
-      "schema": "ggplan.calibration/1",
-      "run": {"model": {...}, "engine": {...}, "texts": [...], "n_ctx": 512, "tokens": 32768, ...},
-      "imatrix": {"file": "imatrix.gguf", "sha256": "..."},
-      "tokens": {"file": "tokens.safetensors", "sha256": "..."},
-      "weights": {"blk.0.attn_q.weight": "..."},
-      "layers": [{"file": "layer-000.safetensors", "sha256": "...", "inputs": [...]}]
-    }
-
-The SHA-256 of calibration.json is the identity of the whole: it has the SHA-256 of every other file, which is
-checked when a file is first read. It holds no date and no path, so the same run makes the same folder.
 
 Each layer's file says in its metadata of which run it is, so that an unfinished folder is gone on with by the
 same run only.
@@ -27,56 +13,34 @@ same run only.
 from __future__ import annotations
 
 import hashlib
-import json
-import re
 import threading
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ggplan.calibration.inputs import Input, input_from_json, members_of
+from ggplan.calibration.index import AGAIN, IMATRIX, INDEX, RUN, TOKENS, LayerFile, is_layer_file, read_index
+from ggplan.calibration.inputs import Input
 from ggplan.errors import CalibrationError, CheckpointError
-from ggplan.imatrix import IN_CALIBRATION, Imatrix, load_imatrix
+from ggplan.imatrix import Imatrix, load_imatrix
 from ggplan.quants.linear_algebra import Moments, MomentSums
-from ggplan.sources.files import exists, file_size, read_array, read_at, read_rows, read_whole, shown
-from ggplan.sources.json_files import parse_object
+from ggplan.sources.files import exists, file_size, read_array, read_at, read_rows, shown
 from ggplan.sources.safetensors import StoredTensor, read_tensors
+from ggplan.text import nearest, plural
 
-SCHEMA = "ggplan.calibration/1"
-INDEX, RUN, TOKENS = "calibration.json", "run.json", "tokens.safetensors"
-IMATRIX = IN_CALIBRATION
-OUTSIDE = "outside.safetensors"
-_LAYER_FILE = re.compile(r"layer-(\d{3,})\.safetensors|outside\.safetensors", re.ASCII)
-_INDEX_LIMIT = 64 << 20
+if TYPE_CHECKING:
+    from ggplan.calibration.reshaped import ReshapedCalibration
+    from ggplan.model import Model
+
 _PIECE = 1 << 20
-_AGAIN = "run `ggplan calibrate` again"
+_MADEAGAIN = "the same `ggplan calibrate` as before makes what is damaged again"
 _MAKE = "`ggplan calibrate MODEL --text FILE -o DIR` makes one"
-_DIGEST = re.compile(r"[0-9a-f]{64}")
-
-
-def layer_file(layer: int | None) -> str:
-    """The name of a layer's file; None is what is outside the layers."""
-    return OUTSIDE if layer is None else f"layer-{layer:03}.safetensors"
-
-
-def is_layer_file(name: str) -> bool:
-    """Whether a file has the name of a layer's file."""
-    return _LAYER_FILE.fullmatch(name) is not None
-
-
-@dataclass(frozen=True, slots=True)
-class LayerFile:
-    """A layer's file and the inputs in it."""
-
-    name: str
-    sha256: str
-    inputs: tuple[Input, ...]
 
 
 @dataclass(frozen=True)
@@ -105,7 +69,7 @@ class Calibration:
     imatrix_sha256: str
     tokens_sha256: str
     _read: dict[str, dict[str, StoredTensor]] = field(default_factory=dict, repr=False)
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _locks: dict[str, threading.Lock] = field(default_factory=dict, repr=False)
 
     @cached_property
     def imatrix(self) -> Imatrix:
@@ -136,7 +100,7 @@ class Calibration:
         found = self.input_of(tensor)
         return found.tokens if found is not None else ()
 
-    def moments(self, tensor: str, slice: int = 0, threads: int = 1) -> Moments | None:
+    def moments(self, tensor: str, slice: int | None = None, threads: int = 1) -> Moments | None:
         """The second moments of the inputs of one slice of a tensor; None if it saw no token.
 
         Parameters
@@ -144,19 +108,15 @@ class Calibration:
         tensor
             Its GGUF name.
         slice
-            The expert, or the matrix of a stack.
+            The expert, or the matrix of a stack; not needed where there is one alone.
 
         Raises
         ------
         CalibrationError
-            If the file is damaged, or of another calibration.
+            If it has no such tensor or slice, none of several is named, or the file is damaged, or of
+            another calibration.
         """
-        found = self.inputs.get(tensor)
-        if found is None:
-            return None
-        file, which = found
-        if not 0 <= slice < which.n_slices:
-            raise ValueError(f"slice {slice} of {which.n_slices}")
+        file, which, slice = self._slice(tensor, slice)
         n_tokens = which.tokens[slice]
         if not n_tokens:
             return None
@@ -176,11 +136,13 @@ class Calibration:
 
         What an expert without tokens may have instead, where all experts share the layer's own input (gate
         and up). None where each has an input of its own (down).
+
+        Raises
+        ------
+        CalibrationError
+            As `moments`.
         """
-        found = self.inputs.get(tensor)
-        if found is None:
-            return None
-        file, which = found
+        file, which = self._found(tensor)
         for other in file.inputs:
             if other.name == which.name and not other.experts and other.n_slices == 1:
                 return self.moments(other.tensors[0], 0, threads)
@@ -198,23 +160,46 @@ class Calibration:
         values = self._data(record, 0, record.n_bytes).view("<f4").reshape(record.shape)
         return values, np.array(which.tokens, np.int64)
 
-    def column_means(self, tensor: str, slice: int = 0) -> NDArray[np.float32] | None:
+    def column_means(self, tensor: str, slice: int | None = None) -> NDArray[np.float32] | None:
         """The mean input of one slice of a tensor, (n_columns,) float32; None if it saw no token."""
-        found = self.inputs.get(tensor)
-        if found is None or not found[1].tokens[slice]:
+        file, which, slice = self._slice(tensor, slice)
+        if not which.tokens[slice]:
             return None
-        file, which = found
         size = 4 * which.n_columns
         return self._data(self._tensors(file)[which.mean], slice * size, size).view("<f4")
 
-    def rows(self, tensor: str, slice: int = 0) -> NDArray[np.uint16] | None:
+    def rows(self, tensor: str, slice: int | None = None) -> NDArray[np.uint16] | None:
         """The inputs of one slice of a tensor, (tokens, n_columns), bits of bfloat16; None if not kept."""
-        found = self.inputs.get(tensor)
-        if found is None or found[1].form == "h":
+        file, which, slice = self._slice(tensor, slice)
+        if which.form == "h":
             return None
-        file, which = found
         parts = list(self._rows(self._tensors(file), which, slice))
         return np.concatenate(parts) if parts else np.empty((0, which.n_columns), np.uint16)
+
+    def _found(self, tensor: str) -> tuple[LayerFile, Input]:
+        """The input of a tensor and the file that has it."""
+        found = self.inputs.get(tensor)
+        if found is None:
+            near = nearest(tensor, self.inputs)
+            raise CalibrationError(
+                f"{shown(self.path)} has no input of '{shown(tensor)}'",
+                hint=f"the nearest name is '{shown(near)}'" if near else "",
+            )
+        return found
+
+    def _slice(self, tensor: str, slice: int | None) -> tuple[LayerFile, Input, int]:
+        """The same, and the number of a slice."""
+        file, which = self._found(tensor)
+        n = which.n_slices
+        if slice is None and n > 1:
+            raise CalibrationError(f"'{shown(tensor)}' has {n:,} slices", hint=f"name one, 0 to {n - 1}")
+        number = 0 if slice is None else int(slice)
+        if not 0 <= number < n:
+            raise CalibrationError(
+                f"'{shown(tensor)}' has {plural(n, 'slice')}, and slice {number} is none of them",
+                hint=f"name one of 0 to {n - 1}" if n > 1 else "name slice 0, or none",
+            )
+        return file, which, number
 
     def tokens_of_run(self) -> NDArray[np.int32]:
         """The tokens that were run, (chunks, n_ctx) int32, the first of each chunk as the model got it.
@@ -229,8 +214,20 @@ class Calibration:
             stored = read_tensors(self.path / TOKENS)
         record = stored.get("tokens")
         if record is None or record.dtype != "I32" or len(record.shape) != 2:
-            raise CalibrationError(f"{shown(self.path / TOKENS)} holds no tokens", hint=_AGAIN)
+            raise CalibrationError(f"{shown(self.path / TOKENS)} holds no tokens", hint=AGAIN)
         return self._data(record, 0, record.n_bytes).view("<i4").reshape(record.shape)
+
+    def for_model(self, model: Model) -> Calibration | ReshapedCalibration:
+        """The calibration under the names of a model, which may have been reshaped (`calibration.reshaped`).
+
+        Raises
+        ------
+        PlanError
+            If the keys in which a file says how it was reshaped are damaged.
+        """
+        from ggplan.calibration.reshaped import of_reshaped
+
+        return of_reshaped(self, model)
 
     def verify(self) -> None:
         """Check every file against the index.
@@ -242,8 +239,9 @@ class Calibration:
         """
         self._check(IMATRIX, self.imatrix_sha256)
         self.tokens_of_run()
-        for file in self.layers:
-            self._tensors(file)
+        with ThreadPoolExecutor(_HASHED_AT_A_TIME) as pool:
+            for _ in pool.map(self._tensors, self.layers):
+                pass
 
     def _rows(self, stored: Mapping[str, StoredTensor], which: Input, slice: int) -> list[NDArray[np.uint16]]:
         record = stored[which.data]
@@ -273,13 +271,13 @@ class Calibration:
         if not np.isfinite(moments.matrix).all() or (moments.matrix.diagonal() < 0).any():
             raise CalibrationError(
                 f"{shown(self.path / file.name)}: the inputs of '{shown(which.tensors[0])}' are not finite",
-                hint=_AGAIN,
+                hint=AGAIN,
             )
         return moments
 
     def _tensors(self, file: LayerFile) -> Mapping[str, StoredTensor]:
         """What a layer's file holds, once it is known to be the right file."""
-        with self._lock:
+        with self._locks.setdefault(file.name, threading.Lock()):
             if file.name not in self._read:
                 self._check(file.name, file.sha256)
                 self._read[file.name] = _stored_of(self.path / file.name, file.inputs)
@@ -288,17 +286,18 @@ class Calibration:
     def _check(self, name: str, sha256: str) -> None:
         path = self.path / name
         if not exists(path):
-            raise CalibrationError(f"{shown(self.path)} lacks {name}", hint=_AGAIN)
+            raise CalibrationError(f"{shown(self.path)} lacks {name}", hint=AGAIN)
         with _told_as_calibration():
             found = sha256_of_file(path)
         if found != sha256:
             raise CalibrationError(
                 f"{shown(path)} is damaged or of another calibration: its SHA-256 is not that of {INDEX}",
-                hint=f"delete it and {INDEX}, and {_AGAIN}",
+                hint=_MADEAGAIN,
             )
 
 
 _ROWS = 4096  # rows that are read at a time
+_HASHED_AT_A_TIME = 4  # files
 
 
 def open_calibration(path: str | Path) -> Calibration:
@@ -326,69 +325,49 @@ def open_calibration(path: str | Path) -> Calibration:
             f"{shown(path)} is not a calibration: it has no {INDEX}",
             hint=_MAKE,
         )
-    where = shown(path / INDEX)
-    with _told_as_calibration():
-        raw = read_whole(path / INDEX, _INDEX_LIMIT)
-        members = parse_object(raw, where)
-    calibration = _from_json(path, hashlib.sha256(raw).hexdigest(), members, where)
+    index = read_index(path)
+    calibration = Calibration(
+        path, index.digest, index.run, index.layers, index.weights, index.imatrix_sha256, index.tokens_sha256
+    )
     _check_names(calibration)
     return calibration
 
 
-def _from_json(path: Path, digest: str, members: Mapping[str, Any], where: str) -> Calibration:
-    schema = members.get("schema")
-    if schema != SCHEMA:
-        raise CalibrationError(
-            f"{where} has the schema {shown(repr(schema))}, and this ggplan reads {SCHEMA!r}", hint=_AGAIN
-        )
-    run = members_of(members.get("run"), f'"run" of {where}')
-    imatrix = members_of(members.get("imatrix"), f'"imatrix" of {where}')
-    tokens = members_of(members.get("tokens"), f'"tokens" of {where}')
-    weights = members_of(members.get("weights"), f'"weights" of {where}')
-    layers = members.get("layers")
-    if not isinstance(layers, list) or not layers:
-        raise CalibrationError(f"{where} has no layers")
-    files = tuple(_layer_from_json(value, where) for value in layers)
-    if not all(isinstance(mark, str) for mark in weights.values()):
-        raise CalibrationError(f"{where} has a mark of weights that is no text")
-    names = [name for file in files for i in file.inputs for name in i.tensors]
-    if len(set(names)) != len(names) or len({file.name for file in files}) != len(files):
-        raise CalibrationError(f"{where} has a tensor or a file twice")
-    return Calibration(
-        path, digest, run, files, weights, _digest_of(imatrix, where), _digest_of(tokens, where)
-    )
-
-
-def _layer_from_json(value: object, where: str) -> LayerFile:
-    members = members_of(value, f"a layer of {where}")
-    name, inputs = members.get("file"), members.get("inputs")
-    if not isinstance(name, str) or not is_layer_file(name):
-        raise CalibrationError(f"{where} names the file {shown(repr(name))}, which is none of a layer")
-    if not isinstance(inputs, list):
-        raise CalibrationError(f"{where} does not list the inputs of {name}")
-    found = tuple(input_from_json(each, f"input {i} of {name} in {where}") for i, each in enumerate(inputs))
-    return LayerFile(name, _digest_of(members, where), found)
-
-
-def _digest_of(members: Mapping[str, Any], where: str) -> str:
-    digest = members.get("sha256")
-    if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
-        raise CalibrationError(f"{where} has no SHA-256 of {shown(members.get('file', 'a file'))}")
-    return digest
+def damaged_files(path: Path) -> list[str]:
+    """The names of files in a folder that are not as its index has them; none if the index is damaged."""
+    try:
+        index = read_index(path)
+    except CalibrationError:
+        return []
+    known = {IMATRIX: index.imatrix_sha256, TOKENS: index.tokens_sha256}
+    known |= {file.name: file.sha256 for file in index.layers}
+    return [n for n, sha256 in known.items() if exists(path / n) and sha256_of_file(path / n) != sha256]
 
 
 def _check_names(calibration: Calibration) -> None:
-    """All files of the index are there, and no other layer's."""
+    """All files of the index are there and as long as they say, and no other layer's.
+
+    What is in them is compared with the index when it is read.
+    """
     there = {entry.name for entry in calibration.path.iterdir()}
     expected = {IMATRIX, TOKENS, *(file.name for file in calibration.layers)}
     for name in sorted(expected - there):
-        raise CalibrationError(f"{shown(calibration.path)} lacks {name}", hint=_AGAIN)
+        raise CalibrationError(f"{shown(calibration.path)} lacks {name}", hint=AGAIN)
     for name in sorted(filter(is_layer_file, there - expected)):
         raise CalibrationError(
             f"{shown(calibration.path)} has {shown(name)}, which is of another calibration: {INDEX} does not "
             "list it",
             hint=f"move {shown(name)} out of the folder",
         )
+    for file in calibration.layers:
+        path = calibration.path / file.name
+        try:
+            _stored_of(path, file.inputs)
+        except CalibrationError as error:
+            why = error.message.removeprefix(f"{shown(path)}: ")
+            if why != error.message:
+                why = f"{shown(path)} is damaged or of another calibration: {why}"
+            raise CalibrationError(why, hint=_MADEAGAIN) from error
 
 
 def _stored_of(path: Path, inputs: tuple[Input, ...]) -> dict[str, StoredTensor]:
@@ -416,14 +395,14 @@ def _stored_of(path: Path, inputs: tuple[Input, ...]) -> dict[str, StoredTensor]
             if record is None or record.dtype != dtype or shape not in (None, record.shape):
                 raise CalibrationError(
                     f"{shown(path)} does not hold {dtype} '{shown(name)}' for '{shown(i.tensors[0])}'",
-                    hint=_AGAIN,
+                    hint=AGAIN,
                 )
         if i.form == "routed":
             data, routes = stored[i.data].shape, stored[i.routes].shape
             if len(data) != 2 or len(routes) != 2 or data[1] != n or data[0] != routes[0]:
                 raise CalibrationError(
                     f"{shown(path)}: inputs and routes of '{shown(i.tensors[0])}' do not fit together",
-                    hint=_AGAIN,
+                    hint=AGAIN,
                 )
     return stored
 
@@ -442,16 +421,10 @@ def sha256_of_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def sha256_of_json(value: object) -> str:
-    """The SHA-256 of JSON values, whatever the order of their members."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return hashlib.sha256(text.encode("ascii")).hexdigest()
-
-
 @contextmanager
 def _told_as_calibration() -> Iterator[None]:
     """Errors of files inside the block become a `CalibrationError`."""
     try:
         yield
     except CheckpointError as error:
-        raise CalibrationError(error.message, hint=error.hint) from error
+        raise CalibrationError(error.message, hint=error.hint or AGAIN) from error

@@ -30,12 +30,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ggplan.calibration.collecting import Activation, LayerCollector, write_tokens
+from ggplan.calibration.collecting import Activation, LayerCollector, Taken, chunks_of, write_tokens
 from ggplan.calibration.graph_inputs import Callback, GraphInput, Reading, Survey, inputs_of_graph
 from ggplan.calibration.graph_nodes import Graph
 from ggplan.errors import CalibrationError, Error, MeasureError
 from ggplan.imatrix import ImatrixSums, write_imatrix
-from ggplan.measure.embedded import EmbeddedModel, llama_cpp_module
+from ggplan.measure.embedded import EmbeddedModel, end_with_caller, llama_cpp_module
+from ggplan.sources.files import shown
 
 UBATCH = 512
 """Tokens of a graph: llama.cpp's own default."""
@@ -80,11 +81,9 @@ class Runner:
         """The tokens of each text."""
         return [self._model.tokens(Path(text).read_bytes()) for text in self._texts]
 
-    def chunks(self, taken: Sequence[int]) -> NDArray[np.int32]:
-        """The first chunks of each text, `taken` of them, (n, n_ctx)."""
-        texts = zip(self.tokens(), taken, strict=True)
-        parts = [tokens[: n * self.n_ctx].reshape(n, -1) for tokens, n in texts if n]
-        return self._model.as_run(np.concatenate(parts))
+    def chunks(self, taken: Taken) -> NDArray[np.int32]:
+        """Chunks of the texts by their numbers, (n, n_ctx)."""
+        return self._model.as_run(chunks_of(self.tokens(), taken, self.n_ctx))
 
     def survey(self) -> list[GraphInput]:
         """The inputs of a graph, in its order.
@@ -153,6 +152,16 @@ def main(arguments: list[str]) -> int:
     except Error as error:
         _say(failed=error.message, hint=error.hint)
         return 1
+    except OSError as error:
+        where = f" {shown(error.filename)}" if error.filename else ""
+        _say(failed=f"cannot read or write{where}: {error.strerror or error}", hint="")
+        return 1
+    except MemoryError:
+        _say(
+            failed="not enough memory for what is collected",
+            hint="give a smaller --memory, or fewer --tokens",
+        )
+        return 1
     return 0
 
 
@@ -217,4 +226,5 @@ def _say(**line: Any) -> None:
 
 
 if __name__ == "__main__":
+    end_with_caller()
     sys.exit(main(sys.argv[1:]))

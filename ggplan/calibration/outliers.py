@@ -36,7 +36,7 @@ class Outliers:
     n_slices
         Its experts, or the matrices of a stack, or 1.
     left_out
-        The slices that saw too few tokens to say (fewer than 2.5 a column, or none).
+        The slices that saw too few tokens to say (fewer than `FEW_TOKENS` a column, or none).
     columns
         For each slice the outlier columns, those with most energy first; none for slices that are left out.
     largest

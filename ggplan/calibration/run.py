@@ -11,8 +11,12 @@ calibration.json, and run.json is removed; so a folder with calibration.json is 
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import json
-from collections.abc import Iterable, Mapping
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,30 +24,37 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ggplan.calibration.collecting import imatrix_sums, is_of_run, layer_of_run, write_tokens
-from ggplan.calibration.folder import (
+from ggplan.calibration.collecting import cannot_write, imatrix_sums, is_of_run, layer_of_run, write_tokens
+from ggplan.calibration.folder import Calibration, damaged_files, open_calibration, sha256_of_file
+from ggplan.calibration.index import (
     IMATRIX,
     INDEX,
     RUN,
     SCHEMA,
     TOKENS,
-    Calibration,
     LayerFile,
     is_layer_file,
     layer_file,
-    open_calibration,
-    sha256_of_file,
     sha256_of_json,
 )
 from ggplan.calibration.inputs import Input
-from ggplan.errors import CalibrationError, CheckpointError
+from ggplan.errors import CalibrationError, CheckpointError, Error
 from ggplan.imatrix import ImatrixSums, Sums, write_imatrix
 from ggplan.imatrix.entries import ReadOnDemand
 from ggplan.sources.files import exists, read_whole, shown, write_whole
 from ggplan.sources.json_files import parse_object
 
 _RUN_LIMIT = 1 << 24
-_WORKING = ("model.gguf", "states-")  # of files that engines keep here while they work
+WORKING_MODEL = "ggplan-working-model.gguf"
+"""The name of a model that is made for an engine and removed again: one that nobody else gives a file."""
+_WORKING = re.compile(
+    rf"{re.escape(WORKING_MODEL)}(\.\w+)*"
+    r"|states-[0-9a-f]{16}-\d{3,}\.f32(\.part)?"
+    r"|\.tmp[0-9A-Za-z]{6}"  # of the safetensors library
+    r"|(layer-\d{3,}|outside|tokens)\.safetensors\.part|(calibration|run)\.json\.part|imatrix\.gguf\.part",
+    re.ASCII,
+)  # of files that engines, or a run that was killed, have here
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)  # some network file systems
 _OTHER_FOLDER = "name another folder, or give --force to replace it"
 
 
@@ -102,13 +113,12 @@ class Run:
             raise CalibrationError(f"{shown(self.folder / TOKENS)} is missing or of another run")
         tokens = sha256_of_file(self.folder / TOKENS)
         imatrix = write_imatrix(sums_of(parts), self.folder / IMATRIX)
-        named = {name for file in layers for i in file.inputs for name in i.tensors}
         index = {
             "schema": SCHEMA,
             "run": self.settings,
             "imatrix": {"file": IMATRIX, "sha256": imatrix},
             "tokens": {"file": TOKENS, "sha256": tokens},
-            "weights": {name: mark for name, mark in sorted(weights.items()) if name in named},
+            "weights": dict(sorted(weights.items())),
             "layers": [
                 {"file": f.name, "sha256": f.sha256, "inputs": [i.to_json() for i in f.inputs]}
                 for f in layers
@@ -122,6 +132,15 @@ class Run:
         _write_json(self.folder / INDEX, index)
         (self.folder / RUN).unlink(missing_ok=True)
         return open_calibration(self.folder)
+
+    def abandon(self) -> None:
+        """Remove what a run has left that failed before it wrote a layer; a model it works with stays."""
+        working = {
+            entry.name
+            for entry in self.folder.iterdir()
+            if _WORKING.fullmatch(entry.name) and not entry.name.startswith(WORKING_MODEL)
+        }
+        _remove(self.folder, {RUN, TOKENS, *working})
 
 
 def begin(folder: str | Path, settings: Mapping[str, Any], *, force: bool = False) -> Run | Calibration:
@@ -148,32 +167,133 @@ def begin(folder: str | Path, settings: Mapping[str, Any], *, force: bool = Fals
         run.folder.mkdir(exist_ok=True)
         there = {entry.name for entry in run.folder.iterdir()}
     except OSError as error:
-        raise CalibrationError(f"cannot write {shown(folder)}: {error.strerror or error}") from error
+        raise cannot_write(run.folder, error) from error
     before = settings_there(run.folder)
+    require_free(run.folder, before, settings, force=force)
     if before is not None and sha256_of_json(before) == run.digest:
         if INDEX in there:
             with contextlib.suppress(CalibrationError):
                 return _whole(run.folder)
+            # A layer's file says of which run it is, and not whether a bit of it was flipped since.
+            _remove(run.folder, damaged_files(run.folder))
     elif before is not None or any(map(is_layer_file, there)):
+        _remove(run.folder, {name for name in there if is_layer_file(name) or name in (IMATRIX, RUN, TOKENS)})
+    _write_json(run.folder / RUN, {"schema": SCHEMA, "run": settings})
+    (run.folder / INDEX).unlink(missing_ok=True)
+    return run
+
+
+def require_free(
+    folder: Path, before: Mapping[str, Any] | None, settings: Mapping[str, Any], *, force: bool
+) -> None:
+    """Refuse a folder with something else than this run, before anything is written.
+
+    Parameters
+    ----------
+    before
+        The settings of the run whose files are there, in the form of `settings`.
+
+    Raises
+    ------
+    CalibrationError
+        If another run's calibration is there, and may not be replaced, or something else.
+    """
+    there = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
+    if before is not None and dict(before) == dict(settings):
+        return
+    if before is not None or any(map(is_layer_file, there)):
         if not force:
             told = f"the folder {shown(folder)} has another calibration"
             if before is not None:
                 told += f": {_difference(before, settings)}"
             raise CalibrationError(told, hint=_OTHER_FOLDER)
-        _remove(run.folder, {name for name in there if is_layer_file(name) or name in (IMATRIX, RUN, TOKENS)})
-    elif any(not name.startswith(_WORKING) for name in there):
+    elif any(_WORKING.fullmatch(name) is None for name in there):
         raise CalibrationError(
             f"the folder {shown(folder)} is not empty and has no calibration", hint="name another folder"
         )
-    _write_json(run.folder / RUN, {"schema": SCHEMA, "run": settings})
-    (run.folder / INDEX).unlink(missing_ok=True)
-    return run
 
 
 def _whole(folder: Path) -> Calibration:
     calibration = open_calibration(folder)
     calibration.verify()
     return calibration
+
+
+@contextlib.contextmanager
+def telling_kept(run: Run, layers: Sequence[int | None]) -> Iterator[None]:
+    """Ctrl-C, and errors inside the block that do not come of the model, tell what of the layers is kept.
+
+    After an error before the first layer nothing of the run stays.
+
+    Raises
+    ------
+    CalibrationError
+        In the place of an OSError: the engine could not write into the folder.
+    """
+    try:
+        try:
+            yield
+        except OSError as error:
+            raise cannot_write(Path(error.filename or run.folder), error) from error
+    except KeyboardInterrupt as stopped:
+        kept = len(run.finished(layers))
+        stopped.add_note(f"{kept:,} of {len(layers):,} layers are kept; the same call makes the others")
+        raise
+    except Error as error:
+        kept = len(run.finished(layers))
+        if not kept:
+            run.abandon()
+        elif kept == len(layers) and not error.hint:
+            error.hint = "all layers are kept; the same call makes what is missing"
+        raise
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep two runs out of one folder. It is made if it is not there, and removed if it stays empty.
+
+    Raises
+    ------
+    CalibrationError
+        If another run has it.
+    """
+    made = False
+    with contextlib.suppress(OSError):  # `begin` tells why it cannot be made
+        folder.mkdir()
+        made = True
+    descriptor = -1
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if descriptor >= 0:
+            _lock(descriptor, folder)
+        yield
+    finally:
+        if made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+def _lock(descriptor: int, folder: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise CalibrationError(
+            f"another run is filling {shown(folder)}", hint="wait for it, or name another folder"
+        ) from None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise CalibrationError(f"cannot lock {shown(folder)}: {error.strerror or error}") from error
+
+
+def remove_working(folder: Path) -> None:
+    """Remove what engines left in a folder that is whole, where a run was killed before it could."""
+    for entry in list(folder.iterdir()):
+        if _WORKING.fullmatch(entry.name):
+            with contextlib.suppress(OSError):
+                entry.unlink()
 
 
 def settings_there(folder: Path) -> Mapping[str, Any] | None:
@@ -219,4 +339,4 @@ def _write_json(path: Path, value: object) -> None:
     try:
         write_whole(path, [f"{json.dumps(value, indent=1)}\n".encode("ascii")])
     except OSError as error:
-        raise CalibrationError(f"cannot write {shown(path)}: {error.strerror or error}") from error
+        raise cannot_write(path, error) from error

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ggplan.calibration.collecting import Activation, LayerCollector
-from ggplan.calibration.engines import Progress, Surveyed
+from ggplan.calibration.collecting import Activation, LayerCollector, Taken, chunks_of
+from ggplan.calibration.engines import TEXT_LIMIT, Progress, Surveyed
 from ggplan.calibration.run import Run
 from ggplan.errors import CalibrationError
 from ggplan.forward.building import open_checkpoint_model, require_transformers
@@ -27,6 +27,7 @@ from ggplan.ggml_types import F32
 from ggplan.imatrix import ImatrixSums, Sums, write_imatrix
 from ggplan.imatrix.writing import Form
 from ggplan.model import Model
+from ggplan.reshaping import forms_of
 from ggplan.sources.files import exists, read_whole, shown
 from ggplan.sources.huggingface import open_checkpoint
 from ggplan.text import format_bytes
@@ -86,7 +87,8 @@ class TorchEngine:
         n_ctx: int,
         options: TorchOptions,
     ) -> None:
-        if model.kind != "hf" or model.reshaped:
+        is_other = model.reshaped.keys() & {"pruned_layers", "kept_experts"}
+        if model.kind != "hf" or is_other or model.reshaped.get("mtp") == "only":
             raise CalibrationError(
                 f"{shown(model.path)} is not a Hugging Face folder as it is, which the engine torch runs",
                 hint="give the checkpoint's folder, or calibrate with --engine llama.cpp",
@@ -110,9 +112,7 @@ class TorchEngine:
             layers.append(None)
         return Surveyed(tuple(len(tokens) for tokens in self._all_tokens()), tuple(layers))
 
-    def collect(
-        self, taken: Sequence[int], layers: Sequence[int | None], run: Run, progress: Progress
-    ) -> None:
+    def collect(self, taken: Taken, layers: Sequence[int | None], run: Run, progress: Progress) -> None:
         """As `Engine.collect`."""
         tokens = self.chunks(taken)
         run.write_tokens(tokens.astype(np.int32))
@@ -136,7 +136,7 @@ class TorchEngine:
         ):
             collector.write(run.folder, run.digest)
 
-    def imatrix(self, taken: Sequence[int], path: Path, form: Form, progress: Progress) -> None:
+    def imatrix(self, taken: Taken, path: Path, form: Form, progress: Progress) -> None:
         """As `Engine.imatrix`."""
         tokens = self.chunks(taken)
         n_layers = len(self.survey().layers)
@@ -160,18 +160,12 @@ class TorchEngine:
                 entries |= collector.sums()
         write_imatrix(ImatrixSums(self._datasets, self._n_ctx, entries), path, form)
 
-    def chunks(self, taken: Sequence[int]) -> NDArray[np.int64]:
-        """The first chunks of each text, `taken` of them: (n, n_ctx), as llama.cpp cuts them.
+    def chunks(self, taken: Taken) -> NDArray[np.int64]:
+        """Chunks of the texts by their numbers: (n, n_ctx), as llama.cpp cuts them.
 
         Where the tokenizer begins a text with a token, every chunk's first token is replaced by it.
         """
-        n = self._n_ctx
-        parts = [
-            tokens[: count * n].reshape(count, n)
-            for tokens, count in zip(self._all_tokens(), taken, strict=True)
-            if count
-        ]
-        chunks = np.concatenate(parts)
+        chunks = chunks_of(self._all_tokens(), taken, self._n_ctx)
         if (first := self._first_token()) is not None:
             chunks[:, 0] = first
         return chunks
@@ -182,7 +176,7 @@ class TorchEngine:
             begin = [] if first is None else [first]
             self._tokens = []
             for text in self._texts:
-                raw = read_whole(text, _TEXT_LIMIT).decode("utf-8", errors="replace")
+                raw = read_whole(text, TEXT_LIMIT).decode("utf-8", errors="replace")
                 ids = tokenizer.encode(raw, add_special_tokens=False).ids
                 self._tokens.append(np.array([*begin, *ids], np.int64))
         return self._tokens
@@ -208,7 +202,6 @@ class TorchEngine:
 
 
 _BEGINNING = ("tokenizer.ggml.model", "tokenizer.ggml.add_bos_token", "tokenizer.ggml.bos_token_id")
-_TEXT_LIMIT = 1 << 32
 
 
 def collect_layers(
@@ -258,7 +251,7 @@ def _collect_layers(
     is_done: Callable[[int | None], bool],
     progress: Callable[[int], None],
 ) -> Iterator[LayerCollector]:
-    checkpoint_model = open_checkpoint_model(open_checkpoint(model.path))
+    checkpoint_model = open_checkpoint_model(open_checkpoint(model.path), forms_of(model))
     types = {tensor.name: tensor.type for tensor in model.tensors}
     matrices = {tensor.name for tensor in model.tensors if len(tensor.shape) > 1 and tensor.type != F32}
     checkpoint_model.fill_outside()
@@ -280,7 +273,7 @@ def _collect_layers(
             prefix = f"blk.{layer}."
             wanted = [name.removeprefix(prefix) for name in matrices if name.startswith(prefix)]
             require_known(structure, wanted, shown(model.path))
-            collecting = _Collecting(layer, structure, tokens.size, _routes(checkpoint_model), options.keep)
+            collecting = _Collecting(layer, structure, tokens.size, options.keep)
             collector = collecting.collector
 
         def outputs() -> Iterator[NDArray[np.float32]]:
@@ -297,10 +290,11 @@ def _collect_layers(
         _states(work, run, layer).unlink(missing_ok=True)
     last = _states(work, run, n_layers)
     if options.process_output and not is_done(None):
+        states = tokens_run.states(last)
         collector = LayerCollector(
             None, [Activation("output", tokens_run.width, ("output.weight",))], tokens.size, keep=options.keep
         )
-        for x in tokens_run.end(tokens_run.states(last)):
+        for x in tokens_run.end(states):
             collector.add("output", x)
         yield collector
     last.unlink(missing_ok=True)
@@ -309,7 +303,7 @@ def _collect_layers(
 class _Collecting:
     """The collector of a layer, and which of its activations each input is."""
 
-    def __init__(self, layer: int, structure: Structure, n_tokens: int, n_routes: int, keep: bool) -> None:
+    def __init__(self, layer: int, structure: Structure, n_tokens: int, keep: bool) -> None:
         self.structure = structure
         self.prefix = f"blk.{layer}."
         self.activations: dict[int, list[tuple[Activation, NDArray[np.int64] | None]]] = {}
@@ -322,6 +316,7 @@ class _Collecting:
             routed = self._names(experts, None) if experts >= 0 else ()
             n_slices = structure.inputs[experts].n_slices if experts >= 0 else each.n_slices or 1
             own = each.n_slices > 0 and not each.is_given
+            n_routes = structure.inputs[experts].n_routes if experts >= 0 else each.n_routes or n_slices
             for columns in self._columns(number):
                 names = self._names(number, columns)
                 plain = () if each.n_slices else names
@@ -391,16 +386,6 @@ def _are_same(one: NDArray[np.int64] | None, other: NDArray[np.int64] | None) ->
     if one is None or other is None:
         return one is other
     return bool(np.array_equal(one, other))
-
-
-def _routes(checkpoint_model: object) -> int:
-    """How many experts a token goes to."""
-    config = checkpoint_model.model.config.get_text_config()  # type: ignore[attr-defined]
-    for key in ("num_experts_per_tok", "moe_topk", "moe_k", "num_experts_per_token", "top_k_experts"):
-        value = getattr(config, key, None)
-        if isinstance(value, int):
-            return value
-    return 1
 
 
 def _is_fixed(types: Mapping[str, object], name: str) -> bool:

@@ -4,33 +4,85 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ggplan.cli.opening import OpeningOptions, opening_options
-from ggplan.cli.options import force_option, json_option, note, quiet_option, threads_option
+from ggplan.cli.options import as_one, force_option, json_option, note, quiet_option, threads_option
 from ggplan.cli.sizes import ByteCount, TokenCount
 
 if TYPE_CHECKING:
-    from ggplan.calibrating import Watch
+    from pathlib import Path
+
+    from ggplan.calibrating import CalibrateOptions, EngineName, Watch
     from ggplan.calibration import Calibration
-    from ggplan.imatrix.coverage import Coverage
+    from ggplan.imatrix.writing import Form
     from ggplan.model import Model
 
 SCHEMA = "ggplan.calibrate/1"
+_RUNNING = "running the texts"
 
 _EPILOG = """\b
 Examples:
-  ggplan calibrate GLM-4.5-Air-bf16.gguf --text default --tokens 64k -o air.calib
-  ggplan calibrate GLM-4.5-Air-bf16.gguf --text prose.txt --text code.txt -o air.calib
-  ggplan calibrate ./GLM-4.5-Air --text mix.txt --tokens 64k --memory 32G -o air.calib
+  ggplan calibrate air-bf16.gguf --text default --tokens 64k -o air.calib
+  ggplan calibrate air-bf16.gguf --text prose.txt --text code.txt -o air.calib
+  ggplan calibrate ./GLM-4.5-Air --text mix.txt --memory 32G -o air.calib
   ggplan calibrate air-bf16.gguf --text mix.txt --imatrix-only -o imatrix.gguf
-  ggplan calibrate air.calib --outliers     the columns that are far larger than others, of what is kept
+  ggplan calibrate air.calib --outliers     columns far larger than the others
 """
 
 
-@click.command("calibrate", epilog=_EPILOG, short_help="Keep what a text gives a model's matrices.")
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """What to run, and how: the options of a run, which `--outliers` does not make."""
+
+    texts: tuple[str, ...]
+    output: str | None
+    imatrix_only: bool
+    form: Form | None
+    engine: EngineName
+    ctx: int
+    n_tokens: int | None
+    n_chunks: int | None
+    memory: int
+    process_output: bool
+    threads: int | None
+
+    def require_output(self) -> str:
+        """The output of a run; refuses options that are missing or do not go together."""
+        if self.output is None:
+            raise click.UsageError(
+                "-o is missing: the folder to fill, or with --imatrix-only the file to write"
+            )
+        if not self.texts:
+            raise click.UsageError(
+                "--text is missing: a text to run through the model; --text default has one that ships"
+            )
+        if self.n_tokens is not None and self.n_chunks is not None:
+            raise click.UsageError("give --tokens or --chunks, not both")
+        if self.form is not None and not self.imatrix_only:
+            raise click.UsageError("--format is for --imatrix-only")
+        return self.output
+
+    def options(self, *, force: bool) -> CalibrateOptions:
+        """As the library takes them."""
+        from ggplan.calibrating import CalibrateOptions
+
+        return CalibrateOptions(
+            engine=self.engine,
+            n_ctx=self.ctx,
+            n_tokens=self.n_tokens,
+            n_chunks=self.n_chunks,
+            memory=self.memory,
+            threads=self.threads,
+            process_output=self.process_output,
+            force=force,
+        )
+
+
+@click.command("calibrate", epilog=_EPILOG, short_help="Run texts, to choose weights by.")
 @click.argument("model")
 @click.option(
     "--text", "texts", multiple=True, type=click.Path(), metavar="FILE",
@@ -54,49 +106,46 @@ Examples:
     help="What runs the model: llama-cpp-python, or transformers layer by layer.",
 )  # fmt: skip
 @click.option(
-    "-c", "--ctx", type=click.IntRange(32, 1 << 20), default=512, show_default=True,
+    "-c", "--ctx", type=click.IntRange(32, 1 << 20), default=512, show_default=True, metavar="N",
     help="Tokens of a chunk; each chunk is run by itself.",
 )  # fmt: skip
 @click.option(
     "--tokens", "n_tokens", type=TokenCount(), metavar="N",
-    help="About so many tokens at most, an equal share of each text [default: whole texts].",
+    help="At most so many tokens, in whole chunks, an equal share of each text, taken from all over it; at "
+    "least a chunk of each [default: whole texts].",
 )  # fmt: skip
-@click.option("--chunks", "n_chunks", type=click.IntRange(min=1), help="The same, as a number of chunks.")
+@click.option(
+    "--chunks", "n_chunks", type=click.IntRange(min=1), metavar="N",
+    help="At most so many chunks, the first of each text, as llama-imatrix takes them; at least one of each.",
+)  # fmt: skip
 @click.option(
     "--memory", type=ByteCount(1024), default="8G", show_default=True, metavar="SIZE",
-    help="Memory for what is collected, besides the model's own: the texts are run as often as it takes.",
+    help="Memory for what is collected, besides the model's own. If it does not hold all layers, the texts "
+    "are run several times.",
 )  # fmt: skip
 @click.option("--process-output", is_flag=True, help="Collect the input of output.weight too.")
 @click.option(
     "--outliers", is_flag=True,
-    help="MODEL is a CALIB: tell its outlier columns and their share, with rules for a recipe. Runs nothing.",
+    help="MODEL is a CALIB: list its outlier columns and their share of the energy, and rules for a recipe. "
+    "Nothing is run.",
 )  # fmt: skip
 @click.option(
     "--tau", type=click.FloatRange(min=1, min_open=True, max=1e6), default=6.0, show_default=True,
-    help="With --outliers: how many times the median root mean square of a column is an outlier.",
+    metavar="X", help="With --outliers: a column is one if its root mean square is over X times the median.",
 )  # fmt: skip
 @threads_option
 @opening_options(header_only=False)
 @force_option("what CALIB holds of another run")
 @json_option("what was run and the coverage of every tensor, or the outliers,")
 @quiet_option
+@as_one("asked", RunOptions)
 @click.pass_context
 def calibrate_command(
     context: click.Context,
     model: str,
-    texts: tuple[str, ...],
-    output: str | None,
-    imatrix_only: bool,
-    form: Any,
-    engine: Any,
-    ctx: int,
-    n_tokens: int | None,
-    n_chunks: int | None,
-    memory: int,
-    process_output: bool,
     outliers: bool,
     tau: float,
-    threads: int | None,
+    asked: RunOptions,
     opening: OpeningOptions,
     force: bool,
     as_json: bool,
@@ -105,9 +154,9 @@ def calibrate_command(
     """Run texts through MODEL, and keep in the folder CALIB what its matrices were given.
 
     `ggplan convert --calibration CALIB` then chooses weights by it. The folder has an ordinary imatrix too,
-    imatrix.gguf. MODEL is a GGUF in bf16, f16, f32 or q8_0, or a checkpoint, which is converted to bf16 in
-    CALIB for llama.cpp and removed again. A run that was stopped goes on where it was, layer by layer, and
-    fills the folder with the same files.
+    imatrix.gguf. MODEL is a GGUF in bf16, f16, f32 or q8_0, or a checkpoint; for llama.cpp a checkpoint is
+    converted to bf16 in CALIB, and that file is removed at the end. If a run is stopped, the same command
+    continues it and fills the folder with the same files.
 
     What the texts lack may get worse: give texts of every kind of use.
 
@@ -115,12 +164,9 @@ def calibrate_command(
 
     Exits 0; 1 if the model or a text cannot be read or run, or CALIB holds something else; 2 for wrong usage.
     """
-    from ggplan.calibrating import CalibrateOptions, calibrate, calibrate_imatrix
-    from ggplan.calibration.shipped import DEFAULT
+    from ggplan.calibrating import calibrate, calibrate_imatrix
     from ggplan.cli.outliers import print_outliers
     from ggplan.cli.signals import orderly_stop
-    from ggplan.imatrix import load_sums
-    from ggplan.imatrix.coverage import coverage_of
 
     if outliers:
         _refuse_for_outliers(context)
@@ -128,41 +174,17 @@ def calibrate_command(
         return
     if _is_given(context, "tau"):
         raise click.UsageError("--tau is for --outliers")
-    if output is None:
-        raise click.UsageError("-o is missing: the folder to fill, or with --imatrix-only the file to write")
-    if not texts:
-        raise click.UsageError(
-            "--text is missing: a text to run through the model; --text default has one that ships"
-        )
-    if n_tokens is not None and n_chunks is not None:
-        raise click.UsageError("give --tokens or --chunks, not both")
-    if form is not None and not imatrix_only:
-        raise click.UsageError("--format is for --imatrix-only")
-    options = CalibrateOptions(
-        engine=engine,
-        n_ctx=ctx,
-        n_tokens=n_tokens,
-        n_chunks=n_chunks,
-        memory=memory,
-        threads=threads,
-        process_output=process_output,
-        force=force,
-    )
+    output, options = asked.require_output(), asked.options(force=force)
     found, _ = opening.open(model, weights=True, quiet=quiet)
     _note_model(found, quiet=quiet)
-    if len(texts) == 1 and texts[0] != DEFAULT:
-        note(
-            "one text: uses of the model that it does not show may get worse; give several --text",
-            quiet=quiet,
-        )
+    _note_texts(asked.texts, quiet=quiet)
     with orderly_stop(), _watch(quiet) as watch:
-        if imatrix_only:
-            path = calibrate_imatrix(found, texts, output, options, form=form, watch=watch)
+        if asked.imatrix_only:
+            path = calibrate_imatrix(found, asked.texts, output, options, form=asked.form, watch=watch)
         else:
-            calibration = calibrate(found, texts, output, options, watch=watch)
-    if imatrix_only:
-        sums = load_sums(path)
-        _tell_imatrix(str(path), list(coverage_of(sums)), sums.chunk_count, as_json, quiet)
+            calibration = calibrate(found, asked.texts, output, options, watch=watch)
+    if asked.imatrix_only:
+        _tell_imatrix(path, as_json=as_json, quiet=quiet)
     else:
         _tell(calibration, as_json=as_json, quiet=quiet)
 
@@ -196,17 +218,31 @@ def _note_model(model: Model, *, quiet: bool) -> None:
         )
 
 
+def _note_texts(texts: tuple[str, ...], *, quiet: bool) -> None:
+    """Tell of a single text."""
+    from ggplan.calibration.shipped import DEFAULT
+
+    if len(texts) == 1 and texts[0] != DEFAULT:
+        note(
+            "one text: uses of the model that it does not show may get worse; give several --text",
+            quiet=quiet,
+        )
+
+
 @contextmanager
 def _watch(quiet: bool) -> Iterator[Watch]:
-    """Bars of what takes long, which are gone in the end, however it ends."""
+    """Bars of what takes long, which are gone in the end, however it ends; without a terminal, lines."""
     from ggplan.calibrating import Watch
-    from ggplan.cli.progress import chunks_bar, progress_bar
+    from ggplan.cli.progress import ChunkLines, chunks_bar, is_shown, progress_bar
 
     @contextmanager
     def converting(total: int) -> Iterator[Callable[[int], None]]:
         with progress_bar("converting to bf16", total, quiet=quiet) as progress:
             yield progress
 
+    if not quiet and not is_shown(quiet):
+        yield Watch(ChunkLines(_RUNNING), converting)
+        return
     bar = _Bar(chunks_bar(quiet=quiet))
     try:
         yield Watch(bar, converting)
@@ -224,7 +260,7 @@ class _Bar:
     def __call__(self, done: int, total: int) -> None:
         if self._task is None:
             self._bar.start()
-            self._task = self._bar.add_task("running the texts", total=total)
+            self._task = self._bar.add_task(_RUNNING, total=total)
         self._bar.update(self._task, completed=done, total=total)
 
     def stop(self) -> None:
@@ -238,7 +274,7 @@ def _tell(calibration: Calibration, *, as_json: bool, quiet: bool) -> None:
     from ggplan.cli.coverage import coverage_json, note_coverage, print_coverage
     from ggplan.cli.output import echo_wrapped, print_json
     from ggplan.imatrix.coverage import coverage_of
-    from ggplan.text import format_bytes, printable
+    from ggplan.text import format_bytes, plural, printable
 
     entries = list(coverage_of(sums_of(calibration)))
     n_bytes = sum((calibration.path / file.name).stat().st_size for file in calibration.layers)
@@ -253,26 +289,30 @@ def _tell(calibration: Calibration, *, as_json: bool, quiet: bool) -> None:
                 "coverage": [coverage_json(entry) for entry in entries],
             }
         )
-    else:
-        print_coverage(entries, quiet=quiet)
+    elif not quiet:
+        print_coverage(entries)
         run = calibration.provenance
         echo_wrapped(
-            f"{printable(str(calibration.path))}: {len(calibration.layers):,} layers, {len(entries):,} "
-            f"tensors, {run['tokens']:,} tokens in {run['chunks']:,} chunks of {run['n_ctx']:,}, "
-            f"{format_bytes(n_bytes)}"
+            f"{printable(str(calibration.path))}: {plural(len(calibration.layers), 'layer')}, "
+            f"{plural(len(entries), 'tensor')}, {run['tokens']:,} tokens in "
+            f"{plural(run['tokens'] // run['n_ctx'], 'chunk')} of {run['n_ctx']:,}, {format_bytes(n_bytes)}"
         )
     note_coverage(entries, quiet=quiet)
 
 
-def _tell_imatrix(path: str, entries: list[Coverage], chunks: int, as_json: bool, quiet: bool) -> None:
+def _tell_imatrix(path: Path, *, as_json: bool, quiet: bool) -> None:
     from ggplan.cli.coverage import coverage_json, note_coverage, print_coverage
     from ggplan.cli.output import echo_wrapped, print_json
-    from ggplan.text import printable
+    from ggplan.imatrix import load_sums
+    from ggplan.imatrix.coverage import coverage_of
+    from ggplan.text import plural, printable
 
+    sums = load_sums(path)
+    entries, chunks, name = list(coverage_of(sums)), sums.chunk_count, str(path)
     if as_json:
         coverage = [coverage_json(entry) for entry in entries]
-        print_json({"schema": SCHEMA, "path": path, "chunks": chunks, "coverage": coverage})
-    else:
-        print_coverage(entries, quiet=quiet)
-        echo_wrapped(f"{printable(path)}: {len(entries):,} tensors, {chunks:,} chunks")
+        print_json({"schema": SCHEMA, "path": name, "chunks": chunks, "coverage": coverage})
+    elif not quiet:
+        print_coverage(entries)
+        echo_wrapped(f"{printable(name)}: {plural(len(entries), 'tensor')}, {plural(chunks, 'chunk')}")
     note_coverage(entries, quiet=quiet)

@@ -324,8 +324,8 @@ def _draw_fit(models: list[str], others: list[Path], asked: _Asked, title: str) 
     varied = Varied(True, tuple(models), asked.recipes, asked.parts, asked.kv_types, contexts)
     planning = PlanningOptions(
         recipe_name=None, pure=False, imatrix_path=None, fallback=None, nonfinite="refuse", effort="default",
-        calibration_path=None, broad=False, method=None, correct=False, strict=False,
-        opening=asked.opening, quiet=asked.quiet,
+        calibration_path=None, broad=False, method=None, correct=False,
+        other_weights=False, strict=False, opening=asked.opening, quiet=asked.quiet,
     )  # fmt: skip
     wished = WishOptions(None, None, None, 1, None, ())
     machine = known_machine(asked.stated, None, quiet=asked.quiet)

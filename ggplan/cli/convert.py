@@ -11,7 +11,7 @@ import click
 from ggplan.cli.findings import FindingOptions, finding_options
 from ggplan.cli.holdout import HoldoutOptions, holdout_options
 from ggplan.cli.options import as_one, force_option, json_option, note, reuse_option, threads_option
-from ggplan.cli.planning import PlanningOptions, plan_from, planning_options
+from ggplan.cli.planning import PlanningOptions, check_fold, folded_plan, plan_from, planning_options
 from ggplan.cli.sizes import ByteCount
 
 if TYPE_CHECKING:
@@ -23,18 +23,20 @@ if TYPE_CHECKING:
 _EPILOG = """\b
 Examples:
   ggplan convert GLM-4.5-Air air-hq4_k.gguf -r glm4moe/hq4_k
-  ggplan convert air-bf16.gguf air.gguf -r my.recipe --imatrix air.imatrix.gguf --threads 8
-  ggplan convert my-model model-Q4_K_M.gguf -r Q4_K_M   llama-quantize's types and bytes
-  ggplan convert my-model q3.gguf -r Q3_K_M --calibration my-calibration   half the loss, in as many bytes
-  ggplan convert my-model q3.gguf -r Q3_K_M --calibration my-calib --holdout default   and what it gained
-  ggplan convert my-model model-bf16.gguf               every tensor keeps its type
-  ggplan convert my-model out.gguf -r my.recipe --pre llama-bpe
+  ggplan convert air-bf16.gguf air.gguf -r my.recipe --imatrix imatrix.gguf
+  ggplan convert my-model q4.gguf -r Q4_K_M   llama-quantize's types and bytes
+  ggplan convert my-model bf16.gguf           every tensor keeps its type
+  ggplan convert my-model q3.gguf -r Q3_K_M --calibration my.calib
+  ggplan convert my-model q3.gguf -r Q3_K_M --calibration my.calib --correct
+  ggplan convert my-model q3.gguf -r Q3_K_M --calibration my.calib \\
+    --holdout default                         and measure what it gained
+  ggplan convert hf://zai-org/GLM-4.5-Air air.gguf -r glm4moe/hq4_k
+  ggplan convert my-model new.gguf -r new.recipe --reuse old.gguf
   ggplan convert my-model out.gguf -r my.recipe --split-max-size 48G
-  ggplan convert hf://zai-org/GLM-4.5-Air air.gguf -r glm4moe/hq4_k   from the hub, without a copy
-  ggplan convert my-model new.gguf -r new.recipe --reuse old.gguf   encodes only what the recipes differ in
-  ggplan convert my-model draft.gguf -r my.recipe --mtp only     the MTP blocks alone, as a draft model
-  ggplan convert my-model small.gguf -r my.recipe --prune-layers 21,22 --fuse qkv
-  ggplan convert my-moe half.gguf -r my.recipe --imatrix moe.gguf --keep-experts 64
+  ggplan convert my-model out.gguf -r my.recipe --pre llama-bpe
+  ggplan convert my-model draft.gguf -r my.recipe --mtp only
+  ggplan convert my-model small.gguf -r my.recipe --prune-layers 21,22
+  ggplan convert my-moe half.gguf --imatrix moe.gguf --keep-experts 64
 
 Stopped by Ctrl-C, a full disk, a power cut or the network? Give the same command again: it continues where it
 stopped.
@@ -168,7 +170,7 @@ def convert_command(
     # NumPy's threads for matrix products, which no conversion needs, would spin beside the first chunks.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from ggplan.cli.findings import print_findings
-    from ggplan.cli.guidance import guidance_notes
+    from ggplan.cli.guidance import guidance_notes, uncorrected_notes
     from ggplan.cli.holdout import holdout_json, prepared, print_holdout, run_holdout
     from ggplan.cli.output import print_json
     from ggplan.errors import PlanError
@@ -180,9 +182,11 @@ def convert_command(
 
     quiet = planning.quiet
     holdout.check(planning.calibration_path)
-    if fold is not None and holdout.holdouts:
-        raise click.UsageError("--holdout measures calibrated files alone: with --fold use `ggplan measure`")
-    plan = plan_from(model, planning, convertible=True, fold=fold)
+    if fold is not None:
+        check_fold(planning)
+    unfolded = plan = plan_from(model, planning, convertible=True)
+    if fold is not None:
+        plan = folded_plan(plan, planning, fold)
     report = check_plan(plan, findings.selection)
     if importance_refusal(plan) is not None:
         rest = report.without("GP204")
@@ -195,7 +199,7 @@ def convert_command(
             quiet=quiet,
         )
     if plan.feedback is not None:
-        note(*guidance_notes(plan), quiet=quiet)
+        note(*guidance_notes(plan, other_weights=planning.other_weights), quiet=quiet)
     print_findings(report.errors() if quiet else report, notes=findings.shows_notes, err=True)
     if (broken := len(report.errors().diagnostics)) and not no_assert:
         raise PlanError(
@@ -205,6 +209,7 @@ def convert_command(
     wanted = prepared(plan, output, holdout)
     options = writing.of(plan)
     result = run_conversion(plan, output, options, quiet=quiet)
+    note(*uncorrected_notes(result.uncorrected), quiet=quiet)
     if not quiet and not as_json:
         if result.reuse is not None:
             from ggplan.cli.reusing import describe_reuse
@@ -213,7 +218,7 @@ def convert_command(
         click.echo(describe_conversion(plan, result))
         for outcome in outcomes(plan.tensors):
             click.echo(printable(outcome.told))
-    held_out = () if wanted is None else run_holdout(plan, result, wanted, options, quiet=quiet)
+    held_out = () if wanted is None else run_holdout(unfolded, result, wanted, options, quiet=quiet)
     if as_json:
         from ggplan.cli.reusing import reuse_json
         from ggplan.planning.export import codes_json
@@ -231,6 +236,7 @@ def convert_command(
                 "seconds": round(result.seconds, 3),
                 "codes": codes_json(plan),
                 **reuse_json(result.reuse, plan),
+                **({"uncorrected": dict(result.uncorrected)} if result.uncorrected else {}),
                 **({"holdout": holdout_json(held_out)} if held_out else {}),
             }
         )

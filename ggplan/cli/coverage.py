@@ -58,7 +58,7 @@ def _row(kind: str, found: Sequence[Coverage]) -> list[str]:
         kind,
         f"{len(found):,}",
         "..".join(f"{n:,}" for n in (columns if len(columns) == 1 else (columns[0], columns[-1]))),
-        f"{len(counts):,}",
+        f"{sum(len(entry.share) for entry in found):,}",
         f"{min(counts):,}",
         f"{int(median(counts)):,}",
         f"{max(counts):,}",
@@ -73,6 +73,13 @@ def note_coverage(entries: Sequence[Coverage], *, quiet: bool = False) -> None:
     """Tell of experts without data or with too little, on stderr."""
     from ggplan.imatrix.coverage import FEW_TOKENS
 
+    as_one = [entry for entry in entries if entry.is_counted_as_one]
+    if as_one:
+        note(
+            f"{', '.join(_kinds(as_one))}: one count for all experts of a layer, so what each of them saw, "
+            "and which saw nothing, is not known",
+            quiet=quiet,
+        )
     experts = [entry for entry in entries if len(entry.counts) > 1]
     total = sum(len(entry.counts) for entry in experts)
     unseen = [entry for entry in experts if entry.without_data]
@@ -109,7 +116,7 @@ def _places(entries: Sequence[Coverage], which: str) -> str:
 def dominating_lines(entries: Sequence[Coverage]) -> list[str]:
     """The columns that dominate their matrices, those with the largest share first."""
     found = [
-        (entry.share[i], entry.name, i, entry.column[i], len(entry.counts))
+        (entry.share[i], entry.name, i, entry.column[i], len(entry.share))
         for entry in entries
         for i in entry.dominated
     ]

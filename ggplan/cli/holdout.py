@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ggplan.probing import HeldOut
 
 _CHUNKS = 16
+_TOLD = {"no clear difference": "no clear gain or loss"}  # shorter words, where there are 80 columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +57,8 @@ def holdout_options(command: Callable[..., Any]) -> Callable[..., Any]:
         (
             click.option(
                 "--holdout", "holdouts", multiple=True, type=click.Path(), metavar="FILE",
-                help="With --calibration: a text that was not used, to measure on what it gained over "
-                "--effort best; `default` has one of each of four domains. Can be repeated.",
+                help="With --calibration: measure on a text that it was not made of what it gained over "
+                "--effort best; `default` is four texts that ship. Can be repeated.",
             ),
             click.option(
                 "--engine", metavar="ENGINE",
@@ -187,17 +188,17 @@ def print_holdout(found: Sequence[HeldOut], *, quiet: bool) -> None:
             _shown(one.kld),
             _shown(one.best),
             "" if one.ratio is None else f"{one.ratio:.2f}",
-            one.verdict,
+            _TOLD.get(one.verdict, one.verdict),
         ]
         for one in found
     ]
-    print_table([*columns, ("here", "left")], rows, quiet=quiet)
+    print_table([*columns, ("here", "left")], rows, wraps=("here",), quiet=quiet)
 
 
 def _shown(metric: Metric | None) -> str:
     if metric is None:
         return "no number"
-    return f"{metric.value:.4g}" + ("" if metric.error is None else f" ± {metric.error:.2g}")
+    return f"{metric.value:.4g}" + ("" if metric.error is None else f" ± {metric.error:.1g}")
 
 
 def holdout_json(found: Sequence[HeldOut]) -> list[dict[str, Any]]:

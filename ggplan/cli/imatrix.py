@@ -14,10 +14,10 @@ COMMANDS = {
 
 _EPILOG = """\b
 Examples:
-  ggplan imatrix inspect imatrix.gguf                     what each expert saw, and which columns dominate
-  ggplan imatrix merge prose.gguf code.gguf -o both.gguf  add two up, by their counts
-  ggplan imatrix merge imatrix.dat -o imatrix.gguf        from the legacy form to GGUF
-  ggplan imatrix check imatrix.gguf GLM-4.5-Air           does it know every matrix of the model?
+  ggplan imatrix inspect imatrix.gguf              what each expert saw
+  ggplan imatrix merge a.gguf b.gguf -o ab.gguf    add two up, by their counts
+  ggplan imatrix merge old.dat -o new.gguf         from .dat to GGUF
+  ggplan imatrix check imatrix.gguf GLM-4.5-Air    does it fit the model?
 """
 
 

@@ -11,19 +11,23 @@ from ggplan.cli.options import force_option, json_option, note, quiet_option
 from ggplan.cli.sizes import TokenCount
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ggplan.imatrix import ImatrixSums
+    from ggplan.imatrix.merging import Policy
+    from ggplan.imatrix.writing import Form
 
 SCHEMA = "ggplan.imatrix/1"
 _INSPECT = """\b
 Examples:
   ggplan imatrix inspect imatrix.gguf
-  ggplan imatrix inspect air.calib --tensors            of a calibration, a row for each tensor
+  ggplan imatrix inspect air.calib --tensors     a calibration's, by tensor
   ggplan imatrix inspect imatrix.dat --json
 """
 _MERGE = """\b
 Examples:
   ggplan imatrix merge prose.gguf code.gguf -o both.gguf
-  ggplan imatrix merge imatrix.dat -o imatrix.gguf        the other form of one
+  ggplan imatrix merge old.dat -o new.gguf         from .dat to GGUF
   ggplan imatrix merge a.gguf b.gguf --unseen mean -o both.gguf
 """
 _CHECK = """\b
@@ -49,15 +53,15 @@ _chunk_option = click.option(
 def inspect_command(file: str, every: bool, chunk_size: int, as_json: bool, quiet: bool) -> None:
     """What an imatrix covers: the tokens of each expert, and the columns that dominate.
 
-    `few` counts matrices that saw fewer than 2.5 tokens a column; the largest column is the share of the
-    energy that a single column has. A legacy file (.dat) has one count for all experts of a tensor.
+    `few` counts the matrices that saw too few tokens to rely on; `largest column` is the largest share of a
+    matrix's energy that one column has. A legacy file (.dat) has one count for all experts of a tensor.
 
     Exits 0; 1 if the file cannot be read; 2 for wrong usage.
     """
     from ggplan.cli.coverage import coverage_json, dominating_lines, note_coverage, print_coverage
     from ggplan.cli.output import echo_wrapped, print_json
     from ggplan.imatrix.coverage import coverage_of
-    from ggplan.text import printable
+    from ggplan.text import plural, printable
 
     imatrix = _opened(file, chunk_size)
     entries = list(coverage_of(imatrix))
@@ -75,7 +79,7 @@ def inspect_command(file: str, every: bool, chunk_size: int, as_json: bool, quie
         return
     texts = ", ".join(map(printable, imatrix.datasets)) or "a text that it does not name"
     echo_wrapped(
-        f"{printable(file)}: {len(entries):,} entries, {imatrix.chunk_count:,} chunks of "
+        f"{printable(file)}: {len(entries):,} entries, {plural(imatrix.chunk_count, 'chunk')} of "
         f"{imatrix.chunk_size:,} tokens of {texts}"
     )
     print_coverage(entries, every=every, quiet=quiet)
@@ -94,8 +98,9 @@ def inspect_command(file: str, every: bool, chunk_size: int, as_json: bool, quie
     help="The form to write [default: dat if the name ends in .dat, else gguf].",
 )  # fmt: skip
 @click.option(
-    "--unseen", type=click.Choice(["ones", "mean"]), default="ones", show_default=True,
-    help="What experts get that saw no token: ones in all columns, or for gate and up their layer's mean.",
+    "--unseen", type=click.Choice(["ones", "mean"]),
+    help="What experts get that saw no token: ones in all columns, or the mean of their layer, for gate and"
+    " up [default: as the files have it, else ones].",
 )  # fmt: skip
 @_chunk_option
 @force_option()
@@ -103,8 +108,8 @@ def inspect_command(file: str, every: bool, chunk_size: int, as_json: bool, quie
 def merge_command(
     files: tuple[str, ...],
     output: str,
-    form: str | None,
-    unseen: str,
+    form: Form | None,
+    unseen: Policy | None,
     chunk_size: int,
     force: bool,
     quiet: bool,
@@ -117,14 +122,14 @@ def merge_command(
     Exits 0; 1 if a file cannot be read, they do not fit together, or OUTPUT exists; 2 for wrong usage.
     """
     import os
-    from pathlib import Path
 
     from ggplan.cli.coverage import note_coverage
     from ggplan.errors import ImatrixError
     from ggplan.imatrix import write_imatrix
     from ggplan.imatrix.coverage import coverage_of
-    from ggplan.imatrix.merging import Source, merged, with_policy
-    from ggplan.text import printable
+    from ggplan.imatrix.merging import Source, counted_as_one, merged, policy_of, with_policy
+    from ggplan.imatrix.writing import form_of_name
+    from ggplan.text import names_in_words, plural, printable
 
     if os.path.lexists(output) and not force:
         raise ImatrixError(
@@ -144,13 +149,32 @@ def merge_command(
             f"chunks of {', '.join(map(str, sorted(sizes)))} tokens; the first file's size is kept",
             quiet=quiet,
         )
-    result = with_policy(merged(sources), unseen)  # type: ignore[arg-type]  # a click.Choice of them
+    result = with_policy(merged(sources), unseen or policy_of(sources))
+    for source_name, names in counted_as_one(sources).items():
+        note(
+            f"{source_name}: {names_in_words(names)}: one count for all experts; each is taken to have "
+            "seen so many tokens, whatever it saw",
+            quiet=quiet,
+        )
     entries = list(coverage_of(result))  # before one of the files is replaced
-    write_imatrix(result, Path(output), form)  # type: ignore[arg-type]
+    form = form or form_of_name(output)
+    write_imatrix(result, output, form)
+    stacked = [entry.name for entry in entries if len(entry.counts) > 1]
+    if stacked and form == "dat":
+        note(
+            f"{names_in_words(stacked)}: the legacy form has one count for all experts, that of the one "
+            "that saw most; what each saw is lost there",
+            quiet=quiet,
+        )
+    if result.unseen and form == "dat":
+        note(
+            "experts without data got the mean of their layer; the legacy form cannot say so, and a merge of "
+            "this file will count it as measured",
+            quiet=quiet,
+        )
     if not quiet:
         click.echo(
-            f"{printable(output)} written: {len(result.entries):,} entries of {len(files):,} file"
-            f"{'s' * (len(files) > 1)}",
+            f"{printable(output)} written: {len(result.entries):,} entries of {plural(len(files), 'file')}",
             err=True,
         )
     note_coverage(entries, quiet=quiet)
@@ -212,30 +236,30 @@ def check_command(
 
 def _opened(file: str, chunk_size: int) -> ImatrixSums:
     """An imatrix file; of a calibration's folder its imatrix."""
+    from ggplan.imatrix import load_sums
+
+    return load_sums(_file_of(file), chunk_size=chunk_size)
+
+
+def _file_of(file: str) -> Path:
+    """The file itself; of a calibration's folder its imatrix, once it is known to be the right one."""
     from pathlib import Path
 
     from ggplan.calibration import open_calibration
-    from ggplan.imatrix import load_sums
 
-    if Path(file).is_dir():
-        return load_sums(open_calibration(file).imatrix.path)
-    return load_sums(file, chunk_size=chunk_size)
+    return open_calibration(file).imatrix.path if Path(file).is_dir() else Path(file)
 
 
 def _refuse_twice(files: tuple[str, ...]) -> None:
-    """Refuse one file under two names: its text would count twice."""
-    from pathlib import Path
-
+    """Refuse one imatrix under two names: its text would count twice."""
     from ggplan.calibration.folder import sha256_of_file
     from ggplan.errors import CheckpointError, ImatrixError
     from ggplan.text import printable
 
     seen: dict[str, str] = {}
     for file in files:
-        if Path(file).is_dir():
-            continue
         try:
-            digest = sha256_of_file(Path(file))
+            digest = sha256_of_file(_file_of(file))
         except CheckpointError as error:
             raise ImatrixError(error.message, hint=error.hint) from error
         if digest in seen:

@@ -89,8 +89,8 @@ def calibration_option(command: _Command) -> _Command:
     """`--calibration`: the folder of a calibration."""
     return click.option(
         "--calibration", "calibration_path", type=click.Path(), metavar="DIR",
-        help="A calibration, which `ggplan calibrate` makes: blocks are chosen for the least error of what "
-        "matrices make of its text. It has an imatrix of its own.",
+        help="A folder that `ggplan calibrate` made: blocks are chosen for the least error of what matrices "
+        "make of its texts. It has an imatrix of its own.",
     )(command)  # fmt: skip
 
 

@@ -26,6 +26,7 @@ def print_outliers(path: str, tau: float, *, as_json: bool, quiet: bool) -> None
     from ggplan.calibration import open_calibration
     from ggplan.calibration.outliers import outliers_of, suggested_rules
     from ggplan.cli.output import echo_wrapped, print_json, print_table
+    from ggplan.imatrix.coverage import FEW_TOKENS
     from ggplan.text import printable
 
     calibration = open_calibration(path)
@@ -62,7 +63,7 @@ def print_outliers(path: str, tau: float, *, as_json: bool, quiet: bool) -> None
         total = sum(one.n_slices for one in found)
         note(
             f"{left_out:,} of {total:,} matrices with inputs of their own are left out: they saw fewer than "
-            "2.5 tokens a column",
+            f"{FEW_TOKENS} tokens a column",
             quiet=quiet,
         )
 

@@ -22,8 +22,6 @@ from ggplan.cli.options import (
 
 if TYPE_CHECKING:
     from ggplan.folding import Fold
-    from ggplan.imatrix import Imatrix
-    from ggplan.model import Model
     from ggplan.planning import Effort, FallbackTable, Feedback, Nonfinite, Plan
     from ggplan.planning.guidance import Method
     from ggplan.rules import Recipe
@@ -46,6 +44,7 @@ class PlanningOptions:
     broad: bool
     method: Method | None
     correct: bool
+    other_weights: bool
     strict: bool
     opening: OpeningOptions
     quiet: bool
@@ -78,13 +77,15 @@ def planning_options(
         ),
         click.option(
             "--effort", type=click.Choice(["default", "best", "feedback"]),
-            help="llama.cpp's bytes; the least error in as many bytes, in up to ten times the time; or that "
-            "of what matrices make of a text.  [default: feedback with --calibration, else default]",
+            help="default: llama.cpp's bytes. best: the least error of the weights in as many bytes, in up "
+            "to ten times the time. feedback: the least error of what matrices make of a calibration's "
+            "texts.  [default: feedback with --calibration, else default]",
         ),
         calibration_option,
         click.option(
             "--broad", is_flag=True,
-            help="With --calibration: for uses that its text does not cover (damping 0.3 instead of 0.1).",
+            help="With --calibration: rely less on its texts, for uses that they do not cover (damping 0.3 "
+            "instead of 0.1).",
         ),
         click.option(
             "--method", type=click.Choice(["feedback", "gptq"]),
@@ -93,8 +94,13 @@ def planning_options(
         ),
         click.option(
             "--correct", is_flag=True,
-            help="With --calibration: choose each layer's blocks for what the quantized layers before it "
-            "give, which runs the checkpoint in torch; much less loss at 2 and 3 bits.",
+            help="With --calibration: choose each layer's blocks for the inputs that the quantized layers "
+            "before it give. Much less loss at 2 and 3 bits; runs the checkpoint in torch.",
+        ),
+        click.option(
+            "--other-weights", is_flag=True,
+            help="With --calibration: accept one of a model with other weights, such as the one that this "
+            "model was fine-tuned from.",
         ),
         click.option("--strict", is_flag=True, help="Refuse any fallback that is not a chain of the recipe."),
         opening_options(header_only=header_only, imatrix=True),
@@ -110,27 +116,19 @@ def planning_options(
     return decorate
 
 
-def plan_from(
-    model_name: str, options: PlanningOptions, *, convertible: bool = False, fold: Fold | None = None
-) -> Plan:
+def plan_from(model_name: str, options: PlanningOptions, *, convertible: bool = False) -> Plan:
     """Open the model, load recipe and imatrix, and plan.
 
     Parameters
     ----------
     convertible
         Refuse a model that cannot be converted.
-    fold
-        Scales that are folded into the model, of which the plan is.
     """
     from ggplan.planning import assign, lay_out
 
     quiet = options.quiet
     imatrix = None
     feedback = _feedback(options)
-    if fold is not None and feedback is None:
-        raise click.UsageError("--fold needs --calibration DIR; see `ggplan calibrate --help`")
-    if fold is not None and options.correct:
-        raise click.UsageError("--correct runs the checkpoint as it is, and --fold changes its weights")
     if feedback is not None:
         imatrix = feedback.calibration.imatrix
     elif options.imatrix_path:
@@ -144,39 +142,55 @@ def plan_from(
     model = with_scales_read(model, most=most, quiet=quiet)
     recipe = _recipe_or_mix(options, model.architecture)
 
-    def laid_out(model: Model, imatrix: Imatrix | None, feedback: Feedback | None) -> Plan:
-        return lay_out(
-            model,
-            assign(model, recipe, has_imatrix=imatrix is not None),
-            imatrix=imatrix,
-            fallback=options.fallback,
-            strict=options.strict,
-            nonfinite=options.nonfinite,
-            effort=options.effort,
-            feedback=feedback,
+    return lay_out(
+        model,
+        assign(model, recipe, has_imatrix=imatrix is not None),
+        imatrix=imatrix,
+        fallback=options.fallback,
+        strict=options.strict,
+        nonfinite=options.nonfinite,
+        effort=options.effort,
+        feedback=feedback,
+    )
+
+
+def check_fold(options: PlanningOptions) -> None:
+    """Refuse options that do not go with `--fold`."""
+    if options.calibration_path is None:
+        raise click.UsageError("--fold needs --calibration DIR; see `ggplan calibrate --help`")
+    if options.correct:
+        raise click.UsageError(
+            "--correct runs the checkpoint's own weights, and --fold changes its weights: leave out one of "
+            "them; --fold gained nothing where it was measured"
         )
 
-    plan = laid_out(model, imatrix, feedback)
-    if fold is None or feedback is None:
-        return plan
-    model, feedback = _folded(plan, feedback, fold, quiet=quiet)
-    return laid_out(model, feedback.calibration.imatrix, feedback)
 
-
-def _folded(plan: Plan, feedback: Feedback, fold: Fold, *, quiet: bool) -> tuple[Model, Feedback]:
-    """The model of a plan with scales in it, and the calibration that fits it; says what was done."""
+def folded_plan(plan: Plan, options: PlanningOptions, fold: Fold) -> Plan:
+    """The plan of the same types for the model with scales in it; says what was done."""
     from ggplan.calibration import Calibration
     from ggplan.cli.guidance import changed_note
     from ggplan.folding import fold as folded
+    from ggplan.planning import lay_out
 
+    feedback = _feedback(options)
+    assert feedback is not None
     calibration = feedback.calibration
     assert isinstance(calibration, Calibration)
-    note(*changed_note(calibration, plan.model), quiet=quiet)
+    note(*changed_note(calibration, plan.model, other_weights=options.other_weights), quiet=options.quiet)
     types = {planned.name: planned.type for planned in plan.tensors}
     n_notes = len(plan.model.notes)
     model, fitting = folded(plan.model, fold, calibration, types, feedback.lam)
-    note(*model.notes[n_notes:], quiet=quiet)
-    return model, replace(feedback, calibration=fitting)
+    note(*model.notes[n_notes:], quiet=options.quiet)
+    return lay_out(
+        model,
+        plan.assignment,
+        imatrix=fitting.imatrix,
+        fallback=plan.fallback,
+        strict=options.strict,
+        nonfinite=plan.nonfinite,
+        effort=plan.effort,
+        feedback=replace(feedback, calibration=fitting),
+    )
 
 
 def _feedback(options: PlanningOptions) -> Feedback | None:
@@ -186,6 +200,7 @@ def _feedback(options: PlanningOptions) -> Feedback | None:
             (options.broad, "--broad"),
             (options.method, "--method"),
             (options.correct, "--correct"),
+            (options.other_weights, "--other-weights"),
         )
         for given, option in choices:
             if given:

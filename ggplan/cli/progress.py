@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, cast
+
+import click
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -88,6 +92,42 @@ def chunks_bar(*, quiet: bool) -> Progress:
     from rich.progress import MofNCompleteColumn, TextColumn
 
     return _bar(MofNCompleteColumn(), TextColumn("chunks"), quiet=quiet)
+
+
+class ChunkLines:
+    """A line a minute on stderr where there is no terminal for a bar: the chunks done, and the time left.
+
+    Parameters
+    ----------
+    what
+        What is done.
+    clock
+        The seconds of some clock.
+    """
+
+    def __init__(self, what: str, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._what, self._clock = what, clock
+        self._begun: tuple[float, int] | None = None
+        self._told = 0.0
+
+    def __call__(self, done: int, total: int) -> None:
+        """Tell of chunks that are done."""
+        now = self._clock()
+        if self._begun is None:
+            self._begun, self._told = (now, done), now
+        elif now - self._told >= _SECONDS_OF_A_LINE:
+            self._told = now
+            start, done_before = self._begun
+            left = (now - start) * (total - done) / max(1, done - done_before)
+            click.echo(f"{self._what}: {done:,} of {total:,} chunks, {_in_words(left)} left", err=True)
+
+
+_SECONDS_OF_A_LINE = 60
+
+
+def _in_words(seconds: float) -> str:
+    minutes = math.ceil(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
 @contextmanager

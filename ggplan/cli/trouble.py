@@ -66,6 +66,8 @@ def say_usage_error(error: click.ClickException) -> None:
         return
     if isinstance(error.__cause__, Error):
         say_error(error.__cause__)
+        if error.__cause__.hint:
+            return
     else:
         say(f"error: {' '.join(error.format_message().split())}")
     if isinstance(error, click.UsageError) and error.ctx is not None:

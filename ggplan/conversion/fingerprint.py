@@ -51,10 +51,12 @@ def fingerprint(
     if plan.feedback is not None:
         table["the calibration"] = plan.feedback.calibration.digest
         table["the option method"] = plan.feedback.method
-        table["the option lam"] = f"{plan.feedback.lam:g}"
+        table["the option lam"] = repr(float(plan.feedback.lam))
         table["the option corrected"] = str(plan.feedback.corrected)
     for path, state in states.items():
-        table[_label(plan, path)] = str(state)
+        # The calibration's digest stands for its files: a folder that is made again has the same.
+        if plan.feedback is None or path.parent != plan.feedback.calibration.path:
+            table[_label(plan, path)] = str(state)
     for path, part in files:
         table[_HEADER + path.name] = hashlib.sha256(part.header).hexdigest()
     return table

@@ -32,6 +32,8 @@ from ggplan.text import printable
 
 _SIZE_LIMIT = 1 << 30
 _CHECK_DIGITS = 16
+NO_SOURCE = "none"
+"""In place of the hash of its weights, for a tensor that is made of more than its weights."""
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 
 
@@ -39,7 +41,7 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 class Mark:
     """The first `n_bytes` bytes of a tensor, and their SHA-256 in hex digits.
 
-    `source` is the hash of the weights, of a tensor that is whole.
+    `source` is the hash of the weights, of a tensor that is whole; or `NO_SOURCE`.
     """
 
     n_bytes: int

@@ -103,7 +103,7 @@ def check_absent(outputs: Sequence[Path]) -> None:
 
 
 def check_readable(plan: Plan) -> None:
-    """Read the first and the last row of each tensor, so that unreadable data fails now.
+    """Read the first and the last row of each tensor, and a calibration: what is damaged fails now.
 
     On a server only those of one tensor in each file are read: a round trip for each would take minutes.
 
@@ -111,12 +111,16 @@ def check_readable(plan: Plan) -> None:
     ------
     CheckpointError
         Naming the file and the tensor.
+    CalibrationError
+        Naming the file.
     """
     tensors = list(plan.tensors)
     over_network = any(is_remote(path) for path in plan.model.files)
     if over_network:  # there the size of each file is known, and one tensor shows whether it may be read
         tensors = list({planned.tensor.origin: planned for planned in tensors}.values())
     each(tensors, _check_ends, parallel=over_network)
+    if plan.feedback is not None:
+        plan.feedback.calibration.verify()
 
 
 def _check_ends(planned: PlannedTensor) -> None:

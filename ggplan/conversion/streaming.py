@@ -11,18 +11,21 @@ finish it, and removes everything if it could not.
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ggplan.conversion.chunks import chunks_of
 from ggplan.conversion.correction import (
+    check_correctable,
     correct_plan,
     is_corrected,
+    kept_layers,
     layers_folder,
     remove_layers,
     take_corrected,
@@ -86,6 +89,8 @@ class ConversionResult:
         How long this run took.
     reuse
         With `reuse`, the tensors that were copied, and why the others were not.
+    uncorrected
+        Of a plan that is corrected, the quantized tensors of its layers that were not, and why.
     """
 
     path: Path
@@ -96,6 +101,7 @@ class ConversionResult:
     resumed_bytes: int
     seconds: float
     reuse: Reuse | None = None
+    uncorrected: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +145,7 @@ class ConvertOptions:
 
 
 _DEFAULTS = ConvertOptions()
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def convert(
@@ -201,19 +208,21 @@ def convert(
         reuse = find_reusable(plan, open_earlier(options.reuse))
     try:
         with warming(plan):
-            n_resumed, reused = _write(
+            n_resumed, reused, uncorrected = _write(
                 plan, output, files, pace, options, reuse, progress or _ignore, resumed or _ignore
             )
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise ConversionError(
-            f"cannot write {printable(str(output))}: {reason}", hint=_notes(error)
-        ) from error
+        reason, layers = error.strerror or str(error), str(layers_folder(output))
+        where = layers if error.filename == layers else str(output)
+        room = "make room, or write to another disk" if error.errno in _FULL else ""
+        hint = _notes(error) or room
+        raise ConversionError(f"cannot write {printable(where)}: {reason}", hint=hint) from error
     n_bytes = sum(part.file_bytes for part in plans)
     seconds = time.monotonic() - started
     return ConversionResult(
-        paths[0], paths, manifest_path(output), n_bytes, plan.n_weights, n_resumed, seconds, reused
-    )
+        paths[0], paths, manifest_path(output), n_bytes, plan.n_weights, n_resumed, seconds, reused,
+        uncorrected,
+    )  # fmt: skip
 
 
 def available_cpus() -> int:
@@ -238,8 +247,8 @@ def _write(
     reuse: Reuse | None,
     progress: Progress,
     resumed: Progress,
-) -> tuple[int, Reuse | None]:
-    """Carry out the plan; returns the bytes that an earlier run had written, and what was reused."""
+) -> tuple[int, Reuse | None, Mapping[str, str]]:
+    """Carry out the plan; returns the bytes that an earlier run had written, and two facts of the result."""
     manifest = manifest_path(output)
     journal_path = output.with_name(output.name + ".part.journal")
     paths = [path for path, _ in files]
@@ -247,6 +256,8 @@ def _write(
     check_target(plan, paths, sidecars)
     if not options.force and not os.path.lexists(journal_path):
         check_absent(paths)
+    if is_corrected(plan):
+        check_correctable(plan, output)
     states = input_states(plan)
     check_early(plan)
     check_readable(plan)
@@ -264,6 +275,7 @@ def _write(
     try:
         if recorded.plan is None:
             remove_stale_parts(output, files)
+            remove_layers(output)
             if options.resume:
                 journal.begin(now)
         work.recorded = {key: max(mark.n_bytes for mark in marks) for key, marks in recorded.marks.items()}
@@ -273,7 +285,8 @@ def _write(
         if reuse is not None:
             reuse = _take_proven(work, reuse, pace)
         counted = 0
-        if is_corrected(plan):
+        uncorrected: Mapping[str, str] = {}
+        if is_corrected(plan) and not work.is_written:
             corrected = correct_plan(
                 plan,
                 layers_folder(output),
@@ -282,15 +295,16 @@ def _write(
                 restart=options.restart,
                 progress=progress,
             )
-            counted = take_corrected(work, corrected)
+            counted, uncorrected = take_corrected(work, corrected), corrected.left
         _run(work, pace, progress, counted)
         _refuse_changed(states)
         work.finish(manifest)
         remove_layers(output)
+        work.end()
     except BaseException as error:
         _keep_or_discard(work, error, output, plan.tensor_bytes, states)
         raise
-    return work.resumed_bytes, reuse
+    return work.resumed_bytes, reuse, uncorrected
 
 
 def _take_proven(work: UnfinishedOutput, reuse: Reuse, pace: Pace) -> Reuse:
@@ -376,14 +390,19 @@ def _keep_or_discard(
     kept = 0 if not work.resumable or is_lasting or is_other_input else work.save()
     if is_lasting or is_other_input or not work.resumable:
         remove_layers(output)
-    if kept == 0:
+    n_layers = kept_layers(output)
+    if kept == 0 and n_layers == 0:
+        remove_layers(output)
         work.discard()
         return
     work.close()
-    note = (
-        f"{format_bytes(kept)} of {format_bytes(n_bytes)} are kept in {printable(str(part_path(output)))}; "
-        "the same command continues from there"
-    )
+    where, what = part_path(output), f"{format_bytes(kept)} of {format_bytes(n_bytes)} are"
+    if kept == 0:
+        where, what = (
+            layers_folder(output),
+            f"{n_layers:,} corrected layer{'s are' if n_layers > 1 else ' is'}",
+        )
+    note = f"{what} kept in {printable(str(where))}; the same command continues from there"
     error.add_note(note)
     if isinstance(error, Error):
         error.hint = f"{error.hint}; {note}" if error.hint else note

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ggplan.conversion.fingerprint import Fingerprint, best_revision, differences
-from ggplan.conversion.journal import Journal, Mark, Recorded, TensorKey
+from ggplan.conversion.journal import NO_SOURCE, Journal, Mark, Recorded, TensorKey
 from ggplan.conversion.manifest import FileHashes, format_manifest
 from ggplan.conversion.part_file import (
     PartFile,
@@ -100,14 +100,22 @@ class UnfinishedOutput:
             self.recorded.update((key, mark.n_bytes) for key, mark in marks.items())
 
     def source_of(self, key: TensorKey) -> str:
-        """The hash of the weights a tensor is encoded from; "" if it is not needed, or not known yet."""
+        """The hash of the weights a tensor is encoded from; "" if it is not needed, or not known yet.
+
+        `NO_SOURCE` for tensors that are made of more.
+        """
         source = self.sources.get(key)
         if source is not None and source.complete:
             return source.mark().sha256
         return self.known_sources.get(key, "")
 
+    @property
+    def is_written(self) -> bool:
+        """Whether every byte of every tensor is there."""
+        return all(hash_.complete for hash_ in self.hashes.values())
+
     def finish(self, manifest: Path) -> None:
-        """Give the files their final names; all bytes must be written."""
+        """Give the files their final names; all bytes must be written. `end` follows."""
         self.checkpoint()
         for part in self.parts:
             if missing := [
@@ -129,6 +137,9 @@ class UnfinishedOutput:
         os.replace(waiting, manifest)
         sync_folder(manifest.parent)
         self.is_finished = True
+
+    def end(self) -> None:
+        """Remove the journal, when nothing else is left to be done."""
         self.journal.remove()
         self._close_parts()
 
@@ -155,13 +166,14 @@ class UnfinishedOutput:
     def _hashes_of(self, part: PartFile) -> FileHashes:
         tensors = {t.name: self.hashes[part.number, t.name].mark().sha256 for t in part.plan.tensors}
         hashed = [t for t in part.plan.tensors if has_source_hash(t)]
+        sources = {t.name: self.source_of((part.number, t.name)) for t in hashed}
         importances = {t.name: importance_hash(part.plan, t) for t in hashed}
         revision = best_revision(part.plan.effort)
         return FileHashes(
             part.path.name,
             hashlib.sha256(part.plan.header).hexdigest(),
             tensors,
-            {t.name: source for t in hashed if (source := self.source_of((part.number, t.name)))},
+            {t.name: source for t in hashed if (source := sources[t.name]) not in ("", NO_SOURCE)},
             {name: digest for name, digest in importances.items() if digest},
             {} if revision is None else {t.name: revision for t in hashed},
         )

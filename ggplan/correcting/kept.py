@@ -1,16 +1,19 @@
 """The finished layers of a correction, in a folder beside the output: `OUT.gguf.layers`.
 
-    layer-003.safetensors      the blocks of the layer's tensors, as bytes; in its metadata the digest of the
-    run states-004.original.f32    the hidden states that the next layer gets, in the original model
+    run.json                   by which the folder is known: the digest of the run
+    layer-003.safetensors      the blocks of the layer's tensors, as bytes; in its metadata the digests of the
+                               run, of the blocks, and of the states after the layer
+    states-004.original.f32    the hidden states that the next layer gets, in the original model
     states-004.quantized.f32   and in the quantized one
 
 A layer's file appears when both files of states after it are complete, and the states before it are removed
 then. So a run that was stopped at any moment goes on with the first layer whose file is missing; what it does
-again gives the same bytes. A file of another run (another text, recipe, version) is not used.
+again gives the same bytes. A file of another run (another text, recipe, version) or damaged is not used.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -18,6 +21,8 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +33,12 @@ from ggplan.planning import PlannedTensor
 from ggplan.sources.files import rows_in_file, shown
 from ggplan.sources.safetensors import read_metadata, read_tensors
 
+F32Array = NDArray[np.float32]
 _FORMAT = "ggplan.corrected/1"
+_MARKER = "run.json"
+_STREAMS = ("original", "quantized")
+_PIECE = 1 << 22
+_NONE: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,15 +53,14 @@ class Corrected:
         The digest of what they depend on.
     blocks
         The rows of each tensor as the output will have them, by name.
+    left
+        Quantized tensors of the layers whose weights were not corrected, and why.
     """
 
     folder: Path
     run: str
     blocks: Mapping[str, RowSource]
-
-    def remove(self) -> None:
-        """Delete the folder; once the output is there."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+    left: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -63,11 +72,18 @@ class KeptLayers:
     made: set[str] = field(default_factory=set)
 
     def open(self, *, restart: bool = False) -> None:
-        """Make the folder; raises ConversionError for another run's work, unless that may be discarded."""
+        """Make the folder.
+
+        Raises
+        ------
+        ConversionError
+            If it has another run's work, which may not be discarded, or is somebody else's.
+        """
+        refuse_foreign(self.folder)
         if restart:
             shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(exist_ok=True)
-        marker = self.folder / "run.json"
+        marker = self.folder / _MARKER
         text = json.dumps({"format": _FORMAT, "run": self.run}) + "\n"
         if marker.exists():
             if marker.read_text(encoding="utf-8", errors="replace") != text:
@@ -89,10 +105,11 @@ class KeptLayers:
         return self.folder / f"layer-{layer:03}.safetensors"
 
     def n_done(self, n_layers: int) -> int:
-        """How many layers are finished; 0 if the states after them are not there."""
+        """How many layers are finished; 0 if the states after them are not there, or not as they were."""
         done = next((k for k in range(n_layers) if not self.is_done(k)), n_layers)
-        needed = (self.states(done, stream) for stream in ("original", "quantized"))
-        return done if done == n_layers or all(path.exists() for path in needed) else 0
+        if done in (0, n_layers):
+            return done
+        return done if read_metadata(self.file(done - 1)).get("states") == self._states_digest(done) else 0
 
     def is_done(self, layer: int) -> bool:
         """Whether a layer's file is there, whole and of this run."""
@@ -102,7 +119,9 @@ class KeptLayers:
         except (CheckpointError, OSError):
             return False
 
-    def finish(self, layer: int, blocks: Mapping[str, NDArray[np.uint8]]) -> None:
+    def finish(
+        self, layer: int, blocks: Mapping[str, NDArray[np.uint8]], left: Mapping[str, str] = _NONE
+    ) -> None:
         """Write a layer's file, and remove the states before it."""
         from safetensors.numpy import save_file
 
@@ -110,24 +129,44 @@ class KeptLayers:
         for name in sorted(blocks):
             digest.update(f"{name} {blocks[name].shape}\n".encode())
             digest.update(np.ascontiguousarray(blocks[name]).data)
-        metadata = {"ggplan": _FORMAT, "run": self.run, "blocks": digest.hexdigest()}
+        metadata = {
+            "ggplan": _FORMAT,
+            "run": self.run,
+            "blocks": digest.hexdigest(),
+            "left": json.dumps(dict(left)),
+            "states": self._states_digest(layer + 1),
+        }
         path = self.file(layer)
         part = path.with_name(path.name + ".part")
         save_file({name: np.ascontiguousarray(b) for name, b in blocks.items()}, part, metadata)
         with part.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(part, path)
-        for stream in ("original", "quantized"):
+        for stream in _STREAMS:
             self.states(layer, stream).unlink(missing_ok=True)
 
     def corrected(self, layers: range, tensors: Mapping[str, PlannedTensor]) -> Corrected:
         """The blocks of all layers."""
         found: dict[str, RowSource] = {}
+        left: dict[str, str] = {}
         for layer in layers:
+            left |= json.loads(read_metadata(self.file(layer))["left"])
             for name, stored in read_tensors(self.file(layer)).items():
                 planned = tensors[name]
                 found[name] = rows_in_file(stored.file, stored.offset, planned.type, planned.tensor.shape)
-        return Corrected(self.folder, self.run, found)
+        return Corrected(self.folder, self.run, found, left)
+
+    def _states_digest(self, layer: int) -> str:
+        """The digest of the states that a layer gets; "" if they are not there."""
+        digest = hashlib.sha256()
+        try:
+            for stream in _STREAMS:
+                with self.states(layer, stream).open("rb") as file:
+                    while piece := file.read(_PIECE):
+                        digest.update(piece)
+        except OSError:
+            return ""
+        return digest.hexdigest()
 
     def _digest(self, layer: int) -> str:
         """The digest of the blocks in a layer's file."""
@@ -138,7 +177,83 @@ class KeptLayers:
             with stored[name].file.open("rb") as file:
                 file.seek(stored[name].offset)
                 rest = stored[name].n_bytes
-                while rest and (piece := file.read(min(rest, 1 << 22))):
+                while rest and (piece := file.read(min(rest, _PIECE))):
                     digest.update(piece)
                     rest -= len(piece)
         return digest.hexdigest()
+
+
+def is_ours(folder: Path) -> bool:
+    """Whether a folder is one of kept layers, or has nothing in it."""
+    if folder.is_symlink() or not folder.is_dir():
+        return False
+    names = {entry.name for entry in folder.iterdir()}
+    if names <= {f"{_MARKER}.part"}:
+        return True
+    with contextlib.suppress(OSError, ValueError):
+        found = json.loads((folder / _MARKER).read_text(encoding="utf-8"))
+        return isinstance(found, dict) and found.get("format") == _FORMAT
+    return False
+
+
+def layer_files(folder: Path) -> list[Path]:
+    """The files of finished layers in a folder."""
+    return sorted(folder.glob("layer-*.safetensors"))
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Refuse a folder that has something else in it: it would be removed when the output is complete.
+
+    Raises
+    ------
+    ConversionError
+        Naming it.
+    """
+    if os.path.lexists(folder) and not is_ours(folder):
+        raise ConversionError(
+            f"{shown(folder)} is there, where finished layers are to be kept, and is none of ggplan's",
+            hint="move it away, or give the output another name",
+        )
+
+
+class Scratch:
+    """Rows of inputs on the disk, while a layer is corrected: the folder `inputs` beside the layers."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "inputs"
+        self.files: dict[str, Any] = {}
+
+    def __enter__(self) -> Scratch:
+        self._clear()
+        self.folder.mkdir()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for name in list(self.files):
+            self.close(name)
+        self._clear()
+
+    def _clear(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def add(self, name: str, rows: F32Array) -> None:
+        """Add rows to a file."""
+        if name not in self.files:
+            self.files[name] = (self.folder / name).open("wb")
+        self.files[name].write(np.ascontiguousarray(rows).data)
+
+    def close(self, name: str) -> None:
+        """No more rows are added."""
+        if (file := self.files.pop(name, None)) is not None:
+            file.close()
+
+    def rows(self, name: str, n_columns: int) -> F32Array:
+        """All rows of a file, memory-mapped; none if there is no file."""
+        path = self.folder / name
+        if not path.exists() or not path.stat().st_size:
+            return np.empty((0, n_columns), np.float32)
+        return np.memmap(path, np.float32, "r").reshape(-1, n_columns)
+
+    def remove(self, name: str) -> None:
+        """Delete a file."""
+        (self.folder / name).unlink(missing_ok=True)

@@ -1,70 +1,33 @@
 """Two streams of hidden states, of the original model and of the quantized one, layer by layer.
 
-For each layer: all tokens pass the original weights, which shows what every matrix is given there. Then the
-inputs are taken in the order in which they depend on one another: the quantized stream is run up to them, the
-matrices that have them are corrected (see `targets`), encoded, and put back as a reader will find them.
-Experts are given the tokens that the quantized model's router sends them, in both streams.
-
-Nothing depends on the number of threads: torch works with one in batches of one size, and sums have one
-order.
+The quantized stream starts from the embedding as a reader of the output will find it, and each layer of it is
+corrected for what it is given there (see `layer`). Nothing depends on the number of threads: torch works with
+one in batches of one size, and sums have one order.
 """
 
 from __future__ import annotations
 
-import shutil
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ggplan.correcting.encoding import Target, encode_target
+from ggplan.correcting.embedding import put_embedding
+from ggplan.correcting.encoding import fixed_names, require_correctable, tensors_of_layer, unrun
 from ggplan.correcting.kept import Corrected, KeptLayers
-from ggplan.correcting.targets import Correction, correction
+from ggplan.correcting.layer import ORIGINAL, QUANTIZED, CorrectOptions, Layer
 from ggplan.errors import ConversionError
 from ggplan.forward.building import open_checkpoint_model, require_transformers
-from ggplan.forward.matrices import Place
-from ggplan.forward.running import Rows, TokenRun, experts_rows, one_torch_thread
-from ggplan.forward.structure import LayerInput, Structure, require_known
-from ggplan.ggml_types import F32
-from ggplan.planning import Plan, PlannedTensor
-from ggplan.quants import dequantize
-from ggplan.quants.linear_algebra import Moments, second_moments, times
-from ggplan.quants.prepared import LAMBDA
-from ggplan.sources.files import shown
+from ggplan.forward.running import (
+    TokenRun,
+    one_torch_thread,
+)
+from ggplan.planning import Plan
+from ggplan.reshaping import forms_of
 from ggplan.sources.huggingface import open_checkpoint
 from ggplan.text import format_bytes
-
-F32Array = NDArray[np.float32]
-ORIGINAL, QUANTIZED = "original", "quantized"
-_CHUNK_ROWS = 256  # of a matrix that one thread corrects and encodes
-
-
-@dataclass(frozen=True, slots=True)
-class CorrectOptions:
-    """How to correct.
-
-    Attributes
-    ----------
-    threads
-        Batches, experts and runs of rows that are worked on at the same time.
-    memory
-        Bytes that the weights of a layer, float32, may take.
-    lam, method
-        As of `ggplan.quants.feedback.encode_with_moments`.
-    restart
-        Discard unfinished work.
-    """
-
-    threads: int
-    memory: int
-    lam: float = LAMBDA
-    method: str = "feedback"
-    restart: bool = False
 
 
 def correct(
@@ -112,7 +75,7 @@ def _correct(
     progress: Callable[[int], None],
 ) -> Corrected:
     require_correctable(plan)
-    model = open_checkpoint_model(open_checkpoint(plan.model.path))
+    model = open_checkpoint_model(open_checkpoint(plan.model.path), forms_of(plan.model))
     n_layers = len(model.layers)
     needed = max(model.layer_bytes(layer) for layer in range(n_layers))
     if needed > options.memory:
@@ -126,361 +89,29 @@ def _correct(
     planned = {t.name: t for t in plan.tensors}
     first = kept.n_done(n_layers)
     for layer in range(first):
-        progress(sum(t.n_bytes for t in _of_layer(plan, layer).values()))
+        progress(sum(t.n_bytes for t in tensors_of_layer(plan, layer).values()))
     if first < n_layers:
         model.fill_outside()
-        fixed = _fixed_names(plan)
+        fixed = fixed_names(plan)
         token_run = TokenRun(model, tokens, options.threads, lambda name: name in fixed)
-        if not first and not all(kept.states(0, s).exists() for s in (ORIGINAL, QUANTIZED)):
-            for stream in (ORIGINAL, QUANTIZED):
-                token_run.start(kept.states(0, stream))
+        if not first:
+            token_run.start(kept.states(0, ORIGINAL))
+            is_other = put_embedding(plan, model, options.threads)
+            token_run.start(kept.states(0, QUANTIZED))
+            if is_other:
+                model.fill_outside()
         for layer in range(first, n_layers):
-            blocks = _Layer(token_run, plan, layer, kept, options, progress).correct()
-            kept.finish(layer, blocks)
+            work = Layer(token_run, plan, layer, kept, options, progress)
+            kept.finish(layer, work.correct(), work.left)
             model.empty(layer)
         for stream in (ORIGINAL, QUANTIZED):
             kept.states(n_layers, stream).unlink(missing_ok=True)
-    return kept.corrected(range(n_layers), planned)
+    found = kept.corrected(range(n_layers), planned)
+    more = {t.name: "its layer is not run, as it predicts further tokens" for t in unrun(plan, n_layers)}
+    return replace(found, left={**found.left, **more})
 
 
 def engine_versions() -> dict[str, str]:
     """The versions of torch and transformers; raises CheckpointError where one is missing."""
     torch, transformers = require_transformers()
     return {"torch": torch.__version__, "transformers": transformers.__version__}
-
-
-def require_correctable(plan: Plan) -> None:
-    """Raise ConversionError unless the plan is of a checkpoint that transformers can run as it is."""
-    model = plan.model
-    if model.kind != "hf" or model.converter:
-        raise ConversionError(
-            f"{shown(model.path)} is no Hugging Face folder that ggplan reads itself, and correction runs "
-            "the checkpoint",
-            hint="give the checkpoint's folder, or leave --correct out",
-        )
-    if model.reshaped:
-        raise ConversionError(
-            "correction runs the checkpoint as it is, and this plan changes its layers or experts",
-            hint="leave --correct out",
-        )
-
-
-def _of_layer(plan: Plan, layer: int) -> dict[str, PlannedTensor]:
-    """The quantized tensors of a layer that are encoded, by their names without `blk.N.`."""
-    prefix = f"blk.{layer}."
-    return {
-        t.name.removeprefix(prefix): t
-        for t in plan.tensors
-        if t.name.startswith(prefix) and t.type.is_quantized and len(t.tensor.shape) > 1
-    }
-
-
-def _fixed_names(plan: Plan) -> set[str]:
-    """The names in a layer of tensors that are quantized in none."""
-    names = {t.name.partition(".")[2].partition(".")[2] for t in plan.tensors if t.name.startswith("blk.")}
-    quantized = {
-        t.name.partition(".")[2].partition(".")[2]
-        for t in plan.tensors
-        if t.name.startswith("blk.") and t.type.is_quantized
-    }
-    return names - quantized
-
-
-class _Layer:
-    """One layer while it is corrected."""
-
-    def __init__(
-        self,
-        run: TokenRun,
-        plan: Plan,
-        layer: int,
-        kept: KeptLayers,
-        options: CorrectOptions,
-        progress: Callable[[int], None],
-    ) -> None:
-        self.progress, self.lock = progress, threading.Lock()
-        self.run, self.plan, self.layer, self.kept, self.options = run, plan, layer, kept, options
-        self.original = run.states(kept.states(layer, ORIGINAL))
-        self.quantized = run.states(kept.states(layer, QUANTIZED))
-        self.structure: Structure = run.structure(layer, self.original)
-        self.planned = _of_layer(plan, layer)
-        wanted = [n for n, t in self.planned.items() if t.tensor.type != F32]
-        require_known(self.structure, wanted, shown(plan.model.path))
-        self.blocks = {
-            name: np.empty((t.tensor.n_rows, t.type.row_bytes(t.tensor.n_columns)), np.uint8)
-            for name, t in self.planned.items()
-            if name in self.structure.feeds
-        }
-        self.parameters = {
-            name: parameter.detach().numpy() for name, parameter in run.model.layers[layer].named_parameters()
-        }
-
-    def correct(self) -> dict[str, NDArray[np.uint8]]:
-        """Correct and encode all matrices, and write the states after the layer."""
-        with _Scratch(self.kept.folder) as scratch:
-            self._pass_original(scratch)
-            for level in range(self.structure.n_levels):
-                self._correct_level(level, scratch)
-        self._put_uncorrected()
-        outputs = (output for _, output, _ in self.run.run(self.layer, self.quantized))
-        self.run.write(self.kept.states(self.layer + 1, QUANTIZED), outputs)
-        return {f"blk.{self.layer}.{name}": blocks for name, blocks in self.blocks.items()}
-
-    def _is_used(self, number: int) -> bool:
-        """Whether a matrix with this input is quantized."""
-        return any(name in self.planned for name in self.structure.tensors_of(number))
-
-    def _pass_original(self, scratch: _Scratch) -> None:
-        """All tokens through the original weights: the inputs there, and the states after the layer."""
-        inputs = self.structure.inputs
-
-        def outputs() -> Iterator[F32Array]:
-            for _, output, rows in self.run.run(
-                self.layer, self.original, self.structure, lambda e: e.is_given or not e.n_slices
-            ):
-                for each in rows:
-                    scratch.add(f"{ORIGINAL}-{each.number}", each.values)
-                yield output
-
-        self.run.write(self.kept.states(self.layer + 1, ORIGINAL), outputs())
-        for number in range(len(inputs)):
-            scratch.close(f"{ORIGINAL}-{number}")
-
-    def _correct_level(self, level: int, scratch: _Scratch) -> None:
-        numbers = [k for k, e in enumerate(self.structure.inputs) if e.level == level and self._is_used(k)]
-        if not numbers:
-            return
-        chosen = {id(self.structure.inputs[k]) for k in numbers}
-        routes: dict[int, list[NDArray[np.int32]]] = {}
-        slices: dict[int, list[NDArray[np.int32]]] = {}
-        for _, _, rows in self.run.run(
-            self.layer, self.quantized, self.structure, lambda e: id(e) in chosen, to_end=False
-        ):
-            for each in rows:
-                scratch.add(f"{QUANTIZED}-{each.number}", each.values)
-                if each.routes is not None:
-                    routes.setdefault(each.number, []).append(each.routes)
-                if each.slices is not None:
-                    slices.setdefault(each.number, []).append(each.slices)
-        for number in numbers:
-            scratch.close(f"{QUANTIZED}-{number}")
-        for number, of_batches in routes.items():
-            self._run_experts(number, of_batches, scratch)
-        for number in numbers:
-            which = self.structure.inputs[number]
-            x = scratch.rows(f"{QUANTIZED}-{number}", which.n_columns)
-            f = scratch.rows(f"{ORIGINAL}-{number}", which.n_columns)
-            if which.is_given:
-                self._experts_with_map(number, x, f, np.concatenate(routes[number]))
-            elif which.n_slices:
-                self._experts_of_their_own(number, x, f, np.concatenate(slices[number]))
-            else:
-                self._plain(number, x, f)
-            scratch.remove(f"{QUANTIZED}-{number}")
-            scratch.remove(f"{ORIGINAL}-{number}")
-
-    def _run_experts(self, number: int, routes: Sequence[NDArray[np.int32]], scratch: _Scratch) -> None:
-        """What the experts' last matrices are given in the original, for the quantized model's routes."""
-        inputs = self.structure.inputs
-        given = inputs[number]
-        states = scratch.rows(f"{ORIGINAL}-{number}", given.n_columns)
-        by_start = dict(zip((b.start for b in self.run.batches), routes, strict=True))
-        width = self.run.tokens.shape[1]
-        for k, own in enumerate(inputs):
-            if own.module != given.module or own.is_given:
-                continue
-
-            def work(batch: slice, own: LayerInput = own, k: int = k) -> Rows:
-                of_batch = states[batch.start * width : batch.stop * width].copy()
-                return experts_rows(
-                    self.run.model, self.layer, given, of_batch, by_start[batch.start], own, k
-                )
-
-            for rows in self.run.each(work):
-                scratch.add(f"{ORIGINAL}-{k}", rows.values)
-            scratch.close(f"{ORIGINAL}-{k}")
-
-    def _plain(self, number: int, x: F32Array, f: F32Array) -> None:
-        """Matrices that every token goes to."""
-        threads = self.options.threads
-        for columns, names in self._by_columns(number).items():
-            own, original = (x, f) if columns is None else (x[:, list(columns)], f[:, list(columns)])
-            found = correction(own, original, threads)
-            jobs = [
-                (name, slice_, start, min(start + _CHUNK_ROWS, n_rows))
-                for name in names
-                for n_rows in (self.planned[name].tensor.shape[-2],)
-                for slice_ in range(len(self.structure.places[name]))
-                for start in range(0, n_rows, _CHUNK_ROWS)
-            ]
-            m = found.as_map(threads)
-            target = Target(found.moments, self.options.lam, self.options.method)
-
-            def work(job: tuple[str, int, int, int], m: F32Array = m, target: Target = target) -> None:
-                name, slice_, start, stop = job
-                weights = self._weights(name, slice_, start, stop)
-                self._encode(name, slice_, start, weights + times(weights, m), target)
-
-            self._each(work, jobs)
-
-    def _experts_with_map(self, number: int, x: F32Array, f: F32Array, routes: NDArray[np.int32]) -> None:
-        """Matrices of experts that share the layer's input: one map of all tokens corrects all of them."""
-        threads = self.options.threads
-        for columns, names in self._by_columns(number).items():
-            own, original = (x, f) if columns is None else (x[:, list(columns)], f[:, list(columns)])
-            found = correction(own, original, threads)
-            m = found.as_map(threads)
-
-            def work(
-                expert: int,
-                own: F32Array = own,
-                found: Correction = found,
-                m: F32Array = m,
-                names: Any = names,
-            ) -> None:
-                tokens = np.flatnonzero((routes == expert).any(axis=1))
-                moments = found.moments
-                if tokens.size:
-                    moments = Moments(second_moments(np.ascontiguousarray(own[tokens])), tokens.size)
-                target = Target(moments, self.options.lam, self.options.method)
-                for name in names:
-                    weights = self._weights(name, expert, 0, self.planned[name].tensor.shape[-2])
-                    self._encode(name, expert, 0, weights + times(weights, m), target)
-
-            self._each(work, range(self.structure.inputs[number].n_slices))
-
-    def _experts_of_their_own(self, number: int, x: F32Array, f: F32Array, slices: NDArray[np.int32]) -> None:
-        """Matrices of experts that each have an input of their own.
-
-        Where the original's is not known for the same tokens, the targets stay the original weights.
-        """
-        for columns, names in self._by_columns(number).items():
-
-            def work(expert: int, columns: Any = columns, names: Any = names) -> None:
-                rows = np.flatnonzero(slices == expert)
-                found = None
-                if rows.size:
-                    own, original = (
-                        np.ascontiguousarray(each[rows]) if len(each) == len(x) else None for each in (x, f)
-                    )
-                    if columns is not None:
-                        own, original = (e if e is None else e[:, list(columns)] for e in (own, original))
-                    assert own is not None
-                    found = correction(own, own if original is None else original)
-                target = Target(
-                    None if found is None else found.moments, self.options.lam, self.options.method
-                )
-                for name in names:
-                    weights = self._weights(name, expert, 0, self.planned[name].tensor.shape[-2])
-                    wanted = weights if found is None else found.target(weights)
-                    self._encode(name, expert, 0, wanted, target)
-
-            self._each(work, range(self.structure.inputs[number].n_slices))
-
-    def _by_columns(self, number: int) -> dict[tuple[int, ...] | None, list[str]]:
-        """The quantized tensors of an input, by the columns of it that they have."""
-        found: dict[tuple[int, ...] | None, list[str]] = {}
-        for name in self.structure.tensors_of(number):
-            if name in self.planned:
-                columns = self.structure.feeds[name].columns
-                found.setdefault(None if columns is None else tuple(columns.tolist()), []).append(name)
-        return found
-
-    def _weights(self, name: str, slice_: int, start: int, stop: int) -> F32Array:
-        tensor = self.planned[name].tensor
-        assert tensor.rows is not None
-        first = slice_ * tensor.shape[-2]
-        weights = np.ascontiguousarray(tensor.rows.read_float32(first + start, first + stop))
-        if not np.isfinite(weights).all():
-            raise ConversionError(
-                f"{shown(tensor.name)} has weights that are not finite", hint="leave --correct out"
-            )
-        return weights
-
-    def _encode(self, name: str, slice_: int, start: int, wanted: F32Array, target: Target) -> None:
-        """Encode rows of a matrix, keep the blocks, and put what a reader finds into the module."""
-        planned = self.planned[name]
-        out = encode_target(self.plan, planned, slice_, wanted, target)
-        n_rows = planned.tensor.shape[-2]
-        first = slice_ * n_rows + start
-        self.blocks[name][first : first + len(out)] = out
-        with self.lock:
-            self.progress(out.size)
-        self._put(self.structure.places[name][slice_], start, dequantize(out, planned.type))
-
-    def _put(self, places: Sequence[Place], start: int, weights: F32Array) -> None:
-        """Put rows from `start` on of a matrix of the GGUF into the module."""
-        for place in places:
-            chosen = (place.gguf_rows >= start) & (place.gguf_rows < start + len(weights))
-            if not chosen.any():
-                continue
-            values = weights[place.gguf_rows[chosen] - start]
-            matrix = self.parameters[place.parameter]
-            matrix = matrix[place.slice] if matrix.ndim == 3 else matrix
-            if place.transposed:
-                matrix[np.ix_(place.columns, place.rows[chosen])] = values.T
-            else:
-                matrix[np.ix_(place.rows[chosen], place.columns)] = values
-
-    def _put_uncorrected(self) -> None:
-        """Tensors whose inputs are none here: as the ordinary encoder writes them."""
-        for name, planned in self.planned.items():
-            if name in self.structure.feeds:
-                continue
-            for slice_, places in enumerate(self.structure.places.get(name, ())):
-                weights = self._weights(name, slice_, 0, planned.tensor.shape[-2])
-                out = encode_target(self.plan, planned, slice_, weights, Target(None))
-                self._put(places, 0, dequantize(out, planned.type))
-
-    def _each(self, work: Callable[[Any], None], jobs: Sequence[Any]) -> None:
-        with ThreadPoolExecutor(self.options.threads) as pool:
-            futures = [pool.submit(work, job) for job in jobs]
-            try:
-                for future in futures:
-                    future.result()
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
-
-
-class _Scratch:
-    """Rows of inputs on the disk, while a layer is corrected."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder / "inputs"
-        self.files: dict[str, Any] = {}
-
-    def __enter__(self) -> _Scratch:
-        self._clear()
-        self.folder.mkdir()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for name in list(self.files):
-            self.close(name)
-        self._clear()
-
-    def _clear(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-    def add(self, name: str, rows: F32Array) -> None:
-        """Add rows to a file."""
-        if name not in self.files:
-            self.files[name] = (self.folder / name).open("wb")
-        self.files[name].write(np.ascontiguousarray(rows).data)
-
-    def close(self, name: str) -> None:
-        """No more rows are added."""
-        if (file := self.files.pop(name, None)) is not None:
-            file.close()
-
-    def rows(self, name: str, n_columns: int) -> F32Array:
-        """All rows of a file, memory-mapped; none if there is no file."""
-        path = self.folder / name
-        if not path.exists() or not path.stat().st_size:
-            return np.empty((0, n_columns), np.float32)
-        return np.memmap(path, np.float32, "r").reshape(-1, n_columns)
-
-    def remove(self, name: str) -> None:
-        """Delete a file."""
-        (self.folder / name).unlink(missing_ok=True)

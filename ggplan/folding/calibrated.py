@@ -17,6 +17,7 @@ from ggplan.quants.linear_algebra import Moments
 if TYPE_CHECKING:
     from ggplan.calibration import Calibration
     from ggplan.calibration.inputs import Input
+    from ggplan.model import Model
 
 F32Array = NDArray[np.float32]
 
@@ -63,6 +64,10 @@ class FoldedCalibration:
         }
         return replace(own, entries=ReadOnDemand(readers))
 
+    def for_model(self, model: Model) -> FoldedCalibration:
+        """The calibration for a model: the folded one that it was made for."""
+        return self
+
     def tokens(self, tensor: str) -> tuple[int, ...]:
         """How many tokens each slice of a tensor saw."""
         return self.original.tokens(tensor)
@@ -78,6 +83,10 @@ class FoldedCalibration:
     def layer_moments(self, tensor: str) -> Moments | None:
         """Those of all tokens of the layer, as `Calibration.layer_moments`."""
         return self._folded(self.original.layer_moments(tensor), tensor, 0)
+
+    def verify(self) -> None:
+        """Check every file."""
+        self.original.verify()
 
     def tokens_of_run(self) -> NDArray[np.int32]:
         """The tokens that were run."""

@@ -60,7 +60,9 @@ class Fold:
     alpha: float | None = None
 
     def __str__(self) -> str:
-        return self.method if self.alpha is None else f"{self.method}:{self.alpha:g}"
+        if self.alpha is None:
+            return self.method
+        return f"{self.method}:{np.format_float_positional(self.alpha, trim='-')}"  # every digit of it
 
 
 def parse_fold(text: str) -> Fold:

@@ -15,6 +15,7 @@ from ggplan.folding.scales import Chosen, Fold, choose
 from ggplan.folding.sites import Site, sites_of
 from ggplan.ggml_types import F32, GgmlType
 from ggplan.model import Model, RowSource, TensorInfo
+from ggplan.quants.prepared import LAMBDA
 from ggplan.text import names_in_words, printable
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def fold(
     wish: Fold,
     calibration: Calibration,
     types: Mapping[str, GgmlType],
-    lam: float = 0.1,
+    lam: float = LAMBDA,
 ) -> tuple[Model, FoldedCalibration]:
     """The model with scales folded into it, and the calibration that fits it.
 

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from ggplan.errors import CheckpointError
 from ggplan.forward.checkpoint_model import OTHER_ENGINE, CheckpointModel, Quiet
+from ggplan.model import Model
 from ggplan.sources.files import shown
 from ggplan.sources.huggingface import HfCheckpoint
 from ggplan.text import printable
 
 _QUANTIZATION = ("quantization_config", "compression_config")
 _BUFFERS = (".attention.masked_bias", ".attention.bias", ".rotary_emb.inv_freq")
+_FLOATS = ("Infinity", "-Infinity", "NaN")
 _REMEDY = "pip install 'ggplan[calibrate]'"
 
 
-def open_checkpoint_model(checkpoint: HfCheckpoint) -> CheckpointModel:
+def open_checkpoint_model(
+    checkpoint: HfCheckpoint, forms: Callable[[Model], Model] = lambda model: model
+) -> CheckpointModel:
     """Transformers' model of an opened checkpoint, without weights.
+
+    Parameters
+    ----------
+    forms
+        What makes, of the checkpoint's tensors in a GGUF, those that are meant: joined or cut, as rows.
 
     Raises
     ------
@@ -27,10 +36,10 @@ def open_checkpoint_model(checkpoint: HfCheckpoint) -> CheckpointModel:
     """
     torch, transformers = require_transformers()
     where = shown(checkpoint.path)
-    values = {key: value for key, value in checkpoint.config.items() if key not in _QUANTIZATION}
+    values = {key: _plain(v) for key, v in checkpoint.config.items() if key not in _QUANTIZATION}
     try:
         config = _config(transformers, values)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except Exception as error:  # whatever the classes of transformers raise
         kind = printable(str(values.get("model_type")))
         raise CheckpointError(
             f"{where}: transformers {transformers.__version__} does not read config.json "
@@ -42,7 +51,7 @@ def open_checkpoint_model(checkpoint: HfCheckpoint) -> CheckpointModel:
             model = _class_of(transformers, config).from_config(
                 config, dtype=torch.float32, experts_implementation="eager", trust_remote_code=False
             )
-    except (ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError) as error:
+    except Exception as error:
         raise CheckpointError(
             f"{where}: transformers {transformers.__version__} makes no language model of it: "
             f"{_first_line(error)}",
@@ -84,6 +93,7 @@ def open_checkpoint_model(checkpoint: HfCheckpoint) -> CheckpointModel:
         tuple(tuple(names) for names in by_layer),
         tuple(outside),
         tuple(unused),
+        forms,
     )
 
 
@@ -97,6 +107,15 @@ def _config(transformers: Any, values: Mapping[str, Any]) -> Any:
         if known is None or not hasattr(known, "config_class"):
             raise
         return known.config_class(**{key: value for key, value in values.items() if key != "model_type"})
+
+
+def _plain(value: Any) -> Any:
+    """A value of config.json with its numbers that JSON lacks, which transformers writes as objects."""
+    if isinstance(value, dict):
+        if value.keys() == {"__float__"} and value["__float__"] in _FLOATS:
+            return float(value["__float__"])
+        return {key: _plain(part) for key, part in value.items()}
+    return [_plain(part) for part in value] if isinstance(value, list) else value
 
 
 def _class_of(transformers: Any, config: Any) -> Any:
@@ -193,5 +212,6 @@ def _empty_is_meta() -> Any:
 
 
 def _first_line(error: BaseException) -> str:
+    """The first sentence: transformers goes on with all architectures that it knows."""
     lines = str(error).strip().splitlines()
-    return printable(lines[0])[:200] if lines else type(error).__name__
+    return printable(lines[0].partition(". ")[0])[:200] if lines else type(error).__name__

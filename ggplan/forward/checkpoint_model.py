@@ -12,20 +12,25 @@ here: the model's own forward is run with the layers' forwards replaced by recor
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import copy
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ggplan.errors import CheckpointError
-from ggplan.model import RowSource
+from ggplan.model import Model, RowSource
 from ggplan.sources.files import shown
 from ggplan.sources.huggingface import HfCheckpoint
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+# What a module raises that misses what another one should have left. A run is ended by other exceptions.
+_OF_MODULES = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
 _PLAIN = bool | int | float | str | None
-OTHER_ENGINE = "calibrate with the engine llama.cpp, which does not use transformers"
+OTHER_ENGINE = (
+    "calibrate with the engine llama.cpp, which does not use transformers, and convert without --correct"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +64,8 @@ class CheckpointModel:
         Those of the embedding, the last norm and the output.
     unused
         Tensors of the checkpoint that transformers' model has no place for.
+    forms
+        What makes, of the checkpoint's tensors in a GGUF, those that are meant: joined or cut.
     """
 
     checkpoint: HfCheckpoint
@@ -70,6 +77,7 @@ class CheckpointModel:
     names: tuple[tuple[str, ...], ...]
     outside: tuple[str, ...]
     unused: tuple[str, ...]
+    forms: Callable[[Model], Model]
     returns_tuple: bool | None = None
 
     def layer_bytes(self, layer: int) -> int:
@@ -165,6 +173,8 @@ class CheckpointModel:
 
     def end(self, tokens: Tensor, hidden: Tensor) -> Tensor:
         """The logits that the model makes of the last layer's output: (windows, T, vocabulary)."""
+        if self.returns_tuple is None:
+            self.returns_tuple = self._output_kind(tokens)
 
         def passing(number: int) -> Callable[..., Any]:
             def forward(*args: Any, **kwargs: Any) -> Any:
@@ -173,8 +183,8 @@ class CheckpointModel:
 
             return forward
 
-        with self._replaced({k: passing(k) for k in range(len(self.layers))}), _no_grad():
-            return self.model(input_ids=tokens, use_cache=False).logits
+        with self._replaced({k: passing(k) for k in range(len(self.layers))}):
+            return self._forward(tokens).logits
 
     def output_input(self, tokens: Tensor, hidden: Tensor) -> Tensor:
         """What the output matrix is given for the last layer's output: (tokens, width)."""
@@ -194,13 +204,13 @@ class CheckpointModel:
 
     def run_layer(self, layer: int, hidden: Tensor, call: Call) -> Tensor:
         """The output of a filled layer."""
-        with _no_grad():
-            output = self.layers[layer](hidden, *call.args, **call.kwargs)
+        before = _state(call)
+        # What a layer leaves for others in a mapping or list goes nowhere: one that needs it fails.
+        own = Call(tuple(map(_own, call.args)), {name: _own(value) for name, value in call.kwargs.items()})
+        output = self._output(self.layers[layer], hidden, own)
+        if _state(call) != before:
+            raise self._unknown("hand on more than their hidden states")
         return output[0] if isinstance(output, tuple) else output
-
-    def call(self, tokens: Tensor, layer: int) -> Call:
-        """How the model calls a layer for these tokens."""
-        return self.start(tokens)[1][layer]
 
     def _output_kind(self, tokens: Tensor) -> bool:
         """Whether a layer gives a tuple: the first layer is run once, on a few tokens."""
@@ -213,17 +223,25 @@ class CheckpointModel:
         self._run(tokens[:1, :8], {0: forward})
         hidden, call = found[0]
         self._require_plain(call)
-        module = self.fill(0)
+        if getattr(self.model.config.get_text_config(), "num_kv_shared_layers", None):
+            raise self._unknown("hand on more than their hidden states: keys and values")
         before = _state(call)
         try:
-            with _no_grad():
-                output = module(hidden, *call.args, **call.kwargs)
+            output = self._output(self.fill(0), hidden, call)
         finally:
             self.empty(0)
         more = output[1:] if isinstance(output, tuple) else ()
         if any(part is not None for part in more) or _state(call) != before:
             raise self._unknown("hand on more than their hidden states")
         return isinstance(output, tuple)
+
+    def _output(self, module: Any, hidden: Tensor, call: Call) -> Any:
+        """What a layer's module returns."""
+        try:
+            with _no_grad():
+                return module(hidden, *call.args, **call.kwargs)
+        except _OF_MODULES as error:
+            raise self._unknown(f"fail by themselves ({_in_a_line(error)})") from error
 
     def _require_plain(self, call: Call) -> None:
         for name, value in (*enumerate(call.args, 1), *call.kwargs.items()):
@@ -238,8 +256,19 @@ class CheckpointModel:
         )
 
     def _run(self, tokens: Tensor, forwards: Mapping[int, Callable[..., Any]]) -> None:
-        with self._replaced(forwards), _no_grad(), contextlib.suppress(_Stop):
-            self.model(input_ids=tokens, use_cache=False)
+        with self._replaced(forwards), contextlib.suppress(_Stop):
+            self._forward(tokens)
+
+    def _forward(self, tokens: Tensor) -> Any:
+        try:
+            with _no_grad():
+                return self.model(input_ids=tokens, use_cache=False)
+        except _OF_MODULES as error:
+            raise CheckpointError(
+                f"{shown(self.checkpoint.path)}: transformers' {type(self.model).__name__} cannot be run "
+                f"({_in_a_line(error)})",
+                hint=OTHER_ENGINE,
+            ) from error
 
     @contextlib.contextmanager
     def _replaced(self, forwards: Mapping[int, Callable[..., Any]]) -> Iterator[None]:
@@ -251,6 +280,12 @@ class CheckpointModel:
         finally:
             for number in forwards:
                 del self.layers[number].forward
+
+
+def _in_a_line(error: Exception) -> str:
+    """An error of torch or transformers, which may have a page, in a line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return shown(f"{type(error).__name__}: {lines[0] if lines else 'no message'}")
 
 
 class _Stop(Exception):  # noqa: N818 - no error
@@ -350,6 +385,11 @@ def _is_plain(value: Any) -> bool:
     if isinstance(value, Mapping):
         return all(map(_is_plain, value.values()))
     return isinstance(value, _PLAIN | torch.Tensor)
+
+
+def _own(value: Any) -> Any:
+    """A copy of what a layer could change."""
+    return copy.copy(value) if isinstance(value, MutableMapping | list) else value
 
 
 def _state(call: Call) -> list[object]:

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 from ggplan.arch import to_gguf
 from ggplan.ggml_types import F32
 from ggplan.model import Model, RowSource, TensorInfo
-from ggplan.sources.huggingface import HfCheckpoint
 from ggplan.sources.tensors import CheckpointTensor
 
 if TYPE_CHECKING:
@@ -123,9 +122,9 @@ def layer_places(model: CheckpointModel, layer: int) -> Places:
     for name, of_position in positions.items():
         for number, segment in _segments(name, of_position, numbers[name]):
             segments.setdefault(number, []).append(segment)
-    by_position = _gguf(model.checkpoint, dict(zip(names, map(_positions, sources), strict=True)))
+    by_position = _gguf(model, dict(zip(names, map(_positions, sources), strict=True)))
     by_number = _gguf(
-        model.checkpoint,
+        model,
         {name: _constant(s, k) for k, (name, s) in enumerate(zip(names, sources, strict=True))},
     )
     found: dict[str, tuple[tuple[Place, ...], ...]] = {}
@@ -178,12 +177,12 @@ class _Numbers:
         return torch.from_numpy(self.rows.read(0, self.rows.n_rows)).reshape(self.rows.shape)
 
 
-def _gguf(checkpoint: HfCheckpoint, numbered: Mapping[str, CheckpointTensor]) -> Model:
+def _gguf(model: CheckpointModel, numbered: Mapping[str, CheckpointTensor]) -> Model:
     """The GGUF's tensors with numbers as weights; zeros for those of all other layers."""
     tensors = {
-        name: numbered.get(name) or _constant(tensor, -1) for name, tensor in checkpoint.tensors.items()
+        name: numbered.get(name) or _constant(tensor, -1) for name, tensor in model.checkpoint.tensors.items()
     }
-    return to_gguf(replace(checkpoint, tensors=tensors))
+    return model.forms(to_gguf(replace(model.checkpoint, tensors=tensors)))
 
 
 def _is_of_others(tensor: TensorInfo) -> bool:

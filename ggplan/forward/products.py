@@ -39,8 +39,9 @@ class Product:
     first_output: int = 0
 
 
-Seen = Callable[[Product, "Tensor"], None]
-"""Called with a product and its input, (tokens, columns): for each slice of a batch apart."""
+Seen = Callable[[Product, "Tensor"], "Tensor | None"]
+"""Called with a product and its input, (tokens, columns): for each slice of a batch apart. What it gives is
+multiplied in place of the input, if it is not None."""
 
 
 @contextlib.contextmanager
@@ -84,34 +85,48 @@ def _mode() -> Any:
             kwargs = kwargs or {}
             if (places := products.get(func)) is not None:
                 operands = [*args, *kwargs.values()]
-                self._look(operands[places[0]], operands[places[1]], is_out_in=places[2])
+                one, other, is_out_in = places
+                operands[one], operands[other] = self._seen(
+                    operands[one], operands[other], is_out_in=is_out_in
+                )
+                args, kwargs = (
+                    tuple(operands[: len(args)]), dict(zip(kwargs, operands[len(args) :], strict=True))
+                )  # fmt: skip
             return func(*args, **kwargs)
 
-        def _look(self, states: Tensor, weights: Tensor, *, is_out_in: bool) -> None:
+        def _seen(self, states: Tensor, weights: Tensor, *, is_out_in: bool) -> tuple[Tensor, Tensor]:
+            """Both operands, the input as it is to be multiplied."""
             if (found := self._parameter(weights)) is not None:
                 matrix = weights if is_out_in else weights.transpose(-1, -2)
-                self._tell(states, matrix, *found)
-            elif not is_out_in and (found := self._parameter(states)) is not None:
+                return self._tell(states, matrix, *found), weights
+            if not is_out_in and (found := self._parameter(states)) is not None:
                 # W x^T: the parameter is on the left, and the states' columns are tokens.
-                self._tell(weights.transpose(-1, -2), states, *found)
+                return states, self._tell(weights.transpose(-1, -2), states, *found).transpose(-1, -2)
+            return states, weights
 
         def _parameter(self, operand: Tensor) -> tuple[str, Tensor] | None:
             return self.parameters.get(operand.untyped_storage().data_ptr())
 
-        def _tell(self, states: Tensor, matrix: Tensor, name: str, parameter: Tensor) -> None:
-            """`matrix` is (..., out, in), a view of the parameter."""
+        def _tell(self, states: Tensor, matrix: Tensor, name: str, parameter: Tensor) -> Tensor:
+            """The states to be multiplied. `matrix` is (..., out, in), a view of the parameter."""
             matrices = matrix.reshape(-1, *matrix.shape[-2:]) if matrix.ndim > 2 else matrix[None]
             n = matrices.shape[0]
             inputs = (
                 states.reshape(n, -1, states.shape[-1]) if n > 1 else states.reshape(1, -1, states.shape[-1])
             )
             width, size = parameter.shape[-1], parameter.shape[-1] * parameter.shape[-2]
+            others: dict[int, Tensor] = {}
             for k in range(n):
                 one = matrices[k]
                 slice_, rest = divmod(one.storage_offset() - parameter.storage_offset(), size)
                 row, column = divmod(rest, width)
                 swapped = one.shape[0] > 1 and one.stride(0) == 1 and one.stride(1) != 1
                 first = (row, column) if swapped else (column, row)
-                self.seen(Product(name, slice_, swapped, *first), inputs[k].detach())
+                other = self.seen(Product(name, slice_, swapped, *first), inputs[k].detach())
+                if other is not None:
+                    others[k] = other
+            if not others:
+                return states
+            return torch.stack([others.get(k, inputs[k]) for k in range(n)]).reshape(states.shape)
 
     return Mode

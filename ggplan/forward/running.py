@@ -10,11 +10,11 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ from ggplan.errors import CheckpointError
 from ggplan.forward.checkpoint_model import OTHER_ENGINE, Call, CheckpointModel, same_call
 from ggplan.forward.matrices import layer_places, place_key
 from ggplan.forward.products import Product, watched
-from ggplan.forward.structure import Given, LayerInput, Structure, find_structure
+from ggplan.forward.structure import Given, LayerInput, Structure, find_structure, multiples
 from ggplan.sources.files import shown
 
 if TYPE_CHECKING:
@@ -83,8 +83,10 @@ class TokenRun:
         (windows, T) int64.
     n_threads
         Batches that are run at the same time.
-    fixed
+    is_fixed
         Whether a GGUF tensor of a layer (without `blk.N.`) is never quantized.
+    width
+        The length of a hidden state; 0 until it is known.
     """
 
     model: CheckpointModel
@@ -109,11 +111,12 @@ class TokenRun:
         ------
         CheckpointError
             If the layers cannot be run one by one.
+        OSError
+            If the file cannot be written.
         """
         import torch
 
-        file = path.with_name(path.name + ".part")
-        with file.open("wb") as out:
+        with _new_file(path) as out:
             for batch in self.batches:
                 states, calls = self.model.start(torch.from_numpy(self.tokens[batch]))
                 out.write(states.float().contiguous().numpy().data)
@@ -122,9 +125,6 @@ class TokenRun:
                 self._of_tokens |= {
                     k for k, (a, b) in enumerate(zip(known, calls, strict=True)) if same_call(a, b)
                 }
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(file, path)
 
     def calls(self, layer: int) -> list[Call]:
         """How a layer is called for each batch."""
@@ -138,6 +138,10 @@ class TokenRun:
                 self._calls.setdefault(batch.stop - batch.start, call)
             found.append(call[layer])
         return found
+
+    def calls_by_batch(self, layer: int) -> dict[int, Call]:
+        """The same by the number of the batch's first window."""
+        return dict(zip((batch.start for batch in self.batches), self.calls(layer), strict=True))
 
     def states(self, path: Path) -> NDArray[np.float32]:
         """The hidden states in a file, (windows, T, width), memory-mapped."""
@@ -196,7 +200,7 @@ class TokenRun:
 
         inputs = structure.inputs if structure is not None else ()
         numbers = [k for k, each in enumerate(inputs) if wanted(each)]
-        calls = dict(zip((batch.start for batch in self.batches), self.calls(layer), strict=True))
+        calls = self.calls_by_batch(layer)
         modules = {inputs[k].module for k in numbers if inputs[k].is_given}
 
         with Given(self.model, layer, modules) as given:
@@ -223,13 +227,33 @@ class TokenRun:
 
     def write(self, path: Path, outputs: Iterator[F32Array]) -> None:
         """Write a layer's outputs, whole under another name and then renamed."""
-        file = path.with_name(path.name + ".part")
-        with file.open("wb") as out:
+        with _new_file(path) as out:
             for output in outputs:
                 out.write(np.ascontiguousarray(output, np.float32).data)
+
+
+@contextlib.contextmanager
+def _new_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write, whole under another name and then renamed; of what fails nothing is left.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written; it has the file's name, which a failed write alone has not.
+    """
+    part = path.with_name(f"{path.name}.part")
+    try:
+        with part.open("wb") as out:
+            yield out
             out.flush()
             os.fsync(out.fileno())
-        os.replace(file, path)
+        os.replace(part, path)
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
 class _Enough(Exception):  # noqa: N818 - no error
@@ -334,3 +358,45 @@ def experts_rows(
     with watched(model.layers[layer], seen), torch.inference_mode():
         module(torch.from_numpy(states), given, weights)
     return own_rows(number, found, own)
+
+
+def multiplied_rows(
+    model: CheckpointModel,
+    layer: int,
+    structure: Structure,
+    numbers: tuple[int, int],
+    own: Sequence[int],
+    states: tuple[F32Array, F32Array],
+    call: Call,
+) -> list[Rows]:
+    """What the inputs of experts' last matrices are, if the first ones are given other states.
+
+    Parameters
+    ----------
+    numbers
+        An input of all tokens, and that of the experts, whose rows are multiples of the first's.
+    own
+        The numbers of the other inputs of these experts: what is given back.
+    states
+        What the layer is given for one batch; and what is to stand in place of the first input, (tokens, n).
+    """
+    import torch
+
+    source, number = (structure.inputs[k].parameters for k in numbers)
+    by_parameter = {name: k for k in own for name in structure.inputs[k].parameters}
+    others = torch.from_numpy(states[1])
+    plain: list[Tensor] = []
+    found: dict[int, dict[int, Tensor]] = {k: {} for k in own}
+
+    def seen(product: Product, x: Tensor) -> Tensor | None:
+        if product.parameter in source and not plain:
+            plain.append(x)
+        elif product.parameter in number:
+            return multiples(x, plain[0]) * others
+        elif (k := by_parameter.get(product.parameter)) is not None:
+            found[k][product.slice] = x
+        return None
+
+    with watched(model.layers[layer], seen):
+        model.run_layer(layer, torch.from_numpy(states[0]), call)
+    return [own_rows(k, found[k], structure.inputs[k]) for k in own]

@@ -46,6 +46,11 @@ class LayerInput:
     twin
         Of such an input, the number of the one that is the states of all tokens, which other matrices have;
         None where no other has them.
+    multiple_of
+        Of experts without routes, the number of the input whose rows theirs are, each times a number: that
+        of its token's chance, which is 0 where the token goes to others (Llama 4). None for others.
+    n_routes
+        Of experts, to how many a token goes, at most; 0 where that is not known, and for others.
     """
 
     parameters: tuple[str, ...]
@@ -55,6 +60,13 @@ class LayerInput:
     module: str = ""
     is_given: bool = False
     twin: int | None = None
+    multiple_of: int | None = None
+    n_routes: int = 0
+
+    @property
+    def owner(self) -> str:
+        """The module that has the parameters."""
+        return self.parameters[0].rpartition(".")[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +150,8 @@ def find_structure(
     shapes = {name: tuple(p.shape) for name, p in module.named_parameters()}
     order = sorted(range(len(uses)), key=lambda k: (levels[k], k))
     where = f"layer {layer} of transformers' {type(model.model).__name__}"
-    taken, twins = _taken_from(model, layer, hidden, call, uses, experts)
+    taken, twins, n_routes = _taken_from(model, layer, hidden, call, uses, experts)
+    sources = [_multiple_of(use, uses, experts) if taken[k] is None else None for k, use in enumerate(uses)]
     inputs = []
     for k in order:
         use = uses[k]
@@ -148,11 +161,13 @@ def find_structure(
             LayerInput(
                 tuple(use.parameters),
                 levels[k],
-                shape[-2] if product.inputs_are_rows else shape[-1],
-                shape[0] if len(shape) == 3 else 0,
-                experts[name] if taken[k] is not None else "",
-                taken[k] is True,
-                None if (twin := twins[k]) is None else order.index(twin),
+                n_columns=shape[-2] if product.inputs_are_rows else shape[-1],
+                n_slices=shape[0] if len(shape) == 3 else 0,
+                module=experts[name] if taken[k] is not None else "",
+                is_given=taken[k] is True,
+                twin=None if (twin := twins[k]) is None else order.index(twin),
+                multiple_of=None if (source := sources[k]) is None else order.index(source),
+                n_routes=n_routes[k],
             )
         )
     turned = {p.parameter: p.inputs_are_rows for use in uses for p in use.products}
@@ -246,10 +261,11 @@ def _taken_from(
     call: Call,
     uses: Sequence[_Use],
     experts: Mapping[str, str],
-) -> tuple[list[bool | None], list[int | None]]:
+) -> tuple[list[bool | None], list[int | None], list[int]]:
     """For each use, whether its rows are rows of what the experts' module is given, by its routes.
 
-    None without experts, or without routes. Then, which other use has these states of all tokens.
+    None without experts, or without routes. Then, which other use has these states of all tokens, and how
+    many experts each of them goes to.
     """
     import torch
 
@@ -257,13 +273,16 @@ def _taken_from(
         model.run_layer(layer, hidden, call)
         found: list[bool | None] = []
         twins: list[int | None] = []
+        n_routes: list[int] = []
         for use in uses:
             args = given.of_thread().get(experts.get(use.parameters[0], ""), ())
             twins.append(None)
+            n_routes.append(_most_used(use))
             if len(args) < 2 or not _is_routes(args[1]):
                 found.append(None)
                 continue
             states = args[0].reshape(-1, args[0].shape[-1])
+            n_routes[-1] = int(args[1].shape[1])
             found.append(
                 all(
                     states.shape[-1] == x.shape[-1] and torch.equal(x, states[tokens_of(args, slice_)])
@@ -274,7 +293,41 @@ def _taken_from(
                 x = other.inputs[0] if found[-1] and other.parameters[0] not in experts else None
                 if x is not None and x.shape == states.shape and torch.equal(x, states):
                     twins[-1] = k
-    return found, twins
+    return found, twins, n_routes
+
+
+def _most_used(use: _Use) -> int:
+    """Of slices that are given all tokens, zeros for those of others: how many a token goes to, at most."""
+    import torch
+
+    inputs = list(use.inputs.values())
+    if len(inputs) < 2 or any(x.shape != inputs[0].shape for x in inputs):
+        return 0
+    return int(torch.stack([x.any(dim=-1) for x in inputs]).sum(dim=0).max())
+
+
+def _multiple_of(use: _Use, uses: Sequence[_Use], experts: Mapping[str, str]) -> int | None:
+    """Of experts that are given all tokens, the other use of which their rows are multiples."""
+    import torch
+
+    if use.parameters[0] not in experts:
+        return None
+    for k, other in enumerate(uses):
+        if other.parameters[0] in experts:
+            continue
+        x = other.inputs[0]
+        if all(
+            each.shape == x.shape and torch.allclose(each, multiples(each, x) * x, rtol=1e-4, atol=1e-6)
+            for each in use.inputs.values()
+        ):
+            return k
+    return None
+
+
+def multiples(rows: Tensor, of: Tensor) -> Tensor:
+    """The number that each row is of another one, (rows, 1)."""
+    squares = (of * of).sum(dim=-1, keepdim=True)
+    return (rows * of).sum(dim=-1, keepdim=True) / squares.clamp_min(1e-30)
 
 
 class Given:

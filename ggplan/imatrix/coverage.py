@@ -6,6 +6,7 @@ column has a large share, encoders give it nearly all their care.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -30,9 +31,10 @@ class Coverage:
     n_columns
         Columns of a matrix.
     counts
-        The tokens of each matrix: of each expert, or one number.
+        The tokens of each matrix: of each expert, or one number for all where the file has no more.
     half
-        For each matrix, in how many columns half of its energy is; 0 without data.
+        For each matrix, in how many columns half of its energy is; 0 without data. Where experts have one
+        count, there is nevertheless a number for each of them here, and in `column` and `share`.
     column, share
         For each matrix, the column with most energy, and its share.
     """
@@ -43,6 +45,11 @@ class Coverage:
     half: tuple[int, ...]
     column: tuple[int, ...]
     share: tuple[float, ...]
+
+    @property
+    def is_counted_as_one(self) -> bool:
+        """Whether experts have one count, as in the legacy form: what each saw is not known."""
+        return len(self.counts) == 1 and is_experts(self.name)
 
     @property
     def without_data(self) -> tuple[int, ...]:
@@ -57,18 +64,60 @@ class Coverage:
     def dominated(self) -> tuple[int, ...]:
         """The matrices one column of which dominates; those with few tokens show chance and are left out."""
         few = {*self.without_data, *self.with_few()}
+        if few and len(self.counts) == 1:
+            return ()
         return tuple(i for i, share in enumerate(self.share) if share >= LARGE_SHARE and i not in few)
 
 
+_EXPERTS = re.compile(r"_exps\.weight$")
+
+
+def is_experts(name: str) -> bool:
+    """Whether a weight is one of stacked experts, by its name."""
+    return _EXPERTS.search(name) is not None
+
+
 def coverage_of(imatrix: ImatrixSums) -> Iterator[Coverage]:
-    """The coverage of each entry, in the order of a file."""
+    """The coverage of each entry, in the order of a file.
+
+    The legacy form has a weight's experts in one row. They are told apart where the router of the same layer
+    has an entry: its columns are those of gate and up.
+    """
+    known: dict[str, int] = {}
     for name in imatrix.names:
-        yield coverage_of_entry(name, imatrix.entries[name])
+        sums = imatrix.entries[name]
+        n = 1
+        if len(sums.counts) == 1 and is_experts(name):
+            layer = name.rpartition(".ffn_")[0]
+            if layer not in known:
+                known[layer] = _n_experts(imatrix, layer)
+            n = known[layer] if sums.squares.size % known[layer] == 0 else 1
+        yield coverage_of_entry(name, sums, n)
 
 
-def coverage_of_entry(name: str, sums: Sums) -> Coverage:
-    """The coverage of one entry."""
+def _n_experts(imatrix: ImatrixSums, layer: str) -> int:
+    """The experts of a layer, by the sizes of its entries; 1 if they do not tell."""
+    router = f"{layer}.ffn_gate_inp.weight"
+    if router in imatrix.entries:
+        n_columns = imatrix.entries[router].squares.size
+        for kind in ("gate", "up", "gate_up"):
+            if (name := f"{layer}.ffn_{kind}_exps.weight") in imatrix.entries:
+                n, rest = divmod(imatrix.entries[name].squares.size, n_columns)
+                return 1 if rest else max(n, 1)
+    return 1
+
+
+def coverage_of_entry(name: str, sums: Sums, n_matrices: int = 1) -> Coverage:
+    """The coverage of one entry.
+
+    Parameters
+    ----------
+    n_matrices
+        The matrices of the weight, where the entry has them all in one row with one count.
+    """
     squares = sums.squares.astype(np.float64)
+    if len(sums.counts) == 1:
+        squares = squares.reshape(n_matrices, -1)
     total = squares.sum(axis=1)
     measured = (sums.counts > 0) & (total > 0)
     largest = -np.sort(-squares, axis=1)

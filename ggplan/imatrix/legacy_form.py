@@ -51,7 +51,7 @@ def _read_places(path: Path) -> tuple[dict[str, tuple[int, int, int]], tuple[str
     cursor = _Cursor(path, file_size(path))
     n_entries = cursor.integer("the number of entries")
     if not 0 < n_entries <= _ENTRY_LIMIT:
-        raise cursor.error(f"it would have {n_entries:,} entries")
+        raise cursor.error(f"read as one, it would have {n_entries:,} entries")
     places: dict[str, tuple[int, int, int]] = {}
     for number in range(1, n_entries + 1):
         name = cursor.text(f"the name of entry {number}")
@@ -136,4 +136,7 @@ class _Cursor:
         return read_at(self.path, self.skip(length, what), length).decode("utf-8", "replace")
 
     def error(self, message: str) -> ImatrixError:
-        return ImatrixError(f"{shown(self.path)} is not an imatrix, or is damaged: {message}")
+        return ImatrixError(
+            f"{shown(self.path)} is not an imatrix, or is damaged: {message}",
+            hint="`ggplan calibrate --imatrix-only` and llama-imatrix make one",
+        )

@@ -57,8 +57,8 @@ class ImatrixSums:
     entries
         By the weight's name. A look-up may read a file.
     unseen
-        The policy for experts without data, if one was applied, and the experts of each weight that it was
-        applied to (see `ggplan.imatrix.merging`).
+        The policy for experts without data, if one was applied, and for each weight that has such experts
+        `NAME: 3, 17`, by their numbers (see `ggplan.imatrix.merging`). Each counts as one token.
     left_out
         What the file holds besides, which is not taken over: statistics for display.
     """

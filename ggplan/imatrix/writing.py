@@ -35,11 +35,13 @@ def write_imatrix(imatrix: ImatrixSums, path: str | Path, form: Form | None = No
     Raises
     ------
     ImatrixError
-        If a sum is not finite or negative, or the file cannot be written.
+        If a sum is not finite or negative, a count is larger than the form can say, or the file cannot be
+        written.
     """
     path = Path(path)
     form = form or form_of_name(path)
     _check(imatrix, path)
+    _check_counts(imatrix, path, form)
     pieces = gguf_pieces if form == "gguf" else legacy_pieces
     return _write_whole(path, pieces(imatrix, imatrix.chunk_count))
 
@@ -55,6 +57,27 @@ def _check(imatrix: ImatrixSums, path: Path) -> None:
                     f"{shown(path)} is not written: '{shown(name)}' has sums that are negative or not finite",
                     hint="run a model that does not overflow (bf16 instead of f16)",
                 )
+
+
+def _check_counts(imatrix: ImatrixSums, path: Path, form: Form) -> None:
+    """Refuse counts beyond the integers of the form: uint32 in GGUF, int32 in the legacy form."""
+    most = 0xFFFF_FFFF if form == "gguf" else 0x7FFF_FFFF
+    what = f"{shown(path)} is not written in the form {form}"
+    if not 0 < imatrix.chunk_size <= most:
+        raise ImatrixError(f"{what}: chunks of {imatrix.chunk_size:,} tokens are not possible there")
+    for name in imatrix.names:
+        found = imatrix.entries[name]
+        tokens = int(found.counts.max(initial=0))
+        if -(-tokens // imatrix.chunk_size) > most:
+            raise ImatrixError(
+                f"{what}: '{shown(name)}' has a count of {tokens:,} tokens, which is more than it can hold",
+                hint="a count of this size is damage; make the imatrix again",
+            )
+        if form == "dat" and found.squares.size > most:
+            raise ImatrixError(
+                f"{what}: '{shown(name)}' has {found.squares.size:,} values, which is more than it can hold",
+                hint="write the form gguf",
+            )
 
 
 def _write_whole(path: Path, pieces: Iterator[bytes]) -> str:

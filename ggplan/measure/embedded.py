@@ -17,7 +17,9 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import json
+import os
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -304,6 +306,21 @@ def _is_found() -> bool:
         return False
 
 
+def end_with_caller() -> None:
+    """End this process, which `engines.run_apart` started, when its caller is gone, however that was ended.
+
+    A caller that is killed closes the pipe. Otherwise this process would go on for hours, and write into a
+    folder in which the same command, given again, is at work.
+    """
+
+    def wait() -> None:
+        while os.read(0, 1):
+            pass
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def main(arguments: list[str]) -> int:
     """Carry out the request; returns the exit code."""
     try:
@@ -346,4 +363,5 @@ def _say(**line: Any) -> None:
 
 
 if __name__ == "__main__":
+    end_with_caller()
     sys.exit(main(sys.argv[1:]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -135,7 +136,7 @@ def run_apart(module: str, request: dict[str, Any]) -> Generator[dict[str, Any],
     ----------
     module
         What is run as `python -m MODULE REQUEST.json`. It prints a JSON object a line, and the object
-        {"failed": message, "hint": ...} before it exits with 1.
+        {"failed": message, "hint": ...} before it exits with 1. It calls `embedded.end_with_caller`.
     request
         What it is to do; `model` is the path of a model.
 
@@ -150,20 +151,26 @@ def run_apart(module: str, request: dict[str, Any]) -> Generator[dict[str, Any],
     """
     with tempfile.TemporaryDirectory(prefix="ggplan-") as folder:
         order = Path(folder) / "request.json"
-        order.write_text(json.dumps(request), "utf-8")
+        try:
+            order.write_text(json.dumps(request), "utf-8")
+        except OSError as error:
+            raise MeasureError(f"cannot write {printable(folder)}: {error.strerror}") from error
         package = str(Path(__file__).resolve().parents[2])
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", module, str(order)],
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             env=os.environ | {"PYTHONPATH": os.pathsep.join([package, *_python_path()])},
         )
         assert process.stdout is not None
         failed: MeasureError | None = None
         try:
             for line in process.stdout:
-                said = json.loads(line)
+                try:
+                    said = json.loads(line)
+                except ValueError:  # what llama.cpp prints where it should not
+                    continue
                 if "failed" in said:
                     failed = MeasureError(said["failed"], hint=said["hint"])
                 else:
@@ -175,8 +182,16 @@ def run_apart(module: str, request: dict[str, Any]) -> Generator[dict[str, Any],
             raise
         finally:
             process.stdout.close()
+            if process.stdin is not None:
+                process.stdin.close()
         if failed is not None:
             raise failed
+        if process.returncode == -signal.SIGKILL:
+            raise MeasureError(
+                f"llama.cpp was killed while it ran {printable(Path(request['model']).name)}: probably the "
+                "memory was full",
+                hint="free some memory, or run a smaller file of the model (q8_0)",
+            )
         if process.returncode:
             raise MeasureError(
                 f"llama.cpp crashed on {printable(Path(request['model']).name)} (exit {process.returncode})",

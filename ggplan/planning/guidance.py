@@ -15,23 +15,24 @@ A calibration has the second moments of the inputs of every matrix, and an imatr
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
-from ggplan.errors import PlanError
+from ggplan.errors import ImatrixError, PlanError
 from ggplan.metadata import Metadata, MetadataType, array, boolean, string, uint32
 from ggplan.text import printable
 
 if TYPE_CHECKING:
     from ggplan.imatrix import Imatrix
+    from ggplan.model import Model, TensorInfo
 
 Method = Literal["feedback", "gptq"]
 """How moments are used: error feedback and descent, or error feedback alone."""
 
 LAMBDA, BROAD_LAMBDA = 0.1, 0.3
-"""The damping by default, and for uses that the texts do not cover."""
+"""The damping by default, which is that of `quants.prepared`, and for uses that the texts do not cover."""
 
 DIGEST = "ggplan.calibration.sha256"
 _KEY = "ggplan.calibration."
@@ -55,6 +56,12 @@ class SecondMoments(Protocol):
     @property
     def imatrix(self) -> Imatrix:
         """The diagonals."""
+
+    def verify(self) -> None:
+        """Check every file of it, before hours of work; raises an Error that names one that is damaged."""
+
+    def for_model(self, model: Model) -> SecondMoments:
+        """The calibration under the names of a model, which may have been reshaped."""
 
     def tokens(self, tensor: str) -> tuple[int, ...]:
         """The tokens that each slice of a tensor saw; empty for a tensor it does not have."""
@@ -103,6 +110,30 @@ class Feedback:
             raise PlanError(f"the damping lam must be a number above 0, not {self.lam}")
 
 
+def require_fitting(feedback: Feedback, tensors: Sequence[TensorInfo], imatrix: Imatrix) -> None:
+    """Refuse a calibration of matrices with other sizes; better now than hours into the work.
+
+    Raises
+    ------
+    PlanError
+        Naming the first tensor.
+    """
+    for tensor in tensors:
+        entry = imatrix.entries.get(tensor.name) if feedback.calibration.tokens(tensor.name) else None
+        if entry is None:
+            continue
+        try:
+            entry.for_tensor(tensor.shape)
+        except ImatrixError:
+            has = f"{entry.values.size:,} columns for '{printable(tensor.name)}'"
+            needs = f"{math.prod(tensor.shape[:-2]):,} x {tensor.n_columns:,}"
+            raise PlanError(
+                f"{printable(str(feedback.calibration.path))} is the calibration of another model: it has "
+                f"{has}, which has {needs}",
+                hint="use a calibration of this very model",
+            ) from None
+
+
 def feedback_metadata(feedback: Feedback) -> Metadata:
     """The keys that the output records, without the effort."""
     made_of = feedback.calibration.provenance
@@ -117,7 +148,7 @@ def feedback_metadata(feedback: Feedback) -> Metadata:
     if isinstance(tokens := made_of.get("tokens"), int) and 0 <= tokens < 1 << 32:
         found[_KEY + "tokens"] = uint32(tokens)
     found[_KEY + "method"] = string(feedback.method)
-    found[_KEY + "lam"] = string(f"{feedback.lam:g}")
+    found[_KEY + "lam"] = string(repr(float(feedback.lam)))
     if feedback.corrected:
         found[_KEY + "corrected"] = boolean(True)
     return found
@@ -147,7 +178,8 @@ def feedback_as_recorded(
         raise PlanError(
             f"{shown} was made with the calibration {printable(digest[:16])}..., and "
             f"{printable(str(calibration.path))} is {calibration.digest[:16]}...",
-            hint="give the folder it was made with; one made again from the same texts has the same digest",
+            hint="give the folder it was made with; one made again has the same digest on the same machine "
+            "and builds alone",
         )
     method = _text(metadata, _KEY + "method")
     try:

@@ -6,10 +6,11 @@ without importance. An entry of another size ends its work.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from ggplan.imatrix import ImatrixSums
-from ggplan.imatrix.coverage import Coverage, coverage_of_entry
+from ggplan.imatrix.coverage import Coverage, coverage_of_entry, is_experts
 from ggplan.model import Model
 from ggplan.planning.protection import protected_reason
 from ggplan.rules import Blocks, roles_of
@@ -67,7 +68,8 @@ def fit_imatrix(imatrix: ImatrixSums, model: Model) -> ImatrixFit:
         if sums.squares.size != needed and tensor.name != "token_embd.weight":
             wrong.append(f"{tensor.name} ({sums.squares.size:,} values, {needed:,} needed)")
             continue
-        coverage.append(coverage_of_entry(tensor.name, sums))
+        n_matrices = math.prod(tensor.shape[:-2]) if is_experts(tensor.name) else 1
+        coverage.append(coverage_of_entry(tensor.name, sums, n_matrices))
     known = {tensor.name for tensor in model.tensors}
     unknown = [name for name in imatrix.names if name not in known]
     return ImatrixFit(

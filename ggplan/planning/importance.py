@@ -67,6 +67,13 @@ def coverage_of(tensor: TensorInfo, type_: GgmlType, imatrix: Imatrix | None) ->
     return Coverage(len(entry.values), len(entry.matrices_without_data))
 
 
+OUTSIDE_HINT = (
+    "output.weight has an entry where the imatrix or calibration was made with --process-output; embeddings, "
+    "which are looked up and not multiplied, have none"
+)
+"""What to do about tensors outside of the layers."""
+
+
 def nextn_hint(order: str = "first") -> str:
     """What to do about nextn blocks, whose tensors no imatrix has an entry for.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, get_args
 
 from ggplan.errors import PlanError
@@ -10,7 +11,7 @@ from ggplan.model import Model, require_model
 from ggplan.planning.assignment import Assignment
 from ggplan.planning.fallback import FallbackTable, table_of
 from ggplan.planning.fitting import Fitted, fit, replaced, with_companions
-from ggplan.planning.guidance import Feedback
+from ggplan.planning.guidance import Feedback, require_fitting
 from ggplan.planning.importance import coverage_of
 from ggplan.planning.layout import file_order, place
 from ggplan.planning.makers import Chosen, assign
@@ -107,8 +108,8 @@ def lay_out(
         "feedback" encodes with the least error of the products with the inputs of a calibration. By default
         "feedback" where there is a calibration, else "default".
     feedback
-        The calibration, and how it is used. Its imatrix is the plan's, unless `imatrix` is the same one for
-        the model as it was reshaped.
+        The calibration, and how it is used. Its imatrix is the plan's. It may be of the model before it was
+        reshaped, or after.
 
     Raises
     ------
@@ -138,12 +139,16 @@ def lay_out(
     if (effort == "feedback") != (feedback is not None):
         _refuse_effort(effort)
     if feedback is not None:
-        imatrix = _imatrix_of(feedback, model, imatrix)
+        _refuse_other_imatrix(feedback, imatrix)
+        feedback = replace(feedback, calibration=feedback.calibration.for_model(model))
+        imatrix = feedback.calibration.imatrix
     fitted = fit(model, assignment, table)
     for found in sorted(fitted, key=_order):
         if found.fault is not None:
             raise found.error()
     fitted = tuple(sorted(with_companions(fitted), key=_order))
+    if feedback is not None and imatrix is not None:
+        require_fitting(feedback, [f.tensor for f in fitted if f.type.is_quantized], imatrix)
     if strict:
         _refuse_fallbacks(fitted)
     sizes = [f.type.tensor_bytes(f.tensor.shape) for f in fitted]
@@ -203,20 +208,12 @@ def _refuse_effort(effort: str) -> None:
     )
 
 
-def _imatrix_of(feedback: Feedback, model: Model, imatrix: Imatrix | None) -> Imatrix:
-    """The imatrix of a calibration, in which tensors have the names that they have in the model."""
-    own = feedback.calibration.imatrix
-    if imatrix is not None and imatrix.path != own.path:
+def _refuse_other_imatrix(feedback: Feedback, imatrix: Imatrix | None) -> None:
+    if imatrix is not None and imatrix.path != feedback.calibration.imatrix.path:
         raise PlanError(
             "a calibration has an imatrix of its own, and another is given",
             hint="leave out --imatrix, or leave out --calibration",
         )
-    if moved := sorted(model.reshaped.keys() - {"mtp", "fold", "fold_alphas"}):
-        raise PlanError(
-            f"a calibration is of the model as it is, and --{moved[0]} makes another one of it",
-            hint=f"write that model first (convert --{moved[0]}, without -r), and calibrate and convert it",
-        )
-    return imatrix or own
 
 
 def _order(fitted: Fitted) -> tuple[int, bytes]:

@@ -25,7 +25,7 @@ time.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -35,6 +35,7 @@ from ggplan.ggml_types import GgmlType, parse_type
 from ggplan.quants.codecs import Rows, decoder, encoder
 from ggplan.quants.deviation import Deviation, deviation
 from ggplan.quants.finite import count_nonfinite, first_nonfinite
+from ggplan.quants.hessians import Hessians, Tokens, as_array, encode_with_hessians
 
 if TYPE_CHECKING:
     F32Array = NDArray[np.float32]
@@ -66,8 +67,8 @@ def quantize(
     imatrix: ArrayLike | None = None,
     *,
     effort: str | None = None,
-    hessian: ArrayLike | None = None,
-    tokens: int | None = None,
+    hessian: Hessians | None = None,
+    tokens: Tokens = None,
     lam: float = 0.1,
     method: str = "feedback",
 ) -> Bytes:
@@ -77,7 +78,7 @@ def quantize(
     ----------
     rows
         Weights (..., n), of a type that float32 can take; n must be whole blocks of `type`. A torch tensor
-        on the CPU will do, bf16 too.
+        or parameter on the CPU will do, bf16 too.
     type
         A ggml type that ggplan can write, or its name in any case.
     imatrix
@@ -90,9 +91,12 @@ def quantize(
         default with a Hessian, is for the least error of products; no row has more than by "best".
     hessian
         The second moments (n, n) of the inputs that the weights are multiplied with: the mean of x x^T over
-        tokens. An array or a torch tensor on the CPU.
+        tokens. An array or a torch tensor on the CPU. For weights (experts, rows, n) one for all of them, or
+        one for each: (experts, n, n), or a list in which None stands for an expert that saw no token, which
+        is encoded with best effort.
     tokens
-        How many tokens the Hessian is the mean of: of few of them less is believed. By default enough.
+        How many tokens the Hessian is the mean of, or each of several: of few of them less is believed. By
+        default enough.
     lam
         The damping, in parts of the mean of the Hessian's diagonal; 0.3 for uses that its tokens do not
         cover.
@@ -130,7 +134,7 @@ def quantize(
     if hessian is None:
         _require_imatrix(target, imatrix)
         require_effort("default" if effort is None else effort)
-    weights = _as_float32(_as_array(rows), "weights")
+    weights = _as_float32(as_array(rows, "weights"), "weights")
     if weights.ndim == 0:
         raise QuantizationError(
             "a single number is not a row of weights", hint="pass an array of shape (..., n)"
@@ -148,9 +152,7 @@ def quantize(
         return blocks
     flat, flat_blocks = weights.reshape(-1, n), blocks.reshape(-1, blocks.shape[-1])
     if hessian is not None:
-        from ggplan.quants.feedback import encode_checked
-
-        encode_checked(flat, target, _as_array(hessian), flat_blocks, tokens, lam, method)
+        encode_with_hessians(weights, target, hessian, blocks, tokens, lam, method)
     elif weights.size:
         encode_into(flat, target, importance, flat_blocks, effort or "default")
     return blocks
@@ -226,7 +228,7 @@ def quantize_error(
     QuantizationError, TypeNameError
         As `quantize` and `dequantize`, and for no weights at all.
     """
-    weights = _as_float32(_as_array(rows), "weights")
+    weights = _as_float32(as_array(rows, "weights"), "weights")
     if not weights.size:
         raise QuantizationError("there are no weights to compare")
     decoded = dequantize(quantize(weights, type, imatrix, effort=effort), type)
@@ -300,18 +302,6 @@ def _as_type(type: str | GgmlType) -> GgmlType:
     return parse_type(type) if isinstance(type, str) else type
 
 
-def _as_array(rows: object) -> ArrayLike:
-    """NumPy's view of a torch tensor on the CPU, bf16 widened; anything else as it is."""
-    if type(rows).__module__ != "torch":
-        return rows  # type: ignore[return-value]
-    tensor: Any = rows
-    if tensor.device.type != "cpu":
-        raise QuantizationError(f"the weights are on {tensor.device}", hint="pass weights.cpu()")
-    tensor = tensor.detach()
-    array: ArrayLike = tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor
-    return array
-
-
 def _as_float32(values: ArrayLike, what: str) -> F32Array:
     given = np.asarray(values)
     if not np.can_cast(given.dtype, np.float32, "same_kind"):
@@ -321,7 +311,7 @@ def _as_float32(values: ArrayLike, what: str) -> F32Array:
 
 
 def _as_importance(imatrix: ArrayLike, n: int) -> F32Array:
-    importance = _as_float32(imatrix, "imatrix values")
+    importance = _as_float32(as_array(imatrix, "imatrix values"), "imatrix values")
     if importance.shape != (n,):
         raise QuantizationError(
             f"the imatrix has shape {importance.shape}, but rows of {n} weights need {(n,)}",

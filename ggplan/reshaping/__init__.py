@@ -15,7 +15,7 @@ Numbers of layers and experts are always those of the model that was opened. Wha
 made again.
 """
 
-from ggplan.reshaping.steps import reshape
+from ggplan.reshaping.steps import forms_of, reshape
 from ggplan.reshaping.wishes import Form, Mtp, Reshaping, load_experts, recorded_reshaping
 
-__all__ = ["Form", "Mtp", "Reshaping", "load_experts", "recorded_reshaping", "reshape"]
+__all__ = ["Form", "Mtp", "Reshaping", "forms_of", "load_experts", "recorded_reshaping", "reshape"]

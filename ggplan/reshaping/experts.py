@@ -110,7 +110,12 @@ def with_experts(
 
 
 def _is_stack(tensor: TensorInfo) -> bool:
-    return len(tensor.shape) == 3 and _STACK.match(tensor.name) is not None
+    return len(tensor.shape) == 3 and is_expert_stack(tensor.name)
+
+
+def is_expert_stack(name: str) -> bool:
+    """Whether a tensor of this name has a slice for each routed expert."""
+    return _STACK.match(name) is not None
 
 
 def _by_counts(
@@ -253,7 +258,7 @@ def _n_used(model: Model) -> int:
 
 def _of_tensor(tensor: TensorInfo, kept: Sequence[int], n: int) -> TensorInfo:
     """A tensor with some of its experts; as it is where it has none."""
-    if not kept or not (_STACK.match(tensor.name) or _ROUTER.match(tensor.name)):
+    if not kept or not (is_expert_stack(tensor.name) or _ROUTER.match(tensor.name)):
         return tensor
     is_row = len(tensor.shape) == 2 and tensor.shape[0] == 1 and ".exp_probs_b" in tensor.name
     if tensor.shape[-1 if is_row else 0] != n:

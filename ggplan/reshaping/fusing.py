@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from ggplan.errors import PlanError
 from ggplan.ggml_types import F32, GgmlType
 from ggplan.model import Codes, Integers, Model, RowSource, TensorInfo, empty_rows
-from ggplan.reshaping.blocks import block_of, mtp_blocks, n_blocks, number, numbered, with_extras
+from ggplan.reshaping.blocks import BLOCK, block_of, mtp_blocks, n_blocks, number, numbered, with_extras
 from ggplan.reshaping.importance import also_under
 from ggplan.sources.codes import HALVES, joined_levels, widened, widest
 from ggplan.text import printable
@@ -77,12 +77,28 @@ class _Form:
         return any(name.endswith(f".{self.whole}{ending}") for ending in self.endings)
 
 
+_WEIGHT = ".weight"
 _FORMS = {
     "gate-up": _Form(
         "gate and up", "ffn_gate_up_exps", ("ffn_gate_exps", "ffn_up_exps"), (".weight",), _GATE_UP
     ),
     "qkv": _Form("q, k and v", "attn_qkv", ("attn_q", "attn_k", "attn_v"), (".weight", ".bias"), _QKV),
 }
+
+
+def other_forms(name: str) -> tuple[str, ...]:
+    """The names under which a matrix with the same input stands in a model of the other form.
+
+    Of `blk.3.ffn_gate_exps.weight` that of the fused tensor, of a fused tensor those of its parts; none for
+    others.
+    """
+    block = BLOCK.match(name)
+    stem = name[block.end() : -len(_WEIGHT)] if block is not None and name.endswith(_WEIGHT) else ""
+    for form in _FORMS.values():
+        others = form.parts if stem == form.whole else (form.whole,) if stem in form.parts else ()
+        if others and block is not None:
+            return tuple(f"{block[0]}{other}{_WEIGHT}" for other in others)
+    return ()
 
 
 def fused(model: Model, form_name: str, imatrix: Imatrix | None) -> tuple[Model, Imatrix | None]:

@@ -62,7 +62,7 @@ def of_experts(imatrix: Imatrix, experts: Mapping[str, tuple[Sequence[int], int]
 
     old = imatrix.entries
     readers = {
-        name: partial(_sliced, old, name, *experts[name])
+        name: partial(sliced, old, name, *experts[name])
         if name in experts
         else partial(old.__getitem__, name)
         for name in old
@@ -70,11 +70,12 @@ def of_experts(imatrix: Imatrix, experts: Mapping[str, tuple[Sequence[int], int]
     return replace(imatrix, entries=ReadOnDemand(readers))
 
 
-def _sliced(entries: Mapping[str, ImatrixEntry], name: str, kept: Sequence[int], n: int) -> ImatrixEntry:
+def sliced(entries: Mapping[str, ImatrixEntry], name: str, kept: Sequence[int], n: int) -> ImatrixEntry:
+    """An entry with the values of some of its `n` slices; as it is where it is of another model."""
     entry = entries[name]
     chosen = list(kept)
     values = entry.values
-    if values.size % n == 0:  # else it is of another model, which is told when it is used
+    if values.size % n == 0:  # else that is told when it is used
         values = values.reshape(n, -1)[chosen]
     counts = entry.counts[chosen] if len(entry.counts) == n else entry.counts
     return replace(entry, values=values, counts=counts)

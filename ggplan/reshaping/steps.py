@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from ggplan.metadata import string
 from ggplan.model import Model, require_model
 from ggplan.reshaping.blocks import mtp_alone, mtp_blocks, without_mtp
 from ggplan.reshaping.experts import with_experts
 from ggplan.reshaping.fusing import cut, fused
 from ggplan.reshaping.pruning import pruned
-from ggplan.reshaping.wishes import Reshaping
+from ggplan.reshaping.wishes import Reshaping, recorded_reshaping
 
 if TYPE_CHECKING:
     from ggplan.imatrix import Imatrix
+
+
+def forms_of(model: Model) -> Callable[[Model], Model]:
+    """What joins and cuts the tensors of a checkpoint as those of a model that was made of it are."""
+    done = {f"ggplan.{key}": string(model.reshaped.get(key, "")) for key in ("fused", "split")}
+    wishes = recorded_reshaping(done)
+    return lambda opened: reshape(opened, wishes)[0]
 
 
 def reshape(model: Model, wishes: Reshaping, imatrix: Imatrix | None = None) -> tuple[Model, Imatrix | None]:

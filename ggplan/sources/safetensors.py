@@ -14,6 +14,10 @@ Stricter here: a name may not occur twice, not even with the same contents.
 from __future__ import annotations
 
 import math
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ggplan.errors import CheckpointError, TruncatedError
@@ -21,7 +25,7 @@ from ggplan.sources.files import file_size, read_at, shown
 from ggplan.sources.json_files import parse_object
 from ggplan.sources.tensors import DTYPE_BITS, StoredTensor
 
-__all__ = ["HEADER_LIMIT", "StoredTensor", "read_file", "read_tensors"]
+__all__ = ["HEADER_LIMIT", "StoredTensor", "library_io_errors", "read_file", "read_tensors"]
 
 HEADER_LIMIT = 100_000_000
 # NumPy's own limit; and it keeps the product of a shape from becoming a number of a million digits.
@@ -156,3 +160,19 @@ def _check_coverage(tensors: list[StoredTensor], where: str, data_at: int, size:
         at += tensor.n_bytes
     if at < size:
         raise CheckpointError(f"{where} has {size - at:,} bytes that belong to no tensor")
+
+
+@contextmanager
+def library_io_errors() -> Iterator[None]:
+    """Inside the block a write that fails in the safetensors library raises OSError, as elsewhere.
+
+    The library has an error of its own for it, which gives the number of the system's only in its text.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except SafetensorError as error:
+        if (number := re.search(r"\(os error (\d{1,4})\)", str(error))) is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,14 +18,16 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
+from ggplan.calibration import Calibration
 from ggplan.conversion.chunks import Chunk, chunks_of
 from ggplan.conversion.encoding import encode_chunk
 from ggplan.conversion.input_hashes import with_input_hashes
 from ggplan.errors import CheckpointError, PlanError
+from ggplan.folding import FOLD, fold, parse_fold
 from ggplan.metadata import Metadata
 from ggplan.model import Model, RowSource, TensorInfo
 from ggplan.planning import Effort, FallbackTable, Nonfinite, Plan, make_plan
-from ggplan.planning.guidance import SecondMoments, feedback_as_recorded
+from ggplan.planning.guidance import Feedback, SecondMoments, feedback_as_recorded
 from ggplan.planning.layout import written_shape
 from ggplan.planning.provenance import CODES, INPUTS, PLAN, VERSION
 from ggplan.reshaping import recorded_reshaping, reshape
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
 _TEXT, _HASH, _NAME = "ggplan.recipe.text", "ggplan.recipe.sha256", "ggplan.recipe.name"
 _PARTS = "ggplan.recipe.parts"
 _IMATRIX = "quantize.imatrix.file"
+_FOLD = f"ggplan.{FOLD}"
 
 
 def plan_again(
@@ -66,7 +70,7 @@ def plan_again(
     ------
     PlanError
         If the file does not say how it was made, was made with an imatrix or a calibration and it is not
-        given, or has scales folded into it.
+        given, or scales that were folded into it do not fit this checkpoint.
     RecipeError
         If the recorded recipe is damaged.
     """
@@ -76,7 +80,6 @@ def plan_again(
             f"{shown} does not say how it was made: ggplan did not write it",
             hint="`ggplan verify FILE --against CHECKPOINT --exact --recipe RECIPE` takes one",
         )
-    _refuse_folded(written)
     feedback = feedback_as_recorded(written.metadata, calibration, shown)
     if feedback is not None and imatrix is None:
         imatrix = feedback.calibration.imatrix
@@ -86,15 +89,25 @@ def plan_again(
             hint="give it with --imatrix",
         )
     source, imatrix = reshaped_as(written, source, imatrix)
-    plan = make_plan(
-        source,
-        recipe or _recorded_recipe(written, shown),
-        imatrix=imatrix,
-        fallback=fallback or _recorded(written.metadata, "ggplan.fallback", FallbackTable, "llama.cpp"),
-        nonfinite=_recorded(written.metadata, "ggplan.nonfinite", Nonfinite, "refuse"),
-        effort=_recorded(written.metadata, "ggplan.effort", Effort, "default"),
-        feedback=feedback,
-    )
+    found = recipe or _recorded_recipe(written, shown)
+
+    def planned(model: Model, imatrix: Imatrix | None, feedback: Feedback | None) -> Plan:
+        return make_plan(
+            model,
+            found,
+            imatrix=imatrix,
+            fallback=fallback or _recorded(written.metadata, "ggplan.fallback", FallbackTable, "llama.cpp"),
+            nonfinite=_recorded(written.metadata, "ggplan.nonfinite", Nonfinite, "refuse"),
+            effort=_recorded(written.metadata, "ggplan.effort", Effort, "default"),
+            feedback=feedback,
+        )
+
+    plan = planned(source, imatrix, feedback)
+    if (wish := text_of(written.metadata, _FOLD)) is not None:
+        if feedback is None:
+            raise PlanError(f"{shown} was made with --fold {printable(wish)}, and names no calibration")
+        model, feedback = _folded_again(plan, wish, feedback)
+        plan = planned(model, feedback.calibration.imatrix, feedback)
     plan = with_input_hashes(plan)
     return dataclasses.replace(plan, metadata=_as_recorded(plan.metadata, written.metadata))
 
@@ -104,24 +117,43 @@ def reshaped_as(
 ) -> tuple[Model, Imatrix | None]:
     """The checkpoint of a file, with what the file says was done to it; as it is where that was done before.
 
+    Scales that were folded are not folded again: that needs the plan (see `plan_again`).
+
     Raises
     ------
     PlanError
-        If what the file records is damaged, or cannot be done to this checkpoint, as scales that were folded.
+        If what the file records is damaged, or cannot be done to this checkpoint.
     """
-    _refuse_folded(written)
     if source.reshaped:
         return source, imatrix
     return reshape(source, recorded_reshaping(written.metadata), imatrix)
 
 
-def _refuse_folded(written: Model) -> None:
-    if (folded := text_of(written.metadata, "ggplan.fold")) is not None:
+def refuse_folded(written: Model, source: Model) -> None:
+    """Refuse to compare a file whose weights were scaled with a model whose weights are not.
+
+    Raises
+    ------
+    PlanError
+        If the file has folded scales and the model has none.
+    """
+    wish = text_of(written.metadata, _FOLD)
+    if wish is not None and FOLD not in source.reshaped:
         raise PlanError(
-            f"{printable(str(written.path))} was made with --fold {printable(folded)}, which is not done "
-            "again",
-            hint="`ggplan verify FILE` alone checks it by the hashes beside it",
+            f"{printable(str(written.path))} was made with --fold {printable(wish)}: its weights are scaled, "
+            f"and those of {printable(str(source.path))} are not",
+            hint="with --exact and --calibration they are scaled again, and compared",
         )
+
+
+def _folded_again(plan: Plan, wish: str, feedback: Feedback) -> tuple[Model, Feedback]:
+    """The model of a plan with its scales, and the calibration that fits it."""
+    calibration = feedback.calibration
+    if not isinstance(calibration, Calibration):
+        raise PlanError(f"{printable(str(calibration.path))} is not the calibration of a model as it is")
+    types = {planned.name: planned.type for planned in plan.tensors}
+    model, fitting = fold(plan.model, parse_fold(wish), calibration, types, feedback.lam)
+    return model, dataclasses.replace(feedback, calibration=fitting)
 
 
 def _as_recorded(planned: Metadata, written: Metadata) -> Metadata:
@@ -172,9 +204,11 @@ def prove(
 
 @contextlib.contextmanager
 def _corrected_again(plan: Plan, threads: int | None) -> Iterator[Mapping[str, RowSource]]:
-    """The blocks of a plan's corrected layers, made again; empty for other plans."""
+    """The blocks of a plan's corrected layers, made again; empty for other plans.
+
+    A layer takes the memory that it took when the file was made: there is nothing to choose.
+    """
     from ggplan.conversion.correction import correct_plan, is_corrected
-    from ggplan.conversion.pace import DEFAULT_MEMORY
     from ggplan.conversion.streaming import available_cpus
 
     if not is_corrected(plan):
@@ -182,7 +216,7 @@ def _corrected_again(plan: Plan, threads: int | None) -> Iterator[Mapping[str, R
         return
     with tempfile.TemporaryDirectory(prefix="ggplan-") as folder:
         made = correct_plan(
-            plan, Path(folder) / "layers", threads=threads or available_cpus(), memory=DEFAULT_MEMORY
+            plan, Path(folder) / "layers", threads=threads or available_cpus(), memory=sys.maxsize
         )
         yield made.blocks
 

@@ -15,13 +15,16 @@ compared.
 from __future__ import annotations
 
 import dataclasses
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ggplan.conversion import ConvertOptions, convert
+from ggplan.conversion.correction import is_corrected
 from ggplan.conversion.input_hashes import input_hashes, recorded_inputs
 from ggplan.conversion.listing import Listing
+from ggplan.conversion.pace import DEFAULT_MEMORY
 from ggplan.conversion.source_hash import has_source_hash, source_hash_of
 from ggplan.model import Model
 from ggplan.planning import Plan
@@ -144,10 +147,12 @@ def reproduce(
     made = None
     if output is not None:
         like = written if len(written.files) > 1 else None
+        # A corrected layer takes the memory that it took when the file was made.
+        memory = sys.maxsize if is_corrected(plan) else DEFAULT_MEMORY
         made = convert(
             plan,
             output,
-            ConvertOptions(threads=threads, allow_requantize=True, force=force, split_like=like),
+            ConvertOptions(threads, memory, allow_requantize=True, force=force, split_like=like),
             progress=progress,
         ).path
     return Reproduction(

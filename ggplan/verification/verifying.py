@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from ggplan.conversion.listing import Listing
 from ggplan.conversion.manifest import manifest_path, read_manifest
 from ggplan.errors import CheckpointError
+from ggplan.folding import FOLD
 from ggplan.model import Model
 from ggplan.sources.files import file_size, shown
 from ggplan.verification.contents import (
@@ -30,7 +31,7 @@ from ggplan.verification.contents import (
     checksum_faults,
     unknown_pretokenizer,
 )
-from ggplan.verification.exactness import prove, reshaped_as
+from ggplan.verification.exactness import prove, refuse_folded, reshaped_as
 from ggplan.verification.faults import HEADER, Fault
 from ggplan.verification.renamed import find_listing, listing_notes, open_files, other_notes
 from ggplan.verification.source_errors import TensorError, compare_with_source
@@ -143,6 +144,9 @@ def verify(
     skipped: tuple[str, ...] = ()
     if against is not None:
         against, _ = reshaped_as(written, against)
+        if plan is not None and FOLD in plan.model.reshaped:
+            against = plan.model  # its scales were folded again
+        refuse_folded(written, against)
         measured, more, unread = compare_with_source(written, against, threads, progress)
         errors, skipped = tuple(measured), tuple(unread)
         faults += more

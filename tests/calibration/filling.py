@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ggplan.calibration import Calibration
-from ggplan.calibration.collecting import Activation, LayerCollector
+from ggplan.calibration.collecting import Activation, LayerCollector, Taken
 from ggplan.calibration.engines import Progress, Surveyed
 from ggplan.calibration.run import Run, begin
 from ggplan.imatrix import ImatrixSums, write_imatrix
@@ -82,32 +82,35 @@ class StubEngine:
     Parameters
     ----------
     fails_after
-        How many layers it writes before it raises KeyboardInterrupt, as a user's Ctrl-C does.
+        How many layers it writes before it raises `error`; by default KeyboardInterrupt, as Ctrl-C does.
     """
 
     name, build = "llama.cpp", "0"
 
     def __init__(self, texts: Sequence[Path], n_ctx: int, fails_after: int | None = None) -> None:
         self.texts, self.n_ctx, self.fails_after = texts, n_ctx, fails_after
+        self.error: BaseException = KeyboardInterrupt()
         self.written: list[int | None] = []
+        self.taken: Taken = ()
 
     def survey(self) -> Surveyed:
         return Surveyed(tuple(len(text.read_bytes()) for text in self.texts), (0, 1, 2))
 
-    def collect(
-        self, taken: Sequence[int], layers: Sequence[int | None], run: Run, progress: Progress
-    ) -> None:
-        n_tokens = sum(taken) * self.n_ctx
-        run.write_tokens(np.zeros((sum(taken), self.n_ctx), np.int32))
+    def collect(self, taken: Taken, layers: Sequence[int | None], run: Run, progress: Progress) -> None:
+        self.taken = taken
+        n_chunks = sum(map(len, taken))
+        n_tokens = n_chunks * self.n_ctx
+        run.write_tokens(np.zeros((n_chunks, self.n_ctx), np.int32))
         for layer in layers:
             if self.fails_after == len(self.written):
-                raise KeyboardInterrupt
+                (run.folder / f"states-{run.digest[:16]}-000.f32").write_bytes(b"....")
+                raise self.error
             collected(n_tokens, layer).write(run.folder, run.digest)
             self.written.append(layer)
-        progress(sum(taken), sum(taken))
+        progress(n_chunks, n_chunks)
 
-    def imatrix(self, taken: Sequence[int], path: Path, form: Form, progress: Progress) -> None:
-        sums = collected(sum(taken) * self.n_ctx, 0, keep=False).sums()
+    def imatrix(self, taken: Taken, path: Path, form: Form, progress: Progress) -> None:
+        sums = collected(sum(map(len, taken)) * self.n_ctx, 0, keep=False).sums()
         write_imatrix(ImatrixSums(("a.txt",), self.n_ctx, sums), path, form)
 
     @contextlib.contextmanager

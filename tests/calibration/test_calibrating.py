@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
-from filling import StubEngine
+from filling import StubEngine, collected
+from full_disk import small_files
 from program import run
 
 import ggplan
 from ggplan import calibrating
 from ggplan.calibrating import CalibrateOptions, calibrate, calibrate_imatrix
-from ggplan.calibration.collecting import Activation
-from ggplan.calibration.engines import LlamaCpp, LlamaCppOptions
+from ggplan.calibration import Calibration
+from ggplan.calibration.collecting import Activation, Taken, chunks_of
+from ggplan.calibration.engines import LlamaCpp, LlamaCppOptions, Progress
+from ggplan.calibration.run import WORKING_MODEL, Run, locked
 from ggplan.calibration.shipped import shipped_holdouts, shipped_texts
-from ggplan.errors import CalibrationError
+from ggplan.cli.progress import ChunkLines
+from ggplan.errors import CalibrationError, CheckpointError, ImatrixError
+from ggplan.forward.running import TokenRun
 from ggplan.imatrix import load_imatrix
 
 DEMO = Path(ggplan.__file__).parent / "demo_model"
@@ -59,6 +70,160 @@ def test_a_run_that_was_stopped_goes_on_and_makes_the_same(
     (tmp_path / "c" / "layer-001.safetensors").unlink()  # of a whole folder: made again
     assert calibrate(DEMO, texts, tmp_path / "c", options).digest == whole.digest
     assert engine.written == [1]
+    damaged = tmp_path / "c" / "layer-002.safetensors"
+    data = bytearray(damaged.read_bytes())
+    data[-9] ^= 1
+    damaged.write_bytes(data)
+    engine.written = []
+    assert calibrate(DEMO, texts, tmp_path / "c", options).digest == whole.digest
+    assert engine.written == [2], "a flipped bit is found, and that layer alone is made again"
+
+
+@pytest.mark.parametrize(
+    ("limit", "told"),
+    [
+        (None, r"cannot write .*layer-001.safetensors: File too large"),
+        (errno.ENOSPC, r"cannot write .*c: No space left on device .help: free some space there: fin"),
+    ],
+)
+def test_a_full_disk_keeps_the_layers_that_are_there(
+    tmp_path: Path, texts: list[Path], engine: StubEngine, limit: int | None, told: str
+) -> None:
+    """In the library that writes a layer's file, and where an engine writes what it needs itself."""
+    options, folder = CalibrateOptions(n_ctx=32), tmp_path / "c"
+    whole = calibrate(DEMO, texts, tmp_path / "whole", options)
+
+    class Filling(StubEngine):
+        def collect(self, taken: Taken, layers: Sequence[int | None], run: Run, progress: Progress) -> None:
+            super().collect(taken, layers[:1], run, progress)
+            if limit is not None:
+                raise OSError(limit, os.strerror(limit))
+            with small_files(100):
+                collected(416, layers[1]).write(run.folder, run.digest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(calibrating.ENGINES, "llama.cpp", Filling([], 32).entered)
+        with pytest.raises(CalibrationError, match=told) as error:
+            calibrate(DEMO, texts, folder, options)
+    assert "finished layers are kept, and the same call makes the others" in error.value.hint
+    assert not list(folder.glob("*.part")) + list(folder.glob(".tmp*"))
+    engine.written = []
+    assert calibrate(DEMO, texts, folder, options).digest == whole.digest
+    assert engine.written == [1, 2]
+
+
+def test_a_disk_that_is_full_at_the_end_keeps_all_layers(
+    tmp_path: Path, texts: list[Path], engine: StubEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options, folder = CalibrateOptions(n_ctx=32), tmp_path / "c"
+    finish = Run.finish
+
+    def full(self: Run, *given: object) -> Calibration:
+        with small_files(1000):
+            return finish(self, *given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Run, "finish", full)
+    with pytest.raises(ImatrixError, match="cannot write") as error:
+        calibrate(DEMO, texts, folder, options)
+    monkeypatch.setattr(Run, "finish", finish)
+    assert "all layers are kept; the same call makes what is missing" in error.value.hint
+    engine.written = []
+    calibrate(DEMO, texts, folder, options)
+    assert engine.written == []
+
+
+def test_hidden_states_that_do_not_fit_leave_no_part(tmp_path: Path) -> None:
+    """torch's are written by `forward`; the error has the name of the file."""
+    tokens = TokenRun(None, np.zeros((1, 8), np.int64), 1, lambda name: False)  # type: ignore[arg-type]
+    path = tmp_path / "states-000.f32"
+    with small_files(100), pytest.raises(OSError, match="File too large") as error:
+        tokens.write(path, iter([np.zeros((1, 8, 64), np.float32)]))
+    assert error.value.filename == str(path)
+    assert not list(tmp_path.iterdir())
+    tokens.write(path, iter([np.ones((1, 8, 64), np.float32)]))
+    assert path.stat().st_size == 4 * 8 * 64
+
+
+def test_what_engines_leave_when_they_are_killed_is_removed(
+    tmp_path: Path, texts: list[Path], engine: StubEngine
+) -> None:
+    options, folder = CalibrateOptions(n_ctx=32), tmp_path / "c"
+    whole = {path.name for path in calibrate(DEMO, texts, folder, options).path.iterdir()}
+    left = ("states-0123456789abcdef-003.f32", "layer-001.safetensors.part", WORKING_MODEL)
+    for name in (*left, f"{WORKING_MODEL}.part", "model.gguf"):
+        (folder / name).write_text("left")
+    calibrate(DEMO, texts, folder, options)
+    assert {path.name for path in folder.iterdir()} == whole | {"model.gguf"}, "which may be a user's"
+
+
+@pytest.mark.parametrize(
+    ("raw", "told"),
+    [
+        (b"caf\xe9 " * 100, "is not UTF-8: byte 0xe9 at 3"),
+        (b"a\0b" * 100, "is no text: it has zero bytes"),
+        (b"short", "has 5 bytes, and a chunk is of 32 tokens"),
+    ],
+)
+def test_texts_and_folder_are_looked_at_before_an_engine_is_started(
+    tmp_path: Path, texts: list[Path], monkeypatch: pytest.MonkeyPatch, raw: bytes, told: str
+) -> None:
+    """A model is converted for llama.cpp, into the folder."""
+    monkeypatch.setitem(calibrating.ENGINES, "llama.cpp", lambda *given: pytest.fail("it was started"))
+    texts[1].write_bytes(raw)
+    options, folder = CalibrateOptions(n_ctx=32), tmp_path / "c"
+    with pytest.raises(CalibrationError, match=told):
+        calibrate(DEMO, texts, folder, options)
+    folder.mkdir()
+    (folder / "model.gguf").write_text("precious")
+    with pytest.raises(CalibrationError, match="is not empty and has no calibration"):
+        calibrate(DEMO, texts[:1], folder, options)
+    assert (folder / "model.gguf").read_text() == "precious"
+
+
+def test_a_damaged_layer_of_a_run_that_was_stopped_is_made_again(
+    tmp_path: Path, texts: list[Path], engine: StubEngine
+) -> None:
+    options = CalibrateOptions(n_ctx=32)
+    whole = calibrate(DEMO, texts, tmp_path / "whole", options)
+    engine.written, engine.fails_after = [], 2
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(DEMO, texts, tmp_path / "c", options)
+    damaged = tmp_path / "c" / "layer-000.safetensors"
+    data = bytearray(damaged.read_bytes())
+    data[-9] ^= 1
+    damaged.write_bytes(data)
+    engine.written, engine.fails_after = [], None
+    assert calibrate(DEMO, texts, tmp_path / "c", options).digest == whole.digest
+    assert engine.written == [0, 2]
+
+
+@pytest.mark.parametrize("n_layers", [0, 1])
+def test_a_run_that_fails_leaves_what_it_has_done_and_nothing_else(
+    tmp_path: Path, texts: list[Path], engine: StubEngine, n_layers: int
+) -> None:
+    engine.fails_after, engine.error = n_layers, CheckpointError("m: transformers' X cannot be run")
+    for _ in range(2):
+        done = run("calibrate", DEMO, "--text", texts[0], "--ctx", "32", "-o", tmp_path / "c", "-q")
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr == "error: m: transformers' X cannot be run\n"
+    there = [entry.name for entry in (tmp_path / "c").iterdir()] if (tmp_path / "c").exists() else []
+    assert "layer-000.safetensors" in there if n_layers else not there
+
+
+def test_two_runs_are_kept_out_of_one_folder(tmp_path: Path, texts: list[Path], engine: StubEngine) -> None:
+    with locked(tmp_path / "c"), pytest.raises(CalibrationError, match="another run is filling"):
+        calibrate(DEMO, texts, tmp_path / "c", CalibrateOptions(n_ctx=32))
+    assert not (tmp_path / "c").exists(), "a folder that stays empty is removed"
+    calibrate(DEMO, texts, tmp_path / "c", CalibrateOptions(n_ctx=32))
+
+
+def test_an_engine_apart_ends_with_its_caller(tmp_path: Path) -> None:
+    """A caller that is killed closes the pipe, of which the engine's process reads the end."""
+    code = "import time; from ggplan.measure.embedded import end_with_caller as e; e(); time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE)
+    assert process.stdin is not None
+    process.stdin.close()
+    assert process.wait(30) == 1
 
 
 def test_provenance(tmp_path: Path, texts: list[Path], engine: StubEngine) -> None:
@@ -90,11 +255,13 @@ def test_the_text_that_ships(tmp_path: Path, texts: list[Path], engine: StubEngi
     ("limit", "shares"),
     [
         ({}, [10, 3]),
-        ({"n_chunks": 1}, [1, 0]),
+        ({"n_chunks": 2}, [1, 1]),
         ({"n_chunks": 4}, [2, 2]),
         ({"n_chunks": 9}, [6, 3]),
         ({"n_chunks": 99}, [10, 3]),
-        ({"n_tokens": 33}, [1, 1]),
+        ({"n_tokens": 64}, [1, 1]),
+        ({"n_tokens": 95}, [1, 1]),
+        ({"n_tokens": 96}, [2, 1]),
     ],
 )
 def test_texts_have_equal_shares_of_a_limit(
@@ -102,6 +269,47 @@ def test_texts_have_equal_shares_of_a_limit(
 ) -> None:
     found = calibrate(DEMO, texts, tmp_path / "c", CalibrateOptions(n_ctx=32, **limit)).provenance
     assert [t["chunks"] for t in found["texts"]] == shares
+
+
+@pytest.mark.parametrize(
+    ("limit", "names", "told"),
+    [
+        ({"n_chunks": 1}, ["prose.txt", "code.txt"], r"1 chunk is less than one for each of the 2 texts"),
+        ({"n_tokens": 63}, ["prose.txt", "code.txt"], r"63 tokens are less .*2 texts .*at least 64 with"),
+        ({"n_tokens": 31}, ["prose.txt"], r"31 tokens are less than a chunk of 32 \(.*at least 32 with"),
+        ({"n_chunks": 3}, ["default"], r"3 chunks are less .*4 texts default/prose, .*at least 4 with"),
+        ({"n_tokens": 100}, ["prose.txt", "default"], r"for each of the 5 texts .*at least 160 with"),
+    ],
+)  # fmt: skip
+def test_a_limit_that_leaves_a_text_out_is_refused(
+    tmp_path: Path, texts: list[Path], engine: StubEngine, limit: dict[str, int], names: list[str], told: str
+) -> None:
+    """What no chunk is run of is as if it had not been named."""
+    options = CalibrateOptions(n_ctx=32, **limit)
+    given = [name if name == "default" else tmp_path / name for name in names]
+    with pytest.raises(CalibrationError, match=told):
+        calibrate(DEMO, given, tmp_path / "c", options)
+    assert not (tmp_path / "c").exists()
+    with pytest.raises(CalibrationError, match=told):
+        calibrate_imatrix(DEMO, given, tmp_path / "i.gguf", options)
+    assert not (tmp_path / "i.gguf").exists()
+
+
+def test_tokens_are_taken_from_all_over_a_text_and_chunks_from_its_beginning(
+    tmp_path: Path, texts: list[Path], engine: StubEngine
+) -> None:
+    """A text may go from one kind to the next: its beginning alone would be one kind."""
+    calibrate(DEMO, texts, tmp_path / "c", CalibrateOptions(n_ctx=32, n_tokens=160))
+    assert engine.taken == [[0, 3, 6], [0, 1]]
+    calibrate(DEMO, texts, tmp_path / "d", CalibrateOptions(n_ctx=32, n_chunks=5))
+    assert engine.taken == [[0, 1, 2], [0, 1]]
+    calibrate(DEMO, texts, tmp_path / "e", CalibrateOptions(n_ctx=32))
+    assert engine.taken == [list(range(10)), [0, 1, 2]]
+
+
+def test_chunks_are_cut_by_their_numbers() -> None:
+    texts = [np.arange(11, dtype=np.int32), np.arange(100, 107, dtype=np.int32)]
+    assert chunks_of(texts, [[0, 2], [1]], 3).tolist() == [[0, 1, 2], [6, 7, 8], [103, 104, 105]]
 
 
 def test_what_cannot_be_run_is_refused(tmp_path: Path, texts: list[Path], engine: StubEngine) -> None:
@@ -177,8 +385,22 @@ def test_the_command(tmp_path: Path, texts: list[Path], engine: StubEngine) -> N
     assert told["digest"] == ggplan.open_calibration(tmp_path / "c").digest
     assert len(told["coverage"]) == 24
     other = run(*asked[:4], "--ctx", "32", "-o", tmp_path / "c")
-    assert (other.returncode, "the texts, chunks, tokens differ" in other.stderr) == (1, True), other.stderr
-    assert run(*asked[:4], "--ctx", "32", "-o", tmp_path / "c", "--force").returncode == 0
+    told = "another calibration: the texts differ" in other.stderr
+    assert (other.returncode, told) == (1, True), other.stderr
+    again = run(*asked[:4], "--ctx", "32", "-o", tmp_path / "c", "--force", "-q")
+    assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
+
+
+def test_a_line_a_minute_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    seconds = iter([0, 30, 61, 90, 130, 10_000])
+    lines = ChunkLines("running the texts", clock=lambda: next(seconds))
+    for done in (2, 3, 4, 5, 6, 7):
+        lines(done, 400)
+    assert capsys.readouterr().err.splitlines() == [
+        "running the texts: 4 of 400 chunks, 3 h 22 min left",
+        "running the texts: 6 of 400 chunks, 3 h 34 min left",
+        "running the texts: 7 of 400 chunks, 218 h 20 min left",
+    ]
 
 
 def test_the_command_for_an_imatrix(tmp_path: Path, texts: list[Path], engine: StubEngine) -> None:

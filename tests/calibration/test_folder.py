@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from filling import COLUMNS, EXPERTS, SETTINGS, collected, filled, inputs
+from program import run
 
 from ggplan import load_imatrix, open_calibration
 from ggplan.calibration import Calibration
 from ggplan.calibration.run import Run, begin
 from ggplan.errors import CalibrationError
+from ggplan.imatrix import load_sums
 from ggplan.quants.linear_algebra import second_moments
 
 LONG, SHORT = 300, 20
@@ -66,10 +68,19 @@ def test_experts_without_tokens_and_unknown_tensors(both: dict[int, Calibration]
     calibration, last = both[n], EXPERTS - 1
     assert calibration.moments(GATE, last) is None
     assert calibration.column_means(DOWN, last) is None
-    assert calibration.moments("blk.9.attn_q.weight") is None
     assert calibration.tokens("blk.9.attn_q.weight") == ()
-    with pytest.raises(ValueError, match="slice 4 of 4"):
-        calibration.moments(GATE, EXPERTS)
+    for asked in (calibration.moments, calibration.column_means, calibration.rows):
+        with pytest.raises(CalibrationError, match=r"no input of 'blk.9.attn_q.weight' .*blk.0.attn_q"):
+            asked("blk.9.attn_q.weight")
+        for number in (EXPERTS, -1):
+            with pytest.raises(CalibrationError, match=rf"has 4 slices, and slice {number} is none .*0 to 3"):
+                asked(GATE, number)
+        with pytest.raises(CalibrationError, match=r"has 4 slices .*name one, 0 to 3"):
+            asked(GATE)  # not the first of them
+        with pytest.raises(CalibrationError, match="has 1 slice, and slice 1 is none of them"):
+            asked("blk.0.attn_q.weight", 1)
+    with pytest.raises(CalibrationError, match="no input of 'x'"):
+        calibration.layer_moments("x")
     whole = calibration.layer_moments(GATE)
     assert whole is not None
     assert whole.tokens == n
@@ -166,7 +177,7 @@ def _edit(change: Callable[[dict], object]) -> Callable[[Path], object]:
         (_delete("imatrix.gguf"), "lacks imatrix.gguf"),
         (_delete("tokens.safetensors"), "lacks tokens.safetensors"),
         (_flip("layer-001.safetensors"), "layer-001.safetensors is damaged or of another"),
-        (_cut("layer-000.safetensors"), "layer-000.safetensors is damaged or of another"),
+        (_cut("layer-000.safetensors"), "layer-000.safetensors is damaged or of another calibration: the"),
         (_flip("imatrix.gguf"), "imatrix.gguf is damaged or of another"),
         (_swap, "layer-000.safetensors is damaged or of another"),
         (_stray, "layer-007.safetensors, which is of another calibration"),
@@ -192,6 +203,17 @@ def test_what_is_not_whole_is_refused(
     with pytest.raises(CalibrationError) as refused:
         open_calibration(folder).verify()
     assert told in refused.value.message
+
+
+@pytest.mark.parametrize("harm", [_cut, _delete])
+def test_a_file_that_is_not_whole_is_found_when_the_folder_is_opened(
+    tmp_path: Path, two_layers: Path, harm: Callable[[str], Callable[[Path], object]]
+) -> None:
+    folder = tmp_path / "c"
+    shutil.copytree(two_layers, folder)
+    harm("layer-001.safetensors")(folder)
+    with pytest.raises(CalibrationError, match=r"layer-001\.safetensors"):
+        open_calibration(folder)
 
 
 @pytest.fixture(scope="module")
@@ -237,3 +259,41 @@ def test_inputs_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CalibrationError, match=r"the inputs of 'blk.0.attn_q.weight' are not finite"):
         collector.write(tmp_path, "run")
     assert not list(tmp_path.iterdir())
+
+
+def test_its_imatrix_is_merged_once(both: dict[int, Calibration], tmp_path: Path) -> None:
+    folder = both[SHORT].path
+    for files in ((folder, folder), (folder, folder / "imatrix.gguf"), (folder / "imatrix.gguf", folder)):
+        done = run("imatrix", "merge", *files, "-o", tmp_path / "twice.gguf")
+        assert (done.returncode, "are one imatrix" in done.stderr) == (1, True), done.stderr
+    done = run("imatrix", "merge", folder, both[LONG].path, "-o", tmp_path / "both.gguf")
+    assert done.returncode == 0, done.stderr
+    assert load_sums(tmp_path / "both.gguf").entries["blk.0.attn_q.weight"].counts == LONG + SHORT
+
+
+@pytest.mark.parametrize(
+    ("member", "value"),
+    [
+        ("texts", 5),
+        ("texts", ["a.txt"]),
+        ("texts", [{"name": 3, "sha256": "0" * 64}]),
+        ("texts", [{"name": "a.txt"}]),
+        ("tokens", "many"),
+        ("tokens", -1),
+        ("n_ctx", 0),
+        ("n_ctx", 8.5),
+        ("chunks", [1]),
+        ("model", "m"),
+        ("model", {"name": "m", "types": [7]}),
+        ("engine", {"name": 1}),
+    ],
+)
+def test_what_it_was_made_of_is_of_the_right_types(
+    both: dict[int, Calibration], tmp_path: Path, member: str, value: object
+) -> None:
+    shutil.copytree(both[SHORT].path, folder := tmp_path / "c")
+    index = json.loads((folder / "calibration.json").read_text())
+    index["run"][member] = value
+    (folder / "calibration.json").write_text(json.dumps(index))
+    with pytest.raises(CalibrationError, match=f'calibration.json has a wrong "{member}"'):
+        open_calibration(folder)

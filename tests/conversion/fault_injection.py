@@ -11,6 +11,7 @@ Started as a program this file is the server: a job a line on stdin, an answer a
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import random
@@ -27,8 +28,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 ROOT = Path(__file__).parent.parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "arch"), str(ROOT / "tests" / "conversion")]
+
+from made_up_calibration import made_up, small_model  # noqa: E402
+from tiny_checkpoints import read_case, write_case  # noqa: E402
+
+from ggplan import open_model  # noqa: E402
+
 CALLS = ("open", "pwrite", "write", "fdatasync", "fsync", "ftruncate", "posix_fallocate", "replace", "unlink")
+CALIBRATED = "ffn_down_exps = q5_0\n@default q4_K\n"
+CORRECTED = "@default q4_0\n"
 RECIPE = "ffn_(gate|up)_exps = q4_K\nffn_down_exps = q6_K | q8_0\nattn_ = q5_K | q5_0\n@default q8_0\n"
 _HANGS_AFTER = 60
 
@@ -53,14 +65,16 @@ class Scenario:
     expected: dict[str, bytes]
     n_calls: int
     calls: dict[str, int]
+    seconds: float
 
 
 class FaultServer:
-    """The process that is forked."""
+    """The process that is forked; `with_torch` it loads what `--correct` needs too."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, with_torch: bool = False) -> None:
+        self.has_torch = with_torch
         self._process = subprocess.Popen(
-            [sys.executable, __file__],
+            [sys.executable, __file__, *["torch"] * with_torch],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -87,9 +101,9 @@ class FaultServer:
 
 
 @contextmanager
-def fault_server() -> Iterator[FaultServer]:
+def fault_server(*, with_torch: bool = False) -> Iterator[FaultServer]:
     """A server, for a while."""
-    server = FaultServer()
+    server = FaultServer(with_torch=with_torch)
     try:
         yield server
     finally:
@@ -100,7 +114,11 @@ def fault_server() -> Iterator[FaultServer]:
 
 
 def make_scenarios(server: FaultServer, folder: Path) -> dict[str, Scenario]:
-    """GGUF in, sharded Hugging Face folder in, split set out; each converted once without a fault."""
+    """Conversions, each carried out once without a fault.
+
+    A GGUF in, a sharded Hugging Face folder in, a split set out, with a calibration, and if the server has
+    torch with corrected targets.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     demo = ROOT / "ggplan" / "demo_model"
     sharded = shard_checkpoint(demo, folder / "sharded", 3)
@@ -111,13 +129,42 @@ def make_scenarios(server: FaultServer, folder: Path) -> dict[str, Scenario]:
     assert made.status == 0, made.stderr
     common = ("-r", str(recipe), "-q", "-t", "2")
     shards = tuple(sorted(sharded.glob("*.safetensors")))
-    return {
+    small, calibrated = _calibrated_arguments(folder / "calibrated")
+    corrected = {}
+    if server.has_torch:
+        tiny, arguments = _corrected_arguments(folder / "corrected")
+        corrected["corrected"] = _scenario(
+            server, folder, "corrected", arguments, tuple(sorted(tiny.glob("*.safetensors")))
+        )
+    return corrected | {
+        "calibrated": _scenario(server, folder, "calibrated", calibrated, (small,)),
         "gguf": _scenario(server, folder, "gguf", (str(source), *common), (source,)),
         "hf": _scenario(server, folder, "hf", (str(sharded), "--pre", "glm4", *common), shards),
         "split": _scenario(
             server, folder, "split", (str(source), *common, "--split-max-size", "1500K"), (source,)
         ),
     }
+
+
+def _calibrated_arguments(folder: Path) -> tuple[Path, tuple[str, ...]]:
+    """A small GGUF, and the arguments of its conversion with a calibration of random inputs."""
+    folder.mkdir(parents=True)
+    small, recipe = small_model(folder / "small.gguf"), folder / "calibrated.recipe"
+    recipe.write_text(CALIBRATED)
+    made = made_up(folder / "calibration", open_model(small), np.zeros((3, 30), np.int32))
+    common = ("-r", str(recipe), "-q", "-t", "2")
+    return small, (str(small), *common, "--calibration", str(made.path))
+
+
+def _corrected_arguments(folder: Path) -> tuple[Path, tuple[str, ...]]:
+    """A tiny checkpoint, and the arguments of its conversion with corrected targets."""
+    folder.mkdir(parents=True)
+    tiny, recipe = write_case(folder / "tiny", read_case("glm4moe")), folder / "corrected.recipe"
+    recipe.write_text(CORRECTED)
+    tokens = np.random.default_rng(2).integers(0, 256, (5, 48))
+    made = made_up(folder / "calibration", open_model(tiny, pre="glm4"), tokens)
+    common = ("--pre", "glm4", "-r", str(recipe), "-q", "-t", "2")
+    return tiny, (str(tiny), *common, "--calibration", str(made.path), "--correct")
 
 
 def shard_checkpoint(source: Path, target: Path, n_shards: int, seed: int = 0) -> Path:
@@ -155,9 +202,11 @@ def _scenario(
 ) -> Scenario:
     target = folder / f"expected-{name}"
     target.mkdir()
+    started = time.monotonic()
     done = server.run(arguments, target / "out.gguf")
     assert done.status == 0, done.stderr
-    return Scenario(name, arguments, inputs, contents(target), done.n_calls, done.calls)
+    seconds = time.monotonic() - started
+    return Scenario(name, arguments, inputs, contents(target), done.n_calls, done.calls, seconds)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -347,6 +396,7 @@ def _child(job: dict[str, Any], answer: int, stderr: int) -> None:
     from ggplan.cli import main
     from ggplan.conversion import pace, streaming, workers
 
+    sys.modules.get("ggplan.forward.running", argparse.Namespace()).BATCH_TOKENS = 100
     pace.CHUNK_WEIGHTS = 1 << 14
     streaming.CHECKPOINT_BYTES = 1 << 18
     workers._TICK_SECONDS = 0.002
@@ -383,6 +433,13 @@ def _serve() -> None:
         ]
         with redirect_stdout(nowhere), redirect_stderr(nowhere):
             cli.main(["convert", "-q", "-t", "1", *map(str, arguments)], standalone_mode=False)
+            chosen = [_calibrated_arguments(Path(folder) / "calibrated")[1]]
+            if "torch" in sys.argv[1:]:
+                chosen.append(_corrected_arguments(Path(folder) / "corrected")[1])
+            for model, *others in chosen:
+                cli.main(
+                    ["convert", model, f"{folder}/warm-too.gguf", "--force", *others], standalone_mode=False
+                )
     for line in sys.stdin:
         job = json.loads(line)
         reader, writer = os.pipe()

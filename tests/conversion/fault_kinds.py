@@ -56,7 +56,9 @@ def kill_twice(server: FaultServer, scenario: Scenario, folder: Path, dice: rand
 
 def kill_by_clock(server: FaultServer, scenario: Scenario, folder: Path, dice: random.Random) -> str:
     """SIGKILL from outside after a random time, wherever the run is then."""
-    return trial_of_kill(server, scenario, folder, {"kill_after": dice.uniform(0.01, 0.6)})
+    return trial_of_kill(
+        server, scenario, folder, {"kill_after": dice.uniform(0.01, max(0.6, scenario.seconds))}
+    )
 
 
 def fail(server: FaultServer, scenario: Scenario, folder: Path, dice: random.Random) -> str:

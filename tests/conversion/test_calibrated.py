@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
+from made_up_calibration import made_up, small_model
 from program import run
 
 import ggplan
@@ -17,9 +17,9 @@ from ggplan.calibration.collecting import Activation, LayerCollector
 from ggplan.calibration.run import begin
 from ggplan.conversion import pace, streaming, workers
 from ggplan.conversion.guides import unguided
-from ggplan.errors import ConversionError, PlanError
-from ggplan.planning import Feedback, Plan
-from ggplan.quants import quantize
+from ggplan.errors import CalibrationError, ConversionError, PlanError
+from ggplan.planning import Feedback, Plan, guidance
+from ggplan.quants import prepared, quantize
 from ggplan.verification import plan_again, verify
 from ggplan.verification.reproducing import reproduce
 
@@ -171,12 +171,23 @@ def test_another_calibration_is_another_file(source: Path, calibration: Calibrat
     assert len(made) == 4
 
 
+def test_a_damaged_calibration_is_found_before_anything_is_written(source: Path, tmp_path: Path) -> None:
+    calibration, out = calibrated(tmp_path / "c"), tmp_path / "out.gguf"
+    plan = plan_of(source, calibration)
+    data = bytearray((tmp_path / "c" / "layer-000.safetensors").read_bytes())
+    data[-9] ^= 1
+    (tmp_path / "c" / "layer-000.safetensors").write_bytes(data)
+    with pytest.raises(CalibrationError, match=r"layer-000.safetensors is damaged"):
+        ggplan.convert(plan, out)
+    assert not list(tmp_path.glob("out.gguf*"))
+
+
 def test_it_is_made_again_from_its_records(source: Path, calibration: Calibration, tmp_path: Path) -> None:
-    out = ggplan.convert(plan_of(source, calibration, lam=0.3), tmp_path / "out.gguf").path
+    out = ggplan.convert(plan_of(source, calibration, lam=0.1234567891), tmp_path / "out.gguf").path
     written, model = open_model(out), open_model(source)
     recorded = {key: value.decode() for key, value in written.metadata.items() if ".calibration." in key}
     assert recorded["ggplan.calibration.sha256"] == calibration.digest
-    assert recorded["ggplan.calibration.lam"] == "0.3"
+    assert recorded["ggplan.calibration.lam"] == "0.1234567891"
     assert recorded["ggplan.calibration.method"] == "feedback"
     assert recorded["ggplan.calibration.tokens"] == TOKENS
     plan = plan_again(written, model, calibration=calibration)
@@ -197,8 +208,13 @@ def test_the_commands(source: Path, calibration: Calibration, tmp_path: Path) ->
     folder = str(calibration.path)
     done = run("convert", source, out, "-r", recipe, "--calibration", folder)
     assert done.returncode == 0
-    assert f"note: {OUTPUT}: the calibration does not have it; it is encoded with effort best" in done.stderr
+    told = f"note: {OUTPUT}: the calibration does not have it; it is encoded with effort best, without"
+    assert f"{told} importance" in done.stderr
+    assert "`ggplan calibrate --process-output` has output.weight too" in done.stderr
     assert "saw no token" in done.stderr
+    assert "no effect" not in done.stderr
+    idle = run("convert", source, tmp_path / "idle.gguf", "--calibration", folder)
+    assert "the calibration has no effect: the plan encodes no tensor to a quantized type" in idle.stderr
     assert run("verify", out, "--against", source, "--exact", "--calibration", folder).returncode == 0
     assert run("reproduce", out, source, "--calibration", folder).returncode == 0
     assert "--calibration" in run("reproduce", out, source).stderr
@@ -206,6 +222,64 @@ def test_the_commands(source: Path, calibration: Calibration, tmp_path: Path) ->
     broad = run("convert", source, tmp_path / "b.gguf", *options)
     assert (broad.returncode, broad.stderr) == (0, "")
     assert open_model(tmp_path / "b.gguf").metadata["ggplan.calibration.lam"].decode() == "0.3"
+
+
+def test_a_calibration_of_another_model_is_refused(tmp_path: Path) -> None:
+    """One of the same shapes by the marks of its weights, whichever rows differ; one of others by a size."""
+    small, other, recipe = tmp_path / "a.gguf", tmp_path / "b.gguf", tmp_path / "a.recipe"
+    recipe.write_text(RECIPE)
+    model = open_model(small_model(small))
+    folder = made_up(tmp_path / "c", model, np.zeros((3, 30), np.int32)).path
+    options = ["-r", recipe, "--calibration", folder, "-q"]
+    small_model(other, seed=6)
+    out = tmp_path / "out.gguf"
+    refused = run("convert", other, out, *options)
+    assert refused.returncode == 1
+    assert "is the calibration of a model with other weights" in refused.stderr
+    assert "--other-weights" in refused.stderr
+    assert not list(tmp_path.glob("out*"))
+    assert run("convert", other, out, *options, "--other-weights").returncode == 0
+    changed = tmp_path / "changed.gguf"
+    data = bytearray(small.read_bytes())
+    q = model["blk.1.attn_q.weight"]
+    assert q.stored is not None
+    at = data.index(bytes(q.stored.read_bytes(q.n_rows - 1, q.n_rows)))
+    data[at : at + 4] = b"\0\0\0\0"
+    changed.write_bytes(data)
+    told = run("convert", changed, out, "-r", recipe, "--calibration", folder, "--force")
+    assert told.returncode == 0
+    assert "blk.1.attn_q.weight: other weights than the calibration was made of" in told.stderr
+    rounded = tmp_path / "q8.gguf"
+    assert run("convert", small, rounded, "-r", "Q8_0", "-q").returncode == 0
+    again = run("convert", rounded, out, *options[:-1], "--allow-requantize", "--force")
+    assert again.returncode == 0
+    assert "this model is in q8_0, so it cannot be told" in again.stderr
+    assert run("verify", out, "--against", rounded, "--exact", "--calibration", folder).returncode == 0
+
+
+def test_sets_reuse_and_records_of_calibrated_files(tmp_path: Path) -> None:
+    """A split set has the tensors of the unsplit file, and they are reused for the same calibration alone."""
+    small, recipe = small_model(tmp_path / "a.gguf"), tmp_path / "a.recipe"
+    recipe.write_text(RECIPE)
+    folder = made_up(tmp_path / "c", open_model(small), np.zeros((3, 30), np.int32)).path
+    options = ["-r", recipe, "--calibration", folder]
+    assert run("convert", small, tmp_path / "whole.gguf", *options).returncode == 0
+    split = ["--split-max-tensors", "4"]
+    assert run("convert", small, tmp_path / "s.gguf", *options, *split).returncode == 0
+    first = next(tmp_path.glob("s-00001-of-*.gguf"))
+    whole, parts = open_model(tmp_path / "whole.gguf"), open_model(first)
+    for tensor in whole.tensors:
+        here, there = tensor.stored, parts[tensor.name].stored
+        assert here is not None
+        assert there is not None
+        assert bytes(here.read_bytes(0, tensor.n_rows)) == bytes(there.read_bytes(0, tensor.n_rows))
+    assert run("reproduce", first, small, "--calibration", folder).returncode == 0
+    again = run("convert", small, tmp_path / "r.gguf", *options, "--reuse", first)
+    assert "13 of 13 tensors" in again.stdout, again.stdout
+    assert (tmp_path / "r.gguf").read_bytes() == (tmp_path / "whole.gguf").read_bytes()
+    for more in (["--broad"], ["--method", "gptq"]):
+        other = run("convert", small, tmp_path / "o.gguf", *options, *more, "--reuse", first, "--force")
+        assert "0 of 13 tensors" in other.stdout, other.stdout
 
 
 @pytest.mark.parametrize(
@@ -224,11 +298,12 @@ def test_wrong_usage(source: Path, tmp_path: Path, options: list[str], told: str
     assert told in done.stderr
 
 
-def test_a_reshaped_model_is_another_one(source: Path, calibration: Calibration) -> None:
+def test_the_damping_is_the_same_in_plans_and_in_quantize() -> None:
+    assert guidance.LAMBDA == prepared.LAMBDA
+
+
+def test_a_calibration_is_for_effort_feedback(source: Path, calibration: Calibration) -> None:
     with pytest.raises(PlanError, match="effort feedback needs a calibration"):
         make_plan(open_model(source), "Q8_0", effort="feedback")
     with pytest.raises(PlanError, match="effort best was asked for"):
         make_plan(open_model(source), "Q8_0", effort="best", feedback=Feedback(calibration))
-    moved = dataclasses.replace(open_model(source), reshaped={"prune-layers": "1"})
-    with pytest.raises(PlanError, match="--prune-layers makes another one"):
-        make_plan(moved, "Q8_0", feedback=Feedback(calibration))

@@ -6,17 +6,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from full_disk import small_files
 from program import run
+from safetensors.numpy import save_file
 
 import ggplan
 from ggplan import correcting
+from ggplan.calibration import Calibration
+from ggplan.cli.guidance import uncorrected_notes
 from ggplan.conversion import ConvertOptions, convert
 from ggplan.conversion.correction import layers_folder
-from ggplan.correcting import Corrected
+from ggplan.correcting import Corrected, require_correctable
 from ggplan.correcting.kept import KeptLayers
-from ggplan.errors import CalibrationError, CheckpointError, ConversionError
+from ggplan.errors import CalibrationError, CheckpointError, ConversionError, PlanError
 from ggplan.forward.building import require_transformers
 from ggplan.planning import Feedback, Plan
+from ggplan.reshaping import Reshaping, reshape
 from ggplan.rules import parse_recipe
 
 sys.path[:0] = [str(Path(__file__).parent.parent / name) for name in ("arch", "calibration")]
@@ -120,6 +125,25 @@ def test_stopped_work_keeps_its_layers(plan: Plan, tmp_path: Path, stub: list[Ca
     ]
 
 
+def test_a_full_disk_keeps_the_layers(plan: Plan, tmp_path: Path, stub: list[Callable[[], None]]) -> None:
+    """The library that writes a layer's file has an error of its own for it."""
+    output = tmp_path / "out.gguf"
+    folder = layers_folder(output)
+
+    def full() -> None:
+        with small_files(100):
+            save_file({"blocks": np.zeros(1000, np.uint8)}, folder / "layer-001.safetensors.part")
+
+    stub.append(full)
+    with pytest.raises(ConversionError, match=r"cannot write .*out.gguf.layers: File too large") as error:
+        convert(plan, output)
+    assert "1 corrected layer is kept" in error.value.hint
+    assert "the same command continues from there" in error.value.hint
+    stub.clear()
+    convert(plan, output)
+    assert not folder.exists()
+
+
 def test_what_cannot_be_corrected_leaves_nothing(
     plan: Plan, tmp_path: Path, stub: list[Callable[[], None]]
 ) -> None:
@@ -155,12 +179,53 @@ def test_the_engine_torch_runs_folders_alone(tmp_path: Path, plan: Plan) -> None
 
 
 def test_a_gguf_is_not_corrected(tmp_path: Path, plan: Plan) -> None:
-    from ggplan.correcting.streams import require_correctable
-
     gguf = tmp_path / "model.gguf"
     convert(ggplan.make_plan(plan.model), gguf)
     with pytest.raises(ConversionError, match="correction runs the checkpoint"):
         require_correctable(ggplan.make_plan(ggplan.open_model(gguf), parse_recipe(RECIPE)))
+
+
+@pytest.mark.parametrize(
+    ("wishes", "told"),
+    [
+        (Reshaping(prune_layers=(0,)), "all layers, and --prune-layers leaves some out"),
+        (Reshaping(keep_experts={1: (0, 1), 2: (0, 1)}), "all experts, and --keep-experts leaves some out"),
+        (Reshaping(fuse=("qkv",)), ""),
+        (Reshaping(mtp="drop"), ""),
+    ],
+)
+def test_what_reshaped_models_are_corrected(plan: Plan, wishes: Reshaping, told: str) -> None:
+    """Forms are rows in another place; without some layers or experts the checkpoint is another model."""
+    model, _ = reshape(plan.model, wishes)
+    reshaped = ggplan.make_plan(model, parse_recipe(RECIPE))
+    if not told:
+        require_correctable(reshaped)
+        return
+    with pytest.raises(ConversionError, match=told) as caught:
+        require_correctable(reshaped)
+    assert "leave --correct out" in caught.value.hint
+
+
+@pytest.mark.parametrize("token", [-1, 10_000_000])
+def test_tokens_that_the_model_lacks_are_refused_before_work(
+    plan: Plan, tmp_path: Path, stub: list[Callable[[], None]], monkeypatch: pytest.MonkeyPatch, token: int
+) -> None:
+    monkeypatch.setattr(Calibration, "tokens_of_run", lambda self: np.full((1, 32), token, np.int32))
+    with pytest.raises(PlanError, match=f"was made with the token {token}, and the model has"):
+        convert(plan, tmp_path / "out.gguf")
+    assert [path.name for path in tmp_path.iterdir()] == ["calibration"]
+
+
+def test_what_was_not_corrected_is_told(
+    plan: Plan, tmp_path: Path, stub: list[Callable[[], None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "blk.1.attn_q.weight"
+    finish = KeptLayers.finish
+    monkeypatch.setattr(
+        KeptLayers, "finish", lambda self, layer, blocks: finish(self, layer, blocks, {name: "it is odd"})
+    )
+    assert convert(plan, tmp_path / "out.gguf").uncorrected == {name: "it is odd"}
+    assert uncorrected_notes({name: "it is odd"}) == [f"{name}: not corrected: it is odd"]
 
 
 def test_correct_needs_a_calibration(checkpoint: Path, tmp_path: Path) -> None:

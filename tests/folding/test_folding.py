@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import gguf
 import numpy as np
@@ -18,6 +19,7 @@ from ggplan.errors import PlanError
 from ggplan.folding import fold, parse_fold
 from ggplan.ggml_types import GgmlType, parse_type
 from ggplan.model import Model
+from ggplan.planning import Plan
 from ggplan.quants import dequantize
 
 Q4_K, Q5_0, Q8_0 = map(parse_type, ("q4_K", "q5_0", "q8_0"))
@@ -249,6 +251,11 @@ def test_the_search_takes_what_has_the_least_error(tmp_path: Path) -> None:
     assert errors[float(chosen.get("blk.0.ffn_up", 0))] <= 1.1 * min(errors.values())
 
 
+@pytest.mark.parametrize("text", ["awq", "smooth:0.5", "awq:1", "awq:0.12345678901", "awq:0.00001"])
+def test_a_fold_is_written_as_it_is_read(text: str) -> None:
+    assert str(parse_fold(text)) == text
+
+
 def test_nothing_is_done_where_nothing_is_quantized(tmp_path: Path) -> None:
     model = ggplan.open_model(written(tmp_path / "m.gguf", "qwen2"))
     calibration = calibrated(tmp_path / "c", weights_of("qwen2"), inputs())
@@ -301,21 +308,28 @@ def test_the_command(tmp_path: Path) -> None:
     assert np.sqrt(((found - expected) ** 2).mean() / (expected**2).mean()) < 0.05  # q5_0's rounding
     assert not np.allclose(new["attn_norm"], old["attn_norm"], rtol=0.05)
     assert run("verify", out).returncode == 0
-    for command, code in (
-        (["verify", out, "--against", source, "--exact"], 1),
-        (["verify", out, "--against", source], 1),
-        (["reproduce", out, source], 2),
-    ):
-        given = ["--calibration", folder] if "--exact" in command or code == 2 else []
-        refused = run(*command, *given)
-        assert refused.returncode == code
-        assert "was made with --fold awq:0.5, which is not done again" in refused.stderr
+    refused = run("verify", out, "--against", source)
+    assert refused.returncode == 1
+    assert "was made with --fold awq:0.5: its weights are scaled" in refused.stderr
+    assert "with --exact and --calibration" in refused.stderr
+    given = ["--calibration", folder]
+    proven = run("verify", out, "--against", source, "--exact", *given)
+    assert proven.returncode == 0, proven.stderr
+    assert "every byte is what the plan encodes" in proven.stdout
+    assert run("reproduce", out, source, *given).returncode == 0
+    assert "was made with the calibration" in run("reproduce", out, source).stderr
     plain = tmp_path / "plain.gguf"
     again = run("convert", source, plain, *options, "--reuse", out)
     assert again.returncode == 0
     assert "another calibration, or with one that was used in another way" in again.stdout + again.stderr
     assert run("convert", source, tmp_path / "whole.gguf", *options).returncode == 0
     assert plain.read_bytes() == (tmp_path / "whole.gguf").read_bytes()
+    searched = tmp_path / "searched.gguf"
+    more = ["--fold", "awq", "--split-max-tensors", "5", "--reuse", plain]
+    assert run("convert", source, searched, *options, *more).returncode == 0
+    first = next(tmp_path.glob("searched-00001-of-*.gguf"))
+    assert "ggplan.fold_alphas" in ggplan.open_model(first).metadata
+    assert run("reproduce", first, source, *given).returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -323,8 +337,7 @@ def test_the_command(tmp_path: Path) -> None:
     [
         (["--fold", "awq"], "--fold needs --calibration"),
         (["--fold", "awq:2", "--calibration", "C"], "write awq, awq:ALPHA"),
-        (["--fold", "awq", "--calibration", "C", "--correct"], "--fold changes its weights"),
-        (["--fold", "awq", "--calibration", "C", "--holdout", "default"], "with --fold use"),
+        (["--fold", "awq", "--calibration", "C", "--correct"], "leave out one of them"),
     ],
 )
 def test_wrong_usage(tmp_path: Path, options: list[str], told: str) -> None:
@@ -333,4 +346,35 @@ def test_wrong_usage(tmp_path: Path, options: list[str], told: str) -> None:
     options = [str(tmp_path / "C") if each == "C" else each for each in options]
     done = run("convert", source, tmp_path / "out.gguf", *options)
     assert done.returncode == 2
-    assert told in done.stderr
+    assert told in " ".join(done.stderr.split())
+
+
+def test_what_it_gained_is_measured_against_the_model_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The base and the file by best effort are those of the model without scales."""
+    source = written(tmp_path / "m.gguf", "qwen2")
+    calibrated(tmp_path / "C", weights_of("qwen2"), inputs())
+    (tmp_path / "q4.recipe").write_text("@default q4_0\n_norm = f32\n")
+    asked: list[tuple[Plan, Path]] = []
+
+    def measured(plan: Plan, path: Path, *rest: object, **more: object) -> object:
+        asked.append((plan, path))
+        return (), SimpleNamespace(notes=())
+
+    monkeypatch.setattr("ggplan.cli.optimize_probes.engine_of", lambda program, arguments: None)
+    monkeypatch.setattr("ggplan.probing.holdout.hold_out", measured)
+    out = tmp_path / "out.gguf"
+    options = ["-r", tmp_path / "q4.recipe", "--calibration", tmp_path / "C", "--holdout", "default"]
+    done = run("convert", source, out, *options, "--fold", "awq:0.5")
+    assert done.returncode == 0, done.stderr
+    ((plan, path),) = asked
+    assert path == out
+    file = ggplan.open_model(out)
+    assert "ggplan.fold" in file.metadata
+    assert {t.name: t.type for t in plan.tensors} == {t.name: t.type for t in file.tensors}
+    norm = P + "attn_norm.weight"
+    np.testing.assert_array_equal(
+        plan.model[norm].rows.read_float32(0, 1)[0], weights_of("qwen2")["attn_norm"]
+    )
+    assert np.abs(file[norm].rows.read_float32(0, 1)[0] / weights_of("qwen2")["attn_norm"] - 1).max() > 0.1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
@@ -138,6 +139,49 @@ def test_the_policy_for_experts_without_data(tmp_path: Path) -> None:
     assert load_sums(tmp_path / "i.gguf").unseen == ("mean", f"{UP}: 1")
 
 
+def test_what_a_policy_filled_in_is_never_added_as_measured(tmp_path: Path) -> None:
+    filled, seen = with_policy(given := sums(), "mean"), sums(up=[8, 600, 8])
+    a, again, b, both, plain = (tmp_path / f"{i}.gguf" for i in range(5))
+    write_imatrix(filled, a)
+    write_imatrix(seen, b)
+    write_imatrix(given, plain)
+    assert run("imatrix", "merge", a, "-o", again).returncode == 0
+    assert again.read_bytes() == a.read_bytes()  # the record stays, the mean is made again
+    assert run("imatrix", "merge", a, b, "-o", both).returncode == 0
+    assert load_sums(both).unseen == ()  # every expert was seen now
+    added = merged([Source("plain", given), Source("seen", seen)])
+    assert np.array_equal(load_sums(both).entries[UP].squares, added.entries[UP].squares)
+    assert load_sums(both).entries[UP].counts.tolist() == [908, 600, 132]
+    assert run("imatrix", "merge", a, "--unseen", "ones", "-o", again, "--force").returncode == 0
+    assert again.read_bytes() == plain.read_bytes()
+    told = run("imatrix", "merge", a, "-o", tmp_path / "a.dat").stderr
+    assert "the legacy form cannot say so" in told
+
+
+@pytest.mark.parametrize("record", ["blk.9.x: 1", f"{UP}: 7", f"{UP}: 0", f"{UP}: one", UP])
+def test_a_record_of_a_policy_that_does_not_fit_is_refused(record: str) -> None:
+    wrong = replace(with_policy(sums(), "mean"), unseen=("mean", record))
+    with pytest.raises(ImatrixError, match="does not fit"):
+        merged([Source("a.gguf", wrong)])
+    with pytest.raises(ImatrixError, match="does not know: median"):
+        merged([Source("a.gguf", replace(wrong, unseen=("median",)))])
+
+
+@pytest.mark.parametrize("form", ["gguf", "dat"])
+def test_counts_beyond_a_form_are_refused(tmp_path: Path, form: str) -> None:
+    given = sums(q=[1 << 45])
+    write_imatrix(replace(given, chunk_size=1 << 20), tmp_path / "large.gguf")
+    raw = (tmp_path / "large.gguf").read_bytes()
+    small = raw.replace(struct.pack("<I", 1 << 20), struct.pack("<I", 512), 1)
+    (tmp_path / "damaged.gguf").write_bytes(small)
+    done = run("imatrix", "merge", tmp_path / "damaged.gguf", "-o", tmp_path / f"out.{form}")
+    assert done.returncode == 1
+    assert f"'blk.0.attn_q.weight' has a count of {1 << 45:,} tokens" in done.stderr
+    assert not (tmp_path / f"out.{form}").exists()
+    with pytest.raises(ImatrixError, match="chunks of 4,294,967,296 tokens"):
+        write_imatrix(replace(sums(), chunk_size=1 << 32), tmp_path / "out", "gguf")
+
+
 def test_coverage() -> None:
     squares = np.array([[1, 1, 1, 1], [0, 0, 0, 0], [1, 97, 1, 1]], np.float32)
     (found,) = coverage_of(ImatrixSums((), 512, {UP: Sums(squares, np.array([9, 0, 99]))}))
@@ -145,6 +189,60 @@ def test_coverage() -> None:
     assert found.half == (2, 0, 1)
     assert (found.column[2], found.dominated) == (1, (2,))
     assert found.share == pytest.approx((0.25, 0, 0.97))
+
+
+def of_experts(tmp_path: Path) -> tuple[Path, Path]:
+    """An imatrix of a layer with a router and three experts, in both forms; one column dominates."""
+    rng = np.random.default_rng(3)
+    up, down = rng.random((3, 8)).astype(np.float32) + 1, rng.random((3, 5)).astype(np.float32) + 1
+    down[1, 4] = 100
+    entries = {
+        "blk.0.ffn_gate_inp.weight": Sums(rng.random((1, 8)).astype(np.float32), np.array([1024])),
+        UP: Sums(up * 300, np.array([300, 1, 723])),
+        DOWN: Sums(down * 300, np.array([300, 300, 424])),
+    }
+    paths = tmp_path / "e.gguf", tmp_path / "e.dat"
+    for path in paths:
+        write_imatrix(ImatrixSums(("calib.txt",), 512, entries), path)
+    return paths
+
+
+def test_experts_of_the_legacy_form_are_told_apart(tmp_path: Path) -> None:
+    """They stand in one row with one count; as one matrix no column of theirs would dominate."""
+    gguf, dat = of_experts(tmp_path)
+    (new, old) = ({c.name: c for c in coverage_of(load_sums(path))} for path in (gguf, dat))
+    for name in (UP, DOWN):
+        assert old[name].n_columns == new[name].n_columns
+        assert old[name].column == new[name].column
+        assert old[name].share == pytest.approx(new[name].share, rel=1e-5)
+        assert len(old[name].counts) == 1
+        assert old[name].is_counted_as_one
+        assert not new[name].is_counted_as_one
+    done = run("imatrix", "inspect", dat)
+    assert "blk.0.ffn_down_exps.weight, expert 1: column 4 has 9" in done.stdout
+    assert "one count for all experts of a layer, so what each of them saw" in done.stderr
+    assert "one count" not in run("imatrix", "inspect", gguf).stderr
+    sums = load_sums(dat)
+    without = replace(sums, entries={name: sums.entries[name] for name in (UP, DOWN)})
+    assert [c.n_columns for c in coverage_of(without)] == [15, 24], "without a router nothing tells"
+
+
+def test_merge_tells_of_counts_that_are_not_each_experts_own(tmp_path: Path) -> None:
+    gguf, dat = of_experts(tmp_path)
+    told = run("imatrix", "merge", gguf, dat, "-o", tmp_path / "both.gguf").stderr
+    assert f"{dat}: 2 tensors ({DOWN}, {UP}): one count for all experts; each is taken to have seen" in told
+    told = run("imatrix", "merge", gguf, "-o", tmp_path / "again.dat").stderr
+    assert "the legacy form has one count for all experts" in told
+    assert "one count" not in run("imatrix", "merge", gguf, "-o", tmp_path / "again.gguf").stderr
+    assert run("imatrix", "merge", gguf, dat, "-q", "-o", tmp_path / "quiet.gguf").stderr == ""
+
+
+def test_what_is_no_imatrix_says_what_makes_one(tmp_path: Path) -> None:
+    (other := tmp_path / "x.dat").write_bytes(b"\x53\xf1\x08\xb8" + bytes(99))
+    done = run("imatrix", "inspect", other)
+    assert done.returncode == 1
+    assert "is not an imatrix, or is damaged: read as one, it would have -1,207," in done.stderr
+    assert "help: `ggplan calibrate --imatrix-only` and llama-imatrix make one" in done.stderr
 
 
 def test_inspect(tmp_path: Path) -> None:

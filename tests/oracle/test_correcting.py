@@ -6,13 +6,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ggplan import make_plan, open_model
+from ggplan import convert, make_plan, open_model
 from ggplan.calibration.torch_engine import TorchOptions, collect_layers
 from ggplan.correcting import Corrected, CorrectOptions, correct
+from ggplan.correcting.embedding import put_embedding
 from ggplan.forward import running
+from ggplan.forward.building import open_checkpoint_model
 from ggplan.planning import Plan
 from ggplan.quants import dequantize
+from ggplan.reshaping import Reshaping, reshape
 from ggplan.rules import parse_recipe
+from ggplan.sources.gguf import open_gguf
+from ggplan.sources.huggingface import open_checkpoint
 
 pytestmark = pytest.mark.oracle
 
@@ -70,15 +75,15 @@ def test_corrected_blocks_come_nearer_to_the_originals_states(
     reference_models: Path, tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the last layer gives, with and without correction, against the original model's."""
-    from ggplan.correcting import kept, streams, targets
+    from ggplan.correcting import kept, layer, targets
 
     finished: dict[str, np.ndarray] = {}
     remove = kept.KeptLayers.finish
 
-    def keeping(self: kept.KeptLayers, layer: int, blocks: dict[str, np.ndarray]) -> None:
+    def keeping(self: kept.KeptLayers, number: int, *rest: object) -> None:
         for stream in ("original", "quantized"):
-            finished[stream] = np.fromfile(self.states(layer + 1, stream), np.float32)
-        remove(self, layer, blocks)
+            finished[stream] = np.fromfile(self.states(number + 1, stream), np.float32)
+        remove(self, number, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(kept.KeptLayers, "finish", keeping)
     plan = plan_of(reference_models / case)
@@ -88,9 +93,73 @@ def test_corrected_blocks_come_nearer_to_the_originals_states(
     def unmoved(quantized: np.ndarray, original: np.ndarray, *more: object) -> targets.Correction:
         return targets.correction(quantized, quantized)
 
-    monkeypatch.setattr(streams, "correction", unmoved)
+    monkeypatch.setattr(layer, "correction", unmoved)
     correct(plan, tokens(), tmp_path / "without", RUN, options())
-    assert 0 < corrected < 1.05 * distance(finished)
+    assert 0 < corrected < 0.75 * distance(finished)
+
+
+def test_the_quantized_stream_starts_from_the_embedding_of_the_output(
+    reference_models: Path, tmp_path: Path
+) -> None:
+    model = open_model(reference_models / "glm4moe", pre="glm4")
+    plan = make_plan(model, parse_recipe("@default q4_0\n"), effort="best")
+    convert(plan, tmp_path / "o.gguf")
+    stored = next(t.rows for t in open_gguf(tmp_path / "o.gguf").tensors if t.name == "token_embd.weight")
+    assert stored is not None
+    filled = open_checkpoint_model(open_checkpoint(reference_models / "glm4moe"))
+    filled.fill_outside()
+    assert put_embedding(plan, filled, 2)
+    found = filled.model.get_input_embeddings().weight.detach().numpy()
+    assert np.array_equal(found, stored.read_float32(0, stored.n_rows))
+    filled.fill_outside()
+    assert not np.array_equal(found, filled.model.get_input_embeddings().weight.detach().numpy())
+
+
+@pytest.mark.parametrize("case", ["llama4", "hunyuan_moe", "nemotron_h_moe", "qwen3_5_moe_mtp"])
+def test_every_matrix_of_a_layer_is_corrected_or_said_why_not(
+    reference_models: Path, tmp_path: Path, case: str
+) -> None:
+    """Experts that are given all tokens, as many routes as a layer says, mamba, linear attention."""
+    plan = plan_of(reference_models / case)
+    found = correct(plan, tokens(), tmp_path / "layers", RUN, options())
+    quantized = {t.name for t in plan.tensors if t.type.is_quantized and t.name.startswith("blk.")}
+    assert quantized == {*found.blocks, *found.left}
+    assert not found.blocks.keys() & found.left.keys()
+    mtp = {name for name in quantized if name.startswith("blk.4.")} if case == "qwen3_5_moe_mtp" else set()
+    assert found.left.keys() == mtp
+    assert all("predicts further tokens" in why for why in found.left.values())
+
+
+@pytest.mark.parametrize("case", ["qwen3_5_moe_mtp"])
+def test_joined_matrices_are_corrected_as_their_parts_are(
+    reference_models: Path, tmp_path: Path, case: str
+) -> None:
+    model = open_model(reference_models / case, pre="glm4")
+    recipe = parse_recipe("@default q4_0\n")
+    joined, _ = reshape(model, Reshaping(mtp="drop", fuse=("gate-up",)))
+    whole = correct(make_plan(joined, recipe), tokens(), tmp_path / "joined", RUN, options())
+    assert not whole.left
+    collected = collect_layers(joined, tokens(), tmp_path, RUN, TorchOptions(1, 1 << 30))
+    assert "blk.3.ffn_gate_up_exps.weight" in {name for layer in collected for name in layer.sums()}
+    parts = all_bytes(correct(make_plan(model, recipe), tokens(), tmp_path / "parts", RUN, options()))
+    for layer in range(4):
+        rows = whole.blocks[f"blk.{layer}.ffn_gate_up_exps.weight"]
+        experts = np.frombuffer(bytes(rows.read_bytes(0, rows.n_rows)), np.uint8).reshape(rows.shape[0], -1)
+        named = (parts[f"blk.{layer}.ffn_{part}_exps.weight"] for part in ("gate", "up"))
+        both = [np.frombuffer(part, np.uint8).reshape(rows.shape[0], -1) for part in named]
+        np.testing.assert_array_equal(experts, np.concatenate(both, axis=1))
+
+
+@pytest.mark.parametrize("case", ["gpt_oss_mxfp4"])
+def test_stored_bytes_stay(reference_models: Path, tmp_path: Path, case: str) -> None:
+    """What the plan copies has no error to make good, and would get one."""
+    model = open_model(reference_models / case, pre="glm4")
+    plan = make_plan(model, parse_recipe("@default q4_0\n_exps = keep\n"))
+    copied = {t.name for t in plan.tensors if t.is_copied and t.type.is_quantized}
+    assert len(copied) >= 3
+    found = correct(plan, tokens(), tmp_path / "layers", RUN, options())
+    assert found.blocks
+    assert not copied & {*found.blocks, *found.left}
 
 
 def distance(states: dict[str, np.ndarray]) -> float:
@@ -161,12 +230,12 @@ def test_what_is_put_back_is_what_a_reader_finds(
     reference_models: Path, tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The module's parameters after a layer is corrected, against the decoded blocks."""
-    from ggplan.correcting import streams
+    from ggplan.correcting import layer
 
     checked = 0
-    put_back = streams._Layer._put_uncorrected
+    put_back = layer.Layer._put_uncorrected
 
-    def checking(self: streams._Layer) -> None:
+    def checking(self: layer.Layer) -> None:
         nonlocal checked
         put_back(self)
         for name, blocks in self.blocks.items():
@@ -181,6 +250,6 @@ def test_what_is_put_back_is_what_a_reader_finds(
                     np.testing.assert_array_equal(found, matrix[place.gguf_rows])
                     checked += 1
 
-    monkeypatch.setattr(streams._Layer, "_put_uncorrected", checking)
+    monkeypatch.setattr(layer.Layer, "_put_uncorrected", checking)
     correct(plan_of(reference_models / case), tokens(), tmp_path / "layers", RUN, options())
     assert checked > 20

@@ -1,6 +1,8 @@
 """Checkpoints run layer by layer: against transformers' whole models, and weights against the GGUF's."""
 
+import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +32,7 @@ FAMILIES = (
         "olmoe",
         "phi4",
     ),
-    *("gemma4", "qwen3_next", "llama4"),
+    *("gemma4_moe", "qwen3_next", "llama4"),
 )
 QUANTIZED = ("deepseek_v3_fp8", "gpt_oss_mxfp4")
 
@@ -97,7 +99,7 @@ def test_every_matrix_of_the_gguf_is_found_in_the_modules(reference_models: Path
             np.testing.assert_array_equal(found, wanted, tensor.name)
 
 
-@pytest.mark.parametrize("case", ["glm_dsa"])
+@pytest.mark.parametrize("case", ["glm_dsa", "gemma4"])
 def test_layers_that_hand_on_more_than_states_are_refused(
     reference_models: Path, tmp_path: Path, case: str
 ) -> None:
@@ -105,3 +107,18 @@ def test_layers_that_hand_on_more_than_states_are_refused(
     model.fill_outside()
     with pytest.raises(CheckpointError, match="hand on more than their hidden states"):
         TokenRun(model, tokens(), 1, lambda name: False).start(tmp_path / "0")
+
+
+def test_what_torch_refuses_is_told_in_a_line(reference_models: Path, tmp_path: Path) -> None:
+    shutil.copytree(reference_models / "mixtral", folder := tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_experts_per_tok": 1000}))
+    model = open_checkpoint_model(open_checkpoint(folder))
+    model.fill_outside()
+    with one_torch_thread(), pytest.raises(CheckpointError, match=r"RuntimeError: .*out of range") as raised:
+        TokenRun(model, tokens(), 1, lambda name: False).start(tmp_path / "0")
+    assert "\n" not in raised.value.message
+    whole = open_checkpoint_model(open_checkpoint(reference_models / "mixtral"))
+    whole.fill_outside()
+    with one_torch_thread(), pytest.raises(CheckpointError, match=r"cannot be run \(IndexError"):
+        TokenRun(whole, tokens() + 10**6, 1, lambda name: False).start(tmp_path / "0")

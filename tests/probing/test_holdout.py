@@ -15,6 +15,7 @@ from ggplan.calibration import Calibration
 from ggplan.calibration.collecting import Activation, LayerCollector
 from ggplan.calibration.run import begin
 from ggplan.calibration.shipped import shipped_texts
+from ggplan.cli.holdout import print_holdout
 from ggplan.measure import Lead, Metric, load_record, measure
 from ggplan.measure.subjects import read_state
 from ggplan.probing import HeldOut
@@ -80,7 +81,9 @@ def test_both_files_are_measured_on_each_text(here: Path) -> None:
     assert len(record.quantizations) == 3
 
 
-def test_the_table_and_the_shipped_texts(here: Path) -> None:
+def test_the_table_and_the_shipped_texts(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     done = run(
         "convert", "tiny.gguf", "out.gguf", "-r", "q3.recipe", "--calibration", "c", "--holdout", "default"
     )
@@ -89,6 +92,18 @@ def test_the_table_and_the_shipped_texts(here: Path) -> None:
     assert list(rows) == [f"holdout-{part}.txt" for part in ("prose", "code", "markup", "languages")]
     assert all(any(verdict in row for verdict in ("gained", "lost", "no clear")) for row in rows.values())
     assert "wrote out.gguf" in done.stdout
+    wide = [
+        HeldOut(Path(f"{name}.txt"), "0" * 64, Metric(0.018976, 0.00071), Metric(0.030155, 0.0011), lead)
+        for name, lead in (
+            ("holdout-languages", Lead("kld", -0.03, 0.01, "paired")),
+            ("eval", Lead("kld", 0.0, 0.01, "paired")),
+        )
+    ]
+    monkeypatch.setenv("COLUMNS", "80")
+    print_holdout(wide, quiet=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80, lines
+    assert "holdout-languages.txt" in "".join(lines), "a name is not cut"
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 from ggplan import dequantize, parse_type, quantize
 from ggplan.errors import QuantizationError
 from ggplan.quants.feedback import METHODS, encode_with_moments, takes_moments
+from ggplan.quants.formats.grid_descent import GRID_TYPES
 from ggplan.quants.formats.ladders import LADDERS
 from ggplan.quants.linear_algebra import Moments, regularized
 from ggplan.quants.prepared import prepare
@@ -76,6 +78,23 @@ def test_no_row_has_more_error_than_best_effort_leaves(name: str) -> None:
     assert np.array_equal(encoded(weights[5:9], name, prepare(moments)), found[5:9])
 
 
+@pytest.mark.parametrize("name", [*LADDERS, *GRID_TYPES])
+def test_threads_and_splits_of_rows_make_no_difference(name: str) -> None:
+    weights, moments = sample(columns_of(name))
+    rows = np.concatenate((weights, weights[::-1] * np.float32(0.5), -weights[3:7]))
+    whole = encoded(rows, name, prepare(moments))
+    for threads, step in ((2, 17), (4, 5)):
+        prepared = prepare(moments, threads=threads)
+        with ThreadPoolExecutor(threads) as pool:
+            parts = pool.map(
+                lambda start, prepared=prepared, step=step: encoded(
+                    rows[start : start + step], name, prepared
+                ),
+                range(0, len(rows), step),
+            )
+            assert np.array_equal(np.concatenate(list(parts)), whole)
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", ["q4_K", "q5_0"])
 def test_methods(name: str, method: str) -> None:
@@ -116,7 +135,7 @@ def test_inputs_that_say_little() -> None:
 
 def test_what_feedback_writes_changes_only_with_its_revision() -> None:
     found = {}
-    for name in ("q2_K", "q3_K", "q4_K", "q5_1", "iq4_xs"):
+    for name in ("q2_K", "q3_K", "q4_K", "q5_1", "iq4_xs", "iq2_xs", "iq3_s"):
         weights, moments = sample(columns_of(name))
         found[name] = hashlib.sha256(encoded(weights, name, moments)).hexdigest()
     if os.environ.get("GGPLAN_RENEW"):

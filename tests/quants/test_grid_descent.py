@@ -72,6 +72,13 @@ def test_rows_do_not_depend_on_the_rows_beside_them(prepared: Prepared) -> None:
         assert np.array_equal(part, whole[start:end])
 
 
+@pytest.mark.parametrize("name", GRID_TYPES)
+def test_no_row_is_made_better_than_best(name: str, prepared: Prepared) -> None:
+    rows = np.zeros((3, N), np.float32)
+    best, found = improved(rows, name, prepared)
+    assert np.array_equal(found, best)
+
+
 @pytest.mark.parametrize("name", ["iq2_s", "iq3_xxs"])
 def test_rows_that_no_search_can_judge_stay(name: str, hessian: np.ndarray, prepared: Prepared) -> None:
     rows = weights(4)

@@ -24,7 +24,7 @@ from ggplan.linting.case import NO_RECIPE, Case
 from ggplan.linting.rule import Finding, LintRule
 from ggplan.linting.wording import some
 from ggplan.planning import Fitted
-from ggplan.planning.importance import coverage_of, nextn_hint
+from ggplan.planning.importance import OUTSIDE_HINT, coverage_of, nextn_hint
 from ggplan.planning.plan import Coverage
 from ggplan.rules import Fix
 from ggplan.stock import needs_imatrix
@@ -51,12 +51,12 @@ class NoEntry(Finding):
 
     tensors: str
     imatrix: str
-    for_nextn: str
+    why: str
     says = "{f.tensors}: no entry in {f.imatrix}; encoded without importance"
     otherwise: ClassVar[str] = "check that the imatrix is of this very model"
 
     def help(self, fix: Fix | None) -> str:
-        return self.for_nextn or self.otherwise
+        return self.why or self.otherwise
 
 
 class RefusedWithoutEntry(NoEntry):
@@ -92,16 +92,17 @@ def check_given(case: Case) -> Iterator[NeedsImatrix]:
 def check_entries(case: Case) -> Iterator[NoEntry]:
     if case.imatrix is None:
         return
-    groups: dict[tuple[str, bool], list[int]] = {}
+    groups: dict[tuple[str, str], list[int]] = {}
     for t, coverage in _coverage(case):
         if not coverage.n_matrices:
             refused = _needing(case, case.fitted[t])
-            key = ("" if refused is None else refused[1].name, "nextn" in case.roles(t))
-            groups.setdefault(key, []).append(t)
+            why = "" if case.tensors[t].name.startswith("blk.") else OUTSIDE_HINT
+            if "nextn" in case.roles(t):
+                why = nextn_hint("" if case.recipe is NO_RECIPE else case.recipe.order)
+            groups.setdefault(("" if refused is None else refused[1].name, why), []).append(t)
     file = printable(case.imatrix.path.name)
-    hint = nextn_hint("" if case.recipe is NO_RECIPE else case.recipe.order)
-    for (name, is_nextn), members in groups.items():
-        facts = (case.file, some(case, members), file, hint if is_nextn else "")
+    for (name, why), members in groups.items():
+        facts = (case.file, some(case, members), file, why)
         yield RefusedWithoutEntry(*facts, name) if name else NoEntry(*facts)
 
 

@@ -41,8 +41,10 @@ _ZERO = np.float32(0)
 _ONE = np.float32(1)
 _HALF = np.float32(0.5)
 _LARGEST_HALF = np.float32(65504)
+_SOUND = np.float32(1e-6)
+"""The squares of a difference, in parts of those of what it is made of, above which it has enough digits."""
 _SIDE = 32  # the most weights of a sub-block
-ROOM = (2 * 256 + _SIDE) * TILE
+ROOM = (3 * 256 + _SIDE) * TILE
 """Numbers that `descend` works in."""
 
 
@@ -145,9 +147,13 @@ def descend(
     highest_min: F32,
     count: I64, n: I64, panel: I64, k: I64, hessian: F32s, diagonal: F32s, sub_sums: F32s,
     levels: F32s, slopes: F32s, d: F32s, dmin: F32s, scales: F32s, mins: F32s, changes: F32s,
-    gains: F32s, room: F32s,
+    gains: F32s, sweeps: I64, room: F32s,
 ) -> None:  # fmt: skip
-    """Once over a panel of `count` tiles, the one of `k` columns that begins at column `panel`.
+    """Some times over a panel of `count` tiles, the one of `k` columns that begins at column `panel`.
+
+    A superblock with sub-blocks is a panel, and y = d v - dmin m. What H makes of v, which d moves along, is
+    a product of 256 columns; with several sweeps it follows from the slopes and what slopes and H y add up
+    to, which stays.
 
     Parameters
     ----------
@@ -169,11 +175,24 @@ def descend(
     parts = size // sub
     along = room
     pulls = floats_at(room, 256 * TILE)
-    moves = floats_at(room, 512 * TILE)
+    sums = floats_at(room, 512 * TILE)
+    moves = floats_at(room, 768 * TILE)
     for tile in range(count):
         gain = load(gains, tile * TILE, TILE)
-        for number in range(k // size):
-            row = number * size
+        if parts > 1 and sweeps > 1:
+            _values(
+                size, sub, load(d, (tile * (n // size) + panel // size) * TILE, TILE),
+                load(dmin, (tile * (n // size) + panel // size) * TILE, TILE),
+                floats_at(scales, (tile * (n // sub) + panel // sub) * TILE),
+                floats_at(mins, (tile * (n // sub) + panel // sub) * TILE),
+                floats_at(levels, (tile * n + panel) * TILE), along,
+            )  # fmt: skip
+            _pull(size, along, 0, k, hessian, sums)
+            for j in range(size):
+                slope_j = load(slopes, (tile * n + panel + j) * TILE, TILE)
+                store(sums, j * TILE, load(sums, j * TILE, TILE) + slope_j)
+        for number in range(sweeps * (k // size)):
+            row = number % (k // size) * size
             of_superblock = (tile * (n // size) + (panel + row) // size) * TILE
             unit = load(d, of_superblock, TILE)
             unit_min = load(dmin, of_superblock, TILE)
@@ -223,20 +242,68 @@ def descend(
                     for j in range(part * sub, (part + 1) * sub):
                         level = load(levels, (tile * n + panel + row + j) * TILE, TILE)
                         store(along, j * TILE, scale * level)
-                _pull(size, along, row, k, hessian, pulls)
+                own = floats_at(mins, (tile * (n // sub) + (panel + row) // sub) * TILE)
+                if sweeps > 1:
+                    _pull_of_sums(
+                        size, parts, highest_min, unit, unit_min, own, sub_sums, sums, slope, pulls, along
+                    )
+                else:
+                    _pull(size, along, row, k, hessian, pulls)
                 gain = gain + _move_unit(size, floats_at(d, of_superblock), along, pulls, slope, change)
                 if highest_min > _ZERO:
-                    own = floats_at(mins, (tile * (n // sub) + (panel + row) // sub) * TILE)
                     for j in range(size):
                         store(along, j * TILE, -load(own, j // sub * TILE, TILE))
-                        pull = splat(_ZERO, TILE)
-                        for part in range(parts):
-                            pull = pull - load(own, part * TILE, TILE) * sub_sums[(row + j) * parts + part]
-                        store(pulls, j * TILE, pull)
+                        store(pulls, j * TILE, -_sum_of_mins(parts, own, sub_sums, (row + j) * parts))
                     gain = gain + _move_unit(
                         size, floats_at(dmin, of_superblock), along, pulls, slope, change
                     )
         store(gains, tile * TILE, gain)
+
+
+@inline
+def _values(
+    size: Any, sub: Any, unit: Any, unit_min: Any, scales: Any, mins: Any, levels: Any, values: Any
+) -> None:
+    """What a reader finds in a superblock."""
+    for j in range(size):
+        part = j // sub * TILE
+        low = unit_min * load(mins, part, TILE)
+        store(values, j * TILE, unit * load(scales, part, TILE) * load(levels, j * TILE, TILE) - low)
+
+
+@inline
+def _pull_of_sums(
+    size: Any, parts: Any, highest_min: Any, unit: Any, unit_min: Any, mins: Any, sub_sums: Any, sums: Any,
+    slopes: Any, pulls: Any, along: Any,
+) -> None:  # fmt: skip
+    """What H makes of v, from H y = sums - slopes; no move along v where too little of that is d H v."""
+    inverse = _inverse(unit)
+    own = splat(_ZERO, TILE)
+    whole = own
+    for j in range(size):
+        total = load(sums, j * TILE, TILE)
+        pull = total - load(slopes, j * TILE, TILE)
+        whole = whole + total * total
+        if highest_min > _ZERO:
+            low = unit_min * _sum_of_mins(parts, mins, sub_sums, j * parts)
+            whole = whole + low * low
+            pull = pull + low
+        own = own + pull * pull
+        store(pulls, j * TILE, pull * inverse)
+    sound = own > whole * _SOUND
+    if any_lane(~sound):
+        for at in range(0, size * TILE, TILE):
+            store(along, at, select(sound, load(along, at, TILE), _ZERO))
+            store(pulls, at, select(sound, load(pulls, at, TILE), _ZERO))
+
+
+@inline
+def _sum_of_mins(parts: Any, mins: Any, sub_sums: Any, first: Any) -> Any:
+    """What H makes of the mins of a superblock, in a column."""
+    total = splat(_ZERO, TILE)
+    for part in range(parts):
+        total = total + load(mins, part * TILE, TILE) * sub_sums[first + part]
+    return total
 
 
 @inline

@@ -1,0 +1,74 @@
+"""Files with corrected targets, by torch: proven again, in split sets, after kills. Tiny random models."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import ggplan
+from ggplan import ConvertOptions, convert, make_plan, open_model, parse_recipe
+from ggplan.forward import running
+from ggplan.planning import Feedback, Plan
+from ggplan.verification import plan_again, verify
+from ggplan.verification.reproducing import reproduce
+
+sys.path[:0] = [str(Path(__file__).parent.parent / name) for name in ("arch", "conversion")]
+from fault_injection import FaultServer, fault_server, make_scenarios  # noqa: E402
+from fault_kinds import campaign  # noqa: E402
+from made_up_calibration import made_up  # noqa: E402
+from tiny_checkpoints import read_case, write_case  # noqa: E402
+
+pytestmark = pytest.mark.oracle
+
+
+@pytest.fixture
+def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(running, "BATCH_TOKENS", 100)
+    model = open_model(write_case(tmp_path / "tiny", read_case("glm4moe")), pre="glm4")
+    tokens = np.random.default_rng(2).integers(0, 256, (5, 48))
+    feedback = Feedback(made_up(tmp_path / "c", model, tokens), corrected=True)
+    recipe = parse_recipe("ffn_down = iq4_nl\nattn_q = q8_0\n@default q4_0\n", "a.recipe")
+    return make_plan(model, recipe, feedback=feedback)
+
+
+def test_they_are_proven_again_and_never_reused(plan: Plan, tmp_path: Path) -> None:
+    assert plan.feedback is not None
+    calibration = plan.feedback.calibration
+    whole = convert(plan, tmp_path / "whole.gguf", ConvertOptions(threads=1)).path
+    parts = convert(plan, tmp_path / "s.gguf", ConvertOptions(threads=3, split_max_tensors=9)).paths
+    assert len(parts) > 1
+    one, several = open_model(whole), open_model(parts[0])
+    for tensor in one.tensors:
+        here, there = tensor.stored, several[tensor.name].stored
+        assert here is not None
+        assert there is not None
+        assert bytes(here.read_bytes(0, tensor.n_rows)) == bytes(there.read_bytes(0, tensor.n_rows))
+    again = plan_again(one, plan.model, calibration=calibration)
+    assert verify(whole, against=plan.model, plan=again).is_sound
+    assert reproduce(parts[0], plan.model, calibration=calibration).is_equal
+    data = bytearray(whole.read_bytes())
+    data[-100] ^= 1
+    whole.write_bytes(data)
+    assert not reproduce(whole, plan.model, calibration=calibration).is_equal, "a changed block is found"
+    plain = make_plan(plan.model, plan.recipe, feedback=Feedback(calibration))
+    for wanted in (plan, plain):
+        done = convert(wanted, tmp_path / "again.gguf", ConvertOptions(reuse=parts[0], force=True))
+        assert done.reuse is not None
+        assert not done.reuse.tensors
+    assert ggplan.open_model(tmp_path / "again.gguf").metadata.get("ggplan.calibration.corrected") is None
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[FaultServer]:
+    with fault_server(with_torch=True) as running_server:
+        yield running_server
+
+
+def test_kills_change_no_byte_and_leave_nothing(server: FaultServer, tmp_path: Path) -> None:
+    scenarios = {"corrected": make_scenarios(server, tmp_path / "scenarios")["corrected"]}
+    counts = {"kill": 4, "kill_twice": 2, "kill_by_clock": 2, "damage": 2, "interrupt": 1}
+    trials = list(campaign(server, scenarios, tmp_path, counts, seed=11))
+    assert [wrong for _, _, wrong in trials if wrong] == []

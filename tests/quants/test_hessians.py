@@ -1,0 +1,63 @@
+"""quantize with a Hessian for each expert: each is encoded as by itself, and what does not fit is told."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ggplan import quantize
+from ggplan.errors import QuantizationError
+
+N = 64
+RNG = np.random.default_rng(8)
+WEIGHTS = RNG.standard_normal((3, 5, N)).astype(np.float32)
+X = RNG.standard_normal((3, 200, N)) * np.exp(RNG.standard_normal(N))
+HESSIANS = np.einsum("eti,etj->eij", X, X) / 200
+
+
+def test_each_expert_is_encoded_as_by_itself() -> None:
+    tokens = [40, 200, 9000]
+    each = np.stack(
+        [quantize(w, "q4_0", hessian=h, tokens=n) for w, h, n in zip(WEIGHTS, HESSIANS, tokens, strict=True)]
+    )
+    assert len({blocks.tobytes() for blocks in each}) == 3
+    for hessians in (HESSIANS, list(HESSIANS), tuple(HESSIANS.astype(np.float32))):
+        np.testing.assert_array_equal(quantize(WEIGHTS, "q4_0", hessian=hessians, tokens=tokens), each)
+    layers = quantize(WEIGHTS[None], "q4_0", hessian=HESSIANS[None], tokens=np.array([tokens]))
+    np.testing.assert_array_equal(layers[0], each)
+    fortran = np.asfortranarray(WEIGHTS)[:, ::-1][:, ::-1].astype(np.float64)
+    np.testing.assert_array_equal(quantize(fortran, "q4_0", hessian=HESSIANS, tokens=tokens), each)
+    one = quantize(WEIGHTS, "q4_0", hessian=HESSIANS[1], tokens=200)
+    np.testing.assert_array_equal(one[1], each[1])
+
+
+def test_an_expert_without_tokens_has_best_effort() -> None:
+    blocks = quantize(WEIGHTS, "q4_0", hessian=[HESSIANS[0], None, HESSIANS[2]])
+    np.testing.assert_array_equal(blocks[1], quantize(WEIGHTS[1], "q4_0", effort="best"))
+    with pytest.raises(QuantizationError, match="matrix 1: iq2_xs cannot be encoded") as told:
+        quantize(np.ones((2, 1, 256)), "iq2_xs", hessian=[np.eye(256), None])
+    assert "that of all tokens" in told.value.hint
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"hessian": HESSIANS[:2]}, r"there are 2 Hessians for weights of shape \(3, 5, 64\)"),
+        ({"hessian": [HESSIANS[0]] * 4}, "there are 4 Hessians"),
+        ({"hessian": HESSIANS[:1], "rows": WEIGHTS[0]}, r"1 Hessians for weights of shape \(5, 64\)"),
+        ({"hessian": [HESSIANS[0], HESSIANS[1], HESSIANS[2][:9]]}, "matrix 2: the Hessian has shape"),
+        ({"hessian": [HESSIANS[0], -HESSIANS[1], HESSIANS[2]]}, "matrix 1: .* negative"),
+        ({"hessian": [[1.0, 2.0], [3.0]]}, "no array of numbers"),
+        ({"hessian": "H"}, "shape"),
+        ({"tokens": [1, 2]}, "2 numbers of tokens for 3 matrices"),
+        ({"tokens": [5, 0, 5]}, "matrix 1: a Hessian of 0 tokens"),
+        ({"tokens": 1.5}, "whole number"),
+        ({"tokens": "many"}, "whole number"),
+        ({"tokens": [9, 9], "hessian": HESSIANS[0]}, "whole number"),
+        ({"lam": "small"}, "a number above 0, not 'small'"),
+    ],
+)
+def test_what_does_not_fit_is_told(change: dict[str, object], told: str) -> None:
+    given: dict[str, object] = {"rows": WEIGHTS, "type": "q4_0", "hessian": HESSIANS, **change}
+    with pytest.raises(QuantizationError, match=told):
+        quantize(**given)
