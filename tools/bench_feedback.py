@@ -4,10 +4,11 @@
     python tools/bench_feedback.py q4_K iq3_xxs --columns 2048 4096
     python tools/bench_feedback.py q4_K --models --experts 2    hours, from two experts of a layer of 128
 
-Weights are heavy-tailed random ones, inputs random ones whose columns go together. Each step is timed by
-itself: the moments of N inputs; preparing them (regularize, factor, pack); `effort="best"`, which all
-searches begin with; and a method in all. A model's hours are those of its experts' matrices, from the time
-that sampled experts take and how many there are; the text's way through the model comes on top.
+Weights are heavy-tailed random ones, inputs random ones whose second moments fall off by a power law, as
+those of trained models do. Each step is timed by itself: the moments of N inputs; preparing them (regularize,
+factor, pack); `effort="best"`, which every row is compared with; and a method in all. A model's hours are
+those of its experts' matrices, from the time that sampled experts take and how many there are; the text's way
+through the model comes on top. Memory is what a worker takes beside its weights, moments and blocks.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ import argparse
 import json
 import sys
 import time
+import tracemalloc
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,11 +62,15 @@ MODELS = {
 
 
 def inputs(tokens: int, n: int, seed: int = 0) -> F32Array:
-    """Inputs of a matrix: a few directions that all columns share, and noise, of columns unlike in size."""
+    """Inputs of a matrix: directions that all columns share, each smaller than the last, and noise."""
     rng = np.random.default_rng(seed)
-    shared = rng.standard_normal((tokens, 32), np.float32) @ rng.standard_normal((32, n), np.float32)
-    x = shared + 4 * rng.standard_normal((tokens, n), np.float32)
-    return x * np.exp(rng.standard_normal(n) / 2).astype(np.float32)
+    roots = (np.arange(1, n // 2 + 1) ** -0.5).astype(np.float32)
+    x: F32Array = rng.standard_normal((tokens, n // 2), np.float32) * roots
+    x = x @ rng.standard_normal((n // 2, n), np.float32)
+    x /= x.std()
+    x += np.float32(0.35) * rng.standard_normal((tokens, n), np.float32)
+    x *= np.exp(rng.standard_normal(n) / 2).astype(np.float32)
+    return x
 
 
 def weights(m: int, n: int) -> F32Array:
@@ -119,28 +126,49 @@ def bench_types(types: list[GgmlType], columns: list[int], method: str) -> list[
     return found
 
 
-def bench_model(name: str, type: GgmlType, n_sampled: int, method: str) -> dict[str, Any]:
-    """The hours that a model's experts take one thread, from some of one layer."""
+def bench_model(name: str, types: list[GgmlType], n_sampled: int, method: str) -> list[dict[str, Any]]:
+    """The hours that a model's experts take one thread in each type, from some of one layer."""
     model = MODELS[name]
-    moments_s = prepare_s = encode_s = 0.0
+    moments_s = prepare_s = 0.0
+    encode_s = dict.fromkeys(types, 0.0)
+    memory = dict.fromkeys(types, 0)
+    tracemalloc.start()
     for n, m in ((model.stream, 2 * model.inside), (model.inside, model.stream)):
-        used = type if type.fits(n) else parse_type("q4_0")
-        for _ in range(n_sampled):
-            one, other, prepared = prepared_for(n, model.tokens)
+        rows = weights(m, n)
+        for seed in range(n_sampled):
+            x = inputs(model.tokens, n, seed)
+            one, matrix = seconds(partial(second_moments, x))
+            del x
+            tracemalloc.reset_peak()
+            before = tracemalloc.get_traced_memory()[0]
+            other, prepared = seconds(partial(prepare, Moments(matrix, model.tokens)))
             moments_s, prepare_s = moments_s + one, prepare_s + other
-            encode_s += timed(used, weights(m, n), prepared, method)[1]
-    hours = [s / n_sampled * model.experts * model.layers / 3600 for s in (moments_s, prepare_s, encode_s)]
-    print(
-        f"{name} {type.name}: {sum(hours):.1f} h of one core"
-        f" (moments {hours[0]:.1f}, preparing {hours[1]:.1f}, encoding {hours[2]:.1f});"
-        f" {sum(hours) / 16:.1f} h of sixteen",
-        flush=True,
-    )
-    return {
-        "model": name,
-        "type": type.name,
-        "hours": dict(zip(("moments", "prepare", "encode"), hours, strict=True)),
-    }
+            to_prepare = tracemalloc.get_traced_memory()[1] - before
+            for type in types:
+                used = type if type.fits(n) else parse_type("q4_0")
+                tracemalloc.reset_peak()
+                encode_s[type] += timed(used, rows, prepared, method)[1]
+                peak = max(to_prepare, tracemalloc.get_traced_memory()[1] - before)
+                memory[type] = max(memory[type], peak)
+    tracemalloc.stop()
+    found = []
+    for type in types:
+        steps = dict(
+            zip(("moments", "prepare", "encode"), (moments_s, prepare_s, encode_s[type]), strict=True)
+        )
+        hours = {step: s / n_sampled * model.experts * model.layers / 3600 for step, s in steps.items()}
+        of_weights = 3 * model.stream * model.inside * n_sampled / 1e6
+        per_million = (prepare_s + encode_s[type]) / of_weights
+        print(
+            f"{name} {type.name}: {sum(hours.values()):.1f} h of one core"
+            f" (moments {hours['moments']:.1f}, preparing {hours['prepare']:.1f},"
+            f" encoding {hours['encode']:.1f}), {sum(hours.values()) / 16:.1f} h of sixteen;"
+            f" preparing and encoding {per_million:.2f} s/Mw; memory {memory[type] / 2**20:.0f} MiB,"
+            f" a Hessian being {model.stream**2 / 2**18:.0f} MiB",
+            flush=True,
+        )
+        found.append({"model": name, "type": type.name, "hours": hours, "memory": memory[type]})
+    return found
 
 
 def main() -> None:
@@ -151,15 +179,16 @@ def main() -> None:
     parser.add_argument("types", nargs="*", help="all that take moments, unless given")
     parser.add_argument("--columns", type=int, nargs="+", default=list(COLUMNS))
     parser.add_argument("--method", choices=METHODS, default="feedback")
-    parser.add_argument("--models", action="store_true", help="predict whole models instead")
+    parser.add_argument("--models", nargs="*", choices=MODELS, help="predict whole models, or one, instead")
     parser.add_argument("--experts", type=int, default=1, help="experts of a layer that are timed")
     parser.add_argument("--json", type=Path, help="write what was measured to a file")
     options = parser.parse_args()
     types = [parse_type(name) for name in options.types] or [t for t in TYPES if takes_moments(t)]
     print(machine())
     prepared_for(256, 64)  # compiles
-    if options.models:
-        rows = [bench_model(name, t, options.experts, options.method) for name in MODELS for t in types]
+    if options.models is not None:
+        names = options.models or list(MODELS)
+        rows = [r for name in names for r in bench_model(name, types, options.experts, options.method)]
     else:
         rows = bench_types(types, options.columns, options.method)
     if options.json:

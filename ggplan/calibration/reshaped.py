@@ -215,8 +215,8 @@ def _candidates(model: Model) -> list[_Candidate]:
         as_opened = {name: _before(source, here) for name, source in as_it_is.items()}
         found.insert(0, (as_opened, (here,)))
     if _moves(before):
-        as_opened, undone = found[0]
-        as_before = {name: _before(source, before) for name, source in as_opened.items()}
+        likeliest, undone = found[0]
+        as_before = {name: _before(source, before) for name, source in likeliest.items()}
         found.append((as_before, (*undone, before)))
     return found
 
@@ -292,8 +292,8 @@ def _notes(undone: Sequence[Reshaping]) -> tuple[str, ...]:
     if layers := sorted({layer for wishes in undone for layer in wishes.prune_layers}):
         notes.append(
             f"the calibration is of the model with {numbered('layer', layers)}: the layers after the pruned "
-            "ones get other inputs than it has; `ggplan calibrate`, which takes --prune-layers too, makes one "
-            "of the pruned model"
+            "ones get other inputs than it has; `ggplan calibrate`, which takes --prune-layers too, makes "
+            "one of the pruned model"
         )
     if any(wishes.keep_experts is not None for wishes in undone):
         notes.append(

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ggplan.cli.opening import OpeningOptions, opening_options
-from ggplan.cli.options import force_option, json_option, note, quiet_option, threads_option
+from ggplan.cli.options import as_one, force_option, json_option, note, quiet_option, threads_option
 from ggplan.cli.sizes import ByteCount, TokenCount
 
 if TYPE_CHECKING:
-    from ggplan.calibrating import Watch
+    from pathlib import Path
+
+    from ggplan.calibrating import CalibrateOptions, EngineName, Watch
     from ggplan.calibration import Calibration
-    from ggplan.imatrix.coverage import Coverage
+    from ggplan.imatrix.writing import Form
     from ggplan.model import Model
 
 SCHEMA = "ggplan.calibrate/1"
@@ -29,6 +32,54 @@ Examples:
   ggplan calibrate air-bf16.gguf --text mix.txt --imatrix-only -o imatrix.gguf
   ggplan calibrate air.calib --outliers     columns far larger than the others
 """
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """What to run, and how: the options of a run, which `--outliers` does not make."""
+
+    texts: tuple[str, ...]
+    output: str | None
+    imatrix_only: bool
+    form: Form | None
+    engine: EngineName
+    ctx: int
+    n_tokens: int | None
+    n_chunks: int | None
+    memory: int
+    process_output: bool
+    threads: int | None
+
+    def require_output(self) -> str:
+        """The output of a run; refuses options that are missing or do not go together."""
+        if self.output is None:
+            raise click.UsageError(
+                "-o is missing: the folder to fill, or with --imatrix-only the file to write"
+            )
+        if not self.texts:
+            raise click.UsageError(
+                "--text is missing: a text to run through the model; --text default has one that ships"
+            )
+        if self.n_tokens is not None and self.n_chunks is not None:
+            raise click.UsageError("give --tokens or --chunks, not both")
+        if self.form is not None and not self.imatrix_only:
+            raise click.UsageError("--format is for --imatrix-only")
+        return self.output
+
+    def options(self, *, force: bool) -> CalibrateOptions:
+        """As the library takes them."""
+        from ggplan.calibrating import CalibrateOptions
+
+        return CalibrateOptions(
+            engine=self.engine,
+            n_ctx=self.ctx,
+            n_tokens=self.n_tokens,
+            n_chunks=self.n_chunks,
+            memory=self.memory,
+            threads=self.threads,
+            process_output=self.process_output,
+            force=force,
+        )
 
 
 @click.command("calibrate", epilog=_EPILOG, short_help="Run texts, to choose weights by.")
@@ -87,23 +138,14 @@ Examples:
 @force_option("what CALIB holds of another run")
 @json_option("what was run and the coverage of every tensor, or the outliers,")
 @quiet_option
+@as_one("asked", RunOptions)
 @click.pass_context
 def calibrate_command(
     context: click.Context,
     model: str,
-    texts: tuple[str, ...],
-    output: str | None,
-    imatrix_only: bool,
-    form: Any,
-    engine: Any,
-    ctx: int,
-    n_tokens: int | None,
-    n_chunks: int | None,
-    memory: int,
-    process_output: bool,
     outliers: bool,
     tau: float,
-    threads: int | None,
+    asked: RunOptions,
     opening: OpeningOptions,
     force: bool,
     as_json: bool,
@@ -122,12 +164,9 @@ def calibrate_command(
 
     Exits 0; 1 if the model or a text cannot be read or run, or CALIB holds something else; 2 for wrong usage.
     """
-    from ggplan.calibrating import CalibrateOptions, calibrate, calibrate_imatrix
-    from ggplan.calibration.shipped import DEFAULT
+    from ggplan.calibrating import calibrate, calibrate_imatrix
     from ggplan.cli.outliers import print_outliers
     from ggplan.cli.signals import orderly_stop
-    from ggplan.imatrix import load_sums
-    from ggplan.imatrix.coverage import coverage_of
 
     if outliers:
         _refuse_for_outliers(context)
@@ -135,41 +174,17 @@ def calibrate_command(
         return
     if _is_given(context, "tau"):
         raise click.UsageError("--tau is for --outliers")
-    if output is None:
-        raise click.UsageError("-o is missing: the folder to fill, or with --imatrix-only the file to write")
-    if not texts:
-        raise click.UsageError(
-            "--text is missing: a text to run through the model; --text default has one that ships"
-        )
-    if n_tokens is not None and n_chunks is not None:
-        raise click.UsageError("give --tokens or --chunks, not both")
-    if form is not None and not imatrix_only:
-        raise click.UsageError("--format is for --imatrix-only")
-    options = CalibrateOptions(
-        engine=engine,
-        n_ctx=ctx,
-        n_tokens=n_tokens,
-        n_chunks=n_chunks,
-        memory=memory,
-        threads=threads,
-        process_output=process_output,
-        force=force,
-    )
+    output, options = asked.require_output(), asked.options(force=force)
     found, _ = opening.open(model, weights=True, quiet=quiet)
     _note_model(found, quiet=quiet)
-    if len(texts) == 1 and texts[0] != DEFAULT:
-        note(
-            "one text: uses of the model that it does not show may get worse; give several --text",
-            quiet=quiet,
-        )
+    _note_texts(asked.texts, quiet=quiet)
     with orderly_stop(), _watch(quiet) as watch:
-        if imatrix_only:
-            path = calibrate_imatrix(found, texts, output, options, form=form, watch=watch)
+        if asked.imatrix_only:
+            path = calibrate_imatrix(found, asked.texts, output, options, form=asked.form, watch=watch)
         else:
-            calibration = calibrate(found, texts, output, options, watch=watch)
-    if imatrix_only:
-        sums = load_sums(path)
-        _tell_imatrix(str(path), list(coverage_of(sums)), sums.chunk_count, as_json, quiet)
+            calibration = calibrate(found, asked.texts, output, options, watch=watch)
+    if asked.imatrix_only:
+        _tell_imatrix(path, as_json=as_json, quiet=quiet)
     else:
         _tell(calibration, as_json=as_json, quiet=quiet)
 
@@ -199,6 +214,17 @@ def _note_model(model: Model, *, quiet: bool) -> None:
         note(
             f"the model is quantized ({', '.join(rounded)}): what is kept is what these weights do; a bf16 "
             "or q8_0 GGUF says more",
+            quiet=quiet,
+        )
+
+
+def _note_texts(texts: tuple[str, ...], *, quiet: bool) -> None:
+    """Tell of a single text."""
+    from ggplan.calibration.shipped import DEFAULT
+
+    if len(texts) == 1 and texts[0] != DEFAULT:
+        note(
+            "one text: uses of the model that it does not show may get worse; give several --text",
             quiet=quiet,
         )
 
@@ -274,15 +300,19 @@ def _tell(calibration: Calibration, *, as_json: bool, quiet: bool) -> None:
     note_coverage(entries, quiet=quiet)
 
 
-def _tell_imatrix(path: str, entries: list[Coverage], chunks: int, as_json: bool, quiet: bool) -> None:
+def _tell_imatrix(path: Path, *, as_json: bool, quiet: bool) -> None:
     from ggplan.cli.coverage import coverage_json, note_coverage, print_coverage
     from ggplan.cli.output import echo_wrapped, print_json
+    from ggplan.imatrix import load_sums
+    from ggplan.imatrix.coverage import coverage_of
     from ggplan.text import plural, printable
 
+    sums = load_sums(path)
+    entries, chunks, name = list(coverage_of(sums)), sums.chunk_count, str(path)
     if as_json:
         coverage = [coverage_json(entry) for entry in entries]
-        print_json({"schema": SCHEMA, "path": path, "chunks": chunks, "coverage": coverage})
+        print_json({"schema": SCHEMA, "path": name, "chunks": chunks, "coverage": coverage})
     elif not quiet:
         print_coverage(entries)
-        echo_wrapped(f"{printable(path)}: {plural(len(entries), 'tensor')}, {plural(chunks, 'chunk')}")
+        echo_wrapped(f"{printable(name)}: {plural(len(entries), 'tensor')}, {plural(chunks, 'chunk')}")
     note_coverage(entries, quiet=quiet)

@@ -228,8 +228,8 @@ def _encode(
         if last_sweeps and ladder.rules.sub < ladder.rules.size:
             other = _with_feedback(weights, type, ladder, prepared, sweeps, last_sweeps, held=state)
             better = other.errors < state.errors
-            for kept, new in zip(state, other, strict=True):
-                np.copyto(kept, new, where=better[:, np.newaxis] if kept.ndim == 3 else better)
+            for taken, given in zip(state, other, strict=True):
+                np.copyto(taken, given, where=better[:, np.newaxis] if taken.ndim == 3 else better)
         better = _beats_best(rows, type, prepared, state.errors)
     kept = np.flatnonzero(~better.reshape(-1)[:m])
     new = np.empty((len(weights) * TILE, out.shape[1]), np.uint8)

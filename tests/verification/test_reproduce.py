@@ -5,6 +5,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+from program import run
 from sound_files import WEIGHTS, write_converted, write_manifest, write_source
 
 import ggplan
@@ -125,6 +126,10 @@ def test_the_imatrix_is_known_by_its_hash(tmp_path: Path) -> None:
     model = ggplan.open_model(source)
     with pytest.raises(PlanError, match=r"made with the imatrix i\.gguf"):
         reproduce(path, model)
+    done = run("reproduce", path, source)
+    assert done.returncode == 2
+    assert done.stderr.count("help: ") == 1, "one help, that of the error"
+    assert "--imatrix" in done.stderr
     assert reproduce(path, model, imatrix=load_imatrix(one)).is_equal
     renamed = one.rename(tmp_path / "k.gguf")
     found = reproduce(path, model, imatrix=load_imatrix(renamed))

@@ -175,11 +175,11 @@ def improve(
         least = _errors(state.residues, factored)
         errors = _feed_back(name, rules, weights, state, factored, method)
         if method == "feedback" and n <= _NARROW:
-            other = _State(*(array.copy() for array in state))
+            other = _State(state.values.copy(), state.residues.copy(), state.ds.copy(), state.levels.copy())
             other_errors = _feed_back(name, rules, weights, other, factored, method)
             better = other_errors < errors
-            for kept, new in zip(state, other, strict=True):
-                np.copyto(kept, new, where=better[:, np.newaxis] if kept.ndim == 4 else better)
+            for taken, given in zip(state, other, strict=True):
+                np.copyto(taken, given, where=better[:, np.newaxis] if taken.ndim == 4 else better)
             errors = np.where(better, other_errors, errors)
         chosen = (errors < least * _LESS).reshape(-1)[:m]
     _write(name, state, found, chosen)
