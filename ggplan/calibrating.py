@@ -7,7 +7,6 @@ removed when the work is done.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +17,14 @@ from ggplan.model import Model
 from ggplan.opening import open_model
 from ggplan.sources.files import exists, shown
 from ggplan.sources.remote import is_remote
-from ggplan.text import format_bytes, text_encoding
+from ggplan.text import format_bytes
 from ggplan.version import __version__
 
 if TYPE_CHECKING:
     from ggplan.calibration import Calibration
     from ggplan.calibration.collecting import Taken
     from ggplan.calibration.engines import Engine, Progress
+    from ggplan.calibration.given_texts import Amount, Text
     from ggplan.imatrix.writing import Form
 
 EngineName = Literal["llama.cpp", "torch"]
@@ -130,10 +130,11 @@ def calibrate(
 
 
 def _calibrated(
-    model: Model, known: list[_Text], folder: Path, options: CalibrateOptions, watch: Watch
+    model: Model, known: list[Text], folder: Path, options: CalibrateOptions, watch: Watch
 ) -> Calibration:
     """The calibration in a folder that no other run has, made or opened."""
     from ggplan.calibration.folder import Calibration
+    from ggplan.calibration.given_texts import taken_chunks
     from ggplan.calibration.index import INDEX
     from ggplan.calibration.marks import marks_of
     from ggplan.calibration.run import WORKING_MODEL, begin, require_free, settings_there, telling_kept
@@ -149,7 +150,7 @@ def _calibrated(
     require_free(folder, comparable, settings, force=options.force)
     with _engine(model, known, options, folder / WORKING_MODEL, watch) as engine:
         surveyed = engine.survey()
-        taken = taken_chunks(surveyed.tokens, known, options)
+        taken = taken_chunks(surveyed.tokens, known, _amount(options))
         run = begin(
             folder, settings | _measured(engine, surveyed.tokens, taken, known, options), force=options.force
         )
@@ -187,6 +188,7 @@ def calibrate_imatrix(
     ------
     As `calibrate`.
     """
+    from ggplan.calibration.given_texts import taken_chunks
     from ggplan.calibration.run import WORKING_MODEL
     from ggplan.imatrix.writing import form_of_name
 
@@ -202,17 +204,25 @@ def calibrate_imatrix(
     work = path.with_name(f"{path.name}.{WORKING_MODEL}")
     with _engine(model, known, options, work, watch) as engine:
         surveyed = engine.survey()
-        taken = taken_chunks(surveyed.tokens, known, options)
+        taken = taken_chunks(surveyed.tokens, known, _amount(options))
         engine.imatrix(taken, path, form or form_of_name(path), watch.chunks)
     return path
 
 
-@dataclass(frozen=True, slots=True)
-class _Text:
-    name: str
-    path: Path
-    sha256: str
-    n_bytes: int
+def _texts(texts: Sequence[str | Path], options: CalibrateOptions) -> list[Text]:
+    from ggplan.calibration.given_texts import read_texts
+
+    if options.engine not in ENGINES:
+        raise CalibrationError(
+            f"there is no engine {shown(options.engine)}", hint=f"one of {', '.join(ENGINES)}"
+        )
+    return read_texts(texts, _amount(options))
+
+
+def _amount(options: CalibrateOptions) -> Amount:
+    from ggplan.calibration.given_texts import Amount
+
+    return Amount(options.n_ctx, options.n_tokens, options.n_chunks)
 
 
 def _opened(model: Model | str | Path) -> Model:
@@ -222,90 +232,8 @@ def _opened(model: Model | str | Path) -> Model:
     return found
 
 
-def _texts(texts: Sequence[str | Path], options: CalibrateOptions) -> list[_Text]:
-    from ggplan.calibration.engines import TEXT_LIMIT
-    from ggplan.calibration.shipped import DEFAULT, shipped_texts
-    from ggplan.sources.files import read_whole
-
-    if options.engine not in ENGINES:
-        raise CalibrationError(
-            f"there is no engine {shown(options.engine)}", hint=f"one of {', '.join(ENGINES)}"
-        )
-    if isinstance(texts, str | Path):
-        texts = [texts]
-    if not texts:
-        raise CalibrationError(
-            "no text is given", hint="--text FILE names one, --text default is the text that ships"
-        )
-    if options.n_tokens is not None and options.n_chunks is not None:
-        raise CalibrationError("both --tokens and --chunks are given", hint="give one of them")
-    named = [(Path(text).name, Path(text)) for text in texts if str(text) != DEFAULT]
-    if len(named) < len(texts):
-        named += shipped_texts().items()
-    found: list[_Text] = []
-    for name, text in named:
-        try:
-            raw = read_whole(text, TEXT_LIMIT)
-        except CheckpointError as error:
-            raise CalibrationError(error.message, hint=error.hint) from error
-        if (encoding := text_encoding(raw)[1]) != "utf-8":
-            raise CalibrationError(
-                f"{shown(text)} is text in {encoding}, which a model would read as nonsense",
-                hint="write it in UTF-8",
-            )
-        _refuse_no_text(text, raw, options.n_ctx)
-        digest = hashlib.sha256(raw).hexdigest()
-        for other in found:
-            if other.sha256 == digest:
-                raise CalibrationError(
-                    f"{shown(text)} and {shown(other.path)} are one text", hint="name it once"
-                )
-        found.append(_Text(name, text, digest, len(raw)))
-    _refuse_too_few([text.name for text in found], options)
-    return found
-
-
-def _refuse_too_few(names: Sequence[str], options: CalibrateOptions) -> None:
-    """Refuse a limit under which a text would not be run at all, and what it stands for be missing."""
-    limit, n_ctx = _chunk_limit(options), options.n_ctx
-    if limit is None or limit >= len(names):
-        return
-    each = f" for each of the {len(names):,} texts {shown(', '.join(names))}" if len(names) > 1 else ""
-    if options.n_tokens is not None:
-        told = f"{options.n_tokens:,} tokens are less than a chunk of {n_ctx:,}{each}"
-        least = f"at least {len(names) * n_ctx:,} with --tokens"
-    else:
-        told = f"{limit:,} chunk{'s are' if limit > 1 else ' is'} less than one{each}"
-        least = f"at least {len(names):,} with --chunks"
-    fewer = ", or fewer texts" if len(names) > 1 else ", or a smaller --ctx"
-    raise CalibrationError(told, hint=f"give {least}{fewer}")
-
-
-def _chunk_limit(options: CalibrateOptions) -> int | None:
-    """The most chunks that all texts may have together."""
-    return options.n_chunks if options.n_tokens is None else options.n_tokens // options.n_ctx
-
-
-def _refuse_no_text(path: Path, raw: bytes, n_ctx: int) -> None:
-    """Refuse what no tokenizer can make a chunk of, before a model is converted for the engine."""
-    if b"\0" in raw:
-        raise CalibrationError(f"{shown(path)} is no text: it has zero bytes", hint="name a text in UTF-8")
-    try:
-        raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise CalibrationError(
-            f"{shown(path)} is not UTF-8: byte {raw[error.start]:#04x} at {error.start:,}",
-            hint="write it in UTF-8 (`iconv -f latin1 -t utf-8`, if it is in Latin-1)",
-        ) from None
-    if len(raw) + 1 < n_ctx:  # a token for each byte, and one that begins the text
-        raise CalibrationError(
-            f"{shown(path)} has {len(raw):,} bytes, and a chunk is of {n_ctx:,} tokens",
-            hint="give a longer text, or a smaller --ctx",
-        )
-
-
 def _settings(
-    model: Model, weights: dict[str, str], texts: Sequence[_Text], options: CalibrateOptions
+    model: Model, weights: dict[str, str], texts: Sequence[Text], options: CalibrateOptions
 ) -> dict[str, Any]:
     """What is known of a run before an engine is started; all of it is what the files depend on."""
     from ggplan.calibration.index import sha256_of_json
@@ -332,7 +260,7 @@ def _measured(
     engine: Engine,
     tokens: Sequence[int],
     taken: Taken,
-    texts: Sequence[_Text],
+    texts: Sequence[Text],
     options: CalibrateOptions,
 ) -> dict[str, Any]:
     """What the engine adds to the settings."""
@@ -357,46 +285,8 @@ def _as_known(before: Any, settings: dict[str, Any]) -> dict[str, Any]:
     return known
 
 
-def taken_chunks(tokens: Sequence[int], texts: Sequence[_Text], options: CalibrateOptions) -> list[list[int]]:
-    """The numbers of the chunks of each text that are run: all, or an equal share of each that has so many.
-
-    A number of tokens is taken from all over a text, which may go from one kind to the next; a number of
-    chunks is its first, as llama-imatrix has them.
-
-    Raises
-    ------
-    CalibrationError
-        If a text has no whole chunk, or all together have less than two, which llama-imatrix asks for.
-    """
-    there = [n // options.n_ctx for n in tokens]
-    for n, text in zip(tokens, texts, strict=True):
-        if n < options.n_ctx:
-            raise CalibrationError(
-                f"{shown(text.path)} has {n:,} tokens, which is less than a chunk of {options.n_ctx:,}",
-                hint="give a longer text, or a smaller --ctx",
-            )
-    if sum(there) < 2:
-        raise CalibrationError(
-            f"the text has {sum(tokens):,} tokens, which is less than two chunks of {options.n_ctx:,}",
-            hint="give a longer text, or a smaller --ctx",
-        )
-    limit = _chunk_limit(options)
-    left = sum(there) if limit is None else min(limit, sum(there))
-    taken = [0] * len(there)
-    while left:
-        open_texts = [i for i, n in enumerate(there) if taken[i] < n]
-        share = max(1, left // len(open_texts))
-        for i in open_texts:
-            more = min(share, there[i] - taken[i], left)
-            taken[i] += more
-            left -= more
-    if options.n_tokens is None:
-        return [list(range(n)) for n in taken]
-    return [[k * n // count for k in range(count)] for n, count in zip(there, taken, strict=True)]
-
-
 def _engine(
-    model: Model, texts: Sequence[_Text], options: CalibrateOptions, work: Path, watch: Watch
+    model: Model, texts: Sequence[Text], options: CalibrateOptions, work: Path, watch: Watch
 ) -> contextlib.AbstractContextManager[Engine]:
     """The engine; what was made for it is removed when the work is done, or if it cannot be done."""
     return ENGINES[options.engine](model, [text.path for text in texts], options, work, watch)

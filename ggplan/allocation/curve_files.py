@@ -16,6 +16,7 @@ from ggplan.text import decode_text, printable
 
 SCHEMA = "ggplan.pareto/1"
 _HEAD = ("name", "file_bytes", "bits_per_weight", "kld", "kld_low", "kld_high", "damage", "gap")
+_SPEED = "tokens_per_second"  # a column and key of curves for a machine
 _OWN, _CAVEAT = "optimized", "Note: "
 _MAX_BYTES = 16 << 20
 _START = 4096
@@ -45,6 +46,7 @@ def _point_json(point: CurvePoint) -> dict[str, object]:
         "damage": point.damage,
         "gap": point.gap,
         "forecast": {"kld": forecast.kld, "low": forecast.low, "high": forecast.high},
+        **({} if point.tps is None else {_SPEED: point.tps}),
     }
 
 
@@ -60,13 +62,15 @@ def curve_csv(curve: Curve) -> str:
             *curve.credit,
         )
     ]
-    lines.append(",".join(_HEAD))
+    is_for_machine = any(p.tps is not None for p in curve.points)
+    lines.append(",".join((*_HEAD, _SPEED) if is_for_machine else _HEAD))
     for p in (*curve.points, *curve.mixes):
+        tps = "" if p.tps is None else f"{p.tps:.6g}"
         f = p.forecast
         gap = "" if p.gap is None else f"{p.gap:.6g}"
         lines.append(
             f"{p.name or _OWN},{p.file_bytes},{p.bits_per_weight:.6g},{f.kld:.6g},{f.low:.6g},"
-            f"{f.high:.6g},{p.damage:.6g},{gap}"
+            f"{f.high:.6g},{p.damage:.6g},{gap}" + (f",{tps}" if is_for_machine else "")
         )
     return "\n".join(lines) + "\n"
 
@@ -76,7 +80,7 @@ def is_curve(start: bytes) -> bool:
     text = start[:_START].decode("utf-8", "replace")
     rows = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
     return (text.lstrip().startswith("{") and SCHEMA in text) or (
-        bool(rows) and rows[0].strip() == ",".join(_HEAD)
+        bool(rows) and rows[0].strip() in (",".join(_HEAD), ",".join((*_HEAD, _SPEED)))
     )
 
 
@@ -96,7 +100,8 @@ def read_curve(path: str | Path) -> Curve:
         if not found.points:
             raise ValueError("it has no point")
         for point in (*found.points, *found.mixes):
-            numbers = (point.bits_per_weight, point.damage, point.forecast.kld, point.forecast.low)
+            numbers = [point.bits_per_weight, point.damage, point.forecast.kld, point.forecast.low]
+            numbers += [] if point.tps is None else [point.tps]
             if not all(map(math.isfinite, numbers)) or point.file_bytes <= 0 or min(numbers) < 0:
                 raise ValueError(f"{point.name or 'a point'} has a number that cannot be")
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
@@ -124,7 +129,8 @@ def _read_point(name: str, item: dict[str, Any]) -> CurvePoint:
     forecast = Forecast(float(kld["kld"]), float(kld["low"]), float(kld["high"]))
     gap = None if item["gap"] is None else float(item["gap"])
     n_bytes, bpw = int(item["file_bytes"]), float(item["bits_per_weight"])
-    return CurvePoint(name, n_bytes, bpw, float(item["damage"]), gap, forecast)
+    tps = None if item.get(_SPEED) is None else float(item[_SPEED])
+    return CurvePoint(name, n_bytes, bpw, float(item["damage"]), gap, forecast, tps)
 
 
 def _of_csv(text: str) -> Curve:
@@ -142,7 +148,8 @@ def _of_csv(text: str) -> Curve:
         name = "" if row["name"] == _OWN else row["name"]
         gap = float(row["gap"]) if row["gap"] else None
         n_bytes, bpw = int(row["file_bytes"]), float(row["bits_per_weight"])
-        point = CurvePoint(name, n_bytes, bpw, float(row["damage"]), gap, forecast)
+        tps = float(row[_SPEED]) if row.get(_SPEED) else None
+        point = CurvePoint(name, n_bytes, bpw, float(row["damage"]), gap, forecast, tps)
         (mixes if name else points).append(point)
     n_weights = int(said["n_weights"] or 0)
     return Curve(said["model"], n_weights, tuple(points), tuple(mixes), said["source"], credit, caveats, ())

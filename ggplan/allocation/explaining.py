@@ -14,11 +14,14 @@ from dataclasses import dataclass
 from ggplan.allocation.candidates import TensorChoices
 from ggplan.allocation.forecast import forecast_of
 from ggplan.allocation.grouping import Group
+from ggplan.allocation.on_machine import placed
 from ggplan.allocation.optimizing import Optimized
 from ggplan.allocation.patterns import exact_patterns
 from ggplan.allocation.problem import Problem
 from ggplan.errors import PlanError
 from ggplan.ggml_types import GgmlType
+from ggplan.offload.placement import Shortage
+from ggplan.offload.tensor_costs import with_types
 from ggplan.planning import Role
 from ggplan.planning.protection import protection_of
 from ggplan.rules import match, parse_recipe
@@ -39,12 +42,19 @@ class Step:
         More bytes of the file, negative for fewer.
     damage, kld
         More damage and more predicted KL divergence, in nats; negative for less.
+    tps
+        More tokens per second on the machine, negative for fewer, where `ggplan.place` puts the changed file;
+        None without a machine, or if the file does not fit it.
+    shortages
+        The devices that are too small for the changed file.
     """
 
     type: GgmlType
     n_bytes: int
     damage: float
     kld: float
+    tps: float | None = None
+    shortages: tuple[Shortage, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +145,8 @@ def _of_group(answer: Optimized, group: Group, option: int, price: float) -> Exp
     for type_, n_bytes, damage in zip(group.types, group.n_bytes, group.damages, strict=True):
         more = damage - group.damages[option]
         changed = forecast_of(max(total + more, 0.0), level).kld
-        steps.append(Step(type_, n_bytes - group.n_bytes[option], more, changed - kld))
+        tps, short = _on_machine(answer, group, type_)
+        steps.append(Step(type_, n_bytes - group.n_bytes[option], more, changed - kld, tps, short))
     return Explained(
         tuple(m.tensor.name for m in group.members),
         _patterns(answer, group.members),
@@ -147,6 +158,19 @@ def _of_group(answer: Optimized, group: Group, option: int, price: float) -> Exp
         _why_chosen(group, option, price),
         tuple(sorted(steps, key=lambda s: s.n_bytes)),
     )
+
+
+def _on_machine(
+    answer: Optimized, group: Group, type_: GgmlType
+) -> tuple[float | None, tuple[Shortage, ...]]:
+    """More tokens per second with another type for a group, and what is short then."""
+    if answer.placement is None:
+        return None, ()
+    changed = with_types(answer.placement.header, {m.tensor.name: type_ for m in group.members})
+    found = placed(changed, answer.problem)
+    if not found.fits:
+        return None, found.shortages
+    return found.generation.likely - answer.placement.generation.likely, ()
 
 
 def _patterns(answer: Optimized, members: Iterable[TensorChoices]) -> tuple[str, ...]:
@@ -240,6 +264,14 @@ def explained_json(found: Explained) -> dict[str, object]:
         "share": found.share,
         "why": found.why,
         "steps": [
-            {"type": s.type.name, "bytes": s.n_bytes, "damage": s.damage, "kld": s.kld} for s in found.steps
+            {"type": s.type.name, "bytes": s.n_bytes, "damage": s.damage, "kld": s.kld, **_machine_json(s)}
+            for s in found.steps
         ],
     }
+
+
+def _machine_json(step: Step) -> dict[str, object]:
+    """What a machine says of a step; nothing without one."""
+    if step.shortages:
+        return {"short": {s.device: s.short for s in step.shortages}}
+    return {} if step.tps is None else {"tokens_per_second": step.tps}

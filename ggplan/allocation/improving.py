@@ -16,10 +16,13 @@ from ggplan.allocation.type_errors import Errors
 from ggplan.ggml_types import GgmlType
 from ggplan.model import Model, require_model
 from ggplan.planning import Assignment, Plan, Role, assign, lay_out
+from ggplan.planning.layout import padded
 from ggplan.planning.protection import protection_of
 from ggplan.planning.settling import settle
 from ggplan.rules import Recipe
 from ggplan.stock import Mix
+
+_TEXT_ROOM = 1 << 14  # bytes that a recipe's text takes in the file, at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +124,7 @@ def improved(problem: Problem, given: Plan) -> Improved:
     PlanError
         As `improve` does.
     """
+    problem = _with_room_for_text(problem, given)
     options = problem.options
     name = given.assignment.name or "the recipe"
     before = rated(problem, given, name)
@@ -135,6 +139,19 @@ def improved(problem: Problem, given: Plan) -> Improved:
             answer, notes=(*answer.notes, f"{name} loses no more than this, as far as these numbers say")
         )
     return Improved(before, answer, _kinds(problem, before, answer))
+
+
+def _with_room_for_text(problem: Problem, given: Plan) -> Problem:
+    """The problem with a size that the smallest file is within: of the smallest of its own types a recipe has
+    nothing to give up for the text of another in the file.
+    """
+    least = problem.header + _TEXT_ROOM
+    least += sum(min(padded(c.n_bytes) for c in choice.candidates) for choice in problem.choices)
+    if problem.options.size != given.file_bytes or least <= given.file_bytes:
+        return problem
+    if least - given.file_bytes > _TEXT_ROOM:  # it is not the text that is too much
+        return problem
+    return replace(problem, options=replace(problem.options, size=least))
 
 
 def options_for(

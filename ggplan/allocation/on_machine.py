@@ -311,7 +311,8 @@ def _does_not_fit(smallest: Placement, problem: Problem) -> PlanError:
         hint = f"it would fit with {' or with '.join(ways)}"
     else:
         hint = "no shorter context (-c) and no --kv-type would be enough: it takes more memory"
-        if smaller := smaller_types(problem, sum(s.short for s in smallest.shortages)):
+        smaller, saved = smaller_types(problem)
+        if saved >= sum(s.short for s in smallest.shortages):
             hint += f", or smaller types with --types ({', '.join(smaller)})"
     if target is not None and target.fast_types:
         hint += ", or leave out --fast-types"

@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ggplan.allocation.budget import Row, size_row
 from ggplan.allocation.forecast import Forecast, forecast_of
+from ggplan.allocation.on_machine import header_of_plan, placed, solved_on_machine
 from ggplan.allocation.options import OptimizeOptions
 from ggplan.allocation.problem import Problem, prepare, rows_of, solved
 from ggplan.allocation.scales import Scales
@@ -20,7 +21,8 @@ from ggplan.allocation.type_errors import Errors
 from ggplan.errors import PlanError
 from ggplan.ggml_types import GgmlType
 from ggplan.model import Model
-from ggplan.planning import mix_types
+from ggplan.offload.tensor_costs import with_types
+from ggplan.planning import kept_types, lay_out, mix_types
 from ggplan.planning.fitting import fit
 from ggplan.planning.layout import padded
 from ggplan.stock import MIXES
@@ -52,6 +54,9 @@ class CurvePoint:
         How far the damage is above the least possible of this size at most, as a part of it; None of a mix.
     forecast
         The KL divergence to expect.
+    tps
+        The likely tokens per second on the machine, the context being empty; None without one, or of a mix
+        that does not fit it.
     """
 
     name: str
@@ -60,6 +65,7 @@ class CurvePoint:
     damage: float
     gap: float | None
     forecast: Forecast
+    tps: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +124,8 @@ def pareto(
     Parameters
     ----------
     options
-        As of `optimize`; no budget need be given. `size` is the largest of the curve.
+        As of `optimize`; no budget need be given. `size` is the largest of the curve. On a machine every file
+        of the curve fits it and is as fast as asked, and the largest is the best for it.
     n_points
         How many sizes, 2 or more, evenly from the smallest file to the largest.
     scales, errors
@@ -144,12 +151,15 @@ def curve_of(problem: Problem, n_points: int = N_POINTS) -> Curve:
     options = problem.options
     if options.max_kld is not None:
         raise PlanError("--max-kld asks for one file, not for a curve", hint="leave out one of the two")
-    if options.target is not None:
-        raise PlanError("a machine asks for one file, not for a curve", hint="leave out one of the two")
     if n_points < 2:
         raise PlanError(f"{n_points} points are no curve", hint="2 or more")
     header = problem.header
     least, most = (header + _ROOM + n for n in _ends(problem))
+    if options.target is not None:
+        largest = _point(problem, [row for row in rows_of(problem, _ROOM) if row.name != "size"])
+        if largest is None:
+            raise _why_none(problem)
+        most = min(most, largest.file_bytes)
     if options.size is not None:
         if options.size < least:
             raise _why_none(problem)
@@ -205,7 +215,12 @@ def _ends(problem: Problem) -> tuple[int, int]:
 
 def _point(problem: Problem, rows: Sequence[Row]) -> CurvePoint | None:
     """The best file within the rows; None where there is none."""
+    target = problem.options.target
     try:
+        if target is not None:
+            answer = solved_on_machine(problem, target, rows)
+            point = _file(problem, "", problem.types_of(answer.found), answer.gap.least)
+            return replace(point, tps=answer.placement.generation.likely)
         found = solved(problem, rows, nodes=0)
         if found.gap > _NEAR:
             found = solved(problem, rows)
@@ -216,8 +231,12 @@ def _point(problem: Problem, rows: Sequence[Row]) -> CurvePoint | None:
 
 def _why_none(problem: Problem) -> PlanError:
     """The error of limits that no file is within."""
+    rows, target = rows_of(problem, _ROOM), problem.options.target
     try:
-        solved(problem, rows_of(problem, _ROOM), nodes=0)
+        if target is not None:
+            solved_on_machine(problem, target, rows)
+        else:
+            solved(problem, rows, nodes=0)
     except PlanError as error:
         return error
     return PlanError("no file of the allowed types is within the budget", hint="give a larger one")
@@ -238,7 +257,11 @@ def _file(problem: Problem, name: str, types: Mapping[str, GgmlType], gap: float
 
 def _mixes(problem: Problem) -> tuple[tuple[CurvePoint, ...], tuple[str, ...]]:
     """The stock mixes of this model, by size, and what is to be said of those left out."""
-    found, left_out = [], []
+    found: list[CurvePoint] = []
+    left_out: list[str] = []
+    header = None
+    if problem.options.target is not None:
+        header = header_of_plan(lay_out(problem.model, kept_types(problem.model)))
     for mix in MIXES:
         if not mix.type.is_quantized or mix.name in _OLD:
             continue
@@ -246,7 +269,12 @@ def _mixes(problem: Problem) -> tuple[tuple[CurvePoint, ...], tuple[str, ...]]:
             fitted = fit(problem.model, mix_types(problem.model, mix, has_imatrix=True), "llama.cpp")
             if any(f.fault is not None for f in fitted):
                 raise PlanError("it has no type for a tensor")
-            found.append(_file(problem, mix.name, {f.tensor.name: f.type for f in fitted}, None))
+            types = {f.tensor.name: f.type for f in fitted}
+            found.append(_file(problem, mix.name, types, None))
+            if header is not None:
+                placement = placed(with_types(header, types), problem)
+                tps = placement.generation.likely if placement.fits else None
+                found[-1] = replace(found[-1], tps=tps)
         except PlanError:
             left_out.append(mix.name)
     notes = (f"not predicted, as a type's error is not known or a shape forbids it: {', '.join(left_out)}",)

@@ -25,7 +25,7 @@ from ggplan.model import Model, TensorInfo, require_model
 from ggplan.planning import Role
 from ggplan.planning.importance import entry_of
 from ggplan.planning.settling import settle
-from ggplan.text import printable
+from ggplan.text import format_bytes, printable
 
 if TYPE_CHECKING:
     from ggplan.imatrix import Imatrix
@@ -266,27 +266,29 @@ def _used(problem: Problem, row: Row, found: Banded) -> float:
 
 def _no_file(problem: Problem, why: str, wanted: str, over: float = 0.0) -> PlanError:
     """The error of a budget that cannot be met; `wanted` is what would have to be larger, by `over` bytes."""
-    ways = [f"give a larger {wanted}"]
-    if wanted != "budget":
-        ways.append("allow others with --types")
-    elif smaller := smaller_types(problem, over):
-        ways.append(f"allow smaller types with --types ({', '.join(smaller)})")
+    ways, less = [f"give a larger {wanted}"], []
     if any(c.fixed == "pinned" for c in problem.choices):
         ways.append("pin fewer tensors")
-    drafts = sum(c.candidates[0].n_bytes for c in problem.choices if c.fixed == "drafting")
-    if wanted == "budget" and drafts > over:
-        ways.append("leave the block that drafts tokens out with `--mtp drop`")
+    if wanted != "budget":
+        ways.append("allow others with --types")
+    else:
+        smaller, saved = smaller_types(problem)
+        drafts = sum(c.candidates[0].n_bytes for c in problem.choices if c.fixed == "drafting")
+        for n_bytes, way, what in (
+            (saved, "allow smaller types with --types", f"smaller --types ({', '.join(smaller)})"),
+            (drafts, "leave the block that drafts tokens out with `--mtp drop`", "`--mtp drop`"),
+        ):
+            if n_bytes and n_bytes >= over:
+                ways.append(f"{way} ({', '.join(smaller)})" if way.endswith("--types") else way)
+            elif n_bytes:
+                less.append(f"{what} would save {format_bytes(n_bytes)} of it")
     hint = ways[0] if len(ways) == 1 else f"{', '.join(ways[:-1])}, or {ways[-1]}"
-    return PlanError(f"{NO_FILE}: {why}", hint=hint)
+    return PlanError(f"{NO_FILE}: {why}", hint="; ".join([hint, *less]))
 
 
-def smaller_types(problem: Problem, needed: float = 0.0) -> list[str]:
-    """The types of the engine that would make a file smaller than the smallest one of those allowed.
-
-    Parameters
-    ----------
-    needed
-        By how many bytes; where all of them together save less, there are none.
+def smaller_types(problem: Problem) -> tuple[list[str], int]:
+    """The types of the engine that make a file smaller than the smallest one of those allowed, and the bytes
+    that they save.
     """
     engine = problem.options.engine
     known = [parse_type(name) for name in ERRORS]
@@ -304,7 +306,7 @@ def smaller_types(problem: Problem, needed: float = 0.0) -> list[str]:
         if smaller and min(smaller) < least:
             found[smaller[min(smaller)]] = None
             saved += least - min(smaller)
-    return list(found) if saved >= needed else []
+    return list(found), saved
 
 
 def _costs(row: Row, group: Group) -> list[float]:

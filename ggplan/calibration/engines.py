@@ -18,10 +18,6 @@ Progress = Callable[[int, int], None]
 """Told how many chunks are done, and of how many."""
 
 
-TEXT_LIMIT = 1 << 32
-"""Bytes of a text that are read at most."""
-
-
 @dataclass(frozen=True, slots=True)
 class Surveyed:
     """What an engine knows before it runs.

@@ -215,8 +215,8 @@ def _candidates(model: Model) -> list[_Candidate]:
         as_opened = {name: _before(source, here) for name, source in as_it_is.items()}
         found.insert(0, (as_opened, (here,)))
     if _moves(before):
-        as_opened, undone = found[0]
-        as_before = {name: _before(source, before) for name, source in as_opened.items()}
+        likeliest, undone = found[0]
+        as_before = {name: _before(source, before) for name, source in likeliest.items()}
         found.append((as_before, (*undone, before)))
     return found
 

@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggplan.calibration.collecting import Activation, LayerCollector, Taken, chunks_of
-from ggplan.calibration.engines import TEXT_LIMIT, Progress, Surveyed
+from ggplan.calibration.engines import Progress, Surveyed
+from ggplan.calibration.given_texts import TEXT_LIMIT
 from ggplan.calibration.run import Run
 from ggplan.errors import CalibrationError
 from ggplan.forward.building import open_checkpoint_model, require_transformers

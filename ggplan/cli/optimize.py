@@ -59,6 +59,7 @@ Examples:
   ggplan optimize GLM-4.5-Air --size 60G --explain ffn_down_exps       why, and what a step up or down changes
   ggplan optimize GLM-4.5-Air --from Q4_K_M -o air.recipe    better than a mix at its bytes, and where
   ggplan optimize GLM-4.5-Air --pareto -o curve.csv          the best files of all sizes, and the stock mixes
+  ggplan optimize GLM-4.5-Air --pareto --vram 24G --ram 64G  of all that fit a machine, with their speeds
   ggplan optimize GLM-4.5-Air --size 60G --json | jq .forecast
 """
 
@@ -187,10 +188,6 @@ def optimize_command(
     asked.check(output, verify=probing.verify)
     device_pins, pins = split_pins(pins)
     is_for_machine = bool(device_pins) or wished.is_given(stated)
-    if is_for_machine and asked.pareto:
-        raise click.UsageError(
-            "--pareto is about all sizes, whatever the machine: leave out --vram, --ram, ..."
-        )
     is_limited = size is not None or bpw is not None or max_kld is not None or is_for_machine
     if not (is_limited or asked.pareto or asked.improved):
         raise click.UsageError(

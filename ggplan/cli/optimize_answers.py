@@ -12,7 +12,7 @@ import click
 from ggplan.cli.options import as_one
 
 if TYPE_CHECKING:
-    from ggplan.allocation.explaining import Explained
+    from ggplan.allocation.explaining import Explained, Step
     from ggplan.allocation.improving import Improved
     from ggplan.allocation.pareto import Curve
 
@@ -99,11 +99,15 @@ def _print_curve(curve: Curve) -> None:
             f"{p.forecast.kld:.2g}",
             f"{p.forecast.low:.2g} to {p.forecast.high:.2g}",
             f"{100 * max(p.gap or 0.0, 1e-4):.2g} %",
+            *((f"{p.tps:.1f}",) if p.tps is not None else ()),
         )
         for p in curve.points
     ]
+    is_for_machine = any(p.tps is not None for p in curve.points)
+    speed = [("tokens/s", "right")] if is_for_machine else []
     columns = [("file", "right"), ("bpw", "right"), ("KL divergence", "right"), ("probably", "right")]
-    print_table([*columns, ("above the best", "right")], rows, "Best files, predicted")
+    columns += [("above the best", "right"), *speed]
+    print_table(columns, rows, "Best files" + is_for_machine * " that fit the machine" + ", predicted")
     mixes = []
     for p in curve.mixes:
         best = curve.kld_at(p.file_bytes)
@@ -115,11 +119,12 @@ def _print_curve(curve: Curve) -> None:
                 f"{p.forecast.kld:.2g}",
                 "" if best is None else f"{best:.2g}",
                 "" if not best else f"{p.forecast.kld / best:.1f} times",
+                *(("does not fit" if p.tps is None else f"{p.tps:.1f}",) if is_for_machine else ()),
             )
         )
     click.echo()
     columns = [("mix", "left"), ("file", "right"), ("bpw", "right"), ("KL divergence", "right")]
-    titled = [*columns, ("best of its size", "right"), ("", "right")]
+    titled = [*columns, ("best of its size", "right"), ("", "right"), *speed]
     print_table(titled, mixes, "Stock mixes with an imatrix, predicted")
     if len(curve.points) < _CLOSE_POINTS:
         click.echo()
@@ -151,17 +156,31 @@ def print_explained(found: list[Explained]) -> None:
         why = one.why[:1].upper() + one.why[1:] if one.why.startswith(("it ", "its ")) else one.why
         echo_wrapped(f"{tensors}, {format_bytes(one.n_bytes)}, {100 * one.share:.1f} % of the loss. {why}.")
         if len(one.steps) > 1:
+            is_on_machine = any(s.tps is not None for s in one.steps)
             rows = [
                 (
                     ">" if s.type == one.type else "",
                     s.type.name,
                     _more(s.n_bytes),
                     f"{s.kld:+.2g}" if s.n_bytes or s.damage else "",
+                    *((_speed(s),) if is_on_machine else ()),
                 )
                 for s in one.steps
             ]
             columns = [("", "left"), ("as", "left"), ("file", "right"), ("KL divergence", "right")]
-            print_table(columns, rows)
+            print_table([*columns, ("tokens/s", "right")] if is_on_machine else columns, rows)
+
+
+def _speed(step: Step) -> str:
+    """More tokens per second, or what is short."""
+    from ggplan.text import format_bytes
+
+    if step.shortages:
+        short = (
+            f"{'RAM' if s.device == 'host' else s.device} {format_bytes(s.short)}" for s in step.shortages
+        )
+        return f"short of {', '.join(short)}"
+    return f"{step.tps:+.2g}" if step.tps else ""
 
 
 def _more(n_bytes: int) -> str:

@@ -213,7 +213,9 @@ class _Planner:
         made = self.case.made(self._verified(in_ram, taken, blocks) or start)
         if {s.device for s in made.shortages} != {HOST}:
             return made
-        if made.shortages[0].short > free_of_gpus(made.reckoning, self.case.machine):
+        # Other experts in RAM may take other compute buffers, too.
+        room = free_of_gpus(made.reckoning, self.case.machine)
+        if made.shortages[0].short > room + sum(d.compute for d in made.reckoning.devices[:-1]):
             return made
         for other in self._by_bytes(in_ram, start, blocks):
             if not other.shortages:

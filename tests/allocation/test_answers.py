@@ -181,7 +181,10 @@ def test_layers_of_encoders_are_bands_too() -> None:
     assert split_name("enc.blk.7.attn_q.weight") == ("enc.blk.", 7, "attn_q.weight")
     assert joined_kind("enc.blk.7.attn_q.weight", ()) == joined_kind("enc.blk.8.attn_q.weight", ())
     assert joined_kind("enc.blk.7.attn_q.weight", ()) != joined_kind("blk.7.attn_q.weight", ())
-    assert joined_kind("blk.7.ffn_up_exps.weight", [("gate", "up")]) == "ffn_gate+up_exps.weight"
+    for words in ("up", "gate", "gate_up", "up_gate"):
+        assert joined_kind(f"blk.7.ffn_{words}_exps.weight", [("gate", "up")]) == "ffn_gate+up_exps.weight"
+    assert joined_kind("blk.7.attn_qkv.weight", [("q", "k", "v")]) == "attn_qkv.weight"
+    assert joined_kind("blk.7.attn_q_norm.weight", [("q", "k")]) == "attn_q+k_norm.weight"
 
 
 # Why

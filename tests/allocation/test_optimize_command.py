@@ -91,6 +91,17 @@ def test_a_budget_that_cannot_be_met() -> None:
         r"the smallest file is 38\.\d GiB, 8\.\d+ GiB above the 30\.0 GiB of --size", done.stderr
     )
     assert "--mtp drop" in done.stderr
+    assert "of it" in done.stderr  # neither would be enough
+    done = run("optimize", "GLM-4.5-Air", "--size", "38G")
+    assert re.search(
+        r"allow smaller types with --types \(iq1_m, .*\), or leave the block that drafts", done.stderr
+    )
+    done = run("optimize", "gpt-oss-20b", "--size", "5G")
+    assert re.search(
+        r"help: give a larger budget; smaller --types \(.*\) would save \d+ MiB of it", done.stderr
+    )
+    done = run("optimize", "Qwen3-8B", "--ram", "4200M", "--gpus", "0", "--bandwidth", "80G")
+    assert "no shorter context (-c) and no --kv-type would be enough: it takes more memory" in done.stderr
     done = run("optimize", "Qwen3-8B", "--bpw", "4", "--types", "q5_K,q8_0")
     assert done.returncode == 1
     assert re.search(r"5\.\d+ bpw, 1\.\d+ above the 4 of --bpw", done.stderr)

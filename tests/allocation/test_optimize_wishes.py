@@ -84,6 +84,28 @@ def test_the_table_of_from_is_as_wide_as_the_terminal() -> None:
     assert "after" in done.stdout
 
 
+@pytest.mark.parametrize("types", [("bf16",), ("q4_K", "f16"), ("q4_K", "q6_K"), ("q4_K", "q8_0", "f16")])
+def test_blocks_that_draft_get_the_least_type_that_is_named_and_no_less_than_q8_0(
+    types: tuple[str, ...],
+) -> None:
+    options = ggplan.OptimizeOptions(bpw=16.5, types=types)
+    plan = ggplan.optimize(ggplan.open_model("GLM-4.5-Air"), options).plan
+    drafts = {t.type.name for t in plan.tensors if t.name.startswith("blk.46.") and len(t.tensor.shape) > 1}
+    wanted = {("bf16",): "bf16", ("q4_K", "f16"): "f16"}.get(types, "q8_0")
+    assert drafts - {"f32"} == {wanted}
+
+
+def test_a_recipe_of_one_float_type_is_not_made_smaller_where_it_drafts() -> None:
+    model = ggplan.open_model("GLM-4.5-Air")
+    found = ggplan.improve(model, ggplan.parse_recipe("@recipe 1\n@default bf16\n", "all.recipe"))
+    assert found.answer.plan.tensor_bytes == found.before.plan.tensor_bytes
+    # Of one type alone there is nothing to choose, and no bytes to spare for the text of a recipe.
+    uniform = ggplan.parse_recipe("@recipe 1\n@default q4_K\n", "all.recipe")
+    found = ggplan.improve(ggplan.open_model("Qwen3-8B"), uniform)
+    assert found.answer.plan.tensor_bytes == found.before.plan.tensor_bytes
+    assert found.answer.plan.file_bytes - found.before.plan.file_bytes < 1 << 14
+
+
 def test_a_source_that_is_quantized_and_kept_is_said_to_be() -> None:
     answer = ggplan.optimize(ggplan.open_model("gpt-oss-20b"), ggplan.OptimizeOptions(bpw=9))
     assert "# Source          quantized: what that has lost is not counted" in answer.recipe.text

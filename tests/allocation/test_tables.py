@@ -13,6 +13,7 @@ from ggplan.allocation.curves import curve_of, errors_by_curve, scaled_to_curve
 from ggplan.allocation.prior import REFERENCE_ERROR
 from ggplan.allocation.scales import Scales, scales_by_prior, scales_by_table
 from ggplan.allocation.sensitivity_tables import read_sensitivities
+from ggplan.allocation.type_errors import Errors
 from ggplan.errors import Error, PlanError
 from ggplan.model import Model
 
@@ -124,6 +125,13 @@ def test_a_curve_takes_the_place_of_the_errors_by_type(tmp_path: Path, model: Mo
     assert "iq3_s" not in {t.type.name for t in own.plan.tensors}
     assert "KL divergence of the whole model at 5 types" in own.recipe.text
     assert any("far worse than its bits in this model: iq3_s" in found for found in own.notes)
+    # Errors that were measured on the weights go first, and that is said.
+    measured = Errors("measured", {t.name: {"q4_K": 0.005, "iq3_s": 0.018} for t in model.tensors})
+    both = ggplan.optimize(model, ggplan.OptimizeOptions(**options, curve=path), errors=measured)
+    assert not any("measured on the weights" in found for found in own.notes)
+    (told,) = (found for found in both.notes if "measured on the weights" in found)
+    assert "the level is used" in told
+    assert "errors of q2_K, q3_K, q8_0;" in told
     # The level is the curve's: the whole model as q3_K has its KL divergence, less 0.9 of q8_0's.
     curve = curve_of(read_sensitivities(path), "Qwen3-8B", "curve")
     errors, of_all = errors_by_curve(curve), scaled_to_curve(scales_by_prior(model), curve, model)

@@ -636,6 +636,9 @@ def test_a_map_is_of_the_family_that_its_names_tell(here: Path) -> None:
     assert "@arch glm4moe" in run("rules", "from", "air.map", folder=here).out
     piped = run("plan", "-", stdin="\n".join(lines), folder=here)
     assert "by the names of its tensors it is glm4moe" in piped.err
+    # That they are the very tensors of a shipped inventory, which has metadata, is said; not of part of them.
+    assert "they are those of GLM-4.5-Air, an inventory that is shipped with metadata" in piped.err
+    assert "they are those of" not in run("plan", "-", stdin="\n".join(lines[:-1]), folder=here).err
     assert ggplan.open_model(here / "air.map").architecture == "glm4moe"
     assert ggplan.open_model(here / "my.map").architecture == ""
 
