@@ -11,14 +11,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ggplan.allocation.forecast import damage_of, forecast_of
 from ggplan.allocation.prior import Level
 from ggplan.ggml_types import GgmlType
 from ggplan.model import Model, TensorInfo
 from ggplan.planning import kept_types, lay_out
-from ggplan.planning.layout import padded
+from ggplan.planning.layout import ALIGNMENT, padded
 from ggplan.text import format_bytes
+
+if TYPE_CHECKING:
+    from ggplan.imatrix import Imatrix
+    from ggplan.planning import Feedback
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,3 +110,17 @@ def header_bytes(model: Model) -> int:
     """What a file takes besides its tensors, without a recipe's text."""
     plain = lay_out(model, kept_types(model))
     return plain.file_bytes - plain.data_bytes
+
+
+def recorded_bytes(model: Model, imatrix: Imatrix | None, feedback: Feedback | None = None) -> int:
+    """At most so many bytes a conversion adds to the header for an imatrix, or for a calibration.
+
+    Raises
+    ------
+    PlanError, ImatrixError
+        If they are of another model.
+    """
+    own = lay_out(model, kept_types(model), imatrix=None if feedback else imatrix, feedback=feedback)
+    if own.imatrix is None:
+        return 0
+    return own.file_bytes - own.data_bytes - header_bytes(model) + ALIGNMENT

@@ -6,6 +6,9 @@ What fits depends on where the experts are, and `ggplan.place` puts them accordi
     2  place the file of these types
     3  solve with the rows of that placement, place again, ... until the placement is one for which was solved
 
+Where it does not fit there, the next placement is the one that `place` falls back on (`place_in_rows`): types
+that fit so are placed so again.
+
 A file is an answer only if `place` says that it fits and is as fast as asked; the best such file is taken. If
 there is none, more memory is left free, and it is begun anew.
 """

@@ -153,13 +153,14 @@ def answer_of(problem: Problem, *, heading: Sequence[str] = ()) -> Optimized:
         plan = lay_out(problem.model, decide(problem.model, recipe), fallback=options.fallback)
         _prove(plan, answer)
         placement = None if options.target is None else _proven(plan, problem)
-        if options.size is None or plan.file_bytes <= options.size:
+        n_bytes = plan.file_bytes + problem.recorded
+        if options.size is None or n_bytes <= options.size:
             notes = (*problem.scales.notes, *problem.notes, *promises.notes, *_encoded_again(plan))
             return Optimized(
                 recipe, plan, found.groups, found.chosen, answer.damages, gap, forecast, problem.scales,
                 notes, problem, placement,
             )  # fmt: skip
-        room += plan.file_bytes - options.size
+        room += n_bytes - options.size
     raise PlanError(
         f"no recipe was found whose file, with its text in it, is within {format_bytes(options.size or 0)}",
         hint="give a larger --size",

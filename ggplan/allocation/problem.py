@@ -54,6 +54,8 @@ class Problem:
         The tensors that may get several types, as kinds along the layers.
     notes
         What the user should know of what was given.
+    recorded
+        Bytes that a conversion adds to the header for an imatrix or a calibration.
     """
 
     model: Model
@@ -64,6 +66,7 @@ class Problem:
     choices: tuple[TensorChoices, ...]
     chains: tuple[Chain, ...]
     notes: tuple[str, ...]
+    recorded: int = 0
 
     def damage(self, tensor: TensorInfo, type_: GgmlType) -> float:
         """What is lost by a tensor of any type, in nats.
@@ -86,7 +89,7 @@ class Problem:
     @cached_property
     def header(self) -> int:
         """What the file takes besides its tensors, without a recipe's text, in bytes."""
-        return header_bytes(self.model)
+        return header_bytes(self.model) + self.recorded
 
     @cached_property
     def _drafting(self) -> frozenset[str]:
@@ -100,6 +103,7 @@ def prepare(
     scales: Scales | None = None,
     errors: Errors | None = None,
     imatrix: Imatrix | None = None,
+    recorded: int = 0,
 ) -> Problem:
     """The problem of a model and options.
 
@@ -111,6 +115,8 @@ def prepare(
         The errors of the types; by default the table's.
     imatrix
         Says which tensors can get types that need one.
+    recorded
+        Bytes that the conversion will add to the header (see `recorded_bytes`).
 
     Raises
     ------
@@ -144,7 +150,7 @@ def prepare(
     notes = (*notes, *noted)
     _check_harmonised(model, options)
     chains = chains_of(choices, harmonised=options.harmonised)
-    return Problem(model, options, scales, errors, stands, choices, chains, notes)
+    return Problem(model, options, scales, errors, stands, choices, chains, notes, recorded)
 
 
 def _used_of_curve(curve: Curve, errors: Errors) -> tuple[str, ...]:

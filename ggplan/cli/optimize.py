@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from ggplan.allocation.explaining import Explained
     from ggplan.allocation.improving import Improved
     from ggplan.allocation.machine_rows import Target
+    from ggplan.imatrix import Imatrix
+    from ggplan.model import Model
 
     _Bands = click.ParamType[int]
 else:
@@ -233,7 +235,8 @@ def optimize_command(
         force=force,
         quiet=quiet,
     )
-    problem = prepare(found, options, scales=scales, errors=errors, imatrix=imatrix)
+    recorded = 0 if given is not None else _recorded(found, imatrix, imatrix_path)
+    problem = prepare(found, options, scales=scales, errors=errors, imatrix=imatrix, recorded=recorded)
     if asked.pareto:
         best = curve_of(problem, asked.n_points or N_POINTS)
         note(*best.notes, quiet=quiet)
@@ -260,6 +263,20 @@ def optimize_command(
     if probing.verify:
         verified = verify(problem, answer.recipe, imatrix, probing, program, quiet=quiet)
         print_verified(verified, probing.texts)
+
+
+def _recorded(model: Model, imatrix: Imatrix | None, path: str | None) -> int:
+    """The bytes that convert adds to the header: for the folder of a calibration those of --correct."""
+    import os
+
+    from ggplan.allocation.budget import recorded_bytes
+    from ggplan.calibration import open_calibration
+    from ggplan.planning import Feedback
+
+    is_calibration = path is not None and os.path.isdir(path)
+    return recorded_bytes(
+        model, imatrix, Feedback(open_calibration(path), corrected=True) if path and is_calibration else None
+    )
 
 
 def _words(text: str) -> tuple[str, ...]:

@@ -98,7 +98,7 @@ def test_a_budget_that_cannot_be_met() -> None:
     )
     done = run("optimize", "gpt-oss-20b", "--size", "5G")
     assert re.search(
-        r"help: give a larger budget; smaller --types \(.*\) would save \d+ MiB of it", done.stderr
+        r"help: give a larger budget; smaller --types \(.*\) would save [\d.]+ MiB of it", done.stderr
     )
     done = run("optimize", "Qwen3-8B", "--ram", "4200M", "--gpus", "0", "--bandwidth", "80G")
     assert "no shorter context (-c) and no --kv-type would be enough: it takes more memory" in done.stderr

@@ -307,3 +307,18 @@ def test_a_calibration_is_for_effort_feedback(source: Path, calibration: Calibra
         make_plan(open_model(source), "Q8_0", effort="feedback")
     with pytest.raises(PlanError, match="effort best was asked for"):
         make_plan(open_model(source), "Q8_0", effort="best", feedback=Feedback(calibration))
+
+
+@pytest.mark.parametrize("size", [37_000, 41_000])
+def test_an_optimised_recipe_leaves_room_for_what_a_calibration_records(
+    tmp_path: Path, calibration: Calibration, source: Path, size: int
+) -> None:
+    """A file by --calibration --correct is within --size, where the text of the recipe takes all room."""
+    model, recipe = open_model(source), tmp_path / "a.recipe"
+    done = run(
+        "optimize", source, "--size", f"{size}B", "--imatrix", calibration.path, "--errors", "table",
+        "--name", "a" * 2500, "-o", recipe, "-q",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for how in ({"feedback": Feedback(calibration, corrected=True)}, {"imatrix": calibration.imatrix}):
+        assert size - 1000 < make_plan(model, str(recipe), **how).file_bytes <= size

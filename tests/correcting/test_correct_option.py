@@ -113,9 +113,13 @@ def test_stopped_work_keeps_its_layers(plan: Plan, tmp_path: Path, stub: list[Ca
         raise KeyboardInterrupt
 
     stub.append(stopped)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as told:
         convert(plan, output)
+    assert "1 corrected layer is kept in" in told.value.__notes__[0]
     assert (layers_folder(output) / "layer-000.safetensors").exists()
+    assert (tmp_path / "out.gguf.part.journal").exists(), "which knows the state of the inputs"
+    with pytest.raises(ConversionError, match="begun under another plan"):
+        convert(ggplan.make_plan(plan.model, "Q8_0"), output)
     stub.clear()
     convert(plan, output)
     assert not layers_folder(output).exists()
@@ -156,6 +160,27 @@ def test_what_cannot_be_corrected_leaves_nothing(
     with pytest.raises(ConversionError, match="not finite"):
         convert(plan, output, ConvertOptions(resume=True))
     assert [path.name for path in tmp_path.iterdir()] == ["calibration"]
+
+
+def test_a_folder_of_others_is_left_alone(plan: Plan, tmp_path: Path, stub: list[Callable[[], None]]) -> None:
+    output = tmp_path / "out.gguf"
+    layers_folder(output).mkdir()
+    (layers_folder(output) / "thesis.txt").write_text("precious")
+    with pytest.raises(ConversionError, match=r"is none of ggplan's"):
+        convert(plan, output)
+    assert not list(tmp_path.glob("*.part*"))
+    convert(ggplan.make_plan(plan.model, "Q8_0"), output)
+    assert (layers_folder(output) / "thesis.txt").read_text() == "precious"
+
+
+def test_layers_that_a_killed_run_left_are_removed(
+    plan: Plan, tmp_path: Path, stub: list[Callable[[], None]]
+) -> None:
+    """Without a journal nothing says what they were made of."""
+    output = tmp_path / "out.gguf"
+    KeptLayers(layers_folder(output), "f" * 64).open()
+    convert(plan, output)
+    assert not layers_folder(output).exists()
 
 
 def test_torch_and_transformers_are_asked_for_when_they_are_needed(

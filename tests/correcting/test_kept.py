@@ -46,6 +46,15 @@ def test_layers_without_the_states_after_them_are_done_again(tmp_path: Path) -> 
     assert kept(tmp_path).n_done(3) == 0
 
 
+def test_states_that_are_damaged_are_not_gone_on_with(tmp_path: Path) -> None:
+    layers = kept(tmp_path)
+    write_states(layers, 1)
+    layers.finish(0, BLOCKS)
+    assert kept(tmp_path).n_done(3) == 1
+    layers.states(1, "original").write_bytes(b"stated")
+    assert kept(tmp_path).n_done(3) == 0
+
+
 @pytest.mark.parametrize("damage", ["cut", "flipped", "header"])
 def test_a_damaged_layer_is_done_again(tmp_path: Path, damage: str) -> None:
     layers = kept(tmp_path)
