@@ -173,7 +173,7 @@ def encode_with_moments(
     for start in range(0, len(rows), step):
         some, blocks = rows[start : start + step], out[start : start + step]
         if type.name in GRID_TYPES:
-            encoder(type, "best")(some, prepared.importance, blocks)
+            encoder(type, "best")(some, prepared.mean_squares, blocks)
             descend(type.name, some, blocks, prepared, method)
         else:
             _encode(some, type, LADDERS[type.name], prepared, blocks, method)
@@ -216,7 +216,7 @@ def _encode(
     m = len(rows)
     weights = tiles_of(rows)
     if method == "descent":
-        encoder(type, "best")(rows, prepared.importance, out)
+        encoder(type, "best")(rows, prepared.mean_squares, out)
         state = _state_of(ladder, out.reshape(-1, type.block_bytes), m, weights, prepared)
         least = state.errors.copy()
         _descend(state, ladder, prepared, _ROW_SWEEPS)
@@ -238,7 +238,7 @@ def _encode(
         new[kept] = out[kept]
     elif len(kept):
         best = np.empty((len(kept), out.shape[1]), np.uint8)
-        encoder(type, "best")(rows[kept], prepared.importance, best)
+        encoder(type, "best")(rows[kept], prepared.mean_squares, best)
         new[kept] = best
     out[:] = new[:m]
 
@@ -254,7 +254,7 @@ def _beats_best(rows: F32Array, type: GgmlType, prepared: Prepared, errors: F32A
     better = np.zeros(errors.shape, np.bool_)
     whole = None
     if type.block_size < PANEL:  # their scales look at whole rows
-        whole = _residues(rows, type, prepared.importance)
+        whole = _residues(rows, type, prepared.mean_squares)
     open_tiles = np.arange(count)
     sums = np.zeros((count, TILE), np.float32)
     before: list[F32Array] = []
@@ -264,7 +264,7 @@ def _beats_best(rows: F32Array, type: GgmlType, prepared: Prepared, errors: F32A
         else:
             of_tiles = (open_tiles[:, np.newaxis] * TILE + np.arange(TILE)).reshape(-1)
             some = np.ascontiguousarray(rows[of_tiles[of_tiles < len(rows)], first:end])
-            left = _residues(some, type, prepared.importance[first:end])
+            left = _residues(some, type, prepared.mean_squares[first:end])
         turned = new_tiles(len(open_tiles) * TILE, end - first)
         turned[:] = 0
         for residues, (start, stop) in zip(before, panels(n), strict=False):

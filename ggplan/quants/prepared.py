@@ -23,6 +23,9 @@ class Prepared:
 
     Attributes
     ----------
+    mean_squares
+        float32 (n,): the diagonal of H as it was, which is an imatrix's importance. What best effort makes of
+        rows with it is what a row must not be worse than.
     importance
         float32 (n,): the diagonal of the regularized H.
     hessian
@@ -37,6 +40,7 @@ class Prepared:
         what they can.
     """
 
+    mean_squares: F32Array
     importance: F32Array
     hessian: F32Array
     factor: F32Array
@@ -47,7 +51,15 @@ class Prepared:
     @property
     def n_bytes(self) -> int:
         """The memory it takes."""
-        arrays = (self.importance, self.hessian, self.factor, self.pivots, self.squares, self.remainders)
+        arrays = (
+            self.mean_squares,
+            self.importance,
+            self.hessian,
+            self.factor,
+            self.pivots,
+            self.squares,
+            self.remainders,
+        )
         return sum(array.nbytes for array in arrays)
 
 
@@ -71,7 +83,9 @@ def prepare(moments: Moments, lam: float = LAMBDA, threads: int = 1) -> Prepared
     for first, end in panels(n):
         upper[end:, first:end] = upper[first:end, end:].T
         upper[first:end, first:end] = upper[first:end, first:end].T.copy()
+    squares_of_inputs = moments.matrix.diagonal()
     return Prepared(
+        (squares_of_inputs if squares_of_inputs.any() else matrix.diagonal()).copy(),
         matrix.diagonal().copy(),
         packed(matrix),
         packed(upper),

@@ -14,5 +14,5 @@ BEST_REVISION = 1
 `tests/quants/test_best_revision.py` fails where that was forgotten.
 """
 
-FEEDBACK_REVISION = 3
+FEEDBACK_REVISION = 4
 """The same for `effort="feedback"`, which has blocks of best effort too: raised whenever that is raised."""

@@ -68,7 +68,7 @@ def columns_of(name: str) -> int:
 @pytest.mark.parametrize("name", LADDERS)
 def test_no_row_has_more_error_than_best_effort_leaves(name: str) -> None:
     weights, moments = sample(columns_of(name))
-    best = quantize(weights, name, prepare(moments).importance, effort="best")
+    best = quantize(weights, name, moments.matrix.diagonal(), effort="best")
     before = error_of(weights, best, name, moments)
     found = encoded(weights, name, moments)
     after = error_of(weights, found, name, moments)
@@ -99,7 +99,7 @@ def test_threads_and_splits_of_rows_make_no_difference(name: str) -> None:
 @pytest.mark.parametrize("name", ["q4_K", "q5_0"])
 def test_methods(name: str, method: str) -> None:
     weights, moments = sample(columns_of(name))
-    best = quantize(weights, name, prepare(moments).importance, effort="best")
+    best = quantize(weights, name, moments.matrix.diagonal(), effort="best")
     before, after = (
         error_of(weights, blocks, name, moments)
         for blocks in (best, encoded(weights, name, moments, method=method))
@@ -126,7 +126,7 @@ def test_inputs_that_say_little() -> None:
     matrix[40:60] = 0
     matrix[:, 40:60] = 0
     for given in (Moments(matrix, 9), Moments(np.zeros_like(matrix), 0)):
-        best = quantize(weights, "q2_K", prepare(given).importance, effort="best")
+        best = quantize(weights, "q2_K", prepare(given).mean_squares, effort="best")
         found = encoded(weights, "q2_K", given)
         before, after = (error_of(weights, b, "q2_K", given) for b in (best, found))
         assert (after <= before * (1 + 1e-6)).all()

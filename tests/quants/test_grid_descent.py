@@ -43,7 +43,7 @@ def errors(rows: np.ndarray, blocks: np.ndarray, name: str, h: np.ndarray) -> np
 def improved(
     rows: np.ndarray, name: str, prepared: Prepared, method: str = "feedback"
 ) -> tuple[np.ndarray, np.ndarray]:
-    best = quantize(rows, name, prepared.importance, effort="best")
+    best = quantize(rows, name, prepared.mean_squares, effort="best")
     found = best.copy()
     descend(name, rows, found, prepared, method)
     return best, found
