@@ -101,7 +101,7 @@ class Calibration:
         return found.tokens if found is not None else ()
 
     def moments(self, tensor: str, slice: int | None = None, threads: int = 1) -> Moments | None:
-        """The second moments of the inputs of one slice of a tensor; None if it saw no token.
+        """The second moments of the inputs of one slice of a tensor; None if no token was seen.
 
         Parameters
         ----------
@@ -161,7 +161,7 @@ class Calibration:
         return values, np.array(which.tokens, np.int64)
 
     def column_means(self, tensor: str, slice: int | None = None) -> NDArray[np.float32] | None:
-        """The mean input of one slice of a tensor, (n_columns,) float32; None if it saw no token."""
+        """The mean input of one slice of a tensor, (n_columns,) float32; None if no token was seen."""
         file, which, slice = self._slice(tensor, slice)
         if not which.tokens[slice]:
             return None

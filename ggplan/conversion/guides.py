@@ -119,8 +119,8 @@ def why_unguided(feedback: Feedback, planned: PlannedTensor) -> str:
         return f"no search for {planned.type.name} uses second moments"
     tokens = feedback.calibration.tokens(planned.name)
     if len(tokens) != math.prod(planned.tensor.shape[:-2]):
-        return "the calibration does not have it"
-    return "" if any(tokens) else "it saw no token"
+        return "not in the calibration"
+    return "" if any(tokens) else "no token was seen"
 
 
 def unguided(plan: Plan) -> Mapping[str, list[str]]:

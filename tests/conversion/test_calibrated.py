@@ -109,7 +109,7 @@ def test_each_slice_has_its_own_moments(source: Path, calibration: Calibration, 
             assert np.array_equal(tensors[name].reshape(len(values), len(rows), -1)[e], expected), (name, e)
     assert unguided(plan) == {
         f"1 of its {EXPERTS} experts saw no token": [DOWN, GATE, UP],
-        "the calibration does not have it": [OUTPUT],
+        "not in the calibration": [OUTPUT],
     }
 
 
@@ -208,7 +208,7 @@ def test_the_commands(source: Path, calibration: Calibration, tmp_path: Path) ->
     folder = str(calibration.path)
     done = run("convert", source, out, "-r", recipe, "--calibration", folder)
     assert done.returncode == 0
-    told = f"note: {OUTPUT}: the calibration does not have it; it is encoded with effort best, without"
+    told = f"note: {OUTPUT}: not in the calibration; it is encoded with effort best, without"
     assert f"{told} importance" in done.stderr
     assert "`ggplan calibrate --process-output` has output.weight too" in done.stderr
     assert "saw no token" in done.stderr
