@@ -44,11 +44,11 @@ class RamCount(ByteCount):
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """Parse an option's text."""
         if isinstance(value, str) and parse_bytes(value, self.kilo) == 0:
-            self.fail(
-                "embeddings and buffers of the host are always in RAM; state what there is. Layers stay on"
-                " the GPUs with --gpu-layers 99, experts with --pin '_exps=CUDA0'",
-                param, ctx,
-            )  # fmt: skip
+            said = "embeddings and buffers of the host are always in RAM; state what there is"
+            has = {name for other in (ctx.command.params if ctx else ()) for name in other.opts}
+            if {"--gpu-layers", "--pin"} <= has:
+                said += ". Layers stay on the GPUs with --gpu-layers 99, experts with --pin '_exps=CUDA0'"
+            self.fail(said, param, ctx)
         return super().convert(value, param, ctx)
 
 

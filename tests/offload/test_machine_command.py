@@ -101,7 +101,7 @@ def test_the_table_of_cards(tmp_path: Path) -> None:
     [
         (["--vram", "24G,-3G"], 2, "'-3G' is not a size"),
         (["--vram", "24"], 2, "'24' has no unit"),
-        (["--ram", "0"], 2, "'0' is not a size"),
+        (["--ram", "0"], 2, "always in RAM; state what there is"),
         (["--bandwidth", "0"], 2, "'0' is no bandwidth of RAM"),
         (["--bandwidth", "fast"], 2, "no kind of memory that is known"),
         (["--cards", "3095"], 2, "3095 is not in the table of cards"),
