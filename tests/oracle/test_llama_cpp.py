@@ -74,7 +74,7 @@ def perplexity(programs: Path, model: Path, context: int = 512) -> tuple[float, 
         "-t",
         "2",
     ]
-    for _ in range(8):
+    for _ in range(24):  # mostly on a busy machine
         done = subprocess.run(
             command, capture_output=True, text=True, errors="replace", check=False, timeout=300,
             env=os.environ | {"LLAMA_ARG_REPACK": "0"},
