@@ -111,12 +111,9 @@ def _errs(planned: PlannedTensor) -> bool:
 
 def fixed_names(plan: Plan) -> set[str]:
     """The names in a layer of tensors that keep their weights in all layers."""
-    of_layers = [t for t in plan.tensors if t.name.startswith("blk.")]
-    names = {t.name.partition(".")[2].partition(".")[2]: True for t in of_layers}
-    for t in of_layers:
-        if t.type.is_quantized and not t.is_copied:
-            names[t.name.partition(".")[2].partition(".")[2]] = False
-    return {name for name, keeps in names.items() if keeps}
+    of_layers = [(t.name.split(".", 2)[2], t) for t in plan.tensors if t.name.startswith("blk.")]
+    encoded = {name for name, t in of_layers if t.type.is_quantized and not t.is_copied}
+    return {name for name, _ in of_layers} - encoded
 
 
 def encode_target(

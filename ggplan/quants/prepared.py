@@ -13,8 +13,7 @@ from ggplan.quants.searches.row_tiles import packed, packed_blocks, panels
 F32Array = NDArray[np.float32]
 
 LAMBDA = 0.1
-BROAD_LAMBDA = 0.3
-"""What is added to the diagonal, in parts of its mean: by default, and where texts do not cover the use."""
+"""What is added to the diagonal by default, in parts of its mean."""
 
 
 @dataclass(frozen=True, slots=True)
