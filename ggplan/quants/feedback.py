@@ -246,41 +246,29 @@ def _encode(
 def _beats_best(rows: F32Array, type: GgmlType, prepared: Prepared, errors: F32Array) -> NDArray[np.bool_]:
     """Whether rows have certainly less error than best effort leaves, (tiles, 16).
 
-    The columns from the first on add more and more to the error. Where the first ones have more than is to be
-    beaten, the others are not looked at, and mostly not even encoded.
+    Each panel of columns adds to the error, the last one most, for those before it are mostly told by those
+    after them. Rows that have been beaten by the last ones are not multiplied with the others.
     """
-    n = rows.shape[1]
-    count = len(errors)
     better = np.zeros(errors.shape, np.bool_)
-    whole = None
-    if type.block_size < PANEL:  # their scales look at whole rows
-        whole = _residues(rows, type, prepared.mean_squares)
-    open_tiles = np.arange(count)
-    sums = np.zeros((count, TILE), np.float32)
-    before: list[F32Array] = []
-    for first, end in panels(n):
-        if whole is not None:
-            left = np.ascontiguousarray(whole[open_tiles, first:end])
-        else:
-            of_tiles = (open_tiles[:, np.newaxis] * TILE + np.arange(TILE)).reshape(-1)
-            some = np.ascontiguousarray(rows[of_tiles[of_tiles < len(rows)], first:end])
-            left = _residues(some, type, prepared.mean_squares[first:end])
-        turned = new_tiles(len(open_tiles) * TILE, end - first)
+    open_tiles = np.arange(len(errors))
+    sums = np.zeros(errors.shape, np.float32)
+    whole = _residues(rows, type, prepared.mean_squares)
+    residues = [np.ascontiguousarray(whole[:, first:end]) for first, end in panels(rows.shape[1])]
+    for first, end in reversed(panels(rows.shape[1])):
+        k = end - first
+        turned = new_tiles(len(open_tiles) * TILE, k)
         turned[:] = 0
-        for residues, (start, stop) in zip(before, panels(n), strict=False):
-            right = prepared.factor[n * start + first * (stop - start) :]
-            add_products(turned, residues, right, stop - start, (0, end - first))
-        add_products(turned, left, prepared.squares[PANEL * first :], end - first, (0, end - first))
-        searches.add_weighted_squares(
-            turned, prepared.pivots[first:], len(open_tiles), end - first, end - first, sums
-        )
+        for (start, stop), before in zip(panels(first), residues, strict=False):
+            right = prepared.factor[rows.shape[1] * start + first * (stop - start) :]
+            add_products(turned, before, right, stop - start, (0, k))
+        add_products(turned, residues.pop(), prepared.squares[PANEL * first :], k, (0, k))
+        searches.add_weighted_squares(turned, prepared.pivots[first:], len(open_tiles), k, k, sums)
         found = errors[open_tiles] < sums * _LESS
-        better[open_tiles] |= found
-        is_open = ~better[open_tiles].all(axis=1)
-        open_tiles, sums = open_tiles[is_open], sums[is_open]
-        before = [*before, left]
+        better[open_tiles] = found
+        is_open = ~found.all(axis=1)
         if not is_open.all():
-            before = [residues[is_open] for residues in before]
+            open_tiles, sums = open_tiles[is_open], sums[is_open]
+            residues = [before[is_open] for before in residues]
         if not len(open_tiles):
             break
     return better

@@ -70,8 +70,9 @@ _PAIRS = 12
 _ROUNDS = 4
 
 # How far from a sub-block's scale and min to look for better ones, at first and then. ggml itself takes twice
-# as long with an importance matrix.
-_RADII, _RADII_WITH_IMPORTANCE = (3, 2), (5, 3)
+# as long with an importance matrix. Wide at first and then narrow beats the same time spent on turns alike:
+# (5, 3) takes half as long again as (5, 1), for 0.05 % less error.
+_RADII, _RADII_WITH_IMPORTANCE = (4, 1), (5, 1)
 _SINGULAR = np.float32(1e-5)
 
 
