@@ -88,9 +88,9 @@ def planning_options(
             "instead of 0.1).",
         ),
         click.option(
-            "--method", type=click.Choice(["feedback", "gptq"]),
-            help="With --calibration: error feedback and descent, or error feedback alone, as GPTQ does it.  "
-            "[default: feedback]",
+            "--method", type=click.Choice(["feedback", "gptq", "gptq:act-order"]),
+            help="With --calibration: error feedback and descent, or error feedback alone, as GPTQ does it, "
+            "perhaps from the most important column to the least.  [default: feedback]",
         ),
         click.option(
             "--correct", is_flag=True,

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from ggplan.errors import CalibrationError
 from ggplan.planning import Feedback, Plan, PlannedTensor
-from ggplan.quants.feedback import takes_moments
+from ggplan.quants.feedback import goes_by_importance, takes_moments
 from ggplan.quants.prepared import memory_of, prepare
 from ggplan.text import printable
 
@@ -100,11 +100,12 @@ class Guides:
             If the calibration is damaged, or is not of this model.
         """
         slice_ = row // self.rows_per_slice(planned)
-        held = self._enter((self._input(planned), slice_), planned.tensor.n_columns)
+        by_importance = goes_by_importance(planned.type, self.method)
+        held = self._enter((self._input(planned), slice_, by_importance), planned.tensor.n_columns)
         try:
             with held.making:
                 if not held.made:
-                    held.made.append(self._prepared(planned, slice_))
+                    held.made.append(self._prepared(planned, slice_, by_importance))
             yield held.made[0]
         finally:
             with self._changed:
@@ -134,7 +135,7 @@ class Guides:
         taken = sum(held.n_bytes for held in self._held.values())
         return not self._held or (len(self._held) < self._n_threads and taken + n_bytes <= self._room)
 
-    def _prepared(self, planned: PlannedTensor, slice_: int) -> Prepared | None:
+    def _prepared(self, planned: PlannedTensor, slice_: int, by_importance: bool) -> Prepared | None:
         calibration, name = self._feedback.calibration, planned.name
         moments: Moments | None = calibration.moments(name, slice_)
         if moments is None:
@@ -148,7 +149,7 @@ class Guides:
                 f"{printable(name)}, which has {n:,}",
                 hint="use a calibration of this very model",
             )
-        return prepare(moments, self._feedback.lam, overwrite=True)
+        return prepare(moments, self._feedback.lam, by_importance=by_importance, overwrite=True)
 
     def _input(self, planned: PlannedTensor) -> Hashable:
         """What is the same for tensors with the same input."""

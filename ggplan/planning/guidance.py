@@ -7,7 +7,7 @@ A calibration has the second moments of the inputs of every matrix, and an imatr
     ggplan.calibration.sha256    the calibration's digest
     ggplan.calibration.texts     array of strings, `SHA-256 NAME`: the texts it was made of
     ggplan.calibration.tokens    how many tokens it was made of
-    ggplan.calibration.method    feedback or gptq
+    ggplan.calibration.method    feedback, gptq or gptq:act-order
     ggplan.calibration.lam       the damping, a decimal number
     ggplan.calibration.corrected true, where each layer was encoded for what the layers before it give
 """
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from ggplan.imatrix import Imatrix
     from ggplan.model import Model, TensorInfo
 
-Method = Literal["feedback", "gptq"]
-"""How moments are used: error feedback and descent, or error feedback alone."""
+Method = Literal["feedback", "gptq", "gptq:act-order"]
+"""How moments are used: error feedback and descent, or error feedback alone, perhaps by importance."""
 
 LAMBDA, BROAD_LAMBDA = 0.1, 0.3
 """The damping by default, which is that of `quants.prepared`, and for uses that the texts do not cover."""
@@ -105,6 +105,11 @@ class Feedback:
             raise PlanError(
                 f"method cannot be {printable(str(self.method))}",
                 hint=f"choose from {', '.join(get_args(Method))}",
+            )
+        if self.corrected and self.method == "gptq:act-order":
+            raise PlanError(
+                "corrected targets are encoded in the order of columns, not by their importance",
+                hint="leave out --correct, or use --method gptq",
             )
         if not (math.isfinite(self.lam) and self.lam > 0):
             raise PlanError(f"the damping lam must be a number above 0, not {self.lam}")

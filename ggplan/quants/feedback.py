@@ -13,6 +13,8 @@ Methods
 feedback    error feedback, its scales searched superblock by superblock on what the errors before ask for;
             then descent on codes, scales, mins, d and dmin
 gptq        error feedback alone
+gptq:act-order
+            the same in the order of importance, with scales that are known before (`act_order`)
 descent     descent alone, from best's blocks
 
 Rows are independent: a row's bytes do not depend on the rows beside it. Sums have one order, so they do not
@@ -29,6 +31,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ggplan.errors import QuantizationError
 from ggplan.ggml_types import GgmlType
+from ggplan.quants.act_order import encode_in_order
 from ggplan.quants.codecs import decoder, encoder
 from ggplan.quants.formats.grid_descent import GRID_TYPES, descend
 from ggplan.quants.formats.ladders import LADDERS, Ladder, Numbers
@@ -49,7 +52,8 @@ from ggplan.quants.searches.row_tiles import (
 F32Array = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 
-METHODS = ("feedback", "gptq", "descent")
+ACT_ORDER = "gptq:act-order"
+METHODS = ("feedback", "gptq", ACT_ORDER, "descent")
 
 _ROW_SWEEPS = 4
 """How often descent alone goes over whole rows."""
@@ -80,6 +84,14 @@ _LESS = np.float32(1 - 2.0**-10)
 def takes_moments(type: GgmlType) -> bool:
     """Whether there is a search that uses moments for a type."""
     return type.name in LADDERS or type.name in GRID_TYPES
+
+
+def goes_by_importance(type: GgmlType, method: str) -> bool:
+    """Whether moments are to be prepared in the order of importance.
+
+    Types with points of a grid take eight neighbouring weights at once, so they go in the order of columns.
+    """
+    return method == ACT_ORDER and type.name in LADDERS
 
 
 def encode_checked(
@@ -162,7 +174,7 @@ def encode_with_moments(
     Parameters
     ----------
     moments
-        Of n columns; `lam` is not used where they are prepared.
+        Of n columns; `lam` is not used where they are prepared, which must be as `goes_by_importance` says.
     method
         One of `METHODS`.
 
@@ -173,7 +185,11 @@ def encode_with_moments(
     """
     if not takes_moments(type):
         raise QuantizationError(f"no search for {type} uses second moments")
-    prepared = moments if isinstance(moments, Prepared) else prepare(moments, lam)
+    prepared = moments
+    if isinstance(prepared, Moments):
+        prepared = prepare(prepared, lam, by_importance=goes_by_importance(type, method))
+    if (prepared.order is not None) != goes_by_importance(type, method):
+        raise ValueError(f"the moments are not prepared for {method} of {type}")
     step = max(TILE, _BATCH // rows.shape[1] // TILE * TILE)
     for start in range(0, len(rows), step):
         some, blocks = rows[start : start + step], out[start : start + step]
@@ -235,36 +251,31 @@ def _encode(
     rows: F32Array, type: GgmlType, ladder: Ladder, prepared: Prepared, out: Bytes, method: str
 ) -> None:
     m = len(rows)
-    weights = tiles_of(rows)
-    if method == "descent":
-        encoder(type, "best")(rows, prepared.mean_squares, out)
-        state = _state_of(ladder, out.reshape(-1, type.block_bytes), m, weights, prepared)
-        least = state.errors.copy()
-        _descend(state, ladder, prepared, _ROW_SWEEPS, rows.shape[1])
-        better = state.errors < least * _LESS
+    best = np.empty_like(out)
+    encoder(type, "best")(rows, prepared.mean_squares, best)
+    if prepared.order is not None:
+        out[:] = best
+        better = _beats_best(rows, type, prepared, best, encode_in_order(rows, type, ladder, prepared, out))
     else:
-        sweeps = _sweeps(rows.shape[1], method)
-        state = _with_feedback(weights, type, ladder, prepared, sweeps)
-        if sweeps.in_panels and rows.shape[1] <= _NARROW and ladder.rules.sub < ladder.rules.size:
-            other = _with_feedback(weights, type, ladder, prepared, sweeps, held=state)
-            better = other.errors < state.errors
-            for taken, given in zip(state, other, strict=True):
-                np.copyto(taken, given, where=better[:, np.newaxis] if taken.ndim == 3 else better)
-        better = _beats_best(rows, type, prepared, state.errors)
-    kept = np.flatnonzero(~better.reshape(-1)[:m])
-    new = np.empty((len(weights) * TILE, out.shape[1]), np.uint8)
-    ladder.write(_numbers_of(state, ladder), new.reshape(-1, type.block_bytes))
-    if method == "descent":
-        new[kept] = out[kept]
-    elif len(kept):
-        best = np.empty((len(kept), out.shape[1]), np.uint8)
-        encoder(type, "best")(rows[kept], prepared.mean_squares, best)
-        new[kept] = best
-    out[:] = new[:m]
+        weights = tiles_of(rows)
+        if method == "descent":
+            state = _state_of(ladder, best.reshape(-1, type.block_bytes), m, weights, prepared)
+            least = state.errors.copy()
+            _descend(state, ladder, prepared, _ROW_SWEEPS, rows.shape[1])
+            better = state.errors < least * _LESS
+        else:
+            state = _with_feedbacks(weights, type, ladder, prepared, best, method)
+            better = _beats_best(rows, type, prepared, best, state.errors)
+        found = np.empty((len(weights) * TILE, out.shape[1]), np.uint8)
+        ladder.write(_numbers_of(state, ladder), found.reshape(-1, type.block_bytes))
+        out[:] = found[:m]
+    np.copyto(out, best, where=~better.reshape(-1)[:m, np.newaxis])
 
 
-def _beats_best(rows: F32Array, type: GgmlType, prepared: Prepared, errors: F32Array) -> NDArray[np.bool_]:
-    """Whether rows have certainly less error than best effort leaves, (tiles, 16).
+def _beats_best(
+    rows: F32Array, type: GgmlType, prepared: Prepared, best: Bytes, errors: F32Array
+) -> NDArray[np.bool_]:
+    """Whether rows have certainly less error than best effort's blocks leave, (tiles, 16).
 
     Each panel of columns adds to the error, the last one most, for those before it are mostly told by those
     after them. Rows that have been beaten by the last ones are not multiplied with the others.
@@ -272,7 +283,7 @@ def _beats_best(rows: F32Array, type: GgmlType, prepared: Prepared, errors: F32A
     better = np.zeros(errors.shape, np.bool_)
     open_tiles = np.arange(len(errors))
     sums = np.zeros(errors.shape, np.float32)
-    whole = _residues(rows, type, prepared.mean_squares)
+    whole = _residues(rows, type, prepared, best)
     residues = [np.ascontiguousarray(whole[:, first:end]) for first, end in panels(rows.shape[1])]
     for first, end in reversed(panels(rows.shape[1])):
         k = end - first
@@ -294,14 +305,12 @@ def _beats_best(rows: F32Array, type: GgmlType, prepared: Prepared, errors: F32A
     return better
 
 
-def _residues(rows: F32Array, type: GgmlType, importance: F32Array) -> F32Array:
-    """What best effort leaves of rows, in tiles."""
-    blocks = np.empty((len(rows), type.row_bytes(rows.shape[1])), np.uint8)
-    encoder(type, "best")(rows, importance, blocks)
-    decoded = np.empty_like(rows)
-    decoder(type)(blocks.reshape(-1, type.block_bytes), decoded.reshape(-1, type.block_size))
-    np.subtract(rows, decoded, out=decoded)
-    return tiles_of(decoded)
+def _residues(rows: F32Array, type: GgmlType, prepared: Prepared, blocks: Bytes) -> F32Array:
+    """What blocks leave of rows, in tiles and in the order of the moments."""
+    residues = np.empty_like(rows)
+    decoder(type)(blocks.reshape(-1, type.block_bytes), residues.reshape(-1, type.block_size))
+    np.subtract(rows, residues, out=residues)
+    return tiles_of(residues if prepared.order is None else residues[:, prepared.order])
 
 
 def _values(state: _State, ladder: Ladder) -> F32Array:
@@ -368,40 +377,61 @@ def _numbers_of(state: _State, ladder: Ladder) -> Numbers:
     return Numbers(d, dmin, scales, mins, rows_of(state.levels).reshape(-1, rules.size))
 
 
+def _with_feedbacks(
+    weights: F32Array, type: GgmlType, ladder: Ladder, prepared: Prepared, best: Bytes, method: str
+) -> _State:
+    """Once, and where that pays once more with the scales that were found."""
+    count, n, _ = weights.shape
+    sweeps = _sweeps(n, method)
+    padded = np.zeros((count * TILE, best.shape[1]), np.uint8)
+    padded[: len(best)] = best
+    state = _with_feedback(weights, type, ladder, prepared, sweeps, padded)
+    if sweeps.in_panels and n <= _NARROW and ladder.rules.sub < ladder.rules.size:
+        other = _with_feedback(weights, type, ladder, prepared, sweeps, state)
+        better = other.errors < state.errors
+        for taken, given in zip(state, other, strict=True):
+            np.copyto(taken, given, where=better[:, np.newaxis] if taken.ndim == 3 else better)
+    return state
+
+
 def _with_feedback(
     weights: F32Array,
     type: GgmlType,
     ladder: Ladder,
     prepared: Prepared,
     sweeps: _Sweeps,
-    held: _State | None = None,
+    begin: Bytes | _State,
 ) -> _State:
-    """Round by error feedback, with the scales that the default encoder finds for what is to be rounded.
+    """Round by error feedback, with the scales that best effort finds for what is to be rounded.
 
     Each panel is then improved by descent on what the columns after it cannot make good, and the first panels
-    or all of them in the end. `held` has scales to begin with instead.
+    or all of them in the end. `begin` has best effort's blocks of the rows, or scales to round with instead.
     """
     rules = ladder.rules
     count, n, _ = weights.shape
     state = _empty_state(ladder, weights.shape)
     state.slopes[:] = 0
-    if held is not None:
-        for to, given in zip(state.numbers, held.numbers, strict=True):
+    if isinstance(begin, _State):
+        for to, given in zip(state.numbers, begin.numbers, strict=True):
             to[:] = given
     targets = weights.copy()
     residues = new_tiles(count * TILE, PANEL)
     blocks = np.empty((count * TILE, type.block_bytes), np.uint8)
     room = scratch(searches.ROOM)
-    encode = encoder(type, "default")
     for first, end in panels(n):
         k = end - first
         square = prepared.squares[PANEL * first :]
         remainder = prepared.remainders[PANEL * first :]
         asked = targets[:, first:end] - weights[:, first:end]
         for start in range(first, end, rules.size):
-            if held is None:
-                columns = slice(start, start + rules.size)
-                encode(rows_of(targets, columns.start, columns.stop), prepared.importance[columns], blocks)
+            if not isinstance(begin, _State):
+                found = begin[:, start // rules.size * type.block_bytes :][:, : type.block_bytes]
+                asked_of = rows_of(targets, start, start + rules.size)
+                importance = prepared.importance[start : start + rules.size]
+                if ladder.near is None or n <= _NARROW:
+                    encoder(type, "best")(asked_of, importance, blocks)
+                else:
+                    ladder.near(np.ascontiguousarray(found), asked_of, importance, blocks)
                 _put_units(state, ladder.numbers(blocks, with_levels=False), ladder, start // rules.size)
             searches.round_superblock(
                 *rules, count, n, start, first, k, square, weights, targets, state.levels, residues,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ggplan.quants.linear_algebra import Moments, regularized, times, unit_upper
+from ggplan.quants.linear_algebra import Moments, regularized, reorder, times, unit_upper
 from ggplan.quants.searches.row_tiles import PANEL, pack, packed_blocks, panels
 
 F32Array = NDArray[np.float32]
@@ -27,6 +27,8 @@ class Prepared:
         rows with it is what a row must not be worse than.
     importance
         float32 (n,): the diagonal of the regularized H.
+    order
+        None, or int64 (n,): the columns in the order that all below has them in.
     hessian
         H, packed (`searches.row_tiles`).
     factor, pivots
@@ -46,6 +48,7 @@ class Prepared:
     pivots: F32Array
     squares: F32Array
     remainders: F32Array
+    order: NDArray[np.int64] | None = None
 
     @property
     def n_bytes(self) -> int:
@@ -71,11 +74,20 @@ def memory_of(n: int) -> int:
     return 4 * (2 * n * n + 3 * PANEL * n)
 
 
-def prepare(moments: Moments, lam: float = LAMBDA, threads: int = 1, *, overwrite: bool = False) -> Prepared:
+def prepare(
+    moments: Moments,
+    lam: float = LAMBDA,
+    threads: int = 1,
+    *,
+    by_importance: bool = False,
+    overwrite: bool = False,
+) -> Prepared:
     """Regularize moments, and factor them.
 
     Parameters
     ----------
+    by_importance
+        Put the columns in the order of their importance, the most important first.
     overwrite
         Make H in the memory of the moments, which are lost: one matrix less.
 
@@ -88,6 +100,10 @@ def prepare(moments: Moments, lam: float = LAMBDA, threads: int = 1, *, overwrit
     matrix = regularized(moments, lam, overwrite=overwrite)
     n = len(matrix)
     importance = matrix.diagonal().copy()
+    order = None
+    if by_importance:
+        order = np.argsort(-importance, kind="stable")
+        reorder(matrix, order)
     upper = unit_upper(matrix, threads)
     pivots = _pivots(matrix, upper)
     squares = packed_blocks((upper[first:end, first:end] for first, end in panels(n)), n)
@@ -103,6 +119,7 @@ def prepare(moments: Moments, lam: float = LAMBDA, threads: int = 1, *, overwrit
         pivots,
         squares,
         remainders,
+        order,
     )
 
 

@@ -42,6 +42,10 @@ class Numbers(NamedTuple):
     levels: F32Array
 
 
+Near = Callable[[Bytes, F32Array, F32Array, Bytes], None]
+"""Blocks to begin with, rows, the importance of columns, and where blocks go."""
+
+
 @dataclass(frozen=True, slots=True)
 class Ladder:
     """A type's rules, and its blocks as numbers and back.
@@ -54,6 +58,9 @@ class Ladder:
         The code of level 0, where levels are whole numbers.
     unpack, pack
         The format's: blocks to fields, fields to blocks.
+    near
+        A short search that begins with blocks found for weights a little different; None for types whose
+        search by best effort is short.
     """
 
     rules: Rules
@@ -61,6 +68,7 @@ class Ladder:
     zero: int
     unpack: Callable[[Bytes], Any]
     pack: Callable[[Any, Bytes], None]
+    near: Near | None = None
 
     def numbers(self, blocks: Bytes, *, with_levels: bool = True) -> Numbers:
         """The numbers of blocks (n, bytes); without levels, these are an empty array."""
@@ -104,7 +112,11 @@ class Ladder:
 
 
 def _ladder(
-    rules: Rules, zero: int, unpack: Callable[[Bytes], Any], pack: Callable[[Any, Bytes], None]
+    rules: Rules,
+    zero: int,
+    unpack: Callable[[Bytes], Any],
+    pack: Callable[[Any, Bytes], None],
+    near: Near | None = None,
 ) -> Ladder:
     if rules.uneven:
         level_of = np.resize(IQ4_LEVELS, 256)
@@ -112,23 +124,33 @@ def _ladder(
         level_of = np.arange(256, dtype=np.uint8).view(np.int8).astype(np.float32)
     else:
         level_of = np.arange(256, dtype=np.float32) - np.float32(zero)
-    return Ladder(rules, level_of, zero, unpack, pack)
+    return Ladder(rules, level_of, zero, unpack, pack, near)
 
 
 def _of_blocks(format: Any, lowest: int, highest: int, *, uneven: int = 0, highest_min: int = 0) -> Ladder:
     rules = Rules(32, 32, uneven, lowest, highest, 1, 1, highest_min)
     zero = 0 if uneven or format.n_bytes == 34 else -lowest
-    return _ladder(rules, zero, format.unpack, partial(pack_blocks, format))
+    near = _as_they_are if uneven else None
+    return _ladder(rules, zero, format.unpack, partial(pack_blocks, format), near)
+
+
+def _as_they_are(found: Bytes, rows: F32Array, importance: F32Array, out: Bytes) -> None:
+    """No search at all: the scales of blocks that were found."""
+    out[:] = found
 
 
 _SIXTH = Rules(256, 16, 0, -32, 31, -128, 127, 0)
 LADDERS: dict[str, Ladder] = {
-    "q2_K": _ladder(Rules(256, 16, 0, 0, 3, 0, 15, 15), 0, q2_k.unpack, q2_k.pack),
+    "q2_K": _ladder(Rules(256, 16, 0, 0, 3, 0, 15, 15), 0, q2_k.unpack, q2_k.pack, q2_k.encode_near),
     "q3_K": _ladder(Rules(256, 16, 0, -4, 3, -32, 31, 0), 4, q3_k.unpack, q3_k.pack),
-    "q4_K": _ladder(Rules(256, 32, 0, 0, 15, 0, 63, 63), 0, q45_k.unpack_q4_k, q45_k.pack),
-    "q5_K": _ladder(Rules(256, 32, 0, 0, 31, 0, 63, 63), 0, q45_k.unpack_q5_k, q45_k.pack),
+    "q4_K": _ladder(
+        Rules(256, 32, 0, 0, 15, 0, 63, 63), 0, q45_k.unpack_q4_k, q45_k.pack, q45_k.encode_near_q4_k
+    ),
+    "q5_K": _ladder(
+        Rules(256, 32, 0, 0, 31, 0, 63, 63), 0, q45_k.unpack_q5_k, q45_k.pack, q45_k.encode_near_q5_k
+    ),
     "q6_K": _ladder(_SIXTH, 32, q6_k.unpack, q6_k.pack),
-    "iq4_xs": _ladder(Rules(256, 32, 1, -127, 113, -32, 31, 0), 0, iq4_xs.unpack, iq4_xs.pack),
+    "iq4_xs": _ladder(Rules(256, 32, 1, -127, 113, -32, 31, 0), 0, iq4_xs.unpack, iq4_xs.pack, _as_they_are),
     "q4_0": _of_blocks(blocks32.Q4_0, -8, 7),
     "q4_1": _of_blocks(blocks32.Q4_1, 0, 15, highest_min=1),
     "q5_0": _of_blocks(blocks32.Q5_0, -16, 15),

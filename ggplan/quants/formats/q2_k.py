@@ -51,6 +51,13 @@ def encode_best(rows: Rows, importance: F32Array | None, out: Bytes) -> None:
     encode_superblocks(partial(best_affine.improve, search, _RULES), pack, rows, importance, out)
 
 
+def encode_near(found: Bytes, rows: Rows, importance: F32Array | None, out: Bytes) -> None:
+    """The same, beginning with blocks (n, 84) that were found for weights a little different."""
+    from ggplan.quants.searches import best_affine
+
+    encode_superblocks(partial(best_affine.improve_near, unpack(found), _RULES), pack, rows, importance, out)
+
+
 def search(given: Superblocks) -> Affine:
     """The fields that ggml gives superblocks."""
     return affine.search(_RULES, _WITH_IMPORTANCE, given)

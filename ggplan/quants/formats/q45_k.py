@@ -69,6 +69,22 @@ def encode_best_q5_k(rows: Rows, importance: F32Array | None, out: Bytes) -> Non
     encode_superblocks(partial(best_affine.improve, search_q5_k, _Q5_RULES), pack, rows, importance, out)
 
 
+def encode_near_q4_k(found: Bytes, rows: Rows, importance: F32Array | None, out: Bytes) -> None:
+    """The same, beginning with blocks (n, 144) that were found for weights a little different."""
+    from ggplan.quants.searches import best_affine
+
+    fields = unpack_q4_k(found)
+    encode_superblocks(partial(best_affine.improve_near, fields, _RULES), pack, rows, importance, out)
+
+
+def encode_near_q5_k(found: Bytes, rows: Rows, importance: F32Array | None, out: Bytes) -> None:
+    """The same, beginning with blocks (n, 176) that were found for weights a little different."""
+    from ggplan.quants.searches import best_affine
+
+    fields = unpack_q5_k(found)
+    encode_superblocks(partial(best_affine.improve_near, fields, _Q5_RULES), pack, rows, importance, out)
+
+
 def search_q4_k(given: Superblocks) -> Affine:
     """The fields that ggml gives superblocks."""
     return affine.search(_RULES, _WITH_IMPORTANCE, given)

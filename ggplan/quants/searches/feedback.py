@@ -142,6 +142,40 @@ def round_superblock(
 
 
 @kernel
+def round_columns(
+    uneven: I64, lowest: F32, highest: F32, count: I64, n: I64, panel: I64, k: I64, factor: F32s,
+    weights: F32s, scales: F32s, lows: F32s, targets: F32s, levels: F32s, residues: F32s,
+) -> None:  # fmt: skip
+    """Round the panel of `count` tiles that has `k` columns from column `panel` on, each by its own scale.
+
+    Parameters
+    ----------
+    scales, lows
+        (count, n, 16): weight = scale * level - low.
+
+    All others are those of `round_superblock`.
+    """
+    for tile in range(count):
+        for start in range(panel, panel + k, 16):
+            left = (tile * 256 + start - panel) * TILE
+            for j in range(start, start + 16):
+                at = (tile * n + j) * TILE
+                scale = load(scales, at, TILE)
+                low = load(lows, at, TILE)
+                level = _nearest((load(targets, at, TILE) + low) * _inverse(scale), uneven, lowest, highest)
+                store(levels, at, level)
+                residue = load(weights, at, TILE) - (scale * level - low)
+                store(residues, left + (j - start) * TILE, residue)
+                for i in range(j + 1, start + 16):
+                    to = (tile * n + i) * TILE
+                    share = factor[((i - panel) // 4 * k + j - panel) * 4 + i % 4]
+                    store(targets, to, load(targets, to, TILE) + residue * share)
+            for i in range(start + 16, panel + k, 4):
+                to = (tile * n + i) * TILE
+                add_four(targets, to, residues, left, 16, factor, (i - panel) * k + 4 * (start - panel))
+
+
+@kernel
 def descend(
     size: I64, sub: I64, uneven: I64, lowest: F32, highest: F32, lowest_scale: F32, highest_scale: F32,
     highest_min: F32,
