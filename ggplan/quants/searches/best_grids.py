@@ -50,6 +50,27 @@ from ggplan.quants.searches.best_points import (
     point_steps,
     points_of,
 )
+from ggplan.quants.searches.best_trials import (
+    BATCH_ROOM,
+    CELL_ROOM,
+    JOB_ROOM,
+    STAGES,
+    TRIALS,
+    batch_in,
+    cells_in,
+    fill_batch,
+    jobs_in,
+    keep_choices,
+    list_chosen,
+    list_middle,
+    list_moved,
+    list_neighbours,
+    list_trial,
+    look_at,
+    note_levels,
+    note_trials,
+    trial_scale,
+)
 from ggplan.quants.searches.superblock import (
     SHIFT,
     SUPERBLOCK,
@@ -79,7 +100,6 @@ _ONE = np.float32(1)
 _TWO = np.float32(2)
 _HALF = np.float32(0.5)
 _INFINITY = np.float32(np.inf)
-_TRIALS = 12
 _UNITS = 24
 
 
@@ -115,12 +135,15 @@ class Rules(NamedTuple):
     together: Any = False
 
 
-# Where a search's memory has the best choice, another, and the best real scales: float32
-# [16 sub_block + lane], and 256 numbers on what moving them costs.
+# Where a search's memory has the best choice, another, the best real scales: float32 [16 sub_block + lane], and
+# 256 numbers on what moving them costs; then what `best_trials` works on.
 _KEPT = MEMORY_ROOM
 _TRIAL = _KEPT + CHOICE_ROOM
 _FITS = _TRIAL + CHOICE_ROOM
-_ROOM = _FITS + 2 * 16 * TILE
+_CELLS = _FITS + 2 * 16 * TILE
+_JOBS = _CELLS + CELL_ROOM
+_BATCH = _JOBS + JOB_ROOM
+_ROOM = _BATCH + BATCH_ROOM
 
 
 def improve(
@@ -137,7 +160,7 @@ def improve(
     with np.errstate(all="ignore"):  # ggml's scales may be infinite
         weights_of(found, before)
     kernel(
-        *weighed(given)[:-1], scratch(_ROOM), before, *rules, *points_of(grid),
+        *weighed(given)[:-1], scratch(_ROOM), before, *rules, STAGES, *points_of(grid),
         *memory_of(found), found.signs.shape[1],
     )  # fmt: skip
     return found
@@ -151,7 +174,7 @@ def _kernel(name: str, group: int, kind: int) -> Callable[..., None]:
     def search(
         weights: Weights, count: I64, columns: F32s, per_row: I64, skipped: I64, memory: F32s,
         before: F32s, size: I64, highest: I64, first_trial: F32, step: F32, unit: F32, stored: F32,
-        rounds: I64, together: I64, values: F32s, starts: I32s, lower: I32s, keys: I32s, index_of: I32s,
+        rounds: I64, together: I64, stages: I32s, values: F32s, starts: I32s, lower: I32s, keys: I32s, index_of: I32s,
         d_bits: U16s, scales: U8s, indices: U16s, signs: U8s, n_signs: I64,
     ) -> None:  # fmt: skip
         rules = Rules(size, highest, first_trial, step, unit, stored, rounds, together)
@@ -159,6 +182,8 @@ def _kernel(name: str, group: int, kind: int) -> Callable[..., None]:
         tile = memory_in(memory)
         kept, trial = choice_in(integers_at(memory, _KEPT)), choice_in(integers_at(memory, _TRIAL))
         fits = floats_at(memory, _FITS)
+        cells, jobs = cells_in(floats_at(memory, _CELLS)), jobs_in(floats_at(memory, _JOBS))
+        batch, chosen = batch_in(floats_at(memory, _BATCH), tile)
         n_scales = SUPERBLOCK // size
         for number in range((count + TILE - 1) // TILE):
             first = first_superblock(number, count)
@@ -172,46 +197,56 @@ def _kernel(name: str, group: int, kind: int) -> Callable[..., None]:
             moving = ~any_better
             d = best_d
             next_d = best_d
+            look_at(tile, size, TILE * n_scales, cells)
             turn = 0
             while turn < 2 + rules.rounds:
                 searching = turn <= rules.rounds
-                unit_d = repeat(d * rules.unit, WIDTH)
+                unit_d = d * rules.unit
+                store(cells.units, 0, unit_d)
+                store(cells.moving, 0, select(moving, splat(1, TILE), 0))
+                n_stages = 0
+                if searching:
+                    # At first the real scale is searched, then its integer; then points are chosen for it.
+                    n_stages = 3 if turn else TRIALS + 1
+                for stage in range(n_stages):
+                    choosing = stage != 1 if turn else stage == TRIALS
+                    if turn == 0 and choosing:
+                        n_jobs = list_chosen(cells, rules, TILE * n_scales, jobs)
+                    elif turn == 0:
+                        n_jobs = list_trial(cells, rules, stage, stages, TILE * n_scales, jobs)
+                    elif stage == 0:
+                        n_jobs = list_middle(cells, trial.levels, TILE * n_scales, jobs)
+                    elif stage == 1:
+                        n_jobs = list_neighbours(cells, rules, trial.levels, TILE * n_scales, jobs)
+                    else:
+                        n_jobs = list_moved(cells, trial.levels, TILE * n_scales, jobs)
+                    for job in range(0, n_jobs, WIDTH):
+                        fill_batch(tile, size, jobs, job, n_jobs, batch)
+                        scale = load(jobs.scales, job, WIDTH)
+                        if kind == SHIFTED and turn == 0 and not choosing:
+                            error = error_of_levels(points, rules, batch, 0, scale)
+                        else:
+                            error = search_points(points, rules, batch, 0, scale, choosing, chosen)
+                        store(jobs.errors, job, error)
+                        if choosing:
+                            keep_choices(chosen, size, group, jobs, job, n_jobs, trial)
+                    if turn:
+                        note_levels(cells, jobs, n_jobs, stage)
+                    elif not choosing:
+                        note_trials(cells, jobs, n_jobs)
                 error = splat(_ZERO, TILE)
                 sum_rq = splat(_ZERO, TILE)
                 sum_q2 = splat(_ZERO, TILE)
                 for at in range(0, n_scales * TILE, WIDTH):
-                    # At first the real scale is searched, from zero on, then its integer.
-                    largest = _largest_magnitude(tile.weights, size * at, size)
-                    middle = load(trial.levels, at, WIDTH)
-                    level = middle
-                    scale = unit_d * float_of(2 * level + 1)
-                    lowest = splat(_INFINITY, WIDTH)
-                    n_trials = 3 if turn else _TRIALS
-                    # After the trials, points are chosen for the best.
-                    for k in range(n_trials + 1 if searching else 0):
-                        choosing = k == n_trials
-                        this = level
-                        this_scale = scale
-                        if not choosing:
-                            this = maximum(minimum(middle + (k - 1), rules.highest), 0)
-                            this_scale = unit_d * float_of(2 * this + 1)
-                            if turn == 0:
-                                this_scale = largest / (rules.first + np.float32(k) * rules.step)
-                        if kind == SHIFTED and turn == 0 and not choosing:
-                            this_error = error_of_levels(points, rules, tile, at, this_scale)
-                        else:
-                            this_error = search_points(points, rules, tile, at, this_scale, choosing, trial)
-                        better = this_error < lowest
-                        lowest = select(better, this_error, lowest)
-                        scale = select(better, this_scale, scale)
-                        level = select(better, this, level)
+                    integer = float_of(2 * load(trial.levels, at, WIDTH) + 1)
+                    scale = repeat(unit_d, WIDTH) * integer
+                    if turn == 0:
+                        scale = trial_scale(cells, rules, at)
                     part, part_rq, part_q2 = sums_of_points(points, rules, tile, at, scale, trial)
                     if turn == 0:
                         store(fits, at, scale + select(part_q2 > _ZERO, part_rq / part_q2, _ZERO))
                         store(fits, 16 * TILE + at, part_q2)
                     else:
-                        store(trial.levels, at, level)
-                        integer = float_of(2 * level + 1)
                         error = add_runs(error, part)
                         sum_rq = add_runs(sum_rq, part_rq * integer)
                         sum_q2 = add_runs(sum_q2, part_q2 * integer * integer)
@@ -272,14 +307,6 @@ def _error(tile: Any, before: Any, first: Any, size: Any) -> Any:
         residue = load(tile.weights, at, TILE) - load(tile.columns, at, TILE)
         error = error + load(tile.errors, at, TILE) * residue * residue
     return error
-
-
-@inline
-def _largest_magnitude(tile: Any, start: Any, size: Any) -> Any:
-    largest = splat(_ZERO, WIDTH)
-    for at in range(start, start + size * WIDTH, WIDTH):
-        largest = maximum(largest, absolute(load(tile, at, WIDTH)))
-    return largest
 
 
 @inline
