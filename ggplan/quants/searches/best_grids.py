@@ -82,7 +82,6 @@ from ggplan.quants.searches.superblock import (
 )
 from ggplan.quants.vector import (
     WIDTH,
-    absolute,
     add_runs,
     any_lane,
     float_of,
@@ -135,8 +134,8 @@ class Rules(NamedTuple):
     together: Any = False
 
 
-# Where a search's memory has the best choice, another, the best real scales: float32 [16 sub_block + lane], and
-# 256 numbers on what moving them costs; then what `best_trials` works on.
+# Where a search's memory has the best choice, another, the best real scales: float32 [16 sub_block + lane],
+# and 256 numbers on what moving them costs; then what `best_trials` works on.
 _KEPT = MEMORY_ROOM
 _TRIAL = _KEPT + CHOICE_ROOM
 _FITS = _TRIAL + CHOICE_ROOM
@@ -174,11 +173,12 @@ def _kernel(name: str, group: int, kind: int) -> Callable[..., None]:
     def search(
         weights: Weights, count: I64, columns: F32s, per_row: I64, skipped: I64, memory: F32s,
         before: F32s, size: I64, highest: I64, first_trial: F32, step: F32, unit: F32, stored: F32,
-        rounds: I64, together: I64, stages: I32s, values: F32s, starts: I32s, lower: I32s, keys: I32s, index_of: I32s,
+        rounds: I64, together: I64, stages: I32s, values: F32s, starts: I32s, lower: I32s,
+        keys: I32s, index_of: I32s, order: I32s,
         d_bits: U16s, scales: U8s, indices: U16s, signs: U8s, n_signs: I64,
     ) -> None:  # fmt: skip
         rules = Rules(size, highest, first_trial, step, unit, stored, rounds, together)
-        points = Points(values, starts, lower, keys, index_of)
+        points = Points(values, starts, lower, keys, index_of, order)
         tile = memory_in(memory)
         kept, trial = choice_in(integers_at(memory, _KEPT)), choice_in(integers_at(memory, _TRIAL))
         fits = floats_at(memory, _FITS)
