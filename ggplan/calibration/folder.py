@@ -29,7 +29,7 @@ from ggplan.calibration.index import AGAIN, IMATRIX, INDEX, RUN, TOKENS, LayerFi
 from ggplan.calibration.inputs import Input
 from ggplan.errors import CalibrationError, CheckpointError
 from ggplan.imatrix import Imatrix, load_imatrix
-from ggplan.quants.linear_algebra import Moments, MomentSums
+from ggplan.quants.linear_algebra import Moments, MomentSums, new_matrix
 from ggplan.sources.files import exists, file_size, read_array, read_at, read_rows, shown
 from ggplan.sources.safetensors import StoredTensor, read_tensors
 from ggplan.text import nearest, plural
@@ -123,13 +123,16 @@ class Calibration:
         stored = self._tensors(file)
         if which.form == "h":
             n = which.n_columns
-            raw = self._data(stored[which.data], slice * 4 * n * n, 4 * n * n)
-            matrix = raw.view("<f4").reshape(n, n)
+            matrix, record = new_matrix(n, n), stored[which.data]
+            for first in range(0, n, _ROWS):
+                rows = matrix[first : first + _ROWS]
+                raw = self._data(record, 4 * n * (slice * n + first), rows.nbytes)
+                rows[:] = raw.view("<f4").reshape(rows.shape)
             return self._checked(Moments(matrix, n_tokens), file, which)
         sums = MomentSums(which.n_columns, threads)
         for rows in self._rows(stored, which, slice):
             sums.add(rows)
-        return self._checked(sums.moments(), file, which)
+        return self._checked(sums.finished(), file, which)
 
     def layer_moments(self, tensor: str, threads: int = 1) -> Moments | None:
         """The second moments of all tokens at the input of an expert tensor, whichever experts they went to.
@@ -152,7 +155,7 @@ class Calibration:
         sums = MomentSums(which.n_columns, threads)
         for at in range(0, record.shape[0], _ROWS):
             sums.add(self._rows_at(record, np.arange(at, min(at + _ROWS, record.shape[0]))))
-        return self._checked(sums.moments(), file, which)
+        return self._checked(sums.finished(), file, which)
 
     def squares(self, file: LayerFile, which: Input) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """The sums of squares of an input, (slices, n_columns) float32, and the tokens of each slice."""
@@ -243,7 +246,9 @@ class Calibration:
             for _ in pool.map(self._tensors, self.layers):
                 pass
 
-    def _rows(self, stored: Mapping[str, StoredTensor], which: Input, slice: int) -> list[NDArray[np.uint16]]:
+    def _rows(
+        self, stored: Mapping[str, StoredTensor], which: Input, slice: int
+    ) -> Iterator[NDArray[np.uint16]]:
         record = stored[which.data]
         if which.form == "rows":
             first = sum(which.tokens[:slice])
@@ -257,7 +262,8 @@ class Calibration:
                     f"{shown(record.file)}: {len(numbers):,} tokens were sent to expert {slice} of "
                     f"'{shown(which.tensors[0])}', and {which.tokens[slice]:,} should be"
                 )
-        return [self._rows_at(record, numbers[at : at + _ROWS]) for at in range(0, len(numbers), _ROWS)]
+        for at in range(0, len(numbers), _ROWS):
+            yield self._rows_at(record, numbers[at : at + _ROWS])
 
     def _rows_at(self, record: StoredTensor, numbers: NDArray[np.int64]) -> NDArray[np.uint16]:
         with _told_as_calibration():
@@ -268,7 +274,9 @@ class Calibration:
             return read_array(record.file, record.offset + at, n_bytes)
 
     def _checked(self, moments: Moments, file: LayerFile, which: Input) -> Moments:
-        if not np.isfinite(moments.matrix).all() or (moments.matrix.diagonal() < 0).any():
+        matrix = moments.matrix
+        is_finite = all(np.isfinite(matrix[k : k + _ROWS]).all() for k in range(0, len(matrix), _ROWS))
+        if not is_finite or (matrix.diagonal() < 0).any():
             raise CalibrationError(
                 f"{shown(self.path / file.name)}: the inputs of '{shown(which.tensors[0])}' are not finite",
                 hint=AGAIN,
@@ -296,7 +304,7 @@ class Calibration:
             )
 
 
-_ROWS = 4096  # rows that are read at a time
+_ROWS = 512  # rows that are read, or looked at, at a time
 _HASHED_AT_A_TIME = 4  # files
 
 

@@ -66,7 +66,7 @@ class WritingOptions:
     """The options of the command line for writing; `ConvertOptions` with names instead of models."""
 
     threads: int | None
-    memory: int
+    memory: int | None
     split_max_bytes: int | None
     split_max_tensors: int | None
     split_like: str | None
@@ -110,10 +110,10 @@ class WritingOptions:
 @click.option(
     "--memory",
     type=ByteCount(1024),
-    default="1G",
-    show_default=True,
+    show_default="1G; with --calibration 8G",
     metavar="SIZE",
-    help="Memory for weights being converted, besides the program's own.",
+    help="Memory for weights being converted, besides the program's own; with --calibration for moments too, "
+    "but for one Hessian (4 n^2 bytes for n columns) a thread.",
 )
 @click.option(
     "--split-max-size",
@@ -208,6 +208,7 @@ def convert_command(
         )
     wanted = prepared(plan, output, holdout)
     options = writing.of(plan)
+    note(*pace_notes(plan, options), quiet=quiet)
     result = run_conversion(plan, output, options, quiet=quiet)
     note(*uncorrected_notes(result.uncorrected), quiet=quiet)
     if not quiet and not as_json:
@@ -271,6 +272,16 @@ def run_conversion(
             progress=lambda n_bytes: bar.advance(task, n_bytes),
             resumed=resumed,
         )
+
+
+def pace_notes(plan: Plan, options: ConvertOptions) -> list[str]:
+    """A line if the memory is not enough for the threads that were asked for."""
+    from ggplan.conversion.streaming import pace_of, threads_of
+
+    pace, asked = pace_of(plan, options), threads_of(plan, options)
+    if pace.n_threads == asked:
+        return []
+    return [f"the memory is enough for {pace.n_threads:,} of {asked:,} threads; give more with --memory"]
 
 
 def _model_to_split_like(plan: Plan, named: str | None) -> Model | None:

@@ -8,6 +8,7 @@ has more chunks.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ from ggplan.ggml_types import BF16
 from ggplan.model import RowSource
 from ggplan.planning import Effort, Nonfinite, Plan, PlannedTensor
 from ggplan.planning.importance import importance_of
+from ggplan.quants.searches.row_tiles import TILE
 from ggplan.text import printable
 
 if TYPE_CHECKING:
@@ -71,17 +73,20 @@ def takes_bf16(planned: PlannedTensor) -> bool:
     return planned.type.is_quantized and rows is not None and rows.dtype == BF16
 
 
-def chunks_of(plan: Plan, chunk_weights: int = CHUNK_WEIGHTS) -> Iterator[Chunk]:
+def chunks_of(
+    plan: Plan, chunk_weights: int = CHUNK_WEIGHTS, guides: Guides | None = None
+) -> Iterator[Chunk]:
     """All chunks of a plan, in the order of the file; those of tensors that share an input go together.
 
-    A tensor's importance is read when its first chunk is asked for, and kept as long as its chunks.
+    A tensor's importance is read when its first chunk is asked for, and kept as long as its chunks. `guides`
+    has the moments of a plan with a calibration.
     """
-    if plan.feedback is None:
+    assert (guides is None) == (plan.feedback is None)
+    if guides is None:
         for planned in plan.tensors:
             yield from _chunks_of_rows(plan, planned, chunk_weights, None, planned.tensor.n_rows)
         return
-    guides = Guides(plan)
-    for group in guides.groups():
+    for group in guides.groups(plan.tensors):
         if len(group) == 1 and not guides.guides(group[0]):
             yield from _chunks_of_rows(plan, group[0], chunk_weights, None, group[0].tensor.n_rows)
             continue
@@ -104,8 +109,9 @@ def _chunks_of_rows(
     importance = importance_of(tensor, planned.type, plan.imatrix, plan.effort)
     row_bytes = planned.type.row_bytes(tensor.n_columns)
     step = max(1, chunk_weights // max(1, tensor.n_columns))
-    # Interleaved rows are copied in whole groups.
-    step = -(-step // planned.type.row_group) * planned.type.row_group
+    # Interleaved rows are copied in whole groups; searches that use moments work on sixteen rows at a time.
+    group = math.lcm(planned.type.row_group, 1 if guides is None else TILE)
+    step = -(-step // group) * group
     for first in range(0, tensor.n_rows, max(run, 1)):
         for start in range(first, min(first + run, tensor.n_rows), step):
             offset = len(plan.header) + planned.offset + start * row_bytes

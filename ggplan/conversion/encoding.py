@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ggplan.conversion.chunks import Chunk, read_rows
 from ggplan.conversion.finiteness import bytes_by_policy, keep_into, overflow_by_policy, rows_by_policy
 from ggplan.conversion.running_hash import RunningHash
 from ggplan.conversion.source_hash import add_rows
 from ggplan.quants import encode_into, first_nonfinite
+from ggplan.quants.codecs import Rows
 from ggplan.quants.feedback import encode_with_moments
 from ggplan.quants.floats import widened
 from ggplan.quants.soundness import are_sound
@@ -39,23 +41,38 @@ def encode_chunk(chunk: Chunk, source: RunningHash | None = None) -> memoryview:
     if not finite:
         rows = rows_by_policy(widened(rows), tensor, planned.type, chunk.nonfinite)
     out = np.empty((len(rows), planned.type.row_bytes(tensor.n_columns)), np.uint8)
-    importance = chunk.importance
-    effort = "default" if chunk.effort == "default" else "best"
-    prepared = None if chunk.guides is None else chunk.guides.prepared(planned, chunk.start)
-    if prepared is not None and chunk.guides is not None:
-        encode_with_moments(widened(rows), planned.type, prepared, out, method=chunk.guides.method)
-    elif importance is None:
-        encode_into(rows, planned.type, None, out, effort)
-    else:
-        rows_per_slice = tensor.n_rows // len(importance)
-        for slice_, start, stop in _slices(chunk, rows_per_slice):
-            part = slice(start, stop)
-            encode_into(rows[part], planned.type, importance[slice_], out[part], effort)
+    if not _encode_by_moments(chunk, rows, out):
+        _encode_by_importance(chunk, rows, out)
     if not are_sound(planned.type, largest):
         overflow_by_policy(rows, tensor, chunk.start, planned.type, chunk.nonfinite, out)
     if not finite and chunk.nonfinite == "keep":
         keep_into(widened(rows), planned.type, out)
     return out.data.cast("B")
+
+
+def _encode_by_moments(chunk: Chunk, rows: Rows, out: NDArray[np.uint8]) -> bool:
+    """Encode rows by the second moments that they have; False if they have none."""
+    if chunk.guides is None:
+        return False
+    with chunk.guides.prepared(chunk.planned, chunk.start) as prepared:
+        if prepared is None:
+            return False
+        encode_with_moments(widened(rows), chunk.planned.type, prepared, out, method=chunk.guides.method)
+        del prepared  # others wait for its memory
+    return True
+
+
+def _encode_by_importance(chunk: Chunk, rows: Rows, out: NDArray[np.uint8]) -> None:
+    """Encode rows by an imatrix's importance, where there is one."""
+    type_, importance = chunk.planned.type, chunk.importance
+    effort = "default" if chunk.effort == "default" else "best"
+    if importance is None:
+        encode_into(rows, type_, None, out, effort)
+        return
+    rows_per_slice = chunk.planned.tensor.n_rows // len(importance)
+    for slice_, start, stop in _slices(chunk, rows_per_slice):
+        part = slice(start, stop)
+        encode_into(rows[part], type_, importance[slice_], out[part], effort)
 
 
 def _slices(chunk: Chunk, rows_per_slice: int) -> list[tuple[int, int, int]]:

@@ -2,8 +2,9 @@
 
 What a matrix is multiplied with is one input for several tensors (q, k and v; the gate and up of an expert).
 Its moments are regularized and factored once, and kept while the rows of these tensors are encoded, by
-whichever threads (`quants.feedback.Prepared`). An expert that saw no token has the moments of all tokens of
-its layer, where experts share an input.
+whichever threads (`quants.feedback.Prepared`). A thread whose moments do not fit beside those that others
+work with waits for them. An expert that saw no token has the moments of all tokens of its layer, where
+experts share an input.
 
 A tensor for which there are none, or whose type has no search that uses them, is encoded with best effort and
 the calibration's imatrix; `unguided` says which and why.
@@ -11,34 +12,56 @@ the calibration's imatrix; `unguided` says which and why.
 
 from __future__ import annotations
 
+import contextlib
 import math
+import sys
 import threading
-from collections import OrderedDict
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ggplan.errors import CalibrationError
 from ggplan.planning import Feedback, Plan, PlannedTensor
 from ggplan.quants.feedback import takes_moments
-from ggplan.quants.prepared import prepare
+from ggplan.quants.prepared import memory_of, prepare
 from ggplan.text import printable
 
 if TYPE_CHECKING:
     from ggplan.quants.linear_algebra import Moments
     from ggplan.quants.prepared import Prepared
 
-_KEPT = 2  # inputs whose rows are done, in case others come
+
+def beyond_a_hessian(n_columns: int) -> int:
+    """Bytes that the moments of an input take at most besides one matrix (n, n) of float32."""
+    return memory_of(n_columns) - 4 * n_columns**2
+
+
+@dataclass(slots=True)
+class _Held:
+    """The moments of an input that is worked on, or was last; made by the first thread that needs them."""
+
+    n_bytes: int
+    n_users: int = 0
+    making: threading.Lock = field(default_factory=threading.Lock)
+    made: list[Prepared | None] = field(default_factory=list)
 
 
 class Guides:
-    """The moments of a plan; for any number of threads at once."""
+    """The moments that tensors of a plan have; for several threads at once.
 
-    def __init__(self, plan: Plan) -> None:
-        assert plan.feedback is not None
-        self._feedback: Feedback = plan.feedback
-        self._plan = plan
-        self._lock = threading.Lock()
-        self._made: OrderedDict[Hashable, tuple[threading.Lock, list[Prepared | None]]] = OrderedDict()
+    Parameters
+    ----------
+    n_threads
+        The most inputs whose moments are in memory.
+    room
+        Bytes that these may take besides one Hessian each (`beyond_a_hessian`); one input may take more.
+    """
+
+    def __init__(self, feedback: Feedback, n_threads: int, room: int = sys.maxsize) -> None:
+        self._feedback = feedback
+        self._n_threads, self._room = n_threads, room
+        self._changed = threading.Condition()
+        self._held: dict[Hashable, _Held] = {}
 
     @property
     def method(self) -> str:
@@ -57,18 +80,19 @@ class Guides:
         """The rows of each."""
         return planned.tensor.n_rows // self.n_slices(planned)
 
-    def groups(self) -> list[list[PlannedTensor]]:
-        """The plan's tensors, in the order of the file, but those that share moments together."""
+    def groups(self, tensors: Iterable[PlannedTensor]) -> list[list[PlannedTensor]]:
+        """Tensors in their order, but those that share moments together."""
         found: dict[Hashable, list[PlannedTensor]] = {}
-        for planned in self._plan.tensors:
+        for planned in tensors:
             key: Hashable = planned.name
             if self.guides(planned):
                 key = self._input(planned), self.n_slices(planned)
             found.setdefault(key, []).append(planned)
         return list(found.values())
 
-    def prepared(self, planned: PlannedTensor, row: int) -> Prepared | None:
-        """What the slice with a row is encoded with; None if that is an imatrix.
+    @contextlib.contextmanager
+    def prepared(self, planned: PlannedTensor, row: int) -> Iterator[Prepared | None]:
+        """What the slice with a row is encoded with, while it is encoded; None if that is an imatrix.
 
         Raises
         ------
@@ -76,18 +100,39 @@ class Guides:
             If the calibration is damaged, or is not of this model.
         """
         slice_ = row // self.rows_per_slice(planned)
-        key = self._input(planned), slice_
-        with self._lock:
-            if key not in self._made:
-                self._made[key] = threading.Lock(), []
-            self._made.move_to_end(key)
-            while len(self._made) > _KEPT:  # threads that work with it have it still
-                self._made.popitem(last=False)
-            making, made = self._made[key]
-        with making:
-            if not made:
-                made.append(self._prepared(planned, slice_))
-            return made[0]
+        held = self._enter((self._input(planned), slice_), planned.tensor.n_columns)
+        try:
+            with held.making:
+                if not held.made:
+                    held.made.append(self._prepared(planned, slice_))
+            yield held.made[0]
+        finally:
+            with self._changed:
+                held.n_users -= 1
+                self._changed.notify_all()
+
+    def _enter(self, key: Hashable, n_columns: int) -> _Held:
+        """The moments of an input, once there is room for them; the oldest that nobody uses give way.
+
+        A thread that waits uses none itself, so the others end sooner or later.
+        """
+        n_bytes = beyond_a_hessian(n_columns)
+        with self._changed:
+            while key not in self._held:
+                idle = (other for other, held in [*self._held.items()] if not held.n_users)
+                while not self._has_room(n_bytes) and (other := next(idle, None)) is not None:
+                    del self._held[other]
+                if self._has_room(n_bytes):
+                    self._held[key] = _Held(n_bytes)
+                else:
+                    self._changed.wait()
+            held = self._held[key]
+            held.n_users += 1
+            return held
+
+    def _has_room(self, n_bytes: int) -> bool:
+        taken = sum(held.n_bytes for held in self._held.values())
+        return not self._held or (len(self._held) < self._n_threads and taken + n_bytes <= self._room)
 
     def _prepared(self, planned: PlannedTensor, slice_: int) -> Prepared | None:
         calibration, name = self._feedback.calibration, planned.name
@@ -103,7 +148,7 @@ class Guides:
                 f"{printable(name)}, which has {n:,}",
                 hint="use a calibration of this very model",
             )
-        return prepare(moments, self._feedback.lam)
+        return prepare(moments, self._feedback.lam, overwrite=True)
 
     def _input(self, planned: PlannedTensor) -> Hashable:
         """What is the same for tensors with the same input."""

@@ -4,6 +4,11 @@ A chunk that is being encoded holds its rows as they are stored, as float32 and 
 memory of the steps between; one that waits to be hashed holds only its blocks. Both are counted as bytes per
 weight, for the type that needs most. A chunk has at least one row, so a row can be too long for a budget, but
 a tensor cannot. If memory is short, chunks become smaller, down to an eighth, before threads become fewer.
+
+With a calibration the moments of the inputs that are worked on are counted too, but for one Hessian each: an
+input is worked on by at least one thread, so all takes at most the budget and one Hessian a thread. Threads
+that work on the rows of one input share its moments. If memory is short, fewer inputs are worked on at a
+time, once chunks are small and before threads become fewer.
 """
 
 from __future__ import annotations
@@ -14,23 +19,53 @@ from dataclasses import dataclass
 import numpy as np
 
 from ggplan.conversion.chunks import CHUNK_WEIGHTS
+from ggplan.conversion.guides import beyond_a_hessian, why_unguided
 from ggplan.errors import PlanError
 from ggplan.planning import Plan
+from ggplan.quants.searches.row_tiles import TILE
 from ggplan.text import format_bytes, printable
 
 DEFAULT_MEMORY = 1 << 30
+CALIBRATED_MEMORY = 8 << 30
+"""The same with a calibration: what `ggplan calibrate` may take."""
 
 _WORKING, _WAITING = 24, 4  # bytes for each weight of a chunk
-_WITH_MOMENTS = 48  # the first, besides the moments themselves: each thread has those of one input
+_WITH_MOMENTS = 48  # the first, besides the moments themselves
+_SEARCHES = 8 << 20  # bytes of what searches that use moments load, which no other conversion does
+_SMALLEST = 8  # parts of a chunk
 
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """Threads, chunks in memory at once, and the most weights of a chunk that has more than one row."""
+    """How a plan is carried out within a budget.
+
+    Attributes
+    ----------
+    n_threads
+        Threads.
+    n_in_flight
+        Chunks in memory at once.
+    chunk_weights
+        The most weights of a chunk that has more than one row.
+    moments
+        Bytes that the moments of all inputs may take at once, besides one Hessian each.
+    """
 
     n_threads: int
     n_in_flight: int
     chunk_weights: int
+    moments: int = 0
+
+
+def default_memory(plan: Plan) -> int:
+    """The budget of a plan where none is given."""
+    return DEFAULT_MEMORY if plan.feedback is None else CALIBRATED_MEMORY
+
+
+def enough_memory(plan: Plan) -> int:
+    """The default, or the least that one thread needs where that is more."""
+    widest, moments, _ = _largest(plan)
+    return max(default_memory(plan), _SEARCHES + moments + widest * (_WITH_MOMENTS + _WAITING))
 
 
 def choose_pace(plan: Plan, n_threads: int, memory: int) -> Pace:
@@ -39,26 +74,43 @@ def choose_pace(plan: Plan, n_threads: int, memory: int) -> Pace:
     Raises
     ------
     PlanError
-        If one row of a tensor does not fit.
+        If one row of a tensor does not fit, or the moments of one input and one thread's rows.
     """
     working = _WORKING if plan.feedback is None else _WITH_MOMENTS
     each = working + _WAITING
-    rows = [(t.tensor.n_columns * math.gcd(t.type.row_group, t.tensor.n_rows), t.name) for t in plan.tensors]
-    widest, name = max(rows, default=(1, ""))
-    largest = memory // each
-    if widest > largest:
-        needed = format_bytes(widest * each)
+    widest, moments, name = _largest(plan)
+    besides = moments and _SEARCHES + moments
+    if (needed := besides + widest * each) > memory:
+        what = f"a row of {widest:,} weights needs {format_bytes(needed)} of memory"
+        if moments:
+            what = f"its second moments need {format_bytes(needed)} of memory besides a Hessian"
         raise PlanError(
-            f"{printable(name)}: a row of {widest:,} weights needs {needed} of memory, more than the "
-            f"{format_bytes(memory)} allowed",
-            hint="give more with --memory",
+            f"{printable(name)}: {what}, more than the {format_bytes(memory)} allowed",
+            hint=f"give --memory {-(-needed // 2**20)}M or more",
         )
-    fair = memory // (n_threads * each)
-    chunk_weights = min(CHUNK_WEIGHTS, max(fair, CHUNK_WEIGHTS // 8), largest)
+    memory -= besides - moments
+    largest = (memory - moments) // each
+    least = max(min(CHUNK_WEIGHTS // _SMALLEST, largest), widest, 1)
+    asked, n_threads = n_threads, max(1, min(n_threads, (memory - moments) // (least * each)))
+    moments = max(moments, min(n_threads * moments, memory - n_threads * least * each))
+    for_chunks = memory - moments
+    fair = for_chunks // (n_threads * each) if n_threads == asked else 0
+    chunk_weights = min(CHUNK_WEIGHTS, max(fair, CHUNK_WEIGHTS // _SMALLEST), largest)
     chunk = max(chunk_weights, widest)
-    n_threads = max(1, min(n_threads, memory // (chunk * each)))
-    n_waiting = min(n_threads, (memory - n_threads * chunk * working) // (chunk * _WAITING))
-    return Pace(n_threads, n_threads + max(0, n_waiting), chunk_weights)
+    n_waiting = min(n_threads, (for_chunks - n_threads * chunk * working) // (chunk * _WAITING))
+    return Pace(n_threads, n_threads + max(0, n_waiting), chunk_weights, moments)
+
+
+def _largest(plan: Plan) -> tuple[int, int, str]:
+    """The weights that a thread works on at least, the bytes of an input's moments, and whose they are."""
+    widest, moments = (1, ""), (0, "")
+    for planned in plan.tensors:
+        n, n_rows = planned.tensor.n_columns, math.gcd(planned.type.row_group, planned.tensor.n_rows)
+        if plan.feedback is not None and not why_unguided(plan.feedback, planned):
+            n_rows = math.lcm(n_rows, TILE)
+            moments = max(moments, (beyond_a_hessian(n), planned.name))
+        widest = max(widest, (n * n_rows, planned.name))
+    return widest[0], moments[0], moments[1] or widest[1]
 
 
 def keep_freed_memory(pace: Pace) -> None:

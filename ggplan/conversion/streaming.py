@@ -32,11 +32,12 @@ from ggplan.conversion.correction import (
 )
 from ggplan.conversion.fingerprint import fingerprint
 from ggplan.conversion.finiteness import check_early
+from ggplan.conversion.guides import Guides
 from ggplan.conversion.input_hashes import with_input_hashes
 from ggplan.conversion.inputs import InputState, changed_input, input_states
 from ggplan.conversion.journal import open_journal
 from ggplan.conversion.manifest import manifest_path
-from ggplan.conversion.pace import DEFAULT_MEMORY, Pace, choose_pace, keep_freed_memory
+from ggplan.conversion.pace import Pace, choose_pace, default_memory, keep_freed_memory
 from ggplan.conversion.part_file import part_path
 from ggplan.conversion.preflight import check_absent, check_convertible, check_readable, check_target
 from ggplan.conversion.unfinished import (
@@ -114,8 +115,9 @@ class ConvertOptions:
         Threads that read, encode and write; by default one for each CPU this process may use, and 16 or more
         where weights come over the network.
     memory
-        Bytes that chunks may take, besides the interpreter and its libraries; if it is small, fewer threads
-        run.
+        Bytes that chunks, moments and what correction needs may take, besides the interpreter and its
+        libraries, and with a calibration one Hessian for each thread; if it is small, fewer threads run. By
+        default 1 GiB, with a calibration 8 GiB.
     allow_requantize
         Encode tensors that are quantized in the source to another quantized type.
     force
@@ -133,7 +135,7 @@ class ConvertOptions:
     """
 
     threads: int | None = None
-    memory: int = DEFAULT_MEMORY
+    memory: int | None = None
     allow_requantize: bool = False
     force: bool = False
     resume: bool = True
@@ -194,7 +196,7 @@ def convert(
         )
     check_convertible(plan, allow_requantize=options.allow_requantize)
     plan = with_input_hashes(plan)
-    pace = choose_pace(plan, options.threads or _threads_for(plan), options.memory)
+    pace = pace_of(plan, options)
     max_bytes, max_tensors = options.split_max_bytes, options.split_max_tensors
     plans = split_plan(plan, max_bytes=max_bytes, max_tensors=max_tensors, like=options.split_like)
     is_set = max_bytes is not None or max_tensors is not None or len(plans) > 1
@@ -225,6 +227,23 @@ def convert(
     )  # fmt: skip
 
 
+def pace_of(plan: Plan, options: ConvertOptions) -> Pace:
+    """The threads and the sizes that a plan is written with.
+
+    Raises
+    ------
+    PlanError
+        If the memory is not enough for one thread.
+    """
+    memory = default_memory(plan) if options.memory is None else options.memory
+    return choose_pace(plan, threads_of(plan, options), memory)
+
+
+def guides_of(plan: Plan, pace: Pace) -> Guides | None:
+    """The moments of a plan with a calibration, within what its pace allows."""
+    return None if plan.feedback is None else Guides(plan.feedback, pace.n_threads, pace.moments)
+
+
 def available_cpus() -> int:
     """The number of CPUs this process may use."""
     if hasattr(os, "sched_getaffinity"):
@@ -232,8 +251,13 @@ def available_cpus() -> int:
     return os.cpu_count() or 1
 
 
-def _threads_for(plan: Plan) -> int:
-    """One for each CPU; where weights come over the network enough to wait for many ranges at once."""
+def threads_of(plan: Plan, options: ConvertOptions) -> int:
+    """The threads that are asked for.
+
+    By default one for each CPU, and where weights come over the network enough to wait for many ranges.
+    """
+    if options.threads:
+        return options.threads
     over_network = any(is_remote(path) for path in plan.model.files)
     return max(available_cpus(), PARALLEL_READS) if over_network else available_cpus()
 
@@ -291,12 +315,12 @@ def _write(
                 plan,
                 layers_folder(output),
                 threads=pace.n_threads,
-                memory=options.memory,
+                memory=default_memory(plan) if options.memory is None else options.memory,
                 restart=options.restart,
                 progress=progress,
             )
             counted, uncorrected = take_corrected(work, corrected), corrected.left
-        _run(work, pace, progress, counted)
+        _run(work, guides_of(plan, pace), pace, progress, counted)
         _refuse_changed(states)
         work.finish(manifest)
         remove_layers(output)
@@ -323,7 +347,7 @@ def _take_proven(work: UnfinishedOutput, reuse: Reuse, pace: Pace) -> Reuse:
     return proven
 
 
-def _run(work: UnfinishedOutput, pace: Pace, progress: Progress, counted: int = 0) -> None:
+def _run(work: UnfinishedOutput, guides: Guides | None, pace: Pace, progress: Progress, counted: int) -> None:
     """Encode and write all bytes that are missing; `counted` of them were told when they were made."""
     n_bytes = sum(part.plan.file_bytes for part in work.parts)
     step = min(CHECKPOINT_BYTES, max(16 << 20, n_bytes // 16))
@@ -346,7 +370,7 @@ def _run(work: UnfinishedOutput, pace: Pace, progress: Progress, counted: int = 
 
     keep_freed_memory(pace)
     run(
-        _tasks(work, pace.chunk_weights),
+        _tasks(work, guides, pace.chunk_weights),
         n_threads=pace.n_threads,
         n_in_flight=pace.n_in_flight,
         written=written,
@@ -354,13 +378,13 @@ def _run(work: UnfinishedOutput, pace: Pace, progress: Progress, counted: int = 
     )
 
 
-def _tasks(work: UnfinishedOutput, chunk_weights: int) -> Iterator[Task]:
+def _tasks(work: UnfinishedOutput, guides: Guides | None, chunk_weights: int) -> Iterator[Task]:
     """The chunks that an earlier run did not finish, in the order of the files."""
     for part in work.parts:
         keys = [(part.number, t.name) for t in part.plan.tensors]
         if all(work.hashes[key].complete and key not in work.sources for key in keys):
             continue
-        for chunk in chunks_of(part.plan, chunk_weights):
+        for chunk in chunks_of(part.plan, chunk_weights, guides):
             key = part.number, chunk.planned.name
             if key in work.reused:
                 chunk = replace(chunk, reused=work.reused[key])

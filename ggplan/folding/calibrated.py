@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ggplan.model import Model
 
 F32Array = NDArray[np.float32]
+_ROWS = 256  # of a matrix that are scaled at a time
 
 
 @dataclass(frozen=True)
@@ -97,8 +98,10 @@ class FoldedCalibration:
         if moments is None or scales is None:
             return moments
         s = scales[slice_ if len(scales) > 1 else 0]
-        matrix: F32Array = moments.matrix / np.multiply.outer(s, s)
-        return Moments(matrix, moments.tokens)
+        for first in range(0, len(s), _ROWS):
+            of_rows = slice(first, first + _ROWS)
+            moments.matrix[of_rows] /= np.multiply.outer(s[of_rows], s)
+        return moments
 
 
 def _entry(entries: Mapping[str, ImatrixEntry], name: str, scales: F32Array) -> ImatrixEntry:

@@ -17,6 +17,7 @@ Python share the work; kernels run without the GIL.
 from __future__ import annotations
 
 import math
+import mmap
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -38,6 +39,8 @@ PANEL = 256
 
 _BLOCK = 16  # rows or columns that are packed side by side
 _STEP = 32  # columns of a factor that are found one by one
+_PIECE = 1 << 16  # numbers that are moved at a time
+_OWN_PAGES = 1 << 20  # bytes from which a matrix has memory of its own
 _IN_CACHE = 8  # blocks of the left factor that stay in the second cache while the right one passes
 _ZERO = np.float32(0)
 
@@ -58,6 +61,18 @@ class Moments:
     tokens: int
 
 
+def new_matrix(m: int, n: int) -> F32Array:
+    """Zeros (m, n). Where they are many, the system gets their memory back as soon as nothing refers to it.
+
+    The C library keeps what was freed for later, in each thread apart: with a few matrices of 16 MiB a thread
+    that is as much again as is used.
+    """
+    n_bytes = 4 * m * n
+    if n_bytes < _OWN_PAGES:
+        return np.zeros((m, n), np.float32)
+    return np.frombuffer(mmap.mmap(-1, n_bytes), np.float32).reshape(m, n)
+
+
 def second_moments(x: Rows, threads: int = 1) -> F32Array:
     """The mean of x x^T: float32 (n, n) of the inputs (N, n) of N tokens, float32 or the bits of bfloat16.
 
@@ -65,12 +80,12 @@ def second_moments(x: Rows, threads: int = 1) -> F32Array:
     """
     sums = MomentSums(x.shape[1], threads)
     sums.add(x)
-    return sums.moments().matrix
+    return sums.finished().matrix
 
 
 def cross_moments(a: Rows, b: Rows, threads: int = 1) -> F32Array:
     """The mean of a b^T: float32 (n, m) of the inputs (N, n) and (N, m) of the same N tokens."""
-    out = np.zeros((a.shape[1], b.shape[1]), np.float32)
+    out = new_matrix(a.shape[1], b.shape[1])
     for first in range(0, len(a), PANEL):
         left, right = (_packed(x[first : first + PANEL]) for x in (a, b))
         _add(out, left, right, min(PANEL, len(a) - first), threads=threads)
@@ -87,7 +102,7 @@ class MomentSums:
 
     def __init__(self, n: int, threads: int = 1) -> None:
         self.tokens = 0
-        self._sums = np.zeros((n, n), np.float32)
+        self._sums = new_matrix(n, n)
         self._rest: Rows | None = None
         self._threads = threads
 
@@ -105,7 +120,18 @@ class MomentSums:
 
     def moments(self) -> Moments:
         """The moments of all rows so far; more can be added."""
-        matrix = self._sums.copy()
+        matrix = new_matrix(*self._sums.shape)
+        matrix[:] = self._sums
+        return self._moments(matrix)
+
+    def finished(self) -> Moments:
+        """The moments of all rows, in the memory of the sums: no more can be added."""
+        matrix = self._sums
+        del self._sums
+        return self._moments(matrix)
+
+    def _moments(self, matrix: F32Array) -> Moments:
+        """The moments of sums, in their place."""
         if self._rest is not None:
             self._add_panel(matrix, self._rest)
         if self.tokens:
@@ -118,25 +144,26 @@ class MomentSums:
         _add(sums, packed, packed, len(rows), lower_only=True, threads=self._threads)
 
 
-def regularized(moments: Moments, lam: float = 0.1) -> F32Array:
+def regularized(moments: Moments, lam: float = 0.1, *, overwrite: bool = False) -> F32Array:
     """The Hessian that blocks are chosen by: what few tokens do not tell is left out of it.
 
     rho H + (1 - rho) diag(H) + lam mean(diag(H)) I, with rho = 0.9 N / (N + 1.5 n) for N tokens of n columns.
     `lam` keeps it well conditioned, and blocks good for texts that are unlike the one it was made of.
-    Where H is zero, it is the unit matrix.
+    Where H is zero, it is the unit matrix. `overwrite` makes it in the memory of the moments.
     """
     n = len(moments.matrix)
     rho = np.float32(0.9 * moments.tokens / (moments.tokens + 1.5 * n))
-    diagonal = moments.matrix.diagonal()
+    diagonal = moments.matrix.diagonal().copy()
     mean = math.fsum(diagonal.tolist()) / n  # exact, so it has one value
-    matrix = moments.matrix * rho
+    matrix = moments.matrix if overwrite else new_matrix(n, n)
+    np.multiply(moments.matrix, rho, out=matrix)
     matrix.flat[:: n + 1] = diagonal + np.float32(lam * mean) if mean > 0 else np.float32(1)
     return matrix
 
 
 def times(a: F32Array, b: F32Array, threads: int = 1) -> F32Array:
     """The product (m, n) of matrices (m, k) and (k, n)."""
-    out = np.zeros((len(a), b.shape[1]), np.float32)
+    out = new_matrix(len(a), b.shape[1])
     add_product(out, a, b, threads=threads)
     return out
 
@@ -168,10 +195,11 @@ def unit_factor(h: F32Array, threads: int = 1) -> tuple[F32Array, F32Array]:
     QuantizationError
         If the matrix is not positive: rounding errors count.
     """
-    lower = _lower_factor(h, threads)
-    roots = lower.diagonal().copy()
-    lower /= roots
-    return np.ascontiguousarray(lower[::-1, ::-1]), (roots * roots)[::-1].copy()
+    factor = _lower_factor(_reversed(h), threads)
+    roots = factor.diagonal().copy()
+    factor /= roots
+    _reverse(factor)
+    return factor, (roots * roots)[::-1].copy()
 
 
 def divide(b: F32Array, h: F32Array, threads: int = 1) -> F32Array:
@@ -182,22 +210,77 @@ def divide(b: F32Array, h: F32Array, threads: int = 1) -> F32Array:
     QuantizationError
         If `h` is not positive.
     """
-    lower = _lower_factor(h, threads)
-    x = np.ascontiguousarray(b[:, ::-1])
-    _divide_by_turned(x, lower, threads)
-    x = np.ascontiguousarray(x[:, ::-1])
-    _divide_by_turned(x, np.ascontiguousarray(lower[::-1, ::-1].T), threads)
+    x = new_matrix(*b.shape)
+    x[:] = b
+    _divide(x, _reversed(h), threads)
     return x
 
 
-def _lower_factor(h: F32Array, threads: int) -> F32Array:
-    """The lower factor L of h, rows and columns from the last to the first, = L L^T.
+def divide_into(b: F32Array, h: F32Array, threads: int = 1) -> None:
+    """The same in the memory of `b`; `h`, contiguous, is lost.
+
+    Raises
+    ------
+    QuantizationError
+        If `h` is not positive.
+    """
+    _reverse(h)
+    _divide(b, h, threads)
+
+
+def _divide(x: F32Array, reversed: F32Array, threads: int) -> None:
+    """Divide x (m, n) by a matrix whose rows and columns go from the last to the first; it is lost."""
+    lower = _lower_factor(reversed, threads)
+    _reverse_columns(x)
+    _divide_by_turned(x, lower, threads)
+    _reverse_columns(x)
+    _reverse(lower)
+    _turn(lower)
+    _divide_by_turned(x, lower, threads)
+
+
+def _reversed(h: F32Array) -> F32Array:
+    """A copy of a matrix, rows and columns from the last to the first."""
+    found = new_matrix(*h.shape)
+    found[:] = h[::-1, ::-1]
+    return found
+
+
+def _reverse(matrix: F32Array) -> None:
+    """Put rows and columns of a contiguous matrix from the last to the first."""
+    flat = matrix.reshape(-1)
+    size = len(flat)
+    for first in range(0, size // 2, _PIECE):
+        end = min(first + _PIECE, size // 2)
+        kept = flat[first:end].copy()
+        flat[first:end] = flat[size - end : size - first][::-1]
+        flat[size - end : size - first] = kept[::-1]
+
+
+def _reverse_columns(matrix: F32Array) -> None:
+    """Put the columns of a matrix from the last to the first."""
+    for first in range(0, len(matrix), PANEL):
+        matrix[first : first + PANEL] = matrix[first : first + PANEL, ::-1].copy()
+
+
+def _turn(matrix: F32Array) -> None:
+    """Transpose a square matrix in its place."""
+    for first in range(0, len(matrix), PANEL):
+        end = first + PANEL
+        square = matrix[first:end, first:end]
+        square[:] = square.T.copy()
+        above = matrix[first:end, end:].copy()
+        matrix[first:end, end:] = matrix[end:, first:end].T
+        matrix[end:, first:end] = above.T
+
+
+def _lower_factor(lower: F32Array, threads: int) -> F32Array:
+    """The lower factor L of a matrix = L L^T, in its place.
 
     A panel of columns is made up of steps, each of which subtracts the steps before it, and is then taken off
     all columns after it.
     """
-    n = len(h)
-    lower = np.ascontiguousarray(h[::-1, ::-1])
+    n = len(lower)
     for first in range(0, n, PANEL):
         end = min(first + PANEL, n)
         _find_panel(lower[first:, first:end], lower[first:end, first:end], end - first)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggplan.quants.linear_algebra import Moments, regularized, times, unit_upper
-from ggplan.quants.searches.row_tiles import packed, packed_blocks, panels
+from ggplan.quants.searches.row_tiles import PANEL, pack, packed_blocks, panels
 
 F32Array = NDArray[np.float32]
 
@@ -62,36 +62,53 @@ class Prepared:
         return sum(array.nbytes for array in arrays)
 
 
-def prepare(moments: Moments, lam: float = LAMBDA, threads: int = 1) -> Prepared:
+def memory_of(n: int) -> int:
+    """The most bytes that the moments of n columns take while they are prepared in their own memory.
+
+    That is H and its factor, and in runs of 256 rows what is packed of them, twice, and one that is packed at
+    the time. Once they are prepared it is one run less.
+    """
+    return 4 * (2 * n * n + 3 * PANEL * n)
+
+
+def prepare(moments: Moments, lam: float = LAMBDA, threads: int = 1, *, overwrite: bool = False) -> Prepared:
     """Regularize moments, and factor them.
+
+    Parameters
+    ----------
+    overwrite
+        Make H in the memory of the moments, which are lost: one matrix less.
 
     Raises
     ------
     QuantizationError
         If they are no second moments: the matrix is not positive.
     """
-    matrix = regularized(moments, lam)
+    mean_squares = moments.matrix.diagonal().copy()
+    matrix = regularized(moments, lam, overwrite=overwrite)
     n = len(matrix)
+    importance = matrix.diagonal().copy()
     upper = unit_upper(matrix, threads)
     pivots = _pivots(matrix, upper)
-    squares = [upper[first:end, first:end].copy() for first, end in panels(n)]
-    remainders = [
-        times(square * pivots[first:end], np.ascontiguousarray(square.T))
-        for square, (first, end) in zip(squares, panels(n), strict=True)
-    ]
+    squares = packed_blocks((upper[first:end, first:end] for first, end in panels(n)), n)
+    remainders = packed_blocks((_remainder(upper, pivots, first, end) for first, end in panels(n)), n)
     for first, end in panels(n):
         upper[end:, first:end] = upper[first:end, end:].T
         upper[first:end, first:end] = upper[first:end, first:end].T.copy()
-    squares_of_inputs = moments.matrix.diagonal()
     return Prepared(
-        (squares_of_inputs if squares_of_inputs.any() else matrix.diagonal()).copy(),
-        matrix.diagonal().copy(),
-        packed(matrix),
-        packed(upper),
+        mean_squares if mean_squares.any() else importance,
+        importance,
+        pack(matrix),
+        pack(upper),
         pivots,
-        packed_blocks(squares, n),
-        packed_blocks(remainders, n),
+        squares,
+        remainders,
     )
+
+
+def _remainder(upper: F32Array, pivots: F32Array, first: int, end: int) -> F32Array:
+    square = upper[first:end, first:end]
+    return times(square * pivots[first:end], np.ascontiguousarray(square.T))
 
 
 def _pivots(matrix: F32Array, upper: F32Array) -> F32Array:

@@ -8,11 +8,11 @@ every comment.
 
 from __future__ import annotations
 
-BEST_REVISION = 1
+BEST_REVISION = 2
 """Raised by one with every change of a single bit that `effort="best"` writes, of any type.
 
 `tests/quants/test_best_revision.py` fails where that was forgotten.
 """
 
-FEEDBACK_REVISION = 4
+FEEDBACK_REVISION = 5
 """The same for `effort="feedback"`, which has blocks of best effort too: raised whenever that is raised."""

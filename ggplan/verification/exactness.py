@@ -22,6 +22,8 @@ from ggplan.calibration import Calibration
 from ggplan.conversion.chunks import Chunk, chunks_of
 from ggplan.conversion.encoding import encode_chunk
 from ggplan.conversion.input_hashes import with_input_hashes
+from ggplan.conversion.pace import choose_pace, enough_memory
+from ggplan.conversion.streaming import available_cpus, guides_of
 from ggplan.errors import CheckpointError, PlanError
 from ggplan.folding import FOLD, fold, parse_fold
 from ggplan.metadata import Metadata
@@ -187,14 +189,15 @@ def prove(
     faults += [Fault(name, "missing", "the file has it, the plan does not", file) for name in found]
     tensors = {tensor.name: tensor for tensor in written.tensors}
     seen: set[str] = set()
-    with _corrected_again(plan, threads) as corrected:
+    pace = choose_pace(plan, threads or available_cpus(), enough_memory(plan))
+    with _corrected_again(plan, pace.n_threads) as corrected:
         chunks = (
             dataclasses.replace(chunk, reused=corrected.get(chunk.planned.name))
-            for chunk in chunks_of(plan)
+            for chunk in chunks_of(plan, pace.chunk_weights, guides_of(plan, pace))
             if chunk.planned.name in equal
         )
         for fault in each(
-            chunks, lambda chunk: _differs(chunk, tensors[chunk.planned.name], progress), threads
+            chunks, lambda chunk: _differs(chunk, tensors[chunk.planned.name], progress), pace.n_threads
         ):
             if fault is not None and fault.where not in seen:
                 seen.add(fault.where)
@@ -203,21 +206,18 @@ def prove(
 
 
 @contextlib.contextmanager
-def _corrected_again(plan: Plan, threads: int | None) -> Iterator[Mapping[str, RowSource]]:
+def _corrected_again(plan: Plan, threads: int) -> Iterator[Mapping[str, RowSource]]:
     """The blocks of a plan's corrected layers, made again; empty for other plans.
 
     A layer takes the memory that it took when the file was made: there is nothing to choose.
     """
     from ggplan.conversion.correction import correct_plan, is_corrected
-    from ggplan.conversion.streaming import available_cpus
 
     if not is_corrected(plan):
         yield {}
         return
     with tempfile.TemporaryDirectory(prefix="ggplan-") as folder:
-        made = correct_plan(
-            plan, Path(folder) / "layers", threads=threads or available_cpus(), memory=sys.maxsize
-        )
+        made = correct_plan(plan, Path(folder) / "layers", threads=threads, memory=sys.maxsize)
         yield made.blocks
 
 

@@ -24,7 +24,6 @@ from ggplan.conversion import ConvertOptions, convert
 from ggplan.conversion.correction import is_corrected
 from ggplan.conversion.input_hashes import input_hashes, recorded_inputs
 from ggplan.conversion.listing import Listing
-from ggplan.conversion.pace import DEFAULT_MEMORY
 from ggplan.conversion.source_hash import has_source_hash, source_hash_of
 from ggplan.model import Model
 from ggplan.planning import Plan
@@ -148,7 +147,7 @@ def reproduce(
     if output is not None:
         like = written if len(written.files) > 1 else None
         # A corrected layer takes the memory that it took when the file was made.
-        memory = sys.maxsize if is_corrected(plan) else DEFAULT_MEMORY
+        memory = sys.maxsize if is_corrected(plan) else None
         made = convert(
             plan,
             output,

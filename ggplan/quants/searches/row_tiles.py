@@ -62,12 +62,12 @@ def new_tiles(m: int, n: int) -> F32Array:
     return scratch(count * n * TILE).reshape(count, n, TILE)
 
 
-def packed(matrix: F32Array) -> F32Array:
-    """A matrix (n, n), n a multiple of 4, packed by panels; float32 (n * n,)."""
+def pack(matrix: F32Array) -> F32Array:
+    """Pack a matrix (n, n), n a multiple of 4, by panels, in its own memory; float32 (n * n,)."""
     n = len(matrix)
-    out = scratch(n * n)
+    out = matrix.reshape(-1)
     for first, end in panels(n):
-        _pack(matrix[first:end], out[n * first : n * end])
+        _pack(matrix[first:end].copy(), out[n * first : n * end])
     return out
 
 
