@@ -35,21 +35,8 @@ from ggplan.quants.half import halves_of
 from ggplan.quants.kernels import F32, I64, F32s, I32s, U8s, U16s, Weights, inline, kernel, scratch
 from ggplan.quants.memory import floats_at, integers_at, load, store
 from ggplan.quants.searches.best import as_half, load_both, to_beat, weighed
-from ggplan.quants.searches.best_points import (
-    CHOICE_ROOM,
-    EVEN,
-    FREE,
-    MEMORY_ROOM,
-    SHIFTED,
-    Points,
-    choice_in,
-    find_odd,
-    keep,
-    memory_in,
-    place_of,
-    point_steps,
-    points_of,
-)
+from ggplan.quants.searches.best_memory import CHOICE_ROOM, MEMORY_ROOM, choice_in, keep, memory_in, place_of
+from ggplan.quants.searches.best_points import EVEN, FREE, SHIFTED, Points, find_odd, point_steps, points_of
 from ggplan.quants.searches.best_trials import (
     BATCH_ROOM,
     CELL_ROOM,
@@ -165,20 +152,20 @@ def improve(
     return found
 
 
-def _kernel(name: str, group: int, kind: int) -> Callable[..., None]:
-    """The kernel for groups of so many weights and a kind of search."""
-    search_points, error_of_levels, sums_of_points = point_steps(group, kind)
+def _kernel(name: str, grid: str, group: int, kind: int) -> Callable[..., None]:
+    """The kernel for a grid with groups of so many weights, and a kind of search."""
+    search_points, error_of_levels, sums_of_points = point_steps(grid, group, kind)
     n_groups = SUPERBLOCK // group
 
     def search(
         weights: Weights, count: I64, columns: F32s, per_row: I64, skipped: I64, memory: F32s,
         before: F32s, size: I64, highest: I64, first_trial: F32, step: F32, unit: F32, stored: F32,
         rounds: I64, together: I64, stages: I32s, values: F32s, starts: I32s, lower: I32s,
-        keys: I32s, index_of: I32s, order: I32s,
+        keys: I32s, index_of: I32s,
         d_bits: U16s, scales: U8s, indices: U16s, signs: U8s, n_signs: I64,
     ) -> None:  # fmt: skip
         rules = Rules(size, highest, first_trial, step, unit, stored, rounds, together)
-        points = Points(values, starts, lower, keys, index_of, order)
+        points = Points(values, starts, lower, keys, index_of)
         tile = memory_in(memory)
         kept, trial = choice_in(integers_at(memory, _KEPT)), choice_in(integers_at(memory, _TRIAL))
         fits = floats_at(memory, _FITS)
@@ -290,11 +277,12 @@ def _kernel(name: str, group: int, kind: int) -> Callable[..., None]:
     return kernel(search)
 
 
-fours = _kernel("fours", 4, FREE)  # iq3_s
-even_fours = _kernel("even_fours", 4, EVEN)  # iq3_xxs
-eights = _kernel("eights", 8, FREE)  # iq2_s
-even_eights = _kernel("even_eights", 8, EVEN)  # iq2_xs and iq2_xxs
-shifted_eights = _kernel("shifted_eights", 8, SHIFTED)  # iq1_m and iq1_s
+fours = _kernel("fours", "iq3_s", 4, FREE)
+even_fours = _kernel("even_fours", "iq3_xxs", 4, EVEN)
+eights = _kernel("eights", "iq2_s", 8, FREE)
+even_eights = _kernel("even_eights", "iq2_xs", 8, EVEN)
+fewer_even_eights = _kernel("fewer_even_eights", "iq2_xxs", 8, EVEN)
+shifted_eights = _kernel("shifted_eights", "iq1_s", 8, SHIFTED)  # and iq1_m
 
 
 @inline

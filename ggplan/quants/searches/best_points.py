@@ -4,8 +4,9 @@ A group's error is the sum of what its two halves cost, and of half a group ther
 
     four weights of 3 levels      81 halves      two weights of 8 levels      64 halves
 
-So the errors of all halves are added up first, in as many lanes as there are sub-blocks side by side; then
-each point takes one comparison, since points with the same upper half share the addition.
+So the errors of all halves are added up first, in as many lanes as there are sub-blocks side by side. Then
+each point takes one comparison, since points with the same upper half share the addition (`half_minima`).
+Which point it was is asked only where one is chosen, of the few with the upper half that has the least error.
 
 Besides its error each half has another one, and each group another best point:
 
@@ -17,8 +18,8 @@ Besides its error each half has another one, and each group another best point:
 
 from __future__ import annotations
 
-from functools import cache
-from itertools import accumulate
+from functools import cache, partial
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +27,8 @@ import numpy as np
 from ggplan.quants.formats.grids import grid
 from ggplan.quants.kernels import inline
 from ggplan.quants.memory import floats_at, integers_at, load, store
+from ggplan.quants.searches.best_memory import Memory
+from ggplan.quants.searches.half_minima import minima_of
 from ggplan.quants.searches.neighbours import grid_neighbours
 from ggplan.quants.searches.superblock import SUPERBLOCK, TILE
 from ggplan.quants.vector import WIDTH, absolute, minimum, select, splat
@@ -55,9 +58,6 @@ class Points(NamedTuple):
         int32 (points,): all levels, two bits each for eight weights, three bits for four.
     index_of
         int32: the index of each key of a point.
-    order
-        int32 (halves,): the upper halves by how many points they have, so that a processor can tell how long
-        loops over these are.
     """
 
     values: Any
@@ -65,59 +65,6 @@ class Points(NamedTuple):
     lower: Any
     keys: Any
     index_of: Any
-    order: Any
-
-
-class Memory(NamedTuple):
-    """What a search works on: sixteen superblocks, and the errors of each group of eight weights.
-
-    Attributes
-    ----------
-    weights, errors
-        The weights and what their errors count, laid out as in `superblock`.
-    columns
-        As large: the importance of columns, or what ggml's fields are read as.
-    flips
-        float32 [WIDTH eight + lane]: 4 where the number of negative weights is odd and must be even, else 0.
-    parts, other_parts
-        float32 [WIDTH (n part + number) + lane]: of the upper half's two parts the errors and the others, for
-        `EVEN` what it costs to change the cheapest sign.
-    halves
-        float32 [WIDTH (n other + number) + lane]: the errors of lower halves, and the others.
-    least
-        [WIDTH other + lane]: float32, the least errors; and, two runs on, int32, the upper halves that have
-        them, -1 where all are beyond float32.
-    """
-
-    weights: Any
-    errors: Any
-    columns: Any
-    flips: Any
-    parts: Any
-    other_parts: Any
-    halves: Any
-    least: Any
-
-
-class PointChoice(NamedTuple):
-    """What is chosen for sixteen superblocks; groups stand where their weights do in a tile.
-
-    Attributes
-    ----------
-    levels
-        int32 [16 sub_block + lane]: s.
-    keys
-        int32: the points of groups.
-    marks
-        int32: the signs of eight weights, a bit each; or 1 where their shift is down.
-    other_keys
-        int32: the points of groups with the other shift.
-    """
-
-    levels: Any
-    keys: Any
-    marks: Any
-    other_keys: Any
 
 
 @cache
@@ -136,57 +83,14 @@ def points_of(name: str) -> Points:
         (WIDTH * lower[order]).astype(np.int32),
         known.keys[order],
         known.index_of,
-        np.diff(starts).argsort(kind="stable").astype(np.int32),
     )
 
 
-# How many numbers of four bytes take `Memory` and `PointChoice`, for groups of 8 and of 4.
-_PARTS = (_ALL := SUPERBLOCK * TILE, _ALL, _ALL, _ALL // 8, 36 * WIDTH, 36 * WIDTH, 256 * WIDTH, 8 * WIDTH)
-_CHOICES = (16 * TILE, _ALL // 4, _ALL // 8, _ALL // 4)
-_STARTS, _CHOICE_STARTS = tuple(accumulate(_PARTS, initial=0)), tuple(accumulate(_CHOICES, initial=0))
-MEMORY_ROOM, CHOICE_ROOM = _STARTS[-1], _CHOICE_STARTS[-1]
-_CHOSEN = _CHOICE_STARTS[3]
-
-
-@inline
-def memory_in(room: Any) -> Any:
-    """Part memory of `MEMORY_ROOM` numbers."""
-    return Memory(
-        room,
-        floats_at(room, _STARTS[1]),
-        floats_at(room, _STARTS[2]),
-        floats_at(room, _STARTS[3]),
-        floats_at(room, _STARTS[4]),
-        floats_at(room, _STARTS[5]),
-        floats_at(room, _STARTS[6]),
-        floats_at(room, _STARTS[7]),
-    )
-
-
-@inline
-def choice_in(room: Any) -> Any:
-    """Part memory of `CHOICE_ROOM` numbers."""
-    return PointChoice(
-        room,
-        integers_at(room, _CHOICE_STARTS[1]),
-        integers_at(room, _CHOICE_STARTS[2]),
-        integers_at(room, _CHOICE_STARTS[3]),
-    )
-
-
-@inline
-def keep(better: Any, choice: Any, kept: Any) -> None:
-    """Take a choice, but for what was not chosen (`other_keys`), in the lanes that are better."""
-    for at in range(0, _CHOSEN, TILE):
-        store(kept.levels, at, select(better, load(choice.levels, at, TILE), load(kept.levels, at, TILE)))
-
-
-@inline
-def place_of(i: Any, size: Any, group: Any) -> Any:
-    """Where lane 0 of the group of a superblock's weight i stands."""
-    at = i // size * TILE
-    inside = at % WIDTH
-    return (size * (at - inside) + WIDTH * (i % size)) // group + inside
+def lower_halves(name: str) -> list[list[int]]:
+    """The lower halves that go with each upper half of a grid."""
+    points = points_of(name)
+    lower = (points.lower // WIDTH).tolist()
+    return [lower[start:end] for start, end in pairwise(points.starts.tolist())]
 
 
 @inline
@@ -220,8 +124,12 @@ class PointSteps(NamedTuple):
     sums_of_points: Any
 
 
-def point_steps(group: int, kind: int) -> PointSteps:
-    """The steps for groups of so many weights: constants here, so Numba drops dead branches first."""
+def point_steps(name: str, group: int, kind: int) -> PointSteps:
+    """The steps for a grid, by its name in `formats.grids`, whose groups have so many weights.
+
+    They are constants here, so Numba drops dead branches first.
+    """
+    minima = minima_of(partial(lower_halves, name))
     is_even, is_shifted, has_other = kind == EVEN, kind == SHIFTED, kind != FREE
     of_eight = group == 8
     only_other = is_even and of_eight  # then all that counts are errors that may have a sign changed
@@ -245,10 +153,11 @@ def point_steps(group: int, kind: int) -> PointSteps:
             for g in range(n_groups):
                 part = part_of(memory, g)
                 add_up(points, part, eight, eight + group_width * g, scale)
+                find_minima(points, part)
                 if choosing:
-                    least_of_group(points, part, True)
+                    least_of_group(part, True)
                 else:
-                    least_of_group(points, part, False)
+                    least_of_group(part, False)
             least = load(memory.least, 0, WIDTH)
             if has_other:
                 other = load(memory.least, WIDTH, WIDTH)
@@ -369,6 +278,7 @@ def point_steps(group: int, kind: int) -> PointSteps:
             floats_at(memory.parts, 2 * WIDTH * n * g),
             floats_at(memory.other_parts, 2 * WIDTH * n * g),
             floats_at(memory.halves, 2 * half_width * g),
+            memory.minima,
             floats_at(memory.least, 4 * WIDTH * g),
         )
 
@@ -441,8 +351,26 @@ def point_steps(group: int, kind: int) -> PointSteps:
         return w * residue * residue, flips
 
     @inline
-    def least_of_group(points: Any, memory: Any, choosing: Any) -> None:
-        """Find the least error of the group that was added up, and with a changed sign or the other shift.
+    def find_minima(points: Any, memory: Any) -> None:
+        """Find the least errors, and others, of the lower halves that go with each upper half."""
+        if is_shifted:
+            for b in range(n_halves):
+                lower = splat(_INFINITY, WIDTH)
+                lower_other = lower
+                for k in range(points.starts[b], points.starts[b + 1]):
+                    at = points.lower[k]
+                    lower = minimum(lower, load(memory.halves, at, WIDTH))
+                    lower_other = minimum(lower_other, load(memory.halves, others + at, WIDTH))
+                store(memory.minima, WIDTH * b, lower)
+                store(memory.minima, others + WIDTH * b, lower_other)
+        else:
+            minima(memory.halves, 0, memory.minima, 0)
+            if has_other:
+                minima(memory.halves, others, memory.minima, others)
+
+    @inline
+    def least_of_group(memory: Any, choosing: Any) -> None:
+        """Find the least error of the group, and that with a changed sign or the other shift.
 
         Where `choosing` is true, also the upper half that has it, the first of several.
         """
@@ -450,26 +378,20 @@ def point_steps(group: int, kind: int) -> PointSteps:
         least_other = least
         half = splat(-1, WIDTH)
         other_half = half
-        for number in range(n_halves):
-            b = number
-            if not choosing:
-                b = points.order[number]
-            start, end = points.starts[b], points.starts[b + 1]
-            if start < end:
-                lower = splat(_INFINITY, WIDTH)
-                lower_other = lower
-                for k in range(start, end):
-                    at = points.lower[k]
-                    lower = minimum(lower, load(memory.halves, at, WIDTH))
-                    if has_other:
-                        lower_other = minimum(lower_other, load(memory.halves, others + at, WIDTH))
-                upper, upper_other = error_of_half(memory, WIDTH * (b % n), WIDTH * (n + b // n))
-                error = upper + lower
-                if choosing and not only_other:
-                    half = select(error < least, b, half)
-                least = minimum(error, least)
+        for high in range(n):
+            for low in range(n):
+                b = n * high + low
+                upper, upper_other = error_of_half(memory, WIDTH * low, WIDTH * (n + high))
+                lower = load(memory.minima, WIDTH * b, WIDTH)
+                if not only_other:
+                    error = upper + lower
+                    if choosing:
+                        half = select(error < least, b, half)
+                    least = minimum(error, least)
                 if has_other:
-                    error = other_of(lower, lower_other, upper, upper_other)
+                    error = other_of(
+                        lower, load(memory.minima, others + WIDTH * b, WIDTH), upper, upper_other
+                    )
                     if choosing:
                         other_half = select(error < least_other, b, other_half)
                     least_other = minimum(error, least_other)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from ggplan.quants.kernels import inline
 from ggplan.quants.memory import floats_at, integers_at, load, store
-from ggplan.quants.searches.best_points import CHOICE_ROOM, Memory, choice_in
+from ggplan.quants.searches.best_memory import CHOICE_ROOM, Memory, choice_in
 from ggplan.quants.searches.superblock import SUPERBLOCK, TILE
 from ggplan.quants.vector import WIDTH, absolute, float_of, maximum, select, splat
 
@@ -137,6 +137,7 @@ def batch_in(room: Any, memory: Any) -> Any:
         memory.parts,
         memory.other_parts,
         memory.halves,
+        memory.minima,
         memory.least,
     )
     return batch, choice_in(integers_at(room, 68 * WIDTH))

@@ -15,8 +15,9 @@ weights after it free, is
     (p + r_s U_ss) D_s (p + r_s U_ss)^T        p = sum over t < s of r_t U_ts
 
 First its groups are chosen from left to right in the same way, with the scales of the blocks that best
-efforts found (`feedback_points`), then it descends under U_ss D_s U_ss^T. Afterwards all superblocks descend
-under H. Narrow rows go through all that twice more with the scales they then have, and keep what is better.
+efforts found (`feedback_points`), then it descends under U_ss D_s U_ss^T. Afterwards superblocks descend
+under H, of wide rows the first fourth. Narrow rows go through all that twice more with the scales they then
+have, and keep what is better.
 
 Error on inputs of a text that was not used, best's blocks being 1, of six matrices of 256 to 512 columns:
 
