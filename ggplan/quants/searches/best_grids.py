@@ -13,6 +13,7 @@ shifts (see `best_points`), and scales are found with that:
 2. Round together: try many d. The s nearest to a scale is best, and a deviation ds from the fit costs
    sum(w q^2) ds^2, q the point.
 3. Choose: with d fixed, try the s found and its neighbours, and search all points again for each.
+   Scales that cannot be the best, by what others leave, are not searched, here and in 1 (`best_trials`).
 4. Solve: with s and points fixed, d follows by least squares. Back to 3, until nothing moves; then the d
    that follows from the best is stored, a little larger in some types.
 

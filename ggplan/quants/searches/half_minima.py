@@ -1,7 +1,8 @@
 """The least errors of lower halves for each upper half of a grid's points, in code without loops.
 
-Which lower halves go with an upper one differs from one to the next, and short loops over them take longer than
-the comparisons in them. A grid is known when a kernel is compiled, so all are written out for it: 256 to 1024.
+Which lower halves go with an upper one differs from one to the next, and short loops over them take longer
+than the comparisons in them. A grid is known when a kernel is compiled, so all are written out for it: 256 to
+1024.
 """
 
 from __future__ import annotations
