@@ -116,7 +116,12 @@ _improve_iq2_xs = partial(
     best_grids.improve, best_grids.even_eights, "iq2_xs", _BEST_XS, _search_iq2_xs, weights_of_iq2_xs
 )
 _improve_iq2_xxs = partial(
-    best_grids.improve, best_grids.even_eights, "iq2_xxs", _BEST_XXS, _search_iq2_xxs, weights_of_iq2_xxs
+    best_grids.improve,
+    best_grids.fewer_even_eights,
+    "iq2_xxs",
+    _BEST_XXS,
+    _search_iq2_xxs,
+    weights_of_iq2_xxs,
 )
 
 

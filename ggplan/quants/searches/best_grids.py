@@ -13,6 +13,7 @@ shifts (see `best_points`), and scales are found with that:
 2. Round together: try many d. The s nearest to a scale is best, and a deviation ds from the fit costs
    sum(w q^2) ds^2, q the point.
 3. Choose: with d fixed, try the s found and its neighbours, and search all points again for each.
+   Scales that cannot be the best, by what others leave, are not searched, here and in 1 (`best_trials`).
 4. Solve: with s and points fixed, d follows by least squares. Back to 3, until nothing moves; then the d
    that follows from the best is stored, a little larger in some types.
 
@@ -35,20 +36,28 @@ from ggplan.quants.half import halves_of
 from ggplan.quants.kernels import F32, I64, F32s, I32s, U8s, U16s, Weights, inline, kernel, scratch
 from ggplan.quants.memory import floats_at, integers_at, load, store
 from ggplan.quants.searches.best import as_half, load_both, to_beat, weighed
-from ggplan.quants.searches.best_points import (
-    CHOICE_ROOM,
-    EVEN,
-    FREE,
-    MEMORY_ROOM,
-    SHIFTED,
-    Points,
-    choice_in,
-    find_odd,
-    keep,
-    memory_in,
-    place_of,
-    point_steps,
-    points_of,
+from ggplan.quants.searches.best_memory import CHOICE_ROOM, MEMORY_ROOM, choice_in, keep, memory_in, place_of
+from ggplan.quants.searches.best_points import EVEN, FREE, SHIFTED, Points, find_odd, point_steps, points_of
+from ggplan.quants.searches.best_trials import (
+    BATCH_ROOM,
+    CELL_ROOM,
+    JOB_ROOM,
+    STAGES,
+    TRIALS,
+    batch_in,
+    cells_in,
+    fill_batch,
+    jobs_in,
+    keep_choices,
+    list_chosen,
+    list_middle,
+    list_moved,
+    list_neighbours,
+    list_trial,
+    look_at,
+    note_levels,
+    note_trials,
+    trial_scale,
 )
 from ggplan.quants.searches.superblock import (
     SHIFT,
@@ -61,7 +70,6 @@ from ggplan.quants.searches.superblock import (
 )
 from ggplan.quants.vector import (
     WIDTH,
-    absolute,
     add_runs,
     any_lane,
     float_of,
@@ -79,7 +87,6 @@ _ONE = np.float32(1)
 _TWO = np.float32(2)
 _HALF = np.float32(0.5)
 _INFINITY = np.float32(np.inf)
-_TRIALS = 12
 _UNITS = 24
 
 
@@ -115,12 +122,15 @@ class Rules(NamedTuple):
     together: Any = False
 
 
-# Where a search's memory has the best choice, another, and the best real scales: float32
-# [16 sub_block + lane], and 256 numbers on what moving them costs.
+# Where a search's memory has the best choice, another, the best real scales: float32 [16 sub_block + lane],
+# and 256 numbers on what moving them costs; then what `best_trials` works on.
 _KEPT = MEMORY_ROOM
 _TRIAL = _KEPT + CHOICE_ROOM
 _FITS = _TRIAL + CHOICE_ROOM
-_ROOM = _FITS + 2 * 16 * TILE
+_CELLS = _FITS + 2 * 16 * TILE
+_JOBS = _CELLS + CELL_ROOM
+_BATCH = _JOBS + JOB_ROOM
+_ROOM = _BATCH + BATCH_ROOM
 
 
 def improve(
@@ -137,21 +147,22 @@ def improve(
     with np.errstate(all="ignore"):  # ggml's scales may be infinite
         weights_of(found, before)
     kernel(
-        *weighed(given)[:-1], scratch(_ROOM), before, *rules, *points_of(grid),
+        *weighed(given)[:-1], scratch(_ROOM), before, *rules, STAGES, *points_of(grid),
         *memory_of(found), found.signs.shape[1],
     )  # fmt: skip
     return found
 
 
-def _kernel(name: str, group: int, kind: int) -> Callable[..., None]:
-    """The kernel for groups of so many weights and a kind of search."""
-    search_points, error_of_levels, sums_of_points = point_steps(group, kind)
+def _kernel(name: str, grid: str, group: int, kind: int) -> Callable[..., None]:
+    """The kernel for a grid with groups of so many weights, and a kind of search."""
+    search_points, error_of_levels, sums_of_points = point_steps(grid, group, kind)
     n_groups = SUPERBLOCK // group
 
     def search(
         weights: Weights, count: I64, columns: F32s, per_row: I64, skipped: I64, memory: F32s,
         before: F32s, size: I64, highest: I64, first_trial: F32, step: F32, unit: F32, stored: F32,
-        rounds: I64, together: I64, values: F32s, starts: I32s, lower: I32s, keys: I32s, index_of: I32s,
+        rounds: I64, together: I64, stages: I32s, values: F32s, starts: I32s, lower: I32s,
+        keys: I32s, index_of: I32s,
         d_bits: U16s, scales: U8s, indices: U16s, signs: U8s, n_signs: I64,
     ) -> None:  # fmt: skip
         rules = Rules(size, highest, first_trial, step, unit, stored, rounds, together)
@@ -159,6 +170,8 @@ def _kernel(name: str, group: int, kind: int) -> Callable[..., None]:
         tile = memory_in(memory)
         kept, trial = choice_in(integers_at(memory, _KEPT)), choice_in(integers_at(memory, _TRIAL))
         fits = floats_at(memory, _FITS)
+        cells, jobs = cells_in(floats_at(memory, _CELLS)), jobs_in(floats_at(memory, _JOBS))
+        batch, chosen = batch_in(floats_at(memory, _BATCH), tile)
         n_scales = SUPERBLOCK // size
         for number in range((count + TILE - 1) // TILE):
             first = first_superblock(number, count)
@@ -172,46 +185,56 @@ def _kernel(name: str, group: int, kind: int) -> Callable[..., None]:
             moving = ~any_better
             d = best_d
             next_d = best_d
+            look_at(tile, size, TILE * n_scales, cells)
             turn = 0
             while turn < 2 + rules.rounds:
                 searching = turn <= rules.rounds
-                unit_d = repeat(d * rules.unit, WIDTH)
+                unit_d = d * rules.unit
+                store(cells.units, 0, unit_d)
+                store(cells.moving, 0, select(moving, splat(1, TILE), 0))
+                n_stages = 0
+                if searching:
+                    # At first the real scale is searched, then its integer; then points are chosen for it.
+                    n_stages = 3 if turn else TRIALS + 1
+                for stage in range(n_stages):
+                    choosing = stage != 1 if turn else stage == TRIALS
+                    if turn == 0 and choosing:
+                        n_jobs = list_chosen(cells, rules, TILE * n_scales, jobs)
+                    elif turn == 0:
+                        n_jobs = list_trial(cells, rules, stage, stages, TILE * n_scales, jobs)
+                    elif stage == 0:
+                        n_jobs = list_middle(cells, trial.levels, TILE * n_scales, jobs)
+                    elif stage == 1:
+                        n_jobs = list_neighbours(cells, rules, trial.levels, TILE * n_scales, jobs)
+                    else:
+                        n_jobs = list_moved(cells, trial.levels, TILE * n_scales, jobs)
+                    for job in range(0, n_jobs, WIDTH):
+                        fill_batch(tile, size, jobs, job, n_jobs, batch)
+                        scale = load(jobs.scales, job, WIDTH)
+                        if kind == SHIFTED and turn == 0 and not choosing:
+                            error = error_of_levels(points, rules, batch, 0, scale)
+                        else:
+                            error = search_points(points, rules, batch, 0, scale, choosing, chosen)
+                        store(jobs.errors, job, error)
+                        if choosing:
+                            keep_choices(chosen, size, group, jobs, job, n_jobs, trial)
+                    if turn:
+                        note_levels(cells, jobs, n_jobs, stage)
+                    elif not choosing:
+                        note_trials(cells, jobs, n_jobs)
                 error = splat(_ZERO, TILE)
                 sum_rq = splat(_ZERO, TILE)
                 sum_q2 = splat(_ZERO, TILE)
                 for at in range(0, n_scales * TILE, WIDTH):
-                    # At first the real scale is searched, from zero on, then its integer.
-                    largest = _largest_magnitude(tile.weights, size * at, size)
-                    middle = load(trial.levels, at, WIDTH)
-                    level = middle
-                    scale = unit_d * float_of(2 * level + 1)
-                    lowest = splat(_INFINITY, WIDTH)
-                    n_trials = 3 if turn else _TRIALS
-                    # After the trials, points are chosen for the best.
-                    for k in range(n_trials + 1 if searching else 0):
-                        choosing = k == n_trials
-                        this = level
-                        this_scale = scale
-                        if not choosing:
-                            this = maximum(minimum(middle + (k - 1), rules.highest), 0)
-                            this_scale = unit_d * float_of(2 * this + 1)
-                            if turn == 0:
-                                this_scale = largest / (rules.first + np.float32(k) * rules.step)
-                        if kind == SHIFTED and turn == 0 and not choosing:
-                            this_error = error_of_levels(points, rules, tile, at, this_scale)
-                        else:
-                            this_error = search_points(points, rules, tile, at, this_scale, choosing, trial)
-                        better = this_error < lowest
-                        lowest = select(better, this_error, lowest)
-                        scale = select(better, this_scale, scale)
-                        level = select(better, this, level)
+                    integer = float_of(2 * load(trial.levels, at, WIDTH) + 1)
+                    scale = repeat(unit_d, WIDTH) * integer
+                    if turn == 0:
+                        scale = trial_scale(cells, rules, at)
                     part, part_rq, part_q2 = sums_of_points(points, rules, tile, at, scale, trial)
                     if turn == 0:
                         store(fits, at, scale + select(part_q2 > _ZERO, part_rq / part_q2, _ZERO))
                         store(fits, 16 * TILE + at, part_q2)
                     else:
-                        store(trial.levels, at, level)
-                        integer = float_of(2 * level + 1)
                         error = add_runs(error, part)
                         sum_rq = add_runs(sum_rq, part_rq * integer)
                         sum_q2 = add_runs(sum_q2, part_q2 * integer * integer)
@@ -255,11 +278,12 @@ def _kernel(name: str, group: int, kind: int) -> Callable[..., None]:
     return kernel(search)
 
 
-fours = _kernel("fours", 4, FREE)  # iq3_s
-even_fours = _kernel("even_fours", 4, EVEN)  # iq3_xxs
-eights = _kernel("eights", 8, FREE)  # iq2_s
-even_eights = _kernel("even_eights", 8, EVEN)  # iq2_xs and iq2_xxs
-shifted_eights = _kernel("shifted_eights", 8, SHIFTED)  # iq1_m and iq1_s
+fours = _kernel("fours", "iq3_s", 4, FREE)
+even_fours = _kernel("even_fours", "iq3_xxs", 4, EVEN)
+eights = _kernel("eights", "iq2_s", 8, FREE)
+even_eights = _kernel("even_eights", "iq2_xs", 8, EVEN)
+fewer_even_eights = _kernel("fewer_even_eights", "iq2_xxs", 8, EVEN)
+shifted_eights = _kernel("shifted_eights", "iq1_s", 8, SHIFTED)  # and iq1_m
 
 
 @inline
@@ -272,14 +296,6 @@ def _error(tile: Any, before: Any, first: Any, size: Any) -> Any:
         residue = load(tile.weights, at, TILE) - load(tile.columns, at, TILE)
         error = error + load(tile.errors, at, TILE) * residue * residue
     return error
-
-
-@inline
-def _largest_magnitude(tile: Any, start: Any, size: Any) -> Any:
-    largest = splat(_ZERO, WIDTH)
-    for at in range(start, start + size * WIDTH, WIDTH):
-        largest = maximum(largest, absolute(load(tile, at, WIDTH)))
-    return largest
 
 
 @inline

@@ -4,8 +4,9 @@ A group's error is the sum of what its two halves cost, and of half a group ther
 
     four weights of 3 levels      81 halves      two weights of 8 levels      64 halves
 
-So the errors of all halves are added up first, in as many lanes as there are sub-blocks side by side; then
-each point takes one comparison, since points with the same upper half share the addition.
+So the errors of all halves are added up first, in as many lanes as there are sub-blocks side by side. Then
+each point takes one comparison, since points with the same upper half share the addition (`half_minima`).
+Which point it was is asked only where one is chosen, of the few with the upper half that has the least error.
 
 Besides its error each half has another one, and each group another best point:
 
@@ -17,8 +18,8 @@ Besides its error each half has another one, and each group another best point:
 
 from __future__ import annotations
 
-from functools import cache
-from itertools import accumulate
+from functools import cache, partial
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +27,8 @@ import numpy as np
 from ggplan.quants.formats.grids import grid
 from ggplan.quants.kernels import inline
 from ggplan.quants.memory import floats_at, integers_at, load, store
+from ggplan.quants.searches.best_memory import Memory
+from ggplan.quants.searches.half_minima import minima_of
 from ggplan.quants.searches.neighbours import grid_neighbours
 from ggplan.quants.searches.superblock import SUPERBLOCK, TILE
 from ggplan.quants.vector import WIDTH, absolute, minimum, select, splat
@@ -64,57 +67,6 @@ class Points(NamedTuple):
     index_of: Any
 
 
-class Memory(NamedTuple):
-    """What a search works on: sixteen superblocks, and the errors of one group's halves.
-
-    Attributes
-    ----------
-    weights, errors
-        The weights and what their errors count, laid out as in `superblock`.
-    columns
-        As large: the importance of columns, or what ggml's fields are read as.
-    flips
-        float32 [WIDTH eight + lane]: 4 where the number of negative weights is odd and must be even, else 0.
-    parts, other_parts
-        float32 [WIDTH (n part + number) + lane]: of a half's two parts the errors, and the others; for `EVEN`
-        what it costs to change the cheapest sign.
-    halves
-        float32 [WIDTH (n (2 other + half) + number) + lane]: the errors of both halves, and the others.
-    least
-        float32 [WIDTH (2 group + other) + lane]: the least errors of eight weights' groups.
-    """
-
-    weights: Any
-    errors: Any
-    columns: Any
-    flips: Any
-    parts: Any
-    other_parts: Any
-    halves: Any
-    least: Any
-
-
-class PointChoice(NamedTuple):
-    """What is chosen for sixteen superblocks; groups stand where their weights do in a tile.
-
-    Attributes
-    ----------
-    levels
-        int32 [16 sub_block + lane]: s.
-    keys
-        int32: the points of groups.
-    marks
-        int32: the signs of eight weights, a bit each; or 1 where their shift is down.
-    other_keys
-        int32: the points of groups with a changed sign or the other shift.
-    """
-
-    levels: Any
-    keys: Any
-    marks: Any
-    other_keys: Any
-
-
 @cache
 def points_of(name: str) -> Points:
     """The points of a grid, by its name in `formats.grids`."""
@@ -134,53 +86,11 @@ def points_of(name: str) -> Points:
     )
 
 
-# How many numbers of four bytes take `Memory` and `PointChoice`, for groups of 8 and of 4.
-_PARTS = (_ALL := SUPERBLOCK * TILE, _ALL, _ALL, _ALL // 8, 18 * WIDTH, 18 * WIDTH, 4 * 81 * WIDTH, 4 * WIDTH)
-_CHOICES = (16 * TILE, _ALL // 4, _ALL // 8, _ALL // 4)
-_STARTS, _CHOICE_STARTS = tuple(accumulate(_PARTS, initial=0)), tuple(accumulate(_CHOICES, initial=0))
-MEMORY_ROOM, CHOICE_ROOM = _STARTS[-1], _CHOICE_STARTS[-1]
-_CHOSEN = _CHOICE_STARTS[3]
-
-
-@inline
-def memory_in(room: Any) -> Any:
-    """Part memory of `MEMORY_ROOM` numbers."""
-    return Memory(
-        room,
-        floats_at(room, _STARTS[1]),
-        floats_at(room, _STARTS[2]),
-        floats_at(room, _STARTS[3]),
-        floats_at(room, _STARTS[4]),
-        floats_at(room, _STARTS[5]),
-        floats_at(room, _STARTS[6]),
-        floats_at(room, _STARTS[7]),
-    )
-
-
-@inline
-def choice_in(room: Any) -> Any:
-    """Part memory of `CHOICE_ROOM` numbers."""
-    return PointChoice(
-        room,
-        integers_at(room, _CHOICE_STARTS[1]),
-        integers_at(room, _CHOICE_STARTS[2]),
-        integers_at(room, _CHOICE_STARTS[3]),
-    )
-
-
-@inline
-def keep(better: Any, choice: Any, kept: Any) -> None:
-    """Take a choice, but for what was not chosen (`other_keys`), in the lanes that are better."""
-    for at in range(0, _CHOSEN, TILE):
-        store(kept.levels, at, select(better, load(choice.levels, at, TILE), load(kept.levels, at, TILE)))
-
-
-@inline
-def place_of(i: Any, size: Any, group: Any) -> Any:
-    """Where lane 0 of the group of a superblock's weight i stands."""
-    at = i // size * TILE
-    inside = at % WIDTH
-    return (size * (at - inside) + WIDTH * (i % size)) // group + inside
+def lower_halves(name: str) -> list[list[int]]:
+    """The lower halves that go with each upper half of a grid."""
+    points = points_of(name)
+    lower = (points.lower // WIDTH).tolist()
+    return [lower[start:end] for start, end in pairwise(points.starts.tolist())]
 
 
 @inline
@@ -214,16 +124,21 @@ class PointSteps(NamedTuple):
     sums_of_points: Any
 
 
-def point_steps(group: int, kind: int) -> PointSteps:
-    """The steps for groups of so many weights: constants here, so Numba drops dead branches first."""
+def point_steps(name: str, group: int, kind: int) -> PointSteps:
+    """The steps for a grid, by its name in `formats.grids`, whose groups have so many weights.
+
+    They are constants here, so Numba drops dead branches first.
+    """
+    minima = minima_of(partial(lower_halves, name))
     is_even, is_shifted, has_other = kind == EVEN, kind == SHIFTED, kind != FREE
     of_eight = group == 8
+    only_other = is_even and of_eight  # then all that counts are errors that may have a sign changed
     n_groups, group_width = 8 // group, WIDTH * group
     # The levels of a weight, their bits in a key, and of how many numbers are a part and a half of a group.
     n_levels, bits, n = (3, 2, 9) if of_eight else (8, 3, 8)
     n_halves = n * n
     half_width = WIDTH * n_halves
-    others = 2 * half_width
+    others = half_width
 
     @inline
     def search_points(
@@ -235,39 +150,36 @@ def point_steps(group: int, kind: int) -> PointSteps:
         start, end = rules.size * at, rules.size * (at + WIDTH)
         for eight in range(start, end, 8 * WIDTH):
             first = eight // group
-            if choosing:
-                for g in range(n_groups):
-                    add_up(points, memory, eight, eight + group_width * g, scale)
-                    found = floats_at(memory.least, 2 * WIDTH * g)
-                    point_of_group(points, memory, found, first + WIDTH * g, choice)
-            else:
-                for g in range(n_groups):
-                    add_up(points, memory, eight, eight + group_width * g, scale)
-                    least_of_group(points, memory, floats_at(memory.least, 2 * WIDTH * g))
+            for g in range(n_groups):
+                part = part_of(memory, g)
+                add_up(points, part, eight, eight + group_width * g, scale)
+                find_minima(points, part)
+                if choosing:
+                    least_of_group(part, True)
+                else:
+                    least_of_group(part, False)
             least = load(memory.least, 0, WIDTH)
             if has_other:
                 other = load(memory.least, WIDTH, WIDTH)
             if is_even and not of_eight:
-                in_second = least + load(memory.least, 3 * WIDTH, WIDTH)
-                in_first = other + load(memory.least, 2 * WIDTH, WIDTH)
+                in_second = least + load(memory.least, 5 * WIDTH, WIDTH)
+                in_first = other + load(memory.least, 4 * WIDTH, WIDTH)
                 other = minimum(in_second, in_first)
             if is_shifted:
                 balance = balance + (other - least)
             if choosing:
+                if is_even and not of_eight:
+                    store(choice.other_keys, first, select(in_first < in_second, splat(1, WIDTH), 0))
+                choose_points(points, memory, first, choice)
                 if is_shifted and not rules.together:
                     take_shift(choice, first, other < least)
-                if is_even and of_eight:
-                    store(choice.keys, first, load(choice.other_keys, first, WIDTH))
-                if is_even and not of_eight:
-                    take_other(choice, first, in_first < in_second)
-                    take_other(choice, first + WIDTH, ~(in_first < in_second))
                 if not is_shifted:
                     take_signs(points, memory, eight, choice)
             if is_shifted and not rules.together:
                 least = minimum(least, other)
                 other = least
             if not has_other and not of_eight:
-                least = least + load(memory.least, 2 * WIDTH, WIDTH)
+                least = least + load(memory.least, 4 * WIDTH, WIDTH)
             if not is_even:
                 total = total + least
             if has_other:
@@ -356,8 +268,25 @@ def point_steps(group: int, kind: int) -> PointSteps:
         store(choice.marks, eight // 8, signs)
 
     @inline
+    def part_of(memory: Any, g: Any) -> Any:
+        """The memory with the room of group g of eight weights."""
+        return Memory(
+            memory.weights,
+            memory.errors,
+            memory.columns,
+            memory.flips,
+            floats_at(memory.parts, 2 * WIDTH * n * g),
+            floats_at(memory.other_parts, 2 * WIDTH * n * g),
+            floats_at(memory.halves, 2 * half_width * g),
+            memory.minima,
+            floats_at(memory.least, 4 * WIDTH * g),
+        )
+
+    @inline
     def add_up(points: Any, memory: Any, eight: Any, at: Any, scale: Any) -> None:
-        """Find the errors of all halves of the group at `at`, one of the eight weights at `eight`."""
+        """Find the errors of the lower halves of the group at `at`, one of the eight weights at `eight`, and
+        those of the upper half's parts.
+        """
         flips = scale
         if is_even:
             flips = load(memory.flips, eight // 8, WIDTH)
@@ -384,20 +313,26 @@ def point_steps(group: int, kind: int) -> PointSteps:
                         if is_even:
                             store(memory.other_parts, to, other)
                         to = to + WIDTH
-            to = half_width * half
-            for b in range(WIDTH * n, 2 * WIDTH * n, WIDTH):
-                upper = load(memory.parts, b, WIDTH)
-                upper_other = load(memory.other_parts, b, WIDTH)
-                for a in range(0, WIDTH * n, WIDTH):
-                    error = load(memory.parts, a, WIDTH) + upper
-                    store(memory.halves, to, error)
-                    if is_even:
-                        error = error + minimum(load(memory.other_parts, a, WIDTH), upper_other)
-                    if is_shifted:
-                        error = load(memory.other_parts, a, WIDTH) + upper_other
-                    if has_other:
-                        store(memory.halves, to + others, error)
-                    to = to + WIDTH
+            if half == 0:
+                for b in range(n):
+                    for a in range(n):
+                        error, other = error_of_half(memory, WIDTH * a, WIDTH * (n + b))
+                        store(memory.halves, WIDTH * (n * b + a), error)
+                        if has_other:
+                            store(memory.halves, others + WIDTH * (n * b + a), other)
+
+    @inline
+    def error_of_half(memory: Any, one: Any, two: Any) -> Any:
+        """The error of a half with these parts, and the other one."""
+        error = load(memory.parts, one, WIDTH) + load(memory.parts, two, WIDTH)
+        other = error
+        if has_other:
+            other = load(memory.other_parts, one, WIDTH)
+        if is_even:
+            other = error + minimum(other, load(memory.other_parts, two, WIDTH))
+        if is_shifted:
+            other = other + load(memory.other_parts, two, WIDTH)
+        return error, other
 
     @inline
     def error_of(points: Any, memory: Any, at: Any, level: Any, scale: Any, flips: Any) -> Any:
@@ -416,29 +351,55 @@ def point_steps(group: int, kind: int) -> PointSteps:
         return w * residue * residue, flips
 
     @inline
-    def least_of_group(points: Any, memory: Any, found: Any) -> None:
-        """Find the least error of the group that was added up, and with a changed sign or the other shift."""
-        least = splat(_INFINITY, WIDTH)
-        least_other = least
-        for b in range(n_halves):
-            start = points.starts[b]
-            end = points.starts[b + 1]
-            if start < end:
+    def find_minima(points: Any, memory: Any) -> None:
+        """Find the least errors, and others, of the lower halves that go with each upper half."""
+        if is_shifted:
+            for b in range(n_halves):
                 lower = splat(_INFINITY, WIDTH)
                 lower_other = lower
-                for k in range(start, end):
+                for k in range(points.starts[b], points.starts[b + 1]):
                     at = points.lower[k]
-                    lower = minimum(load(memory.halves, at, WIDTH), lower)
-                    if has_other:
-                        lower_other = minimum(load(memory.halves, others + at, WIDTH), lower_other)
-                upper = load(memory.halves, half_width + WIDTH * b, WIDTH)
-                least = minimum(upper + lower, least)
+                    lower = minimum(lower, load(memory.halves, at, WIDTH))
+                    lower_other = minimum(lower_other, load(memory.halves, others + at, WIDTH))
+                store(memory.minima, WIDTH * b, lower)
+                store(memory.minima, others + WIDTH * b, lower_other)
+        else:
+            minima(memory.halves, 0, memory.minima, 0)
+            if has_other:
+                minima(memory.halves, others, memory.minima, others)
+
+    @inline
+    def least_of_group(memory: Any, choosing: Any) -> None:
+        """Find the least error of the group, and that with a changed sign or the other shift.
+
+        Where `choosing` is true, also the upper half that has it, the first of several.
+        """
+        least = splat(_INFINITY, WIDTH)
+        least_other = least
+        half = splat(-1, WIDTH)
+        other_half = half
+        for high in range(n):
+            for low in range(n):
+                b = n * high + low
+                upper, upper_other = error_of_half(memory, WIDTH * low, WIDTH * (n + high))
+                lower = load(memory.minima, WIDTH * b, WIDTH)
+                if not only_other:
+                    error = upper + lower
+                    if choosing:
+                        half = select(error < least, b, half)
+                    least = minimum(error, least)
                 if has_other:
-                    upper_other = load(memory.halves, others + half_width + WIDTH * b, WIDTH)
-                    least_other = minimum(other_of(lower, lower_other, upper, upper_other), least_other)
-        store(found, 0, least)
+                    error = other_of(
+                        lower, load(memory.minima, others + WIDTH * b, WIDTH), upper, upper_other
+                    )
+                    if choosing:
+                        other_half = select(error < least_other, b, other_half)
+                    least_other = minimum(error, least_other)
+        store(memory.least, 0, least)
+        store(integers_at(memory.least, 2 * WIDTH), 0, half)
         if has_other:
-            store(found, WIDTH, least_other)
+            store(memory.least, WIDTH, least_other)
+            store(integers_at(memory.least, 3 * WIDTH), 0, other_half)
 
     @inline
     def other_of(lower: Any, lower_other: Any, upper: Any, upper_other: Any) -> Any:
@@ -448,46 +409,53 @@ def point_steps(group: int, kind: int) -> PointSteps:
         return upper_other + lower_other
 
     @inline
-    def point_of_group(points: Any, memory: Any, found: Any, place: Any, choice: Any) -> None:
-        """The same, and choose the points, the first of several."""
-        least = splat(_INFINITY, WIDTH)
-        least_other = least
-        key = splat(points.keys[0], WIDTH)
-        other_key = key
-        for b in range(n_halves):
-            upper = load(memory.halves, half_width + WIDTH * b, WIDTH)
-            if has_other:
-                upper_other = load(memory.halves, others + half_width + WIDTH * b, WIDTH)
+    def choose_points(points: Any, memory: Any, first: Any, choice: Any) -> None:
+        """Choose the points of eight weights' groups."""
+        for g in range(n_groups):
+            part = part_of(memory, g)
+            for r in range(WIDTH):
+                at = first + WIDTH * g + r
+                if is_even and of_eight:
+                    choice.keys[at] = key_of(points, part, r, True)
+                elif is_even:
+                    # One of both has a sign changed, the first where that was noted for it.
+                    choice.keys[at] = key_of(points, part, r, choice.other_keys[first + r] != g)
+                else:
+                    choice.keys[at] = key_of(points, part, r, False)
+                    if is_shifted:
+                        choice.other_keys[at] = key_of(points, part, r, True)
+
+    @inline
+    def key_of(points: Any, memory: Any, r: Any, changed: Any) -> Any:
+        """The point in a lane that has the least error found, the first of several; or the least other."""
+        run = WIDTH if changed else 0
+        least = memory.least[run + r]
+        b = integers_at(memory.least, 2 * WIDTH)[run + r]
+        if b >= 0:
+            one, two = WIDTH * (b % n) + r, WIDTH * (n + b // n) + r
+            upper = memory.parts[one] + memory.parts[two]
+            upper_other = upper
+            if is_even:
+                upper_other = upper + min(memory.other_parts[one], memory.other_parts[two])
+            if is_shifted:
+                upper_other = memory.other_parts[one] + memory.other_parts[two]
             for k in range(points.starts[b], points.starts[b + 1]):
-                at = points.lower[k]
-                lower = load(memory.halves, at, WIDTH)
-                error = upper + lower
-                better = error < least
-                least = select(better, error, least)
-                key = select(better, points.keys[k], key)
-                if has_other:
-                    error = other_of(lower, load(memory.halves, others + at, WIDTH), upper, upper_other)
-                    better = error < least_other
-                    least_other = select(better, error, least_other)
-                    other_key = select(better, points.keys[k], other_key)
-        store(found, 0, least)
-        store(choice.keys, place, key)
-        if has_other:
-            store(found, WIDTH, least_other)
-            store(choice.other_keys, place, other_key)
+                at = points.lower[k] + r
+                error = upper + memory.halves[at]
+                if has_other and changed:
+                    error = upper_other + memory.halves[others + at]
+                    if is_even:
+                        error = min(upper_other + memory.halves[at], upper + memory.halves[others + at])
+                if error == least:
+                    return points.keys[k]
+        return points.keys[0]
 
     return PointSteps(search_points, error_of_levels, sums_of_points)
 
 
 @inline
-def take_other(choice: Any, place: Any, these: Any) -> None:
-    """Choose the other points in some lanes."""
-    key = load(choice.keys, place, WIDTH)
-    store(choice.keys, place, select(these, load(choice.other_keys, place, WIDTH), key))
-
-
-@inline
 def take_shift(choice: Any, place: Any, down: Any) -> None:
     """Let the shift be down in some lanes."""
-    take_other(choice, place, down)
+    key = load(choice.keys, place, WIDTH)
+    store(choice.keys, place, select(down, load(choice.other_keys, place, WIDTH), key))
     store(choice.marks, place, select(down, splat(1, WIDTH), 0))

@@ -56,16 +56,26 @@ class Groups(NamedTuple):
     inverses: F32Array
 
 
-def groups_of(square: F32Array, pivots: F32Array) -> Groups:
-    """Of a superblock whose square of U (256, 256) and part of D (256,) these are."""
-    n = SUPERBLOCK // 8
-    upper = square.reshape(n, 8, n, 8)[np.arange(n), :, np.arange(n)].astype(np.float64)
+def groups_of(squares: F32Array, pivots: F32Array) -> list[Groups]:
+    """Of each superblock, from packed squares of U (`row_tiles`) and D."""
+    upper = own_parts(squares)
+    n = len(upper)
     turned = upper * pivots.reshape(n, 1, 8)
     hessians = np.zeros((n, 8, 8))
     for k in range(8):  # in this order everywhere
         hessians += turned[:, :, k, np.newaxis] * upper[:, np.newaxis, :, k]
     inverses = inverses_of(hessians)
-    return Groups(*(part.astype(np.float32).reshape(n, 64) for part in (turned, hessians, inverses)))
+    found = (
+        part.astype(np.float32).reshape(-1, SUPERBLOCK // 8, 64) for part in (turned, hessians, inverses)
+    )
+    return [Groups(*parts) for parts in zip(*found, strict=True)]
+
+
+def own_parts(squares: F32Array) -> NDArray[np.float64]:
+    """Of packed squares of 256 columns, the part of each eight columns that is their own: (n / 8, 8, 8)."""
+    k = SUPERBLOCK // 8
+    parts = squares.reshape(-1, k, 2, k, 8, 4)[:, np.arange(k), :, np.arange(k)]
+    return parts.transpose(1, 0, 3, 2, 4).reshape(-1, 8, 8).astype(np.float64)
 
 
 def inverses_of(matrices: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -97,7 +107,7 @@ def choose_points(
     asked
         float32 (tiles, 256, 16): what z is made of by the superblocks before it.
     packed, groups
-        Its square of U, packed (`row_tiles`), and `groups_of` that.
+        Its square of U, packed (`row_tiles`), and its part of `groups_of`.
     values, residues, ds, levels
         As `descent_grids` has them for the superblock.
     """
