@@ -58,6 +58,30 @@ class Rows:
     routes: NDArray[np.int32] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class States:
+    """The hidden states of all windows in a file, read when they are asked for.
+
+    Attributes
+    ----------
+    path
+        The file: float32 (windows, T, width).
+    n_tokens, width
+        T, and the length of a state.
+    """
+
+    path: Path
+    n_tokens: int
+    width: int
+
+    def __getitem__(self, windows: slice) -> F32Array:
+        """The states of windows that follow one another, (windows, T, width)."""
+        each = self.n_tokens * self.width
+        first, stop = windows.start or 0, windows.stop
+        found = np.fromfile(self.path, np.float32, (stop - first) * each, offset=4 * first * each)
+        return found.reshape(-1, self.n_tokens, self.width)
+
+
 @contextlib.contextmanager
 def one_torch_thread() -> Iterator[None]:
     """Torch with one thread, so that its sums have one order."""
@@ -143,12 +167,12 @@ class TokenRun:
         """The same by the number of the batch's first window."""
         return dict(zip((batch.start for batch in self.batches), self.calls(layer), strict=True))
 
-    def states(self, path: Path) -> NDArray[np.float32]:
-        """The hidden states in a file, (windows, T, width), memory-mapped."""
+    def states(self, path: Path) -> States:
+        """The hidden states in a file."""
         self.width = self.width or path.stat().st_size // (4 * self.tokens.size)
-        return np.memmap(path, np.float32, "r", shape=(*self.tokens.shape, self.width))
+        return States(path, self.tokens.shape[1], self.width)
 
-    def structure(self, layer: int, states: NDArray[np.float32]) -> Structure:
+    def structure(self, layer: int, states: States) -> Structure:
         """The inputs of a layer's matrices, found once for all layers of a kind; it fills the layer."""
         import torch
 
@@ -160,7 +184,7 @@ class TokenRun:
         _, calls = self.model.start(tokens)  # which may empty a layer
         places = layer_places(self.model, layer)
         self.model.fill(layer)
-        sample = torch.from_numpy(states[:1, : tokens.shape[1]].copy())
+        sample = torch.from_numpy(states[:1][:, : tokens.shape[1]].copy())
         fixed = [name for name in places if self.is_fixed(name)]
         found = find_structure(self.model, layer, sample, calls[layer], places, fixed)
         self._structures[key] = found
@@ -186,7 +210,7 @@ class TokenRun:
     def run(
         self,
         layer: int,
-        states: NDArray[np.float32],
+        states: States,
         structure: Structure | None = None,
         wanted: Callable[[LayerInput], bool] = lambda each: True,
         *,
@@ -206,7 +230,7 @@ class TokenRun:
         with Given(self.model, layer, modules) as given:
 
             def work(batch: slice) -> tuple[slice, F32Array, list[Rows]]:
-                hidden = torch.from_numpy(states[batch].copy())
+                hidden = torch.from_numpy(states[batch])
                 call = calls[batch.start]
                 output, rows = observe(self.model, layer, hidden, call, inputs, numbers, given, to_end)
                 if not torch.isfinite(output).all():
@@ -217,12 +241,12 @@ class TokenRun:
 
             yield from self.each(work)
 
-    def end(self, states: NDArray[np.float32]) -> Iterator[F32Array]:
+    def end(self, states: States) -> Iterator[F32Array]:
         """What the output matrix is given for the last layer's states, batch by batch: (tokens, width)."""
         import torch
 
         for batch in self.batches:
-            hidden = torch.from_numpy(states[batch].copy())
+            hidden = torch.from_numpy(states[batch])
             yield self.model.output_input(torch.from_numpy(self.tokens[batch]), hidden).numpy()
 
     def write(self, path: Path, outputs: Iterator[F32Array]) -> None:

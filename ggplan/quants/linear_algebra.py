@@ -21,7 +21,7 @@ import mmap
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,17 +73,32 @@ def new_matrix(m: int, n: int) -> F32Array:
     return np.frombuffer(mmap.mmap(-1, n_bytes), np.float32).reshape(m, n)
 
 
-def second_moments(x: Rows, threads: int = 1) -> F32Array:
+class RowRuns(Protocol):
+    """Rows (N, n) that are read a run at a time."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, n)."""
+
+    def __len__(self) -> int:
+        """N."""
+
+    def __getitem__(self, run: slice, /) -> F32Array:
+        """Rows that follow one another."""
+
+
+def second_moments(x: Rows | RowRuns, threads: int = 1) -> F32Array:
     """The mean of x x^T: float32 (n, n) of the inputs (N, n) of N tokens, float32 or the bits of bfloat16.
 
     No tokens give zeros.
     """
     sums = MomentSums(x.shape[1], threads)
-    sums.add(x)
+    for first in range(0, len(x), PANEL):
+        sums.add(x[first : first + PANEL])
     return sums.finished().matrix
 
 
-def cross_moments(a: Rows, b: Rows, threads: int = 1) -> F32Array:
+def cross_moments(a: Rows | RowRuns, b: Rows | RowRuns, threads: int = 1) -> F32Array:
     """The mean of a b^T: float32 (n, m) of the inputs (N, n) and (N, m) of the same N tokens."""
     out = new_matrix(a.shape[1], b.shape[1])
     for first in range(0, len(a), PANEL):
