@@ -125,9 +125,9 @@ class Calibration:
             n = which.n_columns
             matrix, record = new_matrix(n, n), stored[which.data]
             for first in range(0, n, _ROWS):
-                rows = matrix[first : first + _ROWS]
-                raw = self._data(record, 4 * n * (slice * n + first), rows.nbytes)
-                rows[:] = raw.view("<f4").reshape(rows.shape)
+                run = matrix[first : first + _ROWS]
+                raw = self._data(record, 4 * n * (slice * n + first), run.nbytes)
+                run[:] = raw.view("<f4").reshape(run.shape)
             return self._checked(Moments(matrix, n_tokens), file, which)
         sums = MomentSums(which.n_columns, threads)
         for rows in self._rows(stored, which, slice):

@@ -55,12 +55,15 @@ class Corrected:
         The rows of each tensor as the output will have them, by name.
     left
         Quantized tensors of the layers whose weights were not corrected, and why.
+    notes
+        What else is to be said.
     """
 
     folder: Path
     run: str
     blocks: Mapping[str, RowSource]
     left: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)

@@ -54,9 +54,10 @@ class CorrectOptions:
     Attributes
     ----------
     threads
-        Batches, experts and runs of rows that are worked on at the same time.
+        Batches, experts and runs of rows that are worked on at the same time, at most.
     memory
-        Bytes that the weights of a layer, float32, may take.
+        Bytes that correcting a layer may take, its weights among them, besides one Hessian a thread (see
+        `needs`).
     lam, method
         As of `ggplan.quants.feedback.encode_with_moments`.
     restart
@@ -153,6 +154,7 @@ class Layer:
                     routes.setdefault(each.number, []).append(each.routes)
                 if each.slices is not None:
                     slices.setdefault(each.number, []).append(each.slices)
+            del each, rows  # their memory is wanted for the next
         for number in {*numbers, *sources}:
             scratch.close(f"{QUANTIZED}-{number}")
         for number, of_batches in routes.items():

@@ -8,6 +8,7 @@ batches give is handed on in their order.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,8 +33,14 @@ if TYPE_CHECKING:
 F32Array = NDArray[np.float32]
 BATCH_TOKENS = 2048
 """Tokens that are run at a time, at least one window."""
+_M_MMAP_THRESHOLD, _LARGE = -3, 1 << 20  # of malloc.h; bytes
 _SAMPLE = 32  # tokens that show the structure of a layer
 _Made = TypeVar("_Made")
+
+
+def batch_windows(n_tokens: int) -> int:
+    """The windows of so many tokens that are run at a time."""
+    return max(1, BATCH_TOKENS // n_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +89,17 @@ class States:
         return found.reshape(-1, self.n_tokens, self.width)
 
 
+def return_freed_memory() -> None:
+    """Make the C library give large arrays back to the system as soon as they are freed.
+
+    Otherwise glibc keeps most of what torch's products have freed, and takes more for what does not fit into
+    the gaps: three times what is used in a layer of 1024 columns (mallopt(3), M_MMAP_THRESHOLD). With other C
+    libraries this has no effect.
+    """
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE)
+
+
 @contextlib.contextmanager
 def one_torch_thread() -> Iterator[None]:
     """Torch with one thread, so that its sums have one order."""
@@ -125,7 +143,7 @@ class TokenRun:
     @property
     def batches(self) -> list[slice]:
         """The windows of each batch."""
-        each = max(1, BATCH_TOKENS // self.tokens.shape[1])
+        each = batch_windows(self.tokens.shape[1])
         return [slice(k, min(k + each, len(self.tokens))) for k in range(0, len(self.tokens), each)]
 
     def start(self, path: Path) -> None:
