@@ -29,7 +29,8 @@ from ggplan.calibration.index import AGAIN, IMATRIX, INDEX, RUN, TOKENS, LayerFi
 from ggplan.calibration.inputs import Input
 from ggplan.errors import CalibrationError, CheckpointError
 from ggplan.imatrix import Imatrix, load_imatrix
-from ggplan.quants.linear_algebra import Moments, MomentSums, new_matrix
+from ggplan.quants.in_place import new_matrix
+from ggplan.quants.linear_algebra import Moments, MomentSums
 from ggplan.sources.files import exists, file_size, read_array, read_at, read_rows, shown
 from ggplan.sources.safetensors import StoredTensor, read_tensors
 from ggplan.text import nearest, plural

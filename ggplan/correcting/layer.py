@@ -243,7 +243,7 @@ class Layer:
                 for slice_ in range(len(self.structure.places[name]))
                 for start, stop in self._runs(name)
             ]
-            m = found.as_map(threads)
+            m = found.as_map(threads, overwrite=True)
             target = self._target(found.moments, names, threads)
 
             def work(job: tuple[str, int, int, int], m: F32Array = m, target: Target = target) -> None:
@@ -269,7 +269,7 @@ class Layer:
         for columns, names in self._by_columns(number).items():
             own, original, given = (each.of_columns(columns) for each in (*of_all, x))
             found = correction(own, original, threads)
-            m = found.as_map(threads)
+            m = found.as_map(threads, overwrite=True)
 
             def work(
                 expert: int,

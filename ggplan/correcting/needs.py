@@ -26,6 +26,7 @@ from ggplan.quants.prepared import SEARCH_BYTES, memory_of
 from ggplan.quants.searches.row_tiles import PANEL, TILE
 from ggplan.text import format_bytes
 
+_NUMBERED = 32  # bytes for each number of a slice whose weights are looked for
 _ROUTES = 8  # experts that a token goes to
 
 
@@ -65,8 +66,9 @@ def threads_within(
 
 def _finding(model: CheckpointModel, layer: int) -> int:
     """Bytes that it takes to find which weight of a layer is which, and to fill it."""
-    largest = max(p.numel() for p in model.layers[layer].parameters())
-    return model.outside_bytes() + 2 * model.layer_bytes(layer) + 4 * int(largest)
+    shapes = [tuple(p.shape) for p in model.layers[layer].parameters()]
+    largest, of_slices = (max(math.prod(shape[first:]) for shape in shapes) for first in (0, -2))
+    return model.outside_bytes() + 2 * model.layer_bytes(layer) + 4 * largest + _NUMBERED * of_slices
 
 
 def _held(model: CheckpointModel, layer: int, tensors: Mapping[str, PlannedTensor]) -> int:

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ggplan.quants.in_place import new_matrix
 from ggplan.quants.linear_algebra import (
     Moments,
     RowRuns,
     cross_moments,
     divide_into,
-    new_matrix,
     second_moments,
     times,
 )
@@ -53,13 +53,14 @@ class Correction:
         wanted += weights
         return wanted
 
-    def as_map(self, threads: int = 1) -> F32Array:
+    def as_map(self, threads: int = 1, *, overwrite: bool = False) -> F32Array:
         """M = (C - H)(H + ...)^-1, (n, n): W + W M is the target of every matrix with this input.
 
-        It is made in the memory of `shift`, which is lost.
+        With `overwrite` it is made in the memory of `shift`, which is lost.
         """
-        divide_into(self.shift, self._damped(), threads)
-        return self.shift
+        found = self.shift if overwrite else self.shift.copy()
+        divide_into(found, self._damped(), threads)
+        return found
 
     def _damped(self) -> F32Array:
         """H with `DAMPING` of its mean diagonal added to the diagonal."""
