@@ -8,7 +8,8 @@ Weights are heavy-tailed random ones, inputs random ones whose second moments fa
 those of trained models do. Each step is timed by itself: the moments of N inputs; preparing them (regularize,
 factor, pack); `effort="best"`, which every row is compared with; and a method in all. A model's hours are
 those of its experts' matrices, from the time that sampled experts take and how many there are; the text's way
-through the model comes on top. Memory is what a worker takes beside its weights, moments and blocks.
+through the model comes on top. Memory is what a worker holds at most beside its weights and blocks, with
+the moments: what the process holds more than before (Linux).
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import argparse
 import json
 import sys
 import time
-import tracemalloc
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -85,6 +85,14 @@ def seconds(work: Callable[[], Any]) -> tuple[float, Any]:
     return time.process_time() - start, result
 
 
+def held(reset: bool = False) -> int:
+    """The most memory of this process, in bytes, since it was last reset."""
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5")
+    status = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in status if line.startswith("VmHWM"))
+
+
 def prepared_for(n: int, tokens: int) -> tuple[float, float, Prepared]:
     """Seconds for the moments of `tokens` inputs and for preparing them; and what is prepared."""
     x = inputs(tokens, n)
@@ -132,25 +140,22 @@ def bench_model(name: str, types: list[GgmlType], n_sampled: int, method: str) -
     moments_s = prepare_s = 0.0
     encode_s = dict.fromkeys(types, 0.0)
     memory = dict.fromkeys(types, 0)
-    tracemalloc.start()
     for n, m in ((model.stream, 2 * model.inside), (model.inside, model.stream)):
         rows = weights(m, n)
         for seed in range(n_sampled):
             x = inputs(model.tokens, n, seed)
             one, matrix = seconds(partial(second_moments, x))
             del x
-            tracemalloc.reset_peak()
-            before = tracemalloc.get_traced_memory()[0]
-            other, prepared = seconds(partial(prepare, Moments(matrix, model.tokens)))
+            before = held(reset=True) - matrix.nbytes
+            other, prepared = seconds(partial(prepare, Moments(matrix, model.tokens), overwrite=True))
             moments_s, prepare_s = moments_s + one, prepare_s + other
-            to_prepare = tracemalloc.get_traced_memory()[1] - before
+            del matrix
+            to_prepare = held() - before
             for type in types:
                 used = type if type.fits(n) else parse_type("q4_0")
-                tracemalloc.reset_peak()
+                held(reset=True)
                 encode_s[type] += timed(used, rows, prepared, method)[1]
-                peak = max(to_prepare, tracemalloc.get_traced_memory()[1] - before)
-                memory[type] = max(memory[type], peak)
-    tracemalloc.stop()
+                memory[type] = max(memory[type], to_prepare, held() - before)
     found = []
     for type in types:
         steps = dict(

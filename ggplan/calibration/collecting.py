@@ -135,7 +135,12 @@ class _Group:
         return (self.sums / np.maximum(self.tokens, 1)[:, None]).astype(np.float32)
 
     def stacked_moments(self) -> F32Array:
-        return np.stack([sums.moments().matrix for sums in self.moments])
+        """The moments of all slices, (slices, n, n); nothing can be added after."""
+        n = self.squares.shape[1]
+        stacked = np.empty((len(self.moments), n, n), np.float32)
+        for matrix, sums in zip(stacked, self.moments, strict=True):
+            matrix[:] = sums.finished().matrix
+        return stacked
 
 
 class _Collected:

@@ -29,7 +29,8 @@ from ggplan.calibration.index import AGAIN, IMATRIX, INDEX, RUN, TOKENS, LayerFi
 from ggplan.calibration.inputs import Input
 from ggplan.errors import CalibrationError, CheckpointError
 from ggplan.imatrix import Imatrix, load_imatrix
-from ggplan.quants.linear_algebra import Moments, MomentSums, new_matrix
+from ggplan.quants.in_place import new_matrix
+from ggplan.quants.linear_algebra import Moments, MomentSums
 from ggplan.sources.files import exists, file_size, read_array, read_at, read_rows, shown
 from ggplan.sources.safetensors import StoredTensor, read_tensors
 from ggplan.text import nearest, plural
@@ -125,9 +126,9 @@ class Calibration:
             n = which.n_columns
             matrix, record = new_matrix(n, n), stored[which.data]
             for first in range(0, n, _ROWS):
-                rows = matrix[first : first + _ROWS]
-                raw = self._data(record, 4 * n * (slice * n + first), rows.nbytes)
-                rows[:] = raw.view("<f4").reshape(rows.shape)
+                run = matrix[first : first + _ROWS]
+                raw = self._data(record, 4 * n * (slice * n + first), run.nbytes)
+                run[:] = raw.view("<f4").reshape(run.shape)
             return self._checked(Moments(matrix, n_tokens), file, which)
         sums = MomentSums(which.n_columns, threads)
         for rows in self._rows(stored, which, slice):

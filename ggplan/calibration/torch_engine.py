@@ -22,7 +22,7 @@ from ggplan.calibration.given_texts import TEXT_LIMIT
 from ggplan.calibration.run import Run
 from ggplan.errors import CalibrationError
 from ggplan.forward.building import open_checkpoint_model, require_transformers
-from ggplan.forward.running import Rows, TokenRun, one_torch_thread
+from ggplan.forward.running import Rows, TokenRun, one_torch_thread, return_freed_memory
 from ggplan.forward.structure import Structure, require_known
 from ggplan.ggml_types import F32
 from ggplan.imatrix import ImatrixSums, Sums, write_imatrix
@@ -239,6 +239,7 @@ def collect_layers(
     CalibrationError
         If a layer does not fit into the memory.
     """
+    return_freed_memory()
     with one_torch_thread():
         yield from _collect_layers(model, tokens, work, run, options, is_done, progress)
 
@@ -269,13 +270,14 @@ def _collect_layers(
         if done:
             checkpoint_model.fill(layer)
         else:
-            _require_memory(checkpoint_model.layer_bytes(layer), options.memory, layer)
             structure = tokens_run.structure(layer, states)
             prefix = f"blk.{layer}."
             wanted = [name.removeprefix(prefix) for name in matrices if name.startswith(prefix)]
             require_known(structure, wanted, shown(model.path))
-            collecting = _Collecting(layer, structure, tokens.size, options.keep)
-            collector = collecting.collector
+            collecting = _Collecting(layer, structure)
+            collected = collecting.memory(tokens.size) if options.keep else 0
+            _require_memory(layer, checkpoint_model.layer_bytes(layer), collected, options.memory)
+            collector = collecting.start(tokens.size, options.keep)
 
         def outputs() -> Iterator[NDArray[np.float32]]:
             for batch, output, rows in tokens_run.run(layer, states, structure):  # noqa: B023
@@ -304,8 +306,8 @@ def _collect_layers(
 class _Collecting:
     """The collector of a layer, and which of its activations each input is."""
 
-    def __init__(self, layer: int, structure: Structure, n_tokens: int, keep: bool) -> None:
-        self.structure = structure
+    def __init__(self, layer: int, structure: Structure) -> None:
+        self.layer, self.structure = layer, structure
         self.prefix = f"blk.{layer}."
         self.activations: dict[int, list[tuple[Activation, NDArray[np.int64] | None]]] = {}
         self.waiting: dict[int, Rows] = {}
@@ -334,8 +336,16 @@ class _Collecting:
                 )
                 if found.tensors or found.expert_tensors:
                     self.activations.setdefault(number, []).append((found, columns))
-        listed = [a for found in self.activations.values() for a, _ in found]
-        self.collector = LayerCollector(layer, listed, n_tokens, keep=keep)
+        self.listed = [a for found in self.activations.values() for a, _ in found]
+
+    def memory(self, n_tokens: int) -> int:
+        """Bytes that collecting the inputs takes, and writing them."""
+        return sum(activation.memory(n_tokens) for activation in self.listed)
+
+    def start(self, n_tokens: int, keep: bool) -> LayerCollector:
+        """A collector for so many tokens."""
+        self.collector = LayerCollector(self.layer, self.listed, n_tokens, keep=keep)
+        return self.collector
 
     def add(self, rows: Rows) -> None:
         """Add the rows of an input of one batch; those of an experts' module go with those of its twin."""
@@ -404,10 +414,11 @@ def _first_layer(work: Path, run: str, n_layers: int, is_done: Callable[[int | N
     return next((k for k in range(n_done, 0, -1) if _states(work, run, k).exists()), 0)
 
 
-def _require_memory(needed: int, memory: int, layer: int) -> None:
-    if needed > memory:
+def _require_memory(layer: int, weights: int, collected: int, memory: int) -> None:
+    if weights + collected > memory:
+        inputs = f" and its inputs {format_bytes(collected)}" if collected else ""
         raise CalibrationError(
-            f"the weights of layer {layer} take {format_bytes(needed)} in float32, and memory is "
+            f"the weights of layer {layer} take {format_bytes(weights)} in float32{inputs}, and memory is "
             f"{format_bytes(memory)}",
             hint="give more with --memory, or calibrate with the engine llama.cpp",
         )

@@ -120,8 +120,8 @@ class RunOptions:
 )  # fmt: skip
 @click.option(
     "--memory", type=ByteCount(1024), default="8G", show_default=True, metavar="SIZE",
-    help="Memory for what is collected, besides the model's own. If it does not hold all layers, the texts "
-    "are run several times.",
+    help="Memory for what is collected, besides the model's own; with --engine torch a layer's weights count "
+    "too. If it does not hold all layers, llama.cpp runs the texts several times.",
 )  # fmt: skip
 @click.option("--process-output", is_flag=True, help="Collect the input of output.weight too.")
 @click.option(

@@ -210,7 +210,7 @@ def convert_command(
     options = writing.of(plan)
     note(*pace_notes(plan, options), quiet=quiet)
     result = run_conversion(plan, output, options, quiet=quiet)
-    note(*uncorrected_notes(result.uncorrected), quiet=quiet)
+    note(*uncorrected_notes(result.uncorrected), *result.notes, quiet=quiet)
     if not quiet and not as_json:
         if result.reuse is not None:
             from ggplan.cli.reusing import describe_reuse

@@ -22,6 +22,7 @@ from ggplan.conversion.chunks import CHUNK_WEIGHTS
 from ggplan.conversion.guides import beyond_a_hessian, why_unguided
 from ggplan.errors import PlanError
 from ggplan.planning import Plan
+from ggplan.quants.prepared import SEARCH_BYTES
 from ggplan.quants.searches.row_tiles import TILE
 from ggplan.text import format_bytes, printable
 
@@ -30,7 +31,6 @@ CALIBRATED_MEMORY = 8 << 30
 """The same with a calibration: what `ggplan calibrate` may take."""
 
 _WORKING, _WAITING = 24, 4  # bytes for each weight of a chunk
-_WITH_MOMENTS = 48  # the first, besides the moments themselves
 _SEARCHES = 8 << 20  # bytes of what searches that use moments load, which no other conversion does
 _SMALLEST = 8  # parts of a chunk
 
@@ -65,7 +65,7 @@ def default_memory(plan: Plan) -> int:
 def enough_memory(plan: Plan) -> int:
     """The default, or the least that one thread needs where that is more."""
     widest, moments, _ = _largest(plan)
-    return max(default_memory(plan), _SEARCHES + moments + widest * (_WITH_MOMENTS + _WAITING))
+    return max(default_memory(plan), _SEARCHES + moments + widest * (SEARCH_BYTES + _WAITING))
 
 
 def choose_pace(plan: Plan, n_threads: int, memory: int) -> Pace:
@@ -76,7 +76,7 @@ def choose_pace(plan: Plan, n_threads: int, memory: int) -> Pace:
     PlanError
         If one row of a tensor does not fit, or the moments of one input and one thread's rows.
     """
-    working = _WORKING if plan.feedback is None else _WITH_MOMENTS
+    working = _WORKING if plan.feedback is None else SEARCH_BYTES
     each = working + _WAITING
     widest, moments, name = _largest(plan)
     besides = moments and _SEARCHES + moments

@@ -92,6 +92,8 @@ class ConversionResult:
         With `reuse`, the tensors that were copied, and why the others were not.
     uncorrected
         Of a plan that is corrected, the quantized tensors of its layers that were not, and why.
+    notes
+        What else is to be said of its correction.
     """
 
     path: Path
@@ -103,6 +105,7 @@ class ConversionResult:
     seconds: float
     reuse: Reuse | None = None
     uncorrected: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +213,7 @@ def convert(
         reuse = find_reusable(plan, open_earlier(options.reuse))
     try:
         with warming(plan):
-            n_resumed, reused, uncorrected = _write(
+            n_resumed, reused, uncorrected, notes = _write(
                 plan, output, files, pace, options, reuse, progress or _ignore, resumed or _ignore
             )
     except OSError as error:
@@ -223,7 +226,7 @@ def convert(
     seconds = time.monotonic() - started
     return ConversionResult(
         paths[0], paths, manifest_path(output), n_bytes, plan.n_weights, n_resumed, seconds, reused,
-        uncorrected,
+        uncorrected, notes,
     )  # fmt: skip
 
 
@@ -271,8 +274,8 @@ def _write(
     reuse: Reuse | None,
     progress: Progress,
     resumed: Progress,
-) -> tuple[int, Reuse | None, Mapping[str, str]]:
-    """Carry out the plan; returns the bytes that an earlier run had written, and two facts of the result."""
+) -> tuple[int, Reuse | None, Mapping[str, str], tuple[str, ...]]:
+    """Carry out the plan; returns the bytes that an earlier run had written, and facts of the result."""
     manifest = manifest_path(output)
     journal_path = output.with_name(output.name + ".part.journal")
     paths = [path for path, _ in files]
@@ -310,16 +313,18 @@ def _write(
             reuse = _take_proven(work, reuse, pace)
         counted = 0
         uncorrected: Mapping[str, str] = {}
+        notes: tuple[str, ...] = ()
         if is_corrected(plan) and not work.is_written:
             corrected = correct_plan(
                 plan,
                 layers_folder(output),
-                threads=pace.n_threads,
+                threads=threads_of(plan, options),
                 memory=default_memory(plan) if options.memory is None else options.memory,
                 restart=options.restart,
                 progress=progress,
             )
             counted, uncorrected = take_corrected(work, corrected), corrected.left
+            notes = corrected.notes
         _run(work, guides_of(plan, pace), pace, progress, counted)
         _refuse_changed(states)
         work.finish(manifest)
@@ -328,7 +333,7 @@ def _write(
     except BaseException as error:
         _keep_or_discard(work, error, output, plan.tensor_bytes, states)
         raise
-    return work.resumed_bytes, reuse, uncorrected
+    return work.resumed_bytes, reuse, uncorrected, notes
 
 
 def _take_proven(work: UnfinishedOutput, reuse: Reuse, pace: Pace) -> Reuse:

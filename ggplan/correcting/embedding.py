@@ -14,7 +14,7 @@ from ggplan.quants import dequantize
 from ggplan.sources.files import shown
 
 _NAME = "token_embd.weight"
-_CHUNK_WEIGHTS = 1 << 22  # that one thread encodes
+_CHUNK_WEIGHTS = 1 << 18  # that one thread encodes
 
 
 def put_embedding(plan: Plan, model: CheckpointModel, threads: int) -> bool:

@@ -19,9 +19,12 @@ from ggplan.quants import encode_into
 from ggplan.quants.feedback import encode_with_moments, takes_moments
 from ggplan.quants.linear_algebra import Moments
 from ggplan.quants.prepared import LAMBDA, Prepared, prepare
+from ggplan.quants.searches.row_tiles import TILE
 from ggplan.sources.files import shown
 
 F32Array = NDArray[np.float32]
+ENCODED_WEIGHTS = 1 << 18
+"""Weights that are encoded at a time, or sixteen rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +56,15 @@ def target_of(
 ) -> Target:
     """What the matrices of an input, of some types, are encoded for.
 
-    The moments are regularized and factored here, once for all matrices and all runs of their rows.
+    The moments are regularized and factored here, in their own memory, once for all matrices and all runs of
+    their rows.
     """
     if moments is None:
         return Target(method=method)
-    prepared = prepare(moments, lam, threads) if any(takes_moments(type_) for type_ in types) else None
-    return Target(moments.matrix.diagonal().copy(), prepared, method)
+    importance, prepared = moments.matrix.diagonal().copy(), None
+    if any(takes_moments(type_) for type_ in types):
+        prepared = prepare(moments, lam, threads, overwrite=True)
+    return Target(importance, prepared, method)
 
 
 def require_correctable(plan: Plan) -> None:
@@ -124,14 +130,17 @@ def encode_target(
     Without moments the imatrix's importance is used, if the plan has one.
     """
     type_ = planned.type
-    out = np.empty((len(wanted), type_.row_bytes(planned.tensor.n_columns)), np.uint8)
-    rows = np.ascontiguousarray(wanted)
-    if target.prepared is not None and takes_moments(type_):
-        encode_with_moments(rows, type_, target.prepared, out, method=target.method)
-        return out
+    n_columns = planned.tensor.n_columns
+    out = np.empty((len(wanted), type_.row_bytes(n_columns)), np.uint8)
     importance = target.importance
     if importance is None:
         found = importance_of(planned.tensor, type_, plan.imatrix, "best")
         importance = None if found is None else found[slice_ if len(found) > 1 else 0]
-    encode_into(rows, type_, importance, out, "best" if type_.best_encoder else "default")
+    step = max(TILE, ENCODED_WEIGHTS // n_columns // TILE * TILE)
+    for first in range(0, len(wanted), step):
+        rows, blocks = np.ascontiguousarray(wanted[first : first + step]), out[first : first + step]
+        if target.prepared is not None and takes_moments(type_):
+            encode_with_moments(rows, type_, target.prepared, blocks, method=target.method)
+        else:
+            encode_into(rows, type_, importance, blocks, "best" if type_.best_encoder else "default")
     return out

@@ -19,7 +19,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from ggplan.errors import CheckpointError, ConversionError
 from ggplan.model import RowSource
 from ggplan.planning import PlannedTensor
-from ggplan.sources.files import rows_in_file, shown
+from ggplan.sources.files import read_rows, rows_in_file, shown
 from ggplan.sources.safetensors import read_metadata, read_tensors
 
 F32Array = NDArray[np.float32]
@@ -55,12 +55,15 @@ class Corrected:
         The rows of each tensor as the output will have them, by name.
     left
         Quantized tensors of the layers whose weights were not corrected, and why.
+    notes
+        What else is to be said.
     """
 
     folder: Path
     run: str
     blocks: Mapping[str, RowSource]
     left: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -216,6 +219,46 @@ def refuse_foreign(folder: Path) -> None:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class KeptRows:
+    """Some rows of a file, read when they are asked for: a mapped file would count as memory.
+
+    Attributes
+    ----------
+    path, width
+        The file, and the numbers of each row in it.
+    numbers
+        Those of the rows.
+    columns
+        The columns that are meant; None for all.
+    """
+
+    path: Path
+    width: int
+    numbers: NDArray[np.int64]
+    columns: tuple[int, ...] | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(rows, columns)."""
+        return len(self.numbers), self.width if self.columns is None else len(self.columns)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, run: slice, /) -> F32Array:
+        rows = read_rows(self.path, 0, 4 * self.width, self.numbers[run]).view(np.float32)
+        return rows if self.columns is None else np.ascontiguousarray(rows[:, list(self.columns)])
+
+    def only(self, numbers: NDArray[np.int64]) -> KeptRows:
+        """Some of the rows, ascending."""
+        return replace(self, numbers=self.numbers[numbers])
+
+    def of_columns(self, columns: tuple[int, ...] | None) -> KeptRows:
+        """Some of the columns; None for all."""
+        return self if columns is None else replace(self, columns=columns)
+
+
 class Scratch:
     """Rows of inputs on the disk, while a layer is corrected: the folder `inputs` beside the layers."""
 
@@ -247,12 +290,11 @@ class Scratch:
         if (file := self.files.pop(name, None)) is not None:
             file.close()
 
-    def rows(self, name: str, n_columns: int) -> F32Array:
-        """All rows of a file, memory-mapped; none if there is no file."""
+    def rows(self, name: str, n_columns: int) -> KeptRows:
+        """All rows of a file; none if there is no file."""
         path = self.folder / name
-        if not path.exists() or not path.stat().st_size:
-            return np.empty((0, n_columns), np.float32)
-        return np.memmap(path, np.float32, "r").reshape(-1, n_columns)
+        n_rows = path.stat().st_size // (4 * n_columns) if path.exists() else 0
+        return KeptRows(path, n_columns, np.arange(n_rows))
 
     def remove(self, name: str) -> None:
         """Delete a file."""

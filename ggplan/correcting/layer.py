@@ -23,7 +23,7 @@ from ggplan.correcting.encoding import (
     target_of,
     tensors_of_layer,
 )
-from ggplan.correcting.kept import KeptLayers, Scratch
+from ggplan.correcting.kept import KeptLayers, KeptRows, Scratch
 from ggplan.correcting.targets import Correction, correction
 from ggplan.errors import ConversionError
 from ggplan.forward.matrices import Place
@@ -43,7 +43,8 @@ from ggplan.sources.files import shown
 
 F32Array = NDArray[np.float32]
 ORIGINAL, QUANTIZED = "original", "quantized"
-_CHUNK_ROWS = 256  # of a matrix that one thread corrects and encodes
+CHUNK_ROWS = 256
+"""Rows of a matrix that one thread corrects at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +54,10 @@ class CorrectOptions:
     Attributes
     ----------
     threads
-        Batches, experts and runs of rows that are worked on at the same time.
+        Batches, experts and runs of rows that are worked on at the same time, at most.
     memory
-        Bytes that the weights of a layer, float32, may take.
+        Bytes that correcting a layer may take, its weights among them, besides one Hessian a thread (see
+        `needs`).
     lam, method
         As of `ggplan.quants.feedback.encode_with_moments`.
     restart
@@ -152,6 +154,7 @@ class Layer:
                     routes.setdefault(each.number, []).append(each.routes)
                 if each.slices is not None:
                     slices.setdefault(each.number, []).append(each.slices)
+            del each, rows  # their memory is wanted for the next
         for number in {*numbers, *sources}:
             scratch.close(f"{QUANTIZED}-{number}")
         for number, of_batches in routes.items():
@@ -194,7 +197,7 @@ class Layer:
                 continue
 
             def work(batch: slice, own: LayerInput = own, k: int = k) -> Rows:
-                of_batch = states[batch.start * width : batch.stop * width].copy()
+                of_batch = states[batch.start * width : batch.stop * width]
                 return experts_rows(
                     self.run.model, self.layer, given, of_batch, by_start[batch.start], own, k
                 )
@@ -217,10 +220,10 @@ class Layer:
         calls = self.run.calls_by_batch(self.layer)
 
         def work(batch: slice) -> list[Rows]:
-            of_batch = states[batch.start * width : batch.stop * width].copy()
+            of_batch = states[batch.start * width : batch.stop * width]
             return multiplied_rows(
                 self.run.model, self.layer, self.structure, (source, number), own,
-                (self.quantized[batch].copy(), of_batch), calls[batch.start],
+                (self.quantized[batch], of_batch), calls[batch.start],
             )  # fmt: skip
 
         for of_batch in self.run.each(work):
@@ -229,34 +232,32 @@ class Layer:
         for k in own:
             scratch.close(f"{ORIGINAL}-{k}")
 
-    def _plain(self, number: int, x: F32Array, f: F32Array) -> None:
+    def _plain(self, number: int, x: KeptRows, f: KeptRows) -> None:
         """Matrices that every token goes to."""
         threads = self.options.threads
         for columns, names in self._by_columns(number).items():
-            own, original = (x, f) if columns is None else (_columns(x, columns), _columns(f, columns))
-            found = correction(own, original, threads)
+            found = correction(x.of_columns(columns), f.of_columns(columns), threads)
             jobs = [
-                (name, slice_, start, min(start + _CHUNK_ROWS, n_rows))
+                (name, slice_, start, stop)
                 for name in names
-                for n_rows in (self.planned[name].tensor.shape[-2],)
                 for slice_ in range(len(self.structure.places[name]))
-                for start in range(0, n_rows, _CHUNK_ROWS)
+                for start, stop in self._runs(name)
             ]
-            m = found.as_map(threads)
+            m = found.as_map(threads, overwrite=True)
             target = self._target(found.moments, names, threads)
 
             def work(job: tuple[str, int, int, int], m: F32Array = m, target: Target = target) -> None:
                 name, slice_, start, stop = job
-                weights = self._weights(name, slice_, start, stop)
-                self._encode(name, slice_, start, weights + times(weights, m), target)
+                wanted = self._moved(self._weights(name, slice_, start, stop), m)
+                self._encode(name, slice_, start, wanted, target)
 
             self._each(work, jobs)
 
     def _experts_with_map(
         self,
         number: int,
-        of_all: tuple[F32Array, F32Array],
-        x: F32Array,
+        of_all: tuple[KeptRows, KeptRows],
+        x: KeptRows,
         rows: Sequence[NDArray[np.int64]],
     ) -> None:
         """Matrices of experts that share the layer's input: one map of all tokens corrects all of them.
@@ -266,31 +267,31 @@ class Layer:
         """
         threads = self.options.threads
         for columns, names in self._by_columns(number).items():
-            own, original, given = (
-                each if columns is None else _columns(each, columns) for each in (*of_all, x)
-            )
+            own, original, given = (each.of_columns(columns) for each in (*of_all, x))
             found = correction(own, original, threads)
-            m = found.as_map(threads)
+            m = found.as_map(threads, overwrite=True)
 
             def work(
                 expert: int,
-                given: F32Array = given,
+                given: KeptRows = given,
                 found: Correction = found,
                 m: F32Array = m,
                 names: Any = names,
             ) -> None:
-                moments = found.moments
                 if rows[expert].size:
-                    seen = np.ascontiguousarray(given[rows[expert]])
-                    moments = Moments(second_moments(seen), rows[expert].size)
+                    moments = Moments(second_moments(given.only(rows[expert])), rows[expert].size)
+                else:
+                    moments = Moments(found.moments.matrix.copy(), found.moments.tokens)
                 target = self._target(moments, names)
+                del moments
                 for name in names:
-                    weights = self._weights(name, expert, 0, self.planned[name].tensor.shape[-2])
-                    self._encode(name, expert, 0, weights + times(weights, m), target)
+                    for start, stop in self._runs(name):
+                        wanted = self._moved(self._weights(name, expert, start, stop), m)
+                        self._encode(name, expert, start, wanted, target)
 
             self._each(work, range(self.structure.inputs[number].n_slices))
 
-    def _experts_of_their_own(self, number: int, x: F32Array, f: F32Array, slices: NDArray[np.int32]) -> None:
+    def _experts_of_their_own(self, number: int, x: KeptRows, f: KeptRows, slices: NDArray[np.int32]) -> None:
         """Matrices of experts that each have an input of their own.
 
         Where the original's is not known for the same tokens, the targets stay the original weights.
@@ -302,22 +303,34 @@ class Layer:
 
             def work(expert: int, columns: Any = columns, names: Any = names) -> None:
                 rows = np.flatnonzero(slices == expert)
-                found = None
+                wanted = {
+                    name: self._weights(name, expert, 0, self.planned[name].tensor.shape[-2])
+                    for name in names
+                }
+                moments = None
                 if rows.size:
-                    own, original = (
-                        np.ascontiguousarray(each[rows]) if len(each) == len(x) else None for each in (x, f)
-                    )
-                    if columns is not None:
-                        own, original = (e if e is None else _columns(e, columns) for e in (own, original))
-                    assert own is not None
-                    found = correction(own, own if original is None else original)
-                target = self._target(None if found is None else found.moments, names)
+                    own = x.of_columns(columns).only(rows)
+                    original = f.of_columns(columns).only(rows) if len(f) == len(x) else own
+                    found = correction(own, original)
+                    wanted = {name: found.target(weights) for name, weights in wanted.items()}
+                    moments = found.moments
+                    del found
+                target = self._target(moments, names)
                 for name in names:
-                    weights = self._weights(name, expert, 0, self.planned[name].tensor.shape[-2])
-                    wanted = weights if found is None else found.target(weights)
-                    self._encode(name, expert, 0, wanted, target)
+                    self._encode(name, expert, 0, wanted[name], target)
 
             self._each(work, range(self.structure.inputs[number].n_slices))
+
+    def _runs(self, name: str) -> list[tuple[int, int]]:
+        """The rows of a slice of a matrix that are worked on at a time."""
+        n_rows = self.planned[name].tensor.shape[-2]
+        return [(start, min(start + CHUNK_ROWS, n_rows)) for start in range(0, n_rows, CHUNK_ROWS)]
+
+    def _moved(self, weights: F32Array, m: F32Array) -> F32Array:
+        """W + W M."""
+        wanted = times(weights, m)
+        wanted += weights
+        return wanted
 
     def _target(self, moments: Moments | None, names: Sequence[str], threads: int = 1) -> Target:
         """What tensors with one input are encoded for."""
@@ -376,9 +389,10 @@ class Layer:
             if name in self.structure.feeds:
                 continue
             for slice_, places in enumerate(self.structure.places.get(name, ())):
-                weights = self._weights(name, slice_, 0, planned.tensor.shape[-2])
-                out = encode_target(self.plan, planned, slice_, weights, Target())
-                self._put(places, 0, dequantize(out, planned.type))
+                for start, stop in self._runs(name):
+                    weights = self._weights(name, slice_, start, stop)
+                    out = encode_target(self.plan, planned, slice_, weights, Target())
+                    self._put(places, start, dequantize(out, planned.type))
 
     def _each(self, work: Callable[[Any], None], jobs: Sequence[Any]) -> None:
         with ThreadPoolExecutor(self.options.threads) as pool:
@@ -389,8 +403,3 @@ class Layer:
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
-
-
-def _columns(rows: F32Array, columns: Sequence[int]) -> F32Array:
-    """Some columns, row by row in memory as products need them."""
-    return np.ascontiguousarray(rows[:, list(columns)])

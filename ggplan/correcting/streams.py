@@ -18,16 +18,16 @@ from ggplan.correcting.embedding import put_embedding
 from ggplan.correcting.encoding import fixed_names, require_correctable, tensors_of_layer, unrun
 from ggplan.correcting.kept import Corrected, KeptLayers
 from ggplan.correcting.layer import ORIGINAL, QUANTIZED, CorrectOptions, Layer
-from ggplan.errors import ConversionError
+from ggplan.correcting.needs import threads_within
 from ggplan.forward.building import open_checkpoint_model, require_transformers
 from ggplan.forward.running import (
     TokenRun,
     one_torch_thread,
+    return_freed_memory,
 )
 from ggplan.planning import Plan
 from ggplan.reshaping import forms_of
 from ggplan.sources.huggingface import open_checkpoint
-from ggplan.text import format_bytes
 
 
 def correct(
@@ -62,6 +62,7 @@ def correct(
     CheckpointError
         If transformers does not know the checkpoint, or the use of a matrix is not known.
     """
+    return_freed_memory()
     with one_torch_thread():
         return _correct(plan, tokens, folder, run, options, progress)
 
@@ -77,13 +78,12 @@ def _correct(
     require_correctable(plan)
     model = open_checkpoint_model(open_checkpoint(plan.model.path), forms_of(plan.model))
     n_layers = len(model.layers)
-    needed = max(model.layer_bytes(layer) for layer in range(n_layers))
-    if needed > options.memory:
-        raise ConversionError(
-            f"the weights of a layer take {format_bytes(needed)} in float32, and memory is "
-            f"{format_bytes(options.memory)}",
-            hint="give more with --memory",
-        )
+    n_threads = threads_within(plan, model, tokens.shape, options.threads, options.memory)
+    notes: tuple[str, ...] = ()
+    if n_threads < options.threads:
+        enough = f"{n_threads:,} of {options.threads:,} threads"
+        notes = (f"the memory was enough to correct layers with {enough}; give more with --memory",)
+    options = replace(options, threads=n_threads)
     kept = KeptLayers(folder, run)
     kept.open(restart=options.restart)
     planned = {t.name: t for t in plan.tensors}
@@ -103,12 +103,13 @@ def _correct(
         for layer in range(first, n_layers):
             work = Layer(token_run, plan, layer, kept, options, progress)
             kept.finish(layer, work.correct(), work.left)
+            del work  # its weights and blocks
             model.empty(layer)
         for stream in (ORIGINAL, QUANTIZED):
             kept.states(n_layers, stream).unlink(missing_ok=True)
     found = kept.corrected(range(n_layers), planned)
     more = {t.name: "its layer is not run, as it predicts further tokens" for t in unrun(plan, n_layers)}
-    return replace(found, left={**found.left, **more})
+    return replace(found, left={**found.left, **more}, notes=notes)
 
 
 def engine_versions() -> dict[str, str]:

@@ -17,7 +17,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ggplan.quants.linear_algebra import Moments, cross_moments, divide, second_moments, times
+from ggplan.quants.in_place import new_matrix
+from ggplan.quants.linear_algebra import (
+    Moments,
+    RowRuns,
+    cross_moments,
+    divide_into,
+    second_moments,
+    times,
+)
 
 F32Array = NDArray[np.float32]
 DAMPING = 0.05
@@ -33,26 +41,39 @@ class Correction:
         Of the quantized stream: what the corrected weights are encoded with.
     shift
         C - H, (n, n).
-    damped
-        H with `DAMPING` of its mean diagonal added to the diagonal.
     """
 
     moments: Moments
     shift: F32Array
-    damped: F32Array
 
     def target(self, weights: F32Array, threads: int = 1) -> F32Array:
         """The corrected rows of a matrix."""
-        wanted = divide(times(weights, self.shift, threads), self.damped, threads)
+        wanted = times(weights, self.shift, threads)
+        divide_into(wanted, self._damped(), threads)
         wanted += weights
         return wanted
 
-    def as_map(self, threads: int = 1) -> F32Array:
-        """M = (C - H)(H + ...)^-1, (n, n): W + W M is the target of every matrix with this input."""
-        return divide(self.shift, self.damped, threads)
+    def as_map(self, threads: int = 1, *, overwrite: bool = False) -> F32Array:
+        """M = (C - H)(H + ...)^-1, (n, n): W + W M is the target of every matrix with this input.
+
+        With `overwrite` it is made in the memory of `shift`, which is lost.
+        """
+        found = self.shift if overwrite else self.shift.copy()
+        divide_into(found, self._damped(), threads)
+        return found
+
+    def _damped(self) -> F32Array:
+        """H with `DAMPING` of its mean diagonal added to the diagonal."""
+        matrix = self.moments.matrix
+        damped = new_matrix(*matrix.shape)
+        damped[:] = matrix
+        diagonal = matrix.diagonal()
+        mean = math.fsum(diagonal.tolist()) / len(matrix)
+        damped.flat[:: len(matrix) + 1] = diagonal + np.float32(DAMPING * mean) if mean > 0 else np.float32(1)
+        return damped
 
 
-def correction(quantized: F32Array, original: F32Array, threads: int = 1) -> Correction:
+def correction(quantized: F32Array | RowRuns, original: F32Array | RowRuns, threads: int = 1) -> Correction:
     """The correction of the matrices of an input.
 
     Parameters
@@ -63,8 +84,4 @@ def correction(quantized: F32Array, original: F32Array, threads: int = 1) -> Cor
     moments = second_moments(quantized, threads)
     shift = cross_moments(original, quantized, threads)
     shift -= moments
-    damped = moments.copy()
-    diagonal = moments.diagonal()
-    mean = math.fsum(diagonal.tolist()) / len(moments)
-    damped.flat[:: len(moments) + 1] = diagonal + np.float32(DAMPING * mean) if mean > 0 else np.float32(1)
-    return Correction(Moments(moments, len(quantized)), shift, damped)
+    return Correction(Moments(moments, len(quantized)), shift)

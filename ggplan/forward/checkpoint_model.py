@@ -84,6 +84,18 @@ class CheckpointModel:
         """Bytes of a layer's weights in float32, as they are in memory."""
         return int(4 * sum(p.numel() for p in self.layers[layer].parameters()))
 
+    def outside_bytes(self) -> int:
+        """The same of what the text model has outside of its layers."""
+        parent = self.prefix.rpartition(".")[0]
+        return int(
+            4
+            * sum(
+                p.numel()
+                for name, p in self.model.named_parameters()
+                if name.startswith((f"{parent}.", "lm_head.")) and not name.startswith(f"{self.prefix}.")
+            )
+        )
+
     def fill(self, layer: int) -> Any:
         """The layer's module with its weights, in float32.
 

@@ -8,6 +8,7 @@ batches give is handed on in their order.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,8 +33,14 @@ if TYPE_CHECKING:
 F32Array = NDArray[np.float32]
 BATCH_TOKENS = 2048
 """Tokens that are run at a time, at least one window."""
+_M_MMAP_THRESHOLD, _LARGE = -3, 1 << 20  # of malloc.h; bytes
 _SAMPLE = 32  # tokens that show the structure of a layer
 _Made = TypeVar("_Made")
+
+
+def batch_windows(n_tokens: int) -> int:
+    """The windows of so many tokens that are run at a time."""
+    return max(1, BATCH_TOKENS // n_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +63,41 @@ class Rows:
     values: F32Array
     slices: NDArray[np.int32] | None = None
     routes: NDArray[np.int32] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class States:
+    """The hidden states of all windows in a file, read when they are asked for.
+
+    Attributes
+    ----------
+    path
+        The file: float32 (windows, T, width).
+    n_tokens, width
+        T, and the length of a state.
+    """
+
+    path: Path
+    n_tokens: int
+    width: int
+
+    def __getitem__(self, windows: slice) -> F32Array:
+        """The states of windows that follow one another, (windows, T, width)."""
+        each = self.n_tokens * self.width
+        first, stop = windows.start or 0, windows.stop
+        found = np.fromfile(self.path, np.float32, (stop - first) * each, offset=4 * first * each)
+        return found.reshape(-1, self.n_tokens, self.width)
+
+
+def return_freed_memory() -> None:
+    """Make the C library give large arrays back to the system as soon as they are freed.
+
+    Otherwise glibc keeps most of what torch's products have freed, and takes more for what does not fit into
+    the gaps: three times what is used in a layer of 1024 columns (mallopt(3), M_MMAP_THRESHOLD). With other C
+    libraries this has no effect.
+    """
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE)
 
 
 @contextlib.contextmanager
@@ -101,7 +143,7 @@ class TokenRun:
     @property
     def batches(self) -> list[slice]:
         """The windows of each batch."""
-        each = max(1, BATCH_TOKENS // self.tokens.shape[1])
+        each = batch_windows(self.tokens.shape[1])
         return [slice(k, min(k + each, len(self.tokens))) for k in range(0, len(self.tokens), each)]
 
     def start(self, path: Path) -> None:
@@ -143,12 +185,12 @@ class TokenRun:
         """The same by the number of the batch's first window."""
         return dict(zip((batch.start for batch in self.batches), self.calls(layer), strict=True))
 
-    def states(self, path: Path) -> NDArray[np.float32]:
-        """The hidden states in a file, (windows, T, width), memory-mapped."""
+    def states(self, path: Path) -> States:
+        """The hidden states in a file."""
         self.width = self.width or path.stat().st_size // (4 * self.tokens.size)
-        return np.memmap(path, np.float32, "r", shape=(*self.tokens.shape, self.width))
+        return States(path, self.tokens.shape[1], self.width)
 
-    def structure(self, layer: int, states: NDArray[np.float32]) -> Structure:
+    def structure(self, layer: int, states: States) -> Structure:
         """The inputs of a layer's matrices, found once for all layers of a kind; it fills the layer."""
         import torch
 
@@ -160,7 +202,7 @@ class TokenRun:
         _, calls = self.model.start(tokens)  # which may empty a layer
         places = layer_places(self.model, layer)
         self.model.fill(layer)
-        sample = torch.from_numpy(states[:1, : tokens.shape[1]].copy())
+        sample = torch.from_numpy(states[:1][:, : tokens.shape[1]].copy())
         fixed = [name for name in places if self.is_fixed(name)]
         found = find_structure(self.model, layer, sample, calls[layer], places, fixed)
         self._structures[key] = found
@@ -186,7 +228,7 @@ class TokenRun:
     def run(
         self,
         layer: int,
-        states: NDArray[np.float32],
+        states: States,
         structure: Structure | None = None,
         wanted: Callable[[LayerInput], bool] = lambda each: True,
         *,
@@ -206,7 +248,7 @@ class TokenRun:
         with Given(self.model, layer, modules) as given:
 
             def work(batch: slice) -> tuple[slice, F32Array, list[Rows]]:
-                hidden = torch.from_numpy(states[batch].copy())
+                hidden = torch.from_numpy(states[batch])
                 call = calls[batch.start]
                 output, rows = observe(self.model, layer, hidden, call, inputs, numbers, given, to_end)
                 if not torch.isfinite(output).all():
@@ -217,12 +259,12 @@ class TokenRun:
 
             yield from self.each(work)
 
-    def end(self, states: NDArray[np.float32]) -> Iterator[F32Array]:
+    def end(self, states: States) -> Iterator[F32Array]:
         """What the output matrix is given for the last layer's states, batch by batch: (tokens, width)."""
         import torch
 
         for batch in self.batches:
-            hidden = torch.from_numpy(states[batch].copy())
+            hidden = torch.from_numpy(states[batch])
             yield self.model.output_input(torch.from_numpy(self.tokens[batch]), hidden).numpy()
 
     def write(self, path: Path, outputs: Iterator[F32Array]) -> None:

@@ -17,17 +17,17 @@ Python share the work; kernels run without the GIL.
 from __future__ import annotations
 
 import math
-import mmap
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ggplan.errors import QuantizationError
 from ggplan.quants.codecs import Rows
+from ggplan.quants.in_place import mirror, new_matrix, reverse, reverse_columns, reversed_copy, turn
 from ggplan.quants.kernels import I64, F32s, I32s, Weights, inline, kernel, scratch
 from ggplan.quants.memory import load, load_weights, store, transpose
 from ggplan.quants.vector import lane, splat
@@ -39,8 +39,6 @@ PANEL = 256
 
 _BLOCK = 16  # rows or columns that are packed side by side
 _STEP = 32  # columns of a factor that are found one by one
-_PIECE = 1 << 16  # numbers that are moved at a time
-_OWN_PAGES = 1 << 20  # bytes from which a matrix has memory of its own
 _IN_CACHE = 8  # blocks of the left factor that stay in the second cache while the right one passes
 _ZERO = np.float32(0)
 
@@ -61,29 +59,32 @@ class Moments:
     tokens: int
 
 
-def new_matrix(m: int, n: int) -> F32Array:
-    """Zeros (m, n). Where they are many, the system gets their memory back as soon as nothing refers to it.
+class RowRuns(Protocol):
+    """Rows (N, n) that are read a run at a time."""
 
-    The C library keeps what was freed for later, in each thread apart: with a few matrices of 16 MiB a thread
-    that is as much again as is used.
-    """
-    n_bytes = 4 * m * n
-    if n_bytes < _OWN_PAGES:
-        return np.zeros((m, n), np.float32)
-    return np.frombuffer(mmap.mmap(-1, n_bytes), np.float32).reshape(m, n)
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, n)."""
+
+    def __len__(self) -> int:
+        """N."""
+
+    def __getitem__(self, run: slice, /) -> F32Array:
+        """Rows that follow one another."""
 
 
-def second_moments(x: Rows, threads: int = 1) -> F32Array:
+def second_moments(x: Rows | RowRuns, threads: int = 1) -> F32Array:
     """The mean of x x^T: float32 (n, n) of the inputs (N, n) of N tokens, float32 or the bits of bfloat16.
 
     No tokens give zeros.
     """
     sums = MomentSums(x.shape[1], threads)
-    sums.add(x)
+    for first in range(0, len(x), PANEL):
+        sums.add(x[first : first + PANEL])
     return sums.finished().matrix
 
 
-def cross_moments(a: Rows, b: Rows, threads: int = 1) -> F32Array:
+def cross_moments(a: Rows | RowRuns, b: Rows | RowRuns, threads: int = 1) -> F32Array:
     """The mean of a b^T: float32 (n, m) of the inputs (N, n) and (N, m) of the same N tokens."""
     out = new_matrix(a.shape[1], b.shape[1])
     for first in range(0, len(a), PANEL):
@@ -136,7 +137,7 @@ class MomentSums:
             self._add_panel(matrix, self._rest)
         if self.tokens:
             matrix /= np.float32(self.tokens)
-        _mirror(matrix)
+        mirror(matrix)
         return Moments(matrix, self.tokens)
 
     def _add_panel(self, sums: F32Array, rows: Rows) -> None:
@@ -203,10 +204,10 @@ def unit_factor(h: F32Array, threads: int = 1) -> tuple[F32Array, F32Array]:
     QuantizationError
         If the matrix is not positive: rounding errors count.
     """
-    factor = _lower_factor(_reversed(h), threads)
+    factor = _lower_factor(reversed_copy(h), threads)
     roots = factor.diagonal().copy()
     factor /= roots
-    _reverse(factor)
+    reverse(factor)
     return factor, (roots * roots)[::-1].copy()
 
 
@@ -220,7 +221,7 @@ def divide(b: F32Array, h: F32Array, threads: int = 1) -> F32Array:
     """
     x = new_matrix(*b.shape)
     x[:] = b
-    _divide(x, _reversed(h), threads)
+    _divide(x, reversed_copy(h), threads)
     return x
 
 
@@ -232,54 +233,19 @@ def divide_into(b: F32Array, h: F32Array, threads: int = 1) -> None:
     QuantizationError
         If `h` is not positive.
     """
-    _reverse(h)
+    reverse(h)
     _divide(b, h, threads)
 
 
 def _divide(x: F32Array, reversed: F32Array, threads: int) -> None:
     """Divide x (m, n) by a matrix whose rows and columns go from the last to the first; it is lost."""
     lower = _lower_factor(reversed, threads)
-    _reverse_columns(x)
+    reverse_columns(x)
     _divide_by_turned(x, lower, threads)
-    _reverse_columns(x)
-    _reverse(lower)
-    _turn(lower)
+    reverse_columns(x)
+    reverse(lower)
+    turn(lower)
     _divide_by_turned(x, lower, threads)
-
-
-def _reversed(h: F32Array) -> F32Array:
-    """A copy of a matrix, rows and columns from the last to the first."""
-    found = new_matrix(*h.shape)
-    found[:] = h[::-1, ::-1]
-    return found
-
-
-def _reverse(matrix: F32Array) -> None:
-    """Put rows and columns of a contiguous matrix from the last to the first."""
-    flat = matrix.reshape(-1)
-    size = len(flat)
-    for first in range(0, size // 2, _PIECE):
-        end = min(first + _PIECE, size // 2)
-        kept = flat[first:end].copy()
-        flat[first:end] = flat[size - end : size - first][::-1]
-        flat[size - end : size - first] = kept[::-1]
-
-
-def _reverse_columns(matrix: F32Array) -> None:
-    """Put the columns of a matrix from the last to the first."""
-    for first in range(0, len(matrix), PANEL):
-        matrix[first : first + PANEL] = matrix[first : first + PANEL, ::-1].copy()
-
-
-def _turn(matrix: F32Array) -> None:
-    """Transpose a square matrix in its place."""
-    for first in range(0, len(matrix), PANEL):
-        end = first + PANEL
-        square = matrix[first:end, first:end]
-        square[:] = square.T.copy()
-        above = matrix[first:end, end:].copy()
-        matrix[first:end, end:] = matrix[end:, first:end].T
-        matrix[end:, first:end] = above.T
 
 
 def _lower_factor(lower: F32Array, threads: int) -> F32Array:
@@ -337,16 +303,6 @@ def _find_panel(panel: F32Array, square: F32Array, to_factor: int) -> None:
                 *_memory(below[:, first:end]), len(below),
                 *_memory(square[first:end, first:end]), end - first, room,
             )  # fmt: skip
-
-
-def _mirror(matrix: F32Array) -> None:
-    """Copy what is below the diagonal to above it."""
-    n = len(matrix)
-    for first in range(0, n, PANEL):
-        end = min(first + PANEL, n)
-        block = matrix[first:end, first:end]
-        block[:] = np.tril(block) + np.tril(block, -1).T
-        matrix[first:end, end:] = matrix[end:, first:end].T
 
 
 # --- Packed panels -----------------------------------------------------------------------------------

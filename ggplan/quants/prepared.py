@@ -15,6 +15,9 @@ F32Array = NDArray[np.float32]
 LAMBDA = 0.1
 """What is added to the diagonal by default, in parts of its mean."""
 
+SEARCH_BYTES = 48
+"""Memory that a search takes for each weight of the rows it works on, with the rows and their blocks."""
+
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
