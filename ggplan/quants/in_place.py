@@ -64,6 +64,14 @@ def turn(matrix: F32Array) -> None:
         matrix[end:, first:end] = above.T
 
 
+def reorder(h: F32Array, order: NDArray[np.int64]) -> None:
+    """Put rows and columns of a symmetric matrix (n, n) in another order."""
+    for _ in range(2):
+        for first in range(0, len(h), _ROWS):
+            h[first : first + _ROWS] = h[first : first + _ROWS, order]
+        turn(h)
+
+
 def mirror(matrix: F32Array) -> None:
     """Copy what is below the diagonal to above it."""
     n = len(matrix)

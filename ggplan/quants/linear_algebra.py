@@ -162,14 +162,6 @@ def regularized(moments: Moments, lam: float = 0.1, *, overwrite: bool = False) 
     return matrix
 
 
-def reorder(h: F32Array, order: NDArray[np.int64]) -> None:
-    """Put rows and columns of a symmetric matrix (n, n) in another order, in its own memory."""
-    for _ in range(2):
-        for first in range(0, len(h), PANEL):
-            h[first : first + PANEL] = h[first : first + PANEL, order]
-        _turn(h)
-
-
 def times(a: F32Array, b: F32Array, threads: int = 1) -> F32Array:
     """The product (m, n) of matrices (m, k) and (k, n)."""
     out = new_matrix(len(a), b.shape[1])

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ggplan.quants.linear_algebra import Moments, regularized, reorder, times, unit_upper
+from ggplan.quants.in_place import reorder
+from ggplan.quants.linear_algebra import Moments, regularized, times, unit_upper
 from ggplan.quants.searches.row_tiles import PANEL, pack, packed_blocks, panels
 
 F32Array = NDArray[np.float32]

@@ -14,7 +14,7 @@ import pytest
 
 from ggplan import dequantize, parse_type, quantize
 from ggplan.errors import QuantizationError
-from ggplan.quants.feedback import METHODS, encode_with_moments, takes_moments
+from ggplan.quants.feedback import ACT_ORDER, METHODS, encode_with_moments, takes_moments
 from ggplan.quants.formats.grid_descent import GRID_TYPES
 from ggplan.quants.formats.ladders import LADDERS
 from ggplan.quants.linear_algebra import Moments, regularized
@@ -65,9 +65,16 @@ def columns_of(name: str) -> int:
     return 512 if parse_type(name).block_size == 256 else 288
 
 
-@pytest.mark.parametrize("name", LADDERS)
-def test_no_row_has_more_error_than_best_effort_leaves(name: str) -> None:
-    weights, moments = sample(columns_of(name))
+# Rows of over 1024 columns are searched another way: a type of each kind of search for scales.
+WIDE = 1280
+WIDE_TYPES = ("q2_K", "q4_K", "q6_K", "iq4_xs", "q5_0", "iq4_nl", "iq3_xxs")
+
+
+@pytest.mark.parametrize(
+    ("name", "n"), [*((name, columns_of(name)) for name in LADDERS), *((name, WIDE) for name in WIDE_TYPES)]
+)
+def test_no_row_has_more_error_than_best_effort_leaves(name: str, n: int) -> None:
+    weights, moments = sample(n)
     best = quantize(weights, name, moments.matrix.diagonal(), effort="best")
     before = error_of(weights, best, name, moments)
     found = encoded(weights, name, moments)
@@ -93,6 +100,64 @@ def test_threads_and_splits_of_rows_make_no_difference(name: str) -> None:
                 range(0, len(rows), step),
             )
             assert np.array_equal(np.concatenate(list(parts)), whole)
+
+
+@pytest.mark.parametrize("name", ["q4_K", "q3_K", "q4_1", "iq4_nl"])
+def test_act_order_rounds_the_most_important_columns_first(name: str) -> None:
+    """As written out here in float64, with the scales of best effort."""
+    weights, moments = sample(columns_of(name))
+    type_, ladder = parse_type(name), LADDERS[name]
+    found = encoded(weights, name, moments, method=ACT_ORDER)
+    best = quantize(weights, name, moments.matrix.diagonal(), effort="best")
+    numbers = ladder.numbers(best.reshape(-1, type_.block_bytes))
+    n, rules = weights.shape[1], ladder.rules
+    scale, low = (
+        np.repeat(unit[:, None] * integers, rules.sub, axis=1).reshape(-1, n).astype(np.float64)
+        for unit, integers in ((numbers.d, numbers.scales), (numbers.dmin, numbers.mins))
+    )
+    hessian = regularized(moments).astype(np.float64)
+    order = np.argsort(-hessian.diagonal(), kind="stable")
+    inverse = np.linalg.inv(hessian[np.ix_(order, order)])
+    upper = np.linalg.cholesky(inverse).T  # GPTQ's own recursion, by way of the inverse
+    left = weights[:, order].astype(np.float64)
+    levels = np.unique(ladder.level_of[: 16 if rules.uneven else 256]).astype(np.float64)
+    levels = levels[(levels >= rules.lowest) & (levels <= rules.highest)]
+    asked = np.empty_like(left)
+    for j, column in enumerate(order):
+        s, m = scale[:, column], low[:, column]
+        nearest = levels[np.abs((left[:, j, None] + m[:, None]) - s[:, None] * levels).argmin(axis=1)]
+        asked[:, column] = s * nearest - m
+        left[:, j:] -= ((left[:, j] - asked[:, column]) / upper[j, j])[:, None] * upper[j, j:]
+    residues = weights - asked
+    wanted = ((residues @ hessian) * residues).sum(axis=1)
+    taken = ~(found == best).all(axis=1)  # the others were no better
+    assert taken.mean() > 0.8
+    assert error_of(weights, found, name, moments)[taken] == pytest.approx(wanted[taken], rel=0.02)
+    same = (dequantize(found, name)[taken] == asked[taken].astype(np.float32)).mean()
+    assert same > 0.97  # a code that falls the other way moves some after it
+
+
+def test_act_order_of_uneven_columns_beats_the_order_they_have() -> None:
+    weights, moments = sample(512)
+    importance = 4.0 ** (numbers("uneven", (512,)) / 148)
+    matrix = moments.matrix * np.sqrt(importance) * np.sqrt(importance)[:, None]
+    uneven = Moments(matrix.astype(np.float32), MANY)
+    plain, ordered = (
+        error_of(weights, encoded(weights, "q4_K", uneven, method=method), "q4_K", uneven).sum()
+        for method in ("gptq", ACT_ORDER)
+    )
+    assert ordered < 0.9 * plain
+
+
+def test_moments_that_are_prepared_for_another_order_are_refused() -> None:
+    weights, moments = sample(512)
+    for method, by_importance in (("gptq", True), (ACT_ORDER, False)):
+        with pytest.raises(ValueError, match="not prepared for"):
+            encoded(weights, "q4_K", prepare(moments, by_importance=by_importance), method=method)
+    grid = prepare(moments)  # points of a grid are of neighbouring columns
+    assert np.array_equal(
+        encoded(weights, "iq3_xxs", grid, method=ACT_ORDER), encoded(weights, "iq3_xxs", grid, method="gptq")
+    )
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -135,9 +200,14 @@ def test_inputs_that_say_little() -> None:
 
 def test_what_feedback_writes_changes_only_with_its_revision() -> None:
     found = {}
-    for name in ("q2_K", "q3_K", "q4_K", "q5_1", "iq4_xs", "iq2_xs", "iq3_s"):
-        weights, moments = sample(columns_of(name))
-        found[name] = hashlib.sha256(encoded(weights, name, moments)).hexdigest()
+    names = ("q2_K", "q3_K", "q4_K", "q5_1", "iq4_xs", "iq2_xs", "iq3_s")
+    for name, n in [*((name, columns_of(name)) for name in names), *((name, WIDE) for name in WIDE_TYPES)]:
+        weights, moments = sample(n)
+        found[f"{name} {n}"] = hashlib.sha256(encoded(weights, name, moments)).hexdigest()
+    weights, moments = sample(512)
+    found[f"q4_K {ACT_ORDER}"] = hashlib.sha256(
+        encoded(weights, "q4_K", moments, method=ACT_ORDER)
+    ).hexdigest()
     if os.environ.get("GGPLAN_RENEW"):
         KEPT.write_text(json.dumps({"revision": FEEDBACK_REVISION, "sha256": found}, indent=1) + "\n")
     kept = json.loads(KEPT.read_text())
