@@ -120,7 +120,7 @@ def test_memory_that_is_too_small_for_moments_is_refused_with_what_will_do(
     model: Path, calibration: Calibration
 ) -> None:
     plan = planned(model, calibration)
-    with pytest.raises(PlanError, match="second moments need .* besides a Hessian") as refused:
+    with pytest.raises(PlanError, match=r"second moments need .* besides a Hessian") as refused:
         choose_pace(plan, 4, 1 << 20)
     needed = int(refused.value.hint.split("--memory ")[1].split("M")[0])
     assert choose_pace(plan, 4, needed << 20).n_threads == 1
