@@ -68,8 +68,7 @@ def _finding(model: CheckpointModel, layer: int) -> int:
     """Bytes that it takes to find which weight of a layer is which, and to fill it."""
     shapes = [tuple(p.shape) for p in model.layers[layer].parameters()]
     largest, of_slices = (max(math.prod(shape[first:]) for shape in shapes) for first in (0, -2))
-    moved = 4 * largest + _NUMBERED * of_slices
-    return model.outside_bytes() + 2 * model.layer_bytes(layer) + int(moved)
+    return model.outside_bytes() + 2 * model.layer_bytes(layer) + int(4 * largest + _NUMBERED * of_slices)
 
 
 def _held(model: CheckpointModel, layer: int, tensors: Mapping[str, PlannedTensor]) -> int:

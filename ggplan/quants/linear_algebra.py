@@ -7,8 +7,9 @@ made again. Here each sum has one order:
     sum over k of a[i, k] b[k, j]     panels of 256 k from 0 on; the products of a panel are added one after
                                       the other to zero, then the panels' sums one after the other
 
-and no multiplication is fused with an addition. So an element depends on nothing but its row of `a`, its
-column of `b` and what it is added to: not on the rows beside it, nor on threads or the width of vectors.
+and each multiplication is fused with its addition (`vector.fused`). So an element depends on nothing but its
+row of `a`, its column of `b` and what it is added to: not on the rows beside it, nor on threads or the width
+of vectors.
 
 Matrices are C-contiguous in their rows: a view of some columns will do. `threads` is how many threads of
 Python share the work; kernels run without the GIL.
@@ -30,7 +31,7 @@ from ggplan.quants.codecs import Rows
 from ggplan.quants.in_place import mirror, new_matrix, reverse, reverse_columns, reversed_copy, turn
 from ggplan.quants.kernels import I64, F32s, I32s, Weights, inline, kernel, scratch
 from ggplan.quants.memory import load, load_weights, store, transpose
-from ggplan.quants.vector import lane, splat
+from ggplan.quants.vector import fused, lane, splat
 
 F32Array = NDArray[np.float32]
 
@@ -437,10 +438,10 @@ def _add_panels(
                             sum3 = sum0
                             for i in range(k):
                                 b = load(right, right_at + 16 * i, 16)
-                                sum0 = sum0 + b * left[at + 16 * i]
-                                sum1 = sum1 + b * left[at + 16 * i + 1]
-                                sum2 = sum2 + b * left[at + 16 * i + 2]
-                                sum3 = sum3 + b * left[at + 16 * i + 3]
+                                sum0 = fused(b, left[at + 16 * i], sum0)
+                                sum1 = fused(b, left[at + 16 * i + 1], sum1)
+                                sum2 = fused(b, left[at + 16 * i + 2], sum2)
+                                sum3 = fused(b, left[at + 16 * i + 3], sum3)
                             columns = n - column
                             to = row * stride + column
                             _put(out, to, sum0, minus, columns)

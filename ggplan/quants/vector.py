@@ -127,6 +127,24 @@ def _function(name: str) -> Callable[..., Any]:
 square_root = intrinsic(_function("sqrt"))
 absolute = intrinsic(_function("fabs"))
 
+
+@intrinsic
+def fused(typing_context: Any, factor: Any, other: Any, total: Any) -> Any:
+    """Factor * other + total, float32 lanes, rounded once; `other` may be a scalar.
+
+    The bits are those of any machine: where a processor has no instruction for it, C's library works it out.
+    """
+    lanes = factor
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        name = f"fma.v{lanes.count}f32"
+        function = kinds.llvm_function(builder, name, lanes.llvm_type, [lanes.llvm_type] * 3)
+        spread = kinds.spread(builder, lanes, arguments[1], other)
+        return builder.call(function, [arguments[0], spread, arguments[2]])
+
+    return lanes(factor, other, total), generate
+
+
 _SHIFT = 1.5 * 2**23  # adding this leaves no room for a fraction
 
 

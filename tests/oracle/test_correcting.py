@@ -10,6 +10,7 @@ from ggplan import convert, make_plan, open_model
 from ggplan.calibration.torch_engine import TorchOptions, collect_layers
 from ggplan.correcting import Corrected, CorrectOptions, correct
 from ggplan.correcting.embedding import put_embedding
+from ggplan.errors import ConversionError
 from ggplan.forward import running
 from ggplan.forward.building import open_checkpoint_model
 from ggplan.planning import Plan
@@ -68,6 +69,23 @@ def test_threads_and_kills_change_no_byte(reference_models: Path, tmp_path: Path
     again = correct(plan, tokens(), tmp_path / "killed", RUN, options(2), progress=killed)
     assert all_bytes(again) == once
     assert seen == sum(map(len, once.values())), "progress counts every byte, of layers that were there too"
+
+
+@pytest.mark.parametrize("case", ["glm4moe"])
+def test_too_little_memory_takes_fewer_threads_or_is_refused(
+    reference_models: Path, tmp_path: Path, case: str
+) -> None:
+    """The refusal says how much one thread needs; the bytes are the same."""
+    plan = plan_of(reference_models / case)
+    with pytest.raises(ConversionError, match="correcting a layer takes") as refused:
+        correct(plan, tokens(), tmp_path / "none", RUN, CorrectOptions(4, 1 << 20))
+    assert not (tmp_path / "none").exists()
+    needed = int(refused.value.hint.split("--memory ")[1].split("M")[0]) << 20
+    few = correct(plan, tokens(), tmp_path / "few", RUN, CorrectOptions(4, needed))
+    assert "1 of 4 threads" in few.notes[0]
+    many = correct(plan, tokens(), tmp_path / "many", RUN, CorrectOptions(2, 1 << 30))
+    assert not many.notes
+    assert all_bytes(few) == all_bytes(many)
 
 
 @pytest.mark.parametrize("case", ["llama", "glm4moe", "deepseek_v3", "gpt_oss", "phi4", "llama4"])

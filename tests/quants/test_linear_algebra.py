@@ -1,5 +1,11 @@
 """Second moments, products and factors: right, and with the same bits however the work is parted."""
 
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -121,3 +127,25 @@ def test_regularizing_leaves_out_what_few_tokens_do_not_tell() -> None:
     assert np.allclose(few[off], 0.45 * h[off], rtol=1e-5)
     assert np.allclose(many[off], 0.9 * h[off], rtol=1e-4)
     assert np.allclose(few.diagonal(), h.diagonal() + 0.2 * mean, rtol=1e-5)
+
+
+def digest_of_products() -> str:
+    x = inputs(300, 70)
+    return hashlib.sha256(bits(second_moments(x)) + bits(times(x[:100], x[200:270].copy()))).hexdigest()
+
+
+def test_a_machine_without_fused_instructions_gives_the_same_bits() -> None:
+    finished = subprocess.run(
+        [sys.executable, "-c", "from test_linear_algebra import digest_of_products as d; print(d())"],
+        env={
+            **os.environ,
+            "NUMBA_CPU_NAME": "generic",
+            "NUMBA_CPU_FEATURES": "",
+            "PYTHONPATH": os.pathsep.join(sys.path),
+        },
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.stdout.strip() == digest_of_products(), finished.stderr

@@ -27,6 +27,7 @@ from ggplan.quants.vector import (
     extremes_of_blocks,
     float_of,
     float_of_bits,
+    fused,
     integer_of,
     lane,
     largest_magnitude,
@@ -202,6 +203,26 @@ def test_rounding_is_to_even() -> None:
     out = np.empty(16, np.float32)
     to_whole(values, out)
     assert (out == np.rint(values)).all()
+
+
+@kernel
+def multiply_and_add(values: F32s, out: F32s) -> None:
+    total = load(values, 32, 16)
+    store(out, 0, fused(load(values, 0, 16), load(values, 16, 16), total))
+    store(out, 16, fused(load(values, 0, 16), values[16], total))
+
+
+def test_fused_rounds_once() -> None:
+    rng = np.random.default_rng(7)
+    near_one = (1 + rng.integers(0, 1 << 12, (2, 16)) / 4096).astype(np.float32)
+    values = np.concatenate([*near_one, -(near_one[0] * near_one[1])]).astype(np.float32)
+    values[32:40] += rng.standard_normal(8).astype(np.float32) * np.float32(1e-4)
+    out = np.empty(32, np.float32)
+    multiply_and_add(values, out)
+    factor, other, total = values.astype(np.float64).reshape(3, 16)  # 48 bits hold each product
+    assert (out[:16] == (factor * other + total).astype(np.float32)).all()
+    assert (out[16:] == (factor * other[0] + total).astype(np.float32)).all()
+    assert out[8:16].any()  # what a product loses when it is rounded by itself
 
 
 @pytest.mark.parametrize(("processor", "one_step"), PROCESSORS_THAT_ROUND.items())

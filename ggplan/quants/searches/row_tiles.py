@@ -11,7 +11,7 @@ may be shorter, and in these by four columns:
     packed[n * first + (column // 4 * k + i) * 4 + column % 4]      row first + i, of the k from `first` on
 
 Sums have one order: products are added one after the other, in the order of the matrix's rows, to what is
-there. No multiplication is fused with an addition.
+there, each multiplication fused with its addition (`vector.fused`).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from ggplan.quants.kernels import I64, F32s, inline, kernel, scratch
 from ggplan.quants.memory import load, store, transpose
+from ggplan.quants.vector import fused
 
 F32Array = NDArray[np.float32]
 
@@ -138,10 +139,10 @@ def add_four(tile: Any, at: Any, left: Any, left_at: Any, count: Any, right: Any
     sum3 = load(tile, at + 3 * TILE, TILE)
     for i in range(count):
         x = load(left, left_at + TILE * i, TILE)
-        sum0 = sum0 + x * right[right_at + 4 * i]
-        sum1 = sum1 + x * right[right_at + 4 * i + 1]
-        sum2 = sum2 + x * right[right_at + 4 * i + 2]
-        sum3 = sum3 + x * right[right_at + 4 * i + 3]
+        sum0 = fused(x, right[right_at + 4 * i], sum0)
+        sum1 = fused(x, right[right_at + 4 * i + 1], sum1)
+        sum2 = fused(x, right[right_at + 4 * i + 2], sum2)
+        sum3 = fused(x, right[right_at + 4 * i + 3], sum3)
     store(tile, at, sum0)
     store(tile, at + TILE, sum1)
     store(tile, at + 2 * TILE, sum2)
