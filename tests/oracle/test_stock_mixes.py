@@ -233,6 +233,8 @@ SMALL = {
 }
 K_QUANTS = ("Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_K_S", "Q4_K_M", "Q5_K_M", "Q6_K")
 COMPARED = (*K_QUANTS, "Q4_0", "Q5_0", "Q8_0", "IQ4_NL", "IQ4_XS", "MXFP4_MOE", "TQ1_0", "F16")
+# Every mix is compared on a dense model. What types experts get is judged for all mixes by `test_types`.
+OF_EXPERTS = ("Q2_K", "Q3_K_M", "Q4_K_M", "Q5_K_M", "Q4_0", "IQ4_XS", "MXFP4_MOE")
 
 
 def compare_bytes(
@@ -269,7 +271,8 @@ def test_bytes(llama_quantize: Path, tmp_path: Path, case: str, with_imatrix: bo
         if with_imatrix
         else None
     )
-    for mix in (*COMPARED, "Q2_K_S") if with_imatrix else COMPARED:
+    mixes = COMPARED if case == "dense" else OF_EXPERTS
+    for mix in (*mixes, "Q2_K_S") if with_imatrix else mixes:
         compare_bytes(llama_quantize, source, tmp_path, mix, imatrix)
     compare_bytes(llama_quantize, source, tmp_path, "Q4_K_M", imatrix, "--pure")
 
