@@ -279,8 +279,8 @@ def test_bytes(llama_quantize: Path, tmp_path: Path, case: str, with_imatrix: bo
 
 @pytest.mark.parametrize("mix", ["IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_S", "IQ2_M", "IQ3_XXS", "IQ3_XS", "IQ3_M"])
 def test_bytes_of_the_mixes_on_grids(llama_quantize: Path, tmp_path: Path, mix: str) -> None:
-    shapes = llama(4, (8, 2))
-    source = write_gguf(tmp_path / "model.gguf", keys("llama", (4, 8, 2, 0)), shapes, weights=True)
+    shapes = llama(2, (8, 2))
+    source = write_gguf(tmp_path / "model.gguf", keys("llama", (2, 8, 2, 0)), shapes, weights=True)
     imatrix = write_imatrix(tmp_path / "imatrix.gguf", matrices(ggplan.open_model(source)))
     compare_bytes(llama_quantize, source, tmp_path, mix, imatrix)
 
