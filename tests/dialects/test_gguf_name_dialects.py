@@ -62,13 +62,13 @@ def recipes(name: str) -> list[Recipe]:
     """A recipe with layers, chains and roles, and the shipped ones for a model.
 
     Models of one family differ in the numbers of their blocks: all recipes of the family are for the
-    smallest, two for the others.
+    smallest, the first two for the others.
     """
     family = inventory(name).architecture
     models = [model for model in map(inventory, inventories()) if model.architecture == family]
     own = [LAYERED, *(r for r in shipped() if r.architecture in ("", family))]
     is_smallest = len(inventory(name).tensors) == min(len(model.tensors) for model in models)
-    return own if is_smallest else own[:3]
+    return own if is_smallest else own[:2]
 
 
 @pytest.mark.parametrize("dialect", READERS)
@@ -94,7 +94,7 @@ def test_round_trips_keep_the_meaning(name: str, dialect: str) -> None:
                 left_out = tensor in protected and dialect != "thireus"
                 assert choose(tensor) == (None if left_out else type_)
         done += 1
-    assert done >= 2
+    assert done >= 1 + (len(recipes(name)) > 2)
 
 
 @pytest.mark.parametrize("dialect", READERS)

