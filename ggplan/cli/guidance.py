@@ -21,6 +21,7 @@ def guidance_notes(plan: Plan, *, other_weights: bool = False) -> list[str]:
     """
     from ggplan.calibration import Calibration, ReshapedCalibration
     from ggplan.conversion.guides import unguided, why_unguided
+    from ggplan.quants.feedback import goes_by_importance
     from ggplan.text import names_in_words
 
     lines = []
@@ -42,6 +43,13 @@ def guidance_notes(plan: Plan, *, other_weights: bool = False) -> list[str]:
                 if "output.weight" in some:
                     line += "; `ggplan calibrate --process-output` has output.weight too"
                 lines.append(line)
+    if plan.feedback is not None and plan.feedback.method == "gptq:act-order":
+        guided = [t for t in plan.tensors if not why_unguided(plan.feedback, t)]
+        if kept := [t.name for t in guided if not goes_by_importance(t.type, plan.feedback.method)]:
+            lines.append(
+                f"{names_in_words(kept)}: columns keep their order, as with gptq: iq2 and iq3 take "
+                "neighbouring weights together"
+            )
     # That of a folded model has weights of its own: it was compared before (see `ggplan.cli.planning`).
     calibration = plan.feedback and plan.feedback.calibration
     if isinstance(calibration, ReshapedCalibration):

@@ -111,7 +111,7 @@ def _chunks_of_rows(
     step = max(1, chunk_weights // max(1, tensor.n_columns))
     # Interleaved rows are copied in whole groups; searches that use moments work on sixteen rows at a time.
     group = math.lcm(planned.type.row_group, 1 if guides is None else TILE)
-    step = -(-step // group) * group
+    step = max(step // group, 1) * group
     for first in range(0, tensor.n_rows, max(run, 1)):
         for start in range(first, min(first + run, tensor.n_rows), step):
             offset = len(plan.header) + planned.offset + start * row_bytes

@@ -102,7 +102,7 @@ def correct_plan(
     folder: Path,
     *,
     threads: int,
-    memory: int,
+    memory: int | None,
     restart: bool = False,
     progress: Callable[[int], None] = lambda n_bytes: None,
 ) -> Corrected:

@@ -57,7 +57,14 @@ def _encode_by_moments(chunk: Chunk, rows: Rows, out: NDArray[np.uint8]) -> bool
     with chunk.guides.prepared(chunk.planned, chunk.start) as prepared:
         if prepared is None:
             return False
-        encode_with_moments(widened(rows), chunk.planned.type, prepared, out, method=chunk.guides.method)
+        importance = None
+        if chunk.importance is not None:  # of the imatrix, as a file of best effort has it
+            n_rows = chunk.planned.tensor.n_rows // len(chunk.importance)
+            importance = chunk.importance[chunk.start // n_rows]
+        encode_with_moments(
+            widened(rows), chunk.planned.type, prepared, out, method=chunk.guides.method,
+            importance=importance,
+        )  # fmt: skip
         del prepared  # others wait for its memory
     return True
 

@@ -22,7 +22,7 @@ from ggplan.conversion.chunks import CHUNK_WEIGHTS
 from ggplan.conversion.guides import beyond_a_hessian, why_unguided
 from ggplan.errors import PlanError
 from ggplan.planning import Plan
-from ggplan.quants.prepared import SEARCH_BYTES
+from ggplan.quants.prepared import search_bytes
 from ggplan.quants.searches.row_tiles import TILE
 from ggplan.text import format_bytes, printable
 
@@ -65,7 +65,7 @@ def default_memory(plan: Plan) -> int:
 def enough_memory(plan: Plan) -> int:
     """The default, or the least that one thread needs where that is more."""
     widest, moments, _ = _largest(plan)
-    return max(default_memory(plan), _SEARCHES + moments + widest * (SEARCH_BYTES + _WAITING))
+    return max(default_memory(plan), _SEARCHES + moments + widest * (_working(plan) + _WAITING))
 
 
 def choose_pace(plan: Plan, n_threads: int, memory: int) -> Pace:
@@ -76,7 +76,7 @@ def choose_pace(plan: Plan, n_threads: int, memory: int) -> Pace:
     PlanError
         If one row of a tensor does not fit, or the moments of one input and one thread's rows.
     """
-    working = _WORKING if plan.feedback is None else SEARCH_BYTES
+    working = _working(plan)
     each = working + _WAITING
     widest, moments, name = _largest(plan)
     besides = moments and _SEARCHES + moments
@@ -99,6 +99,15 @@ def choose_pace(plan: Plan, n_threads: int, memory: int) -> Pace:
     chunk = max(chunk_weights, widest)
     n_waiting = min(n_threads, (for_chunks - n_threads * chunk * working) // (chunk * _WAITING))
     return Pace(n_threads, n_threads + max(0, n_waiting), chunk_weights, moments)
+
+
+def _working(plan: Plan) -> int:
+    """Bytes for each weight of a chunk that is worked on, for the tensor that needs most."""
+    if plan.feedback is None:
+        return _WORKING
+    return max(
+        (search_bytes(t.tensor.n_columns) for t in plan.tensors if t.tensor.n_columns), default=_WORKING
+    )
 
 
 def _largest(plan: Plan) -> tuple[int, int, str]:

@@ -56,8 +56,8 @@ class CorrectOptions:
     threads
         Batches, experts and runs of rows that are worked on at the same time, at most.
     memory
-        Bytes that correcting a layer may take, its weights among them, besides one Hessian a thread (see
-        `needs`).
+        Bytes that correcting a layer may take, its weights among them, besides one Hessian a thread; None for
+        what is usual, or needed (see `needs`).
     lam, method
         As of `ggplan.quants.feedback.encode_with_moments`.
     restart
@@ -65,7 +65,7 @@ class CorrectOptions:
     """
 
     threads: int
-    memory: int
+    memory: int | None
     lam: float = LAMBDA
     method: str = "feedback"
     restart: bool = False

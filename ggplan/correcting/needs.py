@@ -22,18 +22,22 @@ from ggplan.errors import ConversionError
 from ggplan.forward.checkpoint_model import CheckpointModel
 from ggplan.forward.running import batch_windows
 from ggplan.planning import Plan, PlannedTensor
-from ggplan.quants.prepared import SEARCH_BYTES, memory_of
+from ggplan.quants.prepared import memory_of, search_bytes
 from ggplan.quants.searches.row_tiles import PANEL, TILE
 from ggplan.text import format_bytes
 
 _NUMBERED = 32  # bytes for each number of a slice whose weights are looked for
 _ROUTES = 8  # experts that a token goes to
 
+_USUAL = 8 << 30
+
 
 def threads_within(
-    plan: Plan, model: CheckpointModel, tokens_shape: tuple[int, ...], n_threads: int, memory: int
+    plan: Plan, model: CheckpointModel, tokens_shape: tuple[int, ...], n_threads: int, memory: int | None
 ) -> int:
     """The most threads, up to `n_threads`, with which every layer fits into `memory` bytes.
+
+    None is `_USUAL` bytes, or what one thread takes where that is more.
 
     Raises
     ------
@@ -54,6 +58,8 @@ def threads_within(
         )
         return max(finding, *of_layers)
 
+    if memory is None:
+        memory = max(_USUAL, needed(1))
     if needed(1) > memory:
         weights = format_bytes(max(map(model.layer_bytes, numbers)))
         raise ConversionError(
@@ -94,7 +100,7 @@ def _correcting(tensors: Mapping[str, PlannedTensor], n_threads: int) -> int:
     for name, planned in tensors.items():
         n, n_rows = planned.tensor.n_columns, planned.tensor.shape[-2]
         hessian, run = 4 * n * n, 4 * PANEL * n
-        encoding = SEARCH_BYTES * max(ENCODED_WEIGHTS, TILE * n)
+        encoding = search_bytes(n) * max(ENCODED_WEIGHTS, TILE * n)
         rows = 2 * 4 * CHUNK_ROWS * n + run + encoding
         if _slices(planned) == 1:
             needed = 2 * hessian + 4 * run + n_threads * rows

@@ -185,7 +185,7 @@ def find_structure(
             is_all = columns.size == inputs[number].n_columns and (columns == range(columns.size)).all()
             feeds[tensor] = Feed(number, None if is_all else columns)
         elif all(slices) and all(p.parameter in turned for s in slices for p in s):
-            without[tensor] = "its input in llama.cpp is none in transformers"
+            without[tensor] = "transformers has no such input as llama.cpp gives it"
         else:
             named = sorted({p.parameter for s in slices for p in s}) or ["none"]
             without[tensor] = f"no product was seen in {where} with its parameter ({', '.join(named)})"

@@ -6,6 +6,7 @@ All are float32 and contiguous.
 from __future__ import annotations
 
 import mmap
+import os
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +27,12 @@ def new_matrix(m: int, n: int) -> F32Array:
     n_bytes = 4 * m * n
     if n_bytes < _OWN_PAGES:
         return np.zeros((m, n), np.float32)
-    return np.frombuffer(mmap.mmap(-1, n_bytes), np.float32).reshape(m, n)
+    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if os.name == "posix" else {}
+    try:
+        memory = mmap.mmap(-1, n_bytes, **private)
+    except OSError as error:
+        raise MemoryError(f"no memory for a matrix of {n_bytes:,} bytes") from error
+    return np.frombuffer(memory, np.float32).reshape(m, n)
 
 
 def reversed_copy(h: F32Array) -> F32Array:

@@ -16,8 +16,13 @@ F32Array = NDArray[np.float32]
 LAMBDA = 0.1
 """What is added to the diagonal by default, in parts of its mean."""
 
-SEARCH_BYTES = 48
-"""Memory that a search takes for each weight of the rows it works on, with the rows and their blocks."""
+
+def search_bytes(n: int) -> int:
+    """What a search takes for each weight of the rows of n columns that it works on, with rows and blocks.
+
+    Short rows take more: room for a panel is that for `PANEL` columns.
+    """
+    return 52 + 7 * PANEL // n
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -209,7 +208,7 @@ def prove(
 def _corrected_again(plan: Plan, threads: int) -> Iterator[Mapping[str, RowSource]]:
     """The blocks of a plan's corrected layers, made again; empty for other plans.
 
-    A layer takes the memory that it took when the file was made: there is nothing to choose.
+    A layer takes what it needs: there is nothing to choose but threads.
     """
     from ggplan.conversion.correction import correct_plan, is_corrected
 
@@ -217,7 +216,7 @@ def _corrected_again(plan: Plan, threads: int) -> Iterator[Mapping[str, RowSourc
         yield {}
         return
     with tempfile.TemporaryDirectory(prefix="ggplan-") as folder:
-        made = correct_plan(plan, Path(folder) / "layers", threads=threads, memory=sys.maxsize)
+        made = correct_plan(plan, Path(folder) / "layers", threads=threads, memory=None)
         yield made.blocks
 
 

@@ -146,7 +146,7 @@ def reproduce(
     made = None
     if output is not None:
         like = written if len(written.files) > 1 else None
-        # A corrected layer takes the memory that it took when the file was made.
+        # A corrected layer takes what it needs, with as many threads as were asked for.
         memory = sys.maxsize if is_corrected(plan) else None
         made = convert(
             plan,

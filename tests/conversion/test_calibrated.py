@@ -11,7 +11,7 @@ from made_up_calibration import made_up, small_model
 from program import run
 
 import ggplan
-from ggplan import make_plan, open_model, parse_recipe
+from ggplan import make_plan, open_model, parse_recipe, parse_type
 from ggplan.calibration import Calibration, open_calibration
 from ggplan.calibration.collecting import Activation, LayerCollector
 from ggplan.calibration.run import begin
@@ -20,6 +20,8 @@ from ggplan.conversion.guides import unguided
 from ggplan.errors import CalibrationError, ConversionError, PlanError
 from ggplan.planning import Feedback, Plan, guidance
 from ggplan.quants import prepared, quantize
+from ggplan.quants.feedback import encode_with_moments
+from ggplan.quants.linear_algebra import regularized
 from ggplan.verification import plan_again, verify
 from ggplan.verification.reproducing import reproduce
 
@@ -92,6 +94,39 @@ def plan_of(source: Path, calibration: Calibration, **how: object) -> Plan:
     return make_plan(open_model(source), parse_recipe(RECIPE, "a.recipe"), feedback=feedback)
 
 
+@pytest.mark.parametrize("method", ["feedback", "gptq", "gptq:act-order"])
+def test_no_row_of_a_file_is_worse_than_in_the_file_of_best_effort(
+    source: Path, calibration: Calibration, tmp_path: Path, method: str
+) -> None:
+    """With so few tokens many rows are no better, and get the very blocks that best effort's file has."""
+    recipe, model = parse_recipe("@default q2_K\nffn_down_exps = q5_1\n", "a.recipe"), open_model(source)
+    feedback = Feedback(calibration, method=method)
+    found, best = {}, {}
+    for made, plan in (
+        (found, make_plan(model, recipe, feedback=feedback)),
+        (best, make_plan(model, recipe, imatrix=calibration.imatrix, effort="best")),
+    ):
+        ggplan.convert(plan, tmp_path / "out.gguf", ggplan.ConvertOptions(force=True))
+        made.update({t.name: t for t in gguf.GGUFReader(tmp_path / "out.gguf").tensors})
+    for name in (Q, K, GATE, UP, DOWN):
+        values = WEIGHTS[name].reshape(-1, *SHAPES[name][-2:])
+        for e, rows in enumerate(values):
+            moments = calibration.moments(name, e) or calibration.layer_moments(name)
+            if moments is None:
+                continue
+            hessian = regularized(moments).astype(np.float64)
+            after, before = (
+                ((left @ hessian) * left).sum(axis=1)
+                for made in (found, best)
+                for left in [rows - dequantized(made[name]).reshape(values.shape)[e]]
+            )
+            assert (after <= before * (1 + 1e-6)).all(), (name, e)
+
+
+def dequantized(tensor: gguf.ReaderTensor) -> np.ndarray:
+    return ggplan.dequantize(tensor.data, tensor.tensor_type.name).astype(np.float64)
+
+
 def test_each_slice_has_its_own_moments(source: Path, calibration: Calibration, tmp_path: Path) -> None:
     plan = plan_of(source, calibration)
     ggplan.convert(plan, tmp_path / "out.gguf", ggplan.ConvertOptions(threads=2))
@@ -105,7 +140,10 @@ def test_each_slice_has_its_own_moments(source: Path, calibration: Calibration, 
                 entry = calibration.imatrix.entries[name].for_tensor(SHAPES[name])
                 expected = quantize(rows, type_, entry[e], effort="best")
             else:
-                expected = quantize(rows, type_, hessian=moments.matrix, tokens=moments.tokens)
+                expected = np.empty((len(rows), parse_type(type_).row_bytes(rows.shape[1])), np.uint8)
+                entry = calibration.imatrix.entries[name].for_tensor(SHAPES[name])
+                importance = entry.reshape(len(values), -1)[e]
+                encode_with_moments(rows, parse_type(type_), moments, expected, importance=importance)
             assert np.array_equal(tensors[name].reshape(len(values), len(rows), -1)[e], expected), (name, e)
     assert unguided(plan) == {
         f"1 of its {EXPERTS} experts saw no token": [DOWN, GATE, UP],

@@ -183,6 +183,19 @@ def test_blocks_are_put_together_as_they_were_taken_apart(name: str) -> None:
     assert np.array_equal(again, blocks)
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", ["q4_1", "q5_1", "q4_K"])
+def test_rows_far_from_zero(name: str, method: str) -> None:
+    """Where float32 hardly holds what blocks leave of a row, best effort's are kept."""
+    weights, moments = sample(256)
+    for rows in (8 + weights * np.float32(2e-4), 1024 + np.rint(weights * 99) / np.float32(2**13)):
+        rows = rows.astype(np.float32)
+        best = quantize(rows, name, moments.matrix.diagonal(), effort="best")
+        found = encoded(rows, name, moments, method=method)
+        before, after = (error_of(rows, blocks, name, moments) for blocks in (best, found))
+        assert (after <= before * (1 + 1e-6)).all()
+
+
 def test_inputs_that_say_little() -> None:
     weights, moments = sample(512)
     weights = weights.copy()

@@ -33,6 +33,8 @@ _ONE = np.float32(1)
 _INFINITY = np.float32(np.inf)
 _ROUNDING = np.float32(2.0**-17)
 """What sums of float32 may be wrong by, in parts of A: less than a tenth of it."""
+_SMALLEST = np.float32(2.0**-140)
+"""What they may be wrong by at least: some hundred steps of the smallest numbers."""
 
 # The trials in order, each with the two it lies between; the first three have none.
 STAGES: NDArray[np.int32] = np.array(
@@ -206,7 +208,9 @@ def list_trial(cells: Any, rules: Any, stage: Any, stages: Any, n_cells: Any, jo
             line = high_line + part * (load(cells.lines, _CELLS * low + at, WIDTH) - high_line)
             energy = load(cells.energies, at, WIDTH)
             store(cells.lines, _CELLS * k + at, line)
-            needed = ~(energy + scale * line - energy * _ROUNDING > load(cells.least, at, WIDTH))
+            needed = ~(
+                energy + scale * line - (energy * _ROUNDING + _SMALLEST) > load(cells.least, at, WIDTH)
+            )
         store(jobs.errors, 0, select(needed, _ONE, splat(_ZERO, WIDTH)))
         store(jobs.errors, WIDTH, scale)
         for r in range(WIDTH):
@@ -276,7 +280,7 @@ def bound(cells: Any, rules: Any, cell: Any, scale: Any) -> Any:
     low_line, high_line = cells.lines[_CELLS * low + cell], cells.lines[_CELLS * (low + 1) + cell]
     part = (scale - high_scale) / (low_scale - high_scale)
     energy = cells.energies[cell]
-    return energy + scale * (high_line + part * (low_line - high_line)) - energy * _ROUNDING
+    return energy + scale * (high_line + part * (low_line - high_line)) - (energy * _ROUNDING + _SMALLEST)
 
 
 @inline
