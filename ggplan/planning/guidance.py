@@ -109,7 +109,7 @@ class Feedback:
         if self.corrected and self.method == "gptq:act-order":
             raise PlanError(
                 "corrected targets are encoded in the order of columns, not by their importance",
-                hint="leave out --correct, or use --method gptq",
+                hint="leave out --correct, or take the method gptq",
             )
         if not (math.isfinite(self.lam) and self.lam > 0):
             raise PlanError(f"the damping lam must be a number above 0, not {self.lam}")
