@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ggplan.errors import CalibrationError, CheckpointError, Error
 from ggplan.model import Model
 from ggplan.opening import open_model
+from ggplan.planning.guidance import CALIBRATED_MEMORY
 from ggplan.sources.files import exists, shown
 from ggplan.sources.remote import is_remote
 from ggplan.text import format_bytes
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from ggplan.imatrix.writing import Form
 
 EngineName = Literal["llama.cpp", "torch"]
-DEFAULT_MEMORY = 8 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class CalibrateOptions:
     n_ctx: int = 512
     n_tokens: int | None = None
     n_chunks: int | None = None
-    memory: int = DEFAULT_MEMORY
+    memory: int = CALIBRATED_MEMORY
     threads: int | None = None
     process_output: bool = False
     force: bool = False

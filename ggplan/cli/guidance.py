@@ -21,7 +21,7 @@ def guidance_notes(plan: Plan, *, other_weights: bool = False) -> list[str]:
     """
     from ggplan.calibration import Calibration, ReshapedCalibration
     from ggplan.conversion.guides import unguided, why_unguided
-    from ggplan.quants.feedback import goes_by_importance
+    from ggplan.quants.feedback import ACT_ORDER, goes_by_importance
     from ggplan.text import names_in_words
 
     lines = []
@@ -43,7 +43,7 @@ def guidance_notes(plan: Plan, *, other_weights: bool = False) -> list[str]:
                 if "output.weight" in some:
                     line += "; `ggplan calibrate --process-output` has output.weight too"
                 lines.append(line)
-    if plan.feedback is not None and plan.feedback.method == "gptq:act-order":
+    if plan.feedback is not None and plan.feedback.method == ACT_ORDER:
         guided = [t for t in plan.tensors if not why_unguided(plan.feedback, t)]
         if kept := [t.name for t in guided if not goes_by_importance(t.type, plan.feedback.method)]:
             lines.append(

@@ -22,13 +22,12 @@ from ggplan.conversion.chunks import CHUNK_WEIGHTS
 from ggplan.conversion.guides import beyond_a_hessian, why_unguided
 from ggplan.errors import PlanError
 from ggplan.planning import Plan
+from ggplan.planning.guidance import CALIBRATED_MEMORY
 from ggplan.quants.prepared import search_bytes
 from ggplan.quants.searches.row_tiles import TILE
 from ggplan.text import format_bytes, printable
 
 DEFAULT_MEMORY = 1 << 30
-CALIBRATED_MEMORY = 8 << 30
-"""The same with a calibration: what `ggplan calibrate` may take."""
 
 _WORKING, _WAITING = 24, 4  # bytes for each weight of a chunk
 _SEARCHES = 8 << 20  # bytes of what searches that use moments load, which no other conversion does

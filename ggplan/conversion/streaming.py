@@ -238,8 +238,11 @@ def pace_of(plan: Plan, options: ConvertOptions) -> Pace:
     PlanError
         If the memory is not enough for one thread.
     """
-    memory = default_memory(plan) if options.memory is None else options.memory
-    return choose_pace(plan, threads_of(plan, options), memory)
+    return choose_pace(plan, threads_of(plan, options), _memory_of(plan, options))
+
+
+def _memory_of(plan: Plan, options: ConvertOptions) -> int:
+    return default_memory(plan) if options.memory is None else options.memory
 
 
 def guides_of(plan: Plan, pace: Pace) -> Guides | None:
@@ -319,7 +322,7 @@ def _write(
                 plan,
                 layers_folder(output),
                 threads=threads_of(plan, options),
-                memory=default_memory(plan) if options.memory is None else options.memory,
+                memory=_memory_of(plan, options),
                 restart=options.restart,
                 progress=progress,
             )

@@ -22,6 +22,7 @@ from ggplan.errors import ConversionError
 from ggplan.forward.checkpoint_model import CheckpointModel
 from ggplan.forward.running import batch_windows
 from ggplan.planning import Plan, PlannedTensor
+from ggplan.planning.guidance import CALIBRATED_MEMORY
 from ggplan.quants.prepared import memory_of, search_bytes
 from ggplan.quants.searches.row_tiles import PANEL, TILE
 from ggplan.text import format_bytes
@@ -29,15 +30,13 @@ from ggplan.text import format_bytes
 _NUMBERED = 32  # bytes for each number of a slice whose weights are looked for
 _ROUTES = 8  # experts that a token goes to
 
-_USUAL = 8 << 30
-
 
 def threads_within(
     plan: Plan, model: CheckpointModel, tokens_shape: tuple[int, ...], n_threads: int, memory: int | None
 ) -> int:
     """The most threads, up to `n_threads`, with which every layer fits into `memory` bytes.
 
-    None is `_USUAL` bytes, or what one thread takes where that is more.
+    None is `CALIBRATED_MEMORY`, or what one thread takes where that is more.
 
     Raises
     ------
@@ -59,7 +58,7 @@ def threads_within(
         return max(finding, *of_layers)
 
     if memory is None:
-        memory = max(_USUAL, needed(1))
+        memory = max(CALIBRATED_MEMORY, needed(1))
     if needed(1) > memory:
         weights = format_bytes(max(map(model.layer_bytes, numbers)))
         raise ConversionError(

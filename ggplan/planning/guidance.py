@@ -34,6 +34,9 @@ Method = Literal["feedback", "gptq", "gptq:act-order"]
 LAMBDA, BROAD_LAMBDA = 0.1, 0.3
 """The damping by default, which is that of `quants.prepared`, and for uses that the texts do not cover."""
 
+CALIBRATED_MEMORY = 8 << 30
+"""Bytes that making and using a calibration may take, unless more or less are given."""
+
 DIGEST = "ggplan.calibration.sha256"
 _KEY = "ggplan.calibration."
 

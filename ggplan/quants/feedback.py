@@ -201,11 +201,10 @@ def encode_with_moments(
     step = max(TILE, _BATCH // rows.shape[1] // TILE * TILE)
     for start in range(0, len(rows), step):
         some, blocks = rows[start : start + step], out[start : start + step]
+        encoder(type, "best")(some, importance, blocks)
         if type.name in GRID_TYPES:
-            encoder(type, "best")(some, importance, blocks)
             descend(type.name, some, blocks, prepared, method)
         else:
-            encoder(type, "best")(some, importance, blocks)
             _improve(some, type, LADDERS[type.name], prepared, blocks, method)
 
 
@@ -348,11 +347,13 @@ def _with_feedbacks(
     """Once, and where that pays once more with the scales that were found."""
     count, n, _ = weights.shape
     sweeps = _sweeps(n, method)
-    padded = np.zeros((count * TILE, best.shape[1]), np.uint8)
-    padded[: len(best)] = best
-    state = _with_feedback(weights, type, ladder, prepared, sweeps, padded)
+    near = None
+    if n > _NARROW:
+        near = np.zeros((count * TILE, best.shape[1]), np.uint8)
+        near[: len(best)] = best
+    state = _with_feedback(weights, type, ladder, prepared, sweeps, near)
     if sweeps.in_panels and n <= _NARROW and ladder.rules.sub < ladder.rules.size:
-        other = _with_feedback(weights, type, ladder, prepared, sweeps, state)
+        other = _with_feedback(weights, type, ladder, prepared, sweeps, held=state)
         better = other.errors < state.errors
         for taken, given in zip(state, other, strict=True):
             np.copyto(taken, given, where=better[:, np.newaxis] if taken.ndim == 3 else better)
@@ -365,19 +366,21 @@ def _with_feedback(
     ladder: Ladder,
     prepared: Prepared,
     sweeps: _Sweeps,
-    begin: Bytes | _State,
+    near: Bytes | None = None,
+    held: _State | None = None,
 ) -> _State:
-    """Round by error feedback, with scales that are searched for what is to be rounded (`_NARROW`).
+    """Round by error feedback, with scales that are searched for what is to be rounded (`_search_scales`).
 
     Each panel is then improved by descent on what the columns after it cannot make good, and the first panels
-    or all of them in the end. `begin` has best effort's blocks of the rows, or scales to round with instead.
+    or all of them in the end. `near` has best effort's blocks of wide rows; `held` scales to round with
+    instead.
     """
     rules = ladder.rules
     count, n, _ = weights.shape
     state = _empty_state(ladder, weights.shape)
     state.slopes[:] = 0
-    if isinstance(begin, _State):
-        for to, given in zip(state.numbers, begin.numbers, strict=True):
+    if held is not None:
+        for to, given in zip(state.numbers, held.numbers, strict=True):
             to[:] = given
     targets = weights.copy()
     residues = new_tiles(count * TILE, PANEL)
@@ -389,16 +392,13 @@ def _with_feedback(
         remainder = prepared.remainders[PANEL * first :]
         asked = targets[:, first:end] - weights[:, first:end]
         for start in range(first, end, rules.size):
-            if not isinstance(begin, _State):
-                found = begin[:, start // rules.size * type.block_bytes :][:, : type.block_bytes]
-                asked_of = rows_of(targets, start, start + rules.size)
-                importance = prepared.importance[start : start + rules.size]
-                if n <= _NARROW:
-                    encoder(type, "default")(asked_of, importance, blocks)
-                elif ladder.near is None:
-                    encoder(type, "best")(asked_of, importance, blocks)
-                else:
-                    ladder.near(np.ascontiguousarray(found), asked_of, importance, blocks)
+            if held is None:
+                at = start // rules.size * type.block_bytes
+                _search_scales(
+                    rows_of(targets, start, start + rules.size), type, ladder,
+                    prepared.importance[start : start + rules.size],
+                    None if near is None else near[:, at : at + type.block_bytes], blocks,
+                )  # fmt: skip
                 _put_units(state, ladder.numbers(blocks, with_levels=False), ladder, start // rules.size)
             searches.round_superblock(
                 *rules, count, n, start, first, k, square, weights, targets, state.levels, residues,
@@ -425,6 +425,22 @@ def _with_feedback(
         add_products(targets, residues, factor, k, (end, n))
     _descend(state, ladder, prepared, sweeps.last, sweeps.columns)
     return state
+
+
+def _search_scales(
+    rows: F32Array, type: GgmlType, ladder: Ladder, importance: F32Array, near: Bytes | None, out: Bytes
+) -> None:
+    """Blocks (rows, block bytes) with scales for superblocks: the default encoder's, or best effort's.
+
+    `near` has best effort's blocks of the weights that the rows were made of; best effort's search begins
+    with them where the type has one that does.
+    """
+    if near is None:
+        encoder(type, "default")(rows, importance, out)
+    elif ladder.near is None:
+        encoder(type, "best")(rows, importance, out)
+    else:
+        ladder.near(np.ascontiguousarray(near), rows, importance, out)
 
 
 def _descend(state: _State, ladder: Ladder, prepared: Prepared, sweeps: int, columns: int) -> None:

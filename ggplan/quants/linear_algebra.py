@@ -204,22 +204,10 @@ def unit_factor(h: F32Array, threads: int = 1) -> tuple[F32Array, F32Array]:
     return factor, (roots * roots)[::-1].copy()
 
 
-def divide(b: F32Array, h: F32Array, threads: int = 1) -> F32Array:
-    """The matrix (m, n) whose product with `h`, symmetric and positive (n, n), is `b` (m, n).
-
-    Raises
-    ------
-    QuantizationError
-        If `h` is not positive.
-    """
-    x = new_matrix(*b.shape)
-    x[:] = b
-    _divide(x, reversed_copy(h), threads)
-    return x
-
-
 def divide_into(b: F32Array, h: F32Array, threads: int = 1) -> None:
-    """The same in the memory of `b`; `h`, contiguous, is lost.
+    """Put in the place of `b` (m, n) the matrix whose product with `h` it is; `h` is lost.
+
+    `h` (n, n) is contiguous, symmetric and positive.
 
     Raises
     ------
@@ -227,18 +215,13 @@ def divide_into(b: F32Array, h: F32Array, threads: int = 1) -> None:
         If `h` is not positive.
     """
     reverse(h)
-    _divide(b, h, threads)
-
-
-def _divide(x: F32Array, reversed: F32Array, threads: int) -> None:
-    """Divide x (m, n) by a matrix whose rows and columns go from the last to the first; it is lost."""
-    lower = _lower_factor(reversed, threads)
-    reverse_columns(x)
-    _divide_by_turned(x, lower, threads)
-    reverse_columns(x)
+    lower = _lower_factor(h, threads)
+    reverse_columns(b)
+    _divide_by_turned(b, lower, threads)
+    reverse_columns(b)
     reverse(lower)
     turn(lower)
-    _divide_by_turned(x, lower, threads)
+    _divide_by_turned(b, lower, threads)
 
 
 def _lower_factor(lower: F32Array, threads: int) -> F32Array:

@@ -59,20 +59,6 @@ class Prepared:
     remainders: F32Array
     order: NDArray[np.int64] | None = None
 
-    @property
-    def n_bytes(self) -> int:
-        """The memory it takes."""
-        arrays = (
-            self.mean_squares,
-            self.importance,
-            self.hessian,
-            self.factor,
-            self.pivots,
-            self.squares,
-            self.remainders,
-        )
-        return sum(array.nbytes for array in arrays)
-
 
 def memory_of(n: int) -> int:
     """The most bytes that the moments of n columns take while they are prepared in their own memory.

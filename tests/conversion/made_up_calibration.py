@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import gguf
@@ -81,9 +82,15 @@ def small_model(path: Path, n_layers: int = 2, seed: int = 5) -> Path:
                 "ffn_down_exps": (EXPERTS, 24, 32),
             }.items()
         }  # fmt: skip
+    shapes["output.weight"] = (8, N)
+    return write_model(path, {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()})
+
+
+def write_model(path: Path, tensors: Mapping[str, np.ndarray]) -> Path:
+    """A GGUF of some matrices."""
     writer = gguf.GGUFWriter(path, "llama")
-    for name, shape in {**shapes, "output.weight": (8, N)}.items():
-        writer.add_tensor(name, rng.standard_normal(shape, np.float32))
+    for name, values in tensors.items():
+        writer.add_tensor(name, values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

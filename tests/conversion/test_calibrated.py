@@ -7,7 +7,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from made_up_calibration import made_up, small_model
+from made_up_calibration import made_up, small_model, write_model
 from program import run
 
 import ggplan
@@ -72,14 +72,7 @@ def calibration(tmp_path_factory: pytest.TempPathFactory) -> Calibration:
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model") / "source.gguf"
-    writer = gguf.GGUFWriter(path, "llama")
-    for name, values in {**WEIGHTS, OUTPUT: RNG.standard_normal((8, N), np.float32)}.items():
-        writer.add_tensor(name, values)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+    return write_model(path, {**WEIGHTS, OUTPUT: RNG.standard_normal((8, N), np.float32)})
 
 
 @pytest.fixture(autouse=True)

@@ -9,9 +9,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import gguf
 import numpy as np
 import pytest
+from made_up_calibration import write_model
 
 from ggplan import make_plan, open_model
 from ggplan.calibration import Calibration
@@ -42,14 +42,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model with seventeen inputs of 1024 columns."""
     path = tmp_path_factory.mktemp("memory") / "in.gguf"
     rng = np.random.default_rng(0)
-    writer = gguf.GGUFWriter(path, "llama")
-    for name, shape in SHAPES.items():
-        writer.add_tensor(name, rng.standard_normal(shape, np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+    return write_model(path, {name: rng.standard_normal(shape, np.float32) for name, shape in SHAPES.items()})
 
 
 @pytest.fixture(scope="module")

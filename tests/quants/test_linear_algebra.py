@@ -15,7 +15,7 @@ from ggplan.quants.linear_algebra import (
     MomentSums,
     add_product,
     cross_moments,
-    divide,
+    divide_into,
     regularized,
     second_moments,
     times,
@@ -30,6 +30,13 @@ def inputs(tokens: int, n: int, seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)
     mixed = rng.standard_normal((tokens, n)) @ (np.eye(n) + rng.standard_normal((n, n)) / n**0.5)
     return (mixed * np.exp(rng.standard_normal(n) / 2)).astype(np.float32)
+
+
+def divide(b: np.ndarray, h: np.ndarray, threads: int = 1) -> np.ndarray:
+    """The same of copies."""
+    found = b.copy()
+    divide_into(found, h.copy(), threads)
+    return found
 
 
 def bits(array: np.ndarray) -> bytes:
