@@ -34,13 +34,13 @@ def print_coverage(entries: Sequence[Coverage], *, every: bool = False, quiet: b
     kinds: dict[str, list[Coverage]] = {}
     for entry in entries:
         kinds.setdefault(entry.name if every else _kind(entry.name), []).append(entry)
-    columns = [("tensors", "left"), ("of", "right"), ("columns", "right"), ("matrices", "right")]
+    columns = [("tensors", "left"), ("count", "right"), ("columns", "right"), ("matrices", "right")]
     columns += [("fewest tokens", "right"), ("median", "right"), ("most", "right"), ("unseen", "right")]
     columns += [("few", "right"), ("half of energy in", "right"), ("largest column", "right")]
     print_table(
         columns,
         (_row(kind, found) for kind, found in kinds.items()),
-        least=("of", "most", "matrices", "columns", "half of energy in", "median"),
+        least=("count", "most", "matrices", "columns", "half of energy in", "median"),
         quiet=quiet,
     )
 
@@ -86,15 +86,15 @@ def note_coverage(entries: Sequence[Coverage], *, quiet: bool = False) -> None:
     if unseen:
         n = sum(len(entry.without_data) for entry in unseen)
         note(
-            f"{n:,} of {total:,} experts saw no token ({_places(unseen, 'without_data')}): all their columns "
-            "count alike. Run more text, or a text of more kinds",
+            f"{n:,} of {total:,} matrices of experts saw no token ({_places(unseen, 'without_data')}): all "
+            "their columns count alike. Run more text, or a text of more kinds",
             quiet=quiet,
         )
     few = [entry for entry in experts if entry.with_few()]
     if few:
         n = sum(len(entry.with_few()) for entry in few)
         note(
-            f"{n:,} of {total:,} experts saw fewer than {FEW_TOKENS} tokens a column "
+            f"{n:,} of {total:,} matrices of experts saw fewer than {FEW_TOKENS} tokens a column "
             f"({', '.join(_kinds(few))}): little can be chosen by them. Run more text",
             quiet=quiet,
         )

@@ -28,7 +28,7 @@ from ggplan.quants.searches.row_tiles import PANEL, TILE
 from ggplan.text import format_bytes
 
 _NUMBERED = 32  # bytes for each number of a slice whose weights are looked for
-_ROUTES = 8  # experts that a token goes to
+_ROUTES = 8  # experts that a token goes to, where the model does not say
 
 
 def threads_within(
@@ -44,9 +44,10 @@ def threads_within(
         If one thread is too many.
     """
     numbers = range(len(model.layers))
+    routes = _routes(plan)
     finding = max(map(partial(_finding, model), numbers))
     layers = [
-        (_held(model, k, tensors), _passing(model, k, tensors, tokens_shape), tensors)
+        (_held(model, k, tensors), _passing(model, k, tensors, tokens_shape, routes), tensors)
         for k in numbers
         if (tensors := tensors_of_layer(plan, k))
     ]
@@ -81,13 +82,25 @@ def _held(model: CheckpointModel, layer: int, tensors: Mapping[str, PlannedTenso
     return model.outside_bytes() + model.layer_bytes(layer) + sum(t.n_bytes for t in tensors.values())
 
 
+def _routes(plan: Plan) -> int:
+    """How many experts a token goes to, in the layer with most of them."""
+    value = plan.model.metadata.get(f"{plan.model.architecture}.expert_used_count")
+    found = None if value is None else value.decode()
+    counts = [n for n in (found if isinstance(found, list) else [found]) if isinstance(n, int)]
+    return max(counts, default=_ROUTES)
+
+
 def _passing(
-    model: CheckpointModel, layer: int, tensors: Mapping[str, PlannedTensor], tokens_shape: tuple[int, ...]
+    model: CheckpointModel,
+    layer: int,
+    tensors: Mapping[str, PlannedTensor],
+    tokens_shape: tuple[int, ...],
+    routes: int,
 ) -> int:
     """Bytes that a batch of tokens takes in a layer, with the inputs that are kept of it."""
     n_windows, n_tokens = tokens_shape
     kept = {(t.tensor.n_columns, _slices(t) > 1 and _has_own_inputs(name)) for name, t in tensors.items()}
-    n_kept = sum(n * (_ROUTES if is_own else 1) for n, is_own in kept)
+    n_kept = sum(n * (routes if is_own else 1) for n, is_own in kept)
     widest = max(max(p.shape[-2:]) for p in model.layers[layer].parameters() if p.ndim > 1)
     n_rows = n_tokens * min(batch_windows(n_tokens), n_windows)
     return 4 * n_rows * (5 * int(widest) + 2 * n_kept)

@@ -69,8 +69,8 @@ def quantize(
     effort: str | None = None,
     hessian: Hessians | None = None,
     tokens: Tokens = None,
-    lam: float = 0.1,
-    method: str = "feedback",
+    lam: float | None = None,
+    method: str | None = None,
 ) -> Bytes:
     """Encode rows of weights.
 
@@ -98,10 +98,11 @@ def quantize(
         How many tokens the Hessian is the mean of, or each of several: of few of them less is believed. By
         default enough.
     lam
-        The damping, in parts of the mean of the Hessian's diagonal; 0.3 for uses that its tokens do not
-        cover.
+        The damping, in parts of the mean of the Hessian's diagonal: 0.1 by default, 0.3 for uses that its
+        tokens do not cover.
     method
-        "feedback", "gptq" (error feedback alone) or "descent" (from best effort's blocks).
+        "feedback", by default; "gptq" (error feedback alone), "gptq:act-order" (the same in the order of
+        importance) or "descent" (from best effort's blocks).
 
     Returns
     -------
@@ -123,10 +124,14 @@ def quantize(
         )
     if hessian is not None and effort not in (None, "feedback"):
         raise QuantizationError(f"a Hessian is for effort feedback, not {effort}", hint="leave out effort=")
-    if hessian is None and (effort == "feedback" or tokens is not None):
-        raise QuantizationError(
-            "effort feedback goes by second moments, and there are none", hint="pass hessian=, (n, n)"
-        )
+    if hessian is None:
+        of_moments = {"tokens": tokens, "lam": lam, "method": method}
+        given = [f"{name}=" for name, value in of_moments.items() if value is not None]
+        if effort == "feedback" or given:
+            what = "effort feedback goes by" if effort == "feedback" else f"{given[0]} is for"
+            raise QuantizationError(
+                f"{what} second moments, and there are none", hint="pass hessian=, (n, n)"
+            )
     if not target.encodable:
         raise QuantizationError(
             f"ggplan cannot write {target.described}", hint="`ggplan types` lists the types it can"

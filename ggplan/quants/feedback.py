@@ -110,8 +110,7 @@ def encode_checked(
     Raises
     ------
     QuantizationError
-        If the Hessian is no matrix of second moments of as many columns as the rows have, or the other
-        values make no sense.
+        If the Hessian is no matrix of second moments of as many columns as the rows have, or of no tokens.
     """
     n = rows.shape[1]
     if not takes_moments(type):
@@ -119,10 +118,6 @@ def encode_checked(
             f"no search for {type} uses a Hessian",
             hint="leave out hessian=, and pass its diagonal as imatrix=",
         )
-    if method not in METHODS:
-        raise QuantizationError(f"there is no method {method!r}", hint=f"choose from {', '.join(METHODS)}")
-    if not (np.isfinite(lam) and lam > 0):
-        raise QuantizationError(f"lam is the damping, a number above 0, not {lam}")
     if tokens is not None and tokens < 1:
         raise QuantizationError(f"a Hessian of {tokens} tokens says nothing", hint="leave out hessian=")
     matrix = np.asarray(hessian)

@@ -45,8 +45,8 @@ def encode_with_hessians(
     hessian: Hessians,
     out: NDArray[np.uint8],
     tokens: Tokens,
-    lam: float,
-    method: str,
+    lam: float | None,
+    method: str | None,
 ) -> None:
     """Encode `weights` (..., n) into `out` (..., row bytes), both contiguous, n at least one block.
 
@@ -55,10 +55,15 @@ def encode_with_hessians(
     QuantizationError
         If there are not as many Hessians, or numbers of tokens, as matrices, or one of them will not do.
     """
-    from ggplan.quants.feedback import encode_checked
+    from ggplan.quants.feedback import METHODS, encode_checked
+    from ggplan.quants.prepared import LAMBDA
 
-    if not isinstance(lam, SupportsFloat) or np.ndim(lam):
+    lam = LAMBDA if lam is None else lam
+    method = METHODS[0] if method is None else method
+    if not isinstance(lam, SupportsFloat) or np.ndim(lam) or not 0 < float(lam) < math.inf:
         raise QuantizationError(f"lam is the damping, a number above 0, not {lam!r}")
+    if method not in METHODS:
+        raise QuantizationError(f"there is no method {method!r}", hint=f"choose from {', '.join(METHODS)}")
     n = weights.shape[-1]
     try:
         each = _each_of(hessian)

@@ -380,7 +380,7 @@ def test_the_command(tmp_path: Path, texts: list[Path], engine: StubEngine) -> N
     assert done.returncode == 0, done.stderr
     assert "3 layers, 24 tensors, 416 tokens in 13 chunks of 32" in done.stdout
     assert "blk.*.ffn_down_exps.weight" in done.stdout
-    assert "9 of 36 experts saw no token (blk.0.ffn_down_exps.weight: 3;" in done.stderr
+    assert "9 of 36 matrices of experts saw no token (blk.0.ffn_down_exps.weight: 3;" in done.stderr
     told = json.loads(run(*asked, "--json", "-q").stdout)
     assert told["digest"] == ggplan.open_calibration(tmp_path / "c").digest
     assert len(told["coverage"]) == 24

@@ -252,10 +252,10 @@ def test_inspect(tmp_path: Path) -> None:
     assert "3 entries, 2 chunks of 512 tokens of calib.txt" in done.stdout
     assert "blk.*.ffn_up_exps.weight" in done.stdout
     assert (
-        "2 of 6 experts saw no token (blk.0.ffn_down_exps.weight: 1; blk.0.ffn_up_exps.weight: 1)"
+        "2 of 6 matrices of experts saw no token (blk.0.ffn_down_exps.weight: 1; blk.0.ffn_up_exps.weight: 1)"
         in done.stderr
     )
-    assert "1 of 6 experts saw fewer than 2.5 tokens a column" in done.stderr
+    assert "1 of 6 matrices of experts saw fewer than 2.5 tokens a column" in done.stderr
     told = json.loads(run("imatrix", "inspect", path, "--json").stdout)
     assert told["schema"] == "ggplan.imatrix/1"
     assert [e["tokens"] for e in told["entries"]] == [[1024], [5, 0, 1000], [900, 0, 124]]

@@ -55,6 +55,11 @@ def test_an_expert_without_tokens_has_best_effort() -> None:
         ({"tokens": "many"}, "whole number"),
         ({"tokens": [9, 9], "hessian": HESSIANS[0]}, "whole number"),
         ({"lam": "small"}, "a number above 0, not 'small'"),
+        ({"lam": -1.0, "hessian": [None, None, None]}, "a number above 0, not -1.0"),
+        ({"method": "act-order", "hessian": [None, None, None]}, "no method 'act-order'"),
+        ({"hessian": None, "lam": 0.3}, "lam= is for second moments, and there are none"),
+        ({"hessian": None, "method": "gptq"}, "method= is for second moments"),
+        ({"hessian": None, "tokens": 7}, "tokens= is for second moments"),
     ],
 )
 def test_what_does_not_fit_is_told(change: dict[str, object], told: str) -> None:
