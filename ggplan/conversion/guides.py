@@ -4,7 +4,7 @@ What a matrix is multiplied with is one input for several tensors (q, k and v; t
 Its moments are regularized and factored once, and kept while the rows of these tensors are encoded, by
 whichever threads (`quants.feedback.Prepared`). A thread whose moments do not fit beside those that others
 work with waits for them. An expert that saw no token has the moments of all tokens of its layer, where
-experts share an input.
+experts share an input. The token embedding, whose rows are looked up, has those of the matrices that read it.
 
 A tensor for which there are none, or whose type has no search that uses them, is encoded with best effort and
 the calibration's imatrix; `unguided` says which and why.
@@ -22,7 +22,9 @@ from typing import TYPE_CHECKING
 
 from ggplan.errors import CalibrationError
 from ggplan.planning import Feedback, Plan, PlannedTensor
+from ggplan.planning.embedding import EMBEDDING
 from ggplan.quants.feedback import goes_by_importance, takes_moments
+from ggplan.quants.matrix_moments import moments_of_matrices
 from ggplan.quants.prepared import memory_of, prepare
 from ggplan.text import printable
 
@@ -137,9 +139,14 @@ class Guides:
 
     def _prepared(self, planned: PlannedTensor, slice_: int, by_importance: bool) -> Prepared | None:
         calibration, name = self._feedback.calibration, planned.name
-        moments: Moments | None = calibration.moments(name, slice_)
-        if moments is None:
-            moments = calibration.layer_moments(name)
+        moments: Moments | None
+        if is_guided_embedding(self._feedback, planned):
+            assert self._feedback.embedding is not None
+            moments = moments_of_matrices(self._feedback.embedding.rows(), planned.tensor.n_columns)
+        else:
+            moments = calibration.moments(name, slice_)
+            if moments is None:
+                moments = calibration.layer_moments(name)
         if moments is None:
             return None
         n = planned.tensor.n_columns
@@ -153,8 +160,15 @@ class Guides:
 
     def _input(self, planned: PlannedTensor) -> Hashable:
         """What is the same for tensors with the same input."""
+        if is_guided_embedding(self._feedback, planned):
+            return planned.name
         found: Hashable = self._feedback.calibration.input_of(planned.name)
         return found
+
+
+def is_guided_embedding(feedback: Feedback, planned: PlannedTensor) -> bool:
+    """Whether a tensor is the token embedding, and what reads it is known."""
+    return planned.name == EMBEDDING and feedback.embedding is not None
 
 
 def why_unguided(feedback: Feedback, planned: PlannedTensor) -> str:
@@ -163,6 +177,8 @@ def why_unguided(feedback: Feedback, planned: PlannedTensor) -> str:
         return "not encoded"
     if not takes_moments(planned.type):
         return f"no search for {planned.type.name} uses second moments"
+    if is_guided_embedding(feedback, planned):
+        return ""
     tokens = feedback.calibration.tokens(planned.name)
     if len(tokens) != math.prod(planned.tensor.shape[:-2]):
         return "not in the calibration"

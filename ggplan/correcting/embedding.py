@@ -6,14 +6,16 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from ggplan.correcting.encoding import Target, encode_target
+from ggplan.correcting.encoding import Target, encode_target, target_of
 from ggplan.errors import ConversionError
 from ggplan.forward.checkpoint_model import CheckpointModel
-from ggplan.planning import Plan
+from ggplan.planning import Plan, PlannedTensor
+from ggplan.planning.embedding import EMBEDDING
 from ggplan.quants import dequantize
+from ggplan.quants.feedback import takes_moments
+from ggplan.quants.matrix_moments import moments_of_matrices
 from ggplan.sources.files import shown
 
-_NAME = "token_embd.weight"
 _CHUNK_WEIGHTS = 1 << 18  # that one thread encodes
 
 
@@ -28,12 +30,13 @@ def put_embedding(plan: Plan, model: CheckpointModel, threads: int) -> bool:
     ConversionError
         If the embedding of transformers' model is another one than the plan's.
     """
-    planned = next((t for t in plan.tensors if t.name == _NAME), None)
+    planned = next((t for t in plan.tensors if t.name == EMBEDDING), None)
     if planned is None or planned.is_copied or not planned.type.is_quantized:
         return False
     tensor, matrix = planned.tensor, model.model.get_input_embeddings().weight.detach().numpy()
     source = tensor.rows
     assert source is not None
+    target = _target(plan, planned, threads)
     n_rows, step = min(tensor.n_rows, len(matrix)), max(1, _CHUNK_WEIGHTS // tensor.n_columns)
 
     def work(start: int) -> None:
@@ -41,13 +44,22 @@ def put_embedding(plan: Plan, model: CheckpointModel, threads: int) -> bool:
         weights = source.read_float32(start, stop)
         if not np.array_equal(weights, matrix[start:stop]):  # NaN among them too
             raise ConversionError(
-                f"{shown(_NAME)} has other weights than the embedding of transformers' model, or some that "
-                "are not finite",
+                f"{shown(EMBEDDING)} has other weights than the embedding of transformers' model, or some "
+                "that are not finite",
                 hint="leave --correct out",
             )
-        blocks = encode_target(plan, planned, 0, weights, Target())
+        blocks = encode_target(plan, planned, 0, weights, target)
         matrix[start:stop] = dequantize(blocks, planned.type)
 
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(work, range(0, n_rows, step)))
     return True
+
+
+def _target(plan: Plan, planned: PlannedTensor, threads: int) -> Target:
+    """What the writer encodes the embedding for: the matrices that read it, where they are known."""
+    feedback = plan.feedback
+    if feedback is None or feedback.embedding is None or not takes_moments(planned.type):
+        return Target()
+    moments = moments_of_matrices(feedback.embedding.rows(), planned.tensor.n_columns, threads)
+    return target_of(moments, [planned.type], lam=feedback.lam, method=feedback.method, threads=threads)

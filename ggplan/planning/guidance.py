@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 from ggplan.errors import ImatrixError, PlanError
 from ggplan.metadata import Metadata, MetadataType, array, boolean, string, uint32
+from ggplan.planning.embedding import EmbeddingReaders
 from ggplan.text import printable
 
 if TYPE_CHECKING:
@@ -96,12 +97,15 @@ class Feedback:
         The damping of the moments, in parts of the mean of their diagonal.
     corrected
         Whether weights are first corrected for what the quantized layers before them give.
+    embedding
+        What reads the token embedding, which has no input in a calibration; found when a plan is made.
     """
 
     calibration: SecondMoments
     method: Method = "feedback"
     lam: float = LAMBDA
     corrected: bool = False
+    embedding: EmbeddingReaders | None = None
 
     def __post_init__(self) -> None:
         if self.method not in get_args(Method):

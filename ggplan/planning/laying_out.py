@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, get_args
 from ggplan.errors import PlanError
 from ggplan.model import Model, require_model
 from ggplan.planning.assignment import Assignment
+from ggplan.planning.embedding import readers_of_embedding
 from ggplan.planning.fallback import FallbackTable, table_of
 from ggplan.planning.fitting import Fitted, fit, replaced, with_companions
 from ggplan.planning.guidance import Feedback, require_fitting
@@ -140,8 +141,10 @@ def lay_out(
         _refuse_effort(effort)
     if feedback is not None:
         _refuse_other_imatrix(feedback, imatrix)
-        feedback = replace(feedback, calibration=feedback.calibration.for_model(model))
-        imatrix = feedback.calibration.imatrix
+        calibration = feedback.calibration.for_model(model)
+        embedding = readers_of_embedding(model, calibration.input_of)
+        feedback = replace(feedback, calibration=calibration, embedding=embedding)
+        imatrix = calibration.imatrix
     fitted = fit(model, assignment, table)
     for found in sorted(fitted, key=_order):
         if found.fault is not None:

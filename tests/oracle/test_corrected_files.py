@@ -9,8 +9,11 @@ import pytest
 
 import ggplan
 from ggplan import ConvertOptions, convert, make_plan, open_model, parse_recipe
+from ggplan.correcting.embedding import put_embedding
 from ggplan.forward import running
+from ggplan.forward.building import open_checkpoint_model
 from ggplan.planning import Feedback, Plan
+from ggplan.sources.huggingface import open_checkpoint
 from ggplan.verification import plan_again, verify
 from ggplan.verification.reproducing import reproduce
 
@@ -41,6 +44,13 @@ def test_they_are_proven_again_and_never_reused(plan: Plan, tmp_path: Path) -> N
     parts = convert(plan, tmp_path / "s.gguf", ConvertOptions(threads=3, split_max_tensors=9)).paths
     assert len(parts) > 1
     one, several = open_model(whole), open_model(parts[0])
+    assert plan.feedback.embedding is not None, "the embedding is encoded for what reads it"
+    filled = open_checkpoint_model(open_checkpoint(plan.model.path))
+    filled.fill_outside()
+    assert put_embedding(plan, filled, 2)
+    embedding, written = filled.model.get_input_embeddings().weight.detach(), one["token_embd.weight"].rows
+    assert written is not None
+    assert np.array_equal(embedding.numpy(), written.read_float32(0, len(embedding))), "as correction has it"
     for tensor in one.tensors:
         here, there = tensor.stored, several[tensor.name].stored
         assert here is not None
