@@ -11,8 +11,9 @@ Which point it was is asked only where one is chosen, of the few with the upper 
 Besides its error each half has another one, and each group another best point:
 
     FREE       signs are free: there is none
-    EVEN       the number of negative weights in eight must be even: the error with the cheapest sign changed,
-               where that is odd. The best group takes one half as it is, and the other error of the other.
+    EVEN       the number of negative weights in eight must be even, and is odd: the error with the cheapest
+               sign changed. The best group takes one half as it is, and the other error of the other. Eights
+               in which it is even are searched as if signs were free (`best_trials`).
     SHIFTED    weights are scale (level + shift): the error with the shift down, an eighth less, not up
 """
 

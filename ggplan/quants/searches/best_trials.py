@@ -10,7 +10,9 @@ least error known, no search is needed, and its result cannot change. A lower bo
 
 The trials of a sub-block are taken in an order that parts the widest gaps first, so half of them are ruled
 out, and nearly all of the neighbours of a scale that was chosen. What is left is put together from all
-sub-blocks of a tile, `WIDTH` at a time (`Jobs`), since lanes that only wait cost as much as others.
+sub-blocks of a tile, `WIDTH` at a time (`Jobs`), since lanes that only wait cost as much as others. Eights do
+not depend on each other but for a shift that they share, so elsewhere they are put together one by one: those
+whose number of negative weights must be made even take twice the time of the others.
 """
 
 from __future__ import annotations

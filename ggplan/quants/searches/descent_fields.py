@@ -84,15 +84,16 @@ def write_fields(name: str, state: State, found: Grid, chosen: NDArray[np.bool_]
     group = known.points.shape[1]
     indices, signs = np.empty_like(found.indices), np.empty_like(found.signs)
     _write(m, n_superblocks, group, known.bits, level_of, known.index_of, state.values, indices, signs)
-    new = Grid(
-        _out_of_lanes(state.ds[:, :, np.newaxis], m)[:, :, 0].astype(np.float16),
-        _out_of_lanes(state.levels, m).astype(np.uint8),
-        indices,
-        signs,
-    )
-    for field, given in zip(found, new, strict=True):
-        rows = field.reshape(m, n_superblocks, -1)
-        np.copyto(rows, given.reshape(rows.shape), where=chosen[:, np.newaxis, np.newaxis])
+    _put(found.d, _out_of_lanes(state.ds[:, :, np.newaxis], m), chosen)
+    _put(found.scales, _out_of_lanes(state.levels, m), chosen)
+    _put(found.indices, indices, chosen)
+    _put(found.signs, signs, chosen)
+
+
+def _put(field: NDArray[Any], new: NDArray[Any], chosen: NDArray[np.bool_]) -> None:
+    """Replace a field of the chosen rows."""
+    rows = field.reshape(len(chosen), -1)
+    np.copyto(rows, new.reshape(rows.shape), where=chosen[:, np.newaxis], casting="unsafe")
 
 
 def _empty(n_superblocks: int, m: int) -> F32Array:

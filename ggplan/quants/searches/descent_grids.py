@@ -16,7 +16,7 @@ weights after it free, is
 
 First its groups are chosen from left to right in the same way, with the scales of the blocks that best
 efforts found (`feedback_points`), then it descends under U_ss D_s U_ss^T. Afterwards superblocks descend
-under H, of wide rows the first fourth. Narrow rows go through all that twice more with the scales they then
+under H, of wide rows the first half. Narrow rows go through all that twice more with the scales they then
 have, and keep what is better.
 
 Error on inputs of a text that was not used, best's blocks being 1, of six matrices of 256 to 512 columns:
@@ -142,7 +142,7 @@ def improve(
             for taken, given in zip(state, other, strict=True):
                 np.copyto(taken, given, where=better[:, np.newaxis] if taken.ndim == 4 else better)
             errors = np.where(better, other_errors, errors)
-        chosen = are_less(errors, best, factored).reshape(-1)[:m]
+        chosen = are_less(errors, list(best), factored).reshape(-1)[:m]
     write_fields(name, state, found, chosen)
     return chosen
 

@@ -28,7 +28,7 @@ from ggplan.quants.kernels import deferred, inline, intrinsic
 from ggplan.quants.machine_code import has_avx
 from ggplan.quants.memory import load
 from ggplan.quants.searches.neighbours import NO_KEY, grid_neighbours
-from ggplan.quants.vector import WIDTH, first_lane, float_of, minimum, select, smallest_lane
+from ggplan.quants.vector import WIDTH, float_of, minimum, select, smallest_lane, splat
 
 if TYPE_CHECKING:
     from llvmlite import ir
@@ -105,23 +105,26 @@ def index_of(name: str) -> NDArray[np.uint16]:
 
 @inline
 def best_neighbour(table: Any, listed: Any, terms: Any, group: Any) -> Any:
-    """The key of the neighbour with the least error, the first of several.
+    """The key of the neighbour with the least error, the first of several; and how much more others have.
 
     `listed`, not 0, is what `neighbours_of` has for the key; `terms` are the errors of each weight's levels.
     """
     at = (listed >> 8) * _REGISTER
     count = listed & 255
+    numbers = float_of(lane_numbers(_REGISTER))
     least = minimum(point_errors(terms, load(table.fields, at, _REGISTER), group), _LARGEST)
-    if count == 1:
-        return table.keys[at + first_lane(least == smallest_lane(least))]
-    place = float_of(lane_numbers(_REGISTER))
+    second = splat(_LARGEST, _REGISTER)
+    place = numbers
     for n in range(1, count):
         errors = point_errors(terms, load(table.fields, at + n * _REGISTER, _REGISTER), group)
         less = errors < least
+        second = minimum(select(less, least, errors), second)
         least = select(less, errors, least)
-        place = select(less, float_of(lane_numbers(_REGISTER)) + np.float32(n * _REGISTER), place)
-    place = select(least == smallest_lane(least), place, _INFINITY)
-    return table.keys[at + int(smallest_lane(place))]
+        place = select(less, numbers + np.float32(n * _REGISTER), place)
+    error = smallest_lane(least)
+    best = smallest_lane(select(least == error, place, _INFINITY))
+    others = select(place == best, second, minimum(least, second))
+    return table.keys[at + int(best)], smallest_lane(others) - error
 
 
 @intrinsic

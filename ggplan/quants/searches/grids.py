@@ -60,12 +60,14 @@ from ggplan.quants.searches.superblock import (
 )
 from ggplan.quants.vector import (
     WIDTH,
+    absolute,
     any_lane,
     float_of,
     maximum,
     minimum,
     repeat,
     select,
+    smallest_lane,
     splat,
     square_root,
 )
@@ -74,6 +76,12 @@ _ZERO = np.float32(0)
 _ONE = np.float32(1)
 _THREE = np.float32(3)
 _HALF = np.float32(0.5)
+
+# How far two trials are apart at most whose best neighbours are compared.
+_APART = 4
+
+_ROUNDING = np.float32(2.0**-17)
+_SMALLEST = np.float32(2.0**-120)
 
 # In a key, whether the levels as rounded were no point.
 _OFF = 1 << 16
@@ -338,7 +346,7 @@ def _search_scales(
         Trial k is the scale largest / (middle + step * k).
     """
     groups = size // group
-    stride = groups * WIDTH + _GAP
+    stride = _stride(size, group)
     for start in range(0, WIDTH, TILE):
         for i in range(0, 2 * size, TILE):
             source, target = WIDTH * i + start, 2 * size * start + i
@@ -438,19 +446,70 @@ def _sums(memory: Any, at: Any, size: Any, group: Any) -> Any:
 
 @inline
 def _take_points(table: Any, memory: Any, count: Any, size: Any, group: Any) -> None:
-    """Replace the keys of all trials that are no point by the best neighbour's, with `_OFF` set."""
-    stride = size // group * WIDTH + _GAP
-    values = float_of(2 * (lane_numbers(TERMS) & (TERMS // group - 1)) + 1)
+    """Replace the keys of all trials that are no point by the best neighbour's, with `_OFF` set.
+
+    Trials side by side mostly have the same key, and the same neighbours then. Where two have the same best
+    one, so have those between: a point's error under the scale s is A - 2 B s + C s^2 and A is the same for
+    all, so the difference of two, divided by s, is a line. It must be more than rounding makes.
+    """
     for g in range(size // group):
         for r in range(WIDTH):
-            magnitudes = stretch(load(memory.lanes, 2 * size * r + group * g, group))
-            roots = stretch(square_root(load(memory.lanes, 2 * size * r + size + group * g, group)))
-            for trial in range(count):
-                at = stride * trial + WIDTH * g + r
-                listed = table.neighbours_of[memory.points[at]]
+            first = WIDTH * g + r
+            allowed = _rounding(memory, size, group, g, r)
+            trial = 0
+            while trial < count:
+                key = memory.points[_stride(size, group) * trial + first]
+                end = trial + 1
+                while end < count and memory.points[_stride(size, group) * end + first] == key:
+                    end = end + 1
+                listed = table.neighbours_of[key]
                 if listed != 0:
-                    error = memory.trials[WIDTH * trial + r] * values - magnitudes
-                    memory.points[at] = _OFF | best_neighbour(table, listed, roots * error * error, group)
+                    found, margin = _neighbour(table, memory, listed, trial, size, group, g, r)
+                    memory.points[_stride(size, group) * trial + first] = _OFF | found
+                    while trial + 1 < end:
+                        last = min(trial + _APART, end - 1)
+                        other, other_margin = _neighbour(table, memory, listed, last, size, group, g, r)
+                        is_same = found == other and margin > allowed and other_margin > allowed
+                        for k in range(trial + 1, last):
+                            if not is_same:
+                                found, margin = _neighbour(table, memory, listed, k, size, group, g, r)
+                            memory.points[_stride(size, group) * k + first] = _OFF | found
+                        memory.points[_stride(size, group) * last + first] = _OFF | other
+                        found, margin = other, other_margin
+                        trial = last
+                trial = end
+
+
+@inline
+def _stride(size: Any, group: Any) -> Any:
+    """How far the points of two trials are apart."""
+    return size // group * WIDTH + _GAP
+
+
+@inline
+def _neighbour(
+    table: Any, memory: Any, listed: Any, trial: Any, size: Any, group: Any, g: Any, r: Any
+) -> Any:
+    """The best neighbour of a group in lane r, under the scale of a trial."""
+    values = float_of(2 * (lane_numbers(TERMS) & (TERMS // group - 1)) + 1)
+    magnitudes = stretch(load(memory.lanes, 2 * size * r + group * g, group))
+    roots = stretch(square_root(load(memory.lanes, 2 * size * r + size + group * g, group)))
+    error = memory.trials[WIDTH * trial + r] * values - magnitudes
+    return best_neighbour(table, listed, roots * error * error, group)
+
+
+@inline
+def _rounding(memory: Any, size: Any, group: Any, g: Any, r: Any) -> Any:
+    """By how much errors of a group in lane r must differ for that to be no matter of rounding.
+
+    A sum of eight products is off by 12 * 2^-24 of sum(root (m + s q)^2) at most, m the magnitude; that is
+    taken eightfold, with the largest s q, which the first trial has.
+    """
+    highest = np.float32(2 * (TERMS // group) - 1)
+    magnitudes = absolute(load(memory.lanes, 2 * size * r + group * g, group))
+    roots = square_root(load(memory.lanes, 2 * size * r + size + group * g, group))
+    most = magnitudes + highest * memory.trials[r]
+    return -smallest_lane(-(roots * most * most)) * np.float32(group) * _ROUNDING + _SMALLEST
 
 
 @inline
