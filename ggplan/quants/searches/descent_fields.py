@@ -91,9 +91,10 @@ def write_fields(name: str, state: State, found: Grid, chosen: NDArray[np.bool_]
 
 
 def _put(field: NDArray[Any], new: NDArray[Any], chosen: NDArray[np.bool_]) -> None:
-    """Replace a field of the chosen rows."""
-    rows = field.reshape(len(chosen), -1)
-    np.copyto(rows, new.reshape(rows.shape), where=chosen[:, np.newaxis], casting="unsafe")
+    """Replace a field (m superblocks, k) of the chosen rows, which may be a view of blocks."""
+    m = len(chosen)
+    rows = field.reshape(m, len(field) // m, -1)  # no copy, as one of whole rows would be
+    np.copyto(rows, new.reshape(rows.shape), where=chosen[:, np.newaxis, np.newaxis], casting="unsafe")
 
 
 def _empty(n_superblocks: int, m: int) -> F32Array:
