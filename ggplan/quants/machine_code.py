@@ -213,6 +213,11 @@ def has_wide_registers() -> bool:
     return "+avx512f" in target()[1].split(",")
 
 
+def has_avx() -> bool:
+    """Whether `target` has AVX."""
+    return "+avx" in target()[1].split(",")
+
+
 @cache
 def has_rounding() -> bool:
     """Whether `target` rounds lanes to whole numbers in one instruction; else LLVM would call C's library."""

@@ -14,5 +14,5 @@ BEST_REVISION = 2
 `tests/quants/test_best_revision.py` fails where that was forgotten.
 """
 
-FEEDBACK_REVISION = 5
+FEEDBACK_REVISION = 6
 """The same for `effort="feedback"`, which has blocks of best effort too: raised whenever that is raised."""

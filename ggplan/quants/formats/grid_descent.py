@@ -9,7 +9,8 @@ import numpy as np
 
 from ggplan.quants.formats import iq2, iq3
 from ggplan.quants.formats.fields import Bytes, F32Array, Grid
-from ggplan.quants.searches.descent_grids import Factored, Rules, improve
+from ggplan.quants.searches.descent_grids import Rules, improve
+from ggplan.quants.searches.row_errors import Factored
 
 
 class GridType(NamedTuple):

@@ -44,17 +44,22 @@ from ggplan.quants.searches.best_trials import (
     JOB_ROOM,
     STAGES,
     TRIALS,
+    add_eights,
     batch_in,
     cells_in,
     fill_batch,
+    fill_eights,
     jobs_in,
     keep_choices,
+    keep_eights,
     list_chosen,
+    list_eights,
     list_middle,
     list_moved,
     list_neighbours,
     list_trial,
     look_at,
+    note_eights,
     note_levels,
     note_trials,
     trial_scale,
@@ -156,6 +161,9 @@ def improve(
 def _kernel(name: str, grid: str, group: int, kind: int) -> Callable[..., None]:
     """The kernel for a grid with groups of so many weights, and a kind of search."""
     search_points, error_of_levels, sums_of_points = point_steps(grid, group, kind)
+    search_even_points = search_points
+    if kind == EVEN:  # eights whose signs are even already
+        search_even_points = point_steps(grid, group, FREE).search_points
     n_groups = SUPERBLOCK // group
 
     def search(
@@ -208,16 +216,36 @@ def _kernel(name: str, grid: str, group: int, kind: int) -> Callable[..., None]:
                         n_jobs = list_neighbours(cells, rules, trial.levels, TILE * n_scales, jobs)
                     else:
                         n_jobs = list_moved(cells, trial.levels, TILE * n_scales, jobs)
-                    for job in range(0, n_jobs, WIDTH):
-                        fill_batch(tile, size, jobs, job, n_jobs, batch)
-                        scale = load(jobs.scales, job, WIDTH)
-                        if kind == SHIFTED and turn == 0 and not choosing:
-                            error = error_of_levels(points, rules, batch, 0, scale)
-                        else:
-                            error = search_points(points, rules, batch, 0, scale, choosing, chosen)
-                        store(jobs.errors, job, error)
-                        if choosing:
-                            keep_choices(chosen, size, group, jobs, job, n_jobs, trial)
+                    if kind == SHIFTED:
+                        for job in range(0, n_jobs, WIDTH):
+                            fill_batch(tile, size, jobs, job, n_jobs, batch)
+                            scale = load(jobs.scales, job, WIDTH)
+                            if turn == 0 and not choosing:
+                                error = error_of_levels(points, rules, batch, 0, scale)
+                            else:
+                                error = search_points(points, rules, batch, 0, scale, choosing, chosen)
+                            store(jobs.errors, job, error)
+                            if choosing:
+                                keep_choices(chosen, size, group, jobs, job, n_jobs, trial)
+                    else:
+                        n_eights = list_eights(tile, size, jobs, n_jobs, kind == EVEN, False)
+                        for eight in range(0, n_eights, WIDTH):
+                            fill_eights(tile, jobs, eight, n_eights, batch)
+                            scale = load(jobs.eight_scales, eight, WIDTH)
+                            error = search_even_points(points, rules, batch, 0, scale, choosing, chosen)
+                            note_eights(error, jobs, eight, n_eights, batch.minima)
+                            if choosing:
+                                keep_eights(chosen, group, jobs, eight, n_eights, trial)
+                        if kind == EVEN:
+                            n_eights = list_eights(tile, size, jobs, n_jobs, True, True)
+                            for eight in range(0, n_eights, WIDTH):
+                                fill_eights(tile, jobs, eight, n_eights, batch)
+                                scale = load(jobs.eight_scales, eight, WIDTH)
+                                error = search_points(points, rules, batch, 0, scale, choosing, chosen)
+                                note_eights(error, jobs, eight, n_eights, batch.minima)
+                                if choosing:
+                                    keep_eights(chosen, group, jobs, eight, n_eights, trial)
+                        add_eights(size, jobs, n_jobs)
                     if turn:
                         note_levels(cells, jobs, n_jobs, stage)
                     elif not choosing:

@@ -11,8 +11,9 @@ Which point it was is asked only where one is chosen, of the few with the upper 
 Besides its error each half has another one, and each group another best point:
 
     FREE       signs are free: there is none
-    EVEN       the number of negative weights in eight must be even: the error with the cheapest sign changed,
-               where that is odd. The best group takes one half as it is, and the other error of the other.
+    EVEN       the number of negative weights in eight must be even, and is odd: the error with the cheapest
+               sign changed. The best group takes one half as it is, and the other error of the other. Eights
+               in which it is even are searched as if signs were free (`best_trials`).
     SHIFTED    weights are scale (level + shift): the error with the shift down, an eighth less, not up
 """
 
@@ -28,7 +29,7 @@ from ggplan.quants.formats.grids import grid
 from ggplan.quants.kernels import inline
 from ggplan.quants.memory import floats_at, integers_at, load, store
 from ggplan.quants.searches.best_memory import Memory
-from ggplan.quants.searches.half_minima import minima_of
+from ggplan.quants.searches.half_minima import least_of
 from ggplan.quants.searches.neighbours import grid_neighbours
 from ggplan.quants.searches.superblock import SUPERBLOCK, TILE
 from ggplan.quants.vector import WIDTH, absolute, minimum, select, splat
@@ -109,8 +110,9 @@ class PointSteps(NamedTuple):
     Attributes
     ----------
     search_points
-        (points, rules, memory, at, scale, choosing, choice): the least error of sub-blocks with given scales;
-        where `choosing` is true, choose its points, and signs or shifts.
+        (points, rules, memory, at, scale, choosing, choice): the least error with given scales, of sub-blocks
+        for `SHIFTED`, else of eight weights; where `choosing` is true, choose its points, and signs or
+        shifts.
     error_of_levels
         (points, rules, memory, at, scale): the error of sub-blocks with shifts, were all levels of eight
         weights free.
@@ -129,7 +131,6 @@ def point_steps(name: str, group: int, kind: int) -> PointSteps:
 
     They are constants here, so Numba drops dead branches first.
     """
-    minima = minima_of(partial(lower_halves, name))
     is_even, is_shifted, has_other = kind == EVEN, kind == SHIFTED, kind != FREE
     of_eight = group == 8
     only_other = is_even and of_eight  # then all that counts are errors that may have a sign changed
@@ -139,6 +140,7 @@ def point_steps(name: str, group: int, kind: int) -> PointSteps:
     n_halves = n * n
     half_width = WIDTH * n_halves
     others = half_width
+    least_of_points = least_of(partial(lower_halves, name), n, has_other, only_other)
 
     @inline
     def search_points(
@@ -147,17 +149,19 @@ def point_steps(name: str, group: int, kind: int) -> PointSteps:
         total = splat(_ZERO, WIDTH)
         total_other = total
         balance = total
-        start, end = rules.size * at, rules.size * (at + WIDTH)
+        size = rules.size if is_shifted else 8
+        start, end = size * at, size * (at + WIDTH)
         for eight in range(start, end, 8 * WIDTH):
             first = eight // group
             for g in range(n_groups):
                 part = part_of(memory, g)
                 add_up(points, part, eight, eight + group_width * g, scale)
-                find_minima(points, part)
-                if choosing:
-                    least_of_group(part, True)
+                if is_shifted:
+                    find_minima(points, part)
+                    least_of_group(part)
                 else:
-                    least_of_group(part, False)
+                    upper = integers_at(part.least, 2 * WIDTH)
+                    least_of_points(part.halves, part.parts, part.other_parts, part.least, upper)
             least = load(memory.least, 0, WIDTH)
             if has_other:
                 other = load(memory.least, WIDTH, WIDTH)
@@ -353,26 +357,20 @@ def point_steps(name: str, group: int, kind: int) -> PointSteps:
     @inline
     def find_minima(points: Any, memory: Any) -> None:
         """Find the least errors, and others, of the lower halves that go with each upper half."""
-        if is_shifted:
-            for b in range(n_halves):
-                lower = splat(_INFINITY, WIDTH)
-                lower_other = lower
-                for k in range(points.starts[b], points.starts[b + 1]):
-                    at = points.lower[k]
-                    lower = minimum(lower, load(memory.halves, at, WIDTH))
-                    lower_other = minimum(lower_other, load(memory.halves, others + at, WIDTH))
-                store(memory.minima, WIDTH * b, lower)
-                store(memory.minima, others + WIDTH * b, lower_other)
-        else:
-            minima(memory.halves, 0, memory.minima, 0)
-            if has_other:
-                minima(memory.halves, others, memory.minima, others)
+        for b in range(n_halves):
+            lower = splat(_INFINITY, WIDTH)
+            lower_other = lower
+            for k in range(points.starts[b], points.starts[b + 1]):
+                at = points.lower[k]
+                lower = minimum(lower, load(memory.halves, at, WIDTH))
+                lower_other = minimum(lower_other, load(memory.halves, others + at, WIDTH))
+            store(memory.minima, WIDTH * b, lower)
+            store(memory.minima, others + WIDTH * b, lower_other)
 
     @inline
-    def least_of_group(memory: Any, choosing: Any) -> None:
-        """Find the least error of the group, and that with a changed sign or the other shift.
-
-        Where `choosing` is true, also the upper half that has it, the first of several.
+    def least_of_group(memory: Any) -> None:
+        """Find the least error of the group, and that with the other shift; and the upper half that has it,
+        the first of several.
         """
         least = splat(_INFINITY, WIDTH)
         least_other = least
@@ -382,31 +380,16 @@ def point_steps(name: str, group: int, kind: int) -> PointSteps:
             for low in range(n):
                 b = n * high + low
                 upper, upper_other = error_of_half(memory, WIDTH * low, WIDTH * (n + high))
-                lower = load(memory.minima, WIDTH * b, WIDTH)
-                if not only_other:
-                    error = upper + lower
-                    if choosing:
-                        half = select(error < least, b, half)
-                    least = minimum(error, least)
-                if has_other:
-                    error = other_of(
-                        lower, load(memory.minima, others + WIDTH * b, WIDTH), upper, upper_other
-                    )
-                    if choosing:
-                        other_half = select(error < least_other, b, other_half)
-                    least_other = minimum(error, least_other)
+                error = upper + load(memory.minima, WIDTH * b, WIDTH)
+                half = select(error < least, b, half)
+                least = minimum(error, least)
+                error = upper_other + load(memory.minima, others + WIDTH * b, WIDTH)
+                other_half = select(error < least_other, b, other_half)
+                least_other = minimum(error, least_other)
         store(memory.least, 0, least)
         store(integers_at(memory.least, 2 * WIDTH), 0, half)
-        if has_other:
-            store(memory.least, WIDTH, least_other)
-            store(integers_at(memory.least, 3 * WIDTH), 0, other_half)
-
-    @inline
-    def other_of(lower: Any, lower_other: Any, upper: Any, upper_other: Any) -> Any:
-        """The error of both halves, with a changed sign in one or the other shift in both."""
-        if is_even:
-            return minimum(upper_other + lower, upper + lower_other)
-        return upper_other + lower_other
+        store(memory.least, WIDTH, least_other)
+        store(integers_at(memory.least, 3 * WIDTH), 0, other_half)
 
     @inline
     def choose_points(points: Any, memory: Any, first: Any, choice: Any) -> None:

@@ -10,7 +10,9 @@ least error known, no search is needed, and its result cannot change. A lower bo
 
 The trials of a sub-block are taken in an order that parts the widest gaps first, so half of them are ruled
 out, and nearly all of the neighbours of a scale that was chosen. What is left is put together from all
-sub-blocks of a tile, `WIDTH` at a time (`Jobs`), since lanes that only wait cost as much as others.
+sub-blocks of a tile, `WIDTH` at a time (`Jobs`), since lanes that only wait cost as much as others. Eights do
+not depend on each other but for a shift that they share, so elsewhere they are put together one by one: those
+whose number of negative weights must be made even take twice the time of the others.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ TRIALS = 12
 _CELLS = SUPERBLOCK // 16 * TILE
 _ZERO = np.float32(0)
 _ONE = np.float32(1)
+_FOUR = np.float32(4)
 _INFINITY = np.float32(np.inf)
 _ROUNDING = np.float32(2.0**-17)
 """What sums of float32 may be wrong by, in parts of A: less than a tenth of it."""
@@ -87,18 +90,30 @@ class Jobs(NamedTuple):
         int32: the sub-block, and what its error is that of.
     scales, errors
         float32: the scale, and what was found.
+    eights, places
+        int32: groups of eight weights that are searched one by one, `size / 8` times the search plus their
+        place in its sub-block; and where their first weight is in a tile.
+    eight_scales
+        float32: the scale of each.
+    eight_errors
+        float32 [eight]: what was found.
     """
 
     cells: Any
     tags: Any
     scales: Any
     errors: Any
+    eights: Any
+    places: Any
+    eight_scales: Any
+    eight_errors: Any
 
 
 _MOST = 2 * _CELLS + WIDTH
 _CELL_SIZES = (_CELLS, _CELLS, TRIALS * _CELLS, _CELLS, 2 * _CELLS, _CELLS, TILE, TILE)
 _CELL_PLACES = tuple(sum(_CELL_SIZES[:n]) for n in range(len(_CELL_SIZES) + 1))
-CELL_ROOM, JOB_ROOM = _CELL_PLACES[-1], 4 * _MOST
+_MOST_EIGHTS = 2 * SUPERBLOCK // 8 * TILE + WIDTH
+CELL_ROOM, JOB_ROOM = _CELL_PLACES[-1], 4 * _MOST + 4 * _MOST_EIGHTS
 BATCH_ROOM = 68 * WIDTH + CHOICE_ROOM
 
 
@@ -125,6 +140,10 @@ def jobs_in(room: Any) -> Any:
         integers_at(room, _MOST),
         floats_at(room, 2 * _MOST),
         floats_at(room, 3 * _MOST),
+        integers_at(room, 4 * _MOST),
+        integers_at(room, 4 * _MOST + _MOST_EIGHTS),
+        floats_at(room, 4 * _MOST + 2 * _MOST_EIGHTS),
+        floats_at(room, 4 * _MOST + 3 * _MOST_EIGHTS),
     )
 
 
@@ -188,6 +207,64 @@ def keep_choices(found: Any, size: Any, group: Any, jobs: Any, first: Any, count
         start = size // 8 * (cell - inside) + inside
         for g in range(size // 8):
             choice.marks[start + WIDTH * g] = found.marks[WIDTH * g + r]
+
+
+@inline
+def list_eights(memory: Any, size: Any, jobs: Any, count: Any, parted: Any, odd: Any) -> Any:
+    """List the eights of jobs; where `parted`, those whose signs are odd, or even. Returns how many."""
+    found = 0
+    for j in range(count):
+        cell = jobs.cells[j]
+        inside = cell % WIDTH
+        for e in range(size // 8):
+            place = (size * (cell - inside)) + 8 * WIDTH * e + inside
+            is_odd = memory.flips[(place - inside) // 8 + inside] > _ZERO
+            jobs.eights[found] = size // 8 * j + e
+            jobs.places[found] = place
+            jobs.eight_scales[found] = jobs.scales[j]
+            if not parted or is_odd == odd:
+                found += 1
+    return found
+
+
+@inline
+def fill_eights(memory: Any, jobs: Any, first: Any, count: Any, batch: Any) -> None:
+    """Gather eights from number `first` on; lanes beyond `count` get the first one."""
+    for r in range(WIDTH):
+        start = jobs.places[first + r if first + r < count else first]
+        for i in range(8):
+            batch.weights[WIDTH * i + r] = memory.weights[start + WIDTH * i]
+            batch.errors[WIDTH * i + r] = memory.errors[start + WIDTH * i]
+    store(batch.flips, 0, splat(_FOUR, WIDTH))
+
+
+@inline
+def keep_eights(found: Any, group: Any, jobs: Any, first: Any, count: Any, choice: Any) -> None:
+    """Put what was chosen for eights where it belongs."""
+    for r in range(min(WIDTH, count - first)):
+        place = jobs.places[first + r]
+        inside = place % WIDTH
+        for g in range(8 // group):
+            choice.keys[(place - inside) // group + inside + WIDTH * g] = found.keys[WIDTH * g + r]
+        choice.marks[(place - inside) // 8 + inside] = found.marks[r]
+
+
+@inline
+def note_eights(errors: Any, jobs: Any, first: Any, count: Any, room: Any) -> None:
+    """Note the errors of eights from number `first` on."""
+    store(room, 0, errors)
+    for r in range(min(WIDTH, count - first)):
+        jobs.eight_errors[jobs.eights[first + r]] = room[r]
+
+
+@inline
+def add_eights(size: Any, jobs: Any, count: Any) -> None:
+    """Add up the errors of jobs."""
+    for j in range(count):
+        total = _ZERO
+        for e in range(size // 8):
+            total = total + jobs.eight_errors[size // 8 * j + e]
+        jobs.errors[j] = total
 
 
 @inline

@@ -16,7 +16,7 @@ weights after it free, is
 
 First its groups are chosen from left to right in the same way, with the scales of the blocks that best
 efforts found (`feedback_points`), then it descends under U_ss D_s U_ss^T. Afterwards superblocks descend
-under H, of wide rows the first fourth. Narrow rows go through all that twice more with the scales they then
+under H, of wide rows the first half. Narrow rows go through all that twice more with the scales they then
 have, and keep what is better.
 
 Error on inputs of a text that was not used, best's blocks being 1, of six matrices of 256 to 512 columns:
@@ -35,16 +35,16 @@ meanwhile is added where it is asked for.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ggplan.quants.formats.fields import F32Array, Grid
-from ggplan.quants.formats.grids import signed
 from ggplan.quants.kernels import F32, I64, F32s, I32s, inline, kernel, scratch
 from ggplan.quants.memory import floats_at, load, store
 from ggplan.quants.searches.best import as_half
+from ggplan.quants.searches.descent_fields import State, by_superblock, read_fields, write_fields
 from ggplan.quants.searches.descent_points import (
     EIGHT_ROOM,
     LANES,
@@ -55,9 +55,10 @@ from ggplan.quants.searches.descent_points import (
     search_eight,
     table_of,
 )
+from ggplan.quants.searches.feedback import add_weighted_squares
 from ggplan.quants.searches.feedback_points import choose_points, groups_of, inverses_of, own_parts
-from ggplan.quants.searches.neighbours import grid_neighbours
-from ggplan.quants.searches.row_tiles import add_four, add_products, rows_of, tiles_of
+from ggplan.quants.searches.row_errors import Factored, are_less
+from ggplan.quants.searches.row_tiles import add_four, add_products, add_triangle
 from ggplan.quants.searches.superblock import SUPERBLOCK
 from ggplan.quants.vector import any_lane, float_of, integer_of, maximum, minimum, rounded, select, splat
 
@@ -65,9 +66,6 @@ _ZERO = np.float32(0)
 _ONE = np.float32(1)
 _TWO = np.float32(2)
 _HALF = np.float32(0.5)
-_LESS = np.float32(1 - 2.0**-10)
-"""A row's error must be below this part of best's to count as less: sums of float32 are wrong by less."""
-
 _HIGHEST = 15  # s
 _NARROW = 1024  # columns; products of more take most of the time
 _SWEEPS = 3
@@ -103,51 +101,6 @@ class Rules(NamedTuple):
     unit: float
 
 
-class Factored(Protocol):
-    """A Hessian H = U D U^T of n columns, packed (`row_tiles`)."""
-
-    @property
-    def hessian(self) -> F32Array:
-        """H."""
-
-    @property
-    def factor(self) -> F32Array:
-        """U, and in the squares on the diagonal U^T."""
-
-    @property
-    def pivots(self) -> F32Array:
-        """D, (n,)."""
-
-    @property
-    def squares(self) -> F32Array:
-        """The squares on the diagonal of U."""
-
-    @property
-    def remainders(self) -> F32Array:
-        """U D U^T of these alone: H of a superblock once all columns after it make good what they can."""
-
-
-class _State(NamedTuple):
-    """What is found for tiles of rows.
-
-    Attributes
-    ----------
-    values
-        float32 (superblocks, tiles, 256, 16): points with signs.
-    residues
-        As large: w - y.
-    ds
-        float32 (superblocks, tiles, 16).
-    levels
-        int32 (superblocks, tiles, sub-blocks, 16): s.
-    """
-
-    values: F32Array
-    residues: F32Array
-    ds: F32Array
-    levels: NDArray[np.int32]
-
-
 def improve(
     name: str,
     rules: Rules,
@@ -174,28 +127,28 @@ def improve(
     Which rows (m,) got better.
     """
     m, n = rows.shape
-    weights = _by_superblock(rows)
-    state = _state_of(name, rules, found, weights, m)
+    weights = by_superblock(rows)
+    state = read_fields(name, rules, found, weights, m)
     if method == "descent":
         gains = _sweep(name, rules, weights, state, factored, range(len(weights)), _SWEEPS, 1)
         chosen = (gains > _ZERO).reshape(-1)[:m]
     else:
-        least = _errors(state.residues, factored)
+        best = state.residues.copy()
         errors = _feed_back(name, rules, weights, state, factored, method)
         for _ in range(_MORE_ROUNDS if method == "feedback" and n <= _NARROW else 0):
-            other = _State(state.values.copy(), state.residues.copy(), state.ds.copy(), state.levels.copy())
+            other = State(state.values.copy(), state.residues.copy(), state.ds.copy(), state.levels.copy())
             other_errors = _feed_back(name, rules, weights, other, factored, method)
             better = other_errors < errors
             for taken, given in zip(state, other, strict=True):
                 np.copyto(taken, given, where=better[:, np.newaxis] if taken.ndim == 4 else better)
             errors = np.where(better, other_errors, errors)
-        chosen = (errors < least * _LESS).reshape(-1)[:m]
-    _write(name, state, found, chosen)
+        chosen = are_less(errors, list(best), factored).reshape(-1)[:m]
+    write_fields(name, state, found, chosen)
     return chosen
 
 
 def _feed_back(
-    name: str, rules: Rules, weights: F32Array, state: _State, factored: Factored, method: str
+    name: str, rules: Rules, weights: F32Array, state: State, factored: Factored, method: str
 ) -> F32Array:
     """Find all superblocks from left to right, then descend; returns the errors (tiles, 16)."""
     n_superblocks, count = weights.shape[:2]
@@ -206,28 +159,29 @@ def _feed_back(
         turns = _NARROW_TURNS if is_narrow else _FEEDBACK_TURNS
     groups = groups_of(factored.squares, factored.pivots)
     inverses = _inverses(factored.remainders)
+    turned = np.empty(weights.shape[1:], np.float32)
     for s in range(n_superblocks):
         start = s * SUPERBLOCK
         pivots = factored.pivots[start : start + SUPERBLOCK]
         upper = _square(factored.squares, start)
         before = _product(state.residues, factored.factor, s, range(s))
         choose_points(
-            name, rules, before, upper, groups[s],
-            state.values[s], state.residues[s], state.ds[s], state.levels[s],
+            name, rules, before, upper, pivots, groups[s],
+            state.values[s], state.residues[s], state.ds[s], state.levels[s], turned,
         )  # fmt: skip
         if turns:
             square = _square(factored.remainders, start)
+            lower = _square(factored.factor, n_superblocks * SUPERBLOCK * s + start)
             slopes = np.zeros_like(before)
-            _add(
-                slopes,
-                before * pivots[:, np.newaxis],
-                _square(factored.factor, n_superblocks * SUPERBLOCK * s + start),
-            )
-            _add(slopes, state.residues[s], square)
+            if is_narrow:  # the same but for rounding, which would change the bytes
+                add_triangle(slopes, before * pivots[:, np.newaxis], lower, SUPERBLOCK, is_lower=True)
+                _add(slopes, state.residues[s], square)
+            else:
+                add_triangle(slopes, turned, lower, SUPERBLOCK, is_lower=True)
             gains = np.zeros_like(errors)
             _descend_in(name, rules, weights, state, s, slopes, square, inverses[s], gains, turns)
-        _add(before, state.residues[s], upper)
-        _add_squares(before, pivots, count, errors)
+        add_triangle(before, state.residues[s], upper, SUPERBLOCK)
+        add_weighted_squares(before, pivots, count, SUPERBLOCK, SUPERBLOCK, errors)
     if turns:
         again = range(n_superblocks if is_narrow else -(-n_superblocks // _SWEPT))
         errors -= _sweep(name, rules, weights, state, factored, again, 1, 2 if is_narrow else 1)
@@ -235,7 +189,7 @@ def _feed_back(
 
 
 def _sweep(
-    name: str, rules: Rules, weights: F32Array, state: _State, factored: Factored, superblocks: range,
+    name: str, rules: Rules, weights: F32Array, state: State, factored: Factored, superblocks: range,
     sweeps: int, turns: int,
 ) -> F32Array:  # fmt: skip
     """Descend over the first superblocks, some times; returns by how much errors fall, (tiles, 16)."""
@@ -250,20 +204,8 @@ def _sweep(
     return gains
 
 
-def _errors(residues: F32Array, factored: Factored) -> F32Array:
-    """The error of each row, (tiles, 16)."""
-    n_superblocks, count = residues.shape[:2]
-    errors = np.zeros((count, LANES), np.float32)
-    for s in range(n_superblocks):
-        start = s * SUPERBLOCK
-        part = _product(residues, factored.factor, s, range(s))
-        _add(part, residues[s], _square(factored.squares, start))
-        _add_squares(part, factored.pivots[start : start + SUPERBLOCK], count, errors)
-    return errors
-
-
 def _descend_in(
-    name: str, rules: Rules, weights: F32Array, state: _State, s: int, slopes: F32Array, square: F32Array,
+    name: str, rules: Rules, weights: F32Array, state: State, s: int, slopes: F32Array, square: F32Array,
     inverses: F32Array, gains: F32Array, turns: int,
 ) -> None:  # fmt: skip
     """Move what is in superblock s of all tiles, whose slopes are given; `gains` (tiles, 16) grow."""
@@ -275,14 +217,6 @@ def _descend_in(
 
 
 # --- Tiles and squares -------------------------------------------------------------------------------
-
-
-def _by_superblock(rows: F32Array) -> F32Array:
-    m, n = rows.shape
-    tiles = np.empty((n // SUPERBLOCK, -(-m // LANES), SUPERBLOCK, LANES), np.float32)
-    for s, tile in enumerate(tiles):
-        tile[:] = tiles_of(rows[:, s * SUPERBLOCK : (s + 1) * SUPERBLOCK])
-    return tiles
 
 
 def _product(residues: F32Array, matrix: F32Array, s: int, superblocks: range) -> F32Array:
@@ -309,62 +243,6 @@ def _inverses(squares: F32Array) -> F32Array:
     return inverses_of(own_parts(squares)).astype(np.float32).reshape(-1, SUPERBLOCK // 8, 64)
 
 
-# --- Fields ------------------------------------------------------------------------------------------
-
-
-def _state_of(name: str, rules: Rules, found: Grid, weights: F32Array, m: int) -> _State:
-    n_superblocks, count = weights.shape[:2]
-    ds = found.d.astype(np.float32)
-    sign = np.where(ds < 0, _ZERO - _ONE, _ONE)  # a search takes positive ones
-    points = signed(name, found) * sign[:, np.newaxis]
-    values = _by_superblock(points.reshape(m, -1).astype(np.float32))
-    units = _in_lanes((ds * sign)[:, np.newaxis], m, count)[:, :, 0]
-    levels = _in_lanes(found.scales.astype(np.int32), m, count)
-    state = _State(values, np.empty_like(values), np.ascontiguousarray(units), levels)
-    scales = units[:, :, np.newaxis] * np.float32(rules.unit) * (2 * levels + 1).astype(np.float32)
-    parts = (n_superblocks, count, SUPERBLOCK // rules.size, rules.size, LANES)
-    with np.errstate(all="ignore"):  # scales of blocks that nothing can judge may be infinite
-        decoded = scales[:, :, :, np.newaxis] * values.reshape(parts)
-        np.subtract(weights, decoded.reshape(weights.shape), out=state.residues)
-    return state
-
-
-def _in_lanes(fields: NDArray[Any], m: int, count: int) -> NDArray[Any]:
-    """Fields (m superblocks, k) of m rows as (superblocks, tiles, k, 16), filled up with zeros."""
-    k = fields.shape[1]
-    rows = np.zeros((count * LANES, len(fields) // m, k), fields.dtype)
-    rows[:m] = fields.reshape(m, -1, k)
-    return np.ascontiguousarray(rows.reshape(count, LANES, -1, k).transpose(2, 0, 3, 1))
-
-
-def _out_of_lanes(tiles: NDArray[Any], m: int) -> NDArray[Any]:
-    """The fields (m, superblocks, k) of m rows."""
-    n_superblocks, _, k, _ = tiles.shape
-    return tiles.transpose(1, 3, 0, 2).reshape(-1, n_superblocks, k)[:m]
-
-
-def _write(name: str, state: _State, found: Grid, chosen: NDArray[np.bool_]) -> None:
-    """Put what was found for the chosen rows into fields."""
-    m, n_superblocks = len(chosen), len(state.ds)
-    known = grid_neighbours(name)
-    table = table_of(name)
-    level_of = np.zeros(128, np.int32)
-    level_of[table.values.astype(np.intp)] = np.arange(len(table.values))
-    group = known.points.shape[1]
-    shifts = known.bits * np.arange(group)
-
-    def rows_in(array: NDArray[Any]) -> NDArray[Any]:
-        return array.reshape(m, n_superblocks, *array.shape[1:])
-
-    rows_in(found.d)[chosen] = _out_of_lanes(state.ds[:, :, np.newaxis], m)[chosen, :, 0]
-    rows_in(found.scales)[chosen] = _out_of_lanes(state.levels, m)[chosen]
-    for s, values in enumerate(state.values):
-        points = rows_of(values)[:m][chosen]
-        levels = level_of[np.abs(points).astype(np.uint8)].reshape(len(points), SUPERBLOCK // group, group)
-        rows_in(found.indices)[chosen, s] = known.index_of[(levels << shifts).sum(axis=2)]
-        rows_in(found.signs)[chosen, s] = np.packbits(points < 0, axis=1, bitorder="little")
-
-
 # --- Kernels -----------------------------------------------------------------------------------------
 
 # Where the memory of a search has how residues of a superblock changed, a direction, what H makes of that,
@@ -379,10 +257,11 @@ _ROOM = _EIGHT + EIGHT_ROOM
 def _descend(
     count: I64, group: I64, is_even: I64, size: I64, unit: F32, highest: I64, rounds: I64,
     weights: F32s, values: F32s, residues: F32s, given: F32s, hessian: F32s, inverses: F32s,
-    ds: F32s, levels: I32s, point_values: F32s, starts: I32s, lower: I32s, keys: I32s, n_points: I64,
+    ds: F32s, levels: I32s,
+    point_values: F32s, starts: I32s, lower: I32s, keys: I32s, n_points: I64, is_dense: I64,
     room: F32s, gains: F32s,
 ) -> None:  # fmt: skip
-    table = Table(point_values, starts, lower, keys, n_points)
+    table = Table(point_values, starts, lower, keys, n_points, is_dense)
     along, pulls, slopes = floats_at(room, _ALONG), floats_at(room, _PULLS), floats_at(room, _SLOPES)
     steps = floats_at(room, _STEPS)
     changes = room
@@ -486,14 +365,3 @@ def product(a: Any, b: Any, count: Any) -> Any:
     for i in range(count):
         total = total + at(a, i) * at(b, i)
     return total
-
-
-@kernel
-def _add_squares(values: F32s, weights: F32s, count: I64, sums: F32s) -> None:
-    """Add weight value^2 of each of 256 columns of tiles (count, 256, 16) to sums (count, 16)."""
-    for tile in range(count):
-        total = load(sums, tile * LANES, LANES)
-        for column in range(SUPERBLOCK):
-            x = load(values, (tile * SUPERBLOCK + column) * LANES, LANES)
-            total = total + x * x * weights[column]
-        store(sums, tile * LANES, total)

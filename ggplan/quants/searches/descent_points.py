@@ -34,6 +34,10 @@ _TWO = np.float32(2)
 _INFINITY = np.float32(np.inf)
 
 
+_DENSE = 10
+"""Points for each upper half from which on it is worth it to add up what all numbers of parts add."""
+
+
 class Table(NamedTuple):
     """The points of a grid, as `best_points.Points` has them.
 
@@ -42,9 +46,12 @@ class Table(NamedTuple):
     values, starts, keys
         The same.
     lower
-        int32 (3, points): the lower half's number, and those of its two parts, times `LANES`.
+        int32 (7 or 5, points), all times `LANES`: the lower half's number, those of its two parts, and of
+        each of its weights the place of its level among the moves.
     n
         How many points there are.
+    is_dense
+        1 where each upper half has so many points that all that can be added to them is best added up first.
     """
 
     values: Any
@@ -52,16 +59,20 @@ class Table(NamedTuple):
     lower: Any
     keys: Any
     n: Any
+    is_dense: Any
 
 
 @cache
 def table_of(name: str) -> Table:
     """The points of a grid, by its name in `formats.grids`."""
     points = points_of(name)
-    n = 9 if len(points.values) == 3 else 8
+    n_levels = len(points.values)
+    n, n_weights = (9, 4) if n_levels == 3 else (8, 2)
     halves = points.lower // WIDTH
-    lower = LANES * np.stack((halves, halves % n, n + halves // n)).astype(np.int32)
-    return Table(points.values, points.starts, lower, points.keys, len(points.keys))
+    levels = [n_levels * k + halves // n_levels**k % n_levels for k in range(n_weights)]
+    lower = LANES * np.stack((halves, halves % n, n + halves // n, *levels)).astype(np.int32)
+    count = len(points.keys)
+    return Table(points.values, points.starts, lower, points.keys, count, int(count > _DENSE * n * n))
 
 
 class Eight(NamedTuple):
@@ -277,26 +288,38 @@ def add_up_four(eight: Any, first: Any) -> None:
 
 
 @inline
+def slopes_of_four(eight: Any, b: Any) -> Any:
+    """What number `b` of the upper half adds to the gradients of the lower half's four weights, of eight."""
+    low, high = 48 + 4 * (b % 9), 84 + 4 * (b // 9)
+    g0 = at(eight.pairs, low) + at(eight.pairs, high)
+    g1 = at(eight.pairs, low + 1) + at(eight.pairs, high + 1)
+    g2 = at(eight.pairs, low + 2) + at(eight.pairs, high + 2)
+    g3 = at(eight.pairs, low + 3) + at(eight.pairs, high + 3)
+    return g0, g1, g2, g3
+
+
+@inline
+def slopes_of_two(eight: Any, first: Any, b: Any) -> Any:
+    """The same for the lower half's two weights, of four from `first` on."""
+    one, two = at(eight.moves, 8 * (first + 2) + b % 8), at(eight.moves, 8 * (first + 3) + b // 8)
+    g0 = one * eight.hessian[9 * first + 2] + two * eight.hessian[9 * first + 3]
+    g1 = one * eight.hessian[9 * first + 10] + two * eight.hessian[9 * first + 11]
+    return g0 * _TWO, g1 * _TWO
+
+
+@inline
 def add_upper_half(group: Any, eight: Any, first: Any, b: Any) -> None:
     """What number `b` of the upper half adds to the costs of the lower half's two parts."""
     if group == 8:
-        low, high = 48 + 4 * (b % 9), 84 + 4 * (b // 9)
-        g0 = at(eight.pairs, low) + at(eight.pairs, high)
-        g1 = at(eight.pairs, low + 1) + at(eight.pairs, high + 1)
-        g2 = at(eight.pairs, low + 2) + at(eight.pairs, high + 2)
-        g3 = at(eight.pairs, low + 3) + at(eight.pairs, high + 3)
+        g0, g1, g2, g3 = slopes_of_four(eight, b)
         put_pair(eight, 0, at(eight.upper, b), g0, g1, 0)
         put_pair(eight, 2, splat(_ZERO, LANES), g2, g3, 9)
     else:
-        one, two = at(eight.moves, 8 * (first + 2) + b % 8), at(eight.moves, 8 * (first + 3) + b // 8)
+        g0, g1 = slopes_of_two(eight, first, b)
         cost = at(eight.upper, b)
-        for part in range(2):
-            k = first + part
-            added = one * eight.hessian[8 * k + first + 2] + two * eight.hessian[8 * k + first + 3]
-            added = added * _TWO
-            for level in range(8):
-                put(eight.pairs, 8 * part + level, at(eight.moves, 8 * k + level) * added + cost)
-            cost = splat(_ZERO, LANES)
+        for level in range(8):
+            put(eight.pairs, level, at(eight.moves, 8 * first + level) * g0 + cost)
+            put(eight.pairs, 8 + level, at(eight.moves, 8 * first + 8 + level) * g1)
 
 
 @inline
@@ -307,15 +330,34 @@ def find_points(table: Any, group: Any, eight: Any, first: Any) -> None:
     n_levels, bits, n_halves = 8, 3, 64
     if group == 8:
         n_levels, bits, n_halves = 3, 2, 81
+    moves = floats_at(eight.moves, n_levels * first * LANES)
     for b in range(n_halves):
         start, end = table.starts[b], table.starts[b + 1]
-        if start < end:
+        if start < end and table.is_dense:
             add_upper_half(group, eight, first, b)
             for point in range(start, end):
-                one = load(eight.pairs, table.lower[table.n + point], LANES)
-                two = load(eight.pairs, table.lower[2 * table.n + point], LANES)
-                error = load(eight.lower, table.lower[point], LANES)
-                error = error + (one + two)
+                error = numbered(table, 1, eight.pairs, point) + numbered(table, 2, eight.pairs, point)
+                error = numbered(table, 0, eight.lower, point) + error
+                better = error < least
+                least = select(better, error, least)
+                key = select(better, table.keys[point], key)
+        elif start < end and group == 8:
+            cost = at(eight.upper, b)
+            g0, g1, g2, g3 = slopes_of_four(eight, b)
+            for point in range(start, end):
+                one = cost + numbered(table, 3, moves, point) * g0 + numbered(table, 4, moves, point) * g1
+                two = numbered(table, 5, moves, point) * g2 + numbered(table, 6, moves, point) * g3
+                error = numbered(table, 0, eight.lower, point) + (one + two)
+                better = error < least
+                least = select(better, error, least)
+                key = select(better, table.keys[point], key)
+        elif start < end:
+            cost = at(eight.upper, b)
+            g0, g1 = slopes_of_two(eight, first, b)
+            for point in range(start, end):
+                one = numbered(table, 3, moves, point) * g0 + cost
+                error = one + numbered(table, 4, moves, point) * g1
+                error = numbered(table, 0, eight.lower, point) + error
                 better = error < least
                 least = select(better, error, least)
                 key = select(better, table.keys[point], key)
@@ -329,6 +371,12 @@ def find_points(table: Any, group: Any, eight: Any, first: Any) -> None:
             value = select(chosen, table.values[other], value)
         put(eight.found, first + k, move)
         put(eight.found, 8 + first + k, select(at(eight.signs, first + k) < _ZERO, -value, value))
+
+
+@inline
+def numbered(table: Any, row: Any, memory: Any, point: Any) -> Any:
+    """The vector of memory whose number a row of `table.lower` has for a point."""
+    return load(memory, table.lower[row * table.n + point], LANES)
 
 
 @inline

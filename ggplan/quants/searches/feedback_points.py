@@ -86,17 +86,16 @@ def inverses_of(matrices: NDArray[np.float64]) -> NDArray[np.float64]:
         pivot = parts[:, k : k + 1, k : k + 1].copy()
         parts[:, k : k + 1] /= pivot
         inverse[:, k : k + 1] /= pivot
-        for i in range(8):
-            if i != k:
-                share = parts[:, i : i + 1, k : k + 1].copy()
-                parts[:, i : i + 1] -= share * parts[:, k : k + 1]
-                inverse[:, i : i + 1] -= share * inverse[:, k : k + 1]
+        shares = parts[:, :, k : k + 1].copy()
+        shares[:, k] = 0
+        parts -= shares * parts[:, k : k + 1]
+        inverse -= shares * inverse[:, k : k + 1]
     return inverse
 
 
 def choose_points(
-    name: str, rules: tuple[Any, ...], asked: F32Array, packed: F32Array, groups: Groups,
-    values: F32Array, residues: F32Array, ds: F32Array, levels: NDArray[np.int32],
+    name: str, rules: tuple[Any, ...], asked: F32Array, packed: F32Array, pivots: F32Array, groups: Groups,
+    values: F32Array, residues: F32Array, ds: F32Array, levels: NDArray[np.int32], turned: F32Array,
 ) -> None:  # fmt: skip
     """Choose all points of a superblock of rows anew, in place.
 
@@ -106,31 +105,34 @@ def choose_points(
         Of the grid; `descent_grids.Rules`.
     asked
         float32 (tiles, 256, 16): what z is made of by the superblocks before it.
-    packed, groups
-        Its square of U, packed (`row_tiles`), and its part of `groups_of`.
+    packed, pivots, groups
+        Its square of U, packed (`row_tiles`), its part of D, and that of `groups_of`.
     values, residues, ds, levels
-        As `descent_grids` has them for the superblock.
+        As `descent_fields` has them for the superblock.
+    turned
+        Where z D is written, float32 (tiles, 256, 16), with what was chosen.
     """
     _choose(
-        len(values), *rules, asked, packed, *groups, values, residues, ds, levels, *table_of(name),
-        scratch(8 * LANES + EIGHT_ROOM),
+        len(values), *rules, asked, packed, pivots, *groups, values, residues, ds, levels, turned,
+        *table_of(name), scratch(8 * LANES + EIGHT_ROOM),
     )  # fmt: skip
 
 
 @kernel
 def _choose(
     count: I64, group: I64, is_even: I64, size: I64, unit: F32,
-    asked: F32s, square: F32s, turned: F32s, hessians: F32s, inverses: F32s,
-    values: F32s, residues: F32s, ds: F32s, levels: I32s,
-    point_values: F32s, starts: I32s, lower: I32s, keys: I32s, n_points: I64, room: F32s,
+    asked: F32s, square: F32s, pivots: F32s, turned: F32s, hessians: F32s, inverses: F32s,
+    values: F32s, residues: F32s, ds: F32s, levels: I32s, out: F32s,
+    point_values: F32s, starts: I32s, lower: I32s, keys: I32s, n_points: I64, is_dense: I64, room: F32s,
 ) -> None:  # fmt: skip
-    table = Table(point_values, starts, lower, keys, n_points)
+    table = Table(point_values, starts, lower, keys, n_points, is_dense)
     z = room
     eight = eight_in(floats_at(room, 8 * LANES))
     n_scales = SUPERBLOCK // size
     for tile in range(count):
         begin = tile * SUPERBLOCK * LANES
         v, r, given = floats_at(values, begin), floats_at(residues, begin), floats_at(asked, begin)
+        to = floats_at(out, begin)
         d = load(ds, tile * LANES, LANES)
         for number in range(SUPERBLOCK // 8):
             first = 8 * number
@@ -156,3 +158,9 @@ def _choose(
                     put(v, first + i, select(better, at(eight.found, 8 + i), at(v, first + i)))
                     step = select(better, at(eight.found, i), _ZERO)
                     put(r, first + i, at(r, first + i) - step)
+                    for k in range(i, 8):
+                        column = first + k
+                        share = square[(column // 4 * SUPERBLOCK + first + i) * 4 + column % 4]
+                        put(z, k, at(z, k) - step * share)
+            for i in range(8):
+                put(to, first + i, at(z, i) * pivots[first + i])

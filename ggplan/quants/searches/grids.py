@@ -40,15 +40,12 @@ from ggplan.quants.kernels import F32, I64, F32s, I32s, U16s, Weights, inline, k
 from ggplan.quants.memory import floats_at, integers_at, load, store, transpose
 from ggplan.quants.searches.ggml import quantize_scales
 from ggplan.quants.searches.grid_points import (
-    TERMS,
     SearchTable,
-    best_neighbour,
     index_of,
-    lane_numbers,
     search_table,
-    stretch,
 )
 from ggplan.quants.searches.grid_rules import ALL, NEIGHBOURS, WITH_NEIGHBOURS, Rules
+from ggplan.quants.searches.grid_trials import GAP, OFF, stride, take_points
 from ggplan.quants.searches.superblock import (
     SUPERBLOCK,
     TILE,
@@ -74,9 +71,6 @@ _ZERO = np.float32(0)
 _ONE = np.float32(1)
 _THREE = np.float32(3)
 _HALF = np.float32(0.5)
-
-# In a key, whether the levels as rounded were no point.
-_OFF = 1 << 16
 
 # How many scales `fit` finds for a tile.
 _FITS = SUPERBLOCK // 32 * TILE
@@ -124,7 +118,6 @@ class Memory(NamedTuple):
 
 
 _MOST_TRIALS = 31
-_GAP = TILE  # between trials in `points`: a power of two from one to the next is slow in the cache
 _SIGNS, _KEYS = 16, 16 + SUPERBLOCK // 8
 _SIZES = Memory(
     tile=SUPERBLOCK * TILE,
@@ -132,7 +125,7 @@ _SIZES = Memory(
     sub_blocks=2 * 32 * WIDTH,
     lanes=2 * 32 * WIDTH,
     trials=_MOST_TRIALS * WIDTH,
-    points=_MOST_TRIALS * (8 * WIDTH + _GAP),
+    points=_MOST_TRIALS * (8 * WIDTH + GAP),
     best=8 * WIDTH,
     scales=SUPERBLOCK // 16 * TILE,
     signs=4 * WIDTH,
@@ -338,13 +331,13 @@ def _search_scales(
         Trial k is the scale largest / (middle + step * k).
     """
     groups = size // group
-    stride = groups * WIDTH + _GAP
+    step = stride(size, group)
     for start in range(0, WIDTH, TILE):
         for i in range(0, 2 * size, TILE):
             source, target = WIDTH * i + start, 2 * size * start + i
             transpose(memory.sub_blocks, source, WIDTH, memory.lanes, target, 2 * size)
     for g in range(groups):
-        store(memory.best, WIDTH * g, splat(_OFF if rules.again == WITH_NEIGHBOURS else 0, WIDTH))
+        store(memory.best, WIDTH * g, splat(OFF if rules.again == WITH_NEIGHBOURS else 0, WIDTH))
 
     best = splat(_ZERO, WIDTH)
     chosen = ~nothing
@@ -359,29 +352,29 @@ def _search_scales(
                 tried = scale
             store(memory.trials, WIDTH * trial, tried)
             inverse = select(chosen, inverse, _ZERO)
-            _round(memory.sub_blocks, inverse, size, group, memory.points, stride * trial)
+            _round(memory.sub_blocks, inverse, size, group, memory.points, step * trial)
         if turn == 1:
             for g in range(groups):
                 kept = load(memory.best, WIDTH * g, WIDTH)
-                these = chosen if rules.again != NEIGHBOURS else chosen & (kept >= _OFF)
+                these = chosen if rules.again != NEIGHBOURS else chosen & (kept >= OFF)
                 rounded = load(memory.points, WIDTH * g, WIDTH)
-                store(memory.points, WIDTH * g, select(these, rounded, kept & (_OFF - 1)))
-        _take_points(table, memory, count, size, group)
+                store(memory.points, WIDTH * g, select(these, rounded, kept & (OFF - 1)))
+        take_points(table, memory, count, size, group)
         for trial in range(count):
-            sum_qx, sum_q2 = _sums(memory, stride * trial, size, group)
+            sum_qx, sum_q2 = _sums(memory, step * trial, size, group)
             better = chosen & (sum_q2 > _ZERO) & (last | (sum_qx * sum_qx > best * sum_q2))
             taken = better | last
             if any_lane(taken):
                 scale = select(better, sum_qx / sum_q2, scale)
                 best = select(better, scale * sum_qx, best)
                 for g in range(groups):
-                    point = load(memory.points, stride * trial + WIDTH * g, WIDTH)
+                    point = load(memory.points, step * trial + WIDTH * g, WIDTH)
                     kept = load(memory.best, WIDTH * g, WIDTH)
                     store(memory.best, WIDTH * g, select(taken, point, kept))
-        off = splat(_OFF if rules.again == ALL else 0, WIDTH)
+        off = splat(OFF if rules.again == ALL else 0, WIDTH)
         for g in range(groups):
             off = off | load(memory.best, WIDTH * g, WIDTH)
-        chosen = chosen & (scale > _ZERO) & (off >= _OFF)
+        chosen = chosen & (scale > _ZERO) & (off >= OFF)
         if not any_lane(chosen):
             break
         last = chosen | ~chosen
@@ -391,7 +384,7 @@ def _search_scales(
     scale = select(negative, -scale, scale)
     store(memory.scales, at, select(nothing, -_ONE, scale))
     for g in range(groups):
-        key = load(memory.best, WIDTH * g, WIDTH) & (_OFF - 1)
+        key = load(memory.best, WIDTH * g, WIDTH) & (OFF - 1)
         store(memory.best, WIDTH * g, select(nothing, 0, key))
     for g in range(size // 8):
         signs = load(memory.signs, WIDTH * g, WIDTH)
@@ -434,23 +427,6 @@ def _sums(memory: Any, at: Any, size: Any, group: Any) -> Any:
             sum_qx = sum_qx + weight * load(memory.sub_blocks, WIDTH * (group * g + i), WIDTH) * q
             sum_q2 = sum_q2 + weight * q * q
     return sum_qx, sum_q2
-
-
-@inline
-def _take_points(table: Any, memory: Any, count: Any, size: Any, group: Any) -> None:
-    """Replace the keys of all trials that are no point by the best neighbour's, with `_OFF` set."""
-    stride = size // group * WIDTH + _GAP
-    values = float_of(2 * (lane_numbers(TERMS) & (TERMS // group - 1)) + 1)
-    for g in range(size // group):
-        for r in range(WIDTH):
-            magnitudes = stretch(load(memory.lanes, 2 * size * r + group * g, group))
-            roots = stretch(square_root(load(memory.lanes, 2 * size * r + size + group * g, group)))
-            for trial in range(count):
-                at = stride * trial + WIDTH * g + r
-                listed = table.neighbours_of[memory.points[at]]
-                if listed != 0:
-                    error = memory.trials[WIDTH * trial + r] * values - magnitudes
-                    memory.points[at] = _OFF | best_neighbour(table, listed, roots * error * error, group)
 
 
 @inline

@@ -1,4 +1,4 @@
-"""The least errors of lower halves for each upper half of a grid's points, in code without loops.
+"""The upper half with the least error of a grid's points, in code without loops.
 
 Which lower halves go with an upper one differs from one to the next, and short loops over them take longer
 than the comparisons in them. A grid is known when a kernel is compiled, so all are written out for it: 256 to
@@ -25,39 +25,71 @@ else:
     kinds = deferred("ggplan.quants.lanes")
 
 
-def minima_of(lower_halves: Callable[[], list[list[int]]]) -> Any:
-    """A step that writes the minima of `WIDTH` lanes.
+def least_of(lower_halves: Callable[[], list[list[int]]], n: int, has_other: bool, only_other: bool) -> Any:
+    """A step that finds the least error of a group in `WIDTH` lanes.
 
     Parameters
     ----------
     lower_halves
         The lower halves that go with each upper half; called when a kernel is compiled.
+    n
+        Of how many numbers a part of a half is.
+    has_other, only_other
+        Whether the error with the cheapest sign changed is to be found too, and whether nothing else.
 
     Returns
     -------
-    (memory, start, out, to): of float32 [start + WIDTH half + lane] the least of each upper half, written to
-    out [to + WIDTH upper_half + lane]; infinity for one without any.
+    (halves, parts, other_parts, least, upper): the errors of lower halves and of the upper one's parts are
+    given as `best_memory.Memory` has them. What is least is written to float32 `least`, first the error and
+    then the other; to int32 `upper` the upper halves that have them, the first of several, -1 for none.
     """
 
-    def minima(typing_context: Any, memory: Any, start: Any, out: Any, to: Any) -> Any:
+    def search(typing_context: Any, halves: Any, parts: Any, other_parts: Any, least: Any, upper: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            numbers, first, results, target = arguments
-            lanes = kinds.Lanes("f32", WIDTH)
+            errors = kinds.Lanes("f32", WIDTH).llvm_type
+            numbers = kinds.Lanes("i32", WIDTH).llvm_type
 
-            def address(begin: Any, half: int) -> Any:
-                return builder.add(begin, ir.Constant(ir.IntType(64), WIDTH * half))
+            def read(argument: int, number: int) -> Any:
+                place = ir.Constant(ir.IntType(64), WIDTH * number)
+                return read_lanes(builder, halves.dtype, arguments[argument], place, WIDTH)
 
-            for upper, lower in enumerate(lower_halves()):
-                least = ir.Constant(lanes.llvm_type, [float("inf")] * WIDTH)
-                for n, half in enumerate(lower):
-                    error = read_lanes(builder, memory.dtype, numbers, address(first, half), WIDTH)
-                    if n:
-                        error = builder.select(builder.fcmp_ordered("<", least, error), least, error)
-                    least = error
-                place = builder.gep(results, [address(target, upper)])
-                builder.store(least, builder.bitcast(place, lanes.llvm_type.as_pointer())).align = 4
+            def minimum(left: Any, right: Any) -> Any:
+                return builder.select(builder.fcmp_ordered("<", left, right), left, right)
+
+            found = [
+                [ir.Constant(errors, [float("inf")] * WIDTH), ir.Constant(numbers, [-1] * WIDTH)]
+                for _ in range(2)
+            ]
+
+            def compare(kind: int, error: Any, number: int) -> None:
+                less = builder.fcmp_ordered("<", error, found[kind][0])
+                found[kind][0] = builder.select(less, error, found[kind][0])
+                found[kind][1] = builder.select(less, ir.Constant(numbers, [number] * WIDTH), found[kind][1])
+
+            for number, lower in enumerate(lower_halves()):
+                if not lower:
+                    continue
+                # LLVM would keep what upper halves share, and there are not so many registers.
+                builder.fence("seq_cst", "singlethread")
+                low, high = number % n, n + number // n
+                error = builder.fadd(read(1, low), read(1, high))
+                minima = [read(0, other * n * n + lower[0]) for other in range(1 + has_other)]
+                for half in lower[1:]:
+                    minima = [
+                        minimum(least, read(0, other * n * n + half)) for other, least in enumerate(minima)
+                    ]
+                if not only_other:
+                    compare(0, builder.fadd(error, minima[0]), number)
+                if has_other:
+                    changed = builder.fadd(error, minimum(read(2, low), read(2, high)))
+                    in_upper, in_lower = builder.fadd(changed, minima[0]), builder.fadd(error, minima[1])
+                    compare(1, minimum(in_upper, in_lower), number)
+            for kind, both in enumerate(found):
+                for value, memory in zip(both, arguments[3:], strict=True):
+                    place = builder.gep(memory, [ir.Constant(ir.IntType(64), WIDTH * kind)])
+                    builder.store(value, builder.bitcast(place, value.type.as_pointer())).align = 4
             return context.get_dummy_value()
 
-        return types.void(memory, types.intp, out, types.intp), generate
+        return types.void(halves, parts, other_parts, least, upper), generate
 
-    return intrinsic(minima)
+    return intrinsic(search)

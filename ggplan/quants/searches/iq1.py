@@ -322,7 +322,7 @@ def _move(table: Any, groups: Any, keys: Any, shifts: Any, memory: Any) -> None:
                 x = stretch(load(memory.lanes, 2 * size * r + GROUP * g, GROUP))
                 w = stretch(load(memory.lanes, 2 * size * r + size + GROUP * g, GROUP))
                 error = memory.scale[r] * (shifts[WIDTH * g + r] + levels) - x
-                keys[WIDTH * g + r] = best_neighbour(table, listed, w * error * error, GROUP)
+                keys[WIDTH * g + r] = best_neighbour(table, listed, w * error * error, GROUP)[0]
                 memory.moved[r] = 1
 
 

@@ -114,6 +114,16 @@ def add_products(
         _add_products(tiles, count, n, left, left.shape[1], right, k, *columns, origin)
 
 
+def add_triangle(
+    tiles: F32Array, left: F32Array, square: F32Array, k: int, *, is_lower: bool = False
+) -> None:
+    """Add to tiles (t, k, 16) the products of `left`, as large, and a packed square that is a triangle.
+
+    All else in it is zero: the upper one, or the lower one.
+    """
+    _add_triangle(tiles, len(tiles), left, square, k, int(is_lower))
+
+
 @kernel
 def _turn(rows: F32s, count: I64, n: I64, tiles: F32s) -> None:
     for tile in range(count):
@@ -160,3 +170,14 @@ def _add_products(
             for column in range(start, stop, 4):
                 at = (tile * n + column) * TILE
                 add_four(tiles, at, left, tile * left_columns * TILE, k, right, (column - origin) * k)
+
+
+@kernel
+def _add_triangle(tiles: F32s, count: I64, left: F32s, square: F32s, k: I64, is_lower: I64) -> None:
+    for tile in range(count):
+        begin = tile * k * TILE
+        for column in range(0, k, 4):
+            first = column if is_lower else 0
+            rows = k - first if is_lower else column + 4
+            at = begin + column * TILE
+            add_four(tiles, at, left, begin + first * TILE, rows, square, column * k + 4 * first)
