@@ -18,13 +18,15 @@ import sys
 import threading
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import starmap
 from typing import TYPE_CHECKING
 
 from ggplan.errors import CalibrationError
 from ggplan.planning import Feedback, Plan, PlannedTensor
 from ggplan.planning.embedding import EMBEDDING
+from ggplan.planning.guidance import readings_of_embedding
 from ggplan.quants.feedback import goes_by_importance, takes_moments
-from ggplan.quants.matrix_moments import moments_of_matrices
+from ggplan.quants.matrix_moments import Reading, moments_of_readings
 from ggplan.quants.prepared import memory_of, prepare
 from ggplan.text import printable
 
@@ -141,8 +143,8 @@ class Guides:
         calibration, name = self._feedback.calibration, planned.name
         moments: Moments | None
         if is_guided_embedding(self._feedback, planned):
-            assert self._feedback.embedding is not None
-            moments = moments_of_matrices(self._feedback.embedding.rows(), planned.tensor.n_columns)
+            readings = starmap(Reading, readings_of_embedding(self._feedback))
+            moments = moments_of_readings(readings, planned.tensor.n_columns)
         else:
             moments = calibration.moments(name, slice_)
             if moments is None:
@@ -168,7 +170,7 @@ class Guides:
 
 def is_guided_embedding(feedback: Feedback, planned: PlannedTensor) -> bool:
     """Whether a tensor is the token embedding, and what reads it is known."""
-    return planned.name == EMBEDDING and feedback.embedding is not None
+    return planned.name == EMBEDDING and bool(feedback.embedding)
 
 
 def why_unguided(feedback: Feedback, planned: PlannedTensor) -> str:

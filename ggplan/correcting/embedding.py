@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from itertools import starmap
 
 import numpy as np
 
@@ -11,9 +12,10 @@ from ggplan.errors import ConversionError
 from ggplan.forward.checkpoint_model import CheckpointModel
 from ggplan.planning import Plan, PlannedTensor
 from ggplan.planning.embedding import EMBEDDING
+from ggplan.planning.guidance import readings_of_embedding
 from ggplan.quants import dequantize
 from ggplan.quants.feedback import takes_moments
-from ggplan.quants.matrix_moments import moments_of_matrices
+from ggplan.quants.matrix_moments import Reading, moments_of_readings
 from ggplan.sources.files import shown
 
 _CHUNK_WEIGHTS = 1 << 18  # that one thread encodes
@@ -59,7 +61,8 @@ def put_embedding(plan: Plan, model: CheckpointModel, threads: int) -> bool:
 def _target(plan: Plan, planned: PlannedTensor, threads: int) -> Target:
     """What the writer encodes the embedding for: the matrices that read it, where they are known."""
     feedback = plan.feedback
-    if feedback is None or feedback.embedding is None or not takes_moments(planned.type):
+    if feedback is None or not feedback.embedding or not takes_moments(planned.type):
         return Target()
-    moments = moments_of_matrices(feedback.embedding.rows(), planned.tensor.n_columns, threads)
+    readings = starmap(Reading, readings_of_embedding(feedback))
+    moments = moments_of_readings(readings, planned.tensor.n_columns, threads)
     return target_of(moments, [planned.type], lam=feedback.lam, method=feedback.method, threads=threads)

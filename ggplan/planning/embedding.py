@@ -1,11 +1,10 @@
-"""What reads the token embedding: the matrices that errors of its rows are multiplied with.
+"""What reads the token embedding: the matrices of layer 0 that errors of its rows are multiplied with.
 
-Rows of the embedding are looked up, so no text gives it an input. But a token's row goes through the first
-norm to the matrices of layer 0 that read it: behind such a matrix W an error e of the row is W (gamma * e),
-over the row's root mean square. So the rows of these matrices, times the norm's weights gamma, are to the
-embedding what inputs are to other matrices. Layers behind read the row as a small part of what the layers
-before them add to it: the mean of 1 / rms^2 falls from 456 at the norm of layer 0's attention to 0.2 at that
-of its feed-forward network in glm4moe-tiny.
+Rows of the embedding are looked up, so no text gives it an input. But a token's row goes through a norm to
+each matrix of layer 0 that reads the residual stream (q, k and v; gate, up and the router): behind such a
+matrix W an error e of the row is W (gamma * e), over the root mean square of what the norm gets. So the rows
+of these matrices, times the norm's weights gamma, are to the embedding what inputs are to other matrices.
+Later layers read the row as a small part of what the layers before them have added to it.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ggplan.model import Model, RowSource, TensorInfo
+from ggplan.model import Model, TensorInfo
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,55 +24,57 @@ if TYPE_CHECKING:
 EMBEDDING = "token_embd.weight"
 
 _ROWS = 256  # that are read at a time
-_NORM = "blk.0.attn_norm.weight"
+_MOST_ROWS = 4  # of a matrix, in parts of its columns; experts have more, and some from all over them will do
 _FIRST = ("attn_q", "attn_qkv", "attn_q_a", "attn_kv_a_mqa", "ssm_in", "shortconv.in_proj")
-"""Names in layer 0 that what reads the embedding may have, with others that have the same input."""
+"""Names that what reads the first norm may have, with others that have the same input."""
+_FEED_FORWARD = (
+    "ffn_gate", "ffn_up", "ffn_gate_inp", "ffn_gate_exps", "ffn_up_exps", "ffn_gate_up_exps",
+    "ffn_gate_shexp", "ffn_up_shexp",
+)  # fmt: skip
 _BETWEEN = ("token_embd_norm.weight", "position_embd.weight", "token_types.weight")
 """What stands between the embedding and layer 0; in LFM2 the first of them is the norm of the output."""
 
 
 @dataclass(frozen=True, slots=True)
-class EmbeddingReaders:
-    """The matrices that read the token embedding.
+class EmbeddingReader:
+    """A matrix that reads the residual stream in layer 0.
 
     Attributes
     ----------
-    tensors
-        The matrices, (m, n) each, of as many columns as the embedding has.
+    tensor
+        The matrix, or stack of matrices, of as many columns as the embedding has.
     norm
-        The norm before them, (n,); None where there is none.
+        The norm before it, (n,); None where there is none.
     """
 
-    tensors: tuple[TensorInfo, ...]
+    tensor: TensorInfo
     norm: TensorInfo | None
 
-    def rows(self) -> Iterator[Iterator[F32Array]]:
-        """For each matrix its rows times the norm's weights, some at a time.
+    def gamma(self) -> F32Array | None:
+        """The norm's weights (n,); None for ones."""
+        rows = None if self.norm is None else self.norm.rows
+        return None if rows is None else rows.read_float32(0, 1).reshape(-1)
+
+    def rows(self) -> Iterator[F32Array]:
+        """Its rows (m, n), some at a time; of very many, some from all over it.
 
         Raises
         ------
         CheckpointError
-            If weights cannot be read.
+            If they cannot be read.
         """
-        gamma = None
-        if self.norm is not None and self.norm.rows is not None:
-            gamma = self.norm.rows.read_float32(0, 1).reshape(-1)
-        for tensor in self.tensors:
-            if tensor.rows is not None:
-                yield _rows(tensor.rows, tensor.n_rows, gamma)
+        assert self.tensor.rows is not None
+        n_rows = self.tensor.n_rows
+        every = max(1, n_rows // (_MOST_ROWS * max(_ROWS, self.tensor.n_columns)))
+        for start in range(0, n_rows, _ROWS * every):
+            yield self.tensor.rows.read_float32(start, min(start + _ROWS, n_rows))
 
 
-def _rows(source: RowSource, n_rows: int, gamma: F32Array | None) -> Iterator[F32Array]:
-    for start in range(0, n_rows, _ROWS):
-        rows = source.read_float32(start, min(start + _ROWS, n_rows))
-        yield rows if gamma is None else rows * gamma
+def readers_of_embedding(model: Model, input_of: Callable[[str], object]) -> tuple[EmbeddingReader, ...]:
+    """The matrices of layer 0 that read a model's token embedding.
 
-
-def readers_of_embedding(model: Model, input_of: Callable[[str], object]) -> EmbeddingReaders | None:
-    """The matrices that read a model's token embedding, and nothing but it.
-
-    None where that is not known, where their weights are not at hand, and where the embedding is the output
-    matrix too, which counts for more.
+    None of them where they are not known or their weights are not at hand, and where the embedding is the
+    output matrix too, which counts for more.
 
     Parameters
     ----------
@@ -83,15 +84,33 @@ def readers_of_embedding(model: Model, input_of: Callable[[str], object]) -> Emb
     there = {tensor.name: tensor for tensor in model.tensors}
     embedding = there.get(EMBEDDING)
     if embedding is None or "output.weight" not in there or any(name in there for name in _BETWEEN):
-        return None
-    n = embedding.n_columns
+        return ()
     names = (f"blk.0.{name}.weight" for name in _FIRST)
     shared = next((found for name in names if name in there and (found := input_of(name)) is not None), None)
-    readers = tuple(t for t in model.tensors if t.name.startswith("blk.0.") and input_of(t.name) == shared)
-    norm = there.get(_NORM)
-    is_known = shared is not None and all(len(t.shape) == 2 and t.n_columns == n for t in readers)
-    if not is_known or any(t.rows is None for t in readers):
-        return None
-    if norm is not None and (norm.shape != (n,) or norm.rows is None):
-        return None
-    return EmbeddingReaders(readers, norm)
+    if shared is None:
+        return ()
+    before, between, behind = (
+        there.get(f"blk.0.{name}.weight") for name in ("attn_norm", "ffn_norm", "post_attention_norm")
+    )
+    # Where attention and feed-forward network stand side by side, both read the first norm.
+    second = between or (behind if before is not None else None) or before
+    found = {
+        t.name: EmbeddingReader(t, before)
+        for t in model.tensors
+        if t.name.startswith("blk.0.") and input_of(t.name) == shared
+    }
+    first = len(found)
+    for name in _FEED_FORWARD:
+        tensor = there.get(f"blk.0.{name}.weight")
+        if tensor is not None and input_of(tensor.name) is not None:
+            found.setdefault(tensor.name, EmbeddingReader(tensor, second))
+    has_both = len(found) > first or any(f"blk.0.{name}.weight" in found for name in _FEED_FORWARD)
+    readers = tuple(found.values())
+    return readers if has_both and all(_is_whole(r, embedding.n_columns) for r in readers) else ()
+
+
+def _is_whole(reader: EmbeddingReader, n: int) -> bool:
+    """Whether a reader has weights, of the embedding's columns."""
+    norm, tensor = reader.norm, reader.tensor
+    has_norm = norm is None or (norm.shape == (n,) and norm.rows is not None)
+    return has_norm and tensor.rows is not None and len(tensor.shape) > 1 and tensor.n_columns == n

@@ -15,14 +15,15 @@ A calibration has the second moments of the inputs of every matrix, and an imatr
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 from ggplan.errors import ImatrixError, PlanError
 from ggplan.metadata import Metadata, MetadataType, array, boolean, string, uint32
-from ggplan.planning.embedding import EmbeddingReaders
+from ggplan.planning.embedding import EmbeddingReader
 from ggplan.text import printable
 
 if TYPE_CHECKING:
@@ -98,14 +99,15 @@ class Feedback:
     corrected
         Whether weights are first corrected for what the quantized layers before them give.
     embedding
-        What reads the token embedding, which has no input in a calibration; found when a plan is made.
+        What reads the token embedding, which has no input in a calibration; found when a plan is made. Empty
+        where that is not known.
     """
 
     calibration: SecondMoments
     method: Method = "feedback"
     lam: float = LAMBDA
     corrected: bool = False
-    embedding: EmbeddingReaders | None = None
+    embedding: tuple[EmbeddingReader, ...] = ()
 
     def __post_init__(self) -> None:
         if self.method not in get_args(Method):
@@ -120,6 +122,21 @@ class Feedback:
             )
         if not (math.isfinite(self.lam) and self.lam > 0):
             raise PlanError(f"the damping lam must be a number above 0, not {self.lam}")
+
+
+def readings_of_embedding(
+    feedback: Feedback,
+) -> Iterator[tuple[Callable[[], Iterator[Any]], Any, Callable[[], Any]]]:
+    """For each matrix that reads the embedding: its rows, the norm's weights, the moments of its inputs.
+
+    A stack of experts, of which each sees other tokens, has the moments of all tokens of the layer.
+    """
+    calibration = feedback.calibration
+    for reader in feedback.embedding:
+        tensor = reader.tensor
+        is_stack = math.prod(tensor.shape[:-2]) > 1
+        found = partial(calibration.layer_moments, tensor.name)
+        yield reader.rows, reader.gamma(), found if is_stack else partial(calibration.moments, tensor.name, 0)
 
 
 def require_fitting(feedback: Feedback, tensors: Sequence[TensorInfo], imatrix: Imatrix) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import starmap
 from pathlib import Path
 
 import gguf
@@ -19,9 +20,11 @@ from ggplan.conversion import pace, streaming, workers
 from ggplan.conversion.guides import unguided
 from ggplan.errors import CalibrationError, ConversionError, PlanError
 from ggplan.planning import Feedback, Plan, guidance
+from ggplan.planning.guidance import readings_of_embedding
 from ggplan.quants import prepared, quantize
 from ggplan.quants.feedback import encode_with_moments
 from ggplan.quants.linear_algebra import regularized
+from ggplan.quants.matrix_moments import Reading, moments_of_readings
 from ggplan.verification import plan_again, verify
 from ggplan.verification.reproducing import reproduce
 
@@ -144,62 +147,78 @@ def test_each_slice_has_its_own_moments(source: Path, calibration: Calibration, 
     }
 
 
+NORMS = {
+    f"blk.0.{name}_norm.weight": np.abs(RNG.standard_normal(N, np.float32)) + 0.2 for name in ("attn", "ffn")
+}
+EMBEDDING = "token_embd.weight"
+UNTIED = {EMBEDDING: RNG.standard_normal((50, N), np.float32), **WEIGHTS, **NORMS}
+
+
 @pytest.mark.parametrize("recipe", ["@default q4_K\n", "token_embd = iq3_xxs\n@default q4_K\n"])
 def test_the_embedding_is_encoded_for_the_matrices_that_read_it(
     calibration: Calibration, tmp_path: Path, recipe: str
 ) -> None:
-    embedding, norm = "token_embd.weight", np.abs(RNG.standard_normal(N, np.float32)) + 0.2
-    weights = RNG.standard_normal((50, N), np.float32)
-    q, k = (RNG.standard_normal((m, 8)) @ RNG.standard_normal((8, N)) for m in (40, 9))
-    readers = {Q: q.astype(np.float32), K: 9 * k.astype(np.float32)}
-    tensors = {**WEIGHTS, **readers, embedding: weights, "blk.0.attn_norm.weight": norm}
-    untied = write_model(tmp_path / "untied.gguf", {**tensors, OUTPUT: weights})
-    model, parsed = open_model(untied), parse_recipe(f"{recipe}ffn_down_exps = q5_0\n", "a.recipe")
+    few = {name: RNG.standard_normal((shape[-2], 8)) for name, shape in SHAPES.items() if name != DOWN}
+    thin = {name: (at @ RNG.standard_normal((8, N))).astype(np.float32) for name, at in few.items()}
+    readers = {name: np.broadcast_to(thin[name], SHAPES[name]) for name in (Q, K, GATE, UP)}
+    tensors = {**UNTIED, **readers, OUTPUT: UNTIED[EMBEDDING]}
+    model = open_model(write_model(tmp_path / "untied.gguf", {k: v.copy() for k, v in tensors.items()}))
+    parsed = parse_recipe(f"ffn_down_exps = q5_0\n{recipe}", "a.recipe")
     plan = make_plan(model, parsed, feedback=Feedback(calibration))
     assert unguided(plan)["not in the calibration"] == [OUTPUT]
     out = ggplan.convert(plan, tmp_path / "out.gguf", ggplan.ConvertOptions(threads=2)).path
     best = make_plan(model, parsed, imatrix=calibration.imatrix, effort="best")
     ggplan.convert(best, tmp_path / "best.gguf")
 
-    # An error e of a row is W (norm * e) behind each matrix; each matrix counts alike.
-    moments = np.zeros((N, N))
-    for matrix in readers.values():
-        read = (matrix * norm).astype(np.float64)
-        moments += read.T @ read / (read**2).sum()
+    # An error e of a row is W (norm * e) behind each matrix, and counts in parts of what the matrix gives.
+    wanted = np.zeros((N, N))
+    for name, matrix in readers.items():
+        rows = matrix.reshape(-1, N).astype(np.float64)
+        norm = NORMS["blk.0.attn_norm.weight" if name in (Q, K) else "blk.0.ffn_norm.weight"]
+        moments = calibration.layer_moments(name) if name in (GATE, UP) else calibration.moments(name)
+        assert moments is not None
+        energy = (rows @ moments.matrix.astype(np.float64) * rows).sum()
+        wanted += (rows * norm).T @ (rows * norm) / energy
+    readings = starmap(Reading, readings_of_embedding(plan.feedback))
+    found = moments_of_readings(readings, N)
+    assert found is not None
+    np.testing.assert_allclose(found.matrix, wanted * (N / np.trace(wanted)), rtol=1e-3, atol=1e-4)
     errors = []
     for path in (out, tmp_path / "best.gguf"):
-        tensor = next(t for t in gguf.GGUFReader(path).tensors if t.name == embedding)
-        left = weights - dequantized(tensor).reshape(weights.shape)
-        errors.append(((left @ moments) * left).sum())
-    assert errors[0] < 0.5 * errors[1]
+        tensor = next(t for t in gguf.GGUFReader(path).tensors if t.name == EMBEDDING)
+        left = UNTIED[EMBEDDING] - dequantized(tensor).reshape(-1, N)
+        errors.append((left @ wanted * left).sum())
+    assert errors[0] < 0.6 * errors[1]
 
     again = plan_again(open_model(out), model, calibration=calibration)
     assert verify(out, against=model, plan=again).is_sound
     assert reproduce(out, model, calibration=calibration).is_equal
     reused = ggplan.convert(plan, tmp_path / "r.gguf", ggplan.ConvertOptions(reuse=out)).reuse
     assert reused is not None
-    assert embedding not in reused.tensors, "the matrices that read it may be others"
+    assert EMBEDDING not in reused.tensors, "the matrices that read it may be others"
     assert Q in reused.tensors
     assert (tmp_path / "r.gguf").read_bytes() == out.read_bytes()
 
-    tied = open_model(write_model(tmp_path / "tied.gguf", tensors))
-    plain = make_plan(tied, parsed, feedback=Feedback(calibration))
-    assert unguided(plain)["not in the calibration"] == [embedding], "it is the output matrix too"
 
-
-def test_an_embedding_whose_readers_are_not_finite_or_zero_is_encoded_with_best_effort(
+def test_an_embedding_that_is_the_output_matrix_too_has_best_effort(
     calibration: Calibration, tmp_path: Path
 ) -> None:
-    weights = RNG.standard_normal((20, N), np.float32)
-    for case, value in enumerate((np.nan, 0.0)):
-        norm = np.full(N, value, np.float32)
-        tensors = {**WEIGHTS, "token_embd.weight": weights, "blk.0.attn_norm.weight": norm, OUTPUT: weights}
-        model = open_model(write_model(tmp_path / f"{case}.gguf", tensors))
-        recipe = parse_recipe("ffn_down_exps = q5_0\n@default q4_K\n", "a.recipe")
-        plan = make_plan(model, recipe, feedback=Feedback(calibration), nonfinite="keep")
-        out = ggplan.convert(plan, tmp_path / "out.gguf", ggplan.ConvertOptions(force=True)).path
-        found = next(t for t in gguf.GGUFReader(out).tensors if t.name == "token_embd.weight")
-        assert np.array_equal(found.data, quantize(weights, "q4_K", effort="best"))
+    model = open_model(write_model(tmp_path / "tied.gguf", UNTIED))
+    plan = make_plan(model, parse_recipe(RECIPE, "a.recipe"), feedback=Feedback(calibration))
+    assert unguided(plan)["not in the calibration"] == [EMBEDDING]
+
+
+@pytest.mark.parametrize("value", [np.nan, 0.0])
+def test_so_has_one_whose_norm_is_not_finite_or_zero(
+    calibration: Calibration, tmp_path: Path, value: float
+) -> None:
+    norms = dict.fromkeys(NORMS, np.full(N, value, np.float32))
+    model = open_model(write_model(tmp_path / "m.gguf", {**UNTIED, **norms, OUTPUT: UNTIED[EMBEDDING]}))
+    recipe = parse_recipe(RECIPE, "a.recipe")
+    plan = make_plan(model, recipe, feedback=Feedback(calibration), nonfinite="keep")
+    out = ggplan.convert(plan, tmp_path / "out.gguf").path
+    found = next(t for t in gguf.GGUFReader(out).tensors if t.name == EMBEDDING)
+    assert np.array_equal(found.data, quantize(UNTIED[EMBEDDING], "q4_K", effort="best"))
 
 
 @pytest.mark.parametrize(("threads", "chunk"), [(1, 1), (2, 40 * N), (4, 16 * N)])

@@ -44,7 +44,7 @@ def test_they_are_proven_again_and_never_reused(plan: Plan, tmp_path: Path) -> N
     parts = convert(plan, tmp_path / "s.gguf", ConvertOptions(threads=3, split_max_tensors=9)).paths
     assert len(parts) > 1
     one, several = open_model(whole), open_model(parts[0])
-    assert plan.feedback.embedding is not None, "the embedding is encoded for what reads it"
+    assert plan.feedback.embedding, "the embedding is encoded for what reads it"
     filled = open_checkpoint_model(open_checkpoint(plan.model.path))
     filled.fill_outside()
     assert put_embedding(plan, filled, 2)

@@ -1,7 +1,8 @@
-"""Which matrices are known to read the token embedding, and nothing but it."""
+"""Which matrices are known to read the token embedding."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,94 +13,94 @@ from ggplan.model import Model, TensorInfo
 from ggplan.planning.embedding import readers_of_embedding
 
 N = 32
+F32 = parse_type("f32")
 
 
 class Rows:
-    """Weights that are all one number."""
-
-    def __init__(self, value: float, n_rows: int) -> None:
-        self.value, self.n_rows = value, n_rows
+    """Weights that are the number of their row."""
 
     def read_float32(self, start: int, stop: int) -> np.ndarray:
-        return np.full((min(stop, self.n_rows) - start, N), self.value, np.float32)
+        return np.repeat(np.arange(start, stop, dtype=np.float32)[:, np.newaxis], N, axis=1)
 
 
-def model_of(inputs: dict[str, str | None], without: tuple[str, ...] = (), columns: int = N) -> Model:
-    """A model with the tensors of layer 0 that `inputs` names, an embedding, an output and a norm."""
-    f32 = parse_type("f32")
-    shapes: dict[str, tuple[int, ...]] = {
-        "token_embd.weight": (50, N), "output.weight": (50, N), "blk.0.attn_norm.weight": (N,),
-        "blk.1.attn_q.weight": (8, N),
-    }  # fmt: skip
-    shapes |= {name: (600, columns) if "." in name else (8, columns) for name in inputs}
-    tensors = tuple(
-        TensorInfo(name, shape, f32, "", "F32", rows=Rows(2.0 if len(shape) == 1 else 3.0, 600))
-        for name, shape in shapes.items()
-        if name not in without
-    )
-    return Model(Path("m"), "gguf", "llama", {}, tensors)
+def tensor(name: str, *shape: int, weights: bool = True) -> TensorInfo:
+    return TensorInfo(name, shape, F32, "", "F32", rows=Rows() if weights else None)
+
+
+def model_of(layer: str, norms: str = "attn_norm ffn_norm", *more: TensorInfo, columns: int = N) -> Model:
+    """A model with an embedding, an output, and these matrices and norms in layer 0."""
+    tensors = [
+        tensor("token_embd.weight", 50, N),
+        tensor("output.weight", 50, N),
+        tensor("blk.1.attn_q.weight", 8, N),
+    ]
+    tensors += [tensor(f"blk.0.{name}.weight", 40, columns) for name in layer.split()]
+    tensors += [tensor(f"blk.0.{name}.weight", N) for name in norms.split()]
+    return Model(Path("m"), "gguf", "llama", {}, (*tensors, *more))
+
+
+def inputs(first: str, *others: str) -> dict[str, str]:
+    """For each tensor its input: that of the first norm, or one of its own."""
+    found = {f"blk.0.{name}.weight": "first" for name in first.split()}
+    return found | {f"blk.0.{name}.weight": name for name in others}
 
 
 @pytest.mark.parametrize(
-    ("inputs", "readers"),
+    ("first", "others", "norms", "readers"),
     [
-        (
-            {"attn_q": "norm", "attn_k": "norm", "attn_v": "norm", "attn_output": "kqv"},
-            "attn_q attn_k attn_v",
-        ),
-        ({"attn_qkv": "norm", "ffn_up": "ffn"}, "attn_qkv"),
-        (
-            {"attn_q_a": "norm", "attn_kv_a_mqa": "norm", "attn_q_b": "q", "ffn_up": "f"},
-            "attn_q_a attn_kv_a_mqa",
-        ),
-        ({"attn_q": "norm", "ffn_up": "norm", "ffn_down": "act"}, "attn_q ffn_up"),
-        ({"ssm_in": "norm", "ssm_out": "y"}, "ssm_in"),
-        ({"attn_qkv": "norm", "attn_gate": "norm", "ssm_out": "y"}, "attn_qkv attn_gate"),
-        ({"time_mix_key": "x"}, None),
-        ({"attn_q": None, "attn_k": None}, None),
+        ("attn_q attn_k attn_v", "attn_output ffn_gate ffn_up ffn_down", "attn_norm ffn_norm", "a a a f f"),
+        ("attn_qkv", "ffn_up ffn_down", "attn_norm ffn_norm", "a f"),
+        ("attn_q_a attn_kv_a_mqa", "attn_q_b ffn_gate_inp ffn_up_exps", "attn_norm ffn_norm", "a a f f"),
+        ("attn_q", "ffn_gate ffn_up", "attn_norm post_attention_norm", "a p p"),
+        ("attn_q", "ffn_gate", "attn_norm ffn_norm post_attention_norm", "a f"),
+        ("attn_q attn_k ffn_up", "ffn_down", "attn_norm", "a a a"),
+        ("attn_q", "ffn_up", "post_attention_norm", "- -"),
+        ("ssm_in", "ffn_up_exps", "attn_norm ffn_norm", "a f"),
+        ("ssm_in", "ssm_out", "attn_norm", ""),
+        ("time_mix_key", "channel_mix_key", "attn_norm", ""),
     ],
-)
-def test_what_reads_it_has_the_input_of_the_first_matrices(
-    inputs: dict[str, str | None], readers: str | None
-) -> None:
-    named = {f"blk.0.{name}.weight": input_ for name, input_ in inputs.items()}
-    input_of = {**named, "blk.1.attn_q.weight": "norm of 1"}.get
-    found = readers_of_embedding(model_of(named), input_of)
-    if readers is None:
-        assert found is None
-        return
-    assert found is not None
-    assert [t.name for t in found.tensors] == [f"blk.0.{name}.weight" for name in readers.split()]
-    assert found.norm is not None
-    for pieces in found.rows():
-        rows = np.concatenate(list(pieces))
-        assert rows.shape == (600, N)
-        assert (rows == 6).all(), "times the norm's weights"
+)  # fmt: skip
+def test_readers_and_the_norms_before_them(first: str, others: str, norms: str, readers: str) -> None:
+    model = model_of(f"{first} {others}", norms)
+    found = readers_of_embedding(model, inputs(first, *others.split()).get)
+    kinds = {"attn_norm": "a", "ffn_norm": "f", "post_attention_norm": "p"}
+    assert [kinds[r.norm.name.split(".")[2]] if r.norm else "-" for r in found] == readers.split()
+    assert len({r.tensor.name for r in found}) == len(found)
+    assert not any("down" in r.tensor.name or "output" in r.tensor.name for r in found)
 
 
-Q = {"blk.0.attn_q.weight": "norm"}
+Q = inputs("attn_q", "ffn_up")
+WHOLE = model_of("attn_q ffn_up")
+TIED = replace(WHOLE, tensors=tuple(t for t in WHOLE.tensors if t.name != "output.weight"))
 
 
 @pytest.mark.parametrize(
     "model",
     [
-        model_of(Q, without=("output.weight",)),
-        model_of(Q, without=("token_embd.weight",)),
-        model_of({**Q, "position_embd.weight": None}),
-        model_of({**Q, "token_embd_norm.weight": None}),
-        model_of(Q, columns=2 * N),
-        Model(
-            Path("m"), "inventory", "llama", {},
-            tuple(TensorInfo(t.name, t.shape, t.type, "", "F32") for t in model_of(Q).tensors),
-        ),
+        TIED,
+        model_of("attn_q ffn_up", "attn_norm ffn_norm", tensor("position_embd.weight", 9, N)),
+        model_of("attn_q ffn_up", "attn_norm ffn_norm", tensor("token_embd_norm.weight", N)),
+        model_of("attn_q ffn_up", columns=2 * N),
+        model_of("attn_q", "attn_norm ffn_norm", tensor("blk.0.ffn_up.weight", 40, N, weights=False)),
+        model_of("attn_q ffn_up", "attn_norm", tensor("blk.0.ffn_norm.weight", 2 * N)),
+        model_of("ffn_up"),
     ],
-    ids=["tied", "no embedding", "positions are added", "a norm between", "other columns", "no weights"],
+    ids=["tied", "positions", "a norm between", "columns", "no weights", "another norm", "no attention"],
 )  # fmt: skip
 def test_where_others_count_too_or_nothing_is_known_there_are_none(model: Model) -> None:
-    assert readers_of_embedding(model, Q.get) is None
+    assert readers_of_embedding(model, Q.get) == ()
 
 
-def test_a_model_without_a_first_norm_has_its_rows_as_they_are() -> None:
-    found = readers_of_embedding(model_of(Q, without=("blk.0.attn_norm.weight",)), Q.get)
-    assert found is not None
-    assert all((rows == 3).all() for pieces in found.rows() for rows in pieces)
+def test_a_tensor_without_an_input_is_no_reader() -> None:
+    model = model_of("attn_q attn_k ffn_gate ffn_up")
+    found = readers_of_embedding(model, Q.get)
+    assert [r.tensor.name for r in found] == ["blk.0.attn_q.weight", "blk.0.ffn_up.weight"]
+
+
+@pytest.mark.parametrize(("n_rows", "read"), [(600, 600), (1024, 1024), (1600, 1600), (5000, 1280)])
+def test_of_very_many_rows_some_from_all_over_are_read(n_rows: int, read: int) -> None:
+    model = model_of("attn_q", "attn_norm ffn_norm", tensor("blk.0.ffn_up.weight", n_rows, N))
+    rows = np.concatenate(list(readers_of_embedding(model, Q.get)[1].rows()))[:, 0]
+    assert len(rows) == read
+    assert len(set(rows)) == read
+    assert rows.max() > 0.8 * n_rows
