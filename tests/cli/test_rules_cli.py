@@ -230,7 +230,7 @@ def test_check_starts_quickly_and_loads_nothing_heavy(tmp_path: Path) -> None:
         last = done.stdout.splitlines()[-1]
         assert last.startswith("LOADED [] ")
         times.append(float(last.rpartition(" ")[2]))
-    assert min(times[1:]) < 0.8  # 0.25 s of processor time where nothing else runs
+    assert min(times[1:]) < 2  # 0.25 s of processor time where nothing else runs, 1 s where much does
 
 
 def test_lists_of_many_rules_are_checked_in_time(tmp_path: Path) -> None:
