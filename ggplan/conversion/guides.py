@@ -26,7 +26,7 @@ from ggplan.planning import Feedback, Plan, PlannedTensor
 from ggplan.planning.embedding import EMBEDDING
 from ggplan.planning.guidance import readings_of_embedding
 from ggplan.quants.feedback import goes_by_importance, takes_moments
-from ggplan.quants.matrix_moments import Reading, moments_of_readings
+from ggplan.quants.matrix_moments import Reading, prepared_for
 from ggplan.quants.prepared import memory_of, prepare
 from ggplan.text import printable
 
@@ -141,14 +141,19 @@ class Guides:
 
     def _prepared(self, planned: PlannedTensor, slice_: int, by_importance: bool) -> Prepared | None:
         calibration, name = self._feedback.calibration, planned.name
-        moments: Moments | None
         if is_guided_embedding(self._feedback, planned):
-            readings = starmap(Reading, readings_of_embedding(self._feedback))
-            moments = moments_of_readings(readings, planned.tensor.n_columns)
-        else:
-            moments = calibration.moments(name, slice_)
-            if moments is None:
-                moments = calibration.layer_moments(name)
+            # The thread that makes it has all threads: the others wait for it.
+            return prepared_for(
+                name,
+                starmap(Reading, readings_of_embedding(self._feedback)),
+                planned.tensor.n_columns,
+                self._feedback.lam,
+                self._n_threads,
+                by_importance=by_importance,
+            )
+        moments: Moments | None = calibration.moments(name, slice_)
+        if moments is None:
+            moments = calibration.layer_moments(name)
         if moments is None:
             return None
         n = planned.tensor.n_columns

@@ -7,7 +7,7 @@ from itertools import starmap
 
 import numpy as np
 
-from ggplan.correcting.encoding import Target, encode_target, target_of
+from ggplan.correcting.encoding import Target, encode_target
 from ggplan.errors import ConversionError
 from ggplan.forward.checkpoint_model import CheckpointModel
 from ggplan.planning import Plan, PlannedTensor
@@ -15,7 +15,7 @@ from ggplan.planning.embedding import EMBEDDING
 from ggplan.planning.guidance import readings_of_embedding
 from ggplan.quants import dequantize
 from ggplan.quants.feedback import takes_moments
-from ggplan.quants.matrix_moments import Reading, moments_of_readings
+from ggplan.quants.matrix_moments import Reading, prepared_for
 from ggplan.sources.files import shown
 
 _CHUNK_WEIGHTS = 1 << 18  # that one thread encodes
@@ -59,10 +59,11 @@ def put_embedding(plan: Plan, model: CheckpointModel, threads: int) -> bool:
 
 
 def _target(plan: Plan, planned: PlannedTensor, threads: int) -> Target:
-    """What the writer encodes the embedding for: the matrices that read it, where they are known."""
+    """As the writer encodes it."""
     feedback = plan.feedback
     if feedback is None or not feedback.embedding or not takes_moments(planned.type):
         return Target()
-    readings = starmap(Reading, readings_of_embedding(feedback))
-    moments = moments_of_readings(readings, planned.tensor.n_columns, threads)
-    return target_of(moments, [planned.type], lam=feedback.lam, method=feedback.method, threads=threads)
+    readings, n = starmap(Reading, readings_of_embedding(feedback)), planned.tensor.n_columns
+    return Target(
+        prepared=prepared_for(EMBEDDING, readings, n, feedback.lam, threads), method=feedback.method
+    )

@@ -48,6 +48,8 @@ class Case:
         The stock mix that decided, if one did.
     imatrix
         The importance matrix that is given, or None.
+    guided
+        Tensors that need no entry in it: what they are encoded for is known otherwise.
     mended
         The same case once everything found so far is mended; None where that was not tried.
     explained
@@ -65,6 +67,7 @@ class Case:
     decided: tuple[frozenset[int], ...]
     mix: Mix | None = None
     imatrix: Imatrix | None = None
+    guided: frozenset[str] = frozenset()
     mended: Case | None = None
     explained: frozenset[int] = frozenset()
     idle_codes: tuple[tuple[IgnoreComment, tuple[str, ...]], ...] = ()
@@ -188,6 +191,7 @@ def case_of(
     assignment: Assignment,
     table: FallbackTable | None = None,
     imatrix: Imatrix | None = None,
+    guided: frozenset[str] = frozenset(),
 ) -> Case:
     """What an assignment gives a model, with an importance matrix where there is one."""
     recipe, fitted = assignment.recipe or NO_RECIPE, fit(model, assignment, table)
@@ -220,6 +224,7 @@ def case_of(
         tuple(frozenset(decided.get(rule, ())) for rule in range(n_rules)),
         assignment.mix,
         imatrix,
+        guided,
     )
 
 

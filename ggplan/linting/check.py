@@ -16,6 +16,7 @@ from ggplan.linting.ignoring import EVERYTHING, Selection
 from ggplan.linting.mending import parse_mended, with_best_repairs
 from ggplan.linting.trials import Trials, apply_fixes
 from ggplan.model import Model
+from ggplan.planning.embedding import EMBEDDING
 from ggplan.rules import Diagnostic
 from ggplan.rules.draft import Follow
 from ggplan.rules.loading import following, recipe_text
@@ -178,7 +179,8 @@ def check_plan(plan: Plan, selection: Selection = EVERYTHING) -> Report:
     recipe = plan.assignment.recipe or NO_RECIPE
     texts = {**dict(recipe.parts), recipe.file: recipe.text}
     trials = Trials(recipe.file, following(recipe.file), dict(texts), plan.model, plan.fallback)
-    case = case_of(plan.model, plan.assignment, plan.fallback, plan.imatrix)
+    guided = frozenset({EMBEDDING} if plan.feedback is not None and plan.feedback.embedding else ())
+    case = case_of(plan.model, plan.assignment, plan.fallback, plan.imatrix, guided)
     found, n_silenced = lint(case, trials, selection=selection)
     ordered = in_order_of_the_text(_judged(found, recipe.file), recipe.file)
     return Report(recipe.file, texts, plan.model, ordered, recipe.architecture, n_silenced)

@@ -9,7 +9,7 @@ Later layers read the row as a small part of what the layers before them have ad
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -55,8 +55,14 @@ class EmbeddingReader:
         rows = None if self.norm is None else self.norm.rows
         return None if rows is None else rows.read_float32(0, 1).reshape(-1)
 
-    def rows(self) -> Iterator[F32Array]:
-        """Its rows (m, n), some at a time; of very many, some from all over it.
+    def runs(self) -> list[tuple[int, int]]:
+        """The first row and the end of runs of its rows; of very many, of some from all over it."""
+        n_rows = self.tensor.n_rows
+        every = max(1, n_rows // (_MOST_ROWS * max(_ROWS, self.tensor.n_columns)))
+        return [(start, min(start + _ROWS, n_rows)) for start in range(0, n_rows, _ROWS * every)]
+
+    def read(self, run: tuple[int, int]) -> F32Array:
+        """The rows (m, n) of a run.
 
         Raises
         ------
@@ -64,10 +70,7 @@ class EmbeddingReader:
             If they cannot be read.
         """
         assert self.tensor.rows is not None
-        n_rows = self.tensor.n_rows
-        every = max(1, n_rows // (_MOST_ROWS * max(_ROWS, self.tensor.n_columns)))
-        for start in range(0, n_rows, _ROWS * every):
-            yield self.tensor.rows.read_float32(start, min(start + _ROWS, n_rows))
+        return self.tensor.rows.read_float32(*run)
 
 
 def readers_of_embedding(model: Model, input_of: Callable[[str], object]) -> tuple[EmbeddingReader, ...]:

@@ -15,7 +15,7 @@ A calibration has the second moments of the inputs of every matrix, and an imatr
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -124,19 +124,22 @@ class Feedback:
             raise PlanError(f"the damping lam must be a number above 0, not {self.lam}")
 
 
-def readings_of_embedding(
-    feedback: Feedback,
-) -> Iterator[tuple[Callable[[], Iterator[Any]], Any, Callable[[], Any]]]:
-    """For each matrix that reads the embedding: its rows, the norm's weights, the moments of its inputs.
+def readings_of_embedding(feedback: Feedback) -> Iterator[tuple[Any, ...]]:
+    """For each matrix that reads the embedding what `quants.matrix_moments.Reading` is made of.
 
     A stack of experts, of which each sees other tokens, has the moments of all tokens of the layer.
     """
     calibration = feedback.calibration
     for reader in feedback.embedding:
-        tensor = reader.tensor
-        is_stack = math.prod(tensor.shape[:-2]) > 1
-        found = partial(calibration.layer_moments, tensor.name)
-        yield reader.rows, reader.gamma(), found if is_stack else partial(calibration.moments, tensor.name, 0)
+        name, runs = reader.tensor.name, reader.runs()
+        is_stack = math.prod(reader.tensor.shape[:-2]) > 1
+        yield (
+            [partial(reader.read, run) for run in runs],
+            sum(end - start for start, end in runs),
+            reader.gamma(),
+            (is_stack, calibration.input_of(name)),
+            partial(calibration.layer_moments, name) if is_stack else partial(calibration.moments, name, 0),
+        )
 
 
 def require_fitting(feedback: Feedback, tensors: Sequence[TensorInfo], imatrix: Imatrix) -> None:

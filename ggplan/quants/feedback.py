@@ -177,7 +177,7 @@ def encode_with_moments(
         One of `METHODS`.
     importance
         float32 (n,): that of best effort, than whose blocks no row may be worse; the mean squares of the
-        moments, unless given.
+        moments, unless given. Where these have none, best effort goes without.
 
     Raises
     ------

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ggplan.errors import QuantizationError
 from ggplan.quants.linear_algebra import Moments, MomentSums, times
+from ggplan.quants.prepared import LAMBDA, Prepared, prepare
 
 F32Array = NDArray[np.float32]
 
 _TOKENS = 64  # for each column: nothing is left to chance here, so all of it is believed
+_SAMPLED = 4  # runs of rows that say how much a matrix gives
 
 
 class Reading(NamedTuple):
@@ -22,56 +26,94 @@ class Reading(NamedTuple):
     Attributes
     ----------
     rows
-        Gives its rows (m, n), some at a time.
+        Its rows in runs (m, n), each read when it is called.
+    n_rows
+        All of them.
     gamma
         (n,), or None for ones.
+    input
+        Equal for matrices with the same input.
     moments
-        The second moments of its inputs gamma * x, in parts of some mean square of x; None if it saw none.
+        The second moments of the inputs gamma * x, in parts of some mean square of x; None if it saw none.
     """
 
-    rows: Callable[[], Iterator[F32Array]]
+    rows: Sequence[Callable[[], F32Array]]
+    n_rows: int
     gamma: F32Array | None
+    input: Hashable
     moments: Callable[[], Moments | None]
 
 
-def moments_of_readings(readings: Iterable[Reading], n: int, threads: int = 1) -> Moments | None:
+def prepared_for(
+    name: str,
+    readings: Iterable[Reading],
+    n: int,
+    lam: float = LAMBDA,
+    threads: int = 1,
+    *,
+    by_importance: bool = False,
+) -> Prepared:
+    """What x of n columns, the tensor `name`, is encoded for: the least error of what is read of it.
+
+    No row may be worse than by best effort without importance: x has no imatrix.
+
+    Raises
+    ------
+    QuantizationError
+        If the matrices that read it are not finite.
+    """
+    moments = moments_of(readings, n, threads)
+    if moments is None:
+        raise QuantizationError(
+            f"{name}: the matrices that read it, or the norm before them, are not finite",
+            hint="leave the calibration out, or keep the tensor in a float type",
+        )
+    found = prepare(moments, lam, threads, by_importance=by_importance, overwrite=True)
+    return replace(found, mean_squares=None)
+
+
+def moments_of(readings: Iterable[Reading], n: int, threads: int = 1) -> Moments | None:
     """The moments that errors e of x are made small by: the sum of |W (gamma e)|^2 / mean |W (gamma x)|^2.
 
-    The error of each product counts in parts of the product. None where no matrix saw an input, or something
-    is not finite.
+    The error of each product counts in parts of the product; matrices that give nothing do not count. None
+    where something is not finite.
     """
     sums = MomentSums(n, threads)
-    for reading in readings:
-        energy = _energy(reading, threads)
-        if not math.isfinite(energy):
-            return None
-        if energy <= 0:
-            continue
-        scale = np.float32(1 / math.sqrt(energy))
-        with np.errstate(over="ignore", invalid="ignore"):
-            gamma = scale if reading.gamma is None else reading.gamma * scale
-            for rows in reading.rows():
-                sums.add(rows * gamma)
     with np.errstate(over="ignore", invalid="ignore"):
+        for reading, energy in _energies(readings, threads):
+            if not math.isfinite(energy):
+                return None
+            if energy > 0:
+                scale = np.float32(1 / math.sqrt(energy))
+                gamma = scale if reading.gamma is None else reading.gamma * scale
+                for run in reading.rows:
+                    sums.add(run() * gamma)
         matrix = sums.finished().matrix
         mean = math.fsum(matrix.diagonal().tolist()) / n
-        if not (math.isfinite(mean) and mean > 0):
-            return None
-        matrix /= np.float32(mean)
+        if mean > 0:
+            matrix /= np.float32(mean)
     return Moments(matrix, _TOKENS * n) if np.isfinite(matrix).all() else None
 
 
-def _energy(reading: Reading, threads: int) -> float:
-    """The mean square of what a matrix makes of its inputs, all its rows together; 0 if it saw none."""
-    moments = reading.moments()
-    if moments is None:
-        return 0.0
-    total = 0.0
-    with np.errstate(over="ignore", invalid="ignore"):
-        for rows in reading.rows():
+def _energies(readings: Iterable[Reading], threads: int) -> Iterable[tuple[Reading, float]]:
+    """For each matrix the mean square of what it makes of its inputs, all rows together; 0 if it saw none.
+
+    By some of its rows, from all over it.
+    """
+    moments, of = None, None
+    for reading in readings:
+        if of is None or reading.input != of:
+            del moments  # one at a time
+            moments, of = reading.moments(), reading.input
+        total, n_rows = 0.0, 0
+        every = -(-len(reading.rows) // _SAMPLED)
+        for run in reading.rows[::every] if moments is not None else ():
+            rows = np.ascontiguousarray(run())
+            assert moments is not None
             if rows.shape[1] != len(moments.matrix):
-                return 0.0  # of another model
-            products = times(np.ascontiguousarray(rows), moments.matrix, threads)
+                break  # of another model
+            products = times(rows, moments.matrix, threads)
             products *= rows
             total += math.fsum(products.sum(axis=1, dtype=np.float64).tolist())
-    return total
+            n_rows += len(rows)
+        yield reading, total * reading.n_rows / max(1, n_rows)

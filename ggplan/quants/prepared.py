@@ -33,7 +33,7 @@ class Prepared:
     ----------
     mean_squares
         float32 (n,): the diagonal of H as it was, which is an imatrix's importance. What best effort makes of
-        rows with it is what a row must not be worse than.
+        rows with it is what a row must not be worse than; None where that is best effort without importance.
     importance
         float32 (n,): the diagonal of the regularized H.
     order
@@ -50,7 +50,7 @@ class Prepared:
         what they can.
     """
 
-    mean_squares: F32Array
+    mean_squares: F32Array | None
     importance: F32Array
     hessian: F32Array
     factor: F32Array

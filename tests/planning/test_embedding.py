@@ -100,7 +100,8 @@ def test_a_tensor_without_an_input_is_no_reader() -> None:
 @pytest.mark.parametrize(("n_rows", "read"), [(600, 600), (1024, 1024), (1600, 1600), (5000, 1280)])
 def test_of_very_many_rows_some_from_all_over_are_read(n_rows: int, read: int) -> None:
     model = model_of("attn_q", "attn_norm ffn_norm", tensor("blk.0.ffn_up.weight", n_rows, N))
-    rows = np.concatenate(list(readers_of_embedding(model, Q.get)[1].rows()))[:, 0]
+    reader = readers_of_embedding(model, Q.get)[1]
+    rows = np.concatenate([reader.read(run) for run in reader.runs()])[:, 0]
     assert len(rows) == read
     assert len(set(rows)) == read
     assert rows.max() > 0.8 * n_rows

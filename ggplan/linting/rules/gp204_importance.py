@@ -94,7 +94,7 @@ def check_entries(case: Case) -> Iterator[NoEntry]:
         return
     groups: dict[tuple[str, str], list[int]] = {}
     for t, coverage in _coverage(case):
-        if not coverage.n_matrices:
+        if not coverage.n_matrices and case.tensors[t].name not in case.guided:
             refused = _needing(case, case.fitted[t])
             why = "" if case.tensors[t].name.startswith("blk.") else OUTSIDE_HINT
             if "nextn" in case.roles(t):
