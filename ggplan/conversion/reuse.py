@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ggplan.conversion.fingerprint import best_revision
-from ggplan.conversion.guides import is_guided_embedding
+from ggplan.conversion.guides import is_guided_embedding, why_unguided
 from ggplan.conversion.listing import Listing, beside, find_by_header, hashed, list_files, tell_apart
 from ggplan.conversion.manifest import manifest_path
 from ggplan.conversion.source_hash import (
@@ -220,7 +220,8 @@ def _reusable(
         return "without blocks, as fast to encode"
     if listing is None or trouble:
         return trouble
-    if plan.feedback is not None and is_guided_embedding(plan.feedback, planned):
+    feedback = plan.feedback
+    if feedback and is_guided_embedding(feedback, planned) and not why_unguided(feedback, planned):
         return "encoded for the matrices that read it, which may be others"
     if there is None or there.stored is None:
         return "not in the earlier file"

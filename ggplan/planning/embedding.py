@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 EMBEDDING = "token_embd.weight"
 
 _ROWS = 256  # that are read at a time
+_STRIDE = 1597
 _MOST_ROWS = 4  # of a matrix, in parts of its columns; experts have more, and some from all over them will do
 _FIRST = ("attn_q", "attn_qkv", "attn_q_a", "attn_kv_a_mqa", "ssm_in", "shortconv.in_proj")
 """Names that what reads the first norm may have, with others that have the same input."""
@@ -58,8 +59,13 @@ class EmbeddingReader:
     def runs(self) -> list[tuple[int, int]]:
         """The first row and the end of runs of its rows; of very many, of some from all over it."""
         n_rows = self.tensor.n_rows
-        every = max(1, n_rows // (_MOST_ROWS * max(_ROWS, self.tensor.n_columns)))
-        return [(start, min(start + _ROWS, n_rows)) for start in range(0, n_rows, _ROWS * every)]
+        count = -(-_MOST_ROWS * max(_ROWS, self.tensor.n_columns) // _ROWS)
+        step = n_rows // count
+        if step < 2 * _ROWS:
+            return [(start, min(start + _ROWS, n_rows)) for start in range(0, n_rows, _ROWS)]
+        # Not always the same rows of experts, nor of one half where gate and up are joined.
+        starts = (step * k + _STRIDE * k % (step - _ROWS) for k in range(count))
+        return [(start, start + _ROWS) for start in starts]
 
     def read(self, run: tuple[int, int]) -> F32Array:
         """The rows (m, n) of a run.

@@ -22,6 +22,7 @@ from ggplan.quants.codecs import encoder
 F32Array = NDArray[np.float32]
 Hessians = ArrayLike | Sequence[ArrayLike | None]
 _WHAT = "Hessian's numbers"
+_MOST_DAMPING = 1e30  # beyond it float32 has no room for sums
 Tokens = int | Sequence[int] | None
 
 
@@ -60,9 +61,9 @@ def encode_with_hessians(
 
     lam = LAMBDA if lam is None else lam
     method = METHODS[0] if method is None else method
-    if not isinstance(lam, SupportsFloat) or np.ndim(lam) or not 0 < float(lam) < math.inf:
-        raise QuantizationError(f"lam is the damping, a number above 0, not {lam!r}")
-    if method not in METHODS:
+    if not isinstance(lam, SupportsFloat) or np.ndim(lam) or not _is_damping(lam):
+        raise QuantizationError(f"lam is the damping, a number above 0, not {repr(lam)[:40]}")
+    if not isinstance(method, str) or method not in METHODS:
         raise QuantizationError(f"there is no method {method!r}", hint=f"choose from {', '.join(METHODS)}")
     n = weights.shape[-1]
     try:
@@ -97,6 +98,13 @@ def encode_with_hessians(
                 encode_checked(rows[k], type, one, blocks[k], counted[k], lam, method)
         except QuantizationError as error:
             raise QuantizationError(f"matrix {k}: {error.message}", hint=error.hint) from error
+
+
+def _is_damping(lam: SupportsFloat) -> bool:
+    try:
+        return 0 < float(lam) <= _MOST_DAMPING
+    except (OverflowError, TypeError, ValueError):
+        return False
 
 
 def _each_of(hessian: Hessians) -> list[ArrayLike | None] | None:

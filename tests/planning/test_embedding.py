@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -97,11 +98,26 @@ def test_a_tensor_without_an_input_is_no_reader() -> None:
     assert [r.tensor.name for r in found] == ["blk.0.attn_q.weight", "blk.0.ffn_up.weight"]
 
 
-@pytest.mark.parametrize(("n_rows", "read"), [(600, 600), (1024, 1024), (1600, 1600), (5000, 1280)])
+@pytest.mark.parametrize(
+    ("n_rows", "read"), [(40, 40), (600, 600), (2040, 2040), (5000, 1024), (128 * 768, 1024)]
+)
 def test_of_very_many_rows_some_from_all_over_are_read(n_rows: int, read: int) -> None:
     model = model_of("attn_q", "attn_norm ffn_norm", tensor("blk.0.ffn_up.weight", n_rows, N))
     reader = readers_of_embedding(model, Q.get)[1]
     rows = np.concatenate([reader.read(run) for run in reader.runs()])[:, 0]
-    assert len(rows) == read
-    assert len(set(rows)) == read
-    assert rows.max() > 0.8 * n_rows
+    assert len(rows) == len(set(rows)) == read
+    assert rows.max() < n_rows
+
+
+def test_not_the_same_rows_of_every_expert_are_read() -> None:
+    """128 experts of 768 rows, of 2048 columns."""
+    n, norms = 2048, (tensor("blk.0.attn_norm.weight", 2048), tensor("blk.0.ffn_norm.weight", 2048))
+    shapes = {"token_embd": (9, n), "output": (9, n), "blk.0.attn_q": (9, n), "blk.0.ffn_up": (128, 768, n)}
+    tensors = (*(tensor(f"{name}.weight", *shape) for name, shape in shapes.items()), *norms)
+    runs = readers_of_embedding(Model(Path("m"), "gguf", "llama", {}, tensors), Q.get)[1].runs()
+    assert sum(end - start for start, end in runs) == 4 * n
+    assert all(end <= next_[0] for (_, end), next_ in pairwise(runs)), "none twice"
+    within = sorted(start % 768 for start, _ in runs)
+    assert within[0] < 200
+    assert within[-1] > 500
+    assert len(set(within)) > 20

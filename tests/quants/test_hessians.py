@@ -56,6 +56,8 @@ def test_an_expert_without_tokens_has_best_effort() -> None:
         ({"tokens": [9, 9], "hessian": HESSIANS[0]}, "whole number"),
         ({"lam": "small"}, "a number above 0, not 'small'"),
         ({"lam": -1.0, "hessian": [None, None, None]}, "a number above 0, not -1.0"),
+        ({"lam": 10**400}, "a number above 0, not 1000"),
+        ({"lam": 1e39}, r"a number above 0, not 1e\+39"),
         ({"method": "act-order", "hessian": [None, None, None]}, "no method 'act-order'"),
         ({"hessian": None, "lam": 0.3}, "lam= is for second moments, and there are none"),
         ({"hessian": None, "method": "gptq"}, "method= is for second moments"),

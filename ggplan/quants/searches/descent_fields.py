@@ -132,7 +132,7 @@ def _turn(rows: F32s, first: I64, count: I64, n_tiles: I64, n: I64, tiles: F32s)
 def _read(
     m: I64, n_superblocks: I64, group: I64, points: F32s, indices: U16s, signs: U8s, values: F32s
 ) -> None:
-    """The points with signs of m rows; rows beside them get the first one."""
+    """The points with signs of m rows; rows beside them get the last one."""
     n_tiles = (m + LANES - 1) // LANES
     for row in range(n_tiles * LANES):
         given = min(row, m - 1)
