@@ -56,7 +56,7 @@ def threads_within(
         of_layers = (
             held + max(threads * batch, _correcting(tensors, threads)) for held, batch, tensors in layers
         )
-        return max(finding, *of_layers)
+        return max((finding, *of_layers))
 
     if memory is None:
         memory = max(CALIBRATED_MEMORY, needed(1))

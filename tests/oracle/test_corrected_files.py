@@ -71,6 +71,20 @@ def test_they_are_proven_again_and_never_reused(plan: Plan, tmp_path: Path) -> N
     assert ggplan.open_model(tmp_path / "again.gguf").metadata.get("ggplan.calibration.corrected") is None
 
 
+@pytest.mark.parametrize("recipe", ["token_embd = q4_0\n@default keep\n", "^output = q4_0\n@default keep\n"])
+def test_without_a_matrix_to_correct_it_is_the_file_of_the_calibration(
+    plan: Plan, tmp_path: Path, recipe: str
+) -> None:
+    assert plan.feedback is not None
+    read = []
+    for corrected in (True, False):
+        feedback = Feedback(plan.feedback.calibration, corrected=corrected)
+        made = make_plan(plan.model, parse_recipe(recipe, "a.recipe"), feedback=feedback)
+        found = open_model(convert(made, tmp_path / f"{corrected}.gguf").path)
+        read.append({t.name: bytes(t.stored.read_bytes(0, t.n_rows)) for t in found.tensors if t.stored})
+    assert read[0] == read[1]
+
+
 @pytest.fixture(scope="module")
 def server() -> Iterator[FaultServer]:
     with fault_server(with_torch=True) as running_server:
