@@ -20,6 +20,7 @@ from ggplan.conversion.inputs import input_states
 from ggplan.conversion.journal import NO_SOURCE
 from ggplan.errors import PlanError
 from ggplan.planning import Plan
+from ggplan.planning.embedding import EMBEDDING
 from ggplan.quants.revisions import FEEDBACK_REVISION
 from ggplan.sources.files import shown
 from ggplan.sources.safetensors import library_io_errors
@@ -87,7 +88,7 @@ def _tokens_of(plan: Plan) -> NDArray[np.int32]:
             f"{shown(calibration.path)} has no tokens, which correction runs through the model again",
             hint="make it again with `ggplan calibrate`",
         )
-    n_known = next((t.tensor.shape[0] for t in plan.tensors if t.name == "token_embd.weight"), None)
+    n_known = next((t.tensor.shape[0] for t in plan.tensors if t.name == EMBEDDING), None)
     strange = tokens[(tokens < 0) | (tokens >= n_known)] if n_known is not None else tokens[:0]
     if strange.size:
         raise PlanError(

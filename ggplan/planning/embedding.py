@@ -108,12 +108,11 @@ def readers_of_embedding(model: Model, input_of: Callable[[str], object]) -> tup
         for t in model.tensors
         if t.name.startswith("blk.0.") and input_of(t.name) == shared
     }
-    first = len(found)
     for name in _FEED_FORWARD:
         tensor = there.get(f"blk.0.{name}.weight")
         if tensor is not None and input_of(tensor.name) is not None:
             found.setdefault(tensor.name, EmbeddingReader(tensor, second))
-    has_both = len(found) > first or any(f"blk.0.{name}.weight" in found for name in _FEED_FORWARD)
+    has_both = any(f"blk.0.{name}.weight" in found for name in _FEED_FORWARD)
     readers = tuple(found.values())
     return readers if has_both and all(_is_whole(r, embedding.n_columns) for r in readers) else ()
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from ggplan.imatrix import ImatrixSums
 from ggplan.imatrix.coverage import Coverage, coverage_of_entry, is_experts
 from ggplan.model import Model
+from ggplan.planning.embedding import EMBEDDING
 from ggplan.planning.protection import protected_reason
 from ggplan.rules import Blocks, roles_of
 
@@ -65,7 +66,7 @@ def fit_imatrix(imatrix: ImatrixSums, model: Model) -> ImatrixFit:
             continue
         sums = imatrix.entries[tensor.name]
         needed = tensor.n_weights // tensor.shape[-2] if len(tensor.shape) > 1 else tensor.n_weights
-        if sums.squares.size != needed and tensor.name != "token_embd.weight":
+        if sums.squares.size != needed and tensor.name != EMBEDDING:
             wrong.append(f"{tensor.name} ({sums.squares.size:,} values, {needed:,} needed)")
             continue
         n_matrices = math.prod(tensor.shape[:-2]) if is_experts(tensor.name) else 1

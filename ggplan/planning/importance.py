@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from ggplan.errors import ImatrixError, PlanError
 from ggplan.ggml_types import GgmlType
 from ggplan.model import TensorInfo
+from ggplan.planning.embedding import EMBEDDING
 from ggplan.planning.plan import Coverage, Effort, Plan
 from ggplan.rules import Blocks, roles_of
 from ggplan.stock import needs_imatrix
@@ -45,7 +46,7 @@ def entry_of(tensor: TensorInfo, imatrix: Imatrix) -> ImatrixEntry | None:
     try:
         entry.for_tensor(tensor.shape)
     except ImatrixError:
-        if tensor.name == "token_embd.weight":
+        if tensor.name == EMBEDDING:
             return None
         raise
     return entry
