@@ -28,6 +28,8 @@ from ggplan.quants.searches.ggml import NOTHING, find_extreme
 from ggplan.quants.vector import any_lane, bits_of, maximum, minimum, select, splat, square_root
 
 _TILE = 32 * GROUP
+TERMS_ROOM = 5 * _TILE
+"""How many numbers of four bytes `best_scales` keeps its terms in."""
 
 _ZERO = np.float32(0)
 _ONE = np.float32(1)
@@ -84,7 +86,7 @@ def _weigh_by_importance(tile: Any, errors: Any) -> None:
 def best_scales(tile: Any, errors: Any, terms: Any) -> Any:
     """The scale of each block of a tile, given how much an error of each weight counts.
 
-    `terms` is scratch memory for `5 * 32 * GROUP` float32.
+    `terms` is scratch memory, `TERMS_ROOM` float32.
     """
     extreme, largest = find_extreme(tile, 0, 32, GROUP)
     # The scale at +127, in full; and for the others the terms below and above the one threshold.

@@ -16,9 +16,9 @@ import numpy as np
 
 from ggplan.quants.formats.fields import Symmetric, empty_symmetric, memory_of
 from ggplan.quants.half import halves_of
-from ggplan.quants.kernels import I64, F32s, U8s, U16s, Weights, inline, kernel
+from ggplan.quants.kernels import I64, F32s, U8s, U16s, Weights, inline, kernel, scratch
 from ggplan.quants.memory import floats_at, load, store
-from ggplan.quants.searches.iq4 import best_scales, nearest_index, weigh_by_square
+from ggplan.quants.searches.iq4 import TERMS_ROOM, best_scales, nearest_index, weigh_by_square
 from ggplan.quants.searches.superblock import (
     SUPERBLOCK,
     TILE,
@@ -44,13 +44,13 @@ _ONE = np.float32(1)
 def search(given: Superblocks) -> Symmetric:
     """The fields that ggml gives superblocks."""
     found = empty_symmetric(given.n, _COUNT)
-    _search(*given, *memory_of(found))
+    _search(*given, scratch(TERMS_ROOM), *memory_of(found))
     return found
 
 
 @kernel
 def _search(
-    weights: Weights, count: I64, columns: F32s, per_row: I64, skipped: I64, room: F32s,
+    weights: Weights, count: I64, columns: F32s, per_row: I64, skipped: I64, room: F32s, terms: F32s,
     d: U16s, scales: U8s, codes: U8s,
 ) -> None:  # fmt: skip
     tile = tile_in(room)
@@ -68,8 +68,7 @@ def _search(
                 weigh_by_importance(tile.weights, tile.columns, _SIZE * at, _SIZE, energy, tile.errors)
             else:
                 weigh_by_square(sub_blocks, tile.errors)
-            # The search's memory for five terms of each weight: levels are rounded only after it.
-            store(tile.fit.scale, at, best_scales(sub_blocks, tile.errors, floats_at(tile.levels, 0)))
+            store(tile.fit.scale, at, best_scales(sub_blocks, tile.errors, terms))
         unit = _round_scales(tile.fit.scale, tile.scales)
         round_to_levels(tile, unit)
         store_fields(tile, halves_of(unit), _COUNT, first, d, scales, codes)
