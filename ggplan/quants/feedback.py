@@ -41,9 +41,11 @@ from ggplan.quants.linear_algebra import Moments
 from ggplan.quants.prepared import LAMBDA, Prepared, prepare
 from ggplan.quants.searches import feedback as searches
 from ggplan.quants.searches.row_tiles import (
+    NARROW,
     PANEL,
     TILE,
     add_products,
+    first_quarter,
     new_tiles,
     panels,
     rows_of,
@@ -58,11 +60,6 @@ METHODS = ("feedback", "gptq", ACT_ORDER, "descent")
 
 _ROW_SWEEPS = 4
 """How often descent alone goes over whole rows."""
-_NARROW = 1024
-"""Rows of so many columns at most are narrow: their scales are the default encoder's for what is asked of a
-superblock, those of others best effort's. On inputs of other texts best effort's leave 1 to 2 % less error of
-a trained model's rows of 256 to 512 columns too, but its KL divergence in q2_K rose by 7 %; at 2048 columns
-they leave 3 to 9 % less, and 8 to 18 % less where columns are of uneven size."""
 _PANEL_SWEEPS, _LAST_SWEEPS = 3, 2
 """How often feedback descends in a panel before it goes on to the next, and over whole rows in the end.
 
@@ -214,9 +211,9 @@ class _Sweeps(NamedTuple):
 def _sweeps(n: int, method: str) -> _Sweeps:
     if method != "feedback":
         return _Sweeps(0, 0, 0)
-    if n <= _NARROW:
+    if n <= NARROW:
         return _Sweeps(_PANEL_SWEEPS, _LAST_SWEEPS, n)
-    return _Sweeps(_WIDE_PANEL_SWEEPS, _WIDE_LAST_SWEEPS, -(-n // (4 * PANEL)) * PANEL)
+    return _Sweeps(_WIDE_PANEL_SWEEPS, _WIDE_LAST_SWEEPS, first_quarter(n))
 
 
 class _State(NamedTuple):
@@ -339,15 +336,21 @@ def _numbers_of(state: _State, ladder: Ladder) -> Numbers:
 def _with_feedbacks(
     weights: F32Array, type: GgmlType, ladder: Ladder, prepared: Prepared, best: Bytes, method: str
 ) -> _State:
-    """Once, and where that pays once more with the scales that were found."""
+    """Once, and where that pays once more with the scales that were found.
+
+    The scales of narrow rows are the default encoder's for what is asked of a superblock, those of others
+    best effort's. On inputs of other texts best effort's leave 1 to 2 % less error of a trained model's rows
+    of 256 to 512 columns too, but its KL divergence in q2_K rose by 7 %; at 2048 columns they leave 3 to 9 %
+    less, and 8 to 18 % less where columns are of uneven size.
+    """
     count, n, _ = weights.shape
     sweeps = _sweeps(n, method)
     near = None
-    if n > _NARROW:
+    if n > NARROW:
         near = np.zeros((count * TILE, best.shape[1]), np.uint8)
         near[: len(best)] = best
     state = _with_feedback(weights, type, ladder, prepared, sweeps, near)
-    if sweeps.in_panels and n <= _NARROW and ladder.rules.sub < ladder.rules.size:
+    if sweeps.in_panels and n <= NARROW and ladder.rules.sub < ladder.rules.size:
         other = _with_feedback(weights, type, ladder, prepared, sweeps, held=state)
         better = other.errors < state.errors
         for taken, given in zip(state, other, strict=True):

@@ -164,6 +164,15 @@ def _kernel(name: str, grid: str, group: int, kind: int) -> Callable[..., None]:
     search_even_points = search_points
     if kind == EVEN:  # eights whose signs are even already
         search_even_points = point_steps(grid, group, FREE).search_points
+
+    @inline
+    def search_eight(
+        points: Any, rules: Any, batch: Any, scale: Any, odd: Any, choosing: Any, chosen: Any
+    ) -> Any:
+        if kind != EVEN or odd:
+            return search_points(points, rules, batch, 0, scale, choosing, chosen)
+        return search_even_points(points, rules, batch, 0, scale, choosing, chosen)
+
     n_groups = SUPERBLOCK // group
 
     def search(
@@ -228,20 +237,12 @@ def _kernel(name: str, grid: str, group: int, kind: int) -> Callable[..., None]:
                             if choosing:
                                 keep_choices(chosen, size, group, jobs, job, n_jobs, trial)
                     else:
-                        n_eights = list_eights(tile, size, jobs, n_jobs, kind == EVEN, False)
-                        for eight in range(0, n_eights, WIDTH):
-                            fill_eights(tile, jobs, eight, n_eights, batch)
-                            scale = load(jobs.eight_scales, eight, WIDTH)
-                            error = search_even_points(points, rules, batch, 0, scale, choosing, chosen)
-                            note_eights(error, jobs, eight, n_eights, batch.minima)
-                            if choosing:
-                                keep_eights(chosen, group, jobs, eight, n_eights, trial)
-                        if kind == EVEN:
-                            n_eights = list_eights(tile, size, jobs, n_jobs, True, True)
+                        for odd in range(2 if kind == EVEN else 1):
+                            n_eights = list_eights(tile, size, jobs, n_jobs, kind == EVEN, odd == 1)
                             for eight in range(0, n_eights, WIDTH):
                                 fill_eights(tile, jobs, eight, n_eights, batch)
                                 scale = load(jobs.eight_scales, eight, WIDTH)
-                                error = search_points(points, rules, batch, 0, scale, choosing, chosen)
+                                error = search_eight(points, rules, batch, scale, odd, choosing, chosen)
                                 note_eights(error, jobs, eight, n_eights, batch.minima)
                                 if choosing:
                                     keep_eights(chosen, group, jobs, eight, n_eights, trial)

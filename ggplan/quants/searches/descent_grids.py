@@ -58,7 +58,13 @@ from ggplan.quants.searches.descent_points import (
 from ggplan.quants.searches.feedback import add_weighted_squares
 from ggplan.quants.searches.feedback_points import choose_points, groups_of, inverses_of, own_parts
 from ggplan.quants.searches.row_errors import Factored, are_less
-from ggplan.quants.searches.row_tiles import add_four, add_products, add_triangle
+from ggplan.quants.searches.row_tiles import (
+    NARROW,
+    add_four,
+    add_products,
+    add_triangle,
+    first_quarter,
+)
 from ggplan.quants.searches.superblock import SUPERBLOCK
 from ggplan.quants.vector import any_lane, float_of, integer_of, maximum, minimum, rounded, select, splat
 
@@ -67,17 +73,16 @@ _ONE = np.float32(1)
 _TWO = np.float32(2)
 _HALF = np.float32(0.5)
 _HIGHEST = 15  # s
-_NARROW = 1024  # columns; products of more take most of the time
 _SWEEPS = 3
 """How often descent alone goes over whole rows."""
 _MORE_ROUNDS = 2
 """How often narrow rows go through feedback and descent again."""
-_SWEPT = 4
-"""Of wider rows only the first quarter of the superblocks descends in the end: those that relied most on the
-ones after them. Error on other inputs, in parts of best's, iq3_xxs at 2048 columns: 0.422 without that, 0.400
-over a quarter of them, 0.391 over half and 0.385 over all, each of which takes a tenth longer."""
 _FEEDBACK_TURNS, _NARROW_TURNS = 1, 3
-"""How often a superblock is gone over before the next. Of 2048 columns two more leave 0.3 % less error."""
+"""How often a superblock is gone over before the next. Of 2048 columns two more leave 0.3 % less error.
+
+Of wide rows only the first quarter descends in the end. Error on other inputs, in parts of best's, iq3_xxs at
+2048 columns: 0.422 without that, 0.400 over a quarter of them, 0.391 over half and 0.385 over all, each of
+which takes a tenth longer."""
 
 
 class Rules(NamedTuple):
@@ -135,7 +140,7 @@ def improve(
     else:
         best = state.residues.copy()
         errors = _feed_back(name, rules, weights, state, factored, method)
-        for _ in range(_MORE_ROUNDS if method == "feedback" and n <= _NARROW else 0):
+        for _ in range(_MORE_ROUNDS if method == "feedback" and n <= NARROW else 0):
             other = State(state.values.copy(), state.residues.copy(), state.ds.copy(), state.levels.copy())
             other_errors = _feed_back(name, rules, weights, other, factored, method)
             better = other_errors < errors
@@ -152,8 +157,9 @@ def _feed_back(
 ) -> F32Array:
     """Find all superblocks from left to right, then descend; returns the errors (tiles, 16)."""
     n_superblocks, count = weights.shape[:2]
+    n = n_superblocks * SUPERBLOCK
     errors = np.zeros((count, LANES), np.float32)
-    is_narrow = n_superblocks * SUPERBLOCK <= _NARROW
+    is_narrow = n <= NARROW
     turns = 0
     if method == "feedback":
         turns = _NARROW_TURNS if is_narrow else _FEEDBACK_TURNS
@@ -171,7 +177,7 @@ def _feed_back(
         )  # fmt: skip
         if turns:
             square = _square(factored.remainders, start)
-            lower = _square(factored.factor, n_superblocks * SUPERBLOCK * s + start)
+            lower = _square(factored.factor, n * s + start)
             slopes = np.zeros_like(before)
             if is_narrow:  # the same but for rounding, which would change the bytes
                 add_triangle(slopes, before * pivots[:, np.newaxis], lower, SUPERBLOCK, is_lower=True)
@@ -183,7 +189,7 @@ def _feed_back(
         add_triangle(before, state.residues[s], upper, SUPERBLOCK)
         add_weighted_squares(before, pivots, count, SUPERBLOCK, SUPERBLOCK, errors)
     if turns:
-        again = range(n_superblocks if is_narrow else -(-n_superblocks // _SWEPT))
+        again = range((n if is_narrow else first_quarter(n)) // SUPERBLOCK)
         errors -= _sweep(name, rules, weights, state, factored, again, 1, 2 if is_narrow else 1)
     return errors
 

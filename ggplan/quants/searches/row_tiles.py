@@ -30,6 +30,9 @@ F32Array = NDArray[np.float32]
 
 PANEL = 256
 TILE = 16
+NARROW = 1024
+"""Rows of so many columns at most are narrow, and gone through more than once: products of more take most of
+the time."""
 _TOGETHER = 128  # columns of a packed panel that stay in the second cache while tiles pass
 _ZERO = np.float32(0)
 
@@ -91,6 +94,11 @@ def _pack(rows: F32Array, out: F32Array) -> None:
 def panels(n: int) -> list[tuple[int, int]]:
     """The first row of each panel, and the end."""
     return [(first, min(first + PANEL, n)) for first in range(0, n, PANEL)]
+
+
+def first_quarter(n: int) -> int:
+    """Of n columns how many the first quarter has, in whole panels: they relied most on those after them."""
+    return -(-n // (4 * PANEL)) * PANEL
 
 
 def add_products(
